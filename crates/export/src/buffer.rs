@@ -1,0 +1,247 @@
+//! Page-aligned memory for payloads, drawn from a bounded pool. It knows no disk and no socket.
+//!
+//! A thread has one [`Pool`]; each connection has an [`Account`] with it, which bounds what that connection may hold at
+//! once. A [`Buffer`] goes back to the pool when it is dropped.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::rc::Rc;
+
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+
+/// The alignment of every buffer, and the smallest one, in bytes.
+pub const PAGE: usize = 4096;
+
+/// What an account may hold however many there are, in bytes.
+const LEAST: usize = 1 << 18;
+
+/// Size classes are `PAGE << 0` to `PAGE << (CLASSES - 1)`: 4 KiB to 1 MiB.
+const CLASSES: usize = 9;
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C, align(4096))]
+struct Page([u8; PAGE]);
+
+type Pages = Box<[Page]>;
+
+/// A thread's memory for payloads: free buffers by size, and the bound on what its connections hold together.
+#[derive(Clone)]
+pub struct Pool(Rc<Shared>);
+
+struct Shared {
+    /// Bytes that all accounts together should stay below.
+    limit: usize,
+    accounts: Cell<usize>,
+    cached: Cell<usize>,
+    free: RefCell<[Vec<Pages>; CLASSES]>,
+}
+
+impl Pool {
+    /// The largest buffer that there is, in bytes.
+    pub const LARGEST: usize = PAGE << (CLASSES - 1);
+
+    /// A pool whose accounts share `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        let free = RefCell::new([const { Vec::new() }; CLASSES]);
+        Self(Rc::new(Shared { limit, accounts: Cell::new(0), cached: Cell::new(0), free }))
+    }
+
+    /// Opens an account for one connection. It may hold an equal share of the pool, and always one buffer of any size.
+    pub fn open(&self) -> Account {
+        self.0.accounts.set(self.0.accounts.get() + 1);
+        Account(Rc::new(Ledger { pool: self.0.clone(), held: Cell::new(0) }))
+    }
+
+    /// Gives the free buffers back to the system: for a thread that has gone idle.
+    pub fn trim(&self) {
+        self.0.free.borrow_mut().iter_mut().for_each(|class| *class = Vec::new());
+        self.0.cached.set(0);
+    }
+
+    /// Bytes in free buffers, kept for the next request.
+    pub fn cached(&self) -> usize {
+        self.0.cached.get()
+    }
+}
+
+impl Shared {
+    fn pages(&self, class: usize) -> Option<Pages> {
+        if let Some(pages) = self.free.borrow_mut()[class].pop() {
+            self.cached.set(self.cached.get() - (PAGE << class));
+            return Some(pages);
+        }
+        <[Page]>::new_box_zeroed_with_elems(1 << class).ok()
+    }
+
+    fn give_back(&self, pages: Pages) {
+        let bytes = pages.len() * PAGE;
+        if self.cached.get() + bytes <= self.limit {
+            self.cached.set(self.cached.get() + bytes);
+            self.free.borrow_mut()[class_of(bytes)].push(pages);
+        }
+    }
+}
+
+/// The smallest class that holds `len` bytes; `len` is at most [`Pool::LARGEST`].
+fn class_of(len: usize) -> usize {
+    len.div_ceil(PAGE).next_power_of_two().trailing_zeros() as usize
+}
+
+/// One connection's account with its thread's [`Pool`].
+#[derive(Clone)]
+pub struct Account(Rc<Ledger>);
+
+struct Ledger {
+    pool: Rc<Shared>,
+    held: Cell<usize>,
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        self.pool.accounts.set(self.pool.accounts.get() - 1);
+    }
+}
+
+impl Account {
+    /// A buffer of `len` bytes, or nothing: when the account is at its bound (wait until one of its buffers comes back)
+    /// or `len` is above [`Pool::LARGEST`]. What the buffer holds is whatever was there before.
+    pub fn take(&self, len: usize) -> Option<Buffer> {
+        if len > Pool::LARGEST {
+            return None;
+        }
+        let class = class_of(len);
+        let held = self.0.held.get();
+        if held != 0 && held + (PAGE << class) > self.share() {
+            return None;
+        }
+        let pages = self.0.pool.pages(class)?;
+        self.0.held.set(held + (PAGE << class));
+        Some(Buffer { pages, len, account: self.0.clone() })
+    }
+
+    /// Another account with the same pool.
+    pub fn sibling(&self) -> Self {
+        Pool(self.0.pool.clone()).open()
+    }
+
+    /// Bytes that this account may hold: an equal part of the pool, but not less than [`LEAST`].
+    pub fn share(&self) -> usize {
+        (self.0.pool.limit / self.0.pool.accounts.get().max(1)).max(LEAST)
+    }
+
+    /// Bytes that this account's buffers hold now.
+    pub fn held(&self) -> usize {
+        self.0.held.get()
+    }
+}
+
+impl fmt::Debug for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Account({} of {} bytes)", self.held(), self.share())
+    }
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pool({} bytes, {} accounts)", self.0.limit, self.0.accounts.get())
+    }
+}
+
+/// Memory for one payload, page-aligned. Goes back to its pool on drop.
+pub struct Buffer {
+    pages: Pages,
+    len: usize,
+    account: Rc<Ledger>,
+}
+
+impl Buffer {
+    /// The payload.
+    pub fn bytes(&self) -> &[u8] {
+        self.pages.as_bytes().get(..self.len).unwrap_or_default()
+    }
+
+    /// The payload, to be filled.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        self.pages.as_mut_bytes().get_mut(..self.len).unwrap_or_default()
+    }
+
+    /// Bytes of the payload.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the payload is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let pages = std::mem::take(&mut self.pages);
+        self.account.held.set(self.account.held.get() - pages.len() * PAGE);
+        self.account.pool.give_back(pages);
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buffer({} bytes)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn buffers_are_page_aligned_and_of_the_length_asked_for() {
+        let account = Pool::new(1 << 20).open();
+        for len in [1, 512, 4096, 4097, 131_072] {
+            let buffer = account.take(len).unwrap();
+            assert_eq!(buffer.bytes().as_ptr().addr() % PAGE, 0);
+            assert_eq!(buffer.bytes().len(), len);
+        }
+    }
+
+    #[test]
+    fn an_account_is_bounded_and_recovers_when_a_buffer_comes_back() {
+        let account = Pool::new(1 << 20).open();
+        let held: Vec<_> = (0..16).map(|_| account.take(16 * PAGE).unwrap()).collect();
+        assert!(account.take(PAGE).is_none());
+        drop(held);
+        assert_eq!(account.held(), 0);
+        assert!(account.take(PAGE).is_some());
+    }
+
+    #[test]
+    fn an_account_that_holds_nothing_gets_one_buffer_of_any_size() {
+        let account = Pool::new(PAGE).open();
+        assert!(account.take(Pool::LARGEST).is_some());
+        assert!(account.take(Pool::LARGEST + 1).is_none());
+    }
+
+    #[test]
+    fn accounts_share_the_pool_equally() {
+        let pool = Pool::new(8 << 20);
+        let first = pool.open();
+        assert_eq!(first.share(), 8 << 20);
+        let second = first.sibling();
+        assert_eq!(first.share(), 4 << 20);
+        drop(second);
+        assert_eq!(first.share(), 8 << 20);
+        let _crowd: Vec<_> = (0..1000).map(|_| pool.open()).collect();
+        assert_eq!(first.share(), LEAST);
+    }
+
+    #[test]
+    fn free_buffers_are_used_again_and_trimmed() {
+        let pool = Pool::new(1 << 20);
+        let account = pool.open();
+        let address = account.take(PAGE).unwrap().bytes().as_ptr().addr();
+        assert_eq!(pool.cached(), PAGE);
+        assert_eq!(account.take(PAGE).unwrap().bytes().as_ptr().addr(), address);
+        pool.trim();
+        assert_eq!(pool.cached(), 0);
+    }
+}

@@ -1,0 +1,224 @@
+//! A disk as it is lent. It knows a descriptor, and no protocol.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use crate::Geometry;
+
+/// What may be done with an export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Reads only.
+    ReadOnly,
+    /// Reads and writes.
+    Writable,
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ReadOnly => "read-only",
+            Self::Writable => "writable",
+        })
+    }
+}
+
+/// Whether a finished write may still be lost with the power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// A write is on stable storage when it ends.
+    WriteThrough,
+    /// A write is on stable storage after a flush, or if it was durable itself.
+    Volatile,
+}
+
+/// Who a disk is: stable over reboots and renames.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Identity {
+    /// Always there, and unique.
+    pub uuid: [u8; 16],
+    /// The disk's own 128-bit identifier, if it has one.
+    pub nguid: Option<[u8; 16]>,
+    /// The disk's own 64-bit identifier, if it has one.
+    pub eui64: Option<[u8; 8]>,
+    /// Serial number, printable ASCII.
+    pub serial: String,
+    /// Model, printable ASCII.
+    pub model: String,
+    /// Firmware revision, printable ASCII.
+    pub firmware: String,
+}
+
+/// What has been done with an export since it was lent.
+#[derive(Debug, Default)]
+pub struct Usage {
+    /// Read requests that ended well.
+    pub reads: AtomicU64,
+    /// Bytes that they read.
+    pub bytes_read: AtomicU64,
+    /// Write requests that ended well.
+    pub writes: AtomicU64,
+    /// Bytes that they wrote.
+    pub bytes_written: AtomicU64,
+    /// Requests that the disk failed.
+    pub errors: AtomicU64,
+}
+
+/// A disk as it is lent. Shared by all sessions that use it.
+#[derive(Debug)]
+pub struct Export {
+    /// What people call it: the path that it was given by.
+    pub name: String,
+    /// The NVMe Qualified Name of its subsystem; unique among what is lent.
+    pub nqn: String,
+    /// Who the disk is.
+    pub identity: Identity,
+    /// Block size.
+    pub geometry: Geometry,
+    /// What may be done with it.
+    pub access: Access,
+    /// Whether a finished write may still be lost.
+    pub cache: Cache,
+    /// Whether it is a rotating disk.
+    pub rotational: bool,
+    /// Whether discarding blocks is of any use to it.
+    pub discard: bool,
+    /// Whether discarded blocks read as zeros.
+    pub discard_zeroes: bool,
+    /// What has been done with it.
+    pub usage: Usage,
+    blocks: AtomicU64,
+    gone: AtomicBool,
+    flush_failed: AtomicBool,
+    writers: AtomicU32,
+    disk: OwnedFd,
+}
+
+/// Set in `writers` while one request has the export for itself.
+const EXCLUSIVE: u32 = 1 << 31;
+
+impl Export {
+    /// A disk to lend: read and written through `disk`, `bytes` long; a rest smaller than a block is not lent.
+    ///
+    /// The other fields are public: set what differs from a read-only disk with a volatile cache.
+    pub fn new(
+        name: &str,
+        nqn: &str,
+        identity: Identity,
+        geometry: Geometry,
+        bytes: u64,
+        disk: OwnedFd,
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            nqn: nqn.to_owned(),
+            identity,
+            geometry,
+            access: Access::ReadOnly,
+            cache: Cache::Volatile,
+            rotational: false,
+            discard: false,
+            discard_zeroes: false,
+            usage: Usage::default(),
+            blocks: AtomicU64::new(geometry.blocks_in(bytes)),
+            gone: AtomicBool::new(false),
+            flush_failed: AtomicBool::new(false),
+            writers: AtomicU32::new(0),
+            disk,
+        }
+    }
+
+    /// Capacity in blocks.
+    pub fn blocks(&self) -> u64 {
+        self.blocks.load(Ordering::Acquire)
+    }
+
+    /// Capacity in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.blocks() << self.geometry.shift()
+    }
+
+    /// Takes note that the disk is now `bytes` long. Tells whether that is a change.
+    pub fn resize(&self, bytes: u64) -> bool {
+        let blocks = self.geometry.blocks_in(bytes);
+        self.blocks.swap(blocks, Ordering::AcqRel) != blocks
+    }
+
+    /// Has every request from now on fail with [`crate::Fault::Gone`].
+    pub fn withdraw(&self) {
+        self.gone.store(true, Ordering::Release);
+    }
+
+    /// Whether it was withdrawn.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// Takes note that a flush failed: what was written before it may be lost, so no later flush may report success.
+    pub fn flush_failed(&self) {
+        self.flush_failed.store(true, Ordering::Release);
+    }
+
+    /// Whether a flush failed since the export was opened.
+    pub fn has_failed_flush(&self) -> bool {
+        self.flush_failed.load(Ordering::Acquire)
+    }
+
+    /// Whether a request has, or wants, the export for itself: then those that wait must be told when another ends.
+    pub fn is_contended(&self) -> bool {
+        self.writers.load(Ordering::Acquire) & EXCLUSIVE != 0
+    }
+
+    /// Counts a write in, unless one request has the export for itself.
+    pub(crate) fn enter(&self) -> bool {
+        let entered = self.writers.fetch_add(1, Ordering::AcqRel) & EXCLUSIVE == 0;
+        if !entered {
+            self.leave();
+        }
+        entered
+    }
+
+    /// Counts a write out.
+    pub(crate) fn leave(&self) {
+        self.writers.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl AsFd for Export {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.disk.as_fd()
+    }
+}
+
+/// The right to write an export alone, for a read and a write that must be one step (fused Compare and Write).
+///
+/// From [`Exclusive::claim`] on no other write begins; the holder waits until those under way have ended. Dropping it
+/// lets the others in, and the session that drops it must then rouse them.
+#[derive(Debug)]
+pub struct Exclusive(Arc<Export>);
+
+impl Exclusive {
+    /// Claims the export; nothing if another request has done so.
+    pub fn claim(export: &Arc<Export>) -> Option<Self> {
+        let before = export.writers.fetch_or(EXCLUSIVE, Ordering::AcqRel);
+        (before & EXCLUSIVE == 0).then(|| Self(export.clone()))
+    }
+
+    /// Whether the writes that were under way have ended.
+    pub fn is_alone(&self) -> bool {
+        self.0.writers.load(Ordering::Acquire) == EXCLUSIVE
+    }
+
+    /// Whether this is the right to write `export`.
+    pub(crate) fn is_for(&self, export: &Arc<Export>) -> bool {
+        Arc::ptr_eq(&self.0, export)
+    }
+}
+
+impl Drop for Exclusive {
+    fn drop(&mut self) {
+        self.0.writers.fetch_and(!EXCLUSIVE, Ordering::AcqRel);
+    }
+}

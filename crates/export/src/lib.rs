@@ -1,0 +1,38 @@
+//! The vocabulary that all protocols and drivers of storagetm share. It knows no protocol, no socket and no clock.
+//!
+//! | word | is |
+//! |---|---|
+//! | [`Export`] | a disk as it is lent: its name, identity, geometry and the descriptor it is read through |
+//! | [`Catalogue`] | the exports that are lent just now |
+//! | [`Peer`] | who is at the other end of a connection |
+//! | [`Grant`] | what a peer may do with one export; the only maker of [`Admitted`] |
+//! | [`Admitted`] | a disk request that passed the gate; the only thing a driver carries out |
+//! | [`Session`] | one connection's protocol: bytes in, [`Step`]s out |
+//! | [`Segment`] | bytes to be sent: a small head, perhaps a body and a tail |
+//! | [`Buffer`] | page-aligned memory of a bounded pool |
+//! | [`Fault`] | the closed list of ways in which a disk request fails |
+
+#![forbid(unsafe_code)]
+
+mod buffer;
+mod catalogue;
+mod event;
+#[allow(clippy::module_inception, reason = "the crate is named for its first word")]
+mod export;
+mod fault;
+mod geometry;
+mod peer;
+mod request;
+mod segment;
+mod session;
+
+pub use buffer::{Account, Buffer, PAGE, Pool};
+pub use catalogue::{Catalogue, Refusal};
+pub use event::Event;
+pub use export::{Access, Cache, Exclusive, Export, Identity, Usage};
+pub use fault::Fault;
+pub use geometry::Geometry;
+pub use peer::Peer;
+pub use request::{Admitted, Denied, Grant, Op, Outcome, Request, Ticket};
+pub use segment::{Body, Head, Segment};
+pub use session::{Landing, News, Reason, Session, Step};
