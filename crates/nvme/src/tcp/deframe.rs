@@ -1,0 +1,350 @@
+//! Cuts a byte stream into protocol data units and checks everything that can be checked without knowing the commands
+//! under way: types, lengths, alignment, flags and digests (NVMe/TCP 1.0 §3.5, §3.6). It knows no command and no socket.
+
+use zerocopy::FromBytes;
+
+use super::digest::{Crc32c, crc32c};
+use super::pdu::{self, CommonHeader, DIGEST, flag, kind};
+use super::violation::Violation;
+use crate::wire::command::Sqe;
+use crate::wire::completion::Cqe;
+
+/// Which end of the connection does the reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The controller: it reads what hosts send.
+    Target,
+    /// The host: it reads what controllers send.
+    Host,
+}
+
+/// A PDU's header, its fields checked as far as they can be.
+#[derive(Debug, Clone, Copy)]
+#[allow(missing_docs, reason = "the fields are those of the PDU in `pdu`")]
+pub enum Pdu {
+    IcReq(pdu::IcReq),
+    IcResp(pdu::IcResp),
+    /// A Terminate Connection Request of the other side.
+    Term {
+        fes: u16,
+        fei: u32,
+    },
+    /// A command, and how many bytes of data follow in the capsule.
+    Command {
+        sqe: Sqe,
+        data: u32,
+    },
+    Response(Cqe),
+    /// Data for the command `cccid`, of which `len` bytes follow.
+    Data {
+        cccid: u16,
+        ttag: u16,
+        offset: u32,
+        len: u32,
+        last: bool,
+        success: bool,
+    },
+    R2t {
+        cccid: u16,
+        ttag: u16,
+        offset: u32,
+        len: u32,
+    },
+}
+
+/// What the next bytes of the stream are.
+#[derive(Debug)]
+pub enum Piece<'a> {
+    /// Not enough bytes to tell: the same bytes and more, please.
+    Short,
+    /// A header that took `.0` bytes.
+    Header(usize, Pdu),
+    /// Payload of the PDU whose header came last.
+    Payload(&'a [u8]),
+    /// Padding that took that many bytes.
+    Padding(usize),
+    /// The end of a payload, which took that many bytes; whether its digest (if it has one) is right.
+    End(usize, bool),
+}
+
+/// What is left of the PDU whose header came last.
+#[derive(Debug, Clone, Copy, Default)]
+struct Rest {
+    padding: u32,
+    payload: u32,
+    digest: bool,
+}
+
+/// The reader of one connection.
+#[derive(Debug)]
+pub struct Deframer {
+    side: Side,
+    header_digest: bool,
+    data_digest: bool,
+    /// Bytes of data in a command capsule at most.
+    capsule_data: u32,
+    rest: Option<Rest>,
+    crc: Crc32c,
+}
+
+/// Bytes of data in a Terminate Connection Request at most (§3.6.2.4).
+const TERM_DATA: u32 = 128;
+
+impl Deframer {
+    /// A reader at the start of a connection, without digests. A capsule may carry `capsule_data` bytes.
+    pub fn new(side: Side, capsule_data: u32) -> Self {
+        let crc = Crc32c::new();
+        Self { side, header_digest: false, data_digest: false, capsule_data, rest: None, crc }
+    }
+
+    /// From the next PDU on, headers and data have digests as told.
+    pub fn set_digests(&mut self, header: bool, data: bool) {
+        (self.header_digest, self.data_digest) = (header, data);
+    }
+
+    /// What `bytes`, the next bytes of the stream, begin with.
+    ///
+    /// # Errors
+    /// The rule that the peer broke; nothing sensible can follow.
+    pub fn next<'a>(&mut self, bytes: &'a [u8]) -> Result<Piece<'a>, Violation> {
+        match self.rest {
+            None => self.header(bytes),
+            Some(rest) => Ok(self.rest(rest, bytes)),
+        }
+    }
+
+    /// Bytes of payload that are still to come of the PDU whose header came last.
+    pub fn payload_left(&self) -> u32 {
+        self.rest.map_or(0, |rest| rest.payload)
+    }
+
+    /// Whether payload is what comes next.
+    pub fn at_payload(&self) -> bool {
+        self.rest.is_some_and(|rest| rest.padding == 0 && rest.payload != 0)
+    }
+
+    /// Takes note that `bytes` of payload were received without [`Deframer::next`].
+    pub fn skip_payload(&mut self, bytes: &[u8]) {
+        if let Some(rest) = self.rest {
+            let _ = self.payload(rest, bytes);
+        }
+    }
+
+    fn header(&mut self, bytes: &[u8]) -> Result<Piece<'static>, Violation> {
+        let Ok((ch, _)) = CommonHeader::ref_from_prefix(bytes) else { return Ok(Piece::Short) };
+        let hlen = self.check_kind(ch)?;
+        let digest = self.header_digest && has_digests(ch.pdu_type);
+        let (plen, before_data) = (ch.plen.get(), header_end(hlen, digest));
+        if plen < before_data {
+            return Err(Violation::PlenTooShort);
+        }
+        self.check_plen(ch, before_data)?;
+        let Some(header) = bytes.get(..before_data as usize) else { return Ok(Piece::Short) };
+        self.check_flags(ch)?;
+        if digest {
+            check_header_digest(header, usize::from(hlen))?;
+        }
+        let (pdu, rest) = self.open(ch, header, before_data)?;
+        self.rest = (rest.payload != 0).then_some(rest);
+        Ok(Piece::Header(before_data as usize, pdu))
+    }
+
+    /// The type must be known and come from the other side, and have its header length.
+    fn check_kind(&self, ch: &CommonHeader) -> Result<u8, Violation> {
+        let hlen = pdu::hlen_of(ch.pdu_type).ok_or(Violation::PduTypeUnknown)?;
+        let from_host = matches!(
+            ch.pdu_type,
+            kind::IC_REQ | kind::H2C_TERM_REQ | kind::CAPSULE_CMD | kind::H2C_DATA
+        );
+        if from_host != (self.side == Side::Target) {
+            return Err(Violation::PduTypeWrongDirection);
+        }
+        if ch.hlen != hlen {
+            return Err(Violation::HeaderLengthWrong);
+        }
+        Ok(hlen)
+    }
+
+    /// A length that no PDU of the type can have is refused before anything is waited for.
+    fn check_plen(&self, ch: &CommonHeader, before_data: u32) -> Result<(), Violation> {
+        let plen = ch.plen.get();
+        let most_padding = 128;
+        match ch.pdu_type {
+            kind::CAPSULE_CMD => {
+                let most = before_data + most_padding + self.capsule_data + DIGEST;
+                if plen > most { Err(Violation::CapsuleTooLong) } else { Ok(()) }
+            }
+            kind::H2C_TERM_REQ | kind::C2H_TERM_REQ if plen > before_data + TERM_DATA => {
+                Err(Violation::TermReqTooLong)
+            }
+            kind::IC_REQ | kind::IC_RESP | kind::CAPSULE_RESP | kind::R2T
+                if plen != before_data =>
+            {
+                Err(Violation::PlenWrong)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Digest flags must say what was agreed (§3.6.1).
+    fn check_flags(&self, ch: &CommonHeader) -> Result<(), Violation> {
+        if !has_digests(ch.pdu_type) {
+            return Ok(());
+        }
+        let header = ch.flags & flag::HDGSTF != 0;
+        if header != self.header_digest {
+            let missing = self.header_digest;
+            return Err(if missing {
+                Violation::DigestFlagMissing
+            } else {
+                Violation::DigestFlagUnexpected
+            });
+        }
+        if ch.flags & flag::DDGSTF != 0 && !self.data_digest {
+            return Err(Violation::DigestFlagUnexpected);
+        }
+        Ok(())
+    }
+
+    fn open(
+        &self,
+        ch: &CommonHeader,
+        header: &[u8],
+        before: u32,
+    ) -> Result<(Pdu, Rest), Violation> {
+        let none = Rest::default();
+        Ok(match ch.pdu_type {
+            kind::IC_REQ => (Pdu::IcReq(view(header)?), none),
+            kind::IC_RESP => (Pdu::IcResp(view(header)?), none),
+            kind::H2C_TERM_REQ | kind::C2H_TERM_REQ => {
+                let term: pdu::TermReq = view(header)?;
+                let payload = ch.plen.get() - before;
+                (Pdu::Term { fes: term.fes.get(), fei: term.fei.get() }, Rest { payload, ..none })
+            }
+            kind::CAPSULE_CMD => {
+                let rest = if ch.plen.get() == before { none } else { self.data_rest(ch, before)? };
+                if rest.payload > self.capsule_data {
+                    return Err(Violation::CapsuleTooLong);
+                }
+                (
+                    Pdu::Command { sqe: view::<pdu::CapsuleCmd>(header)?.sqe, data: rest.payload },
+                    rest,
+                )
+            }
+            kind::CAPSULE_RESP => (Pdu::Response(view::<pdu::CapsuleResp>(header)?.cqe), none),
+            kind::R2T => (open_r2t(&view(header)?), none),
+            _ => self.open_data(ch, &view(header)?, before)?,
+        })
+    }
+
+    fn open_data(
+        &self,
+        ch: &CommonHeader,
+        data: &pdu::Data,
+        before: u32,
+    ) -> Result<(Pdu, Rest), Violation> {
+        let len = data.datal.get();
+        if len == 0 {
+            return Err(Violation::DataLengthZero);
+        }
+        let rest = self.data_rest(ch, before)?;
+        if rest.payload != len {
+            return Err(Violation::DataLengthNotPlen);
+        }
+        let (last, success) = (ch.flags & flag::LAST_PDU != 0, ch.flags & flag::SUCCESS != 0);
+        let (cccid, ttag, offset) = (data.cccid.get(), data.ttag.get(), data.datao.get());
+        Ok((Pdu::Data { cccid, ttag, offset, len, last, success }, rest))
+    }
+
+    /// How a PDU with data goes on after its header: PDO says where the data begins, PLEN where it ends.
+    fn data_rest(&self, ch: &CommonHeader, before: u32) -> Result<Rest, Violation> {
+        let digest = if self.data_digest { DIGEST } else { 0 };
+        let (pdo, plen) = (u32::from(ch.pdo), ch.plen.get());
+        let padding = pdo.checked_sub(before).ok_or(Violation::PdoOutOfRange)?;
+        let after = plen.checked_sub(pdo).ok_or(Violation::PdoOutOfRange)?;
+        let payload = after.checked_sub(digest).ok_or(Violation::PlenTooShort)?;
+        if pdo % 4 != 0 {
+            return Err(Violation::PdoUnaligned);
+        }
+        if payload == 0 {
+            return Err(Violation::PlenTooShort);
+        }
+        if self.data_digest && ch.flags & flag::DDGSTF == 0 {
+            return Err(Violation::DigestFlagMissing);
+        }
+        Ok(Rest { padding, payload, digest: self.data_digest })
+    }
+
+    fn rest<'a>(&mut self, rest: Rest, bytes: &'a [u8]) -> Piece<'a> {
+        if bytes.is_empty() && !(rest.padding == 0 && rest.payload == 0 && !rest.digest) {
+            return Piece::Short;
+        }
+        if rest.padding != 0 {
+            let n = shorter(bytes, rest.padding);
+            self.rest = Some(Rest { padding: rest.padding - n, ..rest });
+            return Piece::Padding(n as usize);
+        }
+        if rest.payload != 0 {
+            return Piece::Payload(self.payload(rest, bytes));
+        }
+        self.end(rest, bytes)
+    }
+
+    fn payload<'a>(&mut self, rest: Rest, bytes: &'a [u8]) -> &'a [u8] {
+        let n = shorter(bytes, rest.payload);
+        let (data, _) = bytes.split_at(n as usize);
+        if rest.digest {
+            self.crc.update(data);
+        }
+        self.rest = Some(Rest { payload: rest.payload - n, ..rest });
+        data
+    }
+
+    fn end(&mut self, rest: Rest, bytes: &[u8]) -> Piece<'static> {
+        if !rest.digest {
+            self.rest = None;
+            return Piece::End(0, true);
+        }
+        let Some(digest) = bytes.first_chunk::<4>() else { return Piece::Short };
+        let right = u32::from_le_bytes(*digest) == self.crc.value();
+        self.crc = Crc32c::new();
+        self.rest = None;
+        Piece::End(digest.len(), right)
+    }
+
+    /// Whether a payload without digest has come whole but its end was not yet told.
+    pub fn at_end(&self) -> bool {
+        self.rest.is_some_and(|rest| rest.padding == 0 && rest.payload == 0 && !rest.digest)
+    }
+}
+
+/// Bytes there are, but not more than `most`.
+fn shorter(bytes: &[u8], most: u32) -> u32 {
+    u32::try_from(bytes.len()).unwrap_or(u32::MAX).min(most)
+}
+
+/// Connection set-up and termination never carry digests (§3.6.2.2 to §3.6.2.5).
+fn has_digests(pdu_type: u8) -> bool {
+    !matches!(pdu_type, kind::IC_REQ | kind::IC_RESP | kind::H2C_TERM_REQ | kind::C2H_TERM_REQ)
+}
+
+fn header_end(hlen: u8, digest: bool) -> u32 {
+    u32::from(hlen) + if digest { DIGEST } else { 0 }
+}
+
+fn check_header_digest(header: &[u8], hlen: usize) -> Result<(), Violation> {
+    let (fields, digest) = header.split_at(hlen.min(header.len()));
+    if *digest == crc32c(fields).to_le_bytes() { Ok(()) } else { Err(Violation::HeaderDigestWrong) }
+}
+
+/// The header as a figure; its length was checked.
+fn view<T: FromBytes + zerocopy::KnownLayout + zerocopy::Immutable>(
+    header: &[u8],
+) -> Result<T, Violation> {
+    T::read_from_prefix(header).map(|(figure, _)| figure).map_err(|_| Violation::HeaderLengthWrong)
+}
+
+fn open_r2t(r2t: &pdu::R2t) -> Pdu {
+    let (offset, len) = (r2t.r2to.get(), r2t.r2tl.get());
+    Pdu::R2t { cccid: r2t.cccid.get(), ttag: r2t.ttag.get(), offset, len }
+}
