@@ -1,0 +1,165 @@
+//! What the queues of one controller share, on whatever threads they run. It knows no connection.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use zerocopy::little_endian::{U16, U32, U64};
+
+use crate::wire::log::ErrorEntry;
+
+/// Which command sets a controller has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Lends one disk.
+    Io,
+    /// Tells which disks are lent.
+    Discovery,
+}
+
+/// Who a host says it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Host {
+    pub(super) nqn: String,
+    pub(super) id: [u8; 16],
+}
+
+/// A controller: made by the Connect of its Admin queue, ended with it.
+#[derive(Debug)]
+pub(super) struct Controller {
+    pub(super) id: u16,
+    pub(super) kind: Kind,
+    /// NQN of its subsystem.
+    pub(super) subsystem: String,
+    pub(super) host: Host,
+    start: Instant,
+    ready: AtomicBool,
+    ended: AtomicBool,
+    /// Milliseconds from `start` to the last word of the host.
+    last_word: AtomicU64,
+    /// Keep-alive time in milliseconds; zero is none.
+    pub(super) keep_alive: AtomicU32,
+    /// Set by Set Features 06h: every write is to be durable.
+    pub(super) write_through: AtomicBool,
+    /// Whether `shared.aborts` has anything that an I/O queue is to look at.
+    pub(super) has_aborts: AtomicBool,
+    shared: Mutex<Shared>,
+}
+
+/// What is changed by Admin commands only.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    /// I/O queues that were granted; zero before Set Features asked.
+    pub(super) granted: u16,
+    /// I/O queues that are connected.
+    pub(super) open: BTreeSet<u16>,
+    pub(super) aborts: Vec<Abort>,
+    errors: VecDeque<ErrorEntry>,
+    error_count: u64,
+}
+
+/// An Abort that is on its way to the queue of the command it names.
+#[derive(Debug)]
+pub(super) struct Abort {
+    pub(super) sqid: u16,
+    pub(super) cid: u16,
+    /// The slot of the Abort command itself.
+    pub(super) by: u16,
+    /// Whether the command was aborted, once that is known.
+    pub(super) aborted: Option<bool>,
+}
+
+/// Entries of the error log: ELPE 63.
+pub(super) const ERROR_ENTRIES: usize = 64;
+
+impl Controller {
+    pub(super) fn new(
+        id: u16,
+        kind: Kind,
+        subsystem: &str,
+        host: Host,
+        keep_alive: u32,
+        now: Instant,
+    ) -> Self {
+        Self {
+            id,
+            kind,
+            subsystem: subsystem.to_owned(),
+            host,
+            start: now,
+            ready: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            last_word: AtomicU64::new(0),
+            keep_alive: AtomicU32::new(keep_alive),
+            write_through: AtomicBool::new(false),
+            has_aborts: AtomicBool::new(false),
+            shared: Mutex::default(),
+        }
+    }
+
+    pub(super) fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    /// CSTS.RDY.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_ready(&self, ready: bool) {
+        self.ready.store(ready, Ordering::Release);
+    }
+
+    /// Whether the association is over: every queue of it closes.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
+    /// Ends the association. Tells whether it had not ended before.
+    pub(super) fn end(&self) -> bool {
+        self.set_ready(false);
+        !self.ended.swap(true, Ordering::AcqRel)
+    }
+
+    /// The host said something, on whichever queue (traffic-based keep alive, NVMe Base 2.0 §3.9.2).
+    pub(super) fn heard(&self, now: Instant) {
+        let millis = now.saturating_duration_since(self.start).as_millis();
+        self.last_word.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// When the host is given up if it says nothing more: `idle` after its last word where it has no keep-alive time.
+    pub(super) fn silent_until(&self, grace: Duration, idle: Option<Duration>) -> Option<Instant> {
+        let keep_alive = match self.keep_alive.load(Ordering::Relaxed) {
+            0 => idle?,
+            millis => Duration::from_millis(millis.into()) + grace,
+        };
+        Some(
+            self.start + Duration::from_millis(self.last_word.load(Ordering::Relaxed)) + keep_alive,
+        )
+    }
+
+    /// Enters a failed command in the error log (NVMe Base 2.0 §5.16.1.2).
+    pub(super) fn record(&self, sqid: u16, cid: u16, status: u16, nsid: u32, lba: u64) {
+        let mut shared = self.shared();
+        shared.error_count += 1;
+        let entry = ErrorEntry {
+            error_count: U64::new(shared.error_count),
+            sqid: U16::new(sqid),
+            cid: U16::new(cid),
+            status: U16::new(status),
+            parameter_error_location: U16::new(0xffff),
+            lba: U64::new(lba),
+            nsid: U32::new(nsid),
+            ..zerocopy::FromZeros::new_zeroed()
+        };
+        shared.errors.truncate(ERROR_ENTRIES - 1);
+        shared.errors.push_front(entry);
+    }
+
+    /// The error log, newest first, and how many errors there have been.
+    pub(super) fn errors(&self) -> (Vec<ErrorEntry>, u64) {
+        let shared = self.shared();
+        (shared.errors.iter().copied().collect(), shared.error_count)
+    }
+}

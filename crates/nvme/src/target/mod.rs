@@ -1,0 +1,151 @@
+//! The controller side of NVMe/TCP. It knows exports and peers; no socket, no disk, no clock.
+//!
+//! One [`Queue`] is one connection: the Admin queue or an I/O queue of a controller, or a discovery controller's queue.
+//! What the queues of a controller share is in `controller`; all of it hangs on the [`Target`]. File names are those of
+//! the command sets: `fabrics`, `admin` (with `identify`, `log`, `feature`, `event`), `discovery`, `io` (with `fused`,
+//! `ranges`).
+
+mod admin;
+mod controller;
+mod discovery;
+mod event;
+mod fabrics;
+mod feature;
+mod fused;
+mod identify;
+mod io;
+mod log;
+mod queue;
+mod ranges;
+mod slots;
+
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
+
+use export::{Account, Catalogue, Peer};
+
+use controller::Controller;
+pub use queue::Queue;
+
+/// What a port serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Port {
+    /// Discovery and disks.
+    Any,
+    /// Discovery only; its log names the port `disks_at`.
+    Discovery {
+        /// The TCP port, at the same address, that serves the disks.
+        disks_at: u16,
+    },
+}
+
+/// Bytes of data that a command capsule may carry.
+pub const CAPSULE_DATA: u32 = 16384;
+
+/// Entries of the largest queue.
+pub const QUEUE_ENTRIES: u16 = 1024;
+
+/// Bytes that one command may move: MDTS 8, in units of 4 KiB.
+pub const TRANSFER: u64 = 1 << 20;
+
+/// Binary logarithm of [`TRANSFER`] in units of 4 KiB.
+const MDTS: u8 = 8;
+
+/// I/O queues that a controller may have.
+const IO_QUEUES: u16 = 64;
+
+/// A connection must have said who it is within this time.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// A discovery controller without a keep-alive time is kept this long without a word.
+const DISCOVERY_IDLE: Duration = Duration::from_secs(120);
+
+/// Beyond the keep-alive time, before a silent host is given up: KAS is one second.
+const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(1);
+
+/// What all connections of NVMe/TCP share.
+#[derive(Debug)]
+pub struct Target {
+    catalogue: Arc<Catalogue>,
+    start: Instant,
+    registry: Mutex<Registry>,
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    /// Every controller that a session still refers to, ended or not.
+    controllers: Vec<Weak<Controller>>,
+    last_id: u16,
+}
+
+/// The largest controller identifier (NVMe Base 2.0 §3.1.1: FFF0h and above are reserved).
+const LAST_CNTLID: u16 = 0xffef;
+
+impl Target {
+    /// A target that lends what is in `catalogue`. Tell the sessions [`export::News::Changed`] when that changes.
+    pub fn new(catalogue: Arc<Catalogue>) -> Arc<Self> {
+        Arc::new(Self { catalogue, start: Instant::now(), registry: Mutex::default() })
+    }
+
+    /// The session of a new connection that came to `port`. Its payloads are drawn from `account` and a sibling of it.
+    pub fn session(
+        self: &Arc<Self>,
+        peer: Peer,
+        port: Port,
+        account: Account,
+        now: Instant,
+    ) -> Queue {
+        Queue::new(self.clone(), peer, port, account, now)
+    }
+
+    fn registry(&self) -> MutexGuard<'_, Registry> {
+        self.registry.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    /// Enters a controller that `make` makes for a free identifier. Nothing if all are taken.
+    fn enter(&self, make: impl FnOnce(u16) -> Controller) -> Option<Arc<Controller>> {
+        let mut registry = self.registry();
+        registry.controllers.retain(|controller| controller.strong_count() != 0);
+        let id = registry.free_id()?;
+        let controller = Arc::new(make(id));
+        registry.controllers.push(Arc::downgrade(&controller));
+        registry.last_id = id;
+        Some(controller)
+    }
+
+    /// The controller of that identifier, if it has not ended.
+    fn find(&self, id: u16) -> Option<Arc<Controller>> {
+        let registry = self.registry();
+        let mut live = registry.controllers.iter().filter_map(Weak::upgrade);
+        live.find(|controller| controller.id == id && !controller.has_ended())
+    }
+
+    /// Identifiers of a subsystem's controllers, in rising order.
+    fn ids(&self, subsystem: &str) -> Vec<u16> {
+        let registry = self.registry();
+        let live = registry.controllers.iter().filter_map(Weak::upgrade);
+        let own =
+            live.filter(|controller| controller.subsystem == subsystem && !controller.has_ended());
+        let mut ids: Vec<u16> = own.map(|controller| controller.id).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// Whether an ended controller that matches is still waiting for requests that the disk has.
+    fn is_draining(&self, matches: impl Fn(&Controller) -> bool) -> bool {
+        let registry = self.registry();
+        let mut all = registry.controllers.iter().filter_map(Weak::upgrade);
+        all.any(|controller| controller.has_ended() && matches(&controller))
+    }
+}
+
+impl Registry {
+    fn free_id(&self) -> Option<u16> {
+        let taken =
+            |id| self.controllers.iter().filter_map(Weak::upgrade).any(|other| other.id == id);
+        let after = (1..=LAST_CNTLID)
+            .map(|step| (u32::from(self.last_id) + u32::from(step) - 1) % u32::from(LAST_CNTLID));
+        #[allow(clippy::cast_possible_truncation, reason = "below LAST_CNTLID")]
+        after.map(|id| id as u16 + 1).find(|&id| !taken(id))
+    }
+}

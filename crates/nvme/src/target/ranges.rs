@@ -1,0 +1,291 @@
+//! Commands that take several disk requests: Compare, Verify, Dataset Management, Copy. Each says what comes next; it
+//! carries nothing out itself.
+
+use export::{Buffer, Fault, Grant, Op};
+use zerocopy::FromBytes;
+
+use super::io::direction;
+use crate::status::Status;
+use crate::wire::dataset::{CopyRange0, CopyRange1, DsmRange};
+
+/// A command of several disk requests.
+#[derive(Debug)]
+pub(super) enum Job {
+    Compare(Compare),
+    Verify(Verify),
+    Dataset(Dataset),
+    Copy(Copy),
+}
+
+/// What a job needs next.
+#[derive(Debug)]
+pub(super) enum Next {
+    Read { lba: u64, blocks: u32 },
+    Write { lba: u64, blocks: u32, durable: bool, buffer: Buffer },
+    Discard { lba: u64, blocks: u32 },
+    Done(Status),
+}
+
+/// Bytes that a job reads at once.
+const CHUNK: u32 = 1 << 18;
+
+/// Blocks of one source range of Copy at most (MSSRL).
+pub(super) const MSSRL: u16 = u16::MAX;
+
+/// Blocks that one Copy moves at most (MCL).
+pub(super) const MCL: u32 = 1 << 20;
+
+/// Source ranges of one Copy at most.
+pub(super) const COPY_RANGES: u16 = 128;
+
+#[derive(Debug)]
+pub(super) struct Compare {
+    lba: u64,
+    blocks: u32,
+    data: Option<Buffer>,
+    equal: Option<bool>,
+}
+
+#[derive(Debug)]
+pub(super) struct Verify {
+    lba: u64,
+    left: u32,
+    chunk: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Dataset {
+    deallocate: bool,
+    /// How many ranges the command says that its data holds.
+    count: u16,
+    ranges: Vec<(u64, u32)>,
+    at: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Copy {
+    to: u64,
+    format: u8,
+    /// How many ranges the command says that its data holds.
+    count: u16,
+    durable: bool,
+    chunk: u32,
+    /// What is still to be copied: first block and length.
+    sources: Vec<(u64, u32)>,
+    at: usize,
+    /// A chunk that was read and is to be written.
+    carried: Option<Buffer>,
+    writing: bool,
+}
+
+impl Job {
+    pub(super) fn compare(lba: u64, blocks: u32) -> Self {
+        Self::Compare(Compare { lba, blocks, data: None, equal: None })
+    }
+
+    pub(super) fn verify(lba: u64, blocks: u32, shift: u8) -> Self {
+        Self::Verify(Verify { lba, left: blocks, chunk: CHUNK >> shift })
+    }
+
+    pub(super) fn dataset(deallocate: bool, count: u16) -> Self {
+        Self::Dataset(Dataset { deallocate, count, ranges: Vec::new(), at: 0 })
+    }
+
+    pub(super) fn copy(to: u64, format: u8, count: u16, shift: u8, durable: bool) -> Self {
+        let chunk = CHUNK >> shift;
+        Self::Copy(Copy {
+            to,
+            format,
+            count,
+            durable,
+            chunk,
+            sources: Vec::new(),
+            at: 0,
+            carried: None,
+            writing: false,
+        })
+    }
+
+    /// Bytes of a source range of Copy in that descriptor format.
+    pub(super) fn copy_range_len(format: u8) -> Option<u64> {
+        match format {
+            0 => Some(32),
+            1 => Some(40),
+            _ => None,
+        }
+    }
+
+    /// The data that came with the command.
+    pub(super) fn load(&mut self, buffer: Buffer, grant: &Grant) -> Result<(), Status> {
+        match self {
+            Self::Compare(compare) => compare.data = Some(buffer),
+            Self::Dataset(dataset) => dataset.load(&buffer, grant)?,
+            Self::Copy(copy) => copy.load(&buffer, grant)?,
+            Self::Verify(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Whether it holds memory while it waits for more.
+    pub(super) fn holds_memory(&self) -> bool {
+        matches!(self, Self::Compare(_))
+    }
+
+    /// The request that is under way: what, from which block, how many.
+    pub(super) fn under_way(&self) -> (Op, u64, u32) {
+        match self {
+            Self::Compare(compare) => (Op::Read, compare.lba, compare.blocks),
+            Self::Verify(verify) => (Op::Read, verify.lba, verify.left.min(verify.chunk)),
+            Self::Dataset(dataset) => {
+                let (lba, blocks) = dataset.ranges.get(dataset.at).copied().unwrap_or_default();
+                (Op::Discard, lba, blocks)
+            }
+            Self::Copy(copy) => copy.under_way(),
+        }
+    }
+
+    /// The request that was under way ended well.
+    pub(super) fn done(&mut self, buffer: Option<Buffer>) {
+        match self {
+            Self::Compare(compare) => {
+                let read = buffer.as_ref().map(Buffer::bytes);
+                compare.equal =
+                    Some(read.is_some() && read == compare.data.as_ref().map(Buffer::bytes));
+            }
+            Self::Verify(verify) => {
+                let blocks = verify.left.min(verify.chunk);
+                verify.lba = verify.lba.saturating_add(blocks.into());
+                verify.left -= blocks;
+            }
+            Self::Dataset(dataset) => dataset.at += 1,
+            Self::Copy(copy) => copy.done(buffer),
+        }
+    }
+
+    /// What comes next.
+    pub(super) fn next(&mut self) -> Next {
+        match self {
+            Self::Compare(Compare { equal: None, lba, blocks, .. }) => {
+                Next::Read { lba: *lba, blocks: *blocks }
+            }
+            Self::Compare(Compare { equal: Some(true), .. }) => Next::Done(Status::SUCCESS),
+            Self::Compare(_) => Next::Done(Status::COMPARE_FAILURE.dnr()),
+            Self::Verify(Verify { left: 0, .. }) => Next::Done(Status::SUCCESS),
+            Self::Verify(Verify { lba, left, chunk }) => {
+                Next::Read { lba: *lba, blocks: (*left).min(*chunk) }
+            }
+            Self::Dataset(dataset) => dataset.next(),
+            Self::Copy(copy) => copy.next(),
+        }
+    }
+}
+
+fn refuse(fault: Fault, op: Op) -> Status {
+    Status::from_fault(fault, direction(op))
+}
+
+impl Dataset {
+    /// Every range is checked before any is dropped (NVM 1.0 §3.2.3).
+    fn load(&mut self, buffer: &Buffer, grant: &Grant) -> Result<(), Status> {
+        let ranges = <[DsmRange]>::ref_from_prefix_with_elems(buffer.bytes(), self.count.into());
+        let (ranges, _) = ranges.map_err(|_| Status::INVALID_FIELD.dnr())?;
+        for range in ranges {
+            let (lba, blocks) = (range.slba.get(), range.nlb.get());
+            let op = if self.deallocate { Op::Discard } else { Op::Read };
+            grant.permits(op, lba, blocks.into()).map_err(|fault| refuse(fault, op))?;
+            self.ranges.push((lba, blocks));
+        }
+        Ok(())
+    }
+
+    fn next(&mut self) -> Next {
+        if !self.deallocate {
+            return Next::Done(Status::SUCCESS);
+        }
+        while let Some(&(lba, blocks)) = self.ranges.get(self.at) {
+            if blocks != 0 {
+                return Next::Discard { lba, blocks };
+            }
+            self.at += 1;
+        }
+        Next::Done(Status::SUCCESS)
+    }
+}
+
+impl Copy {
+    /// Every range is checked before anything is written (NVM 1.0 §3.2.2).
+    fn load(&mut self, buffer: &Buffer, grant: &Grant) -> Result<(), Status> {
+        self.sources = source_ranges(self.format, self.count, buffer.bytes())?;
+        let mut total = 0_u64;
+        for &(lba, blocks) in &self.sources {
+            grant.permits(Op::Read, lba, blocks.into()).map_err(|fault| refuse(fault, Op::Read))?;
+            if blocks > MSSRL.into() {
+                return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.dnr());
+            }
+            total += u64::from(blocks);
+        }
+        if total > MCL.into() || self.sources.len() > COPY_RANGES.into() {
+            return Err(Status::COMMAND_SIZE_LIMIT_EXCEEDED.dnr());
+        }
+        let write = Op::Write { durable: self.durable };
+        grant.permits(write, self.to, total).map(|_| ()).map_err(|fault| refuse(fault, write))
+    }
+
+    fn chunk(&self) -> Option<(u64, u32)> {
+        let &(lba, left) = self.sources.get(self.at)?;
+        Some((lba, left.min(self.chunk)))
+    }
+
+    fn under_way(&self) -> (Op, u64, u32) {
+        let (lba, blocks) = self.chunk().unwrap_or_default();
+        if self.writing {
+            (Op::Write { durable: self.durable }, self.to, blocks)
+        } else {
+            (Op::Read, lba, blocks)
+        }
+    }
+
+    fn done(&mut self, buffer: Option<Buffer>) {
+        if !self.writing {
+            self.carried = buffer;
+            return;
+        }
+        self.writing = false;
+        let Some((lba, blocks)) = self.chunk() else { return };
+        self.to = self.to.saturating_add(blocks.into());
+        if let Some((first, left)) = self.sources.get_mut(self.at) {
+            (*first, *left) = (lba.saturating_add(blocks.into()), *left - blocks);
+            if *left == 0 {
+                self.at += 1;
+            }
+        }
+    }
+
+    fn next(&mut self) -> Next {
+        let Some((lba, blocks)) = self.chunk() else { return Next::Done(Status::SUCCESS) };
+        match self.carried.take() {
+            None => Next::Read { lba, blocks },
+            Some(buffer) => {
+                self.writing = true;
+                Next::Write { lba: self.to, blocks, durable: self.durable, buffer }
+            }
+        }
+    }
+}
+
+fn source_ranges(format: u8, count: u16, bytes: &[u8]) -> Result<Vec<(u64, u32)>, Status> {
+    let invalid = Status::INVALID_FIELD.dnr();
+    match format {
+        0 => {
+            let ranges = <[CopyRange0]>::ref_from_prefix_with_elems(bytes, count.into());
+            let (ranges, _) = ranges.map_err(|_| invalid)?;
+            Ok(ranges.iter().map(|range| (range.slba.get(), range.blocks())).collect())
+        }
+        1 => {
+            let ranges = <[CopyRange1]>::ref_from_prefix_with_elems(bytes, count.into());
+            let (ranges, _) = ranges.map_err(|_| invalid)?;
+            Ok(ranges.iter().map(|range| (range.slba.get(), range.blocks())).collect())
+        }
+        _ => Err(invalid),
+    }
+}
