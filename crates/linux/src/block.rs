@@ -1,0 +1,292 @@
+//! The block devices of the machine, disks and partitions, as the kernel describes them.
+//!
+//! Does not know what is on them, nor whether they may be lent.
+
+use crate::hardware::Hardware;
+use crate::transport::Transport;
+use crate::tree::{Tree, natural};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+const CLASS: &str = "sys/class/block";
+/// The unit of every size in sysfs, whatever the disk's own block is.
+const SECTOR: u64 = 512;
+
+/// A device number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceNumber {
+    /// The driver's part.
+    pub major: u32,
+    /// The device's part.
+    pub minor: u32,
+}
+
+impl fmt::Display for DeviceNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.major, self.minor)
+    }
+}
+
+/// No device number: it is not two numbers with a colon between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a device number is two numbers with a colon between them, as in 8:0")]
+pub struct NoDeviceNumber;
+
+impl FromStr for DeviceNumber {
+    type Err = NoDeviceNumber;
+
+    fn from_str(text: &str) -> Result<Self, NoDeviceNumber> {
+        let (major, minor) = text.trim().split_once(':').ok_or(NoDeviceNumber)?;
+        let number = |text: &str| text.parse().map_err(|_| NoDeviceNumber);
+        Ok(Self { major: number(major)?, minor: number(minor)? })
+    }
+}
+
+/// Which part of which disk a partition is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// The whole disk's kernel name.
+    pub of: String,
+    /// The number in the partition table, from 1.
+    pub number: u32,
+    /// Where it starts on the disk, in bytes.
+    pub start: u64,
+}
+
+/// What a stacked device is made of.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stacking {
+    /// The device mapper's name for it, as in `/dev/mapper`.
+    pub dm_name: Option<String>,
+    /// The device mapper's identifier: `LVM-…`, `CRYPT-LUKS2-…`, `mpath-…`.
+    pub dm_uuid: Option<String>,
+    /// The array's level: `raid1`, …
+    pub md_level: Option<String>,
+    /// The array's identifier.
+    pub md_uuid: Option<String>,
+    /// The file behind a loop device.
+    pub backing_file: Option<String>,
+    /// The devices that are stacked on this one, by kernel name.
+    pub holders: Vec<String>,
+    /// The devices that this one is stacked on, by kernel name.
+    pub slaves: Vec<String>,
+}
+
+/// A block device: a whole disk or a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// The kernel's name: `sda1`. Not stable over reboots.
+    pub name: String,
+    /// The device node: `/dev/sda1`.
+    pub node: PathBuf,
+    /// The folder in `/sys/devices`, with links followed.
+    pub place: PathBuf,
+    /// The device number.
+    pub number: DeviceNumber,
+    /// The size in bytes; 0 without a medium.
+    pub bytes: u64,
+    /// The logical block size in bytes.
+    pub logical_block: u32,
+    /// The physical block size in bytes.
+    pub physical_block: u32,
+    /// It cannot be written, by its medium or by hand.
+    pub read_only: bool,
+    /// The medium can be taken out.
+    pub removable: bool,
+    /// It turns.
+    pub rotational: bool,
+    /// What it says of itself; empty for partitions, whose disk says it.
+    pub hardware: Hardware,
+    /// How it hangs on the machine.
+    pub transport: Transport,
+    /// Which part of which disk it is; `None` for a whole disk.
+    pub part: Option<Part>,
+    /// What it is stacked on, and what on it.
+    pub stacking: Stacking,
+    /// The disk's number since boot (Linux 5.15).
+    pub diskseq: Option<u64>,
+    /// A write is on stable storage only after a flush.
+    pub volatile_cache: bool,
+    /// The most bytes of one discard; 0 if it discards nothing.
+    pub discard_max_bytes: u64,
+    /// The most bytes of one command that writes zeroes; 0 if the kernel has to write them itself.
+    pub write_zeroes_max_bytes: u64,
+    /// `host-managed` or `host-aware` for disks of zones.
+    pub zoned: Option<String>,
+}
+
+impl Disk {
+    /// The whole disk's kernel name: the disk's own, or that of the disk it is part of.
+    pub fn whole(&self) -> &str {
+        self.part.as_ref().map_or(&self.name, |part| &part.of)
+    }
+
+    /// Whether it is a partition.
+    pub fn is_partition(&self) -> bool {
+        self.part.is_some()
+    }
+}
+
+/// Every block device that has a node, sorted as people do. Hidden ones (single paths of NVMe) are left out.
+///
+/// Errors: `/sys/class/block` cannot be read, as when `/sys` is not mounted.
+pub fn scan(tree: &Tree) -> io::Result<Vec<Disk>> {
+    std::fs::read_dir(tree.path(CLASS))?;
+    let mut disks: Vec<Disk> =
+        tree.names(CLASS).into_iter().filter_map(|name| read(tree, &name)).collect();
+    disks.sort_by(|a, b| natural(&a.name, &b.name));
+    Ok(disks)
+}
+
+/// One device by its kernel name; `None` if it is gone, or hidden.
+pub fn read(tree: &Tree, name: &str) -> Option<Disk> {
+    let place = tree.resolve(Path::new(CLASS).join(name))?;
+    let number: DeviceNumber = tree.attribute(place.join("dev"))?.parse().ok()?;
+    if tree.flag(place.join("hidden")) {
+        return None;
+    }
+    let part = part(tree, &place);
+    let whole = if part.is_some() { place.parent()? } else { &place };
+    let whole_name = part.as_ref().map_or(name, |part| &part.of);
+    let transport = Transport::of(tree, whole_name, whole);
+    let hardware = match part {
+        Some(_) => Hardware::default(),
+        None => Hardware::read(tree, transport, &place, &number.to_string()),
+    };
+    let queue = Queue { tree, place: whole.join("queue") };
+    let logical_block = queue.size("logical_block_size").unwrap_or(512);
+    Some(Disk {
+        name: name.to_owned(),
+        node: Path::new("/dev").join(name.replace('!', "/")),
+        number,
+        bytes: tree.number(place.join("size"))?.saturating_mul(SECTOR),
+        logical_block,
+        physical_block: queue.size("physical_block_size").unwrap_or(logical_block),
+        read_only: tree.flag(place.join("ro")),
+        removable: tree.flag(whole.join("removable")),
+        rotational: tree.flag(whole.join("queue/rotational")),
+        hardware,
+        transport,
+        part,
+        stacking: stacking(tree, &place),
+        diskseq: tree.number(whole.join("diskseq")),
+        volatile_cache: queue.word("write_cache").is_none_or(|word| word == "write back"),
+        discard_max_bytes: queue.number("discard_max_bytes"),
+        write_zeroes_max_bytes: queue.number("write_zeroes_max_bytes"),
+        zoned: queue.word("zoned").filter(|word| word != "none"),
+        place,
+    })
+}
+
+/// The device by its number; `None` if there is no such device.
+pub fn by_number(tree: &Tree, number: DeviceNumber) -> Option<Disk> {
+    let place = tree.resolve(format!("sys/dev/block/{number}"))?;
+    read(tree, place.file_name()?.to_str()?)
+}
+
+/// The attributes of a disk's queue, which its partitions share.
+struct Queue<'a> {
+    tree: &'a Tree,
+    place: PathBuf,
+}
+
+impl Queue<'_> {
+    fn word(&self, name: &str) -> Option<String> {
+        self.tree.attribute(self.place.join(name))
+    }
+
+    fn number(&self, name: &str) -> u64 {
+        self.tree.number(self.place.join(name)).unwrap_or(0)
+    }
+
+    fn size(&self, name: &str) -> Option<u32> {
+        self.tree.number(self.place.join(name)).and_then(|size| u32::try_from(size).ok())
+    }
+}
+
+/// A partition's folder lies in its disk's folder.
+fn part(tree: &Tree, place: &Path) -> Option<Part> {
+    let number = u32::try_from(tree.number(place.join("partition"))?).ok()?;
+    let of = place.parent()?.file_name()?.to_str()?.to_owned();
+    let start = tree.number(place.join("start")).unwrap_or(0).saturating_mul(SECTOR);
+    Some(Part { of, number, start })
+}
+
+fn stacking(tree: &Tree, place: &Path) -> Stacking {
+    let word = |name: &str| tree.attribute(place.join(name));
+    Stacking {
+        dm_name: word("dm/name"),
+        dm_uuid: word("dm/uuid"),
+        md_level: word("md/level"),
+        md_uuid: word("md/uuid"),
+        backing_file: word("loop/backing_file"),
+        holders: tree.names(place.join("holders")),
+        slaves: tree.names(place.join("slaves")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::fake::Fake;
+
+    #[test]
+    fn a_disk_and_its_partition_are_read() {
+        let fake = Fake::new();
+        fake.disk("pci0/ata1/host0/target0:0:0/0:0:0:0", "sda", "8:0", 2_000_000);
+        fake.part("sda", "sda1", "8:1", 1);
+        let queue = "sys/class/block/sda/queue";
+        fake.file(&format!("{queue}/physical_block_size"), "4096\n");
+        fake.file(&format!("{queue}/rotational"), "1\n");
+        fake.file(&format!("{queue}/write_cache"), "write through\n");
+        fake.file(&format!("{queue}/discard_max_bytes"), "2147450880\n");
+        fake.file(&format!("{queue}/zoned"), "none\n");
+        fake.file("sys/class/block/sda/diskseq", "9\n").file("sys/class/block/sda1/ro", "1\n");
+        let disks = scan(&fake.tree()).unwrap();
+        let [sda, sda1] = disks.as_slice() else { panic!("{disks:?}") };
+        assert_eq!((sda.bytes, sda.logical_block, sda.physical_block), (1_024_000_000, 512, 4096));
+        assert_eq!((sda.number.to_string().as_str(), sda.diskseq), ("8:0", Some(9)));
+        assert!(sda.rotational && !sda.removable && !sda.read_only && !sda.volatile_cache);
+        assert_eq!((sda.transport, sda.discard_max_bytes), (Transport::Sata, 2_147_450_880));
+        assert_eq!((sda.node.to_str(), sda.zoned.as_ref()), (Some("/dev/sda"), None));
+        let part = Part { of: "sda".into(), number: 1, start: 1 << 20 };
+        assert_eq!(sda1.part, Some(part));
+        assert!(sda1.read_only && sda1.transport == Transport::Sata && sda1.physical_block == 4096);
+        assert_eq!((sda.whole(), sda1.whole()), ("sda", "sda"));
+        assert_eq!(by_number(&fake.tree(), sda1.number).as_ref(), Some(sda1));
+    }
+
+    #[test]
+    fn stacked_devices_say_what_they_are_made_of() {
+        let fake = Fake::new();
+        fake.disk("virtual", "dm-0", "253:0", 8).disk("pci0/virtio1", "vda", "254:0", 8);
+        fake.hold("vda", "dm-0");
+        fake.file("sys/class/block/dm-0/dm/name", "home\n");
+        fake.file("sys/class/block/dm-0/dm/uuid", "CRYPT-LUKS2-abc-home\n");
+        let disks = scan(&fake.tree()).unwrap();
+        let [dm, vda] = disks.as_slice() else { panic!("{disks:?}") };
+        assert_eq!(vda.stacking.holders, ["dm-0"]);
+        assert_eq!(dm.stacking.slaves, ["vda"]);
+        assert_eq!(dm.stacking.dm_name.as_deref(), Some("home"));
+    }
+
+    #[test]
+    fn hidden_and_broken_devices_are_left_out_and_exclamation_marks_are_folders() {
+        let fake = Fake::new();
+        fake.disk("virtual", "nvme0c0n1", "259:1", 8).disk("pci0", "cciss!c0d0", "104:0", 8);
+        fake.file("sys/class/block/nvme0c0n1/hidden", "1\n");
+        fake.file("sys/class/block/broken/dev", "eight\n");
+        let disks = scan(&fake.tree()).unwrap();
+        assert_eq!(disks.len(), 1);
+        assert_eq!(disks[0].node, Path::new("/dev/cciss/c0d0"));
+    }
+
+    #[test]
+    fn a_machine_without_sys_is_an_error_and_this_one_has_disks() {
+        assert!(scan(&Fake::new().tree()).is_err());
+        let disks = scan(&Tree::machine()).unwrap();
+        assert!(disks.iter().all(|disk| disk.logical_block >= 512));
+    }
+}

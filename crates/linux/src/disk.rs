@@ -1,0 +1,720 @@
+//! Opens what is to be lent, a block device or an image file, locks it, and says what can be done with it.
+//!
+//! Does not know what is mounted (`in_use` does), but never opens for writing what the kernel or a program has for
+//! itself.
+
+use crate::block::{self, DeviceNumber, Disk};
+use crate::in_use::{Probe, judge_image, number};
+use crate::ioctl;
+use crate::medium::ReadAt;
+use crate::partition;
+use crate::signature::{self, Contents};
+use crate::tree::Tree;
+use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, OFlags, Statx, StatxFlags};
+use rustix::io::Errno;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+/// The device manager holds a disk's lock while it looks at a disk that has just come: that is waited for.
+const LOCK_TRIES: u32 = 25;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+/// The alignment that direct I/O on a file asks for, where the kernel does not say (before Linux 6.1).
+const COMMON_ALIGNMENT: u32 = 4096;
+
+/// What the disk is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenFor {
+    /// The descriptor cannot write.
+    Reading,
+    /// The descriptor reads and writes.
+    Writing,
+}
+
+/// What was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A block device: a disk or a partition.
+    Block,
+    /// A regular file, taken for a raw image.
+    Image,
+}
+
+/// An open disk. The lock and, on block devices, the exclusive hold last as long as this is not dropped.
+#[derive(Debug)]
+pub struct Opened {
+    /// What is read and written; without `O_DIRECT` unless `direct`.
+    pub descriptor: OwnedFd,
+    /// The whole disk of a partition, which is locked so that it is not lent as well.
+    pub whole: Option<OwnedFd>,
+    /// The path, with links followed.
+    pub path: PathBuf,
+    /// What it is.
+    pub kind: Kind,
+    /// The device's number; for an image that of the file system it is on.
+    pub number: DeviceNumber,
+    /// What can be lent, in bytes: a multiple of the logical block size.
+    pub bytes: u64,
+    /// Bytes at an image's end that fill no block, and so are not lent.
+    pub tail: u64,
+    /// The logical block size in bytes; that of an image is what its partition table was written for, else 512.
+    pub logical_block: u32,
+    /// The physical block size in bytes.
+    pub physical_block: u32,
+    /// The device cannot be written, by its medium or by hand.
+    pub read_only: bool,
+    /// Nobody else can have it exclusively (mount it, say) while it is open.
+    pub exclusive: bool,
+    /// Reads and writes bypass the page cache.
+    pub direct: bool,
+    /// Where buffers must start in memory, in bytes; 1 unless `direct`.
+    pub memory_alignment: u32,
+    /// A write is on stable storage only after a flush.
+    pub volatile_cache: bool,
+    /// Ranges can be discarded (block devices: a discard; images: a hole). Known of images only when writing.
+    pub can_discard: bool,
+    /// Ranges can be zeroed without sending the zeroes. Known of images only when writing.
+    pub can_zero: bool,
+}
+
+/// Why a disk could not be opened: one sentence with the path, what is wrong and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Nothing has this name.
+    #[error(
+        "{path}: there is no such disk or file; \"storagetm list\" shows the disks of this machine"
+    )]
+    Missing {
+        /// What was asked for.
+        path: PathBuf,
+    },
+    /// The user may not open it.
+    #[error(
+        "{path}: permission denied; run this as root, or as a user who may open it (disks: group disk)"
+    )]
+    Permission {
+        /// What was asked for.
+        path: PathBuf,
+    },
+    /// It is neither a block device nor a regular file.
+    #[error("{path} is {what}; only block devices and image files can be lent")]
+    NoDisk {
+        /// What was asked for.
+        path: PathBuf,
+        /// What it is instead.
+        what: &'static str,
+    },
+    /// The drive or card reader is empty.
+    #[error("{path}: there is no medium in the drive; put one in and try again")]
+    NoMedium {
+        /// What was asked for.
+        path: PathBuf,
+    },
+    /// It has no bytes.
+    #[error("{path} is empty: there is nothing to lend")]
+    Empty {
+        /// What was asked for.
+        path: PathBuf,
+    },
+    /// An image that does not fill a single block.
+    #[error("{path} has only {bytes} bytes, less than one block of {block}; it cannot be lent")]
+    TooSmall {
+        /// What was asked for.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The block size.
+        block: u32,
+    },
+    /// It is to be written and cannot be.
+    #[error(
+        "{path} cannot be written: the disk or its medium is read-only; lend it without --writable"
+    )]
+    ReadOnly {
+        /// What was asked for.
+        path: PathBuf,
+    },
+    /// The kernel or a program has it for itself.
+    #[error("{path} is in use ({why}); stop that first, or lend it read-only with --allow-in-use")]
+    InUse {
+        /// What was asked for.
+        path: PathBuf,
+        /// By what.
+        why: String,
+    },
+    /// Another program holds the lock.
+    #[error("{path} is locked by another program, perhaps lent already; stop that first")]
+    Locked {
+        /// What was locked: the disk, or the whole disk of a partition.
+        path: PathBuf,
+    },
+    /// It changed while it was being opened.
+    #[error("{path} became something else while it was being opened; try again")]
+    Changed {
+        /// What was asked for.
+        path: PathBuf,
+    },
+    /// The system refuses for another reason.
+    #[error("{path} cannot be opened: {error}")]
+    System {
+        /// What was asked for.
+        path: PathBuf,
+        /// The reason.
+        error: io::Error,
+    },
+}
+
+impl OpenError {
+    fn of(path: &Path, error: io::Error) -> Self {
+        let path = path.to_owned();
+        match (error.kind(), Errno::from_io_error(&error)) {
+            (_, Some(Errno::NOMEDIUM)) => Self::NoMedium { path },
+            (_, Some(Errno::BUSY)) => {
+                let why = "the kernel or another program has it for itself".to_owned();
+                Self::InUse { path, why }
+            }
+            (_, Some(Errno::ROFS)) => Self::ReadOnly { path },
+            (_, Some(Errno::NXIO | Errno::NODEV)) | (ErrorKind::NotFound, _) => {
+                Self::Missing { path }
+            }
+            (_, Some(Errno::ACCESS)) => Self::Permission { path },
+            _ => Self::System { path, error },
+        }
+    }
+}
+
+/// Opens, checks and locks `path`. Never waits for long: half a second at most for the lock.
+///
+/// A block device is held exclusively; with `allow_in_use` one that is opened for reading may have other holders.
+/// A lock of the other kind that udev respects (`flock`) is taken on block devices and images.
+pub fn open(
+    tree: &Tree,
+    path: &Path,
+    access: OpenFor,
+    allow_in_use: bool,
+) -> Result<Opened, OpenError> {
+    let fail = |error: io::Error| OpenError::of(path, error);
+    let target = path.canonicalize().map_err(fail)?;
+    let metadata = target.metadata().map_err(fail)?;
+    let tolerant = allow_in_use && access == OpenFor::Reading;
+    match kind(&metadata).map_err(|what| OpenError::NoDisk { path: path.to_owned(), what })? {
+        Kind::Block => open_block(tree, target, &metadata, access, tolerant),
+        Kind::Image => open_image(tree, target, &metadata, access, tolerant),
+    }
+}
+
+fn kind(metadata: &Metadata) -> Result<Kind, &'static str> {
+    match metadata.file_type() {
+        kind if kind.is_block_device() => Ok(Kind::Block),
+        kind if kind.is_file() => Ok(Kind::Image),
+        kind if kind.is_dir() => Err("a directory"),
+        kind if kind.is_char_device() => Err("a character device"),
+        kind if kind.is_fifo() => Err("a pipe"),
+        kind if kind.is_socket() => Err("a socket"),
+        _ => Err("no file of a known kind"),
+    }
+}
+
+fn open_block(
+    tree: &Tree,
+    path: PathBuf,
+    metadata: &Metadata,
+    access: OpenFor,
+    tolerant: bool,
+) -> Result<Opened, OpenError> {
+    let (file, exclusive) = hold(&path, access, tolerant)?;
+    unchanged(&path, &file, metadata)?;
+    let known = block::by_number(tree, number(metadata.rdev()));
+    let locking = if exclusive { Lock::Exclusive } else { Lock::Shared };
+    lock(&path, &file, locking)?;
+    let whole = lock_whole(tree, known.as_ref())?;
+    let fail = |error: Errno| OpenError::of(&path, error.into());
+    let bytes = ioctl::size(&file).map_err(fail)?;
+    let logical_block = rustix::fs::ioctl_blksszget(&file).map_err(fail)?;
+    if bytes == 0 {
+        return Err(nothing(&path, known.as_ref()));
+    }
+    let physical_block = rustix::fs::ioctl_blkpbszget(&file).unwrap_or(logical_block);
+    let read_only = ioctl::is_read_only(&file).map_err(fail)?;
+    // Some kernels open a read-only disk for writing, and fail the writes.
+    if read_only && access == OpenFor::Writing {
+        return Err(OpenError::ReadOnly { path });
+    }
+    let tail = bytes.checked_rem(logical_block.into()).unwrap_or(0);
+    let direct = direct(&file, logical_block, logical_block);
+    let cached = known.as_ref().is_none_or(|disk| disk.volatile_cache);
+    Ok(Opened {
+        descriptor: file.into(),
+        whole,
+        kind: Kind::Block,
+        number: number(metadata.rdev()),
+        bytes: bytes - tail,
+        tail,
+        logical_block,
+        physical_block,
+        read_only,
+        exclusive,
+        direct: direct.is_some(),
+        memory_alignment: direct.unwrap_or(1),
+        volatile_cache: cached || direct.is_none(),
+        can_discard: known.as_ref().is_some_and(|disk| disk.discard_max_bytes > 0),
+        can_zero: known.as_ref().is_some_and(|disk| disk.write_zeroes_max_bytes > 0),
+        path,
+    })
+}
+
+/// Opens a block device for ourselves alone, or, if that is allowed, with others. Whether it is ours alone.
+fn hold(path: &Path, access: OpenFor, tolerant: bool) -> Result<(File, bool), OpenError> {
+    match open_file(path, access, OFlags::EXCL) {
+        Ok(file) => Ok((file, true)),
+        Err(error) if tolerant && error.kind() == ErrorKind::ResourceBusy => {
+            let file = open_file(path, access, OFlags::empty());
+            file.map(|file| (file, false)).map_err(|error| OpenError::of(path, error))
+        }
+        Err(_) if access == OpenFor::Writing && is_read_only(path) => {
+            Err(OpenError::ReadOnly { path: path.to_owned() })
+        }
+        Err(error) => Err(OpenError::of(path, error)),
+    }
+}
+
+/// `O_NONBLOCK` is not used: it would open an empty drive. A pipe, which would hang, was ruled out before.
+fn open_file(path: &Path, access: OpenFor, flags: OFlags) -> io::Result<File> {
+    let flags = (flags | OFlags::NOCTTY).bits().cast_signed();
+    let write = access == OpenFor::Writing;
+    OpenOptions::new().read(true).write(write).custom_flags(flags).open(path)
+}
+
+fn is_read_only(path: &Path) -> bool {
+    let file = open_file(path, OpenFor::Reading, OFlags::empty());
+    file.is_ok_and(|file| ioctl::is_read_only(&file) == Ok(true))
+}
+
+fn nothing(path: &Path, known: Option<&Disk>) -> OpenError {
+    let path = path.to_owned();
+    match known.is_some_and(|disk| disk.removable) {
+        true => OpenError::NoMedium { path },
+        false => OpenError::Empty { path },
+    }
+}
+
+/// The name may lead elsewhere by the time it is opened.
+fn unchanged(path: &Path, file: &File, before: &Metadata) -> Result<(), OpenError> {
+    let now = file.metadata().map_err(|error| OpenError::of(path, error))?;
+    let identity = |m: &Metadata| (m.dev(), m.ino(), m.rdev(), m.mode() & 0o170_000);
+    match identity(&now) == identity(before) {
+        true => Ok(()),
+        false => Err(OpenError::Changed { path: path.to_owned() }),
+    }
+}
+
+/// The kind of `flock`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lock {
+    Exclusive,
+    Shared,
+}
+
+fn lock(path: &Path, file: impl AsFd, kind: Lock) -> Result<(), OpenError> {
+    let operation = match kind {
+        Lock::Exclusive => FlockOperation::NonBlockingLockExclusive,
+        Lock::Shared => FlockOperation::NonBlockingLockShared,
+    };
+    for _ in 0..LOCK_TRIES {
+        match rustix::fs::flock(&file, operation) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => sleep(LOCK_PAUSE),
+            Err(error) => return Err(OpenError::of(path, error.into())),
+        }
+    }
+    Err(OpenError::Locked { path: path.to_owned() })
+}
+
+/// Partitions of a disk may be lent beside each other, but not beside the disk: they share its lock.
+fn lock_whole(tree: &Tree, known: Option<&Disk>) -> Result<Option<OwnedFd>, OpenError> {
+    let Some(part) = known.and_then(|disk| disk.part.as_ref()) else { return Ok(None) };
+    let Some(whole) = block::read(tree, &part.of) else { return Ok(None) };
+    let path = tree.path(&whole.node);
+    // Without its node the whole disk cannot be lent by anybody.
+    let Ok(file) = open_file(&path, OpenFor::Reading, OFlags::empty()) else { return Ok(None) };
+    lock(&path, &file, Lock::Shared)?;
+    Ok(Some(file.into()))
+}
+
+fn open_image(
+    tree: &Tree,
+    path: PathBuf,
+    metadata: &Metadata,
+    access: OpenFor,
+    tolerant: bool,
+) -> Result<Opened, OpenError> {
+    let fail = |error: io::Error| OpenError::of(&path, error);
+    if let Some(reason) = judge_image(tree, &path).reasons.first().filter(|_| !tolerant) {
+        return Err(OpenError::InUse { path, why: reason.text.clone() });
+    }
+    let file = open_file(&path, access, OFlags::empty()).map_err(fail)?;
+    unchanged(&path, &file, metadata)?;
+    let locking = if access == OpenFor::Writing { Lock::Exclusive } else { Lock::Shared };
+    lock(&path, &file, locking)?;
+    let size = file.metadata().map_err(fail)?.len();
+    let logical_block = partition::block_size(&file).map_err(fail)?.unwrap_or(512);
+    let tail = size.checked_rem(logical_block.into()).unwrap_or(0);
+    match size {
+        0 => return Err(OpenError::Empty { path }),
+        bytes if bytes == tail => {
+            return Err(OpenError::TooSmall { path, bytes, block: logical_block });
+        }
+        _ => {}
+    }
+    let holes = access == OpenFor::Writing && can_punch(&file, size);
+    let direct = direct(&file, logical_block, COMMON_ALIGNMENT);
+    Ok(Opened {
+        descriptor: file.into(),
+        whole: None,
+        kind: Kind::Image,
+        number: number(metadata.dev()),
+        bytes: size - tail,
+        tail,
+        logical_block,
+        physical_block: physical_block(metadata, logical_block),
+        read_only: false,
+        exclusive: false,
+        direct: direct.is_some(),
+        memory_alignment: direct.unwrap_or(1),
+        volatile_cache: true,
+        can_discard: holes,
+        can_zero: holes,
+        path,
+    })
+}
+
+/// The file system's block, but no more than disks have.
+fn physical_block(metadata: &Metadata, logical_block: u32) -> u32 {
+    let block = metadata.blksize().min(COMMON_ALIGNMENT.into());
+    u32::try_from(block).unwrap_or(logical_block).max(logical_block)
+}
+
+/// Whether the file system makes holes: asked beyond the file's end, where it changes nothing.
+fn can_punch(file: &File, size: u64) -> bool {
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    let beyond = size.next_multiple_of(COMMON_ALIGNMENT.into());
+    rustix::fs::fallocate(file, flags, beyond, COMMON_ALIGNMENT.into()).is_ok()
+}
+
+/// Turns the page cache off if every aligned block can be moved without it; the alignment of memory it then asks for.
+fn direct(file: &File, logical_block: u32, guess: u32) -> Option<u32> {
+    let (memory, offset) = asked(file).unwrap_or((guess, guess));
+    if offset == 0 || !logical_block.is_multiple_of(offset) {
+        return None;
+    }
+    let flags = rustix::fs::fcntl_getfl(file).ok()?;
+    rustix::fs::fcntl_setfl(file, flags | OFlags::DIRECT).ok()?;
+    Some(memory.max(1))
+}
+
+/// What the kernel asks of direct I/O on the file: alignment in memory, and on the disk (0: it cannot be had).
+fn asked(file: &File) -> Option<(u32, u32)> {
+    let stat: Statx =
+        rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
+    let told = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::DIOALIGN);
+    told.then_some((stat.stx_dio_mem_align, stat.stx_dio_offset_align))
+}
+
+/// The disks of this machine, asked for real. Reading takes nothing from anybody and tells nobody.
+#[derive(Debug, Clone, Default)]
+pub struct Live {
+    /// Where the device nodes are.
+    pub tree: Tree,
+}
+
+impl Probe for Live {
+    fn contents(&self, disk: &Disk) -> io::Result<Contents> {
+        let file = File::open(self.tree.path(&disk.node))?;
+        signature::probe(&file as &dyn ReadAt, disk.bytes)
+    }
+
+    fn is_busy(&self, disk: &Disk) -> io::Result<bool> {
+        match open_file(&self.tree.path(&disk.node), OpenFor::Reading, OFlags::EXCL) {
+            Ok(_) => Ok(false),
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod attached {
+    //! Images attached as block devices of this machine, for tests.
+
+    use crate::tree::fake::Fake;
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    /// An image of 1 MiB attached as a block device of this machine; detached when dropped.
+    pub(crate) struct Attached {
+        pub(crate) node: PathBuf,
+        _fake: Fake,
+    }
+
+    impl Attached {
+        /// `None`, with a line that says so, where that cannot be done (no root, no loop devices).
+        pub(crate) fn new(content: &[u8], options: &[&str]) -> Option<Self> {
+            let fake = Fake::new();
+            let path = fake.file("disk", content).root.join("disk");
+            // Between the search for a free device and its use another program may take it.
+            for _ in 0..5 {
+                let run = Command::new("losetup")
+                    .args(options)
+                    .args(["--find", "--show"])
+                    .arg(&path)
+                    .output();
+                let Ok(run) = run else { break };
+                if run.status.success() {
+                    let node = String::from_utf8(run.stdout).unwrap().trim().into();
+                    return Some(Self { node, _fake: fake });
+                }
+            }
+            eprintln!("skipped: no loop device can be attached here");
+            None
+        }
+    }
+
+    impl Drop for Attached {
+        fn drop(&mut self) {
+            let run = Command::new("losetup").arg("--detach").arg(&self.node).status();
+            assert!(run.unwrap().success());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::attached::Attached;
+    use super::*;
+    use crate::in_use::Machine;
+    use crate::partition::made;
+    use crate::reason::{Asked, Code};
+    use crate::tree::fake::Fake;
+    use std::process::Command;
+
+    /// A folder for images; its `/proc` and `/sys` are empty, so that nothing is in use.
+    fn image(fake: &Fake, name: &str, content: &[u8]) -> PathBuf {
+        fake.file(name, content);
+        fake.root.join(name)
+    }
+
+    fn open_it(fake: &Fake, path: &Path, access: OpenFor) -> Result<Opened, OpenError> {
+        open(&fake.tree(), path, access, false)
+    }
+
+    #[track_caller]
+    fn assert_says(result: Result<Opened, OpenError>, words: &str) {
+        let said = result.unwrap_err().to_string();
+        assert!(said.contains(words) && !said.contains('\n'), "{said}");
+    }
+
+    #[test]
+    fn an_image_is_opened_with_the_block_size_of_its_partition_table() {
+        let fake = Fake::new();
+        for (block, name) in [(512u32, "small"), (4096, "large")] {
+            let path = image(&fake, name, &made::gpt(block as usize, 64));
+            let opened = open_it(&fake, &path, OpenFor::Reading).unwrap();
+            assert_eq!((opened.kind, opened.logical_block), (Kind::Image, block));
+            assert_eq!((opened.bytes, opened.tail), (64 * u64::from(block), 0));
+            assert!(opened.volatile_cache && opened.physical_block >= block);
+            assert!(!opened.exclusive && !opened.can_discard);
+        }
+    }
+
+    #[test]
+    fn bytes_that_fill_no_block_are_not_lent() {
+        let fake = Fake::new();
+        let path = image(&fake, "odd", &[1; 1500]);
+        let opened = open_it(&fake, &path, OpenFor::Reading).unwrap();
+        assert_eq!((opened.bytes, opened.tail), (1024, 476));
+        assert_says(
+            open_it(&fake, &image(&fake, "tiny", &[1; 100]), OpenFor::Reading),
+            "only 100 bytes",
+        );
+        assert_says(
+            open_it(&fake, &image(&fake, "none", &[]), OpenFor::Reading),
+            "nothing to lend",
+        );
+    }
+
+    #[test]
+    fn what_is_opened_for_reading_cannot_be_written() {
+        let fake = Fake::new();
+        let path = image(&fake, "disk", &[1; 8192]);
+        let opened = open_it(&fake, &path, OpenFor::Reading).unwrap();
+        assert_eq!(rustix::io::pwrite(&opened.descriptor, &[0; 512], 0), Err(Errno::BADF));
+    }
+
+    #[test]
+    fn direct_reads_and_writes_work_when_they_are_promised() {
+        let fake = Fake::new();
+        let path = image(&fake, "disk", &[7; 65536]);
+        let opened = open_it(&fake, &path, OpenFor::Writing).unwrap();
+        let mut room = vec![0; 8192 + 512];
+        let start = room.as_ptr().align_offset(4096);
+        let block = &mut room[start..start + 512];
+        assert_eq!(rustix::io::pread(&opened.descriptor, &mut *block, 512), Ok(512));
+        assert_eq!(block[0], 7);
+        assert_eq!(rustix::io::pwrite(&opened.descriptor, &*block, 1024), Ok(512));
+        assert!(opened.memory_alignment <= 4096 && opened.memory_alignment.is_power_of_two());
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().len(),
+            65536,
+            "asking for holes changed the size"
+        );
+    }
+
+    #[test]
+    fn an_image_lent_to_be_written_is_lent_once_and_others_to_many() {
+        let fake = Fake::new();
+        let path = image(&fake, "disk", &[1; 8192]);
+        let first = open_it(&fake, &path, OpenFor::Reading).unwrap();
+        let second = open_it(&fake, &path, OpenFor::Reading).unwrap();
+        assert_says(open_it(&fake, &path, OpenFor::Writing), "is locked by another program");
+        drop((first, second));
+        let writer = open_it(&fake, &path, OpenFor::Writing).unwrap();
+        assert_says(open_it(&fake, &path, OpenFor::Reading), "is locked");
+        drop(writer);
+        open_it(&fake, &path, OpenFor::Reading).unwrap();
+    }
+
+    #[test]
+    fn an_image_attached_as_a_disk_here_is_in_use() {
+        let fake = Fake::new();
+        let path = image(&fake, "disk", &[1; 8192]);
+        fake.disk("virtual", "loop0", "7:0", 16);
+        fake.file("sys/class/block/loop0/loop/backing_file", "/disk\n");
+        assert_says(open_it(&fake, &path, OpenFor::Reading), "is in use (attached as loop0)");
+        assert_says(open(&fake.tree(), &path, OpenFor::Writing, true), "is in use");
+        open(&fake.tree(), &path, OpenFor::Reading, true).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_disk_is_refused_in_a_sentence_and_at_once() {
+        let fake = Fake::new();
+        let at = |name: &str| fake.root.join(name);
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            at("pipe"),
+            rustix::fs::FileType::Fifo,
+            0o600.into(),
+            0,
+        )
+        .unwrap();
+        std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        let cases = [
+            (at("missing"), "there is no such disk or file"),
+            (at("pipe"), "is a pipe; only block devices"),
+            (at("socket"), "is a socket"),
+            (fake.root.clone(), "is a directory"),
+            (PathBuf::from("/dev/null"), "is a character device"),
+        ];
+        for (path, words) in cases {
+            assert_says(open_it(&fake, &path, OpenFor::Reading), words);
+        }
+    }
+
+    #[test]
+    fn system_errors_become_sentences() {
+        let cases = [
+            (Errno::NOMEDIUM, "no medium in the drive"),
+            (Errno::ACCESS, "run this as root"),
+            (Errno::ROFS, "without --writable"),
+            (Errno::PERM, "cannot be opened: Operation not permitted"),
+            (Errno::BUSY, "--allow-in-use"),
+            (Errno::NXIO, "no such disk"),
+            (Errno::IO, "cannot be opened: Input/output error"),
+        ];
+        for (errno, words) in cases {
+            assert_says(Err(OpenError::of(Path::new("/dev/x"), errno.into())), words);
+        }
+    }
+
+    impl Attached {
+        fn open(&self, access: OpenFor, allow_in_use: bool) -> Result<Opened, OpenError> {
+            open(&Tree::machine(), &self.node, access, allow_in_use)
+        }
+    }
+
+    #[test]
+    fn a_block_device_is_held_and_locked() {
+        let Some(device) = Attached::new(&[5; 1 << 20], &[]) else { return };
+        let opened = device.open(OpenFor::Writing, false).unwrap();
+        assert_eq!((opened.kind, opened.bytes, opened.logical_block), (Kind::Block, 1 << 20, 512));
+        assert!(opened.exclusive && !opened.read_only);
+        assert_eq!(opened.number.major, 7);
+        assert_says(device.open(OpenFor::Writing, true), "is in use");
+        assert_says(device.open(OpenFor::Reading, false), "is in use");
+        // Even where use is allowed, what we lend ourselves is locked.
+        assert_says(device.open(OpenFor::Reading, true), "is locked");
+        drop(opened);
+        let opened = device.open(OpenFor::Reading, false).unwrap();
+        assert!(opened.exclusive);
+        assert_eq!(rustix::io::pwrite(&opened.descriptor, &[0; 512], 0), Err(Errno::BADF));
+    }
+
+    #[test]
+    fn a_device_in_use_is_lent_read_only_beside_its_user() {
+        let Some(device) = Attached::new(&[5; 1 << 20], &[]) else { return };
+        let user = open_file(&device.node, OpenFor::Reading, OFlags::EXCL).unwrap();
+        assert_says(device.open(OpenFor::Writing, true), "is in use");
+        let opened = device.open(OpenFor::Reading, true).unwrap();
+        assert!(!opened.exclusive);
+        drop(user);
+    }
+
+    #[test]
+    fn a_read_only_medium_is_not_lent_to_be_written() {
+        let Some(device) = Attached::new(&[5; 1 << 20], &["--read-only"]) else { return };
+        assert_says(device.open(OpenFor::Writing, false), "cannot be written");
+        assert!(device.open(OpenFor::Reading, false).unwrap().read_only);
+    }
+
+    #[test]
+    fn partitions_are_lent_beside_each_other_but_not_beside_their_disk() {
+        let Some(device) = Attached::new(&[0; 1 << 20], &["--partscan"]) else { return };
+        let part = |number: &str, start: &str| {
+            let run =
+                Command::new("addpart").arg(&device.node).args([number, start, "100"]).status();
+            assert!(run.unwrap().success());
+            PathBuf::from(format!("{}p{number}", device.node.display()))
+        };
+        let (first, second) = (part("1", "64"), part("2", "256"));
+        let tree = Tree::machine();
+        let opened = open(&tree, &first, OpenFor::Writing, false).unwrap();
+        assert_eq!((opened.bytes, opened.whole.is_some()), (51_200, true));
+        let beside = open(&tree, &second, OpenFor::Reading, false).unwrap();
+        assert_says(device.open(OpenFor::Reading, false), "is in use");
+        drop((opened, beside));
+        let _whole = device.open(OpenFor::Reading, false).unwrap();
+        assert_says(open(&tree, &first, OpenFor::Reading, false), "is in use");
+        assert_says(open(&tree, &first, OpenFor::Reading, true), "is locked");
+    }
+
+    #[test]
+    fn the_live_machine_is_judged_by_what_is_on_its_disks() {
+        let mut content = vec![0; 1 << 20];
+        content[512..520].copy_from_slice(b"LABELONE");
+        content[536..544].copy_from_slice(b"LVM2 001");
+        let Some(device) = Attached::new(&content, &[]) else { return };
+        let machine = Machine::look(&Tree::machine()).unwrap();
+        let disk = machine.disks.iter().find(|disk| disk.node == device.node).unwrap();
+        let codes = || {
+            let verdict = machine.judge(disk, &Live::default());
+            assert!(!verdict.allows(Asked::ForAll));
+            verdict.reasons.iter().map(|reason| reason.code).collect::<Vec<_>>()
+        };
+        assert_eq!(codes(), [Code::Lvm, Code::Loop]);
+        let _user = open_file(&device.node, OpenFor::Reading, OFlags::EXCL).unwrap();
+        assert_eq!(codes(), [Code::Lvm, Code::Busy, Code::Loop]);
+    }
+}

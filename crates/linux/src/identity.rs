@@ -1,0 +1,417 @@
+//! Names for a lent disk that are the same after a reboot, on another port, or under another kernel name.
+//!
+//! Does not know NVMe beyond the widths of its fields, nor what the names are announced with.
+
+use crate::block::Disk;
+use crate::hardware::{Hardware, hex, unhex};
+use crate::partition::Table;
+use crate::tree::Tree;
+use sha2::{Digest, Sha256};
+use std::path::Path;
+
+/// Keeps these hashes apart from all others of the same bytes.
+const DOMAIN: &str = "storagetm disk identity 1";
+const SERIAL: usize = 20;
+const MODEL: usize = 40;
+const FIRMWARE: usize = 8;
+
+/// What the names were made from; the surer come first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// A world-wide name or an identifier of the namespace.
+    WorldWideName,
+    /// Serial number and model.
+    Serial,
+    /// The identifier of a stacked device (LVM, LUKS, RAID).
+    Stack,
+    /// The disk GUID of the partition table.
+    DiskGuid,
+    /// This machine and the path.
+    Path,
+}
+
+/// Names of a lent disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Made from the source by hashing (RFC 9562 §5.8, version 8): not the UUID of any disk that is not lent.
+    pub uuid: [u8; 16],
+    /// The disk's own NGUID, or its 16-byte world-wide name in that form.
+    pub nguid: Option<[u8; 16]>,
+    /// The disk's own EUI-64, or its 8-byte world-wide name in that form.
+    pub eui64: Option<[u8; 8]>,
+    /// The serial number: 1 to 20 printable ASCII characters.
+    pub serial: String,
+    /// The model: 1 to 40 printable ASCII characters.
+    pub model: String,
+    /// The firmware's revision: 1 to 8 printable ASCII characters.
+    pub firmware: String,
+    /// What they were made from.
+    pub source: Source,
+}
+
+/// What makes this machine another than all others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MachineId {
+    /// The identifier.
+    pub bytes: [u8; 16],
+    /// It is the same after a reboot.
+    pub stable: bool,
+}
+
+/// `/etc/machine-id`, else D-Bus's, else the firmware's UUID, else that of this boot.
+pub fn machine_id(tree: &Tree) -> MachineId {
+    let read = |path: &str| {
+        let digits = tree.attribute(path)?.replace('-', "");
+        <[u8; 16]>::try_from(unhex(&digits)?).ok().filter(|bytes| *bytes != [0; 16])
+    };
+    let lasting = ["etc/machine-id", "var/lib/dbus/machine-id", "sys/class/dmi/id/product_uuid"];
+    match lasting.iter().find_map(|path| read(path)) {
+        Some(bytes) => MachineId { bytes, stable: true },
+        None => {
+            let boot = read("proc/sys/kernel/random/boot_id");
+            MachineId { bytes: boot.unwrap_or_default(), stable: false }
+        }
+    }
+}
+
+/// The identity of a block device. `whole` is the disk that a partition is part of, or the disk itself; `table` is that
+/// disk's partition table.
+pub fn of_block(disk: &Disk, whole: &Disk, table: Option<&Table>, machine: MachineId) -> Identity {
+    let (source, key) = key(whole, table, machine);
+    let key: Vec<&str> = key.iter().map(String::as_str).collect();
+    let hardware = &whole.hardware;
+    let Some(part) = &disk.part else {
+        return Identity {
+            nguid: hardware.nguid.or_else(|| wide(hardware)),
+            eui64: hardware.eui64.or_else(|| narrow(hardware)),
+            ..named(hash(&key), hardware.serial.as_deref(), hardware, source)
+        };
+    };
+    let entry = table.and_then(|table| table.entries.iter().find(|e| e.number == part.number));
+    let own = entry.and_then(|entry| entry.guid).map(|guid| hex(&guid));
+    let number = part.number.to_string();
+    let own = own.as_deref().unwrap_or(&number);
+    let serial = hardware.serial.as_ref().map(|serial| suffixed(serial, &number));
+    named(hash(&[&key[..], &["partition", own]].concat()), serial.as_deref(), hardware, source)
+}
+
+/// The identity of an image: this machine and the path (links followed). A copy elsewhere is another disk, since both
+/// may be lent at once.
+pub fn of_image(path: &Path, machine: MachineId) -> Identity {
+    let path = path.to_string_lossy();
+    let uuid = hash(&["image", &hex(&machine.bytes), &path]);
+    let hardware = Hardware { model: Some("storagetm image".to_owned()), ..Hardware::default() };
+    named(uuid, None, &hardware, Source::Path)
+}
+
+/// The first two with one identity.
+pub fn clash(identities: &[Identity]) -> Option<(usize, usize)> {
+    let mut pairs = (0..).zip(identities);
+    pairs.find_map(|(later, identity)| {
+        let earlier = identities.iter().position(|other| other.uuid == identity.uuid)?;
+        (earlier < later).then_some((earlier, later))
+    })
+}
+
+/// What names a whole disk, the surest that it has.
+fn key(disk: &Disk, table: Option<&Table>, machine: MachineId) -> (Source, Vec<String>) {
+    let guid = table.and_then(|table| table.guid);
+    let found = [
+        (Source::WorldWideName, world_wide(&disk.hardware)),
+        (Source::Serial, serial(&disk.hardware, machine)),
+        (Source::Stack, stack(disk)),
+        (Source::DiskGuid, guid.map(|guid| vec!["gpt".to_owned(), hex(&guid)])),
+    ];
+    let found = found.into_iter().find_map(|(source, key)| Some((source, key?)));
+    found.unwrap_or_else(|| (Source::Path, place(disk, machine)))
+}
+
+fn world_wide(hardware: &Hardware) -> Option<Vec<String>> {
+    let name = hardware.wwn.clone();
+    let name = name.or_else(|| hardware.nguid.map(|bytes| format!("nguid.{}", hex(&bytes))));
+    let name = name.or_else(|| hardware.eui64.map(|bytes| format!("eui.{}", hex(&bytes))));
+    let name = name.or_else(|| hardware.uuid.map(|bytes| format!("uuid.{}", hex(&bytes))));
+    name.map(|name| vec!["wwn".to_owned(), name])
+}
+
+/// A serial number of one repeated character is none. One without a model is that of a virtual disk, which whoever made
+/// the machine chose: it means something on this machine alone.
+fn serial(hardware: &Hardware, machine: MachineId) -> Option<Vec<String>> {
+    let serial = hardware.serial.clone()?;
+    let mut characters = serial.chars();
+    let first = characters.next()?;
+    if characters.all(|c| c == first) && serial.len() > 1 {
+        return None;
+    }
+    let maker = hardware.model.clone().unwrap_or_else(|| hex(&machine.bytes));
+    Some(vec!["serial".to_owned(), serial, maker])
+}
+
+fn stack(disk: &Disk) -> Option<Vec<String>> {
+    let stacking = &disk.stacking;
+    let dm = stacking.dm_uuid.clone().map(|uuid| vec!["dm".to_owned(), uuid]);
+    dm.or_else(|| stacking.md_uuid.clone().map(|uuid| vec!["md".to_owned(), uuid]))
+}
+
+/// Where the disk hangs on this machine: the bus, never the kernel's name. Only devices that hang on nothing (`ram0`,
+/// `nbd0`, an array without an identifier) have but their node.
+fn place(disk: &Disk, machine: MachineId) -> Vec<String> {
+    let stacking = &disk.stacking;
+    let made = stacking.backing_file.clone().or_else(|| stacking.dm_name.clone());
+    let hangs_on_nothing = disk.place.components().any(|part| part.as_os_str() == "virtual");
+    let path = if hangs_on_nothing { Some(disk.node.as_path()) } else { disk.place.parent() };
+    let path = path.map(|path| path.to_string_lossy().into_owned());
+    vec!["path".to_owned(), hex(&machine.bytes), made.or(path).unwrap_or_default()]
+}
+
+/// The first half of SHA-256 over the parts, each behind its length, as a UUID of version 8.
+fn hash(parts: &[&str]) -> [u8; 16] {
+    let mut digest = Sha256::new();
+    for part in [DOMAIN].iter().chain(parts) {
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part.as_bytes());
+    }
+    let mut uuid = [0; 16];
+    for (to, from) in uuid.iter_mut().zip(digest.finalize()) {
+        *to = from;
+    }
+    uuid[6] = uuid[6] & 0x0f | 0x80;
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    uuid
+}
+
+fn named(uuid: [u8; 16], serial: Option<&str>, hardware: &Hardware, source: Source) -> Identity {
+    let model = hardware.model.as_deref().and_then(|model| printable(model, MODEL));
+    let firmware = hardware.firmware.as_deref().and_then(|words| printable(words, FIRMWARE));
+    let made = || hex(&uuid).chars().take(SERIAL).collect();
+    Identity {
+        uuid,
+        nguid: None,
+        eui64: None,
+        serial: serial.and_then(ending).unwrap_or_else(made),
+        model: model.unwrap_or_else(|| "storagetm disk".to_owned()),
+        firmware: firmware
+            .unwrap_or_else(|| env!("CARGO_PKG_VERSION").chars().take(FIRMWARE).collect()),
+        source,
+    }
+}
+
+/// Printable ASCII (20h to 7Eh, NVMe Base 2.0 §1.8), cut to `most` characters; `None` if nothing is left.
+fn printable(text: &str, most: usize) -> Option<String> {
+    let shown = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '_' };
+    let text: String = text.trim().chars().map(shown).take(most).collect();
+    let text = text.trim_end();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// Of a long serial number the end, which is what differs between two disks of a kind.
+fn ending(serial: &str) -> Option<String> {
+    let whole = printable(serial, usize::MAX)?;
+    let skip = whole.len().saturating_sub(SERIAL);
+    printable(whole.get(skip..)?, SERIAL)
+}
+
+/// The disk's serial number with the partition's behind it, in 20 characters.
+fn suffixed(serial: &str, number: &str) -> String {
+    let suffix = format!("-p{number}");
+    let room = SERIAL.saturating_sub(suffix.len());
+    let serial = ending(serial).unwrap_or_default();
+    let skip = serial.len().saturating_sub(room);
+    format!("{}{suffix}", serial.get(skip..).unwrap_or_default())
+}
+
+fn name_bytes<const N: usize>(hardware: &Hardware, prefix: &str) -> Option<[u8; N]> {
+    unhex(hardware.wwn.as_deref()?.strip_prefix(prefix)?)?.try_into().ok()
+}
+
+/// An 8-byte name as EUI-64: three bytes of manufacturer, five of its own numbers. NAA 5 (SPC-5 §7.7.6.6.5) keeps the
+/// same two behind a leading digit, which moves between them.
+fn narrow(hardware: &Hardware) -> Option<[u8; 8]> {
+    let naa = name_bytes(hardware, "naa.").map(u64::from_be_bytes).filter(|name| name >> 60 == 5);
+    let turned = naa.map(|name| (turn(name)).to_be_bytes());
+    turned.or_else(|| name_bytes(hardware, "eui."))
+}
+
+/// A 16-byte name as NGUID: eight bytes of extension, three of manufacturer, five of its own numbers (NVMe Base 2.0
+/// §4.5.2). NAA 6 (SPC-5 §7.7.6.6.6) keeps the extension last.
+fn wide(hardware: &Hardware) -> Option<[u8; 16]> {
+    let naa = name_bytes(hardware, "naa.").map(u128::from_be_bytes).filter(|name| name >> 124 == 6);
+    let turned = naa.map(|name| {
+        let (front, extension) = (name >> 64, name << 64);
+        let front = u64::try_from(front).unwrap_or_default();
+        (extension | u128::from(turn(front))).to_be_bytes()
+    });
+    turned.or_else(|| name_bytes(hardware, "eui."))
+}
+
+/// The leading digit moves behind the next six.
+fn turn(name: u64) -> u64 {
+    let digit = name >> 60;
+    let manufacturer = name << 4 >> 40;
+    manufacturer << 40 | digit << 36 | name & 0xf_ffff_ffff
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::block;
+    use crate::partition::{Entry, Scheme};
+    use crate::tree::fake::Fake;
+
+    const MACHINE: MachineId = MachineId { bytes: [1; 16], stable: true };
+    const OTHER: MachineId = MachineId { bytes: [2; 16], stable: true };
+
+    fn disk(name: &str) -> Disk {
+        let fake = Fake::new();
+        fake.disk("pci0/virtio1", name, "254:0", 8).part(name, &format!("{name}1"), "254:1", 1);
+        block::read(&fake.tree(), name).unwrap()
+    }
+
+    fn with(name: &str, hardware: Hardware) -> Disk {
+        Disk { hardware, ..disk(name) }
+    }
+
+    fn of(disk: &Disk) -> Identity {
+        of_block(disk, disk, None, MACHINE)
+    }
+
+    fn table() -> Table {
+        let entry = Entry {
+            number: 1,
+            kind: "83".into(),
+            guid: Some([8; 16]),
+            name: None,
+            start: 0,
+            bytes: 0,
+        };
+        Table { scheme: Scheme::Gpt, block_size: 512, guid: Some([9; 16]), entries: vec![entry] }
+    }
+
+    fn hardware(wwn: Option<&str>, serial: Option<&str>) -> Hardware {
+        let own = |text: Option<&str>| text.map(str::to_owned);
+        Hardware {
+            wwn: own(wwn),
+            serial: own(serial),
+            model: Some("M".into()),
+            ..Hardware::default()
+        }
+    }
+
+    #[test]
+    fn the_kernel_name_and_the_machine_do_not_matter_to_a_disk_with_a_name_of_its_own() {
+        for known in [hardware(Some("naa.5000c50056789abc"), None), hardware(None, Some("S1"))] {
+            let (a, b) = (with("vda", known.clone()), with("vdb", known));
+            assert_eq!(of(&a), of_block(&b, &b, Some(&table()), OTHER));
+        }
+    }
+
+    #[test]
+    fn a_virtual_disk_of_another_machine_is_another_though_its_serial_number_is_the_same() {
+        let disk = with("vda", Hardware { serial: Some("disk0".into()), ..Hardware::default() });
+        let (here, there) = (of(&disk), of_block(&disk, &disk, None, OTHER));
+        assert_eq!((here.serial.as_str(), here.source), ("disk0", Source::Serial));
+        assert_ne!(here.uuid, there.uuid);
+    }
+
+    #[test]
+    fn the_uuid_is_the_same_in_every_version_of_the_program() {
+        let uuid = of(&with("vda", hardware(Some("naa.5000c50056789abc"), None))).uuid;
+        assert_eq!(hex(&uuid), "88266406428685f0bcbd961644ee8d1b");
+    }
+
+    #[test]
+    fn without_names_the_partition_table_and_then_the_place_tell() {
+        let (a, b) = (disk("vda"), disk("vdb"));
+        let table = table();
+        let by_table = of_block(&a, &a, Some(&table), MACHINE);
+        assert_eq!(by_table.source, Source::DiskGuid);
+        assert_eq!(by_table.uuid, of_block(&b, &b, Some(&table), OTHER).uuid);
+        assert_eq!((of(&a).source, of(&a).uuid), (Source::Path, of(&b).uuid));
+        assert_ne!(of(&a).uuid, of_block(&a, &a, None, OTHER).uuid);
+        let zeroes = with("vda", hardware(None, Some("00000000")));
+        assert_eq!(of(&zeroes).source, Source::Path);
+    }
+
+    #[test]
+    fn stacked_devices_have_their_own_identifier() {
+        let mut dm = disk("vda");
+        dm.stacking.dm_uuid = Some("LVM-abc".into());
+        assert_eq!(of(&dm).source, Source::Stack);
+        let mut file = disk("vda");
+        file.stacking.backing_file = Some("/images/a".into());
+        assert_ne!(of(&file).uuid, of(&disk("vda")).uuid);
+    }
+
+    #[test]
+    fn a_partition_is_named_after_its_disk() {
+        let fake = Fake::new();
+        fake.disk("pci0/virtio1", "vda", "254:0", 8).part("vda", "vda1", "254:1", 1);
+        let part = block::read(&fake.tree(), "vda1").unwrap();
+        let known = hardware(Some("eui.0025384b31404c21"), Some("SERIAL-OF-MORE-THAN-20-CHARS"));
+        let whole = with("vda", known);
+        let named = of_block(&part, &whole, Some(&table()), MACHINE);
+        assert_eq!(named.serial, "ORE-THAN-20-CHARS-p1");
+        assert_ne!(named.uuid, of_block(&part, &whole, None, MACHINE).uuid);
+        assert_ne!(named.uuid, of(&whole).uuid);
+        assert_eq!((named.eui64, named.nguid), (None, None));
+        assert_eq!(of(&whole).eui64, Some([0, 0x25, 0x38, 0x4b, 0x31, 0x40, 0x4c, 0x21]));
+    }
+
+    #[test]
+    fn world_wide_names_take_the_forms_of_nvme() {
+        let narrow = of(&with("vda", hardware(Some("naa.5000c50056789abc"), None)));
+        assert_eq!(narrow.eui64.map(|bytes| hex(&bytes)).as_deref(), Some("000c505056789abc"));
+        let wide = of(&with("vda", hardware(Some("naa.60014055566677778888999900001111"), None)));
+        let nguid = wide.nguid.map(|bytes| hex(&bytes));
+        assert_eq!(nguid.as_deref(), Some("88889999000011110014056556667777"));
+        assert_eq!(wide.eui64, None);
+    }
+
+    #[test]
+    fn what_a_disk_says_of_itself_is_made_printable() {
+        let known = Hardware {
+            model: Some("Evil\x1b[2J\u{fc} disk with a name of more than forty characters".into()),
+            firmware: Some("1234567890".into()),
+            serial: Some("\n\u{e9}\t".into()),
+            ..Hardware::default()
+        };
+        let named = of(&with("vda", known));
+        assert_eq!(named.model, "Evil_[2J_ disk with a name of more than");
+        assert_eq!((named.firmware.as_str(), named.serial.as_str()), ("12345678", "_"));
+        let bare = of(&disk("vda"));
+        assert_eq!((bare.serial.len(), bare.model.as_str()), (20, "storagetm disk"));
+        assert!(!bare.firmware.is_empty() && bare.firmware.len() <= 8);
+    }
+
+    #[test]
+    fn images_differ_by_path_and_machine() {
+        let a = of_image(Path::new("/a.img"), MACHINE);
+        assert_eq!(a, of_image(Path::new("/a.img"), MACHINE));
+        assert_ne!(a.uuid, of_image(Path::new("/b.img"), MACHINE).uuid);
+        assert_ne!(a.uuid, of_image(Path::new("/a.img"), OTHER).uuid);
+        assert_eq!((a.uuid[6] >> 4, a.uuid[8] >> 6), (8, 2));
+    }
+
+    #[test]
+    fn two_disks_with_one_identity_are_found() {
+        let list = ["/a", "/b", "/c", "/b"].map(|path| of_image(Path::new(path), MACHINE));
+        assert_eq!(clash(&list), Some((1, 3)));
+        assert_eq!(clash(&list[..3]), None);
+    }
+
+    #[test]
+    fn the_machine_is_known_by_the_first_file_that_knows_it() {
+        let fake = Fake::new();
+        assert!(!machine_id(&fake.tree()).stable);
+        fake.file("proc/sys/kernel/random/boot_id", "00112233-4455-6677-8899-aabbccddeeff\n");
+        let boot = machine_id(&fake.tree());
+        assert_eq!((boot.bytes[15], boot.stable), (0xff, false));
+        fake.file("sys/class/dmi/id/product_uuid", "00112233-4455-6677-8899-AABBCCDDEEFE\n");
+        assert_eq!(machine_id(&fake.tree()).bytes[15], 0xfe);
+        fake.file("etc/machine-id", "uninitialized\n");
+        assert_eq!(machine_id(&fake.tree()).bytes[15], 0xfe);
+        fake.file("etc/machine-id", "3d1219c7c4c5404aaa1f6d2a48adfda4\n");
+        let id = machine_id(&fake.tree());
+        assert_eq!((id.bytes[0], id.stable), (0x3d, true));
+    }
+}

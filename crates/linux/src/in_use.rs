@@ -1,0 +1,727 @@
+//! Whether a disk may be lent: everything on this machine that uses it, or may.
+//!
+//! Reads no disk itself: what is on one, and whether a program has it for itself, is asked of the caller's [`Probe`].
+//! What cannot be found out counts as use.
+
+use crate::block::{self, DeviceNumber, Disk};
+use crate::mount::{self, Mount};
+use crate::reason::{Code, Reason, Verdict};
+use crate::signature::Contents;
+use crate::transport::Transport;
+use crate::tree::Tree;
+use rustix::io::Errno;
+use std::collections::HashSet;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
+/// The questions that only the disk itself answers.
+pub trait Probe {
+    /// What is on it.
+    fn contents(&self, disk: &Disk) -> io::Result<Contents>;
+    /// Whether a program, or the kernel, has it for itself.
+    fn is_busy(&self, disk: &Disk) -> io::Result<bool>;
+}
+
+/// A file system in use, or swap space, on one device.
+#[derive(Debug, Clone)]
+struct Use {
+    device: String,
+    code: Code,
+    text: String,
+}
+
+/// The machine at one moment.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    /// Every block device.
+    pub disks: Vec<Disk>,
+    uses: Vec<Use>,
+    doubts: Vec<Reason>,
+}
+
+impl Machine {
+    /// Looks at the machine. Errors: `/sys/class/block` cannot be read; what else cannot be read is a doubt.
+    pub fn look(tree: &Tree) -> io::Result<Self> {
+        let mut machine = Self { disks: block::scan(tree)?, uses: Vec::new(), doubts: Vec::new() };
+        let mounts = mount::mounts(tree);
+        let mounts = machine.or_doubt(mounts, "what is mounted cannot be found out");
+        let swaps = mount::swaps(tree);
+        let swaps = machine.or_doubt(swaps, "what is swapped to cannot be found out");
+        machine.uses = machine.mounted(tree, &mounts);
+        machine.uses.extend(machine.swapped(tree, &swaps));
+        Ok(machine)
+    }
+
+    fn or_doubt<T: Default>(&mut self, result: io::Result<T>, doubt: &str) -> T {
+        result.unwrap_or_else(|error| {
+            self.doubts.push(Reason { code: Code::Doubt, text: format!("{doubt}: {error}") });
+            T::default()
+        })
+    }
+
+    /// The device of a kernel name.
+    pub fn disk(&self, name: &str) -> Option<&Disk> {
+        self.disks.iter().find(|disk| disk.name == name)
+    }
+
+    /// Whether `disk` may be lent.
+    pub fn judge(&self, disk: &Disk, probe: &dyn Probe) -> Verdict {
+        let mut reasons = self.doubts.clone();
+        reasons.extend(self.own(disk));
+        for member in self.family(disk) {
+            reasons.extend(self.used(disk, member));
+        }
+        // An empty diskette drive takes seconds to say so.
+        if disk.bytes > 0 && disk.transport != Transport::Floppy {
+            reasons.extend(self.examined(disk, probe));
+        }
+        Verdict::new(reasons)
+    }
+
+    /// What the disk is, by itself.
+    fn own(&self, disk: &Disk) -> Vec<Reason> {
+        let mut reasons = Vec::new();
+        let mut say = |code, text: String| reasons.push(Reason { code, text });
+        if disk.bytes == 0 {
+            match disk.removable {
+                true => say(Code::NoMedium, "there is no medium in the drive".to_owned()),
+                false => say(Code::Empty, "its size is zero".to_owned()),
+            }
+        }
+        if let Some((code, text)) = Code::of_transport(disk.transport) {
+            say(code, text.to_owned());
+        }
+        if let Some(lower) = self.lowest(disk).into_iter().find(|d| d.transport.is_network()) {
+            say(Code::Network, from_elsewhere(disk, lower));
+        }
+        if let Some(part) = &disk.part {
+            say(Code::Partition, format!("it is a partition: {} is lent as a whole", part.of));
+        }
+        if disk.transport == Transport::Mmc && disk.whole().contains("boot") {
+            say(Code::BootArea, "it is the area from which this machine starts".to_owned());
+        }
+        if disk.zoned.as_deref() == Some("host-managed") {
+            say(Code::Zoned, "its zones must be written in order".to_owned());
+        }
+        if disk.read_only {
+            say(
+                Code::ReadOnly,
+                "it cannot be written: the disk or its medium is read-only".to_owned(),
+            );
+        }
+        reasons
+    }
+
+    /// The disk, its partitions, and for a partition the whole disk.
+    fn family<'a>(&'a self, disk: &'a Disk) -> Vec<&'a Disk> {
+        let related = |other: &&Disk| {
+            let is_part = other.part.as_ref().is_some_and(|part| part.of == disk.name);
+            let is_whole = disk.part.as_ref().is_some_and(|part| part.of == other.name);
+            is_part || is_whole
+        };
+        std::iter::once(disk).chain(self.disks.iter().filter(related)).collect()
+    }
+
+    /// What stands on a device, directly or not: holders, their partitions, and so on.
+    fn above<'a>(&'a self, device: &'a Disk) -> Vec<&'a Disk> {
+        self.follow(device, |disk| {
+            let parts =
+                self.disks.iter().filter(|d| d.part.as_ref().is_some_and(|p| p.of == disk.name));
+            let holders = disk.stacking.holders.iter().map(String::as_str);
+            // The partitions of the device itself are its family's business.
+            let parts = parts.filter(|_| disk.name != device.name).map(|part| part.name.as_str());
+            holders.chain(parts).collect()
+        })
+    }
+
+    /// What a device stands on, directly or not, with itself and the whole disks.
+    fn lowest<'a>(&'a self, device: &'a Disk) -> Vec<&'a Disk> {
+        let mut all = self.follow(device, |disk| {
+            disk.stacking.slaves.iter().map(String::as_str).chain([disk.whole()]).collect()
+        });
+        all.insert(0, device);
+        all
+    }
+
+    /// All that `next` leads to, each once, without the start.
+    fn follow<'a>(
+        &'a self,
+        start: &'a Disk,
+        next: impl Fn(&'a Disk) -> Vec<&'a str>,
+    ) -> Vec<&'a Disk> {
+        let mut seen = HashSet::from([start.name.as_str()]);
+        let mut found = Vec::new();
+        let mut open = vec![start];
+        while let Some(disk) = open.pop() {
+            let fresh: Vec<&Disk> = next(disk)
+                .into_iter()
+                .filter(|name| seen.insert(*name))
+                .filter_map(|name| self.disk(name))
+                .collect();
+            found.extend(&fresh);
+            open.extend(fresh);
+        }
+        found
+    }
+
+    /// The uses of one member of the disk's family, of all that stands on it, and its holders themselves.
+    fn used(&self, disk: &Disk, member: &Disk) -> Vec<Reason> {
+        let above = self.above(member);
+        let mut reasons = Vec::new();
+        for device in std::iter::once(member).chain(above) {
+            for found in self.uses.iter().filter(|found| found.device == device.name) {
+                let place = place(disk, member, Some(device));
+                reasons.push(Reason { code: found.code, text: format!("{}{place}", found.text) });
+            }
+        }
+        for name in &member.stacking.holders {
+            reasons.push(self.held(disk, member, name));
+        }
+        reasons
+    }
+
+    fn held(&self, disk: &Disk, member: &Disk, holder: &str) -> Reason {
+        let known = self.disk(holder);
+        let dm = known.and_then(|holder| holder.stacking.dm_uuid.as_deref()).unwrap_or_default();
+        let transport = known.map_or(Transport::Unknown, |holder| holder.transport);
+        let (code, text) = Code::of_holder(transport, dm);
+        let name = known.and_then(|holder| holder.stacking.dm_name.as_deref()).unwrap_or(holder);
+        Reason { code, text: format!("{text} {name}{}", place(disk, member, None)) }
+    }
+
+    /// The marks on the disk and its partitions, and whether it is opened exclusively.
+    fn examined(&self, disk: &Disk, probe: &dyn Probe) -> Vec<Reason> {
+        let mut reasons = Vec::new();
+        let parts = self.family(disk).into_iter().filter(|other| other.bytes > 0);
+        for member in parts.filter(|other| other.name == disk.name || !disk.is_partition()) {
+            match probe.contents(member) {
+                Ok(contents) => reasons.extend(marks(disk, member, &contents)),
+                Err(error) => reasons.push(unreadable(disk, member, &error)),
+            }
+        }
+        match probe.is_busy(disk) {
+            Ok(false) => {}
+            Ok(true) => reasons.push(Reason {
+                code: Code::Busy,
+                text: "opened for itself alone by another program or by the kernel".to_owned(),
+            }),
+            Err(error) => reasons.push(unreadable(disk, disk, &error)),
+        }
+        reasons
+    }
+
+    /// Mounts as uses of devices.
+    fn mounted(&self, tree: &Tree, mounts: &[Mount]) -> Vec<Use> {
+        let pools = btrfs_pools(tree);
+        let mut uses = Vec::new();
+        for mount in mounts {
+            // A container's root is a mount like any other.
+            let ours = matches!(mount.process, None | Some(1));
+            let code = if ours && mount.point == "/" { Code::Root } else { Code::Mounted };
+            for device in self.devices_of(tree, mount, &pools) {
+                uses.push(Use { device, code, text: said(mount) });
+            }
+        }
+        // A pool is listed only while it is mounted somewhere, be it where nobody can see it.
+        for device in pools.into_iter().flatten() {
+            if !uses.iter().any(|found| found.device == device) {
+                let text = "part of a mounted btrfs file system".to_owned();
+                uses.push(Use { device, code: Code::Mounted, text });
+            }
+        }
+        uses
+    }
+
+    /// The devices under a mount: by number, by source, and all of the pool that one of them belongs to.
+    fn devices_of(&self, tree: &Tree, mount: &Mount, pools: &[Vec<String>]) -> Vec<String> {
+        let by_number = self.disks.iter().find(|disk| disk.number == mount.number);
+        let mut names: Vec<String> = by_number.map(|disk| disk.name.clone()).into_iter().collect();
+        names.extend(self.sources(tree, &mount.source));
+        let pools = pools.iter().filter(|pool| pool.iter().any(|name| names.contains(name)));
+        let others: Vec<String> = pools.flatten().cloned().collect();
+        names.extend(others);
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// The devices that a source names; several have a colon between them.
+    fn sources(&self, tree: &Tree, source: &str) -> Vec<String> {
+        let paths =
+            std::iter::once(source).chain(source.split(':').filter(|_| source.contains(':')));
+        paths
+            .filter(|path| path.starts_with('/'))
+            .filter_map(|path| self.at_path(tree, path))
+            .collect()
+    }
+
+    /// The device whose node a path leads to.
+    fn at_path(&self, tree: &Tree, path: &str) -> Option<String> {
+        let metadata = std::fs::metadata(tree.path(path)).ok();
+        let number = metadata.filter(|m| m.file_type().is_block_device()).map(|m| number(m.rdev()));
+        let node = tree.resolve(path);
+        let is_it = |disk: &&Disk| Some(disk.number) == number || node.as_ref() == Some(&disk.node);
+        self.disks.iter().find(is_it).map(|disk| disk.name.clone())
+    }
+
+    fn swapped(&self, tree: &Tree, swaps: &[String]) -> Vec<Use> {
+        let devices = swaps.iter().filter_map(|path| self.at_path(tree, path));
+        let text = "in use as swap space".to_owned();
+        devices.map(|device| Use { device, code: Code::Swap, text: text.clone() }).collect()
+    }
+}
+
+/// Why an image file may not be lent: it is swapped to, or attached as a disk of this machine. Doubt is a reason too.
+pub fn judge_image(tree: &Tree, path: &std::path::Path) -> Verdict {
+    let mut reasons = Vec::new();
+    let same = |other: &str| tree.path(other).canonicalize().ok() == path.canonicalize().ok();
+    match mount::swaps(tree) {
+        Ok(swaps) if swaps.iter().any(|swap| same(swap)) => {
+            reasons.push(Reason { code: Code::Swap, text: "in use as swap space".to_owned() });
+        }
+        Ok(_) => {}
+        Err(error) => {
+            let text = format!("what is swapped to cannot be found out: {error}");
+            reasons.push(Reason { code: Code::Doubt, text });
+        }
+    }
+    for name in tree.names("sys/class/block").iter().filter(|name| name.starts_with("loop")) {
+        let file = tree.attribute(format!("sys/class/block/{name}/loop/backing_file"));
+        if file.is_some_and(|file| same(&file)) {
+            reasons.push(Reason { code: Code::Held, text: format!("attached as {name}") });
+        }
+    }
+    Verdict::new(reasons)
+}
+
+/// The number of a device as `stat` has it.
+pub(crate) fn number(rdev: u64) -> DeviceNumber {
+    DeviceNumber { major: rustix::fs::major(rdev), minor: rustix::fs::minor(rdev) }
+}
+
+/// The devices of each mounted btrfs file system.
+fn btrfs_pools(tree: &Tree) -> Vec<Vec<String>> {
+    let pools = tree.names("sys/fs/btrfs").into_iter();
+    pools.map(|pool| tree.names(format!("sys/fs/btrfs/{pool}/devices"))).collect()
+}
+
+fn said(mount: &Mount) -> String {
+    let whose = mount.process.map(|process| format!(" for process {process}"));
+    format!("mounted at {}{}", mount.point, whose.unwrap_or_default())
+}
+
+fn from_elsewhere(disk: &Disk, lower: &Disk) -> String {
+    let word = lower.transport.word();
+    match disk.whole() == lower.whole() {
+        true => format!("it comes from another machine ({word})"),
+        false => {
+            format!("it stands on {}, which comes from another machine ({word})", lower.whole())
+        }
+    }
+}
+
+/// " (partition sda2, through dm-0)", as much of it as is not the disk itself.
+fn place(disk: &Disk, member: &Disk, device: Option<&Disk>) -> String {
+    let member_words = match (member.name == disk.name, member.is_partition()) {
+        (true, _) => None,
+        (_, true) => Some(format!("partition {}", member.name)),
+        (_, false) => Some(format!("the whole disk {}", member.name)),
+    };
+    let through = device.filter(|device| device.name != member.name);
+    let through = through.map(|device| {
+        format!("through {}", device.stacking.dm_name.as_ref().unwrap_or(&device.name))
+    });
+    let words: Vec<String> = member_words.into_iter().chain(through).collect();
+    if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) }
+}
+
+fn marks(disk: &Disk, member: &Disk, contents: &Contents) -> Vec<Reason> {
+    let signatures = contents.signatures.iter();
+    let found = signatures.filter_map(|mark| Code::of_mark(mark.kind, mark.devices));
+    found
+        .map(|(code, text)| Reason { code, text: format!("{text}{}", place(disk, member, None)) })
+        .collect()
+}
+
+fn unreadable(disk: &Disk, member: &Disk, error: &io::Error) -> Reason {
+    if error.raw_os_error() == Some(Errno::NOMEDIUM.raw_os_error()) {
+        return Reason { code: Code::NoMedium, text: "there is no medium in the drive".to_owned() };
+    }
+    // EPERM is what a container says, to root as well.
+    let advice = match Errno::from_io_error(error) {
+        Some(Errno::ACCESS) => "; run this as root, or as a member of the group disk",
+        _ => "",
+    };
+    let place = place(disk, member, None);
+    Reason { code: Code::Doubt, text: format!("cannot be examined{place}: {error}{advice}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reason::{Asked, Weight};
+    use crate::signature::{Kind, Signature};
+    use crate::tree::fake::Fake;
+    use std::collections::HashMap;
+
+    /// Disks with marks on them, some of them opened by others.
+    #[derive(Default)]
+    struct Marked {
+        marks: HashMap<&'static str, (Kind, u64)>,
+        busy: Vec<&'static str>,
+        error: Option<Errno>,
+    }
+
+    impl Probe for Marked {
+        fn contents(&self, disk: &Disk) -> io::Result<Contents> {
+            if let Some(error) = self.error {
+                return Err(error.into());
+            }
+            let found = self.marks.get(disk.name.as_str());
+            let found = found
+                .map(|(kind, devices)| Signature { devices: *devices, ..Signature::of(*kind) });
+            Ok(Contents { table: None, signatures: found.into_iter().collect() })
+        }
+
+        fn is_busy(&self, disk: &Disk) -> io::Result<bool> {
+            Ok(self.busy.contains(&disk.name.as_str()))
+        }
+    }
+
+    const ATA: &str = "pci0/ata1/host0/target0:0:0/0:0:0:0";
+    const ROOT_ELSEWHERE: &str = "1 0 0:5 / / rw - tmpfs none rw\n";
+
+    /// A machine with sda (sda1, sda2) and sdb, nothing of them in use.
+    fn machine() -> Fake {
+        let fake = Fake::new();
+        fake.disk(ATA, "sda", "8:0", 10_000)
+            .part("sda", "sda1", "8:1", 1)
+            .part("sda", "sda2", "8:2", 2);
+        fake.disk("pci0/ata2/host1/target1:0:0/1:0:0:0", "sdb", "8:16", 10_000);
+        fake.file("proc/self/mountinfo", ROOT_ELSEWHERE);
+        fake
+    }
+
+    fn judge_with(fake: &Fake, name: &str, probe: &dyn Probe) -> Verdict {
+        let machine = Machine::look(&fake.tree()).unwrap();
+        machine.judge(machine.disk(name).unwrap(), probe)
+    }
+
+    fn judge(fake: &Fake, name: &str) -> Vec<(&'static str, String)> {
+        let verdict = judge_with(fake, name, &Marked::default());
+        verdict.reasons.into_iter().map(|reason| (reason.code.word(), reason.text)).collect()
+    }
+
+    #[track_caller]
+    fn assert_said(fake: &Fake, name: &str, wanted: &[(&str, &str)]) {
+        let said = judge(fake, name);
+        let said: Vec<_> = said.iter().map(|(code, text)| (*code, text.as_str())).collect();
+        assert_eq!(said, wanted, "{name}");
+    }
+
+    fn mount(fake: &Fake, line: &str) {
+        fake.file("proc/self/mountinfo", format!("{ROOT_ELSEWHERE}{line}\n"));
+    }
+
+    #[test]
+    fn a_disk_that_nobody_uses_is_lent() {
+        let fake = machine();
+        assert_said(&fake, "sda", &[]);
+        assert!(judge_with(&fake, "sdb", &Marked::default()).allows(Asked::ForAll));
+        assert_said(&fake, "sda1", &[("partition", "it is a partition: sda is lent as a whole")]);
+    }
+
+    #[test]
+    fn a_mounted_partition_keeps_its_disk_but_not_its_neighbour() {
+        let fake = machine();
+        mount(&fake, "9 1 8:2 / /home rw - ext4 /dev/sda2 rw");
+        assert_said(&fake, "sda", &[("mounted", "mounted at /home (partition sda2)")]);
+        assert_eq!(judge(&fake, "sda2")[0], ("mounted", "mounted at /home".to_owned()));
+        assert!(judge_with(&fake, "sda1", &Marked::default()).allows(Asked::ByName));
+        assert_said(&fake, "sdb", &[]);
+    }
+
+    #[test]
+    fn a_mounted_whole_disk_keeps_its_partitions() {
+        let fake = machine();
+        mount(&fake, "9 1 8:0 / /mnt rw - xfs /dev/sda rw");
+        assert_eq!(judge(&fake, "sda1")[0].1, "mounted at /mnt (the whole disk sda)");
+    }
+
+    #[test]
+    fn a_mount_in_another_namespace_counts() {
+        let fake = machine();
+        fake.file("proc/42/mountinfo", "9 1 8:16 / /data rw - xfs /dev/sdb rw\n");
+        assert_said(&fake, "sdb", &[("mounted", "mounted at /data for process 42")]);
+    }
+
+    #[test]
+    fn the_root_of_a_container_is_not_ours_but_that_of_the_first_process_is() {
+        let fake = machine();
+        fake.file("proc/42/mountinfo", "9 1 8:16 / / rw - xfs /dev/sdb rw\n");
+        assert_said(&fake, "sdb", &[("mounted", "mounted at / for process 42")]);
+        fake.file("proc/1/mountinfo", "9 1 8:0 / / rw - xfs /dev/sda rw\n");
+        assert_said(&fake, "sda", &[("root", "mounted at / for process 1")]);
+    }
+
+    #[test]
+    fn the_root_file_system_is_found_through_encryption_and_volumes() {
+        let fake = machine();
+        fake.disk("virtual", "dm-0", "253:0", 9).disk("virtual", "dm-1", "253:1", 9);
+        fake.hold("sda2", "dm-0").hold("dm-0", "dm-1");
+        for (dm, name, uuid) in [("dm-0", "vault", "CRYPT-LUKS2-x"), ("dm-1", "vg-root", "LVM-y")] {
+            fake.file(&format!("sys/class/block/{dm}/dm/name"), name);
+            fake.file(&format!("sys/class/block/{dm}/dm/uuid"), uuid);
+        }
+        fake.file("proc/self/mountinfo", "1 0 253:1 / / rw - ext4 /dev/mapper/vg-root rw\n");
+        let crypt = ("crypt", "opened as the encrypted volume vault (partition sda2)");
+        assert_said(
+            &fake,
+            "sda",
+            &[("root", "mounted at / (partition sda2, through vg-root)"), crypt],
+        );
+        assert_said(
+            &fake,
+            "dm-0",
+            &[
+                ("root", "mounted at / (through vg-root)"),
+                ("lvm", "used by the LVM volume vg-root"),
+            ],
+        );
+    }
+
+    #[test]
+    fn members_of_an_array_that_holds_the_root_are_kept() {
+        let fake = machine();
+        fake.disk("virtual", "md0", "9:0", 9).part("md0", "md0p1", "259:0", 1);
+        fake.hold("sda1", "md0").hold("sdb", "md0");
+        fake.file("proc/self/mountinfo", "1 0 259:0 / / rw - ext4 /dev/md0p1 rw\n");
+        assert_said(
+            &fake,
+            "sdb",
+            &[("root", "mounted at / (through md0p1)"), ("md", "part of the RAID array md0")],
+        );
+        assert_eq!(judge(&fake, "sda")[0].0, "root");
+        assert_eq!(judge(&fake, "md0")[0].0, "root");
+    }
+
+    #[test]
+    fn btrfs_is_found_by_its_source_and_on_all_its_devices() {
+        let fake = machine();
+        mount(&fake, "9 1 0:44 / /pool rw - btrfs /dev/sda2 rw");
+        assert_said(&fake, "sda", &[("mounted", "mounted at /pool (partition sda2)")]);
+        assert_said(&fake, "sdb", &[]);
+        fake.file("sys/fs/btrfs/abc/devices/sda2", "").file("sys/fs/btrfs/abc/devices/sdb", "");
+        fake.file("sys/fs/btrfs/features/x", "");
+        assert_said(&fake, "sdb", &[("mounted", "mounted at /pool")]);
+        fake.file("proc/self/mountinfo", ROOT_ELSEWHERE);
+        assert_said(&fake, "sdb", &[("mounted", "part of a mounted btrfs file system")]);
+    }
+
+    #[test]
+    fn a_source_may_be_a_link_or_several_devices() {
+        let fake = machine();
+        std::os::unix::fs::symlink("../sda1", fake.root.join("dev").join("link")).unwrap();
+        std::fs::create_dir(fake.root.join("dev/mapper")).unwrap();
+        std::os::unix::fs::symlink("../sdb", fake.root.join("dev/mapper/data")).unwrap();
+        mount(&fake, "9 1 0:44 / /x rw - bcachefs /dev/sda1:/dev/mapper/data rw");
+        assert_said(&fake, "sdb", &[("mounted", "mounted at /x")]);
+        assert_eq!(judge(&fake, "sda")[0].1, "mounted at /x (partition sda1)");
+    }
+
+    #[test]
+    fn swap_space_is_kept() {
+        let fake = machine();
+        fake.file(
+            "proc/swaps",
+            "Filename Type\n/dev/sda1 partition 1 0 -2\n/swapfile file 1 0 -3\n",
+        );
+        assert_said(&fake, "sda", &[("swap", "in use as swap space (partition sda1)")]);
+    }
+
+    #[test]
+    fn a_holder_keeps_its_disk_by_the_name_of_its_kind() {
+        let holders = [
+            ("bcache0", "", "bcache"),
+            ("drbd0", "", "drbd"),
+            ("md1", "", "md"),
+            ("dm-0", "LVM-x", "lvm"),
+            ("dm-0", "CRYPT-x", "crypt"),
+            ("dm-0", "mpath-x", "multipath"),
+            ("dm-0", "", "held"),
+        ];
+        for (holder, uuid, code) in holders {
+            let fake = machine();
+            fake.disk("virtual", holder, "250:0", 9).hold("sdb", holder);
+            fake.file(&format!("sys/class/block/{holder}/dm/uuid"), uuid);
+            assert_eq!(judge(&fake, "sdb")[0].0, code, "{holder} {uuid}");
+        }
+        let fake = machine();
+        fake.file("sys/class/block/sdb/holders/unseen", "");
+        assert_said(&fake, "sdb", &[("held", "held by unseen")]);
+    }
+
+    #[test]
+    fn a_mark_of_a_larger_whole_keeps_the_disk() {
+        let marks = [
+            (Kind::Lvm2, 1, "lvm"),
+            (Kind::Md, 2, "md"),
+            (Kind::FirmwareRaid, 1, "md"),
+            (Kind::Zfs, 1, "zfs"),
+            (Kind::Bcache, 1, "bcache"),
+            (Kind::Drbd, 1, "drbd"),
+            (Kind::Hibernation, 1, "hibernation"),
+            (Kind::Stratis, 1, "member"),
+            (Kind::Ceph, 1, "member"),
+            (Kind::Vdo, 1, "member"),
+            (Kind::ExtJournal, 1, "member"),
+            (Kind::Btrfs, 2, "btrfs"),
+            (Kind::Bcachefs, 2, "member"),
+        ];
+        let fake = machine();
+        for (kind, devices, code) in marks {
+            let probe =
+                Marked { marks: HashMap::from([("sda2", (kind, devices))]), ..Marked::default() };
+            let verdict = judge_with(&fake, "sda", &probe);
+            assert_eq!(verdict.reasons[0].code.word(), code);
+            assert!(verdict.reasons[0].text.ends_with("(partition sda2)"), "{verdict:?}");
+            assert!(judge_with(&fake, "sda1", &probe).allows(Asked::ByName));
+        }
+        for (kind, devices) in
+            [(Kind::Ext4, 1), (Kind::Luks2, 1), (Kind::Btrfs, 1), (Kind::Swap, 1)]
+        {
+            let probe =
+                Marked { marks: HashMap::from([("sda2", (kind, devices))]), ..Marked::default() };
+            assert!(judge_with(&fake, "sda", &probe).allows(Asked::ForAll), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_disk_opened_exclusively_is_kept() {
+        let fake = machine();
+        let probe = Marked { busy: vec!["sdb"], ..Marked::default() };
+        let verdict = judge_with(&fake, "sdb", &probe);
+        assert_eq!(verdict.reasons[0].code, Code::Busy);
+        assert!(!verdict.allows(Asked::ByName) && verdict.allows(Asked::ByNameInUse));
+    }
+
+    #[test]
+    fn doubt_means_no() {
+        let fake = machine();
+        let probe = Marked { error: Some(Errno::ACCESS), ..Marked::default() };
+        let verdict = judge_with(&fake, "sdb", &probe);
+        assert_eq!(verdict.reasons[0].code, Code::Doubt);
+        assert!(verdict.reasons[0].text.contains("run this as root"));
+        assert!(!verdict.allows(Asked::ForAll) && !verdict.allows_writing());
+
+        std::fs::remove_file(fake.root.join("proc/self/mountinfo")).unwrap();
+        assert_eq!(judge(&fake, "sdb")[0].0, "doubt");
+        std::fs::create_dir_all(fake.root.join("proc/swaps")).unwrap();
+        fake.file("proc/self/mountinfo", ROOT_ELSEWHERE);
+        assert!(judge(&fake, "sdb")[0].1.starts_with("what is swapped to cannot"));
+    }
+
+    #[test]
+    fn an_empty_drive_is_never_lent() {
+        let fake = machine();
+        fake.disk("pci0/usb1/1-1/host6/target6:0:0/6:0:0:0", "sdc", "8:32", 0);
+        fake.file("sys/class/block/sdc/removable", "1");
+        let verdict = judge_with(&fake, "sdc", &Marked::default());
+        assert_eq!(verdict.reasons[0].code, Code::NoMedium);
+        assert!(!verdict.allows(Asked::ByNameInUse));
+        let probe = Marked { error: Some(Errno::NOMEDIUM), ..Marked::default() };
+        assert_eq!(judge_with(&fake, "sdb", &probe).reasons[0].code, Code::NoMedium);
+        fake.disk("virtual", "nbd0", "43:0", 0);
+        assert_eq!(judge(&fake, "nbd0")[0].0, "empty");
+    }
+
+    #[test]
+    fn what_comes_from_another_machine_is_not_lent_on_unasked() {
+        let fake = machine();
+        fake.disk("platform/host2/session1/target2:0:0/2:0:0:1", "sdc", "8:32", 9);
+        fake.part("sdc", "sdc1", "8:33", 1);
+        fake.disk("virtual", "dm-0", "253:0", 9).hold("sdc1", "dm-0");
+        let verdict = judge_with(&fake, "sdc", &Marked::default());
+        let network = verdict.reasons.iter().find(|reason| reason.code == Code::Network).unwrap();
+        assert_eq!(network.text, "it comes from another machine (iscsi)");
+        assert_said(
+            &fake,
+            "dm-0",
+            &[("network", "it stands on sdc, which comes from another machine (iscsi)")],
+        );
+        for (name, number) in
+            [("nbd0", "43:0"), ("rbd0", "250:0"), ("drbd1", "147:1"), ("nvme0n1", "259:9")]
+        {
+            fake.disk(&format!("virtual/{name}"), name, number, 9);
+            assert_eq!(judge(&fake, name)[0].0, "network", "{name}");
+        }
+    }
+
+    #[test]
+    fn devices_that_are_no_disks_are_lent_only_by_name() {
+        let kinds = [
+            ("loop0", "loop"),
+            ("zram0", "zram"),
+            ("ram0", "ram"),
+            ("fd0", "floppy"),
+            ("sr0", "optical"),
+            ("mtdblock0", "flash"),
+            ("nullb0", "null"),
+            ("ublkb0", "program"),
+            ("mmcblk0boot1", "boot-area"),
+        ];
+        let fake = machine();
+        for (index, (name, code)) in kinds.into_iter().enumerate() {
+            fake.disk(&format!("virtual/{name}"), name, &format!("99:{index}"), 9);
+            let verdict = judge_with(&fake, name, &Marked::default());
+            assert_eq!(verdict.reasons[0].code.word(), code);
+            assert_eq!(verdict.reasons[0].code.weight(), Weight::Unasked);
+            assert!(verdict.allows(Asked::ByName) && !verdict.allows(Asked::ForAll));
+        }
+    }
+
+    #[test]
+    fn a_read_only_medium_and_zones_are_said() {
+        let fake = machine();
+        fake.file("sys/class/block/sdb/ro", "1");
+        let verdict = judge_with(&fake, "sdb", &Marked::default());
+        assert_eq!(verdict.reasons[0].code, Code::ReadOnly);
+        assert!(verdict.allows(Asked::ForAll) && !verdict.allows_writing());
+        fake.file("sys/class/block/sdb/queue/zoned", "host-managed");
+        assert_eq!(judge(&fake, "sdb")[0].0, "zoned");
+    }
+
+    #[test]
+    fn a_ring_of_holders_ends() {
+        let fake = machine();
+        fake.disk("virtual", "dm-0", "253:0", 9).disk("virtual", "dm-1", "253:1", 9);
+        fake.hold("dm-0", "dm-1").hold("dm-1", "dm-0");
+        assert_eq!(judge(&fake, "dm-0")[0].0, "held");
+    }
+
+    #[test]
+    fn an_image_that_is_swapped_to_or_attached_is_in_use() {
+        let fake = machine();
+        fake.file("img", "x").disk("virtual", "loop3", "7:3", 9);
+        let codes = |fake: &Fake| {
+            let verdict = judge_image(&fake.tree(), &fake.root.join("img"));
+            verdict.reasons.iter().map(|reason| reason.code).collect::<Vec<_>>()
+        };
+        assert_eq!(codes(&fake), []);
+        fake.file("sys/class/block/loop3/loop/backing_file", "/img\n");
+        assert_eq!(codes(&fake), [Code::Held]);
+        fake.file("proc/swaps", "Filename\n/img file 1 0 -3\n");
+        assert_eq!(codes(&fake), [Code::Swap, Code::Held]);
+    }
+
+    #[test]
+    fn the_disk_that_this_machine_runs_from_is_in_use() {
+        let machine = Machine::look(&Tree::machine()).unwrap();
+        let root = machine.uses.iter().find(|found| found.code == Code::Root);
+        // Where the root is no disk (a container, an initrd) there is nothing to find.
+        if let Some(found) = root {
+            let disk = machine.disk(&found.device).unwrap();
+            assert!(!machine.judge(disk, &Marked::default()).allows(Asked::ByName));
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! What storagetm knows of the Linux machine it runs on: its disks and their use, addresses, signals, the service manager.
+//!
+//! Knows no protocol and no other crate of the workspace. Everything that reads `/sys`, `/proc`, `/dev`, `/run` or
+//! `/etc` does so through a [`tree::Tree`], whose root is a parameter, so that a test can stand in for a machine.
+#![deny(unsafe_code)]
+
+pub mod block;
+pub mod disk;
+pub mod hardware;
+pub mod identity;
+pub mod in_use;
+mod ioctl;
+pub mod journal;
+pub mod medium;
+mod member;
+pub mod mount;
+pub mod net;
+mod netlink;
+pub mod notify;
+pub mod partition;
+pub mod reason;
+pub mod signal;
+pub mod signature;
+pub mod transport;
+pub mod tree;
+pub mod tty;
+pub mod uevent;

@@ -1,0 +1,264 @@
+//! The addresses of this machine, its name, and a socket that tells when addresses or links change.
+//!
+//! Does not know who listens on them.
+
+use crate::netlink::{Attributes, Received, Socket, dump};
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, BorrowedFd};
+
+const NEW_LINK: u16 = 16;
+const GET_LINK: u16 = 18;
+const NEW_ADDRESS: u16 = 20;
+const GET_ADDRESS: u16 = 22;
+/// RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR.
+const GROUPS: u32 = 0x1 | 0x10 | 0x100;
+
+const IFLA_IFNAME: u16 = 3;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const IFA_FLAGS: u16 = 8;
+const IFA_F_DADFAILED: u32 = 0x08;
+const IFA_F_DEPRECATED: u32 = 0x20;
+const IFA_F_TENTATIVE: u32 = 0x40;
+const IFF_UP_AND_RUNNING: u32 = 0x1 | 0x40;
+const RT_SCOPE_LINK: u8 = 253;
+const RT_SCOPE_HOST: u8 = 254;
+
+/// How far an address reaches; the widest comes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// Beyond the cable.
+    Global,
+    /// The machines on the same cable: 169.254.0.0/16, fe80::/10.
+    Link,
+    /// This machine alone.
+    Loopback,
+}
+
+/// One address of one interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// The address.
+    pub ip: IpAddr,
+    /// The interface's name.
+    pub interface: String,
+    /// The interface's number, which is an IPv6 link-local address's scope id.
+    pub scope_id: u32,
+    /// How far it reaches.
+    pub scope: Scope,
+    /// It is not known yet that nobody else has it, or it is known that somebody has: nothing can be bound to it.
+    pub tentative: bool,
+    /// It is no longer to be used for new connections.
+    pub deprecated: bool,
+    /// The interface is up and has a carrier.
+    pub running: bool,
+}
+
+impl Address {
+    /// Whether another machine can be told to connect to it now.
+    pub fn is_usable(&self) -> bool {
+        self.running && !self.tentative && !self.deprecated
+    }
+}
+
+/// The address, an IPv6 link-local one with its zone (`fe80::1%eth0`; the zone is this machine's, RFC 4007 §11).
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ip {
+            IpAddr::V6(ip) if ip.is_unicast_link_local() => write!(f, "{ip}%{}", self.interface),
+            ip => write!(f, "{ip}"),
+        }
+    }
+}
+
+/// All addresses: IPv4 first, then the widest scope, then by interface.
+///
+/// Errors: those of the kernel's routing socket.
+pub fn addresses() -> io::Result<Vec<Address>> {
+    let links = dump(GET_LINK, NEW_LINK, &[0; 16])?;
+    let links: HashMap<u32, Link> = links.iter().filter_map(|link| parse_link(link)).collect();
+    let found = dump(GET_ADDRESS, NEW_ADDRESS, &[0; 8])?;
+    let mut found: Vec<Address> =
+        found.iter().filter_map(|address| parse_address(address, &links)).collect();
+    found.sort_by_key(|a| (a.ip.is_ipv6(), a.scope, a.scope_id, a.ip));
+    Ok(found)
+}
+
+/// How far an address reaches by its number alone.
+pub fn scope_of(ip: IpAddr) -> Scope {
+    let (loopback, link) = match ip.to_canonical() {
+        IpAddr::V4(ip) => (ip.is_loopback(), ip.is_link_local()),
+        IpAddr::V6(ip) => (ip.is_loopback(), ip.is_unicast_link_local()),
+    };
+    match (loopback, link) {
+        (true, _) => Scope::Loopback,
+        (_, true) => Scope::Link,
+        _ => Scope::Global,
+    }
+}
+
+/// The machine's name, as `hostname` says it.
+pub fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// A socket that tells when addresses or links change.
+#[derive(Debug)]
+pub struct Changes {
+    socket: Socket,
+}
+
+impl Changes {
+    /// Starts listening; ask for the addresses after this, and no change is missed.
+    pub fn open() -> io::Result<Self> {
+        Ok(Self { socket: Socket::listening(None, GROUPS)? })
+    }
+
+    /// Takes all that waits; whether anything did. Never waits.
+    pub fn receive(&mut self) -> io::Result<bool> {
+        let mut changed = false;
+        while self.socket.receive()? != Received::Nothing {
+            changed = true;
+        }
+        Ok(changed)
+    }
+}
+
+impl AsFd for Changes {
+    /// Readable when something changed.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Link {
+    name: String,
+    running: bool,
+}
+
+fn word(bytes: &[u8], offset: usize) -> Option<u32> {
+    bytes.get(offset..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes))
+}
+
+/// `struct ifinfomsg` (16 bytes) and attributes.
+fn parse_link(message: &[u8]) -> Option<(u32, Link)> {
+    let index = word(message, 4)?;
+    let flags = word(message, 8)?;
+    let (_, name) = Attributes(message.get(16..)?).find(|(kind, _)| *kind == IFLA_IFNAME)?;
+    let name = String::from_utf8_lossy(name).trim_end_matches('\0').to_owned();
+    let running = flags & IFF_UP_AND_RUNNING == IFF_UP_AND_RUNNING;
+    Some((index, Link { name, running }))
+}
+
+/// `struct ifaddrmsg` (8 bytes) and attributes.
+fn parse_address(message: &[u8], links: &HashMap<u32, Link>) -> Option<Address> {
+    let scope_id = word(message, 4)?;
+    let short_flags = u32::from(*message.get(2)?);
+    let list = message.get(8..)?;
+    let attribute =
+        |wanted| Attributes(list).find_map(|(kind, value)| (kind == wanted).then_some(value));
+    let flags = attribute(IFA_FLAGS).and_then(|value| word(value, 0)).unwrap_or(short_flags);
+    // On a point-to-point link the other kind is the peer's address.
+    let ip = parse_ip(attribute(IFA_LOCAL).or_else(|| attribute(IFA_ADDRESS))?)?;
+    let link = links.get(&scope_id)?;
+    Some(Address {
+        ip,
+        interface: link.name.clone(),
+        scope_id,
+        scope: scope(ip, *message.get(3)?),
+        tentative: flags & (IFA_F_TENTATIVE | IFA_F_DADFAILED) != 0,
+        deprecated: flags & IFA_F_DEPRECATED != 0,
+        running: link.running,
+    })
+}
+
+fn parse_ip(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => bytes.first_chunk::<4>().map(|bytes| Ipv4Addr::from(*bytes).into()),
+        16 => bytes.first_chunk::<16>().map(|bytes| Ipv6Addr::from(*bytes).into()),
+        _ => None,
+    }
+}
+
+/// The narrower of what the number says and what the kernel was told.
+fn scope(ip: IpAddr, kernel: u8) -> Scope {
+    let told = match kernel {
+        RT_SCOPE_HOST => Scope::Loopback,
+        RT_SCOPE_LINK => Scope::Link,
+        _ => Scope::Global,
+    };
+    told.max(scope_of(ip))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn links(running: bool) -> HashMap<u32, Link> {
+        HashMap::from([(2, Link { name: "eth0".into(), running })])
+    }
+
+    fn message(family: u8, flags: u8, scope: u8, attributes: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut bytes = vec![family, 64, flags, scope];
+        bytes.extend_from_slice(&2u32.to_ne_bytes());
+        for (kind, value) in attributes {
+            bytes.extend_from_slice(&u16::try_from(4 + value.len()).unwrap().to_ne_bytes());
+            bytes.extend_from_slice(&kind.to_ne_bytes());
+            bytes.extend_from_slice(value);
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_link_local_address_is_printed_with_its_zone() {
+        let ip = Ipv6Addr::from([0xfe80, 0, 0, 0, 0, 0, 0, 1]).octets();
+        let bytes = message(10, 0x80, RT_SCOPE_LINK, &[(IFA_ADDRESS, &ip)]);
+        let address = parse_address(&bytes, &links(true)).unwrap();
+        assert_eq!(address.to_string(), "fe80::1%eth0");
+        assert_eq!((address.scope, address.scope_id), (Scope::Link, 2));
+        assert!(address.is_usable());
+        assert!(!parse_address(&bytes, &links(false)).unwrap().is_usable());
+    }
+
+    #[test]
+    fn the_long_flags_win_and_the_local_address_is_ours() {
+        let flags = IFA_F_TENTATIVE.to_ne_bytes();
+        let list: [(u16, &[u8]); 3] =
+            [(IFA_ADDRESS, &[10, 0, 0, 9]), (IFA_LOCAL, &[10, 0, 0, 1]), (IFA_FLAGS, &flags)];
+        let address = parse_address(&message(2, 0, 0, &list), &links(true)).unwrap();
+        assert_eq!(address.to_string(), "10.0.0.1");
+        assert_eq!(address.scope, Scope::Global);
+        assert!(address.tentative && !address.is_usable());
+    }
+
+    #[test]
+    fn scopes_follow_the_number_even_if_the_kernel_was_told_otherwise() {
+        assert_eq!(scope([169, 254, 1, 1].into(), 0), Scope::Link);
+        assert_eq!(scope([127, 0, 0, 1].into(), 0), Scope::Loopback);
+        assert_eq!(scope([192, 168, 1, 1].into(), RT_SCOPE_HOST), Scope::Loopback);
+        assert_eq!(scope_of("::ffff:127.0.0.1".parse().unwrap()), Scope::Loopback);
+        assert_eq!(scope_of("2001:db8::1".parse().unwrap()), Scope::Global);
+    }
+
+    #[test]
+    fn a_message_cut_short_is_no_address() {
+        let whole = message(2, 0, 0, &[(IFA_LOCAL, &[10, 0, 0, 1])]);
+        for cut in 0..whole.len() {
+            assert_eq!(parse_address(&whole[..cut], &links(true)), None, "{cut} bytes");
+        }
+    }
+
+    #[test]
+    fn this_machine_has_a_loopback_address_and_a_name() {
+        let loopback = Ipv4Addr::LOCALHOST;
+        let found = addresses().unwrap();
+        let address = found.iter().find(|address| address.ip == loopback).unwrap();
+        assert_eq!((address.scope, address.interface.as_str()), (Scope::Loopback, "lo"));
+        assert!(!hostname().is_empty());
+        assert!(!Changes::open().unwrap().receive().unwrap());
+    }
+}

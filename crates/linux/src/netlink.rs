@@ -1,0 +1,230 @@
+//! Sockets on which the kernel speaks of devices and addresses, and the framing of routing messages on them.
+//!
+//! Does not know what the messages say.
+
+use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketAddrAny};
+use rustix::net::{SocketFlags, SocketType, bind, recvfrom, sendto, socket_with};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+/// No datagram of the kernel is longer: a dump comes in pieces of 32 KiB at most, a uevent of 4 KiB.
+const LONGEST: usize = 64 << 10;
+/// What may wait in the socket while the program is busy.
+const QUEUE: usize = 1 << 20;
+const PATIENCE: Duration = Duration::from_secs(2);
+const KERNEL: u32 = 0;
+
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+const REQUEST_DUMP: u16 = 0x301;
+const INTERRUPTED: u16 = 0x10;
+
+/// What [`Socket::receive`] found.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Received<'a> {
+    /// A datagram of the kernel.
+    Datagram(&'a [u8]),
+    /// Nothing waits (or, on a socket that waits, nothing came in time).
+    Nothing,
+    /// Datagrams were lost.
+    Lost,
+}
+
+/// A netlink socket, with its buffer.
+#[derive(Debug)]
+pub(crate) struct Socket {
+    descriptor: OwnedFd,
+    buffer: Vec<u8>,
+}
+
+impl Socket {
+    /// A socket that never waits and listens to the groups in the mask `groups`.
+    pub(crate) fn listening(protocol: Option<Protocol>, groups: u32) -> io::Result<Self> {
+        Self::open(protocol, groups, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
+    }
+
+    fn open(protocol: Option<Protocol>, groups: u32, flags: SocketFlags) -> io::Result<Self> {
+        let descriptor = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
+        // A larger queue is only a comfort: what is lost is reported, and only root may force it.
+        if sockopt::set_socket_recv_buffer_size_force(&descriptor, QUEUE).is_err() {
+            let _ = sockopt::set_socket_recv_buffer_size(&descriptor, QUEUE);
+        }
+        bind(&descriptor, &SocketAddrNetlink::new(0, groups))?;
+        Ok(Self { descriptor, buffer: vec![0; LONGEST] })
+    }
+
+    /// The next datagram that the kernel itself sent; those of other processes are passed over.
+    pub(crate) fn receive(&mut self) -> io::Result<Received<'_>> {
+        let length = loop {
+            match recvfrom(&self.descriptor, &mut self.buffer[..], RecvFlags::TRUNC) {
+                Ok((_, length, Some(sender))) if is_kernel(&sender) => break length,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(Received::Nothing),
+                Err(Errno::NOBUFS) => return Ok(Received::Lost),
+                Err(error) => return Err(error.into()),
+            }
+        };
+        Ok(self.buffer.get(..length).map_or(Received::Lost, Received::Datagram))
+    }
+
+    fn send(&self, message: &[u8]) -> io::Result<()> {
+        let kernel = SocketAddrNetlink::new(KERNEL, 0);
+        sendto(&self.descriptor, message, SendFlags::empty(), &kernel)?;
+        Ok(())
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+fn is_kernel(sender: &SocketAddrAny) -> bool {
+    SocketAddrNetlink::try_from(sender.clone()).is_ok_and(|sender| sender.pid() == KERNEL)
+}
+
+/// Asks the routing socket for all objects of a kind; gives the payloads of the answers of kind `answer`.
+pub(crate) fn dump(question: u16, answer: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+    let mut socket = Socket::open(None, 0, SocketFlags::CLOEXEC)?;
+    sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
+    // The table may change while it is read; the kernel says so, and it is read again.
+    for _ in 0..3 {
+        socket.send(&request(question, body))?;
+        if let Some(payloads) = collect(&mut socket, answer)? {
+            return Ok(payloads);
+        }
+    }
+    Err(io::Error::other("the kernel's table of addresses changes faster than it can be read"))
+}
+
+fn request(kind: u16, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(16 + body.len()).unwrap_or(u32::MAX);
+    let mut message = Vec::with_capacity(32);
+    message.extend_from_slice(&length.to_ne_bytes());
+    message.extend_from_slice(&kind.to_ne_bytes());
+    message.extend_from_slice(&REQUEST_DUMP.to_ne_bytes());
+    message.extend_from_slice(&[0; 8]);
+    message.extend_from_slice(body);
+    message
+}
+
+/// `None` if the table changed underneath.
+fn collect(socket: &mut Socket, answer: u16) -> io::Result<Option<Vec<Vec<u8>>>> {
+    let mut payloads = Vec::new();
+    let mut whole = true;
+    loop {
+        let datagram = match socket.receive()? {
+            Received::Datagram(datagram) => datagram,
+            Received::Nothing => return Err(io::ErrorKind::TimedOut.into()),
+            Received::Lost => return Err(Errno::NOBUFS.into()),
+        };
+        for message in Messages(datagram) {
+            whole &= message.flags & INTERRUPTED == 0;
+            match message.kind {
+                DONE => return Ok(whole.then_some(payloads)),
+                ERROR => return Err(refusal(message.payload)),
+                kind if kind == answer => payloads.push(message.payload.to_vec()),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn refusal(payload: &[u8]) -> io::Error {
+    let number = payload.first_chunk().map_or(0, |bytes| i32::from_ne_bytes(*bytes));
+    io::Error::from_raw_os_error(number.saturating_neg())
+}
+
+/// One routing message (`struct nlmsghdr` and what follows).
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Message<'a> {
+    pub(crate) kind: u16,
+    pub(crate) flags: u16,
+    pub(crate) payload: &'a [u8],
+}
+
+/// The messages of a datagram; ends at the first that does not fit.
+#[derive(Debug)]
+pub(crate) struct Messages<'a>(pub(crate) &'a [u8]);
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Message<'a>;
+
+    fn next(&mut self) -> Option<Message<'a>> {
+        let (length, rest) = self.0.split_first_chunk::<4>()?;
+        let length = usize::try_from(u32::from_ne_bytes(*length)).ok()?;
+        let (kind, rest) = rest.split_first_chunk::<2>()?;
+        let (flags, _) = rest.split_first_chunk::<2>()?;
+        let payload = self.0.get(16..length)?;
+        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
+        let (kind, flags) = (u16::from_ne_bytes(*kind), u16::from_ne_bytes(*flags));
+        Some(Message { kind, flags, payload })
+    }
+}
+
+/// The attributes (`struct rtattr`: kind and value) behind a message's fixed part; ends at the first that does not fit.
+#[derive(Debug)]
+pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = (u16, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (length, rest) = self.0.split_first_chunk::<2>()?;
+        let length = usize::from(u16::from_ne_bytes(*length));
+        let (kind, _) = rest.split_first_chunk::<2>()?;
+        let value = self.0.get(4..length)?;
+        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((u16::from_ne_bytes(*kind), value))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_and_attributes_are_cut_at_their_lengths() {
+        let mut bytes = request(7, &[1, 2, 3]);
+        bytes.push(0);
+        bytes.extend_from_slice(&request(DONE, &[]));
+        let kinds: Vec<_> = Messages(&bytes).map(|m| (m.kind, m.payload.to_vec())).collect();
+        assert_eq!(kinds, [(7, vec![1, 2, 3]), (DONE, vec![])]);
+        let list: Vec<_> = Attributes(&[5, 0, 1, 0, 9, 0, 0, 0, 6, 0, 2, 0, 8, 8]).collect();
+        assert_eq!(list, [(1, &[9][..]), (2, &[8, 8][..])]);
+    }
+
+    #[test]
+    fn lengths_that_lie_end_the_reading() {
+        for length in [0u32, 3, 15, 17, 0xffff_ffff] {
+            let mut bytes = request(7, &[]);
+            bytes[..4].copy_from_slice(&length.to_ne_bytes());
+            assert_eq!(Messages(&bytes).next(), None, "length {length}");
+        }
+        for length in [0u8, 3, 9] {
+            assert_eq!(Attributes(&[length, 0, 1, 0, 9, 0, 0, 0]).next(), None);
+        }
+        for cut in 0..16 {
+            assert_eq!(Messages(&request(7, &[])[..cut]).next(), None);
+        }
+    }
+
+    #[test]
+    fn a_question_that_the_kernel_does_not_know_is_its_error() {
+        assert!(dump(0xfff0, 0, &[0; 16]).is_err());
+    }
+
+    #[test]
+    fn datagrams_of_processes_are_passed_over() {
+        let mut socket = Socket::listening(None, 0).unwrap();
+        let own = rustix::net::getsockname(&socket).unwrap();
+        let own = SocketAddrNetlink::try_from(own).unwrap();
+        sendto(&socket, &request(7, &[]), SendFlags::empty(), &own).unwrap();
+        assert_eq!(socket.receive().unwrap(), Received::Nothing);
+    }
+}

@@ -1,0 +1,137 @@
+//! Tells the service manager how the program is doing, by the `sd_notify` datagrams.
+//!
+//! Does not know what the states mean to the program; without a service manager every call does nothing.
+
+use std::env;
+use std::ffi::OsString;
+use std::io::{self, Error, ErrorKind};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+/// The way to the service manager, if there is one.
+#[derive(Debug)]
+pub struct Notifier {
+    socket: Option<UnixDatagram>,
+    watchdog: Option<Duration>,
+}
+
+impl Notifier {
+    /// Follows `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`. Errors: the socket named there cannot be reached.
+    pub fn open() -> io::Result<Self> {
+        let socket = env::var_os("NOTIFY_SOCKET").map(connect).transpose()?;
+        let pid = env::var("WATCHDOG_PID").ok();
+        let watchdog = env::var("WATCHDOG_USEC").ok();
+        Ok(Self { socket, watchdog: interval(watchdog.as_deref(), pid.as_deref()) })
+    }
+
+    /// How often the service manager wants to hear [`Notifier::watchdog`]: twice in the time it allows.
+    pub fn watchdog_interval(&self) -> Option<Duration> {
+        self.socket.as_ref().and(self.watchdog).map(|time| time / 2)
+    }
+
+    /// The program serves now.
+    pub fn ready(&self) -> io::Result<()> {
+        self.send("READY=1")
+    }
+
+    /// The program is about to end.
+    pub fn stopping(&self) -> io::Result<()> {
+        self.send("STOPPING=1")
+    }
+
+    /// The program is alive.
+    pub fn watchdog(&self) -> io::Result<()> {
+        self.send("WATCHDOG=1")
+    }
+
+    /// One line for people who ask the service manager; line breaks become blanks.
+    pub fn status(&self, status: &str) -> io::Result<()> {
+        self.send(&format!("STATUS={}", status.replace(['\n', '\r'], " ")))
+    }
+
+    fn send(&self, state: &str) -> io::Result<()> {
+        match &self.socket {
+            Some(socket) => socket.send(state.as_bytes()).map(drop),
+            None => Ok(()),
+        }
+    }
+}
+
+fn connect(name: OsString) -> io::Result<UnixDatagram> {
+    let address = match name.as_bytes() {
+        [b'@', rest @ ..] => SocketAddr::from_abstract_name(rest)?,
+        [b'/', ..] => SocketAddr::from_pathname(&name)?,
+        _ => return Err(Error::new(ErrorKind::Unsupported, "NOTIFY_SOCKET is no Unix socket")),
+    };
+    let socket = UnixDatagram::unbound()?;
+    socket.connect_addr(&address)?;
+    Ok(socket)
+}
+
+fn interval(microseconds: Option<&str>, pid: Option<&str>) -> Option<Duration> {
+    if pid.is_some_and(|pid| pid.parse() != Ok(std::process::id())) {
+        return None;
+    }
+    microseconds?.parse().ok().filter(|time| *time > 0).map(Duration::from_micros)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::fake::Fake;
+
+    fn heard(socket: &UnixDatagram) -> String {
+        let mut bytes = [0; 200];
+        let length = socket.recv(&mut bytes).unwrap();
+        String::from_utf8(bytes[..length].to_vec()).unwrap()
+    }
+
+    #[test]
+    fn states_arrive_one_datagram_each() {
+        let fake = Fake::new();
+        let path = fake.root.join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        let watchdog = Some(Duration::from_secs(4));
+        let notifier = Notifier { socket: Some(connect(path.into()).unwrap()), watchdog };
+        notifier.ready().unwrap();
+        notifier.status("two\nlines").unwrap();
+        notifier.watchdog().unwrap();
+        notifier.stopping().unwrap();
+        let states: Vec<String> = (0..4).map(|_| heard(&manager)).collect();
+        assert_eq!(states, ["READY=1", "STATUS=two lines", "WATCHDOG=1", "STOPPING=1"]);
+        assert_eq!(notifier.watchdog_interval(), Some(Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn an_abstract_socket_is_reached() {
+        let name = format!("storagetm-notify-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).unwrap();
+        let manager = UnixDatagram::bind_addr(&address).unwrap();
+        connect(format!("@{name}").into()).unwrap().send(b"READY=1").unwrap();
+        assert_eq!(heard(&manager), "READY=1");
+    }
+
+    #[test]
+    fn without_a_manager_nothing_is_sent_and_nothing_fails() {
+        let notifier = Notifier { socket: None, watchdog: Some(Duration::from_secs(4)) };
+        notifier.ready().unwrap();
+        assert_eq!(notifier.watchdog_interval(), None);
+    }
+
+    #[test]
+    fn the_watchdog_of_another_process_is_not_ours() {
+        let own = std::process::id().to_string();
+        assert_eq!(interval(Some("2000000"), Some(&own)), Some(Duration::from_secs(2)));
+        assert_eq!(interval(Some("2000000"), None), Some(Duration::from_secs(2)));
+        assert_eq!(interval(Some("2000000"), Some("1")), None);
+        assert_eq!(interval(Some("0"), None), None);
+        assert_eq!(interval(Some("soon"), None), None);
+    }
+
+    #[test]
+    fn a_socket_of_another_kind_is_refused() {
+        assert!(connect("vsock:2:1234".into()).is_err());
+    }
+}

@@ -1,0 +1,89 @@
+//! The signals that end or redraw the program, as a descriptor that can be polled.
+//!
+//! Does not know what is done about them.
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
+use signal_hook::iterator::backend::SignalDelivery;
+use signal_hook::iterator::exfiltrator::SignalOnly;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+
+/// A signal that came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGINT: Ctrl-C.
+    Interrupt,
+    /// SIGTERM: the service manager asks to stop.
+    Terminate,
+    /// SIGHUP: the terminal is gone.
+    HangUp,
+    /// SIGWINCH: the terminal's window has another size.
+    WindowChange,
+}
+
+impl Signal {
+    fn of(number: i32) -> Option<Self> {
+        match number {
+            SIGINT => Some(Self::Interrupt),
+            SIGTERM => Some(Self::Terminate),
+            SIGHUP => Some(Self::HangUp),
+            SIGWINCH => Some(Self::WindowChange),
+            _ => None,
+        }
+    }
+}
+
+/// From its opening on the process no longer dies of these signals; they wait here.
+#[derive(Debug)]
+pub struct Signals {
+    delivery: SignalDelivery<UnixStream, SignalOnly>,
+}
+
+impl Signals {
+    /// Starts catching. Errors: no descriptors left.
+    pub fn open() -> io::Result<Self> {
+        let (read, write) = UnixStream::pair()?;
+        read.set_nonblocking(true)?;
+        let numbers = [SIGINT, SIGTERM, SIGHUP, SIGWINCH];
+        let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, numbers)?;
+        Ok(Self { delivery })
+    }
+
+    /// The signals that came since the last call, each kind once; never waits.
+    pub fn receive(&mut self) -> Vec<Signal> {
+        self.delivery.pending().filter_map(Signal::of).collect()
+    }
+}
+
+impl AsFd for Signals {
+    /// Readable when [`Signals::receive`] has something.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.delivery.get_read().as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    fn readable(signals: &Signals, seconds: i64) -> bool {
+        let wait = Timespec { tv_sec: seconds, tv_nsec: 0 };
+        poll(&mut [PollFd::new(signals, PollFlags::IN)], Some(&wait)).unwrap() == 1
+    }
+
+    #[test]
+    fn a_raised_signal_makes_the_descriptor_readable_and_comes_once() {
+        let mut signals = Signals::open().unwrap();
+        assert!(!readable(&signals, 0));
+        signal_hook::low_level::raise(SIGWINCH).unwrap();
+        signal_hook::low_level::raise(SIGTERM).unwrap();
+        assert!(readable(&signals, 5));
+        let mut came = signals.receive();
+        came.sort_by_key(|signal| *signal as u8);
+        assert_eq!(came, [Signal::Terminate, Signal::WindowChange]);
+        assert!(!readable(&signals, 0));
+        assert!(signals.receive().is_empty());
+    }
+}
