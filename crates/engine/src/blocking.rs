@@ -1,0 +1,296 @@
+//! The plain driver: a thread a connection, which carries out each disk request before it does anything else. It is the
+//! fallback where io_uring is forbidden, and the reference for what a driver does. It knows no protocol.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use export::{Admitted, News, Pool, Segment, Session, Step};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
+
+use crate::link::Link;
+use crate::mailbox::{Mailbox, Message};
+use crate::stage::{STAGE, Stage, room};
+use crate::{GRACE, LINGER, Open, Shared, UNSENT};
+
+/// The most pieces of one send.
+const PIECES: usize = 256;
+
+/// Gives a connection a thread of its own, with a pool of `memory` bytes.
+///
+/// # Errors
+/// There is no thread to be had; the connection is closed.
+pub(crate) fn adopt(
+    shared: &Arc<Shared>,
+    memory: usize,
+    link: Arc<Link>,
+    open: Open,
+) -> io::Result<()> {
+    let mailbox = Mailbox::new()?;
+    let shared = shared.clone();
+    let work = move || {
+        shared.post.join(&mailbox);
+        let _farewell = Farewell { shared: &shared, mailbox: &mailbox };
+        let account = Pool::new(memory).open();
+        let session = open(link.peer, account, Instant::now());
+        Connection::new(&shared, link, session, mailbox.clone()).run();
+    };
+    std::thread::Builder::new().name("connection".to_owned()).spawn(work).map(drop)
+}
+
+/// Dropped after the session: an association may have ended with it, and the others are to see that.
+struct Farewell<'a> {
+    shared: &'a Shared,
+    mailbox: &'a Arc<Mailbox>,
+}
+
+impl Drop for Farewell<'_> {
+    fn drop(&mut self) {
+        self.shared.post.leave(self.mailbox);
+        self.shared.post.tell(News::Changed, None);
+    }
+}
+
+struct Connection<'a> {
+    shared: &'a Shared,
+    session: Box<dyn Session>,
+    mailbox: Arc<Mailbox>,
+    stage: Stage,
+    queue: VecDeque<Segment>,
+    /// Bytes of the first segment that are sent.
+    sent: usize,
+    /// Bytes of all segments that are not.
+    unsent: usize,
+    /// Set when the peer sends no more: what it asked for is answered, as long as it reads some until then.
+    ended: Option<Instant>,
+    /// Set when the session wants to close: what it said before is sent until then.
+    closing: Option<Instant>,
+    /// Whether nothing can be sent any more.
+    broken: bool,
+    link: Arc<Link>,
+}
+
+impl<'a> Connection<'a> {
+    fn new(
+        shared: &'a Shared,
+        link: Arc<Link>,
+        session: Box<dyn Session>,
+        mailbox: Arc<Mailbox>,
+    ) -> Self {
+        Self {
+            shared,
+            session,
+            mailbox,
+            stage: Stage::new(STAGE),
+            queue: VecDeque::new(),
+            sent: 0,
+            unsent: 0,
+            ended: None,
+            closing: None,
+            broken: false,
+            link,
+        }
+    }
+
+    fn run(&mut self) {
+        loop {
+            self.settle();
+            // What was sent gives memory back, and the session may go on.
+            if self.send() {
+                continue;
+            }
+            let ends = self.closing.is_some() || self.ended.is_some();
+            if self.broken || (ends && self.unsent == 0) {
+                break;
+            }
+            self.wait();
+        }
+        self.session.tell(Instant::now(), &News::Disconnected);
+        self.drain();
+        self.linger();
+    }
+
+    /// Has the session say all that it has to say, and take all that it can take.
+    fn settle(&mut self) {
+        self.drain();
+        while self.takes_more() && !self.stage.is_empty() {
+            let taken = self.session.receive(Instant::now(), self.stage.waiting());
+            self.stage.consume(taken);
+            self.drain();
+            if taken == 0 {
+                break;
+            }
+        }
+        if self.session.is_established() {
+            self.link.establish();
+        }
+    }
+
+    fn drain(&mut self) {
+        while let Some(step) = self.session.poll() {
+            match step {
+                Step::Report(event) => (self.shared.sink)(event),
+                Step::Rouse => self.shared.post.tell(News::Changed, None),
+                Step::Submit(admitted) => self.carry_out(admitted),
+                Step::Send(segment) => {
+                    self.unsent += segment.len();
+                    self.queue.push_back(segment);
+                }
+                Step::Close(_) => self.closing = Some(Instant::now() + GRACE),
+            }
+        }
+    }
+
+    fn carry_out(&mut self, admitted: Admitted) {
+        let written = admitted.op().mutates().then(|| admitted.export().clone());
+        let (ticket, outcome) = crate::disk::carry_out(admitted);
+        if written.is_some_and(|export| export.is_contended()) {
+            self.shared.post.tell(News::Changed, None);
+        }
+        self.session.complete(Instant::now(), ticket, outcome);
+    }
+
+    /// Whether the peer may ask for more: not while it does not read the answers.
+    fn takes_more(&self) -> bool {
+        self.closing.is_none() && self.unsent <= UNSENT && self.session.hungry()
+    }
+
+    /// Sends what the socket takes now. Tells whether that was any.
+    fn send(&mut self) -> bool {
+        let before = self.unsent;
+        while self.unsent > 0 && !self.broken {
+            let mut skip = self.sent;
+            let parts = self.queue.iter().flat_map(Segment::parts).filter_map(|part| {
+                let part = part.get(skip..).unwrap_or_else(|| {
+                    skip -= part.len();
+                    &[]
+                });
+                skip = if part.is_empty() { skip } else { 0 };
+                (!part.is_empty()).then(|| IoSlice::new(part))
+            });
+            let pieces: Vec<_> = parts.take(PIECES).collect();
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            let mut nothing = SendAncillaryBuffer::default();
+            match rustix::net::sendmsg(&self.link, &pieces, &mut nothing, flags) {
+                Ok(bytes) => self.forget(bytes),
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
+                Err(_) => self.broken = true,
+            }
+        }
+        let any = self.unsent < before;
+        self.ended = self.ended.map(|until| if any { Instant::now() + GRACE } else { until });
+        any
+    }
+
+    /// That many bytes more are sent.
+    fn forget(&mut self, bytes: usize) {
+        self.unsent -= bytes;
+        self.sent += bytes;
+        while let Some(len) = self.queue.front().map(Segment::len).filter(|&len| len <= self.sent) {
+            self.queue.pop_front();
+            self.sent -= len;
+        }
+    }
+
+    /// Waits until something happens, and takes note of it.
+    fn wait(&mut self) {
+        let reads = self.ended.is_none() && self.takes_more();
+        let mut wanted = PollFlags::empty();
+        wanted.set(PollFlags::IN, reads);
+        wanted.set(PollFlags::OUT, self.unsent > 0);
+        let timeout = self.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        let seen = poll(&self.mailbox, &self.link, wanted, timeout);
+        if reads && !seen.is_empty() {
+            self.receive();
+        }
+        self.broken |= !reads && seen.intersects(PollFlags::HUP | PollFlags::ERR);
+        if self.mailbox.is_full() {
+            self.read_mail();
+        }
+        self.tick();
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        [self.session.deadline(), self.ended, self.closing].into_iter().flatten().min()
+    }
+
+    fn receive(&mut self) {
+        let landing = if self.stage.is_empty() { self.session.landing() } else { None };
+        let came = if let Some(mut landing) = landing {
+            let came = rustix::net::recv(&self.link, room(&mut landing), RecvFlags::DONTWAIT);
+            let got = came.map_or(0, |(got, _)| got);
+            self.session.landed(Instant::now(), landing, got);
+            came
+        } else {
+            let came = rustix::net::recv(&self.link, self.stage.spare(), RecvFlags::DONTWAIT);
+            self.stage.fill(came.map_or(0, |(got, _)| got));
+            came
+        };
+        match came {
+            Ok((0, _)) => self.ended = Some(Instant::now() + GRACE),
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => self.broken = true,
+        }
+    }
+
+    fn read_mail(&mut self) {
+        self.mailbox.hush();
+        for message in self.mailbox.take() {
+            match message {
+                Message::News(news) => self.session.tell(Instant::now(), &news),
+                Message::Quit => self.broken = true,
+                Message::Adopt(..) => {}
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        if self.session.deadline().is_some_and(|deadline| deadline <= now) {
+            self.session.tick(now);
+        }
+        let last = [self.ended, self.closing].into_iter().flatten().min();
+        self.broken |= last.is_some_and(|until| until <= now);
+    }
+
+    /// Gives the peer a moment to read what was sent: closing a socket that holds unread bytes would destroy that.
+    fn linger(&mut self) {
+        let how = if self.broken { Shutdown::Both } else { Shutdown::Write };
+        self.link.shut(how);
+        let until = Instant::now() + LINGER;
+        while !self.broken && self.ended.is_none() && Instant::now() < until {
+            let timeout = Some(until.saturating_duration_since(Instant::now()));
+            poll(&self.mailbox, &self.link, PollFlags::IN, timeout);
+            self.stage.clear();
+            self.receive_nothing();
+        }
+    }
+
+    /// Receives and drops.
+    fn receive_nothing(&mut self) {
+        match rustix::net::recv(&self.link, self.stage.spare(), RecvFlags::DONTWAIT) {
+            Ok((0, _)) => self.ended = Some(Instant::now() + GRACE),
+            Err(errno) if errno != Errno::AGAIN && errno != Errno::INTR => self.broken = true,
+            _ if self.mailbox.is_full() => self.read_mail(),
+            _ => {}
+        }
+    }
+}
+
+/// Waits for the mailbox, and for what is `wanted` of the link. Returns what the link has.
+fn poll(mailbox: &Mailbox, link: &Link, wanted: PollFlags, timeout: Option<Duration>) -> PollFlags {
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    let mut fds = [
+        PollFd::from_borrowed_fd(mailbox.as_fd(), PollFlags::IN),
+        PollFd::from_borrowed_fd(link.as_fd(), wanted),
+    ];
+    match rustix::event::poll(&mut fds, timeout.as_ref()) {
+        Ok(_) => fds.map(|fd| fd.revents())[1],
+        Err(_) => PollFlags::empty(),
+    }
+}

@@ -1,0 +1,409 @@
+//! One disk request, from its first system call to its last: which call is next and what its result means. Both drivers
+//! carry requests out by this; it knows neither ring nor session.
+
+use std::cell::RefCell;
+use std::ptr;
+use std::rc::Rc;
+use std::sync::{Arc, Weak};
+
+use export::{Admitted, Buffer, Export, Fault, Op, Outcome, Pool, Ticket};
+use rustix::fs::{FallocateFlags, FileType};
+use rustix::io::{Errno, ReadWriteFlags};
+
+/// Interruptions in a row after which a request fails: the disk makes no progress.
+const PATIENCE: u8 = 100;
+
+/// A request on its way.
+#[derive(Debug)]
+pub(crate) struct Job {
+    admitted: Admitted,
+    phase: Phase,
+    /// Bytes that were read or written.
+    done: u64,
+    /// Interruptions since the last progress.
+    interrupted: u8,
+    zeros: Option<Rc<Buffer>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Reading or writing the buffer.
+    Transfer,
+    /// Dropping the blocks.
+    Punch,
+    /// Having the disk make zeros.
+    ZeroRange,
+    /// Writing zeros, because the disk makes none.
+    Fill,
+    /// Putting it on stable storage.
+    Sync,
+    Over(Result<(), Fault>),
+}
+
+/// The system call that is next.
+#[derive(Debug)]
+pub(crate) enum Call<'a> {
+    /// `preadv`.
+    Read { offset: u64, into: &'a mut [u8] },
+    /// `pwritev2`, with `RWF_DSYNC` if durable.
+    Write { offset: u64, from: &'a [u8], durable: bool },
+    /// `fdatasync`.
+    Sync,
+    /// `fallocate`.
+    Allocate { mode: FallocateFlags, offset: u64, len: u64 },
+}
+
+impl Job {
+    /// A request that has not begun.
+    pub(crate) fn new(admitted: Admitted) -> Self {
+        let phase = match admitted.op() {
+            Op::Flush => Phase::Sync,
+            _ if admitted.is_empty() => Phase::Over(Ok(())),
+            Op::Read | Op::Write { .. } => Phase::Transfer,
+            Op::Zero { unmap: true, .. } | Op::Discard => Phase::Punch,
+            Op::Zero { unmap: false, .. } => Phase::ZeroRange,
+        };
+        Self { admitted, phase, done: 0, interrupted: 0, zeros: None }
+    }
+
+    /// The request.
+    pub(crate) fn admitted(&self) -> &Admitted {
+        &self.admitted
+    }
+
+    /// How it ended, once it has.
+    pub(crate) fn result(&self) -> Option<Result<(), Fault>> {
+        match self.phase {
+            Phase::Over(result) => Some(result),
+            _ => None,
+        }
+    }
+
+    /// What to do next. To be asked only while there is no [`Job::result`].
+    pub(crate) fn call(&mut self) -> Call<'_> {
+        let (offset, left) =
+            (self.admitted.offset() + self.done, self.admitted.len().saturating_sub(self.done));
+        let durable = self.is_durable();
+        match self.phase {
+            Phase::Transfer => self.transfer(offset, durable),
+            Phase::Fill => {
+                let whole = self.zeros.as_ref().map(|zeros| zeros.bytes()).unwrap_or_default();
+                let len = usize::try_from(left).map_or(whole.len(), |left| left.min(whole.len()));
+                Call::Write { offset, from: whole.get(..len).unwrap_or_default(), durable }
+            }
+            Phase::Punch => Self::allocate(FallocateFlags::PUNCH_HOLE, offset, left),
+            Phase::ZeroRange => Self::allocate(FallocateFlags::ZERO_RANGE, offset, left),
+            Phase::Sync | Phase::Over(_) => Call::Sync,
+        }
+    }
+
+    fn transfer(&mut self, offset: u64, durable: bool) -> Call<'_> {
+        let reads = self.admitted.op() == Op::Read;
+        let done = usize::try_from(self.done).unwrap_or(usize::MAX);
+        let bytes = self.admitted.bytes_mut().get_mut(done..).unwrap_or_default();
+        if reads {
+            Call::Read { offset, into: bytes }
+        } else {
+            Call::Write { offset, from: bytes, durable }
+        }
+    }
+
+    fn allocate(mode: FallocateFlags, offset: u64, len: u64) -> Call<'static> {
+        Call::Allocate { mode: mode | FallocateFlags::KEEP_SIZE, offset, len }
+    }
+
+    fn is_durable(&self) -> bool {
+        matches!(self.admitted.op(), Op::Write { durable: true } | Op::Zero { durable: true, .. })
+    }
+
+    /// Takes the result of the [`Job::call`].
+    pub(crate) fn advance(&mut self, result: Result<usize, Errno>) {
+        match result {
+            Ok(moved) => self.succeed(moved),
+            Err(Errno::INTR | Errno::AGAIN) if self.interrupted < PATIENCE => self.interrupted += 1,
+            Err(errno) => self.fail(errno),
+        }
+    }
+
+    fn succeed(&mut self, moved: usize) {
+        self.interrupted = 0;
+        match self.phase {
+            Phase::Transfer | Phase::Fill => self.progress(moved as u64),
+            Phase::Punch | Phase::ZeroRange if self.is_durable() => self.phase = Phase::Sync,
+            _ => self.end(Ok(())),
+        }
+    }
+
+    fn progress(&mut self, moved: u64) {
+        self.done = self.done.saturating_add(moved);
+        if self.done >= self.admitted.len() {
+            self.end(Ok(()));
+        } else if moved == 0 {
+            // The disk is shorter than it was when it was lent.
+            self.end(Err(Fault::Io));
+        }
+    }
+
+    fn fail(&mut self, errno: Errno) {
+        match self.phase {
+            // A discard is a hint (NVM 1.0 §3.2.3, deallocate): a disk that cannot has done its duty.
+            Phase::Punch if lacks(errno) && self.admitted.op() == Op::Discard => self.end(Ok(())),
+            Phase::Punch if lacks(errno) => self.phase = Phase::ZeroRange,
+            Phase::ZeroRange if lacks(errno) => self.fill(),
+            _ => self.end(Err(Fault::from_errno(errno.raw_os_error()))),
+        }
+    }
+
+    fn fill(&mut self) {
+        self.zeros = zeros();
+        match self.zeros {
+            Some(_) => self.phase = Phase::Fill,
+            None => self.end(Err(Fault::Io)),
+        }
+    }
+
+    fn end(&mut self, result: Result<(), Fault>) {
+        if result.is_err() && self.admitted.op() == Op::Read {
+            // What the memory held before is nobody's business.
+            let done = usize::try_from(self.done).unwrap_or(0);
+            self.admitted.bytes_mut().get_mut(done..).unwrap_or_default().fill(0);
+        }
+        self.zeros = None;
+        self.phase = Phase::Over(result);
+    }
+
+    /// Ends it before it has begun.
+    pub(crate) fn refuse(&mut self, fault: Fault) {
+        self.end(Err(fault));
+    }
+
+    /// Makes all its calls, waiting for each.
+    pub(crate) fn run(&mut self) {
+        let export = self.admitted.export().clone();
+        while self.result().is_none() {
+            let result = perform(&export, self.call());
+            self.advance(result);
+        }
+    }
+
+    /// What goes back to the session; a request that has not ended fails.
+    pub(crate) fn finish(self) -> (Ticket, Outcome) {
+        let result = self.result().unwrap_or(Err(Fault::Io));
+        self.admitted.finish(result)
+    }
+}
+
+/// Whether the errno of `fallocate` says that this file or disk cannot do such a thing, as against failing at it.
+/// `ENODEV` is what character devices say, `EINVAL` file systems that know the mode but not this range.
+fn lacks(errno: Errno) -> bool {
+    matches!(errno, Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY | Errno::NODEV | Errno::INVAL)
+}
+
+/// 1 MiB of zeros, shared by all requests of a thread that write zeros just now.
+fn zeros() -> Option<Rc<Buffer>> {
+    thread_local! {
+        static ZEROS: RefCell<std::rc::Weak<Buffer>> =
+            const { RefCell::new(std::rc::Weak::new()) };
+    }
+    ZEROS.with_borrow_mut(|kept| {
+        if let Some(zeros) = kept.upgrade() {
+            return Some(zeros);
+        }
+        let mut buffer = Pool::new(0).open().take(Pool::LARGEST)?;
+        buffer.bytes_mut().fill(0);
+        let zeros = Rc::new(buffer);
+        *kept = Rc::downgrade(&zeros);
+        Some(zeros)
+    })
+}
+
+/// Carries out a whole request by plain system calls, waiting for each.
+pub(crate) fn carry_out(admitted: Admitted) -> (Ticket, Outcome) {
+    let mut job = Job::new(admitted);
+    job.run();
+    job.finish()
+}
+
+/// Whether the disk that a connection used last answers at once. Such a request is better made at once, too: handed to
+/// the kernel for later, a read of memory costs three times as much, as Linux gives it to a thread of its own.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    /// Names the disk, and does not keep it open.
+    export: Weak<Export>,
+    at_once: bool,
+}
+
+/// `statfs` of tmpfs, and so of a memfd.
+const TMPFS: u32 = 0x0102_1994;
+
+/// The character devices that are memory, or nothing: `/dev/null`, `/dev/zero`.
+const MEMORY_DEVICES: u32 = 1;
+
+impl Pace {
+    /// Whether the request ends without waiting for anything. What may concern the whole disk does not.
+    pub(crate) fn is_at_once(&mut self, admitted: &Admitted) -> bool {
+        let known = ptr::eq(self.export.as_ptr(), Arc::as_ptr(admitted.export()));
+        if !known {
+            let export = admitted.export();
+            *self = Self { export: Arc::downgrade(export), at_once: is_memory(export) };
+        }
+        self.at_once && matches!(admitted.op(), Op::Read | Op::Write { .. } | Op::Flush)
+    }
+}
+
+fn is_memory(disk: &Export) -> bool {
+    let in_tmpfs = rustix::fs::fstatfs(disk).is_ok_and(|fs| u32::try_from(fs.f_type) == Ok(TMPFS));
+    rustix::fs::fstat(disk).is_ok_and(|stat| match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => in_tmpfs,
+        FileType::CharacterDevice => rustix::fs::major(stat.st_rdev) == MEMORY_DEVICES,
+        _ => false,
+    })
+}
+
+fn perform(disk: &Export, call: Call<'_>) -> Result<usize, Errno> {
+    match call {
+        Call::Read { offset, into } => rustix::io::pread(disk, into, offset),
+        Call::Write { offset, from, durable } => {
+            let flags = if durable { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
+            rustix::io::pwritev2(disk, &[std::io::IoSlice::new(from)], offset, flags)
+        }
+        Call::Sync => rustix::fs::fdatasync(disk).map(|()| 0),
+        Call::Allocate { mode, offset, len } => {
+            rustix::fs::fallocate(disk, mode, offset, len).map(|()| 0)
+        }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use std::os::fd::OwnedFd;
+
+    use export::{Access, Geometry, Grant, Identity, Request};
+    use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+    use super::*;
+
+    const BLOCK: usize = 512;
+    const WRITE: Op = Op::Write { durable: false };
+
+    fn memory(bytes: u64) -> OwnedFd {
+        let disk = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&disk, bytes).unwrap();
+        disk
+    }
+
+    fn grant(disk: OwnedFd, bytes: u64) -> Grant {
+        let geometry = Geometry::new(512, 512).unwrap();
+        let mut export = Export::new("disk", "nqn", Identity::default(), geometry, bytes, disk);
+        export.access = Access::Writable;
+        Grant::new(Arc::new(export))
+    }
+
+    fn admit(grant: &Grant, op: Op, lba: u64, blocks: u64, fill: u8) -> Admitted {
+        let buffer = matches!(op, Op::Read | Op::Write { .. }).then(|| {
+            let len = usize::try_from(blocks).unwrap() * BLOCK;
+            let mut buffer = Pool::new(1 << 20).open().take(len).unwrap();
+            buffer.bytes_mut().fill(fill);
+            buffer
+        });
+        grant.admit(Request { op, lba, blocks, buffer, ticket: Ticket::new(1) }).unwrap()
+    }
+
+    fn read(grant: &Grant, lba: u64, blocks: u64) -> Outcome {
+        carry_out(admit(grant, Op::Read, lba, blocks, 0xee)).1
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let grant = grant(memory(1 << 16), 1 << 16);
+        for op in [WRITE, Op::Write { durable: true }] {
+            assert_eq!(carry_out(admit(&grant, op, 2, 3, 7)).1.result, Ok(()));
+        }
+        assert_eq!(carry_out(admit(&grant, Op::Flush, 0, 0, 0)).1.result, Ok(()));
+        let outcome = read(&grant, 1, 5);
+        let buffer = outcome.buffer.unwrap();
+        assert_eq!(buffer.bytes()[..BLOCK], [0; BLOCK]);
+        assert!(buffer.bytes()[BLOCK..4 * BLOCK].iter().all(|&b| b == 7));
+        assert_eq!(buffer.bytes()[4 * BLOCK..], [0; BLOCK]);
+    }
+
+    #[test]
+    fn a_read_beyond_the_end_fails_and_shows_no_stale_bytes() {
+        let grant = grant(memory(3 * BLOCK as u64), 1 << 16);
+        let outcome = read(&grant, 2, 4);
+        assert_eq!(outcome.result, Err(Fault::Io));
+        assert_eq!(outcome.buffer.unwrap().bytes(), [0; 4 * BLOCK]);
+    }
+
+    #[test]
+    fn zeros_are_written_where_the_disk_makes_none() {
+        let len = 3 << 20;
+        let grant = grant(memory(len), len);
+        for unmap in [false, true] {
+            for lba in [0, 4000] {
+                assert_eq!(carry_out(admit(&grant, WRITE, lba, 2, 9)).1.result, Ok(()));
+            }
+            // A memfd punches holes but has no zero ranges: both ways are walked.
+            let op = Op::Zero { unmap, durable: true };
+            assert_eq!(carry_out(admit(&grant, op, 1, 4000, 0)).1.result, Ok(()));
+            assert_eq!(read(&grant, 0, 1).buffer.unwrap().bytes(), [9; BLOCK]);
+            assert_eq!(read(&grant, 1, 1).buffer.unwrap().bytes(), [0; BLOCK]);
+            assert_eq!(read(&grant, 4000, 1).buffer.unwrap().bytes(), [0; BLOCK]);
+            assert_eq!(read(&grant, 4001, 1).buffer.unwrap().bytes(), [9; BLOCK]);
+        }
+    }
+
+    #[test]
+    fn a_discard_is_a_hint() {
+        let null = OwnedFd::from(std::fs::File::options().write(true).open("/dev/null").unwrap());
+        let grant = grant(null, 1 << 16);
+        assert_eq!(carry_out(admit(&grant, Op::Discard, 0, 8, 0)).1.result, Ok(()));
+    }
+
+    #[test]
+    fn a_full_disk_and_a_read_only_descriptor_say_so() {
+        let full = OwnedFd::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
+        let outcome = carry_out(admit(&grant(full, 1 << 16), WRITE, 0, 1, 0)).1;
+        assert_eq!(outcome.result, Err(Fault::NoSpace));
+        let null = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let outcome = carry_out(admit(&grant(null, 1 << 16), WRITE, 0, 1, 0)).1;
+        assert_eq!(outcome.result, Err(Fault::ReadOnly));
+    }
+
+    #[test]
+    fn short_transfers_go_on_and_interruptions_are_bounded() {
+        let grant = grant(memory(1 << 16), 1 << 16);
+        let mut job = Job::new(admit(&grant, WRITE, 4, 2, 1));
+        job.advance(Err(Errno::INTR));
+        job.advance(Ok(100));
+        let Call::Write { offset, from, .. } = job.call() else { panic!("a write") };
+        assert_eq!((offset, from.len()), (4 * 512 + 100, 924));
+        for _ in 0..=PATIENCE {
+            assert_eq!(job.result(), None);
+            job.advance(Err(Errno::AGAIN));
+        }
+        assert_eq!(job.result(), Some(Err(Fault::Io)));
+    }
+
+    #[test]
+    fn requests_of_no_blocks_end_at_once() {
+        let grant = grant(memory(1 << 16), 1 << 16);
+        for op in [Op::Read, WRITE, Op::Discard, Op::Zero { unmap: true, durable: false }] {
+            assert_eq!(Job::new(admit(&grant, op, 0, 0, 0)).result(), Some(Ok(())));
+        }
+    }
+
+    #[test]
+    fn memory_answers_at_once_and_files_do_not() {
+        let mut pace = Pace::default();
+        let file = OwnedFd::from(std::fs::File::open("/proc/version").unwrap());
+        let (memory, file) = (grant(memory(1 << 16), 1 << 16), grant(file, 1 << 16));
+        for _ in 0..2 {
+            assert!(pace.is_at_once(&admit(&memory, Op::Read, 0, 1, 0)));
+            assert!(!pace.is_at_once(&admit(&memory, Op::Discard, 0, 1, 0)));
+            assert!(!pace.is_at_once(&admit(&file, Op::Read, 0, 1, 0)));
+        }
+        let zero = OwnedFd::from(std::fs::File::open("/dev/zero").unwrap());
+        assert!(pace.is_at_once(&admit(&grant(zero, 1 << 16), Op::Read, 0, 1, 0)));
+    }
+}

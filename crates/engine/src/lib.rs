@@ -1,0 +1,243 @@
+//! Drives sessions: sockets, disks and time. It knows no protocol; a protocol is a [`Session`], which the engine feeds
+//! with bytes and ended requests, and whose steps it carries out.
+//!
+//! There are two drivers of the same sessions. `uring` is the fast one: a few threads with a ring each, network and disk
+//! in the same ring. `blocking` is the reference and the fallback: a thread a connection, plain system calls. One more
+//! thread accepts connections and gives them away; a connection stays on its thread for life.
+
+#![deny(unsafe_code)]
+
+mod blocking;
+mod disk;
+mod link;
+mod listen;
+mod mailbox;
+mod stage;
+mod uring;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use export::{Account, Event, News, Peer, Session};
+
+use link::{Bounds, Census, Link};
+use listen::Acceptor;
+use mailbox::Post;
+
+/// How many connections there may be: in all, and of peers that have not yet been let in.
+const BOUNDS: Bounds = Bounds { total: 1024, newcomers: 128 };
+
+/// Bytes that may wait for a peer to read them before no more is taken from it.
+const UNSENT: usize = 4 << 20;
+
+/// How long a connection that is to be closed may take to send what is still to be sent.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How long the peer may take to read that and close, in its turn.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// The least memory for payloads of a connection that has a thread of its own: two payloads of the largest size.
+const LEAST_MEMORY: usize = 2 << 20;
+
+/// How a connection with a thread of its own shares in the memory of a thread with many.
+const MEMORY_SHARE: usize = 8;
+
+/// How long [`Engine::stop`] waits for its threads after all connections have been cut.
+const LAST_WAIT: Duration = Duration::from_millis(500);
+
+/// Makes the session of a new connection. Called on the connection's own thread, as sessions stay on it.
+pub type Open = Arc<dyn Fn(Peer, Account, Instant) -> Box<dyn Session> + Send + Sync>;
+
+/// Takes what sessions report. Called on their threads, so it should not wait for anything.
+pub type Sink = Arc<dyn Fn(Event) + Send + Sync>;
+
+/// Which driver is to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Driver {
+    /// `Uring` if the kernel allows it, else `Blocking`.
+    #[default]
+    Auto,
+    /// A ring a thread.
+    Uring,
+    /// A thread a connection.
+    Blocking,
+}
+
+impl fmt::Display for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Uring => "uring",
+            Self::Blocking => "blocking",
+        })
+    }
+}
+
+/// The driver that runs, and why it is that one. Displayed as a piece of a sentence: `blocking, because …`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    /// [`Driver::Uring`] or [`Driver::Blocking`].
+    pub driver: Driver,
+    /// Why, for people.
+    pub why: String,
+}
+
+impl fmt::Display for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}, because {}", self.driver, self.why)
+    }
+}
+
+/// How the engine is to run.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Which driver.
+    pub driver: Driver,
+    /// Threads of the uring driver; at least one.
+    pub threads: usize,
+    /// Bytes of payload buffers a thread.
+    pub memory: usize,
+    /// The longest moment for which a thread of the uring driver watches for the next event before it sleeps. It does so
+    /// only while events follow each other that closely. Zero: it always sleeps.
+    pub spin: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { driver: Driver::Auto, threads: 1, memory: 32 << 20, spin: Duration::from_micros(50) }
+    }
+}
+
+/// What all threads share.
+struct Shared {
+    sink: Sink,
+    post: Post,
+    census: Arc<Census>,
+}
+
+/// The running engine. Dropping it cuts all connections.
+pub struct Engine {
+    acceptor: Acceptor,
+    crew: Arc<Crew>,
+    shared: Arc<Shared>,
+    running: Running,
+}
+
+/// Those who take accepted connections over.
+enum Crew {
+    Uring(uring::Staff),
+    Blocking { shared: Arc<Shared>, memory: usize },
+}
+
+impl Crew {
+    fn start(config: &Config, shared: &Arc<Shared>) -> io::Result<(Self, Running)> {
+        let chosen = |driver, why: &str| Running { driver, why: why.to_owned() };
+        let memory = (config.memory / MEMORY_SHARE).max(LEAST_MEMORY);
+        let blocking = Self::Blocking { shared: shared.clone(), memory };
+        if config.driver == Driver::Blocking {
+            return Ok((blocking, chosen(Driver::Blocking, "it was asked for")));
+        }
+        match uring::hire(config, shared) {
+            Ok(staff) if config.driver == Driver::Auto => {
+                Ok((Self::Uring(staff), chosen(Driver::Uring, "the kernel has io_uring")))
+            }
+            Ok(staff) => Ok((Self::Uring(staff), chosen(Driver::Uring, "it was asked for"))),
+            Err(error) if config.driver == Driver::Auto => {
+                let why = format!("io_uring cannot be used here: {error}");
+                Ok((blocking, chosen(Driver::Blocking, &why)))
+            }
+            Err(error) => Err(io::Error::new(
+                error.kind(),
+                format!("io_uring cannot be used here: {error}; the blocking driver can"),
+            )),
+        }
+    }
+
+    fn adopt(&self, link: Arc<Link>, open: Open) {
+        match self {
+            Self::Uring(staff) => staff.adopt(link, open),
+            // Without a thread for it, the connection is closed: its peer may try again.
+            Self::Blocking { shared, memory } => drop(blocking::adopt(shared, *memory, link, open)),
+        }
+    }
+}
+
+impl Engine {
+    /// Starts the threads. What sessions report goes to `sink`.
+    ///
+    /// # Errors
+    /// No thread or descriptor is to be had, or io_uring was asked for and cannot be used.
+    pub fn start(config: Config, sink: Sink) -> io::Result<Self> {
+        let census = Census::new(BOUNDS);
+        let shared = Arc::new(Shared { sink, post: Post::default(), census: census.clone() });
+        let (crew, running) = Crew::start(&config, &shared)?;
+        let crew = Arc::new(crew);
+        let adopters = crew.clone();
+        let adopt = Box::new(move |link, open| adopters.adopt(link, open));
+        let acceptor = Acceptor::start(census, adopt)?;
+        Ok(Self { acceptor, crew, shared, running })
+    }
+
+    /// Accepts connections on `address`, and has `open` make a session for each. Returns the address with the port that
+    /// it got. An IPv6 address is never also an IPv4 one.
+    ///
+    /// # Errors
+    /// The address is taken, not one of this machine, or not allowed.
+    pub fn listen(&self, address: SocketAddr, open: Open) -> io::Result<SocketAddr> {
+        self.acceptor.listen(address, open)
+    }
+
+    /// Tells every session on every thread.
+    pub fn tell(&self, news: News) {
+        self.shared.post.tell(news, None);
+    }
+
+    /// Connections there are now.
+    pub fn connections(&self) -> usize {
+        self.shared.census.total()
+    }
+
+    /// The driver that runs, and why.
+    pub fn driver(&self) -> &Running {
+        &self.running
+    }
+
+    /// Stops: accepts nothing any more, tells all sessions that the program stops, and waits for their connections to
+    /// close. Those that are left after `patience` are cut. Tells whether there were none.
+    pub fn stop(mut self, patience: Duration) -> bool {
+        self.acceptor.stop();
+        self.shared.post.tell(News::Stopping, None);
+        let in_time = self.shared.census.wait_until_empty(patience);
+        self.shared.post.quit();
+        let gone = self.shared.census.wait_until_empty(LAST_WAIT);
+        if gone {
+            self.join();
+        }
+        in_time
+    }
+
+    /// Waits for the threads, all of whose connections have gone.
+    fn join(self) {
+        let crew = self.crew.clone();
+        drop(self);
+        if let Some(Crew::Uring(staff)) = Arc::into_inner(crew) {
+            staff.join();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.acceptor.stop();
+        self.shared.post.quit();
+    }
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Engine({}, {} connections)", self.running.driver, self.connections())
+    }
+}

@@ -1,0 +1,181 @@
+//! A connection's socket, and the count of all connections with the bounds on it. It knows no session.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use export::Peer;
+use rustix::net::Shutdown;
+
+/// A connection's socket. The last owner to let go closes it.
+pub(crate) struct Link {
+    socket: OwnedFd,
+    /// Who is at the other end.
+    pub(crate) peer: Peer,
+    established: AtomicBool,
+    census: Arc<Census>,
+}
+
+impl Link {
+    /// Takes note that the session let its peer in: it is no longer among those that may be cut for others.
+    pub(crate) fn establish(&self) {
+        self.established.store(true, Ordering::Release);
+    }
+
+    /// Sends no more, receives no more, or both; what is under way on the socket ends.
+    pub(crate) fn shut(&self, how: Shutdown) {
+        // Fails only if the connection is gone already.
+        let _ = rustix::net::shutdown(&self.socket, how);
+    }
+
+    fn is_established(&self) -> bool {
+        self.established.load(Ordering::Acquire)
+    }
+}
+
+impl AsFd for Link {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Link({})", self.peer.remote)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.census.leave();
+    }
+}
+
+/// How many connections there may be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// In all.
+    pub(crate) total: usize,
+    /// Whose peers have not yet been let in.
+    pub(crate) newcomers: usize,
+}
+
+/// The count of connections.
+#[derive(Debug)]
+pub(crate) struct Census {
+    bounds: Bounds,
+    total: AtomicUsize,
+    /// Those not yet established, the oldest first; looked through only when another comes.
+    newcomers: Mutex<Vec<Weak<Link>>>,
+    /// Rung when the last connection has gone.
+    empty: Condvar,
+}
+
+impl Census {
+    /// No connection yet.
+    pub(crate) fn new(bounds: Bounds) -> Arc<Self> {
+        Arc::new(Self {
+            bounds,
+            total: AtomicUsize::new(0),
+            newcomers: Mutex::default(),
+            empty: Condvar::new(),
+        })
+    }
+
+    /// How many connections there are.
+    pub(crate) fn total(&self) -> usize {
+        self.total.load(Ordering::Acquire)
+    }
+
+    /// Counts a connection in, if there is room or an older one can be cut that has not said who it is: a peer that
+    /// opens connections and says nothing cannot keep others out.
+    pub(crate) fn enter(self: &Arc<Self>, socket: OwnedFd, peer: Peer) -> Option<Arc<Link>> {
+        let mut newcomers = self.lock();
+        newcomers.retain(|link| link.upgrade().is_some_and(|link| !link.is_established()));
+        if newcomers.len() >= self.bounds.newcomers || self.total() >= self.bounds.total {
+            let oldest = (!newcomers.is_empty()).then(|| newcomers.remove(0))?;
+            oldest.upgrade().inspect(|link| link.shut(Shutdown::Both));
+        }
+        self.total.fetch_add(1, Ordering::AcqRel);
+        let established = AtomicBool::new(false);
+        let link = Arc::new(Link { socket, peer, established, census: self.clone() });
+        newcomers.push(Arc::downgrade(&link));
+        Some(link)
+    }
+
+    fn leave(&self) {
+        if self.total.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // Without the lock: `enter` holds it and may be the one that drops the last owner.
+            self.empty.notify_all();
+        }
+    }
+
+    /// Waits until no connection is left, at most `patience`. Tells whether none is.
+    pub(crate) fn wait_until_empty(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        let mut guard = self.lock();
+        while self.total() > 0 {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            // A ring between the look and the wait is missed, so the wait is short.
+            let nap = left.min(Duration::from_millis(10));
+            guard = self.empty.wait_timeout(guard, nap).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Link>>> {
+        self.newcomers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use std::net::{Ipv4Addr, SocketAddr};
+
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds { total: 3, newcomers: 2 };
+
+    fn enter(census: &Arc<Census>) -> (Option<Arc<Link>>, OwnedFd) {
+        let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .unwrap();
+        (census.enter(ours, Peer { remote: nowhere, local: nowhere }), theirs)
+    }
+
+    fn is_cut(peer: &OwnedFd) -> bool {
+        let flags = rustix::net::RecvFlags::DONTWAIT;
+        rustix::net::recv(peer, &mut [0u8; 1], flags).is_ok_and(|(n, _)| n == 0)
+    }
+
+    #[test]
+    fn the_oldest_newcomer_is_cut_for_the_next() {
+        let census = Census::new(BOUNDS);
+        let (_a, peer_a) = enter(&census);
+        let (_b, peer_b) = enter(&census);
+        assert!(!is_cut(&peer_a));
+        let (_c, _peer_c) = enter(&census);
+        assert!(is_cut(&peer_a));
+        assert!(!is_cut(&peer_b));
+    }
+
+    #[test]
+    fn established_connections_are_never_cut_and_fill_the_house() {
+        let census = Census::new(BOUNDS);
+        let held: Vec<_> = (0..3).map(|_| enter(&census)).collect();
+        held.iter().for_each(|(link, _)| link.as_ref().unwrap().establish());
+        assert!(enter(&census).0.is_none());
+        assert_eq!(census.total(), 3);
+        assert!(!census.wait_until_empty(Duration::from_millis(1)));
+        drop(held);
+        assert!(census.wait_until_empty(Duration::from_millis(1)));
+    }
+}

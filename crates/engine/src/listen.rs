@@ -1,0 +1,233 @@
+//! Listening sockets, and the one thread that accepts from all of them. It knows no driver but by the one call that gives
+//! a connection away.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use export::Peer;
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
+
+use crate::Open;
+use crate::link::{Census, Link};
+use crate::mailbox::{Mailbox, Message};
+
+/// Connections that the kernel holds for us while we accept others.
+const BACKLOG: i32 = 128;
+
+/// Connections accepted of one socket before the next has its turn.
+const ROUND: usize = 64;
+
+/// How long nothing is accepted when there is no descriptor left for it: the connection waits in the backlog meanwhile.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How long sent bytes may stay unacknowledged before the connection counts as broken.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// After how much silence the kernel asks whether the peer is still there, and how long it waits between asking again.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+
+/// Takes an accepted connection over.
+pub(crate) type Adopt = Box<dyn Fn(Arc<Link>, Open) + Send>;
+
+/// The thread.
+#[derive(Debug)]
+pub(crate) struct Acceptor {
+    fresh: Arc<Fresh>,
+    mailbox: Arc<Mailbox>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Listening sockets that the thread has not seen.
+#[derive(Default)]
+struct Fresh(Mutex<Vec<Listener>>);
+
+struct Listener {
+    socket: OwnedFd,
+    open: Open,
+}
+
+impl std::fmt::Debug for Fresh {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Fresh")
+    }
+}
+
+impl Fresh {
+    fn with<T>(&self, act: impl FnOnce(&mut Vec<Listener>) -> T) -> T {
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Acceptor {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// There is no thread or no descriptor to be had.
+    pub(crate) fn start(census: Arc<Census>, adopt: Adopt) -> io::Result<Self> {
+        let (fresh, mailbox) = (Arc::new(Fresh::default()), Mailbox::new()?);
+        let mut loop_of = Loop {
+            fresh: fresh.clone(),
+            mailbox: mailbox.clone(),
+            census,
+            adopt,
+            listeners: Vec::new(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("accept".to_owned())
+            .spawn(move || loop_of.run())
+            .map(Some)?;
+        Ok(Self { fresh, mailbox, thread })
+    }
+
+    /// Accepts from `address` from now on. Returns the address with the port that it got.
+    ///
+    /// # Errors
+    /// The address is taken, not ours, or not allowed.
+    pub(crate) fn listen(&self, address: SocketAddr, open: Open) -> io::Result<SocketAddr> {
+        let socket = bind(address)?;
+        let bound = rustix::net::getsockname(&socket)?.try_into()?;
+        self.fresh.with(|fresh| fresh.push(Listener { socket, open }));
+        // Wakes the thread; what it is told is in the list.
+        self.mailbox.put(Message::News(export::News::Changed));
+        Ok(bound)
+    }
+
+    /// Closes the listening sockets and ends the thread.
+    pub(crate) fn stop(&mut self) {
+        self.mailbox.put(Message::Quit);
+        if let Some(thread) = self.thread.take() {
+            // One that panicked has said so.
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for Acceptor {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if address.is_ipv6() {
+        sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket)
+}
+
+/// What the thread knows.
+struct Loop {
+    fresh: Arc<Fresh>,
+    mailbox: Arc<Mailbox>,
+    census: Arc<Census>,
+    adopt: Adopt,
+    listeners: Vec<Listener>,
+}
+
+impl Loop {
+    fn run(&mut self) {
+        let mut paused = false;
+        loop {
+            let ready = self.wait(paused);
+            if self.mailbox.is_full() && self.read_mail() {
+                return;
+            }
+            paused = ready.into_iter().any(|at| self.accept_round(at).is_err());
+        }
+    }
+
+    /// Waits until there is something to accept or to read. Returns which listeners have a connection; a paused wait
+    /// looks at none.
+    fn wait(&self, paused: bool) -> Vec<usize> {
+        let timeout = Timespec::try_from(PAUSE).ok().filter(|_| paused);
+        let heard = if paused { &[] } else { &self.listeners[..] };
+        let mut fds = vec![PollFd::from_borrowed_fd(self.mailbox.as_fd(), PollFlags::IN)];
+        fds.extend(heard.iter().map(|listener| PollFd::new(&listener.socket, PollFlags::IN)));
+        if rustix::event::poll(&mut fds, timeout.as_ref()).is_err() {
+            return Vec::new();
+        }
+        let ready = fds.iter().skip(1).enumerate().filter(|(_, fd)| !fd.revents().is_empty());
+        ready.map(|(at, _)| at).collect()
+    }
+
+    /// Tells whether to end.
+    fn read_mail(&mut self) -> bool {
+        self.mailbox.hush();
+        let quit = self.mailbox.take().iter().any(|message| matches!(message, Message::Quit));
+        self.listeners.append(&mut self.fresh.with(std::mem::take));
+        quit
+    }
+
+    /// Accepts what there is.
+    ///
+    /// # Errors
+    /// There is nothing left to accept it with.
+    fn accept_round(&self, at: usize) -> Result<(), Errno> {
+        let Some(listener) = self.listeners.get(at) else { return Ok(()) };
+        for _ in 0..ROUND {
+            match rustix::net::accept_with(&listener.socket, SocketFlags::CLOEXEC) {
+                Ok(socket) => self.admit(socket, &listener.open),
+                Err(Errno::AGAIN) => break,
+                Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                    return Err(errno);
+                }
+                // The peer has gone meanwhile, or the network said something about it.
+                Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a connection in, if there is room and the peer is still there.
+    fn admit(&self, socket: OwnedFd, open: &Open) {
+        let Ok(peer) = peer_of(&socket) else { return };
+        // Without these the connection works, if less well.
+        let _ = tune(&socket);
+        if let Some(link) = self.census.enter(socket, peer) {
+            (self.adopt)(link, open.clone());
+        }
+    }
+}
+
+fn peer_of(socket: &OwnedFd) -> Result<Peer, Errno> {
+    let remote = rustix::net::getpeername(socket)?.ok_or(Errno::NOTCONN)?;
+    let local = rustix::net::getsockname(socket)?;
+    Ok(Peer { remote: remote.try_into()?, local: local.try_into()? })
+}
+
+fn tune(socket: &OwnedFd) -> Result<(), Errno> {
+    sockopt::set_tcp_nodelay(socket, true)?;
+    sockopt::set_socket_keepalive(socket, true)?;
+    sockopt::set_tcp_keepidle(socket, KEEP_ALIVE.0)?;
+    sockopt::set_tcp_keepintvl(socket, KEEP_ALIVE.1)?;
+    let millis = u32::try_from(USER_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_user_timeout(socket, millis)
+}
+
+#[cfg(test)]
+mod test {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+
+    #[test]
+    fn a_taken_port_says_so_and_both_families_share_one() {
+        let one = bind((Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+        let bound: SocketAddr = rustix::net::getsockname(&one).unwrap().try_into().unwrap();
+        let error = bind(bound).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        bind((Ipv6Addr::UNSPECIFIED, bound.port()).into()).unwrap();
+    }
+}

@@ -1,0 +1,102 @@
+//! Bytes that came from a socket and wait to be taken by a session. It knows neither.
+
+use export::Landing;
+
+/// Bytes of a stage: room for a batch of small commands with their data in one receive.
+pub(crate) const STAGE: usize = 64 << 10;
+
+/// A fixed piece of memory that is filled behind and emptied in front.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+impl Stage {
+    /// An empty stage of `len` bytes.
+    pub(crate) fn new(len: usize) -> Self {
+        Self { bytes: vec![0; len].into_boxed_slice(), start: 0, end: 0 }
+    }
+
+    /// The bytes that wait.
+    pub(crate) fn waiting(&self) -> &[u8] {
+        self.bytes.get(self.start..self.end).unwrap_or_default()
+    }
+
+    /// Whether none wait.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// The first `taken` were taken.
+    pub(crate) fn consume(&mut self, taken: usize) {
+        self.start = self.start.saturating_add(taken).min(self.end);
+        if self.is_empty() {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Drops all.
+    pub(crate) fn clear(&mut self) {
+        (self.start, self.end) = (0, 0);
+    }
+
+    /// Room for more, behind those that wait; they are moved to the front only if less than half would be free. Empty
+    /// only when the stage is full.
+    pub(crate) fn spare(&mut self) -> &mut [u8] {
+        if self.start > 0 && self.bytes.len() - self.end < self.bytes.len() / 2 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        self.bytes.get_mut(self.end..).unwrap_or_default()
+    }
+
+    /// The first `came` bytes of the room were filled.
+    pub(crate) fn fill(&mut self, came: usize) {
+        self.end = self.end.saturating_add(came).min(self.bytes.len());
+    }
+}
+
+/// The memory that a landing wants filled.
+pub(crate) fn room(landing: &mut Landing) -> &mut [u8] {
+    landing.buffer.bytes_mut().get_mut(landing.start..landing.end).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn bytes_come_out_in_order_whatever_is_taken_and_moved() {
+        let mut stage = Stage::new(10);
+        let (mut next_in, mut next_out) = (0u8, 0u8);
+        for step in 0..1000 {
+            let room = stage.spare();
+            let came = room.len().min(1 + step % 7);
+            for byte in &mut room[..came] {
+                *byte = next_in;
+                next_in = next_in.wrapping_add(1);
+            }
+            stage.fill(came);
+            let taken = stage.waiting().len().min(step % 5);
+            for &byte in &stage.waiting()[..taken] {
+                assert_eq!(byte, next_out);
+                next_out = next_out.wrapping_add(1);
+            }
+            stage.consume(taken);
+        }
+        assert!(next_out > 0);
+    }
+
+    #[test]
+    fn only_a_full_stage_has_no_room() {
+        let mut stage = Stage::new(8);
+        stage.fill(8);
+        assert!(stage.spare().is_empty());
+        stage.consume(1);
+        assert_eq!(stage.spare().len(), 1);
+        stage.clear();
+        assert_eq!(stage.spare().len(), 8);
+    }
+}

@@ -1,0 +1,12 @@
+//! The fast driver: one thread, one ring, network and disk in the same ring. What a turn of it is stands in `worker`,
+//! who owns which memory in `ring`.
+
+mod connection;
+mod receiving;
+mod ring;
+mod sending;
+mod slots;
+mod spin;
+mod worker;
+
+pub(crate) use worker::{Staff, hire};

@@ -1,0 +1,371 @@
+//! One connection on a ring's thread: its session, its socket, and what of it is under way in the ring. It knows no
+//! other connection.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use export::{Fault, News, Outcome, Segment, Session, Step, Ticket};
+use rustix::io::Errno;
+use rustix::net::Shutdown;
+
+use super::receiving::Receiving;
+use super::ring::Ring;
+use super::sending::Sending;
+use super::slots::Key;
+use crate::disk::{Job, Pace};
+use crate::link::Link;
+use crate::stage::room;
+use crate::{GRACE, LINGER, Sink, UNSENT};
+
+/// What all connections of a thread share during a turn.
+pub(crate) struct Turn {
+    /// The ring.
+    pub(crate) ring: Ring,
+    /// The time at which the turn began.
+    pub(crate) now: Instant,
+    /// Whether all sessions are to be told that something changed.
+    pub(crate) roused: bool,
+    /// Where reports go.
+    pub(crate) sink: Sink,
+}
+
+/// How far a connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// The peer sends no more; what it asked for is answered, as long as it reads some until then.
+    HalfOpen(Instant),
+    /// The session wants to close; what it said before is sent until then.
+    Flushing(Instant),
+    /// Nothing more is sent; the peer may read the rest and close until then.
+    Lingering(Instant),
+    /// The socket is shut; what is under way ends.
+    Draining,
+}
+
+/// One connection.
+pub(crate) struct Connection {
+    key: Key,
+    link: Arc<Link>,
+    session: Box<dyn Session>,
+    /// Here while no receive is under way.
+    receiving: Option<Box<Receiving>>,
+    /// Here while no send is under way.
+    sending: Option<Box<Sending>>,
+    queue: Vec<Segment>,
+    /// Bytes of segments that the kernel has not taken.
+    unsent: usize,
+    /// Disk requests under way.
+    jobs: usize,
+    /// Whether its disk answers at once.
+    pace: Pace,
+    phase: Phase,
+    /// Whether the peer's end of stream was seen.
+    ended: bool,
+    established: bool,
+    /// Whether it is to be settled this turn.
+    pub(crate) is_dirty: bool,
+}
+
+impl Connection {
+    /// A connection that has just been accepted.
+    pub(crate) fn open(key: Key, link: Arc<Link>, session: Box<dyn Session>) -> Self {
+        Self {
+            key,
+            receiving: Some(Receiving::new(key, link.clone())),
+            sending: Some(Sending::new(key, link.clone())),
+            link,
+            session,
+            queue: Vec::new(),
+            unsent: 0,
+            jobs: 0,
+            pace: Pace::default(),
+            phase: Phase::Open,
+            ended: false,
+            established: false,
+            is_dirty: false,
+        }
+    }
+
+    /// A receive ended.
+    pub(crate) fn received(
+        &mut self,
+        turn: &mut Turn,
+        mut receiving: Box<Receiving>,
+        result: Result<usize, Errno>,
+    ) {
+        let came = result.unwrap_or(0);
+        let mut landing = receiving.landing.take();
+        let landed = landing.as_mut().map_or(0, |landing| came.min(room(landing).len()));
+        receiving.stage.fill(came - landed);
+        self.receiving = Some(receiving);
+        if let Some(landing) = landing {
+            self.session.landed(turn.now, landing, landed);
+        }
+        match result {
+            Ok(0) => self.end(turn.now),
+            Ok(_) => {}
+            Err(_) => self.disconnect(turn),
+        }
+    }
+
+    /// The peer sends no more.
+    fn end(&mut self, now: Instant) {
+        self.ended = true;
+        if self.phase == Phase::Open {
+            self.phase = Phase::HalfOpen(now + GRACE);
+        }
+    }
+
+    /// A send ended.
+    pub(crate) fn sent(
+        &mut self,
+        turn: &mut Turn,
+        sending: Box<Sending>,
+        result: Result<usize, Errno>,
+    ) {
+        self.sending = Some(sending);
+        match result {
+            Ok(bytes) => {
+                self.unsent = self.unsent.saturating_sub(bytes);
+                if let Phase::HalfOpen(until) = &mut self.phase {
+                    *until = turn.now + GRACE;
+                }
+            }
+            Err(_) => self.disconnect(turn),
+        }
+    }
+
+    /// A disk request ended.
+    pub(crate) fn completed(&mut self, turn: &mut Turn, job: Job) {
+        self.jobs -= 1;
+        self.complete(turn, job);
+    }
+
+    fn complete(&mut self, turn: &mut Turn, job: Job) {
+        let admitted = job.admitted();
+        let written = admitted.op().mutates().then(|| admitted.export().clone());
+        let (ticket, outcome) = job.finish();
+        // After the request was counted out, or the one that waits for it would not be told.
+        turn.roused |= written.is_some_and(|export| export.is_contended());
+        self.session.complete(turn.now, ticket, outcome);
+    }
+
+    /// Something happened outside.
+    pub(crate) fn tell(&mut self, now: Instant, news: News) {
+        if self.is_open() {
+            self.session.tell(now, &news);
+        }
+    }
+
+    /// Time passed: does what was due.
+    pub(crate) fn tick(&mut self, turn: &mut Turn) {
+        let now = turn.now;
+        match self.phase {
+            Phase::HalfOpen(until) | Phase::Flushing(until) if until <= now => {
+                self.disconnect(turn);
+            }
+            Phase::Lingering(until) if until <= now => self.shut(),
+            Phase::Open | Phase::HalfOpen(_)
+                if self.session.deadline().is_some_and(|deadline| deadline <= now) =>
+            {
+                self.session.tick(now);
+            }
+            _ => {}
+        }
+    }
+
+    /// When to be ticked next.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Open => self.session.deadline(),
+            Phase::HalfOpen(until) => {
+                Some(self.session.deadline().map_or(until, |deadline| deadline.min(until)))
+            }
+            Phase::Flushing(until) | Phase::Lingering(until) => Some(until),
+            Phase::Draining => None,
+        }
+    }
+
+    /// Does all that can be done now. Tells whether the connection has come to its end and may be dropped.
+    pub(crate) fn settle(&mut self, turn: &mut Turn) -> bool {
+        self.is_dirty = false;
+        self.drain(turn);
+        while self.feed(turn.now) {
+            self.drain(turn);
+        }
+        self.close_when_done(turn);
+        self.send(turn);
+        self.receive(turn);
+        if !self.established && self.session.is_established() {
+            self.established = true;
+            self.link.establish();
+        }
+        self.is_over()
+    }
+
+    /// Whether the socket is shut and nothing is under way.
+    pub(crate) fn is_over(&self) -> bool {
+        self.phase == Phase::Draining
+            && self.jobs == 0
+            && self.receiving.is_some()
+            && self.sending.is_some()
+    }
+
+    /// Cuts the connection now.
+    pub(crate) fn disconnect(&mut self, turn: &mut Turn) {
+        let known = matches!(self.phase, Phase::Lingering(_) | Phase::Draining);
+        self.shut();
+        if !known {
+            self.session.tell(turn.now, &News::Disconnected);
+            self.drain(turn);
+        }
+    }
+
+    /// Cuts the connection of a session that panicked: a mistake in one must not cost the others their disks.
+    pub(crate) fn give_up(&mut self, turn: &mut Turn) {
+        turn.roused = true;
+        self.session = Box::new(Broken);
+        self.shut();
+    }
+
+    fn shut(&mut self) {
+        if self.phase != Phase::Draining {
+            self.phase = Phase::Draining;
+            self.link.shut(Shutdown::Both);
+            self.queue.clear();
+        }
+    }
+
+    /// Whether the session may still say things to the peer.
+    fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open | Phase::HalfOpen(_))
+    }
+
+    fn drain(&mut self, turn: &mut Turn) {
+        while let Some(step) = self.session.poll() {
+            match step {
+                Step::Report(event) => (turn.sink)(event),
+                Step::Rouse => turn.roused = true,
+                Step::Submit(admitted) => self.submit(turn, Job::new(admitted)),
+                Step::Send(_) | Step::Close(_) if !self.is_open() => {}
+                Step::Send(segment) => {
+                    self.unsent += segment.len();
+                    self.queue.push(segment);
+                }
+                Step::Close(_) => self.phase = Phase::Flushing(turn.now + GRACE),
+            }
+        }
+    }
+
+    fn submit(&mut self, turn: &mut Turn, mut job: Job) {
+        if !self.is_open() {
+            job.refuse(Fault::Gone);
+        } else if self.pace.is_at_once(job.admitted()) {
+            job.run();
+        }
+        if job.result().is_some() {
+            self.complete(turn, job);
+        } else {
+            self.jobs += 1;
+            turn.ring.carry_out(self.key, job);
+        }
+    }
+
+    /// Offers the session what waits. Tells whether it took any.
+    fn feed(&mut self, now: Instant) -> bool {
+        if !self.takes_more() {
+            return false;
+        }
+        let Some(receiving) = &mut self.receiving else { return false };
+        if receiving.stage.is_empty() {
+            return false;
+        }
+        let taken = self.session.receive(now, receiving.stage.waiting());
+        receiving.stage.consume(taken);
+        taken > 0
+    }
+
+    /// Whether the peer may ask for more: not while it does not read the answers.
+    fn takes_more(&self) -> bool {
+        self.is_open() && self.unsent <= UNSENT && self.session.hungry()
+    }
+
+    fn close_when_done(&mut self, turn: &mut Turn) {
+        let is_sent = self.unsent == 0;
+        match self.phase {
+            Phase::HalfOpen(_) if is_sent && self.jobs == 0 => self.disconnect(turn),
+            Phase::Flushing(_) if is_sent && self.ended => self.disconnect(turn),
+            Phase::Flushing(_) if is_sent => {
+                self.phase = Phase::Lingering(turn.now + LINGER);
+                self.link.shut(Shutdown::Write);
+                self.session.tell(turn.now, &News::Disconnected);
+                self.drain(turn);
+            }
+            Phase::Lingering(_) if self.ended => self.shut(),
+            _ => {}
+        }
+    }
+
+    fn send(&mut self, turn: &mut Turn) {
+        if self.phase == Phase::Draining {
+            return;
+        }
+        let Some(mut sending) = self.sending.take() else { return };
+        sending.load(&mut self.queue);
+        if sending.is_empty() {
+            self.sending = Some(sending);
+        } else {
+            turn.ring.send(sending);
+        }
+    }
+
+    /// Receives more, if the session would take it. While bytes wait that it would not take now, they must not be away
+    /// in the ring when it would.
+    fn receive(&mut self, turn: &mut Turn) {
+        let closing = matches!(self.phase, Phase::Flushing(_) | Phase::Lingering(_));
+        if self.ended || !(closing || self.takes_more()) {
+            return;
+        }
+        let Some(receiving) = &mut self.receiving else { return };
+        if closing {
+            receiving.stage.clear();
+        } else if receiving.stage.is_empty() {
+            receiving.landing = self.session.landing();
+        }
+        if !receiving.stage.spare().is_empty() {
+            self.receiving.take().into_iter().for_each(|receiving| turn.ring.receive(receiving));
+        }
+    }
+}
+
+/// In the place of a session that broke: nothing is to be expected of that.
+struct Broken;
+
+impl Session for Broken {
+    fn receive(&mut self, _: Instant, bytes: &[u8]) -> usize {
+        bytes.len()
+    }
+
+    fn complete(&mut self, _: Instant, _: Ticket, _: Outcome) {}
+
+    fn tell(&mut self, _: Instant, _: &News) {}
+
+    fn tick(&mut self, _: Instant) {}
+
+    fn poll(&mut self) -> Option<Step> {
+        None
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn hungry(&self) -> bool {
+        false
+    }
+
+    fn is_established(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,76 @@
+//! What a connection receives into, and the ring entry that names it. It knows no session.
+
+use std::fmt;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr;
+use std::sync::Arc;
+
+use export::Landing;
+use io_uring::types::Fd;
+use io_uring::{opcode, squeue};
+use libc::{iovec, msghdr};
+
+use super::ring::{header, length};
+use super::slots::Key;
+use crate::link::Link;
+use crate::stage::{STAGE, Stage, room};
+
+/// A landing from this size on is large.
+const LARGE: usize = 16 << 10;
+
+/// Bytes that the stage takes behind a large landing, and after it: where one large payload came, the header of the next
+/// is close, and what is received behind that would have to be copied.
+const SLIT: usize = 4 << 10;
+
+const NOTHING: iovec = iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+
+/// What a connection receives into. With the connection while nothing is under way, with the ring while it is.
+pub(crate) struct Receiving {
+    /// The connection that it is of.
+    pub(crate) owner: Key,
+    /// Bytes that wait for the session, and room for more.
+    pub(crate) stage: Stage,
+    /// Where the session wants the next bytes.
+    pub(crate) landing: Option<Landing>,
+    link: Arc<Link>,
+    /// Whether the receive before this had a large landing.
+    landed: bool,
+    header: msghdr,
+    vectors: [iovec; 2],
+}
+
+impl Receiving {
+    /// With an empty stage.
+    pub(crate) fn new(owner: Key, link: Arc<Link>) -> Box<Self> {
+        let stage = Stage::new(STAGE);
+        let (header, vectors) = (header(&mut []), [NOTHING; 2]);
+        Box::new(Self { owner, stage, landing: None, link, landed: false, header, vectors })
+    }
+
+    /// Names the landing, if there is one, and the stage's room. To be asked by the ring only, which then owns this.
+    pub(super) fn entry(&mut self) -> squeue::Entry {
+        let fd = Fd(self.link.as_fd().as_raw_fd());
+        let lands = self.landing.as_mut().is_some_and(|landing| room(landing).len() >= LARGE);
+        let follows = std::mem::replace(&mut self.landed, lands);
+        let spare = self.stage.spare();
+        let len = spare.len().min(if lands || follows { SLIT } else { STAGE });
+        let spare = spare.get_mut(..len).unwrap_or_default();
+        let Some(landing) = &mut self.landing else {
+            return opcode::Recv::new(fd, spare.as_mut_ptr(), length(spare)).build();
+        };
+        self.vectors = [vector(room(landing)), vector(spare)];
+        self.header = header(&mut self.vectors);
+        opcode::RecvMsg::new(fd, &raw mut self.header).build()
+    }
+}
+
+impl fmt::Debug for Receiving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Receiving({} bytes wait)", self.stage.waiting().len())
+    }
+}
+
+/// The vector that names `bytes`.
+pub(super) fn vector(bytes: &mut [u8]) -> iovec {
+    iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }
+}

@@ -1,0 +1,125 @@
+//! A list of values with stable keys. An old key does not find the value that has its place now (not before that place was
+//! used 2^32 times). It knows nothing of what it keeps.
+
+/// Names a value: its place in the low half, and in the high half how often the place was used before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Key(u64);
+
+impl Key {
+    /// The key as a number.
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+
+    /// The key of that number.
+    pub(crate) fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+
+    fn new(place: u32, uses: u32) -> Self {
+        Self(u64::from(uses) << 32 | u64::from(place))
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "the low half is meant")]
+    fn place(self) -> u32 {
+        self.0 as u32
+    }
+
+    fn uses(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+}
+
+/// The list.
+#[derive(Debug)]
+pub(crate) struct Slots<T> {
+    slots: Vec<Slot<T>>,
+    free: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Slot<T> {
+    uses: u32,
+    value: Option<T>,
+}
+
+impl<T> Default for Slots<T> {
+    fn default() -> Self {
+        Self { slots: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<T> Slots<T> {
+    /// How many values there are.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Keeps a value.
+    pub(crate) fn insert(&mut self, value: T) -> Key {
+        self.insert_with(|_| value)
+    }
+
+    /// Keeps a value that knows its own key.
+    pub(crate) fn insert_with(&mut self, make: impl FnOnce(Key) -> T) -> Key {
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot { uses: 0, value: None });
+            u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
+        });
+        let slot = &mut self.slots[place as usize];
+        let key = Key::new(place, slot.uses);
+        slot.value = Some(make(key));
+        key
+    }
+
+    /// The value of that key, if it is still kept.
+    pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
+        let slot = self.slots.get_mut(key.place() as usize)?;
+        if slot.uses == key.uses() { slot.value.as_mut() } else { None }
+    }
+
+    /// Gives the value of that key back.
+    pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
+        let slot = self.slots.get_mut(key.place() as usize)?;
+        if slot.uses != key.uses() {
+            return None;
+        }
+        let value = slot.value.take()?;
+        slot.uses = slot.uses.wrapping_add(1);
+        self.free.push(key.place());
+        Some(value)
+    }
+
+    /// All values with their keys.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (Key, &mut T)> {
+        self.slots.iter_mut().zip(0u32..).filter_map(|(slot, place)| {
+            let key = Key::new(place, slot.uses);
+            slot.value.as_mut().map(|value| (key, value))
+        })
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn an_old_key_does_not_find_the_new_value_of_its_place() {
+        let mut slots = Slots::default();
+        let (a, b) = (slots.insert('a'), slots.insert('b'));
+        assert_eq!(slots.remove(a), Some('a'));
+        let c = slots.insert('c');
+        assert_eq!(c.place(), a.place());
+        assert_eq!((slots.remove(a), slots.get_mut(a)), (None, None));
+        assert_eq!(slots.get_mut(c).copied(), Some('c'));
+        assert_eq!(Key::from_number(b.number()), b);
+        let kept: Vec<_> = slots.iter_mut().map(|(key, &mut value)| (key, value)).collect();
+        assert_eq!(kept, [(c, 'c'), (b, 'b')]);
+        assert_eq!(slots.len(), 2);
+    }
+}

@@ -1,0 +1,346 @@
+//! A thread with a ring. Its turn: tell the kernel all that is to be done, in one call; reap what ended and give it to
+//! the sessions; have each session that anything happened to say what is next. It knows no protocol.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use export::{News, Pool};
+
+use super::connection::{Connection, Turn};
+use super::ring::{Done, Ring};
+use super::slots::{Key, Slots};
+use super::spin::Spin;
+use crate::link::Link;
+use crate::mailbox::{Mailbox, Message};
+use crate::{Config, Open, Shared};
+
+/// After so long without anything to do, free buffers go back to the system.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// The longest sleep. Anything that happens ends it.
+const SLEEP: Duration = Duration::from_secs(3600);
+
+/// The shortest time between two ticks of a session, whatever it says its deadline is.
+const TICK: Duration = Duration::from_millis(1);
+
+/// The threads of an engine.
+#[derive(Debug)]
+pub(crate) struct Staff(Vec<Seat>);
+
+#[derive(Debug)]
+struct Seat {
+    mailbox: Arc<Mailbox>,
+    /// Connections of the thread.
+    load: Arc<AtomicUsize>,
+    thread: JoinHandle<()>,
+}
+
+/// Starts the threads.
+///
+/// # Errors
+/// A thread or its ring cannot be made; then none is left behind.
+pub(crate) fn hire(config: &Config, shared: &Arc<Shared>) -> io::Result<Staff> {
+    let mut staff = Staff(Vec::new());
+    for _ in 0..config.threads.max(1) {
+        match sit(config, shared) {
+            Ok(seat) => staff.0.push(seat),
+            Err(error) => {
+                staff.0.iter().for_each(|seat| seat.mailbox.put(Message::Quit));
+                staff.join();
+                return Err(error);
+            }
+        }
+    }
+    Ok(staff)
+}
+
+fn sit(config: &Config, shared: &Arc<Shared>) -> io::Result<Seat> {
+    let mailbox = Mailbox::new()?;
+    let load = Arc::new(AtomicUsize::new(0));
+    let (say, hear) = mpsc::channel();
+    let plan = (config.clone(), shared.clone(), mailbox.clone(), load.clone());
+    let work = move || {
+        let (config, shared, mailbox, load) = plan;
+        let ring = Ring::open();
+        let opened = ring.as_ref().map(drop).map_err(clone);
+        // The other side waits for this and goes away only after.
+        let _ = say.send(opened);
+        if let Ok(ring) = ring {
+            Worker::new(ring, &config, shared, mailbox, load).run();
+        }
+    };
+    let thread = std::thread::Builder::new().name("ring".to_owned()).spawn(work)?;
+    hear.recv().map_err(|_| io::Error::other("the ring's thread ended before it began"))??;
+    Ok(Seat { mailbox, load, thread })
+}
+
+fn clone(error: &io::Error) -> io::Error {
+    error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
+}
+
+impl Staff {
+    /// Gives a connection to the thread that has the fewest.
+    pub(crate) fn adopt(&self, link: Arc<Link>, open: Open) {
+        let load = |seat: &&Seat| seat.load.load(Ordering::Relaxed);
+        if let Some(seat) = self.0.iter().min_by_key(load) {
+            seat.load.fetch_add(1, Ordering::Relaxed);
+            seat.mailbox.put(Message::Adopt(link, open));
+        }
+    }
+
+    /// Waits for the threads to end.
+    pub(crate) fn join(self) {
+        // A thread that panicked has said so.
+        self.0.into_iter().for_each(|seat| drop(seat.thread.join()));
+    }
+}
+
+struct Worker {
+    turn: Turn,
+    connections: Slots<Connection>,
+    /// Connections to be settled this turn.
+    dirty: Vec<Key>,
+    pool: Pool,
+    shared: Arc<Shared>,
+    mailbox: Arc<Mailbox>,
+    load: Arc<AtomicUsize>,
+    spin: Spin,
+    /// No session's deadline is before this.
+    next_tick: Option<Instant>,
+    /// Whether the sessions of this thread are to be told next turn that something changed.
+    changed: bool,
+    stopping: bool,
+    quitting: bool,
+}
+
+impl Worker {
+    fn new(
+        ring: Ring,
+        config: &Config,
+        shared: Arc<Shared>,
+        mailbox: Arc<Mailbox>,
+        load: Arc<AtomicUsize>,
+    ) -> Self {
+        shared.post.join(&mailbox);
+        let turn = Turn { ring, now: Instant::now(), roused: false, sink: shared.sink.clone() };
+        Self {
+            turn,
+            connections: Slots::default(),
+            dirty: Vec::new(),
+            pool: Pool::new(config.memory),
+            shared,
+            mailbox,
+            load,
+            spin: Spin::new(config.spin),
+            next_tick: None,
+            changed: false,
+            stopping: false,
+            quitting: false,
+        }
+    }
+
+    fn run(mut self) {
+        self.turn.ring.listen(self.mailbox.clone());
+        while !(self.quitting && self.connections.is_empty()) {
+            if let Err(error) = self.wait() {
+                // The ring is broken: nothing can be received, sent or read any more.
+                panic!("io_uring_enter failed: {error}");
+            }
+            self.turn.now = Instant::now();
+            self.reap();
+            self.read_mail();
+            self.tick();
+            self.settle();
+            self.pass_on();
+        }
+        self.shared.post.leave(&self.mailbox);
+        self.silence();
+    }
+
+    /// Ends the wait for the bell, so that nothing is under way in the ring any more.
+    fn silence(&mut self) {
+        self.mailbox.put(Message::Quit);
+        while !matches!(self.turn.ring.reap(), Some(Done::Bell)) {
+            if self.turn.ring.enter(Some(IDLE)).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Submits, and waits until there is something to do: watching for a moment if it will probably come soon, asleep
+    /// if not.
+    fn wait(&mut self) -> io::Result<()> {
+        if self.turn.ring.has_news() || self.turn.ring.is_called() {
+            self.turn.ring.enter(None)?;
+        }
+        if self.has_work() {
+            return Ok(());
+        }
+        let began = Instant::now();
+        if !self.watch(began)? {
+            let timeout = self.timeout(began);
+            self.turn.ring.enter(Some(timeout))?;
+        }
+        let wait = began.elapsed();
+        self.spin.waited(wait);
+        if wait >= IDLE {
+            self.pool.trim();
+        }
+        Ok(())
+    }
+
+    fn has_work(&mut self) -> bool {
+        self.changed || self.turn.ring.is_ready() || self.mailbox.is_full()
+    }
+
+    /// Watches memory for something to do. Tells whether there is.
+    fn watch(&mut self, began: Instant) -> io::Result<bool> {
+        let budget = self.spin.budget().filter(|_| !self.connections.is_empty());
+        let Some(budget) = budget else { return Ok(false) };
+        while began.elapsed() < budget {
+            for _ in 0..16 {
+                if self.turn.ring.is_called() {
+                    self.turn.ring.enter(None)?;
+                }
+                if self.has_work() {
+                    return Ok(true);
+                }
+                std::hint::spin_loop();
+            }
+        }
+        Ok(false)
+    }
+
+    fn timeout(&self, now: Instant) -> Duration {
+        let longest = if self.pool.cached() > 0 { IDLE } else { SLEEP };
+        self.next_tick.map_or(longest, |at| at.saturating_duration_since(now).min(longest))
+    }
+
+    fn reap(&mut self) {
+        while let Some(done) = self.turn.ring.reap() {
+            match done {
+                Done::Disk(key, job) => {
+                    self.with(key, |connection, turn| connection.completed(turn, job));
+                }
+                Done::Received(receiving, result) => {
+                    let key = receiving.owner;
+                    self.with(key, |connection, turn| connection.received(turn, receiving, result));
+                }
+                Done::Sent(sending, result) => {
+                    let key = sending.owner;
+                    self.with(key, |connection, turn| connection.sent(turn, sending, result));
+                }
+                Done::Bell => self.turn.ring.listen(self.mailbox.clone()),
+            }
+        }
+    }
+
+    /// Does something with a connection, which is then to be settled.
+    fn with(&mut self, key: Key, act: impl FnOnce(&mut Connection, &mut Turn)) {
+        let Some(connection) = self.connections.get_mut(key) else { return };
+        attempt(connection, &mut self.turn, act);
+        if !std::mem::replace(&mut connection.is_dirty, true) {
+            self.dirty.push(key);
+        }
+    }
+
+    /// The same with all.
+    fn with_all(&mut self, act: impl Fn(&mut Connection, &mut Turn)) {
+        for (key, connection) in self.connections.iter_mut() {
+            attempt(connection, &mut self.turn, &act);
+            if !std::mem::replace(&mut connection.is_dirty, true) {
+                self.dirty.push(key);
+            }
+        }
+    }
+
+    fn read_mail(&mut self) {
+        if std::mem::take(&mut self.changed) {
+            self.with_all(|connection, turn| connection.tell(turn.now, News::Changed));
+        }
+        if !self.mailbox.is_full() {
+            return;
+        }
+        for message in self.mailbox.take() {
+            match message {
+                Message::Adopt(link, open) => self.adopt(link, &open),
+                Message::News(news) => {
+                    self.stopping |= news == News::Stopping;
+                    self.with_all(|connection, turn| connection.tell(turn.now, news));
+                }
+                Message::Quit => {
+                    self.quitting = true;
+                    self.with_all(Connection::disconnect);
+                }
+            }
+        }
+    }
+
+    fn adopt(&mut self, link: Arc<Link>, open: &Open) {
+        if self.quitting {
+            return;
+        }
+        let session = open(link.peer, self.pool.open(), self.turn.now);
+        let key = self.connections.insert_with(|key| Connection::open(key, link, session));
+        let stopping = self.stopping;
+        self.with(key, |connection, turn| {
+            if stopping {
+                connection.tell(turn.now, News::Stopping);
+            }
+        });
+    }
+
+    fn tick(&mut self) {
+        let now = self.turn.now;
+        if self.next_tick.is_none_or(|at| at > now) {
+            return;
+        }
+        self.next_tick = None;
+        self.with_all(|connection, turn| connection.tick(turn));
+    }
+
+    fn settle(&mut self) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for key in dirty.drain(..) {
+            let Some(connection) = self.connections.get_mut(key) else { continue };
+            let over = attempt(connection, &mut self.turn, Connection::settle);
+            if over.unwrap_or_else(|| connection.is_over()) {
+                self.connections.remove(key);
+                self.load.fetch_sub(1, Ordering::Relaxed);
+                // Its association may have ended with it.
+                self.turn.roused = true;
+            } else if let Some(deadline) = connection.deadline() {
+                let deadline = deadline.max(self.turn.now + TICK);
+                self.next_tick = Some(self.next_tick.map_or(deadline, |at| at.min(deadline)));
+            }
+        }
+        self.dirty = dirty;
+    }
+
+    /// Tells all other threads, and this one in its next turn, that something changed. Once a turn, however often it
+    /// was said.
+    fn pass_on(&mut self) {
+        if std::mem::take(&mut self.turn.roused) {
+            self.changed = true;
+            self.shared.post.tell(News::Changed, Some(&self.mailbox));
+        }
+    }
+}
+
+/// Does something with a connection, which is given up if its session panics in it.
+fn attempt<T>(
+    connection: &mut Connection,
+    turn: &mut Turn,
+    act: impl FnOnce(&mut Connection, &mut Turn) -> T,
+) -> Option<T> {
+    // What a panic may leave half done is the session's, and that is dropped.
+    let result = catch_unwind(AssertUnwindSafe(|| act(connection, turn)));
+    if result.is_err() {
+        connection.give_up(turn);
+    }
+    result.ok()
+}

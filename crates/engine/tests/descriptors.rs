@@ -1,0 +1,55 @@
+//! Without a descriptor left, nothing is accepted, nothing spins, and it goes on when there are some again. A test
+//! program of its own, as the limit is the process's.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod toy;
+
+use std::time::Duration;
+
+use engine::{Config, Driver};
+use rustix::net::{AddressFamily, SocketType, connect, socket};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::time::{ClockId, clock_gettime};
+use toy::{BLOCK, Client, Manner, lend, serve, wait_for};
+
+fn limit(descriptors: u64) {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    setrlimit(Resource::Nofile, Rlimit { current: Some(descriptors), maximum }).unwrap();
+}
+
+fn used() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.try_into().unwrap(), time.tv_nsec.try_into().unwrap())
+}
+
+#[test]
+fn accepting_pauses_while_there_are_no_descriptors() {
+    for driver in [Driver::Uring, Driver::Blocking] {
+        limit(1024);
+        let config = Config { driver, ..Config::default() };
+        let Some(served) = serve(config, lend(1 << 20), Manner::default()) else { continue };
+        let mut first = Client::connect(served.address);
+        assert_eq!(first.ask(b'E', 1), 0);
+        let waiting: Vec<_> = (0..20).map(|_| Client::connect(served.address)).collect();
+        wait_for("all to be accepted", || served.engine.connections() == 21);
+        let socket = |_| socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        let late: Vec<_> = (0..8).map(socket).collect();
+        // Of the eight that come now, the last find no descriptor at the other end.
+        let open = std::fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+        limit(open + 2);
+        late.iter().for_each(|socket| connect(socket, &served.address).unwrap());
+        let before = used();
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(served.engine.connections() < 29, "the limit was never met");
+        assert!(used() - before < Duration::from_millis(50), "{driver}: it spins");
+        assert_eq!(first.read(0, BLOCK).unwrap().len(), BLOCK);
+        drop(waiting);
+        for socket in late {
+            let mut client = Client(socket.into());
+            assert_eq!(client.ask(b'E', 1), 0);
+        }
+        limit(1024);
+        assert!(served.engine.stop(Duration::from_secs(5)));
+    }
+}

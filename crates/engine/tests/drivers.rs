@@ -1,0 +1,543 @@
+//! What both drivers promise to sessions and to peers, over loopback TCP, with the toy protocol. Each test runs once for
+//! each driver.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod toy;
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::{Config, Driver};
+use export::{Export, Fault, News};
+use rustix::net::sockopt::set_socket_linger;
+use toy::{BLOCK, Client, Log, Manner, Served, lend, lend_fd, lend_file, pattern, serve, wait_for};
+
+macro_rules! with_both_drivers {
+    ($($name:ident)*) => {
+        mod uring {
+            $(#[test] fn $name() { super::$name(engine::Driver::Uring) })*
+        }
+        mod blocking {
+            $(#[test] fn $name() { super::$name(engine::Driver::Blocking) })*
+        }
+    };
+}
+
+with_both_drivers! {
+    what_is_written_is_read
+    what_is_written_is_read_in_memory
+    large_payloads_land_in_their_buffers
+    many_small_requests_are_all_answered
+    many_small_requests_are_all_answered_in_memory
+    bytes_may_come_one_at_a_time
+    a_half_closed_connection_is_answered_to_the_end
+    a_peer_that_does_not_read_is_not_served_without_end
+    a_peer_that_does_not_read_is_not_served_without_end_in_memory
+    a_peer_that_vanishes_leaves_nothing_behind
+    a_peer_that_vanishes_leaves_nothing_behind_in_memory
+    stopping_closes_busy_connections
+    stopping_cuts_those_that_do_not_close
+    news_reach_every_session
+    a_roused_session_rouses_all
+    an_exclusive_write_rouses_all_when_it_ends
+    deadlines_tick
+    three_hundred_connections_are_served
+    silent_newcomers_are_cut_for_others
+    a_disk_that_got_shorter_fails_reads
+    zeros_discards_and_flushes_work
+    zeros_discards_and_flushes_work_in_memory
+    a_session_that_closes_says_its_last_word
+    a_peer_that_never_closes_is_cut_in_the_end
+    a_session_that_panics_harms_no_other
+}
+
+fn config(driver: Driver) -> Config {
+    Config { driver, threads: 2, ..Config::default() }
+}
+
+fn start(driver: Driver) -> Option<Served> {
+    serve(config(driver), lend_file(8 << 20), Manner::default())
+}
+
+fn start_in_memory(driver: Driver) -> Option<Served> {
+    serve(config(driver), lend(8 << 20), Manner::default())
+}
+
+/// Stops, and sees that all was done by the rules.
+fn stop(served: Served) {
+    let Served { engine, log, .. } = served;
+    assert!(engine.stop(Duration::from_secs(10)), "a connection did not close");
+    assert_is_over(&log);
+}
+
+fn assert_is_over(log: &Log) {
+    let opened = Log::read(&log.opened);
+    assert_eq!(Log::read(&log.dropped), opened, "sessions dropped");
+    assert_eq!(Log::read(&log.disconnected), opened, "sessions told of their end");
+    assert_eq!(Log::read(&log.completed), Log::read(&log.submitted), "requests that ended");
+    assert_eq!(Log::read(&log.wronged), 0, "sessions treated against the rules");
+}
+
+fn what_is_written_is_read(driver: Driver) {
+    start(driver).into_iter().for_each(what_is_written_is_read_by);
+}
+
+fn what_is_written_is_read_in_memory(driver: Driver) {
+    start_in_memory(driver).into_iter().for_each(what_is_written_is_read_by);
+}
+
+fn what_is_written_is_read_by(served: Served) {
+    let mut client = Client::connect(served.address);
+    for (at, len) in [BLOCK, 4096, 5 * BLOCK, 64 << 10].into_iter().enumerate() {
+        let (lba, data) = (u32::try_from(at * 512).unwrap(), pattern(at, len));
+        assert_eq!(client.write(lba, &data), 0);
+        assert_eq!(client.read(lba, len).unwrap(), data);
+        // Another connection, on another thread perhaps.
+        assert_eq!(Client::connect(served.address).read(lba, len).unwrap(), data);
+    }
+    assert_eq!(client.read(1 << 20, BLOCK), Err(100 + Fault::OutOfRange as u32));
+    stop(served);
+}
+
+fn large_payloads_land_in_their_buffers(driver: Driver) {
+    let Some(served) = start(driver) else { return };
+    let mut client = Client::connect(served.address);
+    let mut writer = Client(client.0.try_clone().unwrap());
+    let writes = std::thread::spawn(move || {
+        for at in 0..64u32 {
+            writer.say_write(at, at % 8 * 2048, &pattern(at as usize, 1 << 20));
+        }
+    });
+    let mut heard: Vec<_> = (0..64).map(|_| client.hear().unwrap()).collect();
+    writes.join().unwrap();
+    heard.sort();
+    assert!(heard.iter().zip(0..).all(|(answer, tag)| (answer.0, answer.1) == (tag, 0)));
+    assert!(Log::read(&served.log.landed) > 32 << 20, "landed {:?}", served.log.landed);
+    for at in 0..8u32 {
+        let data = client.read(at * 2048, 1 << 20).unwrap();
+        let last = (0..8).map(|round| pattern((round * 8 + at) as usize, 1 << 20));
+        assert!(last.into_iter().any(|whole| whole == data), "a mixture at {at}");
+    }
+    stop(served);
+}
+
+fn many_small_requests_are_all_answered(driver: Driver) {
+    start(driver).into_iter().for_each(many_small_requests_are_all_answered_by);
+}
+
+fn many_small_requests_are_all_answered_in_memory(driver: Driver) {
+    start_in_memory(driver).into_iter().for_each(many_small_requests_are_all_answered_by);
+}
+
+fn many_small_requests_are_all_answered_by(served: Served) {
+    let threads: Vec<_> = (0..4u32)
+        .map(|who| {
+            let mut client = Client::connect(served.address);
+            std::thread::spawn(move || {
+                for round in 0..20u32 {
+                    let mut batch = Vec::new();
+                    for tag in 0..128 {
+                        let lba = who * 1024 + tag;
+                        batch.extend(Client::command(b'W', tag, lba, BLOCK));
+                        batch.extend(pattern((lba + round) as usize, BLOCK));
+                    }
+                    client.0.write_all(&batch).unwrap();
+                    let mut tags: Vec<_> = (0..128).map(|_| client.hear().unwrap()).collect();
+                    tags.sort();
+                    assert!(
+                        tags.iter().zip(0..).all(|(answer, tag)| (answer.0, answer.1) == (tag, 0))
+                    );
+                    for tag in 0..128 {
+                        client.say(b'R', tag, who * 1024 + tag, BLOCK);
+                    }
+                    for _ in 0..128 {
+                        let (tag, status, data) = client.hear().unwrap();
+                        let expected = pattern((who * 1024 + tag + round) as usize, BLOCK);
+                        assert_eq!((status, data), (0, expected));
+                    }
+                }
+            })
+        })
+        .collect();
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    assert_eq!(Log::read(&served.log.completed), 4 * 20 * 256);
+    stop(served);
+}
+
+fn bytes_may_come_one_at_a_time(driver: Driver) {
+    let Some(served) = start(driver) else { return };
+    let mut client = Client::connect(served.address);
+    let data = pattern(3, BLOCK);
+    let mut bytes = Client::command(b'W', 1, 9, BLOCK).to_vec();
+    bytes.extend(&data);
+    for byte in bytes {
+        client.0.write_all(&[byte]).unwrap();
+    }
+    assert_eq!(client.hear().unwrap(), (1, 0, Vec::new()));
+    assert_eq!(client.read(9, BLOCK).unwrap(), data);
+    stop(served);
+}
+
+fn a_half_closed_connection_is_answered_to_the_end(driver: Driver) {
+    let Some(served) = start(driver) else { return };
+    let mut client = Client::connect(served.address);
+    for tag in 0..100 {
+        client.say(b'R', tag, 0, 64 << 10);
+    }
+    client.0.shutdown(Shutdown::Write).unwrap();
+    for _ in 0..100 {
+        let (_, status, data) = client.hear().unwrap();
+        assert_eq!((status, data.len()), (0, 64 << 10));
+    }
+    assert!(client.is_closed());
+    stop(served);
+}
+
+fn a_peer_that_does_not_read_is_not_served_without_end(driver: Driver) {
+    start(driver).into_iter().for_each(a_peer_that_does_not_read_is_not_served_without_end_by);
+}
+
+fn a_peer_that_does_not_read_is_not_served_without_end_in_memory(driver: Driver) {
+    start_in_memory(driver)
+        .into_iter()
+        .for_each(a_peer_that_does_not_read_is_not_served_without_end_by);
+}
+
+fn a_peer_that_does_not_read_is_not_served_without_end_by(served: Served) {
+    let mut deaf = Client::connect(served.address);
+    deaf.0.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
+    // A quarter of a gigabyte of answers.
+    let batch: Vec<u8> =
+        (0..4096).flat_map(|tag| Client::command(b'R', tag, 0, 64 << 10)).collect();
+    let _ = deaf.0.write_all(&batch);
+    std::thread::sleep(Duration::from_millis(300));
+    let begun = Log::read(&served.log.submitted);
+    // 4 MiB unsent, the socket's buffers, and what one stage of commands asks for before the sum is known.
+    assert!(begun * (64 << 10) < 64 << 20, "{begun} requests of 64 KiB were begun");
+    assert_eq!(Client::connect(served.address).read(0, BLOCK).unwrap().len(), BLOCK);
+    // It wakes up and gets all.
+    let mut total = 0;
+    while total < 4096 {
+        assert_eq!(deaf.hear().unwrap().2.len(), 64 << 10);
+        total += 1;
+    }
+    stop(served);
+}
+
+fn a_peer_that_vanishes_leaves_nothing_behind(driver: Driver) {
+    start(driver).into_iter().for_each(a_peer_that_vanishes_leaves_nothing_behind_by);
+}
+
+fn a_peer_that_vanishes_leaves_nothing_behind_in_memory(driver: Driver) {
+    start_in_memory(driver).into_iter().for_each(a_peer_that_vanishes_leaves_nothing_behind_by);
+}
+
+fn a_peer_that_vanishes_leaves_nothing_behind_by(served: Served) {
+    for round in 0..20 {
+        let mut client = Client::connect(served.address);
+        for tag in 0..200 {
+            client.say(b'R', tag, 0, 16 << 10);
+            if tag % 3 == 0 {
+                client.say_write(tag, 64, &pattern(1, 4096));
+            }
+        }
+        // In the middle of a payload.
+        client.say(b'W', 1, 0, 1 << 20);
+        client.0.write_all(&[1; 1000]).unwrap();
+        if round % 2 == 0 {
+            set_socket_linger(&client.0, Some(Duration::ZERO)).unwrap();
+        }
+    }
+    wait_for("all connections to go", || served.engine.connections() == 0);
+    assert_is_over(&served.log);
+    stop(served);
+}
+
+/// A client that asks for as much as it can until it is cut off.
+fn hammer(served: &Served) -> std::thread::JoinHandle<usize> {
+    let mut client = Client::connect(served.address);
+    std::thread::spawn(move || {
+        let mut batch = Vec::new();
+        for tag in 0..32 {
+            batch.extend(Client::command(b'R', tag, 0, 4096));
+            batch.extend(Client::command(b'W', tag, 64, 4096));
+            batch.extend([5; 4096]);
+        }
+        let mut heard = 0;
+        while client.0.write_all(&batch).is_ok() {
+            let answers = (0..64).map_while(|_| client.hear().ok()).count();
+            heard += answers;
+            if answers < 64 {
+                break;
+            }
+        }
+        heard
+    })
+}
+
+fn stopping_closes_busy_connections(driver: Driver) {
+    let Some(served) = start(driver) else { return };
+    let clients: Vec<_> = (0..4).map(|_| hammer(&served)).collect();
+    wait_for("some traffic", || Log::read(&served.log.completed) > 2000);
+    let address = served.address;
+    stop(served);
+    for client in clients {
+        assert!(client.join().unwrap() > 0);
+    }
+    assert!(std::net::TcpStream::connect(address).is_err());
+}
+
+fn stopping_cuts_those_that_do_not_close(driver: Driver) {
+    let Some(served) = start(driver) else { return };
+    let mut client = Client::connect(served.address);
+    // Half a payload, and answers that the peer does not read: the last word cannot be said.
+    for tag in 0..400 {
+        client.say(b'R', tag, 0, 64 << 10);
+    }
+    wait_for("the session", || Log::read(&served.log.submitted) > 0);
+    std::thread::sleep(Duration::from_millis(50));
+    let (engine, log) = (served.engine, served.log);
+    let began = Instant::now();
+    assert!(!engine.stop(Duration::from_millis(100)));
+    assert!(began.elapsed() < Duration::from_secs(2));
+    wait_for("the session's end", || Log::read(&log.dropped) == 1);
+    assert_is_over(&log);
+}
+
+fn news_reach_every_session(driver: Driver) {
+    let Some(served) = start(driver) else { return };
+    let mut clients: Vec<_> = (0..50).map(|_| Client::connect(served.address)).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.ask(b'E', 1), 0));
+    assert_eq!(Log::read(&served.log.changed), 0);
+    served.engine.tell(News::Changed);
+    wait_for("the news", || Log::read(&served.log.changed) == 50);
+    drop(clients);
+    stop(served);
+}
+
+fn a_roused_session_rouses_all(driver: Driver) {
+    let Some(served) = start(driver) else { return };
+    let mut clients: Vec<_> = (0..10).map(|_| Client::connect(served.address)).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.ask(b'E', 1), 0));
+    assert_eq!(clients[3].ask(b'N', 1), 0);
+    wait_for("the news", || Log::read(&served.log.changed) == 10);
+    // Said once: nobody answers news with news.
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(Log::read(&served.log.changed), 10);
+    // The end of a session is told to those that stay.
+    clients.pop();
+    wait_for("the other news", || Log::read(&served.log.changed) >= 19);
+    drop(clients);
+    stop(served);
+}
+
+fn an_exclusive_write_rouses_all_when_it_ends(driver: Driver) {
+    let Some(served) = start(driver) else { return };
+    let mut other = Client::connect(served.address);
+    assert_eq!(other.ask(b'E', 1), 0);
+    let mut client = Client::connect(served.address);
+    client.say(b'A', 1, 0, BLOCK);
+    client.0.write_all(&[9; BLOCK]).unwrap();
+    assert_eq!(client.hear().unwrap(), (1, 0, Vec::new()));
+    wait_for("the news", || Log::read(&served.log.changed) >= 2);
+    assert_eq!(other.read(0, BLOCK).unwrap(), [9; BLOCK]);
+    stop(served);
+}
+
+fn deadlines_tick(driver: Driver) {
+    let manner = Manner { every: Some(Duration::from_millis(20)), ..Manner::default() };
+    let Some(served) = serve(config(driver), lend(1 << 20), manner) else { return };
+    let began = Instant::now();
+    let mut clients: Vec<_> = (0..4).map(|_| Client::connect(served.address)).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(client.ask(b'E', 1), 0));
+    std::thread::sleep(Duration::from_millis(300));
+    let ticks = Log::read(&served.log.ticks);
+    let most = 4 * usize::try_from(began.elapsed().as_millis() / 20).unwrap();
+    assert!((8..=most).contains(&ticks), "{ticks} ticks, at most {most}");
+    drop(clients);
+    stop(served);
+}
+
+fn three_hundred_connections_are_served(driver: Driver) {
+    let Some(served) = start(driver) else { return };
+    let mut clients = Vec::new();
+    for at in 0..300usize {
+        let mut client = Client::connect(served.address);
+        assert_eq!(client.write(u32::try_from(at).unwrap(), &pattern(at, BLOCK)), 0);
+        clients.push(client);
+    }
+    assert_eq!(served.engine.connections(), 300);
+    for (at, client) in clients.iter_mut().enumerate().rev() {
+        let data = client.read(u32::try_from(at).unwrap(), BLOCK).unwrap();
+        assert_eq!(data, pattern(at, BLOCK));
+    }
+    drop(clients);
+    wait_for("all connections to go", || served.engine.connections() == 0);
+    stop(served);
+}
+
+fn silent_newcomers_are_cut_for_others(driver: Driver) {
+    let manner = Manner { strict: true, ..Manner::default() };
+    let Some(served) = serve(config(driver), lend(1 << 20), manner) else { return };
+    let mut early = Client::connect(served.address);
+    assert_eq!(early.ask(b'X', 1), 0);
+    let mut silent: Vec<_> = (0..200).map(|_| Client::connect(served.address)).collect();
+    let mut late = Client::connect(served.address);
+    assert_eq!(late.ask(b'X', 1), 0);
+    assert_eq!(late.read(0, BLOCK).unwrap().len(), BLOCK);
+    // Who was let in before stays, who came first and said nothing goes.
+    assert_eq!(early.read(0, BLOCK).unwrap().len(), BLOCK);
+    assert!(silent[..50].iter_mut().all(Client::is_closed));
+    wait_for("the house to empty", || served.engine.connections() <= 130);
+    assert_eq!(silent[199].ask(b'E', 1), 0);
+    drop(silent);
+    stop(served);
+}
+
+fn a_disk_that_got_shorter_fails_reads(driver: Driver) {
+    let disk = rustix::fs::memfd_create("short", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&disk, 10 * BLOCK as u64).unwrap();
+    let export = lend_fd(disk, 1 << 20);
+    let Some(served) = serve(config(driver), export, Manner::default()) else { return };
+    let mut client = Client::connect(served.address);
+    assert_eq!(client.read(8, 2 * BLOCK).unwrap(), [0; 2 * BLOCK]);
+    assert_eq!(client.read(8, 3 * BLOCK), Err(100 + Fault::Io as u32));
+    assert_eq!(client.read(100, BLOCK), Err(100 + Fault::Io as u32));
+    assert_eq!(client.read(0, BLOCK).unwrap().len(), BLOCK);
+    stop(served);
+}
+
+fn zeros_discards_and_flushes_work(driver: Driver) {
+    start(driver).into_iter().for_each(zeros_discards_and_flushes_work_by);
+}
+
+fn zeros_discards_and_flushes_work_in_memory(driver: Driver) {
+    start_in_memory(driver).into_iter().for_each(zeros_discards_and_flushes_work_by);
+}
+
+fn zeros_discards_and_flushes_work_by(served: Served) {
+    let mut client = Client::connect(served.address);
+    assert_eq!(client.write(0, &pattern(5, 1 << 20)), 0);
+    for (tag, op, lba) in [(1, b'Z', 8), (2, b'D', 16), (3, b'Z', 24)] {
+        client.say(op, tag, lba, 8 * BLOCK);
+        assert_eq!(client.hear().unwrap(), (tag, 0, Vec::new()));
+    }
+    assert_eq!(client.ask(b'F', 4), 0);
+    let mut expected = pattern(5, 1 << 20);
+    expected[8 * BLOCK..32 * BLOCK].fill(0);
+    assert!(client.read(0, 1 << 20).unwrap() == expected);
+    stop(served);
+}
+
+fn a_session_that_closes_says_its_last_word(driver: Driver) {
+    let Some(served) = start(driver) else { return };
+    let mut client = Client::connect(served.address);
+    client.say(b'R', 1, 0, 1 << 20);
+    client.say(b'R', 2, 0, 1 << 20);
+    client.hear().unwrap();
+    client.hear().unwrap();
+    client.say(b'C', 3, 0, 0);
+    // What comes after is not read by the session, and does not destroy the answer.
+    let _ = client.0.write_all(&[0; 10_000]);
+    assert_eq!(client.hear().unwrap(), (3, 0, Vec::new()));
+    assert!(client.is_closed());
+    drop(client);
+    wait_for("the connection to go", || served.engine.connections() == 0);
+    stop(served);
+}
+
+fn a_peer_that_never_closes_is_cut_in_the_end(driver: Driver) {
+    let Some(served) = start(driver) else { return };
+    let mut client = Client::connect(served.address);
+    assert_eq!(client.ask(b'C', 1), 0);
+    let mut rest = Vec::new();
+    client.0.read_to_end(&mut rest).unwrap();
+    wait_for("the connection to go", || served.engine.connections() == 0);
+    drop(client);
+    stop(served);
+}
+
+fn a_session_that_panics_harms_no_other(driver: Driver) {
+    let Some(served) = start(driver) else { return };
+    let mut others: Vec<_> = (0..8).map(|_| Client::connect(served.address)).collect();
+    others.iter_mut().for_each(|other| assert_eq!(other.ask(b'E', 1), 0));
+    for _ in 0..4 {
+        let mut client = Client::connect(served.address);
+        client.say(b'R', 1, 0, 1 << 20);
+        client.say(b'P', 2, 0, 0);
+        let mut rest = Vec::new();
+        let _ = client.0.read_to_end(&mut rest);
+    }
+    wait_for("the panicked to go", || served.engine.connections() == 8);
+    others.iter_mut().for_each(|other| assert_eq!(other.read(0, BLOCK).unwrap().len(), BLOCK));
+    assert!(served.engine.stop(Duration::from_secs(10)));
+    assert_eq!(Log::read(&served.log.dropped), 12);
+}
+
+/// A disk that answers a read when something is written to the other end.
+fn slow_disk() -> (Arc<Export>, OwnedFd) {
+    let (disk, other) = rustix::pipe::pipe().unwrap();
+    (lend_fd(disk, 1 << 20), other)
+}
+
+#[test]
+fn a_slow_disk_delays_no_other() {
+    let config = Config { driver: Driver::Uring, threads: 1, ..Config::default() };
+    let Some(served) = serve(config, lend(1 << 20), Manner::default()) else { return };
+    let (export, other) = slow_disk();
+    let (address, log) = served.also(&export);
+    let mut slow = Client::connect(address);
+    (0..8).for_each(|tag| slow.say(b'R', tag, 0, BLOCK));
+    wait_for("the requests", || Log::read(&log.submitted) == 8);
+    let mut fast = Client::connect(served.address);
+    for at in 0..100 {
+        assert_eq!(fast.write(at, &[1; BLOCK]), 0);
+    }
+    // Nor does it delay another request of its own connection that needs no disk.
+    assert_eq!(slow.ask(b'E', 100), 0);
+    assert_eq!(Log::read(&log.completed), 0);
+    for _ in 0..8 {
+        rustix::io::write(&other, &[7; BLOCK]).unwrap();
+        assert_eq!(slow.hear().unwrap().2, [7; BLOCK]);
+    }
+    drop((slow, fast));
+    stop(served);
+    assert_is_over(&log);
+}
+
+#[test]
+fn a_connection_that_died_waits_for_its_disk() {
+    let config = Config { driver: Driver::Uring, threads: 1, ..Config::default() };
+    let Some(served) = serve(config, lend(1 << 20), Manner::default()) else { return };
+    let (export, other) = slow_disk();
+    let (address, log) = served.also(&export);
+    let mut client = Client::connect(address);
+    client.say(b'R', 1, 0, BLOCK);
+    wait_for("the request", || Log::read(&log.submitted) == 1);
+    set_socket_linger(&client.0, Some(Duration::ZERO)).unwrap();
+    drop(client);
+    wait_for("the session to be told", || Log::read(&log.disconnected) == 1);
+    // The kernel still may write to the buffer: the session and its memory stay.
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!((Log::read(&log.completed), Log::read(&log.dropped)), (0, 0));
+    rustix::io::write(&other, &[7; BLOCK]).unwrap();
+    wait_for("the session's end", || Log::read(&log.dropped) == 1);
+    stop(served);
+    assert_is_over(&log);
+}
+
+#[test]
+fn the_fast_driver_is_chosen_where_it_runs() {
+    let start = |driver| engine::Engine::start(config(driver), Arc::new(|_| {}));
+    let auto = start(Driver::Auto).unwrap();
+    let expected = if start(Driver::Uring).is_ok() { Driver::Uring } else { Driver::Blocking };
+    assert_eq!(auto.driver().driver, expected);
+    assert_eq!(
+        start(Driver::Blocking).unwrap().driver().to_string(),
+        "blocking, because it was asked for"
+    );
+}

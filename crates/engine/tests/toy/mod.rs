@@ -1,0 +1,501 @@
+//! A toy protocol for the tests of the drivers: a session, and a client for it. It knows nothing of how it is driven.
+//!
+//! A command is sixteen bytes: operation, flag, two unused, tag, first block, bytes (little-endian, four bytes each); a
+//! write's data follow. An answer is sixteen bytes: tag, status, bytes, unused; a read's data follow.
+
+#![allow(dead_code, reason = "each test program uses a part")]
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use engine::{Config, Driver, Engine, Open};
+use export::{
+    Access, Account, Admitted, Body, Buffer, Exclusive, Export, Geometry, Grant, Head, Identity,
+    Landing, News, Op, Outcome, Reason, Request, Segment, Session, Step, Ticket,
+};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+
+pub(crate) const BLOCK: usize = 512;
+const HEADER: usize = 16;
+
+/// What the sessions of a test did.
+#[derive(Debug, Default)]
+pub(crate) struct Log {
+    pub(crate) opened: AtomicUsize,
+    pub(crate) submitted: AtomicUsize,
+    pub(crate) completed: AtomicUsize,
+    pub(crate) landed: AtomicUsize,
+    pub(crate) changed: AtomicUsize,
+    pub(crate) stopping: AtomicUsize,
+    pub(crate) disconnected: AtomicUsize,
+    pub(crate) ticks: AtomicUsize,
+    pub(crate) dropped: AtomicUsize,
+    /// Sessions that were treated against the rules.
+    pub(crate) wronged: AtomicUsize,
+}
+
+impl Log {
+    pub(crate) fn read(counter: &AtomicUsize) -> usize {
+        counter.load(Ordering::SeqCst)
+    }
+
+    fn add(counter: &AtomicUsize, n: usize) {
+        counter.fetch_add(n, Ordering::SeqCst);
+    }
+}
+
+struct Toy {
+    log: Arc<Log>,
+    grant: Grant,
+    account: Account,
+    steps: VecDeque<Step>,
+    state: State,
+    under_way: HashMap<u32, Entry>,
+    next: u32,
+    deadline: Option<(Instant, Duration)>,
+    established: bool,
+    landing_out: bool,
+    closing: bool,
+    stopping: bool,
+    disconnected: bool,
+}
+
+enum State {
+    Header,
+    /// No memory for it yet.
+    Starved(Command),
+    Payload(Command, Buffer, usize),
+    /// The payload is received elsewhere.
+    Away(Command),
+}
+
+#[derive(Clone, Copy)]
+struct Command {
+    op: u8,
+    flag: u8,
+    tag: u32,
+    lba: u32,
+    len: u32,
+}
+
+struct Entry {
+    tag: u32,
+    alone: Option<Exclusive>,
+}
+
+impl Command {
+    fn parse(bytes: &[u8]) -> Self {
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+        Self { op: bytes[0], flag: bytes[1], tag: word(4), lba: word(8), len: word(12) }
+    }
+
+    fn emit(self) -> [u8; HEADER] {
+        let mut bytes = [0; HEADER];
+        (bytes[0], bytes[1]) = (self.op, self.flag);
+        bytes[4..8].copy_from_slice(&self.tag.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.lba.to_le_bytes());
+        bytes[12..].copy_from_slice(&self.len.to_le_bytes());
+        bytes
+    }
+
+    fn disk_op(self) -> Op {
+        let durable = self.flag != 0;
+        match self.op {
+            b'R' => Op::Read,
+            b'F' => Op::Flush,
+            b'Z' => Op::Zero { unmap: true, durable },
+            b'D' => Op::Discard,
+            _ => Op::Write { durable },
+        }
+    }
+}
+
+impl Toy {
+    fn answer(&mut self, tag: u32, status: u32, body: Option<Buffer>) {
+        let len = body.as_ref().map_or(0, Buffer::len);
+        let mut head = Head::new(&tag.to_le_bytes());
+        head.push(&status.to_le_bytes());
+        head.push(&u32::try_from(len).unwrap().to_le_bytes());
+        head.push(&[0; 4]);
+        self.steps.push_back(Step::Send(match body {
+            Some(body) => Segment::with_body(head, Body::Whole(body), 0, len),
+            None => Segment::head(head),
+        }));
+    }
+
+    fn begin(&mut self, command: Command) {
+        match command.op {
+            b'R' | b'W' | b'A' => self.state = State::Starved(command),
+            b'F' | b'Z' | b'D' => self.submit(command, None),
+            b'N' => {
+                self.steps.push_back(Step::Rouse);
+                self.answer(command.tag, 0, None);
+            }
+            b'P' => panic!("as the test wants it"),
+            b'C' => {
+                self.answer(command.tag, 0, None);
+                self.close(Reason::Ended);
+            }
+            _ => {
+                self.established |= command.op == b'X';
+                self.answer(command.tag, 0, None);
+            }
+        }
+        self.feed();
+    }
+
+    /// Gives a command that waits for memory its buffer.
+    fn feed(&mut self) {
+        let State::Starved(command) = self.state else { return };
+        let Some(buffer) = self.account.take(command.len as usize) else { return };
+        self.state = State::Header;
+        if command.op == b'R' {
+            self.submit(command, Some(buffer));
+        } else {
+            self.state = State::Payload(command, buffer, 0);
+        }
+    }
+
+    fn submit(&mut self, command: Command, buffer: Option<Buffer>) {
+        let ticket = Ticket::new(self.next);
+        let alone = (command.op == b'A').then(|| Exclusive::claim(self.grant.export()).unwrap());
+        let blocks = u64::from(command.len) / BLOCK as u64;
+        let op = command.disk_op();
+        let request = Request { op, lba: u64::from(command.lba), blocks, buffer, ticket };
+        let admitted = match &alone {
+            Some(right) => self.grant.admit_alone(request, right),
+            None => self.grant.admit(request),
+        };
+        match admitted {
+            Ok(admitted) => self.go(command.tag, alone, admitted),
+            Err(denied) => self.answer(command.tag, 100 + denied.fault as u32, None),
+        }
+    }
+
+    fn go(&mut self, tag: u32, alone: Option<Exclusive>, admitted: Admitted) {
+        Log::add(&self.log.submitted, 1);
+        self.under_way.insert(self.next, Entry { tag, alone });
+        self.next += 1;
+        self.steps.push_back(Step::Submit(admitted));
+    }
+
+    fn close(&mut self, reason: Reason) {
+        if !std::mem::replace(&mut self.closing, true) {
+            self.steps.push_back(Step::Close(reason));
+        }
+    }
+
+    fn payload_came(&mut self, command: Command, buffer: Buffer, filled: usize) {
+        if filled == buffer.len() {
+            self.state = State::Header;
+            self.submit(command, Some(buffer));
+        } else {
+            self.state = State::Payload(command, buffer, filled);
+        }
+    }
+
+    fn check(&self, rule: bool) {
+        if !rule {
+            Log::add(&self.log.wronged, 1);
+        }
+    }
+}
+
+impl Session for Toy {
+    fn receive(&mut self, _: Instant, bytes: &[u8]) -> usize {
+        self.check(!self.landing_out && !self.disconnected && !bytes.is_empty());
+        match std::mem::replace(&mut self.state, State::Header) {
+            State::Header if bytes.len() < HEADER => 0,
+            State::Header => {
+                self.begin(Command::parse(bytes));
+                HEADER
+            }
+            State::Payload(command, mut buffer, filled) => {
+                let n = bytes.len().min(buffer.len() - filled);
+                buffer.bytes_mut()[filled..filled + n].copy_from_slice(&bytes[..n]);
+                self.payload_came(command, buffer, filled + n);
+                n
+            }
+            state @ (State::Starved(_) | State::Away(_)) => {
+                self.state = state;
+                self.check(false);
+                0
+            }
+        }
+    }
+
+    fn complete(&mut self, _: Instant, ticket: Ticket, outcome: Outcome) {
+        Log::add(&self.log.completed, 1);
+        let Some(entry) = self.under_way.remove(&ticket.number()) else {
+            return self.check(false);
+        };
+        if self.disconnected {
+            return;
+        }
+        if entry.alone.is_some() {
+            self.steps.push_back(Step::Rouse);
+        }
+        match outcome.result {
+            Ok(()) => self.answer(entry.tag, 0, outcome.buffer.filter(|_| is_read(entry.tag))),
+            Err(fault) => self.answer(entry.tag, 100 + fault as u32, None),
+        }
+    }
+
+    fn tell(&mut self, _: Instant, news: &News) {
+        match news {
+            News::Changed => Log::add(&self.log.changed, 1),
+            News::Stopping => {
+                Log::add(&self.log.stopping, 1);
+                self.stopping = true;
+            }
+            News::Disconnected => {
+                self.check(!self.disconnected);
+                Log::add(&self.log.disconnected, 1);
+                self.disconnected = true;
+            }
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        let Some((at, every)) = self.deadline else { return self.check(false) };
+        self.check(at <= now);
+        Log::add(&self.log.ticks, 1);
+        self.deadline = Some((now + every, every));
+    }
+
+    fn poll(&mut self) -> Option<Step> {
+        self.feed();
+        if self.stopping && self.under_way.is_empty() {
+            self.close(Reason::Stopping);
+        }
+        self.steps.pop_front()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.deadline.map(|(at, _)| at)
+    }
+
+    fn hungry(&self) -> bool {
+        !self.closing && !self.stopping && !matches!(self.state, State::Starved(_))
+    }
+
+    fn is_established(&self) -> bool {
+        self.established
+    }
+
+    fn landing(&mut self) -> Option<Landing> {
+        match std::mem::replace(&mut self.state, State::Header) {
+            State::Payload(command, buffer, start) => {
+                self.state = State::Away(command);
+                self.landing_out = true;
+                let end = buffer.len();
+                Some(Landing { buffer, start, end, mark: command.tag })
+            }
+            state => {
+                self.state = state;
+                None
+            }
+        }
+    }
+
+    fn landed(&mut self, _: Instant, landing: Landing, got: usize) {
+        self.landing_out = false;
+        Log::add(&self.log.landed, got);
+        let State::Away(command) = std::mem::replace(&mut self.state, State::Header) else {
+            return self.check(false);
+        };
+        self.check(landing.mark == command.tag);
+        self.payload_came(command, landing.buffer, landing.start + got);
+    }
+}
+
+impl Drop for Toy {
+    fn drop(&mut self) {
+        self.check(self.under_way.is_empty() && self.disconnected);
+        Log::add(&self.log.dropped, 1);
+    }
+}
+
+/// Tags of reads have this bit.
+const READ: u32 = 1 << 31;
+
+fn is_read(tag: u32) -> bool {
+    tag & READ != 0
+}
+
+/// A disk in memory, lent writable.
+pub(crate) fn lend(bytes: u64) -> Arc<Export> {
+    let disk = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&disk, bytes).unwrap();
+    lend_fd(disk, bytes)
+}
+
+/// A disk in a file that nobody else sees, lent writable: its requests go through the ring.
+pub(crate) fn lend_file(bytes: u64) -> Arc<Export> {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("disk-{}-{number}", std::process::id());
+    let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let disk = std::fs::File::options().read(true).write(true).create_new(true).open(&path);
+    let disk = disk.unwrap();
+    std::fs::remove_file(path).unwrap();
+    disk.set_len(bytes).unwrap();
+    lend_fd(disk.into(), bytes)
+}
+
+pub(crate) fn lend_fd(disk: OwnedFd, bytes: u64) -> Arc<Export> {
+    let geometry = Geometry::new(512, 512).unwrap();
+    let mut export = Export::new("disk", "nqn", Identity::default(), geometry, bytes, disk);
+    export.access = Access::Writable;
+    Arc::new(export)
+}
+
+/// How the sessions of a test are.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Manner {
+    /// They tick so often.
+    pub(crate) every: Option<Duration>,
+    /// They let a peer in only when it says X.
+    pub(crate) strict: bool,
+}
+
+/// An engine that serves the toy protocol.
+pub(crate) struct Served {
+    pub(crate) engine: Engine,
+    pub(crate) address: SocketAddr,
+    pub(crate) log: Arc<Log>,
+    pub(crate) export: Arc<Export>,
+}
+
+/// Serves `export`, or says why the driver cannot run here.
+pub(crate) fn serve(config: Config, export: Arc<Export>, manner: Manner) -> Option<Served> {
+    let asked = config.driver;
+    let engine = match Engine::start(config, Arc::new(|event| panic!("{event:?}"))) {
+        Ok(engine) => engine,
+        Err(error) if asked == Driver::Uring => {
+            eprintln!("skipped: {error}");
+            return None;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let log = Arc::new(Log::default());
+    let open = opener(&log, &export, manner);
+    let address = engine.listen((Ipv4Addr::LOCALHOST, 0).into(), open).unwrap();
+    Some(Served { engine, address, log, export })
+}
+
+impl Served {
+    /// Serves another disk, beside the first. Returns its address and what its sessions do.
+    pub(crate) fn also(&self, export: &Arc<Export>) -> (SocketAddr, Arc<Log>) {
+        let log = Arc::new(Log::default());
+        let open = opener(&log, export, Manner::default());
+        (self.engine.listen((Ipv4Addr::LOCALHOST, 0).into(), open).unwrap(), log)
+    }
+}
+
+fn opener(log: &Arc<Log>, export: &Arc<Export>, manner: Manner) -> Open {
+    let (log, export) = (log.clone(), export.clone());
+    Arc::new(move |_, account, now| {
+        Log::add(&log.opened, 1);
+        Box::new(Toy {
+            log: log.clone(),
+            grant: Grant::new(export.clone()),
+            account,
+            steps: VecDeque::new(),
+            state: State::Header,
+            under_way: HashMap::new(),
+            next: 0,
+            deadline: manner.every.map(|every| (now + every, every)),
+            established: !manner.strict,
+            landing_out: false,
+            closing: false,
+            stopping: false,
+            disconnected: false,
+        })
+    })
+}
+
+/// Waits until `condition` holds, 10 s at most.
+pub(crate) fn wait_for(what: &str, condition: impl Fn() -> bool) {
+    let until = Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(Instant::now() < until, "waited in vain for: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A client of the toy protocol.
+pub(crate) struct Client(pub(crate) TcpStream);
+
+impl Client {
+    pub(crate) fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        Self(stream)
+    }
+
+    /// The bytes of a command.
+    pub(crate) fn command(op: u8, tag: u32, lba: u32, len: usize) -> [u8; HEADER] {
+        let tag = if op == b'R' { tag | READ } else { tag };
+        let len = u32::try_from(len).unwrap();
+        Command { op, flag: u8::from(tag % 2 == 1), tag, lba, len }.emit()
+    }
+
+    pub(crate) fn say(&mut self, op: u8, tag: u32, lba: u32, len: usize) {
+        self.0.write_all(&Self::command(op, tag, lba, len)).unwrap();
+    }
+
+    pub(crate) fn say_write(&mut self, tag: u32, lba: u32, data: &[u8]) {
+        self.say(b'W', tag, lba, data.len());
+        self.0.write_all(data).unwrap();
+    }
+
+    /// The next answer: tag, status, data.
+    pub(crate) fn hear(&mut self) -> std::io::Result<(u32, u32, Vec<u8>)> {
+        let mut header = [0; HEADER];
+        self.0.read_exact(&mut header)?;
+        let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
+        let mut data = vec![0; word(8) as usize];
+        self.0.read_exact(&mut data)?;
+        Ok((word(0) & !READ, word(4), data))
+    }
+
+    /// Says a command without data and hears its answer.
+    pub(crate) fn ask(&mut self, op: u8, tag: u32) -> u32 {
+        self.say(op, tag, 0, 0);
+        let (heard, status, _) = self.hear().unwrap();
+        assert_eq!(heard, tag);
+        status
+    }
+
+    pub(crate) fn read(&mut self, lba: u32, len: usize) -> Result<Vec<u8>, u32> {
+        self.say(b'R', 7, lba, len);
+        let (tag, status, data) = self.hear().unwrap();
+        assert_eq!(tag, 7);
+        if status == 0 { Ok(data) } else { Err(status) }
+    }
+
+    pub(crate) fn write(&mut self, lba: u32, data: &[u8]) -> u32 {
+        self.say_write(8, lba, data);
+        self.hear().unwrap().1
+    }
+
+    /// Whether the server has closed the connection; waits for it.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        match self.0.read(&mut [0; 1]) {
+            Ok(n) => n == 0,
+            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        }
+    }
+}
+
+/// Bytes that tell where they belong.
+pub(crate) fn pattern(seed: usize, len: usize) -> Vec<u8> {
+    (0..len).map(|at| u8::try_from((seed * 31 + at * 7 + at / 251) % 256).unwrap()).collect()
+}
