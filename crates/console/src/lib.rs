@@ -1,0 +1,16 @@
+//! What the screen shows: a [`Model`] of what is lent becomes lines of text. It knows no terminal, no clock and no disk.
+//!
+//! Everything that a disk, a peer or a path says of itself goes through [`printable`] before it becomes text.
+
+#![forbid(unsafe_code)]
+
+pub mod attach;
+mod model;
+mod printable;
+mod size;
+mod view;
+
+pub use model::{Disk, Host, Model};
+pub use printable::{host_name, printable};
+pub use size::{binary, decimal, size};
+pub use view::{Style, view};

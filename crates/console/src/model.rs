@@ -1,0 +1,52 @@
+//! What the screen is about: the machine, its disks and who has them. It knows no text.
+
+use std::net::IpAddr;
+
+use export::Access;
+
+use crate::attach::Endpoint;
+
+/// All that one screen shows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Model {
+    /// What this machine calls itself.
+    pub machine: String,
+    /// Where hosts reach the disks, in the order in which they are to be shown.
+    pub endpoints: Vec<Endpoint>,
+    /// Whether the lines to be typed ask for header and data digests.
+    pub digests: bool,
+    /// The disks that are lent.
+    pub disks: Vec<Disk>,
+    /// What else is worth knowing, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// A disk that is lent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// What its owner calls it: a path.
+    pub title: String,
+    /// The name under which hosts attach it.
+    pub nqn: String,
+    /// Bytes that it holds.
+    pub size: u64,
+    /// Bytes of a logical block.
+    pub block_size: u32,
+    /// Model, or empty.
+    pub model: String,
+    /// Serial number, or empty.
+    pub serial: String,
+    /// What hosts may do with it.
+    pub access: Access,
+    /// Who has attached it.
+    pub attached: Vec<Host>,
+}
+
+/// A host that has attached a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// The name it gives itself, as received.
+    pub name: String,
+    /// Where it is.
+    pub address: IpAddr,
+}

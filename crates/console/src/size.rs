@@ -1,0 +1,66 @@
+//! Sizes for people. It knows no disk.
+
+const DECIMAL: [&str; 7] = ["bytes", "kB", "MB", "GB", "TB", "PB", "EB"];
+const BINARY: [&str; 7] = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+
+/// As makers of disks and tools each count it: `500 GB (465.7 GiB)`.
+pub fn size(bytes: u64) -> String {
+    if bytes < 1000 {
+        return decimal(bytes);
+    }
+    format!("{} ({})", decimal(bytes), binary(bytes))
+}
+
+/// In powers of 1000: `500 GB`.
+pub fn decimal(bytes: u64) -> String {
+    scaled(bytes, 1000, &DECIMAL)
+}
+
+/// In powers of 1024: `465.7 GiB`.
+pub fn binary(bytes: u64) -> String {
+    scaled(bytes, 1024, &BINARY)
+}
+
+/// The largest unit of which there is at least one, with one digit after the point unless it is 0.
+fn scaled(bytes: u64, base: u128, units: &[&str]) -> String {
+    let mut unit: u128 = 1;
+    let mut left = units.iter();
+    let mut name = left.next().copied().unwrap_or_default();
+    for larger in left {
+        if tenths(bytes, unit) < base * 10 {
+            break;
+        }
+        unit *= base;
+        name = larger;
+    }
+    let tenths = tenths(bytes, unit);
+    match tenths % 10 {
+        0 => format!("{} {name}", tenths / 10),
+        digit => format!("{}.{digit} {name}", tenths / 10),
+    }
+}
+
+/// Tenths of a unit, rounded.
+fn tenths(bytes: u64, unit: u128) -> u128 {
+    (u128::from(bytes) * 10 + unit / 2) / unit
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn sizes_are_said_in_both_counts() {
+        for (bytes, said) in [
+            (0, "0 bytes"),
+            (512, "512 bytes"),
+            (268_435_456, "268.4 MB (256 MiB)"),
+            (500_107_862_016, "500.1 GB (465.8 GiB)"),
+            (1_000_000_000_000, "1 TB (931.3 GiB)"),
+            (999_999_999_999, "1 TB (931.3 GiB)"),
+            (u64::MAX, "18.4 EB (16 EiB)"),
+        ] {
+            assert_eq!(size(bytes), said);
+        }
+    }
+}

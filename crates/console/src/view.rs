@@ -1,0 +1,314 @@
+//! The screen: a model becomes lines, for a terminal or for plain text. It knows no terminal.
+//!
+//! Lines to be typed stand alone and indented with blanks, so that they can be copied whole; they are never broken.
+
+use export::Access;
+
+use crate::attach::Endpoint;
+use crate::{Disk, Host, Model, host_name, printable, size};
+
+/// How the lines are to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Style {
+    /// Columns that there are; lines to be typed may be longer.
+    pub width: usize,
+    /// Whether colours may be used (ECMA-48 SGR).
+    pub color: bool,
+    /// Whether the locale has more than ASCII.
+    pub utf8: bool,
+}
+
+impl Style {
+    /// Plain text, for a pipe or a log.
+    pub const PLAIN: Self = Self { width: 100, color: false, utf8: false };
+}
+
+/// The screen for `model`, line by line, without line breaks.
+pub fn view(model: &Model, style: Style) -> Vec<String> {
+    let mut page = Page { style, lines: Vec::new() };
+    page.heading(model);
+    page.ways(model);
+    for disk in &model.disks {
+        page.disk(disk, model);
+    }
+    page.notes(model);
+    page.lines
+}
+
+/// What a piece of text is, from which its colour follows.
+#[derive(Clone, Copy)]
+enum Ink {
+    Title,
+    Typed,
+    Alarm,
+    Faint,
+}
+
+struct Page {
+    style: Style,
+    lines: Vec<String>,
+}
+
+impl Page {
+    fn heading(&mut self, model: &Model) {
+        let disks = match model.disks.len() {
+            0 => "no disk yet".to_owned(),
+            1 => "1 disk".to_owned(),
+            n => format!("{n} disks"),
+        };
+        let machine = self.safe(&model.machine);
+        let heading = format!("storagetm: {machine} lends {disks} over NVMe/TCP");
+        self.push(self.ink(Ink::Title, &heading));
+    }
+
+    fn ways(&mut self, model: &Model) {
+        self.push(String::new());
+        if model.endpoints.is_empty() {
+            self.push("No network address to be reached at yet: plug in a cable.".to_owned());
+            return;
+        }
+        self.push("To attach all disks, type on the other machine, as root:".to_owned());
+        for endpoint in &model.endpoints {
+            self.typed(&endpoint.attach_all(model.digests));
+        }
+        if let Some(name) = model.endpoints.iter().find_map(|at| at.interface.as_deref()) {
+            let name = self.safe(name);
+            self.sentence(&format!(
+                "In a line with %{name}, put the name that the other machine gives its own \
+                 network interface to this one."
+            ));
+        }
+    }
+
+    fn disk(&mut self, disk: &Disk, model: &Model) {
+        self.push(String::new());
+        self.rule(disk);
+        self.facts(disk);
+        if disk.attached.is_empty() {
+            self.push(format!("  {}", self.ink(Ink::Faint, "not attached")));
+        }
+        for host in &disk.attached {
+            self.push(format!("  {}", self.host(host)));
+        }
+        self.push("  To attach only this disk:".to_owned());
+        for endpoint in &model.endpoints {
+            self.one(endpoint, disk, model.digests);
+        }
+    }
+
+    /// The disk's name, on a terminal with a line to the right of it.
+    fn rule(&mut self, disk: &Disk) {
+        let title = self.safe(&disk.title);
+        let name = match self.safe(&disk.model) {
+            model if model.is_empty() => title,
+            model => format!("{title}: {model}"),
+        };
+        let used = name.chars().count() + 1;
+        let left = self.style.width.saturating_sub(used).min(60);
+        let line = if self.style.color { self.stroke().repeat(left) } else { String::new() };
+        let name = self.ink(Ink::Title, &name);
+        self.push(format!("{name} {}", self.ink(Ink::Faint, &line)).trim_end().to_owned());
+    }
+
+    fn stroke(&self) -> &'static str {
+        if self.style.utf8 { "\u{2500}" } else { "-" }
+    }
+
+    fn facts(&mut self, disk: &Disk) {
+        let mut facts = vec![size(disk.size)];
+        if !disk.serial.is_empty() {
+            facts.push(format!("serial {}", self.safe(&disk.serial)));
+        }
+        facts.push(format!("blocks of {} bytes", disk.block_size));
+        for line in filled(&facts, ", ", self.style.width.saturating_sub(2)) {
+            self.push(format!("  {line}"));
+        }
+        let access = match disk.access {
+            Access::ReadOnly => "read-only".to_owned(),
+            Access::Writable => self.ink(Ink::Alarm, "writable: hosts can change it"),
+        };
+        self.push(format!("  {access}"));
+    }
+
+    fn host(&self, host: &Host) -> String {
+        let name = host_name(&host.name, self.style.utf8);
+        self.ink(Ink::Title, &format!("attached by {name} at {}", host.address))
+    }
+
+    fn one(&mut self, endpoint: &Endpoint, disk: &Disk, digests: bool) {
+        self.typed(&endpoint.attach(&disk.nqn, digests));
+    }
+
+    fn notes(&mut self, model: &Model) {
+        if !model.notes.is_empty() {
+            self.push(String::new());
+        }
+        for note in &model.notes {
+            self.sentence(note);
+        }
+    }
+
+    /// A line to be typed: indented, never broken.
+    fn typed(&mut self, line: &str) {
+        let line = self.safe(line);
+        self.push(format!("    {}", self.ink(Ink::Typed, &line)));
+    }
+
+    /// A sentence, broken between words.
+    fn sentence(&mut self, text: &str) {
+        let words: Vec<String> = self.safe(text).split(' ').map(str::to_owned).collect();
+        let lines = filled(&words, " ", self.style.width);
+        self.lines.extend(lines);
+    }
+
+    fn push(&mut self, line: String) {
+        self.lines.push(line);
+    }
+
+    fn safe(&self, text: &str) -> String {
+        printable(text, self.style.utf8)
+    }
+
+    fn ink(&self, ink: Ink, text: &str) -> String {
+        if !self.style.color || text.is_empty() {
+            return text.to_owned();
+        }
+        let code = match ink {
+            Ink::Title => "1",
+            Ink::Typed => "32",
+            Ink::Alarm => "1;33",
+            Ink::Faint => "2",
+        };
+        format!("\x1b[{code}m{text}\x1b[0m")
+    }
+}
+
+/// The parts with `between` them, on as many lines as their width needs; a part is never broken.
+fn filled(parts: &[String], between: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for part in parts {
+        let room = lines
+            .last_mut()
+            .filter(|line| line.chars().count() + between.len() + part.chars().count() <= width);
+        match room {
+            Some(line) => line.extend([between, part]),
+            None => lines.push(part.clone()),
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn disk() -> Disk {
+        Disk {
+            title: "/dev/sda".to_owned(),
+            nqn: "nqn.2014-08.org.nvmexpress:uuid:1".to_owned(),
+            size: 500_107_862_016,
+            block_size: 512,
+            model: "Example 500".to_owned(),
+            serial: "S1".to_owned(),
+            access: Access::ReadOnly,
+            attached: Vec::new(),
+        }
+    }
+
+    fn model() -> Model {
+        let at = |address: &str, interface: Option<&str>| Endpoint {
+            address: address.parse().unwrap(),
+            interface: interface.map(str::to_owned),
+            port: 4420,
+        };
+        Model {
+            machine: "laptop".to_owned(),
+            endpoints: vec![at("192.168.1.5", None), at("fe80::1", Some("eth0"))],
+            digests: false,
+            disks: vec![disk()],
+            notes: vec!["Ctrl-C ends it.".to_owned()],
+        }
+    }
+
+    #[test]
+    fn plain_text_has_all_and_can_be_pasted() {
+        let lines = view(&model(), Style::PLAIN);
+        let wanted = "\
+storagetm: laptop lends 1 disk over NVMe/TCP
+
+To attach all disks, type on the other machine, as root:
+    nvme connect-all -t tcp -a 192.168.1.5 -s 4420
+    nvme connect-all -t tcp -a fe80::1%eth0 -s 4420
+In a line with %eth0, put the name that the other machine gives its own network interface to this
+one.
+
+/dev/sda: Example 500
+  500.1 GB (465.8 GiB), serial S1, blocks of 512 bytes
+  read-only
+  not attached
+  To attach only this disk:
+    nvme connect -t tcp -a 192.168.1.5 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:1
+    nvme connect -t tcp -a fe80::1%eth0 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:1
+
+Ctrl-C ends it.";
+        assert_eq!(lines.join("\n"), wanted);
+    }
+
+    #[test]
+    fn who_has_a_disk_is_shown_with_its_address() {
+        let mut model = model();
+        model.disks[0].access = Access::Writable;
+        let name =
+            "nqn.2014-08.org.nvmexpress:uuid:2f6d1c52-0000-4000-8000-000000000000".to_owned();
+        model.disks[0].attached = vec![Host { name, address: "192.168.1.7".parse().unwrap() }];
+        let text = view(&model, Style::PLAIN).join("\n");
+        assert!(text.contains("  writable: hosts can change it\n"), "{text}");
+        assert!(text.contains("  attached by host 2f6d1c52 at 192.168.1.7\n"), "{text}");
+        assert!(!text.contains("not attached"));
+    }
+
+    #[test]
+    fn a_machine_without_an_address_says_what_to_do() {
+        let model = Model { endpoints: Vec::new(), ..model() };
+        let text = view(&model, Style::PLAIN).join("\n");
+        assert!(text.contains("No network address to be reached at yet"), "{text}");
+    }
+
+    #[test]
+    fn text_that_others_wrote_cannot_steer_the_terminal() {
+        let mut model = model();
+        let hostile = "\x1b]0;owned\x07\n\u{202e}";
+        model.machine = hostile.to_owned();
+        model.notes = vec![hostile.to_owned()];
+        let disk = &mut model.disks[0];
+        (disk.title, disk.model, disk.serial, disk.nqn) =
+            (hostile.to_owned(), hostile.to_owned(), hostile.to_owned(), hostile.to_owned());
+        disk.attached =
+            vec![Host { name: hostile.to_owned(), address: "10.0.0.1".parse().unwrap() }];
+        for utf8 in [false, true] {
+            for line in view(&model, Style { width: 80, color: false, utf8 }) {
+                assert!(line.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{line:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn colours_and_drawn_lines_are_for_terminals_only() {
+        let plain = view(&model(), Style::PLAIN);
+        assert!(plain.iter().all(|line| line.is_ascii() && !line.contains('\x1b')));
+        let shown = view(&model(), Style { width: 80, color: true, utf8: true });
+        assert!(shown.iter().any(|line| line.contains("\u{2500}\u{2500}")));
+        assert!(shown.iter().any(|line| line.contains("\x1b[32mnvme connect-all")));
+        let ascii = view(&model(), Style { width: 80, color: true, utf8: false });
+        assert!(ascii.iter().all(|line| line.is_ascii()));
+    }
+
+    #[test]
+    fn a_narrow_screen_breaks_facts_between_and_never_a_line_to_be_typed() {
+        let lines = view(&model(), Style { width: 30, ..Style::PLAIN });
+        let typed = |line: &&String| line.starts_with("    nvme ");
+        assert_eq!(lines.iter().filter(typed).count(), 4);
+        assert!(lines.contains(&"  500.1 GB (465.8 GiB)".to_owned()), "{lines:?}");
+        assert!(lines.contains(&"  serial S1".to_owned()), "{lines:?}");
+    }
+}
