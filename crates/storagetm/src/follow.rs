@@ -1,0 +1,321 @@
+//! Follows the block devices of the machine: those that are lent as they go or change size, and with `--all` those that
+//! come. It knows no host.
+
+use std::collections::{HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use linux::block::{self, Disk};
+use linux::disk::Live;
+use linux::in_use::Machine;
+use linux::reason::{Asked, Verdict};
+use linux::uevent::{Action, News, Uevents};
+
+use crate::failure::Failure;
+use crate::lend::{Device, Loan, Terms, block_device};
+use crate::options::Wanted;
+
+/// A disk that comes is announced in many events: how long to wait for the last of them.
+const SETTLE: Duration = Duration::from_millis(200);
+/// The device manager looks at a new disk for a while; a disk that could not be had is asked for once more.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// What is to be done about what happened.
+#[derive(Debug)]
+pub(crate) enum Change {
+    /// Lend it.
+    Came(Box<Loan>),
+    /// Lend it no longer.
+    Went(Device),
+    /// It has another size, in bytes.
+    Resized(Device, u64),
+    /// Say it.
+    Note(String),
+}
+
+/// Follows the block devices.
+#[derive(Debug)]
+pub(crate) struct Follow {
+    terms: Terms,
+    /// Whether disks that come are lent.
+    all: bool,
+    /// Paths of disks that are lent writable when they come.
+    writable: Vec<PathBuf>,
+    uevents: Option<Uevents>,
+    /// Kernel names of disks to look at, and when.
+    pending: HashSet<String>,
+    again: HashSet<String>,
+    due: Option<Instant>,
+    /// Why disks are not lent, as it was said.
+    said: HashMap<String, String>,
+}
+
+impl Follow {
+    /// Starts to listen to the kernel.
+    pub(crate) fn open(terms: Terms, all: bool, writable: Vec<PathBuf>) -> Self {
+        let uevents = Uevents::open().ok();
+        Self {
+            terms,
+            all,
+            writable,
+            uevents,
+            pending: HashSet::new(),
+            again: HashSet::new(),
+            due: None,
+            said: HashMap::new(),
+        }
+    }
+
+    /// Whether the kernel tells nothing here.
+    pub(crate) fn is_deaf(&self) -> bool {
+        self.uevents.is_none()
+    }
+
+    /// The descriptor that is readable when the kernel says something.
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.uevents.as_ref().map(AsFd::as_fd)
+    }
+
+    /// When to call [`Follow::look`].
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Takes what the kernel says; never waits.
+    pub(crate) fn receive(&mut self, now: Instant) {
+        loop {
+            let news = self.uevents.as_mut().map(Uevents::receive);
+            match news {
+                Some(Ok(Some(News::Event(event)))) => {
+                    if event.action != Action::Other {
+                        self.note(event.devname.replace('/', "!"), now);
+                    }
+                }
+                Some(Ok(Some(News::Lost))) => self.note_all(now),
+                Some(Ok(None)) | None => return,
+                Some(Err(_)) => {
+                    self.uevents = None;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn note(&mut self, name: String, now: Instant) {
+        self.pending.insert(name);
+        self.due = Some(now + SETTLE);
+    }
+
+    fn note_all(&mut self, now: Instant) {
+        let disks = block::scan(&self.terms.tree).unwrap_or_default();
+        self.pending.extend(disks.into_iter().map(|disk| disk.name));
+        self.due = Some(now + SETTLE);
+    }
+
+    /// The first look, at every disk.
+    ///
+    /// # Errors
+    /// A sentence: the machine does not tell which disks it has.
+    pub(crate) fn begin(&mut self, loans: &[Loan]) -> Result<Vec<Change>, Failure> {
+        let machine = Machine::look(&self.terms.tree).map_err(|error| {
+            Failure::new(format!(
+                "the disks of this machine cannot be listed: {error}; is /sys mounted?"
+            ))
+        })?;
+        let names = machine.disks.iter().map(|disk| disk.name.clone()).collect();
+        Ok(self.come(&machine, &names, loans))
+    }
+
+    /// Looks at what was named since the last time.
+    pub(crate) fn look(&mut self, loans: &[Loan], now: Instant) -> Vec<Change> {
+        self.due = None;
+        let names = std::mem::take(&mut self.pending);
+        let second = std::mem::take(&mut self.again);
+        let Ok(machine) = Machine::look(&self.terms.tree) else { return Vec::new() };
+        let mut changes = changed(&machine.disks, loans);
+        if self.all {
+            let all = whole_names(&machine, names.union(&second));
+            changes.extend(self.come(&machine, &all, loans));
+        }
+        self.again = names.difference(&second).cloned().collect();
+        self.due = (!self.again.is_empty() && self.all).then(|| now + AGAIN);
+        changes
+    }
+
+    /// Lends those of `names` that may be lent and are not.
+    fn come(&mut self, machine: &Machine, names: &HashSet<String>, loans: &[Loan]) -> Vec<Change> {
+        self.said.retain(|name, _| machine.disk(name).is_some());
+        let lent = |disk: &&Disk| loans.iter().any(|loan| loan.device == Some(Device::of(disk)));
+        let named = machine.disks.iter().filter(|disk| names.contains(&disk.name));
+        let free: Vec<&Disk> = named.filter(|disk| !lent(disk)).collect();
+        free.into_iter().filter_map(|disk| self.come_one(machine, disk)).collect()
+    }
+
+    fn come_one(&mut self, machine: &Machine, disk: &Disk) -> Option<Change> {
+        let verdict = machine.judge(disk, &Live { tree: self.terms.tree.clone() });
+        let writable = self.is_writable(disk);
+        if !allowed(&verdict, writable) {
+            return self.refuse(disk, &verdict);
+        }
+        let wanted = Wanted { path: disk.node.clone(), writable };
+        match self.terms.lend(&wanted) {
+            Ok(loan) => {
+                self.said.remove(&disk.name);
+                Some(Change::Came(Box::new(loan)))
+            }
+            Err(failure) => self.say(&disk.name, failure.to_string()),
+        }
+    }
+
+    fn is_writable(&self, disk: &Disk) -> bool {
+        self.writable.iter().any(|path| block_device(path) == Some(disk.number))
+    }
+
+    /// Says why a disk is left out, where its owner may wonder: not for what is never meant, such as its partitions.
+    fn refuse(&mut self, disk: &Disk, verdict: &Verdict) -> Option<Change> {
+        if !verdict.is_in_use() || !verdict.allows(Asked::ByNameInUse) || disk.is_partition() {
+            return None;
+        }
+        let reason = verdict.reasons.first()?;
+        let sentence = format!("{} is not lent: {reason}", disk.node.display());
+        self.say(&disk.name, sentence)
+    }
+
+    fn say(&mut self, name: &str, sentence: String) -> Option<Change> {
+        let known = self.said.insert(name.to_owned(), sentence.clone());
+        (known.as_deref() != Some(&sentence)).then_some(Change::Note(sentence))
+    }
+}
+
+/// With `--all`, a disk named writable is lent as if it had been named alone.
+fn allowed(verdict: &Verdict, writable: bool) -> bool {
+    if writable { verdict.allows_writing() } else { verdict.allows(Asked::ForAll) }
+}
+
+/// The names, and of partitions those of the whole disks.
+fn whole_names<'a>(machine: &Machine, names: impl Iterator<Item = &'a String>) -> HashSet<String> {
+    let whole = |name: &String| match machine.disk(name) {
+        Some(disk) => disk.whole().to_owned(),
+        None => name.clone(),
+    };
+    names.flat_map(|name| [name.clone(), whole(name)]).collect()
+}
+
+/// Which of the lent disks went or have another size.
+fn changed(disks: &[Disk], loans: &[Loan]) -> Vec<Change> {
+    let lent = loans.iter().filter_map(|loan| Some((loan, loan.device.as_ref()?)));
+    lent.filter_map(|(loan, device)| {
+        let now = disks.iter().find(|disk| Device::of(disk) == *device);
+        let blocks = |bytes: u64| loan.export.geometry.blocks_in(bytes);
+        match now.map(|disk| disk.bytes) {
+            None | Some(0) => Some(Change::Went(device.clone())),
+            Some(bytes) if blocks(bytes) != loan.export.blocks() => {
+                Some(Change::Resized(device.clone(), bytes))
+            }
+            Some(_) => None,
+        }
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use export::{Export, Geometry, Identity};
+    use linux::tree::Tree;
+    use std::fs;
+    use std::sync::Arc;
+
+    /// A machine made of files, with one disk.
+    struct Fake(PathBuf);
+
+    impl Fake {
+        fn new(name: &str) -> Self {
+            let name = format!("storagetm-follow-{}-{name}", std::process::id());
+            let fake = Self(std::env::temp_dir().join(name));
+            fake.write("proc/self/mountinfo", "");
+            fake.write("proc/swaps", "");
+            fake.write("dev/sdz", &"\0".repeat(1 << 20));
+            fake.disk(2048, 7);
+            fake
+        }
+
+        fn write(&self, path: &str, content: &str) {
+            let path = self.0.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+
+        fn disk(&self, sectors: u64, diskseq: u64) {
+            self.write("sys/class/block/sdz/dev", "8:400\n");
+            self.write("sys/class/block/sdz/size", &format!("{sectors}\n"));
+            self.write("sys/class/block/sdz/diskseq", &format!("{diskseq}\n"));
+        }
+
+        fn disks(&self) -> Vec<Disk> {
+            block::scan(&Tree::at(&self.0)).unwrap()
+        }
+
+        fn follow(&self) -> Follow {
+            let tree = Tree::at(&self.0);
+            let terms = Terms { tree, base: None, allow_in_use: false };
+            Follow { uevents: None, ..Follow::open(terms, true, Vec::new()) }
+        }
+    }
+
+    impl Drop for Fake {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn loan(disk: &Disk) -> Loan {
+        let geometry = Geometry::new(512, 512).unwrap();
+        let null = fs::File::open("/dev/null").unwrap().into();
+        let export = Export::new("sdz", "nqn", Identity::default(), geometry, disk.bytes, null);
+        Loan::new(Arc::new(export), Some(Device::of(disk)))
+    }
+
+    #[test]
+    fn a_lent_disk_is_followed_as_it_grows_goes_or_becomes_another() {
+        let fake = Fake::new("changes");
+        let loans = [loan(&fake.disks()[0])];
+        assert!(changed(&fake.disks(), &loans).is_empty());
+        fake.disk(4096, 7);
+        let changes = changed(&fake.disks(), &loans);
+        assert!(matches!(changes[..], [Change::Resized(_, 2_097_152)]), "{changes:?}");
+        for (sectors, diskseq) in [(0, 7), (2048, 8)] {
+            fake.disk(sectors, diskseq);
+            assert!(matches!(changed(&fake.disks(), &loans)[..], [Change::Went(_)]));
+        }
+        assert!(matches!(changed(&[], &loans)[..], [Change::Went(_)]));
+    }
+
+    #[test]
+    fn a_disk_in_use_is_left_out_and_that_is_said_once() {
+        let fake = Fake::new("use");
+        fake.write("proc/self/mountinfo", "25 1 8:400 / /home rw - ext4 /dev/sdz rw\n");
+        let mut follow = fake.follow();
+        let changes = follow.begin(&[]).unwrap();
+        let [Change::Note(note)] = &changes[..] else { panic!("{changes:?}") };
+        assert_eq!(note, "/dev/sdz is not lent: mounted at /home");
+        let now = Instant::now();
+        follow.note("sdz".to_owned(), now);
+        assert!(follow.look(&[], now).is_empty());
+        assert_eq!(follow.due(), Some(now + AGAIN));
+        assert!(follow.look(&[], now).is_empty());
+        assert_eq!(follow.due(), None);
+    }
+
+    #[test]
+    fn a_machine_that_tells_nothing_is_asked_once() {
+        let fake = Fake::new("silent");
+        let mut follow = fake.follow();
+        fs::remove_dir_all(fake.0.join("sys")).unwrap();
+        assert!(follow.begin(&[]).unwrap_err().to_string().contains("/sys"));
+        follow.note("sdz".to_owned(), Instant::now());
+        assert!(follow.look(&[], Instant::now()).is_empty());
+        assert_eq!(follow.due(), None);
+    }
+}

@@ -1,0 +1,330 @@
+//! From a path to an export: is the disk in use, can it be opened, who is it, what is it called.
+//! It knows no network.
+
+use std::fs::Metadata;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use export::{Access, Cache, Export, Geometry, Identity, PAGE};
+use linux::block::{DeviceNumber, Disk};
+use linux::disk::{Kind, Live, OpenFor, Opened, open};
+use linux::identity::{self, machine_id};
+use linux::in_use::{Machine, Probe};
+use linux::reason::{Asked, Verdict, Weight};
+use linux::tree::Tree;
+use rustix::fs::OFlags;
+
+use crate::failure::Failure;
+use crate::options::{DEMO, Wanted};
+use crate::size::Size;
+use crate::{demo, name};
+
+/// How disks are to be lent.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
+    /// The machine.
+    pub(crate) tree: Tree,
+    /// What names begin with; made from identities otherwise.
+    pub(crate) base: Option<String>,
+    /// Whether disks in use are lent, read-only.
+    pub(crate) allow_in_use: bool,
+}
+
+/// A disk that is lent, and what must be kept for that.
+#[derive(Debug)]
+pub(crate) struct Loan {
+    /// What hosts get.
+    pub(crate) export: Arc<Export>,
+    /// Which block device it is, if it is one.
+    pub(crate) device: Option<Device>,
+    /// What its owner should know.
+    pub(crate) note: Option<String>,
+    /// The lock on the whole disk of a partition.
+    _whole: Option<OwnedFd>,
+}
+
+/// A block device, so that another one by the same name is not taken for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Device {
+    number: DeviceNumber,
+    diskseq: Option<u64>,
+    /// The kernel's name.
+    pub(crate) name: String,
+}
+
+impl Loan {
+    /// A loan of `export`, which is that block device if it is one.
+    pub(crate) fn new(export: Arc<Export>, device: Option<Device>) -> Self {
+        Self { export, device, note: None, _whole: None }
+    }
+}
+
+impl Device {
+    /// That one.
+    pub(crate) fn of(disk: &Disk) -> Self {
+        Self { number: disk.number, diskseq: disk.diskseq, name: disk.name.clone() }
+    }
+}
+
+impl Terms {
+    /// Opens what was asked for by path.
+    ///
+    /// # Errors
+    /// A sentence: why it cannot be lent, and what to do.
+    pub(crate) fn lend(&self, wanted: &Wanted) -> Result<Loan, Failure> {
+        let device = block_device(&wanted.path);
+        let Some(number) = device else { return self.lend_opened(wanted, None) };
+        let found = Machine::look(&self.tree).ok().and_then(|machine| {
+            let disk = machine.disks.iter().find(|disk| disk.number == number)?.clone();
+            Some((machine, disk))
+        });
+        match found {
+            Some((machine, disk)) => {
+                self.check(wanted, &machine.judge(&disk, &self.probe()))?;
+                self.lend_opened(wanted, Some((&machine, &disk)))
+            }
+            None if self.allow_in_use && !wanted.writable => self.lend_opened(wanted, None),
+            None => Err(Failure::new(format!(
+                "{}: it cannot be found out whether this disk is in use, since /sys does not show \
+                 it; lend it read-only with --allow-in-use if you know",
+                wanted.path.display()
+            ))),
+        }
+    }
+
+    fn probe(&self) -> Live {
+        Live { tree: self.tree.clone() }
+    }
+
+    /// Refuses a disk that is in use. What else there is against it, opening it says better.
+    fn check(&self, wanted: &Wanted, verdict: &Verdict) -> Result<(), Failure> {
+        let asked = if self.allow_in_use { Asked::ByNameInUse } else { Asked::ByName };
+        let asked = if wanted.writable { Asked::ByName } else { asked };
+        let path = wanted.path.display();
+        let in_use = verdict.reasons.iter().find(|reason| reason.code.weight() == Weight::InUse);
+        match in_use {
+            Some(reason) if !verdict.allows(asked) && wanted.writable => {
+                Err(Failure::new(format!(
+                    "{path} is in use ({reason}), and a disk in use is never lent writable; stop \
+                     that first"
+                )))
+            }
+            Some(reason) if !verdict.allows(asked) => Err(Failure::new(format!(
+                "{path} is in use ({reason}); stop that first, or lend it read-only all the same \
+                 with --allow-in-use"
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens and names it; `known` is the block device that it is.
+    fn lend_opened(
+        &self,
+        wanted: &Wanted,
+        known: Option<(&Machine, &Disk)>,
+    ) -> Result<Loan, Failure> {
+        let purpose = if wanted.writable { OpenFor::Writing } else { OpenFor::Reading };
+        let opened =
+            open(&self.tree, &wanted.path, purpose, self.allow_in_use).map_err(Failure::new)?;
+        let identity = self.identity(&opened, known);
+        let export = self.export(wanted, identity, opened, known.map(|(_, disk)| disk))?;
+        Ok(export)
+    }
+
+    fn export(
+        &self,
+        wanted: &Wanted,
+        identity: Identity,
+        opened: Opened,
+        disk: Option<&Disk>,
+    ) -> Result<Loan, Failure> {
+        let path = wanted.path.display().to_string();
+        let geometry = Geometry::new(opened.logical_block, opened.physical_block);
+        let geometry = geometry.ok_or_else(|| {
+            Failure::new(format!(
+                "{path} has blocks of {} bytes; only powers of two from 512 to 65536 can be lent",
+                opened.logical_block
+            ))
+        })?;
+        let nqn = self.nqn(&wanted.path, &identity)?;
+        let note = (opened.tail > 0).then(|| {
+            format!("the last {} bytes of {path} fill no block and are not lent", opened.tail)
+        });
+        keep_aligned(&opened);
+        let Opened { descriptor, bytes, volatile_cache, can_discard, whole, .. } = opened;
+        let mut export = Export::new(&path, &nqn, identity, geometry, bytes, descriptor);
+        export.access = if wanted.writable { Access::Writable } else { Access::ReadOnly };
+        export.cache = if volatile_cache { Cache::Volatile } else { Cache::WriteThrough };
+        export.rotational = disk.is_some_and(|disk| disk.rotational);
+        export.discard = can_discard;
+        let loan = Loan::new(Arc::new(export), disk.map(Device::of));
+        Ok(Loan { note, _whole: whole, ..loan })
+    }
+
+    fn nqn(&self, path: &Path, identity: &Identity) -> Result<String, Failure> {
+        match &self.base {
+            Some(base) => name::under(base, path).map_err(Failure::new),
+            None => Ok(name::from_identity(&identity.uuid)),
+        }
+    }
+
+    fn identity(&self, opened: &Opened, known: Option<(&Machine, &Disk)>) -> Identity {
+        let this = machine_id(&self.tree);
+        let Some((machine, disk)) = known.filter(|_| opened.kind == Kind::Block) else {
+            return announced(identity::of_image(&opened.path, this));
+        };
+        let whole = machine.disk(disk.whole()).unwrap_or(disk);
+        let table = self.probe().contents(whole).ok().and_then(|contents| contents.table);
+        announced(identity::of_block(disk, whole, table.as_ref(), this))
+    }
+
+    /// The demo disk.
+    ///
+    /// # Errors
+    /// A sentence: no memory for it.
+    pub(crate) fn lend_demo(&self, size: Size, writable: bool) -> Result<Loan, Failure> {
+        let path = PathBuf::from(DEMO);
+        let identity = Identity {
+            model: "storagetm demo".to_owned(),
+            ..announced(identity::of_image(&path, machine_id(&self.tree)))
+        };
+        let disk = demo::open(size.bytes(), identity.uuid, writable)
+            .map_err(|error| Failure::new(format!("the demo disk cannot be made: {error}")))?;
+        let opened = Opened {
+            descriptor: disk.into(),
+            whole: None,
+            path: path.clone(),
+            kind: Kind::Image,
+            number: DeviceNumber { major: 0, minor: 0 },
+            bytes: size.bytes(),
+            tail: 0,
+            logical_block: demo::BLOCK,
+            physical_block: 4096,
+            read_only: !writable,
+            exclusive: true,
+            direct: false,
+            memory_alignment: 1,
+            volatile_cache: true,
+            can_discard: writable,
+            can_zero: writable,
+        };
+        self.export(&Wanted { path, writable }, identity, opened, None)
+    }
+}
+
+/// Memory for payloads is aligned to a page; what asks for more goes through the page cache.
+fn keep_aligned(opened: &Opened) {
+    if opened.memory_alignment as usize > PAGE
+        && let Ok(flags) = rustix::fs::fcntl_getfl(&opened.descriptor)
+    {
+        let _ = rustix::fs::fcntl_setfl(opened.descriptor.as_fd(), flags - OFlags::DIRECT);
+    }
+}
+
+fn announced(identity: identity::Identity) -> Identity {
+    Identity {
+        uuid: identity.uuid,
+        nguid: identity.nguid,
+        eui64: identity.eui64,
+        serial: identity.serial,
+        model: identity.model,
+        firmware: identity.firmware,
+    }
+}
+
+/// The number of the block device that the path leads to.
+pub(crate) fn block_device(path: &Path) -> Option<DeviceNumber> {
+    let metadata: Metadata = path.metadata().ok()?;
+    let number = metadata.rdev();
+    metadata.file_type().is_block_device().then(|| DeviceNumber {
+        major: rustix::fs::major(number),
+        minor: rustix::fs::minor(number),
+    })
+}
+
+/// Refuses two disks that hosts could not tell apart.
+///
+/// # Errors
+/// A sentence that names both.
+pub(crate) fn check_unlike(lent: &Export, other: &Export) -> Result<(), Failure> {
+    let (first, second) = (&lent.name, &other.name);
+    if lent.identity.uuid == other.identity.uuid {
+        return Err(Failure::new(format!(
+            "{first} and {second} have the same identity (serial number {}), so hosts would take \
+             them for one disk; lend one of them only",
+            other.identity.serial
+        )));
+    }
+    if lent.nqn == other.nqn {
+        return Err(Failure::new(format!(
+            "{first} and {second} would both be called {}; lend them without --nqn, or from paths \
+             that end differently",
+            other.nqn
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::fs;
+
+    fn terms() -> Terms {
+        Terms { tree: Tree::machine(), base: None, allow_in_use: false }
+    }
+
+    fn image(name: &str, bytes: u64) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("storagetm-{}-{name}", std::process::id()));
+        fs::File::create(&path).unwrap().set_len(bytes).unwrap();
+        path
+    }
+
+    fn wanted(path: &Path, writable: bool) -> Wanted {
+        Wanted { path: path.to_owned(), writable }
+    }
+
+    #[test]
+    fn an_image_is_lent_whole_blocks_and_says_what_is_left() {
+        let path = image("tail.img", (1 << 20) + 100);
+        let loan = terms().lend(&wanted(&path, false)).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert_eq!((loan.export.bytes(), loan.export.geometry.block()), (1 << 20, 512));
+        assert_eq!(loan.export.access, Access::ReadOnly);
+        assert!(loan.note.unwrap().contains("the last 100 bytes"));
+        assert!(loan.export.nqn.starts_with("nqn.2014-08.org.nvmexpress:uuid:"));
+    }
+
+    #[test]
+    fn a_read_only_image_is_open_read_only() {
+        let path = image("ro.img", 1 << 20);
+        let loan = terms().lend(&wanted(&path, false)).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(rustix::io::write(&loan.export, b"x").is_err());
+    }
+
+    #[test]
+    fn two_images_with_the_same_name_clash_only_below_a_base() {
+        let (a, b) = (image("same.img", 4096), image("other.img", 4096));
+        let named = Terms { base: Some("nqn.2026-01.com.example".to_owned()), ..terms() };
+        let first = named.lend(&wanted(&a, false)).unwrap().export;
+        let second = terms().lend(&wanted(&b, false)).unwrap().export;
+        assert!(check_unlike(&first, &second).is_ok());
+        let error = check_unlike(&first, &named.lend(&wanted(&a, false)).unwrap().export);
+        assert!(error.unwrap_err().to_string().contains("same identity"));
+        for path in [a, b] {
+            fs::remove_file(path).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_demo_disk_is_the_same_after_a_restart() {
+        let size: Size = "4M".parse().unwrap();
+        let one = terms().lend_demo(size, false).unwrap().export;
+        let two = terms().lend_demo(size, true).unwrap().export;
+        assert_eq!((&one.nqn, &one.identity), (&two.nqn, &two.identity));
+        assert_eq!((one.access, two.access), (Access::ReadOnly, Access::Writable));
+    }
+}

@@ -1,0 +1,60 @@
+//! The program `storagetm`: the only crate that knows all others.
+//!
+//! | module | is |
+//! |---|---|
+//! | [`options`] | the table of options |
+//! | `serve` | lends disks until it is told to stop: one loop that waits for what the machine, the hosts and the owner do |
+//! | `lend` | from a path to an export |
+//! | `follow` | `--all`: disks as they come, go and change |
+//! | `demo` | the built-in disk |
+//! | `listen`, `listeners` | where to listen: the rule, and the sockets |
+//! | `mailbox`, `ledger` | what the engine says, and who has what |
+//! | [`happening`], `output`, `outlet` | what happened, and where it is said |
+//! | `list` | which disks there are |
+
+#![forbid(unsafe_code)]
+
+mod demo;
+mod failure;
+mod follow;
+pub mod happening;
+mod ledger;
+mod lend;
+mod list;
+mod listen;
+mod listeners;
+mod mailbox;
+mod name;
+pub mod options;
+mod outlet;
+mod output;
+mod serve;
+mod size;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use options::Task;
+
+/// Does what the command line says. The exit status is 0, 1 if something did not work, or 2 if the line is wrong.
+pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let options = match options::parse(line) {
+        Ok(options) => options,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let done = match options.task {
+        Task::Serve(options) => serve::serve(&options),
+        Task::List(options) => list::list(&options),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(std::io::stderr(), "storagetm: {failure}");
+            ExitCode::from(failure.status())
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! `storagetm list`: every disk, what is on it, and whether it may be lent. It knows no network.
+
+use std::io::{self, ErrorKind, Write};
+
+use console::{decimal, printable};
+use linux::block::Disk;
+use linux::disk::Live;
+use linux::in_use::{Machine, Probe};
+use linux::partition::Scheme;
+use linux::reason::{Asked, Verdict};
+use linux::signature::{Contents, Signature};
+use linux::transport::Transport;
+use linux::tree::Tree;
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::options::List;
+
+/// One disk.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: String,
+    path: String,
+    bytes: u64,
+    block_size: u32,
+    model: Option<String>,
+    serial: Option<String>,
+    transport: &'static str,
+    removable: bool,
+    read_only: bool,
+    partition_of: Option<String>,
+    partition_table: Option<&'static str>,
+    contents: Vec<Content>,
+    lendable: bool,
+    reasons: Vec<Why>,
+}
+
+/// Something on a disk.
+#[derive(Debug, Serialize)]
+struct Content {
+    kind: &'static str,
+    label: Option<String>,
+    uuid: Option<String>,
+}
+
+/// Something against lending it.
+#[derive(Debug, Serialize)]
+struct Why {
+    code: &'static str,
+    text: String,
+}
+
+/// Lists the disks on standard output.
+///
+/// # Errors
+/// The machine does not tell which disks it has.
+pub(crate) fn list(options: &List) -> Result<(), Failure> {
+    let tree = Tree::machine();
+    let machine = Machine::look(&tree).map_err(|error| {
+        Failure::new(format!(
+            "the disks of this machine cannot be listed: {error}; is /sys mounted?"
+        ))
+    })?;
+    let probe = Live { tree };
+    let disks = machine.disks.iter().filter(|disk| !is_unused(disk));
+    let rows: Vec<Row> = disks.map(|disk| row(&machine, disk, &probe)).collect();
+    let text = if options.json { json(&rows)? } else { table(&rows) };
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("the list cannot be written to standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A node that the kernel keeps ready, with no disk behind it.
+fn is_unused(disk: &Disk) -> bool {
+    let spare = [Transport::Loop, Transport::Nbd, Transport::Zram, Transport::Ram, Transport::Md];
+    disk.bytes == 0 && spare.contains(&disk.transport)
+}
+
+fn row(machine: &Machine, disk: &Disk, probe: &dyn Probe) -> Row {
+    let verdict = machine.judge(disk, probe);
+    let readable = disk.bytes > 0 && disk.transport != Transport::Floppy;
+    let contents =
+        if readable { probe.contents(disk).unwrap_or_default() } else { Contents::default() };
+    Row {
+        name: disk.name.clone(),
+        path: disk.node.display().to_string(),
+        bytes: disk.bytes,
+        block_size: disk.logical_block,
+        model: disk.hardware.model.clone(),
+        serial: disk.hardware.serial.clone(),
+        transport: disk.transport.word(),
+        removable: disk.removable,
+        read_only: disk.read_only,
+        partition_of: disk.part.as_ref().map(|part| part.of.clone()),
+        partition_table: contents.table.as_ref().map(|table| scheme(table.scheme)),
+        contents: contents.signatures.into_iter().map(content).collect(),
+        lendable: verdict.allows(Asked::ForAll),
+        reasons: reasons(&verdict),
+    }
+}
+
+fn scheme(scheme: Scheme) -> &'static str {
+    match scheme {
+        Scheme::Gpt => "gpt",
+        Scheme::Mbr => "mbr",
+    }
+}
+
+fn content(signature: Signature) -> Content {
+    Content { kind: signature.kind.word(), label: signature.label, uuid: signature.uuid }
+}
+
+fn reasons(verdict: &Verdict) -> Vec<Why> {
+    let why = |reason: &linux::reason::Reason| Why {
+        code: reason.code.word(),
+        text: reason.text.clone(),
+    };
+    verdict.reasons.iter().map(why).collect()
+}
+
+fn json(rows: &[Row]) -> Result<String, Failure> {
+    let text = serde_json::to_string_pretty(rows);
+    text.map(|text| text + "\n")
+        .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))
+}
+
+const HEADINGS: [&str; 7] = ["NAME", "SIZE", "MODEL", "SERIAL", "TRANSPORT", "CONTENT", "LENDABLE"];
+
+/// Columns as wide as what is in them; the last is as long as it is.
+fn table(rows: &[Row]) -> String {
+    let mut cells = vec![HEADINGS.map(str::to_owned)];
+    cells.extend(rows.iter().map(|row| columns(row).map(|cell| printable(&cell, true))));
+    let widths: Vec<usize> = (0..HEADINGS.len())
+        .map(|at| cells.iter().map(|row| row[at].chars().count()).max().unwrap_or(0))
+        .collect();
+    cells.iter().map(|row| line(row, &widths)).collect()
+}
+
+fn line(row: &[String; 7], widths: &[usize]) -> String {
+    let padded: Vec<String> =
+        row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+    format!("{}\n", padded.join("  ").trim_end())
+}
+
+fn columns(row: &Row) -> [String; 7] {
+    let dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+    let indent = if row.partition_of.is_some() { "  " } else { "" };
+    [
+        format!("{indent}{}", row.name),
+        decimal(row.bytes),
+        dash(&row.model),
+        dash(&row.serial),
+        row.transport.to_owned(),
+        on_it(row),
+        lendable(row),
+    ]
+}
+
+/// The partition table and the marks, in few words.
+fn on_it(row: &Row) -> String {
+    let table = row.partition_table.map(str::to_owned);
+    let marks = row.contents.iter().map(|content| match &content.label {
+        Some(label) => format!("{} \"{label}\"", content.kind),
+        None => content.kind.to_owned(),
+    });
+    let words: Vec<String> = table.into_iter().chain(marks).collect();
+    if words.is_empty() { "-".to_owned() } else { words.join(", ") }
+}
+
+fn lendable(row: &Row) -> String {
+    match row.reasons.first() {
+        Some(why) if row.lendable => format!("yes, but {}", why.text),
+        None => "yes".to_owned(),
+        Some(why) => format!("no: {}", why.text),
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn example() -> Row {
+        Row {
+            name: "sda".to_owned(),
+            path: "/dev/sda".to_owned(),
+            bytes: 500_107_862_016,
+            block_size: 512,
+            model: Some("Example".to_owned()),
+            serial: None,
+            transport: "usb",
+            removable: false,
+            read_only: false,
+            partition_of: None,
+            partition_table: Some("gpt"),
+            contents: Vec::new(),
+            lendable: true,
+            reasons: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_table_says_what_is_on_a_disk_and_why_it_is_not_lent() {
+        let content = Content { kind: "ext4", label: Some("ho\x1bme".to_owned()), uuid: None };
+        let why = Why { code: "mounted", text: "mounted at /home".to_owned() };
+        let second = Row {
+            name: "sda1".to_owned(),
+            model: None,
+            partition_of: Some("sda".to_owned()),
+            partition_table: None,
+            contents: vec![content],
+            lendable: false,
+            reasons: vec![why],
+            ..example()
+        };
+        let wanted = "\
+NAME    SIZE      MODEL    SERIAL  TRANSPORT  CONTENT            LENDABLE
+sda     500.1 GB  Example  -       usb        gpt                yes
+  sda1  500.1 GB  -        -       usb        ext4 \"ho\\u{1b}me\"  no: mounted at /home
+";
+        assert_eq!(table(&[example(), second]), wanted);
+    }
+
+    #[test]
+    fn json_has_the_documented_fields() {
+        let text = json(&[example()]).unwrap();
+        let rows: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let fields: Vec<&String> = rows[0].as_object().unwrap().keys().collect();
+        let mut wanted = [
+            "name",
+            "path",
+            "bytes",
+            "block_size",
+            "model",
+            "serial",
+            "transport",
+            "removable",
+            "read_only",
+            "partition_of",
+            "partition_table",
+            "contents",
+            "lendable",
+            "reasons",
+        ];
+        wanted.sort_unstable();
+        assert_eq!(fields, wanted);
+    }
+}

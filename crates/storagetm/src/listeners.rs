@@ -1,0 +1,244 @@
+//! The listening sockets: opened at the start, and, where no address was given, with each address that comes.
+//! It knows no protocol: it is told how to bind.
+
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+
+use console::attach::Endpoint;
+use linux::net::Address;
+
+use crate::failure::Failure;
+use crate::happening::{Happening, PROTOCOL};
+use crate::listen::{Listener, Plan, Serves, endpoints};
+
+/// Binds a listener; the address that it got comes back.
+pub(crate) type Bind<'a> = &'a mut dyn FnMut(&Listener) -> io::Result<SocketAddr>;
+
+/// The listening sockets.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    plan: Plan,
+    /// As bound; a socket whose address went stays bound, and serves again when it comes back.
+    bound: Vec<Bound>,
+    /// Those that could not be bound, and were said.
+    failed: Vec<Listener>,
+}
+
+#[derive(Debug)]
+struct Bound {
+    planned: Listener,
+    listener: Listener,
+    here: bool,
+}
+
+impl Listeners {
+    /// Opens those that the plan has for a machine with these addresses.
+    ///
+    /// # Errors
+    /// A taken port, or an address that cannot be had.
+    pub(crate) fn open(plan: Plan, machine: &[Address], bind: Bind<'_>) -> Result<Self, Failure> {
+        let mut opened = Self { plan, bound: Vec::new(), failed: Vec::new() };
+        for planned in opened.plan.listeners(machine) {
+            match bind(&planned) {
+                Ok(socket) => opened.add(planned, socket),
+                Err(error) if opened.may_miss(&error) => {}
+                Err(error) => return Err(Failure::new(refusal(&planned, &error))),
+            }
+        }
+        Ok(opened)
+    }
+
+    /// Whether the plan holds without this one: a machine without IPv6, an address that has just gone.
+    fn may_miss(&self, error: &io::Error) -> bool {
+        let fixed = matches!(self.plan, Plan::Fixed(_));
+        let absent = matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::Unsupported)
+            || error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
+        !fixed && absent
+    }
+
+    fn add(&mut self, planned: Listener, socket: SocketAddr) {
+        let listener = Listener { socket, ..planned.clone() };
+        self.bound.push(Bound { planned, listener, here: true });
+    }
+
+    /// Follows the machine's addresses, if the plan says so; what changed comes back.
+    pub(crate) fn follow(&mut self, machine: &[Address], bind: Bind<'_>) -> Vec<Happening> {
+        if self.plan != Plan::Nearby {
+            return Vec::new();
+        }
+        let planned = self.plan.listeners(machine);
+        let mut changes = self.mark(&planned);
+        self.failed.retain(|known| planned.contains(known));
+        for planned in planned {
+            if !self.bound.iter().any(|bound| bound.planned == planned) {
+                changes.extend(self.bind_one(planned, bind));
+            }
+        }
+        changes
+    }
+
+    /// Takes note of which bound addresses are there.
+    fn mark(&mut self, planned: &[Listener]) -> Vec<Happening> {
+        let mut changes = Vec::new();
+        for bound in &mut self.bound {
+            let here = planned.contains(&bound.planned);
+            if here != bound.here {
+                bound.here = here;
+                changes.push(if here { opened(&bound.listener) } else { closed(&bound.listener) });
+            }
+        }
+        changes
+    }
+
+    fn bind_one(&mut self, planned: Listener, bind: Bind<'_>) -> Option<Happening> {
+        match bind(&planned) {
+            Ok(socket) => {
+                self.add(planned, socket);
+                self.bound.last().map(|bound| opened(&bound.listener))
+            }
+            Err(_) if self.failed.contains(&planned) => None,
+            Err(error) => {
+                let said = Happening::note(refusal(&planned, &error));
+                self.failed.push(planned);
+                Some(said)
+            }
+        }
+    }
+
+    /// What to say of those that are open.
+    pub(crate) fn said(&self) -> Vec<Happening> {
+        self.bound.iter().filter(|bound| bound.here).map(|bound| opened(&bound.listener)).collect()
+    }
+
+    /// Whether the addresses are those that were given, no more and no less.
+    pub(crate) fn were_given(&self) -> bool {
+        matches!(self.plan, Plan::Fixed(_))
+    }
+
+    /// Where hosts reach the disks.
+    pub(crate) fn endpoints(&self, machine: &[Address]) -> Vec<Endpoint> {
+        let here: Vec<Listener> = self
+            .bound
+            .iter()
+            .filter(|bound| bound.here)
+            .map(|bound| bound.listener.clone())
+            .collect();
+        endpoints(&here, machine)
+    }
+}
+
+fn opened(listener: &Listener) -> Happening {
+    Happening::Listening {
+        protocol: PROTOCOL,
+        address: listener.host(),
+        port: listener.socket.port(),
+        serves: match listener.serves {
+            Serves::All => &["discovery", "disks"],
+            Serves::Discovery => &["discovery"],
+        },
+    }
+}
+
+fn closed(listener: &Listener) -> Happening {
+    Happening::Closed { protocol: PROTOCOL, address: listener.host(), port: listener.socket.port() }
+}
+
+fn refusal(listener: &Listener, error: &io::Error) -> String {
+    let host = listener.host();
+    let host = if listener.socket.is_ipv6() { format!("[{host}]") } else { host };
+    match error.kind() {
+        ErrorKind::AddrInUse => format!(
+            "cannot listen on {listener}: another program does already; stop it, or choose another \
+             port, as with --listen {host}:PORT"
+        ),
+        ErrorKind::PermissionDenied => format!(
+            "cannot listen on {listener}: this needs root; choose a port from 1024 on, as with \
+             --listen {host}:PORT"
+        ),
+        ErrorKind::AddrNotAvailable => format!(
+            "cannot listen on {listener}: this machine does not have that address; `ip address` \
+             shows those that it has"
+        ),
+        _ => format!("cannot listen on {listener}: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use linux::net::scope_of;
+    use std::net::IpAddr;
+
+    fn address(ip: &str) -> Address {
+        let ip: IpAddr = ip.parse().unwrap();
+        Address {
+            ip,
+            interface: "eth0".to_owned(),
+            scope_id: 2,
+            scope: scope_of(ip),
+            tentative: false,
+            deprecated: false,
+            running: true,
+        }
+    }
+
+    fn json(happenings: &[Happening]) -> Vec<String> {
+        happenings.iter().map(Happening::json).collect()
+    }
+
+    fn any(listener: &Listener) -> io::Result<SocketAddr> {
+        Ok(listener.socket)
+    }
+
+    #[test]
+    fn addresses_that_come_are_listened_on_and_those_that_go_are_said() {
+        let (lo, link) = (address("127.0.0.1"), address("fe80::1"));
+        let mut listeners =
+            Listeners::open(Plan::Nearby, std::slice::from_ref(&lo), &mut any).unwrap();
+        assert_eq!(listeners.said().len(), 2);
+        let both = [lo.clone(), link];
+        let came = json(&listeners.follow(&both, &mut any));
+        assert_eq!(came.len(), 2);
+        assert!(came[0].contains(r#""address":"fe80::1%eth0","port":4420"#), "{came:?}");
+        assert!(listeners.follow(&both, &mut any).is_empty());
+        assert_eq!(listeners.endpoints(&both).len(), 2);
+        let went = json(&listeners.follow(std::slice::from_ref(&lo), &mut any));
+        assert!(went.iter().all(|line| line.contains("closed")), "{went:?}");
+        assert_eq!(listeners.endpoints(&[lo]).len(), 1);
+        let mut never = |_: &Listener| -> io::Result<SocketAddr> { panic!("it is still bound") };
+        assert_eq!(listeners.follow(&both, &mut never).len(), 2);
+    }
+
+    #[test]
+    fn a_taken_port_is_said_with_what_to_do() {
+        let plan = Plan::Fixed(Plan::Nearby.listeners(&[address("127.0.0.1")]));
+        let mut taken = |_: &Listener| Err(ErrorKind::AddrInUse.into());
+        let failure = Listeners::open(plan, &[], &mut taken).unwrap_err();
+        assert_eq!(
+            failure.to_string(),
+            "cannot listen on 127.0.0.1 port 4420: another program does already; stop it, or \
+             choose another port, as with --listen 127.0.0.1:PORT"
+        );
+    }
+
+    #[test]
+    fn a_machine_without_ipv6_listens_everywhere_else() {
+        let mut four = |listener: &Listener| {
+            if listener.socket.is_ipv4() {
+                return Ok(listener.socket);
+            }
+            Err(io::Error::from_raw_os_error(rustix::io::Errno::AFNOSUPPORT.raw_os_error()))
+        };
+        let listeners = Listeners::open(Plan::Everywhere, &[], &mut four).unwrap();
+        assert_eq!(listeners.said().len(), 2);
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_had_later_is_said_once() {
+        let mut listeners = Listeners::open(Plan::Nearby, &[], &mut any).unwrap();
+        let mut taken = |_: &Listener| Err(ErrorKind::AddrInUse.into());
+        let machine = [address("169.254.1.1")];
+        assert_eq!(listeners.follow(&machine, &mut taken).len(), 2);
+        assert_eq!(listeners.follow(&machine, &mut taken).len(), 0);
+    }
+}

@@ -1,0 +1,309 @@
+//! The options of the program: one table, from which parser, help, man pages and completions are made.
+//! It knows no disk and no socket.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::listen::Listen;
+use crate::size::Size;
+
+/// The name by which the built-in disk of `--demo` is called.
+pub const DEMO: &str = "demo";
+
+const ABOUT: &str = "\
+storagetm makes disks of this machine attachable from another one over the network, by NVMe/TCP, \
+with nothing but what every Linux distribution brings on the other side. It shows the exact line \
+to type there.
+
+Disks are lent read-only unless --writable says otherwise, and a disk that this machine uses \
+itself is not lent.";
+
+const EXAMPLES: &str = "\
+Examples:
+  storagetm list                             which disks are there, and which may be lent
+  storagetm serve --demo                     lend a small built-in disk, to try it out
+  storagetm serve /dev/sdb                   lend a disk read-only
+  storagetm serve --writable disk.img        lend a disk image, and let hosts change it
+  storagetm serve --all                      lend every disk that is not in use, as they come and go
+
+Then type on the other machine the line that is shown, as root, for example:
+  nvme connect-all -t tcp -a fe80::1%eth0 -s 4420";
+
+const USAGE: &str = "\
+storagetm serve [OPTIONS] DISK...
+       storagetm serve [OPTIONS] --all
+       storagetm serve [OPTIONS] --demo[=SIZE]";
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  Try it out, with no disk and no rights needed:
+    storagetm serve --demo
+  Lend a disk and an image; hosts may change only the image:
+    storagetm serve /dev/disk/by-id/usb-Example_123 --writable disk.img
+  Be reachable from the whole network, at one address (nothing protects the disks yet):
+    storagetm serve --all --listen 192.168.1.5 --open
+  For a script: any free port, and one JSON event a line on standard output:
+    storagetm serve --json --listen 127.0.0.1:0 disk.img
+
+Exit status: 0 after SIGINT or SIGTERM, 1 if a disk cannot be lent or an address not be listened \
+on, 2 if the options are wrong.";
+
+const LIST_EXAMPLES: &str = "\
+Examples:
+  storagetm list
+  storagetm list --json | jq -r '.[] | select(.lendable) | .path'";
+
+/// Lends disks of this machine to others over NVMe/TCP.
+#[derive(Debug, Parser)]
+#[command(name = "storagetm", version, long_about = ABOUT, after_help = EXAMPLES)]
+pub struct Options {
+    /// What is to be done.
+    #[command(subcommand)]
+    pub task: Task,
+}
+
+/// What is to be done.
+#[derive(Debug, Subcommand)]
+pub enum Task {
+    /// Lend disks until Ctrl-C
+    #[command(after_help = SERVE_EXAMPLES)]
+    Serve(Serve),
+    /// List the disks of this machine, what is on them, and whether they may be lent
+    #[command(after_help = LIST_EXAMPLES)]
+    List(List),
+}
+
+/// The options of `storagetm serve`.
+#[derive(Debug, Args)]
+#[command(
+    group = clap::ArgGroup::new("what").required(true).multiple(true),
+    override_usage = USAGE
+)]
+pub struct Serve {
+    /// Disks, partitions or disk images to lend read-only
+    #[arg(value_name = "DISK", group = "what")]
+    pub disks: Vec<PathBuf>,
+
+    /// Lend every disk that is not in use, and follow disks as they come, go and change size
+    #[arg(long, group = "what", conflicts_with = "disks")]
+    pub all: bool,
+
+    /// Lend a built-in disk held in memory, of 256M or as large as said: 64M, 1G
+    #[arg(
+        long,
+        group = "what",
+        value_name = "SIZE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "256M"
+    )]
+    pub demo: Option<Size>,
+
+    /// Lend DISK so that hosts can change it; may be repeated ("demo" for the built-in disk)
+    #[arg(long, value_name = "DISK", group = "what")]
+    pub writable: Vec<PathBuf>,
+
+    /// Listen there: 192.168.1.5, 127.0.0.1:4420, [fe80::1%eth0], [::]; may be repeated
+    ///
+    /// The form is [PROTOCOL:]ADDRESS[:PORT]; the protocol is nvme, an IPv6 address stands in brackets. A port that is
+    /// given serves both discovery and the disks, 0 means any free one; otherwise these are 8009 (discovery only) and
+    /// 4420. Without this option: every loopback and link-local address of this machine, as they come and go.
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Vec<Listen>,
+
+    /// Allow addresses that are reachable from beyond this machine and the networks it is plugged into
+    ///
+    /// Nothing protects the disks yet: whoever reaches such an address can read them, and change the writable ones.
+    /// Without --listen, this listens on all addresses.
+    #[arg(long)]
+    pub open: bool,
+
+    /// Name disks BASE.NAME, where NAME is the last part of the path
+    ///
+    /// BASE is an NVMe Qualified Name, such as nqn.2026-01.com.example:laptop. Without this option the name comes from
+    /// the disk's own identity, and stays the same whatever the kernel calls the disk.
+    #[arg(long, value_name = "BASE")]
+    pub nqn: Option<String>,
+
+    /// Lend disks read-only even if this machine uses them
+    ///
+    /// What hosts then read may be half-written. A disk in use is never lent writable.
+    #[arg(long)]
+    pub allow_in_use: bool,
+
+    /// How to reach the disks and the network: by io_uring, by blocking calls, or the first that works
+    #[arg(long, value_name = "DRIVER", value_enum, default_value_t = Io::Auto)]
+    pub io: Io,
+
+    /// Threads that serve hosts; as many as there are processors if not given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub threads: Option<u16>,
+
+    /// Put header and data digests into the lines to be typed, against faulty networks
+    #[arg(long)]
+    pub digests: bool,
+
+    /// Write what happens as JSON, one event a line, instead of the screen
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The options of `storagetm list`.
+#[derive(Debug, Args)]
+pub struct List {
+    /// Write a JSON array, one object a disk
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How to reach the disks and the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Io {
+    /// By io_uring where the kernel allows it
+    Auto,
+    /// By io_uring, or not at all
+    Uring,
+    /// By blocking calls
+    Blocking,
+}
+
+/// A disk as it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The path, as given.
+    pub path: PathBuf,
+    /// Whether hosts may change it.
+    pub writable: bool,
+}
+
+impl Serve {
+    /// The disks that were asked for by path, each once, in the order given; `--writable` wins.
+    pub fn wanted(&self) -> Vec<Wanted> {
+        let mut wanted: Vec<Wanted> = Vec::new();
+        let writable = self.writable.iter().filter(|path| !self.is_demo(path));
+        for path in self.disks.iter().chain(writable) {
+            if !wanted.iter().any(|known| known.path == *path) {
+                wanted.push(Wanted { path: path.clone(), writable: self.is_writable(path) });
+            }
+        }
+        wanted
+    }
+
+    /// Whether the demo disk may be changed.
+    pub fn demo_writable(&self) -> bool {
+        self.writable.iter().any(|path| self.is_demo(path))
+    }
+
+    fn is_demo(&self, path: &Path) -> bool {
+        self.demo.is_some() && path == Path::new(DEMO)
+    }
+
+    fn is_writable(&self, path: &Path) -> bool {
+        self.writable.iter().any(|other| other == path)
+    }
+}
+
+/// The table itself, for man pages and completions.
+pub fn command() -> clap::Command {
+    Options::command()
+}
+
+/// Reads the command line.
+///
+/// # Errors
+/// What [`clap`] says of it: also when help or the version is asked for.
+pub fn parse<I, T>(line: I) -> Result<Options, clap::Error>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    Options::try_parse_from(line)
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn serve(line: &str) -> Result<Serve, clap::Error> {
+        let words = format!("storagetm serve {line}");
+        match parse(words.split_whitespace())?.task {
+            Task::Serve(serve) => Ok(serve),
+            Task::List(_) => unreachable!("the line says serve"),
+        }
+    }
+
+    fn disk(path: &str, writable: bool) -> Wanted {
+        Wanted { path: PathBuf::from(path), writable }
+    }
+
+    #[test]
+    fn the_table_is_consistent() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn lines_that_are_right() {
+        for line in [
+            "/dev/sda",
+            "/dev/sda /dev/sdb --writable /dev/sdb",
+            "--writable /dev/sda",
+            "--all",
+            "--all --writable /dev/sda",
+            "--demo",
+            "--demo=1G --writable demo",
+            "--demo disk.img",
+            "disk.img --io uring --threads 4 --digests --json --allow-in-use --open",
+            "disk.img --listen 127.0.0.1 --listen nvme:[::1]:0 --nqn nqn.2026-01.com.example:a",
+        ] {
+            assert!(serve(line).is_ok(), "{line}: {:?}", serve(line));
+        }
+    }
+
+    #[test]
+    fn lines_that_are_wrong_end_with_status_2() {
+        for line in [
+            "",
+            "--all /dev/sda",
+            "--writable",
+            "--demo=0",
+            "--demo=many",
+            "--demo=1K",
+            "disk.img --listen here",
+            "disk.img --threads 0",
+            "disk.img --io magic",
+            "disk.img --unknown",
+        ] {
+            let error = serve(line).err().unwrap_or_else(|| panic!("{line}"));
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_disk_is_read_only_unless_it_is_named_writable() {
+        let options = serve("a b --writable b --writable c").unwrap();
+        assert_eq!(options.wanted(), [disk("a", false), disk("b", true), disk("c", true)]);
+    }
+
+    #[test]
+    fn a_disk_given_twice_is_lent_once() {
+        assert_eq!(serve("a a").unwrap().wanted(), [disk("a", false)]);
+    }
+
+    #[test]
+    fn demo_is_the_built_in_disk_only_if_that_is_lent() {
+        let options = serve("--demo --writable demo").unwrap();
+        assert!(options.demo_writable());
+        assert_eq!(options.wanted(), []);
+        assert_eq!(serve("--writable demo").unwrap().wanted(), [disk("demo", true)]);
+    }
+
+    #[test]
+    fn demo_takes_its_size_only_after_an_equals_sign() {
+        let options = serve("--demo 64M").unwrap();
+        assert_eq!(options.demo.unwrap().bytes(), 256 << 20);
+        assert_eq!(options.wanted(), [disk("64M", false)]);
+        assert_eq!(serve("--demo=64M").unwrap().demo.unwrap().bytes(), 64 << 20);
+    }
+}

@@ -1,0 +1,138 @@
+//! Standard output that never makes the program wait: a reader that has stopped must not stop the loop that listens to
+//! SIGTERM. It knows no format.
+
+use std::collections::VecDeque;
+use std::io::{self, Stdout};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+/// What a pipe that says it is writable takes without waiting (`PIPE_BUF`).
+const PIECE: usize = 4096;
+/// Bytes that wait for a reader that has stopped; what comes on top is lost.
+const MOST: usize = 1 << 20;
+
+/// Standard output, and what waits to be written to it.
+#[derive(Debug)]
+pub(crate) struct Outlet<F = Stdout> {
+    to: F,
+    waiting: VecDeque<u8>,
+    closed: bool,
+}
+
+impl Outlet {
+    /// Standard output.
+    pub(crate) fn stdout() -> Self {
+        Self::new(io::stdout())
+    }
+}
+
+impl<F: AsFd> Outlet<F> {
+    fn new(to: F) -> Self {
+        Self { to, waiting: VecDeque::new(), closed: false }
+    }
+
+    /// Says the text as soon as there is room for it.
+    pub(crate) fn push(&mut self, text: &str) {
+        if !self.closed && self.waiting.len() + text.len() <= MOST {
+            self.waiting.extend(text.as_bytes());
+        }
+        self.write();
+    }
+
+    /// Writes what waits, as far as it goes without waiting.
+    pub(crate) fn write(&mut self) {
+        while !self.waiting.is_empty() && self.is_writable(Duration::ZERO) {
+            self.write_piece();
+        }
+    }
+
+    /// Writes what waits, for at most so long.
+    pub(crate) fn drain(&mut self, patience: Duration) {
+        let end = Instant::now() + patience;
+        while !self.waiting.is_empty() {
+            let left = end.saturating_duration_since(Instant::now());
+            if !self.is_writable(left) {
+                return;
+            }
+            self.write_piece();
+        }
+    }
+
+    /// Whether something waits for room.
+    pub(crate) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Whether the reader is gone.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    fn write_piece(&mut self) {
+        let (front, _) = self.waiting.as_slices();
+        let piece = front.get(..PIECE).unwrap_or(front);
+        match rustix::io::write(&self.to, piece) {
+            Ok(written) => drop(self.waiting.drain(..written)),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(_) => self.close(),
+        }
+    }
+
+    fn close(&mut self) {
+        self.closed = true;
+        self.waiting.clear();
+    }
+
+    fn is_writable(&self, patience: Duration) -> bool {
+        let mut ends = [PollFd::new(&self.to, PollFlags::OUT)];
+        let patience = Timespec::try_from(patience).ok();
+        poll(&mut ends, patience.as_ref()).is_ok_and(|ready| ready > 0)
+    }
+}
+
+impl<F: AsFd> AsFd for Outlet<F> {
+    /// Writable when [`Outlet::write`] gets further.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.to.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn a_reader_that_has_stopped_is_not_waited_for() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut outlet = Outlet::new(writer);
+        let line = format!("{}\n", "x".repeat(9_999));
+        for _ in 0..200 {
+            outlet.push(&line);
+        }
+        assert!(outlet.is_waiting());
+        assert!(outlet.waiting.len() <= MOST);
+        let begun = Instant::now();
+        outlet.drain(Duration::from_millis(20));
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        let mut some = [0; 65_536];
+        assert!(reader.read(&mut some).unwrap() >= PIECE);
+        let before = outlet.waiting.len();
+        outlet.write();
+        assert!(outlet.waiting.len() < before);
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_noticed() {
+        let (reader, writer) = io::pipe().unwrap();
+        let mut outlet = Outlet::new(writer);
+        outlet.push("first\n");
+        assert!(!outlet.is_closed());
+        drop(reader);
+        outlet.push("second\n");
+        assert!(outlet.is_closed() && !outlet.is_waiting());
+    }
+}

@@ -1,0 +1,176 @@
+//! Says what happens: as JSON, on a terminal or in plain lines, to the journal and to the service manager.
+//! It knows no disk and no host.
+
+use std::env;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use console::{Model, Style, view};
+use linux::journal::{Journal, Priority};
+use linux::notify::Notifier;
+use linux::tree::Tree;
+use linux::tty;
+
+use crate::happening::Happening;
+use crate::outlet::Outlet;
+
+/// Cursor to the top left, and clear what is below it.
+const CLEAR: &str = "\x1b[H\x1b[2J";
+
+/// What standard output is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Programs.
+    Json,
+    /// A person at a terminal: all is drawn anew when something changes.
+    Screen,
+    /// A file, a pipe, the journal: lines.
+    Plain,
+}
+
+/// Where it is said.
+#[derive(Debug)]
+pub(crate) struct Output {
+    form: Form,
+    outlet: Outlet,
+    journal: Option<Journal>,
+    notifier: Option<Notifier>,
+}
+
+impl Output {
+    /// Finds out what there is.
+    pub(crate) fn open(tree: &Tree, json: bool) -> Self {
+        let terminal = tty::is_terminal(&io::stdout()) && env_is_not("TERM", "dumb");
+        let form = match (json, terminal) {
+            (true, _) => Form::Json,
+            (false, true) => Form::Screen,
+            (false, false) => Form::Plain,
+        };
+        let journal = if is_journal() { None } else { Journal::open(tree, "storagetm") };
+        Self { form, outlet: Outlet::stdout(), journal, notifier: Notifier::open().ok() }
+    }
+
+    /// Says what happened.
+    pub(crate) fn say(&mut self, happening: &Happening) {
+        let sentence = happening.sentence();
+        if let Some(sentence) = &sentence {
+            let priority = if happening.is_bad() { Priority::Warning } else { Priority::Notice };
+            self.record(priority, sentence);
+        }
+        match (self.form, sentence) {
+            (Form::Json, _) => self.outlet.push(&format!("{}\n", happening.json())),
+            (Form::Plain, Some(sentence)) => self.outlet.push(&format!("{sentence}\n")),
+            (Form::Plain, None) | (Form::Screen, _) => {}
+        }
+    }
+
+    /// Says to programs what people see on the screen.
+    pub(crate) fn say_to_programs(&mut self, happening: &Happening) {
+        if self.form == Form::Json {
+            self.outlet.push(&format!("{}\n", happening.json()));
+        }
+    }
+
+    /// Draws the screen; where there is none, says all that it would show if `anew`.
+    pub(crate) fn show(&mut self, model: &Model, anew: bool) {
+        match self.form {
+            Form::Screen => self.draw(model),
+            Form::Plain if anew => self.outlet.push(&text(&view(model, Style::PLAIN))),
+            Form::Plain | Form::Json => {}
+        }
+        if anew && self.journal.is_some() {
+            for line in view(model, Style::PLAIN).iter().filter(|line| !line.is_empty()) {
+                self.record(Priority::Info, line);
+            }
+        }
+    }
+
+    fn draw(&mut self, model: &Model) {
+        let width = tty::window(io::stdout()).map_or(80, |(columns, _)| usize::from(columns));
+        let style = Style { width, color: env::var_os("NO_COLOR").is_none(), utf8: is_utf8() };
+        let lines = view(model, style);
+        self.outlet.push(&format!("{CLEAR}{}\nCtrl-C ends it.\n", text(&lines)));
+    }
+
+    /// A sentence to the journal; that it may be behind or gone is no reason to stop.
+    fn record(&self, priority: Priority, sentence: &str) {
+        if let Some(journal) = &self.journal {
+            let _ = journal.send(priority, sentence, &[]);
+        }
+    }
+
+    /// Tells the service manager that all is lent, and how things are.
+    pub(crate) fn ready(&self, status: &str) {
+        self.status(status);
+        let _ = self.notifier.as_ref().map(Notifier::ready);
+    }
+
+    /// Tells the service manager how things are.
+    pub(crate) fn status(&self, status: &str) {
+        let _ = self.notifier.as_ref().map(|notifier| notifier.status(status));
+    }
+
+    /// Tells the service manager that the program ends; what is said from now on stands below the screen.
+    pub(crate) fn stopping(&mut self) {
+        if self.form == Form::Screen {
+            self.form = Form::Plain;
+        }
+        let _ = self.notifier.as_ref().map(Notifier::stopping);
+    }
+
+    /// How often the service manager wants a sign of life.
+    pub(crate) fn watchdog_interval(&self) -> Option<Duration> {
+        self.notifier.as_ref().and_then(Notifier::watchdog_interval)
+    }
+
+    /// A sign of life.
+    pub(crate) fn watchdog(&self) {
+        let _ = self.notifier.as_ref().map(Notifier::watchdog);
+    }
+
+    /// Says what still waits to be said, as far as it goes without waiting.
+    pub(crate) fn write(&mut self) {
+        self.outlet.write();
+    }
+
+    /// Says what still waits to be said, for at most so long.
+    pub(crate) fn drain(&mut self, patience: Duration) {
+        self.outlet.drain(patience);
+    }
+
+    /// The descriptor that is writable when more can be said; nothing if nothing waits.
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.outlet.is_waiting().then(|| self.outlet.as_fd())
+    }
+
+    /// Whether the program for which the events are is gone.
+    pub(crate) fn is_unheard(&self) -> bool {
+        self.form == Form::Json && self.outlet.is_closed()
+    }
+}
+
+fn text(lines: &[String]) -> String {
+    let mut text = lines.join("\n");
+    text.push('\n');
+    text
+}
+
+fn env_is_not(name: &str, value: &str) -> bool {
+    env::var_os(name).is_none_or(|set| set != value)
+}
+
+/// Whether the locale has more than ASCII (POSIX.1-2017, environment variables: the first that is set decides).
+fn is_utf8() -> bool {
+    let set = |name| env::var(name).ok().filter(|value| !value.is_empty());
+    let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set).unwrap_or_default();
+    let locale = locale.to_ascii_lowercase();
+    locale.contains("utf-8") || locale.contains("utf8")
+}
+
+/// Whether standard output is the journal already: systemd names its device and inode.
+fn is_journal() -> bool {
+    let Ok(stream) = env::var("JOURNAL_STREAM") else { return false };
+    let output = rustix::fs::fstat(io::stdout());
+    output.is_ok_and(|output| stream == format!("{}:{}", output.st_dev, output.st_ino))
+}

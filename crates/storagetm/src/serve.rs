@@ -1,0 +1,382 @@
+//! `storagetm serve`: lends disks until it is told to stop. One loop waits for the machine, the hosts and the owner; the
+//! data path is the engine's.
+
+mod open;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use console::Model;
+use engine::{Driver, Engine};
+use export::{Access, Catalogue, Export, Fault, News};
+use linux::net::{Address, Changes, addresses};
+use linux::signal::{Signal, Signals};
+use nvme::target::{Port, Target};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use crate::failure::Failure;
+use crate::follow::{Change, Follow};
+use crate::happening::{Happening, Which};
+use crate::ledger::{Ledger, advice};
+use crate::lend::{Device, Loan, check_unlike};
+use crate::listen::{DISKS, Listener, Serves};
+use crate::listeners::Listeners;
+use crate::mailbox::Mailbox;
+use crate::name;
+use crate::options::{Io, Serve};
+use crate::output::Output;
+
+/// Changes that come together are shown together.
+const COALESCE: Duration = Duration::from_millis(200);
+/// How long hosts may take to end what is under way when the program is told to stop.
+const PATIENCE: Duration = Duration::from_secs(7);
+/// How long the disks may then take to put everything on stable storage, and the reader to take the last words.
+const LAST: Duration = Duration::from_secs(1);
+
+/// Lends disks until a signal says to stop.
+///
+/// # Errors
+/// Why nothing is lent: one sentence.
+pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
+    if let Some(base) = &options.nqn {
+        name::check_base(base).map_err(Failure::usage)?;
+    }
+    raise_limit();
+    let mut signals = Signals::open()
+        .map_err(|error| Failure::new(format!("signals cannot be received: {error}")))?;
+    let mut server = Server::open(options)?;
+    server.announce();
+    server.run(&mut signals);
+    server.close();
+    Ok(())
+}
+
+/// A descriptor a connection and two a disk: as many as are to be had.
+fn raise_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    let _ = setrlimit(Resource::Nofile, limit);
+}
+
+struct Server {
+    engine: Engine,
+    target: Arc<Target>,
+    catalogue: Arc<Catalogue>,
+    listeners: Listeners,
+    loans: Vec<Loan>,
+    ledger: Ledger,
+    follow: Follow,
+    mailbox: Mailbox,
+    output: Output,
+    machine: String,
+    addresses: Vec<Address>,
+    address_changes: Option<Changes>,
+    digests: bool,
+    alerts: Alerts,
+}
+
+/// When to do what is not done at once.
+#[derive(Debug, Default)]
+struct Alerts {
+    /// Draw the screen.
+    draw: Option<Instant>,
+    /// And say all of it where there is no screen.
+    anew: bool,
+    /// Ask for the machine's addresses.
+    addresses: Option<Instant>,
+    /// Give a sign of life.
+    watchdog: Option<Instant>,
+}
+
+impl Server {
+    /// What the owner should know from the start.
+    fn remember(&mut self, options: &Serve, notes: Vec<String>) {
+        notes.into_iter().for_each(|note| self.ledger.note(note));
+        if options.all && self.follow.is_deaf() {
+            self.ledger.note(
+                "The kernel does not tell here which disks come and go: only those that are there \
+                 now are lent."
+                    .to_owned(),
+            );
+        }
+        let running = self.engine.driver();
+        if options.io == Io::Auto && running.driver == Driver::Blocking {
+            self.ledger.note(format!("The driver is {running}; this is slower."));
+        }
+    }
+
+    fn keep(&mut self, loan: Loan) {
+        self.ledger.lend(loan.export.clone());
+        if let Some(note) = &loan.note {
+            self.ledger.note(note.clone());
+        }
+        self.loans.push(loan);
+    }
+
+    /// Says what is lent, and where.
+    fn announce(&mut self) {
+        for happening in self.listeners.said() {
+            self.output.say(&happening);
+        }
+        let exports: Vec<Arc<Export>> = self.ledger.exports().cloned().collect();
+        for export in exports {
+            self.say_lent(&export);
+        }
+        let model = self.model();
+        self.output.show(&model, true);
+        self.output.say(&Happening::Ready);
+        for note in model.notes {
+            self.output.say_to_programs(&Happening::note(note));
+        }
+        self.output.ready(&self.ledger.status());
+        self.alerts.watchdog = self.output.watchdog_interval().map(|time| Instant::now() + time);
+    }
+
+    fn say_lent(&mut self, export: &Arc<Export>) {
+        let endpoints = self.endpoints();
+        let one = endpoints.iter().map(|at| at.attach(&export.nqn, self.digests));
+        let all = endpoints.iter().map(|at| at.attach_all(self.digests));
+        let lines = one.chain(all).collect();
+        self.output.say(&Happening::lent(export, lines));
+    }
+
+    /// What the screen shows.
+    fn model(&self) -> Model {
+        let endpoints = self.endpoints();
+        let advice = advice(&endpoints).filter(|_| !self.listeners.were_given());
+        let mut model = self.ledger.model(&self.machine, endpoints, self.digests);
+        model.notes.extend(advice.map(str::to_owned));
+        model
+    }
+
+    fn endpoints(&self) -> Vec<console::attach::Endpoint> {
+        self.listeners.endpoints(&self.addresses)
+    }
+
+    /// Waits and does, until told to stop.
+    fn run(&mut self, signals: &mut Signals) {
+        while !self.output.is_unheard() {
+            self.wait(signals);
+            for signal in signals.receive() {
+                match signal {
+                    Signal::WindowChange => self.draw_soon(false),
+                    Signal::Interrupt | Signal::Terminate | Signal::HangUp => return,
+                }
+            }
+            let now = Instant::now();
+            self.follow.receive(now);
+            self.notice_addresses(now);
+            self.take_events();
+            self.output.write();
+            self.do_what_is_due(now);
+        }
+    }
+
+    /// Waits until something can be done.
+    fn wait(&self, signals: &Signals) {
+        let readable = [
+            Some(signals.as_fd()),
+            Some(self.mailbox.as_fd()),
+            self.follow.descriptor(),
+            self.address_changes.as_ref().map(AsFd::as_fd),
+        ];
+        let writable = self.output.descriptor();
+        let readable = readable.into_iter().flatten().map(|fd| (fd, PollFlags::IN));
+        let writable = writable.into_iter().map(|fd| (fd, PollFlags::OUT));
+        let mut ends: Vec<PollFd<'_>> = readable
+            .chain(writable)
+            .map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags))
+            .collect();
+        let patience = self.next_alert().map(|at| at.saturating_duration_since(Instant::now()));
+        let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
+        let _ = poll(&mut ends, patience.as_ref());
+    }
+
+    fn next_alert(&self) -> Option<Instant> {
+        let alerts = &self.alerts;
+        let all = [alerts.draw, alerts.addresses, alerts.watchdog, self.follow.due()];
+        all.into_iter().flatten().min()
+    }
+
+    fn do_what_is_due(&mut self, now: Instant) {
+        let is_due = |alert: Option<Instant>| alert.is_some_and(|at| at <= now);
+        if is_due(self.follow.due()) {
+            self.follow_disks(now);
+        }
+        if is_due(self.alerts.addresses) {
+            self.alerts.addresses = None;
+            self.follow_addresses();
+        }
+        if is_due(self.alerts.draw) {
+            self.alerts.draw = None;
+            self.draw();
+        }
+        if is_due(self.alerts.watchdog) {
+            self.output.watchdog();
+            self.alerts.watchdog = self.output.watchdog_interval().map(|time| now + time);
+        }
+    }
+
+    fn draw_soon(&mut self, anew: bool) {
+        self.alerts.anew |= anew;
+        self.alerts.draw.get_or_insert_with(|| Instant::now() + COALESCE);
+    }
+
+    fn draw(&mut self) {
+        let model = self.model();
+        self.output.show(&model, std::mem::take(&mut self.alerts.anew));
+        self.output.status(&self.ledger.status());
+    }
+
+    /// Says what happened, and has the screen show it.
+    fn say(&mut self, happening: &Happening) {
+        self.output.say(happening);
+        if happening.is_bad() || matches!(happening, Happening::Note { .. }) {
+            happening.sentence().into_iter().for_each(|sentence| self.ledger.note(sentence));
+        }
+        self.draw_soon(false);
+    }
+
+    fn take_events(&mut self) {
+        let (events, lost) = self.mailbox.receive();
+        for event in events {
+            self.ledger.record(&event);
+            self.say(&event.into());
+        }
+        if lost > 0 {
+            self.say(&Happening::note(format!(
+                "{lost} more events were not shown, too many at once"
+            )));
+        }
+    }
+
+    fn notice_addresses(&mut self, now: Instant) {
+        let changed = self.address_changes.as_mut().map(Changes::receive);
+        match changed {
+            Some(Ok(true)) => self.alerts.addresses = Some(now + COALESCE),
+            Some(Err(_)) => self.address_changes = None,
+            Some(Ok(false)) | None => {}
+        }
+    }
+
+    fn follow_addresses(&mut self) {
+        let before = self.endpoints();
+        self.addresses = addresses().unwrap_or_default();
+        let Self { listeners, engine, target, addresses, .. } = self;
+        let changes = listeners.follow(addresses, &mut |listener| bind(engine, target, listener));
+        for change in changes {
+            self.say(&change);
+        }
+        if self.endpoints() != before {
+            self.draw_soon(true);
+        }
+    }
+
+    fn follow_disks(&mut self, now: Instant) {
+        for change in self.follow.look(&self.loans, now) {
+            match change {
+                Change::Came(loan) => self.lend(*loan),
+                Change::Went(device) => self.withdraw(&device),
+                Change::Resized(device, bytes) => self.resize(&device, bytes),
+                Change::Note(note) => self.say(&Happening::note(note)),
+            }
+        }
+    }
+
+    fn lend(&mut self, loan: Loan) {
+        let unlike = |known: &Loan| check_unlike(&known.export, &loan.export);
+        if let Err(failure) = self.loans.iter().try_for_each(unlike) {
+            self.say(&Happening::note(failure));
+            return;
+        }
+        let export = loan.export.clone();
+        self.catalogue.lend(export.clone());
+        self.keep(loan);
+        self.engine.tell(News::Changed);
+        self.say_lent(&export);
+        self.draw_soon(true);
+    }
+
+    fn withdraw(&mut self, device: &Device) {
+        let of_it = |loan: &mut Loan| loan.device.as_ref() == Some(device);
+        let gone: Vec<Loan> = self.loans.extract_if(.., of_it).collect();
+        for loan in gone {
+            self.catalogue.withdraw(&loan.export.nqn);
+            self.ledger.withdraw(&loan.export);
+            self.engine.tell(News::Changed);
+            self.say(&Happening::withdrawn(&loan.export, "the disk or its medium is gone"));
+        }
+    }
+
+    fn resize(&mut self, device: &Device, bytes: u64) {
+        let loan = self.loans.iter().find(|loan| loan.device.as_ref() == Some(device));
+        let Some(export) = loan.map(|loan| loan.export.clone()) else { return };
+        if export.resize(bytes) {
+            self.engine.tell(News::Changed);
+            self.say(&Happening::resized(&export));
+        }
+    }
+
+    /// Ends: hosts are told and disconnected, the disks put everything on stable storage.
+    fn close(mut self) {
+        self.output.stopping();
+        let writable: Vec<Arc<Export>> = self
+            .ledger
+            .exports()
+            .filter(|export| export.access == Access::Writable)
+            .cloned()
+            .collect();
+        let in_time = self.engine.stop(PATIENCE);
+        let (events, _) = self.mailbox.receive();
+        for happening in events.into_iter().map(Happening::from) {
+            self.output.say(&happening);
+        }
+        if !in_time {
+            self.output.say(&Happening::note("some hosts did not let go in time and were cut off"));
+        }
+        for happening in flush(writable) {
+            self.output.say(&happening);
+        }
+        self.output.say(&Happening::Stopped);
+        self.output.drain(LAST);
+    }
+}
+
+/// Has the engine listen, with sessions of the target.
+fn bind(engine: &Engine, target: &Arc<Target>, listener: &Listener) -> io::Result<SocketAddr> {
+    let target = target.clone();
+    let port = match listener.serves {
+        Serves::All => Port::Any,
+        Serves::Discovery => Port::Discovery { disks_at: DISKS },
+    };
+    let open = move |peer, account, now| -> Box<dyn export::Session> {
+        Box::new(target.session(peer, port, account, now))
+    };
+    engine.listen(listener.socket, Arc::new(open))
+}
+
+/// Puts everything on stable storage; what failed comes back. A disk that takes too long is not waited for.
+fn flush(exports: Vec<Arc<Export>>) -> Vec<Happening> {
+    let (done, waiting) = mpsc::channel();
+    let count = exports.len();
+    for export in exports {
+        let done = done.clone();
+        std::thread::spawn(move || {
+            let result = rustix::fs::fdatasync(&*export).map_err(io::Error::from);
+            let _ = done.send((export, result));
+        });
+    }
+    let end = Instant::now() + LAST;
+    let next = || waiting.recv_timeout(end.saturating_duration_since(Instant::now())).ok();
+    let ended = std::iter::from_fn(next).take(count);
+    ended.filter_map(|(export, result)| Some(failed_flush(&export, result.err()?))).collect()
+}
+
+fn failed_flush(export: &Export, error: io::Error) -> Happening {
+    let reason = Fault::from(error).to_string();
+    Happening::Fault { which: Which::of(export), op: "flush", offset: 0, bytes: 0, reason }
+}

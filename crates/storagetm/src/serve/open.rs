@@ -1,0 +1,178 @@
+//! What `storagetm serve` does once, before it waits: opens the disks, starts the engine, opens the sockets. It knows no
+//! event.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use engine::{Config, Driver, Engine};
+use export::{Catalogue, Event};
+use linux::net::{Address, Changes, addresses, hostname};
+use linux::tree::Tree;
+use nvme::target::Target;
+
+use super::{Alerts, Server, bind};
+use crate::failure::Failure;
+use crate::follow::{Change, Follow};
+use crate::ledger::Ledger;
+use crate::lend::{Loan, Terms, check_unlike};
+use crate::listen::{Plan, plan};
+use crate::listeners::Listeners;
+use crate::mailbox::Mailbox;
+use crate::options::{Io, Serve};
+use crate::output::Output;
+
+/// The disks that are lent from the start.
+struct Disks {
+    follow: Follow,
+    loans: Vec<Loan>,
+    notes: Vec<String>,
+}
+
+/// The machine's addresses, and where of them to listen.
+struct Network {
+    addresses: Vec<Address>,
+    changes: Option<Changes>,
+    plan: Plan,
+}
+
+impl Server {
+    /// Opens the disks, then the sockets. On an error nothing is left behind.
+    pub(super) fn open(options: &Serve) -> Result<Self, Failure> {
+        let network = Network::look(options)?;
+        let disks = Disks::open(options)?;
+        let mut server = Self::start(options, network, disks.follow, &disks.loans)?;
+        server.remember(options, disks.notes);
+        disks.loans.into_iter().for_each(|loan| server.keep(loan));
+        Ok(server)
+    }
+
+    fn start(
+        options: &Serve,
+        network: Network,
+        follow: Follow,
+        loans: &[Loan],
+    ) -> Result<Self, Failure> {
+        let Network { addresses, changes: address_changes, plan } = network;
+        let catalogue = Arc::new(Catalogue::default());
+        for loan in loans {
+            catalogue.lend(loan.export.clone());
+        }
+        let target = Target::new(catalogue.clone());
+        let mailbox = Mailbox::open()
+            .map_err(|error| Failure::new(format!("no descriptor for events: {error}")))?;
+        let engine = start(options, &mailbox)?;
+        let mut bind = |listener: &_| bind(&engine, &target, listener);
+        let listeners = Listeners::open(plan, &addresses, &mut bind)?;
+        Ok(Self {
+            engine,
+            target,
+            catalogue,
+            listeners,
+            loans: Vec::new(),
+            ledger: Ledger::default(),
+            follow,
+            mailbox,
+            output: Output::open(&Tree::machine(), options.json),
+            machine: hostname(),
+            addresses,
+            address_changes,
+            digests: options.digests,
+            alerts: Alerts::default(),
+        })
+    }
+}
+
+impl Network {
+    fn look(options: &Serve) -> Result<Self, Failure> {
+        let changes = Changes::open().ok();
+        let addresses = addresses().unwrap_or_else(|_| vec![loopback()]);
+        let plan = plan(&options.listen, options.open, &addresses)?;
+        Ok(Self { addresses, changes, plan })
+    }
+}
+
+impl Disks {
+    fn open(options: &Serve) -> Result<Self, Failure> {
+        let terms = Terms {
+            tree: Tree::machine(),
+            base: options.nqn.clone(),
+            allow_in_use: options.allow_in_use,
+        };
+        let mut follow = Follow::open(terms.clone(), options.all, writable(options));
+        let mut loans = asked_for(options, &terms)?;
+        let mut notes = Vec::new();
+        if options.all {
+            come(follow.begin(&loans)?, &mut loans, &mut notes);
+        }
+        Ok(Self { follow, loans, notes })
+    }
+}
+
+/// The address to fall back to where the kernel does not tell its addresses.
+fn loopback() -> Address {
+    Address {
+        ip: std::net::Ipv4Addr::LOCALHOST.into(),
+        interface: "lo".to_owned(),
+        scope_id: 1,
+        scope: linux::net::Scope::Loopback,
+        tentative: false,
+        deprecated: false,
+        running: true,
+    }
+}
+
+fn writable(options: &Serve) -> Vec<PathBuf> {
+    options
+        .wanted()
+        .into_iter()
+        .filter(|wanted| wanted.writable)
+        .map(|wanted| wanted.path)
+        .collect()
+}
+
+/// Opens the disks that were asked for one by one, and the demo disk.
+fn asked_for(options: &Serve, terms: &Terms) -> Result<Vec<Loan>, Failure> {
+    let mut loans: Vec<Loan> = Vec::new();
+    for wanted in options.wanted() {
+        add(&mut loans, terms.lend(&wanted)?)?;
+    }
+    if let Some(size) = options.demo {
+        add(&mut loans, terms.lend_demo(size, options.demo_writable())?)?;
+    }
+    Ok(loans)
+}
+
+fn add(loans: &mut Vec<Loan>, loan: Loan) -> Result<(), Failure> {
+    loans.iter().try_for_each(|known| check_unlike(&known.export, &loan.export))?;
+    loans.push(loan);
+    Ok(())
+}
+
+/// Takes the disks that are there at the start; those that cannot be told apart are said and left out.
+fn come(changes: Vec<Change>, loans: &mut Vec<Loan>, notes: &mut Vec<String>) {
+    for change in changes {
+        match change {
+            Change::Came(loan) => {
+                if let Err(failure) = add(loans, *loan) {
+                    notes.push(failure.to_string());
+                }
+            }
+            Change::Note(note) => notes.push(note),
+            Change::Went(_) | Change::Resized(..) => {}
+        }
+    }
+}
+
+fn start(options: &Serve, mailbox: &Mailbox) -> Result<Engine, Failure> {
+    let driver = match options.io {
+        Io::Auto => Driver::Auto,
+        Io::Uring => Driver::Uring,
+        Io::Blocking => Driver::Blocking,
+    };
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = options.threads.map_or(processors, usize::from);
+    let mailbox = mailbox.clone();
+    let sink = Arc::new(move |event: Event| mailbox.put(event));
+    Engine::start(Config { driver, threads, ..Config::default() }, sink)
+        .map_err(|error| Failure::new(format!("cannot start to serve: {error}")))
+}

@@ -1,0 +1,63 @@
+//! Sizes of the demo disk as they are typed: `64M`, `1G`. It knows no disk.
+
+use std::str::FromStr;
+
+/// A size that the demo disk can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(u64);
+
+impl Size {
+    /// The smallest that has room for partition tables and a file system: 4 MiB.
+    pub const LEAST: u64 = 4 << 20;
+    /// The largest: 1 TiB.
+    pub const MOST: u64 = 1 << 40;
+
+    /// Bytes: a multiple of 1 MiB.
+    pub fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for Size {
+    type Err = &'static str;
+
+    /// A number and a unit: M, G or T, by 1024; `MiB` is `M`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const FORM: &str = "a size is a number and M, G or T: 64M, 1G";
+        let text = text.strip_suffix("iB").unwrap_or(text);
+        let (number, shift) = match text.char_indices().next_back() {
+            Some((at, 'M' | 'm')) => (text.get(..at), 20),
+            Some((at, 'G' | 'g')) => (text.get(..at), 30),
+            Some((at, 'T' | 't')) => (text.get(..at), 40),
+            _ => return Err(FORM),
+        };
+        let number: u64 = number.and_then(|number| number.parse().ok()).ok_or(FORM)?;
+        let bytes = number.checked_mul(1 << shift).ok_or("the size goes from 4M to 1T")?;
+        if !(Self::LEAST..=Self::MOST).contains(&bytes) {
+            return Err("the size goes from 4M to 1T");
+        }
+        Ok(Self(bytes))
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn sizes_are_numbers_with_a_unit() {
+        for (text, bytes) in [
+            ("4M", 4 << 20),
+            ("64M", 64 << 20),
+            ("1G", 1 << 30),
+            ("1GiB", 1 << 30),
+            ("1T", 1 << 40),
+        ] {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+        for text in ["", "M", "64", "-1M", "3M", "2T", "1.5G", "99999999999999999999G", "64X", "é"]
+        {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,375 @@
+//! The program as people and scripts meet it: what it prints, how it ends, what it refuses.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
+const LONG: Duration = Duration::from_secs(20);
+const ANY_PORT: &str = "127.0.0.1:0";
+
+/// A folder that is removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("storagetm-serve-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn image(&self, name: &str, bytes: u64) -> String {
+        let path = self.0.join(name);
+        fs::File::create(&path).unwrap().set_len(bytes).unwrap();
+        text(&path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+/// A program that runs, killed at the end if it still does.
+struct Running {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        let (send, lines) = channel();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || {
+            output.lines().map_while(Result::ok).try_for_each(|line| send.send(line))
+        });
+        Self { child, lines }
+    }
+
+    fn serve(arguments: &[&str]) -> Self {
+        Self::start(Command::new(PROGRAM).arg("serve").args(arguments))
+    }
+
+    fn line(&self) -> String {
+        self.lines.recv_timeout(LONG).expect("a line on standard output")
+    }
+
+    fn event(&self) -> Value {
+        let line = self.line();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+
+    /// The events up to one of that name.
+    fn events_until(&self, name: &str) -> Vec<Value> {
+        let mut events = vec![self.event()];
+        while events.last().unwrap()["event"] != name {
+            events.push(self.event());
+        }
+        events
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().cast_signed()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        let end = Instant::now() + LONG;
+        while Instant::now() < end {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        panic!("it does not end");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs to the end, which must come by itself.
+fn run(arguments: &[&str]) -> Output {
+    let started = Instant::now();
+    let output = Command::new(PROGRAM).args(arguments).stdin(Stdio::null()).output().unwrap();
+    assert!(started.elapsed() < LONG, "{arguments:?}");
+    output
+}
+
+/// The one sentence that a failure says.
+fn sentence(output: &Output, status: i32) -> String {
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{said}");
+    assert!(output.stdout.is_empty());
+    assert!(said.starts_with("storagetm: ") && said.lines().count() == 1, "{said}");
+    said
+}
+
+fn refused(disk: &str, part: &str) {
+    let output = run(&["serve", "--json", "--listen", ANY_PORT, disk]);
+    let said = sentence(&output, 1);
+    assert!(said.contains(disk) && said.contains(part), "{said}");
+}
+
+#[test]
+fn what_is_no_disk_is_refused_in_one_sentence() {
+    let folder = Folder::new();
+    refused(&text(&folder.0.join("missing.img")), "no such disk or file");
+    refused(&text(&folder.0), "directory");
+    refused("/dev/null", "character device");
+    refused(&folder.image("empty.img", 0), "empty");
+    refused(&folder.image("tiny.img", 100), "less than one block");
+    let pipe = folder.0.join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    refused(&text(&pipe), "pipe");
+}
+
+#[test]
+fn a_disk_that_may_not_be_opened_is_refused_in_one_sentence() {
+    let folder = Folder::new();
+    let image = folder.image("secret.img", 1 << 20);
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o600)).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(["serve", "--listen", ANY_PORT, &image]).stdin(Stdio::null());
+    if geteuid().is_root() {
+        command.uid(65534).gid(65534);
+    } else {
+        fs::set_permissions(&image, fs::Permissions::from_mode(0o000)).unwrap();
+    }
+    match command.output() {
+        Ok(output) => {
+            let said = sentence(&output, 1);
+            assert!(said.contains("permission denied") && said.contains("root"), "{said}");
+        }
+        Err(error) => println!("skip: another user cannot run {PROGRAM}: {error}"),
+    }
+}
+
+#[test]
+fn a_taken_port_is_said_in_one_sentence_and_nothing_is_left_behind() {
+    let taken = TcpListener::bind(ANY_PORT).unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 1 << 20);
+    let said = sentence(&run(&["serve", "--json", "--listen", &address, "--writable", &image]), 1);
+    assert!(said.contains("another program") && said.contains("--listen"), "{said}");
+    let mut next = Running::serve(&["--json", "--listen", ANY_PORT, "--writable", &image]);
+    next.events_until("ready");
+    next.signal(Signal::TERM);
+    assert!(next.end().success());
+}
+
+#[test]
+fn wrong_options_end_with_status_2() {
+    for line in [
+        vec![],
+        vec!["--all", "/dev/sda"],
+        vec!["--demo", "--listen", "here"],
+        vec!["--demo=3"],
+        vec!["--demo", "--unknown"],
+        vec!["--demo", "--nqn", "laptop"],
+    ] {
+        let output = run(&[&["serve"], &line[..]].concat());
+        assert_eq!(output.status.code(), Some(2), "{line:?}");
+        assert!(output.stdout.is_empty() && !output.stderr.is_empty());
+    }
+    assert_eq!(run(&[]).status.code(), Some(2));
+}
+
+#[test]
+fn addresses_beyond_this_machine_and_its_cables_need_open() {
+    for address in ["0.0.0.0", "0.0.0.0:0", "[::]:0", "192.0.2.1:0", "nvme:[2001:db8::1]:0"] {
+        let said = sentence(&run(&["serve", "--demo", "--listen", address]), 2);
+        assert!(said.contains("--open"), "{said}");
+    }
+    let open = Running::serve(&["--json", "--demo", "--open", "--listen", "0.0.0.0:0"]);
+    assert_eq!(open.event()["address"], "0.0.0.0");
+}
+
+#[test]
+fn the_first_events_say_where_what_and_that_all_is_ready() {
+    let folder = Folder::new();
+    let (one, two) = (folder.image("one.img", 1 << 20), folder.image("two.img", (2 << 20) + 7));
+    let mut running =
+        Running::serve(&["--json", "--listen", ANY_PORT, &one, "--writable", &two, "--digests"]);
+    let events = running.events_until("ready");
+    let names: Vec<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
+    assert_eq!(names, ["listening", "lent", "lent", "ready"]);
+    let port = events[0]["port"].as_u64().unwrap();
+    assert_eq!((&events[0]["protocol"], port > 0), (&"nvme-tcp".into(), true));
+    let (first, second) = (&events[1], &events[2]);
+    assert_eq!((&first["disk"], &first["access"]), (&one.into(), &"read-only".into()));
+    assert_eq!((&second["disk"], &second["access"]), (&two.into(), &"writable".into()));
+    assert_eq!((&second["bytes"], &second["block_size"]), (&(2 << 20).into(), &512.into()));
+    let nqn = second["nqn"].as_str().unwrap();
+    let line =
+        format!("nvme connect -t tcp -a 127.0.0.1 -s {port} -n {nqn} --hdr-digest --data-digest");
+    assert_eq!(second["attach"][0], line);
+    running.signal(Signal::INT);
+    assert_eq!(running.events_until("stopped").len(), 2, "a note and the end");
+    assert_eq!(running.end().code(), Some(0));
+}
+
+#[test]
+fn plain_lines_have_the_lines_to_be_typed_and_nothing_for_terminals() {
+    let mut running = Running::serve(&["--demo", "--listen", ANY_PORT]);
+    let lines: Vec<String> = std::iter::from_fn(|| Some(running.line()))
+        .take_while(|line| !line.starts_with("    nvme connect -t tcp"))
+        .collect();
+    assert!(lines[0].ends_with("lends 1 disk over NVMe/TCP"), "{lines:?}");
+    assert!(lines.iter().any(|line| line.starts_with("    nvme connect-all -t tcp -a 127.0.0.1")));
+    assert!(lines.iter().all(|line| line.is_ascii() && !line.contains('\x1b')));
+    running.signal(Signal::TERM);
+    assert_eq!(running.end().code(), Some(0));
+}
+
+#[test]
+fn a_host_that_connects_is_answered_and_does_not_hold_up_the_end() {
+    let mut running = Running::serve(&["--json", "--demo=64M", "--listen", ANY_PORT]);
+    let events = running.events_until("ready");
+    let port = u16::try_from(events[0]["port"].as_u64().unwrap()).unwrap();
+    let mut host = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    host.set_read_timeout(Some(LONG)).unwrap();
+    // ICReq (NVMe/TCP 1.0 §3.6.2.2).
+    let mut request = [0; 128];
+    request[2] = 128;
+    request[4] = 128;
+    host.write_all(&request).unwrap();
+    let mut response = [0; 128];
+    host.read_exact(&mut response).unwrap();
+    assert_eq!(response[..8], [1, 0, 128, 0, 128, 0, 0, 0]);
+    let asked = Instant::now();
+    running.signal(Signal::TERM);
+    running.events_until("stopped");
+    assert_eq!(running.end().code(), Some(0));
+    assert!(asked.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn two_disks_with_one_identity_are_an_error_that_names_both() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 1 << 20);
+    let link = text(&folder.0.join("link.img"));
+    symlink(&image, &link).unwrap();
+    let said = sentence(&run(&["serve", "--listen", ANY_PORT, &image, &link]), 1);
+    assert!(said.contains(&image) && said.contains(&link), "{said}");
+}
+
+#[test]
+fn a_disk_that_is_lent_writable_is_lent_once() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 1 << 20);
+    let first = Running::serve(&["--json", "--listen", ANY_PORT, "--writable", &image]);
+    first.events_until("ready");
+    let said = sentence(&run(&["serve", "--listen", ANY_PORT, &image]), 1);
+    assert!(said.contains(&image) && said.contains("locked"), "{said}");
+}
+
+#[test]
+fn both_drivers_serve() {
+    for driver in ["auto", "blocking"] {
+        let running =
+            Running::serve(&["--json", "--demo=64M", "--listen", ANY_PORT, "--io", driver]);
+        running.events_until("ready");
+    }
+}
+
+#[test]
+fn a_reader_that_is_gone_ends_it_quietly() {
+    let mut command = Command::new(PROGRAM);
+    command.args(["serve", "--json", "--demo", "--listen", ANY_PORT]).stdin(Stdio::null());
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let child = command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+    let mut running = Running { child, lines: channel().1 };
+    assert_eq!(running.end().code(), Some(0));
+    let mut said = String::new();
+    running.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(said, "");
+}
+
+#[test]
+fn help_teaches_with_examples() {
+    for (line, part) in
+        [(vec!["--help"], "storagetm serve --demo"), (vec!["serve", "--help"], "--listen")]
+    {
+        let output = run(&line);
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success());
+        assert!(said.contains("Examples:") && said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn list_shows_the_disks_of_this_machine() {
+    if !Path::new("/sys/class/block").exists() {
+        println!("skip: /sys is not mounted here");
+        return;
+    }
+    let output = run(&["list", "--json"]);
+    assert!(output.status.success());
+    let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let complete = |row: &Value| row["path"].is_string() && row["lendable"].is_boolean();
+    assert!(rows.as_array().unwrap().iter().all(complete));
+    let table = String::from_utf8(run(&["list"]).stdout).unwrap();
+    assert!(table.starts_with("NAME"));
+    assert_eq!(table.lines().count(), rows.as_array().unwrap().len() + 1);
+}
+
+#[test]
+fn it_runs_in_an_empty_folder_as_the_only_file_there() {
+    if !geteuid().is_root() {
+        println!("skip: chroot needs root");
+        return;
+    }
+    let folder = Folder::new();
+    fs::copy(PROGRAM, folder.0.join("storagetm")).unwrap();
+    let inside = |arguments: &[&str]| {
+        let mut command = Command::new("chroot");
+        command.arg(&folder.0).arg("/storagetm").args(arguments);
+        command
+    };
+    let mut running =
+        Running::start(&mut inside(&["serve", "--json", "--demo=64M", "--listen", ANY_PORT]));
+    let port = running.events_until("ready")[0]["port"].as_u64().unwrap();
+    TcpStream::connect(("127.0.0.1", u16::try_from(port).unwrap())).unwrap();
+    running.signal(Signal::TERM);
+    running.events_until("stopped");
+    assert_eq!(running.end().code(), Some(0));
+    let listed = inside(&["list"]).stdin(Stdio::null()).output().unwrap();
+    assert!(sentence(&listed, 1).contains("/sys"));
+}
