@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod command;
+pub mod host;
 pub mod status;
 pub mod target;
 pub mod tcp;

@@ -200,6 +200,11 @@ impl Queue {
         admin.features = Features::default();
         admin.events.reset();
         link.controller.set_ready(false);
+        let mut shared = link.controller.shared();
+        shared.granted = 0;
+        shared.open.clear();
+        link.controller.resets.fetch_add(1, Ordering::AcqRel);
+        drop(shared);
         link.controller.write_through.store(false, Ordering::Relaxed);
         for at in std::mem::take(&mut admin.requests) {
             self.slots.release(at);
@@ -212,15 +217,13 @@ impl Queue {
         if let Some(admin) = &mut self.admin {
             admin.csts = admin.csts.with_shst(Csts::SHST_OCCURRING);
         }
-        let has_disk = self.link.as_ref().is_some_and(|link| link.grant.is_some());
-        if !has_disk {
+        // A disk that is gone, or that failed a flush before, does not keep its host from leaving.
+        let grant = self.link.as_ref().and_then(|link| link.grant.as_ref());
+        if grant.is_none_or(|grant| grant.permits(Op::Flush, 0, 0).is_err()) {
             return self.end_shutdown(at);
         }
         self.set_work(at, Work::Admin(Box::new(Waiting::Shutdown)));
         self.submit(at, Op::Flush, 0, 0, None, None);
-        if self.slots.get(at).is_some_and(|slot| matches!(slot.work, Work::None)) {
-            self.mark_shut_down();
-        }
     }
 
     /// The flush of a shutdown ended; the host can do nothing about how.

@@ -36,6 +36,8 @@ pub(super) struct Controller {
     start: Instant,
     ready: AtomicBool,
     ended: AtomicBool,
+    /// How often it was reset: each reset deletes the I/O queues there were.
+    pub(super) resets: AtomicU32,
     /// Milliseconds from `start` to the last word of the host.
     last_word: AtomicU64,
     /// Keep-alive time in milliseconds; zero is none.
@@ -90,6 +92,7 @@ impl Controller {
             start: now,
             ready: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            resets: AtomicU32::new(0),
             last_word: AtomicU64::new(0),
             keep_alive: AtomicU32::new(keep_alive),
             write_through: AtomicBool::new(false),

@@ -2,6 +2,7 @@
 //! (NVMe Base 2.0 §6). It knows no PDU.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use export::{Buffer, Event, Grant, Reason, Step};
 use zerocopy::FromBytes;
@@ -127,7 +128,10 @@ impl Queue {
             self.admin =
                 Some(Box::new(Admin::new(self.target.catalogue.generation(), link.grant.as_ref())));
         }
+        let attached =
+            link.grant.as_ref().filter(|_| link.qid == 0).map(|grant| grant.export().clone());
         self.go_live(link);
+        self.report_attached(attached, Reason::Ended);
         self.respond_connect(cid, dw0, flow);
     }
 
@@ -152,15 +156,7 @@ impl Queue {
         let make =
             |id| Controller::new(id, kind, subsystem, host.clone(), connect.keep_alive, self.now);
         let controller = self.target.enter(make).ok_or(Status::CONNECT_CONTROLLER_BUSY)?;
-        let attached = grant.as_ref().map(|grant| grant.export().clone());
-        if let Some(export) = attached.clone() {
-            self.out.push_back(Step::Report(Event::Attached {
-                export,
-                peer: self.peer,
-                host: host.nqn,
-            }));
-        }
-        Ok(Some(Link { attached, ..link(connect, controller, grant) }))
+        Ok(Some(link(connect, controller, grant)))
     }
 
     fn find_subsystem(&self, nqn: &str) -> Result<(Kind, Option<Grant>), Refused> {
@@ -203,8 +199,10 @@ impl Queue {
         if !shared.open.insert(connect.qid) {
             return Err(Status::COMMAND_SEQUENCE_ERROR.into());
         }
+        // A reset, which deletes the queues that are open, comes either before or after.
+        let link = link(connect, controller.clone(), grant);
         drop(shared);
-        Ok(link(connect, controller, grant))
+        Ok(link)
     }
 
     fn report_refusal(&mut self, data: &ConnectData, status: Status) {
@@ -303,7 +301,9 @@ fn entries(qid: u16, sqsize: u32) -> Option<u16> {
 
 fn link(connect: &Connect, controller: Arc<Controller>, grant: Option<Grant>) -> Link {
     let head = connect.flow_control.then_some(1 % connect.entries);
-    Link { controller, qid: connect.qid, entries: connect.entries, head, grant, attached: None }
+    let resets = controller.resets.load(Ordering::Acquire);
+    let Connect { qid, entries, .. } = *connect;
+    Link { controller, qid, resets, entries, head, grant, attached: None }
 }
 
 fn no_data_but_connect(sqe: &Sqe, capsule: Option<&Buffer>) -> Result<(), Status> {

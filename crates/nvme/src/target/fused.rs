@@ -62,7 +62,8 @@ impl Queue {
             }
             (_, before) => {
                 if let Some(First::Slot(first)) = before {
-                    self.answer(first, Status::ABORTED_MISSING_FUSED.dnr());
+                    // Its data may still be coming.
+                    self.cut_off(first, Status::ABORTED_MISSING_FUSED.dnr());
                 }
                 // Until it has passed every check, it counts as failed.
                 self.fused = (fuse == Fuse::First).then_some(First::Failed);

@@ -3,12 +3,12 @@
 
 use std::sync::atomic::Ordering;
 
-use export::{Body, Buffer, Op, Outcome};
+use export::{Body, Buffer, Fault, Op, Outcome, Pool};
 
 use super::TRANSFER;
 use super::admin::Waiting;
 use super::fused::{Half, Pair};
-use super::queue::{Queue, Size, Starving};
+use super::queue::{Link, Queue, Size, Starving};
 use super::ranges::{Job, Next};
 use crate::command::IoCommand;
 use crate::status::{Direction, Status};
@@ -46,6 +46,11 @@ pub(super) enum Work {
 }
 
 impl Work {
+    /// Whether it is an Abort that waits for another queue, which will answer it.
+    pub(super) fn is_abort(&self) -> bool {
+        matches!(self, Self::Admin(waiting) if matches!(**waiting, Waiting::Abort))
+    }
+
     /// The first block, for the error log.
     pub(super) fn lba(&self) -> u64 {
         match self {
@@ -55,9 +60,9 @@ impl Work {
     }
 }
 
-/// The direction in which a disk request moves data, for its status.
+/// The direction in which a disk request moves data, for its status. A flush that failed lost writes.
 pub(super) fn direction(op: Op) -> Direction {
-    if op.mutates() { Direction::Write } else { Direction::Read }
+    if op == Op::Read { Direction::Read } else { Direction::Write }
 }
 
 /// NSID of the one namespace of a subsystem.
@@ -77,7 +82,8 @@ impl Queue {
         if sqe.opcode == crate::wire::opcode::fabrics::OPCODE {
             return self.fabrics_on_io_queue(at, &sqe);
         }
-        if !self.link.as_ref().is_some_and(|link| link.controller.is_ready()) {
+        let usable = |link: &Link| link.controller.is_ready() && !link.is_stale();
+        if !self.link.as_ref().is_some_and(usable) {
             return Err(Status::COMMAND_SEQUENCE_ERROR.dnr());
         }
         let fuse = self.pair_up(at, &sqe)?;
@@ -168,8 +174,7 @@ impl Queue {
 
     /// Whether writes must be on stable storage when they end: asked for by the command, or by Set Features 06h.
     pub(super) fn durable(&self, fua: bool) -> bool {
-        let through =
-            |link: &super::queue::Link| link.controller.write_through.load(Ordering::Relaxed);
+        let through = |link: &Link| link.controller.write_through.load(Ordering::Relaxed);
         fua || self.link.as_ref().is_some_and(through)
     }
 
@@ -252,6 +257,10 @@ impl Queue {
 
     fn start_read(&mut self, at: u16, lba: u64, blocks: u32) {
         let len = (blocks as usize) << self.shift();
+        // Only if the disk was replaced by one of larger blocks since the command was checked.
+        if len > Pool::LARGEST {
+            return self.failed(at, Fault::Gone, Op::Read);
+        }
         match self.take(at, len) {
             Some(buffer) => self.submit(at, Op::Read, lba, blocks.into(), Some(buffer), None),
             None => self.starve(at, Starving::Disk),
@@ -281,9 +290,9 @@ impl Queue {
         op: Op,
         lba: u64,
         blocks: u32,
-        fault: Option<export::Fault>,
+        fault: Option<Fault>,
     ) {
-        let fault = fault.unwrap_or(export::Fault::Io);
+        let fault = fault.unwrap_or(Fault::Io);
         self.note_fault(op, lba, blocks.into(), fault);
         self.failed(at, fault, op);
     }
@@ -325,7 +334,11 @@ impl Queue {
 
     /// A read for a command that holds memory already.
     fn read_late(&mut self, at: u16, lba: u64, blocks: u32) {
-        match self.seconds.take((blocks as usize) << self.shift()) {
+        let len = (blocks as usize) << self.shift();
+        if len > Pool::LARGEST {
+            return self.failed(at, Fault::Gone, Op::Read);
+        }
+        match self.seconds.take(len) {
             Some(buffer) => self.submit(at, Op::Read, lba, blocks.into(), Some(buffer), None),
             None => self.late.push_back(at),
         }

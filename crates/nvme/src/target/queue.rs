@@ -36,6 +36,8 @@ pub struct Queue {
     deframer: Deframer,
     framer: Framer,
     pub(super) out: VecDeque<Step>,
+    /// Bytes to be sent in `out`.
+    owed: usize,
     /// Where the payload of the PDU that is coming belongs: a slot, or nowhere.
     incoming: Option<u16>,
     /// A command with data in its capsule, for which there is no memory yet.
@@ -80,6 +82,8 @@ pub(super) struct Link {
     pub(super) controller: Arc<Controller>,
     /// Queue identifier; zero is the Admin queue.
     pub(super) qid: u16,
+    /// How often the controller had been reset when the queue joined it.
+    pub(super) resets: u32,
     /// Entries of the submission queue.
     pub(super) entries: u16,
     /// Submission queue head, or nothing without flow control.
@@ -88,6 +92,16 @@ pub(super) struct Link {
     pub(super) grant: Option<Grant>,
     /// The export that was reported as attached, until it is reported as detached.
     pub(super) attached: Option<Arc<export::Export>>,
+}
+
+/// With this many bytes to be sent it takes no more commands: a page of a megabyte costs its asker 72 bytes.
+const OWED: usize = 1 << 18;
+
+impl Link {
+    /// Whether a reset has deleted the queue: all but the Admin queue.
+    pub(super) fn is_stale(&self) -> bool {
+        self.qid != 0 && self.resets != self.controller.resets.load(Ordering::Acquire)
+    }
 }
 
 /// A payload with less than this still to come is not worth receiving by itself, in bytes.
@@ -111,6 +125,7 @@ impl Queue {
             deframer: Deframer::new(Side::Target, CAPSULE_DATA),
             framer: Framer::default(),
             out: VecDeque::new(),
+            owed: 0,
             incoming: None,
             stalled: None,
             capsules: account.sibling(),
@@ -415,7 +430,9 @@ impl Queue {
     fn resume(&mut self) {
         let Some((sqe, data)) = self.stalled.take() else { return };
         if let Err(violation) = self.capsule(sqe, data) {
-            self.violated(violation, sqe.as_bytes());
+            let capsule =
+                [&[pdu::kind::CAPSULE_CMD, 0, 72, 0, 0, 0, 0, 0], sqe.as_bytes()].concat();
+            self.violated(violation, &capsule);
         }
     }
 
@@ -486,6 +503,7 @@ impl Queue {
     // ---- what goes out
 
     pub(super) fn send(&mut self, segment: export::Segment) {
+        self.owed += segment.len();
         self.out.push_back(Step::Send(segment));
     }
 
@@ -517,8 +535,11 @@ impl Queue {
         let Some(cid) = self.slots.get(at).map(|slot| slot.cid) else { return };
         let elide = self.link.as_ref().is_some_and(|link| link.head.is_none());
         let flags = pdu::flag::LAST_PDU | if elide { pdu::flag::SUCCESS } else { 0 };
-        let out = &mut self.out;
-        let mut send = |segment| out.push_back(Step::Send(segment));
+        let (out, owed) = (&mut self.out, &mut self.owed);
+        let mut send = |segment: export::Segment| {
+            *owed += segment.len();
+            out.push_back(Step::Send(segment));
+        };
         self.framer.data(pdu::kind::C2H_DATA, flags, cid, 0, body, 0, len, &mut send);
         self.slots.release(at);
         if !elide {
@@ -555,8 +576,13 @@ impl Queue {
 
     fn violated(&mut self, violation: Violation, header: &[u8]) {
         let (fes, fei) = violation.fes_fei();
-        let header = header.get(..header.len().min(24)).unwrap_or_default();
-        self.send(Framer::terminate(pdu::kind::C2H_TERM_REQ, fes, fei, header));
+        let kind = header.first().copied().unwrap_or_default();
+        // Who says wrongly that the connection ends is not told the same.
+        if kind != pdu::kind::H2C_TERM_REQ {
+            let hlen = pdu::hlen_of(kind).unwrap_or(8).into();
+            let header = header.get(..header.len().min(hlen)).unwrap_or_default();
+            self.send(Framer::terminate(pdu::kind::C2H_TERM_REQ, fes, fei, header));
+        }
         self.out
             .push_back(Step::Report(Event::Violation { peer: self.peer, rule: violation.name() }));
         self.close(Reason::Violation);
@@ -578,19 +604,22 @@ impl Queue {
         self.contending.clear();
         self.slots.clear();
         if let Some(link) = &mut self.link {
-            link.controller.shared().open.remove(&link.qid);
+            if !link.is_stale() {
+                link.controller.shared().open.remove(&link.qid);
+            }
             if link.qid == 0 {
                 link.controller.end();
             }
-            if let Some(export) = link.attached.take() {
-                let host = link.controller.host.nqn.clone();
-                self.out.push_back(Step::Report(Event::Detached {
-                    export,
-                    peer: self.peer,
-                    host,
-                    reason,
-                }));
-            }
+        }
+        self.report_attached(None, reason);
+        self.let_go();
+    }
+
+    /// A queue that is closed refers to its controller as long as the disk has requests of it: a new association of the
+    /// same host waits for that, and is told when it is over.
+    fn let_go(&mut self) {
+        if self.slots.are_off_disk() {
+            self.link = None;
         }
         self.out.push_back(Step::Rouse);
     }
@@ -599,8 +628,13 @@ impl Queue {
 
     fn changed(&mut self) {
         let Some(link) = &self.link else { return self.retry_connect() };
-        if link.controller.has_ended() {
-            return self.close(Reason::Ended);
+        if link.controller.has_ended() || link.is_stale() {
+            // When the program stops, what the disk has is still answered.
+            return if self.phase == Phase::Stopping {
+                self.stop_when_idle()
+            } else {
+                self.close(Reason::Ended)
+            };
         }
         self.refresh();
         if self.admin.is_some() {
@@ -634,6 +668,32 @@ impl Queue {
             return;
         };
         link.grant = self.target.catalogue.grant(&self.peer, &link.controller.subsystem).ok();
+        let now = link.grant.as_ref().filter(|_| link.qid == 0).map(Grant::export);
+        let same = match (&link.attached, now) {
+            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
+            (before, now) => before.is_none() && now.is_none(),
+        };
+        if !same {
+            let now = now.cloned();
+            self.report_attached(now, Reason::Ended);
+        }
+    }
+
+    /// Says which disk the host has attached from now on, if any, and no longer holds on to the one before.
+    pub(super) fn report_attached(&mut self, now: Option<Arc<export::Export>>, reason: Reason) {
+        let Some(link) = &mut self.link else { return };
+        let (peer, host) = (self.peer, link.controller.host.nqn.clone());
+        if let Some(export) = std::mem::replace(&mut link.attached, now.clone()) {
+            self.out.push_back(Step::Report(Event::Detached {
+                export,
+                peer,
+                host: host.clone(),
+                reason,
+            }));
+        }
+        if let Some(export) = now {
+            self.out.push_back(Step::Report(Event::Attached { export, peer, host }));
+        }
     }
 
     /// Commands of this queue that an Abort on the Admin queue names (NVMe Base 2.0 §5.1).
@@ -668,7 +728,8 @@ impl Queue {
         let Some(at) = self.slots.find(cid) else { return false };
         let Some(slot) = self.slots.get(at) else { return false };
         let busy = matches!(slot.stage, Stage::OnDisk)
-            || matches!(slot.work, Work::Pair(_) | Work::Half(_));
+            || matches!(slot.work, Work::Pair(_) | Work::Half(_))
+            || slot.work.is_abort();
         if !busy {
             self.cut_off(at, Status::ABORT_REQUESTED);
         }
@@ -785,7 +846,7 @@ impl Session for Queue {
         let at = ticket.number() as u16;
         if self.phase == Phase::Closed {
             self.slots.release(at);
-            return self.out.push_back(Step::Rouse);
+            return self.let_go();
         }
         self.set_stage(at, Stage::Waiting);
         self.drive(at, Some(outcome));
@@ -819,7 +880,11 @@ impl Session for Queue {
             self.resume();
             self.stop_when_idle();
         }
-        self.out.pop_front()
+        let step = self.out.pop_front()?;
+        if let Step::Send(segment) = &step {
+            self.owed -= segment.len();
+        }
+        Some(step)
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -832,7 +897,7 @@ impl Session for Queue {
 
     fn hungry(&self) -> bool {
         let open = matches!(self.phase, Phase::Opening | Phase::Connecting | Phase::Live);
-        open && self.stalled.is_none()
+        open && self.stalled.is_none() && self.owed < OWED
     }
 
     fn is_established(&self) -> bool {

@@ -51,6 +51,17 @@ pub enum Violation {
     TermReqTooLong,
     CommandUnknown,
     ResponseUnexpected,
+    CpdaTooLarge,
+    DataMissing,
+    DigestsNotAsAsked,
+    HeadOutOfRange,
+    IcRespMissing,
+    IcRespRepeated,
+    MaxH2cDataWrong,
+    R2tBeyondTransfer,
+    R2tLengthZero,
+    R2tOffsetNotExpected,
+    R2tUnexpected,
 }
 
 /// Offsets of fields in their PDUs, for FEI.
@@ -62,6 +73,8 @@ mod offset {
     pub(super) const PLEN: u32 = 4;
     pub(super) const PFV: u32 = 8;
     pub(super) const HPDA: u32 = 10;
+    pub(super) const DGST: u32 = 11;
+    pub(super) const MAXH2CDATA: u32 = 12;
     pub(super) const CCCID: u32 = 8;
     pub(super) const TTAG: u32 = 10;
     pub(super) const DATAO: u32 = 12;
@@ -91,9 +104,19 @@ impl Violation {
             Self::DataTagUnknown => (FIELD, offset::TTAG),
             Self::DataLengthNotPlen | Self::DataLengthZero => (FIELD, offset::DATAL),
             Self::PduFormatVersionUnknown => (UNSUPPORTED_PARAMETER, offset::PFV),
-            Self::HpdaTooLarge => (FIELD, offset::HPDA),
+            Self::HpdaTooLarge | Self::CpdaTooLarge => (FIELD, offset::HPDA),
+            Self::DigestsNotAsAsked => (FIELD, offset::DGST),
+            Self::MaxH2cDataWrong => (FIELD, offset::MAXH2CDATA),
+            Self::R2tLengthZero => (FIELD, offset::DATAL),
+            Self::R2tOffsetNotExpected => (OUT_OF_RANGE, offset::DATAO),
+            Self::R2tBeyondTransfer => (OUT_OF_RANGE, offset::DATAL),
             Self::IcReqRepeated
             | Self::IcReqMissing
+            | Self::IcRespMissing
+            | Self::IcRespRepeated
+            | Self::DataMissing
+            | Self::HeadOutOfRange
+            | Self::R2tUnexpected
             | Self::DataUnsolicited
             | Self::QueueOverrun
             | Self::ResponseUnexpected => (SEQUENCE, 0),
@@ -137,6 +160,17 @@ impl Violation {
             Self::TermReqTooLong => "TermReqTooLong",
             Self::CommandUnknown => "CommandUnknown",
             Self::ResponseUnexpected => "ResponseUnexpected",
+            Self::CpdaTooLarge => "CpdaTooLarge",
+            Self::DataMissing => "DataMissing",
+            Self::DigestsNotAsAsked => "DigestsNotAsAsked",
+            Self::HeadOutOfRange => "HeadOutOfRange",
+            Self::IcRespMissing => "IcRespMissing",
+            Self::IcRespRepeated => "IcRespRepeated",
+            Self::MaxH2cDataWrong => "MaxH2cDataWrong",
+            Self::R2tBeyondTransfer => "R2tBeyondTransfer",
+            Self::R2tLengthZero => "R2tLengthZero",
+            Self::R2tOffsetNotExpected => "R2tOffsetNotExpected",
+            Self::R2tUnexpected => "R2tUnexpected",
         }
     }
 }

@@ -21,6 +21,12 @@ use crate::mailbox::Mailbox;
 use crate::options::{Io, Serve};
 use crate::output::Output;
 
+/// Bytes of memory for payloads that all threads share: enough for a fast disk, and little enough for an initrd.
+const PAYLOADS: usize = 32 << 20;
+
+/// What a thread has of that at least, however many there are.
+const LEAST_PAYLOADS: usize = 4 << 20;
+
 /// The disks that are lent from the start.
 struct Disks {
     follow: Follow,
@@ -173,6 +179,7 @@ fn start(options: &Serve, mailbox: &Mailbox) -> Result<Engine, Failure> {
     let threads = options.threads.map_or(processors, usize::from);
     let mailbox = mailbox.clone();
     let sink = Arc::new(move |event: Event| mailbox.put(event));
-    Engine::start(Config { driver, threads, ..Config::default() }, sink)
+    let memory = (PAYLOADS / threads.max(1)).max(LEAST_PAYLOADS);
+    Engine::start(Config { driver, threads, memory, ..Config::default() }, sink)
         .map_err(|error| Failure::new(format!("cannot start to serve: {error}")))
 }

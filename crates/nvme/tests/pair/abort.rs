@@ -1,0 +1,129 @@
+//! Abort: what is not on the disk is aborted, wherever it is; what is on it ends by itself.
+
+use nvme::command::AdminCommand;
+use nvme::host::Payload;
+use nvme::status::Status;
+
+use crate::client::{pattern, read, write};
+use crate::world::{Chunks, World};
+
+/// Sends an Abort and gives whether it says that the command was aborted.
+fn abort(world: &mut World, admin: usize, sqid: u16, cid: u16) -> bool {
+    let done = world.say(admin, AdminCommand::Abort { sqid, cid }.emit());
+    assert!(done.status.is_success());
+    done.result & 1 == 0
+}
+
+#[test]
+fn an_event_request_is_aborted() {
+    let mut world = World::new();
+    let (client, _) = world.attach_plainly();
+    let event = AdminCommand::AsyncEventRequest.emit();
+    let cid = world.submit(client.admin, event, Payload::None, 1);
+    world.run();
+    assert!(abort(&mut world, client.admin, 0, cid));
+    assert_eq!(world.status(client.admin, 1), Status::ABORT_REQUESTED);
+}
+
+#[test]
+fn a_command_on_the_disk_is_not_aborted() {
+    let mut world = World::new();
+    let (client, io) = world.attach_plainly();
+    world.disk().held = true;
+    let buffer = world.buffer(512);
+    let cid = world.submit(io, read(0, 1), Payload::Receive(buffer), 1);
+    world.run();
+    assert!(!abort(&mut world, client.admin, 1, cid));
+    world.disk().held = false;
+    world.run();
+    assert_eq!(world.status(io, 1), Status::SUCCESS);
+}
+
+#[test]
+fn a_command_that_is_not_there_is_not_aborted() {
+    let mut world = World::new();
+    let (client, _) = world.attach_plainly();
+    for sqid in [0, 1, 2, 99] {
+        assert!(!abort(&mut world, client.admin, sqid, 0x7777));
+    }
+}
+
+#[test]
+fn a_write_whose_data_is_coming_is_aborted_and_the_data_goes_nowhere() {
+    let mut world = World::new();
+    world.chunks = Chunks::Fixed(64);
+    let (client, io) = world.attach_plainly();
+    let before = world.disk().bytes.clone();
+    let data = world.filled(&pattern(1, 65_536));
+    let cid = world.submit(io, write(0, 128), Payload::Offer(data), 1);
+    while world.said(io).len() < 65_536 {
+        world.run_a_little(1);
+    }
+    world.run_a_little(50);
+    world.submit(client.admin, AdminCommand::Abort { sqid: 1, cid }.emit(), Payload::None, 2);
+    world.run();
+    assert_eq!(world.taken(client.admin, 2).unwrap().result & 1, 0);
+    assert_eq!(world.status(io, 1), Status::ABORT_REQUESTED);
+    assert_eq!(world.disk().bytes, before);
+    // The slot and the stream are whole again.
+    assert_eq!(world.write(io, 0, &pattern(2, 65_536)), Status::SUCCESS);
+    assert_eq!(world.disk().bytes[..65_536], pattern(2, 65_536));
+}
+
+#[test]
+fn data_that_was_asked_for_before_an_abort_goes_nowhere_when_it_comes_after() {
+    let mut world = World::new();
+    let (client, io) = world.attach_plainly();
+    world.chunks = Chunks::Fixed(64);
+    let before = world.disk().bytes.clone();
+    let data = world.filled(&pattern(1, 65_536));
+    let cid = world.submit(io, write(0, 128), Payload::Offer(data), 1);
+    // On its way when the data of the first is asked for, so that it comes before that data.
+    let data = world.filled(&pattern(3, 16_384));
+    world.submit(io, write(1000, 32), Payload::Send(data), 3);
+    world.run_a_little(10);
+    world.submit(client.admin, AdminCommand::Abort { sqid: 1, cid }.emit(), Payload::None, 2);
+    world.run_a_little(100);
+    assert_eq!(world.taken(client.admin, 2).unwrap().result & 1, 0);
+    assert_eq!(world.status(io, 1), Status::ABORT_REQUESTED);
+    assert!(world.untaken(io) > 65_536, "the data has come already");
+    world.run();
+    assert_eq!(world.status(io, 3), Status::SUCCESS);
+    assert_eq!(world.disk().bytes[..65_536], before[..65_536]);
+    assert_eq!(world.write(io, 0, &pattern(2, 65_536)), Status::SUCCESS);
+}
+
+#[test]
+fn a_command_that_waits_for_memory_is_aborted_and_the_next_goes_on() {
+    let mut world = World::with_memory(1 << 18);
+    let (client, io) = world.attach_plainly();
+    world.disk().held = true;
+    let cids: Vec<u16> = (0..3)
+        .map(|tag| {
+            let buffer = world.buffer(1 << 20);
+            world.submit(io, read(0, 2048), Payload::Receive(buffer), tag)
+        })
+        .collect();
+    world.run();
+    assert_eq!(world.disk().requests.len(), 1, "only one fits");
+    assert!(abort(&mut world, client.admin, 1, cids[1]));
+    assert_eq!(world.status(io, 1), Status::ABORT_REQUESTED);
+    world.disk().held = false;
+    world.run();
+    assert_eq!((world.status(io, 0), world.status(io, 2)), (Status::SUCCESS, Status::SUCCESS));
+}
+
+#[test]
+fn more_aborts_than_allowed_at_once_are_refused_and_all_are_answered() {
+    let mut world = World::new();
+    let (client, _) = world.attach_plainly();
+    for tag in 0..8 {
+        let abort = AdminCommand::Abort { sqid: 1, cid: tag as u16 }.emit();
+        world.submit(client.admin, abort, Payload::None, tag);
+    }
+    world.run();
+    for tag in 0..8 {
+        let status = world.status(client.admin, tag).code();
+        assert!(matches!(status, Status::SUCCESS | Status::ABORT_LIMIT_EXCEEDED), "{status}");
+    }
+}

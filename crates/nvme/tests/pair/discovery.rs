@@ -1,0 +1,135 @@
+//! The discovery log: what is lent, read whole and in pieces, and news of it.
+
+use export::News;
+use nvme::command::AdminCommand;
+use nvme::host::Payload;
+use nvme::target::Port;
+use nvme::wire::fabrics::DISCOVERY_NQN;
+use nvme::wire::feature::AsyncEvent;
+use nvme::wire::log::{DiscoveryEntry, DiscoveryHeader, lid, subtype};
+use nvme::wire::text::{parse_ascii, parse_nqn};
+use zerocopy::FromBytes;
+
+use crate::client::{Client, Manner};
+use crate::world::{DISK, World};
+
+fn discoverer(world: &mut World) -> Client {
+    world.attach(&Manner { subsystem: DISCOVERY_NQN, ..Manner::default() })
+}
+
+fn log(world: &mut World, admin: usize, offset: u64, len: u64) -> Vec<u8> {
+    world.page(admin, AdminCommand::log_page(lid::DISCOVERY, offset, len)).unwrap()
+}
+
+fn header(world: &mut World, admin: usize) -> DiscoveryHeader {
+    DiscoveryHeader::read_from_bytes(&log(world, admin, 0, 1024)).unwrap()
+}
+
+fn entries(bytes: &[u8]) -> Vec<DiscoveryEntry> {
+    bytes[1024..]
+        .chunks(1024)
+        .map(|entry| DiscoveryEntry::read_from_bytes(entry).unwrap())
+        .collect()
+}
+
+#[test]
+fn the_log_names_this_service_and_every_disk() {
+    let mut world = World::new();
+    world.lend("nqn.2026-01.org.example:second", |_| {});
+    let client = discoverer(&mut world);
+    assert_eq!(header(&mut world, client.admin).numrec.get(), 3);
+    let found = entries(&log(&mut world, client.admin, 0, 4096));
+    let names: Vec<_> = found.iter().map(|entry| parse_nqn(&entry.subnqn).unwrap()).collect();
+    assert_eq!(names, [DISCOVERY_NQN, DISK, "nqn.2026-01.org.example:second"]);
+    assert_eq!(found[0].subtype, subtype::CURRENT_DISCOVERY);
+    assert!(found[1..].iter().all(|entry| entry.subtype == subtype::NVM));
+    assert!(found.iter().all(|entry| parse_ascii(&entry.traddr) == "192.0.2.1"));
+    assert!(found.iter().all(|entry| parse_ascii(&entry.trsvcid) == "4420"));
+}
+
+#[test]
+fn a_discovery_port_names_the_port_of_the_disks_and_refuses_them() {
+    let mut world = World::new();
+    world.port = Port::Discovery { disks_at: 4711 };
+    let client = discoverer(&mut world);
+    let found = entries(&log(&mut world, client.admin, 0, 3072));
+    assert_eq!(parse_ascii(&found[1].trsvcid), "4711");
+    let line = world.connect(nvme::host::Options::admin(), Manner::default().data(0xffff));
+    world.run();
+    assert!(world.lines[line].refused.is_some());
+}
+
+#[test]
+fn pieces_of_the_log_are_those_of_the_whole_though_it_changes_meanwhile() {
+    let mut world = World::new();
+    world.lend("nqn.2026-01.org.example:second", |_| {});
+    let client = discoverer(&mut world);
+    for piece in [4, 512, 1024, 2048] {
+        let whole = log(&mut world, client.admin, 0, 4096);
+        let mut pieces = log(&mut world, client.admin, 0, piece);
+        world.catalogue.withdraw("nqn.2026-01.org.example:second");
+        while pieces.len() < 4096 {
+            let offset = pieces.len() as u64;
+            pieces.extend(log(&mut world, client.admin, offset, piece));
+        }
+        assert_eq!(pieces, whole, "pieces of {piece}");
+        assert_ne!(log(&mut world, client.admin, 0, 4096), whole);
+        world.lend("nqn.2026-01.org.example:second", |_| {});
+    }
+}
+
+#[test]
+fn what_is_beyond_the_log_is_zeros_or_refused() {
+    let mut world = World::new();
+    let client = discoverer(&mut world);
+    let all = log(&mut world, client.admin, 0, 8192);
+    assert!(all[3072..].iter().all(|&byte| byte == 0));
+    for offset in [3076, 1 << 32, u64::MAX - 3] {
+        let page = world.page(client.admin, AdminCommand::log_page(lid::DISCOVERY, offset, 4));
+        assert!(page.is_err(), "{offset}");
+    }
+}
+
+#[test]
+fn a_change_is_told_once_until_the_log_is_read() {
+    let mut world = World::new();
+    let client = discoverer(&mut world);
+    let before = header(&mut world, client.admin).genctr.get();
+    for tag in 0..3 {
+        world.submit(client.admin, AdminCommand::AsyncEventRequest.emit(), Payload::None, tag);
+    }
+    world.run();
+    assert!(world.lines[client.admin].done.is_empty());
+    for number in 0..2 {
+        world.lend(["nqn.x:1", "nqn.x:2"][number], |_| {});
+        world.run();
+    }
+    let told = world.taken(client.admin, 0).unwrap();
+    assert_eq!(AsyncEvent::parse(told.result as u32), AsyncEvent::DISCOVERY_CHANGED);
+    assert!(world.taken(client.admin, 1).is_none(), "told again before the log was read");
+    assert_eq!(header(&mut world, client.admin).genctr.get(), before + 2);
+    // What came while the first was not yet acknowledged is told now.
+    assert!(world.taken(client.admin, 1).is_some());
+    assert!(world.taken(client.admin, 2).is_none());
+}
+
+#[test]
+fn nothing_is_told_to_whom_did_not_ask() {
+    let mut world = World::new();
+    let (admin, _) = world.open_admin(&Manner { subsystem: DISCOVERY_NQN, ..Manner::default() });
+    world.configure(admin, nvme::wire::fabrics::Cc::default().with_en(1));
+    world.submit(admin, AdminCommand::AsyncEventRequest.emit(), Payload::None, 0);
+    world.run();
+    world.lend("nqn.x:1", |_| {});
+    world.run();
+    assert!(world.taken(admin, 0).is_none());
+}
+
+#[test]
+fn when_the_program_stops_the_host_is_disconnected() {
+    let mut world = World::new();
+    let client = discoverer(&mut world);
+    world.tell(&News::Stopping);
+    world.run();
+    assert_eq!(world.lines[client.admin].target_end, Some(export::Reason::Stopping));
+}

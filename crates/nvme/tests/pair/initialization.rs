@@ -1,0 +1,162 @@
+//! A host gets to know a controller, in the steps of Linux.
+
+use nvme::command::{AdminCommand, FabricsCommand, PropertySize};
+use nvme::host::{Controller, Options, Trouble};
+use nvme::status::Status;
+use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectField, DISCOVERY_NQN, property};
+use nvme::wire::identify::{NSATTR_WRITE_PROTECTED, cns, oncs, vwc};
+use nvme::wire::text::parse_ascii;
+
+use crate::client::{Manner, enabled};
+use crate::world::{BYTES, World};
+
+#[test]
+fn everything_that_linux_asks_is_answered_as_it_demands() {
+    let mut world = World::new();
+    let client = world.attach(&Manner { queues: 4, ..Manner::default() });
+    assert_eq!((client.controller.queues(), client.io.len()), (4, 4));
+    let figure = client.controller.identify().unwrap();
+    assert_eq!(parse_ascii(&figure.mn), "A disk");
+    assert_eq!(parse_ascii(&figure.sn), "SN1");
+    assert_eq!(figure.vwc & vwc::PRESENT, vwc::PRESENT);
+    assert_ne!(figure.oncs.get() & oncs::DATASET_MANAGEMENT, 0);
+    assert_eq!(client.controller.capsule_data(), 16384);
+    assert_eq!(client.controller.largest_transfer(), 1 << 20);
+    let [namespace] = client.controller.namespaces() else { panic!("one namespace") };
+    assert_eq!((namespace.nsid, namespace.shift()), (1, 9));
+    assert_eq!(namespace.figure.nsze.get(), BYTES as u64 / 512);
+    assert_eq!((namespace.ids.uuid, namespace.ids.nguid), (Some([7; 16]), Some([9; 16])));
+    assert_eq!(namespace.figure.nsattr & NSATTR_WRITE_PROTECTED, 0);
+}
+
+#[test]
+fn what_cannot_be_written_says_so() {
+    let mut world = World::with(|export| export.access = export::Access::ReadOnly);
+    let client = world.attach(&Manner::default());
+    let namespace = &client.controller.namespaces()[0];
+    assert_eq!(namespace.figure.nsattr & NSATTR_WRITE_PROTECTED, NSATTR_WRITE_PROTECTED);
+}
+
+#[test]
+fn a_write_through_disk_has_no_volatile_cache() {
+    let mut world = World::with(|export| export.cache = export::Cache::WriteThrough);
+    let client = world.attach(&Manner::default());
+    assert_eq!(client.controller.identify().unwrap().vwc & vwc::PRESENT, 0);
+}
+
+#[test]
+fn digests_are_agreed_on_in_every_combination() {
+    for digests in 0..4 {
+        let mut world = World::new();
+        let manner = Manner {
+            header_digest: digests & 1 != 0,
+            data_digest: digests & 2 != 0,
+            ..Manner::default()
+        };
+        let client = world.attach(&manner);
+        assert_eq!(client.io.len(), 1, "{digests}");
+    }
+}
+
+#[test]
+fn controllers_have_identifiers_of_their_own() {
+    let mut world = World::new();
+    let first = world.attach(&Manner::default());
+    let second = world.attach(&Manner::default());
+    assert_ne!(first.cntlid, second.cntlid);
+    let page = world.page(first.admin, AdminCommand::identify(cns::CONTROLLERS, 0)).unwrap();
+    assert_eq!(page[0], 2);
+}
+
+#[test]
+fn a_subsystem_that_is_not_lent_is_refused_by_its_field() {
+    let mut world = World::new();
+    let manner = Manner { subsystem: "nqn.2026-01.org.example:nothing", ..Manner::default() };
+    let line = world.connect(Options::admin(), manner.data(CNTLID_DYNAMIC));
+    world.run();
+    let (status, dw0) = world.lines[line].refused.unwrap();
+    assert_eq!(status, Status::CONNECT_INVALID_PARAMETERS.dnr());
+    assert_eq!(dw0, ConnectField::Subnqn.dw0());
+    assert!(matches!(world.events.last(), Some(export::Event::Refused { .. })));
+}
+
+#[test]
+fn an_io_queue_beyond_those_granted_or_of_another_host_is_refused() {
+    let mut world = World::new();
+    let client = world.attach(&Manner { queues: 2, ..Manner::default() });
+    let other = Manner { host: "nqn.2026-01.org.example:other", ..Manner::default() };
+    let mine = Manner::default();
+    let cases = [
+        (&mine, 3, client.cntlid, ConnectField::Qid),
+        (&mine, 1, client.cntlid + 1, ConnectField::Cntlid),
+        (&other, 2, client.cntlid, ConnectField::Hostnqn),
+    ];
+    for (manner, qid, cntlid, field) in cases {
+        let line = world.connect(Options::io(qid, 16, 0), manner.data(cntlid));
+        world.run();
+        let refused = world.lines[line].refused.unwrap();
+        assert_eq!(refused, (Status::CONNECT_INVALID_PARAMETERS.dnr(), field.dw0()));
+    }
+}
+
+#[test]
+fn a_queue_that_is_open_is_not_opened_twice() {
+    let mut world = World::new();
+    let client = world.attach(&Manner::default());
+    let line = world.connect(Options::io(1, 16, 0), Manner::default().data(client.cntlid));
+    world.run();
+    assert!(world.lines[line].refused.is_some());
+}
+
+#[test]
+fn nothing_but_properties_is_answered_before_the_controller_is_enabled() {
+    let mut world = World::new();
+    let (admin, _) = world.open_admin(&Manner::default());
+    let identify = AdminCommand::identify(cns::CONTROLLER, 0);
+    assert_eq!(world.page(admin, identify).unwrap_err(), Status::COMMAND_SEQUENCE_ERROR.dnr());
+    assert_eq!(world.property(admin, PropertySize::Four, property::CSTS), 0);
+    assert_eq!(world.configure(admin, enabled()), Status::SUCCESS);
+    assert_eq!(world.property(admin, PropertySize::Four, property::CSTS), 1);
+    assert!(world.page(admin, identify).is_ok());
+}
+
+#[test]
+fn a_configuration_that_cannot_be_is_fatal() {
+    let mut world = World::new();
+    let (admin, cntlid) = world.open_admin(&Manner::default());
+    world.configure(admin, enabled().with_mps(1));
+    assert_eq!(world.property(admin, PropertySize::Four, property::CSTS) & 0b11, 0b10);
+    world.configure(admin, enabled().with_en(0));
+    let mut controller = Controller::new(cntlid, 1);
+    world.initialize(admin, &mut controller).unwrap();
+}
+
+#[test]
+fn a_property_of_the_wrong_size_or_place_is_refused() {
+    let mut world = World::new();
+    let (admin, _) = world.open_admin(&Manner::default());
+    for (attrib, offset) in [
+        (PropertySize::Four, property::CAP),
+        (PropertySize::Eight, property::CC),
+        (PropertySize::Four, 0x1234),
+    ] {
+        let done = world.say(admin, FabricsCommand::PropertyGet { attrib, offset }.emit());
+        assert_eq!(done.status, Status::INVALID_FIELD.dnr(), "{offset:#x}");
+    }
+}
+
+#[test]
+fn a_host_gives_a_controller_up_that_lies_about_its_identifier() {
+    let mut world = World::new();
+    let (admin, cntlid) = world.open_admin(&Manner::default());
+    let mut controller = Controller::new(cntlid + 1, 1);
+    let trouble = world.initialize(admin, &mut controller).unwrap_err();
+    assert_eq!(trouble, Trouble::Impossible("CNTLID"));
+}
+
+#[test]
+fn a_discovery_controller_is_initialized_without_queues_and_namespaces() {
+    let mut world = World::new();
+    let client = world.attach(&Manner { subsystem: DISCOVERY_NQN, ..Manner::default() });
+    assert!(client.io.is_empty() && client.controller.namespaces().is_empty());
+}

@@ -1,0 +1,245 @@
+//! Laws: chunking never matters, everything that is submitted ends once, and whatever is done to the disk in whatever
+//! order is what would be done to a `Vec<u8>`.
+
+use nvme::command::IoCommand;
+use nvme::host::Payload;
+use nvme::status::Status;
+use nvme::wire::dataset::DsmRange;
+use proptest::prelude::*;
+use zerocopy::IntoBytes;
+
+use crate::client::{Manner, compare, flush, pattern, read, write};
+use crate::world::{BYTES, Chunks, Order, World};
+
+/// One thing that a host does.
+#[derive(Debug, Clone)]
+enum Act {
+    Read { lba: u64, nlb: u32 },
+    Write { lba: u64, nlb: u32, asked: bool },
+    Zero { lba: u64, nlb: u32 },
+    Discard { lba: u64, nlb: u32 },
+    Compare { lba: u64, nlb: u32 },
+    Copy { from: u64, nlb: u32, to: u64 },
+    Flush,
+}
+
+fn blocks() -> impl Strategy<Value = (u64, u32)> {
+    let nlb = prop_oneof![4 => 1..64_u32, 1 => 64..=2048_u32];
+    (0..(BYTES / 512 + 4) as u64, nlb)
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => blocks().prop_map(|(lba, nlb)| Act::Read { lba, nlb }),
+        4 => (blocks(), any::<bool>())
+            .prop_map(|((lba, nlb), asked)| Act::Write { lba, nlb, asked }),
+        1 => blocks().prop_map(|(lba, nlb)| Act::Zero { lba, nlb }),
+        1 => blocks().prop_map(|(lba, nlb)| Act::Discard { lba, nlb }),
+        1 => blocks().prop_map(|(lba, nlb)| Act::Compare { lba, nlb }),
+        1 => (blocks(), 0..(BYTES / 512) as u64)
+            .prop_map(|((from, nlb), to)| Act::Copy { from, nlb, to }),
+        1 => Just(Act::Flush),
+    ]
+}
+
+fn manner() -> impl Strategy<Value = Manner> {
+    (any::<[bool; 3]>(), 0..32_u8).prop_map(|([header_digest, data_digest, flow_control], hpda)| {
+        Manner { header_digest, data_digest, flow_control, hpda, ..Manner::default() }
+    })
+}
+
+fn submit(world: &mut World, io: usize, act: &Act, tag: u32) {
+    let data = |world: &World, nlb: u32| world.filled(&pattern(tag.into(), nlb as usize * 512));
+    let (sqe, payload) = match *act {
+        Act::Read { lba, nlb } => {
+            (read(lba, nlb), Payload::Receive(world.buffer(nlb as usize * 512)))
+        }
+        Act::Write { lba, nlb, asked: true } => (write(lba, nlb), Payload::Offer(data(world, nlb))),
+        Act::Write { lba, nlb, asked: false } => (write(lba, nlb), Payload::Send(data(world, nlb))),
+        Act::Compare { lba, nlb } => (compare(lba, nlb), Payload::Send(data(world, nlb))),
+        Act::Flush => (flush(), Payload::None),
+        Act::Zero { lba, nlb } => (
+            IoCommand::WriteZeroes { nsid: 1, slba: lba, nlb, fua: false, deallocate: true }.emit(),
+            Payload::None,
+        ),
+        Act::Discard { lba, nlb } => {
+            let range = DsmRange { cattr: 0.into(), nlb: nlb.into(), slba: lba.into() };
+            (
+                IoCommand::DatasetManagement { nsid: 1, ranges: 1, deallocate: true }.emit(),
+                Payload::Send(world.filled(range.as_bytes())),
+            )
+        }
+        Act::Copy { from, nlb, to } => {
+            let mut source = [0; 32];
+            source[8..16].copy_from_slice(&from.to_le_bytes());
+            source[16..18].copy_from_slice(&(nlb as u16 - 1).to_le_bytes());
+            (
+                IoCommand::Copy { nsid: 1, sdlba: to, ranges: 1, format: 0, fua: false }.emit(),
+                Payload::Send(world.filled(&source)),
+            )
+        }
+    };
+    world.submit(io, sqe, payload, tag);
+}
+
+fn range(lba: u64, nlb: u32) -> Option<std::ops::Range<usize>> {
+    let (start, len) = (lba as usize * 512, nlb as usize * 512);
+    (start + len <= BYTES).then_some(start..start + len)
+}
+
+/// Does the same to a model, and gives the status that it must have and the data of a read.
+fn model(disk: &mut [u8], act: &Act, tag: u32) -> (Status, Option<Vec<u8>>) {
+    let beyond = (Status::LBA_OUT_OF_RANGE, None);
+    let well = (Status::SUCCESS, None);
+    match *act {
+        Act::Flush => well,
+        Act::Read { lba, nlb } => match range(lba, nlb) {
+            Some(place) => (Status::SUCCESS, Some(disk[place].to_vec())),
+            None => beyond,
+        },
+        Act::Compare { lba, nlb } => match range(lba, nlb) {
+            Some(place) if disk[place.clone()] == pattern(tag.into(), place.len()) => well,
+            Some(_) => (Status::COMPARE_FAILURE, None),
+            None => beyond,
+        },
+        Act::Write { lba, nlb, .. } => match range(lba, nlb) {
+            Some(place) => {
+                let data = pattern(tag.into(), place.len());
+                disk[place].copy_from_slice(&data);
+                well
+            }
+            None => beyond,
+        },
+        Act::Zero { lba, nlb } | Act::Discard { lba, nlb } => match range(lba, nlb) {
+            Some(place) => {
+                disk[place].fill(0);
+                well
+            }
+            None => beyond,
+        },
+        Act::Copy { from, nlb, to } => match (range(from, nlb), range(to, nlb)) {
+            (Some(source), Some(place)) => {
+                // In pieces of 256 KiB, from the first on.
+                for at in (0..source.len()).step_by(1 << 18) {
+                    let piece = (source.len() - at).min(1 << 18);
+                    disk.copy_within(
+                        source.start + at..source.start + at + piece,
+                        place.start + at,
+                    );
+                }
+                well
+            }
+            _ => beyond,
+        },
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// One after the other, a disk is a `Vec<u8>`.
+    #[test]
+    fn random_operations_equal_a_vector(
+        manner in manner(),
+        acts in prop::collection::vec(act(), 1..30),
+        seed: u64,
+        in_place: bool,
+    ) {
+        let mut world = World::new();
+        world.seed(seed);
+        world.in_place = in_place;
+        world.chunks = Chunks::Random;
+        let io = world.attach(&manner).io[0];
+        let mut disk = world.disk().bytes.clone();
+        for (tag, act) in (0..).zip(&acts) {
+            submit(&mut world, io, act, tag);
+            world.run();
+            let done = world.taken(io, tag).unwrap();
+            let (status, data) = model(&mut disk, act, tag);
+            prop_assert_eq!(done.status.code(), status, "{:?}", act);
+            if let Some(data) = data {
+                prop_assert!(done.buffer.unwrap().bytes() == data, "{:?}", act);
+            }
+        }
+        prop_assert!(world.disk().bytes == disk);
+    }
+
+    /// All at once, everything that is submitted ends exactly once, on the wire and at the disk.
+    #[test]
+    fn everything_ends_once(
+        manner in manner(),
+        acts in prop::collection::vec(act(), 1..100),
+        seed: u64,
+        memory in prop_oneof![Just(4096_usize), Just(1 << 20), Just(16 << 20)],
+    ) {
+        let mut world = World::with_memory(memory);
+        world.seed(seed);
+        (world.chunks, world.order, world.in_place) = (Chunks::Random, Order::Random, seed % 2 == 0);
+        let io = world.attach(&manner).io[0];
+        for (tag, act) in (0..).zip(&acts) {
+            submit(&mut world, io, act, tag);
+            let turns = world.random(4);
+            world.run_a_little(turns);
+        }
+        world.run();
+        for tag in 0..acts.len() as u32 {
+            prop_assert!(world.taken(io, tag).is_some(), "{} never ended", tag);
+        }
+        prop_assert!(world.lines[io].done.is_empty());
+        prop_assert_eq!(world.lines[io].submitted, world.lines[io].completed);
+        prop_assert_eq!(world.lines[io].host.under_way(), 0);
+    }
+
+    /// However the bytes are cut into pieces, the same bytes are answered.
+    #[test]
+    fn chunking_never_changes_what_is_sent(
+        manner in manner(),
+        acts in prop::collection::vec(act(), 1..12),
+        seed: u64,
+    ) {
+        let run = |chunks, in_place| {
+            let mut world = World::new();
+            world.seed(seed);
+            (world.chunks, world.in_place) = (chunks, in_place);
+            let io = world.attach(&manner).io[0];
+            for (tag, act) in (0..).zip(&acts) {
+                submit(&mut world, io, act, tag);
+                world.run();
+            }
+            (world.heard(io).to_vec(), world.said(io).to_vec())
+        };
+        let whole = run(Chunks::Fixed(1 << 22), false);
+        prop_assert!(run(Chunks::Random, false) == whole);
+        prop_assert!(run(Chunks::Random, true) == whole);
+        prop_assert!(run(Chunks::Fixed(61), true) == whole);
+    }
+
+    /// Cut off at any byte and with requests on the disk, nothing is left behind and the next association works.
+    #[test]
+    fn a_connection_can_break_at_any_moment(
+        manner in manner(),
+        acts in prop::collection::vec(act(), 1..20),
+        turns in 0..200_usize,
+        seed: u64,
+    ) {
+        let mut world = World::new();
+        world.seed(seed);
+        (world.chunks, world.order) = (Chunks::Random, Order::Random);
+        let client = world.attach(&manner);
+        for (tag, act) in (0..).zip(&acts) {
+            submit(&mut world, client.io[0], act, tag);
+        }
+        world.run_a_little(turns);
+        if seed % 2 == 0 {
+            world.cut(client.admin);
+        }
+        world.cut(client.io[0]);
+        world.run();
+        let io = world.lines.iter().position(|line| line.target_end.is_none() && line.submitted != line.completed);
+        prop_assert_eq!(io, None);
+        world.cut(client.admin);
+        world.run();
+        let again = world.attach(&manner);
+        prop_assert!(world.read(again.io[0], 0, 1).is_ok());
+    }
+}

@@ -1,0 +1,20 @@
+//! Our host against our target in memory: any chunking, any order of completion, faults where the test wants them.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+#![allow(clippy::cast_possible_truncation, clippy::cast_lossless, reason = "small test values")]
+
+mod abort;
+mod client;
+mod discovery;
+mod durability;
+mod events;
+mod faults;
+mod fused;
+mod hostile;
+mod initialization;
+mod laws;
+mod lifetime;
+mod memory;
+mod ranges;
+mod transfer;
+mod world;

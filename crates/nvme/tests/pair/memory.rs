@@ -1,0 +1,119 @@
+//! Little memory: commands wait for it, and every one of them ends.
+
+use export::News;
+use nvme::host::Payload;
+use nvme::status::Status;
+use nvme::wire::command::Fuse;
+
+use crate::client::{Manner, compare, pattern, read, write};
+use crate::world::{BYTES, Chunks, Order, World};
+
+#[test]
+fn a_mixture_of_everything_ends_in_the_least_memory() {
+    for seed in 1..12 {
+        let mut world = World::with_memory(4096);
+        world.seed(seed);
+        (world.order, world.chunks) = (Order::Random, Chunks::Random);
+        let client = world.attach(&Manner { queues: 2, ..Manner::default() });
+        for &io in &client.io {
+            for tag in 0..100_u32 {
+                let len = [512, 4096, 16_384, 131_072, 1 << 20][world.random(5)];
+                let (nlb, lba) = ((len / 512) as u32, world.random(BYTES / 512 - 2048) as u64);
+                match world.random(4) {
+                    0 => {
+                        let buffer = world.buffer(len);
+                        world.submit(io, read(lba, nlb), Payload::Receive(buffer), tag);
+                    }
+                    1 => {
+                        let data = world.filled(&pattern(tag.into(), len));
+                        world.submit(io, write(lba, nlb), Payload::Send(data), tag);
+                    }
+                    2 => {
+                        let data = world.filled(&pattern(tag.into(), len));
+                        world.submit(io, write(lba, nlb), Payload::Offer(data), tag);
+                    }
+                    _ => {
+                        let data = world.filled(&pattern(tag.into(), len));
+                        world.submit(io, compare(lba, nlb), Payload::Send(data), tag);
+                    }
+                }
+            }
+        }
+        world.run();
+        for &io in &client.io {
+            for tag in 0..100 {
+                let status = world.status(io, tag).code();
+                assert!(matches!(status, Status::SUCCESS | Status::COMPARE_FAILURE), "{status}");
+            }
+            assert_eq!(world.untaken(io), 0);
+        }
+    }
+}
+
+#[test]
+fn pairs_end_in_the_least_memory_though_large_writes_are_in_their_way() {
+    for seed in 1..12 {
+        let mut world = World::with_memory(4096);
+        world.seed(seed);
+        (world.order, world.chunks) = (Order::Random, Chunks::Random);
+        let (_, io) = world.attach_plainly();
+        for pair in 0..20_u32 {
+            let len = 65_536;
+            let (first, second) = (world.filled(&vec![0; len]), world.filled(&vec![1; len]));
+            let (first, second) = (Payload::Offer(first), Payload::Offer(second));
+            world.submit(io, compare(0, 128).with_fuse(Fuse::First), first, pair * 3);
+            world.submit(io, write(0, 128).with_fuse(Fuse::Second), second, pair * 3 + 1);
+            let data = world.filled(&pattern(pair.into(), 1 << 20));
+            world.submit(io, write(2048, 2048), Payload::Offer(data), pair * 3 + 2);
+        }
+        world.run();
+        for tag in 0..60 {
+            assert!(world.taken(io, tag).is_some(), "{tag} never ended");
+        }
+    }
+}
+
+#[test]
+fn the_stream_stops_while_there_is_no_memory_for_a_capsule_and_goes_on_after() {
+    let mut world = World::with_memory(4096);
+    let (_, io) = world.attach_plainly();
+    world.disk().held = true;
+    for tag in 0..120_u32 {
+        let data = world.filled(&pattern(tag.into(), 16_384));
+        world.submit(io, write(u64::from(tag) * 32, 32), Payload::Send(data), tag);
+    }
+    world.run();
+    assert!(world.disk().requests.len() < 120 && world.untaken(io) != 0);
+    world.tell(&News::Changed);
+    world.disk().held = false;
+    world.run();
+    for tag in 0..120 {
+        assert_eq!(world.status(io, tag), Status::SUCCESS);
+        let start = tag as usize * 16_384;
+        assert_eq!(world.disk().bytes[start..start + 16_384], pattern(tag.into(), 16_384));
+    }
+}
+
+#[test]
+fn small_requests_do_not_keep_a_large_one_waiting_for_ever() {
+    let mut world = World::with_memory(1 << 18);
+    let (_, io) = world.attach_plainly();
+    world.disk().held = true;
+    for (tag, nlb) in [(0, 256), (1, 512), (2, 8)] {
+        let buffer = world.buffer(nlb as usize * 512);
+        world.submit(io, read(0, nlb), Payload::Receive(buffer), tag);
+    }
+    world.run();
+    let under_way = |world: &World| {
+        world.disks[0].requests.iter().map(|(_, admitted)| admitted.len()).collect::<Vec<_>>()
+    };
+    assert_eq!(under_way(&world), [256 * 512], "the small one went first");
+    world.end_one(0);
+    world.run();
+    assert_eq!(under_way(&world), [512 * 512]);
+    world.disk().held = false;
+    world.run();
+    for tag in 0..3 {
+        assert_eq!(world.status(io, tag), Status::SUCCESS);
+    }
+}

@@ -1,0 +1,238 @@
+//! Reads and writes of every size, in every manner of transfer.
+
+use nvme::host::Payload;
+use nvme::status::Status;
+use nvme::tcp::{Deframer, Pdu, Piece, Side, pdu};
+
+use crate::client::{Manner, pattern, read, write};
+use crate::world::{BYTES, Chunks, Order, World};
+
+/// 512 bytes to 1 MiB, around every border.
+const SIZES: [usize; 14] = [
+    512,
+    1024,
+    4096,
+    4608,
+    8192,
+    15_872,
+    16_384,
+    16_896,
+    32_768,
+    65_536,
+    131_072,
+    131_584,
+    524_288,
+    1 << 20,
+];
+
+fn write_and_read_back(world: &mut World, io: usize, len: usize, lba: u64) {
+    let data = pattern(len as u64, len);
+    assert_eq!(world.write(io, lba, &data), Status::SUCCESS);
+    let start = lba as usize * 512;
+    assert_eq!(world.disk().bytes[start..start + len], data, "{len} written");
+    assert_eq!(world.read(io, lba, (len / 512) as u32).unwrap(), data, "{len} read");
+}
+
+#[test]
+fn every_size_goes_over_whole() {
+    for in_place in [false, true] {
+        let mut world = World::new();
+        world.in_place = in_place;
+        let (_, io) = world.attach_plainly();
+        for len in SIZES {
+            write_and_read_back(&mut world, io, len, 3);
+        }
+        let last = (BYTES / 512 - 1) as u64;
+        write_and_read_back(&mut world, io, 512, last);
+    }
+}
+
+#[test]
+fn every_combination_of_digests_alignment_and_flow_control_carries_data() {
+    for digests in 0..4 {
+        for hpda in [0, 1, 2, 7, 31] {
+            for flow_control in [false, true] {
+                let mut world = World::new();
+                world.in_place = hpda == 1;
+                let (header_digest, data_digest) = (digests & 1 != 0, digests & 2 != 0);
+                let manner =
+                    Manner { header_digest, data_digest, hpda, flow_control, ..Manner::default() };
+                let client = world.attach(&manner);
+                for len in [512, 16_384, 131_072] {
+                    write_and_read_back(&mut world, client.io[0], len, 8);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_alignment_that_a_host_can_ask_for_is_kept() {
+    for hpda in 0..=31 {
+        let mut world = World::new();
+        let client = world.attach(&Manner { hpda, header_digest: true, ..Manner::default() });
+        let before = world.heard(client.io[0]).len();
+        world.read(client.io[0], 0, 8).unwrap();
+        let pdu = &world.heard(client.io[0])[before..];
+        assert_eq!(pdu[0], pdu::kind::C2H_DATA);
+        assert_eq!(usize::from(pdu[3]) % ((usize::from(hpda) + 1) * 4), 0, "HPDA {hpda}");
+    }
+}
+
+#[test]
+fn pieces_of_any_size_arrive_as_well_as_the_whole() {
+    for chunk in [1, 2, 3, 7, 16, 77, 4096] {
+        for in_place in [false, true] {
+            let mut world = World::new();
+            (world.chunks, world.in_place) = (Chunks::Fixed(chunk), in_place);
+            let manner = Manner { header_digest: true, data_digest: true, ..Manner::default() };
+            let client = world.attach(&manner);
+            for len in [512, 20_480] {
+                write_and_read_back(&mut world, client.io[0], len, 1);
+            }
+        }
+    }
+}
+
+/// What the target sent on a connection from that byte on.
+fn pdus(world: &World, line: usize, from: usize) -> Vec<Pdu> {
+    let (mut reader, mut bytes, mut found) =
+        (Deframer::new(Side::Host, 0), &world.heard(line)[from..], Vec::new());
+    loop {
+        match reader.next(bytes).unwrap() {
+            Piece::Short => return found,
+            Piece::Header(n, pdu) => {
+                found.push(pdu);
+                bytes = &bytes[n..];
+            }
+            Piece::Payload(data) => bytes = &bytes[data.len()..],
+            Piece::Padding(n) | Piece::End(n, _) => bytes = &bytes[n..],
+        }
+    }
+}
+
+#[test]
+fn without_flow_control_a_read_has_no_response_capsule_and_with_it_one() {
+    for flow_control in [false, true] {
+        let mut world = World::new();
+        let client = world.attach(&Manner { flow_control, ..Manner::default() });
+        let before = world.heard(client.io[0]).len();
+        world.read(client.io[0], 0, 1).unwrap();
+        let sent = pdus(&world, client.io[0], before);
+        match &sent[..] {
+            [Pdu::Data { last: true, success: true, .. }] => assert!(!flow_control),
+            [Pdu::Data { last: true, success: false, .. }, Pdu::Response(_)] => {
+                assert!(flow_control)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn the_submission_queue_head_goes_round() {
+    let mut world = World::new();
+    let client = world.attach(&Manner { entries: 5, ..Manner::default() });
+    let io = client.io[0];
+    let before = world.heard(io).len();
+    for _ in 0..12 {
+        world.write(io, 0, &[1; 512]);
+    }
+    let heads: Vec<u16> = pdus(&world, io, before)
+        .into_iter()
+        .filter_map(|pdu| if let Pdu::Response(cqe) = pdu { Some(cqe.sqhd.get()) } else { None })
+        .collect();
+    // Connect took entry 0.
+    assert_eq!(heads, [2, 3, 4, 0, 1, 2, 3, 4, 0, 1, 2, 3]);
+}
+
+#[test]
+fn small_writes_go_with_their_capsule_and_large_ones_are_asked_for() {
+    let mut world = World::new();
+    let (_, io) = world.attach_plainly();
+    for (len, asked) in [(16_384, false), (16_896, true)] {
+        let before = world.heard(io).len();
+        world.write(io, 0, &vec![1; len]);
+        let is_r2t = |pdu: &Pdu| matches!(pdu, Pdu::R2t { .. });
+        assert_eq!(pdus(&world, io, before).iter().any(is_r2t), asked, "{len}");
+    }
+}
+
+#[test]
+fn a_full_queue_ends_every_command_once_in_any_order() {
+    for order in [Order::First, Order::Last, Order::Random] {
+        for flow_control in [false, true] {
+            let mut world = World::new();
+            world.order = order;
+            let client = world.attach(&Manner { entries: 64, flow_control, ..Manner::default() });
+            let io = client.io[0];
+            let mut tag = 0;
+            while world.lines[io].host.has_room() {
+                let buffer = world.buffer(4096);
+                world.submit(io, read(u64::from(tag) * 8, 8), Payload::Receive(buffer), tag);
+                tag += 1;
+            }
+            assert_eq!(tag, 63);
+            let refused = world.lines[io].host.submit(read(0, 1), Payload::None, 99);
+            assert!(matches!(refused, Err(nvme::host::NotNow::Full(_))));
+            world.run();
+            for tag in 0..63 {
+                let done = world.taken(io, tag).unwrap();
+                let start = tag as usize * 4096;
+                let expected = world.disk().bytes[start..start + 4096].to_vec();
+                assert_eq!(done.buffer.unwrap().bytes(), expected, "{order:?} {tag}");
+            }
+            assert!(world.lines[io].done.is_empty());
+        }
+    }
+}
+
+#[test]
+fn what_is_too_large_or_out_of_range_is_refused() {
+    let mut world = World::new();
+    let (_, io) = world.attach_plainly();
+    let end = (BYTES / 512) as u64;
+    assert_eq!(world.read(io, end, 1).unwrap_err(), Status::LBA_OUT_OF_RANGE.dnr());
+    assert_eq!(world.read(io, end - 1, 2).unwrap_err(), Status::LBA_OUT_OF_RANGE.dnr());
+    assert_eq!(world.read(io, u64::MAX, 2).unwrap_err(), Status::LBA_OUT_OF_RANGE.dnr());
+    assert_eq!(world.write(io, end, &[0; 512]), Status::LBA_OUT_OF_RANGE.dnr());
+    assert_eq!(world.write(io, end, &vec![0; 65_536]), Status::LBA_OUT_OF_RANGE.dnr());
+    // The data of a read of 1 MiB and a block does not fit any buffer of ours: 512 bytes are wrong, too.
+    let buffer = world.buffer(512);
+    let done = world.command(io, read(0, 2049), Payload::Receive(buffer));
+    assert_eq!(done.status, Status::INVALID_FIELD.dnr());
+    // And the connection lives.
+    assert!(world.read(io, 0, 1).is_ok());
+}
+
+#[test]
+fn a_buffer_of_another_length_than_the_blocks_is_refused() {
+    let mut world = World::new();
+    let (_, io) = world.attach_plainly();
+    for len in [512, 2048] {
+        let buffer = world.buffer(len);
+        let done = world.command(io, read(0, 2), Payload::Receive(buffer));
+        assert_eq!(done.status, Status::DATA_SGL_LENGTH_INVALID.dnr());
+        for payload in [
+            Payload::Send(world.filled(&vec![1; len])),
+            Payload::Offer(world.filled(&vec![1; len])),
+        ] {
+            let done = world.command(io, write(0, 2), payload);
+            assert_eq!(done.status, Status::DATA_SGL_LENGTH_INVALID.dnr());
+        }
+    }
+    assert!(world.disk().changes().is_empty());
+}
+
+#[test]
+fn a_namespace_that_is_not_there_is_refused() {
+    let mut world = World::new();
+    let (_, io) = world.attach_plainly();
+    for nsid in [0, 2, 0xffff_ffff] {
+        let mut sqe = read(0, 1);
+        sqe.nsid.set(nsid);
+        let buffer = world.buffer(512);
+        let done = world.command(io, sqe, Payload::Receive(buffer));
+        assert_eq!(done.status, Status::INVALID_NAMESPACE.dnr(), "{nsid}");
+    }
+}

@@ -1,0 +1,485 @@
+//! Our host and our target face to face in memory: connections are byte strings, disks are `Vec<u8>`, time is moved by
+//! the test, and chance is a seed. It knows the public faces of both sides and nothing of what is inside.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use export::{
+    Access, Account, Admitted, Catalogue, Event, Export, Fault, Geometry, Identity, News, Op, Peer,
+    Pool, Reason, Segment, Session, Step,
+};
+use nvme::host::{self, Done, End, Options};
+use nvme::status::Status;
+use nvme::target::{Port, Target};
+use nvme::wire::fabrics::{ConnectData, ConnectResponse};
+
+/// The subsystem of the first disk.
+pub(crate) const DISK: &str = "nqn.2014-08.org.nvmexpress:uuid:disk";
+
+/// Bytes of a disk: 4 MiB.
+pub(crate) const BYTES: usize = 4 << 20;
+
+/// Pieces in which bytes arrive.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Chunks {
+    Fixed(usize),
+    Random,
+}
+
+/// In which order requests of a disk end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    First,
+    Last,
+    Random,
+}
+
+/// How the disk fails a request, if it does.
+pub(crate) type Faults = Box<dyn FnMut(Op, u64, u64) -> Option<Fault>>;
+
+/// Everything that a test plays with.
+pub(crate) struct World {
+    pub(crate) now: Instant,
+    pub(crate) catalogue: Arc<Catalogue>,
+    pub(crate) target: Arc<Target>,
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) lines: Vec<Line>,
+    pub(crate) events: Vec<Event>,
+    pub(crate) chunks: Chunks,
+    pub(crate) order: Order,
+    /// Whether payloads are received in place where a side offers it.
+    pub(crate) in_place: bool,
+    pub(crate) port: Port,
+    seed: u64,
+    pool: Pool,
+    memory: Account,
+    roused: bool,
+}
+
+/// A disk and the requests that it has.
+pub(crate) struct Disk {
+    pub(crate) export: Arc<Export>,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) requests: VecDeque<(usize, Admitted)>,
+    /// Whether requests wait until the test lets them end.
+    pub(crate) held: bool,
+    pub(crate) faults: Faults,
+    /// Every request that ended: what, first byte, bytes.
+    pub(crate) log: Vec<(Op, u64, u64)>,
+}
+
+/// A connection with both its ends.
+pub(crate) struct Line {
+    pub(crate) host: host::Queue,
+    session: Option<nvme::target::Queue>,
+    to_target: Way,
+    to_host: Way,
+    pub(crate) done: Vec<Done>,
+    pub(crate) connected: Option<ConnectResponse>,
+    pub(crate) refused: Option<(Status, u32)>,
+    pub(crate) host_end: Option<End>,
+    pub(crate) target_end: Option<Reason>,
+    pub(crate) submitted: usize,
+    pub(crate) completed: usize,
+    told: bool,
+}
+
+/// One direction of a connection.
+#[derive(Default)]
+struct Way {
+    bytes: Vec<u8>,
+    /// How many of `bytes` have arrived, but were not taken.
+    arrived: usize,
+    /// Everything that was ever sent.
+    all: Vec<u8>,
+}
+
+impl Way {
+    fn push(&mut self, segment: &Segment) {
+        for part in segment.parts() {
+            self.bytes.extend_from_slice(part);
+            self.all.extend_from_slice(part);
+        }
+    }
+
+    fn take(&mut self, n: usize) {
+        self.bytes.drain(..n);
+        self.arrived -= n;
+    }
+}
+
+/// How a disk differs from a writable one with 512-byte blocks and a volatile cache.
+pub(crate) type Change = fn(&mut Export);
+
+impl World {
+    /// A target that lends one writable disk, and a host with plenty of memory.
+    pub(crate) fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    /// The same with a changed disk.
+    pub(crate) fn with(change: Change) -> Self {
+        let catalogue = Arc::new(Catalogue::default());
+        let target = Target::new(catalogue.clone());
+        let mut world = Self {
+            now: Instant::now(),
+            catalogue,
+            target,
+            disks: Vec::new(),
+            lines: Vec::new(),
+            events: Vec::new(),
+            chunks: Chunks::Fixed(65_536),
+            order: Order::First,
+            in_place: false,
+            port: Port::Any,
+            seed: 0x9e37_79b9_7f4a_7c15,
+            pool: Pool::new(16 << 20),
+            memory: Pool::new(1 << 30).open(),
+            roused: false,
+        };
+        world.lend(DISK, change);
+        world
+    }
+
+    /// The same world, but all the target's connections together have so little memory.
+    pub(crate) fn with_memory(bytes: usize) -> Self {
+        Self { pool: Pool::new(bytes), ..Self::new() }
+    }
+
+    pub(crate) fn seed(&mut self, seed: u64) {
+        self.seed = seed | 1;
+    }
+
+    /// Lends another disk, filled with a pattern.
+    pub(crate) fn lend(&mut self, nqn: &str, change: Change) -> Arc<Export> {
+        let descriptor = std::fs::File::open("/dev/null").unwrap().into();
+        let identity = Identity {
+            uuid: [7; 16],
+            nguid: Some([9; 16]),
+            serial: "SN1".into(),
+            model: "A disk".into(),
+            firmware: "1.0".into(),
+            ..Identity::default()
+        };
+        let geometry = Geometry::new(512, 4096).unwrap();
+        let mut export = Export::new("disk", nqn, identity, geometry, BYTES as u64, descriptor);
+        export.access = Access::Writable;
+        export.discard = true;
+        change(&mut export);
+        let export = Arc::new(export);
+        let bytes = (0..BYTES).map(|at| (at / 512 % 251) as u8).collect();
+        self.disks.push(Disk {
+            export: export.clone(),
+            bytes,
+            requests: VecDeque::new(),
+            held: false,
+            faults: Box::new(|_, _, _| None),
+            log: Vec::new(),
+        });
+        self.catalogue.lend(export.clone());
+        self.tell(&News::Changed);
+        export
+    }
+
+    /// A new connection. Nothing has been sent on it yet.
+    pub(crate) fn connect(&mut self, options: Options, data: ConnectData) -> usize {
+        let peer = Peer {
+            remote: "192.0.2.9:50000".parse().unwrap(),
+            local: "192.0.2.1:4420".parse().unwrap(),
+        };
+        let session = self.target.session(peer, self.port, self.pool.open(), self.now);
+        self.lines.push(Line {
+            host: host::Queue::new(options, data),
+            session: Some(session),
+            to_target: Way::default(),
+            to_host: Way::default(),
+            done: Vec::new(),
+            connected: None,
+            refused: None,
+            host_end: None,
+            target_end: None,
+            submitted: 0,
+            completed: 0,
+            told: false,
+        });
+        self.lines.len() - 1
+    }
+
+    /// A buffer of the host.
+    pub(crate) fn buffer(&self, len: usize) -> export::Buffer {
+        self.memory.take(len).unwrap()
+    }
+
+    pub(crate) fn disk(&mut self) -> &mut Disk {
+        &mut self.disks[0]
+    }
+
+    /// Everything that the target ever sent on a connection.
+    pub(crate) fn heard(&self, line: usize) -> &[u8] {
+        &self.lines[line].to_host.all
+    }
+
+    /// Everything that the host ever sent on a connection.
+    pub(crate) fn said(&self, line: usize) -> &[u8] {
+        &self.lines[line].to_target.all
+    }
+
+    /// Bytes of the host that the target has not taken.
+    pub(crate) fn untaken(&self, line: usize) -> usize {
+        self.lines[line].to_target.bytes.len()
+    }
+
+    // ---- what happens
+
+    /// Runs until nothing moves any more.
+    pub(crate) fn run(&mut self) {
+        let mut turns = 0;
+        while self.turn() {
+            turns += 1;
+            assert!(turns < 20_000_000, "it never comes to rest");
+        }
+    }
+
+    /// Runs a few turns, and stops in the middle of things.
+    pub(crate) fn run_a_little(&mut self, turns: usize) {
+        for _ in 0..turns {
+            self.turn();
+        }
+    }
+
+    /// Time passes.
+    pub(crate) fn advance(&mut self, time: Duration) {
+        self.now += time;
+        for at in 0..self.lines.len() {
+            let now = self.now;
+            if let Some(session) = &mut self.lines[at].session
+                && session.deadline().is_some_and(|deadline| deadline <= now)
+            {
+                session.tick(now);
+            }
+            self.drain(at);
+        }
+        self.run();
+    }
+
+    /// Something happened outside the connections.
+    pub(crate) fn tell(&mut self, news: &News) {
+        for at in 0..self.lines.len() {
+            self.tell_one(at, news);
+        }
+    }
+
+    /// The network of one connection breaks: what is on the way is lost.
+    pub(crate) fn cut(&mut self, at: usize) {
+        let line = &mut self.lines[at];
+        (line.to_host.bytes, line.to_target.bytes) = (Vec::new(), Vec::new());
+        (line.to_host.arrived, line.to_target.arrived) = (0, 0);
+        line.told = true;
+        self.tell_one(at, &News::Disconnected);
+    }
+
+    fn tell_one(&mut self, at: usize, news: &News) {
+        let now = self.now;
+        if let Some(session) = &mut self.lines[at].session {
+            session.tell(now, news);
+        }
+        self.drain(at);
+    }
+
+    fn turn(&mut self) -> bool {
+        let mut moved = false;
+        for at in 0..self.lines.len() {
+            moved |= self.drain_host(at);
+            moved |= self.deliver_to_target(at);
+            moved |= self.deliver_to_host(at);
+            moved |= self.drain(at);
+            self.bury(at);
+        }
+        for disk in 0..self.disks.len() {
+            moved |= !self.disks[disk].held && self.end_one(disk);
+        }
+        if std::mem::take(&mut self.roused) {
+            self.tell(&News::Changed);
+            moved = true;
+        }
+        moved
+    }
+
+    fn drain_host(&mut self, at: usize) -> bool {
+        let line = &mut self.lines[at];
+        let mut moved = false;
+        while let Some(step) = line.host.poll() {
+            moved = true;
+            match step {
+                host::Step::Send(segment) => line.to_target.push(&segment),
+                host::Step::Done(done) => line.done.push(done),
+                host::Step::Connected(response) => line.connected = Some(response),
+                host::Step::Refused(status, dw0) => line.refused = Some((status, dw0)),
+                host::Step::Close(end) => line.host_end = Some(end),
+            }
+        }
+        moved
+    }
+
+    fn deliver_to_target(&mut self, at: usize) -> bool {
+        let (now, n) = (self.now, self.chunk());
+        let line = &mut self.lines[at];
+        let Some(session) = &mut line.session else {
+            line.to_target.bytes.clear();
+            line.to_target.arrived = 0;
+            return false;
+        };
+        let way = &mut line.to_target;
+        if !session.hungry() {
+            return false;
+        }
+        let fresh = n.min(way.bytes.len() - way.arrived);
+        if self.in_place
+            && way.arrived == 0
+            && fresh != 0
+            && let Some(mut landing) = session.landing()
+        {
+            let got = fresh.min(landing.end - landing.start);
+            let place = landing.start..landing.start + got;
+            landing.buffer.bytes_mut()[place].copy_from_slice(&way.bytes[..got]);
+            way.arrived += got;
+            way.take(got);
+            session.landed(now, landing, got);
+            return true;
+        }
+        way.arrived += fresh;
+        if way.arrived == 0 {
+            return false;
+        }
+        let taken = session.receive(now, &way.bytes[..way.arrived]);
+        way.take(taken);
+        fresh != 0 || taken != 0
+    }
+
+    fn deliver_to_host(&mut self, at: usize) -> bool {
+        let n = self.chunk();
+        let line = &mut self.lines[at];
+        let way = &mut line.to_host;
+        let fresh = n.min(way.bytes.len() - way.arrived);
+        if self.in_place
+            && way.arrived == 0
+            && fresh != 0
+            && let Some(mut landing) = line.host.landing()
+        {
+            let got = fresh.min(landing.end - landing.start);
+            let place = landing.start..landing.start + got;
+            landing.buffer.bytes_mut()[place].copy_from_slice(&way.bytes[..got]);
+            way.arrived += got;
+            way.take(got);
+            line.host.landed(landing, got);
+            return true;
+        }
+        way.arrived += fresh;
+        let taken = line.host.receive(&way.bytes[..way.arrived]);
+        way.take(taken);
+        fresh != 0 || taken != 0
+    }
+
+    /// Carries out what a session wants.
+    fn drain(&mut self, at: usize) -> bool {
+        let mut moved = false;
+        let line = &mut self.lines[at];
+        let Some(session) = &mut line.session else { return false };
+        while let Some(step) = session.poll() {
+            moved = true;
+            match step {
+                Step::Send(segment) => line.to_host.push(&segment),
+                Step::Submit(admitted) => {
+                    line.submitted += 1;
+                    let for_disk = |disk: &&mut Disk| Arc::ptr_eq(&disk.export, admitted.export());
+                    let disk = self.disks.iter_mut().find(for_disk).unwrap();
+                    disk.requests.push_back((at, admitted));
+                }
+                Step::Report(event) => self.events.push(event),
+                Step::Rouse => self.roused = true,
+                Step::Close(reason) => {
+                    assert_eq!(line.target_end.replace(reason), None, "closed twice");
+                }
+            }
+        }
+        moved
+    }
+
+    /// A session whose connection is over and whose requests have ended is dropped; a driver does that without a word.
+    fn bury(&mut self, at: usize) {
+        let line = &mut self.lines[at];
+        let over = line.target_end.is_some() || line.told;
+        if line.host_end.is_some() && line.to_target.bytes.is_empty() && !over {
+            line.told = true;
+            return self.tell_one(at, &News::Disconnected);
+        }
+        if over && line.submitted == line.completed {
+            line.session = None;
+        }
+    }
+
+    /// Lets one request of a disk end. Tells whether there was one.
+    pub(crate) fn end_one(&mut self, disk: usize) -> bool {
+        let len = self.disks[disk].requests.len();
+        if len == 0 {
+            return false;
+        }
+        let at = match self.order {
+            Order::First => 0,
+            Order::Last => len - 1,
+            Order::Random => self.random(len),
+        };
+        let (line, admitted) = self.disks[disk].requests.remove(at).unwrap();
+        let export = admitted.export().clone();
+        let mutates = admitted.op().mutates();
+        let (ticket, outcome) = self.disks[disk].carry_out(admitted);
+        self.roused |= mutates && export.is_contended();
+        let now = self.now;
+        self.lines[line].completed += 1;
+        self.lines[line].session.as_mut().unwrap().complete(now, ticket, outcome);
+        self.drain(line);
+        true
+    }
+
+    fn chunk(&mut self) -> usize {
+        match self.chunks {
+            Chunks::Fixed(n) => n,
+            Chunks::Random => {
+                let most = 1 << self.random(16);
+                self.random(most) + 1
+            }
+        }
+    }
+
+    /// A number below `below`.
+    pub(crate) fn random(&mut self, below: usize) -> usize {
+        self.seed ^= self.seed << 13;
+        self.seed ^= self.seed >> 7;
+        self.seed ^= self.seed << 17;
+        (self.seed >> 11) as usize % below.max(1)
+    }
+}
+
+impl Disk {
+    fn carry_out(&mut self, mut admitted: Admitted) -> (export::Ticket, export::Outcome) {
+        let (op, offset, len) = (admitted.op(), admitted.offset(), admitted.len());
+        if let Some(fault) = (self.faults)(op, offset, len) {
+            return admitted.finish(Err(fault));
+        }
+        self.log.push((op, offset, len));
+        let place = offset as usize..(offset + len) as usize;
+        match op {
+            Op::Read => admitted.bytes_mut().copy_from_slice(&self.bytes[place]),
+            Op::Write { .. } => self.bytes[place].copy_from_slice(admitted.bytes_mut()),
+            Op::Zero { .. } | Op::Discard => self.bytes[place].fill(0),
+            Op::Flush => {}
+        }
+        admitted.finish(Ok(()))
+    }
+
+    /// What was done, without the reads.
+    pub(crate) fn changes(&self) -> Vec<(Op, u64, u64)> {
+        self.log.iter().copied().filter(|&(op, _, _)| op != Op::Read).collect()
+    }
+}
