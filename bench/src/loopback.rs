@@ -1,0 +1,144 @@
+//! The limit of the machine: two threads that move messages of the same sizes with no protocol, at the same depth.
+//! It knows the sizes of NVMe/TCP's messages, and nothing else of it.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::load::Work;
+use crate::processor;
+
+/// Bytes of a command capsule, and of a data header or a response.
+const COMMAND: usize = 72;
+const ANSWER: usize = 24;
+
+/// Bytes that either side receives or sends at once.
+const BATCH: usize = 1 << 20;
+
+/// What was measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limit {
+    /// Round trips a second.
+    pub(crate) rate: f64,
+    /// Processor time of the server for each, in microseconds.
+    pub(crate) server_time: f64,
+}
+
+/// Moves the messages of `work` for `time`, server and client on a processor each. If `sleeps`, the client sleeps while
+/// nothing comes, as the server always does.
+pub(crate) fn run(
+    work: Work,
+    time: Duration,
+    [server, client]: [usize; 2],
+    sleeps: bool,
+) -> Result<Limit> {
+    let sizes = Sizes::of(work);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let socket = TcpStream::connect(listener.local_addr()?)?;
+    let (peer, _) = listener.accept()?;
+    let serving = thread::spawn(move || serve(peer, sizes, server));
+    processor::pin(client)?;
+    let rate = ask(socket, sizes, work.depth.into(), time, sleeps)?;
+    let (served, used) = serving.join().ok().context("the server of the loopback panicked")??;
+    Ok(Limit { rate, server_time: used.as_secs_f64() * 1e6 / served })
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    request: usize,
+    answer: usize,
+}
+
+impl Sizes {
+    fn of(work: Work) -> Self {
+        match work.write {
+            true => Self { request: COMMAND + work.size, answer: ANSWER },
+            false => Self { request: COMMAND, answer: ANSWER + work.size },
+        }
+    }
+}
+
+/// Answers whole requests, all that came at once by one send, until the client closes. Gives how many, and the
+/// processor time for them.
+fn serve(mut socket: TcpStream, sizes: Sizes, processor: usize) -> Result<(f64, Duration)> {
+    processor::pin(processor)?;
+    socket.set_nodelay(true)?;
+    let (mut inbox, answers) = (vec![0; BATCH], vec![0; BATCH]);
+    let (mut partly, mut served) = (0, 0.0);
+    loop {
+        let got = socket.read(&mut inbox)?;
+        if got == 0 {
+            return Ok((served, thread_time()));
+        }
+        let whole = (partly + got) / sizes.request;
+        partly = (partly + got) % sizes.request;
+        send(&mut socket, &answers, whole * sizes.answer)?;
+        #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+        {
+            served += whole as f64;
+        }
+    }
+}
+
+fn send(socket: &mut TcpStream, zeros: &[u8], len: usize) -> Result<()> {
+    let mut left = len;
+    while left != 0 {
+        let piece = left.min(zeros.len());
+        match socket.write(&zeros[..piece]) {
+            Ok(sent) => left -= sent,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => std::hint::spin_loop(),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn ask(
+    mut socket: TcpStream,
+    sizes: Sizes,
+    depth: usize,
+    time: Duration,
+    sleeps: bool,
+) -> Result<f64> {
+    socket.set_nodelay(true)?;
+    socket.set_nonblocking(!sleeps)?;
+    let (mut inbox, requests) = (vec![0; BATCH], vec![0; BATCH]);
+    send(&mut socket, &requests, depth * sizes.request)?;
+    let (mut partly, mut answered) = (0, 0.0);
+    let start = Instant::now();
+    while start.elapsed() < time {
+        let got = match socket.read(&mut inbox) {
+            Ok(0) => break,
+            Ok(got) => got,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let whole = (partly + got) / sizes.answer;
+        partly = (partly + got) % sizes.answer;
+        send(&mut socket, &requests, whole * sizes.request)?;
+        #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+        {
+            answered += whole as f64;
+        }
+    }
+    let rate = answered / start.elapsed().as_secs_f64();
+    finish(socket, &mut inbox)?;
+    Ok(rate)
+}
+
+/// Takes what still comes, so that the server does not end in an error.
+fn finish(mut socket: TcpStream, inbox: &mut [u8]) -> Result<()> {
+    socket.set_nonblocking(false)?;
+    socket.shutdown(std::net::Shutdown::Write)?;
+    while socket.read(inbox)? != 0 {}
+    Ok(())
+}
+
+fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
+}

@@ -1,0 +1,163 @@
+//! Measures storagetm beside the limit of the machine, in one run. It knows no part of the program but what it measures.
+
+#![forbid(unsafe_code)]
+
+mod compare;
+mod latency;
+mod load;
+mod loopback;
+mod outbox;
+mod processor;
+mod serve;
+mod target;
+mod wire;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use export::Pool;
+
+use load::{Figures, Work};
+use wire::Digests;
+
+/// Measures storagetm beside the limit of the machine.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measures every workload on every disk beside the limit of the machine.
+    Run(compare::Compare),
+    /// Loads a target that is running.
+    Load(Load),
+    /// Measures the limit of the machine: the same messages with no protocol.
+    Loopback(Loopback),
+    /// Serves a disk, to be loaded, until standard input ends.
+    Serve(serve::Serve),
+}
+
+/// How to measure the limit of the machine.
+#[derive(Debug, clap::Args)]
+struct Loopback {
+    /// Only workloads whose description contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Processor of the server.
+    #[arg(long, default_value_t = 0)]
+    server_processor: usize,
+    #[command(flatten)]
+    how: How,
+}
+
+/// How to load a target.
+#[derive(Debug, clap::Args)]
+struct Load {
+    /// Where the target listens.
+    address: SocketAddr,
+    /// NQN of the subsystem.
+    nqn: String,
+    /// Measure writes, too: they destroy what is on the disk.
+    #[arg(long)]
+    write: bool,
+    /// Only workloads whose description contains this, such as `4 KiB random read, depth 32`.
+    #[arg(long, default_value = "")]
+    only: String,
+    #[command(flatten)]
+    how: How,
+}
+
+/// How to measure.
+#[derive(Debug, Clone, Copy, clap::Args)]
+struct How {
+    /// Seconds for each figure.
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Processor of the load generator.
+    #[arg(long, default_value_t = 1)]
+    processor: usize,
+    /// The load generator sleeps when it has nothing to do, instead of watching for the next answer.
+    #[arg(long)]
+    sleep: bool,
+    /// Ask for header digests.
+    #[arg(long)]
+    header_digest: bool,
+    /// Ask for data digests.
+    #[arg(long)]
+    data_digest: bool,
+}
+
+impl How {
+    fn time(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
+    }
+}
+
+/// Memory of the load generator, in bytes.
+const MEMORY: usize = 64 << 20;
+
+fn main() -> Result<()> {
+    match Arguments::parse().command {
+        Command::Run(options) => {
+            let done = compare::compare(&options);
+            compare::clean(&options);
+            done
+        }
+        Command::Load(load) => load_target(&load),
+        Command::Loopback(options) => measure_loopback(&options),
+        Command::Serve(options) => serve::serve(&options),
+    }
+}
+
+fn measure_loopback(options: &Loopback) -> Result<()> {
+    let Loopback { server_processor, how, .. } = *options;
+    for work in Work::ALL.into_iter().filter(|work| work.to_string().contains(&options.only)) {
+        let processors = [server_processor, how.processor];
+        let limit = loopback::run(work, how.time(), processors, how.sleep)?;
+        println!(
+            "{work:<36} {:>9.0} ops/s, {:.2} us of the server each",
+            limit.rate, limit.server_time
+        );
+    }
+    Ok(())
+}
+
+fn load_target(load: &Load) -> Result<()> {
+    for work in Work::ALL {
+        if (load.write || !work.write) && work.to_string().contains(&load.only) {
+            let figures = measure(load.address, &load.nqn, work, load.how, || Ok(Duration::ZERO))?;
+            println!("{work:<36} {}", describe(&figures));
+        }
+    }
+    Ok(())
+}
+
+/// One workload on a connection of its own.
+fn measure(
+    address: SocketAddr,
+    nqn: &str,
+    work: Work,
+    how: How,
+    meter: impl Fn() -> Result<Duration>,
+) -> Result<Figures> {
+    processor::pin(how.processor)?;
+    let account = Pool::new(MEMORY).open();
+    let digests = Digests { header: how.header_digest, data: how.data_digest };
+    let mut attached = wire::attach(address, nqn, work.depth, digests, |len| account.take(len))?;
+    load::run(&mut attached, &account, work, how.time(), how.sleep, meter)
+}
+
+fn describe(figures: &Figures) -> String {
+    let micros = |percent| figures.latency.percentile(percent).as_secs_f64() * 1e6;
+    format!(
+        "{:>9.0} ops/s {:>8.1} MiB/s   p50 {:>7.1} us   p99 {:>7.1} us",
+        figures.rate(),
+        figures.bandwidth(),
+        micros(50),
+        micros(99)
+    )
+}

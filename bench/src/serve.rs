@@ -1,0 +1,111 @@
+//! A target to be measured: the engine and the NVMe target with one disk and nothing around them, in a process of its
+//! own. It knows no workload.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use engine::{Config, Driver, Engine};
+use export::{Access, Catalogue, Export, Geometry, Identity, Session};
+use nvme::target::{Port, Target};
+use rustix::fs::{MemfdFlags, Mode, OFlags, memfd_create, open};
+
+/// NQN of the one subsystem.
+pub(crate) const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:00000000-0000-4000-8000-00000000be9c";
+
+/// What the disk is.
+#[derive(Debug, Clone)]
+pub(crate) enum Disk {
+    /// Reads zeros and forgets what is written.
+    Null,
+    /// In memory.
+    Memory,
+    /// A file that is read and written past the page cache.
+    File(PathBuf),
+}
+
+/// A target to be measured.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Serve {
+    /// `null`, `memory`, or the path of a file, which is made if it is not there and overwritten.
+    pub(crate) disk: String,
+    /// Which driver: auto, uring or blocking.
+    #[arg(long, default_value = "auto")]
+    pub(crate) io: String,
+    /// The longest moment, in microseconds, for which a thread watches before it sleeps.
+    #[arg(long, default_value_t = 50)]
+    pub(crate) spin: u64,
+    /// Processor that all threads are kept on.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) processor: usize,
+}
+
+/// Bytes of the disk.
+pub(crate) const SIZE: u64 = 1 << 30;
+
+/// Serves until standard input ends. The port is told on standard output.
+pub(crate) fn serve(options: &Serve) -> Result<()> {
+    crate::processor::pin(options.processor)?;
+    let disk = match options.disk.as_str() {
+        "null" => Disk::Null,
+        "memory" => Disk::Memory,
+        path => Disk::File(path.into()),
+    };
+    let catalogue = Arc::new(Catalogue::default());
+    catalogue.lend(Arc::new(lend(&disk)?));
+    let target = Target::new(catalogue);
+    let driver = match options.io.as_str() {
+        "uring" => Driver::Uring,
+        "blocking" => Driver::Blocking,
+        _ => Driver::Auto,
+    };
+    let spin = Duration::from_micros(options.spin);
+    let engine = Engine::start(Config { driver, spin, ..Config::default() }, Arc::new(|_| {}))?;
+    let open = Arc::new(move |peer, account, now| {
+        Box::new(target.session(peer, Port::Any, account, now)) as Box<dyn Session>
+    });
+    let address = engine.listen(([127, 0, 0, 1], 0).into(), open)?;
+    println!("{}", address.port());
+    std::io::stdout().flush()?;
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    engine.stop(Duration::from_secs(5));
+    Ok(())
+}
+
+fn lend(disk: &Disk) -> Result<Export> {
+    let geometry = Geometry::new(512, 4096).context("no such block size")?;
+    let identity = Identity { uuid: [0xbe; 16], ..Identity::default() };
+    let mut export = Export::new("bench", NQN, identity, geometry, SIZE, descriptor(disk)?);
+    export.access = Access::Writable;
+    Ok(export)
+}
+
+fn descriptor(disk: &Disk) -> Result<OwnedFd> {
+    match disk {
+        Disk::Null => Ok(File::options().read(true).write(true).open("/dev/zero")?.into()),
+        Disk::Memory => {
+            let memory = File::from(memfd_create("bench", MemfdFlags::CLOEXEC)?);
+            fill(&memory)?;
+            Ok(memory.into())
+        }
+        Disk::File(path) => {
+            let said = || format!("cannot open {}", path.display());
+            fill(&File::create(path).with_context(said)?)?;
+            let flags = OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
+            open(path, flags, Mode::empty()).with_context(said)
+        }
+    }
+}
+
+/// Puts bytes everywhere, so that nothing is a hole.
+pub(crate) fn fill(mut file: &File) -> Result<()> {
+    let chunk = vec![0xa5; 1 << 20];
+    for _ in 0..SIZE / chunk.len() as u64 {
+        file.write_all(&chunk)?;
+    }
+    Ok(file.sync_data()?)
+}

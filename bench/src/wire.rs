@@ -1,0 +1,195 @@
+//! A host queue on a socket that never blocks. It knows no workload.
+
+use std::io::{self, ErrorKind, Read};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use export::{Buffer, Landing};
+use nvme::command::AdminCommand;
+use nvme::host::{Controller, Done, End, Options, Payload, Queue, Step};
+use nvme::wire::Sqe;
+use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::outbox::Outbox;
+
+/// A host queue and its socket.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    socket: TcpStream,
+    pub(crate) queue: Queue,
+    outbox: Outbox,
+    inbox: Box<[u8]>,
+    /// Bytes at the start of `inbox` that the queue did not take yet.
+    kept: usize,
+}
+
+/// Bytes received at once.
+const INBOX: usize = 512 << 10;
+
+/// How long anything but a measurement may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+impl Wire {
+    /// Connects a queue.
+    pub(crate) fn open(
+        address: SocketAddr,
+        options: Options,
+        data: ConnectData,
+    ) -> Result<(Self, u16)> {
+        let socket = TcpStream::connect_timeout(&address, PATIENCE)
+            .with_context(|| format!("cannot connect to {address}; is the target running?"))?;
+        socket.set_nodelay(true)?;
+        socket.set_nonblocking(true)?;
+        let queue = Queue::new(options, data);
+        let inbox = vec![0; INBOX].into_boxed_slice();
+        let mut wire = Self { socket, queue, outbox: Outbox::default(), inbox, kept: 0 };
+        match wire.wait_for_step()? {
+            Step::Connected(response) => Ok((wire, response.cntlid)),
+            Step::Refused(status, dw0) => bail!("the target refused Connect: {status}, {dw0:#x}"),
+            step => bail!("the target answered Connect with {step:?}"),
+        }
+    }
+
+    /// The next thing that is not sent, and nothing when there is none now.
+    pub(crate) fn poll(&mut self) -> Option<Step> {
+        loop {
+            match self.queue.poll()? {
+                Step::Send(segment) => self.outbox.push(segment),
+                step => return Some(step),
+            }
+        }
+    }
+
+    /// Sends what the socket takes.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        self.outbox.flush(&mut self.socket)
+    }
+
+    /// Receives once. Tells whether anything came.
+    pub(crate) fn receive(&mut self) -> io::Result<bool> {
+        match self.queue.landing() {
+            Some(landing) => self.receive_in_place(landing),
+            None => self.receive_copied(),
+        }
+    }
+
+    fn receive_in_place(&mut self, mut landing: Landing) -> io::Result<bool> {
+        let (start, end) = (landing.start, landing.end);
+        let got = received(self.socket.read(&mut landing.buffer.bytes_mut()[start..end]));
+        self.queue.landed(landing, *got.as_ref().unwrap_or(&0));
+        got.map(|got| got != 0)
+    }
+
+    fn receive_copied(&mut self) -> io::Result<bool> {
+        let got = received(self.socket.read(&mut self.inbox[self.kept..]))?;
+        let filled = self.kept + got;
+        let taken = self.queue.receive(&self.inbox[..filled]);
+        self.inbox.copy_within(taken..filled, 0);
+        self.kept = filled - taken;
+        Ok(got != 0)
+    }
+
+    /// Sleeps until something comes or can be sent.
+    pub(crate) fn sleep(&self) -> io::Result<()> {
+        let send = if self.outbox.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN | send)];
+        poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 }))?;
+        Ok(())
+    }
+
+    fn wait_for_step(&mut self) -> Result<Step> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(step) = self.poll() {
+                return Ok(step);
+            }
+            self.flush()?;
+            self.sleep()?;
+            self.receive()?;
+            if Instant::now() > until {
+                bail!("the target does not answer");
+            }
+        }
+    }
+
+    /// Sends one command and waits for its answer.
+    pub(crate) fn ask(&mut self, sqe: Sqe, payload: Payload) -> Result<Done> {
+        if self.queue.submit(sqe, payload, 0).is_err() {
+            bail!("the queue has no room");
+        }
+        match self.wait_for_step()? {
+            Step::Done(done) => Ok(done),
+            Step::Close(end) => bail!("{}", why(end)),
+            step => bail!("the target answered with {step:?}"),
+        }
+    }
+}
+
+/// Why a connection ended, for people.
+pub(crate) fn why(end: End) -> String {
+    match end {
+        End::Violation(violation) => format!("the target broke a rule: {}", violation.name()),
+        End::Terminated { fes, fei } => format!("the target complains: FES {fes:#x}, FEI {fei:#x}"),
+    }
+}
+
+fn received(got: io::Result<usize>) -> io::Result<usize> {
+    match got {
+        Ok(0) => Err(ErrorKind::ConnectionReset.into()),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+        other => other,
+    }
+}
+
+/// A disk that was attached: its Admin queue, which keeps it, and one I/O queue.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    _admin: Wire,
+    pub(crate) io: Wire,
+    /// Binary logarithm of the block size.
+    pub(crate) shift: u8,
+    pub(crate) blocks: u64,
+}
+
+/// Digests that are asked for: of headers and of data.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Digests {
+    pub(crate) header: bool,
+    pub(crate) data: bool,
+}
+
+/// Attaches the disk of subsystem `nqn`, with an I/O queue for `depth` commands at once.
+pub(crate) fn attach(
+    address: SocketAddr,
+    nqn: &str,
+    depth: u16,
+    digests: Digests,
+    memory: impl Fn(usize) -> Option<Buffer>,
+) -> Result<Attached> {
+    let host = "nqn.2014-08.org.nvmexpress:uuid:7d0c1a52-3f0e-4d3b-9a55-0b0f4c4d5e6f";
+    let data = |cntlid| ConnectData::emit([0x7d; 16], cntlid, nqn, host);
+    let with = |options| Options {
+        header_digest: digests.header,
+        data_digest: digests.data,
+        flow_control: false,
+        ..options
+    };
+    let (mut admin, cntlid) = Wire::open(address, with(Options::admin()), data(CNTLID_DYNAMIC)?)?;
+    let mut controller = Controller::new(cntlid, 1);
+    while let Some(ask) = controller.ask() {
+        let payload = match ask.len {
+            0 => Payload::None,
+            len => Payload::Receive(memory(len).context("no memory for a page")?),
+        };
+        let Done { status, result, buffer, .. } = admin.ask(ask.sqe, payload)?;
+        controller.answer(status, result, buffer.as_ref().map_or(&[], Buffer::bytes))?;
+    }
+    let _ = admin.ask(AdminCommand::KeepAlive.emit(), Payload::None)?;
+    let namespace = controller.namespaces().first().context("the subsystem has no namespace")?;
+    let options = Options::io(1, depth + 1, controller.capsule_data());
+    let (io, _) = Wire::open(address, with(options), data(cntlid)?)?;
+    let (shift, blocks) = (namespace.shift(), namespace.figure.nsze.get());
+    Ok(Attached { _admin: admin, io, shift, blocks })
+}
