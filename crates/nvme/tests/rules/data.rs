@@ -1,0 +1,290 @@
+//! Classes 5 and 6: data from the host, and its own Terminate Connection Request (NVMe/TCP 1.0 §3.3.2.1, §3.6.2.4,
+//! §3.6.2.8).
+
+use export::Reason;
+use nvme::command::AdminCommand;
+use nvme::status::Status;
+use nvme::tcp::pdu::kind;
+
+use crate::says::{PLAIN, capsule, data_fields, data_of, frame, h2c, read, write};
+use crate::world::{Id, Reply, World};
+
+/// An I/O queue with a write of eight blocks under way: command 5, of which nothing has come.
+struct Writing {
+    world: World,
+    bystander: (Id, Id),
+    admin: Id,
+    io: Id,
+    ttag: u16,
+    before: Vec<u8>,
+}
+
+fn writing() -> Writing {
+    let mut world = World::new();
+    let bystander = world.bystander();
+    let (admin, io) = world.attached();
+    let before = world.disk.clone();
+    world.send(io, &capsule(PLAIN, &write(16, 8).with_cid(5), &[]));
+    let [Reply::R2t { cid: 5, ttag, offset: 0, len: 4096 }] = world.replies(io)[..] else {
+        panic!()
+    };
+    Writing { world, bystander, admin, io, ttag, before }
+}
+
+/// Sends `pdu` for that write, which must end the connection and write nothing.
+fn ends(pdu: impl Fn(u16) -> Vec<u8>, fes: u16, fei: u32) {
+    let Writing { mut world, bystander, io, ttag, before, .. } = writing();
+    world.send(io, &pdu(ttag));
+    world.terminated(io, fes, fei);
+    assert!(world.disk == before);
+    world.serves(bystander);
+    world.end_all();
+}
+
+#[test]
+fn data_that_was_asked_for_is_written() {
+    let Writing { mut world, io, ttag, .. } = writing();
+    world.send(io, &h2c(PLAIN, 5, ttag, 0, &[1; 4000], false));
+    assert!(world.replies(io).is_empty());
+    world.send(io, &h2c(PLAIN, 5, ttag, 4000, &[2; 96], true));
+    assert!(matches!(world.replies(io)[..], [Reply::Done(cqe)] if cqe.outcome().is_success()));
+    assert_eq!(world.disk[16 * 512..][..4000], [1; 4000]);
+    assert_eq!(world.disk[16 * 512 + 4000..][..96], [2; 96]);
+    world.end_all();
+}
+
+#[test]
+fn data_that_nobody_asked_for_ends_the_connection() {
+    ends(|ttag| h2c(PLAIN, 5, ttag + 1, 0, &[1; 4096], true), 2, 0);
+    ends(|_| h2c(PLAIN, 5, 127, 0, &[1; 4096], true), 2, 0);
+    ends(|_| h2c(PLAIN, 5, 128, 0, &[1; 4096], true), 1, 10);
+    ends(|_| h2c(PLAIN, 5, 0xffff, 0, &[1; 4096], true), 1, 10);
+    ends(|ttag| h2c(PLAIN, 6, ttag, 0, &[1; 4096], true), 1, 8);
+}
+
+#[test]
+fn data_before_connect_ends_the_connection() {
+    for ttag in [0, 1, 0xffff] {
+        let mut world = World::new();
+        let id = world.initialized(PLAIN);
+        world.send(id, &h2c(PLAIN, 0, ttag, 0, &[1; 64], true));
+        let fes = if ttag == 0 { (2, 0) } else { (1, 10) };
+        world.terminated(id, fes.0, fes.1);
+        world.end_all();
+    }
+}
+
+#[test]
+fn data_must_begin_where_the_last_ended() {
+    for offset in [1, 4, 4096, u32::MAX, 1 << 31] {
+        ends(|ttag| h2c(PLAIN, 5, ttag, offset, &[1; 64], false), 4, 12);
+    }
+    ends(
+        |ttag| {
+            let first = h2c(PLAIN, 5, ttag, 0, &[1; 2048], false);
+            [first, h2c(PLAIN, 5, ttag, 1024, &[1; 2048], true)].concat()
+        },
+        4,
+        12,
+    );
+}
+
+#[test]
+fn data_must_not_go_beyond_what_was_asked_for() {
+    ends(|ttag| h2c(PLAIN, 5, ttag, 0, &[1; 4100], true), 4, 16);
+    ends(
+        |ttag| {
+            let first = h2c(PLAIN, 5, ttag, 0, &[1; 4000], false);
+            [first, h2c(PLAIN, 5, ttag, 4000, &[1; 100], true)].concat()
+        },
+        4,
+        16,
+    );
+    ends(|ttag| h2c(PLAIN, 5, ttag, 0, &vec![1; (1 << 20) + 4], true), 5, 16);
+}
+
+#[test]
+fn offset_and_length_that_wrap_end_the_connection() {
+    ends(|ttag| h2c(PLAIN, 5, ttag, u32::MAX - 63, &[1; 128], true), 4, 12);
+    let huge = |ttag| {
+        let mut pdu =
+            frame(PLAIN, kind::H2C_DATA, 4, &data_fields(5, ttag, 0, u32::MAX - 24), &[1; 64]);
+        pdu[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
+        pdu
+    };
+    ends(huge, 5, 16);
+}
+
+#[test]
+fn the_length_must_be_that_of_the_pdu_and_not_zero() {
+    for datal in [1, 63, 65, 4096, u32::MAX] {
+        ends(
+            |ttag| frame(PLAIN, kind::H2C_DATA, 4, &data_fields(5, ttag, 0, datal), &[1; 64]),
+            1,
+            16,
+        );
+    }
+    ends(|ttag| frame(PLAIN, kind::H2C_DATA, 4, &data_fields(5, ttag, 0, 0), &[1; 64]), 1, 16);
+    ends(|ttag| frame(PLAIN, kind::H2C_DATA, 4, &data_fields(5, ttag, 0, 0), &[]), 1, 16);
+}
+
+#[test]
+fn the_last_pdu_and_no_other_is_marked() {
+    ends(|ttag| h2c(PLAIN, 5, ttag, 0, &[1; 4096], false), 1, 1);
+    ends(|ttag| h2c(PLAIN, 5, ttag, 0, &[1; 2048], true), 1, 1);
+}
+
+#[test]
+fn data_after_the_last_ends_the_connection_and_the_write_stands() {
+    let Writing { mut world, bystander, io, ttag, .. } = writing();
+    world.send(io, &h2c(PLAIN, 5, ttag, 0, &[1; 4096], true));
+    assert!(matches!(world.replies(io)[..], [Reply::Done(_)]));
+    world.send(io, &h2c(PLAIN, 5, ttag, 0, &[2; 4096], true));
+    world.terminated(io, 2, 0);
+    assert_eq!(world.disk[16 * 512..24 * 512], [1; 4096]);
+    world.serves(bystander);
+    world.end_all();
+}
+
+#[test]
+fn data_while_the_write_is_on_the_disk_ends_the_connection() {
+    let Writing { mut world, io, ttag, .. } = writing();
+    world.conn(io).hold = true;
+    world.send(io, &h2c(PLAIN, 5, ttag, 0, &[1; 4096], true));
+    assert_eq!(world.conn(io).jobs.len(), 1);
+    world.send(io, &h2c(PLAIN, 5, ttag, 0, &[2; 4096], true));
+    world.terminated(io, 2, 0);
+    world.finish(io, Ok(()));
+    assert_eq!(world.disk[16 * 512..24 * 512], [1; 4096], "memory in use is not written to");
+    world.end_all();
+}
+
+#[test]
+fn data_for_a_read_ends_the_connection() {
+    let mut world = World::new();
+    let (_, io) = world.attached();
+    world.conn(io).hold = true;
+    world.send(io, &capsule(PLAIN, &read(0, 8).with_cid(5), &[]));
+    for ttag in 0..1 {
+        world.send(io, &h2c(PLAIN, 5, ttag, 0, &[1; 4096], true));
+    }
+    world.terminated(io, 2, 0);
+    world.end_all();
+}
+
+#[test]
+fn data_of_an_aborted_command_goes_nowhere() {
+    let Writing { mut world, admin, io, ttag, before, .. } = writing();
+    world.send(io, &h2c(PLAIN, 5, ttag, 0, &[1; 1024], false));
+    let cqe = world.ask(admin, &AdminCommand::Abort { sqid: 1, cid: 5 }.emit(), &[]);
+    assert_eq!((cqe.outcome(), cqe.dw0.get()), (Status::SUCCESS, 0));
+    assert!(matches!(world.replies(io)[..],
+        [Reply::Done(cqe)] if cqe.outcome() == Status::ABORT_REQUESTED));
+    world.send(io, &h2c(PLAIN, 5, ttag, 1024, &[1; 1024], false));
+    // The identifier is free again though the data of its first command is still coming.
+    assert_eq!(world.fetch(io, &read(0, 1).with_cid(5)), before[..512]);
+    world.send(io, &h2c(PLAIN, 5, ttag, 2048, &[1; 2048], true));
+    assert_eq!(world.conn(io).closed, None);
+    assert!(world.replies(io).is_empty() && world.disk == before);
+    world.end_all();
+}
+
+#[test]
+fn an_abort_in_the_middle_of_a_pdu_keeps_the_stream_in_step() {
+    for cut in [24, 25, 1000, 24 + 4095] {
+        let Writing { mut world, admin, io, ttag, before, .. } = writing();
+        let pdu = h2c(PLAIN, 5, ttag, 0, &[1; 4096], true);
+        world.send(io, &pdu[..cut]);
+        world.ask(admin, &AdminCommand::Abort { sqid: 1, cid: 5 }.emit(), &[]);
+        world.replies(io);
+        world.send(io, &pdu[cut..]);
+        assert!(world.disk == before);
+        assert_eq!(world.fetch(io, &read(2, 1).with_cid(5)), before[1024..1536]);
+        world.end_all();
+    }
+}
+
+#[test]
+fn data_of_an_aborted_command_keeps_its_rules() {
+    let Writing { mut world, admin, io, ttag, .. } = writing();
+    world.ask(admin, &AdminCommand::Abort { sqid: 1, cid: 5 }.emit(), &[]);
+    world.replies(io);
+    world.send(io, &h2c(PLAIN, 5, ttag, 8, &[1; 64], false));
+    world.terminated(io, 4, 12);
+    world.end_all();
+}
+
+#[test]
+fn r2ts_are_answered_in_any_order() {
+    let mut world = World::new();
+    let (_, io) = world.attached();
+    let many: Vec<u8> = (0..64)
+        .flat_map(|cid: u16| capsule(PLAIN, &write(u64::from(cid) * 8, 8).with_cid(cid), &[]))
+        .collect();
+    world.send(io, &many);
+    let mut asked: Vec<(u16, u16)> = world
+        .replies(io)
+        .iter()
+        .map(|reply| match *reply {
+            Reply::R2t { cid, ttag, .. } => (cid, ttag),
+            _ => panic!("{reply:02x?}"),
+        })
+        .collect();
+    assert_eq!(asked.len(), 64);
+    asked.sort_by_key(|&(cid, _)| cid.wrapping_mul(37) % 64);
+    for half in 0..2_u32 {
+        for &(cid, ttag) in &asked {
+            let data = [u8::try_from(cid).unwrap() + 1; 2048];
+            world.send(io, &h2c(PLAIN, cid, ttag, half * 2048, &data, half == 1));
+        }
+    }
+    for cid in 0..64_usize {
+        assert!(
+            world.disk[cid * 4096..(cid + 1) * 4096].iter().all(|&b| usize::from(b) == cid + 1)
+        );
+    }
+    let replies = world.replies(io);
+    assert!((0..64).all(|cid| data_of(&replies, cid).is_empty()));
+    world.end_all();
+}
+
+#[test]
+fn a_host_that_terminates_is_left_without_another_word() {
+    for fes in [0, 1, 2, 3, 4, 5, 6, 7, 0xffff_u16] {
+        for len in [0, 1, 24, 127, 128] {
+            let Writing { mut world, bystander, io, .. } = writing();
+            let fields = [&fes.to_le_bytes()[..], &[0xff; 14]].concat();
+            let mut pdu = frame(PLAIN, kind::H2C_TERM_REQ, 0, &fields, &vec![7; len]);
+            pdu[3] = 0;
+            world.send(io, &pdu);
+            assert_eq!(world.conn(io).closed, Some(Reason::Peer));
+            assert!(world.replies(io).is_empty());
+            world.serves(bystander);
+            world.end_all();
+        }
+    }
+}
+
+#[test]
+fn a_terminate_request_that_breaks_the_rules_is_not_answered_with_another() {
+    for (plen, hlen) in [(0_u32, 24), (23, 24), (153, 24), (u32::MAX, 24), (24, 23), (24, 152)] {
+        let Writing { mut world, bystander, io, .. } = writing();
+        let mut pdu = frame(PLAIN, kind::H2C_TERM_REQ, 0, &[0; 16], &[0; 200]);
+        (pdu[2], pdu[3]) = (hlen, 0);
+        pdu[4..8].copy_from_slice(&plen.to_le_bytes());
+        world.send(io, &pdu);
+        assert_eq!(world.conn(io).closed, Some(Reason::Violation));
+        assert!(world.replies(io).is_empty());
+        world.serves(bystander);
+        world.end_all();
+    }
+}
+
+#[test]
+fn a_terminate_request_is_heard_before_anything_else_was_said() {
+    let mut world = World::new();
+    let id = world.open();
+    world.send(id, &frame(PLAIN, kind::H2C_TERM_REQ, 0, &[0; 16], &[]));
+    assert_eq!(world.conn(id).closed, Some(Reason::Peer));
+    world.end_all();
+}

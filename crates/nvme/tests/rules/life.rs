@@ -1,0 +1,265 @@
+//! Class 11: the end of connections, at any moment, and what comes after (NVMe Base 2.0 §3.6, §3.9).
+
+use std::time::Duration;
+
+use export::{Event, Fault, Reason};
+use nvme::command::{AdminCommand, FabricsCommand, IoCommand};
+use nvme::status::Status;
+use nvme::wire::feature::fid;
+use nvme::wire::{Fuse, Sgl};
+use zerocopy::IntoBytes;
+
+use crate::says::{
+    ENABLE, PLAIN, capsule, configure, connect_data, connect_sqe, h2c, ic_req, read, write,
+    write_in_capsule,
+};
+use crate::world::{Id, Reply, World};
+
+/// What a host says on an I/O queue until the moment at which it is cut off.
+fn conversation() -> Vec<u8> {
+    let compare =
+        IoCommand::Compare { nsid: 1, slba: 3, nlb: 1, fua: false, limited_retry: false }.emit();
+    let ranges = IoCommand::DatasetManagement { nsid: 1, ranges: 1, deallocate: true }.emit();
+    let commands = [
+        (read(0, 8), vec![]),
+        (write_in_capsule(8, 1), vec![1; 512]),
+        (write(16, 8), vec![]),
+        (compare.with_data(Sgl::in_capsule(0, 512)).with_fuse(Fuse::First), vec![3; 512]),
+        (write_in_capsule(3, 1).with_fuse(Fuse::Second), vec![4; 512]),
+        (ranges.with_data(Sgl::in_capsule(0, 16)), vec![0; 16]),
+        (IoCommand::Flush { nsid: 1 }.emit(), vec![]),
+        (
+            IoCommand::Verify { nsid: 1, slba: 0, nlb: 1024, fua: false, limited_retry: false }
+                .emit(),
+            vec![],
+        ),
+    ];
+    let numbered = commands.iter().zip(0..);
+    numbered.flat_map(|((sqe, data), cid)| capsule(PLAIN, &sqe.with_cid(cid), data)).collect()
+}
+
+/// Cuts the conversation at `cut`, by `how`, with everything that reached the disk still there.
+fn cut_at(cut: usize, how: impl Fn(&mut World, Id, Id)) {
+    let mut world = World::new();
+    let (admin, io) = world.attached();
+    world.conn(io).hold = true;
+    world.send(io, &conversation()[..cut]);
+    how(&mut world, admin, io);
+    let count = world.conn(io).jobs.len();
+    for at in 0..count {
+        let result = if at % 2 == 0 { Ok(()) } else { Err(Fault::Io) };
+        world.finish(io, result);
+    }
+    assert!(world.conn(io).jobs.is_empty(), "a queue that is closed asks for nothing more");
+    world.end_all();
+}
+
+#[test]
+fn a_connection_can_be_cut_at_any_byte() {
+    let len = conversation().len();
+    for cut in (0..len).step_by(37).chain([len]) {
+        cut_at(cut, |world, _, io| world.disconnect(io));
+    }
+}
+
+#[test]
+fn an_association_can_be_cut_at_any_byte_of_its_io_queue() {
+    let len = conversation().len();
+    for cut in (0..len).step_by(173).chain([len]) {
+        cut_at(cut, |world, admin, io| {
+            world.disconnect(admin);
+            assert_eq!(world.conn(io).closed, Some(Reason::Ended));
+        });
+        cut_at(cut, |world, admin, io| {
+            world.send(admin, &capsule(PLAIN, &configure(0), &[]));
+            assert_eq!(world.conn(io).closed, Some(Reason::Ended));
+        });
+    }
+}
+
+#[test]
+fn a_violation_leaves_what_the_disk_has_to_its_end() {
+    cut_at(conversation().len(), |world, _, io| {
+        world.send(io, &[0xff; 8]);
+        assert_eq!(world.conn(io).closed, Some(Reason::Violation));
+    });
+}
+
+#[test]
+fn a_handshake_can_be_cut_at_any_byte() {
+    let connect = capsule(PLAIN, &connect_sqe(0, 32), connect_data(0xffff).as_bytes());
+    let bytes = [ic_req(PLAIN), connect, capsule(PLAIN, &configure(ENABLE), &[])].concat();
+    let mut world = World::new();
+    let bystander = world.bystander();
+    for cut in 0..=bytes.len() {
+        let id = world.open();
+        world.send(id, &bytes[..cut]);
+        world.disconnect(id);
+    }
+    world.serves(bystander);
+    world.end_all();
+}
+
+#[test]
+fn stopping_finishes_what_the_disk_has_and_closes() {
+    let mut world = World::new();
+    let (admin, io) = world.attached();
+    world.conn(io).hold = true;
+    world.send(io, &conversation());
+    world.replies(io);
+    world.stop();
+    assert_eq!(world.conn(admin).closed, Some(Reason::Stopping));
+    for _ in 0..100 {
+        if !world.conn(io).jobs.is_empty() {
+            world.finish(io, Ok(()));
+        }
+    }
+    assert!(matches!(world.conn(io).closed, Some(Reason::Stopping | Reason::Ended)));
+    world.end_all();
+}
+
+#[test]
+fn a_write_of_an_old_association_never_lands_on_newer_data() {
+    let mut world = World::new();
+    let bystander = world.bystander();
+    let (admin, io) = world.attached();
+    world.conn(io).hold = true;
+    world.send(io, &capsule(PLAIN, &write_in_capsule(5, 1), &[1; 512]));
+    world.disconnect(admin);
+    let id = world.initialized(PLAIN);
+    let connect = capsule(PLAIN, &connect_sqe(0, 32), connect_data(0xffff).as_bytes());
+    world.send(id, &connect);
+    assert!(world.replies(id).is_empty(), "the old write is still on the disk");
+    world.serves(bystander);
+    world.finish(io, Ok(()));
+    let [Reply::Done(cqe)] = world.replies(id)[..] else { panic!() };
+    assert_eq!(cqe.outcome(), Status::SUCCESS);
+    world.end_all();
+}
+
+#[test]
+fn a_connect_that_waits_too_long_for_an_old_association_is_let_go() {
+    let mut world = World::new();
+    let (admin, io) = world.attached();
+    world.conn(io).hold = true;
+    world.send(io, &capsule(PLAIN, &write_in_capsule(5, 1), &[1; 512]));
+    world.disconnect(admin);
+    let id = world.initialized(PLAIN);
+    world.send(id, &capsule(PLAIN, &connect_sqe(0, 32), connect_data(0xffff).as_bytes()));
+    world.pass(Duration::from_secs(10));
+    assert_eq!(world.conn(id).closed, Some(Reason::Timeout));
+    world.finish(io, Ok(()));
+    world.admin();
+    world.end_all();
+}
+
+#[test]
+fn an_old_controller_identifier_opens_nothing() {
+    let mut world = World::new();
+    let (admin, cntlid) = world.admin();
+    world.disconnect(admin);
+    let io = world.initialized(PLAIN);
+    let cqe = world.ask(io, &connect_sqe(1, 32), connect_data(cntlid).as_bytes());
+    assert_eq!(cqe.outcome(), Status::CONNECT_INVALID_PARAMETERS.dnr());
+    assert_eq!(cqe.dw0.get(), 1 << 16 | 16);
+    let (_, next) = world.admin();
+    assert_ne!(next, cntlid, "identifiers are not used again at once");
+    world.end_all();
+}
+
+#[test]
+fn a_thousand_hosts_come_and_go_and_leave_nothing() {
+    let mut world = World::new();
+    let bystander = world.bystander();
+    for _ in 0..1000 {
+        let (admin, _) = world.admin();
+        world.disconnect(admin);
+    }
+    let list = world.fetch(bystander.0, &AdminCommand::identify(0x13, 0).emit());
+    assert_eq!(list[..2], [1, 0], "one controller is left");
+    world.serves(bystander);
+    world.end_all();
+}
+
+#[test]
+fn a_detached_disk_is_reported_once() {
+    let mut world = World::new();
+    let (admin, io) = world.attached();
+    world.send(admin, &[0xff; 8]);
+    world.disconnect(admin);
+    world.disconnect(io);
+    let count = |wanted: fn(&Event) -> bool, events: &[Event]| {
+        events.iter().filter(|event| wanted(event)).count()
+    };
+    let events = &world.conn(admin).events;
+    assert_eq!(count(|event| matches!(event, Event::Attached { .. }), events), 1);
+    assert_eq!(count(|event| matches!(event, Event::Detached { .. }), events), 1);
+    world.end_all();
+}
+
+#[test]
+fn payload_received_in_place_is_the_same_as_payload_in_the_stream() {
+    use export::{News, Session};
+    let mut world = World::new();
+    let (_, io) = world.attached();
+    let [Reply::R2t { ttag, .. }] = world.command(io, &write(0, 64), &[])[..] else { panic!() };
+    let pdu = h2c(PLAIN, 0, ttag, 0, &[0x5a; 64 * 512], true);
+    world.send(io, &pdu[..100]);
+    for size in [1, 10_000, usize::MAX] {
+        world.land(io, 0x5a, size);
+    }
+    assert!(matches!(world.replies(io)[..], [Reply::Done(cqe)] if cqe.outcome().is_success()));
+    assert_eq!(world.disk[..64 * 512], [0x5a; 64 * 512]);
+    // The queue ends while the driver receives.
+    let [Reply::R2t { ttag, .. }] = world.command(io, &write(0, 64), &[])[..] else { panic!() };
+    world.send(io, &h2c(PLAIN, 0, ttag, 0, &[1; 64 * 512], true)[..24]);
+    let now = world.now;
+    let session = world.session(io);
+    let landing = session.landing().unwrap();
+    session.tell(now, &News::Disconnected);
+    session.landed(now, landing, 512);
+    assert!(session.landing().is_none());
+    world.disconnect(io);
+    world.end_all();
+}
+
+#[test]
+fn an_abort_while_the_driver_receives_keeps_the_stream_in_step() {
+    use export::Session;
+    let mut world = World::new();
+    let (admin, io) = world.attached();
+    let [Reply::R2t { ttag, .. }] = world.command(io, &write(0, 64).with_cid(9), &[])[..] else {
+        panic!()
+    };
+    let pdu = h2c(PLAIN, 9, ttag, 0, &[0x5a; 64 * 512], true);
+    world.send(io, &pdu[..24]);
+    let landing = world.session(io).landing().unwrap();
+    let cqe = world.ask(admin, &AdminCommand::Abort { sqid: 1, cid: 9 }.emit(), &[]);
+    assert_eq!(cqe.dw0.get(), 0);
+    let now = world.now;
+    world.session(io).landed(now, landing, 1000);
+    world.send(io, &pdu[1024..]);
+    assert!(matches!(world.replies(io)[..],
+        [Reply::Done(cqe)] if cqe.outcome() == Status::ABORT_REQUESTED));
+    assert_eq!(world.fetch(io, &read(1, 1).with_cid(9)), world.disk[512..1024]);
+    assert_eq!(world.disk[511], 0);
+    world.end_all();
+}
+
+#[test]
+fn features_and_properties_are_served_while_io_is_on_the_disk() {
+    let mut world = World::new();
+    let (admin, io) = world.attached();
+    world.conn(io).hold = true;
+    world.send(io, &conversation());
+    let get = AdminCommand::get_features(fid::NUMBER_OF_QUEUES).emit();
+    assert_eq!(world.status(admin, &get), Status::SUCCESS);
+    let same = FabricsCommand::PropertySet {
+        attrib: nvme::command::PropertySize::Four,
+        offset: 0x14,
+        value: ENABLE.into(),
+    };
+    assert_eq!(world.status(admin, &same.emit()), Status::SUCCESS);
+    assert_eq!(world.conn(io).closed, None);
+    world.end_all();
+}

@@ -1,0 +1,430 @@
+//! A target in memory: a disk that is a `Vec<u8>`, connections that are byte strings, and time that only the test moves.
+//! It knows the seam and the target's public face, and nothing of what is inside.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use export::{
+    Access, Account, Admitted, Catalogue, Event, Export, Fault, Geometry, Identity, News, Op, Peer,
+    Pool, Reason, Session, Step,
+};
+use nvme::target::{Port, Queue, Target};
+use nvme::tcp::{Deframer, Pdu, Piece, Side, pdu};
+use nvme::wire::completion::Cqe;
+
+/// The subsystem of the disk.
+pub(crate) const DISK: &str = "nqn.2014-08.org.nvmexpress:uuid:disk";
+
+/// Blocks of the disk, of 512 bytes: 2 MiB.
+pub(crate) const BLOCKS: u64 = 4096;
+
+/// Bytes of the disk of a small world.
+const SMALL: usize = 1 << 17;
+
+/// What fills memory that nobody has written to; it must never be seen on the wire.
+pub(crate) const POISON: u8 = 0xee;
+
+/// Everything that a test plays with.
+pub(crate) struct World {
+    pub(crate) catalogue: Arc<Catalogue>,
+    pub(crate) disk: Vec<u8>,
+    pub(crate) now: Instant,
+    target: Arc<Target>,
+    pool: Pool,
+    conns: Vec<Conn>,
+    /// How the next requests end.
+    pub(crate) faults: VecDeque<Result<(), Fault>>,
+    pub(crate) port: Port,
+}
+
+/// One connection, from the driver's side.
+pub(crate) struct Conn {
+    session: Queue,
+    account: Account,
+    /// Came and was not taken yet.
+    stage: Vec<u8>,
+    wire: Vec<u8>,
+    reader: Deframer,
+    /// Whether requests wait until the test ends them.
+    pub(crate) hold: bool,
+    pub(crate) jobs: VecDeque<Admitted>,
+    pub(crate) closed: Option<Reason>,
+    disconnected: bool,
+    pub(crate) submitted: usize,
+    completed: usize,
+    pub(crate) events: Vec<Event>,
+    /// The longest queue of steps seen, in bytes to be sent.
+    pub(crate) burst: usize,
+}
+
+/// What came back, as a host sees it.
+#[derive(Debug, Clone)]
+#[allow(dead_code, reason = "fields that no test looks at show in failures")]
+pub(crate) enum Reply {
+    Accepted(pdu::IcResp),
+    Done(Cqe),
+    Data { cid: u16, offset: u32, bytes: Vec<u8>, last: bool, success: bool },
+    R2t { cid: u16, ttag: u16, offset: u32, len: u32 },
+    Terminated { fes: u16, fei: u32, header: Vec<u8> },
+}
+
+/// Number of a connection in its world.
+pub(crate) type Id = usize;
+
+impl World {
+    /// A world with one writable disk, whose block n is filled with the byte n mod 199.
+    pub(crate) fn new() -> Self {
+        Self::with_pool(64 << 20)
+    }
+
+    /// The same with a pool of `limit` bytes. Its free memory is poisoned.
+    pub(crate) fn with_pool(limit: usize) -> Self {
+        let pool = Pool::new(limit);
+        poison(&pool);
+        let catalogue = Arc::new(Catalogue::default());
+        catalogue.lend(disk(Access::Writable, 512));
+        let target = Target::new(catalogue.clone());
+        let block = |at: u64| [u8::try_from(at % 199).unwrap(); 512];
+        let disk = (0..BLOCKS).flat_map(block).collect();
+        let (now, conns, faults) = (Instant::now(), Vec::new(), VecDeque::new());
+        Self { catalogue, disk, now, target, pool, conns, faults, port: Port::Any }
+    }
+
+    /// A world with a disk of zeros that is as small as is of use, and no poison: for tests that need many.
+    pub(crate) fn small(limit: usize) -> Self {
+        let catalogue = Arc::new(Catalogue::default());
+        let target = Target::new(catalogue.clone());
+        let disk = vec![0; SMALL];
+        let (now, conns, faults, pool) =
+            (Instant::now(), Vec::new(), VecDeque::new(), Pool::new(limit));
+        let world = Self { catalogue, disk, now, target, pool, conns, faults, port: Port::Any };
+        world.lend_small(self::disk(Access::Writable, 512));
+        world
+    }
+
+    /// Lends a disk, cut to the size of a small world's.
+    pub(crate) fn lend_small(&self, export: Arc<Export>) {
+        export.resize(SMALL as u64);
+        self.catalogue.lend(export);
+    }
+
+    /// A new connection.
+    pub(crate) fn open(&mut self) -> Id {
+        let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
+        let peer = Peer { remote: address(1024), local: address(4420) };
+        let account = self.pool.open();
+        let session = self.target.session(peer, self.port, account.clone(), self.now);
+        self.conns.push(Conn {
+            session,
+            account,
+            stage: Vec::new(),
+            wire: Vec::new(),
+            reader: Deframer::new(Side::Host, 0),
+            hold: false,
+            jobs: VecDeque::new(),
+            closed: None,
+            disconnected: false,
+            submitted: 0,
+            completed: 0,
+            events: Vec::new(),
+            burst: 0,
+        });
+        self.conns.len() - 1
+    }
+
+    pub(crate) fn conn(&mut self, id: Id) -> &mut Conn {
+        &mut self.conns[id]
+    }
+
+    /// The host is gone, if it was not before.
+    pub(crate) fn disconnect_once(&mut self, id: Id) {
+        if !self.conns[id].disconnected {
+            self.disconnect(id);
+        }
+    }
+
+    /// Whether bytes that come now would be taken at once.
+    pub(crate) fn is_listening(&self, id: Id) -> bool {
+        let conn = &self.conns[id];
+        conn.stage.is_empty() && conn.closed.is_none() && !conn.disconnected
+    }
+
+    /// Carries out what the sessions ask for.
+    pub(crate) fn settle(&mut self) {
+        self.run();
+    }
+
+    /// The session of a connection.
+    pub(crate) fn session(&mut self, id: Id) -> &mut Queue {
+        &mut self.conns[id].session
+    }
+
+    /// At most `size` bytes of payload, all `byte`, are received where they belong.
+    pub(crate) fn land(&mut self, id: Id, byte: u8, size: usize) {
+        let session = &mut self.conns[id].session;
+        let mut landing = session.landing().expect("payload is due");
+        let end = landing.end.min(landing.start.saturating_add(size));
+        landing.buffer.bytes_mut()[landing.start..end].fill(byte);
+        let got = end - landing.start;
+        session.landed(self.now, landing, got);
+        self.run();
+    }
+
+    /// Bytes come from the host.
+    pub(crate) fn send(&mut self, id: Id, bytes: &[u8]) {
+        if self.conns[id].closed.is_none() && !self.conns[id].disconnected {
+            self.conns[id].stage.extend_from_slice(bytes);
+        }
+        self.run();
+    }
+
+    /// Time passes, and deadlines with it.
+    pub(crate) fn pass(&mut self, time: Duration) {
+        self.now += time;
+        for conn in &mut self.conns {
+            if conn.session.deadline().is_some_and(|deadline| deadline <= self.now) {
+                conn.session.tick(self.now);
+            }
+        }
+        self.run();
+    }
+
+    /// Ends the oldest request that a connection holds.
+    pub(crate) fn finish(&mut self, id: Id, result: Result<(), Fault>) {
+        let job = self.conns[id].jobs.pop_front().expect("a request is held");
+        if self.end(id, job, result) {
+            self.tell_all(News::Changed);
+        }
+        self.run();
+    }
+
+    /// Tells every connection that something changed.
+    pub(crate) fn changed(&mut self) {
+        self.tell_all(News::Changed);
+        self.run();
+    }
+
+    /// The program is about to stop.
+    pub(crate) fn stop(&mut self) {
+        self.tell_all(News::Stopping);
+        self.run();
+    }
+
+    /// The host is gone.
+    pub(crate) fn disconnect(&mut self, id: Id) {
+        self.conns[id].session.tell(self.now, &News::Disconnected);
+        self.conns[id].disconnected = true;
+        self.run();
+    }
+
+    fn tell_all(&mut self, news: News) {
+        for conn in self.conns.iter_mut().filter(|conn| !conn.disconnected) {
+            conn.session.tell(self.now, &news);
+        }
+    }
+
+    /// Carries out what the sessions ask for until all are content.
+    fn run(&mut self) {
+        loop {
+            let mut roused = false;
+            let mut busy = false;
+            for id in 0..self.conns.len() {
+                roused |= self.drain(id);
+                busy |= self.offer(id);
+            }
+            if roused {
+                self.tell_all(News::Changed);
+            } else if !busy {
+                return;
+            }
+        }
+    }
+
+    /// Takes every step of a session. Tells whether the others must be told.
+    fn drain(&mut self, id: Id) -> bool {
+        let mut roused = false;
+        let mut burst = 0;
+        while let Some(step) = self.conns[id].session.poll() {
+            let conn = &mut self.conns[id];
+            match step {
+                Step::Send(segment) => {
+                    assert!(conn.closed.is_none(), "nothing is sent after the close");
+                    burst += segment.len();
+                    segment.parts().iter().for_each(|part| conn.wire.extend_from_slice(part));
+                }
+                Step::Submit(job) => {
+                    assert!(conn.closed.is_none(), "nothing is asked of the disk after the close");
+                    conn.submitted += 1;
+                    match conn.hold {
+                        true => conn.jobs.push_back(job),
+                        false => roused |= self.carry_out(id, job),
+                    }
+                }
+                Step::Report(event) => conn.events.push(event),
+                Step::Rouse => roused = true,
+                Step::Close(reason) => {
+                    assert_eq!(conn.closed.replace(reason), None, "closed once");
+                    conn.stage.clear();
+                }
+            }
+        }
+        let conn = &mut self.conns[id];
+        conn.burst = conn.burst.max(burst);
+        assert!(conn.account.held() <= conn.account.share(), "memory is bounded");
+        roused
+    }
+
+    /// Offers a session what waits for it. Tells whether it took any.
+    fn offer(&mut self, id: Id) -> bool {
+        let conn = &mut self.conns[id];
+        if conn.stage.is_empty() || conn.disconnected || !conn.session.hungry() {
+            return false;
+        }
+        let taken = conn.session.receive(self.now, &conn.stage);
+        assert!(taken <= conn.stage.len());
+        conn.stage.drain(..taken);
+        taken > 0
+    }
+
+    fn carry_out(&mut self, id: Id, job: Admitted) -> bool {
+        let result = self.faults.pop_front().unwrap_or(Ok(()));
+        self.end(id, job, result)
+    }
+
+    fn end(&mut self, id: Id, mut job: Admitted, result: Result<(), Fault>) -> bool {
+        if result.is_ok() {
+            touch(&mut self.disk, &mut job);
+        }
+        let export = job.export().clone();
+        let (ticket, outcome) = job.finish(result);
+        self.conns[id].completed += 1;
+        self.conns[id].session.complete(self.now, ticket, outcome);
+        export.is_contended()
+    }
+
+    /// Everything that came back on a connection since the last look.
+    pub(crate) fn replies(&mut self, id: Id) -> Vec<Reply> {
+        let conn = &mut self.conns[id];
+        let bytes = std::mem::take(&mut conn.wire);
+        parse(&mut conn.reader, &bytes)
+    }
+
+    /// The bytes that came back on a connection since the last look.
+    pub(crate) fn raw(&mut self, id: Id) -> Vec<u8> {
+        std::mem::take(&mut self.conns[id].wire)
+    }
+
+    /// Ends every connection and every request, and checks that nothing is left.
+    pub(crate) fn end_all(mut self) {
+        for id in 0..self.conns.len() {
+            if !self.conns[id].disconnected {
+                self.disconnect(id);
+            }
+        }
+        for id in 0..self.conns.len() {
+            while !self.conns[id].jobs.is_empty() {
+                self.finish(id, Ok(()));
+            }
+            let conn = &self.conns[id];
+            assert_eq!(conn.submitted, conn.completed, "every request ended once");
+            assert_eq!(conn.account.held(), 0, "all memory came back");
+        }
+    }
+}
+
+/// Does to the bytes of the disk what a request asks for.
+fn touch(disk: &mut [u8], job: &mut Admitted) {
+    let start = usize::try_from(job.offset()).unwrap();
+    let place = &mut disk[start..start + usize::try_from(job.len()).unwrap()];
+    match job.op() {
+        Op::Read => job.bytes_mut().copy_from_slice(place),
+        Op::Write { .. } => place.copy_from_slice(job.bytes_mut()),
+        Op::Zero { .. } | Op::Discard => place.fill(0),
+        Op::Flush => {}
+    }
+}
+
+/// Has the free buffers of a pool, up to 128 KiB each, hold what was never meant for a host.
+fn poison(pool: &Pool) {
+    let accounts: Vec<Account> = (0..2).map(|_| pool.open()).collect();
+    for class in 0..6 {
+        let held: Vec<_> =
+            accounts.iter().filter_map(|account| account.take(export::PAGE << class)).collect();
+        for mut buffer in held {
+            buffer.bytes_mut().fill(POISON);
+        }
+    }
+}
+
+/// A disk of [`BLOCKS`] blocks of 512 bytes, lent under the name [`DISK`] with blocks of `block` bytes.
+pub(crate) fn disk(access: Access, block: u32) -> Arc<Export> {
+    let geometry = Geometry::new(block, block).unwrap();
+    let file = std::fs::File::open("/dev/null").unwrap().into();
+    let identity = Identity { uuid: [7; 16], serial: "serial".into(), ..Identity::default() };
+    let mut export = Export::new("disk", DISK, identity, geometry, BLOCKS * 512, file);
+    (export.access, export.discard, export.discard_zeroes) = (access, true, true);
+    Arc::new(export)
+}
+
+fn parse(reader: &mut Deframer, bytes: &[u8]) -> Vec<Reply> {
+    let mut replies = Vec::new();
+    let mut at = 0;
+    let mut payload = Vec::new();
+    let mut open = None;
+    while at < bytes.len() || reader.at_end() {
+        match reader.next(&bytes[at..]).expect("what the target sends keeps the rules") {
+            Piece::Short => panic!("the target sent a part of a PDU: {:02x?}", &bytes[at..]),
+            Piece::Header(n, pdu) => {
+                at += n;
+                match figure(pdu) {
+                    Reply::Accepted(response) => {
+                        reader.set_digests(response.dgst & 1 != 0, response.dgst & 2 != 0);
+                        replies.push(Reply::Accepted(response));
+                    }
+                    reply @ Reply::Data { .. } => open = Some(reply),
+                    reply @ Reply::Terminated { .. } if reader.payload_left() > 0 => {
+                        open = Some(reply)
+                    }
+                    reply => replies.push(reply),
+                }
+            }
+            Piece::Padding(n) => at += n,
+            Piece::Payload(data) => {
+                payload.extend_from_slice(data);
+                at += data.len();
+            }
+            Piece::End(n, right) => {
+                assert!(right, "data digests of the target are right");
+                at += n;
+                replies.push(with_payload(open.take().unwrap(), std::mem::take(&mut payload)));
+            }
+        }
+    }
+    assert!(open.is_none());
+    replies
+}
+
+fn figure(pdu: Pdu) -> Reply {
+    match pdu {
+        Pdu::IcResp(response) => Reply::Accepted(response),
+        Pdu::Response(cqe) => Reply::Done(cqe),
+        Pdu::Term { fes, fei } => Reply::Terminated { fes, fei, header: Vec::new() },
+        Pdu::R2t { cccid: cid, ttag, offset, len } => Reply::R2t { cid, ttag, offset, len },
+        Pdu::Data { cccid: cid, offset, last, success, .. } => {
+            Reply::Data { cid, offset, bytes: Vec::new(), last, success }
+        }
+        Pdu::IcReq(_) | Pdu::Command { .. } => panic!("a controller does not send that"),
+    }
+}
+
+fn with_payload(reply: Reply, payload: Vec<u8>) -> Reply {
+    match reply {
+        Reply::Data { cid, offset, last, success, .. } => {
+            Reply::Data { cid, offset, bytes: payload, last, success }
+        }
+        Reply::Terminated { fes, fei, .. } => Reply::Terminated { fes, fei, header: payload },
+        other => other,
+    }
+}
