@@ -1,0 +1,15 @@
+# A file system is made, written, unmounted, read again, and sound.
+attach "$rw_nqn" "$rw_line"
+[ "$(blockdev --getro "$dev")" = 0 ]
+mke2fs -q -t ext4 -F "$dev"
+mount -t ext4 "$dev" /mnt
+dd if=/dev/urandom of=/mnt/file bs=1M count=16
+sum=$(sha256sum </mnt/file)
+umount /mnt
+echo 3 >/proc/sys/vm/drop_caches
+mount -t ext4 -o discard "$dev" /mnt
+[ "$(sha256sum </mnt/file)" = "$sum" ]
+rm /mnt/file
+fstrim -v /mnt || true
+umount /mnt
+e2fsck -f -n "$dev"

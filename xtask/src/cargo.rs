@@ -1,0 +1,99 @@
+//! Runs cargo: commands that must succeed, metadata, and the path of a built program.
+//! Does not know what is built or why.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+
+/// The top folder of the workspace.
+pub(crate) fn workspace() -> PathBuf {
+    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    own.parent().map_or_else(|| own.clone(), PathBuf::from)
+}
+
+/// A cargo command that runs in the workspace.
+pub(crate) fn command(arguments: &[&str]) -> Command {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(workspace());
+    command
+}
+
+/// Runs cargo on the terminal; its failure is an error that names the command.
+pub(crate) fn run(arguments: &[&str]) -> Result<()> {
+    let status = command(arguments).status().context("cargo cannot be started")?;
+    ensure!(status.success(), "cargo {} failed", arguments.join(" "));
+    Ok(())
+}
+
+/// Whether `cargo NAME` exists on this machine.
+pub(crate) fn has(subcommand: &str) -> bool {
+    let mut probe = command(&[subcommand, "--version"]);
+    probe.stdout(Stdio::null()).stderr(Stdio::null());
+    probe.status().is_ok_and(|status| status.success())
+}
+
+/// What `cargo metadata` says, of the members only or of all dependencies.
+pub(crate) fn metadata(dependencies: bool) -> Result<Value> {
+    let mut arguments = vec!["metadata", "--format-version", "1"];
+    if !dependencies {
+        arguments.push("--no-deps");
+    }
+    let output = command(&arguments).stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "cargo metadata failed");
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// The folder that builds go to.
+pub(crate) fn target_directory() -> Result<PathBuf> {
+    let metadata = metadata(false)?;
+    let path = metadata.get("target_directory").and_then(Value::as_str);
+    Ok(PathBuf::from(path.context("cargo metadata names no target directory")?))
+}
+
+/// The list under a key of a JSON object; empty if there is none.
+pub(crate) fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
+    value.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+/// The text under a key of a JSON object; empty if there is none.
+pub(crate) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value.get(key).and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Builds a program in release and returns its path.
+pub(crate) fn build_program(package: &str) -> Result<PathBuf> {
+    let arguments =
+        ["build", "--release", "-p", package, "--message-format=json-render-diagnostics"];
+    let output = command(&arguments).stderr(Stdio::inherit()).output()?;
+    ensure!(output.status.success(), "{package} does not build");
+    let messages = String::from_utf8_lossy(&output.stdout).into_owned();
+    let mut paths = messages.lines().filter_map(|line| executable(line, package));
+    match paths.next_back() {
+        Some(path) => Ok(path),
+        None => bail!("cargo named no program of {package}"),
+    }
+}
+
+/// The program that one of cargo's build messages names, if it is the one of this name.
+fn executable(message: &str, name: &str) -> Option<PathBuf> {
+    let message: Value = serde_json::from_str(message).ok()?;
+    let path = message.get("executable")?.as_str()?;
+    (text(message.get("target")?, "name") == name).then(|| PathBuf::from(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_named_program_is_taken() {
+        let message = r#"{"target":{"name":"storagetm"},"executable":"/t/storagetm"}"#;
+        assert_eq!(executable(message, "storagetm"), Some(PathBuf::from("/t/storagetm")));
+        assert_eq!(executable(message, "other"), None);
+        let library = r#"{"target":{"name":"storagetm"},"executable":null}"#;
+        assert_eq!(executable(library, "storagetm"), None);
+    }
+}

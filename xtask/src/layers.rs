@@ -1,0 +1,157 @@
+//! Checks the arrows between the crates, and that unsafe code stands only where it may.
+//! Knows the names of the crates; does not read what they do.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::cargo::{list, metadata, text, workspace};
+use crate::tally::Tally;
+
+/// What each crate may import of ours. A crate that is not named here may import all: it is a
+/// program, a test or a tool, and nobody may import it.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("export", &[]),
+    ("nvme", &["export"]),
+    ("engine", &["export"]),
+    ("linux", &["export"]),
+    ("console", &["export"]),
+];
+
+/// The only files that may hold unsafe code.
+const UNSAFE_FILES: &[&str] = &["crates/engine/src/uring/ring.rs", "crates/linux/src/ioctl.rs"];
+
+/// The crates that those files are in: they deny unsafe code where the others forbid it.
+const UNSAFE_CRATES: &[&str] = &["engine", "linux"];
+
+/// Checks the workspace as three tests.
+pub(crate) fn run() -> Result<Tally> {
+    let mut tally = Tally::default();
+    let members = members()?;
+    tally.check("layers", check_arrows(&members));
+    tally.check("unsafe forbidden", check_roots(&members));
+    tally.check("unsafe files", check_files(&workspace().join("crates")));
+    Ok(tally)
+}
+
+/// A crate of the workspace.
+#[derive(Debug)]
+struct Member {
+    name: String,
+    imports: Vec<String>,
+    roots: Vec<PathBuf>,
+}
+
+fn members() -> Result<Vec<Member>> {
+    let metadata = metadata(false)?;
+    let packages = list(&metadata, "packages");
+    let names: Vec<&str> = packages.iter().map(|package| text(package, "name")).collect();
+    Ok(packages.iter().map(|package| member(package, &names)).collect())
+}
+
+fn member(package: &Value, ours: &[&str]) -> Member {
+    // A dependency that only tests have is no arrow.
+    let dependencies =
+        list(package, "dependencies").iter().filter(|it| text(it, "kind").is_empty());
+    let imports = dependencies.map(|it| text(it, "name")).filter(|name| ours.contains(name));
+    let of_code = |target: &&Value| {
+        list(target, "kind").iter().any(|kind| matches!(kind.as_str(), Some("lib" | "bin")))
+    };
+    let roots = list(package, "targets").iter().filter(of_code);
+    Member {
+        name: text(package, "name").to_owned(),
+        imports: imports.map(str::to_owned).collect(),
+        roots: roots.map(|target| PathBuf::from(text(target, "src_path"))).collect(),
+    }
+}
+
+fn check_arrows(members: &[Member]) -> Result<()> {
+    let wrong: Vec<String> = members.iter().flat_map(wrong_imports).collect();
+    ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+fn wrong_imports(member: &Member) -> Vec<String> {
+    let libraries = || ARROWS.iter().map(|(name, _)| *name).chain(["storagetm"]);
+    let rule = ARROWS.iter().find(|(name, _)| *name == member.name);
+    let allowed: Vec<&str> = rule.map_or_else(|| libraries().collect(), |(_, to)| to.to_vec());
+    let wrong = member.imports.iter().filter(|name| !allowed.contains(&name.as_str()));
+    wrong.map(|name| format!("{} must not import {name}", member.name)).collect()
+}
+
+fn check_roots(members: &[Member]) -> Result<()> {
+    for member in members {
+        let word = if UNSAFE_CRATES.contains(&member.name.as_str()) { "deny" } else { "forbid" };
+        for root in &member.roots {
+            let source = std::fs::read_to_string(root)?;
+            ensure!(
+                source.contains(&format!("#![{word}(unsafe_code)]")),
+                "{} lacks #![{word}(unsafe_code)]",
+                root.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn check_files(folder: &Path) -> Result<()> {
+    for path in sources(folder)? {
+        let name = path.strip_prefix(workspace()).unwrap_or(&path).display().to_string();
+        let source = std::fs::read_to_string(&path).with_context(|| name.clone())?;
+        if let Some(line) = source.lines().find(|line| has_unsafe(line)) {
+            ensure!(
+                UNSAFE_FILES.contains(&name.as_str()),
+                "{name} holds unsafe code: {}",
+                line.trim()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in folder.read_dir()? {
+        let path = entry?.path();
+        if path.is_dir() {
+            found.extend(sources(&path)?);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a line of code, not of comment, says `unsafe`.
+fn has_unsafe(line: &str) -> bool {
+    let code = line.split("//").next().unwrap_or_default();
+    code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member_of(name: &str, imports: &[&str]) -> Member {
+        let imports = imports.iter().map(|&name| name.to_owned()).collect();
+        Member { name: name.to_owned(), imports, roots: Vec::new() }
+    }
+
+    #[test]
+    fn an_arrow_the_wrong_way_is_named() {
+        assert!(check_arrows(&[member_of("nvme", &["export"])]).is_ok());
+        assert!(check_arrows(&[member_of("storagetm", &["nvme", "engine", "linux"])]).is_ok());
+        let wrong = check_arrows(&[member_of("nvme", &["export", "engine"])]).unwrap_err();
+        assert_eq!(wrong.to_string(), "nvme must not import engine");
+        assert!(check_arrows(&[member_of("export", &["nvme"])]).is_err());
+        assert!(check_arrows(&[member_of("storagetm", &["xtask"])]).is_err());
+    }
+
+    #[test]
+    fn unsafe_is_found_in_code_only() {
+        assert!(has_unsafe("    let x = unsafe { y() };"));
+        assert!(!has_unsafe("#![forbid(unsafe_code)]"));
+        assert!(!has_unsafe("// unsafe is not used"));
+    }
+}

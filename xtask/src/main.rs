@@ -1,0 +1,78 @@
+//! The project's tools, called as `cargo xtask COMMAND`: tests, checks and test machines.
+//! Knows nothing of the protocols; it only runs what the other crates build.
+#![forbid(unsafe_code)]
+
+mod cargo;
+mod ci;
+mod layers;
+mod licences;
+mod man;
+mod tally;
+mod test;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Tools of the storagetm workspace.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// One tool.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Everything that must pass: format, lints, layers, licences, unit, doc and interop tests, test machines
+    Test(test::Options),
+    /// The same as `test`, but too many skipped tests fail the run
+    Ci,
+    /// Check which crate imports which, and where unsafe code stands
+    Layers,
+    /// Check the licence of every dependency against deny.toml
+    Licences,
+    /// Write the man pages and shell completions to docs, from the program's table of options
+    Man(man::Options),
+    /// Measure storagetm beside the limit of the machine; arguments are those of `bench run`
+    Bench {
+        /// Passed on as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Boot distribution kernels under qemu and attach disks that storagetm lends
+    Vm(vm::Options),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Test(options) => test::run(&options),
+        Command::Ci => ci::run(),
+        Command::Layers => layers::run(),
+        Command::Licences => licences::run(),
+        Command::Man(options) => man::run(&options),
+        Command::Bench { arguments } => bench(&arguments),
+        Command::Vm(options) => vm::run(&options),
+    };
+    match outcome {
+        Ok(tally) => {
+            println!("{}", tally.summary());
+            if tally.all_passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the measuring program, built as it must be for figures.
+fn bench(arguments: &[String]) -> anyhow::Result<tally::Tally> {
+    let mut line = vec!["run", "--release", "--package", "bench", "--", "run"];
+    line.extend(arguments.iter().map(String::as_str));
+    let mut tally = tally::Tally::default();
+    tally.check("bench", cargo::run(&line));
+    Ok(tally)
+}

@@ -1,0 +1,84 @@
+//! Writes the man pages and shell completions out of the program's own table of options, or checks
+//! that those in the tree are what it would write. Does not know the options.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use clap_complete::Shell;
+
+use crate::cargo::workspace;
+use crate::tally::Tally;
+
+/// Options of `cargo xtask man`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Write nothing; fail if a file is not what would be written
+    #[arg(long)]
+    check: bool,
+}
+
+/// Writes or checks all pages.
+pub(crate) fn run(options: &Options) -> Result<Tally> {
+    let mut tally = Tally::default();
+    if options.check {
+        tally.check("man pages", check());
+    } else {
+        tally.check("man pages", write());
+    }
+    Ok(tally)
+}
+
+/// Whether the files in the tree are up to date.
+pub(crate) fn check() -> Result<()> {
+    for (path, content) in pages()? {
+        let found = fs::read(&path).unwrap_or_default();
+        ensure!(found == content, "{} is out of date: cargo xtask man", path.display());
+    }
+    Ok(())
+}
+
+fn write() -> Result<()> {
+    for (path, content) in pages()? {
+        let folder = path.parent().unwrap_or(&path);
+        fs::create_dir_all(folder)?;
+        fs::write(&path, content).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// Every file with its content.
+fn pages() -> Result<Vec<(PathBuf, Vec<u8>)>> {
+    let docs = workspace().join("docs");
+    let mut command = storagetm::options::command().disable_help_subcommand(true);
+    command.build();
+    let mut pages = manuals(&command, &docs.join("man"))?;
+    for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
+        pages.push(completion(shell, &docs.join("completions")));
+    }
+    Ok(pages)
+}
+
+fn manuals(command: &clap::Command, folder: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+    let mut pages = vec![manual(command, folder)?];
+    for part in command.get_subcommands() {
+        pages.push(manual(part, folder)?);
+    }
+    Ok(pages)
+}
+
+fn manual(command: &clap::Command, folder: &Path) -> Result<(PathBuf, Vec<u8>)> {
+    let mut page = Vec::new();
+    let manual = clap_mangen::Man::new(command.clone());
+    let path = folder.join(manual.get_filename());
+    manual.render(&mut page)?;
+    Ok((path, page))
+}
+
+fn completion(shell: Shell, folder: &Path) -> (PathBuf, Vec<u8>) {
+    let mut script = Vec::new();
+    let mut command = storagetm::options::command();
+    let name = clap_complete::Generator::file_name(&shell, "storagetm");
+    clap_complete::generate(shell, &mut command, "storagetm", &mut script);
+    (folder.join(name), script)
+}

@@ -1,0 +1,246 @@
+//! `cargo xtask test`: everything that must pass, in the order in which a mistake shows soonest.
+//! Does not know what the tests test; it reads their runners' closing lines.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::tally::Tally;
+use crate::{cargo, layers, licences, man, vm};
+
+/// Options of `cargo xtask test`.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Options {
+    /// Leave the test machines out
+    #[arg(long)]
+    no_vm: bool,
+}
+
+/// A test runner, by the form of its output. nextest's holds that of cargo's runner for each test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Runner {
+    Nextest,
+    Cargo,
+}
+
+/// What a runner's output tells.
+#[derive(Debug, Default)]
+struct Report {
+    passed: usize,
+    failed: Vec<String>,
+    ignored: usize,
+    skips: Vec<(String, String)>,
+    interop: Vec<String>,
+}
+
+/// Runs everything, whatever fails on the way.
+pub(crate) fn run(options: &Options) -> Result<Tally> {
+    let mut tally = Tally::default();
+    tally.check("format", cargo::run(&["fmt", "--all", "--check"]));
+    tally.check("clippy", clippy());
+    tally.absorb(layers::run()?);
+    tally.absorb(licences::run()?);
+    tally.check("man pages", man::check());
+    if cargo::has("deny") {
+        tally.check("cargo deny", cargo::run(&["deny", "check", "bans", "licenses", "sources"]));
+    }
+    let interop = run_tests(&mut tally)?;
+    if options.no_vm {
+        println!("# test machines left out: --no-vm");
+    } else {
+        tally.absorb(vm::run(&vm::Options::everything())?);
+    }
+    conclude(&tally, &interop);
+    Ok(tally)
+}
+
+fn clippy() -> Result<()> {
+    cargo::run(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
+}
+
+/// Unit, integration and interop tests, then the examples in the documentation. Returns the names of
+/// the interop tests that ran.
+fn run_tests(tally: &mut Tally) -> Result<Vec<String>> {
+    let mut interop = Vec::new();
+    if cargo::has("nextest") {
+        let nextest =
+            ["nextest", "run", "--workspace", "--no-fail-fast", "--success-output", "final"];
+        interop.extend(follow("tests", Runner::Nextest, &nextest, tally)?);
+        let examples = ["test", "--workspace", "--doc"];
+        interop.extend(follow("documentation tests", Runner::Cargo, &examples, tally)?);
+    } else {
+        let all = ["test", "--workspace", "--no-fail-fast", "--", "--show-output"];
+        interop.extend(follow("tests", Runner::Cargo, &all, tally)?);
+    }
+    Ok(interop)
+}
+
+/// Runs a test runner on the terminal, reads what it says, and counts it.
+fn follow(
+    name: &str,
+    runner: Runner,
+    arguments: &[&str],
+    tally: &mut Tally,
+) -> Result<Vec<String>> {
+    let mut command = cargo::command(arguments);
+    let (success, output) = echo(&mut command).with_context(|| name.to_owned())?;
+    let report = Report::read(runner, &output);
+    let explained = success || !report.failed.is_empty();
+    tally.count(report.passed, report.failed);
+    for (test, reason) in &report.skips {
+        tally.skip(test, reason);
+    }
+    if report.ignored > 0 {
+        // Whoever marked them said why, and asks for them by name: they are no lost tools.
+        println!("# {} tests are marked as not to be run by default", report.ignored);
+    }
+    if !explained {
+        tally.fail(name, "the test runner failed");
+    }
+    Ok(report.interop)
+}
+
+/// Runs a command, shows all it prints, and returns whether it succeeded and what it printed.
+fn echo(command: &mut Command) -> Result<(bool, String)> {
+    // One pipe for both streams keeps their order.
+    let (reader, writer) = std::io::pipe()?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone()?)
+        .stderr(writer)
+        .env("CARGO_TERM_COLOR", "never")
+        .spawn()?;
+    // The command still holds this process's ends of the pipe: without them it would never end.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let output = copy(reader)?;
+    Ok((child.wait()?.success(), output))
+}
+
+fn copy(reader: impl Read) -> Result<String> {
+    let mut output = String::new();
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line)? > 0 {
+        let text = String::from_utf8_lossy(&line);
+        print!("{text}");
+        output.push_str(&text);
+        line.clear();
+    }
+    Ok(output)
+}
+
+impl Report {
+    fn read(runner: Runner, output: &str) -> Self {
+        let mut report = Self::default();
+        for line in output.lines().map(str::trim) {
+            report.skip_line(line);
+            match runner {
+                Runner::Nextest => report.nextest_line(line),
+                Runner::Cargo => report.cargo_line(line),
+            }
+        }
+        report.failed.sort();
+        report.failed.dedup();
+        report.skips.sort();
+        report.skips.dedup();
+        report
+    }
+
+    /// A test that lacks a foreign tool prints `skip NAME: reason` or `skipped: NAME: reason`.
+    fn skip_line(&mut self, line: &str) {
+        let rest = line.strip_prefix("skip ").or_else(|| line.strip_prefix("skipped: "));
+        if let Some(rest) = rest {
+            let (name, reason) = rest.split_once(": ").unwrap_or(("a test", rest));
+            self.skips.push((name.to_owned(), reason.to_owned()));
+        }
+    }
+
+    /// `PASS [   0.1s] (1/9) CRATE::BINARY TEST`, and the summary.
+    fn nextest_line(&mut self, line: &str) {
+        let name = || line.split_once(']').map_or(line, |(_, rest)| after_number(rest)).to_owned();
+        if line.starts_with("FAIL [")
+            || line.starts_with("TIMEOUT [")
+            || line.starts_with("SIGABRT [")
+        {
+            self.failed.push(name());
+        } else if line.starts_with("PASS [") && line.contains("interop") {
+            self.interop.push(name());
+        } else if line.starts_with("Summary [") {
+            self.passed += number_before(line, " passed");
+            self.ignored += number_before(line, " skipped");
+        }
+    }
+
+    /// `test NAME ... ok`, and the result of each binary.
+    fn cargo_line(&mut self, line: &str) {
+        if let Some(name) = line.strip_prefix("test ").and_then(|it| it.strip_suffix(" ... FAILED"))
+        {
+            self.failed.push(name.to_owned());
+        } else if line.starts_with("test ") && line.ends_with(" ... ok") && line.contains("interop")
+        {
+            self.interop.push(line.to_owned());
+        } else if line.starts_with("test result: ") {
+            self.passed += number_before(line, " passed");
+            self.ignored += number_before(line, " ignored");
+        }
+    }
+}
+
+/// The name behind nextest's `(3/9)`.
+fn after_number(rest: &str) -> &str {
+    rest.split_once(") ").map_or(rest, |(_, name)| name).trim()
+}
+
+fn number_before(line: &str, word: &str) -> usize {
+    let before = line.split_once(word).map_or("", |(before, _)| before);
+    before.rsplit(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// Says once more what matters: which foreign programs took part, what was skipped, what failed.
+fn conclude(tally: &Tally, interop: &[String]) {
+    println!();
+    for name in interop {
+        println!("interop test ran: {name}");
+    }
+    for (name, reason) in tally.skips() {
+        println!("skipped: {name}: {reason}");
+    }
+    for name in tally.failures() {
+        println!("failed: {name}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nextest_is_understood() {
+        let report = Report::read(
+            Runner::Nextest,
+            "        PASS [   0.010s] (1/3) tests::interop nbdinfo\n        \
+             FAIL [   0.2s] (2/3) nvme wire::golden\n        FAIL [   0.2s] (2/3) nvme wire::golden\n\
+             skip fio: fio is not installed\n  skipped: no loop device here\n\
+             test wire::golden ... FAILED\ntest result: FAILED. 0 passed; 1 failed; 0 ignored\n\
+             Summary [   1.0s] 3 tests run: 2 passed (1 slow), 1 failed, 4 skipped\n",
+        );
+        assert_eq!((report.passed, report.ignored), (2, 4));
+        assert_eq!(report.failed, ["nvme wire::golden"]);
+        assert_eq!(report.interop, ["tests::interop nbdinfo"]);
+        let skips = [("a test", "no loop device here"), ("fio", "fio is not installed")];
+        assert_eq!(report.skips, skips.map(|(name, why)| (name.to_owned(), why.to_owned())));
+    }
+
+    #[test]
+    fn cargo_test_is_understood() {
+        let report = Report::read(
+            Runner::Cargo,
+            "test a::b ... ok\ntest c ... FAILED\n\
+             test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out\n\
+             test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n",
+        );
+        assert_eq!((report.passed, report.ignored), (6, 2));
+        assert_eq!(report.failed, ["c"]);
+    }
+}

@@ -1,0 +1,112 @@
+//! Fetches Debian packages with a private apt state: the machine's own apt and dpkg are not touched.
+//! Does not know what the packages are for.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use super::mirror::Mirror;
+
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// A private apt for one suite.
+#[derive(Debug)]
+pub(super) struct Apt {
+    folder: PathBuf,
+}
+
+impl Apt {
+    /// Makes the private state in a folder and reads the archive's package lists.
+    pub(super) fn open(folder: &Path, mirror: &Mirror, suite: &str) -> Result<Self> {
+        for part in ["state/lists/partial", "cache/archives/partial"] {
+            fs::create_dir_all(folder.join(part))?;
+        }
+        fs::write(folder.join("status"), "")?;
+        fs::write(folder.join("sources.list"), source_list(mirror, suite))?;
+        fs::write(folder.join("apt.conf"), configuration(folder))?;
+        let apt = Self { folder: folder.to_owned() };
+        apt.run("apt-get", &["-q", "-o", "APT::Update::Error-Mode=any", "update"])?;
+        Ok(apt)
+    }
+
+    /// The package that a package of no content of its own stands for.
+    pub(super) fn dependency_of(&self, package: &str) -> Result<String> {
+        let answer = self.run("apt-cache", &["depends", package])?;
+        let name = answer.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
+        Ok(name.with_context(|| format!("{package} depends on nothing"))?.to_owned())
+    }
+
+    /// Fetches packages, with all that they depend on if asked, and unpacks them.
+    pub(super) fn unpack(&self, packages: &[&str], closure: bool, into: &Path) -> Result<()> {
+        let archives = self.folder.join("cache/archives");
+        clear(&archives)?;
+        if closure {
+            let install = ["-q", "-y", "--no-install-recommends", "--download-only", "install"];
+            self.run("apt-get", &[&install[..], packages].concat())?;
+        } else {
+            self.run("apt-get", &[&["-q", "download"], packages].concat())?;
+        }
+        fs::create_dir_all(into)?;
+        for archive in debs(&archives)? {
+            let mut unpack = Command::new("dpkg-deb");
+            unpack.arg("-x").arg(&archive).arg(into);
+            succeed(&mut unpack)?;
+        }
+        clear(&archives)
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(self.folder.join("cache/archives"));
+        succeed(command.env("APT_CONFIG", self.folder.join("apt.conf")).env("LC_ALL", "C"))
+    }
+}
+
+fn source_list(mirror: &Mirror, suite: &str) -> String {
+    let line =
+        |address: &str, suite: &str| format!("deb [signed-by={KEYRING}] {address} {suite} main\n");
+    let mut list = line(&mirror.main, suite);
+    if let Some(security) = &mirror.security {
+        list.push_str(&line(security, &format!("{suite}-security")));
+    }
+    list
+}
+
+fn configuration(folder: &Path) -> String {
+    let path = |part: &str| folder.join(part).display().to_string();
+    let (state, status) = (path("state"), path("status"));
+    let (cache, sources) = (path("cache"), path("sources.list"));
+    // apt drops to a user of its own for downloads, who may not be able to read the cache folder.
+    // What the machine's own configuration runs after an update, and fetches beside it, is left out.
+    format!(
+        "Dir::State \"{state}\";\nDir::State::status \"{status}\";\nDir::Cache \"{cache}\";\n\
+         Dir::Etc::sourcelist \"{sources}\";\nDir::Etc::sourceparts \"/dev/null\";\n\
+         Dir::Etc::preferencesparts \"/dev/null\";\nAPT::Sandbox::User \"root\";\n\
+         APT::Architecture \"amd64\";\nAPT::Architectures {{ \"amd64\"; }};\n\
+         Acquire::Languages \"none\";\nAcquire::Retries \"3\";\nDebug::NoLocking \"1\";\n\
+         #clear APT::Update;\n#clear Acquire::IndexTargets::deb::DEP-11;\n"
+    )
+}
+
+fn debs(folder: &Path) -> Result<Vec<PathBuf>> {
+    let paths = folder.read_dir()?.map(|entry| Ok(entry?.path()));
+    let mut paths = paths.collect::<Result<Vec<_>>>()?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "deb"));
+    Ok(paths)
+}
+
+fn clear(folder: &Path) -> Result<()> {
+    debs(folder)?.iter().try_for_each(|path| Ok(fs::remove_file(path)?))
+}
+
+/// Runs a program to its end and returns what it printed; its failure is an error with its words.
+pub(super) fn succeed(command: &mut Command) -> Result<String> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.with_context(|| format!("{name} cannot be started"))?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{name} failed: {}", complaint.trim());
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

@@ -1,0 +1,125 @@
+//! The kernels and guest tools on this machine: fetched once, kept in a folder.
+//! Does not know what is done with them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::apt::Apt;
+use super::mirror;
+use crate::cargo;
+
+/// A kernel that the tests boot.
+#[derive(Debug)]
+pub(super) struct Kernel {
+    /// Its version as people say it.
+    pub(super) name: &'static str,
+    /// The Debian release that ships it.
+    suite: &'static str,
+}
+
+/// The kernels of the two newest stable Debian releases.
+pub(super) const KERNELS: &[Kernel] =
+    &[Kernel { name: "6.1", suite: "bookworm" }, Kernel { name: "6.12", suite: "trixie" }];
+
+/// The release that the guest's programs are taken from.
+const TOOLS_SUITE: &str = "trixie";
+const TOOLS: &[&str] =
+    &["bash", "busybox-static", "e2fsprogs", "fdisk", "fio", "nvme-cli", "parted", "util-linux"];
+
+/// Programs of the host that the tests cannot do without.
+const HOST_TOOLS: &[&str] = &["qemu-system-x86_64", "apt-get", "apt-cache", "dpkg-deb", "xz"];
+
+/// Why this machine cannot run the tests, if it cannot.
+pub(super) fn missing_tools() -> Option<String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    let missing = |name: &&&str| !folders.iter().any(|folder| folder.join(name).is_file());
+    let names: Vec<&str> = HOST_TOOLS.iter().filter(missing).copied().collect();
+    (!names.is_empty()).then(|| format!("not installed: {}", names.join(", ")))
+}
+
+/// The folder of fetched things.
+#[derive(Debug)]
+pub(super) struct Cache {
+    folder: PathBuf,
+}
+
+impl Cache {
+    /// `STORAGETM_VM_CACHE`, or `vm-cache` beside the builds. Delete it to fetch newer packages.
+    pub(super) fn open() -> Result<Self> {
+        let folder = match std::env::var_os("STORAGETM_VM_CACHE") {
+            Some(folder) => PathBuf::from(folder),
+            None => cargo::target_directory()?.join("vm-cache"),
+        };
+        fs::create_dir_all(&folder)
+            .with_context(|| format!("{} cannot be made", folder.display()))?;
+        Ok(Self { folder: folder.canonicalize()? })
+    }
+
+    /// Fetches what is missing for a kernel.
+    pub(super) fn fetch(&self, kernel: &Kernel) -> Result<()> {
+        self.once(&self.tools(), || {
+            let apt = self.apt(TOOLS_SUITE)?;
+            apt.unpack(TOOLS, true, &self.tools())
+        })?;
+        self.once(&self.kernel(kernel), || {
+            let apt = self.apt(kernel.suite)?;
+            let package = apt.dependency_of("linux-image-cloud-amd64")?;
+            apt.unpack(&[&package], false, &self.kernel(kernel))
+        })
+    }
+
+    /// The unpacked programs of the guest.
+    pub(super) fn tools(&self) -> PathBuf {
+        self.folder.join("tools")
+    }
+
+    /// The unpacked package of a kernel.
+    pub(super) fn kernel(&self, kernel: &Kernel) -> PathBuf {
+        self.folder.join(format!("kernel-{}", kernel.name))
+    }
+
+    /// The bootable image of a kernel.
+    pub(super) fn boot_image(&self, kernel: &Kernel) -> Result<PathBuf> {
+        let folder = self.kernel(kernel).join("boot");
+        for entry in folder.read_dir()? {
+            let path = entry?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")) {
+                return Ok(path);
+            }
+        }
+        anyhow::bail!("{} holds no kernel: delete it to fetch it again", folder.display())
+    }
+
+    /// An empty folder for the images and logs of one run.
+    pub(super) fn run_folder(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.folder.join("runs").join(name);
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
+        fs::create_dir_all(&folder)?;
+        Ok(folder)
+    }
+
+    fn apt(&self, suite: &str) -> Result<Apt> {
+        let mirror = mirror::of_this_machine()?;
+        Apt::open(&self.folder.join(format!("apt-{suite}")), &mirror, suite)
+    }
+
+    /// Fills a folder unless an earlier run has filled it completely.
+    fn once(&self, folder: &Path, fill: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut marker = folder.as_os_str().to_owned();
+        marker.push(".complete");
+        let marker = PathBuf::from(marker);
+        if marker.exists() {
+            return Ok(());
+        }
+        if folder.exists() {
+            fs::remove_dir_all(folder)?;
+        }
+        fill().with_context(|| format!("{} cannot be fetched", folder.display()))?;
+        Ok(fs::write(marker, "")?)
+    }
+}

@@ -1,0 +1,96 @@
+//! The events that `storagetm serve --json` prints, as far as the tests use them.
+//! Does not know how the program was started.
+
+use serde_json::Value;
+
+use crate::cargo::{list, text};
+
+/// One lent disk.
+#[derive(Debug, Clone)]
+pub(super) struct Lent {
+    /// The path that was given.
+    pub(super) disk: String,
+    /// The name that hosts connect to.
+    pub(super) nqn: String,
+    /// The model that hosts are told.
+    pub(super) model: String,
+    /// The serial number that hosts are told.
+    pub(super) serial: String,
+    /// `read-only` or `writable`.
+    pub(super) access: String,
+    /// The lines to type on the other machine.
+    pub(super) attach: Vec<String>,
+}
+
+/// Everything that one run of storagetm has said.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    seen: Vec<Value>,
+}
+
+impl Events {
+    /// Takes one line of output; a line that is no event is an error in the contract.
+    pub(super) fn receive(&mut self, line: &str) -> anyhow::Result<()> {
+        let event: Value = serde_json::from_str(line)?;
+        anyhow::ensure!(!text(&event, "event").is_empty(), "no event: {line}");
+        self.seen.push(event);
+        Ok(())
+    }
+
+    /// Whether an event of this name was seen.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.named(name).next().is_some()
+    }
+
+    /// Whether the event of this name was seen for this disk.
+    pub(super) fn has_of(&self, name: &str, nqn: &str) -> bool {
+        self.named(name).any(|event| text(event, "nqn") == nqn)
+    }
+
+    /// The first port that is listened on.
+    pub(super) fn port(&self) -> Option<u64> {
+        self.named("listening").find_map(|event| event.get("port")?.as_u64())
+    }
+
+    /// The lent disks, in order.
+    pub(super) fn lent(&self) -> Vec<Lent> {
+        self.named("lent").map(lent).collect()
+    }
+
+    fn named<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Value> {
+        self.seen.iter().filter(move |event| text(event, "event") == name)
+    }
+}
+
+fn lent(event: &Value) -> Lent {
+    let field = |key| text(event, key).to_owned();
+    let lines = list(event, "attach").iter().filter_map(Value::as_str);
+    Lent {
+        disk: field("disk"),
+        nqn: field("nqn"),
+        model: field("model"),
+        serial: field("serial"),
+        access: field("access"),
+        attach: lines.map(str::to_owned).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_read_as_the_contract_says() {
+        let mut events = Events::default();
+        let listening =
+            r#"{"event":"listening","protocol":"nvme-tcp","address":"127.0.0.1","port":4420}"#;
+        let disk = r#"{"event":"lent","disk":"/a","nqn":"nqn.a","nsid":1,"bytes":512,"block_size":512,
+            "access":"read-only","model":"M","serial":"S","attach":["nvme connect -n nqn.a"]}"#;
+        events.receive(listening).unwrap();
+        events.receive(disk).unwrap();
+        assert!(events.receive("hello").is_err() && events.receive("{}").is_err());
+        assert_eq!(events.port(), Some(4420));
+        assert_eq!(events.lent()[0].attach, ["nvme connect -n nqn.a"]);
+        assert!(events.has_of("lent", "nqn.a") && !events.has("ready"));
+    }
+}

@@ -1,0 +1,121 @@
+//! One machine under qemu: started, followed on its serial console, and ended with its handle.
+//! Does not know what runs in it.
+
+use std::fs::File;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+use super::Bench;
+use super::cache::Kernel;
+use super::console::Console;
+use super::initramfs::{self, Job};
+
+/// A running machine; it is killed when dropped.
+#[derive(Debug)]
+pub(super) struct Guest {
+    child: Child,
+    /// What it says.
+    pub(super) console: Console,
+}
+
+impl Guest {
+    /// Boots a machine with a job; further qemu arguments give it its devices.
+    pub(super) fn boot(
+        bench: &Bench,
+        kernel: &Kernel,
+        folder: &Path,
+        job: &Job<'_>,
+        devices: &[String],
+    ) -> Result<Self> {
+        let name = job.role;
+        let initramfs = folder.join(format!("{name}.cpio"));
+        initramfs::write(bench, kernel, job, &initramfs)?;
+        let mut child = Command::new("qemu-system-x86_64")
+            .args(machine())
+            .arg("-kernel")
+            .arg(bench.cache.boot_image(kernel)?)
+            .arg("-initrd")
+            .arg(initramfs)
+            .args(devices)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::create(folder.join(format!("{name}.qemu")))?)
+            .spawn()
+            .context("qemu cannot be started")?;
+        let serial = child.stdout.take().context("qemu has no output")?;
+        let log = File::create(folder.join(format!("{name}.log")))?;
+        Ok(Self { child, console: Console::follow(&format!("the {name} machine"), serial, log) })
+    }
+
+    /// Waits for the machine to power off by itself.
+    pub(super) fn wait(&mut self, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        while self.child.try_wait()?.is_none() {
+            anyhow::ensure!(Instant::now() < deadline, "the machine did not power off");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // Both fail only if the machine has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Arguments of every machine. Emulation is forced: a /dev/kvm that cannot run stock kernels exists,
+/// and emulated boots take four seconds.
+fn machine() -> [String; 19] {
+    let words = [
+        "-accel",
+        "tcg,thread=multi",
+        "-cpu",
+        "max",
+        "-machine",
+        "q35",
+        "-smp",
+        "2",
+        "-m",
+        "768",
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-serial",
+        "stdio",
+        "-append",
+        "console=ttyS0 quiet loglevel=1 panic=-1 nvme_core.multipath=Y",
+    ];
+    words.map(str::to_owned)
+}
+
+/// A disk image as a virtio disk with a serial number.
+pub(super) fn virtio_disk(image: &Path, serial: &str, read_only: bool) -> [String; 4] {
+    let access = if read_only { "on" } else { "off" };
+    let image = image.display();
+    [
+        "-drive".to_owned(),
+        format!("file={image},format=raw,if=none,id={serial},cache=unsafe,readonly={access}"),
+        "-device".to_owned(),
+        format!("virtio-blk-pci,drive={serial},serial={serial}"),
+    ]
+}
+
+/// A network card on a private link to another machine: the first end waits for the second.
+pub(super) fn link(socket: &Path, end: u8) -> [String; 4] {
+    let server = if end == 1 { "on" } else { "off" };
+    let socket = socket.display();
+    [
+        "-netdev".to_owned(),
+        format!("stream,id=net,server={server},addr.type=unix,addr.path={socket}"),
+        "-device".to_owned(),
+        format!("virtio-net-pci,netdev=net,mac=52:54:00:00:00:0{end},romfile="),
+    ]
+}

@@ -1,0 +1,179 @@
+//! Builds the file system that a test machine boots into: modules, tools, and the guest's scripts.
+//! Does not know what the scripts test.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::Bench;
+use super::apt::succeed;
+use super::cache::Kernel;
+use super::case::{script_folder, scripts};
+use super::cpio::Archive;
+use super::modules;
+
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+const LOADER: &str = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
+
+/// Programs that busybox has no equal of; they come before busybox in the guest's PATH. The shell is
+/// one of them: busybox's own prefers busybox's programs, whatever the PATH.
+const PROGRAMS: &[&str] = &[
+    "usr/bin/bash",
+    "usr/bin/fallocate",
+    "usr/bin/fio",
+    "usr/sbin/blkdiscard",
+    "usr/sbin/blkid",
+    "usr/sbin/blockdev",
+    "usr/sbin/e2fsck",
+    "usr/sbin/fstrim",
+    "usr/sbin/mke2fs",
+    "usr/sbin/nvme",
+    "usr/sbin/partprobe",
+    "usr/sbin/sfdisk",
+];
+
+/// Modules of every guest; a crc32c module that is missing is built in.
+const MODULES: &[&str] = &[
+    "crc32c_generic",
+    "crc32c_intel",
+    "virtio_pci",
+    "virtio_net",
+    "virtio_blk",
+    "virtio_scsi",
+    "sd_mod",
+    "ext4",
+    "nvme_tcp",
+];
+
+/// Who the guest says it is: a host without these makes up a new identity at each call.
+const HOST_ID: &str = "6b1c2f5e-30c4-4a6e-8d27-5b8f0a9c4d11";
+
+/// What a machine is to do, beside what all have.
+#[derive(Debug, Default)]
+pub(super) struct Job<'a> {
+    /// The folder of scripts under `tests/vm`.
+    pub(super) scenario: &'a str,
+    /// The script of `tests/vm` that the machine runs, without `.sh`.
+    pub(super) role: &'a str,
+    /// Shell variables that the scripts find set.
+    pub(super) variables: Vec<(&'a str, String)>,
+    /// Further files: path in the guest, path here.
+    pub(super) files: Vec<(&'a str, PathBuf)>,
+}
+
+/// Writes the initramfs of one machine.
+pub(super) fn write(bench: &Bench, kernel: &Kernel, job: &Job<'_>, to: &Path) -> Result<()> {
+    let mut archive = Archive::default();
+    for folder in ["dev", "proc", "sys", "run", "tmp", "mnt", "root", "var/run"] {
+        archive.folder(folder);
+    }
+    add_tools(&mut archive, &bench.cache.tools())?;
+    add_modules(&mut archive, &bench.cache.kernel(kernel))?;
+    add_scripts(&mut archive, job)?;
+    for (path, source) in &job.files {
+        archive.file(path, &read(source)?);
+    }
+    fs::write(to, archive.finish())?;
+    Ok(())
+}
+
+fn add_tools(archive: &mut Archive, tools: &Path) -> Result<()> {
+    archive.link("bin", "usr/bin");
+    archive.link("sbin", "usr/sbin");
+    archive.link("lib", "usr/lib");
+    archive.link("lib64", LIBRARIES);
+    add_busybox(archive, tools)?;
+    archive.file(LOADER, &read(&tools.join(LOADER))?);
+    let mut libraries = Vec::new();
+    for program in PROGRAMS {
+        archive.file(program, &read(&tools.join(program))?);
+        libraries.extend(libraries_of(tools, program)?);
+    }
+    libraries.sort();
+    libraries.dedup();
+    for library in &libraries {
+        let name = library.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        archive.file(&format!("{LIBRARIES}/{name}"), &read(library)?);
+    }
+    Ok(())
+}
+
+/// Busybox, with a link for each of its programs in a folder that is searched last.
+fn add_busybox(archive: &mut Archive, tools: &Path) -> Result<()> {
+    let busybox = tools.join("usr/bin/busybox");
+    archive.file("busybox/busybox", &read(&busybox)?);
+    let programs = succeed(Command::new(&busybox).arg("--list"))?;
+    for program in programs.lines().filter(|&name| name != "busybox") {
+        archive.link(&format!("busybox/{program}"), "busybox");
+    }
+    Ok(())
+}
+
+/// The shared libraries of a program, found by the guest's own loader.
+fn libraries_of(tools: &Path, program: &str) -> Result<Vec<PathBuf>> {
+    let folder = tools.join(LIBRARIES);
+    let search = format!("{0}:{0}/ceph", folder.display());
+    let mut loader = Command::new(tools.join(LOADER));
+    loader.args(["--library-path", &search, "--list"]).arg(tools.join(program));
+    let listing = succeed(&mut loader).with_context(|| format!("the libraries of {program}"))?;
+    let path = |line: &str| Some(PathBuf::from(line.split_once("=> ")?.1.split(" (").next()?));
+    Ok(listing.lines().filter_map(path).collect())
+}
+
+fn add_modules(archive: &mut Archive, kernel: &Path) -> Result<()> {
+    let mut order = String::new();
+    for module in modules::collect(kernel, MODULES)? {
+        let path = format!("modules/{}.ko", module.name);
+        archive.file(&path, &module.image);
+        order.push_str(&format!("/{path}\n"));
+    }
+    archive.file("modules/order", order.as_bytes());
+    Ok(())
+}
+
+fn add_scripts(archive: &mut Archive, job: &Job<'_>) -> Result<()> {
+    for name in ["init", "lib.sh", &format!("{}.sh", job.role)] {
+        let path = if name == "init" { name.to_owned() } else { format!("tests/{name}") };
+        archive.file(&path, &read(&script_folder().join(name))?);
+    }
+    for script in scripts(job.scenario)? {
+        let name = script.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        archive.file(&format!("tests/cases/{name}"), &read(&script)?);
+    }
+    let hostnqn = format!("nqn.2014-08.org.nvmexpress:uuid:{HOST_ID}\n");
+    archive.file("etc/nvme/hostnqn", hostnqn.as_bytes());
+    archive.file("etc/nvme/hostid", format!("{HOST_ID}\n").as_bytes());
+    // The identity of a virtual disk depends on that of its machine.
+    archive.file("etc/machine-id", format!("{}\n", HOST_ID.replace('-', "")).as_bytes());
+    archive.file("tests/job", variables(job).as_bytes());
+    Ok(())
+}
+
+/// The variables as shell assignments, exported.
+fn variables(job: &Job<'_>) -> String {
+    let mut text = format!("export role={} scenario={}\n", job.role, job.scenario);
+    for (name, value) in &job.variables {
+        text.push_str(&format!("export {name}='{}'\n", value.replace('\'', r"'\''")));
+    }
+    text
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("{} cannot be read", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_survive_the_shell() {
+        let line = "nvme connect -n 'nqn.x'".to_owned();
+        let job = Job { role: "client", variables: vec![("line", line)], ..Job::default() };
+        let script = format!("{}\nprintf %s \"$line$role\"", variables(&job));
+        let printed = succeed(Command::new("sh").args(["-c", &script])).unwrap();
+        assert_eq!(printed, "nvme connect -n 'nqn.x'client");
+    }
+}

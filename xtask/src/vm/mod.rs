@@ -1,0 +1,160 @@
+//! `cargo xtask vm`: boots distribution kernels and attaches disks that storagetm lends.
+//! Knows the order of things; each step has its own file. Does not know NVMe.
+
+mod apt;
+mod attach;
+mod cache;
+mod case;
+mod console;
+mod cpio;
+mod events;
+mod guest;
+mod hotplug;
+mod image;
+mod initramfs;
+mod mirror;
+mod modules;
+mod qmp;
+mod target;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::cargo;
+use crate::tally::Tally;
+use cache::{Cache, KERNELS, Kernel};
+use case::{Case, Scenario};
+
+/// Options of `cargo xtask vm`.
+#[derive(Debug, Default, clap::Args)]
+pub(crate) struct Options {
+    /// Kernel to boot: 6.1, 6.12 or all
+    #[arg(long, default_value = "all", value_parser = ["6.1", "6.12", "all"])]
+    kernel: String,
+    /// Run only the tests whose name contains this
+    #[arg(long, value_name = "NAME")]
+    only: Option<String>,
+    /// Test this program instead of building storagetm; it must be static
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
+    /// List the tests and stop
+    #[arg(long)]
+    list: bool,
+}
+
+impl Options {
+    /// Every kernel, every test.
+    pub(crate) fn everything() -> Self {
+        Self { kernel: "all".to_owned(), ..Self::default() }
+    }
+
+    fn kernels(&self) -> impl Iterator<Item = &'static Kernel> {
+        KERNELS.iter().filter(|kernel| self.kernel == "all" || self.kernel == kernel.name)
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.only.as_deref().is_none_or(|part| name.contains(part))
+    }
+}
+
+/// What every scenario needs: the program under test, and what was fetched.
+#[derive(Debug)]
+struct Bench {
+    program: PathBuf,
+    cache: Cache,
+}
+
+/// Runs the chosen tests; a machine that cannot run them skips each by name.
+pub(crate) fn run(options: &Options) -> Result<Tally> {
+    let scenarios = [attach::scenario(), hotplug::scenario()];
+    if options.list {
+        return list(options, &scenarios);
+    }
+    let mut tally = Tally::default();
+    match prepare(options) {
+        Ok(bench) => {
+            for kernel in options.kernels() {
+                run_kernel(options, &bench, kernel, &scenarios, &mut tally)?;
+            }
+        }
+        Err(Unable::Here(reason)) => {
+            for kernel in options.kernels() {
+                skip_kernel(options, kernel, &scenarios, &reason, &mut tally)?;
+            }
+        }
+        Err(Unable::Broken(error)) => return Err(error),
+    }
+    Ok(tally)
+}
+
+/// Why nothing can be run.
+enum Unable {
+    /// This machine lacks something: the tests are skipped.
+    Here(String),
+    /// The program does not build: the run fails.
+    Broken(anyhow::Error),
+}
+
+fn prepare(options: &Options) -> Result<Bench, Unable> {
+    if let Some(reason) = cache::missing_tools() {
+        return Err(Unable::Here(reason));
+    }
+    let cache = Cache::open().map_err(Unable::Broken)?;
+    let built = || cargo::build_program("storagetm");
+    let program = options.program.clone().map_or_else(built, Ok).map_err(Unable::Broken)?;
+    for kernel in options.kernels() {
+        cache.fetch(kernel).map_err(|error| Unable::Here(format!("{error:#}")))?;
+    }
+    Ok(Bench { program, cache })
+}
+
+fn run_kernel(
+    options: &Options,
+    bench: &Bench,
+    kernel: &'static Kernel,
+    scenarios: &[Scenario],
+    tally: &mut Tally,
+) -> Result<()> {
+    for scenario in scenarios {
+        let cases = chosen(options, kernel, scenario)?;
+        if cases.is_empty() {
+            continue;
+        }
+        let folder = bench.cache.run_folder(&format!("{}-{}", scenario.name, kernel.name))?;
+        let mut board = case::Board::new(cases, tally);
+        let outcome = (scenario.run)(bench, kernel, &folder, &mut board);
+        let context = || format!("serial logs are in {}", folder.display());
+        board.finish(outcome.with_context(context));
+    }
+    Ok(())
+}
+
+fn skip_kernel(
+    options: &Options,
+    kernel: &Kernel,
+    scenarios: &[Scenario],
+    reason: &str,
+    tally: &mut Tally,
+) -> Result<()> {
+    for scenario in scenarios {
+        for case in chosen(options, kernel, scenario)? {
+            tally.skip(&case.title, reason);
+        }
+    }
+    Ok(())
+}
+
+fn chosen(options: &Options, kernel: &Kernel, scenario: &Scenario) -> Result<Vec<Case>> {
+    let mut cases = scenario.cases(kernel.name)?;
+    cases.retain(|case| options.wants(&case.title));
+    Ok(cases)
+}
+
+fn list(options: &Options, scenarios: &[Scenario]) -> Result<Tally> {
+    let mut tally = Tally::default();
+    for kernel in options.kernels() {
+        skip_kernel(options, kernel, scenarios, "only listed", &mut tally)?;
+    }
+    Ok(tally)
+}
