@@ -203,6 +203,8 @@ impl Queue {
         let mut shared = link.controller.shared();
         shared.granted = 0;
         shared.open.clear();
+        // Their commands went with the queues; queues that take their place have others.
+        shared.aborts.iter_mut().for_each(|abort| abort.aborted = abort.aborted.or(Some(false)));
         link.controller.resets.fetch_add(1, Ordering::AcqRel);
         drop(shared);
         link.controller.write_through.store(false, Ordering::Relaxed);

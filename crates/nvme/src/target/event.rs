@@ -115,6 +115,19 @@ impl Queue {
         Ok(())
     }
 
+    /// Forgets an Asynchronous Event Request whose identifier the host uses for another command. Tells whether it was one.
+    ///
+    /// SPDK's host forgets its requests when it detaches, and uses their identifiers to shut the controller down.
+    pub(super) fn drop_event_request(&mut self, cid: u16) -> bool {
+        let (Some(at), Some(admin)) = (self.slots.find(cid), &mut self.admin) else { return false };
+        let Some(position) = admin.requests.iter().position(|&request| request == at) else {
+            return false;
+        };
+        admin.requests.remove(position);
+        self.slots.release(at);
+        true
+    }
+
     /// Looks whether anything changed that the host wants to be told of, and tells it.
     pub(super) fn look_for_events(&mut self) {
         let (Some(admin), Some(link)) = (&mut self.admin, &self.link) else { return };

@@ -18,6 +18,7 @@ use crate::wire::command::Sqe;
 use crate::wire::fabrics::{
     CNTLID_DYNAMIC, ConnectData, ConnectField, ConnectResponse, DISCOVERY_NQN, cattr, property,
 };
+use crate::wire::text::NqnError;
 use crate::wire::{fabrics, opcode};
 
 /// A Connect, checked as far as its data is not needed.
@@ -99,7 +100,7 @@ impl Queue {
                 self.set_work(at, Work::Admin(Box::new(Waiting::Association(connect, data))))
             }
             Err(refused) => {
-                self.report_refusal(&data, refused.0);
+                self.report_refusal(&data, &refused);
                 self.refuse(at, refused);
             }
         }
@@ -143,7 +144,7 @@ impl Queue {
         data: &ConnectData,
     ) -> Result<Option<Link>, Refused> {
         let subsystem = data.subnqn().map_err(|_| ConnectField::Subnqn)?;
-        let nqn = data.hostnqn().map_err(|_| ConnectField::Hostnqn)?.to_owned();
+        let nqn = host_nqn(data)?.to_owned();
         let host = Host { nqn, id: data.hostid };
         if !matches!(data.cntlid.get(), CNTLID_DYNAMIC | CNTLID_STATIC_ANY) {
             return Err(ConnectField::Cntlid.into());
@@ -174,7 +175,7 @@ impl Queue {
     /// The Connect of an I/O queue joins the controller that the Admin queue made.
     fn connect_io(&mut self, connect: &Connect, data: &ConnectData) -> Result<Link, Refused> {
         let subsystem = data.subnqn().map_err(|_| ConnectField::Subnqn)?;
-        let host = data.hostnqn().map_err(|_| ConnectField::Hostnqn)?;
+        let host = host_nqn(data)?;
         let controller = self.target.find(data.cntlid.get()).ok_or(ConnectField::Cntlid)?;
         if controller.subsystem != subsystem {
             return Err(ConnectField::Subnqn.into());
@@ -205,15 +206,18 @@ impl Queue {
         Ok(link)
     }
 
-    fn report_refusal(&mut self, data: &ConnectData, status: Status) {
-        let name = |nqn: Result<&str, _>| nqn.unwrap_or_default().to_owned();
-        let why = if status.code() == Status::CONNECT_CONTROLLER_BUSY {
+    /// Says that a host was refused, if the machine's owner can do anything about it: not if it was a queue of a
+    /// controller that is gone, as after a restart.
+    fn report_refusal(&mut self, data: &ConnectData, refused: &Refused) {
+        let why = if refused.0.code() == Status::CONNECT_CONTROLLER_BUSY {
             "too many hosts"
-        } else {
+        } else if refused.1 == ConnectField::Subnqn.dw0() {
             "not lent here"
+        } else {
+            return;
         };
-        let (host, wanted) =
-            (name(data.hostnqn().map_err(drop)), name(data.subnqn().map_err(drop)));
+        let name = |nqn: Result<&str, NqnError>| nqn.unwrap_or_default().to_owned();
+        let (host, wanted) = (name(data.hostnqn()), name(data.subnqn()));
         self.out.push_back(Step::Report(Event::Refused { peer: self.peer, host, wanted, why }));
     }
 
@@ -304,6 +308,14 @@ fn link(connect: &Connect, controller: Arc<Controller>, grant: Option<Grant>) ->
     let resets = controller.resets.load(Ordering::Acquire);
     let Connect { qid, entries, .. } = *connect;
     Link { controller, qid, resets, entries, head, grant, attached: None }
+}
+
+/// The host's name. It may be empty: SPDK's perf gives none unless it is told to.
+fn host_nqn(data: &ConnectData) -> Result<&str, ConnectField> {
+    match data.hostnqn() {
+        Err(NqnError::Empty) => Ok(""),
+        other => other.map_err(|_| ConnectField::Hostnqn),
+    }
 }
 
 fn no_data_but_connect(sqe: &Sqe, capsule: Option<&Buffer>) -> Result<(), Status> {

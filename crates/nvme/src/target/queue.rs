@@ -104,6 +104,15 @@ impl Link {
     }
 }
 
+impl Drop for Link {
+    /// However the Admin queue goes, even by a mistake of ours, its controller goes with it.
+    fn drop(&mut self) {
+        if self.qid == 0 {
+            self.controller.end();
+        }
+    }
+}
+
 /// A payload with less than this still to come is not worth receiving by itself, in bytes.
 const LANDING: u32 = 8192;
 
@@ -225,7 +234,7 @@ impl Queue {
     fn command(&mut self, sqe: Sqe, capsule: Option<Buffer>) -> Result<(), Violation> {
         let cid = sqe.cid.get();
         self.advance_head();
-        if self.slots.find(cid).is_some() {
+        if self.slots.has(cid) && !self.drop_event_request(cid) {
             self.respond(Cqe::new(cid, Status::COMMAND_ID_CONFLICT.dnr()));
             return Ok(());
         }
@@ -449,6 +458,10 @@ impl Queue {
         right: Option<&Exclusive>,
     ) {
         let request = Request { op, lba, blocks, buffer, ticket: Ticket::new(at.into()) };
+        // A write whose data came after the reset that deleted its queue must not land on newer data.
+        if self.link.as_ref().is_some_and(Link::is_stale) {
+            return self.answer(at, Status::ABORTED_SQ_DELETION);
+        }
         let Some(grant) = self.link.as_ref().and_then(|link| link.grant.as_ref()) else {
             return self.answer(at, Status::INVALID_NAMESPACE.dnr());
         };
@@ -604,9 +617,12 @@ impl Queue {
         self.contending.clear();
         self.slots.clear();
         if let Some(link) = &mut self.link {
+            // Under the lock: a reset, after which another queue may have the identifier, comes before or after.
+            let mut shared = link.controller.shared();
             if !link.is_stale() {
-                link.controller.shared().open.remove(&link.qid);
+                shared.open.remove(&link.qid);
             }
+            drop(shared);
             if link.qid == 0 {
                 link.controller.end();
             }
@@ -928,6 +944,14 @@ impl Session for Queue {
             }
             filling.buffer = Some(buffer);
         }
-        let _ = self.receive(now, &[]);
+        if let Some(link) = &self.link {
+            link.controller.heard(now);
+        }
+        // Whether or not it would take more now: nothing may follow that would bring the end of this payload to light.
+        if let (true, Ok(Piece::End(_, undamaged))) =
+            (self.deframer.at_end(), self.deframer.next(&[]))
+        {
+            self.payload_ended(undamaged);
+        }
     }
 }

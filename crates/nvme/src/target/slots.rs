@@ -12,6 +12,8 @@ pub(super) struct Slot {
     pub(super) cid: u16,
     pub(super) stage: Stage,
     pub(super) work: Work,
+    /// Whether the host may use `cid` again.
+    answered: bool,
 }
 
 /// How far a command is.
@@ -51,29 +53,30 @@ pub(super) struct Filling {
 pub(super) struct Slots {
     slots: Vec<Slot>,
     free: Vec<u16>,
-    /// Command identifiers by slot, with [`BUSY`] where the host may not use it again yet: found by looking at all,
-    /// because hosts choose them as they like.
-    cids: Vec<u32>,
+    /// Command identifiers that the host may not use again yet, a bit each: hosts choose them as they like, and a queue
+    /// may have a thousand.
+    busy: Box<[u64]>,
 }
 
-const BUSY: u32 = 1 << 16;
+/// Words of a bit for each command identifier.
+const WORDS: usize = (1 << 16) / 64;
 
 impl Slots {
     /// Slots for a queue of that many entries.
     pub(super) fn new(entries: u16) -> Self {
-        let slot = || Slot { cid: 0, stage: Stage::Free, work: Work::None };
+        let slot = || Slot { cid: 0, stage: Stage::Free, work: Work::None, answered: true };
         let slots = (0..entries).map(|_| slot()).collect();
-        Self { slots, free: (0..entries).rev().collect(), cids: vec![0; entries.into()] }
+        Self { slots, free: (0..entries).rev().collect(), busy: vec![0; WORDS].into() }
     }
 
     /// A slot for command `cid`; nothing if all are taken.
     pub(super) fn claim(&mut self, cid: u16) -> Option<u16> {
         let at = self.free.pop()?;
-        if let (Some(slot), Some(mark)) =
-            (self.slots.get_mut(usize::from(at)), self.cids.get_mut(usize::from(at)))
-        {
-            (slot.cid, slot.stage) = (cid, Stage::Waiting);
-            *mark = u32::from(cid) | BUSY;
+        if let Some(slot) = self.slots.get_mut(usize::from(at)) {
+            (slot.cid, slot.stage, slot.answered) = (cid, Stage::Waiting, false);
+        }
+        if let Some(word) = self.busy.get_mut(usize::from(cid) / 64) {
+            *word |= 1 << (cid % 64);
         }
         Some(at)
     }
@@ -89,15 +92,24 @@ impl Slots {
 
     /// Lets the host use the slot's command identifier again, though the slot is still needed.
     pub(super) fn forget_cid(&mut self, at: u16) {
-        if let Some(mark) = self.cids.get_mut(usize::from(at)) {
-            *mark = 0;
+        let Some(slot) = self.slots.get_mut(usize::from(at)) else { return };
+        if std::mem::replace(&mut slot.answered, true) {
+            return;
         }
+        if let Some(word) = self.busy.get_mut(usize::from(slot.cid) / 64) {
+            *word &= !(1 << (slot.cid % 64));
+        }
+    }
+
+    /// Whether a command has not been answered.
+    pub(super) fn has(&self, cid: u16) -> bool {
+        self.busy.get(usize::from(cid) / 64).is_some_and(|word| word >> (cid % 64) & 1 != 0)
     }
 
     /// The slot of a command that has not been answered.
     pub(super) fn find(&self, cid: u16) -> Option<u16> {
-        let wanted = u32::from(cid) | BUSY;
-        let at = self.cids.iter().position(|&mark| mark == wanted)?;
+        let own = |slot: &Slot| slot.cid == cid && !slot.answered;
+        let at = self.slots.iter().position(own).filter(|_| self.has(cid))?;
         u16::try_from(at).ok()
     }
 
@@ -131,6 +143,7 @@ mod test {
         let mut slots = Slots::new(4);
         let at = slots.claim(0xffff).unwrap();
         assert_eq!(slots.find(0xffff), Some(at));
+        assert!(slots.has(0xffff) && !slots.has(0));
         assert_eq!(slots.find(0), None);
         slots.release(at);
         assert_eq!(slots.find(0xffff), None);

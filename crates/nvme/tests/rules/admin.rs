@@ -269,6 +269,22 @@ fn one_more_event_request_than_there_may_be_is_refused() {
     world.end_all();
 }
 
+/// SPDK's host forgets its requests when it detaches, and uses their identifiers to shut the controller down.
+#[test]
+fn the_identifier_of_an_event_request_may_be_used_for_another_command() {
+    let mut world = World::new();
+    let (admin, _) = world.admin();
+    assert!(
+        world.command(admin, &AdminCommand::AsyncEventRequest.emit().with_cid(10), &[]).is_empty()
+    );
+    let cqe = world.ask(admin, &AdminCommand::KeepAlive.emit().with_cid(10), &[]);
+    assert!(cqe.outcome().is_success());
+    assert!(
+        world.command(admin, &AdminCommand::AsyncEventRequest.emit().with_cid(10), &[]).is_empty()
+    );
+    world.end_all();
+}
+
 #[test]
 fn an_event_is_told_once_until_its_log_page_is_read() {
     let mut world = World::new();

@@ -224,6 +224,33 @@ fn payload_received_in_place_is_the_same_as_payload_in_the_stream() {
 }
 
 #[test]
+fn the_end_of_a_payload_received_in_place_is_seen_however_much_is_to_be_sent() {
+    use export::Session;
+    let mut world = World::new();
+    let (_, io) = world.attached();
+    world.conn(io).hold = true;
+    for cid in 1..=2 {
+        world.send(io, &capsule(PLAIN, &read(0, 512).with_cid(cid), &[]));
+    }
+    let [Reply::R2t { ttag, .. }] = world.command(io, &write(0, 64), &[])[..] else { panic!() };
+    world.send(io, &h2c(PLAIN, 0, ttag, 0, &[0x5a; 64 * 512], true)[..24]);
+    let landing = world.session(io).landing().unwrap();
+    // The reads end, and what they give is not sent yet.
+    let (now, reads) = (world.now, std::mem::take(&mut world.conn(io).jobs));
+    for job in reads {
+        let (ticket, outcome) = job.finish(Ok(()));
+        world.session(io).complete(now, ticket, outcome);
+    }
+    assert!(!world.session(io).hungry());
+    let got = landing.end - landing.start;
+    world.session(io).landed(now, landing, got);
+    world.settle();
+    assert_eq!(world.conn(io).jobs.len(), 1, "the write is on its way");
+    world.finish(io, Ok(()));
+    world.end_all();
+}
+
+#[test]
 fn an_abort_while_the_driver_receives_keeps_the_stream_in_step() {
     use export::Session;
     let mut world = World::new();
