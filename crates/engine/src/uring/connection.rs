@@ -29,6 +29,10 @@ pub(crate) struct Turn {
     pub(crate) sink: Sink,
 }
 
+/// With this many bytes to be sent a connection sends before its turn ends: the peer then works on the first answers
+/// while the last are made.
+const EARLY: usize = 512 << 10;
+
 /// How far a connection has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -55,6 +59,8 @@ pub(crate) struct Connection {
     queue: Vec<Segment>,
     /// Bytes of segments that the kernel has not taken.
     unsent: usize,
+    /// Bytes of segments since the last send.
+    unflushed: usize,
     /// Disk requests under way.
     jobs: usize,
     /// Whether its disk answers at once.
@@ -78,6 +84,7 @@ impl Connection {
             session,
             queue: Vec::new(),
             unsent: 0,
+            unflushed: 0,
             jobs: 0,
             pace: Pace::default(),
             phase: Phase::Open,
@@ -126,12 +133,7 @@ impl Connection {
     ) {
         self.sending = Some(sending);
         match result {
-            Ok(bytes) => {
-                self.unsent = self.unsent.saturating_sub(bytes);
-                if let Phase::HalfOpen(until) = &mut self.phase {
-                    *until = turn.now + GRACE;
-                }
-            }
+            Ok(bytes) => self.account(turn.now, bytes),
             Err(_) => self.disconnect(turn),
         }
     }
@@ -191,11 +193,11 @@ impl Connection {
     pub(crate) fn settle(&mut self, turn: &mut Turn) -> bool {
         self.is_dirty = false;
         self.drain(turn);
-        while self.feed(turn.now) {
+        // What was sent is free memory, with which the session may go on.
+        while self.feed(turn.now) || self.send(turn) {
             self.drain(turn);
         }
         self.close_when_done(turn);
-        self.send(turn);
         self.receive(turn);
         if !self.established && self.session.is_established() {
             self.established = true;
@@ -251,7 +253,11 @@ impl Connection {
                 Step::Send(_) | Step::Close(_) if !self.is_open() => {}
                 Step::Send(segment) => {
                     self.unsent += segment.len();
+                    self.unflushed += segment.len();
                     self.queue.push(segment);
+                    if self.unflushed >= EARLY {
+                        self.send(turn);
+                    }
                 }
                 Step::Close(_) => self.phase = Phase::Flushing(turn.now + GRACE),
             }
@@ -307,16 +313,37 @@ impl Connection {
         }
     }
 
-    fn send(&mut self, turn: &mut Turn) {
+    /// Sends what is to be sent: as much as the socket takes at once now, the rest by the ring. Tells whether any was
+    /// sent now.
+    fn send(&mut self, turn: &mut Turn) -> bool {
         if self.phase == Phase::Draining {
-            return;
+            return false;
         }
-        let Some(mut sending) = self.sending.take() else { return };
+        let Some(mut sending) = self.sending.take() else { return false };
+        self.unflushed = 0;
         sending.load(&mut self.queue);
-        if sending.is_empty() {
-            self.sending = Some(sending);
-        } else {
-            turn.ring.send(sending);
+        let any = !sending.is_empty();
+        loop {
+            if sending.is_empty() {
+                self.sending = Some(sending);
+                return any;
+            }
+            match Ring::send_now(&mut sending) {
+                Ok(bytes) => self.account(turn.now, bytes),
+                // Whatever else is wrong, the ring will tell.
+                Err(_) => {
+                    turn.ring.send(sending);
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// The kernel took `bytes` of what was to be sent.
+    fn account(&mut self, now: Instant, bytes: usize) {
+        self.unsent = self.unsent.saturating_sub(bytes);
+        if let Phase::HalfOpen(until) = &mut self.phase {
+            *until = now + GRACE;
         }
     }
 

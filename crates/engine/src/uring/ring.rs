@@ -126,6 +126,21 @@ impl Ring {
         self.start(key);
     }
 
+    /// Sends what the socket takes at once of the batch, without the ring. Gives how many bytes that is.
+    ///
+    /// # Errors
+    /// [`Errno::AGAIN`] if it takes none now; else the connection is broken.
+    pub(crate) fn send_now(sending: &mut Sending) -> Result<usize, Errno> {
+        let (socket, header) = sending.message();
+        // SAFETY: the header, its vectors and what they name belong to `sending`, which is borrowed until this returns.
+        let sent = unsafe { libc::sendmsg(socket, header, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
+        let Ok(sent) = usize::try_from(sent) else {
+            return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO));
+        };
+        sending.sent(sent);
+        Ok(sent)
+    }
+
     /// Waits for the mailbox's bell.
     pub(crate) fn listen(&mut self, mailbox: Arc<Mailbox>) {
         let key = self.pending.insert(Pending::Bell(Box::new(Bell { count: [0; 8], mailbox })));

@@ -1,7 +1,7 @@
 //! What a connection sends, and the ring entry that names it. It knows no session.
 
 use std::fmt;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 
 use export::Segment;
@@ -72,16 +72,22 @@ impl Sending {
         }
     }
 
-    /// Names the rest of the window, or the next one. To be asked by the ring only, which then owns this.
+    /// Names the rest of the window, or the next one, for the ring, which then owns this.
     pub(super) fn entry(&mut self) -> squeue::Entry {
+        let (socket, header) = self.message();
+        #[allow(clippy::cast_sign_loss, reason = "bits, not a number")]
+        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
+        opcode::SendMsg::new(Fd(socket), header).flags(flags).build()
+    }
+
+    /// The socket, and a header that names the rest of the window, or the next one. For the ring only: what it names is
+    /// there as long as this is, and is not changed otherwise.
+    pub(super) fn message(&mut self) -> (RawFd, *const msghdr) {
         if self.sent_vectors == self.vectors.len() {
             self.gather();
         }
         self.header = header(self.vectors.get_mut(self.sent_vectors..).unwrap_or_default());
-        let fd = Fd(self.link.as_fd().as_raw_fd());
-        #[allow(clippy::cast_sign_loss, reason = "bits, not a number")]
-        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
-        opcode::SendMsg::new(fd, &raw const self.header).flags(flags).build()
+        (self.link.as_fd().as_raw_fd(), &raw const self.header)
     }
 
     /// Names the next window.
