@@ -45,7 +45,7 @@ pub(crate) struct Serve {
 }
 
 /// Bytes of the disk.
-pub(crate) const SIZE: u64 = 1 << 30;
+pub(crate) const SIZE: u64 = 1 << 28;
 
 /// Serves until standard input ends. The port is told on standard output.
 pub(crate) fn serve(options: &Serve) -> Result<()> {

@@ -212,6 +212,8 @@ impl<'a> Connection<'a> {
         if self.mailbox.is_full() {
             self.read_mail();
         }
+        // What the peer said meanwhile counts, however late this thread is: a host that spoke in time is not given up.
+        self.settle();
         self.tick();
     }
 

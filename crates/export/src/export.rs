@@ -171,13 +171,11 @@ impl Export {
         self.writers.load(Ordering::Acquire) & EXCLUSIVE != 0
     }
 
-    /// Counts a write in, unless one request has the export for itself.
+    /// Counts a write in, unless one request has the export for itself. One that is refused is not counted even for a
+    /// moment: the request that waits to be alone might look just then, and nobody would tell it to look again.
     pub(crate) fn enter(&self) -> bool {
-        let entered = self.writers.fetch_add(1, Ordering::AcqRel) & EXCLUSIVE == 0;
-        if !entered {
-            self.leave();
-        }
-        entered
+        let more = |writers: u32| (writers & EXCLUSIVE == 0).then_some(writers + 1);
+        self.writers.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
     /// Counts a write out.

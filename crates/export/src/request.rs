@@ -365,4 +365,18 @@ mod test {
         drop(right);
         assert!(grant.admit(request(WRITE, 1, 1)).is_ok());
     }
+
+    #[test]
+    fn a_refused_write_is_never_seen_by_the_holder_of_the_right() {
+        let grant = grant(Access::Writable);
+        let right = Exclusive::claim(grant.export()).unwrap();
+        std::thread::scope(|scope| {
+            let intruder = scope
+                .spawn(|| (0..20_000).all(|_| grant.admit(request(Op::Discard, 0, 1)).is_err()));
+            while !intruder.is_finished() {
+                assert!(right.is_alone());
+            }
+            assert!(intruder.join().unwrap());
+        });
+    }
 }

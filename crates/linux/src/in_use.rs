@@ -13,6 +13,10 @@ use rustix::io::Errno;
 use std::collections::HashSet;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+/// Where the kernel's NVMe target keeps its subsystems.
+const TARGET: &str = "sys/kernel/config/nvmet/subsystems";
 
 /// The questions that only the disk itself answers.
 pub trait Probe {
@@ -49,6 +53,8 @@ impl Machine {
         let swaps = machine.or_doubt(swaps, "what is swapped to cannot be found out");
         machine.uses = machine.mounted(tree, &mounts);
         machine.uses.extend(machine.swapped(tree, &swaps));
+        machine.uses.extend(machine.looped(tree));
+        machine.uses.extend(machine.exported(tree));
         Ok(machine)
     }
 
@@ -269,12 +275,41 @@ impl Machine {
         let text = "in use as swap space".to_owned();
         devices.map(|device| Use { device, code: Code::Swap, text: text.clone() }).collect()
     }
+
+    /// Disks behind loop devices: these hold them neither exclusively nor visibly.
+    fn looped(&self, tree: &Tree) -> Vec<Use> {
+        let backed = self.disks.iter().filter_map(|disk| {
+            let device = self.at_path(tree, disk.stacking.backing_file.as_deref()?)?;
+            let text = format!("attached as {}", disk.name);
+            Some(Use { device, code: Code::Held, text })
+        });
+        backed.collect()
+    }
+
+    /// Disks that the kernel's own NVMe target lends: it does not hold them exclusively.
+    fn exported(&self, tree: &Tree) -> Vec<Use> {
+        let mut uses = Vec::new();
+        for subsystem in tree.names(TARGET) {
+            let place = Path::new(TARGET).join(subsystem).join("namespaces");
+            for namespace in tree.names(&place) {
+                let path = tree.attribute(place.join(namespace).join("device_path"));
+                if let Some(device) = path.and_then(|path| self.at_path(tree, &path)) {
+                    let text = "lent by the kernel's own NVMe target".to_owned();
+                    uses.push(Use { device, code: Code::Held, text });
+                }
+            }
+        }
+        uses
+    }
 }
 
 /// Why an image file may not be lent: it is swapped to, or attached as a disk of this machine. Doubt is a reason too.
-pub fn judge_image(tree: &Tree, path: &std::path::Path) -> Verdict {
+pub fn judge_image(tree: &Tree, path: &Path) -> Verdict {
     let mut reasons = Vec::new();
-    let same = |other: &str| tree.path(other).canonicalize().ok() == path.canonicalize().ok();
+    // By the file itself: a hard link or a bind mount has another path.
+    let file = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
+    let this = file(path);
+    let same = |other: &str| this.is_some() && file(&tree.path(other)) == this;
     match mount::swaps(tree) {
         Ok(swaps) if swaps.iter().any(|swap| same(swap)) => {
             reasons.push(Reason { code: Code::Swap, text: "in use as swap space".to_owned() });
@@ -697,6 +732,21 @@ mod tests {
         fake.disk("virtual", "dm-0", "253:0", 9).disk("virtual", "dm-1", "253:1", 9);
         fake.hold("dm-0", "dm-1").hold("dm-1", "dm-0");
         assert_eq!(judge(&fake, "dm-0")[0].0, "held");
+    }
+
+    #[test]
+    fn a_disk_behind_a_loop_device_or_lent_by_the_kernel_is_in_use() {
+        let fake = machine();
+        fake.disk("virtual", "loop0", "7:0", 9);
+        fake.file("sys/class/block/loop0/loop/backing_file", "/dev/sdb\n");
+        assert_said(&fake, "sdb", &[("held", "attached as loop0")]);
+        let place = "sys/kernel/config/nvmet/subsystems/nqn.x/namespaces/1/device_path";
+        fake.file(place, "/dev/sda1\n");
+        assert_said(
+            &fake,
+            "sda",
+            &[("held", "lent by the kernel's own NVMe target (partition sda1)")],
+        );
     }
 
     #[test]

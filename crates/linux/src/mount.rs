@@ -26,15 +26,17 @@ pub struct Mount {
 /// Every mount, ours first. Errors: `/proc/self/mountinfo` cannot be read; other processes may be gone.
 pub fn mounts(tree: &Tree) -> io::Result<Vec<Mount>> {
     let mut mounts = parse(&tree.text("proc/self/mountinfo")?, None);
-    let mut namespaces: HashSet<PathBuf> = namespace(tree, "self").into_iter().collect();
+    let mut views: HashSet<(PathBuf, PathBuf)> = view(tree, "self").into_iter().collect();
     let mut seen: HashSet<_> = mounts.iter().map(place).collect();
     for name in tree.names("proc") {
         let Ok(process) = name.parse() else { continue };
-        let known = namespace(tree, &name).is_some_and(|link| !namespaces.insert(link));
-        if known {
+        let view = view(tree, &name);
+        if view.as_ref().is_some_and(|view| views.contains(view)) {
             continue;
         }
-        let text = tree.text(format!("proc/{name}/mountinfo")).unwrap_or_default();
+        let Ok(text) = tree.text(format!("proc/{name}/mountinfo")) else { continue };
+        // Only now: of a process that has just ended nothing was seen.
+        views.extend(view.filter(|_| !text.is_empty()));
         let others = parse(&text, Some(process));
         mounts.extend(others.into_iter().filter(|mount| seen.insert(place(mount))));
     }
@@ -55,8 +57,10 @@ fn first_word(line: &str) -> Option<String> {
     line.split_whitespace().next().map(unescape)
 }
 
-fn namespace(tree: &Tree, process: &str) -> Option<PathBuf> {
-    std::fs::read_link(tree.path(format!("proc/{process}/ns/mnt"))).ok()
+/// What decides which mounts a process is shown: its namespace, and of that what is below its root.
+fn view(tree: &Tree, process: &str) -> Option<(PathBuf, PathBuf)> {
+    let link = |name: &str| std::fs::read_link(tree.path(format!("proc/{process}/{name}"))).ok();
+    Some((link("ns/mnt")?, link("root")?))
 }
 
 fn place(mount: &Mount) -> (DeviceNumber, String, String) {

@@ -45,7 +45,8 @@ impl Signals {
     pub fn open() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        let numbers = [SIGINT, SIGTERM, SIGHUP, SIGWINCH];
+        let mut numbers = vec![SIGINT, SIGTERM, SIGWINCH];
+        numbers.extend((!hang_up_is_ignored()).then_some(SIGHUP));
         let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, numbers)?;
         Ok(Self { delivery })
     }
@@ -54,6 +55,19 @@ impl Signals {
     pub fn receive(&mut self) -> Vec<Signal> {
         self.delivery.pending().filter_map(Signal::of).collect()
     }
+}
+
+/// Whether the program was started to outlive its terminal, as by `nohup`.
+fn hang_up_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    ignores(&status, SIGHUP)
+}
+
+/// Whether `proc_pid_status(5)` has the signal among those that are ignored.
+fn ignores(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 impl AsFd for Signals {
@@ -67,6 +81,14 @@ impl AsFd for Signals {
 mod tests {
     use super::*;
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    #[test]
+    fn what_nohup_had_ignored_stays_ignored() {
+        let status = |mask: &str| format!("Name:\tx\nSigIgn:\t{mask}\nSigCgt:\tffffffffffffffff\n");
+        assert!(ignores(&status("0000000000001001"), SIGHUP));
+        assert!(!ignores(&status("0000000000001000"), SIGHUP));
+        assert!(!ignores("", SIGHUP));
+    }
 
     fn readable(signals: &Signals, seconds: i64) -> bool {
         let wait = Timespec { tv_sec: seconds, tv_nsec: 0 };

@@ -3,9 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use export::Access;
 use linux::block::{self, Disk};
 use linux::disk::Live;
 use linux::in_use::Machine;
@@ -13,7 +13,7 @@ use linux::reason::{Asked, Verdict};
 use linux::uevent::{Action, News, Uevents};
 
 use crate::failure::Failure;
-use crate::lend::{Device, Loan, Terms, block_device};
+use crate::lend::{Device, Loan, Terms};
 use crate::options::Wanted;
 
 /// A disk that comes is announced in many events: how long to wait for the last of them.
@@ -40,29 +40,31 @@ pub(crate) struct Follow {
     terms: Terms,
     /// Whether disks that come are lent.
     all: bool,
-    /// Paths of disks that are lent writable when they come.
-    writable: Vec<PathBuf>,
+    /// The disks that are lent writable when they come again. Not by their paths: another disk may come by the same.
+    writable: HashSet<[u8; 16]>,
     uevents: Option<Uevents>,
     /// Kernel names of disks to look at, and when.
     pending: HashSet<String>,
-    again: HashSet<String>,
     due: Option<Instant>,
+    /// Those to look at once more, each at its time.
+    again: HashMap<String, Instant>,
     /// Why disks are not lent, as it was said.
     said: HashMap<String, String>,
 }
 
 impl Follow {
     /// Starts to listen to the kernel.
-    pub(crate) fn open(terms: Terms, all: bool, writable: Vec<PathBuf>) -> Self {
+    pub(crate) fn open(terms: Terms, all: bool) -> Self {
         let uevents = Uevents::open().ok();
         Self {
-            terms,
+            // Use is allowed for disks that are named, never for all.
+            terms: Terms { allow_in_use: false, ..terms },
             all,
-            writable,
+            writable: HashSet::new(),
             uevents,
             pending: HashSet::new(),
-            again: HashSet::new(),
             due: None,
+            again: HashMap::new(),
             said: HashMap::new(),
         }
     }
@@ -79,7 +81,7 @@ impl Follow {
 
     /// When to call [`Follow::look`].
     pub(crate) fn due(&self) -> Option<Instant> {
-        self.due
+        self.due.into_iter().chain(self.again.values().copied()).min()
     }
 
     /// Takes what the kernel says; never waits.
@@ -123,6 +125,10 @@ impl Follow {
                 "the disks of this machine cannot be listed: {error}; is /sys mounted?"
             ))
         })?;
+        let writable = loans.iter().filter(|loan| loan.export.access == Access::Writable);
+        let devices: Vec<&Device> = writable.filter_map(|loan| loan.device.as_ref()).collect();
+        let disks = machine.disks.iter().filter(|disk| devices.contains(&&Device::of(disk)));
+        self.writable = disks.filter_map(|disk| self.terms.fingerprint(&machine, disk)).collect();
         let names = machine.disks.iter().map(|disk| disk.name.clone()).collect();
         Ok(self.come(&machine, &names, loans))
     }
@@ -131,15 +137,17 @@ impl Follow {
     pub(crate) fn look(&mut self, loans: &[Loan], now: Instant) -> Vec<Change> {
         self.due = None;
         let names = std::mem::take(&mut self.pending);
-        let second = std::mem::take(&mut self.again);
+        let second: HashSet<String> =
+            self.again.extract_if(|_, at| *at <= now).map(|(name, _)| name).collect();
         let Ok(machine) = Machine::look(&self.terms.tree) else { return Vec::new() };
         let mut changes = changed(&machine.disks, loans);
         if self.all {
             let all = whole_names(&machine, names.union(&second));
             changes.extend(self.come(&machine, &all, loans));
         }
-        self.again = names.difference(&second).cloned().collect();
-        self.due = (!self.again.is_empty() && self.all).then(|| now + AGAIN);
+        if self.all {
+            self.again.extend(names.into_iter().map(|name| (name, now + AGAIN)));
+        }
         changes
     }
 
@@ -154,7 +162,7 @@ impl Follow {
 
     fn come_one(&mut self, machine: &Machine, disk: &Disk) -> Option<Change> {
         let verdict = machine.judge(disk, &Live { tree: self.terms.tree.clone() });
-        let writable = self.is_writable(disk);
+        let writable = self.is_writable(machine, disk);
         if !allowed(&verdict, writable) {
             return self.refuse(disk, &verdict);
         }
@@ -168,8 +176,9 @@ impl Follow {
         }
     }
 
-    fn is_writable(&self, disk: &Disk) -> bool {
-        self.writable.iter().any(|path| block_device(path) == Some(disk.number))
+    fn is_writable(&self, machine: &Machine, disk: &Disk) -> bool {
+        let known = |print| self.writable.contains(&print);
+        !self.writable.is_empty() && self.terms.fingerprint(machine, disk).is_some_and(known)
     }
 
     /// Says why a disk is left out, where its owner may wonder: not for what is never meant, such as its partitions.
@@ -225,6 +234,7 @@ mod test {
     use export::{Export, Geometry, Identity};
     use linux::tree::Tree;
     use std::fs;
+    use std::path::PathBuf;
     use std::sync::Arc;
 
     /// A machine made of files, with one disk.
@@ -260,7 +270,7 @@ mod test {
         fn follow(&self) -> Follow {
             let tree = Tree::at(&self.0);
             let terms = Terms { tree, base: None, allow_in_use: false };
-            Follow { uevents: None, ..Follow::open(terms, true, Vec::new()) }
+            Follow { uevents: None, ..Follow::open(terms, true) }
         }
     }
 
@@ -304,8 +314,30 @@ mod test {
         follow.note("sdz".to_owned(), now);
         assert!(follow.look(&[], now).is_empty());
         assert_eq!(follow.due(), Some(now + AGAIN));
-        assert!(follow.look(&[], now).is_empty());
+        assert!(follow.look(&[], now + SETTLE).is_empty());
+        assert_eq!(follow.due(), Some(now + AGAIN), "the second look is not spent early");
+        assert!(follow.look(&[], now + AGAIN).is_empty());
         assert_eq!(follow.due(), None);
+    }
+
+    #[test]
+    fn another_disk_by_the_same_name_is_not_writable() {
+        let fake = Fake::new("writable");
+        fake.write("sys/class/block/sdz/device/serial", "S1\n");
+        let disks = fake.disks();
+        let mut lent = loan(&disks[0]);
+        Arc::get_mut(&mut lent.export).unwrap().access = Access::Writable;
+        let mut follow = fake.follow();
+        follow.begin(&[lent]).unwrap();
+        let is_writable = || {
+            let machine = Machine::look(&follow.terms.tree).unwrap();
+            follow.is_writable(&machine, &machine.disks[0])
+        };
+        assert!(is_writable());
+        fake.disk(2048, 8);
+        assert!(is_writable(), "the same disk has come again");
+        fake.write("sys/class/block/sdz/device/serial", "S2\n");
+        assert!(!is_writable());
     }
 
     #[test]

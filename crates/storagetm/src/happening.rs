@@ -189,8 +189,7 @@ impl Happening {
 
     /// One line of JSON, without a line break; characters that could steer a terminal are escaped.
     pub fn json(&self) -> String {
-        let line = serde_json::to_string(self).unwrap_or_default();
-        line.chars().map(json_escaped).collect()
+        escaped(&serde_json::to_string(self).unwrap_or_default())
     }
 
     /// One sentence for people, or nothing where the screen says it all.
@@ -231,6 +230,14 @@ impl Happening {
     pub fn is_bad(&self) -> bool {
         matches!(self, Self::Refused { .. } | Self::Violation { .. } | Self::Fault { .. })
     }
+}
+
+/// JSON in which characters that could steer a terminal are escaped; it means the same. Line breaks stay.
+pub(crate) fn escaped(json: &str) -> String {
+    json.split('\n')
+        .map(|line| line.chars().map(json_escaped).collect())
+        .collect::<Vec<String>>()
+        .join("\n")
 }
 
 /// A character within a JSON string: only there are characters beyond printable ASCII.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use export::{Access, Cache, Export, Geometry, Identity, PAGE};
 use linux::block::{DeviceNumber, Disk};
 use linux::disk::{Kind, Live, OpenFor, Opened, open};
-use linux::identity::{self, machine_id};
+use linux::identity::{self, Source, machine_id};
 use linux::in_use::{Machine, Probe};
 use linux::reason::{Asked, Verdict, Weight};
 use linux::tree::Tree;
@@ -66,6 +66,11 @@ impl Device {
     pub(crate) fn of(disk: &Disk) -> Self {
         Self { number: disk.number, diskseq: disk.diskseq, name: disk.name.clone() }
     }
+
+    /// Whether it has that number now.
+    pub(crate) fn is(&self, number: DeviceNumber) -> bool {
+        self.number == number
+    }
 }
 
 impl Terms {
@@ -75,7 +80,7 @@ impl Terms {
     /// A sentence: why it cannot be lent, and what to do.
     pub(crate) fn lend(&self, wanted: &Wanted) -> Result<Loan, Failure> {
         let device = block_device(&wanted.path);
-        let Some(number) = device else { return self.lend_opened(wanted, None) };
+        let Some(number) = device else { return self.lend_opened(wanted, None, None) };
         let found = Machine::look(&self.tree).ok().and_then(|machine| {
             let disk = machine.disks.iter().find(|disk| disk.number == number)?.clone();
             Some((machine, disk))
@@ -83,9 +88,9 @@ impl Terms {
         match found {
             Some((machine, disk)) => {
                 self.check(wanted, &machine.judge(&disk, &self.probe()))?;
-                self.lend_opened(wanted, Some((&machine, &disk)))
+                self.lend_opened(wanted, device, Some((&machine, &disk)))
             }
-            None if self.allow_in_use && !wanted.writable => self.lend_opened(wanted, None),
+            None if self.allow_in_use && !wanted.writable => self.lend_opened(wanted, device, None),
             None => Err(Failure::new(format!(
                 "{}: it cannot be found out whether this disk is in use, since /sys does not show \
                  it; lend it read-only with --allow-in-use if you know",
@@ -119,15 +124,17 @@ impl Terms {
         }
     }
 
-    /// Opens and names it; `known` is the block device that it is.
+    /// Opens and names it; `number` is that of the block device that was looked at, `known` what is known of it.
     fn lend_opened(
         &self,
         wanted: &Wanted,
+        number: Option<DeviceNumber>,
         known: Option<(&Machine, &Disk)>,
     ) -> Result<Loan, Failure> {
         let purpose = if wanted.writable { OpenFor::Writing } else { OpenFor::Reading };
         let opened =
             open(&self.tree, &wanted.path, purpose, self.allow_in_use).map_err(Failure::new)?;
+        check_same(wanted, &opened, number)?;
         let identity = self.identity(&opened, known);
         let export = self.export(wanted, identity, opened, known.map(|(_, disk)| disk))?;
         Ok(export)
@@ -171,13 +178,22 @@ impl Terms {
     }
 
     fn identity(&self, opened: &Opened, known: Option<(&Machine, &Disk)>) -> Identity {
-        let this = machine_id(&self.tree);
         let Some((machine, disk)) = known.filter(|_| opened.kind == Kind::Block) else {
-            return announced(identity::of_image(&opened.path, this));
+            return announced(identity::of_image(&opened.path, machine_id(&self.tree)));
         };
+        announced(self.of_block(machine, disk))
+    }
+
+    fn of_block(&self, machine: &Machine, disk: &Disk) -> identity::Identity {
         let whole = machine.disk(disk.whole()).unwrap_or(disk);
         let table = self.probe().contents(whole).ok().and_then(|contents| contents.table);
-        announced(identity::of_block(disk, whole, table.as_ref(), this))
+        identity::of_block(disk, whole, table.as_ref(), machine_id(&self.tree))
+    }
+
+    /// What tells this disk from all others that may take its place; nothing if only the place is known.
+    pub(crate) fn fingerprint(&self, machine: &Machine, disk: &Disk) -> Option<[u8; 16]> {
+        let identity = self.of_block(machine, disk);
+        (identity.source != Source::Path).then_some(identity.uuid)
     }
 
     /// The demo disk.
@@ -212,6 +228,20 @@ impl Terms {
         };
         self.export(&Wanted { path, writable }, identity, opened, None)
     }
+}
+
+/// The path may lead to another disk by now than the one whose use was judged.
+fn check_same(
+    wanted: &Wanted,
+    opened: &Opened,
+    judged: Option<DeviceNumber>,
+) -> Result<(), Failure> {
+    let number = (opened.kind == Kind::Block).then_some(opened.number);
+    if number == judged {
+        return Ok(());
+    }
+    let path = wanted.path.display();
+    Err(Failure::new(format!("{path} became another disk while it was being opened; try again")))
 }
 
 /// Memory for payloads is aligned to a page; what asks for more goes through the page cache.

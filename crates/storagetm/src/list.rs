@@ -14,6 +14,7 @@ use linux::tree::Tree;
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::happening::escaped;
 use crate::options::List;
 
 /// One disk.
@@ -123,7 +124,7 @@ fn reasons(verdict: &Verdict) -> Vec<Why> {
 
 fn json(rows: &[Row]) -> Result<String, Failure> {
     let text = serde_json::to_string_pretty(rows);
-    text.map(|text| text + "\n")
+    text.map(|text| escaped(&text) + "\n")
         .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))
 }
 
@@ -221,6 +222,16 @@ sda     500.1 GB  Example  -       usb        gpt                yes
   sda1  500.1 GB  -        -       usb        ext4 \"ho\\u{1b}me\"  no: mounted at /home
 ";
         assert_eq!(table(&[example(), second]), wanted);
+    }
+
+    #[test]
+    fn a_hostile_label_does_not_reach_the_terminal_raw_and_survives_in_json() {
+        let label = "\x1b\u{9b}2J\u{202e}\x7f".to_owned();
+        let content = Content { kind: "ext4", label: Some(label.clone()), uuid: None };
+        let text = json(&[Row { contents: vec![content], ..example() }]).unwrap();
+        assert!(text.chars().all(|c| c == '\n' || c.is_ascii_graphic() || c == ' '), "{text}");
+        let rows: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(rows[0]["contents"][0]["label"], label);
     }
 
     #[test]

@@ -37,6 +37,10 @@ impl FromStr for Listen {
             None => (host, None),
         };
         let ip: IpAddr = host.parse().map_err(|_| FORM)?;
+        let has_zone = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+        if interface.is_some() && !has_zone {
+            return Err("only a link-local IPv6 address has an interface, as in [fe80::1%eth0]");
+        }
         Ok(Self { ip, interface, port: port.transpose()? })
     }
 }
@@ -348,6 +352,8 @@ mod test {
             ("nbd:127.0.0.1:1", "protocol"),
             ("localhost:4420", "protocol"),
             ("nvme:", "looks like"),
+            ("127.0.0.1%lo", "interface"),
+            ("[::1%lo]:1", "interface"),
         ] {
             let error = text.parse::<Listen>().unwrap_err();
             assert!(error.contains(part), "{text}: {error}");

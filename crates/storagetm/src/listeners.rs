@@ -81,7 +81,15 @@ impl Listeners {
     fn mark(&mut self, planned: &[Listener]) -> Vec<Happening> {
         let mut changes = Vec::new();
         for bound in &mut self.bound {
-            let here = planned.contains(&bound.planned);
+            let now = planned.iter().find(|planned| planned.socket == bound.planned.socket);
+            let here = now.is_some();
+            if let Some(now) = now.filter(|now| now.interface != bound.planned.interface) {
+                // The interface has another name; the socket serves on.
+                changes.extend(bound.here.then(|| closed(&bound.listener)));
+                bound.planned.interface.clone_from(&now.interface);
+                bound.listener.interface.clone_from(&now.interface);
+                bound.here = false;
+            }
             if here != bound.here {
                 bound.here = here;
                 changes.push(if here { opened(&bound.listener) } else { closed(&bound.listener) });
@@ -207,6 +215,18 @@ mod test {
         assert_eq!(listeners.endpoints(&[lo]).len(), 1);
         let mut never = |_: &Listener| -> io::Result<SocketAddr> { panic!("it is still bound") };
         assert_eq!(listeners.follow(&both, &mut never).len(), 2);
+    }
+
+    #[test]
+    fn an_interface_that_gets_another_name_is_not_bound_anew() {
+        let before = [address("fe80::1")];
+        let after = [Address { interface: "enp3s0".to_owned(), ..address("fe80::1") }];
+        let mut listeners = Listeners::open(Plan::Nearby, &before, &mut any).unwrap();
+        let mut never = |_: &Listener| -> io::Result<SocketAddr> { panic!("it is still bound") };
+        let said = json(&listeners.follow(&after, &mut never));
+        assert_eq!(said.len(), 4, "{said:?}");
+        assert!(said[1].contains("listening") && said[1].contains("fe80::1%enp3s0"), "{said:?}");
+        assert_eq!(listeners.endpoints(&after)[0].interface.as_deref(), Some("enp3s0"));
     }
 
     #[test]

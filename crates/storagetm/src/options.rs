@@ -129,7 +129,7 @@ pub struct Serve {
 
     /// Lend disks read-only even if this machine uses them
     ///
-    /// What hosts then read may be half-written. A disk in use is never lent writable.
+    /// What hosts then read may be half-written. A disk in use is never lent writable, and --all leaves it out even so.
     #[arg(long)]
     pub allow_in_use: bool,
 

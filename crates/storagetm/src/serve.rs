@@ -257,7 +257,9 @@ impl Server {
     fn notice_addresses(&mut self, now: Instant) {
         let changed = self.address_changes.as_mut().map(Changes::receive);
         match changed {
-            Some(Ok(true)) => self.alerts.addresses = Some(now + COALESCE),
+            Some(Ok(true)) => {
+                self.alerts.addresses.get_or_insert(now + COALESCE);
+            }
             Some(Err(_)) => self.address_changes = None,
             Some(Ok(false)) | None => {}
         }
@@ -265,7 +267,12 @@ impl Server {
 
     fn follow_addresses(&mut self) {
         let before = self.endpoints();
-        self.addresses = addresses().unwrap_or_default();
+        let Ok(now) = addresses() else {
+            // The kernel was busy: what is known stays true until it answers.
+            self.alerts.addresses = Some(Instant::now() + Duration::from_secs(1));
+            return;
+        };
+        self.addresses = now;
         let Self { listeners, engine, target, addresses, .. } = self;
         let changes = listeners.follow(addresses, &mut |listener| bind(engine, target, listener));
         for change in changes {

@@ -33,6 +33,9 @@ pub(crate) struct Turn {
 /// while the last are made.
 const EARLY: usize = 512 << 10;
 
+/// How often in one turn a connection takes commands and sends answers.
+const ROUNDS: usize = 8;
+
 /// How far a connection has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -71,6 +74,8 @@ pub(crate) struct Connection {
     established: bool,
     /// Whether it is to be settled this turn.
     pub(crate) is_dirty: bool,
+    /// Whether it had more to do than one turn is for.
+    pub(crate) is_unfinished: bool,
 }
 
 impl Connection {
@@ -91,6 +96,7 @@ impl Connection {
             ended: false,
             established: false,
             is_dirty: false,
+            is_unfinished: false,
         }
     }
 
@@ -168,13 +174,21 @@ impl Connection {
                 self.disconnect(turn);
             }
             Phase::Lingering(until) if until <= now => self.shut(),
-            Phase::Open | Phase::HalfOpen(_)
-                if self.session.deadline().is_some_and(|deadline| deadline <= now) =>
-            {
-                self.session.tick(now);
+            Phase::Open | Phase::HalfOpen(_) if self.is_late(now) => {
+                // What the peer said meanwhile counts: a host that spoke in time is not given up.
+                while self.feed(now) {
+                    self.drain(turn);
+                }
+                if self.is_late(now) {
+                    self.session.tick(now);
+                }
             }
             _ => {}
         }
+    }
+
+    fn is_late(&self, now: Instant) -> bool {
+        self.session.deadline().is_some_and(|deadline| deadline <= now)
     }
 
     /// When to be ticked next.
@@ -193,9 +207,17 @@ impl Connection {
     pub(crate) fn settle(&mut self, turn: &mut Turn) -> bool {
         self.is_dirty = false;
         self.drain(turn);
-        // What was sent is free memory, with which the session may go on.
-        while self.feed(turn.now) || self.send(turn) {
+        // What was sent is free memory, with which the session may go on. Not without end: others have their turn, too.
+        self.is_unfinished = true;
+        for _ in 0..ROUNDS {
+            if !(self.feed(turn.now) || self.send(turn)) {
+                self.is_unfinished = false;
+                break;
+            }
             self.drain(turn);
+        }
+        if self.is_unfinished {
+            return false;
         }
         self.close_when_done(turn);
         self.receive(turn);
@@ -231,7 +253,8 @@ impl Connection {
         self.shut();
     }
 
-    fn shut(&mut self) {
+    /// Lets the peer see that the connection is over: for a thread that breaks.
+    pub(crate) fn shut(&mut self) {
         if self.phase != Phase::Draining {
             self.phase = Phase::Draining;
             self.link.shut(Shutdown::Both);
@@ -322,21 +345,20 @@ impl Connection {
         let Some(mut sending) = self.sending.take() else { return false };
         self.unflushed = 0;
         sending.load(&mut self.queue);
-        let any = !sending.is_empty();
-        loop {
-            if sending.is_empty() {
-                self.sending = Some(sending);
-                return any;
-            }
+        let mut any = false;
+        while !sending.is_empty() {
             match Ring::send_now(&mut sending) {
                 Ok(bytes) => self.account(turn.now, bytes),
                 // Whatever else is wrong, the ring will tell.
                 Err(_) => {
                     turn.ring.send(sending);
-                    return false;
+                    return any;
                 }
             }
+            any = true;
         }
+        self.sending = Some(sending);
+        any
     }
 
     /// The kernel took `bytes` of what was to be sent.

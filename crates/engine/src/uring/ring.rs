@@ -133,7 +133,8 @@ impl Ring {
     pub(crate) fn send_now(sending: &mut Sending) -> Result<usize, Errno> {
         let (socket, header) = sending.message();
         // SAFETY: the header, its vectors and what they name belong to `sending`, which is borrowed until this returns.
-        let sent = unsafe { libc::sendmsg(socket, header, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
+        let sent =
+            unsafe { libc::sendmsg(socket, header, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
         let Ok(sent) = usize::try_from(sent) else {
             return Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO));
         };

@@ -27,6 +27,12 @@ const SLEEP: Duration = Duration::from_secs(3600);
 /// The shortest time between two ticks of a session, whatever it says its deadline is.
 const TICK: Duration = Duration::from_millis(1);
 
+/// A thread that comes so much later than it wanted was stopped, or kept waiting by the machine.
+const ABSENCE: Duration = Duration::from_millis(100);
+
+/// So long it then listens to what peers said meanwhile before it holds any of them to its deadline.
+const CATCHING_UP: Duration = Duration::from_millis(10);
+
 /// The threads of an engine.
 #[derive(Debug)]
 pub(crate) struct Staff(Vec<Seat>);
@@ -83,10 +89,11 @@ fn clone(error: &io::Error) -> io::Error {
 }
 
 impl Staff {
-    /// Gives a connection to the thread that has the fewest.
+    /// Gives a connection to the thread that has the fewest. One that broke gets none; if all did, it is closed.
     pub(crate) fn adopt(&self, link: Arc<Link>, open: Open) {
         let load = |seat: &&Seat| seat.load.load(Ordering::Relaxed);
-        if let Some(seat) = self.0.iter().min_by_key(load) {
+        let works = |seat: &&Seat| !seat.thread.is_finished();
+        if let Some(seat) = self.0.iter().filter(works).min_by_key(load) {
             seat.load.fetch_add(1, Ordering::Relaxed);
             seat.mailbox.put(Message::Adopt(link, open));
         }
@@ -111,6 +118,8 @@ struct Worker {
     spin: Spin,
     /// No session's deadline is before this.
     next_tick: Option<Instant>,
+    /// Whether deadlines were put off once, because the thread itself came late.
+    catching_up: bool,
     /// Whether the sessions of this thread are to be told next turn that something changed.
     changed: bool,
     stopping: bool,
@@ -137,6 +146,7 @@ impl Worker {
             load,
             spin: Spin::new(config.spin),
             next_tick: None,
+            catching_up: false,
             changed: false,
             stopping: false,
             quitting: false,
@@ -147,7 +157,7 @@ impl Worker {
         self.turn.ring.listen(self.mailbox.clone());
         while !(self.quitting && self.connections.is_empty()) {
             if let Err(error) = self.wait() {
-                // The ring is broken: nothing can be received, sent or read any more.
+                // The ring is broken: nothing can be received, sent or read any more. Dropping cuts the connections.
                 panic!("io_uring_enter failed: {error}");
             }
             self.turn.now = Instant::now();
@@ -157,7 +167,6 @@ impl Worker {
             self.settle();
             self.pass_on();
         }
-        self.shared.post.leave(&self.mailbox);
         self.silence();
     }
 
@@ -194,7 +203,8 @@ impl Worker {
     }
 
     fn has_work(&mut self) -> bool {
-        self.changed || self.turn.ring.is_ready() || self.mailbox.is_full()
+        let waiting = self.changed || !self.dirty.is_empty();
+        waiting || self.turn.ring.is_ready() || self.mailbox.is_full()
     }
 
     /// Watches memory for something to do. Tells whether there is.
@@ -296,19 +306,27 @@ impl Worker {
 
     fn tick(&mut self) {
         let now = self.turn.now;
-        if self.next_tick.is_none_or(|at| at > now) {
+        let Some(at) = self.next_tick.filter(|&at| at <= now) else { return };
+        let absent = now.duration_since(at) >= ABSENCE;
+        if absent && !std::mem::replace(&mut self.catching_up, true) {
+            self.next_tick = Some(now + CATCHING_UP);
             return;
         }
+        self.catching_up = false;
         self.next_tick = None;
         self.with_all(|connection, turn| connection.tick(turn));
     }
 
     fn settle(&mut self) {
         let mut dirty = std::mem::take(&mut self.dirty);
+        let mut unfinished = Vec::new();
         for key in dirty.drain(..) {
             let Some(connection) = self.connections.get_mut(key) else { continue };
             let over = attempt(connection, &mut self.turn, Connection::settle);
-            if over.unwrap_or_else(|| connection.is_over()) {
+            if connection.is_unfinished {
+                connection.is_dirty = true;
+                unfinished.push(key);
+            } else if over.unwrap_or_else(|| connection.is_over()) {
                 self.connections.remove(key);
                 self.load.fetch_sub(1, Ordering::Relaxed);
                 // Its association may have ended with it.
@@ -318,6 +336,7 @@ impl Worker {
                 self.next_tick = Some(self.next_tick.map_or(deadline, |at| at.min(deadline)));
             }
         }
+        dirty.append(&mut unfinished);
         self.dirty = dirty;
     }
 
@@ -327,6 +346,18 @@ impl Worker {
         if std::mem::take(&mut self.turn.roused) {
             self.changed = true;
             self.shared.post.tell(News::Changed, Some(&self.mailbox));
+        }
+    }
+}
+
+impl Drop for Worker {
+    /// However the thread ends: nobody waits for it any more. What a broken ring still holds keeps its sockets open, so
+    /// they are shut here.
+    fn drop(&mut self) {
+        self.shared.post.leave(&self.mailbox);
+        self.connections.iter_mut().for_each(|(_, connection)| connection.shut());
+        if !self.connections.is_empty() {
+            self.shared.post.tell(News::Changed, None);
         }
     }
 }

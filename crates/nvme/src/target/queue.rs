@@ -948,8 +948,8 @@ impl Session for Queue {
             link.controller.heard(now);
         }
         // Whether or not it would take more now: nothing may follow that would bring the end of this payload to light.
-        if let (true, Ok(Piece::End(_, undamaged))) =
-            (self.deframer.at_end(), self.deframer.next(&[]))
+        if self.deframer.at_end()
+            && let Ok(Piece::End(_, undamaged)) = self.deframer.next(&[])
         {
             self.payload_ended(undamaged);
         }

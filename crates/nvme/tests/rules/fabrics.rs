@@ -112,7 +112,8 @@ fn connect_refuses_names_that_are_none() {
 #[test]
 fn a_host_may_have_no_name() {
     let mut world = World::new();
-    let data = ConnectData { hostnqn: [0; 256], ..connect_data(0xffff) };
+    let mut data = connect_data(0xffff);
+    data.hostnqn.fill(0);
     assert_eq!(connect(&mut world, &connect_sqe(0, 32), &data).0, Status::SUCCESS);
     world.end_all();
 }

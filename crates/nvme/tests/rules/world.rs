@@ -200,6 +200,12 @@ impl World {
         self.run();
     }
 
+    /// Ends the oldest request that a connection holds, and takes no step yet.
+    pub(crate) fn complete_unsent(&mut self, id: Id) {
+        let job = self.conns[id].jobs.pop_front().expect("a request is held");
+        self.end(id, job, Ok(()));
+    }
+
     /// Tells every connection that something changed.
     pub(crate) fn changed(&mut self) {
         self.tell_all(News::Changed);

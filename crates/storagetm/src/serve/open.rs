@@ -1,7 +1,7 @@
 //! What `storagetm serve` does once, before it waits: opens the disks, starts the engine, opens the sockets. It knows no
 //! event.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use engine::{Config, Driver, Engine};
@@ -14,7 +14,7 @@ use super::{Alerts, Server, bind};
 use crate::failure::Failure;
 use crate::follow::{Change, Follow};
 use crate::ledger::Ledger;
-use crate::lend::{Loan, Terms, check_unlike};
+use crate::lend::{Loan, Terms, block_device, check_unlike};
 use crate::listen::{Plan, plan};
 use crate::listeners::Listeners;
 use crate::mailbox::Mailbox;
@@ -104,7 +104,7 @@ impl Disks {
             base: options.nqn.clone(),
             allow_in_use: options.allow_in_use,
         };
-        let mut follow = Follow::open(terms.clone(), options.all, writable(options));
+        let mut follow = Follow::open(terms.clone(), options.all);
         let mut loans = asked_for(options, &terms)?;
         let mut notes = Vec::new();
         if options.all {
@@ -127,25 +127,27 @@ fn loopback() -> Address {
     }
 }
 
-fn writable(options: &Serve) -> Vec<PathBuf> {
-    options
-        .wanted()
-        .into_iter()
-        .filter(|wanted| wanted.writable)
-        .map(|wanted| wanted.path)
-        .collect()
-}
-
 /// Opens the disks that were asked for one by one, and the demo disk.
 fn asked_for(options: &Serve, terms: &Terms) -> Result<Vec<Loan>, Failure> {
     let mut loans: Vec<Loan> = Vec::new();
     for wanted in options.wanted() {
+        check_new(&loans, &wanted.path)?;
         add(&mut loans, terms.lend(&wanted)?)?;
     }
     if let Some(size) = options.demo {
         add(&mut loans, terms.lend_demo(size, options.demo_writable())?)?;
     }
     Ok(loans)
+}
+
+/// Refuses a second path to a disk that is lent already: we hold it ourselves, and it would seem to be in use.
+fn check_new(loans: &[Loan], path: &Path) -> Result<(), Failure> {
+    let Some(number) = block_device(path) else { return Ok(()) };
+    let is_it = |loan: &&Loan| loan.device.as_ref().is_some_and(|device| device.is(number));
+    loans.iter().find(is_it).map_or(Ok(()), |loan| {
+        let (first, second) = (&loan.export.name, path.display());
+        Err(Failure::new(format!("{first} and {second} are the same disk; name it once")))
+    })
 }
 
 fn add(loans: &mut Vec<Loan>, loan: Loan) -> Result<(), Failure> {
