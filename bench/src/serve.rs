@@ -68,7 +68,7 @@ pub(crate) fn serve(options: &Serve) -> Result<()> {
     let open = Arc::new(move |peer, account, now| {
         Box::new(target.session(peer, Port::Any, account, now)) as Box<dyn Session>
     });
-    let address = engine.listen(([127, 0, 0, 1], 0).into(), open)?;
+    let address = engine.listen(([127, 0, 0, 1], 0).into(), None, open)?;
     println!("{}", address.port());
     std::io::stdout().flush()?;
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;

@@ -182,12 +182,18 @@ impl Engine {
     }
 
     /// Accepts connections on `address`, and has `open` make a session for each. Returns the address with the port that
-    /// it got. An IPv6 address is never also an IPv4 one.
+    /// it got. An IPv6 address is never also an IPv4 one. With an `interface`, only what comes in there is accepted:
+    /// Linux takes a packet for any of its addresses on every interface, also for a link-local IPv4 one.
     ///
     /// # Errors
     /// The address is taken, not one of this machine, or not allowed.
-    pub fn listen(&self, address: SocketAddr, open: Open) -> io::Result<SocketAddr> {
-        self.acceptor.listen(address, open)
+    pub fn listen(
+        &self,
+        address: SocketAddr,
+        interface: Option<&str>,
+        open: Open,
+    ) -> io::Result<SocketAddr> {
+        self.acceptor.listen(address, interface, open)
     }
 
     /// Tells every session on every thread.

@@ -2,7 +2,7 @@
 //! a connection away.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -25,6 +25,10 @@ const ROUND: usize = 64;
 
 /// How long nothing is accepted when there is no descriptor left for it: the connection waits in the backlog meanwhile.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// How a connection to the next machine finds its pace, where the system allows it: by loss, not by a timer. BBR, which
+/// some systems prefer, spends a tenth of the processor on timers for a link that nobody else is on.
+const UNPACED: &str = "cubic";
 
 /// How long sent bytes may stay unacknowledged before the connection counts as broken.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -89,8 +93,13 @@ impl Acceptor {
     ///
     /// # Errors
     /// The address is taken, not ours, or not allowed.
-    pub(crate) fn listen(&self, address: SocketAddr, open: Open) -> io::Result<SocketAddr> {
-        let socket = bind(address)?;
+    pub(crate) fn listen(
+        &self,
+        address: SocketAddr,
+        interface: Option<&str>,
+        open: Open,
+    ) -> io::Result<SocketAddr> {
+        let socket = bind(address, interface)?;
         let bound = rustix::net::getsockname(&socket)?.try_into()?;
         self.fresh.with(|fresh| fresh.push(Listener { socket, open }));
         // Wakes the thread; what it is told is in the list.
@@ -114,13 +123,16 @@ impl Drop for Acceptor {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<OwnedFd> {
+fn bind(address: SocketAddr, interface: Option<&str>) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     if address.is_ipv6() {
         sockopt::set_ipv6_v6only(&socket, true)?;
+    }
+    if let Some(interface) = interface {
+        socket2::SockRef::from(&socket).bind_device(Some(interface.as_bytes()))?;
     }
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, BACKLOG)?;
@@ -195,9 +207,20 @@ impl Loop {
         let Ok(peer) = peer_of(&socket) else { return };
         // Without these the connection works, if less well.
         let _ = tune(&socket);
+        if is_near(peer.remote.ip()) {
+            let _ = sockopt::set_tcp_congestion(&socket, UNPACED);
+        }
         if let Some(link) = self.census.enter(socket, peer) {
             (self.adopt)(link, open.clone());
         }
+    }
+}
+
+/// Whether nothing lies between the peer and us but a cable, or not even that.
+fn is_near(peer: IpAddr) -> bool {
+    match peer.to_canonical() {
+        IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
+        IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
     }
 }
 
@@ -224,10 +247,10 @@ mod test {
 
     #[test]
     fn a_taken_port_says_so_and_both_families_share_one() {
-        let one = bind((Ipv4Addr::UNSPECIFIED, 0).into()).unwrap();
+        let one = bind((Ipv4Addr::UNSPECIFIED, 0).into(), None).unwrap();
         let bound: SocketAddr = rustix::net::getsockname(&one).unwrap().try_into().unwrap();
-        let error = bind(bound).unwrap_err();
+        let error = bind(bound, None).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        bind((Ipv6Addr::UNSPECIFIED, bound.port()).into()).unwrap();
+        bind((Ipv6Addr::UNSPECIFIED, bound.port()).into(), None).unwrap();
     }
 }

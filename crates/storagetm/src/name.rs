@@ -39,32 +39,20 @@ pub(crate) fn under(base: &str, path: &Path) -> Result<String, String> {
     Ok(nqn)
 }
 
-/// Checks what `--nqn` gives: `nqn.YYYY-MM.` and a domain in reverse, perhaps a colon and more.
+/// Checks what `--nqn` gives: a word of printable ASCII without a slash. It should be a qualified name (`nqn.YYYY-MM.` and a
+/// domain in reverse), but no host checks that, and short ones are at home in tests and at a bench.
 ///
 /// # Errors
 /// A sentence.
 pub(crate) fn check_base(base: &str) -> Result<(), String> {
-    let error = || {
-        format!(
-            "--nqn {base} is no NVMe Qualified Name: it begins with nqn., a year and month and a \
-             domain name in reverse, such as nqn.2026-01.com.example:laptop"
-        )
-    };
-    if base.len() > LONGEST || !base.chars().all(|c| c.is_ascii_graphic()) {
-        return Err(error());
+    let plain = |c: char| c.is_ascii_graphic() && c != '/';
+    if base.is_empty() || base.len() > LONGEST || !base.chars().all(plain) {
+        return Err(format!(
+            "--nqn {base} cannot be the beginning of a name: it has 1 to {LONGEST} characters of printable ASCII \
+             and no slash, such as nqn.2026-01.com.example:laptop"
+        ));
     }
-    let rest = base.strip_prefix("nqn.").ok_or_else(error)?;
-    let (date, domain) = rest.split_once('.').ok_or_else(error)?;
-    let domain = domain.split(':').next().unwrap_or_default();
-    if is_year_and_month(date) && !domain.is_empty() { Ok(()) } else { Err(error()) }
-}
-
-fn is_year_and_month(date: &str) -> bool {
-    let digits = |text: &str| text.chars().all(|c| c.is_ascii_digit());
-    match date.split_once('-') {
-        Some((year, month)) => year.len() == 4 && month.len() == 2 && digits(year) && digits(month),
-        None => false,
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -97,21 +85,11 @@ mod test {
     }
 
     #[test]
-    fn a_base_has_the_form_of_a_qualified_name() {
-        for base in ["nqn.2026-01.com.example", "nqn.2026-01.com.example:a:b", "nqn.2014-08.org"] {
+    fn a_base_is_a_word_of_printable_ascii() {
+        for base in ["nqn.2026-01.com.example", "nqn.2026-01.com.example:a:b", "quux"] {
             assert_eq!(check_base(base), Ok(()));
         }
-        let long = format!("nqn.2026-01.{}", "x".repeat(223));
-        for base in [
-            "",
-            "quux",
-            "nqn.",
-            "nqn.2026-1.a",
-            "nqn.20261.a",
-            "nqn.2026-01.",
-            "nqn.2026-01.a b",
-            &long,
-        ] {
+        for base in ["", "a b", "a/b", "\u{e9}", "a\n", &"x".repeat(224)] {
             assert!(check_base(base).is_err(), "{base}");
         }
     }

@@ -4,7 +4,7 @@
 mod open;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -363,7 +363,16 @@ fn bind(engine: &Engine, target: &Arc<Target>, listener: &Listener) -> io::Resul
     let open = move |peer, account, now| -> Box<dyn export::Session> {
         Box::new(target.session(peer, port, account, now))
     };
-    engine.listen(listener.socket, Arc::new(open))
+    let interface = interface_of(listener.socket.ip());
+    engine.listen(listener.socket, interface.as_deref(), Arc::new(open))
+}
+
+/// The interface that alone may bring connections to an address: that of a link-local IPv4 address, which Linux would
+/// otherwise answer on every other, too. The scope of an IPv6 one says the same by itself.
+fn interface_of(ip: IpAddr) -> Option<String> {
+    let near = matches!(ip, IpAddr::V4(ip) if ip.is_link_local());
+    let own = |address: &Address| near && address.ip == ip;
+    addresses().ok()?.into_iter().find(own).map(|address| address.interface)
 }
 
 /// Puts everything on stable storage; what failed comes back. A disk that takes too long is not waited for.

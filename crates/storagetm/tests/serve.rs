@@ -201,7 +201,7 @@ fn wrong_options_end_with_status_2() {
         vec!["--demo", "--listen", "here"],
         vec!["--demo=3"],
         vec!["--demo", "--unknown"],
-        vec!["--demo", "--nqn", "laptop"],
+        vec!["--demo", "--nqn", "a laptop"],
     ] {
         let output = run(&[&["serve"], &line[..]].concat());
         assert_eq!(output.status.code(), Some(2), "{line:?}");

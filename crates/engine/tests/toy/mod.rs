@@ -385,7 +385,7 @@ pub(crate) fn serve(config: Config, export: Arc<Export>, manner: Manner) -> Opti
     };
     let log = Arc::new(Log::default());
     let open = opener(&log, &export, manner);
-    let address = engine.listen((Ipv4Addr::LOCALHOST, 0).into(), open).unwrap();
+    let address = engine.listen((Ipv4Addr::LOCALHOST, 0).into(), None, open).unwrap();
     Some(Served { engine, address, log, export })
 }
 
@@ -394,7 +394,7 @@ impl Served {
     pub(crate) fn also(&self, export: &Arc<Export>) -> (SocketAddr, Arc<Log>) {
         let log = Arc::new(Log::default());
         let open = opener(&log, export, Manner::default());
-        (self.engine.listen((Ipv4Addr::LOCALHOST, 0).into(), open).unwrap(), log)
+        (self.engine.listen((Ipv4Addr::LOCALHOST, 0).into(), None, open).unwrap(), log)
     }
 }
 

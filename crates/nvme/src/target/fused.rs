@@ -5,8 +5,9 @@
 use export::{Buffer, Exclusive, Op, Outcome, Step};
 
 use super::io::Work;
-use super::queue::{Queue, Size};
+use super::queue::Queue;
 use super::slots::Stage;
+use super::transfer::Size;
 use crate::command::IoCommand;
 use crate::status::Status;
 use crate::wire::command::{Fuse, Sqe};

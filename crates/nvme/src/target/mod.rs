@@ -3,9 +3,11 @@
 //! One [`Queue`] is one connection: the Admin queue or an I/O queue of a controller, or a discovery controller's queue.
 //! What the queues of a controller share is in `controller`; all of it hangs on the [`Target`]. File names are those of
 //! the command sets: `fabrics`, `admin` (with `identify`, `log`, `feature`, `event`), `discovery`, `io` (with `fused`,
-//! `ranges`).
+//! `ranges`). `transfer`, `answer` and `abort` serve them all.
 
+mod abort;
 mod admin;
+mod answer;
 mod controller;
 mod discovery;
 mod event;
@@ -18,6 +20,7 @@ mod log;
 mod queue;
 mod ranges;
 mod slots;
+mod transfer;
 
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};

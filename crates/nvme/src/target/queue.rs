@@ -1,5 +1,5 @@
 //! One connection: the Admin queue or an I/O queue of a controller, from the first byte to the last. Cuts commands out of
-//! the stream, gathers their data, and answers them; what they do is in the other files. It knows no socket.
+//! the stream; what becomes of them is in the other files. It knows no socket.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,18 +7,15 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use export::{
-    Account, Body, Buffer, Event, Exclusive, Fault, Grant, Landing, News, Op, Outcome, Peer,
-    Reason, Request, Session, Step, Ticket,
+    Account, Buffer, Event, Grant, Landing, News, Outcome, Peer, Reason, Session, Step, Ticket,
 };
 use zerocopy::IntoBytes;
 
 use super::admin::Admin;
 use super::controller::{Controller, Kind};
 use super::fused::First;
-use super::io::{Work, direction};
-use super::slots::{Filling, Slots, Stage};
+use super::slots::{Slots, Stage};
 use super::{CAPSULE_DATA, DISCOVERY_IDLE, HANDSHAKE, KEEP_ALIVE_GRACE, Port, TRANSFER, Target};
-use crate::command::DataPointer;
 use crate::status::Status;
 use crate::tcp::{Deframer, Framer, Pdu, Piece, Side, Violation, pdu};
 use crate::wire::command::Sqe;
@@ -31,27 +28,27 @@ pub struct Queue {
     pub(super) peer: Peer,
     pub(super) port: Port,
     pub(super) now: Instant,
-    opened: Instant,
-    phase: Phase,
-    deframer: Deframer,
-    framer: Framer,
+    pub(super) opened: Instant,
+    pub(super) phase: Phase,
+    pub(super) deframer: Deframer,
+    pub(super) framer: Framer,
     pub(super) out: VecDeque<Step>,
     /// Bytes to be sent in `out`.
-    owed: usize,
+    pub(super) owed: usize,
     /// Where the payload of the PDU that is coming belongs: a slot, or nowhere.
-    incoming: Option<u16>,
+    pub(super) incoming: Option<u16>,
     /// A command with data in its capsule, for which there is no memory yet.
-    stalled: Option<(Sqe, u32)>,
+    pub(super) stalled: Option<(Sqe, u32)>,
     /// Memory for data in capsules. It has its own account: a command that waits for it stops the stream, so it must never
     /// wait for data that is behind it in the stream.
-    capsules: Account,
+    pub(super) capsules: Account,
     /// Memory for all other transfers.
-    transfers: Account,
+    pub(super) transfers: Account,
     /// Memory for reads of commands that hold memory already: they must not wait for one another.
     pub(super) seconds: Account,
     pub(super) slots: Slots,
     /// Slots that wait for memory, in order.
-    starved: VecDeque<u16>,
+    pub(super) starved: VecDeque<u16>,
     /// Slots that wait for memory of `seconds`.
     pub(super) late: VecDeque<u16>,
     /// Slots that wait for their turn to write, while another request has the disk for itself.
@@ -63,7 +60,7 @@ pub struct Queue {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     /// Initialize Connection Request is to come.
     Opening,
     /// Connect is to come.
@@ -157,8 +154,6 @@ impl Queue {
         self.phase = Phase::Live;
     }
 
-    // ---- what comes in
-
     fn piece(&mut self, piece: Piece<'_>) -> Result<usize, Violation> {
         match piece {
             Piece::Short => Ok(0),
@@ -217,7 +212,7 @@ impl Queue {
     }
 
     /// A command capsule whose header has come, with `data` bytes to follow in it.
-    fn capsule(&mut self, sqe: Sqe, data: u32) -> Result<(), Violation> {
+    pub(super) fn capsule(&mut self, sqe: Sqe, data: u32) -> Result<(), Violation> {
         let buffer = match data {
             0 => None,
             _ => match self.capsules.take(data as usize) {
@@ -253,341 +248,7 @@ impl Queue {
         }
     }
 
-    /// Data of an H2CData PDU is coming (NVMe/TCP 1.0 §3.6.2.8).
-    fn data(
-        &mut self,
-        cccid: u16,
-        ttag: u16,
-        offset: u32,
-        len: u32,
-        last: bool,
-    ) -> Result<(), Violation> {
-        let slot = self.slots.get(ttag).ok_or(Violation::DataTagUnknown)?;
-        let (got, want) = match &slot.stage {
-            Stage::Filling(filling) if filling.solicited => (filling.got, filling.want),
-            Stage::Discarding { got, want } => (*got, *want),
-            _ => return Err(Violation::DataUnsolicited),
-        };
-        if slot.cid != cccid {
-            return Err(Violation::DataForOtherCommand);
-        }
-        check_data(offset, len, last, got, want)?;
-        self.incoming = Some(ttag);
-        if let Stage::Discarding { got, .. } = &mut slot.stage {
-            *got += len;
-            self.incoming = None;
-            if last {
-                self.slots.release(ttag);
-            }
-        }
-        Ok(())
-    }
-
-    /// The buffer that the payload which is coming belongs in.
-    fn filling(&mut self) -> Option<&mut Filling> {
-        match &mut self.slots.get(self.incoming?)?.stage {
-            Stage::Filling(filling) => Some(filling),
-            _ => None,
-        }
-    }
-
-    fn payload(&mut self, data: &[u8]) {
-        let Some(Filling { buffer: Some(buffer), got, .. }) = self.filling() else { return };
-        let start = *got as usize;
-        if let Some(place) = buffer.bytes_mut().get_mut(start..start + data.len()) {
-            place.copy_from_slice(data);
-        }
-        #[allow(clippy::cast_possible_truncation, reason = "a piece of a transfer")]
-        {
-            *got += data.len() as u32;
-        }
-    }
-
-    fn payload_ended(&mut self, undamaged: bool) {
-        let at = self.incoming;
-        let Some(filling) = self.filling() else { return };
-        filling.damaged |= !undamaged;
-        let (whole, damaged) = (filling.got == filling.want, filling.damaged);
-        self.incoming = None;
-        if let (true, Some(at)) = (whole, at) {
-            let buffer = self.filled(at);
-            match buffer {
-                Some(buffer) if !damaged => self.loaded(at, buffer),
-                _ => self.spoil(at, Status::TRANSIENT_TRANSPORT_ERROR),
-            }
-        }
-    }
-
-    fn filled(&mut self, at: u16) -> Option<Buffer> {
-        let slot = self.slots.get(at)?;
-        match std::mem::replace(&mut slot.stage, Stage::Waiting) {
-            Stage::Filling(filling) => filling.buffer,
-            _ => None,
-        }
-    }
-
-    // ---- data of a command
-
-    /// Has the data that a command needs come from the host, at least `len` bytes: from its capsule, or by an R2T.
-    /// [`Queue::loaded`] is called when it is there.
-    pub(super) fn gather(
-        &mut self,
-        at: u16,
-        sqe: &Sqe,
-        len: u64,
-        size: Size,
-        capsule: Option<Buffer>,
-    ) -> Result<(), Status> {
-        let want = sqe.sgl1.length.get();
-        let (has, fits) = (u64::from(want), u64::from(want) <= TRANSFER);
-        if has < len || (size == Size::Exact && has != len) {
-            return Err(Status::DATA_SGL_LENGTH_INVALID.dnr());
-        }
-        if want == 0 || !fits {
-            return Err(Status::INVALID_FIELD.dnr());
-        }
-        match (DataPointer::parse(&sqe.sgl1)?, capsule) {
-            (DataPointer::InCapsule { .. }, Some(buffer)) if buffer.len() as u64 == has => {
-                self.fill(at, Some(buffer), want, false);
-                self.incoming = Some(at);
-            }
-            (DataPointer::InCapsule { .. }, _) => return Err(Status::DATA_SGL_LENGTH_INVALID.dnr()),
-            (DataPointer::Transport { .. }, None) => self.ask(at, want),
-            (DataPointer::Transport { .. }, Some(_)) => return Err(Status::INVALID_FIELD.dnr()),
-        }
-        Ok(())
-    }
-
-    /// A transfer to the host of `len` bytes: the data pointer must say so.
-    pub(super) fn check_to_host(
-        sqe: &Sqe,
-        len: u64,
-        size: Size,
-        capsule: Option<&Buffer>,
-    ) -> Result<(), Status> {
-        let DataPointer::Transport { length } = DataPointer::parse(&sqe.sgl1)? else {
-            return Err(Status::SGL_TYPE_INVALID.dnr());
-        };
-        if capsule.is_some() {
-            return Err(Status::INVALID_FIELD.dnr());
-        }
-        let has = u64::from(length);
-        if has < len || (size == Size::Exact && has != len) {
-            return Err(Status::DATA_SGL_LENGTH_INVALID.dnr());
-        }
-        Ok(())
-    }
-
-    fn fill(&mut self, at: u16, buffer: Option<Buffer>, want: u32, solicited: bool) {
-        if let Some(slot) = self.slots.get(at) {
-            slot.stage =
-                Stage::Filling(Filling { buffer, got: 0, want, damaged: false, solicited });
-        }
-    }
-
-    /// Asks the host for all the data of a command at once, as soon as there is memory for it.
-    fn ask(&mut self, at: u16, want: u32) {
-        match self.take(at, want as usize) {
-            Some(buffer) => {
-                self.fill(at, Some(buffer), want, true);
-                let cid = self.slots.get(at).map_or(0, |slot| slot.cid);
-                let r2t = self.framer.r2t(cid, at, 0, want);
-                self.send(r2t);
-            }
-            None => self.starve(at, Starving::Data(want)),
-        }
-    }
-
-    /// Memory for a transfer; none while others wait for it, so that none waits for ever.
-    pub(super) fn take(&mut self, at: u16, len: usize) -> Option<Buffer> {
-        let turn = self.starved.front().is_none_or(|&first| first == at);
-        if turn { self.transfers.take(len) } else { None }
-    }
-
-    pub(super) fn starve(&mut self, at: u16, starving: Starving) {
-        if let Some(slot) = self.slots.get(at) {
-            slot.stage = Stage::Starved(starving);
-        }
-        if self.starved.front() != Some(&at) {
-            self.starved.push_back(at);
-        }
-    }
-
-    /// Goes on with what had to wait for memory.
-    fn feed(&mut self) {
-        for _ in 0..self.late.len() {
-            if let Some(at) = self.late.pop_front() {
-                self.drive(at, None);
-            }
-        }
-        while let Some(&at) = self.starved.front() {
-            let Some(Stage::Starved(starving)) = self.slots.get(at).map(|slot| &slot.stage) else {
-                self.starved.pop_front();
-                continue;
-            };
-            match *starving {
-                Starving::Data(want) => self.ask(at, want),
-                Starving::Disk => self.drive(at, None),
-            }
-            if matches!(self.slots.get(at), Some(slot) if matches!(slot.stage, Stage::Starved(_))) {
-                return;
-            }
-            self.starved.pop_front();
-        }
-    }
-
-    fn resume(&mut self) {
-        let Some((sqe, data)) = self.stalled.take() else { return };
-        if let Err(violation) = self.capsule(sqe, data) {
-            let capsule =
-                [&[pdu::kind::CAPSULE_CMD, 0, 72, 0, 0, 0, 0, 0], sqe.as_bytes()].concat();
-            self.violated(violation, &capsule);
-        }
-    }
-
-    // ---- disk requests
-
-    /// Hands a request to the disk, past the gate.
-    pub(super) fn submit(
-        &mut self,
-        at: u16,
-        op: Op,
-        lba: u64,
-        blocks: u64,
-        buffer: Option<Buffer>,
-        right: Option<&Exclusive>,
-    ) {
-        let request = Request { op, lba, blocks, buffer, ticket: Ticket::new(at.into()) };
-        // A write whose data came after the reset that deleted its queue must not land on newer data.
-        if self.link.as_ref().is_some_and(Link::is_stale) {
-            return self.answer(at, Status::ABORTED_SQ_DELETION);
-        }
-        let Some(grant) = self.link.as_ref().and_then(|link| link.grant.as_ref()) else {
-            return self.answer(at, Status::INVALID_NAMESPACE.dnr());
-        };
-        let admitted = match right {
-            Some(right) => grant.admit_alone(request, right),
-            None => grant.admit(request),
-        };
-        match admitted {
-            Ok(admitted) => {
-                self.set_stage(at, Stage::OnDisk);
-                self.out.push_back(Step::Submit(admitted));
-            }
-            Err(denied) if denied.fault == Fault::Busy => {
-                self.set_stage(at, Stage::Contending(denied.request));
-                self.contending.push_back(at);
-            }
-            Err(denied) => self.failed(at, denied.fault, op),
-        }
-    }
-
-    /// A request ended badly: its command ends so, too.
-    pub(super) fn failed(&mut self, at: u16, fault: Fault, op: Op) {
-        self.answer(at, Status::from_fault(fault, direction(op)));
-    }
-
-    pub(super) fn set_stage(&mut self, at: u16, stage: Stage) {
-        if let Some(slot) = self.slots.get(at) {
-            slot.stage = stage;
-        }
-    }
-
-    fn report_fault(&mut self, grant: &Grant, op: Op, lba: u64, blocks: u64, fault: Fault) {
-        let shift = grant.export().geometry.shift();
-        let (offset, len) = (lba << shift, blocks << shift);
-        let export = grant.export().clone();
-        self.out.push_back(Step::Report(Event::Fault {
-            export,
-            op: op.word(),
-            offset,
-            len,
-            fault,
-        }));
-    }
-
-    /// Says that the disk failed a request.
-    pub(super) fn note_fault(&mut self, op: Op, lba: u64, blocks: u64, fault: Fault) {
-        if let Some(grant) = self.link.as_ref().and_then(|link| link.grant.clone()) {
-            self.report_fault(&grant, op, lba, blocks, fault);
-        }
-    }
-
-    // ---- what goes out
-
-    pub(super) fn send(&mut self, segment: export::Segment) {
-        self.owed += segment.len();
-        self.out.push_back(Step::Send(segment));
-    }
-
-    /// Ends a command with `status` and no result.
-    pub(super) fn answer(&mut self, at: u16, status: Status) {
-        self.answer_with(at, status, 0);
-    }
-
-    /// Ends a command with a result in dwords 0 and 1.
-    pub(super) fn answer_with(&mut self, at: u16, status: Status, result: u64) {
-        let Some(slot) = self.slots.get(at) else { return };
-        let (cid, lba) = (slot.cid, slot.work.lba());
-        self.slots.release(at);
-        if !status.is_success() {
-            self.record(cid, status, lba);
-        }
-        self.respond(Cqe::new(cid, status).with_result(result));
-    }
-
-    fn record(&mut self, cid: u16, status: Status, lba: u64) {
-        let Some(link) = &self.link else { return };
-        let nsid = u32::from(link.controller.kind == Kind::Io && link.qid != 0);
-        link.controller.record(link.qid, cid, status.to_field(), nsid, lba);
-    }
-
-    /// Ends a read with its data. Without flow control the last data PDU says that it succeeded, and no capsule follows
-    /// (NVMe/TCP 1.0 §3.3.2.2).
-    pub(super) fn answer_data(&mut self, at: u16, body: Body, len: usize) {
-        let Some(cid) = self.slots.get(at).map(|slot| slot.cid) else { return };
-        let elide = self.link.as_ref().is_some_and(|link| link.head.is_none());
-        let flags = pdu::flag::LAST_PDU | if elide { pdu::flag::SUCCESS } else { 0 };
-        let (out, owed) = (&mut self.out, &mut self.owed);
-        let mut send = |segment: export::Segment| {
-            *owed += segment.len();
-            out.push_back(Step::Send(segment));
-        };
-        self.framer.data(pdu::kind::C2H_DATA, flags, cid, 0, body, 0, len, &mut send);
-        self.slots.release(at);
-        if !elide {
-            self.respond(Cqe::new(cid, Status::SUCCESS));
-        }
-    }
-
-    /// Answers Connect: the first answer of the queue that it made.
-    pub(super) fn respond_connect(&mut self, cid: u16, dw0: u32, flow_control: bool) {
-        let cqe = Cqe::new(cid, Status::SUCCESS).with_dw0(dw0);
-        // Without flow control the head is FFFFh here (NVMe Base 2.0 §6.3).
-        match flow_control {
-            true => self.respond(cqe),
-            false => {
-                let response = self.framer.response(cqe.with_sqhd(u16::MAX));
-                self.send(response);
-            }
-        }
-    }
-
-    fn respond(&mut self, cqe: Cqe) {
-        let head = self.link.as_ref().and_then(|link| link.head);
-        let response = self.framer.response(cqe.with_sqhd(head.unwrap_or(0)));
-        self.send(response);
-    }
-
-    fn advance_head(&mut self) {
-        if let Some(Link { head: Some(head), entries, .. }) = &mut self.link {
-            *head = head.checked_add(1).filter(|next| next < entries).unwrap_or(0);
-        }
-    }
-
-    // ---- the end
-
-    fn violated(&mut self, violation: Violation, header: &[u8]) {
+    pub(super) fn violated(&mut self, violation: Violation, header: &[u8]) {
         let (fes, fei) = violation.fes_fei();
         let kind = header.first().copied().unwrap_or_default();
         // Who says wrongly that the connection ends is not told the same.
@@ -640,8 +301,6 @@ impl Queue {
         self.out.push_back(Step::Rouse);
     }
 
-    // ---- news
-
     fn changed(&mut self) {
         let Some(link) = &self.link else { return self.retry_connect() };
         if link.controller.has_ended() || link.is_stale() {
@@ -662,19 +321,6 @@ impl Queue {
             if let Some(at) = self.contending.pop_front() {
                 self.contend(at);
             }
-        }
-    }
-
-    /// Tries again what had to wait while another request had the disk for itself.
-    fn contend(&mut self, at: u16) {
-        let Some(slot) = self.slots.get(at) else { return };
-        match std::mem::replace(&mut slot.stage, Stage::Waiting) {
-            Stage::Contending(request) => {
-                let Request { op, lba, blocks, buffer, .. } = request;
-                self.submit(at, op, lba, blocks, buffer, None);
-            }
-            Stage::Waiting => self.drive(at, None),
-            other => slot.stage = other,
         }
     }
 
@@ -712,71 +358,6 @@ impl Queue {
         }
     }
 
-    /// Commands of this queue that an Abort on the Admin queue names (NVMe Base 2.0 §5.1).
-    fn look_for_aborts(&mut self) {
-        let Some(link) = &self.link else { return };
-        if !link.controller.has_aborts.load(Ordering::Acquire) {
-            return;
-        }
-        let (controller, qid) = (link.controller.clone(), link.qid);
-        let named = |abort: &super::controller::Abort| abort.sqid == qid && abort.aborted.is_none();
-        let cids: Vec<u16> = controller
-            .shared()
-            .aborts
-            .iter()
-            .filter(|abort| named(abort))
-            .map(|abort| abort.cid)
-            .collect();
-        for cid in cids {
-            let aborted = self.abort(cid);
-            let mut shared = controller.shared();
-            if let Some(abort) =
-                shared.aborts.iter_mut().find(|abort| named(abort) && abort.cid == cid)
-            {
-                abort.aborted = Some(aborted);
-            }
-            self.out.push_back(Step::Rouse);
-        }
-    }
-
-    /// Aborts a command that is not on the disk yet. Tells whether it did.
-    pub(super) fn abort(&mut self, cid: u16) -> bool {
-        let Some(at) = self.slots.find(cid) else { return false };
-        let Some(slot) = self.slots.get(at) else { return false };
-        let busy = matches!(slot.stage, Stage::OnDisk)
-            || matches!(slot.work, Work::Pair(_) | Work::Half(_))
-            || slot.work.is_abort();
-        if !busy {
-            self.cut_off(at, Status::ABORT_REQUESTED);
-        }
-        !busy
-    }
-
-    /// Ends a command that is not on the disk, wherever it is. If the host was asked for data that is still to come, the
-    /// slot is kept until it has.
-    pub(super) fn cut_off(&mut self, at: u16, status: Status) {
-        let coming = self.incoming == Some(at);
-        let left = if coming { self.deframer.payload_left() } else { 0 };
-        let Some(slot) = self.slots.get(at) else { return };
-        match slot.stage {
-            Stage::OnDisk => return,
-            Stage::Filling(Filling { got, want, solicited: true, .. }) if got + left < want => {
-                let cid = slot.cid;
-                slot.stage = Stage::Discarding { got: got + left, want };
-                slot.work = Work::None;
-                self.slots.forget_cid(at);
-                self.respond(Cqe::new(cid, status));
-            }
-            _ => self.answer(at, status),
-        }
-        self.starved.retain(|&other| other != at);
-        self.late.retain(|&other| other != at);
-        self.contending.retain(|&other| other != at);
-        if coming {
-            self.incoming = None;
-        }
-    }
-
     fn stop_when_idle(&mut self) {
         if self.phase == Phase::Stopping && self.slots.are_off_disk() {
             self.close(Reason::Stopping);
@@ -788,43 +369,6 @@ impl Queue {
         let link = self.link.as_ref().filter(|link| link.qid == 0)?;
         let idle = (link.controller.kind == Kind::Discovery).then_some(DISCOVERY_IDLE);
         link.controller.silent_until(KEEP_ALIVE_GRACE, idle)
-    }
-}
-
-/// What a data pointer must say about the data of its command.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Size {
-    /// Blocks: neither more nor less.
-    Exact,
-    /// A structure: Linux hosts send 4096 bytes with any Dataset Management.
-    AtLeast,
-}
-
-/// What a slot that waits for memory will do with it.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Starving {
-    /// Ask the host for that many bytes.
-    Data(u32),
-    /// Go on with the disk.
-    Disk,
-}
-
-/// The rules for the data of an R2T: in order, within what was asked for, and the last PDU marked (NVMe/TCP 1.0
-/// §3.3.2.1, §3.6.2.8).
-fn check_data(offset: u32, len: u32, last: bool, got: u32, want: u32) -> Result<(), Violation> {
-    if offset != got {
-        return Err(Violation::DataOffsetNotExpected);
-    }
-    if u64::from(len) > TRANSFER {
-        return Err(Violation::DataTooLong);
-    }
-    if len > want - got {
-        return Err(Violation::DataBeyondTransfer);
-    }
-    match (last, len == want - got) {
-        (true, false) => Err(Violation::LastFlagUnexpected),
-        (false, true) => Err(Violation::LastFlagMissing),
-        _ => Ok(()),
     }
 }
 

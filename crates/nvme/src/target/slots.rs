@@ -4,7 +4,7 @@
 use export::{Buffer, Request};
 
 use super::io::Work;
-use super::queue::Starving;
+use super::transfer::Starving;
 
 /// A command under way.
 #[derive(Debug)]
