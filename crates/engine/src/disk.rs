@@ -263,10 +263,13 @@ fn is_memory(disk: &Export) -> bool {
 fn perform(disk: &Export, call: Call<'_>) -> Result<usize, Errno> {
     match call {
         Call::Read { offset, into } => rustix::io::pread(disk, into, offset),
-        Call::Write { offset, from, durable } => {
-            let flags = if durable { ReadWriteFlags::DSYNC } else { ReadWriteFlags::empty() };
-            rustix::io::pwritev2(disk, &[std::io::IoSlice::new(from)], offset, flags)
-        }
+        Call::Write { offset, from, durable: true } => rustix::io::pwritev2(
+            disk,
+            &[std::io::IoSlice::new(from)],
+            offset,
+            ReadWriteFlags::DSYNC,
+        ),
+        Call::Write { offset, from, durable: false } => rustix::io::pwrite(disk, from, offset),
         Call::Sync => rustix::fs::fdatasync(disk).map(|()| 0),
         Call::Allocate { mode, offset, len } => {
             rustix::fs::fallocate(disk, mode, offset, len).map(|()| 0)

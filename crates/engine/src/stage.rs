@@ -3,7 +3,7 @@
 use export::Landing;
 
 /// Bytes of a stage: room for a batch of small commands with their data in one receive.
-pub(crate) const STAGE: usize = 64 << 10;
+pub(crate) const STAGE: usize = 128 << 10;
 
 /// A fixed piece of memory that is filled behind and emptied in front.
 #[derive(Debug)]
