@@ -210,7 +210,7 @@ impl Exclusive {
     }
 
     /// Whether this is the right to write `export`.
-    pub(crate) fn is_for(&self, export: &Arc<Export>) -> bool {
+    pub fn is_for(&self, export: &Arc<Export>) -> bool {
         Arc::ptr_eq(&self.0, export)
     }
 }

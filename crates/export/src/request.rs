@@ -251,12 +251,10 @@ impl Admitted {
     }
 }
 
-/// A request that met no disk, because there is none or nobody waits for it any more, says nothing about the disk.
 fn count(export: &Export, op: Op, len: u64, result: Result<(), Fault>) {
     let usage = &export.usage;
     let add = |counter: &std::sync::atomic::AtomicU64, n| counter.fetch_add(n, Ordering::Relaxed);
     match (op, result) {
-        (_, Err(Fault::Gone)) => return,
         (Op::Flush, Err(_)) => export.flush_failed(),
         (Op::Read, Ok(())) => {
             add(&usage.reads, 1);

@@ -247,6 +247,8 @@ impl Queue {
                 (Status::INVALID_NAMESPACE.dnr(), Status::ABORTED_FAILED_FUSED.dnr());
             return self.end_pair(at, pair, first, second);
         };
+        // The disk may have been replaced since.
+        pair.right = pair.right.take().filter(|right| right.is_for(grant.export()));
         if pair.right.is_none() {
             pair.right = Exclusive::claim(grant.export());
         }
