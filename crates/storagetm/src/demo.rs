@@ -92,7 +92,7 @@ mod test {
     fn run(tool: &str, arguments: &[&str]) -> Option<(bool, String)> {
         let output = Command::new(tool).args(arguments).stdin(Stdio::null()).output();
         let Ok(output) = output else {
-            writeln!(io::stderr(), "skip: {tool} is not installed").unwrap();
+            writeln!(io::stderr(), "skip demo with {tool}: it is not installed").unwrap();
             return None;
         };
         let text = [output.stdout, output.stderr].concat();

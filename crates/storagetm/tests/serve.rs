@@ -175,7 +175,7 @@ fn a_disk_that_may_not_be_opened_is_refused_in_one_sentence() {
             let said = sentence(&output, 1);
             assert!(said.contains("permission denied") && said.contains("root"), "{said}");
         }
-        Err(error) => println!("skip: another user cannot run {PROGRAM}: {error}"),
+        Err(error) => println!("skip serve as another user: {PROGRAM} cannot be run: {error}"),
     }
 }
 
@@ -337,7 +337,7 @@ fn help_teaches_with_examples() {
 #[test]
 fn list_shows_the_disks_of_this_machine() {
     if !Path::new("/sys/class/block").exists() {
-        println!("skip: /sys is not mounted here");
+        println!("skip list of the machine: /sys is not mounted here");
         return;
     }
     let output = run(&["list", "--json"]);
@@ -353,7 +353,7 @@ fn list_shows_the_disks_of_this_machine() {
 #[test]
 fn it_runs_in_an_empty_folder_as_the_only_file_there() {
     if !geteuid().is_root() {
-        println!("skip: chroot needs root");
+        println!("skip serve in an empty chroot: it needs root");
         return;
     }
     let folder = Folder::new();
