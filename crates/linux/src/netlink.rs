@@ -21,6 +21,7 @@ const KERNEL: u32 = 0;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 const REQUEST_DUMP: u16 = 0x301;
+const REQUEST_ACKNOWLEDGED: u16 = 0x5;
 const INTERRUPTED: u16 = 0x10;
 
 /// What [`Socket::receive`] found.
@@ -94,7 +95,7 @@ pub(crate) fn dump(question: u16, answer: u16, body: &[u8]) -> io::Result<Vec<Ve
     sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
     // The table may change while it is read; the kernel says so, and it is read again.
     for _ in 0..3 {
-        socket.send(&request(question, body))?;
+        socket.send(&request(question, REQUEST_DUMP, body))?;
         if let Some(payloads) = collect(&mut socket, answer)? {
             return Ok(payloads);
         }
@@ -102,12 +103,36 @@ pub(crate) fn dump(question: u16, answer: u16, body: &[u8]) -> io::Result<Vec<Ve
     Err(io::Error::other("the kernel's table of addresses changes faster than it can be read"))
 }
 
-fn request(kind: u16, body: &[u8]) -> Vec<u8> {
+/// Tells the routing socket to do something, and waits for its answer: `flags` say what if the object is there already.
+pub(crate) fn command(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+    let mut socket = Socket::open(None, 0, SocketFlags::CLOEXEC)?;
+    sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
+    socket.send(&request(kind, REQUEST_ACKNOWLEDGED | flags, body))?;
+    let Received::Datagram(datagram) = socket.receive()? else {
+        return Err(io::ErrorKind::TimedOut.into());
+    };
+    match Messages(datagram).find(|message| message.kind == ERROR) {
+        Some(message) if message.payload.first_chunk() == Some(&[0; 4]) => Ok(()),
+        Some(message) => Err(refusal(message.payload)),
+        None => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+/// Adds an attribute to a message's body.
+pub(crate) fn put(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let Ok(length) = u16::try_from(4 + value.len()) else { return };
+    body.extend_from_slice(&length.to_ne_bytes());
+    body.extend_from_slice(&kind.to_ne_bytes());
+    body.extend_from_slice(value);
+    body.resize(body.len().next_multiple_of(4), 0);
+}
+
+fn request(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(16 + body.len()).unwrap_or(u32::MAX);
     let mut message = Vec::with_capacity(32);
     message.extend_from_slice(&length.to_ne_bytes());
     message.extend_from_slice(&kind.to_ne_bytes());
-    message.extend_from_slice(&REQUEST_DUMP.to_ne_bytes());
+    message.extend_from_slice(&flags.to_ne_bytes());
     message.extend_from_slice(&[0; 8]);
     message.extend_from_slice(body);
     message
@@ -190,9 +215,9 @@ mod tests {
 
     #[test]
     fn messages_and_attributes_are_cut_at_their_lengths() {
-        let mut bytes = request(7, &[1, 2, 3]);
+        let mut bytes = request(7, 0, &[1, 2, 3]);
         bytes.push(0);
-        bytes.extend_from_slice(&request(DONE, &[]));
+        bytes.extend_from_slice(&request(DONE, 0, &[]));
         let kinds: Vec<_> = Messages(&bytes).map(|m| (m.kind, m.payload.to_vec())).collect();
         assert_eq!(kinds, [(7, vec![1, 2, 3]), (DONE, vec![])]);
         let list: Vec<_> = Attributes(&[5, 0, 1, 0, 9, 0, 0, 0, 6, 0, 2, 0, 8, 8]).collect();
@@ -202,7 +227,7 @@ mod tests {
     #[test]
     fn lengths_that_lie_end_the_reading() {
         for length in [0u32, 3, 15, 17, 0xffff_ffff] {
-            let mut bytes = request(7, &[]);
+            let mut bytes = request(7, 0, &[]);
             bytes[..4].copy_from_slice(&length.to_ne_bytes());
             assert_eq!(Messages(&bytes).next(), None, "length {length}");
         }
@@ -210,7 +235,7 @@ mod tests {
             assert_eq!(Attributes(&[length, 0, 1, 0, 9, 0, 0, 0]).next(), None);
         }
         for cut in 0..16 {
-            assert_eq!(Messages(&request(7, &[])[..cut]).next(), None);
+            assert_eq!(Messages(&request(7, 0, &[])[..cut]).next(), None);
         }
     }
 
@@ -220,11 +245,29 @@ mod tests {
     }
 
     #[test]
+    fn a_command_that_the_kernel_refuses_is_its_error() {
+        // No link has this number.
+        let mut body = vec![0; 16];
+        body[4..8].copy_from_slice(&i32::MAX.to_ne_bytes());
+        assert!(command(19, 0, &body).unwrap_err().raw_os_error().is_some());
+    }
+
+    #[test]
+    fn an_attribute_is_padded() {
+        let mut body = Vec::new();
+        put(&mut body, 3, b"eth");
+        put(&mut body, 1, &[7; 4]);
+        assert_eq!(body.len(), 16);
+        let list: Vec<_> = Attributes(&body).collect();
+        assert_eq!(list, [(3, &b"eth"[..]), (1, &[7; 4][..])]);
+    }
+
+    #[test]
     fn datagrams_of_processes_are_passed_over() {
         let mut socket = Socket::listening(None, 0).unwrap();
         let own = rustix::net::getsockname(&socket).unwrap();
         let own = SocketAddrNetlink::try_from(own).unwrap();
-        sendto(&socket, &request(7, &[]), SendFlags::empty(), &own).unwrap();
+        sendto(&socket, &request(7, 0, &[]), SendFlags::empty(), &own).unwrap();
         assert_eq!(socket.receive().unwrap(), Received::Nothing);
     }
 }

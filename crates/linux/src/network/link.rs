@@ -1,0 +1,149 @@
+//! The network interfaces that the kernel tells of, and which of them are cables.
+//!
+//! Does not know their addresses.
+
+use super::ether::Mac;
+use crate::netlink::{Attributes, dump};
+use crate::tree::Tree;
+use std::io;
+
+const NEW_LINK: u16 = 16;
+const GET_LINK: u16 = 18;
+
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MASTER: u16 = 10;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
+/// The upper bits of an attribute's kind are flags.
+const KIND: u16 = 0x3fff;
+
+const ARPHRD_ETHER: u16 = 1;
+const ARPHRD_LOOPBACK: u16 = 772;
+const IFF_UP: u32 = 0x1;
+const IFF_RUNNING: u32 = 0x40;
+const IFF_NOARP: u32 = 0x80;
+
+/// One interface.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) index: u32,
+    pub(super) name: String,
+    pub(super) mac: Option<Mac>,
+    pub(super) up: bool,
+    /// It is up, and there is somebody at the other end of the cable.
+    pub(super) running: bool,
+    pub(super) loopback: bool,
+    /// Ethernet, or what looks like it (Thunderbolt, USB).
+    pub(super) ethernet: bool,
+    /// Made by software (bridges, tunnels, veth), or part of such a one.
+    pub(super) made: bool,
+}
+
+impl Link {
+    /// Whether it is a cable's end on its own: Ethernet that is neither made by software nor wireless.
+    pub(super) fn is_wired(&self, tree: &Tree) -> bool {
+        self.ethernet && !self.made && !is_wireless(tree, &self.name)
+    }
+}
+
+/// `wlan`, `wwan` and `bluetooth` say so in their uevent.
+fn is_wireless(tree: &Tree, name: &str) -> bool {
+    let uevent = tree.text(format!("sys/class/net/{name}/uevent")).unwrap_or_default();
+    let kind = uevent.lines().find_map(|line| line.strip_prefix("DEVTYPE="));
+    matches!(kind, Some("wlan" | "wwan" | "bluetooth"))
+}
+
+/// All interfaces there are. Errors: those of the kernel's routing socket.
+pub(super) fn links() -> io::Result<Vec<Link>> {
+    let links = dump(GET_LINK, NEW_LINK, &[0; 16])?;
+    Ok(links.iter().filter_map(|link| parse(link)).collect())
+}
+
+/// `struct ifinfomsg` (16 bytes) and attributes.
+fn parse(message: &[u8]) -> Option<Link> {
+    let kind = u16::from_ne_bytes(*message.get(2..)?.first_chunk()?);
+    let index = u32::from_ne_bytes(*message.get(4..)?.first_chunk()?);
+    let flags = u32::from_ne_bytes(*message.get(8..)?.first_chunk()?);
+    let list = message.get(16..)?;
+    let name = attribute(list, IFLA_IFNAME)?;
+    let mac = attribute(list, IFLA_ADDRESS).and_then(|mac| mac.try_into().ok()).map(Mac);
+    let software = attribute(list, IFLA_LINKINFO)
+        .is_some_and(|info| attribute(info, IFLA_INFO_KIND).is_some());
+    Some(Link {
+        index,
+        name: String::from_utf8_lossy(name).trim_end_matches('\0').to_owned(),
+        mac,
+        up: flags & IFF_UP != 0,
+        running: flags & (IFF_UP | IFF_RUNNING) == IFF_UP | IFF_RUNNING,
+        loopback: kind == ARPHRD_LOOPBACK,
+        ethernet: kind == ARPHRD_ETHER && flags & IFF_NOARP == 0 && mac.is_some(),
+        made: software || attribute(list, IFLA_MASTER).is_some(),
+    })
+}
+
+fn attribute(list: &[u8], wanted: u16) -> Option<&[u8]> {
+    Attributes(list).find_map(|(kind, value)| (kind & KIND == wanted).then_some(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::netlink::put;
+    use crate::tree::fake::Fake;
+
+    fn message(kind: u16, flags: u32, extra: &[(u16, &[u8])]) -> Vec<u8> {
+        let mut bytes = vec![0, 0];
+        bytes.extend_from_slice(&kind.to_ne_bytes());
+        bytes.extend_from_slice(&2u32.to_ne_bytes());
+        bytes.extend_from_slice(&flags.to_ne_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        put(&mut bytes, IFLA_IFNAME, b"eth0\0");
+        put(&mut bytes, IFLA_ADDRESS, &[0x52, 0x54, 0, 0x12, 0x34, 0x56]);
+        for (kind, value) in extra {
+            put(&mut bytes, *kind, value);
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_card_with_a_carrier_is_wired_and_running() {
+        let link = parse(&message(ARPHRD_ETHER, IFF_UP | IFF_RUNNING, &[])).unwrap();
+        assert_eq!((link.index, link.name.as_str()), (2, "eth0"));
+        assert_eq!(link.mac.unwrap().to_string(), "52:54:00:12:34:56");
+        let fake = Fake::new();
+        assert!(link.running && link.up && !link.loopback && link.is_wired(&fake.tree()));
+        fake.file("sys/class/net/eth0/uevent", "DEVTYPE=wlan\nINTERFACE=eth0\n");
+        assert!(!link.is_wired(&fake.tree()));
+        assert!(!parse(&message(ARPHRD_ETHER, IFF_RUNNING, &[])).unwrap().running);
+    }
+
+    #[test]
+    fn what_software_made_and_parts_of_it_are_not() {
+        let mut info = Vec::new();
+        put(&mut info, IFLA_INFO_KIND, b"veth\0");
+        for extra in [
+            (IFLA_LINKINFO, &info[..]),
+            (IFLA_LINKINFO | 0x8000, &info),
+            (IFLA_MASTER, &[9, 0, 0, 0]),
+        ] {
+            assert!(parse(&message(ARPHRD_ETHER, IFF_UP, &[extra])).unwrap().made);
+        }
+        assert!(!parse(&message(512, IFF_UP, &[])).unwrap().ethernet, "a modem");
+        assert!(!parse(&message(ARPHRD_ETHER, IFF_NOARP, &[])).unwrap().ethernet);
+    }
+
+    #[test]
+    fn a_message_cut_short_is_no_link() {
+        let bytes = message(ARPHRD_ETHER, IFF_UP, &[]);
+        for cut in 0..25 {
+            assert_eq!(parse(&bytes[..cut]), None, "{cut} bytes");
+        }
+    }
+
+    #[test]
+    fn this_machine_has_a_loopback_interface() {
+        let found = links().unwrap();
+        assert!(found.iter().any(|link| link.loopback && link.name == "lo" && !link.ethernet));
+    }
+}
