@@ -1,0 +1,54 @@
+//! The modules that are never loaded: they write to disks, or make other disks of them, without being asked.
+//!
+//! Does not know where modules are, nor what asks for them.
+
+/// Whole names, with the reason for people.
+const NAMES: &[(&str, &str)] = &[
+    ("bcache", "it would start a cache and write to its disks"),
+    ("bcachefs", "it would repair a file system as it finds it"),
+    ("btrfs", "it would gather disks to one file system"),
+    ("drbd", "it would mirror disks over the network"),
+    ("faulty", RAID),
+    ("linear", RAID),
+    ("md_mod", RAID),
+    ("multipath", RAID),
+    ("spl", POOL),
+    ("zfs", POOL),
+];
+
+/// What names begin with.
+const STARTS: &[(&str, &str)] = &[
+    ("dm_", "it would build volumes of disks"),
+    ("md_cluster", RAID),
+    ("raid0", RAID),
+    ("raid1", RAID),
+    ("raid4", RAID),
+    ("raid5", RAID),
+    ("raid6", RAID),
+];
+
+const RAID: &str = "it would assemble RAID arrays and write to their disks";
+const POOL: &str = "it would import pools and write to their disks";
+
+/// Why the module of that name (with underscores) is never loaded; `None` if it may be.
+pub fn refused(name: &str) -> Option<&'static str> {
+    let whole = NAMES.iter().find(|(refused, _)| *refused == name);
+    let start = || STARTS.iter().find(|(start, _)| name.starts_with(start));
+    whole.or_else(start).map(|(_, reason)| *reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_assembles_is_refused_and_what_only_sounds_so_is_not() {
+        for name in ["md_mod", "dm_mod", "dm_raid", "raid10", "raid456", "bcache", "zfs", "btrfs"] {
+            assert!(refused(name).is_some(), "{name}");
+        }
+        // Drivers of real adapters need the first two; the others are network and storage drivers.
+        for name in ["raid_class", "megaraid_sas", "dmfe", "dm9601", "mdio", "nvme", "aacraid"] {
+            assert!(refused(name).is_none(), "{name}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What the kernel command line says of modules: their parameters, and which must not be loaded.
+//!
+//! Does not load any.
+
+use super::pattern::normal;
+use std::collections::{HashMap, HashSet};
+
+/// The words by which modules are forbidden: the kernel's own, that of modprobe, and that of dracut.
+const FORBID: &[&str] = &["module_blacklist", "modprobe.blacklist", "rd.driver.blacklist"];
+
+/// The settings.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Settings {
+    forbidden: HashSet<String>,
+    parameters: HashMap<String, String>,
+}
+
+impl Settings {
+    /// Reads a kernel command line.
+    pub(super) fn parse(line: &str) -> Self {
+        let mut settings = Self::default();
+        // What stands behind "--" is for the first program.
+        for word in words(line).into_iter().take_while(|word| word != "--") {
+            settings.follow(&word);
+        }
+        settings
+    }
+
+    fn follow(&mut self, word: &str) {
+        let (key, value) =
+            word.split_once('=').map_or((word, None), |(key, value)| (key, Some(value)));
+        if FORBID.contains(&key) {
+            self.forbidden
+                .extend(value.unwrap_or_default().split(',').map(|name| normal(name).into_owned()));
+        } else if let Some((module, parameter)) = key.split_once('.') {
+            let list = self.parameters.entry(normal(module).into_owned()).or_default();
+            if !list.is_empty() {
+                list.push(' ');
+            }
+            list.push_str(parameter);
+            if let Some(value) = value {
+                list.push_str(&format!("={}", quoted(value)));
+            }
+        }
+    }
+
+    /// Whether the module must not be loaded.
+    pub(super) fn is_forbidden(&self, name: &str) -> bool {
+        self.forbidden.contains(name)
+    }
+
+    /// The parameters of a module, as the kernel takes them.
+    pub(super) fn parameters(&self, name: &str) -> &str {
+        self.parameters.get(name).map_or("", String::as_str)
+    }
+}
+
+/// The words of a kernel command line: quotes keep blanks together, and are taken off.
+fn words(line: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut inside = false;
+    for c in line.trim().chars() {
+        match (c, words.last_mut()) {
+            ('"', _) => inside = !inside,
+            (c, _) if c.is_whitespace() && !inside => words.push(String::new()),
+            (c, Some(word)) => word.push(c),
+            (_, None) => {}
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+fn quoted(value: &str) -> String {
+    if value.contains(char::is_whitespace) { format!("\"{value}\"") } else { value.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_gathered_by_module() {
+        let line = "quiet nvme-core.io_timeout=5 console=ttyS0,9600 nvme_core.multipath=N \
+            usbcore.x=\"a b\" \"usbcore.y=c d\" loop.flag -- nvme_core.late=1";
+        let settings = Settings::parse(line);
+        assert_eq!(settings.parameters("nvme_core"), "io_timeout=5 multipath=N");
+        assert_eq!(settings.parameters("usbcore"), "x=\"a b\" y=\"c d\"");
+        assert_eq!((settings.parameters("loop"), settings.parameters("quiet")), ("flag", ""));
+    }
+
+    #[test]
+    fn modules_are_forbidden_by_each_of_the_words() {
+        let line =
+            "module_blacklist=a-b,c modprobe.blacklist=d rd.driver.blacklist=e module_blacklist";
+        let settings = Settings::parse(line);
+        assert!(["a_b", "c", "d", "e"].iter().all(|name| settings.is_forbidden(name)));
+        assert!(!settings.is_forbidden("a") && settings.parameters("modprobe").is_empty());
+    }
+
+    #[test]
+    fn a_broken_line_is_no_harm() {
+        for line in ["", "\"", "= . .= a. .b=\"", "\0\0=\0.\0"] {
+            let _ = Settings::parse(line);
+        }
+    }
+}
