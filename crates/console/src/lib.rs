@@ -5,12 +5,14 @@
 #![forbid(unsafe_code)]
 
 pub mod attach;
+mod board;
 mod model;
 mod printable;
 mod size;
 mod view;
 
-pub use model::{Disk, Host, Model};
-pub use printable::{host_name, printable};
+pub use board::board;
+pub use model::{Disk, Host, Model, Question, Station};
+pub use printable::{host_name, printable, printable_lines};
 pub use size::{binary, decimal, size};
 pub use view::{Style, view};

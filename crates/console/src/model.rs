@@ -40,6 +40,12 @@ pub struct Disk {
     pub access: Access,
     /// Who has attached it.
     pub attached: Vec<Host>,
+    /// Bytes that hosts have read of it.
+    pub read: u64,
+    /// Bytes that hosts have written to it.
+    pub written: u64,
+    /// Write requests that the kernel has sent to it since power-on, whoever asked; nothing if it does not count.
+    pub writes: Option<u64>,
 }
 
 /// A host that has attached a disk.
@@ -49,4 +55,30 @@ pub struct Host {
     pub name: String,
     /// Where it is.
     pub address: IpAddr,
+}
+
+/// What a machine that was booted only to lend its disks shows besides.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Station {
+    /// What the machine is: its maker's name for it, and its serial number. May be empty.
+    pub hardware: String,
+    /// Whether disks are lent; not after all hosts were detached.
+    pub lending: bool,
+    /// Whether something that hosts have written is not on the disks yet.
+    pub flushing: bool,
+    /// A key that was pressed, and does something only when it is pressed again.
+    pub question: Option<Question>,
+    /// Which page of the disks, from 0.
+    pub page: usize,
+}
+
+/// What takes a second press of its key while disks are attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// To power off.
+    PowerOff,
+    /// To restart.
+    Restart,
+    /// To take the disks away from the hosts.
+    Detach,
 }

@@ -19,6 +19,12 @@ pub fn printable(text: &str, utf8: bool) -> String {
     out
 }
 
+/// The same, of a text of several lines, in ASCII.
+pub fn printable_lines(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(|line| printable(line, false)).collect();
+    lines.join("\n")
+}
+
 /// Neither a control character nor one that is invisible or changes the direction of others.
 fn is_harmless(c: char) -> bool {
     let hidden = matches!(c,

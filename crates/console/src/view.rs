@@ -25,7 +25,7 @@ impl Style {
 
 /// The screen for `model`, line by line, without line breaks.
 pub fn view(model: &Model, style: Style) -> Vec<String> {
-    let mut page = Page { style, lines: Vec::new() };
+    let mut page = Page::new(style);
     page.heading(model);
     page.ways(model);
     for disk in &model.disks {
@@ -37,19 +37,43 @@ pub fn view(model: &Model, style: Style) -> Vec<String> {
 
 /// What a piece of text is, from which its colour follows.
 #[derive(Clone, Copy)]
-enum Ink {
+pub(crate) enum Ink {
     Title,
     Typed,
     Alarm,
     Faint,
 }
 
-struct Page {
+/// Lines as they are made.
+pub(crate) struct Page {
     style: Style,
-    lines: Vec<String>,
+    /// Those that there are.
+    pub(crate) lines: Vec<String>,
 }
 
 impl Page {
+    /// An empty one.
+    pub(crate) fn new(style: Style) -> Self {
+        Self { style, lines: Vec::new() }
+    }
+
+    /// A sentence that stands out.
+    pub(crate) fn title(&mut self, text: &str) {
+        let text = self.safe(text);
+        self.push(self.ink(Ink::Title, &text));
+    }
+
+    /// What matters less.
+    pub(crate) fn faint(&mut self, text: &str) {
+        let text = self.safe(text);
+        self.push(self.ink(Ink::Faint, &text));
+    }
+
+    /// An empty line.
+    pub(crate) fn blank(&mut self) {
+        self.push(String::new());
+    }
+
     fn heading(&mut self, model: &Model) {
         let disks = match model.disks.len() {
             0 => "no disk yet".to_owned(),
@@ -97,7 +121,7 @@ impl Page {
     }
 
     /// The disk's name, on a terminal with a line to the right of it.
-    fn rule(&mut self, disk: &Disk) {
+    pub(crate) fn rule(&mut self, disk: &Disk) {
         let title = self.safe(&disk.title);
         let name = match self.safe(&disk.model) {
             model if model.is_empty() => title,
@@ -120,14 +144,24 @@ impl Page {
             facts.push(format!("serial {}", self.safe(&disk.serial)));
         }
         facts.push(format!("blocks of {} bytes", disk.block_size));
-        for line in filled(&facts, ", ", self.style.width.saturating_sub(2)) {
+        self.facts_of(&facts);
+        let access = self.access(disk);
+        self.push(format!("  {access}"));
+    }
+
+    /// Facts with commas between them, indented.
+    pub(crate) fn facts_of(&mut self, facts: &[String]) {
+        for line in filled(facts, ", ", self.style.width.saturating_sub(2)) {
             self.push(format!("  {line}"));
         }
-        let access = match disk.access {
+    }
+
+    /// What hosts may do with a disk.
+    pub(crate) fn access(&self, disk: &Disk) -> String {
+        match disk.access {
             Access::ReadOnly => "read-only".to_owned(),
             Access::Writable => self.ink(Ink::Alarm, "writable: hosts can change it"),
-        };
-        self.push(format!("  {access}"));
+        }
     }
 
     fn host(&self, host: &Host) -> String {
@@ -149,13 +183,13 @@ impl Page {
     }
 
     /// A line to be typed: indented, never broken.
-    fn typed(&mut self, line: &str) {
+    pub(crate) fn typed(&mut self, line: &str) {
         let line = self.safe(line);
         self.push(format!("    {}", self.ink(Ink::Typed, &line)));
     }
 
     /// A sentence, broken between words.
-    fn sentence(&mut self, text: &str) {
+    pub(crate) fn sentence(&mut self, text: &str) {
         let words: Vec<String> = self.safe(text).split(' ').map(str::to_owned).collect();
         let lines = filled(&words, " ", self.style.width);
         self.lines.extend(lines);
@@ -165,11 +199,11 @@ impl Page {
         self.lines.push(line);
     }
 
-    fn safe(&self, text: &str) -> String {
+    pub(crate) fn safe(&self, text: &str) -> String {
         printable(text, self.style.utf8)
     }
 
-    fn ink(&self, ink: Ink, text: &str) -> String {
+    pub(crate) fn ink(&self, ink: Ink, text: &str) -> String {
         if !self.style.color || text.is_empty() {
             return text.to_owned();
         }
@@ -184,7 +218,7 @@ impl Page {
 }
 
 /// The parts with `between` them, on as many lines as their width needs; a part is never broken.
-fn filled(parts: &[String], between: &str, width: usize) -> Vec<String> {
+pub(crate) fn filled(parts: &[String], between: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for part in parts {
         let room = lines
@@ -212,6 +246,9 @@ mod test {
             serial: "S1".to_owned(),
             access: Access::ReadOnly,
             attached: Vec::new(),
+            read: 0,
+            written: 0,
+            writes: None,
         }
     }
 

@@ -58,20 +58,33 @@ pub struct MachineId {
     pub stable: bool,
 }
 
-/// `/etc/machine-id`, else D-Bus's, else the firmware's UUID, else that of this boot.
-pub fn machine_id(tree: &Tree) -> MachineId {
-    let read = |path: &str| {
-        let digits = tree.attribute(path)?.replace('-', "");
-        <[u8; 16]>::try_from(unhex(&digits)?).ok().filter(|bytes| *bytes != [0; 16])
-    };
-    let lasting = ["etc/machine-id", "var/lib/dbus/machine-id", "sys/class/dmi/id/product_uuid"];
-    match lasting.iter().find_map(|path| read(path)) {
-        Some(bytes) => MachineId { bytes, stable: true },
-        None => {
-            let boot = read("proc/sys/kernel/random/boot_id");
-            MachineId { bytes: boot.unwrap_or_default(), stable: false }
-        }
+impl MachineId {
+    /// One that is said to be this machine's: 32 hexadecimal digits, with or without hyphens, not all zero.
+    pub fn parse(digits: &str) -> Option<Self> {
+        let bytes = <[u8; 16]>::try_from(unhex(&digits.replace('-', ""))?).ok()?;
+        (bytes != [0; 16]).then_some(Self { bytes, stable: true })
     }
+}
+
+const FIRMWARE_ID: &str = "sys/class/dmi/id/product_uuid";
+
+/// The firmware's UUID, if it tells one.
+pub fn firmware_id(tree: &Tree) -> Option<MachineId> {
+    MachineId::parse(&tree.attribute(FIRMWARE_ID)?)
+}
+
+/// `/etc/machine-id`, else D-Bus's, else the firmware's UUID, else that of this boot. In an initrd the firmware's comes
+/// first: what stands in `/etc/machine-id` there was made up at this boot.
+pub fn machine_id(tree: &Tree) -> MachineId {
+    let mut lasting = ["etc/machine-id", "var/lib/dbus/machine-id", FIRMWARE_ID];
+    if tree.path("etc/initrd-release").exists() {
+        lasting.rotate_right(1);
+    }
+    let read = |path: &str| MachineId::parse(&tree.attribute(path)?);
+    lasting.iter().find_map(|path| read(path)).unwrap_or_else(|| {
+        let boot = read("proc/sys/kernel/random/boot_id").map(|id| id.bytes);
+        MachineId { bytes: boot.unwrap_or_default(), stable: false }
+    })
 }
 
 /// The identity of a block device. `whole` is the disk that a partition is part of, or the disk itself; `table` is that

@@ -4,7 +4,10 @@
 //! `/etc` does so through a [`tree::Tree`], whose root is a parameter, so that a test can stand in for a machine.
 #![deny(unsafe_code)]
 
+pub mod battery;
 pub mod block;
+pub mod boot;
+pub mod button;
 pub mod disk;
 pub mod hardware;
 pub mod identity;
@@ -12,12 +15,17 @@ pub mod in_use;
 mod ioctl;
 pub mod journal;
 pub mod medium;
+pub mod machine;
 mod member;
+pub mod module;
 pub mod mount;
 pub mod net;
 mod netlink;
+pub mod network;
 pub mod notify;
 pub mod partition;
+pub mod pid1;
+pub mod plymouth;
 pub mod reason;
 pub mod signal;
 pub mod signature;

@@ -1,9 +1,11 @@
-//! Whether a descriptor is a terminal, and how large its window is.
+//! Whether a descriptor is a terminal, how large its window is, and its keys one by one.
 //!
 //! Does not know what is drawn there.
 
 use std::io::IsTerminal;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 
 /// Whether the descriptor leads to a terminal.
 pub fn is_terminal(descriptor: &impl IsTerminal) -> bool {
@@ -14,6 +16,31 @@ pub fn is_terminal(descriptor: &impl IsTerminal) -> bool {
 pub fn window(descriptor: impl AsFd) -> Option<(u16, u16)> {
     let size = rustix::termios::tcgetwinsize(descriptor).ok()?;
     (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
+}
+
+/// A terminal that gives each key at once and shows none of them, until this is dropped. Ctrl-C stays a signal.
+#[derive(Debug)]
+pub struct Raw {
+    terminal: OwnedFd,
+    before: Termios,
+}
+
+impl Raw {
+    /// Changes the terminal; `None` if it is none.
+    pub fn enter(terminal: impl AsFd) -> Option<Self> {
+        let terminal = terminal.as_fd().try_clone_to_owned().ok()?;
+        let before = tcgetattr(&terminal).ok()?;
+        let mut raw = before.clone();
+        raw.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
+        tcsetattr(&terminal, OptionalActions::Flush, &raw).ok()?;
+        Some(Self { terminal, before })
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
+    }
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use linux::in_use::Machine;
 use linux::reason::{Asked, Verdict};
 use linux::uevent::{Action, News, Uevents};
 
+use crate::choice::{Choice, Said};
 use crate::failure::Failure;
 use crate::lend::{Device, Loan, Terms};
 use crate::options::Wanted;
@@ -38,8 +39,8 @@ pub(crate) enum Change {
 #[derive(Debug)]
 pub(crate) struct Follow {
     terms: Terms,
-    /// Whether disks that come are lent.
-    all: bool,
+    /// Which of the disks that come are lent; nothing if none is.
+    choice: Option<Choice>,
     /// The disks that are lent writable when they come again. Not by their paths: another disk may come by the same.
     writable: HashSet<[u8; 16]>,
     uevents: Option<Uevents>,
@@ -54,12 +55,12 @@ pub(crate) struct Follow {
 
 impl Follow {
     /// Starts to listen to the kernel.
-    pub(crate) fn open(terms: Terms, all: bool) -> Self {
+    pub(crate) fn open(terms: Terms, choice: Option<Choice>) -> Self {
         let uevents = Uevents::open().ok();
         Self {
             // Use is allowed for disks that are named, never for all.
             terms: Terms { allow_in_use: false, ..terms },
-            all,
+            choice,
             writable: HashSet::new(),
             uevents,
             pending: HashSet::new(),
@@ -133,6 +134,32 @@ impl Follow {
         Ok(self.come(&machine, &names, loans))
     }
 
+    /// Forgets what was lent: the next look is a first one, at every disk.
+    pub(crate) fn begin_anew(&mut self, now: Instant) {
+        self.said.clear();
+        self.note_all(now);
+    }
+
+    /// Write requests that the kernel has sent to the disk since it is there: the fifth number of `stat` (the kernel's
+    /// Documentation/block/stat.rst), of a partition that of the whole disk.
+    pub(crate) fn writes(&self, device: &Device) -> Option<u64> {
+        let place = self.terms.tree.path("sys/class/block").join(&device.name);
+        let whole = place.canonicalize().ok()?;
+        let whole = if whole.join("partition").exists() { whole.parent()? } else { &whole };
+        let counts = std::fs::read_to_string(whole.join("stat")).ok()?;
+        counts.split_whitespace().nth(4)?.parse().ok()
+    }
+
+    /// Those that were asked for by name and are not there.
+    pub(crate) fn missing(&self) -> Vec<String> {
+        let Some(choice) = &self.choice else { return Vec::new() };
+        if choice.is_empty() {
+            return Vec::new();
+        }
+        let disks = block::scan(&self.terms.tree).unwrap_or_default();
+        choice.missing(&disks).map(ToString::to_string).collect()
+    }
+
     /// Looks at what was named since the last time.
     pub(crate) fn look(&mut self, loans: &[Loan], now: Instant) -> Vec<Change> {
         self.due = None;
@@ -141,11 +168,11 @@ impl Follow {
             self.again.extract_if(|_, at| *at <= now).map(|(name, _)| name).collect();
         let Ok(machine) = Machine::look(&self.terms.tree) else { return Vec::new() };
         let mut changes = changed(&machine.disks, loans);
-        if self.all {
+        if self.choice.is_some() {
             let all = whole_names(&machine, names.union(&second));
             changes.extend(self.come(&machine, &all, loans));
         }
-        if self.all {
+        if self.choice.is_some() {
             self.again.extend(names.into_iter().map(|name| (name, now + AGAIN)));
         }
         changes
@@ -161,11 +188,13 @@ impl Follow {
     }
 
     fn come_one(&mut self, machine: &Machine, disk: &Disk) -> Option<Change> {
+        let said = self.choice.as_ref()?.of(disk)?;
         let verdict = machine.judge(disk, &Live { tree: self.terms.tree.clone() });
-        let writable = self.is_writable(machine, disk);
-        if !allowed(&verdict, writable) {
+        let said = if self.is_writable(machine, disk) { Said::Writable } else { said };
+        if !allowed(&verdict, said) {
             return self.refuse(disk, &verdict);
         }
+        let writable = said == Said::Writable;
         let wanted = Wanted { path: disk.node.clone(), writable };
         match self.terms.lend(&wanted) {
             Ok(loan) => {
@@ -197,9 +226,13 @@ impl Follow {
     }
 }
 
-/// With `--all`, a disk named writable is lent as if it had been named alone.
-fn allowed(verdict: &Verdict, writable: bool) -> bool {
-    if writable { verdict.allows_writing() } else { verdict.allows(Asked::ForAll) }
+/// With `--all`, a disk that was named is lent as if it had been named alone.
+fn allowed(verdict: &Verdict, said: Said) -> bool {
+    match said {
+        Said::Any => verdict.allows(Asked::ForAll),
+        Said::Named => verdict.allows(Asked::ByName),
+        Said::Writable => verdict.allows_writing(),
+    }
 }
 
 /// The names, and of partitions those of the whole disks.
@@ -269,8 +302,9 @@ mod test {
 
         fn follow(&self) -> Follow {
             let tree = Tree::at(&self.0);
-            let terms = Terms { tree, base: None, allow_in_use: false };
-            Follow { uevents: None, ..Follow::open(terms, true) }
+            let machine = linux::identity::machine_id(&tree);
+            let terms = Terms { tree, base: None, allow_in_use: false, machine };
+            Follow { uevents: None, ..Follow::open(terms, Some(Choice::default())) }
         }
     }
 

@@ -1,8 +1,9 @@
 //! What is lent and who has it, from which the screen is made. It knows no terminal and no socket.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use console::attach::Endpoint;
 use console::{Disk, Host, Model};
@@ -17,6 +18,8 @@ const NOTES: usize = 6;
 pub(crate) struct Ledger {
     disks: Vec<Entry>,
     notes: VecDeque<String>,
+    /// How it stands with what others look after, by subject.
+    subjects: BTreeMap<String, String>,
 }
 
 #[derive(Debug)]
@@ -72,6 +75,14 @@ impl Ledger {
         }
     }
 
+    /// Takes note of how it stands with a subject; nothing if there is nothing to say of it any more.
+    pub(crate) fn stand(&mut self, subject: String, sentence: Option<String>) {
+        match sentence {
+            Some(sentence) => drop(self.subjects.insert(subject, sentence)),
+            None => drop(self.subjects.remove(&subject)),
+        }
+    }
+
     /// The exports, in the order in which they were lent.
     pub(crate) fn exports(&self) -> impl Iterator<Item = &Arc<Export>> {
         self.disks.iter().map(|entry| &entry.export)
@@ -79,9 +90,20 @@ impl Ledger {
 
     /// What the screen shows.
     pub(crate) fn model(&self, machine: &str, endpoints: Vec<Endpoint>, digests: bool) -> Model {
-        let notes = self.notes.iter().cloned().collect();
+        let notes = self.subjects.values().chain(&self.notes).cloned().collect();
         let disks = self.disks.iter().map(Entry::shown).collect();
         Model { machine: machine.to_owned(), endpoints, digests, disks, notes }
+    }
+
+    /// Whether somebody has attached a disk.
+    pub(crate) fn is_used(&self) -> bool {
+        self.disks.iter().any(|entry| !entry.hosts.is_empty())
+    }
+
+    /// Whether somebody has attached this one.
+    pub(crate) fn is_attached(&self, export: &Arc<Export>) -> bool {
+        let this = |entry: &&Entry| Arc::ptr_eq(&entry.export, export);
+        self.disks.iter().find(this).is_some_and(|entry| !entry.hosts.is_empty())
     }
 
     /// One line for the service manager.
@@ -126,6 +148,9 @@ impl Entry {
             serial: export.identity.serial.clone(),
             access: export.access,
             attached: self.hosts.iter().map(host).collect(),
+            read: export.usage.bytes_read.load(Ordering::Relaxed),
+            written: export.usage.bytes_written.load(Ordering::Relaxed),
+            writes: None,
         }
     }
 }

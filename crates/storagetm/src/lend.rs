@@ -10,7 +10,7 @@ use std::sync::Arc;
 use export::{Access, Cache, Export, Geometry, Identity, PAGE};
 use linux::block::{DeviceNumber, Disk};
 use linux::disk::{Kind, Live, OpenFor, Opened, open};
-use linux::identity::{self, Source, machine_id};
+use linux::identity::{self, MachineId, Source};
 use linux::in_use::{Machine, Probe};
 use linux::reason::{Asked, Verdict, Weight};
 use linux::tree::Tree;
@@ -30,6 +30,8 @@ pub(crate) struct Terms {
     pub(crate) base: Option<String>,
     /// Whether disks in use are lent, read-only.
     pub(crate) allow_in_use: bool,
+    /// Who this machine is.
+    pub(crate) machine: MachineId,
 }
 
 /// A disk that is lent, and what must be kept for that.
@@ -179,7 +181,7 @@ impl Terms {
 
     fn identity(&self, opened: &Opened, known: Option<(&Machine, &Disk)>) -> Identity {
         let Some((machine, disk)) = known.filter(|_| opened.kind == Kind::Block) else {
-            return announced(identity::of_image(&opened.path, machine_id(&self.tree)));
+            return announced(identity::of_image(&opened.path, self.machine));
         };
         announced(self.of_block(machine, disk))
     }
@@ -187,7 +189,7 @@ impl Terms {
     fn of_block(&self, machine: &Machine, disk: &Disk) -> identity::Identity {
         let whole = machine.disk(disk.whole()).unwrap_or(disk);
         let table = self.probe().contents(whole).ok().and_then(|contents| contents.table);
-        identity::of_block(disk, whole, table.as_ref(), machine_id(&self.tree))
+        identity::of_block(disk, whole, table.as_ref(), self.machine)
     }
 
     /// What tells this disk from all others that may take its place; nothing if only the place is known.
@@ -204,7 +206,7 @@ impl Terms {
         let path = PathBuf::from(DEMO);
         let identity = Identity {
             model: "storagetm demo".to_owned(),
-            ..announced(identity::of_image(&path, machine_id(&self.tree)))
+            ..announced(identity::of_image(&path, self.machine))
         };
         let disk = demo::open(size.bytes(), identity.uuid, writable)
             .map_err(|error| Failure::new(format!("the demo disk cannot be made: {error}")))?;
@@ -303,7 +305,9 @@ mod test {
     use std::fs;
 
     fn terms() -> Terms {
-        Terms { tree: Tree::machine(), base: None, allow_in_use: false }
+        let tree = Tree::machine();
+        let machine = identity::machine_id(&tree);
+        Terms { tree, base: None, allow_in_use: false, machine }
     }
 
     fn image(name: &str, bytes: u64) -> PathBuf {

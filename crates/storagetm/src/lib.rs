@@ -14,10 +14,14 @@
 
 #![forbid(unsafe_code)]
 
+mod boot;
+mod choice;
 mod demo;
 mod failure;
 mod follow;
 pub mod happening;
+mod hold;
+mod image;
 mod ledger;
 mod lend;
 mod list;
@@ -29,17 +33,22 @@ pub mod options;
 mod outlet;
 mod output;
 mod serve;
+mod settings;
 mod size;
 
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 
 use options::Task;
 
 /// Does what the command line says. The exit status is 0, 1 if something did not work, or 2 if the line is wrong.
 pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let options = match options::parse(line) {
+    let line: Vec<OsString> = line.into_iter().collect();
+    let parsed =
+        if is_init(&line) { options::parse(["storagetm", "boot"]) } else { options::parse(line) };
+    let options = match parsed {
         Ok(options) => options,
         Err(error) => {
             let _ = error.print();
@@ -49,6 +58,9 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     let done = match options.task {
         Task::Serve(options) => serve::serve(&options),
         Task::List(options) => list::list(&options),
+        Task::Boot(options) => boot::boot(&options).map(|never| match never {}),
+        Task::Image(options) => image::image(&options),
+        Task::Hold(options) => hold::hold(&options),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -57,4 +69,11 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::from(failure.status())
         }
     }
+}
+
+/// Whether the kernel has started this as the first program of an initramfs: by the name `/init`, and with the words of
+/// its command line that it did not know.
+fn is_init(line: &[OsString]) -> bool {
+    let name = line.first().map(Path::new).and_then(Path::file_name);
+    std::process::id() == 1 && name.is_some_and(|name| name == "init")
 }

@@ -143,18 +143,28 @@ pub(crate) enum Plan {
     Everywhere,
     /// On the loopback and link-local addresses that there are.
     Nearby,
+    /// At those, from when they are there.
+    Awaited(Vec<Listen>),
 }
 
-/// What `--listen` and `--open` ask for.
+/// What `--listen` and `--open` ask for. At boot the network is not up yet: then addresses are `awaited`.
 ///
 /// # Errors
 /// An address that needs `--open` without it (a wrong option), or a link-local one that no interface has.
-pub(crate) fn plan(given: &[Listen], open: bool, machine: &[Address]) -> Result<Plan, Failure> {
+pub(crate) fn plan(
+    given: &[Listen],
+    open: bool,
+    awaited: bool,
+    machine: &[Address],
+) -> Result<Plan, Failure> {
     if given.is_empty() {
         return Ok(if open { Plan::Everywhere } else { Plan::Nearby });
     }
     if let Some(far) = given.iter().find(|listen| scope_of(listen.ip) == Scope::Global && !open) {
         return Err(Failure::usage(too_far(far.ip)));
+    }
+    if awaited {
+        return Ok(Plan::Awaited(given.to_vec()));
     }
     let mut fixed: Vec<Listener> = Vec::new();
     for listener in resolve_all(given, machine)? {
@@ -173,8 +183,8 @@ fn too_far(ip: IpAddr) -> String {
         "is reachable from other networks"
     };
     format!(
-        "--listen {ip} {what}, where nothing protects the disks yet: add --open if that is meant, \
-         or listen on a loopback or link-local address"
+        "--listen {ip} {what}, where nothing protects the disks yet: add --open if that is meant \
+         (at boot, storagetm.open), or listen on a loopback or link-local address"
     )
 }
 
@@ -221,7 +231,22 @@ impl Plan {
                 .flat_map(|ip| Listener::standard(ip, None))
                 .collect(),
             Self::Nearby => machine.iter().filter(is_near).flat_map(standard_at).collect(),
+            Self::Awaited(given) => {
+                let here = given.iter().filter(|listen| listen.is_at(machine));
+                here.filter_map(|listen| resolve(listen, machine).ok()).flatten().collect()
+            }
         }
+    }
+}
+
+impl Listen {
+    /// Whether the machine has the address by now.
+    fn is_at(&self, machine: &[Address]) -> bool {
+        let named = |address: &Address| {
+            self.interface.as_ref().is_none_or(|name| address.interface == *name)
+        };
+        let has = |address: &Address| address.ip == self.ip && named(address);
+        self.ip.is_unspecified() || machine.iter().any(|address| has(address) && !address.tentative)
     }
 }
 
@@ -319,6 +344,16 @@ mod test {
     }
 
     #[test]
+    fn an_awaited_address_is_listened_on_from_when_it_is_there() {
+        let given = [listen("192.168.1.5"), listen("[fe80::1%eth0]:4000"), listen("[::1]:0")];
+        let plan = plan(&given, true, true, &[]).unwrap();
+        assert_eq!(plan.listeners(&[]), []);
+        let found = said(&plan.listeners(&machine()));
+        let wanted = ["192.168.1.5 port 4420", "192.168.1.5 port 8009", "fe80::1%eth0 port 4000"];
+        assert_eq!(found[..3], wanted);
+    }
+
+    #[test]
     fn addresses_in_every_form() {
         for (text, ip, interface, port) in [
             ("192.168.1.5", "192.168.1.5", None, None),
@@ -363,19 +398,19 @@ mod test {
     #[test]
     fn nothing_beyond_this_machine_and_its_cables_is_listened_on_unasked() {
         for far in ["0.0.0.0", "[::]:4420", "192.168.1.5", "[2001:db8::5]", "[::ffff:10.0.0.1]"] {
-            let failure = plan(&[listen(far)], false, &machine()).unwrap_err();
+            let failure = plan(&[listen(far)], false, false, &machine()).unwrap_err();
             assert_eq!(failure.status(), 2);
             assert!(failure.to_string().contains("--open"), "{failure}");
-            assert!(plan(&[listen(far)], true, &machine()).is_ok());
+            assert!(plan(&[listen(far)], true, false, &machine()).is_ok());
         }
         for near in ["127.0.0.1", "127.1.2.3:1", "[::1]", "169.254.7.9", "[fe80::1]"] {
-            assert!(plan(&[listen(near)], false, &machine()).is_ok(), "{near}");
+            assert!(plan(&[listen(near)], false, false, &machine()).is_ok(), "{near}");
         }
     }
 
     #[test]
     fn unasked_it_listens_on_loopback_and_link_local_addresses_at_the_standard_ports() {
-        let listeners = plan(&[], false, &machine()).unwrap().listeners(&machine());
+        let listeners = plan(&[], false, false, &machine()).unwrap().listeners(&machine());
         let wanted = [
             "169.254.7.9 port 4420",
             "169.254.7.9 port 8009",
@@ -389,19 +424,22 @@ mod test {
         assert_eq!(said(&listeners), wanted);
         let tentative = Address { tentative: true, ..address("fe80::2", "eth1", 4) };
         let unplugged = Address { running: false, ..address("fe80::3", "eth2", 5) };
-        assert!(plan(&[], false, &[]).unwrap().listeners(&[tentative, unplugged]).is_empty());
+        assert!(
+            plan(&[], false, false, &[]).unwrap().listeners(&[tentative, unplugged]).is_empty()
+        );
     }
 
     #[test]
     fn open_without_an_address_means_everywhere() {
-        let listeners = plan(&[], true, &machine()).unwrap().listeners(&machine());
+        let listeners = plan(&[], true, false, &machine()).unwrap().listeners(&machine());
         let wanted = ["0.0.0.0 port 4420", "0.0.0.0 port 8009", ":: port 4420", ":: port 8009"];
         assert_eq!(said(&listeners), wanted);
     }
 
     #[test]
     fn a_port_that_is_given_serves_both_discovery_and_disks() {
-        let plan = plan(&[listen("127.0.0.1:5000"), listen("127.0.0.1:5000")], false, &[]).unwrap();
+        let plan =
+            plan(&[listen("127.0.0.1:5000"), listen("127.0.0.1:5000")], false, false, &[]).unwrap();
         let listeners = plan.listeners(&[]);
         assert_eq!(said(&listeners), ["127.0.0.1 port 5000"]);
         assert_eq!(listeners[0].serves, Serves::All);
@@ -410,10 +448,10 @@ mod test {
     #[test]
     fn a_link_local_address_is_bound_with_its_scope() {
         for text in ["[fe80::1]:1", "[fe80::1%eth0]:1"] {
-            let listeners = plan(&[listen(text)], false, &machine()).unwrap().listeners(&[]);
+            let listeners = plan(&[listen(text)], false, false, &machine()).unwrap().listeners(&[]);
             assert_eq!(listeners[0].socket.to_string(), "[fe80::1%2]:1");
         }
-        let failure = plan(&[listen("[fe80::9]")], false, &machine()).unwrap_err();
+        let failure = plan(&[listen("[fe80::9]")], false, false, &machine()).unwrap_err();
         assert_eq!(failure.status(), 1);
         assert!(failure.to_string().contains("no network interface"), "{failure}");
     }

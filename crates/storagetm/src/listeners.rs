@@ -63,7 +63,7 @@ impl Listeners {
 
     /// Follows the machine's addresses, if the plan says so; what changed comes back.
     pub(crate) fn follow(&mut self, machine: &[Address], bind: Bind<'_>) -> Vec<Happening> {
-        if self.plan != Plan::Nearby {
+        if matches!(self.plan, Plan::Fixed(_) | Plan::Everywhere) {
             return Vec::new();
         }
         let planned = self.plan.listeners(machine);
@@ -120,7 +120,12 @@ impl Listeners {
 
     /// Whether the addresses are those that were given, no more and no less.
     pub(crate) fn were_given(&self) -> bool {
-        matches!(self.plan, Plan::Fixed(_))
+        matches!(self.plan, Plan::Fixed(_) | Plan::Awaited(_))
+    }
+
+    /// Whether they are those of this machine and its cables, and no others.
+    pub(crate) fn is_nearby(&self) -> bool {
+        self.plan == Plan::Nearby
     }
 
     /// Where hosts reach the disks.

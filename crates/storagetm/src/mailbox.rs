@@ -1,5 +1,6 @@
-//! What the engine's threads say, until the program's own thread has time for it. It knows no terminal.
+//! What other threads say, until the program's own thread has time for it. It knows no terminal.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -9,7 +10,7 @@ use rustix::event::{EventfdFlags, eventfd};
 /// Events that wait at most; a failing disk or a hostile peer makes many, and those of a kind are alike.
 const MOST: usize = 4096;
 
-/// Events that came, and a descriptor that is readable when there are some.
+/// Events and notes that came, and a descriptor that is readable when there are some.
 #[derive(Debug, Clone)]
 pub(crate) struct Mailbox(Arc<Inner>);
 
@@ -19,10 +20,18 @@ struct Inner {
     bell: OwnedFd,
 }
 
+/// What came.
 #[derive(Debug, Default)]
-struct Waiting {
-    events: Vec<Event>,
-    lost: usize,
+pub(crate) struct Waiting {
+    /// What the engine says.
+    pub(crate) events: Vec<Event>,
+    /// What the threads say that bring the machine up, a sentence each.
+    pub(crate) notes: Vec<String>,
+    /// How it stands with what they look after: the newest sentence of a subject, or that there is nothing to say of it
+    /// any more.
+    pub(crate) subjects: BTreeMap<String, Option<String>>,
+    /// How much was too much.
+    pub(crate) lost: usize,
 }
 
 impl Mailbox {
@@ -47,12 +56,28 @@ impl Mailbox {
         let _ = rustix::io::write(&self.0.bell, &1u64.to_ne_bytes());
     }
 
-    /// Takes all that came, and the number of those that were lost.
-    pub(crate) fn receive(&self) -> (Vec<Event>, usize) {
-        let _ = rustix::io::read(&self.0.bell, &mut [0; 8]);
+    /// Puts a sentence in, from any thread.
+    pub(crate) fn note(&self, sentence: String) {
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let all = std::mem::take(&mut *waiting);
-        (all.events, all.lost)
+        if waiting.notes.len() < MOST {
+            waiting.notes.push(sentence);
+        } else {
+            waiting.lost += 1;
+        }
+        let _ = rustix::io::write(&self.0.bell, &1u64.to_ne_bytes());
+    }
+
+    /// Says how it stands with a subject now, from any thread; what was said of it before is no longer so.
+    pub(crate) fn about(&self, subject: &str, sentence: Option<String>) {
+        let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.subjects.insert(subject.to_owned(), sentence);
+        let _ = rustix::io::write(&self.0.bell, &1u64.to_ne_bytes());
+    }
+
+    /// Takes all that came.
+    pub(crate) fn receive(&self) -> Waiting {
+        let _ = rustix::io::read(&self.0.bell, &mut [0; 8]);
+        std::mem::take(&mut *self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -81,9 +106,13 @@ mod test {
             mailbox.put(Event::Violation { peer: peer(), rule: "rule" });
         }
         mailbox.put(Event::Attached { export, peer: peer(), host: "h".to_owned() });
-        let (events, lost) = mailbox.receive();
-        assert_eq!((events.len(), lost), (MOST + 1, 5));
+        mailbox.note("one more".to_owned());
+        mailbox.about("eth0", Some("eth0: no cable".to_owned()));
+        mailbox.about("eth0", None);
+        let Waiting { events, notes, subjects, lost } = mailbox.receive();
+        assert_eq!(subjects, BTreeMap::from([("eth0".to_owned(), None)]));
+        assert_eq!((events.len(), notes.len(), lost), (MOST + 1, 1, 5));
         assert!(matches!(events.last(), Some(Event::Attached { .. })));
-        assert_eq!(mailbox.receive().0.len(), 0);
+        assert_eq!(mailbox.receive().events.len(), 0);
     }
 }

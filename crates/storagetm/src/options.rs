@@ -1,6 +1,8 @@
 //! The options of the program: one table, from which parser, help, man pages and completions are made.
 //! It knows no disk and no socket.
 
+pub mod image;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -8,6 +10,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::listen::Listen;
 use crate::size::Size;
+use image::Image;
 
 /// The name by which the built-in disk of `--demo` is called.
 pub const DEMO: &str = "demo";
@@ -50,6 +53,19 @@ Examples:
 Exit status: 0 after SIGINT or SIGTERM, 1 if a disk cannot be lent or an address not be listened \
 on, 2 if the options are wrong.";
 
+const BOOT_EXAMPLES: &str = "\
+It is the only program of the initramfs that `storagetm image` makes; the kernel starts it. It mounts \
+nothing but what the kernel itself offers, loads the drivers of the hardware that is there, brings up \
+the network, and lends every disk read-only. It writes to no disk.
+
+On the kernel command line:
+  storagetm.disk=PATH        lend this disk only; may be repeated
+  storagetm.writable=PATH    lend this disk so that hosts can change it; may be repeated
+  storagetm.listen=ADDRESS   listen there, as --listen of `storagetm serve`
+  storagetm.open             also on addresses that are reachable from beyond the cable
+  storagetm.machine_id=firmware|HEX
+  ip=link-local|dhcp|...     as dracut.cmdline(7) has it; link-local addresses are always there";
+
 const LIST_EXAMPLES: &str = "\
 Examples:
   storagetm list
@@ -73,6 +89,13 @@ pub enum Task {
     /// List the disks of this machine, what is on them, and whether they may be lent
     #[command(after_help = LIST_EXAMPLES)]
     List(List),
+    /// Be the first program of a machine that is booted only to lend its disks
+    #[command(after_help = BOOT_EXAMPLES)]
+    Boot(Boot),
+    /// Make something that boots into target mode: an initramfs, an EFI program, or a USB stick
+    Image(Image),
+    /// Keep what is on the terminal until a key is pressed
+    Hold(Hold),
 }
 
 /// The options of `storagetm serve`.
@@ -145,9 +168,29 @@ pub struct Serve {
     #[arg(long)]
     pub digests: bool,
 
+    /// Follow also what the machine was booted with: storagetm.disk=, storagetm.writable=, storagetm.listen=,
+    /// storagetm.open and storagetm.machine_id=
+    ///
+    /// They are looked for on the kernel command line, among the service's credentials, and in the firmware's SMBIOS
+    /// strings (io.systemd.credential:storagetm.disk=…). With storagetm.disk=, --all means those disks.
+    #[arg(long, requires = "all")]
+    pub boot_settings: bool,
+
     /// Write what happens as JSON, one event a line, instead of the screen
     #[arg(long)]
     pub json: bool,
+}
+
+/// The options of `storagetm boot`: all else is on the kernel command line.
+#[derive(Debug, Args)]
+pub struct Boot {}
+
+/// The options of `storagetm hold`.
+#[derive(Debug, Args)]
+pub struct Hold {
+    /// Go on by itself after so many seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub timeout: u64,
 }
 
 /// The options of `storagetm list`.
@@ -179,6 +222,25 @@ pub struct Wanted {
 }
 
 impl Serve {
+    /// Every disk, as they come and go, and nothing else that differs from the defaults.
+    pub(crate) fn everything() -> Self {
+        Self {
+            disks: Vec::new(),
+            all: true,
+            demo: None,
+            writable: Vec::new(),
+            listen: Vec::new(),
+            open: false,
+            nqn: None,
+            allow_in_use: false,
+            io: Io::Auto,
+            threads: None,
+            digests: false,
+            boot_settings: true,
+            json: false,
+        }
+    }
+
     /// The disks that were asked for by path, each once, in the order given; `--writable` wins.
     pub fn wanted(&self) -> Vec<Wanted> {
         let mut wanted: Vec<Wanted> = Vec::new();
@@ -230,7 +292,7 @@ mod test {
         let words = format!("storagetm serve {line}");
         match parse(words.split_whitespace())?.task {
             Task::Serve(serve) => Ok(serve),
-            Task::List(_) => unreachable!("the line says serve"),
+            _ => unreachable!("the line says serve"),
         }
     }
 

@@ -30,7 +30,8 @@ impl Outlet {
 }
 
 impl<F: AsFd> Outlet<F> {
-    fn new(to: F) -> Self {
+    /// That descriptor.
+    pub(crate) fn new(to: F) -> Self {
         Self { to, waiting: VecDeque::new(), closed: false }
     }
 

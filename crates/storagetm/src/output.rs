@@ -9,6 +9,7 @@ use std::time::Duration;
 use console::{Model, Style, view};
 use linux::journal::{Journal, Priority};
 use linux::notify::Notifier;
+use linux::plymouth::Plymouth;
 use linux::tree::Tree;
 use linux::tty;
 
@@ -27,6 +28,8 @@ enum Form {
     Screen,
     /// A file, a pipe, the journal: lines.
     Plain,
+    /// Nothing: it is said elsewhere.
+    Silent,
 }
 
 /// Where it is said.
@@ -36,11 +39,12 @@ pub(crate) struct Output {
     outlet: Outlet,
     journal: Option<Journal>,
     notifier: Option<Notifier>,
+    splash: Option<Plymouth>,
 }
 
 impl Output {
     /// Finds out what there is.
-    pub(crate) fn open(tree: &Tree, json: bool) -> Self {
+    pub(crate) fn open(tree: &Tree, json: bool, splash: bool) -> Self {
         let terminal = tty::is_terminal(&io::stdout()) && env_is_not("TERM", "dumb");
         let form = match (json, terminal) {
             (true, _) => Form::Json,
@@ -48,7 +52,19 @@ impl Output {
             (false, false) => Form::Plain,
         };
         let journal = if is_journal() { None } else { Journal::open(tree, "storagetm") };
-        Self { form, outlet: Outlet::stdout(), journal, notifier: Notifier::open().ok() }
+        Self {
+            form,
+            outlet: Outlet::stdout(),
+            journal,
+            notifier: Notifier::open().ok(),
+            splash: splash.then(Plymouth::open),
+        }
+    }
+
+    /// Nowhere: on a machine of its own, the screens are elsewhere.
+    pub(crate) fn silent() -> Self {
+        let (journal, notifier, splash) = (None, None, None);
+        Self { form: Form::Silent, outlet: Outlet::stdout(), journal, notifier, splash }
     }
 
     /// Says what happened.
@@ -61,7 +77,7 @@ impl Output {
         match (self.form, sentence) {
             (Form::Json, _) => self.outlet.push(&format!("{}\n", happening.json())),
             (Form::Plain, Some(sentence)) => self.outlet.push(&format!("{sentence}\n")),
-            (Form::Plain, None) | (Form::Screen, _) => {}
+            (Form::Plain, None) | (Form::Screen | Form::Silent, _) => {}
         }
     }
 
@@ -77,13 +93,27 @@ impl Output {
         match self.form {
             Form::Screen => self.draw(model),
             Form::Plain if anew => self.outlet.push(&text(&view(model, Style::PLAIN))),
-            Form::Plain | Form::Json => {}
+            Form::Plain | Form::Json | Form::Silent => {}
         }
         if anew && self.journal.is_some() {
             for line in view(model, Style::PLAIN).iter().filter(|line| !line.is_empty()) {
                 self.record(Priority::Info, line);
             }
         }
+    }
+
+    /// Shows on a boot splash, of which there is one from time to time, what fits there: one line.
+    pub(crate) fn show_splash(&mut self, model: &Model) {
+        let Some(splash) = &mut self.splash else { return };
+        match model.endpoints.first() {
+            Some(endpoint) => splash.show(&endpoint.attach_all(model.digests)),
+            None => splash.show("No network address to be reached at yet: plug in a cable."),
+        }
+    }
+
+    /// Whether [`Output::show_splash`] wants to be called now and then.
+    pub(crate) fn has_splash(&self) -> bool {
+        self.splash.is_some()
     }
 
     fn draw(&mut self, model: &Model) {
@@ -116,6 +146,7 @@ impl Output {
         if self.form == Form::Screen {
             self.form = Form::Plain;
         }
+        self.splash = None;
         let _ = self.notifier.as_ref().map(Notifier::stopping);
     }
 

@@ -6,18 +6,22 @@ mod open;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use console::Model;
 use engine::{Driver, Engine};
-use export::{Access, Catalogue, Export, Fault, News};
-use linux::net::{Address, Changes, addresses};
+use export::{Access, Catalogue, Event, Export, Fault, News};
+use linux::battery;
+use linux::net::{Address, Changes, Scope, addresses, scope_of};
 use linux::signal::{Signal, Signals};
+use linux::tree::Tree;
 use nvme::target::{Port, Target};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
+use crate::boot::desk::{Desk, Wish};
 use crate::failure::Failure;
 use crate::follow::{Change, Follow};
 use crate::happening::{Happening, Which};
@@ -25,17 +29,31 @@ use crate::ledger::{Ledger, advice};
 use crate::lend::{Device, Loan, check_unlike};
 use crate::listen::{DISKS, Listener, Serves};
 use crate::listeners::Listeners;
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Mailbox, Waiting};
 use crate::name;
 use crate::options::{Io, Serve};
 use crate::output::Output;
+use crate::settings::Settings;
 
+/// How often counters and buttons are looked at on a machine that does nothing else.
+const LOOK: Duration = Duration::from_secs(1);
 /// Changes that come together are shown together.
 const COALESCE: Duration = Duration::from_millis(200);
 /// How long hosts may take to end what is under way when the program is told to stop.
 const PATIENCE: Duration = Duration::from_secs(7);
 /// How long the disks may then take to put everything on stable storage, and the reader to take the last words.
 const LAST: Duration = Duration::from_secs(1);
+
+/// Why it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It was told to, by a signal.
+    Told,
+    /// Somebody at the machine wants it to power off.
+    PowerOff,
+    /// Somebody at the machine wants it to restart.
+    Restart,
+}
 
 /// Lends disks until a signal says to stop.
 ///
@@ -45,14 +63,44 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     if let Some(base) = &options.nqn {
         name::check_base(base).map_err(Failure::usage)?;
     }
+    let tree = Tree::machine();
+    let settings = if options.boot_settings { Settings::read(&tree) } else { Settings::default() };
+    let output = Output::open(&tree, options.json, options.boot_settings);
+    run(options, settings, output, open_mailbox()?, None).map(drop)
+}
+
+/// Lends all disks of a machine that does nothing else, until somebody at the `desk` or a signal says to stop. What the
+/// threads that bring the machine up say comes by the `mailbox`.
+///
+/// # Errors
+/// Why nothing can be lent: one sentence.
+pub(crate) fn lend_all(settings: Settings, mailbox: Mailbox, desk: Desk) -> Result<End, Failure> {
+    run(&Serve::everything(), settings, Output::silent(), mailbox, Some(desk))
+}
+
+fn run(
+    options: &Serve,
+    settings: Settings,
+    output: Output,
+    mailbox: Mailbox,
+    desk: Option<Desk>,
+) -> Result<End, Failure> {
     raise_limit();
     let mut signals = Signals::open()
         .map_err(|error| Failure::new(format!("signals cannot be received: {error}")))?;
-    let mut server = Server::open(options)?;
+    let mut server = Server::open(options, settings, output, mailbox, desk)?;
     server.announce();
-    server.run(&mut signals);
-    server.close();
-    Ok(())
+    let end = server.run(&mut signals);
+    server.close(end);
+    Ok(end)
+}
+
+/// Where other threads put what they have to say.
+///
+/// # Errors
+/// There is no descriptor for it.
+pub(crate) fn open_mailbox() -> Result<Mailbox, Failure> {
+    Mailbox::open().map_err(|error| Failure::new(format!("no descriptor for events: {error}")))
 }
 
 /// A descriptor a connection and two a disk: as many as are to be had.
@@ -76,7 +124,12 @@ struct Server {
     addresses: Vec<Address>,
     address_changes: Option<Changes>,
     digests: bool,
+    /// Whether only other machines are to be told where the disks are.
+    remote_only: bool,
     alerts: Alerts,
+    desk: Option<Desk>,
+    /// Disks that are being flushed after their last host has let go.
+    flushing: Arc<AtomicUsize>,
 }
 
 /// When to do what is not done at once.
@@ -90,6 +143,8 @@ struct Alerts {
     addresses: Option<Instant>,
     /// Give a sign of life.
     watchdog: Option<Instant>,
+    /// Look at counters and buttons, which do not say by themselves that they have changed.
+    look: Option<Instant>,
 }
 
 impl Server {
@@ -128,6 +183,7 @@ impl Server {
         }
         let model = self.model();
         self.output.show(&model, true);
+        self.show_besides(&model);
         self.output.say(&Happening::Ready);
         for note in model.notes {
             self.output.say_to_programs(&Happening::note(note));
@@ -150,30 +206,84 @@ impl Server {
         let advice = advice(&endpoints).filter(|_| !self.listeners.were_given());
         let mut model = self.ledger.model(&self.machine, endpoints, self.digests);
         model.notes.extend(advice.map(str::to_owned));
+        if self.desk.is_some() {
+            model.notes.extend(battery::charge(&Tree::machine()).map(|percent| {
+                format!("This machine runs on its battery ({percent} %): plug it in.")
+            }));
+        }
+        if self.desk.is_some() && self.listeners.is_nearby() {
+            model.notes.extend(beyond(&self.addresses));
+        }
+        let waited_for = |disk| format!("There is no disk {disk} yet.");
+        model.notes.extend(self.follow.missing().into_iter().map(waited_for));
+        for disk in &mut model.disks {
+            let is_it = |loan: &&Loan| loan.export.nqn == disk.nqn;
+            let device = self.loans.iter().find(is_it).and_then(|loan| loan.device.as_ref());
+            disk.writes = device.and_then(|device| self.follow.writes(device));
+        }
         model
     }
 
+    /// Shows it where a screen is not all there is: at the desk, and on a boot splash.
+    fn show_besides(&mut self, model: &Model) {
+        self.output.show_splash(model);
+        if self.desk.is_some() || self.output.has_splash() {
+            self.alerts.look = Some(Instant::now() + LOOK);
+        }
+        let Some(desk) = &mut self.desk else { return };
+        desk.station().flushing = self.flushing.load(Ordering::Relaxed) > 0;
+        desk.show(model, Instant::now());
+    }
+
     fn endpoints(&self) -> Vec<console::attach::Endpoint> {
-        self.listeners.endpoints(&self.addresses)
+        let mut endpoints = self.listeners.endpoints(&self.addresses);
+        // Where nobody works, this machine itself is no host.
+        endpoints.retain(|at| !self.remote_only || scope_of(at.address) != Scope::Loopback);
+        endpoints
     }
 
     /// Waits and does, until told to stop.
-    fn run(&mut self, signals: &mut Signals) {
+    fn run(&mut self, signals: &mut Signals) -> End {
         while !self.output.is_unheard() {
             self.wait(signals);
             for signal in signals.receive() {
                 match signal {
                     Signal::WindowChange => self.draw_soon(false),
-                    Signal::Interrupt | Signal::Terminate | Signal::HangUp => return,
+                    Signal::Interrupt | Signal::Terminate | Signal::HangUp => return End::Told,
                 }
             }
             let now = Instant::now();
+            if let Some(end) = self.heed(now) {
+                return end;
+            }
             self.follow.receive(now);
             self.notice_addresses(now);
             self.take_events();
             self.output.write();
             self.do_what_is_due(now);
         }
+        End::Told
+    }
+
+    /// Does what somebody at the desk wants; whether that is the end.
+    fn heed(&mut self, now: Instant) -> Option<End> {
+        let used = self.ledger.is_used();
+        let desk = self.desk.as_mut()?;
+        let wish = desk.receive(used, now);
+        match wish {
+            Some(Wish::PowerOff) => return Some(End::PowerOff),
+            Some(Wish::Restart) => return Some(End::Restart),
+            Some(Wish::Detach) => self.take_back(),
+            Some(Wish::Lend) => {
+                desk.station().lending = true;
+                self.follow.begin_anew(now);
+            }
+            None => {}
+        }
+        if self.desk.as_mut().is_some_and(Desk::was_touched) {
+            self.alerts.look = Some(now);
+        }
+        None
     }
 
     /// Waits until something can be done.
@@ -187,8 +297,10 @@ impl Server {
         let writable = self.output.descriptor();
         let readable = readable.into_iter().flatten().map(|fd| (fd, PollFlags::IN));
         let writable = writable.into_iter().map(|fd| (fd, PollFlags::OUT));
+        let desk = self.desk.as_ref().into_iter().flat_map(Desk::ends);
         let mut ends: Vec<PollFd<'_>> = readable
             .chain(writable)
+            .chain(desk)
             .map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags))
             .collect();
         let patience = self.next_alert().map(|at| at.saturating_duration_since(Instant::now()));
@@ -198,7 +310,7 @@ impl Server {
 
     fn next_alert(&self) -> Option<Instant> {
         let alerts = &self.alerts;
-        let all = [alerts.draw, alerts.addresses, alerts.watchdog, self.follow.due()];
+        let all = [alerts.draw, alerts.addresses, alerts.watchdog, alerts.look, self.follow.due()];
         all.into_iter().flatten().min()
     }
 
@@ -215,6 +327,11 @@ impl Server {
             self.alerts.draw = None;
             self.draw();
         }
+        if is_due(self.alerts.look) {
+            self.desk.iter_mut().for_each(Desk::look);
+            let model = self.model();
+            self.show_besides(&model);
+        }
         if is_due(self.alerts.watchdog) {
             self.output.watchdog();
             self.alerts.watchdog = self.output.watchdog_interval().map(|time| now + time);
@@ -229,6 +346,7 @@ impl Server {
     fn draw(&mut self) {
         let model = self.model();
         self.output.show(&model, std::mem::take(&mut self.alerts.anew));
+        self.show_besides(&model);
         self.output.status(&self.ledger.status());
     }
 
@@ -242,15 +360,51 @@ impl Server {
     }
 
     fn take_events(&mut self) {
-        let (events, lost) = self.mailbox.receive();
+        let Waiting { events, notes, subjects, lost } = self.mailbox.receive();
         for event in events {
             self.ledger.record(&event);
+            if let Event::Detached { export, .. } = &event {
+                self.settle(export);
+            }
             self.say(&event.into());
+        }
+        for note in notes {
+            self.say(&Happening::note(note));
+        }
+        for (subject, sentence) in subjects {
+            self.ledger.stand(subject, sentence);
+            self.draw_soon(false);
         }
         if lost > 0 {
             self.say(&Happening::note(format!(
                 "{lost} more events were not shown, too many at once"
             )));
+        }
+    }
+
+    /// Has what hosts wrote be on the disk when the last of them has let go: it may be unplugged then.
+    fn settle(&mut self, export: &Arc<Export>) {
+        let used = self.ledger.is_attached(export);
+        if self.desk.is_none() || used || export.access == Access::ReadOnly {
+            return;
+        }
+        self.flushing.fetch_add(1, Ordering::Relaxed);
+        let (export, flushing) = (export.clone(), self.flushing.clone());
+        let mailbox = self.mailbox.clone();
+        std::thread::spawn(move || {
+            if let Err(error) = rustix::fs::fdatasync(&*export) {
+                let error = io::Error::from(error);
+                mailbox.note(format!("{} could not be flushed: {error}", export.name));
+            }
+            flushing.fetch_sub(1, Ordering::Relaxed);
+        });
+    }
+
+    /// Lends nothing any more, until somebody wants it.
+    fn take_back(&mut self) {
+        self.desk.iter_mut().for_each(|desk| desk.station().lending = false);
+        for loan in std::mem::take(&mut self.loans) {
+            self.withdraw_loan(&loan, "it was taken back at the machine");
         }
     }
 
@@ -285,8 +439,10 @@ impl Server {
 
     fn follow_disks(&mut self, now: Instant) {
         for change in self.follow.look(&self.loans, now) {
+            let lending = self.desk.as_ref().is_none_or(Desk::is_lending);
             match change {
-                Change::Came(loan) => self.lend(*loan),
+                Change::Came(loan) if lending => self.lend(*loan),
+                Change::Came(_) => {}
                 Change::Went(device) => self.withdraw(&device),
                 Change::Resized(device, bytes) => self.resize(&device, bytes),
                 Change::Note(note) => self.say(&Happening::note(note)),
@@ -312,11 +468,16 @@ impl Server {
         let of_it = |loan: &mut Loan| loan.device.as_ref() == Some(device);
         let gone: Vec<Loan> = self.loans.extract_if(.., of_it).collect();
         for loan in gone {
-            self.catalogue.withdraw(&loan.export.nqn);
-            self.ledger.withdraw(&loan.export);
-            self.engine.tell(News::Changed);
-            self.say(&Happening::withdrawn(&loan.export, "the disk or its medium is gone"));
+            self.withdraw_loan(&loan, "the disk or its medium is gone");
         }
+    }
+
+    fn withdraw_loan(&mut self, loan: &Loan, reason: &'static str) {
+        self.catalogue.withdraw(&loan.export.nqn);
+        self.ledger.withdraw(&loan.export);
+        self.engine.tell(News::Changed);
+        self.settle(&loan.export);
+        self.say(&Happening::withdrawn(&loan.export, reason));
     }
 
     fn resize(&mut self, device: &Device, bytes: u64) {
@@ -329,7 +490,15 @@ impl Server {
     }
 
     /// Ends: hosts are told and disconnected, the disks put everything on stable storage.
-    fn close(mut self) {
+    fn close(mut self, end: End) {
+        if let Some(desk) = self.desk.take() {
+            desk.end(match end {
+                End::Restart => "Disconnecting the hosts; then this machine restarts.\n",
+                End::PowerOff | End::Told => {
+                    "Disconnecting the hosts; then this machine powers off.\n"
+                }
+            });
+        }
         self.output.stopping();
         let writable: Vec<Arc<Export>> = self
             .ledger
@@ -338,7 +507,7 @@ impl Server {
             .cloned()
             .collect();
         let in_time = self.engine.stop(PATIENCE);
-        let (events, _) = self.mailbox.receive();
+        let events = self.mailbox.receive().events;
         for happening in events.into_iter().map(Happening::from) {
             self.output.say(&happening);
         }
@@ -373,6 +542,16 @@ fn interface_of(ip: IpAddr) -> Option<String> {
     let near = matches!(ip, IpAddr::V4(ip) if ip.is_link_local());
     let own = |address: &Address| near && address.ip == ip;
     addresses().ok()?.into_iter().find(own).map(|address| address.interface)
+}
+
+/// What to say of addresses that other machines reach by more than a cable: nothing is lent there unasked.
+fn beyond(addresses: &[Address]) -> Option<String> {
+    let is_beyond = |address: &&Address| address.is_usable() && address.scope == Scope::Global;
+    let address = addresses.iter().find(is_beyond)?;
+    Some(format!(
+        "Nothing is lent at {address}, which more than the next machine may reach: that takes \
+         storagetm.open on the kernel command line."
+    ))
 }
 
 /// Puts everything on stable storage; what failed comes back. A disk that takes too long is not waited for.

@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use engine::{Config, Driver, Engine};
 use export::{Catalogue, Event};
+use linux::identity::machine_id;
 use linux::net::{Address, Changes, addresses, hostname};
 use linux::tree::Tree;
 use nvme::target::Target;
 
 use super::{Alerts, Server, bind};
+use crate::boot::desk::Desk;
 use crate::failure::Failure;
 use crate::follow::{Change, Follow};
 use crate::ledger::Ledger;
@@ -20,6 +22,7 @@ use crate::listeners::Listeners;
 use crate::mailbox::Mailbox;
 use crate::options::{Io, Serve};
 use crate::output::Output;
+use crate::settings::Settings;
 
 /// Bytes of memory for payloads that all threads share: enough for a fast disk, and little enough for an initrd.
 const PAYLOADS: usize = 32 << 20;
@@ -43,10 +46,18 @@ struct Network {
 
 impl Server {
     /// Opens the disks, then the sockets. On an error nothing is left behind.
-    pub(super) fn open(options: &Serve) -> Result<Self, Failure> {
-        let network = Network::look(options)?;
-        let disks = Disks::open(options)?;
-        let mut server = Self::start(options, network, disks.follow, &disks.loans)?;
+    pub(super) fn open(
+        options: &Serve,
+        settings: Settings,
+        output: Output,
+        mailbox: Mailbox,
+        desk: Option<Desk>,
+    ) -> Result<Self, Failure> {
+        let network = Network::look(options, &settings)?;
+        let disks = Disks::open(options, &settings)?;
+        let mut server =
+            Self::start(options, network, disks.follow, &disks.loans, output, mailbox, desk)?;
+        server.remember(options, settings.notes);
         server.remember(options, disks.notes);
         disks.loans.into_iter().for_each(|loan| server.keep(loan));
         Ok(server)
@@ -57,6 +68,9 @@ impl Server {
         network: Network,
         follow: Follow,
         loans: &[Loan],
+        output: Output,
+        mailbox: Mailbox,
+        desk: Option<Desk>,
     ) -> Result<Self, Failure> {
         let Network { addresses, changes: address_changes, plan } = network;
         let catalogue = Arc::new(Catalogue::default());
@@ -64,8 +78,6 @@ impl Server {
             catalogue.lend(loan.export.clone());
         }
         let target = Target::new(catalogue.clone());
-        let mailbox = Mailbox::open()
-            .map_err(|error| Failure::new(format!("no descriptor for events: {error}")))?;
         let engine = start(options, &mailbox)?;
         let mut bind = |listener: &_| bind(&engine, &target, listener);
         let listeners = Listeners::open(plan, &addresses, &mut bind)?;
@@ -78,33 +90,40 @@ impl Server {
             ledger: Ledger::default(),
             follow,
             mailbox,
-            output: Output::open(&Tree::machine(), options.json),
+            output,
             machine: hostname(),
             addresses,
             address_changes,
             digests: options.digests,
+            remote_only: options.boot_settings,
             alerts: Alerts::default(),
+            desk,
+            flushing: Arc::default(),
         })
     }
 }
 
 impl Network {
-    fn look(options: &Serve) -> Result<Self, Failure> {
+    fn look(options: &Serve, settings: &Settings) -> Result<Self, Failure> {
         let changes = Changes::open().ok();
         let addresses = addresses().unwrap_or_else(|_| vec![loopback()]);
-        let plan = plan(&options.listen, options.open, &addresses)?;
+        let listen = [&options.listen[..], &settings.listen[..]].concat();
+        let plan = plan(&listen, options.open || settings.open, options.boot_settings, &addresses)?;
         Ok(Self { addresses, changes, plan })
     }
 }
 
 impl Disks {
-    fn open(options: &Serve) -> Result<Self, Failure> {
+    fn open(options: &Serve, settings: &Settings) -> Result<Self, Failure> {
+        let tree = Tree::machine();
         let terms = Terms {
-            tree: Tree::machine(),
             base: options.nqn.clone(),
             allow_in_use: options.allow_in_use,
+            machine: settings.machine.unwrap_or_else(|| machine_id(&tree)),
+            tree,
         };
-        let mut follow = Follow::open(terms.clone(), options.all);
+        let choice = options.all.then(|| settings.choice.clone());
+        let mut follow = Follow::open(terms.clone(), choice);
         let mut loans = asked_for(options, &terms)?;
         let mut notes = Vec::new();
         if options.all {

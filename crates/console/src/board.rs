@@ -1,0 +1,326 @@
+//! The screen of a machine that was booted only to lend its disks: it fits its window, and turns pages where there are
+//! too many disks for it. It knows no terminal.
+
+use export::Access;
+
+use crate::model::Question;
+use crate::view::{Ink, Page, filled};
+use crate::{Disk, Model, Station, Style, decimal, host_name, size};
+
+/// Endpoints that are shown at most; the others are counted.
+const ENDPOINTS: usize = 4;
+
+/// The lines of the window, without line breaks; `rows` is its height. A page beyond the last is the first again.
+pub fn board(model: &Model, station: &Station, style: Style, rows: usize) -> Vec<String> {
+    let head = head(model, station, style);
+    let room =
+        |foot: &[String]| rows.saturating_sub(height(&head, style) + height(foot, style)).max(1);
+    let mut foot = foot(model, station, style, None);
+    let mut blocks = blocks(model, style, true);
+    if total(&blocks, style) > room(&foot) {
+        blocks = self::blocks(model, style, false);
+    }
+    let pages = pages(blocks, room(&foot), style);
+    let at = station.page % pages.len();
+    if pages.len() > 1 {
+        foot = self::foot(model, station, style, Some((at + 1, pages.len())));
+    }
+    let body = pages.into_iter().nth(at).unwrap_or_default();
+    let used = height(&head, style) + height(&body, style) + height(&foot, style);
+    let blank = std::iter::repeat_n(String::new(), rows.saturating_sub(used));
+    head.into_iter().chain(body).chain(blank).chain(foot).collect()
+}
+
+/// Rows that the lines take in the window: a line to be typed may be longer than a row.
+fn height(lines: &[String], style: Style) -> usize {
+    lines.iter().map(|line| visible(line).div_ceil(style.width.max(1)).max(1)).sum()
+}
+
+/// Characters of a line that are seen: colours are not.
+fn visible(line: &str) -> usize {
+    let mut count = 0;
+    let mut hidden = false;
+    for c in line.chars() {
+        match c {
+            '\x1b' => hidden = true,
+            'm' if hidden => hidden = false,
+            _ => count += usize::from(!hidden),
+        }
+    }
+    count
+}
+
+fn head(model: &Model, station: &Station, style: Style) -> Vec<String> {
+    let mut page = Page::new(style);
+    page.title("storagetm: this machine lends its disks to the machine it is plugged into");
+    if !station.hardware.is_empty() {
+        page.faint(&station.hardware);
+    }
+    page.blank();
+    if model.endpoints.is_empty() {
+        page.sentence("No network address to be reached at yet: plug in a cable.");
+    } else {
+        page.sentence("Type on the other machine, as root, one of these lines:");
+    }
+    for endpoint in model.endpoints.iter().take(ENDPOINTS) {
+        page.typed(&endpoint.attach_all(model.digests));
+    }
+    if let Some(more) = model.endpoints.len().checked_sub(ENDPOINTS).filter(|more| *more > 0) {
+        page.faint(&format!("    and at {more} more addresses"));
+    }
+    if let Some(name) = model.endpoints.iter().find_map(|at| at.interface.as_deref()) {
+        page.sentence(&format!("(%{name}: there, the name of its own network interface)"));
+    }
+    page.blank();
+    page.lines
+}
+
+fn blocks(model: &Model, style: Style, long: bool) -> Vec<Vec<String>> {
+    if model.disks.is_empty() {
+        let mut page = Page::new(style);
+        page.sentence("No disk is lent.");
+        return vec![page.lines];
+    }
+    model.disks.iter().map(|disk| block(disk, model, style, long)).collect()
+}
+
+/// A disk: what it is, who has it, what was done with it; if `long`, how to attach it alone.
+fn block(disk: &Disk, model: &Model, style: Style, long: bool) -> Vec<String> {
+    let mut page = Page::new(style);
+    page.rule(disk);
+    let mut facts = vec![size(disk.size)];
+    if !disk.serial.is_empty() {
+        facts.push(format!("serial {}", page.safe(&disk.serial)));
+    }
+    facts.push(page.access(disk));
+    page.facts_of(&facts);
+    page.facts_of(&[attached(disk, style), traffic(disk), written_here(disk, &page)]);
+    if long {
+        for endpoint in &model.endpoints {
+            page.typed(&endpoint.attach(&disk.nqn, model.digests));
+        }
+    }
+    page.lines
+}
+
+fn attached(disk: &Disk, style: Style) -> String {
+    match disk.attached.as_slice() {
+        [] => "not attached".to_owned(),
+        [host] => {
+            format!("attached by {} at {}", host_name(&host.name, style.utf8), host.address)
+        }
+        hosts => {
+            let names = hosts.iter().map(|host| host.address.to_string());
+            format!("attached from {}", names.collect::<Vec<_>>().join(" and "))
+        }
+    }
+}
+
+fn traffic(disk: &Disk) -> String {
+    let (read, written) = (decimal(disk.read), decimal(disk.written));
+    format!("{read} read, {written} written by hosts")
+}
+
+/// What the kernel's own counter says of writes to the disk.
+fn written_here(disk: &Disk, page: &Page) -> String {
+    match disk.writes {
+        None => "no write counter".to_owned(),
+        Some(0) => "0 writes to it since power-on".to_owned(),
+        Some(n) if disk.access == Access::Writable => format!("{n} writes to it since power-on"),
+        Some(n) => page.ink(Ink::Alarm, &format!("{n} writes to it since power-on")),
+    }
+}
+
+fn foot(
+    model: &Model,
+    station: &Station,
+    style: Style,
+    pages: Option<(usize, usize)>,
+) -> Vec<String> {
+    let mut page = Page::new(style);
+    page.blank();
+    for note in &model.notes {
+        page.sentence(note);
+    }
+    let state = state(model, station, &page);
+    page.lines.push(state);
+    if let Some(question) = station.question {
+        page.title(match question {
+            Question::PowerOff => "Disks are attached. Press p again to power off all the same.",
+            Question::Restart => "Disks are attached. Press r again to restart all the same.",
+            Question::Detach => {
+                "Disks are attached. Press d again to take them away from the hosts."
+            }
+        });
+        return page.lines;
+    }
+    let lend = if station.lending { "d detach all hosts" } else { "l lend again" };
+    let mut keys = vec!["p power off".to_owned(), "r restart".to_owned(), lend.to_owned()];
+    if let Some((at, of)) = pages {
+        keys.push(format!("space more disks ({at} of {of})"));
+    }
+    page.lines.extend(filled(&keys, "   ", style.width));
+    page.lines
+}
+
+fn state(model: &Model, station: &Station, page: &Page) -> String {
+    let attached = model.disks.iter().filter(|disk| !disk.attached.is_empty()).count();
+    if station.flushing {
+        page.ink(Ink::Alarm, "Writing to the disks: do not unplug or power off.")
+    } else if attached > 0 {
+        let disks = if attached == 1 { "1 disk is" } else { &format!("{attached} disks are") };
+        page.ink(
+            Ink::Alarm,
+            &format!("{disks} attached: detach on the other machine before you unplug."),
+        )
+    } else {
+        page.ink(Ink::Typed, "Nothing is attached: safe to unplug and to power off.")
+    }
+}
+
+fn total(blocks: &[Vec<String>], style: Style) -> usize {
+    blocks.iter().map(|block| height(block, style)).sum()
+}
+
+/// Blocks on as many pages as they need; a block stays whole. There is a page at least.
+fn pages(blocks: Vec<Vec<String>>, room: usize, style: Style) -> Vec<Vec<String>> {
+    let mut pages: Vec<Vec<String>> = Vec::new();
+    for block in blocks {
+        let fits = |page: &&mut Vec<String>| height(page, style) + height(&block, style) <= room;
+        match pages.last_mut().filter(fits) {
+            Some(page) => page.extend(block),
+            None => pages.push(block),
+        }
+    }
+    if pages.is_empty() { vec![Vec::new()] } else { pages }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::Host;
+    use crate::attach::Endpoint;
+
+    fn disk(n: usize) -> Disk {
+        Disk {
+            title: format!("/dev/sd{}", char::from(b'a' + u8::try_from(n).unwrap())),
+            nqn: format!("nqn.2014-08.org.nvmexpress:uuid:00000000-0000-8000-8000-{n:012}"),
+            size: 500_107_862_016,
+            block_size: 512,
+            model: "Example 500".to_owned(),
+            serial: format!("S{n}"),
+            access: Access::ReadOnly,
+            attached: Vec::new(),
+            read: 0,
+            written: 0,
+            writes: Some(0),
+        }
+    }
+
+    fn model(disks: usize) -> Model {
+        let at = |address: &str, interface: Option<&str>| Endpoint {
+            address: address.parse().unwrap(),
+            interface: interface.map(str::to_owned),
+            port: 4420,
+        };
+        Model {
+            machine: "laptop".to_owned(),
+            endpoints: vec![at("169.254.7.9", None), at("fe80::1", Some("eth0"))],
+            digests: false,
+            disks: (0..disks).map(disk).collect(),
+            notes: Vec::new(),
+        }
+    }
+
+    fn station() -> Station {
+        Station {
+            hardware: "Example Laptop 13, serial L1".to_owned(),
+            lending: true,
+            ..Station::default()
+        }
+    }
+
+    const SMALL: Style = Style { width: 80, color: false, utf8: false };
+
+    #[test]
+    fn one_disk_on_a_small_window() {
+        let mut model = model(1);
+        model.disks[0].attached =
+            vec![Host { name: "host-nqn".to_owned(), address: "169.254.1.2".parse().unwrap() }];
+        model.disks[0].read = 12_000_000;
+        let text = board(&model, &station(), SMALL, 25).join("\n");
+        let wanted = "\
+storagetm: this machine lends its disks to the machine it is plugged into
+Example Laptop 13, serial L1
+
+Type on the other machine, as root, one of these lines:
+    nvme connect-all -t tcp -a 169.254.7.9 -s 4420
+    nvme connect-all -t tcp -a fe80::1%eth0 -s 4420
+(%eth0: there, the name of its own network interface)
+
+/dev/sda: Example 500
+  500.1 GB (465.8 GiB), serial S0, read-only
+  attached by host-nqn at 169.254.1.2, 12 MB read, 0 bytes written by hosts
+  0 writes to it since power-on
+    nvme connect -t tcp -a 169.254.7.9 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:00000000-0000-8000-8000-000000000000
+    nvme connect -t tcp -a fe80::1%eth0 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:00000000-0000-8000-8000-000000000000
+
+
+
+
+
+
+
+1 disk is attached: detach on the other machine before you unplug.
+p power off   r restart   d detach all hosts";
+        assert_eq!(text, wanted);
+    }
+
+    #[test]
+    fn many_disks_fit_by_leaving_lines_out_and_then_by_pages() {
+        for disks in 0..12 {
+            let model = model(disks);
+            let mut seen = 0;
+            for page in 0..6 {
+                let station = Station { page, ..station() };
+                let lines = board(&model, &station, SMALL, 25);
+                assert!(height(&lines, SMALL) <= 25, "{disks} disks, page {page}");
+                assert!(lines.iter().any(|line| line.contains("connect-all -t tcp -a 169")));
+                assert!(lines.last().unwrap().starts_with("p power off"));
+                seen += lines.iter().filter(|line| line.starts_with("/dev/sd")).count();
+            }
+            assert!(seen >= disks, "{disks} disks, {seen} seen");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_was_written_to_is_an_alarm() {
+        let mut model = model(1);
+        model.disks[0].writes = Some(3);
+        let text = board(&model, &station(), Style { color: true, ..SMALL }, 25).join("\n");
+        assert!(text.contains("\x1b[1;33m3 writes to it since power-on\x1b[0m"), "{text}");
+    }
+
+    #[test]
+    fn safe_to_unplug_is_said_only_when_it_is() {
+        let mut model = model(1);
+        let last = |model: &Model, station: &Station| board(model, station, SMALL, 25).join("\n");
+        assert!(last(&model, &station()).contains("safe to unplug"));
+        let flushing = Station { flushing: true, ..station() };
+        assert!(!last(&model, &flushing).contains("safe"));
+        model.disks[0].attached =
+            vec![Host { name: "h".to_owned(), address: "169.254.1.2".parse().unwrap() }];
+        assert!(!last(&model, &station()).contains("safe"));
+        let asked = Station { question: Some(Question::PowerOff), ..station() };
+        assert!(last(&model, &asked).contains("Press p again"));
+    }
+
+    #[test]
+    fn a_tiny_window_shows_what_matters_and_does_not_fail() {
+        for rows in 0..12 {
+            for width in [0, 1, 20] {
+                board(&model(3), &station(), Style { width, ..SMALL }, rows);
+            }
+        }
+    }
+}

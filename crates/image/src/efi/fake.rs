@@ -1,0 +1,42 @@
+//! EFI programs that stand in for a stub and a kernel in tests.
+
+/// Where the PE signature is in them.
+pub(crate) const HEADER: usize = 0x80;
+
+/// A stub with one section, and room for `room` more.
+pub(crate) fn stub(room: usize) -> Vec<u8> {
+    program(room, 0x2000)
+}
+
+/// A kernel image that says it is of that version, and takes 4 MiB.
+pub(crate) fn kernel(version: &str) -> Vec<u8> {
+    let mut bytes = program(8, 0x40_0000);
+    bytes[0x202..0x206].copy_from_slice(b"HdrS");
+    bytes[0x20e..0x210].copy_from_slice(&0x200u16.to_le_bytes());
+    bytes[0x400..0x400 + version.len()].copy_from_slice(version.as_bytes());
+    bytes
+}
+
+fn program(room: usize, memory: u32) -> Vec<u8> {
+    let sections = HEADER + 24 + 240;
+    let headers = u32::try_from(sections + 40 * (1 + room)).unwrap();
+    let mut bytes = vec![0; 0x600];
+    let mut put = |at: usize, data: &[u8]| bytes[at..at + data.len()].copy_from_slice(data);
+    put(0, b"MZ");
+    put(0x3c, &0x80_u32.to_le_bytes());
+    put(HEADER, b"PE\0\0\x64\x86\x01\0");
+    put(HEADER + 20, &240u16.to_le_bytes());
+    put(HEADER + 24, &0x20bu16.to_le_bytes());
+    put(HEADER + 24 + 32, &4096u32.to_le_bytes());
+    put(HEADER + 24 + 36, &512u32.to_le_bytes());
+    put(HEADER + 24 + 56, &memory.to_le_bytes());
+    put(HEADER + 24 + 60, &headers.to_le_bytes());
+    put(HEADER + 24 + 108, &16u32.to_le_bytes());
+    put(sections, b".text\0\0\0");
+    for (n, word) in [0x200u32, 0x1000, 0x200, 0x600].iter().enumerate() {
+        put(sections + 8 + 4 * n, &word.to_le_bytes());
+    }
+    bytes.extend(b"stub");
+    bytes.resize(0x800, 0);
+    bytes
+}

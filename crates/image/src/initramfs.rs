@@ -1,0 +1,339 @@
+//! The program and the drivers as an initramfs: archives that the kernel unpacks one after the other.
+//!
+//! The first is not packed as a whole, since each module in it is: what the machine does not need is never unpacked. The
+//! second is, and holds the rest. Does not know which drivers a machine needs.
+
+use crate::cpio::Archive;
+use crate::error::Error;
+use linux::module::{Index, unpack};
+use object::read::elf::ElfFile64;
+use object::{Object, ObjectSection};
+use std::collections::BTreeSet;
+use std::fmt::Write;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Slow to pack, and as quick to unpack as any other.
+const LEVEL: i32 = 19;
+/// Where the machine mounts what the kernel offers, and where files may be put.
+const FOLDERS: &[&str] = &["dev", "etc", "proc", "run", "sys"];
+/// The endings that firmware has on disk, the plain one first.
+const FIRMWARE_ENDINGS: &[&str] = &["", ".zst", ".xz"];
+
+/// What is to be in it.
+#[derive(Debug)]
+pub struct Contents<'a> {
+    /// The modules of the kernel.
+    pub index: &'a Index,
+    /// Those that are chosen, by name.
+    pub modules: &'a [String],
+    /// The release of the kernel, which names the folder of its modules.
+    pub release: &'a str,
+    /// The first program, stripped.
+    pub program: &'a [u8],
+    /// Where firmware is, if any is to be in it.
+    pub firmware: Option<Firmware<'a>>,
+    /// When its files were changed, in seconds since 1970; the same in, the same out.
+    pub time: u32,
+}
+
+/// Firmware, which drivers load into devices.
+#[derive(Debug, Clone, Copy)]
+pub struct Firmware<'a> {
+    /// Its folder, usually `/lib/firmware`.
+    pub folder: &'a Path,
+    /// Larger files are left out, in bytes as they are on disk.
+    pub largest: u64,
+}
+
+/// An initramfs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Initramfs {
+    /// The archives.
+    pub bytes: Vec<u8>,
+    /// The firmware files in it, relative to their folder.
+    pub firmware: Vec<String>,
+}
+
+/// Makes an initramfs; `progress` is told how many modules are packed, from several threads.
+///
+/// Errors: a file cannot be read or unpacked.
+pub fn make(
+    contents: &Contents<'_>,
+    progress: &(dyn Fn(usize) + Sync),
+) -> Result<Initramfs, Error> {
+    let modules = pack_all(contents, progress)?;
+    let folder = format!("lib/modules/{}", contents.release);
+    let mut first = Archive::new(contents.time);
+    for module in &modules {
+        first.file(&format!("{folder}/{}", module.file), &module.packed);
+    }
+    let mut rest = Archive::new(contents.time);
+    add_base(&mut rest, contents.program);
+    for (name, text) in descriptions(contents, &modules) {
+        rest.file(&format!("{folder}/{name}"), text.as_bytes());
+    }
+    let firmware = add_firmware(&mut rest, contents, &modules)?;
+    let mut bytes = first.finish();
+    bytes.extend(zstd::bulk::compress(&rest.finish(), LEVEL)?);
+    Ok(Initramfs { bytes, firmware })
+}
+
+fn add_base(archive: &mut Archive, program: &[u8]) {
+    for folder in FOLDERS {
+        archive.folder(folder);
+    }
+    archive.open_folder("tmp");
+    archive.console("dev/console");
+    archive.program("init", program);
+}
+
+/// A module as it stands in the archive.
+#[derive(Debug)]
+struct Packed {
+    name: String,
+    /// Relative to the folder of modules, with its new ending.
+    file: String,
+    packed: Vec<u8>,
+    firmware: Vec<String>,
+}
+
+/// Packs all modules, on as many threads as there are processors, in the order of their names.
+fn pack_all(
+    contents: &Contents<'_>,
+    progress: &(dyn Fn(usize) + Sync),
+) -> Result<Vec<Packed>, Error> {
+    let next = AtomicUsize::new(0);
+    let done = AtomicUsize::new(0);
+    let packed = Mutex::new(Vec::new());
+    let work = || {
+        while let Some(name) = contents.modules.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let module = pack(contents.index, name);
+            packed.lock().unwrap_or_else(PoisonError::into_inner).push(module);
+            progress(done.fetch_add(1, Ordering::Relaxed).saturating_add(1));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+    });
+    let packed = packed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let mut packed = packed.into_iter().collect::<Result<Vec<_>, _>>()?;
+    packed.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(packed)
+}
+
+fn pack(index: &Index, name: &str) -> Result<Packed, Error> {
+    let file = index.file(name).unwrap_or_else(|| Path::new(name));
+    let path = index.folder().join(file);
+    let wrong = |error| Error::Module { path: path.clone(), error };
+    let module = unpack(&path).map_err(wrong)?;
+    Ok(Packed {
+        name: name.to_owned(),
+        file: packed_name(file),
+        packed: zstd::bulk::compress(&module, LEVEL)?,
+        firmware: firmware_names(&module),
+    })
+}
+
+/// `…/nvme.ko.xz` becomes `…/nvme.ko.zst`; one from outside of the folder comes into it.
+fn packed_name(file: &Path) -> String {
+    let file = file.to_string_lossy();
+    let plain = file.find(".ko").and_then(|at| file.get(..at)).unwrap_or(&file);
+    format!("{}.ko.zst", plain.trim_start_matches('/'))
+}
+
+/// The files that a module says it may load into its device: the `firmware=` strings of its section `.modinfo`.
+fn firmware_names(module: &[u8]) -> Vec<String> {
+    let file: Option<ElfFile64<'_>> = ElfFile64::parse(module).ok();
+    let section = file.as_ref().and_then(|file| file.section_by_name(".modinfo")?.data().ok());
+    let strings = section.unwrap_or_default().split(|&byte| byte == 0);
+    let names =
+        strings.filter_map(|string| std::str::from_utf8(string.strip_prefix(b"firmware=")?).ok());
+    // A name that leaves the folder is no name of a firmware file.
+    names.filter(|name| !name.split('/').any(|part| part == "..")).map(str::to_owned).collect()
+}
+
+/// What `depmod` says of the modules, reduced to those that are there.
+fn descriptions(contents: &Contents<'_>, modules: &[Packed]) -> [(&'static str, String); 4] {
+    let index = contents.index;
+    let there: BTreeSet<&str> = modules.iter().map(|module| module.name.as_str()).collect();
+    [
+        ("modules.dep", dependencies(index, modules)),
+        ("modules.alias", aliases(index, &there)),
+        ("modules.softdep", softdeps(index, &there)),
+        (
+            "modules.builtin",
+            std::fs::read_to_string(index.folder().join("modules.builtin")).unwrap_or_default(),
+        ),
+    ]
+}
+
+fn dependencies(index: &Index, modules: &[Packed]) -> String {
+    let mut text = String::new();
+    for module in modules {
+        let _ = write!(text, "{}:", module.file);
+        for needed in index.needs(&module.name) {
+            let found = modules.binary_search_by(|other| other.name.as_str().cmp(needed));
+            if let Some(needed) = found.ok().and_then(|at| modules.get(at)) {
+                let _ = write!(text, " {}", needed.file);
+            }
+        }
+        text.push('\n');
+    }
+    text
+}
+
+fn aliases(index: &Index, there: &BTreeSet<&str>) -> String {
+    let mut aliases: Vec<_> = index.aliases().filter(|(_, name)| there.contains(name)).collect();
+    aliases.sort_unstable();
+    aliases.iter().map(|(pattern, name)| format!("alias {pattern} {name}\n")).collect()
+}
+
+fn softdeps(index: &Index, there: &BTreeSet<&str>) -> String {
+    let mut text = String::new();
+    for name in there {
+        let (before, after) = index.soft(name);
+        if !before.is_empty() || !after.is_empty() {
+            let _ = writeln!(
+                text,
+                "softdep {name} pre: {} post: {}",
+                before.join(" "),
+                after.join(" ")
+            );
+        }
+    }
+    text
+}
+
+/// Adds what the modules may load, as far as it is there and not too large, as the distribution packed it.
+fn add_firmware(
+    archive: &mut Archive,
+    contents: &Contents<'_>,
+    modules: &[Packed],
+) -> io::Result<Vec<String>> {
+    let Some(firmware) = contents.firmware else { return Ok(Vec::new()) };
+    let names: BTreeSet<&str> =
+        modules.iter().flat_map(|module| module.firmware.iter().map(String::as_str)).collect();
+    let mut added = Vec::new();
+    for (path, name) in names.iter().filter_map(|name| firmware.find(name)) {
+        archive.file(&format!("lib/firmware/{name}"), &std::fs::read(path)?);
+        added.push(name);
+    }
+    Ok(added)
+}
+
+impl Firmware<'_> {
+    /// The file of that name, and its name with the ending that it has.
+    fn find(self, name: &str) -> Option<(PathBuf, String)> {
+        FIRMWARE_ENDINGS.iter().find_map(|ending| {
+            let name = format!("{name}{ending}");
+            let path = self.folder.join(&name);
+            let file = path.metadata().ok().filter(|file| file.is_file())?;
+            (file.len() <= self.largest).then_some((path, name))
+        })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod fake;
+
+#[cfg(test)]
+mod tests {
+    use super::fake::{Modules, PROGRAM};
+    use super::*;
+    use crate::choice::{Machine, choose};
+    use crate::cpio::read::{Entry, entries};
+
+    fn made(modules: &Modules, firmware: Option<Firmware<'_>>) -> Initramfs {
+        let index = modules.index();
+        let chosen = choose(&index, Machine::Any);
+        let contents = Contents {
+            index: &index,
+            modules: &chosen,
+            release: "6.12.0-test",
+            program: PROGRAM,
+            firmware,
+            time: 7,
+        };
+        make(&contents, &|_| ()).unwrap()
+    }
+
+    fn file<'a>(entries: &'a [Entry], path: &str) -> &'a [u8] {
+        let found = entries.iter().find(|(name, _, _)| name == path);
+        &found.unwrap_or_else(|| panic!("{path}")).2
+    }
+
+    #[test]
+    fn modules_come_first_each_packed_and_the_program_after_them() {
+        let initramfs = made(&Modules::new(), None);
+        let (first, rest) = entries(&initramfs.bytes);
+        let nvme = file(&first, "lib/modules/6.12.0-test/kernel/drivers/nvme/host/nvme.ko.zst");
+        assert!(zstd::decode_all(nvme).unwrap().starts_with(b"\x7fELF"));
+        let rest = zstd::decode_all(rest).unwrap();
+        let (rest, nothing) = entries(&rest);
+        assert!(nothing.is_empty());
+        assert_eq!(file(&rest, "init"), PROGRAM);
+        for folder in ["dev", "proc", "sys", "run", "tmp", "dev/console"] {
+            assert!(file(&rest, folder).is_empty());
+        }
+    }
+
+    #[test]
+    fn the_descriptions_speak_of_what_is_there_and_can_be_read_back() {
+        let initramfs = made(&Modules::new(), None);
+        let (_, rest) = entries(&initramfs.bytes);
+        let rest = zstd::decode_all(rest).unwrap();
+        let (rest, _) = entries(&rest);
+        let folder = std::env::temp_dir().join(format!("storagetm-image-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        for name in ["modules.dep", "modules.alias", "modules.softdep", "modules.builtin"] {
+            let text = file(&rest, &format!("lib/modules/6.12.0-test/{name}"));
+            std::fs::write(folder.join(name), text).unwrap();
+        }
+        let index = Index::read(&folder).unwrap();
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(index.closure("nvme"), ["crc_t10", "nvme_core", "nvme"]);
+        assert_eq!(index.closure("ahci"), ["sd_mod", "ahci"]);
+        assert_eq!(index.matching("pci:nvme1"), ["nvme"]);
+        assert!(index.matching("pci:gpu").is_empty() && index.is_builtin("virtio"));
+        let file = index.file("nvme").unwrap();
+        assert_eq!(file, Path::new("kernel/drivers/nvme/host/nvme.ko.zst"));
+    }
+
+    #[test]
+    fn the_same_files_make_the_same_bytes() {
+        let (one, two) = (Modules::new(), Modules::new());
+        assert_eq!(made(&one, None), made(&two, None));
+    }
+
+    #[test]
+    fn firmware_that_is_there_and_small_comes_along() {
+        let modules = Modules::new();
+        let folder = modules.firmware(&[("net/small.bin.xz", 10), ("net/large.bin", 1000)]);
+        let initramfs = made(&modules, Some(Firmware { folder: &folder, largest: 100 }));
+        assert_eq!(initramfs.firmware, ["net/small.bin.xz"]);
+        let all = made(&modules, Some(Firmware { folder: &folder, largest: 1000 }));
+        assert_eq!(all.firmware, ["net/large.bin", "net/small.bin.xz"]);
+    }
+
+    #[test]
+    fn a_module_that_is_gone_is_named() {
+        let modules = Modules::new();
+        let index = modules.index();
+        modules.remove("kernel/drivers/nvme/host/nvme.ko");
+        let contents = Contents {
+            index: &index,
+            modules: &["nvme".to_owned()],
+            release: "x",
+            program: PROGRAM,
+            firmware: None,
+            time: 0,
+        };
+        let error = make(&contents, &|_| ()).unwrap_err().to_string();
+        assert!(error.contains("kernel/drivers/nvme/host/nvme.ko cannot be read"), "{error}");
+    }
+}

@@ -1,0 +1,32 @@
+//! `storagetm boot`: a machine that does nothing but lend its disks.
+//!
+//! The first program (`init`) stays small: it mounts what the kernel offers, starts a second process, takes in orphans,
+//! and ends the machine. That second process (`station`) does the rest, so that whatever happens to it, there is still
+//! somebody who can say so on the screen.
+
+pub(crate) mod desk;
+mod init;
+mod screen;
+mod station;
+
+use std::convert::Infallible;
+
+use crate::failure::Failure;
+use crate::options::Boot;
+
+/// Runs the machine, or the part of it that this process is.
+///
+/// # Errors
+/// This is no machine that was booted for it, or why it cannot lend.
+pub(crate) fn boot(_: &Boot) -> Result<Infallible, Failure> {
+    if std::process::id() == 1 {
+        init::run()
+    } else if station::is_meant() {
+        station::run()
+    } else {
+        Err(Failure::usage(
+            "storagetm boot takes the whole machine over, and is started by the kernel only (make \
+             such a machine with storagetm image); here, storagetm serve --all lends the disks",
+        ))
+    }
+}

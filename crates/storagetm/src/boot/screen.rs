@@ -1,0 +1,190 @@
+//! The machine's consoles: each shows the same and takes the same keys. It knows no disk.
+
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::Duration;
+
+use console::{Model, Station, Style, board};
+use linux::tree::Tree;
+use linux::tty::{self, Raw};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::OFlags;
+
+use crate::outlet::Outlet;
+
+/// What a serial line is taken for, which does not tell: the smallest terminal that there is.
+const SMALLEST: (u16, u16) = (80, 24);
+
+/// Says to a virtual terminal that it is never to turn dark (console_codes(4)), and to any that there is no cursor.
+const BEGIN: &str = "\x1b[9;0]\x1b[?25l\x1b[H\x1b[2J";
+/// The cursor is back, below what is on the screen.
+const END: &str = "\x1b[?25h\n";
+
+/// One console.
+#[derive(Debug)]
+struct Screen {
+    name: String,
+    terminal: File,
+    outlet: Outlet<File>,
+    _raw: Option<Raw>,
+    utf8: bool,
+    shown: Vec<String>,
+    window: (u16, u16),
+}
+
+/// All consoles.
+#[derive(Debug)]
+pub(crate) struct Screens(Vec<Screen>);
+
+impl Screens {
+    /// Those that the kernel speaks to, or the one that it gives to its first program.
+    pub(crate) fn open(tree: &Tree) -> Self {
+        let active = tree.attribute("sys/class/tty/console/active").unwrap_or_default();
+        let mut found: Vec<Screen> =
+            active.split_whitespace().filter_map(|name| Screen::open(tree, name)).collect();
+        if found.is_empty() {
+            found.extend(Screen::open(tree, "console"));
+        }
+        Self(found)
+    }
+
+    /// Draws the board where it is another than the one that is shown.
+    pub(crate) fn show(&mut self, model: &Model, station: &Station) {
+        for screen in &mut self.0 {
+            screen.show(model, station);
+        }
+    }
+
+    /// Writes below what is shown, and leaves the terminals as they were.
+    pub(crate) fn end(mut self, words: &str) {
+        for screen in &mut self.0 {
+            screen.outlet.push(END);
+            screen.outlet.push(words);
+            screen.outlet.drain(Duration::from_millis(500));
+        }
+    }
+
+    /// Shows words, alone.
+    pub(crate) fn say(&mut self, words: &str) {
+        for screen in &mut self.0 {
+            screen.outlet.push(words);
+        }
+    }
+
+    /// Waits for a key, at most so long.
+    pub(crate) fn wait(&self, patience: Duration) {
+        let ends = self.ends();
+        let mut ends: Vec<_> =
+            ends.map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags)).collect();
+        let patience = Timespec::try_from(patience).ok();
+        let _ = poll(&mut ends, patience.as_ref());
+    }
+
+    /// Has everything be drawn anew: somebody else may have written there.
+    pub(crate) fn forget(&mut self) {
+        for screen in &mut self.0 {
+            screen.shown.clear();
+        }
+    }
+
+    /// What to wait for.
+    pub(crate) fn ends(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        self.0.iter().map(|screen| {
+            let write =
+                if screen.outlet.is_waiting() { PollFlags::OUT } else { PollFlags::empty() };
+            (screen.terminal.as_fd(), PollFlags::IN | write)
+        })
+    }
+
+    /// Writes what waits, and takes the keys that were pressed. A terminal that is gone is left.
+    pub(crate) fn receive(&mut self) -> Vec<u8> {
+        let mut keys = Vec::new();
+        self.0.retain_mut(|screen| {
+            screen.outlet.write();
+            screen.read(&mut keys)
+        });
+        keys
+    }
+}
+
+impl Screen {
+    fn open(tree: &Tree, name: &str) -> Option<Self> {
+        // The console of all virtual terminals is whichever is in front.
+        let path = tree.path(format!("dev/{name}"));
+        let flags = (OFlags::NOCTTY | OFlags::NONBLOCK).bits().cast_signed();
+        let terminal =
+            OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).ok()?;
+        let raw = Raw::enter(&terminal);
+        let mut outlet = Outlet::new(terminal.try_clone().ok()?);
+        outlet.push(BEGIN);
+        Some(Self {
+            utf8: is_virtual(name) && tree.flag("sys/module/vt/parameters/default_utf8"),
+            name: name.to_owned(),
+            terminal,
+            outlet,
+            _raw: raw,
+            shown: Vec::new(),
+            window: (0, 0),
+        })
+    }
+
+    fn show(&mut self, model: &Model, station: &Station) {
+        // A slow line is not given a picture that is old before it is there.
+        if self.outlet.is_waiting() {
+            return;
+        }
+        let window = tty::window(&self.terminal).unwrap_or(SMALLEST);
+        let style =
+            Style { width: window.0.into(), color: is_virtual(&self.name), utf8: self.utf8 };
+        let lines = board(model, station, style, window.1.into());
+        if lines != self.shown || window != self.window {
+            self.outlet.push(&picture(&lines));
+            (self.shown, self.window) = (lines, window);
+        }
+    }
+
+    /// Takes the keys; whether the terminal is still there.
+    fn read(&mut self, keys: &mut Vec<u8>) -> bool {
+        let mut some = [0; 64];
+        match self.terminal.read(&mut some) {
+            // A serial line that hangs up comes back; a terminal that ends is gone.
+            Ok(0) => false,
+            Ok(n) => {
+                keys.extend_from_slice(some.get(..n).unwrap_or_default());
+                true
+            }
+            Err(error) => matches!(
+                error.kind(),
+                std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted
+            ),
+        }
+    }
+}
+
+/// Line by line over what is there: nothing flickers.
+fn picture(lines: &[String]) -> String {
+    format!("\x1b[H{}\x1b[K\x1b[J", lines.join("\x1b[K\n"))
+}
+
+fn is_virtual(name: &str) -> bool {
+    name.strip_prefix("tty").is_some_and(|number| number.parse::<u8>().is_ok())
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn a_picture_ends_each_line_and_scrolls_nothing() {
+        let lines = ["a".to_owned(), "b".to_owned()];
+        assert_eq!(picture(&lines), "\x1b[Ha\x1b[K\nb\x1b[K\x1b[J");
+    }
+
+    #[test]
+    fn virtual_terminals_are_known_by_their_numbers() {
+        assert!(is_virtual("tty0") && is_virtual("tty63"));
+        assert!(!is_virtual("ttyS0") && !is_virtual("console") && !is_virtual("hvc0"));
+    }
+}

@@ -1,0 +1,132 @@
+//! What a machine that does nothing else runs: drivers by the hardware that is there, the network, and the lending. It
+//! knows no protocol.
+
+use std::convert::Infallible;
+use std::io;
+use std::path::Path;
+
+use linux::boot::command_line;
+use linux::module::{Drivers, Note};
+use linux::network::{self, Network, Setting};
+use linux::tree::Tree;
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::boot::desk::Desk;
+use crate::failure::Failure;
+use crate::mailbox::Mailbox;
+use crate::serve::{self, End};
+use crate::settings::Settings;
+
+/// Says to this process, in its environment, that it is the station.
+pub(super) const STATION: &str = "STORAGETM_STATION";
+
+/// The exit status that says that the machine is to power off.
+pub(super) const POWER_OFF: i32 = 10;
+
+/// The exit status that says that the machine is to restart.
+pub(super) const RESTART: i32 = 11;
+
+/// Words of the kernel command line that say that somebody wants to see the kernel's messages.
+const LOUD: [&str; 3] = ["debug", "ignore_loglevel", "loglevel"];
+
+/// Whether this process is the station of a machine whose first program is ours.
+pub(super) fn is_meant() -> bool {
+    let parent = rustix::process::getppid();
+    std::env::var_os(STATION).is_some() && parent.is_some_and(|parent| parent.is_init())
+}
+
+/// Runs until somebody wants the machine to end.
+pub(super) fn run() -> Result<Infallible, Failure> {
+    let tree = Tree::machine();
+    let words = command_line(&tree);
+    if !words.iter().any(|word| LOUD.contains(&word.name.as_str())) {
+        // A kernel that cannot be kept quiet writes into the screen; it is drawn over.
+        let _ = linux::pid1::quiet_kernel();
+    }
+    let settings = Settings::read(&tree);
+    let mailbox = serve::open_mailbox()?;
+    drive(tree.clone(), mailbox.clone());
+    let network = connect(&tree, &mailbox);
+    if let Err(error) = &network {
+        mailbox.note(format!("The network cannot be brought up: {error}."));
+    }
+    let desk = Desk::open(&tree);
+    let end = serve::lend_all(settings, mailbox, desk)?;
+    std::process::exit(match end {
+        End::Restart => RESTART,
+        End::PowerOff | End::Told => POWER_OFF,
+    })
+}
+
+/// Has the network be brought up as the kernel command line says, and kept up.
+fn connect(tree: &Tree, mailbox: &Mailbox) -> io::Result<Network> {
+    let line = tree.text("proc/cmdline").unwrap_or_default();
+    let (settings, bad) = Setting::parse_all(&line);
+    bad.iter().for_each(|bad| mailbox.note(bad.to_string()));
+    let mailbox = mailbox.clone();
+    Network::start(settings, move |note| {
+        if let Some((interface, sentence)) = standing(&note) {
+            mailbox.about(&interface, sentence);
+        }
+    })
+}
+
+/// How it stands with an interface; nothing if that is as before. Addresses are not said: the screen has them.
+fn standing(note: &network::Note) -> Option<(String, Option<String>)> {
+    use network::Note as N;
+    match note {
+        N::LinkUp { interface } | N::Gone { interface } | N::Lease { interface, .. } => {
+            Some((interface.clone(), None))
+        }
+        N::LinkDown { interface }
+        | N::LeaseLost { interface, .. }
+        | N::NoAnswer { interface }
+        | N::Conflict { interface, .. }
+        | N::Unasked { interface, .. }
+        | N::Missing { interface }
+        | N::Failed { interface, .. } => Some((interface.clone(), Some(format!("{note}.")))),
+        _ => None,
+    }
+}
+
+/// Has drivers be loaded for the hardware that is there and that comes, on a thread of its own: one that waits for its
+/// disks must not keep the screen.
+fn drive(tree: Tree, mailbox: Mailbox) {
+    std::thread::spawn(move || {
+        if let Err(error) = load_drivers(&tree, &mailbox) {
+            mailbox.note(format!("Drivers are not loaded any more: {error}."));
+        }
+    });
+}
+
+fn load_drivers(tree: &Tree, mailbox: &Mailbox) -> io::Result<()> {
+    let uname = rustix::system::uname();
+    let folder = Path::new("lib/modules").join(uname.release().to_string_lossy().as_ref());
+    if !tree.path(&folder).exists() {
+        // The kernel has all its drivers in itself, or somebody else has loaded them.
+        return Ok(());
+    }
+    let line = tree.text("proc/cmdline").unwrap_or_default();
+    let mut drivers = Drivers::open(tree, &folder, &line)?;
+    let mut say = |note| said(note).into_iter().for_each(|sentence| mailbox.note(sentence));
+    drivers.coldplug(&mut say)?;
+    loop {
+        let _ = poll(&mut [PollFd::new(&drivers, PollFlags::IN)], None);
+        drivers.receive(&mut say)?;
+    }
+}
+
+/// What somebody at the screen should know of a driver.
+fn said(note: Note) -> Option<String> {
+    match note {
+        Note::Loaded(_) => None,
+        // Its hardware is not there after all.
+        Note::Failed { error, .. } if error.raw_os_error() == Some(NO_DEVICE) => None,
+        Note::Failed { name, error } => {
+            Some(format!("The driver {name} could not be loaded: {error}."))
+        }
+        Note::Refused { name, reason } => Some(format!("{name} was not loaded: {reason}.")),
+    }
+}
+
+const NO_DEVICE: i32 = rustix::io::Errno::NODEV.raw_os_error();

@@ -1,0 +1,143 @@
+//! Disks that were asked for before they were there: at boot a disk comes when its driver has found it. It knows no
+//! device node.
+
+use std::fmt;
+
+use linux::block::Disk;
+
+/// How a disk is called by those who cannot see it yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Called(String);
+
+impl Called {
+    /// A path below `/dev`, a kernel's name, a serial number or a world-wide name.
+    pub(crate) fn new(name: &str) -> Self {
+        Self(name.trim().to_owned())
+    }
+
+    /// Whether that is this disk. Without a device manager there is no `/dev/disk/by-id`: the serial number or the
+    /// world-wide name at the end of such a path tells.
+    fn is(&self, disk: &Disk) -> bool {
+        let node = disk.node.to_string_lossy();
+        if self.0 == disk.name || self.0 == node {
+            return true;
+        }
+        let number = self.number();
+        let (serial, wwn) = (disk.hardware.serial.as_deref(), disk.hardware.wwn.as_deref());
+        let is_whole = !disk.is_partition();
+        is_whole && [serial, wwn].into_iter().flatten().any(|own| own.eq_ignore_ascii_case(number))
+    }
+
+    /// What stands at the end of a link of `/dev/disk/by-id`, or all of it.
+    fn number(&self) -> &str {
+        match self.0.strip_prefix("/dev/disk/by-id/") {
+            Some(link) => link.rsplit(['_', '-']).next().unwrap_or(link),
+            None => &self.0,
+        }
+    }
+}
+
+impl fmt::Display for Called {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Which of all disks are lent, and how.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Choice {
+    /// Those, and the writable ones; all disks if none is named here.
+    pub(crate) only: Vec<Called>,
+    /// Those that hosts can change.
+    pub(crate) writable: Vec<Called>,
+}
+
+/// What was said of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// It is one of all.
+    Any,
+    /// It was named.
+    Named,
+    /// It was named writable.
+    Writable,
+}
+
+impl Choice {
+    /// What was said of a disk; nothing if it is not to be lent.
+    pub(crate) fn of(&self, disk: &Disk) -> Option<Said> {
+        let named = |calls: &[Called]| calls.iter().any(|call| call.is(disk));
+        if named(&self.writable) {
+            Some(Said::Writable)
+        } else if named(&self.only) {
+            Some(Said::Named)
+        } else {
+            self.only.is_empty().then_some(Said::Any)
+        }
+    }
+
+    /// Whether none is named.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.only.is_empty() && self.writable.is_empty()
+    }
+
+    /// Those that are not there.
+    pub(crate) fn missing<'a>(&'a self, disks: &'a [Disk]) -> impl Iterator<Item = &'a Called> {
+        let all = self.only.iter().chain(&self.writable);
+        all.filter(|call| !disks.iter().any(|disk| call.is(disk)))
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use linux::block;
+    use linux::tree::Tree;
+    use std::fs;
+
+    fn disks() -> Vec<Disk> {
+        let root = std::env::temp_dir().join(format!("storagetm-choice-{}", std::process::id()));
+        for (name, number, serial) in [("sda", "8:0", "S1"), ("sdb", "8:16", "S2")] {
+            let folder = root.join("sys/class/block").join(name);
+            fs::create_dir_all(folder.join("device")).unwrap();
+            fs::write(folder.join("dev"), number).unwrap();
+            fs::write(folder.join("size"), "2048").unwrap();
+            fs::write(folder.join("device/serial"), serial).unwrap();
+        }
+        let disks = block::scan(&Tree::at(&root)).unwrap();
+        fs::remove_dir_all(&root).unwrap();
+        disks
+    }
+
+    fn choice(only: &[&str], writable: &[&str]) -> Choice {
+        let calls = |names: &[&str]| names.iter().map(|name| Called::new(name)).collect();
+        Choice { only: calls(only), writable: calls(writable) }
+    }
+
+    #[test]
+    fn without_names_it_is_any_disk() {
+        for disk in disks() {
+            assert_eq!(Choice::default().of(&disk), Some(Said::Any));
+        }
+    }
+
+    #[test]
+    fn a_disk_is_known_by_each_of_its_names_and_the_others_are_left_out() {
+        let disks = disks();
+        for name in ["sdb", "/dev/sdb", "s2", "/dev/disk/by-id/ata-Example_S2"] {
+            let choice = choice(&[name], &[]);
+            let said: Vec<_> = disks.iter().map(|disk| choice.of(disk)).collect();
+            assert_eq!(said, [None, Some(Said::Named)], "{name}");
+        }
+    }
+
+    #[test]
+    fn a_writable_disk_alone_leaves_the_others_as_they_are() {
+        let disks = disks();
+        let choice = choice(&[], &["S1", "S9"]);
+        let said: Vec<_> = disks.iter().map(|disk| choice.of(disk)).collect();
+        assert_eq!(said, [Some(Said::Writable), Some(Said::Any)]);
+        let missing: Vec<String> = choice.missing(&disks).map(ToString::to_string).collect();
+        assert_eq!(missing, ["S9"]);
+    }
+}

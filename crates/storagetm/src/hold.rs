@@ -1,0 +1,59 @@
+//! `storagetm hold`: keeps what is on the terminal until somebody has read it. It knows no disk.
+
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use linux::tty::Raw;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::failure::Failure;
+use crate::options::Hold;
+
+/// Waits for a key, or until the time is over.
+pub(crate) fn hold(options: &Hold) -> Result<(), Failure> {
+    println!("Press a key to go on; without one it goes on in {} seconds.", options.timeout);
+    let _raw = Raw::enter(io::stdin());
+    wait(io::stdin(), Duration::from_secs(options.timeout));
+    Ok(())
+}
+
+/// Waits for a byte. Where there is nobody who could press a key (no terminal, or one that hung up) the time is waited
+/// for all the same: what comes next may be a restart, and somebody may still read the screen.
+fn wait(mut input: impl AsFd + Read, patience: Duration) {
+    let end = Instant::now() + patience;
+    let left = || end.saturating_duration_since(Instant::now());
+    let is_readable = poll_once(&input, left());
+    if is_readable && !matches!(input.read(&mut [0]), Ok(1..)) {
+        std::thread::sleep(left());
+    }
+}
+
+fn poll_once(input: &impl AsFd, patience: Duration) -> bool {
+    let patience = Timespec::try_from(patience).ok();
+    let mut ends = [PollFd::new(input, PollFlags::IN)];
+    poll(&mut ends, patience.as_ref()).is_ok_and(|ready| ready > 0)
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::io::Write;
+
+    fn waited(input: impl AsFd + Read) -> Duration {
+        let begun = Instant::now();
+        wait(input, Duration::from_millis(300));
+        begun.elapsed()
+    }
+
+    #[test]
+    fn a_key_ends_it_and_nothing_else_before_the_time() {
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"x").unwrap();
+        assert!(waited(reader) < Duration::from_millis(250));
+        let (silent, _writer) = io::pipe().unwrap();
+        assert!(waited(silent) >= Duration::from_millis(300));
+        let nobody = std::fs::File::open("/dev/null").unwrap();
+        assert!(waited(nobody) >= Duration::from_millis(300));
+    }
+}

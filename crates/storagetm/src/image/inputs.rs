@@ -1,0 +1,137 @@
+//! What an image is made of, and where it is on this machine. It knows no image.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use linux::module::Index;
+use linux::tree::Tree;
+
+use crate::failure::Failure;
+use crate::options::image::Image;
+
+/// Where the stub is.
+const STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
+
+/// Where things are looked for.
+#[derive(Debug)]
+pub(super) struct Inputs<'a> {
+    /// The machine.
+    pub(super) tree: Tree,
+    /// What was asked for.
+    pub(super) options: &'a Image,
+}
+
+/// The modules of a kernel.
+#[derive(Debug)]
+pub(super) struct Modules {
+    /// What is said of them.
+    pub(super) index: Index,
+    /// The kernel's release.
+    pub(super) release: String,
+}
+
+impl Inputs<'_> {
+    /// This program, as it runs.
+    pub(super) fn program(&self) -> Result<Vec<u8>, Failure> {
+        fs::read("/proc/self/exe").map_err(|error| {
+            Failure::new(format!(
+                "this program cannot read itself (/proc/self/exe: {error}); is /proc mounted?"
+            ))
+        })
+    }
+
+    /// The kernel image, and its path.
+    pub(super) fn kernel(&self) -> Result<(PathBuf, Vec<u8>), Failure> {
+        if let Some(path) = &self.options.kernel {
+            return Ok((path.clone(), read(path)?));
+        }
+        let release = self.running()?;
+        let places = [
+            format!("/boot/vmlinuz-{release}"),
+            format!("/usr/lib/modules/{release}/vmlinuz"),
+            format!("/lib/modules/{release}/vmlinuz"),
+        ];
+        let found = places.iter().map(|place| self.tree.path(place)).find(|path| path.is_file());
+        let path = found.ok_or_else(|| {
+            Failure::new(format!(
+                "the kernel that runs ({release}) is neither {} nor {}; name one with --kernel",
+                places[0], places[1]
+            ))
+        })?;
+        Ok((path.clone(), read(&path)?))
+    }
+
+    /// The stub of systemd.
+    pub(super) fn stub(&self) -> Result<Vec<u8>, Failure> {
+        let path = self.options.stub.clone().unwrap_or_else(|| self.tree.path(STUB));
+        if self.options.stub.is_none() && !path.exists() {
+            return Err(Failure::new(format!(
+                "{STUB} is not there: install systemd-boot-efi (Debian, Ubuntu), systemd-boot-unsigned (Fedora) or \
+                 systemd (Arch), or name the stub with --stub"
+            )));
+        }
+        read(&path)
+    }
+
+    /// The modules of the kernel of that release, or of the running one.
+    pub(super) fn modules(&self, release: Option<&str>) -> Result<Modules, Failure> {
+        let folder = match (&self.options.modules, release) {
+            (Some(folder), _) => folder.clone(),
+            (None, Some(release)) => self.tree.path(format!("/lib/modules/{release}")),
+            (None, None) => self.tree.path(format!("/lib/modules/{}", self.running()?)),
+        };
+        let index = Index::read(&folder).map_err(|error| unreadable(&folder, &error))?;
+        let named = release_of(&folder)?;
+        match release {
+            Some(release) if release != named => Err(Failure::new(format!(
+                "{} holds the modules of {named}, but the kernel is {release}; name its own with --modules",
+                folder.display()
+            ))),
+            _ => Ok(Modules { index, release: named }),
+        }
+    }
+
+    fn running(&self) -> Result<String, Failure> {
+        self.tree.attribute("proc/sys/kernel/osrelease").ok_or_else(|| {
+            Failure::new(
+                "which kernel runs cannot be found out; name one with --kernel and --modules",
+            )
+        })
+    }
+}
+
+fn unreadable(folder: &Path, error: &std::io::Error) -> Failure {
+    let folder = folder.display();
+    Failure::new(format!(
+        "{folder}/modules.dep cannot be read ({error}); name the kernel's folder with --modules, or if it is that one, \
+         run depmod for it"
+    ))
+}
+
+/// The folder of modules has the release as its name, and a link to it may have another.
+fn release_of(folder: &Path) -> Result<String, Failure> {
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let name = folder.file_name().and_then(|name| name.to_str());
+    name.map(str::to_owned).ok_or_else(|| {
+        Failure::new(format!(
+            "{}: the last part of the path must be the kernel's version",
+            folder.display()
+        ))
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    fs::read(path)
+        .map_err(|error| Failure::new(format!("{} cannot be read: {error}", path.display())))
+}
+
+/// The time that files in the image have: `SOURCE_DATE_EPOCH` (reproducible-builds.org), or the start of time.
+pub(super) fn time() -> Result<u32, Failure> {
+    let Some(text) = env::var_os("SOURCE_DATE_EPOCH") else { return Ok(0) };
+    text.to_str().and_then(|text| text.parse().ok()).ok_or_else(|| {
+        Failure::new(
+            "SOURCE_DATE_EPOCH is no number of seconds since 1970; set it to one, or not at all",
+        )
+    })
+}

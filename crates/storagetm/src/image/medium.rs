@@ -1,0 +1,181 @@
+//! Writes an EFI program onto a disk of this machine, so that firmware boots from it: only one that is not in use, and
+//! that is empty unless it may be overwritten. It does not know what the program does.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use ::image::disk::Disk as Layout;
+use linux::block::{DeviceNumber, Disk};
+use linux::disk::{Live, OpenFor, Opened, open};
+use linux::in_use::{Machine, Probe};
+use linux::partition::Scheme;
+use linux::reason::Weight;
+use linux::signature::Contents;
+use linux::tree::Tree;
+use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
+
+use super::progress::Progress;
+use crate::failure::Failure;
+use crate::lend::block_device;
+
+/// What is written, and read back, at once.
+const PIECE: usize = 1 << 20;
+
+/// Whether the path is that of a block device.
+pub(super) fn is_device(path: &Path) -> bool {
+    block_device(path).is_some()
+}
+
+/// Refuses a disk that must not be written.
+pub(super) fn check(tree: &Tree, path: &Path, overwrite: bool) -> Result<(), Failure> {
+    let (machine, disk) = find(tree, path)?;
+    let name = path.display();
+    if let Some(part) = &disk.part {
+        return Err(Failure::new(format!(
+            "{name} is a partition; name the whole disk, {}, if all of it may be overwritten",
+            part.of
+        )));
+    }
+    let probe = Live { tree: tree.clone() };
+    let verdict = machine.judge(&disk, &probe);
+    let never = [Weight::InUse, Weight::Never];
+    if let Some(reason) = verdict.reasons.iter().find(|r| never.contains(&r.code.weight())) {
+        return Err(Failure::new(format!(
+            "{name} is not written: {reason}; stop that first, or use another disk"
+        )));
+    }
+    let contents = probe.contents(&disk).map_err(|error| {
+        Failure::new(format!("what is on {name} cannot be found out ({error}); use another disk"))
+    })?;
+    match on_it(&contents) {
+        Some(found) if !overwrite => Err(Failure::new(format!(
+            "{name} is not empty: there is {found}; if all of that may go, add --overwrite"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn find(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
+    let machine = Machine::look(tree).map_err(|error| {
+        Failure::new(format!("whether {} is in use cannot be found out: {error}", path.display()))
+    })?;
+    let number = block_device(path);
+    let disk = machine.disks.iter().find(|disk| Some(disk.number) == number).cloned();
+    let disk = disk.ok_or_else(|| {
+        Failure::new(format!(
+            "{}: whether this disk is in use cannot be found out, since /sys does not show it; use another one",
+            path.display()
+        ))
+    })?;
+    Ok((machine, disk))
+}
+
+/// The partition table and the marks, in few words; nothing if there is neither.
+fn on_it(contents: &Contents) -> Option<String> {
+    let table = contents.table.as_ref().map(|table| {
+        let kind = match table.scheme {
+            Scheme::Gpt => "GPT",
+            Scheme::Mbr => "MBR",
+        };
+        format!("a partition table ({kind}) with {} partitions", table.entries.len())
+    });
+    let marks = contents.signatures.iter().map(|signature| match &signature.label {
+        Some(label) => format!("{} \"{label}\"", signature.kind.word()),
+        None => signature.kind.word().to_owned(),
+    });
+    let words: Vec<String> = table.into_iter().chain(marks).collect();
+    (!words.is_empty()).then(|| words.join(", "))
+}
+
+/// Writes the program onto the disk, and reads back that it is there. Gives the bytes that were written.
+pub(super) fn write(
+    tree: &Tree,
+    path: &Path,
+    overwrite: bool,
+    program: &[u8],
+    progress: &Progress,
+) -> Result<usize, Failure> {
+    // Since the first look something may have happened to it.
+    check(tree, path, overwrite)?;
+    let judged = block_device(path);
+    let opened = open(tree, path, OpenFor::Writing, false).map_err(Failure::new)?;
+    check_same(path, &opened, judged)?;
+    let layout = Layout::on(program, opened.bytes, opened.logical_block)
+        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+    put(opened, &layout, progress)
+        .map_err(|error| Failure::new(format!("{} cannot be written: {error}", path.display())))?;
+    Ok(layout.start.len().saturating_add(layout.end.len()))
+}
+
+fn check_same(path: &Path, opened: &Opened, judged: Option<DeviceNumber>) -> Result<(), Failure> {
+    if Some(opened.number) == judged {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(Failure::new(format!("{path} became another disk while it was being opened; try again")))
+}
+
+fn put(opened: Opened, layout: &Layout, progress: &Progress) -> std::io::Result<()> {
+    // Straight writes would ask for aligned memory, and this is no matter of speed.
+    fcntl_setfl(&opened.descriptor, fcntl_getfl(&opened.descriptor)? - OFlags::DIRECT)?;
+    let file = File::from(opened.descriptor);
+    let pieces = pieces(layout);
+    for (done, (offset, bytes)) in pieces.iter().enumerate() {
+        file.write_all_at(bytes, *offset)?;
+        progress.say("writing, in MiB", done.saturating_add(1), pieces.len());
+    }
+    file.sync_all()?;
+    // What is read back comes from the disk, not from memory.
+    fadvise(&file, 0, None, Advice::DontNeed)?;
+    for (done, (offset, bytes)) in pieces.iter().enumerate() {
+        let mut there = vec![0; bytes.len()];
+        file.read_exact_at(&mut there, *offset)?;
+        if there != *bytes {
+            return Err(std::io::Error::other(
+                "it does not keep what is written onto it; use another disk",
+            ));
+        }
+        progress.say("reading back, in MiB", done.saturating_add(1), pieces.len());
+    }
+    Ok(())
+}
+
+/// What goes where. The first piece, with the partition table, comes last: without it the rest is nothing.
+fn pieces(layout: &Layout) -> Vec<(u64, &[u8])> {
+    let end = layout.bytes.saturating_sub(u64::try_from(layout.end.len()).unwrap_or_default());
+    let start = layout.start.chunks(PIECE).scan(0_u64, |offset, piece| {
+        let here = *offset;
+        *offset = offset.saturating_add(u64::try_from(piece.len()).unwrap_or_default());
+        Some((here, piece))
+    });
+    let mut pieces: Vec<(u64, &[u8])> = start.collect();
+    pieces.push((end, &layout.end));
+    pieces.rotate_left(1);
+    pieces
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use linux::signature::{Kind, Signature};
+
+    #[test]
+    fn pieces_cover_the_layout_and_the_table_is_the_last() {
+        let layout = Layout { bytes: 10 << 20, start: vec![1; (2 << 20) + 5], end: vec![2; 100] };
+        let places: Vec<(u64, usize)> =
+            pieces(&layout).iter().map(|(offset, bytes)| (*offset, bytes.len())).collect();
+        let mebi = 1 << 20;
+        let wanted = [(mebi, PIECE), (2 * mebi, 5), (10 * mebi - 100, 100), (0, PIECE)];
+        assert_eq!(places, wanted);
+    }
+
+    #[test]
+    fn what_is_on_a_disk_is_said() {
+        assert_eq!(on_it(&Contents::default()), None);
+        let label = Some("stick".to_owned());
+        let mark = Signature { kind: Kind::Ext4, uuid: None, label, devices: 1, level: None };
+        let contents = Contents { table: None, signatures: vec![mark] };
+        assert_eq!(on_it(&contents).as_deref(), Some("ext4 \"stick\""));
+    }
+}

@@ -1,0 +1,73 @@
+//! Writes a file so that it is there as a whole or not at all. It knows no image.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::failure::Failure;
+
+/// Refuses what is no regular file, and a folder that is not there.
+pub(super) fn check(path: &Path) -> Result<(), Failure> {
+    if path.metadata().is_ok_and(|there| !there.is_file()) {
+        return Err(Failure::new(format!(
+            "{} is no regular file, and would be replaced; name a file (a disk is written by --disk only)",
+            path.display()
+        )));
+    }
+    let folder = folder(path);
+    if folder.is_dir() {
+        return Ok(());
+    }
+    Err(Failure::new(format!("{} is no folder that is there; make it first", folder.display())))
+}
+
+/// Writes beside the file, and takes its place at the end. What was half written goes.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    check(path)?;
+    let beside = beside(path);
+    let written = write_new(&beside, bytes).and_then(|()| fs::rename(&beside, path));
+    written.map_err(|error| {
+        let _ = fs::remove_file(&beside);
+        Failure::new(format!("{} cannot be written: {error}", path.display()))
+    })?;
+    // That the name lasts as well is a comfort: the file itself is on the disk.
+    let _ = File::open(folder(path)).and_then(|folder| folder.sync_all());
+    Ok(())
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = File::create_new(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn folder(path: &Path) -> PathBuf {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    folder.map_or_else(|| PathBuf::from("."), Path::to_owned)
+}
+
+/// A name in the same folder that no other run of this program has.
+fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    folder(path).join(format!(".{name}.{}.new", std::process::id()))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_as_a_whole_and_nothing_is_left_beside_it() {
+        let folder = std::env::temp_dir().join(format!("storagetm-target-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("image");
+        for content in [&b"first"[..], b"second"] {
+            write(&path, content).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), content);
+        }
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
+        assert!(write(&folder, b"x").unwrap_err().to_string().contains("no regular file"));
+        assert!(write(&folder.join("no/file"), b"x").is_err());
+        fs::remove_dir_all(&folder).unwrap();
+    }
+}

@@ -1,0 +1,134 @@
+//! What the owner said when the machine was booted: `storagetm.` words on the kernel command line, in credentials and in
+//! the firmware's strings. It knows no disk and no socket.
+
+use std::env;
+use std::path::PathBuf;
+
+use linux::boot::{Word, command_line, credentials};
+use linux::identity::{MachineId, firmware_id};
+use linux::tree::Tree;
+
+use crate::choice::{Called, Choice};
+use crate::listen::Listen;
+
+/// What all our words begin with.
+const PREFIX: &str = "storagetm.";
+
+/// What the owner said.
+#[derive(Debug, Default)]
+pub(crate) struct Settings {
+    /// Which disks are lent.
+    pub(crate) choice: Choice,
+    /// Where to listen.
+    pub(crate) listen: Vec<Listen>,
+    /// Whether addresses beyond the cable are allowed.
+    pub(crate) open: bool,
+    /// Who this machine is, if that was said.
+    pub(crate) machine: Option<MachineId>,
+    /// What could not be followed, a sentence each.
+    pub(crate) notes: Vec<String>,
+}
+
+impl Settings {
+    /// Reads them, wherever they are.
+    pub(crate) fn read(tree: &Tree) -> Self {
+        let own = env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        let mut settings = Self::default();
+        // The command line is what somebody typed: it comes last, and has the last word.
+        for word in credentials(tree, own, PREFIX).into_iter().chain(command_line(tree)) {
+            settings.take(tree, &word);
+        }
+        settings
+    }
+
+    fn take(&mut self, tree: &Tree, word: &Word) {
+        let Some(name) = word.name.strip_prefix(PREFIX) else { return };
+        let value = word.value.as_deref().unwrap_or_default();
+        match (name, value) {
+            ("open", _) => self.take_open(value),
+            ("disk" | "writable" | "listen" | "machine_id", "") => {
+                self.note(word, "it needs a value");
+            }
+            ("disk", disk) => add(&mut self.choice.only, Called::new(disk)),
+            ("writable", disk) => add(&mut self.choice.writable, Called::new(disk)),
+            ("listen", address) => match address.parse() {
+                Ok(address) => add(&mut self.listen, address),
+                Err(reason) => self.note(word, reason),
+            },
+            ("machine_id", "firmware") => match firmware_id(tree) {
+                Some(id) => self.machine = Some(id),
+                None => self.note(word, "the firmware tells none"),
+            },
+            ("machine_id", digits) => match MachineId::parse(digits) {
+                Some(id) => self.machine = Some(id),
+                None => self.note(word, "it is firmware, or 32 hexadecimal digits"),
+            },
+            _ => self.note(word, "there is no such setting"),
+        }
+    }
+
+    fn take_open(&mut self, value: &str) {
+        match value {
+            "" | "1" | "yes" | "true" | "on" => self.open = true,
+            "0" | "no" | "false" | "off" => self.open = false,
+            _ => self.notes.push(format!("storagetm.open={value} is ignored: it is yes or no")),
+        }
+    }
+
+    fn note(&mut self, word: &Word, reason: &str) {
+        let name = &word.name;
+        let value = word.value.as_ref().map(|value| format!("={value}")).unwrap_or_default();
+        self.notes.push(format!("{name}{value} is ignored: {reason}"));
+    }
+}
+
+fn add<T: PartialEq>(list: &mut Vec<T>, item: T) {
+    if !list.contains(&item) {
+        list.push(item);
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use linux::boot::words;
+
+    fn settings(line: &str) -> Settings {
+        let mut settings = Settings::default();
+        for word in words(line) {
+            settings.take(&Tree::at("/nonexistent"), &word);
+        }
+        settings
+    }
+
+    #[test]
+    fn every_setting_is_followed_and_other_words_are_not_ours() {
+        let found = settings(
+            "quiet root=off storagetm.disk=/dev/sda storagetm.disk=/dev/sda storagetm.writable=S2 \
+             storagetm.listen=127.0.0.1:4420 storagetm.open storagetm.machine-id=\
+             0123456789abcdef0123456789abcdef",
+        );
+        assert_eq!(found.choice.only, [Called::new("/dev/sda")]);
+        assert_eq!(found.choice.writable, [Called::new("S2")]);
+        assert_eq!((found.listen.len(), found.open), (1, true));
+        assert_eq!(found.machine.unwrap().bytes[..2], [0x01, 0x23]);
+        assert!(found.notes.is_empty(), "{:?}", found.notes);
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_said_and_stops_nothing() {
+        let found = settings(
+            "storagetm.disk= storagetm.listen=here storagetm.open=perhaps storagetm.speed=9 \
+             storagetm.machine_id=firmware storagetm.machine_id=0 storagetm.disk=sda",
+        );
+        assert_eq!(found.choice.only, [Called::new("sda")]);
+        assert!(!found.open);
+        assert_eq!(found.notes.len(), 6, "{:?}", found.notes);
+        assert!(found.notes.iter().all(|note| note.contains(" is ignored: ")));
+    }
+
+    #[test]
+    fn the_last_word_on_open_counts() {
+        assert!(!settings("storagetm.open storagetm.open=no").open);
+    }
+}
