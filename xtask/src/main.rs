@@ -3,12 +3,18 @@
 #![forbid(unsafe_code)]
 
 mod cargo;
+mod chroot;
 mod ci;
+mod credits;
+mod deb;
+mod initrds;
+mod install;
 mod layers;
 mod licences;
 mod man;
 mod tally;
 mod test;
+mod units;
 mod vm;
 
 use std::process::ExitCode;
@@ -36,6 +42,14 @@ enum Command {
     Licences,
     /// Write the man pages and shell completions to docs, from the program's table of options
     Man(man::Options),
+    /// Check the systemd units and the scripts of the initrds with the tools of this machine
+    Units,
+    /// Lay the program, units, manual, completions and initrd pieces where a system looks for them
+    Install(install::Options),
+    /// Make a Debian package, and with --check install, try and remove it in a small Debian
+    Deb(deb::Options),
+    /// Have dracut, initramfs-tools and mkosi make initrds in a small Debian; for every night
+    Initrds(initrds::Options),
     /// Measure storagetm beside the limit of the machine; arguments are those of `bench run`
     Bench {
         /// Passed on as they are
@@ -53,6 +67,10 @@ fn main() -> ExitCode {
         Command::Layers => layers::run(),
         Command::Licences => licences::run(),
         Command::Man(options) => man::run(&options),
+        Command::Units => units::run(),
+        Command::Install(options) => install::run(&options),
+        Command::Deb(options) => deb::run(&options),
+        Command::Initrds(options) => initrds::run(&options),
         Command::Bench { arguments } => bench(&arguments),
         Command::Vm(options) => vm::run(&options),
     };

@@ -69,10 +69,16 @@ fn manuals(command: &clap::Command, folder: &Path) -> Result<Vec<(PathBuf, Vec<u
 
 fn manual(command: &clap::Command, folder: &Path) -> Result<(PathBuf, Vec<u8>)> {
     let mut page = Vec::new();
-    let manual = clap_mangen::Man::new(command.clone());
+    let name = command.get_display_name().unwrap_or_else(|| command.get_name());
+    let manual = clap_mangen::Man::new(command.clone()).section(section(name));
     let path = folder.join(manual.get_filename());
     manual.render(&mut page)?;
     Ok((path, page))
+}
+
+/// The section of the manual: what only an administrator's machine runs is in 8.
+fn section(name: &str) -> &'static str {
+    if name == "storagetm-boot" { "8" } else { "1" }
 }
 
 fn completion(shell: Shell, folder: &Path) -> (PathBuf, Vec<u8>) {

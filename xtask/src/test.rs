@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 
 use crate::tally::Tally;
-use crate::{cargo, layers, licences, man, vm};
+use crate::{cargo, layers, licences, man, units, vm};
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, Default, clap::Args)]
@@ -42,6 +42,7 @@ pub(crate) fn run(options: &Options) -> Result<Tally> {
     tally.absorb(layers::run()?);
     tally.absorb(licences::run()?);
     tally.check("man pages", man::check());
+    tally.absorb(units::run()?);
     if cargo::has("deny") {
         tally.check("cargo deny", cargo::run(&["deny", "check", "bans", "licenses", "sources"]));
     }

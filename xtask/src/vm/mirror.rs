@@ -7,11 +7,11 @@ use anyhow::{Context, Result};
 
 /// The archives to fetch from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Mirror {
+pub(crate) struct Mirror {
     /// The main archive.
-    pub(super) main: String,
+    pub(crate) main: String,
     /// The archive of security updates, if the machine uses one.
-    pub(super) security: Option<String>,
+    pub(crate) security: Option<String>,
 }
 
 /// One source: an address, and the suites that are taken from it.
@@ -22,7 +22,7 @@ struct Source {
 }
 
 /// The archives of this machine; `STORAGETM_VM_MIRROR` names another main archive.
-pub(super) fn of_this_machine() -> Result<Mirror> {
+pub(crate) fn of_this_machine() -> Result<Mirror> {
     if let Ok(main) = std::env::var("STORAGETM_VM_MIRROR") {
         return Ok(Mirror { main, security: None });
     }

@@ -1,0 +1,146 @@
+//! What a real plymouthd shows of what it is told. It knows no more of the splash than its terminal and its own log.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use linux::plymouth::Plymouth;
+
+const INSIDE: &str = "STORAGETM_TEST_PLYMOUTH";
+
+/// Its terminal is the one that `script` makes, and it takes that one for the machine's only console.
+const DAEMON: &str = r#"
+tty=$(tty) && echo "${tty#/dev/}" > console && mount --bind console /sys/class/tty/console/active
+exec plymouthd --no-daemon --debug --mode=boot --no-boot-log --pid-file=pid --tty="$tty" \
+    --kernel-command-line="plymouth.ignore-udev"
+"#;
+
+/// Only one daemon fits a network namespace, whose abstract sockets are its own: the test goes on inside a new one.
+#[test]
+fn interop_a_real_plymouthd_shows_the_newest_line_only() {
+    if let Some(folder) = std::env::var_os(INSIDE) {
+        return inside(Path::new(&folder));
+    }
+    if let Some(reason) = missing() {
+        println!("skip plymouth: {reason}");
+        return;
+    }
+    let folder = std::env::temp_dir().join(format!("storagetm-plymouth-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let mut test = Command::new("unshare");
+    test.args(["--net", "--mount", "--"]).arg(std::env::current_exe().unwrap());
+    test.args(["--exact", "interop_a_real_plymouthd_shows_the_newest_line_only", "--nocapture"]);
+    let output = test.env(INSIDE, &folder).output().unwrap();
+    let _ = fs::remove_dir_all(&folder);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn missing() -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("it needs root".to_owned());
+    }
+    let works = |line: &[&str]| {
+        let mut command = Command::new(line[0]);
+        command.args(&line[1..]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    let probes: [(&[&str], &str); 3] = [
+        (&["plymouthd", "--help"], "plymouthd is not installed"),
+        (&["script", "--version"], "script is not installed"),
+        (&["unshare", "--net", "--mount", "true"], "namespaces are not allowed here"),
+    ];
+    probes.iter().find(|(line, _)| !works(line)).map(|(_, reason)| (*reason).to_owned())
+}
+
+fn inside(folder: &Path) {
+    let mut plymouth = Plymouth::open();
+    plymouth.show("nobody sees this");
+    let mut daemon = Daemon::start(folder);
+    plymouth.show("the first line");
+    client(&["show-splash"]);
+    daemon.wait_for("the first line");
+    plymouth.show("the second line");
+    daemon.wait_for("the second line");
+    // A splash that comes back shows all that the daemon still keeps.
+    client(&["hide-splash"]);
+    let before = daemon.screen().len();
+    client(&["show-splash"]);
+    daemon.wait(|daemon| daemon.screen()[before..].contains("the second line"));
+    assert!(!daemon.screen()[before..].contains("the first line"));
+    daemon.end();
+    let mut daemon = Daemon::start(folder);
+    client(&["show-splash"]);
+    plymouth.show("the second line");
+    daemon.wait_for("the second line");
+    drop(plymouth);
+    daemon.wait(|daemon| daemon.log().contains("hiding message the second line"));
+    assert!(!daemon.screen().contains("nobody sees this"));
+    daemon.end();
+}
+
+fn client(arguments: &[&str]) {
+    assert!(Command::new("plymouth").args(arguments).status().unwrap().success());
+}
+
+struct Daemon {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Daemon {
+    fn start(folder: &Path) -> Self {
+        let _ = fs::remove_file(folder.join("screen"));
+        let mut script = Command::new("script");
+        script.args(["--quiet", "--flush", "--return", "--command", DAEMON, "screen"]);
+        script.current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null());
+        let child = script.spawn().unwrap();
+        let daemon = Self { child, folder: folder.to_owned() };
+        daemon.wait(|_| {
+            Command::new("plymouth").arg("--ping").status().is_ok_and(|status| status.success())
+        });
+        daemon
+    }
+
+    fn wait_for(&self, text: &str) {
+        self.wait(|daemon| daemon.screen().contains(text));
+    }
+
+    fn wait(&self, until: impl Fn(&Self) -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !until(self) {
+            assert!(Instant::now() < end, "screen:\n{}\nlog:\n{}", self.screen(), self.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What a person sees.
+    fn screen(&self) -> String {
+        self.lines(|line| !line.contains(".c:"))
+    }
+
+    /// What the daemon says of its doings, on the same terminal.
+    fn log(&self) -> String {
+        self.lines(|line| line.contains(".c:"))
+    }
+
+    fn lines(&self, wanted: impl Fn(&&str) -> bool) -> String {
+        let bytes = fs::read(self.folder.join("screen")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
+        text.lines().filter(wanted).collect::<Vec<_>>().join("\n")
+    }
+
+    fn end(&mut self) {
+        client(&["quit"]);
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

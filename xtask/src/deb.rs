@@ -1,0 +1,227 @@
+//! `cargo xtask deb`: a Debian package of what `install` lays, the same byte for byte from the same source.
+//! Does not know what the pieces are for.
+
+mod check;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cargo::{self, list, metadata, text, workspace};
+use crate::credits::{paper, third_parties};
+use crate::install::{Piece, lay, pieces};
+use crate::tally::Tally;
+
+/// Options of `cargo xtask deb`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// Try the package too: install it in a small Debian, look at all that it brings, and remove it again
+    #[arg(long)]
+    check: bool,
+    /// Package this program instead of building storagetm
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
+}
+
+const MAINTAINER: &str = "storagetm developers <storagetm@users.noreply.github.com>";
+
+const COPYRIGHT: &str = "\
+Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/
+Upstream-Name: storagetm
+Source: https://github.com/storagetm/storagetm
+Comment:
+ What is linked into the program, with the licences of each part, stands in
+ third-party-licences.txt.gz beside this file.
+
+Files: *
+Copyright: The storagetm developers
+License: Apache-2.0 or Expat
+
+License: Apache-2.0
+ On Debian systems the text is in /usr/share/common-licenses/Apache-2.0.
+
+License: Expat
+";
+
+/// It is one static program, so that it runs in every initrd as the only file there.
+const OVERRIDES: &str = "\
+storagetm: statically-linked-binary [usr/bin/storagetm]
+storagetm: shared-library-lacks-prerequisites [usr/bin/storagetm]
+storagetm: initial-upload-closes-no-bugs [usr/share/doc/storagetm/changelog.gz:1]
+";
+
+/// What systemd knows of units is read again; the removal of one is told it afterwards.
+const RELOAD: &str = "\
+#!/bin/sh
+set -e
+if [ -d /run/systemd/system ]; then
+    systemctl --system daemon-reload > /dev/null || true
+fi
+";
+
+/// The initramfs is made anew with the program in it, or without it.
+const TRIGGERS: &str = "activate-noawait update-initramfs\n";
+
+/// Makes the package, and tries it if asked.
+pub(crate) fn run(options: &Options) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let built = || cargo::build_program("storagetm");
+    let program = options.program.clone().map_or_else(built, Ok)?;
+    let package = build(&program)?;
+    println!("# {}, {} KiB", package.display(), fs::metadata(&package)?.len() >> 10);
+    tally.pass("deb");
+    if options.check {
+        let first = fs::read(&package)?;
+        let again = fs::read(build(&program)?)?;
+        let same = if first == again { Ok(()) } else { Err(anyhow::anyhow!("it is not")) };
+        tally.check("deb: the same byte for byte", same);
+        check::run(&package, &mut tally)?;
+    }
+    Ok(tally)
+}
+
+pub(crate) fn build(program: &Path) -> Result<PathBuf> {
+    let version = version()?;
+    let folder = cargo::target_directory()?.join("deb");
+    let root = folder.join("root");
+    if root.exists() {
+        fs::remove_dir_all(&root)?;
+    }
+    let stripped = folder.join("storagetm");
+    fs::create_dir_all(&folder)?;
+    strip(program, &stripped)?;
+    let pieces = contents(&stripped, &version)?;
+    lay(&pieces, &root.join("usr"))?;
+    describe(&root, &pieces, &version)?;
+    let package = folder.join(format!("storagetm_{version}_amd64.deb"));
+    let mut make = Command::new("dpkg-deb");
+    make.args(["--root-owner-group", "-Zxz", "--build"]).arg(&root).arg(&package);
+    succeed(make.env("SOURCE_DATE_EPOCH", epoch()?), &[])?;
+    Ok(package)
+}
+
+fn version() -> Result<String> {
+    let metadata = metadata(false)?;
+    let packages = list(&metadata, "packages");
+    let own = packages.iter().find(|package| text(package, "name") == "storagetm");
+    Ok(text(own.context("storagetm is no package")?, "version").to_owned())
+}
+
+/// The time of the newest commit, in seconds: so the package does not depend on when it is made.
+fn epoch() -> Result<String> {
+    if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
+        return Ok(epoch);
+    }
+    let mut git = Command::new("git");
+    git.args(["log", "-1", "--format=%ct"]).current_dir(workspace());
+    let told = succeed(&mut git, &[])?;
+    Ok(String::from_utf8_lossy(&told).trim().to_owned())
+}
+
+fn strip(program: &Path, to: &Path) -> Result<()> {
+    let mut strip = Command::new("strip");
+    strip.args(["--strip-all", "--remove-section=.comment", "--remove-section=.note", "-o"]);
+    succeed(strip.arg(to).arg(program), &[]).map(drop)
+}
+
+/// The pieces in Debian's ways: manual and papers compressed, zsh's completion where Debian's zsh looks.
+fn contents(program: &Path, version: &str) -> Result<Vec<Piece>> {
+    let mut all = pieces(program)?;
+    for piece in &mut all {
+        if piece.path.starts_with("share/man/") {
+            compress(piece)?;
+        }
+        piece.path = piece.path.replace("zsh/site-functions", "zsh/vendor-completions");
+    }
+    let mut changelog = paper("changelog", changelog(version)?.into_bytes());
+    let mut licences = paper("third-party-licences.txt", third_parties()?.into_bytes());
+    compress(&mut changelog)?;
+    compress(&mut licences)?;
+    all.extend([changelog, licences, paper("copyright", copyright()?.into_bytes())]);
+    all.push(Piece {
+        path: "share/lintian/overrides/storagetm".to_owned(),
+        content: OVERRIDES.into(),
+        is_program: false,
+    });
+    Ok(all)
+}
+
+fn compress(piece: &mut Piece) -> Result<()> {
+    piece.content = succeed(Command::new("gzip").args(["-9", "-n", "-c"]), &piece.content)?;
+    piece.path.push_str(".gz");
+    Ok(())
+}
+
+/// Debian's form, which asks for an entry a version; what is new stands in the project's own.
+fn changelog(version: &str) -> Result<String> {
+    let when = format!("@{}", epoch()?);
+    let date = succeed(Command::new("date").args(["--utc", "-R", "-d", &when]), &[])?;
+    let date = String::from_utf8_lossy(&date).trim().to_owned();
+    Ok(format!(
+        "storagetm ({version}) unstable; urgency=medium\n\n  * What is new stands in CHANGELOG.md of the \
+         source.\n\n -- {MAINTAINER}  {date}\n"
+    ))
+}
+
+fn copyright() -> Result<String> {
+    let licence = fs::read_to_string(workspace().join("LICENSE-MIT"))?;
+    let line =
+        |line: &str| if line.trim().is_empty() { " .\n".into() } else { format!(" {line}\n") };
+    Ok(format!("{COPYRIGHT}{}", licence.trim().lines().map(line).collect::<String>()))
+}
+
+/// Writes what dpkg reads.
+fn describe(root: &Path, pieces: &[Piece], version: &str) -> Result<()> {
+    let folder = root.join("DEBIAN");
+    fs::create_dir_all(&folder)?;
+    let sizes = pieces.iter().map(|piece| piece.content.len().div_ceil(1024));
+    fs::write(folder.join("control"), control(version, sizes.sum()))?;
+    fs::write(folder.join("md5sums"), sums(root, pieces)?)?;
+    fs::write(folder.join("triggers"), TRIGGERS)?;
+    for name in ["postinst", "postrm"] {
+        fs::write(folder.join(name), RELOAD)?;
+        fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o755))?;
+    }
+    Ok(())
+}
+
+fn control(version: &str, kibibytes: usize) -> String {
+    format!(
+        "Package: storagetm\nVersion: {version}\nArchitecture: amd64\nMaintainer: {MAINTAINER}\n\
+         Installed-Size: {kibibytes}\nSection: admin\nPriority: optional\n\
+         Enhances: dracut, initramfs-tools, mkosi, systemd\n\
+         Homepage: https://github.com/storagetm/storagetm\n\
+         Description: makes disks of this machine attachable over the network\n \
+         storagetm lends disks by NVMe/TCP to other machines, which need nothing but the\n \
+         kernel and nvme-cli of their distribution, and shows the line to type there.\n \
+         .\n \
+         With storage-target-mode.target on the kernel command line, the machine boots\n \
+         only to lend its disks, and writes to none of them.\n"
+    )
+}
+
+fn sums(root: &Path, pieces: &[Piece]) -> Result<Vec<u8>> {
+    let mut paths: Vec<String> = pieces.iter().map(|piece| format!("usr/{}", piece.path)).collect();
+    paths.sort();
+    succeed(Command::new("md5sum").args(paths).current_dir(root), &[])
+}
+
+/// Runs a program with this on its standard input; returns its standard output.
+fn succeed(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("{name} cannot be started"))?;
+    let mut stdin = child.stdin.take().context("no standard input")?;
+    let input = input.to_owned();
+    let writer = std::thread::spawn(move || stdin.write_all(&input));
+    let output = child.wait_with_output()?;
+    // A program that does not read all of it says why by its status.
+    drop(writer.join());
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{name} failed: {}", complaint.trim());
+    Ok(output.stdout)
+}

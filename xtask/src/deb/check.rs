@@ -1,0 +1,93 @@
+//! Tries the package where it does no harm: in a small Debian of its own.
+//! Does not know how it was made.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+
+use crate::chroot::{self, Chroot};
+use crate::tally::Tally;
+
+const PACKAGES: [&str; 5] = ["bash-completion", "man-db", "mandoc", "systemd", "udev"];
+
+/// What must work once the package is there.
+const PROMISES: [(&str, &str); 7] = [
+    ("the program runs", "storagetm --version | grep -q '^storagetm '"),
+    ("its files are whole", "test -z \"$(dpkg --verify storagetm)\""),
+    (
+        "systemd-analyze verify",
+        "test -z \"$(systemd-analyze verify storage-target-mode.target storagetm.service \
+         storagetm@dev-sdb.service storagetm-console.service storagetm-failure.service storagetm-hands-off.service 2>&1)\"",
+    ),
+    (
+        "systemd's target starts storagetm",
+        "test -e /usr/lib/systemd/system/storage-target-mode.target && ! dpkg --search \
+         /usr/lib/systemd/system/storage-target-mode.target | grep -q '^storagetm:' && grep -q \
+         'Wants=storagetm.service' /usr/lib/systemd/system/storage-target-mode.target.d/*.conf",
+    ),
+    (
+        "man finds its pages",
+        "man -w storagetm storagetm-serve storagetm-list storage-target-mode.target",
+    ),
+    (
+        "its pages are well-formed",
+        "for page in $(dpkg -L storagetm | grep '/man/man.*gz'); do mandoc -T lint -W error \
+         $page || exit 1; done; mandoc -T lint -W warning \
+         /usr/share/man/man7/storage-target-mode.target.7.gz",
+    ),
+    (
+        "bash completes it",
+        "bash -ec 'source /usr/share/bash-completion/completions/storagetm; complete -p storagetm'",
+    ),
+];
+
+/// Installs the package, looks at what it promises, removes it, and looks at what is left.
+pub(super) fn run(package: &Path, tally: &mut Tally) -> Result<()> {
+    lintian(package, tally);
+    if let Some(reason) = chroot::missing() {
+        tally.skip("deb: install and remove", &reason);
+        return Ok(());
+    }
+    let chroot = Chroot::open("deb", &PACKAGES)?;
+    let before = files(chroot.root())?;
+    fs::copy(package, chroot.root().join("tmp/storagetm.deb"))?;
+    let installed = chroot.run("dpkg --install /tmp/storagetm.deb && rm /tmp/storagetm.deb");
+    tally.check("deb: it installs", installed.map(drop));
+    for (promise, line) in PROMISES {
+        tally.check(&format!("deb: {promise}"), chroot.run(line).map(drop));
+    }
+    tally.check("deb: it leaves nothing behind", remove(&chroot, &before));
+    Ok(())
+}
+
+fn lintian(package: &Path, tally: &mut Tally) {
+    let mut lintian = Command::new("lintian");
+    lintian.args(["--fail-on", "error,warning", "--allow-root"]).arg(package);
+    match lintian.output() {
+        Err(error) => tally.skip("deb: lintian", &format!("lintian cannot be started: {error}")),
+        Ok(output) if output.status.success() => tally.pass("deb: lintian"),
+        Ok(output) => tally.fail("deb: lintian", &String::from_utf8_lossy(&output.stdout)),
+    }
+}
+
+fn remove(chroot: &Chroot, before: &BTreeSet<String>) -> Result<()> {
+    chroot.run("dpkg --purge storagetm")?;
+    let after = files(chroot.root())?;
+    let left: Vec<&str> = after.difference(before).map(String::as_str).collect();
+    let lost: Vec<&str> = before.difference(&after).map(String::as_str).collect();
+    ensure!(left.is_empty() && lost.is_empty(), "left: {left:?}, lost: {lost:?}");
+    Ok(())
+}
+
+/// Every path, but those that dpkg and man-db write for themselves.
+fn files(root: &Path) -> Result<BTreeSet<String>> {
+    let own = ["/var/lib/dpkg/", "/var/cache/man/", "/var/log/", "/var/cache/debconf/"];
+    let output = Command::new("find").arg(root).args(["-xdev", "-printf", "/%P\n"]).output()?;
+    ensure!(output.status.success(), "find failed in {}", root.display());
+    let paths = String::from_utf8_lossy(&output.stdout).into_owned();
+    let is_foreign = |path: &&str| !own.iter().any(|own| path.starts_with(own));
+    Ok(paths.lines().filter(is_foreign).map(str::to_owned).collect())
+}

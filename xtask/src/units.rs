@@ -1,0 +1,139 @@
+//! Checks the systemd units: that systemd understands them, and that what hosts can reach is confined.
+//! Does not know what the units are for.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::cargo::{self, workspace};
+use crate::install::UNITS;
+use crate::tally::Tally;
+
+/// The most that a unit which hosts can reach may be exposed, in tenths (`systemd-analyze security`).
+const EXPOSURE: &str = "25";
+/// The units that hosts can reach.
+const REACHED: [&str; 2] = ["storagetm.service", "storagetm@.service"];
+/// What systemd loads: a template only as one of its instances.
+const LOADED: [&str; 6] = [
+    "storage-target-mode.target",
+    "storagetm.service",
+    "storagetm@dev-sdb.service",
+    "storagetm-console.service",
+    "storagetm-failure.service",
+    "storagetm-hands-off.service",
+];
+/// Where distributions keep systemd's own units.
+const SYSTEMD: [&str; 2] = ["/usr/lib/systemd/system", "/lib/systemd/system"];
+
+/// Checks the units with the systemd of this machine, and the scripts with its shellcheck.
+pub(crate) fn run() -> Result<Tally> {
+    let mut tally = Tally::default();
+    if is_there("systemd-analyze") {
+        tally.check("units: systemd-analyze verify", verify());
+        for unit in REACHED {
+            tally.check(&format!("units: exposure of {unit}"), exposure(unit));
+        }
+    } else {
+        tally.skip("units", "systemd-analyze is not installed");
+    }
+    if is_there("shellcheck") {
+        tally.check("initrd: shellcheck", scripts());
+    } else {
+        tally.skip("initrd: shellcheck", "shellcheck is not installed");
+    }
+    Ok(tally)
+}
+
+fn is_there(program: &str) -> bool {
+    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
+}
+
+/// In a root of their own, with systemd's units beside ours, which ours refer to.
+fn verify() -> Result<()> {
+    let root = cargo::target_directory()?.join("units");
+    if root.exists() {
+        fs::remove_dir_all(&root)?;
+    }
+    let units = root.join("usr").join(UNITS);
+    let systemd = SYSTEMD.iter().map(Path::new).find(|folder| folder.is_dir());
+    copy(systemd.context("systemd has no units here")?, &units)?;
+    copy(&workspace().join("units"), &units)?;
+    stand_in(&root.join("usr/bin/storagetm"))?;
+    stand_in(&root.join("usr/bin/systemd-tmpfiles"))?;
+    let mut analyze = Command::new("systemd-analyze");
+    analyze.args(["verify", "--man=no"]).arg(format!("--root={}", root.display())).args(LOADED);
+    silent(&mut analyze)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    fs::create_dir_all(to)?;
+    let mut copy = Command::new("cp");
+    silent(copy.args(["-r", "--no-dereference", "-T"]).arg(from).arg(to))
+}
+
+/// An empty program, which systemd only wants to be there.
+fn stand_in(path: &Path) -> Result<()> {
+    fs::create_dir_all(path.parent().context("no folder")?)?;
+    fs::write(path, "#!/bin/sh\n")?;
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
+}
+
+fn exposure(unit: &str) -> Result<()> {
+    let mut analyze = Command::new("systemd-analyze");
+    analyze.args(["security", "--no-pager", "--offline=true", "--threshold", EXPOSURE]);
+    let output = analyze.arg(workspace().join("units").join(unit)).output()?;
+    let told = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{}", told.lines().last().unwrap_or_default());
+    Ok(())
+}
+
+fn scripts() -> Result<()> {
+    for script in files(&workspace().join("initrd"))? {
+        if let Some(shell) = shell(&script) {
+            silent(Command::new("shellcheck").args(["--shell", shell]).arg(script))?;
+        }
+    }
+    Ok(())
+}
+
+/// The shell that will run a script; `None` if it is none.
+fn shell(script: &Path) -> Option<&'static str> {
+    let place = script.to_string_lossy();
+    if place.ends_with(".conf") {
+        None
+    } else if place.contains("/dracut/") || place.contains("/mkinitcpio/install/") {
+        Some("bash")
+    } else {
+        // That of busybox, in the initramfs of mkinitcpio, is of its kind.
+        Some("dash")
+    }
+}
+
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in folder.read_dir().with_context(|| folder.display().to_string())? {
+        let path = entry?.path();
+        if path.is_dir() { found.extend(files(&path)?) } else { found.push(path) }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Keys that a systemd before 254 does not know; it does without them, as the units say.
+const NEWER: [&str; 2] =
+    ["Unknown key 'ImportCredential' in section", "Unknown key 'RestartMode' in section"];
+
+/// Runs a check that must succeed and have nothing to say.
+fn silent(command: &mut Command) -> Result<()> {
+    let output = command.env("LC_ALL", "C").output()?;
+    let told = [output.stdout, output.stderr].concat();
+    let told = String::from_utf8_lossy(&told);
+    let is_news = |line: &&str| !NEWER.iter().any(|newer| line.contains(newer));
+    let told: Vec<&str> = told.lines().filter(is_news).collect();
+    let is_silent = output.status.success() && told.is_empty();
+    ensure!(is_silent, "{command:?}\n{}", told.join("\n"));
+    Ok(())
+}
