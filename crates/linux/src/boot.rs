@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn the_firmware_has_credentials_too() {
         let fake = Fake::new();
-        fake.file("sys/firmware/dmi/tables/DMI", &table());
+        fake.file("sys/firmware/dmi/tables/DMI", table());
         let strings = firmware_strings(&fake.tree());
         assert_eq!(strings, ["io.systemd.credential:storagetm.writable=S1", "plain"]);
         let found = credentials(&fake.tree(), None, "storagetm.");

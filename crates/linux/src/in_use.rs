@@ -41,12 +41,14 @@ pub struct Machine {
     pub disks: Vec<Disk>,
     uses: Vec<Use>,
     doubts: Vec<Reason>,
+    at_rest: bool,
 }
 
 impl Machine {
     /// Looks at the machine. Errors: `/sys/class/block` cannot be read; what else cannot be read is a doubt.
     pub fn look(tree: &Tree) -> io::Result<Self> {
-        let mut machine = Self { disks: block::scan(tree)?, uses: Vec::new(), doubts: Vec::new() };
+        let disks = block::scan(tree)?;
+        let mut machine = Self { disks, uses: Vec::new(), doubts: Vec::new(), at_rest: false };
         let mounts = mount::mounts(tree);
         let mounts = machine.or_doubt(mounts, "what is mounted cannot be found out");
         let swaps = mount::swaps(tree);
@@ -56,6 +58,13 @@ impl Machine {
         machine.uses.extend(machine.looped(tree));
         machine.uses.extend(machine.exported(tree));
         Ok(machine)
+    }
+
+    /// The same machine, if it was booted to use none of its disks. A mark on a disk (part of a RAID array, of a volume
+    /// group) then tells only how it was used before, and one that cannot be read is a broken disk, which is what its
+    /// owner is here for. What is used all the same still counts.
+    pub fn at_rest(self) -> Self {
+        Self { at_rest: true, ..self }
     }
 
     fn or_doubt<T: Default>(&mut self, result: io::Result<T>, doubt: &str) -> T {
@@ -201,6 +210,8 @@ impl Machine {
         let parts = self.family(disk).into_iter().filter(|other| other.bytes > 0);
         for member in parts.filter(|other| other.name == disk.name || !disk.is_partition()) {
             match probe.contents(member) {
+                Ok(_) if self.at_rest => {}
+                Err(error) if self.at_rest && error.raw_os_error() == Some(BROKEN) => {}
                 Ok(contents) => reasons.extend(marks(disk, member, &contents)),
                 Err(error) => reasons.push(unreadable(disk, member, &error)),
             }
@@ -378,6 +389,9 @@ fn marks(disk: &Disk, member: &Disk, contents: &Contents) -> Vec<Reason> {
         .collect()
 }
 
+/// What the kernel says of a sector that cannot be read.
+const BROKEN: i32 = Errno::IO.raw_os_error();
+
 fn unreadable(disk: &Disk, member: &Disk, error: &io::Error) -> Reason {
     if error.raw_os_error() == Some(Errno::NOMEDIUM.raw_os_error()) {
         return Reason { code: Code::NoMedium, text: "there is no medium in the drive".to_owned() };
@@ -464,6 +478,23 @@ mod tests {
         assert_said(&fake, "sda", &[]);
         assert!(judge_with(&fake, "sdb", &Marked::default()).allows(Asked::ForAll));
         assert_said(&fake, "sda1", &[("partition", "it is a partition: sda is lent as a whole")]);
+    }
+
+    #[test]
+    fn in_a_machine_at_rest_marks_and_broken_sectors_are_no_use_and_a_holder_is() {
+        let fake = machine();
+        let judge = |probe: &Marked| {
+            let machine = Machine::look(&fake.tree()).unwrap().at_rest();
+            machine.judge(machine.disk("sdb").unwrap(), probe).allows(Asked::ForAll)
+        };
+        let marked = Marked { marks: HashMap::from([("sdb", (Kind::Md, 2))]), ..Marked::default() };
+        assert!(judge(&marked));
+        assert!(!judge_with(&fake, "sdb", &marked).allows(Asked::ForAll));
+        assert!(judge(&Marked { error: Some(Errno::IO), ..Marked::default() }));
+        assert!(!judge(&Marked { error: Some(Errno::ACCESS), ..Marked::default() }));
+        assert!(!judge(&Marked { busy: vec!["sdb"], ..Marked::default() }));
+        mount(&fake, "9 1 8:16 / /mnt rw - ext4 /dev/sdb rw");
+        assert!(!judge(&marked));
     }
 
     #[test]

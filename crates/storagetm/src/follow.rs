@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use export::Access;
 use linux::block::{self, Disk};
 use linux::disk::Live;
-use linux::in_use::Machine;
+use linux::in_use::{Machine, Probe};
 use linux::reason::{Asked, Verdict};
 use linux::uevent::{Action, News, Uevents};
 
@@ -121,7 +121,7 @@ impl Follow {
     /// # Errors
     /// A sentence: the machine does not tell which disks it has.
     pub(crate) fn begin(&mut self, loans: &[Loan]) -> Result<Vec<Change>, Failure> {
-        let machine = Machine::look(&self.terms.tree).map_err(|error| {
+        let machine = self.terms.look().map_err(|error| {
             Failure::new(format!(
                 "the disks of this machine cannot be listed: {error}; is /sys mounted?"
             ))
@@ -166,7 +166,7 @@ impl Follow {
         let names = std::mem::take(&mut self.pending);
         let second: HashSet<String> =
             self.again.extract_if(|_, at| *at <= now).map(|(name, _)| name).collect();
-        let Ok(machine) = Machine::look(&self.terms.tree) else { return Vec::new() };
+        let Ok(machine) = self.terms.look() else { return Vec::new() };
         let mut changes = changed(&machine.disks, loans);
         if self.choice.is_some() {
             let all = whole_names(&machine, names.union(&second));
@@ -194,6 +194,13 @@ impl Follow {
         if !allowed(&verdict, said) {
             return self.refuse(disk, &verdict);
         }
+        if said == Said::Any && self.boots_target_mode(disk) {
+            let sentence = format!(
+                "{} is not lent: it is a stick that boots into target mode",
+                disk.node.display()
+            );
+            return self.say(&disk.name, sentence);
+        }
         let writable = said == Said::Writable;
         let wanted = Wanted { path: disk.node.clone(), writable };
         match self.terms.lend(&wanted) {
@@ -203,6 +210,14 @@ impl Follow {
             }
             Err(failure) => self.say(&disk.name, failure.to_string()),
         }
+    }
+
+    /// Whether it is what `storagetm image --disk` makes: very likely what this machine was booted from.
+    fn boots_target_mode(&self, disk: &Disk) -> bool {
+        let contents = Live { tree: self.terms.tree.clone() }.contents(disk);
+        let table = contents.ok().and_then(|contents| contents.table);
+        let entries = table.map(|table| table.entries).unwrap_or_default();
+        matches!(&entries[..], [entry] if entry.name.as_deref() == Some(image::PARTITION_NAME))
     }
 
     fn is_writable(&self, machine: &Machine, disk: &Disk) -> bool {
@@ -303,7 +318,7 @@ mod test {
         fn follow(&self) -> Follow {
             let tree = Tree::at(&self.0);
             let machine = linux::identity::machine_id(&tree);
-            let terms = Terms { tree, base: None, allow_in_use: false, machine };
+            let terms = Terms { tree, base: None, allow_in_use: false, machine, at_rest: false };
             Follow { uevents: None, ..Follow::open(terms, Some(Choice::default())) }
         }
     }
@@ -372,6 +387,22 @@ mod test {
         assert!(is_writable(), "the same disk has come again");
         fake.write("sys/class/block/sdz/device/serial", "S2\n");
         assert!(!is_writable());
+    }
+
+    #[test]
+    fn a_stick_that_boots_into_target_mode_is_lent_only_by_name() {
+        let fake = Fake::new("stick");
+        let stick = image::disk::Disk::image(b"an EFI program").unwrap();
+        fs::write(fake.0.join("dev/sdz"), stick.whole()).unwrap();
+        fake.disk(stick.bytes / 512, 7);
+        let mut follow = fake.follow();
+        let changes = follow.begin(&[]).unwrap();
+        let [Change::Note(note)] = &changes[..] else { panic!("{changes:?}") };
+        assert!(note.contains("it is a stick that boots into target mode"), "{note}");
+        let named = Choice { only: vec![crate::choice::Called::new("sdz")], writable: Vec::new() };
+        let mut follow = Follow { choice: Some(named), ..follow };
+        let changes = follow.begin(&[]).unwrap();
+        assert!(!format!("{changes:?}").contains("stick"), "{changes:?}");
     }
 
     #[test]

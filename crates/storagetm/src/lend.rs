@@ -32,6 +32,8 @@ pub(crate) struct Terms {
     pub(crate) allow_in_use: bool,
     /// Who this machine is.
     pub(crate) machine: MachineId,
+    /// Whether this machine was booted to use none of its disks itself.
+    pub(crate) at_rest: bool,
 }
 
 /// A disk that is lent, and what must be kept for that.
@@ -83,7 +85,7 @@ impl Terms {
     pub(crate) fn lend(&self, wanted: &Wanted) -> Result<Loan, Failure> {
         let device = block_device(&wanted.path);
         let Some(number) = device else { return self.lend_opened(wanted, None, None) };
-        let found = Machine::look(&self.tree).ok().and_then(|machine| {
+        let found = self.look().ok().and_then(|machine| {
             let disk = machine.disks.iter().find(|disk| disk.number == number)?.clone();
             Some((machine, disk))
         });
@@ -99,6 +101,12 @@ impl Terms {
                 wanted.path.display()
             ))),
         }
+    }
+
+    /// The machine at this moment. Errors: `/sys/class/block` cannot be read.
+    pub(crate) fn look(&self) -> std::io::Result<Machine> {
+        let machine = Machine::look(&self.tree)?;
+        Ok(if self.at_rest { machine.at_rest() } else { machine })
     }
 
     fn probe(&self) -> Live {
@@ -307,7 +315,7 @@ mod test {
     fn terms() -> Terms {
         let tree = Tree::machine();
         let machine = identity::machine_id(&tree);
-        Terms { tree, base: None, allow_in_use: false, machine }
+        Terms { tree, base: None, allow_in_use: false, machine, at_rest: false }
     }
 
     fn image(name: &str, bytes: u64) -> PathBuf {

@@ -121,6 +121,7 @@ impl Disks {
             allow_in_use: options.allow_in_use,
             machine: settings.machine.unwrap_or_else(|| machine_id(&tree)),
             tree,
+            at_rest: options.boot_settings,
         };
         let choice = options.all.then(|| settings.choice.clone());
         let mut follow = Follow::open(terms.clone(), choice);
