@@ -17,6 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("engine", &["export"]),
     ("linux", &["export"]),
     ("console", &["export"]),
+    ("image", &["export", "linux"]),
 ];
 
 /// The only files that may hold unsafe code.

@@ -20,6 +20,9 @@ pub fn board(model: &Model, station: &Station, style: Style, rows: usize) -> Vec
     if total(&blocks, style) > room(&foot) {
         blocks = self::blocks(model, style, false);
     }
+    if total(&blocks, style) + blocks.len() <= room(&foot) {
+        blocks.iter_mut().skip(1).for_each(|block| block.insert(0, String::new()));
+    }
     let pages = pages(blocks, room(&foot), style);
     let at = station.page % pages.len();
     if pages.len() > 1 {

@@ -4,20 +4,12 @@
 //! Does not know what the program does, nor where the disk is.
 
 use crate::error::Error;
+use crate::file_system::{Volume, blocks_for};
 use crate::partition_table::Table;
-use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
 use sha2::{Digest, Sha256};
-use std::io::{Cursor, Write};
 
 /// Partitions begin and end at multiples of this.
 const ALIGNMENT: u64 = 1 << 20;
-/// FAT32 has at least 65525 clusters, which are of one block here (Microsoft FAT specification §3.5).
-const SMALLEST: u64 = 34 << 20;
-/// Beside the program: the file allocation tables and the folders, as a share of the whole.
-const TABLES_SHARE: u64 = 32;
-/// A cluster of a disk with blocks of 4096 bytes: there FAT16 is what fits (firmware reads both).
-const LARGE_BLOCK: u32 = 4096;
-
 /// A disk: what stands at its start, and what stands at its end. What is between is of no use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
@@ -34,28 +26,27 @@ impl Disk {
     ///
     /// Errors: it is too large.
     pub fn image(program: &[u8]) -> Result<Self, Error> {
-        Self::on(program, needed(program)?, 512)
+        Self::on(program, needed(program, 512)?, 512)
     }
 
     /// A disk of `bytes` bytes, in blocks of `block`, which is 512 or 4096.
     ///
     /// Errors: there is too little room; no such blocks.
     pub fn on(program: &[u8], bytes: u64, block: u32) -> Result<Self, Error> {
-        if block != 512 && block != LARGE_BLOCK {
+        if block != 512 && block != 4096 {
             return Err(Error::Block(block));
         }
-        let needs = needed(program)?;
+        let needs = needed(program, block)?;
         if bytes < needs {
             return Err(Error::TooSmall { has: bytes, needs });
         }
         let digest = Sha256::digest(program);
-        let length = needs.saturating_sub(2 * ALIGNMENT);
-        let partition = system_partition(program, length, block, digest.as_slice())?;
-        let table = table(bytes, block, length, digest.as_slice());
-        let mut start = table.start();
+        let partition = needs.saturating_sub(2 * ALIGNMENT);
+        let mut start = table(bytes, block, partition, digest.as_slice()).start();
         start.resize(usize::try_from(ALIGNMENT).map_err(|_| Error::TooLarge)?, 0);
-        start.extend(partition);
-        Ok(Self { bytes, start, end: end(&table) })
+        start.extend(volume(block, partition, digest.as_slice())?.with(program));
+        let end = end(&table(bytes, block, partition, digest.as_slice()));
+        Ok(Self { bytes, start, end })
     }
 
     /// All of it, as a file holds it.
@@ -69,12 +60,17 @@ impl Disk {
 }
 
 /// How large a disk must be, in bytes.
-fn needed(program: &[u8]) -> Result<u64, Error> {
-    let program = u64::try_from(program.len()).map_err(|_| Error::TooLarge)?;
-    let tables = (program / TABLES_SHARE).saturating_add(ALIGNMENT);
-    let partition = program.saturating_add(tables).max(SMALLEST).next_multiple_of(ALIGNMENT);
+fn needed(program: &[u8], block: u32) -> Result<u64, Error> {
+    let program = u32::try_from(program.len()).map_err(|_| Error::TooLarge)?;
+    let volume = blocks_for(program.into(), block).saturating_mul(block.into());
     // Before and after the partition: the tables, and what was there before of other tables.
-    Ok(partition.saturating_add(2 * ALIGNMENT))
+    Ok(volume.next_multiple_of(ALIGNMENT).saturating_add(2 * ALIGNMENT))
+}
+
+fn volume(block: u32, partition: u64, digest: &[u8]) -> Result<Volume, Error> {
+    let blocks = |bytes: u64| u32::try_from(bytes / u64::from(block)).map_err(|_| Error::TooLarge);
+    let number = digest.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+    Ok(Volume { block, blocks: blocks(partition)?, before: blocks(ALIGNMENT)?, number })
 }
 
 fn table(bytes: u64, block: u32, partition: u64, digest: &[u8]) -> Table {
@@ -109,56 +105,23 @@ fn identity(digest: &[u8], from: usize) -> [u8; 16] {
     identity
 }
 
-/// The file system of the EFI system partition, with the program in it.
-fn system_partition(
-    program: &[u8],
-    length: u64,
-    block: u32,
-    digest: &[u8],
-) -> Result<Vec<u8>, Error> {
-    let length = usize::try_from(length).map_err(|_| Error::TooLarge)?;
-    let mut volume = Cursor::new(vec![0; length]);
-    let number = digest.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
-    let kind = if block == LARGE_BLOCK { FatType::Fat16 } else { FatType::Fat32 };
-    let options = FormatVolumeOptions::new()
-        .bytes_per_sector(u16::try_from(block).map_err(|_| Error::Block(block))?)
-        .bytes_per_cluster(block)
-        .fat_type(kind)
-        .volume_id(number)
-        .volume_label(*b"STORAGETM  ");
-    fatfs::format_volume(&mut volume, options)?;
-    let files = FileSystem::new(&mut volume, FsOptions::new())?;
-    let folder = files.root_dir().create_dir("EFI")?.create_dir("BOOT")?;
-    let mut file = folder.create_file("BOOTX64.EFI")?;
-    file.write_all(program)?;
-    file.flush()?;
-    drop((file, folder));
-    files.unmount()?;
-    Ok(volume.into_inner())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
+    use crate::file_system::read::file;
 
     fn program() -> Vec<u8> {
         (0..3_000_000_u32).map(|n| u8::try_from(n % 251).unwrap()).collect()
     }
 
     fn read_back(disk: &Disk) -> Vec<u8> {
-        let partition = disk.start[1 << 20..].to_vec();
-        let files = FileSystem::new(Cursor::new(partition), FsOptions::new()).unwrap();
-        let mut file = files.root_dir().open_file("EFI/BOOT/BOOTX64.EFI").unwrap();
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).unwrap();
-        bytes
+        file(&disk.start[1 << 20..], &[b"EFI        ", b"BOOT       ", b"BOOTX64 EFI"])
     }
 
     #[test]
     fn firmware_finds_the_program_where_it_looks() {
         let disk = Disk::image(&program()).unwrap();
-        assert_eq!(disk.bytes, 36 << 20);
+        assert_eq!(disk.bytes, 35 << 20);
         assert_eq!(disk.whole().len() as u64, disk.bytes);
         assert!(read_back(&disk) == program());
         assert_eq!(&disk.start[(1 << 20) + 82..][..8], b"FAT32   ");
@@ -182,7 +145,7 @@ mod tests {
     #[test]
     fn a_disk_that_is_too_small_is_refused_with_both_sizes() {
         let error = Disk::on(&program(), 1 << 20, 512).unwrap_err().to_string();
-        assert!(error.contains("1048576") && error.contains("37748736"), "{error}");
+        assert!(error.contains("1048576") && error.contains("36700160"), "{error}");
         assert!(matches!(Disk::on(&program(), 1 << 30, 520), Err(Error::Block(520))));
     }
 }

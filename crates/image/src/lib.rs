@@ -16,9 +16,11 @@ mod cpio;
 pub mod disk;
 pub mod efi;
 mod error;
+mod file_system;
 pub mod initramfs;
 pub mod kernel;
 mod partition_table;
 pub mod program;
 
 pub use error::Error;
+pub use partition_table::PARTITION_NAME;

@@ -10,7 +10,8 @@ const SYSTEM_PARTITION: [u8; 16] = [
 ];
 const ENTRIES: u32 = 128;
 const ENTRY: u32 = 128;
-const NAME: &str = "storagetm";
+/// The name of the one partition, by which a stick that boots into target mode is known.
+pub const PARTITION_NAME: &str = "storagetm";
 
 /// A table, in blocks of the disk.
 #[derive(Debug, Clone, Copy)]
@@ -98,7 +99,7 @@ impl Table {
         list.extend(self.partition.0.to_le_bytes());
         list.extend(self.partition.1.to_le_bytes());
         list.extend([0; 8]);
-        list.extend(NAME.encode_utf16().flat_map(u16::to_le_bytes));
+        list.extend(PARTITION_NAME.encode_utf16().flat_map(u16::to_le_bytes));
         list.resize(usize::try_from(ENTRIES * ENTRY).unwrap_or_default(), 0);
         list
     }

@@ -11,6 +11,10 @@
 //! | `mailbox`, `ledger` | what the engine says, and who has what |
 //! | [`happening`], `output`, `outlet` | what happened, and where it is said |
 //! | `list` | which disks there are |
+//! | `boot` | a machine that does nothing but lend its disks |
+//! | `settings`, `choice` | what was said when the machine was booted, and the disks that were named then |
+//! | `image` | makes what boots such a machine |
+//! | `hold` | keeps a terminal as it is until somebody has read it |
 
 #![forbid(unsafe_code)]
 

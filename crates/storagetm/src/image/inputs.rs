@@ -135,3 +135,82 @@ pub(super) fn time() -> Result<u32, Failure> {
         )
     })
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::options::{Task, parse};
+
+    /// A machine whose running kernel is 6.12, with the modules of that one.
+    struct Machine {
+        root: PathBuf,
+    }
+
+    impl Machine {
+        fn new(name: &str) -> Self {
+            let root =
+                env::temp_dir().join(format!("storagetm-inputs-{name}-{}", std::process::id()));
+            let machine = Self { root };
+            machine.file("proc/sys/kernel/osrelease", "6.12\n");
+            machine.file("lib/modules/6.12/modules.dep", "kernel/a.ko:\n");
+            machine
+        }
+
+        fn file(&self, path: &str, content: &str) {
+            let path = self.root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, content).unwrap();
+        }
+
+        fn with<T>(&self, line: &str, look: impl FnOnce(&Inputs<'_>) -> T) -> T {
+            let words = format!("storagetm image --uki x {line}");
+            let Task::Image(options) = parse(words.split_whitespace()).unwrap().task else {
+                unreachable!()
+            };
+            look(&Inputs { tree: Tree::at(&self.root), options: &options })
+        }
+    }
+
+    impl Drop for Machine {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.root);
+        }
+    }
+
+    #[test]
+    fn the_running_kernel_is_taken_wherever_it_is() {
+        let machine = Machine::new("running");
+        let missing = machine.with("", |inputs| inputs.kernel().unwrap_err().to_string());
+        assert!(
+            missing.contains("/boot/vmlinuz-6.12") && missing.contains("--kernel"),
+            "{missing}"
+        );
+        machine.file("usr/lib/modules/6.12/vmlinuz", "second");
+        assert_eq!(machine.with("", |inputs| inputs.kernel().unwrap().1), b"second");
+        machine.file("boot/vmlinuz-6.12", "first");
+        assert_eq!(machine.with("", |inputs| inputs.kernel().unwrap().1), b"first");
+        let modules = machine.with("", |inputs| inputs.modules(None).unwrap());
+        assert_eq!((modules.release.as_str(), modules.index.names()), ("6.12", vec!["a"]));
+    }
+
+    #[test]
+    fn modules_of_another_kernel_are_refused() {
+        let machine = Machine::new("other");
+        let line = format!("--modules {}/lib/modules/6.12", machine.root.display());
+        let wrong =
+            machine.with(&line, |inputs| inputs.modules(Some("6.1")).unwrap_err().to_string());
+        assert!(wrong.contains("the modules of 6.12, but the kernel is 6.1"), "{wrong}");
+        let missing =
+            machine.with("", |inputs| inputs.modules(Some("6.1")).unwrap_err().to_string());
+        assert!(missing.contains("lib/modules/6.1/modules.dep cannot be read"), "{missing}");
+    }
+
+    #[test]
+    fn a_missing_stub_names_the_package() {
+        let machine = Machine::new("stub");
+        let missing = machine.with("", |inputs| inputs.stub().unwrap_err().to_string());
+        assert!(missing.contains("systemd-boot-efi"), "{missing}");
+        machine.file(STUB.trim_start_matches('/'), "stub");
+        assert_eq!(machine.with("", |inputs| inputs.stub().unwrap()), b"stub");
+    }
+}

@@ -78,7 +78,10 @@ fn on_it(contents: &Contents) -> Option<String> {
             Scheme::Gpt => "GPT",
             Scheme::Mbr => "MBR",
         };
-        format!("a partition table ({kind}) with {} partitions", table.entries.len())
+        match table.entries.len() {
+            1 => format!("a partition table ({kind}) with a partition"),
+            number => format!("a partition table ({kind}) with {number} partitions"),
+        }
     });
     let marks = contents.signatures.iter().map(|signature| match &signature.label {
         Some(label) => format!("{} \"{label}\"", signature.kind.word()),
