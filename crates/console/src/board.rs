@@ -97,7 +97,8 @@ fn block(disk: &Disk, model: &Model, style: Style, long: bool) -> Vec<String> {
     }
     facts.push(page.access(disk));
     page.facts_of(&facts);
-    page.facts_of(&[attached(disk, style), traffic(disk), written_here(disk, &page)]);
+    let use_of_it = [Some(attached(disk, style)), traffic(disk), Some(written_here(disk, &page))];
+    page.facts_of(&use_of_it.into_iter().flatten().collect::<Vec<_>>());
     if long {
         for endpoint in &model.endpoints {
             page.typed(&endpoint.attach(&disk.nqn, model.digests));
@@ -119,9 +120,10 @@ fn attached(disk: &Disk, style: Style) -> String {
     }
 }
 
-fn traffic(disk: &Disk) -> String {
+/// What hosts did with it, if anything.
+fn traffic(disk: &Disk) -> Option<String> {
     let (read, written) = (decimal(disk.read), decimal(disk.written));
-    format!("{read} read, {written} written by hosts")
+    (disk.read > 0 || disk.written > 0).then(|| format!("{read} read, {written} written by hosts"))
 }
 
 /// What the kernel's own counter says of writes to the disk.

@@ -17,6 +17,8 @@ pub enum Machine<'a> {
 /// Where drivers stand that lending a disk needs: disks, wired networks, what these hang on, and keyboards.
 const KINDS: &[&str] = &[
     "arch/x86/crypto/crc",
+    "drivers/acpi/ac.",
+    "drivers/acpi/battery.",
     "drivers/acpi/button.",
     "drivers/ata/",
     "drivers/block/virtio_blk.",
