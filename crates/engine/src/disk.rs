@@ -6,7 +6,7 @@ use std::ptr;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
-use export::{Admitted, Buffer, Export, Fault, Op, Outcome, Pool, Ticket};
+use export::{Access, Admitted, Buffer, Export, Fault, Op, Outcome, Pool, Ticket};
 use rustix::fs::{FallocateFlags, FileType};
 use rustix::io::{Errno, ReadWriteFlags};
 
@@ -57,6 +57,8 @@ impl Job {
     /// A request that has not begun.
     pub(crate) fn new(admitted: Admitted) -> Self {
         let phase = match admitted.op() {
+            // There is nothing to put anywhere, and a disk that nobody writes to is not to count a write for it.
+            Op::Flush if admitted.export().access == Access::ReadOnly => Phase::Over(Ok(())),
             Op::Flush => Phase::Sync,
             _ if admitted.is_empty() => Phase::Over(Ok(())),
             Op::Read | Op::Write { .. } => Phase::Transfer,

@@ -162,6 +162,9 @@ impl Port {
         set("ipv6", "accept_ra", routers);
         set("ipv6", "autoconf", routers);
         set("ipv6", "disable_ipv6", "0");
+        // The link-local address is made of the card's own number: nobody on a cable waits a second for a rival. The
+        // price is that a rival of another address of this interface goes unnoticed, too.
+        set("ipv6", "accept_dad", "0");
         // Two interfaces on one cable must not answer for each other, nor claim each other's addresses.
         set("ipv4", "arp_ignore", "1");
         set("ipv4", "arp_announce", "2");

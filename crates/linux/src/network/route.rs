@@ -8,6 +8,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 
 const NEW_LINK: u16 = 16;
+const GET_LINK: u16 = 18;
 const NEW_ADDRESS: u16 = 20;
 const DELETE_ADDRESS: u16 = 21;
 const NEW_ROUTE: u16 = 24;
@@ -63,7 +64,11 @@ fn link(index: u32, flags: u32, change: u32) -> Vec<u8> {
 
 /// Sets an interface up.
 pub(super) fn set_up(index: u32) -> io::Result<()> {
-    command(NEW_LINK, 0, &link(index, IFF_UP, IFF_UP))
+    command(NEW_LINK, 0, &link(index, IFF_UP, IFF_UP))?;
+    // Since 6.9 the kernel acts on a new carrier when it is asked for the link, and else once a second. Its answer is
+    // not needed: the change is told to everybody.
+    let _ = command(GET_LINK, 0, &link(index, 0, 0));
+    Ok(())
 }
 
 /// Sets the longest packet, in bytes.
