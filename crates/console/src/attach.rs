@@ -33,11 +33,15 @@ impl Endpoint {
         self.line("connect", Some(nqn), digests)
     }
 
+    /// The interface stands as an option: what a host is told of the disks behind a link-local address has no room
+    /// for it, and `connect-all` goes on with what it was told.
     fn line(&self, verb: &str, nqn: Option<&str>, digests: bool) -> String {
-        let host = quoted(&self.host());
+        let host = quoted(&self.address.to_string());
+        let interface = self.interface.as_deref().map(quoted);
+        let interface = interface.map(|name| format!(" --host-iface {name}")).unwrap_or_default();
         let nqn = nqn.map(|nqn| format!(" -n {}", quoted(nqn))).unwrap_or_default();
         let digests = if digests { " --hdr-digest --data-digest" } else { "" };
-        format!("nvme {verb} -t tcp -a {host} -s {}{nqn}{digests}", self.port)
+        format!("nvme {verb} -t tcp -a {host} -s {}{nqn}{interface}{digests}", self.port)
     }
 }
 
@@ -82,7 +86,10 @@ mod test {
     #[test]
     fn a_link_local_address_has_its_scope() {
         let here = endpoint("fe80::1", Some("eth0"));
-        assert_eq!(here.attach_all(false), "nvme connect-all -t tcp -a fe80::1%eth0 -s 4420");
+        assert_eq!(
+            here.attach_all(false),
+            "nvme connect-all -t tcp -a fe80::1 -s 4420 --host-iface eth0"
+        );
         assert_eq!(here.to_string(), "[fe80::1%eth0]:4420");
     }
 

@@ -9,13 +9,18 @@ use crate::{Disk, Model, Station, Style, decimal, host_name, size};
 
 /// Endpoints that are shown at most; the others are counted.
 const ENDPOINTS: usize = 4;
+/// Hosts of a disk that are named at most; the others are counted.
+const HOSTS: usize = 3;
+/// Rows that are kept for disks, however many notes there are: a disk in short, and a row of its model that is long.
+const BODY: usize = 5;
 
 /// The lines of the window, without line breaks; `rows` is its height. A page beyond the last is the first again.
 pub fn board(model: &Model, station: &Station, style: Style, rows: usize) -> Vec<String> {
     let head = head(model, station, style);
     let room =
         |foot: &[String]| rows.saturating_sub(height(&head, style) + height(foot, style)).max(1);
-    let mut foot = foot(model, station, style, None);
+    let most = rows.saturating_sub(height(&head, style) + BODY);
+    let mut foot = foot(model, station, style, None, most);
     let mut blocks = blocks(model, style, true);
     if total(&blocks, style) > room(&foot) {
         blocks = self::blocks(model, style, false);
@@ -26,7 +31,7 @@ pub fn board(model: &Model, station: &Station, style: Style, rows: usize) -> Vec
     let pages = pages(blocks, room(&foot), style);
     let at = station.page % pages.len();
     if pages.len() > 1 {
-        foot = self::foot(model, station, style, Some((at + 1, pages.len())));
+        foot = self::foot(model, station, style, Some((at + 1, pages.len())), most);
     }
     let body = pages.into_iter().nth(at).unwrap_or_default();
     let used = height(&head, style) + height(&body, style) + height(&foot, style);
@@ -36,11 +41,11 @@ pub fn board(model: &Model, station: &Station, style: Style, rows: usize) -> Vec
 
 /// Rows that the lines take in the window: a line to be typed may be longer than a row.
 fn height(lines: &[String], style: Style) -> usize {
-    lines.iter().map(|line| visible(line).div_ceil(style.width.max(1)).max(1)).sum()
+    lines.iter().map(|line| columns(line).div_ceil(style.width.max(1)).max(1)).sum()
 }
 
-/// Characters of a line that are seen: colours are not.
-fn visible(line: &str) -> usize {
+/// Columns that a line takes: its characters without colours.
+pub fn columns(line: &str) -> usize {
     let mut count = 0;
     let mut hidden = false;
     for c in line.chars() {
@@ -72,7 +77,7 @@ fn head(model: &Model, station: &Station, style: Style) -> Vec<String> {
         page.faint(&format!("    and at {more} more addresses"));
     }
     if let Some(name) = model.endpoints.iter().find_map(|at| at.interface.as_deref()) {
-        page.sentence(&format!("(%{name}: there, the name of its own network interface)"));
+        page.sentence(&format!("({name}: there, the name of its own network interface)"));
     }
     page.blank();
     page.lines
@@ -114,8 +119,10 @@ fn attached(disk: &Disk, style: Style) -> String {
             format!("attached by {} at {}", host_name(&host.name, style.utf8), host.address)
         }
         hosts => {
-            let names = hosts.iter().map(|host| host.address.to_string());
-            format!("attached from {}", names.collect::<Vec<_>>().join(" and "))
+            let names = hosts.iter().take(HOSTS).map(|host| host.address.to_string());
+            let more = hosts.len().checked_sub(HOSTS).filter(|more| *more > 0);
+            let more = more.map(|more| format!("{more} more"));
+            format!("attached from {}", names.chain(more).collect::<Vec<_>>().join(" and "))
         }
     }
 }
@@ -136,17 +143,44 @@ fn written_here(disk: &Disk, page: &Page) -> String {
     }
 }
 
+/// The newest notes that there is room for, and what follows them, on `most` rows if that is enough.
 fn foot(
+    model: &Model,
+    station: &Station,
+    style: Style,
+    pages: Option<(usize, usize)>,
+    most: usize,
+) -> Vec<String> {
+    let end = end(model, station, style, pages);
+    let room = most.saturating_sub(height(&end, style) + 1);
+    let mut lines = vec![String::new()];
+    lines.extend(notes(&model.notes, style, room));
+    lines.extend(end);
+    lines
+}
+
+/// Of what does not fit, the oldest is left out, and that is said.
+fn notes(notes: &[String], style: Style, room: usize) -> Vec<String> {
+    let all = |left_out: usize| {
+        let mut page = Page::new(style);
+        if left_out > 0 {
+            page.faint(&format!("({left_out} older messages are not shown: no room)"));
+        }
+        notes.iter().skip(left_out).for_each(|note| page.sentence(note));
+        page.lines
+    };
+    let fit = (0..=notes.len()).map(all).find(|lines| height(lines, style) <= room);
+    fit.unwrap_or_default()
+}
+
+/// Whether it is safe to unplug, and the keys.
+fn end(
     model: &Model,
     station: &Station,
     style: Style,
     pages: Option<(usize, usize)>,
 ) -> Vec<String> {
     let mut page = Page::new(style);
-    page.blank();
-    for note in &model.notes {
-        page.sentence(note);
-    }
     let state = state(model, station, &page);
     page.lines.push(state);
     if let Some(question) = station.question {
@@ -260,15 +294,15 @@ Example Laptop 13, serial L1
 
 Type on the other machine, as root, one of these lines:
     nvme connect-all -t tcp -a 169.254.7.9 -s 4420
-    nvme connect-all -t tcp -a fe80::1%eth0 -s 4420
-(%eth0: there, the name of its own network interface)
+    nvme connect-all -t tcp -a fe80::1 -s 4420 --host-iface eth0
+(eth0: there, the name of its own network interface)
 
 /dev/sda: Example 500
   500.1 GB (465.8 GiB), serial S0, read-only
   attached by host-nqn at 169.254.1.2, 12 MB read, 0 bytes written by hosts
   0 writes to it since power-on
     nvme connect -t tcp -a 169.254.7.9 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:00000000-0000-8000-8000-000000000000
-    nvme connect -t tcp -a fe80::1%eth0 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:00000000-0000-8000-8000-000000000000
+    nvme connect -t tcp -a fe80::1 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:00000000-0000-8000-8000-000000000000 --host-iface eth0
 
 
 
@@ -296,6 +330,30 @@ p power off   r restart   d detach all hosts";
             }
             assert!(seen >= disks, "{disks} disks, {seen} seen");
         }
+    }
+
+    #[test]
+    fn many_notes_take_neither_the_lines_to_be_typed_nor_the_disks_off_the_screen() {
+        let mut model = model(2);
+        model.notes = (0..12).map(|n| format!("note {n}: {}", "word ".repeat(20))).collect();
+        for rows in [24, 25] {
+            let lines = board(&model, &station(), SMALL, rows);
+            let text = lines.join("\n");
+            assert!(height(&lines, SMALL) <= rows, "{text}");
+            assert!(text.contains("/dev/sda") && text.contains("p power off"), "{text}");
+            assert!(text.contains("older messages are not shown"), "{text}");
+            assert!(text.contains("note 11") && !text.contains("note 0:"), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_many_hosts_have_stays_short() {
+        let mut model = model(1);
+        let host = |n| Host { name: "h".to_owned(), address: [169, 254, 1, n].into() };
+        model.disks[0].attached = (1..=100).map(host).collect();
+        let text = board(&model, &station(), SMALL, 25).join("\n");
+        let wanted = "attached from 169.254.1.1 and 169.254.1.2 and 169.254.1.3 and 97 more";
+        assert!(text.contains(wanted), "{text}");
     }
 
     #[test]

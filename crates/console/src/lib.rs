@@ -11,7 +11,7 @@ mod printable;
 mod size;
 mod view;
 
-pub use board::board;
+pub use board::{board, columns};
 pub use model::{Disk, Host, Model, Question, Station};
 pub use printable::{host_name, printable, printable_lines};
 pub use size::{binary, decimal, size};

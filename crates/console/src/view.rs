@@ -98,7 +98,7 @@ impl Page {
         if let Some(name) = model.endpoints.iter().find_map(|at| at.interface.as_deref()) {
             let name = self.safe(name);
             self.sentence(&format!(
-                "In a line with %{name}, put the name that the other machine gives its own \
+                "In place of {name}, put the name that the other machine gives its own \
                  network interface to this one."
             ));
         }
@@ -275,9 +275,8 @@ storagetm: laptop lends 1 disk over NVMe/TCP
 
 To attach all disks, type on the other machine, as root:
     nvme connect-all -t tcp -a 192.168.1.5 -s 4420
-    nvme connect-all -t tcp -a fe80::1%eth0 -s 4420
-In a line with %eth0, put the name that the other machine gives its own network interface to this
-one.
+    nvme connect-all -t tcp -a fe80::1 -s 4420 --host-iface eth0
+In place of eth0, put the name that the other machine gives its own network interface to this one.
 
 /dev/sda: Example 500
   500.1 GB (465.8 GiB), serial S1, blocks of 512 bytes
@@ -285,7 +284,7 @@ one.
   not attached
   To attach only this disk:
     nvme connect -t tcp -a 192.168.1.5 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:1
-    nvme connect -t tcp -a fe80::1%eth0 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:1
+    nvme connect -t tcp -a fe80::1 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:1 --host-iface eth0
 
 Ctrl-C ends it.";
         assert_eq!(lines.join("\n"), wanted);

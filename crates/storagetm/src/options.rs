@@ -32,7 +32,7 @@ Examples:
   storagetm serve --all                      lend every disk that is not in use, as they come and go
 
 Then type on the other machine the line that is shown, as root, for example:
-  nvme connect-all -t tcp -a fe80::1%eth0 -s 4420";
+  nvme connect-all -t tcp -a fe80::1 -s 4420 --host-iface eth0";
 
 const USAGE: &str = "\
 storagetm serve [OPTIONS] DISK...
