@@ -171,6 +171,11 @@ impl Export {
         self.writers.load(Ordering::Acquire) & EXCLUSIVE != 0
     }
 
+    /// Whether writes are on their way to the disk, whoever asked for them and whether or not anybody still wants to know.
+    pub fn is_being_written(&self) -> bool {
+        self.writers.load(Ordering::Acquire) != 0
+    }
+
     /// Counts a write in, unless one request has the export for itself. One that is refused is not counted even for a
     /// moment: the request that waits to be alone might look just then, and nobody would tell it to look again.
     pub(crate) fn enter(&self) -> bool {

@@ -5,7 +5,10 @@
 use std::io::IsTerminal;
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{
+    LocalModes, OptionalActions, QueueSelector, SpecialCodeIndex, Termios, tcflush, tcgetattr,
+    tcsetattr,
+};
 
 /// Whether the descriptor leads to a terminal.
 pub fn is_terminal(descriptor: &impl IsTerminal) -> bool {
@@ -26,13 +29,18 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// Changes the terminal; `None` if it is none.
+    /// Changes the terminal, and forgets the keys that were pressed before; `None` if it is none. It does not wait until
+    /// the terminal has taken what was written: a serial line with nobody at its other end may never.
     pub fn enter(terminal: impl AsFd) -> Option<Self> {
         let terminal = terminal.as_fd().try_clone_to_owned().ok()?;
         let before = tcgetattr(&terminal).ok()?;
         let mut raw = before.clone();
         raw.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
-        tcsetattr(&terminal, OptionalActions::Flush, &raw).ok()?;
+        // A read that finds nothing must say so: without the first, it would look like the end.
+        raw.special_codes[SpecialCodeIndex::VMIN] = 1;
+        raw.special_codes[SpecialCodeIndex::VTIME] = 0;
+        tcsetattr(&terminal, OptionalActions::Now, &raw).ok()?;
+        let _ = tcflush(&terminal, QueueSelector::IFlush);
         Some(Self { terminal, before })
     }
 }

@@ -6,6 +6,7 @@
 
 pub(crate) mod desk;
 mod init;
+mod keys;
 mod screen;
 mod station;
 

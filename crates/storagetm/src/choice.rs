@@ -18,21 +18,30 @@ impl Called {
     /// Whether that is this disk. Without a device manager there is no `/dev/disk/by-id`: the serial number or the
     /// world-wide name at the end of such a path tells.
     fn is(&self, disk: &Disk) -> bool {
-        let node = disk.node.to_string_lossy();
-        if self.0 == disk.name || self.0 == node {
-            return true;
-        }
-        let number = self.number();
-        let (serial, wwn) = (disk.hardware.serial.as_deref(), disk.hardware.wwn.as_deref());
-        let is_whole = !disk.is_partition();
-        is_whole && [serial, wwn].into_iter().flatten().any(|own| own.eq_ignore_ascii_case(number))
+        self.is_place_of(disk) || self.is_number_of(disk)
     }
 
-    /// What stands at the end of a link of `/dev/disk/by-id`, or all of it.
-    fn number(&self) -> &str {
-        match self.0.strip_prefix("/dev/disk/by-id/") {
-            Some(link) => link.rsplit(['_', '-']).next().unwrap_or(link),
-            None => &self.0,
+    /// Whether the disk is called so only because it was found in that order.
+    fn is_place_of(&self, disk: &Disk) -> bool {
+        self.0 == disk.name || self.0 == disk.node.to_string_lossy()
+    }
+
+    fn is_number_of(&self, disk: &Disk) -> bool {
+        let (serial, wwn) = (disk.hardware.serial.as_deref(), disk.hardware.wwn.as_deref());
+        !disk.is_partition() && [serial, wwn].into_iter().flatten().any(|own| self.tells(own))
+    }
+
+    /// Whether it is that number, or a link of `/dev/disk/by-id` that ends with it. The device manager has an underscore
+    /// for a blank, and `0x` for what the kernel calls `naa.`.
+    fn tells(&self, own: &str) -> bool {
+        let own = own.to_ascii_lowercase().replace(' ', "_");
+        let own = own.strip_prefix("naa.").unwrap_or(&own);
+        let called = self.0.to_ascii_lowercase().replace(' ', "_");
+        match called.strip_prefix("/dev/disk/by-id/") {
+            Some(link) => link
+                .strip_suffix(own)
+                .is_some_and(|before| ["_", "-", "-0x"].iter().any(|end| before.ends_with(end))),
+            None => ["", "naa.", "0x"].iter().any(|start| called.strip_prefix(start) == Some(own)),
         }
     }
 }
@@ -66,14 +75,23 @@ pub(crate) enum Said {
 impl Choice {
     /// What was said of a disk; nothing if it is not to be lent.
     pub(crate) fn of(&self, disk: &Disk) -> Option<Said> {
-        let named = |calls: &[Called]| calls.iter().any(|call| call.is(disk));
-        if named(&self.writable) {
-            Some(Said::Writable)
-        } else if named(&self.only) {
-            Some(Said::Named)
-        } else {
-            self.only.is_empty().then_some(Said::Any)
+        let is_writable = self.writable.iter().any(|call| call.is(disk));
+        if is_writable { Some(Said::Writable) } else { self.of_reading(disk) }
+    }
+
+    /// What was said of a disk beside what may be written to.
+    pub(crate) fn of_reading(&self, disk: &Disk) -> Option<Said> {
+        let is_named = self.only.iter().any(|call| call.is(disk));
+        let any = self.only.is_empty().then_some(Said::Any);
+        if is_named { Some(Said::Named) } else { any }
+    }
+
+    /// The place by which a disk was named writable, if it was by nothing else: another disk may be there later.
+    pub(crate) fn writable_place(&self, disk: &Disk) -> Option<&Called> {
+        if self.writable.iter().any(|call| call.is_number_of(disk)) {
+            return None;
         }
+        self.writable.iter().find(|call| call.is_place_of(disk))
     }
 
     /// Whether none is named.
@@ -97,7 +115,7 @@ mod test {
 
     fn disks() -> Vec<Disk> {
         let root = std::env::temp_dir().join(format!("storagetm-choice-{}", std::process::id()));
-        for (name, number, serial) in [("sda", "8:0", "S1"), ("sdb", "8:16", "S2")] {
+        for (name, number, serial) in [("sda", "8:0", "S1"), ("sdb", "8:16", "WD-S2")] {
             let folder = root.join("sys/class/block").join(name);
             fs::create_dir_all(folder.join("device")).unwrap();
             fs::write(folder.join("dev"), number).unwrap();
@@ -124,11 +142,24 @@ mod test {
     #[test]
     fn a_disk_is_known_by_each_of_its_names_and_the_others_are_left_out() {
         let disks = disks();
-        for name in ["sdb", "/dev/sdb", "s2", "/dev/disk/by-id/ata-Example_S2"] {
+        for name in ["sdb", "/dev/sdb", "wd-s2", "/dev/disk/by-id/ata-Example_WD-S2"] {
             let choice = choice(&[name], &[]);
             let said: Vec<_> = disks.iter().map(|disk| choice.of(disk)).collect();
             assert_eq!(said, [None, Some(Said::Named)], "{name}");
         }
+    }
+
+    #[test]
+    fn numbers_are_known_as_the_device_manager_writes_them() {
+        let tells = |called: &str, own| Called::new(called).tells(own);
+        let naa = "naa.5000c50056789abc";
+        for called in ["/dev/disk/by-id/wwn-0x5000c50056789abc", "0x5000C50056789ABC", naa] {
+            assert!(tells(called, naa), "{called}");
+        }
+        assert!(tells("/dev/disk/by-id/nvme-eui.0025384b31404c21", "eui.0025384b31404c21"));
+        assert!(tells("/dev/disk/by-id/usb-Maker_Stick_AB_12-0", "AB 12-0"));
+        assert!(!tells("/dev/disk/by-id/ata-Example_XS2", "S2"));
+        assert!(!tells("/dev/disk/by-id/ata-Example_S2-part1", "S2"));
     }
 
     #[test]

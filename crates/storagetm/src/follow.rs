@@ -35,6 +35,13 @@ pub(crate) enum Change {
     Note(String),
 }
 
+/// A disk, as far as it can be told from others.
+#[derive(Debug)]
+struct Holder {
+    device: Device,
+    fingerprint: Option<[u8; 16]>,
+}
+
 /// Follows the block devices.
 #[derive(Debug)]
 pub(crate) struct Follow {
@@ -43,6 +50,8 @@ pub(crate) struct Follow {
     choice: Option<Choice>,
     /// The disks that are lent writable when they come again. Not by their paths: another disk may come by the same.
     writable: HashSet<[u8; 16]>,
+    /// Who was lent writable because its place was named: the right is for that disk, not for the next one there.
+    places: HashMap<String, Holder>,
     uevents: Option<Uevents>,
     /// Kernel names of disks to look at, and when.
     pending: HashSet<String>,
@@ -62,6 +71,7 @@ impl Follow {
             terms: Terms { allow_in_use: false, ..terms },
             choice,
             writable: HashSet::new(),
+            places: HashMap::new(),
             uevents,
             pending: HashSet::new(),
             due: None,
@@ -130,8 +140,12 @@ impl Follow {
         let devices: Vec<&Device> = writable.filter_map(|loan| loan.device.as_ref()).collect();
         let disks = machine.disks.iter().filter(|disk| devices.contains(&&Device::of(disk)));
         self.writable = disks.filter_map(|disk| self.terms.fingerprint(&machine, disk)).collect();
-        let names = machine.disks.iter().map(|disk| disk.name.clone()).collect();
-        Ok(self.come(&machine, &names, loans))
+        let names: HashSet<String> = machine.disks.iter().map(|disk| disk.name.clone()).collect();
+        let changes = self.come(&machine, &names, loans);
+        // The device manager may be looking at some of them just now.
+        let again = Instant::now() + AGAIN;
+        self.again.extend(names.into_iter().map(|name| (name, again)));
+        Ok(changes)
     }
 
     /// Forgets what was lent: the next look is a first one, at every disk.
@@ -140,14 +154,18 @@ impl Follow {
         self.note_all(now);
     }
 
-    /// Write requests that the kernel has sent to the disk since it is there: the fifth number of `stat` (the kernel's
-    /// Documentation/block/stat.rst), of a partition that of the whole disk.
+    /// Requests to write and to discard that the kernel has sent to the disk since it is there: the fifth and the twelfth
+    /// number of `stat` (the kernel's Documentation/block/stat.rst; before Linux 4.18 there is no twelfth), of a partition
+    /// those of the whole disk.
     pub(crate) fn writes(&self, device: &Device) -> Option<u64> {
         let place = self.terms.tree.path("sys/class/block").join(&device.name);
         let whole = place.canonicalize().ok()?;
         let whole = if whole.join("partition").exists() { whole.parent()? } else { &whole };
         let counts = std::fs::read_to_string(whole.join("stat")).ok()?;
-        counts.split_whitespace().nth(4)?.parse().ok()
+        let counts: Vec<&str> = counts.split_whitespace().collect();
+        let writes: u64 = counts.get(4)?.parse().ok()?;
+        let discards = counts.get(11).and_then(|count| count.parse().ok());
+        Some(writes.saturating_add(discards.unwrap_or(0)))
     }
 
     /// Those that were asked for by name and are not there.
@@ -190,9 +208,11 @@ impl Follow {
     fn come_one(&mut self, machine: &Machine, disk: &Disk) -> Option<Change> {
         let said = self.choice.as_ref()?.of(disk)?;
         let verdict = machine.judge(disk, &Live { tree: self.terms.tree.clone() });
+        let is_other = said == Said::Writable && self.is_other(machine, disk);
+        let said = if is_other { self.choice.as_ref()?.of_reading(disk)? } else { said };
         let said = if self.is_writable(machine, disk) { Said::Writable } else { said };
         if !allowed(&verdict, said) {
-            return self.refuse(disk, &verdict);
+            return self.refuse(disk, &verdict, said);
         }
         if said == Said::Any && self.boots_target_mode(disk) {
             let sentence = format!(
@@ -204,8 +224,14 @@ impl Follow {
         let writable = said == Said::Writable;
         let wanted = Wanted { path: disk.node.clone(), writable };
         match self.terms.lend(&wanted) {
-            Ok(loan) => {
+            Ok(mut loan) => {
                 self.said.remove(&disk.name);
+                if is_other && !writable {
+                    loan.note = Some(other_there(disk));
+                }
+                if writable {
+                    self.hold(machine, disk);
+                }
                 Some(Change::Came(Box::new(loan)))
             }
             Err(failure) => self.say(&disk.name, failure.to_string()),
@@ -225,9 +251,30 @@ impl Follow {
         !self.writable.is_empty() && self.terms.fingerprint(machine, disk).is_some_and(known)
     }
 
-    /// Says why a disk is left out, where its owner may wonder: not for what is never meant, such as its partitions.
-    fn refuse(&mut self, disk: &Disk, verdict: &Verdict) -> Option<Change> {
-        if !verdict.is_in_use() || !verdict.allows(Asked::ByNameInUse) || disk.is_partition() {
+    /// Whether another disk than this was lent writable by the name of its place.
+    fn is_other(&self, machine: &Machine, disk: &Disk) -> bool {
+        let place = self.choice.as_ref().and_then(|choice| choice.writable_place(disk));
+        let holder = place.and_then(|place| self.places.get(&place.to_string()));
+        holder.is_some_and(|holder| {
+            let print = self.terms.fingerprint(machine, disk);
+            let is_same = print.is_some() && print == holder.fingerprint;
+            !is_same && !holder.device.is_still(disk)
+        })
+    }
+
+    /// Takes note of who was lent writable by the name of its place.
+    fn hold(&mut self, machine: &Machine, disk: &Disk) {
+        let place = self.choice.as_ref().and_then(|choice| choice.writable_place(disk));
+        let Some(place) = place.map(ToString::to_string) else { return };
+        let fingerprint = self.terms.fingerprint(machine, disk);
+        self.places.insert(place, Holder { device: Device::of(disk), fingerprint });
+    }
+
+    /// Says why a disk is left out, where its owner may wonder: not for what is never meant, such as its partitions,
+    /// unless it was named.
+    fn refuse(&mut self, disk: &Disk, verdict: &Verdict, said: Said) -> Option<Change> {
+        let is_use = verdict.is_in_use() && verdict.allows(Asked::ByNameInUse);
+        if said == Said::Any && (!is_use || disk.is_partition()) {
             return None;
         }
         let reason = verdict.reasons.first()?;
@@ -239,6 +286,13 @@ impl Follow {
         let known = self.said.insert(name.to_owned(), sentence.clone());
         (known.as_deref() != Some(&sentence)).then_some(Change::Note(sentence))
     }
+}
+
+fn other_there(disk: &Disk) -> String {
+    format!(
+        "{} is lent read-only: another disk was there when it was named writable",
+        disk.node.display()
+    )
 }
 
 /// With `--all`, a disk that was named is lent as if it had been named alone.
@@ -279,6 +333,7 @@ fn changed(disks: &[Disk], loans: &[Loan]) -> Vec<Change> {
 #[cfg(test)]
 mod test {
     use super::*;
+    use crate::choice::Called;
     use export::{Export, Geometry, Identity};
     use linux::tree::Tree;
     use std::fs;
@@ -390,6 +445,52 @@ mod test {
     }
 
     #[test]
+    fn a_place_that_is_named_writable_is_for_the_disk_that_was_there() {
+        let fake = Fake::new("place");
+        fake.write("sys/class/block/sdz/device/serial", "S1\n");
+        let named = |name| Choice { only: Vec::new(), writable: vec![Called::new(name)] };
+        let mut follow = Follow { choice: Some(named("/dev/sdz")), ..fake.follow() };
+        let machine = || Machine::look(&Tree::at(&fake.0)).unwrap();
+        let is_other =
+            |follow: &Follow| follow.is_other(&machine(), machine().disk("sdz").unwrap());
+        assert!(!is_other(&follow));
+        follow.hold(&machine(), machine().disk("sdz").unwrap());
+        assert!(!is_other(&follow));
+        fake.disk(2048, 8);
+        assert!(!is_other(&follow), "the same disk has come again");
+        fake.write("sys/class/block/sdz/device/serial", "S2\n");
+        assert!(is_other(&follow));
+        follow.choice = Some(named("S2"));
+        assert!(!is_other(&follow), "it was named by what only it has");
+    }
+
+    #[test]
+    fn why_a_disk_that_was_named_is_not_lent_is_said() {
+        let fake = Fake::new("named");
+        fake.disk(0, 7);
+        let mut follow = fake.follow();
+        assert!(follow.begin(&[]).unwrap().is_empty());
+        let only = Choice { only: vec![Called::new("sdz")], writable: Vec::new() };
+        let mut follow = Follow { choice: Some(only), ..follow };
+        let changes = follow.begin(&[]).unwrap();
+        assert!(matches!(&changes[..], [Change::Note(_)]), "{changes:?}");
+    }
+
+    #[test]
+    fn discards_count_as_writes() {
+        let fake = Fake::new("writes");
+        let follow = fake.follow();
+        let device = Device::of(&fake.disks()[0]);
+        assert_eq!(follow.writes(&device), None);
+        for (counts, writes) in
+            [("1 2 3 4 5 6 7 8 9 10 11", 5), ("1 2 3 4 5 6 7 8 9 10 11 12 13 14 15", 17)]
+        {
+            fake.write("sys/class/block/sdz/stat", counts);
+            assert_eq!(follow.writes(&device), Some(writes));
+        }
+    }
+
+    #[test]
     fn a_stick_that_boots_into_target_mode_is_lent_only_by_name() {
         let fake = Fake::new("stick");
         let stick = image::disk::Disk::image(b"an EFI program").unwrap();
@@ -399,7 +500,7 @@ mod test {
         let changes = follow.begin(&[]).unwrap();
         let [Change::Note(note)] = &changes[..] else { panic!("{changes:?}") };
         assert!(note.contains("it is a stick that boots into target mode"), "{note}");
-        let named = Choice { only: vec![crate::choice::Called::new("sdz")], writable: Vec::new() };
+        let named = Choice { only: vec![Called::new("sdz")], writable: Vec::new() };
         let mut follow = Follow { choice: Some(named), ..follow };
         let changes = follow.begin(&[]).unwrap();
         assert!(!format!("{changes:?}").contains("stick"), "{changes:?}");

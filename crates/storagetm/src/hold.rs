@@ -10,11 +10,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::failure::Failure;
 use crate::options::Hold;
 
+/// Longer than anybody waits, and no more than a clock can count.
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// Waits for a key, or until the time is over.
 pub(crate) fn hold(options: &Hold) -> Result<(), Failure> {
     println!("Press a key to go on; without one it goes on in {} seconds.", options.timeout);
     let _raw = Raw::enter(io::stdin());
-    wait(io::stdin(), Duration::from_secs(options.timeout));
+    wait(io::stdin(), Duration::from_secs(options.timeout).min(LONGEST));
     Ok(())
 }
 

@@ -71,6 +71,11 @@ impl Device {
         Self { number: disk.number, diskseq: disk.diskseq, name: disk.name.clone() }
     }
 
+    /// Whether that disk is it for certain, and not one that came to its place.
+    pub(crate) fn is_still(&self, disk: &Disk) -> bool {
+        self.diskseq.is_some() && *self == Self::of(disk)
+    }
+
     /// Whether it has that number now.
     pub(crate) fn is(&self, number: DeviceNumber) -> bool {
         self.number == number

@@ -166,14 +166,19 @@ pub(crate) fn plan(
     if awaited {
         return Ok(Plan::Awaited(given.to_vec()));
     }
-    let mut fixed: Vec<Listener> = Vec::new();
-    for listener in resolve_all(given, machine)? {
-        if listener.socket.port() == 0 || !fixed.iter().any(|known| known.socket == listener.socket)
-        {
-            fixed.push(listener);
+    Ok(Plan::Fixed(each_once(resolve_all(given, machine)?)))
+}
+
+/// The listeners without those for a socket that was given before; any free port is another one each time.
+fn each_once(listeners: impl IntoIterator<Item = Listener>) -> Vec<Listener> {
+    let mut once: Vec<Listener> = Vec::new();
+    for listener in listeners {
+        let is_it = |known: &Listener| known.socket == listener.socket;
+        if listener.socket.port() == 0 || !once.iter().any(is_it) {
+            once.push(listener);
         }
     }
-    Ok(Plan::Fixed(fixed))
+    once
 }
 
 fn too_far(ip: IpAddr) -> String {
@@ -233,7 +238,7 @@ impl Plan {
             Self::Nearby => machine.iter().filter(is_near).flat_map(standard_at).collect(),
             Self::Awaited(given) => {
                 let here = given.iter().filter(|listen| listen.is_at(machine));
-                here.filter_map(|listen| resolve(listen, machine).ok()).flatten().collect()
+                each_once(here.filter_map(|listen| resolve(listen, machine).ok()).flatten())
             }
         }
     }
@@ -241,7 +246,7 @@ impl Plan {
 
 impl Listen {
     /// Whether the machine has the address by now.
-    fn is_at(&self, machine: &[Address]) -> bool {
+    pub(crate) fn is_at(&self, machine: &[Address]) -> bool {
         let named = |address: &Address| {
             self.interface.as_ref().is_none_or(|name| address.interface == *name)
         };

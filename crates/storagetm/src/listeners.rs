@@ -2,7 +2,7 @@
 //! It knows no protocol: it is told how to bind.
 
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use console::attach::Endpoint;
 use linux::net::Address;
@@ -123,6 +123,18 @@ impl Listeners {
         matches!(self.plan, Plan::Fixed(_) | Plan::Awaited(_))
     }
 
+    /// Addresses that were given and that the machine does not have yet.
+    pub(crate) fn awaited(&self, machine: &[Address]) -> Vec<IpAddr> {
+        match &self.plan {
+            Plan::Awaited(given) => given
+                .iter()
+                .filter(|listen| !listen.is_at(machine))
+                .map(|listen| listen.ip)
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
     /// Whether they are those of this machine and its cables, and no others.
     pub(crate) fn is_nearby(&self) -> bool {
         self.plan == Plan::Nearby
@@ -180,7 +192,6 @@ fn refusal(listener: &Listener, error: &io::Error) -> String {
 mod test {
     use super::*;
     use linux::net::scope_of;
-    use std::net::IpAddr;
 
     fn address(ip: &str) -> Address {
         let ip: IpAddr = ip.parse().unwrap();
@@ -220,6 +231,32 @@ mod test {
         assert_eq!(listeners.endpoints(&[lo]).len(), 1);
         let mut never = |_: &Listener| -> io::Result<SocketAddr> { panic!("it is still bound") };
         assert_eq!(listeners.follow(&both, &mut never).len(), 2);
+    }
+
+    #[test]
+    fn an_address_that_was_given_is_awaited_and_listened_on_once() {
+        let given = ["192.168.1.5", "192.168.1.5:4420"].map(|text| text.parse().unwrap());
+        let mut taken = Vec::new();
+        let mut once = |listener: &Listener| -> io::Result<SocketAddr> {
+            if taken.contains(&listener.socket) {
+                return Err(ErrorKind::AddrInUse.into());
+            }
+            taken.push(listener.socket);
+            Ok(listener.socket)
+        };
+        let plan = Plan::Awaited(given.to_vec());
+        let mut listeners = Listeners::open(plan.clone(), &[], &mut once).unwrap();
+        assert_eq!(listeners.awaited(&[]).len(), 2);
+        let machine = [address("192.168.1.5")];
+        assert!(listeners.awaited(&machine).is_empty());
+        assert_eq!(listeners.follow(&machine, &mut once).len(), 2);
+        taken.clear();
+        let mut once = |listener: &Listener| -> io::Result<SocketAddr> {
+            assert!(!taken.contains(&listener.socket), "{listener} twice");
+            taken.push(listener.socket);
+            Ok(listener.socket)
+        };
+        assert!(Listeners::open(plan, &machine, &mut once).is_ok());
     }
 
     #[test]

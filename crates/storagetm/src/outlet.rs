@@ -13,6 +13,8 @@ use rustix::io::Errno;
 const PIECE: usize = 4096;
 /// Bytes that wait for a reader that has stopped; what comes on top is lost.
 const MOST: usize = 1 << 20;
+/// Between two attempts at a reader that says it has room and has none.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Standard output, and what waits to be written to it.
 #[derive(Debug)]
@@ -45,9 +47,7 @@ impl<F: AsFd> Outlet<F> {
 
     /// Writes what waits, as far as it goes without waiting.
     pub(crate) fn write(&mut self) {
-        while !self.waiting.is_empty() && self.is_writable(Duration::ZERO) {
-            self.write_piece();
-        }
+        while !self.waiting.is_empty() && self.is_writable(Duration::ZERO) && self.write_piece() {}
     }
 
     /// Writes what waits, for at most so long.
@@ -58,7 +58,12 @@ impl<F: AsFd> Outlet<F> {
             if !self.is_writable(left) {
                 return;
             }
-            self.write_piece();
+            if !self.write_piece() {
+                if left.is_zero() {
+                    return;
+                }
+                std::thread::sleep(left.min(PAUSE));
+            }
         }
     }
 
@@ -72,14 +77,18 @@ impl<F: AsFd> Outlet<F> {
         self.closed
     }
 
-    fn write_piece(&mut self) {
+    /// Whether it got further. A terminal may say that it is writable and then not take a line's end, which is two
+    /// characters to it.
+    fn write_piece(&mut self) -> bool {
         let (front, _) = self.waiting.as_slices();
         let piece = front.get(..PIECE).unwrap_or(front);
         match rustix::io::write(&self.to, piece) {
             Ok(written) => drop(self.waiting.drain(..written)),
-            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => return false,
             Err(_) => self.close(),
         }
+        true
     }
 
     fn close(&mut self) {
@@ -124,6 +133,18 @@ mod test {
         let before = outlet.waiting.len();
         outlet.write();
         assert!(outlet.waiting.len() < before);
+    }
+
+    #[test]
+    fn room_that_is_none_is_not_written_to_for_ever() {
+        use rustix::event::{EventfdFlags, eventfd};
+        // It is writable as long as one can be added; the eight bytes below are a larger number.
+        let counter = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        rustix::io::write(&counter, &(u64::MAX - 9).to_ne_bytes()).unwrap();
+        let mut outlet = Outlet::new(counter);
+        outlet.push("12345678");
+        outlet.drain(Duration::from_millis(30));
+        assert!(outlet.is_waiting() && !outlet.is_closed());
     }
 
     #[test]

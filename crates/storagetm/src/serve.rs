@@ -214,6 +214,8 @@ impl Server {
         if self.desk.is_some() && self.listeners.is_nearby() {
             model.notes.extend(beyond(&self.addresses));
         }
+        let awaited = |address| format!("This machine does not have the address {address} yet.");
+        model.notes.extend(self.listeners.awaited(&self.addresses).into_iter().map(awaited));
         let waited_for = |disk| format!("There is no disk {disk} yet.");
         model.notes.extend(self.follow.missing().into_iter().map(waited_for));
         for disk in &mut model.disks {
@@ -392,11 +394,18 @@ impl Server {
         let (export, flushing) = (export.clone(), self.flushing.clone());
         let mailbox = self.mailbox.clone();
         std::thread::spawn(move || {
-            if let Err(error) = rustix::fs::fdatasync(&*export) {
-                let error = io::Error::from(error);
-                mailbox.note(format!("{} could not be flushed: {error}", export.name));
+            // What a host has asked for before it went may still be on its way to the disk.
+            while export.is_being_written() {
+                std::thread::sleep(COALESCE);
             }
-            flushing.fetch_sub(1, Ordering::Relaxed);
+            match rustix::fs::fdatasync(&*export) {
+                Ok(()) => drop(flushing.fetch_sub(1, Ordering::Relaxed)),
+                // What was written may be lost: from now on the screen never says that it is safe to unplug.
+                Err(error) => {
+                    let error = io::Error::from(error);
+                    mailbox.note(format!("{} could not be flushed: {error}", export.name));
+                }
+            }
         });
     }
 
@@ -494,9 +503,8 @@ impl Server {
         if let Some(desk) = self.desk.take() {
             desk.end(match end {
                 End::Restart => "Disconnecting the hosts; then this machine restarts.\n",
-                End::PowerOff | End::Told => {
-                    "Disconnecting the hosts; then this machine powers off.\n"
-                }
+                End::PowerOff => "Disconnecting the hosts; then this machine powers off.\n",
+                End::Told => "Disconnecting the hosts; then this machine ends.\n",
             });
         }
         self.output.stopping();

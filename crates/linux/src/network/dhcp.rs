@@ -306,12 +306,16 @@ impl Dhcp {
     }
 }
 
-/// T1 and T2 are a half and seven eighths of the lease unless the server says otherwise (RFC 2131 §4.4.5).
+/// T1 and T2 are a half and seven eighths of the lease unless the server says otherwise (RFC 2131 §4.4.5). What it says
+/// is followed if it is in that order, and if the machine is not asked to renew without a pause.
 fn ends(asked: Instant, lease: Duration, terms: &Terms) -> Ends {
     let lease = lease.max(SHORTEST_LEASE);
-    let rebinding = terms.rebinding.filter(|given| *given < lease).unwrap_or(lease / 8 * 7);
+    let soonest = SHORTEST_LEASE / 2;
+    let rebinding = terms.rebinding.filter(|given| (soonest..lease).contains(given));
+    let rebinding = rebinding.unwrap_or(lease / 8 * 7);
     let half = rebinding.min(lease / 2);
-    let renewal = terms.renewal.filter(|given| *given < rebinding).unwrap_or(half);
+    let renewal = terms.renewal.filter(|given| (soonest..rebinding).contains(given));
+    let renewal = renewal.unwrap_or(half);
     Ends { renewal: asked + renewal, rebinding: asked + rebinding, expiry: asked + lease }
 }
 
@@ -437,6 +441,27 @@ mod tests {
         assert_eq!(bench.asked(), (3, false, ADDRESS));
         assert_eq!(bench.hear(ACK, 1000), [], "nothing changes");
         assert_eq!(bench.machine.deadline(), Some(bench.now + Duration::from_secs(500)));
+    }
+
+    #[test]
+    fn a_server_cannot_have_it_renew_without_a_pause() {
+        for (renewal, rebinding) in [(0u32, 800u32), (0, 0), (1, 2)] {
+            let mut bench = Bench::open();
+            bench.bind(1000);
+            bench.next();
+            let (now, lease) = (bench.now, 1000u32.to_be_bytes());
+            let options: [(u8, &[u8]); 5] = [
+                (53, &[ACK]),
+                (54, &[10, 0, 0, 1]),
+                (51, &lease),
+                (58, &renewal.to_be_bytes()),
+                (59, &rebinding.to_be_bytes()),
+            ];
+            let bytes = answer(&bench.sent, ADDRESS, &options);
+            bench.machine.receive(now, &bytes);
+            let deadline = bench.machine.deadline().unwrap();
+            assert!(deadline >= now + SHORTEST_LEASE / 2, "{renewal} and {rebinding}");
+        }
     }
 
     #[test]

@@ -127,7 +127,9 @@ impl Setting {
     /// All `ip=` words of a kernel command line; a bad one stops none of the others.
     pub fn parse_all(command_line: &str) -> (Vec<Self>, Vec<BadSetting>) {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
-        let words = command_line.split_whitespace().map(|word| word.trim_matches('"'));
+        // What stands behind "--" is for the first program.
+        let words = command_line.split_whitespace().take_while(|word| *word != "--");
+        let words = words.map(|word| word.trim_matches('"'));
         for word in words.filter_map(|word| word.strip_prefix("ip=")) {
             match Self::parse(word.trim_matches('"')) {
                 Ok(setting) => good.push(setting),

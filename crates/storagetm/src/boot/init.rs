@@ -18,6 +18,9 @@ use crate::boot::station::{POWER_OFF, RESTART, STATION};
 /// How long the station may take to let its hosts go.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// How long a process may take to be ended; one that waits for a disk that answers no more cannot be.
+const MERCY: Duration = Duration::from_secs(5);
+
 /// Bytes of the station's last words that are shown.
 const LAST_WORDS: usize = 1500;
 
@@ -34,33 +37,39 @@ pub(super) fn run() -> ! {
     let _ = pid1::catch_ctrl_alt_del();
     let tree = Tree::machine();
     hear_signals();
-    let how = std::panic::catch_unwind(|| supervise(&tree, &problems));
-    let how = how.unwrap_or_else(|_| ask(&tree, "the first program of the machine failed"));
-    let error = pid1::end(how.unwrap_or(Power::Off));
+    let mut how = loop {
+        let how = std::panic::catch_unwind(|| supervise(&tree, &problems)).ok();
+        let how = how.or_else(|| ask(&tree, "the first program of the machine failed"));
+        if let Some(how) = how {
+            break how;
+        }
+    };
     loop {
+        // What was asked for is tried now; if it does not work, somebody must be heard anew.
+        ASKED.store(0, Ordering::SeqCst);
+        let error = pid1::end(how);
         let words = format!("The machine cannot be ended by itself ({error}): press its button.");
-        ask(&tree, &words);
+        how = ask(&tree, &words).unwrap_or(how);
     }
 }
 
 /// Has a station run, and another one if somebody wants that after a failure.
-fn supervise(tree: &Tree, problems: &[String]) -> Option<Power> {
-    if !problems.is_empty() {
-        ask(tree, &problems.join("\n"))?;
+fn supervise(tree: &Tree, problems: &[String]) -> Power {
+    if !problems.is_empty()
+        && let Some(power) = ask(tree, &problems.join("\n"))
+    {
+        return power;
     }
     loop {
         let reason = match start() {
             Ok((child, words)) => match live(&child, words) {
-                Ok(power) => return Some(power),
+                Ok(power) => return power,
                 Err(reason) => reason,
             },
             Err(error) => format!("the program cannot be started: {error}"),
         };
-        if let Some(power) = asked() {
-            return Some(power);
-        }
-        if let Some(power) = ask(tree, &reason) {
-            return Some(power);
+        if let Some(power) = asked().or_else(|| ask(tree, &reason)) {
+            return power;
         }
     }
 }
@@ -72,6 +81,10 @@ fn start() -> std::io::Result<(Child, thread::JoinHandle<String>)> {
         .stderr(Stdio::piped())
         .spawn()?;
     CHILD.store(child.id().cast_signed(), Ordering::SeqCst);
+    if asked().is_some() {
+        // It was asked for before there was anybody to be told.
+        signal_child(rustix::process::Signal::TERM);
+    }
     let errors = child.stderr.take();
     let words = thread::spawn(move || errors.map(last_words).unwrap_or_default());
     Ok((child, words))
@@ -124,8 +137,8 @@ fn hear_signals() {
             let _ = poll(&mut [PollFd::new(&signals, PollFlags::IN)], None);
             for signal in signals.receive() {
                 match signal {
-                    Signal::Interrupt => wind_up(2),
-                    Signal::Terminate => wind_up(1),
+                    Signal::Interrupt => wind_up(2, Power::Restart),
+                    Signal::Terminate => wind_up(1, Power::Off),
                     Signal::HangUp | Signal::WindowChange => {}
                 }
             }
@@ -133,13 +146,15 @@ fn hear_signals() {
     });
 }
 
-/// Has the station end; if it does not, ends it.
-fn wind_up(how: u8) {
-    ASKED.store(how, Ordering::SeqCst);
+/// Has the station end; if it does not, ends it; if that does not work either, ends the machine.
+fn wind_up(asked: u8, how: Power) {
+    ASKED.store(asked, Ordering::SeqCst);
     signal_child(rustix::process::Signal::TERM);
-    thread::spawn(|| {
+    thread::spawn(move || {
         thread::sleep(PATIENCE);
         signal_child(rustix::process::Signal::KILL);
+        thread::sleep(MERCY);
+        pid1::end(how)
     });
 }
 

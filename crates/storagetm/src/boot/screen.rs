@@ -6,12 +6,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
-use console::{Model, Station, Style, board};
+use console::{Model, Station, Style, board, columns};
 use linux::tree::Tree;
 use linux::tty::{self, Raw};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 
+use crate::boot::keys::Keys;
 use crate::outlet::Outlet;
 
 /// What a serial line is taken for, which does not tell: the smallest terminal that there is.
@@ -30,6 +31,7 @@ struct Screen {
     outlet: Outlet<File>,
     _raw: Option<Raw>,
     utf8: bool,
+    keys: Keys,
     shown: Vec<String>,
     window: (u16, u16),
 }
@@ -125,6 +127,7 @@ impl Screen {
             terminal,
             outlet,
             _raw: raw,
+            keys: Keys::default(),
             shown: Vec::new(),
             window: (0, 0),
         })
@@ -140,7 +143,7 @@ impl Screen {
             Style { width: window.0.into(), color: is_virtual(&self.name), utf8: self.utf8 };
         let lines = board(model, station, style, window.1.into());
         if lines != self.shown || window != self.window {
-            self.outlet.push(&picture(&lines));
+            self.outlet.push(&picture(&lines, style.width));
             (self.shown, self.window) = (lines, window);
         }
     }
@@ -152,7 +155,8 @@ impl Screen {
             // A serial line that hangs up comes back; a terminal that ends is gone.
             Ok(0) => false,
             Ok(n) => {
-                keys.extend_from_slice(some.get(..n).unwrap_or_default());
+                let some = some.get(..n).unwrap_or_default();
+                keys.extend(some.iter().filter_map(|byte| self.keys.receive(*byte)));
                 true
             }
             Err(error) => matches!(
@@ -163,9 +167,14 @@ impl Screen {
     }
 }
 
-/// Line by line over what is there: nothing flickers.
-fn picture(lines: &[String]) -> String {
-    format!("\x1b[H{}\x1b[K\x1b[J", lines.join("\x1b[K\n"))
+/// Line by line over what is there: nothing flickers. Behind the last character of a full row the cursor still stands on
+/// it, and to clear what follows would take it away.
+fn picture(lines: &[String], width: usize) -> String {
+    let is_full = |line: &str| matches!(columns(line), n @ 1.. if n.is_multiple_of(width.max(1)));
+    let clear = |line: &String| if is_full(line) { "" } else { "\x1b[K" };
+    let below = if lines.last().is_some_and(|line| is_full(line)) { "" } else { "\x1b[J" };
+    let lines: Vec<String> = lines.iter().map(|line| format!("{line}{}", clear(line))).collect();
+    format!("\x1b[H{}{below}", lines.join("\n"))
 }
 
 fn is_virtual(name: &str) -> bool {
@@ -179,7 +188,14 @@ mod test {
     #[test]
     fn a_picture_ends_each_line_and_scrolls_nothing() {
         let lines = ["a".to_owned(), "b".to_owned()];
-        assert_eq!(picture(&lines), "\x1b[Ha\x1b[K\nb\x1b[K\x1b[J");
+        assert_eq!(picture(&lines, 80), "\x1b[Ha\x1b[K\nb\x1b[K\x1b[J");
+    }
+
+    #[test]
+    fn the_last_character_of_a_full_row_stays() {
+        let lines = ["\x1b[1mabcd\x1b[0m".to_owned(), "abcdefgh".to_owned(), String::new()];
+        let wanted = "\x1b[H\x1b[1mabcd\x1b[0m\nabcdefgh\n\x1b[K\x1b[J";
+        assert_eq!(picture(&lines, 4), wanted);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::path::Path;
 
 use linux::boot::command_line;
@@ -64,27 +65,52 @@ fn connect(tree: &Tree, mailbox: &Mailbox) -> io::Result<Network> {
     let (settings, bad) = Setting::parse_all(&line);
     bad.iter().for_each(|bad| mailbox.note(bad.to_string()));
     let mailbox = mailbox.clone();
-    Network::start(settings, move |note| {
-        if let Some((interface, sentence)) = standing(&note) {
-            mailbox.about(&interface, sentence);
+    Network::start(settings, move |note| tell(&mailbox, &note))
+}
+
+/// Passes on what the network says: what happened, and how it stands with an interface now. What happened must not be
+/// taken back by the next word on the same interface.
+fn tell(mailbox: &Mailbox, note: &network::Note) {
+    use network::Note as N;
+    match note {
+        N::Failed { .. } => mailbox.note(format!("{note}.")),
+        N::Address { interface, address } if is_link_local(*address) => {
+            mailbox.about(&claim(interface), None);
         }
-    })
+        N::Conflict { interface, .. } => {
+            mailbox.about(&claim(interface), Some(format!("{note}.")));
+        }
+        N::Gone { interface } => {
+            mailbox.about(&claim(interface), None);
+            mailbox.about(interface, None);
+        }
+        note => {
+            if let Some((interface, sentence)) = standing(note) {
+                mailbox.about(interface, sentence);
+            }
+        }
+    }
+}
+
+/// The subject of an interface's link-local address.
+fn claim(interface: &str) -> String {
+    format!("{interface} 169.254.0.0/16")
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(address) if address.is_link_local())
 }
 
 /// How it stands with an interface; nothing if that is as before. Addresses are not said: the screen has them.
-fn standing(note: &network::Note) -> Option<(String, Option<String>)> {
+fn standing(note: &network::Note) -> Option<(&str, Option<String>)> {
     use network::Note as N;
     match note {
-        N::LinkUp { interface } | N::Gone { interface } | N::Lease { interface, .. } => {
-            Some((interface.clone(), None))
-        }
+        N::LinkUp { interface } | N::Lease { interface, .. } => Some((interface, None)),
         N::LinkDown { interface }
         | N::LeaseLost { interface, .. }
         | N::NoAnswer { interface }
-        | N::Conflict { interface, .. }
         | N::Unasked { interface, .. }
-        | N::Missing { interface }
-        | N::Failed { interface, .. } => Some((interface.clone(), Some(format!("{note}.")))),
+        | N::Missing { interface } => Some((interface, Some(format!("{note}.")))),
         _ => None,
     }
 }
@@ -130,3 +156,35 @@ fn said(note: Note) -> Option<String> {
 }
 
 const NO_DEVICE: i32 = rustix::io::Errno::NODEV.raw_os_error();
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use linux::network::{Mac, Note as N};
+    use std::collections::BTreeMap;
+
+    fn eth0() -> String {
+        "eth0".to_owned()
+    }
+
+    #[test]
+    fn what_failed_is_not_taken_back_by_what_comes_next() {
+        let mailbox = Mailbox::open().unwrap();
+        let error = io::ErrorKind::NotFound.into();
+        tell(&mailbox, &N::Failed { interface: eth0(), what: "brought up".to_owned(), error });
+        tell(&mailbox, &N::LinkUp { interface: eth0() });
+        assert_eq!(mailbox.receive().notes, ["eth0: could not be brought up: entity not found."]);
+    }
+
+    #[test]
+    fn a_conflict_is_over_when_there_is_an_address_and_silence_is_not() {
+        let mailbox = Mailbox::open().unwrap();
+        let address = [169, 254, 7, 9].into();
+        tell(&mailbox, &N::NoAnswer { interface: eth0() });
+        tell(&mailbox, &N::Conflict { interface: eth0(), address, other: Mac([2; 6]) });
+        let subjects = mailbox.receive().subjects;
+        assert_eq!(subjects.values().filter(|sentence| sentence.is_some()).count(), 2);
+        tell(&mailbox, &N::Address { interface: eth0(), address: address.into() });
+        assert_eq!(mailbox.receive().subjects, BTreeMap::from([(claim("eth0"), None)]));
+    }
+}
