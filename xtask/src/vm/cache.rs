@@ -71,6 +71,13 @@ impl Cache {
         })
     }
 
+    /// Packages of the newest of the releases with all that they depend on, unpacked in a folder of this name.
+    pub(super) fn packages(&self, name: &str, packages: &[&str]) -> Result<PathBuf> {
+        let folder = self.folder.join(name);
+        self.once(&folder, || self.apt(TOOLS_SUITE)?.unpack(packages, true, &folder))?;
+        Ok(folder)
+    }
+
     /// The unpacked programs of the guest.
     pub(super) fn tools(&self) -> PathBuf {
         self.folder.join("tools")

@@ -2,6 +2,11 @@
 //! Does not know what a machine needs in it.
 
 use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
 
 /// An archive in the making.
 #[derive(Debug, Default)]
@@ -12,6 +17,7 @@ pub(super) struct Archive {
 }
 
 const FOLDER: u32 = 0o040_755;
+const FILE: u32 = 0o100_000;
 const PROGRAM: u32 = 0o100_755;
 const LINK: u32 = 0o120_777;
 
@@ -36,6 +42,43 @@ impl Archive {
     pub(super) fn link(&mut self, path: &str, to: &str) {
         self.above(path);
         self.entry(path, LINK, to.as_bytes());
+    }
+
+    /// Adds all that is in a folder of this machine and whose path there is wanted, with its permissions.
+    pub(super) fn tree(&mut self, root: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+        self.branch(root, "", wanted)
+    }
+
+    fn branch(&mut self, root: &Path, at: &str, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+        let entries = root.join(at).read_dir()?.map(|entry| Ok(entry?.file_name()));
+        let mut names = entries.collect::<Result<Vec<_>>>()?;
+        names.sort();
+        for name in names {
+            let name = name.to_str().context("a name that is no UTF-8")?;
+            let path = if at.is_empty() { name.to_owned() } else { format!("{at}/{name}") };
+            if wanted(&path) {
+                self.leaf(root, &path, wanted)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn leaf(&mut self, root: &Path, path: &str, wanted: &dyn Fn(&str) -> bool) -> Result<()> {
+        let source = root.join(path);
+        let about = source.symlink_metadata()?;
+        if about.is_dir() {
+            self.folder(path);
+            return self.branch(root, path, wanted);
+        }
+        self.above(path);
+        if about.is_symlink() {
+            let to = fs::read_link(&source)?;
+            self.entry(path, LINK, to.to_str().context("a link that is no UTF-8")?.as_bytes());
+        } else {
+            let content = fs::read(&source).with_context(|| source.display().to_string())?;
+            self.entry(path, FILE | (about.permissions().mode() & 0o7777), &content);
+        }
+        Ok(())
     }
 
     /// The finished archive.

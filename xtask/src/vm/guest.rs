@@ -2,6 +2,7 @@
 //! Does not know what runs in it.
 
 use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -40,7 +41,7 @@ impl Guest {
             .arg("-initrd")
             .arg(initramfs)
             .args(devices)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(folder.join(format!("{name}.qemu")))?)
             .spawn()
@@ -48,6 +49,12 @@ impl Guest {
         let serial = child.stdout.take().context("qemu has no output")?;
         let log = File::create(folder.join(format!("{name}.log")))?;
         Ok(Self { child, console: Console::follow(&format!("the {name} machine"), serial, log) })
+    }
+
+    /// Types a line on the machine's serial console.
+    pub(super) fn type_line(&mut self, line: &str) -> Result<()> {
+        let keyboard = self.child.stdin.as_mut().context("the machine has no serial console")?;
+        Ok(writeln!(keyboard, "{line}")?)
     }
 
     /// Waits for the machine to power off by itself.

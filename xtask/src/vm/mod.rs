@@ -3,6 +3,7 @@
 
 mod apt;
 mod attach;
+mod boot;
 mod cache;
 mod case;
 mod console;
@@ -12,7 +13,7 @@ mod guest;
 mod hotplug;
 mod image;
 mod initramfs;
-mod mirror;
+pub(crate) mod mirror;
 mod modules;
 mod qmp;
 mod target;
@@ -26,21 +27,33 @@ use crate::tally::Tally;
 use cache::{Cache, KERNELS, Kernel};
 use case::{Case, Scenario};
 
+/// The arrangements in which disks are attached.
+const SCENARIOS: [fn() -> Scenario; 2] = [attach::scenario, hotplug::scenario];
+
 /// Options of `cargo xtask vm`.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Options {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// Kernel to boot: 6.1, 6.12 or all
     #[arg(long, default_value = "all", value_parser = ["6.1", "6.12", "all"])]
     kernel: String,
     /// Run only the tests whose name contains this
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", global = true)]
     only: Option<String>,
     /// Test this program instead of building storagetm; it must be static
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", global = true)]
     program: Option<PathBuf>,
     /// List the tests and stop
-    #[arg(long)]
+    #[arg(long, global = true)]
     list: bool,
+}
+
+/// A part of the tests that is run alone.
+#[derive(Debug, clap::Subcommand)]
+enum Part {
+    /// Only the machines that are booted into target mode, with the table of times
+    Boot(boot::Options),
 }
 
 impl Options {
@@ -49,8 +62,18 @@ impl Options {
         Self { kernel: "all".to_owned(), ..Self::default() }
     }
 
+    /// The kernels that attach what storagetm lends without being booted for it.
     fn kernels(&self) -> impl Iterator<Item = &'static Kernel> {
-        KERNELS.iter().filter(|kernel| self.kernel == "all" || self.kernel == kernel.name)
+        let named = |kernel: &&Kernel| self.kernel == "all" || self.kernel == kernel.name;
+        KERNELS.iter().filter(move |kernel| self.part.is_none() && named(kernel))
+    }
+
+    /// The options of the machines that are booted into target mode, unless a kernel was asked for by name.
+    fn boot(&self) -> Option<boot::Options> {
+        match &self.part {
+            Some(Part::Boot(options)) => Some(options.clone()),
+            None => (self.kernel == "all").then(boot::Options::default),
+        }
     }
 
     fn wants(&self, name: &str) -> bool {
@@ -67,25 +90,33 @@ struct Bench {
 
 /// Runs the chosen tests; a machine that cannot run them skips each by name.
 pub(crate) fn run(options: &Options) -> Result<Tally> {
-    let scenarios = [attach::scenario(), hotplug::scenario()];
-    if options.list {
-        return list(options, &scenarios);
-    }
     let mut tally = Tally::default();
     match prepare(options) {
-        Ok(bench) => {
-            for kernel in options.kernels() {
-                run_kernel(options, &bench, kernel, &scenarios, &mut tally)?;
-            }
-        }
-        Err(Unable::Here(reason)) => {
-            for kernel in options.kernels() {
-                skip_kernel(options, kernel, &scenarios, &reason, &mut tally)?;
-            }
-        }
+        Ok(bench) => run_all(options, &bench, &mut tally)?,
+        Err(Unable::Here(reason)) => skip_all(options, &reason, &mut tally)?,
         Err(Unable::Broken(error)) => return Err(error),
     }
     Ok(tally)
+}
+
+fn run_all(options: &Options, bench: &Bench, tally: &mut Tally) -> Result<()> {
+    for kernel in options.kernels() {
+        run_kernel(options, bench, kernel, &SCENARIOS.map(|scenario| scenario()), tally)?;
+    }
+    if let Some(part) = options.boot() {
+        boot::run(&part, bench, &|name| options.wants(name), tally)?;
+    }
+    Ok(())
+}
+
+fn skip_all(options: &Options, reason: &str, tally: &mut Tally) -> Result<()> {
+    for kernel in options.kernels() {
+        skip_kernel(options, kernel, &SCENARIOS.map(|scenario| scenario()), reason, tally)?;
+    }
+    if let Some(part) = options.boot() {
+        boot::skip(&part, reason, &|name| options.wants(name), tally);
+    }
+    Ok(())
 }
 
 /// Why nothing can be run.
@@ -97,6 +128,9 @@ enum Unable {
 }
 
 fn prepare(options: &Options) -> Result<Bench, Unable> {
+    if options.list {
+        return Err(Unable::Here("only listed".to_owned()));
+    }
     if let Some(reason) = cache::missing_tools() {
         return Err(Unable::Here(reason));
     }
@@ -149,12 +183,4 @@ fn chosen(options: &Options, kernel: &Kernel, scenario: &Scenario) -> Result<Vec
     let mut cases = scenario.cases(kernel.name)?;
     cases.retain(|case| options.wants(&case.title));
     Ok(cases)
-}
-
-fn list(options: &Options, scenarios: &[Scenario]) -> Result<Tally> {
-    let mut tally = Tally::default();
-    for kernel in options.kernels() {
-        skip_kernel(options, kernel, scenarios, "only listed", &mut tally)?;
-    }
-    Ok(tally)
 }

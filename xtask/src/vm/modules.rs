@@ -33,6 +33,19 @@ pub(super) fn collect(kernel: &Path, wanted: &[&str]) -> Result<Vec<Module>> {
     Ok(order)
 }
 
+/// The version of an unpacked kernel, and the folder of its modules.
+pub(super) fn folder(kernel: &Path) -> Result<(String, PathBuf)> {
+    for root in ["usr/lib/modules", "lib/modules"] {
+        let Ok(mut entries) = kernel.join(root).read_dir() else { continue };
+        if let Some(entry) = entries.next() {
+            let path = entry?.path();
+            let version = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            return Ok((version, path));
+        }
+    }
+    anyhow::bail!("{} holds no kernel modules", kernel.display())
+}
+
 fn index(folder: &Path, paths: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     for entry in folder.read_dir()? {
         let entry = entry?;

@@ -1,4 +1,4 @@
-//! Talks to qemu's machine protocol: disks are plugged and pulled with it.
+//! Talks to qemu's machine protocol: disks are plugged and pulled, buttons pressed, counters read with it.
 //! Does not know what the guest makes of it.
 
 use std::io::{BufRead, BufReader, Write};
@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
+
+use crate::cargo::text;
 
 /// A conversation with one machine.
 #[derive(Debug)]
@@ -32,15 +34,56 @@ impl Qmp {
         let node = json!({"driver": "raw", "node-name": serial, "file": file});
         self.execute("blockdev-add", &node)?;
         let device = json!({"driver": "scsi-hd", "id": serial, "drive": serial, "serial": serial});
-        self.execute("device_add", &device)
+        self.execute("device_add", &device).map(drop)
     }
 
     /// Pulls a disk that was plugged in.
     pub(super) fn unplug(&mut self, serial: &str) -> Result<()> {
-        self.execute("device_del", &json!({"id": serial}))
+        self.execute("device_del", &json!({"id": serial})).map(drop)
     }
 
-    fn execute(&mut self, command: &str, arguments: &Value) -> Result<()> {
+    /// Presses the power button.
+    pub(super) fn press_power(&mut self) -> Result<()> {
+        self.execute("system_powerdown", &json!({})).map(drop)
+    }
+
+    /// Presses keys of the keyboard together, by the names that qemu has for them.
+    pub(super) fn press(&mut self, keys: &[&str]) -> Result<()> {
+        let key = |name| json!({"type": "qcode", "data": name});
+        let keys: Vec<Value> = keys.iter().map(key).collect();
+        self.execute("send-key", &json!({"keys": keys})).map(drop)
+    }
+
+    /// Saves what the machine's graphics card shows, as PNG.
+    pub(super) fn screenshot(&mut self, to: &Path) -> Result<()> {
+        self.execute("screendump", &json!({"filename": to, "format": "png"})).map(drop)
+    }
+
+    /// How often the machine has changed any of its disks since power on: writes, discards, and zeroings.
+    /// qemu counts them where the machine cannot hide one.
+    pub(super) fn changes(&mut self) -> Result<u64> {
+        let answer = self.execute("query-blockstats", &json!({}))?;
+        let count = |device: &Value| -> u64 {
+            let of = |name: &str| device.get("stats")?.get(name)?.as_u64();
+            ["wr_operations", "unmap_operations"].iter().filter_map(|name| of(name)).sum()
+        };
+        Ok(answer.as_array().context("qemu counted nothing")?.iter().map(count).sum())
+    }
+
+    /// Waits until the machine ends by itself, and returns how qemu calls that: `guest-shutdown` or
+    /// `guest-reset`.
+    pub(super) fn ending(&mut self, patience: Duration) -> Result<String> {
+        self.stream.get_ref().set_read_timeout(Some(patience))?;
+        loop {
+            let event = self.line().context("the machine did not end in time")?;
+            if text(&event, "event") == "SHUTDOWN" {
+                let data = event.get("data").context("an end without a reason")?;
+                return Ok(text(data, "reason").to_owned());
+            }
+        }
+    }
+
+    fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value> {
         let request = json!({"execute": command, "arguments": arguments});
         writeln!(self.stream.get_mut(), "{request}")?;
         loop {
@@ -48,8 +91,8 @@ impl Qmp {
             if let Some(error) = answer.get("error") {
                 bail!("qemu refused {command}: {error}");
             }
-            if answer.get("return").is_some() {
-                return Ok(());
+            if let Some(result) = answer.get("return") {
+                return Ok(result.clone());
             }
         }
     }

@@ -1,0 +1,137 @@
+//! The second machine: a distribution's kernel and nvme-cli, and somebody who types what the first one shows.
+//! It stays on while the first machines come and go. Does not know how those are booted.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::vm::Bench;
+use crate::vm::cache::Kernel;
+use crate::vm::console::Saying;
+use crate::vm::guest::{Guest, link};
+use crate::vm::initramfs::Job;
+
+const BOOT: Duration = Duration::from_secs(60);
+const STEP: Duration = Duration::from_secs(110);
+/// What this machine calls its network interface to the first.
+const INTERFACE: &str = "eth0";
+/// The option of nvme-cli before the name of an interface.
+const OPTION: &str = "--host-iface";
+
+/// The running second machine.
+#[derive(Debug)]
+pub(super) struct Client {
+    guest: Guest,
+}
+
+impl Client {
+    /// Boots it at its end of the link and waits until it can be typed to.
+    pub(super) fn power_on(bench: &Bench, kernel: &Kernel, folder: &Path) -> Result<Self> {
+        let job = Job {
+            scenario: "boot",
+            role: "remote",
+            variables: vec![("interface", "169.254.200.2/16".to_owned())],
+            files: Vec::new(),
+        };
+        let guest = Guest::boot(bench, kernel, folder, &job, &link(&folder.join("link"), 1))?;
+        let mut client = Self { guest };
+        client.finished("boot", BOOT)?;
+        Ok(client)
+    }
+
+    /// Types a line from the first machine's screen until so many disks are attached. Returns when
+    /// they were.
+    pub(super) fn attach(&mut self, line: &str, disks: usize) -> Result<Instant> {
+        let attached = self.run(&format!("attach {disks} {}", with_own_interface(line)));
+        let then = Instant::now();
+        if attached.is_err() {
+            self.detach()?;
+        }
+        attached.map(|_| then)
+    }
+
+    /// The checksums of all attached disks, sorted.
+    pub(super) fn sums(&mut self) -> Result<Vec<String>> {
+        self.told("sums")
+    }
+
+    /// Size and protection of all attached disks, smallest first: `16777216:ro`.
+    pub(super) fn protection(&mut self) -> Result<Vec<String>> {
+        self.told("protection")
+    }
+
+    /// Lets go of all disks.
+    pub(super) fn detach(&mut self) -> Result<()> {
+        self.run("detach").map(drop)
+    }
+
+    fn told(&mut self, name: &str) -> Result<Vec<String>> {
+        let told = self.run(name)?.context("the second machine told nothing")?;
+        Ok(told.split(' ').map(str::to_owned).collect())
+    }
+
+    fn run(&mut self, command: &str) -> Result<Option<String>> {
+        self.guest.type_line(command)?;
+        let name = command.split(' ').next().unwrap_or(command);
+        self.finished(name, STEP)
+    }
+
+    /// Waits for the end of one step; returns the last value that it told.
+    fn finished(&mut self, name: &str, patience: Duration) -> Result<Option<String>> {
+        let deadline = Instant::now() + patience;
+        let (mut value, mut notes) = (None, String::new());
+        loop {
+            match self.guest.console.next(deadline)? {
+                Saying::Passed(step) if step == name => return Ok(value),
+                Saying::Failed(step) => bail!("{step} failed on the second machine:\n{notes}"),
+                Saying::Value(_, told) => value = Some(told),
+                Saying::Note(note) => notes.extend([&note, "\n"]),
+                Saying::Passed(_) | Saying::Ask(_) | Saying::Event(_) => {}
+                Saying::End => bail!("the second machine ended"),
+            }
+        }
+    }
+}
+
+/// The line as the screen says that it is to be typed: with this machine's own interface behind a
+/// link-local IPv6 address, or as an option. An address that names no interface gets one: there is no
+/// other way to reach it.
+fn with_own_interface(line: &str) -> String {
+    let has_option = line.contains(OPTION);
+    let mut after_option = false;
+    let mut word = |word: &str| {
+        let is_interface = std::mem::replace(&mut after_option, word == OPTION);
+        match word.split_once('%') {
+            _ if is_interface => INTERFACE.to_owned(),
+            _ if !word.starts_with("fe80:") => word.to_owned(),
+            Some((address, _)) => format!("{address}%{INTERFACE}"),
+            None if has_option => word.to_owned(),
+            None => format!("{word}%{INTERFACE}"),
+        }
+    };
+    line.split(' ').map(&mut word).collect::<Vec<_>>().join(" ")
+}
+
+/// That two lists of checksums are the same.
+pub(super) fn same(expected: &[String], found: &[String]) -> Result<()> {
+    ensure!(expected == found, "expected SHA-256 {expected:?}, the second machine read {found:?}");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_interface_of_a_typed_line_is_replaced() {
+        let line = "nvme connect-all -t tcp -a fe80::1%enp0s2 -s 4420";
+        let typed = "nvme connect-all -t tcp -a fe80::1%eth0 -s 4420";
+        assert_eq!(with_own_interface(line), typed);
+        assert_eq!(with_own_interface(&line.replace("%enp0s2", "")), typed);
+        let line = "nvme connect-all -t tcp -a fe80::1 -s 4420 --host-iface enp0s2";
+        assert_eq!(with_own_interface(line), line.replace("enp0s2", "eth0"));
+        let line = "nvme connect-all -t tcp -a 169.254.1.2 -s 4420";
+        assert_eq!(with_own_interface(line), line);
+    }
+}

@@ -1,0 +1,64 @@
+//! The lines that attach disks, found on a screen. Does not know whose screen it is.
+
+/// The addresses of a line to type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// That of a line.
+    pub(super) fn of(line: &str) -> Self {
+        if line.contains(" fe80:") { Self::V6 } else { Self::V4 }
+    }
+
+    pub(super) fn other(self) -> Self {
+        if self == Self::V4 { Self::V6 } else { Self::V4 }
+    }
+
+    /// The line if it is of this family.
+    pub(super) fn filter(self, line: Option<String>) -> Option<String> {
+        line.filter(|line| Self::of(line) == self)
+    }
+
+    /// Its name in those of the tests.
+    pub(super) fn name(self) -> &'static str {
+        if self == Self::V4 { "ipv4" } else { "ipv6" }
+    }
+}
+
+/// The whole line that attaches all disks over the cable, if this is a line of the screen that has one.
+pub(super) fn attach_line(text: &str) -> Option<String> {
+    line_from(text, "nvme connect-all ")
+}
+
+/// What begins so, up to the end of the line, if its address is one of those that are on the cable.
+pub(super) fn line_from(text: &str, start: &str) -> Option<String> {
+    let line = text.get(text.find(start)?..)?.trim_end();
+    let is_near = [" -a 169.254.", " -a fe80:"].iter().any(|near| line.contains(near));
+    is_near.then(|| line.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_is_taken_from_either_screen_as_it_stands() {
+        let line = "nvme connect-all -t tcp -a fe80::1%eth0 -s 4420";
+        assert_eq!(attach_line(&format!("    {line}")).as_deref(), Some(line));
+        let theirs = format!("          \u{2514}\u{2500} Try for all devices: {line}");
+        assert_eq!(attach_line(&theirs).as_deref(), Some(line));
+        assert_eq!(attach_line("To attach all disks, type on the other machine"), None);
+        assert_eq!(attach_line("nvme connect-all -t tcp -a 127.0.0.1 -s 4420"), None);
+    }
+
+    #[test]
+    fn families_are_told_apart() {
+        let four = "nvme connect-all -t tcp -a 169.254.1.2 -s 4420";
+        assert_eq!(Family::of(four), Family::V4);
+        assert_eq!(Family::of("nvme connect-all -t tcp -a fe80::1 -s 1"), Family::V6);
+        assert_eq!(Family::V6.filter(Some(four.to_owned())), None);
+    }
+}

@@ -1,0 +1,137 @@
+//! The first machine: powered on one way or another, with the disks that it is to lend.
+//! Does not know what runs in it, nor what is expected of it.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+
+use super::screen::Screen;
+use crate::vm::guest::link;
+use crate::vm::qmp::Qmp;
+
+/// What a machine starts with.
+#[derive(Debug, Clone)]
+pub(super) enum Start {
+    /// A kernel and an initramfs that the machine's loader puts into memory, and the command line.
+    Direct { kernel: PathBuf, initramfs: PathBuf, line: String },
+    /// UEFI firmware that finds something to boot on a disk: the firmware's code, its variables, the disk.
+    Firmware { code: PathBuf, variables: PathBuf, disk: PathBuf },
+}
+
+/// A running machine; it is killed when dropped.
+#[derive(Debug)]
+pub(super) struct Machine {
+    child: Child,
+    start: Instant,
+    control: PathBuf,
+    /// What its serial terminal shows.
+    pub(super) screen: Screen,
+}
+
+impl Machine {
+    /// Powers a machine on at its end of the link that is in the folder above that of its logs.
+    pub(super) fn power_on(
+        start: &Start,
+        devices: &[String],
+        folder: &Path,
+        name: &str,
+    ) -> Result<Self> {
+        let control = folder.join(format!("{name}.qmp"));
+        let mut command = Command::new("qemu-system-x86_64");
+        command.args(machine()).args(starting(start, folder, name)?).args(devices);
+        command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", control.display()));
+        command.args(["-serial", "stdio"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.stderr(File::create(folder.join(format!("{name}.qemu")))?);
+        let log = File::create(folder.join(format!("{name}.log")))?;
+        let start = Instant::now();
+        let mut child = command.spawn().context("qemu cannot be started")?;
+        let serial = child.stdout.take().context("qemu has no output")?;
+        Ok(Self { child, start, control, screen: Screen::follow(serial, start, log) })
+    }
+
+    /// The time from power on until then.
+    pub(super) fn since_power_on(&self, then: Instant) -> Duration {
+        then.saturating_duration_since(self.start)
+    }
+
+    /// A conversation with the machine's buttons and sockets.
+    pub(super) fn control(&self) -> Result<Qmp> {
+        Qmp::connect(&self.control)
+    }
+
+    /// Presses a key at the serial terminal.
+    pub(super) fn type_key(&mut self, key: &str) -> Result<()> {
+        let keyboard = self.child.stdin.as_mut().context("the machine has no serial terminal")?;
+        keyboard.write_all(key.as_bytes())?;
+        Ok(keyboard.flush()?)
+    }
+
+    /// That it is still on after a while.
+    pub(super) fn stays_on(&mut self, time: Duration) -> Result<()> {
+        std::thread::sleep(time);
+        ensure!(self.child.try_wait()?.is_none(), "the machine has ended by itself");
+        Ok(())
+    }
+
+    /// Waits until qemu is through.
+    pub(super) fn until_off(&mut self, patience: Duration) -> Result<()> {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                ensure!(status.success(), "qemu ended with {status}");
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "qemu still runs after {} s", patience.as_secs());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Arguments of every machine. The systemd initrd is unpacked into memory: it needs the most.
+fn machine() -> Vec<String> {
+    let words = "-accel tcg,thread=multi -cpu max -machine q35 -smp 2 -m 1536 -nodefaults -no-user-config \
+         -display none -no-reboot -device virtio-scsi-pci,id=scsi";
+    words.split(' ').map(str::to_owned).collect()
+}
+
+/// The end of the link that comes and goes.
+pub(super) fn network_card(folder: &Path) -> Vec<String> {
+    link(&folder.join("link"), 2).to_vec()
+}
+
+fn starting(start: &Start, folder: &Path, name: &str) -> Result<Vec<String>> {
+    Ok(match start {
+        Start::Direct { kernel, initramfs, line } => {
+            let path = |path: &Path| path.display().to_string();
+            let words = ["-kernel", &path(kernel), "-initrd", &path(initramfs), "-append", line];
+            words.map(str::to_owned).to_vec()
+        }
+        Start::Firmware { code, variables, disk } => {
+            let own = folder.join(format!("{name}.variables"));
+            std::fs::copy(variables, &own)?;
+            let flash = |path: &Path, more: &str| {
+                format!("if=pflash,format=raw,file={}{more}", path.display())
+            };
+            let disk = format!("file={},format=raw,if=none,id=start,readonly=on", disk.display());
+            let words = [
+                ["-drive", &flash(code, ",readonly=on")],
+                ["-drive", &flash(&own, "")],
+                ["-drive", &disk],
+                ["-device", "virtio-blk-pci,drive=start,serial=START,bootindex=1"],
+            ];
+            words.concat().iter().map(|&word| word.to_owned()).collect()
+        }
+    })
+}

@@ -1,0 +1,213 @@
+//! `cargo xtask vm boot`: machines that are booted into target mode, and a second machine that attaches
+//! their disks. Knows the order of things; each step has its own file.
+
+mod client;
+mod disks;
+mod ending;
+mod figures;
+mod hotplug;
+mod initrds;
+mod lines;
+mod machine;
+mod screen;
+mod settings;
+mod systemd;
+mod trial;
+mod ways;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::Bench;
+use super::cache::{KERNELS, Kernel};
+use super::case::{Board, Case};
+use crate::tally::Tally;
+use client::Client;
+use figures::Figures;
+use machine::Machine;
+use trial::{TRIALS, Trial};
+use ways::{Maker, Way};
+
+/// Options of `cargo xtask vm boot`.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Options {
+    /// How often each way is booted for the table of times; from 3 on, the times must keep their promise
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=50))]
+    rounds: u32,
+    /// Save what the machines' graphics cards show to this folder, as PNG
+    #[arg(long, value_name = "FOLDER")]
+    screenshots: Option<PathBuf>,
+    /// Boot only the initrds that `cargo xtask initrds` has made; it says in which folder they are
+    #[arg(long, value_name = "FOLDER")]
+    initrds: Option<PathBuf>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { rounds: 1, screenshots: None, initrds: None }
+    }
+}
+
+impl Options {
+    fn trials(&self) -> &'static [Trial] {
+        if self.initrds.is_some() { initrds::TRIALS } else { TRIALS }
+    }
+}
+
+/// What all trials share.
+#[derive(Debug)]
+struct Lab<'a> {
+    maker: Maker<'a>,
+    client: Option<Client>,
+    figures: Figures,
+    screenshots: Option<PathBuf>,
+    /// Where initrds that others made are.
+    initrds: Option<PathBuf>,
+    /// Whether only the table of times needs this boot.
+    only_times: bool,
+}
+
+impl Lab<'_> {
+    /// The second machine, powered on when it is first needed.
+    fn client(&mut self) -> Result<&mut Client> {
+        if self.client.is_none() {
+            let Maker { bench, kernel, folder, .. } = self.maker;
+            self.client = Some(Client::power_on(bench, kernel, folder)?);
+        }
+        self.client.as_mut().context("there is no second machine")
+    }
+
+    /// A graphics card, if its picture is wanted.
+    fn graphics_card(&self) -> Vec<String> {
+        let card = ["-device".to_owned(), "VGA".to_owned()];
+        if self.screenshots.is_some() { card.to_vec() } else { Vec::new() }
+    }
+
+    /// Saves what the graphics card shows, if that is wanted.
+    fn picture(&self, machine: &Machine, name: &str) -> Result<()> {
+        let Some(folder) = &self.screenshots else { return Ok(()) };
+        machine.control()?.screenshot(&folder.canonicalize()?.join(format!("{name}.png")))
+    }
+}
+
+/// The kernel of both machines: that of the newest of the releases.
+fn kernel() -> Result<&'static Kernel> {
+    KERNELS.last().context("no kernel is known")
+}
+
+/// Runs the trials whose names are wanted; the table of times comes last.
+pub(super) fn run(
+    options: &Options,
+    bench: &Bench,
+    wanted: &dyn Fn(&str) -> bool,
+    tally: &mut Tally,
+) -> Result<()> {
+    if !options.trials().iter().any(|trial| !chosen(trial, wanted).is_empty()) {
+        return Ok(());
+    }
+    let kernel = kernel()?;
+    bench.cache.fetch(kernel)?;
+    let folder = bench.cache.run_folder("boot")?;
+    if let Some(folder) = &options.screenshots {
+        std::fs::create_dir_all(folder)?;
+    }
+    let line = if options.screenshots.is_some() { "console=tty0" } else { "" };
+    let maker = Maker { bench, kernel, folder: &folder, line };
+    let screenshots = options.screenshots.clone();
+    let figures = Figures::default();
+    let initrds = options.initrds.clone();
+    let mut lab = Lab { maker, client: None, figures, screenshots, initrds, only_times: false };
+    for trial in options.trials() {
+        run_trial(trial, 0, &mut lab, chosen(trial, wanted), tally);
+    }
+    lab.only_times = true;
+    for round in 1..options.rounds {
+        for trial in options.trials().iter().filter(|trial| trial.is_timed()) {
+            // A test counts once, and fails if it fails in any round.
+            let mut further = Tally::default();
+            let mut cases = chosen(trial, wanted);
+            cases.truncate(1);
+            run_trial(trial, round, &mut lab, cases, &mut further);
+            fail_again(round, &further, tally);
+        }
+    }
+    conclude(options, &lab.figures, wanted, tally);
+    Ok(())
+}
+
+fn run_trial(trial: &Trial, round: u32, lab: &mut Lab<'_>, cases: Vec<Case>, tally: &mut Tally) {
+    if cases.is_empty() {
+        return;
+    }
+    let mut board = Board::new(cases, tally);
+    let outcome = prepare(lab.maker.folder, trial, round)
+        .and_then(|folder| (trial.run)(lab, &folder, &mut board).with_context(|| logs(&folder)));
+    board.finish(outcome);
+    // Whatever went wrong, the next trial starts with nothing attached.
+    let _ = lab.client.as_mut().map(Client::detach);
+}
+
+/// A test that fails in a further round has failed.
+fn fail_again(round: u32, further: &Tally, tally: &mut Tally) {
+    for name in further.failures() {
+        tally.fail(name, &format!("in round {}", round + 1));
+    }
+}
+
+fn prepare(folder: &Path, trial: &Trial, round: u32) -> Result<PathBuf> {
+    let first = trial.tests.first().unwrap_or(&"");
+    let folder = folder.join(format!("{}-{first}-{}", trial.name, round + 1));
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder)
+}
+
+fn logs(folder: &Path) -> String {
+    format!("serial logs are in {}", folder.display())
+}
+
+fn chosen(trial: &Trial, wanted: &dyn Fn(&str) -> bool) -> Vec<Case> {
+    let case = |name: &&str| Case { title: title(trial.name, name), name: (*name).to_owned() };
+    trial.tests.iter().map(case).filter(|case| wanted(&case.title)).collect()
+}
+
+fn title(trial: &str, test: &str) -> String {
+    format!("vm boot {trial}/{test}")
+}
+
+const BAR: &str = "vm boot times/a-third-of-upstream";
+/// One boot beside one other says too little: a busy machine would fail it.
+const ROUNDS_FOR_BAR: u32 = 3;
+
+fn conclude(
+    options: &Options,
+    figures: &Figures,
+    wanted: &dyn Fn(&str) -> bool,
+    tally: &mut Tally,
+) {
+    if !figures.is_empty() {
+        println!("\n{}", figures.table());
+    }
+    if options.rounds >= ROUNDS_FOR_BAR && options.initrds.is_none() && wanted(BAR) {
+        tally.check(BAR, figures.bar());
+    }
+}
+
+/// Skips every wanted test, for a reason.
+pub(super) fn skip(
+    options: &Options,
+    reason: &str,
+    wanted: &dyn Fn(&str) -> bool,
+    tally: &mut Tally,
+) {
+    for case in options.trials().iter().flat_map(|trial| chosen(trial, wanted)) {
+        tally.skip(&case.title, reason);
+    }
+}
+
+impl Trial {
+    /// Whether it is one of those that are compared.
+    fn is_timed(&self) -> bool {
+        Way::ALL.iter().any(|way| way.name() == self.name)
+    }
+}

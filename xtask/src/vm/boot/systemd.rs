@@ -1,0 +1,152 @@
+//! The initrd of a distribution's systemd, put together from its packages: with the storage target mode that
+//! systemd brings, or with this project's units. Does not know how it is booted.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::vm::Bench;
+use crate::vm::apt::succeed;
+use crate::vm::cache::Kernel;
+use crate::vm::cpio::Archive;
+use crate::vm::modules;
+
+/// What an initrd of systemd holds, and nothing more: each megabyte would slow the other side down.
+const PACKAGES: &[&str] = &[
+    "base-files",
+    "base-passwd",
+    "bash",
+    "coreutils",
+    "kmod",
+    "liblzma5",
+    "sed",
+    "systemd",
+    "systemd-sysv",
+    "udev",
+    "util-linux",
+];
+
+const LEFT_OUT: &[&str] = &[
+    "usr/share/doc",
+    "usr/share/man",
+    "usr/share/locale",
+    "usr/share/info",
+    "usr/share/lintian",
+    "usr/share/bash-completion",
+    "usr/share/zsh",
+    "usr/share/i18n",
+    "usr/share/debconf",
+    "usr/lib/debug",
+    "usr/share/perl5",
+    "usr/lib/x86_64-linux-gnu/gconv",
+    "usr/lib/x86_64-linux-gnu/perl-base",
+    "usr/include",
+    "var/cache",
+    "var/lib/dpkg",
+    "var/lib/apt",
+    "boot",
+];
+
+/// Drivers that either side needs on a virtual machine, and those of systemd's own target.
+const MODULES: &[&str] = &[
+    "virtio_pci",
+    "virtio_net",
+    "virtio_blk",
+    "virtio_scsi",
+    "sd_mod",
+    "nvme",
+    "button",
+    "raid1",
+    "evdev",
+    "nvmet",
+    "nvmet_tcp",
+    "configfs",
+    "crc32c_generic",
+    "crc32c_intel",
+    "crct10dif_generic",
+    "crc64_rocksoft_generic",
+];
+
+/// Writes the initrd; `more` is a folder whose content is laid over it.
+pub(super) fn write(
+    bench: &Bench,
+    kernel: &Kernel,
+    more: Option<&Path>,
+    work: &Path,
+    to: &Path,
+) -> Result<()> {
+    let packages = packages(bench)?;
+    let mut archive = Archive::default();
+    for folder in ["dev", "proc", "sys", "run", "tmp", "root", "var/tmp"] {
+        archive.folder(folder);
+    }
+    let wanted =
+        |path: &str| !LEFT_OUT.contains(&path) && path != "etc/passwd" && path != "etc/group";
+    archive.tree(&packages, &wanted)?;
+    archive.tree(&accounts(&packages, work)?, &|_| true)?;
+    archive.tree(&drivers(bench, kernel, work)?, &|_| true)?;
+    if let Some(more) = more {
+        archive.tree(more, &|_| true)?;
+    }
+    archive.link("init", "usr/lib/systemd/systemd");
+    archive.link("etc/initrd-release", "../usr/lib/os-release");
+    fs::write(to, archive.finish())?;
+    Ok(())
+}
+
+/// The accounts that the packages would have made when they were installed.
+fn accounts(packages: &Path, work: &Path) -> Result<PathBuf> {
+    let folder = work.join("accounts");
+    let etc = folder.join("etc");
+    fs::create_dir_all(&etc)?;
+    for name in ["passwd", "group"] {
+        let from = packages.join("usr/share/base-passwd").join(format!("{name}.master"));
+        fs::copy(&from, etc.join(name)).with_context(|| from.display().to_string())?;
+    }
+    let mut sysusers = program(packages, "usr/bin/systemd-sysusers");
+    let configuration = fs::read_dir(packages.join("usr/lib/sysusers.d"))?;
+    let mut files = configuration.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    files.sort();
+    sysusers.arg(format!("--root={}", folder.display())).args(files);
+    succeed(&mut sysusers)?;
+    Ok(folder)
+}
+
+/// The drivers with the index that udev finds them by.
+fn drivers(bench: &Bench, kernel: &Kernel, work: &Path) -> Result<PathBuf> {
+    let (version, source) = modules::folder(&bench.cache.kernel(kernel))?;
+    let folder = work.join("drivers");
+    let to = folder.join("usr/lib/modules").join(&version);
+    fs::create_dir_all(to.join("kernel"))?;
+    for module in modules::collect(&bench.cache.kernel(kernel), MODULES)? {
+        fs::write(to.join("kernel").join(format!("{}.ko", module.name)), module.image)?;
+    }
+    for name in ["modules.order", "modules.builtin", "modules.builtin.modinfo"] {
+        fs::copy(source.join(name), to.join(name)).with_context(|| name.to_owned())?;
+    }
+    index(bench, &folder.join("usr"), &version)?;
+    Ok(folder)
+}
+
+/// The packages, unpacked.
+fn packages(bench: &Bench) -> Result<PathBuf> {
+    bench.cache.packages("systemd", PACKAGES)
+}
+
+/// Makes the index of the modules in `lib/modules/VERSION` of a folder.
+pub(super) fn index(bench: &Bench, base: &Path, version: &str) -> Result<()> {
+    let mut depmod = program(&packages(bench)?, "usr/sbin/depmod");
+    succeed(depmod.arg("-b").arg(base).arg(version)).map(drop)
+}
+
+/// A program of the packages, run by their own loader with their own libraries. A program that goes by several
+/// names is told which.
+fn program(packages: &Path, path: &str) -> Command {
+    let libraries = packages.join("usr/lib/x86_64-linux-gnu");
+    let search = format!("{0}:{0}/systemd", libraries.display());
+    let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
+    command.args(["--library-path", &search, "--argv0", path]).arg(packages.join(path));
+    command
+}

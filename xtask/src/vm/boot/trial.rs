@@ -1,0 +1,199 @@
+//! One boot of one machine, and the tests that it decides: which there are, and what all have in common.
+//! Does not know how the machine's software was made.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::Lab;
+use super::client::same;
+use super::disks::Disks;
+use super::ending;
+use super::figures::Times;
+use super::hotplug;
+use super::lines::{Family, attach_line, line_from};
+use super::machine::{Machine, network_card};
+use super::settings;
+use super::ways::Way;
+use crate::vm::case::Board;
+
+/// Emulated machines on a busy computer.
+pub(super) const BOOT: Duration = Duration::from_secs(120);
+/// What needs no boot.
+pub(super) const SOON: Duration = Duration::from_secs(20);
+
+/// One boot and the tests that it decides.
+#[derive(Debug)]
+pub(super) struct Trial {
+    pub(super) name: &'static str,
+    pub(super) tests: &'static [&'static str],
+    pub(super) run: fn(&mut Lab<'_>, &Path, &mut Board<'_>) -> Result<()>,
+}
+
+/// All trials, the timed ones first.
+pub(super) const TRIALS: &[Trial] = &[
+    Trial {
+        name: "upstream",
+        tests: &["line", "ipv4", "ipv6", "untouched"],
+        run: |lab, folder, board| attach(lab, Way::Upstream, folder, board).map(drop),
+    },
+    Trial {
+        name: "units",
+        tests: &["line", "shown-attached", "ipv4", "ipv6", "untouched"],
+        run: |lab, folder, board| attach(lab, Way::Units, folder, board).map(drop),
+    },
+    Trial {
+        name: "init",
+        tests: &[
+            "line",
+            "shown-attached",
+            "ipv4",
+            "ipv6",
+            "untouched",
+            "write-counter",
+            "hot-plug",
+            "power-button",
+        ],
+        run: |lab, folder, board| {
+            let Some(mut machine) = attach(lab, Way::Init, folder, board)? else { return Ok(()) };
+            board.decide("write-counter", write_counter(&mut machine));
+            board.decide("hot-plug", hotplug::plug(lab, &mut machine, folder));
+            board.decide("power-button", ending::power_button(&mut machine));
+            Ok(())
+        },
+    },
+    Trial {
+        name: "uki",
+        tests: &[
+            "line",
+            "shown-attached",
+            "ipv4",
+            "ipv6",
+            "untouched",
+            "stick-left-out",
+            "write-counter",
+            "power-button",
+        ],
+        run: |lab, folder, board| {
+            let Some(mut machine) = attach(lab, Way::Uki, folder, board)? else { return Ok(()) };
+            let said = machine.screen.shows("a stick that boots into target mode", 0, SOON);
+            board.decide("stick-left-out", said.map(drop));
+            board.decide("write-counter", write_counter(&mut machine));
+            board.decide("power-button", ending::power_button(&mut machine));
+            Ok(())
+        },
+    },
+    Trial { name: "ending", tests: &["ctrl-alt-del"], run: ending::ctrl_alt_del },
+    Trial { name: "failure", tests: &["shown", "waits", "key"], run: ending::failure },
+    Trial { name: "no-network", tests: &["shown", "waits"], run: ending::no_network },
+    Trial { name: "settings", tests: &["command-line"], run: settings::command_line },
+    Trial { name: "settings", tests: &["firmware"], run: settings::firmware },
+];
+
+/// A machine in target mode, its disks attached by each family of addresses and compared; nothing if only
+/// its times were wanted.
+fn attach(
+    lab: &mut Lab<'_>,
+    way: Way,
+    folder: &Path,
+    board: &mut Board<'_>,
+) -> Result<Option<Machine>> {
+    let disks = Disks::make(folder)?;
+    let mut machine = power_on(lab, way, &disks, folder)?;
+    let (shown, first) = machine.screen.find("a line to attach", 0, BOOT, attach_line)?;
+    board.decide("line", Ok(()));
+    let family = Family::of(&first);
+    let attached = attached_at(lab, &mut machine, way, family);
+    if let Ok(attached) = attached {
+        lab.figures.add(way, Times { shown, attached });
+    }
+    if lab.only_times {
+        lab.client()?.detach()?;
+        return attached.map(|_| None);
+    }
+    if way.is_ours() {
+        let shows = machine.screen.find("a host", 0, SOON, attached_by);
+        board.decide("shown-attached", shows.map(drop));
+    }
+    lab.picture(&machine, way.name())?;
+    let compared = attached.and_then(|_| compare(lab, &disks));
+    board.decide(family.name(), compared);
+    let other = family.other();
+    let compared = attached_at(lab, &mut machine, way, other);
+    board.decide(other.name(), compared.and_then(|_| compare(lab, &disks)));
+    board.decide("untouched", untouched(&machine, &disks));
+    Ok(Some(machine))
+}
+
+fn power_on(lab: &mut Lab<'_>, way: Way, disks: &Disks, folder: &Path) -> Result<Machine> {
+    let start = lab.maker.start(way, "")?;
+    // The second machine takes no time from the first.
+    lab.client()?;
+    let mut devices = disks.devices();
+    devices.extend(network_card(lab.maker.folder));
+    devices.extend(lab.graphics_card());
+    Machine::power_on(&start, &devices, folder, way.name())
+}
+
+/// Has the second machine attach all disks, and returns the time from power on to then.
+fn attached_at(
+    lab: &mut Lab<'_>,
+    machine: &mut Machine,
+    way: Way,
+    family: Family,
+) -> Result<Duration> {
+    let line = typed(machine, way, family)?;
+    let attached = lab.client()?.attach(&line, 2)?;
+    Ok(machine.since_power_on(attached))
+}
+
+/// Whether a line of the screen says that a disk is attached, by a host that it names.
+fn attached_by(text: &str) -> Option<()> {
+    text.contains("attached by host ").then_some(())
+}
+
+/// What somebody types who reads the screen: the line for all disks, or where that leads nowhere the
+/// one of each.
+fn typed(machine: &mut Machine, way: Way, family: Family) -> Result<String> {
+    let screen = &mut machine.screen;
+    let (_, all) = screen.find(family.name(), 0, BOOT, |text| family.filter(attach_line(text)))?;
+    // The kernel's target answers a link-local IPv6 discovery with addresses of no interface.
+    if way.is_ours() || family == Family::V4 {
+        return Ok(all);
+    }
+    let one = |text: &str, disk: &str| {
+        let line = line_from(text, "nvme connect ").filter(|line| line.contains(disk));
+        family.filter(line)
+    };
+    let (_, vda) = screen.find("the line of one disk", 0, BOOT, |text| one(text, "vda"))?;
+    let (_, nvme) = screen.find("the line of one disk", 0, BOOT, |text| one(text, "nvme0n1"))?;
+    Ok(format!("{vda}; {nvme}"))
+}
+
+/// Compares every byte of every disk, and lets them go.
+pub(super) fn compare(lab: &mut Lab<'_>, disks: &Disks) -> Result<()> {
+    let sums = lab.client()?.sums()?;
+    lab.client()?.detach()?;
+    same(disks.sums(), &sums)
+}
+
+/// That the machine has written to no disk since power on, and the images are what they were.
+pub(super) fn untouched(machine: &Machine, disks: &Disks) -> Result<()> {
+    let changes = machine.control()?.changes()?;
+    ensure!(changes == 0, "the machine has written to its disks {changes} times");
+    disks.unchanged()
+}
+
+/// That the screen has said of a disk that nobody has written to it, and of none that somebody has.
+fn write_counter(machine: &mut Machine) -> Result<()> {
+    machine.screen.shows("0 writes to it since power-on", 0, SOON)?;
+    let counts = |text: &str| text.contains(" writes to it since power-on");
+    let other = |text: &str| counts(text) && !text.contains("0 writes to it");
+    let found =
+        machine.screen.find("", 0, Duration::ZERO, |text| other(text).then(|| text.to_owned()));
+    match found {
+        Ok((_, text)) => anyhow::bail!("the screen says: {text}"),
+        Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,170 @@
+//! The ways into target mode, and what each starts with. Does not know what is expected of a machine in it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::machine::Start;
+use super::systemd;
+use crate::install;
+use crate::vm::Bench;
+use crate::vm::apt::succeed;
+use crate::vm::cache::Kernel;
+use crate::vm::modules;
+
+/// How an initrd of systemd is told to go into target mode. It makes up another identity of the machine at
+/// each start unless it is told one.
+pub(super) const TARGET: &str = "rd.systemd.unit=storage-target-mode.target ip=link-local \
+     systemd.machine_id=0123456789abcdef0123456789abcdef";
+/// What every way has on its command line.
+const CONSOLE: &str = "console=ttyS0 quiet loglevel=1 panic=-1";
+
+/// One way into target mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// systemd's own storage target mode, in an initrd of systemd.
+    Upstream,
+    /// The same initrd with this project's units.
+    Units,
+    /// storagetm as the only program of an initramfs, started by the machine's loader.
+    Init,
+    /// The same as an EFI program, started by UEFI firmware.
+    Uki,
+}
+
+impl Way {
+    pub(super) const ALL: [Self; 4] = [Self::Upstream, Self::Units, Self::Init, Self::Uki];
+
+    /// Its name in those of the tests.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Upstream => "upstream",
+            Self::Units => "units",
+            Self::Init => "init",
+            Self::Uki => "uki",
+        }
+    }
+
+    /// What it is, for people.
+    pub(super) fn title(self) -> &'static str {
+        match self {
+            Self::Upstream => "systemd-storagetm 257, initrd of systemd",
+            Self::Units => "storagetm's units, the same initrd",
+            Self::Init => "storagetm boot, kernel and initramfs",
+            Self::Uki => "storagetm boot, UKI under OVMF",
+        }
+    }
+
+    /// Whether storagetm runs in it.
+    pub(super) fn is_ours(self) -> bool {
+        self != Self::Upstream
+    }
+}
+
+/// Makes what the ways start with, each once.
+#[derive(Debug)]
+pub(super) struct Maker<'a> {
+    pub(super) bench: &'a Bench,
+    pub(super) kernel: &'static Kernel,
+    pub(super) folder: &'a Path,
+    /// What every kernel's command line begins with.
+    pub(super) line: &'a str,
+}
+
+impl Maker<'_> {
+    /// What a machine is powered on with to go this way; `more` is added to the kernel's command line.
+    pub(super) fn start(&self, way: Way, more: &str) -> Result<Start> {
+        match way {
+            Way::Upstream => self.direct(self.systemd(way)?, &format!("{TARGET} {more}")),
+            Way::Units => self.direct(self.systemd(way)?, &format!("{TARGET} {more}")),
+            Way::Init => self.direct(self.initramfs()?, more),
+            Way::Uki => self.firmware(),
+        }
+    }
+
+    fn direct(&self, initramfs: PathBuf, more: &str) -> Result<Start> {
+        let kernel = self.bench.cache.boot_image(self.kernel)?;
+        Ok(Start::Direct { kernel, initramfs, line: self.command_line(more) })
+    }
+
+    /// The kernel's command line.
+    pub(super) fn command_line(&self, more: &str) -> String {
+        format!("{} {CONSOLE} {more}", self.line).trim().to_owned()
+    }
+
+    fn systemd(&self, way: Way) -> Result<PathBuf> {
+        let to = self.folder.join(format!("{}.cpio", way.name()));
+        if !to.exists() {
+            let more = if way == Way::Units { Some(self.installed()?) } else { None };
+            let work = self.folder.join(way.name());
+            systemd::write(self.bench, self.kernel, more.as_deref(), &work, &to)?;
+        }
+        Ok(to)
+    }
+
+    /// What `cargo xtask install` lays, and a program that starts RAID arrays as soon as their members are seen:
+    /// in target mode it may not.
+    fn installed(&self) -> Result<PathBuf> {
+        let folder = self.folder.join("installed");
+        install::lay(&install::pieces(&self.bench.program)?, &folder.join("usr"))?;
+        let mdadm = self.bench.cache.packages("mdadm", &["mdadm"])?;
+        for path in ["usr/sbin/mdadm", "usr/lib/udev/rules.d/64-md-raid-assembly.rules"] {
+            let to = folder.join(path);
+            fs::create_dir_all(to.parent().unwrap_or(&folder))?;
+            fs::copy(mdadm.join(path), to).with_context(|| path.to_owned())?;
+        }
+        Ok(folder)
+    }
+
+    fn initramfs(&self) -> Result<PathBuf> {
+        let to = self.folder.join("storagetm.cpio");
+        if !to.exists() {
+            self.image("--initramfs", &to, "")?;
+        }
+        Ok(to)
+    }
+
+    fn firmware(&self) -> Result<Start> {
+        let packages = self.bench.cache.packages("firmware", &["ovmf", "systemd-boot-efi"])?;
+        let disk = self.folder.join("start.img");
+        if !disk.exists() {
+            self.image("--disk", &disk, &self.command_line(""))?;
+        }
+        let file = |name: &str| packages.join("usr/share/OVMF").join(name);
+        Ok(Start::Firmware {
+            code: file("OVMF_CODE_4M.fd"),
+            variables: file("OVMF_VARS_4M.fd"),
+            disk,
+        })
+    }
+
+    /// Has storagetm make one of its images from the kernel of the tests.
+    fn image(&self, form: &str, to: &Path, line: &str) -> Result<()> {
+        let bench = self.bench;
+        let modules = self.modules()?;
+        let mut program = Command::new(&bench.program);
+        program.args(["image", "--for", "generic", "--kernel"]);
+        program.arg(bench.cache.boot_image(self.kernel)?).arg("--modules").arg(modules);
+        if form != "--initramfs" {
+            let packages = bench.cache.packages("firmware", &["ovmf", "systemd-boot-efi"])?;
+            let stub = packages.join("usr/lib/systemd/boot/efi/linuxx64.efi.stub");
+            program.args(["--command-line", line, "--stub"]).arg(stub);
+        }
+        succeed(program.arg(form).arg(to))
+            .with_context(|| format!("storagetm image {form}"))
+            .map(drop)
+    }
+
+    /// The kernel's modules with their index, which a package manager makes when it installs them.
+    fn modules(&self) -> Result<PathBuf> {
+        let kernel = self.bench.cache.kernel(self.kernel);
+        let (version, folder) = modules::folder(&kernel)?;
+        if !folder.join("modules.dep").exists() {
+            let base = folder.ancestors().nth(3).context("a folder of modules stands alone")?;
+            systemd::index(self.bench, base, &version)?;
+        }
+        Ok(folder)
+    }
+}
