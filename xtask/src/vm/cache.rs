@@ -71,7 +71,8 @@ impl Cache {
         })
     }
 
-    /// Packages of the newest of the releases with all that they depend on, unpacked in a folder of this name.
+    /// Packages of the newest of the releases with all that they depend on, unpacked in a folder of this
+    /// name.
     pub(super) fn packages(&self, name: &str, packages: &[&str]) -> Result<PathBuf> {
         let folder = self.folder.join(name);
         self.once(&folder, || self.apt(TOOLS_SUITE)?.unpack(packages, true, &folder))?;

@@ -1,4 +1,5 @@
-//! What the owner says when the machine is booted, on the kernel's command line and in the firmware's strings.
+//! What the owner says when the machine is booted, on the kernel's command line and in the firmware's
+//! strings.
 //! Does not know how settings are read.
 
 use std::path::Path;

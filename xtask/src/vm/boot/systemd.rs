@@ -141,8 +141,8 @@ pub(super) fn index(bench: &Bench, base: &Path, version: &str) -> Result<()> {
     succeed(depmod.arg("-b").arg(base).arg(version)).map(drop)
 }
 
-/// A program of the packages, run by their own loader with their own libraries. A program that goes by several
-/// names is told which.
+/// A program of the packages, run by their own loader with their own libraries. A program that goes by
+/// several names is told which.
 fn program(packages: &Path, path: &str) -> Command {
     let libraries = packages.join("usr/lib/x86_64-linux-gnu");
     let search = format!("{0}:{0}/systemd", libraries.display());

@@ -104,8 +104,8 @@ impl Maker<'_> {
         Ok(to)
     }
 
-    /// What `cargo xtask install` lays, and a program that starts RAID arrays as soon as their members are seen:
-    /// in target mode it may not.
+    /// What `cargo xtask install` lays, and a program that starts RAID arrays as soon as their members are
+    /// seen: in target mode it may not.
     fn installed(&self) -> Result<PathBuf> {
         let folder = self.folder.join("installed");
         install::lay(&install::pieces(&self.bench.program)?, &folder.join("usr"))?;
