@@ -97,11 +97,24 @@ pub(crate) fn build(program: &Path) -> Result<PathBuf> {
     let pieces = contents(&stripped, &version)?;
     lay(&pieces, &root.join("usr"))?;
     describe(&root, &pieces, &version)?;
+    open_folders(&root)?;
     let package = folder.join(format!("storagetm_{version}_amd64.deb"));
     let mut make = Command::new("dpkg-deb");
     make.args(["--root-owner-group", "-Zxz", "--build"]).arg(&root).arg(&package);
     succeed(make.env("SOURCE_DATE_EPOCH", epoch()?), &[])?;
     Ok(package)
+}
+
+/// Everybody may look into folders, whatever the umask of who makes the package.
+fn open_folders(folder: &Path) -> Result<()> {
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+    for entry in folder.read_dir()? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            open_folders(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 fn version() -> Result<String> {
@@ -182,6 +195,9 @@ fn describe(root: &Path, pieces: &[Piece], version: &str) -> Result<()> {
     fs::write(folder.join("control"), control(version, sizes.sum()))?;
     fs::write(folder.join("md5sums"), sums(root, pieces)?)?;
     fs::write(folder.join("triggers"), TRIGGERS)?;
+    for name in ["control", "md5sums", "triggers"] {
+        fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o644))?;
+    }
     for name in ["postinst", "postrm"] {
         fs::write(folder.join(name), RELOAD)?;
         fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o755))?;

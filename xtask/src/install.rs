@@ -87,11 +87,19 @@ pub(crate) fn lay(pieces: &[Piece], root: &Path) -> Result<()> {
         let folder = path.parent().context("a piece without a folder")?;
         let mode = if piece.is_program { 0o755 } else { 0o644 };
         fs::create_dir_all(folder)
-            .and_then(|()| fs::write(&path, &piece.content))
-            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)))
+            .and_then(|()| replace(&path, &piece.content, mode))
             .with_context(|| format!("{} cannot be written", path.display()))?;
     }
     Ok(())
+}
+
+/// A program that runs cannot be written, but another can take its name.
+fn replace(path: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
+    let beside = path.with_added_extension("new");
+    fs::write(&beside, content)
+        .and_then(|()| fs::set_permissions(&beside, fs::Permissions::from_mode(mode)))
+        .and_then(|()| fs::rename(&beside, path))
+        .inspect_err(|_| drop(fs::remove_file(&beside)))
 }
 
 /// Where systemd looks for units.

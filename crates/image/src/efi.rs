@@ -7,8 +7,9 @@ use crate::error::Error;
 use crate::kernel::Kernel;
 use object::LittleEndian as LE;
 use object::pe::{
-    IMAGE_DIRECTORY_ENTRY_SECURITY, IMAGE_SCN_CNT_CODE, IMAGE_SCN_CNT_INITIALIZED_DATA,
-    IMAGE_SCN_MEM_EXECUTE, IMAGE_SCN_MEM_READ, ImageNtHeaders64,
+    IMAGE_DIRECTORY_ENTRY_SECURITY, IMAGE_FILE_MACHINE_AMD64, IMAGE_SCN_CNT_CODE,
+    IMAGE_SCN_CNT_INITIALIZED_DATA, IMAGE_SCN_MEM_EXECUTE, IMAGE_SCN_MEM_READ, ImageNtHeaders64,
+    ImageSectionHeader,
 };
 use object::read::pe::PeFile;
 
@@ -91,14 +92,19 @@ impl Image {
         let table = usize::from(coff.size_of_optional_header.get(LE)).saturating_add(24);
         let sections = coff.number_of_sections.get(LE);
         let used = usize::from(sections).saturating_mul(SECTION);
+        if coff.machine.get(LE) != IMAGE_FILE_MACHINE_AMD64 || is_image(&file) {
+            return Err(Error::NoStub);
+        }
         let bytes = unsigned(stub, &file)?;
+        let (first, end) = taken(&file);
+        let said = usize::try_from(optional.size_of_headers.get(LE)).unwrap_or(0);
         let mut image = Self {
             bytes,
             header,
             next: header.saturating_add(table).saturating_add(used),
-            headers_end: usize::try_from(optional.size_of_headers.get(LE)).unwrap_or(0),
+            headers_end: said.min(first),
             sections,
-            address: optional.size_of_image.get(LE),
+            address: optional.size_of_image.get(LE).max(end),
             memory_alignment: alignment(optional.section_alignment.get(LE))?,
             file_alignment: alignment(optional.file_alignment.get(LE))?,
             data: optional.size_of_initialized_data.get(LE),
@@ -166,6 +172,23 @@ impl Image {
         self.bytes.resize(usize::try_from(length).map_err(|_| Error::TooLarge)?, 0);
         Ok(())
     }
+}
+
+/// Whether it is no stub any more: a kernel is in it, which would be started instead of the one that is added.
+fn is_image(file: &PeFile<'_, ImageNtHeaders64>) -> bool {
+    file.section_table().iter().any(|section| section.name == *b".linux\0\0")
+}
+
+/// Where in the file the first section is, and where in memory the last one ends, whatever the header says.
+fn taken(file: &PeFile<'_, ImageNtHeaders64>) -> (usize, u32) {
+    let sections = file.section_table();
+    let offsets = sections.iter().map(|section| section.pointer_to_raw_data.get(LE));
+    let first = offsets.filter(|&offset| offset > 0).min();
+    let end = |section: &ImageSectionHeader| {
+        section.virtual_address.get(LE).saturating_add(section.virtual_size.get(LE))
+    };
+    let end = sections.iter().map(end).max().unwrap_or(0);
+    (first.and_then(|offset| usize::try_from(offset).ok()).unwrap_or(usize::MAX), end)
 }
 
 /// The stub without its signature, which would not fit what is made of it.
@@ -264,6 +287,13 @@ mod tests {
     fn a_stub_without_room_or_none_is_refused() {
         assert!(matches!(made(&fake::stub(4)), Err(Error::FullStub(5))));
         assert!(matches!(made(b"MZ"), Err(Error::NoStub)));
+        let mut stub = fake::stub(8);
+        assert!(matches!(made(&made(&stub).unwrap()), Err(Error::NoStub)), "a finished image");
+        stub[fake::HEADER + 24 + 60] = 0xff;
+        stub[fake::HEADER + 24 + 61] = 0xff;
+        assert!(made(&stub).is_ok(), "headers end where the first section begins");
+        stub[fake::HEADER + 4..fake::HEADER + 6].copy_from_slice(&0xaa64u16.to_le_bytes());
+        assert!(matches!(made(&stub), Err(Error::NoStub)), "of another processor");
         let stub = fake::stub(8);
         for cut in [0, 60, fake::HEADER + 10, fake::HEADER + 200] {
             assert!(matches!(made(&stub[..cut]), Err(Error::NoStub)), "{cut}");

@@ -154,7 +154,8 @@ fn firmware_names(module: &[u8]) -> Vec<String> {
     let names =
         strings.filter_map(|string| std::str::from_utf8(string.strip_prefix(b"firmware=")?).ok());
     // A name that leaves the folder is no name of a firmware file.
-    names.filter(|name| !name.split('/').any(|part| part == "..")).map(str::to_owned).collect()
+    let leaves = |name: &&str| name.starts_with('/') || name.split('/').any(|part| part == "..");
+    names.filter(|name| !leaves(name)).map(str::to_owned).collect()
 }
 
 /// What `depmod` says of the modules, reduced to those that are there.

@@ -38,22 +38,36 @@ const LARGEST_FIRMWARE: u64 = 256 << 10;
 pub(crate) fn image(options: &Image) -> Result<(), Failure> {
     let progress = Progress::open();
     let inputs = Inputs { tree: Tree::machine(), options };
-    check_target(options)?;
-    let (outcome, path) = match options {
-        Image { initramfs: Some(path), .. } => (write_initramfs(&inputs, path, &progress)?, path),
-        Image { uki: Some(path), .. } => (write_uki(&inputs, path, &progress)?, path),
-        Image { disk: Some(path), .. } => (write_disk(&inputs, path, &progress)?, path),
-        _ => return Err(Failure::usage("say what to make: --initramfs, --uki or --disk")),
-    };
+    // Found out once: a stick that comes or goes while the image is made turns no file into a disk, nor back.
+    let is_device = options.disk.as_deref().is_some_and(medium::is_device);
+    check_target(options, is_device)?;
+    let made = make(&inputs, is_device, &progress);
     progress.clear();
+    let (outcome, path) = made?;
     outcome.say(path, options.json)
 }
 
+fn make<'a>(
+    inputs: &Inputs<'a>,
+    is_device: bool,
+    progress: &Progress,
+) -> Result<(Outcome, &'a Path), Failure> {
+    match inputs.options {
+        Image { initramfs: Some(path), .. } => Ok((write_initramfs(inputs, path, progress)?, path)),
+        Image { uki: Some(path), .. } => Ok((write_uki(inputs, path, progress)?, path)),
+        Image { disk: Some(path), .. } if is_device => {
+            Ok((write_device(inputs, path, progress)?, path))
+        }
+        Image { disk: Some(path), .. } => Ok((write_disk(inputs, path, progress)?, path)),
+        _ => Err(Failure::usage("say what to make: --initramfs, --uki or --disk")),
+    }
+}
+
 /// What speaks against the target is said before anything slow is done.
-fn check_target(options: &Image) -> Result<(), Failure> {
+fn check_target(options: &Image, is_device: bool) -> Result<(), Failure> {
     match (&options.disk, &options.initramfs, &options.uki) {
-        (Some(disk), _, _) if medium::is_device(disk) => {
-            medium::check(&Tree::machine(), disk, options.overwrite)
+        (Some(disk), _, _) if is_device => {
+            medium::check(&Tree::machine(), disk, options.overwrite).map(drop)
         }
         (Some(file), _, _) | (_, Some(file), _) | (_, _, Some(file)) => target::check(file),
         _ => Ok(()),
@@ -77,13 +91,14 @@ fn write_uki(inputs: &Inputs<'_>, path: &Path, progress: &Progress) -> Result<Ou
     Ok(outcome.of_size(program.len()))
 }
 
+fn write_device(inputs: &Inputs<'_>, path: &Path, progress: &Progress) -> Result<Outcome, Failure> {
+    let (program, outcome) = make_uki(inputs, Kind::Disk, progress)?;
+    let written = medium::write(&inputs.tree, path, inputs.options.overwrite, &program, progress)?;
+    Ok(outcome.of_size(written))
+}
+
 fn write_disk(inputs: &Inputs<'_>, path: &Path, progress: &Progress) -> Result<Outcome, Failure> {
     let (program, outcome) = make_uki(inputs, Kind::Disk, progress)?;
-    if medium::is_device(path) {
-        let written =
-            medium::write(&inputs.tree, path, inputs.options.overwrite, &program, progress)?;
-        return Ok(outcome.of_size(written));
-    }
     let disk = Disk::image(&program).map_err(Failure::new)?.whole();
     target::write(path, &disk)?;
     Ok(outcome.of_size(disk.len()))

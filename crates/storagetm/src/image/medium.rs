@@ -2,17 +2,19 @@
 //! that is empty unless it may be overwritten. It does not know what the program does.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use ::image::disk::Disk as Layout;
-use linux::block::{DeviceNumber, Disk};
+use linux::block::{self, Disk};
 use linux::disk::{Live, OpenFor, Opened, open};
 use linux::in_use::{Machine, Probe};
 use linux::partition::Scheme;
-use linux::reason::Weight;
-use linux::signature::Contents;
+use linux::reason::{Code, Weight};
+use linux::signature::{self, Contents};
 use linux::tree::Tree;
+use rustix::fd::OwnedFd;
 use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 
 use super::progress::Progress;
@@ -22,13 +24,16 @@ use crate::lend::block_device;
 /// What is written, and read back, at once.
 const PIECE: usize = 1 << 20;
 
+/// How many of the pieces hold a partition table.
+const TABLES: usize = 2;
+
 /// Whether the path is that of a block device.
 pub(super) fn is_device(path: &Path) -> bool {
     block_device(path).is_some()
 }
 
-/// Refuses a disk that must not be written.
-pub(super) fn check(tree: &Tree, path: &Path, overwrite: bool) -> Result<(), Failure> {
+/// Refuses a disk that must not be written; gives the one that was judged.
+pub(super) fn check(tree: &Tree, path: &Path, overwrite: bool) -> Result<Disk, Failure> {
     let (machine, disk) = find(tree, path)?;
     let name = path.display();
     if let Some(part) = &disk.part {
@@ -39,13 +44,36 @@ pub(super) fn check(tree: &Tree, path: &Path, overwrite: bool) -> Result<(), Fai
     }
     let probe = Live { tree: tree.clone() };
     let verdict = machine.judge(&disk, &probe);
-    let never = [Weight::InUse, Weight::Never];
-    if let Some(reason) = verdict.reasons.iter().find(|r| never.contains(&r.code.weight())) {
+    if let Some(reason) = verdict.reasons.iter().find(|reason| forbids(reason.code)) {
         return Err(Failure::new(format!(
             "{name} is not written: {reason}; stop that first, or use another disk"
         )));
     }
-    let contents = probe.contents(&disk).map_err(|error| {
+    check_empty(path, probe.contents(&disk), overwrite)?;
+    Ok(disk)
+}
+
+/// Whether firmware could not boot from such a disk, or somebody needs what is on it.
+fn forbids(code: Code) -> bool {
+    let odd = [
+        Code::BootArea,
+        Code::Flash,
+        Code::Null,
+        Code::Optical,
+        Code::Ram,
+        Code::Zoned,
+        Code::Zram,
+    ];
+    odd.contains(&code) || [Weight::InUse, Weight::Never].contains(&code.weight())
+}
+
+fn check_empty(
+    path: &Path,
+    contents: io::Result<Contents>,
+    overwrite: bool,
+) -> Result<(), Failure> {
+    let name = path.display();
+    let contents = contents.map_err(|error| {
         Failure::new(format!("what is on {name} cannot be found out ({error}); use another disk"))
     })?;
     match on_it(&contents) {
@@ -100,42 +128,58 @@ pub(super) fn write(
     progress: &Progress,
 ) -> Result<usize, Failure> {
     // Since the first look something may have happened to it.
-    check(tree, path, overwrite)?;
-    let judged = block_device(path);
+    let judged = check(tree, path, overwrite)?;
     let opened = open(tree, path, OpenFor::Writing, false).map_err(Failure::new)?;
-    check_same(path, &opened, judged)?;
+    check_same(path, &judged, now(tree, &opened).as_ref())?;
+    let wrong = |error| Failure::new(format!("{} cannot be written: {error}", path.display()));
+    let file = buffered(opened.descriptor).map_err(wrong)?;
+    // Held by us alone it stays what it is now.
+    check_empty(path, signature::probe(&file, opened.bytes), overwrite)?;
     let layout = Layout::on(program, opened.bytes, opened.logical_block)
         .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
-    put(opened, &layout, progress)
-        .map_err(|error| Failure::new(format!("{} cannot be written: {error}", path.display())))?;
+    put(&file, &layout, progress).map_err(wrong)?;
     Ok(layout.start.len().saturating_add(layout.end.len()))
 }
 
-fn check_same(path: &Path, opened: &Opened, judged: Option<DeviceNumber>) -> Result<(), Failure> {
-    if Some(opened.number) == judged {
+/// What the kernel says of the disk that was opened.
+fn now(tree: &Tree, opened: &Opened) -> Option<Disk> {
+    block::by_number(tree, opened.number)
+}
+
+/// A disk that is plugged in as another is pulled out may get its number, but not its place in the kernel's count.
+fn check_same(path: &Path, judged: &Disk, now: Option<&Disk>) -> Result<(), Failure> {
+    let identity = |disk: &Disk| (disk.number, disk.diskseq, disk.bytes, disk.hardware.clone());
+    if now.is_some_and(|now| identity(now) == identity(judged)) {
         return Ok(());
     }
     let path = path.display();
     Err(Failure::new(format!("{path} became another disk while it was being opened; try again")))
 }
 
-fn put(opened: Opened, layout: &Layout, progress: &Progress) -> std::io::Result<()> {
-    // Straight writes would ask for aligned memory, and this is no matter of speed.
-    fcntl_setfl(&opened.descriptor, fcntl_getfl(&opened.descriptor)? - OFlags::DIRECT)?;
-    let file = File::from(opened.descriptor);
+/// Straight writes would ask for aligned memory, and this is no matter of speed.
+fn buffered(descriptor: OwnedFd) -> io::Result<File> {
+    fcntl_setfl(&descriptor, fcntl_getfl(&descriptor)? - OFlags::DIRECT)?;
+    Ok(File::from(descriptor))
+}
+
+fn put(file: &File, layout: &Layout, progress: &Progress) -> io::Result<()> {
+    blank(file, layout)?;
     let pieces = pieces(layout);
     for (done, (offset, bytes)) in pieces.iter().enumerate() {
+        if done.saturating_add(TABLES) == pieces.len() {
+            file.sync_all()?;
+        }
         file.write_all_at(bytes, *offset)?;
         progress.say("writing, in MiB", done.saturating_add(1), pieces.len());
     }
     file.sync_all()?;
     // What is read back comes from the disk, not from memory.
-    fadvise(&file, 0, None, Advice::DontNeed)?;
+    fadvise(file, 0, None, Advice::DontNeed)?;
     for (done, (offset, bytes)) in pieces.iter().enumerate() {
         let mut there = vec![0; bytes.len()];
         file.read_exact_at(&mut there, *offset)?;
         if there != *bytes {
-            return Err(std::io::Error::other(
+            return Err(io::Error::other(
                 "it does not keep what is written onto it; use another disk",
             ));
         }
@@ -144,7 +188,15 @@ fn put(opened: Opened, layout: &Layout, progress: &Progress) -> std::io::Result<
     Ok(())
 }
 
-/// What goes where. The first piece, with the partition table, comes last: without it the rest is nothing.
+/// Takes away both partition tables that may be there: a disk that is written in part boots nothing, and looks it.
+fn blank(file: &File, layout: &Layout) -> io::Result<()> {
+    let length = u64::try_from(layout.end.len()).unwrap_or_default();
+    file.write_all_at(&vec![0; layout.start.len().min(PIECE)], 0)?;
+    file.write_all_at(&vec![0; layout.end.len()], layout.bytes.saturating_sub(length))?;
+    file.sync_all()
+}
+
+/// What goes where. The last [`TABLES`] pieces are the partition tables: without them the rest is nothing.
 fn pieces(layout: &Layout) -> Vec<(u64, &[u8])> {
     let end = layout.bytes.saturating_sub(u64::try_from(layout.end.len()).unwrap_or_default());
     let start = layout.start.chunks(PIECE).scan(0_u64, |offset, piece| {
@@ -171,6 +223,35 @@ mod test {
         let mebi = 1 << 20;
         let wanted = [(mebi, PIECE), (2 * mebi, 5), (10 * mebi - 100, 100), (0, PIECE)];
         assert_eq!(places, wanted);
+    }
+
+    #[test]
+    fn a_file_of_the_size_of_a_disk_gets_the_layout_and_loses_old_tables() {
+        let path = std::env::temp_dir().join(format!("storagetm-medium-{}", std::process::id()));
+        let layout = Layout { bytes: 6 << 20, start: vec![1; (2 << 20) + 5], end: vec![2; 100] };
+        std::fs::write(&path, vec![9; 6 << 20]).unwrap();
+        let file = File::options().read(true).write(true).open(&path).unwrap();
+        blank(&file, &layout).unwrap();
+        let blanked = std::fs::read(&path).unwrap();
+        assert!(blanked[..PIECE].iter().chain(&blanked[(6 << 20) - 100..]).all(|&byte| byte == 0));
+        assert_eq!(blanked[PIECE], 9);
+        put(&file, &layout, &Progress::open()).unwrap();
+        let put = std::fs::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(put.starts_with(&layout.start) && put.ends_with(&layout.end));
+        assert_eq!(put.len(), 6 << 20);
+    }
+
+    #[test]
+    fn what_firmware_cannot_boot_from_and_what_is_used_is_never_written() {
+        for code in
+            [Code::Mounted, Code::Busy, Code::Doubt, Code::Empty, Code::BootArea, Code::Zoned]
+        {
+            assert!(forbids(code), "{code:?}");
+        }
+        for code in [Code::Loop, Code::Network, Code::Program] {
+            assert!(!forbids(code), "{code:?}");
+        }
     }
 
     #[test]

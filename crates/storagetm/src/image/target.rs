@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 
 use crate::failure::Failure;
 
-/// Refuses what is no regular file, and a folder that is not there.
+/// Where devices are, and the one folder among them for files.
+const DEVICES: [&str; 2] = ["/dev", "/dev/shm"];
+
+/// Refuses what is no regular file, a folder that is not there, and the name of a device that is not there.
 pub(super) fn check(path: &Path) -> Result<(), Failure> {
     if path.metadata().is_ok_and(|there| !there.is_file()) {
         return Err(Failure::new(format!(
@@ -14,7 +17,20 @@ pub(super) fn check(path: &Path) -> Result<(), Failure> {
             path.display()
         )));
     }
+    if path.is_symlink() && !path.exists() {
+        return Err(Failure::new(format!(
+            "{} is a link to what is not there (a disk that was pulled out?); name the file itself",
+            path.display()
+        )));
+    }
     let folder = folder(path);
+    if is_among_devices(&folder) {
+        return Err(Failure::new(format!(
+            "{}: there is no such device, and a file there would be lost; \"storagetm list\" shows the disks of this \
+             machine",
+            path.display()
+        )));
+    }
     if folder.is_dir() {
         return Ok(());
     }
@@ -33,6 +49,12 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     // That the name lasts as well is a comfort: the file itself is on the disk.
     let _ = File::open(folder(path)).and_then(|folder| folder.sync_all());
     Ok(())
+}
+
+fn is_among_devices(folder: &Path) -> bool {
+    let [devices, files] = DEVICES;
+    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    folder.starts_with(devices) && !folder.starts_with(files)
 }
 
 fn write_new(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
@@ -57,6 +79,14 @@ mod test {
     use super::*;
 
     #[test]
+    fn the_name_of_a_device_that_is_not_there_gets_no_file() {
+        for path in ["/dev/sdx-absent", "/dev/../dev/absent", "/dev/disk/by-id/absent"] {
+            let error = write(Path::new(path), b"x").unwrap_err().to_string();
+            assert!(error.contains("no such device"), "{path}: {error}");
+        }
+    }
+
+    #[test]
     fn a_file_is_replaced_as_a_whole_and_nothing_is_left_beside_it() {
         let folder = std::env::temp_dir().join(format!("storagetm-target-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
@@ -67,6 +97,9 @@ mod test {
         }
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
         assert!(write(&folder, b"x").unwrap_err().to_string().contains("no regular file"));
+        std::os::unix::fs::symlink("/dev/sdx-absent", folder.join("stick")).unwrap();
+        let error = write(&folder.join("stick"), b"x").unwrap_err().to_string();
+        assert!(error.contains("a link to what is not there"), "{error}");
         assert!(write(&folder.join("no/file"), b"x").is_err());
         fs::remove_dir_all(&folder).unwrap();
     }
