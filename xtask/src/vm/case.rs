@@ -59,7 +59,7 @@ pub(super) fn name_of(script: &Path) -> Option<String> {
 }
 
 /// One test on one kernel.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Case {
     /// What the result is reported under: `vm 6.12 attach/discover`.
     pub(super) title: String,

@@ -8,6 +8,7 @@ mod cache;
 mod case;
 mod console;
 mod cpio;
+mod emulator;
 mod events;
 mod guest;
 mod hotplug;
@@ -155,11 +156,14 @@ fn run_kernel(
         if cases.is_empty() {
             continue;
         }
-        let folder = bench.cache.run_folder(&format!("{}-{}", scenario.name, kernel.name))?;
-        let mut board = case::Board::new(cases, tally);
-        let outcome = (scenario.run)(bench, kernel, &folder, &mut board);
+        let name = format!("{}-{}", scenario.name, kernel.name);
+        let folder = bench.cache.run_folder(&name)?;
         let context = || format!("serial logs are in {}", folder.display());
-        board.finish(outcome.with_context(context));
+        emulator::attempt(&[&folder], &cases, tally, |board| {
+            // Sockets and images of a run before are in the way of the next.
+            let folder = bench.cache.run_folder(&name)?;
+            (scenario.run)(bench, kernel, &folder, board).with_context(context)
+        });
     }
     Ok(())
 }
