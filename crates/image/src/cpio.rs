@@ -9,13 +9,16 @@ const FOLDER: u32 = 0o040_755;
 const OPEN_FOLDER: u32 = 0o041_777;
 const FILE: u32 = 0o100_644;
 const PROGRAM: u32 = 0o100_755;
+const LINK: u32 = 0o120_777;
+/// What a mode has beside the kind of the entry.
+const PERMISSIONS: u32 = 0o7_777;
 const CONSOLE: u32 = 0o020_600;
 /// Archives follow each other at multiples of this.
 const BLOCK: usize = 512;
 
 /// An archive in the making. Files have the numbers in which they come, and all the same time.
 #[derive(Debug, Default)]
-pub(crate) struct Archive {
+pub struct Archive {
     bytes: Vec<u8>,
     folders: BTreeSet<String>,
     entries: u32,
@@ -24,17 +27,17 @@ pub(crate) struct Archive {
 
 impl Archive {
     /// An archive whose files were all changed at `time`, in seconds since 1970.
-    pub(crate) fn new(time: u32) -> Self {
+    pub fn new(time: u32) -> Self {
         Self { time, ..Self::default() }
     }
 
     /// Adds a folder, and those above it.
-    pub(crate) fn folder(&mut self, path: &str) {
+    pub fn folder(&mut self, path: &str) {
         self.folder_of_mode(path, FOLDER);
     }
 
     /// Adds a folder in which everybody may put files.
-    pub(crate) fn open_folder(&mut self, path: &str) {
+    pub fn open_folder(&mut self, path: &str) {
         self.folder_of_mode(path, OPEN_FOLDER);
     }
 
@@ -46,25 +49,37 @@ impl Archive {
     }
 
     /// Adds a file.
-    pub(crate) fn file(&mut self, path: &str, content: &[u8]) {
+    pub fn file(&mut self, path: &str, content: &[u8]) {
         self.above(path);
         self.entry(path, FILE, (0, 0), content);
     }
 
     /// Adds a program.
-    pub(crate) fn program(&mut self, path: &str, content: &[u8]) {
+    pub fn program(&mut self, path: &str, content: &[u8]) {
         self.above(path);
         self.entry(path, PROGRAM, (0, 0), content);
     }
 
+    /// Adds a file with these permissions.
+    pub fn file_with(&mut self, path: &str, permissions: u32, content: &[u8]) {
+        self.above(path);
+        self.entry(path, (FILE & !PERMISSIONS) | (permissions & PERMISSIONS), (0, 0), content);
+    }
+
+    /// Adds a symbolic link.
+    pub fn link(&mut self, path: &str, to: &str) {
+        self.above(path);
+        self.entry(path, LINK, (0, 0), to.as_bytes());
+    }
+
     /// Adds the node of the console, which the first program has open from its start.
-    pub(crate) fn console(&mut self, path: &str) {
+    pub fn console(&mut self, path: &str) {
         self.above(path);
         self.entry(path, CONSOLE, (5, 1), &[]);
     }
 
     /// The finished archive.
-    pub(crate) fn finish(mut self) -> Vec<u8> {
+    pub fn finish(mut self) -> Vec<u8> {
         self.time = 0;
         self.entries = u32::MAX;
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
@@ -170,6 +185,8 @@ mod tests {
         archive.open_folder("tmp");
         archive.folder("lib/modules");
         archive.console("dev/console");
+        archive.link("bin/sh", "busybox");
+        archive.file_with("bin/su", 0o104_755, b"");
         let bytes = archive.finish();
         let (entries, rest) = read::entries(&bytes);
         let names: Vec<_> = entries.iter().map(|(name, mode, _)| (name.as_str(), *mode)).collect();
@@ -182,6 +199,9 @@ mod tests {
                 ("tmp", OPEN_FOLDER),
                 ("dev", FOLDER),
                 ("dev/console", CONSOLE),
+                ("bin", FOLDER),
+                ("bin/sh", LINK),
+                ("bin/su", 0o104_755),
             ]
         );
         assert!(rest.is_empty());

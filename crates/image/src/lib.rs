@@ -6,13 +6,14 @@
 //! |---|---|
 //! | [`choice`] | which drivers, out of all that the kernel comes with |
 //! | [`initramfs`] | the program and the drivers as an archive that the kernel unpacks |
+//! | [`cpio`] | that archive's format |
 //! | [`efi`] | a kernel and an initramfs as one EFI program (a unified kernel image) |
 //! | [`disk`] | an EFI program as a disk from which firmware starts it |
 //! | [`kernel`], [`program`] | what is to be known of a kernel image, and of the program |
 #![forbid(unsafe_code)]
 
 pub mod choice;
-mod cpio;
+pub mod cpio;
 pub mod disk;
 pub mod efi;
 mod error;

@@ -2,7 +2,7 @@
 //!
 //! Does not know what the line says. Nothing here waits, and nothing fails: without a splash nothing happens.
 
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::net::{connect, recv, send, socket_with};
@@ -75,11 +75,6 @@ impl Plymouth {
         emit(&mut requests, UNPAUSE_PROGRESS, None);
         self.send(&requests);
         self.shown = None;
-    }
-
-    /// Readable when the splash has gone; [`Plymouth::show`] then reads what there is.
-    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.link.as_ref().map(AsFd::as_fd)
     }
 
     fn hide_request(&self) -> Vec<u8> {
@@ -225,7 +220,7 @@ mod tests {
         plymouth.hide();
         plymouth.show("line");
         plymouth.hide();
-        assert!(plymouth.descriptor().is_none());
+        assert!(plymouth.link.is_none());
     }
 
     #[test]

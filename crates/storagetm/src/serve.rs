@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use console::Model;
 use engine::{Driver, Engine};
 use export::{Access, Catalogue, Event, Export, Fault, News};
-use linux::battery;
 use linux::net::{Address, Changes, Scope, addresses, scope_of};
 use linux::signal::{Signal, Signals};
 use linux::tree::Tree;
@@ -206,11 +205,7 @@ impl Server {
         let advice = advice(&endpoints).filter(|_| !self.listeners.were_given());
         let mut model = self.ledger.model(&self.machine, endpoints, self.digests);
         model.notes.extend(advice.map(str::to_owned));
-        if self.desk.is_some() {
-            model.notes.extend(battery::charge(&Tree::machine()).map(|percent| {
-                format!("This machine runs on its battery ({percent} %): plug it in.")
-            }));
-        }
+        model.notes.extend(self.desk.as_ref().and_then(Desk::note));
         if self.desk.is_some() && self.listeners.is_nearby() {
             model.notes.extend(beyond(&self.addresses));
         }
@@ -365,7 +360,9 @@ impl Server {
         let Waiting { events, notes, subjects, lost } = self.mailbox.receive();
         for event in events {
             self.ledger.record(&event);
-            if let Event::Detached { export, .. } = &event {
+            if let Event::Detached { export, .. } = &event
+                && !export.is_gone()
+            {
                 self.settle(export);
             }
             self.say(&event.into());
@@ -414,6 +411,7 @@ impl Server {
         self.desk.iter_mut().for_each(|desk| desk.station().lending = false);
         for loan in std::mem::take(&mut self.loans) {
             self.withdraw_loan(&loan, "it was taken back at the machine");
+            self.settle(&loan.export);
         }
     }
 
@@ -485,7 +483,6 @@ impl Server {
         self.catalogue.withdraw(&loan.export.nqn);
         self.ledger.withdraw(&loan.export);
         self.engine.tell(News::Changed);
-        self.settle(&loan.export);
         self.say(&Happening::withdrawn(&loan.export, reason));
     }
 

@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use image::cpio::Archive;
 
 use super::Bench;
 use super::apt::succeed;
 use super::cache::Kernel;
 use super::case::{script_folder, scripts};
-use super::cpio::Archive;
 use super::modules;
 
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
@@ -73,7 +73,7 @@ pub(super) fn write(bench: &Bench, kernel: &Kernel, job: &Job<'_>, to: &Path) ->
     add_modules(&mut archive, &bench.cache.kernel(kernel))?;
     add_scripts(&mut archive, job)?;
     for (path, source) in &job.files {
-        archive.file(path, &read(source)?);
+        archive.program(path, &read(source)?);
     }
     fs::write(to, archive.finish())?;
     Ok(())
@@ -85,17 +85,17 @@ fn add_tools(archive: &mut Archive, tools: &Path) -> Result<()> {
     archive.link("lib", "usr/lib");
     archive.link("lib64", LIBRARIES);
     add_busybox(archive, tools)?;
-    archive.file(LOADER, &read(&tools.join(LOADER))?);
+    archive.program(LOADER, &read(&tools.join(LOADER))?);
     let mut libraries = Vec::new();
     for program in PROGRAMS {
-        archive.file(program, &read(&tools.join(program))?);
+        archive.program(program, &read(&tools.join(program))?);
         libraries.extend(libraries_of(tools, program)?);
     }
     libraries.sort();
     libraries.dedup();
     for library in &libraries {
         let name = library.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        archive.file(&format!("{LIBRARIES}/{name}"), &read(library)?);
+        archive.program(&format!("{LIBRARIES}/{name}"), &read(library)?);
     }
     Ok(())
 }
@@ -103,7 +103,7 @@ fn add_tools(archive: &mut Archive, tools: &Path) -> Result<()> {
 /// Busybox, with a link for each of its programs in a folder that is searched last.
 fn add_busybox(archive: &mut Archive, tools: &Path) -> Result<()> {
     let busybox = tools.join("usr/bin/busybox");
-    archive.file("busybox/busybox", &read(&busybox)?);
+    archive.program("busybox/busybox", &read(&busybox)?);
     let programs = succeed(Command::new(&busybox).arg("--list"))?;
     for program in programs.lines().filter(|&name| name != "busybox") {
         archive.link(&format!("busybox/{program}"), "busybox");
@@ -126,28 +126,28 @@ fn add_modules(archive: &mut Archive, kernel: &Path) -> Result<()> {
     let mut order = String::new();
     for module in modules::collect(kernel, MODULES)? {
         let path = format!("modules/{}.ko", module.name);
-        archive.file(&path, &module.image);
+        archive.program(&path, &module.image);
         order.push_str(&format!("/{path}\n"));
     }
-    archive.file("modules/order", order.as_bytes());
+    archive.program("modules/order", order.as_bytes());
     Ok(())
 }
 
 fn add_scripts(archive: &mut Archive, job: &Job<'_>) -> Result<()> {
     for name in ["init", "lib.sh", &format!("{}.sh", job.role)] {
         let path = if name == "init" { name.to_owned() } else { format!("tests/{name}") };
-        archive.file(&path, &read(&script_folder().join(name))?);
+        archive.program(&path, &read(&script_folder().join(name))?);
     }
     for script in scripts(job.scenario)? {
         let name = script.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        archive.file(&format!("tests/cases/{name}"), &read(&script)?);
+        archive.program(&format!("tests/cases/{name}"), &read(&script)?);
     }
     let hostnqn = format!("nqn.2014-08.org.nvmexpress:uuid:{HOST_ID}\n");
-    archive.file("etc/nvme/hostnqn", hostnqn.as_bytes());
-    archive.file("etc/nvme/hostid", format!("{HOST_ID}\n").as_bytes());
+    archive.program("etc/nvme/hostnqn", hostnqn.as_bytes());
+    archive.program("etc/nvme/hostid", format!("{HOST_ID}\n").as_bytes());
     // The identity of a virtual disk depends on that of its machine.
-    archive.file("etc/machine-id", format!("{}\n", HOST_ID.replace('-', "")).as_bytes());
-    archive.file("tests/job", variables(job).as_bytes());
+    archive.program("etc/machine-id", format!("{}\n", HOST_ID.replace('-', "")).as_bytes());
+    archive.program("tests/job", variables(job).as_bytes());
     Ok(())
 }
 

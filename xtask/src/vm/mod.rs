@@ -7,7 +7,6 @@ mod boot;
 mod cache;
 mod case;
 mod console;
-mod cpio;
 mod emulator;
 mod events;
 mod guest;
@@ -18,6 +17,7 @@ pub(crate) mod mirror;
 mod modules;
 mod qmp;
 mod target;
+mod tree;
 
 use std::path::PathBuf;
 

@@ -5,6 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use console::{Model, Question, Station};
+use linux::battery;
 use linux::button::Buttons;
 use linux::tree::Tree;
 use rustix::event::PollFlags;
@@ -30,6 +31,7 @@ pub(crate) enum Wish {
 /// Screens, keys and the power button.
 #[derive(Debug)]
 pub(crate) struct Desk {
+    tree: Tree,
     screens: Screens,
     buttons: Buttons,
     station: Station,
@@ -41,6 +43,7 @@ impl Desk {
     /// Those of this machine.
     pub(crate) fn open(tree: &Tree) -> Self {
         Self {
+            tree: tree.clone(),
             screens: Screens::open(tree),
             buttons: Buttons::open(tree),
             station: Station {
@@ -56,6 +59,12 @@ impl Desk {
     /// What the server does now.
     pub(crate) fn station(&mut self) -> &mut Station {
         &mut self.station
+    }
+
+    /// What whoever sits here should know of the machine itself.
+    pub(crate) fn note(&self) -> Option<String> {
+        let percent = battery::charge(&self.tree)?;
+        Some(format!("This machine runs on its battery ({percent} %): plug it in."))
     }
 
     /// Whether the disks are lent.

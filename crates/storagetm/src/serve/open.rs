@@ -57,8 +57,7 @@ impl Server {
         let disks = Disks::open(options, &settings)?;
         let mut server =
             Self::start(options, network, disks.follow, &disks.loans, output, mailbox, desk)?;
-        server.remember(options, settings.notes);
-        server.remember(options, disks.notes);
+        server.remember(options, [settings.notes, disks.notes].concat());
         disks.loans.into_iter().for_each(|loan| server.keep(loan));
         Ok(server)
     }

@@ -6,12 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use image::cpio::Archive;
 
 use crate::vm::Bench;
 use crate::vm::apt::succeed;
 use crate::vm::cache::Kernel;
-use crate::vm::cpio::Archive;
 use crate::vm::modules;
+use crate::vm::tree;
 
 /// What an initrd of systemd holds, and nothing more: each megabyte would slow the other side down.
 const PACKAGES: &[&str] = &[
@@ -84,11 +85,11 @@ pub(super) fn write(
     }
     let wanted =
         |path: &str| !LEFT_OUT.contains(&path) && path != "etc/passwd" && path != "etc/group";
-    archive.tree(&packages, &wanted)?;
-    archive.tree(&accounts(&packages, work)?, &|_| true)?;
-    archive.tree(&drivers(bench, kernel, work)?, &|_| true)?;
+    tree::add(&mut archive, &packages, &wanted)?;
+    tree::add(&mut archive, &accounts(&packages, work)?, &|_| true)?;
+    tree::add(&mut archive, &drivers(bench, kernel, work)?, &|_| true)?;
     if let Some(more) = more {
-        archive.tree(more, &|_| true)?;
+        tree::add(&mut archive, more, &|_| true)?;
     }
     archive.link("init", "usr/lib/systemd/systemd");
     archive.link("etc/initrd-release", "../usr/lib/os-release");
