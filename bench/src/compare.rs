@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::load::Work;
+use crate::load::{Figures, Work};
 use crate::loopback::{self, Limit};
 use crate::target::Target;
 use crate::{How, measure, serve};
@@ -59,7 +59,22 @@ fn compare_one(options: &Compare, disk: &str, work: Work, limit: Limit) -> Resul
         Some(program) => Target::start_program(program, &place, options.target_processor)?,
         None => Target::start(&place, options.target_processor)?,
     };
-    let figures = measure(target.address, &target.nqn, work, options.how, || target.used())?;
+    let figure =
+        |cipher| measure(target.address, &target.nqn, work, options.how, cipher, || target.used());
+    let figures = figure(None)?;
+    print(disk, work, &figures, limit.rate);
+    if let Some(cipher) = options.how.tls {
+        // Beside the figure in the clear, which is its limit.
+        print("in TLS", work, &figure(Some(cipher))?, figures.rate());
+    }
+    drop(target);
+    if disk == "file" {
+        compare_with_fio(options, &place, work, figures.rate());
+    }
+    Ok(())
+}
+
+fn print(disk: &str, work: Work, figures: &Figures, limit: f64) {
     let micros = |percent| figures.latency.percentile(percent).as_secs_f64() * 1e6;
     println!(
         "{disk:<8} {work:<36} {:>9.0} {:>9.0} {:>7.0} {:>9.0} {:>9.2} {:>9.0} {:>9.2}",
@@ -68,14 +83,9 @@ fn compare_one(options: &Compare, disk: &str, work: Work, limit: Limit) -> Resul
         micros(50),
         micros(99),
         figures.target_time(),
-        limit.rate,
-        figures.rate() / limit.rate
+        limit,
+        figures.rate() / limit
     );
-    drop(target);
-    if disk == "file" {
-        compare_with_fio(options, &place, work, figures.rate());
-    }
-    Ok(())
 }
 
 /// What the target is told of the disk; nothing if it cannot have it.

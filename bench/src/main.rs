@@ -9,6 +9,7 @@ mod loopback;
 mod outbox;
 mod processor;
 mod serve;
+mod socket;
 mod target;
 mod wire;
 
@@ -20,7 +21,8 @@ use clap::{Parser, Subcommand};
 use export::Pool;
 
 use load::{Figures, Work};
-use wire::Digests;
+use socket::Cipher;
+use wire::Manner;
 
 /// Measures storagetm beside the limit of the machine.
 #[derive(Debug, Parser)]
@@ -89,6 +91,9 @@ struct How {
     /// Ask for data digests.
     #[arg(long)]
     data_digest: bool,
+    /// Measure each workload in TLS with AES of so many bits, too; `load` measures only that.
+    #[arg(long, value_name = "BITS")]
+    tls: Option<Cipher>,
 }
 
 impl How {
@@ -129,7 +134,8 @@ fn measure_loopback(options: &Loopback) -> Result<()> {
 fn load_target(load: &Load) -> Result<()> {
     for work in Work::ALL {
         if (load.write || !work.write) && work.to_string().contains(&load.only) {
-            let figures = measure(load.address, &load.nqn, work, load.how, || Ok(Duration::ZERO))?;
+            let (how, meter) = (load.how, || Ok(Duration::ZERO));
+            let figures = measure(load.address, &load.nqn, work, how, how.tls, meter)?;
             println!("{work:<36} {}", describe(&figures));
         }
     }
@@ -142,12 +148,14 @@ fn measure(
     nqn: &str,
     work: Work,
     how: How,
+    cipher: Option<Cipher>,
     meter: impl Fn() -> Result<Duration>,
 ) -> Result<Figures> {
     processor::pin(how.processor)?;
     let account = Pool::new(MEMORY).open();
-    let digests = Digests { header: how.header_digest, data: how.data_digest };
-    let mut attached = wire::attach(address, nqn, work.depth, digests, |len| account.take(len))?;
+    let How { header_digest, data_digest, .. } = how;
+    let manner = Manner { header_digest, data_digest, cipher };
+    let mut attached = wire::attach(address, nqn, work.depth, manner, |len| account.take(len))?;
     load::run(&mut attached, &account, work, how.time(), how.sleep, meter)
 }
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::socket;
 use anyhow::{Context, Result};
 use engine::{Config, Driver, Engine};
 use export::{Access, Catalogue, Export, Geometry, Identity, Session};
@@ -68,7 +69,7 @@ pub(crate) fn serve(options: &Serve) -> Result<()> {
     let open = Arc::new(move |peer, account, now| {
         Box::new(target.session(peer, Port::Any, account, now)) as Box<dyn Session>
     });
-    let address = engine.listen(([127, 0, 0, 1], 0).into(), None, open)?;
+    let address = engine.listen(([127, 0, 0, 1], 0).into(), None, socket::security(), open)?;
     println!("{}", address.port());
     std::io::stdout().flush()?;
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;

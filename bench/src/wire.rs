@@ -1,6 +1,6 @@
 //! A host queue on a socket that never blocks. It knows no workload.
 
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -13,11 +13,12 @@ use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::outbox::Outbox;
+use crate::socket::{Cipher, Socket};
 
 /// A host queue and its socket.
 #[derive(Debug)]
 pub(crate) struct Wire {
-    socket: TcpStream,
+    socket: Socket,
     pub(crate) queue: Queue,
     outbox: Outbox,
     inbox: Box<[u8]>,
@@ -35,6 +36,7 @@ impl Wire {
     /// Connects a queue.
     pub(crate) fn open(
         address: SocketAddr,
+        cipher: Option<Cipher>,
         options: Options,
         data: ConnectData,
     ) -> Result<(Self, u16)> {
@@ -42,6 +44,7 @@ impl Wire {
             .with_context(|| format!("cannot connect to {address}; is the target running?"))?;
         socket.set_nodelay(true)?;
         socket.set_nonblocking(true)?;
+        let socket = Socket::new(socket, cipher, Instant::now() + PATIENCE)?;
         let queue = Queue::new(options, data);
         let inbox = vec![0; INBOX].into_boxed_slice();
         let mut wire = Self { socket, queue, outbox: Outbox::default(), inbox, kept: 0 };
@@ -64,7 +67,11 @@ impl Wire {
 
     /// Sends what the socket takes.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
-        self.outbox.flush(&mut self.socket)
+        self.outbox.flush(&mut self.socket)?;
+        match self.socket.flush() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+            other => other,
+        }
     }
 
     /// Receives once. Tells whether anything came.
@@ -93,7 +100,11 @@ impl Wire {
 
     /// Sleeps until something comes or can be sent.
     pub(crate) fn sleep(&self) -> io::Result<()> {
-        let send = if self.outbox.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
+        if self.socket.has_unread() {
+            return Ok(());
+        }
+        let sends = !self.outbox.is_empty() || self.socket.has_unsent();
+        let send = if sends { PollFlags::OUT } else { PollFlags::empty() };
         let mut fds = [PollFd::new(&self.socket, PollFlags::IN | send)];
         poll(&mut fds, Some(&Timespec { tv_sec: 1, tv_nsec: 0 }))?;
         Ok(())
@@ -153,11 +164,15 @@ pub(crate) struct Attached {
     pub(crate) blocks: u64,
 }
 
-/// Digests that are asked for: of headers and of data.
+/// What the connections are like.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Digests {
-    pub(crate) header: bool,
-    pub(crate) data: bool,
+pub(crate) struct Manner {
+    /// Whether headers have digests.
+    pub(crate) header_digest: bool,
+    /// Whether data have digests.
+    pub(crate) data_digest: bool,
+    /// What they are sealed with.
+    pub(crate) cipher: Option<Cipher>,
 }
 
 /// Attaches the disk of subsystem `nqn`, with an I/O queue for `depth` commands at once.
@@ -165,18 +180,19 @@ pub(crate) fn attach(
     address: SocketAddr,
     nqn: &str,
     depth: u16,
-    digests: Digests,
+    manner: Manner,
     memory: impl Fn(usize) -> Option<Buffer>,
 ) -> Result<Attached> {
     let host = "nqn.2014-08.org.nvmexpress:uuid:7d0c1a52-3f0e-4d3b-9a55-0b0f4c4d5e6f";
     let data = |cntlid| ConnectData::emit([0x7d; 16], cntlid, nqn, host);
     let with = |options| Options {
-        header_digest: digests.header,
-        data_digest: digests.data,
+        header_digest: manner.header_digest,
+        data_digest: manner.data_digest,
         flow_control: false,
         ..options
     };
-    let (mut admin, cntlid) = Wire::open(address, with(Options::admin()), data(CNTLID_DYNAMIC)?)?;
+    let (mut admin, cntlid) =
+        Wire::open(address, manner.cipher, with(Options::admin()), data(CNTLID_DYNAMIC)?)?;
     let mut controller = Controller::new(cntlid, 1);
     while let Some(ask) = controller.ask() {
         let payload = match ask.len {
@@ -189,7 +205,7 @@ pub(crate) fn attach(
     let _ = admin.ask(AdminCommand::KeepAlive.emit(), Payload::None)?;
     let namespace = controller.namespaces().first().context("the subsystem has no namespace")?;
     let options = Options::io(1, depth + 1, controller.capsule_data());
-    let (io, _) = Wire::open(address, with(options), data(cntlid)?)?;
+    let (io, _) = Wire::open(address, manner.cipher, with(options), data(cntlid)?)?;
     let (shift, blocks) = (namespace.shift(), namespace.figure.nsze.get());
     Ok(Attached { _admin: admin, io, shift, blocks })
 }

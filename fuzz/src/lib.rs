@@ -9,9 +9,11 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a broken promise ends the run")]
 
+pub mod auth;
 pub mod deframe;
 pub mod host;
 pub mod input;
+pub mod pair;
 pub mod target;
 pub mod wire;
 

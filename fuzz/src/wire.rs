@@ -1,8 +1,11 @@
 //! Any bytes to every parser of the figures: none may panic, and what is parsed is the same when it is emitted and parsed
 //! again.
 
+use nvme::auth::chap::Key;
+use nvme::auth::psk::{Identity, Interchange};
 use nvme::command::{Command, DataPointer};
 use nvme::status::Status;
+use nvme::wire::auth::{FromController, FromHost};
 use nvme::wire::fabrics::{ConnectData, ConnectResponse};
 use nvme::wire::feature::{AsyncEvent, NumberOfQueues, data_len};
 use nvme::wire::identify::NamespaceIds;
@@ -17,6 +20,8 @@ pub fn run(data: &[u8]) {
     numbers(data);
     identifiers(data);
     text(data);
+    messages(data);
+    keys(data);
 }
 
 fn command(data: &[u8]) {
@@ -74,4 +79,31 @@ fn text(data: &[u8]) {
     let text = parse_ascii(data);
     let field: [u8; 40] = emit_ascii(&text);
     assert!(field.iter().all(|byte| (b' '..=b'~').contains(byte)));
+}
+
+fn messages(data: &[u8]) {
+    if let Ok((t_id, message)) = FromHost::parse(data) {
+        assert_eq!(FromHost::parse(&message.emit(t_id)), Ok((t_id, message)));
+    }
+    if let Ok((t_id, message)) = FromController::parse(data) {
+        let hash_len = match message {
+            FromController::Success1(Some(response)) => response.len(),
+            _ => 0,
+        };
+        assert_eq!(FromController::parse(&message.emit(t_id, hash_len)), Ok((t_id, message)));
+    }
+}
+
+fn keys(data: &[u8]) {
+    if let Ok(key) = Key::parse(data) {
+        assert_eq!(Key::parse(key.emit().bytes()), Ok(key));
+    }
+    if let Ok(key) = Interchange::parse(data) {
+        assert_eq!(Interchange::parse(key.emit().bytes()), Ok(key));
+    }
+    if let Ok(identity) = std::str::from_utf8(data)
+        && let Some(parts) = Identity::parse(identity)
+    {
+        assert!(parts.is_of(parts.host, parts.subsystem));
+    }
 }

@@ -91,3 +91,6 @@ verify() {
         { cat /tmp/fio; return 1; }
     grep -q 'err= 0' /tmp/fio
 }
+
+# What only the tests of one scenario share.
+if [ -e /tests/cases/lib.sh ]; then . /tests/cases/lib.sh; fi

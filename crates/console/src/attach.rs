@@ -1,4 +1,5 @@
-//! The lines that attach a disk when they are typed on the other machine, for `nvme-cli`. It knows no socket.
+//! The lines to be typed on the other machine: those that attach a disk, for `nvme-cli`, and the one that lets that machine
+//! in, for storagetm itself. It knows no socket.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,7 +13,12 @@ pub struct Endpoint {
     pub interface: Option<String>,
     /// The TCP port.
     pub port: u16,
+    /// Whether hosts must show a key there, and speak TLS.
+    pub keyed: bool,
 }
+
+/// The port that need not be named to those who want to be let in.
+const PORT: u16 = 4420;
 
 impl Endpoint {
     /// The address as `nvme` takes it: `fe80::1%eth0` has its scope.
@@ -33,6 +39,16 @@ impl Endpoint {
         self.line("connect", Some(nqn), digests)
     }
 
+    /// The line that lets the other machine in, by the code on the screen.
+    pub fn pair(&self) -> String {
+        let host = match (self.address, self.port) {
+            (_, PORT) => self.host(),
+            (IpAddr::V4(_), port) => format!("{}:{port}", self.host()),
+            (IpAddr::V6(_), port) => format!("[{}]:{port}", self.host()),
+        };
+        format!("storagetm pair {}", quoted(&host))
+    }
+
     /// The interface stands as an option: what a host is told of the disks behind a link-local address has no room
     /// for it, and `connect-all` goes on with what it was told.
     fn line(&self, verb: &str, nqn: Option<&str>, digests: bool) -> String {
@@ -41,7 +57,8 @@ impl Endpoint {
         let interface = interface.map(|name| format!(" --host-iface {name}")).unwrap_or_default();
         let nqn = nqn.map(|nqn| format!(" -n {}", quoted(nqn))).unwrap_or_default();
         let digests = if digests { " --hdr-digest --data-digest" } else { "" };
-        format!("nvme {verb} -t tcp -a {host} -s {}{nqn}{interface}{digests}", self.port)
+        let tls = if self.keyed { " --tls" } else { "" };
+        format!("nvme {verb} -t tcp -a {host} -s {}{nqn}{interface}{digests}{tls}", self.port)
     }
 }
 
@@ -69,7 +86,20 @@ mod test {
 
     fn endpoint(address: &str, interface: Option<&str>) -> Endpoint {
         let interface = interface.map(str::to_owned);
-        Endpoint { address: address.parse().unwrap(), interface, port: 4420 }
+        Endpoint { address: address.parse().unwrap(), interface, port: 4420, keyed: false }
+    }
+
+    #[test]
+    fn where_a_key_is_needed_the_lines_say_so_and_there_is_one_to_get_it() {
+        let here = Endpoint { keyed: true, ..endpoint("fe80::1", Some("eth0")) };
+        assert_eq!(
+            here.attach_all(false),
+            "nvme connect-all -t tcp -a fe80::1 -s 4420 --host-iface eth0 --tls"
+        );
+        assert_eq!(here.pair(), "storagetm pair fe80::1%eth0");
+        assert_eq!(Endpoint { port: 1, ..here }.pair(), "storagetm pair '[fe80::1%eth0]:1'");
+        let there = Endpoint { port: 1, ..endpoint("10.0.0.1", None) };
+        assert_eq!(there.pair(), "storagetm pair 10.0.0.1:1");
     }
 
     #[test]

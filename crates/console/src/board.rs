@@ -3,9 +3,9 @@
 
 use export::Access;
 
-use crate::model::Question;
+use crate::model::{Pairing, Question};
 use crate::view::{Ink, Page, filled};
-use crate::{Disk, Model, Station, Style, decimal, host_name, size};
+use crate::{Disk, Model, Station, Style, code, decimal, host_name, size};
 
 /// Endpoints that are shown at most; the others are counted.
 const ENDPOINTS: usize = 4;
@@ -16,6 +16,10 @@ const BODY: usize = 5;
 
 /// The lines of the window, without line breaks; `rows` is its height. A page beyond the last is the first again.
 pub fn board(model: &Model, station: &Station, style: Style, rows: usize) -> Vec<String> {
+    let large = station.large && model.asking.is_none();
+    if let (true, Some(Pairing::Code { digits, link })) = (large, &model.pairing) {
+        return self::large(digits, link, style, rows);
+    }
     let head = head(model, station, style);
     let room =
         |foot: &[String]| rows.saturating_sub(height(&head, style) + height(foot, style)).max(1);
@@ -37,6 +41,21 @@ pub fn board(model: &Model, station: &Station, style: Style, rows: usize) -> Vec
     let used = height(&head, style) + height(&body, style) + height(&foot, style);
     let blank = std::iter::repeat_n(String::new(), rows.saturating_sub(used));
     head.into_iter().chain(body).chain(blank).chain(foot).collect()
+}
+
+/// The code alone, for who sits further away and for a camera; without what there is no room for.
+fn large(digits: &str, link: &str, style: Style, rows: usize) -> Vec<String> {
+    let code = code::digits(digits);
+    let qr = code::qr(link, style.utf8);
+    let mut lines = code;
+    let wide = qr.iter().map(|line| columns(line)).max().unwrap_or(0);
+    if wide <= style.width && lines.len() + qr.len() + 2 <= rows {
+        lines.push(String::new());
+        lines.extend(qr);
+    }
+    lines.resize(rows.saturating_sub(1).max(lines.len()), String::new());
+    lines.push("c back".to_owned());
+    lines
 }
 
 /// Rows that the lines take in the window: a line to be typed may be longer than a row.
@@ -68,7 +87,13 @@ fn head(model: &Model, station: &Station, style: Style) -> Vec<String> {
     if model.endpoints.is_empty() {
         page.sentence("No network address to be reached at yet: plug in a cable.");
     } else {
-        page.sentence("Type on the other machine, as root, one of these lines:");
+        page.door(model);
+        let keyed = model.endpoints.iter().any(|at| at.keyed);
+        page.sentence(if keyed {
+            "Once it is let in, type there, as root, one of these lines:"
+        } else {
+            "Type on the other machine, as root, one of these lines:"
+        });
     }
     for endpoint in model.endpoints.iter().take(ENDPOINTS) {
         page.typed(&endpoint.attach_all(model.digests));
@@ -183,6 +208,10 @@ fn end(
     let mut page = Page::new(style);
     let state = state(model, station, &page);
     page.lines.push(state);
+    if let Some(asking) = &model.asking {
+        page.asking(asking);
+        return page.lines;
+    }
     if let Some(question) = station.question {
         page.title(match question {
             Question::PowerOff => "Disks are attached. Press p again to power off all the same.",
@@ -195,6 +224,11 @@ fn end(
     }
     let lend = if station.lending { "d detach all hosts" } else { "l lend again" };
     let mut keys = vec!["p power off".to_owned(), "r restart".to_owned(), lend.to_owned()];
+    match model.pairing {
+        Some(Pairing::Code { .. }) => keys.push("c large code".to_owned()),
+        Some(Pairing::Stopped) => keys.push("c new code".to_owned()),
+        Some(Pairing::Later) | None => {}
+    }
     if let Some((at, of)) = pages {
         keys.push(format!("space more disks ({at} of {of})"));
     }
@@ -261,12 +295,15 @@ mod test {
             address: address.parse().unwrap(),
             interface: interface.map(str::to_owned),
             port: 4420,
+            keyed: false,
         };
         Model {
             machine: "laptop".to_owned(),
             endpoints: vec![at("169.254.7.9", None), at("fe80::1", Some("eth0"))],
             digests: false,
             disks: (0..disks).map(disk).collect(),
+            pairing: None,
+            asking: None,
             notes: Vec::new(),
         }
     }
@@ -292,6 +329,7 @@ mod test {
 storagetm: this machine lends its disks to the machine it is plugged into
 Example Laptop 13, serial L1
 
+Open: whoever reaches this machine gets the disks, and nothing is encrypted.
 Type on the other machine, as root, one of these lines:
     nvme connect-all -t tcp -a 169.254.7.9 -s 4420
     nvme connect-all -t tcp -a fe80::1 -s 4420 --host-iface eth0
@@ -303,7 +341,6 @@ Type on the other machine, as root, one of these lines:
   0 writes to it since power-on
     nvme connect -t tcp -a 169.254.7.9 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:00000000-0000-8000-8000-000000000000
     nvme connect -t tcp -a fe80::1 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:00000000-0000-8000-8000-000000000000 --host-iface eth0
-
 
 
 
@@ -330,6 +367,30 @@ p power off   r restart   d detach all hosts";
             }
             assert!(seen >= disks, "{disks} disks, {seen} seen");
         }
+    }
+
+    #[test]
+    fn a_small_window_has_room_for_the_code_the_disks_and_the_keys() {
+        let mut model = model(2);
+        model.endpoints.iter_mut().for_each(|at| at.keyed = true);
+        model.notes = vec!["note: ".repeat(10)];
+        let link = "storagetm:pair?code=aaaaaaaaaaaaaaaaaaaaaaaaaa&at=169.254.7.9:4420".to_owned();
+        model.pairing = Some(Pairing::Code { digits: "12345678".to_owned(), link });
+        let lines = board(&model, &station(), SMALL, 24);
+        let text = lines.join("\n");
+        assert!(height(&lines, SMALL) <= 24, "{text}");
+        for wanted in ["storagetm pair 169.254.7.9", "1234 5678", "/dev/sda", "c large code"] {
+            assert!(text.contains(wanted), "{text}");
+        }
+        let large = Station { large: true, ..station() };
+        let lines = board(&model, &large, Style { utf8: true, ..SMALL }, 40);
+        assert!(lines.len() <= 40 && lines.iter().any(|line| line.contains('\u{2584}')));
+        let lines = board(&model, &large, SMALL, 24);
+        assert!(lines.len() <= 24 && lines.last().unwrap() == "c back", "{lines:?}");
+        model.asking =
+            Some(crate::Asking { name: "laptop".to_owned(), address: [169, 254, 1, 2].into() });
+        let text = board(&model, &station(), SMALL, 24).join("\n");
+        assert!(text.contains("wants to CHANGE") && text.contains("Press y"), "{text}");
     }
 
     #[test]

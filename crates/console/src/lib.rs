@@ -6,13 +6,14 @@
 
 pub mod attach;
 mod board;
+pub mod code;
 mod model;
 mod printable;
 mod size;
 mod view;
 
 pub use board::{board, columns};
-pub use model::{Disk, Host, Model, Question, Station};
+pub use model::{Asking, Disk, Host, Model, Pairing, Question, Station};
 pub use printable::{host_name, printable, printable_lines};
 pub use size::{binary, decimal, size};
 pub use view::{Style, view};

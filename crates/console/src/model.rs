@@ -1,5 +1,6 @@
 //! What the screen is about: the machine, its disks and who has them. It knows no text.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use export::Access;
@@ -17,8 +18,47 @@ pub struct Model {
     pub digests: bool,
     /// The disks that are lent.
     pub disks: Vec<Disk>,
+    /// How a machine that has no key yet is let in, if it can be.
+    pub pairing: Option<Pairing>,
+    /// A machine that knew the code and waits for a yes or a no.
+    pub asking: Option<Asking>,
     /// What else is worth knowing, a sentence each.
     pub notes: Vec<String>,
+}
+
+/// How a machine that has no key yet is let in.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Pairing {
+    /// By whoever reads this on the screen.
+    Code {
+        /// To be typed.
+        digits: String,
+        /// The same for a camera, with where to go.
+        link: String,
+    },
+    /// In a moment: somebody has tried a wrong code.
+    Later,
+    /// Not before a key is pressed at this machine: too many wrong codes.
+    Stopped,
+}
+
+impl fmt::Debug for Pairing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Code { .. } => "Code",
+            Self::Later => "Later",
+            Self::Stopped => "Stopped",
+        })
+    }
+}
+
+/// A machine that knew the code and wants more than to read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asking {
+    /// What it calls itself, as received.
+    pub name: String,
+    /// Where it is.
+    pub address: IpAddr,
 }
 
 /// A disk that is lent.
@@ -70,6 +110,8 @@ pub struct Station {
     pub question: Option<Question>,
     /// Which page of the disks, from 0.
     pub page: usize,
+    /// Whether the code is shown large, and as a QR code, in place of the disks.
+    pub large: bool,
 }
 
 /// What takes a second press of its key while disks are attached.

@@ -5,7 +5,7 @@
 use export::Access;
 
 use crate::attach::Endpoint;
-use crate::{Disk, Host, Model, host_name, printable, size};
+use crate::{Asking, Disk, Host, Model, Pairing, host_name, printable, size};
 
 /// How the lines are to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,10 @@ pub fn view(model: &Model, style: Style) -> Vec<String> {
         page.disk(disk, model);
     }
     page.notes(model);
+    if let Some(asking) = &model.asking {
+        page.blank();
+        page.asking(asking);
+    }
     page.lines
 }
 
@@ -91,7 +95,12 @@ impl Page {
             self.push("No network address to be reached at yet: plug in a cable.".to_owned());
             return;
         }
-        self.push("To attach all disks, type on the other machine, as root:".to_owned());
+        self.door(model);
+        let keyed = model.endpoints.iter().any(|at| at.keyed);
+        self.push(match keyed {
+            true => "To attach all disks, type there, as root, once it is let in:".to_owned(),
+            false => "To attach all disks, type on the other machine, as root:".to_owned(),
+        });
         for endpoint in &model.endpoints {
             self.typed(&endpoint.attach_all(model.digests));
         }
@@ -102,6 +111,51 @@ impl Page {
                  network interface to this one."
             ));
         }
+    }
+
+    /// Who is let in, and how.
+    pub(crate) fn door(&mut self, model: &Model) {
+        let open = |at: &&Endpoint| !at.keyed && !at.address.is_loopback();
+        if model.endpoints.iter().any(|at| open(&at)) {
+            let line =
+                "Open: whoever reaches this machine gets the disks, and nothing is encrypted.";
+            self.push(self.ink(Ink::Alarm, line));
+        }
+        let keyed: Vec<&Endpoint> = model.endpoints.iter().filter(|at| at.keyed).collect();
+        if keyed.is_empty() {
+            return;
+        }
+        match &model.pairing {
+            Some(Pairing::Code { digits, .. }) => self.pairing(&keyed, digits),
+            Some(Pairing::Later) => {
+                self.sentence("A wrong code was tried; the next one comes in a moment.")
+            }
+            Some(Pairing::Stopped) => {
+                let line = "Too many wrong codes: nobody new is let in until c is pressed here.";
+                self.push(self.ink(Ink::Alarm, line));
+            }
+            None => self.sentence("Only hosts that were let in can attach (storagetm host)."),
+        }
+    }
+
+    fn pairing(&mut self, keyed: &[&Endpoint], digits: &str) {
+        self.push("To let the other machine in, type there, as root:".to_owned());
+        for endpoint in keyed.iter().take(2) {
+            self.typed(&endpoint.pair());
+        }
+        let code = self.ink(Ink::Typed, &in_groups(digits));
+        self.push(format!("and then this code, which is good once, for ten minutes:  {code}"));
+    }
+
+    /// Who knew the code, and waits for an answer.
+    pub(crate) fn asking(&mut self, asking: &Asking) {
+        let name = self.safe(&asking.name);
+        let line = format!(
+            "{name} at {} knows the code and wants to CHANGE the disks that are writable here.",
+            asking.address
+        );
+        self.push(self.ink(Ink::Alarm, &line));
+        self.push("Press y to allow it, o to let it only read, n to refuse it.".to_owned());
     }
 
     fn disk(&mut self, disk: &Disk, model: &Model) {
@@ -217,6 +271,12 @@ impl Page {
     }
 }
 
+/// Digits as they are read aloud: in groups of four.
+pub(crate) fn in_groups(digits: &str) -> String {
+    let all: Vec<char> = digits.chars().collect();
+    all.chunks(4).map(String::from_iter).collect::<Vec<_>>().join(" ")
+}
+
 /// The parts with `between` them, on as many lines as their width needs; a part is never broken.
 pub(crate) fn filled(parts: &[String], between: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
@@ -257,12 +317,15 @@ mod test {
             address: address.parse().unwrap(),
             interface: interface.map(str::to_owned),
             port: 4420,
+            keyed: false,
         };
         Model {
             machine: "laptop".to_owned(),
             endpoints: vec![at("192.168.1.5", None), at("fe80::1", Some("eth0"))],
             digests: false,
             disks: vec![disk()],
+            pairing: None,
+            asking: None,
             notes: vec!["Ctrl-C ends it.".to_owned()],
         }
     }
@@ -273,6 +336,7 @@ mod test {
         let wanted = "\
 storagetm: laptop lends 1 disk over NVMe/TCP
 
+Open: whoever reaches this machine gets the disks, and nothing is encrypted.
 To attach all disks, type on the other machine, as root:
     nvme connect-all -t tcp -a 192.168.1.5 -s 4420
     nvme connect-all -t tcp -a fe80::1 -s 4420 --host-iface eth0
@@ -288,6 +352,32 @@ In place of eth0, put the name that the other machine gives its own network inte
 
 Ctrl-C ends it.";
         assert_eq!(lines.join("\n"), wanted);
+    }
+
+    #[test]
+    fn where_a_key_is_needed_the_screen_says_how_to_get_one() {
+        let mut model = model();
+        model.endpoints.iter_mut().for_each(|at| at.keyed = true);
+        let text = |model: &Model| view(model, Style::PLAIN).join("\n");
+        assert!(text(&model).contains("Only hosts that were let in can attach"));
+        assert!(!text(&model).contains("Open:"));
+        model.pairing =
+            Some(Pairing::Code { digits: "12345678".to_owned(), link: "storagetm:x".to_owned() });
+        let wanted = "\
+To let the other machine in, type there, as root:
+    storagetm pair 192.168.1.5
+    storagetm pair fe80::1%eth0
+and then this code, which is good once, for ten minutes:  1234 5678
+To attach all disks, type there, as root, once it is let in:
+    nvme connect-all -t tcp -a 192.168.1.5 -s 4420 --tls
+";
+        assert!(text(&model).contains(wanted), "{}", text(&model));
+        model.pairing = Some(Pairing::Stopped);
+        assert!(text(&model).contains("until c is pressed"));
+        model.asking =
+            Some(Asking { name: "a\x1b[2J".to_owned(), address: "10.0.0.2".parse().unwrap() });
+        assert!(text(&model).contains(" at 10.0.0.2 knows the code and wants to CHANGE"));
+        assert!(!text(&model).contains('\x1b'));
     }
 
     #[test]

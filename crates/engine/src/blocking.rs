@@ -36,7 +36,7 @@ pub(crate) fn adopt(
         shared.post.join(&mailbox);
         let _farewell = Farewell { shared: &shared, mailbox: &mailbox };
         let account = Pool::new(memory).open();
-        let session = open(link.peer, account, Instant::now());
+        let session = open(link.peer(), account, Instant::now());
         Connection::new(&shared, link, session, mailbox.clone()).run();
     };
     std::thread::Builder::new().name("connection".to_owned()).spawn(work).map(drop)

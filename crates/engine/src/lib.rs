@@ -4,24 +4,34 @@
 //! There are two drivers of the same sessions. `uring` is the fast one: a few threads with a ring each, network and disk
 //! in the same ring. `blocking` is the reference and the fallback: a thread a connection, plain system calls. One more
 //! thread accepts connections and gives them away; a connection stays on its thread for life.
+//!
+//! Who comes with TLS ([`tls`]) shows its key on a thread for that, and then goes to a driver like everyone else: its
+//! session is wrapped in one that opens and seals records, and neither side knows.
 
 #![deny(unsafe_code)]
 
 mod blocking;
 mod disk;
+mod door;
 mod link;
 mod listen;
 mod mailbox;
 mod stage;
+pub mod tls;
 mod uring;
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use export::{Account, Event, News, Peer, Session};
+
+pub use door::{Question, Security};
+pub use listen::bind;
+pub use tls::limit::Limits;
 
 use link::{Bounds, Census, Link};
 use listen::Acceptor;
@@ -103,11 +113,19 @@ pub struct Config {
     /// The longest moment for which a thread of the uring driver watches for the next event before it sleeps. It does so
     /// only while events follow each other that closely. Zero: it always sleeps.
     pub spin: Duration,
+    /// How many TLS handshakes an address may have us do.
+    pub limits: Limits,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { driver: Driver::Auto, threads: 1, memory: 32 << 20, spin: Duration::from_micros(50) }
+        Self {
+            driver: Driver::Auto,
+            threads: 1,
+            memory: 32 << 20,
+            spin: Duration::from_micros(50),
+            limits: Limits::default(),
+        }
     }
 }
 
@@ -176,14 +194,26 @@ impl Engine {
         let (crew, running) = Crew::start(&config, &shared)?;
         let crew = Arc::new(crew);
         let adopters = crew.clone();
-        let adopt = Box::new(move |link, open| adopters.adopt(link, open));
-        let acceptor = Acceptor::start(census, adopt)?;
+        let adopt = Arc::new(move |link, open| adopters.adopt(link, open));
+        let acceptor = Acceptor::start(census, shared.sink.clone(), adopt, config.limits)?;
         Ok(Self { acceptor, crew, shared, running })
     }
 
-    /// Accepts connections on `address`, and has `open` make a session for each. Returns the address with the port that
-    /// it got. An IPv6 address is never also an IPv4 one. With an `interface`, only what comes in there is accepted:
-    /// Linux takes a packet for any of its addresses on every interface, also for a link-local IPv4 one.
+    /// Accepts connections at `listener`, a socket of [`bind`], and has `open` make a session for each that `security`
+    /// lets in. Returns the address at which it listens.
+    ///
+    /// # Errors
+    /// It is not a socket that listens.
+    pub fn accept(
+        &self,
+        listener: OwnedFd,
+        security: Security,
+        open: Open,
+    ) -> io::Result<SocketAddr> {
+        self.acceptor.accept(listener, security, open)
+    }
+
+    /// [Binds](bind) `address` and [accepts](Engine::accept) there.
     ///
     /// # Errors
     /// The address is taken, not one of this machine, or not allowed.
@@ -191,9 +221,10 @@ impl Engine {
         &self,
         address: SocketAddr,
         interface: Option<&str>,
+        security: Security,
         open: Open,
     ) -> io::Result<SocketAddr> {
-        self.acceptor.listen(address, interface, open)
+        self.accept(bind(address, interface)?, security, open)
     }
 
     /// Tells every session on every thread.

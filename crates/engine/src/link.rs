@@ -3,22 +3,34 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use export::Peer;
+use export::{Channel, Peer};
 use rustix::net::Shutdown;
 
 /// A connection's socket. The last owner to let go closes it.
 pub(crate) struct Link {
     socket: OwnedFd,
-    /// Who is at the other end.
-    pub(crate) peer: Peer,
+    peer: Peer,
+    /// What protects the connection, once its handshake is over.
+    channel: OnceLock<Arc<Channel>>,
     established: AtomicBool,
     census: Arc<Census>,
 }
 
 impl Link {
+    /// Who is at the other end, and what protects the connection.
+    pub(crate) fn peer(&self) -> Peer {
+        Peer { channel: self.channel.get().cloned(), ..self.peer.clone() }
+    }
+
+    /// Takes note of what protects the connection from now on.
+    pub(crate) fn secure(&self, channel: Channel) {
+        // Nobody makes a second handshake on a connection.
+        let _ = self.channel.set(Arc::new(channel));
+    }
+
     /// Takes note that the session let its peer in: it is no longer among those that may be cut for others.
     pub(crate) fn establish(&self) {
         self.established.store(true, Ordering::Release);
@@ -100,7 +112,8 @@ impl Census {
         }
         self.total.fetch_add(1, Ordering::AcqRel);
         let established = AtomicBool::new(false);
-        let link = Arc::new(Link { socket, peer, established, census: self.clone() });
+        let (channel, census) = (OnceLock::new(), self.clone());
+        let link = Arc::new(Link { socket, peer, channel, established, census });
         newcomers.push(Arc::downgrade(&link));
         Some(link)
     }
@@ -140,6 +153,7 @@ mod test {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
+    use export::Door;
 
     const BOUNDS: Bounds = Bounds { total: 3, newcomers: 2 };
 
@@ -148,7 +162,8 @@ mod test {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .unwrap();
-        (census.enter(ours, Peer { remote: nowhere, local: nowhere }), theirs)
+        let peer = Peer { remote: nowhere, local: nowhere, door: Door::Open, channel: None };
+        (census.enter(ours, peer), theirs)
     }
 
     fn is_cut(peer: &OwnedFd) -> bool {

@@ -1,21 +1,23 @@
-//! Listening sockets, and the one thread that accepts from all of them. It knows no driver but by the one call that gives
-//! a connection away.
+//! Listening sockets, and the one thread that accepts from all of them and waits for each peer's first byte. It knows no
+//! driver but by the one call that gives a connection away.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use export::Peer;
+use export::{Door, Peer};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
-use crate::Open;
+use crate::door::{Entrance, Security, Way, refuse};
 use crate::link::{Census, Link};
 use crate::mailbox::{Mailbox, Message};
+use crate::tls::{Lobby, Newcomer, Often};
+use crate::{Limits, Open, Sink};
 
 /// Connections that the kernel holds for us while we accept others.
 const BACKLOG: i32 = 128;
@@ -36,10 +38,13 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// After how much silence the kernel asks whether the peer is still there, and how long it waits between asking again.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 
-/// Takes an accepted connection over.
-pub(crate) type Adopt = Box<dyn Fn(Arc<Link>, Open) + Send>;
+/// How long a peer may take until it has shown its key; the first byte is part of that.
+const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The thread.
+/// Takes an accepted connection over.
+pub(crate) type Adopt = Arc<dyn Fn(Arc<Link>, Open) + Send + Sync>;
+
+/// The thread, and the one for handshakes.
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     fresh: Arc<Fresh>,
@@ -53,7 +58,7 @@ struct Fresh(Mutex<Vec<Listener>>);
 
 struct Listener {
     socket: OwnedFd,
-    open: Open,
+    entrance: Arc<Entrance>,
 }
 
 impl std::fmt::Debug for Fresh {
@@ -73,14 +78,23 @@ impl Acceptor {
     ///
     /// # Errors
     /// There is no thread or no descriptor to be had.
-    pub(crate) fn start(census: Arc<Census>, adopt: Adopt) -> io::Result<Self> {
+    pub(crate) fn start(
+        census: Arc<Census>,
+        sink: Sink,
+        adopt: Adopt,
+        limits: Limits,
+    ) -> io::Result<Self> {
         let (fresh, mailbox) = (Arc::new(Fresh::default()), Mailbox::new()?);
         let mut loop_of = Loop {
             fresh: fresh.clone(),
             mailbox: mailbox.clone(),
+            lobby: Lobby::start(limits, sink.clone(), adopt.clone())?,
             census,
+            sink,
             adopt,
             listeners: Vec::new(),
+            silent: Vec::new(),
+            refused: Often::default(),
         };
         let thread = std::thread::Builder::new()
             .name("accept".to_owned())
@@ -89,19 +103,19 @@ impl Acceptor {
         Ok(Self { fresh, mailbox, thread })
     }
 
-    /// Accepts from `address` from now on. Returns the address with the port that it got.
+    /// Accepts from `socket` from now on. Returns the address with the port that it has.
     ///
     /// # Errors
-    /// The address is taken, not ours, or not allowed.
-    pub(crate) fn listen(
+    /// It is no such socket.
+    pub(crate) fn accept(
         &self,
-        address: SocketAddr,
-        interface: Option<&str>,
+        socket: OwnedFd,
+        security: Security,
         open: Open,
     ) -> io::Result<SocketAddr> {
-        let socket = bind(address, interface)?;
         let bound = rustix::net::getsockname(&socket)?.try_into()?;
-        self.fresh.with(|fresh| fresh.push(Listener { socket, open }));
+        let entrance = Arc::new(Entrance { security, open });
+        self.fresh.with(|fresh| fresh.push(Listener { socket, entrance }));
         // Wakes the thread; what it is told is in the list.
         self.mailbox.put(Message::News(export::News::Changed));
         Ok(bound)
@@ -123,7 +137,13 @@ impl Drop for Acceptor {
     }
 }
 
-fn bind(address: SocketAddr, interface: Option<&str>) -> io::Result<OwnedFd> {
+/// A socket that listens on `address`, for [`Engine::accept`](crate::Engine::accept). An IPv6 address is never also an
+/// IPv4 one. With an `interface`, only what comes in there is accepted: Linux takes a packet for any of its addresses on
+/// every interface, also for a link-local IPv4 one.
+///
+/// # Errors
+/// The address is taken, not one of this machine, or not allowed.
+pub fn bind(address: SocketAddr, interface: Option<&str>) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, Some(ipproto::TCP))?;
@@ -144,8 +164,21 @@ struct Loop {
     fresh: Arc<Fresh>,
     mailbox: Arc<Mailbox>,
     census: Arc<Census>,
+    sink: Sink,
     adopt: Adopt,
+    lobby: Lobby,
     listeners: Vec<Listener>,
+    /// Peers that have said nothing yet, the oldest first.
+    silent: Vec<Newcomer>,
+    /// How often it was reported lately that somebody was refused.
+    refused: Often,
+}
+
+/// What there is to look at.
+#[derive(Default)]
+struct Ready {
+    listeners: Vec<usize>,
+    spoke: Vec<bool>,
 }
 
 impl Loop {
@@ -156,22 +189,36 @@ impl Loop {
             if self.mailbox.is_full() && self.read_mail() {
                 return;
             }
-            paused = ready.into_iter().any(|at| self.accept_round(at).is_err());
+            self.hear(&ready.spoke);
+            paused = ready.listeners.into_iter().any(|at| self.accept_round(at).is_err());
         }
     }
 
-    /// Waits until there is something to accept or to read. Returns which listeners have a connection; a paused wait
-    /// looks at none.
-    fn wait(&self, paused: bool) -> Vec<usize> {
-        let timeout = Timespec::try_from(PAUSE).ok().filter(|_| paused);
+    /// Waits until there is something to accept or to read. Returns which listeners have a connection, and which silent
+    /// peers something to say; a paused wait looks at no listener.
+    fn wait(&self, paused: bool) -> Ready {
         let heard = if paused { &[] } else { &self.listeners[..] };
         let mut fds = vec![PollFd::from_borrowed_fd(self.mailbox.as_fd(), PollFlags::IN)];
         fds.extend(heard.iter().map(|listener| PollFd::new(&listener.socket, PollFlags::IN)));
-        if rustix::event::poll(&mut fds, timeout.as_ref()).is_err() {
-            return Vec::new();
+        let silent = self.silent.iter().map(|newcomer| newcomer.link.as_fd());
+        fds.extend(silent.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        if rustix::event::poll(&mut fds, self.timeout(paused).as_ref()).is_err() {
+            return Ready::default();
         }
-        let ready = fds.iter().skip(1).enumerate().filter(|(_, fd)| !fd.revents().is_empty());
-        ready.map(|(at, _)| at).collect()
+        let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
+        let (before, spoke) = fds.split_at(1 + heard.len());
+        let listeners = before.iter().skip(1).enumerate().filter(|(_, fd)| is_ready(fd));
+        Ready {
+            listeners: listeners.map(|(at, _)| at).collect(),
+            spoke: spoke.iter().map(is_ready).collect(),
+        }
+    }
+
+    fn timeout(&self, paused: bool) -> Option<Timespec> {
+        let oldest = self.silent.first().map(|newcomer| newcomer.until);
+        let left = oldest.map(|until| until.saturating_duration_since(Instant::now()));
+        let pause = paused.then_some(PAUSE);
+        left.into_iter().chain(pause).min().and_then(|timeout| Timespec::try_from(timeout).ok())
     }
 
     /// Tells whether to end.
@@ -182,15 +229,32 @@ impl Loop {
         quit
     }
 
+    /// Lets in who has spoken now, and gives up who has taken too long.
+    fn hear(&mut self, spoke: &[bool]) {
+        if self.silent.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let all = std::mem::take(&mut self.silent);
+        for (newcomer, spoke) in all.into_iter().zip(spoke.iter().chain(std::iter::repeat(&false)))
+        {
+            match spoke {
+                true => self.greet(newcomer),
+                false if newcomer.until > now => self.silent.push(newcomer),
+                false => {}
+            }
+        }
+    }
+
     /// Accepts what there is.
     ///
     /// # Errors
     /// There is nothing left to accept it with.
-    fn accept_round(&self, at: usize) -> Result<(), Errno> {
-        let Some(listener) = self.listeners.get(at) else { return Ok(()) };
+    fn accept_round(&mut self, at: usize) -> Result<(), Errno> {
         for _ in 0..ROUND {
+            let Some(listener) = self.listeners.get(at) else { break };
             match rustix::net::accept_with(&listener.socket, SocketFlags::CLOEXEC) {
-                Ok(socket) => self.admit(socket, &listener.open),
+                Ok(socket) => self.admit(socket, listener.entrance.clone()),
                 Err(Errno::AGAIN) => break,
                 Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
                     return Err(errno);
@@ -203,15 +267,28 @@ impl Loop {
     }
 
     /// Takes a connection in, if there is room and the peer is still there.
-    fn admit(&self, socket: OwnedFd, open: &Open) {
-        let Ok(peer) = peer_of(&socket) else { return };
+    fn admit(&mut self, socket: OwnedFd, entrance: Arc<Entrance>) {
+        let Ok(peer) = peer_of(&socket, entrance.security.door) else { return };
         // Without these the connection works, if less well.
         let _ = tune(&socket);
         if is_near(peer.remote.ip()) {
             let _ = sockopt::set_tcp_congestion(&socket, UNPACED);
         }
         if let Some(link) = self.census.enter(socket, peer) {
-            (self.adopt)(link, open.clone());
+            self.greet(Newcomer { link, entrance, until: Instant::now() + PATIENCE });
+        }
+    }
+
+    /// Shows a peer the way that its first byte asks for, or has it wait until it says one.
+    fn greet(&mut self, newcomer: Newcomer) {
+        match newcomer.entrance.way(&newcomer.link) {
+            Way::Unknown => self.silent.push(newcomer),
+            Way::Plain => (self.adopt)(newcomer.link, newcomer.entrance.open.clone()),
+            Way::Secured => self.lobby.admit(newcomer),
+            Way::Refused if self.refused.is_rare(Instant::now()) => {
+                refuse(&self.sink, newcomer.link.peer(), "in the clear, where a key is needed");
+            }
+            Way::Refused | Way::Gone => {}
         }
     }
 }
@@ -224,10 +301,10 @@ fn is_near(peer: IpAddr) -> bool {
     }
 }
 
-fn peer_of(socket: &OwnedFd) -> Result<Peer, Errno> {
+fn peer_of(socket: &OwnedFd, door: Door) -> Result<Peer, Errno> {
     let remote = rustix::net::getpeername(socket)?.ok_or(Errno::NOTCONN)?;
     let local = rustix::net::getsockname(socket)?;
-    Ok(Peer { remote: remote.try_into()?, local: local.try_into()? })
+    Ok(Peer { remote: remote.try_into()?, local: local.try_into()?, door, channel: None })
 }
 
 fn tune(socket: &OwnedFd) -> Result<(), Errno> {

@@ -24,7 +24,7 @@ pub(crate) enum Message {
 impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Adopt(link, _) => write!(f, "Adopt({:?})", link.peer),
+            Self::Adopt(link, _) => write!(f, "Adopt({link:?})"),
             Self::News(news) => write!(f, "News({news:?})"),
             Self::Quit => f.write_str("Quit"),
         }

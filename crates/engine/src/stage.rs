@@ -37,6 +37,16 @@ impl Stage {
         }
     }
 
+    /// Moves the first of them into `into`, as far as there is room. Tells how many.
+    pub(crate) fn pour(&mut self, into: &mut [u8]) -> usize {
+        let len = into.len().min(self.waiting().len());
+        if let (Some(into), Some(from)) = (into.get_mut(..len), self.waiting().get(..len)) {
+            into.copy_from_slice(from);
+        }
+        self.consume(len);
+        len
+    }
+
     /// Drops all.
     pub(crate) fn clear(&mut self) {
         (self.start, self.end) = (0, 0);

@@ -2,6 +2,7 @@
 //! who owns which memory in `ring`.
 
 mod connection;
+mod files;
 mod receiving;
 mod ring;
 mod sending;

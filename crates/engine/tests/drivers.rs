@@ -1,5 +1,5 @@
-//! What both drivers promise to sessions and to peers, over loopback TCP, with the toy protocol. Each test runs once for
-//! each driver.
+//! What both drivers promise to sessions and to peers, over loopback TCP, with the toy protocol. Each test runs for each
+//! driver, in the clear and in TLS.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -14,15 +14,28 @@ use std::time::{Duration, Instant};
 use engine::{Config, Driver};
 use export::{Export, Fault, News};
 use rustix::net::sockopt::set_socket_linger;
-use toy::{BLOCK, Client, Log, Manner, Served, lend, lend_fd, lend_file, pattern, serve, wait_for};
+use toy::{
+    BLOCK, Client, FREE, Log, Manner, Served, Way, lend, lend_fd, lend_file, pattern, serve,
+    wait_for,
+};
 
 macro_rules! with_both_drivers {
     ($($name:ident)*) => {
         mod uring {
-            $(#[test] fn $name() { super::$name(engine::Driver::Uring) })*
+            use super::{Driver, Way};
+            $(#[test] fn $name() { super::$name(Way { driver: Driver::Uring, secured: false }) })*
         }
         mod blocking {
-            $(#[test] fn $name() { super::$name(engine::Driver::Blocking) })*
+            use super::{Driver, Way};
+            $(#[test] fn $name() { super::$name(Way { driver: Driver::Blocking, secured: false }) })*
+        }
+        mod uring_tls {
+            use super::{Driver, Way};
+            $(#[test] fn $name() { super::$name(Way { driver: Driver::Uring, secured: true }) })*
+        }
+        mod blocking_tls {
+            use super::{Driver, Way};
+            $(#[test] fn $name() { super::$name(Way { driver: Driver::Blocking, secured: true }) })*
         }
     };
 }
@@ -55,16 +68,16 @@ with_both_drivers! {
     a_session_that_panics_harms_no_other
 }
 
-fn config(driver: Driver) -> Config {
-    Config { driver, threads: 2, ..Config::default() }
+fn config(way: Way) -> Config {
+    Config { driver: way.driver, threads: 2, limits: FREE, ..Config::default() }
 }
 
-fn start(driver: Driver) -> Option<Served> {
-    serve(config(driver), lend_file(8 << 20), Manner::default())
+fn start(way: Way) -> Option<Served> {
+    serve(config(way), lend_file(8 << 20), way.manner())
 }
 
-fn start_in_memory(driver: Driver) -> Option<Served> {
-    serve(config(driver), lend(8 << 20), Manner::default())
+fn start_in_memory(way: Way) -> Option<Served> {
+    serve(config(way), lend(8 << 20), way.manner())
 }
 
 /// Stops, and sees that all was done by the rules.
@@ -82,12 +95,12 @@ fn assert_is_over(log: &Log) {
     assert_eq!(Log::read(&log.wronged), 0, "sessions treated against the rules");
 }
 
-fn what_is_written_is_read(driver: Driver) {
-    start(driver).into_iter().for_each(what_is_written_is_read_by);
+fn what_is_written_is_read(way: Way) {
+    start(way).into_iter().for_each(what_is_written_is_read_by);
 }
 
-fn what_is_written_is_read_in_memory(driver: Driver) {
-    start_in_memory(driver).into_iter().for_each(what_is_written_is_read_by);
+fn what_is_written_is_read_in_memory(way: Way) {
+    start_in_memory(way).into_iter().for_each(what_is_written_is_read_by);
 }
 
 fn what_is_written_is_read_by(served: Served) {
@@ -103,8 +116,8 @@ fn what_is_written_is_read_by(served: Served) {
     stop(served);
 }
 
-fn large_payloads_land_in_their_buffers(driver: Driver) {
-    let Some(served) = start(driver) else { return };
+fn large_payloads_land_in_their_buffers(way: Way) {
+    let Some(served) = start(way) else { return };
     let mut client = Client::connect(served.address);
     let mut writer = Client(client.0.try_clone().unwrap());
     let writes = std::thread::spawn(move || {
@@ -125,12 +138,12 @@ fn large_payloads_land_in_their_buffers(driver: Driver) {
     stop(served);
 }
 
-fn many_small_requests_are_all_answered(driver: Driver) {
-    start(driver).into_iter().for_each(many_small_requests_are_all_answered_by);
+fn many_small_requests_are_all_answered(way: Way) {
+    start(way).into_iter().for_each(many_small_requests_are_all_answered_by);
 }
 
-fn many_small_requests_are_all_answered_in_memory(driver: Driver) {
-    start_in_memory(driver).into_iter().for_each(many_small_requests_are_all_answered_by);
+fn many_small_requests_are_all_answered_in_memory(way: Way) {
+    start_in_memory(way).into_iter().for_each(many_small_requests_are_all_answered_by);
 }
 
 fn many_small_requests_are_all_answered_by(served: Served) {
@@ -168,8 +181,8 @@ fn many_small_requests_are_all_answered_by(served: Served) {
     stop(served);
 }
 
-fn bytes_may_come_one_at_a_time(driver: Driver) {
-    let Some(served) = start(driver) else { return };
+fn bytes_may_come_one_at_a_time(way: Way) {
+    let Some(served) = start(way) else { return };
     let mut client = Client::connect(served.address);
     let data = pattern(3, BLOCK);
     let mut bytes = Client::command(b'W', 1, 9, BLOCK).to_vec();
@@ -182,8 +195,8 @@ fn bytes_may_come_one_at_a_time(driver: Driver) {
     stop(served);
 }
 
-fn a_half_closed_connection_is_answered_to_the_end(driver: Driver) {
-    let Some(served) = start(driver) else { return };
+fn a_half_closed_connection_is_answered_to_the_end(way: Way) {
+    let Some(served) = start(way) else { return };
     let mut client = Client::connect(served.address);
     for tag in 0..100 {
         client.say(b'R', tag, 0, 64 << 10);
@@ -197,12 +210,12 @@ fn a_half_closed_connection_is_answered_to_the_end(driver: Driver) {
     stop(served);
 }
 
-fn a_peer_that_does_not_read_is_not_served_without_end(driver: Driver) {
-    start(driver).into_iter().for_each(a_peer_that_does_not_read_is_not_served_without_end_by);
+fn a_peer_that_does_not_read_is_not_served_without_end(way: Way) {
+    start(way).into_iter().for_each(a_peer_that_does_not_read_is_not_served_without_end_by);
 }
 
-fn a_peer_that_does_not_read_is_not_served_without_end_in_memory(driver: Driver) {
-    start_in_memory(driver)
+fn a_peer_that_does_not_read_is_not_served_without_end_in_memory(way: Way) {
+    start_in_memory(way)
         .into_iter()
         .for_each(a_peer_that_does_not_read_is_not_served_without_end_by);
 }
@@ -228,12 +241,12 @@ fn a_peer_that_does_not_read_is_not_served_without_end_by(served: Served) {
     stop(served);
 }
 
-fn a_peer_that_vanishes_leaves_nothing_behind(driver: Driver) {
-    start(driver).into_iter().for_each(a_peer_that_vanishes_leaves_nothing_behind_by);
+fn a_peer_that_vanishes_leaves_nothing_behind(way: Way) {
+    start(way).into_iter().for_each(a_peer_that_vanishes_leaves_nothing_behind_by);
 }
 
-fn a_peer_that_vanishes_leaves_nothing_behind_in_memory(driver: Driver) {
-    start_in_memory(driver).into_iter().for_each(a_peer_that_vanishes_leaves_nothing_behind_by);
+fn a_peer_that_vanishes_leaves_nothing_behind_in_memory(way: Way) {
+    start_in_memory(way).into_iter().for_each(a_peer_that_vanishes_leaves_nothing_behind_by);
 }
 
 fn a_peer_that_vanishes_leaves_nothing_behind_by(served: Served) {
@@ -279,8 +292,8 @@ fn hammer(served: &Served) -> std::thread::JoinHandle<usize> {
     })
 }
 
-fn stopping_closes_busy_connections(driver: Driver) {
-    let Some(served) = start(driver) else { return };
+fn stopping_closes_busy_connections(way: Way) {
+    let Some(served) = start(way) else { return };
     let clients: Vec<_> = (0..4).map(|_| hammer(&served)).collect();
     wait_for("some traffic", || Log::read(&served.log.completed) > 2000);
     let address = served.address;
@@ -291,8 +304,8 @@ fn stopping_closes_busy_connections(driver: Driver) {
     assert!(std::net::TcpStream::connect(address).is_err());
 }
 
-fn stopping_cuts_those_that_do_not_close(driver: Driver) {
-    let Some(served) = start(driver) else { return };
+fn stopping_cuts_those_that_do_not_close(way: Way) {
+    let Some(served) = start(way) else { return };
     let mut client = Client::connect(served.address);
     // Half a payload, and answers that the peer does not read: the last word cannot be said.
     for tag in 0..400 {
@@ -308,8 +321,8 @@ fn stopping_cuts_those_that_do_not_close(driver: Driver) {
     assert_is_over(&log);
 }
 
-fn news_reach_every_session(driver: Driver) {
-    let Some(served) = start(driver) else { return };
+fn news_reach_every_session(way: Way) {
+    let Some(served) = start(way) else { return };
     let mut clients: Vec<_> = (0..50).map(|_| Client::connect(served.address)).collect();
     clients.iter_mut().for_each(|client| assert_eq!(client.ask(b'E', 1), 0));
     assert_eq!(Log::read(&served.log.changed), 0);
@@ -319,8 +332,8 @@ fn news_reach_every_session(driver: Driver) {
     stop(served);
 }
 
-fn a_roused_session_rouses_all(driver: Driver) {
-    let Some(served) = start(driver) else { return };
+fn a_roused_session_rouses_all(way: Way) {
+    let Some(served) = start(way) else { return };
     let mut clients: Vec<_> = (0..10).map(|_| Client::connect(served.address)).collect();
     clients.iter_mut().for_each(|client| assert_eq!(client.ask(b'E', 1), 0));
     assert_eq!(clients[3].ask(b'N', 1), 0);
@@ -335,8 +348,8 @@ fn a_roused_session_rouses_all(driver: Driver) {
     stop(served);
 }
 
-fn an_exclusive_write_rouses_all_when_it_ends(driver: Driver) {
-    let Some(served) = start(driver) else { return };
+fn an_exclusive_write_rouses_all_when_it_ends(way: Way) {
+    let Some(served) = start(way) else { return };
     let mut other = Client::connect(served.address);
     assert_eq!(other.ask(b'E', 1), 0);
     let mut client = Client::connect(served.address);
@@ -348,9 +361,9 @@ fn an_exclusive_write_rouses_all_when_it_ends(driver: Driver) {
     stop(served);
 }
 
-fn deadlines_tick(driver: Driver) {
-    let manner = Manner { every: Some(Duration::from_millis(20)), ..Manner::default() };
-    let Some(served) = serve(config(driver), lend(1 << 20), manner) else { return };
+fn deadlines_tick(way: Way) {
+    let manner = Manner { every: Some(Duration::from_millis(20)), ..way.manner() };
+    let Some(served) = serve(config(way), lend(1 << 20), manner) else { return };
     let began = Instant::now();
     let mut clients: Vec<_> = (0..4).map(|_| Client::connect(served.address)).collect();
     clients.iter_mut().for_each(|client| assert_eq!(client.ask(b'E', 1), 0));
@@ -362,8 +375,8 @@ fn deadlines_tick(driver: Driver) {
     stop(served);
 }
 
-fn three_hundred_connections_are_served(driver: Driver) {
-    let Some(served) = start(driver) else { return };
+fn three_hundred_connections_are_served(way: Way) {
+    let Some(served) = start(way) else { return };
     let mut clients = Vec::new();
     for at in 0..300usize {
         let mut client = Client::connect(served.address);
@@ -380,9 +393,9 @@ fn three_hundred_connections_are_served(driver: Driver) {
     stop(served);
 }
 
-fn silent_newcomers_are_cut_for_others(driver: Driver) {
-    let manner = Manner { strict: true, ..Manner::default() };
-    let Some(served) = serve(config(driver), lend(1 << 20), manner) else { return };
+fn silent_newcomers_are_cut_for_others(way: Way) {
+    let manner = Manner { strict: true, ..way.manner() };
+    let Some(served) = serve(config(way), lend(1 << 20), manner) else { return };
     let mut early = Client::connect(served.address);
     assert_eq!(early.ask(b'X', 1), 0);
     let mut silent: Vec<_> = (0..200).map(|_| Client::connect(served.address)).collect();
@@ -398,11 +411,11 @@ fn silent_newcomers_are_cut_for_others(driver: Driver) {
     stop(served);
 }
 
-fn a_disk_that_got_shorter_fails_reads(driver: Driver) {
+fn a_disk_that_got_shorter_fails_reads(way: Way) {
     let disk = rustix::fs::memfd_create("short", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     rustix::fs::ftruncate(&disk, 10 * BLOCK as u64).unwrap();
     let export = lend_fd(disk, 1 << 20);
-    let Some(served) = serve(config(driver), export, Manner::default()) else { return };
+    let Some(served) = serve(config(way), export, way.manner()) else { return };
     let mut client = Client::connect(served.address);
     assert_eq!(client.read(8, 2 * BLOCK).unwrap(), [0; 2 * BLOCK]);
     assert_eq!(client.read(8, 3 * BLOCK), Err(100 + Fault::Io as u32));
@@ -411,12 +424,12 @@ fn a_disk_that_got_shorter_fails_reads(driver: Driver) {
     stop(served);
 }
 
-fn zeros_discards_and_flushes_work(driver: Driver) {
-    start(driver).into_iter().for_each(zeros_discards_and_flushes_work_by);
+fn zeros_discards_and_flushes_work(way: Way) {
+    start(way).into_iter().for_each(zeros_discards_and_flushes_work_by);
 }
 
-fn zeros_discards_and_flushes_work_in_memory(driver: Driver) {
-    start_in_memory(driver).into_iter().for_each(zeros_discards_and_flushes_work_by);
+fn zeros_discards_and_flushes_work_in_memory(way: Way) {
+    start_in_memory(way).into_iter().for_each(zeros_discards_and_flushes_work_by);
 }
 
 fn zeros_discards_and_flushes_work_by(served: Served) {
@@ -433,8 +446,8 @@ fn zeros_discards_and_flushes_work_by(served: Served) {
     stop(served);
 }
 
-fn a_session_that_closes_says_its_last_word(driver: Driver) {
-    let Some(served) = start(driver) else { return };
+fn a_session_that_closes_says_its_last_word(way: Way) {
+    let Some(served) = start(way) else { return };
     let mut client = Client::connect(served.address);
     client.say(b'R', 1, 0, 1 << 20);
     client.say(b'R', 2, 0, 1 << 20);
@@ -450,8 +463,8 @@ fn a_session_that_closes_says_its_last_word(driver: Driver) {
     stop(served);
 }
 
-fn a_peer_that_never_closes_is_cut_in_the_end(driver: Driver) {
-    let Some(served) = start(driver) else { return };
+fn a_peer_that_never_closes_is_cut_in_the_end(way: Way) {
+    let Some(served) = start(way) else { return };
     let mut client = Client::connect(served.address);
     assert_eq!(client.ask(b'C', 1), 0);
     let mut rest = Vec::new();
@@ -461,8 +474,8 @@ fn a_peer_that_never_closes_is_cut_in_the_end(driver: Driver) {
     stop(served);
 }
 
-fn a_session_that_panics_harms_no_other(driver: Driver) {
-    let Some(served) = start(driver) else { return };
+fn a_session_that_panics_harms_no_other(way: Way) {
+    let Some(served) = start(way) else { return };
     let mut others: Vec<_> = (0..8).map(|_| Client::connect(served.address)).collect();
     others.iter_mut().for_each(|other| assert_eq!(other.ask(b'E', 1), 0));
     for _ in 0..4 {
@@ -532,7 +545,8 @@ fn a_connection_that_died_waits_for_its_disk() {
 
 #[test]
 fn the_fast_driver_is_chosen_where_it_runs() {
-    let start = |driver| engine::Engine::start(config(driver), Arc::new(|_| {}));
+    let start =
+        |driver| engine::Engine::start(config(Way { driver, secured: false }), Arc::new(|_| {}));
     let auto = start(Driver::Auto).unwrap();
     let expected = if start(Driver::Uring).is_ok() { Driver::Uring } else { Driver::Blocking };
     assert_eq!(auto.driver().driver, expected);

@@ -3,19 +3,13 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
-use crate::{Export, Grant, Peer};
-
-/// Why a peer does not get an export.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// Nothing of that name is lent.
-    Unknown,
-}
+use crate::{Access, Caller, Door, Export, Grant, Host, Policy, Refusal};
 
 /// The exports that are lent just now. Shared by all sessions.
 #[derive(Debug, Default)]
 pub struct Catalogue {
     lent: RwLock<Vec<Arc<Export>>>,
+    policy: RwLock<Arc<Policy>>,
     generation: AtomicU64,
 }
 
@@ -48,17 +42,162 @@ impl Catalogue {
         lent.iter().find(|export| export.nqn == nqn).cloned()
     }
 
+    /// Lets in whom `policy` names from now on, and nobody else where keys are needed.
+    pub fn follow(&self, policy: Policy) {
+        *self.policy.write().unwrap_or_else(|poison| poison.into_inner()) = Arc::new(policy);
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Whom the owner lets in just now.
+    pub fn policy(&self) -> Arc<Policy> {
+        self.policy.read().unwrap_or_else(|poison| poison.into_inner()).clone()
+    }
+
     /// Policy, first question: what may this peer see? In the order in which they were lent.
-    pub fn visible(&self, _peer: &Peer) -> Vec<Arc<Export>> {
-        self.lent.read().unwrap_or_else(|poison| poison.into_inner()).clone()
+    pub fn visible(&self, caller: &Caller<'_>) -> Vec<Arc<Export>> {
+        let lent = self.lent.read().unwrap_or_else(|poison| poison.into_inner()).clone();
+        match self.standing(caller) {
+            Ok(None) => lent,
+            Ok(Some(host)) => {
+                lent.into_iter().filter(|export| host.access(export).is_some()).collect()
+            }
+            Err(_) => Vec::new(),
+        }
     }
 
     /// Policy, second question: what may this peer have of the export of that name?
     ///
     /// # Errors
-    /// The reason why it gets nothing.
-    pub fn grant(&self, _peer: &Peer, nqn: &str) -> Result<Grant, Refusal> {
+    /// The reason why it gets nothing. What it has not shown comes before what there is.
+    pub fn grant(&self, caller: &Caller<'_>, nqn: &str) -> Result<Grant, Refusal> {
+        let host = self.standing(caller)?;
         let export = self.find(nqn).ok_or(Refusal::Unknown)?;
-        Ok(Grant::new(export))
+        let Some(host) = host else { return Ok(Grant::new(export)) };
+        let access = host.access(&export).ok_or(Refusal::NotAllowed)?;
+        let grant = Grant::new(export);
+        Ok(if access == Access::Writable { grant } else { grant.read_only() })
+    }
+
+    /// Policy, third question: which host is it whose keys the caller must show, if it must show any?
+    ///
+    /// # Errors
+    /// It has not shown them, or there is no such host.
+    pub fn standing(&self, caller: &Caller<'_>) -> Result<Option<Arc<Host>>, Refusal> {
+        if caller.peer.door == Door::Open {
+            return Ok(None);
+        }
+        let policy = self.policy();
+        let host = policy.host(caller.host).ok_or(Refusal::NotAllowed)?;
+        host.accepts(caller)?;
+        Ok(Some(host.clone()))
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::{Channel, Geometry, Identity, KeyId, Peer, Rule, Secret};
+
+    fn export(name: &str) -> Arc<Export> {
+        let disk = std::fs::File::open("/dev/null").unwrap().into();
+        let geometry = Geometry::new(512, 512).unwrap();
+        let mut export = Export::new(name, name, Identity::default(), geometry, 512, disk);
+        export.access = Access::Writable;
+        Arc::new(export)
+    }
+
+    fn host(tls: bool, chap: bool, rules: &[(Option<&str>, Access)]) -> Host {
+        let secret = |there: bool| there.then(|| Secret::new(vec![1]));
+        let rule = |(disk, access): &(Option<&str>, Access)| Rule {
+            disk: disk.map(str::to_owned),
+            access: *access,
+        };
+        Host {
+            nqn: "host".to_owned(),
+            name: "laptop".to_owned(),
+            key: KeyId::new(7),
+            tls: secret(tls),
+            tls_compat: false,
+            chap: secret(chap),
+            chap_controller: None,
+            rules: rules.iter().map(rule).collect(),
+        }
+    }
+
+    fn catalogue(host: Host) -> Catalogue {
+        let catalogue = Catalogue::default();
+        catalogue.lend(export("a"));
+        catalogue.lend(export("b"));
+        catalogue.follow(Policy { hosts: vec![Arc::new(host)] });
+        catalogue
+    }
+
+    fn peer(door: Door, key: Option<u64>) -> Peer {
+        let address = "10.0.0.1:1".parse().unwrap();
+        let channel = key.map(|key| {
+            Arc::new(Channel {
+                key: Some(KeyId::new(key)),
+                identity: String::new(),
+                cipher: String::new(),
+                binding: [0; 32],
+            })
+        });
+        Peer { remote: address, local: address, door, channel }
+    }
+
+    fn ask(catalogue: &Catalogue, peer: &Peer, proven: Option<u64>) -> Result<Access, Refusal> {
+        let caller = Caller { peer, host: "host", proven: proven.map(KeyId::new) };
+        catalogue.grant(&caller, "a").map(|grant| grant.access())
+    }
+
+    const ALL: &[(Option<&str>, Access)] = &[(None, Access::Writable)];
+
+    #[test]
+    fn an_open_door_asks_nothing_and_a_keyed_one_lets_no_stranger_in() {
+        let catalogue = catalogue(host(true, false, ALL));
+        assert_eq!(ask(&catalogue, &peer(Door::Open, None), None), Ok(Access::Writable));
+        let keyed = peer(Door::Keyed, Some(7));
+        let stranger = Caller { peer: &keyed, host: "other", proven: Some(KeyId::new(7)) };
+        assert_eq!(catalogue.grant(&stranger, "a").unwrap_err(), Refusal::NotAllowed);
+        assert!(catalogue.visible(&stranger).is_empty());
+        // A stranger learns nothing of what is lent: not even that it is not.
+        assert_eq!(catalogue.grant(&stranger, "c").unwrap_err(), Refusal::NotAllowed);
+    }
+
+    #[test]
+    fn a_host_must_show_every_key_that_it_has() {
+        for (tls, chap, channel, proven, expected) in [
+            (true, false, None, None, Err(Refusal::NoChannel)),
+            (true, false, Some(8), None, Err(Refusal::NoChannel)),
+            (true, false, Some(7), None, Ok(Access::Writable)),
+            (true, true, Some(7), None, Err(Refusal::NoProof)),
+            (true, true, None, Some(7), Err(Refusal::NoChannel)),
+            (true, true, Some(7), Some(7), Ok(Access::Writable)),
+            (false, true, None, None, Err(Refusal::NoProof)),
+            (false, true, None, Some(8), Err(Refusal::NoProof)),
+            (false, true, None, Some(7), Ok(Access::Writable)),
+            // A channel whose key came out of the proof.
+            (false, true, Some(7), None, Ok(Access::Writable)),
+            (false, false, None, None, Err(Refusal::NotAllowed)),
+        ] {
+            let catalogue = catalogue(host(tls, chap, ALL));
+            let found = ask(&catalogue, &peer(Door::Keyed, channel), proven);
+            assert_eq!(found, expected, "{tls} {chap} {channel:?} {proven:?}");
+        }
+    }
+
+    #[test]
+    fn a_host_sees_and_has_what_the_rules_give_and_the_most_of_them_counts() {
+        let rules = [(Some("a"), Access::ReadOnly), (Some("a"), Access::Writable)];
+        let catalogue = catalogue(host(true, false, &rules));
+        let peer = peer(Door::Keyed, Some(7));
+        assert_eq!(ask(&catalogue, &peer, None), Ok(Access::Writable));
+        let caller = Caller { peer: &peer, host: "host", proven: None };
+        assert_eq!(catalogue.grant(&caller, "b").unwrap_err(), Refusal::NotAllowed);
+        assert_eq!(catalogue.grant(&caller, "c").unwrap_err(), Refusal::Unknown);
+        let seen: Vec<_> = catalogue.visible(&caller).iter().map(|e| e.name.clone()).collect();
+        assert_eq!(seen, ["a"]);
+        let read_only = self::catalogue(host(true, false, &rules[..1]));
+        assert_eq!(ask(&read_only, &peer, None), Ok(Access::ReadOnly));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{Export, Fault, Peer, Reason};
+use crate::{Export, Fault, KeyId, Peer, Reason, Secret};
 
 /// Something that the machine's owner may want to know.
 #[derive(Debug, Clone)]
@@ -15,6 +15,8 @@ pub enum Event {
         peer: Peer,
         /// The name the host gives itself (NVMe: its host NQN), as received.
         host: String,
+        /// The keys that it has proven to know within the protocol; that of the channel is the peer's.
+        proven: Option<KeyId>,
     },
     /// A host that had attached a disk is gone.
     Detached {
@@ -26,6 +28,10 @@ pub enum Event {
         host: String,
         /// Why.
         reason: Reason,
+        /// Bytes that it has read meanwhile.
+        read: u64,
+        /// Bytes that it has written meanwhile.
+        written: u64,
     },
     /// A host asked for something that it may not have, or that is not there.
     Refused {
@@ -37,6 +43,13 @@ pub enum Event {
         wanted: String,
         /// Why not.
         why: &'static str,
+    },
+    /// Somebody who knows the code wants to be let in from now on.
+    Knocked {
+        /// From where.
+        peer: Peer,
+        /// Who, and what for.
+        knock: Arc<Knock>,
     },
     /// A peer broke a rule of the protocol and was cut off.
     Violation {
@@ -58,4 +71,19 @@ pub enum Event {
         /// How it failed.
         fault: Fault,
     },
+}
+
+/// Somebody who has proven to know the code on the screen, and waits for an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Knock {
+    /// Names it, for the answer.
+    pub number: u64,
+    /// The name that the host will give itself: its host NQN, as received.
+    pub host: String,
+    /// What its owner calls it, as received.
+    pub name: String,
+    /// Whether it wants to change disks, too.
+    pub writable: bool,
+    /// What both know now and nobody else; keys are derived from it.
+    pub secret: Secret,
 }

@@ -3,7 +3,9 @@
 //! | word | is |
 //! |---|---|
 //! | [`Export`] | a disk as it is lent: its name, identity, geometry and the descriptor it is read through |
-//! | [`Catalogue`] | the exports that are lent just now |
+//! | [`Catalogue`] | the exports that are lent just now, and the policy |
+//! | [`Policy`] | whom the owner lets in, with which keys, and to what |
+//! | [`Secret`] | bytes that nobody else may know |
 //! | [`Peer`] | who is at the other end of a connection |
 //! | [`Grant`] | what a peer may do with one export; the only maker of [`Admitted`] |
 //! | [`Admitted`] | a disk request that passed the gate; the only thing a driver carries out |
@@ -22,17 +24,21 @@ mod export;
 mod fault;
 mod geometry;
 mod peer;
+mod policy;
 mod request;
+mod secret;
 mod segment;
 mod session;
 
 pub use buffer::{Account, Buffer, PAGE, Pool};
-pub use catalogue::{Catalogue, Refusal};
-pub use event::Event;
+pub use catalogue::Catalogue;
+pub use event::{Event, Knock};
 pub use export::{Access, Cache, Exclusive, Export, Identity, Usage};
 pub use fault::Fault;
 pub use geometry::Geometry;
-pub use peer::Peer;
+pub use peer::{Channel, Door, Peer};
+pub use policy::{Caller, Host, KeyId, Policy, Refusal, Rule};
 pub use request::{Admitted, Denied, Grant, Op, Outcome, Request, Ticket};
+pub use secret::Secret;
 pub use segment::{Body, Head, Segment};
 pub use session::{Landing, News, Reason, Session, Step};

@@ -1,12 +1,42 @@
-//! Who is at the other end of a connection. It knows addresses and nothing that the peer merely claims.
+//! Who is at the other end of a connection. It knows addresses and what was proven, and nothing that the peer merely
+//! claims.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-/// The two ends of a connection.
+use crate::KeyId;
+
+/// What a peer must show at the address that it came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// Nothing: whoever comes may have what is lent.
+    Open,
+    /// A key that the owner gave it.
+    Keyed,
+}
+
+/// The two ends of a connection, and what protects it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     /// Where the peer connects from.
     pub remote: SocketAddr,
     /// The address of ours that it connected to.
     pub local: SocketAddr,
+    /// What it must show there.
+    pub door: Door,
+    /// The secured channel that it speaks in; none if in the clear.
+    pub channel: Option<Arc<Channel>>,
+}
+
+/// A channel that nobody else reads or changes (TLS 1.3), and whose ends have proven to each other that they know a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Channel {
+    /// The owner's key that it was made with, or from; none for a key that everybody knows, as for pairing.
+    pub key: Option<KeyId>,
+    /// The name under which the peer presented the key: a PSK identity.
+    pub identity: String,
+    /// The cipher suite's name.
+    pub cipher: String,
+    /// A value that both ends of this channel know, and no other channel has (RFC 8446 §7.5).
+    pub binding: [u8; 32],
 }

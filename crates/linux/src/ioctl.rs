@@ -1,12 +1,13 @@
-//! The questions to a block device that only an ioctl answers, the one address that no crate can write, and with
-//! them the only unsafe code of the crate.
+//! The questions to a block device that only an ioctl answers, the one address that no crate can write, the calls for
+//! the kernel's keyrings, and with them the only unsafe code of the crate.
 //!
-//! Does not know what the answers and the address are for.
+//! Does not know what the answers, the address and the keys are for.
 #![allow(unsafe_code)] // An ioctl is unsafe to call, an address to define; each is wrapped here with its reason.
 
-use rustix::io::Result;
+use rustix::io::{Errno, Result};
 use rustix::ioctl::{Getter, Opcode, ioctl, opcode};
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
+use std::ffi::CStr;
 use std::os::fd::AsFd;
 
 /// `_IO(0x12, 94)` of `linux/fs.h`.
@@ -24,6 +25,14 @@ pub(crate) fn size(device: impl AsFd) -> Result<u64> {
 pub(crate) fn is_read_only(device: impl AsFd) -> Result<bool> {
     // SAFETY: BLKROGET writes an int.
     unsafe { ioctl(device, Getter::<BLKROGET, i32>::new()) }.map(|flag| flag != 0)
+}
+
+/// Has all descriptors from `first` on be closed when another program is started in this process or a child of it.
+pub(crate) fn close_on_exec(first: u32) -> Result<()> {
+    let flags = libc::CLOSE_RANGE_CLOEXEC;
+    // SAFETY: close_range with this flag closes nothing; it names no memory, and no descriptor's owner sees a change.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
 }
 
 /// `struct sockaddr_ll` of `linux/if_packet.h`: an interface, and a card at the other end of its cable.
@@ -70,6 +79,54 @@ unsafe impl SocketAddrArg for PacketAddress {
     }
 }
 
+/// Names a key or a keyring to the kernel.
+pub(crate) type Serial = i32;
+
+/// `KEYCTL_LINK` of `linux/keyctl.h`.
+const KEYCTL_LINK: libc::c_long = 8;
+/// `KEYCTL_UNLINK` of `linux/keyctl.h`.
+const KEYCTL_UNLINK: libc::c_long = 9;
+/// `KEY_SPEC_PROCESS_KEYRING` of `linux/keyctl.h`: gone with the process.
+const OF_THIS_PROCESS: libc::c_long = -2;
+
+/// Puts a key of that kind and name into `keyring`, in place of one that is there already (add_key(2)).
+pub(crate) fn add_key(kind: &CStr, name: &CStr, key: &[u8], keyring: Serial) -> Result<Serial> {
+    let ring = libc::c_long::from(keyring);
+    let (from, len) = (key.as_ptr(), key.len());
+    // SAFETY: both names end with a zero byte, `from` has `len` bytes, all outlive the call, and it writes to none.
+    let serial =
+        unsafe { libc::syscall(libc::SYS_add_key, kind.as_ptr(), name.as_ptr(), from, len, ring) };
+    answer(serial)
+}
+
+/// Lets this process have what is in `keyring`, as whoever holds it may (keyctl_link(3)).
+pub(crate) fn hold_keyring(keyring: Serial) -> Result<()> {
+    let ring = libc::c_long::from(keyring);
+    // SAFETY: the arguments of this operation are three numbers.
+    let done = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_LINK, ring, OF_THIS_PROCESS) };
+    answer(done).map(|_| ())
+}
+
+/// Takes a key out of `keyring` (keyctl_unlink(3)).
+pub(crate) fn remove_key(key: Serial, keyring: Serial) -> Result<()> {
+    let (key, ring) = (libc::c_long::from(key), libc::c_long::from(keyring));
+    // SAFETY: the arguments of this operation are three numbers.
+    let done = unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_UNLINK, key, ring) };
+    answer(done).map(|_| ())
+}
+
+fn answer(returned: libc::c_long) -> Result<Serial> {
+    match Serial::try_from(returned) {
+        Ok(-1) => Err(last_error()),
+        Ok(serial) => Ok(serial),
+        Err(_) => Err(Errno::RANGE),
+    }
+}
+
+fn last_error() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,5 +136,25 @@ mod tests {
         let null = std::fs::File::open("/dev/null").unwrap();
         assert!(size(&null).is_err());
         assert!(is_read_only(&null).is_err());
+    }
+
+    #[test]
+    fn a_keyring_that_is_not_there_is_an_error() {
+        // Number 1 is never given out, and a sandbox may allow none of it.
+        assert!(hold_keyring(1).is_err());
+        assert!(add_key(c"user", c"storagetm test", b"x", 1).is_err());
+        assert!(remove_key(1, 1).is_err());
+    }
+
+    #[test]
+    fn a_key_goes_into_a_keyring_and_out_of_it() {
+        const OURS: Serial = -2;
+        let Ok(key) = add_key(c"user", c"storagetm test", b"x", OURS) else {
+            eprintln!("skipped: no keys can be made here");
+            return;
+        };
+        assert_eq!(add_key(c"user", c"storagetm test", b"y", OURS), Ok(key), "in its place");
+        assert_eq!(remove_key(key, OURS), Ok(()));
+        assert!(remove_key(key, OURS).is_err());
     }
 }

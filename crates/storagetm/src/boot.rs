@@ -6,7 +6,6 @@
 
 pub(crate) mod desk;
 mod init;
-mod keys;
 mod screen;
 mod station;
 

@@ -20,6 +20,11 @@ impl Failure {
         Self { status: 2, sentence: sentence.to_string() }
     }
 
+    /// Another machine said no: exit status 3.
+    pub(crate) fn refused(sentence: impl fmt::Display) -> Self {
+        Self { status: 3, sentence: sentence.to_string() }
+    }
+
     /// The exit status.
     pub(crate) fn status(&self) -> u8 {
         self.status

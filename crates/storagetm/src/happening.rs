@@ -4,8 +4,8 @@
 
 use std::sync::Arc;
 
-use console::{host_name, printable, size};
-use export::{Access, Event, Export};
+use console::{Pairing, decimal, host_name, printable, size};
+use export::{Access, Event, Export, KeyId, Knock, Peer, Policy};
 use serde::{Serialize, Serializer};
 
 /// Something that happened.
@@ -22,6 +22,8 @@ pub enum Happening {
         port: u16,
         /// `disks` or `discovery`, or both.
         serves: &'static [&'static str],
+        /// Whether hosts must show a key there.
+        keyed: bool,
     },
     /// An address that was listened on is gone from this machine.
     Closed {
@@ -51,6 +53,9 @@ pub enum Happening {
         host: String,
         /// Where the host is, with its port.
         address: String,
+        /// What it has shown.
+        #[serde(flatten)]
+        shown: Shown,
     },
     /// A host gave a disk back, or is gone.
     Detached {
@@ -63,6 +68,41 @@ pub enum Happening {
         address: String,
         /// Why.
         reason: String,
+        /// Bytes that it has read meanwhile.
+        read: u64,
+        /// Bytes that it has written meanwhile.
+        written: u64,
+        /// What it had shown: the channel.
+        #[serde(flatten)]
+        shown: Shown,
+    },
+    /// A code by which another machine is let in; the one before is good no longer.
+    Pairing {
+        /// The digits to be typed there.
+        code: String,
+        /// The same for a camera, with where to go.
+        link: String,
+    },
+    /// A machine that knew the code wants to change disks, which somebody must allow here.
+    Asking {
+        /// The NVMe Qualified Name that the host will give itself.
+        host: String,
+        /// What the machine calls itself.
+        name: String,
+        /// Where it is, with its port.
+        address: String,
+    },
+    /// A machine that knew the code was let in.
+    Paired {
+        /// The NVMe Qualified Name that the host will give itself.
+        host: String,
+        /// What the machine calls itself.
+        name: String,
+        /// Where it is, with its port.
+        address: String,
+        /// What it may do with disks.
+        #[serde(serialize_with = "in_a_word")]
+        access: Access,
     },
     /// A host asked for what it may not have.
     Refused {
@@ -139,6 +179,40 @@ fn in_a_word<S: Serializer>(access: &Access, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(access)
 }
 
+/// What a host has shown to be let in.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Shown {
+    /// The owner's name for the host whose keys these are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    /// The cipher suite of the channel, if it speaks in one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<String>,
+    /// Whether it has proven within the protocol to know its key (DH-HMAC-CHAP).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    chap: bool,
+}
+
+impl Shown {
+    fn of(peer: &Peer, proven: Option<KeyId>, policy: &Policy) -> Self {
+        let channel = peer.channel.as_ref();
+        let id = proven.or_else(|| channel.and_then(|channel| channel.key));
+        let known = |id| policy.hosts.iter().find(|host| host.key == id);
+        Self {
+            key: id.and_then(known).map(|host| host.name.clone()),
+            tls: channel.map(|channel| channel.cipher.clone()),
+            chap: proven.is_some(),
+        }
+    }
+
+    /// How it is protected, as a piece of a sentence.
+    fn words(&self) -> String {
+        let key = self.key.as_ref().map(|key| format!(" with the key of {key}"));
+        let tls = self.tls.as_ref().map(|tls| format!(", encrypted ({tls})"));
+        format!("{}{}", key.unwrap_or_default(), tls.unwrap_or_default())
+    }
+}
+
 /// Which of the disks that are lent.
 #[derive(Debug, Clone, Serialize)]
 pub struct Which {
@@ -182,6 +256,25 @@ impl Happening {
         Self::Resized { which: Which::of(export), bytes: export.bytes() }
     }
 
+    /// A code by which machines are let in.
+    pub fn pairing(code: &str, shown: Option<Pairing>) -> Self {
+        let link = match shown {
+            Some(Pairing::Code { link, .. }) => link,
+            _ => String::new(),
+        };
+        Self::Pairing { code: code.to_owned(), link }
+    }
+
+    /// A machine that knew the code was let in.
+    pub fn paired(peer: &Peer, knock: &Knock, access: Access) -> Self {
+        Self::Paired {
+            host: knock.host.clone(),
+            name: knock.name.clone(),
+            address: peer.remote.to_string(),
+            access,
+        }
+    }
+
     /// A sentence.
     pub fn note(message: impl ToString) -> Self {
         Self::Note { message: message.to_string() }
@@ -192,19 +285,52 @@ impl Happening {
         escaped(&serde_json::to_string(self).unwrap_or_default())
     }
 
+    /// The same as fields of a journal entry: `STORAGETM_EVENT`, `STORAGETM_HOST` and so on, escaped.
+    pub fn fields(&self) -> Vec<(String, String)> {
+        let Ok(serde_json::Value::Object(members)) = serde_json::to_value(self) else {
+            return Vec::new();
+        };
+        let field = |(name, value): (String, serde_json::Value)| {
+            let value = match value {
+                serde_json::Value::String(text) => printable(&text, true),
+                other => other.to_string(),
+            };
+            (format!("STORAGETM_{}", name.to_ascii_uppercase()), value)
+        };
+        members.into_iter().map(field).collect()
+    }
+
     /// One sentence for people, or nothing where the screen says it all.
     pub fn sentence(&self) -> Option<String> {
         let sentence = match self {
-            Self::Listening { .. } | Self::Lent { .. } | Self::Ready => return None,
+            Self::Listening { .. } | Self::Lent { .. } | Self::Ready | Self::Pairing { .. } => {
+                return None;
+            }
+            Self::Asking { name, address, .. } => {
+                format!("{name} at {address} knows the code and wants to change disks")
+            }
+            Self::Paired { host, name, address, access } => {
+                format!("{name} at {address} ({}) is let in, {access}", host_name(host, true))
+            }
             Self::Closed { address, port, .. } => {
                 format!("the address {address} (port {port}) is gone from this machine")
             }
-            Self::Attached { which, host, address } => {
-                format!("{} is attached by {} at {address}", which.disk, host_name(host, true))
-            }
-            Self::Detached { which, host, address, reason } => {
+            Self::Attached { which, host, address, shown } => {
                 let host = host_name(host, true);
-                format!("{} is no longer attached by {host} at {address}: {reason}", which.disk)
+                format!("{} is attached by {host} at {address}{}", which.disk, shown.words())
+            }
+            Self::Detached { which, host, address, reason, read, written, .. } => {
+                let host = host_name(host, true);
+                format!(
+                    "{} is no longer attached by {host} at {address}: {reason}; it has read {} and \
+                     written {}",
+                    which.disk,
+                    decimal(*read),
+                    decimal(*written)
+                )
+            }
+            Self::Refused { host, address, reason, .. } if host.is_empty() => {
+                format!("somebody at {address} was refused: {reason}")
             }
             Self::Refused { host, address, wanted, reason } => {
                 let host = host_name(host, true);
@@ -250,17 +376,29 @@ fn json_escaped(c: char) -> String {
     c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")).collect()
 }
 
-impl From<Event> for Happening {
-    fn from(event: Event) -> Self {
+impl Happening {
+    /// What the engine says; the hosts' names are those of the owner's `policy`.
+    pub fn of(event: Event, policy: &Policy) -> Self {
         match event {
-            Event::Attached { export, peer, host } => {
-                Self::Attached { which: Which::of(&export), host, address: peer.remote.to_string() }
-            }
-            Event::Detached { export, peer, host, reason } => Self::Detached {
+            Event::Attached { export, peer, host, proven } => Self::Attached {
+                which: Which::of(&export),
+                host,
+                address: peer.remote.to_string(),
+                shown: Shown::of(&peer, proven, policy),
+            },
+            Event::Detached { export, peer, host, reason, read, written } => Self::Detached {
                 which: Which::of(&export),
                 host,
                 address: peer.remote.to_string(),
                 reason: reason.to_string(),
+                read,
+                written,
+                shown: Shown::of(&peer, None, policy),
+            },
+            Event::Knocked { peer, knock } => Self::Asking {
+                host: knock.host.clone(),
+                name: knock.name.clone(),
+                address: peer.remote.to_string(),
             },
             Event::Refused { peer, host, wanted, why } => {
                 Self::Refused { host, address: peer.remote.to_string(), wanted, reason: why }
@@ -282,7 +420,7 @@ impl From<Event> for Happening {
 #[cfg(test)]
 mod test {
     use super::*;
-    use export::{Fault, Geometry, Identity, Peer, Reason};
+    use export::{Channel, Fault, Geometry, Host, Identity, Reason};
 
     fn export() -> Arc<Export> {
         let disk = std::fs::File::open("/dev/null").unwrap().into();
@@ -296,7 +434,12 @@ mod test {
     }
 
     fn peer() -> Peer {
-        Peer { remote: "10.0.0.2:5000".parse().unwrap(), local: "10.0.0.1:4420".parse().unwrap() }
+        Peer {
+            remote: "10.0.0.2:5000".parse().unwrap(),
+            local: "10.0.0.1:4420".parse().unwrap(),
+            door: export::Door::Open,
+            channel: None,
+        }
     }
 
     #[test]
@@ -306,10 +449,11 @@ mod test {
             address: "127.0.0.1".to_owned(),
             port: 4420,
             serves: &["discovery", "disks"],
+            keyed: false,
         };
         assert_eq!(
             listening.json(),
-            r#"{"event":"listening","protocol":"nvme-tcp","address":"127.0.0.1","port":4420,"serves":["discovery","disks"]}"#
+            r#"{"event":"listening","protocol":"nvme-tcp","address":"127.0.0.1","port":4420,"serves":["discovery","disks"],"keyed":false}"#
         );
         let lent = Happening::lent(&export(), vec!["nvme connect".to_owned()]);
         assert_eq!(
@@ -326,20 +470,32 @@ mod test {
         let host = "nqn.host".to_owned();
         for (event, json) in [
             (
-                Event::Attached { export: export.clone(), peer, host: host.clone() },
+                Event::Attached {
+                    export: export.clone(),
+                    peer: peer.clone(),
+                    host: host.clone(),
+                    proven: None,
+                },
                 r#"{"event":"attached","disk":"disk.img","nqn":"nqn.test","host":"nqn.host","address":"10.0.0.2:5000"}"#,
             ),
             (
                 Event::Detached {
                     export: export.clone(),
-                    peer,
+                    peer: peer.clone(),
                     host: host.clone(),
                     reason: Reason::Peer,
+                    read: 1,
+                    written: 2,
                 },
-                r#"{"event":"detached","disk":"disk.img","nqn":"nqn.test","host":"nqn.host","address":"10.0.0.2:5000","reason":"disconnected"}"#,
+                r#"{"event":"detached","disk":"disk.img","nqn":"nqn.test","host":"nqn.host","address":"10.0.0.2:5000","reason":"disconnected","read":1,"written":2}"#,
             ),
             (
-                Event::Refused { peer, host, wanted: "nqn.other".to_owned(), why: "not lent" },
+                Event::Refused {
+                    peer: peer.clone(),
+                    host,
+                    wanted: "nqn.other".to_owned(),
+                    why: "not lent",
+                },
                 r#"{"event":"refused","host":"nqn.host","address":"10.0.0.2:5000","wanted":"nqn.other","reason":"not lent"}"#,
             ),
             (
@@ -351,8 +507,64 @@ mod test {
                 r#"{"event":"fault","disk":"disk.img","nqn":"nqn.test","op":"read","offset":512,"bytes":1024,"reason":"the disk reported an error"}"#,
             ),
         ] {
-            assert_eq!(Happening::from(event).json(), json);
+            assert_eq!(Happening::of(event, &Policy::default()).json(), json);
         }
+    }
+
+    #[test]
+    fn who_comes_with_a_key_is_told_with_the_key_and_the_channel() {
+        let host = Host {
+            nqn: "nqn.host".to_owned(),
+            name: "laptop".to_owned(),
+            key: KeyId::new(7),
+            tls: None,
+            tls_compat: false,
+            chap: None,
+            chap_controller: None,
+            rules: Vec::new(),
+        };
+        let policy = Policy { hosts: vec![Arc::new(host)] };
+        let channel = Channel {
+            key: Some(KeyId::new(7)),
+            identity: "NVMe0R01 a b".to_owned(),
+            cipher: "TLS_AES_128_GCM_SHA256".to_owned(),
+            binding: [0; 32],
+        };
+        let attached = Event::Attached {
+            export: export(),
+            peer: Peer { channel: Some(Arc::new(channel)), ..peer() },
+            host: "nqn.host".to_owned(),
+            proven: Some(KeyId::new(7)),
+        };
+        let happening = Happening::of(attached, &policy);
+        let json = happening.json();
+        let end = r#","key":"laptop","tls":"TLS_AES_128_GCM_SHA256","chap":true}"#;
+        assert!(json.ends_with(end), "{json}");
+        let wanted = "with the key of laptop, encrypted (TLS_AES_128_GCM_SHA256)";
+        assert!(happening.sentence().unwrap().ends_with(wanted));
+    }
+
+    #[test]
+    fn the_journal_gets_each_member_as_a_field_and_none_that_steers_a_terminal() {
+        let refused = Event::Refused {
+            peer: peer(),
+            host: "a\x1b[2J\nb".to_owned(),
+            wanted: String::new(),
+            why: "no key",
+        };
+        let fields = Happening::of(refused, &Policy::default()).fields();
+        let find = |name| &fields.iter().find(|(known, _)| known == name).unwrap().1;
+        assert_eq!(find("STORAGETM_EVENT"), "refused");
+        assert_eq!(find("STORAGETM_ADDRESS"), "10.0.0.2:5000");
+        assert!(find("STORAGETM_HOST").chars().all(|c| !c.is_control()));
+    }
+
+    #[test]
+    fn a_code_is_for_programs_that_asked_for_it_and_never_a_sentence() {
+        let pairing =
+            Happening::Pairing { code: "12345678".to_owned(), link: "storagetm:x".to_owned() };
+        assert_eq!(pairing.json(), r#"{"event":"pairing","code":"12345678","link":"storagetm:x"}"#);
+        assert_eq!(pairing.sentence(), None);
     }
 
     #[test]
@@ -372,8 +584,10 @@ mod test {
     #[test]
     fn a_hostile_name_reaches_neither_terminal_nor_log_raw_and_survives_in_json() {
         let host = "\x1b[2J\u{9b}\u{202e}\u{e0001}\"\n\x7f".to_owned();
-        let happening =
-            Happening::from(Event::Attached { export: export(), peer: peer(), host: host.clone() });
+        let happening = Happening::of(
+            Event::Attached { export: export(), peer: peer(), host: host.clone(), proven: None },
+            &Policy::default(),
+        );
         let json = happening.json();
         assert!(json.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{json}");
         let read: serde_json::Value = serde_json::from_str(&json).unwrap();
@@ -389,10 +603,13 @@ mod test {
             peer: peer(),
             host: "nqn.2014-08.org.nvmexpress:uuid:2f6d1c52-0000-4000-8000-000000000000".to_owned(),
             reason: Reason::Timeout,
+            read: 4096,
+            written: 0,
         };
         assert_eq!(
-            Happening::from(detached).sentence().unwrap(),
-            "disk.img is no longer attached by host 2f6d1c52 at 10.0.0.2:5000: timed out"
+            Happening::of(detached, &Policy::default()).sentence().unwrap(),
+            "disk.img is no longer attached by host 2f6d1c52 at 10.0.0.2:5000: timed out; it has read \
+             4.1 kB and written 0 bytes"
         );
     }
 }

@@ -48,7 +48,7 @@ impl Ledger {
     /// Takes note of who attached what.
     pub(crate) fn record(&mut self, event: &Event) {
         match event {
-            Event::Attached { export, peer, host } => {
+            Event::Attached { export, peer, host, .. } => {
                 if let Some(entry) = self.entry(export) {
                     entry.hosts.push(Attachment { host: host.clone(), address: peer.remote });
                 }
@@ -58,7 +58,10 @@ impl Ledger {
                     entry.detach(host, peer.remote);
                 }
             }
-            Event::Refused { .. } | Event::Violation { .. } | Event::Fault { .. } => {}
+            Event::Refused { .. }
+            | Event::Knocked { .. }
+            | Event::Violation { .. }
+            | Event::Fault { .. } => {}
         }
     }
 
@@ -92,7 +95,8 @@ impl Ledger {
     pub(crate) fn model(&self, machine: &str, endpoints: Vec<Endpoint>, digests: bool) -> Model {
         let notes = self.subjects.values().chain(&self.notes).cloned().collect();
         let disks = self.disks.iter().map(Entry::shown).collect();
-        Model { machine: machine.to_owned(), endpoints, digests, disks, notes }
+        let machine = machine.to_owned();
+        Model { machine, endpoints, digests, disks, notes, pairing: None, asking: None }
     }
 
     /// Whether somebody has attached a disk.
@@ -121,7 +125,7 @@ pub(crate) fn advice(endpoints: &[Endpoint]) -> Option<&'static str> {
     let near = |at: &Endpoint| scope_of(at.address) == Scope::Loopback;
     (!endpoints.is_empty() && endpoints.iter().all(near)).then_some(
         "Only this machine itself reaches these addresses: plug in a cable to another machine, or \
-         listen on an address of your network with --listen and --open.",
+         listen on an address of your network with --listen.",
     )
 }
 
@@ -167,11 +171,21 @@ mod test {
     }
 
     fn peer(remote: &str) -> Peer {
-        Peer { remote: remote.parse().unwrap(), local: "10.0.0.1:4420".parse().unwrap() }
+        Peer {
+            remote: remote.parse().unwrap(),
+            local: "10.0.0.1:4420".parse().unwrap(),
+            door: export::Door::Open,
+            channel: None,
+        }
     }
 
     fn attached(export: &Arc<Export>, remote: &str) -> Event {
-        Event::Attached { export: export.clone(), peer: peer(remote), host: "h".to_owned() }
+        Event::Attached {
+            export: export.clone(),
+            peer: peer(remote),
+            host: "h".to_owned(),
+            proven: None,
+        }
     }
 
     #[test]
@@ -188,6 +202,8 @@ mod test {
             peer: peer("10.0.0.2:1"),
             host: "h".to_owned(),
             reason: Reason::Peer,
+            read: 0,
+            written: 0,
         });
         let model = ledger.model("m", Vec::new(), false);
         assert_eq!((model.disks[0].attached.len(), model.disks[1].attached.len()), (1, 0));
@@ -211,6 +227,7 @@ mod test {
             address: address.parse().unwrap(),
             interface: None,
             port: 4420,
+            keyed: false,
         };
         assert!(advice(&[at("127.0.0.1"), at("::1")]).is_some());
         assert!(advice(&[at("127.0.0.1"), at("169.254.1.1")]).is_none());

@@ -12,12 +12,19 @@
 //! | [`happening`], `output`, `outlet` | what happened, and where it is said |
 //! | `list` | which disks there are |
 //! | `boot` | a machine that does nothing but lend its disks |
+//! | `admission` | whom this machine lets in |
+//! | `keyboard`, `keystroke` | what somebody at the screen answers |
 //! | `settings`, `choice` | what was said when the machine was booted, and the disks that were named then |
 //! | `image` | makes what boots such a machine |
+//! | `store` | where keys and hosts are kept, and whom that lets in |
+//! | `key`, `host`, `pair` | what the owner does with them |
+//! | `keyring` | a key as the other machine's kernel needs it |
+//! | `worker` | the process that talks to hosts, and what it is told |
 //! | `hold` | keeps a terminal as it is until somebody has read it |
 
 #![forbid(unsafe_code)]
 
+mod admission;
 mod boot;
 mod choice;
 mod demo;
@@ -25,7 +32,12 @@ mod failure;
 mod follow;
 pub mod happening;
 mod hold;
+mod host;
 mod image;
+mod key;
+mod keyring;
+mod keyboard;
+mod keystroke;
 mod ledger;
 mod lend;
 mod list;
@@ -36,20 +48,28 @@ mod name;
 pub mod options;
 mod outlet;
 mod output;
+mod pair;
 mod serve;
 mod settings;
 mod size;
+mod store;
+mod worker;
 
 use std::ffi::OsString;
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
+use failure::Failure;
 use options::Task;
 
-/// Does what the command line says. The exit status is 0, 1 if something did not work, or 2 if the line is wrong.
+/// Does what the command line says. The exit status is 0, 1 if something did not work, 2 if the line is wrong, or 3 if
+/// another machine said no.
 pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     let line: Vec<OsString> = line.into_iter().collect();
+    if !is_init(&line) && options::key::is_told(&line) {
+        return failed(&Failure::usage(options::key::TOLD));
+    }
     let parsed =
         if is_init(&line) { options::parse(["storagetm", "boot"]) } else { options::parse(line) };
     let options = match parsed {
@@ -64,15 +84,21 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Task::List(options) => list::list(&options),
         Task::Boot(options) => boot::boot(&options).map(|never| match never {}),
         Task::Image(options) => image::image(&options),
+        Task::Key(options) => key::key(&options),
+        Task::Host(options) => host::host(&options),
+        Task::Pair(options) => pair::pair(&options),
         Task::Hold(options) => hold::hold(&options),
+        Task::Worker => worker::work(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            let _ = writeln!(std::io::stderr(), "storagetm: {failure}");
-            ExitCode::from(failure.status())
-        }
+        Err(failure) => failed(&failure),
     }
+}
+
+fn failed(failure: &Failure) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "storagetm: {failure}");
+    ExitCode::from(failure.status())
 }
 
 /// Whether the kernel has started this as the first program of an initramfs: by the name `/init`, and with the words of

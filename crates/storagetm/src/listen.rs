@@ -1,10 +1,11 @@
-//! Where to listen: what `--listen` and `--open` say, the addresses without them, and the rule that nothing beyond this
-//! machine and its cables is listened on unasked. It knows no socket.
+//! Where to listen: what `--listen` and `--open` say, the addresses without them, and the rules that nothing beyond this
+//! machine and its cables is listened on unasked, and that hosts elsewhere must show a key. It knows no socket.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::str::FromStr;
 
+use export::Door;
 use linux::net::{Address, Scope, scope_of};
 
 use crate::failure::Failure;
@@ -100,6 +101,8 @@ pub(crate) struct Listener {
     pub interface: Option<String>,
     /// What for.
     pub serves: Serves,
+    /// What hosts must show there.
+    pub door: Door,
 }
 
 impl Listener {
@@ -108,7 +111,9 @@ impl Listener {
             (IpAddr::V6(ip), Some((_, scope))) => SocketAddrV6::new(ip, port, 0, scope).into(),
             (ip, _) => SocketAddr::new(ip, port),
         };
-        Self { socket, interface: interface.map(|(name, _)| name.to_owned()), serves }
+        // This machine itself needs no key to what it lends.
+        let door = if scope_of(ip) == Scope::Loopback { Door::Open } else { Door::Keyed };
+        Self { socket, interface: interface.map(|(name, _)| name.to_owned()), serves, door }
     }
 
     /// The two standard ports of an address.
@@ -117,6 +122,11 @@ impl Listener {
             Self::new(ip, interface, DISKS, Serves::All),
             Self::new(ip, interface, DISCOVERY, Serves::Discovery),
         ]
+    }
+
+    /// The same with its door open if `open`.
+    pub(crate) fn opened(self, open: bool) -> Self {
+        Self { door: if open { Door::Open } else { self.door }, ..self }
     }
 
     /// The address without its port, an IPv6 link-local one with its interface.
@@ -150,7 +160,7 @@ pub(crate) enum Plan {
 /// What `--listen` and `--open` ask for. At boot the network is not up yet: then addresses are `awaited`.
 ///
 /// # Errors
-/// An address that needs `--open` without it (a wrong option), or a link-local one that no interface has.
+/// A link-local address that no interface has.
 pub(crate) fn plan(
     given: &[Listen],
     open: bool,
@@ -159,9 +169,6 @@ pub(crate) fn plan(
 ) -> Result<Plan, Failure> {
     if given.is_empty() {
         return Ok(if open { Plan::Everywhere } else { Plan::Nearby });
-    }
-    if let Some(far) = given.iter().find(|listen| scope_of(listen.ip) == Scope::Global && !open) {
-        return Err(Failure::usage(too_far(far.ip)));
     }
     if awaited {
         return Ok(Plan::Awaited(given.to_vec()));
@@ -179,18 +186,6 @@ fn each_once(listeners: impl IntoIterator<Item = Listener>) -> Vec<Listener> {
         }
     }
     once
-}
-
-fn too_far(ip: IpAddr) -> String {
-    let what = if ip.is_unspecified() {
-        "means every network of this machine"
-    } else {
-        "is reachable from other networks"
-    };
-    format!(
-        "--listen {ip} {what}, where nothing protects the disks yet: add --open if that is meant \
-         (at boot, storagetm.open), or listen on a loopback or link-local address"
-    )
 }
 
 fn resolve_all(given: &[Listen], machine: &[Address]) -> Result<Vec<Listener>, Failure> {
@@ -293,10 +288,11 @@ pub(crate) fn endpoints(
 
 fn reached(listener: &Listener, machine: &[Address]) -> Vec<console::attach::Endpoint> {
     let port = listener.socket.port();
+    let keyed = listener.door == Door::Keyed;
     let ip = listener.socket.ip();
     if !ip.is_unspecified() {
         let interface = listener.interface.clone();
-        return vec![console::attach::Endpoint { address: ip, interface, port }];
+        return vec![console::attach::Endpoint { address: ip, interface, port, keyed }];
     }
     let of_family = |address: &&Address| address.ip.is_ipv6() == ip.is_ipv6();
     let far = |address: &&Address| address.scope != Scope::Loopback && address.is_usable();
@@ -308,6 +304,7 @@ fn reached(listener: &Listener, machine: &[Address]) -> Vec<console::attach::End
         address: address.ip,
         interface: scope(address).map(|(name, _)| name.to_owned()),
         port,
+        keyed,
     };
     these.iter().map(endpoint).collect()
 }
@@ -401,15 +398,22 @@ mod test {
     }
 
     #[test]
-    fn nothing_beyond_this_machine_and_its_cables_is_listened_on_unasked() {
+    fn only_this_machine_itself_needs_no_key_unless_the_door_is_open() {
+        let door = |text| {
+            let listeners =
+                plan(&[listen(text)], false, false, &machine()).unwrap().listeners(&machine());
+            assert!(listeners.iter().all(|at| at.clone().opened(true).door == Door::Open));
+            assert!(listeners.iter().all(|at| at.clone().opened(false).door == at.door));
+            listeners[0].door
+        };
         for far in ["0.0.0.0", "[::]:4420", "192.168.1.5", "[2001:db8::5]", "[::ffff:10.0.0.1]"] {
-            let failure = plan(&[listen(far)], false, false, &machine()).unwrap_err();
-            assert_eq!(failure.status(), 2);
-            assert!(failure.to_string().contains("--open"), "{failure}");
-            assert!(plan(&[listen(far)], true, false, &machine()).is_ok());
+            assert_eq!(door(far), Door::Keyed, "{far}");
         }
-        for near in ["127.0.0.1", "127.1.2.3:1", "[::1]", "169.254.7.9", "[fe80::1]"] {
-            assert!(plan(&[listen(near)], false, false, &machine()).is_ok(), "{near}");
+        for cable in ["169.254.7.9", "[fe80::1]"] {
+            assert_eq!(door(cable), Door::Keyed, "{cable}");
+        }
+        for near in ["127.0.0.1", "127.1.2.3:1", "[::1]"] {
+            assert_eq!(door(near), Door::Open, "{near}");
         }
     }
 

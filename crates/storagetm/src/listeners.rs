@@ -5,6 +5,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 
 use console::attach::Endpoint;
+use export::Door;
 use linux::net::Address;
 
 use crate::failure::Failure;
@@ -18,6 +19,8 @@ pub(crate) type Bind<'a> = &'a mut dyn FnMut(&Listener) -> io::Result<SocketAddr
 #[derive(Debug)]
 pub(crate) struct Listeners {
     plan: Plan,
+    /// Whether hosts need show no key anywhere.
+    open: bool,
     /// As bound; a socket whose address went stays bound, and serves again when it comes back.
     bound: Vec<Bound>,
     /// Those that could not be bound, and were said.
@@ -36,9 +39,14 @@ impl Listeners {
     ///
     /// # Errors
     /// A taken port, or an address that cannot be had.
-    pub(crate) fn open(plan: Plan, machine: &[Address], bind: Bind<'_>) -> Result<Self, Failure> {
-        let mut opened = Self { plan, bound: Vec::new(), failed: Vec::new() };
-        for planned in opened.plan.listeners(machine) {
+    pub(crate) fn open(
+        plan: Plan,
+        open: bool,
+        machine: &[Address],
+        bind: Bind<'_>,
+    ) -> Result<Self, Failure> {
+        let mut opened = Self { plan, open, bound: Vec::new(), failed: Vec::new() };
+        for planned in opened.planned(machine) {
             match bind(&planned) {
                 Ok(socket) => opened.add(planned, socket),
                 Err(error) if opened.may_miss(&error) => {}
@@ -46,6 +54,12 @@ impl Listeners {
             }
         }
         Ok(opened)
+    }
+
+    /// What to listen on while the machine has these addresses.
+    fn planned(&self, machine: &[Address]) -> Vec<Listener> {
+        let planned = self.plan.listeners(machine).into_iter();
+        planned.map(|listener| listener.opened(self.open)).collect()
     }
 
     /// Whether the plan holds without this one: a machine without IPv6, an address that has just gone.
@@ -66,7 +80,7 @@ impl Listeners {
         if matches!(self.plan, Plan::Fixed(_) | Plan::Everywhere) {
             return Vec::new();
         }
-        let planned = self.plan.listeners(machine);
+        let planned = self.planned(machine);
         let mut changes = self.mark(&planned);
         self.failed.retain(|known| planned.contains(known));
         for planned in planned {
@@ -161,6 +175,7 @@ fn opened(listener: &Listener) -> Happening {
             Serves::All => &["discovery", "disks"],
             Serves::Discovery => &["discovery"],
         },
+        keyed: listener.door == Door::Keyed,
     }
 }
 
@@ -218,7 +233,7 @@ mod test {
     fn addresses_that_come_are_listened_on_and_those_that_go_are_said() {
         let (lo, link) = (address("127.0.0.1"), address("fe80::1"));
         let mut listeners =
-            Listeners::open(Plan::Nearby, std::slice::from_ref(&lo), &mut any).unwrap();
+            Listeners::open(Plan::Nearby, false, std::slice::from_ref(&lo), &mut any).unwrap();
         assert_eq!(listeners.said().len(), 2);
         let both = [lo.clone(), link];
         let came = json(&listeners.follow(&both, &mut any));
@@ -245,7 +260,7 @@ mod test {
             Ok(listener.socket)
         };
         let plan = Plan::Awaited(given.to_vec());
-        let mut listeners = Listeners::open(plan.clone(), &[], &mut once).unwrap();
+        let mut listeners = Listeners::open(plan.clone(), false, &[], &mut once).unwrap();
         assert_eq!(listeners.awaited(&[]).len(), 2);
         let machine = [address("192.168.1.5")];
         assert!(listeners.awaited(&machine).is_empty());
@@ -256,14 +271,14 @@ mod test {
             taken.push(listener.socket);
             Ok(listener.socket)
         };
-        assert!(Listeners::open(plan, &machine, &mut once).is_ok());
+        assert!(Listeners::open(plan, false, &machine, &mut once).is_ok());
     }
 
     #[test]
     fn an_interface_that_gets_another_name_is_not_bound_anew() {
         let before = [address("fe80::1")];
         let after = [Address { interface: "enp3s0".to_owned(), ..address("fe80::1") }];
-        let mut listeners = Listeners::open(Plan::Nearby, &before, &mut any).unwrap();
+        let mut listeners = Listeners::open(Plan::Nearby, false, &before, &mut any).unwrap();
         let mut never = |_: &Listener| -> io::Result<SocketAddr> { panic!("it is still bound") };
         let said = json(&listeners.follow(&after, &mut never));
         assert_eq!(said.len(), 4, "{said:?}");
@@ -275,7 +290,7 @@ mod test {
     fn a_taken_port_is_said_with_what_to_do() {
         let plan = Plan::Fixed(Plan::Nearby.listeners(&[address("127.0.0.1")]));
         let mut taken = |_: &Listener| Err(ErrorKind::AddrInUse.into());
-        let failure = Listeners::open(plan, &[], &mut taken).unwrap_err();
+        let failure = Listeners::open(plan, false, &[], &mut taken).unwrap_err();
         assert_eq!(
             failure.to_string(),
             "cannot listen on 127.0.0.1 port 4420: another program does already; stop it, or \
@@ -291,13 +306,13 @@ mod test {
             }
             Err(io::Error::from_raw_os_error(rustix::io::Errno::AFNOSUPPORT.raw_os_error()))
         };
-        let listeners = Listeners::open(Plan::Everywhere, &[], &mut four).unwrap();
+        let listeners = Listeners::open(Plan::Everywhere, false, &[], &mut four).unwrap();
         assert_eq!(listeners.said().len(), 2);
     }
 
     #[test]
     fn an_address_that_cannot_be_had_later_is_said_once() {
-        let mut listeners = Listeners::open(Plan::Nearby, &[], &mut any).unwrap();
+        let mut listeners = Listeners::open(Plan::Nearby, false, &[], &mut any).unwrap();
         let mut taken = |_: &Listener| Err(ErrorKind::AddrInUse.into());
         let machine = [address("169.254.1.1")];
         assert_eq!(listeners.follow(&machine, &mut taken).len(), 2);

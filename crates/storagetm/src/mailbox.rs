@@ -5,7 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use export::Event;
+use pair::View;
 use rustix::event::{EventfdFlags, eventfd};
+
+use crate::worker::Said;
 
 /// Events that wait at most; a failing disk or a hostile peer makes many, and those of a kind are alike.
 const MOST: usize = 4096;
@@ -30,6 +33,10 @@ pub(crate) struct Waiting {
     /// How it stands with what they look after: the newest sentence of a subject, or that there is nothing to say of it
     /// any more.
     pub(crate) subjects: BTreeMap<String, Option<String>>,
+    /// The code by which machines are let in, as it is now.
+    pub(crate) view: Option<View>,
+    /// Why nothing is served any more, as a sentence.
+    pub(crate) end: Option<String>,
     /// How much was too much.
     pub(crate) lost: usize,
 }
@@ -47,7 +54,10 @@ impl Mailbox {
     /// Puts an event in, from any thread. Who has which disk is never lost.
     pub(crate) fn put(&self, event: Event) {
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let matters = matches!(event, Event::Attached { .. } | Event::Detached { .. });
+        let matters = matches!(
+            event,
+            Event::Attached { .. } | Event::Detached { .. } | Event::Knocked { .. }
+        );
         if matters || waiting.events.len() < MOST {
             waiting.events.push(event);
         } else {
@@ -64,6 +74,21 @@ impl Mailbox {
         } else {
             waiting.lost += 1;
         }
+        let _ = rustix::io::write(&self.0.bell, &1u64.to_ne_bytes());
+    }
+
+    /// Takes what the process says that serves, from any thread.
+    pub(crate) fn hear(&self, said: Said) {
+        match said {
+            Said::Event(event) => self.put(event),
+            Said::Note(sentence) => self.note(sentence),
+            Said::Pairing(view) => self.set(|waiting| waiting.view = Some(view)),
+            Said::Lost(sentence) => self.set(|waiting| waiting.end = Some(sentence)),
+        }
+    }
+
+    fn set(&self, change: impl FnOnce(&mut Waiting)) {
+        change(&mut self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         let _ = rustix::io::write(&self.0.bell, &1u64.to_ne_bytes());
     }
 
@@ -93,7 +118,12 @@ mod test {
     use export::{Export, Geometry, Identity, Peer};
 
     fn peer() -> Peer {
-        Peer { remote: "10.0.0.2:5000".parse().unwrap(), local: "10.0.0.1:4420".parse().unwrap() }
+        Peer {
+            remote: "10.0.0.2:5000".parse().unwrap(),
+            local: "10.0.0.1:4420".parse().unwrap(),
+            door: export::Door::Open,
+            channel: None,
+        }
     }
 
     #[test]
@@ -105,11 +135,11 @@ mod test {
         for _ in 0..MOST + 5 {
             mailbox.put(Event::Violation { peer: peer(), rule: "rule" });
         }
-        mailbox.put(Event::Attached { export, peer: peer(), host: "h".to_owned() });
+        mailbox.put(Event::Attached { export, peer: peer(), host: "h".to_owned(), proven: None });
         mailbox.note("one more".to_owned());
         mailbox.about("eth0", Some("eth0: no cable".to_owned()));
         mailbox.about("eth0", None);
-        let Waiting { events, notes, subjects, lost } = mailbox.receive();
+        let Waiting { events, notes, subjects, lost, .. } = mailbox.receive();
         assert_eq!(subjects, BTreeMap::from([("eth0".to_owned(), None)]));
         assert_eq!((events.len(), notes.len(), lost), (MOST + 1, 1, 5));
         assert!(matches!(events.last(), Some(Event::Attached { .. })));

@@ -1,7 +1,10 @@
 //! The options of the program: one table, from which parser, help, man pages and completions are made.
 //! It knows no disk and no socket.
 
+pub mod host;
 pub mod image;
+pub mod key;
+pub mod pair;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -10,7 +13,10 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::listen::Listen;
 use crate::size::Size;
+use host::Host;
 use image::Image;
+use key::Key;
+use pair::Pair;
 
 /// The name by which the built-in disk of `--demo` is called.
 pub const DEMO: &str = "demo";
@@ -45,8 +51,8 @@ Examples:
     storagetm serve --demo
   Lend a disk and an image; hosts may change only the image:
     storagetm serve /dev/disk/by-id/usb-Example_123 --writable disk.img
-  Be reachable from the whole network, at one address (nothing protects the disks yet):
-    storagetm serve --all --listen 192.168.1.5 --open
+  Be reachable from the whole network at one address, by machines that have a key or the code:
+    storagetm serve --all --listen 192.168.1.5
   For a script: any free port, and one JSON event a line on standard output:
     storagetm serve --json --listen 127.0.0.1:0 disk.img
 
@@ -62,7 +68,8 @@ On the kernel command line:
   storagetm.disk=PATH        lend this disk only; may be repeated
   storagetm.writable=PATH    lend this disk so that hosts can change it; may be repeated
   storagetm.listen=ADDRESS   listen there, as --listen of `storagetm serve`
-  storagetm.open             also on addresses that are reachable from beyond the cable
+  storagetm.open             let in whoever comes, without a key and unencrypted, at every address
+  storagetm.pair=no          show no code by which other machines are let in
   storagetm.machine_id=firmware|HEX
   ip=link-local|dhcp|...     as dracut.cmdline(7) has it; link-local addresses are always there";
 
@@ -94,8 +101,17 @@ pub enum Task {
     Boot(Boot),
     /// Make something that boots into target mode: an initramfs, an EFI program, or a USB stick
     Image(Image),
+    /// Make, keep and hand over the keys by which other machines are let in
+    Key(Key),
+    /// Say which machines are let in, to which disks, and until when
+    Host(Host),
+    /// Be let in by another machine that lends disks, by the code on its screen
+    Pair(Pair),
     /// Keep what is on the terminal until a key is pressed
     Hold(Hold),
+    /// Be the process that talks to hosts; `storagetm serve` starts it
+    #[command(hide = true)]
+    Worker,
 }
 
 /// The options of `storagetm serve`.
@@ -136,12 +152,31 @@ pub struct Serve {
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Vec<Listen>,
 
-    /// Allow addresses that are reachable from beyond this machine and the networks it is plugged into
+    /// Let in whoever comes, without a key, and encrypt nothing
     ///
-    /// Nothing protects the disks yet: whoever reaches such an address can read them, and change the writable ones.
-    /// Without --listen, this listens on all addresses.
+    /// Whoever reaches an address that is listened on can then read the disks, and change the writable ones. Without
+    /// --listen, this listens on all addresses. Without --open, only this machine itself (the loopback addresses) needs no
+    /// key; hosts get one by `storagetm pair` and the code on the screen, or by `storagetm host add`.
     #[arg(long)]
     pub open: bool,
+
+    /// Show a code by which other machines are let in (storagetm pair), also without a screen
+    ///
+    /// On a terminal a code is shown anyway, where keys are needed. With --json it is an event.
+    #[arg(long, conflicts_with = "open")]
+    pub pair: bool,
+
+    /// Where the keys and the hosts that have them are kept
+    ///
+    /// Without this option: $STATE_DIRECTORY, else /var/lib/storagetm for root and ~/.local/state/storagetm for others.
+    #[arg(long, value_name = "DIR")]
+    pub keys: Option<PathBuf>,
+
+    /// Accept DH-HMAC-CHAP without a Diffie-Hellman exchange, for hosts that can do no other
+    ///
+    /// Whoever has recorded such a connection can then try out keys at leisure.
+    #[arg(long)]
+    pub allow_null_dh: bool,
 
     /// Name disks BASE.NAME, where NAME is the last part of the path
     ///
@@ -169,7 +204,7 @@ pub struct Serve {
     pub digests: bool,
 
     /// Follow also what the machine was booted with: storagetm.disk=, storagetm.writable=, storagetm.listen=,
-    /// storagetm.open and storagetm.machine_id=
+    /// storagetm.open, storagetm.pair= and storagetm.machine_id=
     ///
     /// They are looked for on the kernel command line, among the service's credentials, and in the firmware's SMBIOS
     /// strings (io.systemd.credential:storagetm.disk=…). With storagetm.disk=, --all means those disks.
@@ -231,6 +266,9 @@ impl Serve {
             writable: Vec::new(),
             listen: Vec::new(),
             open: false,
+            pair: true,
+            keys: None,
+            allow_null_dh: false,
             nqn: None,
             allow_in_use: false,
             io: Io::Auto,
@@ -316,7 +354,8 @@ mod test {
             "--demo",
             "--demo=1G --writable demo",
             "--demo disk.img",
-            "disk.img --io uring --threads 4 --digests --json --allow-in-use --open",
+            "disk.img --io uring --threads 4 --digests --json --allow-in-use --open --allow-null-dh",
+            "disk.img --pair --keys /tmp/keys",
             "disk.img --listen 127.0.0.1 --listen nvme:[::1]:0 --nqn nqn.2026-01.com.example:a",
         ] {
             assert!(serve(line).is_ok(), "{line}: {:?}", serve(line));
@@ -336,6 +375,7 @@ mod test {
             "disk.img --threads 0",
             "disk.img --io magic",
             "disk.img --unknown",
+            "disk.img --open --pair",
         ] {
             let error = serve(line).err().unwrap_or_else(|| panic!("{line}"));
             assert_eq!(error.exit_code(), 2, "{line}");

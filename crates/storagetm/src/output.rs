@@ -72,7 +72,7 @@ impl Output {
         let sentence = happening.sentence();
         if let Some(sentence) = &sentence {
             let priority = if happening.is_bad() { Priority::Warning } else { Priority::Notice };
-            self.record(priority, sentence);
+            self.record(priority, sentence, &happening.fields());
         }
         match (self.form, sentence) {
             (Form::Json, _) => self.outlet.push(&format!("{}\n", happening.json())),
@@ -96,8 +96,10 @@ impl Output {
             Form::Plain | Form::Json | Form::Silent => {}
         }
         if anew && self.journal.is_some() {
-            for line in view(model, Style::PLAIN).iter().filter(|line| !line.is_empty()) {
-                self.record(Priority::Info, line);
+            // What is on the screen lets in whoever reads it; what is in the journal must not.
+            let model = Model { pairing: None, ..model.clone() };
+            for line in view(&model, Style::PLAIN).iter().filter(|line| !line.is_empty()) {
+                self.record(Priority::Info, line, &[]);
             }
         }
     }
@@ -124,10 +126,17 @@ impl Output {
     }
 
     /// A sentence to the journal; that it may be behind or gone is no reason to stop.
-    fn record(&self, priority: Priority, sentence: &str) {
+    fn record(&self, priority: Priority, sentence: &str, fields: &[(String, String)]) {
         if let Some(journal) = &self.journal {
-            let _ = journal.send(priority, sentence, &[]);
+            let fields: Vec<(&str, &str)> =
+                fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+            let _ = journal.send(priority, sentence, &fields);
         }
+    }
+
+    /// Whether there is a person to read it at once, and nobody else.
+    pub(crate) fn is_screen(&self) -> bool {
+        self.form == Form::Screen
     }
 
     /// Tells the service manager that all is lent, and how things are.

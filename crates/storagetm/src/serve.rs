@@ -11,28 +11,31 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use console::Model;
-use engine::{Driver, Engine};
-use export::{Access, Catalogue, Event, Export, Fault, News};
+use engine::Driver;
+use export::{Access, Event, Export, Fault, Policy};
 use linux::net::{Address, Changes, Scope, addresses, scope_of};
 use linux::signal::{Signal, Signals};
 use linux::tree::Tree;
-use nvme::target::{Port, Target};
+use pair::{Verdict, View};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
+use crate::admission::{self, Admission, Caller};
 use crate::boot::desk::{Desk, Wish};
 use crate::failure::Failure;
 use crate::follow::{Change, Follow};
 use crate::happening::{Happening, Which};
+use crate::keyboard::{Answer, Keyboard, Question, Stroke};
 use crate::ledger::{Ledger, advice};
 use crate::lend::{Device, Loan, check_unlike};
-use crate::listen::{DISKS, Listener, Serves};
+use crate::listen::Listener;
 use crate::listeners::Listeners;
 use crate::mailbox::{Mailbox, Waiting};
 use crate::name;
 use crate::options::{Io, Serve};
 use crate::output::Output;
 use crate::settings::Settings;
+use crate::worker::Worker;
 
 /// How often counters and buttons are looked at on a machine that does nothing else.
 const LOOK: Duration = Duration::from_secs(1);
@@ -52,6 +55,8 @@ pub(crate) enum End {
     PowerOff,
     /// Somebody at the machine wants it to restart.
     Restart,
+    /// Nothing serves any more.
+    Broken,
 }
 
 /// Lends disks until a signal says to stop.
@@ -90,8 +95,9 @@ fn run(
     let mut server = Server::open(options, settings, output, mailbox, desk)?;
     server.announce();
     let end = server.run(&mut signals);
+    let broken = server.broken.take();
     server.close(end);
-    Ok(end)
+    broken.map_or(Ok(end), |sentence| Err(Failure::new(sentence)))
 }
 
 /// Where other threads put what they have to say.
@@ -110,9 +116,14 @@ fn raise_limit() {
 }
 
 struct Server {
-    engine: Engine,
-    target: Arc<Target>,
-    catalogue: Arc<Catalogue>,
+    worker: Worker,
+    admission: Admission,
+    /// Where somebody can answer, on a terminal that is not a machine's own.
+    keyboard: Option<Keyboard>,
+    /// Whether programs are told the codes by which machines are let in.
+    tells_codes: bool,
+    /// Why nothing is served any more.
+    broken: Option<String>,
     listeners: Listeners,
     loans: Vec<Loan>,
     ledger: Ledger,
@@ -144,6 +155,8 @@ struct Alerts {
     watchdog: Option<Instant>,
     /// Look at counters and buttons, which do not say by themselves that they have changed.
     look: Option<Instant>,
+    /// A pause after a wrong code is over.
+    code: Option<Instant>,
 }
 
 impl Server {
@@ -157,7 +170,8 @@ impl Server {
                     .to_owned(),
             );
         }
-        let running = self.engine.driver();
+        self.worker.note().into_iter().for_each(|note| self.ledger.note(note));
+        let running = self.worker.driver();
         if options.io == Io::Auto && running.driver == Driver::Blocking {
             self.ledger.note(format!("The driver is {running}; this is slower."));
         }
@@ -209,6 +223,8 @@ impl Server {
         if self.desk.is_some() && self.listeners.is_nearby() {
             model.notes.extend(beyond(&self.addresses));
         }
+        model.pairing = self.admission.pairing(&model.endpoints);
+        model.asking = self.admission.asking();
         let awaited = |address| format!("This machine does not have the address {address} yet.");
         model.notes.extend(self.listeners.awaited(&self.addresses).into_iter().map(awaited));
         let waited_for = |disk| format!("There is no disk {disk} yet.");
@@ -250,12 +266,19 @@ impl Server {
                 }
             }
             let now = Instant::now();
+            self.read_keyboard(now);
             if let Some(end) = self.heed(now) {
                 return end;
             }
             self.follow.receive(now);
             self.notice_addresses(now);
-            self.take_events();
+            self.take_events(now);
+            if self.broken.is_some() {
+                return End::Broken;
+            }
+            if self.admission.has_changed(now) {
+                self.follow_owner(now);
+            }
             self.output.write();
             self.do_what_is_due(now);
         }
@@ -275,6 +298,7 @@ impl Server {
                 desk.station().lending = true;
                 self.follow.begin_anew(now);
             }
+            Some(Wish::Stroke(stroke)) => self.obey(stroke, now),
             None => {}
         }
         if self.desk.as_mut().is_some_and(Desk::was_touched) {
@@ -290,6 +314,8 @@ impl Server {
             Some(self.mailbox.as_fd()),
             self.follow.descriptor(),
             self.address_changes.as_ref().map(AsFd::as_fd),
+            self.admission.descriptor(),
+            self.keyboard.as_ref().map(AsFd::as_fd),
         ];
         let writable = self.output.descriptor();
         let readable = readable.into_iter().flatten().map(|fd| (fd, PollFlags::IN));
@@ -307,8 +333,9 @@ impl Server {
 
     fn next_alert(&self) -> Option<Instant> {
         let alerts = &self.alerts;
-        let all = [alerts.draw, alerts.addresses, alerts.watchdog, alerts.look, self.follow.due()];
-        all.into_iter().flatten().min()
+        let own = [alerts.draw, alerts.addresses, alerts.watchdog, alerts.look, alerts.code];
+        let others = [self.follow.due(), self.admission.due()];
+        own.into_iter().chain(others).flatten().min()
     }
 
     fn do_what_is_due(&mut self, now: Instant) {
@@ -328,6 +355,10 @@ impl Server {
             self.desk.iter_mut().for_each(Desk::look);
             let model = self.model();
             self.show_besides(&model);
+        }
+        if is_due(self.alerts.code) {
+            self.alerts.code = None;
+            self.draw_soon(false);
         }
         if is_due(self.alerts.watchdog) {
             self.output.watchdog();
@@ -356,17 +387,13 @@ impl Server {
         self.draw_soon(false);
     }
 
-    fn take_events(&mut self) {
-        let Waiting { events, notes, subjects, lost } = self.mailbox.receive();
+    fn take_events(&mut self, now: Instant) {
+        let Waiting { events, notes, subjects, view, end, lost } = self.mailbox.receive();
         for event in events {
-            self.ledger.record(&event);
-            if let Event::Detached { export, .. } = &event
-                && !export.is_gone()
-            {
-                self.settle(export);
-            }
-            self.say(&event.into());
+            self.take_event(event, now);
         }
+        view.into_iter().for_each(|view| self.show_code(view));
+        self.broken = self.broken.take().or(end);
         for note in notes {
             self.say(&Happening::note(note));
         }
@@ -381,6 +408,103 @@ impl Server {
         }
     }
 
+    fn take_event(&mut self, event: Event, now: Instant) {
+        self.ledger.record(&event);
+        match event {
+            Event::Knocked { peer, knock } => return self.knocked(Caller { peer, knock }, now),
+            Event::Detached { ref export, .. } if !export.is_gone() => self.settle(export),
+            _ => {}
+        }
+        self.say(&Happening::of(event, self.admission.policy()));
+    }
+
+    /// Somebody knew the code: it may read. To change disks takes an answer at the screen.
+    fn knocked(&mut self, caller: Caller, now: Instant) {
+        let somebody = self.desk.is_some() || self.keyboard.is_some();
+        if caller.knock.writable && somebody {
+            let Caller { peer, knock } = &caller;
+            let asking = Event::Knocked { peer: peer.clone(), knock: knock.clone() };
+            self.say(&Happening::of(asking, &Policy::default()));
+            self.admission.wait(caller);
+            return;
+        }
+        if caller.knock.writable {
+            self.say(&Happening::note(
+                "There is no screen here to ask at whether the machine that knew the code may change \
+                 disks: it may read them.",
+            ));
+        }
+        self.decide(&caller, Some(Access::ReadOnly), now);
+    }
+
+    /// Lets in, or not, who knew the code, and tells it so.
+    fn decide(&mut self, caller: &Caller, access: Option<Access>, now: Instant) {
+        let Caller { peer, knock } = caller;
+        let kept = access.map(|access| (access, self.admission.let_in(knock, access)));
+        let verdict = match kept {
+            None => Verdict::Denied,
+            Some((_, Err(failure))) => {
+                self.say(&Happening::note(format!("{} is not let in: {failure}", knock.name)));
+                Verdict::Denied
+            }
+            Some((access, Ok(()))) => {
+                self.follow_owner(now);
+                self.say(&Happening::paired(peer, knock, access));
+                Verdict::Granted { access, disks: admission::told(self.ledger.exports(), access) }
+            }
+        };
+        self.worker.answer(knock.number, verdict);
+        self.draw_soon(false);
+    }
+
+    /// Does what a key says that has to do with machines that want to be let in.
+    fn obey(&mut self, stroke: Stroke, now: Instant) {
+        match stroke {
+            Stroke::Answer(answer) => self.answer(answer, now),
+            Stroke::NewCode => self.worker.unlock(),
+            // Only a desk has a large code.
+            Stroke::Large => {}
+        }
+    }
+
+    fn answer(&mut self, answer: Answer, now: Instant) {
+        if let Some(caller) = self.admission.answered() {
+            self.decide(&caller, admission::allowed(answer), now);
+        }
+    }
+
+    fn read_keyboard(&mut self, now: Instant) {
+        let keys = self.keyboard.as_mut().map(Keyboard::receive).unwrap_or_default();
+        for key in keys {
+            let asked = Question::of(&self.model());
+            if let Some(stroke) = asked.meaning(key) {
+                self.obey(stroke, now);
+            }
+        }
+    }
+
+    /// Shows the code that is good from now on.
+    fn show_code(&mut self, view: View) {
+        self.alerts.code = view.wait_until;
+        let another = self.admission.show(view);
+        if let Some(shown) = self.admission.shown().filter(|_| another && self.tells_codes) {
+            let endpoints = self.endpoints();
+            let pairing =
+                Happening::pairing(shown.digits.text(), self.admission.pairing(&endpoints));
+            self.output.say_to_programs(&pairing);
+        }
+        self.draw_soon(another && self.tells_codes);
+    }
+
+    /// Lets in whom the owner's list has now, and cuts off whom it has no longer.
+    fn follow_owner(&mut self, now: Instant) {
+        let (policy, complaints) = self.admission.read(now);
+        policy.into_iter().for_each(|policy| self.worker.follow(policy));
+        for complaint in complaints {
+            self.say(&Happening::note(complaint));
+        }
+    }
+
     /// Has what hosts wrote be on the disk when the last of them has let go: it may be unplugged then.
     fn settle(&mut self, export: &Arc<Export>) {
         let used = self.ledger.is_attached(export);
@@ -389,10 +513,10 @@ impl Server {
         }
         self.flushing.fetch_add(1, Ordering::Relaxed);
         let (export, flushing) = (export.clone(), self.flushing.clone());
-        let mailbox = self.mailbox.clone();
+        let (mailbox, writes) = (self.mailbox.clone(), self.worker.writes(&export));
         std::thread::spawn(move || {
             // What a host has asked for before it went may still be on its way to the disk.
-            while export.is_being_written() {
+            while writes.are_under_way() {
                 std::thread::sleep(COALESCE);
             }
             match rustix::fs::fdatasync(&*export) {
@@ -434,8 +558,8 @@ impl Server {
             return;
         };
         self.addresses = now;
-        let Self { listeners, engine, target, addresses, .. } = self;
-        let changes = listeners.follow(addresses, &mut |listener| bind(engine, target, listener));
+        let Self { listeners, worker, addresses, .. } = self;
+        let changes = listeners.follow(addresses, &mut |listener| bind(worker, listener));
         for change in changes {
             self.say(&change);
         }
@@ -464,9 +588,11 @@ impl Server {
             return;
         }
         let export = loan.export.clone();
-        self.catalogue.lend(export.clone());
+        if let Err(failure) = self.worker.lend(&export) {
+            self.say(&Happening::note(failure));
+            return;
+        }
         self.keep(loan);
-        self.engine.tell(News::Changed);
         self.say_lent(&export);
         self.draw_soon(true);
     }
@@ -480,9 +606,8 @@ impl Server {
     }
 
     fn withdraw_loan(&mut self, loan: &Loan, reason: &'static str) {
-        self.catalogue.withdraw(&loan.export.nqn);
+        self.worker.withdraw(&loan.export);
         self.ledger.withdraw(&loan.export);
-        self.engine.tell(News::Changed);
         self.say(&Happening::withdrawn(&loan.export, reason));
     }
 
@@ -490,7 +615,7 @@ impl Server {
         let loan = self.loans.iter().find(|loan| loan.device.as_ref() == Some(device));
         let Some(export) = loan.map(|loan| loan.export.clone()) else { return };
         if export.resize(bytes) {
-            self.engine.tell(News::Changed);
+            self.worker.resize(&export);
             self.say(&Happening::resized(&export));
         }
     }
@@ -501,9 +626,10 @@ impl Server {
             desk.end(match end {
                 End::Restart => "Disconnecting the hosts; then this machine restarts.\n",
                 End::PowerOff => "Disconnecting the hosts; then this machine powers off.\n",
-                End::Told => "Disconnecting the hosts; then this machine ends.\n",
+                End::Told | End::Broken => "Disconnecting the hosts; then this machine ends.\n",
             });
         }
+        self.keyboard = None;
         self.output.stopping();
         let writable: Vec<Arc<Export>> = self
             .ledger
@@ -511,10 +637,9 @@ impl Server {
             .filter(|export| export.access == Access::Writable)
             .cloned()
             .collect();
-        let in_time = self.engine.stop(PATIENCE);
-        let events = self.mailbox.receive().events;
-        for happening in events.into_iter().map(Happening::from) {
-            self.output.say(&happening);
+        let in_time = self.worker.stop(PATIENCE);
+        for event in self.mailbox.receive().events {
+            self.output.say(&Happening::of(event, self.admission.policy()));
         }
         if !in_time {
             self.output.say(&Happening::note("some hosts did not let go in time and were cut off"));
@@ -527,18 +652,10 @@ impl Server {
     }
 }
 
-/// Has the engine listen, with sessions of the target.
-fn bind(engine: &Engine, target: &Arc<Target>, listener: &Listener) -> io::Result<SocketAddr> {
-    let target = target.clone();
-    let port = match listener.serves {
-        Serves::All => Port::Any,
-        Serves::Discovery => Port::Discovery { disks_at: DISKS },
-    };
-    let open = move |peer, account, now| -> Box<dyn export::Session> {
-        Box::new(target.session(peer, port, account, now))
-    };
+/// Has the worker serve at an address.
+fn bind(worker: &Worker, listener: &Listener) -> io::Result<SocketAddr> {
     let interface = interface_of(listener.socket.ip());
-    engine.listen(listener.socket, interface.as_deref(), Arc::new(open))
+    worker.listen(listener.socket, interface.as_deref(), listener.door, listener.serves)
 }
 
 /// The interface that alone may bring connections to an address: that of a link-local IPv4 address, which Linux would
@@ -555,7 +672,7 @@ fn beyond(addresses: &[Address]) -> Option<String> {
     let address = addresses.iter().find(is_beyond)?;
     Some(format!(
         "Nothing is lent at {address}, which more than the next machine may reach: that takes \
-         storagetm.open on the kernel command line."
+         storagetm.listen={address} on the kernel command line."
     ))
 }
 

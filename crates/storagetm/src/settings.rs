@@ -14,6 +14,9 @@ use crate::listen::Listen;
 /// What all our words begin with.
 const PREFIX: &str = "storagetm.";
 
+/// What the credential of a host begins with.
+const HOST: &str = "storagetm.host.";
+
 /// What the owner said.
 #[derive(Debug, Default)]
 pub(crate) struct Settings {
@@ -21,8 +24,10 @@ pub(crate) struct Settings {
     pub(crate) choice: Choice,
     /// Where to listen.
     pub(crate) listen: Vec<Listen>,
-    /// Whether addresses beyond the cable are allowed.
+    /// Whether whoever comes is let in without a key.
     pub(crate) open: bool,
+    /// Whether no code is shown by which other machines are let in.
+    pub(crate) no_pairing: bool,
     /// Who this machine is, if that was said.
     pub(crate) machine: Option<MachineId>,
     /// What could not be followed, a sentence each.
@@ -34,8 +39,14 @@ impl Settings {
     pub(crate) fn read(tree: &Tree) -> Self {
         let own = env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
         let mut settings = Self::default();
+        for word in credentials(tree, own, PREFIX) {
+            // Hosts and their keys are the store's.
+            if !word.name.starts_with(HOST) {
+                settings.take(tree, &word);
+            }
+        }
         // The command line is what somebody typed: it comes last, and has the last word.
-        for word in credentials(tree, own, PREFIX).into_iter().chain(command_line(tree)) {
+        for word in command_line(tree) {
             settings.take(tree, &word);
         }
         settings
@@ -45,7 +56,14 @@ impl Settings {
         let Some(name) = word.name.strip_prefix(PREFIX) else { return };
         let value = word.value.as_deref().unwrap_or_default();
         match (name, value) {
-            ("open", _) => self.take_open(value),
+            (name, _) if name.starts_with("host.") => {
+                let word = Word { name: word.name.clone(), value: None };
+                self.note(&word, "keys come in a credential, where not everybody reads them");
+            }
+            ("open", _) => self.open = self.yes(word, value).unwrap_or(self.open),
+            ("pair", _) => {
+                self.no_pairing = self.yes(word, value).map_or(self.no_pairing, |yes| !yes);
+            }
             ("disk" | "writable" | "listen" | "machine_id", "") => {
                 self.note(word, "it needs a value");
             }
@@ -67,11 +85,15 @@ impl Settings {
         }
     }
 
-    fn take_open(&mut self, value: &str) {
+    /// Whether the word says yes; one that says neither is noted.
+    fn yes(&mut self, word: &Word, value: &str) -> Option<bool> {
         match value {
-            "" | "1" | "yes" | "true" | "on" => self.open = true,
-            "0" | "no" | "false" | "off" => self.open = false,
-            _ => self.notes.push(format!("storagetm.open={value} is ignored: it is yes or no")),
+            "" | "1" | "yes" | "true" | "on" => Some(true),
+            "0" | "no" | "false" | "off" => Some(false),
+            _ => {
+                self.note(word, "it is yes or no");
+                None
+            }
         }
     }
 
@@ -128,7 +150,15 @@ mod test {
     }
 
     #[test]
+    fn keys_are_not_taken_from_the_command_line_and_not_shown() {
+        let found = settings("storagetm.host.laptop={secret}");
+        assert!(!found.notes[0].contains("secret"), "{:?}", found.notes);
+    }
+
+    #[test]
     fn the_last_word_on_open_counts() {
         assert!(!settings("storagetm.open storagetm.open=no").open);
+        assert!(settings("storagetm.pair=no").no_pairing);
+        assert!(!settings("storagetm.pair=no storagetm.pair").no_pairing);
     }
 }

@@ -31,11 +31,23 @@ impl Apt {
         Ok(apt)
     }
 
-    /// The package that a package of no content of its own stands for.
-    pub(super) fn dependency_of(&self, package: &str) -> Result<String> {
-        let answer = self.run("apt-cache", &["depends", package])?;
-        let name = answer.lines().find_map(|line| line.trim().strip_prefix("Depends: "));
-        Ok(name.with_context(|| format!("{package} depends on nothing"))?.to_owned())
+    /// What a package of no content of its own stands for: all that it depends on, and that in turn, whose names end
+    /// so.
+    pub(super) fn parts_of(&self, package: &str, ending: &str) -> Result<Vec<String>> {
+        let mut parts = vec![package.to_owned()];
+        let mut next = 0;
+        while let Some(part) = parts.get(next) {
+            let answer = self.run("apt-cache", &["depends", part])?;
+            let names = answer.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+            for name in names.filter(|name| name.ends_with(ending)) {
+                if !parts.iter().any(|part| part == name) {
+                    parts.push(name.to_owned());
+                }
+            }
+            next += 1;
+        }
+        ensure!(parts.len() > 1, "{package} depends on nothing");
+        Ok(parts)
     }
 
     /// Fetches packages, with all that they depend on if asked, and unpacks them.

@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(480);
 pub(super) fn scenario() -> Scenario {
     Scenario {
         name: "attach",
+        kernels: &["6.1", "6.12"],
+        newest: &[],
         on_host: &["sigterm", "events", "image-unchanged", "written-back"],
         run,
     }
@@ -62,6 +64,7 @@ fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<
         role: "client",
         variables: variables(&mut target, &images, &hash, board)?,
         files: Vec::new(),
+        has_keys: false,
     };
     let mut guest = Guest::boot(bench, kernel, folder, &job, &network())?;
     let values = board.follow(&guest.console, PATIENCE, |board, what| match what {

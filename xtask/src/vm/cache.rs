@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 
 use super::apt::Apt;
 use super::mirror;
+use super::modules;
 use crate::cargo;
 
 /// A kernel that the tests boot.
@@ -17,14 +18,23 @@ pub(super) struct Kernel {
     pub(super) name: &'static str,
     /// The Debian release that ships it.
     suite: &'static str,
+    /// The release that the guest's programs are taken from.
+    tools: &'static str,
 }
 
 /// The kernels of the two newest stable Debian releases.
-pub(super) const KERNELS: &[Kernel] =
-    &[Kernel { name: "6.1", suite: "bookworm" }, Kernel { name: "6.12", suite: "trixie" }];
+pub(super) const KERNELS: &[Kernel] = &[
+    Kernel { name: "6.1", suite: "bookworm", tools: TOOLS_SUITE },
+    Kernel { name: "6.12", suite: "trixie", tools: TOOLS_SUITE },
+];
 
-/// The release that the guest's programs are taken from.
+/// The kernel of the next release. It changes every week: only who asks for it by name gets it.
+pub(super) const NEXT: Kernel = Kernel { name: "next", suite: "forky", tools: "forky" };
+
+/// The newest of the stable releases.
 const TOOLS_SUITE: &str = "trixie";
+/// What the names of all packages of the kernels end in.
+const FLAVOUR: &str = "cloud-amd64";
 const TOOLS: &[&str] =
     &["bash", "busybox-static", "e2fsprogs", "fdisk", "fio", "nvme-cli", "parted", "util-linux"];
 
@@ -60,14 +70,13 @@ impl Cache {
 
     /// Fetches what is missing for a kernel.
     pub(super) fn fetch(&self, kernel: &Kernel) -> Result<()> {
-        self.once(&self.tools(), || {
-            let apt = self.apt(TOOLS_SUITE)?;
-            apt.unpack(TOOLS, true, &self.tools())
-        })?;
+        let tools = self.tools(kernel);
+        self.once(&tools, || self.apt(kernel.tools)?.unpack(TOOLS, true, &tools))?;
         self.once(&self.kernel(kernel), || {
             let apt = self.apt(kernel.suite)?;
-            let package = apt.dependency_of("linux-image-cloud-amd64")?;
-            apt.unpack(&[&package], false, &self.kernel(kernel))
+            let parts = apt.parts_of(&format!("linux-image-{FLAVOUR}"), FLAVOUR)?;
+            let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+            apt.unpack(&parts, false, &self.kernel(kernel))
         })
     }
 
@@ -79,9 +88,28 @@ impl Cache {
         Ok(folder)
     }
 
-    /// The unpacked programs of the guest.
-    pub(super) fn tools(&self) -> PathBuf {
-        self.folder.join("tools")
+    /// The unpacked programs of a guest with this kernel.
+    pub(super) fn tools(&self, kernel: &Kernel) -> PathBuf {
+        self.of_release("tools", kernel)
+    }
+
+    /// Further programs for a guest with this kernel, fetched if need be.
+    pub(super) fn more_tools(
+        &self,
+        kernel: &Kernel,
+        name: &str,
+        packages: &[&str],
+    ) -> Result<PathBuf> {
+        let folder = self.of_release(name, kernel);
+        self.once(&folder, || self.apt(kernel.tools)?.unpack(packages, true, &folder))?;
+        Ok(folder)
+    }
+
+    fn of_release(&self, name: &str, kernel: &Kernel) -> PathBuf {
+        match kernel.tools {
+            TOOLS_SUITE => self.folder.join(name),
+            other => self.folder.join(format!("{name}-{other}")),
+        }
     }
 
     /// The unpacked package of a kernel.
@@ -91,10 +119,16 @@ impl Cache {
 
     /// The bootable image of a kernel.
     pub(super) fn boot_image(&self, kernel: &Kernel) -> Result<PathBuf> {
-        let folder = self.kernel(kernel).join("boot");
-        for entry in folder.read_dir()? {
-            let path = entry?.path();
-            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-")) {
+        let folder = self.kernel(kernel);
+        let is_kernel = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            name == "vmlinuz" || name.starts_with("vmlinuz-")
+        };
+        // Newer packages have it beside its modules.
+        for place in [folder.join("boot"), modules::folder(&folder)?.1] {
+            let entries = place.read_dir().into_iter().flatten();
+            let mut paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+            if let Some(path) = paths.find(is_kernel) {
                 return Ok(path);
             }
         }

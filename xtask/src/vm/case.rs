@@ -18,6 +18,10 @@ use crate::tally::Tally;
 pub(super) struct Scenario {
     /// Its name, and the folder of its scripts under `tests/vm`.
     pub(super) name: &'static str,
+    /// The kernels that can do what it tests.
+    pub(super) kernels: &'static [&'static str],
+    /// Scripts that only the newest of the kernels, or its programs, can run.
+    pub(super) newest: &'static [&'static str],
     /// Tests that the host itself decides, after the guest's.
     pub(super) on_host: &'static [&'static str],
     /// Boots the machines and reports each test to the board.
@@ -27,8 +31,14 @@ pub(super) struct Scenario {
 impl Scenario {
     /// Its tests for one kernel, in the order in which they run.
     pub(super) fn cases(&self, kernel: &str) -> Result<Vec<Case>> {
+        if !self.kernels.contains(&kernel) {
+            return Ok(Vec::new());
+        }
         let mut names: Vec<String> =
             scripts(self.name)?.iter().filter_map(|path| name_of(path)).collect();
+        if self.kernels.last() != Some(&kernel) {
+            names.retain(|name| !self.newest.contains(&name.as_str()));
+        }
         names.extend(self.on_host.iter().map(|&name| name.to_owned()));
         let title = |name: &String| format!("vm {kernel} {}/{name}", self.name);
         Ok(names.iter().map(|name| Case { title: title(name), name: name.clone() }).collect())

@@ -21,7 +21,13 @@ const PATIENCE: Duration = Duration::from_secs(180);
 const PLUGGED: &str = "PLUGGED1";
 
 pub(super) fn scenario() -> Scenario {
-    Scenario { name: "hotplug", on_host: &["runs-alone", "withdrawn-event"], run }
+    Scenario {
+        name: "hotplug",
+        kernels: &["6.1", "6.12"],
+        newest: &[],
+        on_host: &["runs-alone", "withdrawn-event"],
+        run,
+    }
 }
 
 fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<'_>) -> Result<()> {
@@ -36,6 +42,7 @@ fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<
         role: "client",
         variables: client_variables(&events)?,
         files: Vec::new(),
+        has_keys: false,
     };
     let mut client = Guest::boot(bench, kernel, folder, &job, &link(&folder.join("link"), 2))?;
     board.follow(&client.console, PATIENCE, |_, what| match what {
@@ -67,6 +74,7 @@ fn boot_server(bench: &Bench, kernel: &Kernel, folder: &Path) -> Result<Guest> {
         role: "server",
         variables: vec![("interface", "192.168.50.1/24".to_owned())],
         files: vec![("tests/storagetm", bench.program.clone())],
+        has_keys: false,
     };
     Guest::boot(bench, kernel, folder, &job, &devices)
 }

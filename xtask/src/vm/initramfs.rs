@@ -1,6 +1,7 @@
 //! Builds the file system that a test machine boots into: modules, tools, and the guest's scripts.
 //! Does not know what the scripts test.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +12,7 @@ use image::cpio::Archive;
 use super::Bench;
 use super::apt::succeed;
 use super::cache::Kernel;
-use super::case::{script_folder, scripts};
+use super::case::script_folder;
 use super::modules;
 
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
@@ -47,6 +48,14 @@ const MODULES: &[&str] = &[
     "nvme_tcp",
 ];
 
+/// What a machine needs beside these to encrypt: the program that does TLS handshakes for the kernel.
+const KEY_PACKAGES: &[&str] = &["keyutils", "ktls-utils"];
+const KEY_PROGRAMS: &[&str] = &["usr/bin/keyctl", "usr/sbin/tlshd"];
+const KEY_MODULES: &[&str] =
+    &["tls", "gcm", "ccm", "ghash_generic", "ghash_clmulni_intel", "aesni_intel", "seqiv"];
+/// Where that program looks for keys.
+const TLSHD: &str = "[debug]\nloglevel=0\ntls=0\nnl=0\n[authenticate]\nkeyrings=.nvme\n";
+
 /// Who the guest says it is: a host without these makes up a new identity at each call.
 const HOST_ID: &str = "6b1c2f5e-30c4-4a6e-8d27-5b8f0a9c4d11";
 
@@ -61,6 +70,8 @@ pub(super) struct Job<'a> {
     pub(super) variables: Vec<(&'a str, String)>,
     /// Further files: path in the guest, path here.
     pub(super) files: Vec<(&'a str, PathBuf)>,
+    /// Whether its kernel can encrypt and prove who it is.
+    pub(super) has_keys: bool,
 }
 
 /// Writes the initramfs of one machine.
@@ -69,8 +80,18 @@ pub(super) fn write(bench: &Bench, kernel: &Kernel, job: &Job<'_>, to: &Path) ->
     for folder in ["dev", "proc", "sys", "run", "tmp", "mnt", "root", "var/run"] {
         archive.folder(folder);
     }
-    add_tools(&mut archive, &bench.cache.tools())?;
-    add_modules(&mut archive, &bench.cache.kernel(kernel))?;
+    let (mut modules, mut libraries) = (MODULES.to_vec(), Libraries::new());
+    add_tools(&mut archive, &bench.cache.tools(kernel), &mut libraries)?;
+    if job.has_keys {
+        let packages = bench.cache.more_tools(kernel, "keys", KEY_PACKAGES)?;
+        add_programs(&mut archive, &packages, KEY_PROGRAMS, &mut libraries)?;
+        archive.file("etc/tlshd.conf", TLSHD.as_bytes());
+        modules.extend_from_slice(KEY_MODULES);
+    }
+    for (name, library) in &libraries {
+        archive.program(&format!("{LIBRARIES}/{name}"), &read(library)?);
+    }
+    add_modules(&mut archive, &bench.cache.kernel(kernel), &modules)?;
     add_scripts(&mut archive, job)?;
     for (path, source) in &job.files {
         archive.program(path, &read(source)?);
@@ -79,23 +100,31 @@ pub(super) fn write(bench: &Bench, kernel: &Kernel, job: &Job<'_>, to: &Path) ->
     Ok(())
 }
 
-fn add_tools(archive: &mut Archive, tools: &Path) -> Result<()> {
+fn add_tools(archive: &mut Archive, tools: &Path, libraries: &mut Libraries) -> Result<()> {
     archive.link("bin", "usr/bin");
     archive.link("sbin", "usr/sbin");
     archive.link("lib", "usr/lib");
     archive.link("lib64", LIBRARIES);
     add_busybox(archive, tools)?;
     archive.program(LOADER, &read(&tools.join(LOADER))?);
-    let mut libraries = Vec::new();
-    for program in PROGRAMS {
-        archive.program(program, &read(&tools.join(program))?);
-        libraries.extend(libraries_of(tools, program)?);
-    }
-    libraries.sort();
-    libraries.dedup();
-    for library in &libraries {
-        let name = library.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        archive.program(&format!("{LIBRARIES}/{name}"), &read(library)?);
+    add_programs(archive, tools, PROGRAMS, libraries)
+}
+
+/// Shared libraries by name. The first of a name stays: that of the C library belongs to the loader.
+type Libraries = BTreeMap<String, PathBuf>;
+
+fn add_programs(
+    archive: &mut Archive,
+    root: &Path,
+    programs: &[&str],
+    libraries: &mut Libraries,
+) -> Result<()> {
+    for program in programs {
+        archive.program(program, &read(&root.join(program))?);
+        for library in libraries_of(root, program)? {
+            let name = library.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            libraries.entry(name).or_insert(library);
+        }
     }
     Ok(())
 }
@@ -122,9 +151,9 @@ fn libraries_of(tools: &Path, program: &str) -> Result<Vec<PathBuf>> {
     Ok(listing.lines().filter_map(path).collect())
 }
 
-fn add_modules(archive: &mut Archive, kernel: &Path) -> Result<()> {
+fn add_modules(archive: &mut Archive, kernel: &Path, wanted: &[&str]) -> Result<()> {
     let mut order = String::new();
-    for module in modules::collect(kernel, MODULES)? {
+    for module in modules::collect(kernel, wanted)? {
         let path = format!("modules/{}.ko", module.name);
         archive.program(&path, &module.image);
         order.push_str(&format!("/{path}\n"));
@@ -138,7 +167,8 @@ fn add_scripts(archive: &mut Archive, job: &Job<'_>) -> Result<()> {
         let path = if name == "init" { name.to_owned() } else { format!("tests/{name}") };
         archive.program(&path, &read(&script_folder().join(name))?);
     }
-    for script in scripts(job.scenario)? {
+    for entry in script_folder().join(job.scenario).read_dir()? {
+        let script = entry?.path();
         let name = script.file_name().unwrap_or_default().to_string_lossy().into_owned();
         archive.program(&format!("tests/cases/{name}"), &read(&script)?);
     }

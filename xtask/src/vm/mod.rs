@@ -13,6 +13,7 @@ mod guest;
 mod hotplug;
 mod image;
 mod initramfs;
+mod keys;
 pub(crate) mod mirror;
 mod modules;
 mod qmp;
@@ -25,19 +26,19 @@ use anyhow::{Context, Result};
 
 use crate::cargo;
 use crate::tally::Tally;
-use cache::{Cache, KERNELS, Kernel};
+use cache::{Cache, KERNELS, Kernel, NEXT};
 use case::{Case, Scenario};
 
 /// The arrangements in which disks are attached.
-const SCENARIOS: [fn() -> Scenario; 2] = [attach::scenario, hotplug::scenario];
+const SCENARIOS: [fn() -> Scenario; 3] = [attach::scenario, hotplug::scenario, keys::scenario];
 
 /// Options of `cargo xtask vm`.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Options {
     #[command(subcommand)]
     part: Option<Part>,
-    /// Kernel to boot: 6.1, 6.12 or all
-    #[arg(long, default_value = "all", value_parser = ["6.1", "6.12", "all"])]
+    /// Kernel to boot: 6.1, 6.12, both of them (all), or that of the next Debian release (next)
+    #[arg(long, default_value = "all", value_parser = ["6.1", "6.12", "all", "next"])]
     kernel: String,
     /// Run only the tests whose name contains this
     #[arg(long, value_name = "NAME", global = true)]
@@ -66,7 +67,9 @@ impl Options {
     /// The kernels that attach what storagetm lends without being booted for it.
     fn kernels(&self) -> impl Iterator<Item = &'static Kernel> {
         let named = |kernel: &&Kernel| self.kernel == "all" || self.kernel == kernel.name;
-        KERNELS.iter().filter(move |kernel| self.part.is_none() && named(kernel))
+        let next = (self.kernel == NEXT.name).then_some(&NEXT);
+        let kernels = KERNELS.iter().filter(move |kernel| named(kernel)).chain(next);
+        kernels.filter(|_| self.part.is_none())
     }
 
     /// The options of the machines that are booted into target mode, unless a kernel was asked for by name.

@@ -1,13 +1,16 @@
 //! One connection on a ring's thread: its session, its socket, and what of it is under way in the ring. It knows no
 //! other connection.
 
-use std::sync::Arc;
+use std::io;
+use std::rc::Rc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use export::{Fault, News, Outcome, Segment, Session, Step, Ticket};
+use export::{Export, Fault, News, Outcome, Segment, Session, Step, Ticket};
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 
+use super::files::File;
 use super::receiving::Receiving;
 use super::ring::Ring;
 use super::sending::Sending;
@@ -68,6 +71,8 @@ pub(crate) struct Connection {
     jobs: usize,
     /// Whether its disk answers at once.
     pace: Pace,
+    /// The disk that it used last, and its place in the ring's table. That keeps it open, but not after it is gone.
+    disk: Option<(Weak<Export>, Rc<File>)>,
     phase: Phase,
     /// Whether the peer's end of stream was seen.
     ended: bool,
@@ -79,12 +84,17 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// A connection that has just been accepted.
-    pub(crate) fn open(key: Key, link: Arc<Link>, session: Box<dyn Session>) -> Self {
+    /// A connection that has just been accepted; `file` is the place of its socket.
+    pub(crate) fn open(
+        key: Key,
+        link: Arc<Link>,
+        file: Rc<File>,
+        session: Box<dyn Session>,
+    ) -> Self {
         Self {
             key,
-            receiving: Some(Receiving::new(key, link.clone())),
-            sending: Some(Sending::new(key, link.clone())),
+            receiving: Some(Receiving::new(key, link.clone(), file.clone())),
+            sending: Some(Sending::new(key, link.clone(), file)),
             link,
             session,
             queue: Vec::new(),
@@ -92,6 +102,7 @@ impl Connection {
             unflushed: 0,
             jobs: 0,
             pace: Pace::default(),
+            disk: None,
             phase: Phase::Open,
             ended: false,
             established: false,
@@ -161,6 +172,7 @@ impl Connection {
 
     /// Something happened outside.
     pub(crate) fn tell(&mut self, now: Instant, news: News) {
+        self.disk = self.disk.take().filter(|(disk, _)| disk.strong_count() > 0);
         if self.is_open() {
             self.session.tell(now, &news);
         }
@@ -221,10 +233,6 @@ impl Connection {
         }
         self.close_when_done(turn);
         self.receive(turn);
-        if !self.established && self.session.is_established() {
-            self.established = true;
-            self.link.establish();
-        }
         self.is_over()
     }
 
@@ -294,11 +302,32 @@ impl Connection {
             job.run();
         }
         if job.result().is_some() {
-            self.complete(turn, job);
-        } else {
-            self.jobs += 1;
-            turn.ring.carry_out(self.key, job);
+            return self.complete(turn, job);
         }
+        match self.place(turn, &job) {
+            Ok(file) => {
+                self.jobs += 1;
+                turn.ring.carry_out(self.key, job, file);
+            }
+            // The ring's table is full.
+            Err(_) => {
+                job.refuse(Fault::Io);
+                self.complete(turn, job);
+            }
+        }
+    }
+
+    /// The place of the request's disk in the ring's table.
+    fn place(&mut self, turn: &mut Turn, job: &Job) -> io::Result<Rc<File>> {
+        let export = job.admitted().export();
+        if let Some((known, file)) = &self.disk
+            && known.as_ptr() == Arc::as_ptr(export)
+        {
+            return Ok(file.clone());
+        }
+        let file = turn.ring.put_disk(export)?;
+        self.disk = Some((Arc::downgrade(export), file.clone()));
+        Ok(file)
     }
 
     /// Offers the session what waits. Tells whether it took any.
@@ -339,6 +368,7 @@ impl Connection {
     /// Sends what is to be sent: as much as the socket takes at once now, the rest by the ring. Tells whether any was
     /// sent now.
     fn send(&mut self, turn: &mut Turn) -> bool {
+        self.establish();
         if self.phase == Phase::Draining {
             return false;
         }
@@ -359,6 +389,14 @@ impl Connection {
         }
         self.sending = Some(sending);
         any
+    }
+
+    /// Takes note that the peer was let in, before it can know of it: from then on it is not cut for others.
+    fn establish(&mut self) {
+        if !self.established && self.session.is_established() {
+            self.established = true;
+            self.link.establish();
+        }
     }
 
     /// The kernel took `bytes` of what was to be sent.

@@ -1,15 +1,16 @@
 //! What a connection receives into, and the ring entry that names it. It knows no session.
 
 use std::fmt;
-use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use export::Landing;
-use io_uring::types::Fd;
+use io_uring::types::Fixed;
 use io_uring::{opcode, squeue};
 use libc::{iovec, msghdr};
 
+use super::files::File;
 use super::ring::{header, length};
 use super::slots::Key;
 use crate::link::Link;
@@ -32,7 +33,9 @@ pub(crate) struct Receiving {
     pub(crate) stage: Stage,
     /// Where the session wants the next bytes.
     pub(crate) landing: Option<Landing>,
-    link: Arc<Link>,
+    /// The socket is open as long as this is.
+    _link: Arc<Link>,
+    file: Rc<File>,
     /// Whether the receive before this had a large landing.
     landed: bool,
     header: msghdr,
@@ -41,15 +44,24 @@ pub(crate) struct Receiving {
 
 impl Receiving {
     /// With an empty stage.
-    pub(crate) fn new(owner: Key, link: Arc<Link>) -> Box<Self> {
+    pub(crate) fn new(owner: Key, link: Arc<Link>, file: Rc<File>) -> Box<Self> {
         let stage = Stage::new(STAGE);
         let (header, vectors) = (header(&mut []), [NOTHING; 2]);
-        Box::new(Self { owner, stage, landing: None, link, landed: false, header, vectors })
+        Box::new(Self {
+            owner,
+            stage,
+            landing: None,
+            _link: link,
+            file,
+            landed: false,
+            header,
+            vectors,
+        })
     }
 
     /// Names the landing, if there is one, and the stage's room. To be asked by the ring only, which then owns this.
     pub(super) fn entry(&mut self) -> squeue::Entry {
-        let fd = Fd(self.link.as_fd().as_raw_fd());
+        let fd = Fixed(self.file.place());
         let lands = self.landing.as_mut().is_some_and(|landing| room(landing).len() >= LARGE);
         let follows = std::mem::replace(&mut self.landed, lands);
         let spare = self.stage.spare();

@@ -11,10 +11,17 @@
 //!   allocation of their own, which stays when the `Job` itself is moved;
 //! - a [`Receiving`] and a [`Sending`] are boxed; they own the message header and vectors that the entry names, the
 //!   memory that the vectors name (the stage, a landing's buffer, the segments) and a share of the socket;
-//! - a [`Bell`] owns the eight bytes that its eventfd is read into.
+//! - a [`Bell`] owns the eight bytes that its eventfd is read into;
+//! - all of them own a share of the [`File`] that the entry names, whose place is not given to another file before.
 //!
 //! The key of the value is the entry's `user_data`, and each entry has one completion: it finds its own value.
 //! Dropping the ring while entries are under way would free what they name: then it is leaked instead.
+//!
+//! # What the ring can do
+//!
+//! The kernel is told, before the ring runs, which entries it is to carry out: those of [`NEEDED`], on files of the ring's
+//! own table, which this thread fills. Whatever is written into the ring's memory later, it cannot open a file, make a
+//! socket, or reach a descriptor that is not in the table.
 
 #![allow(unsafe_code, reason = "the one file of the crate that hands addresses to the kernel")]
 
@@ -22,15 +29,21 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::rc::{Rc, Weak};
+use std::sync;
 use std::sync::Arc;
 use std::time::Duration;
 
-use io_uring::types::{Fd, FsyncFlags, SubmitArgs, Timespec};
+use export::Export;
+use io_uring::register::Restriction;
+use io_uring::types::{Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, Probe, opcode, squeue};
 use libc::{iovec, msghdr};
 use rustix::io::Errno;
+use rustix::process::{Resource, getrlimit};
 
+use super::files::{File, Files};
 use super::receiving::Receiving;
 use super::sending::Sending;
 use super::slots::{Key, Slots};
@@ -46,7 +59,13 @@ const COMPLETIONS: u32 = 8192;
 /// Threads of the kernel that may wait for disks at once: several disks may hang before the others notice.
 const DISK_THREADS: u32 = 64;
 
-/// What the engine needs of the kernel. All are older than Linux 6.1.
+/// Files in the ring's table, if the process may have so many open: sockets, disks and a bell.
+const FILES: u32 = 4096;
+
+/// The one thing that may be done with a ring that runs: to change its table of files (`IORING_REGISTER_FILES_UPDATE`).
+const UPDATE_FILES: u8 = 6;
+
+/// What the engine needs of the kernel, and all that the ring may do. All are older than Linux 6.1.
 const NEEDED: [u8; 7] = [
     opcode::Read::CODE,
     opcode::Write::CODE,
@@ -63,10 +82,15 @@ pub(crate) struct Ring {
     pending: ManuallyDrop<Slots<Pending>>,
     /// Entries that found the submission queue full.
     backlog: VecDeque<squeue::Entry>,
+    files: Files,
+    /// Disks in the table.
+    disks: Vec<(sync::Weak<Export>, Weak<File>)>,
+    mailbox: Arc<Mailbox>,
+    bell: Rc<File>,
 }
 
 enum Pending {
-    Disk(Key, Job),
+    Disk(Key, Job, Rc<File>),
     Receive(Box<Receiving>),
     Send(Box<Sending>),
     Bell(Box<Bell>),
@@ -86,11 +110,11 @@ pub(crate) enum Done {
 }
 
 impl Ring {
-    /// Opens a ring for this thread.
+    /// Opens a ring for this thread, which also hears the bell of `mailbox`.
     ///
     /// # Errors
     /// The kernel has no io_uring, forbids it, or lacks a part that is needed.
-    pub(crate) fn open() -> io::Result<Self> {
+    pub(crate) fn open(mailbox: Arc<Mailbox>) -> io::Result<Self> {
         let ring = build()?;
         let parameters = ring.params();
         let mut probe = Probe::new();
@@ -105,12 +129,46 @@ impl Ring {
         }
         // Only since Linux 5.15; without it, the kernel's own bound holds.
         let _ = ring.submitter().register_iowq_max_workers(&mut [DISK_THREADS, 0]);
-        Ok(Self { ring, pending: ManuallyDrop::default(), backlog: VecDeque::new() })
+        let files = restrict(&ring)?;
+        let bell = put(&ring, &files, mailbox.as_fd())?;
+        let (pending, backlog, disks) = (ManuallyDrop::default(), VecDeque::new(), Vec::new());
+        Ok(Self { ring, pending, backlog, files, disks, mailbox, bell })
     }
 
-    /// Begins or continues a disk request of the connection `owner`. It comes back when it has ended.
-    pub(crate) fn carry_out(&mut self, owner: Key, job: Job) {
-        let key = self.pending.insert(Pending::Disk(owner, job));
+    /// Takes a file into the ring's table. It stays there until nobody has a share of it any more.
+    ///
+    /// # Errors
+    /// The table is full, or there is no memory.
+    pub(crate) fn put(&mut self, file: BorrowedFd<'_>) -> io::Result<Rc<File>> {
+        self.sweep();
+        put(&self.ring, &self.files, file)
+    }
+
+    /// The place of a disk in the ring's table.
+    ///
+    /// # Errors
+    /// As for [`Ring::put`].
+    pub(crate) fn put_disk(&mut self, disk: &Arc<Export>) -> io::Result<Rc<File>> {
+        self.disks.retain(|(_, file)| file.strong_count() > 0);
+        let known = self.disks.iter().find(|(known, _)| known.as_ptr() == Arc::as_ptr(disk));
+        if let Some(file) = known.and_then(|(_, file)| file.upgrade()) {
+            return Ok(file);
+        }
+        let file = self.put(disk.as_fd())?;
+        self.disks.push((Arc::downgrade(disk), Rc::downgrade(&file)));
+        Ok(file)
+    }
+
+    /// Takes the files out of the table that nobody has a share of any more.
+    fn sweep(&self) {
+        let clear = |place| self.ring.submitter().register_files_update(place, &[-1]).is_ok();
+        self.files.sweep(clear);
+    }
+
+    /// Begins or continues a disk request of the connection `owner`; `file` is the place of its disk. It comes back when it
+    /// has ended.
+    pub(crate) fn carry_out(&mut self, owner: Key, job: Job, file: Rc<File>) {
+        let key = self.pending.insert(Pending::Disk(owner, job, file));
         self.start(key);
     }
 
@@ -143,15 +201,17 @@ impl Ring {
     }
 
     /// Waits for the mailbox's bell.
-    pub(crate) fn listen(&mut self, mailbox: Arc<Mailbox>) {
-        let key = self.pending.insert(Pending::Bell(Box::new(Bell { count: [0; 8], mailbox })));
+    pub(crate) fn listen(&mut self) {
+        let (mailbox, file) = (self.mailbox.clone(), self.bell.clone());
+        let bell = Bell { count: [0; 8], _mailbox: mailbox, file };
+        let key = self.pending.insert(Pending::Bell(Box::new(bell)));
         self.start(key);
     }
 
     fn start(&mut self, key: Key) {
         let Some(pending) = self.pending.get_mut(key) else { return };
         let entry = match pending {
-            Pending::Disk(_, job) => disk_entry(job),
+            Pending::Disk(_, job, file) => disk_entry(job, file),
             Pending::Receive(receiving) => receiving.entry(),
             Pending::Send(sending) => sending.entry(),
             Pending::Bell(bell) => bell.entry(),
@@ -182,6 +242,7 @@ impl Ring {
     /// # Errors
     /// What the kernel says; an interrupted or expired wait is no error.
     pub(crate) fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.sweep();
         while let Some(entry) = self.backlog.pop_front() {
             if !self.try_push(&entry) {
                 self.backlog.push_front(entry);
@@ -232,7 +293,7 @@ impl Ring {
     fn settle(&mut self, key: Key, result: i32) -> Option<Done> {
         let result = usize::try_from(result).map_err(|_| Errno::from_raw_os_error(-result));
         let again = match self.pending.get_mut(key)? {
-            Pending::Disk(_, job) => {
+            Pending::Disk(_, job, _) => {
                 job.advance(result);
                 job.result().is_none()
             }
@@ -246,7 +307,7 @@ impl Ring {
             return None;
         }
         Some(match self.pending.remove(key)? {
-            Pending::Disk(owner, job) => Done::Disk(owner, job),
+            Pending::Disk(owner, job, _) => Done::Disk(owner, job),
             Pending::Receive(receiving) => Done::Received(receiving, result),
             Pending::Send(mut sending) => {
                 sending.sent(result.unwrap_or(0));
@@ -276,13 +337,15 @@ impl fmt::Debug for Ring {
 /// interrupting it (5.19), or as ever.
 fn build() -> io::Result<IoUring> {
     let mut newest = IoUring::builder();
-    newest.setup_cqsize(COMPLETIONS).setup_submit_all().setup_clamp();
+    newest.setup_cqsize(COMPLETIONS).setup_submit_all().setup_clamp().setup_r_disabled();
     let oldest = newest.clone();
     newest.setup_coop_taskrun().setup_taskrun_flag();
     let middle = newest.clone();
     newest.setup_single_issuer().setup_defer_taskrun();
     let mut result = newest.build(ENTRIES);
-    for older in [middle, oldest, IoUring::builder()] {
+    let mut first = IoUring::builder();
+    first.setup_r_disabled();
+    for older in [middle, oldest, first] {
         match &result {
             Err(error) if Errno::from_io_error(error) == Some(Errno::INVAL) => {
                 result = older.build(ENTRIES);
@@ -293,8 +356,27 @@ fn build() -> io::Result<IoUring> {
     result
 }
 
-fn disk_entry(job: &mut Job) -> squeue::Entry {
-    let fd = Fd(job.admitted().export().as_fd().as_raw_fd());
+/// Gives the ring its table of files, tells the kernel what the ring may do, and has it run.
+fn restrict(ring: &IoUring) -> io::Result<Files> {
+    let most = getrlimit(Resource::Nofile).current.and_then(|most| u32::try_from(most).ok());
+    let places = most.map_or(FILES, |most| most.min(FILES));
+    ring.submitter().register_files(&vec![-1; places as usize])?;
+    let mut rules: Vec<_> = NEEDED.into_iter().map(Restriction::sqe_op).collect();
+    rules.push(Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()));
+    rules.push(Restriction::register_op(UPDATE_FILES));
+    ring.submitter().register_restrictions(&mut rules)?;
+    ring.submitter().register_enable_rings()?;
+    Ok(Files::new(places))
+}
+
+fn put(ring: &IoUring, files: &Files, file: BorrowedFd<'_>) -> io::Result<Rc<File>> {
+    let place = files.claim().ok_or(Errno::MFILE)?;
+    ring.submitter().register_files_update(place.place(), &[file.as_raw_fd()])?;
+    Ok(place)
+}
+
+fn disk_entry(job: &mut Job, file: &File) -> squeue::Entry {
+    let fd = Fixed(file.place());
     match job.call() {
         Call::Read { offset, into } => {
             opcode::Read::new(fd, into.as_mut_ptr(), length(into)).offset(offset).build()
@@ -320,12 +402,14 @@ pub(super) fn length(bytes: &[u8]) -> u32 {
 
 struct Bell {
     count: [u8; 8],
-    mailbox: Arc<Mailbox>,
+    /// Whose eventfd it is.
+    _mailbox: Arc<Mailbox>,
+    file: Rc<File>,
 }
 
 impl Bell {
     fn entry(&mut self) -> squeue::Entry {
-        let fd = Fd(self.mailbox.as_fd().as_raw_fd());
+        let fd = Fixed(self.file.place());
         opcode::Read::new(fd, self.count.as_mut_ptr(), length(&self.count)).build()
     }
 }
@@ -337,4 +421,60 @@ pub(super) fn header(vectors: &mut [iovec]) -> msghdr {
     header.msg_iov = vectors.as_mut_ptr();
     header.msg_iovlen = vectors.len() as _;
     header
+}
+
+#[cfg(test)]
+mod test {
+    use io_uring::types::Fd;
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    /// A ring, or nothing where there is no io_uring.
+    fn ring() -> Option<Ring> {
+        Ring::open(Mailbox::new().unwrap()).ok()
+    }
+
+    /// What the kernel makes of an entry.
+    fn result(ring: &mut Ring, entry: squeue::Entry) -> i32 {
+        // SAFETY: the entries of these tests name static memory, or none.
+        unsafe { ring.ring.submission().push(&entry).unwrap() };
+        ring.ring.submit_and_wait(1).unwrap();
+        ring.ring.completion().next().unwrap().result()
+    }
+
+    static BYTES: [u8; 4] = *b"data";
+
+    /// X45, the ring's part: what the engine does not need, the ring does not do.
+    #[test]
+    fn x45_the_ring_does_nothing_but_what_it_is_for() {
+        let Some(mut ring) = ring() else { return };
+        let disk = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
+        let file = ring.put(disk.as_fd()).unwrap();
+        let write = |file| opcode::Write::new(file, BYTES.as_ptr(), 4).build();
+        assert_eq!(result(&mut ring, write(Fixed(file.place()))), 4);
+        let denied = -Errno::ACCESS.raw_os_error();
+        let entries = [
+            opcode::Nop::new().build(),
+            opcode::OpenAt::new(Fd(libc::AT_FDCWD), c"/etc/passwd".as_ptr()).build(),
+            opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
+            opcode::Connect::new(Fixed(file.place()), std::ptr::null(), 0).build(),
+            opcode::Statx::new(Fd(0), c"".as_ptr(), std::ptr::null_mut()).build(),
+            // A descriptor that is open, but not in the table.
+            opcode::Write::new(Fd(disk.as_raw_fd()), BYTES.as_ptr(), 4).build(),
+        ];
+        for entry in entries {
+            assert_eq!(result(&mut ring, entry), denied);
+        }
+        let empty = Fixed(file.place() + 1);
+        let bad = -Errno::BADF.raw_os_error();
+        assert_eq!(result(&mut ring, write(empty)), bad);
+        let error = ring.ring.submitter().register_eventfd(disk.as_raw_fd()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EACCES));
+        // What nobody has a share of is gone with the next call.
+        let place = Fixed(file.place());
+        drop(file);
+        ring.enter(None).unwrap();
+        assert_eq!(result(&mut ring, write(place)), bad);
+    }
 }

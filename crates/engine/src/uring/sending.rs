@@ -2,13 +2,15 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use export::Segment;
-use io_uring::types::Fd;
+use io_uring::types::Fixed;
 use io_uring::{opcode, squeue};
 use libc::{iovec, msghdr};
 
+use super::files::File;
 use super::receiving::vector;
 use super::ring::header;
 use super::slots::Key;
@@ -33,6 +35,7 @@ pub(crate) struct Sending {
     /// The connection that it is of.
     pub(crate) owner: Key,
     link: Arc<Link>,
+    file: Rc<File>,
     segments: Vec<Segment>,
     /// How many segments are in the window.
     gathered: usize,
@@ -46,10 +49,11 @@ pub(crate) struct Sending {
 
 impl Sending {
     /// With nothing to send.
-    pub(crate) fn new(owner: Key, link: Arc<Link>) -> Box<Self> {
+    pub(crate) fn new(owner: Key, link: Arc<Link>, file: Rc<File>) -> Box<Self> {
         Box::new(Self {
             owner,
             link,
+            file,
             segments: Vec::new(),
             gathered: 0,
             vectors: Vec::new(),
@@ -74,10 +78,10 @@ impl Sending {
 
     /// Names the rest of the window, or the next one, for the ring, which then owns this.
     pub(super) fn entry(&mut self) -> squeue::Entry {
-        let (socket, header) = self.message();
+        let (_, header) = self.message();
         #[allow(clippy::cast_sign_loss, reason = "bits, not a number")]
         let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
-        opcode::SendMsg::new(Fd(socket), header).flags(flags).build()
+        opcode::SendMsg::new(Fixed(self.file.place()), header).flags(flags).build()
     }
 
     /// The socket, and a header that names the rest of the window, or the next one. For the ring only: what it names is

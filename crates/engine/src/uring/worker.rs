@@ -2,6 +2,7 @@
 //! the sessions; have each session that anything happened to say what is next. It knows no protocol.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -71,7 +72,7 @@ fn sit(config: &Config, shared: &Arc<Shared>) -> io::Result<Seat> {
     let plan = (config.clone(), shared.clone(), mailbox.clone(), load.clone());
     let work = move || {
         let (config, shared, mailbox, load) = plan;
-        let ring = Ring::open();
+        let ring = Ring::open(mailbox.clone());
         let opened = ring.as_ref().map(drop).map_err(clone);
         // The other side waits for this and goes away only after.
         let _ = say.send(opened);
@@ -154,7 +155,7 @@ impl Worker {
     }
 
     fn run(mut self) {
-        self.turn.ring.listen(self.mailbox.clone());
+        self.turn.ring.listen();
         while !(self.quitting && self.connections.is_empty()) {
             if let Err(error) = self.wait() {
                 // The ring is broken: nothing can be received, sent or read any more. Dropping cuts the connections.
@@ -244,7 +245,7 @@ impl Worker {
                     let key = sending.owner;
                     self.with(key, |connection, turn| connection.sent(turn, sending, result));
                 }
-                Done::Bell => self.turn.ring.listen(self.mailbox.clone()),
+                Done::Bell => self.turn.ring.listen(),
             }
         }
     }
@@ -294,8 +295,13 @@ impl Worker {
         if self.quitting {
             return;
         }
-        let session = open(link.peer, self.pool.open(), self.turn.now);
-        let key = self.connections.insert_with(|key| Connection::open(key, link, session));
+        let Ok(file) = self.turn.ring.put(link.as_fd()) else {
+            // The ring's table is full; the peer may try again.
+            self.load.fetch_sub(1, Ordering::Relaxed);
+            return;
+        };
+        let session = open(link.peer(), self.pool.open(), self.turn.now);
+        let key = self.connections.insert_with(|key| Connection::open(key, link, file, session));
         let stopping = self.stopping;
         self.with(key, |connection, turn| {
             if stopping {

@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub(crate) mod tunnel;
+
 use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -13,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use engine::{Config, Driver, Engine, Open};
+use engine::{Config, Driver, Engine, Limits, Open, Security};
 use export::{
     Access, Account, Admitted, Body, Buffer, Exclusive, Export, Geometry, Grant, Head, Identity,
     Landing, News, Op, Outcome, Reason, Request, Segment, Session, Step, Ticket,
@@ -362,7 +364,25 @@ pub(crate) struct Manner {
     pub(crate) every: Option<Duration>,
     /// They let a peer in only when it says X.
     pub(crate) strict: bool,
+    /// They are spoken to in TLS.
+    pub(crate) secured: bool,
 }
+
+/// A driver, and whether it carries TLS.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Way {
+    pub(crate) driver: Driver,
+    pub(crate) secured: bool,
+}
+
+impl Way {
+    pub(crate) fn manner(self) -> Manner {
+        Manner { secured: self.secured, ..Manner::default() }
+    }
+}
+
+/// No limits: the tests' clients all have one address.
+pub(crate) const FREE: Limits = Limits { at_once: 1000, each_second: 10_000, burst: 10_000 };
 
 /// An engine that serves the toy protocol.
 pub(crate) struct Served {
@@ -385,7 +405,9 @@ pub(crate) fn serve(config: Config, export: Arc<Export>, manner: Manner) -> Opti
     };
     let log = Arc::new(Log::default());
     let open = opener(&log, &export, manner);
-    let address = engine.listen((Ipv4Addr::LOCALHOST, 0).into(), None, open).unwrap();
+    let security = if manner.secured { tunnel::security() } else { Security::open() };
+    let address = engine.listen((Ipv4Addr::LOCALHOST, 0).into(), None, security, open).unwrap();
+    tunnel::expect(address, manner.secured);
     Some(Served { engine, address, log, export })
 }
 
@@ -394,11 +416,15 @@ impl Served {
     pub(crate) fn also(&self, export: &Arc<Export>) -> (SocketAddr, Arc<Log>) {
         let log = Arc::new(Log::default());
         let open = opener(&log, export, Manner::default());
-        (self.engine.listen((Ipv4Addr::LOCALHOST, 0).into(), None, open).unwrap(), log)
+        let anywhere = (Ipv4Addr::LOCALHOST, 0).into();
+        let address = self.engine.listen(anywhere, None, Security::open(), open).unwrap();
+        tunnel::expect(address, false);
+        (address, log)
     }
 }
 
-fn opener(log: &Arc<Log>, export: &Arc<Export>, manner: Manner) -> Open {
+/// Makes sessions that write in `log`.
+pub(crate) fn opener(log: &Arc<Log>, export: &Arc<Export>, manner: Manner) -> Open {
     let (log, export) = (log.clone(), export.clone());
     Arc::new(move |_, account, now| {
         Log::add(&log.opened, 1);
@@ -434,7 +460,7 @@ pub(crate) struct Client(pub(crate) TcpStream);
 
 impl Client {
     pub(crate) fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+        let stream = tunnel::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         Self(stream)

@@ -4,6 +4,7 @@
 //! One [`Queue`] is one connection. [`Controller`] is the sequence of Admin commands by which a host gets to know a
 //! controller and its namespaces, in the order in which Linux sends them.
 
+mod auth;
 mod connect;
 mod controller;
 mod queue;
@@ -17,6 +18,7 @@ pub use connect::Options;
 pub use controller::{Ask, Controller, Namespace, Trouble};
 pub use queue::Queue;
 
+pub use crate::auth::Credentials;
 use crate::status::Status;
 use crate::tcp::Violation;
 use crate::wire::fabrics::ConnectResponse;
@@ -41,7 +43,8 @@ pub enum Step {
     Send(Segment),
     /// The controller accepted the connection as a queue: commands may be submitted.
     Connected(ConnectResponse),
-    /// The controller refused the connection: the status, and dword 0, which may name the field that is wrong.
+    /// The controller refused the connection: the status, and dword 0, which may name the field that is wrong. Also if
+    /// one of both did not prove who it is: then with Authentication Required.
     Refused(Status, u32),
     /// A command ended.
     Done(Done),

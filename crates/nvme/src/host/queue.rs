@@ -8,9 +8,11 @@ use std::sync::Arc;
 use export::{Body, Buffer, Landing, Segment};
 use zerocopy::IntoBytes;
 
+use super::auth::Proof;
 use super::connect::Options;
 use super::slots::{Command, Data, Incoming, Slots};
 use super::{Done, End, NotNow, Payload, Step};
+use crate::auth::Credentials;
 use crate::status::Status;
 use crate::tcp::{Deframer, Framer, Pdu, Piece, Side, Violation, pdu};
 use crate::wire::fabrics::{ConnectData, ConnectResponse};
@@ -20,16 +22,18 @@ use crate::wire::{Cqe, Sgl, Sqe};
 #[derive(Debug)]
 pub struct Queue {
     options: Options,
-    data: Box<ConnectData>,
+    pub(super) data: Box<ConnectData>,
     phase: Phase,
     deframer: Deframer,
-    framer: Framer,
+    pub(super) framer: Framer,
     maxh2cdata: u32,
-    out: VecDeque<Step>,
+    pub(super) out: VecDeque<Step>,
     slots: Slots,
     ring: Ring,
     /// The command that the payload which is coming belongs to, and whether it ends with it.
     coming: Option<(u16, bool)>,
+    /// What the host can prove itself with.
+    pub(super) proof: Option<Box<Proof>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,11 +107,24 @@ impl Queue {
             slots: Slots::new(entries),
             ring: Ring { entries, untaken: 0, head: 0, flow_control, under_way: 0 },
             coming: None,
+            proof: None,
             data: Box::new(data),
             options,
         };
         queue.send(Framer::plain(queue.options.request().as_bytes()));
         queue
+    }
+
+    /// The same, and the host proves itself with these if the controller wants it to. Without them a queue whose
+    /// [`ConnectResponse`] asks for a proof is connected, and of no use.
+    #[must_use]
+    pub fn with_credentials(
+        options: Options,
+        data: ConnectData,
+        credentials: Arc<Credentials>,
+    ) -> Self {
+        let proof = Some(Box::new(Proof::new(credentials)));
+        Self { proof, ..Self::new(options, data) }
     }
 
     // ---- commands
@@ -144,8 +161,7 @@ impl Queue {
             Payload::None => self.enter(sqe, Data::None, tag),
             Payload::Receive(buffer) => {
                 let want = length(&buffer);
-                let incoming =
-                    Incoming { buffer: Some(buffer), want, got: 0, ended: false, damaged: false };
+                let incoming = Incoming { buffer: Some(buffer), ..Incoming::of(want) };
                 self.enter(sqe.with_data(Sgl::transport(want)), Data::Incoming(incoming), tag)
             }
             Payload::Send(buffer) if length(&buffer) <= self.options.capsule_data => {
@@ -169,7 +185,7 @@ impl Queue {
     }
 
     /// A command whose capsule carries no data.
-    fn enter(&mut self, sqe: Sqe, data: Data, tag: u32) -> u16 {
+    pub(super) fn enter(&mut self, sqe: Sqe, data: Data, tag: u32) -> u16 {
         let cid = self.claim(data, tag);
         let out = &mut self.out;
         self.framer.command(sqe.with_cid(cid), &mut |segment| out.push_back(Step::Send(segment)));
@@ -177,7 +193,7 @@ impl Queue {
     }
 
     /// There are as many slots as entries, and [`Ring`] keeps one of them free.
-    fn claim(&mut self, data: Data, tag: u32) -> u16 {
+    pub(super) fn claim(&mut self, data: Data, tag: u32) -> u16 {
         self.ring.advance();
         self.slots.claim(Command { tag, data }).unwrap_or_default()
     }
@@ -277,7 +293,19 @@ impl Queue {
         let Command { tag, data } = self.slots.release(cid)?;
         self.ring.under_way = self.ring.under_way.saturating_sub(1);
         let step = match data {
-            Data::Connect => self.connected(status, result),
+            Data::Connect => match self.connected(status, result) {
+                Some(step) => step,
+                None => return Ok(()),
+            },
+            Data::Proof => {
+                self.message_sent(status);
+                return Ok(());
+            }
+            Data::Incoming(Incoming { buffer, damaged, proof: true, .. }) => {
+                let status = if damaged { Status::TRANSIENT_TRANSPORT_ERROR } else { status };
+                self.message_fetched(status, buffer.as_ref().map_or(&[], Buffer::bytes));
+                return Ok(());
+            }
             Data::Incoming(Incoming { buffer, damaged, .. }) => {
                 // NVMe/TCP 1.0 §3.3.1.1: the command failed, the connection goes on.
                 let status = if damaged { Status::TRANSIENT_TRANSPORT_ERROR } else { status };
@@ -291,15 +319,23 @@ impl Queue {
         Ok(())
     }
 
-    fn connected(&mut self, status: Status, result: u64) -> Step {
+    /// Nothing while the host has to prove itself.
+    fn connected(&mut self, status: Status, result: u64) -> Option<Step> {
         #[allow(clippy::cast_possible_truncation, reason = "dword 0 of two")]
         let dw0 = result as u32;
-        if status.is_success() {
-            self.phase = Phase::Live;
-            Step::Connected(ConnectResponse::parse(dw0))
-        } else {
-            Step::Refused(status, dw0)
+        if !status.is_success() {
+            return Some(Step::Refused(status, dw0));
         }
+        let response = ConnectResponse::parse(dw0);
+        if response.authentication_required && self.prove_to_connect(response) {
+            return None;
+        }
+        self.go_live();
+        Some(Step::Connected(response))
+    }
+
+    pub(super) fn go_live(&mut self) {
+        self.phase = Phase::Live;
     }
 
     /// Data of a C2HData PDU is coming (NVMe/TCP 1.0 §3.6.2.9): in order, and no more than was asked for.

@@ -20,6 +20,8 @@ pub(super) enum Data {
     None,
     /// It is Connect.
     Connect,
+    /// It is Authentication Send.
+    Proof,
     /// Data that comes from the controller.
     Incoming(Incoming),
     /// Data that the controller may ask for; it has asked for the first `asked` bytes.
@@ -37,6 +39,15 @@ pub(super) struct Incoming {
     pub(super) ended: bool,
     /// A data digest was wrong.
     pub(super) damaged: bool,
+    /// It is of Authentication Receive.
+    pub(super) proof: bool,
+}
+
+impl Incoming {
+    /// That many bytes, of which none has come.
+    pub(super) fn of(want: u32) -> Self {
+        Self { buffer: None, want, got: 0, ended: false, damaged: false, proof: false }
+    }
 }
 
 /// The slots of one queue. A command identifier is a slot's number below a count of its uses, so that an answer that

@@ -28,6 +28,8 @@ pub(super) enum Waiting {
     Connect(Connect),
     /// Connect, for an old association of the same host to end.
     Association(Connect, Box<ConnectData>),
+    /// Authentication Send, for its message.
+    Message,
     /// An Admin command, for its data.
     Data(AdminCommand),
     /// Asynchronous Event Request, for an event.
@@ -88,7 +90,7 @@ impl Queue {
         capsule: Option<Buffer>,
     ) -> Result<(), Status> {
         if sqe.opcode == opcode::fabrics::OPCODE {
-            return self.fabrics_command(at, &sqe, capsule.as_ref());
+            return self.fabrics_command(at, &sqe, capsule);
         }
         let command = AdminCommand::parse(&sqe)?;
         if !self.is_allowed(&command) {
@@ -123,6 +125,7 @@ impl Queue {
     pub(super) fn admin_loaded(&mut self, at: u16, waiting: Waiting, buffer: &Buffer) {
         match waiting {
             Waiting::Connect(connect) => self.connect_loaded(at, connect, buffer),
+            Waiting::Message => self.message(at, buffer.bytes()),
             Waiting::Data(AdminCommand::SetFeatures { fid, cdw11, .. }) => {
                 let done = self.set_feature_data(fid, cdw11, buffer.bytes());
                 self.conclude(at, done.map(|()| Answer::Dword(0)));

@@ -105,6 +105,9 @@ impl Queue {
         };
         match admitted {
             Ok(admitted) => {
+                if let Some(link) = &self.link {
+                    link.traffic.add(op, admitted.len());
+                }
                 self.set_stage(at, Stage::OnDisk);
                 self.out.push_back(Step::Submit(admitted));
             }

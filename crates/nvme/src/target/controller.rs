@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use export::{KeyId, Op};
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::wire::log::ErrorEntry;
@@ -33,6 +34,10 @@ pub(super) struct Controller {
     /// NQN of its subsystem.
     pub(super) subsystem: String,
     pub(super) host: Host,
+    /// The key of the channel that the Admin queue came in, if it came in one: the other queues come in such a one, too.
+    pub(super) channel: Option<Option<KeyId>>,
+    /// Set when a key for a secured channel came out of the host's proof: what follows is to come in that channel.
+    concatenated: AtomicBool,
     start: Instant,
     ready: AtomicBool,
     ended: AtomicBool,
@@ -59,6 +64,56 @@ pub(super) struct Shared {
     pub(super) aborts: Vec<Abort>,
     errors: VecDeque<ErrorEntry>,
     error_count: u64,
+    /// What the queues that there are have moved, and what those that are gone had.
+    traffic: Vec<Arc<Traffic>>,
+    gone: Moved,
+}
+
+/// Bytes read from the disk, and bytes written to it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Moved {
+    pub(super) read: u64,
+    pub(super) written: u64,
+}
+
+/// What one queue has moved. Only its own thread adds to it.
+#[derive(Debug, Default)]
+pub(super) struct Traffic {
+    read: AtomicU64,
+    written: AtomicU64,
+}
+
+impl Traffic {
+    /// A request of `len` bytes goes to the disk.
+    pub(super) fn add(&self, op: Op, len: u64) {
+        let counter = match op {
+            Op::Read => &self.read,
+            Op::Write { .. } => &self.written,
+            _ => return,
+        };
+        counter.store(counter.load(Ordering::Relaxed).wrapping_add(len), Ordering::Relaxed);
+    }
+
+    fn moved(&self) -> Moved {
+        let now = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Moved { read: now(&self.read), written: now(&self.written) }
+    }
+}
+
+impl Moved {
+    fn add(&mut self, other: Self) {
+        self.read = self.read.wrapping_add(other.read);
+        self.written = self.written.wrapping_add(other.written);
+    }
+
+    /// What was moved since it was `before`.
+    pub(super) fn since(self, before: Self) -> Self {
+        let (read, written) = (self.read, self.written);
+        Self {
+            read: read.saturating_sub(before.read),
+            written: written.saturating_sub(before.written),
+        }
+    }
 }
 
 /// An Abort that is on its way to the queue of the command it names.
@@ -81,6 +136,7 @@ impl Controller {
         kind: Kind,
         subsystem: &str,
         host: Host,
+        channel: Option<Option<KeyId>>,
         keep_alive: u32,
         now: Instant,
     ) -> Self {
@@ -89,6 +145,8 @@ impl Controller {
             kind,
             subsystem: subsystem.to_owned(),
             host,
+            channel,
+            concatenated: AtomicBool::new(false),
             start: now,
             ready: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -103,6 +161,35 @@ impl Controller {
 
     pub(super) fn shared(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(|poison| poison.into_inner())
+    }
+
+    /// The host has a key for a secured channel now.
+    pub(super) fn set_concatenated(&self) {
+        self.concatenated.store(true, Ordering::Release);
+    }
+
+    /// Whether a queue that came in such a channel, or in none, may join.
+    pub(super) fn is_joined_by(&self, channel: Option<Option<KeyId>>) -> bool {
+        self.channel == channel && !(channel.is_none() && self.concatenated.load(Ordering::Acquire))
+    }
+
+    /// The counters of a new queue.
+    pub(super) fn count(&self) -> Arc<Traffic> {
+        let traffic = Arc::<Traffic>::default();
+        self.shared().traffic.push(traffic.clone());
+        traffic
+    }
+
+    /// What all its queues have moved.
+    pub(super) fn moved(&self) -> Moved {
+        let mut shared = self.shared();
+        let Shared { traffic, gone, .. } = &mut *shared;
+        for one in traffic.extract_if(.., |one| Arc::strong_count(one) == 1) {
+            gone.add(one.moved());
+        }
+        let mut moved = *gone;
+        traffic.iter().for_each(|one| moved.add(one.moved()));
+        moved
     }
 
     /// CSTS.RDY.

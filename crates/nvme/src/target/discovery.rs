@@ -8,13 +8,15 @@ use zerocopy::IntoBytes;
 use super::Port;
 use super::queue::Queue;
 use crate::wire::fabrics::DISCOVERY_NQN;
-use crate::wire::log::{DiscoveryEntry, DiscoveryHeader, adrfam, eflags, subtype};
+use crate::wire::log::{DiscoveryEntry, DiscoveryHeader, adrfam, eflags, sectype, subtype, treq};
 
 impl Queue {
     /// The whole log as this peer may see it: a header, an entry for this discovery service, one for each disk.
     pub(super) fn discovery_log(&self) -> Vec<u8> {
         let generation = self.target.catalogue.generation();
-        let lent = self.target.catalogue.visible(&self.peer);
+        let host = self.link.as_ref().map_or("", |link| &link.controller.host.nqn);
+        let lent = self.target.catalogue.visible(&self.caller(host));
+        let security = self.security();
         let here = self.peer.local;
         let disks_at = match self.port {
             Port::Any => here.port(),
@@ -23,10 +25,21 @@ impl Queue {
         let own = entry(subtype::CURRENT_DISCOVERY, here, here.port(), DISCOVERY_NQN);
         let disks =
             lent.iter().filter_map(|export| entry(subtype::NVM, here, disks_at, &export.nqn));
-        let entries: Vec<DiscoveryEntry> = own.into_iter().chain(disks).collect();
+        let secured = |entry: DiscoveryEntry| entry.secured(security.0, security.1);
+        let entries: Vec<DiscoveryEntry> = own.into_iter().chain(disks).map(secured).collect();
         let mut log = DiscoveryHeader::emit(generation, entries.len() as u64).as_bytes().to_vec();
         log.extend_from_slice(entries.as_bytes());
         log
+    }
+
+    /// TREQ and SECTYPE: what the reader must do to get at what is in the log. At an open door nothing is said of a secured
+    /// channel: nvme-cli would ask for one, and have no key.
+    fn security(&self) -> (u8, u8) {
+        match self.known_host() {
+            Some(host) if host.tls.is_some() => (treq::REQUIRED, sectype::TLS_1_3),
+            Some(_) if self.target.rules.tls => (treq::NOT_REQUIRED, sectype::TLS_1_3),
+            _ => (treq::NOT_SPECIFIED, sectype::NONE),
+        }
     }
 }
 

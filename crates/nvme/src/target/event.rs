@@ -1,6 +1,6 @@
 //! Asynchronous events: what the host asked to be told of, and what it has been told (NVMe Base 2.0 §5.2).
 
-use export::Grant;
+use export::{Access, Grant};
 
 use super::admin::{EVENT_REQUESTS, Waiting};
 use super::controller::Kind;
@@ -34,12 +34,15 @@ struct Seen {
     generation: u64,
     /// Blocks of the namespace, or nothing if there is none.
     blocks: Option<u64>,
+    /// What the host may do with it.
+    access: Option<Access>,
 }
 
 impl Seen {
     fn now(generation: u64, grant: Option<&Grant>) -> Self {
         let there = grant.map(Grant::export).filter(|export| !export.is_gone());
-        Self { generation, blocks: there.map(|export| export.blocks()) }
+        let access = grant.map(Grant::access);
+        Self { generation, blocks: there.map(|export| export.blocks()), access }
     }
 }
 
@@ -74,7 +77,7 @@ impl Events {
     fn compare(&mut self, kind: Kind, generation: u64, grant: Option<&Grant>) {
         let seen = Seen::now(generation, grant);
         match kind {
-            Kind::Io if seen.blocks != self.seen.blocks => {
+            Kind::Io if (seen.blocks, seen.access) != (self.seen.blocks, self.seen.access) => {
                 (self.changed, self.namespace.pending) = (true, true);
             }
             Kind::Discovery if seen.generation != self.seen.generation => {

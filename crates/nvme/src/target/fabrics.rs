@@ -7,12 +7,13 @@ use std::sync::atomic::Ordering;
 use export::{Buffer, Event, Grant, Reason, Step};
 use zerocopy::FromBytes;
 
+use super::QUEUE_ENTRIES;
 use super::admin::{Admin, Waiting};
-use super::controller::{Controller, Host, Kind};
+use super::auth::Auth;
+use super::controller::{Controller, Host, Kind, Moved, Traffic};
 use super::io::{Work, no_data};
 use super::queue::{Link, Queue};
 use super::transfer::Size;
-use super::{Port, QUEUE_ENTRIES};
 use crate::command::{FabricsCommand, PropertySize};
 use crate::status::Status;
 use crate::wire::command::Sqe;
@@ -34,18 +35,36 @@ pub(super) struct Connect {
 /// CNTLID that asks for any controller of the static model (NVMe Base 2.0 §6.3).
 const CNTLID_STATIC_ANY: u16 = 0xfffe;
 
-/// Why a Connect is refused: its status, and dword 0 of the answer.
-pub(super) struct Refused(Status, u32);
+/// Why a Connect is refused: its status, and dword 0 of the answer. And what the machine's owner is told, if he can do
+/// anything about it: not if it was a queue of a controller that is gone, as after a restart.
+#[derive(Debug)]
+pub(super) struct Refused {
+    status: Status,
+    dw0: u32,
+    why: Option<&'static str>,
+}
+
+impl Refused {
+    pub(super) fn new(status: Status, dw0: u32, why: Option<&'static str>) -> Self {
+        Self { status, dw0, why }
+    }
+
+    /// The host may not have what it asks for, whatever that is.
+    pub(super) fn host(why: &'static str) -> Self {
+        let dw0 = ConnectField::Hostnqn.dw0();
+        Self::new(Status::CONNECT_INVALID_HOST.dnr(), dw0, Some(why))
+    }
+}
 
 impl From<Status> for Refused {
     fn from(status: Status) -> Self {
-        Self(status.dnr(), 0)
+        Self::new(status.dnr(), 0, None)
     }
 }
 
 impl From<ConnectField> for Refused {
     fn from(field: ConnectField) -> Self {
-        Self(Status::CONNECT_INVALID_PARAMETERS.dnr(), field.dw0())
+        Self::new(Status::CONNECT_INVALID_PARAMETERS.dnr(), field.dw0(), None)
     }
 }
 
@@ -78,8 +97,8 @@ impl Queue {
         self.gather(at, &sqe, size_of::<ConnectData>() as u64, Size::Exact, capsule)
     }
 
-    fn refuse(&mut self, at: u16, Refused(status, dw0): Refused) {
-        self.answer_with(at, status, dw0.into());
+    fn refuse(&mut self, at: u16, refused: Refused) {
+        self.answer_with(at, refused.status, refused.dw0.into());
     }
 
     /// The data of a Connect is there.
@@ -96,7 +115,7 @@ impl Queue {
             _ => self.connect_io(&connect, &data).map(Some),
         };
         match connected {
-            Ok(Some(link)) => self.connected(at, link),
+            Ok(Some((link, auth))) => self.connected(at, link, auth),
             Ok(None) => {
                 self.set_work(at, Work::Admin(Box::new(Waiting::Association(connect, data))))
             }
@@ -120,21 +139,32 @@ impl Queue {
         }
     }
 
-    fn connected(&mut self, at: u16, link: Link) {
-        let flow = link.head.is_some();
-        let dw0 = ConnectResponse::new(link.controller.id).emit();
+    fn connected(&mut self, at: u16, link: Link, auth: Option<Auth>) {
+        let (flow, qid) = (link.head.is_some(), link.qid);
+        let response = ConnectResponse::new(link.controller.id);
+        self.auth = auth.map(Box::new);
+        let authentication_required = self.is_unproven();
+        let dw0 = ConnectResponse { authentication_required, ..response }.emit();
         link.controller.heard(self.now);
+        if let Some(channel) = &self.peer.channel {
+            self.target.generated().used(&channel.identity, self.now);
+        }
         // The answer to Connect counts as the first entry of the queue that it makes.
         let cid = self.slots.get(at).map_or(0, |slot| slot.cid);
-        if link.qid == 0 {
-            self.admin =
-                Some(Box::new(Admin::new(self.target.catalogue.generation(), link.grant.as_ref())));
-        }
-        let attached =
-            link.grant.as_ref().filter(|_| link.qid == 0).map(|grant| grant.export().clone());
         self.go_live(link);
-        self.report_attached(attached, Reason::Ended);
+        if qid == 0 {
+            self.begin_admin();
+        }
         self.respond_connect(cid, dw0, flow);
+    }
+
+    /// The Admin queue has what it may have, or nothing as long as its host has still to prove itself.
+    pub(super) fn begin_admin(&mut self) {
+        let grant = self.link.as_ref().and_then(|link| link.grant.as_ref());
+        let attached = grant.map(|grant| grant.export().clone());
+        let generation = self.target.catalogue.generation();
+        self.admin = Some(Box::new(Admin::new(generation, grant)));
+        self.report_attached(attached, Reason::Ended);
     }
 
     /// The Connect of an Admin queue makes a controller. Nothing while an ended association of the same host still has
@@ -143,40 +173,44 @@ impl Queue {
         &mut self,
         connect: &Connect,
         data: &ConnectData,
-    ) -> Result<Option<Link>, Refused> {
+    ) -> Result<Option<(Link, Option<Auth>)>, Refused> {
         let subsystem = data.subnqn().map_err(|_| ConnectField::Subnqn)?;
         let nqn = host_nqn(data)?.to_owned();
         let host = Host { nqn, id: data.hostid };
         if !matches!(data.cntlid.get(), CNTLID_DYNAMIC | CNTLID_STATIC_ANY) {
             return Err(ConnectField::Cntlid.into());
         }
-        let (kind, grant) = self.find_subsystem(subsystem)?;
+        let auth = self.admit(&host.nqn, subsystem, 0)?;
+        let (kind, grant) = match &auth {
+            Some(auth) if auth.is_due() => (kind_of(subsystem), None),
+            _ => self
+                .find_subsystem(subsystem, &host.nqn)
+                .map_err(|why| self.refused_subsystem(why))?,
+        };
         let same = |other: &Controller| other.subsystem == subsystem && other.host == host;
         if kind == Kind::Io && self.target.is_draining(same) {
             return Ok(None);
         }
-        let make =
-            |id| Controller::new(id, kind, subsystem, host.clone(), connect.keep_alive, self.now);
-        let controller = self.target.enter(make).ok_or(Status::CONNECT_CONTROLLER_BUSY)?;
-        Ok(Some(link(connect, controller, grant)))
-    }
-
-    fn find_subsystem(&self, nqn: &str) -> Result<(Kind, Option<Grant>), Refused> {
-        if nqn == DISCOVERY_NQN {
-            return Ok((Kind::Discovery, None));
-        }
-        if matches!(self.port, Port::Discovery { .. }) {
-            return Err(ConnectField::Subnqn.into());
-        }
-        let grant =
-            self.target.catalogue.grant(&self.peer, nqn).map_err(|_| ConnectField::Subnqn)?;
-        Ok((Kind::Io, Some(grant)))
+        let (channel, alive, now) = (self.channel(), connect.keep_alive, self.now);
+        let make = |id| Controller::new(id, kind, subsystem, host.clone(), channel, alive, now);
+        let busy = || {
+            let status = Status::CONNECT_CONTROLLER_BUSY.dnr();
+            Refused::new(status, 0, Some("too many hosts"))
+        };
+        let controller = self.target.enter(make).ok_or_else(busy)?;
+        let traffic = controller.count();
+        Ok(Some((link(connect, controller, grant, traffic), auth)))
     }
 
     /// The Connect of an I/O queue joins the controller that the Admin queue made.
-    fn connect_io(&mut self, connect: &Connect, data: &ConnectData) -> Result<Link, Refused> {
+    fn connect_io(
+        &mut self,
+        connect: &Connect,
+        data: &ConnectData,
+    ) -> Result<(Link, Option<Auth>), Refused> {
         let subsystem = data.subnqn().map_err(|_| ConnectField::Subnqn)?;
         let host = host_nqn(data)?;
+        let auth = self.admit(host, subsystem, connect.qid)?;
         let controller = self.target.find(data.cntlid.get()).ok_or(ConnectField::Cntlid)?;
         if controller.subsystem != subsystem {
             return Err(ConnectField::Subnqn.into());
@@ -193,7 +227,12 @@ impl Queue {
         if !controller.is_ready() {
             return Err(Status::COMMAND_SEQUENCE_ERROR.into());
         }
-        let grant = self.target.catalogue.grant(&self.peer, subsystem).ok();
+        if !controller.is_joined_by(self.channel()) {
+            return Err(Refused::host("has one connection in a secured channel, and another not"));
+        }
+        let due = auth.as_ref().is_some_and(Auth::is_due);
+        let grant = if due { None } else { self.lent(subsystem, host) };
+        let traffic = controller.count();
         let mut shared = controller.shared();
         if connect.qid > shared.granted {
             return Err(ConnectField::Qid.into());
@@ -202,24 +241,22 @@ impl Queue {
             return Err(Status::COMMAND_SEQUENCE_ERROR.into());
         }
         // A reset, which deletes the queues that are open, comes either before or after.
-        let link = link(connect, controller.clone(), grant);
+        let link = link(connect, controller.clone(), grant, traffic);
         drop(shared);
-        Ok(link)
+        Ok((link, auth))
     }
 
-    /// Says that a host was refused, if the machine's owner can do anything about it: not if it was a queue of a
-    /// controller that is gone, as after a restart.
+    /// Says that a host was refused.
     fn report_refusal(&mut self, data: &ConnectData, refused: &Refused) {
-        let why = if refused.0.code() == Status::CONNECT_CONTROLLER_BUSY {
-            "too many hosts"
-        } else if refused.1 == ConnectField::Subnqn.dw0() {
-            "not lent here"
-        } else {
-            return;
-        };
+        let Some(why) = refused.why else { return };
         let name = |nqn: Result<&str, NqnError>| nqn.unwrap_or_default().to_owned();
         let (host, wanted) = (name(data.hostnqn()), name(data.subnqn()));
-        self.out.push_back(Step::Report(Event::Refused { peer: self.peer, host, wanted, why }));
+        self.out.push_back(Step::Report(Event::Refused {
+            peer: self.peer.clone(),
+            host,
+            wanted,
+            why,
+        }));
     }
 
     /// Fabrics commands of a connected Admin queue.
@@ -227,9 +264,9 @@ impl Queue {
         &mut self,
         at: u16,
         sqe: &Sqe,
-        capsule: Option<&Buffer>,
+        capsule: Option<Buffer>,
     ) -> Result<(), Status> {
-        no_data_but_connect(sqe, capsule)?;
+        no_data_but_some(sqe, capsule.as_ref())?;
         match FabricsCommand::parse(sqe)? {
             FabricsCommand::PropertyGet { attrib, offset } => {
                 let value = self.property(attrib, offset)?;
@@ -241,16 +278,26 @@ impl Queue {
             FabricsCommand::Connect { .. } => return Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
             // An Admin queue is not disconnected by itself (NVMe Base 2.0 §6.4).
             FabricsCommand::Disconnect { .. } => return Err(Status::INVALID_QUEUE_TYPE.dnr()),
-            FabricsCommand::AuthSend { .. } | FabricsCommand::AuthReceive { .. } => {
-                return Err(Status::INVALID_OPCODE.dnr());
+            auth @ (FabricsCommand::AuthSend { .. } | FabricsCommand::AuthReceive { .. }) => {
+                return self.auth_command(at, sqe, auth, capsule);
             }
         }
         Ok(())
     }
 
-    /// Of the Fabrics commands an I/O queue has only Disconnect.
-    pub(super) fn fabrics_on_io_queue(&mut self, at: u16, sqe: &Sqe) -> Result<(), Status> {
+    /// Of the Fabrics commands an I/O queue has only Disconnect, and authentication.
+    pub(super) fn fabrics_on_io_queue(
+        &mut self,
+        at: u16,
+        sqe: &Sqe,
+        capsule: Option<Buffer>,
+    ) -> Result<(), Status> {
         match FabricsCommand::parse(sqe)? {
+            auth @ (FabricsCommand::AuthSend { .. } | FabricsCommand::AuthReceive { .. })
+                if self.auth.is_some() =>
+            {
+                self.auth_command(at, sqe, auth, capsule)
+            }
             FabricsCommand::Disconnect { recfmt: 0 } => {
                 self.answer(at, Status::SUCCESS);
                 self.close(Reason::Peer);
@@ -304,11 +351,21 @@ fn entries(qid: u16, sqsize: u32) -> Option<u16> {
     u16::try_from(entries.min(QUEUE_ENTRIES.into())).ok()
 }
 
-fn link(connect: &Connect, controller: Arc<Controller>, grant: Option<Grant>) -> Link {
+fn link(
+    connect: &Connect,
+    controller: Arc<Controller>,
+    grant: Option<Grant>,
+    traffic: Arc<Traffic>,
+) -> Link {
     let head = connect.flow_control.then_some(1 % connect.entries);
     let resets = controller.resets.load(Ordering::Acquire);
     let Connect { qid, entries, .. } = *connect;
-    Link { controller, qid, resets, entries, head, grant, attached: None }
+    let before = Moved::default();
+    Link { controller, qid, resets, entries, head, grant, attached: None, before, traffic }
+}
+
+fn kind_of(subsystem: &str) -> Kind {
+    if subsystem == DISCOVERY_NQN { Kind::Discovery } else { Kind::Io }
 }
 
 /// The host's name. It may be empty: SPDK's perf gives none unless it is told to.
@@ -319,6 +376,10 @@ fn host_nqn(data: &ConnectData) -> Result<&str, ConnectField> {
     }
 }
 
-fn no_data_but_connect(sqe: &Sqe, capsule: Option<&Buffer>) -> Result<(), Status> {
-    if sqe.fctype() == opcode::fabrics::CONNECT { Ok(()) } else { no_data(capsule) }
+/// Of the Fabrics commands, Connect and Authentication Send have data in their capsules.
+fn no_data_but_some(sqe: &Sqe, capsule: Option<&Buffer>) -> Result<(), Status> {
+    match sqe.fctype() {
+        opcode::fabrics::CONNECT | opcode::fabrics::AUTHENTICATION_SEND => Ok(()),
+        _ => no_data(capsule),
+    }
 }

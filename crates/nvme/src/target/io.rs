@@ -81,7 +81,7 @@ impl Queue {
         capsule: Option<Buffer>,
     ) -> Result<(), Status> {
         if sqe.opcode == crate::wire::opcode::fabrics::OPCODE {
-            return self.fabrics_on_io_queue(at, &sqe);
+            return self.fabrics_on_io_queue(at, &sqe, capsule);
         }
         let usable = |link: &Link| link.controller.is_ready() && !link.is_stale();
         if !self.link.as_ref().is_some_and(usable) {

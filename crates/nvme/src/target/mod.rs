@@ -3,32 +3,39 @@
 //! One [`Queue`] is one connection: the Admin queue or an I/O queue of a controller, or a discovery controller's queue.
 //! What the queues of a controller share is in `controller`; all of it hangs on the [`Target`]. File names are those of
 //! the command sets: `fabrics`, `admin` (with `identify`, `log`, `feature`, `event`), `discovery`, `io` (with `fused`,
-//! `ranges`). `transfer`, `answer` and `abort` serve them all.
+//! `ranges`), `auth`. `standing` asks the policy. `transfer`, `answer` and `abort` serve them all.
 
 mod abort;
 mod admin;
 mod answer;
+mod auth;
 mod controller;
 mod discovery;
 mod event;
 mod fabrics;
 mod feature;
 mod fused;
+mod generated;
 mod identify;
 mod io;
 mod log;
 mod queue;
 mod ranges;
 mod slots;
+mod standing;
 mod transfer;
 
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
-use export::{Account, Catalogue, Peer};
+use export::{Account, Catalogue, KeyId, Peer};
 
 use controller::Controller;
+use generated::Generated;
 pub use queue::Queue;
+
+use crate::auth::Rules;
+use crate::auth::psk::Psk;
 
 /// What a port serves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +78,9 @@ const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(1);
 pub struct Target {
     catalogue: Arc<Catalogue>,
     start: Instant,
+    rules: Rules,
     registry: Mutex<Registry>,
+    generated: Mutex<Generated>,
 }
 
 #[derive(Debug, Default)]
@@ -87,7 +96,28 @@ const LAST_CNTLID: u16 = 0xffef;
 impl Target {
     /// A target that lends what is in `catalogue`. Tell the sessions [`export::News::Changed`] when that changes.
     pub fn new(catalogue: Arc<Catalogue>) -> Arc<Self> {
-        Arc::new(Self { catalogue, start: Instant::now(), registry: Mutex::default() })
+        Self::with(catalogue, Rules::default())
+    }
+
+    /// The same, with other rules of authentication.
+    pub fn with(catalogue: Arc<Catalogue>, rules: Rules) -> Arc<Self> {
+        let (registry, generated) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { catalogue, start: Instant::now(), rules, registry, generated })
+    }
+
+    /// The keys for secured channels that came out of DH-HMAC-CHAP, and the key that their host had proven to know: a host
+    /// may come with them, as with those that its owner gave it. They are few, and forgotten after an hour without use.
+    pub fn generated_psks(&self, now: Instant) -> Vec<(KeyId, Psk)> {
+        self.generated().all(now)
+    }
+
+    fn keep(&self, key: KeyId, psks: Vec<Psk>, now: Instant) {
+        let mut generated = self.generated();
+        psks.into_iter().for_each(|psk| generated.keep(key, psk, now));
+    }
+
+    fn generated(&self) -> MutexGuard<'_, Generated> {
+        self.generated.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
     /// The session of a new connection that came to `port`. Its payloads are drawn from `account` and a sibling of it.

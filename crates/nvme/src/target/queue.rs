@@ -7,12 +7,14 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use export::{
-    Account, Buffer, Event, Grant, Landing, News, Outcome, Peer, Reason, Session, Step, Ticket,
+    Account, Buffer, Event, Grant, KeyId, Landing, News, Outcome, Peer, Reason, Session, Step,
+    Ticket,
 };
 use zerocopy::IntoBytes;
 
 use super::admin::Admin;
-use super::controller::{Controller, Kind};
+use super::auth::Auth;
+use super::controller::{Controller, Kind, Moved, Traffic};
 use super::fused::First;
 use super::slots::{Slots, Stage};
 use super::{CAPSULE_DATA, DISCOVERY_IDLE, HANDSHAKE, KEEP_ALIVE_GRACE, Port, TRANSFER, Target};
@@ -57,6 +59,8 @@ pub struct Queue {
     pub(super) fused: Option<First>,
     pub(super) link: Option<Link>,
     pub(super) admin: Option<Box<Admin>>,
+    /// Of a host that can prove who it is.
+    pub(super) auth: Option<Box<Auth>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +93,10 @@ pub(super) struct Link {
     pub(super) grant: Option<Grant>,
     /// The export that was reported as attached, until it is reported as detached.
     pub(super) attached: Option<Arc<export::Export>>,
+    /// What had been moved when it was.
+    pub(super) before: Moved,
+    /// What this queue has moved.
+    pub(super) traffic: Arc<Traffic>,
 }
 
 /// With this many bytes to be sent it takes no more commands: a page of a megabyte costs its asker 72 bytes.
@@ -144,6 +152,7 @@ impl Queue {
             fused: None,
             link: None,
             admin: None,
+            auth: None,
         }
     }
 
@@ -174,7 +183,7 @@ impl Queue {
         match (self.phase, pdu) {
             (_, Pdu::Term { .. }) => {
                 self.out.push_back(Step::Report(Event::Violation {
-                    peer: self.peer,
+                    peer: self.peer.clone(),
                     rule: "H2CTermReq",
                 }));
                 self.close(Reason::Peer);
@@ -243,6 +252,7 @@ impl Queue {
     fn dispatch(&mut self, at: u16, sqe: Sqe, capsule: Option<Buffer>) -> Result<(), Status> {
         match self.link.as_ref().map(|link| link.qid) {
             None => self.connect_command(at, sqe, capsule),
+            Some(_) if self.is_unproven() => self.unproven_command(at, &sqe, capsule),
             Some(0) => self.admin_command(at, sqe, capsule),
             Some(_) => self.io_command(at, sqe, capsule),
         }
@@ -257,8 +267,10 @@ impl Queue {
             let header = header.get(..header.len().min(hlen)).unwrap_or_default();
             self.send(Framer::terminate(pdu::kind::C2H_TERM_REQ, fes, fei, header));
         }
-        self.out
-            .push_back(Step::Report(Event::Violation { peer: self.peer, rule: violation.name() }));
+        self.out.push_back(Step::Report(Event::Violation {
+            peer: self.peer.clone(),
+            rule: violation.name(),
+        }));
         self.close(Reason::Violation);
     }
 
@@ -311,6 +323,9 @@ impl Queue {
                 self.close(Reason::Ended)
             };
         }
+        if self.is_turned_out() {
+            return;
+        }
         self.refresh();
         if self.admin.is_some() {
             self.admin_changed();
@@ -324,38 +339,9 @@ impl Queue {
         }
     }
 
-    /// The disk of this queue may have gone, come back or been replaced.
-    fn refresh(&mut self) {
-        let Some(link) = self.link.as_mut().filter(|link| link.controller.kind == Kind::Io) else {
-            return;
-        };
-        link.grant = self.target.catalogue.grant(&self.peer, &link.controller.subsystem).ok();
-        let now = link.grant.as_ref().filter(|_| link.qid == 0).map(Grant::export);
-        let same = match (&link.attached, now) {
-            (Some(before), Some(now)) => Arc::ptr_eq(before, now),
-            (before, now) => before.is_none() && now.is_none(),
-        };
-        if !same {
-            let now = now.cloned();
-            self.report_attached(now, Reason::Ended);
-        }
-    }
-
-    /// Says which disk the host has attached from now on, if any, and no longer holds on to the one before.
-    pub(super) fn report_attached(&mut self, now: Option<Arc<export::Export>>, reason: Reason) {
-        let Some(link) = &mut self.link else { return };
-        let (peer, host) = (self.peer, link.controller.host.nqn.clone());
-        if let Some(export) = std::mem::replace(&mut link.attached, now.clone()) {
-            self.out.push_back(Step::Report(Event::Detached {
-                export,
-                peer,
-                host: host.clone(),
-                reason,
-            }));
-        }
-        if let Some(export) = now {
-            self.out.push_back(Step::Report(Event::Attached { export, peer, host }));
-        }
+    /// The key of the channel that this connection came in, if it came in one.
+    pub(super) fn channel(&self) -> Option<Option<KeyId>> {
+        self.peer.channel.as_ref().map(|channel| channel.key)
     }
 
     fn stop_when_idle(&mut self) {
@@ -365,7 +351,7 @@ impl Queue {
     }
 
     /// When the host is given up if it says nothing more.
-    fn silent_until(&self) -> Option<Instant> {
+    pub(super) fn silent_until(&self) -> Option<Instant> {
         let link = self.link.as_ref().filter(|link| link.qid == 0)?;
         let idle = (link.controller.kind == Kind::Discovery).then_some(DISCOVERY_IDLE);
         link.controller.silent_until(KEEP_ALIVE_GRACE, idle)
@@ -429,7 +415,9 @@ impl Session for Queue {
             Phase::Opening | Phase::Connecting if late(Some(self.opened + HANDSHAKE)) => {
                 self.close(Reason::Timeout)
             }
-            Phase::Live if late(self.silent_until()) => self.close(Reason::Timeout),
+            Phase::Live if late(self.silent_until()) || late(self.proof_due()) => {
+                self.close(Reason::Timeout)
+            }
             _ => {}
         }
     }
@@ -450,7 +438,7 @@ impl Session for Queue {
     fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Opening | Phase::Connecting => Some(self.opened + HANDSHAKE),
-            Phase::Live => self.silent_until(),
+            Phase::Live => self.silent_until().into_iter().chain(self.proof_due()).min(),
             Phase::Stopping | Phase::Closed => None,
         }
     }
@@ -461,7 +449,7 @@ impl Session for Queue {
     }
 
     fn is_established(&self) -> bool {
-        self.link.is_some()
+        self.link.is_some() && !self.is_unproven()
     }
 
     fn landing(&mut self) -> Option<Landing> {

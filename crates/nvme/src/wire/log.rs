@@ -347,6 +347,20 @@ impl DiscoveryEntry {
             ..Self::new_zeroed()
         })
     }
+
+    /// The same entry, with bits 1:0 of [`treq`] and a [`sectype`].
+    #[must_use]
+    pub fn secured(self, treq: u8, sectype: u8) -> Self {
+        Self { treq: self.treq & !0b11 | treq & 0b11, sectype, ..self }
+    }
+}
+
+/// Values of SECTYPE (NVMe/TCP 1.0 §3.1.1).
+pub mod sectype {
+    /// No secure channel.
+    pub const NONE: u8 = 0;
+    /// TLS 1.3 or later.
+    pub const TLS_1_3: u8 = 2;
 }
 
 /// Values of ADRFAM.
@@ -498,6 +512,9 @@ mod test {
         assert_eq!(&bytes[256..262], b"nqn.x\0");
         assert_eq!(&bytes[512..768], format!("{:256}", "192.0.2.1").as_bytes());
         assert!(bytes[768..].iter().all(|&byte| byte == 0));
+        let secured = entry.secured(treq::REQUIRED, sectype::TLS_1_3);
+        assert_eq!((secured.as_bytes()[3], secured.as_bytes()[768]), (5, 2));
+        assert_eq!(secured.secured(treq::NOT_SPECIFIED, sectype::NONE), entry);
         assert_eq!(offset_of!(DiscoveryEntry, sectype), 768);
         assert_eq!(offset_of!(DiscoveryEntry, eflags), 10);
     }

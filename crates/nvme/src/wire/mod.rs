@@ -4,6 +4,7 @@
 //! are read through named accessors. Nothing here knows what a value means to a controller: that is
 //! [`crate::command`] and above.
 
+pub mod auth;
 pub mod command;
 pub mod completion;
 pub mod dataset;

@@ -13,11 +13,11 @@ use zerocopy::FromBytes;
 use crate::client::{Client, Manner};
 use crate::world::{DISK, World};
 
-fn discoverer(world: &mut World) -> Client {
+pub(crate) fn discoverer(world: &mut World) -> Client {
     world.attach(&Manner { subsystem: DISCOVERY_NQN, ..Manner::default() })
 }
 
-fn log(world: &mut World, admin: usize, offset: u64, len: u64) -> Vec<u8> {
+pub(crate) fn log(world: &mut World, admin: usize, offset: u64, len: u64) -> Vec<u8> {
     world.page(admin, AdminCommand::log_page(lid::DISCOVERY, offset, len)).unwrap()
 }
 
@@ -25,7 +25,7 @@ fn header(world: &mut World, admin: usize) -> DiscoveryHeader {
     DiscoveryHeader::read_from_bytes(&log(world, admin, 0, 1024)).unwrap()
 }
 
-fn entries(bytes: &[u8]) -> Vec<DiscoveryEntry> {
+pub(crate) fn entries(bytes: &[u8]) -> Vec<DiscoveryEntry> {
     bytes[1024..]
         .chunks(1024)
         .map(|entry| DiscoveryEntry::read_from_bytes(entry).unwrap())

@@ -12,6 +12,7 @@ mod faults;
 mod fused;
 mod hostile;
 mod initialization;
+mod keys;
 mod laws;
 mod lifetime;
 mod memory;

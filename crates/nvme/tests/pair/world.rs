@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use export::{
-    Access, Account, Admitted, Catalogue, Event, Export, Fault, Geometry, Identity, News, Op, Peer,
-    Pool, Reason, Segment, Session, Step,
+    Access, Account, Admitted, Catalogue, Channel, Door, Event, Export, Fault, Geometry, Identity,
+    News, Op, Peer, Pool, Reason, Segment, Session, Step,
 };
+use nvme::auth::{Credentials, Rules};
 use nvme::host::{self, Done, End, Options};
 use nvme::status::Status;
 use nvme::target::{Port, Target};
@@ -51,6 +52,11 @@ pub(crate) struct World {
     /// Whether payloads are received in place where a side offers it.
     pub(crate) in_place: bool,
     pub(crate) port: Port,
+    /// What new connections come to, and in.
+    pub(crate) door: Door,
+    pub(crate) channel: Option<Arc<Channel>>,
+    /// What the hosts of new connections prove themselves with.
+    pub(crate) credentials: Option<Arc<Credentials>>,
     seed: u64,
     pool: Pool,
     memory: Account,
@@ -120,8 +126,13 @@ impl World {
 
     /// The same with a changed disk.
     pub(crate) fn with(change: Change) -> Self {
+        Self::with_rules(change, Rules::default())
+    }
+
+    /// The same with other rules of authentication.
+    pub(crate) fn with_rules(change: Change, rules: Rules) -> Self {
         let catalogue = Arc::new(Catalogue::default());
-        let target = Target::new(catalogue.clone());
+        let target = Target::with(catalogue.clone(), rules);
         let mut world = Self {
             now: Instant::now(),
             catalogue,
@@ -133,6 +144,9 @@ impl World {
             order: Order::First,
             in_place: false,
             port: Port::Any,
+            door: Door::Open,
+            channel: None,
+            credentials: None,
             seed: 0x9e37_79b9_7f4a_7c15,
             pool: Pool::new(16 << 20),
             memory: Pool::new(1 << 30).open(),
@@ -187,10 +201,16 @@ impl World {
         let peer = Peer {
             remote: "192.0.2.9:50000".parse().unwrap(),
             local: "192.0.2.1:4420".parse().unwrap(),
+            door: self.door,
+            channel: self.channel.clone(),
+        };
+        let host = match &self.credentials {
+            None => host::Queue::new(options, data),
+            Some(own) => host::Queue::with_credentials(options, data, own.clone()),
         };
         let session = self.target.session(peer, self.port, self.pool.open(), self.now);
         self.lines.push(Line {
-            host: host::Queue::new(options, data),
+            host,
             session: Some(session),
             to_target: Way::default(),
             to_host: Way::default(),

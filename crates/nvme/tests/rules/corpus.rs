@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+#[path = "../../../../fuzz/src/auth.rs"]
+#[allow(unreachable_pub, reason = "public where the fuzzer is")]
+mod auth;
 #[path = "../../../../fuzz/src/deframe.rs"]
 #[allow(unreachable_pub, reason = "public where the fuzzer is")]
 mod deframe;
@@ -31,6 +34,11 @@ fn replay(name: &str, run: fn(&[u8])) {
         println!("{}", input.display());
         run(&std::fs::read(&input).unwrap());
     }
+}
+
+#[test]
+fn the_corpus_of_auth_is_replayed() {
+    replay("auth", auth::run);
 }
 
 #[test]

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use export::{
-    Access, Account, Admitted, Catalogue, Event, Export, Fault, Geometry, Identity, News, Op, Peer,
-    Pool, Reason, Session, Step,
+    Access, Account, Admitted, Catalogue, Door, Event, Export, Fault, Geometry, Host, Identity,
+    News, Op, Peer, Policy, Pool, Reason, Session, Step,
 };
+use nvme::auth::Rules;
 use nvme::target::{Port, Queue, Target};
 use nvme::tcp::{Deframer, Pdu, Piece, Side, pdu};
 use nvme::wire::completion::Cqe;
@@ -37,6 +38,8 @@ pub(crate) struct World {
     /// How the next requests end.
     pub(crate) faults: VecDeque<Result<(), Fault>>,
     pub(crate) port: Port,
+    /// What new connections come to.
+    pub(crate) door: Door,
 }
 
 /// One connection, from the driver's side.
@@ -89,7 +92,17 @@ impl World {
         let block = |at: u64| [u8::try_from(at % 199).unwrap(); 512];
         let disk = (0..BLOCKS).flat_map(block).collect();
         let (now, conns, faults) = (Instant::now(), Vec::new(), VecDeque::new());
-        Self { catalogue, disk, now, target, pool, conns, faults, port: Port::Any }
+        let (port, door) = (Port::Any, Door::Open);
+        Self { catalogue, disk, now, target, pool, conns, faults, port, door }
+    }
+
+    /// A world in which that host is let in, and nobody else.
+    pub(crate) fn keyed(host: Host, rules: Rules) -> Self {
+        let mut world = Self::with_pool(1 << 20);
+        world.target = Target::with(world.catalogue.clone(), rules);
+        world.door = Door::Keyed;
+        world.catalogue.follow(Policy { hosts: vec![Arc::new(host)] });
+        world
     }
 
     /// A world with a disk of zeros that is as small as is of use, and no poison: for tests that need many.
@@ -99,7 +112,8 @@ impl World {
         let disk = vec![0; SMALL];
         let (now, conns, faults, pool) =
             (Instant::now(), Vec::new(), VecDeque::new(), Pool::new(limit));
-        let world = Self { catalogue, disk, now, target, pool, conns, faults, port: Port::Any };
+        let (port, door) = (Port::Any, Door::Open);
+        let world = Self { catalogue, disk, now, target, pool, conns, faults, port, door };
         world.lend_small(self::disk(Access::Writable, 512));
         world
     }
@@ -113,7 +127,8 @@ impl World {
     /// A new connection.
     pub(crate) fn open(&mut self) -> Id {
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let peer = Peer { remote: address(1024), local: address(4420) };
+        let (remote, local) = (address(1024), address(4420));
+        let peer = Peer { remote, local, door: self.door, channel: None };
         let account = self.pool.open();
         let session = self.target.session(peer, self.port, account.clone(), self.now);
         self.conns.push(Conn {

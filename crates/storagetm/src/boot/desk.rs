@@ -11,6 +11,7 @@ use linux::tree::Tree;
 use rustix::event::PollFlags;
 
 use crate::boot::screen::Screens;
+use crate::keyboard::{self, Stroke};
 
 /// How long a question stands.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -26,6 +27,8 @@ pub(crate) enum Wish {
     Detach,
     /// That they are lent again.
     Lend,
+    /// Something about a machine that wants to be let in.
+    Stroke(Stroke),
 }
 
 /// Screens, keys and the power button.
@@ -37,6 +40,8 @@ pub(crate) struct Desk {
     station: Station,
     asked: Option<(Question, Instant)>,
     touched: bool,
+    /// What the screen asks of machines that want to be let in.
+    asks: keyboard::Question,
 }
 
 impl Desk {
@@ -53,6 +58,7 @@ impl Desk {
             },
             asked: None,
             touched: false,
+            asks: keyboard::Question::default(),
         }
     }
 
@@ -76,6 +82,7 @@ impl Desk {
     pub(crate) fn show(&mut self, model: &Model, now: Instant) {
         self.asked.take_if(|(_, until)| *until <= now);
         self.station.question = self.asked.map(|(question, _)| question);
+        self.asks = keyboard::Question::of(model);
         self.screens.show(model, &self.station);
     }
 
@@ -112,6 +119,14 @@ impl Desk {
     }
 
     fn key(&mut self, key: u8, used: bool, now: Instant) -> Option<Wish> {
+        match self.asks.meaning(key) {
+            Some(Stroke::Large) => {
+                self.station.large = !self.station.large;
+                return None;
+            }
+            Some(stroke) => return Some(Wish::Stroke(stroke)),
+            None => {}
+        }
         match key.to_ascii_lowercase() {
             b'p' => self.ask(Question::PowerOff, Wish::PowerOff, used, now),
             b'r' => self.ask(Question::Restart, Wish::Restart, used, now),

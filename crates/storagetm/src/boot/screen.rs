@@ -12,7 +12,7 @@ use linux::tty::{self, Raw};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 
-use crate::boot::keys::Keys;
+use crate::keystroke::Keys;
 use crate::outlet::Outlet;
 
 /// What a serial line is taken for, which does not tell: the smallest terminal that there is.

@@ -55,7 +55,7 @@ pub(super) fn run() -> Result<Infallible, Failure> {
     let end = serve::lend_all(settings, mailbox, desk)?;
     std::process::exit(match end {
         End::Restart => RESTART,
-        End::PowerOff | End::Told => POWER_OFF,
+        End::PowerOff | End::Told | End::Broken => POWER_OFF,
     })
 }
 

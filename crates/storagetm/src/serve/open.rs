@@ -1,28 +1,31 @@
-//! What `storagetm serve` does once, before it waits: opens the disks, starts the engine, opens the sockets. It knows no
+//! What `storagetm serve` does once, before it waits: opens the disks, starts the process that serves, opens the sockets. It knows no
 //! event.
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Instant;
 
-use engine::{Config, Driver, Engine};
-use export::{Catalogue, Event};
+use engine::Driver;
+use export::Door;
 use linux::identity::machine_id;
 use linux::net::{Address, Changes, addresses, hostname};
 use linux::tree::Tree;
-use nvme::target::Target;
 
 use super::{Alerts, Server, bind};
+use crate::admission::Admission;
 use crate::boot::desk::Desk;
 use crate::failure::Failure;
 use crate::follow::{Change, Follow};
+use crate::keyboard::Keyboard;
 use crate::ledger::Ledger;
 use crate::lend::{Loan, Terms, block_device, check_unlike};
-use crate::listen::{Plan, plan};
+use crate::listen::{Listener, Plan, plan};
 use crate::listeners::Listeners;
 use crate::mailbox::Mailbox;
 use crate::options::{Io, Serve};
 use crate::output::Output;
 use crate::settings::Settings;
+use crate::worker::{Config, Worker};
 
 /// Bytes of memory for payloads that all threads share: enough for a fast disk, and little enough for an initrd.
 const PAYLOADS: usize = 32 << 20;
@@ -42,6 +45,8 @@ struct Network {
     addresses: Vec<Address>,
     changes: Option<Changes>,
     plan: Plan,
+    /// Whether no key is needed anywhere.
+    open: bool,
 }
 
 impl Server {
@@ -55,50 +60,67 @@ impl Server {
     ) -> Result<Self, Failure> {
         let network = Network::look(options, &settings)?;
         let disks = Disks::open(options, &settings)?;
-        let mut server =
-            Self::start(options, network, disks.follow, &disks.loans, output, mailbox, desk)?;
-        server.remember(options, [settings.notes, disks.notes].concat());
-        disks.loans.into_iter().for_each(|loan| server.keep(loan));
-        Ok(server)
-    }
-
-    fn start(
-        options: &Serve,
-        network: Network,
-        follow: Follow,
-        loans: &[Loan],
-        output: Output,
-        mailbox: Mailbox,
-        desk: Option<Desk>,
-    ) -> Result<Self, Failure> {
-        let Network { addresses, changes: address_changes, plan } = network;
-        let catalogue = Arc::new(Catalogue::default());
-        for loan in loans {
-            catalogue.lend(loan.export.clone());
-        }
-        let target = Target::new(catalogue.clone());
-        let engine = start(options, &mailbox)?;
-        let mut bind = |listener: &_| bind(&engine, &target, listener);
-        let listeners = Listeners::open(plan, &addresses, &mut bind)?;
-        Ok(Self {
-            engine,
-            target,
-            catalogue,
-            listeners,
+        let (admission, note) = admission(options, &network);
+        let keyboard = if desk.is_none() && output.is_screen() { Keyboard::open() } else { None };
+        let worker = start(options, &mailbox)?;
+        let mut server = Self {
+            listeners: network.listen(&worker)?,
+            worker,
+            admission,
+            keyboard,
+            tells_codes: options.pair && desk.is_none(),
+            broken: None,
             loans: Vec::new(),
             ledger: Ledger::default(),
-            follow,
+            follow: disks.follow,
             mailbox,
             output,
             machine: hostname(),
-            addresses,
-            address_changes,
+            addresses: network.addresses,
+            address_changes: network.changes,
             digests: options.digests,
             remote_only: options.boot_settings,
             alerts: Alerts::default(),
             desk,
             flushing: Arc::default(),
-        })
+        };
+        server.begin(disks.loans)?;
+        let notes = [settings.notes, disks.notes, note.into_iter().collect()].concat();
+        server.remember(options, notes);
+        server.offer(options, settings.no_pairing);
+        Ok(server)
+    }
+
+    /// Hands over the disks, and says who may have them.
+    fn begin(&mut self, loans: Vec<Loan>) -> Result<(), Failure> {
+        self.follow_owner(Instant::now());
+        for loan in loans {
+            self.worker.lend(&loan.export)?;
+            self.keep(loan);
+        }
+        Ok(())
+    }
+
+    /// Shows a code where somebody reads it, if there is where to keep whom it lets in.
+    fn offer(&mut self, options: &Serve, no_pairing: bool) {
+        let read = self.desk.is_some() || self.keyboard.is_some() || options.pair;
+        if read && !no_pairing && self.admission.can_pair() {
+            self.worker.pair(&self.machine);
+        }
+    }
+}
+
+/// Whom to let in, if a key is needed anywhere. Without a folder for them, nobody is.
+fn admission(options: &Serve, network: &Network) -> (Admission, Option<String>) {
+    if !network.may_be_keyed() {
+        return (Admission::none(), None);
+    }
+    let boot = options.boot_settings.then(Tree::machine);
+    match Admission::open(options.keys.as_deref(), boot.as_ref()) {
+        Ok(admission) => (admission, None),
+        Err(failure) => {
+            (Admission::none(), Some(format!("No host can be let in by a key: {failure}.")))
+        }
     }
 }
 
@@ -107,8 +129,21 @@ impl Network {
         let changes = Changes::open().ok();
         let addresses = addresses().unwrap_or_else(|_| vec![loopback()]);
         let listen = [&options.listen[..], &settings.listen[..]].concat();
-        let plan = plan(&listen, options.open || settings.open, options.boot_settings, &addresses)?;
-        Ok(Self { addresses, changes, plan })
+        let open = options.open || settings.open;
+        let plan = plan(&listen, open, options.boot_settings, &addresses)?;
+        Ok(Self { addresses, changes, plan, open })
+    }
+
+    /// Whether hosts must show a key somewhere, now or later.
+    fn may_be_keyed(&self) -> bool {
+        let keyed = |listener: &Listener| listener.door == Door::Keyed;
+        let fixed = matches!(self.plan, Plan::Fixed(_));
+        !self.open && (!fixed || self.plan.listeners(&self.addresses).iter().any(keyed))
+    }
+
+    fn listen(&self, worker: &Worker) -> Result<Listeners, Failure> {
+        let mut bind = |listener: &_| bind(worker, listener);
+        Listeners::open(self.plan.clone(), self.open, &self.addresses, &mut bind)
     }
 }
 
@@ -190,7 +225,7 @@ fn come(changes: Vec<Change>, loans: &mut Vec<Loan>, notes: &mut Vec<String>) {
     }
 }
 
-fn start(options: &Serve, mailbox: &Mailbox) -> Result<Engine, Failure> {
+fn start(options: &Serve, mailbox: &Mailbox) -> Result<Worker, Failure> {
     let driver = match options.io {
         Io::Auto => Driver::Auto,
         Io::Uring => Driver::Uring,
@@ -198,9 +233,8 @@ fn start(options: &Serve, mailbox: &Mailbox) -> Result<Engine, Failure> {
     };
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = options.threads.map_or(processors, usize::from);
-    let mailbox = mailbox.clone();
-    let sink = Arc::new(move |event: Event| mailbox.put(event));
     let memory = (PAYLOADS / threads.max(1)).max(LEAST_PAYLOADS);
-    Engine::start(Config { driver, threads, memory, ..Config::default() }, sink)
-        .map_err(|error| Failure::new(format!("cannot start to serve: {error}")))
+    let mailbox = mailbox.clone();
+    let config = Config { driver, threads, memory, null_dh: options.allow_null_dh };
+    Worker::start(&config, Arc::new(move |said| mailbox.hear(said)))
 }

@@ -25,6 +25,15 @@ pub(super) struct Client {
     guest: Guest,
 }
 
+/// What `storagetm pair` said.
+#[derive(Debug)]
+pub(super) struct Paired {
+    /// Its exit status.
+    pub(super) status: i32,
+    /// The lines that it says to type.
+    pub(super) lines: Vec<String>,
+}
+
 impl Client {
     /// Boots it at its end of the link and waits until it can be typed to.
     pub(super) fn power_on(bench: &Bench, kernel: &Kernel, folder: &Path) -> Result<Self> {
@@ -32,7 +41,8 @@ impl Client {
             scenario: "boot",
             role: "remote",
             variables: vec![("interface", "169.254.200.2/16".to_owned())],
-            files: Vec::new(),
+            files: vec![("usr/bin/storagetm", bench.program.clone())],
+            has_keys: true,
         };
         let guest = Guest::boot(bench, kernel, folder, &job, &link(&folder.join("link"), 1))?;
         let mut client = Self { guest };
@@ -49,6 +59,31 @@ impl Client {
             self.detach()?;
         }
         attached.map(|_| then)
+    }
+
+    /// Types a line that lets this machine in from the first machine's screen, and the code. What comes of it is told by
+    /// `paired`: somebody may have to answer at the first machine before.
+    pub(super) fn pair(&mut self, line: &str, code: &str) -> Result<()> {
+        self.guest.type_line(&format!("pair {code}:{}", with_own_interface(line)))
+    }
+
+    /// How that ended, and the lines that it says to type then.
+    pub(super) fn paired(&mut self) -> Result<Paired> {
+        let told = self.finished("pair", STEP)?.context("the second machine told nothing")?;
+        let (status, lines) = told.split_once(';').unwrap_or((&told, ""));
+        let lines = lines.split(';').filter(|line| !line.is_empty()).map(str::to_owned);
+        Ok(Paired { status: status.parse()?, lines: lines.collect() })
+    }
+
+    /// Tries to attach disks by a line of the first machine's screen, and as older hosts would, without a key. Nothing
+    /// may come of it.
+    pub(super) fn is_refused(&mut self, line: &str) -> Result<()> {
+        self.run(&format!("refused {}", with_own_interface(line))).map(drop)
+    }
+
+    /// Writes to the attached disk that lets it; returns the checksum of that disk then.
+    pub(super) fn write(&mut self) -> Result<String> {
+        self.run("write")?.context("the second machine told no checksum")
     }
 
     /// The checksums of all attached disks, sorted.

@@ -10,7 +10,7 @@ use super::disks::Disks;
 use super::lines::{Family, attach_line};
 use super::machine::{Machine, Start, network_card};
 use super::trial::{BOOT, Trial, compare, untouched};
-use super::ways::TARGET;
+use super::ways::{OPEN, TARGET};
 use crate::vm::case::Board;
 
 const TESTS: &[&str] = &["ipv4", "untouched"];
@@ -38,8 +38,11 @@ pub(super) const TRIALS: &[Trial] = &[
 fn boot(lab: &mut Lab<'_>, name: &str, folder: &Path, board: &mut Board<'_>) -> Result<()> {
     let from = lab.initrds.clone().context("no folder of initrds was named")?;
     let initramfs = from.join(format!("{name}.img"));
-    let start =
-        Start::Direct { kernel: kernel(&from)?, initramfs, line: lab.maker.command_line(TARGET) };
+    let start = Start::Direct {
+        kernel: kernel(&from)?,
+        initramfs,
+        line: lab.maker.command_line(&format!("{TARGET} {OPEN}")),
+    };
     lab.client()?;
     let disks = Disks::make(folder)?;
     let mut devices = disks.devices();

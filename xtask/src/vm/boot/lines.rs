@@ -33,6 +33,21 @@ pub(super) fn attach_line(text: &str) -> Option<String> {
     line_from(text, "nvme connect-all ")
 }
 
+/// The line that lets the other machine in over the cable.
+pub(super) fn pair_line(text: &str) -> Option<String> {
+    let line = text.get(text.find("storagetm pair ")?..)?.trim_end();
+    let is_near = ["169.254.", "fe80:"].iter().any(|near| line.contains(near));
+    is_near.then(|| line.to_owned())
+}
+
+/// The code that is to be typed then, as it stands there: two groups of four digits at the end of a line.
+pub(super) fn code(text: &str) -> Option<String> {
+    let code = text.get(text.len().checked_sub(9)?..)?;
+    let is_group = |group: &str| group.len() == 4 && group.bytes().all(|it| it.is_ascii_digit());
+    let (first, second) = code.split_once(' ')?;
+    (text.contains("code") && is_group(first) && is_group(second)).then(|| code.to_owned())
+}
+
 /// What begins so, up to the end of the line, if its address is one of those that are on the cable.
 pub(super) fn line_from(text: &str, start: &str) -> Option<String> {
     let line = text.get(text.find(start)?..)?.trim_end();
@@ -52,6 +67,17 @@ mod tests {
         assert_eq!(attach_line(&theirs).as_deref(), Some(line));
         assert_eq!(attach_line("To attach all disks, type on the other machine"), None);
         assert_eq!(attach_line("nvme connect-all -t tcp -a 127.0.0.1 -s 4420"), None);
+    }
+
+    #[test]
+    fn the_code_is_taken_as_it_stands() {
+        let line = "    storagetm pair 169.254.7.9";
+        assert_eq!(pair_line(line).as_deref(), Some("storagetm pair 169.254.7.9"));
+        assert_eq!(pair_line("storagetm pair 192.168.1.5"), None);
+        assert_eq!(code("and then this code, good once:  1234 5678").as_deref(), Some("1234 5678"));
+        for other in ["serial 1234 5678", "the code is 12345 678", "code"] {
+            assert_eq!(code(other), None);
+        }
     }
 
     #[test]

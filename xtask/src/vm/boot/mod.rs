@@ -9,6 +9,7 @@ mod hotplug;
 mod initrds;
 mod lines;
 mod machine;
+mod pairing;
 mod screen;
 mod settings;
 mod systemd;

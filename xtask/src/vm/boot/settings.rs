@@ -11,7 +11,7 @@ use super::disks::Disks;
 use super::lines::attach_line;
 use super::machine::{Machine, network_card};
 use super::trial::BOOT;
-use super::ways::Way;
+use super::ways::{OPEN, Way};
 use crate::vm::case::Board;
 
 /// `storagetm.disk=` lends that disk alone.
@@ -40,7 +40,7 @@ fn lent(
     more: &[String],
     wanted: &[String],
 ) -> Result<()> {
-    let start = lab.maker.start(Way::Init, line)?;
+    let start = lab.maker.start(Way::Init, &format!("{OPEN} {line}"))?;
     lab.client()?;
     let mut devices = Disks::make(folder)?.devices();
     devices.extend(network_card(lab.maker.folder));

@@ -14,8 +14,9 @@ use super::figures::Times;
 use super::hotplug;
 use super::lines::{Family, attach_line, line_from};
 use super::machine::{Machine, network_card};
+use super::pairing;
 use super::settings;
-use super::ways::Way;
+use super::ways::{OPEN, Way};
 use crate::vm::case::Board;
 
 /// Emulated machines on a busy computer.
@@ -84,6 +85,20 @@ pub(super) const TRIALS: &[Trial] = &[
             Ok(())
         },
     },
+    Trial {
+        name: "keyed",
+        tests: &[
+            "code",
+            "strangers",
+            "wrong-code",
+            "pair",
+            "compare",
+            "write-refused",
+            "write-allowed",
+            "written",
+        ],
+        run: pairing::trial,
+    },
     Trial { name: "ending", tests: &["ctrl-alt-del"], run: ending::ctrl_alt_del },
     Trial { name: "failure", tests: &["shown", "waits", "key"], run: ending::failure },
     Trial { name: "no-network", tests: &["shown", "waits"], run: ending::no_network },
@@ -127,7 +142,7 @@ fn attach(
 }
 
 fn power_on(lab: &mut Lab<'_>, way: Way, disks: &Disks, folder: &Path) -> Result<Machine> {
-    let start = lab.maker.start(way, "")?;
+    let start = lab.maker.start(way, OPEN)?;
     // The second machine takes no time from the first.
     lab.client()?;
     let mut devices = disks.devices();

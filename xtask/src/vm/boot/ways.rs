@@ -18,6 +18,8 @@ use crate::vm::modules;
 /// each start unless it is told one.
 pub(super) const TARGET: &str = "rd.systemd.unit=storage-target-mode.target ip=link-local \
      systemd.machine_id=0123456789abcdef0123456789abcdef";
+/// How ours is told to let in whoever comes; the others know no keys.
+pub(super) const OPEN: &str = "storagetm.open";
 /// What every way has on its command line.
 const CONSOLE: &str = "console=ttyS0 quiet loglevel=1 panic=-1";
 
@@ -74,7 +76,8 @@ pub(super) struct Maker<'a> {
 }
 
 impl Maker<'_> {
-    /// What a machine is powered on with to go this way; `more` is added to the kernel's command line.
+    /// What a machine is powered on with to go this way; `more` is added to the kernel's command line, except where that
+    /// is part of what the firmware starts: there it is always `OPEN`.
     pub(super) fn start(&self, way: Way, more: &str) -> Result<Start> {
         match way {
             Way::Upstream => self.direct(self.systemd(way)?, &format!("{TARGET} {more}")),
@@ -130,7 +133,7 @@ impl Maker<'_> {
         let packages = self.bench.cache.packages("firmware", &["ovmf", "systemd-boot-efi"])?;
         let disk = self.folder.join("start.img");
         if !disk.exists() {
-            self.image("--disk", &disk, &self.command_line(""))?;
+            self.image("--disk", &disk, &self.command_line(OPEN))?;
         }
         let file = |name: &str| packages.join("usr/share/OVMF").join(name);
         Ok(Start::Firmware {

@@ -1,0 +1,119 @@
+//! A connection to the target, in the clear or in TLS with a key that is no secret. It knows no queue.
+
+use std::io::{self, IoSlice, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use engine::Security;
+use engine::tls::{self, Hash, Psk, Stream};
+use export::{Door, Secret};
+
+/// AES of so many bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cipher {
+    Aes128,
+    Aes256,
+}
+
+impl FromStr for Cipher {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "128" => Ok(Self::Aes128),
+            "256" => Ok(Self::Aes256),
+            _ => Err("AES has 128 or 256 bits"),
+        }
+    }
+}
+
+impl Cipher {
+    fn key(self) -> Psk {
+        let (identity, bytes, hash) = match self {
+            Self::Aes128 => ("bench-128", 32, Hash::Sha256),
+            Self::Aes256 => ("bench-256", 48, Hash::Sha384),
+        };
+        let secret = Secret::new(vec![0xbe; bytes]);
+        Psk { identity: identity.to_owned(), secret, hash, key: None }
+    }
+}
+
+/// Lets everybody in, in the clear and in TLS.
+pub(crate) fn security() -> Security {
+    let keys = Arc::new(|| vec![Cipher::Aes128.key(), Cipher::Aes256.key()]);
+    Security { door: Door::Open, keys: Some(keys), ..Security::open() }
+}
+
+/// A socket that never blocks.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Plain(TcpStream),
+    Secured(Box<Stream>),
+}
+
+impl Socket {
+    /// Takes a socket over; with a `cipher`, makes a channel on it.
+    pub(crate) fn new(
+        socket: TcpStream,
+        cipher: Option<Cipher>,
+        deadline: Instant,
+    ) -> io::Result<Self> {
+        match cipher {
+            None => Ok(Self::Plain(socket)),
+            Some(cipher) => {
+                Ok(Self::Secured(Box::new(tls::connect(socket, cipher.key(), deadline)?)))
+            }
+        }
+    }
+
+    /// Whether there is something to read of which the socket does not tell.
+    pub(crate) fn has_unread(&self) -> bool {
+        matches!(self, Self::Secured(stream) if stream.has_unread())
+    }
+
+    /// Whether there is something to send that the socket did not take.
+    pub(crate) fn has_unsent(&self) -> bool {
+        matches!(self, Self::Secured(stream) if stream.has_unsent())
+    }
+}
+
+impl Read for Socket {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.read(into),
+            Self::Secured(stream) => stream.read(into),
+        }
+    }
+}
+
+impl Write for Socket {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Plain(socket) => socket.write_vectored(pieces),
+            Self::Secured(stream) => stream.write_vectored(pieces),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Plain(socket) => socket.flush(),
+            Self::Secured(stream) => stream.flush(),
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Plain(socket) => socket.as_fd(),
+            Self::Secured(stream) => stream.as_fd(),
+        }
+    }
+}

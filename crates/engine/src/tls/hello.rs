@@ -1,0 +1,177 @@
+//! What of a ClientHello must be known before any cipher is asked: the names of the keys that it offers (RFC 8446 §4.1.2,
+//! §4.2.11). All else is left to the TLS library. It knows no socket and no key.
+
+/// The most bytes of a ClientHello, in all its records.
+pub(super) const MOST: usize = 16 << 10;
+
+const RECORD_HEADER: usize = 5;
+const HANDSHAKE: u8 = 22;
+const CLIENT_HELLO: u8 = 1;
+const PRE_SHARED_KEY: u16 = 41;
+
+/// The most names that are looked at. Hosts offer one or two.
+const NAMES: usize = 8;
+
+/// What the records that came so far hold.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Hello {
+    /// Not yet a whole ClientHello: so many bytes are still to come, at least.
+    Part(usize),
+    /// A whole one: the names that it offers, in order.
+    Whole(Vec<Vec<u8>>),
+    /// No ClientHello, or a longer one than anybody needs.
+    Alien,
+}
+
+/// Looks at the bytes from the start of the connection.
+pub(super) fn parse(bytes: &[u8]) -> Hello {
+    let mut message = Vec::new();
+    let mut rest = bytes;
+    loop {
+        let Some((header, behind)) = rest.split_first_chunk::<RECORD_HEADER>() else {
+            return Hello::Part(RECORD_HEADER - rest.len());
+        };
+        let [kind, major, _, high, low] = *header;
+        let len = usize::from(u16::from_be_bytes([high, low]));
+        if kind != HANDSHAKE || major != 3 || len == 0 || bytes.len() - behind.len() + len > MOST {
+            return Hello::Alien;
+        }
+        let Some((fragment, behind)) = behind.split_at_checked(len) else {
+            return Hello::Part(len - behind.len());
+        };
+        message.extend_from_slice(fragment);
+        if let Some(hello) = whole(&message) {
+            return hello;
+        }
+        rest = behind;
+    }
+}
+
+/// The names in the message, once it is whole.
+fn whole(message: &[u8]) -> Option<Hello> {
+    let (&[kind, a, b, c], body) = message.split_first_chunk::<4>()?;
+    let len = u32::from_be_bytes([0, a, b, c]) as usize;
+    if kind != CLIENT_HELLO || len > MOST {
+        return Some(Hello::Alien);
+    }
+    let body = body.get(..len)?;
+    // A hello without keys, or one that makes no sense, is the library's to refuse.
+    Some(Hello::Whole(names(&mut Reader(body)).unwrap_or_default()))
+}
+
+fn names(hello: &mut Reader<'_>) -> Option<Vec<Vec<u8>>> {
+    hello.take(2 + 32)?;
+    hello.short()?;
+    hello.long()?;
+    hello.short()?;
+    let mut extensions = Reader(hello.long()?);
+    loop {
+        let kind = extensions.number()?;
+        let body = extensions.long()?;
+        if kind == PRE_SHARED_KEY {
+            return Some(identities(Reader(Reader(body).long()?)));
+        }
+    }
+}
+
+fn identities(mut list: Reader<'_>) -> Vec<Vec<u8>> {
+    let next = || {
+        let name = list.long()?.to_vec();
+        list.take(4)?;
+        Some(name)
+    };
+    std::iter::from_fn(next).take(NAMES).collect()
+}
+
+/// Bytes that are read from the front.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (front, rest) = self.0.split_at_checked(len)?;
+        self.0 = rest;
+        Some(front)
+    }
+
+    fn number(&mut self) -> Option<u16> {
+        let bytes = self.take(2)?;
+        Some(u16::from_be_bytes(bytes.try_into().ok()?))
+    }
+
+    /// Bytes with one byte of length before them.
+    fn short(&mut self) -> Option<&'a [u8]> {
+        let len = self.take(1)?.first().copied()?;
+        self.take(len.into())
+    }
+
+    /// Bytes with two bytes of length before them.
+    fn long(&mut self) -> Option<&'a [u8]> {
+        let len = self.number()?;
+        self.take(len.into())
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn long(bytes: &[u8]) -> Vec<u8> {
+        [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], bytes].concat()
+    }
+
+    fn message(names: &[&[u8]]) -> Vec<u8> {
+        let list: Vec<u8> =
+            names.iter().flat_map(|name| [&long(name)[..], &[0; 4]].concat()).collect();
+        let keys = [&long(&list)[..], &long(&[32; 33])].concat();
+        let extensions = [&[0, 43][..], &long(&[2, 3, 4]), &[0, 41], &long(&keys)].concat();
+        let body =
+            [&[3, 3][..], &[7; 32], &[0], &long(&[0x13, 1]), &[1, 0], &long(&extensions)].concat();
+        let len = u32::try_from(body.len()).unwrap().to_be_bytes();
+        [&[1][..], &len[1..], &body].concat()
+    }
+
+    fn records(message: &[u8], each: usize) -> Vec<u8> {
+        message.chunks(each).flat_map(|part| [&[22, 3, 1][..], &long(part)].concat()).collect()
+    }
+
+    #[test]
+    fn names_are_found_however_the_message_is_cut_into_records() {
+        let message = message(&[b"one", b"two"]);
+        let expected = Hello::Whole(vec![b"one".to_vec(), b"two".to_vec()]);
+        for each in [1, 7, 100, 10_000] {
+            assert_eq!(parse(&records(&message, each)), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_still_to_come_is_told_and_never_too_much() {
+        let bytes = records(&message(&[b"one"]), 50);
+        let mut have = 0;
+        while let Hello::Part(more) = parse(&bytes[..have]) {
+            assert!(more > 0 && have + more <= bytes.len(), "{more} at {have}");
+            have += 1;
+        }
+        assert_eq!(have, bytes.len());
+    }
+
+    #[test]
+    fn nonsense_is_alien_or_offers_nothing() {
+        assert_eq!(parse(b"\x16\x03\x01\x00\x00"), Hello::Alien);
+        assert_eq!(parse(b"\x16\x03\x01\xff\xff"), Hello::Alien);
+        assert_eq!(parse(b"GET / HTTP/1.0"), Hello::Alien);
+        assert_eq!(parse(&records(&[2, 0, 0, 0], 9)), Hello::Alien);
+        assert_eq!(parse(&records(&[1, 0, 0, 0], 9)), Hello::Whole(Vec::new()));
+        let whole = message(&[b"one"]);
+        for cut in 0..whole.len() - 4 {
+            let mut short = whole[..4 + cut].to_vec();
+            short[3] = u8::try_from(cut).unwrap();
+            assert!(matches!(parse(&records(&short, 999)), Hello::Whole(_)));
+        }
+    }
+
+    #[test]
+    fn a_hello_of_endless_records_is_given_up() {
+        let endless = records(&[&[1, 0, 0x3f, 0xff][..], &[0; 20_000]].concat(), 100);
+        assert_eq!(parse(&endless), Hello::Alien);
+    }
+}

@@ -1,0 +1,392 @@
+//! The thread for handshakes: many at once, each with a deadline, few of each address. It knows no driver but by the one call
+//! that gives a connection away, and no cipher.
+
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use export::{Peer, Secret};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+
+use super::hello::{self, Hello};
+use super::limit::{Ration, Source};
+use super::records::Records;
+use super::seam::{Agreed, Failed, Handshake, Progress};
+use super::wrapped::Wrapped;
+use super::{Hash, Psk};
+use crate::door::{Entrance, refuse};
+use crate::link::Link;
+use crate::listen::Adopt;
+use crate::mailbox::{Mailbox, Message};
+use crate::{Limits, Open, Sink};
+
+/// A peer that has not yet been let in.
+pub(crate) struct Newcomer {
+    pub(crate) link: Arc<Link>,
+    pub(crate) entrance: Arc<Entrance>,
+    /// When it is given up.
+    pub(crate) until: Instant,
+}
+
+/// The thread.
+pub(crate) struct Lobby {
+    door: Arc<Mutex<Vec<Newcomer>>>,
+    mailbox: Arc<Mailbox>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Lobby {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// There is no thread or no descriptor to be had.
+    pub(crate) fn start(limits: Limits, sink: Sink, adopt: Adopt) -> io::Result<Self> {
+        let (door, mailbox) = (Arc::new(Mutex::default()), Mailbox::new()?);
+        let (entry, bell) = (door.clone(), mailbox.clone());
+        let host = move || {
+            let host = Host {
+                door: entry,
+                mailbox: bell,
+                ration: Ration::new(limits),
+                at_once: limits.at_once.max(1),
+                guests: Vec::new(),
+                reported: Often::default(),
+                sink,
+                adopt,
+            };
+            host.run();
+        };
+        let thread = std::thread::Builder::new().name("handshake".to_owned()).spawn(host)?;
+        Ok(Self { door, mailbox, thread: Some(thread) })
+    }
+
+    /// Takes a peer in, to make a handshake with it.
+    pub(crate) fn admit(&self, newcomer: Newcomer) {
+        self.door.lock().unwrap_or_else(PoisonError::into_inner).push(newcomer);
+        // Wakes the thread; who has come is in the list.
+        self.mailbox.put(Message::News(export::News::Changed));
+    }
+}
+
+impl Drop for Lobby {
+    /// Ends the thread, and all handshakes with it.
+    fn drop(&mut self) {
+        self.mailbox.put(Message::Quit);
+        if let Some(thread) = self.thread.take() {
+            // One that panicked has said so.
+            drop(thread.join());
+        }
+    }
+}
+
+/// Lets a few of many things through: so many in a row, and one a second in the long run.
+#[derive(Debug, Default)]
+pub(crate) struct Often {
+    lately: u32,
+    since: Option<Instant>,
+}
+
+/// Reports in a row of things that anybody can bring about.
+const REPORTS: u32 = 10;
+
+impl Often {
+    /// Whether one more is not too often.
+    pub(crate) fn is_rare(&mut self, now: Instant) -> bool {
+        let since = *self.since.get_or_insert(now);
+        let passed = now.saturating_duration_since(since).as_secs();
+        let passed = u32::try_from(passed).unwrap_or(u32::MAX);
+        if passed > 0 {
+            self.since = Some(now);
+        }
+        self.lately = self.lately.saturating_sub(passed);
+        let rare = self.lately < REPORTS;
+        self.lately += u32::from(rare);
+        rare
+    }
+}
+
+/// What the thread knows.
+struct Host {
+    door: Arc<Mutex<Vec<Newcomer>>>,
+    mailbox: Arc<Mailbox>,
+    ration: Ration,
+    at_once: usize,
+    /// Handshakes on their way, the oldest first.
+    guests: Vec<Guest>,
+    reported: Often,
+    sink: Sink,
+    adopt: Adopt,
+}
+
+/// A handshake on its way.
+struct Guest {
+    newcomer: Newcomer,
+    source: Source,
+    stage: Stage,
+    /// What it waits for.
+    waits: PollFlags,
+}
+
+enum Stage {
+    /// The ClientHello is coming.
+    Hello(Vec<u8>),
+    /// The library has it.
+    Shake(Handshake),
+}
+
+/// What became of a step.
+enum Step {
+    Waits,
+    Done(Box<Agreed>),
+    Failed(&'static str),
+    Gone,
+}
+
+/// Why a peer was refused, for people.
+const UNKNOWN: &str = "with no key that is known here";
+const LATE: &str = "without a key in time";
+const FLOOD: &str = "too many attempts from one address";
+
+impl Host {
+    fn run(mut self) {
+        loop {
+            let ready = self.wait();
+            if self.mailbox.is_full() && self.read_mail() {
+                return;
+            }
+            self.advance(&ready);
+            self.welcome();
+        }
+    }
+
+    fn wait(&self) -> Vec<bool> {
+        let mut fds = vec![PollFd::from_borrowed_fd(self.mailbox.as_fd(), PollFlags::IN)];
+        let guests = self.guests.iter();
+        fds.extend(guests.map(|guest| PollFd::from_borrowed_fd(guest.fd(), guest.waits)));
+        let oldest = self.guests.iter().map(|guest| guest.newcomer.until).min();
+        let left = oldest.map(|until| until.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        if rustix::event::poll(&mut fds, timeout.as_ref()).is_err() {
+            return Vec::new();
+        }
+        fds.iter().skip(1).map(|fd| !fd.revents().is_empty()).collect()
+    }
+
+    /// Tells whether to end.
+    fn read_mail(&self) -> bool {
+        self.mailbox.hush();
+        self.mailbox.take().iter().any(|message| matches!(message, Message::Quit))
+    }
+
+    /// Goes on with those that are ready, and gives up those that are late.
+    fn advance(&mut self, ready: &[bool]) {
+        let guests = std::mem::take(&mut self.guests);
+        for (mut guest, ready) in
+            guests.into_iter().zip(ready.iter().chain(std::iter::repeat(&false)))
+        {
+            let late = guest.newcomer.until <= Instant::now();
+            let step = match ready {
+                true => guest.advance(),
+                false => Step::Waits,
+            };
+            match step {
+                Step::Waits if late => self.report(&guest, LATE),
+                Step::Waits => self.guests.push(guest),
+                Step::Done(agreed) => self.hand_over(guest, *agreed),
+                Step::Failed(why) => self.report(&guest, why),
+                Step::Gone => {}
+            }
+        }
+    }
+
+    /// Begins with those that came.
+    fn welcome(&mut self) {
+        let fresh = std::mem::take(&mut *self.door.lock().unwrap_or_else(PoisonError::into_inner));
+        for newcomer in fresh {
+            let source = Source::of(newcomer.link.peer().remote);
+            let stage = Stage::Hello(Vec::new());
+            let guest = Guest { newcomer, source, stage, waits: PollFlags::IN };
+            if self.ration.take(source, Instant::now()) {
+                self.make_room(source);
+                self.guests.push(guest);
+            } else {
+                self.report(&guest, FLOOD);
+            }
+        }
+    }
+
+    /// Gives up the one of an address that has waited longest, if it has too many: who opens connections and says nothing
+    /// cannot keep a neighbour out who does.
+    fn make_room(&mut self, source: Source) {
+        let of_it = |guest: &&Guest| guest.source == source;
+        if self.guests.iter().filter(of_it).count() >= self.at_once {
+            let oldest = self.guests.iter().position(|guest| guest.source == source);
+            oldest.into_iter().for_each(|at| drop(self.guests.remove(at)));
+        }
+    }
+
+    fn report(&mut self, guest: &Guest, why: &'static str) {
+        if self.reported.is_rare(Instant::now()) {
+            refuse(&self.sink, guest.newcomer.link.peer(), why);
+        }
+    }
+
+    /// Gives the connection to a driver.
+    fn hand_over(&mut self, guest: Guest, agreed: Agreed) {
+        // A key that everybody knows proves nothing, and costs as much as a wrong one.
+        if agreed.channel.key.is_some() {
+            self.ration.give_back(guest.source);
+        }
+        let Newcomer { link, entrance, .. } = guest.newcomer;
+        link.secure(agreed.channel.clone());
+        (self.adopt)(link, wrap(Records::new(agreed), entrance.open.clone()));
+    }
+}
+
+/// Makes sessions that speak through `records`: one, as there is one connection.
+fn wrap(records: Records, open: Open) -> Open {
+    let records = Mutex::new(Some(records));
+    Arc::new(move |peer: Peer, account, now| {
+        let records = records.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let sealed = account.sibling();
+        let session = open(peer.clone(), account, now);
+        match records {
+            Some(records) => Box::new(Wrapped::new(records, session, sealed, peer, now)),
+            None => session,
+        }
+    })
+}
+
+impl Guest {
+    fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.newcomer.link.as_fd()
+    }
+
+    fn advance(&mut self) -> Step {
+        match &mut self.stage {
+            Stage::Hello(came) => match hear(&self.newcomer.link, came) {
+                Ok(Some(names)) => self.begin(&names),
+                Ok(None) => Step::Waits,
+                Err(step) => step,
+            },
+            Stage::Shake(_) => self.shake(),
+        }
+    }
+
+    /// Has the library go on from the ClientHello, with the keys that it offers.
+    fn begin(&mut self, names: &[Vec<u8>]) -> Step {
+        let Stage::Hello(came) = &mut self.stage else { return Step::Gone };
+        let came = std::mem::take(came);
+        let security = &self.newcomer.entrance.security;
+        let known = security.keys.as_ref().map_or_else(Vec::new, |keys| keys());
+        let keys = choose(known, names);
+        match Handshake::serve(self.newcomer.link.clone(), came, keys) {
+            Ok(handshake) => self.stage = Stage::Shake(handshake),
+            Err(failed) => return self.fail(&failed),
+        }
+        self.shake()
+    }
+
+    fn shake(&mut self) -> Step {
+        let Stage::Shake(handshake) = &mut self.stage else { return Step::Gone };
+        match handshake.advance() {
+            Ok(Progress::Reads) => self.waits = PollFlags::IN,
+            Ok(Progress::Writes) => self.waits = PollFlags::OUT,
+            Ok(Progress::Done(agreed)) => return Step::Done(agreed),
+            Err(failed) => return self.fail(&failed),
+        }
+        Step::Waits
+    }
+
+    /// Tells the peer that its key is not the right one, whatever it was that is not right: who has no key is not to
+    /// learn which names are known (RFC 8446 §6.2, on unknown_psk_identity).
+    fn fail(&self, failed: &Failed) -> Step {
+        const DECRYPT_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 51];
+        if failed.is_early {
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            // A peer that is gone does not care.
+            let _ = rustix::net::send(&self.newcomer.link, &DECRYPT_ERROR, flags);
+        }
+        Step::Failed(UNKNOWN)
+    }
+}
+
+/// Receives what is still missing of the ClientHello, and not a byte more. Gives the names in it once it is whole.
+fn hear(link: &Link, came: &mut Vec<u8>) -> Result<Option<Vec<Vec<u8>>>, Step> {
+    loop {
+        let missing = match hello::parse(came) {
+            Hello::Part(missing) => missing,
+            Hello::Whole(names) => return Ok(Some(names)),
+            Hello::Alien => return Err(Step::Failed(UNKNOWN)),
+        };
+        let have = came.len();
+        came.resize(have + missing, 0);
+        let room = came.get_mut(have..).unwrap_or_default();
+        let got = rustix::net::recv(link, room, RecvFlags::DONTWAIT).map(|(got, _)| got);
+        came.truncate(have + got.unwrap_or(0));
+        match got {
+            Ok(0) => return Err(Step::Gone),
+            Ok(_) => {}
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            Err(_) => return Err(Step::Gone),
+        }
+    }
+}
+
+/// The keys that the peer offers and we know. If there are none, one under each name that it offers which nobody knows: the
+/// same work is done, and fails in the same way, whether the name is unknown or the key is wrong.
+fn choose(mut known: Vec<Psk>, names: &[Vec<u8>]) -> Vec<Psk> {
+    let is_offered = |key: &Psk| names.iter().any(|name| name == key.identity.as_bytes());
+    let mut seen = HashSet::new();
+    known.retain(|key| is_offered(key) && seen.insert(key.identity.clone()));
+    if known.is_empty() {
+        known = names.iter().filter_map(|name| nobody(name)).collect();
+    }
+    known
+}
+
+/// A key that nobody knows.
+fn nobody(name: &[u8]) -> Option<Psk> {
+    let identity = String::from_utf8(name.to_vec()).ok().filter(|name| !name.is_empty())?;
+    let mut secret = vec![0; 32];
+    aws_lc_rs::rand::fill(&mut secret).ok()?;
+    Some(Psk { identity, secret: Secret::new(secret), hash: Hash::Sha256, key: None })
+}
+
+#[cfg(test)]
+mod test {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn key(name: &str) -> Psk {
+        let secret = Secret::new(vec![1; 32]);
+        Psk { identity: name.to_owned(), secret, hash: Hash::Sha256, key: None }
+    }
+
+    #[test]
+    fn only_keys_that_are_offered_are_tried_and_unknown_names_get_one_nobody_has() {
+        let names = [b"NVMe1R01 a".to_vec(), b"other".to_vec()];
+        let keys = choose(vec![key("NVMe1R01 a"), key("NVMe1R01 b")], &names);
+        assert_eq!(keys, [key("NVMe1R01 a")]);
+        let keys = choose(vec![key("NVMe1R01 b")], &names);
+        let named: Vec<_> = keys.iter().map(|key| key.identity.as_str()).collect();
+        assert_eq!(named, ["NVMe1R01 a", "other"]);
+        assert_ne!(keys[0].secret, keys[1].secret);
+    }
+
+    #[test]
+    fn reports_of_what_anybody_can_bring_about_are_few() {
+        let (mut often, now) = (Often::default(), Instant::now());
+        let count = |often: &mut Often, at| (0..1000).filter(|_| often.is_rare(at)).count();
+        assert_eq!(count(&mut often, now), 10);
+        assert_eq!(count(&mut often, now + Duration::from_millis(900)), 0);
+        assert_eq!(count(&mut often, now + Duration::from_millis(3100)), 3);
+        assert_eq!(count(&mut often, now + Duration::from_secs(3600)), 10);
+    }
+}

@@ -1,0 +1,167 @@
+//! Segments that wait to be sealed, cut into records: small pieces are put together, large ones sealed from where they lie.
+//! It knows no session.
+
+use std::collections::VecDeque;
+
+use export::Segment;
+
+use super::record::{CONTENT, Kind, OVERHEAD, Sealer};
+
+/// A piece from this size on is sealed from where it lies.
+const LARGE: usize = 4 << 10;
+
+/// What waits.
+pub(super) struct Outbox {
+    segments: VecDeque<Segment>,
+    /// The part of the first segment that is next, and how much of it was sealed.
+    part: usize,
+    done: usize,
+    /// Bytes that wait.
+    len: usize,
+    /// Small pieces, put together.
+    scratch: Box<[u8]>,
+}
+
+impl Outbox {
+    pub(super) fn new() -> Self {
+        let scratch = vec![0; CONTENT].into_boxed_slice();
+        Self { segments: VecDeque::new(), part: 0, done: 0, len: 0, scratch }
+    }
+
+    pub(super) fn push(&mut self, segment: Segment) {
+        self.len += segment.len();
+        self.segments.push_back(segment);
+    }
+
+    /// Bytes that wait.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Segments that wait.
+    pub(super) fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Drops what waits.
+    pub(super) fn clear(&mut self) {
+        self.segments.clear();
+        (self.part, self.done, self.len) = (0, 0, 0);
+    }
+
+    /// Seals as much as `out` has room for. Gives how much of it was filled.
+    pub(super) fn seal(&mut self, sealer: &mut Sealer, out: &mut [u8]) -> usize {
+        let mut filled = 0;
+        while self.len > 0 {
+            let room = out.get_mut(filled..).unwrap_or_default();
+            // Not a record for the last few bytes of the room, if a full one can be made in the next.
+            if room.len() < OVERHEAD + self.len.min(LARGE) {
+                break;
+            }
+            filled += self.seal_one(sealer, room);
+        }
+        filled
+    }
+
+    /// Seals one record.
+    fn seal_one(&mut self, sealer: &mut Sealer, out: &mut [u8]) -> usize {
+        let most = (out.len() - OVERHEAD).min(CONTENT);
+        if let Some(piece) = self.piece().filter(|piece| piece.len() >= LARGE) {
+            let piece = piece.get(..most).unwrap_or(piece);
+            let sealed = sealer.seal(Kind::Data, piece, out);
+            let len = piece.len();
+            self.advance(len);
+            return sealed;
+        }
+        let len = self.gather(most);
+        sealer.seal(Kind::Data, self.scratch.get(..len).unwrap_or_default(), out)
+    }
+
+    /// Puts small pieces together, up to `most` bytes. Gives how many.
+    fn gather(&mut self, most: usize) -> usize {
+        let mut len = 0;
+        let mut scratch = std::mem::take(&mut self.scratch);
+        while let Some(piece) = self.piece().filter(|piece| piece.len() < LARGE) {
+            let some = piece.len().min(most - len);
+            if let (Some(room), Some(piece)) = (scratch.get_mut(len..len + some), piece.get(..some))
+            {
+                room.copy_from_slice(piece);
+            }
+            len += some;
+            self.advance(some);
+            if len == most {
+                break;
+            }
+        }
+        self.scratch = scratch;
+        len
+    }
+
+    /// What is next, of one segment's one part.
+    fn piece(&self) -> Option<&[u8]> {
+        let parts = self.segments.front()?.parts();
+        parts.get(self.part)?.get(self.done..)
+    }
+
+    /// That many bytes of the piece are sealed.
+    fn advance(&mut self, bytes: usize) {
+        self.len -= bytes;
+        self.done += bytes;
+        while let Some(segment) = self.segments.front() {
+            match segment.parts().get(self.part) {
+                Some(part) if part.len() > self.done => return,
+                Some(_) => (self.part, self.done) = (self.part + 1, 0),
+                None => {
+                    self.segments.pop_front();
+                    self.part = 0;
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::super::record::{OPENED, Opener};
+    use super::super::suite::Suite;
+    use super::*;
+    use export::{Body, Head, Pool};
+    use zeroize::Zeroizing;
+
+    #[test]
+    fn what_goes_in_comes_out_whatever_the_room() {
+        let secret = Zeroizing::new(vec![3; 32]);
+        for room in [5000, 20_000, 1 << 18] {
+            let mut sealer = Sealer::new(Suite::Aes128, secret.clone()).unwrap();
+            let mut opener = Opener::new(Suite::Aes128, secret.clone()).unwrap();
+            let (mut outbox, mut expected) = (Outbox::new(), Vec::new());
+            for (len, fill) in [(0, 1), (300, 2), (4096, 3), (100_000, 4), (4095, 5), (0, 6)] {
+                let mut buffer = Pool::new(1 << 22).open().take(len).unwrap();
+                buffer.bytes_mut().fill(fill);
+                let segment =
+                    Segment::with_body(Head::new(&[fill; 24]), Body::Whole(buffer), 0, len);
+                let segment = segment.with_tail([fill; 4]);
+                expected.extend(segment.parts().concat());
+                outbox.push(segment);
+            }
+            assert_eq!(outbox.len(), expected.len());
+            let mut opened = Vec::new();
+            while outbox.len() > 0 {
+                let mut out = vec![0; room];
+                let filled = outbox.seal(&mut sealer, &mut out);
+                assert!(filled > 0);
+                let mut at = 0;
+                while at < filled {
+                    let body = Opener::body(&out[at..filled]).unwrap().unwrap();
+                    let mut into = vec![0; OPENED];
+                    let (kind, len) = opener.open(body, &mut into).unwrap();
+                    assert_eq!(kind, Kind::Data);
+                    opened.extend_from_slice(&into[..len]);
+                    at += 5 + body.len();
+                }
+            }
+            assert!(opened == expected);
+            assert_eq!(outbox.segments(), 0);
+        }
+    }
+}

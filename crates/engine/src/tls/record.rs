@@ -1,0 +1,306 @@
+//! Records after the handshake (RFC 8446 §5): one direction's bytes sealed and opened, each in one pass from where they lie
+//! to where they go. It knows no socket and no session.
+
+use std::fmt;
+
+use aws_lc_rs::aead::{Aad, Nonce};
+
+use super::suite::{Keys, Suite, Traffic};
+
+/// The most bytes of content that a record holds.
+pub(super) const CONTENT: usize = 1 << 14;
+
+/// Bytes of a record's header.
+pub(super) const HEADER: usize = 5;
+
+const TAG: usize = 16;
+
+/// What a record adds to its content: header, type and tag.
+pub(super) const OVERHEAD: usize = HEADER + 1 + TAG;
+
+/// The most bytes of a record's body (RFC 8446 §5.2).
+const BODY: usize = CONTENT + 256;
+
+/// Memory into which any record can be opened.
+pub(super) const OPENED: usize = BODY - TAG;
+
+/// Records that are sealed with one key. AES-GCM is good for 2^24.5 (RFC 8446 §5.5).
+const UPDATE_AFTER: u64 = 1 << 23;
+
+/// The kind of a record's content (RFC 8446 §5.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Alert = 21,
+    Handshake = 22,
+    Data = 23,
+}
+
+/// How a peer broke a rule of the record layer. Each is fatal; the names are those of the alerts (RFC 8446 §6.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Broken {
+    BadRecordMac,
+    RecordOverflow,
+    UnexpectedMessage,
+    DecodeError,
+}
+
+impl Broken {
+    /// Its name, for people.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::BadRecordMac => "TlsBadRecordMac",
+            Self::RecordOverflow => "TlsRecordOverflow",
+            Self::UnexpectedMessage => "TlsUnexpectedMessage",
+            Self::DecodeError => "TlsDecodeError",
+        }
+    }
+
+    /// Its number as an alert.
+    pub(super) fn alert(self) -> u8 {
+        match self {
+            Self::BadRecordMac => 20,
+            Self::RecordOverflow => 22,
+            Self::UnexpectedMessage => 10,
+            Self::DecodeError => 50,
+        }
+    }
+}
+
+/// One direction: its secret, and the keys that come of it.
+struct Way {
+    suite: Suite,
+    secret: Traffic,
+    keys: Keys,
+    /// Records so far with these keys.
+    count: u64,
+}
+
+impl Way {
+    fn new(suite: Suite, secret: Traffic) -> Option<Self> {
+        Some(Self { keys: suite.keys(&secret)?, suite, secret, count: 0 })
+    }
+
+    /// The next record's nonce (RFC 8446 §5.3): the IV, mixed with the record's number.
+    fn nonce(&mut self) -> Nonce {
+        let mut nonce = self.keys.iv;
+        let number = self.count.to_be_bytes();
+        nonce.iter_mut().skip(4).zip(number).for_each(|(byte, digit)| *byte ^= digit);
+        self.count += 1;
+        Nonce::assume_unique_for_key(nonce)
+    }
+
+    /// Goes on with the next secret.
+    fn update(&mut self) {
+        let next = self.suite.next(&self.secret).and_then(|next| Self::new(self.suite, next));
+        // The lengths are right since the first secret was taken.
+        *self = next.unwrap_or_else(|| unreachable!("a secret makes another of its length"));
+    }
+}
+
+/// Seals what is sent.
+pub(super) struct Sealer(Way);
+
+impl Sealer {
+    /// Begins with that secret; nothing if it is not one of the suite.
+    pub(super) fn new(suite: Suite, secret: Traffic) -> Option<Self> {
+        Way::new(suite, secret).map(Self)
+    }
+
+    /// Seals `content`, at most [`CONTENT`] bytes, as one record at the start of `out`. Gives its length. `out` must have
+    /// room for [`OVERHEAD`] bytes more than `content`: else nothing is done, and that is 0.
+    pub(super) fn seal(&mut self, kind: Kind, content: &[u8], out: &mut [u8]) -> usize {
+        let len = content.len() + OVERHEAD;
+        let Some((header, body)) = out.get_mut(..len).and_then(|o| o.split_at_mut_checked(HEADER))
+        else {
+            return 0;
+        };
+        let Some((sealed, end)) = body.split_at_mut_checked(content.len()) else { return 0 };
+        let head = head(len - HEADER);
+        header.copy_from_slice(&head);
+        let nonce = self.0.nonce();
+        let key = &self.0.keys.key;
+        let done = key.seal_out_of_place_scatter(
+            nonce,
+            Aad::from(head),
+            content,
+            sealed,
+            &[kind as u8],
+            end,
+        );
+        if done.is_ok() { len } else { 0 }
+    }
+
+    /// Whether it is time for other keys.
+    pub(super) fn is_worn(&self) -> bool {
+        self.0.count >= UPDATE_AFTER
+    }
+
+    /// Says that other keys follow (RFC 8446 §4.6.3), with `both` that the peer is to change its own, too, and goes on with
+    /// them. Gives the record's length, or 0 without enough room.
+    pub(super) fn update(&mut self, both: bool, out: &mut [u8]) -> usize {
+        let len = self.seal(Kind::Handshake, &[24, 0, 0, 1, u8::from(both)], out);
+        if len > 0 {
+            self.0.update();
+        }
+        len
+    }
+}
+
+/// Opens what comes.
+pub(super) struct Opener(Way);
+
+impl Opener {
+    /// Begins with that secret; nothing if it is not one of the suite.
+    pub(super) fn new(suite: Suite, secret: Traffic) -> Option<Self> {
+        Way::new(suite, secret).map(Self)
+    }
+
+    /// The body of the record that `bytes` begin with, and nothing while it has not come whole.
+    ///
+    /// # Errors
+    /// That is no record of this stage of the protocol.
+    pub(super) fn body(bytes: &[u8]) -> Result<Option<&[u8]>, Broken> {
+        let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() else { return Ok(None) };
+        let [kind, _, _, high, low] = *header;
+        let len = usize::from(u16::from_be_bytes([high, low]));
+        match len {
+            _ if kind != Kind::Data as u8 => Err(Broken::UnexpectedMessage),
+            len if len > BODY => Err(Broken::RecordOverflow),
+            len if len <= TAG => Err(Broken::BadRecordMac),
+            len => Ok(rest.get(..len)),
+        }
+    }
+
+    /// How much memory it takes to open that body.
+    pub(super) fn room(body: &[u8]) -> usize {
+        body.len().saturating_sub(TAG)
+    }
+
+    /// Opens a body into the start of `out`, which has [`Opener::room`] for it. Gives what kind of content that is, and
+    /// how long. What is in `out` behind that, or if it fails, means nothing.
+    ///
+    /// # Errors
+    /// It is not what the peer sealed as its next record.
+    pub(super) fn open(&mut self, body: &[u8], out: &mut [u8]) -> Result<(Kind, usize), Broken> {
+        let room = Self::room(body);
+        let (sealed, tag) = body.split_at_checked(room).ok_or(Broken::BadRecordMac)?;
+        let out = out.get_mut(..room).ok_or(Broken::RecordOverflow)?;
+        let nonce = self.0.nonce();
+        let aad = Aad::from(head(body.len()));
+        let done = self.0.keys.key.open_separate_gather(nonce, aad, sealed, tag, out);
+        done.map_err(|_| Broken::BadRecordMac)?;
+        // The last byte that is not zero is the kind; zeros behind it are padding (RFC 8446 §5.4).
+        let len = out.iter().rposition(|&byte| byte != 0).ok_or(Broken::UnexpectedMessage)?;
+        let kind = match out.get(len) {
+            _ if len > CONTENT => return Err(Broken::RecordOverflow),
+            Some(21) => Kind::Alert,
+            Some(22) => Kind::Handshake,
+            Some(23) => Kind::Data,
+            _ => return Err(Broken::UnexpectedMessage),
+        };
+        Ok((kind, len))
+    }
+
+    /// Goes on with other keys, as the peer said.
+    pub(super) fn update(&mut self) {
+        self.0.update();
+    }
+}
+
+/// A record's header. Its type says data, whatever it holds (RFC 8446 §5.2).
+fn head(body: usize) -> [u8; HEADER] {
+    #[allow(clippy::cast_possible_truncation, reason = "the body of a record is below 2^15 bytes")]
+    let [high, low] = (body as u16).to_be_bytes();
+    [Kind::Data as u8, 3, 3, high, low]
+}
+
+impl fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Sealer({:?}, {} records)", self.0.suite, self.0.count)
+    }
+}
+
+impl fmt::Debug for Opener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Opener({:?}, {} records)", self.0.suite, self.0.count)
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use zeroize::Zeroizing;
+
+    fn ends(suite: Suite) -> (Sealer, Opener) {
+        let secret: Vec<u8> = (0u8..).take(suite.secret_len()).collect();
+        let secret = Zeroizing::new(secret);
+        (Sealer::new(suite, secret.clone()).unwrap(), Opener::new(suite, secret).unwrap())
+    }
+
+    fn open(opener: &mut Opener, record: &[u8]) -> Result<(Kind, Vec<u8>), Broken> {
+        let body = Opener::body(record)?.unwrap();
+        let mut out = vec![0xee; OPENED];
+        let (kind, len) = opener.open(body, &mut out)?;
+        out.truncate(len);
+        Ok((kind, out))
+    }
+
+    #[test]
+    fn what_is_sealed_is_opened_in_order_and_through_updates() {
+        for suite in [Suite::Aes128, Suite::Aes256, Suite::ChaCha20] {
+            let (mut sealer, mut opener) = ends(suite);
+            let mut out = vec![0; CONTENT + OVERHEAD];
+            for len in [0, 1, 24, 4096, CONTENT] {
+                let content = vec![0x5a; len];
+                let sealed = sealer.seal(Kind::Data, &content, &mut out);
+                assert_eq!(sealed, len + OVERHEAD);
+                let (kind, opened) = open(&mut opener, &out[..sealed]).unwrap();
+                assert_eq!((kind, opened), (Kind::Data, content));
+                let sealed = sealer.update(false, &mut out);
+                let said = open(&mut opener, &out[..sealed]).unwrap();
+                assert_eq!(said, (Kind::Handshake, vec![24, 0, 0, 1, 0]));
+                opener.update();
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_sealed_without_room_for_it() {
+        let (mut sealer, mut opener) = ends(Suite::Aes128);
+        let mut out = [0; 100];
+        assert_eq!(sealer.seal(Kind::Data, &[1; 79], &mut out), 0);
+        let sealed = sealer.seal(Kind::Data, &[1; 78], &mut out);
+        assert_eq!(open(&mut opener, &out[..sealed]).unwrap().1, [1; 78]);
+    }
+
+    #[test]
+    fn what_is_changed_repeated_or_left_out_is_refused() {
+        let sealed = |sealer: &mut Sealer| {
+            let mut out = vec![0; 100];
+            let len = sealer.seal(Kind::Data, b"data", &mut out);
+            out.truncate(len);
+            out
+        };
+        for at in HEADER..HEADER + 21 {
+            let (mut sealer, mut opener) = ends(Suite::Aes256);
+            let mut record = sealed(&mut sealer);
+            record[at] ^= 1;
+            assert_eq!(open(&mut opener, &record), Err(Broken::BadRecordMac));
+        }
+        let (mut sealer, mut opener) = ends(Suite::Aes128);
+        let (first, second) = (sealed(&mut sealer), sealed(&mut sealer));
+        assert!(open(&mut opener, &first).is_ok());
+        assert_eq!(open(&mut opener, &first), Err(Broken::BadRecordMac));
+        let (_, mut opener) = ends(Suite::Aes128);
+        assert_eq!(open(&mut opener, &second), Err(Broken::BadRecordMac));
+    }
+
+    #[test]
+    fn lengths_and_kinds_that_cannot_be_are_refused() {
+        assert_eq!(Opener::body(&[23, 3, 3, 0x41, 0x01]), Err(Broken::RecordOverflow));
+        assert_eq!(Opener::body(&[23, 3, 3, 0x41, 0x00]), Ok(None));
+        assert_eq!(Opener::body(&[23, 3, 3, 0, 16]), Err(Broken::BadRecordMac));
+        assert_eq!(Opener::body(&[21, 3, 3, 0, 2, 2, 40]), Err(Broken::UnexpectedMessage));
+        assert_eq!(Opener::body(&[23, 3, 3, 0]), Ok(None));
+    }
+}

@@ -1,0 +1,139 @@
+//! Both directions of a channel after its handshake, with what the two ends say to each other below the application: key
+//! updates, alerts, tickets (RFC 8446 §4.6, §6). It knows no socket and no session.
+
+use super::record::{Broken, CONTENT, HEADER, Kind, OVERHEAD, Opener, Sealer};
+use super::seam::Agreed;
+
+/// The most bytes of a message to us that is not data: a ticket, at most.
+const MESSAGE: usize = 4 << 10;
+
+const NEW_SESSION_TICKET: u8 = 4;
+const KEY_UPDATE: u8 = 24;
+
+const CLOSE_NOTIFY: u8 = 0;
+const USER_CANCELED: u8 = 90;
+
+/// Room for any record that is sent for the channel's own sake.
+pub(super) const SMALL: usize = 64;
+
+/// Both directions.
+#[derive(Debug)]
+pub(super) struct Records {
+    pub(super) sealer: Sealer,
+    opener: Opener,
+    /// A message to us that has not come whole.
+    message: Vec<u8>,
+    /// Whether the peer wants to see other keys of ours.
+    owes_update: bool,
+    /// How often the peer has changed its keys.
+    updates: u64,
+}
+
+/// What a record was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Opened {
+    /// So many bytes of data, at the start of the memory.
+    Data(usize),
+    /// Something for the channel itself.
+    Nothing,
+    /// The peer's last word: it sends no more.
+    End,
+}
+
+impl Records {
+    pub(super) fn new(agreed: Agreed) -> Self {
+        let Agreed { sealer, opener, .. } = agreed;
+        Self { sealer, opener, message: Vec::new(), owes_update: false, updates: 0 }
+    }
+
+    /// The body of the first record in `bytes`, and nothing while it has not come whole.
+    ///
+    /// # Errors
+    /// That is no record of this stage of the protocol.
+    pub(super) fn body<'a>(&self, bytes: &'a [u8]) -> Result<Option<&'a [u8]>, Broken> {
+        Opener::body(bytes)
+    }
+
+    /// Bytes of the record that has this body.
+    pub(super) fn len(body: &[u8]) -> usize {
+        HEADER + body.len()
+    }
+
+    /// Opens the next record into `out`, which has [`Opener::room`] for it.
+    ///
+    /// # Errors
+    /// The peer broke a rule, or somebody changed what it sent.
+    pub(super) fn open(&mut self, body: &[u8], out: &mut [u8]) -> Result<Opened, Broken> {
+        let (kind, len) = self.opener.open(body, out)?;
+        let content = out.get(..len).unwrap_or_default();
+        match kind {
+            Kind::Data if self.message.is_empty() => Ok(Opened::Data(len)),
+            Kind::Alert if self.message.is_empty() => alert(content),
+            // RFC 8446 §5.1: nothing between the parts of a message.
+            Kind::Data | Kind::Alert => Err(Broken::UnexpectedMessage),
+            Kind::Handshake => self.hear(content).map(|()| Opened::Nothing),
+        }
+    }
+
+    /// How often the peer has changed its keys.
+    pub(super) fn updates_seen(&self) -> u64 {
+        self.updates
+    }
+
+    fn hear(&mut self, part: &[u8]) -> Result<(), Broken> {
+        if part.is_empty() || self.message.len() + part.len() > MESSAGE {
+            return Err(Broken::UnexpectedMessage);
+        }
+        self.message.extend_from_slice(part);
+        while let Some((&[kind, a, b, c], rest)) = self.message.split_first_chunk::<4>() {
+            let len = u32::from_be_bytes([0, a, b, c]) as usize;
+            let Some((body, rest)) = rest.split_at_checked(len) else { break };
+            match (kind, body) {
+                (NEW_SESSION_TICKET, _) => {}
+                // RFC 8446 §5.1: what follows comes with other keys, so nothing may follow in the same record.
+                (KEY_UPDATE, &[wants @ (0 | 1)]) if rest.is_empty() => {
+                    self.owes_update |= wants == 1;
+                    self.opener.update();
+                    self.updates += 1;
+                }
+                (KEY_UPDATE, _) => return Err(Broken::DecodeError),
+                _ => return Err(Broken::UnexpectedMessage),
+            }
+            self.message.drain(..4 + len);
+        }
+        Ok(())
+    }
+
+    /// A record that is to be sent before any other now, if there is one: at the start of `out`.
+    pub(super) fn due(&mut self, out: &mut [u8; SMALL]) -> usize {
+        if self.owes_update || self.sealer.is_worn() {
+            self.owes_update = false;
+            return self.sealer.update(false, out);
+        }
+        0
+    }
+
+    /// Says that nothing follows (RFC 8446 §6.1).
+    pub(super) fn close(&mut self, out: &mut [u8; SMALL]) -> usize {
+        self.sealer.seal(Kind::Alert, &[1, CLOSE_NOTIFY], out)
+    }
+
+    /// Says that the peer broke a rule.
+    pub(super) fn complain(&mut self, broken: Broken, out: &mut [u8; SMALL]) -> usize {
+        self.sealer.seal(Kind::Alert, &[2, broken.alert()], out)
+    }
+}
+
+/// How many bytes `content` bytes of data may take when they are sealed in up to `pieces` records more than needed.
+pub(super) fn sealed_len(content: usize, pieces: usize) -> usize {
+    content + (content / CONTENT + pieces + 1) * OVERHEAD
+}
+
+fn alert(content: &[u8]) -> Result<Opened, Broken> {
+    match content {
+        [_, USER_CANCELED] => Ok(Opened::Nothing),
+        // After any other, too, nothing follows.
+        [_, _] => Ok(Opened::End),
+        _ => Err(Broken::DecodeError),
+    }
+}

@@ -1,0 +1,334 @@
+//! A handshake by the TLS library (s2n-tls) behind an interface without unsafe. It knows sockets and keys, no session, and
+//! no record after the handshake.
+//!
+//! # What the library calls back, and when
+//!
+//! The library is given three functions. It calls them only from within [`Handshake::advance`], on the thread that called
+//! that, and keeps no pointer that it hands to them:
+//!
+//! - [`receive`] and [`send`] move bytes of the socket. Their context is the address of a [`Wire`], which is on the heap,
+//!   belongs to the [`Handshake`] and is freed after the connection. Between two calls into the library nobody but
+//!   [`Handshake`] touches it, and during one nobody but these two functions.
+//! - [`tell`] hears the secrets that the handshake makes, as text. It has no context: what it hears goes to a list of the
+//!   thread's own, which is emptied after each call into the library.
+
+#![allow(unsafe_code, reason = "the one file of the crate that the TLS library calls back into")]
+
+use std::cell::RefCell;
+use std::ffi::c_void;
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::{self, NonNull};
+use std::slice;
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
+
+use export::Channel;
+use s2n_tls::config::Config;
+use s2n_tls::connection::Connection;
+use s2n_tls::enums::{Blinding, Mode, PskHmac, Version};
+use s2n_tls::error::Error;
+use s2n_tls::psk::Psk as Key;
+use s2n_tls::security::Policy;
+use zeroize::Zeroizing;
+
+use super::record::{Opener, Sealer};
+use super::suite::{Suite, Traffic};
+use super::{Hash, Psk};
+
+/// What is offered and taken: TLS 1.3 with AES-GCM or ChaCha20-Poly1305, and X25519 or a NIST curve. The versions before,
+/// which the policy also names, need a certificate, and there is none.
+const POLICY: &str = "20240503";
+
+/// For what the value is that both ends of a channel know (RFC 8446 §7.5).
+const BINDING: &[u8] = b"EXPORTER-storagetm-channel";
+
+/// A socket that handshakes are made on.
+pub(super) type Socket = Arc<dyn AsFd + Send + Sync>;
+
+/// How far a handshake has come.
+pub(super) enum Progress {
+    /// Bytes must come first.
+    Reads,
+    /// Bytes must leave first.
+    Writes,
+    /// It is over, and this is what came of it.
+    Done(Box<Agreed>),
+}
+
+/// What two ends agreed on.
+#[derive(Debug)]
+pub(super) struct Agreed {
+    pub(super) channel: Channel,
+    pub(super) sealer: Sealer,
+    pub(super) opener: Opener,
+}
+
+/// Why a handshake failed.
+#[derive(Debug)]
+pub(super) struct Failed {
+    /// What the library says.
+    pub(super) why: &'static str,
+    /// Whether the peer has seen nothing of ours yet, so that an alert to it is in the clear.
+    pub(super) is_early: bool,
+}
+
+/// A handshake on its way.
+pub(super) struct Handshake {
+    /// Here until it is dropped, which is before the wire is.
+    connection: Option<Connection>,
+    wire: NonNull<Wire>,
+    keys: Vec<Psk>,
+    secrets: Vec<Secret>,
+    mode: Mode,
+}
+
+/// The bytes' way between the library and the socket.
+struct Wire {
+    socket: Socket,
+    /// Bytes that came before the library was asked, of which it has `taken` so many.
+    early: Vec<u8>,
+    taken: usize,
+    /// Bytes that were sent.
+    sent: usize,
+    /// Whether the socket took none at the last try.
+    is_full: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Client,
+    Server,
+}
+
+struct Secret(Role, Traffic);
+
+thread_local! {
+    /// What [`tell`] heard during the call into the library that is under way on this thread.
+    static HEARD: RefCell<Vec<Secret>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Loads all that the library needs of the system: once, before the process gives its rights up.
+///
+/// # Errors
+/// The library cannot be used here.
+pub(super) fn prepare() -> std::io::Result<()> {
+    config().map(drop).map_err(std::io::Error::other)
+}
+
+fn config() -> Result<Config, &'static str> {
+    static CONFIG: OnceLock<Result<Config, &'static str>> = OnceLock::new();
+    CONFIG.get_or_init(|| build().map_err(|error| error.message())).clone()
+}
+
+fn build() -> Result<Config, Error> {
+    let mut builder = Config::builder();
+    builder.with_system_certs(false)?;
+    builder.set_security_policy(&Policy::from_version(POLICY)?)?;
+    // SAFETY: the context is null, and `tell` does not use it.
+    unsafe { builder.set_key_log_callback(Some(tell), ptr::null_mut())? };
+    builder.build()
+}
+
+impl Handshake {
+    /// One of the end that waits for the other, which said `early` already.
+    ///
+    /// # Errors
+    /// There is no memory for it, or a key that the library does not take.
+    pub(super) fn serve(socket: Socket, early: Vec<u8>, keys: Vec<Psk>) -> Result<Self, Failed> {
+        Self::new(Mode::Server, socket, early, keys).map_err(|error| failed(&error, true))
+    }
+
+    /// One of the end that begins.
+    ///
+    /// # Errors
+    /// There is no memory for it, or the library does not take the key.
+    pub(super) fn begin(socket: Socket, key: Psk) -> Result<Self, Failed> {
+        Self::new(Mode::Client, socket, Vec::new(), vec![key]).map_err(|error| failed(&error, true))
+    }
+
+    fn new(mode: Mode, socket: Socket, early: Vec<u8>, keys: Vec<Psk>) -> Result<Self, Error> {
+        let config = config().map_err(|why| Error::application(why.into()))?;
+        let mut connection = Connection::new(mode);
+        connection.set_config(config)?;
+        connection.set_blinding(Blinding::SelfService)?;
+        keys.iter().try_for_each(|key| connection.append_psk(&emit(key)?))?;
+        let wire = Wire { socket, early, taken: 0, sent: 0, is_full: false };
+        let wire = NonNull::from(Box::leak(Box::new(wire)));
+        let mut this = Self { connection: Some(connection), wire, keys, secrets: Vec::new(), mode };
+        this.attach()?;
+        Ok(this)
+    }
+
+    fn attach(&mut self) -> Result<(), Error> {
+        let context: *mut c_void = self.wire.as_ptr().cast();
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        connection.set_receive_callback(Some(receive))?;
+        connection.set_send_callback(Some(send))?;
+        // SAFETY: the wire is freed when this is dropped, after the connection.
+        unsafe {
+            connection.set_receive_context(context)?;
+            connection.set_send_context(context)?;
+        }
+        Ok(())
+    }
+
+    /// Does what can be done now.
+    ///
+    /// # Errors
+    /// The two do not come together; nothing more is to be done on this connection but to close it.
+    pub(super) fn advance(&mut self) -> Result<Progress, Failed> {
+        let Some(connection) = &mut self.connection else { return Ok(Progress::Reads) };
+        let progress = connection.poll_negotiate().map_ok(drop);
+        HEARD.with_borrow_mut(|heard| self.secrets.append(heard));
+        match progress {
+            Poll::Pending if self.wire().is_full => Ok(Progress::Writes),
+            Poll::Pending => Ok(Progress::Reads),
+            Poll::Ready(Ok(())) => self.agree().map(|agreed| Progress::Done(Box::new(agreed))),
+            Poll::Ready(Err(error)) => Err(failed(&error, self.wire().sent == 0)),
+        }
+    }
+
+    fn wire(&self) -> &Wire {
+        // SAFETY: it is there until this is dropped, and the library, which has its address too, is not running.
+        unsafe { self.wire.as_ref() }
+    }
+
+    fn agree(&mut self) -> Result<Agreed, Failed> {
+        let late = |why| Failed { why, is_early: false };
+        let connection = self.connection.as_ref().ok_or_else(|| late("it is over"))?;
+        let read = read(connection).map_err(|error| failed(&error, false))?;
+        let (identity, cipher, binding) = read;
+        // Both ends know the key by now; of several with one name it may be any, and all are the same host's.
+        let key = self.keys.iter().find(|key| key.identity == identity);
+        let key = key.ok_or_else(|| late("no key was used"))?.key;
+        let suite = Suite::named(&cipher).ok_or_else(|| late("another cipher suite"))?;
+        let (ours, theirs) = match self.mode {
+            Mode::Server => (Role::Server, Role::Client),
+            Mode::Client => (Role::Client, Role::Server),
+        };
+        let mut secret = |role| {
+            let at = self.secrets.iter().position(|secret| secret.0 == role);
+            at.map(|at| self.secrets.swap_remove(at).1).ok_or_else(|| late("no secret was made"))
+        };
+        let sealer =
+            Sealer::new(suite, secret(ours)?).ok_or_else(|| late("a secret of another length"))?;
+        let opener = Opener::new(suite, secret(theirs)?)
+            .ok_or_else(|| late("a secret of another length"))?;
+        let channel = Channel { key, identity, cipher, binding };
+        Ok(Agreed { channel, sealer, opener })
+    }
+}
+
+impl Drop for Handshake {
+    fn drop(&mut self) {
+        self.connection = None;
+        // SAFETY: it was leaked from a box in `new`, and is freed here and nowhere else. The connection that had its
+        // address is gone.
+        drop(unsafe { Box::from_raw(self.wire.as_ptr()) });
+    }
+}
+
+/// The name of the key that was used, the cipher suite, and the value that only this channel has.
+fn read(connection: &Connection) -> Result<(String, String, [u8; 32]), Error> {
+    let mut identity = vec![0; connection.negotiated_psk_identity_length()?];
+    if !identity.is_empty() {
+        connection.negotiated_psk_identity(&mut identity)?;
+    }
+    let mut binding = [0; 32];
+    connection.tls_exporter(BINDING, &[], &mut binding)?;
+    let is_new = connection.actual_protocol_version()? == Version::TLS13;
+    let cipher = if is_new { connection.cipher_suite()? } else { "" };
+    Ok((String::from_utf8(identity).unwrap_or_default(), cipher.to_owned(), binding))
+}
+
+fn emit(key: &Psk) -> Result<Key, Error> {
+    let mut builder = Key::builder()?;
+    builder.set_identity(key.identity.as_bytes())?;
+    builder.set_secret(key.secret.bytes())?;
+    builder.set_hmac(match key.hash {
+        Hash::Sha256 => PskHmac::SHA256,
+        Hash::Sha384 => PskHmac::SHA384,
+    })?;
+    builder.build()
+}
+
+fn failed(error: &Error, is_early: bool) -> Failed {
+    Failed { why: error.message(), is_early }
+}
+
+/// The library wants up to `len` bytes at `into`.
+///
+/// # Safety
+/// `context` is the address of a [`Wire`] that nobody else uses now, and `into` that of `len` bytes to be written.
+unsafe extern "C" fn receive(context: *mut c_void, into: *mut u8, len: u32) -> i32 {
+    // SAFETY: as the caller promises.
+    let wire = unsafe { &mut *context.cast::<Wire>() };
+    let early = wire.early.get(wire.taken..).unwrap_or_default();
+    let some = early.len().min(len as usize);
+    if some > 0 {
+        // SAFETY: `some` is at most `len`, for which there is room, and `early` is memory of ours.
+        unsafe { ptr::copy_nonoverlapping(early.as_ptr(), into, some) };
+        wire.taken += some;
+        return i32::try_from(some).unwrap_or(-1);
+    }
+    let socket = wire.socket.as_fd().as_raw_fd();
+    // SAFETY: the socket is open, as the wire owns a share of it, and there is room for `len` bytes.
+    let got = unsafe { libc::recv(socket, into.cast(), len as usize, libc::MSG_DONTWAIT) };
+    i32::try_from(got).unwrap_or(-1)
+}
+
+/// The library wants the `len` bytes at `from` sent.
+///
+/// # Safety
+/// `context` is the address of a [`Wire`] that nobody else uses now, and `from` that of `len` bytes.
+unsafe extern "C" fn send(context: *mut c_void, from: *const u8, len: u32) -> i32 {
+    // SAFETY: as the caller promises.
+    let wire = unsafe { &mut *context.cast::<Wire>() };
+    let socket = wire.socket.as_fd().as_raw_fd();
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the socket is open, as the wire owns a share of it, and `from` has `len` bytes.
+    let sent = unsafe { libc::send(socket, from.cast(), len as usize, flags) };
+    wire.is_full = sent < 0;
+    wire.sent += usize::try_from(sent).unwrap_or(0);
+    i32::try_from(sent).unwrap_or(-1)
+}
+
+/// The library tells a secret: its name, a number of the client's, and the secret in hexadecimal digits.
+///
+/// # Safety
+/// `line` is the address of `len` bytes.
+unsafe extern "C" fn tell(
+    _: *mut c_void,
+    _: *mut s2n_connection,
+    line: *mut u8,
+    len: usize,
+) -> i32 {
+    if line.is_null() {
+        return -1;
+    }
+    // SAFETY: as the caller promises, and it is not null.
+    let line = unsafe { slice::from_raw_parts(line, len) };
+    if let Some(secret) = parse(line) {
+        HEARD.with_borrow_mut(|heard| heard.push(secret));
+    }
+    0
+}
+
+use s2n_tls::ffi::s2n_connection;
+
+/// The two secrets that the records after the handshake are made with; of the others we want nothing.
+fn parse(line: &[u8]) -> Option<Secret> {
+    let mut words = line.split(|&byte| byte == b' ');
+    let role = match words.next()? {
+        b"CLIENT_TRAFFIC_SECRET_0" => Role::Client,
+        b"SERVER_TRAFFIC_SECRET_0" => Role::Server,
+        _ => return None,
+    };
+    let digits = words.nth(1)?;
+    let mut secret = Zeroizing::new(Vec::with_capacity(digits.len() / 2));
+    for pair in digits.chunks_exact(2) {
+        let text = str::from_utf8(pair).ok()?;
+        secret.push(u8::from_str_radix(text, 16).ok()?);
+    }
+    Some(Secret(role, secret))
+}

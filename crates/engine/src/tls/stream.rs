@@ -1,0 +1,267 @@
+//! A channel as a stream of bytes on a socket of one's own: for who connects. It knows no session and no protocol.
+
+use std::fmt;
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Instant;
+
+use export::Channel;
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use super::Psk;
+use super::record::{CONTENT, Kind, OPENED, Opener};
+use super::records::{Opened, Records, SMALL, sealed_len};
+use super::seam::{Agreed, Failed, Handshake, Progress};
+use crate::stage::Stage;
+
+/// Bytes that are received at once.
+const INBOX: usize = 512 << 10;
+
+/// Sealed bytes that may wait for the socket before no more are taken.
+const OUTBOX: usize = 1 << 20;
+
+/// Makes a channel on `socket` with that key, by `deadline` at the latest. Whether the socket blocks stays as it is, and
+/// is how the [`Stream`] reads and writes.
+///
+/// # Errors
+/// The other end does not know that key, does not speak TLS 1.3, or takes too long; or the connection broke.
+pub fn connect(socket: TcpStream, key: Psk, deadline: Instant) -> io::Result<Stream> {
+    let socket = Arc::new(socket);
+    let mut handshake = Handshake::begin(socket.clone(), key).map_err(refused)?;
+    let agreed = loop {
+        match handshake.advance().map_err(refused)? {
+            Progress::Done(agreed) => break *agreed,
+            Progress::Reads => wait(&socket, PollFlags::IN, deadline)?,
+            Progress::Writes => wait(&socket, PollFlags::OUT, deadline)?,
+        }
+    };
+    Ok(Stream::new(socket, agreed))
+}
+
+fn refused(failed: Failed) -> io::Error {
+    let why = failed.why;
+    io::Error::new(
+        ErrorKind::PermissionDenied,
+        format!("the other end did not accept the key, or does not have it: {why}"),
+    )
+}
+
+fn wait(socket: &TcpStream, wanted: PollFlags, deadline: Instant) -> io::Result<()> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let timeout = Timespec::try_from(left).ok();
+    let mut fds = [PollFd::new(socket, wanted)];
+    match rustix::event::poll(&mut fds, timeout.as_ref()) {
+        Ok(0) => Err(io::Error::new(ErrorKind::TimedOut, "the other end does not answer")),
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// A channel as a stream of bytes. Dropping it cuts the connection; [`Stream::close`] says before that nothing follows.
+pub struct Stream {
+    socket: Arc<TcpStream>,
+    channel: Channel,
+    records: Records,
+    inbox: Stage,
+    /// Opened bytes that nobody has read.
+    plain: Stage,
+    /// Sealed bytes, of which the socket took `sent`.
+    outbox: Vec<u8>,
+    sent: usize,
+    ended: bool,
+}
+
+impl Stream {
+    fn new(socket: Arc<TcpStream>, agreed: Agreed) -> Self {
+        let (inbox, plain) = (Stage::new(INBOX), Stage::new(OPENED));
+        let (channel, outbox) = (agreed.channel.clone(), Vec::new());
+        let records = Records::new(agreed);
+        Self { socket, channel, records, inbox, plain, outbox, sent: 0, ended: false }
+    }
+
+    /// What protects it.
+    pub fn channel(&self) -> &Channel {
+        &self.channel
+    }
+
+    /// The socket: to change how it waits, or to wait for it.
+    pub fn socket(&self) -> &TcpStream {
+        &self.socket
+    }
+
+    /// Whether there are bytes to send that the socket did not take.
+    pub fn has_unsent(&self) -> bool {
+        self.sent < self.outbox.len()
+    }
+
+    /// Whether there are bytes to read that have come already: the socket does not tell.
+    pub fn has_unread(&self) -> bool {
+        let whole = Opener::body(self.inbox.waiting()).is_ok_and(|body| body.is_some());
+        whole || !self.plain.is_empty()
+    }
+
+    /// Changes the keys with which this end seals, and with `both` asks the other end to change its own (RFC 8446 §4.6.3).
+    ///
+    /// # Errors
+    /// As for sending.
+    pub fn update(&mut self, both: bool) -> io::Result<()> {
+        self.flush()?;
+        let mut small = [0; SMALL];
+        let len = self.records.sealer.update(both, &mut small);
+        self.outbox.extend_from_slice(small.get(..len).unwrap_or_default());
+        self.flush()
+    }
+
+    /// How often the other end has changed its keys.
+    pub fn updates_seen(&self) -> u64 {
+        self.records.updates_seen()
+    }
+
+    /// Says that nothing follows.
+    ///
+    /// # Errors
+    /// As for sending.
+    pub fn close(&mut self) -> io::Result<()> {
+        self.flush()?;
+        let mut small = [0; SMALL];
+        let len = self.records.close(&mut small);
+        self.outbox.extend_from_slice(small.get(..len).unwrap_or_default());
+        self.flush()?;
+        self.socket.shutdown(std::net::Shutdown::Write)
+    }
+
+    /// Opens one record that has come, into `into` if it fits. Gives how many bytes of it are there, and nothing if none
+    /// has come whole.
+    fn open(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
+        let broken =
+            |broken: super::record::Broken| io::Error::new(ErrorKind::InvalidData, broken.name());
+        let Some(body) = Opener::body(self.inbox.waiting()).map_err(broken)? else {
+            return Ok(None);
+        };
+        let len = Records::len(body);
+        let opened = if into.len() >= Opener::room(body) {
+            self.records.open(body, into)
+        } else {
+            let opened = self.records.open(body, self.plain.spare());
+            if let Ok(Opened::Data(len)) = opened {
+                self.plain.fill(len);
+            }
+            opened.map(|opened| match opened {
+                Opened::Data(_) => Opened::Data(self.plain.pour(into)),
+                other => other,
+            })
+        };
+        let opened = opened.map_err(broken);
+        self.inbox.consume(len);
+        match opened? {
+            Opened::Data(len) => Ok(Some(len)),
+            Opened::Nothing => Ok(Some(0)),
+            Opened::End => {
+                self.ended = true;
+                Ok(Some(0))
+            }
+        }
+    }
+
+    fn answer_updates(&mut self) -> io::Result<()> {
+        let mut small = [0; SMALL];
+        let len = self.records.due(&mut small);
+        self.outbox.extend_from_slice(small.get(..len).unwrap_or_default());
+        if self.has_unsent() { self.send() } else { Ok(()) }
+    }
+
+    /// Sends what the socket takes; that it takes none now is no error.
+    fn send(&mut self) -> io::Result<()> {
+        match self.flush() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Seals `bytes` behind what waits.
+    fn seal(&mut self, bytes: &[u8]) {
+        let mut used = self.outbox.len();
+        self.outbox.resize(used + sealed_len(bytes.len(), 0), 0);
+        for content in bytes.chunks(CONTENT) {
+            let room = self.outbox.get_mut(used..).unwrap_or_default();
+            used += self.records.sealer.seal(Kind::Data, content, room);
+        }
+        self.outbox.truncate(used);
+    }
+}
+
+impl Read for Stream {
+    /// Reads what has come, and waits for more only if that is nothing. 0 is the end that the peer said; a connection that
+    /// ends without it is an error.
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let mut got = self.plain.pour(into);
+        while got < into.len() && !self.ended {
+            let room = into.get_mut(got..).unwrap_or_default();
+            match self.open(room)? {
+                Some(len) => got += len,
+                None if got > 0 => break,
+                None => {
+                    self.answer_updates()?;
+                    let came = (&*self.socket).read(self.inbox.spare())?;
+                    self.inbox.fill(came);
+                    if came == 0 {
+                        return Err(ErrorKind::UnexpectedEof.into());
+                    }
+                }
+            }
+        }
+        self.answer_updates()?;
+        Ok(got)
+    }
+}
+
+impl Write for Stream {
+    /// Seals and sends. What the socket does not take waits: [`Write::flush`] tells when all is sent.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        if self.outbox.len() - self.sent >= OUTBOX {
+            self.flush()?;
+        }
+        self.answer_updates()?;
+        let mut taken = 0;
+        for piece in pieces {
+            let piece = piece.get(..OUTBOX - taken).unwrap_or(piece);
+            self.seal(piece);
+            taken += piece.len();
+        }
+        self.send()?;
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        while self.has_unsent() {
+            let rest = self.outbox.get(self.sent..).unwrap_or_default();
+            match (&*self.socket).write(rest) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(sent) => self.sent += sent,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.outbox.clear();
+        self.sent = 0;
+        Ok(())
+    }
+}
+
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Stream({})", self.channel.cipher)
+    }
+}

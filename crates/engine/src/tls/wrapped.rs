@@ -1,0 +1,543 @@
+//! A session that speaks through TLS: it opens the records that come for the session in it, and seals what that says. Both
+//! drivers carry it as any other; it knows no socket and no protocol.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use export::{
+    Account, Body, Event, Head, Landing, News, Outcome, Peer, Reason, Segment, Session, Step,
+    Ticket,
+};
+
+use super::outbox::Outbox;
+use super::record::{Broken, OPENED, Opener};
+use super::records::{Opened, Records, SMALL, sealed_len};
+use crate::stage::{Stage, room};
+use crate::{GRACE, UNSENT};
+
+/// Bytes of sealed records that are sent at once, and come from the connection's memory in one piece.
+const CHUNK: usize = 256 << 10;
+
+/// Room for opened bytes: what of a header has come, and two records.
+const OPEN: usize = 4 * OPENED;
+
+/// Records that are opened before what they brought about is carried out.
+const ROUND: usize = 16;
+
+/// How far the channel has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    /// The peer has said that it sends no more, and is to close until then.
+    Ended(Instant),
+    /// The session wants to close; what it said before is sealed until then.
+    Closing(Reason, Instant),
+    /// Nothing more is said.
+    Over,
+}
+
+/// A session in TLS.
+pub(crate) struct Wrapped {
+    session: Box<dyn Session>,
+    records: Records,
+    peer: Peer,
+    /// Memory for sealed records.
+    account: Account,
+    /// Opened bytes that the session has not taken.
+    plain: Stage,
+    /// What the session says, to be sealed.
+    outbox: Outbox,
+    /// What the driver is to do.
+    steps: VecDeque<Step>,
+    phase: Phase,
+    /// The last time that was told.
+    now: Instant,
+}
+
+impl Wrapped {
+    /// Wraps `session`; sealed records are held in memory of `account`.
+    pub(crate) fn new(
+        records: Records,
+        session: Box<dyn Session>,
+        account: Account,
+        peer: Peer,
+        now: Instant,
+    ) -> Self {
+        Self {
+            session,
+            records,
+            peer,
+            account,
+            plain: Stage::new(OPEN),
+            outbox: Outbox::new(),
+            steps: VecDeque::new(),
+            phase: Phase::Open,
+            now,
+        }
+    }
+
+    /// Whether the session may be given more.
+    fn takes_more(&self) -> bool {
+        self.phase == Phase::Open && self.outbox.len() <= UNSENT && self.session.hungry()
+    }
+
+    /// Opens the record that `bytes` begin with. Gives its length, or nothing while it has not come whole.
+    fn open(&mut self, bytes: &[u8]) -> Result<Option<usize>, Broken> {
+        let Some(body) = self.records.body(bytes)? else { return Ok(None) };
+        let landing = if self.plain.is_empty() { self.session.landing() } else { None };
+        let opened = match landing {
+            Some(landing) => self.open_into(landing, body),
+            None => self.open_staged(body),
+        };
+        if opened? == Opened::End {
+            self.phase = Phase::Ended(self.now + GRACE);
+        }
+        Ok(Some(Records::len(body)))
+    }
+
+    /// Opens a record for the stage.
+    fn open_staged(&mut self, body: &[u8]) -> Result<Opened, Broken> {
+        let opened = self.records.open(body, self.plain.spare());
+        if let Ok(Opened::Data(len)) = opened {
+            self.plain.fill(len);
+        }
+        opened
+    }
+
+    /// Opens a record into the memory that the session wants filled, if it has room for all of it.
+    fn open_into(&mut self, mut landing: Landing, body: &[u8]) -> Result<Opened, Broken> {
+        let into = room(&mut landing);
+        let (opened, got) = if into.len() >= Opener::room(body) {
+            let opened = self.records.open(body, into);
+            (opened, if let Ok(Opened::Data(len)) = opened { len } else { 0 })
+        } else {
+            let opened = self.open_staged(body);
+            (opened, self.plain.pour(into))
+        };
+        self.session.landed(self.now, landing, got);
+        opened
+    }
+
+    /// Offers the session what is opened. Tells whether it took any.
+    fn feed(&mut self) -> bool {
+        if self.plain.is_empty() || !self.takes_more() {
+            return false;
+        }
+        let taken = self.session.receive(self.now, self.plain.waiting());
+        self.plain.consume(taken);
+        taken > 0
+    }
+
+    /// Has the session say what it has to say.
+    fn collect(&mut self) {
+        while let Some(step) = self.session.poll() {
+            match step {
+                Step::Send(segment) => self.outbox.push(segment),
+                Step::Close(_) if self.phase == Phase::Over => {}
+                Step::Close(reason) => {
+                    self.phase = Phase::Closing(reason, self.now + GRACE);
+                    break;
+                }
+                step => self.steps.push_back(step),
+            }
+            if self.outbox.len() >= CHUNK {
+                self.seal();
+            }
+        }
+    }
+
+    /// Seals what waits, as far as there is memory.
+    fn seal(&mut self) {
+        if self.phase == Phase::Over {
+            return self.outbox.clear();
+        }
+        let mut small = [0; SMALL];
+        let due = self.records.due(&mut small);
+        self.send_small(small.get(..due).unwrap_or_default());
+        while self.outbox.len() > 0 {
+            let len = sealed_len(self.outbox.len(), 2 * self.outbox.segments()).min(CHUNK);
+            let Some(mut buffer) = self.account.take(len) else { return };
+            let filled = self.outbox.seal(&mut self.records.sealer, buffer.bytes_mut());
+            let segment = Segment::with_body(Head::new(&[]), Body::Whole(buffer), 0, filled);
+            self.steps.push_back(Step::Send(segment));
+        }
+    }
+
+    fn send_small(&mut self, record: &[u8]) {
+        if !record.is_empty() {
+            self.steps.push_back(Step::Send(Segment::head(Head::new(record))));
+        }
+    }
+
+    /// Ends the channel once the session wants to and all that it said is sealed.
+    fn finish(&mut self) {
+        match self.phase {
+            Phase::Closing(reason, until) if self.outbox.len() == 0 || until <= self.now => {
+                self.close(reason);
+            }
+            Phase::Ended(until) if until <= self.now => self.close(Reason::Peer),
+            _ => {}
+        }
+    }
+
+    fn close(&mut self, reason: Reason) {
+        let mut small = [0; SMALL];
+        let len = self.records.close(&mut small);
+        self.send_small(small.get(..len).unwrap_or_default());
+        self.steps.push_back(Step::Close(reason));
+        self.phase = Phase::Over;
+    }
+
+    /// The peer broke a rule of TLS, or somebody else changed what it sent.
+    fn give_up(&mut self, broken: Broken) {
+        let mut small = [0; SMALL];
+        let len = self.records.complain(broken, &mut small);
+        self.send_small(small.get(..len).unwrap_or_default());
+        let rule = broken.name();
+        self.steps.push_back(Step::Report(Event::Violation { peer: self.peer.clone(), rule }));
+        self.steps.push_back(Step::Close(Reason::Violation));
+        self.phase = Phase::Over;
+        self.outbox.clear();
+    }
+}
+
+impl Session for Wrapped {
+    fn receive(&mut self, now: Instant, bytes: &[u8]) -> usize {
+        self.now = now;
+        let mut taken = 0;
+        for _ in 0..ROUND {
+            while self.feed() {
+                self.collect();
+            }
+            if !self.takes_more() || self.plain.spare().len() < OPENED {
+                break;
+            }
+            match self.open(bytes.get(taken..).unwrap_or_default()) {
+                Ok(Some(len)) => taken += len,
+                Ok(None) => break,
+                Err(broken) => self.give_up(broken),
+            }
+            self.collect();
+        }
+        // What comes after the end is nobody's.
+        if matches!(self.phase, Phase::Ended(_) | Phase::Over) { bytes.len() } else { taken }
+    }
+
+    fn complete(&mut self, now: Instant, ticket: Ticket, outcome: Outcome) {
+        self.now = now;
+        self.session.complete(now, ticket, outcome);
+    }
+
+    fn tell(&mut self, now: Instant, news: &News) {
+        self.now = now;
+        self.session.tell(now, news);
+        if *news == News::Disconnected {
+            self.phase = Phase::Over;
+        }
+    }
+
+    fn tick(&mut self, now: Instant) {
+        self.now = now;
+        if self.session.deadline().is_some_and(|deadline| deadline <= now) {
+            self.session.tick(now);
+        }
+        self.collect();
+        self.seal();
+        self.finish();
+    }
+
+    fn poll(&mut self) -> Option<Step> {
+        loop {
+            if let Some(step) = self.steps.pop_front() {
+                return Some(step);
+            }
+            self.collect();
+            if !self.steps.is_empty() {
+                continue;
+            }
+            self.seal();
+            self.finish();
+            if self.steps.is_empty() && !self.feed() {
+                return None;
+            }
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let until = match self.phase {
+            Phase::Ended(until) | Phase::Closing(_, until) => Some(until),
+            Phase::Open | Phase::Over => None,
+        };
+        self.session.deadline().into_iter().chain(until).min()
+    }
+
+    fn hungry(&self) -> bool {
+        // After the end bytes are taken and dropped, so that the end of the stream is seen.
+        self.takes_more() || matches!(self.phase, Phase::Ended(_) | Phase::Over)
+    }
+
+    fn is_established(&self) -> bool {
+        self.session.is_established()
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use export::{Channel, Door, Pool};
+    use zeroize::Zeroizing;
+
+    use super::super::record::{CONTENT, Kind, Sealer};
+    use super::super::seam::Agreed;
+    use super::super::suite::Suite;
+    use super::*;
+
+    /// Says back what it hears, in segments of its own; `!` closes it.
+    #[derive(Default)]
+    struct Echo {
+        steps: VecDeque<Step>,
+        deaf: bool,
+    }
+
+    impl Session for Echo {
+        fn receive(&mut self, _: Instant, bytes: &[u8]) -> usize {
+            let some = &bytes[..bytes.len().min(5000)];
+            self.steps.push_back(Step::Send(Segment::with_shared(Head::new(b""), some.into())));
+            if some.contains(&b'!') {
+                self.steps.push_back(Step::Close(Reason::Ended));
+                self.deaf = true;
+            }
+            some.len()
+        }
+        fn complete(&mut self, _: Instant, _: Ticket, _: Outcome) {}
+        fn tell(&mut self, _: Instant, _: &News) {}
+        fn tick(&mut self, _: Instant) {}
+        fn poll(&mut self) -> Option<Step> {
+            self.steps.pop_front()
+        }
+        fn deadline(&self) -> Option<Instant> {
+            None
+        }
+        fn hungry(&self) -> bool {
+            !self.deaf
+        }
+        fn is_established(&self) -> bool {
+            true
+        }
+    }
+
+    fn secret(byte: u8) -> Zeroizing<Vec<u8>> {
+        Zeroizing::new(vec![byte; 32])
+    }
+
+    fn agreed(ours: u8, theirs: u8) -> Agreed {
+        let (identity, cipher) = (String::new(), String::new());
+        Agreed {
+            channel: Channel { key: None, identity, cipher, binding: [0; 32] },
+            sealer: Sealer::new(Suite::Aes128, secret(ours)).unwrap(),
+            opener: Opener::new(Suite::Aes128, secret(theirs)).unwrap(),
+        }
+    }
+
+    /// A wrapped echo, and the peer's end, with a driver of the simplest kind between them.
+    struct Bench {
+        wrapped: Wrapped,
+        peer: Records,
+        waiting: Vec<u8>,
+        sent: Vec<Segment>,
+        heard: Vec<u8>,
+        closed: Option<Reason>,
+        reports: usize,
+        now: Instant,
+    }
+
+    impl Bench {
+        fn new(memory: usize) -> Self {
+            let nowhere = (Ipv4Addr::LOCALHOST, 0).into();
+            let peer = Peer { remote: nowhere, local: nowhere, door: Door::Keyed, channel: None };
+            let (account, now) = (Pool::new(memory).open(), Instant::now());
+            let records = Records::new(agreed(1, 2));
+            Self {
+                wrapped: Wrapped::new(records, Box::new(Echo::default()), account, peer, now),
+                peer: Records::new(agreed(2, 1)),
+                waiting: Vec::new(),
+                sent: Vec::new(),
+                heard: Vec::new(),
+                closed: None,
+                reports: 0,
+                now,
+            }
+        }
+
+        fn say(&mut self, kind: Kind, content: &[u8]) -> Vec<u8> {
+            let mut out = vec![0; CONTENT + 22];
+            let len = self.peer.sealer.seal(kind, content, &mut out);
+            out.truncate(len);
+            out
+        }
+
+        fn receive(&mut self, bytes: &[u8]) {
+            self.waiting.extend_from_slice(bytes);
+            while self.wrapped.hungry() && !self.waiting.is_empty() {
+                let taken = self.wrapped.receive(self.now, &self.waiting);
+                self.waiting.drain(..taken);
+                self.drain();
+                if taken == 0 {
+                    break;
+                }
+            }
+        }
+
+        fn drain(&mut self) {
+            while let Some(step) = self.wrapped.poll() {
+                match step {
+                    Step::Send(segment) => self.sent.push(segment),
+                    Step::Close(reason) => self.closed = Some(reason),
+                    Step::Report(_) => self.reports += 1,
+                    _ => {}
+                }
+            }
+        }
+
+        /// The peer hears what was sent; what it took gives memory back.
+        fn hear(&mut self) -> Result<bool, Broken> {
+            let bytes: Vec<u8> = self.sent.drain(..).flat_map(|s| s.parts().concat()).collect();
+            let mut at = 0;
+            let mut ended = false;
+            while let Some(body) = self.peer.body(&bytes[at..])? {
+                let mut out = vec![0; OPENED];
+                match self.peer.open(body, &mut out)? {
+                    Opened::Data(len) => self.heard.extend_from_slice(&out[..len]),
+                    Opened::Nothing => {}
+                    Opened::End => ended = true,
+                }
+                at += Records::len(body);
+            }
+            assert_eq!(at, bytes.len());
+            Ok(ended)
+        }
+    }
+
+    #[test]
+    fn what_is_said_comes_back_however_it_is_cut_and_whatever_keys_change() {
+        for cut in [1, 7, 1000, 20_000, 100_000] {
+            let mut bench = Bench::new(1 << 20);
+            let (mut bytes, mut expected) = (Vec::new(), Vec::new());
+            for (round, len) in [1, 0, 16, 4096, CONTENT, 300, CONTENT].into_iter().enumerate() {
+                let content = vec![b'a' + u8::try_from(round).unwrap(); len];
+                bytes.extend(bench.say(Kind::Data, &content));
+                expected.extend(content);
+                let mut small = [0; SMALL];
+                let len = bench.peer.sealer.update(round % 2 == 0, &mut small);
+                bytes.extend_from_slice(&small[..len]);
+            }
+            for piece in bytes.chunks(cut) {
+                bench.receive(piece);
+                assert_eq!(bench.hear(), Ok(false));
+                bench.drain();
+            }
+            assert!(bench.heard == expected, "cut {cut}");
+            assert!(bench.peer.updates_seen() >= 1);
+            assert_eq!((bench.closed, bench.reports), (None, 0));
+        }
+    }
+
+    #[test]
+    fn without_memory_what_is_said_waits_and_no_more_is_taken() {
+        let mut bench = Bench::new(0);
+        let mut expected = Vec::new();
+        for round in 0..600u32 {
+            let content = vec![u8::try_from(round % 200).unwrap() | 0x80; CONTENT];
+            let record = bench.say(Kind::Data, &content);
+            bench.receive(&record);
+            expected.extend(content);
+        }
+        assert!(bench.wrapped.account.held() <= CHUNK);
+        assert!(
+            bench.wrapped.outbox.len() <= UNSENT + 17 * CONTENT,
+            "{}",
+            bench.wrapped.outbox.len()
+        );
+        assert!(!bench.wrapped.hungry() && !bench.waiting.is_empty());
+        while bench.heard.len() < expected.len() {
+            assert!(!bench.sent.is_empty());
+            assert_eq!(bench.hear(), Ok(false));
+            bench.drain();
+            bench.receive(&[]);
+        }
+        assert!(bench.heard == expected);
+    }
+
+    #[test]
+    fn a_session_that_closes_says_all_and_goodbye_or_is_closed_in_time() {
+        let mut bench = Bench::new(0);
+        for _ in 0..40 {
+            let record = bench.say(Kind::Data, &[1; CONTENT]);
+            bench.receive(&record);
+        }
+        let record = bench.say(Kind::Data, b"!");
+        bench.receive(&record);
+        assert_eq!(bench.closed, None);
+        while bench.closed.is_none() {
+            assert_eq!(bench.hear(), Ok(false));
+            bench.drain();
+        }
+        assert_eq!((bench.closed, bench.hear()), (Some(Reason::Ended), Ok(true)));
+        assert_eq!(bench.heard.len(), 40 * CONTENT + 1);
+
+        let mut deaf = Bench::new(0);
+        for _ in 0..40 {
+            let record = deaf.say(Kind::Data, &[1; CONTENT]);
+            deaf.receive(&record);
+        }
+        let record = deaf.say(Kind::Data, b"!");
+        deaf.receive(&record);
+        let until = deaf.wrapped.deadline().unwrap();
+        assert!(until <= deaf.now + GRACE);
+        deaf.wrapped.tick(until);
+        deaf.drain();
+        assert_eq!(deaf.closed, Some(Reason::Ended));
+    }
+
+    #[test]
+    fn a_peer_that_says_goodbye_and_stays_is_closed_in_time() {
+        let mut bench = Bench::new(1 << 20);
+        let record = [bench.say(Kind::Data, b"last"), bench.say(Kind::Alert, &[1, 0])].concat();
+        bench.receive(&record);
+        // What follows is dropped, whatever it is.
+        bench.receive(&[0; 100]);
+        assert!(bench.waiting.is_empty() && bench.closed.is_none());
+        assert_eq!((bench.hear(), &bench.heard[..]), (Ok(false), &b"last"[..]));
+        bench.wrapped.tick(bench.now + GRACE + Duration::from_millis(1));
+        bench.drain();
+        assert_eq!((bench.closed, bench.hear()), (Some(Reason::Peer), Ok(true)));
+    }
+
+    #[test]
+    fn broken_rules_are_reported_once_and_end_it() {
+        let cases: [(Kind, &[u8]); 6] = [
+            (Kind::Handshake, &[24, 0, 0, 1, 2]),
+            (Kind::Handshake, &[24, 0, 0, 1, 0, 4, 0, 0, 0]),
+            (Kind::Handshake, &[1, 0, 0, 0]),
+            (Kind::Handshake, &[]),
+            (Kind::Alert, &[1]),
+            (Kind::Handshake, &[4; CONTENT]),
+        ];
+        for (kind, content) in cases {
+            let mut bench = Bench::new(1 << 20);
+            let record = bench.say(kind, content);
+            bench.receive(&record);
+            assert_eq!((bench.closed, bench.reports), (Some(Reason::Violation), 1), "{content:?}");
+            bench.receive(&[0; 10]);
+            assert_eq!((bench.hear(), bench.reports), (Ok(true), 1));
+        }
+        // Nothing comes between the parts of a message.
+        let mut bench = Bench::new(1 << 20);
+        let record =
+            [bench.say(Kind::Handshake, &[24, 0]), bench.say(Kind::Data, b"data")].concat();
+        bench.receive(&record);
+        assert_eq!((bench.closed, bench.reports), (Some(Reason::Violation), 1));
+    }
+}

@@ -1,0 +1,451 @@
+//! What TLS promises at a door: who is let in, what those who are not learn, and what they can cost. With both drivers where
+//! they have a part in it; over loopback TCP, with the toy protocol.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod toy;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use engine::tls::{self, Hash, Psk, Stream};
+use engine::{Config, Driver, Engine, Limits, Security};
+use export::{Channel, Door, Event, KeyId, Peer, Secret};
+use toy::{BLOCK, Client, FREE, Log, Manner, lend, opener, pattern, tunnel, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// An engine that serves the toy protocol at one door.
+struct House {
+    engine: Engine,
+    address: SocketAddr,
+    log: Arc<Log>,
+    events: Arc<Mutex<Vec<Event>>>,
+    peers: Arc<Mutex<Vec<Peer>>>,
+}
+
+fn keyed(keys: impl Fn() -> Vec<Psk> + Send + Sync + 'static) -> Security {
+    Security::keyed(Arc::new(keys))
+}
+
+fn house(driver: Driver, limits: Limits, security: Security) -> House {
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let sink = {
+        let events = events.clone();
+        Arc::new(move |event| events.lock().unwrap().push(event))
+    };
+    let engine = Engine::start(Config { driver, limits, ..Config::default() }, sink).unwrap();
+    let (log, peers) = (Arc::new(Log::default()), Arc::new(Mutex::new(Vec::new())));
+    let inner = opener(&log, &lend(8 << 20), Manner::default());
+    let seen = peers.clone();
+    let open: engine::Open = Arc::new(move |peer, account, now| {
+        seen.lock().unwrap().push(peer.clone());
+        inner(peer, account, now)
+    });
+    let address = engine.listen((Ipv4Addr::LOCALHOST, 0).into(), None, security, open).unwrap();
+    House { engine, address, log, events, peers }
+}
+
+impl House {
+    fn refusals(&self) -> Vec<&'static str> {
+        let events = self.events.lock().unwrap();
+        let why = |event: &Event| match event {
+            Event::Refused { why, host, wanted, .. } if host.is_empty() && wanted.is_empty() => {
+                Some(*why)
+            }
+            _ => None,
+        };
+        events.iter().filter_map(why).collect()
+    }
+
+    fn raw(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+        stream
+    }
+
+    fn connect(&self, key: Psk) -> std::io::Result<Stream> {
+        tls::connect(self.raw(), key, Instant::now() + PATIENCE)
+    }
+
+    fn stop(self) {
+        assert!(self.engine.stop(PATIENCE));
+        assert_eq!(Log::read(&self.log.wronged), 0);
+    }
+}
+
+fn key(name: &str, byte: u8, hash: Hash) -> Psk {
+    let len = if hash == Hash::Sha256 { 32 } else { 48 };
+    let secret = Secret::new(vec![byte; len]);
+    Psk { identity: name.to_owned(), secret, hash, key: Some(KeyId::new(byte.into())) }
+}
+
+/// What the toy answers to a command without data: its tag, status 0.
+fn ask(stream: &mut Stream, tag: u32) {
+    stream.write_all(&Client::command(b'E', tag, 0, 0)).unwrap();
+    let mut answer = [0; 16];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!((&answer[..4], &answer[4..]), (&tag.to_le_bytes()[..], &[0; 12][..]));
+}
+
+/// All that the other end says until it closes.
+fn rest(stream: &mut TcpStream) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Ok(_) => {}
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+    }
+    bytes
+}
+
+/// The first bytes that our end says with that key.
+fn hello(key: Psk) -> Vec<u8> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let begin = thread::spawn(move || tls::connect(socket, key, Instant::now() + PATIENCE));
+    let (mut other, _) = listener.accept().unwrap();
+    let mut bytes = vec![0; 5];
+    other.read_exact(&mut bytes).unwrap();
+    bytes.resize(5 + usize::from(u16::from_be_bytes([bytes[3], bytes[4]])), 0);
+    other.read_exact(&mut bytes[5..]).unwrap();
+    drop(other);
+    assert!(begin.join().unwrap().is_err());
+    bytes
+}
+
+#[test]
+fn both_ends_know_the_same_of_their_channel() {
+    let keys = || vec![key("one", 1, Hash::Sha256), key("two", 2, Hash::Sha384)];
+    for driver in [Driver::Auto, Driver::Blocking] {
+        let house = house(driver, FREE, keyed(keys));
+        for (key, cipher) in keys().into_iter().zip(["AES_128_GCM", "AES_256_GCM"]) {
+            let mut stream = house.connect(key.clone()).unwrap();
+            ask(&mut stream, 7);
+            let peer = house.peers.lock().unwrap().pop().unwrap();
+            let Channel { identity, binding, .. } = stream.channel();
+            let theirs = peer.channel.as_ref().unwrap();
+            assert!(theirs.cipher.contains(cipher), "{}", theirs.cipher);
+            assert_eq!((peer.door, theirs.key), (Door::Keyed, key.key));
+            assert_eq!((&theirs.identity, &theirs.binding), (identity, binding));
+            assert_eq!(*identity, key.identity);
+            assert_eq!(peer.remote, stream.socket().local_addr().unwrap());
+            let other = house.connect(key).unwrap();
+            assert_ne!(other.channel().binding, *binding);
+        }
+        house.stop();
+    }
+}
+
+/// X02.
+#[test]
+fn x02_who_speaks_in_the_clear_is_refused_where_a_key_is_needed() {
+    let house = house(Driver::Auto, FREE, keyed(|| vec![tunnel::key()]));
+    for first in [&Client::command(b'E', 1, 0, 0)[..], b"\x00", b"GET / HTTP/1.0\r\n\r\n"] {
+        let mut stream = house.raw();
+        stream.write_all(first).unwrap();
+        assert_eq!(rest(&mut stream), b"");
+    }
+    wait_for("the house to empty", || house.engine.connections() == 0);
+    assert_eq!(Log::read(&house.log.opened), 0);
+    assert_eq!(house.refusals(), ["in the clear, where a key is needed"; 3]);
+    house.stop();
+}
+
+#[test]
+fn plain_connections_are_let_in_while_the_door_says_so() {
+    let lets_in = Arc::new(AtomicBool::new(true));
+    let asked = lets_in.clone();
+    let plain = Arc::new(move || asked.load(Ordering::SeqCst));
+    let security = Security { plain, ..keyed(|| vec![tunnel::key()]) };
+    let house = house(Driver::Auto, FREE, security);
+    let mut client = Client::connect(house.address);
+    assert_eq!(client.ask(b'E', 1), 0);
+    lets_in.store(false, Ordering::SeqCst);
+    let mut late = house.raw();
+    late.write_all(&Client::command(b'E', 1, 0, 0)).unwrap();
+    assert_eq!(rest(&mut late), b"");
+    // Who is in stays.
+    assert_eq!(client.ask(b'E', 2), 0);
+    assert_eq!(house.peers.lock().unwrap()[0].channel, None);
+    ask(&mut house.connect(tunnel::key()).unwrap(), 3);
+    drop(client);
+    house.stop();
+}
+
+#[test]
+fn keys_are_those_of_the_moment() {
+    let keys = Arc::new(Mutex::new(vec![key("old", 1, Hash::Sha256)]));
+    let current = keys.clone();
+    let house = house(Driver::Auto, FREE, keyed(move || current.lock().unwrap().clone()));
+    ask(&mut house.connect(key("old", 1, Hash::Sha256)).unwrap(), 1);
+    *keys.lock().unwrap() = vec![key("new", 2, Hash::Sha256)];
+    let refused = house.connect(key("old", 1, Hash::Sha256)).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+    ask(&mut house.connect(key("new", 2, Hash::Sha256)).unwrap(), 1);
+    house.stop();
+}
+
+/// X20: who connects finds out, too, that the other end does not have the key.
+#[test]
+fn x20_a_server_without_the_key_is_refused() {
+    let house = house(Driver::Auto, FREE, keyed(|| vec![key("name", 1, Hash::Sha256)]));
+    for wrong in [key("name", 2, Hash::Sha256), key("other", 1, Hash::Sha256)] {
+        let error = house.connect(wrong).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+    }
+    wait_for("the reports", || house.refusals().len() == 2);
+    assert_eq!(house.refusals(), ["with no key that is known here"; 2]);
+    assert_eq!(Log::read(&house.log.opened), 0);
+    house.stop();
+}
+
+/// X05: neither what is said nor how long it takes tells whether a name is known.
+#[test]
+fn x05_an_unknown_name_and_a_wrong_key_look_alike() {
+    let house = house(Driver::Auto, FREE, keyed(|| vec![key("NVMe1R01 known", 1, Hash::Sha256)]));
+    let hellos = ["NVMe1R01 known", "NVMe1R01 other"].map(|name| hello(key(name, 9, Hash::Sha256)));
+    let mut took = [const { Vec::new() }; 2];
+    for _ in 0..200 {
+        for (hello, took) in hellos.iter().zip(&mut took) {
+            let mut stream = house.raw();
+            stream.set_nodelay(true).unwrap();
+            let began = Instant::now();
+            stream.write_all(hello).unwrap();
+            // Decrypt error (RFC 8446 §6.2), and the end.
+            assert_eq!(rest(&mut stream), [21, 3, 3, 0, 2, 2, 51]);
+            took.push(began.elapsed());
+        }
+    }
+    let [known, unknown] = took.map(|mut took| {
+        took.sort();
+        took[took.len() / 2]
+    });
+    let differ = known.abs_diff(unknown);
+    assert!(differ < Duration::from_millis(1), "{known:?} and {unknown:?}");
+    house.stop();
+}
+
+/// X03, X04: what comes in the clear around the handshake is nobody's.
+#[test]
+fn x04_junk_around_the_handshake_ends_it() {
+    let house = house(Driver::Auto, FREE, keyed(|| vec![tunnel::key()]));
+    let good = hello(tunnel::key());
+    let junk: [&[u8]; 4] =
+        [&[23, 3, 3, 0, 17], &[21, 3, 3, 0, 2, 2, 40], &[0; 64], &[22, 3, 3, 0, 0]];
+    for junk in junk {
+        let mut stream = house.raw();
+        stream.write_all(&good).unwrap();
+        stream.write_all(junk).unwrap();
+        stream.write_all(&[0x5a; 64]).unwrap();
+        let _ = stream.shutdown(Shutdown::Write);
+        // Our hello may come, and nothing of a session.
+        let _ = rest(&mut stream);
+    }
+    wait_for("the house to empty", || house.engine.connections() == 0);
+    assert_eq!(Log::read(&house.log.opened), 0);
+    ask(&mut house.connect(tunnel::key()).unwrap(), 1);
+    house.stop();
+}
+
+/// R39, the part before a session: what makes no sense is refused, and leaves nothing behind.
+#[test]
+fn r39_malformed_hellos_leave_nothing_behind() {
+    let house = house(Driver::Auto, FREE, keyed(|| vec![tunnel::key()]));
+    let good = hello(tunnel::key());
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 0x41;
+        if bad[0] != 0x16 || at == 3 || at == 4 {
+            bad.truncate(at + 5);
+        }
+        let mut stream = house.raw();
+        stream.write_all(&bad).unwrap();
+        let _ = stream.shutdown(Shutdown::Write);
+        let _ = rest(&mut stream);
+    }
+    wait_for("the house to empty", || house.engine.connections() == 0);
+    assert_eq!(Log::read(&house.log.opened), 0);
+    assert!(house.refusals().len() < 40, "{} reports", house.refusals().len());
+    ask(&mut house.connect(tunnel::key()).unwrap(), 1);
+    house.stop();
+}
+
+/// R36: slow handshakes are dropped in time, and keep nobody out meanwhile.
+#[test]
+fn r36_a_hundred_slow_handshakes_keep_nobody_out() {
+    let house = house(Driver::Auto, Limits::default(), keyed(|| vec![tunnel::key()]));
+    let good = hello(tunnel::key());
+    let began = Instant::now();
+    // Silent ones, and ones that say a byte now and then.
+    let silent: Vec<_> = (0..20).map(|_| house.raw()).collect();
+    let mut slow: Vec<_> = (0..38).map(|_| (house.raw(), 0)).collect();
+    while house.engine.connections() > 0 {
+        for (stream, said) in &mut slow {
+            let byte = &good[*said..=*said];
+            *said += usize::from(stream.write_all(byte).is_ok());
+        }
+        let connecting = Instant::now();
+        let mut stream = house.connect(tunnel::key()).unwrap();
+        ask(&mut stream, 1);
+        assert!(connecting.elapsed() < Duration::from_secs(2));
+        stream.close().unwrap();
+        drop(stream);
+        thread::sleep(Duration::from_millis(300));
+        assert!(began.elapsed() < Duration::from_secs(13), "{} left", house.engine.connections());
+    }
+    drop(silent);
+    house.stop();
+}
+
+/// R38, shortened: a flood of connections that close at once leaves nothing behind.
+#[test]
+fn r38_a_flood_of_connections_leaves_nothing_behind() {
+    let house = house(Driver::Auto, Limits::default(), keyed(|| vec![tunnel::key()]));
+    let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let (good, before) = (hello(tunnel::key()), descriptors());
+    for at in 0..2000 {
+        let mut stream = house.raw();
+        let _ = stream.write_all(&good[..at % good.len()]);
+    }
+    wait_for("the house to empty", || house.engine.connections() == 0);
+    // Other tests of this program have some, too.
+    assert!(descriptors() < before + 600, "{} descriptors, {before} before", descriptors());
+    thread::sleep(Duration::from_millis(200));
+    ask(&mut house.connect(tunnel::key()).unwrap(), 1);
+    house.stop();
+}
+
+/// X54: who has no key has us do little work, and a neighbour comes in meanwhile.
+#[test]
+fn x54_a_flood_from_one_address_is_cheap_and_keeps_no_other_out() {
+    let tried = Arc::new(AtomicUsize::new(0));
+    let counter = tried.clone();
+    let security = keyed(move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+        vec![tunnel::key()]
+    });
+    let house = house(Driver::Auto, Limits::default(), security);
+    let wrong = hello(key("NVMe1R02 host subsystem", 9, Hash::Sha384));
+    let began = Instant::now();
+    let mut attempts = 0;
+    let mut worst = Duration::ZERO;
+    while began.elapsed() < Duration::from_secs(2) {
+        for _ in 0..50 {
+            let mut stream = house.raw();
+            let _ = stream.write_all(&wrong);
+            attempts += 1;
+        }
+        let connecting = Instant::now();
+        let stream = from([127, 0, 0, 2], house.address);
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let stream =
+            tls::connect(stream.try_clone().unwrap(), tunnel::key(), connecting + PATIENCE);
+        ask(&mut stream.unwrap(), 1);
+        worst = worst.max(connecting.elapsed());
+    }
+    let seconds = usize::try_from(began.elapsed().as_secs()).unwrap() + 1;
+    let legit = Log::read(&house.log.opened);
+    let tried = tried.load(Ordering::SeqCst) - legit;
+    assert!(attempts > 400, "{attempts} attempts are no flood");
+    assert!(tried <= 40 + 20 * seconds, "{tried} of {attempts} were tried in {seconds} s");
+    assert!(worst < Duration::from_secs(2), "a neighbour took {worst:?}");
+    assert!(house.refusals().contains(&"too many attempts from one address"));
+    house.stop();
+}
+
+/// A connection from that address of this machine.
+fn from(local: [u8; 4], to: SocketAddr) -> TcpStream {
+    use socket2::{Domain, Socket, Type};
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((local, 0)).into()).unwrap();
+    socket.connect(&to.into()).unwrap();
+    socket.into()
+}
+
+#[test]
+fn keys_change_on_the_way_and_nobody_notices() {
+    for driver in [Driver::Auto, Driver::Blocking] {
+        let house = house(driver, FREE, keyed(|| vec![tunnel::key()]));
+        let mut stream = house.connect(tunnel::key()).unwrap();
+        for round in 0..20u32 {
+            let data = pattern(round as usize, 64 << 10);
+            stream.write_all(&Client::command(b'W', 8, round * 128, data.len())).unwrap();
+            // In the middle of a payload; every other time the other end is to change its keys, too.
+            stream.write_all(&data[..1000]).unwrap();
+            stream.update(round % 2 == 0).unwrap();
+            stream.write_all(&data[1000..]).unwrap();
+            let mut answer = [0; 16];
+            stream.read_exact(&mut answer).unwrap();
+            assert_eq!(answer[4..], [0; 12]);
+            stream.write_all(&Client::command(b'R', 7, round * 128, data.len())).unwrap();
+            let mut read = vec![0; 16 + data.len()];
+            stream.read_exact(&mut read).unwrap();
+            assert!(read[16..] == data);
+        }
+        assert!(stream.updates_seen() >= 9, "{} changes of the other end", stream.updates_seen());
+        stream.close().unwrap();
+        house.stop();
+    }
+}
+
+#[test]
+fn the_last_word_is_said_and_a_cut_connection_is_no_end() {
+    for driver in [Driver::Auto, Driver::Blocking] {
+        let house = house(driver, FREE, keyed(|| vec![tunnel::key()]));
+        // The session closes: its answer, close_notify, the end.
+        let mut stream = house.connect(tunnel::key()).unwrap();
+        stream.write_all(&Client::command(b'C', 1, 0, 0)).unwrap();
+        let mut said = Vec::new();
+        stream.read_to_end(&mut said).unwrap();
+        assert_eq!(said.len(), 16);
+        // We say that nothing follows, in the middle of a payload: the other end says the same, and is gone.
+        let mut stream = house.connect(tunnel::key()).unwrap();
+        stream.write_all(&Client::command(b'W', 1, 0, BLOCK)).unwrap();
+        stream.write_all(&[1; 100]).unwrap();
+        stream.close().unwrap();
+        wait_for("the connection to go", || house.engine.connections() == 1);
+        // A cut without a word.
+        let mut stream = house.connect(tunnel::key()).unwrap();
+        ask(&mut stream, 1);
+        drop(stream);
+        wait_for("the house to empty", || house.engine.connections() <= 1);
+        wait_for("the sessions' ends", || Log::read(&house.log.disconnected) == 3);
+        house.stop();
+    }
+}
+
+/// Somebody on the way changes a byte: the connection ends, and its session has seen nothing of it.
+#[test]
+fn what_is_changed_on_the_way_ends_the_connection() {
+    let house = house(Driver::Auto, FREE, keyed(|| vec![tunnel::key()]));
+    let mut stream = house.connect(tunnel::key()).unwrap();
+    ask(&mut stream, 1);
+    (&mut stream.socket()).write_all(&[&[23, 3, 3, 0, 40][..], &[0x5a; 40]].concat()).unwrap();
+    let mut rest = Vec::new();
+    // The other end's alert is the end of what it says.
+    let _ = stream.read_to_end(&mut rest);
+    assert_eq!(rest, b"");
+    wait_for("the connection to go", || house.engine.connections() == 0);
+    let events = house.events.lock().unwrap();
+    assert!(matches!(events[..], [Event::Violation { rule: "TlsBadRecordMac", .. }]), "{events:?}");
+    drop(events);
+    house.stop();
+}
+
+#[test]
+fn a_door_that_stops_lets_go_of_those_in_front_of_it() {
+    let house = house(Driver::Auto, FREE, keyed(|| vec![tunnel::key()]));
+    let silent: Vec<_> = (0..5).map(|_| house.raw()).collect();
+    let mut slow = house.raw();
+    slow.write_all(&hello(tunnel::key())[..50]).unwrap();
+    wait_for("them to be accepted", || house.engine.connections() == 6);
+    let began = Instant::now();
+    house.stop();
+    assert!(began.elapsed() < Duration::from_secs(1));
+    assert_eq!(rest(&mut slow), b"");
+    drop(silent);
+}

@@ -1,0 +1,288 @@
+//! The system calls that are left to a process that serves disks which it holds open, to peers that it accepts (seccomp).
+//!
+//! Does not know files and rights: this is one more wall, and the first one that a stranger's code would stand before.
+//!
+//! There are three kinds. What is needed is allowed, where it matters only with the arguments that are needed. What no
+//! honest path leads to (a program started, another process traced, something mounted) ends the process at once: that is
+//! an attack, and the one who watches over the process hears of it. All else fails with EPERM, since libraries try this
+//! and that (a locale, a processor count, a backtrace) and go on without.
+
+use std::collections::BTreeMap;
+
+use libc::c_long;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen as Width, SeccompCmpOp as Is, SeccompCondition,
+    SeccompFilter, SeccompRule, apply_filter_all_threads,
+};
+
+/// The calls that are needed, whatever their arguments: disks, connections, threads, memory, time.
+const NEEDED: &[c_long] = &[
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_sendmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_sendto,
+    libc::SYS_recvfrom,
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_readv,
+    libc::SYS_writev,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
+    libc::SYS_preadv,
+    libc::SYS_pwritev,
+    libc::SYS_preadv2,
+    libc::SYS_pwritev2,
+    libc::SYS_fsync,
+    libc::SYS_fdatasync,
+    libc::SYS_fallocate,
+    libc::SYS_lseek,
+    libc::SYS_fstat,
+    libc::SYS_fstatfs,
+    libc::SYS_close,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_shutdown,
+    libc::SYS_getsockname,
+    libc::SYS_getpeername,
+    libc::SYS_getsockopt,
+    libc::SYS_ppoll,
+    libc::SYS_eventfd2,
+    libc::SYS_futex,
+    libc::SYS_nanosleep,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_getres,
+    libc::SYS_gettimeofday,
+    libc::SYS_restart_syscall,
+    libc::SYS_getrandom,
+    libc::SYS_brk,
+    libc::SYS_munmap,
+    libc::SYS_mremap,
+    libc::SYS_madvise,
+    libc::SYS_mlock,
+    libc::SYS_munlock,
+    libc::SYS_membarrier,
+    // Refused by a filter of its own, whose error would else be overruled.
+    libc::SYS_clone3,
+    libc::SYS_set_robust_list,
+    libc::SYS_rseq,
+    libc::SYS_set_tid_address,
+    libc::SYS_gettid,
+    libc::SYS_getpid,
+    libc::SYS_getppid,
+    libc::SYS_getuid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getegid,
+    libc::SYS_getcpu,
+    libc::SYS_sched_yield,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sigaltstack,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// More of the same by an older name, which only some machines have.
+#[cfg(target_arch = "x86_64")]
+const OLDER: &[c_long] = &[libc::SYS_poll, libc::SYS_time];
+#[cfg(not(target_arch = "x86_64"))]
+const OLDER: &[c_long] = &[];
+
+/// The calls that no honest path leads to.
+const DEADLY: &[c_long] = &[
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_ptrace,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_process_madvise,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_pidfd_open,
+    libc::SYS_pidfd_send_signal,
+    libc::SYS_kcmp,
+    libc::SYS_mount,
+    libc::SYS_umount2,
+    libc::SYS_move_mount,
+    libc::SYS_open_tree,
+    libc::SYS_fsopen,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fspick,
+    libc::SYS_mount_setattr,
+    libc::SYS_pivot_root,
+    libc::SYS_chroot,
+    libc::SYS_setns,
+    libc::SYS_unshare,
+    libc::SYS_init_module,
+    libc::SYS_finit_module,
+    libc::SYS_delete_module,
+    libc::SYS_kexec_load,
+    libc::SYS_reboot,
+    libc::SYS_swapon,
+    libc::SYS_swapoff,
+    libc::SYS_acct,
+    libc::SYS_quotactl,
+    libc::SYS_bpf,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    libc::SYS_add_key,
+    libc::SYS_request_key,
+    libc::SYS_keyctl,
+    libc::SYS_io_uring_setup,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_name_to_handle_at,
+    libc::SYS_setuid,
+    libc::SYS_setgid,
+    libc::SYS_setreuid,
+    libc::SYS_setregid,
+    libc::SYS_setresuid,
+    libc::SYS_setresgid,
+    libc::SYS_setgroups,
+    libc::SYS_setfsuid,
+    libc::SYS_setfsgid,
+    libc::SYS_capset,
+    libc::SYS_personality,
+    libc::SYS_mknodat,
+    libc::SYS_sethostname,
+    libc::SYS_settimeofday,
+    libc::SYS_clock_settime,
+    libc::SYS_syslog,
+];
+
+#[cfg(target_arch = "x86_64")]
+const DEADLY_HERE: &[c_long] = &[
+    libc::SYS_fork,
+    libc::SYS_vfork,
+    libc::SYS_mknod,
+    libc::SYS_iopl,
+    libc::SYS_ioperm,
+    libc::SYS_modify_ldt,
+    libc::SYS_kexec_file_load,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const DEADLY_HERE: &[c_long] = &[];
+
+/// `prctl`: the name of a thread, and of a piece of memory.
+const PR_SET_VMA: u64 = 0x5356_4d41;
+/// `fcntl`: what a pipe or file cannot be had by.
+const FCNTL: [i32; 7] = [
+    libc::F_GETFL,
+    libc::F_SETFL,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GET_SEALS,
+    libc::F_GETPIPE_SZ,
+];
+/// `setsockopt`: of sockets, of TCP, and of its encryption in the kernel.
+const SOCKET_LEVELS: [i32; 3] = [libc::SOL_SOCKET, libc::IPPROTO_TCP, libc::SOL_TLS];
+
+/// Leaves all threads of the process, and those to come, only the calls that serving needs. What could not be denied
+/// comes back, a sentence.
+pub fn leave_calls() -> Vec<String> {
+    let left =
+        restrict().err().map(|error| format!("its system calls are not restricted ({error})"));
+    left.into_iter().collect()
+}
+
+/// The last filter denies to add another one.
+fn restrict() -> seccompiler::Result<()> {
+    for filter in [deadly()?, without_clone3()?, needed()?] {
+        apply_filter_all_threads(&filter)?;
+    }
+    Ok(())
+}
+
+type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
+
+fn compile(
+    rules: Rules,
+    otherwise: SeccompAction,
+    action: SeccompAction,
+) -> seccompiler::Result<BpfProgram> {
+    let machine = std::env::consts::ARCH.try_into()?;
+    Ok(SeccompFilter::new(rules, otherwise, action, machine)?.try_into()?)
+}
+
+fn any(calls: &[c_long]) -> impl Iterator<Item = (c_long, Vec<SeccompRule>)> {
+    calls.iter().map(|call| (*call, Vec::new()))
+}
+
+fn deadly() -> seccompiler::Result<BpfProgram> {
+    let rules = any(DEADLY).chain(any(DEADLY_HERE)).collect();
+    compile(rules, SeccompAction::Allow, SeccompAction::KillProcess)
+}
+
+/// Its arguments are in memory, where a filter does not see them. The C library falls back to `clone`.
+fn without_clone3() -> seccompiler::Result<BpfProgram> {
+    let rules = any(&[libc::SYS_clone3]).collect();
+    compile(rules, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS.unsigned_abs()))
+}
+
+fn needed() -> seccompiler::Result<BpfProgram> {
+    let mut rules: Rules = any(NEEDED).chain(any(OLDER)).collect();
+    rules.extend(bounded()?);
+    compile(rules, SeccompAction::Errno(libc::EPERM.unsigned_abs()), SeccompAction::Allow)
+}
+
+/// The calls that are needed with certain arguments only.
+fn bounded() -> seccompiler::Result<Rules> {
+    let own = u64::from(std::process::id());
+    let not_executable = bits(2, libc::PROT_EXEC, 0)?;
+    let by_descriptor = |argument| bits(argument, libc::AT_EMPTY_PATH, libc::AT_EMPTY_PATH);
+    Ok([
+        (libc::SYS_mmap, vec![not_executable.clone()]),
+        (libc::SYS_mprotect, vec![not_executable]),
+        // A thread of this process, in all the namespaces of this process.
+        (libc::SYS_clone, vec![bits(0, THREAD | NAMESPACES, THREAD)?]),
+        (libc::SYS_fcntl, one_of(1, FCNTL)?),
+        (libc::SYS_setsockopt, one_of(1, SOCKET_LEVELS)?),
+        // Whether a socket waits. No ioctl reaches a disk.
+        (libc::SYS_ioctl, vec![word(1, u64::from(FIONBIO))?]),
+        (libc::SYS_newfstatat, vec![by_descriptor(3)?]),
+        (libc::SYS_statx, vec![by_descriptor(2)?]),
+        (libc::SYS_prctl, vec![word(0, name_of_a_thread())?, word(0, PR_SET_VMA)?]),
+        // Limits are read, not set; nor are those of others.
+        (libc::SYS_prlimit64, vec![rule(2, Width::Qword, Is::Eq, 0)?]),
+        (libc::SYS_tgkill, vec![word(0, own)?]),
+    ]
+    .into_iter()
+    .collect())
+}
+
+const THREAD: i32 = libc::CLONE_THREAD;
+const NAMESPACES: i32 = libc::CLONE_NEWNS
+    | libc::CLONE_NEWUSER
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWCGROUP;
+/// `FIONBIO` of `asm-generic/ioctls.h`.
+const FIONBIO: u32 = 0x5421;
+
+fn name_of_a_thread() -> u64 {
+    u64::from(libc::PR_SET_NAME.unsigned_abs())
+}
+
+fn rule(argument: u8, width: Width, is: Is, value: u64) -> seccompiler::Result<SeccompRule> {
+    Ok(SeccompRule::new(vec![SeccompCondition::new(argument, width, is, value)?])?)
+}
+
+fn word(argument: u8, value: u64) -> seccompiler::Result<SeccompRule> {
+    rule(argument, Width::Dword, Is::Eq, value)
+}
+
+/// Of the bits `mask` of an argument, those of `value` are set and no others.
+fn bits(argument: u8, mask: i32, value: i32) -> seccompiler::Result<SeccompRule> {
+    let mask = Is::MaskedEq(u64::from(mask.cast_unsigned()));
+    rule(argument, Width::Dword, mask, u64::from(value.cast_unsigned()))
+}
+
+fn one_of<const N: usize>(argument: u8, values: [i32; N]) -> seccompiler::Result<Vec<SeccompRule>> {
+    values.iter().map(|value| word(argument, u64::from(value.cast_unsigned()))).collect()
+}

@@ -1,0 +1,151 @@
+//! Folders in which something changed, as a descriptor to wait for.
+//!
+//! Does not know what is in them: it says that something changed, and no more.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+use rustix::fs::inotify::{CreateFlags, Reader, WatchFlags, add_watch, init};
+use rustix::io::Errno;
+
+/// Room for the events of one read, in bytes; the longest has a name of 255.
+const ROOM: usize = 4096;
+
+/// Folders that are watched.
+#[derive(Debug)]
+pub struct Watch {
+    queue: OwnedFd,
+    folders: Vec<PathBuf>,
+}
+
+impl Watch {
+    /// Watches these folders, not what is below them. Read what is there after this, and no change is missed.
+    ///
+    /// A folder that is not there yet is watched as soon as it comes, if the one in which it comes is among them.
+    ///
+    /// # Errors
+    /// None of them can be watched, or this machine watches too many already.
+    pub fn open(folders: impl IntoIterator<Item = PathBuf>) -> io::Result<Self> {
+        let queue = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
+        let watch = Self { queue, folders: folders.into_iter().collect() };
+        let (watched, error) = watch.renew();
+        match error {
+            Some(error) if watched == 0 => Err(error.into()),
+            _ => Ok(watch),
+        }
+    }
+
+    /// Whether something changed since the last time: a file was written, came, went, or got other rights. Never waits.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn receive(&mut self) -> io::Result<bool> {
+        let changed = self.drain()?;
+        if changed {
+            // One of the folders may be another one now. To watch one twice changes nothing.
+            self.renew();
+        }
+        Ok(changed)
+    }
+
+    fn drain(&self) -> io::Result<bool> {
+        let mut room = [MaybeUninit::uninit(); ROOM];
+        let mut events = Reader::new(&self.queue, &mut room);
+        let mut changed = false;
+        loop {
+            match events.next() {
+                Ok(_) => changed = true,
+                Err(Errno::WOULDBLOCK) => return Ok(changed),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Watches each folder that is there. How many these are, and the last reason against one.
+    fn renew(&self) -> (usize, Option<Errno>) {
+        let kinds = WatchFlags::CLOSE_WRITE
+            | WatchFlags::CREATE
+            | WatchFlags::MOVED_FROM
+            | WatchFlags::MOVED_TO
+            | WatchFlags::DELETE
+            | WatchFlags::DELETE_SELF
+            | WatchFlags::MOVE_SELF
+            | WatchFlags::ATTRIB
+            | WatchFlags::ONLYDIR;
+        let tried =
+            self.folders.iter().map(|folder| add_watch(&self.queue, folder.as_path(), kinds));
+        let (done, failed): (Vec<_>, Vec<_>) = tried.partition(Result::is_ok);
+        (done.len(), failed.into_iter().find_map(Result::err))
+    }
+}
+
+impl AsFd for Watch {
+    /// Readable when [`Watch::receive`] has something.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.queue.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::fake::Fake;
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn each_change_is_told_once_and_nothing_else_is() {
+        let fake = Fake::new();
+        fake.file("state/keys/a", "1");
+        let folder = fake.root.join("state/keys");
+        let mut watch = Watch::open([fake.root.join("state"), folder.clone()]).unwrap();
+        assert!(!watch.receive().unwrap());
+        fs::read(folder.join("a")).unwrap();
+        assert!(!watch.receive().unwrap(), "reading changes nothing");
+        fs::write(folder.join("b"), "2").unwrap();
+        assert!(watch.receive().unwrap());
+        assert!(!watch.receive().unwrap());
+        fs::rename(folder.join("b"), folder.join("a")).unwrap();
+        assert!(watch.receive().unwrap());
+        fs::set_permissions(folder.join("a"), fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(watch.receive().unwrap());
+        fs::remove_file(folder.join("a")).unwrap();
+        assert!(watch.receive().unwrap());
+        assert!(!watch.receive().unwrap());
+    }
+
+    #[test]
+    fn a_folder_that_is_replaced_is_still_watched() {
+        let fake = Fake::new();
+        fake.file("state/keys/a", "1");
+        let (state, keys) = (fake.root.join("state"), fake.root.join("state/keys"));
+        let mut watch = Watch::open([state, keys.clone()]).unwrap();
+        fs::remove_dir_all(&keys).unwrap();
+        assert!(watch.receive().unwrap());
+        fs::create_dir(&keys).unwrap();
+        assert!(watch.receive().unwrap());
+        fs::write(keys.join("b"), "2").unwrap();
+        assert!(watch.receive().unwrap());
+    }
+
+    #[test]
+    fn more_changes_than_there_is_room_for_are_still_a_change() {
+        let fake = Fake::new();
+        fake.file("a", "");
+        let mut watch = Watch::open([fake.root.clone()]).unwrap();
+        for number in 0..200 {
+            fs::write(fake.root.join(format!("file-{number}")), "x").unwrap();
+        }
+        assert!(watch.receive().unwrap());
+        assert!(!watch.receive().unwrap());
+    }
+
+    #[test]
+    fn without_any_folder_there_is_nothing_to_watch() {
+        let error = Watch::open([PathBuf::from("/nonexistent/storagetm")]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,237 @@
+//! DH-HMAC-CHAP: its keys, and what a response is made of (NVMe Base 2.0 §8.13.5). The conversation is in `controller` and
+//! `host`. It knows no command.
+
+use std::fmt;
+
+use export::Secret;
+use zeroize::Zeroizing;
+
+use super::hash::Hash;
+use super::interchange::{self, KeyError};
+use crate::wire::auth::sc_c;
+
+const NAME: &str = "DHHC-1";
+
+/// A key, as its owner copies it from one machine to another: `DHHC-1:HH:…:`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The hash by which it is bound to the name of who holds it; nothing if it is used as it is.
+    pub hash: Option<Hash>,
+    /// The key: 32, 48 or 64 bytes.
+    pub key: Secret,
+}
+
+impl Key {
+    /// The key in a text of the interchange form. White space around it is ignored.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn parse(text: &[u8]) -> Result<Self, KeyError> {
+        let (hash, key) = interchange::parse(NAME, text)?;
+        match (hash, Hash::parse(hash)) {
+            (0, hash) | (_, hash @ Some(_)) => Ok(Self { hash, key }),
+            (other, None) => Err(KeyError::Hash(other)),
+        }
+    }
+
+    /// The text of the key.
+    #[must_use]
+    pub fn emit(&self) -> Secret {
+        interchange::emit(NAME, self.hash.map_or(0, Hash::id), self.key.bytes())
+    }
+
+    /// A new key out of `random` bytes: as many of the first as the hash has, or 32 without.
+    #[must_use]
+    pub fn generate(hash: Option<Hash>, random: &[u8; 64]) -> Self {
+        let key = random.get(..hash.map_or(32, Hash::size)).unwrap_or(random);
+        Self { hash, key: Secret::new(key.to_vec()) }
+    }
+
+    /// The key as whoever is called `nqn` uses it (NVMe Base 2.0 §8.13.5.7).
+    fn transformed(&self, nqn: &str) -> Zeroizing<Vec<u8>> {
+        match self.hash {
+            None => Zeroizing::new(self.key.bytes().to_vec()),
+            Some(hash) => hash.mac(self.key.bytes(), &[nqn.as_bytes(), b"NVMe-over-Fabrics"]),
+        }
+    }
+}
+
+/// Whose response it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Prover {
+    Host,
+    Controller,
+}
+
+/// Between whom: both names are part of every response.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Names {
+    pub(crate) host: String,
+    pub(crate) subsystem: String,
+}
+
+/// What a response answers.
+pub(super) struct Question<'a> {
+    pub(super) hash: Hash,
+    pub(super) t_id: u16,
+    pub(super) sc_c: u8,
+    pub(super) sequence: u32,
+    pub(super) challenge: &'a [u8],
+    /// What the exchange agreed on, if there was one.
+    pub(super) agreed: Option<&'a Secret>,
+}
+
+impl Question<'_> {
+    /// The response of one of the two, who has `key` (NVMe Base 2.0 §8.13.5.4, §8.13.5.5).
+    pub(super) fn response(&self, key: &Key, names: &Names, by: Prover) -> Zeroizing<Vec<u8>> {
+        let Names { host, subsystem } = names;
+        let (role, own, other) = match by {
+            Prover::Host => ("HostHost", host, subsystem),
+            Prover::Controller => ("Controller", subsystem, host),
+        };
+        self.hash.mac(
+            &key.transformed(own),
+            &[
+                &self.augmented(),
+                &self.sequence.to_le_bytes(),
+                &self.t_id.to_le_bytes(),
+                &[self.sc_c],
+                role.as_bytes(),
+                own.as_bytes(),
+                &[0],
+                other.as_bytes(),
+            ],
+        )
+    }
+
+    /// The same as hosts make it that leave SC_C out of it, as Linux did when it learned to ask for a secured channel.
+    pub(super) fn without_sc_c(&self) -> Question<'_> {
+        Question { sc_c: sc_c::NONE, ..*self }
+    }
+
+    /// The challenge, with what was agreed on (NVMe Base 2.0 §8.13.5.4, Ca).
+    fn augmented(&self) -> Zeroizing<Vec<u8>> {
+        match self.agreed {
+            None => Zeroizing::new(self.challenge.to_vec()),
+            Some(agreed) => self.hash.mac(&self.hash.digest(agreed.bytes()), &[self.challenge]),
+        }
+    }
+}
+
+/// The generated PSK, which both ends have after DH-HMAC-CHAP with a secured channel to follow: HMAC of both challenges
+/// with what was agreed on (NVMe Base 2.0 §8.13.5.9). The key of HMAC is hashed by HMAC itself: it is longer than a block.
+pub(super) fn generated_psk(hash: Hash, agreed: &Secret, c1: &[u8], c2: &[u8]) -> Secret {
+    Secret::new(hash.mac(agreed.bytes(), &[c1, c2]).to_vec())
+}
+
+/// Where random bytes come from. Tells whether there are any.
+pub type Random = fn(&mut [u8]) -> bool;
+
+/// Random bytes of the system's generator.
+#[must_use]
+pub fn system_random(bytes: &mut [u8]) -> bool {
+    getrandom::fill(bytes).is_ok()
+}
+
+/// An error of [`Random`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NoRandomness;
+
+impl fmt::Display for NoRandomness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the system gives no random bytes")
+    }
+}
+
+/// That many random bytes.
+pub(super) fn draw<const N: usize>(random: Random) -> Result<Zeroizing<[u8; N]>, NoRandomness> {
+    let mut bytes = Zeroizing::new([0; N]);
+    if random(bytes.as_mut()) { Ok(bytes) } else { Err(NoRandomness) }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn names() -> Names {
+        Names { host: "nqn.h".to_owned(), subsystem: "nqn.s".to_owned() }
+    }
+
+    fn key(hash: Option<Hash>, len: u8) -> Key {
+        Key { hash, key: Secret::new((0..len).collect()) }
+    }
+
+    const TEXT: &str = "DHHC-1:01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
+    const LONG: &str = "DHHC-1:03:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7PD0+P4zODhA=:";
+
+    #[test]
+    fn the_interchange_form_there_and_back() {
+        assert_eq!(Key::parse(TEXT.as_bytes()), Ok(key(Some(Hash::Sha256), 32)));
+        assert_eq!(Key::parse(LONG.as_bytes()), Ok(key(Some(Hash::Sha512), 64)));
+        assert_eq!(key(Some(Hash::Sha256), 32).emit().bytes(), TEXT.as_bytes());
+        for hash in [None, Some(Hash::Sha256), Some(Hash::Sha384), Some(Hash::Sha512)] {
+            let made = Key::generate(hash, &[9; 64]);
+            assert_eq!(made.key.bytes().len(), hash.map_or(32, Hash::size));
+            assert_eq!(Key::parse(made.emit().bytes()), Ok(made));
+        }
+    }
+
+    /// X14: a short secret, an unknown hash (MD5 has no number here), a damaged key.
+    #[test]
+    fn x14_weak_or_damaged_keys_are_refused() {
+        let why = |text: &str| Key::parse(text.as_bytes()).unwrap_err();
+        assert_eq!(why(&TEXT.replace(":01:", ":04:")), KeyError::Hash(4));
+        assert_eq!(why(&TEXT.replace("AAEC", "AAED")), KeyError::Checksum);
+        assert_eq!(why("NVMeTLSkey-1:01:AAAA:"), KeyError::Form("DHHC-1"));
+        let short = interchange::emit(NAME, 1, &[1; 16]);
+        assert_eq!(Key::parse(short.bytes()), Err(KeyError::Length(16)));
+    }
+
+    /// Computed elsewhere.
+    #[test]
+    fn known_responses() {
+        let agreed = Secret::new(vec![0xdd; 256]);
+        let question = |hash, t_id, sc_c, sequence, challenge, agreed| Question {
+            hash,
+            t_id,
+            sc_c,
+            sequence,
+            challenge,
+            agreed,
+        };
+        let plain = question(Hash::Sha256, 0x5566, 0, 0x1122_3344, &[0xc1; 32], None);
+        assert_eq!(
+            hex(&plain.response(&key(None, 32), &names(), Prover::Host)),
+            "a3945194d33b52c368eb4ab5aa7a520542306b346cf0233b018475535cd4c5eb"
+        );
+        let augmented = question(Hash::Sha384, 1, 2, 7, &[0xc1; 48], Some(&agreed));
+        assert_eq!(
+            hex(&augmented.response(&key(Some(Hash::Sha256), 32), &names(), Prover::Host)),
+            "e2b5ae9a64d930ca1fd5fb18f842e02a088fb5ea5886b3cb5720fc938ea62d7cff2dbca657546acd8a50cd9e29b0933b"
+        );
+        let controller = question(Hash::Sha512, 1, 0, 9, &[0xc2; 64], Some(&agreed));
+        assert_eq!(
+            hex(&controller.response(&key(Some(Hash::Sha512), 64), &names(), Prover::Controller)),
+            "282663862294e99eb41b96116a9d8306c2aef77a70574bcacdc3107a0c9e67ffb701371c5d12e0564cc6832f828b11df6c5e9205b47c1ae5daa15150f21b6b2a"
+        );
+        let psk = generated_psk(Hash::Sha256, &agreed, &[0xc1; 32], &[0xc2; 32]);
+        assert_eq!(
+            hex(psk.bytes()),
+            "b6042b1206d65cec7ae0972d3139063063b7336cadae4c8ee17f88e49f581349"
+        );
+    }
+
+    /// X12: no challenge comes twice, nor does a source without randomness give any.
+    #[test]
+    fn x12_random_bytes_do_not_repeat() {
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..10_000 {
+            assert!(seen.insert(*draw::<32>(system_random).unwrap()));
+        }
+        assert_eq!(draw::<32>(|_| false).unwrap_err(), NoRandomness);
+    }
+}

@@ -1,0 +1,210 @@
+//! The host's end of DH-HMAC-CHAP: messages in, messages out (NVMe Base 2.0 §8.13.5). It knows no command.
+
+use std::sync::Arc;
+
+use export::Secret;
+use subtle::ConstantTimeEq;
+
+use super::chap::{Key, Names, Prover, Question, Random, draw, generated_psk, system_random};
+use super::group::{Exchange, Group, PRIVATE};
+use super::hash::Hash;
+use super::psk::{self, Psk};
+use crate::wire::auth::{Challenge, Explanation, FromController, FromHost, Negotiate, Reply, sc_c};
+
+/// With what a host proves who it is, and what it asks of the controller.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// The host's own key.
+    pub key: Key,
+    /// The controller's, if the controller must prove who it is.
+    pub controller: Option<Key>,
+    /// The hashes that are offered.
+    pub hashes: Vec<Hash>,
+    /// The groups that are offered.
+    pub groups: Vec<Group>,
+    /// Whether a key for a secured channel is to come out of it. For an Admin queue in the clear.
+    pub concatenate: bool,
+    /// Random bytes.
+    pub random: Random,
+}
+
+impl Credentials {
+    /// With that key: every hash, every group but [`Group::Null`], no proof of the controller.
+    #[must_use]
+    pub fn new(key: Key) -> Self {
+        Self {
+            key,
+            controller: None,
+            hashes: Hash::ALL.to_vec(),
+            groups: Group::ALL.into_iter().filter(|group| *group != Group::Null).collect(),
+            concatenate: false,
+            random: system_random,
+        }
+    }
+
+    fn sc_c(&self) -> u8 {
+        if self.concatenate { sc_c::NEW_TLS_PSK } else { sc_c::NONE }
+    }
+}
+
+/// One end of a conversation on one queue.
+#[derive(Debug)]
+pub(crate) struct Host {
+    names: Names,
+    credentials: Arc<Credentials>,
+    t_id: u16,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The challenge is due.
+    Challenge,
+    /// Success1 is due, with this response if any.
+    Success1 {
+        response: Option<Secret>,
+        psks: Vec<Psk>,
+    },
+    Over,
+}
+
+/// What to do after a message of the controller.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// Send this, then fetch the answer.
+    Ask(Vec<u8>),
+    /// Send this if there is anything to be sent; then all is done. With the keys for a secured channel, if one was
+    /// asked for.
+    Done(Option<Vec<u8>>, Vec<Psk>),
+    /// Send this if there is anything to be sent; it failed.
+    Failed(Option<Vec<u8>>, Explanation),
+}
+
+impl Host {
+    /// A conversation, and the message that it begins with.
+    pub(crate) fn open(names: Names, credentials: Arc<Credentials>, t_id: u16) -> (Self, Vec<u8>) {
+        let ids = |hashes: &[Hash]| hashes.iter().map(|hash| hash.id()).collect::<Vec<u8>>();
+        let groups: Vec<u8> = credentials.groups.iter().map(|group| group.id()).collect();
+        let hashes = ids(&credentials.hashes);
+        let offer = Negotiate { sc_c: credentials.sc_c(), hashes: &hashes, groups: &groups };
+        let message = FromHost::Negotiate(offer).emit(t_id);
+        (Self { names, credentials, t_id, stage: Stage::Challenge }, message)
+    }
+
+    /// A message came.
+    pub(crate) fn receive(&mut self, bytes: &[u8]) -> Next {
+        self.hear(bytes).unwrap_or_else(|why| {
+            self.stage = Stage::Over;
+            Next::Failed(Some(FromHost::Failure2(why).emit(self.t_id)), why)
+        })
+    }
+
+    fn hear(&mut self, bytes: &[u8]) -> Result<Next, Explanation> {
+        let (t_id, message) = FromController::parse(bytes)?;
+        if let FromController::Failure1(why) = message {
+            self.stage = Stage::Over;
+            return Ok(Next::Failed(None, why));
+        }
+        if t_id != self.t_id {
+            return Err(Explanation::IncorrectPayload);
+        }
+        match (std::mem::replace(&mut self.stage, Stage::Over), message) {
+            (Stage::Challenge, FromController::Challenge(challenge)) => self.challenged(&challenge),
+            (Stage::Success1 { response, psks }, FromController::Success1(proof)) => {
+                self.succeeded(response, psks, proof)
+            }
+            _ => Err(Explanation::IncorrectMessage),
+        }
+    }
+
+    fn challenged(&mut self, challenge: &Challenge<'_>) -> Result<Next, Explanation> {
+        let (hash, group) = self.check(challenge)?;
+        let random = self.credentials.random;
+        let exchange = match group {
+            Group::Null => None,
+            _ => Some(open(group, random).ok_or(Explanation::Failed)?),
+        };
+        let agreed = match &exchange {
+            None => None,
+            Some(own) => Some(own.agree(challenge.public).ok_or(Explanation::GroupUnusable)?),
+        };
+        let (t_id, sc_c) = (self.t_id, self.credentials.sc_c());
+        let question = |sequence, challenge| Question {
+            hash,
+            t_id,
+            sc_c,
+            sequence,
+            challenge,
+            agreed: agreed.as_ref(),
+        };
+        let first = question(challenge.sequence, challenge.challenge);
+        let response = first.response(&self.credentials.key, &self.names, Prover::Host);
+        let drawn = draw::<64>(random).map_err(|_| Explanation::Failed)?;
+        let own = drawn.get(..hash.size()).unwrap_or_default();
+        // Zero if the challenge is there only to have a key made of it.
+        let sequence = match &self.credentials.controller {
+            Some(_) if sc_c == sc_c::NONE => self.sequence()?,
+            _ => 0,
+        };
+        let asks = sequence != 0 || sc_c != sc_c::NONE;
+        let proof = self.credentials.controller.as_ref().filter(|_| sequence != 0).map(|key| {
+            let right = question(sequence, own).response(key, &self.names, Prover::Controller);
+            Secret::new(right.to_vec())
+        });
+        let psks = self.psks(hash, agreed.as_ref(), challenge.challenge, own);
+        let reply = FromHost::Reply(Reply {
+            sequence,
+            response: &response,
+            challenge: asks.then_some(own),
+            public: exchange.as_ref().map_or(&[][..], Exchange::public),
+        });
+        self.stage = Stage::Success1 { response: proof, psks };
+        Ok(Next::Ask(reply.emit(t_id)))
+    }
+
+    fn sequence(&self) -> Result<u32, Explanation> {
+        let drawn = draw::<4>(self.credentials.random).map_err(|_| Explanation::Failed)?;
+        Ok(u32::from_le_bytes(*drawn).max(1))
+    }
+
+    /// The controller may choose only what was offered.
+    fn check(&self, challenge: &Challenge<'_>) -> Result<(Hash, Group), Explanation> {
+        let hash =
+            Hash::parse(challenge.hash).filter(|hash| self.credentials.hashes.contains(hash));
+        let hash = hash.ok_or(Explanation::HashUnusable)?;
+        let group =
+            Group::parse(challenge.group).filter(|group| self.credentials.groups.contains(group));
+        let group = group.ok_or(Explanation::GroupUnusable)?;
+        let fits = challenge.challenge.len() == hash.size()
+            && challenge.public.len() == group.size()
+            && challenge.sequence != 0;
+        if fits { Ok((hash, group)) } else { Err(Explanation::IncorrectPayload) }
+    }
+
+    fn psks(&self, hash: Hash, agreed: Option<&Secret>, c1: &[u8], c2: &[u8]) -> Vec<Psk> {
+        let Some(agreed) = agreed.filter(|_| self.credentials.concatenate) else {
+            return Vec::new();
+        };
+        let psk = generated_psk(hash, agreed, c1, c2);
+        psk::generated(psk.bytes(), hash, false, &self.names.host, &self.names.subsystem)
+    }
+
+    fn succeeded(
+        &mut self,
+        response: Option<Secret>,
+        psks: Vec<Psk>,
+        proof: Option<&[u8]>,
+    ) -> Result<Next, Explanation> {
+        let Some(right) = response else { return Ok(Next::Done(None, psks)) };
+        let proven: bool = proof.is_some_and(|proof| right.bytes().ct_eq(proof).into());
+        if proven {
+            Ok(Next::Done(Some(FromHost::Success2.emit(self.t_id)), psks))
+        } else {
+            Err(Explanation::Failed)
+        }
+    }
+}
+
+fn open(group: Group, random: Random) -> Option<Exchange> {
+    Exchange::open(group, &*draw::<PRIVATE>(random).ok()?)
+}

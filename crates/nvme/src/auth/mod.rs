@@ -1,0 +1,20 @@
+//! Keys, and how both ends prove that they know one without saying it: TLS pre-shared keys and DH-HMAC-CHAP
+//! (NVMe Base 2.0 §8.13, NVMe/TCP 1.0 §3.6.1). It knows no connection; randomness comes in as bytes.
+
+pub mod chap;
+mod controller;
+mod group;
+mod hash;
+mod host;
+mod interchange;
+pub mod psk;
+
+pub use controller::Rules;
+pub(crate) use controller::{Controller, Keys, Progress, Setting, Shown};
+pub use group::{Exchange, Group, PRIVATE};
+pub use hash::Hash;
+pub use host::Credentials;
+pub(crate) use host::{Host, Next};
+pub use interchange::KeyError;
+#[cfg(test)]
+mod test;

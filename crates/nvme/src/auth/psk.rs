@@ -1,0 +1,468 @@
+//! Pre-shared keys for TLS: the interchange form, the identity under which a host presents a key, and the secret that
+//! belongs to it (NVMe/TCP 1.0 §3.6.1.2 to §3.6.1.5; RFC 8446 §7.1). It knows no TLS.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use export::Secret;
+use zeroize::Zeroizing;
+
+use super::hash::Hash;
+use super::interchange::{self, KeyError};
+
+const NAME: &str = "NVMeTLSkey-1";
+
+/// The longest context of a derivation, in bytes: its length is one byte (RFC 8446 §7.1).
+const CONTEXT: usize = 255;
+
+/// A configured key: what its owner copies from one machine to another, as `NVMeTLSkey-1:HH:…:`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interchange {
+    /// The hash by which each host's own key is made of it; nothing if it is used as it is.
+    pub hash: Option<Hash>,
+    /// The key: 32 bytes, or 48 with SHA-384; either without a hash.
+    pub key: Secret,
+}
+
+impl Interchange {
+    /// The key in a text of the interchange form. White space around it is ignored.
+    ///
+    /// # Errors
+    /// What is wrong with the text.
+    pub fn parse(text: &[u8]) -> Result<Self, KeyError> {
+        let (hash, key) = interchange::parse(NAME, text)?;
+        let (hash, fits) = match hash {
+            0 => (None, [32, 48].contains(&key.bytes().len())),
+            1 => (Some(Hash::Sha256), key.bytes().len() == 32),
+            2 => (Some(Hash::Sha384), key.bytes().len() == 48),
+            other => return Err(KeyError::Hash(other)),
+        };
+        if fits { Ok(Self { hash, key }) } else { Err(KeyError::Length(key.bytes().len())) }
+    }
+
+    /// The text of the key.
+    #[must_use]
+    pub fn emit(&self) -> Secret {
+        interchange::emit(NAME, self.hash.map_or(0, Hash::id), self.key.bytes())
+    }
+
+    /// A new key out of `random` bytes: the first 32 of them, or all 48 for SHA-384. There is none for SHA-512.
+    #[must_use]
+    pub fn generate(hash: Option<Hash>, random: &[u8; 48]) -> Self {
+        let (hash, len) = match hash {
+            None => (None, 32),
+            Some(Hash::Sha256) => (Some(Hash::Sha256), 32),
+            Some(_) => (Some(Hash::Sha384), 48),
+        };
+        let key = random.get(..len).unwrap_or(random);
+        Self { hash, key: Secret::new(key.to_vec()) }
+    }
+
+    /// The hash of the cipher suites that the key is for: by its length.
+    fn suite(&self) -> Hash {
+        if self.key.bytes().len() == 48 { Hash::Sha384 } else { Hash::Sha256 }
+    }
+
+    /// The key that the host of that name holds (NVMe/TCP 1.0 §3.6.1.3).
+    fn retained(&self, host: &str, label: Label) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        match self.hash {
+            None => Ok(Zeroizing::new(self.key.bytes().to_vec())),
+            Some(hash) => label.expand(hash, self.key.bytes(), "HostNQN", host.as_bytes()),
+        }
+    }
+}
+
+/// A key as TLS needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Psk {
+    /// The name under which a host presents it.
+    pub identity: String,
+    /// The secret: 32 bytes, or 48 with SHA-384.
+    pub secret: Secret,
+    /// The hash of the cipher suites that it is for: SHA-256 (TLS_AES_128_GCM_SHA256) or SHA-384
+    /// (TLS_AES_256_GCM_SHA384).
+    pub hash: Hash,
+}
+
+/// How HKDF's label is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Label {
+    /// As RFC 8446 §7.1 has it.
+    Standard,
+    /// As libnvme up to 1.13 wrote it: the length little-endian, label and context without their lengths.
+    Libnvme,
+    /// As Linux 6.15 wrote it for generated keys: label and context without their lengths.
+    Linux,
+}
+
+impl Label {
+    /// HKDF-Expand-Label of HKDF-Extract of `secret`, as long as the hash's output.
+    fn expand(
+        self,
+        hash: Hash,
+        secret: &[u8],
+        label: &str,
+        context: &[u8],
+    ) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+        let label = format!("tls13 {label}");
+        let byte = |len: usize| u8::try_from(len).map_err(|_| KeyError::Name);
+        let (label_len, context_len) = ([byte(label.len())?], [byte(context.len())?]);
+        let label = label.as_bytes();
+        #[allow(clippy::cast_possible_truncation, reason = "at most 64")]
+        let len = hash.size() as u16;
+        let (be, le) = (len.to_be_bytes(), len.to_le_bytes());
+        Ok(match self {
+            Self::Standard => hash.hkdf(secret, &[&be, &label_len, label, &context_len, context]),
+            Self::Libnvme => hash.hkdf(secret, &[&le, label, context]),
+            Self::Linux => hash.hkdf(secret, &[&be, label, context]),
+        })
+    }
+}
+
+/// Each identity under which the host of that name may present the key in `text` to that subsystem, and its secret.
+/// No identity comes twice.
+///
+/// libnvme up to 1.13, which distributions still have, derives other secrets than the specification. Where they come with
+/// other identities (version 1 of a key with a hash) both are here; where two secrets have one identity (version 0, and keys
+/// without a hash) it is the specification's, or with `compat` libnvme's. Neither derivation is weaker than the other.
+///
+/// # Errors
+/// What is wrong with the key, or a name for which nothing can be derived.
+pub fn psks(
+    text: &Secret,
+    compat: bool,
+    host_nqn: &str,
+    subsystem_nqn: &str,
+) -> Result<Vec<Psk>, KeyError> {
+    let key = Interchange::parse(text.bytes())?;
+    check_names(host_nqn, subsystem_nqn)?;
+    let mut labels = [Label::Standard, Label::Libnvme];
+    if compat {
+        labels.reverse();
+    }
+    let mut all: Vec<Psk> = Vec::new();
+    for label in labels {
+        let retained = key.retained(host_nqn, label)?;
+        let parts =
+            Parts { kind: 'R', hash: key.suite(), host: host_nqn, subsystem: subsystem_nqn };
+        for psk in [parts.version_1(&retained, label), parts.version_0(&retained, label)] {
+            all.extend(psk.filter(|psk| all.iter().all(|other| other.identity != psk.identity)));
+        }
+    }
+    Ok(all)
+}
+
+/// The keys that both ends make of a generated PSK, which DH-HMAC-CHAP left them with. With `compat`, as Linux 6.15
+/// derived it. Empty if no cipher suite is of that `hash`.
+pub(crate) fn generated(
+    psk: &[u8],
+    hash: Hash,
+    compat: bool,
+    host_nqn: &str,
+    subsystem_nqn: &str,
+) -> Vec<Psk> {
+    if hash == Hash::Sha512 || check_names(host_nqn, subsystem_nqn).is_err() {
+        return Vec::new();
+    }
+    let label = if compat { Label::Linux } else { Label::Standard };
+    let parts = Parts { kind: 'G', hash, host: host_nqn, subsystem: subsystem_nqn };
+    let all = [parts.version_1(psk, label), parts.version_0(psk, label)];
+    all.into_iter().flatten().collect()
+}
+
+/// A name with a space would make an identity that reads in two ways.
+fn check_names(host: &str, subsystem: &str) -> Result<(), KeyError> {
+    let fits = |nqn: &str| !nqn.is_empty() && nqn.len() <= CONTEXT && !nqn.contains(' ');
+    if fits(host) && fits(subsystem) { Ok(()) } else { Err(KeyError::Name) }
+}
+
+/// What an identity is made of.
+struct Parts<'a> {
+    kind: char,
+    hash: Hash,
+    host: &'a str,
+    subsystem: &'a str,
+}
+
+impl Parts<'_> {
+    fn prefix(&self, version: u8) -> String {
+        let Self { kind, hash, host, subsystem } = self;
+        format!("NVMe{version}{kind}{:02} {host} {subsystem}", hash.id())
+    }
+
+    /// Version 1: the identity ends in a digest of the key (NVMe/TCP 1.0 §3.6.1.3).
+    fn version_1(&self, key: &[u8], label: Label) -> Option<Psk> {
+        let names = [self.host, " ", self.subsystem, " NVMe-over-Fabrics"].map(str::as_bytes);
+        let digest = STANDARD.encode(&*self.hash.mac(key, &names));
+        let context = format!("{:02} {digest}", self.hash.id());
+        let secret = label.expand(self.hash, key, "nvme-tls-psk", context.as_bytes()).ok()?;
+        Some(self.psk(format!("{} {digest}", self.prefix(1)), &secret))
+    }
+
+    /// Version 0: no digest. Nothing for names so long that the identity does not fit the derivation.
+    fn version_0(&self, key: &[u8], label: Label) -> Option<Psk> {
+        let identity = self.prefix(0);
+        let secret = label.expand(self.hash, key, "nvme-tls-psk", identity.as_bytes()).ok()?;
+        Some(self.psk(identity, &secret))
+    }
+
+    fn psk(&self, identity: String, secret: &[u8]) -> Psk {
+        Psk { identity, secret: Secret::new(secret.to_vec()), hash: self.hash }
+    }
+}
+
+/// A PSK identity, taken apart: `NVMe{0|1}{R|G}HH HOSTNQN SUBNQN[ DIGEST]` (NVMe/TCP 1.0 §3.6.1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity<'a> {
+    /// 0 or 1.
+    pub version: u8,
+    /// Whether the key came out of DH-HMAC-CHAP; else it is one that an owner gave out.
+    pub generated: bool,
+    /// The hash of its cipher suites: SHA-256 or SHA-384.
+    pub hash: Hash,
+    /// NQN of the host.
+    pub host: &'a str,
+    /// NQN of the subsystem.
+    pub subsystem: &'a str,
+    /// Base64 of the digest of the key, in version 1.
+    pub digest: Option<&'a str>,
+}
+
+impl<'a> Identity<'a> {
+    /// The parts of an identity. Nothing if it is none of NVMe's.
+    #[must_use]
+    pub fn parse(identity: &'a str) -> Option<Self> {
+        let mut parts = identity.split(' ');
+        let (head, host, subsystem) = (parts.next()?, parts.next()?, parts.next()?);
+        let digest = parts.next();
+        let &[version @ (b'0' | b'1'), kind @ (b'R' | b'G'), b'0', hash @ (b'1' | b'2')] =
+            head.strip_prefix("NVMe")?.as_bytes()
+        else {
+            return None;
+        };
+        let whole = parts.next().is_none() && digest.is_some() == (version == b'1');
+        let hash = Hash::parse(hash - b'0')?;
+        let (version, generated) = (version - b'0', kind == b'G');
+        let named = !host.is_empty() && !subsystem.is_empty();
+        (whole && named).then_some(Self { version, generated, hash, host, subsystem, digest })
+    }
+
+    /// Whether it is of this host and this subsystem: a key may be used for nothing else.
+    #[must_use]
+    pub fn is_of(&self, host: &str, subsystem: &str) -> bool {
+        self.host == host && self.subsystem == subsystem
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    const HOST: &str = "nqn.psk-test-host";
+    const SUBSYSTEM: &str = "nqn.psk-test-subsys";
+    /// A key of libnvme's own tests, without a hash, with SHA-256 and with SHA-384.
+    const NONE: &str = "NVMeTLSkey-1:00:VRLbtnN9AQb2WXW3c9+wEf/DRLz0QuLdbYvEhwtdWwNf9LrZ:";
+    const SHORT: &str = "NVMeTLSkey-1:01:VRLbtnN9AQb2WXW3c9+wEf/DRLz0QuLdbYvEhwtdWwNf9LrZ:";
+    const LONG: &str =
+        "NVMeTLSkey-1:02:VRLbtnN9AQb2WXW3c9+wEf/DRLz0QuLdbYvEhwtdWwP/w0S89ELi3W2LxIcLXVsDn8kXZQ==:";
+
+    fn text(text: &str) -> Secret {
+        Secret::new(text.as_bytes().to_vec())
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn of(key: &str, compat: bool) -> Vec<(String, String)> {
+        let all = psks(&text(key), compat, HOST, SUBSYSTEM).unwrap();
+        all.iter().map(|psk| (psk.identity.clone(), hex(psk.secret.bytes()))).collect()
+    }
+
+    #[test]
+    fn the_interchange_form_there_and_back() {
+        for (form, hash, len) in
+            [(NONE, None, 32), (SHORT, Some(Hash::Sha256), 32), (LONG, Some(Hash::Sha384), 48)]
+        {
+            let key = Interchange::parse(format!(" {form}\n").as_bytes()).unwrap();
+            assert_eq!((key.hash, key.key.bytes().len()), (hash, len));
+            assert_eq!(key.emit(), text(form));
+        }
+        let key = Interchange::generate(Some(Hash::Sha384), &[7; 48]);
+        assert_eq!(Interchange::parse(key.emit().bytes()), Ok(key));
+        assert_eq!(Interchange::generate(None, &[7; 48]).key.bytes().len(), 32);
+    }
+
+    #[test]
+    fn a_text_that_is_no_key_says_why() {
+        let why = |text: &str| Interchange::parse(text.as_bytes()).unwrap_err();
+        assert_eq!(why(""), KeyError::Form("NVMeTLSkey-1"));
+        assert_eq!(why(&SHORT.replace("key-1", "key-2")), KeyError::Form("NVMeTLSkey-1"));
+        assert_eq!(why(&SHORT[..SHORT.len() - 1]), KeyError::Form("NVMeTLSkey-1"));
+        assert_eq!(why(&SHORT.replace(":01:", ":1:")), KeyError::Form("NVMeTLSkey-1"));
+        assert_eq!(why(&SHORT.replace(":01:", ":03:")), KeyError::Hash(3));
+        assert_eq!(why(&SHORT.replace(":01:", ":99:")), KeyError::Hash(99));
+        assert_eq!(why(&SHORT.replace(":01:", ":02:")), KeyError::Length(32));
+        assert_eq!(why(&SHORT.replace("VRL", "VR!")), KeyError::Base64);
+        assert_eq!(why(&SHORT.replace("VRL", "VRM")), KeyError::Checksum);
+        assert_eq!(why("NVMeTLSkey-1:01::"), KeyError::Length(0));
+        assert_eq!(why("NVMeTLSkey-1:01:AAAAAAAA:"), KeyError::Length(2));
+        assert!(matches!(
+            why(&format!("NVMeTLSkey-1:01:{}:", "A".repeat(4000))),
+            KeyError::Length(_)
+        ));
+    }
+
+    /// The identities of libnvme's tests/psk.c; the secrets by an independent computation.
+    #[test]
+    fn the_vectors_of_libnvme() {
+        let short = of(SHORT, false);
+        assert_eq!(
+            short[0].0,
+            format!("NVMe1R01 {HOST} {SUBSYSTEM} iSbjiStwJ/1TrTvDlt2fjFmzvsytOJelidNnA+X5lEU=")
+        );
+        assert_eq!(short[0].1, "8fc3c0badfd4c0c66fa3ca33aadd0314f85536cc9bc47338b60f3e6e563786ca");
+        assert_eq!(short[1].0, format!("NVMe0R01 {HOST} {SUBSYSTEM}"));
+        assert_eq!(short[1].1, "05c6503551ad136e6ee32e6eeb3f6d500b69701d84ec71e328f65c7f51566f68");
+        assert_eq!(
+            short[2].0,
+            format!("NVMe1R01 {HOST} {SUBSYSTEM} 66GuqV08TsAGII39teWUfwQwizjv06Jy8jOcX3NAAzM=")
+        );
+        assert_eq!(short.len(), 3);
+        let long = of(LONG, false);
+        assert_eq!(
+            long[0].0,
+            format!(
+                "NVMe1R02 {HOST} {SUBSYSTEM} QhW2+Rp6RzHlNtCslyRxMnwJ11tKKhz8JCAQpQ+XUD8f9td1VeH5h53yz2wKJG1a"
+            )
+        );
+        assert_eq!(
+            long[0].1,
+            "a2b2f943f479fc682555cec89857c80ed004ce92f32a973d5764155bb7e36b17a85368a0666d250afac9282dda2e62ca"
+        );
+        assert_eq!(
+            long[1].1,
+            "f42ba63824cdfe421914c582921f85b5b5b7e2d4df084caeedc9be20b212e8bb0fe8a23e9d59a1c8fc6449da4970a78d"
+        );
+        assert!(
+            long[2]
+                .0
+                .ends_with(" RsKmYJ3nAn1ApjjMloJFbAkLPivONDAX/xW327YBUsn2eGShXSjCZvBaOxscLqmz")
+        );
+    }
+
+    /// What nvme-cli 2.13 with libnvme 1.13 put into a keyring: version 1, and version 0 where it was tried.
+    #[test]
+    fn the_keys_that_nvme_cli_2_13_inserts() {
+        let host = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555";
+        let subsystem = "nqn.2024-01.test:disk0";
+        for (key, digest, version_1, version_0) in [
+            (
+                "NVMeTLSkey-1:01:+CXg5esSKJCMVOa3+TtCjDQg/Y1QysuTT9R6F7dMwuwCW3Zc:",
+                "sdnJISJHLXRqHddtg5AHn4R73qu/mBC/hxtEdPL3HZE=",
+                "b4ZJHmZ1bYW0w+nuTGiK3tGzgXu0cQal9pouwiskW9w4AICX",
+                "",
+            ),
+            (
+                "NVMeTLSkey-1:01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:",
+                "NvlJbyBk/Cl44u5Y8Z8/QdZRLZJ7yHbgfw+i0fHRf18=",
+                "jEZ+OJIPW156m2fqeJRCiq0qdngpnSWG0R41EtnKjQ35tTCj",
+                "9y51YKXPPoyZTowkbxsCwVzqf6IQUGclmR8P7mPIKpNDrbRD",
+            ),
+            (
+                "NVMeTLSkey-1:02:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vcSEgBQ==:",
+                "olTOkdExsBBx3ebb5NZgNAfp/SpYJVdkYIrNy5EFOaJHHlWmWDvqqn7bW/qVCXOK",
+                "/m16oX/4NZ/rUq1zmKePpZCbDMWt7JTUtz+pkI/eU5+MNkF35KgeqOf0tGyYRwcwJ1vRAA==",
+                "FVSfWVIFFYbAqfaxXrO8HVveTZyAz3sgJ4lZqdX7iBB+WXBUMdAHC9WHD4p8rMFKrbyM5Q==",
+            ),
+        ] {
+            let all = psks(&text(key), true, host, subsystem).unwrap();
+            let derived = |psk: &Psk| {
+                let form = interchange::emit("", 0, psk.secret.bytes());
+                String::from_utf8(form.bytes()[4..].to_vec()).unwrap()
+            };
+            assert!(all[0].identity.ends_with(&format!(" {digest}")), "{}", all[0].identity);
+            assert_eq!(derived(&all[0]), format!("{version_1}:"));
+            assert!(version_0.is_empty() || derived(&all[1]) == format!("{version_0}:"));
+        }
+    }
+
+    #[test]
+    fn the_switch_decides_where_two_secrets_have_one_identity() {
+        for key in [NONE, SHORT, LONG] {
+            let (now, then) = (of(key, false), of(key, true));
+            let secret = |all: &[(String, String)], identity: &str| {
+                all.iter().find(|psk| psk.0 == identity).unwrap().1.clone()
+            };
+            for (identity, of_now) in &now {
+                let of_then = secret(&then, identity);
+                let apart = key != NONE && identity.starts_with("NVMe1");
+                assert_eq!(*of_now == of_then, apart, "{identity}");
+            }
+            assert_eq!((now.len(), then.len()), if key == NONE { (2, 2) } else { (3, 3) });
+        }
+    }
+
+    /// Independent computation; the digest needs no label.
+    #[test]
+    fn generated_keys() {
+        let psk: Vec<u8> = (100..148).collect();
+        let short = generated(&psk[..32], Hash::Sha256, false, HOST, SUBSYSTEM);
+        assert_eq!(
+            short[0].identity,
+            format!("NVMe1G01 {HOST} {SUBSYSTEM} 7IzffYRvF3cK6qcbTb/XuFTymk33xjFiok2o82qxmOY=")
+        );
+        assert_eq!(
+            hex(short[0].secret.bytes()),
+            "47588d3b3ecdc93549cf79e243e35b2083eb1de9eabbd5617850b5f876908e38"
+        );
+        assert_eq!(short[1].identity, format!("NVMe0G01 {HOST} {SUBSYSTEM}"));
+        let linux = generated(&psk, Hash::Sha384, true, HOST, SUBSYSTEM);
+        assert_eq!(
+            hex(linux[0].secret.bytes()),
+            "c67b50b1582643ec22c0940c8e88f7200c2f96603170137ce72138298841a7d2a3538182e48efbe1c64ca44df3274c78"
+        );
+        assert!(generated(&[0; 64], Hash::Sha512, false, HOST, SUBSYSTEM).is_empty());
+    }
+
+    #[test]
+    fn names_that_would_read_in_two_ways_get_no_key() {
+        let long = "n".repeat(223);
+        for (host, subsystem) in [("", "s"), ("h", ""), ("h x", "s"), ("h", "s x")] {
+            assert_eq!(psks(&text(SHORT), false, host, subsystem), Err(KeyError::Name));
+        }
+        // Version 0 names both in a context of 255 bytes at most.
+        let all = psks(&text(SHORT), false, &long, &long).unwrap();
+        assert_eq!(all.len(), 2);
+        assert!(all.iter().all(|psk| psk.identity.starts_with("NVMe1")));
+    }
+
+    #[test]
+    fn an_identity_taken_apart() {
+        for psk in psks(&text(SHORT), false, HOST, SUBSYSTEM).unwrap() {
+            let identity = Identity::parse(&psk.identity).unwrap();
+            assert_eq!((identity.host, identity.subsystem), (HOST, SUBSYSTEM));
+            assert_eq!((identity.hash, identity.generated), (psk.hash, false));
+            assert_eq!(identity.digest.is_some(), identity.version == 1);
+            assert!(identity.is_of(HOST, SUBSYSTEM) && !identity.is_of(SUBSYSTEM, HOST));
+        }
+        assert!(Identity::parse("NVMe0G02 h s").unwrap().generated);
+        for wrong in [
+            "",
+            "NVMe1R01",
+            "NVMe1R01 h",
+            "NVMe1R01 h s",
+            "NVMe0R01 h s d",
+            "NVMe1R01 h s d e",
+            "NVMe2R01 h s d",
+            "NVMe1X01 h s d",
+            "NVMe1R00 h s d",
+            "NVMe1R03 h s d",
+            "NVMe0R01  s",
+            "nvme0R01 h s",
+            "NVMe0R011 h s",
+            "storagetm-pair-1",
+        ] {
+            assert_eq!(Identity::parse(wrong), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! Both ends of DH-HMAC-CHAP face to face, and every wrong message that a host may send.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use export::{KeyId, Secret};
+
+use super::chap::{Key, Names};
+use super::{
+    Controller, Credentials, Exchange, Group, Hash, Host, Keys, Next, Progress, Rules, Setting,
+};
+use crate::wire::auth::{Challenge, Explanation, FromController, FromHost, Negotiate, Reply, sc_c};
+
+/// Bytes that differ from call to call.
+fn counted(bytes: &mut [u8]) -> bool {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes();
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte =
+            number[at % 8].wrapping_mul(73).wrapping_add(u8::try_from(at * 31 % 256).unwrap() | 1);
+    }
+    true
+}
+
+fn names() -> Names {
+    Names { host: "nqn.host".to_owned(), subsystem: "nqn.disk".to_owned() }
+}
+
+fn key(byte: u8) -> Key {
+    Key { hash: Some(Hash::Sha256), key: Secret::new(vec![byte; 32]) }
+}
+
+fn keys(controller: Option<u8>) -> Keys {
+    let controller = controller.map(key);
+    Keys { id: KeyId::new(5), host: key(1), controller, compat: false }
+}
+
+const ADMIN: Setting = Setting { admin: true, secured: false };
+
+fn rules() -> Rules {
+    Rules { random: counted, ..Rules::default() }
+}
+
+fn controller() -> Controller {
+    Controller::new(names(), rules(), ADMIN)
+}
+
+fn credentials() -> Credentials {
+    Credentials { random: counted, ..Credentials::new(key(1)) }
+}
+
+/// How a conversation ended: what the controller says, what the host says.
+#[derive(Debug, Default)]
+struct Ended {
+    proven: Option<KeyId>,
+    failed: Option<Explanation>,
+    given_up: bool,
+    done: bool,
+    psks: [Vec<super::psk::Psk>; 2],
+}
+
+fn talk(controller: &mut Controller, keys: &Keys, credentials: Credentials) -> Ended {
+    let mut ended = Ended::default();
+    let (mut host, message) = Host::open(names(), Arc::new(credentials), 7);
+    let mut next = Some(message);
+    while let Some(message) = next.take() {
+        match controller.send(&message, Some(keys)) {
+            Progress::Going => {}
+            Progress::Proven(shown) => {
+                (ended.proven, ended.psks[0]) = (Some(shown.key), shown.psks)
+            }
+            Progress::Failed(why) => ended.failed = Some(why),
+            Progress::GivenUp => ended.given_up = true,
+        }
+        if ended.done || ended.given_up || (ended.proven.is_some() && ended.failed.is_some()) {
+            break;
+        }
+        match host.receive(&controller.receive(4096).unwrap()) {
+            Next::Ask(message) => next = Some(message),
+            Next::Done(message, psks) => {
+                (ended.done, ended.psks[1], next) = (true, psks, message);
+            }
+            Next::Failed(message, why) => {
+                (ended.failed, next) = (Some(ended.failed.unwrap_or(why)), message);
+            }
+        }
+    }
+    ended
+}
+
+#[test]
+fn every_group_with_every_hash_in_one_and_both_directions() {
+    for group in Group::ALL {
+        for hash in Hash::ALL {
+            for both in [false, true] {
+                let rules = Rules { hashes: vec![hash], groups: vec![group], ..rules() };
+                let mut controller = Controller::new(names(), rules, ADMIN);
+                let mut credentials = credentials();
+                credentials.groups = Group::ALL.to_vec();
+                credentials.controller = both.then(|| key(2));
+                let ended = talk(&mut controller, &keys(Some(2)), credentials);
+                let proven = (ended.proven, ended.done, ended.failed);
+                assert_eq!(proven, (Some(KeyId::new(5)), true, None), "{group:?} {hash:?} {both}");
+            }
+        }
+    }
+}
+
+/// X13: a wrong key, on either side, and a controller that has none to show.
+#[test]
+fn x13_a_wrong_key_proves_nothing() {
+    let wrong = Credentials { key: key(9), ..credentials() };
+    let ended = talk(&mut controller(), &keys(None), wrong);
+    assert_eq!((ended.proven, ended.failed), (None, Some(Explanation::Failed)));
+    let demanding = |byte| Credentials { controller: Some(key(byte)), ..credentials() };
+    let ended = talk(&mut controller(), &keys(Some(2)), demanding(3));
+    assert_eq!((ended.proven, ended.given_up, ended.done), (None, true, false));
+    let ended = talk(&mut controller(), &keys(None), demanding(2));
+    assert_eq!((ended.proven, ended.failed), (None, Some(Explanation::Failed)));
+    // A key without which nothing can be proven is no key.
+    let mut controller = controller();
+    let offer = FromHost::Negotiate(Negotiate { sc_c: 0, hashes: &[1], groups: &[1] }).emit(1);
+    assert!(matches!(controller.send(&offer, None), Progress::Failed(Explanation::Failed)));
+}
+
+/// X13: the NULL group is refused unless it is allowed, and even then not taken if the host has another.
+#[test]
+fn x13_the_null_group_is_refused_unless_allowed() {
+    let null = || Credentials { groups: vec![Group::Null], ..credentials() };
+    let ended = talk(&mut controller(), &keys(None), null());
+    assert_eq!(ended.failed, Some(Explanation::GroupUnusable));
+    let mut lax = Controller::new(names(), rules().allow_null_group(), ADMIN);
+    assert!(talk(&mut lax, &keys(None), null()).done);
+    let offers = |sc_c, groups: &'static [u8]| Negotiate { sc_c, hashes: &[1, 2, 3], groups };
+    let lax = rules().allow_null_group();
+    assert_eq!(lax.group(&offers(0, &[0, 1, 2, 3, 4, 5])), Some(Group::Ffdhe2048));
+    assert_eq!(lax.group(&offers(0, &[5, 4])), Some(Group::Ffdhe6144));
+    assert_eq!(lax.group(&offers(0, &[0, 77])), Some(Group::Null));
+    assert_eq!(lax.group(&offers(2, &[0, 1, 2, 3])), Some(Group::Ffdhe3072));
+    assert_eq!(lax.group(&offers(2, &[0, 1])), Some(Group::Ffdhe2048));
+    assert_eq!(lax.group(&offers(2, &[0])), None);
+    assert_eq!(lax.hash(&offers(0, &[1])), Some(Hash::Sha512));
+    assert_eq!(lax.hash(&offers(2, &[1])), Some(Hash::Sha384));
+}
+
+#[test]
+fn it_can_be_done_again_on_the_same_queue() {
+    let mut controller = controller();
+    for _ in 0..3 {
+        assert!(talk(&mut controller, &keys(None), credentials()).done);
+    }
+    assert!(!controller.is_over());
+}
+
+#[test]
+fn both_ends_have_the_same_keys_for_a_secured_channel() {
+    let ask = || Credentials { concatenate: true, ..credentials() };
+    let ended = talk(&mut controller(), &keys(None), ask());
+    assert!(ended.done);
+    let [ours, theirs] = &ended.psks;
+    assert_eq!(ours, theirs);
+    assert_eq!(ours[0].hash, Hash::Sha384);
+    assert!(ours[0].identity.starts_with("NVMe1G02 nqn.host nqn.disk "));
+    // Only once for each conversation.
+    let again = talk(&mut controller(), &keys(None), ask());
+    assert_ne!(again.psks[0], ended.psks[0]);
+    for (setting, tls) in [
+        (Setting { admin: false, secured: false }, true),
+        (Setting { admin: true, secured: true }, true),
+        (ADMIN, false),
+    ] {
+        let rules = Rules { tls, ..rules() };
+        let mut controller = Controller::new(names(), rules, setting);
+        let ended = talk(&mut controller, &keys(None), ask());
+        assert_eq!(ended.failed, Some(Explanation::ConcatenationMismatch), "{setting:?}");
+    }
+}
+
+fn offer(sc_c: u8) -> Vec<u8> {
+    FromHost::Negotiate(Negotiate { sc_c, hashes: &[1], groups: &[1] }).emit(7)
+}
+
+/// A conversation in which a reply is due, and the challenge.
+fn challenged() -> (Controller, Vec<u8>) {
+    let mut controller = controller();
+    assert!(matches!(controller.send(&offer(0), Some(&keys(None))), Progress::Going));
+    let challenge = controller.receive(4096).unwrap();
+    (controller, challenge)
+}
+
+fn failure(controller: &mut Controller, message: &[u8]) -> Option<Explanation> {
+    let Progress::Failed(why) = controller.send(message, Some(&keys(None))) else { return None };
+    let told = controller.receive(4096).unwrap();
+    assert_eq!(FromController::parse(&told).unwrap().1, FromController::Failure1(why));
+    assert!(controller.is_over());
+    Some(why)
+}
+
+#[test]
+fn a_message_that_is_not_due_ends_it() {
+    let reply = Reply { sequence: 0, response: &[0; 32], challenge: None, public: &[] };
+    let messages = [
+        FromHost::Reply(reply).emit(0),
+        FromHost::Success2.emit(0),
+        FromHost::Failure2(Explanation::Failed).emit(0),
+        vec![1, 0, 0, 0, 0, 0],
+        vec![0, 9, 0, 0, 0, 0],
+    ];
+    for message in &messages {
+        assert_eq!(failure(&mut controller(), message), Some(Explanation::IncorrectMessage));
+    }
+    // The challenge has not been fetched.
+    let mut early = controller();
+    early.send(&offer(0), Some(&keys(None)));
+    let reply = FromHost::Reply(reply).emit(7);
+    assert_eq!(failure(&mut early, &reply), Some(Explanation::IncorrectMessage));
+    // Nothing is there to be fetched.
+    let mut mute = controller();
+    let told = mute.receive(4096).unwrap();
+    let why = FromController::Failure1(Explanation::IncorrectMessage);
+    assert_eq!(FromController::parse(&told), Ok((0, why)));
+    assert!(mute.is_over());
+}
+
+#[test]
+fn a_reply_with_wrong_fields_ends_it() {
+    let public = Exchange::open(Group::Ffdhe2048, &[3; super::PRIVATE]).unwrap().public().to_vec();
+    let good = Reply { sequence: 0, response: &[0; 32], challenge: None, public: &public };
+    let zero = vec![0; 256];
+    let mut last = vec![0xff; 256];
+    last[255] = 0xfe;
+    let long = vec![2; 300];
+    for (reply, t_id, why) in [
+        (good, 7, Explanation::Failed),
+        (good, 8, Explanation::IncorrectPayload),
+        (Reply { response: &[0; 48], ..good }, 7, Explanation::IncorrectPayload),
+        (Reply { response: &[], ..good }, 7, Explanation::IncorrectPayload),
+        (Reply { public: &[], ..good }, 7, Explanation::GroupUnusable),
+        (Reply { public: &zero, ..good }, 7, Explanation::GroupUnusable),
+        (Reply { public: &last, ..good }, 7, Explanation::GroupUnusable),
+        (Reply { public: &long, ..good }, 7, Explanation::GroupUnusable),
+    ] {
+        let (mut controller, _) = challenged();
+        let message = FromHost::Reply(reply).emit(t_id);
+        assert_eq!(failure(&mut controller, &message), Some(why), "{reply:?}");
+    }
+    // Nothing is heard after the end.
+    let (mut controller, _) = challenged();
+    assert!(failure(&mut controller, &[]).is_some());
+    assert!(matches!(controller.send(&offer(0), Some(&keys(None))), Progress::Failed(_)));
+}
+
+/// X14: a host that sends our own challenge or public value back does not learn what it would need.
+#[test]
+fn x14_what_we_sent_does_not_come_back() {
+    let (mut controller, bytes) = challenged();
+    let (_, FromController::Challenge(challenge)) = FromController::parse(&bytes).unwrap() else {
+        panic!("a challenge")
+    };
+    let reply = Reply {
+        sequence: 1,
+        response: &[0; 32],
+        challenge: Some(challenge.challenge),
+        public: challenge.public,
+    };
+    let message = FromHost::Reply(reply).emit(7);
+    assert_eq!(failure(&mut controller, &message), Some(Explanation::GroupUnusable));
+    // A host that knows the key, but whose challenge is ours.
+    let rules = Rules {
+        groups: vec![Group::Null],
+        random: |bytes| {
+            bytes.fill(0x33);
+            true
+        },
+        ..rules()
+    };
+    let mut controller = Controller::new(names(), rules, ADMIN);
+    let mirror = Credentials {
+        controller: Some(key(2)),
+        groups: vec![Group::Null],
+        random: |bytes| {
+            bytes.fill(0x33);
+            true
+        },
+        ..credentials()
+    };
+    let ended = talk(&mut controller, &keys(Some(2)), mirror);
+    assert_eq!((ended.proven, ended.failed), (None, Some(Explanation::Failed)));
+}
+
+/// X13: a whole conversation that was overheard proves nothing the next time.
+#[test]
+fn x13_a_replay_proves_nothing() {
+    let mut first = controller();
+    let (mut host, negotiate) = Host::open(names(), Arc::new(credentials()), 7);
+    first.send(&negotiate, Some(&keys(None)));
+    let Next::Ask(reply) = host.receive(&first.receive(4096).unwrap()) else { panic!("a reply") };
+    assert!(matches!(first.send(&reply, Some(&keys(None))), Progress::Proven(_)));
+    let mut second = controller();
+    second.send(&negotiate, Some(&keys(None)));
+    second.receive(4096).unwrap();
+    assert_eq!(failure(&mut second, &reply), Some(Explanation::Failed));
+}
+
+#[test]
+fn a_room_too_small_leaves_the_message_where_it_is() {
+    let mut controller = controller();
+    controller.send(&offer(0), Some(&keys(None)));
+    assert_eq!(controller.receive(16 + 32 + 255), Err(16 + 32 + 256));
+    assert_eq!(controller.receive(16 + 32 + 256).unwrap().len(), 16 + 32 + 256);
+    assert_eq!(controller.receive(7), Err(8));
+}
+
+/// A host takes only what it offered, and only a proof that is one.
+#[test]
+fn a_controller_that_breaks_the_rules_is_given_up() {
+    let message = |group: u8, hash: u8, public: &[u8], sequence: u32| {
+        let challenge = &[5; 32];
+        let asked = Challenge { hash, group, sequence, challenge, public };
+        FromController::Challenge(asked).emit(7, 32)
+    };
+    let public = Exchange::open(Group::Ffdhe2048, &[3; super::PRIVATE]).unwrap().public().to_vec();
+    for (bytes, why) in [
+        (message(0, 1, &[], 1), Explanation::GroupUnusable),
+        (message(9, 1, &[], 1), Explanation::GroupUnusable),
+        (message(1, 9, &public, 1), Explanation::HashUnusable),
+        (message(1, 2, &public, 1), Explanation::IncorrectPayload),
+        (message(1, 1, &public[1..], 1), Explanation::IncorrectPayload),
+        (message(1, 1, &public, 0), Explanation::IncorrectPayload),
+        (message(1, 1, &[0; 256], 1), Explanation::GroupUnusable),
+        (FromController::Success1(None).emit(7, 32), Explanation::IncorrectMessage),
+        (FromController::Success1(None).emit(8, 32), Explanation::IncorrectPayload),
+        (vec![], Explanation::IncorrectPayload),
+    ] {
+        let (mut host, _) = Host::open(names(), Arc::new(credentials()), 7);
+        let Next::Failed(Some(told), found) = host.receive(&bytes) else { panic!("{bytes:?}") };
+        assert_eq!(found, why);
+        assert_eq!(FromHost::parse(&told), Ok((7, FromHost::Failure2(why))));
+    }
+}
+
+/// A host that leaves SC_C out of its response, as Linux did for a while, is understood.
+#[test]
+fn a_response_without_sc_c_is_taken() {
+    let rules = Rules { groups: vec![Group::Ffdhe2048], hashes: vec![Hash::Sha256], ..rules() };
+    let mut controller = Controller::new(names(), rules, ADMIN);
+    controller.send(&offer(sc_c::NEW_TLS_PSK), Some(&keys(None)));
+    let bytes = controller.receive(4096).unwrap();
+    let (_, FromController::Challenge(asked)) = FromController::parse(&bytes).unwrap() else {
+        panic!("a challenge")
+    };
+    let exchange = Exchange::open(Group::Ffdhe2048, &[3; super::PRIVATE]).unwrap();
+    let agreed = exchange.agree(asked.public);
+    let question = super::chap::Question {
+        hash: Hash::Sha256,
+        t_id: 7,
+        sc_c: 0,
+        sequence: asked.sequence,
+        challenge: asked.challenge,
+        agreed: agreed.as_ref(),
+    };
+    let response = question.response(&key(1), &names(), super::chap::Prover::Host);
+    let reply = Reply {
+        sequence: 0,
+        response: &response,
+        challenge: Some(&[4; 32]),
+        public: exchange.public(),
+    };
+    let sent = controller.send(&FromHost::Reply(reply).emit(7), Some(&keys(None)));
+    let Progress::Proven(shown) = sent else { panic!("{sent:?}") };
+    assert_eq!(shown.psks.len(), 2);
+}

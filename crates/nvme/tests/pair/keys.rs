@@ -1,0 +1,515 @@
+//! Who is let in, and to what: keys shown in a channel and proven by DH-HMAC-CHAP, on every queue, and what becomes of
+//! those who show none.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use export::{Access, Channel, Door, Event, Host, KeyId, News, Policy, Reason, Rule, Secret};
+use nvme::auth::chap::Key;
+use nvme::auth::{Credentials, Group, Hash, Rules};
+use nvme::command::{AdminCommand, FabricsCommand, IoCommand, PropertySize};
+use nvme::host::{Options, Payload};
+use nvme::status::Status;
+use nvme::target::Port;
+use nvme::wire::fabrics::{ConnectField, DISCOVERY_NQN, property};
+use nvme::wire::feature::{AsyncEvent, aec, fid};
+use nvme::wire::log::{sectype, treq};
+use nvme::wire::text::parse_nqn;
+
+use crate::client::{Client, HOST, Manner};
+use crate::discovery::{discoverer, entries, log};
+use crate::world::{BYTES, DISK, World};
+
+const SECOND: &str = "nqn.2026-01.org.example:second";
+const STRANGER: &str = "nqn.2026-01.org.example:stranger";
+
+fn key(byte: u8) -> Key {
+    Key { hash: Some(Hash::Sha256), key: Secret::new(vec![byte; 32]) }
+}
+
+/// A host that proves itself with `key(1)`, or comes in a channel, or both; with these rules.
+fn host(chap: bool, tls: bool, rules: &[(Option<&str>, Access)]) -> Host {
+    let rule = |(disk, access): &(Option<&str>, Access)| Rule {
+        disk: disk.map(str::to_owned),
+        access: *access,
+    };
+    Host {
+        nqn: HOST.to_owned(),
+        name: "laptop".to_owned(),
+        key: KeyId::new(7),
+        tls: tls.then(|| Secret::new(vec![1])),
+        tls_compat: false,
+        chap: chap.then(|| key(1).emit()),
+        chap_controller: chap.then(|| key(2).emit()),
+        rules: rules.iter().map(rule).collect(),
+    }
+}
+
+const ALL: &[(Option<&str>, Access)] = &[(None, Access::Writable)];
+
+fn credentials() -> Credentials {
+    Credentials::new(key(1))
+}
+
+/// A world in which keys are needed, and the host has those of `credentials`.
+fn keyed(host: Host, credentials: Option<Credentials>) -> World {
+    let mut world = World::new();
+    world.lend(SECOND, |_| {});
+    world.door = Door::Keyed;
+    world.catalogue.follow(Policy { hosts: vec![Arc::new(host)] });
+    world.credentials = credentials.map(Arc::new);
+    world
+}
+
+fn channel(key: u64, subsystem: &str) -> Option<Arc<Channel>> {
+    Some(Arc::new(Channel {
+        key: Some(KeyId::new(key)),
+        identity: format!(
+            "NVMe1R01 {HOST} {subsystem} 66GuqV08TsAGII39teWUfwQwizjv06Jy8jOcX3NAAzM="
+        ),
+        cipher: "TLS_AES_128_GCM_SHA256".to_owned(),
+        binding: [1; 32],
+    }))
+}
+
+/// Tries to connect an Admin queue. Gives what the host was told.
+fn knock(world: &mut World, manner: &Manner) -> Result<usize, (Status, u32)> {
+    let line = world.connect(manner.options(Options::admin()), manner.data(0xffff));
+    world.run();
+    world.lines[line].refused.map_or(Ok(line), Err)
+}
+
+fn refusals(world: &World) -> Vec<&'static str> {
+    let why = |event: &Event| match event {
+        Event::Refused { why, .. } => Some(*why),
+        _ => None,
+    };
+    world.events.iter().filter_map(why).collect()
+}
+
+fn attached(world: &World) -> Vec<Option<KeyId>> {
+    let proven = |event: &Event| match event {
+        Event::Attached { proven, .. } => Some(*proven),
+        _ => None,
+    };
+    world.events.iter().filter_map(proven).collect()
+}
+
+const TURNED_AWAY: (Status, u32) =
+    (Status::CONNECT_INVALID_HOST.dnr(), ConnectField::Hostnqn.dw0());
+
+// ---- proof
+
+#[test]
+fn a_disk_is_attached_with_every_group_hash_and_direction() {
+    let groups = Group::ALL.map(|group| (group, Hash::Sha256));
+    let hashes = Hash::ALL.map(|hash| (Group::Ffdhe2048, hash));
+    for (group, hash) in groups.into_iter().chain(hashes) {
+        // The largest take their time; both directions of each are tried where there are no queues.
+        let ways: &[bool] = if group > Group::Ffdhe3072 { &[true] } else { &[false, true] };
+        for &both in ways {
+            let rules = Rules { groups: vec![group], hashes: vec![hash], ..Rules::default() };
+            let mut world = World::with_rules(|_| {}, rules);
+            world.door = Door::Keyed;
+            world.catalogue.follow(Policy { hosts: vec![Arc::new(host(true, false, ALL))] });
+            let controller = both.then(|| key(2));
+            let groups = Group::ALL.to_vec();
+            world.credentials = Some(Arc::new(Credentials { controller, groups, ..credentials() }));
+            let (_, io) = world.attach_plainly();
+            assert!(world.lines[io].connected.unwrap().authentication_required);
+            assert_eq!(world.write(io, 3, &[9; 512]), Status::SUCCESS);
+            assert_eq!(world.read(io, 3, 1), Ok(vec![9; 512]));
+            assert_eq!(attached(&world), [Some(KeyId::new(7))], "{group:?} {hash:?} {both}");
+            assert!(refusals(&world).is_empty());
+        }
+    }
+}
+
+/// X13: a wrong key, on either side, is refused on the queue on which it was shown, and said.
+#[test]
+fn x13_a_wrong_key_is_refused() {
+    let other = Credentials::new(key(3));
+    let demanding = Credentials { controller: Some(key(9)), ..credentials() };
+    for wrong in [other, demanding] {
+        let mut world = keyed(host(true, false, ALL), Some(wrong));
+        let told = knock(&mut world, &Manner::default());
+        assert_eq!(told, Err((Status::AUTHENTICATION_REQUIRED.dnr(), 0)));
+        assert_eq!(world.lines[0].target_end, Some(Reason::Refused));
+        assert!(attached(&world).is_empty());
+        assert_eq!(refusals(&world).len(), 1);
+    }
+}
+
+/// X13: the NULL group is refused by default.
+#[test]
+fn x13_a_host_with_nothing_but_the_null_group_is_refused() {
+    let lazy = Credentials { groups: vec![Group::Null], ..credentials() };
+    let mut world = keyed(host(true, false, ALL), Some(lazy));
+    assert!(knock(&mut world, &Manner::default()).is_err());
+    assert_eq!(refusals(&world), ["offers no Diffie-Hellman group that is allowed here"]);
+}
+
+/// X13: a host may prove itself again at any time, on every queue, and go on.
+#[test]
+fn x13_a_live_queue_proves_itself_again() {
+    let mut world = keyed(host(true, false, ALL), Some(credentials()));
+    let (client, io) = world.attach_plainly();
+    for line in [client.admin, io] {
+        assert!(world.lines[line].host.prove(77));
+        world.run();
+        assert_eq!(world.status(line, 77), Status::SUCCESS);
+    }
+    assert!(world.read(io, 0, 1).is_ok());
+    world.advance(Duration::from_secs(60));
+    assert!(world.read(io, 0, 1).is_ok());
+    assert_eq!(attached(&world).len(), 1);
+}
+
+#[test]
+fn a_live_queue_that_fails_to_prove_itself_again_is_closed() {
+    let mut world = keyed(host(true, false, ALL), Some(credentials()));
+    let (client, io) = world.attach_plainly();
+    // The owner gave the host another key under the same identifier: the old one proves nothing.
+    let changed = Host { chap: Some(key(5).emit()), ..host(true, false, ALL) };
+    world.catalogue.follow(Policy { hosts: vec![Arc::new(changed)] });
+    assert!(world.lines[io].host.prove(77));
+    world.run();
+    assert_eq!(world.status(io, 77), Status::AUTHENTICATION_REQUIRED.dnr());
+    assert_eq!(world.lines[io].target_end, Some(Reason::Refused));
+    assert_eq!(world.lines[client.admin].target_end, None);
+}
+
+/// Before it has proven itself a host gets nothing, not even what the controller can do, and not for long.
+#[test]
+fn before_the_proof_there_is_nothing_else() {
+    let mut world = keyed(host(true, false, ALL), None);
+    let line = knock(&mut world, &Manner::default()).unwrap();
+    assert!(world.lines[line].connected.unwrap().authentication_required);
+    for sqe in [
+        FabricsCommand::PropertyGet { attrib: PropertySize::Eight, offset: property::CAP }.emit(),
+        FabricsCommand::PropertySet { attrib: PropertySize::Four, offset: property::CC, value: 1 }
+            .emit(),
+        FabricsCommand::Disconnect { recfmt: 0 }.emit(),
+        AdminCommand::KeepAlive.emit(),
+        AdminCommand::AsyncEventRequest.emit(),
+        AdminCommand::set_features(fid::NUMBER_OF_QUEUES, 0).emit(),
+    ] {
+        assert_eq!(world.say(line, sqe).status, Status::AUTHENTICATION_REQUIRED.dnr());
+    }
+    let page = world.page(line, AdminCommand::identify(1, 0));
+    assert_eq!(page, Err(Status::AUTHENTICATION_REQUIRED.dnr()));
+    world.advance(Duration::from_secs(9));
+    assert_eq!(world.lines[line].target_end, None);
+    world.advance(Duration::from_secs(1));
+    assert_eq!(world.lines[line].target_end, Some(Reason::Timeout));
+    assert!(attached(&world).is_empty());
+}
+
+/// What a host asks for comes after who it is: with a wrong key it does not learn what there is.
+#[test]
+fn what_there_is_comes_after_the_proof() {
+    let only_first = [(Some(DISK), Access::Writable)];
+    for subsystem in [SECOND, "nqn.2026-01.org.example:none"] {
+        let manner = Manner { subsystem, ..Manner::default() };
+        let mut world = keyed(host(true, false, &only_first), None);
+        let line = knock(&mut world, &manner).unwrap();
+        assert!(world.lines[line].connected.unwrap().authentication_required);
+        for controller in [None, Some(key(2))] {
+            let own = Credentials { controller, ..credentials() };
+            let mut world = keyed(host(true, false, &only_first), Some(own));
+            let told = knock(&mut world, &manner);
+            world.advance(Duration::from_secs(1));
+            assert_eq!(world.lines[0].target_end, Some(Reason::Refused));
+            assert!(told.is_err() || told == Ok(0));
+            assert!(attached(&world).is_empty());
+            assert_eq!(refusals(&world).len(), 1);
+        }
+    }
+}
+
+// ---- channels
+
+#[test]
+fn a_host_in_its_channel_is_let_in_without_more() {
+    let mut world = keyed(host(false, true, ALL), None);
+    world.channel = channel(7, DISK);
+    let (_, io) = world.attach_plainly();
+    assert_eq!(world.write(io, 0, &[1; 512]), Status::SUCCESS);
+    assert_eq!(attached(&world), [None]);
+}
+
+/// X15: a name without its key, a key of another host, another disk, another owner: all are told the same.
+#[test]
+fn x15_whoever_has_not_the_keys_of_his_name_is_told_the_same() {
+    let stranger = Manner { host: STRANGER, ..Manner::default() };
+    let second = Manner { subsystem: SECOND, ..Manner::default() };
+    let nothing = Manner { subsystem: "nqn.2026-01.org.example:none", ..Manner::default() };
+    let discovery = Manner { subsystem: DISCOVERY_NQN, ..Manner::default() };
+    let only_first: &[_] = &[(Some(DISK), Access::Writable)];
+    let cases = [
+        // A stranger, with and without a channel.
+        (&stranger, None, ALL),
+        (&stranger, channel(7, DISK), ALL),
+        // The name without the key.
+        (&Manner::default(), None, ALL),
+        (&Manner::default(), channel(8, DISK), ALL),
+        (&second, None, ALL),
+        (&nothing, None, ALL),
+        (&discovery, None, ALL),
+        // A key that was made for something else.
+        (&Manner::default(), channel(7, SECOND), ALL),
+        (&Manner::default(), channel(7, DISCOVERY_NQN), ALL),
+        (&discovery, channel(7, DISK), ALL),
+        // The key, but not the disk.
+        (&second, channel(7, SECOND), only_first),
+        (&nothing, channel(7, nothing.subsystem), ALL),
+    ];
+    for (manner, channel, rules) in cases {
+        let mut world = keyed(host(false, true, rules), None);
+        world.channel = channel;
+        assert_eq!(knock(&mut world, manner), Err(TURNED_AWAY), "{manner:?}");
+        assert_eq!(refusals(&world).len(), 1);
+        assert!(
+            matches!(world.events.last(), Some(Event::Refused { host, .. }) if host == manner.host)
+        );
+    }
+}
+
+/// A key that everybody knows, as for pairing, opens no disk.
+#[test]
+fn a_channel_for_something_else_opens_nothing() {
+    let mut world = keyed(host(false, true, ALL), None);
+    world.channel = channel(7, DISK).map(|one| {
+        Arc::new(Channel { key: None, identity: "storagetm-pair-1".to_owned(), ..(*one).clone() })
+    });
+    assert_eq!(knock(&mut world, &Manner::default()), Err(TURNED_AWAY));
+}
+
+#[test]
+fn a_host_with_both_keys_shows_both() {
+    let mut world = keyed(host(true, true, ALL), Some(credentials()));
+    assert_eq!(knock(&mut world, &Manner::default()), Err(TURNED_AWAY));
+    world.channel = channel(7, DISK);
+    let (_, io) = world.attach_plainly();
+    assert!(world.lines[io].connected.unwrap().authentication_required);
+    assert!(world.read(io, 0, 1).is_ok());
+    assert_eq!(attached(&world), [Some(KeyId::new(7))]);
+}
+
+#[test]
+fn all_queues_of_a_controller_come_in_the_same_channel() {
+    let join = |world: &mut World, client: &Client| {
+        let line = world.connect(Options::io(1, 16, 8192), Manner::default().data(client.cntlid));
+        world.run();
+        world.lines[line].refused
+    };
+    let mut world = keyed(host(false, true, ALL), None);
+    world.channel = channel(7, DISK);
+    let client = world.attach(&Manner { queues: 2, ..Manner::default() });
+    world.channel = None;
+    assert_eq!(join(&mut world, &client), Some(TURNED_AWAY));
+    world.channel = channel(9, DISK);
+    assert_eq!(join(&mut world, &client), Some(TURNED_AWAY));
+    // And the reverse, where nothing else is asked.
+    let mut open = World::new();
+    let client = open.attach(&Manner { queues: 2, ..Manner::default() });
+    open.channel = channel(7, DISK);
+    assert_eq!(join(&mut open, &client), Some(TURNED_AWAY));
+}
+
+#[test]
+fn a_proof_leaves_a_key_for_a_channel() {
+    let own = Credentials { concatenate: true, ..credentials() };
+    let mut world = keyed(host(true, false, ALL), Some(own));
+    let (admin, cntlid) = world.open_admin(&Manner::default());
+    let ours = world.lines[admin].host.take_psks();
+    let theirs = world.target.generated_psks(world.now);
+    assert_eq!(theirs.iter().map(|(_, psk)| psk.clone()).collect::<Vec<_>>(), ours);
+    assert!(theirs.iter().all(|(key, _)| *key == KeyId::new(7)));
+    assert!(ours[0].identity.starts_with(&format!("NVMe1G02 {HOST} {DISK} ")));
+    // What follows comes in that channel: in the clear there are no I/O queues.
+    let mut controller = nvme::host::Controller::new(cntlid, 1);
+    world.initialize(admin, &mut controller).unwrap();
+    world.credentials = Some(Arc::new(credentials()));
+    let line = world.connect(Options::io(1, 16, 8192), Manner::default().data(cntlid));
+    world.run();
+    assert_eq!(world.lines[line].refused, Some(TURNED_AWAY));
+    // In the channel nothing more is to be proven.
+    world.credentials = None;
+    world.channel = channel(7, DISK)
+        .map(|one| Arc::new(Channel { identity: ours[0].identity.clone(), ..(*one).clone() }));
+    let (_, io) = world.attach_plainly();
+    assert!(world.read(io, 0, 1).is_ok());
+    // The key is forgotten in the end.
+    world.cut(admin);
+    assert!(world.target.generated_psks(world.now + Duration::from_secs(7200)).is_empty());
+}
+
+// ---- what the owner changes
+
+/// X16: whoever is no longer let in is out at once, on every queue, and does not come back.
+#[test]
+fn x16_a_revoked_host_is_out_at_once() {
+    for (chap, channel) in [(true, None), (false, channel(7, DISK))] {
+        let mut world = keyed(host(chap, !chap, ALL), chap.then(credentials));
+        world.channel = channel;
+        let (client, io) = world.attach_plainly();
+        world.write(io, 0, &[1; 1024]);
+        world.read(io, 0, 1).unwrap();
+        world.catalogue.follow(Policy::default());
+        world.tell(&News::Changed);
+        assert_eq!(world.lines[client.admin].target_end, Some(Reason::Refused));
+        assert!(world.lines[io].target_end.is_some());
+        let gone = world.events.iter().find_map(|event| match event {
+            Event::Detached { reason, read, written, .. } => Some((*reason, *read, *written)),
+            _ => None,
+        });
+        assert_eq!(gone, Some((Reason::Refused, 512, 1024)));
+        assert_eq!(refusals(&world), ["was not let in, or not to this disk"]);
+        assert_eq!(knock(&mut world, &Manner::default()), Err(TURNED_AWAY));
+    }
+}
+
+/// X16: another key, a key more, or another disk only: the same.
+#[test]
+fn x16_a_host_whose_keys_or_disks_changed_is_out() {
+    let changes: [fn(&mut Host); 3] = [
+        |host| host.key = KeyId::new(8),
+        |host| host.tls = Some(Secret::new(vec![1])),
+        |host| host.rules[0].disk = Some(SECOND.to_owned()),
+    ];
+    for change in changes {
+        let mut world = keyed(host(true, false, ALL), Some(credentials()));
+        let (client, io) = world.attach_plainly();
+        let mut changed = host(true, false, ALL);
+        change(&mut changed);
+        world.catalogue.follow(Policy { hosts: vec![Arc::new(changed)] });
+        world.tell(&News::Changed);
+        assert_eq!(world.lines[client.admin].target_end, Some(Reason::Refused));
+        assert!(world.lines[io].target_end.is_some());
+    }
+    // While it has still to prove itself, too.
+    let mut world = keyed(host(true, false, ALL), None);
+    let line = knock(&mut world, &Manner::default()).unwrap();
+    world.catalogue.follow(Policy { hosts: vec![Arc::new(host(false, true, ALL))] });
+    world.tell(&News::Changed);
+    assert_eq!(world.lines[line].target_end, Some(Reason::Refused));
+}
+
+#[test]
+fn what_the_owner_takes_back_is_taken_at_once_and_told() {
+    let mut world = keyed(host(true, false, ALL), Some(credentials()));
+    let (client, io) = world.attach_plainly();
+    let wanted =
+        AdminCommand::set_features(fid::ASYNC_EVENT_CONFIGURATION, aec::NAMESPACE_ATTRIBUTE);
+    assert_eq!(world.say(client.admin, wanted.emit()).status, Status::SUCCESS);
+    world.submit(client.admin, AdminCommand::AsyncEventRequest.emit(), Payload::None, 5);
+    let narrowed = host(true, false, &[(None, Access::ReadOnly)]);
+    world.catalogue.follow(Policy { hosts: vec![Arc::new(narrowed)] });
+    world.tell(&News::Changed);
+    world.run();
+    assert_eq!(world.write(io, 0, &[1; 512]), Status::NAMESPACE_WRITE_PROTECTED.dnr());
+    assert!(world.read(io, 0, 1).is_ok());
+    let told = world.taken(client.admin, 5).unwrap();
+    assert_eq!(AsyncEvent::parse(told.result as u32), AsyncEvent::NAMESPACE_CHANGED);
+}
+
+/// X17: a host that may only read reads; it writes nothing, has no other disk, and no command that does more.
+#[test]
+fn x17_a_reader_only_reads() {
+    let rules = [(Some(DISK), Access::ReadOnly)];
+    let mut world = keyed(host(true, false, &rules), Some(credentials()));
+    let (client, io) = world.attach_plainly();
+    assert!(world.read(io, 0, 1).is_ok());
+    assert_eq!(world.write(io, 0, &[1; 512]), Status::NAMESPACE_WRITE_PROTECTED.dnr());
+    let (nsid, slba, nlb, fua) = (1, 0, 1, false);
+    for deallocate in [false, true] {
+        let zeroes = IoCommand::WriteZeroes { nsid, slba, nlb, fua, deallocate };
+        assert_eq!(world.say(io, zeroes.emit()).status, Status::NAMESPACE_WRITE_PROTECTED.dnr());
+    }
+    // Format, Security Send, Firmware Download, Sanitize, and a vendor's own.
+    for opcode in [0x80, 0x81, 0x11, 0x84, 0xc1] {
+        let mut sqe = AdminCommand::KeepAlive.emit();
+        (sqe.opcode, sqe.nsid) = (opcode, 1.into());
+        assert_eq!(world.say(client.admin, sqe).status, Status::INVALID_OPCODE.dnr());
+    }
+    assert!(world.disk().changes().is_empty());
+    let second = Manner { subsystem: SECOND, ..Manner::default() };
+    assert!(knock(&mut world, &second).is_err());
+    assert_eq!(refusals(&world), ["was not let in, or not to this disk"]);
+}
+
+#[test]
+fn a_disk_that_goes_and_comes_back_does_not_turn_its_host_out() {
+    let mut world = keyed(host(true, false, ALL), Some(credentials()));
+    let (client, io) = world.attach_plainly();
+    world.catalogue.withdraw(DISK);
+    world.tell(&News::Changed);
+    world.run();
+    assert_eq!(world.lines[client.admin].target_end, None);
+    assert!(world.read(io, 0, 1).is_err());
+    world.lend(DISK, |_| {});
+    world.run();
+    assert!(world.read(io, 0, 1).is_ok());
+    assert_eq!(attached(&world), [Some(KeyId::new(7)); 2]);
+}
+
+// ---- discovery
+
+#[test]
+fn the_log_names_what_the_host_may_have_and_how_to_get_at_it() {
+    let both = [DISCOVERY_NQN, DISK, SECOND];
+    for (chap, tls, rules, names, how) in [
+        (true, false, ALL, &both[..], (treq::NOT_REQUIRED, sectype::TLS_1_3)),
+        (false, true, ALL, &both[..], (treq::REQUIRED, sectype::TLS_1_3)),
+        (
+            true,
+            true,
+            &[(Some(DISK), Access::ReadOnly)],
+            &both[..2],
+            (treq::REQUIRED, sectype::TLS_1_3),
+        ),
+        (true, false, &[], &both[..1], (treq::NOT_REQUIRED, sectype::TLS_1_3)),
+    ] {
+        let mut world = keyed(host(chap, tls, rules), chap.then(credentials));
+        world.channel = if tls { channel(7, DISCOVERY_NQN) } else { None };
+        let client = discoverer(&mut world);
+        let bytes = log(&mut world, client.admin, 0, 1024 * (names.len() as u64 + 1));
+        let found = entries(&bytes);
+        let nqns: Vec<_> = found.iter().map(|entry| parse_nqn(&entry.subnqn).unwrap()).collect();
+        assert_eq!(nqns, names);
+        assert!(found.iter().all(|entry| (entry.treq & 3, entry.sectype) == how));
+    }
+    let mut open = World::new();
+    let client = discoverer(&mut open);
+    let found = entries(&log(&mut open, client.admin, 0, 3072));
+    assert!(found.iter().all(|entry| (entry.treq & 3, entry.sectype) == (0, 0)));
+}
+
+#[test]
+fn a_discovery_port_has_no_disks_for_anybody() {
+    let mut world = keyed(host(true, false, ALL), Some(credentials()));
+    world.port = Port::Discovery { disks_at: 4420 };
+    assert!(knock(&mut world, &Manner::default()).is_err());
+    assert_eq!(refusals(&world), ["not lent here"]);
+    discoverer(&mut world);
+}
+
+/// What a host has moved is said when it goes: reads, writes, on all its queues together, and nothing of the disk before.
+#[test]
+fn what_was_moved_is_said_in_the_end() {
+    let mut world = World::new();
+    let client = world.attach(&Manner { queues: 2, ..Manner::default() });
+    for &io in &client.io {
+        world.write(io, 0, &[1; 1536]);
+        world.read(io, 0, 2).unwrap();
+    }
+    world.cut(client.io[0]);
+    world.read(client.io[1], 0, (BYTES / 512).min(8) as u32).unwrap();
+    world.cut(client.admin);
+    let said = world.events.iter().find_map(|event| match event {
+        Event::Detached { read, written, .. } => Some((*read, *written)),
+        _ => None,
+    });
+    assert_eq!(said, Some((2 * 1024 + 8 * 512, 2 * 1536)));
+}

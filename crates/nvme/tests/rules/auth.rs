@@ -1,0 +1,250 @@
+//! Authentication commands and messages, right and wrong (NVMe Base 2.0 §6.1, §6.2, §8.13).
+
+use std::time::Duration;
+
+use export::{Access, Event, Host, KeyId, Reason, Rule, Secret};
+use nvme::auth::chap::Key;
+use nvme::auth::{Group, Hash, Rules};
+use nvme::command::FabricsCommand;
+use nvme::status::Status;
+use nvme::wire::auth::{
+    Explanation, FromController, FromHost, Negotiate, Reply as Answer, SECP, SPSP,
+};
+use nvme::wire::fabrics::ConnectResponse;
+use nvme::wire::{Sgl, Sqe};
+use zerocopy::IntoBytes;
+
+use crate::says::{HOST, PLAIN, connect_data, connect_sqe, data_of, read};
+use crate::world::{Id, POISON, World};
+
+/// The host of most tests, which proves itself with a key of ones.
+pub(crate) fn host() -> Host {
+    let key = |byte| Key { hash: Some(Hash::Sha256), key: Secret::new(vec![byte; 32]) }.emit();
+    Host {
+        nqn: HOST.to_owned(),
+        name: "laptop".to_owned(),
+        key: KeyId::new(1),
+        tls: None,
+        tls_compat: false,
+        chap: Some(key(1)),
+        chap_controller: Some(key(2)),
+        rules: vec![Rule { disk: None, access: Access::Writable }],
+    }
+}
+
+fn world() -> World {
+    World::keyed(host(), Rules::default())
+}
+
+/// A connection of the host, which has proven nothing.
+fn unproven(world: &mut World) -> Id {
+    let id = world.initialized(PLAIN);
+    let cqe = world.ask(id, &connect_sqe(0, 32), connect_data(0xffff).as_bytes());
+    assert_eq!(cqe.outcome(), Status::SUCCESS);
+    assert!(ConnectResponse::parse(cqe.dw0.get()).authentication_required);
+    id
+}
+
+fn send_sqe(len: usize) -> Sqe {
+    let tl = u32::try_from(len).unwrap();
+    FabricsCommand::AuthSend { secp: SECP, spsp: SPSP, tl }.emit().with_cid(1)
+}
+
+fn receive_sqe(al: u32) -> Sqe {
+    FabricsCommand::AuthReceive { secp: SECP, spsp: SPSP, al }.emit().with_cid(2)
+}
+
+fn send(world: &mut World, id: Id, message: &[u8]) -> Status {
+    world.ask(id, &send_sqe(message.len()), message).outcome()
+}
+
+/// The failure that the host is told next, which is the end.
+fn failure(world: &mut World, id: Id) -> Explanation {
+    let bytes = world.fetch(id, &receive_sqe(4096));
+    let Ok((_, FromController::Failure1(why))) = FromController::parse(&bytes) else {
+        panic!("{bytes:02x?}")
+    };
+    assert_eq!(world.conn(id).closed, Some(Reason::Refused));
+    why
+}
+
+fn offer() -> Vec<u8> {
+    FromHost::Negotiate(Negotiate { sc_c: 0, hashes: &[1, 2, 3], groups: &[0, 1] }).emit(9)
+}
+
+fn answer() -> Vec<u8> {
+    let mut public = [0; 256];
+    public[255] = 2;
+    let response = &[0; 64];
+    let answer = Answer { sequence: 0, response, challenge: None, public: &public };
+    FromHost::Reply(answer).emit(9)
+}
+
+#[test]
+fn the_commands_must_name_nvme_and_a_length() {
+    let mut world = world();
+    let id = unproven(&mut world);
+    let invalid = Status::INVALID_FIELD.dnr();
+    for (secp, spsp, len) in
+        [(0, SPSP, 72), (SECP, 0x0100, 72), (SECP, 0x0001, 72), (SECP, SPSP, 0), (SECP, SPSP, 4097)]
+    {
+        let send = FabricsCommand::AuthSend { secp, spsp, tl: len }.emit();
+        let data = vec![0; len as usize];
+        assert_eq!(world.ask(id, &send, &data).outcome(), invalid, "{secp} {spsp} {len}");
+        let receive = FabricsCommand::AuthReceive { secp, spsp, al: len }.emit();
+        assert_eq!(world.status(id, &receive), invalid, "{secp} {spsp} {len}");
+    }
+    // A data pointer that says something else.
+    let other = send_sqe(72).with_data(Sgl::in_capsule(0, 80));
+    let length = Status::DATA_SGL_LENGTH_INVALID.dnr();
+    assert_eq!(world.ask(id, &other, &[0; 80]).outcome(), length);
+    assert_eq!(world.status(id, &receive_sqe(64).with_data(Sgl::transport(16))), length);
+    assert_eq!(world.conn(id).closed, None);
+    world.end_all();
+}
+
+#[test]
+fn messages_that_are_not_due_end_the_connection() {
+    for message in [
+        FromHost::Success2.emit(9),
+        answer(),
+        FromHost::Failure2(Explanation::Failed).emit(9),
+        vec![9; 6],
+        vec![7],
+    ] {
+        let mut world = world();
+        let id = unproven(&mut world);
+        assert_eq!(send(&mut world, id, &message), Status::SUCCESS);
+        let wrong = [Explanation::IncorrectMessage, Explanation::IncorrectPayload];
+        assert!(wrong.contains(&failure(&mut world, id)));
+        assert!(matches!(world.conn(id).events[..], [Event::Refused { .. }]));
+        world.end_all();
+    }
+    // Nothing there to be fetched.
+    let mut world = world();
+    let id = unproven(&mut world);
+    assert_eq!(failure(&mut world, id), Explanation::IncorrectMessage);
+    world.end_all();
+}
+
+/// X32: lists and values that reach beyond the message.
+#[test]
+fn x32_messages_that_reach_beyond_themselves_end_the_connection() {
+    for (at, byte) in [(10, 31), (11, 31), (10, 255), (7, 0), (8, 9)] {
+        let mut world = world();
+        let id = unproven(&mut world);
+        let mut message = offer();
+        message[at] = byte;
+        assert_eq!(send(&mut world, id, &message), Status::SUCCESS);
+        failure(&mut world, id);
+        world.end_all();
+    }
+    for (at, byte) in [(6, 255), (6, 0), (10, 255), (11, 255), (4, 1)] {
+        let mut world = world();
+        let id = unproven(&mut world);
+        send(&mut world, id, &offer());
+        world.fetch(id, &receive_sqe(4096));
+        let mut message = answer();
+        message[at] = byte;
+        assert_eq!(send(&mut world, id, &message), Status::SUCCESS);
+        failure(&mut world, id);
+        world.end_all();
+    }
+    for len in [1, 5, 8, 71] {
+        let mut world = world();
+        let id = unproven(&mut world);
+        send(&mut world, id, &offer()[..len]);
+        assert_eq!(failure(&mut world, id), Explanation::IncorrectPayload);
+        world.end_all();
+    }
+}
+
+/// X38: what is fetched is the message and zeros, whatever the memory held before.
+#[test]
+fn x38_nothing_but_the_message_is_fetched() {
+    for al in [512, 4096] {
+        let mut world = world();
+        let id = unproven(&mut world);
+        send(&mut world, id, &offer());
+        let bytes = world.fetch(id, &receive_sqe(al));
+        assert_eq!(bytes.len(), al as usize);
+        let message = 16 + Hash::Sha512.size() + Group::Ffdhe2048.size();
+        assert!(bytes[message..].iter().all(|&byte| byte == 0));
+        let poisoned = bytes.windows(8).any(|run| run == [POISON; 8]);
+        assert!(!poisoned);
+        world.end_all();
+    }
+    // Too little room: nothing of it, and it can still be fetched.
+    let mut world = world();
+    let id = unproven(&mut world);
+    send(&mut world, id, &offer());
+    assert_eq!(world.status(id, &receive_sqe(16)), Status::INVALID_FIELD.dnr());
+    assert_eq!(world.fetch(id, &receive_sqe(4096))[1], 1);
+    world.end_all();
+}
+
+/// A peer that begins anew again and again does not have us calculate for ever.
+#[test]
+fn patience_has_an_end() {
+    let mut world = world();
+    let id = unproven(&mut world);
+    let mut began = 0;
+    loop {
+        send(&mut world, id, &offer());
+        let bytes = world.fetch(id, &receive_sqe(4096));
+        match FromController::parse(&bytes).unwrap().1 {
+            FromController::Challenge(_) => began += 1,
+            _ => break,
+        }
+        assert!(began < 20);
+    }
+    assert_eq!(began, 6);
+    assert_eq!(world.conn(id).closed, Some(Reason::Refused));
+    world.end_all();
+}
+
+/// A message by R2T, as from a host that does not send it in the capsule.
+#[test]
+fn a_message_may_come_by_r2t() {
+    let mut world = world();
+    let id = unproven(&mut world);
+    let message = offer();
+    let len = u32::try_from(message.len()).unwrap();
+    let sqe = send_sqe(message.len()).with_data(Sgl::transport(len));
+    let replies = world.command(id, &sqe, &[]);
+    let [crate::world::Reply::R2t { ttag, .. }] = replies[..] else { panic!("{replies:?}") };
+    world.send(id, &crate::says::h2c(PLAIN, 1, ttag, 0, &message, true));
+    assert_eq!(world.replies(id).len(), 1);
+    assert_eq!(world.fetch(id, &receive_sqe(4096))[1], 1);
+    world.end_all();
+}
+
+/// While it is being proven, and after it failed, nothing else is done; and it has ten seconds.
+#[test]
+fn an_unproven_host_does_nothing_and_not_for_long() {
+    let mut world = world();
+    let id = unproven(&mut world);
+    let required = Status::AUTHENTICATION_REQUIRED.dnr();
+    send(&mut world, id, &offer());
+    assert_eq!(world.status(id, &crate::says::property_get(0x14)), required);
+    assert_eq!(world.status(id, &read(0, 1)), required);
+    world.pass(Duration::from_secs(10));
+    assert_eq!(world.conn(id).closed, Some(Reason::Timeout));
+    world.end_all();
+}
+
+/// At an open door there is nobody to prove anything to.
+#[test]
+fn an_open_door_asks_for_no_proof() {
+    let mut world = World::new();
+    let (admin, io) = world.attached();
+    for id in [admin, io] {
+        let message = offer();
+        let status = send(&mut world, id, &message);
+        assert!(!status.is_success() && status.is_dnr());
+        assert!(!world.status(id, &receive_sqe(4096)).is_success());
+    }
+    let replies = world.command(io, &read(0, 1), &[]);
+    assert_eq!(data_of(&replies, 0).len(), 512);
+    world.end_all();
+}

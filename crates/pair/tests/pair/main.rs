@@ -1,0 +1,14 @@
+//! Both ends of a pairing face to face, in memory, with virtual time: as it should go, and every wrong step. It knows
+//! nothing of what is inside either.
+#![allow(clippy::unwrap_used, reason = "a test may fail")]
+
+mod agree;
+mod corpus;
+mod limits;
+mod search;
+mod tricks;
+mod world;
+
+#[path = "../../../../fuzz/src/input.rs"]
+#[allow(unreachable_pub, dead_code, reason = "public where the fuzzer is")]
+mod input;

@@ -1,0 +1,211 @@
+//! Whom this machine lets in: the hosts that its owner knows, and those who knew the code on the screen. It knows no
+//! socket and no screen.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use console::attach::Endpoint;
+use console::{Asking, Pairing};
+use export::{Access, Export, Knock, Peer, Policy};
+use linux::tree::Tree;
+use nvme::auth::Hash;
+use nvme::auth::psk::Interchange;
+use pair::keys::Derived;
+use pair::{Disk, Invite, Shown, View};
+
+use crate::failure::Failure;
+use crate::keyboard::Answer;
+use crate::store::{Guest, Store, Watch};
+
+/// When a store that cannot be watched, or a clock that was set, is looked at again.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// Somebody who knew the code, and waits for an answer.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    /// From where.
+    pub(crate) peer: Peer,
+    /// Who, and what for.
+    pub(crate) knock: Arc<Knock>,
+}
+
+/// Whom this machine lets in.
+#[derive(Debug, Default)]
+pub(crate) struct Admission {
+    store: Option<Store>,
+    watch: Option<Watch>,
+    policy: Policy,
+    /// When to read the list again, whether or not it changes.
+    due: Option<Instant>,
+    complaints: Vec<String>,
+    /// What the code is just now, if there are codes.
+    view: Option<View>,
+    waiting: VecDeque<Caller>,
+}
+
+impl Admission {
+    /// Nobody but those that an open door lets in.
+    pub(crate) fn none() -> Self {
+        Self::default()
+    }
+
+    /// Those in the folder that was asked for, or the usual one; with `boot`, also those whom the machine was booted with.
+    ///
+    /// # Errors
+    /// There is no such folder, and none can be made.
+    pub(crate) fn open(asked: Option<&Path>, boot: Option<&Tree>) -> Result<Self, Failure> {
+        let store = Store::open(&Store::place(asked)?)?;
+        let store = match boot {
+            Some(tree) => store.and_boot_settings(tree),
+            None => store,
+        };
+        let watch = store.watch().ok();
+        Ok(Self { store: Some(store), watch, ..Self::default() })
+    }
+
+    /// Whether hosts that know the code can be kept.
+    pub(crate) fn can_pair(&self) -> bool {
+        self.store.is_some()
+    }
+
+    /// Readable when the list has changed.
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.as_ref().map(AsFd::as_fd)
+    }
+
+    /// When to look at the list again, even if nothing was heard.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Whether the list has to be read again at this moment.
+    pub(crate) fn has_changed(&mut self, now: Instant) -> bool {
+        let heard = self.watch.as_mut().map(Watch::receive);
+        if let Some(Err(_)) = heard {
+            self.watch = None;
+        }
+        !matches!(heard, None | Some(Ok(false))) || self.due.is_some_and(|due| due <= now)
+    }
+
+    /// Reads the list, and gives it if it is another one. What is wrong with it is in the second part, as far as it was not
+    /// said before.
+    pub(crate) fn read(&mut self, now: Instant) -> (Option<Policy>, Vec<String>) {
+        let Some(store) = &self.store else { return (None, Vec::new()) };
+        let time = SystemTime::now();
+        let (policy, next, complaints) = store.policy(time);
+        let until = next.map(|next| next.duration_since(time).unwrap_or_default());
+        // A clock that is set moves every end: no sleep is longer than that.
+        let wait = until.map(|until| until.min(LOOK)).or(self.watch.is_none().then_some(LOOK));
+        self.due = wait.map(|wait| now + wait.max(Duration::from_millis(10)));
+        let new = complaints.iter().filter(|known| !self.complaints.contains(known)).cloned();
+        let new = new.collect();
+        self.complaints = complaints;
+        let changed = policy != self.policy;
+        self.policy = policy;
+        (changed.then(|| self.policy.clone()), new)
+    }
+
+    /// Whom the owner lets in just now.
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Takes note of the code that is good now. Tells whether it is another one.
+    pub(crate) fn show(&mut self, view: View) -> bool {
+        let code = |view: &View| view.shown.as_ref().map(|shown| shown.digits.clone());
+        let changed = self.view.as_ref().map(code) != Some(code(&view));
+        self.waiting.retain(|caller| view.waiting.contains(&caller.knock.number));
+        self.view = Some(view);
+        changed
+    }
+
+    /// The code that is good now.
+    pub(crate) fn shown(&self) -> Option<&Shown> {
+        self.view.as_ref()?.shown.as_ref()
+    }
+
+    /// What the screen says of it.
+    pub(crate) fn pairing(&self, endpoints: &[Endpoint]) -> Option<Pairing> {
+        let view = self.view.as_ref()?;
+        if view.stopped {
+            return Some(Pairing::Stopped);
+        }
+        let shown = view.shown.as_ref().filter(|_| view.wait_until.is_none_or(is_over));
+        Some(match shown {
+            None => Pairing::Later,
+            Some(shown) => Pairing::Code {
+                digits: shown.digits.text().to_owned(),
+                link: link(shown, endpoints),
+            },
+        })
+    }
+
+    /// Somebody waits for an answer by the owner.
+    pub(crate) fn wait(&mut self, caller: Caller) {
+        self.waiting.push_back(caller);
+    }
+
+    /// Whom the screen asks about.
+    pub(crate) fn asking(&self) -> Option<Asking> {
+        let Caller { peer, knock } = self.waiting.front()?;
+        Some(Asking { name: knock.name.clone(), address: peer.remote.ip().to_canonical() })
+    }
+
+    /// The one that the answer is for.
+    pub(crate) fn answered(&mut self) -> Option<Caller> {
+        self.waiting.pop_front()
+    }
+
+    /// Lets a host in that knew the code, from now on.
+    ///
+    /// # Errors
+    /// Its key cannot be kept.
+    pub(crate) fn let_in(&self, knock: &Knock, access: Access) -> Result<(), Failure> {
+        let Some(store) = &self.store else {
+            return Err(Failure::new("there is no folder to keep its key in"));
+        };
+        let key = Derived::of(&knock.secret).nvme_tls();
+        let tls = Interchange { hash: Some(Hash::Sha256), key }.emit();
+        let guest =
+            Guest { nqn: &knock.host, name: &knock.name, tls: &tls, disks: &[], access };
+        store.let_in(&guest, SystemTime::now()).map(drop)
+    }
+}
+
+/// What a host that was let in may do, by the owner's answer to its wish.
+pub(crate) fn allowed(answer: Answer) -> Option<Access> {
+    match answer {
+        Answer::Change => Some(Access::Writable),
+        Answer::Read => Some(Access::ReadOnly),
+        Answer::Nothing => None,
+    }
+}
+
+/// The disks that a host may have now, as it is told of them.
+pub(crate) fn told<'a>(
+    exports: impl Iterator<Item = &'a Arc<Export>>,
+    access: Access,
+) -> Vec<Disk> {
+    let disk = |export: &Arc<Export>| Disk {
+        nqn: export.nqn.clone(),
+        name: export.name.clone(),
+        model: export.identity.model.clone(),
+        bytes: export.bytes(),
+        access: if access == Access::Writable { export.access } else { Access::ReadOnly },
+    };
+    exports.map(disk).collect()
+}
+
+fn is_over(until: Instant) -> bool {
+    until <= Instant::now()
+}
+
+/// The code, and where to go with it.
+fn link(shown: &Shown, endpoints: &[Endpoint]) -> String {
+    let keyed = endpoints.iter().filter(|at| at.keyed);
+    let at = keyed.map(ToString::to_string).collect();
+    Invite { at, code: shown.long.clone() }.to_string()
+}

@@ -1,0 +1,316 @@
+//! `storagetm host`: who is let in, to what, and until when. It knows no connection, and shows no key.
+
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::key::table::table;
+use crate::key::{say, say_json};
+use crate::options::host::{Add, Host as Options, Remove, Task};
+use crate::store::Store;
+use crate::store::date::Moment;
+use crate::store::key::{Key, Kind};
+use crate::store::name::Name;
+use crate::store::record::{Allowed, Record, Rule, check_nqn};
+
+/// Does what was asked for.
+///
+/// # Errors
+/// It cannot be done.
+pub(crate) fn host(options: &Options) -> Result<(), Failure> {
+    let store = Store::open(&Store::place(options.keys.as_deref())?)?;
+    match &options.task {
+        Task::Add(options) => add(&store, options, SystemTime::now()),
+        Task::Remove(options) => remove(&store, options),
+        Task::List(options) => list(&store, options.json, SystemTime::now()),
+    }
+}
+
+fn add(store: &Store, options: &Add, now: SystemTime) -> Result<(), Failure> {
+    check_nqn(&options.nqn).map_err(Failure::usage)?;
+    let known = store.host_of(&options.nqn);
+    let name = name(store, options, known.as_ref())?;
+    let before = known.as_ref().map(|known| store.host(known)).transpose()?;
+    let mut record = Record { rules: rules(options, now)?, ..blank(options, before, now) };
+    give_keys(store, &mut record, options)?;
+    if !record.has_key() {
+        make_key(store, &mut record, &name)?;
+    }
+    store.put_host(&name, &record)?;
+    if let Some(old) = known.filter(|known| *known != name) {
+        store.remove_host(&old)?;
+    }
+    say(said(&name, &record).as_bytes())
+}
+
+/// What it is called here: a host that is known, or a name that is taken, only with `--replace`.
+fn name(store: &Store, options: &Add, known: Option<&Name>) -> Result<Name, Failure> {
+    if let Some(known) = known.filter(|_| !options.replace) {
+        return Err(Failure::new(format!(
+            "{} is let in already, as {known}: say --replace to change what it may have",
+            options.nqn
+        )));
+    }
+    let made = || {
+        known.cloned().unwrap_or_else(|| Name::of_nqn(&options.nqn).unless(|n| store.has_host(n)))
+    };
+    let name = options.name.clone().unwrap_or_else(made);
+    if store.has_host(&name) && known != Some(&name) {
+        return Err(Failure::new(format!(
+            "another host is called {name} already: choose another --name"
+        )));
+    }
+    Ok(name)
+}
+
+/// The host with the keys that it had, and nothing that it may have.
+fn blank(options: &Add, before: Option<Record>, now: SystemTime) -> Record {
+    let new = Record {
+        nqn: options.nqn.clone(),
+        tls_key: None,
+        chap_key: None,
+        chap_controller_key: None,
+        tls: None,
+        chap: None,
+        chap_controller: None,
+        tls_compat: false,
+        rules: Vec::new(),
+        added: None,
+    };
+    let keeps_compat = before.as_ref().is_some_and(|before| before.tls_compat);
+    let tls_compat = options.tls_compat || (keeps_compat && options.tls_key.is_none());
+    Record { tls_compat, added: Some(Moment::new(now)), ..before.unwrap_or(new) }
+}
+
+fn rules(options: &Add, now: SystemTime) -> Result<Vec<Rule>, Failure> {
+    let access = if options.writable { Allowed::Writable } else { Allowed::ReadOnly };
+    let late = || Failure::usage("--expires is over already: name a time to come");
+    let expires = options.expires.map(|when| when.from(now).ok_or_else(late)).transpose()?;
+    if options.disk.iter().any(String::is_empty) {
+        return Err(Failure::usage("--disk needs a disk's name, NQN or serial number"));
+    }
+    let rule = |disk| Rule { disk, access, expires };
+    if options.disk.is_empty() {
+        return Ok(vec![rule(None)]);
+    }
+    Ok(options.disk.iter().map(|disk| rule(Some(disk.clone()))).collect())
+}
+
+/// The keys that are named take the place of those that it had.
+fn give_keys(store: &Store, record: &mut Record, options: &Add) -> Result<(), Failure> {
+    let named = [
+        (&options.tls_key, &mut record.tls_key, &mut record.tls, Kind::Tls),
+        (&options.chap_key, &mut record.chap_key, &mut record.chap, Kind::Chap),
+        (
+            &options.chap_controller_key,
+            &mut record.chap_controller_key,
+            &mut record.chap_controller,
+            Kind::Chap,
+        ),
+    ];
+    for (asked, name, inline, kind) in named {
+        let Some(asked) = asked else { continue };
+        check_kind(store, asked, kind)?;
+        *name = Some(asked.clone());
+        *inline = None;
+    }
+    Ok(())
+}
+
+fn check_kind(store: &Store, name: &Name, kind: Kind) -> Result<(), Failure> {
+    let found = store.key(name)?.kind();
+    if found == kind {
+        return Ok(());
+    }
+    Err(Failure::new(format!("the key {name} is for {found}, and one for {kind} is needed")))
+}
+
+/// A TLS key of its own, called as the host is.
+fn make_key(store: &Store, record: &mut Record, host: &Name) -> Result<(), Failure> {
+    let key = Key::generate(Kind::Tls, Some(nvme::auth::Hash::Sha256)).map_err(Failure::new)?;
+    let name = host.clone().unless(|name| store.has_key(name));
+    store.put_key(&name, &key, false)?;
+    record.tls_key = Some(name);
+    Ok(())
+}
+
+/// What was done, and what is to be done at the host.
+fn said(name: &Name, record: &Record) -> String {
+    let mut lines = vec![format!("{name} may {}.", may(record)), String::new()];
+    if let Some(key) = &record.tls_key {
+        lines.extend(tls_steps(name, key, record));
+    }
+    if let Some(key) = &record.chap_key {
+        lines.extend(chap_steps(key));
+    }
+    lines.join("\n") + "\n"
+}
+
+fn may(record: &Record) -> String {
+    let Some(first) = record.rules.first() else { return "have nothing".to_owned() };
+    let disks: Vec<&str> = record.rules.iter().filter_map(|rule| rule.disk.as_deref()).collect();
+    let disks =
+        if disks.is_empty() { "each disk that is lent".to_owned() } else { disks.join(", ") };
+    let verb = match first.access {
+        Allowed::ReadOnly => "read",
+        Allowed::Writable => "read, and change where it is lent writable,",
+    };
+    let until = first.expires.map(|expires| format!(" until {}", String::from(expires)));
+    console::printable(&format!("{verb} {disks}{}", until.unwrap_or_default()), true)
+}
+
+fn tls_steps(name: &Name, key: &Name, record: &Record) -> Vec<String> {
+    let is_nqn = |disk: &&str| disk.starts_with("nqn.");
+    let disks = record.rules.iter().filter_map(|rule| rule.disk.as_deref()).filter(is_nqn);
+    let disks: Vec<String> = disks.map(|disk| format!(" --disk {}", quoted(disk))).collect();
+    let (disks, which) = if disks.is_empty() {
+        (
+            " --disk NQN".to_owned(),
+            "  (NQN is a disk's, as storagetm serve shows it; a --disk for each)",
+        )
+    } else {
+        (disks.concat(), "")
+    };
+    vec![
+        format!("Its key is {key}. Once, by a way that nobody else reads, the host gets what follows from it:"),
+        format!("  storagetm key export {key} --for-host {name}{disks} --to {name}.keys"),
+        which.to_owned(),
+        "At the host, as root, with nvme-cli 2.9 or newer, tlshd running, and that file:".to_owned(),
+        "  modprobe nvme-tcp".to_owned(),
+        format!("  nvme tls-key --import --keyfile {name}.keys"),
+        "  then the lines that storagetm serve shows, with --tls".to_owned(),
+    ]
+    .into_iter()
+    .filter(|line| !line.is_empty())
+    .collect()
+}
+
+fn chap_steps(key: &Name) -> Vec<String> {
+    vec![
+        format!(
+            "For DH-HMAC-CHAP the host needs the text that `storagetm key export {key}` prints, as"
+        ),
+        "  \"dhchap_key\" in its /etc/nvme/config.json".to_owned(),
+    ]
+}
+
+/// In quotes if a shell would take it for something else.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._:/@%+=,-".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    console::printable(&format!("'{}'", word.replace('\'', r"'\''")), true)
+}
+
+fn remove(store: &Store, options: &Remove) -> Result<(), Failure> {
+    let Some(name) = store.find_host(&options.host) else {
+        return Err(Failure::new(format!(
+            "no host is called {} here, or has that NQN",
+            options.host
+        )));
+    };
+    let keys = store.remove_host(&name)?;
+    let keys: Vec<String> =
+        keys.iter().map(|key| format!(" Its key {key} is removed, too.")).collect();
+    say(format!("{name} is let in no longer.{}\n", keys.concat()).as_bytes())
+}
+
+/// One host, and none of its keys.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: Name,
+    nqn: Option<String>,
+    keys: Vec<Name>,
+    proves_by: Vec<Kind>,
+    tls_compat: bool,
+    rules: Vec<May>,
+    added: Option<Moment>,
+    problem: Option<String>,
+}
+
+/// What it may have.
+#[derive(Debug, Serialize)]
+struct May {
+    disk: Option<String>,
+    access: Allowed,
+    expires: Option<Moment>,
+    expired: bool,
+}
+
+fn list(store: &Store, json: bool, now: SystemTime) -> Result<(), Failure> {
+    let hosts = store.hosts().into_iter();
+    let rows: Vec<Row> = hosts.map(|(name, found)| row(store, name, found, now)).collect();
+    if json {
+        return say_json(&rows);
+    }
+    let cells: Vec<_> = rows.iter().map(columns).collect();
+    say(table(["NAME", "HOST NQN", "KEYS", "MAY HAVE"], &cells).as_bytes())
+}
+
+fn row(store: &Store, name: Name, found: Result<Record, Failure>, now: SystemTime) -> Row {
+    match found {
+        Ok(record) => known(store, name, record, now),
+        Err(failure) => Row {
+            name,
+            nqn: None,
+            keys: Vec::new(),
+            proves_by: Vec::new(),
+            tls_compat: false,
+            rules: Vec::new(),
+            added: None,
+            problem: Some(failure.to_string()),
+        },
+    }
+}
+
+fn known(store: &Store, name: Name, record: Record, now: SystemTime) -> Row {
+    let problem = record.key_names().find_map(|key| store.key(key).err());
+    let tls = record.tls_key.is_some() || record.tls.is_some();
+    let chap = record.chap_key.is_some() || record.chap.is_some();
+    let proves = [(tls, Kind::Tls), (chap, Kind::Chap)];
+    let may = |rule: &Rule| May {
+        disk: rule.disk.clone(),
+        access: rule.access,
+        expires: rule.expires,
+        expired: !rule.holds(now),
+    };
+    Row {
+        name,
+        keys: record.key_names().cloned().collect(),
+        proves_by: proves.into_iter().filter_map(|(has, kind)| has.then_some(kind)).collect(),
+        tls_compat: record.tls_compat,
+        rules: record.rules.iter().map(may).collect(),
+        added: record.added,
+        problem: problem.map(|failure| failure.to_string()),
+        nqn: Some(record.nqn),
+    }
+}
+
+fn columns(row: &Row) -> [String; 4] {
+    let keys: Vec<&str> = row.keys.iter().map(Name::as_str).collect();
+    let keys = if keys.is_empty() { "-".to_owned() } else { keys.join(", ") };
+    let may: Vec<String> = row.rules.iter().map(in_words).collect();
+    let may = if may.is_empty() { "nothing".to_owned() } else { may.join("; ") };
+    let may = match &row.problem {
+        Some(problem) => format!("nothing: {problem}"),
+        None => may,
+    };
+    [row.name.to_string(), row.nqn.clone().unwrap_or_else(|| "-".to_owned()), keys, may]
+}
+
+fn in_words(may: &May) -> String {
+    let disk = may.disk.as_deref().unwrap_or("each disk");
+    let access = match may.access {
+        Allowed::ReadOnly => "read-only",
+        Allowed::Writable => "writable",
+    };
+    match may.expires {
+        Some(expires) if may.expired => {
+            format!("nothing of {disk}: over since {}", String::from(expires))
+        }
+        Some(expires) => format!("{disk}, {access}, until {}", String::from(expires)),
+        None => format!("{disk}, {access}"),
+    }
+}

@@ -1,0 +1,187 @@
+//! `storagetm key`: makes, keeps, hands over and lists keys. It knows no connection. What is secret goes to standard
+//! output when that was asked for, and to nowhere else.
+
+pub(crate) mod prompt;
+pub(crate) mod table;
+
+use std::fs::File;
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::path::Path;
+
+use nvme::auth::Hash;
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::happening::escaped;
+use crate::keyring;
+use crate::options::key::{self, Export, Generate, Import, Key as Options, Task};
+use crate::store::key::{Key, Kind};
+use crate::store::name::Name;
+use crate::store::{self, Store, read_key, record, write_private};
+
+/// Does what was asked for.
+///
+/// # Errors
+/// It cannot be done.
+pub(crate) fn key(options: &Options) -> Result<(), Failure> {
+    let store = || Store::open(&Store::place(options.keys.as_deref())?);
+    match &options.task {
+        Task::Generate(options) => generate(store, options),
+        Task::Import(options) => import(&store()?, options),
+        Task::Export(options) => export(&store()?, options),
+        Task::List(options) => list(&store()?, options.json),
+        Task::Remove(options) => store()?.remove_key(&options.name),
+    }
+}
+
+/// Writes to standard output. That nobody reads it to the end is no failure.
+///
+/// # Errors
+/// It cannot be written.
+pub(crate) fn say(bytes: &[u8]) -> Result<(), Failure> {
+    let mut output = io::stdout();
+    match output.write_all(bytes).and_then(|()| output.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("standard output cannot be written to: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes as JSON, safe to show.
+///
+/// # Errors
+/// It cannot be written.
+pub(crate) fn say_json<T: Serialize>(what: &T) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(what)
+        .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
+    say((escaped(&text) + "\n").as_bytes())
+}
+
+fn generate(store: impl Fn() -> Result<Store, Failure>, options: &Generate) -> Result<(), Failure> {
+    let key = Key::generate(kind(options.kind), hash(options.hash)).map_err(Failure::usage)?;
+    if let Some(name) = &options.name {
+        store()?.put_key(name, &key, options.replace)?;
+    }
+    if options.name.is_none() || options.show { say(&key.line()) } else { Ok(()) }
+}
+
+fn kind(kind: key::Kind) -> Kind {
+    match kind {
+        key::Kind::Tls => Kind::Tls,
+        key::Kind::Chap => Kind::Chap,
+    }
+}
+
+fn hash(hash: key::Hash) -> Option<Hash> {
+    match hash {
+        key::Hash::None => None,
+        key::Hash::Sha256 => Some(Hash::Sha256),
+        key::Hash::Sha384 => Some(Hash::Sha384),
+        key::Hash::Sha512 => Some(Hash::Sha512),
+    }
+}
+
+fn import(store: &Store, options: &Import) -> Result<(), Failure> {
+    let key = match &options.file {
+        Some(path) => from_file(path)?,
+        None => from_standard_input()?,
+    };
+    store.put_key(&options.name, &key, options.replace)
+}
+
+fn from_file(path: &Path) -> Result<Key, Failure> {
+    let what = path.display().to_string();
+    let file = File::open(path)
+        .map_err(|error| Failure::new(format!("{what} cannot be read: {error}")))?;
+    read_key(file, &what)
+}
+
+/// At a terminal one line is enough, and is not shown.
+fn from_standard_input() -> Result<Key, Failure> {
+    let input = io::stdin().lock();
+    if !input.is_terminal() {
+        return read_key(input, "standard input");
+    }
+    let _ = write!(io::stderr(), "Paste the key and press Enter (it is not shown): ");
+    let line = prompt::hidden_line(input, store::key::LONGEST);
+    let _ = writeln!(io::stderr());
+    let line =
+        line.map_err(|error| Failure::new(format!("the terminal cannot be read: {error}")))?;
+    read_key(line.as_slice(), "what was typed")
+}
+
+fn export(store: &Store, options: &Export) -> Result<(), Failure> {
+    let key = store.key(&options.name)?;
+    let text = match &options.for_host {
+        None => key.line(),
+        Some(host) if key.kind() == Kind::Tls => {
+            let disks: Vec<&str> = options.disk.iter().map(String::as_str).collect();
+            let psks = keyring::psks(key.text(), &nqn_of(store, host)?, &disks)?;
+            keyring::import_lines(&psks)?
+        }
+        Some(_) => {
+            return Err(Failure::new(format!(
+                "{} is no TLS key: --for-host is for those",
+                options.name
+            )));
+        }
+    };
+    match &options.to {
+        Some(path) => write_private(path, &text),
+        None => say(&text),
+    }
+}
+
+/// The NQN of a host by the name that it has here, or as it is given.
+fn nqn_of(store: &Store, host: &str) -> Result<String, Failure> {
+    if let Some(name) = store.find_host(host) {
+        return store.host(&name).map(|record| record.nqn);
+    }
+    record::check_nqn(host)
+        .map_err(|why| Failure::new(format!("no host is called {host} here, and {why}")))?;
+    Ok(host.to_owned())
+}
+
+/// One key, and nothing of it.
+#[derive(Debug, Serialize)]
+struct Row {
+    name: Name,
+    kind: Option<Kind>,
+    hash: Option<&'static str>,
+    used_by: Vec<Name>,
+    problem: Option<String>,
+}
+
+fn list(store: &Store, json: bool) -> Result<(), Failure> {
+    let rows: Vec<Row> = store.key_names().into_iter().map(|name| row(store, name)).collect();
+    if json {
+        return say_json(&rows);
+    }
+    let cells: Vec<_> = rows.iter().map(columns).collect();
+    say(table::table(["NAME", "KIND", "HASH", "USED BY"], &cells).as_bytes())
+}
+
+fn row(store: &Store, name: Name) -> Row {
+    let used_by = store.users(&name);
+    match store.key(&name) {
+        Ok(key) => {
+            Row { name, kind: Some(key.kind()), hash: Some(key.hash()), used_by, problem: None }
+        }
+        Err(failure) => {
+            Row { name, kind: None, hash: None, used_by, problem: Some(failure.to_string()) }
+        }
+    }
+}
+
+fn columns(row: &Row) -> [String; 4] {
+    let kind = row.kind.map_or_else(|| "-".to_owned(), |kind| kind.to_string());
+    let hash = row.hash.unwrap_or("-").to_owned();
+    let users: Vec<&str> = row.used_by.iter().map(Name::as_str).collect();
+    let users = if users.is_empty() { "-".to_owned() } else { users.join(", ") };
+    let last = match &row.problem {
+        Some(problem) => format!("{users}; {problem}"),
+        None => users,
+    };
+    [row.name.to_string(), kind, hash, last]
+}

@@ -1,0 +1,268 @@
+//! `storagetm pair`: has this machine let in by another one, whose screen shows a code, and leaves it with the keys
+//! where the kernel or nvme-cli find them. It knows no disk.
+
+mod outcome;
+mod own;
+mod place;
+
+use std::fs::File;
+use std::io::{self, BufRead, ErrorKind, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use console::printable;
+use engine::tls::{Hash, Psk, Stream};
+use export::{Access, Secret};
+use linux::keyring::{Keyring, KeyringError};
+use linux::tree::Tree;
+use nvme::auth::psk::Identity;
+use pair::client::{Asking, Failure as Refusal, Paired, Step};
+use pair::{Client, Code, Invite};
+use zeroize::Zeroizing;
+
+use crate::failure::Failure;
+use crate::key::{say, say_json};
+use crate::keyring;
+use crate::options::pair::Pair;
+use crate::store::Store;
+use crate::store::key::Key;
+use crate::store::name::Name;
+use crate::store::record::check_nqn;
+use crate::store::target::{Disk, Target};
+use outcome::{Outcome, advice};
+use own::Own;
+use place::Place;
+
+/// How long the other machine may take for a handshake, and for each answer.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// How long somebody at the other machine may take to say yes or no; it gives up before.
+const OWNER: Duration = Duration::from_secs(150);
+/// Bytes of the longest code, as the text of a QR code has it.
+const LONGEST: usize = 2048;
+
+/// Has this machine let in.
+///
+/// # Errors
+/// It cannot be done: status 3 if the other machine refused.
+pub(crate) fn pair(options: &Pair) -> Result<(), Failure> {
+    let tree = Tree::machine();
+    let own = Own::find(&tree, options.hostnqn.as_deref());
+    check_nqn(&own.nqn).map_err(Failure::usage)?;
+    let asked = options.host.as_deref().map(|host| place(host, options)).transpose()?;
+    let store = Store::open(&Store::place(options.keys.as_deref())?)?;
+    let (code, told) = code(options)?;
+    let places = match asked {
+        Some(place) => vec![place],
+        None => told
+            .iter()
+            .filter_map(|at| Place::parse(at, options.interface.as_deref()).ok())
+            .collect(),
+    };
+    let (place, socket) = reach(&places)?;
+    let reached = socket.peer_addr().map_err(|error| Failure::new(format!("{place}: {error}")))?;
+    let mut channel = open_channel(place, socket)?;
+    let name = options.name.clone().unwrap_or_else(linux::net::hostname);
+    let asking = Asking { host: &own.nqn, name: &name, writable: options.writable };
+    let paired = converse(&mut channel, &code, &asking)?;
+    let there = place.endpoint(reached);
+    let target = target(&paired, &own, &there);
+    keep(&store, &tree, &target, |file, note| Outcome::new(&target, &own, &there, file, note))
+        .and_then(|outcome| tell(&outcome, &own, options.json))
+}
+
+fn place(host: &str, options: &Pair) -> Result<Place, Failure> {
+    Place::parse(host, options.interface.as_deref())
+        .map_err(|why| Failure::usage(format!("{host}: {why}")))
+}
+
+/// The code, and the addresses that came with it.
+fn code(options: &Pair) -> Result<(Code, Vec<String>), Failure> {
+    let text = match options.code_file.as_deref() {
+        Some(path) if path != Path::new("-") => line(io::BufReader::new(opened(path)?)),
+        file => {
+            let input = io::stdin().lock();
+            if file.is_none() && input.is_terminal() {
+                let _ = write!(io::stderr(), "The code on the other machine's screen: ");
+            }
+            line(input)
+        }
+    };
+    let text = text.map_err(|error| Failure::new(format!("the code cannot be read: {error}")))?;
+    understood(&text).ok_or_else(|| {
+        Failure::usage("this is no code: it has eight digits, or is the text of the QR code (STORAGETM:PAIR/…)")
+    })
+}
+
+fn opened(path: &Path) -> Result<File, Failure> {
+    File::open(path)
+        .map_err(|error| Failure::new(format!("{} cannot be read: {error}", path.display())))
+}
+
+/// The first line, and no more of it than a code has.
+fn line(from: impl BufRead) -> io::Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::with_capacity(LONGEST));
+    let limit = u64::try_from(LONGEST).unwrap_or(u64::MAX);
+    from.take(limit).read_line(&mut text)?;
+    Ok(text)
+}
+
+fn understood(text: &str) -> Option<(Code, Vec<String>)> {
+    if let Ok(invite) = Invite::parse(text) {
+        return Some((invite.code, invite.at));
+    }
+    Code::parse(text).ok().map(|code| (code, Vec::new()))
+}
+
+/// A connection to the first of the places that answers.
+fn reach(places: &[Place]) -> Result<(&Place, std::net::TcpStream), Failure> {
+    let mut last =
+        Failure::usage("name the machine: the code has no address in it that can be used");
+    for place in places {
+        match place.connect() {
+            Ok(socket) => return Ok((place, socket)),
+            Err(failure) => last = failure,
+        }
+    }
+    Err(last)
+}
+
+/// A channel in which nobody can listen, with whoever is there: who that is, the code tells.
+fn open_channel(place: &Place, socket: std::net::TcpStream) -> Result<Stream, Failure> {
+    let waits = socket
+        .set_read_timeout(Some(PATIENCE))
+        .and_then(|()| socket.set_write_timeout(Some(PATIENCE)));
+    waits.map_err(|error| Failure::new(format!("{place}: {error}")))?;
+    let everybodys = Psk {
+        identity: pair::IDENTITY.to_owned(),
+        secret: Secret::new(pair::PSK.to_vec()),
+        hash: Hash::Sha256,
+        key: None,
+    };
+    engine::tls::connect(socket, everybodys, Instant::now() + PATIENCE).map_err(|error| match error
+        .kind()
+    {
+        ErrorKind::PermissionDenied => Failure::refused(format!(
+            "{place} lets no machine pair with it just now: does its screen show a code? ({error})"
+        )),
+        _ => Failure::new(format!("{place}: {error}")),
+    })
+}
+
+/// Shows that this machine has the code, and waits for what the other one says.
+fn converse(channel: &mut Stream, code: &Code, asking: &Asking<'_>) -> Result<Paired, Failure> {
+    let mut random = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *random)
+        .map_err(|error| Failure::new(format!("this machine gives no random bytes: {error}")))?;
+    let mut client = Client::new(code, asking, channel.channel().binding, random);
+    let broken = |error: io::Error| Failure::new(format!("the connection broke: {error}"));
+    loop {
+        while let Some(step) = client.poll() {
+            match step {
+                Step::Send(bytes) => {
+                    channel.write_all(&bytes).and_then(|()| channel.flush()).map_err(broken)?
+                }
+                Step::Welcomed { target } => welcomed(channel, &target).map_err(broken)?,
+                Step::Paired(paired) => return Ok(*paired),
+                Step::Failed(refusal) => return Err(failed(refusal)),
+            }
+        }
+        hear(channel, &mut client).map_err(broken)?;
+    }
+}
+
+fn welcomed(channel: &Stream, target: &str) -> io::Result<()> {
+    let sentence =
+        format!("The code is right. {target} may ask there whether you may have what you want.");
+    let _ = writeln!(io::stderr(), "{}", printable(&sentence, true));
+    channel.socket().set_read_timeout(Some(OWNER))
+}
+
+fn hear(channel: &mut Stream, client: &mut Client) -> io::Result<()> {
+    let mut bytes = Zeroizing::new([0; 4096]);
+    match channel.read(&mut *bytes) {
+        Ok(0) => client.disconnected(),
+        Ok(count) => client.receive(bytes.get(..count).unwrap_or_default()),
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            return Err(io::Error::new(ErrorKind::TimedOut, "the other machine does not answer"));
+        }
+        Err(error) if error.kind() == ErrorKind::ConnectionReset => client.disconnected(),
+        Err(error) if error.kind() == ErrorKind::Interrupted => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
+fn failed(refusal: Refusal) -> Failure {
+    match refusal {
+        Refusal::Refused(..) | Refusal::Impostor => Failure::refused(refusal),
+        Refusal::BadHost => Failure::usage(refusal),
+        Refusal::Violation(_) | Refusal::Version | Refusal::Disconnected => Failure::new(refusal),
+    }
+}
+
+/// What is kept of the other machine. A disk with a name that is none cannot be attached by it.
+fn target(paired: &Paired, own: &Own, there: &console::attach::Endpoint) -> Target {
+    let usable = paired.disks.iter().filter(|disk| check_nqn(&disk.nqn).is_ok());
+    let disk = |disk: &pair::Disk| Disk {
+        nqn: disk.nqn.clone(),
+        name: disk.name.clone(),
+        bytes: disk.bytes,
+        access: least(disk.access, paired.access).into(),
+    };
+    Target {
+        name: paired.target.clone(),
+        address: there.host(),
+        port: there.port,
+        host: own.nqn.clone(),
+        access: paired.access.into(),
+        tls: Key::of_pairing(&paired.secret),
+        disks: usable.map(disk).collect(),
+    }
+}
+
+fn least(one: Access, other: Access) -> Access {
+    if one == Access::Writable { other } else { one }
+}
+
+/// Keeps the target, writes the keys for nvme-cli, and hands them to the kernel if that can be.
+fn keep(
+    store: &Store,
+    tree: &Tree,
+    target: &Target,
+    outcome: impl FnOnce(PathBuf, Option<String>) -> Outcome,
+) -> Result<Outcome, Failure> {
+    let name = Name::of(&target.name);
+    let disks: Vec<&str> = target.disks.iter().map(|disk| disk.nqn.as_str()).collect();
+    let psks = keyring::psks(target.tls.text(), &target.host, &disks)?;
+    store.put_target(&name, target)?;
+    let file = store.put_target_keys(&name, &keyring::import_lines(&psks)?)?;
+    let note = insert(tree, &psks).err().map(|error| error.to_string());
+    Ok(outcome(file, note))
+}
+
+fn insert(tree: &Tree, psks: &[nvme::auth::psk::Psk]) -> Result<(), KeyringError> {
+    let keyring = Keyring::find(tree)?;
+    for psk in psks {
+        let Some(new) = Identity::parse(&psk.identity) else { continue };
+        keyring.remove(tree, |old| {
+            let parsed = Identity::parse(old).filter(|old| !old.generated);
+            old != psk.identity && parsed.is_some_and(|old| old.is_of(new.host, new.subsystem))
+        })?;
+        keyring.insert(&psk.identity, psk.secret.bytes())?;
+    }
+    Ok(())
+}
+
+fn tell(outcome: &Outcome, own: &Own, json: bool) -> Result<(), Failure> {
+    if json {
+        return say_json(outcome);
+    }
+    say(outcome.text().as_bytes())?;
+    if let Some(advice) = advice(own) {
+        let _ = writeln!(io::stderr(), "{advice}");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod test;

@@ -1,0 +1,182 @@
+//! What came of pairing, for people and for scripts. It knows no connection, and shows no key.
+
+use std::path::PathBuf;
+
+use console::attach::Endpoint;
+use console::{decimal, printable};
+use serde::Serialize;
+
+use super::own::{FILE, Own};
+use crate::store::record::Allowed;
+use crate::store::target::Target;
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+pub(super) struct Outcome {
+    target: String,
+    access: Allowed,
+    host: String,
+    in_keyring: bool,
+    keys_file: PathBuf,
+    attach_all: String,
+    disks: Vec<Row>,
+    #[serde(skip)]
+    note: Option<String>,
+}
+
+/// A disk, and the line that attaches it.
+#[derive(Debug, Serialize)]
+struct Row {
+    nqn: String,
+    name: String,
+    bytes: u64,
+    access: Allowed,
+    attach: String,
+}
+
+impl Outcome {
+    /// What is to be said: `note` is why the key is not in the kernel's keyring, if it is not.
+    pub(super) fn new(
+        target: &Target,
+        own: &Own,
+        there: &Endpoint,
+        keys_file: PathBuf,
+        note: Option<String>,
+    ) -> Self {
+        // Whom nvme-cli would call otherwise must be called so in each line.
+        let host = if own.is_usual { String::new() } else { format!(" --hostnqn {}", own.nqn) };
+        let disks = target.disks.iter().map(|disk| Row {
+            nqn: disk.nqn.clone(),
+            name: disk.name.clone(),
+            bytes: disk.bytes,
+            access: disk.access,
+            attach: there.attach(&disk.nqn, false) + &host,
+        });
+        Self {
+            target: target.name.clone(),
+            access: target.access,
+            host: own.nqn.clone(),
+            in_keyring: note.is_none(),
+            keys_file,
+            attach_all: there.attach_all(false) + &host,
+            disks: disks.collect(),
+            note,
+        }
+    }
+
+    /// For people.
+    pub(super) fn text(&self) -> String {
+        let what = match self.access {
+            Allowed::ReadOnly => "may read its disks",
+            Allowed::Writable => "may read its disks, and change those that it lends writable",
+        };
+        let mut lines = vec![format!("{} has let this machine in: it {what}.", self.target)];
+        lines.extend(self.keys());
+        lines.push(String::new());
+        lines.push(
+            "To attach all of them, as root, with tlshd running (package ktls-utils):".to_owned(),
+        );
+        lines.push(format!("  {}", self.attach_all));
+        lines.extend(self.each());
+        let lines: Vec<String> = lines.iter().map(|line| printable(line, true)).collect();
+        lines.join("\n") + "\n"
+    }
+
+    fn keys(&self) -> Vec<String> {
+        let import = format!("  nvme tls-key --import --keyfile {}", self.keys_file.display());
+        match &self.note {
+            None => vec![
+                "The key is in the kernel's keyring until this machine restarts; then, as root:"
+                    .to_owned(),
+                import,
+            ],
+            Some(note) => vec![
+                format!("The key is not in the kernel's keyring: {note}."),
+                "To put it there, as root, with nvme-cli 2.9 or newer:".to_owned(),
+                "  modprobe nvme-tcp".to_owned(),
+                import,
+            ],
+        }
+    }
+
+    fn each(&self) -> Vec<String> {
+        if self.disks.is_empty() {
+            return vec!["It lends none just now.".to_owned()];
+        }
+        let mut lines = vec!["Or one of them:".to_owned()];
+        for disk in &self.disks {
+            let access = match disk.access {
+                Allowed::ReadOnly => "read-only",
+                Allowed::Writable => "writable",
+            };
+            lines.push(format!("  {}, {}, {access}:", disk.name, decimal(disk.bytes)));
+            lines.push(format!("  {}", disk.attach));
+        }
+        lines
+    }
+}
+
+/// Why the file of the host NQN should be written, if nvme-cli has none.
+pub(super) fn advice(own: &Own) -> Option<String> {
+    let advice = format!(
+        "nvme-cli calls this machine otherwise, or nothing: to leave --hostnqn out, write {} to {FILE}",
+        own.nqn
+    );
+    (!own.is_usual).then(|| printable(&advice, true))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::store::key::{Key, Kind};
+    use crate::store::target::Disk;
+
+    fn outcome(is_usual: bool, note: Option<&str>) -> (Outcome, String) {
+        let tls = Key::generate(Kind::Tls, None).unwrap();
+        let secret = String::from_utf8(tls.text().bytes().to_vec()).unwrap();
+        let disk = Disk {
+            nqn: "nqn.2024-01.test:disk0".to_owned(),
+            name: "sda\u{1b}[2J".to_owned(),
+            bytes: 512_000_000,
+            access: Allowed::ReadOnly,
+        };
+        let target = Target {
+            name: "desk\npc".to_owned(),
+            address: "10.0.0.1".to_owned(),
+            port: 4420,
+            host: "nqn.2024-01.test:a".to_owned(),
+            access: Allowed::ReadOnly,
+            tls,
+            disks: vec![disk],
+        };
+        let own = Own { nqn: "nqn.2024-01.test:a".to_owned(), is_usual };
+        let there = Endpoint {
+            address: "10.0.0.1".parse().unwrap(),
+            interface: None,
+            port: 4420,
+            keyed: true,
+        };
+        (Outcome::new(&target, &own, &there, "/s/a.keys".into(), note.map(str::to_owned)), secret)
+    }
+
+    #[test]
+    fn the_lines_to_be_typed_are_there() {
+        let text = outcome(true, None).0.text();
+        assert!(text.contains("\n  nvme connect-all -t tcp -a 10.0.0.1 -s 4420 --tls\n"), "{text}");
+        assert!(text.contains("-n nqn.2024-01.test:disk0 --tls\n"), "{text}");
+        let text = outcome(false, Some("no root")).0.text();
+        assert!(text.contains("--tls --hostnqn nqn.2024-01.test:a\n"), "{text}");
+        assert!(text.contains("nvme tls-key --import --keyfile /s/a.keys"), "{text}");
+    }
+
+    /// X53: what the other machine says of itself cannot steer this terminal, and no key is in what is said.
+    #[test]
+    fn x53_nothing_steers_the_terminal_and_no_key_is_told() {
+        let (outcome, secret) = outcome(true, None);
+        let (text, json) = (outcome.text(), serde_json::to_string(&outcome).unwrap());
+        assert!(!text.contains('\u{1b}') && text.contains("desk\\u{a}pc"), "{text}");
+        for said in [text, json, format!("{outcome:?}")] {
+            assert!(!said.contains(&secret[16..40]), "{said}");
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Pairing with a desk behind a real channel on this machine: what the person at the client sees come of it.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use engine::{Config, Engine, Security};
+use export::{Event, Knock, News};
+use pair::{Desk, Verdict};
+
+use super::*;
+use crate::store::record::Allowed;
+use crate::store::scratch::Scratch;
+
+const HOST: &str = "nqn.2024-01.test:laptop";
+
+/// A machine that lends a disk, with a code on its screen.
+struct There {
+    desk: Arc<Desk>,
+    engine: Engine,
+    knocks: Receiver<Arc<Knock>>,
+    place: Place,
+}
+
+impl There {
+    fn new() -> Self {
+        let desk =
+            Desk::new("desk pc", Instant::now(), Box::new(|bytes| getrandom::fill(bytes).unwrap()));
+        let (send, knocks): (Sender<Arc<Knock>>, _) = channel();
+        let sink = Arc::new(move |event| {
+            if let Event::Knocked { knock, .. } = event {
+                let _ = send.send(knock);
+            }
+        });
+        let engine = Engine::start(Config::default(), sink).unwrap();
+        let everybodys = Psk {
+            identity: pair::IDENTITY.to_owned(),
+            secret: Secret::new(pair::PSK.to_vec()),
+            hash: Hash::Sha256,
+            key: None,
+        };
+        let keys = Arc::new(move || vec![everybodys.clone()]);
+        let visits = desk.clone();
+        let open: engine::Open =
+            Arc::new(move |peer, _, now| Box::new(visits.open_session(peer, now)));
+        let any = "127.0.0.1:0".parse().unwrap();
+        let address = engine.listen(any, None, Security::keyed(keys), open).unwrap();
+        let place = Place::parse(&address.to_string(), None).unwrap();
+        Self { desk, engine, knocks, place }
+    }
+
+    fn code(&self) -> Code {
+        self.desk.view(Instant::now()).shown.unwrap().digits
+    }
+
+    /// What the client gets that types `code`; `owner` answers if somebody knocks.
+    fn try_code(
+        &self,
+        code: &Code,
+        writable: bool,
+        verdict: Option<Verdict>,
+    ) -> Result<Paired, Failure> {
+        let place = &self.place;
+        std::thread::scope(|scope| {
+            let asking = Asking { host: HOST, name: "laptop", writable };
+            let client = scope.spawn(move || {
+                let mut channel = open_channel(place, place.connect()?)?;
+                converse(&mut channel, code, &asking)
+            });
+            if let Some(verdict) = verdict {
+                let knock = self.knocks.recv_timeout(PATIENCE).unwrap();
+                assert_eq!((knock.host.as_str(), knock.writable), (HOST, writable));
+                assert!(self.desk.answer(knock.number, verdict));
+                self.engine.tell(News::Changed);
+            }
+            client.join().unwrap()
+        })
+    }
+}
+
+fn disk(nqn: &str) -> pair::Disk {
+    pair::Disk {
+        nqn: nqn.to_owned(),
+        name: "sda".to_owned(),
+        model: "Example".to_owned(),
+        bytes: 1 << 30,
+        access: Access::Writable,
+    }
+}
+
+#[test]
+fn who_types_the_code_is_let_in_and_both_have_the_same_key() {
+    let there = There::new();
+    let disks = vec![disk("nqn.2024-01.test:disk0"), disk("nqn.\u{1b}[2J")];
+    let verdict = Verdict::Granted { access: Access::ReadOnly, disks };
+    let paired = there.try_code(&there.code(), false, Some(verdict)).unwrap();
+    let own = Own { nqn: HOST.to_owned(), is_usual: true };
+    let endpoint = there.place.endpoint("127.0.0.1:4420".parse().unwrap());
+    let target = target(&paired, &own, &endpoint);
+    assert_eq!((target.name.as_str(), target.access), ("desk pc", Allowed::ReadOnly));
+    assert_eq!(target.disks.len(), 1, "a name that is none is left out");
+    assert_eq!(target.disks[0].access, Allowed::ReadOnly, "no more than was granted");
+    let folder = Scratch::new();
+    let store = Store::open(&folder.0.join("state")).unwrap();
+    let tree = Tree::at(&folder.0);
+    let note = keep(&store, &tree, &target, |file, note| {
+        let lines = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(lines.lines().count(), 2);
+        assert!(lines.lines().all(|line| line.starts_with(&format!("NVMe1R01 {HOST} nqn."))));
+        Outcome::new(&target, &own, &endpoint, file, note)
+    });
+    assert!(note.unwrap().text().contains("not in the kernel's keyring"), "this tree has none");
+    for kept in ["desk-pc.json", "desk-pc.keys"] {
+        use std::os::unix::fs::MetadataExt;
+        let meta = std::fs::metadata(folder.0.join("state/targets").join(kept)).unwrap();
+        assert_eq!(meta.mode() & 0o7777, 0o600);
+    }
+}
+
+#[test]
+fn a_wrong_code_a_no_and_a_closed_desk_end_with_status_3() {
+    let there = There::new();
+    let right = there.code();
+    let wrong = if Code::parse("12345678").unwrap() == right { "12345679" } else { "12345678" };
+    let failure = there.try_code(&Code::parse(wrong).unwrap(), false, None).unwrap_err();
+    assert_eq!(failure.status(), 3, "{failure}");
+    // X07: the code that was on the screen is good no longer.
+    there.desk.unlock(Instant::now());
+    assert_eq!(there.try_code(&right, false, None).unwrap_err().status(), 3);
+    there.desk.unlock(Instant::now());
+    let failure = there.try_code(&there.code(), true, Some(Verdict::Denied)).unwrap_err();
+    assert!(failure.status() == 3 && failure.to_string().contains("said no"), "{failure}");
+    there.desk.close();
+    assert_eq!(there.try_code(&right, false, None).unwrap_err().status(), 3);
+}
+
+#[test]
+fn what_is_there_but_pairs_with_nobody_is_said() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = Place::parse(&listener.local_addr().unwrap().to_string(), None).unwrap();
+    let socket = place.connect().unwrap();
+    drop(listener.accept().unwrap());
+    assert!(open_channel(&place, socket).is_err());
+}
+
+#[test]
+fn a_code_is_understood_however_it_comes() {
+    for text in ["12345678\n", "1234 5678", "1234-5678"] {
+        let (code, told) = understood(text).unwrap();
+        assert_eq!((code, told), (Code::parse("12345678").unwrap(), Vec::new()));
+    }
+    let code = Code::long(*b"0123456789abcdef");
+    let invite = Invite { at: vec!["10.0.0.1:4420".to_owned()], code: code.clone() };
+    assert_eq!(understood(&format!("{invite}\n")).unwrap(), (code, invite.at));
+    for wrong in ["", "1234", "123456789", "abcdefgh", "http://example.org"] {
+        assert!(understood(wrong).is_none(), "{wrong}");
+    }
+}
+
+#[test]
+fn no_more_of_a_line_is_read_than_a_code_has() {
+    assert_eq!(line(&b"1234 5678\nmore"[..]).unwrap().as_str(), "1234 5678\n");
+    assert_eq!(line(&[b'1'; 10_000][..]).unwrap().len(), LONGEST);
+}

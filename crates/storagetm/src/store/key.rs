@@ -1,0 +1,168 @@
+//! A key as the owner handles it: its interchange text, and what that says of it. It knows no file.
+
+use std::fmt;
+
+use export::Secret;
+use nvme::auth::chap;
+use nvme::auth::psk::Interchange;
+use nvme::auth::{Hash, KeyError};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use zeroize::Zeroizing;
+
+/// Bytes of the longest text of a key, with room for what editors put around it.
+pub(crate) const LONGEST: usize = 512;
+
+/// What a key is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Kind {
+    /// Secured channels: `NVMeTLSkey-1:…`.
+    Tls,
+    /// DH-HMAC-CHAP: `DHHC-1:…`.
+    Chap,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tls => "TLS",
+            Self::Chap => "DH-HMAC-CHAP",
+        })
+    }
+}
+
+/// A key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Key {
+    kind: Kind,
+    hash: Option<Hash>,
+    text: Secret,
+}
+
+impl Key {
+    /// The key in an interchange text of either kind.
+    ///
+    /// # Errors
+    /// What is wrong with it; never any of it.
+    pub(crate) fn parse(text: &[u8]) -> Result<Self, KeyError> {
+        if text.trim_ascii_start().starts_with(b"DHHC-") {
+            return chap::Key::parse(text).map(|key| Self::chap(&key));
+        }
+        Interchange::parse(text).map(|key| Self::tls(&key))
+    }
+
+    /// A new key.
+    ///
+    /// # Errors
+    /// A sentence: there is none of that hash, or the machine gives no random bytes.
+    pub(crate) fn generate(kind: Kind, hash: Option<Hash>) -> Result<Self, String> {
+        match kind {
+            Kind::Tls if hash == Some(Hash::Sha512) => {
+                Err("TLS keys are made with none, sha256 or sha384; sha512 is for DH-HMAC-CHAP"
+                    .to_owned())
+            }
+            Kind::Tls => Ok(Self::tls(&Interchange::generate(hash, &*random()?))),
+            Kind::Chap => Ok(Self::chap(&chap::Key::generate(hash, &*random()?))),
+        }
+    }
+
+    /// The TLS key that both machines make of what pairing gave them.
+    pub(crate) fn of_pairing(secret: &Secret) -> Self {
+        let key = pair::keys::Derived::of(secret).nvme_tls();
+        Self::tls(&Interchange { hash: Some(Hash::Sha256), key })
+    }
+
+    fn tls(key: &Interchange) -> Self {
+        Self { kind: Kind::Tls, hash: key.hash, text: key.emit() }
+    }
+
+    fn chap(key: &chap::Key) -> Self {
+        Self { kind: Kind::Chap, hash: key.hash, text: key.emit() }
+    }
+
+    /// What it is for.
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The hash that it names, in words.
+    pub(crate) fn hash(&self) -> &'static str {
+        match self.hash {
+            None => "none",
+            Some(Hash::Sha256) => "sha256",
+            Some(Hash::Sha384) => "sha384",
+            Some(Hash::Sha512) => "sha512",
+        }
+    }
+
+    /// Its text: one line, without its end.
+    pub(crate) fn text(&self) -> &Secret {
+        &self.text
+    }
+
+    /// The text as it is kept and printed: with the line's end.
+    pub(crate) fn line(&self) -> Zeroizing<Vec<u8>> {
+        let mut line = Zeroizing::new(Vec::with_capacity(LONGEST));
+        line.extend_from_slice(self.text.bytes());
+        line.push(b'\n');
+        line
+    }
+}
+
+/// Random bytes for a key.
+fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, String> {
+    let mut bytes = Zeroizing::new([0; N]);
+    getrandom::fill(&mut *bytes)
+        .map_err(|error| format!("this machine gives no random bytes for a key: {error}"))?;
+    Ok(bytes)
+}
+
+impl Serialize for Key {
+    /// The text itself: only for files that nobody else reads.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&String::from_utf8_lossy(self.text.bytes()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Zeroizing::new(String::deserialize(deserializer)?);
+        Self::parse(text.as_bytes()).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn a_new_key_is_another_each_time_and_reads_as_what_it_is() {
+        for (kind, hash, begins, word) in [
+            (Kind::Tls, None, "NVMeTLSkey-1:00:", "none"),
+            (Kind::Tls, Some(Hash::Sha256), "NVMeTLSkey-1:01:", "sha256"),
+            (Kind::Tls, Some(Hash::Sha384), "NVMeTLSkey-1:02:", "sha384"),
+            (Kind::Chap, None, "DHHC-1:00:", "none"),
+            (Kind::Chap, Some(Hash::Sha512), "DHHC-1:03:", "sha512"),
+        ] {
+            let key = Key::generate(kind, hash).unwrap();
+            assert!(key.text().bytes().starts_with(begins.as_bytes()));
+            assert_eq!((key.kind(), key.hash()), (kind, word));
+            assert_eq!(Key::parse(&key.line()), Ok(key.clone()));
+            assert_ne!(Key::generate(kind, hash).unwrap(), key);
+        }
+        assert!(Key::generate(Kind::Tls, Some(Hash::Sha512)).is_err());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_text_is_said_without_the_text() {
+        let key = Key::generate(Kind::Tls, None).unwrap();
+        let text = String::from_utf8(key.text().bytes().to_vec()).unwrap();
+        let mut damaged = text.clone().into_bytes();
+        damaged[20] = if damaged[20] == b'A' { b'B' } else { b'A' };
+        for wrong in [&damaged[..], b"", b"hunter2", text[..30].as_bytes()] {
+            let error = Key::parse(wrong).unwrap_err().to_string();
+            assert!(!error.contains("hunter2") && !error.contains(&text[20..40]), "{error}");
+        }
+        assert!(!format!("{key:?}").contains(&text[16..40]));
+    }
+}

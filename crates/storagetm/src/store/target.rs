@@ -1,0 +1,80 @@
+//! A machine that has let this one in: where it is, which of its disks may be had, and with which key. It knows no
+//! connection.
+
+use serde::{Deserialize, Serialize};
+
+use super::key::Key;
+use super::name::Name;
+use super::record::Allowed;
+use super::{JSON, Store, TARGETS, private};
+use crate::failure::Failure;
+use zeroize::Zeroizing;
+
+/// Bytes of the longest file.
+const LONGEST: usize = 256 << 10;
+
+/// A machine that has let this one in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Target {
+    /// What it calls itself.
+    pub(crate) name: String,
+    /// Where it was reached.
+    pub(crate) address: String,
+    /// The TCP port there.
+    pub(crate) port: u16,
+    /// The name under which this machine was let in: its host NQN.
+    pub(crate) host: String,
+    /// What may be done with its disks.
+    pub(crate) access: Allowed,
+    /// The key for secured channels.
+    pub(crate) tls: Key,
+    /// The disks that there were.
+    pub(crate) disks: Vec<Disk>,
+}
+
+/// A disk of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Disk {
+    /// Its NQN.
+    pub(crate) nqn: String,
+    /// What it is called there.
+    pub(crate) name: String,
+    /// Its size.
+    pub(crate) bytes: u64,
+    /// What may be done with it.
+    pub(crate) access: Allowed,
+}
+
+impl Store {
+    /// Remembers a machine that has let this one in, in place of what was known of it.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn put_target(&self, name: &Name, target: &Target) -> Result<(), Failure> {
+        let _lock = self.lock()?;
+        let folder = self.folder().join(TARGETS);
+        private::make_folder(&folder)?;
+        let mut text = Zeroizing::new(Vec::with_capacity(LONGEST));
+        serde_json::to_writer_pretty(&mut *text, target)
+            .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
+        text.push(b'\n');
+        private::write(&folder.join(format!("{name}{JSON}")), &text)
+    }
+
+    /// Keeps something for this machine's own use, in a file of that name; returns its path.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn put_target_keys(
+        &self,
+        name: &Name,
+        text: &[u8],
+    ) -> Result<std::path::PathBuf, Failure> {
+        let _lock = self.lock()?;
+        let folder = self.folder().join(TARGETS);
+        private::make_folder(&folder)?;
+        let path = folder.join(format!("{name}.keys"));
+        private::write(&path, text)?;
+        Ok(path)
+    }
+}

@@ -1,0 +1,459 @@
+//! The process that serves: it is handed sockets that listen and disks that are open, speaks to strangers, and can do
+//! nothing else. This is how the other one, the opener, sees it: what is lent and who is let in goes there, what happens
+//! comes back. It knows no protocol and no screen.
+//!
+//! | file | is |
+//! |---|---|
+//! | `worker` | the opener's handle |
+//! | `keeper` | the opener's thread that hears the worker, and starts another one when it dies |
+//! | `report` | from what the worker says to what the program knows: an untrusted witness |
+//! | `process` | starting it |
+//! | `channel`, `words` | what they say to each other |
+//! | `duty`, `sessions`, `scribe` | the worker itself, without any rights |
+//!
+//! Everything that the worker was told is kept here, so that another one can be told the same.
+
+mod channel;
+mod duty;
+mod keeper;
+mod process;
+mod report;
+mod scribe;
+mod sessions;
+mod words;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use engine::{Driver, Running};
+use export::{Access, Door, Event, Export, Policy};
+use pair::{Verdict, View};
+use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::failure::Failure;
+use crate::listen::Serves;
+use channel::Sender;
+pub(crate) use duty::work;
+use words::{Counts, Lent, Order, Start};
+
+/// Beyond the patience with the hosts, before a worker that is told to stop is ended.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What the worker says, or what is said of it.
+#[derive(Debug)]
+pub(crate) enum Said {
+    /// Something happened; disks are the opener's own.
+    Event(Event),
+    /// A sentence for the owner.
+    Note(String),
+    /// The code by which machines are let in, as it is from now on.
+    Pairing(View),
+    /// It has died too often, and there is none any more: why, as a sentence. Nothing is served from now on.
+    Lost(String),
+}
+
+/// Takes it. Called on the keeper's thread, so it should not wait for anything, and must not call the [`Worker`].
+pub(crate) type Sink = Arc<dyn Fn(Said) + Send + Sync>;
+
+/// How it is to run.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// Which driver.
+    pub(crate) driver: Driver,
+    /// Its threads.
+    pub(crate) threads: usize,
+    /// Bytes of payload buffers a thread.
+    pub(crate) memory: usize,
+    /// Whether DH-HMAC-CHAP without a Diffie-Hellman exchange will do.
+    pub(crate) null_dh: bool,
+}
+
+/// The process that serves. Dropping it ends it at once.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    shared: Arc<Shared>,
+    keeper: Option<JoinHandle<()>>,
+}
+
+/// What the handle and the keeper share.
+struct Shared {
+    sink: Sink,
+    standing: Mutex<Standing>,
+    stopped: Condvar,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Shared")
+    }
+}
+
+/// All that a worker is told, and how it stands with it.
+struct Standing {
+    start: Start,
+    accepted: Vec<Accepted>,
+    lent: Vec<Loaned>,
+    last_disk: u64,
+    policy: Policy,
+    /// What this machine calls itself to who knows the code, if there is one.
+    pairing: Option<String>,
+    /// To the worker; none while there is none.
+    sender: Option<Sender>,
+    process: Option<Pid>,
+    running: Option<Running>,
+    unconfined: Vec<String>,
+    /// Whether it is meant to end.
+    stopping: bool,
+    /// Whether it said that it did, and whether in time.
+    stopped: Option<bool>,
+}
+
+/// A listening socket, which stays open here.
+struct Accepted {
+    listener: OwnedFd,
+    door: Door,
+    serves: Serves,
+}
+
+/// A disk that a worker has.
+struct Loaned {
+    disk: u64,
+    export: Arc<Export>,
+    withdrawn: bool,
+    /// What workers before this one did with it.
+    before: Counts,
+    being_written: bool,
+}
+
+impl Worker {
+    /// Starts the process, without any disk or socket. What happens goes to `sink`.
+    ///
+    /// # Errors
+    /// It cannot be started, or cannot run as `config` says: one sentence.
+    pub(crate) fn start(config: &Config, sink: Sink) -> Result<Self, Failure> {
+        let shared = Arc::new(Shared {
+            sink,
+            standing: Mutex::new(Standing::new(config)),
+            stopped: Condvar::new(),
+        });
+        let (tell, told) = mpsc::channel();
+        let keeper = keeper::start(shared.clone(), tell);
+        let keeper = keeper.map_err(|error| cannot(&error))?;
+        let worker = Self { shared, keeper: Some(keeper) };
+        told.recv().unwrap_or_else(|_| Err(cannot(&"its thread ended")))?;
+        Ok(worker)
+    }
+
+    /// The driver that runs there, and why.
+    pub(crate) fn driver(&self) -> Running {
+        let unknown = || Running { driver: Driver::Auto, why: "nothing runs".to_owned() };
+        self.shared.standing().running.clone().unwrap_or_else(unknown)
+    }
+
+    /// In what it is less confined than it should be, for people.
+    pub(crate) fn note(&self) -> Option<String> {
+        let parts = self.shared.standing().unconfined.clone();
+        (!parts.is_empty()).then(|| {
+            let parts = parts.join("; ");
+            format!("The process that talks to hosts is less confined than it could be: {parts}.")
+        })
+    }
+
+    /// Listens on an address, and has the worker accept connections there: hosts must show what `door` says. With an
+    /// `interface`, only what comes in there is accepted. Returns the address with the port that it got.
+    ///
+    /// # Errors
+    /// The address is taken, not one of this machine, or not allowed.
+    pub(crate) fn listen(
+        &self,
+        address: SocketAddr,
+        interface: Option<&str>,
+        door: Door,
+        serves: Serves,
+    ) -> io::Result<SocketAddr> {
+        let listener = engine::bind(address, interface)?;
+        let bound = rustix::net::getsockname(&listener)?.try_into()?;
+        self.accept(listener, door, serves);
+        Ok(bound)
+    }
+
+    /// Has the worker accept connections at a socket that listens.
+    pub(crate) fn accept(&self, listener: OwnedFd, door: Door, serves: Serves) {
+        let mut standing = self.shared.standing();
+        let accepted = Accepted { listener, door, serves };
+        standing.send_accepted(&accepted);
+        standing.accepted.push(accepted);
+    }
+
+    /// Lends a disk, in place of one of the same name if there is one.
+    ///
+    /// # Errors
+    /// The disk is to be read-only, and its descriptor is not.
+    pub(crate) fn lend(&self, export: &Arc<Export>) -> Result<(), Failure> {
+        check_locked(export).map_err(Failure::new)?;
+        let mut standing = self.shared.standing();
+        standing.last_disk += 1;
+        let loaned = Loaned {
+            disk: standing.last_disk,
+            export: export.clone(),
+            withdrawn: false,
+            before: Counts::default(),
+            being_written: false,
+        };
+        standing.send_lent(&loaned);
+        standing.lent.push(loaned);
+        Ok(())
+    }
+
+    /// Lends a disk no longer, and has requests for it fail.
+    pub(crate) fn withdraw(&self, export: &Arc<Export>) {
+        export.withdraw();
+        let mut standing = self.shared.standing();
+        let Some(loaned) = standing.loaned(export) else { return };
+        loaned.withdrawn = true;
+        let disk = loaned.disk;
+        standing.send(&Order::Withdraw { disk });
+    }
+
+    /// Has hosts see the size that the disk has now: that of `export`.
+    pub(crate) fn resize(&self, export: &Arc<Export>) {
+        let mut standing = self.shared.standing();
+        let Some(disk) = standing.loaned(export).map(|loaned| loaned.disk) else { return };
+        standing.send(&Order::Resize { disk, bytes: export.bytes() });
+    }
+
+    /// Lets in whom `policy` names from now on, and nobody else where keys are needed.
+    pub(crate) fn follow(&self, policy: Policy) {
+        let mut standing = self.shared.standing();
+        standing.send(&Order::Follow { hosts: words::hosts(&policy) });
+        standing.policy = policy;
+    }
+
+    /// Has it let in who knows a code, which it says by [`Said::Pairing`]. This machine calls itself `name` then.
+    pub(crate) fn pair(&self, name: &str) {
+        let mut standing = self.shared.standing();
+        standing.pairing = Some(name.to_owned());
+        standing.send(&Order::Pair { name: name.to_owned() });
+    }
+
+    /// Has it show another code, and take tries anew: somebody is at this machine.
+    pub(crate) fn unlock(&self) {
+        self.shared.standing().send(&Order::Unlock);
+    }
+
+    /// Answers [`Event::Knocked`]: the knock of that number.
+    pub(crate) fn answer(&self, number: u64, verdict: Verdict) {
+        let verdict = verdict.into();
+        self.shared.standing().send(&Order::Answer { number, verdict });
+    }
+
+    /// Asks whether hosts' writes to a disk are still on their way. What the last of them did may be known a moment later.
+    pub(crate) fn writes(&self, export: &Arc<Export>) -> Writes {
+        Writes { shared: self.shared.clone(), export: export.clone() }
+    }
+
+    /// Stops: accepts nothing any more, has hosts let go, and ends. Those that have not let go after `patience` are cut
+    /// off. Tells whether there were none. All that happened has been said when this returns.
+    pub(crate) fn stop(mut self, patience: Duration) -> bool {
+        let milliseconds = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        let mut standing = self.shared.standing();
+        standing.stopping = true;
+        standing.send(&Order::Stop { milliseconds });
+        let waits = |standing: &mut Standing| standing.stopped.is_none() && standing.is_alive();
+        let waited = self.shared.stopped.wait_timeout_while(standing, patience + GRACE, waits);
+        let (standing, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let in_time = standing.stopped.unwrap_or(false);
+        drop(standing);
+        self.end();
+        in_time
+    }
+
+    fn end(&mut self) {
+        self.shared.standing().end();
+        if let Some(keeper) = self.keeper.take() {
+            // One that panicked has said so.
+            drop(keeper.join());
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Whether hosts' writes to a disk are still on their way; may be asked on any thread.
+#[derive(Debug)]
+pub(crate) struct Writes {
+    shared: Arc<Shared>,
+    export: Arc<Export>,
+}
+
+impl Writes {
+    /// Whether there are some.
+    pub(crate) fn are_under_way(&self) -> bool {
+        let mut standing = self.shared.standing();
+        standing.loaned(&self.export).is_some_and(|loaned| loaned.being_written)
+    }
+}
+
+impl Shared {
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn say(&self, said: Said) {
+        (self.sink)(said);
+    }
+}
+
+impl Standing {
+    fn new(config: &Config) -> Self {
+        Self {
+            start: Start {
+                driver: config.driver.into(),
+                threads: config.threads,
+                memory: config.memory,
+                null_dh: config.null_dh,
+            },
+            accepted: Vec::new(),
+            lent: Vec::new(),
+            last_disk: 0,
+            policy: Policy::default(),
+            pairing: None,
+            sender: None,
+            process: None,
+            running: None,
+            unconfined: Vec::new(),
+            stopping: false,
+            stopped: None,
+        }
+    }
+
+    fn is_alive(&self) -> bool {
+        self.sender.is_some()
+    }
+
+    /// Says it, if there is somebody. Who dies just now is noticed by the keeper, and the next one is told all.
+    fn send(&self, order: &Order) {
+        if let Some(sender) = &self.sender {
+            let _ = sender.send(order, None);
+        }
+    }
+
+    fn send_accepted(&self, accepted: &Accepted) {
+        let Some(sender) = &self.sender else { return };
+        let keyed = accepted.door == Door::Keyed;
+        let discovery_only = accepted.serves == Serves::Discovery;
+        let order = Order::Accept { keyed, discovery_only };
+        let _ = sender.send(&order, Some(accepted.listener.as_fd()));
+    }
+
+    fn send_lent(&self, loaned: &Loaned) {
+        let Some(sender) = &self.sender else { return };
+        let order = Order::Lend(Box::new(Lent::new(loaned.disk, &loaned.export)));
+        let _ = sender.send(&order, Some(loaned.export.as_fd()));
+    }
+
+    /// Tells a new worker all that the last one knew. Before disks and sockets it learns whom to let in.
+    fn send_all(&self) {
+        self.send(&Order::Follow { hosts: words::hosts(&self.policy) });
+        if let Some(name) = &self.pairing {
+            self.send(&Order::Pair { name: name.clone() });
+        }
+        self.lent.iter().for_each(|loaned| self.send_lent(loaned));
+        self.accepted.iter().for_each(|accepted| self.send_accepted(accepted));
+    }
+
+    fn loaned(&mut self, export: &Arc<Export>) -> Option<&mut Loaned> {
+        self.lent.iter_mut().rev().find(|loaned| Arc::ptr_eq(&loaned.export, export))
+    }
+
+    fn of_number(&mut self, disk: u64) -> Option<&mut Loaned> {
+        self.lent.iter_mut().find(|loaned| loaned.disk == disk)
+    }
+
+    /// The worker is gone: what it had begun has ended with it.
+    fn lose(&mut self) {
+        (self.sender, self.process) = (None, None);
+        self.lent.retain(|loaned| !loaned.withdrawn);
+        for loaned in &mut self.lent {
+            loaned.before = counted(&loaned.export);
+            loaned.being_written = false;
+        }
+    }
+
+    /// Ends it at once.
+    fn end(&mut self) {
+        self.stopping = true;
+        self.sender.iter().for_each(Sender::close);
+        if let Some(process) = self.process {
+            let _ = kill_process(process, Signal::KILL);
+        }
+    }
+}
+
+impl Loaned {
+    /// Takes over what the worker counts.
+    fn count(&mut self, counts: Counts) {
+        let (usage, before) = (&self.export.usage, self.before);
+        let pairs = [
+            (&usage.reads, before.reads, counts.reads),
+            (&usage.bytes_read, before.bytes_read, counts.bytes_read),
+            (&usage.writes, before.writes, counts.writes),
+            (&usage.bytes_written, before.bytes_written, counts.bytes_written),
+            (&usage.errors, before.errors, counts.errors),
+        ];
+        for (total, before, now) in pairs {
+            total.store(before.saturating_add(now), Ordering::Relaxed);
+        }
+        self.being_written = counts.being_written;
+        if counts.flush_failed {
+            self.export.flush_failed();
+        }
+    }
+}
+
+/// What has been done with an export, as it stands there.
+fn counted(export: &Export) -> Counts {
+    let usage = &export.usage;
+    Counts {
+        reads: usage.reads.load(Ordering::Relaxed),
+        bytes_read: usage.bytes_read.load(Ordering::Relaxed),
+        writes: usage.writes.load(Ordering::Relaxed),
+        bytes_written: usage.bytes_written.load(Ordering::Relaxed),
+        errors: usage.errors.load(Ordering::Relaxed),
+        being_written: export.is_being_written(),
+        flush_failed: export.has_failed_flush(),
+    }
+}
+
+/// Refuses a read-only disk whose descriptor could write: both processes look, and neither trusts the other.
+///
+/// # Errors
+/// A sentence.
+fn check_locked(export: &Export) -> Result<(), String> {
+    if export.access == Access::Writable || is_locked(export) {
+        return Ok(());
+    }
+    let name = &export.name;
+    Err(format!("{name} is to be lent read-only, but is open for writing; it is not lent"))
+}
+
+/// Whether nothing can be written through it: it was opened for reading only, or its memory is sealed.
+fn is_locked(descriptor: impl AsFd) -> bool {
+    let mode = fcntl_getfl(&descriptor).map(|flags| flags & OFlags::ACCMODE);
+    let seals = fcntl_get_seals(&descriptor);
+    mode == Ok(OFlags::RDONLY) || seals.is_ok_and(|seals| seals.contains(SealFlags::WRITE))
+}
+
+fn cannot(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(format!("cannot start to serve: {error}"))
+}

@@ -1,0 +1,154 @@
+//! The sessions of the worker's connections, and the keys with which a channel to them is made. It knows no driver and no
+//! socket.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use engine::tls::{self, Psk};
+use engine::{Open, Security};
+use export::{Catalogue, Door, Host, KeyId, Peer, Policy, Secret, Session};
+use nvme::auth::{self, Group, Rules};
+use nvme::target::{Port, Target};
+use nvme::wire::fabrics::DISCOVERY_NQN;
+use pair::Desk;
+
+use super::scribe::Disks;
+use crate::listen::{DISKS, Serves};
+
+/// What sessions are made of.
+pub(super) struct Sessions {
+    pub(super) catalogue: Arc<Catalogue>,
+    disks: Arc<Disks>,
+    target: Arc<Target>,
+    desk: Mutex<Option<Arc<Desk>>>,
+    keys: Mutex<Known>,
+}
+
+/// The keys of the owner's hosts, as of a generation of the catalogue.
+#[derive(Default)]
+struct Known {
+    generation: Option<u64>,
+    psks: Vec<Psk>,
+}
+
+impl Sessions {
+    /// Of `disks`. `null_dh`: whether DH-HMAC-CHAP without a Diffie-Hellman exchange will do.
+    pub(super) fn new(disks: Arc<Disks>, null_dh: bool) -> Arc<Self> {
+        let catalogue = Arc::new(Catalogue::default());
+        let mut rules = Rules::default();
+        if null_dh {
+            rules.groups.push(Group::Null);
+        }
+        Arc::new(Self {
+            target: Target::with(catalogue.clone(), rules),
+            catalogue,
+            disks,
+            desk: Mutex::default(),
+            keys: Mutex::default(),
+        })
+    }
+
+    /// Who pairs machines, if anybody does.
+    pub(super) fn desk(&self) -> Option<Arc<Desk>> {
+        lock(&self.desk).clone()
+    }
+
+    /// Pairs machines from `now` on. This one calls itself `name`.
+    pub(super) fn pair(&self, name: &str, now: Instant) {
+        *lock(&self.desk) = Some(Desk::new(name, now, Box::new(fill)));
+    }
+
+    /// How a listening socket's sessions are made.
+    pub(super) fn open(self: &Arc<Self>, serves: Serves) -> Open {
+        let port = match serves {
+            Serves::All => Port::Any,
+            Serves::Discovery => Port::Discovery { disks_at: DISKS },
+        };
+        let sessions = self.clone();
+        Arc::new(move |peer, account, now| {
+            let desk = sessions.desk().filter(|_| wants_to_pair(&peer));
+            match desk {
+                Some(desk) => Box::new(desk.open_session(peer, now)) as Box<dyn Session>,
+                None => Box::new(sessions.target.session(peer, port, account, now)),
+            }
+        })
+    }
+
+    /// Who is let in at a listening socket.
+    pub(super) fn security(self: &Arc<Self>, door: Door) -> Security {
+        let (keys, plain) = (self.clone(), self.clone());
+        Security {
+            door,
+            keys: Some(Arc::new(move || keys.keys())),
+            plain: Arc::new(move || is_plain_of_use(&plain.catalogue.policy())),
+        }
+    }
+
+    /// The keys with which a channel may be made just now.
+    fn keys(&self) -> Vec<Psk> {
+        let mut psks = self.known();
+        let generated = self.target.generated_psks(Instant::now());
+        psks.extend(generated.into_iter().filter_map(|(key, psk)| for_tls(psk, key)));
+        psks.extend(self.desk().map(|_| for_pairing()));
+        psks
+    }
+
+    /// Those of the owner's hosts. Made once for each change of what is lent or who is let in.
+    fn known(&self) -> Vec<Psk> {
+        let mut known = lock(&self.keys);
+        let generation = self.catalogue.generation();
+        if known.generation != Some(generation) {
+            let policy = self.catalogue.policy();
+            known.psks = policy.hosts.iter().flat_map(|host| self.of_host(host)).collect();
+            known.generation = Some(generation);
+        }
+        known.psks.clone()
+    }
+
+    /// A host's keys: one for each name that it may connect to.
+    fn of_host(&self, host: &Host) -> Vec<Psk> {
+        let Some(text) = &host.tls else { return Vec::new() };
+        let lent = self.disks.lent();
+        let allowed = lent.iter().filter(|export| host.access(export).is_some());
+        let names = allowed.map(|export| export.nqn.as_str()).chain([DISCOVERY_NQN]);
+        let derived = |name| auth::psk::psks(text, host.tls_compat, &host.nqn, name);
+        // What is wrong with a key was said when it was read.
+        let psks = names.flat_map(|name| derived(name).unwrap_or_default());
+        psks.filter_map(|psk| for_tls(psk, host.key)).collect()
+    }
+}
+
+/// Whether the peer came in the channel that everybody can make.
+fn wants_to_pair(peer: &Peer) -> bool {
+    peer.channel.as_ref().is_some_and(|channel| channel.identity == pair::IDENTITY)
+}
+
+/// Whether somebody who speaks in the clear can still show who it is.
+fn is_plain_of_use(policy: &Policy) -> bool {
+    policy.hosts.iter().any(|host| host.chap.is_some() && host.tls.is_none())
+}
+
+fn for_tls(psk: auth::psk::Psk, key: KeyId) -> Option<Psk> {
+    let hash = match psk.hash {
+        auth::Hash::Sha256 => tls::Hash::Sha256,
+        auth::Hash::Sha384 => tls::Hash::Sha384,
+        auth::Hash::Sha512 => return None,
+    };
+    Some(Psk { identity: psk.identity, secret: psk.secret, hash, key: Some(key) })
+}
+
+fn for_pairing() -> Psk {
+    let secret = Secret::new(pair::PSK.to_vec());
+    Psk { identity: pair::IDENTITY.to_owned(), secret, hash: tls::Hash::Sha256, key: None }
+}
+
+/// Without random bytes there is no code that is none to guess.
+fn fill(bytes: &mut [u8]) {
+    if !auth::chap::system_random(bytes) {
+        std::process::abort();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

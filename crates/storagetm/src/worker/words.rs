@@ -1,0 +1,593 @@
+//! What the two processes say to each other: the orders of the one that opens, the reports of the one that serves. It
+//! knows no socket.
+//!
+//! The types of the workspace stand here once more as they travel. Disks travel by number: each that is lent gets another.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::{Driver, Running};
+use export::{
+    Access, Cache, Channel, Door, Event, Export, Fault, Geometry, Host, Identity, KeyId, Peer,
+    Policy, Reason, Rule, Secret,
+};
+use pair::{Code, Shown, Verdict, View};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use zeroize::Zeroizing;
+
+use crate::listen::Serves;
+
+/// Bytes of the longest order: a policy of thousands of hosts.
+pub(super) const LONGEST_ORDER: usize = 8 << 20;
+
+/// Bytes of the longest report.
+pub(super) const LONGEST_REPORT: usize = 64 << 10;
+
+/// What the process that opens says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Order {
+    /// How to run. The first order.
+    Start(Start),
+    /// Accept connections; the listening socket comes with it.
+    Accept { keyed: bool, discovery_only: bool },
+    /// Lend a disk; its descriptor comes with it.
+    Lend(Box<Lent>),
+    /// Lend it no longer.
+    Withdraw { disk: u64 },
+    /// It is that long now.
+    Resize { disk: u64, bytes: u64 },
+    /// Let those in, and nobody else.
+    Follow { hosts: Vec<HostWord> },
+    /// Let in who knows the code, from now on. The machine calls itself that.
+    Pair { name: String },
+    /// Show another code, and take tries anew.
+    Unlock,
+    /// The owner's answer to who has shown the code.
+    Answer { number: u64, verdict: VerdictWord },
+    /// Let hosts go, and end.
+    Stop { milliseconds: u64 },
+}
+
+/// How to run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Start {
+    pub(super) driver: DriverWord,
+    pub(super) threads: usize,
+    pub(super) memory: usize,
+    pub(super) null_dh: bool,
+}
+
+/// A driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum DriverWord {
+    Auto,
+    Uring,
+    Blocking,
+}
+
+impl From<Driver> for DriverWord {
+    fn from(driver: Driver) -> Self {
+        match driver {
+            Driver::Auto => Self::Auto,
+            Driver::Uring => Self::Uring,
+            Driver::Blocking => Self::Blocking,
+        }
+    }
+}
+
+impl From<DriverWord> for Driver {
+    fn from(word: DriverWord) -> Self {
+        match word {
+            DriverWord::Auto => Self::Auto,
+            DriverWord::Uring => Self::Uring,
+            DriverWord::Blocking => Self::Blocking,
+        }
+    }
+}
+
+/// What the process that serves says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Report {
+    /// It runs, and how. The first report.
+    Running { driver: DriverWord, why: String, unconfined: Vec<String> },
+    /// It cannot run.
+    Failed { sentence: String },
+    /// Something happened.
+    Happened(Happened),
+    /// Something that the owner should know.
+    Note { sentence: String },
+    /// What has been done with a disk.
+    Used { disk: u64, counts: Counts },
+    /// The code is another one, or may not be tried now.
+    Pairing(ViewWord),
+    /// Nobody uses a disk any more that was withdrawn.
+    Released { disk: u64 },
+    /// All hosts have let go, or were cut off after the time given.
+    Stopped { in_time: bool },
+}
+
+impl Report {
+    /// That it runs.
+    pub(super) fn running(running: &Running, unconfined: Vec<String>) -> Self {
+        Self::Running { driver: running.driver.into(), why: running.why.clone(), unconfined }
+    }
+}
+
+/// A disk as it is lent.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Lent {
+    pub(super) disk: u64,
+    name: String,
+    nqn: String,
+    #[serde(with = "IdentityWord")]
+    identity: Identity,
+    block: u32,
+    physical: u32,
+    bytes: u64,
+    #[serde(with = "AccessWord")]
+    access: Access,
+    volatile: bool,
+    rotational: bool,
+    discard: bool,
+    discard_zeroes: bool,
+    flush_failed: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Identity")]
+struct IdentityWord {
+    uuid: [u8; 16],
+    nguid: Option<[u8; 16]>,
+    eui64: Option<[u8; 8]>,
+    serial: String,
+    model: String,
+    firmware: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Access")]
+enum AccessWord {
+    ReadOnly,
+    Writable,
+}
+
+impl Lent {
+    /// All of `export` but its descriptor.
+    pub(super) fn new(disk: u64, export: &Export) -> Self {
+        Self {
+            disk,
+            name: export.name.clone(),
+            nqn: export.nqn.clone(),
+            identity: export.identity.clone(),
+            block: export.geometry.block(),
+            physical: export.geometry.physical,
+            bytes: export.bytes(),
+            access: export.access,
+            volatile: export.cache == Cache::Volatile,
+            rotational: export.rotational,
+            discard: export.discard,
+            discard_zeroes: export.discard_zeroes,
+            flush_failed: export.has_failed_flush(),
+        }
+    }
+
+    /// The export, with its descriptor. Nothing if there is no such disk.
+    pub(super) fn export(self, descriptor: std::os::fd::OwnedFd) -> Option<Export> {
+        let geometry = Geometry::new(self.block, self.physical)?;
+        let (name, nqn) = (&self.name, &self.nqn);
+        let mut export = Export::new(name, nqn, self.identity, geometry, self.bytes, descriptor);
+        export.access = self.access;
+        export.cache = if self.volatile { Cache::Volatile } else { Cache::WriteThrough };
+        export.rotational = self.rotational;
+        export.discard = self.discard;
+        export.discard_zeroes = self.discard_zeroes;
+        if self.flush_failed {
+            export.flush_failed();
+        }
+        Some(export)
+    }
+}
+
+/// What has been done with a disk since it was lent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Counts {
+    pub(super) reads: u64,
+    pub(super) bytes_read: u64,
+    pub(super) writes: u64,
+    pub(super) bytes_written: u64,
+    pub(super) errors: u64,
+    pub(super) being_written: bool,
+    pub(super) flush_failed: bool,
+}
+
+/// What a port serves.
+pub(super) fn serves(discovery_only: bool) -> Serves {
+    if discovery_only { Serves::Discovery } else { Serves::All }
+}
+
+/// What a peer must show.
+pub(super) fn door(keyed: bool) -> Door {
+    if keyed { Door::Keyed } else { Door::Open }
+}
+
+/// A host that the owner knows.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct HostWord {
+    nqn: String,
+    name: String,
+    key: u64,
+    tls: Option<Hidden>,
+    tls_compat: bool,
+    chap: Option<Hidden>,
+    chap_controller: Option<Hidden>,
+    rules: Vec<RuleWord>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct RuleWord {
+    disk: Option<String>,
+    #[serde(with = "AccessWord")]
+    access: Access,
+}
+
+impl From<&Host> for HostWord {
+    fn from(host: &Host) -> Self {
+        let rule = |rule: &Rule| RuleWord { disk: rule.disk.clone(), access: rule.access };
+        Self {
+            nqn: host.nqn.clone(),
+            name: host.name.clone(),
+            key: host.key.number(),
+            tls: host.tls.clone().map(Hidden),
+            tls_compat: host.tls_compat,
+            chap: host.chap.clone().map(Hidden),
+            chap_controller: host.chap_controller.clone().map(Hidden),
+            rules: host.rules.iter().map(rule).collect(),
+        }
+    }
+}
+
+impl From<HostWord> for Host {
+    fn from(word: HostWord) -> Self {
+        let rule = |word: RuleWord| Rule { disk: word.disk, access: word.access };
+        Self {
+            nqn: word.nqn,
+            name: word.name,
+            key: KeyId::new(word.key),
+            tls: word.tls.map(|hidden| hidden.0),
+            tls_compat: word.tls_compat,
+            chap: word.chap.map(|hidden| hidden.0),
+            chap_controller: word.chap_controller.map(|hidden| hidden.0),
+            rules: word.rules.into_iter().map(rule).collect(),
+        }
+    }
+}
+
+/// The hosts of a policy.
+pub(super) fn hosts(policy: &Policy) -> Vec<HostWord> {
+    policy.hosts.iter().map(|host| HostWord::from(&**host)).collect()
+}
+
+/// The policy of these hosts.
+pub(super) fn policy(hosts: Vec<HostWord>) -> Policy {
+    Policy { hosts: hosts.into_iter().map(|word| Arc::new(word.into())).collect() }
+}
+
+/// A secret: two digits a byte, so that it is read from the frame without a copy that would stay.
+#[derive(Debug)]
+pub(super) struct Hidden(pub(super) Secret);
+
+impl Serialize for Hidden {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let bytes = self.0.bytes();
+        let mut text = Zeroizing::new(String::with_capacity(bytes.len().saturating_mul(2)));
+        for digit in bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]) {
+            text.extend(char::from_digit(digit.into(), 16));
+        }
+        serializer.serialize_str(&text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Hidden {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Digits).map(|bytes| Self(Secret::new(bytes)))
+    }
+}
+
+struct Digits;
+
+impl de::Visitor<'_> for Digits {
+    type Value = Vec<u8>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("two digits a byte")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<u8>, E> {
+        let mut bytes = Vec::with_capacity(text.len() / 2);
+        for pair in text.as_bytes().chunks(2) {
+            bytes.push(byte(pair).ok_or_else(|| E::custom("no digits"))?);
+        }
+        Ok(bytes)
+    }
+}
+
+fn byte(pair: &[u8]) -> Option<u8> {
+    let [high, low] = pair else { return None };
+    let digit = |byte: &u8| char::from(*byte).to_digit(16);
+    u8::try_from(digit(high)? << 4 | digit(low)?).ok()
+}
+
+/// What the owner says to a host that has shown the code; nothing if he does not let it in.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct VerdictWord(Option<GrantWord>);
+
+#[derive(Debug, Serialize, Deserialize)]
+struct GrantWord {
+    #[serde(with = "AccessWord")]
+    access: Access,
+    disks: Vec<DiskWord>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct DiskWord {
+    nqn: String,
+    name: String,
+    model: String,
+    bytes: u64,
+    #[serde(with = "AccessWord")]
+    access: Access,
+}
+
+impl From<Verdict> for VerdictWord {
+    fn from(verdict: Verdict) -> Self {
+        let word = |disk: pair::Disk| {
+            let pair::Disk { nqn, name, model, bytes, access } = disk;
+            DiskWord { nqn, name, model, bytes, access }
+        };
+        match verdict {
+            Verdict::Granted { access, disks } => {
+                Self(Some(GrantWord { access, disks: disks.into_iter().map(word).collect() }))
+            }
+            Verdict::Denied => Self(None),
+        }
+    }
+}
+
+impl From<VerdictWord> for Verdict {
+    fn from(word: VerdictWord) -> Self {
+        let disk = |word: DiskWord| {
+            let DiskWord { nqn, name, model, bytes, access } = word;
+            pair::Disk { nqn, name, model, bytes, access }
+        };
+        match word.0 {
+            Some(GrantWord { access, disks }) => {
+                Self::Granted { access, disks: disks.into_iter().map(disk).collect() }
+            }
+            None => Self::Denied,
+        }
+    }
+}
+
+/// What the screen shows of pairing. The two processes have clocks of their own: times are how long it is until then, in
+/// milliseconds.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct ViewWord {
+    shown: Option<ShownWord>,
+    wait: Option<u64>,
+    stopped: bool,
+    failures: u32,
+    waiting: Vec<u64>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ShownWord {
+    digits: Hidden,
+    long: Hidden,
+    expires: u64,
+}
+
+impl ViewWord {
+    /// What is to be shown from `now` on.
+    pub(super) fn new(view: &View, now: Instant) -> Self {
+        let left = |at: Instant| {
+            u64::try_from(at.saturating_duration_since(now).as_millis()).unwrap_or(u64::MAX)
+        };
+        let code = |code: &Code| Hidden(Secret::new(code.text().as_bytes().to_vec()));
+        let shown = view.shown.as_ref().map(|shown| ShownWord {
+            digits: code(&shown.digits),
+            long: code(&shown.long),
+            expires: left(shown.expires),
+        });
+        Self {
+            shown,
+            wait: view.wait_until.map(left),
+            stopped: view.stopped,
+            failures: view.failures,
+            waiting: view.waiting.clone(),
+        }
+    }
+
+    /// What is to be shown from `now` on. Nothing if its codes are none.
+    pub(super) fn view(self, now: Instant) -> Option<View> {
+        let at = |milliseconds: u64| now.checked_add(Duration::from_millis(milliseconds));
+        let shown = match self.shown {
+            Some(word) => Some(Shown {
+                digits: code(&word.digits)?,
+                long: code(&word.long)?,
+                expires: at(word.expires)?,
+            }),
+            None => None,
+        };
+        let wait_until = self.wait.and_then(at);
+        let Self { stopped, failures, waiting, .. } = self;
+        Some(View { shown, wait_until, stopped, failures, waiting })
+    }
+}
+
+fn code(hidden: &Hidden) -> Option<Code> {
+    Code::parse(std::str::from_utf8(hidden.0.bytes()).ok()?).ok()
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct PeerWord {
+    remote: SocketAddr,
+    local: SocketAddr,
+    keyed: bool,
+    channel: Option<ChannelWord>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ChannelWord {
+    key: Option<u64>,
+    identity: String,
+    cipher: String,
+    binding: [u8; 32],
+}
+
+impl From<&Peer> for PeerWord {
+    fn from(peer: &Peer) -> Self {
+        let channel = peer.channel.as_deref().map(|channel| ChannelWord {
+            key: channel.key.map(KeyId::number),
+            identity: channel.identity.clone(),
+            cipher: channel.cipher.clone(),
+            binding: channel.binding,
+        });
+        let keyed = peer.door == Door::Keyed;
+        Self { remote: peer.remote, local: peer.local, keyed, channel }
+    }
+}
+
+impl From<PeerWord> for Peer {
+    fn from(word: PeerWord) -> Self {
+        let channel = word.channel.map(|word| Channel {
+            key: word.key.map(KeyId::new),
+            identity: word.identity,
+            cipher: word.cipher,
+            binding: word.binding,
+        });
+        Self {
+            remote: word.remote,
+            local: word.local,
+            door: door(word.keyed),
+            channel: channel.map(Arc::new),
+        }
+    }
+}
+
+/// Something that happened: [`export::Event`], with disks by number.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Happened {
+    Attached {
+        disk: u64,
+        peer: PeerWord,
+        host: String,
+        proven: Option<u64>,
+    },
+    Detached {
+        disk: u64,
+        peer: PeerWord,
+        host: String,
+        #[serde(with = "ReasonWord")]
+        reason: Reason,
+        read: u64,
+        written: u64,
+    },
+    Refused {
+        peer: PeerWord,
+        host: String,
+        wanted: String,
+        why: String,
+    },
+    Knocked {
+        peer: PeerWord,
+        number: u64,
+        host: String,
+        name: String,
+        writable: bool,
+        secret: Hidden,
+    },
+    Violation {
+        peer: PeerWord,
+        rule: String,
+    },
+    Fault {
+        disk: u64,
+        op: String,
+        offset: u64,
+        len: u64,
+        #[serde(with = "FaultWord")]
+        fault: Fault,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Reason")]
+enum ReasonWord {
+    Peer,
+    Violation,
+    Timeout,
+    Refused,
+    Ended,
+    Stopping,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Fault")]
+enum FaultWord {
+    Io,
+    NoSpace,
+    ReadOnly,
+    OutOfRange,
+    Misaligned,
+    Unsupported,
+    Gone,
+    Busy,
+}
+
+impl Happened {
+    /// What happened, to disks of these numbers. Nothing if it happened to a disk that has none.
+    pub(super) fn new(event: &Event, number: impl Fn(&Arc<Export>) -> Option<u64>) -> Option<Self> {
+        Some(match event {
+            Event::Attached { export, peer, host, proven } => Self::Attached {
+                disk: number(export)?,
+                peer: peer.into(),
+                host: host.clone(),
+                proven: proven.map(KeyId::number),
+            },
+            Event::Detached { export, peer, host, reason, read, written } => Self::Detached {
+                disk: number(export)?,
+                peer: peer.into(),
+                host: host.clone(),
+                reason: *reason,
+                read: *read,
+                written: *written,
+            },
+            Event::Refused { peer, host, wanted, why } => Self::Refused {
+                peer: peer.into(),
+                host: host.clone(),
+                wanted: wanted.clone(),
+                why: (*why).to_owned(),
+            },
+            Event::Knocked { peer, knock } => Self::Knocked {
+                peer: peer.into(),
+                number: knock.number,
+                host: knock.host.clone(),
+                name: knock.name.clone(),
+                writable: knock.writable,
+                secret: Hidden(knock.secret.clone()),
+            },
+            Event::Violation { peer, rule } => {
+                Self::Violation { peer: peer.into(), rule: (*rule).to_owned() }
+            }
+            Event::Fault { export, op, offset, len, fault } => Self::Fault {
+                disk: number(export)?,
+                op: (*op).to_owned(),
+                offset: *offset,
+                len: *len,
+                fault: *fault,
+            },
+        })
+    }
+}

@@ -1,0 +1,407 @@
+//! Keys and hosts as their owner meets them: what is printed, what is kept and with which rights, what is refused; and
+//! that no key is anywhere but where it was asked for.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
+const NQN: &str = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555";
+const DISK: &str = "nqn.2014-08.org.nvmexpress:uuid:99999999-2222-3333-4444-555555555555";
+/// Keys of the tests alone.
+const TLS: &str = "NVMeTLSkey-1:01:VRLbtnN9AQb2WXW3c9+wEf/DRLz0QuLdbYvEhwtdWwNf9LrZ:";
+const CHAP: &str = "DHHC-1:00:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
+
+/// A folder that is removed at the end, and the program told to keep its keys there.
+struct Owner(PathBuf);
+
+impl Owner {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path =
+            std::env::temp_dir().join(format!("storagetm-keys-{}-{number}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    /// With a TLS key `tls` and a CHAP key `chap`.
+    fn with_keys() -> Self {
+        let owner = Self::new();
+        assert_eq!(owner.fed(&["key", "import", "tls"], TLS).status.code(), Some(0));
+        assert_eq!(owner.fed(&["key", "import", "chap"], CHAP).status.code(), Some(0));
+        owner
+    }
+
+    fn state(&self) -> PathBuf {
+        self.0.join("state")
+    }
+
+    fn path(&self, inside: &str) -> PathBuf {
+        self.state().join(inside)
+    }
+
+    fn fed(&self, arguments: &[&str], input: &str) -> Output {
+        let mut child = Command::new(PROGRAM)
+            .args(arguments)
+            .arg("--keys")
+            .arg(self.state())
+            .env_remove("CREDENTIALS_DIRECTORY")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It may end without reading.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        child.wait_with_output().unwrap()
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.fed(arguments, "")
+    }
+
+    /// What it prints if all goes well.
+    fn right(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", error(&output));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What it says when it does not go well, and how it ends.
+    fn wrong(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let output = self.run(arguments);
+        assert_eq!(output.stdout, b"", "{arguments:?}");
+        (output.status.code(), error(&output))
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        serde_json::from_str(&self.right(arguments)).unwrap()
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn error(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+#[test]
+fn a_generated_key_is_printed_and_not_kept_or_kept_and_not_printed() {
+    let owner = Owner::new();
+    let printed = owner.right(&["key", "generate"]);
+    assert!(printed.starts_with("NVMeTLSkey-1:01:") && printed.ends_with(":\n"), "{printed}");
+    assert!(!owner.state().exists());
+    let chap = owner.right(&["key", "generate", "chap", "--hash", "sha512"]);
+    assert!(chap.starts_with("DHHC-1:03:"), "{chap}");
+    assert_eq!(owner.right(&["key", "generate", "--name", "laptop"]), "");
+    let kept = fs::read_to_string(owner.path("keys/laptop")).unwrap();
+    assert_eq!(owner.right(&["key", "export", "laptop"]), kept);
+    assert_ne!(kept, printed);
+    assert_eq!(owner.right(&["key", "generate", "--name", "other", "--show"]).lines().count(), 1);
+    assert_eq!(mode(&owner.path("keys/laptop")), 0o600);
+    assert_eq!(mode(&owner.path("keys")), 0o700);
+    assert_eq!(owner.wrong(&["key", "generate", "tls", "--hash", "sha512"]).0, Some(2));
+}
+
+#[test]
+fn a_key_is_taken_over_from_standard_input_or_a_file() {
+    let owner = Owner::with_keys();
+    assert_eq!(owner.right(&["key", "export", "tls"]), format!("{TLS}\n"));
+    let file = owner.0.join("handed over");
+    fs::write(&file, format!("  {CHAP} \r\n")).unwrap();
+    let file = file.to_str().unwrap();
+    assert_eq!(owner.right(&["key", "import", "other", "--file", file]), "");
+    assert_eq!(owner.right(&["key", "export", "other"]), format!("{CHAP}\n"));
+    let (status, said) = owner.wrong(&["key", "import", "tls", "--file", file]);
+    assert!(status == Some(1) && said.contains("--replace"), "{said}");
+    owner.right(&["key", "import", "tls", "--file", file, "--replace"]);
+    assert_eq!(owner.right(&["key", "export", "tls"]), format!("{CHAP}\n"));
+}
+
+#[test]
+fn what_is_no_key_is_refused_and_not_repeated() {
+    let owner = Owner::new();
+    let damaged = TLS.replace("VRL", "VRM");
+    for (text, word) in [
+        (damaged.as_str(), "damaged"),
+        ("hunter2", "no key"),
+        ("", "no key"),
+        ("DHHC-1:09:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:", "hash"),
+        (&"A".repeat(10_000), "no key"),
+    ] {
+        let output = owner.fed(&["key", "import", "a"], text);
+        let said = error(&output);
+        assert!(output.status.code() == Some(1) && said.contains(word), "{said}");
+        assert!(
+            !said.contains("hunter2") && !said.contains("tnN9AQb2") && !said.contains("AAAA"),
+            "{said}"
+        );
+        assert_eq!(said.lines().count(), 1, "{said}");
+    }
+    assert!(!owner.path("keys/a").exists());
+}
+
+/// A key on the command line would be there for all users of the machine to read, and is not repeated in what is said.
+#[test]
+fn no_command_takes_a_key_as_an_argument() {
+    let owner = Owner::new();
+    for line in [
+        &["key", "import", TLS][..],
+        &["key", "import", "a", TLS],
+        &["key", "generate", "--name", TLS],
+        &["host", "add", NQN, "--tls-key", TLS],
+        &["host", "add", NQN, "--chap-key", CHAP],
+    ] {
+        let (status, said) = owner.wrong(line);
+        assert!(status == Some(2) && said.contains("standard input"), "{line:?}: {said}");
+        assert!(!said.contains("VRLbtnN9") && !said.contains("AAECAwQF"), "{said}");
+    }
+}
+
+/// X53: names that could steer a terminal or lead elsewhere are refused.
+#[test]
+fn x53_names_with_escapes_are_refused_and_never_shown_as_they_are() {
+    let owner = Owner::with_keys();
+    for name in ["\u{1b}[2J", "../a", "a/b", ".a", "", "a\nb", "é"] {
+        for line in [
+            &["key", "generate", "--name", name][..],
+            &["key", "import", name],
+            &["key", "export", name],
+            &["key", "remove", name],
+            &["host", "add", NQN, "--name", name],
+        ] {
+            let (status, said) = owner.wrong(line);
+            assert_eq!(status, Some(2), "{line:?}: {said}");
+            assert!(!said.contains("\u{1b}[2J"), "{said:?}");
+        }
+    }
+    for nqn in ["nqn.2024-01.test:\u{1b}[2J", "nqn.2024-01.test:a b", "laptop", ""] {
+        let (status, said) = owner.wrong(&["host", "add", nqn]);
+        assert!(status == Some(2) && !said.contains('\u{1b}'), "{said:?}");
+    }
+    let shown = owner.right(&["host", "add", NQN, "--tls-key", "tls", "--disk", "a\u{1b}[2J"]);
+    assert!(!shown.contains('\u{1b}'), "{shown:?}");
+    for line in [&["host", "list"][..], &["host", "list", "--json"]] {
+        assert!(!owner.right(line).contains('\u{1b}'));
+    }
+}
+
+#[test]
+fn a_host_is_let_in_and_what_to_do_is_said() {
+    let owner = Owner::new();
+    let said = owner.right(&["host", "add", NQN, "--name", "laptop", "--disk", DISK]);
+    assert!(said.starts_with(&format!("laptop may read {DISK}.\n")), "{said}");
+    assert!(
+        said.contains(&format!(
+            "storagetm key export laptop --for-host laptop --disk {DISK} --to laptop.keys"
+        )),
+        "{said}"
+    );
+    assert!(said.contains("nvme tls-key --import --keyfile laptop.keys"), "{said}");
+    let listed = owner.json(&["host", "list", "--json"]);
+    assert_eq!(listed[0]["name"], "laptop");
+    assert_eq!(listed[0]["nqn"], NQN);
+    assert_eq!(listed[0]["keys"], serde_json::json!(["laptop"]));
+    assert_eq!(listed[0]["rules"][0]["access"], "read-only");
+    assert_eq!(listed[0]["problem"], Value::Null);
+    assert_eq!(mode(&owner.path("hosts/laptop.json")), 0o600);
+    let keys = owner.json(&["key", "list", "--json"]);
+    assert_eq!(keys[0]["kind"], "tls");
+    assert_eq!(keys[0]["used_by"], serde_json::json!(["laptop"]));
+}
+
+/// The line that the program itself says to type, typed.
+#[test]
+fn what_the_host_needs_is_written_for_nvme_cli() {
+    let owner = Owner::with_keys();
+    owner.right(&["host", "add", NQN, "--name", "laptop", "--tls-key", "tls"]);
+    let file = owner.0.join("laptop.keys");
+    let export = ["key", "export", "tls", "--for-host", "laptop", "--disk", DISK];
+    assert_eq!(owner.right(&[&export[..], &["--to", file.to_str().unwrap()]].concat()), "");
+    assert_eq!(mode(&file), 0o600);
+    let lines = fs::read_to_string(&file).unwrap();
+    assert_eq!(owner.right(&export), lines);
+    let lines: Vec<&str> = lines.lines().collect();
+    let discovery = "nqn.2014-08.org.nvmexpress.discovery";
+    assert_eq!(lines.len(), 2);
+    for (line, subsystem) in lines.iter().zip([discovery, DISK]) {
+        assert!(line.starts_with(&format!("NVMe1R01 {NQN} {subsystem} ")), "{line}");
+        assert!(
+            line.len() < 511 && line.contains(" NVMeTLSkey-1:01:") && !line.contains(TLS),
+            "{line}"
+        );
+    }
+    let by_nqn = ["key", "export", "tls", "--for-host", NQN, "--disk", DISK];
+    assert_eq!(owner.right(&by_nqn), owner.right(&export));
+    assert_eq!(
+        owner.wrong(&["key", "export", "tls", "--for-host", "nobody", "--disk", DISK]).0,
+        Some(1)
+    );
+    assert_eq!(
+        owner.wrong(&["key", "export", "chap", "--for-host", NQN, "--disk", DISK]).0,
+        Some(1)
+    );
+    assert_eq!(owner.wrong(&["key", "export", "tls", "--for-host", NQN]).0, Some(2));
+}
+
+#[test]
+fn a_known_host_keeps_its_key_when_what_it_may_have_changes() {
+    let owner = Owner::new();
+    owner.right(&["host", "add", NQN, "--name", "laptop"]);
+    let key = owner.right(&["key", "export", "laptop"]);
+    let (status, said) = owner.wrong(&["host", "add", NQN]);
+    assert!(
+        status == Some(1) && said.contains("as laptop") && said.contains("--replace"),
+        "{said}"
+    );
+    let change = [
+        "host",
+        "add",
+        NQN,
+        "--replace",
+        "--writable",
+        "--disk",
+        "sda",
+        "--disk",
+        "sdb",
+        "--expires",
+        "7d",
+    ];
+    let said = owner.right(&change);
+    assert!(said.contains("change where it is lent writable, sda, sdb until 2"), "{said}");
+    assert_eq!(owner.right(&["key", "export", "laptop"]), key);
+    let listed = owner.json(&["host", "list", "--json"]);
+    assert_eq!(listed.as_array().unwrap().len(), 1);
+    assert_eq!(listed[0]["rules"][1]["disk"], "sdb");
+    assert_eq!(listed[0]["rules"][1]["access"], "writable");
+    assert_eq!(listed[0]["rules"][1]["expired"], false);
+    // By another name it is still one host.
+    owner.right(&["host", "add", NQN, "--replace", "--name", "desk"]);
+    let listed = owner.json(&["host", "list", "--json"]);
+    assert_eq!((listed.as_array().unwrap().len(), &listed[0]["name"]), (1, &Value::from("desk")));
+    assert_eq!(owner.right(&["key", "export", "laptop"]), key);
+}
+
+#[test]
+fn hosts_are_added_only_with_what_is_there_and_fits() {
+    let owner = Owner::with_keys();
+    for (rest, status, word) in [
+        (&["--tls-key", "none"][..], 1, "no key none"),
+        (&["--tls-key", "chap"], 1, "is for DH-HMAC-CHAP"),
+        (&["--chap-key", "tls"], 1, "is for TLS"),
+        (&["--chap-controller-key", "chap"], 2, "--chap-key"),
+        (&["--expires", "2020-01-01"], 2, "over already"),
+        (&["--expires", "soon"], 2, "2026-12-01"),
+        (&["--disk", ""], 2, ""),
+    ] {
+        let (code, said) = owner.wrong(&[&["host", "add", NQN][..], rest].concat());
+        assert!(code == Some(status) && said.contains(word), "{rest:?}: {said}");
+    }
+    assert_eq!(owner.right(&["host", "list"]).lines().count(), 1, "only the headings");
+    let said =
+        owner.right(&["host", "add", NQN, "--chap-key", "chap", "--chap-controller-key", "chap"]);
+    assert!(said.contains("dhchap_key") && !said.contains("tls-key"), "{said}");
+    let listed = owner.json(&["host", "list", "--json"]);
+    assert_eq!(listed[0]["proves_by"], serde_json::json!(["chap"]));
+}
+
+#[test]
+fn a_key_in_use_is_not_removed_and_a_removed_host_is_gone() {
+    let owner = Owner::with_keys();
+    owner.right(&["host", "add", NQN, "--name", "laptop", "--tls-key", "tls"]);
+    let (status, said) = owner.wrong(&["key", "remove", "tls"]);
+    assert!(status == Some(1) && said.contains("used by laptop"), "{said}");
+    assert_eq!(owner.right(&["host", "remove", NQN]), "laptop is let in no longer.\n");
+    assert_eq!(owner.wrong(&["host", "remove", NQN]).0, Some(1));
+    assert_eq!(owner.right(&["key", "remove", "tls"]), "");
+    assert_eq!(owner.wrong(&["key", "remove", "tls"]).0, Some(1));
+    owner.right(&["host", "add", NQN, "--name", "laptop"]);
+    assert!(owner.right(&["host", "remove", "laptop"]).contains("Its key laptop is removed, too."));
+    assert!(!owner.path("keys/laptop").exists());
+}
+
+#[test]
+fn files_that_others_can_read_are_not_used_and_how_to_mend_it_is_said() {
+    let owner = Owner::with_keys();
+    fs::set_permissions(owner.path("keys/tls"), fs::Permissions::from_mode(0o644)).unwrap();
+    let (status, said) = owner.wrong(&["key", "export", "tls"]);
+    assert!(status == Some(1) && said.contains("chmod 600"), "{said}");
+    let listed = owner.json(&["key", "list", "--json"]);
+    assert!(listed[1]["problem"].as_str().unwrap().contains("chmod 600"));
+    fs::set_permissions(owner.path("keys"), fs::Permissions::from_mode(0o777)).unwrap();
+    let (status, said) = owner.wrong(&["key", "list"]);
+    assert!(status == Some(1) && said.contains("chmod 700"), "{said}");
+}
+
+/// X53: of all that is printed, only what was asked for holds a key, and files that hold one are the owner's alone.
+#[test]
+fn x53_no_output_but_the_one_that_was_asked_for_has_a_key_in_it() {
+    let owner = Owner::with_keys();
+    let mut said = String::new();
+    for line in [
+        &["host", "add", NQN, "--name", "laptop", "--tls-key", "tls", "--chap-key", "chap"][..],
+        &["host", "list"],
+        &["host", "list", "--json"],
+        &["key", "list"],
+        &["key", "list", "--json"],
+        &["key", "remove", "tls"],
+        &["host", "remove", "laptop"],
+        &["key", "remove", "tls"],
+        &["key", "export", "tls"],
+        &["help"],
+    ] {
+        let output = owner.run(line);
+        said += &String::from_utf8(output.stdout).unwrap();
+        said += &String::from_utf8(output.stderr).unwrap();
+    }
+    for secret in ["VRLbtnN9AQb2", "AAECAwQFBgcI"] {
+        assert!(!said.contains(secret), "{said}");
+    }
+    let holds_one =
+        |path: &Path| fs::read_to_string(path).is_ok_and(|text| text.contains("AAECAwQFBgcI"));
+    for file in files(&owner.state()).iter().filter(|path| holds_one(path)) {
+        assert_eq!(mode(file), 0o600, "{}", file.display());
+    }
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// Whoever is told of a machine that is not there, or of a code that is none, is told so at once.
+#[test]
+fn pairing_that_cannot_begin_says_why() {
+    let owner = Owner::new();
+    for (line, input, status, word) in [
+        (&["pair"][..], "", 2, "HOST"),
+        (&["pair", "a b"], "12345678\n", 2, "a machine is"),
+        (&["pair", "fe80::1"], "12345678\n", 2, "behind which interface"),
+        (&["pair", "127.0.0.1:1"], "1234\n", 2, "no code"),
+        (&["pair", "127.0.0.1:1"], "1234 5678\n", 1, "cannot be reached"),
+        (&["pair", "127.0.0.1:1", "--hostnqn", "laptop"], "12345678\n", 2, "no host NQN"),
+        (&["pair", "127.0.0.1:1", "--code-file", "/nonexistent/code"], "", 1, "cannot be read"),
+    ] {
+        let output = owner.fed(line, input);
+        let said = error(&output);
+        assert!(output.status.code() == Some(status) && said.contains(word), "{line:?}: {said}");
+        assert!(!said.contains("5678"), "{said}");
+    }
+}

@@ -1,0 +1,2 @@
+# Both machines prove who they are by DH-HMAC-CHAP with ffdhe8192.
+chap_with ffdhe8192 also

@@ -1,0 +1,112 @@
+//! Scenario: storagetm in a machine of its own, at an address where a key is needed; another machine comes
+//! with keys, with wrong ones, and with none. Knows the disks; the guest's scripts hold the tests.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+
+use super::Bench;
+use super::cache::Kernel;
+use super::case::{Board, Scenario};
+use super::console::Saying;
+use super::guest::{Guest, link, virtio_disk};
+use super::image::{self, MIB};
+use super::initramfs::Job;
+
+const BOOT: Duration = Duration::from_secs(60);
+/// A host that was refused may take a minute and a half until it gives up.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+pub(super) fn scenario() -> Scenario {
+    // Older kernels neither encrypt nor prove who they are. TLS handshakes with SHA-384 are too new for the programs
+    // beside 6.12, and encryption with what was agreed on in DH-HMAC-CHAP is too new for that kernel.
+    Scenario {
+        name: "keys",
+        kernels: &["6.12", "next"],
+        newest: &["tls-aes-256", "concatenation"],
+        on_host: &["image-unchanged", "written-back"],
+        run,
+    }
+}
+
+/// The lent images: one read-only, one that may be written by whom the owner allows it.
+#[derive(Debug)]
+struct Images {
+    ro: PathBuf,
+    rw: PathBuf,
+}
+
+fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<'_>) -> Result<()> {
+    let images = Images { ro: folder.join("ro.img"), rw: folder.join("rw.img") };
+    image::filled(&images.ro, 12 * MIB)?;
+    image::filled(&images.rw, 16 * MIB)?;
+    let hash = image::sha256(&images.ro)?;
+    let target = boot_target(bench, kernel, folder, &images)?;
+    let mut client = boot_client(bench, kernel, folder, &hash, board)?;
+    let values = board.follow(&client.console, PATIENCE, |_, what| {
+        bail!("the guest asks for {what}, which nobody knows")
+    })?;
+    client.wait(Duration::from_secs(20))?;
+    for saying in target.console.pending() {
+        if let Saying::Note(line) = saying {
+            board.note(&line);
+        }
+    }
+    drop(target);
+    board.decide("image-unchanged", same(Some(&hash), &images.ro));
+    board.decide("written-back", same(values.get("rw_sha256"), &images.rw));
+    Ok(())
+}
+
+/// The machine that lends, and does what the other one orders.
+fn boot_target(bench: &Bench, kernel: &Kernel, folder: &Path, images: &Images) -> Result<Guest> {
+    let socket = folder.join("link");
+    let mut devices = link(&socket, 1).to_vec();
+    devices.extend(virtio_disk(&images.ro, "RO1", true));
+    devices.extend(virtio_disk(&images.rw, "RW1", false));
+    let job = Job {
+        scenario: "keys",
+        role: "lender",
+        variables: vec![("interface", "192.168.50.1/24".to_owned())],
+        files: vec![("usr/bin/storagetm", bench.program.clone())],
+        has_keys: false,
+    };
+    let guest = Guest::boot(bench, kernel, folder, &job, &devices)?;
+    let deadline = Instant::now() + BOOT;
+    while !socket.exists() {
+        ensure!(Instant::now() < deadline, "qemu made no link");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(guest)
+}
+
+fn boot_client(
+    bench: &Bench,
+    kernel: &Kernel,
+    folder: &Path,
+    hash: &str,
+    board: &Board<'_>,
+) -> Result<Guest> {
+    let job = Job {
+        scenario: "keys",
+        role: "client",
+        variables: vec![
+            // The host's own test needs what is written.
+            ("wanted", format!("{} write", board.names())),
+            ("interface", "192.168.50.2/24".to_owned()),
+            ("address", "192.168.50.1".to_owned()),
+            ("port", "4420".to_owned()),
+            ("ro_sha256", hash.to_owned()),
+        ],
+        files: Vec::new(),
+        has_keys: true,
+    };
+    Guest::boot(bench, kernel, folder, &job, &link(&folder.join("link"), 2))
+}
+
+fn same(told: Option<&String>, image: &Path) -> Result<()> {
+    let found = image::sha256(image)?;
+    ensure!(told == Some(&found), "expected SHA-256 {told:?}, found {found}");
+    Ok(())
+}
