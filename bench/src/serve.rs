@@ -69,6 +69,7 @@ pub(crate) fn serve(options: &Serve) -> Result<()> {
     let open = Arc::new(move |peer, account, now| {
         Box::new(target.session(peer, Port::Any, account, now)) as Box<dyn Session>
     });
+    engine::tls::prepare()?;
     let address = engine.listen(([127, 0, 0, 1], 0).into(), None, socket::security(), open)?;
     println!("{}", address.port());
     std::io::stdout().flush()?;

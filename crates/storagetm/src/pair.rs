@@ -151,8 +151,9 @@ fn open_channel(place: &Place, socket: std::net::TcpStream) -> Result<Stream, Fa
 /// Shows that this machine has the code, and waits for what the other one says.
 fn converse(channel: &mut Stream, code: &Code, asking: &Asking<'_>) -> Result<Paired, Failure> {
     let mut random = Zeroizing::new([0; 32]);
-    getrandom::fill(&mut *random)
-        .map_err(|error| Failure::new(format!("this machine gives no random bytes: {error}")))?;
+    if !nvme::auth::chap::system_random(&mut *random) {
+        return Err(Failure::new("this machine gives no random bytes"));
+    }
     let mut client = Client::new(code, asking, channel.channel().binding, random);
     let broken = |error: io::Error| Failure::new(format!("the connection broke: {error}"));
     loop {

@@ -12,6 +12,10 @@ on_target() {
     [ "$(tail -n 1 /tmp/answer)" = 'exit 0' ]
 }
 
+# A test that fails says what the other machine has to say.
+explain() { on_target "tail -n +$((told + 1)) /tmp/events; cat /tmp/complaints" </dev/null; }
+trap '[ $? = 0 ] || explain' EXIT
+
 # nqn_of DISK: the name under which a disk is lent.
 nqn_of() {
     on_target 'cat /tmp/events' | grep '"event":"lent"' | grep "\"disk\":\"$1\"" |
@@ -37,7 +41,7 @@ bring() { on_target "storagetm key import $1" <<<"$2"; }
 
 # let_in OPTION...: the lending machine lets this one in, so.
 let_in() {
-    on_target "storagetm host add $host --name client $*"
+    on_target "storagetm host add $host --name client $*" >/dev/null
     noticed
 }
 

@@ -16,7 +16,9 @@
 
 use std::cell::RefCell;
 use std::ffi::c_void;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
 use std::ptr::{self, NonNull};
 use std::slice;
 use std::sync::{Arc, OnceLock};
@@ -27,6 +29,7 @@ use s2n_tls::config::Config;
 use s2n_tls::connection::Connection;
 use s2n_tls::enums::{Blinding, Mode, PskHmac, Version};
 use s2n_tls::error::Error;
+use s2n_tls::ffi::s2n_connection;
 use s2n_tls::psk::Psk as Key;
 use s2n_tls::security::Policy;
 use zeroize::Zeroizing;
@@ -41,6 +44,9 @@ const POLICY: &str = "20240503";
 
 /// For what the value is that both ends of a channel know (RFC 8446 §7.5).
 const BINDING: &[u8] = b"EXPORTER-storagetm-channel";
+
+/// More turns than a handshake between two ends of one machine takes.
+const ROUNDS: usize = 10;
 
 /// A socket that handshakes are made on.
 pub(super) type Socket = Arc<dyn AsFd + Send + Sync>;
@@ -107,12 +113,27 @@ thread_local! {
     static HEARD: RefCell<Vec<Secret>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Loads all that the library needs of the system: once, before the process gives its rights up.
+/// Has the library load all that it needs of the system, by a handshake with itself: once, before the process gives its
+/// rights up.
 ///
 /// # Errors
 /// The library cannot be used here.
-pub(super) fn prepare() -> std::io::Result<()> {
-    config().map(drop).map_err(std::io::Error::other)
+pub(super) fn prepare() -> io::Result<()> {
+    let (near, far) = UnixStream::pair()?;
+    let key = || {
+        let secret = export::Secret::new(vec![1; 32]);
+        Psk { identity: "nobody".to_owned(), secret, hash: Hash::Sha256, key: None }
+    };
+    let failed = |failed: Failed| io::Error::other(failed.why);
+    let mut client = Handshake::begin(Arc::new(near), key()).map_err(failed)?;
+    let mut server = Handshake::serve(Arc::new(far), Vec::new(), vec![key()]).map_err(failed)?;
+    for _ in 0..ROUNDS {
+        client.advance().map_err(failed)?;
+        if let Progress::Done(_) = server.advance().map_err(failed)? {
+            return Ok(());
+        }
+    }
+    Err(io::Error::other("the two ends do not come together"))
 }
 
 fn config() -> Result<Config, &'static str> {
@@ -314,8 +335,6 @@ unsafe extern "C" fn tell(
     0
 }
 
-use s2n_tls::ffi::s2n_connection;
-
 /// The two secrets that the records after the handshake are made with; of the others we want nothing.
 fn parse(line: &[u8]) -> Option<Secret> {
     let mut words = line.split(|&byte| byte == b' ');
@@ -331,4 +350,91 @@ fn parse(line: &[u8]) -> Option<Secret> {
         secret.push(u8::from_str_radix(text, 16).ok()?);
     }
     Some(Secret(role, secret))
+}
+
+#[cfg(test)]
+mod test {
+    use s2n_tls::enums::PeerKeyUpdate;
+
+    use export::Secret as Bytes;
+
+    use super::super::record::{CONTENT, Kind, OPENED};
+    use super::super::records::{Opened, Records, SMALL};
+    use super::*;
+
+    fn key(hash: Hash) -> Psk {
+        let len = if hash == Hash::Sha256 { 32 } else { 48 };
+        let secret = Bytes::new(vec![7; len]);
+        Psk { identity: "name".to_owned(), secret, hash, key: None }
+    }
+
+    /// A handshake in which the client is the library's, and stays with it; the server's end, and its socket.
+    fn shake(hash: Hash) -> (Handshake, Records, Arc<UnixStream>) {
+        let (near, far) = UnixStream::pair().unwrap();
+        let far = Arc::new(far);
+        let mut client = Handshake::begin(Arc::new(near), key(hash)).unwrap();
+        let mut server = Handshake::serve(far.clone(), Vec::new(), vec![key(hash)]).unwrap();
+        loop {
+            let _ = client.advance().unwrap();
+            if let Progress::Done(agreed) = server.advance().unwrap() {
+                return (client, Records::new(*agreed), far);
+            }
+        }
+    }
+
+    /// Opens one record that the library has sent.
+    fn open(records: &mut Records, socket: &UnixStream) -> Result<(Opened, Vec<u8>), ()> {
+        use std::io::Read;
+        let mut record = vec![0; 5];
+        let mut socket = socket;
+        socket.read_exact(&mut record).unwrap();
+        record.resize(5 + usize::from(u16::from_be_bytes([record[3], record[4]])), 0);
+        socket.read_exact(&mut record[5..]).unwrap();
+        let body = records.body(&record).map_err(drop)?.unwrap();
+        let mut out = vec![0; OPENED];
+        let opened = records.open(body, &mut out).map_err(drop)?;
+        let len = if let Opened::Data(len) = opened { len } else { 0 };
+        out.truncate(len);
+        Ok((opened, out))
+    }
+
+    /// Our records are those of another implementation, in both directions and through changes of keys.
+    #[test]
+    fn records_are_those_of_the_library() {
+        use std::io::Write;
+        for hash in [Hash::Sha256, Hash::Sha384] {
+            let (mut client, mut records, socket) = shake(hash);
+            let library = client.connection.as_mut().unwrap();
+            for round in 0..6u8 {
+                for len in [1, 100, CONTENT] {
+                    let said = vec![round; len];
+                    assert!(matches!(library.poll_send(&said), Poll::Ready(Ok(n)) if n == len));
+                    let heard = loop {
+                        match open(&mut records, &socket).unwrap() {
+                            (Opened::Nothing, _) => {}
+                            (_, heard) => break heard,
+                        }
+                    };
+                    assert!(heard == said);
+                    let mut out = vec![0; CONTENT + 100];
+                    let sealed = records.sealer.seal(Kind::Data, &said, &mut out);
+                    (&*socket).write_all(&out[..sealed]).unwrap();
+                    let mut heard = vec![0; len];
+                    assert!(
+                        matches!(library.poll_recv(&mut heard), Poll::Ready(Ok(n)) if n == len)
+                    );
+                    assert!(heard == said);
+                }
+                library.request_key_update(PeerKeyUpdate::KeyUpdateNotRequested).unwrap();
+                let mut small = [0; SMALL];
+                let len = records.sealer.update(round % 2 == 0, &mut small);
+                (&*socket).write_all(&small[..len]).unwrap();
+            }
+            assert!(records.updates_seen() >= 5);
+            let mut small = [0; SMALL];
+            let len = records.close(&mut small);
+            (&*socket).write_all(&small[..len]).unwrap();
+            assert!(matches!(library.poll_recv(&mut [0; 9]), Poll::Ready(Ok(0))));
+        }
+    }
 }

@@ -18,6 +18,9 @@ use crate::{GRACE, UNSENT};
 /// Bytes of sealed records that are sent at once, and come from the connection's memory in one piece.
 const CHUNK: usize = 256 << 10;
 
+/// With this many bytes to be sealed they are, while they are still in the processor's cache.
+const SOON: usize = 64 << 10;
+
 /// Room for opened bytes: what of a header has come, and two records.
 const OPEN: usize = 4 * OPENED;
 
@@ -140,7 +143,7 @@ impl Wrapped {
                 }
                 step => self.steps.push_back(step),
             }
-            if self.outbox.len() >= CHUNK {
+            if self.outbox.len() >= SOON {
                 self.seal();
             }
         }

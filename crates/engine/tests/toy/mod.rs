@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use engine::{Config, Driver, Engine, Limits, Open, Security};
 use export::{
-    Access, Account, Admitted, Body, Buffer, Exclusive, Export, Geometry, Grant, Head, Identity,
-    Landing, News, Op, Outcome, Reason, Request, Segment, Session, Step, Ticket,
+    Access, Account, Admitted, Body, Buffer, Event, Exclusive, Export, Geometry, Grant, Head,
+    Identity, Landing, News, Op, Outcome, Reason, Request, Segment, Session, Step, Ticket,
 };
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
@@ -392,10 +392,15 @@ pub(crate) struct Served {
     pub(crate) export: Arc<Export>,
 }
 
+/// The toy says nothing itself; at the door, those may be refused that a test sends there for it.
+fn report(event: Event) {
+    assert!(matches!(event, Event::Refused { .. }), "{event:?}");
+}
+
 /// Serves `export`, or says why the driver cannot run here.
 pub(crate) fn serve(config: Config, export: Arc<Export>, manner: Manner) -> Option<Served> {
     let asked = config.driver;
-    let engine = match Engine::start(config, Arc::new(|event| panic!("{event:?}"))) {
+    let engine = match Engine::start(config, Arc::new(report)) {
         Ok(engine) => engine,
         Err(error) if asked == Driver::Uring => {
             eprintln!("skipped: {error}");

@@ -4,6 +4,8 @@
 use std::fmt;
 
 use export::Secret;
+use rustix::io::Errno;
+use rustix::rand::GetRandomFlags;
 use zeroize::Zeroizing;
 
 use super::hash::Hash;
@@ -127,10 +129,18 @@ pub(super) fn generated_psk(hash: Hash, agreed: &Secret, c1: &[u8], c2: &[u8]) -
 /// Where random bytes come from. Tells whether there are any.
 pub type Random = fn(&mut [u8]) -> bool;
 
-/// Random bytes of the system's generator.
+/// Random bytes of the system's generator, by its system call: there may be no file to open.
 #[must_use]
 pub fn system_random(bytes: &mut [u8]) -> bool {
-    getrandom::fill(bytes).is_ok()
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        match rustix::rand::getrandom(&mut *rest, GetRandomFlags::empty()) {
+            Ok(n) => rest = rest.get_mut(n..).unwrap_or_default(),
+            Err(Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+    true
 }
 
 /// An error of [`Random`].

@@ -18,7 +18,7 @@ pub struct Rules {
     /// The groups that may be used, the one that is liked best first.
     ///
     /// By default all but [`Group::Null`], the smallest first. A peer that has proven nothing yet has us calculate in the
-    /// group: with ffdhe2048 for about a millisecond, with ffdhe8192 for twenty times as long; and the keys, of 256 bits,
+    /// group: with ffdhe2048 for two milliseconds, with ffdhe8192 for twenty times as long; and the keys, of 256 bits,
     /// are what is proven: the group adds that nobody can try keys on what he overheard, however many there are.
     pub groups: Vec<Group>,
     /// Whether connections in a secured channel can be had: a generated key is of use for nothing else.

@@ -26,7 +26,7 @@ pub enum Group {
     Ffdhe8192,
 }
 
-/// The longest private exponent, in bytes: see [`Group::private_bits`].
+/// Bytes of randomness that an exchange takes: the longest private exponent.
 pub const PRIVATE: usize = 56;
 
 impl Group {

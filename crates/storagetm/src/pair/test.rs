@@ -24,7 +24,7 @@ struct There {
 impl There {
     fn new() -> Self {
         let desk =
-            Desk::new("desk pc", Instant::now(), Box::new(|bytes| getrandom::fill(bytes).unwrap()));
+            Desk::new("desk pc", Instant::now(), Box::new(|bytes| assert!(nvme::auth::chap::system_random(bytes))));
         let (send, knocks): (Sender<Arc<Knock>>, _) = channel();
         let sink = Arc::new(move |event| {
             if let Event::Knocked { knock, .. } = event {

@@ -112,9 +112,8 @@ impl Key {
 /// Random bytes for a key.
 fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, String> {
     let mut bytes = Zeroizing::new([0; N]);
-    getrandom::fill(&mut *bytes)
-        .map_err(|error| format!("this machine gives no random bytes for a key: {error}"))?;
-    Ok(bytes)
+    let filled = chap::system_random(&mut *bytes);
+    filled.then_some(bytes).ok_or_else(|| "this machine gives no random bytes for a key".to_owned())
 }
 
 impl Serialize for Key {

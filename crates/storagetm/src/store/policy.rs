@@ -196,7 +196,7 @@ fn key_id(nqn: &str, keys: [&Option<Secret>; 3]) -> KeyId {
     let salt = SALT.get_or_init(|| {
         let mut salt = [0; 32];
         // Without it the number would still be another one for another key.
-        let _ = getrandom::fill(&mut salt);
+        let _ = nvme::auth::chap::system_random(&mut salt);
         salt
     });
     let mut hash = Sha256::new_with_prefix(salt);

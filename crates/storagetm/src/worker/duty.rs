@@ -125,7 +125,7 @@ impl Duty {
             (Order::Withdraw { disk }, _) => self.withdraw(disk),
             (Order::Resize { disk, bytes }, _) => {
                 let export = self.disks.find(disk);
-                export.is_some_and(|export| export.resize(bytes));
+                let _ = export.is_some_and(|export| export.resize(bytes));
             }
             (Order::Follow { hosts }, _) => self.sessions.catalogue.follow(words::policy(hosts)),
             (Order::Pair { name }, _) => self.sessions.pair(&name, Instant::now()),
