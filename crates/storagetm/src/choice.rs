@@ -112,9 +112,12 @@ mod test {
     use linux::block;
     use linux::tree::Tree;
     use std::fs;
+    use std::sync::atomic::{AtomicU32, Ordering};
 
     fn disks() -> Vec<Disk> {
-        let root = std::env::temp_dir().join(format!("storagetm-choice-{}", std::process::id()));
+        static CALLS: AtomicU32 = AtomicU32::new(0);
+        let (id, call) = (std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed));
+        let root = std::env::temp_dir().join(format!("storagetm-choice-{id}-{call}"));
         for (name, number, serial) in [("sda", "8:0", "S1"), ("sdb", "8:16", "WD-S2")] {
             let folder = root.join("sys/class/block").join(name);
             fs::create_dir_all(folder.join("device")).unwrap();

@@ -211,13 +211,22 @@ fn wrong_options_end_with_status_2() {
 }
 
 #[test]
-fn addresses_beyond_this_machine_and_its_cables_need_open() {
-    for address in ["0.0.0.0", "0.0.0.0:0", "[::]:0", "192.0.2.1:0", "nvme:[2001:db8::1]:0"] {
-        let said = sentence(&run(&["serve", "--demo", "--listen", address]), 2);
-        assert!(said.contains("--open"), "{said}");
+fn hosts_show_a_key_everywhere_but_on_this_machine_unless_the_door_is_open() {
+    let folder = Folder::new();
+    let keys = text(&folder.0.join("keys"));
+    for (more, address, keyed) in [
+        (&["--open"][..], "0.0.0.0:0", false),
+        (&["--keys", &keys], "0.0.0.0:0", true),
+        (&["--keys", &keys], "127.0.0.1:0", false),
+    ] {
+        let line = [&["--json", "--demo", "--listen", address], more].concat();
+        let running = Running::serve(&line);
+        let event = running.event();
+        assert_eq!((&event["event"], &event["keyed"]), (&"listening".into(), &keyed.into()));
+        let lent = running.event();
+        let line = lent["attach"][0].as_str().unwrap().to_owned();
+        assert_eq!(line.ends_with(" --tls"), keyed, "{line}");
     }
-    let open = Running::serve(&["--json", "--demo", "--open", "--listen", "0.0.0.0:0"]);
-    assert_eq!(open.event()["address"], "0.0.0.0");
 }
 
 #[test]

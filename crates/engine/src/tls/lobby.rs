@@ -56,6 +56,7 @@ impl Lobby {
                 at_once: limits.at_once.max(1),
                 guests: Vec::new(),
                 reported: Often::default(),
+                flooded: Often::default(),
                 sink,
                 adopt,
             };
@@ -118,7 +119,9 @@ struct Host {
     at_once: usize,
     /// Handshakes on their way, the oldest first.
     guests: Vec<Guest>,
+    /// How often it was reported lately that a handshake failed, and that one was not begun.
     reported: Often,
+    flooded: Often,
     sink: Sink,
     adopt: Adopt,
 }
@@ -231,7 +234,8 @@ impl Host {
     }
 
     fn report(&mut self, guest: &Guest, why: &'static str) {
-        if self.reported.is_rare(Instant::now()) {
+        let often = if why == FLOOD { &mut self.flooded } else { &mut self.reported };
+        if often.is_rare(Instant::now()) {
             refuse(&self.sink, guest.newcomer.link.peer(), why);
         }
     }

@@ -286,3 +286,27 @@ fn bits(argument: u8, mask: i32, value: i32) -> seccompiler::Result<SeccompRule>
 fn one_of<const N: usize>(argument: u8, values: [i32; N]) -> seccompiler::Result<Vec<SeccompRule>> {
     values.iter().map(|value| word(argument, u64::from(value.cast_unsigned()))).collect()
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn x45_what_is_deadly_is_not_needed_and_the_worst_of_it_is_there() {
+        let deadly = |call: &c_long| DEADLY.contains(call) || DEADLY_HERE.contains(call);
+        assert!(!NEEDED.iter().chain(OLDER).any(deadly));
+        let bounded = bounded().unwrap();
+        assert!(!bounded.keys().any(deadly));
+        assert!(!bounded.keys().any(|call| NEEDED.contains(call)));
+        for worst in [libc::SYS_execve, libc::SYS_ptrace, libc::SYS_mount, libc::SYS_bpf] {
+            assert!(deadly(&worst), "{worst}");
+        }
+    }
+
+    #[test]
+    fn the_filters_fit_into_what_the_kernel_takes() {
+        for filter in [deadly().unwrap(), without_clone3().unwrap(), needed().unwrap()] {
+            assert!(filter.len() < 4096, "{}", filter.len());
+        }
+    }
+}

@@ -81,8 +81,11 @@ fn empty_capabilities() -> Result<(), Errno> {
     let _ = clear_ambient_capability_set();
     let none = CapabilitySet::empty();
     let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
-    // Who has none may not be allowed to say so.
-    set_capabilities(None, sets).or(if permitted().is_empty() { Ok(()) } else { Err(Errno::PERM) })
+    match set_capabilities(None, sets) {
+        // Who has none may not be allowed to say so.
+        Err(_) if permitted().is_empty() => Ok(()),
+        result => result,
+    }
 }
 
 fn permitted() -> CapabilitySet {

@@ -126,3 +126,87 @@ fn name(text: &str) -> &'static str {
     known.insert(name);
     name
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::worker::{Config, Loaned, Standing, words::Counts};
+    use engine::Driver;
+    use export::{Door, Fault, Geometry, Identity};
+    use std::sync::Condvar;
+
+    /// What is said of a worker that has the disk number 1.
+    fn shared() -> (Shared, Arc<Mutex<Vec<Said>>>) {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let config = Config { driver: Driver::Auto, threads: 1, memory: 1, null_dh: false };
+        let mut standing = Standing::new(&config);
+        let disk = std::fs::File::open("/dev/null").unwrap().into();
+        let geometry = Geometry::new(512, 512).unwrap();
+        let export = Export::new("d", "n", Identity::default(), geometry, 512, disk);
+        standing.lent.push(Loaned {
+            disk: 1,
+            export: Arc::new(export),
+            withdrawn: false,
+            before: Counts::default(),
+            being_written: false,
+        });
+        let sink = heard.clone();
+        let shared = Shared {
+            sink: Arc::new(move |said| sink.lock().unwrap().push(said)),
+            standing: Mutex::new(standing),
+            stopped: Condvar::new(),
+        };
+        (shared, heard)
+    }
+
+    fn peer() -> PeerWord {
+        let (remote, local) = ("10.0.0.2:1".parse().unwrap(), "10.0.0.1:4420".parse().unwrap());
+        PeerWord::from(&Peer { remote, local, door: Door::Keyed, channel: None })
+    }
+
+    fn attached(disk: u64) -> Happened {
+        Happened::Attached { disk, peer: peer(), host: "h".to_owned(), proven: None }
+    }
+
+    fn detached() -> Happened {
+        let (host, reason) = ("h".to_owned(), Reason::Peer);
+        Happened::Detached { disk: 1, peer: peer(), host, reason, read: 1, written: 2 }
+    }
+
+    #[test]
+    fn a_worker_speaks_of_its_own_disks_and_of_hosts_that_came() {
+        let (shared, heard) = shared();
+        let mut witness = Witness::default();
+        assert!(witness.hear(&shared, detached()).is_err());
+        assert!(witness.hear(&shared, attached(2)).is_err());
+        assert!(witness.hear(&shared, attached(1)).is_ok());
+        assert!(witness.hear(&shared, detached()).is_ok());
+        assert!(witness.hear(&shared, detached()).is_err());
+        assert_eq!(heard.lock().unwrap().len(), 2);
+        while witness.hear(&shared, attached(1)).is_ok() {}
+        assert_eq!(witness.attached.len(), ATTACHMENTS);
+    }
+
+    #[test]
+    fn hosts_of_a_worker_that_died_are_gone() {
+        let (shared, heard) = shared();
+        let mut witness = Witness::default();
+        witness.hear(&shared, attached(1)).unwrap();
+        witness.lose(&shared);
+        let heard = heard.lock().unwrap();
+        assert!(matches!(heard.last(), Some(Said::Event(Event::Detached { .. }))));
+    }
+
+    #[test]
+    fn words_that_a_worker_coins_are_counted() {
+        let (shared, heard) = shared();
+        let fault =
+            |op: String| Happened::Fault { disk: 1, op, offset: 0, len: 1, fault: Fault::Io };
+        for n in 0..2 * NAMES {
+            Witness::default().hear(&shared, fault(format!("coined {n}"))).unwrap();
+        }
+        let heard = heard.lock().unwrap();
+        let last = heard.last();
+        assert!(matches!(last, Some(Said::Event(Event::Fault { op: ANOTHER, .. }))), "{last:?}");
+    }
+}

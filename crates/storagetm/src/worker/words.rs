@@ -591,3 +591,84 @@ impl Happened {
         })
     }
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn travel<T: Serialize + de::DeserializeOwned>(word: &T) -> T {
+        serde_json::from_str(&serde_json::to_string(word).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_policy_arrives_as_it_left_and_shows_no_key_on_the_way() {
+        let secret = |text: &str| Some(Secret::new(text.as_bytes().to_vec()));
+        let host = Host {
+            nqn: "nqn.2026-01.com.example:laptop".to_owned(),
+            name: "laptop".to_owned(),
+            key: KeyId::new(u64::MAX),
+            tls: secret("NVMeTLSkey-1:secret"),
+            tls_compat: true,
+            chap: secret("\u{0}\"\\"),
+            chap_controller: None,
+            rules: vec![
+                Rule { disk: None, access: Access::ReadOnly },
+                Rule { disk: Some("a".to_owned()), access: Access::Writable },
+            ],
+        };
+        let before = Policy { hosts: vec![Arc::new(host)] };
+        let order = Order::Follow { hosts: hosts(&before) };
+        assert!(!format!("{order:?}").contains("secret"));
+        let Order::Follow { hosts } = travel(&order) else { panic!("another order") };
+        assert_eq!(policy(hosts), before);
+    }
+
+    #[test]
+    fn what_is_no_secret_is_refused() {
+        for text in ["\"0\"", "\"0g\"", "\"é\"", "7"] {
+            assert!(serde_json::from_str::<Hidden>(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_disk_arrives_with_all_that_is_known_of_it() {
+        let disk = || std::fs::File::open("/dev/null").unwrap().into();
+        let geometry = Geometry::new(4096, 16384).unwrap();
+        let identity = Identity {
+            uuid: [1; 16],
+            eui64: Some([2; 8]),
+            serial: "serial".to_owned(),
+            ..Identity::default()
+        };
+        let mut export = Export::new("disk", "nqn", identity, geometry, 1 << 20, disk());
+        export.access = Access::Writable;
+        export.cache = Cache::WriteThrough;
+        export.discard = true;
+        export.flush_failed();
+        let arrived = travel(&Lent::new(9, &export)).export(disk()).unwrap();
+        assert_eq!((&arrived.name, &arrived.nqn), (&export.name, &export.nqn));
+        assert_eq!((&arrived.identity, arrived.geometry), (&export.identity, geometry));
+        assert_eq!((arrived.bytes(), arrived.access), (1 << 20, Access::Writable));
+        assert_eq!((arrived.cache, arrived.discard), (Cache::WriteThrough, true));
+        assert!(arrived.has_failed_flush() && !arrived.rotational);
+    }
+
+    #[test]
+    fn a_code_arrives_with_the_time_that_it_has_left() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(600);
+        let (digits, long) = (Code::digits([7; 8]), Code::long([9; 16]));
+        let shown = Shown { digits: digits.clone(), long, expires: later };
+        let view = View {
+            shown: Some(shown),
+            wait_until: None,
+            stopped: false,
+            failures: 2,
+            waiting: vec![4],
+        };
+        let arrived = travel(&ViewWord::new(&view, now)).view(now).unwrap();
+        let shown = arrived.shown.unwrap();
+        assert_eq!((shown.digits, shown.expires), (digits, later));
+        assert_eq!((arrived.failures, arrived.waiting), (2, vec![4]));
+    }
+}

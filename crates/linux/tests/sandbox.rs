@@ -1,0 +1,142 @@
+//! X45: what a process can no longer do once it has given its rights away. Each attempt is made by a process of its own,
+//! which may die of it: this test program, started once more.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::fs::File;
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, Output};
+use std::thread;
+
+use linux::sandbox::{leave_calls, leave_files, renounce};
+use rustix::fs::{CWD, MemfdFlags, Mode, mkdirat};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, mount};
+use rustix::net::{AddressFamily, SocketType};
+use rustix::process::{PidfdFlags, Signal, Uid};
+
+/// Says which attempt this process is to make.
+const ATTEMPT: &str = "LINUX_TEST_ATTEMPT";
+
+/// What ends a process that no honest path led there: SIGSYS.
+const KILLED: i32 = 31;
+
+/// Runs an attempt in a process of its own.
+fn run(attempt: &str) -> Output {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "attempt", "--nocapture", "--test-threads=1"])
+        .env(ATTEMPT, attempt)
+        .output()
+        .unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
+}
+
+fn is_denied(attempt: &str) {
+    let output = run(attempt);
+    assert!(output.status.success(), "{attempt}: {:?} {}", output.status, said(&output));
+}
+
+fn is_deadly(attempt: &str) {
+    let output = run(attempt);
+    assert_eq!(output.status.signal(), Some(KILLED), "{attempt}: {}", said(&output));
+}
+
+/// Not a test of its own: what the others start.
+#[test]
+fn attempt() {
+    let Ok(attempt) = std::env::var(ATTEMPT) else { return };
+    let parent = rustix::process::getppid().unwrap();
+    let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    if attempt != "files alone" {
+        assert_eq!(renounce(parent).unwrap(), Vec::<String>::new());
+    }
+    let files = leave_files();
+    if attempt == "files alone" {
+        return files_alone(&files);
+    }
+    assert_eq!(leave_calls(), Vec::<String>::new());
+    // What still works: threads, what is open, memory.
+    thread::spawn(move || TcpStream::from(socket).set_nodelay(true)).join().unwrap().unwrap();
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    try_to(&attempt, address);
+}
+
+fn try_to(what: &str, address: std::net::SocketAddr) {
+    let denied = |result: io::Result<()>| {
+        let error = result.expect_err(what);
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{what}: {error}");
+    };
+    let known = |result: Result<(), Errno>| denied(result.map_err(io::Error::from));
+    let socket = |family| rustix::net::socket(family, SocketType::RAW, None).map(drop);
+    let this = rustix::process::getpid();
+    match what {
+        "open" => denied(File::open("/proc/self/status").map(drop)),
+        "create" => denied(File::create("/tmp/storagetm-test").map(drop)),
+        "make a folder" => known(mkdirat(CWD, "storagetm-test", Mode::RWXU)),
+        "connect" => denied(TcpStream::connect(address).map(drop)),
+        "listen" => denied(TcpListener::bind("127.0.0.1:0").map(drop)),
+        "netlink" => known(socket(AddressFamily::NETLINK)),
+        "packet" => known(socket(AddressFamily::PACKET)),
+        "unix" => known(socket(AddressFamily::UNIX)),
+        "ioctl" => known(rustix::io::ioctl_fionread(io::stdin()).map(drop)),
+        "signal" => known(rustix::process::kill_process(this, Signal::CONT)),
+        "memory file" => known(rustix::fs::memfd_create("x", MemfdFlags::empty()).map(drop)),
+        "spawn" => denied(Command::new("/bin/true").spawn().map(drop)),
+        "execute" => denied(Err(Command::new("/bin/true").exec())),
+        "mount" => known(mount("none", "/tmp", "tmpfs", MountFlags::empty(), None)),
+        "change root" => known(rustix::process::chroot("/tmp")),
+        "trace" => known(rustix::process::pidfd_open(this, PidfdFlags::empty()).map(drop)),
+        "another user" => known(rustix::thread::set_thread_uid(Uid::ROOT)),
+        other => unreachable!("{other}"),
+    }
+}
+
+/// Without the system calls denied: Landlock is a wall of its own.
+fn files_alone(left: &[String]) {
+    if !left.is_empty() {
+        println!("skip Landlock: {left:?}");
+        return;
+    }
+    assert_eq!(File::open("/").unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    assert!(Command::new("/bin/true").spawn().is_err());
+    // Since Linux 6.7.
+    if let Err(error) = TcpListener::bind("127.0.0.1:0") {
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    }
+}
+
+#[test]
+fn x45_nothing_new_is_opened() {
+    for what in ["open", "create", "make a folder", "connect", "listen", "memory file"] {
+        is_denied(what);
+    }
+}
+
+#[test]
+fn x45_no_new_kind_of_socket_is_to_be_had() {
+    ["netlink", "packet", "unix"].into_iter().for_each(is_denied);
+}
+
+#[test]
+fn x45_nobody_is_reached_but_by_what_is_open() {
+    ["ioctl", "signal", "spawn"].into_iter().for_each(is_denied);
+}
+
+#[test]
+fn x45_what_no_honest_path_leads_to_ends_the_process() {
+    ["execute", "mount", "change root", "trace", "another user"].into_iter().for_each(is_deadly);
+}
+
+#[test]
+fn x45_files_are_out_of_reach_even_if_all_calls_were_allowed() {
+    is_denied("files alone");
+}

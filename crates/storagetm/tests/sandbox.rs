@@ -1,0 +1,403 @@
+//! The two processes: what the one that talks to hosts may not do, and that neither outlives the other's trust. The case
+//! numbers are those of the threat model.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "sandbox/host.rs"]
+mod host;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use engine::tls;
+use host::{Attached, NQN};
+use nvme::auth::chap::{Key, system_random};
+use nvme::auth::{Credentials, Group, Hash};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+use serde_json::Value;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
+const LONG: Duration = Duration::from_secs(20);
+/// Keys of the tests alone.
+const TLS: &str = "NVMeTLSkey-1:01:VRLbtnN9AQb2WXW3c9+wEf/DRLz0QuLdbYvEhwtdWwNf9LrZ:";
+const CHAP: &str = "DHHC-1:00:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
+
+/// A folder that is removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("storagetm-sandbox-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    /// A disk of 1 MiB, all of it that byte.
+    fn image(&self, name: &str, byte: u8) -> String {
+        let path = self.0.join(name);
+        fs::write(&path, vec![byte; 1 << 20]).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The program, serving; killed at the end if it still runs.
+struct Running {
+    child: Child,
+    lines: Receiver<String>,
+}
+
+impl Running {
+    fn serve(arguments: &[&str]) -> Self {
+        let mut child = Command::new(PROGRAM)
+            .args(["serve", "--json"])
+            .args(arguments)
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (send, lines) = channel();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        thread::spawn(move || {
+            output.lines().map_while(Result::ok).try_for_each(|line| send.send(line))
+        });
+        Self { child, lines }
+    }
+
+    fn event(&self) -> Value {
+        let line = self.lines.recv_timeout(LONG).expect("an event");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+
+    /// The next event of that name, and all that come before it.
+    fn until(&self, name: &str) -> Vec<Value> {
+        let mut events = vec![self.event()];
+        while events.last().unwrap()["event"] != name {
+            events.push(self.event());
+        }
+        events
+    }
+
+    /// Where it listens, and the names of its disks.
+    fn ready(&self) -> (SocketAddr, Vec<String>) {
+        let events = self.until("ready");
+        let port = u16::try_from(events[0]["port"].as_u64().unwrap()).unwrap();
+        let names = events.iter().filter_map(|event| event["nqn"].as_str());
+        (([127, 0, 0, 1], port).into(), names.map(str::to_owned).collect())
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().cast_signed()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// The process that talks to hosts.
+    fn worker(&self) -> Pid {
+        find(|| worker_of(self.child.id())).expect("a worker")
+    }
+
+    fn end(&mut self) -> Option<i32> {
+        find(|| self.child.try_wait().unwrap()).expect("it ends").code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What comes about, within a while.
+fn find<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + LONG;
+    loop {
+        let found = look();
+        if found.is_some() || Instant::now() > end {
+            return found;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The child of that process that is a worker by now.
+fn worker_of(parent: u32) -> Option<Pid> {
+    let children = fs::read_dir("/proc").ok()?.filter_map(Result::ok).filter(|entry| {
+        let status = fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        field(&status, "PPid") == Some(parent.to_string())
+            && field(&status, "Seccomp").as_deref() == Some("2")
+    });
+    let number = |entry: fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+    children.filter_map(number).find_map(Pid::from_raw)
+}
+
+fn field(status: &str, name: &str) -> Option<String> {
+    let line = status.lines().find(|line| line.split(':').next() == Some(name))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+fn proc(process: Pid) -> PathBuf {
+    Path::new("/proc").join(process.as_raw_nonzero().to_string())
+}
+
+fn attach(address: SocketAddr, nqn: &str) -> Attached<TcpStream> {
+    host::attach(nqn, None, || TcpStream::connect(address).unwrap())
+}
+
+#[test]
+fn x46_the_process_that_talks_to_hosts_has_no_rights() {
+    let running = Running::serve(&["--demo=64M", "--listen", "127.0.0.1:0"]);
+    running.ready();
+    let path = proc(running.worker());
+    let status = fs::read_to_string(path.join("status")).unwrap();
+    let said = |name| field(&status, name).unwrap();
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(said(set), "0000000000000000", "{set}");
+    }
+    assert_eq!((said("NoNewPrivs").as_str(), said("Seccomp").as_str()), ("1", "2"));
+    // Not dumpable: what the kernel tells of it is root's.
+    assert_eq!(fs::metadata(path.join("mem")).unwrap().uid(), 0);
+    let limits = fs::read_to_string(path.join("limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"));
+    if geteuid().is_root() {
+        assert_eq!(said("CapBnd"), "0000000000000000");
+        let users: Vec<String> = said("Uid").split_whitespace().map(str::to_owned).collect();
+        assert!(users.iter().all(|user| user != "0" && user != "65534"), "{users:?}");
+        assert_eq!((said("Uid"), said("Groups").as_str()), (said("Gid"), ""));
+        let environment = fs::read(path.join("environ")).unwrap();
+        assert!(environment.is_empty());
+    }
+}
+
+#[test]
+fn x47_a_read_only_disk_is_open_for_reading_only() {
+    if !geteuid().is_root() {
+        println!("skip descriptors of another user's process: it needs root");
+        return;
+    }
+    let folder = Folder::new();
+    let (fixed, loose) = (folder.image("fixed.img", 1), folder.image("loose.img", 2));
+    let running = Running::serve(&["--listen", "127.0.0.1:0", &fixed, "--writable", &loose]);
+    let (address, names) = running.ready();
+    let worker = proc(running.worker());
+    let mode = |disk: &str| {
+        let is_it = |entry: &fs::DirEntry| fs::read_link(entry.path()).unwrap() == Path::new(disk);
+        let mut open = fs::read_dir(worker.join("fd")).unwrap().map(Result::unwrap);
+        let number = open.find(is_it).unwrap().file_name();
+        let info = fs::read_to_string(worker.join("fdinfo").join(number)).unwrap();
+        let digits = field(&info, "flags").unwrap();
+        u32::from_str_radix(&digits, 8).unwrap() & 3
+    };
+    assert_eq!((mode(&fixed), mode(&loose)), (0, 2), "O_RDONLY and O_RDWR");
+    assert!(!attach(address, &names[0]).write(9, 0xaa));
+    assert!(attach(address, &names[1]).write(9, 0xaa));
+    assert_eq!(fs::read(&fixed).unwrap(), vec![1; 1 << 20]);
+    assert_eq!(fs::read(&loose).unwrap()[9 * 512], 0xaa);
+}
+
+#[test]
+fn disks_are_read_and_written_by_both_drivers_without_rights() {
+    for driver in ["uring", "blocking"] {
+        let folder = Folder::new();
+        let image = folder.image("disk.img", 3);
+        let line = ["--io", driver, "--listen", "127.0.0.1:0", "--writable", &image];
+        let mut running = Running::serve(&line);
+        let (address, names) = running.ready();
+        let mut disk = attach(address, &names[0]);
+        assert_eq!(disk.read(0), vec![3; 4096]);
+        assert!(disk.write(0, 4));
+        assert_eq!(disk.read(0)[..513], [&[4; 512][..], &[3]].concat());
+        running.until("attached");
+        drop(disk);
+        let gone = running.until("detached").pop().unwrap();
+        assert_eq!((gone["read"].as_u64(), gone["written"].as_u64()), (Some(8192), Some(512)));
+        running.signal(Signal::TERM);
+        running.until("stopped");
+        assert_eq!(running.end(), Some(0));
+    }
+}
+
+#[test]
+fn a_worker_that_dies_is_replaced_and_hosts_attach_again() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 5);
+    let running = Running::serve(&["--listen", "127.0.0.1:0", &image]);
+    let (address, names) = running.ready();
+    let mut disk = attach(address, &names[0]);
+    assert_eq!(disk.read(8), vec![5; 4096]);
+    running.until("attached");
+    let worker = running.worker();
+    kill_process(worker, Signal::KILL).unwrap();
+    running.until("detached");
+    let said = running.until("note").pop().unwrap();
+    assert!(said["message"].as_str().unwrap().contains("another one takes its place"), "{said}");
+    assert_eq!(attach(address, &names[0]).read(8), vec![5; 4096]);
+    running.until("attached");
+    assert_ne!(running.worker(), worker);
+}
+
+#[test]
+fn workers_that_die_again_and_again_end_it() {
+    let mut running = Running::serve(&["--demo=64M", "--listen", "127.0.0.1:0"]);
+    running.ready();
+    let mut last = None;
+    for _ in 0..4 {
+        let another = || worker_of(running.child.id()).filter(|worker| Some(*worker) != last);
+        last = find(another);
+        kill_process(last.unwrap(), Signal::KILL).unwrap();
+    }
+    assert_eq!(running.end(), Some(1));
+}
+
+#[test]
+fn a_worker_does_not_outlive_the_process_that_opened_its_disks() {
+    let mut running = Running::serve(&["--demo=64M", "--listen", "127.0.0.1:0"]);
+    running.ready();
+    let worker = running.worker();
+    running.child.kill().unwrap();
+    running.child.wait().unwrap();
+    let parent = |path: &Path| {
+        let status = fs::read_to_string(path.join("status")).ok()?;
+        (field(&status, "State")?.chars().next()? != 'Z').then_some(())
+    };
+    let gone = find(|| parent(&proc(worker)).is_none().then_some(()));
+    assert!(gone.is_some(), "{worker:?} lives");
+}
+
+#[test]
+fn a_signal_of_the_terminal_or_the_service_manager_does_not_end_the_worker() {
+    let running = Running::serve(&["--demo=64M", "--listen", "127.0.0.1:0"]);
+    let (address, names) = running.ready();
+    let worker = running.worker();
+    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
+        kill_process(worker, signal).unwrap();
+    }
+    assert_eq!(attach(address, &names[0]).read(0).len(), 4096);
+    assert_eq!(running.worker(), worker);
+}
+
+#[test]
+fn a_worker_started_by_hand_says_what_it_is() {
+    let output = Command::new(PROGRAM).arg("worker").stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("storagetm serve"));
+}
+
+/// Says that this test runs in a network of its own, where every address is this machine's.
+const ALONE: &str = "STORAGETM_TEST_ALONE";
+
+/// Runs the test of that name once more in a network of its own; whether this is that run.
+fn is_alone(test: &str) -> bool {
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let up = "ip link set lo up && exec \"$0\" --exact \"$1\" --nocapture";
+    let this = std::env::current_exe().unwrap();
+    let run = Command::new("unshare")
+        .args(["-n", "sh", "-c", up])
+        .arg(this)
+        .arg(test)
+        .env(ALONE, "1")
+        .output();
+    match run {
+        Ok(output) if output.status.success() => {}
+        Ok(output) if geteuid().is_root() => {
+            panic!("{}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()))
+        }
+        other => println!("skip {test}: no network of its own is to be had: {other:?}"),
+    }
+    false
+}
+
+/// The keys of a host, kept in the folder.
+fn keep(folder: &Folder, kind: &str, key: &str) -> String {
+    let keys = folder.0.join("keys").to_str().unwrap().to_owned();
+    let name = format!("--{kind}-key");
+    for (line, input) in [
+        (&["key", "import", kind, "--keys", &keys][..], key),
+        (&["host", "add", NQN, "--name", "laptop", &name, kind, "--keys", &keys], ""),
+    ] {
+        let mut child = Command::new(PROGRAM)
+            .args(line)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success(), "{line:?}");
+    }
+    keys
+}
+
+#[test]
+fn hosts_with_keys_are_let_in_without_rights() {
+    if !is_alone("hosts_with_keys_are_let_in_without_rights") {
+        return;
+    }
+    for driver in ["uring", "blocking"] {
+        let folder = Folder::new();
+        let image = folder.image("disk.img", 6);
+        let keys = keep(&folder, "tls", TLS);
+        let line = ["--io", driver, "--listen", "0.0.0.0:0", "--keys", &keys, &image];
+        let running = Running::serve(&line);
+        let (address, names) = running.ready();
+        let secret = export::Secret::new(TLS.as_bytes().to_vec());
+        let psk = nvme::auth::psk::psks(&secret, false, NQN, &names[0]).unwrap().remove(0);
+        let connect = || {
+            let hash = tls::Hash::Sha256;
+            let (identity, secret) = (psk.identity.clone(), psk.secret.clone());
+            let psk = tls::Psk { identity, secret, hash, key: None };
+            tls::connect(TcpStream::connect(address).unwrap(), psk, Instant::now() + LONG).unwrap()
+        };
+        let mut disk = host::attach(&names[0], None, connect);
+        assert_eq!(disk.read(8), vec![6; 4096]);
+        running.until("attached");
+    }
+}
+
+#[test]
+fn hosts_that_prove_who_they_are_are_let_in_without_rights() {
+    if !is_alone("hosts_that_prove_who_they_are_are_let_in_without_rights") {
+        return;
+    }
+    for driver in ["uring", "blocking"] {
+        let folder = Folder::new();
+        let image = folder.image("disk.img", 7);
+        let keys = keep(&folder, "chap", CHAP);
+        let line = ["--io", driver, "--listen", "0.0.0.0:0", "--keys", &keys, &image];
+        let running = Running::serve(&line);
+        let (address, names) = running.ready();
+        let credentials = Arc::new(Credentials {
+            key: Key::parse(CHAP.as_bytes()).unwrap(),
+            controller: None,
+            hashes: vec![Hash::Sha256],
+            groups: vec![Group::Ffdhe2048],
+            concatenate: false,
+            random: system_random,
+        });
+        let connect = || TcpStream::connect(address).unwrap();
+        let mut disk = host::attach(&names[0], Some(credentials), connect);
+        assert_eq!(disk.read(8), vec![7; 4096]);
+        running.until("attached");
+    }
+}
