@@ -61,8 +61,8 @@ fn pages() -> Result<Vec<(PathBuf, Vec<u8>)>> {
 
 fn manuals(command: &clap::Command, folder: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     let mut pages = vec![manual(command, folder)?];
-    for part in command.get_subcommands() {
-        pages.push(manual(part, folder)?);
+    for part in command.get_subcommands().filter(|part| !part.is_hide_set()) {
+        pages.extend(manuals(part, folder)?);
     }
     Ok(pages)
 }
