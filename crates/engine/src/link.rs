@@ -1,5 +1,6 @@
 //! A connection's socket, and the count of all connections with the bounds on it. It knows no session.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -8,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use export::{Channel, Peer};
 use rustix::net::Shutdown;
+
+use crate::tls::limit::Source;
 
 /// A connection's socket. The last owner to let go closes it.
 pub(crate) struct Link {
@@ -106,9 +109,12 @@ impl Census {
     pub(crate) fn enter(self: &Arc<Self>, socket: OwnedFd, peer: Peer) -> Option<Arc<Link>> {
         let mut newcomers = self.lock();
         newcomers.retain(|link| link.upgrade().is_some_and(|link| !link.is_established()));
-        if newcomers.len() >= self.bounds.newcomers || self.total() >= self.bounds.total {
-            let oldest = (!newcomers.is_empty()).then(|| newcomers.remove(0))?;
-            oldest.upgrade().inspect(|link| link.shut(Shutdown::Both));
+        let total = self.total();
+        if newcomers.len() >= self.bounds.newcomers || total >= self.bounds.total {
+            // Those that were cut count until their owners have let go of them.
+            let has_room = total < self.bounds.total + self.bounds.newcomers;
+            let least = has_room.then(|| least(&newcomers))??;
+            newcomers.remove(least).upgrade().inspect(|link| link.shut(Shutdown::Both));
         }
         self.total.fetch_add(1, Ordering::AcqRel);
         let established = AtomicBool::new(false);
@@ -146,6 +152,17 @@ impl Census {
     }
 }
 
+/// Which newcomer goes for the next: the oldest of the address that has the most, so that who opens many pays for it, and
+/// not who comes from elsewhere.
+fn least(newcomers: &[Weak<Link>]) -> Option<usize> {
+    let source = |link: &Weak<Link>| link.upgrade().map(|link| Source::of(link.peer.remote));
+    let sources: Vec<_> = newcomers.iter().map(source).collect();
+    let mut counts = HashMap::new();
+    sources.iter().for_each(|source| *counts.entry(source).or_insert(0) += 1);
+    let most = counts.values().copied().max()?;
+    sources.iter().position(|source| counts.get(source) == Some(&most))
+}
+
 #[cfg(test)]
 mod test {
     use std::net::{Ipv4Addr, SocketAddr};
@@ -158,7 +175,11 @@ mod test {
     const BOUNDS: Bounds = Bounds { total: 3, newcomers: 2 };
 
     fn enter(census: &Arc<Census>) -> (Option<Arc<Link>>, OwnedFd) {
-        let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        enter_from(census, Ipv4Addr::LOCALHOST)
+    }
+
+    fn enter_from(census: &Arc<Census>, from: Ipv4Addr) -> (Option<Arc<Link>>, OwnedFd) {
+        let nowhere = SocketAddr::from((from, 0));
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .unwrap();
@@ -180,6 +201,20 @@ mod test {
         let (_c, _peer_c) = enter(&census);
         assert!(is_cut(&peer_a));
         assert!(!is_cut(&peer_b));
+    }
+
+    /// X54: who opens many connections cuts its own.
+    #[test]
+    fn x54_a_neighbour_is_not_cut_for_a_flood() {
+        let census = Census::new(Bounds { total: 6, newcomers: 4 });
+        let (_a, neighbour) = enter(&census);
+        let flood: Vec<_> =
+            (0..6).map(|_| enter_from(&census, Ipv4Addr::new(10, 0, 0, 1))).collect();
+        assert!(!is_cut(&neighbour));
+        assert_eq!(flood.iter().filter(|(_, peer)| is_cut(peer)).count(), 3);
+        // However slowly those that were cut go, there are never more than both bounds together.
+        let more: Vec<_> = (0..10).map(|_| enter(&census).0).collect();
+        assert_eq!((census.total(), more.iter().flatten().count()), (10, 3));
     }
 
     #[test]

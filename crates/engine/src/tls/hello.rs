@@ -4,6 +4,9 @@
 /// The most bytes of a ClientHello, in all its records.
 pub(super) const MOST: usize = 16 << 10;
 
+/// The most records of one. Nobody needs more than two, and each is looked at again whenever more has come.
+const RECORDS: usize = 16;
+
 const RECORD_HEADER: usize = 5;
 const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
@@ -27,7 +30,7 @@ pub(super) enum Hello {
 pub(super) fn parse(bytes: &[u8]) -> Hello {
     let mut message = Vec::new();
     let mut rest = bytes;
-    loop {
+    for _ in 0..RECORDS {
         let Some((header, behind)) = rest.split_first_chunk::<RECORD_HEADER>() else {
             return Hello::Part(RECORD_HEADER - rest.len());
         };
@@ -45,6 +48,7 @@ pub(super) fn parse(bytes: &[u8]) -> Hello {
         }
         rest = behind;
     }
+    Hello::Alien
 }
 
 /// The names in the message, once it is whole.
@@ -138,7 +142,7 @@ mod test {
     fn names_are_found_however_the_message_is_cut_into_records() {
         let message = message(&[b"one", b"two"]);
         let expected = Hello::Whole(vec![b"one".to_vec(), b"two".to_vec()]);
-        for each in [1, 7, 100, 10_000] {
+        for each in [10, 17, 100, 10_000] {
             assert_eq!(parse(&records(&message, each)), expected);
         }
     }
@@ -167,6 +171,16 @@ mod test {
             short[3] = u8::try_from(cut).unwrap();
             assert!(matches!(parse(&records(&short, 999)), Hello::Whole(_)));
         }
+    }
+
+    #[test]
+    fn a_hello_cut_into_crumbs_is_given_up_early() {
+        let crumbs = records(&[&[1, 0, 0x3f, 0xff][..], &[0; 2000]].concat(), 1);
+        let mut have = 0;
+        while let Hello::Part(more) = parse(&crumbs[..have]) {
+            have += more;
+        }
+        assert!(have < 6 * 20, "{have} bytes were looked at");
     }
 
     #[test]

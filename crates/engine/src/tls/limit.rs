@@ -105,8 +105,12 @@ impl Bucket {
 
     fn filled(self, limits: Limits, now: Instant) -> Self {
         let passed = now.saturating_duration_since(self.at);
-        let passed = u64::try_from(passed.min(Duration::from_secs(3600)).as_millis()).unwrap_or(0);
-        let gained = passed.saturating_mul(limits.each_second.into());
+        let passed = u64::try_from(passed.min(Duration::from_secs(3600)).as_micros()).unwrap_or(0);
+        let gained = passed.saturating_mul(limits.each_second.into()) / 1000;
+        if gained == 0 {
+            // Else who asks all the time would never get anything.
+            return self;
+        }
         Self { millis: self.millis.saturating_add(gained).min(full(limits)), at: now }
     }
 }
@@ -135,6 +139,15 @@ mod test {
         // A whole night does not save up more than a burst.
         let morning = later + Duration::from_secs(1 << 20);
         assert_eq!((0..5).filter(|_| ration.take(flood, morning)).count(), 3);
+    }
+
+    #[test]
+    fn who_asks_all_the_time_gets_its_share_all_the_same() {
+        let mut ration = Ration::new(Limits { at_once: 1, each_second: 10, burst: 1 });
+        let (now, flood) = (Instant::now(), source("192.0.2.1"));
+        let times = (0..20_000).map(|n| now + Duration::from_micros(n * 100));
+        let got = times.filter(|&at| ration.take(flood, at)).count();
+        assert!((20..=21).contains(&got), "{got} in two seconds");
     }
 
     #[test]

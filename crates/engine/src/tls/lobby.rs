@@ -1,7 +1,6 @@
 //! The thread for handshakes: many at once, each with a deadline, few of each address. It knows no driver but by the one call
 //! that gives a connection away, and no cipher.
 
-use std::collections::HashSet;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -342,16 +341,13 @@ fn hear(link: &Link, came: &mut Vec<u8>) -> Result<Option<Vec<Vec<u8>>>, Step> {
     }
 }
 
-/// The keys that the peer offers and we know. If there are none, one under each name that it offers which nobody knows: the
-/// same work is done, and fails in the same way, whether the name is unknown or the key is wrong.
-fn choose(mut known: Vec<Psk>, names: &[Vec<u8>]) -> Vec<Psk> {
-    let is_offered = |key: &Psk| names.iter().any(|name| name == key.identity.as_bytes());
-    let mut seen = HashSet::new();
-    known.retain(|key| is_offered(key) && seen.insert(key.identity.clone()));
-    if known.is_empty() {
-        known = names.iter().filter_map(|name| nobody(name)).collect();
-    }
-    known
+/// The key of the name that the peer offers first. If we know none, one under that name that nobody knows: the same work is
+/// done, and fails in the same way, whether the name is unknown or the key is wrong. The names behind it do not count: who
+/// offered another's name before its own would learn from which of the two is taken whether the other is known.
+fn choose(known: Vec<Psk>, names: &[Vec<u8>]) -> Vec<Psk> {
+    let Some(name) = names.first() else { return Vec::new() };
+    let key = known.into_iter().find(|key| key.identity.as_bytes() == name.as_slice());
+    key.or_else(|| nobody(name)).into_iter().collect()
 }
 
 /// A key that nobody knows.
@@ -379,9 +375,22 @@ mod test {
         let keys = choose(vec![key("NVMe1R01 a"), key("NVMe1R01 b")], &names);
         assert_eq!(keys, [key("NVMe1R01 a")]);
         let keys = choose(vec![key("NVMe1R01 b")], &names);
+        let again = choose(vec![key("NVMe1R01 b")], &names);
         let named: Vec<_> = keys.iter().map(|key| key.identity.as_str()).collect();
-        assert_eq!(named, ["NVMe1R01 a", "other"]);
-        assert_ne!(keys[0].secret, keys[1].secret);
+        assert_eq!(named, ["NVMe1R01 a"]);
+        assert_ne!(keys[0].secret, again[0].secret);
+        assert!(choose(vec![key("NVMe1R01 a")], &[]).is_empty());
+    }
+
+    /// X05: who has a key, be it one that everybody knows, finds out no other name by offering it together with that.
+    #[test]
+    fn x05_a_name_beside_a_good_key_tells_nothing() {
+        let names = [b"guess".to_vec(), b"mine".to_vec()];
+        for known in [vec![key("mine")], vec![key("mine"), key("guess")]] {
+            let keys = choose(known, &names);
+            let named: Vec<_> = keys.iter().map(|key| key.identity.as_str()).collect();
+            assert_eq!(named, ["guess"]);
+        }
     }
 
     #[test]

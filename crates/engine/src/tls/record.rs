@@ -42,6 +42,7 @@ pub(super) enum Broken {
     RecordOverflow,
     UnexpectedMessage,
     DecodeError,
+    IllegalParameter,
 }
 
 impl Broken {
@@ -52,6 +53,7 @@ impl Broken {
             Self::RecordOverflow => "TlsRecordOverflow",
             Self::UnexpectedMessage => "TlsUnexpectedMessage",
             Self::DecodeError => "TlsDecodeError",
+            Self::IllegalParameter => "TlsIllegalParameter",
         }
     }
 
@@ -62,6 +64,7 @@ impl Broken {
             Self::RecordOverflow => 22,
             Self::UnexpectedMessage => 10,
             Self::DecodeError => 50,
+            Self::IllegalParameter => 47,
         }
     }
 }

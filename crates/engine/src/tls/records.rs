@@ -21,6 +21,8 @@ pub(super) const SMALL: usize = 64;
 pub(super) struct Records {
     pub(super) sealer: Sealer,
     opener: Opener,
+    /// Whether tickets may come.
+    is_client: bool,
     /// A message to us that has not come whole.
     message: Vec<u8>,
     /// Whether the peer wants to see other keys of ours.
@@ -38,12 +40,14 @@ pub(super) enum Opened {
     Nothing,
     /// The peer's last word: it sends no more.
     End,
+    /// The peer has given the channel up: nothing more is to be sent.
+    Alert,
 }
 
 impl Records {
     pub(super) fn new(agreed: Agreed) -> Self {
-        let Agreed { sealer, opener, .. } = agreed;
-        Self { sealer, opener, message: Vec::new(), owes_update: false, updates: 0 }
+        let Agreed { is_client, sealer, opener, .. } = agreed;
+        Self { sealer, opener, is_client, message: Vec::new(), owes_update: false, updates: 0 }
     }
 
     /// The body of the first record in `bytes`, and nothing while it has not come whole.
@@ -89,13 +93,15 @@ impl Records {
             let len = u32::from_be_bytes([0, a, b, c]) as usize;
             let Some((body, rest)) = rest.split_at_checked(len) else { break };
             match (kind, body) {
-                (NEW_SESSION_TICKET, _) => {}
+                (NEW_SESSION_TICKET, _) if self.is_client => {}
                 // RFC 8446 §5.1: what follows comes with other keys, so nothing may follow in the same record.
-                (KEY_UPDATE, &[wants @ (0 | 1)]) if rest.is_empty() => {
+                (KEY_UPDATE, _) if !rest.is_empty() => return Err(Broken::UnexpectedMessage),
+                (KEY_UPDATE, &[wants @ (0 | 1)]) => {
                     self.owes_update |= wants == 1;
                     self.opener.update();
                     self.updates += 1;
                 }
+                (KEY_UPDATE, [_]) => return Err(Broken::IllegalParameter),
                 (KEY_UPDATE, _) => return Err(Broken::DecodeError),
                 _ => return Err(Broken::UnexpectedMessage),
             }
@@ -104,7 +110,8 @@ impl Records {
         Ok(())
     }
 
-    /// A record that is to be sent before any other now, if there is one: at the start of `out`.
+    /// A record that must go before the next one with data, if there is one: at the start of `out`. Not to be asked without
+    /// such data, so that any number of the peer's changes is answered once (RFC 8446 §4.6.3).
     pub(super) fn due(&mut self, out: &mut [u8; SMALL]) -> usize {
         if self.owes_update || self.sealer.is_worn() {
             self.owes_update = false;
@@ -131,9 +138,10 @@ pub(super) fn sealed_len(content: usize, pieces: usize) -> usize {
 
 fn alert(content: &[u8]) -> Result<Opened, Broken> {
     match content {
+        [_, CLOSE_NOTIFY] => Ok(Opened::End),
         [_, USER_CANCELED] => Ok(Opened::Nothing),
-        // After any other, too, nothing follows.
-        [_, _] => Ok(Opened::End),
+        // Any other is an error, also one that is not known, whatever its level says (RFC 8446 §6.2).
+        [_, _] => Ok(Opened::Alert),
         _ => Err(Broken::DecodeError),
     }
 }

@@ -45,6 +45,9 @@ const POLICY: &str = "20240503";
 /// For what the value is that both ends of a channel know (RFC 8446 §7.5).
 const BINDING: &[u8] = b"EXPORTER-storagetm-channel";
 
+/// More bytes than a peer says in a handshake. The library would go on with what means nothing for as long as it comes.
+const MOST: usize = 64 << 10;
+
 /// More turns than a handshake between two ends of one machine takes.
 const ROUNDS: usize = 10;
 
@@ -65,6 +68,8 @@ pub(super) enum Progress {
 #[derive(Debug)]
 pub(super) struct Agreed {
     pub(super) channel: Channel,
+    /// Whether we are the end that began, to which alone tickets are sent.
+    pub(super) is_client: bool,
     pub(super) sealer: Sealer,
     pub(super) opener: Opener,
 }
@@ -94,6 +99,8 @@ struct Wire {
     /// Bytes that came before the library was asked, of which it has `taken` so many.
     early: Vec<u8>,
     taken: usize,
+    /// Bytes that the library took in all.
+    came: usize,
     /// Bytes that were sent.
     sent: usize,
     /// Whether the socket took none at the last try.
@@ -173,7 +180,7 @@ impl Handshake {
         connection.set_config(config)?;
         connection.set_blinding(Blinding::SelfService)?;
         keys.iter().try_for_each(|key| connection.append_psk(&emit(key)?))?;
-        let wire = Wire { socket, early, taken: 0, sent: 0, is_full: false };
+        let wire = Wire { socket, early, taken: 0, came: 0, sent: 0, is_full: false };
         let wire = NonNull::from(Box::leak(Box::new(wire)));
         let mut this = Self { connection: Some(connection), wire, keys, secrets: Vec::new(), mode };
         this.attach()?;
@@ -236,7 +243,7 @@ impl Handshake {
         let opener = Opener::new(suite, secret(theirs)?)
             .ok_or_else(|| late("a secret of another length"))?;
         let channel = Channel { key, identity, cipher, binding };
-        Ok(Agreed { channel, sealer, opener })
+        Ok(Agreed { channel, is_client: self.mode == Mode::Client, sealer, opener })
     }
 }
 
@@ -284,17 +291,23 @@ fn failed(error: &Error, is_early: bool) -> Failed {
 unsafe extern "C" fn receive(context: *mut c_void, into: *mut u8, len: u32) -> i32 {
     // SAFETY: as the caller promises.
     let wire = unsafe { &mut *context.cast::<Wire>() };
+    if wire.came >= MOST {
+        // As if the peer had gone.
+        return 0;
+    }
     let early = wire.early.get(wire.taken..).unwrap_or_default();
     let some = early.len().min(len as usize);
     if some > 0 {
         // SAFETY: `some` is at most `len`, for which there is room, and `early` is memory of ours.
         unsafe { ptr::copy_nonoverlapping(early.as_ptr(), into, some) };
         wire.taken += some;
+        wire.came += some;
         return i32::try_from(some).unwrap_or(-1);
     }
     let socket = wire.socket.as_fd().as_raw_fd();
     // SAFETY: the socket is open, as the wire owns a share of it, and there is room for `len` bytes.
     let got = unsafe { libc::recv(socket, into.cast(), len as usize, libc::MSG_DONTWAIT) };
+    wire.came += usize::try_from(got).unwrap_or(0);
     i32::try_from(got).unwrap_or(-1)
 }
 
@@ -396,6 +409,26 @@ mod test {
         let len = if let Opened::Data(len) = opened { len } else { 0 };
         out.truncate(len);
         Ok((opened, out))
+    }
+
+    /// A peer that says meaningless things without end does not keep the thread.
+    #[test]
+    fn a_handshake_without_end_is_given_up() {
+        use std::io::Write;
+        let (near, far) = UnixStream::pair().unwrap();
+        let near = Arc::new(near);
+        let mut client = Handshake::begin(near.clone(), key(Hash::Sha256)).unwrap();
+        let mut server =
+            Handshake::serve(Arc::new(far), Vec::new(), vec![key(Hash::Sha256)]).unwrap();
+        let _ = client.advance().unwrap();
+        assert!(matches!(server.advance(), Ok(Progress::Reads)));
+        let mut said = 0;
+        while server.advance().is_ok() {
+            assert!(said <= MOST, "{said} bytes were heard");
+            let meaningless = [20, 3, 3, 0, 1, 1].repeat(1000);
+            (&*near).write_all(&meaningless).unwrap();
+            said += meaningless.len();
+        }
     }
 
     /// Our records are those of another implementation, in both directions and through changes of keys.

@@ -11,7 +11,7 @@ use export::Channel;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::Psk;
-use super::record::{CONTENT, Kind, OPENED, Opener};
+use super::record::{Broken, CONTENT, Kind, OPENED, Opener};
 use super::records::{Opened, Records, SMALL, sealed_len};
 use super::seam::{Agreed, Failed, Handshake, Progress};
 use crate::stage::Stage;
@@ -48,6 +48,10 @@ fn refused(failed: Failed) -> io::Error {
     )
 }
 
+fn given_up() -> io::Error {
+    io::Error::new(ErrorKind::ConnectionAborted, "an end of the channel has given it up")
+}
+
 fn wait(socket: &TcpStream, wanted: PollFlags, deadline: Instant) -> io::Result<()> {
     let left = deadline.saturating_duration_since(Instant::now());
     let timeout = Timespec::try_from(left).ok();
@@ -71,6 +75,8 @@ pub struct Stream {
     outbox: Vec<u8>,
     sent: usize,
     ended: bool,
+    /// Whether an end broke a rule: nothing is read or sent any more.
+    broken: bool,
 }
 
 impl Stream {
@@ -78,7 +84,17 @@ impl Stream {
         let (inbox, plain) = (Stage::new(INBOX), Stage::new(OPENED));
         let (channel, outbox) = (agreed.channel.clone(), Vec::new());
         let records = Records::new(agreed);
-        Self { socket, channel, records, inbox, plain, outbox, sent: 0, ended: false }
+        Self {
+            socket,
+            channel,
+            records,
+            inbox,
+            plain,
+            outbox,
+            sent: 0,
+            ended: false,
+            broken: false,
+        }
     }
 
     /// What protects it.
@@ -135,41 +151,50 @@ impl Stream {
     /// Opens one record that has come, into `into` if it fits. Gives how many bytes of it are there, and nothing if none
     /// has come whole.
     fn open(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
-        let broken =
-            |broken: super::record::Broken| io::Error::new(ErrorKind::InvalidData, broken.name());
-        let Some(body) = Opener::body(self.inbox.waiting()).map_err(broken)? else {
-            return Ok(None);
-        };
-        let len = Records::len(body);
-        let opened = if into.len() >= Opener::room(body) {
-            self.records.open(body, into)
-        } else {
-            let opened = self.records.open(body, self.plain.spare());
-            if let Ok(Opened::Data(len)) = opened {
-                self.plain.fill(len);
-            }
-            opened.map(|opened| match opened {
-                Opened::Data(_) => Opened::Data(self.plain.pour(into)),
-                other => other,
-            })
-        };
-        let opened = opened.map_err(broken);
-        self.inbox.consume(len);
-        match opened? {
-            Opened::Data(len) => Ok(Some(len)),
-            Opened::Nothing => Ok(Some(0)),
-            Opened::End => {
+        let opened = self.open_record(into);
+        self.broken =
+            !matches!(opened, Ok(Some(Opened::Data(_) | Opened::Nothing | Opened::End) | None));
+        let broken = |broken: Broken| io::Error::new(ErrorKind::InvalidData, broken.name());
+        Ok(match opened.map_err(broken)? {
+            None => None,
+            Some(Opened::Data(len)) => Some(len),
+            Some(Opened::Nothing) => Some(0),
+            Some(Opened::End) => {
                 self.ended = true;
-                Ok(Some(0))
+                Some(0)
             }
-        }
+            Some(Opened::Alert) => return Err(given_up()),
+        })
     }
 
-    fn answer_updates(&mut self) -> io::Result<()> {
+    fn open_record(&mut self, into: &mut [u8]) -> Result<Option<Opened>, Broken> {
+        let Some(body) = Opener::body(self.inbox.waiting())? else { return Ok(None) };
+        let len = Records::len(body);
+        let opened = if into.len() >= Opener::room(body) {
+            self.records.open(body, into)?
+        } else {
+            match self.records.open(body, self.plain.spare())? {
+                Opened::Data(len) => {
+                    self.plain.fill(len);
+                    Opened::Data(self.plain.pour(into))
+                }
+                other => other,
+            }
+        };
+        self.inbox.consume(len);
+        Ok(Some(opened))
+    }
+
+    /// That nothing was broken yet.
+    fn check(&self) -> io::Result<()> {
+        if self.broken { Err(given_up()) } else { Ok(()) }
+    }
+
+    /// Puts in front of the next data what must go before it.
+    fn answer_updates(&mut self) {
         let mut small = [0; SMALL];
         let len = self.records.due(&mut small);
         self.outbox.extend_from_slice(small.get(..len).unwrap_or_default());
-        if self.has_unsent() { self.send() } else { Ok(()) }
     }
 
     /// Sends what the socket takes; that it takes none now is no error.
@@ -196,6 +221,7 @@ impl Read for Stream {
     /// Reads what has come, and waits for more only if that is nothing. 0 is the end that the peer said; a connection that
     /// ends without it is an error.
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.check()?;
         let mut got = self.plain.pour(into);
         while got < into.len() && !self.ended {
             let room = into.get_mut(got..).unwrap_or_default();
@@ -203,7 +229,6 @@ impl Read for Stream {
                 Some(len) => got += len,
                 None if got > 0 => break,
                 None => {
-                    self.answer_updates()?;
                     let came = (&*self.socket).read(self.inbox.spare())?;
                     self.inbox.fill(came);
                     if came == 0 {
@@ -212,7 +237,6 @@ impl Read for Stream {
                 }
             }
         }
-        self.answer_updates()?;
         Ok(got)
     }
 }
@@ -224,10 +248,14 @@ impl Write for Stream {
     }
 
     fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.check()?;
         if self.outbox.len() - self.sent >= OUTBOX {
             self.flush()?;
         }
-        self.answer_updates()?;
+        // What is sent must not pile up while something always waits.
+        self.outbox.drain(..self.sent);
+        self.sent = 0;
+        self.answer_updates();
         let mut taken = 0;
         for piece in pieces {
             let piece = piece.get(..OUTBOX - taken).unwrap_or(piece);

@@ -92,8 +92,10 @@ impl Wrapped {
             Some(landing) => self.open_into(landing, body),
             None => self.open_staged(body),
         };
-        if opened? == Opened::End {
-            self.phase = Phase::Ended(self.now + GRACE);
+        match opened? {
+            Opened::End => self.phase = Phase::Ended(self.now + GRACE),
+            Opened::Alert => self.cut(Reason::Peer),
+            Opened::Data(_) | Opened::Nothing => {}
         }
         Ok(Some(Records::len(body)))
     }
@@ -154,12 +156,12 @@ impl Wrapped {
         if self.phase == Phase::Over {
             return self.outbox.clear();
         }
-        let mut small = [0; SMALL];
-        let due = self.records.due(&mut small);
-        self.send_small(small.get(..due).unwrap_or_default());
         while self.outbox.len() > 0 {
             let len = sealed_len(self.outbox.len(), 2 * self.outbox.segments()).min(CHUNK);
             let Some(mut buffer) = self.account.take(len) else { return };
+            let mut small = [0; SMALL];
+            let due = self.records.due(&mut small);
+            self.send_small(small.get(..due).unwrap_or_default());
             let filled = self.outbox.seal(&mut self.records.sealer, buffer.bytes_mut());
             let segment = Segment::with_body(Head::new(&[]), Body::Whole(buffer), 0, filled);
             self.steps.push_back(Step::Send(segment));
@@ -184,11 +186,20 @@ impl Wrapped {
     }
 
     fn close(&mut self, reason: Reason) {
-        let mut small = [0; SMALL];
-        let len = self.records.close(&mut small);
-        self.send_small(small.get(..len).unwrap_or_default());
+        // What could not be said any more is missing: then that was not all.
+        if self.outbox.len() == 0 {
+            let mut small = [0; SMALL];
+            let len = self.records.close(&mut small);
+            self.send_small(small.get(..len).unwrap_or_default());
+        }
+        self.cut(reason);
+    }
+
+    /// Says nothing more.
+    fn cut(&mut self, reason: Reason) {
         self.steps.push_back(Step::Close(reason));
         self.phase = Phase::Over;
+        self.outbox.clear();
     }
 
     /// The peer broke a rule of TLS, or somebody else changed what it sent.
@@ -198,9 +209,7 @@ impl Wrapped {
         self.send_small(small.get(..len).unwrap_or_default());
         let rule = broken.name();
         self.steps.push_back(Step::Report(Event::Violation { peer: self.peer.clone(), rule }));
-        self.steps.push_back(Step::Close(Reason::Violation));
-        self.phase = Phase::Over;
-        self.outbox.clear();
+        self.cut(Reason::Violation);
     }
 }
 
@@ -339,6 +348,7 @@ mod test {
         let (identity, cipher) = (String::new(), String::new());
         Agreed {
             channel: Channel { key: None, identity, cipher, binding: [0; 32] },
+            is_client: false,
             sealer: Sealer::new(Suite::Aes128, secret(ours)).unwrap(),
             opener: Opener::new(Suite::Aes128, secret(theirs)).unwrap(),
         }
@@ -414,7 +424,7 @@ mod test {
                 match self.peer.open(body, &mut out)? {
                     Opened::Data(len) => self.heard.extend_from_slice(&out[..len]),
                     Opened::Nothing => {}
-                    Opened::End => ended = true,
+                    Opened::End | Opened::Alert => ended = true,
                 }
                 at += Records::len(body);
             }
@@ -445,6 +455,49 @@ mod test {
             assert!(bench.peer.updates_seen() >= 1);
             assert_eq!((bench.closed, bench.reports), (None, 0));
         }
+    }
+
+    #[test]
+    fn keys_that_change_all_the_time_are_answered_once_before_the_next_data() {
+        let mut bench = Bench::new(1 << 20);
+        for _ in 0..5000 {
+            let mut small = [0; SMALL];
+            let len = bench.peer.sealer.update(true, &mut small);
+            bench.receive(&small[..len]);
+        }
+        assert!(bench.sent.is_empty(), "{} answers", bench.sent.len());
+        let record = bench.say(Kind::Data, b"data");
+        bench.receive(&record);
+        assert_eq!((bench.hear(), &bench.heard[..]), (Ok(false), &b"data"[..]));
+        assert_eq!(bench.peer.updates_seen(), 1);
+
+        // Nor are they while what is to be said waits for memory.
+        let mut deaf = Bench::new(0);
+        for _ in 0..40 {
+            let record = deaf.say(Kind::Data, &[1; CONTENT]);
+            deaf.receive(&record);
+        }
+        let said = deaf.sent.len();
+        for _ in 0..1000 {
+            let mut small = [0; SMALL];
+            let len = deaf.peer.sealer.update(true, &mut small);
+            deaf.receive(&small[..len]);
+        }
+        assert_eq!((deaf.sent.len(), deaf.wrapped.records.updates_seen()), (said, 1000));
+    }
+
+    #[test]
+    fn after_an_alert_nothing_more_is_said() {
+        let mut bench = Bench::new(0);
+        for _ in 0..40 {
+            let record = bench.say(Kind::Data, &[1; CONTENT]);
+            bench.receive(&record);
+        }
+        assert_eq!(bench.hear(), Ok(false));
+        let record = [bench.say(Kind::Alert, &[2, 20]), bench.say(Kind::Data, b"data")].concat();
+        bench.receive(&record);
+        bench.drain();
+        assert_eq!((bench.closed, bench.sent.len(), bench.reports), (Some(Reason::Peer), 0, 0));
     }
 
     #[test]
@@ -520,8 +573,11 @@ mod test {
 
     #[test]
     fn broken_rules_are_reported_once_and_end_it() {
-        let cases: [(Kind, &[u8]); 6] = [
+        let cases: [(Kind, &[u8]); 8] = [
             (Kind::Handshake, &[24, 0, 0, 1, 2]),
+            (Kind::Handshake, &[24, 0, 0, 2, 0, 0]),
+            // A ticket, which only a server may send.
+            (Kind::Handshake, &[4, 0, 0, 0]),
             (Kind::Handshake, &[24, 0, 0, 1, 0, 4, 0, 0, 0]),
             (Kind::Handshake, &[1, 0, 0, 0]),
             (Kind::Handshake, &[]),

@@ -3,20 +3,19 @@
 //!
 //! The types of the workspace stand here once more as they travel. Disks travel by number: each that is lent gets another.
 
-use std::net::SocketAddr;
+mod happened;
+mod pairing;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use engine::{Driver, Running};
-use export::{
-    Access, Cache, Channel, Door, Event, Export, Fault, Geometry, Host, Identity, KeyId, Peer,
-    Policy, Reason, Rule, Secret,
-};
-use pair::{Code, Shown, Verdict, View};
+use export::{Access, Cache, Door, Export, Geometry, Host, Identity, KeyId, Policy, Rule, Secret};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
 
 use crate::listen::Serves;
+pub(super) use happened::{Happened, PeerWord};
+pub(super) use pairing::{VerdictWord, ViewWord};
 
 /// Bytes of the longest order: a policy of thousands of hosts.
 pub(super) const LONGEST_ORDER: usize = 8 << 20;
@@ -318,283 +317,11 @@ fn byte(pair: &[u8]) -> Option<u8> {
     u8::try_from(digit(high)? << 4 | digit(low)?).ok()
 }
 
-/// What the owner says to a host that has shown the code; nothing if he does not let it in.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct VerdictWord(Option<GrantWord>);
-
-#[derive(Debug, Serialize, Deserialize)]
-struct GrantWord {
-    #[serde(with = "AccessWord")]
-    access: Access,
-    disks: Vec<DiskWord>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct DiskWord {
-    nqn: String,
-    name: String,
-    model: String,
-    bytes: u64,
-    #[serde(with = "AccessWord")]
-    access: Access,
-}
-
-impl From<Verdict> for VerdictWord {
-    fn from(verdict: Verdict) -> Self {
-        let word = |disk: pair::Disk| {
-            let pair::Disk { nqn, name, model, bytes, access } = disk;
-            DiskWord { nqn, name, model, bytes, access }
-        };
-        match verdict {
-            Verdict::Granted { access, disks } => {
-                Self(Some(GrantWord { access, disks: disks.into_iter().map(word).collect() }))
-            }
-            Verdict::Denied => Self(None),
-        }
-    }
-}
-
-impl From<VerdictWord> for Verdict {
-    fn from(word: VerdictWord) -> Self {
-        let disk = |word: DiskWord| {
-            let DiskWord { nqn, name, model, bytes, access } = word;
-            pair::Disk { nqn, name, model, bytes, access }
-        };
-        match word.0 {
-            Some(GrantWord { access, disks }) => {
-                Self::Granted { access, disks: disks.into_iter().map(disk).collect() }
-            }
-            None => Self::Denied,
-        }
-    }
-}
-
-/// What the screen shows of pairing. The two processes have clocks of their own: times are how long it is until then, in
-/// milliseconds.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct ViewWord {
-    shown: Option<ShownWord>,
-    wait: Option<u64>,
-    stopped: bool,
-    failures: u32,
-    waiting: Vec<u64>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct ShownWord {
-    digits: Hidden,
-    long: Hidden,
-    expires: u64,
-}
-
-impl ViewWord {
-    /// What is to be shown from `now` on.
-    pub(super) fn new(view: &View, now: Instant) -> Self {
-        let left = |at: Instant| {
-            u64::try_from(at.saturating_duration_since(now).as_millis()).unwrap_or(u64::MAX)
-        };
-        let code = |code: &Code| Hidden(Secret::new(code.text().as_bytes().to_vec()));
-        let shown = view.shown.as_ref().map(|shown| ShownWord {
-            digits: code(&shown.digits),
-            long: code(&shown.long),
-            expires: left(shown.expires),
-        });
-        Self {
-            shown,
-            wait: view.wait_until.map(left),
-            stopped: view.stopped,
-            failures: view.failures,
-            waiting: view.waiting.clone(),
-        }
-    }
-
-    /// What is to be shown from `now` on. Nothing if its codes are none.
-    pub(super) fn view(self, now: Instant) -> Option<View> {
-        let at = |milliseconds: u64| now.checked_add(Duration::from_millis(milliseconds));
-        let shown = match self.shown {
-            Some(word) => Some(Shown {
-                digits: code(&word.digits)?,
-                long: code(&word.long)?,
-                expires: at(word.expires)?,
-            }),
-            None => None,
-        };
-        let wait_until = self.wait.and_then(at);
-        let Self { stopped, failures, waiting, .. } = self;
-        Some(View { shown, wait_until, stopped, failures, waiting })
-    }
-}
-
-fn code(hidden: &Hidden) -> Option<Code> {
-    Code::parse(std::str::from_utf8(hidden.0.bytes()).ok()?).ok()
-}
-
-/// Who is at the other end of a connection.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) struct PeerWord {
-    remote: SocketAddr,
-    local: SocketAddr,
-    keyed: bool,
-    channel: Option<ChannelWord>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct ChannelWord {
-    key: Option<u64>,
-    identity: String,
-    cipher: String,
-    binding: [u8; 32],
-}
-
-impl From<&Peer> for PeerWord {
-    fn from(peer: &Peer) -> Self {
-        let channel = peer.channel.as_deref().map(|channel| ChannelWord {
-            key: channel.key.map(KeyId::number),
-            identity: channel.identity.clone(),
-            cipher: channel.cipher.clone(),
-            binding: channel.binding,
-        });
-        let keyed = peer.door == Door::Keyed;
-        Self { remote: peer.remote, local: peer.local, keyed, channel }
-    }
-}
-
-impl From<PeerWord> for Peer {
-    fn from(word: PeerWord) -> Self {
-        let channel = word.channel.map(|word| Channel {
-            key: word.key.map(KeyId::new),
-            identity: word.identity,
-            cipher: word.cipher,
-            binding: word.binding,
-        });
-        Self {
-            remote: word.remote,
-            local: word.local,
-            door: door(word.keyed),
-            channel: channel.map(Arc::new),
-        }
-    }
-}
-
-/// Something that happened: [`export::Event`], with disks by number.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Happened {
-    Attached {
-        disk: u64,
-        peer: PeerWord,
-        host: String,
-        proven: Option<u64>,
-    },
-    Detached {
-        disk: u64,
-        peer: PeerWord,
-        host: String,
-        #[serde(with = "ReasonWord")]
-        reason: Reason,
-        read: u64,
-        written: u64,
-    },
-    Refused {
-        peer: PeerWord,
-        host: String,
-        wanted: String,
-        why: String,
-    },
-    Knocked {
-        peer: PeerWord,
-        number: u64,
-        host: String,
-        name: String,
-        writable: bool,
-        secret: Hidden,
-    },
-    Violation {
-        peer: PeerWord,
-        rule: String,
-    },
-    Fault {
-        disk: u64,
-        op: String,
-        offset: u64,
-        len: u64,
-        #[serde(with = "FaultWord")]
-        fault: Fault,
-    },
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "Reason")]
-enum ReasonWord {
-    Peer,
-    Violation,
-    Timeout,
-    Refused,
-    Ended,
-    Stopping,
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "Fault")]
-enum FaultWord {
-    Io,
-    NoSpace,
-    ReadOnly,
-    OutOfRange,
-    Misaligned,
-    Unsupported,
-    Gone,
-    Busy,
-}
-
-impl Happened {
-    /// What happened, to disks of these numbers. Nothing if it happened to a disk that has none.
-    pub(super) fn new(event: &Event, number: impl Fn(&Arc<Export>) -> Option<u64>) -> Option<Self> {
-        Some(match event {
-            Event::Attached { export, peer, host, proven } => Self::Attached {
-                disk: number(export)?,
-                peer: peer.into(),
-                host: host.clone(),
-                proven: proven.map(KeyId::number),
-            },
-            Event::Detached { export, peer, host, reason, read, written } => Self::Detached {
-                disk: number(export)?,
-                peer: peer.into(),
-                host: host.clone(),
-                reason: *reason,
-                read: *read,
-                written: *written,
-            },
-            Event::Refused { peer, host, wanted, why } => Self::Refused {
-                peer: peer.into(),
-                host: host.clone(),
-                wanted: wanted.clone(),
-                why: (*why).to_owned(),
-            },
-            Event::Knocked { peer, knock } => Self::Knocked {
-                peer: peer.into(),
-                number: knock.number,
-                host: knock.host.clone(),
-                name: knock.name.clone(),
-                writable: knock.writable,
-                secret: Hidden(knock.secret.clone()),
-            },
-            Event::Violation { peer, rule } => {
-                Self::Violation { peer: peer.into(), rule: (*rule).to_owned() }
-            }
-            Event::Fault { export, op, offset, len, fault } => Self::Fault {
-                disk: number(export)?,
-                op: (*op).to_owned(),
-                offset: *offset,
-                len: *len,
-                fault: *fault,
-            },
-        })
-    }
-}
-
 #[cfg(test)]
 mod test {
     use super::*;
+    use pair::{Code, Shown, View};
+    use std::time::{Duration, Instant};
 
     fn travel<T: Serialize + de::DeserializeOwned>(word: &T) -> T {
         serde_json::from_str(&serde_json::to_string(word).unwrap()).unwrap()

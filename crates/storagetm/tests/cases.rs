@@ -1,0 +1,24 @@
+//! Cases of the threat model, from without: the program as it is started, and peers on a real network that is theirs
+//! alone. Each test has its case's number in its name. What is tested nearer to the code is not repeated here.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "cases/alone.rs"]
+mod alone;
+#[path = "cases/disclosure.rs"]
+mod disclosure;
+#[path = "cases/flood.rs"]
+mod flood;
+#[path = "cases/host.rs"]
+mod host;
+#[path = "cases/refusal.rs"]
+mod refusal;
+#[path = "cases/revocation.rs"]
+mod revocation;
+#[path = "cases/scene.rs"]
+mod scene;
+#[path = "cases/secrets.rs"]
+mod secrets;
+#[path = "cases/tap.rs"]
+mod tap;

@@ -1,0 +1,118 @@
+//! A network of the test's own, where every address is this machine's, and a cable from there to another one. Root has
+//! them by right, others by a user namespace. It knows not what is sent there.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::geteuid;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::os::fd::AsFd;
+
+/// Says that this test runs in a network of its own.
+const ALONE: &str = "STORAGETM_TEST_ALONE";
+/// What the machine calls itself there.
+pub(crate) const MACHINE: &str = "quartz-machine";
+/// An address there that is of no network beyond, and no loopback address.
+pub(crate) const ELSEWHERE: &str = "10.77.0.1";
+
+/// Runs the test of that name (with its module) once more in a network of its own; whether this is that run.
+pub(crate) fn is_alone(test: &str) -> bool {
+    if std::env::var_os(ALONE).is_some() {
+        return true;
+    }
+    let up = format!(
+        "echo {MACHINE} >/proc/sys/kernel/hostname && ip link set lo up && \
+         ip address add {ELSEWHERE}/32 dev lo && exec \"$0\" --exact \"$1\" --nocapture"
+    );
+    let mut run = Command::new("unshare");
+    if !geteuid().is_root() {
+        run.arg("--map-root-user");
+    }
+    let this = std::env::current_exe().unwrap();
+    run.args(["--net", "--uts", "sh", "-c", &up]).arg(this).arg(test).env(ALONE, "1");
+    let output = match run.output() {
+        Ok(output) => output,
+        Err(error) => {
+            println!("skip {test}: no network of its own is to be had: unshare: {error}");
+            return false;
+        }
+    };
+    let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    if said.contains("unshare failed") {
+        println!("skip {test}: no network of its own is to be had: {said}");
+    } else {
+        // A name that is none would run nothing, and that would be no failure.
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        println!("{said}");
+    }
+    false
+}
+
+/// A cable from this network to another one. Here are 169.254.7.9, fe80::1, 10.98.0.1 and 2001:db8::1, and there .8, ::2,
+/// .2 and ::2, as well as 10.99.0.2, which is reached by a route. Ended when dropped.
+pub(crate) struct Cable {
+    far: Child,
+}
+
+impl Cable {
+    pub(crate) fn lay() -> Self {
+        let mut far = Command::new("unshare")
+            .args(["--net", "sh", "-c", "ip link set lo up; echo; exec sleep 60"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut there = String::new();
+        BufReader::new(far.stdout.take().unwrap()).read_line(&mut there).unwrap();
+        let cable = Self { far };
+        let id = cable.far.id().to_string();
+        ip(&["link", "add", "near", "type", "veth", "peer", "name", "far", "netns", &id]);
+        let inside = ["-t", &id, "-n", "ip"];
+        end(&["ip"], "near", ["169.254.7.9/16", "fe80::1/64", "10.98.0.1/24", "2001:db8::1/64"]);
+        let there = [&["nsenter"][..], &inside].concat();
+        end(&there, "far", ["169.254.7.8/16", "fe80::2/64", "10.98.0.2/24", "2001:db8::2/64"]);
+        run(&there, &["address", "add", "10.99.0.2/32", "dev", "lo"]);
+        ip(&["route", "add", "10.99.0.0/24", "via", "10.98.0.2"]);
+        cable
+    }
+
+    /// Does something at the other end, on a thread of its own.
+    pub(crate) fn there<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let network = Path::new("/proc").join(self.far.id().to_string()).join("ns/net");
+        let network = File::open(network).unwrap();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
+                    .unwrap();
+                work()
+            });
+            thread.join().unwrap()
+        })
+    }
+}
+
+impl Drop for Cable {
+    fn drop(&mut self) {
+        let _ = self.far.kill();
+        let _ = self.far.wait();
+    }
+}
+
+fn end(ip: &[&str], name: &str, addresses: [&str; 4]) {
+    run(ip, &["link", "set", name, "addrgenmode", "none"]);
+    run(ip, &["link", "set", name, "up"]);
+    for address in addresses {
+        let certain: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
+        run(ip, &[&["address", "add", address, "dev", name][..], certain].concat());
+    }
+}
+
+fn ip(words: &[&str]) {
+    run(&["ip"], words);
+}
+
+fn run(program: &[&str], words: &[&str]) {
+    let output = Command::new(program[0]).args(&program[1..]).args(words).output().unwrap();
+    assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+}

@@ -1,0 +1,226 @@
+//! A host that may be refused: it attaches a disk in the clear or in a channel, under any name, and sends any command. It
+//! knows nothing of the program under test.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::tls::{self, Stream};
+use export::{Account, Buffer, Pool, Secret};
+use nvme::auth::chap::{Key, system_random};
+use nvme::auth::{Credentials, Group, Hash, psk};
+use nvme::command::IoCommand;
+use nvme::host::{Controller, Done, Options, Payload, Queue, Step};
+use nvme::wire::Sqe;
+use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A host, as it says it is.
+#[derive(Clone)]
+pub(crate) struct Guest {
+    pub(crate) host: String,
+    pub(crate) disk: String,
+    pub(crate) proof: Option<Arc<Credentials>>,
+}
+
+impl Guest {
+    pub(crate) fn new(host: &str, disk: &str) -> Self {
+        Self { host: host.to_owned(), disk: disk.to_owned(), proof: None }
+    }
+
+    /// The same, and it proves itself with that key (`DHHC-1:…`).
+    pub(crate) fn proving(self, key: &str) -> Self {
+        let proof = Credentials {
+            key: Key::parse(key.as_bytes()).unwrap(),
+            controller: None,
+            hashes: vec![Hash::Sha256],
+            groups: vec![Group::Ffdhe2048],
+            concatenate: false,
+            random: system_random,
+        };
+        Self { proof: Some(Arc::new(proof)), ..self }
+    }
+
+    fn queue(&self, options: Options, cntlid: u16) -> Queue {
+        let data = ConnectData::emit([7; 16], cntlid, &self.disk, &self.host).unwrap();
+        match &self.proof {
+            Some(proof) => Queue::with_credentials(options, data, proof.clone()),
+            None => Queue::new(options, data),
+        }
+    }
+
+    /// Attaches the disk, on streams that `connect` makes.
+    pub(crate) fn attach<S: Read + Write>(
+        &self,
+        mut connect: impl FnMut() -> io::Result<S>,
+    ) -> Result<Attached<S>, String> {
+        let mut connect = || connect().map_err(|error| error.to_string());
+        let memory = Pool::new(4 << 20).open();
+        let (mut admin, cntlid) =
+            Wire::open(connect()?, self.queue(Options::admin(), CNTLID_DYNAMIC))?;
+        let mut controller = Controller::new(cntlid, 1);
+        while let Some(ask) = controller.ask() {
+            let payload = match ask.len {
+                0 => Payload::None,
+                len => Payload::Receive(memory.take(len).unwrap()),
+            };
+            let Done { status, result, buffer, .. } = admin.ask(ask.sqe, payload)?;
+            let bytes = buffer.as_ref().map_or(&[][..], Buffer::bytes);
+            controller.answer(status, result, bytes).map_err(|trouble| format!("{trouble:?}"))?;
+        }
+        let options = Options::io(1, 8, controller.capsule_data());
+        let (io, _) = Wire::open(connect()?, self.queue(options, cntlid))?;
+        Ok(Attached { admin, io, memory })
+    }
+
+    /// The same, in the clear.
+    pub(crate) fn attach_plain(&self, address: SocketAddr) -> Result<Attached<TcpStream>, String> {
+        self.attach(|| plain(address))
+    }
+
+    /// The same, in channels made with that key (`NVMeTLSkey-1:…`).
+    pub(crate) fn attach_tls(
+        &self,
+        address: SocketAddr,
+        key: &str,
+    ) -> Result<Attached<Stream>, String> {
+        self.attach(|| secured(address, known(key, &self.host, &self.disk)))
+    }
+}
+
+/// The key with which that host makes a channel to that disk.
+pub(crate) fn known(key: &str, host: &str, disk: &str) -> tls::Psk {
+    let key = Secret::new(key.as_bytes().to_vec());
+    let psk = psk::psks(&key, false, host, disk).unwrap().remove(0);
+    tls::Psk { identity: psk.identity, secret: psk.secret, hash: tls::Hash::Sha256, key: None }
+}
+
+/// The key with which everybody makes a channel to pair in.
+pub(crate) fn everybodys() -> tls::Psk {
+    let (identity, secret) = (pair::IDENTITY.to_owned(), Secret::new(pair::PSK.to_vec()));
+    tls::Psk { identity, secret, hash: tls::Hash::Sha256, key: None }
+}
+
+pub(crate) fn plain(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+pub(crate) fn secured(address: SocketAddr, psk: tls::Psk) -> io::Result<Stream> {
+    tls::connect(plain(address)?, psk, Instant::now() + PATIENCE)
+}
+
+/// One queue.
+pub(crate) struct Wire<S> {
+    pub(crate) stream: S,
+    queue: Queue,
+    kept: Vec<u8>,
+}
+
+impl<S: Read + Write> Wire<S> {
+    fn open(stream: S, queue: Queue) -> Result<(Self, u16), String> {
+        let mut wire = Self { stream, queue, kept: Vec::new() };
+        match wire.step()? {
+            Step::Connected(response) => Ok((wire, response.cntlid)),
+            step => Err(format!("Connect: {step:?}")),
+        }
+    }
+
+    fn step(&mut self) -> Result<Step, String> {
+        loop {
+            match self.queue.poll() {
+                Some(Step::Send(segment)) => {
+                    let sent =
+                        segment.parts().into_iter().try_for_each(|part| self.stream.write_all(part));
+                    sent.and_then(|()| self.stream.flush()).map_err(|error| error.to_string())?;
+                }
+                Some(step) => return Ok(step),
+                None => self.receive().map_err(|error| error.to_string())?,
+            }
+        }
+    }
+
+    fn receive(&mut self) -> io::Result<()> {
+        let mut some = [0; 4096];
+        let landing = self.queue.landing();
+        let Some(mut landing) = landing else {
+            let got = some_of(self.stream.read(&mut some)?)?;
+            self.kept.extend_from_slice(&some[..got]);
+            let taken = self.queue.receive(&self.kept);
+            self.kept.drain(..taken);
+            return Ok(());
+        };
+        let (start, end) = (landing.start, landing.end);
+        let got = some_of(self.stream.read(&mut landing.buffer.bytes_mut()[start..end])?)?;
+        self.queue.landed(landing, got);
+        Ok(())
+    }
+
+    fn ask(&mut self, sqe: Sqe, payload: Payload) -> Result<Done, String> {
+        self.queue.submit(sqe, payload, 0).map_err(|not_now| format!("{not_now:?}"))?;
+        match self.step()? {
+            Step::Done(done) => Ok(done),
+            step => Err(format!("{step:?}")),
+        }
+    }
+}
+
+fn some_of(got: usize) -> io::Result<usize> {
+    if got == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(got) }
+}
+
+/// A disk that is attached for as long as this lives.
+pub(crate) struct Attached<S> {
+    pub(crate) admin: Wire<S>,
+    pub(crate) io: Wire<S>,
+    memory: Account,
+}
+
+impl<S: Read + Write> Attached<S> {
+    /// Reads eight blocks from `slba` on.
+    pub(crate) fn read(&mut self, slba: u64) -> Result<Vec<u8>, String> {
+        let command = IoCommand::Read { nsid: 1, slba, nlb: 8, fua: false, limited_retry: false };
+        let payload = Payload::Receive(self.memory.take(8 * 512).unwrap());
+        let done = self.io.ask(command.emit(), payload)?;
+        if !done.status.is_success() {
+            return Err(format!("{:?}", done.status));
+        }
+        Ok(done.buffer.unwrap().bytes()[..4096].to_vec())
+    }
+
+    /// Writes a block; whether that worked.
+    pub(crate) fn write(&mut self, slba: u64) -> Result<bool, String> {
+        let command = IoCommand::Write { nsid: 1, slba, nlb: 1, fua: true, limited_retry: false };
+        let payload = self.payload(1);
+        Ok(self.io.ask(command.emit(), payload)?.status.is_success())
+    }
+
+    /// Sends an I/O command with data as its code says; whether it worked.
+    pub(crate) fn ask_io(&mut self, sqe: Sqe) -> Result<bool, String> {
+        let payload = self.payload(sqe.opcode);
+        Ok(self.io.ask(sqe, payload)?.status.is_success())
+    }
+
+    /// The same of an admin command.
+    pub(crate) fn ask_admin(&mut self, sqe: Sqe) -> Result<bool, String> {
+        let payload = self.payload(sqe.opcode);
+        Ok(self.admin.ask(sqe, payload)?.status.is_success())
+    }
+
+    /// A block, in the direction that the lowest bits of a command's code say (NVMe Base 2.0 §3.3.3.1, CDW0).
+    fn payload(&self, opcode: u8) -> Payload {
+        let mut buffer = self.memory.take(512).unwrap();
+        buffer.bytes_mut()[..512].fill(0xaa);
+        match opcode & 0b11 {
+            0b01 => Payload::Send(Rc::new(buffer)),
+            0b10 => Payload::Receive(buffer),
+            _ => Payload::None,
+        }
+    }
+}

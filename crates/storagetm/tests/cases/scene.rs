@@ -1,0 +1,252 @@
+//! The program under test, its folder and its commands. It knows no protocol.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
+pub(crate) const LONG: Duration = Duration::from_secs(20);
+/// Every address of a network of the test's own. Unlike the loopback addresses themselves, these ask for a key.
+pub(crate) const KEYED: &str = "0.0.0.0:0";
+/// A host of the tests.
+pub(crate) const LAPTOP: &str =
+    "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555";
+/// Another one.
+pub(crate) const DESK: &str =
+    "nqn.2014-08.org.nvmexpress:uuid:66666666-2222-3333-4444-555555555555";
+/// Bytes of a disk of the tests.
+pub(crate) const SIZE: usize = 1 << 20;
+
+/// A folder that is removed at the end, with the owner's keys in it.
+pub(crate) struct Folder(pub(crate) PathBuf);
+
+impl Folder {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("storagetm-cases-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    /// A disk, all of it that byte.
+    pub(crate) fn image(&self, name: &str, byte: u8) -> String {
+        let path = self.path(name);
+        fs::write(&path, vec![byte; SIZE]).unwrap();
+        path
+    }
+
+    pub(crate) fn path(&self, inside: &str) -> String {
+        self.0.join(inside).to_str().unwrap().to_owned()
+    }
+
+    /// Where the owner's keys are.
+    pub(crate) fn keys(&self) -> String {
+        self.path("state")
+    }
+
+    /// What a command about keys or hosts prints if all goes well.
+    pub(crate) fn owner(&self, words: &[&str]) -> String {
+        right(&[words, &["--keys", &self.keys()]].concat(), "")
+    }
+
+    /// Lets a host in, with a new key of that kind (`tls`, `chap`); the key's text.
+    pub(crate) fn let_in(&self, host: &str, name: &str, kind: &str, more: &[&str]) -> String {
+        self.owner(&["key", "generate", kind, "--name", name]);
+        let option = format!("--{kind}-key");
+        let add = ["host", "add", host, "--name", name, &option, name];
+        self.owner(&[&add[..], more].concat());
+        self.key(name)
+    }
+
+    pub(crate) fn key(&self, name: &str) -> String {
+        self.owner(&["key", "export", name]).trim().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Runs the program to its end.
+pub(crate) fn run(words: &[&str], input: &str) -> Output {
+    let mut child = Command::new(PROGRAM)
+        .args(words)
+        .env_remove("CREDENTIALS_DIRECTORY")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may end without reading.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+/// What it prints if all goes well.
+pub(crate) fn right(words: &[&str], input: &str) -> String {
+    let output = run(words, input);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{words:?}: {said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The program, serving; killed at the end.
+pub(crate) struct Running {
+    child: Child,
+    lines: Receiver<String>,
+    said: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Running {
+    /// With `--json`.
+    pub(crate) fn serve(words: &[&str]) -> Self {
+        Self::start(&[&["serve", "--json"], words].concat())
+    }
+
+    pub(crate) fn start(words: &[&str]) -> Self {
+        let mut child = Command::new(PROGRAM)
+            .args(words)
+            .env_remove("NOTIFY_SOCKET")
+            .env_remove("CREDENTIALS_DIRECTORY")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let said = Arc::<Mutex<Vec<u8>>>::default();
+        let (send, lines) = channel();
+        listen(child.stdout.take().unwrap(), said.clone(), Some(send));
+        listen(child.stderr.take().unwrap(), said.clone(), None);
+        Self { child, lines, said }
+    }
+
+    pub(crate) fn event(&self) -> Value {
+        let line = self.lines.recv_timeout(LONG).expect("an event");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+    }
+
+    /// The next event of that name, and all that come before it.
+    pub(crate) fn until(&self, name: &str) -> Vec<Value> {
+        let mut events = vec![self.event()];
+        while events.last().unwrap()["event"] != name {
+            events.push(self.event());
+        }
+        events
+    }
+
+    /// The next event of that name.
+    pub(crate) fn next(&self, name: &str) -> Value {
+        self.until(name).pop().unwrap()
+    }
+
+    /// The names of the events that come within that time.
+    pub(crate) fn names_within(&self, time: Duration) -> Vec<String> {
+        let end = Instant::now() + time;
+        let left = || end.saturating_duration_since(Instant::now());
+        let lines = std::iter::from_fn(|| self.lines.recv_timeout(left()).ok());
+        let name = |line: String| {
+            let event: Value = serde_json::from_str(&line).unwrap();
+            event["event"].as_str().unwrap().to_owned()
+        };
+        lines.map(name).collect()
+    }
+
+    /// Where it listens (at 127.0.0.1), and the names of its disks.
+    pub(crate) fn ready(&self) -> (SocketAddr, Vec<String>) {
+        let events = self.until("ready");
+        let port = u16::try_from(events[0]["port"].as_u64().unwrap()).unwrap();
+        let names = events.iter().filter_map(|event| event["nqn"].as_str());
+        (([127, 0, 0, 1], port).into(), names.map(str::to_owned).collect())
+    }
+
+    /// The code that is good from now on: eight digits.
+    pub(crate) fn code(&self) -> String {
+        self.next("pairing")["code"].as_str().unwrap().to_owned()
+    }
+
+    /// All that it has said, on standard output and standard error.
+    pub(crate) fn said(&self) -> Vec<u8> {
+        self.said.lock().unwrap().clone()
+    }
+
+    pub(crate) fn process(&self) -> PathBuf {
+        proc(self.child.id())
+    }
+
+    /// The folder in `/proc` of the process that talks to hosts.
+    pub(crate) fn worker(&self) -> PathBuf {
+        find(|| worker_of(self.child.id())).expect("a worker")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn listen(from: impl Read + Send + 'static, said: Arc<Mutex<Vec<u8>>>, to: Option<Sender<String>>) {
+    thread::spawn(move || {
+        let mut from = BufReader::new(from);
+        let mut line = Vec::new();
+        while from.read_until(b'\n', &mut line).is_ok_and(|count| count > 0) {
+            said.lock().unwrap().extend_from_slice(&line);
+            let text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned();
+            let _ = to.as_ref().is_some_and(|to| to.send(text).is_ok());
+            line.clear();
+        }
+    });
+}
+
+/// What comes about, within a while.
+pub(crate) fn find<T>(mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    let end = Instant::now() + LONG;
+    loop {
+        let found = look();
+        if found.is_some() || Instant::now() > end {
+            return found;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn proc(id: u32) -> PathBuf {
+    Path::new("/proc").join(id.to_string())
+}
+
+/// The child of that process that has given its rights up by now.
+fn worker_of(parent: u32) -> Option<PathBuf> {
+    let children = fs::read_dir("/proc").ok()?.filter_map(Result::ok).map(|entry| entry.path());
+    let is_it = |path: &PathBuf| {
+        let status = fs::read_to_string(path.join("status")).unwrap_or_default();
+        field(&status, "PPid") == Some(parent.to_string())
+            && field(&status, "Seccomp").as_deref() == Some("2")
+    };
+    children.into_iter().find(is_it)
+}
+
+/// What stands beside a word in a file of `/proc`.
+pub(crate) fn field(status: &str, name: &str) -> Option<String> {
+    let line = status.lines().find(|line| line.split(':').next() == Some(name))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// Whether the text is anywhere in the bytes, in capitals or not.
+pub(crate) fn contains(bytes: &[u8], text: &str) -> bool {
+    assert!(!text.is_empty());
+    bytes.windows(text.len()).any(|part| part.eq_ignore_ascii_case(text.as_bytes()))
+}
