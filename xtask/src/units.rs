@@ -13,7 +13,7 @@ use crate::install::UNITS;
 use crate::tally::Tally;
 
 /// The most that a unit which hosts can reach may be exposed, in tenths (`systemd-analyze security`).
-const EXPOSURE: &str = "25";
+const EXPOSURE: &str = "20";
 /// The units that hosts can reach.
 const REACHED: [&str; 2] = ["storagetm.service", "storagetm@.service"];
 /// What systemd loads: a template only as one of its instances.

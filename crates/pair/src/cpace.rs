@@ -46,7 +46,7 @@ pub(crate) fn lv_cat(parts: &[&[u8]]) -> Vec<u8> {
 /// What is hashed to the generator. The password fills the first block, whatever its length, with nothing else in it
 /// that changes: how long that takes tells nothing.
 fn generator_string(prs: &[u8], ci: &[u8], sid: &[u8]) -> Zeroizing<Vec<u8>> {
-    let used = 1 + lv_cat(&[prs]).len() + lv_cat(&[DSI]).len();
+    let used = 1 + Zeroizing::new(lv_cat(&[prs])).len() + lv_cat(&[DSI]).len();
     let pad = vec![0; BLOCK.saturating_sub(used)];
     Zeroizing::new(lv_cat(&[DSI, prs, &pad, ci, sid]))
 }

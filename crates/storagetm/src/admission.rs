@@ -98,7 +98,7 @@ impl Admission {
         let (policy, next, complaints) = store.policy(time);
         let until = next.map(|next| next.duration_since(time).unwrap_or_default());
         // A clock that is set moves every end: no sleep is longer than that.
-        let wait = until.map(|until| until.min(LOOK)).or(self.watch.is_none().then_some(LOOK));
+        let wait = until.map(|until| until.min(LOOK)).or_else(|| self.watch.is_none().then_some(LOOK));
         self.due = wait.map(|wait| now + wait.max(Duration::from_millis(10)));
         let new = complaints.iter().filter(|known| !self.complaints.contains(known)).cloned();
         let new = new.collect();
@@ -122,9 +122,10 @@ impl Admission {
         changed
     }
 
-    /// The code that is good now.
-    pub(crate) fn shown(&self) -> Option<&Shown> {
-        self.view.as_ref()?.shown.as_ref()
+    /// The code that is good now, to be typed and for a camera.
+    pub(crate) fn code(&self, endpoints: &[Endpoint]) -> Option<(String, String)> {
+        let shown = self.view.as_ref()?.shown.as_ref()?;
+        Some((shown.digits.text().to_owned(), link(shown, endpoints)))
     }
 
     /// What the screen says of it.
@@ -203,9 +204,10 @@ fn is_over(until: Instant) -> bool {
     until <= Instant::now()
 }
 
-/// The code, and where to go with it.
+/// The code, and where to go with it: one address, or the picture of it would not fit a small screen.
 fn link(shown: &Shown, endpoints: &[Endpoint]) -> String {
-    let keyed = endpoints.iter().filter(|at| at.keyed);
-    let at = keyed.map(ToString::to_string).collect();
+    let keyed = || endpoints.iter().filter(|at| at.keyed);
+    let best = keyed().find(|at| at.address.is_ipv4()).or_else(|| keyed().next());
+    let at = best.map(ToString::to_string).into_iter().collect();
     Invite { at, code: shown.long.clone() }.to_string()
 }

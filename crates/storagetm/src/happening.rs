@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use console::{Pairing, decimal, host_name, printable, size};
+use console::{decimal, host_name, printable, size};
 use export::{Access, Event, Export, KeyId, Knock, Peer, Policy};
 use serde::{Serialize, Serializer};
 
@@ -254,15 +254,6 @@ impl Happening {
     /// A disk has another size.
     pub fn resized(export: &Export) -> Self {
         Self::Resized { which: Which::of(export), bytes: export.bytes() }
-    }
-
-    /// A code by which machines are let in.
-    pub fn pairing(code: &str, shown: Option<Pairing>) -> Self {
-        let link = match shown {
-            Some(Pairing::Code { link, .. }) => link,
-            _ => String::new(),
-        };
-        Self::Pairing { code: code.to_owned(), link }
     }
 
     /// A machine that knew the code was let in.

@@ -1,2 +1,2 @@
 # Both machines prove who they are by DH-HMAC-CHAP with ffdhe2048.
-chap_with ffdhe2048 also
+chap_with 1 ffdhe2048 also

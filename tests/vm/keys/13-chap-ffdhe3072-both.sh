@@ -1,2 +1,2 @@
 # Both machines prove who they are by DH-HMAC-CHAP with ffdhe3072.
-chap_with ffdhe3072 also
+chap_with 2 ffdhe3072 also

@@ -1,2 +1,2 @@
 # This machine proves who it is by DH-HMAC-CHAP with ffdhe6144.
-chap_with ffdhe6144
+chap_with 4 ffdhe6144

@@ -1,2 +1,2 @@
 # Both machines prove who they are by DH-HMAC-CHAP with ffdhe6144.
-chap_with ffdhe6144 also
+chap_with 4 ffdhe6144 also

@@ -14,7 +14,22 @@ on_target() {
 
 # A test that fails says what the other machine has to say.
 explain() { on_target "tail -n +$((told + 1)) /tmp/events; cat /tmp/complaints" </dev/null; }
-trap '[ $? = 0 ] || explain' EXIT
+ended() {
+    local status=$?
+    [ -z "${between:-}" ] || kill "$between"
+    [ $status = 0 ] || explain
+}
+trap ended EXIT
+
+# over NUMBER: connections go by way of somebody who leaves one group of those that the kernel offers, by its
+# number, from 0 for none to 5 for ffdhe8192. Sets `connect`.
+over() {
+    ip link set lo up
+    xtask vm narrow 127.0.0.1:4421 "$address:$port" "$1" >/tmp/between 2>&1 &
+    between=$!
+    connect="nvme connect -t tcp -a 127.0.0.1 -s 4421"
+    wait_for 5 nc 127.0.0.1 4421
+}
 
 # nqn_of DISK: the name under which a disk is lent.
 nqn_of() {
@@ -93,7 +108,7 @@ encrypted_by() {
     event attached | grep "\"tls\":\"$1\""
 }
 
-# chap_with GROUP [ALSO]: the disk is attached once this machine has proved who it is with that group; if
+# chap_with NUMBER GROUP [ALSO]: the disk is attached once this machine has proved who it is with that group; if
 # `also` stands there, the other one too.
 chap_with() {
     local keys=(--chap-key host) secrets=()
@@ -101,16 +116,17 @@ chap_with() {
     key=$(chap_key 1 32)
     bring host "$key"
     secrets=(--dhchap-secret="$key")
-    if [ "${2:-}" = also ]; then
+    if [ "${3:-}" = also ]; then
         key=$(chap_key 3 64)
         bring other "$key"
         keys+=(--chap-controller-key other)
         secrets+=(--dhchap-ctrl-secret="$key")
     fi
     let_in "${keys[@]}"
+    over "$1"
     speak
     attach "$ro_nqn" "$connect -n $ro_nqn" "${secrets[@]}"
     whole
     event attached | grep '"chap":true'
-    dmesg | grep "selected DH group $1"
+    dmesg | grep "selected DH group $2"
 }

@@ -99,7 +99,7 @@ fn boot_client(
             ("port", "4420".to_owned()),
             ("ro_sha256", hash.to_owned()),
         ],
-        files: Vec::new(),
+        files: vec![("usr/bin/xtask", std::env::current_exe()?)],
         has_keys: true,
     };
     Guest::boot(bench, kernel, folder, &job, &link(&folder.join("link"), 2))

@@ -16,6 +16,7 @@ mod initramfs;
 mod keys;
 pub(crate) mod mirror;
 mod modules;
+mod narrow;
 mod qmp;
 mod target;
 mod tree;
@@ -56,6 +57,9 @@ pub(crate) struct Options {
 enum Part {
     /// Only the machines that are booted into target mode, with the table of times
     Boot(boot::Options),
+    /// Stand between a host and its target in a test machine, and take groups out of what the host offers
+    #[command(hide = true)]
+    Narrow(narrow::Options),
 }
 
 impl Options {
@@ -76,6 +80,7 @@ impl Options {
     fn boot(&self) -> Option<boot::Options> {
         match &self.part {
             Some(Part::Boot(options)) => Some(options.clone()),
+            Some(Part::Narrow(_)) => None,
             None => (self.kernel == "all").then(boot::Options::default),
         }
     }
@@ -95,6 +100,9 @@ struct Bench {
 /// Runs the chosen tests; a machine that cannot run them skips each by name.
 pub(crate) fn run(options: &Options) -> Result<Tally> {
     let mut tally = Tally::default();
+    if let Some(Part::Narrow(options)) = &options.part {
+        narrow::run(options)?;
+    }
     match prepare(options) {
         Ok(bench) => run_all(options, &bench, &mut tally)?,
         Err(Unable::Here(reason)) => skip_all(options, &reason, &mut tally)?,

@@ -49,10 +49,14 @@ impl Rules {
     }
 
     pub(super) fn hash(&self, offer: &Negotiate<'_>) -> Option<Hash> {
-        // No cipher suite has SHA-512.
-        let usable = |hash: &Hash| offer.sc_c == sc_c::NONE || *hash != Hash::Sha512;
-        let mut mine = self.hashes.iter().copied().filter(usable);
-        mine.find(|hash| offer.hashes.contains(&hash.id()))
+        let common = |hash: &Hash| offer.hashes.contains(&hash.id());
+        let mut mine = self.hashes.iter().copied().filter(common);
+        if offer.sc_c == sc_c::NONE {
+            return mine.next();
+        }
+        // It is the hash of the TLS key, too: no cipher suite has SHA-512, and hosts whose TLS library is GnuTLS before
+        // 3.8.11 cannot use a key of SHA-384.
+        mine.filter(|hash| *hash != Hash::Sha512).min_by_key(|hash| hash.id())
     }
 
     pub(super) fn group(&self, offer: &Negotiate<'_>) -> Option<Group> {
@@ -173,13 +177,18 @@ impl Controller {
         Progress::Failed(why)
     }
 
+    /// Whether it failed: no message changes that, even if the host has not been told yet.
+    pub(crate) fn has_failed(&self) -> bool {
+        matches!(self.stage, Stage::Failure1(_) | Stage::Over)
+    }
+
     /// Whether nothing more is to be said or heard after a failure.
     pub(crate) fn is_over(&self) -> bool {
         matches!(self.stage, Stage::Over)
     }
 
     fn hear(&mut self, bytes: &[u8], keys: Option<&Keys>) -> Result<Progress, Explanation> {
-        if matches!(self.stage, Stage::Failure1(_) | Stage::Over) {
+        if self.has_failed() {
             return Err(Explanation::IncorrectMessage);
         }
         let (t_id, message) = FromHost::parse(bytes)?;

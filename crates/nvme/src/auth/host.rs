@@ -16,7 +16,7 @@ use crate::wire::auth::{Challenge, Explanation, FromController, FromHost, Negoti
 pub struct Credentials {
     /// The host's own key.
     pub key: Key,
-    /// The controller's, if the controller must prove who it is.
+    /// The controller's, if the controller must prove who it is: a connection on which it does not is none.
     pub controller: Option<Key>,
     /// The hashes that are offered.
     pub hashes: Vec<Hash>,
@@ -143,8 +143,8 @@ impl Host {
         let own = drawn.get(..hash.size()).unwrap_or_default();
         // Zero if the challenge is there only to have a key made of it.
         let sequence = match &self.credentials.controller {
-            Some(_) if sc_c == sc_c::NONE => self.sequence()?,
-            _ => 0,
+            Some(_) => self.sequence()?,
+            None => 0,
         };
         let asks = sequence != 0 || sc_c != sc_c::NONE;
         let proof = self.credentials.controller.as_ref().filter(|_| sequence != 0).map(|key| {

@@ -140,7 +140,7 @@ fn x13_the_null_group_is_refused_unless_allowed() {
     assert_eq!(lax.group(&offers(2, &[0, 1])), Some(Group::Ffdhe2048));
     assert_eq!(lax.group(&offers(2, &[0])), None);
     assert_eq!(lax.hash(&offers(0, &[1])), Some(Hash::Sha512));
-    assert_eq!(lax.hash(&offers(2, &[1])), Some(Hash::Sha384));
+    assert_eq!(lax.hash(&offers(2, &[1])), Some(Hash::Sha256));
 }
 
 #[test]
@@ -159,8 +159,14 @@ fn both_ends_have_the_same_keys_for_a_secured_channel() {
     assert!(ended.done);
     let [ours, theirs] = &ended.psks;
     assert_eq!(ours, theirs);
-    assert_eq!(ours[0].hash, Hash::Sha384);
-    assert!(ours[0].identity.starts_with("NVMe1G02 nqn.host nqn.disk "));
+    assert_eq!(ours[0].hash, Hash::Sha256);
+    assert!(ours[0].identity.starts_with("NVMe1G01 nqn.host nqn.disk "));
+    // A controller that must prove itself does so here, too.
+    let demanding = |byte| Credentials { controller: Some(key(byte)), ..ask() };
+    let ended = talk(&mut controller(), &keys(Some(2)), demanding(2));
+    assert!(ended.done && ended.psks[0] == ended.psks[1] && !ended.psks[0].is_empty());
+    let ended = talk(&mut controller(), &keys(Some(2)), demanding(3));
+    assert!(ended.given_up && ended.psks == [vec![], vec![]]);
     // Only once for each conversation.
     let again = talk(&mut controller(), &keys(None), ask());
     assert_ne!(again.psks[0], ended.psks[0]);

@@ -58,6 +58,11 @@ impl Queue {
         self.proof.as_mut().map(|proof| std::mem::take(&mut proof.psks)).unwrap_or_default()
     }
 
+    /// Whether the controller must prove itself, whatever it says of the host.
+    pub(super) fn wants_proof(&self) -> bool {
+        self.proof.as_ref().is_some_and(|proof| proof.credentials.controller.is_some())
+    }
+
     /// The controller wants a proof before anything else. Tells whether there is one to give.
     pub(super) fn prove_to_connect(&mut self, response: ConnectResponse) -> bool {
         self.begin_proof(Then::Connect(response))

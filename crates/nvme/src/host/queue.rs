@@ -327,7 +327,8 @@ impl Queue {
             return Some(Step::Refused(status, dw0));
         }
         let response = ConnectResponse::parse(dw0);
-        if response.authentication_required && self.prove_to_connect(response) {
+        let asked = response.authentication_required || self.wants_proof();
+        if asked && self.prove_to_connect(response) {
             return None;
         }
         self.go_live();

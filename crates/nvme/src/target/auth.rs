@@ -131,6 +131,11 @@ impl Queue {
     pub(super) fn message(&mut self, at: u16, bytes: &[u8]) {
         let keys = self.known_host().and_then(|host| keys(&host));
         let Some(auth) = &mut self.auth else { return };
+        if auth.conversation.has_failed() {
+            // Said once, in the journal and to the host: who does not fetch it has nothing more to say.
+            self.answer(at, Status::SUCCESS);
+            return self.close(Reason::Refused);
+        }
         if auth.proven.is_none() {
             auth.messages = auth.messages.saturating_add(1);
         }
@@ -201,6 +206,9 @@ impl Queue {
         };
         if let Some(link) = &mut self.link {
             link.grant = grant;
+            if qid != 0 && !link.join() {
+                return Err("has that queue already");
+            }
         }
         if qid == 0 {
             self.begin_admin();

@@ -69,6 +69,16 @@ pub(super) struct Shared {
     gone: Moved,
 }
 
+impl Shared {
+    /// Sums up what the queues have moved that are gone.
+    fn settle(&mut self) {
+        let Self { traffic, gone, .. } = self;
+        for one in traffic.extract_if(.., |one| Arc::strong_count(one) == 1) {
+            gone.add(one.moved());
+        }
+    }
+}
+
 /// Bytes read from the disk, and bytes written to it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Moved {
@@ -176,19 +186,18 @@ impl Controller {
     /// The counters of a new queue.
     pub(super) fn count(&self) -> Arc<Traffic> {
         let traffic = Arc::<Traffic>::default();
-        self.shared().traffic.push(traffic.clone());
+        let mut shared = self.shared();
+        shared.settle();
+        shared.traffic.push(traffic.clone());
         traffic
     }
 
     /// What all its queues have moved.
     pub(super) fn moved(&self) -> Moved {
         let mut shared = self.shared();
-        let Shared { traffic, gone, .. } = &mut *shared;
-        for one in traffic.extract_if(.., |one| Arc::strong_count(one) == 1) {
-            gone.add(one.moved());
-        }
-        let mut moved = *gone;
-        traffic.iter().for_each(|one| moved.add(one.moved()));
+        shared.settle();
+        let mut moved = shared.gone;
+        shared.traffic.iter().for_each(|one| moved.add(one.moved()));
         moved
     }
 

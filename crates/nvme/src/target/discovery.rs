@@ -32,12 +32,11 @@ impl Queue {
         log
     }
 
-    /// TREQ and SECTYPE: what the reader must do to get at what is in the log. At an open door nothing is said of a secured
-    /// channel: nvme-cli would ask for one, and have no key.
+    /// TREQ and SECTYPE: what the reader must do to get at what is in the log. To who has no key for a secured channel
+    /// nothing is said of one: libnvme up to 1.13 asks for one even if it is said not to be required, and finds no key.
     fn security(&self) -> (u8, u8) {
         match self.known_host() {
             Some(host) if host.tls.is_some() => (treq::REQUIRED, sectype::TLS_1_3),
-            Some(_) if self.target.rules.tls => (treq::NOT_REQUIRED, sectype::TLS_1_3),
             _ => (treq::NOT_SPECIFIED, sectype::NONE),
         }
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use export::{Buffer, Event, Grant, Reason, Step};
+use export::{Buffer, Door, Event, Grant, Reason, Step};
 use zerocopy::FromBytes;
 
 use super::QUEUE_ENTRIES;
@@ -145,13 +145,13 @@ impl Queue {
         self.auth = auth.map(Box::new);
         let authentication_required = self.is_unproven();
         let dw0 = ConnectResponse { authentication_required, ..response }.emit();
-        link.controller.heard(self.now);
         if let Some(channel) = &self.peer.channel {
             self.target.generated().used(&channel.identity, self.now);
         }
         // The answer to Connect counts as the first entry of the queue that it makes.
         let cid = self.slots.get(at).map_or(0, |slot| slot.cid);
         self.go_live(link);
+        self.heard();
         if qid == 0 {
             self.begin_admin();
         }
@@ -212,14 +212,16 @@ impl Queue {
         let host = host_nqn(data)?;
         let auth = self.admit(host, subsystem, connect.qid)?;
         let controller = self.target.find(data.cntlid.get()).ok_or(ConnectField::Cntlid)?;
-        if controller.subsystem != subsystem {
-            return Err(ConnectField::Subnqn.into());
-        }
-        if controller.host.nqn != host {
-            return Err(ConnectField::Hostnqn.into());
-        }
-        if controller.host.id != data.hostid {
-            return Err(ConnectField::Hostid.into());
+        let owner = &controller.host;
+        let other = [
+            (controller.subsystem != subsystem, ConnectField::Subnqn),
+            (owner.nqn != host, ConnectField::Hostnqn),
+            (owner.id != data.hostid, ConnectField::Hostid),
+        ];
+        if let Some((_, field)) = other.into_iter().find(|(differs, _)| *differs) {
+            // Where keys are needed, nobody learns which controllers others have.
+            let keyed = self.peer.door == Door::Keyed;
+            return Err(if keyed { ConnectField::Cntlid } else { field }.into());
         }
         if controller.kind == Kind::Discovery {
             return Err(ConnectField::Qid.into());
@@ -233,16 +235,14 @@ impl Queue {
         let due = auth.as_ref().is_some_and(Auth::is_due);
         let grant = if due { None } else { self.lent(subsystem, host) };
         let traffic = controller.count();
-        let mut shared = controller.shared();
-        if connect.qid > shared.granted {
+        if connect.qid > controller.shared().granted {
             return Err(ConnectField::Qid.into());
         }
-        if !shared.open.insert(connect.qid) {
+        let mut link = link(connect, controller, grant, traffic);
+        // Who has proven nothing yet keeps no identifier from the host whose it is.
+        if !due && !link.join() {
             return Err(Status::COMMAND_SEQUENCE_ERROR.into());
         }
-        // A reset, which deletes the queues that are open, comes either before or after.
-        let link = link(connect, controller.clone(), grant, traffic);
-        drop(shared);
         Ok((link, auth))
     }
 
@@ -361,7 +361,7 @@ fn link(
     let resets = controller.resets.load(Ordering::Acquire);
     let Connect { qid, entries, .. } = *connect;
     let before = Moved::default();
-    Link { controller, qid, resets, entries, head, grant, attached: None, before, traffic }
+    Link { controller, qid, resets, joined: false, entries, head, grant, attached: None, before, traffic }
 }
 
 fn kind_of(subsystem: &str) -> Kind {

@@ -85,6 +85,8 @@ pub(super) struct Link {
     pub(super) qid: u16,
     /// How often the controller had been reset when the queue joined it.
     pub(super) resets: u32,
+    /// Whether an I/O queue is among those of its controller: not before its host has proven itself.
+    pub(super) joined: bool,
     /// Entries of the submission queue.
     pub(super) entries: u16,
     /// Submission queue head, or nothing without flow control.
@@ -106,6 +108,15 @@ impl Link {
     /// Whether a reset has deleted the queue: all but the Admin queue.
     pub(super) fn is_stale(&self) -> bool {
         self.qid != 0 && self.resets != self.controller.resets.load(Ordering::Acquire)
+    }
+
+    /// Takes the I/O queue's identifier. Tells whether it was free.
+    pub(super) fn join(&mut self) -> bool {
+        // A reset, which deletes the queues that are open, comes either before or after.
+        let mut shared = self.controller.shared();
+        let granted = !self.is_stale() && self.qid <= shared.granted;
+        self.joined = granted && shared.open.insert(self.qid);
+        self.joined
     }
 }
 
@@ -292,7 +303,7 @@ impl Queue {
         if let Some(link) = &mut self.link {
             // Under the lock: a reset, after which another queue may have the identifier, comes before or after.
             let mut shared = link.controller.shared();
-            if !link.is_stale() {
+            if link.joined && !link.is_stale() {
                 shared.open.remove(&link.qid);
             }
             drop(shared);
@@ -350,6 +361,14 @@ impl Queue {
         }
     }
 
+    /// The host said something. Who has proven nothing yet keeps nobody's controller alive.
+    pub(super) fn heard(&self) {
+        let own = |link: &&Link| link.qid == 0 || !self.is_unproven();
+        if let Some(link) = self.link.as_ref().filter(own) {
+            link.controller.heard(self.now);
+        }
+    }
+
     /// When the host is given up if it says nothing more.
     pub(super) fn silent_until(&self) -> Option<Instant> {
         let link = self.link.as_ref().filter(|link| link.qid == 0)?;
@@ -361,9 +380,7 @@ impl Queue {
 impl Session for Queue {
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> usize {
         self.now = now;
-        if let Some(link) = &self.link {
-            link.controller.heard(now);
-        }
+        self.heard();
         let mut taken = 0;
         while self.hungry() {
             let Some(left) =
@@ -476,9 +493,7 @@ impl Session for Queue {
             }
             filling.buffer = Some(buffer);
         }
-        if let Some(link) = &self.link {
-            link.controller.heard(now);
-        }
+        self.heard();
         // Whether or not it would take more now: nothing may follow that would bring the end of this payload to light.
         if self.deframer.at_end()
             && let Ok(Piece::End(_, undamaged)) = self.deframer.next(&[])

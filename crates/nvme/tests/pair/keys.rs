@@ -227,6 +227,52 @@ fn what_there_is_comes_after_the_proof() {
     }
 }
 
+/// Who only says that he is the host takes no queue from it, and keeps no controller of its alive.
+#[test]
+fn a_name_alone_takes_no_queue_from_its_host() {
+    let mut world = keyed(host(true, false, ALL), Some(credentials()));
+    let (admin, cntlid) = world.open_admin(&Manner::default());
+    let mut controller = nvme::host::Controller::new(cntlid, 1);
+    world.initialize(admin, &mut controller).unwrap();
+    let own = world.credentials.take();
+    let squatter = world.open_io(&Manner::default(), cntlid, 1, 8192);
+    world.credentials = own;
+    let io = world.open_io(&Manner::default(), cntlid, 1, 8192);
+    assert!(world.read(io, 0, 1).is_ok());
+    // The queue is the host's, also when the other has gone; and there is one of each only.
+    world.cut(squatter);
+    let line = world.connect(Options::io(1, 16, 8192), Manner::default().data(cntlid));
+    world.run();
+    assert!(world.lines[line].refused.is_some());
+    assert!(world.read(io, 0, 1).is_ok());
+    assert_eq!(refusals(&world), ["has that queue already"]);
+}
+
+/// Which controllers there are, of whom and for what, is told to nobody else.
+#[test]
+fn the_controllers_of_others_are_as_if_they_were_not_there() {
+    let mut world = keyed(host(true, false, ALL), Some(credentials()));
+    let (_, cntlid) = world.open_admin(&Manner::default());
+    let second = Manner { subsystem: SECOND, ..Manner::default() };
+    let mut other = Manner::default().data(cntlid);
+    other.hostid = [4; 16];
+    for data in [Manner::default().data(cntlid + 1), second.data(cntlid), other] {
+        let line = world.connect(Options::io(1, 16, 8192), data);
+        world.run();
+        let told = (Status::CONNECT_INVALID_PARAMETERS.dnr(), ConnectField::Cntlid.dw0());
+        assert_eq!(world.lines[line].refused, Some(told));
+    }
+}
+
+/// A host that wants the controller to prove itself is not content with one that asks for nothing.
+#[test]
+fn a_controller_that_must_prove_itself_cannot_do_without() {
+    let demanding = Credentials { controller: Some(key(2)), ..credentials() };
+    let mut open = World::new();
+    open.credentials = Some(Arc::new(demanding));
+    assert!(knock(&mut open, &Manner::default()).is_err());
+}
+
 // ---- channels
 
 #[test]
@@ -326,7 +372,7 @@ fn a_proof_leaves_a_key_for_a_channel() {
     let theirs = world.target.generated_psks(world.now);
     assert_eq!(theirs.iter().map(|(_, psk)| psk.clone()).collect::<Vec<_>>(), ours);
     assert!(theirs.iter().all(|(key, _)| *key == KeyId::new(7)));
-    assert!(ours[0].identity.starts_with(&format!("NVMe1G02 {HOST} {DISK} ")));
+    assert!(ours[0].identity.starts_with(&format!("NVMe1G01 {HOST} {DISK} ")));
     // What follows comes in that channel: in the clear there are no I/O queues.
     let mut controller = nvme::host::Controller::new(cntlid, 1);
     world.initialize(admin, &mut controller).unwrap();
@@ -460,7 +506,7 @@ fn a_disk_that_goes_and_comes_back_does_not_turn_its_host_out() {
 fn the_log_names_what_the_host_may_have_and_how_to_get_at_it() {
     let both = [DISCOVERY_NQN, DISK, SECOND];
     for (chap, tls, rules, names, how) in [
-        (true, false, ALL, &both[..], (treq::NOT_REQUIRED, sectype::TLS_1_3)),
+        (true, false, ALL, &both[..], (treq::NOT_SPECIFIED, sectype::NONE)),
         (false, true, ALL, &both[..], (treq::REQUIRED, sectype::TLS_1_3)),
         (
             true,
@@ -469,7 +515,7 @@ fn the_log_names_what_the_host_may_have_and_how_to_get_at_it() {
             &both[..2],
             (treq::REQUIRED, sectype::TLS_1_3),
         ),
-        (true, false, &[], &both[..1], (treq::NOT_REQUIRED, sectype::TLS_1_3)),
+        (true, false, &[], &both[..1], (treq::NOT_SPECIFIED, sectype::NONE)),
     ] {
         let mut world = keyed(host(chap, tls, rules), chap.then(credentials));
         world.channel = if tls { channel(7, DISCOVERY_NQN) } else { None };

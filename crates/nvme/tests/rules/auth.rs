@@ -183,6 +183,19 @@ fn x38_nothing_but_the_message_is_fetched() {
     world.end_all();
 }
 
+/// A failure is said once, however much follows it.
+#[test]
+fn what_follows_a_failure_is_the_end() {
+    let mut world = world();
+    let id = unproven(&mut world);
+    for _ in 0..2 {
+        assert_eq!(send(&mut world, id, &[7]), Status::SUCCESS);
+    }
+    assert_eq!(world.conn(id).closed, Some(Reason::Refused));
+    assert!(matches!(world.conn(id).events[..], [Event::Refused { .. }]));
+    world.end_all();
+}
+
 /// A peer that begins anew again and again does not have us calculate for ever.
 #[test]
 fn patience_has_an_end() {

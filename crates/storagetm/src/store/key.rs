@@ -158,7 +158,7 @@ mod test {
         let text = String::from_utf8(key.text().bytes().to_vec()).unwrap();
         let mut damaged = text.clone().into_bytes();
         damaged[20] = if damaged[20] == b'A' { b'B' } else { b'A' };
-        for wrong in [&damaged[..], b"", b"hunter2", text[..30].as_bytes()] {
+        for wrong in [&damaged[..], b"", b"hunter2", &text.as_bytes()[..30]] {
             let error = Key::parse(wrong).unwrap_err().to_string();
             assert!(!error.contains("hunter2") && !error.contains(&text[20..40]), "{error}");
         }

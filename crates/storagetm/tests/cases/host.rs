@@ -136,8 +136,10 @@ impl<S: Read + Write> Wire<S> {
         loop {
             match self.queue.poll() {
                 Some(Step::Send(segment)) => {
-                    let sent =
-                        segment.parts().into_iter().try_for_each(|part| self.stream.write_all(part));
+                    let sent = segment
+                        .parts()
+                        .into_iter()
+                        .try_for_each(|part| self.stream.write_all(part));
                     sent.and_then(|()| self.stream.flush()).map_err(|error| error.to_string())?;
                 }
                 Some(step) => return Ok(step),

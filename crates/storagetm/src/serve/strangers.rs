@@ -1,0 +1,99 @@
+//! Those who are not let in yet: what the owner's list, the code on the screen and the keys pressed there do for them. It
+//! knows no disk but what is told of it.
+
+use std::time::Instant;
+
+use export::{Access, Event, Policy};
+use pair::{Verdict, View};
+
+use super::Server;
+use crate::admission::{self, Caller};
+use crate::happening::Happening;
+use crate::keyboard::{Answer, Keyboard, Question, Stroke};
+
+impl Server {
+    /// Somebody knew the code: it may read. To change disks takes an answer at the screen.
+    pub(super) fn knocked(&mut self, caller: Caller, now: Instant) {
+        let somebody = self.desk.is_some() || self.keyboard.is_some();
+        if caller.knock.writable && somebody {
+            let Caller { peer, knock } = &caller;
+            let asking = Event::Knocked { peer: peer.clone(), knock: knock.clone() };
+            self.say(&Happening::of(asking, &Policy::default()));
+            self.admission.wait(caller);
+            return;
+        }
+        if caller.knock.writable {
+            self.say(&Happening::note(
+                "There is no screen here to ask at whether the machine that knew the code may change \
+                 disks: it may read them.",
+            ));
+        }
+        self.decide(&caller, Some(Access::ReadOnly), now);
+    }
+
+    /// Lets in, or not, who knew the code, and tells it so.
+    fn decide(&mut self, caller: &Caller, access: Option<Access>, now: Instant) {
+        let Caller { peer, knock } = caller;
+        let kept = access.map(|access| (access, self.admission.let_in(knock, access)));
+        let verdict = match kept {
+            None => Verdict::Denied,
+            Some((_, Err(failure))) => {
+                self.say(&Happening::note(format!("{} is not let in: {failure}", knock.name)));
+                Verdict::Denied
+            }
+            Some((access, Ok(()))) => {
+                self.follow_owner(now);
+                self.say(&Happening::paired(peer, knock, access));
+                Verdict::Granted { access, disks: admission::told(self.ledger.exports(), access) }
+            }
+        };
+        self.worker.answer(knock.number, verdict);
+        self.draw_soon(false);
+    }
+
+    /// Does what a key says that has to do with machines that want to be let in.
+    pub(super) fn obey(&mut self, stroke: Stroke, now: Instant) {
+        match stroke {
+            Stroke::Answer(answer) => self.answer(answer, now),
+            Stroke::NewCode => self.worker.unlock(),
+            // Only a desk has a large code.
+            Stroke::Large => {}
+        }
+    }
+
+    fn answer(&mut self, answer: Answer, now: Instant) {
+        if let Some(caller) = self.admission.answered() {
+            self.decide(&caller, admission::allowed(answer), now);
+        }
+    }
+
+    pub(super) fn read_keyboard(&mut self, now: Instant) {
+        let keys = self.keyboard.as_mut().map(Keyboard::receive).unwrap_or_default();
+        for key in keys {
+            let asked = Question::of(&self.model());
+            if let Some(stroke) = asked.meaning(key) {
+                self.obey(stroke, now);
+            }
+        }
+    }
+
+    /// Shows the code that is good from now on.
+    pub(super) fn show_code(&mut self, view: View) {
+        self.alerts.code = view.wait_until;
+        let another = self.admission.show(view);
+        let code = self.admission.code(&self.endpoints());
+        if let Some((code, link)) = code.filter(|_| another && self.tells_codes) {
+            self.output.say_to_programs(&Happening::Pairing { code, link });
+        }
+        self.draw_soon(another && self.tells_codes);
+    }
+
+    /// Lets in whom the owner's list has now, and cuts off whom it has no longer.
+    pub(super) fn follow_owner(&mut self, now: Instant) {
+        let (policy, complaints) = self.admission.read(now);
+        policy.into_iter().for_each(|policy| self.worker.follow(policy));
+        for complaint in complaints {
+            self.say(&Happening::note(complaint));
+        }
+    }
+}

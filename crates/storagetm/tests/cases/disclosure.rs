@@ -1,0 +1,281 @@
+//! What somebody learns who has shown no key, and where anybody is answered at all: X01, X02, X52.
+
+use std::collections::BTreeSet;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+use std::{fs, thread};
+
+use engine::tls::{Hash, Psk, Stream};
+use export::Secret;
+use pair::client::{Asking, Step};
+use pair::{Client, Code};
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use crate::alone::{Cable, ELSEWHERE, MACHINE, is_alone};
+use crate::host::{Guest, everybodys, plain, secured};
+use crate::scene::{DESK, Folder, KEYED, LAPTOP, Running, SIZE, contains};
+use crate::tap::Tap;
+
+/// Addresses of the cable's near end that are answered unasked. The number of an interface is 0 until it is known.
+const NEAR: [&str; 2] = ["169.254.7.9", "fe80::1"];
+const PORTS: [u16; 2] = [4420, 8009];
+/// How long a peer that is not let in is listened to.
+const MOMENT: Duration = Duration::from_millis(500);
+
+/// Says that it wants to speak NVMe/TCP (NVMe/TCP 1.0 §3.6.2.2).
+fn icreq() -> Vec<u8> {
+    let mut bytes = vec![0; 128];
+    (bytes[2], bytes[4]) = (128, 128);
+    bytes
+}
+
+/// All that comes within a moment.
+fn hear(mut stream: impl Read) -> Vec<u8> {
+    let (mut all, mut some) = (Vec::new(), [0; 4096]);
+    while let Ok(count @ 1..) = stream.read(&mut some) {
+        all.extend_from_slice(&some[..count]);
+    }
+    all
+}
+
+/// What comes back to that, in the clear, and whether the connection is closed then.
+fn answer(address: SocketAddr, bytes: &[u8]) -> (Vec<u8>, bool) {
+    let mut stream = plain(address).unwrap();
+    stream.set_read_timeout(Some(MOMENT)).unwrap();
+    let _ = stream.write_all(bytes);
+    let (mut all, mut some) = (Vec::new(), [0; 4096]);
+    loop {
+        match stream.read(&mut some) {
+            Ok(0) => return (all, true),
+            Ok(count) => all.extend_from_slice(&some[..count]),
+            Err(error) => return (all, error.kind() != ErrorKind::WouldBlock),
+        }
+    }
+}
+
+/// What comes back in the channel that everybody can make: to that, and to who is silent at last.
+fn whisper(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let Ok(mut channel) = secured(address, everybodys()) else { return Vec::new() };
+    channel.socket().set_read_timeout(Some(MOMENT)).unwrap();
+    let _ = channel.write_all(bytes).and_then(|()| channel.flush());
+    hear(channel)
+}
+
+/// Tries to pair without the code; all that is said to that in the channel.
+fn guess(address: SocketAddr, code: &Code) -> Vec<u8> {
+    let Ok(mut channel) = secured(address, everybodys()) else { return Vec::new() };
+    channel.socket().set_read_timeout(Some(MOMENT)).unwrap();
+    let asking = Asking { host: LAPTOP, name: "a guest", writable: true };
+    let binding = channel.channel().binding;
+    let mut client = Client::new(code, &asking, binding, Zeroizing::new([9; 32]));
+    let (mut all, mut some) = (Vec::new(), [0; 4096]);
+    loop {
+        while let Some(step) = client.poll() {
+            match step {
+                Step::Send(bytes) => send(&mut channel, &bytes),
+                Step::Failed(_) => return all,
+                other => panic!("let in without the code: {other:?}"),
+            }
+        }
+        match channel.read(&mut some) {
+            Ok(count @ 1..) => {
+                all.extend_from_slice(&some[..count]);
+                client.receive(&some[..count]);
+            }
+            _ => client.disconnected(),
+        }
+    }
+}
+
+fn send(channel: &mut Stream, bytes: &[u8]) {
+    channel.write_all(bytes).and_then(|()| channel.flush()).unwrap();
+}
+
+/// All that somebody without a key gets to hear there, on the wire and in channels.
+fn interrogate(target: SocketAddr, wrong: &Code, disk: &str) -> Vec<u8> {
+    let tap = Tap::on(target);
+    let mut heard = Vec::new();
+    let discover = [icreq(), vec![4, 0, 72, 0, 72, 0, 0, 0]].concat();
+    let hello = [0x16, 3, 1, 0, 5, 1, 0, 0, 1, 0];
+    for bytes in [&discover[..], b"GET / HTTP/1.0\r\n\r\n", &[0xff; 300], &hello, &[0x16; 300], b""]
+    {
+        heard.extend(answer(tap.address, bytes).0);
+    }
+    for bytes in [&discover[..], &[0xff; 300], &[1, 2, 0, 0], b""] {
+        heard.extend(whisper(tap.address, bytes));
+    }
+    heard.extend(guess(tap.address, wrong));
+    let stranger = Psk {
+        identity: format!("NVMe1R01 {LAPTOP} {disk} AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+        secret: Secret::new(vec![7; 32]),
+        hash: Hash::Sha256,
+        key: None,
+    };
+    assert!(secured(tap.address, stranger).is_err());
+    // In the channel for pairing there is no disk, whatever it is called.
+    let through = || secured(tap.address, everybodys());
+    assert!(Guest::new(LAPTOP, disk).attach(through).is_err());
+    heard.extend(tap.heard());
+    heard
+}
+
+/// What is nobody's business, as the owner is told it.
+fn secrets(lent: &Value) -> Vec<String> {
+    let texts = ["nqn", "disk", "model", "serial"].map(|name| lent[name].as_str().unwrap());
+    let uuid = texts[0].rsplit(':').next().unwrap();
+    let more = [uuid, MACHINE, "quartz", "nqn.", "storagetm"];
+    let all = texts.iter().chain(&more).filter(|text| !text.is_empty());
+    all.map(|text| (*text).to_owned()).chain([SIZE.to_string()]).collect()
+}
+
+/// Hears what is listened on until as many are there as ask for a key, and the disk.
+fn keyed(running: &Running, count: usize) -> (Value, usize) {
+    let (mut lent, mut found) = (None, 0);
+    while lent.is_none() || found < count {
+        let event = running.event();
+        found += usize::from(event["event"] == "listening" && event["keyed"] == true);
+        lent = lent.or_else(|| (event["event"] == "lent").then_some(event));
+    }
+    (lent.unwrap(), found)
+}
+
+/// An address at the cable's near end, from the far one.
+fn near(text: &str, port: u16) -> SocketAddr {
+    let link_local = text.starts_with("fe80").then_some("%far").unwrap_or_default();
+    let text = if text.contains(':') { format!("[{text}{link_local}]") } else { text.to_owned() };
+    let scope = || {
+        let index = fs::read_to_string("/proc/net/if_inet6").unwrap();
+        let line = index.lines().find(|line| line.ends_with(" far")).unwrap().to_owned();
+        u32::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap()
+    };
+    match text.strip_suffix("%far]") {
+        Some(ip) => std::net::SocketAddrV6::new(ip[1..].parse().unwrap(), port, 0, scope()).into(),
+        None => format!("{text}:{port}").parse().unwrap(),
+    }
+}
+
+/// The ports that anybody listens on in this network: TCP, and any of UDP.
+fn listened() -> (BTreeSet<u16>, usize) {
+    let table = |name: &str| fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap();
+    let rows = |text: &str| -> Vec<Vec<String>> {
+        let words = |line: &str| line.split_whitespace().map(str::to_owned).collect();
+        text.lines().skip(1).map(words).collect()
+    };
+    let port =
+        |row: &Vec<String>| u16::from_str_radix(row[1].rsplit(':').next().unwrap(), 16).unwrap();
+    let tcp = [rows(&table("tcp")), rows(&table("tcp6"))].concat();
+    let udp = [rows(&table("udp")), rows(&table("udp6"))].concat();
+    (tcp.iter().filter(|row| row[3] == "0A").map(port).collect(), udp.len())
+}
+
+/// X01: at every port, in every way to begin, who has no key learns nothing of the disk or the machine.
+#[test]
+fn x01_a_peer_without_a_key_learns_nothing_at_any_port() {
+    if !is_alone("disclosure::x01_a_peer_without_a_key_learns_nothing_at_any_port") {
+        return;
+    }
+    let (cable, folder) = (Cable::lay(), Folder::new());
+    let image = folder.image("quartz-disk.img", 7);
+    let running = Running::serve(&["--pair", "--keys", &folder.keys(), &image]);
+    let (lent, _) = keyed(&running, 4);
+    let secrets = secrets(&lent);
+    let nqn = lent["nqn"].as_str().unwrap();
+    let code = running.code();
+    let wrong = if code == "12345678" { "12345679" } else { "12345678" };
+    let wrong = Code::parse(wrong).unwrap();
+    assert_eq!(listened(), (BTreeSet::from(PORTS), 0), "nothing else answers");
+    let heard: Vec<u8> = cable.there(|| {
+        let all = NEAR.iter().flat_map(|ip| PORTS.map(|port| near(ip, port)));
+        let each: Vec<_> = all
+            .map(|at| {
+                thread::spawn({
+                    let (wrong, nqn) = (wrong.clone(), nqn.to_owned());
+                    move || interrogate(at, &wrong, &nqn)
+                })
+            })
+            .collect();
+        each.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(heard.len() > 500, "only {} bytes: was anybody asked?", heard.len());
+    let told: Vec<&String> = secrets.iter().filter(|secret| contains(&heard, secret)).collect();
+    assert!(told.is_empty(), "told: {told:?}");
+    // The ears are good: this machine itself is told.
+    let tap = Tap::on(([127, 0, 0, 1], 4420).into());
+    let open = Guest::new(DESK, nqn).attach_plain(tap.address);
+    open.unwrap().read(0).unwrap();
+    let serial = lent["serial"].as_str().unwrap();
+    assert!(contains(&tap.heard(), serial), "the serial number {serial} is told who may know");
+}
+
+/// X02: where a key is asked for, who speaks in the clear is cut off without a word.
+#[test]
+fn x02_in_the_clear_a_keyed_port_says_nothing_and_closes() {
+    if !is_alone("disclosure::x02_in_the_clear_a_keyed_port_says_nothing_and_closes") {
+        return;
+    }
+    for driver in ["uring", "blocking"] {
+        let folder = Folder::new();
+        let key = folder.let_in(LAPTOP, "laptop", "tls", &[]);
+        let image = folder.image("disk.img", 1);
+        let line = ["--io", driver, "--listen", KEYED, "--keys", &folder.keys(), &image];
+        let running = Running::serve(&line);
+        let (address, names) = running.ready();
+        for bytes in [&icreq()[..], b"G", b"\x15\x03\x03\x00\x02\x02\x28"] {
+            let begun = Instant::now();
+            assert_eq!(answer(address, bytes), (Vec::new(), true), "{driver}");
+            assert!(begun.elapsed() < MOMENT);
+            let refused = running.next("refused");
+            assert_eq!(
+                (refused["host"].as_str(), refused["wanted"].as_str()),
+                (Some(""), Some(""))
+            );
+        }
+        let guest = Guest::new(LAPTOP, &names[0]);
+        assert!(guest.attach_plain(address).is_err());
+        assert_eq!(guest.attach_tls(address, &key).unwrap().read(0).unwrap(), vec![1; 4096]);
+    }
+}
+
+/// X52: unasked, only the next machine is answered: not at an address that is reached by a route, whoever asks, nor at
+/// a link-local one by another cable than its own.
+#[test]
+fn x52_unasked_only_link_local_and_loopback_addresses_answer() {
+    if !is_alone("disclosure::x52_unasked_only_link_local_and_loopback_addresses_answer") {
+        return;
+    }
+    let (cable, folder) = (Cable::lay(), Folder::new());
+    let image = folder.image("disk.img", 7);
+    let running = Running::serve(&["--keys", &folder.keys(), &image]);
+    let (_, found) = keyed(&running, 4);
+    assert_eq!(found, 4, "two ports at two addresses");
+    let other = TcpListener::bind("0.0.0.0:5555").unwrap();
+    let reach = |at: SocketAddr| TcpStream::connect_timeout(&at, 4 * MOMENT).is_ok();
+    cable.there(|| {
+        assert!(reach(near("10.98.0.1", 5555)), "the way is there");
+        for port in PORTS {
+            for ip in NEAR {
+                assert!(reach(near(ip, port)), "{ip} port {port}");
+            }
+            for ip in ["10.98.0.1", "2001:db8::1", ELSEWHERE] {
+                assert!(!reach(near(ip, port)), "{ip} port {port}");
+            }
+            assert!(!routed(near("10.98.0.1", port)));
+        }
+        assert!(routed(near("10.98.0.1", 5555)));
+    });
+    drop(other);
+    let (ports, datagrams) = listened();
+    assert_eq!((ports, datagrams), (BTreeSet::from(PORTS), 0));
+    let told = running.names_within(MOMENT);
+    assert!(!told.iter().any(|name| name == "listening"), "{told:?}");
+}
+
+/// Whether somebody behind a router is answered there.
+fn routed(at: SocketAddr) -> bool {
+    let far = "10.99.0.2:0".parse::<SocketAddr>().unwrap();
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&far.into()).unwrap();
+    socket.connect_timeout(&at.into(), 4 * MOMENT).is_ok()
+}

@@ -1,0 +1,123 @@
+//! A peer that keeps the machine busy without a key keeps nobody else out: X54.
+
+use std::fs;
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use engine::tls::{Hash, Psk};
+use export::Secret;
+
+use crate::alone::{ELSEWHERE, is_alone};
+use crate::host::{everybodys, plain, secured};
+use crate::scene::{Folder, KEYED, LAPTOP, Running, field, right};
+
+/// How long it goes on.
+const FLOOD: Duration = Duration::from_secs(5);
+/// The time in which somebody with the code is let in meanwhile.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Connections that each kind of flood holds open at most.
+const HELD: usize = 200;
+/// Kibibytes by which the process that talks to hosts may grow: less than 4 for each of a flood's connections.
+const GROWTH: u64 = 8 << 10;
+
+/// Begins a handshake with a key that nobody knows.
+fn stranger(address: SocketAddr) -> Option<TcpStream> {
+    let psk = Psk {
+        identity: format!("NVMe1R01 {LAPTOP} nqn.2024-01.test:disk"),
+        secret: Secret::new(vec![7; 32]),
+        hash: Hash::Sha256,
+        key: None,
+    };
+    assert!(secured(address, psk).is_err());
+    None
+}
+
+/// Makes a channel to pair in, and says what is no hello there, or nothing.
+fn visitor(address: SocketAddr, speaks: bool) -> Option<TcpStream> {
+    let mut channel = secured(address, everybodys()).ok()?;
+    if speaks {
+        let _ = channel.write_all(&[9; 40]).and_then(|()| channel.flush());
+    }
+    channel.socket().try_clone().ok()
+}
+
+/// Says the first bytes of a handshake, and no more.
+fn ditherer(address: SocketAddr) -> Option<TcpStream> {
+    let mut stream = plain(address).ok()?;
+    let _ = stream.write_all(&[0x16, 3, 1, 0, 200, 1]);
+    Some(stream)
+}
+
+/// Comes again and again, in that way, and lets go of the oldest connections only.
+fn flood(come: impl Fn() -> Option<TcpStream>, over: &AtomicBool, count: &AtomicUsize) {
+    let mut held = Vec::new();
+    while !over.load(Ordering::Relaxed) {
+        held.extend(come());
+        if held.len() > HELD {
+            held.remove(0);
+        }
+        count.fetch_add(1, Ordering::Relaxed);
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Kibibytes of memory that a process has.
+fn memory(process: &Path) -> u64 {
+    let status = fs::read_to_string(process.join("status")).unwrap();
+    let said = field(&status, "VmRSS").unwrap();
+    said.strip_suffix(" kB").unwrap().trim().parse().unwrap()
+}
+
+/// X54: while one address comes again and again, with a key that is none, to pair and then not, or just to be there,
+/// another one is let in by the code as soon as ever, and memory stays as it was. (Tries of codes are counted for all
+/// addresses together, so that nobody has more of them by having more addresses: that is X06.)
+#[test]
+fn x54_a_flood_from_one_address_keeps_nobody_else_out() {
+    if !is_alone("flood::x54_a_flood_from_one_address_keeps_nobody_else_out") {
+        return;
+    }
+    let (folder, guests) = (Folder::new(), Folder::new());
+    let image = folder.image("disk.img", 1);
+    let line = ["--pair", "--listen", KEYED, "--keys", &folder.keys(), &image];
+    let running = Running::serve(&line);
+    let (address, _) = running.ready();
+    let worker = running.worker();
+    let (over, count) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let (over, count) = (&over, &count);
+    let (took, before, after) = thread::scope(|scope| {
+        scope.spawn(move || flood(|| stranger(address), over, count));
+        scope.spawn(move || flood(|| visitor(address, true), over, count));
+        scope.spawn(move || flood(|| visitor(address, false), over, count));
+        scope.spawn(move || flood(|| ditherer(address), over, count));
+        scope.spawn(move || flood(|| plain(address).ok(), over, count));
+        thread::sleep(FLOOD / 5);
+        let before = memory(&worker);
+        thread::sleep(FLOOD / 5);
+        let took = [(), ()].map(|()| pair_from_elsewhere(&running, &guests, address.port()));
+        thread::sleep(FLOOD / 5 * 3);
+        let after = memory(&worker);
+        over.store(true, Ordering::Relaxed);
+        (took, before, after)
+    });
+    let count = count.load(Ordering::Relaxed);
+    println!("{count} came; paired after {took:?}; {before} KiB, then {after} KiB");
+    assert!(count > 500, "that is no flood: {count}");
+    assert!(took.iter().all(|took| *took <= PATIENCE), "{took:?}");
+    assert!(after <= before + GROWTH, "{before} KiB, then {after} KiB");
+    assert_eq!(worker, running.worker(), "it is the same process");
+}
+
+/// How long it takes somebody at another address who has the code.
+fn pair_from_elsewhere(running: &Running, guests: &Folder, port: u16) -> Duration {
+    let code = running.code();
+    let place = format!("{ELSEWHERE}:{port}");
+    let kept = guests.keys();
+    let line = ["pair", &place, "--hostnqn", LAPTOP, "--keys", &kept, "--code-file", "-"];
+    let begun = Instant::now();
+    right(&line, &code);
+    begun.elapsed()
+}

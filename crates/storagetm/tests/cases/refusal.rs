@@ -1,0 +1,149 @@
+//! What somebody may not have who may have something, or says so: X15, X17, X18.
+
+use std::fs;
+
+use nvme::command::IoCommand;
+use nvme::wire::Sqe;
+use serde_json::Value;
+
+use crate::alone::{ELSEWHERE, is_alone};
+use crate::host::{Guest, everybodys, known, secured};
+use crate::scene::{DESK, Folder, KEYED, LAPTOP, Running, SIZE, find, right};
+
+/// X15: a name is nothing without its key.
+#[test]
+fn x15_another_hosts_name_without_its_key_is_refused() {
+    if !is_alone("refusal::x15_another_hosts_name_without_its_key_is_refused") {
+        return;
+    }
+    let folder = Folder::new();
+    let laptop = folder.let_in(LAPTOP, "laptop", "tls", &[]);
+    let desk = folder.let_in(DESK, "desk", "tls", &[]);
+    let prover = "nqn.2024-01.test:prover";
+    let chap = folder.let_in(prover, "prover", "chap", &[]);
+    let other = folder.let_in("nqn.2024-01.test:other", "other", "chap", &[]);
+    let image = folder.image("disk.img", 5);
+    let running = Running::serve(&["--pair", "--listen", KEYED, "--keys", &folder.keys(), &image]);
+    let (address, names) = running.ready();
+    let disk = &names[0];
+    let spoofed = Guest::new(LAPTOP, disk);
+    // In the clear, with the desk's channel, in the channel of nobody, with the desk's key under the laptop's name.
+    assert!(spoofed.attach_plain(address).is_err());
+    assert!(spoofed.attach(|| secured(address, known(&desk, DESK, disk))).is_err());
+    assert!(spoofed.attach(|| secured(address, everybodys())).is_err());
+    assert!(spoofed.attach_tls(address, &desk).is_err());
+    // The laptop's channel does not make it another host, with or without that one's own proof.
+    let channel = || secured(address, known(&laptop, LAPTOP, disk));
+    assert!(Guest::new(DESK, disk).attach(channel).is_err());
+    assert!(Guest::new(prover, disk).attach(channel).is_err());
+    // Who has to prove itself does not get by with nothing, nor with another key.
+    assert!(Guest::new(prover, disk).attach_plain(address).is_err());
+    assert!(Guest::new(prover, disk).proving(&other).attach_plain(address).is_err());
+    assert!(Guest::new(LAPTOP, disk).proving(&chap).attach_plain(address).is_err());
+    // With its own key each is let in, and was not before.
+    let mut right = spoofed.attach_tls(address, &laptop).unwrap();
+    assert_eq!(right.read(0).unwrap(), vec![5; 4096]);
+    let events = running.until("attached");
+    let attached: Vec<&Value> = events.iter().filter(|one| one["event"] == "attached").collect();
+    assert_eq!((attached.len(), &attached[0]["key"]), (1, &Value::from("laptop")));
+    assert!(events.iter().filter(|one| one["event"] == "refused").count() >= 5, "{events:#?}");
+    assert!(Guest::new(prover, disk).proving(&chap).attach_plain(address).is_ok());
+}
+
+/// I/O commands that only read, or do nothing: Flush, Read, Compare, Verify, Reservation Report, Cancel (NVMe Base 2.0
+/// figure 88, NVM Command Set 1.0 figure 15).
+const HARMLESS: [u8; 5] = [0x00, 0x02, 0x05, 0x0c, 0x0e];
+
+/// Admin commands that change something for good: Namespace Management, Firmware Commit and Download, Namespace
+/// Attachment, Virtualization, Directive Send, NVMe-MI Send, Lockdown, Format NVM, Security Send, Sanitize; and those of
+/// vendors (NVMe Base 2.0 figure 87).
+const GRAVE: [u8; 11] = [0x0d, 0x10, 0x11, 0x15, 0x1c, 0x19, 0x1d, 0x24, 0x80, 0x81, 0x84];
+
+fn command(opcode: u8) -> Sqe {
+    Sqe { opcode, ..IoCommand::Flush { nsid: 1 }.emit() }
+}
+
+/// X17: who may read does not write, by no command, and has no other disk.
+#[test]
+fn x17_a_host_that_may_read_changes_nothing_and_has_no_other_disk() {
+    if !is_alone("refusal::x17_a_host_that_may_read_changes_nothing_and_has_no_other_disk") {
+        return;
+    }
+    let folder = Folder::new();
+    let (one, other) = (folder.image("one.img", 1), folder.image("other.img", 2));
+    let writable = ["--writable", &one, "--writable", &other];
+    let line = [&["--listen", KEYED, "--keys", &folder.keys()][..], &writable].concat();
+    let running = Running::serve(&line);
+    let (address, names) = running.ready();
+    let key = folder.let_in(LAPTOP, "laptop", "tls", &["--disk", &names[0]]);
+    let guest = Guest::new(LAPTOP, &names[0]);
+    let mut disk = find(|| guest.attach_tls(address, &key).ok()).unwrap();
+    assert_eq!(disk.read(0).unwrap(), vec![1; 4096]);
+    let mut anew = |disk: &mut _| *disk = guest.attach_tls(address, &key).unwrap();
+    for opcode in (0..=255).filter(|opcode| !HARMLESS.contains(opcode)) {
+        match disk.ask_io(command(opcode)) {
+            Ok(worked) => assert!(!worked, "I/O command {opcode:02x}h"),
+            Err(_) => anew(&mut disk),
+        }
+    }
+    for opcode in GRAVE.into_iter().chain(0xc0..=0xff) {
+        match disk.ask_admin(command(opcode)) {
+            Ok(worked) => assert!(!worked, "admin command {opcode:02x}h"),
+            Err(_) => anew(&mut disk),
+        }
+    }
+    // Set Features, Namespace Write Protection Config: no write protection (NVMe Base 2.0 §5.27.1.31).
+    let unlock = Sqe { cdw10: 0x84.into(), ..command(0x09) };
+    assert!(!disk.ask_admin(unlock).unwrap_or(false));
+    assert!(!disk.write(0).unwrap());
+    assert_eq!(disk.read(0).unwrap(), vec![1; 4096]);
+    // Neither with a key for that one, which nobody gave it, nor with its own.
+    let second = Guest::new(LAPTOP, &names[1]);
+    assert!(second.attach_tls(address, &key).is_err());
+    assert!(second.attach(|| secured(address, known(&key, LAPTOP, &names[0]))).is_err());
+    assert_eq!(running.next("refused")["event"], "refused");
+    drop(disk);
+    assert_eq!(running.next("detached")["written"], 0);
+    assert_eq!(fs::read(&one).unwrap(), vec![1; SIZE]);
+    assert_eq!(fs::read(&other).unwrap(), vec![2; SIZE]);
+    // It is the host that may not, not the disk.
+    let change = ["host", "add", LAPTOP, "--replace", "--writable"];
+    folder.owner(&change);
+    assert!(find(|| guest.attach_tls(address, &key).ok()?.write(0).ok()?.then_some(())).is_some());
+    assert_eq!(fs::read(&one).unwrap()[..512], [0xaa; 512]);
+}
+
+/// X18: who knows the code and wants to change disks may read them, unless somebody at the screen says more.
+#[test]
+fn x18_without_somebody_at_the_screen_nobody_may_change_a_disk() {
+    if !is_alone("refusal::x18_without_somebody_at_the_screen_nobody_may_change_a_disk") {
+        return;
+    }
+    let (folder, guests) = (Folder::new(), Folder::new());
+    let image = folder.image("disk.img", 3);
+    let line = ["--pair", "--listen", KEYED, "--keys", &folder.keys(), "--writable", &image];
+    let running = Running::serve(&line);
+    let (address, names) = running.ready();
+    // Also a host that the owner had let change disks until now.
+    folder.let_in(LAPTOP, "laptop", "tls", &["--writable"]);
+    let place = format!("{ELSEWHERE}:{}", address.port());
+    let words = ["--writable", "--json", "--code-file", "-", "--hostnqn", LAPTOP];
+    let kept = guests.keys();
+    let line = [&["pair", &place, "--name", "guest", "--keys", &kept][..], &words].concat();
+    let told = right(&line, &format!("{}\n", running.code()));
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["access"], "read-only", "{told}");
+    let events = running.until("paired");
+    assert_eq!(events.last().unwrap()["access"], "read-only");
+    let said = |event: &Value| event["message"].as_str().is_some_and(|it| it.contains("no screen"));
+    assert!(events.iter().any(said), "{events:#?}");
+    let listed: Value = serde_json::from_str(&folder.owner(&["host", "list", "--json"])).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 1);
+    assert_eq!(listed[0]["rules"][0]["access"], "read-only", "{listed}");
+    let key = folder.key("laptop");
+    let guest = Guest::new(LAPTOP, &names[0]);
+    let mut disk = find(|| guest.attach_tls(address, &key).ok()).unwrap();
+    assert_eq!(disk.read(0).unwrap(), vec![3; 4096]);
+    assert!(!disk.write(0).unwrap());
+    assert_eq!(fs::read(&image).unwrap(), vec![3; SIZE]);
+}

@@ -1,0 +1,119 @@
+//! A host that is let in no longer is cut off within a second, and stays out: X16.
+
+use std::net::TcpStream;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::alone::is_alone;
+use crate::host::{Guest, known, secured};
+use crate::scene::{Folder, KEYED, LAPTOP, Running};
+
+/// The time in which a host that was revoked is cut off.
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Waits until the other end has closed both connections; whether it has, so soon.
+fn are_cut_off(sockets: &[TcpStream; 2], by: Instant) -> bool {
+    sockets.iter().all(|socket| {
+        let left = by.saturating_duration_since(Instant::now());
+        let mut ends = [PollFd::new(socket, PollFlags::RDHUP)];
+        poll(&mut ends, Timespec::try_from(left).ok().as_ref()).unwrap() == 1
+    })
+}
+
+fn serve(folder: &Folder, driver: &str) -> Running {
+    let image = folder.image("disk.img", 5);
+    Running::serve(&["--io", driver, "--listen", KEYED, "--keys", &folder.keys(), &image])
+}
+
+/// X16 for a host with a key for TLS.
+#[test]
+fn x16_a_removed_host_is_cut_off_within_a_second_and_stays_out() {
+    if !is_alone("revocation::x16_a_removed_host_is_cut_off_within_a_second_and_stays_out") {
+        return;
+    }
+    for driver in ["uring", "blocking"] {
+        let folder = Folder::new();
+        let key = folder.let_in(LAPTOP, "laptop", "tls", &[]);
+        let running = serve(&folder, driver);
+        let (address, names) = running.ready();
+        let guest = Guest::new(LAPTOP, &names[0]);
+        let mut disk = guest.attach_tls(address, &key).unwrap();
+        let sockets = [&disk.admin, &disk.io].map(|w| w.stream.socket().try_clone().unwrap());
+        assert_eq!(disk.read(0).unwrap(), vec![5; 4096]);
+        assert!(!are_cut_off(&sockets, Instant::now() + SECOND / 4), "it is let in");
+        folder.owner(&["host", "remove", "laptop"]);
+        let begun = Instant::now();
+        assert!(are_cut_off(&sockets, begun + SECOND), "{driver}");
+        println!("{driver}: cut off after {:?}", begun.elapsed());
+        assert!(disk.read(0).is_err());
+        assert!(secured(address, known(&key, LAPTOP, &names[0])).is_err(), "its key is none now");
+        assert!(guest.attach_plain(address).is_err());
+        assert_eq!(running.next("detached")["read"], 4096);
+    }
+}
+
+/// X16 for a host that proves itself with DH-HMAC-CHAP.
+#[test]
+fn x16_a_removed_host_that_proved_itself_is_cut_off_too() {
+    if !is_alone("revocation::x16_a_removed_host_that_proved_itself_is_cut_off_too") {
+        return;
+    }
+    let folder = Folder::new();
+    let key = folder.let_in(LAPTOP, "laptop", "chap", &[]);
+    // Because of another one, who speaks in the clear is still heard afterwards.
+    folder.let_in("nqn.2024-01.test:other", "other", "chap", &[]);
+    let running = serve(&folder, "auto");
+    let (address, names) = running.ready();
+    let guest = Guest::new(LAPTOP, &names[0]).proving(&key);
+    let mut disk = guest.attach_plain(address).unwrap();
+    let sockets = [&disk.admin, &disk.io].map(|wire| wire.stream.try_clone().unwrap());
+    assert_eq!(disk.read(0).unwrap(), vec![5; 4096]);
+    folder.owner(&["host", "remove", "laptop"]);
+    assert!(are_cut_off(&sockets, Instant::now() + SECOND));
+    assert!(disk.read(0).is_err());
+    let again = guest.attach_plain(address).err().unwrap();
+    assert!(again.starts_with("Connect: Refused"), "{again}");
+}
+
+/// A moment as the program takes it, whole seconds from now on.
+fn moment(after: Duration) -> (SystemTime, String) {
+    let time = (SystemTime::now() + after).duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let form = ["-u", "-d", &format!("@{time}"), "+%Y-%m-%dT%H:%M:%SZ"];
+    let text = Command::new("date").args(form).output().unwrap().stdout;
+    (UNIX_EPOCH + Duration::from_secs(time), String::from_utf8(text).unwrap().trim().to_owned())
+}
+
+/// X16 for a host whose time is over.
+#[test]
+fn x16_a_host_whose_time_is_over_is_cut_off_within_a_second_and_stays_out() {
+    if !is_alone(
+        "revocation::x16_a_host_whose_time_is_over_is_cut_off_within_a_second_and_stays_out",
+    ) {
+        return;
+    }
+    let folder = Folder::new();
+    let (end, text) = moment(Duration::from_secs(4));
+    let key = folder.let_in(LAPTOP, "laptop", "tls", &["--expires", &text]);
+    let running = serve(&folder, "auto");
+    let (address, names) = running.ready();
+    let guest = Guest::new(LAPTOP, &names[0]);
+    let mut disk = guest.attach_tls(address, &key).unwrap();
+    let sockets = [&disk.admin, &disk.io].map(|wire| wire.stream.socket().try_clone().unwrap());
+    let left = end.duration_since(SystemTime::now()).unwrap();
+    // Until then all is well.
+    thread::sleep(left.saturating_sub(SECOND / 2));
+    assert_eq!(disk.read(0).unwrap(), vec![5; 4096]);
+    let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+    assert!(are_cut_off(&sockets, Instant::now() + left + SECOND));
+    assert!(SystemTime::now() >= end, "not before its time is over");
+    assert!(disk.read(0).is_err());
+    assert!(guest.attach_tls(address, &key).is_err());
+    let listed = folder.owner(&["host", "list", "--json"]);
+    assert!(
+        listed.contains("\"expired\": true") || listed.contains("\"expired\":true"),
+        "{listed}"
+    );
+}

@@ -1,0 +1,321 @@
+//! Where no secret is, and nothing that steers a terminal: X19, X53.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use engine::tls::Stream;
+use pair::client::{Asking, Step};
+use pair::{Client, Code};
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use crate::alone::{ELSEWHERE, is_alone};
+use crate::host::{Guest, everybodys, known, secured};
+use crate::scene::{DESK, Folder, KEYED, LAPTOP, PROGRAM, Running, contains, field, run};
+
+/// What keys and passwords begin with, where they are written down: keys of NVMe hosts, private keys, the users'
+/// passwords, users' keys.
+const WRITTEN: [&str; 10] = [
+    "NVMeTLSkey-1:0",
+    "DHHC-1:0",
+    "PRIVATE KEY-----\n",
+    "root:$",
+    "$6$",
+    "$y$",
+    "ssh-rsa AAAA",
+    "ssh-ed25519 AAAA",
+    "authorized_keys",
+    "dropbear",
+];
+
+/// Where there is a key or password in the bytes, by what it begins with and what follows.
+fn written(bytes: &[u8]) -> Vec<String> {
+    let secret = |rest: &&[u8]| rest.iter().take(40).filter(|byte| is_base64(**byte)).count() >= 16;
+    let starts = |text: &'static str| {
+        let at = (0..bytes.len()).filter(move |at| bytes[*at..].starts_with(text.as_bytes()));
+        at.map(move |at| &bytes[at + text.len()..])
+    };
+    let found = WRITTEN.into_iter().flat_map(|text| {
+        let named = text.ends_with(|c: char| c.is_ascii_lowercase());
+        starts(text).filter(move |rest| named || secret(rest)).map(move |rest| (text, rest))
+    });
+    let shown = |rest: &[u8]| String::from_utf8_lossy(&rest[..rest.len().min(40)]).into_owned();
+    found.map(|(text, rest)| format!("{text}{}", shown(rest))).collect()
+}
+
+fn is_base64(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"+/=:".contains(&byte)
+}
+
+/// Keys that are written down in tests and specifications.
+const TLS: &str = "NVMeTLSkey-1:01:VRLbtnN9AQb2WXW3c9+wEf/DRLz0QuLdbYvEhwtdWwNf9LrZ:";
+const CHAP: &str = "DHHC-1:00:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
+
+/// An initramfs of the program alone, unpacked: its files, and all their bytes.
+fn image(folder: &Folder) -> (Vec<String>, Vec<u8>) {
+    let modules = folder.path("6.12.0");
+    fs::create_dir_all(&modules).unwrap();
+    for name in ["dep", "alias", "softdep", "builtin", "builtin.modinfo", "order"] {
+        fs::write(Path::new(&modules).join(format!("modules.{name}")), "").unwrap();
+    }
+    let (packed, unpacked) = (folder.path("initramfs"), folder.path("unpacked"));
+    let made = run(&["image", "--initramfs", &packed, "--modules", &modules, "--no-firmware"], "");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    fs::create_dir_all(&unpacked).unwrap();
+    let cpio = "exec busybox cpio -idv <\"$0\"";
+    let listed =
+        Command::new("sh").args(["-c", cpio, &packed]).current_dir(&unpacked).output().unwrap();
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+    let names = String::from_utf8([listed.stdout, listed.stderr].concat()).unwrap();
+    let names: Vec<String> = names.lines().map(str::to_owned).collect();
+    let files = names.iter().map(|name| Path::new(&unpacked).join(name));
+    let bytes = files.filter(|path| path.is_file()).flat_map(|path| fs::read(path).unwrap());
+    let bytes = bytes.collect();
+    (names, bytes)
+}
+
+/// X19: neither the program nor what boots has a key or a password in it, a shell, or a way to log in.
+#[test]
+fn x19_no_key_and_no_password_is_built_in() {
+    let folder = Folder::new();
+    let program = fs::read(PROGRAM).unwrap();
+    assert_eq!(written(&program), [""; 0]);
+    let (names, bytes) = image(&folder);
+    assert_eq!(written(&bytes), [""; 0]);
+    // The program is in it, and it would be seen.
+    assert!(names.len() < 100 && contains(&bytes, "NVMeTLSkey-1:"), "{names:?}");
+    let planted = [&program[..], TLS.as_bytes()].concat();
+    assert_eq!(written(&planted).len(), 1);
+    for word in ["passwd", "shadow", "ssh", "busybox", "bash", "login", "getty", "telnet", "/sh"] {
+        let found = names.iter().find(|name| format!("/{name}").ends_with(word));
+        assert!(found.is_none(), "{found:?}");
+    }
+}
+
+/// X19: where nobody was let in, no key opens, and none is made up.
+#[test]
+fn x19_with_no_hosts_kept_nobody_is_let_in() {
+    if !is_alone("secrets::x19_with_no_hosts_kept_nobody_is_let_in") {
+        return;
+    }
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 1);
+    let line = ["--pair", "--listen", KEYED, "--keys", &folder.keys(), &image];
+    let running = Running::serve(&line);
+    let (address, names) = running.ready();
+    let zero = "NVMeTLSkey-1:00:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==:";
+    for host in [LAPTOP, DESK] {
+        let guest = Guest::new(host, &names[0]);
+        assert!(guest.attach_tls(address, TLS).is_err());
+        assert!(guest.attach_plain(address).is_err());
+        assert!(guest.clone().proving(CHAP).attach_plain(address).is_err());
+        assert!(guest.attach(|| secured(address, everybodys())).is_err());
+        let mut psk = known(TLS, host, &names[0]);
+        psk.secret = export::Secret::new(zero.as_bytes()[..32].to_vec());
+        assert!(secured(address, psk.clone()).is_err());
+        psk.secret = export::Secret::new(vec![0; 32]);
+        assert!(secured(address, psk).is_err());
+    }
+    let kept = |inside: &str| fs::read_dir(folder.path(inside)).map_or(0, Iterator::count);
+    assert_eq!((kept("state/keys"), kept("state/hosts")), (0, 0));
+    let told = running.names_within(Duration::from_millis(300));
+    assert!(!told.iter().any(|name| name == "attached" || name == "paired"), "{told:?}");
+}
+
+/// Names that would clear a screen, set a title, begin a line, or turn what follows around.
+const HOSTILE: [&str; 5] = [
+    "nqn.2024-01.test:\u{1b}[2Jred",
+    "nqn.2024-01.test:\u{1b}]0;title\u{7}",
+    "nqn.2024-01.test:a\r\n{\"event\":\"paired\"}",
+    "nqn.2024-01.test:\u{9b}2J\u{202e}",
+    "nqn.2024-01.test:\u{2028}\u{2066}\u{feff}",
+];
+
+/// Whether each character is one that a terminal shows, and each line is one that the program itself has begun.
+fn is_harmless(said: &[u8]) -> bool {
+    said.iter().all(|byte| *byte == b'\n' || (b' '..=b'~').contains(byte))
+}
+
+/// A hello of pairing as no client of ours would say it: kind 1, the form, the wish, a share, a host, a name.
+fn hello(host: &str, name: &str) -> Vec<u8> {
+    let with_length = |bytes: &[u8]| [&[u8::try_from(bytes.len()).unwrap()], bytes].concat();
+    let texts = [with_length(host.as_bytes()), with_length(name.as_bytes())].concat();
+    let body = [&[1, 1][..], &with_length(&[3; 32]), &texts].concat();
+    let len = u16::try_from(body.len()).unwrap().to_le_bytes();
+    [&[1, 1, len[0], len[1]][..], &body].concat()
+}
+
+/// Comes with hostile names to the open door and to the keyed one, in every way.
+fn annoy(open: SocketAddr, keyed: SocketAddr, disk: &str) {
+    for name in HOSTILE {
+        // Whether it is let in under that name is not the question here.
+        let _ = Guest::new(name, disk).attach_plain(open).map(|mut disk| disk.read(0));
+        let _ = Guest::new(LAPTOP, name).attach_plain(open);
+        let raw = |bytes: Vec<u8>| {
+            let mut channel = secured(keyed, everybodys()).unwrap();
+            let _ = channel.write_all(&bytes).and_then(|()| channel.flush());
+            let _ = channel.read(&mut [0; 100]);
+        };
+        raw(hello(name, "guest"));
+        raw(hello(LAPTOP, name));
+    }
+}
+
+/// Pairs with that code, under that name.
+fn pair_as(address: SocketAddr, code: &str, name: &str) -> bool {
+    let mut channel = secured(address, everybodys()).unwrap();
+    let asking = Asking { host: LAPTOP, name, writable: true };
+    let code = Code::parse(code).unwrap();
+    let mut random = Zeroizing::new([0; 32]);
+    assert!(nvme::auth::chap::system_random(&mut *random));
+    let mut client = Client::new(&code, &asking, channel.channel().binding, random);
+    converse(&mut channel, &mut client)
+}
+
+fn converse(channel: &mut Stream, client: &mut Client) -> bool {
+    let mut some = [0; 4096];
+    loop {
+        while let Some(step) = client.poll() {
+            match step {
+                Step::Send(bytes) => {
+                    channel.write_all(&bytes).and_then(|()| channel.flush()).unwrap();
+                }
+                Step::Welcomed { .. } => {}
+                Step::Paired(_) => return true,
+                Step::Failed(_) => return false,
+            }
+        }
+        let count = channel.read(&mut some).unwrap_or_default();
+        if count == 0 {
+            client.disconnected();
+        }
+        client.receive(&some[..count]);
+    }
+}
+
+/// X53: what hosts call themselves, and call disks, steers no terminal and begins no line, in either form of output.
+#[test]
+fn x53_hostile_names_are_never_said_as_they_are() {
+    if !is_alone("secrets::x53_hostile_names_are_never_said_as_they_are") {
+        return;
+    }
+    for form in [&["serve", "--json", "--pair"][..], &["serve"], &["serve", "--pair"]] {
+        let folder = Folder::new();
+        let keys = folder.keys();
+        let image = folder.image("disk.img", 1);
+        let listen = ["--listen", "127.0.0.1:7001", "--listen", &format!("{ELSEWHERE}:7002")];
+        let line = [form, &listen, &["--keys", &keys, "--nqn", "nqn.2024-01.test:base", &image]];
+        let running = Running::start(&line.concat());
+        let open = SocketAddr::from(([127, 0, 0, 1], 7001));
+        let keyed = format!("{ELSEWHERE}:7002").parse().unwrap();
+        assert!(crate::scene::find(|| crate::host::plain(keyed).ok()).is_some());
+        let is_json = form.contains(&"--json");
+        let code = is_json.then(|| running.code());
+        if let Some(code) = &code {
+            assert!(pair_as(keyed, code, "a\u{202e}b\u{2028}c"), "the code is right");
+        }
+        if form.contains(&"--pair") {
+            annoy(open, keyed, "nqn.2024-01.test:base.disk.img");
+        }
+        let _ = Guest::new(HOSTILE[0], HOSTILE[1]).attach_plain(open);
+        thread::sleep(Duration::from_millis(600));
+        let said = running.said();
+        let shown = String::from_utf8_lossy(&said).into_owned();
+        assert!(contains(&said, "2Jred"), "it was said at all: {shown}");
+        assert!(is_json || is_harmless(&said), "{shown:?}");
+        if is_json {
+            assert!(is_harmless(&said), "{shown:?}");
+            let events = shown.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+            assert_eq!(events.filter(|event| event["event"] == "paired").count(), 1);
+        }
+        if code.is_some() {
+            for list in [&["host", "list"][..], &["host", "list", "--json"]] {
+                assert!(is_harmless(folder.owner(list).as_bytes()));
+            }
+        }
+    }
+}
+
+/// The secret part of a key's text.
+fn secret(key: &str) -> String {
+    key.trim().split(':').nth(2).unwrap()[..40].to_owned()
+}
+
+/// X53: after all that can be done with keys and codes, these are nowhere but where they were asked for.
+#[test]
+fn x53_no_key_and_no_code_is_said_or_dumped() {
+    if !is_alone("secrets::x53_no_key_and_no_code_is_said_or_dumped") {
+        return;
+    }
+    let (folder, guests) = (Folder::new(), Folder::new());
+    let image = folder.image("disk.img", 4);
+    let mut keys = vec![folder.let_in(DESK, "desk", "tls", &[])];
+    keys.push(folder.let_in("nqn.2024-01.test:c", "prover", "chap", &[]));
+    let line = ["--pair", "--listen", KEYED, "--keys", &folder.keys(), &image];
+    let running = Running::serve(&line);
+    let (address, names) = running.ready();
+    let mut codes = vec![running.code()];
+    let place = format!("{ELSEWHERE}:{}", address.port());
+    let kept = guests.keys();
+    let line = ["pair", &place, "--hostnqn", LAPTOP, "--name", "guest", "--keys", &kept];
+    let client = |code: &str| run(&[&line[..], &["--code-file", "-"]].concat(), code);
+    let wrong = if codes[0] == "12345678" { "12345679" } else { "12345678" };
+    let mut heard = vec![client(wrong)];
+    assert_eq!(heard[0].status.code(), Some(3));
+    codes.push(running.code());
+    thread::sleep(Duration::from_millis(1200));
+    heard.push(client(&codes[1]));
+    assert_eq!(heard[1].status.code(), Some(0), "{:?}", heard[1]);
+    codes.push(running.code());
+    keys.push(folder.key("guest"));
+    let guest = Guest::new(LAPTOP, &names[0]);
+    assert_eq!(guest.attach_tls(address, &keys[2]).unwrap().read(0).unwrap(), vec![4; 4096]);
+    assert_eq!(Guest::new(DESK, &names[0]).attach_tls(address, &keys[1]).err().is_some(), true);
+    running.until("attached");
+    let mut said: Vec<u8> =
+        heard.into_iter().flat_map(|it| [it.stdout, it.stderr].concat()).collect();
+    for list in [
+        &["host", "list"][..],
+        &["host", "list", "--json"],
+        &["key", "list"],
+        &["key", "list", "--json"],
+    ] {
+        said.extend(folder.owner(list).into_bytes());
+    }
+    let (told, besides) = split(&running.said());
+    assert!(codes.iter().all(|code| contains(&told, code)) && codes.len() == 3);
+    said.extend(besides);
+    for process in [running.process(), running.worker()] {
+        said.extend(fs::read(process.join("cmdline")).unwrap());
+    }
+    for secret in keys.iter().map(|key| secret(key)).chain(codes).chain(longs(&told)) {
+        assert!(!contains(&said, &secret), "{}", String::from_utf8_lossy(&said));
+    }
+    // Nor is either in a file that the kernel writes when a process dies.
+    let limits = fs::read_to_string(running.worker().join("limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert!(core.split_whitespace().skip(4).take(2).eq(["0", "0"]), "{core}");
+    let status = fs::read_to_string(running.worker().join("status")).unwrap();
+    assert_eq!(field(&status, "Seccomp").as_deref(), Some("2"));
+}
+
+/// What was said of codes to the program that asked for them, and all the rest.
+fn split(said: &[u8]) -> (Vec<u8>, Vec<u8>) {
+    let is_code = |line: &&[u8]| line.starts_with(b"{\"event\":\"pairing\"");
+    let (told, rest): (Vec<&[u8]>, Vec<&[u8]>) =
+        said.split_inclusive(|byte| *byte == b'\n').partition(is_code);
+    (told.concat(), rest.concat())
+}
+
+/// The long forms of the codes.
+fn longs(told: &[u8]) -> Vec<String> {
+    let text = String::from_utf8(told.to_vec()).unwrap();
+    let link = |line: &str| serde_json::from_str::<Value>(line).unwrap()["link"].clone();
+    let long = |link: Value| pair::Invite::parse(link.as_str().unwrap()).unwrap();
+    text.lines().map(link).map(long).map(|invite| invite.code.text().to_owned()).collect()
+}
