@@ -53,9 +53,9 @@ pub struct Rule {
 
 impl Rule {
     fn covers(&self, export: &Export) -> bool {
-        self.disk.as_ref().is_none_or(|disk| {
-            [&export.name, &export.nqn, &export.identity.serial].contains(&disk)
-        })
+        self.disk
+            .as_ref()
+            .is_none_or(|disk| [&export.name, &export.nqn, &export.identity.serial].contains(&disk))
     }
 }
 

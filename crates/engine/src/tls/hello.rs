@@ -1,5 +1,5 @@
-//! What of a ClientHello must be known before any cipher is asked: the names of the keys that it offers (RFC 8446 §4.1.2,
-//! §4.2.11). All else is left to the TLS library. It knows no socket and no key.
+//! What of a ClientHello must be known before any cipher is asked: the name of the key that it offers first (RFC 8446
+//! §4.1.2, §4.2.11). All else is left to the TLS library. It knows no socket and no key.
 
 /// The most bytes of a ClientHello, in all its records.
 pub(super) const MOST: usize = 16 << 10;
@@ -12,16 +12,13 @@ const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 const PRE_SHARED_KEY: u16 = 41;
 
-/// The most names that are looked at. Hosts offer one or two.
-const NAMES: usize = 8;
-
 /// What the records that came so far hold.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Hello {
     /// Not yet a whole ClientHello: so many bytes are still to come, at least.
     Part(usize),
-    /// A whole one: the names that it offers, in order.
-    Whole(Vec<Vec<u8>>),
+    /// A whole one: the name that it offers first, empty if there is none.
+    Whole(Vec<u8>),
     /// No ClientHello, or a longer one than anybody needs.
     Alien,
 }
@@ -51,7 +48,7 @@ pub(super) fn parse(bytes: &[u8]) -> Hello {
     Hello::Alien
 }
 
-/// The names in the message, once it is whole.
+/// The name in the message, once it is whole.
 fn whole(message: &[u8]) -> Option<Hello> {
     let (&[kind, a, b, c], body) = message.split_first_chunk::<4>()?;
     let len = u32::from_be_bytes([0, a, b, c]) as usize;
@@ -60,10 +57,10 @@ fn whole(message: &[u8]) -> Option<Hello> {
     }
     let body = body.get(..len)?;
     // A hello without keys, or one that makes no sense, is the library's to refuse.
-    Some(Hello::Whole(names(&mut Reader(body)).unwrap_or_default()))
+    Some(Hello::Whole(name(&mut Reader(body)).unwrap_or_default().to_vec()))
 }
 
-fn names(hello: &mut Reader<'_>) -> Option<Vec<Vec<u8>>> {
+fn name<'a>(hello: &mut Reader<'a>) -> Option<&'a [u8]> {
     hello.take(2 + 32)?;
     hello.short()?;
     hello.long()?;
@@ -73,18 +70,9 @@ fn names(hello: &mut Reader<'_>) -> Option<Vec<Vec<u8>>> {
         let kind = extensions.number()?;
         let body = extensions.long()?;
         if kind == PRE_SHARED_KEY {
-            return Some(identities(Reader(Reader(body).long()?)));
+            return Reader(Reader(body).long()?).long();
         }
     }
-}
-
-fn identities(mut list: Reader<'_>) -> Vec<Vec<u8>> {
-    let next = || {
-        let name = list.long()?.to_vec();
-        list.take(4)?;
-        Some(name)
-    };
-    std::iter::from_fn(next).take(NAMES).collect()
 }
 
 /// Bytes that are read from the front.
@@ -139,9 +127,9 @@ mod test {
     }
 
     #[test]
-    fn names_are_found_however_the_message_is_cut_into_records() {
+    fn the_first_name_is_found_however_the_message_is_cut_into_records() {
         let message = message(&[b"one", b"two"]);
-        let expected = Hello::Whole(vec![b"one".to_vec(), b"two".to_vec()]);
+        let expected = Hello::Whole(b"one".to_vec());
         for each in [10, 17, 100, 10_000] {
             assert_eq!(parse(&records(&message, each)), expected);
         }

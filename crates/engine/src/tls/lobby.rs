@@ -273,7 +273,7 @@ impl Guest {
     fn advance(&mut self) -> Step {
         match &mut self.stage {
             Stage::Hello(came) => match hear(&self.newcomer.link, came) {
-                Ok(Some(names)) => self.begin(&names),
+                Ok(Some(name)) => self.begin(&name),
                 Ok(None) => Step::Waits,
                 Err(step) => step,
             },
@@ -281,13 +281,13 @@ impl Guest {
         }
     }
 
-    /// Has the library go on from the ClientHello, with the keys that it offers.
-    fn begin(&mut self, names: &[Vec<u8>]) -> Step {
+    /// Has the library go on from the ClientHello, with the key of the name that it offers first.
+    fn begin(&mut self, name: &[u8]) -> Step {
         let Stage::Hello(came) = &mut self.stage else { return Step::Gone };
         let came = std::mem::take(came);
         let security = &self.newcomer.entrance.security;
         let known = security.keys.as_ref().map_or_else(Vec::new, |keys| keys());
-        let keys = choose(known, names);
+        let keys = choose(known, name).into_iter().collect();
         match Handshake::serve(self.newcomer.link.clone(), came, keys) {
             Ok(handshake) => self.stage = Stage::Shake(handshake),
             Err(failed) => return self.fail(&failed),
@@ -319,12 +319,12 @@ impl Guest {
     }
 }
 
-/// Receives what is still missing of the ClientHello, and not a byte more. Gives the names in it once it is whole.
-fn hear(link: &Link, came: &mut Vec<u8>) -> Result<Option<Vec<Vec<u8>>>, Step> {
+/// Receives what is still missing of the ClientHello, and not a byte more. Gives the first name in it once it is whole.
+fn hear(link: &Link, came: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Step> {
     loop {
         let missing = match hello::parse(came) {
             Hello::Part(missing) => missing,
-            Hello::Whole(names) => return Ok(Some(names)),
+            Hello::Whole(name) => return Ok(Some(name)),
             Hello::Alien => return Err(Step::Failed(UNKNOWN)),
         };
         let have = came.len();
@@ -344,10 +344,9 @@ fn hear(link: &Link, came: &mut Vec<u8>) -> Result<Option<Vec<Vec<u8>>>, Step> {
 /// The key of the name that the peer offers first. If we know none, one under that name that nobody knows: the same work is
 /// done, and fails in the same way, whether the name is unknown or the key is wrong. The names behind it do not count: who
 /// offered another's name before its own would learn from which of the two is taken whether the other is known.
-fn choose(known: Vec<Psk>, names: &[Vec<u8>]) -> Vec<Psk> {
-    let Some(name) = names.first() else { return Vec::new() };
-    let key = known.into_iter().find(|key| key.identity.as_bytes() == name.as_slice());
-    key.or_else(|| nobody(name)).into_iter().collect()
+fn choose(known: Vec<Psk>, name: &[u8]) -> Option<Psk> {
+    let key = known.into_iter().find(|key| key.identity.as_bytes() == name);
+    key.or_else(|| nobody(name))
 }
 
 /// A key that nobody knows.
@@ -370,27 +369,13 @@ mod test {
     }
 
     #[test]
-    fn only_keys_that_are_offered_are_tried_and_unknown_names_get_one_nobody_has() {
-        let names = [b"NVMe1R01 a".to_vec(), b"other".to_vec()];
-        let keys = choose(vec![key("NVMe1R01 a"), key("NVMe1R01 b")], &names);
-        assert_eq!(keys, [key("NVMe1R01 a")]);
-        let keys = choose(vec![key("NVMe1R01 b")], &names);
-        let again = choose(vec![key("NVMe1R01 b")], &names);
-        let named: Vec<_> = keys.iter().map(|key| key.identity.as_str()).collect();
-        assert_eq!(named, ["NVMe1R01 a"]);
-        assert_ne!(keys[0].secret, again[0].secret);
-        assert!(choose(vec![key("NVMe1R01 a")], &[]).is_empty());
-    }
-
-    /// X05: who has a key, be it one that everybody knows, finds out no other name by offering it together with that.
-    #[test]
-    fn x05_a_name_beside_a_good_key_tells_nothing() {
-        let names = [b"guess".to_vec(), b"mine".to_vec()];
-        for known in [vec![key("mine")], vec![key("mine"), key("guess")]] {
-            let keys = choose(known, &names);
-            let named: Vec<_> = keys.iter().map(|key| key.identity.as_str()).collect();
-            assert_eq!(named, ["guess"]);
-        }
+    fn only_the_key_that_is_offered_is_tried_and_an_unknown_name_gets_one_nobody_has() {
+        let (known, name) = ([key("NVMe1R01 a"), key("NVMe1R01 b")], b"NVMe1R01 b");
+        assert_eq!(choose(known.to_vec(), name), Some(key("NVMe1R01 b")));
+        let [one, two] = [(), ()].map(|()| choose(vec![key("NVMe1R01 a")], name).unwrap());
+        assert_eq!((&one.identity[..], &two.identity[..]), ("NVMe1R01 b", "NVMe1R01 b"));
+        assert_ne!(one.secret, two.secret);
+        assert_eq!(choose(known.to_vec(), b""), None);
     }
 
     #[test]

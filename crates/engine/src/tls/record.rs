@@ -24,8 +24,13 @@ const BODY: usize = CONTENT + 256;
 /// Memory into which any record can be opened.
 pub(super) const OPENED: usize = BODY - TAG;
 
-/// Records that are sealed with one key. AES-GCM is good for 2^24.5 (RFC 8446 §5.5).
-const UPDATE_AFTER: u64 = 1 << 23;
+/// Blocks of the cipher that are sealed with one key: 8 TiB, after which who sees them all tells them from noise with an
+/// advantage of 2^-51 at most. RFC 8446 §5.5 recommends 2^34.5 blocks, for 2^-60; but Linux as a host does not survive a
+/// change of keys (its requests time out, and it connects anew), and 256 GiB are read in minutes.
+const WORN: u64 = 1 << 39;
+
+/// Bytes of a block.
+const BLOCK: u64 = 16;
 
 /// The kind of a record's content (RFC 8446 §5.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,13 +79,14 @@ struct Way {
     suite: Suite,
     secret: Traffic,
     keys: Keys,
-    /// Records so far with these keys.
+    /// Records so far with these keys, and about how many blocks that is.
     count: u64,
+    blocks: u64,
 }
 
 impl Way {
     fn new(suite: Suite, secret: Traffic) -> Option<Self> {
-        Some(Self { keys: suite.keys(&secret)?, suite, secret, count: 0 })
+        Some(Self { keys: suite.keys(&secret)?, suite, secret, count: 0, blocks: 0 })
     }
 
     /// The next record's nonce (RFC 8446 §5.3): the IV, mixed with the record's number.
@@ -121,6 +127,7 @@ impl Sealer {
         let head = head(len - HEADER);
         header.copy_from_slice(&head);
         let nonce = self.0.nonce();
+        self.0.blocks += len as u64 / BLOCK + 1;
         let key = &self.0.keys.key;
         let done = key.seal_out_of_place_scatter(
             nonce,
@@ -133,9 +140,9 @@ impl Sealer {
         if done.is_ok() { len } else { 0 }
     }
 
-    /// Whether it is time for other keys.
+    /// Whether it is time for other keys. ChaCha20-Poly1305 does not wear (RFC 8446 §5.5).
     pub(super) fn is_worn(&self) -> bool {
-        self.0.count >= UPDATE_AFTER
+        self.0.blocks >= WORN && self.0.suite != Suite::ChaCha20
     }
 
     /// Says that other keys follow (RFC 8446 §4.6.3), with `both` that the peer is to change its own, too, and goes on with
@@ -264,6 +271,23 @@ mod test {
                 assert_eq!(said, (Kind::Handshake, vec![24, 0, 0, 1, 0]));
                 opener.update();
             }
+        }
+    }
+
+    #[test]
+    fn a_key_is_worn_by_what_it_seals() {
+        let mut out = vec![0; CONTENT + OVERHEAD];
+        for suite in [Suite::Aes128, Suite::Aes256, Suite::ChaCha20] {
+            let (mut sealer, _) = ends(suite);
+            sealer.seal(Kind::Data, &[0; CONTENT], &mut out);
+            assert_eq!(WORN * BLOCK, 8 << 40);
+            sealer.0.blocks = WORN - 5;
+            sealer.seal(Kind::Data, &[0; 24], &mut out);
+            assert!(!sealer.is_worn());
+            sealer.seal(Kind::Data, &[0; 24], &mut out);
+            assert_eq!(sealer.is_worn(), suite != Suite::ChaCha20);
+            sealer.update(false, &mut out);
+            assert!(!sealer.is_worn());
         }
     }
 

@@ -411,6 +411,32 @@ mod test {
         Ok((opened, out))
     }
 
+    /// X05: who has a key, be it one that everybody knows, finds out no other name by offering it before that: the first
+    /// name decides, known or not.
+    #[test]
+    fn x05_a_name_before_a_good_key_tells_nothing() {
+        use super::super::hello::{self, Hello};
+        use std::io::Read;
+        let named = |name: &str, byte| Psk {
+            identity: name.to_owned(),
+            secret: Bytes::new(vec![byte; 32]),
+            ..key(Hash::Sha256)
+        };
+        let (near, far) = UnixStream::pair().unwrap();
+        let keys = vec![named("guess", 9), named("mine", 7)];
+        let mut client = Handshake::new(Mode::Client, Arc::new(near), Vec::new(), keys).unwrap();
+        let _ = client.advance().unwrap();
+        let mut said = vec![0; 4096];
+        let len = (&far).read(&mut said).unwrap();
+        said.truncate(len);
+        assert_eq!(hello::parse(&said), Hello::Whole(b"guess".to_vec()));
+        let far: Socket = Arc::new(far);
+        let serve = |key| Handshake::serve(far.clone(), said.clone(), vec![key]).unwrap().advance();
+        assert!(serve(named("guess", 1)).is_err_and(|failed| failed.is_early));
+        // The key behind it would have been good.
+        assert!(serve(named("mine", 7)).is_ok());
+    }
+
     /// A peer that says meaningless things without end does not keep the thread.
     #[test]
     fn a_handshake_without_end_is_given_up() {

@@ -253,8 +253,10 @@ impl Write for Stream {
             self.flush()?;
         }
         // What is sent must not pile up while something always waits.
-        self.outbox.drain(..self.sent);
-        self.sent = 0;
+        if self.sent > self.outbox.len() / 2 {
+            self.outbox.drain(..self.sent);
+            self.sent = 0;
+        }
         self.answer_updates();
         let mut taken = 0;
         for piece in pieces {
