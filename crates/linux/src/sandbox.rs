@@ -13,4 +13,4 @@ mod rights;
 
 pub use calls::leave_calls;
 pub use files::leave_files;
-pub use rights::{hand_nothing_down, raise_descriptors, renounce};
+pub use rights::{hand_nothing_down, renounce};

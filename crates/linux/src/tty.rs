@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::termios::{
     LocalModes, OptionalActions, QueueSelector, SpecialCodeIndex, Termios, tcflush, tcgetattr,
-    tcsetattr,
+    tcgetpgrp, tcsetattr,
 };
 
 /// Whether the descriptor leads to a terminal.
@@ -21,6 +21,12 @@ pub fn window(descriptor: impl AsFd) -> Option<(u16, u16)> {
     (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }
 
+/// Whether another job has the terminal just now, as when this one was started with `&`: to read from it or to change it
+/// would stop this process (POSIX.1-2017 §11.1.4).
+pub fn is_with_another(descriptor: impl AsFd) -> bool {
+    tcgetpgrp(descriptor).is_ok_and(|group| group != rustix::process::getpgrp())
+}
+
 /// A terminal that gives each key at once and shows none of them, until this is dropped. Ctrl-C stays a signal.
 #[derive(Debug)]
 pub struct Raw {
@@ -29,10 +35,14 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// Changes the terminal, and forgets the keys that were pressed before; `None` if it is none. It does not wait until
-    /// the terminal has taken what was written: a serial line with nobody at its other end may never.
+    /// Changes the terminal, and forgets the keys that were pressed before; `None` if it is none, or if another job has it.
+    /// It does not wait until the terminal has taken what was written: a serial line with nobody at its other end may
+    /// never.
     pub fn enter(terminal: impl AsFd) -> Option<Self> {
         let terminal = terminal.as_fd().try_clone_to_owned().ok()?;
+        if is_with_another(&terminal) {
+            return None;
+        }
         let before = tcgetattr(&terminal).ok()?;
         let mut raw = before.clone();
         raw.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
@@ -47,7 +57,10 @@ impl Raw {
 
 impl Drop for Raw {
     fn drop(&mut self) {
-        let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
+        // Who has it meanwhile has made it as it needs it.
+        if !is_with_another(&self.terminal) {
+            let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
+        }
     }
 }
 
@@ -60,5 +73,6 @@ mod tests {
         let null = std::fs::File::open("/dev/null").unwrap();
         assert!(!is_terminal(&null));
         assert_eq!(window(&null), None);
+        assert!(!is_with_another(&null));
     }
 }

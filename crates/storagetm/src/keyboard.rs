@@ -1,12 +1,13 @@
 //! The keys by which somebody at the screen lets other machines in, and the terminal of `storagetm serve` that they come
 //! from. It knows no disk and no host.
 
-use std::io::{Stdin, stdin};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::io::stdin;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use console::{Model, Pairing};
 use linux::tty::{self, Raw};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::keystroke::Keys;
 
@@ -63,48 +64,69 @@ impl Question {
     }
 }
 
-/// The keys of the terminal that `storagetm serve` runs in. Ctrl-C stays a signal.
+/// The keys of the terminal that `storagetm serve` runs in. Ctrl-C stays a signal. While another job has
+/// the terminal, no key is this program's, and the terminal is left as it is.
 #[derive(Debug)]
 pub(crate) struct Keyboard {
-    terminal: Stdin,
-    _raw: Raw,
+    terminal: OwnedFd,
+    raw: Option<Raw>,
     keys: Keys,
+    gone: bool,
 }
 
 impl Keyboard {
     /// That of standard input; nothing if that is no terminal.
     pub(crate) fn open() -> Option<Self> {
-        let terminal = stdin();
-        let raw = tty::is_terminal(&terminal).then(|| Raw::enter(&terminal)).flatten()?;
-        Some(Self { terminal, _raw: raw, keys: Keys::default() })
+        let terminal = tty::is_terminal(&stdin()).then(|| stdin().as_fd().try_clone_to_owned());
+        terminal?.ok().map(Self::at)
+    }
+
+    fn at(terminal: OwnedFd) -> Self {
+        let raw = Raw::enter(&terminal);
+        Self { terminal, raw, keys: Keys::default(), gone: false }
+    }
+
+    /// Whether the terminal is gone for good, and no key will come any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// Readable when keys were pressed; nothing while another job has the terminal, and nobody says when that ends.
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        (!tty::is_with_another(&self.terminal)).then(|| self.terminal.as_fd())
     }
 
     /// The keys that were pressed, without waiting.
     pub(crate) fn receive(&mut self) -> Vec<u8> {
-        let mut bytes = [0; 64];
+        if self.descriptor().is_none() {
+            self.raw = None;
+            return Vec::new();
+        }
+        if self.raw.is_none() {
+            self.raw = Raw::enter(&self.terminal);
+        }
         let mut pressed = Vec::new();
-        while self.is_readable() {
-            match rustix::io::read(&self.terminal, &mut bytes) {
-                Ok(n) if n > 0 => {
-                    let new = bytes.iter().take(n).filter_map(|byte| self.keys.receive(*byte));
-                    pressed.extend(new);
-                }
-                _ => break,
-            }
+        while !self.gone && self.is_readable() {
+            self.read(&mut pressed);
         }
         pressed
     }
 
+    fn read(&mut self, pressed: &mut Vec<u8>) {
+        let mut bytes = [0; 64];
+        match rustix::io::read(&self.terminal, &mut bytes) {
+            Ok(n) if n > 0 => {
+                pressed.extend(bytes.iter().take(n).filter_map(|byte| self.keys.receive(*byte)));
+            }
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            // It has hung up. Where that is no signal, it would be readable for ever.
+            _ => self.gone = true,
+        }
+    }
+
     fn is_readable(&self) -> bool {
         let mut ends = [PollFd::new(&self.terminal, PollFlags::IN)];
-        let now = poll(&mut ends, Some(&Timespec::default())).is_ok_and(|ready| ready > 0);
-        now && ends[0].revents().contains(PollFlags::IN)
-    }
-}
-
-impl AsFd for Keyboard {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.terminal.as_fd()
+        poll(&mut ends, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
     }
 }
 
@@ -126,5 +148,16 @@ mod test {
         assert_eq!(stopped.meaning(b'y'), None);
         let code = Question { code: true, ..nothing };
         assert_eq!(code.meaning(b'c'), Some(Stroke::Large));
+    }
+
+    #[test]
+    fn a_terminal_that_is_gone_is_noticed_and_its_last_keys_are_heard() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let mut keyboard = Keyboard::at(reader.into());
+        assert!(keyboard.receive().is_empty() && !keyboard.is_gone());
+        rustix::io::write(&writer, b"y\x1b[Dn").unwrap();
+        drop(writer);
+        assert_eq!(keyboard.receive(), b"yn");
+        assert!(keyboard.is_gone());
     }
 }

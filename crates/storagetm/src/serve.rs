@@ -315,7 +315,7 @@ impl Server {
             self.follow.descriptor(),
             self.address_changes.as_ref().map(AsFd::as_fd),
             self.admission.descriptor(),
-            self.keyboard.as_ref().map(AsFd::as_fd),
+            self.keyboard.as_ref().and_then(Keyboard::descriptor),
         ];
         let writable = self.output.descriptor();
         let readable = readable.into_iter().flatten().map(|fd| (fd, PollFlags::IN));
@@ -334,8 +334,14 @@ impl Server {
     fn next_alert(&self) -> Option<Instant> {
         let alerts = &self.alerts;
         let own = [alerts.draw, alerts.addresses, alerts.watchdog, alerts.look, alerts.code];
-        let others = [self.follow.due(), self.admission.due()];
+        let others = [self.follow.due(), self.admission.due(), self.keyboard_due()];
         own.into_iter().chain(others).flatten().min()
+    }
+
+    /// Nobody says when a terminal comes back from another job.
+    fn keyboard_due(&self) -> Option<Instant> {
+        let is_away = |keyboard: &&Keyboard| keyboard.descriptor().is_none();
+        self.keyboard.as_ref().filter(is_away).map(|_| Instant::now() + LOOK)
     }
 
     fn do_what_is_due(&mut self, now: Instant) {
@@ -358,7 +364,7 @@ impl Server {
         }
         if is_due(self.alerts.code) {
             self.alerts.code = None;
-            self.draw_soon(false);
+            self.draw_soon(self.tells_codes);
         }
         if is_due(self.alerts.watchdog) {
             self.output.watchdog();

@@ -10,4 +10,4 @@ on_target 'lend --allow-null-dh'
 speak
 attach "$ro_nqn" "$connect -n $ro_nqn" --dhchap-secret="$key"
 whole
-dmesg | grep 'selected DH group null'
+dmesg | grep 'DH group null'

@@ -4,7 +4,7 @@
 
 use rustix::io::Errno;
 use rustix::process::{
-    DumpableBehavior, Gid, Pid, Resource, Rlimit, Signal, Uid, getpid, getppid, getrlimit,
+    DumpableBehavior, Gid, Pid, Resource, Rlimit, Signal, Uid, getpid, getppid,
     set_dumpable_behavior, set_parent_process_death_signal, setrlimit,
 };
 use rustix::thread::{
@@ -100,11 +100,4 @@ fn no_core() -> Result<(), Errno> {
 /// and from there from anywhere. On a kernel before 5.11 it is as it always was.
 pub fn hand_nothing_down() {
     let _ = crate::ioctl::close_on_exec(3);
-}
-
-/// As many descriptors as are to be had: one a connection, and some a disk.
-pub fn raise_descriptors() {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    let _ = setrlimit(Resource::Nofile, limit);
 }

@@ -13,7 +13,7 @@ use crate::wire::auth::{Challenge, Explanation, FromController, FromHost, Negoti
 /// What is asked of hosts, and where random bytes come from.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// The hashes that may be used, the one that is liked best first.
+    /// The hashes that may be used, the one that is liked best first; where a TLS key is to come of it, the shortest.
     pub hashes: Vec<Hash>,
     /// The groups that may be used, the one that is liked best first.
     ///
@@ -93,8 +93,13 @@ pub(crate) struct Controller {
     rules: Rules,
     setting: Setting,
     t_id: u16,
+    /// How often the host has begun since it last proved anything.
+    begun: u8,
     stage: Stage,
 }
+
+/// How often a host may begin before it proves anything: each beginning has us calculate.
+const BEGINNINGS: u8 = 2;
 
 /// Where the conversation takes place.
 #[derive(Clone, Copy, Debug)]
@@ -160,13 +165,18 @@ pub(crate) enum Progress {
 
 impl Controller {
     pub(crate) fn new(names: Names, rules: Rules, setting: Setting) -> Self {
-        Self { names, rules, setting, t_id: 0, stage: Stage::Idle }
+        Self { names, rules, setting, t_id: 0, begun: 0, stage: Stage::Idle }
     }
 
     /// A message came. `keys` are those that the host has just now.
     pub(crate) fn send(&mut self, bytes: &[u8], keys: Option<&Keys>) -> Progress {
         match self.hear(bytes, keys) {
-            Ok(progress) => progress,
+            Ok(progress) => {
+                if matches!(progress, Progress::Proven(_)) {
+                    self.begun = 0;
+                }
+                progress
+            }
             Err(why) => self.refuse(why),
         }
     }
@@ -212,6 +222,10 @@ impl Controller {
 
     /// A new transaction, whatever became of the one before (NVMe Base 2.0 §8.13.5.2).
     fn negotiate(&mut self, offer: &Negotiate<'_>, keys: Option<&Keys>) -> Result<(), Explanation> {
+        if self.begun == BEGINNINGS {
+            return Err(Explanation::IncorrectMessage);
+        }
+        self.begun += 1;
         self.check_channel(offer.sc_c)?;
         let hash = self.rules.hash(offer).ok_or(Explanation::HashUnusable)?;
         let group = self.rules.group(offer).ok_or(Explanation::GroupUnusable)?;

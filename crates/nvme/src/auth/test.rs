@@ -345,12 +345,11 @@ fn a_controller_that_breaks_the_rules_is_given_up() {
     }
 }
 
-/// A host that leaves SC_C out of its response, as Linux did for a while, is understood.
-#[test]
-fn a_response_without_sc_c_is_taken() {
+/// A host's own reply to a challenge in ffdhe2048 with SHA-256, with these fields; and what the controller makes of it.
+fn replied(asks: u8, hashes: u8, sequence: u32, own: Option<&[u8]>) -> (Controller, Progress) {
     let rules = Rules { groups: vec![Group::Ffdhe2048], hashes: vec![Hash::Sha256], ..rules() };
     let mut controller = Controller::new(names(), rules, ADMIN);
-    controller.send(&offer(sc_c::NEW_TLS_PSK), Some(&keys(None)));
+    controller.send(&offer(asks), Some(&keys(None)));
     let bytes = controller.receive(4096).unwrap();
     let (_, FromController::Challenge(asked)) = FromController::parse(&bytes).unwrap() else {
         panic!("a challenge")
@@ -360,19 +359,36 @@ fn a_response_without_sc_c_is_taken() {
     let question = super::chap::Question {
         hash: Hash::Sha256,
         t_id: 7,
-        sc_c: 0,
+        sc_c: hashes,
         sequence: asked.sequence,
         challenge: asked.challenge,
         agreed: agreed.as_ref(),
     };
     let response = question.response(&key(1), &names(), super::chap::Prover::Host);
-    let reply = Reply {
-        sequence: 0,
-        response: &response,
-        challenge: Some(&[4; 32]),
-        public: exchange.public(),
-    };
+    let reply = Reply { sequence, response: &response, challenge: own, public: exchange.public() };
     let sent = controller.send(&FromHost::Reply(reply).emit(7), Some(&keys(None)));
-    let Progress::Proven(shown) = sent else { panic!("{sent:?}") };
-    assert_eq!(shown.psks.len(), 2);
+    (controller, sent)
+}
+
+/// A host that leaves SC_C out of its response, as Linux did for a while, is understood.
+#[test]
+fn a_response_without_sc_c_is_taken() {
+    for hashes in [sc_c::NONE, sc_c::NEW_TLS_PSK] {
+        let (_, sent) = replied(sc_c::NEW_TLS_PSK, hashes, 0, Some(&[4; 32]));
+        let Progress::Proven(shown) = sent else { panic!("{sent:?}") };
+        assert_eq!(shown.psks.len(), 2);
+    }
+    let (_, sent) = replied(sc_c::NONE, sc_c::NEW_TLS_PSK, 0, None);
+    assert!(matches!(sent, Progress::Failed(Explanation::Failed)), "{sent:?}");
+}
+
+/// Linux numbers its reply even if it asks for nothing, and is done with Success1.
+#[test]
+fn a_number_without_a_challenge_asks_for_nothing() {
+    let (mut controller, sent) = replied(sc_c::NONE, sc_c::NONE, 0x1234_5678, None);
+    assert!(matches!(sent, Progress::Proven(_)), "{sent:?}");
+    let bytes = controller.receive(4096).unwrap();
+    assert_eq!(FromController::parse(&bytes), Ok((7, FromController::Success1(None))));
+    assert_eq!((bytes[6], bytes.len()), (32, 16));
+    assert!(!controller.is_over());
 }

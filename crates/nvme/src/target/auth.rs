@@ -9,7 +9,7 @@ use super::HANDSHAKE;
 use super::admin::Waiting;
 use super::controller::Kind;
 use super::io::Work;
-use super::queue::Queue;
+use super::queue::{Link, Queue};
 use super::transfer::Size;
 use crate::auth::chap::{Key, Names};
 use crate::auth::{Controller, Keys, Progress, Rules, Setting, Shown};
@@ -21,9 +21,6 @@ use crate::wire::opcode;
 
 /// Bytes of the longest message: enough for the largest group, and what Linux has room for.
 const MESSAGE: u32 = 4096;
-
-/// Messages that a host may send before it has proven anything: it may begin anew once. Each beginning has us calculate.
-const PATIENCE: u8 = 6;
 
 /// How far a queue is with authentication.
 #[derive(Debug)]
@@ -37,8 +34,6 @@ pub(super) struct Auth {
     pub(super) proven: Option<KeyId>,
     /// Until then a conversation that has begun must have ended.
     until: Option<Instant>,
-    /// Messages that came before anything was proven.
-    messages: u8,
 }
 
 impl Auth {
@@ -50,7 +45,7 @@ impl Auth {
         until: Instant,
     ) -> Self {
         let until = required.then_some(until);
-        Self { conversation, key, required, proven: None, until, messages: 0 }
+        Self { conversation, key, required, proven: None, until }
     }
 
     /// Whether the host has still to prove itself.
@@ -80,6 +75,22 @@ impl Queue {
     /// Whether the host has still to prove itself before it may do anything else.
     pub(super) fn is_unproven(&self) -> bool {
         self.auth.as_ref().is_some_and(|auth| auth.is_due())
+    }
+
+    /// The host said something. Who has proven nothing yet keeps nobody's controller alive.
+    pub(super) fn heard(&self) {
+        let own = |link: &&Link| link.qid == 0 || !self.is_unproven();
+        if let Some(link) = self.link.as_ref().filter(own) {
+            link.controller.heard(self.now);
+        }
+    }
+
+    /// A connection ends on which a host has not proven what it said it is, and which it was not refused for.
+    pub(super) fn left_unproven(&mut self) {
+        let quiet = |auth: &Auth| auth.is_due() && !auth.conversation.has_failed();
+        if self.auth.as_deref().is_some_and(quiet) {
+            self.report_refused("has not proven that it knows its key");
+        }
     }
 
     /// Until when a conversation that has begun must have ended.
@@ -136,14 +147,8 @@ impl Queue {
             self.answer(at, Status::SUCCESS);
             return self.close(Reason::Refused);
         }
-        if auth.proven.is_none() {
-            auth.messages = auth.messages.saturating_add(1);
-        }
         auth.until = auth.until.or(Some(self.now + HANDSHAKE));
-        let progress = match auth.messages {
-            0..=PATIENCE => auth.conversation.send(bytes, keys.as_ref()),
-            _ => auth.conversation.refuse(Explanation::IncorrectMessage),
-        };
+        let progress = auth.conversation.send(bytes, keys.as_ref());
         let over = self.progress(progress);
         self.answer(at, Status::SUCCESS);
         if over {

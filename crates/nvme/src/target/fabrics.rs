@@ -122,6 +122,10 @@ impl Queue {
             Err(refused) => {
                 self.report_refusal(&data, &refused);
                 self.refuse(at, refused);
+                // One question a connection: else names could be tried, and the journal filled, as fast as the wire is.
+                if self.peer.door == Door::Keyed {
+                    self.close(Reason::Refused);
+                }
             }
         }
     }
@@ -361,7 +365,18 @@ fn link(
     let resets = controller.resets.load(Ordering::Acquire);
     let Connect { qid, entries, .. } = *connect;
     let before = Moved::default();
-    Link { controller, qid, resets, joined: false, entries, head, grant, attached: None, before, traffic }
+    Link {
+        controller,
+        qid,
+        resets,
+        joined: false,
+        entries,
+        head,
+        grant,
+        attached: None,
+        before,
+        traffic,
+    }
 }
 
 fn kind_of(subsystem: &str) -> Kind {

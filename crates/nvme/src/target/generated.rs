@@ -11,7 +11,7 @@ use crate::auth::psk::Psk;
 /// and makes another one when it has lost its connections.
 const KEPT: Duration = Duration::from_secs(3600);
 
-/// Keys that are kept at most; the oldest goes first.
+/// Keys that are kept at most; the oldest of the host that has the most goes first, so that none drives out the others'.
 const KEYS: usize = 256;
 
 /// The generated keys of a target.
@@ -31,9 +31,17 @@ impl Generated {
     pub(super) fn keep(&mut self, key: KeyId, psk: Psk, now: Instant) {
         self.0.retain(|entry| entry.until > now && entry.psk.identity != psk.identity);
         if self.0.len() >= KEYS {
-            self.0.remove(0);
+            self.drop_one();
         }
         self.0.push(Entry { psk, key, until: now + KEPT });
+    }
+
+    fn drop_one(&mut self) {
+        let of = |key| self.0.iter().filter(|entry| entry.key == key).count();
+        let all = self.0.iter().enumerate().rev();
+        if let Some((at, _)) = all.max_by_key(|(_, entry)| of(entry.key)) {
+            self.0.remove(at);
+        }
     }
 
     /// A host came with a key.
@@ -71,6 +79,12 @@ mod test {
         assert_eq!(kept.all(now)[0].1.identity, "3");
         kept.keep(KeyId::new(2), psk("7"), now);
         assert_eq!(kept.all(now).len(), KEYS);
+        // A busy host keeps out none but its own.
+        kept.keep(KeyId::new(1), psk("more"), now);
+        kept.keep(KeyId::new(1), psk("and more"), now);
+        let all = kept.all(now);
+        assert_eq!((all.len(), all[0].1.identity.as_str()), (KEYS, "5"));
+        assert!(all.iter().any(|(key, psk)| (key.number(), psk.identity.as_str()) == (2, "7")));
         kept.used("9", now + KEPT / 2);
         let left = kept.all(now + KEPT);
         assert_eq!(left.len(), 1);

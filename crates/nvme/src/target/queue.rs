@@ -294,6 +294,9 @@ impl Queue {
 
     /// The connection is over: its queue leaves its controller, and the Admin queue ends it.
     fn leave(&mut self, reason: Reason) {
+        if matches!(reason, Reason::Peer | Reason::Timeout) {
+            self.left_unproven();
+        }
         self.phase = Phase::Closed;
         self.stalled = None;
         self.starved.clear();
@@ -358,14 +361,6 @@ impl Queue {
     fn stop_when_idle(&mut self) {
         if self.phase == Phase::Stopping && self.slots.are_off_disk() {
             self.close(Reason::Stopping);
-        }
-    }
-
-    /// The host said something. Who has proven nothing yet keeps nobody's controller alive.
-    pub(super) fn heard(&self) {
-        let own = |link: &&Link| link.qid == 0 || !self.is_unproven();
-        if let Some(link) = self.link.as_ref().filter(own) {
-            link.controller.heard(self.now);
         }
     }
 

@@ -245,7 +245,8 @@ fn a_name_alone_takes_no_queue_from_its_host() {
     world.run();
     assert!(world.lines[line].refused.is_some());
     assert!(world.read(io, 0, 1).is_ok());
-    assert_eq!(refusals(&world), ["has that queue already"]);
+    let said = ["has not proven that it knows its key", "has that queue already"];
+    assert_eq!(refusals(&world), said);
 }
 
 /// Which controllers there are, of whom and for what, is told to nobody else.
@@ -314,6 +315,7 @@ fn x15_whoever_has_not_the_keys_of_his_name_is_told_the_same() {
         let mut world = keyed(host(false, true, rules), None);
         world.channel = channel;
         assert_eq!(knock(&mut world, manner), Err(TURNED_AWAY), "{manner:?}");
+        assert_eq!(world.lines[0].target_end, Some(Reason::Refused), "one question a connection");
         assert_eq!(refusals(&world).len(), 1);
         assert!(
             matches!(world.events.last(), Some(Event::Refused { host, .. }) if host == manner.host)

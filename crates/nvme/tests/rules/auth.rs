@@ -211,7 +211,7 @@ fn patience_has_an_end() {
         }
         assert!(began < 20);
     }
-    assert_eq!(began, 6);
+    assert_eq!(began, 2);
     assert_eq!(world.conn(id).closed, Some(Reason::Refused));
     world.end_all();
 }
@@ -243,6 +243,7 @@ fn an_unproven_host_does_nothing_and_not_for_long() {
     assert_eq!(world.status(id, &read(0, 1)), required);
     world.pass(Duration::from_secs(10));
     assert_eq!(world.conn(id).closed, Some(Reason::Timeout));
+    assert!(matches!(world.conn(id).events[..], [Event::Refused { .. }]));
     world.end_all();
 }
 

@@ -69,6 +69,7 @@ impl Server {
 
     pub(super) fn read_keyboard(&mut self, now: Instant) {
         let keys = self.keyboard.as_mut().map(Keyboard::receive).unwrap_or_default();
+        self.keyboard.take_if(|keyboard| keyboard.is_gone());
         for key in keys {
             let asked = Question::of(&self.model());
             if let Some(stroke) = asked.meaning(key) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, SocketAddrV6, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -18,11 +18,11 @@ use crate::host::{Guest, everybodys, plain, secured};
 use crate::scene::{DESK, Folder, KEYED, LAPTOP, Running, SIZE, contains};
 use crate::tap::Tap;
 
-/// Addresses of the cable's near end that are answered unasked. The number of an interface is 0 until it is known.
+/// Addresses of the cable's near end that are answered unasked.
 const NEAR: [&str; 2] = ["169.254.7.9", "fe80::1"];
 const PORTS: [u16; 2] = [4420, 8009];
 /// How long a peer that is not let in is listened to.
-const MOMENT: Duration = Duration::from_millis(500);
+const MOMENT: Duration = Duration::from_millis(300);
 
 /// Says that it wants to speak NVMe/TCP (NVMe/TCP 1.0 §3.6.2.2).
 fn icreq() -> Vec<u8> {
@@ -141,19 +141,21 @@ fn keyed(running: &Running, count: usize) -> (Value, usize) {
     (lent.unwrap(), found)
 }
 
-/// An address at the cable's near end, from the far one.
-fn near(text: &str, port: u16) -> SocketAddr {
-    let link_local = text.starts_with("fe80").then_some("%far").unwrap_or_default();
-    let text = if text.contains(':') { format!("[{text}{link_local}]") } else { text.to_owned() };
-    let scope = || {
-        let index = fs::read_to_string("/proc/net/if_inet6").unwrap();
-        let line = index.lines().find(|line| line.ends_with(" far")).unwrap().to_owned();
-        u32::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap()
-    };
-    match text.strip_suffix("%far]") {
-        Some(ip) => std::net::SocketAddrV6::new(ip[1..].parse().unwrap(), port, 0, scope()).into(),
-        None => format!("{text}:{port}").parse().unwrap(),
+/// An address at the cable's near end, as it is reached from the far one.
+fn near(ip: &str, port: u16) -> SocketAddr {
+    match ip.parse().unwrap() {
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => {
+            SocketAddrV6::new(ip, port, 0, interface()).into()
+        }
+        ip => (ip, port).into(),
     }
+}
+
+/// The number of the far end's interface, there.
+fn interface() -> u32 {
+    let table = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
+    let row = table.lines().find(|row| row.ends_with(" far")).unwrap();
+    u32::from_str_radix(row.split_whitespace().nth(1).unwrap(), 16).unwrap()
 }
 
 /// The ports that anybody listens on in this network: TCP, and any of UDP.
@@ -219,9 +221,10 @@ fn x02_in_the_clear_a_keyed_port_says_nothing_and_closes() {
         let folder = Folder::new();
         let key = folder.let_in(LAPTOP, "laptop", "tls", &[]);
         let image = folder.image("disk.img", 1);
-        let line = ["--io", driver, "--listen", KEYED, "--keys", &folder.keys(), &image];
+        let keys = folder.keys();
+        let line = ["--pair", "--io", driver, "--listen", KEYED, "--keys", &keys, &image];
         let running = Running::serve(&line);
-        let (address, names) = running.ready();
+        let (address, names, _) = running.settled();
         for bytes in [&icreq()[..], b"G", b"\x15\x03\x03\x00\x02\x02\x28"] {
             let begun = Instant::now();
             assert_eq!(answer(address, bytes), (Vec::new(), true), "{driver}");

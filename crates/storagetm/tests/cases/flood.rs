@@ -16,7 +16,7 @@ use crate::host::{everybodys, plain, secured};
 use crate::scene::{Folder, KEYED, LAPTOP, Running, field, right};
 
 /// How long it goes on.
-const FLOOD: Duration = Duration::from_secs(5);
+const FLOOD: Duration = Duration::from_secs(4);
 /// The time in which somebody with the code is let in meanwhile.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Connections that each kind of flood holds open at most.
@@ -109,6 +109,10 @@ fn x54_a_flood_from_one_address_keeps_nobody_else_out() {
     assert!(took.iter().all(|took| *took <= PATIENCE), "{took:?}");
     assert!(after <= before + GROWTH, "{before} KiB, then {after} KiB");
     assert_eq!(worker, running.worker(), "it is the same process");
+    let said = String::from_utf8(running.said()).unwrap();
+    let paired = said.lines().filter(|line| line.contains("\"event\":\"paired\""));
+    let from_elsewhere = format!("\"address\":\"{ELSEWHERE}:");
+    assert_eq!(paired.filter(|line| line.contains(&from_elsewhere)).count(), 2, "{said}");
 }
 
 /// How long it takes somebody at another address who has the code.

@@ -24,7 +24,7 @@ fn x15_another_hosts_name_without_its_key_is_refused() {
     let other = folder.let_in("nqn.2024-01.test:other", "other", "chap", &[]);
     let image = folder.image("disk.img", 5);
     let running = Running::serve(&["--pair", "--listen", KEYED, "--keys", &folder.keys(), &image]);
-    let (address, names) = running.ready();
+    let (address, names, _) = running.settled();
     let disk = &names[0];
     let spoofed = Guest::new(LAPTOP, disk);
     // In the clear, with the desk's channel, in the channel of nobody, with the desk's key under the laptop's name.
@@ -72,14 +72,15 @@ fn x17_a_host_that_may_read_changes_nothing_and_has_no_other_disk() {
     let folder = Folder::new();
     let (one, other) = (folder.image("one.img", 1), folder.image("other.img", 2));
     let writable = ["--writable", &one, "--writable", &other];
-    let line = [&["--listen", KEYED, "--keys", &folder.keys()][..], &writable].concat();
+    let keys = folder.keys();
+    let line = [&["--listen", KEYED, "--keys", &keys][..], &writable].concat();
     let running = Running::serve(&line);
     let (address, names) = running.ready();
     let key = folder.let_in(LAPTOP, "laptop", "tls", &["--disk", &names[0]]);
     let guest = Guest::new(LAPTOP, &names[0]);
     let mut disk = find(|| guest.attach_tls(address, &key).ok()).unwrap();
     assert_eq!(disk.read(0).unwrap(), vec![1; 4096]);
-    let mut anew = |disk: &mut _| *disk = guest.attach_tls(address, &key).unwrap();
+    let anew = |disk: &mut _| *disk = guest.attach_tls(address, &key).unwrap();
     for opcode in (0..=255).filter(|opcode| !HARMLESS.contains(opcode)) {
         match disk.ask_io(command(opcode)) {
             Ok(worked) => assert!(!worked, "I/O command {opcode:02x}h"),
@@ -123,14 +124,14 @@ fn x18_without_somebody_at_the_screen_nobody_may_change_a_disk() {
     let image = folder.image("disk.img", 3);
     let line = ["--pair", "--listen", KEYED, "--keys", &folder.keys(), "--writable", &image];
     let running = Running::serve(&line);
-    let (address, names) = running.ready();
+    let (address, names, code) = running.settled();
     // Also a host that the owner had let change disks until now.
     folder.let_in(LAPTOP, "laptop", "tls", &["--writable"]);
     let place = format!("{ELSEWHERE}:{}", address.port());
     let words = ["--writable", "--json", "--code-file", "-", "--hostnqn", LAPTOP];
     let kept = guests.keys();
     let line = [&["pair", &place, "--name", "guest", "--keys", &kept][..], &words].concat();
-    let told = right(&line, &format!("{}\n", running.code()));
+    let told = right(&line, &format!("{code}\n"));
     let told: Value = serde_json::from_str(&told).unwrap();
     assert_eq!(told["access"], "read-only", "{told}");
     let events = running.until("paired");

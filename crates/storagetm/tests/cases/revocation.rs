@@ -25,7 +25,8 @@ fn are_cut_off(sockets: &[TcpStream; 2], by: Instant) -> bool {
 
 fn serve(folder: &Folder, driver: &str) -> Running {
     let image = folder.image("disk.img", 5);
-    Running::serve(&["--io", driver, "--listen", KEYED, "--keys", &folder.keys(), &image])
+    let keys = folder.keys();
+    Running::serve(&["--pair", "--io", driver, "--listen", KEYED, "--keys", &keys, &image])
 }
 
 /// X16 for a host with a key for TLS.
@@ -38,7 +39,7 @@ fn x16_a_removed_host_is_cut_off_within_a_second_and_stays_out() {
         let folder = Folder::new();
         let key = folder.let_in(LAPTOP, "laptop", "tls", &[]);
         let running = serve(&folder, driver);
-        let (address, names) = running.ready();
+        let (address, names, _) = running.settled();
         let guest = Guest::new(LAPTOP, &names[0]);
         let mut disk = guest.attach_tls(address, &key).unwrap();
         let sockets = [&disk.admin, &disk.io].map(|w| w.stream.socket().try_clone().unwrap());
@@ -66,7 +67,7 @@ fn x16_a_removed_host_that_proved_itself_is_cut_off_too() {
     // Because of another one, who speaks in the clear is still heard afterwards.
     folder.let_in("nqn.2024-01.test:other", "other", "chap", &[]);
     let running = serve(&folder, "auto");
-    let (address, names) = running.ready();
+    let (address, names, _) = running.settled();
     let guest = Guest::new(LAPTOP, &names[0]).proving(&key);
     let mut disk = guest.attach_plain(address).unwrap();
     let sockets = [&disk.admin, &disk.io].map(|wire| wire.stream.try_clone().unwrap());
@@ -95,10 +96,10 @@ fn x16_a_host_whose_time_is_over_is_cut_off_within_a_second_and_stays_out() {
         return;
     }
     let folder = Folder::new();
-    let (end, text) = moment(Duration::from_secs(4));
+    let (end, text) = moment(Duration::from_secs(5));
     let key = folder.let_in(LAPTOP, "laptop", "tls", &["--expires", &text]);
     let running = serve(&folder, "auto");
-    let (address, names) = running.ready();
+    let (address, names, _) = running.settled();
     let guest = Guest::new(LAPTOP, &names[0]);
     let mut disk = guest.attach_tls(address, &key).unwrap();
     let sockets = [&disk.admin, &disk.io].map(|wire| wire.stream.socket().try_clone().unwrap());

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
+const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
 pub(crate) const LONG: Duration = Duration::from_secs(20);
 /// Every address of a network of the test's own. Unlike the loopback addresses themselves, these ask for a key.
 pub(crate) const KEYED: &str = "0.0.0.0:0";
@@ -170,6 +170,12 @@ impl Running {
         let port = u16::try_from(events[0]["port"].as_u64().unwrap()).unwrap();
         let names = events.iter().filter_map(|event| event["nqn"].as_str());
         (([127, 0, 0, 1], port).into(), names.map(str::to_owned).collect())
+    }
+
+    /// The same with `--pair`, once the process that talks to hosts knows who is let in and what is lent: a code comes last.
+    pub(crate) fn settled(&self) -> (SocketAddr, Vec<String>, String) {
+        let (address, names) = self.ready();
+        (address, names, self.code())
     }
 
     /// The code that is good from now on: eight digits.
