@@ -11,17 +11,21 @@ use console::attach::Endpoint;
 use console::{Asking, Pairing};
 use export::{Access, Export, Knock, Peer, Policy};
 use linux::tree::Tree;
-use nvme::auth::Hash;
-use nvme::auth::psk::Interchange;
-use pair::keys::Derived;
 use pair::{Disk, Invite, Shown, View};
 
 use crate::failure::Failure;
 use crate::keyboard::Answer;
+use crate::store::key::Key;
 use crate::store::{Guest, Store, Watch};
 
-/// When a store that cannot be watched, or a clock that was set, is looked at again.
+/// When a clock that was set is looked at again.
 const LOOK: Duration = Duration::from_secs(60);
+
+/// When a store that cannot be watched is looked at again: who is let in no longer is out within a second.
+const UNWATCHED: Duration = Duration::from_secs(1);
+
+/// Callers at most that wait for an answer.
+const MOST_WAITING: usize = 64;
 
 /// Somebody who knew the code, and waits for an answer.
 #[derive(Debug)]
@@ -44,6 +48,8 @@ pub(crate) struct Admission {
     /// What the code is just now, if there are codes.
     view: Option<View>,
     waiting: VecDeque<Caller>,
+    /// Whom the screen asks about: that is whom an answer is for, whoever is the first by then.
+    asked: Option<Arc<Knock>>,
 }
 
 impl Admission {
@@ -98,7 +104,9 @@ impl Admission {
         let (policy, next, complaints) = store.policy(time);
         let until = next.map(|next| next.duration_since(time).unwrap_or_default());
         // A clock that is set moves every end: no sleep is longer than that.
-        let wait = until.map(|until| until.min(LOOK)).or_else(|| self.watch.is_none().then_some(LOOK));
+        let longest = if self.watch.is_none() { UNWATCHED } else { LOOK };
+        let wait = until.or_else(|| self.watch.is_none().then_some(longest));
+        let wait = wait.map(|wait| wait.min(longest));
         self.due = wait.map(|wait| now + wait.max(Duration::from_millis(10)));
         let new = complaints.iter().filter(|known| !self.complaints.contains(known)).cloned();
         let new = new.collect();
@@ -146,7 +154,10 @@ impl Admission {
 
     /// Somebody waits for an answer by the owner.
     pub(crate) fn wait(&mut self, caller: Caller) {
-        self.waiting.push_back(caller);
+        // The desk holds fewer: what is beyond comes from no desk.
+        if self.waiting.len() < MOST_WAITING {
+            self.waiting.push_back(caller);
+        }
     }
 
     /// Whom the screen asks about.
@@ -155,9 +166,15 @@ impl Admission {
         Some(Asking { name: knock.name.clone(), address: peer.remote.ip().to_canonical() })
     }
 
-    /// The one that the answer is for.
+    /// The screen asks about the first of them now.
+    pub(crate) fn asked(&mut self) {
+        self.asked = self.waiting.front().map(|caller| caller.knock.clone());
+    }
+
+    /// The one that the answer is for: nobody, if the one whom the screen asks about waits no longer.
     pub(crate) fn answered(&mut self) -> Option<Caller> {
-        self.waiting.pop_front()
+        let asked = self.asked.take()?;
+        self.waiting.pop_front_if(|caller| Arc::ptr_eq(&caller.knock, &asked))
     }
 
     /// Lets a host in that knew the code, from now on.
@@ -168,10 +185,9 @@ impl Admission {
         let Some(store) = &self.store else {
             return Err(Failure::new("there is no folder to keep its key in"));
         };
-        let key = Derived::of(&knock.secret).nvme_tls();
-        let tls = Interchange { hash: Some(Hash::Sha256), key }.emit();
+        let key = Key::of_pairing(&knock.secret);
         let guest =
-            Guest { nqn: &knock.host, name: &knock.name, tls: &tls, disks: &[], access };
+            Guest { nqn: &knock.host, name: &knock.name, tls: key.text(), disks: &[], access };
         store.let_in(&guest, SystemTime::now()).map(drop)
     }
 }
@@ -210,4 +226,58 @@ fn link(shown: &Shown, endpoints: &[Endpoint]) -> String {
     let best = keyed().find(|at| at.address.is_ipv4()).or_else(|| keyed().next());
     let at = best.map(ToString::to_string).into_iter().collect();
     Invite { at, code: shown.long.clone() }.to_string()
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use export::{Door, Secret};
+
+    fn caller(number: u64) -> Caller {
+        let address = "10.0.0.2:1".parse().unwrap();
+        let peer = Peer { remote: address, local: address, door: Door::Keyed, channel: None };
+        let (host, name, secret) = (String::new(), String::new(), Secret::new(vec![1; 32]));
+        let knock = Arc::new(Knock { number, host, name, writable: true, secret });
+        Caller { peer, knock }
+    }
+
+    fn view(waiting: &[u64]) -> View {
+        let waiting = waiting.to_vec();
+        View { shown: None, wait_until: None, stopped: false, failures: 0, waiting }
+    }
+
+    #[test]
+    fn an_answer_is_for_the_one_whom_the_screen_asks_about() {
+        let mut admission = Admission::none();
+        admission.wait(caller(1));
+        assert!(admission.answered().is_none(), "nobody was asked about yet");
+        admission.asked();
+        admission.wait(caller(2));
+        // The first one goes, and the screen does not show it yet.
+        let _ = admission.show(view(&[2]));
+        assert!(admission.answered().is_none());
+        admission.asked();
+        assert_eq!(admission.answered().unwrap().knock.number, 2);
+        assert!(admission.answered().is_none());
+    }
+
+    #[test]
+    fn callers_are_counted() {
+        let mut admission = Admission::none();
+        (0..1000).for_each(|number| admission.wait(caller(number)));
+        assert_eq!(admission.waiting.len(), MOST_WAITING);
+    }
+
+    #[test]
+    fn a_store_that_nobody_watches_is_read_each_second() {
+        let folder = crate::store::scratch::Scratch::new();
+        let mut admission = Admission::open(Some(&folder.0), None).unwrap();
+        let now = Instant::now();
+        admission.read(now);
+        assert_eq!(admission.due(), None);
+        admission.watch = None;
+        admission.read(now);
+        assert_eq!(admission.due(), Some(now + UNWATCHED));
+        assert!(!admission.has_changed(now) && admission.has_changed(now + UNWATCHED));
+    }
 }

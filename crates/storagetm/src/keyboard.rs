@@ -106,22 +106,23 @@ impl Keyboard {
             self.raw = Raw::enter(&self.terminal);
         }
         let mut pressed = Vec::new();
-        while !self.gone && self.is_readable() {
-            self.read(&mut pressed);
-        }
+        while self.is_readable() && self.read(&mut pressed) {}
         pressed
     }
 
-    fn read(&mut self, pressed: &mut Vec<u8>) {
+    /// Whether there may be more.
+    fn read(&mut self, pressed: &mut Vec<u8>) -> bool {
         let mut bytes = [0; 64];
         match rustix::io::read(&self.terminal, &mut bytes) {
             Ok(n) if n > 0 => {
                 pressed.extend(bytes.iter().take(n).filter_map(|byte| self.keys.receive(*byte)));
+                return true;
             }
             Err(Errno::INTR | Errno::AGAIN) => {}
             // It has hung up. Where that is no signal, it would be readable for ever.
             _ => self.gone = true,
         }
+        false
     }
 
     fn is_readable(&self) -> bool {

@@ -33,8 +33,8 @@ pub(crate) struct Waiting {
     /// How it stands with what they look after: the newest sentence of a subject, or that there is nothing to say of it
     /// any more.
     pub(crate) subjects: BTreeMap<String, Option<String>>,
-    /// The code by which machines are let in, as it is now.
-    pub(crate) view: Option<View>,
+    /// The code by which machines are let in, as it is now, and how many of the events came before it.
+    pub(crate) view: Option<(usize, View)>,
     /// Why nothing is served any more, as a sentence.
     pub(crate) end: Option<String>,
     /// How much was too much.
@@ -82,7 +82,9 @@ impl Mailbox {
         match said {
             Said::Event(event) => self.put(event),
             Said::Note(sentence) => self.note(sentence),
-            Said::Pairing(view) => self.set(|waiting| waiting.view = Some(view)),
+            Said::Pairing(view) => {
+                self.set(|waiting| waiting.view = Some((waiting.events.len(), view)));
+            }
             Said::Lost(sentence) => self.set(|waiting| waiting.end = Some(sentence)),
         }
     }
@@ -144,5 +146,22 @@ mod test {
         assert_eq!((events.len(), notes.len(), lost), (MOST + 1, 1, 5));
         assert!(matches!(events.last(), Some(Event::Attached { .. })));
         assert_eq!(mailbox.receive().events.len(), 0);
+    }
+
+    #[test]
+    fn a_view_stands_where_it_came() {
+        let mailbox = Mailbox::open().unwrap();
+        let view = |failures| {
+            let waiting = Vec::new();
+            View { shown: None, wait_until: None, stopped: false, failures, waiting }
+        };
+        let violation = || Said::Event(Event::Violation { peer: peer(), rule: "rule" });
+        mailbox.hear(Said::Pairing(view(1)));
+        mailbox.hear(violation());
+        mailbox.hear(Said::Pairing(view(2)));
+        mailbox.hear(violation());
+        let Waiting { events, view, .. } = mailbox.receive();
+        let (before, view) = view.unwrap();
+        assert_eq!((events.len(), before, view.failures), (2, 1, 2));
     }
 }

@@ -1,19 +1,21 @@
 //! `storagetm serve`: lends disks until it is told to stop. One loop waits for the machine, the hosts and the owner; the
 //! data path is the engine's.
 
+mod disks;
+mod end;
 mod open;
 mod strangers;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use console::Model;
 use engine::Driver;
-use export::{Access, Event, Export, Fault};
+use export::{Event, Export};
 use linux::net::{Address, Changes, Scope, addresses, scope_of};
 use linux::signal::{Signal, Signals};
 use linux::tree::Tree;
@@ -23,11 +25,11 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use crate::admission::{Admission, Caller};
 use crate::boot::desk::{Desk, Wish};
 use crate::failure::Failure;
-use crate::follow::{Change, Follow};
-use crate::happening::{Happening, Which};
+use crate::follow::Follow;
+use crate::happening::Happening;
 use crate::keyboard::Keyboard;
 use crate::ledger::{Ledger, advice};
-use crate::lend::{Device, Loan, check_unlike};
+use crate::lend::Loan;
 use crate::listen::Listener;
 use crate::listeners::Listeners;
 use crate::mailbox::{Mailbox, Waiting};
@@ -41,10 +43,6 @@ use crate::worker::Worker;
 const LOOK: Duration = Duration::from_secs(1);
 /// Changes that come together are shown together.
 const COALESCE: Duration = Duration::from_millis(200);
-/// How long hosts may take to end what is under way when the program is told to stop.
-const PATIENCE: Duration = Duration::from_secs(7);
-/// How long the disks may then take to put everything on stable storage, and the reader to take the last words.
-const LAST: Duration = Duration::from_secs(1);
 
 /// Why it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -361,6 +359,9 @@ impl Server {
             self.desk.iter_mut().for_each(Desk::look);
             let model = self.model();
             self.show_besides(&model);
+            if self.desk.is_some() {
+                self.admission.asked();
+            }
         }
         if is_due(self.alerts.code) {
             self.alerts.code = None;
@@ -381,6 +382,7 @@ impl Server {
         let model = self.model();
         self.output.show(&model, std::mem::take(&mut self.alerts.anew));
         self.show_besides(&model);
+        self.admission.asked();
         self.output.status(&self.ledger.status());
     }
 
@@ -394,11 +396,15 @@ impl Server {
     }
 
     fn take_events(&mut self, now: Instant) {
-        let Waiting { events, notes, subjects, view, end, lost } = self.mailbox.receive();
-        for event in events {
-            self.take_event(event, now);
+        let Waiting { mut events, notes, subjects, view, end, lost } = self.mailbox.receive();
+        // Whom it does not name has gone, unless he came after it.
+        if let Some((before, view)) = view {
+            let after = events.split_off(before.min(events.len()));
+            events.into_iter().for_each(|event| self.take_event(event, now));
+            self.show_code(view);
+            events = after;
         }
-        view.into_iter().for_each(|view| self.show_code(view));
+        events.into_iter().for_each(|event| self.take_event(event, now));
         self.broken = self.broken.take().or(end);
         for note in notes {
             self.say(&Happening::note(note));
@@ -422,40 +428,6 @@ impl Server {
             _ => {}
         }
         self.say(&Happening::of(event, self.admission.policy()));
-    }
-
-    /// Has what hosts wrote be on the disk when the last of them has let go: it may be unplugged then.
-    fn settle(&mut self, export: &Arc<Export>) {
-        let used = self.ledger.is_attached(export);
-        if self.desk.is_none() || used || export.access == Access::ReadOnly {
-            return;
-        }
-        self.flushing.fetch_add(1, Ordering::Relaxed);
-        let (export, flushing) = (export.clone(), self.flushing.clone());
-        let (mailbox, writes) = (self.mailbox.clone(), self.worker.writes(&export));
-        std::thread::spawn(move || {
-            // What a host has asked for before it went may still be on its way to the disk.
-            while writes.are_under_way() {
-                std::thread::sleep(COALESCE);
-            }
-            match rustix::fs::fdatasync(&*export) {
-                Ok(()) => drop(flushing.fetch_sub(1, Ordering::Relaxed)),
-                // What was written may be lost: from now on the screen never says that it is safe to unplug.
-                Err(error) => {
-                    let error = io::Error::from(error);
-                    mailbox.note(format!("{} could not be flushed: {error}", export.name));
-                }
-            }
-        });
-    }
-
-    /// Lends nothing any more, until somebody wants it.
-    fn take_back(&mut self) {
-        self.desk.iter_mut().for_each(|desk| desk.station().lending = false);
-        for loan in std::mem::take(&mut self.loans) {
-            self.withdraw_loan(&loan, "it was taken back at the machine");
-            self.settle(&loan.export);
-        }
     }
 
     fn notice_addresses(&mut self, now: Instant) {
@@ -486,89 +458,6 @@ impl Server {
             self.draw_soon(true);
         }
     }
-
-    fn follow_disks(&mut self, now: Instant) {
-        for change in self.follow.look(&self.loans, now) {
-            let lending = self.desk.as_ref().is_none_or(Desk::is_lending);
-            match change {
-                Change::Came(loan) if lending => self.lend(*loan),
-                Change::Came(_) => {}
-                Change::Went(device) => self.withdraw(&device),
-                Change::Resized(device, bytes) => self.resize(&device, bytes),
-                Change::Note(note) => self.say(&Happening::note(note)),
-            }
-        }
-    }
-
-    fn lend(&mut self, loan: Loan) {
-        let unlike = |known: &Loan| check_unlike(&known.export, &loan.export);
-        if let Err(failure) = self.loans.iter().try_for_each(unlike) {
-            self.say(&Happening::note(failure));
-            return;
-        }
-        let export = loan.export.clone();
-        if let Err(failure) = self.worker.lend(&export) {
-            self.say(&Happening::note(failure));
-            return;
-        }
-        self.keep(loan);
-        self.say_lent(&export);
-        self.draw_soon(true);
-    }
-
-    fn withdraw(&mut self, device: &Device) {
-        let of_it = |loan: &mut Loan| loan.device.as_ref() == Some(device);
-        let gone: Vec<Loan> = self.loans.extract_if(.., of_it).collect();
-        for loan in gone {
-            self.withdraw_loan(&loan, "the disk or its medium is gone");
-        }
-    }
-
-    fn withdraw_loan(&mut self, loan: &Loan, reason: &'static str) {
-        self.worker.withdraw(&loan.export);
-        self.ledger.withdraw(&loan.export);
-        self.say(&Happening::withdrawn(&loan.export, reason));
-    }
-
-    fn resize(&mut self, device: &Device, bytes: u64) {
-        let loan = self.loans.iter().find(|loan| loan.device.as_ref() == Some(device));
-        let Some(export) = loan.map(|loan| loan.export.clone()) else { return };
-        if export.resize(bytes) {
-            self.worker.resize(&export);
-            self.say(&Happening::resized(&export));
-        }
-    }
-
-    /// Ends: hosts are told and disconnected, the disks put everything on stable storage.
-    fn close(mut self, end: End) {
-        if let Some(desk) = self.desk.take() {
-            desk.end(match end {
-                End::Restart => "Disconnecting the hosts; then this machine restarts.\n",
-                End::PowerOff => "Disconnecting the hosts; then this machine powers off.\n",
-                End::Told | End::Broken => "Disconnecting the hosts; then this machine ends.\n",
-            });
-        }
-        self.keyboard = None;
-        self.output.stopping();
-        let writable: Vec<Arc<Export>> = self
-            .ledger
-            .exports()
-            .filter(|export| export.access == Access::Writable)
-            .cloned()
-            .collect();
-        let in_time = self.worker.stop(PATIENCE);
-        for event in self.mailbox.receive().events {
-            self.output.say(&Happening::of(event, self.admission.policy()));
-        }
-        if !in_time {
-            self.output.say(&Happening::note("some hosts did not let go in time and were cut off"));
-        }
-        for happening in flush(writable) {
-            self.output.say(&happening);
-        }
-        self.output.say(&Happening::Stopped);
-        self.output.drain(LAST);
-    }
 }
 
 /// Has the worker serve at an address.
@@ -593,26 +482,4 @@ fn beyond(addresses: &[Address]) -> Option<String> {
         "Nothing is lent at {address}, which more than the next machine may reach: that takes \
          storagetm.listen={address} on the kernel command line."
     ))
-}
-
-/// Puts everything on stable storage; what failed comes back. A disk that takes too long is not waited for.
-fn flush(exports: Vec<Arc<Export>>) -> Vec<Happening> {
-    let (done, waiting) = mpsc::channel();
-    let count = exports.len();
-    for export in exports {
-        let done = done.clone();
-        std::thread::spawn(move || {
-            let result = rustix::fs::fdatasync(&*export).map_err(io::Error::from);
-            let _ = done.send((export, result));
-        });
-    }
-    let end = Instant::now() + LAST;
-    let next = || waiting.recv_timeout(end.saturating_duration_since(Instant::now())).ok();
-    let ended = std::iter::from_fn(next).take(count);
-    ended.filter_map(|(export, result)| Some(failed_flush(&export, result.err()?))).collect()
-}
-
-fn failed_flush(export: &Export, error: io::Error) -> Happening {
-    let reason = Fault::from(error).to_string();
-    Happening::Fault { which: Which::of(export), op: "flush", offset: 0, bytes: 0, reason }
 }

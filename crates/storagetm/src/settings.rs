@@ -81,7 +81,11 @@ impl Settings {
                 Some(id) => self.machine = Some(id),
                 None => self.note(word, "it is firmware, or 32 hexadecimal digits"),
             },
-            _ => self.note(word, "there is no such setting"),
+            // It may be a key whose name has a letter wrong.
+            _ => {
+                let word = Word { name: word.name.clone(), value: None };
+                self.note(&word, "there is no such setting");
+            }
         }
     }
 
@@ -152,6 +156,8 @@ mod test {
     #[test]
     fn keys_are_not_taken_from_the_command_line_and_not_shown() {
         let found = settings("storagetm.host.laptop={secret}");
+        assert!(!found.notes[0].contains("secret"), "{:?}", found.notes);
+        let found = settings("storagetm.hosts.laptop={secret}");
         assert!(!found.notes[0].contains("secret"), "{:?}", found.notes);
     }
 

@@ -24,7 +24,7 @@ mod words;
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
@@ -343,23 +343,27 @@ impl Standing {
 
     /// Says it, if there is somebody. Who dies just now is noticed by the keeper, and the next one is told all.
     fn send(&self, order: &Order) {
-        if let Some(sender) = &self.sender {
-            let _ = sender.send(order, None);
+        self.pass(order, None);
+    }
+
+    /// An order that was not taken whole makes no sense of the next: such a worker is replaced.
+    fn pass(&self, order: &Order, descriptor: Option<BorrowedFd<'_>>) {
+        let Some(sender) = &self.sender else { return };
+        if sender.send(order, descriptor).is_err() {
+            sender.close();
         }
     }
 
     fn send_accepted(&self, accepted: &Accepted) {
-        let Some(sender) = &self.sender else { return };
         let keyed = accepted.door == Door::Keyed;
         let discovery_only = accepted.serves == Serves::Discovery;
         let order = Order::Accept { keyed, discovery_only };
-        let _ = sender.send(&order, Some(accepted.listener.as_fd()));
+        self.pass(&order, Some(accepted.listener.as_fd()));
     }
 
     fn send_lent(&self, loaned: &Loaned) {
-        let Some(sender) = &self.sender else { return };
         let order = Order::Lend(Box::new(Lent::new(loaned.disk, &loaned.export)));
-        let _ = sender.send(&order, Some(loaned.export.as_fd()));
+        self.pass(&order, Some(loaned.export.as_fd()));
     }
 
     /// Tells a new worker all that the last one knew. Before disks and sockets it learns whom to let in.

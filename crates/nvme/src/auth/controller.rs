@@ -1,6 +1,8 @@
 //! The controller's end of DH-HMAC-CHAP: messages in, messages out (NVMe Base 2.0 §8.13.5). It knows no command, and no
 //! policy: the keys are given.
 
+use std::time::Duration;
+
 use export::{KeyId, Secret};
 use subtle::ConstantTimeEq;
 
@@ -185,6 +187,16 @@ impl Controller {
     pub(crate) fn refuse(&mut self, why: Explanation) -> Progress {
         self.stage = Stage::Failure1(FromController::Failure1(why).emit(self.t_id, 0));
         Progress::Failed(why)
+    }
+
+    /// How much calculation the message would cost, before who sent it has proven anything.
+    pub(crate) fn cost(&self, bytes: &[u8]) -> Duration {
+        match FromHost::parse(bytes) {
+            Ok((_, FromHost::Negotiate(offer))) if self.begun < BEGINNINGS => {
+                self.rules.group(&offer).map_or(Duration::ZERO, Exchange::cost)
+            }
+            _ => Duration::ZERO,
+        }
     }
 
     /// Whether it failed: no message changes that, even if the host has not been told yet.

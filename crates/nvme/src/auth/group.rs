@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use crypto_bigint::modular::{BoxedMontyForm, BoxedMontyParams};
 use crypto_bigint::{BoxedUint, Limb, NonZero, Odd};
@@ -158,6 +159,19 @@ impl Exchange {
         let two = BoxedUint::one_with_precision(group.bits()).wrapping_shl_vartime(1);
         let public = BoxedMontyForm::new(two, params).pow_bounded_exp(&private, bits);
         Some(Self { group, private, public: public.retrieve().to_be_bytes().into() })
+    }
+
+    /// About how long the whole exchange takes a processor, both powers together.
+    #[must_use]
+    pub(crate) fn cost(group: Group) -> Duration {
+        Duration::from_millis(match group {
+            Group::Null => 0,
+            Group::Ffdhe2048 => 2,
+            Group::Ffdhe3072 => 5,
+            Group::Ffdhe4096 => 10,
+            Group::Ffdhe6144 => 24,
+            Group::Ffdhe8192 => 47,
+        })
     }
 
     /// The public value: as many bytes as the group has.

@@ -1,7 +1,7 @@
 //! Authentication on a queue: the two commands that carry it, and what a host may do before it has proven who it is
 //! (NVMe Base 2.0 §6.1, §6.2, §8.13). What the messages say is in `auth`; it knows no key but those of the policy.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use export::{Body, Buffer, Event, Host, KeyId, Reason, Step};
 
@@ -34,6 +34,8 @@ pub(super) struct Auth {
     pub(super) proven: Option<KeyId>,
     /// Until then a conversation that has begun must have ended.
     until: Option<Instant>,
+    /// The calculation that the peer has had of us without a proof.
+    spent: Duration,
 }
 
 impl Auth {
@@ -45,7 +47,7 @@ impl Auth {
         until: Instant,
     ) -> Self {
         let until = required.then_some(until);
-        Self { conversation, key, required, proven: None, until }
+        Self { conversation, key, required, proven: None, until, spent: Duration::ZERO }
     }
 
     /// Whether the host has still to prove itself.
@@ -148,7 +150,14 @@ impl Queue {
             return self.close(Reason::Refused);
         }
         auth.until = auth.until.or(Some(self.now + HANDSHAKE));
-        let progress = auth.conversation.send(bytes, keys.as_ref());
+        let (address, cost) = (self.peer.remote.ip(), auth.conversation.cost(bytes));
+        let may = cost.is_zero() || self.target.ration().take(address, cost, self.now);
+        let progress = if may {
+            auth.spent += cost;
+            auth.conversation.send(bytes, keys.as_ref())
+        } else {
+            auth.conversation.refuse(Explanation::Failed)
+        };
         let over = self.progress(progress);
         self.answer(at, Status::SUCCESS);
         if over {
@@ -183,6 +192,8 @@ impl Queue {
     /// nothing left that would tell it.
     fn proven_now(&mut self, shown: Shown) -> bool {
         let Some(auth) = &mut self.auth else { return true };
+        let spent = std::mem::take(&mut auth.spent);
+        self.target.ration().give_back(self.peer.remote.ip(), spent, self.now);
         let first = auth.proven.replace(shown.key).is_none() && auth.required;
         (auth.key, auth.until) = (shown.key, None);
         if first && let Err(why) = self.let_in() {

@@ -21,6 +21,7 @@ mod io;
 mod log;
 mod queue;
 mod ranges;
+mod ration;
 mod slots;
 mod standing;
 mod transfer;
@@ -33,6 +34,7 @@ use export::{Account, Catalogue, KeyId, Peer};
 use controller::Controller;
 use generated::Generated;
 pub use queue::Queue;
+use ration::Ration;
 
 use crate::auth::Rules;
 use crate::auth::psk::Psk;
@@ -81,6 +83,7 @@ pub struct Target {
     rules: Rules,
     registry: Mutex<Registry>,
     generated: Mutex<Generated>,
+    ration: Mutex<Ration>,
 }
 
 #[derive(Debug, Default)]
@@ -101,8 +104,8 @@ impl Target {
 
     /// The same, with other rules of authentication.
     pub fn with(catalogue: Arc<Catalogue>, rules: Rules) -> Arc<Self> {
-        let (registry, generated) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { catalogue, start: Instant::now(), rules, registry, generated })
+        let (registry, generated, ration) = Default::default();
+        Arc::new(Self { catalogue, start: Instant::now(), rules, registry, generated, ration })
     }
 
     /// The keys for secured channels that came out of DH-HMAC-CHAP, and the key that their host had proven to know: a host
@@ -114,6 +117,10 @@ impl Target {
     fn keep(&self, key: KeyId, psks: Vec<Psk>, now: Instant) {
         let mut generated = self.generated();
         psks.into_iter().for_each(|psk| generated.keep(key, psk, now));
+    }
+
+    fn ration(&self) -> MutexGuard<'_, Ration> {
+        self.ration.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
     fn generated(&self) -> MutexGuard<'_, Generated> {

@@ -8,6 +8,7 @@ use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -70,6 +71,15 @@ impl Sender {
             }
             sendmsg(&self.0, &pieces, &mut control, SendFlags::NOSIGNAL)
         })
+    }
+
+    /// Has [`Sender::send`] fail with the other side that takes nothing for so long. What was begun then is in pieces:
+    /// close it.
+    ///
+    /// # Errors
+    /// It is no time.
+    pub(super) fn limit(&self, patience: Duration) -> io::Result<()> {
+        self.0.set_write_timeout(Some(patience))
     }
 
     /// Has both sides see the end.
@@ -201,6 +211,16 @@ mod test {
         let mut through = String::new();
         reader.read_to_string(&mut through).unwrap();
         assert_eq!(through, "through");
+    }
+
+    #[test]
+    fn who_takes_nothing_is_not_waited_for_for_ever() {
+        let (sender, receiver) = pair(1 << 20);
+        sender.limit(Duration::from_millis(20)).unwrap();
+        let long = "x".repeat(100_000);
+        let failed = (0..100).find_map(|_| sender.send(&long, None).err()).unwrap();
+        assert_eq!(failed.kind(), ErrorKind::WouldBlock);
+        drop(receiver);
     }
 
     #[test]

@@ -24,6 +24,10 @@ const WHILE: Duration = Duration::from_secs(60);
 /// Before another try, when one could not even be started.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// How long a worker may take no orders. One that takes none for longer does not work any more, and the program, which
+/// waits for it meanwhile, must not wait for good.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// A worker that lives.
 struct Live {
     child: Child,
@@ -94,6 +98,8 @@ fn begin(shared: &Arc<Shared>) -> Result<Live, Failure> {
     let (mut child, socket) = spawn(shared).map_err(|error| cannot(&error))?;
     let result = introduce(shared, &child, socket);
     if result.is_err() {
+        shared.standing().process = None;
+        let _ = child.kill();
         end(&mut child);
     }
     result.map(|receiver| Live { child, receiver })
@@ -106,7 +112,16 @@ fn introduce(
 ) -> Result<Receiver, Failure> {
     let (sender, mut receiver) =
         channel::ends(socket, LONGEST_REPORT).map_err(|error| cannot(&error))?;
-    let start = shared.standing().start.clone();
+    sender.limit(PATIENCE).map_err(|error| cannot(&error))?;
+    let start = {
+        // From here on whoever stops all this can end it, however it goes.
+        let mut standing = shared.standing();
+        if standing.stopping {
+            return Err(cannot(&"it is to stop"));
+        }
+        standing.process = Some(Pid::from_child(child));
+        standing.start.clone()
+    };
     sender.send(&Order::Start(start), None).map_err(|error| cannot(&error))?;
     let (running, unconfined) = match receiver.receive().map_err(|error| cannot(&error))? {
         Some((Report::Running { driver, why, unconfined }, _)) => {
@@ -118,7 +133,6 @@ fn introduce(
     let mut standing = shared.standing();
     standing.running = Some(running);
     standing.unconfined = unconfined;
-    standing.process = Some(Pid::from_child(child));
     standing.sender = Some(sender);
     standing.send_all();
     if standing.stopping {
@@ -145,6 +159,9 @@ fn hear(shared: &Shared, live: &mut Live) -> String {
     };
     // From here on its number may become another process's.
     shared.standing().process = None;
+    if !honest {
+        let _ = live.child.kill();
+    }
     let how = end(&mut live.child);
     witness.lose(shared);
     if honest { how } else { "said what it cannot know, and was ended".to_owned() }

@@ -58,6 +58,8 @@ impl Witness {
             Happened::Violation { peer, rule } => {
                 Event::Violation { peer: peer.into(), rule: name(&rule) }
             }
+            // Who was not told to show a code has let nobody try one.
+            Happened::Knocked { .. } if shared.standing().pairing.is_none() => return Err(()),
             Happened::Knocked { peer, number, host, name, writable, secret } => {
                 let knock = Knock { number, host, name, writable, secret: secret.0 };
                 Event::Knocked { peer: peer.into(), knock: Arc::new(knock) }
@@ -130,9 +132,10 @@ fn name(text: &str) -> &'static str {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::worker::{Config, Loaned, Standing, words::Counts};
+    use crate::worker::words::{Counts, Hidden};
+    use crate::worker::{Config, Loaned, Standing};
     use engine::Driver;
-    use export::{Door, Fault, Geometry, Identity};
+    use export::{Door, Fault, Geometry, Identity, Secret};
     use std::sync::Condvar;
 
     /// What is said of a worker that has the disk number 1.
@@ -185,6 +188,25 @@ mod test {
         assert_eq!(heard.lock().unwrap().len(), 2);
         while witness.hear(&shared, attached(1)).is_ok() {}
         assert_eq!(witness.attached.len(), ATTACHMENTS);
+    }
+
+    /// X45: a worker that a stranger has taken over lets nobody in where no code is shown.
+    #[test]
+    fn x45_nobody_knocks_where_no_code_is_shown() {
+        let (shared, heard) = shared();
+        let knocked = || Happened::Knocked {
+            peer: peer(),
+            number: 1,
+            host: "h".to_owned(),
+            name: "n".to_owned(),
+            writable: false,
+            secret: Hidden(Secret::new(vec![1; 32])),
+        };
+        assert!(Witness::default().hear(&shared, knocked()).is_err());
+        assert!(heard.lock().unwrap().is_empty());
+        shared.standing().pairing = Some("machine".to_owned());
+        assert!(Witness::default().hear(&shared, knocked()).is_ok());
+        assert_eq!(heard.lock().unwrap().len(), 1);
     }
 
     #[test]

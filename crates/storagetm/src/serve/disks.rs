@@ -1,0 +1,102 @@
+//! The disks of `storagetm serve` as they come, go, change and come to rest. It knows no address and no key.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use export::{Access, Export};
+
+use super::{COALESCE, Server};
+use crate::boot::desk::Desk;
+use crate::follow::Change;
+use crate::happening::Happening;
+use crate::lend::{Device, Loan, check_unlike};
+
+impl Server {
+    /// Has what hosts wrote be on the disk when the last of them has let go: it may be unplugged then.
+    pub(super) fn settle(&mut self, export: &Arc<Export>) {
+        let used = self.ledger.is_attached(export);
+        if self.desk.is_none() || used || export.access == Access::ReadOnly {
+            return;
+        }
+        self.flushing.fetch_add(1, Ordering::Relaxed);
+        let (export, flushing) = (export.clone(), self.flushing.clone());
+        let (mailbox, writes) = (self.mailbox.clone(), self.worker.writes(&export));
+        std::thread::spawn(move || {
+            // What a host has asked for before it went may still be on its way to the disk.
+            while writes.are_under_way() {
+                std::thread::sleep(COALESCE);
+            }
+            match rustix::fs::fdatasync(&*export) {
+                Ok(()) => drop(flushing.fetch_sub(1, Ordering::Relaxed)),
+                // What was written may be lost: from now on the screen never says that it is safe to unplug.
+                Err(error) => {
+                    let error = io::Error::from(error);
+                    mailbox.note(format!("{} could not be flushed: {error}", export.name));
+                }
+            }
+        });
+    }
+
+    /// Lends nothing any more, until somebody wants it.
+    pub(super) fn take_back(&mut self) {
+        self.desk.iter_mut().for_each(|desk| desk.station().lending = false);
+        for loan in std::mem::take(&mut self.loans) {
+            self.withdraw_loan(&loan, "it was taken back at the machine");
+            self.settle(&loan.export);
+        }
+    }
+
+    pub(super) fn follow_disks(&mut self, now: Instant) {
+        for change in self.follow.look(&self.loans, now) {
+            let lending = self.desk.as_ref().is_none_or(Desk::is_lending);
+            match change {
+                Change::Came(loan) if lending => self.lend(*loan),
+                Change::Came(_) => {}
+                Change::Went(device) => self.withdraw(&device),
+                Change::Resized(device, bytes) => self.resize(&device, bytes),
+                Change::Note(note) => self.say(&Happening::note(note)),
+            }
+        }
+    }
+
+    fn lend(&mut self, loan: Loan) {
+        let unlike = |known: &Loan| check_unlike(&known.export, &loan.export);
+        if let Err(failure) = self.loans.iter().try_for_each(unlike) {
+            self.say(&Happening::note(failure));
+            return;
+        }
+        let export = loan.export.clone();
+        if let Err(failure) = self.worker.lend(&export) {
+            self.say(&Happening::note(failure));
+            return;
+        }
+        self.keep(loan);
+        self.say_lent(&export);
+        self.draw_soon(true);
+    }
+
+    fn withdraw(&mut self, device: &Device) {
+        let of_it = |loan: &mut Loan| loan.device.as_ref() == Some(device);
+        let gone: Vec<Loan> = self.loans.extract_if(.., of_it).collect();
+        for loan in gone {
+            self.withdraw_loan(&loan, "the disk or its medium is gone");
+        }
+    }
+
+    fn withdraw_loan(&mut self, loan: &Loan, reason: &'static str) {
+        self.worker.withdraw(&loan.export);
+        self.ledger.withdraw(&loan.export);
+        self.say(&Happening::withdrawn(&loan.export, reason));
+    }
+
+    fn resize(&mut self, device: &Device, bytes: u64) {
+        let loan = self.loans.iter().find(|loan| loan.device.as_ref() == Some(device));
+        let Some(export) = loan.map(|loan| loan.export.clone()) else { return };
+        if export.resize(bytes) {
+            self.worker.resize(&export);
+            self.say(&Happening::resized(&export));
+        }
+    }
+}
