@@ -20,7 +20,7 @@ use linux::net::{Address, Changes, Scope, addresses, scope_of};
 use linux::signal::{Signal, Signals};
 use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::admission::{Admission, Caller};
 use crate::boot::desk::{Desk, Wish};
@@ -87,7 +87,7 @@ fn run(
     mailbox: Mailbox,
     desk: Option<Desk>,
 ) -> Result<End, Failure> {
-    raise_limit();
+    raise_limits();
     let mut signals = Signals::open()
         .map_err(|error| Failure::new(format!("signals cannot be received: {error}")))?;
     let mut server = Server::open(options, settings, output, mailbox, desk)?;
@@ -106,11 +106,15 @@ pub(crate) fn open_mailbox() -> Result<Mailbox, Failure> {
     Mailbox::open().map_err(|error| Failure::new(format!("no descriptor for events: {error}")))
 }
 
-/// A descriptor a connection and two a disk: as many as are to be had.
-fn raise_limit() {
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    let _ = setrlimit(Resource::Nofile, limit);
+/// A descriptor a connection and two a disk: as many as are to be had. What io_uring shares with the program counts as
+/// locked memory before Linux 5.12, for the process that talks to hosts, too, which is not root's.
+fn raise_limits() {
+    for resource in [Resource::Nofile, Resource::Memlock] {
+        let mut limit = getrlimit(resource);
+        limit.current = limit.maximum;
+        let _ = setrlimit(resource, limit);
+    }
+    let _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
 }
 
 struct Server {
