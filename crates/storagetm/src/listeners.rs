@@ -35,25 +35,24 @@ struct Bound {
 }
 
 impl Listeners {
+    /// Those of the plan, not opened yet; if `open`, hosts need show no key anywhere.
+    pub(crate) fn closed(plan: Plan, open: bool) -> Self {
+        Self { plan, open, bound: Vec::new(), failed: Vec::new() }
+    }
+
     /// Opens those that the plan has for a machine with these addresses.
     ///
     /// # Errors
     /// A taken port, or an address that cannot be had.
-    pub(crate) fn open(
-        plan: Plan,
-        open: bool,
-        machine: &[Address],
-        bind: Bind<'_>,
-    ) -> Result<Self, Failure> {
-        let mut opened = Self { plan, open, bound: Vec::new(), failed: Vec::new() };
-        for planned in opened.planned(machine) {
+    pub(crate) fn open(&mut self, machine: &[Address], bind: Bind<'_>) -> Result<(), Failure> {
+        for planned in self.planned(machine) {
             match bind(&planned) {
-                Ok(socket) => opened.add(planned, socket),
-                Err(error) if opened.may_miss(&error) => {}
+                Ok(socket) => self.add(planned, socket),
+                Err(error) if self.may_miss(&error) => {}
                 Err(error) => return Err(Failure::new(refusal(&planned, &error))),
             }
         }
-        Ok(opened)
+        Ok(())
     }
 
     /// What to listen on while the machine has these addresses.
@@ -221,6 +220,16 @@ mod test {
         }
     }
 
+    fn opened_of(
+        plan: Plan,
+        open: bool,
+        machine: &[Address],
+        bind: Bind<'_>,
+    ) -> Result<Listeners, Failure> {
+        let mut listeners = Listeners::closed(plan, open);
+        listeners.open(machine, bind).map(|()| listeners)
+    }
+
     fn json(happenings: &[Happening]) -> Vec<String> {
         happenings.iter().map(Happening::json).collect()
     }
@@ -233,7 +242,7 @@ mod test {
     fn addresses_that_come_are_listened_on_and_those_that_go_are_said() {
         let (lo, link) = (address("127.0.0.1"), address("fe80::1"));
         let mut listeners =
-            Listeners::open(Plan::Nearby, false, std::slice::from_ref(&lo), &mut any).unwrap();
+            opened_of(Plan::Nearby, false, std::slice::from_ref(&lo), &mut any).unwrap();
         assert_eq!(listeners.said().len(), 2);
         let both = [lo.clone(), link];
         let came = json(&listeners.follow(&both, &mut any));
@@ -260,7 +269,7 @@ mod test {
             Ok(listener.socket)
         };
         let plan = Plan::Awaited(given.to_vec());
-        let mut listeners = Listeners::open(plan.clone(), false, &[], &mut once).unwrap();
+        let mut listeners = opened_of(plan.clone(), false, &[], &mut once).unwrap();
         assert_eq!(listeners.awaited(&[]).len(), 2);
         let machine = [address("192.168.1.5")];
         assert!(listeners.awaited(&machine).is_empty());
@@ -271,14 +280,14 @@ mod test {
             taken.push(listener.socket);
             Ok(listener.socket)
         };
-        assert!(Listeners::open(plan, false, &machine, &mut once).is_ok());
+        assert!(opened_of(plan, false, &machine, &mut once).is_ok());
     }
 
     #[test]
     fn an_interface_that_gets_another_name_is_not_bound_anew() {
         let before = [address("fe80::1")];
         let after = [Address { interface: "enp3s0".to_owned(), ..address("fe80::1") }];
-        let mut listeners = Listeners::open(Plan::Nearby, false, &before, &mut any).unwrap();
+        let mut listeners = opened_of(Plan::Nearby, false, &before, &mut any).unwrap();
         let mut never = |_: &Listener| -> io::Result<SocketAddr> { panic!("it is still bound") };
         let said = json(&listeners.follow(&after, &mut never));
         assert_eq!(said.len(), 4, "{said:?}");
@@ -290,7 +299,7 @@ mod test {
     fn a_taken_port_is_said_with_what_to_do() {
         let plan = Plan::Fixed(Plan::Nearby.listeners(&[address("127.0.0.1")]));
         let mut taken = |_: &Listener| Err(ErrorKind::AddrInUse.into());
-        let failure = Listeners::open(plan, false, &[], &mut taken).unwrap_err();
+        let failure = opened_of(plan, false, &[], &mut taken).unwrap_err();
         assert_eq!(
             failure.to_string(),
             "cannot listen on 127.0.0.1 port 4420: another program does already; stop it, or \
@@ -306,13 +315,13 @@ mod test {
             }
             Err(io::Error::from_raw_os_error(rustix::io::Errno::AFNOSUPPORT.raw_os_error()))
         };
-        let listeners = Listeners::open(Plan::Everywhere, false, &[], &mut four).unwrap();
+        let listeners = opened_of(Plan::Everywhere, false, &[], &mut four).unwrap();
         assert_eq!(listeners.said().len(), 2);
     }
 
     #[test]
     fn an_address_that_cannot_be_had_later_is_said_once() {
-        let mut listeners = Listeners::open(Plan::Nearby, false, &[], &mut any).unwrap();
+        let mut listeners = opened_of(Plan::Nearby, false, &[], &mut any).unwrap();
         let mut taken = |_: &Listener| Err(ErrorKind::AddrInUse.into());
         let machine = [address("169.254.1.1")];
         assert_eq!(listeners.follow(&machine, &mut taken).len(), 2);

@@ -260,17 +260,26 @@ impl Store {
         Ok(gone)
     }
 
-    /// Lets in a host that has proven to know the code, in place of one of the same NQN. Returns what it is called from
-    /// now on.
+    /// Lets in a host that has proven to know the code, in place of one of the same NQN: which disks that one might have,
+    /// and until when, stays. Returns what it is called from now on.
     ///
     /// # Errors
     /// Its NQN or its key is none, or it cannot be written.
     pub(crate) fn let_in(&self, guest: &Guest<'_>, now: SystemTime) -> Result<Name, Failure> {
         record::check_nqn(guest.nqn).map_err(Failure::new)?;
+        if self.is_in_credential(guest.nqn) {
+            // Two of one name would lock both out.
+            return Err(Failure::new(format!(
+                "{} is let in by a credential, and only who gave that can change it",
+                guest.nqn
+            )));
+        }
         let key = Key::parse(guest.tls.bytes()).map_err(Failure::new)?;
         let name = self.host_of(guest.nqn).unwrap_or_else(|| {
             Name::of(guest.name).unless(|name| self.has_key(name) || self.has_host(name))
         });
+        let known = self.host(&name).ok().filter(|_| guest.disks.is_empty());
+        let known = known.and_then(|record| narrowed(record, guest, now));
         // A key that others use, too, stays theirs.
         let others = |key: &Name| self.has_key(key) && self.users(key) != [name.clone()];
         let key_name = name.clone().unless(others);
@@ -285,12 +294,19 @@ impl Store {
             chap: None,
             chap_controller: None,
             tls_compat: false,
-            rules: if guest.disks.is_empty() { vec![rule(None)] } else { disks.collect() },
+            rules: known.unwrap_or_else(|| {
+                if guest.disks.is_empty() { vec![rule(None)] } else { disks.collect() }
+            }),
             added: Some(Moment::new(now)),
         };
         self.put_key(&key_name, &key, true)?;
         self.put_host(&name, &record)?;
         Ok(name)
+    }
+
+    fn is_in_credential(&self, nqn: &str) -> bool {
+        let mut records = self.credentials.iter().map(|it| Record::parse(it.text.bytes()));
+        records.any(|record| record.is_ok_and(|record| record.nqn == nqn))
     }
 
     /// The names of the files in one of the folders, in order. What begins with a dot is being written.
@@ -313,6 +329,14 @@ impl Store {
     fn lock(&self) -> Result<private::Lock, Failure> {
         private::Lock::take(&self.folder)
     }
+}
+
+/// What the owner's rules for a host leave to it with the access that it has now; nothing if all have expired.
+fn narrowed(record: Record, guest: &Guest<'_>, now: SystemTime) -> Option<Vec<Rule>> {
+    let holding = record.rules.into_iter().filter(|rule| rule.holds(now));
+    let rules: Vec<Rule> =
+        holding.map(|rule| Rule { access: guest.access.into(), ..rule }).collect();
+    (!rules.is_empty()).then_some(rules)
 }
 
 /// Where keys are kept if nothing else was said.

@@ -208,9 +208,9 @@ fn x47_a_read_only_disk_is_open_for_reading_only() {
         let digits = field(&info, "flags").unwrap();
         u32::from_str_radix(&digits, 8).unwrap() & 3
     };
-    assert_eq!((mode(&fixed), mode(&loose)), (0, 2), "O_RDONLY and O_RDWR");
     assert!(!attach(address, &names[0]).write(9, 0xaa));
     assert!(attach(address, &names[1]).write(9, 0xaa));
+    assert_eq!((mode(&fixed), mode(&loose)), (0, 2), "O_RDONLY and O_RDWR");
     assert_eq!(fs::read(&fixed).unwrap(), vec![1; 1 << 20]);
     assert_eq!(fs::read(&loose).unwrap()[9 * 512], 0xaa);
 }

@@ -2,7 +2,7 @@
 begin
 key=$(tls_key 1)
 bring tls "$key"
-let_in --tls-key tls --tls-compat --disk "$ro_nqn"
+let_in --tls-key tls $compat --disk "$ro_nqn"
 insert 1 "$key" "$ro_nqn" "$rw_nqn" "$discovery"
 nvme discover -t tcp -a "$address" -s "$port" --tls | tee /tmp/log
 grep "^subnqn: *$ro_nqn\$" /tmp/log

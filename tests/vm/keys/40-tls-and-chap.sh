@@ -3,7 +3,7 @@ begin
 tls=$(tls_key 1) chap=$(chap_key 2 48)
 bring tls "$tls"
 bring chap "$chap"
-let_in --tls-key tls --tls-compat --chap-key chap
+let_in --tls-key tls $compat --chap-key chap
 insert 1 "$tls" "$ro_nqn"
 refused $connect -n "$ro_nqn" --tls
 refused $connect -n "$ro_nqn" --dhchap-secret="$chap"

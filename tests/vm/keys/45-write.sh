@@ -2,7 +2,7 @@
 begin
 key=$(tls_key 1)
 bring tls "$key"
-let_in --tls-key tls --tls-compat
+let_in --tls-key tls $compat
 insert 1 "$key" "$rw_nqn"
 attach "$rw_nqn" "$connect -n $rw_nqn" --tls
 [ "$(blockdev --getro "$dev")" = 1 ]

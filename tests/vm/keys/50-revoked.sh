@@ -2,7 +2,7 @@
 begin
 key=$(tls_key 1)
 bring tls "$key"
-let_in --tls-key tls --tls-compat
+let_in --tls-key tls $compat
 insert 1 "$key" "$ro_nqn"
 attach "$ro_nqn" "$connect -n $ro_nqn" --tls --reconnect-delay=1 --ctrl-loss-tmo=60
 from_now
@@ -16,7 +16,7 @@ event detached
 usleep 4000000
 not_live "$ro_nqn"
 event refused
-bring_back() { on_target "storagetm host add $host --name client --tls-key tls --tls-compat"; }
+bring_back() { on_target "storagetm host add $host --name client --tls-key tls $compat"; }
 bring_back
 wait_for 20 live "$ro_nqn"
 whole

@@ -3,6 +3,11 @@
 host=$(cat /etc/nvme/hostnqn)
 discovery=nqn.2014-08.org.nvmexpress.discovery
 connect="nvme connect -t tcp -a $address -s $port"
+# Older programs derive a key for TLS in a way of their own, of which the target must be told.
+case $(nvme version) in
+    *'libnvme version 1.1'[0-3]*) compat=--tls-compat ;;
+    *) compat= ;;
+esac
 
 # on_target ORDER: the lending machine does it, with what stands on the standard input, and tells what it
 # printed.

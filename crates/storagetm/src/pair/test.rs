@@ -23,8 +23,11 @@ struct There {
 
 impl There {
     fn new() -> Self {
-        let desk =
-            Desk::new("desk pc", Instant::now(), Box::new(|bytes| assert!(nvme::auth::chap::system_random(bytes))));
+        let desk = Desk::new(
+            "desk pc",
+            Instant::now(),
+            Box::new(|bytes| assert!(nvme::auth::chap::system_random(bytes))),
+        );
         let (send, knocks): (Sender<Arc<Knock>>, _) = channel();
         let sink = Arc::new(move |event| {
             if let Event::Knocked { knock, .. } = event {

@@ -64,7 +64,7 @@ impl Server {
         let keyboard = if desk.is_none() && output.is_screen() { Keyboard::open() } else { None };
         let worker = start(options, &mailbox)?;
         let mut server = Self {
-            listeners: network.listen(&worker)?,
+            listeners: Listeners::closed(network.plan, network.open),
             worker,
             admission,
             keyboard,
@@ -88,6 +88,7 @@ impl Server {
         let notes = [settings.notes, disks.notes, note.into_iter().collect()].concat();
         server.remember(options, notes);
         server.offer(options, settings.no_pairing);
+        server.listen()?;
         Ok(server)
     }
 
@@ -99,6 +100,12 @@ impl Server {
             self.keep(loan);
         }
         Ok(())
+    }
+
+    /// Lets hosts come: they find the disks, and whom to let in is known.
+    fn listen(&mut self) -> Result<(), Failure> {
+        let Self { listeners, worker, addresses, .. } = self;
+        listeners.open(addresses, &mut |listener| bind(worker, listener))
     }
 
     /// Shows a code where somebody reads it, if there is where to keep whom it lets in.
@@ -139,11 +146,6 @@ impl Network {
         let keyed = |listener: &Listener| listener.door == Door::Keyed;
         let fixed = matches!(self.plan, Plan::Fixed(_));
         !self.open && (!fixed || self.plan.listeners(&self.addresses).iter().any(keyed))
-    }
-
-    fn listen(&self, worker: &Worker) -> Result<Listeners, Failure> {
-        let mut bind = |listener: &_| bind(worker, listener);
-        Listeners::open(self.plan.clone(), self.open, &self.addresses, &mut bind)
     }
 }
 

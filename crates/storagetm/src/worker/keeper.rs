@@ -170,6 +170,8 @@ fn hear(shared: &Shared, live: &mut Live) -> String {
 fn take(shared: &Shared, witness: &mut Witness, report: Report) -> Result<(), ()> {
     match report {
         Report::Happened(happened) => witness.hear(shared, happened)?,
+        // Where no code is to be shown, none is.
+        Report::Pairing(_) if shared.standing().pairing.is_none() => return Err(()),
         Report::Pairing(word) => {
             shared.say(Said::Pairing(word.view(Instant::now()).ok_or(())?));
         }

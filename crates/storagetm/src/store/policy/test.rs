@@ -226,6 +226,11 @@ fn a_credential_holds_a_host_with_its_keys() {
     assert!(complaints.is_empty(), "{complaints:?}");
     assert_eq!(policy.host(NQN).unwrap().tls.as_ref(), Some(key.text()));
     assert!(!format!("{store:?} {policy:?}").contains(&text[16..40]));
+    // Who knew the code and calls itself so does not put it out.
+    let (nqn, tls) = (NQN, key.text());
+    let guest = Guest { nqn, name: "x", tls, disks: &[], access: Access::ReadOnly };
+    assert!(store.let_in(&guest, now()).is_err());
+    assert_eq!(store.policy(now()).0, policy);
     // The same host in a file, too: which of them counts is not clear.
     write(&store, "hosts/one.json", &host(NQN, READ));
     assert!(complaint(&store).contains("laptop"));
@@ -323,4 +328,23 @@ fn the_usual_place_is_the_services_else_the_users() {
     );
     assert_eq!(place(&[home, ("STATE_DIRECTORY", "/v/a:/v/b")], true).as_deref(), Some("/v/a"));
     assert_eq!(place(&[], false), None);
+}
+
+#[test]
+fn who_knew_the_code_gets_no_more_disks_and_time_than_the_owner_gave_that_host() {
+    let (_folder, store) = store();
+    let rules = r#""chap_key": "chap",
+        "rules": [{"disk": "sdb", "access": "writable", "expires": "2999-01-01T00:00:00Z"}]"#;
+    write(&store, "hosts/one.json", &host(NQN, rules));
+    let before = store.policy(now());
+    let key = Key::generate(Kind::Tls, None).unwrap();
+    let (nqn, tls) = (NQN, key.text());
+    let guest = Guest { nqn, name: "x", tls, disks: &[], access: Access::ReadOnly };
+    store.let_in(&guest, now()).unwrap();
+    let (policy, next, complaints) = store.policy(now());
+    assert!(complaints.is_empty() && next == before.1, "{complaints:?}");
+    let found = policy.host(NQN).unwrap();
+    assert_eq!((found.tls.as_ref(), found.rules.len()), (Some(tls), 1));
+    let rule = &found.rules[0];
+    assert_eq!((rule.disk.as_deref(), rule.access), (Some("sdb"), Access::ReadOnly));
 }
