@@ -100,9 +100,15 @@ pub fn scope_of(ip: IpAddr) -> Scope {
     }
 }
 
-/// The machine's name, as `hostname` says it.
+/// The machine's name, as `hostname` says it; `unnamed` for one that nobody has named.
 pub fn hostname() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    named(&rustix::system::uname().nodename().to_string_lossy())
+}
+
+/// The kernel calls a machine without a name `(none)`.
+fn named(name: &str) -> String {
+    let name = if matches!(name, "" | "(none)") { "unnamed" } else { name };
+    name.to_owned()
 }
 
 /// A socket that tells when addresses or links change.
@@ -211,6 +217,11 @@ mod tests {
             bytes.extend_from_slice(value);
         }
         bytes
+    }
+
+    #[test]
+    fn a_machine_without_a_name_is_called_unnamed() {
+        assert_eq!((named("(none)"), named("desk")), ("unnamed".to_owned(), "desk".to_owned()));
     }
 
     #[test]

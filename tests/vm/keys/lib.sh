@@ -42,10 +42,10 @@ nqn_of() {
         sed 's/.*"nqn":"\([^"]*\)".*/\1/' | tail -n 1
 }
 
-# begin OPTION...: both disks are lent, to nobody yet; no key is known to either side.
+# begin: both disks are lent, to nobody yet; no key is known to either side.
 begin() {
     wait_for 60 on_target true
-    on_target "lend $*"
+    on_target lend
     on_target forget
     ring=$(awk '$8 == "keyring" && $9 ~ /^[.]nvme/ { print "0x" $1 }' /proc/keys)
     keyctl clear "$ring"

@@ -17,33 +17,34 @@ use crate::vm::case::Board;
 /// What `storagetm pair` exits with if the other machine said no.
 const REFUSED: i32 = 3;
 
+/// What the first machine's screen shows to whoever wants to be let in.
+#[derive(Debug)]
+struct Sight {
+    /// The line to type.
+    line: String,
+    /// The code.
+    code: String,
+}
+
 /// Codes that are wrong and right, and what each of them opens.
 pub(super) fn trial(lab: &mut Lab<'_>, folder: &Path, board: &mut Board<'_>) -> Result<()> {
     let disks = Disks::make(folder)?;
     let mut machine = power_on(lab, folder, &disks)?;
     let (_, line) = machine.screen.find("a line to be let in", 0, BOOT, pair_line)?;
-    let (_, first) = machine.screen.find("a code", 0, BOOT, code)?;
+    let (_, code) = machine.screen.find("a code", 0, BOOT, code)?;
+    let mut sight = Sight { line, code };
     board.decide("code", Ok(()));
     board.decide("strangers", strangers(lab, &mut machine));
-    let second = wrong(lab, &mut machine, &line, &first);
-    let code = second.as_ref().map_or(first, Clone::clone);
-    board.decide("wrong-code", second.map(drop));
-    let before = machine.screen.now();
-    lab.client()?.pair(&line, &code)?;
-    let paired = lab.client()?.paired().and_then(let_in);
-    let lines = paired.as_ref().map(|paired| paired.lines.clone()).unwrap_or_default();
-    board.decide("pair", paired.map(drop));
+    board.decide("wrong-code", wrong(lab, &mut machine, &mut sight));
+    let (lines, paired) = lines_of(typed(lab, &mut machine, &mut sight, None).and_then(let_in));
+    board.decide("pair", paired);
     board.decide("compare", compare(lab, &lines, &disks));
-    let line = format!("{line} --writable");
-    let refused = ask(lab, &mut machine, &line, before, "n").and_then(|paired| {
-        ensure!(paired.status == REFUSED, "storagetm pair ended with {}", paired.status);
-        Ok(())
-    });
+    sight.line.push_str(" --writable");
+    let refused = typed(lab, &mut machine, &mut sight, Some("n")).and_then(turned_away);
     board.decide("write-refused", refused);
-    let before = machine.screen.now();
-    let allowed = ask(lab, &mut machine, &line, before, "y").and_then(let_in);
-    let lines = allowed.as_ref().map(|paired| paired.lines.clone()).unwrap_or_default();
-    board.decide("write-allowed", allowed.map(drop));
+    let allowed = typed(lab, &mut machine, &mut sight, Some("y")).and_then(let_in);
+    let (lines, allowed) = lines_of(allowed);
+    board.decide("write-allowed", allowed);
     board.decide("written", written(lab, &lines, &disks));
     Ok(())
 }
@@ -63,37 +64,57 @@ fn strangers(lab: &mut Lab<'_>, machine: &mut Machine) -> Result<()> {
     lab.client()?.is_refused(&line)
 }
 
-/// A code that is not the one on the screen; returns the one that the screen shows then.
-fn wrong(lab: &mut Lab<'_>, machine: &mut Machine, line: &str, right: &str) -> Result<String> {
-    let before = machine.screen.now();
-    let guess = if right.starts_with('0') { "1234 5678" } else { "0000 0000" };
-    lab.client()?.pair(line, guess)?;
-    let paired = lab.client()?.paired()?;
-    ensure!(paired.status == REFUSED, "storagetm pair ended with {}", paired.status);
-    let another = |text: &str| code(text).filter(|code| code != right);
-    Ok(machine.screen.find("another code", before, SOON, another)?.1)
+/// A code that is not the one on the screen, which then shows another one.
+fn wrong(lab: &mut Lab<'_>, machine: &mut Machine, sight: &mut Sight) -> Result<()> {
+    let since = machine.screen.now();
+    let guess = if sight.code.starts_with('0') { "1234 5678" } else { "0000 0000" };
+    lab.client()?.pair(&sight.line, guess)?;
+    lab.client()?.paired().and_then(turned_away)?;
+    another_code(machine, sight, since)
 }
 
-/// Asks to write with the code that is shown since, and answers at the first machine's keyboard.
-fn ask(
+/// Types what the screen shows; if it then asks something, somebody at the first machine answers. The code is good
+/// once: the next one is in sight afterwards.
+fn typed(
     lab: &mut Lab<'_>,
     machine: &mut Machine,
-    line: &str,
-    since: usize,
-    answer: &str,
+    sight: &mut Sight,
+    answer: Option<&str>,
 ) -> Result<Paired> {
-    let (_, code) = machine.screen.find("another code", since, SOON, code)?;
-    let before = machine.screen.now();
-    lab.client()?.pair(line, &code)?;
-    machine.screen.shows("wants to CHANGE", before, SOON)?;
-    machine.type_key(answer)?;
-    lab.client()?.paired()
+    let since = machine.screen.now();
+    lab.client()?.pair(&sight.line, &sight.code)?;
+    if let Some(answer) = answer {
+        machine.screen.shows("wants to CHANGE", since, SOON)?;
+        machine.type_key(answer)?;
+    }
+    let paired = lab.client()?.paired()?;
+    another_code(machine, sight, since)?;
+    Ok(paired)
 }
 
-fn let_in(paired: Paired) -> Result<Paired> {
+fn another_code(machine: &mut Machine, sight: &mut Sight, since: usize) -> Result<()> {
+    let another = |text: &str| code(text).filter(|code| *code != sight.code);
+    sight.code = machine.screen.find("another code", since, SOON, another)?.1;
+    Ok(())
+}
+
+fn turned_away(paired: Paired) -> Result<()> {
+    ensure!(paired.status == REFUSED, "storagetm pair ended with {}", paired.status);
+    Ok(())
+}
+
+fn let_in(paired: Paired) -> Result<Vec<String>> {
     ensure!(paired.status == 0, "storagetm pair ended with {}", paired.status);
     ensure!(!paired.lines.is_empty(), "storagetm pair printed no line to type");
-    Ok(paired)
+    Ok(paired.lines)
+}
+
+/// The lines, none if there was an error, and whether there was.
+fn lines_of(outcome: Result<Vec<String>>) -> (Vec<String>, Result<()>) {
+    match outcome {
+        Ok(lines) => (lines, Ok(())),
+        Err(error) => (Vec::new(), Err(error)),
+    }
 }
 
 /// What was printed attaches all disks, and they are read as they are.
