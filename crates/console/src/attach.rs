@@ -72,7 +72,7 @@ impl fmt::Display for Endpoint {
 }
 
 /// The word in quotes if a shell would otherwise take it for something else.
-fn quoted(word: &str) -> String {
+pub fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._:/@%+=,-".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();

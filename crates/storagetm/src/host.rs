@@ -2,10 +2,11 @@
 
 use std::time::SystemTime;
 
+use console::attach::quoted;
+use console::printable;
 use serde::Serialize;
 
 use crate::failure::Failure;
-use crate::key::table::table;
 use crate::key::{say, say_json};
 use crate::options::host::{Add, Host as Options, Remove, Task};
 use crate::store::Store;
@@ -13,6 +14,7 @@ use crate::store::date::Moment;
 use crate::store::key::{Key, Kind};
 use crate::store::name::Name;
 use crate::store::record::{Allowed, Record, Rule, check_nqn};
+use crate::table::table;
 
 /// Does what was asked for.
 ///
@@ -157,13 +159,14 @@ fn may(record: &Record) -> String {
         Allowed::Writable => "read, and change where it is lent writable,",
     };
     let until = first.expires.map(|expires| format!(" until {}", String::from(expires)));
-    console::printable(&format!("{verb} {disks}{}", until.unwrap_or_default()), true)
+    printable(&format!("{verb} {disks}{}", until.unwrap_or_default()), true)
 }
 
 fn tls_steps(name: &Name, key: &Name, record: &Record) -> Vec<String> {
     let is_nqn = |disk: &&str| disk.starts_with("nqn.");
     let disks = record.rules.iter().filter_map(|rule| rule.disk.as_deref()).filter(is_nqn);
-    let disks: Vec<String> = disks.map(|disk| format!(" --disk {}", quoted(disk))).collect();
+    let disks: Vec<String> =
+        disks.map(|disk| format!(" --disk {}", printable(&quoted(disk), true))).collect();
     let (disks, which) = if disks.is_empty() {
         (
             " --disk NQN".to_owned(),
@@ -193,15 +196,6 @@ fn chap_steps(key: &Name) -> Vec<String> {
         ),
         "  \"dhchap_key\" in its /etc/nvme/config.json".to_owned(),
     ]
-}
-
-/// In quotes if a shell would take it for something else.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "._:/@%+=,-".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    console::printable(&format!("'{}'", word.replace('\'', r"'\''")), true)
 }
 
 fn remove(store: &Store, options: &Remove) -> Result<(), Failure> {

@@ -2,7 +2,6 @@
 //! output when that was asked for, and to nowhere else.
 
 pub(crate) mod prompt;
-pub(crate) mod table;
 
 use std::fs::File;
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -18,6 +17,7 @@ use crate::options::key::{self, Export, Generate, Import, Key as Options, Task};
 use crate::store::key::{Key, Kind};
 use crate::store::name::Name;
 use crate::store::{self, Store, read_key, record, write_private};
+use crate::table::table;
 
 /// Does what was asked for.
 ///
@@ -159,7 +159,7 @@ fn list(store: &Store, json: bool) -> Result<(), Failure> {
         return say_json(&rows);
     }
     let cells: Vec<_> = rows.iter().map(columns).collect();
-    say(table::table(["NAME", "KIND", "HASH", "USED BY"], &cells).as_bytes())
+    say(table(["NAME", "KIND", "HASH", "USED BY"], &cells).as_bytes())
 }
 
 fn row(store: &Store, name: Name) -> Row {

@@ -53,6 +53,7 @@ mod serve;
 mod settings;
 mod size;
 mod store;
+mod table;
 mod worker;
 
 use std::ffi::OsString;

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, Write};
 
-use console::{decimal, printable};
+use console::decimal;
 use linux::block::Disk;
 use linux::disk::Live;
 use linux::in_use::{Machine, Probe};
@@ -16,6 +16,7 @@ use serde::Serialize;
 use crate::failure::Failure;
 use crate::happening::escaped;
 use crate::options::List;
+use crate::table;
 
 /// One disk.
 #[derive(Debug, Serialize)]
@@ -132,18 +133,7 @@ const HEADINGS: [&str; 7] = ["NAME", "SIZE", "MODEL", "SERIAL", "TRANSPORT", "CO
 
 /// Columns as wide as what is in them; the last is as long as it is.
 fn table(rows: &[Row]) -> String {
-    let mut cells = vec![HEADINGS.map(str::to_owned)];
-    cells.extend(rows.iter().map(|row| columns(row).map(|cell| printable(&cell, true))));
-    let widths: Vec<usize> = (0..HEADINGS.len())
-        .map(|at| cells.iter().map(|row| row[at].chars().count()).max().unwrap_or(0))
-        .collect();
-    cells.iter().map(|row| line(row, &widths)).collect()
-}
-
-fn line(row: &[String; 7], widths: &[usize]) -> String {
-    let padded: Vec<String> =
-        row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-    format!("{}\n", padded.join("  ").trim_end())
+    table::table(HEADINGS, &rows.iter().map(columns).collect::<Vec<_>>())
 }
 
 fn columns(row: &Row) -> [String; 7] {
