@@ -14,6 +14,8 @@ use crate::tally::Tally;
 const ARROWS: &[(&str, &[&str])] = &[
     ("export", &[]),
     ("nvme", &["export"]),
+    ("nbd", &["export"]),
+    ("copy", &["export", "nbd", "nvme"]),
     ("engine", &["export"]),
     ("linux", &["export"]),
     ("console", &["export"]),

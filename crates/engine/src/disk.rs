@@ -62,6 +62,7 @@ impl Job {
             Op::Flush => Phase::Sync,
             _ if admitted.is_empty() => Phase::Over(Ok(())),
             Op::Read | Op::Write { .. } => Phase::Transfer,
+            Op::Extents | Op::Prefetch => Phase::Over(Err(Fault::Unsupported)),
             Op::Zero { unmap: true, .. } | Op::Discard => Phase::Punch,
             Op::Zero { unmap: false, .. } => Phase::ZeroRange,
         };
@@ -349,7 +350,7 @@ mod test {
                 assert_eq!(carry_out(admit(&grant, WRITE, lba, 2, 9)).1.result, Ok(()));
             }
             // A memfd punches holes but has no zero ranges: both ways are walked.
-            let op = Op::Zero { unmap, durable: true };
+            let op = Op::Zero { unmap, durable: true, fast: false };
             assert_eq!(carry_out(admit(&grant, op, 1, 4000, 0)).1.result, Ok(()));
             assert_eq!(read(&grant, 0, 1).buffer.unwrap().bytes(), [9; BLOCK]);
             assert_eq!(read(&grant, 1, 1).buffer.unwrap().bytes(), [0; BLOCK]);
@@ -393,7 +394,7 @@ mod test {
     #[test]
     fn requests_of_no_blocks_end_at_once() {
         let grant = grant(memory(1 << 16), 1 << 16);
-        for op in [Op::Read, WRITE, Op::Discard, Op::Zero { unmap: true, durable: false }] {
+        for op in [Op::Read, WRITE, Op::Discard, Op::Zero { unmap: true, durable: false, fast: false }] {
             assert_eq!(Job::new(admit(&grant, op, 0, 0, 0)).result(), Some(Ok(())));
         }
     }

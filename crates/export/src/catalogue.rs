@@ -78,12 +78,30 @@ impl Catalogue {
         Ok(if access == Access::Writable { grant } else { grant.read_only() })
     }
 
+    /// The same by the short name of the export; by no name, the only export that the peer may see.
+    ///
+    /// # Errors
+    /// As [`Catalogue::grant`].
+    pub fn grant_short(&self, caller: &Caller<'_>, short: &str) -> Result<Grant, Refusal> {
+        self.standing(caller)?;
+        let visible = self.visible(caller);
+        let export = match (short, visible.as_slice()) {
+            ("", [only]) => Some(only),
+            ("", _) => None,
+            (short, all) => all.iter().find(|export| export.short == short),
+        };
+        // What it may not see is not there: of a name that people choose, a stranger learns nothing by guessing.
+        let export = export.ok_or(Refusal::Unknown)?;
+        self.grant(caller, &export.nqn)
+    }
+
     /// Policy, third question: which host is it whose keys the caller must show, if it must show any?
     ///
     /// # Errors
     /// It has not shown them, or there is no such host.
     pub fn standing(&self, caller: &Caller<'_>) -> Result<Option<Arc<Host>>, Refusal> {
-        if caller.peer.door == Door::Open {
+        let certified = caller.peer.channel.as_ref().is_some_and(|channel| channel.certified);
+        if caller.peer.door == Door::Open || certified {
             return Ok(None);
         }
         let policy = self.policy();
@@ -137,6 +155,7 @@ mod test {
         let channel = key.map(|key| {
             Arc::new(Channel {
                 key: Some(KeyId::new(key)),
+                certified: false,
                 identity: String::new(),
                 cipher: String::new(),
                 binding: [0; 32],

@@ -73,6 +73,9 @@ pub struct Export {
     pub name: String,
     /// The NVMe Qualified Name of its subsystem; unique among what is lent.
     pub nqn: String,
+    /// The name by which people ask for it where no NQN is spoken (NBD): `sda`, or an image's name without its ending.
+    /// Unique among what is lent.
+    pub short: String,
     /// Who the disk is.
     pub identity: Identity,
     /// Block size.
@@ -96,13 +99,21 @@ pub struct Export {
     disk: OwnedFd,
 }
 
+/// The last part of a path, without an ending.
+fn short(name: &str) -> String {
+    let last = name.rsplit('/').find(|part| !part.is_empty()).unwrap_or(name);
+    let stem = last.rsplit_once('.').map_or(last, |(stem, _)| stem);
+    if stem.is_empty() { last } else { stem }.to_owned()
+}
+
 /// Set in `writers` while one request has the export for itself.
 const EXCLUSIVE: u32 = 1 << 31;
 
 impl Export {
     /// A disk to lend: read and written through `disk`, `bytes` long; a rest smaller than a block is not lent.
     ///
-    /// The other fields are public: set what differs from a read-only disk with a volatile cache.
+    /// The other fields are public: set what differs from a read-only disk with a volatile cache. The short name is the
+    /// last part of `name`, without an ending.
     pub fn new(
         name: &str,
         nqn: &str,
@@ -114,6 +125,7 @@ impl Export {
         Self {
             name: name.to_owned(),
             nqn: nqn.to_owned(),
+            short: short(name),
             identity,
             geometry,
             access: Access::ReadOnly,

@@ -12,6 +12,7 @@
 //! | [`Session`] | one connection's protocol: bytes in, [`Step`]s out |
 //! | [`Segment`] | bytes to be sent: a small head, perhaps a body and a tail |
 //! | [`Buffer`] | page-aligned memory of a bounded pool |
+//! | [`Extent`] | a part of a disk that is all data, or all hole |
 //! | [`Fault`] | the closed list of ways in which a disk request fails |
 
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ mod catalogue;
 mod event;
 #[allow(clippy::module_inception, reason = "the crate is named for its first word")]
 mod export;
+mod extent;
 mod fault;
 mod geometry;
 mod peer;
@@ -34,6 +36,7 @@ pub use buffer::{Account, Buffer, PAGE, Pool};
 pub use catalogue::Catalogue;
 pub use event::{Event, Knock};
 pub use export::{Access, Cache, Exclusive, Export, Identity, Usage};
+pub use extent::{Extent, Extents};
 pub use fault::Fault;
 pub use geometry::Geometry;
 pub use peer::{Channel, Door, Peer};

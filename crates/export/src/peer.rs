@@ -1,7 +1,7 @@
 //! Who is at the other end of a connection. It knows addresses and what was proven, and nothing that the peer merely
 //! claims.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use crate::KeyId;
@@ -18,7 +18,8 @@ pub enum Door {
 /// The two ends of a connection, and what protects it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// Where the peer connects from.
+    /// Where the peer connects from; [`Peer::HERE`] for one that came by no network: a Unix socket, or a descriptor that
+    /// this program was started with.
     pub remote: SocketAddr,
     /// The address of ours that it connected to.
     pub local: SocketAddr,
@@ -28,12 +29,19 @@ pub struct Peer {
     pub channel: Option<Arc<Channel>>,
 }
 
+impl Peer {
+    /// The address of a peer on this machine that came by no network.
+    pub const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+}
+
 /// A channel that nobody else reads or changes (TLS 1.3), and whose ends have proven to each other that they know a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Channel {
     /// The owner's key that it was made with, or from; none for a key that everybody knows, as for pairing.
     pub key: Option<KeyId>,
-    /// The name under which the peer presented the key: a PSK identity.
+    /// Whether it was made with certificates instead, and the peer has shown one of the authority that the owner trusts.
+    pub certified: bool,
+    /// The name under which the peer presented itself: a PSK identity, or that in its certificate; else empty.
     pub identity: String,
     /// The cipher suite's name.
     pub cipher: String,

@@ -23,21 +23,27 @@ pub enum Op {
         unmap: bool,
         /// Whether to wait for stable storage.
         durable: bool,
+        /// Whether to fail with [`Fault::Unsupported`] where it would take as long as writing them.
+        fast: bool,
     },
     /// The blocks are not needed: the disk may drop them.
     Discard,
+    /// Fill the buffer, of any length, with the [extents](crate::Extent) of the blocks, from the first on, as many as fit.
+    Extents,
+    /// Have the blocks in memory, if that is of any use: they will be read soon.
+    Prefetch,
 }
 
 impl Op {
     /// Whether it changes what is on the disk.
     pub fn mutates(self) -> bool {
         match self {
-            Self::Read | Self::Flush => false,
+            Self::Read | Self::Flush | Self::Extents | Self::Prefetch => false,
             Self::Write { .. } | Self::Zero { .. } | Self::Discard => true,
         }
     }
 
-    /// A word for people: `read`, `write`, `flush`, `zero` or `discard`.
+    /// A word for people: `read`, `write`, `flush`, `zero`, `discard`, `extents` or `prefetch`.
     pub fn word(self) -> &'static str {
         match self {
             Self::Read => "read",
@@ -45,6 +51,8 @@ impl Op {
             Self::Flush => "flush",
             Self::Zero { .. } => "zero",
             Self::Discard => "discard",
+            Self::Extents => "extents",
+            Self::Prefetch => "prefetch",
         }
     }
 }
@@ -75,7 +83,7 @@ pub struct Request {
     pub lba: u64,
     /// How many blocks; zero for a flush.
     pub blocks: u64,
-    /// For a read and a write: memory of exactly that many blocks.
+    /// For a read and a write: memory of exactly that many blocks. For extents: memory of any length.
     pub buffer: Option<Buffer>,
     /// Its name.
     pub ticket: Ticket,
@@ -307,7 +315,7 @@ mod test {
     #[test]
     fn nothing_that_changes_the_disk_is_admitted_to_a_read_only_export() {
         let grant = grant(Access::ReadOnly);
-        for op in [WRITE, Op::Zero { unmap: true, durable: false }, Op::Discard] {
+        for op in [WRITE, Op::Zero { unmap: true, durable: false, fast: false }, Op::Discard] {
             assert_eq!(grant.admit(request(op, 0, 1)).unwrap_err().fault, Fault::ReadOnly);
         }
         assert!(grant.admit(request(Op::Read, 0, 1)).is_ok());

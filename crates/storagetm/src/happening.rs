@@ -517,6 +517,7 @@ mod test {
         let policy = Policy { hosts: vec![Arc::new(host)] };
         let channel = Channel {
             key: Some(KeyId::new(7)),
+            certified: false,
             identity: "NVMe0R01 a b".to_owned(),
             cipher: "TLS_AES_128_GCM_SHA256".to_owned(),
             binding: [0; 32],

@@ -242,7 +242,7 @@ impl Handshake {
             Sealer::new(suite, secret(ours)?).ok_or_else(|| late("a secret of another length"))?;
         let opener = Opener::new(suite, secret(theirs)?)
             .ok_or_else(|| late("a secret of another length"))?;
-        let channel = Channel { key, identity, cipher, binding };
+        let channel = Channel { key, certified: false, identity, cipher, binding };
         Ok(Agreed { channel, is_client: self.mode == Mode::Client, sealer, opener })
     }
 }

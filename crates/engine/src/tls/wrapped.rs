@@ -347,7 +347,7 @@ mod test {
     fn agreed(ours: u8, theirs: u8) -> Agreed {
         let (identity, cipher) = (String::new(), String::new());
         Agreed {
-            channel: Channel { key: None, identity, cipher, binding: [0; 32] },
+            channel: Channel { key: None, certified: false, identity, cipher, binding: [0; 32] },
             is_client: false,
             sealer: Sealer::new(Suite::Aes128, secret(ours)).unwrap(),
             opener: Opener::new(Suite::Aes128, secret(theirs)).unwrap(),

@@ -110,7 +110,7 @@ impl Command {
         match self.op {
             b'R' => Op::Read,
             b'F' => Op::Flush,
-            b'Z' => Op::Zero { unmap: true, durable },
+            b'Z' => Op::Zero { unmap: true, durable, fast: false },
             b'D' => Op::Discard,
             _ => Op::Write { durable },
         }

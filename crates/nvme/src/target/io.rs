@@ -127,7 +127,7 @@ impl Queue {
             }
             IoCommand::WriteZeroes { slba: lba, nlb: blocks, fua, deallocate, .. } => {
                 no_data(capsule.as_ref())?;
-                let op = Op::Zero { unmap: deallocate, durable: self.durable(fua) };
+                let op = Op::Zero { unmap: deallocate, durable: self.durable(fua), fast: false };
                 self.start(at, Work::Plain { op, lba, blocks });
             }
             other => self.io_job(at, sqe, other, capsule)?,

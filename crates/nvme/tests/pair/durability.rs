@@ -29,8 +29,8 @@ fn a_write_is_durable_if_it_asks_for_it() {
         [
             (Op::Write { durable: false }, 0, 512),
             (Op::Write { durable: true }, 512, 512),
-            (Op::Zero { unmap: false, durable: false }, 0, 512),
-            (Op::Zero { unmap: true, durable: true }, 0, 512),
+            (Op::Zero { unmap: false, durable: false, fast: false }, 0, 512),
+            (Op::Zero { unmap: true, durable: true, fast: false }, 0, 512),
         ]
     );
 }

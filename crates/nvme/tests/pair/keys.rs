@@ -64,6 +64,7 @@ fn keyed(host: Host, credentials: Option<Credentials>) -> World {
 fn channel(key: u64, subsystem: &str) -> Option<Arc<Channel>> {
     Some(Arc::new(Channel {
         key: Some(KeyId::new(key)),
+        certified: false,
         identity: format!(
             "NVMe1R01 {HOST} {subsystem} 66GuqV08TsAGII39teWUfwQwizjv06Jy8jOcX3NAAzM="
         ),

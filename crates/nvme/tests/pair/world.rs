@@ -493,7 +493,7 @@ impl Disk {
             Op::Read => admitted.bytes_mut().copy_from_slice(&self.bytes[place]),
             Op::Write { .. } => self.bytes[place].copy_from_slice(admitted.bytes_mut()),
             Op::Zero { .. } | Op::Discard => self.bytes[place].fill(0),
-            Op::Flush => {}
+            Op::Flush | Op::Extents | Op::Prefetch => {}
         }
         admitted.finish(Ok(()))
     }

@@ -363,7 +363,7 @@ fn touch(disk: &mut [u8], job: &mut Admitted) {
         Op::Read => job.bytes_mut().copy_from_slice(place),
         Op::Write { .. } => place.copy_from_slice(job.bytes_mut()),
         Op::Zero { .. } | Op::Discard => place.fill(0),
-        Op::Flush => {}
+        Op::Flush | Op::Extents | Op::Prefetch => {}
     }
 }
 

@@ -119,6 +119,7 @@ pub(super) struct Lent {
     pub(super) disk: u64,
     name: String,
     nqn: String,
+    short: String,
     #[serde(with = "IdentityWord")]
     identity: Identity,
     block: u32,
@@ -158,6 +159,7 @@ impl Lent {
             disk,
             name: export.name.clone(),
             nqn: export.nqn.clone(),
+            short: export.short.clone(),
             identity: export.identity.clone(),
             block: export.geometry.block(),
             physical: export.geometry.physical,
@@ -176,6 +178,7 @@ impl Lent {
         let geometry = Geometry::new(self.block, self.physical)?;
         let (name, nqn) = (&self.name, &self.nqn);
         let mut export = Export::new(name, nqn, self.identity, geometry, self.bytes, descriptor);
+        export.short = self.short;
         export.access = self.access;
         export.cache = if self.volatile { Cache::Volatile } else { Cache::WriteThrough };
         export.rotational = self.rotational;

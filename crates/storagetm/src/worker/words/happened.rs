@@ -20,6 +20,7 @@ pub(in crate::worker) struct PeerWord {
 #[derive(Debug, Serialize, Deserialize)]
 struct ChannelWord {
     key: Option<u64>,
+    certified: bool,
     identity: String,
     cipher: String,
     binding: [u8; 32],
@@ -29,6 +30,7 @@ impl From<&Peer> for PeerWord {
     fn from(peer: &Peer) -> Self {
         let channel = peer.channel.as_deref().map(|channel| ChannelWord {
             key: channel.key.map(KeyId::number),
+            certified: channel.certified,
             identity: channel.identity.clone(),
             cipher: channel.cipher.clone(),
             binding: channel.binding,
@@ -42,6 +44,7 @@ impl From<PeerWord> for Peer {
     fn from(word: PeerWord) -> Self {
         let channel = word.channel.map(|word| Channel {
             key: word.key.map(KeyId::new),
+            certified: word.certified,
             identity: word.identity,
             cipher: word.cipher,
             binding: word.binding,

@@ -1,0 +1,5 @@
+//! NBD as pure state machines: bytes in, bytes and disk requests out.
+//!
+//! Knows no sockets, no threads and no clock. Sections are those of the protocol's own text (`doc/proto.md`).
+
+#![forbid(unsafe_code)]
