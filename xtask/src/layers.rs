@@ -21,6 +21,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("console", &["export"]),
     ("pair", &["export"]),
     ("image", &["export", "linux"]),
+    ("filesystem", &["export", "linux"]),
 ];
 
 /// The only files that may hold unsafe code.

@@ -1,0 +1,256 @@
+//! ext2, ext3 and ext4: what its bitmaps say is used, and which file has which block. Numbers are little-endian; the words
+//! are those of the kernel's documentation (Documentation/filesystems/ext4).
+
+mod directory;
+mod group;
+mod inode;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::ops::Range;
+
+use linux::medium::ReadAt;
+
+use crate::window::{le16, le32, read};
+use crate::{Opaque, Owner, Ranges};
+use inode::Inodes;
+
+/// Where the superblock is, and its length.
+const SUPERBLOCK: Range<u64> = 1024..2048;
+const MAGIC: u16 = 0xef53;
+
+/// Incompatible features that change nothing of what is looked at here, or are taken into account: file types, extents,
+/// 64 bits, multiple mount protection, flexible groups, values in inodes of their own, checksum seeds, large directories,
+/// data within inodes, encryption, case folding.
+const KNOWN: u32 =
+    0x2 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x1_0000 | 0x2_0000;
+/// The journal holds something that has not reached its place.
+const RECOVER: u32 = 0x4;
+const SIXTY_FOUR: u32 = 0x80;
+/// What a file system may be read without, but its bitmaps not: snapshots, and what is not known here. Known are sparse
+/// superblocks, large files, huge files, checksums of descriptors, many links, large inodes, quota, bigalloc, checksums,
+/// read-only, projects, verity, the orphan file and its use.
+const KNOWN_READ_ONLY: u32 = 0x1
+    | 0x2
+    | 0x8
+    | 0x10
+    | 0x20
+    | 0x40
+    | 0x100
+    | 0x200
+    | 0x400
+    | 0x1000
+    | 0x2000
+    | 0x8000
+    | 0x1_0000;
+/// Files in the orphan file have still to be cut.
+const ORPHANS: u32 = 0x1_0000;
+const BIGALLOC: u32 = 0x200;
+const SPARSE_SUPER: u32 = 0x1;
+const SPARSE_SUPER_2: u32 = 0x200;
+const CLEAN: u16 = 1;
+const MOST_GROUPS: u64 = 1 << 22;
+
+/// The file system as its superblock describes it.
+#[derive(Debug, Clone)]
+struct Layout {
+    /// Where it begins on the disk, in bytes.
+    start: u64,
+    /// Bytes of a block.
+    block: u64,
+    blocks: u64,
+    /// Blocks for which a bit of a bitmap stands.
+    cluster: u64,
+    first_data_block: u64,
+    blocks_per_group: u64,
+    inodes_per_group: u64,
+    inode_size: u64,
+    descriptor: u64,
+    groups: u64,
+    /// Blocks behind the descriptors that are kept for more of them.
+    reserved: u64,
+    compatible: u32,
+    read_only: u32,
+    backups: [u32; 2],
+}
+
+/// Whether there is one at `start`.
+pub(crate) fn is_at<R: ReadAt + ?Sized>(disk: &R, start: u64) -> io::Result<bool> {
+    let bytes = superblock(disk, start)?;
+    Ok(bytes.is_some_and(|bytes| le16(&bytes, 56) == Some(MAGIC)))
+}
+
+fn superblock<R: ReadAt + ?Sized>(disk: &R, start: u64) -> io::Result<Option<Vec<u8>>> {
+    let Some(at) = start.checked_add(SUPERBLOCK.start) else { return Ok(None) };
+    read(disk, at, SUPERBLOCK.end - SUPERBLOCK.start)
+}
+
+/// What is used of the one at `place`, in bytes of the disk.
+pub(crate) fn usage<R: ReadAt + ?Sized>(
+    disk: &R,
+    place: &Range<u64>,
+) -> io::Result<Result<Ranges, Opaque>> {
+    let layout = match layout(disk, place)? {
+        Ok(layout) => layout,
+        Err(why) => return Ok(Err(why)),
+    };
+    let Some(groups) = group::Groups::read(disk, &layout)? else { return Ok(Err(Opaque::Damaged)) };
+    let Some(blocks) = groups.used(disk)? else { return Ok(Err(Opaque::Damaged)) };
+    let mut used: Ranges = blocks.iter().map(|blocks| layout.bytes(&blocks)).collect();
+    // The boot sector, which may be in a block that is free, and what is behind the last block.
+    used.insert(place.start..place.start.saturating_add(SUPERBLOCK.end));
+    used.insert(layout.start.saturating_add(layout.blocks.saturating_mul(layout.block))..place.end);
+    Ok(Ok(used))
+}
+
+/// Whose the bytes are.
+pub(crate) fn owners<R: ReadAt + ?Sized>(
+    disk: &R,
+    place: &Range<u64>,
+    wanted: &Ranges,
+) -> io::Result<Result<BTreeSet<Owner>, Opaque>> {
+    let layout = match layout(disk, place)? {
+        // Names can be looked for also where the bitmaps cannot be trusted.
+        Ok(layout) => layout,
+        Err(why) => return Ok(Err(why)),
+    };
+    let Some(groups) = group::Groups::read(disk, &layout)? else { return Ok(Err(Opaque::Damaged)) };
+    let wanted: Ranges = wanted.iter().map(|bytes| layout.blocks_of(&bytes)).collect();
+    let inodes = Inodes { disk, layout: &layout, groups: &groups };
+    let (held, structure) = inodes.holding(&wanted)?;
+    let mut found: BTreeSet<Owner> = directory::names(&inodes, &held)?;
+    let mut rest = wanted.clone();
+    structure.iter().for_each(|blocks| rest.remove(blocks));
+    let fixed = groups.structure();
+    found.extend(rest.iter().any(|blocks| fixed.meets(&blocks)).then_some(Owner::Structure));
+    fixed.iter().for_each(|blocks| rest.remove(blocks));
+    found.extend((!rest.is_empty()).then_some(Owner::Free));
+    Ok(Ok(found))
+}
+
+fn layout<R: ReadAt + ?Sized>(disk: &R, place: &Range<u64>) -> io::Result<Result<Layout, Opaque>> {
+    let Some(bytes) = superblock(disk, place.start)? else { return Ok(Err(Opaque::Damaged)) };
+    Ok(understood(&bytes).and_then(|()| {
+        let layout = Layout::parse(&bytes, place.start).filter(|layout| layout.fits(place));
+        layout.ok_or(Opaque::Damaged)
+    }))
+}
+
+/// Whether all that matters is known here, and nothing waits to be put in order.
+fn understood(bytes: &[u8]) -> Result<(), Opaque> {
+    let flags = |offset| le32(bytes, offset).unwrap_or(u32::MAX);
+    let (incompatible, read_only) = (flags(96), flags(100));
+    if incompatible & RECOVER != 0 || read_only & ORPHANS != 0 || le16(bytes, 58) != Some(CLEAN) {
+        return Err(Opaque::Unclean);
+    }
+    if incompatible & !KNOWN != 0 || read_only & !KNOWN_READ_ONLY != 0 {
+        return Err(Opaque::Feature);
+    }
+    Ok(())
+}
+
+impl Layout {
+    fn parse(bytes: &[u8], start: u64) -> Option<Self> {
+        let number = |offset| le32(bytes, offset).map(u64::from);
+        let short = |offset| le16(bytes, offset).map(u64::from);
+        let (shift, cluster_shift) = (le32(bytes, 24)?, le32(bytes, 28)?);
+        let (incompatible, read_only) = (le32(bytes, 96)?, le32(bytes, 100)?);
+        let wide = incompatible & SIXTY_FOUR != 0;
+        let high = if wide { number(336)? } else { 0 };
+        let bigalloc = read_only & BIGALLOC != 0;
+        let old = le32(bytes, 76)? == 0;
+        let block = 1024_u64.checked_shl(shift).filter(|block| *block <= 65536)?;
+        let cluster =
+            if bigalloc { cluster_shift.checked_sub(shift).filter(|s| *s < 20)? } else { 0 };
+        let (blocks, first_data_block) = (number(4)? | high << 32, number(20)?);
+        let blocks_per_group = number(32)?;
+        let covered = blocks.checked_sub(first_data_block)?;
+        Some(Self {
+            start,
+            block,
+            blocks,
+            cluster: 1 << cluster,
+            first_data_block,
+            blocks_per_group,
+            inodes_per_group: number(40)?,
+            inode_size: if old { 128 } else { short(88)? },
+            descriptor: if wide { short(254)? } else { 32 },
+            groups: covered.div_ceil(if blocks_per_group == 0 {
+                return None;
+            } else {
+                blocks_per_group
+            }),
+            reserved: short(206)?,
+            compatible: le32(bytes, 92)?,
+            read_only,
+            backups: [le32(bytes, 588)?, le32(bytes, 592)?],
+        })
+    }
+
+    /// Whether its numbers can be, and it is within its partition.
+    fn fits(&self, place: &Range<u64>) -> bool {
+        let end = self.blocks.checked_mul(self.block).and_then(|len| len.checked_add(self.start));
+        let bits = self.block.saturating_mul(8);
+        end.is_some_and(|end| end <= place.end)
+            && (1..=MOST_GROUPS).contains(&self.groups)
+            && (1..=bits.saturating_mul(self.cluster)).contains(&self.blocks_per_group)
+            && self.blocks_per_group.is_multiple_of(self.cluster)
+            && (1..=bits).contains(&self.inodes_per_group)
+            && self.inode_size.is_power_of_two()
+            && (128..=self.block).contains(&self.inode_size)
+            && self.descriptor.is_power_of_two()
+            && (32..=1024).contains(&self.descriptor)
+    }
+
+    /// The blocks of a group.
+    fn group(&self, group: u64) -> Range<u64> {
+        let start = self.first_data_block + group.saturating_mul(self.blocks_per_group);
+        start..start.saturating_add(self.blocks_per_group).min(self.blocks)
+    }
+
+    /// The block of the superblock. With blocks as small as it, it is the second one, also where the first one is data.
+    fn superblock(&self) -> u64 {
+        SUPERBLOCK.start / self.block
+    }
+
+    /// Blocks that hold the descriptors of all groups.
+    fn descriptor_blocks(&self) -> u64 {
+        self.groups.saturating_mul(self.descriptor).div_ceil(self.block)
+    }
+
+    /// Whether a group has a copy of the superblock.
+    fn has_superblock(&self, group: u64) -> bool {
+        let power = |of: u64| {
+            let mut power = of;
+            while power < group {
+                power = power.saturating_mul(of);
+            }
+            power == group
+        };
+        if self.compatible & SPARSE_SUPER_2 != 0 {
+            return group == 0 || self.backups.iter().any(|backup| u64::from(*backup) == group);
+        }
+        let sparse = self.read_only & SPARSE_SUPER != 0;
+        group <= 1 || !sparse || power(3) || power(5) || power(7)
+    }
+
+    /// Where blocks are on the disk.
+    fn bytes(&self, blocks: &Range<u64>) -> Range<u64> {
+        let at = |block: u64| self.start.saturating_add(block.saturating_mul(self.block));
+        at(blocks.start)..at(blocks.end)
+    }
+
+    /// The blocks that bytes of the disk are in.
+    fn blocks_of(&self, bytes: &Range<u64>) -> Range<u64> {
+        let at = |byte: u64| byte.saturating_sub(self.start);
+        at(bytes.start) / self.block..at(bytes.end).div_ceil(self.block).min(self.blocks)
+    }
+
+    /// A block's bytes; nothing if there is no such block.
+    fn read<R: ReadAt + ?Sized>(&self, disk: &R, block: u64) -> io::Result<Option<Vec<u8>>> {
+        if block >= self.blocks {
+            return Ok(None);
+        }
+        read(disk, self.bytes(&(block..block)).start, self.block)
+    }
+}

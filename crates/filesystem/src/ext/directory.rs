@@ -1,0 +1,93 @@
+//! Directories: the paths by which inodes are reached. It knows no block of a file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use linux::medium::ReadAt;
+
+use super::inode::{Inodes, ROOT};
+use crate::window::{le16, le32};
+use crate::{Owner, shown};
+
+/// The file type of a directory in an entry.
+const DIRECTORY: u8 = 2;
+/// Directories that are looked into at most.
+const MOST: usize = 4 << 20;
+/// Directories within each other at most.
+const DEEPEST: usize = 4096;
+
+/// Where an inode is named: in which directory, and how.
+type Named = BTreeMap<u64, (u64, String)>;
+
+/// The paths of the inodes; those that no directory names are told by their number.
+pub(super) fn names<R: ReadAt + ?Sized>(
+    inodes: &Inodes<'_, R>,
+    wanted: &BTreeSet<u64>,
+) -> io::Result<BTreeSet<Owner>> {
+    if wanted.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let named = walk(inodes, wanted)?;
+    let owner = |inode: &u64| match path(&named, *inode) {
+        Some(path) => Owner::File(path),
+        None if *inode < 11 => Owner::Structure,
+        None => Owner::File(format!("inode {inode}")),
+    };
+    Ok(wanted.iter().map(owner).collect())
+}
+
+fn path(named: &Named, inode: u64) -> Option<String> {
+    if inode == ROOT {
+        return Some("/".to_owned());
+    }
+    let (mut parts, mut at) = (Vec::new(), inode);
+    while at != ROOT {
+        let (parent, name) = named.get(&at)?;
+        parts.push(name.as_str());
+        at = *parent;
+        if parts.len() > DEEPEST {
+            return None;
+        }
+    }
+    parts.reverse();
+    Some(format!("/{}", parts.join("/")))
+}
+
+/// Looks into every directory once, and keeps the names of directories and of what is wanted.
+fn walk<R: ReadAt + ?Sized>(inodes: &Inodes<'_, R>, wanted: &BTreeSet<u64>) -> io::Result<Named> {
+    let (mut named, mut seen, mut todo) = (Named::new(), BTreeSet::from([ROOT]), vec![ROOT]);
+    while let Some(directory) = todo.pop() {
+        let Some(inode) = inodes.find(directory)? else { continue };
+        for blocks in inodes.directory(&inode)? {
+            for block in blocks {
+                let Some(bytes) = inodes.layout.read(inodes.disk, block)? else { break };
+                for (inode, is_directory, name) in entries(&bytes) {
+                    if is_directory || wanted.contains(&inode) {
+                        named.entry(inode).or_insert_with(|| (directory, name));
+                    }
+                    if is_directory && seen.len() < MOST && seen.insert(inode) {
+                        todo.push(inode);
+                    }
+                }
+            }
+        }
+    }
+    Ok(named)
+}
+
+/// The entries of a block of a directory: inode, whether it is a directory, name.
+fn entries(block: &[u8]) -> impl Iterator<Item = (u64, bool, String)> + '_ {
+    let mut rest = block;
+    let every = std::iter::from_fn(move || {
+        let len = usize::from(le16(rest, 4)?);
+        let entry = rest.get(..len).filter(|entry| entry.len() >= 8)?;
+        rest = rest.get(len..).unwrap_or_default();
+        let (inode, name_len, kind) = (le32(entry, 0)?, *entry.get(6)?, *entry.get(7)?);
+        let name = entry.get(8..8 + usize::from(name_len)).unwrap_or_default();
+        Some((u64::from(inode), kind == DIRECTORY, name))
+    });
+    let real = every.filter(|(inode, _, name)| *inode != 0 && !matches!(*name, b"" | b"." | b".."));
+    real.map(|(inode, is_directory, name)| {
+        (inode, is_directory, shown(&String::from_utf8_lossy(name)))
+    })
+}

@@ -1,0 +1,150 @@
+//! Block groups: where their bitmaps and inode tables are, and what the bitmaps say. It knows no inode.
+
+use std::io;
+use std::ops::Range;
+
+use linux::medium::ReadAt;
+
+use super::Layout;
+use crate::Ranges;
+use crate::window::{le16, le32, read, runs};
+
+/// The inode table, the bitmap of blocks: not written yet, and all of it free but for what is fixed.
+const INODES_UNUSED: u16 = 1;
+const BLOCKS_UNUSED: u16 = 2;
+
+/// A group's descriptor.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Group {
+    block_bitmap: u64,
+    inode_bitmap: u64,
+    pub(super) inode_table: u64,
+    free_blocks: u64,
+    flags: u16,
+    unused_inodes: u64,
+}
+
+/// All groups.
+#[derive(Debug)]
+pub(super) struct Groups<'a> {
+    layout: &'a Layout,
+    pub(super) groups: Vec<Group>,
+}
+
+impl<'a> Groups<'a> {
+    /// Reads the descriptors; nothing if they say what cannot be.
+    pub(super) fn read<R: ReadAt + ?Sized>(
+        disk: &R,
+        layout: &'a Layout,
+    ) -> io::Result<Option<Self>> {
+        let mut groups = Vec::new();
+        let first = layout.superblock() + 1;
+        for block in first..first.saturating_add(layout.descriptor_blocks()) {
+            let Some(bytes) = layout.read(disk, block)? else { return Ok(None) };
+            let size = usize::try_from(layout.descriptor).unwrap_or(32);
+            groups.extend(bytes.chunks_exact(size).map_while(Group::parse));
+        }
+        groups.truncate(usize::try_from(layout.groups).unwrap_or(0));
+        let complete = groups.len() as u64 == layout.groups;
+        let this = Self { layout, groups };
+        Ok(Some(this).filter(|this| complete && this.are_inside()))
+    }
+
+    fn are_inside(&self) -> bool {
+        let table = self.table_blocks();
+        self.groups.iter().all(|group| {
+            let inside = |block: u64| block > 0 && block < self.layout.blocks;
+            let end = group.inode_table.saturating_add(table);
+            inside(group.block_bitmap)
+                && inside(group.inode_bitmap)
+                && inside(group.inode_table)
+                && end <= self.layout.blocks
+        })
+    }
+
+    fn table_blocks(&self) -> u64 {
+        let bytes = self.layout.inodes_per_group.saturating_mul(self.layout.inode_size);
+        bytes.div_ceil(self.layout.block)
+    }
+
+    /// Blocks that belong to the file system itself: superblocks, descriptors, bitmaps, inode tables.
+    pub(super) fn structure(&self) -> Ranges {
+        let mut fixed = Ranges::default();
+        let table = self.table_blocks();
+        for (at, group) in (0..).zip(&self.groups) {
+            fixed.insert(group.block_bitmap..group.block_bitmap + 1);
+            fixed.insert(group.inode_bitmap..group.inode_bitmap + 1);
+            fixed.insert(group.inode_table..group.inode_table + table);
+            if self.layout.has_superblock(at) {
+                let start = self.layout.group(at).start.max(self.layout.superblock());
+                let more = self.layout.descriptor_blocks().saturating_add(self.layout.reserved);
+                fixed.insert(start..start.saturating_add(1 + more));
+            }
+        }
+        // With small blocks the boot sector has one of its own before the first group.
+        fixed.insert(0..self.layout.superblock() + 1);
+        fixed
+    }
+
+    /// The blocks that are used; nothing if a bitmap does not agree with its descriptor.
+    pub(super) fn used<R: ReadAt + ?Sized>(&self, disk: &R) -> io::Result<Option<Ranges>> {
+        let mut used = self.structure();
+        for (at, group) in (0..).zip(&self.groups) {
+            if group.flags & BLOCKS_UNUSED != 0 {
+                continue;
+            }
+            let Some(blocks) = self.used_of(disk, at, group)? else { return Ok(None) };
+            blocks.into_iter().for_each(|blocks| used.insert(blocks));
+        }
+        Ok(Some(used))
+    }
+
+    fn used_of<R: ReadAt + ?Sized>(
+        &self,
+        disk: &R,
+        at: u64,
+        group: &Group,
+    ) -> io::Result<Option<Vec<Range<u64>>>> {
+        let place = self.layout.group(at);
+        let clusters = (place.end - place.start).div_ceil(self.layout.cluster);
+        let Some(bitmap) = self.layout.read(disk, group.block_bitmap)? else { return Ok(None) };
+        let runs = runs(&bitmap, clusters);
+        let used: u64 = runs.iter().map(|run| run.end - run.start).sum();
+        if clusters - used != group.free_blocks {
+            return Ok(None);
+        }
+        let cluster = self.layout.cluster;
+        let blocks = |run: &Range<u64>| {
+            place.start + run.start * cluster..(place.start + run.end * cluster).min(place.end)
+        };
+        Ok(Some(runs.iter().map(blocks).collect()))
+    }
+
+    /// The inode table of a group, as far as it is in use: bytes of the disk.
+    pub(super) fn table<R: ReadAt + ?Sized>(&self, disk: &R, group: &Group) -> io::Result<Vec<u8>> {
+        if group.flags & INODES_UNUSED != 0 {
+            return Ok(Vec::new());
+        }
+        let inodes = self.layout.inodes_per_group.saturating_sub(group.unused_inodes);
+        let at = self.layout.bytes(&(group.inode_table..group.inode_table)).start;
+        Ok(read(disk, at, inodes.saturating_mul(self.layout.inode_size))?.unwrap_or_default())
+    }
+}
+
+impl Group {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let wide = bytes.len() >= 64;
+        let high = |offset| if wide { le32(bytes, offset).map(u64::from) } else { Some(0) };
+        let high_short = |offset| if wide { le16(bytes, offset).map(u64::from) } else { Some(0) };
+        let number = |low, top| Some(u64::from(le32(bytes, low)?) | high(top)? << 32);
+        let short = |low, top| Some(u64::from(le16(bytes, low)?) | high_short(top)? << 16);
+        Some(Self {
+            block_bitmap: number(0, 32)?,
+            inode_bitmap: number(4, 36)?,
+            inode_table: number(8, 40)?,
+            free_blocks: short(12, 44)?,
+            flags: le16(bytes, 18)?,
+            unused_inodes: short(28, 50)?,
+        })
+    }
+}

@@ -1,0 +1,197 @@
+//! Which bytes of a disk hold something, and which files they belong to, from bytes that may be hostile.
+//!
+//! Knows ext2, ext3, ext4 and NTFS, and what partition they are in. What it does not understand for certain, it takes as
+//! used. It writes nothing, and does not know how the disk is reached.
+
+#![forbid(unsafe_code)]
+
+mod ext;
+mod ntfs;
+mod ranges;
+mod window;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::ops::Range;
+
+use linux::medium::ReadAt;
+use linux::partition;
+
+pub use ranges::Ranges;
+
+/// Why the whole of a file system is taken as used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opaque {
+    /// It is none that is known here.
+    Unknown,
+    /// It was not unmounted in order: what is in its journal would have to be replayed first.
+    Unclean,
+    /// It has a feature that is not known here.
+    Feature,
+    /// It says things of itself that cannot be.
+    Damaged,
+}
+
+impl std::fmt::Display for Opaque {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "not understood",
+            Self::Unclean => "not cleanly unmounted",
+            Self::Feature => "a feature that is not understood",
+            Self::Damaged => "damaged",
+        })
+    }
+}
+
+/// What a part of a disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// ext2, ext3 or ext4.
+    Ext,
+    /// NTFS.
+    Ntfs,
+    /// All of it counts as used.
+    Opaque(Opaque),
+}
+
+/// A part of a disk: a partition, or the whole of a disk without any.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// The partition's number, from 1; 0 for the whole disk.
+    pub number: u32,
+    /// Where it is, in bytes.
+    pub place: Range<u64>,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// What of a disk holds something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// All that does: also what lies before, between and behind the partitions.
+    pub used: Ranges,
+    /// The parts.
+    pub parts: Vec<Part>,
+}
+
+/// Whose some bytes are.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// A file's or a directory's, by its path in its file system.
+    File(String),
+    /// The file system's own.
+    Structure,
+    /// Nobody's.
+    Free,
+    /// It cannot be told.
+    Unknown,
+}
+
+/// Bytes, and whose they are.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Found {
+    /// The partition's number; 0 for the whole disk, and for what is in no partition.
+    pub partition: u32,
+    /// Whose.
+    pub owner: Owner,
+}
+
+/// What of a disk of so many bytes holds something.
+///
+/// # Errors
+/// The disk cannot be read where it must be.
+pub fn usage<R: ReadAt + ?Sized>(disk: &R, bytes: u64) -> io::Result<Usage> {
+    let mut parts = Vec::new();
+    let mut used = Ranges::of(0..bytes);
+    for (number, place) in places(disk, bytes)? {
+        let (kind, inside) = usage_of(disk, &place)?;
+        if let Some(inside) = inside {
+            used.remove(place.clone());
+            used.extend(&inside);
+        }
+        parts.push(Part { number, place, kind });
+    }
+    Ok(Usage { used, parts })
+}
+
+/// Whose the bytes of `ranges` are, each owner once.
+///
+/// # Errors
+/// The disk cannot be read where it must be.
+pub fn owners<R: ReadAt + ?Sized>(
+    disk: &R,
+    bytes: u64,
+    ranges: &Ranges,
+) -> io::Result<BTreeSet<Found>> {
+    let mut found = BTreeSet::new();
+    let mut rest = ranges.clone();
+    for (partition, place) in places(disk, bytes)? {
+        let inside = ranges.within(place.clone());
+        rest.remove(place.clone());
+        if !inside.is_empty() {
+            let owners = owners_of(disk, &place, &inside)?;
+            found.extend(owners.into_iter().map(|owner| Found { partition, owner }));
+        }
+    }
+    if !rest.is_empty() {
+        found.insert(Found { partition: 0, owner: Owner::Unknown });
+    }
+    Ok(found)
+}
+
+/// The partitions with their numbers, or the whole disk where there are none. Those that overlap another are left out: what
+/// they hold then counts as used.
+fn places<R: ReadAt + ?Sized>(disk: &R, bytes: u64) -> io::Result<Vec<(u32, Range<u64>)>> {
+    let table = partition::read(disk)?.filter(|table| !table.entries.is_empty());
+    // A boot sector of NTFS has a signature where a partition table would have its own.
+    let Some(table) = table.filter(|_| !ntfs::is_at(disk, 0)) else {
+        return Ok(vec![(0, 0..bytes)]);
+    };
+    let whole = |entry: &partition::Entry| {
+        let end = entry.start.checked_add(entry.bytes)?;
+        (entry.bytes > 0 && end <= bytes).then_some((entry.number, entry.start..end))
+    };
+    let all: Vec<_> = table.entries.iter().filter_map(whole).collect();
+    let alone = |place: &Range<u64>| {
+        let overlaps = |other: &Range<u64>| other.start < place.end && place.start < other.end;
+        all.iter().filter(|(_, other)| overlaps(other)).count() == 1
+    };
+    Ok(all.iter().filter(|(_, place)| alone(place)).cloned().collect())
+}
+
+fn usage_of<R: ReadAt + ?Sized>(
+    disk: &R,
+    place: &Range<u64>,
+) -> io::Result<(Kind, Option<Ranges>)> {
+    let (kind, used) = if ext::is_at(disk, place.start)? {
+        (Kind::Ext, ext::usage(disk, place)?)
+    } else if ntfs::is_at(disk, place.start) {
+        (Kind::Ntfs, ntfs::usage(disk, place)?)
+    } else {
+        (Kind::Opaque(Opaque::Unknown), Err(Opaque::Unknown))
+    };
+    Ok(match used {
+        Ok(used) => (kind, Some(used.within(place.clone()))),
+        Err(why) => (Kind::Opaque(why), None),
+    })
+}
+
+fn owners_of<R: ReadAt + ?Sized>(
+    disk: &R,
+    place: &Range<u64>,
+    ranges: &Ranges,
+) -> io::Result<BTreeSet<Owner>> {
+    let owners = if ext::is_at(disk, place.start)? {
+        ext::owners(disk, place, ranges)?
+    } else if ntfs::is_at(disk, place.start) {
+        ntfs::owners(disk, place, ranges)?
+    } else {
+        Err(Opaque::Unknown)
+    };
+    Ok(owners.unwrap_or_else(|_| BTreeSet::from([Owner::Unknown])))
+}
+
+/// A path for people, of names that are only bytes: nothing in it speaks to a terminal.
+fn shown(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}

@@ -1,0 +1,177 @@
+//! A file record of NTFS: its attributes, and the clusters that they have. It knows no other record.
+
+use std::ops::Range;
+
+use crate::window::{le16, le32, le64};
+
+const IN_USE: u16 = 1;
+const ATTRIBUTE_LIST: u32 = 0x20;
+const FILE_NAME: u32 = 0x30;
+const VOLUME_INFORMATION: u32 = 0x70;
+const DATA: u32 = 0x80;
+const END: u32 = u32::MAX;
+/// A name for programs of another age, which has a better one beside it.
+const SHORT: u8 = 2;
+/// The part of a reference that is a record's number.
+const NUMBER: u64 = (1 << 48) - 1;
+/// Bytes of which the last two are kept elsewhere, to tell whether all of a record was written.
+const STRIDE: usize = 512;
+
+/// A record in use.
+#[derive(Debug)]
+pub(super) struct Record {
+    bytes: Vec<u8>,
+    /// Clusters of the volume.
+    clusters: u64,
+}
+
+/// What an attribute holds.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// It stands in the record.
+    Here(Vec<u8>),
+    /// In these clusters, and so many bytes of them.
+    Clusters(Vec<Range<u64>>, u64),
+}
+
+impl Record {
+    /// The record in these bytes, on a volume of so many clusters; nothing if it is not in use, or was not written whole.
+    pub(super) fn parse(bytes: Vec<u8>, clusters: u64) -> Option<Self> {
+        let (at, count) = (usize::from(le16(&bytes, 4)?), usize::from(le16(&bytes, 6)?));
+        if !bytes.starts_with(b"FILE") || le16(&bytes, 22)? & IN_USE == 0 {
+            return None;
+        }
+        let mut this = Self { bytes, clusters };
+        this.restore(at, count).then_some(this)
+    }
+
+    /// Puts the last bytes of each stride back. Tells whether they are of one writing.
+    fn restore(&mut self, at: usize, count: usize) -> bool {
+        let Some(mark) = le16(&self.bytes, at) else { return false };
+        if count != self.bytes.len() / STRIDE + 1 {
+            return false;
+        }
+        (1..count).all(|stride| {
+            let kept = le16(&self.bytes, at + 2 * stride);
+            let end = stride * STRIDE - 2;
+            let (Some(kept), true) = (kept, le16(&self.bytes, end) == Some(mark)) else {
+                return false;
+            };
+            let place = self.bytes.get_mut(end..end + 2).unwrap_or_default();
+            place.copy_from_slice(&kept.to_le_bytes());
+            true
+        })
+    }
+
+    /// The attributes: type and bytes.
+    fn attributes(&self) -> impl Iterator<Item = (u32, &[u8])> {
+        let first = le16(&self.bytes, 20).map_or(usize::MAX, usize::from);
+        let mut rest = self.bytes.get(first..).unwrap_or_default();
+        std::iter::from_fn(move || {
+            let (kind, len) = (le32(rest, 0)?, usize::try_from(le32(rest, 4)?).ok()?);
+            let attribute = rest.get(..len).filter(|_| kind != END && len >= 24)?;
+            rest = rest.get(len..).unwrap_or_default();
+            Some((kind, attribute))
+        })
+    }
+
+    /// The record that this one goes on for.
+    pub(super) fn base(&self) -> Option<u64> {
+        le64(&self.bytes, 32).map(|base| base & NUMBER).filter(|base| *base != 0)
+    }
+
+    /// Whether other records go on for this one.
+    pub(super) fn is_split(&self) -> bool {
+        self.attributes().any(|(kind, _)| kind == ATTRIBUTE_LIST)
+    }
+
+    /// What the file itself holds.
+    pub(super) fn data(&self) -> Option<Content> {
+        let unnamed =
+            |(kind, attribute): &(u32, &[u8])| *kind == DATA && attribute.get(9) == Some(&0);
+        let (_, attribute) = self.attributes().find(unnamed)?;
+        if is_resident(attribute) {
+            return value(attribute).map(|value| Content::Here(value.to_vec()));
+        }
+        Some(Content::Clusters(self.runs(attribute), le64(attribute, 48)?))
+    }
+
+    /// All clusters of all attributes.
+    pub(super) fn clusters(&self) -> Vec<Range<u64>> {
+        let outside = self.attributes().filter(|(_, attribute)| !is_resident(attribute));
+        outside.flat_map(|(_, attribute)| self.runs(attribute)).collect()
+    }
+
+    /// The record of the directory that it is in, and its name there.
+    pub(super) fn name(&self) -> Option<(u64, String)> {
+        let names = self.attributes().filter(|(kind, _)| *kind == FILE_NAME);
+        let values: Vec<&[u8]> = names.filter_map(|(_, attribute)| value(attribute)).collect();
+        let is_long = |value: &&&[u8]| value.get(65).is_some_and(|space| *space != SHORT);
+        let value = values.iter().find(is_long).or_else(|| values.first())?;
+        let len = usize::from(*value.get(64)?) * 2;
+        let units = value.get(66..66 + len)?.chunks_exact(2);
+        let units: Vec<u16> = units.filter_map(|unit| le16(unit, 0)).collect();
+        Some((le64(value, 0)? & NUMBER, String::from_utf16_lossy(&units)))
+    }
+
+    /// The flags of the volume, in the record that has them.
+    pub(super) fn volume_flags(&self) -> Option<u16> {
+        let (_, attribute) = self.attributes().find(|(kind, _)| *kind == VOLUME_INFORMATION)?;
+        le16(value(attribute)?, 10)
+    }
+
+    /// The clusters of an attribute outside the record; those that would be beyond the volume's end are left out.
+    fn runs(&self, attribute: &[u8]) -> Vec<Range<u64>> {
+        let at = le16(attribute, 32).map_or(usize::MAX, usize::from);
+        let (mut rest, mut from) = (attribute.get(at..).unwrap_or_default(), 0_i64);
+        let mut runs = Vec::new();
+        while let Some((&head, behind)) = rest.split_first().filter(|(head, _)| **head != 0) {
+            let (lens, offsets) = (usize::from(head & 15), usize::from(head >> 4));
+            let Some((len, behind)) = behind.split_at_checked(lens) else { break };
+            let Some((offset, behind)) = behind.split_at_checked(offsets) else { break };
+            rest = behind;
+            let (Some(len), Some(step)) = (signed(len), signed(offset)) else { break };
+            let Some(next) = from.checked_add(step) else { break };
+            from = next;
+            // Without an offset there is nothing stored.
+            let start = u64::try_from(from).ok().filter(|_| offsets > 0);
+            let end = start.zip(u64::try_from(len).ok()).and_then(|(at, len)| at.checked_add(len));
+            if let Some((start, end)) = start.zip(end).filter(|(_, end)| *end <= self.clusters) {
+                runs.push(start..end);
+            }
+        }
+        runs
+    }
+}
+
+fn is_resident(attribute: &[u8]) -> bool {
+    attribute.get(8) == Some(&0)
+}
+
+fn value(attribute: &[u8]) -> Option<&[u8]> {
+    let (len, at) =
+        (usize::try_from(le32(attribute, 16)?).ok()?, usize::from(le16(attribute, 20)?));
+    attribute.get(at..at.checked_add(len)?).filter(|_| is_resident(attribute))
+}
+
+/// A little-endian number of up to eight bytes, the highest bit of which is its sign.
+fn signed(bytes: &[u8]) -> Option<i64> {
+    let negative = bytes.last().is_some_and(|byte| *byte & 0x80 != 0);
+    let mut whole = [if negative { 0xff } else { 0 }; 8];
+    whole.get_mut(..bytes.len())?.copy_from_slice(bytes);
+    Some(i64::from_le_bytes(whole))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn numbers_have_a_sign() {
+        assert_eq!(
+            [signed(&[]), signed(&[0xff]), signed(&[0xff, 0])],
+            [Some(0), Some(-1), Some(255)]
+        );
+        assert_eq!(signed(&[0; 9]), None);
+    }
+}

@@ -1,0 +1,265 @@
+//! Against file systems that their own programs made, and against the answers of their own programs.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use filesystem::{Kind, Opaque, Owner, Ranges, owners, usage};
+
+/// A folder that is gone with its owner.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("filesystem-{}-{name}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn has(program: &str) -> bool {
+    let found =
+        ["/sbin", "/usr/sbin", "/usr/bin"].iter().any(|dir| Path::new(dir).join(program).exists());
+    if !found {
+        println!("SKIP: {program} is not installed");
+    }
+    found
+}
+
+fn run(program: &str, arguments: &[&str]) -> String {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let output = Command::new(program).args(arguments).env("PATH", path).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A tree of files of many sizes, one of them in many pieces.
+fn tree(folder: &Folder) -> PathBuf {
+    let tree = folder.path("tree");
+    fs::create_dir_all(tree.join("a/deep/er")).unwrap();
+    for (at, size) in [0, 1, 100, 5000, 70_000, 3_000_000].into_iter().enumerate() {
+        let bytes: Vec<u8> = (0..size).map(|byte| (byte * 7 + at) as u8).collect();
+        fs::write(tree.join(format!("a/deep/file-{at}")), bytes).unwrap();
+    }
+    let sparse = File::create(tree.join("a/sparse")).unwrap();
+    (0..40).for_each(|at| sparse.write_all_at(&[at + 1; 4096], u64::from(at) * 65536).unwrap());
+    for at in 0..300 {
+        fs::write(tree.join(format!("a/deep/er/small-{at}")), format!("{at}")).unwrap();
+    }
+    tree
+}
+
+fn image(folder: &Folder, bytes: u64, options: &[&str]) -> PathBuf {
+    let image = folder.path("image");
+    File::create(&image).unwrap().set_len(bytes).unwrap();
+    let tree = tree(folder);
+    let name = image.display().to_string();
+    let fixed = ["-q", "-F", "-d", tree.to_str().unwrap()];
+    run("mke2fs", &[&fixed, options, &[&name]].concat());
+    image
+}
+
+const EXT: [&[&str]; 7] = [
+    &["-t", "ext4"],
+    &["-t", "ext4", "-b", "1024"],
+    &["-t", "ext4", "-O", "^64bit,^metadata_csum,^flex_bg"],
+    &["-t", "ext4", "-O", "bigalloc"],
+    &["-t", "ext4", "-O", "sparse_super2,^resize_inode"],
+    &["-t", "ext3"],
+    &["-t", "ext2", "-b", "1024"],
+];
+
+/// The file system with all that is free overwritten.
+fn scorched(image: &Path, used: &Ranges) -> u64 {
+    let file = File::options().read(true).write(true).open(image).unwrap();
+    let mut free = Ranges::of(0..file.metadata().unwrap().len());
+    used.iter().for_each(|range| free.remove(range));
+    for range in free.iter() {
+        let noise = vec![0xa5; usize::try_from(range.end - range.start).unwrap()];
+        file.write_all_at(&noise, range.start).unwrap();
+    }
+    free.bytes()
+}
+
+#[test]
+fn r45_what_is_not_used_can_be_lost_and_nothing_is_missed() {
+    if !has("mke2fs") || !has("e2fsck") || !has("debugfs") {
+        return;
+    }
+    for (at, options) in EXT.iter().enumerate() {
+        let folder = Folder::new(&format!("used-{at}"));
+        let image = image(&folder, 96 << 20, options);
+        let file = File::open(&image).unwrap();
+        let usage = usage(&file, 96 << 20).unwrap();
+        assert_eq!(usage.parts[0].kind, Kind::Ext, "{options:?}");
+        let free = scorched(&image, &usage.used);
+        assert!(free > 60 << 20, "{options:?}: {free} bytes are free");
+        let name = image.to_str().unwrap();
+        run("e2fsck", &["-fn", name]);
+        let back = folder.path("back");
+        fs::create_dir(&back).unwrap();
+        run("debugfs", &["-R", &format!("rdump / {}", back.display()), name]);
+        run(
+            "diff",
+            &[
+                "-r",
+                "-x",
+                "lost+found",
+                folder.path("tree").to_str().unwrap(),
+                back.to_str().unwrap(),
+            ],
+        );
+    }
+}
+
+#[test]
+fn the_files_of_blocks_are_those_that_debugfs_names() {
+    if !has("mke2fs") || !has("debugfs") {
+        return;
+    }
+    for (at, options) in EXT.iter().enumerate() {
+        let folder = Folder::new(&format!("owners-{at}"));
+        let image = image(&folder, 96 << 20, options);
+        let file = File::open(&image).unwrap();
+        let name = image.to_str().unwrap();
+        for path in ["/a/deep/file-5", "/a/sparse", "/a/deep/er", "/a/deep/er/small-7"] {
+            let blocks = run("debugfs", &["-R", &format!("blocks {path}"), name]);
+            let block_size = block_size(name);
+            let blocks: Vec<u64> =
+                blocks.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+            for block in [blocks[0], blocks[blocks.len() / 2], blocks[blocks.len() - 1]] {
+                let bad = Ranges::of(block * block_size + 512..block * block_size + 1024);
+                let found = owners(&file, 96 << 20, &bad).unwrap();
+                let found: Vec<Owner> = found.into_iter().map(|found| found.owner).collect();
+                assert_eq!(found, [Owner::File(path.to_owned())], "{options:?} block {block}");
+            }
+        }
+        let found = owners(&file, 96 << 20, &Ranges::of(1024..2048)).unwrap();
+        let owners: BTreeSet<Owner> = found.into_iter().map(|found| found.owner).collect();
+        assert_eq!(owners, BTreeSet::from([Owner::Structure]), "{options:?}");
+    }
+}
+
+fn block_size(image: &str) -> u64 {
+    let said = run("dumpe2fs", &["-h", image]);
+    let line = said.lines().find(|line| line.starts_with("Block size:")).unwrap();
+    line.split_whitespace().last().unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_file_system_that_was_in_use_counts_as_used_whole() {
+    if !has("mke2fs") || !has("debugfs") {
+        return;
+    }
+    let folder = Folder::new("unclean");
+    let image = image(&folder, 32 << 20, EXT[0]);
+    run("debugfs", &["-w", "-R", "ssv state 0", image.to_str().unwrap()]);
+    let usage = usage(&File::open(&image).unwrap(), 32 << 20).unwrap();
+    assert_eq!(usage.parts[0].kind, Kind::Opaque(Opaque::Unclean));
+    assert_eq!(usage.used, Ranges::of(0..32 << 20));
+}
+
+#[test]
+fn partitions_are_found_and_what_is_between_them_is_kept() {
+    if !has("mke2fs") || !has("sfdisk") {
+        return;
+    }
+    let folder = Folder::new("table");
+    let inner = image(&folder, 32 << 20, EXT[0]);
+    let disk = folder.path("disk");
+    let whole = File::create(&disk).unwrap();
+    whole.set_len(100 << 20).unwrap();
+    let script = "label: gpt\nstart=2048, size=65536\nstart=131072, size=10240\n";
+    let mut child = Command::new("/sbin/sfdisk");
+    if !Path::new("/sbin/sfdisk").exists() {
+        child = Command::new("/usr/sbin/sfdisk");
+    }
+    let mut child = child
+        .args(["-q", disk.to_str().unwrap()])
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), script.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success());
+    whole.write_all_at(&fs::read(inner).unwrap(), 1 << 20).unwrap();
+    let usage = usage(&File::open(&disk).unwrap(), 100 << 20).unwrap();
+    let kinds: Vec<_> = usage.parts.iter().map(|part| (part.number, part.kind)).collect();
+    assert_eq!(kinds, [(1, Kind::Ext), (2, Kind::Opaque(Opaque::Unknown))]);
+    let kept = [0..1 << 20, 33 << 20..100 << 20];
+    assert!(
+        kept.iter()
+            .all(|range| usage.used.within(range.clone()).bytes() == range.end - range.start)
+    );
+    assert!(usage.used.bytes() < 90 << 20);
+}
+
+#[test]
+fn ntfs_keeps_what_files_have_and_names_them() {
+    if !has("mkntfs") || !has("ntfscp") || !has("ntfscat") || !has("ntfscluster") {
+        return;
+    }
+    let folder = Folder::new("ntfs");
+    let image = folder.path("image");
+    File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    let name = image.to_str().unwrap();
+    run("mkntfs", &["-q", "-F", "-Q", name]);
+    let content: Vec<u8> = (0..3_000_000_u32).map(|byte| (byte >> 4) as u8).collect();
+    fs::write(folder.path("content"), &content).unwrap();
+    run("ntfscp", &["-q", name, folder.path("content").to_str().unwrap(), "picture.raw"]);
+    let file = File::open(&image).unwrap();
+    let usage = usage(&file, 64 << 20).unwrap();
+    assert_eq!(usage.parts[0].kind, Kind::Ntfs);
+    // The file's own cluster is found again under its name.
+    let at = find(&fs::read(&image).unwrap(), &content[1 << 20..(1 << 20) + 4096]);
+    let found = owners(&file, 64 << 20, &Ranges::of(at..at + 512)).unwrap();
+    let found: Vec<Owner> = found.into_iter().map(|found| found.owner).collect();
+    assert_eq!(found, [Owner::File("/picture.raw".to_owned())]);
+    assert!(scorched(&image, &usage.used) > 40 << 20);
+    let output = Command::new("ntfscat").args(["-q", name, "picture.raw"]).output().unwrap();
+    assert_eq!(output.stdout, content);
+}
+
+fn find(whole: &[u8], part: &[u8]) -> u64 {
+    whole.chunks(512).position(|chunk| chunk == &part[..512]).unwrap() as u64 * 512
+}
+
+#[test]
+fn x44_crafted_bytes_end_in_an_answer() {
+    if !has("mke2fs") {
+        return;
+    }
+    let folder = Folder::new("crafted");
+    let image = image(&folder, 8 << 20, &["-t", "ext4", "-b", "1024"]);
+    let sound = fs::read(image).unwrap();
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    for _ in 0..150 {
+        let mut bytes = sound.clone();
+        for _ in 0..8 {
+            seed = seed
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            // Where the structures are: the superblock, the descriptors, the first inodes and directories.
+            let at = 1024 + usize::try_from(seed >> 33).unwrap() % 600_000;
+            bytes[at] = (seed >> 20) as u8;
+        }
+        let usage = usage(&bytes[..], bytes.len() as u64).unwrap();
+        assert!(usage.used.iter().all(|range| range.end <= bytes.len() as u64));
+        owners(&bytes[..], bytes.len() as u64, &Ranges::of(0..8 << 20)).unwrap();
+    }
+}
