@@ -150,7 +150,7 @@ impl Volume {
             && record.is_power_of_two()
             && end <= place.end;
         // The first record alone, until it has told of the others.
-        let mft = Vec::from([first..first + record.div_ceil(cluster)]);
+        let mft = std::iter::once(first..first + record.div_ceil(cluster)).collect();
         possible.then_some(Self { start: place.start, cluster, clusters, record, mft })
     }
 

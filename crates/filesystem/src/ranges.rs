@@ -120,10 +120,10 @@ mod test {
                     Step::Insert(at, end) => { ranges.insert(at..end); (at..end, true) }
                     Step::Remove(at, end) => { ranges.remove(at..end); (at..end, false) }
                 };
-                range.for_each(|byte| bytes[byte as usize] = to);
+                range.for_each(|byte| bytes[usize::try_from(byte).unwrap()] = to);
             }
             let set: Vec<u64> = ranges.iter().flatten().collect();
-            let model: Vec<u64> = (0..100).filter(|byte| bytes[*byte as usize]).collect();
+            let model: Vec<u64> = (0..100).filter(|byte| bytes[usize::try_from(*byte).unwrap()]).collect();
             prop_assert_eq!(&set, &model);
             prop_assert_eq!(ranges.bytes(), model.len() as u64);
             let ends: Vec<_> = ranges.iter().collect();

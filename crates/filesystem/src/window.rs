@@ -73,6 +73,7 @@ mod test {
     use super::*;
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "one run is what is expected")]
     fn runs_of_bits_and_what_is_missing_counts_as_set() {
         assert_eq!(runs(&[0b0110_0001, 0b1], 12), [0..1, 5..7, 8..9]);
         assert_eq!(runs(&[0], 12), [8..12]);

@@ -1,5 +1,12 @@
 //! Against file systems that their own programs made, and against the answers of their own programs.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::single_range_in_vec_init,
+    reason = "a test that cannot go on ends, and contents are any bytes"
+)]
+
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
