@@ -1,0 +1,42 @@
+//! How a failed disk request is said in the protocol: one total table (NBD, Error values). It knows no session.
+
+use export::{Fault, Op};
+
+use crate::wire::errno;
+
+/// The error value for `fault` of `op`.
+pub(super) fn errno(fault: Fault, op: Op) -> u32 {
+    match fault {
+        Fault::Io | Fault::Busy => errno::EIO,
+        Fault::NoSpace => errno::ENOSPC,
+        Fault::ReadOnly => errno::EPERM,
+        Fault::OutOfRange if matches!(op, Op::Write { .. } | Op::Zero { .. }) => errno::ENOSPC,
+        Fault::OutOfRange | Fault::Misaligned => errno::EINVAL,
+        Fault::Unsupported => errno::ENOTSUP,
+        Fault::Gone => errno::ESHUTDOWN,
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn every_fault_has_an_error_that_the_protocol_knows() {
+        let ops = [Op::Read, Op::Write { durable: true }, Op::Flush, Op::Discard, Op::Extents];
+        let known = [1, 5, 12, 22, 28, 75, 95, 108];
+        for (fault, op) in Fault::ALL.into_iter().flat_map(|fault| ops.map(|op| (fault, op))) {
+            assert!(known.contains(&errno(fault, op)), "{fault} {op:?}");
+        }
+    }
+
+    #[test]
+    fn beyond_the_end_a_write_finds_no_space_and_a_read_is_invalid() {
+        assert_eq!(errno(Fault::OutOfRange, Op::Write { durable: false }), errno::ENOSPC);
+        let zero = Op::Zero { unmap: true, durable: false, fast: true };
+        assert_eq!(errno(Fault::OutOfRange, zero), errno::ENOSPC);
+        assert_eq!(errno(Fault::OutOfRange, Op::Read), errno::EINVAL);
+        assert_eq!(errno(Fault::OutOfRange, Op::Discard), errno::EINVAL);
+        assert_eq!(errno(Fault::Unsupported, zero), errno::ENOTSUP);
+    }
+}

@@ -1,0 +1,60 @@
+//! What is said of an export: its size, its flags, its block sizes, its names. It knows no connection.
+
+use export::{Access, Export, Grant};
+use zerocopy::IntoBytes;
+
+use super::MAX_PAYLOAD;
+use super::answer::Mode;
+use crate::wire::option::{InfoBlockSize, InfoExport, ServerEntry, info};
+use crate::wire::request::flags::{
+    CAN_MULTI_CONN, HAS_FLAGS, READ_ONLY, ROTATIONAL, SEND_CACHE, SEND_DF, SEND_FAST_ZERO,
+    SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES,
+};
+
+/// The smallest preferred block, in bytes (NBD, Block size constraints).
+const PREFERRED: u32 = 4096;
+
+/// The transmission flags (NBD, Transmission flags). A flush is one of the descriptor that all connections share.
+pub(super) fn flags(grant: &Grant, mode: Mode) -> u16 {
+    let export = grant.export();
+    let when = |is: bool, flag: u16| if is { flag } else { 0 };
+    let writable = grant.access() == Access::Writable && export.access == Access::Writable;
+    HAS_FLAGS
+        | SEND_FLUSH
+        | SEND_FUA
+        | CAN_MULTI_CONN
+        | SEND_CACHE
+        | when(!writable, READ_ONLY)
+        | when(export.rotational, ROTATIONAL)
+        | when(writable && export.discard, SEND_TRIM)
+        | when(writable, SEND_WRITE_ZEROES | SEND_FAST_ZERO)
+        | when(mode != Mode::Simple, SEND_DF)
+}
+
+/// The information of that `kind`; nothing for one that is not known.
+pub(super) fn information(grant: &Grant, mode: Mode, kind: u16) -> Option<Vec<u8>> {
+    let export = grant.export();
+    match kind {
+        info::EXPORT => {
+            Some(InfoExport::new(export.bytes(), flags(grant, mode)).as_bytes().to_vec())
+        }
+        info::NAME => Some(named(kind, &export.short)),
+        info::DESCRIPTION => Some(named(kind, &export.name)),
+        info::BLOCK_SIZE => Some(block_size(export).as_bytes().to_vec()),
+        _ => None,
+    }
+}
+
+/// Its entry in the list.
+pub(super) fn entry(export: &Export) -> Vec<u8> {
+    ServerEntry { name: &export.short, details: &export.name }.emit()
+}
+
+fn named(kind: u16, string: &str) -> Vec<u8> {
+    [&kind.to_be_bytes(), crate::wire::cut(string).as_bytes()].concat()
+}
+
+fn block_size(export: &Export) -> InfoBlockSize {
+    let geometry = export.geometry;
+    InfoBlockSize::new(geometry.block(), geometry.physical.max(PREFERRED), MAX_PAYLOAD)
+}

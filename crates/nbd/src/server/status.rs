@@ -1,0 +1,132 @@
+//! Block status: the extents of `base:allocation` as descriptors, written over the records that the disk gave (NBD,
+//! Metadata querying). It knows no disk.
+
+use export::{Buffer, Extent, Extents, Head};
+use zerocopy::IntoBytes;
+use zerocopy::byteorder::big_endian::U32;
+
+use super::answer::{Mode, Part, To, chunk};
+use super::command::Command;
+use super::haggle::CONTEXT;
+use super::session::Session;
+use super::slots::{Slot, Work};
+use crate::wire::errno::EIO;
+use crate::wire::meta::{Descriptor, ExtendedDescriptor, STATE_HOLE, STATE_ZERO};
+use crate::wire::reply::{BLOCK_STATUS, BLOCK_STATUS_EXT, BlockStatusExt};
+
+impl Session {
+    /// The extents have come; `known` tells whether the disk knows them.
+    pub(super) fn status_ended(&mut self, at: u8, buffer: Option<Buffer>, known: bool) {
+        let Some(slot) = self.slots.get(at) else { return };
+        let (slot, to) = (*slot, To { cookie: slot.cookie, offset: slot.offset });
+        match buffer {
+            Some(mut buffer) => {
+                if !known {
+                    buffer.bytes_mut().fill(0);
+                }
+                self.answer_status(&slot, to, buffer);
+            }
+            None => self.answer(to, if slot.error == 0 { EIO } else { slot.error }, true),
+        }
+        self.release(at);
+    }
+
+    fn answer_status(&mut self, slot: &Slot, to: To, mut buffer: Buffer) {
+        let mode = self.mode();
+        let one = matches!(slot.work, Work::Command(Command::Status { one: true }));
+        let range = (slot.offset.saturating_sub(slot.first), slot.len);
+        let most = if one { 1 } else { usize::MAX };
+        let (count, len) = describe(buffer.bytes_mut(), range, mode, most);
+        let head = heading(mode, to, count, len);
+        self.say(Part { buffer, start: 0, len }.behind(head));
+    }
+}
+
+/// The header of the chunk, and what stands before the descriptors.
+fn heading(mode: Mode, to: To, count: u32, len: usize) -> Head {
+    if mode == Mode::Extended {
+        let status = BlockStatusExt { context: CONTEXT.into(), count: count.into() };
+        let whole = size_of::<BlockStatusExt>() + len;
+        let mut head = chunk(mode, to, BLOCK_STATUS_EXT, true, whole as u64);
+        head.push(status.as_bytes());
+        return head;
+    }
+    let mut head = chunk(mode, to, BLOCK_STATUS, true, 4 + len as u64);
+    head.push(U32::new(CONTEXT).as_bytes());
+    head
+}
+
+/// Replaces the records in `bytes` by descriptors of at most `most` extents of the range: so many bytes from behind the
+/// first `skip` on. Gives the number of descriptors, and their bytes. What is not known is data.
+fn describe(bytes: &mut [u8], (skip, len): (u64, u64), mode: Mode, most: usize) -> (u32, usize) {
+    let (mut skip, mut left) = (skip, len);
+    let (mut count, mut used) = (0, 0);
+    for at in (0..bytes.len()).step_by(Extent::LEN) {
+        let record = bytes.get(at..at + Extent::LEN).unwrap_or_default();
+        let Some(extent) = Extents::parse(record).next() else { break };
+        let n = extent.len.saturating_sub(skip).min(left);
+        skip = skip.saturating_sub(extent.len);
+        if n != 0 {
+            used += put(bytes, used, Extent { len: n, ..extent }, mode);
+            (count, left) = (count + 1, left - n);
+        }
+        if left == 0 || count as usize >= most {
+            break;
+        }
+    }
+    if count == 0 { (1, put(bytes, 0, Extent::data(len), mode)) } else { (count, used) }
+}
+
+/// Writes a descriptor at a place that was read already: it is no longer than a record. Gives its length.
+fn put(bytes: &mut [u8], at: usize, extent: Extent, mode: Mode) -> usize {
+    let hole = if extent.hole { STATE_HOLE } else { 0 };
+    let flags = if extent.zero { hole | STATE_ZERO } else { hole };
+    let place = bytes.get_mut(at..).unwrap_or_default();
+    if mode == Mode::Extended {
+        let long = ExtendedDescriptor { len: extent.len.into(), flags: u64::from(flags).into() };
+        return long.write_to_prefix(place).map_or(0, |()| size_of::<ExtendedDescriptor>());
+    }
+    let len = u32::try_from(extent.len).unwrap_or(u32::MAX);
+    let short = Descriptor { len: len.into(), flags: flags.into() };
+    short.write_to_prefix(place).map_or(0, |()| size_of::<Descriptor>())
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn records(extents: &[Extent]) -> [u8; 64] {
+        let mut bytes = [0xee; 64];
+        let mut records = Extents::emit(&mut bytes);
+        assert!(extents.iter().all(|extent| records.push(*extent)));
+        bytes
+    }
+
+    #[test]
+    fn extents_are_cut_to_the_range() {
+        let mut bytes = records(&[Extent::data(512), Extent::hole(1024), Extent::data(512)]);
+        let (count, len) = describe(&mut bytes, (100, 1500), Mode::Structured, usize::MAX);
+        assert_eq!((count, len), (3, 24));
+        #[rustfmt::skip]
+        assert_eq!(bytes[..24], [
+            0, 0, 0x01, 0x9c, 0, 0, 0, 0, // 412 bytes of data
+            0, 0, 0x04, 0x00, 0, 0, 0, 3, // 1024 of hole and zero
+            0, 0, 0x00, 0x40, 0, 0, 0, 0, // 64 of data
+        ]);
+    }
+
+    #[test]
+    fn one_is_one_and_an_extent_before_the_range_is_none() {
+        let mut bytes = records(&[Extent::data(512), Extent::hole(1 << 40), Extent::data(512)]);
+        let (count, len) = describe(&mut bytes, (512, 1 << 39), Mode::Extended, 1);
+        assert_eq!((count, len), (1, 16));
+        assert_eq!(bytes[..16], [0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3]);
+    }
+
+    #[test]
+    fn what_is_not_known_is_data() {
+        let mut bytes = [0; 16];
+        assert_eq!(describe(&mut bytes, (0, 4096), Mode::Structured, 1), (1, 8));
+        assert_eq!(bytes[..8], [0, 0, 0x10, 0, 0, 0, 0, 0]);
+    }
+}

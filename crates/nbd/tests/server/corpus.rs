@@ -1,0 +1,20 @@
+//! Plays what the fuzz target has found and kept, so that nothing comes back. It knows no fuzzer.
+
+use std::path::Path;
+
+#[path = "../../../../fuzz/src/nbd_server.rs"]
+#[allow(unreachable_pub, reason = "public where the fuzzer is")]
+mod nbd_server;
+
+#[test]
+fn the_corpus_of_nbd_server_is_replayed() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/nbd_server");
+    let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
+    let mut inputs: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    inputs.sort();
+    assert!(inputs.len() >= 10, "the corpus is there");
+    for input in inputs {
+        println!("{}", input.display());
+        nbd_server::run(&std::fs::read(&input).unwrap());
+    }
+}

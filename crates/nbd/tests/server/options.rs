@@ -1,0 +1,314 @@
+//! Options: each in each state, what they tell, and whom.
+
+use export::{Access, Door, Host, KeyId, Policy, Reason, Rule, Secret};
+use nbd::server::Start;
+use nbd::wire::handshake::ExportReply;
+use nbd::wire::meta::{BASE_ALLOCATION, Context, MetaRequest};
+use nbd::wire::option::{self, InfoBlockSize, InfoExport, InfoRequest, OptionHeader, info};
+use nbd::wire::request::flags;
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::says::{HELLO, Mode, attach, flags, go, kinds, option, option_replies};
+use crate::world::{DISK, Id, SIZE, World, disk, named, peer};
+
+/// A connection whose client's flags have come.
+fn haggling(world: &mut World) -> Id {
+    let id = world.open();
+    assert_eq!(world.ask(id, &flags()).len(), HELLO);
+    id
+}
+
+fn sole(heard: &[u8]) -> u32 {
+    let kinds = kinds(heard);
+    assert_eq!(kinds.len(), 1);
+    kinds[0]
+}
+
+#[test]
+fn the_hello_comes_unasked_and_unknown_client_flags_end_the_connection() {
+    let mut world = World::new();
+    let id = world.open();
+    assert_eq!(&world.heard(id)[..], b"NBDMAGICIHAVEOPT\x00\x03");
+    world.send(id, &[0, 0, 0, 4]);
+    assert_eq!(world.conn(id).closed, Some(Reason::Violation));
+    assert_eq!(world.conn(id).told(), ["violation ClientFlagsUnknown"]);
+}
+
+#[test]
+fn go_tells_size_flags_and_block_sizes_and_what_was_asked() {
+    let mut world = World::new();
+    let id = haggling(&mut world);
+    let asked = InfoRequest::emit("sda", &[info::NAME, 77, info::DESCRIPTION]);
+    let heard = option_replies(&world.ask(id, &option(option::GO, &asked)));
+    let infos: Vec<&[u8]> = heard.iter().map(|(_, _, data)| &data[..]).collect();
+    let offered = flags::HAS_FLAGS
+        | flags::SEND_FLUSH
+        | flags::SEND_FUA
+        | flags::SEND_TRIM
+        | flags::SEND_WRITE_ZEROES
+        | flags::SEND_FAST_ZERO
+        | flags::SEND_CACHE
+        | flags::CAN_MULTI_CONN;
+    assert_eq!(infos[0], InfoExport::new(SIZE as u64, offered).as_bytes());
+    assert_eq!(infos[1], b"\0\x01sda");
+    assert_eq!(infos[2], b"\0\x02/dev/sda");
+    assert_eq!(infos[3], InfoBlockSize::new(512, 4096, 32 << 20).as_bytes());
+    assert_eq!((heard[4].1, heard.len()), (option::ACK, 5));
+    assert_eq!(world.conn(id).told(), ["attached "]);
+}
+
+#[test]
+fn info_says_what_go_says_and_haggling_goes_on() {
+    let mut world = World::new();
+    let id = haggling(&mut world);
+    let asked = InfoRequest::emit("", &[]);
+    let info = option_replies(&world.ask(id, &option(option::INFO, &asked)));
+    let go = option_replies(&world.ask(id, &option(option::GO, &asked)));
+    let data = |replies: &[(u32, u32, Vec<u8>)]| -> Vec<Vec<u8>> {
+        replies.iter().map(|(_, _, data)| data.clone()).collect()
+    };
+    assert_eq!(data(&info), data(&go));
+}
+
+#[test]
+fn export_name_is_answered_without_a_header_and_with_zeroes_unless_they_are_left_out() {
+    for (client, len) in [(3_u32, 10), (1, 134), (0, 134)] {
+        let mut world = World::new();
+        let id = world.open();
+        world.heard(id);
+        world.send(id, &client.to_be_bytes());
+        let heard = world.ask(id, &option(option::EXPORT_NAME, b"sda"));
+        assert_eq!(heard.len(), len);
+        let (reply, zeroes) = ExportReply::read_from_prefix(&heard).unwrap();
+        assert_eq!(reply.size.get(), SIZE as u64);
+        assert!(zeroes.iter().all(|&byte| byte == 0));
+    }
+}
+
+#[test]
+fn a_read_only_export_says_so_and_offers_no_writes() {
+    let mut world = World::new();
+    world.catalogue.lend(disk(Access::ReadOnly, 512, SIZE as u64));
+    let id = haggling(&mut world);
+    let heard = option_replies(&world.ask(id, &go("sda")));
+    let export = InfoExport::read_from_bytes(&heard[0].2).unwrap();
+    let writes = flags::SEND_TRIM | flags::SEND_WRITE_ZEROES | flags::SEND_FAST_ZERO;
+    assert_eq!(export.flags.get() & (flags::READ_ONLY | writes), flags::READ_ONLY);
+}
+
+#[test]
+fn the_list_names_what_is_lent_and_abort_is_acknowledged() {
+    let mut world = World::new();
+    world.catalogue.lend(named("/srv/b.img", "nqn.b", Access::ReadOnly, 512, 4096));
+    let id = haggling(&mut world);
+    let heard = option_replies(&world.ask(id, &option(option::LIST, &[])));
+    assert_eq!(heard[0], (option::LIST, option::SERVER, b"\0\0\0\x03sda/dev/sda".to_vec()));
+    assert_eq!(heard[1], (option::LIST, option::SERVER, b"\0\0\0\x01b/srv/b.img".to_vec()));
+    assert_eq!((heard[2].1, heard.len()), (option::ACK, 3));
+    assert_eq!(sole(&world.ask(id, &option(option::ABORT, &[]))), option::ACK);
+    assert_eq!(world.conn(id).closed, Some(Reason::Peer));
+}
+
+#[test]
+fn the_empty_name_is_the_only_disk_and_no_disk_when_there_are_two() {
+    let mut world = World::new();
+    let id = haggling(&mut world);
+    let asked = option(option::INFO, &InfoRequest::emit("", &[]));
+    assert_eq!(kinds(&world.ask(id, &asked)).last(), Some(&option::ACK));
+    world.catalogue.lend(named("b", "nqn.b", Access::ReadOnly, 512, 4096));
+    assert_eq!(sole(&world.ask(id, &asked)), option::ERR_UNKNOWN);
+}
+
+#[test]
+fn data_where_none_belongs_unknown_options_and_malformed_ones_are_errors_and_no_end() {
+    let mut world = World::new();
+    let id = haggling(&mut world);
+    for (asked, data, answer) in [
+        (option::LIST, &b"x"[..], option::ERR_INVALID),
+        (option::STARTTLS, b"x", option::ERR_INVALID),
+        (option::STRUCTURED_REPLY, b"x", option::ERR_INVALID),
+        (option::EXTENDED_HEADERS, b"x", option::ERR_INVALID),
+        (option::STARTTLS, b"", option::ERR_POLICY),
+        (option::PEEK_EXPORT, b"sda", option::ERR_UNSUP),
+        (0, b"", option::ERR_UNSUP),
+        (0xffff_ffff, b"anything", option::ERR_UNSUP),
+        (option::INFO, b"", option::ERR_INVALID),
+        (option::GO, b"\0\0\0\x03sda", option::ERR_INVALID),
+        (option::GO, b"\xff\xff\xff\xffsda\0\0", option::ERR_INVALID),
+        (option::GO, b"\0\0\0\x03sda\0\x02\0\x01", option::ERR_INVALID),
+        (option::SET_META_CONTEXT, b"\0\0\0\x03sda\0\0\0\0", option::ERR_INVALID),
+    ] {
+        assert_eq!(sole(&world.ask(id, &option(asked, data))), answer, "{asked}");
+    }
+    assert_eq!(kinds(&world.ask(id, &go("sda"))).last(), Some(&option::ACK));
+}
+
+#[test]
+fn structured_replies_and_extended_headers_are_agreed_on_once_and_in_that_order() {
+    let mut world = World::new();
+    let id = haggling(&mut world);
+    let (structured, extended) =
+        (option(option::STRUCTURED_REPLY, &[]), option(option::EXTENDED_HEADERS, &[]));
+    assert_eq!(sole(&world.ask(id, &structured)), option::ACK);
+    assert_eq!(sole(&world.ask(id, &structured)), option::ERR_INVALID);
+    assert_eq!(sole(&world.ask(id, &extended)), option::ACK);
+    assert_eq!(sole(&world.ask(id, &extended)), option::ERR_INVALID);
+    assert_eq!(sole(&world.ask(id, &structured)), option::ERR_EXT_HEADER_REQD);
+    world.send(id, &option(option::EXPORT_NAME, b"sda"));
+    assert_eq!(world.conn(id).closed, Some(Reason::Violation));
+}
+
+#[test]
+fn contexts_are_listed_by_wildcard_and_chosen_by_name_only() {
+    let mut world = World::new();
+    let id = haggling(&mut world);
+    world.ask(id, &option(option::STRUCTURED_REPLY, &[]));
+    let mut ask = |which: u32, name: &str, queries: &[&str]| {
+        option_replies(&world.ask(id, &option(which, &MetaRequest::emit(name, queries))))
+    };
+    let listed = (option::LIST_META_CONTEXT, option::SET_META_CONTEXT);
+    for queries in [&[][..], &["base:"], &["x:y", BASE_ALLOCATION], &["base:", BASE_ALLOCATION]] {
+        let heard = ask(listed.0, "sda", queries);
+        let context = Context::parse(&heard[0].2).unwrap();
+        assert_eq!((context.id, context.name, heard.len()), (0, BASE_ALLOCATION, 2));
+    }
+    for queries in [&[][..], &["base:"], &["qemu:dirty-bitmap:x"], &["base:allocation "]] {
+        assert_eq!(ask(listed.1, "sda", queries).len(), 1, "{queries:?}");
+    }
+    let heard = ask(listed.1, "sda", &[BASE_ALLOCATION, BASE_ALLOCATION]);
+    assert_eq!(Context::parse(&heard[0].2).unwrap().id, 1);
+    assert_eq!(heard.len(), 2);
+    assert_eq!(ask(listed.1, "sdb", &[BASE_ALLOCATION])[0].1, option::ERR_UNKNOWN);
+}
+
+/// Case X23.
+#[test]
+fn x23_names_of_every_length_are_an_error_of_the_protocol_or_the_end() {
+    for (len, answer) in [
+        (256, option::ERR_UNKNOWN),
+        (257, option::ERR_UNKNOWN),
+        (4096, option::ERR_UNKNOWN),
+        (4097, option::ERR_INVALID),
+    ] {
+        let mut world = World::new();
+        let id = haggling(&mut world);
+        let mut data = u32::try_from(len).unwrap().to_be_bytes().to_vec();
+        data.extend(vec![b'a'; len]);
+        data.extend([0, 0]);
+        assert_eq!(sole(&world.ask(id, &option(option::INFO, &data))), answer, "{len}");
+        let by_name = option(option::EXPORT_NAME, &vec![b'a'; len]);
+        world.send(id, &by_name);
+        assert!(world.conn(id).closed.is_some() && world.heard(id).is_empty());
+    }
+    let mut world = World::new();
+    let id = haggling(&mut world);
+    world.send(id, OptionHeader::new(option::GO, 1 << 31).as_bytes());
+    assert_eq!(world.conn(id).closed, Some(Reason::Violation));
+}
+
+#[test]
+fn an_option_that_is_too_long_is_dropped_as_it_comes_and_the_next_is_heard() {
+    let mut world = World::new();
+    let id = haggling(&mut world);
+    let long = option(option::GO, &vec![0; 100_000]);
+    for part in long.chunks(7000) {
+        world.send(id, part);
+        assert_eq!(world.waiting(id), 0);
+    }
+    assert_eq!(sole(&world.heard(id)), option::ERR_TOO_BIG);
+    assert_eq!(kinds(&world.ask(id, &go("sda"))).last(), Some(&option::ACK));
+}
+
+/// Case X24.
+#[test]
+fn x24_options_without_end_and_handshakes_without_end_are_dropped() {
+    let mut world = World::new();
+    let id = haggling(&mut world);
+    let lists = option(option::LIST, &[]).repeat(500);
+    (0..3).for_each(|_| world.send(id, &lists));
+    assert_eq!(world.conn(id).told().last().unwrap(), "violation OptionsTooMany");
+    let slow = world.open();
+    world.pass(std::time::Duration::from_secs(9));
+    world.send(slow, &flags());
+    assert_eq!(world.conn(slow).closed, None);
+    world.pass(std::time::Duration::from_secs(1));
+    assert_eq!(world.conn(slow).closed, Some(Reason::Timeout));
+}
+
+/// Case X40.
+#[test]
+fn x40_names_are_compared_and_nothing_else_is_done_with_them() {
+    let mut world = World::new();
+    let id = haggling(&mut world);
+    for name in ["../sda", "/dev/sda", "sda/", ".", "SDA", "sdä", "sda\n"] {
+        let asked = option(option::INFO, &InfoRequest::emit(name, &[]));
+        assert_eq!(sole(&world.ask(id, &asked)), option::ERR_UNKNOWN, "{name}");
+    }
+    let nul = option(option::INFO, b"\0\0\0\x04sd\0a\0\0");
+    assert_eq!(sole(&world.ask(id, &nul)), option::ERR_INVALID);
+    let told = world.conn(id).told();
+    assert_eq!(told.len(), 4, "a stranger cannot fill the journal");
+}
+
+fn host(key: u64, rules: Vec<Rule>) -> Host {
+    Host {
+        nqn: "nqn.host".to_owned(),
+        name: "laptop".to_owned(),
+        key: KeyId::new(key),
+        tls: Some(Secret::new(vec![1])),
+        tls_compat: false,
+        chap: None,
+        chap_controller: None,
+        rules,
+    }
+}
+
+fn keyed(access: Access, disk: &str) -> World {
+    let world = World::new();
+    world.catalogue.lend(named("/dev/sdb", "nqn.b", Access::Writable, 512, 4096));
+    let rules = vec![Rule { disk: Some(disk.to_owned()), access }];
+    world.catalogue.follow(Policy { hosts: vec![host(7, rules).into()] });
+    world
+}
+
+/// Case X01 and X17: what the owner has not lent to a host is not there for it.
+#[test]
+fn x17_a_host_is_known_by_its_key_and_sees_and_has_what_its_rules_give() {
+    let mut world = keyed(Access::ReadOnly, DISK);
+    let secured = Start::Secured { no_zeroes: true };
+    let id = world.open_as(peer(Door::Keyed, Some(7)), secured);
+    assert_eq!(kinds(&world.ask(id, &option(option::STARTTLS, &[]))), [option::ERR_INVALID]);
+    let list = option_replies(&world.ask(id, &option(option::LIST, &[])));
+    assert_eq!((list.len(), &list[0].2[4..7]), (2, &b"sda"[..]));
+    assert_eq!(sole(&world.ask(id, &go("sdb"))), option::ERR_UNKNOWN);
+    let heard = option_replies(&world.ask(id, &go("")));
+    let export = InfoExport::read_from_bytes(&heard[0].2).unwrap();
+    assert_ne!(export.flags.get() & flags::READ_ONLY, 0);
+    assert_eq!(world.conn(id).told(), ["refused sdb", "attached nqn.host"]);
+}
+
+/// Case X01.
+#[test]
+fn x01_whoever_shows_no_key_of_a_host_learns_nothing() {
+    let mut world = keyed(Access::Writable, DISK);
+    for (key, list) in [(None, option::ERR_TLS_REQD), (Some(8), option::ACK)] {
+        let start = Start::Secured { no_zeroes: false };
+        let id = world.open_as(peer(Door::Keyed, key), start);
+        assert_eq!(sole(&world.ask(id, &option(option::LIST, &[]))), list);
+        let refusal = if key.is_none() { option::ERR_TLS_REQD } else { option::ERR_UNKNOWN };
+        let known = world.ask(id, &go("sda"));
+        assert_eq!(sole(&known), refusal);
+        let unknown = world.ask(id, &go("sdx"));
+        assert_eq!(known, unknown, "one answer for what is there and what is not");
+        world.send(id, &option(option::EXPORT_NAME, b"sda"));
+        assert_eq!(world.conn(id).closed, Some(Reason::Refused));
+        assert!(world.heard(id).is_empty());
+    }
+}
+
+#[test]
+fn options_that_come_together_are_answered_in_order() {
+    let mut world = World::new();
+    let id = attach(&mut world, Mode::Extended);
+    assert!(world.conn(id).session_is_established());
+}
