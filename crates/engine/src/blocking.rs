@@ -14,7 +14,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 
 use crate::link::Link;
 use crate::mailbox::{Mailbox, Message};
-use crate::stage::{STAGE, Stage, room};
+use crate::stage::{Stage, room};
 use crate::{GRACE, LINGER, Open, Shared, UNSENT};
 
 /// The most pieces of one send.
@@ -85,7 +85,7 @@ impl<'a> Connection<'a> {
             shared,
             session,
             mailbox,
-            stage: Stage::new(STAGE),
+            stage: Stage::with(&link.take()),
             queue: VecDeque::new(),
             sent: 0,
             unsent: 0,
@@ -246,7 +246,7 @@ impl<'a> Connection<'a> {
             match message {
                 Message::News(news) => self.session.tell(Instant::now(), &news),
                 Message::Quit => self.broken = true,
-                Message::Adopt(..) => {}
+                Message::Adopt(..) | Message::Ran(..) => {}
             }
         }
     }

@@ -6,9 +6,11 @@ use std::ptr;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
-use export::{Access, Admitted, Buffer, Export, Fault, Op, Outcome, Pool, Ticket};
+use export::{Access, Admitted, Buffer, Export, Extent, Extents, Fault, Op, Outcome, Pool, Ticket};
 use rustix::fs::{FallocateFlags, FileType};
 use rustix::io::{Errno, ReadWriteFlags};
+
+use crate::errand::{Answer, Errand};
 
 /// Interruptions in a row after which a request fails: the disk makes no progress.
 const PATIENCE: u8 = 100;
@@ -29,6 +31,8 @@ pub(crate) struct Job {
 enum Phase {
     /// Reading or writing the buffer.
     Transfer,
+    /// Something that no single system call does, and a ring never.
+    Errand,
     /// Dropping the blocks.
     Punch,
     /// Having the disk make zeros.
@@ -62,7 +66,10 @@ impl Job {
             Op::Flush => Phase::Sync,
             _ if admitted.is_empty() => Phase::Over(Ok(())),
             Op::Read | Op::Write { .. } => Phase::Transfer,
-            Op::Extents | Op::Prefetch => Phase::Over(Err(Fault::Unsupported)),
+            Op::Extents | Op::Prefetch => Phase::Errand,
+            Op::Zero { unmap: false, fast: true, .. } if is_device(admitted.export()) => {
+                Phase::Over(Err(Fault::Unsupported))
+            }
             Op::Zero { unmap: true, .. } | Op::Discard => Phase::Punch,
             Op::Zero { unmap: false, .. } => Phase::ZeroRange,
         };
@@ -82,7 +89,23 @@ impl Job {
         }
     }
 
-    /// What to do next. To be asked only while there is no [`Job::result`].
+    /// What to do instead of a [`Job::call`], if it is such a request; it may take its time.
+    pub(crate) fn errand(&mut self) -> Option<Errand> {
+        if self.phase != Phase::Errand {
+            return None;
+        }
+        let room = self.admitted.bytes_mut().len() / Extent::LEN;
+        Some(Errand::new(&self.admitted, room))
+    }
+
+    /// Takes what came of the [`Job::errand`].
+    pub(crate) fn answer(&mut self, answer: Answer) {
+        let mut extents = Extents::emit(self.admitted.bytes_mut());
+        answer.into_iter().all(|extent| extents.push(extent));
+        self.end(Ok(()));
+    }
+
+    /// What to do next. To be asked only while there is no [`Job::result`], and for no [`Job::errand`].
     pub(crate) fn call(&mut self) -> Call<'_> {
         let (offset, left) =
             (self.admitted.offset() + self.done, self.admitted.len().saturating_sub(self.done));
@@ -96,7 +119,7 @@ impl Job {
             }
             Phase::Punch => Self::allocate(FallocateFlags::PUNCH_HOLE, offset, left),
             Phase::ZeroRange => Self::allocate(FallocateFlags::ZERO_RANGE, offset, left),
-            Phase::Sync | Phase::Over(_) => Call::Sync,
+            Phase::Sync | Phase::Errand | Phase::Over(_) => Call::Sync,
         }
     }
 
@@ -113,6 +136,10 @@ impl Job {
 
     fn allocate(mode: FallocateFlags, offset: u64, len: u64) -> Call<'static> {
         Call::Allocate { mode: mode | FallocateFlags::KEEP_SIZE, offset, len }
+    }
+
+    fn is_fast(&self) -> bool {
+        matches!(self.admitted.op(), Op::Zero { fast: true, .. })
     }
 
     fn is_durable(&self) -> bool {
@@ -151,7 +178,13 @@ impl Job {
         match self.phase {
             // A discard is a hint (NVM 1.0 §3.2.3, deallocate): a disk that cannot has done its duty.
             Phase::Punch if lacks(errno) && self.admitted.op() == Op::Discard => self.end(Ok(())),
+            Phase::Punch if lacks(errno) && self.is_fast() && is_device(self.admitted.export()) => {
+                self.end(Err(Fault::Unsupported));
+            }
             Phase::Punch if lacks(errno) => self.phase = Phase::ZeroRange,
+            Phase::ZeroRange if lacks(errno) && self.is_fast() => {
+                self.end(Err(Fault::Unsupported));
+            }
             Phase::ZeroRange if lacks(errno) => self.fill(),
             _ => self.end(Err(Fault::from_errno(errno.raw_os_error()))),
         }
@@ -183,6 +216,9 @@ impl Job {
     /// Makes all its calls, waiting for each.
     pub(crate) fn run(&mut self) {
         let export = self.admitted.export().clone();
+        if let Some(errand) = self.errand() {
+            return self.answer(errand.run());
+        }
         while self.result().is_none() {
             let result = perform(&export, self.call());
             self.advance(result);
@@ -200,6 +236,14 @@ impl Job {
 /// `ENODEV` is what character devices say, `EINVAL` file systems that know the mode but not this range.
 fn lacks(errno: Errno) -> bool {
     matches!(errno, Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY | Errno::NODEV | Errno::INVAL)
+}
+
+/// Whether it is a device of blocks. The kernel makes zeros there without dropping blocks by writing them, if the device does
+/// not do it itself; only for holes it says whether that is so.
+fn is_device(disk: &Export) -> bool {
+    let is_block =
+        |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
+    rustix::fs::fstat(disk).is_ok_and(is_block)
 }
 
 /// 1 MiB of zeros, shared by all requests of a thread that write zeros just now.
@@ -394,7 +438,9 @@ mod test {
     #[test]
     fn requests_of_no_blocks_end_at_once() {
         let grant = grant(memory(1 << 16), 1 << 16);
-        for op in [Op::Read, WRITE, Op::Discard, Op::Zero { unmap: true, durable: false, fast: false }] {
+        for op in
+            [Op::Read, WRITE, Op::Discard, Op::Zero { unmap: true, durable: false, fast: false }]
+        {
             assert_eq!(Job::new(admit(&grant, op, 0, 0, 0)).result(), Some(Ok(())));
         }
     }

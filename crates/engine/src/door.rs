@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
 use crate::link::Link;
-use crate::tls::Keys;
+use crate::tls::{Certificates, Keys};
 use crate::{Open, Sink};
 
 /// Tells whether something is so just now.
@@ -17,6 +17,57 @@ pub type Question = Arc<dyn Fn() -> bool + Send + Sync>;
 /// The first byte of a TLS record that holds a ClientHello (RFC 8446 §5.1). No protocol that is spoken in the clear here
 /// begins with it.
 const HANDSHAKE_RECORD: u8 = 0x16;
+
+/// Speaks first on a connection, in the clear, until it is known how that goes on. Called once without bytes, to say hello,
+/// and then with all that have come and that it has not taken.
+pub type Greeting = Box<dyn FnMut(&[u8]) -> Heard + Send>;
+
+/// Makes the greeting of a peer. Called once for each, on the thread for handshakes.
+pub type Greetings = Arc<dyn Fn(&Peer) -> Greeting + Send + Sync>;
+
+/// What a [`Greeting`] makes of what it was called with.
+pub struct Heard {
+    /// How many of the bytes, from the first on, are done with. The others are offered again, with what came after them.
+    pub take: usize,
+    /// What is to be said now.
+    pub say: Vec<u8>,
+    /// How it goes on when that is said.
+    pub then: Then,
+}
+
+/// How a connection goes on after what its [`Greeting`] said.
+pub enum Then {
+    /// With more of the same, once more has come.
+    Wait,
+    /// In the clear: a driver's session takes over, of the socket's own [`Open`], and is given what was not taken. Where a
+    /// key is needed the peer is refused instead.
+    Plain,
+    /// With a TLS handshake, and then with a session of this maker. Bytes that have come already are nobody's: the peer is
+    /// refused.
+    Secure(Open),
+    /// Not at all, for a reason that is reported: a piece of a sentence.
+    Refuse(&'static str),
+    /// Not at all.
+    Close,
+}
+
+impl fmt::Debug for Heard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Heard({} taken, {} said, {:?})", self.take, self.say.len(), self.then)
+    }
+}
+
+impl fmt::Debug for Then {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wait => f.write_str("Wait"),
+            Self::Plain => f.write_str("Plain"),
+            Self::Secure(_) => f.write_str("Secure"),
+            Self::Refuse(why) => write!(f, "Refuse({why:?})"),
+            Self::Close => f.write_str("Close"),
+        }
+    }
+}
 
 /// Who is let in at a listening socket, and how.
 #[derive(Clone)]
@@ -27,23 +78,30 @@ pub struct Security {
     pub keys: Option<Keys>,
     /// Whether who speaks in the clear is let in now at a [`Door::Keyed`]: because it can prove in the protocol who it is.
     pub plain: Question,
+    /// Makes what speaks first there, for each peer; nothing if the peer speaks first.
+    pub greeting: Option<Greetings>,
+    /// What this end shows to a peer that speaks TLS without a key, if it may do so.
+    pub certificates: Option<Certificates>,
 }
 
 impl Security {
     /// Nothing is asked, and no TLS is spoken.
     pub fn open() -> Self {
-        Self { door: Door::Open, keys: None, plain: Arc::new(|| true) }
+        let plain = Arc::new(|| true);
+        Self { door: Door::Open, keys: None, plain, greeting: None, certificates: None }
     }
 
     /// Asks for a channel that is made with one of `keys`, and lets nobody in without.
     pub fn keyed(keys: Keys) -> Self {
-        Self { door: Door::Keyed, keys: Some(keys), plain: Arc::new(|| false) }
+        Self { door: Door::Keyed, keys: Some(keys), plain: Arc::new(|| false), ..Self::open() }
     }
 }
 
 impl fmt::Debug for Security {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Security({:?}, keys: {})", self.door, self.keys.is_some())
+        let (door, keys) = (self.door, self.keys.is_some());
+        let (greets, certified) = (self.greeting.is_some(), self.certificates.is_some());
+        write!(f, "Security({door:?}, keys: {keys}, greets: {greets}, certified: {certified})")
     }
 }
 
@@ -58,6 +116,8 @@ pub(crate) struct Entrance {
 pub(crate) enum Way {
     /// It has said nothing yet.
     Unknown,
+    /// It waits to be spoken to.
+    Greeted,
     /// It speaks in the clear, and may.
     Plain,
     /// It speaks TLS.
@@ -69,13 +129,16 @@ pub(crate) enum Way {
 }
 
 impl Entrance {
-    /// Which way the peer goes, by its first byte; that stays to be received.
+    /// Which way the peer goes: by its first byte, which stays to be received, unless this end speaks first.
     pub(crate) fn way(&self, link: &Link) -> Way {
+        if self.security.greeting.is_some() {
+            return Way::Greeted;
+        }
         let mut first = [0; 1];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         match rustix::net::recv(link, &mut first, flags) {
             Ok((0, _)) => Way::Gone,
-            Ok(_) if first == [HANDSHAKE_RECORD] && self.security.keys.is_some() => Way::Secured,
+            Ok(_) if first == [HANDSHAKE_RECORD] && self.speaks_tls() => Way::Secured,
             Ok(_) if self.lets_plain_in() => Way::Plain,
             Ok(_) => Way::Refused,
             Err(Errno::AGAIN | Errno::INTR) => Way::Unknown,
@@ -83,10 +146,18 @@ impl Entrance {
         }
     }
 
-    fn lets_plain_in(&self) -> bool {
+    fn speaks_tls(&self) -> bool {
+        self.security.keys.is_some() || self.security.certificates.is_some()
+    }
+
+    /// Whether who speaks in the clear is let in now.
+    pub(crate) fn lets_plain_in(&self) -> bool {
         self.security.door == Door::Open || (self.security.plain)()
     }
 }
+
+/// Why a peer was refused that must not speak in the clear, for people.
+pub(crate) const CLEAR: &str = "in the clear, where a key is needed";
 
 /// Reports that a peer was refused before it could say who it is.
 pub(crate) fn refuse(sink: &Sink, peer: Peer, why: &'static str) {

@@ -13,6 +13,8 @@
 mod blocking;
 mod disk;
 mod door;
+mod errand;
+mod greeting;
 mod link;
 mod listen;
 mod mailbox;
@@ -29,7 +31,7 @@ use std::time::{Duration, Instant};
 
 use export::{Account, Event, News, Peer, Session};
 
-pub use door::{Question, Security};
+pub use door::{Greeting, Greetings, Heard, Question, Security, Then};
 pub use listen::bind;
 pub use tls::limit::Limits;
 
@@ -199,11 +201,12 @@ impl Engine {
         Ok(Self { acceptor, crew, shared, running })
     }
 
-    /// Accepts connections at `listener`, a socket of [`bind`], and has `open` make a session for each that `security`
-    /// lets in. Returns the address at which it listens.
+    /// Accepts connections at `listener`, a socket of [`bind`] or any other that listens on TCP or a Unix address, and has
+    /// `open` make a session for each that `security` lets in. Returns the address at which it listens, and
+    /// [`Peer::HERE`] for one that is no network's.
     ///
     /// # Errors
-    /// It is not a socket that listens.
+    /// It is not such a socket.
     pub fn accept(
         &self,
         listener: OwnedFd,
@@ -211,6 +214,15 @@ impl Engine {
         open: Open,
     ) -> io::Result<SocketAddr> {
         self.acceptor.accept(listener, security, open)
+    }
+
+    /// Takes in a connection that is there already, as if it had been accepted just now: `security` and `open` as for
+    /// [`Engine::accept`].
+    ///
+    /// # Errors
+    /// It is not a connected TCP or Unix stream, or there is no room for it.
+    pub fn adopt(&self, socket: OwnedFd, security: Security, open: Open) -> io::Result<()> {
+        self.acceptor.adopt(socket, security, open)
     }
 
     /// [Binds](bind) `address` and [accepts](Engine::accept) there.

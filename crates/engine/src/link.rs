@@ -19,6 +19,8 @@ pub(crate) struct Link {
     /// What protects the connection, once its handshake is over.
     channel: OnceLock<Arc<Channel>>,
     established: AtomicBool,
+    /// Bytes that were received already, for the session.
+    came: Mutex<Vec<u8>>,
     census: Arc<Census>,
 }
 
@@ -32,6 +34,16 @@ impl Link {
     pub(crate) fn secure(&self, channel: Channel) {
         // Nobody makes a second handshake on a connection.
         let _ = self.channel.set(Arc::new(channel));
+    }
+
+    /// Leaves bytes that were received already for the session, which gets them before all others.
+    pub(crate) fn leave(&self, came: Vec<u8>) {
+        *self.came.lock().unwrap_or_else(PoisonError::into_inner) = came;
+    }
+
+    /// Those bytes, once.
+    pub(crate) fn take(&self) -> Vec<u8> {
+        std::mem::take(&mut self.came.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Takes note that the session let its peer in: it is no longer among those that may be cut for others.
@@ -118,8 +130,8 @@ impl Census {
         }
         self.total.fetch_add(1, Ordering::AcqRel);
         let established = AtomicBool::new(false);
-        let (channel, census) = (OnceLock::new(), self.clone());
-        let link = Arc::new(Link { socket, peer, channel, established, census });
+        let (channel, came, census) = (OnceLock::new(), Mutex::default(), self.clone());
+        let link = Arc::new(Link { socket, peer, channel, established, came, census });
         newcomers.push(Arc::downgrade(&link));
         Some(link)
     }

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
-use crate::door::{Entrance, Security, Way, refuse};
+use crate::door::{CLEAR, Entrance, Security, Way, refuse};
 use crate::link::{Census, Link};
 use crate::mailbox::{Mailbox, Message};
 use crate::tls::{Lobby, Newcomer, Often};
@@ -48,13 +48,20 @@ pub(crate) type Adopt = Arc<dyn Fn(Arc<Link>, Open) + Send + Sync>;
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     fresh: Arc<Fresh>,
+    census: Arc<Census>,
     mailbox: Arc<Mailbox>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// Listening sockets that the thread has not seen.
+/// What the thread has not seen: listening sockets, and peers that came in another way.
 #[derive(Default)]
-struct Fresh(Mutex<Vec<Listener>>);
+struct Fresh(Mutex<Arrivals>);
+
+#[derive(Default)]
+struct Arrivals {
+    listeners: Vec<Listener>,
+    newcomers: Vec<Newcomer>,
+}
 
 struct Listener {
     socket: OwnedFd,
@@ -68,7 +75,7 @@ impl std::fmt::Debug for Fresh {
 }
 
 impl Fresh {
-    fn with<T>(&self, act: impl FnOnce(&mut Vec<Listener>) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut Arrivals) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -89,7 +96,7 @@ impl Acceptor {
             fresh: fresh.clone(),
             mailbox: mailbox.clone(),
             lobby: Lobby::start(limits, sink.clone(), adopt.clone())?,
-            census,
+            census: census.clone(),
             sink,
             adopt,
             listeners: Vec::new(),
@@ -100,10 +107,10 @@ impl Acceptor {
             .name("accept".to_owned())
             .spawn(move || loop_of.run())
             .map(Some)?;
-        Ok(Self { fresh, mailbox, thread })
+        Ok(Self { fresh, census, mailbox, thread })
     }
 
-    /// Accepts from `socket` from now on. Returns the address with the port that it has.
+    /// Accepts from `socket` from now on. Returns the address with the port that it has; [`Peer::HERE`] for a Unix socket.
     ///
     /// # Errors
     /// It is no such socket.
@@ -113,12 +120,41 @@ impl Acceptor {
         security: Security,
         open: Open,
     ) -> io::Result<SocketAddr> {
-        let bound = rustix::net::getsockname(&socket)?.try_into()?;
+        let bound = match Kind::of(&socket)? {
+            Kind::Tcp => rustix::net::getsockname(&socket)?.try_into()?,
+            Kind::Unix => Peer::HERE,
+        };
+        if !sockopt::socket_acceptconn(&socket)? {
+            return Err(Errno::INVAL.into());
+        }
+        // One that was made by somebody else may block, and this thread has others to listen to.
+        rustix::io::ioctl_fionbio(&socket, true)?;
         let entrance = Arc::new(Entrance { security, open });
-        self.fresh.with(|fresh| fresh.push(Listener { socket, entrance }));
+        self.tell(|fresh| fresh.listeners.push(Listener { socket, entrance }));
+        Ok(bound)
+    }
+
+    /// Takes in a connection that is there already.
+    ///
+    /// # Errors
+    /// It is none, or there is no room for it.
+    pub(crate) fn adopt(&self, socket: OwnedFd, security: Security, open: Open) -> io::Result<()> {
+        let peer = peer_of(&socket, security.door)?;
+        // One that was made by somebody else may not block, and then could not be waited for in a ring.
+        rustix::io::ioctl_fionbio(&socket, false)?;
+        tune(&socket, &peer);
+        let link = self.census.enter(socket, peer).ok_or_else(full)?;
+        let entrance = Arc::new(Entrance { security, open });
+        let newcomer = Newcomer { link, entrance, until: Instant::now() + PATIENCE };
+        self.tell(|fresh| fresh.newcomers.push(newcomer));
+        Ok(())
+    }
+
+    /// Tells the thread of something new.
+    fn tell(&self, add: impl FnOnce(&mut Arrivals)) {
+        self.fresh.with(add);
         // Wakes the thread; what it is told is in the list.
         self.mailbox.put(Message::News(export::News::Changed));
-        Ok(bound)
     }
 
     /// Closes the listening sockets and ends the thread.
@@ -225,7 +261,9 @@ impl Loop {
     fn read_mail(&mut self) -> bool {
         self.mailbox.hush();
         let quit = self.mailbox.take().iter().any(|message| matches!(message, Message::Quit));
-        self.listeners.append(&mut self.fresh.with(std::mem::take));
+        let Arrivals { mut listeners, newcomers } = self.fresh.with(std::mem::take);
+        self.listeners.append(&mut listeners);
+        newcomers.into_iter().for_each(|newcomer| self.greet(newcomer));
         quit
     }
 
@@ -269,11 +307,7 @@ impl Loop {
     /// Takes a connection in, if there is room and the peer is still there.
     fn admit(&mut self, socket: OwnedFd, entrance: Arc<Entrance>) {
         let Ok(peer) = peer_of(&socket, entrance.security.door) else { return };
-        // Without these the connection works, if less well.
-        let _ = tune(&socket);
-        if is_near(peer.remote.ip()) {
-            let _ = sockopt::set_tcp_congestion(&socket, UNPACED);
-        }
+        tune(&socket, &peer);
         if let Some(link) = self.census.enter(socket, peer) {
             self.greet(Newcomer { link, entrance, until: Instant::now() + PATIENCE });
         }
@@ -284,9 +318,9 @@ impl Loop {
         match newcomer.entrance.way(&newcomer.link) {
             Way::Unknown => self.silent.push(newcomer),
             Way::Plain => (self.adopt)(newcomer.link, newcomer.entrance.open.clone()),
-            Way::Secured => self.lobby.admit(newcomer),
+            Way::Greeted | Way::Secured => self.lobby.admit(newcomer),
             Way::Refused if self.refused.is_rare(Instant::now()) => {
-                refuse(&self.sink, newcomer.link.peer(), "in the clear, where a key is needed");
+                refuse(&self.sink, newcomer.link.peer(), CLEAR);
             }
             Way::Refused | Way::Gone => {}
         }
@@ -301,13 +335,53 @@ fn is_near(peer: IpAddr) -> bool {
     }
 }
 
+/// What a connection goes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Tcp,
+    Unix,
+}
+
+impl Kind {
+    fn of(socket: &OwnedFd) -> Result<Self, Errno> {
+        if sockopt::socket_type(socket)? != SocketType::STREAM {
+            return Err(Errno::PROTOTYPE);
+        }
+        match sockopt::socket_domain(socket)? {
+            AddressFamily::INET | AddressFamily::INET6 => Ok(Self::Tcp),
+            AddressFamily::UNIX => Ok(Self::Unix),
+            _ => Err(Errno::AFNOSUPPORT),
+        }
+    }
+}
+
+fn full() -> io::Error {
+    io::Error::new(io::ErrorKind::QuotaExceeded, "there are as many connections as there may be")
+}
+
 fn peer_of(socket: &OwnedFd, door: Door) -> Result<Peer, Errno> {
-    let remote = rustix::net::getpeername(socket)?.ok_or(Errno::NOTCONN)?;
+    let kind = Kind::of(socket)?;
+    let remote = rustix::net::getpeername(socket)?;
+    if kind == Kind::Unix {
+        return Ok(Peer { remote: Peer::HERE, local: Peer::HERE, door, channel: None });
+    }
     let local = rustix::net::getsockname(socket)?;
+    let remote = remote.ok_or(Errno::NOTCONN)?;
     Ok(Peer { remote: remote.try_into()?, local: local.try_into()?, door, channel: None })
 }
 
-fn tune(socket: &OwnedFd) -> Result<(), Errno> {
+/// Has the kernel treat the connection as it is best for disks. Without that it works, if less well.
+fn tune(socket: &OwnedFd, peer: &Peer) {
+    if Kind::of(socket) != Ok(Kind::Tcp) {
+        return;
+    }
+    let _ = tune_tcp(socket);
+    if is_near(peer.remote.ip()) {
+        let _ = sockopt::set_tcp_congestion(socket, UNPACED);
+    }
+}
+
+fn tune_tcp(socket: &OwnedFd) -> Result<(), Errno> {
     sockopt::set_tcp_nodelay(socket, true)?;
     sockopt::set_socket_keepalive(socket, true)?;
     sockopt::set_tcp_keepidle(socket, KEEP_ALIVE.0)?;

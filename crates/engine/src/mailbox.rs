@@ -9,6 +9,7 @@ use export::News;
 use rustix::event::EventfdFlags;
 
 use crate::Open;
+use crate::errand::Answer;
 use crate::link::Link;
 
 /// What one thread says to another.
@@ -17,6 +18,8 @@ pub(crate) enum Message {
     Adopt(Arc<Link>, Open),
     /// Tell all sessions.
     News(News),
+    /// The errand of that number was run.
+    Ran(u64, Answer),
     /// Cut all connections and end.
     Quit,
 }
@@ -26,6 +29,7 @@ impl fmt::Debug for Message {
         match self {
             Self::Adopt(link, _) => write!(f, "Adopt({link:?})"),
             Self::News(news) => write!(f, "News({news:?})"),
+            Self::Ran(number, _) => write!(f, "Ran({number})"),
             Self::Quit => f.write_str("Quit"),
         }
     }

@@ -19,6 +19,14 @@ impl Stage {
         Self { bytes: vec![0; len].into_boxed_slice(), start: 0, end: 0 }
     }
 
+    /// One of [`STAGE`] bytes, in which `came` wait.
+    pub(crate) fn with(came: &[u8]) -> Self {
+        let mut stage = Self::new(STAGE.max(came.len()));
+        stage.spare().get_mut(..came.len()).unwrap_or_default().copy_from_slice(came);
+        stage.fill(came.len());
+        stage
+    }
+
     /// The bytes that wait.
     pub(crate) fn waiting(&self) -> &[u8] {
         self.bytes.get(self.start..self.end).unwrap_or_default()

@@ -1,6 +1,7 @@
-//! TLS 1.3 with keys that both ends know beforehand (RFC 8446, external PSKs), and with no certificates at all. It knows
-//! no protocol above it, and nothing of where keys are kept.
+//! TLS 1.3 with keys that both ends know beforehand (RFC 8446, external PSKs), or with certificates of an authority that is
+//! named; never with those that the system trusts. It knows no protocol above it, and nothing of where keys are kept.
 
+mod certificates;
 mod hello;
 pub(crate) mod limit;
 mod lobby;
@@ -18,7 +19,8 @@ use std::sync::Arc;
 
 use export::{KeyId, Secret};
 
-pub use stream::{Stream, connect};
+pub use certificates::{Certificates, Trust};
+pub use stream::{Stream, connect, connect_certified};
 
 pub(crate) use lobby::{Lobby, Newcomer, Often};
 

@@ -5,6 +5,7 @@ mod connection;
 mod files;
 mod receiving;
 mod ring;
+mod runners;
 mod sending;
 mod slots;
 mod spin;

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{Config, Driver};
-use export::{Export, Fault, News};
+use export::{Export, Extent, Fault, News};
 use rustix::net::sockopt::set_socket_linger;
 use toy::{
     BLOCK, Client, FREE, Log, Manner, Served, Way, lend, lend_fd, lend_file, pattern, serve,
@@ -63,6 +63,10 @@ with_both_drivers! {
     a_disk_that_got_shorter_fails_reads
     zeros_discards_and_flushes_work
     zeros_discards_and_flushes_work_in_memory
+    holes_are_told_from_data
+    holes_are_told_from_data_in_memory
+    fast_zeros_are_zeros_or_refused
+    errands_end_though_nobody_waits_for_them
     a_session_that_closes_says_its_last_word
     a_peer_that_never_closes_is_cut_in_the_end
     a_session_that_panics_harms_no_other
@@ -443,6 +447,74 @@ fn zeros_discards_and_flushes_work_by(served: Served) {
     let mut expected = pattern(5, 1 << 20);
     expected[8 * BLOCK..32 * BLOCK].fill(0);
     assert!(client.read(0, 1 << 20).unwrap() == expected);
+    stop(served);
+}
+
+fn holes_are_told_from_data(way: Way) {
+    start(way).into_iter().for_each(holes_are_told_from_data_by);
+}
+
+fn holes_are_told_from_data_in_memory(way: Way) {
+    start_in_memory(way).into_iter().for_each(holes_are_told_from_data_by);
+}
+
+fn holes_are_told_from_data_by(served: Served) {
+    let mut client = Client::connect(served.address);
+    let (disk, piece) = (8 << 20, 64 << 10);
+    assert_eq!(client.map(0, disk), [Extent::hole(8 << 20)]);
+    for lba in [0, 4096, 16384 - 128] {
+        assert_eq!(client.write(lba, &pattern(1, piece)), 0);
+    }
+    let (data, gap) = (Extent::data(64 << 10), (2 << 20) - (64 << 10));
+    let last = Extent::hole((6 << 20) - (128 << 10));
+    assert_eq!(client.map(0, disk), [data, Extent::hole(gap), data, last, data]);
+    // From the middle of one to the middle of another, and of one alone.
+    let part = [Extent::data(32 << 10), Extent::hole(gap), Extent::data(512)];
+    assert_eq!(client.map(64, (2 << 20) - (32 << 10) + 512), part);
+    assert_eq!(client.map(4096, BLOCK), [Extent::data(512)]);
+    assert_eq!(client.map(8192, BLOCK), [Extent::hole(512)]);
+    assert_eq!(client.map(16384 - 128, piece), [data]);
+    // Reading ahead changes nothing.
+    client.say(b'G', 3, 0, disk);
+    assert_eq!(client.hear().unwrap(), (3, 0, Vec::new()));
+    assert_eq!(client.read(4096, piece).unwrap(), pattern(1, piece));
+    // As many as there is room for: sixteen.
+    for at in 0..20 {
+        assert_eq!(client.write(at * 256, &pattern(1, piece)), 0);
+    }
+    let many = client.map(0, disk);
+    assert_eq!((many.len(), many[15]), (16, Extent::hole(64 << 10)));
+    // What was lent and is not there any more is no hole, as it cannot be read.
+    rustix::fs::ftruncate(&*served.export, 1 << 20).unwrap();
+    assert_eq!(client.map(8192, BLOCK), [Extent::data(512)]);
+    assert_eq!(client.map(1920, 128 * BLOCK), [Extent::hole(64 << 10)]);
+    assert_eq!(client.map(1920, 129 * BLOCK), [Extent::hole(64 << 10), Extent::data(512)]);
+    stop(served);
+}
+
+/// A memory file makes holes and no zeros; of those that write them it says so.
+fn fast_zeros_are_zeros_or_refused(way: Way) {
+    let Some(served) = start_in_memory(way) else { return };
+    let mut client = Client::connect(served.address);
+    assert_eq!(client.write(0, &pattern(1, 8 * BLOCK)), 0);
+    client.say(b'Q', 2, 0, 8 * BLOCK);
+    assert_eq!(client.hear().unwrap().1, 100 + Fault::Unsupported as u32);
+    assert_eq!(client.read(0, 8 * BLOCK).unwrap(), pattern(1, 8 * BLOCK));
+    client.say(b'Q', 3, 0, 8 * BLOCK);
+    assert_eq!(client.hear().unwrap().1, 0);
+    assert_eq!(client.read(0, 8 * BLOCK).unwrap(), vec![0; 8 * BLOCK]);
+    stop(served);
+}
+
+fn errands_end_though_nobody_waits_for_them(way: Way) {
+    let Some(served) = start(way) else { return };
+    for _ in 0..10 {
+        let mut client = Client::connect(served.address);
+        for tag in 0..200 {
+            let op = if tag % 2 == 0 { b'M' } else { b'G' };
+            client.say(op, tag, 0, 8 << 20);
+        }
+    }
     stop(served);
 }
 

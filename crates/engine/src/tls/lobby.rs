@@ -1,5 +1,6 @@
-//! The thread for handshakes: many at once, each with a deadline, few of each address. It knows no driver but by the one call
-//! that gives a connection away, and no cipher.
+//! The thread for all that comes before a session: greetings in the clear where this end speaks first, and handshakes; many
+//! at once, each with a deadline, few handshakes of each address. It knows no driver but by the one call that gives a
+//! connection away, and no cipher.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -7,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use export::{Peer, Secret};
+use export::{Door, Peer, Secret};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
@@ -18,7 +19,8 @@ use super::records::Records;
 use super::seam::{Agreed, Failed, Handshake, Progress};
 use super::wrapped::Wrapped;
 use super::{Hash, Psk};
-use crate::door::{Entrance, refuse};
+use crate::door::{CLEAR, Entrance, refuse};
+use crate::greeting::{Next, Prelude};
 use crate::link::Link;
 use crate::listen::Adopt;
 use crate::mailbox::{Mailbox, Message};
@@ -65,7 +67,7 @@ impl Lobby {
         Ok(Self { door, mailbox, thread: Some(thread) })
     }
 
-    /// Takes a peer in, to make a handshake with it.
+    /// Takes a peer in, to be greeted, or to make a handshake with it.
     pub(crate) fn admit(&self, newcomer: Newcomer) {
         self.door.lock().unwrap_or_else(PoisonError::into_inner).push(newcomer);
         // Wakes the thread; who has come is in the list.
@@ -116,7 +118,7 @@ struct Host {
     mailbox: Arc<Mailbox>,
     ration: Ration,
     at_once: usize,
-    /// Handshakes on their way, the oldest first.
+    /// Greetings and handshakes on their way, the oldest first.
     guests: Vec<Guest>,
     /// How often it was reported lately that a handshake failed, and that one was not begun.
     reported: Often,
@@ -125,16 +127,20 @@ struct Host {
     adopt: Adopt,
 }
 
-/// A handshake on its way.
+/// A greeting or a handshake on its way.
 struct Guest {
     newcomer: Newcomer,
     source: Source,
     stage: Stage,
+    /// What makes its session in the end.
+    open: Open,
     /// What it waits for.
     waits: PollFlags,
 }
 
 enum Stage {
+    /// It is spoken in the clear.
+    Greeting(Box<Prelude>),
     /// The ClientHello is coming.
     Hello(Vec<u8>),
     /// The library has it.
@@ -144,6 +150,10 @@ enum Stage {
 /// What became of a step.
 enum Step {
     Waits,
+    /// It goes on in the clear, with these bytes first.
+    Plain(Vec<u8>),
+    /// A handshake follows, and then a session of this maker.
+    Secured(Open),
     Done(Box<Agreed>),
     Failed(&'static str),
     Gone,
@@ -188,6 +198,7 @@ impl Host {
     /// Goes on with those that are ready, and gives up those that are late.
     fn advance(&mut self, ready: &[bool]) {
         let guests = std::mem::take(&mut self.guests);
+        let mut secured = Vec::new();
         for (mut guest, ready) in
             guests.into_iter().zip(ready.iter().chain(std::iter::repeat(&false)))
         {
@@ -197,38 +208,64 @@ impl Host {
                 false => Step::Waits,
             };
             match step {
-                Step::Waits if late => self.report(&guest, LATE),
+                Step::Waits if late => self.report_late(&guest),
                 Step::Waits => self.guests.push(guest),
+                Step::Plain(came) => self.let_in(guest, came),
+                Step::Secured(open) => secured.push(Guest { open, ..guest }),
                 Step::Done(agreed) => self.hand_over(guest, *agreed),
                 Step::Failed(why) => self.report(&guest, why),
                 Step::Gone => {}
             }
         }
+        // Not before all others are back in the list, in which those of the same address are counted.
+        secured.into_iter().for_each(|guest| self.shake_hands(guest));
     }
 
     /// Begins with those that came.
     fn welcome(&mut self) {
         let fresh = std::mem::take(&mut *self.door.lock().unwrap_or_else(PoisonError::into_inner));
         for newcomer in fresh {
-            let source = Source::of(newcomer.link.peer().remote);
-            let stage = Stage::Hello(Vec::new());
-            let guest = Guest { newcomer, source, stage, waits: PollFlags::IN };
-            if self.ration.take(source, Instant::now()) {
-                self.make_room(source);
-                self.guests.push(guest);
-            } else {
-                self.report(&guest, FLOOD);
+            let peer = newcomer.link.peer();
+            let source = Source::of(peer.remote);
+            let open = newcomer.entrance.open.clone();
+            let greeting = newcomer.entrance.security.greeting.clone();
+            let stage = match greeting.map(|greeting| greeting(&peer)) {
+                Some(greeting) => Stage::Greeting(Box::new(Prelude::new(greeting))),
+                None => Stage::Hello(Vec::new()),
+            };
+            let guest = Guest { newcomer, source, stage, open, waits: PollFlags::OUT };
+            match guest.is_greeted() {
+                true => self.guests.push(guest),
+                false => self.shake_hands(guest),
             }
+        }
+    }
+
+    /// Begins a handshake, if the address has one left. A greeting costs so little that it is not counted.
+    fn shake_hands(&mut self, mut guest: Guest) {
+        if self.ration.take(guest.source, Instant::now()) {
+            self.make_room(guest.source);
+            (guest.stage, guest.waits) = (Stage::Hello(Vec::new()), PollFlags::IN);
+            self.guests.push(guest);
+        } else {
+            self.report(&guest, FLOOD);
         }
     }
 
     /// Gives up the one of an address that has waited longest, if it has too many: who opens connections and says nothing
     /// cannot keep a neighbour out who does.
     fn make_room(&mut self, source: Source) {
-        let of_it = |guest: &&Guest| guest.source == source;
-        if self.guests.iter().filter(of_it).count() >= self.at_once {
-            let oldest = self.guests.iter().position(|guest| guest.source == source);
+        let of_it = |guest: &Guest| guest.source == source && !guest.is_greeted();
+        if self.guests.iter().filter(|guest| of_it(guest)).count() >= self.at_once {
+            let oldest = self.guests.iter().position(of_it);
             oldest.into_iter().for_each(|at| drop(self.guests.remove(at)));
+        }
+    }
+
+    /// Where nothing need be shown, nobody was refused who did not go on.
+    fn report_late(&mut self, guest: &Guest) {
+        if guest.newcomer.entrance.security.door == Door::Keyed || !guest.is_greeted() {
+            self.report(guest, LATE);
         }
     }
 
@@ -239,15 +276,24 @@ impl Host {
         }
     }
 
+    /// Gives a connection in the clear to a driver, if that is let in now.
+    fn let_in(&mut self, guest: Guest, came: Vec<u8>) {
+        if !guest.newcomer.entrance.lets_plain_in() {
+            return self.report(&guest, CLEAR);
+        }
+        guest.newcomer.link.leave(came);
+        (self.adopt)(guest.newcomer.link, guest.open);
+    }
+
     /// Gives the connection to a driver.
     fn hand_over(&mut self, guest: Guest, agreed: Agreed) {
         // A key that everybody knows proves nothing, and costs as much as a wrong one.
         if agreed.channel.key.is_some() {
             self.ration.give_back(guest.source);
         }
-        let Newcomer { link, entrance, .. } = guest.newcomer;
+        let link = guest.newcomer.link;
         link.secure(agreed.channel.clone());
-        (self.adopt)(link, wrap(Records::new(agreed), entrance.open.clone()));
+        (self.adopt)(link, wrap(Records::new(agreed), guest.open));
     }
 }
 
@@ -270,8 +316,22 @@ impl Guest {
         self.newcomer.link.as_fd()
     }
 
+    fn is_greeted(&self) -> bool {
+        matches!(self.stage, Stage::Greeting(_))
+    }
+
     fn advance(&mut self) -> Step {
         match &mut self.stage {
+            Stage::Greeting(prelude) => match prelude.advance(&self.newcomer.link) {
+                Next::Waits(wanted) => {
+                    self.waits = wanted;
+                    Step::Waits
+                }
+                Next::Plain(came) => Step::Plain(came),
+                Next::Secure(open) => Step::Secured(open),
+                Next::Refuse(why) => Step::Failed(why),
+                Next::Gone => Step::Gone,
+            },
             Stage::Hello(came) => match hear(&self.newcomer.link, came) {
                 Ok(Some(name)) => self.begin(&name),
                 Ok(None) => Step::Waits,
@@ -285,14 +345,26 @@ impl Guest {
     fn begin(&mut self, name: &[u8]) -> Step {
         let Stage::Hello(came) = &mut self.stage else { return Step::Gone };
         let came = std::mem::take(came);
-        let security = &self.newcomer.entrance.security;
-        let known = security.keys.as_ref().map_or_else(Vec::new, |keys| keys());
-        let keys = choose(known, name).into_iter().collect();
-        match Handshake::serve(self.newcomer.link.clone(), came, keys) {
+        match self.serve(came, name) {
             Ok(handshake) => self.stage = Stage::Shake(handshake),
             Err(failed) => return self.fail(&failed),
         }
         self.shake()
+    }
+
+    /// By certificates, if there are some, with who offers no key.
+    fn serve(&self, came: Vec<u8>, name: &[u8]) -> Result<Handshake, Failed> {
+        let (security, socket) = (&self.newcomer.entrance.security, self.newcomer.link.clone());
+        match &security.certificates {
+            Some(certificates) if name.is_empty() => {
+                Handshake::serve_certified(socket, came, certificates, security.door)
+            }
+            _ => {
+                let known = security.keys.as_ref().map_or_else(Vec::new, |keys| keys());
+                let keys = choose(known, name).into_iter().collect();
+                Handshake::serve(socket, came, keys)
+            }
+        }
     }
 
     fn shake(&mut self) -> Step {

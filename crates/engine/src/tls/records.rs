@@ -4,8 +4,11 @@
 use super::record::{Broken, CONTENT, HEADER, Kind, OVERHEAD, Opener, Sealer};
 use super::seam::Agreed;
 
-/// The most bytes of a message to us that is not data: a ticket, at most.
+/// The most bytes of a message to a server that is not data.
 const MESSAGE: usize = 4 << 10;
+
+/// The same to a client: a ticket, in which its own certificates may be.
+const TICKET: usize = 32 << 10;
 
 const NEW_SESSION_TICKET: u8 = 4;
 const KEY_UPDATE: u8 = 24;
@@ -85,7 +88,8 @@ impl Records {
     }
 
     fn hear(&mut self, part: &[u8]) -> Result<(), Broken> {
-        if part.is_empty() || self.message.len() + part.len() > MESSAGE {
+        let most = if self.is_client { TICKET } else { MESSAGE };
+        if part.is_empty() || self.message.len() + part.len() > most {
             return Err(Broken::UnexpectedMessage);
         }
         self.message.extend_from_slice(part);

@@ -24,23 +24,27 @@ use std::slice;
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
-use export::Channel;
-use s2n_tls::config::Config;
+use export::{Channel, Door};
+use s2n_tls::config::{Builder, Config};
 use s2n_tls::connection::Connection;
-use s2n_tls::enums::{Blinding, Mode, PskHmac, Version};
+use s2n_tls::enums::{Blinding, ClientAuthType, Mode, PskHmac, Version};
 use s2n_tls::error::Error;
 use s2n_tls::ffi::s2n_connection;
 use s2n_tls::psk::Psk as Key;
 use s2n_tls::security::Policy;
 use zeroize::Zeroizing;
 
+use super::certificates::{Address, Certificates, Shown, Trust};
 use super::record::{Opener, Sealer};
 use super::suite::{Suite, Traffic};
 use super::{Hash, Psk};
 
-/// What is offered and taken: TLS 1.3 with AES-GCM or ChaCha20-Poly1305, and X25519 or a NIST curve. The versions before,
-/// which the policy also names, need a certificate, and there is none.
+/// What is offered and taken with keys: TLS 1.3 with AES-GCM or ChaCha20-Poly1305, and X25519 or a NIST curve. The versions
+/// before, which the policy also names, need a certificate, and there is none.
 const POLICY: &str = "20240503";
+
+/// The same with certificates, and nothing before TLS 1.3: ECDSA with a NIST curve, or RSA.
+const CERTIFIED: &str = "CloudFront-Upstream-TLS-1-3-2025";
 
 /// For what the value is that both ends of a channel know (RFC 8446 §7.5).
 const BINDING: &[u8] = b"EXPORTER-storagetm-channel";
@@ -88,9 +92,19 @@ pub(super) struct Handshake {
     /// Here until it is dropped, which is before the wire is.
     connection: Option<Connection>,
     wire: NonNull<Wire>,
-    keys: Vec<Psk>,
+    proof: Proof,
     secrets: Vec<Secret>,
     mode: Mode,
+}
+
+/// What shows who the other end is.
+enum Proof {
+    /// That it knows one of these.
+    Keys(Vec<Psk>),
+    /// We are the server, and our certificates show who we are; theirs, if it must or wants to show one, who they are.
+    Client { shown: Shown, must: bool },
+    /// Its certificates, which are those of a server of this name.
+    Server(String),
 }
 
 /// The bytes' way between the library and the socket.
@@ -145,16 +159,25 @@ pub(super) fn prepare() -> io::Result<()> {
 
 fn config() -> Result<Config, &'static str> {
     static CONFIG: OnceLock<Result<Config, &'static str>> = OnceLock::new();
-    CONFIG.get_or_init(|| build().map_err(|error| error.message())).clone()
+    let build = || builder(POLICY)?.build();
+    CONFIG.get_or_init(|| build().map_err(|error: Error| error.message())).clone()
 }
 
-fn build() -> Result<Config, Error> {
+/// The beginning of what the library is told about handshakes with certificates; it tells us their secrets.
+///
+/// # Errors
+/// There is no memory.
+pub(super) fn certified() -> Result<Builder, Error> {
+    builder(CERTIFIED)
+}
+
+fn builder(policy: &str) -> Result<Builder, Error> {
     let mut builder = Config::builder();
     builder.with_system_certs(false)?;
-    builder.set_security_policy(&Policy::from_version(POLICY)?)?;
+    builder.set_security_policy(&Policy::from_version(policy)?)?;
     // SAFETY: the context is null, and `tell` does not use it.
     unsafe { builder.set_key_log_callback(Some(tell), ptr::null_mut())? };
-    builder.build()
+    Ok(builder)
 }
 
 impl Handshake {
@@ -163,7 +186,7 @@ impl Handshake {
     /// # Errors
     /// There is no memory for it, or a key that the library does not take.
     pub(super) fn serve(socket: Socket, early: Vec<u8>, keys: Vec<Psk>) -> Result<Self, Failed> {
-        Self::new(Mode::Server, socket, early, keys).map_err(|error| failed(&error, true))
+        Self::with_keys(Mode::Server, socket, early, keys).map_err(|error| failed(&error, true))
     }
 
     /// One of the end that begins.
@@ -171,18 +194,91 @@ impl Handshake {
     /// # Errors
     /// There is no memory for it, or the library does not take the key.
     pub(super) fn begin(socket: Socket, key: Psk) -> Result<Self, Failed> {
-        Self::new(Mode::Client, socket, Vec::new(), vec![key]).map_err(|error| failed(&error, true))
+        Self::with_keys(Mode::Client, socket, Vec::new(), vec![key])
+            .map_err(|error| failed(&error, true))
     }
 
-    fn new(mode: Mode, socket: Socket, early: Vec<u8>, keys: Vec<Psk>) -> Result<Self, Error> {
+    /// One of the end that waits for the other, by certificates. At a [`Door::Keyed`] the other end must show one, too.
+    ///
+    /// # Errors
+    /// There is no memory for it; or the other end must show a certificate, and there is no authority that says which.
+    pub(super) fn serve_certified(
+        socket: Socket,
+        early: Vec<u8>,
+        certificates: &Certificates,
+        door: Door,
+    ) -> Result<Self, Failed> {
+        let must = door == Door::Keyed;
+        let wanted = match (certificates.knows_clients(), must) {
+            (true, true) => ClientAuthType::Required,
+            (true, false) => ClientAuthType::Optional,
+            (false, false) => ClientAuthType::None,
+            (false, true) => return Err(Failed { why: "no authority is known", is_early: true }),
+        };
+        let shown = Shown::default();
+        let make = || {
+            let proof = Proof::Client { shown: shown.clone(), must };
+            let config = certificates.config();
+            let mut this = Self::new(Mode::Server, socket, early, config, proof)?;
+            if let Some(connection) = &mut this.connection {
+                connection.set_client_auth_type(wanted)?;
+                connection.set_verify_host_callback(shown)?;
+            }
+            Ok(this)
+        };
+        make().map_err(|error| failed(&error, true))
+    }
+
+    /// One of the end that begins, by certificates.
+    ///
+    /// # Errors
+    /// There is no memory for it, or no sense in what is trusted.
+    pub(super) fn begin_certified(socket: Socket, trust: &Trust) -> Result<Self, Failed> {
+        let make = || {
+            let proof = Proof::Server(trust.name.clone());
+            let mut this = Self::new(Mode::Client, socket, Vec::new(), trust.config()?, proof)?;
+            match (trust.name.parse(), &mut this.connection) {
+                // An address is no name to ask a server for (RFC 6066 §3).
+                (Ok(address), Some(connection)) => {
+                    connection.set_verify_host_callback(Address(address))?;
+                }
+                (Err(_), Some(connection)) => drop(connection.set_server_name(&trust.name)?),
+                (_, None) => {}
+            }
+            Ok(this)
+        };
+        make().map_err(|error| failed(&error, true))
+    }
+
+    fn with_keys(
+        mode: Mode,
+        socket: Socket,
+        early: Vec<u8>,
+        keys: Vec<Psk>,
+    ) -> Result<Self, Error> {
         let config = config().map_err(|why| Error::application(why.into()))?;
+        let emitted = keys.iter().map(emit).collect::<Result<Vec<_>, _>>()?;
+        let mut this = Self::new(mode, socket, early, config, Proof::Keys(keys))?;
+        if let Some(connection) = &mut this.connection {
+            emitted.iter().try_for_each(|key| connection.append_psk(key))?;
+        }
+        Ok(this)
+    }
+
+    fn new(
+        mode: Mode,
+        socket: Socket,
+        early: Vec<u8>,
+        config: Config,
+        proof: Proof,
+    ) -> Result<Self, Error> {
         let mut connection = Connection::new(mode);
         connection.set_config(config)?;
         connection.set_blinding(Blinding::SelfService)?;
-        keys.iter().try_for_each(|key| connection.append_psk(&emit(key)?))?;
         let wire = Wire { socket, early, taken: 0, came: 0, sent: 0, is_full: false };
         let wire = NonNull::from(Box::leak(Box::new(wire)));
-        let mut this = Self { connection: Some(connection), wire, keys, secrets: Vec::new(), mode };
+        let connection = Some(connection);
+        let mut this = Self { connection, wire, proof, secrets: Vec::new(), mode };
         this.attach()?;
         Ok(this)
     }
@@ -226,9 +322,19 @@ impl Handshake {
         let connection = self.connection.as_ref().ok_or_else(|| late("it is over"))?;
         let read = read(connection).map_err(|error| failed(&error, false))?;
         let (identity, cipher, binding) = read;
-        // Both ends know the key by now; of several with one name it may be any, and all are the same host's.
-        let key = self.keys.iter().find(|key| key.identity == identity);
-        let key = key.ok_or_else(|| late("no key was used"))?.key;
+        let (key, certified, identity) = match &self.proof {
+            // Both ends know the key by now; of several with one name it may be any, and all are the same host's.
+            Proof::Keys(keys) => {
+                let key = keys.iter().find(|key| key.identity == identity);
+                (key.ok_or_else(|| late("no key was used"))?.key, false, identity)
+            }
+            Proof::Client { shown, .. } if connection.client_cert_used() => {
+                (None, true, shown.name())
+            }
+            Proof::Client { must: true, .. } => return Err(late("no certificate was shown")),
+            Proof::Client { .. } => (None, false, String::new()),
+            Proof::Server(name) => (None, true, name.clone()),
+        };
         let suite = Suite::named(&cipher).ok_or_else(|| late("another cipher suite"))?;
         let (ours, theirs) = match self.mode {
             Mode::Server => (Role::Server, Role::Client),
@@ -242,7 +348,7 @@ impl Handshake {
             Sealer::new(suite, secret(ours)?).ok_or_else(|| late("a secret of another length"))?;
         let opener = Opener::new(suite, secret(theirs)?)
             .ok_or_else(|| late("a secret of another length"))?;
-        let channel = Channel { key, certified: false, identity, cipher, binding };
+        let channel = Channel { key, certified, identity, cipher, binding };
         Ok(Agreed { channel, is_client: self.mode == Mode::Client, sealer, opener })
     }
 }
@@ -424,7 +530,8 @@ mod test {
         };
         let (near, far) = UnixStream::pair().unwrap();
         let keys = vec![named("guess", 9), named("mine", 7)];
-        let mut client = Handshake::new(Mode::Client, Arc::new(near), Vec::new(), keys).unwrap();
+        let mut client =
+            Handshake::with_keys(Mode::Client, Arc::new(near), Vec::new(), keys).unwrap();
         let _ = client.advance().unwrap();
         let mut said = vec![0; 4096];
         let len = (&far).read(&mut said).unwrap();

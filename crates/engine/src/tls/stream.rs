@@ -10,10 +10,10 @@ use std::time::Instant;
 use export::Channel;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::Psk;
 use super::record::{Broken, CONTENT, Kind, OPENED, Opener};
 use super::records::{Opened, Records, SMALL, sealed_len};
 use super::seam::{Agreed, Failed, Handshake, Progress};
+use super::{Psk, Trust};
 use crate::stage::Stage;
 
 /// Bytes that are received at once.
@@ -29,7 +29,32 @@ const OUTBOX: usize = 1 << 20;
 /// The other end does not know that key, does not speak TLS 1.3, or takes too long; or the connection broke.
 pub fn connect(socket: TcpStream, key: Psk, deadline: Instant) -> io::Result<Stream> {
     let socket = Arc::new(socket);
-    let mut handshake = Handshake::begin(socket.clone(), key).map_err(refused)?;
+    let handshake = Handshake::begin(socket.clone(), key).map_err(refused)?;
+    shake(socket, handshake, deadline, refused)
+}
+
+/// The same with certificates: the other end must show one that `trust` is about.
+///
+/// # Errors
+/// The other end has no such certificate, does not speak TLS 1.3, or takes too long; or the connection broke; or what is to be
+/// trusted makes no sense. That our own certificate does not please the other end may be seen only with the first read.
+pub fn connect_certified(
+    socket: TcpStream,
+    trust: &Trust,
+    deadline: Instant,
+) -> io::Result<Stream> {
+    trust.check()?;
+    let socket = Arc::new(socket);
+    let handshake = Handshake::begin_certified(socket.clone(), trust).map_err(distrusted)?;
+    shake(socket, handshake, deadline, distrusted)
+}
+
+fn shake(
+    socket: Arc<TcpStream>,
+    mut handshake: Handshake,
+    deadline: Instant,
+    refused: fn(Failed) -> io::Error,
+) -> io::Result<Stream> {
     let agreed = loop {
         match handshake.advance().map_err(refused)? {
             Progress::Done(agreed) => break *agreed,
@@ -45,6 +70,14 @@ fn refused(failed: Failed) -> io::Error {
     io::Error::new(
         ErrorKind::PermissionDenied,
         format!("the other end did not accept the key, or does not have it: {why}"),
+    )
+}
+
+fn distrusted(failed: Failed) -> io::Error {
+    let why = failed.why;
+    io::Error::new(
+        ErrorKind::PermissionDenied,
+        format!("the two ends do not accept each other's certificates: {why}"),
     )
 }
 

@@ -13,9 +13,11 @@ use rustix::net::Shutdown;
 use super::files::File;
 use super::receiving::Receiving;
 use super::ring::Ring;
+use super::runners::Runners;
 use super::sending::Sending;
 use super::slots::Key;
 use crate::disk::{Job, Pace};
+use crate::errand::Errand;
 use crate::link::Link;
 use crate::stage::room;
 use crate::{GRACE, LINGER, Sink, UNSENT};
@@ -24,6 +26,8 @@ use crate::{GRACE, LINGER, Sink, UNSENT};
 pub(crate) struct Turn {
     /// The ring.
     pub(crate) ring: Ring,
+    /// Those who do what the ring cannot.
+    pub(crate) runners: Runners,
     /// The time at which the turn began.
     pub(crate) now: Instant,
     /// Whether all sessions are to be told that something changed.
@@ -304,6 +308,10 @@ impl Connection {
         if job.result().is_some() {
             return self.complete(turn, job);
         }
+        if let Some(errand) = job.errand() {
+            self.jobs += 1;
+            return self.send_out(turn, job, errand);
+        }
         match self.place(turn, &job) {
             Ok(file) => {
                 self.jobs += 1;
@@ -314,6 +322,14 @@ impl Connection {
                 job.refuse(Fault::Io);
                 self.complete(turn, job);
             }
+        }
+    }
+
+    /// Has a request carried out that the ring cannot.
+    fn send_out(&mut self, turn: &mut Turn, job: Job, errand: Errand) {
+        if let Err(mut job) = turn.runners.send(self.key, job, errand) {
+            job.refuse(Fault::Io);
+            self.completed(turn, job);
         }
     }
 

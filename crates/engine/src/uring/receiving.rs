@@ -45,7 +45,7 @@ pub(crate) struct Receiving {
 impl Receiving {
     /// With an empty stage.
     pub(crate) fn new(owner: Key, link: Arc<Link>, file: Rc<File>) -> Box<Self> {
-        let stage = Stage::new(STAGE);
+        let stage = Stage::with(&link.take());
         let (header, vectors) = (header(&mut []), [NOTHING; 2]);
         Box::new(Self {
             owner,

@@ -13,8 +13,10 @@ use export::{News, Pool};
 
 use super::connection::{Connection, Turn};
 use super::ring::{Done, Ring};
+use super::runners::Runners;
 use super::slots::{Key, Slots};
 use super::spin::Spin;
+use crate::errand::Answer;
 use crate::link::Link;
 use crate::mailbox::{Mailbox, Message};
 use crate::{Config, Open, Shared};
@@ -136,7 +138,9 @@ impl Worker {
         load: Arc<AtomicUsize>,
     ) -> Self {
         shared.post.join(&mailbox);
-        let turn = Turn { ring, now: Instant::now(), roused: false, sink: shared.sink.clone() };
+        let runners = Runners::new(mailbox.clone());
+        let (now, sink) = (Instant::now(), shared.sink.clone());
+        let turn = Turn { ring, runners, now, roused: false, sink };
         Self {
             turn,
             connections: Slots::default(),
@@ -283,11 +287,20 @@ impl Worker {
                     self.stopping |= news == News::Stopping;
                     self.with_all(|connection, turn| connection.tell(turn.now, news));
                 }
+                Message::Ran(number, answer) => self.take_back(number, answer),
                 Message::Quit => {
                     self.quitting = true;
                     self.with_all(Connection::disconnect);
                 }
             }
+        }
+    }
+
+    /// A request ended that the ring could not do.
+    fn take_back(&mut self, number: u64, answer: Answer) {
+        if let Some((key, mut job)) = self.turn.runners.take_back(number) {
+            job.answer(answer);
+            self.with(key, |connection, turn| connection.completed(turn, job));
         }
     }
 

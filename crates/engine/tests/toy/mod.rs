@@ -17,13 +17,16 @@ use std::time::{Duration, Instant};
 
 use engine::{Config, Driver, Engine, Limits, Open, Security};
 use export::{
-    Access, Account, Admitted, Body, Buffer, Event, Exclusive, Export, Geometry, Grant, Head,
-    Identity, Landing, News, Op, Outcome, Reason, Request, Segment, Session, Step, Ticket,
+    Access, Account, Admitted, Body, Buffer, Event, Exclusive, Export, Extent, Extents, Geometry,
+    Grant, Head, Identity, Landing, News, Op, Outcome, Reason, Request, Segment, Session, Step,
+    Ticket,
 };
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 pub(crate) const BLOCK: usize = 512;
 const HEADER: usize = 16;
+/// Bytes for the extents of an answer: sixteen of them.
+const MAP: usize = 256;
 
 /// What the sessions of a test did.
 #[derive(Debug, Default)]
@@ -112,6 +115,9 @@ impl Command {
             b'F' => Op::Flush,
             b'Z' => Op::Zero { unmap: true, durable, fast: false },
             b'D' => Op::Discard,
+            b'Q' => Op::Zero { unmap: durable, durable: false, fast: true },
+            b'M' => Op::Extents,
+            b'G' => Op::Prefetch,
             _ => Op::Write { durable },
         }
     }
@@ -132,8 +138,8 @@ impl Toy {
 
     fn begin(&mut self, command: Command) {
         match command.op {
-            b'R' | b'W' | b'A' => self.state = State::Starved(command),
-            b'F' | b'Z' | b'D' => self.submit(command, None),
+            b'R' | b'W' | b'A' | b'M' => self.state = State::Starved(command),
+            b'F' | b'Z' | b'D' | b'Q' | b'G' => self.submit(command, None),
             b'N' => {
                 self.steps.push_back(Step::Rouse);
                 self.answer(command.tag, 0, None);
@@ -154,9 +160,10 @@ impl Toy {
     /// Gives a command that waits for memory its buffer.
     fn feed(&mut self) {
         let State::Starved(command) = self.state else { return };
-        let Some(buffer) = self.account.take(command.len as usize) else { return };
+        let len = if command.op == b'M' { MAP } else { command.len as usize };
+        let Some(buffer) = self.account.take(len) else { return };
         self.state = State::Header;
-        if command.op == b'R' {
+        if command.op == b'R' || command.op == b'M' {
             self.submit(command, Some(buffer));
         } else {
             self.state = State::Payload(command, buffer, 0);
@@ -473,7 +480,7 @@ impl Client {
 
     /// The bytes of a command.
     pub(crate) fn command(op: u8, tag: u32, lba: u32, len: usize) -> [u8; HEADER] {
-        let tag = if op == b'R' { tag | READ } else { tag };
+        let tag = if op == b'R' || op == b'M' { tag | READ } else { tag };
         let len = u32::try_from(len).unwrap();
         Command { op, flag: u8::from(tag % 2 == 1), tag, lba, len }.emit()
     }
@@ -510,6 +517,14 @@ impl Client {
         let (tag, status, data) = self.hear().unwrap();
         assert_eq!(tag, 7);
         if status == 0 { Ok(data) } else { Err(status) }
+    }
+
+    /// What of so many bytes is data, and what holes.
+    pub(crate) fn map(&mut self, lba: u32, len: usize) -> Vec<Extent> {
+        self.say(b'M', 9, lba, len);
+        let (tag, status, data) = self.hear().unwrap();
+        assert_eq!((tag, status), (9, 0));
+        Extents::parse(&data).collect()
     }
 
     pub(crate) fn write(&mut self, lba: u32, data: &[u8]) -> u32 {

@@ -1,0 +1,167 @@
+//! What is said in the clear before it is known how a connection goes on, where this end speaks first: the bytes' way between
+//! a socket and its [`Greeting`]. It knows no protocol and no TLS.
+
+use rustix::event::PollFlags;
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags};
+
+use crate::Open;
+use crate::door::{Greeting, Heard, Then};
+use crate::link::Link;
+
+/// The most bytes that may wait for the greeting to take them.
+const WAITING: usize = 8 << 10;
+
+/// More bytes than anybody says in the clear before it is known how it goes on.
+const MOST: usize = 16 << 10;
+
+const TALKATIVE: &str = "says too much before it says how it goes on";
+const EARLY: &str = "spoke in the clear after it had asked for TLS";
+
+/// A greeting on its way.
+pub(crate) struct Prelude {
+    greeting: Greeting,
+    /// Bytes that came and were not taken.
+    came: Vec<u8>,
+    /// Whether they may hold more than the greeting has heard: it took some, and these were behind.
+    is_behind: bool,
+    /// Bytes that came in all.
+    heard: usize,
+    /// What is still to be said, and what follows then.
+    say: Vec<u8>,
+    then: Then,
+}
+
+/// How a prelude goes on.
+pub(crate) enum Next {
+    /// It waits for that.
+    Waits(PollFlags),
+    /// A driver takes over, with these bytes that came and were not taken.
+    Plain(Vec<u8>),
+    /// TLS follows, and then a session of this maker.
+    Secure(Open),
+    /// The peer is refused.
+    Refuse(&'static str),
+    /// It is over.
+    Gone,
+}
+
+impl Prelude {
+    /// One that has said nothing yet.
+    pub(crate) fn new(mut greeting: Greeting) -> Self {
+        let Heard { say, then, .. } = greeting(&[]);
+        Self { greeting, came: Vec::new(), is_behind: false, heard: 0, say, then }
+    }
+
+    /// Does what can be done now. A peer can keep this going only for as many bytes as it may say in all.
+    pub(crate) fn advance(&mut self, link: &Link) -> Next {
+        loop {
+            if matches!(self.then, Then::Secure(_)) && (!self.came.is_empty() || has_more(link)) {
+                return Next::Refuse(EARLY);
+            }
+            match self.send(link) {
+                Ok(true) => {}
+                Ok(false) => return Next::Waits(PollFlags::OUT),
+                Err(_) => return Next::Gone,
+            }
+            match std::mem::replace(&mut self.then, Then::Wait) {
+                Then::Wait if self.is_behind => self.hear(),
+                Then::Wait if self.is_full() => return Next::Refuse(TALKATIVE),
+                Then::Wait => match self.listen(link) {
+                    Ok(()) => self.hear(),
+                    Err(next) => return next,
+                },
+                Then::Plain => return Next::Plain(std::mem::take(&mut self.came)),
+                Then::Secure(open) => return Next::Secure(open),
+                Then::Refuse(why) => return Next::Refuse(why),
+                Then::Close => return Next::Gone,
+            }
+        }
+    }
+
+    /// Whether the peer has said all that it may.
+    fn is_full(&self) -> bool {
+        self.came.len() >= WAITING || self.heard >= MOST
+    }
+
+    /// Sends what the socket takes now of what is to be said. Tells whether that was all.
+    fn send(&mut self, link: &Link) -> Result<bool, Errno> {
+        while !self.say.is_empty() {
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match rustix::net::send(link, &self.say, flags) {
+                Ok(sent) => drop(self.say.drain(..sent.min(self.say.len()))),
+                Err(Errno::AGAIN) => return Ok(false),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Receives what has come.
+    fn listen(&mut self, link: &Link) -> Result<(), Next> {
+        let have = self.came.len();
+        self.came.resize(WAITING, 0);
+        let room = self.came.get_mut(have..).unwrap_or_default();
+        let got = rustix::net::recv(link, room, RecvFlags::DONTWAIT).map(|(got, _)| got);
+        self.came.truncate(have + got.unwrap_or(0));
+        match got {
+            Ok(0) => Err(Next::Gone),
+            Ok(got) => {
+                self.heard += got;
+                Ok(())
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Err(Next::Waits(PollFlags::IN)),
+            Err(_) => Err(Next::Gone),
+        }
+    }
+
+    /// Has the greeting hear what has come.
+    fn hear(&mut self) {
+        let Heard { take, say, then } = (self.greeting)(&self.came);
+        self.came.drain(..take.min(self.came.len()));
+        self.is_behind = take > 0 && !self.came.is_empty();
+        (self.say, self.then) = (say, then);
+    }
+}
+
+/// Whether bytes wait in the socket.
+fn has_more(link: &Link) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    rustix::net::recv(link, &mut [0u8; 1], flags).is_ok_and(|(got, _)| got > 0)
+}
+
+#[cfg(test)]
+mod test {
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    use export::{Door, Peer};
+
+    use super::*;
+    use crate::link::{Bounds, Census};
+
+    /// Half a word that nobody takes must not have its socket look ready for ever.
+    #[test]
+    fn what_is_not_taken_does_not_wait_in_the_socket() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let peer = Peer { remote: Peer::HERE, local: Peer::HERE, door: Door::Open, channel: None };
+        let census = Census::new(Bounds { total: 1, newcomers: 1 });
+        let link = census.enter(near.into(), peer).unwrap();
+        let greeting = |bytes: &[u8]| {
+            let then = if bytes.len() < 4 { Then::Wait } else { Then::Plain };
+            let say = if bytes.is_empty() { b"hello".to_vec() } else { Vec::new() };
+            Heard { take: 0, say, then }
+        };
+        let mut prelude = Prelude::new(Box::new(greeting));
+        for word in [&b""[..], b"a", b"bc"] {
+            far.write_all(word).unwrap();
+            assert!(matches!(prelude.advance(&link), Next::Waits(PollFlags::IN)));
+            assert!(!has_more(&link));
+        }
+        far.read_exact(&mut [0; 5]).unwrap();
+        far.write_all(b"de").unwrap();
+        let Next::Plain(came) = prelude.advance(&link) else { panic!("it waits") };
+        assert_eq!(came, b"abcde");
+    }
+}

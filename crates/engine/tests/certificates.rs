@@ -1,0 +1,530 @@
+//! What TLS with certificates promises: whom a server lets in by them, which servers a client takes for the right ones, and
+//! that others' programs agree. Over loopback TCP, with the toy protocol.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod toy;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use engine::tls::{self, Certificates, Hash, Psk, Stream, Trust};
+use engine::{Config, Driver, Engine, Open, Security};
+use export::{Door, Event, Peer, Secret};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, date_time_ymd,
+};
+use toy::{Client, FREE, Log, Manner, lend, opener, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// An authority, in which all certificates of a test are made.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+/// A certificate and its key, in PEM.
+#[derive(Clone)]
+struct Pair {
+    chain: Vec<u8>,
+    key: Vec<u8>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "the authority");
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
+        Self(CertifiedIssuer::self_signed(params, key).unwrap())
+    }
+
+    fn pem(&self) -> Vec<u8> {
+        self.0.pem().into_bytes()
+    }
+
+    fn sign(&self, params: &CertificateParams) -> Pair {
+        let key = KeyPair::generate().unwrap();
+        let chain = params.signed_by(&key, &self.0).unwrap().pem().into_bytes();
+        Pair { chain, key: key.serialize_pem().into_bytes() }
+    }
+
+    /// A server's, for `localhost` and 127.0.0.1.
+    fn server(&self) -> Pair {
+        self.sign(&named(&["localhost", "127.0.0.1"]))
+    }
+
+    /// A client's, with that common name.
+    fn client(&self, name: &str) -> Pair {
+        let mut params = named(&[]);
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        self.sign(&params)
+    }
+}
+
+fn named(names: &[&str]) -> CertificateParams {
+    let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params
+}
+
+fn expired() -> CertificateParams {
+    let mut params = named(&["localhost"]);
+    params.not_before = date_time_ymd(2000, 1, 1);
+    params.not_after = date_time_ymd(2001, 1, 1);
+    params
+}
+
+fn certificates(pair: &Pair, authority: Option<&Authority>) -> Certificates {
+    let authority = authority.map(Authority::pem);
+    let key = Secret::new(pair.key.clone());
+    Certificates::new(&pair.chain, &key, authority.as_deref()).unwrap()
+}
+
+fn trust(authority: &Authority, name: &str, own: Option<&Pair>) -> Trust {
+    let own = own.map(|own| (own.chain.clone(), Secret::new(own.key.clone())));
+    Trust { authority: authority.pem(), name: name.to_owned(), own }
+}
+
+fn key() -> Psk {
+    let secret = Secret::new(vec![1; 32]);
+    Psk { identity: "host".to_owned(), secret, hash: Hash::Sha256, key: None }
+}
+
+struct House {
+    engine: Engine,
+    address: SocketAddr,
+    log: Arc<Log>,
+    peers: Arc<Mutex<Vec<Peer>>>,
+    events: Arc<Mutex<Vec<Event>>>,
+}
+
+fn house(door: Door, certificates: Certificates) -> House {
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let heard = events.clone();
+    let sink = Arc::new(move |event| heard.lock().unwrap().push(event));
+    let config = Config { driver: Driver::Auto, limits: FREE, ..Config::default() };
+    let engine = Engine::start(config, sink).unwrap();
+    let (log, peers) = (Arc::new(Log::default()), Arc::new(Mutex::new(Vec::new())));
+    let (inner, seen) = (opener(&log, &lend(1 << 20), Manner::default()), peers.clone());
+    let open: Open = Arc::new(move |peer, account, now| {
+        seen.lock().unwrap().push(peer.clone());
+        inner(peer, account, now)
+    });
+    let security = Security {
+        door,
+        certificates: Some(certificates),
+        ..Security::keyed(Arc::new(|| vec![key()]))
+    };
+    let address = engine.listen((Ipv4Addr::LOCALHOST, 0).into(), None, security, open).unwrap();
+    House { engine, address, log, peers, events }
+}
+
+impl House {
+    fn connect(&self, trust: &Trust) -> std::io::Result<Stream> {
+        connect(self.address, trust)
+    }
+
+    /// Connects, and sees that a session is behind it. Gives who it takes us for.
+    fn enter(&self, trust: &Trust) -> Peer {
+        let mut stream = self.connect(trust).unwrap();
+        ask(&mut stream).unwrap();
+        let peer = self.peers.lock().unwrap().pop().unwrap();
+        let (ours, theirs) = (stream.channel(), peer.channel.as_ref().unwrap());
+        assert_eq!((&ours.binding, &ours.cipher), (&theirs.binding, &theirs.cipher));
+        assert_eq!((ours.certified, &ours.identity), (true, &trust.name));
+        stream.close().unwrap();
+        peer
+    }
+
+    /// Connects, and sees that nothing is behind it.
+    fn is_refused(&self, trust: &Trust) {
+        let before = Log::read(&self.log.opened);
+        // In TLS 1.3 a client may be done before the server has looked at its certificate.
+        if let Ok(mut stream) = self.connect(trust) {
+            assert!(ask(&mut stream).is_err());
+        }
+        wait_for("the house to empty", || self.engine.connections() == 0);
+        assert_eq!(Log::read(&self.log.opened), before);
+    }
+
+    fn stop(self) {
+        assert!(self.engine.stop(PATIENCE));
+    }
+}
+
+fn connect(address: SocketAddr, trust: &Trust) -> std::io::Result<Stream> {
+    let socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    tls::connect_certified(socket, trust, Instant::now() + PATIENCE)
+}
+
+fn ask(stream: &mut Stream) -> std::io::Result<()> {
+    stream.write_all(&Client::command(b'E', 3, 0, 0))?;
+    let mut answer = [0; 16];
+    stream.read_exact(&mut answer)?;
+    assert_eq!(answer[..4], 3u32.to_le_bytes());
+    Ok(())
+}
+
+#[test]
+fn a_client_of_the_authority_is_known_at_both_doors() {
+    let authority = Authority::new();
+    for door in [Door::Open, Door::Keyed] {
+        let house = house(door, certificates(&authority.server(), Some(&authority)));
+        let laptop = authority.client("laptop");
+        for name in ["localhost", "127.0.0.1"] {
+            let peer = house.enter(&trust(&authority, name, Some(&laptop)));
+            let channel = peer.channel.unwrap();
+            assert_eq!((channel.certified, channel.key), (true, None));
+            assert_eq!((&channel.identity[..], peer.door), ("laptop", door));
+        }
+        // Who has a key is known by that.
+        let socket = TcpStream::connect(house.address).unwrap();
+        let mut stream = tls::connect(socket, key(), Instant::now() + PATIENCE).unwrap();
+        ask(&mut stream).unwrap();
+        let channel = house.peers.lock().unwrap().pop().unwrap().channel.unwrap();
+        assert_eq!((channel.certified, &channel.identity[..]), (false, "host"));
+        drop(stream);
+        house.stop();
+    }
+}
+
+#[test]
+fn a_client_without_a_certificate_is_let_in_only_where_nothing_is_needed() {
+    let authority = Authority::new();
+    let nothing = trust(&authority, "localhost", None);
+    for knows in [Some(&authority), None] {
+        let open = house(Door::Open, certificates(&authority.server(), knows));
+        let channel = open.enter(&nothing).channel.unwrap();
+        assert_eq!((channel.certified, channel.key, &channel.identity[..]), (false, None, ""));
+        open.stop();
+        let keyed = house(Door::Keyed, certificates(&authority.server(), knows));
+        keyed.is_refused(&nothing);
+        let refused = "with no key that is known here";
+        let events = keyed.events.lock().unwrap();
+        assert!(matches!(events[..], [Event::Refused { why, .. }] if why == refused), "{events:?}");
+        drop(events);
+        keyed.stop();
+    }
+    // A certificate is of no use where no authority says which are good.
+    let keyed = house(Door::Keyed, certificates(&authority.server(), None));
+    keyed.is_refused(&trust(&authority, "localhost", Some(&authority.client("laptop"))));
+    keyed.stop();
+}
+
+#[test]
+fn a_client_of_another_authority_or_another_time_is_refused_at_both_doors() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let mut late = expired();
+    late.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let mut server = named(&["localhost"]);
+    server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let wrong = [other.client("laptop"), authority.sign(&late), authority.sign(&server)];
+    for door in [Door::Open, Door::Keyed] {
+        let house = house(door, certificates(&authority.server(), Some(&authority)));
+        for own in &wrong {
+            house.is_refused(&trust(&authority, "localhost", Some(own)));
+        }
+        house.stop();
+    }
+}
+
+/// X20: a client goes on with no server but the one that it asked for.
+#[test]
+fn x20_a_server_of_another_name_authority_or_time_is_refused() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let refuses = |server: &Pair, name: &str| {
+        let house = house(Door::Open, certificates(server, None));
+        let error = house.connect(&trust(&authority, name, None)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
+        assert!(error.to_string().contains("certificates"), "{error}");
+        house.is_refused(&trust(&authority, name, None));
+        house.stop();
+    };
+    refuses(&other.server(), "localhost");
+    refuses(&authority.server(), "example.org");
+    refuses(&authority.server(), "127.0.0.2");
+    refuses(&authority.server(), "::1");
+    refuses(&authority.sign(&expired()), "localhost");
+    refuses(&authority.client("localhost"), "localhost");
+    let mut bare = named(&[]);
+    bare.distinguished_name.push(DnType::CommonName, "127.0.0.1");
+    refuses(&authority.sign(&bare), "127.0.0.1");
+    // Nor one that knows keys only, nor one that speaks in the clear.
+    let keyed = house(Door::Open, certificates(&other.server(), None));
+    assert!(keyed.connect(&trust(&authority, "localhost", None)).is_err());
+    keyed.stop();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let clear = std::thread::spawn(move || {
+        let mut socket = listener.accept().unwrap().0;
+        socket.write_all(b"NBDMAGICIHAVEOPT").unwrap();
+        let _ = socket.read(&mut [0; 1000]);
+    });
+    assert!(connect(address, &trust(&authority, "localhost", None)).is_err());
+    clear.join().unwrap();
+}
+
+/// What most tools make.
+#[test]
+fn rsa_is_spoken() {
+    let authority = Authority::new();
+    let key = KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap();
+    let mut params = named(&["localhost"]);
+    params.distinguished_name.push(DnType::CommonName, "heavy");
+    let chain = params.signed_by(&key, &authority.0).unwrap().pem().into_bytes();
+    let pair = Pair { chain, key: key.serialize_pem().into_bytes() };
+    let house = house(Door::Keyed, certificates(&pair, Some(&authority)));
+    let channel = house.enter(&trust(&authority, "localhost", Some(&pair))).channel.unwrap();
+    // The first of its names.
+    assert_eq!(channel.identity, "localhost");
+    house.stop();
+}
+
+#[test]
+fn names_may_be_addresses_and_have_a_star() {
+    let authority = Authority::new();
+    let server = authority.sign(&named(&["::1", "*.example.org", "10.1.2.3"]));
+    let house = house(Door::Open, certificates(&server, None));
+    for name in ["::1", "0:0::1", "a.example.org", "10.1.2.3"] {
+        house.enter(&trust(&authority, name, None));
+    }
+    for name in ["example.org", "a.b.example.org", "10.1.2.4"] {
+        house.is_refused(&trust(&authority, name, None));
+    }
+    house.stop();
+}
+
+#[test]
+fn what_is_no_certificate_is_said_at_once_and_keys_are_not() {
+    let authority = Authority::new();
+    let (one, other) = (authority.server(), authority.server());
+    let ask = |chain: &[u8], key: &[u8], trusted: Option<&[u8]>| {
+        let error = Certificates::new(chain, &Secret::new(key.to_vec()), trusted).unwrap_err();
+        let text = error.to_string();
+        assert!(!text.contains("BEGIN") && error.kind() == ErrorKind::InvalidData, "{text}");
+        text.split(':').next().unwrap().to_owned()
+    };
+    let own = "the server's certificate with its key cannot be used";
+    assert_eq!(ask(&one.chain, &other.key, None), own);
+    assert_eq!(ask(b"", b"", None), own);
+    assert_eq!(ask(&one.key, &one.chain, None), own);
+    let trusted = "the authority's certificate cannot be used";
+    assert_eq!(ask(&one.chain, &one.key, Some(b"nonsense")), trusted);
+    let mut wrong = trust(&authority, "localhost", Some(&one));
+    assert!(wrong.check().is_ok());
+    wrong.authority.clear();
+    assert!(wrong.check().unwrap_err().to_string().starts_with(trusted));
+    let mixed = Pair { chain: one.chain, key: other.key };
+    let mixed = trust(&authority, "localhost", Some(&mixed));
+    assert!(mixed.check().unwrap_err().to_string().starts_with("the client's certificate"));
+}
+
+/// Files of a test; gone with it.
+struct Files(PathBuf);
+
+impl Files {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn put(&self, name: &str, bytes: &[u8]) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Another's program, ended with the test.
+struct Program(Child);
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts a program, or says that it is not here.
+fn start(command: &[&str]) -> Option<Program> {
+    let mut program = Command::new(command[0]);
+    program.args(&command[1..]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    match program.stderr(Stdio::null()).spawn() {
+        Ok(child) => Some(Program(child)),
+        Err(error) => {
+            eprintln!("skipped: {}: {error}", command[0]);
+            None
+        }
+    }
+}
+
+/// Others' clients: their echo comes back through a session of ours.
+#[test]
+fn openssl_and_gnutls_are_let_in() {
+    let (authority, files) = (Authority::new(), Files::new("clients"));
+    let house = house(Door::Keyed, certificates(&authority.server(), Some(&authority)));
+    let own = authority.client("foreign");
+    let (ca, cert) = (files.put("ca", &authority.pem()), files.put("cert", &own.chain));
+    let (key, port) = (files.put("key", &own.key), house.address.port().to_string());
+    let at = house.address.to_string();
+    let openssl = [
+        "openssl",
+        "s_client",
+        "-quiet",
+        "-tls1_3",
+        "-connect",
+        &at,
+        "-CAfile",
+        &ca,
+        "-cert",
+        &cert,
+        "-key",
+        &key,
+        "-verify_return_error",
+        "-verify_hostname",
+        "localhost",
+    ];
+    let gnutls = [
+        "gnutls-cli",
+        "--logfile=/dev/null",
+        "--x509cafile",
+        &ca,
+        "--x509certfile",
+        &cert,
+        "--x509keyfile",
+        &key,
+        "--verify-hostname=localhost",
+        "-p",
+        &port,
+        "127.0.0.1",
+    ];
+    for command in [&openssl[..], &gnutls[..]] {
+        let Some(mut program) = start(command) else { continue };
+        let mut say = program.0.stdin.take().unwrap();
+        // Neither of the two may take a line for an order.
+        say.write_all(&Client::command(b'E', 3, 0, 0)).unwrap();
+        say.flush().unwrap();
+        let mut answer = [0; 16];
+        program.0.stdout.as_mut().unwrap().read_exact(&mut answer).unwrap();
+        assert_eq!(answer[..4], 3u32.to_le_bytes(), "{command:?}");
+        let peer = house.peers.lock().unwrap().pop().unwrap();
+        assert_eq!(peer.channel.unwrap().identity, "foreign");
+    }
+    house.stop();
+}
+
+/// A port that nobody has just now.
+fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// Others' servers, which want a certificate of ours. They send tickets, which hold it.
+#[test]
+fn openssl_and_gnutls_let_us_in() {
+    let (authority, files) = (Authority::new(), Files::new("servers"));
+    let (server, own) = (authority.server(), authority.client("ours"));
+    let (ca, cert) = (files.put("ca", &authority.pem()), files.put("cert", &server.chain));
+    let key = files.put("key", &server.key);
+    let port = free_port().to_string();
+    let openssl = [
+        "openssl",
+        "s_server",
+        "-quiet",
+        "-rev",
+        "-accept",
+        &port,
+        "-CAfile",
+        &ca,
+        "-cert",
+        &cert,
+        "-key",
+        &key,
+        "-Verify",
+        "1",
+        "-verify_return_error",
+    ];
+    let other = free_port().to_string();
+    let gnutls = [
+        "gnutls-serv",
+        "--echo",
+        "--quiet",
+        "-p",
+        &other,
+        "--x509cafile",
+        &ca,
+        "--x509certfile",
+        &cert,
+        "--x509keyfile",
+        &key,
+        "--require-client-cert",
+        "--verify-client-cert",
+    ];
+    for (command, port, said) in
+        [(&openssl[..], port.clone(), "olleh"), (&gnutls[..], other.clone(), "hello")]
+    {
+        let Some(_program) = start(command) else { continue };
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port.parse().unwrap()));
+        wait_for("it to listen", || TcpStream::connect(address).is_ok());
+        for round in 0..2 {
+            let mut stream = connect(address, &trust(&authority, "localhost", Some(&own))).unwrap();
+            stream.write_all(b"hello\n").unwrap();
+            let mut heard = [0; 5];
+            stream.read_exact(&mut heard).unwrap();
+            assert_eq!(heard, said.as_bytes(), "{command:?} {round}");
+            let _ = stream.close();
+        }
+        let nobody = connect(address, &trust(&authority, "localhost", None));
+        let heard = nobody.and_then(|mut stream| {
+            stream.write_all(b"hello\n")?;
+            stream.read_exact(&mut [0; 5])
+        });
+        assert!(heard.is_err(), "{command:?}");
+        assert!(connect(address, &trust(&Authority::new(), "localhost", Some(&own))).is_err());
+    }
+}
+
+/// X20: nobody has us speak an older TLS.
+#[test]
+fn x20_older_versions_are_not_spoken() {
+    let (authority, files) = (Authority::new(), Files::new("older"));
+    let house = house(Door::Open, certificates(&authority.server(), Some(&authority)));
+    let (ca, at) = (files.put("ca", &authority.pem()), house.address.to_string());
+    let old = ["openssl", "s_client", "-tls1_2", "-connect", &at, "-CAfile", &ca];
+    if let Some(mut program) = start(&old) {
+        let mut said = String::new();
+        drop(program.0.stdin.take());
+        program.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        assert!(said.contains("Cipher is (NONE)"), "{said}");
+        assert!(!program.0.wait().unwrap().success());
+    }
+    let server = authority.server();
+    let (cert, key) = (files.put("cert", &server.chain), files.put("key", &server.key));
+    let port = free_port();
+    let number = port.to_string();
+    let old = [
+        "openssl", "s_server", "-quiet", "-tls1_2", "-accept", &number, "-cert", &cert, "-key",
+        &key,
+    ];
+    if let Some(_program) = start(&old) {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        wait_for("it to listen", || TcpStream::connect(address).is_ok());
+        assert!(connect(address, &trust(&authority, "localhost", None)).is_err());
+    }
+    assert_eq!(Log::read(&house.log.opened), 0);
+    house.stop();
+}

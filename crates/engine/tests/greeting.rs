@@ -1,0 +1,320 @@
+//! What a door promises at which this end speaks first: what is said in the clear, who goes on in TLS and who without, and
+//! what those can cost who do neither. With the toy protocol behind a toy greeting of four-byte words, over loopback TCP.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod toy;
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use engine::tls::{self, Hash, Psk, Stream};
+use engine::{Config, Driver, Engine, Greeting, Heard, Limits, Open, Security, Then};
+use export::{Door, Event, KeyId, Secret};
+use toy::{BLOCK, Client, FREE, Log, Manner, lend, opener, pattern, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+const HELLO: [u8; 6] = *b"hello\n";
+const LONG: usize = 8 << 20;
+
+/// The words: `tls.` goes on in TLS, `deny` is answered, `long` at length, `bye.` ends it, `ugly` is refused. `more` waits for
+/// more, and never takes it. All else is the session's.
+fn hear(bytes: &[u8], open: &Open) -> Heard {
+    let said = |say: &[u8], then| Heard { take: 4, say: say.to_vec(), then };
+    match bytes.get(..4) {
+        None => Heard { take: 0, say: Vec::new(), then: Then::Wait },
+        Some(b"tls.") => said(b"yes.", Then::Secure(open.clone())),
+        Some(b"deny") => said(b"no..", Then::Wait),
+        Some(b"long") => said(&vec![b'!'; LONG], Then::Wait),
+        Some(b"bye.") => said(b"bye.", Then::Close),
+        Some(b"ugly") => said(b"", Then::Refuse("with an ugly word")),
+        Some(b"more") => Heard { take: 0, say: Vec::new(), then: Then::Wait },
+        Some(_) => Heard { take: 0, say: Vec::new(), then: Then::Plain },
+    }
+}
+
+fn greeting(open: Open) -> Greeting {
+    let mut greeted = false;
+    Box::new(move |bytes| {
+        if !std::mem::replace(&mut greeted, true) {
+            assert!(bytes.is_empty());
+            return Heard { take: 0, say: HELLO.to_vec(), then: Then::Wait };
+        }
+        hear(bytes, &open)
+    })
+}
+
+struct House {
+    engine: Engine,
+    address: SocketAddr,
+    /// What those did that spoke in the clear, and in TLS.
+    plain: Arc<Log>,
+    secured: Arc<Log>,
+    events: Arc<Mutex<Vec<Event>>>,
+}
+
+fn key(byte: u8) -> Psk {
+    let secret = Secret::new(vec![byte; 32]);
+    Psk { identity: "host".to_owned(), secret, hash: Hash::Sha256, key: Some(KeyId::new(7)) }
+}
+
+fn house(driver: Driver, limits: Limits, door: Door) -> House {
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let heard = events.clone();
+    let sink = Arc::new(move |event| heard.lock().unwrap().push(event));
+    let engine = Engine::start(Config { driver, limits, ..Config::default() }, sink).unwrap();
+    let (plain, secured) = (Arc::new(Log::default()), Arc::new(Log::default()));
+    let disk = lend(8 << 20);
+    let behind = opener(&secured, &disk, Manner::default());
+    let security = Security {
+        door,
+        keys: Some(Arc::new(|| vec![key(1)])),
+        plain: Arc::new(|| false),
+        greeting: Some(Arc::new(move |_| greeting(behind.clone()))),
+        certificates: None,
+    };
+    let open = opener(&plain, &disk, Manner::default());
+    let address = engine.listen((Ipv4Addr::LOCALHOST, 0).into(), None, security, open).unwrap();
+    House { engine, address, plain, secured, events }
+}
+
+impl House {
+    /// A connection that was greeted.
+    fn enter(&self) -> Client {
+        let mut client = self.raw();
+        assert_eq!(hears(&mut client, HELLO.len()), HELLO);
+        client
+    }
+
+    fn raw(&self) -> Client {
+        let stream = TcpStream::connect(self.address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+        Client(stream)
+    }
+
+    fn secure(&self) -> std::io::Result<Stream> {
+        let mut client = self.enter();
+        client.0.write_all(b"tls.").unwrap();
+        assert_eq!(hears(&mut client, 4), b"yes.");
+        tls::connect(client.0, key(1), Instant::now() + PATIENCE)
+    }
+
+    fn refusals(&self) -> Vec<&'static str> {
+        let why = |event: &Event| match event {
+            Event::Refused { why, .. } => *why,
+            other => panic!("{other:?}"),
+        };
+        self.events.lock().unwrap().iter().map(why).collect()
+    }
+
+    fn opened(&self) -> (usize, usize) {
+        (Log::read(&self.plain.opened), Log::read(&self.secured.opened))
+    }
+
+    fn stop(self) {
+        assert!(self.engine.stop(PATIENCE));
+        assert_eq!((Log::read(&self.plain.wronged), Log::read(&self.secured.wronged)), (0, 0));
+    }
+}
+
+fn hears(client: &mut Client, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    client.0.read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+/// All that the other end says until it closes.
+fn rest(client: &mut Client) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    match client.0.read_to_end(&mut bytes) {
+        Ok(_) => {}
+        Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+    }
+    bytes
+}
+
+fn ask(stream: &mut Stream, tag: u32) {
+    stream.write_all(&Client::command(b'E', tag, 0, 0)).unwrap();
+    let mut answer = [0; 16];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[..4], tag.to_le_bytes());
+}
+
+#[test]
+fn who_speaks_in_the_clear_goes_on_and_no_byte_is_lost() {
+    for driver in [Driver::Auto, Driver::Blocking] {
+        let house = house(driver, FREE, Door::Open);
+        // Alone; after other words; with all that follows in one piece; byte by byte.
+        let mut client = house.enter();
+        assert_eq!(client.ask(b'E', 1), 0);
+        let mut client = house.enter();
+        client.0.write_all(b"denydenydeny").unwrap();
+        assert_eq!(hears(&mut client, 12), b"no..no..no..");
+        assert_eq!(client.ask(b'E', 1), 0);
+        for pieces in [usize::MAX, 1] {
+            let mut client = house.raw();
+            let data = pattern(5, 6 * BLOCK);
+            let mut bytes = Client::command(b'E', 1, 0, 0).to_vec();
+            bytes.extend(Client::command(b'W', 2, 9, data.len()));
+            bytes.extend(&data);
+            bytes.chunks(pieces.min(bytes.len())).for_each(|c| client.0.write_all(c).unwrap());
+            assert_eq!(hears(&mut client, HELLO.len()), HELLO);
+            assert_eq!(client.hear().unwrap(), (1, 0, Vec::new()));
+            assert_eq!(client.hear().unwrap(), (2, 0, Vec::new()));
+            assert_eq!(client.read(9, data.len()).unwrap(), data);
+        }
+        assert_eq!((house.opened(), house.refusals()), ((4, 0), vec![]));
+        house.stop();
+    }
+}
+
+#[test]
+fn who_asks_for_tls_gets_the_session_for_it() {
+    for driver in [Driver::Auto, Driver::Blocking] {
+        for door in [Door::Open, Door::Keyed] {
+            let house = house(driver, FREE, door);
+            let mut stream = house.secure().unwrap();
+            assert_eq!(stream.channel().identity, "host");
+            ask(&mut stream, 3);
+            stream.close().unwrap();
+            assert_eq!((house.opened(), house.refusals()), ((0, 1), vec![]));
+            house.stop();
+        }
+    }
+}
+
+/// X02, the clear part of it: where a key is needed nothing is let in without, whatever the greeting says.
+#[test]
+fn x02_the_clear_leads_nowhere_where_a_key_is_needed() {
+    let house = house(Driver::Auto, FREE, Door::Keyed);
+    let mut client = house.enter();
+    client.0.write_all(b"deny").unwrap();
+    assert_eq!(hears(&mut client, 4), b"no..");
+    client.0.write_all(&Client::command(b'E', 1, 0, 0)).unwrap();
+    assert_eq!(rest(&mut client), b"");
+    wait_for("the report", || house.refusals() == ["in the clear, where a key is needed"]);
+    assert_eq!(house.opened(), (0, 0));
+    house.stop();
+}
+
+/// X04: bytes that come in the segment of the request for TLS, or before its answer, are nobody's: not the handshake's, and
+/// not the session's behind it.
+#[test]
+fn x04_bytes_behind_the_request_for_tls_end_it() {
+    for door in [Door::Open, Door::Keyed] {
+        let house = house(Driver::Auto, FREE, door);
+        let junk: [&[u8]; 4] = [b"x", b"deny", &[22, 3, 1, 0, 9], &Client::command(b'E', 1, 0, 0)];
+        for junk in junk {
+            let mut client = house.enter();
+            client.0.write_all(&[b"tls.", junk].concat()).unwrap();
+            assert_eq!(rest(&mut client), b"");
+        }
+        // With all that was said at once, before the greeting was heard.
+        let mut client = house.raw();
+        client.0.write_all(b"denytls.tls.").unwrap();
+        let _ = rest(&mut client);
+        wait_for("the house to empty", || house.engine.connections() == 0);
+        assert_eq!(house.refusals(), ["spoke in the clear after it had asked for TLS"; 5]);
+        assert_eq!(house.opened(), (0, 0));
+        ask(&mut house.secure().unwrap(), 1);
+        house.stop();
+    }
+}
+
+/// X03: who was told to speak TLS and goes on in the clear gets nowhere.
+#[test]
+fn x03_going_on_in_the_clear_after_asking_for_tls_ends_it() {
+    let house = house(Driver::Auto, FREE, Door::Open);
+    let words: [&[u8]; 3] = [&Client::command(b'E', 1, 0, 0), b"tls.tls.", &[0; 300]];
+    for words in words {
+        let mut client = house.enter();
+        client.0.write_all(b"tls.").unwrap();
+        assert_eq!(hears(&mut client, 4), b"yes.");
+        client.0.write_all(words).unwrap();
+        // An alert may come, and nothing of a session.
+        assert!(rest(&mut client).len() <= 7);
+    }
+    let mut client = house.enter();
+    client.0.write_all(b"tls.").unwrap();
+    assert_eq!(hears(&mut client, 4), b"yes.");
+    let wrong = tls::connect(client.0, key(2), Instant::now() + PATIENCE).unwrap_err();
+    assert_eq!(wrong.kind(), ErrorKind::PermissionDenied);
+    wait_for("the house to empty", || house.engine.connections() == 0);
+    assert_eq!(house.opened(), (0, 0));
+    house.stop();
+}
+
+#[test]
+fn an_end_is_an_end_and_a_refusal_is_reported() {
+    let house = house(Driver::Auto, FREE, Door::Open);
+    let mut client = house.enter();
+    client.0.write_all(b"bye.").unwrap();
+    assert_eq!(rest(&mut client), b"bye.");
+    let mut client = house.enter();
+    client.0.write_all(b"ugly").unwrap();
+    assert_eq!(rest(&mut client), b"");
+    // More than is ever waited for, and words without end.
+    let mut client = house.enter();
+    let _ = client.0.write_all(&b"more".repeat(4 << 10));
+    assert_eq!(rest(&mut client), b"");
+    let mut client = house.enter();
+    let _ = client.0.write_all(&b"deny".repeat(4 << 10));
+    assert!(rest(&mut client).len() <= 16 << 10);
+    wait_for("the house to empty", || house.engine.connections() == 0);
+    let talks = "says too much before it says how it goes on";
+    assert_eq!(house.refusals(), ["with an ugly word", talks, talks]);
+    assert_eq!(house.opened(), (0, 0));
+    house.stop();
+}
+
+#[test]
+fn who_does_not_read_what_is_said_keeps_nobody_out() {
+    let house = house(Driver::Auto, FREE, Door::Open);
+    let mut deaf: Vec<_> = (0..5).map(|_| house.enter()).collect();
+    deaf.iter_mut().for_each(|client| client.0.write_all(b"long").unwrap());
+    ask(&mut house.secure().unwrap(), 1);
+    for client in &mut deaf {
+        assert!(hears(client, LONG).iter().all(|&byte| byte == b'!'));
+        assert_eq!(client.ask(b'E', 1), 0);
+    }
+    house.stop();
+}
+
+/// Handshakes are few from one address, and greetings are none.
+#[test]
+fn greetings_cost_no_handshake() {
+    let limits = Limits { at_once: 2, each_second: 0, burst: 2 };
+    let house = house(Driver::Auto, limits, Door::Keyed);
+    let mut silent: Vec<_> = (0..50).map(|_| house.enter()).collect();
+    ask(&mut house.secure().unwrap(), 1);
+    // Nor do handshakes push out those who are greeted.
+    for client in &mut silent {
+        client.0.write_all(b"deny").unwrap();
+        assert_eq!(hears(client, 4), b"no..");
+    }
+    house.stop();
+}
+
+/// R36, for those who are greeted: they are dropped in time, half a word or none, and keep nobody out meanwhile.
+#[test]
+fn r36_slow_words_are_given_up_and_keep_nobody_out() {
+    let house = house(Driver::Auto, Limits::default(), Door::Keyed);
+    let began = Instant::now();
+    let mut slow: Vec<_> = (0..200).map(|_| house.raw()).collect();
+    for (at, client) in slow.iter_mut().enumerate() {
+        let _ = client.0.write_all(&b"tls"[..at % 4]);
+    }
+    assert!(house.engine.connections() <= 128 + 200);
+    while house.engine.connections() > 0 {
+        let connecting = Instant::now();
+        ask(&mut house.secure().unwrap(), 1);
+        assert!(connecting.elapsed() < Duration::from_secs(2));
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(began.elapsed() < Duration::from_secs(13), "{}", house.engine.connections());
+    }
+    assert!(house.refusals().iter().all(|&why| why == "without a key in time"));
+    house.stop();
+}

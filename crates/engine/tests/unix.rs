@@ -1,0 +1,160 @@
+//! Connections that came by no network: Unix sockets, listening ones made by others, and connections that are there already.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod toy;
+
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use engine::{Config, Driver, Engine, Open, Security, tls};
+use export::{Door, Peer};
+use toy::{BLOCK, Client, FREE, Log, Manner, lend, opener, pattern, tunnel, wait_for};
+
+const DRIVERS: [Driver; 2] = [Driver::Auto, Driver::Blocking];
+
+struct House {
+    engine: Engine,
+    log: Arc<Log>,
+    open: Open,
+    peers: Arc<Mutex<Vec<Peer>>>,
+}
+
+fn house(driver: Driver) -> House {
+    let config = Config { driver, limits: FREE, ..Config::default() };
+    let engine = Engine::start(config, Arc::new(|event| panic!("{event:?}"))).unwrap();
+    let (log, peers) = (Arc::new(Log::default()), Arc::new(Mutex::new(Vec::new())));
+    let inner = opener(&log, &lend(8 << 20), Manner::default());
+    let seen = peers.clone();
+    let open: Open = Arc::new(move |peer, account, now| {
+        seen.lock().unwrap().push(peer.clone());
+        inner(peer, account, now)
+    });
+    House { engine, log, open, peers }
+}
+
+impl House {
+    fn stop(self) {
+        assert!(self.engine.stop(Duration::from_secs(10)));
+        assert_eq!(Log::read(&self.log.wronged), 0);
+        assert_eq!(Log::read(&self.log.dropped), Log::read(&self.log.opened));
+    }
+}
+
+fn path(name: &str) -> PathBuf {
+    let name = format!("{name}-{}.sock", std::process::id());
+    std::env::temp_dir().join(name)
+}
+
+/// The toy's client on any stream.
+fn client(stream: impl Into<OwnedFd>) -> Client {
+    let stream = TcpStream::from(stream.into());
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    Client(stream)
+}
+
+fn works(client: &mut Client) {
+    let data = pattern(3, 200 * BLOCK);
+    assert_eq!(client.write(5, &data), 0);
+    assert_eq!(client.read(5, data.len()).unwrap(), data);
+}
+
+#[test]
+fn a_unix_socket_is_served_like_any_other() {
+    for driver in DRIVERS {
+        let (house, path) = (house(driver), path(&format!("served-{driver}")));
+        // It blocks, as one made by somebody else may.
+        let listener = UnixListener::bind(&path).unwrap();
+        let security = Security::open();
+        let at = house.engine.accept(listener.into(), security, house.open.clone()).unwrap();
+        assert_eq!(at, Peer::HERE);
+        let mut clients: Vec<_> =
+            (0..10).map(|_| client(UnixStream::connect(&path).unwrap())).collect();
+        clients.iter_mut().for_each(works);
+        let here = Peer { remote: Peer::HERE, local: Peer::HERE, door: Door::Open, channel: None };
+        assert_eq!(house.peers.lock().unwrap()[..], vec![here; 10]);
+        drop(clients);
+        wait_for("the clients to go", || house.engine.connections() == 0);
+        house.stop();
+        std::fs::remove_file(path).unwrap();
+    }
+}
+
+#[test]
+fn keys_may_be_asked_for_at_a_unix_socket_too() {
+    let (house, path) = (house(Driver::Auto), path("keyed"));
+    let listener = UnixListener::bind(&path).unwrap();
+    house.engine.accept(listener.into(), tunnel::security(), house.open.clone()).unwrap();
+    let socket = TcpStream::from(OwnedFd::from(UnixStream::connect(&path).unwrap()));
+    let until = Instant::now() + Duration::from_secs(10);
+    let stream = tls::connect(socket, tunnel::key(), until).unwrap();
+    wait_for("the session", || Log::read(&house.log.opened) == 1);
+    drop(stream);
+    house.stop();
+    std::fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn a_listening_socket_that_blocks_is_no_trouble() {
+    let house = house(Driver::Auto);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let security = Security::open();
+    let at = house.engine.accept(listener.into(), security.clone(), house.open.clone()).unwrap();
+    assert_eq!(at, address);
+    let other: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+    let other = house.engine.listen(other, None, security, house.open.clone()).unwrap();
+    for address in [address, other, address, other] {
+        works(&mut client(TcpStream::connect(address).unwrap()));
+    }
+    house.stop();
+}
+
+#[test]
+fn a_connection_that_is_there_already_is_taken_in() {
+    for driver in DRIVERS {
+        let house = house(driver);
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (far_tcp, from) = listener.accept().unwrap();
+        let (unix, far_unix) = UnixStream::pair().unwrap();
+        let ends: [(OwnedFd, OwnedFd, _); 2] =
+            [(tcp.into(), far_tcp.into(), from), (unix.into(), far_unix.into(), Peer::HERE)];
+        for (near, far, from) in ends {
+            // One that does not block works as well, and nothing waits by trying.
+            rustix::io::ioctl_fionbio(&far, true).unwrap();
+            house.engine.adopt(far, Security::open(), house.open.clone()).unwrap();
+            let mut client = client(near);
+            works(&mut client);
+            assert_eq!(house.peers.lock().unwrap().pop().unwrap().remote, from);
+            drop(client);
+            wait_for("it to go", || house.engine.connections() == 0);
+        }
+        house.stop();
+    }
+}
+
+#[test]
+fn what_is_no_such_socket_is_refused() {
+    let house = house(Driver::Auto);
+    let listener = || OwnedFd::from(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+    let pair = || UnixStream::pair().unwrap().0.into();
+    let file = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    let udp = || OwnedFd::from(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+    let datagrams = || OwnedFd::from(UnixDatagram::pair().unwrap().0);
+    for wrong in [file(), udp(), datagrams(), listener()] {
+        let adopted = house.engine.adopt(wrong, Security::open(), house.open.clone());
+        assert!(adopted.is_err());
+    }
+    for wrong in [file(), udp(), datagrams(), pair()] {
+        let accepted = house.engine.accept(wrong, Security::open(), house.open.clone());
+        assert_ne!(accepted.unwrap_err().kind(), ErrorKind::WouldBlock);
+    }
+    assert_eq!(house.engine.connections(), 0);
+    house.stop();
+}
