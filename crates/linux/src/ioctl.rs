@@ -1,5 +1,6 @@
 //! The questions to a block device that only an ioctl answers, the one address that no crate can write, the calls for
-//! the kernel's keyrings, and with them the only unsafe code of the crate.
+//! the kernel's keyrings, the descriptors that this program was started with, and with them the only unsafe code of the
+//! crate.
 //!
 //! Does not know what the answers, the address and the keys are for.
 #![allow(unsafe_code)] // An ioctl is unsafe to call, an address to define; each is wrapped here with its reason.
@@ -8,7 +9,8 @@ use rustix::io::{Errno, Result};
 use rustix::ioctl::{Getter, Opcode, ioctl, opcode};
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use std::ffi::CStr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `_IO(0x12, 94)` of `linux/fs.h`.
 const BLKROGET: Opcode = opcode::none(0x12, 94);
@@ -33,6 +35,25 @@ pub(crate) fn close_on_exec(first: u32) -> Result<()> {
     // SAFETY: close_range with this flag closes nothing; it names no memory, and no descriptor's owner sees a change.
     let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) };
     if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// The descriptors from `first` on that whoever started this program has left open for it, `count` at most; up to the first
+/// that is not open. From now on programs that this one starts do not get them. There are none the second time.
+pub(crate) fn take_handed(first: RawFd, count: usize) -> Vec<OwnedFd> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Vec::new();
+    }
+    (first..).take(count).map_while(take_one).collect()
+}
+
+fn take_one(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: it is looked at during this call only, and if it is none the kernel says so.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC).ok()?;
+    // SAFETY: it is open, it came from before this program began, where nothing of it could own it, and this is the only
+    // call that makes it somebody's.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 /// `struct sockaddr_ll` of `linux/if_packet.h`: an interface, and a card at the other end of its cable.

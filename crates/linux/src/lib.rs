@@ -4,11 +4,13 @@
 //! `/etc` does so through a [`tree::Tree`], whose root is a parameter, so that a test can stand in for a machine.
 #![deny(unsafe_code)]
 
+pub mod activation;
 pub mod battery;
 pub mod block;
 pub mod boot;
 pub mod button;
 pub mod disk;
+pub mod fabrics;
 pub mod hardware;
 pub mod identity;
 pub mod in_use;

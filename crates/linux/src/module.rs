@@ -59,6 +59,23 @@ pub enum Note {
     },
 }
 
+/// Loads one module, and what it needs, from a folder of modules, as the kernel command line says; what became of them
+/// comes back. One that is there already is not loaded again.
+///
+/// Errors: `modules.dep` cannot be read.
+pub fn load(
+    tree: &Tree,
+    folder: impl AsRef<Path>,
+    cmdline: &str,
+    name: &str,
+) -> io::Result<Vec<Note>> {
+    let index = Index::read(tree.path(folder))?;
+    let mut notes = Vec::new();
+    let loader = Loader::new(tree.clone(), index, Settings::parse(cmdline));
+    loader.load(name, &mut |note| notes.push(note));
+    Ok(notes)
+}
+
 /// Loads the modules of the hardware that is there, and that comes.
 #[derive(Debug)]
 pub struct Drivers {

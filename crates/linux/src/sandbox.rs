@@ -11,6 +11,6 @@ mod calls;
 mod files;
 mod rights;
 
-pub use calls::leave_calls;
+pub use calls::{leave_calls, leave_deadly_calls};
 pub use files::leave_files;
 pub use rights::{hand_nothing_down, renounce};

@@ -37,6 +37,7 @@ const NEEDED: &[c_long] = &[
     libc::SYS_fdatasync,
     libc::SYS_fallocate,
     libc::SYS_lseek,
+    libc::SYS_fadvise64,
     libc::SYS_fstat,
     libc::SYS_fstatfs,
     libc::SYS_close,
@@ -187,6 +188,16 @@ pub fn leave_calls() -> Vec<String> {
     let left =
         restrict().err().map(|error| format!("its system calls are not restricted ({error})"));
     left.into_iter().collect()
+}
+
+/// Leaves all threads of the process, and those to come, every call but those that no honest path leads to: for a process
+/// that opens sockets of its own. What could not be denied comes back, a sentence.
+pub fn leave_deadly_calls() -> Vec<String> {
+    let left = deadly().and_then(|filter| apply_filter_all_threads(&filter));
+    left.err()
+        .map(|error| format!("its system calls are not restricted ({error})"))
+        .into_iter()
+        .collect()
 }
 
 /// The last filter denies to add another one.

@@ -1,0 +1,181 @@
+//! The NVMe/TCP controllers that the kernel is connected to, as `/sys/class/nvme` shows them.
+//!
+//! Does not know how a connection is made.
+
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::path::Path;
+
+use super::FabricsError;
+use crate::tree::Tree;
+
+const CLASS: &str = "sys/class/nvme";
+
+/// A connection that the kernel has, or tries to have again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Controller {
+    /// Its name: `nvme1`.
+    pub name: String,
+    /// NQN of the subsystem.
+    pub subsystem: String,
+    /// The other machine; none if the kernel's text was not understood.
+    pub address: Option<IpAddr>,
+    /// Its TCP port.
+    pub port: Option<u16>,
+    /// The interface that the connection was bound to.
+    pub interface: Option<String>,
+    /// `live`, `connecting`, …
+    pub state: String,
+    /// The disks that are reached by it: `nvme1n1`.
+    pub disks: Vec<String>,
+}
+
+/// The controllers that are reached by TCP, in the order of their numbers. Those that only tell of others are left out.
+pub fn controllers(tree: &Tree) -> Vec<Controller> {
+    tree.names(CLASS).into_iter().filter_map(|name| read(tree, name)).collect()
+}
+
+fn read(tree: &Tree, name: String) -> Option<Controller> {
+    let place = Path::new(CLASS).join(&name);
+    let word = |attribute: &str| tree.attribute(place.join(attribute));
+    if word("transport")? != "tcp" || word("cntrltype").is_some_and(|kind| kind == "discovery") {
+        return None;
+    }
+    let address = word("address").unwrap_or_default();
+    let part = |key: &str| {
+        address
+            .split(',')
+            .find_map(|part| part.strip_prefix(key)?.strip_prefix('='))
+            .map(str::to_owned)
+    };
+    let traddr = part("traddr").unwrap_or_default();
+    let (ip, zone) = match traddr.split_once('%') {
+        Some((ip, zone)) => (ip, Some(zone.to_owned())),
+        None => (traddr.as_str(), None),
+    };
+    Some(Controller {
+        subsystem: word("subsysnqn")?,
+        address: ip.parse().ok(),
+        port: part("trsvcid").and_then(|port| port.parse().ok()),
+        interface: part("host_iface").or(zone),
+        state: word("state").unwrap_or_default(),
+        disks: disks_of(tree, &name),
+        name,
+    })
+}
+
+/// The disks that are reached by the controller `nvmeN`, as programs see them: where several paths may lead to a disk,
+/// the one above the paths.
+pub fn disks_of(tree: &Tree, controller: &str) -> Vec<String> {
+    let inside = tree.names(Path::new(CLASS).join(controller));
+    let mut disks: Vec<String> = inside.iter().filter_map(|name| disk(name)).collect();
+    disks.dedup();
+    disks
+}
+
+/// The disk in `nvme1n1`, or above the path `nvme1c2n1`.
+fn disk(name: &str) -> Option<String> {
+    let (subsystem, rest) = number(name.strip_prefix("nvme")?)?;
+    let rest = match rest.strip_prefix('c') {
+        Some(path) => number(path)?.1,
+        None => rest,
+    };
+    let (namespace, rest) = number(rest.strip_prefix('n')?)?;
+    rest.is_empty().then(|| format!("nvme{subsystem}n{namespace}"))
+}
+
+/// The number that the text begins with, and what follows.
+fn number(text: &str) -> Option<(u32, &str)> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, rest) = text.split_at(end);
+    Some((digits.parse().ok()?, rest))
+}
+
+impl Controller {
+    /// Has the kernel end the connection; the disk goes with the last connection that leads to it. Waits until it has.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn delete(&self, tree: &Tree) -> Result<(), FabricsError> {
+        let path = tree.path(Path::new(CLASS).join(&self.name).join("delete_controller"));
+        let written =
+            OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(b"1"));
+        match written {
+            // It has gone by itself.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Err(FabricsError::Denied)
+            }
+            Err(error) => Err(FabricsError::Other(error)),
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::fake::Fake;
+
+    fn controller(fake: &Fake, name: &str, address: &str, nqn: &str) {
+        let file = |attribute: &str, text: &str| {
+            fake.file(&format!("sys/class/nvme/{name}/{attribute}"), format!("{text}\n"));
+        };
+        file("transport", "tcp");
+        file("address", address);
+        file("subsysnqn", nqn);
+        file("state", "live");
+    }
+
+    #[test]
+    fn the_controllers_are_those_that_the_kernel_shows() {
+        let fake = Fake::new();
+        let far = "traddr=fe80::1,trsvcid=4420,host_iface=eth0,src_addr=fe80::2";
+        controller(&fake, "nvme10", far, "nqn.a");
+        controller(&fake, "nvme2", "traddr=10.0.0.1,trsvcid=4421", "nqn.b");
+        controller(&fake, "nvme3", "traddr=fe80::7%eth1,trsvcid=1", "nqn.c");
+        controller(
+            &fake,
+            "nvme4",
+            "traddr=10.0.0.1,trsvcid=8009",
+            "nqn.2014-08.org.nvmexpress.discovery",
+        );
+        fake.file("sys/class/nvme/nvme4/cntrltype", "discovery\n");
+        fake.file("sys/class/nvme/nvme0/transport", "pcie\n");
+        fake.file("sys/class/nvme/nvme10/nvme1c10n1/size", "0\n");
+        fake.file("sys/class/nvme/nvme2/nvme2n3/size", "0\n");
+        fake.file("sys/class/nvme/nvme2/power/control", "auto\n");
+        let found = controllers(&fake.tree());
+        let names: Vec<&str> = found.iter().map(|it| it.name.as_str()).collect();
+        assert_eq!(names, ["nvme2", "nvme3", "nvme10"]);
+        assert_eq!(found[0].disks, ["nvme2n3"]);
+        assert_eq!((found[0].address, found[0].port), (Some([10, 0, 0, 1].into()), Some(4421)));
+        assert_eq!(found[1].interface.as_deref(), Some("eth1"));
+        let last = &found[2];
+        assert_eq!(last.disks, ["nvme1n1"], "the disk above the path");
+        assert_eq!((last.address, last.port), (Some("fe80::1".parse().unwrap()), Some(4420)));
+        assert_eq!((last.subsystem.as_str(), last.interface.as_deref()), ("nqn.a", Some("eth0")));
+    }
+
+    #[test]
+    fn a_disk_has_its_form() {
+        assert_eq!(disk("nvme1n2").as_deref(), Some("nvme1n2"));
+        assert_eq!(disk("nvme1c0n2").as_deref(), Some("nvme1n2"));
+        for wrong in ["nvme1", "nvme1n", "nvmen1", "nvme1n1p1", "ng1n1", "hwmon3", "nvme1c1"] {
+            assert_eq!(disk(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn letting_go_is_a_word_to_the_kernel() {
+        let fake = Fake::new();
+        controller(&fake, "nvme2", "traddr=10.0.0.1,trsvcid=4421", "nqn.b");
+        fake.file("sys/class/nvme/nvme2/delete_controller", "");
+        let found = controllers(&fake.tree());
+        found[0].delete(&fake.tree()).unwrap();
+        assert_eq!(fake.tree().text("sys/class/nvme/nvme2/delete_controller").unwrap(), "1");
+        std::fs::remove_file(fake.root.join("sys/class/nvme/nvme2/delete_controller")).unwrap();
+        found[0].delete(&fake.tree()).unwrap();
+    }
+}
