@@ -1,0 +1,197 @@
+//! The checks before the first byte is written: both ends, their sizes, and whether a map is of these disks.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use export::Pool;
+
+
+use crate::compare::read;
+use crate::errand::{Errand, Undone};
+use crate::map::{self, Map, State};
+use crate::traffic::Target;
+use crate::{Disk, Place, Refusal, Settings};
+
+/// A copy that may be begun.
+pub(crate) struct Begun {
+    pub(crate) source: Target,
+    pub(crate) destination: Target,
+    pub(crate) map: Map,
+}
+
+/// Samples of what an earlier run has finished, and the bytes of each.
+const SAMPLES: u64 = 16;
+const SAMPLE: u64 = 4096;
+
+/// Checks all that can be checked before anything is read or written, and makes the destination.
+pub(crate) fn begin(
+    source: Arc<dyn Place>,
+    destination: Arc<dyn Place>,
+    settings: &Settings,
+) -> Result<Begun, Refusal> {
+    let (disk, lane) = source.open().map_err(Refusal::Source)?;
+    drop(lane);
+    let bytes = disk.bytes;
+    let loaded = settings.map.as_deref().map(load).transpose()?.flatten();
+    let begins = loaded.is_none();
+    let map = match (&settings.map, loaded) {
+        (Some(path), Some(map)) => fitting(path, map, &disk)?,
+        _ => Map::new(bytes),
+    };
+    destination.prepare(bytes).map_err(Refusal::Destination)?;
+    let (to, lane) = destination.open().map_err(Refusal::Destination)?;
+    drop(lane);
+    check(&to, bytes)?;
+    let to = Disk { fresh: to.fresh && begins, ..to };
+    if let Some(path) = &settings.map {
+        same(path, "destination", &map.notes.destination, &to.identity)?;
+    }
+    let map = noted(map, &disk, &to);
+    let source = Target { place: source, disk: Arc::new(disk) };
+    Ok(Begun { source, destination: Target { place: destination, disk: Arc::new(to) }, map })
+}
+
+fn refused(path: &Path, why: &dyn ToString) -> Refusal {
+    Refusal::Map { map: path.display().to_string(), why: why.to_string() }
+}
+
+fn another(path: &Path, why: String) -> Refusal {
+    Refusal::AnotherDisk { map: path.display().to_string(), why }
+}
+
+fn load(path: &Path) -> Result<Option<Map>, Refusal> {
+    map::load(path).map_err(|error| refused(path, &error))
+}
+
+/// The map, if it is of a disk like this one.
+fn fitting(path: &Path, map: Map, disk: &Disk) -> Result<Map, Refusal> {
+    let told = map.notes.bytes.unwrap_or(disk.bytes);
+    // A map of ddrescue may stop before the end of the disk, but not beyond it.
+    let beyond = map.runs().filter(|(range, _)| range.end > disk.bytes).any(|(_, state)| state != State::Untried);
+    if told != disk.bytes || beyond {
+        let there = if told == disk.bytes { map.bytes() } else { told };
+        let name = &disk.name;
+        return Err(another(path, format!("that had {there} bytes, {name} has {}", disk.bytes)));
+    }
+    same(path, "source", &map.notes.source, &disk.identity)?;
+    Ok(map.resized(disk.bytes))
+}
+
+/// Two names are of the same disk, unless both are known and differ.
+fn same(path: &Path, which: &str, before: &str, now: &str) -> Result<(), Refusal> {
+    let now = map::Notes::plain(now);
+    if before.is_empty() || now.is_empty() || before == now {
+        return Ok(());
+    }
+    Err(another(path, format!("the {which} was \"{before}\", now it is \"{now}\"")))
+}
+
+fn check(disk: &Disk, bytes: u64) -> Result<(), Refusal> {
+    let destination = disk.name.clone();
+    if !disk.writable {
+        return Err(Refusal::ReadOnly { destination });
+    }
+    if disk.bytes < bytes {
+        return Err(Refusal::Smaller { destination, there: disk.bytes, needed: bytes });
+    }
+    if !bytes.is_multiple_of(u64::from(disk.block.max(1))) {
+        return Err(Refusal::Blocks { destination, block: disk.block, bytes });
+    }
+    Ok(())
+}
+
+/// The map with the names of both ends, and without hashes of what is not finished.
+fn noted(mut map: Map, source: &Disk, destination: &Disk) -> Map {
+    let mut notes = std::mem::take(&mut map.notes);
+    let finished = |range: Range<u64>| map.next(State::Finished, range.start).is_some_and(|run| run.start == range.start && run.end >= range.end);
+    notes.marks.retain(|mark| finished(mark.range()));
+    notes.bytes = Some(source.bytes);
+    notes.whole = true;
+    notes.source = map::Notes::plain(&source.identity);
+    notes.destination = map::Notes::plain(&destination.identity);
+    map.notes = notes;
+    map
+}
+
+/// Compares samples of what an earlier run has finished, and makes sure that the map can be written.
+pub(crate) fn confirm(begun: &Begun, settings: &Settings, stop: &AtomicBool) -> Result<(), Unlike> {
+    let Some(path) = &settings.map else { return Ok(()) };
+    sample(begun, path, settings.patience, stop)?;
+    map::save(&begun.map, path).map_err(|error| Unlike::Refused(refused(path, &error)))
+}
+
+/// Why it was not confirmed that the copy can begin.
+#[derive(Debug)]
+pub(crate) enum Unlike {
+    Undone(Undone),
+    Refused(Refusal),
+}
+
+impl From<Undone> for Unlike {
+    fn from(undone: Undone) -> Self {
+        Self::Undone(undone)
+    }
+}
+
+/// Compares samples of what an earlier run has finished at both ends: a map alone does not prove which disks it is of.
+fn sample(begun: &Begun, path: &Path, patience: Duration, stop: &AtomicBool) -> Result<(), Unlike> {
+    let finished: u64 = begun.map.sum(State::Finished);
+    if finished == 0 {
+        return Ok(());
+    }
+    let mut source = Errand::new(&begun.source, patience, stop);
+    let mut destination = Errand::new(&begun.destination, patience, stop);
+    let account = Pool::new(Pool::LARGEST).open();
+    for range in samples(&begun.map, finished) {
+        let one = read(&mut source, &account, &range)?;
+        let other = read(&mut destination, &account, &range)?;
+        // What cannot be read any more tells nothing.
+        let (Some(one), Some(other)) = (one, other) else { continue };
+        if one.bytes() != other.bytes() {
+            let at = range.start;
+            let (from, to) = (&begun.source.disk.name, &begun.destination.disk.name);
+            let why = format!("at {at} it says that {to} holds what is on {from}, and it does not");
+            return Err(Unlike::Refused(another(path, why)));
+        }
+    }
+    Ok(())
+}
+
+/// Places that lie evenly in what is finished.
+fn samples(map: &Map, finished: u64) -> Vec<Range<u64>> {
+    let step = (finished / SAMPLES).max(1);
+    let (mut passed, mut wanted) = (0, 0);
+    let mut samples = Vec::new();
+    for run in map.all(State::Finished) {
+        let len = run.end - run.start;
+        while wanted < passed + len {
+            let start = (run.start + (wanted - passed)) / SAMPLE * SAMPLE;
+            let start = start.max(run.start);
+            samples.push(start..run.end.min(start.saturating_add(SAMPLE)));
+            wanted += step;
+        }
+        passed += len;
+    }
+    samples.truncate(usize::try_from(SAMPLES).unwrap_or(usize::MAX) + 1);
+    samples
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn samples_lie_in_what_is_finished_and_over_all_of_it() {
+        let mut map = Map::new(1 << 30);
+        map.set(0..100 << 20, State::Finished);
+        map.set(500 << 20..1 << 30, State::Finished);
+        let samples = samples(&map, map.sum(State::Finished));
+        assert!(samples.len() >= 16, "{samples:?}");
+        let inside = |range: &Range<u64>| map.all(State::Finished).any(|run| run.start <= range.start && range.end <= run.end);
+        assert!(samples.iter().all(|range| !range.is_empty() && inside(range)));
+        assert!(samples.iter().any(|range| range.start > 900 << 20));
+    }
+}

@@ -1,0 +1,155 @@
+//! One way to a disk: what may be asked of it, and how it answers. It knows no plan and no other lane.
+
+mod file;
+mod nbd;
+mod nvme;
+
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use export::{Buffer, Extent};
+use rustix::event::PollFlags;
+
+pub use file::{Existing, FilePlace};
+pub use nbd::{NbdPlace, start_tls};
+pub use nvme::{Found, NvmeHost, NvmePlace};
+
+/// What is asked of a disk. Offsets and lengths are in bytes, and whole blocks of the disk.
+#[derive(Debug)]
+pub enum Work {
+    /// Fill the buffer, in all its length, from `offset` on.
+    Read {
+        /// The first byte.
+        offset: u64,
+        /// At most [`largest`](crate::Disk::largest) bytes.
+        buffer: Buffer,
+    },
+    /// Write a part of the buffer.
+    Write {
+        /// Where the part's first byte belongs on the disk.
+        offset: u64,
+        /// The memory.
+        buffer: Buffer,
+        /// The part of it: within its length, not empty, at most [`largest`](crate::Disk::largest) bytes.
+        part: std::ops::Range<usize>,
+    },
+    /// Have a range read as zeros, without sending them.
+    Zero {
+        /// The first byte.
+        offset: u64,
+        /// At most [`zeroes`](crate::Disk::zeroes) bytes, not 0.
+        len: u64,
+    },
+    /// Put all that was written through this lane, and has ended, on stable storage.
+    Flush,
+    /// Tell what is data and what is hole. The answer may cover less than the range, from its start on.
+    Extents {
+        /// The first byte.
+        offset: u64,
+        /// Not 0.
+        len: u64,
+    },
+}
+
+/// How a work ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// The number that it was submitted with.
+    pub tag: u32,
+    /// Well, and then in all its length; or why not.
+    pub result: Result<(), Failed>,
+    /// The buffer of the work, if it had one. What it holds after a failed read is of no meaning.
+    pub buffer: Option<Buffer>,
+    /// The answer to [`Work::Extents`]; empty for all else.
+    pub extents: Vec<Extent>,
+}
+
+/// Why a single work failed; the lane goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Failed {
+    /// The disk has an error in these sectors.
+    #[error("input/output error")]
+    Media,
+    /// There is no room left for the write.
+    #[error("no space left")]
+    NoSpace,
+    /// Nothing may be written there.
+    #[error("it is read-only")]
+    ReadOnly,
+    /// The disk cannot do this; for a [`Work::Zero`] also: not faster than zeros can be written.
+    #[error("the disk cannot do this")]
+    Unsupported,
+    /// The range is not on the disk, or not made of whole blocks.
+    #[error("the disk does not have this range")]
+    OutOfRange,
+    /// The other end gave an error that means none of these.
+    #[error("the other end refused it")]
+    Refused,
+}
+
+/// The way to the disk is gone, with all that was under way on it.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct Lost {
+    /// A clause for people, as "connection reset by peer".
+    pub reason: String,
+}
+
+impl Lost {
+    /// For this reason.
+    pub fn new(reason: impl ToString) -> Self {
+        Self { reason: reason.to_string() }
+    }
+}
+
+/// What a lane is waiting for.
+#[derive(Debug)]
+pub enum Waits<'a> {
+    /// Nothing: nothing is under way, or all that was has already ended.
+    Nothing,
+    /// That this descriptor is ready.
+    For(BorrowedFd<'a>, PollFlags),
+}
+
+/// One way to a disk, used by one thread.
+///
+/// The caller submits as long as there is [room](Lane::room), then calls [`Lane::advance`], takes all that has
+/// [ended](Lane::ended), and when there is nothing to submit polls what the lane [waits](Lane::waits) for. A lane to a
+/// local disk may do all of a work in [`Lane::submit`].
+pub trait Lane {
+    /// Begins a work, named by a number that no work under way has. Called only while there is [room](Lane::room).
+    fn submit(&mut self, tag: u32, work: Work);
+
+    /// How many works it takes now.
+    fn room(&self) -> usize;
+
+    /// Goes as far as it can without waiting. Also to be called when the [deadline](Lane::deadline) passed.
+    ///
+    /// # Errors
+    /// The way is gone; nothing more ends on it.
+    fn advance(&mut self) -> Result<(), Lost>;
+
+    /// The next work that has ended, in any order.
+    fn ended(&mut self) -> Option<Ended>;
+
+    /// What it waits for.
+    fn waits(&self) -> Waits<'_>;
+
+    /// When to call [`Lane::advance`] at the latest; none if it has no need.
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    /// From now on what is read shall come from the disk itself, not from this machine's memory of what it wrote there.
+    fn distrust(&mut self) {}
+
+    /// The file or device itself, where it is one of this machine that the kernel can copy from or to.
+    fn local(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// How long something may still take, for a poll.
+pub(crate) fn until(deadline: Option<Instant>, now: Instant, most: Duration) -> Duration {
+    deadline.map_or(most, |deadline| deadline.saturating_duration_since(now).min(most))
+}

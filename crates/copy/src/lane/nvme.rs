@@ -1,0 +1,279 @@
+//! A disk that another machine lends by NVMe over TCP. It knows how to ask for it, and not how it is reached.
+//!
+//! A lane is an association of its own: an Admin queue and one I/O queue. When one is lost, the target has the writes of that
+//! association off its disk before it lets the next one in, so that none of them lands on what was written later.
+
+mod find;
+mod lane;
+mod talk;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use export::{Buffer, Pool};
+use nvme::command::AdminCommand;
+use nvme::host::{Controller, Credentials, Namespace, Options};
+use nvme::status::Status;
+use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
+use nvme::wire::identify::{IdentifyControllerNvm, NSATTR_WRITE_PROTECTED, cns, oncs};
+use nvme::wire::text::parse_ascii;
+use zerocopy::FromBytes;
+
+use self::lane::NvmeLane;
+use self::talk::Talk;
+use super::Lane;
+use crate::place::{Disk, Place, PlaceError};
+use crate::wire::DialSubsystem;
+
+pub use self::find::Found;
+
+/// How long a target may take to attach a disk.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// After how long without a word from this host the target may end the association, in milliseconds. A flush may keep the
+/// thread of a lane for long.
+const KEEP_ALIVE: u32 = 120_000;
+
+/// Entries of an I/O queue.
+const ENTRIES: u16 = 128;
+
+/// Lanes to one target, at most.
+const LANES: usize = 16;
+
+/// This machine, as targets see it.
+#[derive(Debug, Clone)]
+pub struct NvmeHost {
+    /// Its NQN.
+    pub nqn: String,
+    /// Its host identifier.
+    pub id: [u8; 16],
+    /// What it proves itself with, if a target asks.
+    pub credentials: Option<Arc<Credentials>>,
+}
+
+/// The disk of a subsystem of an NVMe/TCP target.
+#[derive(Clone)]
+pub struct NvmePlace {
+    name: String,
+    wanted: String,
+    host: NvmeHost,
+    dial: DialSubsystem,
+    digests: bool,
+    found: Arc<Mutex<Option<String>>>,
+    /// Whether it was there before: then a target that does not have it, or does not want to, may yet come to itself.
+    opened: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for NvmePlace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NvmePlace({})", self.name)
+    }
+}
+
+impl NvmePlace {
+    /// The disk that `wanted` names: an NQN, or what one ends with, as a UUID; a serial number or a model; or nothing, for the
+    /// only one. People call it `name`, as `nvme://host/wanted`; `dial` connects to the target.
+    #[must_use]
+    pub fn new(name: &str, wanted: &str, host: NvmeHost, dial: DialSubsystem) -> Self {
+        let (name, wanted) = (name.to_owned(), wanted.to_owned());
+        Self {
+            name,
+            wanted,
+            host,
+            dial,
+            digests: false,
+            found: Arc::default(),
+            opened: Arc::default(),
+        }
+    }
+
+    /// The same with digests over headers and data.
+    #[must_use]
+    pub fn with_digests(self) -> Self {
+        Self { digests: true, ..self }
+    }
+
+    /// The NQN of the disk; asked for once.
+    ///
+    /// # Errors
+    /// The target cannot be reached, or has no such disk, or several.
+    pub fn nqn(&self) -> Result<String, PlaceError> {
+        let known = self.found.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(nqn) = known {
+            return Ok(nqn);
+        }
+        let nqn = self.find()?;
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(nqn.clone());
+        Ok(nqn)
+    }
+
+    fn options(&self, options: Options) -> Options {
+        let digests = self.digests;
+        Options { header_digest: digests, data_digest: digests, ..options }
+    }
+
+    /// Connects a queue to a subsystem.
+    fn connect(&self, nqn: &str, cntlid: u16, options: Options) -> Result<(Talk, u16), PlaceError> {
+        let data = ConnectData::emit(self.host.id, cntlid, nqn, &self.host.nqn);
+        let data = data.map_err(|error| self.refuse(&error))?;
+        let wire = (self.dial)(nqn)?;
+        let credentials = self.host.credentials.clone();
+        let deadline = Instant::now() + PATIENCE;
+        let talk = Talk::open(wire, self.options(options), data, credentials, deadline);
+        talk.map_err(|error| self.failed(&error))
+    }
+
+    /// Connects an Admin queue, and learns what there is.
+    fn attach(&self, nqn: &str) -> Result<Attached, PlaceError> {
+        let options = Options { keep_alive: KEEP_ALIVE, ..Options::admin() };
+        let (mut admin, cntlid) = self.connect(nqn, CNTLID_DYNAMIC, options)?;
+        let (deadline, memory) = (Instant::now() + PATIENCE, Pool::new(1 << 20).open());
+        let mut controller = Controller::new(cntlid, 1);
+        while let Some(ask) = controller.ask() {
+            let done = admin.ask(ask.sqe, ask.len, &memory, deadline);
+            let done = done.map_err(|error| self.failed(&error))?;
+            let data = done.buffer.as_ref().map_or(&[][..], Buffer::bytes);
+            let answered = controller.answer(done.status, done.result, data);
+            answered.map_err(|trouble| self.refuse(&trouble))?;
+        }
+        let limits = AdminCommand::identify(cns::CONTROLLER_SPECIFIC, 0);
+        let done = admin.ask(limits.emit(), 4096, &memory, deadline);
+        let done = done.map_err(|error| self.failed(&error))?;
+        let limits = limits_in(done.status, done.buffer.as_ref());
+        Ok(Attached { admin, cntlid, controller, limits })
+    }
+
+    /// The namespace that is meant.
+    fn namespace<'a>(&self, attached: &'a Attached) -> Result<&'a Namespace, PlaceError> {
+        let all = attached.controller.namespaces();
+        match all {
+            [] => Err(PlaceError::Unreachable(format!("{}: the disk is not there now", self.name))),
+            [only] => Ok(only),
+            several => several.iter().find(|namespace| self.means(namespace)).ok_or_else(|| {
+                self.refuse(&"the subsystem has several disks: name one by its UUID")
+            }),
+        }
+    }
+
+    fn means(&self, namespace: &Namespace) -> bool {
+        let wanted: String = self.wanted.chars().filter(|c| *c != '-').collect();
+        identifier(namespace).is_some_and(|(_, id)| id.eq_ignore_ascii_case(&wanted))
+    }
+
+    fn refuse(&self, why: &dyn std::fmt::Display) -> PlaceError {
+        PlaceError::Refused(format!("{}: {why}", self.name))
+    }
+
+    fn failed(&self, error: &talk::Error) -> PlaceError {
+        match error.is_final(self.opened.load(Ordering::Relaxed)) {
+            true => self.refuse(error),
+            false => PlaceError::Unreachable(format!("{}: {error}", self.name)),
+        }
+    }
+
+    fn disk(
+        &self,
+        nqn: &str,
+        attached: &Attached,
+        namespace: &Namespace,
+    ) -> Result<Disk, PlaceError> {
+        let shift = u32::from(namespace.shift());
+        let blocks = namespace.figure.nsze.get();
+        let bytes = blocks.checked_mul(1 << shift).filter(|bytes| i64::try_from(*bytes).is_ok());
+        let bytes = bytes.ok_or_else(|| self.refuse(&"the disk says a size that cannot be"))?;
+        let most = attached.controller.largest_transfer().min(Pool::LARGEST as u64);
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        Ok(Disk {
+            name: self.name.clone(),
+            bytes,
+            block: 1 << shift,
+            writable: namespace.figure.nsattr & NSATTR_WRITE_PROTECTED == 0,
+            extents: false,
+            zeroes: attached.zeroes(namespace.shift()),
+            largest: most & !((1 << shift) - 1),
+            lanes: LANES,
+            remote: true,
+            fresh: false,
+            identity: identity(nqn, attached, namespace),
+        })
+    }
+}
+
+impl Place for NvmePlace {
+    fn open(&self) -> Result<(Disk, Box<dyn Lane>), PlaceError> {
+        let nqn = self.nqn()?;
+        let attached = self.attach(&nqn)?;
+        let namespace = self.namespace(&attached)?;
+        let disk = self.disk(&nqn, &attached, namespace)?;
+        let (nsid, shift) = (namespace.nsid, namespace.shift());
+        let capsule = attached.controller.capsule_data();
+        let most = attached.controller.capabilities().mqes().saturating_add(1);
+        let most = u16::try_from(most).unwrap_or(u16::MAX);
+        let entries = ENTRIES.min(most);
+        let options = Options { flow_control: false, ..Options::io(1, entries, capsule) };
+        let (io, _) = self.connect(&nqn, attached.cntlid, options)?;
+        self.opened.store(true, Ordering::Relaxed);
+        Ok((disk, Box::new(NvmeLane::new(attached.admin, io, entries, nsid, shift))))
+    }
+}
+
+/// A controller to which an Admin queue was connected.
+struct Attached {
+    admin: Talk,
+    cntlid: u16,
+    controller: Controller,
+    limits: Option<IdentifyControllerNvm>,
+}
+
+impl Attached {
+    /// Bytes of zeros that one command makes: WZSL, or where the controller does not tell it what a transfer may move
+    /// (NVM 1.0 §4.1.5.2).
+    fn zeroes(&self, shift: u8) -> u64 {
+        let oncs = self.controller.identify().map_or(0, |figure| figure.oncs.get());
+        if oncs & oncs::WRITE_ZEROES == 0 {
+            return 0;
+        }
+        let told = match &self.limits {
+            None => self.controller.largest_transfer(),
+            Some(limits) if limits.wzsl == 0 => u64::MAX,
+            Some(limits) => 4096_u64.checked_shl(limits.wzsl.into()).unwrap_or(u64::MAX),
+        };
+        let block = 1_u64 << shift;
+        told.min(block << 16) & !(block - 1)
+    }
+}
+
+fn limits_in(status: Status, page: Option<&Buffer>) -> Option<IdentifyControllerNvm> {
+    let page = page.filter(|_| status.is_success())?;
+    IdentifyControllerNvm::read_from_bytes(page.bytes()).ok()
+}
+
+/// What a namespace calls itself for ever, without dashes: UUID, NGUID or EUI-64.
+fn identifier(namespace: &Namespace) -> Option<(&'static str, String)> {
+    let ids = &namespace.ids;
+    let some = |kind, bytes: Option<&[u8]>| {
+        let bytes = bytes.filter(|bytes| bytes.iter().any(|byte| *byte != 0))?;
+        Some((kind, bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    };
+    some("uuid", ids.uuid.as_ref().map(|id| &id[..]))
+        .or_else(|| some("nguid", ids.nguid.as_ref().map(|id| &id[..])))
+        .or_else(|| some("eui", ids.eui64.as_ref().map(|id| &id[..])))
+}
+
+fn identity(nqn: &str, attached: &Attached, namespace: &Namespace) -> String {
+    let mut identity = format!("nvme {nqn}");
+    if let Some((kind, id)) = identifier(namespace) {
+        identity += &format!(" {kind} {id}");
+    }
+    let serial = attached.controller.identify().map(|figure| shown(&figure.sn));
+    match serial.as_deref() {
+        None | Some("") => identity,
+        Some(serial) => format!("{identity} serial {serial}"),
+    }
+}
+
+/// A text field as it may be shown: on one line.
+fn shown(field: &[u8]) -> String {
+    parse_ascii(field).chars().filter(|c| !c.is_control()).collect()
+}

@@ -1,0 +1,204 @@
+//! Which of a target's disks is meant: its discovery log is read, and if need be each disk is asked who it is (NVMe Base 2.0
+//! §5.16.1.23). It knows no work.
+
+use std::time::Instant;
+
+use export::{Account, Buffer, Pool};
+use nvme::command::AdminCommand;
+use nvme::host::{Controller, Options};
+use nvme::wire::fabrics::{CNTLID_DYNAMIC, DISCOVERY_NQN};
+use nvme::wire::log::{DiscoveryEntry, DiscoveryHeader, lid, subtype};
+use nvme::wire::text::parse_nqn;
+use zerocopy::FromBytes;
+
+use super::talk::Talk;
+use super::{NvmePlace, PATIENCE, shown};
+use crate::place::PlaceError;
+
+/// Entries of a discovery log that are read, at most: what fits in a buffer.
+const ENTRIES: u64 = 1023;
+
+/// Disks that are asked who they are, at most.
+const ASKED: usize = 32;
+
+/// How often a log that changes while it is read is read again.
+const TRIES: usize = 4;
+
+/// A disk that a target lends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// The NQN of its subsystem.
+    pub nqn: String,
+    /// Its serial number; perhaps empty.
+    pub serial: String,
+    /// Its model; perhaps empty.
+    pub model: String,
+    /// Bytes of its first namespace; 0 if it has none now.
+    pub bytes: u64,
+}
+
+impl NvmePlace {
+    /// The NQN of the disk that is wanted.
+    pub(super) fn find(&self) -> Result<String, PlaceError> {
+        if self.wanted.starts_with("nqn.") {
+            return Ok(self.wanted.clone());
+        }
+        let lent = self.lent()?;
+        let fitting: Vec<&String> = lent.iter().filter(|nqn| is_meant(nqn, &self.wanted)).collect();
+        match (fitting.as_slice(), lent.as_slice()) {
+            ([only], _) => Ok((*only).clone()),
+            (_, []) => Err(self.refuse(&"the target lends no disk to this host")),
+            ([], several) if !self.wanted.is_empty() => self.find_by_asking(several),
+            (_, several) => Err(self.refuse(&format!("name one of {}", several.join(", ")))),
+        }
+    }
+
+    /// The disk whose serial number or model is wanted.
+    fn find_by_asking(&self, lent: &[String]) -> Result<String, PlaceError> {
+        let asked: Vec<Found> =
+            lent.iter().take(ASKED).filter_map(|nqn| self.describe(nqn).ok()).collect();
+        let is_wanted = |text: &str| text.eq_ignore_ascii_case(&self.wanted);
+        let mut fitting =
+            asked.iter().filter(|disk| is_wanted(&disk.serial) || is_wanted(&disk.model));
+        match (fitting.next(), fitting.next()) {
+            (Some(only), None) => Ok(only.nqn.clone()),
+            (None, _) => {
+                Err(self.refuse(&format!("no such disk: name one of {}", lent.join(", "))))
+            }
+            (Some(one), Some(other)) => {
+                let sentence = format!("several disks fit: name {} or {}", one.nqn, other.nqn);
+                Err(self.refuse(&sentence))
+            }
+        }
+    }
+
+    /// The disks of the target, each asked who it is.
+    ///
+    /// # Errors
+    /// The target cannot be reached, or does not let this host in.
+    pub fn disks(&self) -> Result<Vec<Found>, PlaceError> {
+        let lent = self.lent()?;
+        Ok(lent.iter().take(ASKED).filter_map(|nqn| self.describe(nqn).ok()).collect())
+    }
+
+    fn describe(&self, nqn: &str) -> Result<Found, PlaceError> {
+        let attached = self.attach(nqn)?;
+        let field = |field: Option<&[u8]>| field.map(shown).unwrap_or_default();
+        let identify = attached.controller.identify();
+        let first = attached.controller.namespaces().first();
+        Ok(Found {
+            nqn: nqn.to_owned(),
+            serial: field(identify.map(|figure| &figure.sn[..])),
+            model: field(identify.map(|figure| &figure.mn[..])),
+            bytes: first.map_or(0, |namespace| {
+                let bytes = namespace.figure.nsze.get().checked_mul(1 << namespace.shift());
+                bytes.unwrap_or(0)
+            }),
+        })
+    }
+
+    /// The NQNs of what the target lends to this host.
+    fn lent(&self) -> Result<Vec<String>, PlaceError> {
+        let (mut talk, cntlid) = self.connect(DISCOVERY_NQN, CNTLID_DYNAMIC, Options::admin())?;
+        let memory = Pool::new(4 << 20).open();
+        self.prepare_discovery(&mut talk, cntlid, &memory)?;
+        for _ in 0..TRIES {
+            let head = self.log(&mut talk, &memory, 1)?;
+            let before = header(&head)?;
+            let count = before.numrec.get().min(ENTRIES);
+            let whole = self.log(&mut talk, &memory, count + 1)?;
+            if header(&whole)?.genctr == before.genctr {
+                return Ok(names(&whole, count));
+            }
+        }
+        Err(PlaceError::Unreachable(format!("{}: what is lent changes all the time", self.name)))
+    }
+
+    fn prepare_discovery(
+        &self,
+        talk: &mut Talk,
+        cntlid: u16,
+        memory: &Account,
+    ) -> Result<(), PlaceError> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut controller = Controller::new(cntlid, 1);
+        while let Some(ask) = controller.ask() {
+            let done = talk.ask(ask.sqe, ask.len, memory, deadline);
+            let done = done.map_err(|error| self.failed(&error))?;
+            let data = done.buffer.as_ref().map_or(&[][..], Buffer::bytes);
+            let answered = controller.answer(done.status, done.result, data);
+            answered.map_err(|trouble| self.refuse(&trouble))?;
+        }
+        Ok(())
+    }
+
+    /// The first `records` KiB of the discovery log.
+    fn log(&self, talk: &mut Talk, memory: &Account, records: u64) -> Result<Buffer, PlaceError> {
+        let len = records.saturating_mul(1024);
+        let command = AdminCommand::log_page(lid::DISCOVERY, 0, len).emit();
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let done = talk.ask(command, len, memory, Instant::now() + PATIENCE);
+        let done = done.map_err(|error| self.failed(&error))?;
+        if !done.status.is_success() {
+            return Err(
+                self.refuse(&format!("the target does not say what it lends: {}", done.status))
+            );
+        }
+        done.buffer.ok_or_else(|| self.refuse(&"the target said nothing of what it lends"))
+    }
+}
+
+fn header(log: &Buffer) -> Result<DiscoveryHeader, PlaceError> {
+    let header = DiscoveryHeader::read_from_prefix(log.bytes());
+    let short = |_| PlaceError::Refused("the target's discovery log is too short".to_owned());
+    header.map(|(header, _)| header).map_err(short)
+}
+
+/// The NQNs of the disks in a log, each once.
+fn names(log: &Buffer, count: u64) -> Vec<String> {
+    let entries = log.bytes().chunks_exact(size_of::<DiscoveryEntry>()).skip(1);
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    let mut names = Vec::new();
+    for entry in entries.take(count).filter_map(|bytes| DiscoveryEntry::ref_from_bytes(bytes).ok())
+    {
+        let disk = entry.subtype == subtype::NVM && entry.trtype == DiscoveryEntry::TRTYPE_TCP;
+        match parse_nqn(&entry.subnqn) {
+            Ok(nqn) if disk && !names.iter().any(|known| known == nqn) => {
+                names.push(nqn.to_owned())
+            }
+            _ => {}
+        }
+    }
+    names
+}
+
+/// Whether `wanted` names that disk: nothing does if there is no other, else the NQN or the end of it.
+fn is_meant(nqn: &str, wanted: &str) -> bool {
+    let end = nqn.len().checked_sub(wanted.len()).and_then(|at| nqn.split_at_checked(at));
+    end.is_some_and(|(before, end)| {
+        end.eq_ignore_ascii_case(wanted)
+            && (wanted.is_empty() || before.is_empty() || before.ends_with([':', '.']))
+    })
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_named_by_its_nqn_or_the_end_of_it() {
+        let nqn = "nqn.2014-08.org.nvmexpress:uuid:6d1c3b02-0f3a-4b53-9d9e-0d8a2f6f7a11";
+        for wanted in [
+            "",
+            nqn,
+            "6d1c3b02-0f3a-4b53-9d9e-0d8a2f6f7a11",
+            "6D1C3B02-0F3A-4B53-9D9E-0D8A2F6F7A11",
+        ] {
+            assert!(is_meant(nqn, wanted), "{wanted}");
+        }
+        for wanted in ["7a11", "0d8a2f6f7a11", "x", &format!("x{nqn}")] {
+            assert!(!is_meant(nqn, wanted), "{wanted}");
+        }
+        assert!(is_meant("nqn.2026-01.org.example:target.sda", "sda"));
+    }
+}

@@ -1,0 +1,219 @@
+//! How far a copy is, for each byte of the disk, and how GNU ddrescue writes it down. It knows no disk and no file.
+//!
+//! The format is that of the chapter "Mapfile structure" of the manual of ddrescue. What storagetm knows besides stands
+//! in comments of its own, which ddrescue does not keep: then nothing but the speed of the verification is lost.
+
+mod file;
+mod notes;
+mod text;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+pub use file::{Damaged, load, save};
+pub use notes::Notes;
+pub use text::Unreadable;
+
+/// How far a part of the disk is. Each stands for a character in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum State {
+    /// `?`: not tried yet.
+    Untried,
+    /// `*`: a large read failed; its edges are not known.
+    Untrimmed,
+    /// `/`: lies between bad sectors; not read sector by sector yet.
+    Unscraped,
+    /// `-`: sectors that cannot be read.
+    Bad,
+    /// `+`: done.
+    Finished,
+}
+
+impl State {
+    /// Every state.
+    pub const ALL: [Self; 5] =
+        [Self::Untried, Self::Untrimmed, Self::Unscraped, Self::Bad, Self::Finished];
+
+    /// As it stands in the file.
+    pub fn character(self) -> char {
+        match self {
+            Self::Untried => '?',
+            Self::Untrimmed => '*',
+            Self::Unscraped => '/',
+            Self::Bad => '-',
+            Self::Finished => '+',
+        }
+    }
+
+    /// The one that a character stands for.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| text.chars().eq([state.character()]))
+    }
+}
+
+/// Where a copy is. The status line of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The position that is being tried, in bytes.
+    pub at: u64,
+    /// What is being done: untried parts copied, untrimmed ones trimmed, and so on; [`State::Finished`] if all is done.
+    pub doing: State,
+    /// Which pass of it, from 1.
+    pub pass: u32,
+}
+
+impl Default for Position {
+    fn default() -> Self {
+        Self { at: 0, doing: State::Untried, pass: 1 }
+    }
+}
+
+/// How far a copy is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Map {
+    /// Where it is.
+    pub position: Position,
+    /// What only storagetm writes down.
+    pub notes: Notes,
+    bytes: u64,
+    /// Where each run of one state begins; the first at 0, neighbours differ.
+    runs: BTreeMap<u64, State>,
+}
+
+impl Map {
+    /// Nothing tried of a disk of `bytes`.
+    pub fn new(bytes: u64) -> Self {
+        let runs = if bytes == 0 { BTreeMap::new() } else { [(0, State::Untried)].into() };
+        Self { position: Position::default(), notes: Notes::default(), bytes, runs }
+    }
+
+    /// The length of the disk in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Has a range be of a state. What lies beyond the end is left out.
+    pub fn set(&mut self, range: Range<u64>, state: State) {
+        let range = range.start..range.end.min(self.bytes);
+        if range.is_empty() {
+            return;
+        }
+        let (before, after) = (self.before(range.start), self.state(range.end));
+        while let Some((&start, _)) = self.runs.range(range.clone()).next() {
+            self.runs.remove(&start);
+        }
+        if before != Some(state) {
+            self.runs.insert(range.start, state);
+        }
+        match after {
+            Some(after) if after == state => drop(self.runs.remove(&range.end)),
+            Some(after) => drop(self.runs.insert(range.end, after)),
+            None => {}
+        }
+    }
+
+    /// The state of the byte before this one; none at the start.
+    pub fn before(&self, at: u64) -> Option<State> {
+        self.state(at.checked_sub(1)?)
+    }
+
+    /// The state of a byte; none beyond the end.
+    pub fn state(&self, at: u64) -> Option<State> {
+        let run = self.runs.range(..=at).next_back().filter(|_| at < self.bytes);
+        run.map(|(_, state)| *state)
+    }
+
+    /// All runs of one state each, without a gap.
+    pub fn runs(&self) -> impl DoubleEndedIterator<Item = (Range<u64>, State)> + '_ {
+        self.runs.iter().map(|(&start, &state)| (start..self.end_of(start), state))
+    }
+
+    fn end_of(&self, start: u64) -> u64 {
+        let after = (std::ops::Bound::Excluded(start), std::ops::Bound::Unbounded);
+        self.runs.range(after).next().map_or(self.bytes, |(&end, _)| end)
+    }
+
+    /// The runs of a state.
+    pub fn all(&self, state: State) -> impl DoubleEndedIterator<Item = Range<u64>> + '_ {
+        self.runs().filter(move |(_, other)| *other == state).map(|(range, _)| range)
+    }
+
+    /// Bytes in a state.
+    pub fn sum(&self, state: State) -> u64 {
+        self.all(state).map(|range| range.end - range.start).sum()
+    }
+
+    /// The first range in a state from `from` on: the rest of a run, or a whole one.
+    pub fn next(&self, state: State, from: u64) -> Option<Range<u64>> {
+        let start = self.runs.range(..=from).next_back().map_or(0, |(&start, _)| start);
+        let found = self.runs.range(start..).find(|(_, other)| **other == state).map(|(&at, _)| at);
+        // The run that `from` lies in may be of the state, but end before it only if `from` is beyond the disk.
+        let start = found.filter(|_| from < self.bytes)?;
+        Some(start.max(from)..self.end_of(start))
+    }
+
+    /// The last range in a state before `to`: the beginning of a run, or a whole one.
+    pub fn last(&self, state: State, to: u64) -> Option<Range<u64>> {
+        let (&start, _) = self.runs.range(..to).rev().find(|(_, other)| **other == state)?;
+        Some(start..self.end_of(start).min(to))
+    }
+
+    /// The same, of a disk of another length; what is new is untried.
+    pub(crate) fn resized(mut self, bytes: u64) -> Self {
+        let end = self.bytes;
+        self.runs.split_off(&bytes);
+        self.bytes = bytes;
+        if end < bytes {
+            self.runs.insert(end, State::Untried);
+            self.set(end..bytes, State::Untried);
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn states(map: &Map) -> Vec<State> {
+        (0..map.bytes()).map(|at| map.state(at).unwrap()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_map_is_what_an_array_of_states_is(ops in prop::collection::vec((0u64..60, 0u64..30, 0usize..5), 0..40)) {
+            let mut map = Map::new(64);
+            let mut model = vec![State::Untried; 64];
+            for (start, len, state) in ops {
+                let state = State::ALL[state];
+                map.set(start..start + len, state);
+                let range = start..(start + len).min(64);
+                range.for_each(|at| model[usize::try_from(at).unwrap()] = state);
+            }
+            prop_assert_eq!(states(&map), model.clone());
+            let runs: Vec<_> = map.runs().collect();
+            prop_assert!(runs.windows(2).all(|pair| pair[0].0.end == pair[1].0.start && pair[0].1 != pair[1].1));
+            prop_assert_eq!(runs.last().unwrap().0.end, 64);
+            for at in 0..64usize {
+                let from = u64::try_from(at).unwrap();
+                let first = (at..64).find(|at| model[*at] == State::Bad).map(|at| u64::try_from(at).unwrap());
+                prop_assert_eq!(map.next(State::Bad, from).map(|range| range.start), first);
+                let last = (0..at).rev().find(|at| model[*at] == State::Bad).map(|at| u64::try_from(at).unwrap() + 1);
+                prop_assert_eq!(map.last(State::Bad, from).map(|range| range.end), last);
+            }
+        }
+    }
+
+    #[test]
+    fn a_map_grows_and_shrinks() {
+        let mut map = Map::new(10);
+        map.set(0..10, State::Finished);
+        let map = map.resized(20);
+        assert_eq!(
+            map.runs().collect::<Vec<_>>(),
+            [(0..10, State::Finished), (10..20, State::Untried)]
+        );
+        assert_eq!(map.resized(5).runs().collect::<Vec<_>>(), [(0..5, State::Finished)]);
+    }
+}

@@ -1,0 +1,104 @@
+//! A map as a file: never half written, and the one before it kept beside it. It knows nothing of what is in it.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::{Map, Unreadable};
+
+/// Why a map cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum Damaged {
+    /// The file itself.
+    #[error(transparent)]
+    File(#[from] io::Error),
+    /// What is in it, and no copy of it is better.
+    #[error("{0}: repair it, or remove it to begin anew")]
+    Content(#[from] Unreadable),
+}
+
+/// Reads a map; none if there is no file, or an empty one. If it was cut off or cannot be understood, the copy that was
+/// kept of the one before it is read instead, if that is any better.
+///
+/// # Errors
+/// Neither can be read.
+pub fn load(path: &Path) -> Result<Option<Map>, Damaged> {
+    let Some(text) = read(path)? else { return Ok(None) };
+    let map = Map::parse(&text);
+    if map.as_ref().is_ok_and(|map| map.notes.whole || map.notes.bytes.is_none()) {
+        return Ok(Some(map?));
+    }
+    let before = read(&beside(path, ".bak")).ok().flatten();
+    match before.and_then(|text| Map::parse(&text).ok()).filter(|map| map.notes.whole) {
+        Some(before) => Ok(Some(before)),
+        None if text.trim().is_empty() => Ok(None),
+        None => Ok(Some(map?)),
+    }
+}
+
+fn read(path: &Path) -> io::Result<Option<String>> {
+    match std::fs::read(path) {
+        // What is not text is no line of a map, and is told as such.
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Replaces a map as one step, on stable storage.
+///
+/// # Errors
+/// The file, or its directory, cannot be written; the old one is still there.
+pub fn save(map: &Map, path: &Path) -> io::Result<()> {
+    let fresh = beside(path, ".new");
+    let mut file = File::create(&fresh)?;
+    file.write_all(map.emit().as_bytes())?;
+    file.sync_all()?;
+    let kept = beside(path, ".bak");
+    let _ = std::fs::remove_file(&kept);
+    // A link: at no moment is there no map. Where there are no links there is no copy, and only that.
+    let _ = std::fs::hard_link(path, &kept);
+    std::fs::rename(&fresh, path)?;
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(ending);
+    name.into()
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::map::State;
+
+    #[test]
+    fn r41_a_torn_map_is_replaced_by_the_one_before() {
+        let dir = std::env::temp_dir().join(format!("storagetm-map-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("map");
+        assert!(load(&path).unwrap().is_none());
+        let mut map = Map::new(1 << 20);
+        map.notes.bytes = Some(1 << 20);
+        map.notes.whole = true;
+        map.set(0..512, State::Finished);
+        save(&map, &path).unwrap();
+        let before = map.clone();
+        map.set(0..1024, State::Finished);
+        save(&map, &path).unwrap();
+        assert_eq!(load(&path).unwrap(), Some(map.clone()));
+        let text = map.emit();
+        for len in 0..text.len() - 1 {
+            std::fs::write(&path, &text[..len]).unwrap();
+            assert_eq!(load(&path).unwrap(), Some(before.clone()), "{len}");
+        }
+        std::fs::write(&path, [0; 300]).unwrap();
+        assert_eq!(load(&path).unwrap(), Some(before));
+        std::fs::remove_file(dir.join("map.bak")).unwrap();
+        assert!(matches!(load(&path), Err(Damaged::Content(_))));
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -1,0 +1,221 @@
+//! A map as text, as ddrescue reads and writes it. It knows no file.
+
+use std::fmt::Write as _;
+
+use super::{Map, Notes, Position, State};
+
+/// What is wrong with a map.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// A line that is none of a map.
+    #[error("line {0} is not a line of a map")]
+    Line(usize),
+    /// A block that lies before the end of the one before it, or ends beyond all numbers.
+    #[error("the block in line {0} overlaps the one before it")]
+    Overlap(usize),
+    /// There is no status line: it is not a map, or was cut off.
+    #[error("it has no status line")]
+    NoStatus,
+}
+
+impl Map {
+    /// The text of the map.
+    pub fn emit(&self) -> String {
+        let mut text = String::from("# Mapfile. Created by storagetm\n");
+        self.notes.emit(&mut text);
+        let Position { at, doing, pass } = self.position;
+        text.push_str("# current_pos  current_status  current_pass\n");
+        let _ = writeln!(text, "0x{at:08X}     {}               {pass}", doing.character());
+        text.push_str("#      pos        size  status\n");
+        for (range, state) in self.runs() {
+            let len = range.end - range.start;
+            let _ = writeln!(text, "0x{:08X}  0x{len:08X}  {}", range.start, state.character());
+        }
+        if self.notes.bytes.is_some() {
+            Notes::emit_end(&mut text);
+        }
+        text
+    }
+
+    /// Reads a map. Parts that it does not tell of are untried; a last line without its end is passed over.
+    ///
+    /// # Errors
+    /// It is not a map.
+    pub fn parse(text: &str) -> Result<Self, Unreadable> {
+        let (mut notes, mut place, mut blocks) = (Notes::default(), None, Vec::new());
+        let mut end = 0;
+        let lines = text.split_inclusive('\n').enumerate().filter(|(_, line)| line.ends_with('\n'));
+        for (number, line) in lines {
+            let number = number.saturating_add(1);
+            notes.parse(line.trim_end());
+            let words: Vec<&str> = code(line).split_ascii_whitespace().collect();
+            match (words.as_slice(), &place) {
+                ([], _) => {}
+                (words, None) => place = Some(status(words).ok_or(Unreadable::Line(number))?),
+                (words, Some(_)) => {
+                    let (start, len, state) = block(words).ok_or(Unreadable::Line(number))?;
+                    let next = start.checked_add(len).filter(|_| start >= end);
+                    end = next.ok_or(Unreadable::Overlap(number))?;
+                    blocks.push((start..end, state));
+                }
+            }
+        }
+        let mut map = Self::new(end);
+        blocks.into_iter().for_each(|(range, state)| map.set(range, state));
+        map.position = place.ok_or(Unreadable::NoStatus)?;
+        map.notes = notes;
+        Ok(map)
+    }
+}
+
+/// A line without its comment.
+fn code(line: &str) -> &str {
+    let comment = |at: &usize| *at == 0 || line[..*at].ends_with(char::is_whitespace);
+    let start = line.match_indices('#').map(|(at, _)| at).find(comment);
+    start.and_then(|at| line.get(..at)).unwrap_or(line)
+}
+
+fn status(words: &[&str]) -> Option<Position> {
+    let (at, doing, pass) = match words {
+        [at, doing] => (at, doing, "1"),
+        [at, doing, pass] => (at, doing, *pass),
+        _ => return None,
+    };
+    // Filling, and a map that was only guessed: all that is to be done stands in its blocks.
+    let doing = match *doing {
+        "F" | "G" => State::Untried,
+        other => State::parse(other)?,
+    };
+    Some(Position { at: number(at)?, doing, pass: pass.parse().ok()? })
+}
+
+fn block(words: &[&str]) -> Option<(u64, u64, State)> {
+    let [start, len, state] = words else { return None };
+    Some((number(start)?, number(len)?, State::parse(state)?))
+}
+
+/// A number as C++ writes its constants: `0x` for base 16, `0` for base 8.
+pub(super) fn number(text: &str) -> Option<u64> {
+    let lower = text.to_ascii_lowercase();
+    let (digits, radix) = match lower.strip_prefix("0x") {
+        Some(hex) => (hex, 16),
+        None if lower.len() > 1 && lower.starts_with('0') => (lower.get(1..)?, 8),
+        None => (lower.as_str(), 10),
+    };
+    u64::from_str_radix(digits, radix).ok().filter(|_| !digits.starts_with('+'))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::forest::{Mark, Value};
+    use proptest::prelude::*;
+
+    /// The example of the manual.
+    const DDRESCUE: &str = "\
+# Mapfile. Created by GNU ddrescue version 1.27
+# Command line: ddrescue -d -c18 /dev/fd0 fdimage mapfile
+# Start time:   2015-07-21 09:37:44
+# Copying non-tried blocks... Pass 1 (forwards)
+# current_pos  current_status  current_pass
+0x00120000     ?               1
+#      pos        size  status
+0x00000000  0x00117000  +
+0x00117000  0x00000200  -
+0x00117200  0x00001000  /
+0x00118200  0x00007E00  *
+0x00120000  0x00048000  ?
+";
+
+    #[test]
+    fn r46_a_map_of_ddrescue_is_read() {
+        let map = Map::parse(DDRESCUE).unwrap();
+        assert_eq!(map.position, Position { at: 0x12_0000, doing: State::Untried, pass: 1 });
+        assert_eq!((map.bytes(), map.sum(State::Finished)), (0x16_8000, 0x11_7000));
+        assert_eq!(map.all(State::Bad).collect::<Vec<_>>(), [0x11_7000..0x11_7200]);
+        let body = |text: &str| text.lines().filter(|l| !l.starts_with("# ")).collect::<String>();
+        assert_eq!(body(&map.emit()), body(DDRESCUE));
+    }
+
+    #[test]
+    fn numbers_and_comments_are_those_of_the_manual() {
+        let map = Map::parse("16 + 2 # done\n#\n 0 010 +#\n").err();
+        assert_eq!(map, Some(Unreadable::Line(3)), "a comment needs white space before it");
+        let map = Map::parse("16 + 2 # done\n\n0 010 + # eight\n8 0x8 -\n32 1 ?\n").unwrap();
+        assert_eq!(map.position, Position { at: 16, doing: State::Finished, pass: 2 });
+        let runs = [(0..8, State::Finished), (8..16, State::Bad), (16..33, State::Untried)];
+        assert_eq!(map.runs().collect::<Vec<_>>(), runs);
+        assert_eq!(Map::parse("0 +\n0 1 +\n").unwrap().position.pass, 1, "before ddrescue 1.20");
+    }
+
+    #[test]
+    fn what_is_not_a_map_is_refused_with_its_line() {
+        for (text, error) in [
+            ("", Unreadable::NoStatus),
+            ("0 ? 1", Unreadable::NoStatus),
+            ("0 ? 1\n0 5 +\n4 5 +\n", Unreadable::Overlap(3)),
+            ("0 ? 1\n0 18446744073709551615 +\n18446744073709551615 5 +\n", Unreadable::Overlap(3)),
+            ("0 ? 1\n0 5 X\n", Unreadable::Line(2)),
+            ("0 ? x\n", Unreadable::Line(1)),
+            ("0 ? 1\n\0\0\0\n", Unreadable::Line(2)),
+            ("0 ? 1\n0 +5 +\n", Unreadable::Line(2)),
+        ] {
+            assert_eq!(Map::parse(text).unwrap_err(), error, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn r41_a_map_that_was_cut_off_tells_nothing_wrong() {
+        let text = sample().emit();
+        for len in 0..text.len() {
+            let Some(Ok(map)) = text.get(..len).map(Map::parse) else { continue };
+            assert!(!map.notes.whole);
+            for range in map.all(State::Finished) {
+                assert!(sample().all(State::Finished).any(|whole| whole == range), "{range:?}");
+            }
+        }
+        assert!(Map::parse(&text).unwrap().notes.whole);
+    }
+
+    fn sample() -> Map {
+        let mut map = Map::new(1 << 33);
+        map.set(0..0x1234_5600, State::Finished);
+        map.set(0x1234_5600..0x1234_5800, State::Bad);
+        map.set(0x1_2345_5800..0x1_3000_0000, State::Untrimmed);
+        map.position = Position { at: 0x777, doing: State::Bad, pass: 3 };
+        let marks = vec![
+            Mark { offset: 0, len: 1 << 20, value: Value::Sum([0xa5; 32]) },
+            Mark { offset: 1 << 20, len: 1 << 20, value: Value::Zero },
+        ];
+        map.notes = Notes {
+            bytes: Some(1 << 33),
+            source: "uuid 1 é".into(),
+            destination: String::new(),
+            marks,
+            whole: true,
+        };
+        map
+    }
+
+    #[test]
+    fn what_only_storagetm_knows_comes_back() {
+        assert_eq!(Map::parse(&sample().emit()).unwrap(), sample());
+        let mut evil = sample();
+        evil.notes.source = "a\n0 0 +\n".into();
+        assert_eq!(Map::parse(&evil.emit()).unwrap().notes.source, "a?0 0 +?");
+    }
+
+    proptest! {
+        #[test]
+        fn every_map_comes_back(sets in prop::collection::vec((0u64..1 << 40, 1u64..1 << 36, 0usize..5), 0..30)) {
+            let mut map = Map::new(1 << 40);
+            sets.into_iter().for_each(|(start, len, state)| map.set(start..start + len, State::ALL[state]));
+            prop_assert_eq!(Map::parse(&map.emit()).unwrap(), map);
+        }
+
+        #[test]
+        fn no_text_is_too_strange(text in "[#?*/+\\-0-9xX \n\\PC]{0,200}") {
+            let _ = Map::parse(&text);
+        }
+    }
+}

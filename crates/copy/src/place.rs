@@ -1,0 +1,59 @@
+//! Where a disk is, and what there is to know about it before a copy begins. It knows no address.
+
+use crate::Lane;
+
+/// What a place tells about its disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// What people call it: its path or address.
+    pub name: String,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// The size of a block in bytes: a power of two, 512 at least for a disk, 1 for a file.
+    pub block: u32,
+    /// Whether it may be written.
+    pub writable: bool,
+    /// Whether it tells what is data and what is hole.
+    pub extents: bool,
+    /// The longest range of zeros that it makes at once, in bytes; 0 if it makes none.
+    pub zeroes: u64,
+    /// The longest read or write, in bytes: at least one page.
+    pub largest: u32,
+    /// How many lanes may be used at once.
+    pub lanes: usize,
+    /// Whether it is reached through something that can break, and what was written and not flushed may then be lost.
+    pub remote: bool,
+    /// Whether nothing has been written to it yet, and all of it reads as zeros.
+    pub fresh: bool,
+    /// Who it is: the same for one disk for ever, and different for another. Empty if unknown; one line.
+    pub identity: String,
+}
+
+/// Where a disk is.
+pub trait Place: Send + Sync {
+    /// Opens one more way to the same disk.
+    ///
+    /// # Errors
+    /// Why there is none.
+    fn open(&self) -> Result<(Disk, Box<dyn Lane>), PlaceError>;
+
+    /// The disk is to take this many bytes: called once, before the first [`Place::open`] of a destination. A place that
+    /// makes its disk does so now.
+    ///
+    /// # Errors
+    /// It cannot.
+    fn prepare(&self, _bytes: u64) -> Result<(), PlaceError> {
+        Ok(())
+    }
+}
+
+/// Why there is no way to a disk. Each is one sentence for people, without a full stop: what, where and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// It may be different in a while: trying again is of use.
+    #[error("{0}")]
+    Unreachable(String),
+    /// It stays so.
+    #[error("{0}")]
+    Refused(String),
+}

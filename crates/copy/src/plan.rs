@@ -1,0 +1,403 @@
+//! What is to be read next: pure, knows no disk, no thread and no clock.
+//!
+//! A healthy disk is read once, from its start to its end, in large pieces, without its holes. Where a read fails, the
+//! order is that of GNU ddrescue, which spares a dying disk: skip ahead, further each time, and copy all that is easy;
+//! come back from behind; sweep up what is left; then find the edges of the bad areas sector by sector (trimming), read
+//! what lies between them (scraping), and try the bad sectors again (retrying). While a disk is bad, it gets one request
+//! at a time.
+//!
+//! All that decides stands in the [`Map`], so that a copy can go on from it, here or with ddrescue.
+
+mod zones;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+
+use export::Extent;
+
+use crate::Phase;
+use crate::map::{Map, Position, State};
+use zones::Zones;
+
+/// What the two ends allow.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// The smallest read that both ends can do, in bytes.
+    pub(crate) sector: u64,
+    /// Bytes of a read on a healthy disk.
+    pub(crate) chunk: u64,
+    /// Bytes of zeros in one piece.
+    pub(crate) zeros: u64,
+    /// Whether the source tells its holes.
+    pub(crate) extents: bool,
+    /// How often bad sectors are tried again.
+    pub(crate) retries: u32,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Read this and write it to the destination; then [`Plan::read`] and [`Plan::written`], or [`Plan::failed`].
+    Read(Range<u64>),
+    /// Have it be zeros at the destination; then [`Plan::written`].
+    Zero(Range<u64>),
+    /// Ask the source for its extents; then [`Plan::told`].
+    Ask(Range<u64>),
+    /// Nothing before something that is under way has ended.
+    Wait,
+    /// Nothing any more.
+    Done,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Forward,
+    Backward,
+    Sweep,
+    Trim,
+    Scrape,
+    Retry(u32),
+    Done,
+}
+
+/// What is to be read next.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    map: Map,
+    limits: Limits,
+    stage: Stage,
+    /// Where the stage is; in a backward one, the end of what is still to do.
+    cursor: u64,
+    /// How far to skip after the next error, in bytes.
+    skip: u64,
+    /// Bytes that must be read well before more than one request may be under way.
+    caution: u64,
+    /// Pieces that were taken, and are neither written nor failed.
+    open: usize,
+    /// Pieces that were taken before and did not come to an end, with whether they are zeros.
+    again: VecDeque<(Range<u64>, bool)>,
+    /// How often the way to the source was lost over a piece.
+    lost: BTreeMap<u64, u32>,
+    zones: Zones,
+    errors: u64,
+}
+
+/// Bytes that a disk must read well after an error to be trusted again.
+const CAUTION: u64 = 64 << 20;
+
+/// The largest skip in bytes, and the largest part of the disk.
+const SKIP: u64 = 1 << 30;
+const SKIP_PART: u64 = 100;
+
+/// After so many losses of the way to the source over the same piece, the piece counts as bad.
+const LOSSES: u32 = 3;
+
+/// Sectors that are scraped at once.
+const SCRAPES: usize = 4;
+
+impl Plan {
+    /// Goes on from a map; of a new one, begins.
+    pub(crate) fn new(map: Map, limits: Limits) -> Self {
+        let zones = Zones::new(map.bytes(), limits.extents);
+        let mut plan = Self {
+            stage: Stage::Forward,
+            cursor: 0,
+            skip: limits.chunk,
+            caution: 0,
+            open: 0,
+            again: VecDeque::new(),
+            lost: BTreeMap::new(),
+            zones,
+            errors: 0,
+            map,
+            limits,
+        };
+        plan.resume();
+        plan
+    }
+
+    /// A disk with bad sectors is not tried again where it was left alone.
+    fn resume(&mut self) {
+        let bad = [State::Untrimmed, State::Unscraped, State::Bad];
+        let Position { at, doing, pass } = self.map.position;
+        if doing != State::Untried || bad.iter().all(|state| self.map.sum(*state) == 0) {
+            return;
+        }
+        self.caution = CAUTION;
+        (self.stage, self.cursor) = match pass {
+            0 | 1 => (Stage::Forward, at),
+            2 => (Stage::Backward, at),
+            _ => (Stage::Sweep, 0),
+        };
+    }
+
+    /// How far it is.
+    pub(crate) fn map(&self) -> &Map {
+        &self.map
+    }
+
+    /// The map as it is written down; what is in `volatile` may not have reached the disk and is to be tried again.
+    pub(crate) fn snapshot(&self, volatile: impl Iterator<Item = Range<u64>>) -> Map {
+        let mut map = self.map.clone();
+        volatile.for_each(|range| map.set(range, State::Untried));
+        map.position = self.position();
+        map
+    }
+
+    fn position(&self) -> Position {
+        let (doing, pass) = match self.stage {
+            Stage::Forward => (State::Untried, 1),
+            Stage::Backward => (State::Untried, 2),
+            Stage::Sweep => (State::Untried, 5),
+            Stage::Trim => (State::Untrimmed, 1),
+            Stage::Scrape => (State::Unscraped, 1),
+            Stage::Retry(pass) => (State::Bad, pass),
+            Stage::Done => (State::Finished, 1),
+        };
+        Position { at: self.cursor, doing, pass }
+    }
+
+    /// What it is doing, for people.
+    pub(crate) fn phase(&self) -> Phase {
+        match self.stage {
+            Stage::Forward | Stage::Backward | Stage::Sweep => Phase::Copying,
+            Stage::Trim => Phase::Trimming,
+            Stage::Scrape => Phase::Scraping,
+            Stage::Retry(pass) => Phase::Retrying(pass),
+            Stage::Done => Phase::Flushing,
+        }
+    }
+
+    /// Reads that failed so far.
+    pub(crate) fn errors(&self) -> u64 {
+        self.errors
+    }
+
+    /// What to do next.
+    pub(crate) fn take(&mut self) -> Next {
+        loop {
+            let next = self.step();
+            match &next {
+                Some(Next::Read(_) | Next::Zero(_)) => self.open += 1,
+                None if self.open == 0 && self.turn() => continue,
+                _ => {}
+            }
+            let over = if self.stage == Stage::Done { Next::Done } else { Next::Wait };
+            return next.unwrap_or(over);
+        }
+    }
+
+    /// The next piece of the stage; nothing if it has none, or none now.
+    fn step(&mut self) -> Option<Next> {
+        if self.open >= self.most() {
+            return Some(Next::Wait);
+        }
+        if let Some((range, zero)) = self.again.pop_front() {
+            return Some(if zero { Next::Zero(range) } else { Next::Read(range) });
+        }
+        match self.stage {
+            Stage::Forward => self.forward(),
+            Stage::Backward => self.backward(),
+            Stage::Sweep => self.sweep(),
+            Stage::Trim => self.trim(),
+            Stage::Scrape => self.sector_of(State::Unscraped),
+            Stage::Retry(pass) if pass % 2 == 0 => self.sector_backward(),
+            Stage::Retry(_) => self.sector_of(State::Bad),
+            Stage::Done => None,
+        }
+    }
+
+    /// Pieces that may be under way at once.
+    fn most(&self) -> usize {
+        match self.stage {
+            Stage::Trim | Stage::Retry(_) => 1,
+            Stage::Scrape => SCRAPES,
+            _ if self.caution > 0 => 1,
+            _ => usize::MAX,
+        }
+    }
+
+    /// The stage that is to come; tells whether there is one.
+    fn turn(&mut self) -> bool {
+        let next = self.after();
+        let over = self.stage == Stage::Done;
+        self.stage = next;
+        self.cursor = match next {
+            Stage::Backward => self.map.bytes(),
+            Stage::Retry(pass) if pass % 2 == 0 => self.map.bytes(),
+            _ => 0,
+        };
+        !over
+    }
+
+    fn after(&self) -> Stage {
+        let any = |state| self.map.next(state, 0).is_some();
+        let retried = if let Stage::Retry(pass) = self.stage { pass } else { 0 };
+        match self.stage {
+            Stage::Done => Stage::Done,
+            Stage::Forward if any(State::Untried) => Stage::Backward,
+            _ if any(State::Untried) => Stage::Sweep,
+            _ if any(State::Untrimmed) => Stage::Trim,
+            _ if any(State::Unscraped) => Stage::Scrape,
+            _ if any(State::Bad) && retried < self.limits.retries => Stage::Retry(retried + 1),
+            _ => Stage::Done,
+        }
+    }
+
+    fn forward(&mut self) -> Option<Next> {
+        let run = self.map.next(State::Untried, self.cursor)?;
+        if let Some(range) = self.zones.ask(run.start) {
+            return Some(Next::Ask(range));
+        }
+        let Some((end, zero)) = self.zones.at(run.start) else { return Some(Next::Wait) };
+        let end = end.min(run.end);
+        let unit = if zero { self.limits.zeros } else { self.limits.chunk };
+        let range = run.start..end.min(above(run.start, unit));
+        self.cursor = range.end;
+        Some(if zero { Next::Zero(range) } else { Next::Read(range) })
+    }
+
+    fn backward(&mut self) -> Option<Next> {
+        let run = self.map.last(State::Untried, self.cursor)?;
+        let start = below(run.end, self.limits.chunk).max(run.start);
+        self.cursor = start;
+        Some(Next::Read(start..run.end))
+    }
+
+    fn sweep(&mut self) -> Option<Next> {
+        let run = self.map.next(State::Untried, self.cursor)?;
+        let range = run.start..run.end.min(above(run.start, self.limits.chunk));
+        self.cursor = range.end;
+        Some(Next::Read(range))
+    }
+
+    /// The first edge of the first untrimmed run, until both of its neighbours are bad sectors.
+    fn trim(&mut self) -> Option<Next> {
+        while let Some(run) = self.map.next(State::Untrimmed, 0) {
+            self.cursor = run.start;
+            if self.map.before(run.start) != Some(State::Bad) {
+                return Some(Next::Read(self.first_sector(&run)));
+            }
+            if self.map.state(run.end) != Some(State::Bad) {
+                return Some(Next::Read(self.last_sector(&run)));
+            }
+            self.map.set(run, State::Unscraped);
+        }
+        None
+    }
+
+    fn sector_of(&mut self, state: State) -> Option<Next> {
+        let run = self.map.next(state, self.cursor)?;
+        let sector = self.first_sector(&run);
+        self.cursor = sector.end;
+        Some(Next::Read(sector))
+    }
+
+    fn sector_backward(&mut self) -> Option<Next> {
+        let run = self.map.last(State::Bad, self.cursor)?;
+        let sector = self.last_sector(&run);
+        self.cursor = sector.start;
+        Some(Next::Read(sector))
+    }
+
+    fn first_sector(&self, run: &Range<u64>) -> Range<u64> {
+        run.start..run.end.min(above(run.start, self.limits.sector))
+    }
+
+    fn last_sector(&self, run: &Range<u64>) -> Range<u64> {
+        below(run.end, self.limits.sector).max(run.start)..run.end
+    }
+
+    /// The extents that were asked for; none if the source does not tell them after all.
+    pub(crate) fn told(&mut self, asked: Range<u64>, extents: &[Extent]) {
+        self.zones.told(asked, extents);
+    }
+
+    /// The question for extents did not come to an end.
+    pub(crate) fn unanswered(&mut self) {
+        self.zones.unanswered();
+    }
+
+    /// A piece was read.
+    pub(crate) fn read(&mut self, range: &Range<u64>) {
+        self.caution = self.caution.saturating_sub(range.end - range.start);
+        self.skip = self.limits.chunk;
+        self.lost.remove(&range.start);
+    }
+
+    /// A piece is at the destination.
+    pub(crate) fn written(&mut self, range: Range<u64>) {
+        self.map.set(range, State::Finished);
+        self.close();
+    }
+
+    /// A piece could not be read.
+    pub(crate) fn failed(&mut self, range: &Range<u64>) {
+        let single = range.end - range.start <= self.limits.sector;
+        self.map.set(range.clone(), if single { State::Bad } else { State::Untrimmed });
+        self.errors += 1;
+        self.caution = CAUTION;
+        match self.stage {
+            Stage::Forward => {
+                let most = (self.map.bytes() / SKIP_PART).clamp(self.limits.chunk, SKIP);
+                self.cursor = self.cursor.max(range.end.saturating_add(self.skip));
+                self.skip = self.skip.saturating_mul(2).min(most);
+            }
+            // The rest of the run is left for the sweep.
+            Stage::Backward => {
+                let rest = self.map.last(State::Untried, range.start);
+                let rest = rest.filter(|rest| rest.end == range.start);
+                self.cursor = rest.map_or(self.cursor, |rest| self.cursor.min(rest.start));
+            }
+            _ => {}
+        }
+        self.close();
+    }
+
+    /// A piece did not come to an end, and is to be done again.
+    pub(crate) fn give_back(&mut self, range: Range<u64>, zero: bool) {
+        self.again.push_back((range, zero));
+        self.close();
+    }
+
+    /// The way to the source was lost while a piece was being read.
+    pub(crate) fn lost(&mut self, range: Range<u64>) {
+        let losses = self.lost.entry(range.start).or_default();
+        *losses += 1;
+        if *losses >= LOSSES {
+            self.lost.remove(&range.start);
+            return self.failed(&range);
+        }
+        // Alone, so that it shows which one it is.
+        if *losses > 1 {
+            self.caution = self.caution.max(1);
+        }
+        self.give_back(range, false);
+    }
+
+    /// What was written may not have reached the disk, and is to be done again.
+    pub(crate) fn undo(&mut self, range: Range<u64>) {
+        self.map.set(range.clone(), State::Untried);
+        self.again.push_back((range, false));
+        if self.stage == Stage::Done {
+            (self.stage, self.cursor) = (Stage::Sweep, self.map.bytes());
+        }
+    }
+
+    fn close(&mut self) {
+        self.open = self.open.saturating_sub(1);
+    }
+}
+
+/// The next multiple of a unit above a position.
+fn above(at: u64, unit: u64) -> u64 {
+    (at / unit).saturating_add(1).saturating_mul(unit)
+}
+
+/// The last multiple of a unit below a position.
+fn below(at: u64, unit: u64) -> u64 {
+    at.saturating_sub(1) / unit * unit
+}
+
+#[cfg(test)]
+mod test;

@@ -1,0 +1,329 @@
+//! Copies from a pipe to a disk and from a disk to a pipe: in order, in one thread, without going back. It knows no
+//! plan.
+//!
+//! What goes into a pipe cannot be read back: there is a hash of it, and no verification. What comes out of a pipe cannot
+//! be read again: if the way to its destination is lost, the copy ends.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use export::{Account, Buffer, Pool};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::compare::read;
+use crate::errand::{Errand, Undone};
+use crate::forest::{Forest, Mark, Shape, is_zero};
+use crate::map::{Map, State};
+use crate::run::{Course, Ended, Now, spawn, undone, verifying};
+use crate::traffic::Target;
+use crate::{Disk, Failed, Outcome, Phase, Place, Refusal, Settings, Trouble, Work};
+
+/// Bytes of a piece.
+const PIECE: usize = Pool::LARGEST;
+
+/// How far it is.
+#[derive(Debug, Default)]
+struct Counters {
+    done: AtomicU64,
+    zeroes: AtomicU64,
+}
+
+/// Copies a disk into a pipe.
+pub(crate) fn into_pipe(
+    place: Arc<dyn Place>,
+    pipe: OwnedFd,
+    settings: &Settings,
+    course: &mut Course<'_>,
+) -> Ended {
+    let from = place.clone();
+    let opened = course.aside(Phase::Checking, move || from.open().map(|(disk, _)| disk))?;
+    let disk = opened.map_err(|why| Outcome::Refused(Refusal::Source(why)))?;
+    let total = disk.bytes;
+    course.report.bytes = total;
+    let source = Target { place, disk: Arc::new(disk) };
+    let (halt, patience) = (course.halt.clone(), settings.patience);
+    let work = move |counters: &Counters| {
+        let mut errand = Errand::new(&source, patience, &halt);
+        drain(&mut errand, total, pipe.into(), counters)
+    };
+    let (result, counters) = attend(course, Some(total), work)?;
+    course.report.copied = counters.done.load(Ordering::Relaxed);
+    let hash = result?;
+    course.report.hash = settings.hash.then_some(hash);
+    Ok(())
+}
+
+/// Does the work in a thread of its own, and tells how far it is.
+fn attend<T: Send + 'static>(
+    course: &mut Course<'_>,
+    total: Option<u64>,
+    work: impl FnOnce(&Counters) -> T + Send + 'static,
+) -> Result<(T, Arc<Counters>), Outcome> {
+    let counters = Arc::new(Counters::default());
+    let (waiter, theirs) = (std::thread::current(), counters.clone());
+    let thread = spawn(move || {
+        let result = work(&theirs);
+        waiter.unpark();
+        result
+    })?;
+    let mut results = course.attend(vec![thread], &mut |_| Now {
+        done: counters.done.load(Ordering::Relaxed),
+        zeroes: counters.zeroes.load(Ordering::Relaxed),
+        total,
+        ..Now::only(Phase::Copying)
+    })?;
+    let result = results.pop().ok_or(Outcome::Failed(Trouble::Mistake))?;
+    Ok((result, counters))
+}
+
+fn drain(
+    errand: &mut Errand<'_>,
+    total: u64,
+    mut pipe: std::fs::File,
+    counters: &Counters,
+) -> Result<[u8; 32], Outcome> {
+    let account = Pool::new(PIECE).open();
+    let mut hasher = blake3::Hasher::new();
+    let mut at = 0;
+    while at < total {
+        let end = total.min(at + PIECE as u64);
+        let buffer = read(errand, &account, &(at..end)).map_err(undone)?;
+        let bad = || undone(errand.failed(&(at..end), Err(Failed::Media)));
+        let buffer = buffer.ok_or_else(bad)?;
+        hasher.update(buffer.bytes());
+        pipe.write_all(buffer.bytes()).map_err(broken)?;
+        at = end;
+        counters.done.store(at, Ordering::Relaxed);
+    }
+    Ok(*hasher.finalize().as_bytes())
+}
+
+fn broken(error: io::Error) -> Outcome {
+    Outcome::Failed(Trouble::Pipe(error))
+}
+
+/// Copies a pipe to a disk.
+pub(crate) fn into_disk(
+    pipe: OwnedFd,
+    place: Arc<dyn Place>,
+    settings: &Settings,
+    course: &mut Course<'_>,
+) -> Ended {
+    let to = place.clone();
+    let disk = course.aside(Phase::Checking, move || admit(&*to))??;
+    let target = Target { place: place.clone(), disk: Arc::new(disk) };
+    let (halt, patience, verify, sparse) =
+        (course.halt.clone(), settings.patience, settings.verify, settings.sparse);
+    let work = move |counters: &Counters| {
+        let errand = Errand::new(&target, patience, &halt);
+        let spout = Spout { errand, disk: target.disk.clone(), sparse, counters, marks: Vec::new() };
+        spout.fill(pipe.into(), &halt, verify)
+    };
+    let (result, counters) = attend(course, None, work)?;
+    course.report.zeroes = counters.zeroes.load(Ordering::Relaxed);
+    let done = counters.done.load(Ordering::Relaxed);
+    course.report.copied = done.saturating_sub(course.report.zeroes);
+    let (bytes, forest) = result?;
+    course.report.bytes = bytes;
+    if !verify {
+        return Ok(());
+    }
+    // A file has grown meanwhile.
+    let (disk, _) = place.open().map_err(|why| lost("", &why))?;
+    let mut map = Map::new(bytes);
+    map.set(0..bytes, State::Finished);
+    let target = Target { place, disk: Arc::new(disk) };
+    verifying::verify(None, &target, &map, forest, settings, course)
+}
+
+fn lost(name: &str, why: &dyn ToString) -> Outcome {
+    Outcome::Failed(Trouble::Lost { name: name.to_owned(), why: why.to_string() })
+}
+
+/// The destination, if it can be written at all. How much it is to take is not known.
+fn admit(place: &dyn Place) -> Result<Disk, Outcome> {
+    let refused = |why| Outcome::Refused(Refusal::Destination(why));
+    place.prepare(0).map_err(refused)?;
+    let (disk, _) = place.open().map_err(refused)?;
+    if disk.writable {
+        return Ok(disk);
+    }
+    Err(Outcome::Refused(Refusal::ReadOnly { destination: disk.name }))
+}
+
+/// Writes what comes out of a pipe.
+struct Spout<'a> {
+    errand: Errand<'a>,
+    disk: Arc<Disk>,
+    sparse: bool,
+    counters: &'a Counters,
+    marks: Vec<Mark>,
+}
+
+impl Spout<'_> {
+    /// Until the pipe ends; how many bytes it had, and their hashes.
+    fn fill(
+        mut self,
+        mut pipe: std::fs::File,
+        halt: &AtomicBool,
+        verify: bool,
+    ) -> Result<(u64, Forest), Outcome> {
+        let account = Pool::new(4 * PIECE).open();
+        let _ = rustix::pipe::fcntl_setpipe_size(&pipe, PIECE);
+        let (mut at, mut last) = (0, None);
+        // Each piece waits for the next one: the last is treated in another way.
+        while let Some(buffer) = next(&mut pipe, &account, halt)? {
+            let len = buffer.len() as u64;
+            if let Some((offset, buffer)) = last.replace((at, buffer)) {
+                self.write(offset, buffer, verify.then(Shape::endless))?;
+            }
+            at += len;
+        }
+        let bytes = at.next_multiple_of(u64::from(self.disk.block.max(1)));
+        let shape = Shape::new(bytes);
+        if let Some((offset, buffer)) = last {
+            let buffer = padded(buffer, &account, bytes - offset)?;
+            self.sparse = false;
+            self.write(offset, buffer, verify.then_some(shape))?;
+        }
+        self.run(Work::Flush, |name, why| Trouble::Flush { name, why })?;
+        let mut forest = Forest::new(bytes);
+        self.marks.into_iter().for_each(|mark| forest.insert(mark));
+        Ok((bytes, forest))
+    }
+
+    fn write(&mut self, offset: u64, buffer: Buffer, shape: Option<Shape>) -> Result<(), Outcome> {
+        let len = buffer.len() as u64;
+        let name = self.disk.name.clone();
+        // A file that was just made grows; everything else is as large as it is.
+        if self.disk.bytes != 0 && offset + len > self.disk.bytes {
+            let why = Failed::NoSpace;
+            return Err(Outcome::Failed(Trouble::Write { name, offset, len, why }));
+        }
+        if let Some(shape) = shape {
+            self.marks.extend(shape.sum(offset, buffer.bytes()));
+        }
+        self.counters.done.fetch_add(len, Ordering::Relaxed);
+        if self.sparse && is_zero(buffer.bytes()) && self.zero(offset, len)? {
+            self.counters.zeroes.fetch_add(len, Ordering::Relaxed);
+            return Ok(());
+        }
+        self.write_all(offset, buffer)
+    }
+
+    fn write_all(&mut self, offset: u64, buffer: Buffer) -> Result<(), Outcome> {
+        let most = usize::try_from(self.disk.largest).unwrap_or(PIECE).max(512);
+        let (mut from, all) = (0, buffer.len());
+        let mut buffer = Some(buffer);
+        while let Some(memory) = buffer.take().filter(|_| from < all) {
+            let to = all.min(from + most);
+            let at = offset + from as u64;
+            let work = Work::Write { offset: at, buffer: memory, part: from..to };
+            let trouble = |name, why| Trouble::Write { name, offset: at, len: (to - from) as u64, why };
+            buffer = self.run(work, trouble)?;
+            from = to;
+        }
+        Ok(())
+    }
+
+    /// Has a range be zeros without writing them; tells whether that could be done.
+    fn zero(&mut self, offset: u64, len: u64) -> Result<bool, Outcome> {
+        if self.disk.fresh {
+            return Ok(true);
+        }
+        if self.disk.zeroes < len {
+            return Ok(false);
+        }
+        match self.errand.run(Work::Zero { offset, len }).map_err(|undone| self.undone(undone))?.result {
+            Ok(()) => Ok(true),
+            Err(Failed::Unsupported) => Ok(false),
+            Err(why) => {
+                let name = self.disk.name.clone();
+                Err(Outcome::Failed(Trouble::Write { name, offset, len, why }))
+            }
+        }
+    }
+
+    fn run(
+        &mut self,
+        work: Work,
+        trouble: impl FnOnce(String, Failed) -> Trouble,
+    ) -> Result<Option<Buffer>, Outcome> {
+        let ended = self.errand.run(work).map_err(|undone| self.undone(undone))?;
+        let name = self.disk.name.clone();
+        ended.result.map_err(|why| Outcome::Failed(trouble(name, why)))?;
+        Ok(ended.buffer)
+    }
+
+    fn undone(&self, undone: Undone) -> Outcome {
+        match undone {
+            Undone::Lost => lost(&self.disk.name, &"what came from the pipe cannot be read again"),
+            other => self::undone(other),
+        }
+    }
+}
+
+/// The next piece of a pipe, whole but for the last; nothing at its end.
+fn next(
+    pipe: &mut std::fs::File,
+    account: &Account,
+    halt: &AtomicBool,
+) -> Result<Option<Buffer>, Outcome> {
+    let mut buffer = memory(account, PIECE)?;
+    let mut got = 0;
+    while got < PIECE {
+        await_pipe(pipe, halt)?;
+        let rest = buffer.bytes_mut().get_mut(got..).unwrap_or_default();
+        match pipe.read(rest) {
+            Ok(0) => break,
+            Ok(more) => got += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(broken(error)),
+        }
+    }
+    match got {
+        0 => Ok(None),
+        PIECE => Ok(Some(buffer)),
+        _ => cut(&buffer, account, got).map(Some),
+    }
+}
+
+/// Waits for a pipe, and now and then for whether to stop.
+fn await_pipe(pipe: &std::fs::File, halt: &AtomicBool) -> Result<(), Outcome> {
+    let tick = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    loop {
+        if halt.load(Ordering::Acquire) {
+            return Err(Outcome::Interrupted);
+        }
+        let mut fds = [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)];
+        if poll(&mut fds, Some(&tick)).is_ok_and(|ready| ready > 0) {
+            return Ok(());
+        }
+    }
+}
+
+fn memory(account: &Account, len: usize) -> Result<Buffer, Outcome> {
+    account.take(len).ok_or(Outcome::Failed(Trouble::Mistake))
+}
+
+/// The beginning of a buffer.
+fn cut(buffer: &Buffer, account: &Account, len: usize) -> Result<Buffer, Outcome> {
+    let mut short = memory(account, len)?;
+    short.bytes_mut().copy_from_slice(buffer.bytes().get(..len).unwrap_or_default());
+    Ok(short)
+}
+
+/// A buffer with zeros at its end, so that it is `len` bytes.
+fn padded(buffer: Buffer, account: &Account, len: u64) -> Result<Buffer, Outcome> {
+    let (used, len) = (buffer.len(), usize::try_from(len).unwrap_or(usize::MAX));
+    if used == len {
+        return Ok(buffer);
+    }
+    let mut long = memory(account, len)?;
+    let (head, tail) = long.bytes_mut().split_at_mut(used.min(len));
+    head.copy_from_slice(buffer.bytes().get(..head.len()).unwrap_or_default());
+    tail.fill(0);
+    Ok(long)
+}

@@ -1,0 +1,203 @@
+//! The stage that copies: threads that work a plan off, and a map that is saved meanwhile. It reads and writes no disk.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use export::Pool;
+
+use super::course::{Course, Now, spawn};
+use crate::begin::Begun;
+use crate::forest::Forest;
+use crate::map::{self, Map, State};
+use crate::plan::{Limits, Plan};
+use crate::rate::Limit;
+use crate::shared::{How, Shared};
+use crate::traffic::Target;
+use crate::worker::Worker;
+use crate::{Outcome, Settings, Trouble};
+
+/// What was copied.
+pub(super) struct Copied {
+    pub(super) map: Map,
+    pub(super) forest: Option<Forest>,
+}
+
+/// How often the map is saved.
+const SAVE: Duration = Duration::from_secs(2);
+
+/// Memory of all threads together, in bytes.
+const MEMORY: usize = 32 << 20;
+
+/// Bytes that may be written and not put on stable storage, of all threads together: as much, or this part of the disk.
+const UNFLUSHED: u64 = 32 << 20;
+const UNFLUSHED_PART: u64 = 128;
+
+/// Bytes of zeros in one piece.
+const ZEROS: u64 = 1 << 30;
+
+/// The threads of a stage.
+pub(super) fn threads(settings: &Settings, ends: &[&Target]) -> usize {
+    let lanes = ends.iter().map(|end| end.disk.lanes).min().unwrap_or(1);
+    settings.connections.clamp(1, 64).min(lanes).max(1)
+}
+
+/// Bytes of a request that all ends allow: a power of two.
+pub(super) fn chunk(settings: &Settings, ends: &[&Target]) -> u64 {
+    let largest = ends.iter().map(|end| end.disk.largest).min().unwrap_or(0).min(settings.chunk);
+    let largest = u64::from(largest).clamp(sector(ends), Pool::LARGEST as u64);
+    1 << largest.ilog2()
+}
+
+/// The smallest request that all ends allow, in bytes.
+pub(super) fn sector(ends: &[&Target]) -> u64 {
+    let block = ends.iter().map(|end| end.disk.block).max().unwrap_or(0);
+    u64::from(block).clamp(512, Pool::LARGEST as u64)
+}
+
+/// How the threads of a stage work.
+pub(super) fn how(settings: &Settings, ends: &[&Target]) -> How {
+    let threads = threads(settings, ends);
+    let bytes = ends.first().map_or(0, |end| end.disk.bytes);
+    let unflushed = UNFLUSHED.max(bytes / UNFLUSHED_PART) / threads as u64;
+    let to = ends.last().map(|end| &end.disk);
+    How {
+        memory: MEMORY / threads,
+        chunk: chunk(settings, ends),
+        sparse: settings.sparse,
+        fresh: to.is_some_and(|disk| disk.fresh),
+        tracks: settings.map.is_some() || to.is_some_and(|disk| disk.remote),
+        unflushed,
+        kernel: !settings.verify,
+        patience: settings.patience,
+    }
+}
+
+/// Starts the threads of a stage.
+pub(super) fn start(shared: &Arc<Shared>, threads: usize) -> Result<Vec<std::thread::JoinHandle<()>>, Outcome> {
+    let one = |number| {
+        let shared = shared.clone();
+        spawn(move || Worker::run(number, shared))
+    };
+    (0..threads).map(one).collect()
+}
+
+/// How far a stage is.
+pub(super) fn now(shared: &Shared) -> Now {
+    let phase = shared.phase();
+    let plan = shared.plan();
+    let map = plan.map();
+    let bad = map.sum(State::Bad);
+    Now {
+        phase,
+        done: map.sum(State::Finished).saturating_add(bad),
+        total: Some(map.bytes()),
+        bad,
+        errors: plan.errors(),
+        zeroes: shared.zeroes.load(Ordering::Relaxed),
+        reconnecting: shared.reconnecting(),
+    }
+}
+
+/// Copies what is still to be copied.
+pub(super) fn copy(begun: &Begun, settings: &Settings, course: &mut Course<'_>) -> Result<Copied, Outcome> {
+    let ends = [&begun.source, &begun.destination];
+    let limits = Limits {
+        sector: sector(&ends),
+        chunk: chunk(settings, &ends),
+        zeros: ZEROS,
+        extents: begun.source.disk.extents,
+        retries: settings.retries,
+    };
+    let forest = settings.verify.then(|| known(&begun.map));
+    let plan = Plan::new(begun.map.clone(), limits);
+    let limit = Limit::new(settings.rate, Instant::now());
+    let how = how(settings, &ends);
+    let shared = Shared::new(&begun.source, Some(&begun.destination), how, plan, forest, limit);
+    let shared = Arc::new(shared);
+    let threads = start(&shared, threads(settings, &ends))?;
+    let mut saver = Saver::new(begun, settings.map.as_deref());
+    let ended = course.attend(threads, &mut |stop| {
+        if stop {
+            shared.halt();
+        }
+        saver.save_in_time(&shared);
+        now(&shared)
+    });
+    count(&shared, course);
+    let saved = saver.save(&shared);
+    ended?;
+    conclude(&shared, course, saved)
+}
+
+/// What the map knows of hashes.
+fn known(map: &Map) -> Forest {
+    let mut forest = Forest::new(map.bytes());
+    map.notes.marks.iter().for_each(|mark| forest.insert(*mark));
+    forest
+}
+
+fn count(shared: &Shared, course: &mut Course<'_>) {
+    let report = &mut course.report;
+    report.copied = shared.copied.load(Ordering::Relaxed);
+    report.zeroes = shared.zeroes.load(Ordering::Relaxed);
+    report.resent = shared.resent.load(Ordering::Relaxed);
+    report.bad = shared.plan().map().all(State::Bad).collect();
+}
+
+/// Copied is what is finished on stable storage, and nothing else.
+fn conclude(
+    shared: &Shared,
+    course: &Course<'_>,
+    saved: Result<(), Trouble>,
+) -> Result<Copied, Outcome> {
+    if let Some(trouble) = shared.take_trouble() {
+        return Err(Outcome::Failed(trouble));
+    }
+    saved.map_err(Outcome::Failed)?;
+    let map = shared.snapshot();
+    let decided = map.sum(State::Finished).saturating_add(map.sum(State::Bad));
+    if decided == map.bytes() {
+        return Ok(Copied { map, forest: shared.take_forest() });
+    }
+    let why = if course.is_stopped() { Outcome::Interrupted } else { Outcome::Failed(Trouble::Mistake) };
+    Err(why)
+}
+
+/// Keeps the map on disk.
+struct Saver<'a> {
+    begun: &'a Begun,
+    path: Option<&'a Path>,
+    last: Instant,
+    failed: bool,
+}
+
+impl<'a> Saver<'a> {
+    fn new(begun: &'a Begun, path: Option<&'a Path>) -> Self {
+        Self { begun, path, last: Instant::now(), failed: false }
+    }
+
+    /// Saves the map if it is time. A copy whose map cannot be saved ends: it would have to be done anew.
+    fn save_in_time(&mut self, shared: &Shared) {
+        if self.last.elapsed() >= SAVE && !self.failed {
+            if let Err(trouble) = self.save(shared) {
+                self.failed = true;
+                shared.fail(trouble);
+            }
+            self.last = Instant::now();
+        }
+    }
+
+    fn save(&self, shared: &Shared) -> Result<(), Trouble> {
+        let Some(path) = self.path else { return Ok(()) };
+        let mut map = shared.snapshot();
+        map.notes = self.begun.map.notes.clone();
+        if let Some(forest) = shared.take_forest() {
+            map.notes.marks = forest.marks().collect();
+        }
+        
+        let map_name = path.display().to_string();
+        map::save(&map, path).map_err(|error| Trouble::Map { map: map_name, why: error.to_string() })
+    }
+}

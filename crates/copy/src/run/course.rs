@@ -1,0 +1,169 @@
+//! Waits for the threads of a job and tells how far they are, several times a second, whatever they wait for. It knows
+//! nothing of what they do.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::rate::Meter;
+use crate::{Outcome, Phase, Progress, Report, Trouble};
+
+/// What a job has come to, and who is to be told.
+pub(crate) struct Course<'a> {
+    stop: &'a AtomicBool,
+    watch: &'a mut dyn FnMut(&Progress),
+    /// What the threads look at.
+    pub(crate) halt: Arc<AtomicBool>,
+    begun: Instant,
+    told: Option<Instant>,
+    stopped: Option<Instant>,
+    meter: Option<(bool, Meter)>,
+    pub(crate) report: Report,
+}
+
+/// What is known of a stage at one moment.
+pub(crate) struct Now {
+    pub(crate) phase: Phase,
+    pub(crate) done: u64,
+    pub(crate) total: Option<u64>,
+    pub(crate) bad: u64,
+    pub(crate) errors: u64,
+    pub(crate) zeroes: u64,
+    pub(crate) reconnecting: Option<(String, String)>,
+}
+
+impl Now {
+    /// In a phase of which nothing else is known.
+    pub(crate) fn only(phase: Phase) -> Self {
+        Self { phase, done: 0, total: None, bad: 0, errors: 0, zeroes: 0, reconnecting: None }
+    }
+}
+
+/// How often the threads are looked at, and how often it is told.
+const LOOK: Duration = Duration::from_millis(100);
+const TELL: Duration = Duration::from_millis(250);
+
+/// How long threads may take to stop. One that hangs in a call to a broken disk is left behind.
+const GRACE: Duration = Duration::from_secs(8);
+
+impl<'a> Course<'a> {
+    pub(crate) fn new(stop: &'a AtomicBool, watch: &'a mut dyn FnMut(&Progress)) -> Self {
+        let report = Report {
+            outcome: Outcome::Success,
+            bytes: 0,
+            copied: 0,
+            zeroes: 0,
+            earlier: 0,
+            resent: 0,
+            verified: 0,
+            bad: Vec::new(),
+            hash: None,
+            elapsed: Duration::ZERO,
+        };
+        let halt = Arc::new(AtomicBool::new(false));
+        let begun = Instant::now();
+        Self { stop, watch, halt, begun, told: None, stopped: None, meter: None, report }
+    }
+
+    /// The end.
+    pub(crate) fn report(mut self, early: Option<Outcome>) -> Report {
+        let bad = !self.report.bad.is_empty();
+        let full = if bad { Outcome::BadSectors } else { Outcome::Success };
+        self.report.outcome = early.unwrap_or(full);
+        self.report.elapsed = self.begun.elapsed();
+        self.report
+    }
+
+    /// Whether it was told to stop.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// Waits for threads. Between looks at them, `tick` is called with whether they are to stop; it tells how far they
+    /// are. Tells whether they ended; a panic in one of them is a [`Trouble::Mistake`].
+    pub(crate) fn attend<T>(
+        &mut self,
+        threads: Vec<JoinHandle<T>>,
+        tick: &mut dyn FnMut(bool) -> Now,
+    ) -> Result<Vec<T>, Outcome> {
+        loop {
+            let over = threads.iter().all(JoinHandle::is_finished);
+            let stop = self.look();
+            let now = tick(stop);
+            if over || self.told.is_none_or(|told| told.elapsed() >= TELL) {
+                self.tell(now);
+            }
+            if over {
+                let join = |thread: JoinHandle<T>| thread.join();
+                let results: Result<Vec<T>, _> = threads.into_iter().map(join).collect();
+                return results.map_err(|_| Outcome::Failed(Trouble::Mistake));
+            }
+            if self.stopped.is_some_and(|since| since.elapsed() > GRACE) {
+                return Err(Outcome::Interrupted);
+            }
+            std::thread::park_timeout(LOOK);
+        }
+    }
+
+    /// Has something done in a thread, and waits for it.
+    pub(crate) fn aside<T: Send + 'static>(
+        &mut self,
+        phase: Phase,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Outcome> {
+        let waiter = std::thread::current();
+        let thread = spawn(move || {
+            let result = work();
+            waiter.unpark();
+            result
+        })?;
+        let mut results = self.attend(vec![thread], &mut |_| Now::only(phase))?;
+        results.pop().ok_or(Outcome::Failed(Trouble::Mistake))
+    }
+
+    fn look(&mut self) -> bool {
+        let stop = self.is_stopped();
+        if stop {
+            self.stopped.get_or_insert_with(Instant::now);
+            self.halt.store(true, Ordering::Release);
+        }
+        stop
+    }
+
+    /// Tells how far it is.
+    pub(crate) fn tell(&mut self, now: Now) {
+        let at = Instant::now();
+        let verifying = now.phase == Phase::Verifying;
+        let same = self.meter.as_ref().is_some_and(|(other, _)| *other == verifying);
+        if !same && now.phase != Phase::Checking {
+            self.meter = Some((verifying, Meter::new(at, now.done)));
+        }
+        let meter = self.meter.as_mut().map(|(_, meter)| meter);
+        let (done, rate, eta) = meter.map_or((now.done, 0, None), |meter| {
+            let done = meter.sample(at, now.done);
+            (done, meter.rate(), now.total.and_then(|total| meter.eta(total)))
+        });
+        self.told = Some(at);
+        (self.watch)(&Progress {
+            phase: now.phase,
+            done: now.total.map_or(done, |total| done.min(total)),
+            total: now.total,
+            rate,
+            eta,
+            bad: now.bad,
+            errors: now.errors,
+            zeroes: now.zeroes,
+            reconnecting: now.reconnecting,
+            elapsed: self.begun.elapsed(),
+        });
+    }
+}
+
+/// Starts a thread.
+pub(crate) fn spawn<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, Outcome> {
+    let builder = std::thread::Builder::new().name("copy".to_owned());
+    builder.spawn(work).map_err(|error| Outcome::Failed(Trouble::Thread(error)))
+}

@@ -1,0 +1,175 @@
+//! The stage that reads the destination and compares it with what was read from the source. It reads no disk itself.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use super::Ended;
+use super::copying::{chunk, how, now, sector, start, threads};
+use super::course::{Course, Now, spawn};
+use crate::compare::{Compare, Item};
+use crate::forest::Forest;
+use crate::map::{Map, State};
+use crate::plan::{Limits, Plan};
+use crate::rate::Limit;
+use crate::shared::Shared;
+use crate::traffic::Target;
+use crate::{Outcome, Phase, Settings, Trouble};
+
+/// Ranges that differ are narrowed down if there are not more than this.
+const NARROWED: usize = 64;
+
+/// Bytes of zeros that are looked at in one piece.
+const ZEROS: u64 = 1 << 30;
+
+/// Compares all that was copied, in this run and in those before it. Without a source nothing is read again from it.
+pub(crate) fn verify(
+    source: Option<&Target>,
+    destination: &Target,
+    map: &Map,
+    forest: Forest,
+    settings: &Settings,
+    course: &mut Course<'_>,
+) -> Ended {
+    let forest = Arc::new(forest);
+    let hash = (settings.hash && course.report.bad.is_empty()).then(|| hash(&forest)).transpose()?;
+    let mut items: Vec<Item> = forest.pieces().map(Item::Piece).collect();
+    items.extend(unknown(map, &forest).into_iter().map(Item::Both));
+    let later = items.iter().map(Item::len).sum();
+    let seen = read_back(destination, &forest, settings, course, map.bytes(), later)?;
+    let differing = forest.differing(&seen);
+    let narrow = differing.len() <= NARROWED && course.report.bad.is_empty() && source.is_some();
+    if narrow {
+        items.extend(differing.iter().cloned().map(Item::Both));
+    }
+    let mut wrong = compare(source.unwrap_or(destination), destination, items, settings, course)?;
+    let vague = |leaf: &Range<u64>| !wrong.iter().any(|range| overlap(range, leaf));
+    let vague: Vec<Range<u64>> = differing.into_iter().filter(vague).collect();
+    wrong.extend(vague);
+    conclude(map, joined(wrong), hash, course)
+}
+
+fn conclude(
+    map: &Map,
+    wrong: Vec<Range<u64>>,
+    hash: Option<JoinHandle<Option<[u8; 32]>>>,
+    course: &mut Course<'_>,
+) -> Ended {
+    let compared = map.sum(State::Finished);
+    if !wrong.is_empty() {
+        let bytes: u64 = wrong.iter().map(|range| range.end - range.start).sum();
+        course.report.verified = compared.saturating_sub(bytes);
+        return Err(Outcome::VerifyFailed(wrong));
+    }
+    if let Some(thread) = hash {
+        let total = Some(map.bytes());
+        let last = || Now { done: map.bytes(), total, ..Now::only(Phase::Verifying) };
+        course.report.hash = course.attend(vec![thread], &mut |_| last())?.pop().flatten();
+    }
+    course.report.verified = compared;
+    Ok(())
+}
+
+/// The hash of the whole disk takes a while if there are many holes.
+fn hash(forest: &Arc<Forest>) -> Result<JoinHandle<Option<[u8; 32]>>, Outcome> {
+    let (forest, waiter) = (forest.clone(), std::thread::current());
+    spawn(move || {
+        let root = forest.root();
+        waiter.unpark();
+        root
+    })
+}
+
+/// What was finished, and no hash is known of.
+fn unknown(map: &Map, forest: &Forest) -> Vec<Range<u64>> {
+    let mut rest = Map::new(map.bytes());
+    rest.set(0..map.bytes(), State::Bad);
+    map.all(State::Finished).for_each(|range| rest.set(range, State::Untried));
+    forest.marks().for_each(|mark| rest.set(mark.range(), State::Finished));
+    rest.all(State::Untried).collect()
+}
+
+/// Hashes of what the destination holds, where hashes are known.
+fn read_back(
+    end: &Target,
+    forest: &Forest,
+    settings: &Settings,
+    course: &mut Course<'_>,
+    bytes: u64,
+    later: u64,
+) -> Result<Forest, Outcome> {
+    let mut map = Map::new(bytes);
+    map.set(0..bytes, State::Finished);
+    forest.nodes().for_each(|mark| map.set(mark.range(), State::Untried));
+    let limits = Limits {
+        sector: sector(&[end]),
+        chunk: chunk(settings, &[end]),
+        zeros: ZEROS,
+        extents: end.disk.extents,
+        retries: 0,
+    };
+    let limit = Limit::new(settings.rate, Instant::now());
+    let (plan, seen) = (Plan::new(map, limits), Some(Forest::new(bytes)));
+    let shared = Shared::new(end, None, how(settings, &[end]), plan, seen, limit);
+    let shared = Arc::new(shared);
+    let threads = start(&shared, threads(settings, &[end]))?;
+    course.attend(threads, &mut |stop| {
+        if stop {
+            shared.halt();
+        }
+        let now = now(&shared);
+        Now { done: now.done.saturating_sub(later), bad: 0, errors: 0, zeroes: 0, ..now }
+    })?;
+    if let Some(trouble) = shared.take_trouble() {
+        return Err(Outcome::Failed(trouble));
+    }
+    if course.is_stopped() {
+        return Err(Outcome::Interrupted);
+    }
+    shared.take_forest().ok_or(Outcome::Failed(Trouble::Mistake))
+}
+
+/// Compares parts one by one, from both ends or with their own hashes; those that differ.
+fn compare(
+    source: &Target,
+    destination: &Target,
+    items: Vec<Item>,
+    settings: &Settings,
+    course: &mut Course<'_>,
+) -> Result<Vec<Range<u64>>, Outcome> {
+    if items.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ends = [source, destination];
+    let compare = Arc::new(Compare::new(ends, items, settings.patience, chunk(settings, &ends)));
+    let one = |_| {
+        let (compare, halt) = (compare.clone(), course.halt.clone());
+        spawn(move || compare.run(&halt))
+    };
+    let threads = (0..threads(settings, &ends)).map(one).collect::<Result<Vec<_>, _>>()?;
+    let total = source.disk.bytes;
+    let ended = course.attend(threads, &mut |_| {
+        let done = total.saturating_sub(compare.rest());
+        Now { done, total: Some(total), ..Now::only(Phase::Verifying) }
+    })?;
+    ended.into_iter().collect::<Result<(), _>>().map_err(super::undone)?;
+    Ok(compare.take_wrong())
+}
+
+fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
+    one.start < other.end && other.start < one.end
+}
+
+/// In rising order, those that touch made one.
+fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    ranges.sort_unstable_by_key(|range| range.start);
+    let mut joined: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match joined.last_mut() {
+            Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    joined
+}

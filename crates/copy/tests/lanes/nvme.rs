@@ -1,0 +1,135 @@
+//! The lane to an NVMe/TCP target.
+
+use copy::{Failed, NvmeHost, NvmePlace, Place, PlaceError, Work, any_subsystem};
+
+use crate::drive::{Driven, pattern, random_works_equal_a_vec};
+use crate::machine::{BYTES, Machine, eventually};
+
+fn host() -> NvmeHost {
+    let nqn = "nqn.2014-08.org.nvmexpress:uuid:host".to_owned();
+    NvmeHost { nqn, id: [3; 16], credentials: None }
+}
+
+fn place(machine: &Machine, wanted: &str) -> NvmePlace {
+    let name = format!("nvme://{}/{wanted}", machine.address);
+    NvmePlace::new(&name, wanted, host(), any_subsystem(machine.dial()))
+}
+
+fn machine() -> (Machine, Vec<u8>) {
+    let mut machine = Machine::new();
+    let bytes = machine.lend(1);
+    (machine, bytes)
+}
+
+#[test]
+fn a_disk_tells_what_it_is() {
+    let (machine, _) = machine();
+    let (disk, _lane) = place(&machine, "").open().unwrap();
+    assert_eq!((disk.bytes, disk.block, disk.writable), (BYTES as u64, 512, true));
+    assert_eq!((disk.extents, disk.remote, disk.fresh), (false, true, false));
+    assert_eq!(disk.zeroes, 65536 * 512);
+    assert!(disk.largest >= 64 << 10, "{}", disk.largest);
+    assert_eq!(
+        disk.identity,
+        "nvme nqn.2014-08.org.nvmexpress:uuid:1 uuid 01010101010101010101010101010101 serial SN1"
+    );
+}
+
+#[test]
+fn random_works_in_any_number_at_once_equal_a_vec() {
+    for seed in [1, 77] {
+        let (machine, bytes) = machine();
+        let (_, lane) = place(&machine, "").open().unwrap();
+        random_works_equal_a_vec(lane, bytes, seed);
+    }
+}
+
+#[test]
+fn with_digests_as_well() {
+    let (machine, bytes) = machine();
+    let (_, lane) = place(&machine, "").with_digests().open().unwrap();
+    random_works_equal_a_vec(lane, bytes, 5);
+}
+
+#[test]
+fn what_is_no_whole_blocks_or_not_there_is_refused() {
+    let (machine, _) = machine();
+    let mut driven = Driven::new(place(&machine, "").open().unwrap().1);
+    assert_eq!(driven.read(1, 512), Err(Failed::OutOfRange));
+    assert_eq!(driven.read(BYTES as u64, 512), Err(Failed::OutOfRange));
+    assert_eq!(driven.write(100, &[1; 512]), Err(Failed::OutOfRange));
+    assert_eq!(driven.zero(0, 100), Err(Failed::Unsupported));
+    assert_eq!(driven.extents(0, 4096), Err(Failed::Unsupported));
+    assert_eq!(driven.read(0, 512).map(|bytes| bytes.len()), Ok(512));
+}
+
+#[test]
+fn a_disk_is_found_by_what_it_is_called() {
+    let (mut machine, _) = machine();
+    let first = "nqn.2014-08.org.nvmexpress:uuid:1".to_owned();
+    assert_eq!(place(&machine, "").nqn().unwrap(), first);
+    machine.lend(2);
+    for wanted in ["1", "uuid:1", "SN1", "sn1", "Model 1", &first] {
+        assert_eq!(place(&machine, wanted).nqn().unwrap(), first, "{wanted}");
+    }
+    for wanted in ["", "3", "SN3"] {
+        let Err(PlaceError::Refused(sentence)) = place(&machine, wanted).nqn() else {
+            panic!("{wanted} is there");
+        };
+        assert!(sentence.contains("uuid:1, nqn."), "{sentence}");
+        assert!(sentence.contains("name one of"), "{sentence}");
+    }
+    let disks = place(&machine, "").disks().unwrap();
+    assert_eq!(disks.len(), 2);
+    assert_eq!((disks[1].model.as_str(), disks[1].bytes), ("Model 2", BYTES as u64));
+}
+
+#[test]
+fn a_disk_that_is_not_there_is_refused_in_a_sentence() {
+    let (machine, _) = machine();
+    match place(&machine, "nqn.2026-01.org.example:none").open().err() {
+        Some(PlaceError::Refused(sentence)) => {
+            assert!(sentence.contains("refused this host"), "{sentence}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// R23, R24: whatever becomes of the target, the lane is lost and another one opened, with the same disk at its end.
+#[test]
+fn r23_a_lane_that_is_lost_is_opened_again() {
+    let (mut machine, bytes) = machine();
+    let place = place(&machine, "");
+    let (before, lane) = place.open().unwrap();
+    let mut driven = Driven::new(lane);
+    for _ in 0..3 {
+        assert!(driven.read(4096, 65536).unwrap() == bytes[4096..4096 + 65536]);
+        let buffer = driven.buffer(512);
+        machine.stop();
+        driven.submit(Work::Read { offset: 0, buffer });
+        let lost = driven.wait(1).map(|ended| ended.len()).unwrap_err();
+        assert!(!lost.reason.is_empty());
+        assert!(matches!(place.open().err(), Some(PlaceError::Unreachable(_))));
+        machine.start();
+        let (after, lane) = eventually(|| place.open().ok());
+        assert_eq!(after, before);
+        driven = Driven::new(lane);
+    }
+}
+
+#[test]
+fn several_lanes_work_on_one_disk() {
+    let (machine, mut bytes) = machine();
+    let place = place(&machine, "");
+    let mut lanes: Vec<_> = (0..4).map(|_| Driven::new(place.open().unwrap().1)).collect();
+    for (at, lane) in lanes.iter_mut().enumerate() {
+        let data = pattern(at as u64, 1 << 20);
+        let largest = 256 << 10;
+        for (piece, chunk) in data.chunks(largest).enumerate() {
+            lane.write(((at << 20) + piece * largest) as u64, chunk).unwrap();
+        }
+        bytes[at << 20..(at + 1) << 20].copy_from_slice(&data);
+    }
+    lanes.iter_mut().for_each(|lane| lane.flush().unwrap());
+    assert!(machine.bytes(0) == bytes);
+}
