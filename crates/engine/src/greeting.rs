@@ -1,6 +1,8 @@
 //! What is said in the clear before it is known how a connection goes on, where this end speaks first: the bytes' way between
 //! a socket and its [`Greeting`]. It knows no protocol and no TLS.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
@@ -49,7 +51,7 @@ pub(crate) enum Next {
 impl Prelude {
     /// One that has said nothing yet.
     pub(crate) fn new(mut greeting: Greeting) -> Self {
-        let Heard { say, then, .. } = greeting(&[]);
+        let Heard { say, then, .. } = attempt(&mut greeting, &[]);
         Self { greeting, came: Vec::new(), is_behind: false, heard: 0, say, then }
     }
 
@@ -118,11 +120,20 @@ impl Prelude {
 
     /// Has the greeting hear what has come.
     fn hear(&mut self) {
-        let Heard { take, say, then } = (self.greeting)(&self.came);
+        let Heard { take, say, then } = attempt(&mut self.greeting, &self.came);
         self.came.drain(..take.min(self.came.len()));
         self.is_behind = take > 0 && !self.came.is_empty();
         (self.say, self.then) = (say, then);
     }
+}
+
+/// Has the greeting hear something. One that panics costs its own connection and no other: it is not called again.
+fn attempt(greeting: &mut Greeting, bytes: &[u8]) -> Heard {
+    catch_unwind(AssertUnwindSafe(|| greeting(bytes))).unwrap_or(Heard {
+        take: 0,
+        say: Vec::new(),
+        then: Then::Close,
+    })
 }
 
 /// Whether bytes wait in the socket.

@@ -19,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const HELLO: [u8; 6] = *b"hello\n";
 const LONG: usize = 8 << 20;
 
-/// The words: `tls.` goes on in TLS, `deny` is answered, `long` at length, `bye.` ends it, `ugly` is refused. `more` waits for
-/// more, and never takes it. All else is the session's.
+/// The words: `tls.` goes on in TLS, `deny` is answered, `long` at length, `bye.` ends it, `ugly` is refused, `boom` a mistake.
+/// `more` waits for more, and never takes it. All else is the session's.
 fn hear(bytes: &[u8], open: &Open) -> Heard {
     let said = |say: &[u8], then| Heard { take: 4, say: say.to_vec(), then };
     match bytes.get(..4) {
@@ -30,6 +30,7 @@ fn hear(bytes: &[u8], open: &Open) -> Heard {
         Some(b"long") => said(&vec![b'!'; LONG], Then::Wait),
         Some(b"bye.") => said(b"bye.", Then::Close),
         Some(b"ugly") => said(b"", Then::Refuse("with an ugly word")),
+        Some(b"boom") => panic!("as the test wants it"),
         Some(b"more") => Heard { take: 0, say: Vec::new(), then: Then::Wait },
         Some(_) => Heard { take: 0, say: Vec::new(), then: Then::Plain },
     }
@@ -267,6 +268,19 @@ fn an_end_is_an_end_and_a_refusal_is_reported() {
     let talks = "says too much before it says how it goes on";
     assert_eq!(house.refusals(), ["with an ugly word", talks, talks]);
     assert_eq!(house.opened(), (0, 0));
+    house.stop();
+}
+
+#[test]
+fn a_greeting_that_panics_harms_no_other() {
+    let house = house(Driver::Auto, FREE, Door::Open);
+    let mut other = house.enter();
+    let mut client = house.enter();
+    client.0.write_all(b"boom").unwrap();
+    assert_eq!(rest(&mut client), b"");
+    other.0.write_all(b"deny").unwrap();
+    assert_eq!(hears(&mut other, 4), b"no..");
+    ask(&mut house.secure().unwrap(), 1);
     house.stop();
 }
 
