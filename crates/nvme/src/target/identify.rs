@@ -132,6 +132,7 @@ impl Queue {
             figure.mn = emit_ascii(&export.identity.model);
             figure.fr = emit_ascii(&export.identity.firmware);
             figure.oncs.set(commands(export));
+            figure.set_short_name(&export.short);
         }
         figure.cntrltype = cntrltype::IO;
         figure.cmic = cmic::MULTIPLE_PORTS | cmic::MULTIPLE_CONTROLLERS;

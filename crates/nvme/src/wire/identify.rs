@@ -7,6 +7,7 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligne
 
 mod controller;
 mod namespace;
+mod short;
 
 pub use controller::*;
 pub use namespace::*;
