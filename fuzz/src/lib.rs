@@ -13,6 +13,8 @@ pub mod auth;
 pub mod deframe;
 pub mod host;
 pub mod input;
+pub mod nbd_client;
+pub mod nbd_server;
 pub mod pair;
 pub mod target;
 pub mod wire;
@@ -23,3 +25,13 @@ mod says;
 #[path = "../../crates/nvme/tests/rules/world.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]
 mod world;
+#[path = "../../crates/nbd/tests/client/says.rs"]
+#[allow(dead_code, reason = "the tests need more of it")]
+mod nbd_client_says;
+
+#[path = "../../crates/nbd/tests/server/says.rs"]
+#[allow(dead_code, reason = "the tests need more of it")]
+mod nbd_says;
+#[path = "../../crates/nbd/tests/server/world.rs"]
+#[allow(dead_code, reason = "the tests need more of it")]
+mod nbd_world;

@@ -13,9 +13,10 @@ use crate::talk::Talk;
 type Outcome = Vec<(u32, Option<(u32, Option<u64>)>, Vec<u8>, Vec<Extent>)>;
 
 const LEN: usize = 64 << 10;
+const HALF: u32 = 32 << 10;
 
 fn bytes(seed: u8) -> Vec<u8> {
-    (0..LEN).map(|at| (at / 256) as u8 ^ at as u8 ^ seed).collect()
+    (0..LEN).map(|at| (at / 256).to_le_bytes()[0] ^ at.to_le_bytes()[0] ^ seed).collect()
 }
 
 /// Three reads, a write, a question and an error, all under way at once, and all that a server says to them.
@@ -42,7 +43,7 @@ fn conversation(form: Option<Form>) -> (Talk, Vec<u8>) {
     said.extend(says::data(at(0), DONE, reads[0], 0, &whole));
     said.extend(says::error(at(0), DONE, failed, EIO, Some(100)));
     said.extend(says::status(at(0), DONE, question, &[(512, 3), (1024, 0), (512, 2)]));
-    said.extend(says::hole(at(len), DONE, reads[1], len + len / 2, LEN as u32 / 2));
+    said.extend(says::hole(at(len), DONE, reads[1], len + len / 2, HALF));
     said.extend(says::none(at(0), write));
     said.extend(says::data(at(2 * len), 0, reads[2], 2 * len, &bytes(2)));
     said.extend(says::none(at(2 * len), reads[2]));

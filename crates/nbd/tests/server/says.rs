@@ -8,7 +8,7 @@ use nbd::wire::reply::{self, Chunk, ExtendedChunk, SimpleReply};
 use nbd::wire::request::{self, ExtendedRequest, Request};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::world::{Id, World};
+use crate::nbd_world::{Id, World};
 
 /// Bytes of the hello.
 pub(crate) const HELLO: usize = 18;

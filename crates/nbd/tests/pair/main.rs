@@ -1,0 +1,8 @@
+//! Our client against our server, in memory.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod laws;
+mod opening;
+mod using;
+mod world;

@@ -1,0 +1,314 @@
+//! Any sequence of what an NBD server can say to the client: right and wrong replies to options and requests, data in chunks
+//! of every kind, and plain bytes. Every request must end once at most, with its buffer; a read that ended well must have been
+//! filled; memory that waits stays bounded; and nothing comes after the end.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use export::{Account, Extent, Pool};
+use nbd::client::{Client, Done, Headers, Options, Purpose, Request, Start, Step};
+use nbd::wire::option;
+use nbd::wire::request::{self, ExtendedRequest};
+use zerocopy::FromBytes;
+
+use crate::input::Input;
+use crate::nbd_client_says::{self as says, ABLE, Form};
+
+/// Bytes of the export.
+const BYTES: u64 = 1 << 20;
+
+/// What fills a buffer before anything comes, and what no server here ever says.
+const POISON: u8 = 0xee;
+
+struct Play<'a> {
+    input: Input<'a>,
+    client: Client,
+    memory: Account,
+    form: Option<Form>,
+    stage: Vec<u8>,
+    sent: Vec<u8>,
+    closed: bool,
+    live: bool,
+    /// Whether the server made up an export that is not the one of this play.
+    over: bool,
+    /// Requests under way: what the submitter calls them, the length of their buffers, and bytes that are of interest.
+    waiting: BTreeMap<u32, (usize, u64)>,
+    /// Requests that were sent, newest last: cookie, offset, length.
+    asked: Vec<(u64, u64, u64)>,
+    next: u32,
+}
+
+/// Plays `data`.
+pub fn run(data: &[u8]) {
+    let mut input = Input::new(data);
+    let settings = input.byte();
+    let form = match settings & 3 {
+        0 => None,
+        1 => Some(Form::Structured),
+        _ => Some(Form::Extended(0)),
+    };
+    let mut options = Options {
+        extended: settings & 2 != 0,
+        structured: form.is_some(),
+        depth: u16::from(settings >> 5) + 1,
+        ..Options::new("disk")
+    };
+    if settings & 8 != 0 {
+        (options.start, options.purpose) = starts(input.byte());
+    }
+    let mut play = Play {
+        input,
+        client: Client::new(options),
+        memory: Pool::new(8 << 20).open(),
+        form,
+        stage: Vec::new(),
+        sent: Vec::new(),
+        closed: false,
+        live: false,
+        over: false,
+        waiting: BTreeMap::new(),
+        asked: Vec::new(),
+        next: 0,
+    };
+    play.drain();
+    if settings & 12 == 0 {
+        play.open();
+    }
+    for _ in 0..400 {
+        if play.input.is_over() || play.closed || play.over {
+            break;
+        }
+        play.act();
+    }
+}
+
+fn starts(choice: u8) -> (Start, Purpose) {
+    let start = [Start::Clear, Start::Secure, Start::Secured][usize::from(choice) % 3];
+    let purpose = [Purpose::Go, Purpose::Look, Purpose::List][usize::from(choice / 3) % 3];
+    (start, purpose)
+}
+
+impl Play<'_> {
+    /// All is said that makes the export usable.
+    fn open(&mut self) {
+        self.come(&says::hello());
+        if let Some(form) = self.form {
+            let headers = match form {
+                Form::Structured => option::STRUCTURED_REPLY,
+                Form::Extended(_) => option::EXTENDED_HEADERS,
+            };
+            self.come(&says::ack(headers));
+            self.come(&says::context());
+            self.come(&says::ack(option::SET_META_CONTEXT));
+        }
+        self.come(&says::export(option::GO, BYTES, ABLE));
+        self.come(&says::ack(option::GO));
+        assert!(self.live);
+    }
+
+    fn act(&mut self) {
+        match self.input.byte() % 10 {
+            0 => {
+                let len = self.input.byte();
+                let bytes = self.input.take(len.into()).to_vec();
+                self.come(&bytes);
+            }
+            1 | 2 => self.submit(),
+            3..=5 => self.answer(),
+            6 => self.reply(),
+            7 => self.land(),
+            8 => {
+                self.client.secured();
+                self.drain();
+            }
+            _ => self.greet(),
+        }
+    }
+
+    fn greet(&mut self) {
+        let hello = if self.input.bit() { says::hello() } else { says::hello_with_zeros() };
+        self.come(&hello);
+    }
+
+    /// A reply to some option.
+    fn reply(&mut self) {
+        let option = u32::from(self.input.byte() % 13);
+        let reply = match self.input.byte() % 7 {
+            0 => says::ack(option),
+            1 => says::context(),
+            2 => says::export(option, self.input.dword().into(), ABLE ^ self.input.word()),
+            3 => says::blocks(option, 1 << (self.input.byte() % 20), 4096, self.input.dword()),
+            4 => {
+                let error = option::ERROR + u32::from(self.input.byte() % 12);
+                says::replied(option, error, b"why not")
+            }
+            _ => {
+                let (kind, len) = (self.input.byte() % 6, self.input.byte());
+                says::replied(option, kind.into(), self.input.take(len.into()))
+            }
+        };
+        self.come(&reply);
+    }
+
+    fn submit(&mut self) {
+        let (kind, at, blocks) = (self.input.byte(), self.input.byte(), self.input.byte());
+        let (offset, len) = (u64::from(at) * 512, usize::from(blocks % 64) * 512);
+        let durable = kind & 0x80 != 0;
+        let long = len as u64;
+        let Some(mut buffer) = self.memory.take(len) else { return };
+        buffer.bytes_mut().fill(POISON);
+        let (request, held) = match kind % 7 {
+            0..=2 => (Request::Read { offset, buffer }, len),
+            3 => {
+                let buffer = Rc::new(buffer);
+                (Request::Write { offset, buffer, start: 0, len, durable }, 0)
+            }
+            4 => (Request::Extents { offset, len: long }, 0),
+            5 => {
+                let (no_hole, fast) = (kind & 0x40 != 0, kind & 0x20 != 0);
+                (Request::Zero { offset, len: long, no_hole, fast, durable }, 0)
+            }
+            _ => (Request::Flush, 0),
+        };
+        self.sent.clear();
+        if self.client.submit(request, self.next).is_ok() {
+            assert!(self.live, "only what is open is used");
+            self.waiting.insert(self.next, (held, long));
+            self.next += 1;
+            self.drain();
+            self.note();
+        }
+    }
+
+    /// Notes what was asked, and that it is well formed.
+    fn note(&mut self) {
+        let (cookie, offset, len) = match self.form {
+            Some(Form::Extended(_)) => {
+                let (header, _) = ExtendedRequest::read_from_prefix(&self.sent).unwrap();
+                assert_eq!(header.magic, request::EXTENDED_MAGIC);
+                (header.cookie.get(), header.offset.get(), header.len.get())
+            }
+            _ => {
+                let (header, _) = request::Request::read_from_prefix(&self.sent).unwrap();
+                assert_eq!(header.magic, request::MAGIC);
+                (header.cookie.get(), header.offset.get(), header.len.get().into())
+            }
+        };
+        assert!(offset + len <= BYTES, "only what is there is asked for");
+        self.asked.push((cookie, offset, len));
+    }
+
+    /// Some request, most often one that was sent.
+    fn some(&mut self) -> (u64, u64, u64) {
+        let choice = usize::from(self.input.byte());
+        match self.asked.len() {
+            0 => (choice as u64, 0, 512),
+            count if choice != 255 => self.asked[count - 1 - choice % count.min(8)],
+            _ => (self.input.dword().into(), 0, 512),
+        }
+    }
+
+    /// A reply or a chunk, to some request.
+    fn answer(&mut self) {
+        let (cookie, offset, len) = self.some();
+        let (kind, flags) = (self.input.byte(), u16::from(self.input.bit()));
+        let Some(form) = self.form.filter(|_| kind & 0xf0 != 0xf0) else {
+            let error = u32::from(kind & 1) * 5;
+            let data = vec![1; if kind & 2 == 0 { len.min(65536) as usize } else { 0 }];
+            return self.come_in_parts(&says::simple(cookie, error, &data));
+        };
+        let form = match form {
+            Form::Structured => form,
+            Form::Extended(_) => Form::Extended(offset),
+        };
+        let at = offset + u64::from(self.input.byte() % 4) * len / 4;
+        let part = len.min(65536) * u64::from(self.input.byte() % 5) / 4;
+        let part = u32::try_from(part).unwrap_or(0);
+        let chunk = match kind % 7 {
+            0 | 1 => says::data(form, flags, cookie, at, &vec![1; part as usize]),
+            2 => says::hole(form, flags, cookie, at, part),
+            3 => says::none(form, cookie),
+            4 => says::error(form, flags, cookie, 5, (kind & 8 != 0).then_some(at)),
+            5 => {
+                let told: Vec<(u64, u32)> = (0..self.input.byte() % 9)
+                    .map(|_| (u64::from(self.input.word()), u32::from(self.input.byte())))
+                    .collect();
+                says::status(form, flags, cookie, &told)
+            }
+            _ => {
+                let kind = self.input.word();
+                let len = self.input.byte();
+                let payload = self.input.take(len.into()).to_vec();
+                says::chunk(form, kind, flags, cookie, &payload)
+            }
+        };
+        self.come_in_parts(&chunk);
+    }
+
+    fn come_in_parts(&mut self, bytes: &[u8]) {
+        let cut = if self.input.bit() { self.input.below(bytes.len()) } else { bytes.len() };
+        self.come(&bytes[..cut]);
+        self.come(&bytes[cut..]);
+    }
+
+    fn land(&mut self) {
+        if !self.stage.is_empty() || self.closed {
+            return;
+        }
+        let Some(mut landing) = self.client.landing() else { return };
+        assert!(landing.start < landing.end && landing.end <= landing.buffer.len());
+        let got = self.input.below(landing.end - landing.start + 1);
+        landing.buffer.bytes_mut()[landing.start..landing.start + got].fill(1);
+        self.client.landed(landing, got);
+        self.drain();
+    }
+
+    fn come(&mut self, bytes: &[u8]) {
+        if self.closed {
+            return;
+        }
+        let harmless = bytes.iter().map(|&byte| if byte == POISON { POISON + 1 } else { byte });
+        self.stage.extend(harmless);
+        let taken = self.client.receive(&self.stage);
+        assert!(taken <= self.stage.len());
+        self.stage.drain(..taken);
+        assert!(self.stage.len() <= Client::LONGEST, "little is left");
+        self.drain();
+    }
+
+    fn drain(&mut self) {
+        while let Some(step) = self.client.poll() {
+            assert!(!self.closed, "nothing comes after the end");
+            match step {
+                Step::Send(segment) => self.sent.extend(segment.parts().concat()),
+                Step::Done(done) => self.done(&done),
+                Step::Opened(opened) => {
+                    assert!(i64::try_from(opened.bytes).is_ok());
+                    assert!(opened.largest.is_multiple_of(opened.minimum));
+                    self.live = true;
+                    self.over = opened.bytes != BYTES;
+                    self.form = match opened.headers {
+                        Headers::Simple => None,
+                        Headers::Structured => Some(Form::Structured),
+                        Headers::Extended => Some(Form::Extended(0)),
+                    };
+                }
+                Step::Listed(listed) => assert!(listed.len() <= 1025),
+                Step::Close(_) => self.closed = true,
+                Step::Refused(_) | Step::Secure => {}
+            }
+        }
+    }
+
+    fn done(&mut self, done: &Done) {
+        let (held, wanted) = self.waiting.remove(&done.tag).expect("a request ends once");
+        let buffer = done.buffer.as_ref();
+        assert_eq!(buffer.map_or(0, |buffer| buffer.len()), held, "with its buffer");
+        if done.result.is_ok() {
+            let filled = buffer.is_none_or(|buffer| !buffer.bytes().contains(&POISON));
+            assert!(filled, "a read that ended well is filled");
+        }
+        let told: u64 = done.extents.iter().map(|extent: &Extent| extent.len).sum();
+        assert!(told <= wanted && done.extents.iter().all(|extent| extent.len != 0));
+    }
+}

@@ -1,0 +1,214 @@
+//! Any sequence of what can happen to the NBD server: bytes, right and wrong options and requests, payloads whole and in
+//! part, requests that end well or badly and late, disks that come and go, time, and connections that open and close.
+//! Every request must end once, memory stays bounded, and in the end nothing is left.
+
+use std::time::Duration;
+
+use export::{Access, Door, Fault, News};
+use nbd::server::{Next, Start, greet};
+use nbd::wire::meta::MetaRequest;
+use nbd::wire::option::{self, InfoRequest};
+use nbd::wire::request;
+
+use crate::input::Input;
+use crate::nbd_says::{MODES, Mode, Say, attach, flags, option as say_option};
+use crate::nbd_world::{DISK, Id, World, disk, peer};
+
+/// Connections at most.
+const MOST: usize = 5;
+
+/// Bytes of the disk.
+const SIZE: usize = 1 << 20;
+
+struct Play<'a> {
+    input: Input<'a>,
+    world: World,
+    links: Vec<(Id, Mode)>,
+}
+
+/// Plays `data`.
+pub fn run(data: &[u8]) {
+    let mut input = Input::new(data);
+    let settings = input.byte();
+    if settings & 0x80 != 0 {
+        return play_greeter(&mut input, settings);
+    }
+    let block = if settings & 8 == 0 { 512 } else { 4096 };
+    let mut play = Play { input, world: World::small(SIZE, block), links: Vec::new() };
+    for mode in MODES {
+        let id = attach(&mut play.world, mode);
+        play.world.conn(id).hold = settings & 4 == 0;
+        play.links.push((id, mode));
+    }
+    for _ in 0..300 {
+        if play.input.is_over() {
+            break;
+        }
+        play.act();
+    }
+    play.world.end_all();
+}
+
+fn play_greeter(input: &mut Input<'_>, settings: u8) {
+    let mut greeter = greet(settings & 1 == 0, settings & 2 == 0);
+    let (mut came, mut first) = (Vec::new(), true);
+    for _ in 0..100 {
+        let reaction = greeter.receive(&came);
+        assert!(reaction.take <= came.len());
+        assert_eq!(reaction.say.starts_with(b"NBDMAGIC"), std::mem::replace(&mut first, false));
+        came.drain(..reaction.take);
+        if reaction.then != Next::Wait || input.is_over() {
+            return;
+        }
+        let more = match input.byte() % 4 {
+            0 => flags().to_vec(),
+            1 => say_option(u32::from(input.byte() % 14), &[]),
+            2 => say_option(u32::from(input.byte() % 14), b"data"),
+            _ => {
+                let len = input.byte();
+                input.take(len.into()).to_vec()
+            }
+        };
+        came.extend(more);
+    }
+}
+
+impl Play<'_> {
+    fn act(&mut self) {
+        let at = self.input.below(self.links.len());
+        let (id, mode) = self.links[at];
+        match self.input.byte() % 12 {
+            0 => {
+                let len = self.input.byte();
+                let bytes = self.input.take(len.into());
+                self.world.send(id, bytes);
+            }
+            1..=4 => self.request(id, mode),
+            5 => self.option(id),
+            6 | 7 => self.finish(id),
+            8 => self.news(id),
+            9 => self.lend(),
+            10 => self.pour(id),
+            _ => self.open(),
+        }
+        self.world.conn(id).wire.clear();
+    }
+
+    /// A request that is right but for a few bytes, with some of its payload.
+    fn request(&mut self, id: Id, mode: Mode) {
+        let command = u16::from(self.input.byte() % 10);
+        let flags = match self.input.byte() {
+            0 => self.input.word(),
+            byte if byte & 0x40 != 0 => u16::from(byte & 0x1f),
+            _ if command == request::WRITE && mode == Mode::Extended => request::PAYLOAD_LEN,
+            _ => 0,
+        };
+        let unit = if self.input.bit() { 512 } else { 1 };
+        let offset = u64::from(self.input.word()) * unit;
+        let len = match self.input.byte() {
+            0 => u64::from(self.input.dword()),
+            byte => u64::from(byte) * 64 * unit,
+        };
+        let mut bytes = Say { command, flags, cookie: len, offset, len }.bytes(mode);
+        if self.input.byte() == 1 {
+            let (place, value) = (self.input.below(bytes.len()), self.input.byte());
+            bytes[place] ^= value;
+        }
+        let payload = usize::try_from(len).unwrap_or(0).min(1 << 20);
+        if command == request::WRITE && self.input.bit() {
+            bytes.extend(vec![7; payload]);
+        }
+        self.world.send(id, &bytes);
+    }
+
+    fn option(&mut self, id: Id) {
+        let name = ["sda", "", "sdb", "../x"][self.input.below(4)];
+        let which = u32::from(self.input.byte() % 13);
+        let data = match which {
+            option::EXPORT_NAME => name.as_bytes().to_vec(),
+            option::INFO | option::GO => InfoRequest::emit(name, &[1, 2, self.input.word()]),
+            option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
+                let queries = [&["base:allocation"][..], &["base:"], &[], &["x:y", ""]];
+                MetaRequest::emit(name, queries[self.input.below(4)])
+            }
+            _ => Vec::new(),
+        };
+        let mut bytes = say_option(which, &data);
+        if self.input.byte() == 1 {
+            let (place, value) = (self.input.below(bytes.len()), self.input.byte());
+            bytes[place] ^= value;
+        }
+        self.world.send(id, &bytes);
+    }
+
+    /// A request ends, not the oldest perhaps.
+    fn finish(&mut self, id: Id) {
+        let held = self.world.conn(id).jobs.len();
+        if held == 0 {
+            return;
+        }
+        let which = self.input.below(held);
+        let fault = Fault::ALL.get(usize::from(self.input.byte())).copied();
+        self.world.finish(id, which, fault.map_or(Ok(()), Err));
+    }
+
+    fn news(&mut self, id: Id) {
+        match self.input.byte() % 10 {
+            0 => self.world.disconnect(id),
+            1 if self.input.byte() == 7 => self.world.tell(News::Stopping),
+            2 => self.world.conn(id).deaf = true,
+            3 | 4 => self.world.listen(id),
+            5 => self.world.pass(Duration::from_millis(u64::from(self.input.word()))),
+            6 => self.world.conn(id).hold = false,
+            _ => self.world.tell(News::Changed),
+        }
+    }
+
+    /// The owner lends, withdraws or resizes the disk.
+    fn lend(&mut self) {
+        let size = SIZE as u64;
+        match self.input.byte() % 6 {
+            0 => drop(self.world.catalogue.withdraw(DISK)),
+            1 => self.world.catalogue.lend(disk(Access::ReadOnly, 512, size)),
+            2 => self.world.catalogue.lend(disk(Access::Writable, 4096, size)),
+            3 => self.world.catalogue.lend(disk(Access::Writable, 512, size)),
+            _ => {
+                let bytes = u64::from(self.input.byte()) * 4096;
+                if let Some(export) = self.world.catalogue.find(DISK) {
+                    export.resize(bytes);
+                }
+            }
+        }
+        if self.input.bit() {
+            self.world.tell(News::Changed);
+        }
+    }
+
+    /// Payload comes, and is received where it belongs or not.
+    fn pour(&mut self, id: Id) {
+        let len = usize::from(self.input.word()) * 8;
+        if self.input.bit() {
+            self.world.land(id, 7, len);
+        } else {
+            self.world.send(id, &vec![7; len]);
+        }
+    }
+
+    fn open(&mut self) {
+        if self.links.len() >= MOST {
+            return;
+        }
+        let (start, door) = match self.input.byte() % 4 {
+            0 => (Start::Secured { no_zeroes: self.input.bit() }, Door::Keyed),
+            1 => (Start::Greeted, Door::Open),
+            _ => (Start::Greet, Door::Open),
+        };
+        let key = (door == Door::Keyed).then_some(7);
+        let id = self.world.open_as(peer(door, key), start);
+        self.world.conn(id).hold = self.input.bit();
+        if start != (Start::Secured { no_zeroes: true }) && self.input.bit() {
+            self.world.send(id, &flags());
+        }
+        self.links.push((id, MODES[self.input.below(3)]));
+    }
+}
