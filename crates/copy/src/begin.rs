@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use export::Pool;
 
-
 use crate::compare::read;
 use crate::errand::{Errand, Undone};
 use crate::map::{self, Map, State};
@@ -70,7 +69,10 @@ fn load(path: &Path) -> Result<Option<Map>, Refusal> {
 fn fitting(path: &Path, map: Map, disk: &Disk) -> Result<Map, Refusal> {
     let told = map.notes.bytes.unwrap_or(disk.bytes);
     // A map of ddrescue may stop before the end of the disk, but not beyond it.
-    let beyond = map.runs().filter(|(range, _)| range.end > disk.bytes).any(|(_, state)| state != State::Untried);
+    let beyond = map
+        .runs()
+        .filter(|(range, _)| range.end > disk.bytes)
+        .any(|(_, state)| state != State::Untried);
     if told != disk.bytes || beyond {
         let there = if told == disk.bytes { map.bytes() } else { told };
         let name = &disk.name;
@@ -106,7 +108,10 @@ fn check(disk: &Disk, bytes: u64) -> Result<(), Refusal> {
 /// The map with the names of both ends, and without hashes of what is not finished.
 fn noted(mut map: Map, source: &Disk, destination: &Disk) -> Map {
     let mut notes = std::mem::take(&mut map.notes);
-    let finished = |range: Range<u64>| map.next(State::Finished, range.start).is_some_and(|run| run.start == range.start && run.end >= range.end);
+    let finished = |range: Range<u64>| {
+        map.next(State::Finished, range.start)
+            .is_some_and(|run| run.start == range.start && run.end >= range.end)
+    };
     notes.marks.retain(|mark| finished(mark.range()));
     notes.bytes = Some(source.bytes);
     notes.whole = true;
@@ -190,7 +195,9 @@ mod test {
         map.set(500 << 20..1 << 30, State::Finished);
         let samples = samples(&map, map.sum(State::Finished));
         assert!(samples.len() >= 16, "{samples:?}");
-        let inside = |range: &Range<u64>| map.all(State::Finished).any(|run| run.start <= range.start && range.end <= run.end);
+        let inside = |range: &Range<u64>| {
+            map.all(State::Finished).any(|run| run.start <= range.start && range.end <= run.end)
+        };
         assert!(samples.iter().all(|range| !range.is_empty() && inside(range)));
         assert!(samples.iter().any(|range| range.start > 900 << 20));
     }

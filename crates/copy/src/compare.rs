@@ -49,7 +49,12 @@ const BLOCK: usize = 4096;
 
 impl Compare {
     /// Compares these, in requests of `chunk` bytes at most.
-    pub(crate) fn new(ends: [&Target; 2], items: Vec<Item>, patience: Duration, chunk: u64) -> Self {
+    pub(crate) fn new(
+        ends: [&Target; 2],
+        items: Vec<Item>,
+        patience: Duration,
+        chunk: u64,
+    ) -> Self {
         let [source, destination] = ends;
         Self {
             shape: Shape::new(source.disk.bytes),
@@ -104,7 +109,12 @@ impl Compare {
         Ok(())
     }
 
-    fn piece(&self, errand: &mut Errand<'_>, account: &Account, mark: &Mark) -> Result<Vec<Range<u64>>, Undone> {
+    fn piece(
+        &self,
+        errand: &mut Errand<'_>,
+        account: &Account,
+        mark: &Mark,
+    ) -> Result<Vec<Range<u64>>, Undone> {
         let there = read(errand, account, &mark.range())?;
         let seen = there.map(|buffer| self.shape.sum(mark.offset, buffer.bytes()));
         let same = seen.is_some_and(|seen| seen == [*mark]);

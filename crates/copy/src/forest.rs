@@ -179,7 +179,7 @@ impl Forest {
         Self { shape: Shape::new(bytes), nodes: BTreeMap::new(), pieces: BTreeMap::new() }
     }
 
-    /// Its shape.
+    #[cfg(test)]
     pub(crate) fn shape(&self) -> Shape {
         self.shape
     }
@@ -283,7 +283,8 @@ impl Forest {
 
     /// The parts of the tree that are known here and that `other` does not know to be the same.
     pub(crate) fn differing(&self, other: &Self) -> Vec<Range<u64>> {
-        let nodes = self.nodes.iter().filter(|(offset, node)| other.nodes.get(offset) != Some(node));
+        let nodes =
+            self.nodes.iter().filter(|(offset, node)| other.nodes.get(offset) != Some(node));
         nodes.map(|(&offset, node)| offset..self.end(offset, node.level)).collect()
     }
 

@@ -44,19 +44,21 @@ pub struct Settings {
     pub connections: usize,
     /// Whether to read the destination at the end and to compare it with what was read.
     pub verify: bool,
-    /// Whether to compute the BLAKE3 hash of the whole disk, holes included; it comes only with `verify`.
+    /// Whether to compute the BLAKE3 hash of the whole disk, holes included, which have to be hashed as well: a second
+    /// for some gigabytes. To a disk it comes only with `verify`.
     pub hash: bool,
     /// How often bad sectors are tried again after they were first found.
     pub retries: u32,
     /// Bytes a second, at most.
     pub rate: Option<u64>,
-    /// Whether zeros become holes at the destination, where it can; otherwise they are written.
+    /// Whether zeros become holes at the destination, where it can; otherwise they are written. Between two files of this
+    /// machine and without `verify` the kernel copies, and only what is a hole of the source becomes one.
     pub sparse: bool,
     /// The file that tells how far the copy is; if it is there, the copy goes on from it.
     pub map: Option<PathBuf>,
     /// How long to try to reach an end again that was lost.
     pub patience: Duration,
-    /// Bytes of a request: a power of two from 64 KiB to 1 MiB.
+    /// Bytes of a request, as large as both ends allow it: a power of two from 64 KiB to 1 MiB.
     pub chunk: u32,
 }
 

@@ -193,7 +193,7 @@ impl Plan {
             return Some(Next::Wait);
         }
         if let Some((range, zero)) = self.again.pop_front() {
-            return Some(if zero { Next::Zero(range) } else { Next::Read(range) });
+            return Some(if zero { Next::Zero(range) } else { Next::Read(self.cut(range)) });
         }
         match self.stage {
             Stage::Forward => self.forward(),
@@ -205,6 +205,15 @@ impl Plan {
             Stage::Retry(_) => self.sector_of(State::Bad),
             Stage::Done => None,
         }
+    }
+
+    /// The first chunk of something that is to be done again, which may have been a long range of zeros.
+    fn cut(&mut self, range: Range<u64>) -> Range<u64> {
+        let end = range.end.min(above(range.start, self.limits.chunk));
+        if end < range.end {
+            self.again.push_front((end..range.end, false));
+        }
+        range.start..end
     }
 
     /// Pieces that may be under way at once.
@@ -340,7 +349,8 @@ impl Plan {
         match self.stage {
             Stage::Forward => {
                 let most = (self.map.bytes() / SKIP_PART).clamp(self.limits.chunk, SKIP);
-                self.cursor = self.cursor.max(range.end.saturating_add(self.skip));
+                let end = below(range.end.saturating_add(self.skip), self.limits.chunk);
+                self.cursor = self.cursor.max(end);
                 self.skip = self.skip.saturating_mul(2).min(most);
             }
             // The rest of the run is left for the sweep.

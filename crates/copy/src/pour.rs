@@ -62,12 +62,8 @@ fn attend<T: Send + 'static>(
     work: impl FnOnce(&Counters) -> T + Send + 'static,
 ) -> Result<(T, Arc<Counters>), Outcome> {
     let counters = Arc::new(Counters::default());
-    let (waiter, theirs) = (std::thread::current(), counters.clone());
-    let thread = spawn(move || {
-        let result = work(&theirs);
-        waiter.unpark();
-        result
-    })?;
+    let theirs = counters.clone();
+    let thread = spawn(move || work(&theirs))?;
     let mut results = course.attend(vec![thread], &mut |_| Now {
         done: counters.done.load(Ordering::Relaxed),
         zeroes: counters.zeroes.load(Ordering::Relaxed),
@@ -118,7 +114,8 @@ pub(crate) fn into_disk(
         (course.halt.clone(), settings.patience, settings.verify, settings.sparse);
     let work = move |counters: &Counters| {
         let errand = Errand::new(&target, patience, &halt);
-        let spout = Spout { errand, disk: target.disk.clone(), sparse, counters, marks: Vec::new() };
+        let spout =
+            Spout { errand, disk: target.disk.clone(), sparse, counters, marks: Vec::new() };
         spout.fill(pipe.into(), &halt, verify)
     };
     let (result, counters) = attend(course, None, work)?;
@@ -221,7 +218,8 @@ impl Spout<'_> {
             let to = all.min(from + most);
             let at = offset + from as u64;
             let work = Work::Write { offset: at, buffer: memory, part: from..to };
-            let trouble = |name, why| Trouble::Write { name, offset: at, len: (to - from) as u64, why };
+            let trouble =
+                |name, why| Trouble::Write { name, offset: at, len: (to - from) as u64, why };
             buffer = self.run(work, trouble)?;
             from = to;
         }
@@ -236,7 +234,12 @@ impl Spout<'_> {
         if self.disk.zeroes < len {
             return Ok(false);
         }
-        match self.errand.run(Work::Zero { offset, len }).map_err(|undone| self.undone(undone))?.result {
+        match self
+            .errand
+            .run(Work::Zero { offset, len })
+            .map_err(|undone| self.undone(undone))?
+            .result
+        {
             Ok(()) => Ok(true),
             Err(Failed::Unsupported) => Ok(false),
             Err(why) => {

@@ -52,7 +52,9 @@ impl Meter {
     pub(crate) fn sample(&mut self, now: Instant, value: u64) -> u64 {
         self.most = self.most.max(value);
         self.samples.push_back((now, self.most));
-        let old = |sample: Option<&(Instant, u64)>| sample.is_some_and(|(then, _)| now.duration_since(*then) > WINDOW);
+        let old = |sample: Option<&(Instant, u64)>| {
+            sample.is_some_and(|(then, _)| now.duration_since(*then) > WINDOW)
+        };
         while self.samples.len() > 2 && old(self.samples.get(1)) {
             self.samples.pop_front();
         }
@@ -61,7 +63,9 @@ impl Meter {
 
     /// Growth a second.
     pub(crate) fn rate(&self) -> u64 {
-        let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else { return 0 };
+        let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else {
+            return 0;
+        };
         let nanos = last.0.duration_since(first.0).as_nanos().max(1);
         let grown = u128::from(last.1 - first.1) * 1_000_000_000 / nanos;
         u64::try_from(grown).unwrap_or(u64::MAX)
@@ -70,7 +74,8 @@ impl Meter {
     /// How long it takes to grow to `total`; nothing if it does not grow.
     pub(crate) fn eta(&self, total: u64) -> Option<Duration> {
         let rest = total.saturating_sub(self.most);
-        let millis = u128::from(rest) * 1000 / u128::from(Some(self.rate()).filter(|rate| *rate > 0)?);
+        let millis =
+            u128::from(rest) * 1000 / u128::from(Some(self.rate()).filter(|rate| *rate > 0)?);
         Some(Duration::from_millis(u64::try_from(millis).ok()?))
     }
 }

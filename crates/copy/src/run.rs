@@ -23,8 +23,12 @@ pub(crate) fn run(job: Job, stop: &AtomicBool, watch: &mut dyn FnMut(&Progress))
         }
         (End::Pipe(_), End::Pipe(_)) => Err(Outcome::Refused(Refusal::Pipes)),
         _ if settings.map.is_some() => Err(Outcome::Refused(Refusal::PipeWithMap)),
-        (End::Pipe(pipe), End::Disk(disk)) => pour::into_disk(pipe, disk.into(), &settings, &mut course),
-        (End::Disk(disk), End::Pipe(pipe)) => pour::into_pipe(disk.into(), pipe, &settings, &mut course),
+        (End::Pipe(pipe), End::Disk(disk)) => {
+            pour::into_disk(pipe, disk.into(), &settings, &mut course)
+        }
+        (End::Disk(disk), End::Pipe(pipe)) => {
+            pour::into_pipe(disk.into(), pipe, &settings, &mut course)
+        }
     };
     course.report(outcome.err())
 }
@@ -80,3 +84,6 @@ pub(crate) fn undone(undone: Undone) -> Outcome {
         Undone::Trouble(trouble) => Outcome::Failed(trouble),
     }
 }
+
+#[cfg(test)]
+mod test;

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use crate::forest::{Forest, Mark, Shape};
@@ -26,6 +25,8 @@ pub(crate) struct Shared {
     forest: Option<Mutex<Forest>>,
     shape: Shape,
     limit: Mutex<Limit>,
+    /// Threads that may do the work.
+    able: AtomicUsize,
     halt: AtomicBool,
     trouble: Mutex<Option<Trouble>>,
     /// What was written and is not known to be on stable storage: where each piece begins and ends.
@@ -34,13 +35,13 @@ pub(crate) struct Shared {
     pub(crate) copied: AtomicU64,
     pub(crate) zeroes: AtomicU64,
     pub(crate) resent: AtomicU64,
-    /// The thread that waits for all others.
-    waiter: Thread,
 }
 
 /// How the threads work.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct How {
+    /// Threads.
+    pub(crate) threads: usize,
     /// Memory of a thread in bytes.
     pub(crate) memory: usize,
     /// Bytes of a request.
@@ -78,6 +79,7 @@ impl Shared {
             waiting: AtomicUsize::new(0),
             forest: forest.map(Mutex::new),
             limit: Mutex::new(limit),
+            able: AtomicUsize::new(how.threads),
             halt: AtomicBool::new(false),
             trouble: Mutex::new(None),
             volatile: Mutex::new(BTreeMap::new()),
@@ -85,7 +87,6 @@ impl Shared {
             copied: AtomicU64::new(0),
             zeroes: AtomicU64::new(0),
             resent: AtomicU64::new(0),
-            waiter: std::thread::current(),
         }
     }
 
@@ -128,14 +129,14 @@ impl Shared {
         self.halt();
     }
 
+    /// A thread gives up before it has begun. Tells whether it was the last that could do the work.
+    pub(crate) fn desert(&self) -> bool {
+        self.able.fetch_sub(1, Ordering::AcqRel) <= 1
+    }
+
     /// Why it ended.
     pub(crate) fn take_trouble(&self) -> Option<Trouble> {
         lock(&self.trouble).take()
-    }
-
-    /// A thread ends.
-    pub(crate) fn leave(&self) {
-        self.waiter.unpark();
     }
 
     /// Hashes what was read, if that is wanted.
@@ -181,7 +182,9 @@ impl Shared {
     /// It is on stable storage, or is known to be lost.
     pub(crate) fn settled(&self, ranges: &[Range<u64>]) {
         let mut volatile = lock(&self.volatile);
-        ranges.iter().for_each(|range| drop(volatile.remove(&range.start)));
+        for range in ranges {
+            volatile.remove(&range.start);
+        }
     }
 
     /// The map as it is to be saved, without the notes.

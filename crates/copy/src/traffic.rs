@@ -47,7 +47,11 @@ pub(crate) struct Traffic {
 
 impl Traffic {
     /// Opens the ways, at the first call of [`Traffic::next`]. An end that is lost is tried for as long as `patience`.
-    pub(crate) fn new(source: Option<&Target>, destination: Option<&Target>, patience: Duration) -> Self {
+    pub(crate) fn new(
+        source: Option<&Target>,
+        destination: Option<&Target>,
+        patience: Duration,
+    ) -> Self {
         let way = |target| Way::new(target, patience);
         Self { source: source.map(way), destination: destination.map(way) }
     }
@@ -61,6 +65,13 @@ impl Traffic {
 
     fn ways(&self) -> impl Iterator<Item = &Way> {
         self.source.iter().chain(&self.destination)
+    }
+
+    /// Does not wait for an end that was never there.
+    #[must_use]
+    pub(crate) fn at_once(mut self) -> Self {
+        self.source.iter_mut().chain(&mut self.destination).for_each(|way| way.lost = None);
+        self
     }
 
     /// Whether all ends are there.
@@ -108,7 +119,7 @@ impl Traffic {
         let now = Instant::now();
         let lanes = || self.ways().filter_map(|way| way.lane.as_deref());
         let timeout = lanes().fold(most, |most, lane| until(lane.deadline(), now, most));
-        let mut fds: Vec<PollFd<'_>> = lanes().filter_map(|lane| interest(lane)).collect();
+        let mut fds: Vec<PollFd<'_>> = lanes().filter_map(interest).collect();
         if fds.is_empty() {
             return false;
         }
@@ -131,7 +142,7 @@ struct Way {
     target: Target,
     lane: Option<Box<dyn Lane>>,
     patience: Duration,
-    /// When it was lost; none while it was never there.
+    /// When it was lost, or was first to be reached; none if it is of no use to wait for it.
     lost: Option<Instant>,
     again: Instant,
     pause: Duration,
@@ -149,7 +160,7 @@ impl Way {
             target: target.clone(),
             lane: None,
             patience,
-            lost: None,
+            lost: Some(Instant::now()),
             again: Instant::now(),
             pause: PAUSE,
             over: false,
@@ -186,7 +197,6 @@ impl Way {
         }
     }
 
-    /// Only an end that was there once is waited for.
     fn may_wait(&self) -> bool {
         self.lost.is_some_and(|since| since.elapsed() < self.patience)
     }
@@ -210,5 +220,6 @@ pub(crate) fn change(before: &Disk, now: &Disk) -> Option<String> {
         return Some(format!("it is \"{}\", it was \"{}\"", now.identity, before.identity));
     }
     let smaller = now.largest < before.largest || now.block > before.block;
-    (smaller || now.writable < before.writable).then(|| "it allows less than before".to_owned())
+    let locked = before.writable && !now.writable;
+    (smaller || locked).then(|| "it allows less than before".to_owned())
 }

@@ -7,7 +7,6 @@ mod writing;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use export::{Account, Buffer, Pool};
@@ -42,14 +41,14 @@ pub(crate) struct Worker {
     halted: Option<Instant>,
 }
 
-/// The tag of a flush.
-const FLUSH: u32 = u32::MAX;
+/// The tag of a flush: above those of pieces.
+const FLUSH: u32 = 64;
 
 /// Pieces that a thread has under way at most.
-const PIECES: usize = 64;
+const PIECES: usize = FLUSH as usize;
 
 /// How long something that was written may wait to be put on stable storage.
-const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 2000 });
 
 /// How long a thread waits at once.
 const WAIT: Duration = Duration::from_millis(100);
@@ -60,17 +59,19 @@ const GRACE: Duration = Duration::from_secs(5);
 impl Worker {
     /// Works until nothing is left to do, or the copy ends.
     pub(crate) fn run(number: usize, shared: Arc<Shared>) {
-        let leaving = Leaving(shared.clone());
+        let alarm = Alarm(shared.clone());
         Self::new(number, shared).work();
-        leaving.0.reconnect(number, None);
+        alarm.0.reconnect(number, None);
     }
 
     fn new(number: usize, shared: Arc<Shared>) -> Self {
         let how = shared.how;
         let destination = shared.destination.as_ref();
+        let traffic = Traffic::new(Some(&shared.source), destination, how.patience);
         Self {
             number,
-            traffic: Traffic::new(Some(&shared.source), destination, how.patience),
+            // One thread must get a way to both ends; the others are welcome if they do.
+            traffic: if number == 0 { traffic } else { traffic.at_once() },
             account: Pool::new(how.memory).open(),
             pieces: Pieces::default(),
             ready: VecDeque::new(),
@@ -115,7 +116,9 @@ impl Worker {
         let chunk = usize::try_from(self.shared.how.chunk).unwrap_or(usize::MAX);
         let memory = self.account.held().saturating_add(chunk) <= self.account.share();
         let few = self.pieces.len() < PIECES && (memory || self.pieces.is_empty());
-        let may = room && few && !self.shared.is_halted() && self.shared.limit().is_zero();
+        let settled = self.flushing.is_none() || self.unsettled_bytes <= self.shared.how.unflushed;
+        let may =
+            room && few && settled && !self.shared.is_halted() && self.shared.limit().is_zero();
         may.then(|| self.shared.plan().take())
     }
 
@@ -206,9 +209,10 @@ impl Worker {
         }
     }
 
-    /// One end does not come back. A thread that never got a way there leaves the work to the others, but for the first.
+    /// One end does not come back. A thread that never got a way there leaves the work to the others, if there are any:
+    /// not every server takes as many connections as it is asked for.
     fn gone(&mut self, side: Side, why: String) -> bool {
-        if self.begun || self.number == 0 {
+        if self.begun || self.shared.desert() {
             self.shared.fail(Trouble::Lost { name: self.name(side), why });
         }
         true
@@ -289,14 +293,13 @@ impl Worker {
     }
 }
 
-/// Tells those who wait that this thread has ended, whichever way.
-struct Leaving(Arc<Shared>);
+/// Ends the copy if this thread ends by a mistake.
+struct Alarm(Arc<Shared>);
 
-impl Drop for Leaving {
+impl Drop for Alarm {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.fail(Trouble::Mistake);
         }
-        self.0.leave();
     }
 }

@@ -212,7 +212,7 @@ impl FileLane {
     }
 
     fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        if self.distrust && !self.opened.device {
+        if self.distrust {
             let len = u64::try_from(bytes.len()).ok().and_then(std::num::NonZeroU64::new);
             let _ = fadvise(&self.opened.file, offset, len, Advice::DontNeed);
         }

@@ -279,9 +279,9 @@ impl Talk {
             if let Some(step) = self.poll() {
                 return Ok(step);
             }
-            self.line.flush()?;
-            self.line.wait(deadline)?;
-            self.line.receive(&mut self.client)?;
+            if !self.line.exchange(&mut self.client)? {
+                self.line.wait(deadline)?;
+            }
         }
     }
 }
@@ -459,8 +459,7 @@ impl Lane for NbdLane {
 
     fn advance(&mut self) -> Result<(), Lost> {
         self.take_steps()?;
-        self.talk.line.flush().map_err(Lost::new)?;
-        self.talk.line.receive(&mut self.talk.client).map_err(Lost::new)?;
+        self.talk.line.exchange(&mut self.talk.client).map_err(Lost::new)?;
         self.take_steps()?;
         self.end_writes();
         match self.deadline() {

@@ -31,9 +31,9 @@ pub use self::find::Found;
 /// How long a target may take to attach a disk.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// After how long without a word from this host the target may end the association, in milliseconds. A flush may keep the
+/// After how long without a word from this host the target may end the association. A flush of the other end may keep the
 /// thread of a lane for long.
-const KEEP_ALIVE: u32 = 120_000;
+const KEEP_ALIVE: Duration = Duration::from_secs(120);
 
 /// Entries of an I/O queue.
 const ENTRIES: u16 = 128;
@@ -60,6 +60,7 @@ pub struct NvmePlace {
     host: NvmeHost,
     dial: DialSubsystem,
     digests: bool,
+    keep_alive: Duration,
     found: Arc<Mutex<Option<String>>>,
     /// Whether it was there before: then a target that does not have it, or does not want to, may yet come to itself.
     opened: Arc<AtomicBool>,
@@ -72,8 +73,9 @@ impl std::fmt::Debug for NvmePlace {
 }
 
 impl NvmePlace {
-    /// The disk that `wanted` names: an NQN, or what one ends with, as a UUID; a serial number or a model; or nothing, for the
-    /// only one. People call it `name`, as `nvme://host/wanted`; `dial` connects to the target.
+    /// The disk that `wanted` names: an NQN, or what one ends with, as a UUID; its short name at a target of ours, a serial
+    /// number or a model; or nothing, for the only one. People call it `name`, as `nvme://host/wanted`; `dial` connects to
+    /// the target.
     #[must_use]
     pub fn new(name: &str, wanted: &str, host: NvmeHost, dial: DialSubsystem) -> Self {
         let (name, wanted) = (name.to_owned(), wanted.to_owned());
@@ -83,6 +85,7 @@ impl NvmePlace {
             host,
             dial,
             digests: false,
+            keep_alive: KEEP_ALIVE,
             found: Arc::default(),
             opened: Arc::default(),
         }
@@ -92,6 +95,12 @@ impl NvmePlace {
     #[must_use]
     pub fn with_digests(self) -> Self {
         Self { digests: true, ..self }
+    }
+
+    /// The same, where the target may end an association after so long without a word: 120 seconds otherwise.
+    #[must_use]
+    pub fn with_keep_alive(self, keep_alive: Duration) -> Self {
+        Self { keep_alive, ..self }
     }
 
     /// The NQN of the disk; asked for once.
@@ -126,7 +135,8 @@ impl NvmePlace {
 
     /// Connects an Admin queue, and learns what there is.
     fn attach(&self, nqn: &str) -> Result<Attached, PlaceError> {
-        let options = Options { keep_alive: KEEP_ALIVE, ..Options::admin() };
+        let keep_alive = u32::try_from(self.keep_alive.as_millis()).unwrap_or(u32::MAX);
+        let options = Options { keep_alive, ..Options::admin() };
         let (mut admin, cntlid) = self.connect(nqn, CNTLID_DYNAMIC, options)?;
         let (deadline, memory) = (Instant::now() + PATIENCE, Pool::new(1 << 20).open());
         let mut controller = Controller::new(cntlid, 1);
@@ -214,7 +224,10 @@ impl Place for NvmePlace {
         let options = Options { flow_control: false, ..Options::io(1, entries, capsule) };
         let (io, _) = self.connect(&nqn, attached.cntlid, options)?;
         self.opened.store(true, Ordering::Relaxed);
-        Ok((disk, Box::new(NvmeLane::new(attached.admin, io, entries, nsid, shift))))
+        Ok((
+            disk,
+            Box::new(NvmeLane::new([attached.admin, io], entries, nsid, shift, self.keep_alive)),
+        ))
     }
 }
 

@@ -61,7 +61,7 @@ pub fn save(map: &Map, path: &Path) -> io::Result<()> {
     let _ = std::fs::hard_link(path, &kept);
     std::fs::rename(&fresh, path)?;
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+    File::open(directory.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {

@@ -25,14 +25,15 @@ pub(super) struct Copied {
 }
 
 /// How often the map is saved.
-const SAVE: Duration = Duration::from_secs(2);
+const SAVE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 2000 });
 
 /// Memory of all threads together, in bytes.
-const MEMORY: usize = 32 << 20;
+const MEMORY: usize = 16 << 20;
 
-/// Bytes that may be written and not put on stable storage, of all threads together: as much, or this part of the disk.
-const UNFLUSHED: u64 = 32 << 20;
-const UNFLUSHED_PART: u64 = 128;
+/// Bytes that all threads together may write before they have them put on stable storage at a place that may lose them:
+/// as much, or this part of the disk. While that is done they write as much once more.
+const UNFLUSHED: u64 = 24 << 20;
+const UNFLUSHED_PART: u64 = 256;
 
 /// Bytes of zeros in one piece.
 const ZEROS: u64 = 1 << 30;
@@ -60,22 +61,27 @@ pub(super) fn sector(ends: &[&Target]) -> u64 {
 pub(super) fn how(settings: &Settings, ends: &[&Target]) -> How {
     let threads = threads(settings, ends);
     let bytes = ends.first().map_or(0, |end| end.disk.bytes);
-    let unflushed = UNFLUSHED.max(bytes / UNFLUSHED_PART) / threads as u64;
     let to = ends.last().map(|end| &end.disk);
+    let remote = to.is_some_and(|disk| disk.remote);
+    let most = UNFLUSHED.max(bytes / UNFLUSHED_PART) / threads as u64;
     How {
+        threads,
         memory: MEMORY / threads,
         chunk: chunk(settings, ends),
         sparse: settings.sparse,
         fresh: to.is_some_and(|disk| disk.fresh),
-        tracks: settings.map.is_some() || to.is_some_and(|disk| disk.remote),
-        unflushed,
+        tracks: settings.map.is_some() || remote,
+        unflushed: if remote { most } else { u64::MAX },
         kernel: !settings.verify,
         patience: settings.patience,
     }
 }
 
 /// Starts the threads of a stage.
-pub(super) fn start(shared: &Arc<Shared>, threads: usize) -> Result<Vec<std::thread::JoinHandle<()>>, Outcome> {
+pub(super) fn start(
+    shared: &Arc<Shared>,
+    threads: usize,
+) -> Result<Vec<std::thread::JoinHandle<()>>, Outcome> {
     let one = |number| {
         let shared = shared.clone();
         spawn(move || Worker::run(number, shared))
@@ -101,7 +107,11 @@ pub(super) fn now(shared: &Shared) -> Now {
 }
 
 /// Copies what is still to be copied.
-pub(super) fn copy(begun: &Begun, settings: &Settings, course: &mut Course<'_>) -> Result<Copied, Outcome> {
+pub(super) fn copy(
+    begun: &Begun,
+    settings: &Settings,
+    course: &mut Course<'_>,
+) -> Result<Copied, Outcome> {
     let ends = [&begun.source, &begun.destination];
     let limits = Limits {
         sector: sector(&ends),
@@ -161,7 +171,8 @@ fn conclude(
     if decided == map.bytes() {
         return Ok(Copied { map, forest: shared.take_forest() });
     }
-    let why = if course.is_stopped() { Outcome::Interrupted } else { Outcome::Failed(Trouble::Mistake) };
+    let why =
+        if course.is_stopped() { Outcome::Interrupted } else { Outcome::Failed(Trouble::Mistake) };
     Err(why)
 }
 
@@ -170,22 +181,26 @@ struct Saver<'a> {
     begun: &'a Begun,
     path: Option<&'a Path>,
     last: Instant,
+    pause: Duration,
     failed: bool,
 }
 
 impl<'a> Saver<'a> {
     fn new(begun: &'a Begun, path: Option<&'a Path>) -> Self {
-        Self { begun, path, last: Instant::now(), failed: false }
+        Self { begun, path, last: Instant::now(), pause: SAVE, failed: false }
     }
 
     /// Saves the map if it is time. A copy whose map cannot be saved ends: it would have to be done anew.
     fn save_in_time(&mut self, shared: &Shared) {
-        if self.last.elapsed() >= SAVE && !self.failed {
+        if self.last.elapsed() >= self.pause && !self.failed {
+            let begun = Instant::now();
             if let Err(trouble) = self.save(shared) {
                 self.failed = true;
                 shared.fail(trouble);
             }
             self.last = Instant::now();
+            // The map of a disk in a bad state is long, and takes its time.
+            self.pause = SAVE.max(begun.elapsed() * 10);
         }
     }
 
@@ -196,8 +211,9 @@ impl<'a> Saver<'a> {
         if let Some(forest) = shared.take_forest() {
             map.notes.marks = forest.marks().collect();
         }
-        
+
         let map_name = path.display().to_string();
-        map::save(&map, path).map_err(|error| Trouble::Map { map: map_name, why: error.to_string() })
+        map::save(&map, path)
+            .map_err(|error| Trouble::Map { map: map_name, why: error.to_string() })
     }
 }

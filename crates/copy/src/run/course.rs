@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use crate::rate::Meter;
@@ -42,6 +42,7 @@ impl Now {
 
 /// How often the threads are looked at, and how often it is told.
 const LOOK: Duration = Duration::from_millis(100);
+const SOON: Duration = Duration::from_millis(1);
 const TELL: Duration = Duration::from_millis(250);
 
 /// How long threads may take to stop. One that hangs in a call to a broken disk is left behind.
@@ -87,6 +88,7 @@ impl<'a> Course<'a> {
         threads: Vec<JoinHandle<T>>,
         tick: &mut dyn FnMut(bool) -> Now,
     ) -> Result<Vec<T>, Outcome> {
+        let mut pause = LOOK;
         loop {
             let over = threads.iter().all(JoinHandle::is_finished);
             let stop = self.look();
@@ -102,7 +104,10 @@ impl<'a> Course<'a> {
             if self.stopped.is_some_and(|since| since.elapsed() > GRACE) {
                 return Err(Outcome::Interrupted);
             }
-            std::thread::park_timeout(LOOK);
+            let before = Instant::now();
+            std::thread::park_timeout(pause);
+            // Woken by a thread that is about to end.
+            pause = if before.elapsed() < pause { SOON } else { LOOK.min(pause * 2) };
         }
     }
 
@@ -112,13 +117,7 @@ impl<'a> Course<'a> {
         phase: Phase,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Outcome> {
-        let waiter = std::thread::current();
-        let thread = spawn(move || {
-            let result = work();
-            waiter.unpark();
-            result
-        })?;
-        let mut results = self.attend(vec![thread], &mut |_| Now::only(phase))?;
+        let mut results = self.attend(vec![spawn(work)?], &mut |_| Now::only(phase))?;
         results.pop().ok_or(Outcome::Failed(Trouble::Mistake))
     }
 
@@ -160,10 +159,24 @@ impl<'a> Course<'a> {
     }
 }
 
-/// Starts a thread.
+/// Starts a thread, which wakes this one when it ends.
 pub(crate) fn spawn<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, Outcome> {
     let builder = std::thread::Builder::new().name("copy".to_owned());
+    let wake = Wake(std::thread::current());
+    let work = move || {
+        let _wake = wake;
+        work()
+    };
     builder.spawn(work).map_err(|error| Outcome::Failed(Trouble::Thread(error)))
+}
+
+/// Wakes a thread, whichever way this one ends.
+struct Wake(Thread);
+
+impl Drop for Wake {
+    fn drop(&mut self) {
+        self.0.unpark();
+    }
 }

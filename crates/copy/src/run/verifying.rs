@@ -33,7 +33,8 @@ pub(crate) fn verify(
     course: &mut Course<'_>,
 ) -> Ended {
     let forest = Arc::new(forest);
-    let hash = (settings.hash && course.report.bad.is_empty()).then(|| hash(&forest)).transpose()?;
+    let hash =
+        (settings.hash && course.report.bad.is_empty()).then(|| hash(&forest)).transpose()?;
     let mut items: Vec<Item> = forest.pieces().map(Item::Piece).collect();
     items.extend(unknown(map, &forest).into_iter().map(Item::Both));
     let later = items.iter().map(Item::len).sum();
@@ -73,12 +74,8 @@ fn conclude(
 
 /// The hash of the whole disk takes a while if there are many holes.
 fn hash(forest: &Arc<Forest>) -> Result<JoinHandle<Option<[u8; 32]>>, Outcome> {
-    let (forest, waiter) = (forest.clone(), std::thread::current());
-    spawn(move || {
-        let root = forest.root();
-        waiter.unpark();
-        root
-    })
+    let forest = forest.clone();
+    spawn(move || forest.root())
 }
 
 /// What was finished, and no hash is known of.

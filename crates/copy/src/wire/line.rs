@@ -72,12 +72,33 @@ impl Line {
         }
     }
 
-    /// Receives all that is there.
-    pub(crate) fn receive(&mut self, talks: &mut impl Talks) -> io::Result<()> {
-        while self.receive_once(talks)? {
+    /// Sends and receives what can be without waiting. Tells whether anything came.
+    ///
+    /// # Errors
+    /// The connection is gone. What came before that is taken in first: it may tell why.
+    pub(crate) fn exchange(&mut self, talks: &mut impl Talks) -> io::Result<bool> {
+        let flushed = self.flush();
+        match self.receive(talks)? {
+            true => Ok(true),
+            false => flushed.map(|()| false),
+        }
+    }
+
+    /// Receives all that is there, and tells whether that is anything.
+    fn receive(&mut self, talks: &mut impl Talks) -> io::Result<bool> {
+        let mut came = false;
+        loop {
+            match self.receive_once(talks) {
+                Ok(true) => came = true,
+                Ok(false) => break,
+                Err(_) if came => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if came {
             self.heard = Instant::now();
         }
-        Ok(())
+        Ok(came)
     }
 
     /// Receives once; tells whether there was anything.

@@ -138,11 +138,16 @@ impl Pieces {
 }
 
 /// Has the kernel copy between two files. Tells whether it did, and all of it.
-pub(super) fn copy(source: BorrowedFd<'_>, destination: BorrowedFd<'_>, range: &Range<u64>) -> bool {
+pub(super) fn copy(
+    source: BorrowedFd<'_>,
+    destination: BorrowedFd<'_>,
+    range: &Range<u64>,
+) -> bool {
     let (mut from, mut to) = (range.start, range.start);
     while from < range.end {
         let len = usize::try_from(range.end - from).unwrap_or(usize::MAX);
-        let copied = rustix::fs::copy_file_range(source, Some(&mut from), destination, Some(&mut to), len);
+        let copied =
+            rustix::fs::copy_file_range(source, Some(&mut from), destination, Some(&mut to), len);
         if !copied.is_ok_and(|copied| copied > 0) {
             return false;
         }

@@ -52,8 +52,12 @@ impl Worker {
         let piece = self.pieces.get(tag)?;
         let base = piece.range.start;
         if let Some(buffer) = piece.buffer.take() {
-            let part = usize::try_from(range.start - base).ok()?..usize::try_from(range.end - base).ok()?;
-            return Some((range.end - range.start, Work::Write { offset: range.start, buffer, part }));
+            let part = usize::try_from(range.start - base).ok()?
+                ..usize::try_from(range.end - base).ok()?;
+            return Some((
+                range.end - range.start,
+                Work::Write { offset: range.start, buffer, part },
+            ));
         }
         let len = self.shared.how.chunk.min(range.end - range.start);
         let mut buffer = self.account.take(usize::try_from(len).ok()?)?;
@@ -136,7 +140,9 @@ impl Worker {
         let settled = self.flushing.take().unwrap_or_default();
         match result {
             Ok(()) => self.shared.settled(&settled),
-            Err(why) => self.shared.fail(Trouble::Flush { name: self.name(Side::Destination), why }),
+            Err(why) => {
+                self.shared.fail(Trouble::Flush { name: self.name(Side::Destination), why })
+            }
         }
     }
 

@@ -51,7 +51,9 @@ impl Driven {
             }
             assert!(Instant::now() < until, "{} of {count} works ended", ended.len());
             match self.lane.waits() {
-                Waits::Nothing => panic!("it waits for nothing, and {} are missing", count - ended.len()),
+                Waits::Nothing => {
+                    panic!("it waits for nothing, and {} are missing", count - ended.len())
+                }
                 Waits::For(fd, flags) => sleep(fd, flags),
             }
         }

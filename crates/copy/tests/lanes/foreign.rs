@@ -283,7 +283,10 @@ fn what_the_server_has_is_listed_and_named_where_the_name_is_wrong() {
     let options = ["-x", "some disk", "-D", "of a test", path.to_str().unwrap()];
     let Some(_server) = Server::qemu(&folder, &options) else { return };
     let listed = place(&folder, "").list().unwrap();
-    assert_eq!((listed[0].name.as_str(), listed[0].description.as_str()), ("some disk", "of a test"));
+    assert_eq!(
+        (listed[0].name.as_str(), listed[0].description.as_str()),
+        ("some disk", "of a test")
+    );
     let sentence = refused(&folder, "none");
     assert!(sentence.contains("name one of some disk"), "{sentence}");
     assert_eq!(place(&folder, "some disk").look().unwrap().bytes, BYTES as u64);

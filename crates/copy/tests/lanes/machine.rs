@@ -1,4 +1,4 @@
-//! Another machine in this process: our own target on the loopback device, which lends files in memory.
+//! Another machine in this process: our own targets on the loopback device, which lend files in memory.
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use copy::{Dial, PlaceError, Wire};
-use engine::{Config, Engine, Security};
-use export::{Access, Catalogue, Export, Geometry, Identity, Session};
+use engine::{Config, Engine, Greeting, Heard, Security, Then};
+use export::{Access, Catalogue, Door, Export, Geometry, Identity, Peer, Session};
+use nbd::server::{Next, Server, Start};
 use nvme::target::{Port, Target};
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -22,15 +23,26 @@ pub(crate) struct Machine {
     engine: Option<Engine>,
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) address: SocketAddr,
+    /// Where it speaks NBD.
+    pub(crate) nbd: SocketAddr,
     pub(crate) files: Vec<File>,
+    /// Whether hosts must prove who they are.
+    pub(crate) keyed: bool,
 }
 
 impl Machine {
-    /// A machine that lends nothing yet, by NVMe.
+    /// A machine that lends nothing yet.
     pub(crate) fn new() -> Self {
         let catalogue = Arc::new(Catalogue::default());
-        let mut machine =
-            Self { engine: None, catalogue, address: ([127, 0, 0, 1], 0).into(), files: Vec::new() };
+        let any = ([127, 0, 0, 1], 0).into();
+        let mut machine = Self {
+            engine: None,
+            catalogue,
+            address: any,
+            nbd: any,
+            files: Vec::new(),
+            keyed: false,
+        };
         machine.start();
         machine
     }
@@ -73,7 +85,14 @@ impl Machine {
             Box::new(target.session(peer, Port::Any, account, now)) as Box<dyn Session>
         });
         let engine = Engine::start(Config::default(), Arc::new(|_| {})).expect("an engine");
-        self.address = engine.listen(self.address, None, Security::open(), open).expect("a port");
+        let door = if self.keyed { Door::Keyed } else { Door::Open };
+        let security = Security { door, plain: Arc::new(|| true), ..Security::open() };
+        self.address = engine.listen(self.address, None, security, open).expect("a port");
+        let server = Server::new(self.catalogue.clone());
+        let open = Arc::new(move |peer, account, now| {
+            Box::new(server.session(peer, Start::Greeted, account, now)) as Box<dyn Session>
+        });
+        self.nbd = engine.listen(self.nbd, None, greeting(), open).expect("a port");
         self.engine = Some(engine);
     }
 
@@ -93,6 +112,19 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// The door of a server that speaks first, and has no TLS.
+fn greeting() -> Security {
+    let greet = |_: &Peer| {
+        let mut greeter = nbd::server::greet(false, false);
+        Box::new(move |bytes: &[u8]| {
+            let reaction = greeter.receive(bytes);
+            assert_eq!(reaction.then, Next::Plain);
+            Heard { take: reaction.take, say: reaction.say, then: Then::Plain }
+        }) as Greeting
+    };
+    Security { greeting: Some(Arc::new(greet)), ..Security::open() }
 }
 
 /// Connects to that address.

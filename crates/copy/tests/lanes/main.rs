@@ -4,5 +4,8 @@
 
 mod drive;
 mod foreign;
+mod liar;
 mod machine;
+mod nbd_lane;
 mod nvme;
+mod whole;

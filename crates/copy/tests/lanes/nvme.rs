@@ -1,6 +1,13 @@
 //! The lane to an NVMe/TCP target.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use copy::{Failed, NvmeHost, NvmePlace, Place, PlaceError, Work, any_subsystem};
+
+use export::{Access, Host, KeyId, Policy, Rule, Secret};
+use nvme::auth::chap::Key;
+use nvme::auth::{Credentials, Hash};
 
 use crate::drive::{Driven, pattern, random_works_equal_a_vec};
 use crate::machine::{BYTES, Machine, eventually};
@@ -69,15 +76,14 @@ fn a_disk_is_found_by_what_it_is_called() {
     let first = "nqn.2014-08.org.nvmexpress:uuid:1".to_owned();
     assert_eq!(place(&machine, "").nqn().unwrap(), first);
     machine.lend(2);
-    for wanted in ["1", "uuid:1", "SN1", "sn1", "Model 1", &first] {
+    for wanted in ["1", "uuid:1", "disk1", "SN1", "sn1", "Model 1", &first] {
         assert_eq!(place(&machine, wanted).nqn().unwrap(), first, "{wanted}");
     }
     for wanted in ["", "3", "SN3"] {
         let Err(PlaceError::Refused(sentence)) = place(&machine, wanted).nqn() else {
             panic!("{wanted} is there");
         };
-        assert!(sentence.contains("uuid:1, nqn."), "{sentence}");
-        assert!(sentence.contains("name one of"), "{sentence}");
+        assert!(sentence.contains("name one of disk1, disk2"), "{sentence}");
     }
     let disks = place(&machine, "").disks().unwrap();
     assert_eq!(disks.len(), 2);
@@ -132,4 +138,73 @@ fn several_lanes_work_on_one_disk() {
     }
     lanes.iter_mut().for_each(|lane| lane.flush().unwrap());
     assert!(machine.bytes(0) == bytes);
+}
+
+fn key(byte: u8) -> Key {
+    Key { hash: Some(Hash::Sha256), key: Secret::new(vec![byte; 32]) }
+}
+
+/// A machine that lets in who proves that it knows `key(1)`, and proves itself with `key(2)`.
+fn keyed_machine() -> (Machine, Vec<u8>) {
+    let (mut machine, bytes) = machine();
+    machine.stop();
+    machine.keyed = true;
+    let rule = Rule { disk: None, access: Access::Writable };
+    let known = Host {
+        nqn: host().nqn,
+        name: "laptop".to_owned(),
+        key: KeyId::new(7),
+        tls: None,
+        tls_compat: false,
+        chap: Some(key(1).emit()),
+        chap_controller: Some(key(2).emit()),
+        rules: vec![rule],
+    };
+    machine.catalogue.follow(Policy { hosts: vec![Arc::new(known)] });
+    machine.start();
+    (machine, bytes)
+}
+
+fn with_key(machine: &Machine, own: u8, theirs: u8) -> NvmePlace {
+    let credentials = Credentials { controller: Some(key(theirs)), ..Credentials::new(key(own)) };
+    let host = NvmeHost { credentials: Some(Arc::new(credentials)), ..host() };
+    NvmePlace::new("nvme://keyed", "", host, any_subsystem(machine.dial()))
+}
+
+#[test]
+fn where_a_key_is_needed_both_prove_who_they_are() {
+    let (machine, bytes) = keyed_machine();
+    let mut driven = Driven::new(with_key(&machine, 1, 2).open().unwrap().1);
+    assert!(driven.read(0, 4096).unwrap() == bytes[..4096]);
+    for (own, theirs) in [(3, 2), (1, 3)] {
+        match with_key(&machine, own, theirs).open().err() {
+            Some(PlaceError::Refused(sentence)) => {
+                assert!(sentence.contains("prove who it is"), "{sentence}");
+            }
+            other => panic!("{own} {theirs}: {other:?}"),
+        }
+    }
+    match place(&machine, "").open().err() {
+        Some(PlaceError::Refused(sentence)) => assert!(sentence.contains("key"), "{sentence}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A lane that is driven by its deadlines lives on without work; one that is not is lost, and says so.
+#[test]
+fn an_idle_lane_is_kept_alive() {
+    let (machine, bytes) = machine();
+    let place = place(&machine, "").with_keep_alive(Duration::from_millis(1200));
+    let (mut driven, mut left) =
+        (Driven::new(place.open().unwrap().1), Driven::new(place.open().unwrap().1));
+    let until = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < until {
+        let deadline = driven.lane.deadline().unwrap();
+        std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+        driven.lane.advance().unwrap();
+    }
+    assert!(driven.read(0, 512).unwrap() == bytes[..512]);
+    let buffer = left.buffer(512);
+    left.submit(Work::Read { offset: 0, buffer });
+    assert!(left.wait(1).is_err());
 }

@@ -31,7 +31,8 @@ fn play(manner: u8, piece: usize, in_place: bool, seed: u64, rounds: &[Vec<Draw>
             let (offset, len) = (start as u64, place.len() as u64);
             let request = match what % 5 {
                 0 => {
-                    let bytes: Vec<u8> = (0..place.len()).map(|n| (n + at).to_le_bytes()[0]).collect();
+                    let bytes: Vec<u8> =
+                        (0..place.len()).map(|n| (n + at).to_le_bytes()[0]).collect();
                     model[place].copy_from_slice(&bytes);
                     world.write_request(offset, &bytes)
                 }

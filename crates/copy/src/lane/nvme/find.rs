@@ -29,12 +29,20 @@ const TRIES: usize = 4;
 pub struct Found {
     /// The NQN of its subsystem.
     pub nqn: String,
+    /// What the target calls it, as `sda`; empty if it does not say.
+    pub short: String,
     /// Its serial number; perhaps empty.
     pub serial: String,
     /// Its model; perhaps empty.
     pub model: String,
     /// Bytes of its first namespace; 0 if it has none now.
     pub bytes: u64,
+}
+
+impl Found {
+    fn is_called(&self, name: &str) -> bool {
+        !name.is_empty() && self.short == name
+    }
 }
 
 impl NvmePlace {
@@ -48,23 +56,24 @@ impl NvmePlace {
         match (fitting.as_slice(), lent.as_slice()) {
             ([only], _) => Ok((*only).clone()),
             (_, []) => Err(self.refuse(&"the target lends no disk to this host")),
-            ([], several) if !self.wanted.is_empty() => self.find_by_asking(several),
-            (_, several) => Err(self.refuse(&format!("name one of {}", several.join(", ")))),
+            _ => self.find_by_asking(&lent),
         }
     }
 
-    /// The disk whose serial number or model is wanted.
+    /// The disk whose short name, serial number or model is wanted.
     fn find_by_asking(&self, lent: &[String]) -> Result<String, PlaceError> {
         let asked: Vec<Found> =
             lent.iter().take(ASKED).filter_map(|nqn| self.describe(nqn).ok()).collect();
-        let is_wanted = |text: &str| text.eq_ignore_ascii_case(&self.wanted);
+        // The short name is one disk's alone.
+        if let Some(named) = asked.iter().find(|disk| disk.is_called(&self.wanted)) {
+            return Ok(named.nqn.clone());
+        }
+        let is_wanted = |text: &str| !text.is_empty() && text.eq_ignore_ascii_case(&self.wanted);
         let mut fitting =
             asked.iter().filter(|disk| is_wanted(&disk.serial) || is_wanted(&disk.model));
         match (fitting.next(), fitting.next()) {
             (Some(only), None) => Ok(only.nqn.clone()),
-            (None, _) => {
-                Err(self.refuse(&format!("no such disk: name one of {}", lent.join(", "))))
-            }
+            (None, _) => Err(self.refuse(&format!("name one of {}", called(&asked, lent)))),
             (Some(one), Some(other)) => {
                 let sentence = format!("several disks fit: name {} or {}", one.nqn, other.nqn);
                 Err(self.refuse(&sentence))
@@ -88,6 +97,7 @@ impl NvmePlace {
         let first = attached.controller.namespaces().first();
         Ok(Found {
             nqn: nqn.to_owned(),
+            short: identify.and_then(|figure| figure.short_name()).unwrap_or_default(),
             serial: field(identify.map(|figure| &figure.sn[..])),
             model: field(identify.map(|figure| &figure.mn[..])),
             bytes: first.map_or(0, |namespace| {
@@ -146,6 +156,13 @@ impl NvmePlace {
         }
         done.buffer.ok_or_else(|| self.refuse(&"the target said nothing of what it lends"))
     }
+}
+
+/// The disks as people may name them.
+fn called(asked: &[Found], lent: &[String]) -> String {
+    let names: Vec<&str> =
+        asked.iter().map(|disk| disk.short.as_str()).filter(|name| !name.is_empty()).collect();
+    if names.len() == lent.len() { names.join(", ") } else { lent.join(", ") }
 }
 
 fn header(log: &Buffer) -> Result<DiscoveryHeader, PlaceError> {

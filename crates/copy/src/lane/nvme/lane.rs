@@ -14,11 +14,11 @@ use nvme::status::Status;
 use super::talk::{Talk, why};
 use crate::lane::{Ended, Failed, Lane, Lost, Waits, Work};
 
-/// How often the target is told that this host is there.
-const BEAT: Duration = Duration::from_secs(20);
+/// The target is told that this host is there so many times in the time in which it must be.
+const BEATS: u32 = 6;
 
-/// How long it may take to answer that; a disk that takes long does not matter.
-const SILENCE: Duration = Duration::from_secs(40);
+/// It may take so many beats to answer; a disk that takes long does not matter.
+const SILENCE: u32 = 2;
 
 /// Memory for parts of buffers that are written by themselves, in bytes.
 const PARTS: usize = 64 << 20;
@@ -34,8 +34,10 @@ pub(super) struct NvmeLane {
     memory: Account,
     under_way: Vec<Entry>,
     ended: VecDeque<Ended>,
-    /// When the next Keep Alive is due.
-    beat: Instant,
+    /// Time between two Keep Alives.
+    beat: Duration,
+    /// When the next one is due.
+    due: Instant,
     /// When the last one was sent, if it was not answered.
     unanswered: Option<Instant>,
 }
@@ -69,7 +71,15 @@ enum Kind {
 }
 
 impl NvmeLane {
-    pub(super) fn new(admin: Talk, io: Talk, entries: u16, nsid: u32, shift: u8) -> Self {
+    /// The lane of a connected Admin queue and an I/O queue of `entries` entries.
+    pub(super) fn new(
+        [admin, io]: [Talk; 2],
+        entries: u16,
+        nsid: u32,
+        shift: u8,
+        keep_alive: Duration,
+    ) -> Self {
+        let beat = keep_alive / BEATS;
         Self {
             admin,
             io,
@@ -79,7 +89,8 @@ impl NvmeLane {
             memory: Pool::new(PARTS).open(),
             under_way: Vec::new(),
             ended: VecDeque::new(),
-            beat: Instant::now() + BEAT,
+            beat,
+            due: Instant::now() + beat,
             unanswered: None,
         }
     }
@@ -222,11 +233,14 @@ impl NvmeLane {
                 _ => {}
             }
         }
-        if self.unanswered.is_some_and(|sent| now.saturating_duration_since(sent) >= SILENCE) {
-            let seconds = SILENCE.as_secs();
+        if self
+            .unanswered
+            .is_some_and(|sent| now.saturating_duration_since(sent) >= self.beat * SILENCE)
+        {
+            let seconds = (self.beat * SILENCE).as_secs();
             return Err(Lost::new(format!("the target does not answer for {seconds} seconds")));
         }
-        self.beat = now + BEAT;
+        self.due = now + self.beat;
         if self.unanswered.is_none() {
             let command = AdminCommand::KeepAlive.emit();
             let sent = self.admin.queue.submit(command, Payload::None, 0);
@@ -293,7 +307,7 @@ impl Lane for NvmeLane {
         self.io.line.flush().map_err(Lost::new)?;
         self.end_late_writes();
         let now = Instant::now();
-        if now >= self.beat { self.keep_alive(now) } else { Ok(()) }
+        if now >= self.due { self.keep_alive(now) } else { Ok(()) }
     }
 
     fn ended(&mut self) -> Option<Ended> {
@@ -308,6 +322,6 @@ impl Lane for NvmeLane {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        Some(self.beat)
+        Some(self.due)
     }
 }

@@ -124,8 +124,7 @@ impl Talk {
 
     /// Sends and receives what can be without waiting.
     pub(super) fn advance(&mut self) -> io::Result<()> {
-        self.line.flush()?;
-        self.line.receive(&mut self.queue)
+        self.line.exchange(&mut self.queue).map(drop)
     }
 
     fn wait_for_step(&mut self, deadline: Instant) -> Result<Step, Error> {
@@ -133,9 +132,9 @@ impl Talk {
             if let Some(step) = self.poll() {
                 return Ok(step);
             }
-            self.line.flush().map_err(Error::Io)?;
-            self.line.wait(deadline).map_err(Error::Io)?;
-            self.line.receive(&mut self.queue).map_err(Error::Io)?;
+            if !self.line.exchange(&mut self.queue).map_err(Error::Io)? {
+                self.line.wait(deadline).map_err(Error::Io)?;
+            }
         }
     }
 

@@ -1,0 +1,444 @@
+//! Whole jobs over disks in memory that fail as they are told to.
+
+mod sim;
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::map::{self, Map, State};
+use sim::Sim;
+
+const MIB: usize = 1 << 20;
+
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let word = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    (0..len / 8).flat_map(word).collect()
+}
+
+/// Data with holes of many sizes.
+fn sparse(len: usize, seed: u64) -> Vec<u8> {
+    let mut data = noise(len, seed);
+    let mut at = 4096;
+    let mut hole = 4096;
+    while at + hole < len {
+        data[at..at + hole].fill(0);
+        at += hole + 3 * 4096;
+        hole = hole * 3 / 2 / 4096 * 4096 + 4096;
+    }
+    data
+}
+
+fn settings() -> Settings {
+    Settings {
+        connections: 3,
+        chunk: 1 << 16,
+        patience: Duration::from_secs(5),
+        ..Settings::default()
+    }
+}
+
+/// Runs a job, and holds what it tells against R47.
+fn run_job(source: &Sim, destination: &Sim, settings: &Settings) -> Report {
+    run_until(source, destination, settings, &AtomicBool::new(false))
+}
+
+fn run_until(source: &Sim, destination: &Sim, settings: &Settings, stop: &AtomicBool) -> Report {
+    let (source, destination) = (Box::new(source.clone()), Box::new(destination.clone()));
+    let ends = (End::Disk(source), End::Disk(destination));
+    let job = Job { source: ends.0, destination: ends.1, settings: settings.clone() };
+    let mut told: Option<(Progress, Instant)> = None;
+    job.run(stop, &mut |progress| {
+        assert!(progress.total.is_none_or(|total| progress.done <= total));
+        if let Some((last, then)) = &told {
+            let verifying = |progress: &Progress| progress.phase == Phase::Verifying;
+            assert!(progress.done >= last.done || verifying(progress) != verifying(last));
+            assert!(then.elapsed() < Duration::from_secs(1), "a silence of {:?}", then.elapsed());
+        }
+        told = Some((progress.clone(), Instant::now()));
+    })
+}
+
+fn path(name: &str) -> PathBuf {
+    let dir = std::env::temp_dir().join(format!("storagetm-copy-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let path = dir.join(name);
+    let _ = std::fs::remove_file(&path);
+    let _ = std::fs::remove_file(path.with_extension("map.bak"));
+    path
+}
+
+#[test]
+fn a_disk_arrives_whole_and_its_hash_is_that_of_b3sum() {
+    for (extents, zeroes, fresh) in [(false, 0, false), (true, 1 << 20, false), (true, 0, true)] {
+        let data = sparse(9 * MIB + 512, 7);
+        let source = Sim::new("source", data.clone());
+        source.core().disk.extents = extents;
+        let before = if fresh { vec![0; data.len()] } else { noise(10 * MIB, 3) };
+        let destination = Sim::new("destination", before.clone());
+        destination.core().disk.fresh = fresh;
+        destination.core().disk.zeroes = zeroes;
+        destination.core().disk.extents = extents;
+        let report = run_job(&source, &destination, &settings());
+        assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
+        assert_eq!(destination.data()[..data.len()], data);
+        assert_eq!(
+            destination.data()[data.len()..],
+            before[data.len()..],
+            "nothing beyond the end"
+        );
+        assert_eq!(report.hash, Some(*blake3::hash(&data).as_bytes()));
+        assert_eq!((report.verified, report.bytes), (data.len() as u64, data.len() as u64));
+        let arrived = destination.data();
+        assert_eq!(destination.core().durable, arrived);
+        assert_eq!(report.copied + report.zeroes, report.bytes);
+        assert_eq!(report.zeroes > 0, fresh || zeroes > 0);
+        let read: u64 = source.core().reads.iter().map(|range| range.end - range.start).sum();
+        assert!(read <= report.bytes, "nothing is read twice");
+    }
+}
+
+#[test]
+fn zeros_are_written_where_that_is_asked_for() {
+    let source = Sim::new("source", sparse(4 * MIB, 7));
+    source.core().disk.extents = true;
+    let destination = Sim::new("destination", vec![0; 4 * MIB]);
+    destination.core().disk.fresh = true;
+    destination.core().disk.zeroes = 1 << 20;
+    let report = run_job(&source, &destination, &Settings { sparse: false, ..settings() });
+    assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
+    assert_eq!((report.zeroes, destination.core().bytes_written), (0, 4 << 20));
+}
+
+#[test]
+fn r15_bad_sectors_are_told_and_all_others_arrive() {
+    let data = noise(8 * MIB, 5);
+    let source = Sim::new("source", data.clone());
+    source.core().bad = (0..500).map(|n: u64| n * n * 13 % (16 * 1024)).collect();
+    let bad = source.core().bad.clone();
+    let destination = Sim::new("destination", vec![0xee; 8 * MIB]);
+    let report = run_job(&source, &destination, &settings());
+    assert!(matches!(report.outcome, Outcome::BadSectors), "{report:?}");
+    let found: Vec<u64> =
+        report.bad.iter().flat_map(|range| range.start / 512..range.end / 512).collect();
+    assert_eq!(found, bad.iter().copied().collect::<Vec<_>>());
+    let arrived = destination.data();
+    for sector in 0..16 * 1024usize {
+        let here = sector * 512..(sector + 1) * 512;
+        let expected =
+            if bad.contains(&(sector as u64)) { &[0xee; 512] } else { &data[here.clone()] };
+        assert_eq!(&arrived[here], expected, "sector {sector}");
+    }
+    assert_eq!(report.verified, (8 * MIB - bad.len() * 512) as u64);
+    assert_eq!(report.hash, None);
+}
+
+#[test]
+fn r16_a_write_that_fails_is_never_a_success() {
+    let data = noise(200 << 16, 9);
+    for write in 1..=200 {
+        let source = Sim::new("source", data.clone());
+        let destination = Sim::new("destination", vec![0; 200 << 16]);
+        destination.core().fail_write = write;
+        let report = run_job(&source, &destination, &settings());
+        assert!(
+            matches!(report.outcome, Outcome::Failed(Trouble::Write { .. })),
+            "{write}: {report:?}"
+        );
+        assert_eq!((report.verified, report.hash), (0, None));
+    }
+}
+
+#[test]
+fn r17_a_flush_that_fails_once_is_never_a_success() {
+    for map in [None, Some(path("r17.map"))] {
+        let source = Sim::new("source", noise(4 * MIB, 9));
+        let destination = Sim::new("destination", vec![0; 4 * MIB]);
+        destination.core().fail_flushes = 1;
+        let report = run_job(&source, &destination, &Settings { map, ..settings() });
+        assert!(matches!(report.outcome, Outcome::Failed(Trouble::Flush { .. })), "{report:?}");
+    }
+}
+
+#[test]
+fn r24_ends_that_are_lost_again_and_again_are_reached_again() {
+    for crash in [false, true] {
+        let data = noise(24 * MIB, 11);
+        let source = Sim::new("source", data.clone());
+        source.core().lose_after = Some(197);
+        let destination = Sim::new("destination", vec![0; 24 * MIB]);
+        destination.core().disk.remote = true;
+        destination.core().lose_after = Some(171);
+        // A machine that restarts cuts every connection. Here each lane has a machine of its own, so one is used.
+        destination.core().crash = crash;
+        let connections = if crash { 1 } else { 3 };
+        let report = run_job(&source, &destination, &Settings { connections, ..settings() });
+        assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
+        assert_eq!(destination.data(), data);
+        let losses = source.core().losses + destination.core().losses;
+        assert!(report.resent > 0 && report.resent <= losses * (24 << 20), "{}", report.resent);
+    }
+}
+
+#[test]
+fn an_end_that_comes_back_as_another_disk_ends_the_copy() {
+    let source = Sim::new("source", noise(8 * MIB, 11));
+    source.core().disk.identity = "serial 1".to_owned();
+    let destination = Sim::new("destination", vec![0; 8 * MIB]);
+    let other = source.clone();
+    destination.core().lose_after = Some(50);
+    destination.core().hook = Some(Box::new(move |core, _| {
+        core.disk.identity = "serial 2".to_owned();
+        drop(other.core());
+    }));
+    let report = run_job(&source, &destination, &settings());
+    assert!(matches!(report.outcome, Outcome::Failed(Trouble::Changed { .. })), "{report:?}");
+}
+
+#[test]
+fn a_server_that_takes_one_connection_is_enough() {
+    let source = Sim::new("source", noise(4 * MIB, 11));
+    source.core().most = 1;
+    let destination = Sim::new("destination", vec![0; 4 * MIB]);
+    destination.core().most = 2;
+    let report = run_job(&source, &destination, &settings());
+    assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
+    assert_eq!(destination.data(), source.data());
+}
+
+#[test]
+fn an_end_that_does_not_come_back_ends_the_copy() {
+    let source = Sim::new("source", noise(4 * MIB, 11));
+    let other = source.clone();
+    let destination = Sim::new("destination", vec![0; 4 * MIB]);
+    destination.core().hook = Some(Box::new(move |_, _| {
+        let mut source = other.core();
+        (source.most, source.lose_after) = (0, Some(1));
+    }));
+    let settings = Settings { patience: Duration::from_millis(600), ..settings() };
+    let report = run_job(&source, &destination, &settings);
+    assert!(matches!(report.outcome, Outcome::Failed(Trouble::Lost { .. })), "{report:?}");
+}
+
+/// What a machine holds at the moment at which it is killed.
+#[derive(Default)]
+struct Wreck {
+    map: Vec<u8>,
+    /// The map before that.
+    backup: Vec<u8>,
+    disk: Vec<u8>,
+}
+
+#[test]
+fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
+    let map = path("r41.map");
+    let len = 6 * MIB;
+    let data = sparse(len, 17);
+    let (mut disk, mut written, mut kills) = (vec![0x11; len], 0, 0);
+    for round in 0..200usize {
+        let source = Sim::new("source", data.clone());
+        source.core().bad.insert(777);
+        source.core().slow = Duration::from_micros(100);
+        let destination = Sim::new("destination", std::mem::take(&mut disk));
+        let wreck: Arc<Mutex<Wreck>> = Arc::default();
+        let (saved, theirs) = (wreck.clone(), map.clone());
+        let stop = Arc::new(AtomicBool::new(false));
+        let theirs_stop = stop.clone();
+        let moment = 3 + round * 7 % 30;
+        if kills < 50 {
+            destination.core().hook = Some(Box::new(move |core, number| {
+                if number == moment {
+                    // Every second time the power goes as well.
+                    let disk = if round % 2 == 0 { &core.durable } else { &core.data };
+                    let [map, backup] = [&theirs, &theirs.with_extension("map.bak")]
+                        .map(|path| std::fs::read(path).unwrap_or_default());
+                    *saved.lock().unwrap() = Wreck { map, backup, disk: disk.clone() };
+                    theirs_stop.store(true, Ordering::Release);
+                }
+            }));
+        }
+        let settings = Settings { map: Some(map.clone()), retries: 0, ..settings() };
+        let report = run_until(&source, &destination, &settings, &stop);
+        written += destination.core().bytes_written;
+        let wreck = std::mem::take(&mut *wreck.lock().unwrap());
+        if wreck.disk.is_empty() {
+            assert!(matches!(report.outcome, Outcome::BadSectors), "{report:?}");
+            let mut expected = data.clone();
+            expected[777 * 512..778 * 512].fill(0x11);
+            assert_eq!(destination.data(), expected);
+            if kills >= 50 {
+                assert!(written <= (len + (64 << 20)) as u64 * 10);
+                return;
+            }
+            // Copied to its end before it was killed often enough: once more from the start.
+            std::fs::remove_file(&map).unwrap();
+            disk = vec![0x11; len];
+            written = 0;
+            continue;
+        }
+        kills += 1;
+        // Half of the time the map is torn as well.
+        let mut text = wreck.map;
+        if round % 3 == 0 {
+            text.truncate(text.len() * (round % 7) / 7);
+        }
+        std::fs::write(&map, text).unwrap();
+        std::fs::write(map.with_extension("map.bak"), wreck.backup).unwrap();
+        disk = wreck.disk;
+    }
+    panic!("it never ended");
+}
+
+#[test]
+fn r42_a_map_of_another_disk_is_refused_and_nothing_is_written() {
+    let map = path("r42.map");
+    let data = noise(4 * MIB, 21);
+    let begin = |source: &Sim, destination: &Sim| {
+        let settings = Settings { map: Some(map.clone()), ..settings() };
+        run_job(source, destination, &settings)
+    };
+    let source = |data: &[u8], identity: &str| {
+        let sim = Sim::new("source", data.to_vec());
+        sim.core().disk.identity = identity.to_owned();
+        sim
+    };
+    let destination = Sim::new("destination", vec![0; 4 * MIB]);
+    assert!(matches!(begin(&source(&data, "A"), &destination).outcome, Outcome::Success));
+    let saved = std::fs::read(&map).unwrap();
+    let other = noise(4 * MIB, 22);
+    let longer = noise(5 * MIB, 21);
+    for (data, identity) in [(&other, "A"), (&longer, "A"), (&data, "B"), (&other, "")] {
+        let fresh = Sim::new("destination", destination.data());
+        let report = begin(&source(data, identity), &fresh);
+        assert!(
+            matches!(report.outcome, Outcome::Refused(Refusal::AnotherDisk { .. })),
+            "{report:?}"
+        );
+        assert_eq!((fresh.core().writes, std::fs::read(&map).unwrap() == saved), (0, true));
+    }
+    let elsewhere = Sim::new("destination", noise(4 * MIB, 23));
+    let report = begin(&source(&data, "A"), &elsewhere);
+    assert!(matches!(report.outcome, Outcome::Refused(Refusal::AnotherDisk { .. })), "{report:?}");
+    assert_eq!(elsewhere.core().writes, 0);
+    assert!(matches!(begin(&source(&data, "A"), &destination).outcome, Outcome::Success));
+}
+
+#[test]
+fn r43_a_destination_that_is_too_small_or_read_only_is_refused_before_the_first_write() {
+    let source = Sim::new("source", noise(4 * MIB, 1));
+    let small = Sim::new("small", vec![0; 4 * MIB - 512]);
+    let locked = Sim::new("locked", vec![0; 4 * MIB]);
+    locked.core().disk.writable = false;
+    let coarse = Sim::new("coarse", vec![0; 8 * MIB]);
+    coarse.core().disk.block = 4096;
+    let ragged = Sim::new("ragged", noise(4 * MIB + 512, 1));
+    for (source, destination) in [(&source, &small), (&source, &locked), (&ragged, &coarse)] {
+        let report = run_job(source, destination, &settings());
+        assert!(matches!(report.outcome, Outcome::Refused(_)), "{report:?}");
+        assert_eq!((destination.core().writes, source.core().reads.len()), (0, 0));
+    }
+}
+
+#[test]
+fn r44_a_bit_that_flips_in_the_destination_is_found_and_where() {
+    for round in 0..100u64 {
+        let len = 3 * MIB as u64;
+        let source = Sim::new("source", noise(3 * MIB, 31));
+        source.core().disk.extents = true;
+        let destination = Sim::new("destination", vec![0; 3 * MIB]);
+        let at = round * 7919 * 4099 % len;
+        let settings = Settings { map: (round % 4 == 0).then(|| path("r44.map")), ..settings() };
+        destination.core().flip = Some(usize::try_from(at).unwrap());
+        let report = run_job(&source, &destination, &settings);
+        let Outcome::VerifyFailed(ranges) = &report.outcome else { panic!("{round}: {report:?}") };
+        assert_eq!(ranges.len(), 1);
+        assert_eq!(ranges[0], at / 4096 * 4096..(at / 4096 + 1) * 4096);
+        assert_eq!(report.hash, None);
+    }
+}
+
+#[test]
+fn what_an_earlier_run_copied_without_hashes_is_compared_from_both_ends() {
+    let map = path("foreign.map");
+    let data = noise(4 * MIB, 41);
+    // As ddrescue leaves it: a part is copied, nothing is known of its content.
+    let mut text = Map::new(4 << 20);
+    text.set(0..3 << 20, State::Finished);
+    std::fs::write(&map, text.emit()).unwrap();
+    for wrong in [None, Some(1_234_567)] {
+        std::fs::write(&map, text.emit()).unwrap();
+        let source = Sim::new("source", data.clone());
+        let destination = Sim::new("destination", vec![0; 4 * MIB]);
+        destination.core().data[..3 * MIB].copy_from_slice(&data[..3 * MIB]);
+        if let Some(wrong) = wrong {
+            destination.core().data[wrong] ^= 1;
+        }
+        let report =
+            run_job(&source, &destination, &Settings { map: Some(map.clone()), ..settings() });
+        assert_eq!((report.earlier, report.copied), (3 << 20, 1 << 20));
+        match (wrong, &report.outcome) {
+            (None, Outcome::Success) => assert_eq!(report.verified, 4 << 20),
+            (Some(_), Outcome::VerifyFailed(ranges)) => {
+                assert!(ranges.iter().eq([&(1_232_896..1_236_992)]));
+            }
+            _ => panic!("{report:?}"),
+        }
+    }
+}
+
+#[test]
+fn r47_there_is_no_silence_while_a_disk_hangs_and_stopping_does_not_wait_for_it() {
+    let source = Sim::new("source", noise(MIB, 1));
+    source.core().slow = Duration::from_millis(1500);
+    let destination = Sim::new("destination", vec![0; MIB]);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let copy = scope.spawn(|| run_until(&source, &destination, &settings(), &stop));
+        std::thread::sleep(Duration::from_millis(2000));
+        stop.store(true, Ordering::Release);
+        assert!(matches!(copy.join().unwrap().outcome, Outcome::Interrupted));
+    });
+}
+
+#[test]
+fn an_interrupted_copy_goes_on_from_its_map_and_knows_its_hashes() {
+    let map = path("interrupted.map");
+    let data = noise(8 * MIB, 51);
+    let source = Sim::new("source", data.clone());
+    let destination = Sim::new("destination", vec![0; 8 * MIB]);
+    let stop = Arc::new(AtomicBool::new(false));
+    let theirs = stop.clone();
+    destination.core().hook =
+        Some(Box::new(move |_, number| theirs.store(number > 60, Ordering::Release)));
+    let settings = Settings { map: Some(map.clone()), ..settings() };
+    let report = run_until(&source, &destination, &settings, &stop);
+    assert!(matches!(report.outcome, Outcome::Interrupted), "{report:?}");
+    let saved = map::load(&map).unwrap().unwrap();
+    assert_eq!(saved.sum(State::Finished), report.copied);
+    destination.core().hook = None;
+    source.core().reads.clear();
+    let again = run_job(&source, &destination, &settings);
+    assert!(matches!(again.outcome, Outcome::Success), "{again:?}");
+    assert_eq!(again.hash, Some(*blake3::hash(&data).as_bytes()));
+    assert_eq!(again.earlier + again.copied, 8 << 20);
+    let read: u64 = source.core().reads.iter().map(|range| range.end - range.start).sum();
+    assert!(read <= again.copied + (1 << 20), "only samples are read again: {read}");
+}
+
+#[test]
+fn a_rate_is_held() {
+    let source = Sim::new("source", noise(4 * MIB, 1));
+    let destination = Sim::new("destination", vec![0; 4 * MIB]);
+    let settings = Settings { rate: Some(8 << 20), verify: false, ..settings() };
+    let report = run_job(&source, &destination, &settings);
+    assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
+    assert!((400..900).contains(&report.elapsed.as_millis()), "{:?}", report.elapsed);
+}

@@ -1,0 +1,244 @@
+//! Disks that exist only in memory, and fail as they are told to.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use export::Extent;
+
+use crate::{Disk, Ended, Failed, Lane, Lost, Place, PlaceError, Waits, Work};
+
+/// What a disk is, has done, and will do.
+pub(super) struct Core {
+    pub(super) disk: Disk,
+    pub(super) data: Vec<u8>,
+    /// What a loss of power would leave.
+    pub(super) durable: Vec<u8>,
+    /// Sectors of 512 bytes that cannot be read.
+    pub(super) bad: BTreeSet<u64>,
+    pub(super) reads: Vec<Range<u64>>,
+    pub(super) writes: usize,
+    pub(super) bytes_written: u64,
+    /// The write that fails, from 1.
+    pub(super) fail_write: usize,
+    /// Flushes that fail.
+    pub(super) fail_flushes: usize,
+    /// Works until the lane that does them is lost, again and again.
+    pub(super) lose_after: Option<u64>,
+    /// The byte of which a bit flips when it is written.
+    pub(super) flip: Option<usize>,
+    /// Whether a loss takes what was not flushed with it.
+    pub(super) crash: bool,
+    /// Every read takes so long.
+    pub(super) slow: std::time::Duration,
+    /// Lanes that there are, and that there may be.
+    lanes: usize,
+    pub(super) most: usize,
+    pub(super) losses: u64,
+    works: u64,
+    seed: u64,
+    /// Called with each write's number before it is done.
+    pub(super) hook: Option<Hook>,
+}
+
+type Hook = Box<dyn FnMut(&mut Core, usize) + Send>;
+
+/// A disk in memory.
+#[derive(Clone)]
+pub(super) struct Sim(Arc<Mutex<Core>>);
+
+impl Sim {
+    pub(super) fn new(name: &str, data: Vec<u8>) -> Self {
+        let disk = Disk {
+            name: name.to_owned(),
+            bytes: data.len() as u64,
+            block: 512,
+            writable: true,
+            extents: false,
+            zeroes: 0,
+            largest: 1 << 20,
+            lanes: 8,
+            remote: false,
+            fresh: false,
+            identity: String::new(),
+        };
+        Self(Arc::new(Mutex::new(Core {
+            disk,
+            durable: data.clone(),
+            data,
+            bad: BTreeSet::new(),
+            reads: Vec::new(),
+            writes: 0,
+            bytes_written: 0,
+            fail_write: 0,
+            fail_flushes: 0,
+            lose_after: None,
+            flip: None,
+            crash: false,
+            slow: std::time::Duration::ZERO,
+            lanes: 0,
+            most: 100,
+            losses: 0,
+            works: 0,
+            seed: 1,
+            hook: None,
+        })))
+    }
+
+    pub(super) fn core(&self) -> MutexGuard<'_, Core> {
+        self.0.lock().unwrap()
+    }
+
+    pub(super) fn data(&self) -> Vec<u8> {
+        self.core().data.clone()
+    }
+}
+
+impl Place for Sim {
+    fn open(&self) -> Result<(Disk, Box<dyn Lane>), PlaceError> {
+        let mut core = self.core();
+        if core.lanes >= core.most {
+            return Err(PlaceError::Unreachable("too many connections".to_owned()));
+        }
+        core.lanes += 1;
+        let lane = SimLane { sim: self.clone(), queue: Vec::new(), ended: VecDeque::new() };
+        Ok((core.disk.clone(), Box::new(lane)))
+    }
+}
+
+/// Ends its works in any order.
+struct SimLane {
+    sim: Sim,
+    queue: Vec<(u32, Work)>,
+    ended: VecDeque<Ended>,
+}
+
+impl Drop for SimLane {
+    fn drop(&mut self) {
+        self.sim.core().lanes -= 1;
+    }
+}
+
+impl Lane for SimLane {
+    fn submit(&mut self, tag: u32, work: Work) {
+        assert!(self.room() > 0);
+        assert!(self.queue.iter().all(|(other, _)| *other != tag));
+        self.queue.push((tag, work));
+    }
+
+    fn room(&self) -> usize {
+        8usize.saturating_sub(self.queue.len() + self.ended.len())
+    }
+
+    fn advance(&mut self) -> Result<(), Lost> {
+        if self.queue.is_empty() {
+            return Ok(());
+        }
+        let mut core = self.sim.core();
+        let pick = core.random() % self.queue.len() as u64;
+        let (tag, work) = self.queue.swap_remove(usize::try_from(pick).unwrap());
+        let slow = if matches!(work, Work::Read { .. }) { core.slow } else { Default::default() };
+        if core.is_lost() {
+            return Err(Lost::new("cable cut"));
+        }
+        let ended = core.run(tag, work);
+        drop(core);
+        std::thread::sleep(slow);
+        self.ended.push_back(ended);
+        Ok(())
+    }
+
+    fn ended(&mut self) -> Option<Ended> {
+        self.ended.pop_front()
+    }
+
+    fn waits(&self) -> Waits<'_> {
+        Waits::Nothing
+    }
+}
+
+impl Core {
+    fn random(&mut self) -> u64 {
+        self.seed = self
+            .seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        self.seed >> 33
+    }
+
+    fn is_lost(&mut self) -> bool {
+        self.works += 1;
+        let lost = self.lose_after.is_some_and(|after| self.works.is_multiple_of(after));
+        self.losses += u64::from(lost);
+        if lost && self.crash {
+            self.data = self.durable.clone();
+        }
+        lost
+    }
+
+    fn run(&mut self, tag: u32, work: Work) -> Ended {
+        let mut ended = Ended { tag, result: Ok(()), buffer: None, extents: Vec::new() };
+        match work {
+            Work::Read { offset, mut buffer } => {
+                let range = offset..offset + buffer.len() as u64;
+                self.reads.push(range.clone());
+                let sectors = range.start / 512..range.end.div_ceil(512);
+                if self.bad.range(sectors).next().is_some() {
+                    ended.result = Err(Failed::Media);
+                } else {
+                    buffer.bytes_mut().copy_from_slice(&self.data[index(&range)]);
+                }
+                ended.buffer = Some(buffer);
+            }
+            Work::Write { offset, buffer, part } => {
+                let range = offset..offset + part.len() as u64;
+                ended.result = self.write(&range, &buffer.bytes()[part]);
+                ended.buffer = Some(buffer);
+            }
+            Work::Zero { offset, len } => {
+                assert!(len <= self.disk.zeroes);
+                let zeros = vec![0; usize::try_from(len).unwrap()];
+                ended.result = self.write(&(offset..offset + len), &zeros);
+            }
+            Work::Flush if self.fail_flushes > 0 => {
+                self.fail_flushes -= 1;
+                ended.result = Err(Failed::Media);
+            }
+            Work::Flush => self.durable = self.data.clone(),
+            Work::Extents { offset, len } => ended.extents = self.extents(offset, len),
+        }
+        ended
+    }
+
+    fn write(&mut self, range: &Range<u64>, bytes: &[u8]) -> Result<(), Failed> {
+        self.writes += 1;
+        if let Some(mut hook) = self.hook.take() {
+            hook(self, self.writes);
+            self.hook = Some(hook);
+        }
+        if self.writes == self.fail_write {
+            return Err(Failed::Media);
+        }
+        let whole = range.start.is_multiple_of(512) && range.end.is_multiple_of(512);
+        assert!(!range.is_empty() && whole, "{range:?}");
+        self.bytes_written += bytes.len() as u64;
+        self.data[index(range)].copy_from_slice(bytes);
+        if let Some(at) = self.flip.filter(|at| index(range).contains(at)) {
+            self.data[at] ^= 1 << (at % 8);
+        }
+        Ok(())
+    }
+
+    fn extents(&self, offset: u64, len: u64) -> Vec<Extent> {
+        let pages = self.data[index(&(offset..offset + len))].chunks(4096);
+        let one = |page: &[u8]| {
+            let len = page.len() as u64;
+            if page.iter().all(|byte| *byte == 0) { Extent::hole(len) } else { Extent::data(len) }
+        };
+        pages.map(one).take(100).collect()
+    }
+}
+
+fn index(range: &Range<u64>) -> Range<usize> {
+    usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap()
+}

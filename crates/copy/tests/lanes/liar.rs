@@ -1,0 +1,103 @@
+//! Servers that lie, at the other end of a socket (X41): the lane is lost, and the place is not opened again.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use copy::{Dial, NbdPlace, Place, PlaceError, Wire, Work};
+use nbd::wire::handshake::Hello;
+use nbd::wire::option::{self, InfoExport, ReplyHeader};
+use nbd::wire::reply::SimpleReply;
+use nbd::wire::request::{Request, flags};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::drive::Driven;
+
+/// Each connection leads to a new thread that says this.
+fn liar(says: fn(UnixStream) -> std::io::Result<()>) -> (Dial, Arc<Mutex<Vec<JoinHandle<()>>>>) {
+    let threads = Arc::new(Mutex::new(Vec::new()));
+    let started = threads.clone();
+    let dial: Dial = Arc::new(move || {
+        let (mine, theirs) = UnixStream::pair().unwrap();
+        // Whether the client hangs up on it is the client's affair.
+        let thread = thread::spawn(move || drop(says(theirs)));
+        started.lock().unwrap().push(thread);
+        Ok(Box::new(mine) as Box<dyn Wire>)
+    });
+    (dial, threads)
+}
+
+fn skip(stream: &mut UnixStream, count: usize) -> std::io::Result<()> {
+    stream.read_exact(&mut vec![0; count])
+}
+
+/// Opens an export of so many bytes to whoever asks, in the oldest manner.
+fn open(stream: &mut UnixStream, bytes: u64) -> std::io::Result<()> {
+    stream.write_all(Hello::new().as_bytes())?;
+    skip(stream, 4)?;
+    loop {
+        let mut header = [0; 16];
+        stream.read_exact(&mut header)?;
+        let asked = u32::from_be_bytes([header[8], header[9], header[10], header[11]]);
+        skip(stream, usize::from(header[15]))?;
+        let reply = |kind, len| ReplyHeader::new(asked, kind, len).as_bytes().to_vec();
+        if asked != option::GO {
+            stream.write_all(&reply(option::ERR_UNSUP, 0))?;
+            continue;
+        }
+        let info = InfoExport::new(bytes, flags::HAS_FLAGS);
+        let said = [reply(option::REP_INFO, 12), info.as_bytes().to_vec(), reply(option::ACK, 0)];
+        return stream.write_all(&said.concat());
+    }
+}
+
+/// Answers the first read twice.
+fn answers_twice(mut stream: UnixStream) -> std::io::Result<()> {
+    open(&mut stream, 1 << 20)?;
+    let mut header = [0; size_of::<Request>()];
+    stream.read_exact(&mut header)?;
+    let request = Request::read_from_bytes(&header).unwrap();
+    let reply = SimpleReply::new(0, request.cookie.get());
+    let data = vec![1; usize::try_from(request.len.get()).unwrap()];
+    stream.write_all(&[reply.as_bytes(), &data, reply.as_bytes()].concat())?;
+    skip(&mut stream, usize::MAX >> 40)
+}
+
+/// Says that the export has 2^63 bytes.
+fn boasts(mut stream: UnixStream) -> std::io::Result<()> {
+    open(&mut stream, 1 << 63)
+}
+
+#[test]
+fn x41_a_server_that_answers_twice_is_not_asked_again() {
+    let (dial, threads) = liar(answers_twice);
+    let place = NbdPlace::new("nbd://liar", "", dial);
+    let mut driven = Driven::new(place.open().unwrap().1);
+    let buffer = driven.buffer(4096);
+    driven.submit(Work::Read { offset: 0, buffer });
+    // The right answer counts, if it comes before the wrong one.
+    let lost = driven.wait(2).map(|ended| ended.len()).unwrap_err();
+    assert!(lost.reason.contains("CookieUnknown"), "{}", lost.reason);
+    drop(driven);
+    match place.open().err() {
+        Some(PlaceError::Refused(sentence)) => {
+            assert!(sentence.contains("(CookieUnknown)"), "{sentence}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let threads = std::mem::take(&mut *threads.lock().unwrap());
+    assert_eq!(threads.len(), 1, "it was connected to once");
+    threads.into_iter().for_each(|thread| thread.join().unwrap());
+}
+
+#[test]
+fn x41_a_server_that_boasts_is_refused() {
+    let (dial, _threads) = liar(boasts);
+    match NbdPlace::new("nbd://liar", "", dial).open().err() {
+        Some(PlaceError::Refused(sentence)) => {
+            assert!(sentence.contains("2^63 bytes or more (SizeImpossible)"), "{sentence}");
+        }
+        other => panic!("{other:?}"),
+    }
+}

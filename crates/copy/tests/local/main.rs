@@ -1,0 +1,240 @@
+//! Copies between files and pipes of this machine, and maps that go to GNU ddrescue and come back.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::AtomicBool;
+
+use copy::map::State;
+use copy::{End, Existing, FilePlace, Job, Map, Outcome, Refusal, Report, Settings};
+
+const MIB: usize = 1 << 20;
+
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    let word = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    };
+    (0..len.div_ceil(8)).flat_map(word).take(len).collect()
+}
+
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new(name: &str) -> Self {
+        let dir =
+            std::env::temp_dir().join(format!("storagetm-local-{name}-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        Self(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn source(path: &Path) -> End {
+    End::Disk(Box::new(FilePlace::source(path, "")))
+}
+
+fn destination(path: &Path, existing: Existing) -> End {
+    End::Disk(Box::new(FilePlace::destination(path, existing, "")))
+}
+
+fn run(source: End, destination: End, settings: &Settings) -> Report {
+    let job = Job { source, destination, settings: settings.clone() };
+    job.run(&AtomicBool::new(false), &mut |_| {})
+}
+
+fn assert_success(report: &Report) {
+    assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
+}
+
+/// 8 MiB and a bit, with a hole.
+fn image(path: &Path) -> Vec<u8> {
+    let mut data = noise(8 * MIB + 777, 3);
+    data[2 * MIB..5 * MIB].fill(0);
+    let file = fs::File::create(path).unwrap();
+    file.set_len(data.len() as u64).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &data[..2 * MIB], 0).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &data[5 * MIB..], 5 << 20).unwrap();
+    data
+}
+
+#[test]
+fn a_file_arrives_whole_and_sparse() {
+    let dir = Dir::new("file");
+    let data = image(&dir.path("from"));
+    for verify in [true, false] {
+        let to = dir.path("to");
+        let _ = fs::remove_file(&to);
+        let settings = Settings { verify, ..Settings::default() };
+        let report = run(source(&dir.path("from")), destination(&to, Existing::Nothing), &settings);
+        assert_success(&report);
+        assert!(fs::read(&to).unwrap() == data);
+        assert!(fs::metadata(&to).unwrap().blocks() * 512 < 6 * MIB as u64, "holes stay holes");
+        assert_eq!(report.hash, verify.then(|| *blake3::hash(&data).as_bytes()));
+        assert_eq!(report.verified, if verify { data.len() as u64 } else { 0 });
+    }
+    let again = run(
+        source(&dir.path("from")),
+        destination(&dir.path("to"), Existing::Nothing),
+        &Settings::default(),
+    );
+    assert!(matches!(again.outcome, Outcome::Refused(Refusal::Destination(_))), "{again:?}");
+}
+
+#[test]
+fn a_file_that_is_overwritten_holds_nothing_of_what_was_there() {
+    let dir = Dir::new("over");
+    let data = image(&dir.path("from"));
+    fs::write(dir.path("to"), noise(9 * MIB, 9)).unwrap();
+    let to = destination(&dir.path("to"), Existing::Replace);
+    assert_success(&run(source(&dir.path("from")), to, &Settings::default()));
+    assert!(fs::read(dir.path("to")).unwrap() == data);
+}
+
+#[test]
+fn x43_an_image_of_a_virtual_machine_is_copied_as_it_is() {
+    let dir = Dir::new("x43");
+    let mut data = noise(MIB, 4);
+    data[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
+    data[8..32].copy_from_slice(b"\0\0\0\0\0\0\x02\0\0\0\0\x0b\0\0\0\x10\0\0\0\0\x40\0\0\0");
+    fs::write(dir.path("from"), &data).unwrap();
+    let to = destination(&dir.path("to"), Existing::Nothing);
+    assert_success(&run(source(&dir.path("from")), to, &Settings::default()));
+    assert!(fs::read(dir.path("to")).unwrap() == data);
+}
+
+#[test]
+fn an_empty_file_and_small_ones_arrive() {
+    let dir = Dir::new("small");
+    for len in [0, 1, 511, 512, 1024, 1025, 65_536, 70_001] {
+        let data = noise(len, 5);
+        fs::write(dir.path("from"), &data).unwrap();
+        let to = destination(&dir.path("to"), Existing::Replace);
+        let report = run(source(&dir.path("from")), to, &Settings::default());
+        assert_success(&report);
+        assert!(fs::read(dir.path("to")).unwrap() == data, "{len}");
+        assert_eq!(report.hash, Some(*blake3::hash(&data).as_bytes()), "{len}");
+    }
+}
+
+#[test]
+fn a_pipe_is_copied_to_a_file_and_a_file_to_a_pipe() {
+    let dir = Dir::new("pipe");
+    for (len, hole) in
+        [(0, 0), (777, 0), (MIB, 0), (2 * MIB, MIB), (5 * MIB + 3, 3 * MIB), (4 * MIB, 4 * MIB)]
+    {
+        let mut data = noise(len, 6);
+        data[len.saturating_sub(hole)..].fill(0);
+        fs::write(dir.path("from"), &data).unwrap();
+        let mut cat =
+            Command::new("cat").arg(dir.path("from")).stdout(Stdio::piped()).spawn().unwrap();
+        let pipe = End::Pipe(cat.stdout.take().unwrap().into());
+        let to = destination(&dir.path("to"), Existing::Replace);
+        let report = run(pipe, to, &Settings::default());
+        cat.wait().unwrap();
+        assert_success(&report);
+        assert!(fs::read(dir.path("to")).unwrap() == data, "{len}");
+        assert_eq!(report.hash, Some(*blake3::hash(&data).as_bytes()), "{len}");
+        assert_eq!((report.bytes, report.verified), (len as u64, len as u64));
+
+        let out = fs::File::create(dir.path("out")).unwrap();
+        let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(out).spawn().unwrap();
+        let pipe = End::Pipe(cat.stdin.take().unwrap().into());
+        let report = run(source(&dir.path("from")), pipe, &Settings::default());
+        cat.wait().unwrap();
+        assert_success(&report);
+        assert!(fs::read(dir.path("out")).unwrap() == data, "{len}");
+        assert_eq!(report.hash, Some(*blake3::hash(&data).as_bytes()), "{len}");
+    }
+}
+
+#[test]
+fn a_pipe_that_breaks_is_no_success() {
+    let dir = Dir::new("broken");
+    fs::write(dir.path("from"), noise(8 * MIB, 6)).unwrap();
+    let mut head = Command::new("head")
+        .args(["-c", "100"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pipe = End::Pipe(head.stdin.take().unwrap().into());
+    let report = run(source(&dir.path("from")), pipe, &Settings::default());
+    head.wait().unwrap();
+    assert!(matches!(report.outcome, Outcome::Failed(_)), "{report:?}");
+}
+
+fn ddrescue(arguments: &[&Path]) -> bool {
+    match Command::new("ddrescue").arg("--quiet").args(arguments).status() {
+        Ok(status) => {
+            assert!(status.success());
+            true
+        }
+        Err(_) => {
+            println!("SKIP: ddrescue is not installed");
+            false
+        }
+    }
+}
+
+#[test]
+fn r46_ddrescue_goes_on_from_our_map_and_leaves_alone_what_is_done() {
+    let dir = Dir::new("ours");
+    let data = noise(4 * MIB, 7);
+    let [from, to, map] = ["from", "to", "map"].map(|name| dir.path(name));
+    fs::write(&from, &data).unwrap();
+    let settings = Settings { map: Some(map.clone()), ..Settings::default() };
+    assert_success(&run(source(&from), destination(&to, Existing::Nothing), &settings));
+    let text = fs::read_to_string(&map).unwrap();
+    let mut ours = Map::parse(&text).unwrap();
+    assert_eq!(ours.sum(State::Finished), 4 << 20);
+    // Something is still to do; what is done is marked in the destination, to see that it is left alone.
+    ours.set(1 << 20..2 << 20, State::Untried);
+    ours.set(3 << 20..(3 << 20) + 65_536, State::Untrimmed);
+    fs::write(&map, ours.emit()).unwrap();
+    fs::write(&to, vec![0xaa; 4 * MIB]).unwrap();
+    if !ddrescue(&[&from, &to, &map]) {
+        return;
+    }
+    let mut expected = vec![0xaa; 4 * MIB];
+    for range in [MIB..2 * MIB, 3 * MIB..3 * MIB + 65_536] {
+        expected[range.clone()].copy_from_slice(&data[range]);
+    }
+    assert!(fs::read(&to).unwrap() == expected);
+    assert_eq!(
+        Map::parse(&fs::read_to_string(&map).unwrap()).unwrap().sum(State::Finished),
+        4 << 20
+    );
+}
+
+#[test]
+fn r46_we_go_on_from_a_map_of_ddrescue() {
+    let dir = Dir::new("theirs");
+    let data = noise(4 * MIB, 8);
+    let [from, to, map] = ["from", "to", "map"].map(|name| dir.path(name));
+    fs::write(&from, &data).unwrap();
+    if !ddrescue(&[Path::new("--size=3145728"), &from, &to, &map]) {
+        return;
+    }
+    fs::File::options().write(true).open(&to).unwrap().set_len(4 << 20).unwrap();
+    let settings = Settings { map: Some(map.clone()), ..Settings::default() };
+    let report = run(source(&from), destination(&to, Existing::Continue), &settings);
+    assert_success(&report);
+    assert_eq!((report.earlier, report.copied, report.verified), (3 << 20, 1 << 20, 4 << 20));
+    assert!(fs::read(&to).unwrap() == data);
+}
