@@ -16,8 +16,23 @@ _storagetm() {
             ",$1")
                 cmd="storagetm"
                 ;;
+            storagetm,announcer)
+                cmd="storagetm__subcmd__announcer"
+                ;;
+            storagetm,attach)
+                cmd="storagetm__subcmd__attach"
+                ;;
             storagetm,boot)
                 cmd="storagetm__subcmd__boot"
+                ;;
+            storagetm,copy)
+                cmd="storagetm__subcmd__copy"
+                ;;
+            storagetm,detach)
+                cmd="storagetm__subcmd__detach"
+                ;;
+            storagetm,find)
+                cmd="storagetm__subcmd__find"
                 ;;
             storagetm,help)
                 cmd="storagetm__subcmd__help"
@@ -30,6 +45,9 @@ _storagetm() {
                 ;;
             storagetm,image)
                 cmd="storagetm__subcmd__image"
+                ;;
+            storagetm,inspect)
+                cmd="storagetm__subcmd__inspect"
                 ;;
             storagetm,key)
                 cmd="storagetm__subcmd__key"
@@ -46,8 +64,23 @@ _storagetm() {
             storagetm,worker)
                 cmd="storagetm__subcmd__worker"
                 ;;
+            storagetm__subcmd__help,announcer)
+                cmd="storagetm__subcmd__help__subcmd__announcer"
+                ;;
+            storagetm__subcmd__help,attach)
+                cmd="storagetm__subcmd__help__subcmd__attach"
+                ;;
             storagetm__subcmd__help,boot)
                 cmd="storagetm__subcmd__help__subcmd__boot"
+                ;;
+            storagetm__subcmd__help,copy)
+                cmd="storagetm__subcmd__help__subcmd__copy"
+                ;;
+            storagetm__subcmd__help,detach)
+                cmd="storagetm__subcmd__help__subcmd__detach"
+                ;;
+            storagetm__subcmd__help,find)
+                cmd="storagetm__subcmd__help__subcmd__find"
                 ;;
             storagetm__subcmd__help,help)
                 cmd="storagetm__subcmd__help__subcmd__help"
@@ -60,6 +93,9 @@ _storagetm() {
                 ;;
             storagetm__subcmd__help,image)
                 cmd="storagetm__subcmd__help__subcmd__image"
+                ;;
+            storagetm__subcmd__help,inspect)
+                cmd="storagetm__subcmd__help__subcmd__inspect"
                 ;;
             storagetm__subcmd__help,key)
                 cmd="storagetm__subcmd__help__subcmd__key"
@@ -167,12 +203,68 @@ _storagetm() {
 
     case "${cmd}" in
         storagetm)
-            opts="-h -V --help --version serve list boot image key host pair hold worker help"
+            opts="-h -V --help --version serve copy list boot image key host pair find attach detach hold inspect worker announcer help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
             case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        storagetm__subcmd__announcer)
+            opts="-h --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        storagetm__subcmd__attach)
+            opts="-h --all --interface --keys --chap-key --chap-controller-key --hostnqn --patience --digests --json --mdns-port --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --interface)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --keys)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --chap-key)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --chap-controller-key)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --hostnqn)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --patience)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --mdns-port)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -194,8 +286,98 @@ _storagetm() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        storagetm__subcmd__copy)
+            opts="-h --verify --no-verify --map --retries --connections --rate --no-sparse --force --yes --allow-in-use --patience --digests --key --keys --hostnqn --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --map)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --retries)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --connections)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --rate)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --patience)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --key)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --keys)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --hostnqn)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        storagetm__subcmd__detach)
+            opts="-h --all --force --keys --json --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --keys)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        storagetm__subcmd__find)
+            opts="-h --timeout --keys --json --mdns-port --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                --timeout)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --keys)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --mdns-port)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         storagetm__subcmd__help)
-            opts="serve list boot image key host pair hold worker help"
+            opts="serve copy list boot image key host pair find attach detach hold inspect worker announcer help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -208,7 +390,77 @@ _storagetm() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        storagetm__subcmd__help__subcmd__announcer)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        storagetm__subcmd__help__subcmd__attach)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         storagetm__subcmd__help__subcmd__boot)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        storagetm__subcmd__help__subcmd__copy)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        storagetm__subcmd__help__subcmd__detach)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        storagetm__subcmd__help__subcmd__find)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -307,6 +559,20 @@ _storagetm() {
             return 0
             ;;
         storagetm__subcmd__help__subcmd__image)
+            opts=""
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
+        storagetm__subcmd__help__subcmd__inspect)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -694,6 +960,20 @@ _storagetm() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
+        storagetm__subcmd__inspect)
+            opts="-h --help"
+            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
+                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+                return 0
+            fi
+            case "${prev}" in
+                *)
+                    COMPREPLY=()
+                    ;;
+            esac
+            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
+            return 0
+            ;;
         storagetm__subcmd__key)
             opts="-h --keys --help generate import export list remove help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
@@ -713,7 +993,7 @@ _storagetm() {
             return 0
             ;;
         storagetm__subcmd__key__subcmd__export)
-            opts="-h --for-host --disk --to --keys --help"
+            opts="-h --for-host --disk --nbd --to --keys --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -973,7 +1253,7 @@ _storagetm() {
             return 0
             ;;
         storagetm__subcmd__serve)
-            opts="-h --all --demo --writable --listen --open --pair --keys --allow-null-dh --nqn --allow-in-use --io --threads --digests --boot-settings --json --help"
+            opts="-h --all --demo --writable --protocol --listen --stdin --open --pair --keys --tls-certificates --allow-null-dh --no-announce --mdns-port --nqn --allow-in-use --io --threads --digests --boot-settings --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -987,11 +1267,23 @@ _storagetm() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
+                --protocol)
+                    COMPREPLY=($(compgen -W "nvme nbd" -- "${cur}"))
+                    return 0
+                    ;;
                 --listen)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
                 --keys)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --tls-certificates)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --mdns-port)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

@@ -27,33 +27,62 @@ end
 complete -c storagetm -n "__fish_storagetm_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c storagetm -n "__fish_storagetm_needs_command" -s V -l version -d 'Print version'
 complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "serve" -d 'Lend disks until Ctrl-C'
+complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "copy" -d 'Copy a disk: from another machine, to one, or on this one'
 complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "list" -d 'List the disks of this machine, what is on them, and whether they may be lent'
 complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "boot" -d 'Be the first program of a machine that is booted only to lend its disks'
 complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "image" -d 'Make something that boots into target mode: an initramfs, an EFI program, or a USB stick'
 complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "key" -d 'Make, keep and hand over the keys by which other machines are let in'
 complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "host" -d 'Say which machines are let in, to which disks, and until when'
 complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "pair" -d 'Be let in by another machine that lends disks, by the code on its screen'
+complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "find" -d 'Look for machines that lend disks on the networks that this one is on'
+complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "attach" -d 'Have this machine\'s kernel attach disks that another one lends'
+complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "detach" -d 'Have this machine\'s kernel let go of disks that were attached'
 complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "hold" -d 'Keep what is on the terminal until a key is pressed'
+complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "inspect" -d 'Be the process that looks at what is on a disk; `storagetm copy` starts it'
 complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "worker" -d 'Be the process that talks to hosts; `storagetm serve` starts it'
+complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "announcer" -d 'Be the process that speaks multicast DNS; `storagetm serve` and `storagetm find` start it'
 complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l demo -d 'Lend a built-in disk held in memory, of 256M or as large as said: 64M, 1G' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l writable -d 'Lend DISK so that hosts can change it; may be repeated ("demo" for the built-in disk)' -r -F
-complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l listen -d 'Listen there: 192.168.1.5, 127.0.0.1:4420, [fe80::1%eth0], [::]; may be repeated' -r
+complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l protocol -d 'Speak these protocols: nvme, nbd, or both with a comma between them' -r -f -a "nvme\t'NVMe/TCP, which Linux attaches by itself'
+nbd\t'NBD, which qemu, libguestfs, nbdcopy and many others speak'"
+complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l listen -d 'Listen there: 192.168.1.5, 127.0.0.1:4420, [fe80::1%eth0], nbd:[::]:10809, unix:/run/x.sock; may be repeated' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l keys -d 'Where the keys and the hosts that have them are kept' -r -F
+complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l tls-certificates -d 'Let NBD clients come by TLS with certificates, too: DIR holds server-cert.pem, server-key.pem and ca-cert.pem' -r -F
+complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l mdns-port -d 'Announce at this UDP port, and on the loopback interface too, instead of 5353' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l nqn -d 'Name disks BASE.NAME, where NAME is the last part of the path' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l io -d 'How to reach the disks and the network: by io_uring, by blocking calls, or the first that works' -r -f -a "auto\t'By io_uring where the kernel allows it'
 uring\t'By io_uring, or not at all'
 blocking\t'By blocking calls'"
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l threads -d 'Threads that serve hosts; as many as there are processors if not given' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l all -d 'Lend every disk that is not in use, and follow disks as they come, go and change size'
+complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l stdin -d 'Speak NBD with the one client at the other end of standard input, and end when it has gone'
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l open -d 'Let in whoever comes, without a key, and encrypt nothing'
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l pair -d 'Show a code by which other machines are let in (storagetm pair), also without a screen'
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l allow-null-dh -d 'Accept DH-HMAC-CHAP without a Diffie-Hellman exchange, for hosts that can do no other'
+complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l no-announce -d 'Do not tell the networks nearby that there are disks to be had here'
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l allow-in-use -d 'Lend disks read-only even if this machine uses them'
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l digests -d 'Put header and data digests into the lines to be typed, against faulty networks'
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l boot-settings -d 'Follow also what the machine was booted with: storagetm.disk=, storagetm.writable=, storagetm.listen=, storagetm.open, storagetm.pair= and storagetm.machine_id='
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l json -d 'Write what happens as JSON, one event a line, instead of the screen'
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l map -d 'Keep in FILE how far the copy is, in the format of GNU ddrescue, and go on from there if FILE is there' -r -F
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l retries -d 'How often bad sectors are tried again' -r
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l connections -d 'Connections to each machine' -r
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l rate -d 'Copy no faster than so many bytes a second: 500K, 20M' -r
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l patience -d 'How long to try to reach a machine again that was lost, in seconds' -r
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l key -d 'The key with which nvme:// and nbds:// are secured, in a file: NVMeTLSkey-1:… or, for nvme://, DHHC-1:…' -r -F
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l keys -d 'Where the keys of storagetm pair are kept' -r -F
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l hostnqn -d 'The name under which this machine is let in, if not its usual one' -r
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l verify -d 'Read the destination at the end and compare it with what was read from the source; this is the default'
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l no-verify -d 'Do not read the destination at the end'
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l no-sparse -d 'Write zeros, too, where the destination could have holes'
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l force -d 'Overwrite the file DST if it is there'
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l yes -d 'Overwrite the disk DST without asking'
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l allow-in-use -d 'Copy SRC even if this machine uses it; what is read may be half-written'
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l digests -d 'Use header and data digests with nvme://, against faulty networks'
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l json -d 'Write what happens as JSON, one event a line'
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c storagetm -n "__fish_storagetm_using_subcommand list" -l json -d 'Write a JSON array, one object a disk'
 complete -c storagetm -n "__fish_storagetm_using_subcommand list" -s h -l help -d 'Print help'
 complete -c storagetm -n "__fish_storagetm_using_subcommand boot" -s h -l help -d 'Print help'
@@ -75,7 +104,7 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand key; and not __fish_
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and not __fish_seen_subcommand_from generate import export list remove help" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and not __fish_seen_subcommand_from generate import export list remove help" -f -a "generate" -d 'Make a new key, and print it or keep it by a name'
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and not __fish_seen_subcommand_from generate import export list remove help" -f -a "import" -d 'Keep a key that was made elsewhere; its text is read from standard input or a file'
-complete -c storagetm -n "__fish_storagetm_using_subcommand key; and not __fish_seen_subcommand_from generate import export list remove help" -f -a "export" -d 'Write a key in the form in which keys are handed over, or in that which nvme-cli imports'
+complete -c storagetm -n "__fish_storagetm_using_subcommand key; and not __fish_seen_subcommand_from generate import export list remove help" -f -a "export" -d 'Write a key in the form in which keys are handed over, or in that which nvme-cli or NBD clients read'
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and not __fish_seen_subcommand_from generate import export list remove help" -f -a "list" -d 'List the keys that are kept, and which hosts use them; never the keys themselves'
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and not __fish_seen_subcommand_from generate import export list remove help" -f -a "remove" -d 'Remove a key that no host uses'
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and not __fish_seen_subcommand_from generate import export list remove help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
@@ -96,6 +125,7 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from export" -l disk -d 'A disk that the host connects to, by its NQN, as `storagetm serve` shows it; may be repeated' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from export" -l to -d 'Write to this file, which only its owner can read, not to standard output' -r -F
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from export" -l keys -d 'Where keys and hosts are kept' -r -F
+complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from export" -l nbd -d 'Write what NBD clients need, as the PSK files of libnbd, qemu and nbdkit have it: NAME:HEX'
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from export" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from list" -l keys -d 'Where keys and hosts are kept' -r -F
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from list" -l json -d 'Write a JSON array, one object a key'
@@ -104,7 +134,7 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from remove" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from help" -f -a "generate" -d 'Make a new key, and print it or keep it by a name'
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from help" -f -a "import" -d 'Keep a key that was made elsewhere; its text is read from standard input or a file'
-complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from help" -f -a "export" -d 'Write a key in the form in which keys are handed over, or in that which nvme-cli imports'
+complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from help" -f -a "export" -d 'Write a key in the form in which keys are handed over, or in that which nvme-cli or NBD clients read'
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from help" -f -a "list" -d 'List the keys that are kept, and which hosts use them; never the keys themselves'
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from help" -f -a "remove" -d 'Remove a key that no host uses'
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
@@ -142,22 +172,51 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand pair" -l keys -d 'Wh
 complete -c storagetm -n "__fish_storagetm_using_subcommand pair" -l writable -d 'Ask to be allowed to change disks, too'
 complete -c storagetm -n "__fish_storagetm_using_subcommand pair" -l json -d 'Write what came of it as a JSON object'
 complete -c storagetm -n "__fish_storagetm_using_subcommand pair" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c storagetm -n "__fish_storagetm_using_subcommand find" -l timeout -d 'How long machines may take to answer' -r
+complete -c storagetm -n "__fish_storagetm_using_subcommand find" -l keys -d 'Where the keys of machines are kept that have let this one in' -r -F
+complete -c storagetm -n "__fish_storagetm_using_subcommand find" -l mdns-port -d 'Ask at this UDP port, and on the loopback interface too, instead of 5353' -r
+complete -c storagetm -n "__fish_storagetm_using_subcommand find" -l json -d 'Write a JSON array, one object a machine'
+complete -c storagetm -n "__fish_storagetm_using_subcommand find" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l interface -d 'The interface behind which a link-local address is' -r
+complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l keys -d 'Where the keys of machines are kept that have let this one in' -r -F
+complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l chap-key -d 'Read the secret by which this machine proves itself (DHHC-1:…, DH-HMAC-CHAP) from a file' -r -F
+complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l chap-controller-key -d 'Read the secret by which the other machine must prove itself from a file' -r -F
+complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l hostnqn -d 'Be called so there; what stands in /etc/nvme/hostnqn if not given' -r
+complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l patience -d 'How long the kernel goes on trying when the other machine is away; -1 for ever' -r
+complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l mdns-port -d 'Ask for names at this UDP port, and on the loopback interface too, instead of 5353' -r
+complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l all -d 'All disks that may be had there'
+complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l digests -d 'Put header and data digests around everything, against faulty networks'
+complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l json -d 'Write what came of it as a JSON array, one object a disk'
+complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c storagetm -n "__fish_storagetm_using_subcommand detach" -l keys -d 'Where the machines are kept that have let this one in' -r -F
+complete -c storagetm -n "__fish_storagetm_using_subcommand detach" -l all -d 'All that is attached by NVMe/TCP'
+complete -c storagetm -n "__fish_storagetm_using_subcommand detach" -l force -d 'Also disks that are in use'
+complete -c storagetm -n "__fish_storagetm_using_subcommand detach" -l json -d 'Write what came of it as a JSON array, one object a connection'
+complete -c storagetm -n "__fish_storagetm_using_subcommand detach" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c storagetm -n "__fish_storagetm_using_subcommand hold" -l timeout -d 'Go on by itself after so many seconds' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand hold" -s h -l help -d 'Print help'
+complete -c storagetm -n "__fish_storagetm_using_subcommand inspect" -s h -l help -d 'Print help'
 complete -c storagetm -n "__fish_storagetm_using_subcommand worker" -s h -l help -d 'Print help'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve list boot image key host pair hold worker help" -f -a "serve" -d 'Lend disks until Ctrl-C'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve list boot image key host pair hold worker help" -f -a "list" -d 'List the disks of this machine, what is on them, and whether they may be lent'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve list boot image key host pair hold worker help" -f -a "boot" -d 'Be the first program of a machine that is booted only to lend its disks'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve list boot image key host pair hold worker help" -f -a "image" -d 'Make something that boots into target mode: an initramfs, an EFI program, or a USB stick'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve list boot image key host pair hold worker help" -f -a "key" -d 'Make, keep and hand over the keys by which other machines are let in'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve list boot image key host pair hold worker help" -f -a "host" -d 'Say which machines are let in, to which disks, and until when'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve list boot image key host pair hold worker help" -f -a "pair" -d 'Be let in by another machine that lends disks, by the code on its screen'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve list boot image key host pair hold worker help" -f -a "hold" -d 'Keep what is on the terminal until a key is pressed'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve list boot image key host pair hold worker help" -f -a "worker" -d 'Be the process that talks to hosts; `storagetm serve` starts it'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve list boot image key host pair hold worker help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c storagetm -n "__fish_storagetm_using_subcommand announcer" -s h -l help -d 'Print help'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "serve" -d 'Lend disks until Ctrl-C'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "copy" -d 'Copy a disk: from another machine, to one, or on this one'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "list" -d 'List the disks of this machine, what is on them, and whether they may be lent'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "boot" -d 'Be the first program of a machine that is booted only to lend its disks'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "image" -d 'Make something that boots into target mode: an initramfs, an EFI program, or a USB stick'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "key" -d 'Make, keep and hand over the keys by which other machines are let in'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "host" -d 'Say which machines are let in, to which disks, and until when'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "pair" -d 'Be let in by another machine that lends disks, by the code on its screen'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "find" -d 'Look for machines that lend disks on the networks that this one is on'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "attach" -d 'Have this machine\'s kernel attach disks that another one lends'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "detach" -d 'Have this machine\'s kernel let go of disks that were attached'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "hold" -d 'Keep what is on the terminal until a key is pressed'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "inspect" -d 'Be the process that looks at what is on a disk; `storagetm copy` starts it'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "worker" -d 'Be the process that talks to hosts; `storagetm serve` starts it'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "announcer" -d 'Be the process that speaks multicast DNS; `storagetm serve` and `storagetm find` start it'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c storagetm -n "__fish_storagetm_using_subcommand help; and __fish_seen_subcommand_from key" -f -a "generate" -d 'Make a new key, and print it or keep it by a name'
 complete -c storagetm -n "__fish_storagetm_using_subcommand help; and __fish_seen_subcommand_from key" -f -a "import" -d 'Keep a key that was made elsewhere; its text is read from standard input or a file'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and __fish_seen_subcommand_from key" -f -a "export" -d 'Write a key in the form in which keys are handed over, or in that which nvme-cli imports'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and __fish_seen_subcommand_from key" -f -a "export" -d 'Write a key in the form in which keys are handed over, or in that which nvme-cli or NBD clients read'
 complete -c storagetm -n "__fish_storagetm_using_subcommand help; and __fish_seen_subcommand_from key" -f -a "list" -d 'List the keys that are kept, and which hosts use them; never the keys themselves'
 complete -c storagetm -n "__fish_storagetm_using_subcommand help; and __fish_seen_subcommand_from key" -f -a "remove" -d 'Remove a key that no host uses'
 complete -c storagetm -n "__fish_storagetm_using_subcommand help; and __fish_seen_subcommand_from host" -f -a "add" -d 'Let a host in'

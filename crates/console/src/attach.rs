@@ -1,5 +1,5 @@
-//! The lines to be typed on the other machine: those that attach a disk, for `nvme-cli`, and the one that lets that machine
-//! in, for storagetm itself. It knows no socket.
+//! The lines to be typed on the other machine: those that attach a disk, for `nvme-cli`, the addresses that NBD clients
+//! take, and the line that lets that machine in, for storagetm itself. It knows no socket.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -20,12 +20,67 @@ pub struct Endpoint {
 /// The port that need not be named to those who want to be let in.
 const PORT: u16 = 4420;
 
+/// The port that need not be named to NBD clients.
+const NBD_PORT: u16 = 10809;
+
+/// Where NBD clients reach the disks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Nbd {
+    /// At an address of this machine.
+    Net(Endpoint),
+    /// At the path of a Unix socket.
+    Path(String),
+}
+
+impl Nbd {
+    /// The address of the disk of that name, as NBD clients take it (the NBD URI specification): `nbd://127.0.0.1/sda`.
+    pub fn uri(&self, name: &str) -> String {
+        let name = escaped(name, "");
+        match self {
+            Self::Net(at) => {
+                let scheme = if at.keyed { "nbds" } else { "nbd" };
+                let port =
+                    if at.port == NBD_PORT { String::new() } else { format!(":{}", at.port) };
+                format!("{scheme}://{}{port}/{name}", at.uri_host())
+            }
+            Self::Path(path) => format!("nbd+unix:///{name}?socket={}", escaped(path, "/")),
+        }
+    }
+
+    /// The address, if it is one of a network.
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        match self {
+            Self::Net(endpoint) => Some(endpoint),
+            Self::Path(_) => None,
+        }
+    }
+}
+
+/// Text as a part of a URI (RFC 3986 §2.1): all but the unreserved characters, and those of `more`, are escaped.
+fn escaped(text: &str, more: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._~".contains(c) || more.contains(c);
+    let one = |byte: u8| match char::from(byte) {
+        c if plain(c) => c.to_string(),
+        _ => format!("%{byte:02X}"),
+    };
+    text.bytes().map(one).collect()
+}
+
 impl Endpoint {
     /// The address as `nvme` takes it: `fe80::1%eth0` has its scope.
     pub fn host(&self) -> String {
         match &self.interface {
             Some(interface) => format!("{}%{interface}", self.address),
             None => self.address.to_string(),
+        }
+    }
+
+    /// The address as it stands in a URI, a link-local one with its interface (RFC 6874).
+    fn uri_host(&self) -> String {
+        match (self.address, &self.interface) {
+            (IpAddr::V4(ip), _) => ip.to_string(),
+            (IpAddr::V6(ip), None) => format!("[{ip}]"),
+            (IpAddr::V6(ip), Some(interface)) => format!("[{ip}%25{}]", escaped(interface, "")),
         }
     }
 
@@ -121,6 +176,23 @@ mod test {
             "nvme connect-all -t tcp -a fe80::1 -s 4420 --host-iface eth0"
         );
         assert_eq!(here.to_string(), "[fe80::1%eth0]:4420");
+    }
+
+    #[test]
+    fn nbd_clients_get_a_uri() {
+        let net = |at: Endpoint| Nbd::Net(at).uri("my disk/é");
+        let at = |address, interface, port, keyed| Endpoint {
+            port,
+            keyed,
+            ..endpoint(address, interface)
+        };
+        let name = "my%20disk%2F%C3%A9";
+        assert_eq!(net(at("10.0.0.1", None, 10809, false)), format!("nbd://10.0.0.1/{name}"));
+        assert_eq!(net(at("::1", None, 1, false)), format!("nbd://[::1]:1/{name}"));
+        let near = at("fe80::1", Some("eth0"), 10809, true);
+        assert_eq!(net(near), format!("nbds://[fe80::1%25eth0]/{name}"));
+        let path = Nbd::Path("/run/a b?c".to_owned());
+        assert_eq!(path.uri("sda"), "nbd+unix:///sda?socket=/run/a%20b%3Fc");
     }
 
     #[test]

@@ -3,9 +3,10 @@
 
 use export::Access;
 
+use crate::attach::quoted;
 use crate::model::{Pairing, Question};
-use crate::view::{Ink, Page, filled};
-use crate::{Disk, Model, Station, Style, code, decimal, host_name, size};
+use crate::view::{Ink, Page, attached_by, filled};
+use crate::{Disk, Model, Station, Style, code, decimal, size};
 
 /// Endpoints that are shown at most; the others are counted.
 const ENDPOINTS: usize = 4;
@@ -84,12 +85,13 @@ fn head(model: &Model, station: &Station, style: Style) -> Vec<String> {
         page.faint(&station.hardware);
     }
     page.blank();
-    if model.endpoints.is_empty() {
+    if model.is_unreachable() {
         page.sentence("No network address to be reached at yet: plug in a cable.");
     } else {
         page.door(model);
-        let keyed = model.endpoints.iter().any(|at| at.keyed);
-        page.sentence(if keyed {
+    }
+    if !model.endpoints.is_empty() {
+        page.sentence(if model.is_keyed() {
             "Once it is let in, type there, as root, one of these lines:"
         } else {
             "Type on the other machine, as root, one of these lines:"
@@ -126,6 +128,8 @@ fn block(disk: &Disk, model: &Model, style: Style, long: bool) -> Vec<String> {
         facts.push(format!("serial {}", page.safe(&disk.serial)));
     }
     facts.push(page.access(disk));
+    // A row of its own would leave no room for a second disk.
+    facts.extend(uri(disk, model).map(|uri| page.safe(&uri)));
     page.facts_of(&facts);
     let use_of_it = [Some(attached(disk, style)), traffic(disk), Some(written_here(disk, &page))];
     page.facts_of(&use_of_it.into_iter().flatten().collect::<Vec<_>>());
@@ -137,12 +141,15 @@ fn block(disk: &Disk, model: &Model, style: Style, long: bool) -> Vec<String> {
     page.lines
 }
 
+/// Where NBD clients find a disk: at the first address.
+fn uri(disk: &Disk, model: &Model) -> Option<String> {
+    model.nbd.first().map(|at| quoted(&at.uri(&disk.short)))
+}
+
 fn attached(disk: &Disk, style: Style) -> String {
     match disk.attached.as_slice() {
         [] => "not attached".to_owned(),
-        [host] => {
-            format!("attached by {} at {}", host_name(&host.name, style.utf8), host.address)
-        }
+        [host] => attached_by(host, style.utf8),
         hosts => {
             let names = hosts.iter().take(HOSTS).map(|host| host.address.to_string());
             let more = hosts.len().checked_sub(HOSTS).filter(|more| *more > 0);
@@ -272,12 +279,13 @@ fn pages(blocks: Vec<Vec<String>>, room: usize, style: Style) -> Vec<Vec<String>
 mod test {
     use super::*;
     use crate::Host;
-    use crate::attach::Endpoint;
+    use crate::attach::{Endpoint, Nbd};
 
     fn disk(n: usize) -> Disk {
         Disk {
             title: format!("/dev/sd{}", char::from(b'a' + u8::try_from(n).unwrap())),
             nqn: format!("nqn.2014-08.org.nvmexpress:uuid:00000000-0000-8000-8000-{n:012}"),
+            short: format!("sd{}", char::from(b'a' + u8::try_from(n).unwrap())),
             size: 500_107_862_016,
             block_size: 512,
             model: "Example 500".to_owned(),
@@ -300,6 +308,7 @@ mod test {
         Model {
             machine: "laptop".to_owned(),
             endpoints: vec![at("169.254.7.9", None), at("fe80::1", Some("eth0"))],
+            nbd: vec![Nbd::Net(Endpoint { port: 10809, ..at("169.254.7.9", None) })],
             digests: false,
             disks: (0..disks).map(disk).collect(),
             pairing: None,
@@ -336,7 +345,7 @@ Type on the other machine, as root, one of these lines:
 (eth0: there, the name of its own network interface)
 
 /dev/sda: Example 500
-  500.1 GB (465.8 GiB), serial S0, read-only
+  500.1 GB (465.8 GiB), serial S0, read-only, nbd://169.254.7.9/sda
   attached by host-nqn at 169.254.1.2, 12 MB read, 0 bytes written by hosts
   0 writes to it since power-on
     nvme connect -t tcp -a 169.254.7.9 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:00000000-0000-8000-8000-000000000000

@@ -5,15 +5,17 @@ use std::net::IpAddr;
 
 use export::Access;
 
-use crate::attach::Endpoint;
+use crate::attach::{Endpoint, Nbd};
 
 /// All that one screen shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Model {
     /// What this machine calls itself.
     pub machine: String,
-    /// Where hosts reach the disks, in the order in which they are to be shown.
+    /// Where hosts reach the disks by NVMe/TCP, in the order in which they are to be shown.
     pub endpoints: Vec<Endpoint>,
+    /// Where they reach them by NBD, likewise.
+    pub nbd: Vec<Nbd>,
     /// Whether the lines to be typed ask for header and data digests.
     pub digests: bool,
     /// The disks that are lent.
@@ -24,6 +26,23 @@ pub struct Model {
     pub asking: Option<Asking>,
     /// What else is worth knowing, a sentence each.
     pub notes: Vec<String>,
+}
+
+impl Model {
+    /// All addresses where hosts reach the disks, by whatever protocol.
+    pub(crate) fn reached(&self) -> impl Iterator<Item = &Endpoint> {
+        self.endpoints.iter().chain(self.nbd.iter().filter_map(Nbd::endpoint))
+    }
+
+    /// Whether a key is needed anywhere.
+    pub(crate) fn is_keyed(&self) -> bool {
+        self.reached().any(|at| at.keyed)
+    }
+
+    /// Whether nothing is listened on yet.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        self.endpoints.is_empty() && self.nbd.is_empty()
+    }
 }
 
 /// How a machine that has no key yet is let in.
@@ -66,8 +85,10 @@ pub struct Asking {
 pub struct Disk {
     /// What its owner calls it: a path.
     pub title: String,
-    /// The name under which hosts attach it.
+    /// The name under which hosts attach it by NVMe/TCP.
     pub nqn: String,
+    /// The name under which they attach it by NBD.
+    pub short: String,
     /// Bytes that it holds.
     pub size: u64,
     /// Bytes of a logical block.
@@ -91,7 +112,7 @@ pub struct Disk {
 /// A host that has attached a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
-    /// The name it gives itself, as received.
+    /// The name it gives itself, as received; empty for one that gives none, as over NBD.
     pub name: String,
     /// Where it is.
     pub address: IpAddr,

@@ -4,7 +4,7 @@
 
 use export::Access;
 
-use crate::attach::Endpoint;
+use crate::attach::{Endpoint, quoted};
 use crate::{Asking, Disk, Host, Model, Pairing, host_name, printable, size};
 
 /// How the lines are to look.
@@ -28,8 +28,9 @@ pub fn view(model: &Model, style: Style) -> Vec<String> {
     let mut page = Page::new(style);
     page.heading(model);
     page.ways(model);
-    for disk in &model.disks {
-        page.disk(disk, model);
+    for (at, disk) in model.disks.iter().enumerate() {
+        // All addresses are there once: where one disk is, the others are.
+        page.disk(disk, model, if at == 0 { model.nbd.len() } else { 1 });
     }
     page.notes(model);
     if let Some(asking) = &model.asking {
@@ -85,17 +86,25 @@ impl Page {
             n => format!("{n} disks"),
         };
         let machine = self.safe(&model.machine);
-        let heading = format!("storagetm: {machine} lends {disks} over NVMe/TCP");
+        let ways = match (model.endpoints.is_empty(), model.nbd.is_empty()) {
+            (_, true) => "NVMe/TCP",
+            (true, false) => "NBD",
+            (false, false) => "NVMe/TCP and NBD",
+        };
+        let heading = format!("storagetm: {machine} lends {disks} over {ways}");
         self.push(self.ink(Ink::Title, &heading));
     }
 
     fn ways(&mut self, model: &Model) {
         self.push(String::new());
-        if model.endpoints.is_empty() {
+        if model.is_unreachable() {
             self.push("No network address to be reached at yet: plug in a cable.".to_owned());
             return;
         }
         self.door(model);
+        if model.endpoints.is_empty() {
+            return;
+        }
         let keyed = model.endpoints.iter().any(|at| at.keyed);
         self.push(match keyed {
             true => "To attach all disks, type there, as root, once it is let in:".to_owned(),
@@ -116,17 +125,17 @@ impl Page {
     /// Who is let in, and how.
     pub(crate) fn door(&mut self, model: &Model) {
         let open = |at: &&Endpoint| !at.keyed && !at.address.is_loopback();
-        if model.endpoints.iter().any(|at| open(&at)) {
+        if model.reached().any(|at| open(&at)) {
             let line =
                 "Open: whoever reaches this machine gets the disks, and nothing is encrypted.";
             self.push(self.ink(Ink::Alarm, line));
         }
-        let keyed: Vec<&Endpoint> = model.endpoints.iter().filter(|at| at.keyed).collect();
-        if keyed.is_empty() {
+        if !model.is_keyed() {
             return;
         }
+        let keyed: Vec<&Endpoint> = model.endpoints.iter().filter(|at| at.keyed).collect();
         match &model.pairing {
-            Some(Pairing::Code { digits, .. }) => self.pairing(&keyed, digits),
+            Some(Pairing::Code { digits, .. }) if !keyed.is_empty() => self.pairing(&keyed, digits),
             Some(Pairing::Later) => {
                 self.sentence("A wrong code was tried; the next one comes in a moment.")
             }
@@ -134,7 +143,9 @@ impl Page {
                 let line = "Too many wrong codes: nobody new is let in until c is pressed here.";
                 self.push(self.ink(Ink::Alarm, line));
             }
-            None => self.sentence("Only hosts that were let in can attach (storagetm host)."),
+            Some(Pairing::Code { .. }) | None => {
+                self.sentence("Only hosts that were let in can attach (storagetm host).");
+            }
         }
     }
 
@@ -158,7 +169,8 @@ impl Page {
         self.push("Press y to allow it, o to let it only read, n to refuse it.".to_owned());
     }
 
-    fn disk(&mut self, disk: &Disk, model: &Model) {
+    /// A disk, with the first `uris` addresses for NBD clients.
+    fn disk(&mut self, disk: &Disk, model: &Model, uris: usize) {
         self.push(String::new());
         self.rule(disk);
         self.facts(disk);
@@ -168,9 +180,17 @@ impl Page {
         for host in &disk.attached {
             self.push(format!("  {}", self.host(host)));
         }
-        self.push("  To attach only this disk:".to_owned());
+        if !model.endpoints.is_empty() {
+            self.push("  To attach only this disk:".to_owned());
+        }
         for endpoint in &model.endpoints {
             self.one(endpoint, disk, model.digests);
+        }
+        if !model.nbd.is_empty() {
+            self.push("  For NBD clients, such as qemu and nbdcopy:".to_owned());
+        }
+        for at in model.nbd.iter().take(uris) {
+            self.typed(&quoted(&at.uri(&disk.short)));
         }
     }
 
@@ -219,8 +239,7 @@ impl Page {
     }
 
     fn host(&self, host: &Host) -> String {
-        let name = host_name(&host.name, self.style.utf8);
-        self.ink(Ink::Title, &format!("attached by {name} at {}", host.address))
+        self.ink(Ink::Title, &attached_by(host, self.style.utf8))
     }
 
     fn one(&mut self, endpoint: &Endpoint, disk: &Disk, digests: bool) {
@@ -271,6 +290,14 @@ impl Page {
     }
 }
 
+/// Who has attached a disk, and from where.
+pub(crate) fn attached_by(host: &Host, utf8: bool) -> String {
+    if host.name.is_empty() {
+        return format!("attached from {}", host.address);
+    }
+    format!("attached by {} at {}", host_name(&host.name, utf8), host.address)
+}
+
 /// Digits as they are read aloud: in groups of four.
 pub(crate) fn in_groups(digits: &str) -> String {
     let all: Vec<char> = digits.chars().collect();
@@ -295,11 +322,13 @@ pub(crate) fn filled(parts: &[String], between: &str, width: usize) -> Vec<Strin
 #[cfg(test)]
 mod test {
     use super::*;
+    use crate::attach::Nbd;
 
     fn disk() -> Disk {
         Disk {
             title: "/dev/sda".to_owned(),
             nqn: "nqn.2014-08.org.nvmexpress:uuid:1".to_owned(),
+            short: "sda".to_owned(),
             size: 500_107_862_016,
             block_size: 512,
             model: "Example 500".to_owned(),
@@ -322,6 +351,7 @@ mod test {
         Model {
             machine: "laptop".to_owned(),
             endpoints: vec![at("192.168.1.5", None), at("fe80::1", Some("eth0"))],
+            nbd: Vec::new(),
             digests: false,
             disks: vec![disk()],
             pairing: None,
@@ -352,6 +382,36 @@ In place of eth0, put the name that the other machine gives its own network inte
 
 Ctrl-C ends it.";
         assert_eq!(lines.join("\n"), wanted);
+    }
+
+    #[test]
+    fn nbd_clients_get_all_addresses_once_and_one_for_each_other_disk() {
+        let mut model = model();
+        let at = |at: &Endpoint| Nbd::Net(Endpoint { port: 10809, ..at.clone() });
+        model.nbd = model.endpoints.iter().map(at).collect();
+        model.nbd.push(Nbd::Path("/run/x.sock".to_owned()));
+        model.disks.push(Disk { title: "/dev/sdb".to_owned(), short: "sdb".to_owned(), ..disk() });
+        let text = view(&model, Style::PLAIN).join("\n");
+        assert!(text.starts_with("storagetm: laptop lends 2 disks over NVMe/TCP and NBD\n"));
+        let first = "\
+  For NBD clients, such as qemu and nbdcopy:
+    nbd://192.168.1.5/sda
+    nbd://[fe80::1%25eth0]/sda
+    nbd+unix:///sda?socket=/run/x.sock
+
+/dev/sdb: Example 500
+";
+        // A question mark is the shell's, too.
+        let first = first
+            .replace("nbd+unix:///sda?socket=/run/x.sock", "'nbd+unix:///sda?socket=/run/x.sock'");
+        let first = first.replace("nbd://[fe80::1%25eth0]/sda", "'nbd://[fe80::1%25eth0]/sda'");
+        assert!(text.contains(&first), "{text}");
+        assert!(text.contains("and nbdcopy:\n    nbd://192.168.1.5/sdb\n\nCtrl-C"), "{text}");
+        model.endpoints.clear();
+        let text = view(&model, Style::PLAIN).join("\n");
+        assert!(text.contains("lends 2 disks over NBD\n\nOpen: whoever"), "{text}");
+        assert!(!text.contains("nvme") || text.contains("nvmexpress"), "{text}");
+        assert!(!text.contains("No network address"), "{text}");
     }
 
     #[test]
@@ -391,6 +451,9 @@ To attach all disks, type there, as root, once it is let in:
         assert!(text.contains("  writable: hosts can change it\n"), "{text}");
         assert!(text.contains("  attached by host 2f6d1c52 at 192.168.1.7\n"), "{text}");
         assert!(!text.contains("not attached"));
+        model.disks[0].attached[0].name.clear();
+        let text = view(&model, Style::PLAIN).join("\n");
+        assert!(text.contains("  attached from 192.168.1.7\n"), "{text}");
     }
 
     #[test]

@@ -40,7 +40,7 @@ fn has(program: &str) -> bool {
     let found =
         ["/sbin", "/usr/sbin", "/usr/bin"].iter().any(|dir| Path::new(dir).join(program).exists());
     if !found {
-        println!("SKIP: {program} is not installed");
+        println!("skip file systems of {program}: {program} is not installed");
     }
     found
 }

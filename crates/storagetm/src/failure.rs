@@ -25,6 +25,11 @@ impl Failure {
         Self { status: 3, sentence: sentence.to_string() }
     }
 
+    /// It ended in a way that has an exit status of its own.
+    pub(crate) fn ending(status: u8, sentence: impl fmt::Display) -> Self {
+        Self { status, sentence: sentence.to_string() }
+    }
+
     /// The exit status.
     pub(crate) fn status(&self) -> u8 {
         self.status

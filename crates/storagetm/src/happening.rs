@@ -2,11 +2,14 @@
 //!
 //! The JSON is a contract: `docs/json-events.md` describes it.
 
+use std::fmt;
 use std::sync::Arc;
 
 use console::{decimal, host_name, printable, size};
 use export::{Access, Event, Export, KeyId, Knock, Peer, Policy};
 use serde::{Serialize, Serializer};
+
+use crate::listen::Protocol;
 
 /// Something that happened.
 #[derive(Debug, Clone, Serialize)]
@@ -14,12 +17,11 @@ use serde::{Serialize, Serializer};
 pub enum Happening {
     /// Hosts can connect there.
     Listening {
-        /// Always `nvme-tcp`.
+        /// What is spoken there: `nvme-tcp` or `nbd`.
         protocol: &'static str,
-        /// The address; an IPv6 link-local one with its interface.
-        address: String,
-        /// The TCP port.
-        port: u16,
+        /// Where.
+        #[serde(flatten)]
+        at: At,
         /// `disks` or `discovery`, or both.
         serves: &'static [&'static str],
         /// Whether hosts must show a key there.
@@ -27,29 +29,32 @@ pub enum Happening {
     },
     /// An address that was listened on is gone from this machine.
     Closed {
-        /// Always `nvme-tcp`.
+        /// What was spoken there.
         protocol: &'static str,
-        /// The address.
-        address: String,
-        /// The TCP port.
-        port: u16,
+        /// Where.
+        #[serde(flatten)]
+        at: At,
     },
     /// A disk is lent.
     Lent {
         /// What it is.
         #[serde(flatten)]
         disk: Disk,
-        /// The lines that attach it, then those that attach all disks.
+        /// The lines that attach it by NVMe/TCP, then those that attach all disks.
         attach: Vec<String>,
+        /// Where NBD clients find it.
+        nbd: Vec<String>,
     },
     /// All that was asked for is lent.
     Ready,
     /// A host attached a disk.
     Attached {
+        /// What it speaks.
+        protocol: &'static str,
         /// Which disk.
         #[serde(flatten)]
         which: Which,
-        /// The NVMe Qualified Name that the host gives itself.
+        /// The NVMe Qualified Name that the host gives itself; by NBD, that of the host whose key it has shown, or nothing.
         host: String,
         /// Where the host is, with its port.
         address: String,
@@ -59,6 +64,8 @@ pub enum Happening {
     },
     /// A host gave a disk back, or is gone.
     Detached {
+        /// What it spoke.
+        protocol: &'static str,
         /// Which disk.
         #[serde(flatten)]
         which: Which,
@@ -106,7 +113,9 @@ pub enum Happening {
     },
     /// A host asked for what it may not have.
     Refused {
-        /// The NVMe Qualified Name that the host gives itself.
+        /// What it speaks.
+        protocol: &'static str,
+        /// The NVMe Qualified Name that the host gives itself; nothing if it gives none.
         host: String,
         /// Where the host is, with its port.
         address: String,
@@ -117,6 +126,8 @@ pub enum Happening {
     },
     /// A peer broke a rule of the protocol and was cut off.
     Violation {
+        /// What it was to speak.
+        protocol: &'static str,
         /// Where the peer is, with its port.
         address: String,
         /// The rule, by name.
@@ -161,10 +172,38 @@ pub enum Happening {
     Stopped,
 }
 
+/// Where something listens.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum At {
+    /// At an address.
+    Net {
+        /// The address; an IPv6 link-local one with its interface.
+        address: String,
+        /// The TCP port.
+        port: u16,
+    },
+    /// At a Unix socket.
+    Path {
+        /// Its path.
+        path: String,
+    },
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Net { address, port } => write!(f, "the address {address} (port {port})"),
+            Self::Path { path } => write!(f, "the socket {path}"),
+        }
+    }
+}
+
 /// A disk as it is lent.
 #[derive(Debug, Clone, Serialize)]
 pub struct Disk {
     disk: String,
+    name: String,
     nqn: String,
     nsid: u32,
     bytes: u64,
@@ -227,14 +266,38 @@ impl Which {
     }
 }
 
-/// The only protocol yet.
-pub const PROTOCOL: &str = "nvme-tcp";
+/// Where a peer is that came by no network.
+const UNIX: &str = "unix";
+
+/// Where a peer is, with its port; one that came by no network is at the other end of a Unix socket.
+fn address(peer: &Peer) -> String {
+    if peer.remote == Peer::HERE { UNIX.to_owned() } else { peer.remote.to_string() }
+}
+
+/// A host as people are told of it.
+fn who(host: &str, address: &str) -> String {
+    let host = if host.is_empty() { "somebody".to_owned() } else { host_name(host, true) };
+    if address == UNIX { format!("{host} on this machine") } else { format!("{host} at {address}") }
+}
+
+/// Whom an event is about.
+pub(crate) fn peer_of(event: &Event) -> Option<&Peer> {
+    match event {
+        Event::Attached { peer, .. }
+        | Event::Detached { peer, .. }
+        | Event::Refused { peer, .. }
+        | Event::Knocked { peer, .. }
+        | Event::Violation { peer, .. } => Some(peer),
+        Event::Fault { .. } => None,
+    }
+}
 
 impl Happening {
-    /// A disk is lent, and attached by these lines.
-    pub fn lent(export: &Export, attach: Vec<String>) -> Self {
+    /// A disk is lent, attached by these lines, and by NBD found there.
+    pub fn lent(export: &Export, attach: Vec<String>, nbd: Vec<String>) -> Self {
         let disk = Disk {
             disk: export.name.clone(),
+            name: export.short.clone(),
             nqn: export.nqn.clone(),
             nsid: 1,
             bytes: export.bytes(),
@@ -243,7 +306,7 @@ impl Happening {
             model: export.identity.model.clone(),
             serial: export.identity.serial.clone(),
         };
-        Self::Lent { disk, attach }
+        Self::Lent { disk, attach, nbd }
     }
 
     /// A disk is lent no longer.
@@ -261,7 +324,7 @@ impl Happening {
         Self::Paired {
             host: knock.host.clone(),
             name: knock.name.clone(),
-            address: peer.remote.to_string(),
+            address: address(peer),
             access,
         }
     }
@@ -303,31 +366,27 @@ impl Happening {
             Self::Paired { host, name, address, access } => {
                 format!("{name} at {address} ({}) is let in, {access}", host_name(host, true))
             }
-            Self::Closed { address, port, .. } => {
-                format!("the address {address} (port {port}) is gone from this machine")
-            }
-            Self::Attached { which, host, address, shown } => {
-                let host = host_name(host, true);
-                format!("{} is attached by {host} at {address}{}", which.disk, shown.words())
+            Self::Closed { at, .. } => format!("{at} is gone from this machine"),
+            Self::Attached { which, host, address, shown, .. } => {
+                let who = who(host, address);
+                format!("{} is attached by {who}{}", which.disk, shown.words())
             }
             Self::Detached { which, host, address, reason, read, written, .. } => {
-                let host = host_name(host, true);
+                let who = who(host, address);
                 format!(
-                    "{} is no longer attached by {host} at {address}: {reason}; it has read {} and \
-                     written {}",
+                    "{} is no longer attached by {who}: {reason}; it has read {} and written {}",
                     which.disk,
                     decimal(*read),
                     decimal(*written)
                 )
             }
-            Self::Refused { host, address, reason, .. } if host.is_empty() => {
-                format!("somebody at {address} was refused: {reason}")
+            Self::Refused { host, address, wanted, reason, .. } if wanted.is_empty() => {
+                format!("{} was refused: {reason}", who(host, address))
             }
-            Self::Refused { host, address, wanted, reason } => {
-                let host = host_name(host, true);
-                format!("{host} at {address} asked for {wanted} and was refused: {reason}")
+            Self::Refused { host, address, wanted, reason, .. } => {
+                format!("{} asked for {wanted} and was refused: {reason}", who(host, address))
             }
-            Self::Violation { address, rule } => {
+            Self::Violation { address, rule, .. } => {
                 format!("the host at {address} broke the protocol and was cut off: {rule}")
             }
             Self::Fault { which, op, offset, bytes, reason } => {
@@ -368,19 +427,22 @@ fn json_escaped(c: char) -> String {
 }
 
 impl Happening {
-    /// What the engine says; the hosts' names are those of the owner's `policy`.
-    pub fn of(event: Event, policy: &Policy) -> Self {
+    /// What the engine says of peers that speak `protocol`; the hosts' names are those of the owner's `policy`.
+    pub fn of(event: Event, policy: &Policy, protocol: Protocol) -> Self {
+        let protocol = protocol.name();
         match event {
             Event::Attached { export, peer, host, proven } => Self::Attached {
+                protocol,
                 which: Which::of(&export),
                 host,
-                address: peer.remote.to_string(),
+                address: address(&peer),
                 shown: Shown::of(&peer, proven, policy),
             },
             Event::Detached { export, peer, host, reason, read, written } => Self::Detached {
+                protocol,
                 which: Which::of(&export),
                 host,
-                address: peer.remote.to_string(),
+                address: address(&peer),
                 reason: reason.to_string(),
                 read,
                 written,
@@ -389,13 +451,13 @@ impl Happening {
             Event::Knocked { peer, knock } => Self::Asking {
                 host: knock.host.clone(),
                 name: knock.name.clone(),
-                address: peer.remote.to_string(),
+                address: address(&peer),
             },
             Event::Refused { peer, host, wanted, why } => {
-                Self::Refused { host, address: peer.remote.to_string(), wanted, reason: why }
+                Self::Refused { protocol, host, address: address(&peer), wanted, reason: why }
             }
             Event::Violation { peer, rule } => {
-                Self::Violation { address: peer.remote.to_string(), rule }
+                Self::Violation { protocol, address: address(&peer), rule }
             }
             Event::Fault { export, op, offset, len, fault } => Self::Fault {
                 which: Which::of(&export),
@@ -436,9 +498,8 @@ mod test {
     #[test]
     fn the_first_events_have_the_form_of_the_contract() {
         let listening = Happening::Listening {
-            protocol: PROTOCOL,
-            address: "127.0.0.1".to_owned(),
-            port: 4420,
+            protocol: Protocol::Nvme.name(),
+            at: At::Net { address: "127.0.0.1".to_owned(), port: 4420 },
             serves: &["discovery", "disks"],
             keyed: false,
         };
@@ -446,10 +507,14 @@ mod test {
             listening.json(),
             r#"{"event":"listening","protocol":"nvme-tcp","address":"127.0.0.1","port":4420,"serves":["discovery","disks"],"keyed":false}"#
         );
-        let lent = Happening::lent(&export(), vec!["nvme connect".to_owned()]);
+        let lent = Happening::lent(
+            &export(),
+            vec!["nvme connect".to_owned()],
+            vec!["nbd://x/disk".to_owned()],
+        );
         assert_eq!(
             lent.json(),
-            r#"{"event":"lent","disk":"disk.img","nqn":"nqn.test","nsid":1,"bytes":1048576,"block_size":512,"access":"read-only","model":"Example","serial":"S1","attach":["nvme connect"]}"#
+            r#"{"event":"lent","disk":"disk.img","name":"disk","nqn":"nqn.test","nsid":1,"bytes":1048576,"block_size":512,"access":"read-only","model":"Example","serial":"S1","attach":["nvme connect"],"nbd":["nbd://x/disk"]}"#
         );
         assert_eq!(Happening::Ready.json(), r#"{"event":"ready"}"#);
         assert_eq!(Happening::Stopped.json(), r#"{"event":"stopped"}"#);
@@ -467,7 +532,7 @@ mod test {
                     host: host.clone(),
                     proven: None,
                 },
-                r#"{"event":"attached","disk":"disk.img","nqn":"nqn.test","host":"nqn.host","address":"10.0.0.2:5000"}"#,
+                r#"{"event":"attached","protocol":"nvme-tcp","disk":"disk.img","nqn":"nqn.test","host":"nqn.host","address":"10.0.0.2:5000"}"#,
             ),
             (
                 Event::Detached {
@@ -478,7 +543,7 @@ mod test {
                     read: 1,
                     written: 2,
                 },
-                r#"{"event":"detached","disk":"disk.img","nqn":"nqn.test","host":"nqn.host","address":"10.0.0.2:5000","reason":"disconnected","read":1,"written":2}"#,
+                r#"{"event":"detached","protocol":"nvme-tcp","disk":"disk.img","nqn":"nqn.test","host":"nqn.host","address":"10.0.0.2:5000","reason":"disconnected","read":1,"written":2}"#,
             ),
             (
                 Event::Refused {
@@ -487,18 +552,18 @@ mod test {
                     wanted: "nqn.other".to_owned(),
                     why: "not lent",
                 },
-                r#"{"event":"refused","host":"nqn.host","address":"10.0.0.2:5000","wanted":"nqn.other","reason":"not lent"}"#,
+                r#"{"event":"refused","protocol":"nvme-tcp","host":"nqn.host","address":"10.0.0.2:5000","wanted":"nqn.other","reason":"not lent"}"#,
             ),
             (
                 Event::Violation { peer, rule: "PlenTooShort" },
-                r#"{"event":"violation","address":"10.0.0.2:5000","rule":"PlenTooShort"}"#,
+                r#"{"event":"violation","protocol":"nvme-tcp","address":"10.0.0.2:5000","rule":"PlenTooShort"}"#,
             ),
             (
                 Event::Fault { export, op: "read", offset: 512, len: 1024, fault: Fault::Io },
                 r#"{"event":"fault","disk":"disk.img","nqn":"nqn.test","op":"read","offset":512,"bytes":1024,"reason":"the disk reported an error"}"#,
             ),
         ] {
-            assert_eq!(Happening::of(event, &Policy::default()).json(), json);
+            assert_eq!(Happening::of(event, &Policy::default(), Protocol::Nvme).json(), json);
         }
     }
 
@@ -528,7 +593,7 @@ mod test {
             host: "nqn.host".to_owned(),
             proven: Some(KeyId::new(7)),
         };
-        let happening = Happening::of(attached, &policy);
+        let happening = Happening::of(attached, &policy, Protocol::Nbd);
         let json = happening.json();
         let end = r#","key":"laptop","tls":"TLS_AES_128_GCM_SHA256","chap":true}"#;
         assert!(json.ends_with(end), "{json}");
@@ -544,7 +609,7 @@ mod test {
             wanted: String::new(),
             why: "no key",
         };
-        let fields = Happening::of(refused, &Policy::default()).fields();
+        let fields = Happening::of(refused, &Policy::default(), Protocol::Nvme).fields();
         let find = |name| &fields.iter().find(|(known, _)| known == name).unwrap().1;
         assert_eq!(find("STORAGETM_EVENT"), "refused");
         assert_eq!(find("STORAGETM_ADDRESS"), "10.0.0.2:5000");
@@ -579,6 +644,7 @@ mod test {
         let happening = Happening::of(
             Event::Attached { export: export(), peer: peer(), host: host.clone(), proven: None },
             &Policy::default(),
+            Protocol::Nvme,
         );
         let json = happening.json();
         assert!(json.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{json}");
@@ -599,9 +665,34 @@ mod test {
             written: 0,
         };
         assert_eq!(
-            Happening::of(detached, &Policy::default()).sentence().unwrap(),
+            Happening::of(detached, &Policy::default(), Protocol::Nvme).sentence().unwrap(),
             "disk.img is no longer attached by host 2f6d1c52 at 10.0.0.2:5000: timed out; it has read \
              4.1 kB and written 0 bytes"
         );
+    }
+
+    #[test]
+    fn who_gives_no_name_and_comes_by_no_network_is_told_as_such() {
+        let peer = Peer { remote: Peer::HERE, local: Peer::HERE, ..peer() };
+        let host = String::new();
+        let attached = Event::Attached { export: export(), peer: peer.clone(), host, proven: None };
+        let happening = Happening::of(attached, &Policy::default(), Protocol::Nbd);
+        assert_eq!(
+            happening.json(),
+            r#"{"event":"attached","protocol":"nbd","disk":"disk.img","nqn":"nqn.test","host":"","address":"unix"}"#
+        );
+        assert_eq!(
+            happening.sentence().unwrap(),
+            "disk.img is attached by somebody on this machine"
+        );
+        let refused = |wanted: &str| Event::Refused {
+            peer: peer.clone(),
+            host: String::new(),
+            wanted: wanted.to_owned(),
+            why: "not lent",
+        };
+        let said = |event| Happening::of(event, &Policy::default(), Protocol::Nbd).sentence();
+        assert_eq!(said(refused("")).unwrap(), "somebody on this machine was refused: not lent");
+        assert!(said(refused("sdb")).unwrap().contains("asked for sdb and was refused"));
     }
 }

@@ -1,10 +1,10 @@
 //! `storagetm image`: makes something that boots into target mode. It knows no network.
 
 mod inputs;
-mod medium;
+pub(crate) mod medium;
 mod outcome;
 mod progress;
-mod target;
+pub(crate) mod target;
 
 use std::path::Path;
 

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use nvme::auth::Hash;
 use serde::Serialize;
+use zeroize::Zeroizing;
 
 use crate::failure::Failure;
 use crate::happening::escaped;
@@ -114,6 +115,7 @@ fn from_standard_input() -> Result<Key, Failure> {
 fn export(store: &Store, options: &Export) -> Result<(), Failure> {
     let key = store.key(&options.name)?;
     let text = match &options.for_host {
+        _ if options.nbd => for_nbd(store, &key, options)?,
         None => key.line(),
         Some(host) if key.kind() == Kind::Tls => {
             let disks: Vec<&str> = options.disk.iter().map(String::as_str).collect();
@@ -131,6 +133,46 @@ fn export(store: &Store, options: &Export) -> Result<(), Failure> {
         Some(path) => write_private(path, &text),
         None => say(&text),
     }
+}
+
+/// A line `NAME:HEX` for each host that uses the key, or for the one that is named.
+fn for_nbd(store: &Store, key: &Key, options: &Export) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let name = &options.name;
+    let psk = key
+        .nbd_psk()
+        .ok_or_else(|| Failure::new(format!("{name} is no TLS key: --nbd is for those")))?;
+    let hosts = match &options.for_host {
+        Some(host) => vec![name_of(store, host)?],
+        None => store.users(name),
+    };
+    if hosts.is_empty() {
+        return Err(Failure::new(format!(
+            "no host uses the key {name} here: say --for-host NAME, the name by which the other \
+             machine knows the host"
+        )));
+    }
+    let mut lines = Zeroizing::new(Vec::with_capacity(hosts.len().saturating_mul(LONGEST_LINE)));
+    for host in hosts {
+        lines.extend_from_slice(host.as_str().as_bytes());
+        lines.push(b':');
+        lines.extend(psk.bytes().iter().flat_map(|byte| hex(*byte)));
+        lines.push(b'\n');
+    }
+    Ok(lines)
+}
+
+/// Bytes of the longest line of a PSK file: a name, a colon, 32 bytes in two digits each, and the line's end.
+const LONGEST_LINE: usize = 64 + 1 + 64 + 1;
+
+fn hex(byte: u8) -> [u8; 2] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    [byte >> 4, byte & 15].map(|digit| DIGITS.get(usize::from(digit)).copied().unwrap_or(b'0'))
+}
+
+/// What a host is called, by its NQN or as it is given: an NQN has colons, which the files of NBD clients cannot have.
+fn name_of(store: &Store, host: &str) -> Result<Name, Failure> {
+    let known = store.find_host(host);
+    known.map_or_else(|| host.parse().map_err(|why| Failure::new(format!("{host}: {why}"))), Ok)
 }
 
 /// The NQN of a host by the name that it has here, or as it is given.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use console::attach::Endpoint;
+use console::attach::{Endpoint, Nbd};
 use console::{Disk, Host, Model};
 use export::{Event, Export};
 use linux::net::{Scope, scope_of};
@@ -92,11 +92,17 @@ impl Ledger {
     }
 
     /// What the screen shows.
-    pub(crate) fn model(&self, machine: &str, endpoints: Vec<Endpoint>, digests: bool) -> Model {
+    pub(crate) fn model(
+        &self,
+        machine: &str,
+        endpoints: Vec<Endpoint>,
+        nbd: Vec<Nbd>,
+        digests: bool,
+    ) -> Model {
         let notes = self.subjects.values().chain(&self.notes).cloned().collect();
         let disks = self.disks.iter().map(Entry::shown).collect();
         let machine = machine.to_owned();
-        Model { machine, endpoints, digests, disks, notes, pairing: None, asking: None }
+        Model { machine, endpoints, nbd, digests, disks, notes, pairing: None, asking: None }
     }
 
     /// Whether somebody has attached a disk.
@@ -121,9 +127,10 @@ impl Ledger {
 }
 
 /// What to say if no other machine reaches any of these.
-pub(crate) fn advice(endpoints: &[Endpoint]) -> Option<&'static str> {
+pub(crate) fn advice<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> Option<&'static str> {
     let near = |at: &Endpoint| scope_of(at.address) == Scope::Loopback;
-    (!endpoints.is_empty() && endpoints.iter().all(near)).then_some(
+    let mut endpoints = endpoints.peekable();
+    (endpoints.peek().is_some() && endpoints.all(near)).then_some(
         "Only this machine itself reaches these addresses: plug in a cable to another machine, or \
          listen on an address of your network with --listen.",
     )
@@ -143,15 +150,23 @@ impl Entry {
             name: known.host.clone(),
             address: known.address.ip().to_canonical(),
         };
+        // A host may have many connections, and is one host.
+        let mut attached: Vec<Host> = Vec::new();
+        for host in self.hosts.iter().map(host) {
+            if !attached.contains(&host) {
+                attached.push(host);
+            }
+        }
         Disk {
             title: export.name.clone(),
             nqn: export.nqn.clone(),
+            short: export.short.clone(),
             size: export.bytes(),
             block_size: export.geometry.block(),
             model: export.identity.model.clone(),
             serial: export.identity.serial.clone(),
             access: export.access,
-            attached: self.hosts.iter().map(host).collect(),
+            attached,
             read: export.usage.bytes_read.load(Ordering::Relaxed),
             written: export.usage.bytes_written.load(Ordering::Relaxed),
             writes: None,
@@ -205,8 +220,11 @@ mod test {
             read: 0,
             written: 0,
         });
-        let model = ledger.model("m", Vec::new(), false);
+        let model = ledger.model("m", Vec::new(), Vec::new(), false);
         assert_eq!((model.disks[0].attached.len(), model.disks[1].attached.len()), (1, 0));
+        ledger.record(&attached(&disk, "10.0.0.2:3"));
+        let model = ledger.model("m", Vec::new(), Vec::new(), false);
+        assert_eq!(model.disks[0].attached.len(), 1, "one host by two connections");
         ledger.withdraw(&disk);
         assert_eq!(ledger.status(), "Lending 1 disk, 0 attached");
     }
@@ -217,7 +235,7 @@ mod test {
         for n in 0..20 {
             ledger.note(format!("note {}", n % 9));
         }
-        let notes = ledger.model("m", Vec::new(), false).notes;
+        let notes = ledger.model("m", Vec::new(), Vec::new(), false).notes;
         assert_eq!(notes, ["note 5", "note 6", "note 7", "note 8", "note 0", "note 1"]);
     }
 
@@ -229,8 +247,8 @@ mod test {
             port: 4420,
             keyed: false,
         };
-        assert!(advice(&[at("127.0.0.1"), at("::1")]).is_some());
-        assert!(advice(&[at("127.0.0.1"), at("169.254.1.1")]).is_none());
-        assert!(advice(&[]).is_none());
+        assert!(advice([at("127.0.0.1"), at("::1")].iter()).is_some());
+        assert!(advice([at("127.0.0.1"), at("169.254.1.1")].iter()).is_none());
+        assert!(advice([].iter()).is_none());
     }
 }

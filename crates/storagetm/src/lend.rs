@@ -63,6 +63,19 @@ impl Loan {
     pub(crate) fn new(export: Arc<Export>, device: Option<Device>) -> Self {
         Self { export, device, note: None, _whole: None }
     }
+
+    /// The same with a short name that none of `others` has: one that is taken gets a number.
+    pub(crate) fn named_apart(mut self, others: &[Self]) -> Self {
+        let is_taken = |name: &str| others.iter().any(|other| other.export.short == name);
+        let short = &self.export.short;
+        let numbered = (2u32..).map(|number| format!("{short}-{number}"));
+        let free = std::iter::once(short.clone()).chain(numbered).find(|name| !is_taken(name));
+        // Nobody else has it yet.
+        if let (Some(free), Some(export)) = (free, Arc::get_mut(&mut self.export)) {
+            export.short = free;
+        }
+        self
+    }
 }
 
 impl Device {
@@ -181,6 +194,9 @@ impl Terms {
         export.cache = if volatile_cache { Cache::Volatile } else { Cache::WriteThrough };
         export.rotational = disk.is_some_and(|disk| disk.rotational);
         export.discard = can_discard;
+        if let Some(disk) = disk {
+            export.short = device_name(&wanted.path, disk);
+        }
         let loan = Loan::new(Arc::new(export), disk.map(Device::of));
         Ok(Loan { note, _whole: whole, ..loan })
     }
@@ -243,6 +259,13 @@ impl Terms {
         };
         self.export(&Wanted { path, writable }, identity, opened, None)
     }
+}
+
+/// What a block device is called for short: the last part of its path, dots and all. What stands in `/dev/disk` is long,
+/// and the kernel's name is short.
+fn device_name(path: &Path, disk: &Disk) -> String {
+    let own = path.file_name().filter(|_| !path.starts_with("/dev/disk"));
+    own.map_or_else(|| disk.name.clone(), |name| name.to_string_lossy().into_owned())
 }
 
 /// The path may lead to another disk by now than the one whose use was judged.
@@ -364,6 +387,22 @@ mod test {
         for path in [a, b] {
             fs::remove_file(path).unwrap();
         }
+    }
+
+    #[test]
+    fn disks_of_one_short_name_are_told_apart_by_a_number() {
+        let images = ["same.one.img", "same.one.raw", "same.one"].map(|name| image(name, 4096));
+        let mut loans: Vec<Loan> = Vec::new();
+        for path in &images {
+            let loan = terms().lend(&wanted(path, false)).unwrap().named_apart(&loans);
+            loans.push(loan);
+        }
+        let own = std::process::id();
+        let names: Vec<String> = loans.iter().map(|loan| loan.export.short.clone()).collect();
+        let wanted =
+            ["same.one", "same.one-2", "same"].map(|name| format!("storagetm-{own}-{name}"));
+        assert_eq!(names, wanted);
+        images.iter().for_each(|path| fs::remove_file(path).unwrap());
     }
 
     #[test]

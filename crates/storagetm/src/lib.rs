@@ -11,11 +11,16 @@
 //! | `mailbox`, `ledger` | what the engine says, and who has what |
 //! | [`happening`], `output`, `outlet` | what happened, and where it is said |
 //! | `list` | which disks there are |
+//! | `copy` | copies a disk from a place to another |
+//! | `inspect` | what is on a disk, seen by a process without rights |
 //! | `boot` | a machine that does nothing but lend its disks |
 //! | `admission` | whom this machine lets in |
 //! | `keyboard`, `keystroke` | what somebody at the screen answers |
 //! | `settings`, `choice` | what was said when the machine was booted, and the disks that were named then |
 //! | `image` | makes what boots such a machine |
+//! | `announce` | tells the networks nearby that there are disks to be had here, from a process without rights |
+//! | `find` | looks for machines that lend disks, and asks what they have |
+//! | `attach` | hands disks of other machines to the kernel, and takes them away again |
 //! | `store` | where keys and hosts are kept, and whom that lets in |
 //! | `key`, `host`, `pair` | what the owner does with them |
 //! | `keyring` | a key as the other machine's kernel needs it |
@@ -25,15 +30,20 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod announce;
+mod attach;
 mod boot;
 mod choice;
+mod copy;
 mod demo;
 mod failure;
+mod find;
 mod follow;
 pub mod happening;
 mod hold;
 mod host;
 mod image;
+mod inspect;
 mod key;
 mod keyboard;
 mod keyring;
@@ -82,14 +92,20 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let done = match options.task {
         Task::Serve(options) => serve::serve(&options),
+        Task::Copy(options) => copy::copy(&options),
         Task::List(options) => list::list(&options),
         Task::Boot(options) => boot::boot(&options).map(|never| match never {}),
         Task::Image(options) => image::image(&options),
         Task::Key(options) => key::key(&options),
         Task::Host(options) => host::host(&options),
         Task::Pair(options) => pair::pair(&options),
+        Task::Find(options) => find::find(&options),
+        Task::Attach(options) => attach::attach(&options),
+        Task::Detach(options) => attach::detach(&options),
         Task::Hold(options) => hold::hold(&options),
+        Task::Inspect => inspect::work(),
         Task::Worker => worker::work(),
+        Task::Announcer => announce::work(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,108 +1,108 @@
-//! Where to listen: what `--listen` and `--open` say, the addresses without them, and the rules that nothing beyond this
-//! machine and its cables is listened on unasked, and that hosts elsewhere must show a key. It knows no socket.
+//! Where to listen: what `--listen`, `--protocol` and `--open` ask for, the addresses without them, and the rules that nothing
+//! beyond this machine and its cables is listened on unasked, and that hosts elsewhere must show a key. It knows no socket.
+
+mod given;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::str::FromStr;
+use std::path::PathBuf;
 
+use console::attach::{Endpoint, Nbd};
 use export::Door;
 use linux::net::{Address, Scope, scope_of};
 
 use crate::failure::Failure;
+pub(crate) use given::{Listen, Protocol, Spot};
 
 /// The port for disks and their discovery (IANA: nvme).
 pub(crate) const DISKS: u16 = 4420;
 /// The port for discovery alone (IANA: nvme-disc).
 pub(crate) const DISCOVERY: u16 = 8009;
+/// The port for NBD (IANA: nbd).
+pub(crate) const NBD: u16 = 10809;
 
-/// What `--listen` says: `[PROTOCOL:]ADDRESS[:PORT]`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listen {
-    /// The address.
-    pub ip: IpAddr,
-    /// The interface that an IPv6 address is said to be on: `[fe80::1%eth0]`.
-    pub interface: Option<String>,
-    /// The port, if one was given.
-    pub port: Option<u16>,
+/// The protocols by which disks are lent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Protocols {
+    nvme: bool,
+    nbd: bool,
+    /// Whether the owner has named them.
+    named: bool,
 }
 
-impl FromStr for Listen {
-    type Err = &'static str;
+impl Protocols {
+    /// Those that are named; both if none is.
+    pub(crate) fn of(named: &[Protocol]) -> Self {
+        let has = |protocol| named.is_empty() || named.contains(&protocol);
+        let (nvme, nbd) = (has(Protocol::Nvme), has(Protocol::Nbd));
+        Self { nvme, nbd, named: !named.is_empty() }
+    }
 
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let text = without_protocol(text)?;
-        let (host, port) = split(text)?;
-        let port = port.map(|port| port.parse().map_err(|_| "a port is a number up to 65535"));
-        let (host, interface) = match host.split_once('%') {
-            Some((host, name)) => (host, Some(name.to_owned())),
-            None => (host, None),
-        };
-        let ip: IpAddr = host.parse().map_err(|_| FORM)?;
-        let has_zone = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
-        if interface.is_some() && !has_zone {
-            return Err("only a link-local IPv6 address has an interface, as in [fe80::1%eth0]");
+    /// Whether this is one of them.
+    pub(crate) fn has(self, protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::Nvme => self.nvme,
+            Protocol::Nbd => self.nbd,
         }
-        Ok(Self { ip, interface, port: port.transpose()? })
+    }
+
+    /// The one that is meant where none is said and there is room for one only.
+    fn first(self) -> Protocol {
+        if self.nvme { Protocol::Nvme } else { Protocol::Nbd }
     }
 }
 
-const FORM: &str = "an address looks like 192.168.1.5, 127.0.0.1:4420, [fe80::1%eth0] or [::]:4420";
-
-/// Takes the protocol off the front.
-fn without_protocol(text: &str) -> Result<&str, &'static str> {
-    match text.split_once(':') {
-        Some(("nvme", rest)) => Ok(rest),
-        Some((word, _)) if word.starts_with(|c: char| c.is_ascii_alphabetic()) && !is_v6(text) => {
-            Err("the only protocol is nvme, as in nvme:127.0.0.1:4420")
-        }
-        _ => Ok(text),
-    }
-}
-
-fn is_v6(text: &str) -> bool {
-    text.parse::<Ipv6Addr>().is_ok()
-}
-
-/// The address without brackets, and the port's text.
-fn split(text: &str) -> Result<(&str, Option<&str>), &'static str> {
-    if let Some(rest) = text.strip_prefix('[') {
-        let (host, rest) = rest.split_once(']').ok_or(FORM)?;
-        let is_six = is_v6(host.split('%').next().unwrap_or_default());
-        return match rest.strip_prefix(':') {
-            Some(port) if is_six => Ok((host, Some(port))),
-            None if is_six && rest.is_empty() => Ok((host, None)),
-            _ => Err(FORM),
-        };
-    }
-    match text.split_once(':') {
-        None => Ok((text, None)),
-        Some((_, rest)) if rest.contains(':') => {
-            Err("an IPv6 address stands in brackets, as in [::1]:4420")
-        }
-        Some((host, port)) => Ok((host, Some(port))),
-    }
-}
-
-/// What a port is for.
+/// What a socket is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Serves {
-    /// Discovery and disks.
+    /// NVMe/TCP: discovery and disks.
     All,
-    /// Discovery; the disks are at [`DISKS`].
+    /// NVMe/TCP: discovery; the disks are at [`DISKS`].
     Discovery,
+    /// NBD.
+    Nbd,
+}
+
+impl Serves {
+    /// The protocol that is spoken there.
+    pub(crate) fn protocol(self) -> Protocol {
+        match self {
+            Self::All | Self::Discovery => Protocol::Nvme,
+            Self::Nbd => Protocol::Nbd,
+        }
+    }
+
+    /// What serves disks by a protocol.
+    fn disks(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Nvme => Self::All,
+            Protocol::Nbd => Self::Nbd,
+        }
+    }
+}
+
+/// Where a socket listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// At an address, with its scope, and a port; 0 is any free one.
+    Net(SocketAddr),
+    /// At a path. An empty one is a name that is no file's.
+    Path(PathBuf),
 }
 
 /// Something to be listened on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Listener {
-    /// The address, with its scope, and the port; 0 is any free one.
-    pub socket: SocketAddr,
+    /// Where.
+    pub(crate) place: Place,
     /// The interface, for a link-local IPv6 address.
-    pub interface: Option<String>,
+    pub(crate) interface: Option<String>,
     /// What for.
-    pub serves: Serves,
+    pub(crate) serves: Serves,
     /// What hosts must show there.
-    pub door: Door,
+    pub(crate) door: Door,
+    /// Whether nobody has asked for it by name: it may be left out if another program has its place.
+    pub(crate) spare: bool,
 }
 
 impl Listener {
@@ -111,17 +111,47 @@ impl Listener {
             (IpAddr::V6(ip), Some((_, scope))) => SocketAddrV6::new(ip, port, 0, scope).into(),
             (ip, _) => SocketAddr::new(ip, port),
         };
-        // This machine itself needs no key to what it lends.
-        let door = if scope_of(ip) == Scope::Loopback { Door::Open } else { Door::Keyed };
-        Self { socket, interface: interface.map(|(name, _)| name.to_owned()), serves, door }
+        let interface = interface.map(|(name, _)| name.to_owned());
+        Self { interface, ..Self::at(Place::Net(socket), serves) }
     }
 
-    /// The two standard ports of an address.
-    fn standard(ip: IpAddr, interface: Option<(&str, u32)>) -> [Self; 2] {
-        [
-            Self::new(ip, interface, DISKS, Serves::All),
-            Self::new(ip, interface, DISCOVERY, Serves::Discovery),
-        ]
+    /// At that place.
+    fn at(place: Place, serves: Serves) -> Self {
+        // This machine itself needs no key to what it lends.
+        let is_here = match &place {
+            Place::Net(socket) => scope_of(socket.ip()) == Scope::Loopback,
+            Place::Path(_) => true,
+        };
+        let door = if is_here { Door::Open } else { Door::Keyed };
+        Self { place, interface: None, serves, door, spare: false }
+    }
+
+    /// That which listens at that place already, and was handed to this program with a name: the name says the protocol,
+    /// or else the place does.
+    pub(crate) fn handed(place: Place, name: &str, protocols: Protocols) -> Self {
+        let serves = match &place {
+            Place::Path(_) => Serves::Nbd,
+            Place::Net(_) if name.starts_with("nvme") => Serves::All,
+            Place::Net(_) if name.starts_with("nbd") => Serves::Nbd,
+            Place::Net(socket) if socket.port() == DISCOVERY => Serves::Discovery,
+            Place::Net(socket) if socket.port() == DISKS => Serves::All,
+            Place::Net(_) if protocols.nbd => Serves::Nbd,
+            Place::Net(_) => Serves::All,
+        };
+        Self::at(place, serves)
+    }
+
+    /// The standard ports of an address.
+    fn standard(ip: IpAddr, interface: Option<(&str, u32)>, protocols: Protocols) -> Vec<Self> {
+        let at = |port, serves| Self::new(ip, interface, port, serves);
+        let mut all = Vec::new();
+        if protocols.nvme {
+            all.extend([at(DISKS, Serves::All), at(DISCOVERY, Serves::Discovery)]);
+        }
+        if protocols.nbd {
+            all.push(Self { spare: !protocols.named, ..at(NBD, Serves::Nbd) });
+        }
+        all
     }
 
     /// The same with its door open if `open`.
@@ -129,18 +159,38 @@ impl Listener {
         Self { door: if open { Door::Open } else { self.door }, ..self }
     }
 
-    /// The address without its port, an IPv6 link-local one with its interface.
+    /// The address without its port, an IPv6 link-local one with its interface; the path.
     pub(crate) fn host(&self) -> String {
-        match &self.interface {
-            Some(interface) => format!("{}%{interface}", self.socket.ip()),
-            None => self.socket.ip().to_string(),
+        match (&self.place, &self.interface) {
+            (Place::Net(socket), Some(interface)) => format!("{}%{interface}", socket.ip()),
+            (Place::Net(socket), None) => socket.ip().to_string(),
+            (Place::Path(path), _) => path.display().to_string(),
         }
+    }
+
+    /// The address and the port, if it has one.
+    pub(crate) fn socket(&self) -> Option<SocketAddr> {
+        match self.place {
+            Place::Net(socket) => Some(socket),
+            Place::Path(_) => None,
+        }
+    }
+
+    /// Whether connections to `local` come from here.
+    pub(crate) fn leads_to(&self, local: SocketAddr) -> bool {
+        self.socket().is_some_and(|own| {
+            let any = own.ip().is_unspecified() || own.ip() == local.ip();
+            any && own.port() == local.port()
+        })
     }
 }
 
 impl fmt::Display for Listener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} port {}", self.host(), self.socket.port())
+        match self.socket() {
+            Some(socket) => write!(f, "{} port {}", self.host(), socket.port()),
+            None => f.write_str(&self.host()),
+        }
     }
 }
 
@@ -150,73 +200,103 @@ pub(crate) enum Plan {
     /// There, and nowhere else.
     Fixed(Vec<Listener>),
     /// On all addresses of this machine, IPv4 and IPv6 as far as the kernel has them.
-    Everywhere,
+    Everywhere(Protocols),
     /// On the loopback and link-local addresses that there are.
-    Nearby,
+    Nearby(Protocols),
     /// At those, from when they are there.
-    Awaited(Vec<Listen>),
+    Awaited(Vec<Listen>, Protocols),
 }
 
 /// What `--listen` and `--open` ask for. At boot the network is not up yet: then addresses are `awaited`.
 ///
 /// # Errors
-/// A link-local address that no interface has.
+/// A link-local address that no interface has, or a protocol that is not to be spoken.
 pub(crate) fn plan(
     given: &[Listen],
+    protocols: Protocols,
     open: bool,
     awaited: bool,
     machine: &[Address],
 ) -> Result<Plan, Failure> {
     if given.is_empty() {
-        return Ok(if open { Plan::Everywhere } else { Plan::Nearby });
+        return Ok(if open { Plan::Everywhere(protocols) } else { Plan::Nearby(protocols) });
     }
+    given.iter().try_for_each(|listen| check_spoken(listen, protocols))?;
     if awaited {
-        return Ok(Plan::Awaited(given.to_vec()));
+        return Ok(Plan::Awaited(given.to_vec(), protocols));
     }
-    Ok(Plan::Fixed(each_once(resolve_all(given, machine)?)))
+    let resolved: Result<Vec<_>, _> =
+        given.iter().map(|listen| resolve(listen, protocols, machine)).collect();
+    Ok(Plan::Fixed(each_once(resolved?.into_iter().flatten())))
 }
 
-/// The listeners without those for a socket that was given before; any free port is another one each time.
+fn check_spoken(listen: &Listen, protocols: Protocols) -> Result<(), Failure> {
+    match listen.protocol.filter(|protocol| !protocols.has(*protocol)) {
+        None => Ok(()),
+        Some(Protocol::Nbd) => {
+            Err(Failure::usage("--listen nbd:… or unix:… needs nbd among those of --protocol"))
+        }
+        Some(Protocol::Nvme) => {
+            Err(Failure::usage("--listen nvme:… needs nvme among those of --protocol"))
+        }
+    }
+}
+
+/// The listeners without those that were given before; any free port is another one each time.
 fn each_once(listeners: impl IntoIterator<Item = Listener>) -> Vec<Listener> {
     let mut once: Vec<Listener> = Vec::new();
     for listener in listeners {
-        let is_it = |known: &Listener| known.socket == listener.socket;
-        if listener.socket.port() == 0 || !once.iter().any(is_it) {
+        let protocol = listener.serves.protocol();
+        let is_it =
+            |known: &Listener| known.place == listener.place && known.serves.protocol() == protocol;
+        let is_any = listener.socket().is_some_and(|socket| socket.port() == 0);
+        if is_any || !once.iter().any(is_it) {
             once.push(listener);
         }
     }
     once
 }
 
-fn resolve_all(given: &[Listen], machine: &[Address]) -> Result<Vec<Listener>, Failure> {
-    let resolved: Result<Vec<_>, _> = given.iter().map(|listen| resolve(listen, machine)).collect();
-    Ok(resolved?.into_iter().flatten().collect())
-}
-
-fn resolve(listen: &Listen, machine: &[Address]) -> Result<Vec<Listener>, Failure> {
-    let found = interface(listen, machine)?;
+fn resolve(
+    listen: &Listen,
+    protocols: Protocols,
+    machine: &[Address],
+) -> Result<Vec<Listener>, Failure> {
+    let (ip, named, port) = match &listen.spot {
+        Spot::Path(path) => return Ok(vec![Listener::at(Place::Path(path.clone()), Serves::Nbd)]),
+        Spot::Address { ip, interface, port } => (*ip, interface.as_deref(), *port),
+    };
+    let found = interface(ip, named, machine)?;
     let interface = found.as_ref().map(|(name, scope)| (name.as_str(), *scope));
-    Ok(match listen.port {
-        Some(port) => vec![Listener::new(listen.ip, interface, port, Serves::All)],
-        None => Listener::standard(listen.ip, interface).into(),
+    let one = |protocol| Protocols::of(&[protocol]);
+    Ok(match port {
+        Some(port) => {
+            let protocol = listen.protocol.unwrap_or_else(|| protocols.first());
+            vec![Listener::new(ip, interface, port, Serves::disks(protocol))]
+        }
+        None => Listener::standard(ip, interface, listen.protocol.map_or(protocols, one)),
     })
 }
 
 /// The interface of a link-local IPv6 address: the one named, or the one that has it.
-fn interface(listen: &Listen, machine: &[Address]) -> Result<Option<(String, u32)>, Failure> {
-    let IpAddr::V6(ip) = listen.ip else { return Ok(None) };
-    if !ip.is_unicast_link_local() {
+fn interface(
+    ip: IpAddr,
+    named: Option<&str>,
+    machine: &[Address],
+) -> Result<Option<(String, u32)>, Failure> {
+    let is_near = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    if !is_near {
         return Ok(None);
     }
-    let named = |address: &&Address| match &listen.interface {
-        Some(name) => address.interface == *name,
-        None => address.ip == listen.ip,
+    let is_it = |address: &&Address| match named {
+        Some(name) => address.interface == name,
+        None => address.ip == ip,
     };
-    match machine.iter().find(named) {
+    match machine.iter().find(is_it) {
         Some(address) => Ok(Some((address.interface.clone(), address.scope_id))),
         None => Err(Failure::new(format!(
             "cannot listen on {ip}{}: no network interface of this machine has it",
-            listen.interface.as_ref().map(|name| format!("%{name}")).unwrap_or_default()
+            named.map(|name| format!("%{name}")).unwrap_or_default()
         ))),
     }
 }
@@ -226,14 +306,20 @@ impl Plan {
     pub(crate) fn listeners(&self, machine: &[Address]) -> Vec<Listener> {
         match self {
             Self::Fixed(fixed) => fixed.clone(),
-            Self::Everywhere => [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]
-                .into_iter()
-                .flat_map(|ip| Listener::standard(ip, None))
-                .collect(),
-            Self::Nearby => machine.iter().filter(is_near).flat_map(standard_at).collect(),
-            Self::Awaited(given) => {
+            Self::Everywhere(protocols) => {
+                [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]
+                    .into_iter()
+                    .flat_map(|ip| Listener::standard(ip, None, *protocols))
+                    .collect()
+            }
+            Self::Nearby(protocols) => {
+                let near = machine.iter().filter(is_near);
+                near.flat_map(|at| Listener::standard(at.ip, scope(at), *protocols)).collect()
+            }
+            Self::Awaited(given, protocols) => {
                 let here = given.iter().filter(|listen| listen.is_at(machine));
-                each_once(here.filter_map(|listen| resolve(listen, machine).ok()).flatten())
+                let resolved = here.filter_map(|listen| resolve(listen, *protocols, machine).ok());
+                each_once(resolved.flatten())
             }
         }
     }
@@ -242,11 +328,19 @@ impl Plan {
 impl Listen {
     /// Whether the machine has the address by now.
     pub(crate) fn is_at(&self, machine: &[Address]) -> bool {
-        let named = |address: &Address| {
-            self.interface.as_ref().is_none_or(|name| address.interface == *name)
-        };
-        let has = |address: &Address| address.ip == self.ip && named(address);
-        self.ip.is_unspecified() || machine.iter().any(|address| has(address) && !address.tentative)
+        let Spot::Address { ip, interface, .. } = &self.spot else { return true };
+        let named =
+            |address: &Address| interface.as_ref().is_none_or(|name| address.interface == *name);
+        let has = |address: &Address| address.ip == *ip && named(address);
+        ip.is_unspecified() || machine.iter().any(|address| has(address) && !address.tentative)
+    }
+
+    /// The address, if that is what it is.
+    pub(crate) fn ip(&self) -> Option<IpAddr> {
+        match self.spot {
+            Spot::Address { ip, .. } => Some(ip),
+            Spot::Path(_) => None,
+        }
     }
 }
 
@@ -259,10 +353,6 @@ fn is_near(address: &&Address) -> bool {
     }
 }
 
-fn standard_at(address: &Address) -> [Listener; 2] {
-    Listener::standard(address.ip, scope(address))
-}
-
 /// The interface that goes with an address, if the address alone does not tell.
 fn scope(address: &Address) -> Option<(&str, u32)> {
     match address.ip {
@@ -273,26 +363,46 @@ fn scope(address: &Address) -> Option<(&str, u32)> {
     }
 }
 
-/// Where hosts reach the disks through `listeners`, the nearest last; all addresses of the machine for one that listens
-/// on all, without the loopback ones unless there are no others.
-pub(crate) fn endpoints(
-    listeners: &[Listener],
+/// Where hosts reach the disks by NVMe/TCP through `listeners`, the nearest last; all addresses of the machine for one that
+/// listens on all, without the loopback ones unless there are no others.
+pub(crate) fn endpoints<'a>(
+    listeners: impl Iterator<Item = &'a Listener>,
     machine: &[Address],
-) -> Vec<console::attach::Endpoint> {
-    let disks = listeners.iter().filter(|listener| listener.serves == Serves::All);
-    let mut found: Vec<_> = disks.flat_map(|listener| reached(listener, machine)).collect();
-    found.sort_by_key(|at| (scope_of(at.address), at.address.is_ipv6()));
-    found.dedup();
-    found
+) -> Vec<Endpoint> {
+    let disks = listeners.filter(|listener| listener.serves == Serves::All);
+    sorted(disks.flat_map(|listener| reached(listener, machine)).collect())
 }
 
-fn reached(listener: &Listener, machine: &[Address]) -> Vec<console::attach::Endpoint> {
-    let port = listener.socket.port();
+/// The same by NBD.
+pub(crate) fn nbd_endpoints<'a>(
+    listeners: impl Iterator<Item = &'a Listener>,
+    machine: &[Address],
+) -> Vec<Nbd> {
+    let disks: Vec<&Listener> =
+        listeners.filter(|listener| listener.serves == Serves::Nbd).collect();
+    let net = sorted(disks.iter().flat_map(|listener| reached(listener, machine)).collect());
+    let paths = disks.iter().filter_map(|listener| match &listener.place {
+        Place::Path(path) if !path.as_os_str().is_empty() => {
+            Some(Nbd::Path(path.to_string_lossy().into_owned()))
+        }
+        _ => None,
+    });
+    net.into_iter().map(Nbd::Net).chain(paths).collect()
+}
+
+fn sorted(mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
+    endpoints.sort_by_key(|at| (scope_of(at.address), at.address.is_ipv6()));
+    endpoints.dedup();
+    endpoints
+}
+
+fn reached(listener: &Listener, machine: &[Address]) -> Vec<Endpoint> {
+    let Place::Net(socket) = listener.place else { return Vec::new() };
+    let (ip, port) = (socket.ip(), socket.port());
     let keyed = listener.door == Door::Keyed;
-    let ip = listener.socket.ip();
     if !ip.is_unspecified() {
         let interface = listener.interface.clone();
-        return vec![console::attach::Endpoint { address: ip, interface, port, keyed }];
+        return vec![Endpoint { address: ip, interface, port, keyed }];
     }
     let of_family = |address: &&Address| address.ip.is_ipv6() == ip.is_ipv6();
     let far = |address: &&Address| address.scope != Scope::Loopback && address.is_usable();
@@ -300,7 +410,7 @@ fn reached(listener: &Listener, machine: &[Address]) -> Vec<console::attach::End
     if these.is_empty() {
         these = machine.iter().filter(of_family).collect();
     }
-    let endpoint = |address: &&Address| console::attach::Endpoint {
+    let endpoint = |address: &&Address| Endpoint {
         address: address.ip,
         interface: scope(address).map(|(name, _)| name.to_owned()),
         port,
@@ -341,6 +451,14 @@ mod test {
         ]
     }
 
+    fn nvme() -> Protocols {
+        Protocols::of(&[Protocol::Nvme])
+    }
+
+    fn both() -> Protocols {
+        Protocols::of(&[])
+    }
+
     fn said(listeners: &[Listener]) -> Vec<String> {
         listeners.iter().map(ToString::to_string).collect()
     }
@@ -348,60 +466,24 @@ mod test {
     #[test]
     fn an_awaited_address_is_listened_on_from_when_it_is_there() {
         let given = [listen("192.168.1.5"), listen("[fe80::1%eth0]:4000"), listen("[::1]:0")];
-        let plan = plan(&given, true, true, &[]).unwrap();
+        let plan = plan(&given, both(), true, true, &[]).unwrap();
         assert_eq!(plan.listeners(&[]), []);
         let found = said(&plan.listeners(&machine()));
-        let wanted = ["192.168.1.5 port 4420", "192.168.1.5 port 8009", "fe80::1%eth0 port 4000"];
-        assert_eq!(found[..3], wanted);
-    }
-
-    #[test]
-    fn addresses_in_every_form() {
-        for (text, ip, interface, port) in [
-            ("192.168.1.5", "192.168.1.5", None, None),
-            ("127.0.0.1:0", "127.0.0.1", None, Some(0)),
-            ("nvme:127.0.0.1:4421", "127.0.0.1", None, Some(4421)),
-            ("nvme:127.0.0.1", "127.0.0.1", None, None),
-            ("[::]", "::", None, None),
-            ("[::1]:4420", "::1", None, Some(4420)),
-            ("nvme:[::1]:4420", "::1", None, Some(4420)),
-            ("[fe80::1%eth0]:1", "fe80::1", Some("eth0"), Some(1)),
-        ] {
-            let wanted =
-                Listen { ip: ip.parse().unwrap(), interface: interface.map(str::to_owned), port };
-            assert_eq!(listen(text), wanted, "{text}");
-        }
-    }
-
-    #[test]
-    fn what_is_no_address_is_said() {
-        for (text, part) in [
-            ("", "looks like"),
-            ("here", "looks like"),
-            ("1.2.3", "looks like"),
-            ("127.0.0.1:", "port"),
-            ("127.0.0.1:65536", "port"),
-            ("::1", "brackets"),
-            ("::1:4420", "brackets"),
-            ("[127.0.0.1]:1", "looks like"),
-            ("[::1", "looks like"),
-            ("[::1]4420", "looks like"),
-            ("nbd:127.0.0.1:1", "protocol"),
-            ("localhost:4420", "protocol"),
-            ("nvme:", "looks like"),
-            ("127.0.0.1%lo", "interface"),
-            ("[::1%lo]:1", "interface"),
-        ] {
-            let error = text.parse::<Listen>().unwrap_err();
-            assert!(error.contains(part), "{text}: {error}");
-        }
+        let wanted = [
+            "192.168.1.5 port 4420",
+            "192.168.1.5 port 8009",
+            "192.168.1.5 port 10809",
+            "fe80::1%eth0 port 4000",
+        ];
+        assert_eq!(found[..4], wanted);
     }
 
     #[test]
     fn only_this_machine_itself_needs_no_key_unless_the_door_is_open() {
         let door = |text| {
-            let listeners =
-                plan(&[listen(text)], false, false, &machine()).unwrap().listeners(&machine());
+            let listeners = plan(&[listen(text)], nvme(), false, false, &machine())
+                .unwrap()
+                .listeners(&machine());
             assert!(listeners.iter().all(|at| at.clone().opened(true).door == Door::Open));
             assert!(listeners.iter().all(|at| at.clone().opened(false).door == at.door));
             listeners[0].door
@@ -419,7 +501,7 @@ mod test {
 
     #[test]
     fn unasked_it_listens_on_loopback_and_link_local_addresses_at_the_standard_ports() {
-        let listeners = plan(&[], false, false, &machine()).unwrap().listeners(&machine());
+        let listeners = plan(&[], nvme(), false, false, &machine()).unwrap().listeners(&machine());
         let wanted = [
             "169.254.7.9 port 4420",
             "169.254.7.9 port 8009",
@@ -434,13 +516,16 @@ mod test {
         let tentative = Address { tentative: true, ..address("fe80::2", "eth1", 4) };
         let unplugged = Address { running: false, ..address("fe80::3", "eth2", 5) };
         assert!(
-            plan(&[], false, false, &[]).unwrap().listeners(&[tentative, unplugged]).is_empty()
+            plan(&[], nvme(), false, false, &[])
+                .unwrap()
+                .listeners(&[tentative, unplugged])
+                .is_empty()
         );
     }
 
     #[test]
     fn open_without_an_address_means_everywhere() {
-        let listeners = plan(&[], true, false, &machine()).unwrap().listeners(&machine());
+        let listeners = plan(&[], nvme(), true, false, &machine()).unwrap().listeners(&machine());
         let wanted = ["0.0.0.0 port 4420", "0.0.0.0 port 8009", ":: port 4420", ":: port 8009"];
         assert_eq!(said(&listeners), wanted);
     }
@@ -448,7 +533,8 @@ mod test {
     #[test]
     fn a_port_that_is_given_serves_both_discovery_and_disks() {
         let plan =
-            plan(&[listen("127.0.0.1:5000"), listen("127.0.0.1:5000")], false, false, &[]).unwrap();
+            plan(&[listen("127.0.0.1:5000"), listen("127.0.0.1:5000")], both(), false, false, &[])
+                .unwrap();
         let listeners = plan.listeners(&[]);
         assert_eq!(said(&listeners), ["127.0.0.1 port 5000"]);
         assert_eq!(listeners[0].serves, Serves::All);
@@ -457,24 +543,94 @@ mod test {
     #[test]
     fn a_link_local_address_is_bound_with_its_scope() {
         for text in ["[fe80::1]:1", "[fe80::1%eth0]:1"] {
-            let listeners = plan(&[listen(text)], false, false, &machine()).unwrap().listeners(&[]);
-            assert_eq!(listeners[0].socket.to_string(), "[fe80::1%2]:1");
+            let listeners =
+                plan(&[listen(text)], nvme(), false, false, &machine()).unwrap().listeners(&[]);
+            assert_eq!(listeners[0].socket().unwrap().to_string(), "[fe80::1%2]:1");
         }
-        let failure = plan(&[listen("[fe80::9]")], false, false, &machine()).unwrap_err();
+        let failure = plan(&[listen("[fe80::9]")], nvme(), false, false, &machine()).unwrap_err();
         assert_eq!(failure.status(), 1);
         assert!(failure.to_string().contains("no network interface"), "{failure}");
     }
 
     #[test]
     fn lines_to_be_typed_name_the_addresses_that_others_reach() {
-        let everywhere = Plan::Everywhere.listeners(&[]);
+        let everywhere = Plan::Everywhere(both()).listeners(&[]);
         let ends: Vec<String> =
-            endpoints(&everywhere, &machine()).iter().map(ToString::to_string).collect();
+            endpoints(everywhere.iter(), &machine()).iter().map(ToString::to_string).collect();
         let wanted =
             ["192.168.1.5:4420", "[2001:db8::5]:4420", "169.254.7.9:4420", "[fe80::1%eth0]:4420"];
         assert_eq!(ends, wanted);
-        let alone = endpoints(&everywhere, &[address("127.0.0.1", "lo", 1)]);
+        let alone = endpoints(everywhere.iter(), &[address("127.0.0.1", "lo", 1)]);
         assert_eq!(alone.len(), 1);
         assert_eq!(alone[0].to_string(), "127.0.0.1:4420");
+    }
+
+    #[test]
+    fn each_protocol_has_its_port_and_one_port_has_one_protocol() {
+        let at = |text: &str, protocols| {
+            let plan = plan(&[listen(text)], protocols, false, false, &machine()).unwrap();
+            plan.listeners(&[])
+                .into_iter()
+                .map(|at| (at.to_string(), at.serves))
+                .collect::<Vec<_>>()
+        };
+        let nbd = || Protocols::of(&[Protocol::Nbd]);
+        let one = |text: &str, serves| vec![(text.to_owned(), serves)];
+        assert_eq!(at("127.0.0.1", both()).len(), 3);
+        assert_eq!(at("127.0.0.1", nbd()), one("127.0.0.1 port 10809", Serves::Nbd));
+        assert_eq!(at("nbd:127.0.0.1", both()), one("127.0.0.1 port 10809", Serves::Nbd));
+        assert_eq!(at("127.0.0.1:0", both()), one("127.0.0.1 port 0", Serves::All));
+        assert_eq!(at("127.0.0.1:0", nbd()), one("127.0.0.1 port 0", Serves::Nbd));
+        assert_eq!(at("nbd:127.0.0.1:7", both()), one("127.0.0.1 port 7", Serves::Nbd));
+        assert_eq!(at("unix:/run/x", both()), one("/run/x", Serves::Nbd));
+        for (text, protocols) in [("nvme:[::1]", nbd()), ("unix:/run/x", nvme())] {
+            let failure = plan(&[listen(text)], protocols, false, false, &[]).unwrap_err();
+            assert_eq!(failure.status(), 2, "{failure}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_asked_for_by_name_may_be_left_out() {
+        let spare = |given: &[Listen], protocols| {
+            let plan = plan(given, protocols, false, false, &machine()).unwrap();
+            let listeners = plan.listeners(&machine());
+            listeners.iter().filter(|at| at.spare).map(|at| at.serves).collect::<Vec<_>>()
+        };
+        assert_eq!(spare(&[], both()), [Serves::Nbd; 4]);
+        assert_eq!(spare(&[listen("127.0.0.1")], both()), [Serves::Nbd]);
+        assert_eq!(spare(&[listen("nbd:127.0.0.1")], both()), []);
+        assert_eq!(spare(&[], Protocols::of(&[Protocol::Nvme, Protocol::Nbd])), []);
+    }
+
+    #[test]
+    fn a_socket_that_was_handed_over_speaks_what_its_name_or_its_place_says() {
+        let net = |text: &str| Place::Net(text.parse().unwrap());
+        for (place, name, serves, door) in [
+            (Place::Path("/run/x".into()), "unknown", Serves::Nbd, Door::Open),
+            (Place::Path("/run/x".into()), "nvme", Serves::Nbd, Door::Open),
+            (net("127.0.0.1:4420"), "", Serves::All, Door::Open),
+            (net("0.0.0.0:8009"), "storagetm.socket", Serves::Discovery, Door::Keyed),
+            (net("[::]:10809"), "", Serves::Nbd, Door::Keyed),
+            (net("[::1]:77"), "", Serves::Nbd, Door::Open),
+            (net("[::1]:77"), "nvme-disks", Serves::All, Door::Open),
+            (net("127.0.0.1:4420"), "nbd", Serves::Nbd, Door::Open),
+        ] {
+            let listener = Listener::handed(place, name, both());
+            assert_eq!((listener.serves, listener.door), (serves, door), "{listener} {name}");
+        }
+        assert_eq!(Listener::handed(net("[::1]:77"), "", nvme()).serves, Serves::All);
+    }
+
+    #[test]
+    fn nbd_clients_are_told_addresses_and_paths() {
+        let given = ["nbd:127.0.0.1:1", "nvme:127.0.0.1:2", "unix:/run/x"].map(listen);
+        let listeners = plan(&given, both(), false, false, &[]).unwrap().listeners(&[]);
+        let uris: Vec<String> =
+            nbd_endpoints(listeners.iter(), &[]).iter().map(|at| at.uri("sda")).collect();
+        assert_eq!(uris, ["nbd://127.0.0.1:1/sda", "nbd+unix:///sda?socket=/run/x"]);
+        assert_eq!(endpoints(listeners.iter(), &[]).len(), 1);
+        let local = "127.0.0.1:2".parse().unwrap();
+        let found: Vec<bool> = listeners.iter().map(|at| at.leads_to(local)).collect();
+        assert_eq!(found, [false, true, false]);
     }
 }

@@ -1,19 +1,22 @@
-//! The listening sockets: opened at the start, and, where no address was given, with each address that comes.
-//! It knows no protocol: it is told how to bind.
+//! The listening sockets: opened at the start, and, where no address was given, with each address that comes; or handed to
+//! this program. It knows no protocol: it is told how to bind.
+
+pub(crate) mod path;
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
-use console::attach::Endpoint;
-use export::Door;
+use console::attach::{Endpoint, Nbd};
+use export::{Door, Peer};
 use linux::net::Address;
 
 use crate::failure::Failure;
-use crate::happening::{Happening, PROTOCOL};
-use crate::listen::{Listener, Plan, Serves, endpoints};
+use crate::happening::{At, Happening};
+use crate::listen::{Listener, Place, Plan, Protocol, Serves, endpoints, nbd_endpoints};
+use path::SocketFile;
 
-/// Binds a listener; the address that it got comes back.
-pub(crate) type Bind<'a> = &'a mut dyn FnMut(&Listener) -> io::Result<SocketAddr>;
+/// Binds a listener; the place that it got comes back.
+pub(crate) type Bind<'a> = &'a mut dyn FnMut(&Listener) -> io::Result<Place>;
 
 /// The listening sockets.
 #[derive(Debug)]
@@ -32,6 +35,8 @@ struct Bound {
     planned: Listener,
     listener: Listener,
     here: bool,
+    /// Held to be removed at the end.
+    _file: Option<SocketFile>,
 }
 
 impl Listeners {
@@ -40,19 +45,37 @@ impl Listeners {
         Self { plan, open, bound: Vec::new(), failed: Vec::new() }
     }
 
-    /// Opens those that the plan has for a machine with these addresses.
+    /// Opens those that the plan has for a machine with these addresses. What could be left out and is comes back, a
+    /// sentence each.
     ///
     /// # Errors
     /// A taken port, or an address that cannot be had.
-    pub(crate) fn open(&mut self, machine: &[Address], bind: Bind<'_>) -> Result<(), Failure> {
+    pub(crate) fn open(
+        &mut self,
+        machine: &[Address],
+        bind: Bind<'_>,
+    ) -> Result<Vec<String>, Failure> {
+        let mut left_out = Vec::new();
         for planned in self.planned(machine) {
             match bind(&planned) {
-                Ok(socket) => self.add(planned, socket),
+                Ok(place) => self.add(planned, place),
                 Err(error) if self.may_miss(&error) => {}
+                Err(error) if planned.spare => {
+                    left_out.push(refusal(&planned, &error));
+                    self.failed.push(planned);
+                }
                 Err(error) => return Err(Failure::new(refusal(&planned, &error))),
             }
         }
-        Ok(())
+        Ok(left_out)
+    }
+
+    /// Takes in one that listens already. How it is from now on comes back.
+    pub(crate) fn take(&mut self, listener: Listener) -> Listener {
+        let planned = listener.opened(self.open);
+        let listener = planned.clone();
+        self.bound.push(Bound { planned, listener: listener.clone(), here: true, _file: None });
+        listener
     }
 
     /// What to listen on while the machine has these addresses.
@@ -69,14 +92,18 @@ impl Listeners {
         !fixed && absent
     }
 
-    fn add(&mut self, planned: Listener, socket: SocketAddr) {
-        let listener = Listener { socket, ..planned.clone() };
-        self.bound.push(Bound { planned, listener, here: true });
+    fn add(&mut self, planned: Listener, place: Place) {
+        let _file = match &place {
+            Place::Path(path) => SocketFile::of(path),
+            Place::Net(_) => None,
+        };
+        let listener = Listener { place, ..planned.clone() };
+        self.bound.push(Bound { planned, listener, here: true, _file });
     }
 
     /// Follows the machine's addresses, if the plan says so; what changed comes back.
     pub(crate) fn follow(&mut self, machine: &[Address], bind: Bind<'_>) -> Vec<Happening> {
-        if matches!(self.plan, Plan::Fixed(_) | Plan::Everywhere) {
+        if matches!(self.plan, Plan::Fixed(_) | Plan::Everywhere(_)) {
             return Vec::new();
         }
         let planned = self.planned(machine);
@@ -94,7 +121,10 @@ impl Listeners {
     fn mark(&mut self, planned: &[Listener]) -> Vec<Happening> {
         let mut changes = Vec::new();
         for bound in &mut self.bound {
-            let now = planned.iter().find(|planned| planned.socket == bound.planned.socket);
+            let is_it = |planned: &&Listener| {
+                planned.place == bound.planned.place && planned.serves == bound.planned.serves
+            };
+            let now = planned.iter().find(is_it);
             let here = now.is_some();
             if let Some(now) = now.filter(|now| now.interface != bound.planned.interface) {
                 // The interface has another name; the socket serves on.
@@ -113,8 +143,8 @@ impl Listeners {
 
     fn bind_one(&mut self, planned: Listener, bind: Bind<'_>) -> Option<Happening> {
         match bind(&planned) {
-            Ok(socket) => {
-                self.add(planned, socket);
+            Ok(place) => {
+                self.add(planned, place);
                 self.bound.last().map(|bound| opened(&bound.listener))
             }
             Err(_) if self.failed.contains(&planned) => None,
@@ -133,59 +163,84 @@ impl Listeners {
 
     /// Whether the addresses are those that were given, no more and no less.
     pub(crate) fn were_given(&self) -> bool {
-        matches!(self.plan, Plan::Fixed(_) | Plan::Awaited(_))
+        matches!(self.plan, Plan::Fixed(_) | Plan::Awaited(..))
     }
 
     /// Addresses that were given and that the machine does not have yet.
     pub(crate) fn awaited(&self, machine: &[Address]) -> Vec<IpAddr> {
         match &self.plan {
-            Plan::Awaited(given) => given
-                .iter()
-                .filter(|listen| !listen.is_at(machine))
-                .map(|listen| listen.ip)
-                .collect(),
+            Plan::Awaited(given, _) => {
+                let awaited = given.iter().filter(|listen| !listen.is_at(machine));
+                awaited.filter_map(|listen| listen.ip()).collect()
+            }
             _ => Vec::new(),
         }
     }
 
     /// Whether they are those of this machine and its cables, and no others.
     pub(crate) fn is_nearby(&self) -> bool {
-        self.plan == Plan::Nearby
+        matches!(self.plan, Plan::Nearby(_))
     }
 
-    /// Where hosts reach the disks.
+    /// Those that are open.
+    pub(crate) fn here(&self) -> impl Iterator<Item = &Listener> {
+        self.bound.iter().filter(|bound| bound.here).map(|bound| &bound.listener)
+    }
+
+    /// Where hosts reach the disks by NVMe/TCP.
     pub(crate) fn endpoints(&self, machine: &[Address]) -> Vec<Endpoint> {
-        let here: Vec<Listener> = self
-            .bound
-            .iter()
-            .filter(|bound| bound.here)
-            .map(|bound| bound.listener.clone())
-            .collect();
-        endpoints(&here, machine)
+        endpoints(self.here(), machine)
+    }
+
+    /// Where they reach them by NBD.
+    pub(crate) fn nbd_endpoints(&self, machine: &[Address]) -> Vec<Nbd> {
+        nbd_endpoints(self.here(), machine)
+    }
+
+    /// What a peer speaks: by the socket that it came to. Where no network is, only NBD is spoken.
+    pub(crate) fn protocol_of(&self, peer: &Peer) -> Protocol {
+        let is_it = |bound: &&Bound| bound.listener.leads_to(peer.local);
+        match self.bound.iter().find(is_it) {
+            Some(bound) => bound.listener.serves.protocol(),
+            None if peer.local == Peer::HERE => Protocol::Nbd,
+            None => Protocol::Nvme,
+        }
     }
 }
 
 fn opened(listener: &Listener) -> Happening {
     Happening::Listening {
-        protocol: PROTOCOL,
-        address: listener.host(),
-        port: listener.socket.port(),
+        protocol: listener.serves.protocol().name(),
+        at: at(listener),
         serves: match listener.serves {
             Serves::All => &["discovery", "disks"],
             Serves::Discovery => &["discovery"],
+            Serves::Nbd => &["disks"],
         },
         keyed: listener.door == Door::Keyed,
     }
 }
 
 fn closed(listener: &Listener) -> Happening {
-    Happening::Closed { protocol: PROTOCOL, address: listener.host(), port: listener.socket.port() }
+    Happening::Closed { protocol: listener.serves.protocol().name(), at: at(listener) }
+}
+
+fn at(listener: &Listener) -> At {
+    match listener.socket() {
+        Some(socket) => At::Net { address: listener.host(), port: socket.port() },
+        None => At::Path { path: listener.host() },
+    }
 }
 
 fn refusal(listener: &Listener, error: &io::Error) -> String {
+    let Some(socket) = listener.socket() else { return path_refusal(listener, error) };
     let host = listener.host();
-    let host = if listener.socket.is_ipv6() { format!("[{host}]") } else { host };
+    let host = if socket.is_ipv6() { format!("[{host}]") } else { host };
     match error.kind() {
+        ErrorKind::AddrInUse if listener.serves == Serves::Nbd => format!(
+            "cannot listen for NBD on {listener}: another program does already; stop it, or choose \
+             another port, as with --listen nbd:{host}:PORT"
+        ),
         ErrorKind::AddrInUse => format!(
             "cannot listen on {listener}: another program does already; stop it, or choose another \
              port, as with --listen {host}:PORT"
@@ -202,9 +257,26 @@ fn refusal(listener: &Listener, error: &io::Error) -> String {
     }
 }
 
+fn path_refusal(listener: &Listener, error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::AddrInUse => format!(
+            "cannot listen at {listener}: another program does already; stop it, or choose another path"
+        ),
+        ErrorKind::AlreadyExists => format!(
+            "cannot listen at {listener}: there is something that is no socket; remove it, or choose \
+             another path"
+        ),
+        ErrorKind::NotFound => {
+            format!("cannot listen at {listener}: there is no such folder; make it first")
+        }
+        _ => format!("cannot listen at {listener}: {error}"),
+    }
+}
+
 #[cfg(test)]
 mod test {
     use super::*;
+    use crate::listen::Protocols;
     use linux::net::scope_of;
 
     fn address(ip: &str) -> Address {
@@ -227,22 +299,26 @@ mod test {
         bind: Bind<'_>,
     ) -> Result<Listeners, Failure> {
         let mut listeners = Listeners::closed(plan, open);
-        listeners.open(machine, bind).map(|()| listeners)
+        listeners.open(machine, bind).map(|_| listeners)
     }
 
     fn json(happenings: &[Happening]) -> Vec<String> {
         happenings.iter().map(Happening::json).collect()
     }
 
-    fn any(listener: &Listener) -> io::Result<SocketAddr> {
-        Ok(listener.socket)
+    fn any(listener: &Listener) -> io::Result<Place> {
+        Ok(listener.place.clone())
+    }
+
+    fn nvme() -> Protocols {
+        Protocols::of(&[Protocol::Nvme])
     }
 
     #[test]
     fn addresses_that_come_are_listened_on_and_those_that_go_are_said() {
         let (lo, link) = (address("127.0.0.1"), address("fe80::1"));
         let mut listeners =
-            opened_of(Plan::Nearby, false, std::slice::from_ref(&lo), &mut any).unwrap();
+            opened_of(Plan::Nearby(nvme()), false, std::slice::from_ref(&lo), &mut any).unwrap();
         assert_eq!(listeners.said().len(), 2);
         let both = [lo.clone(), link];
         let came = json(&listeners.follow(&both, &mut any));
@@ -253,7 +329,7 @@ mod test {
         let went = json(&listeners.follow(std::slice::from_ref(&lo), &mut any));
         assert!(went.iter().all(|line| line.contains("closed")), "{went:?}");
         assert_eq!(listeners.endpoints(&[lo]).len(), 1);
-        let mut never = |_: &Listener| -> io::Result<SocketAddr> { panic!("it is still bound") };
+        let mut never = |_: &Listener| -> io::Result<Place> { panic!("it is still bound") };
         assert_eq!(listeners.follow(&both, &mut never).len(), 2);
     }
 
@@ -261,24 +337,24 @@ mod test {
     fn an_address_that_was_given_is_awaited_and_listened_on_once() {
         let given = ["192.168.1.5", "192.168.1.5:4420"].map(|text| text.parse().unwrap());
         let mut taken = Vec::new();
-        let mut once = |listener: &Listener| -> io::Result<SocketAddr> {
-            if taken.contains(&listener.socket) {
+        let mut once = |listener: &Listener| -> io::Result<Place> {
+            if taken.contains(&listener.place) {
                 return Err(ErrorKind::AddrInUse.into());
             }
-            taken.push(listener.socket);
-            Ok(listener.socket)
+            taken.push(listener.place.clone());
+            Ok(listener.place.clone())
         };
-        let plan = Plan::Awaited(given.to_vec());
+        let plan = Plan::Awaited(given.to_vec(), nvme());
         let mut listeners = opened_of(plan.clone(), false, &[], &mut once).unwrap();
         assert_eq!(listeners.awaited(&[]).len(), 2);
         let machine = [address("192.168.1.5")];
         assert!(listeners.awaited(&machine).is_empty());
         assert_eq!(listeners.follow(&machine, &mut once).len(), 2);
         taken.clear();
-        let mut once = |listener: &Listener| -> io::Result<SocketAddr> {
-            assert!(!taken.contains(&listener.socket), "{listener} twice");
-            taken.push(listener.socket);
-            Ok(listener.socket)
+        let mut once = |listener: &Listener| -> io::Result<Place> {
+            assert!(!taken.contains(&listener.place), "{listener} twice");
+            taken.push(listener.place.clone());
+            Ok(listener.place.clone())
         };
         assert!(opened_of(plan, false, &machine, &mut once).is_ok());
     }
@@ -287,8 +363,8 @@ mod test {
     fn an_interface_that_gets_another_name_is_not_bound_anew() {
         let before = [address("fe80::1")];
         let after = [Address { interface: "enp3s0".to_owned(), ..address("fe80::1") }];
-        let mut listeners = opened_of(Plan::Nearby, false, &before, &mut any).unwrap();
-        let mut never = |_: &Listener| -> io::Result<SocketAddr> { panic!("it is still bound") };
+        let mut listeners = opened_of(Plan::Nearby(nvme()), false, &before, &mut any).unwrap();
+        let mut never = |_: &Listener| -> io::Result<Place> { panic!("it is still bound") };
         let said = json(&listeners.follow(&after, &mut never));
         assert_eq!(said.len(), 4, "{said:?}");
         assert!(said[1].contains("listening") && said[1].contains("fe80::1%enp3s0"), "{said:?}");
@@ -297,7 +373,7 @@ mod test {
 
     #[test]
     fn a_taken_port_is_said_with_what_to_do() {
-        let plan = Plan::Fixed(Plan::Nearby.listeners(&[address("127.0.0.1")]));
+        let plan = Plan::Fixed(Plan::Nearby(nvme()).listeners(&[address("127.0.0.1")]));
         let mut taken = |_: &Listener| Err(ErrorKind::AddrInUse.into());
         let failure = opened_of(plan, false, &[], &mut taken).unwrap_err();
         assert_eq!(
@@ -310,21 +386,57 @@ mod test {
     #[test]
     fn a_machine_without_ipv6_listens_everywhere_else() {
         let mut four = |listener: &Listener| {
-            if listener.socket.is_ipv4() {
-                return Ok(listener.socket);
+            if listener.socket().is_some_and(|socket| socket.is_ipv4()) {
+                return Ok(listener.place.clone());
             }
             Err(io::Error::from_raw_os_error(rustix::io::Errno::AFNOSUPPORT.raw_os_error()))
         };
-        let listeners = opened_of(Plan::Everywhere, false, &[], &mut four).unwrap();
+        let listeners = opened_of(Plan::Everywhere(nvme()), false, &[], &mut four).unwrap();
         assert_eq!(listeners.said().len(), 2);
     }
 
     #[test]
     fn an_address_that_cannot_be_had_later_is_said_once() {
-        let mut listeners = opened_of(Plan::Nearby, false, &[], &mut any).unwrap();
+        let mut listeners = opened_of(Plan::Nearby(nvme()), false, &[], &mut any).unwrap();
         let mut taken = |_: &Listener| Err(ErrorKind::AddrInUse.into());
         let machine = [address("169.254.1.1")];
         assert_eq!(listeners.follow(&machine, &mut taken).len(), 2);
         assert_eq!(listeners.follow(&machine, &mut taken).len(), 0);
+    }
+
+    #[test]
+    fn a_taken_port_for_nbd_is_a_note_unless_nbd_was_asked_for() {
+        let mut taken = |listener: &Listener| match listener.serves {
+            Serves::Nbd => Err(ErrorKind::AddrInUse.into()),
+            _ => Ok(listener.place.clone()),
+        };
+        let machine = [address("127.0.0.1")];
+        let mut listeners = Listeners::closed(Plan::Nearby(Protocols::of(&[])), false);
+        let left_out = listeners.open(&machine, &mut taken).unwrap();
+        assert_eq!(left_out.len(), 1);
+        assert!(left_out[0].contains("127.0.0.1 port 10809: another program"), "{left_out:?}");
+        assert!(left_out[0].contains("--listen nbd:127.0.0.1:PORT"), "{left_out:?}");
+        assert!(listeners.follow(&machine, &mut taken).is_empty(), "it was said");
+        let named = Protocols::of(&[Protocol::Nbd]);
+        let failed = Listeners::closed(Plan::Nearby(named), false).open(&machine, &mut taken);
+        assert!(failed.is_err());
+    }
+
+    #[test]
+    fn what_a_peer_speaks_follows_from_where_it_came_to() {
+        let net = |text: &str| Place::Net(text.parse().unwrap());
+        let mut listeners = Listeners::closed(Plan::Fixed(Vec::new()), false);
+        for place in [net("0.0.0.0:7"), net("127.0.0.1:4420"), Place::Path("/run/x".into())] {
+            drop(listeners.take(Listener::handed(place, "", Protocols::of(&[]))));
+        }
+        let peer = |local| Peer { remote: local, local, door: Door::Open, channel: None };
+        let speaks = |text: &str| listeners.protocol_of(&peer(text.parse().unwrap()));
+        assert_eq!(speaks("10.0.0.1:7"), Protocol::Nbd);
+        assert_eq!(speaks("127.0.0.1:4420"), Protocol::Nvme);
+        assert_eq!(listeners.protocol_of(&peer(Peer::HERE)), Protocol::Nbd);
+        let said = json(&listeners.said());
+        let last = r#"{"event":"listening","protocol":"nbd","path":"/run/x","serves":["disks"],"keyed":false}"#;
+        assert_eq!(said[2], last);
+        assert!(listeners.were_given());
     }
 }

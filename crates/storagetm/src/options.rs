@@ -1,6 +1,9 @@
 //! The options of the program: one table, from which parser, help, man pages and completions are made.
 //! It knows no disk and no socket.
 
+pub mod attach;
+pub mod copy;
+pub mod find;
 pub mod host;
 pub mod image;
 pub mod key;
@@ -11,8 +14,10 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::listen::Listen;
+use crate::listen::{Listen, Protocol};
 use crate::size::Size;
+use attach::{Attach, Detach};
+use find::Find;
 use host::Host;
 use image::Image;
 use key::Key;
@@ -23,8 +28,8 @@ pub const DEMO: &str = "demo";
 
 const ABOUT: &str = "\
 storagetm makes disks of this machine attachable from another one over the network, by NVMe/TCP, \
-with nothing but what every Linux distribution brings on the other side. It shows the exact line \
-to type there.
+with nothing but what every Linux distribution brings on the other side, and by NBD. It shows the \
+exact line to type there.
 
 Disks are lent read-only unless --writable says otherwise, and a disk that this machine uses \
 itself is not lent.";
@@ -55,6 +60,9 @@ Examples:
     storagetm serve --all --listen 192.168.1.5
   For a script: any free port, and one JSON event a line on standard output:
     storagetm serve --json --listen 127.0.0.1:0 disk.img
+  For NBD clients of this machine alone, or as a server that the client starts and ends itself:
+    storagetm serve --listen unix:/run/disk.sock disk.img
+    nbdinfo -- [ storagetm serve disk.img ]
 
 Exit status: 0 after SIGINT or SIGTERM, 1 if a disk cannot be lent or an address not be listened \
 on, 2 if the options are wrong.";
@@ -67,6 +75,7 @@ the network, and lends every disk read-only. It writes to no disk.
 On the kernel command line:
   storagetm.disk=PATH        lend this disk only; may be repeated
   storagetm.writable=PATH    lend this disk so that hosts can change it; may be repeated
+  storagetm.protocol=NAME    speak only nvme, or only nbd
   storagetm.listen=ADDRESS   listen there, as --listen of `storagetm serve`
   storagetm.open             let in whoever comes, without a key and unencrypted, at every address
   storagetm.pair=no          show no code by which other machines are let in
@@ -78,7 +87,7 @@ Examples:
   storagetm list
   storagetm list --json | jq -r '.[] | select(.lendable) | .path'";
 
-/// Lends disks of this machine to others over NVMe/TCP.
+/// Lends disks of this machine to others over NVMe/TCP and NBD.
 #[derive(Debug, Parser)]
 #[command(name = "storagetm", version, long_about = ABOUT, after_help = EXAMPLES)]
 pub struct Options {
@@ -93,6 +102,8 @@ pub enum Task {
     /// Lend disks until Ctrl-C
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(Serve),
+    /// Copy a disk: from another machine, to one, or on this one
+    Copy(Box<copy::Copy>),
     /// List the disks of this machine, what is on them, and whether they may be lent
     #[command(after_help = LIST_EXAMPLES)]
     List(List),
@@ -107,11 +118,23 @@ pub enum Task {
     Host(Host),
     /// Be let in by another machine that lends disks, by the code on its screen
     Pair(Pair),
+    /// Look for machines that lend disks on the networks that this one is on
+    Find(Find),
+    /// Have this machine's kernel attach disks that another one lends
+    Attach(Attach),
+    /// Have this machine's kernel let go of disks that were attached
+    Detach(Detach),
     /// Keep what is on the terminal until a key is pressed
     Hold(Hold),
+    /// Be the process that looks at what is on a disk; `storagetm copy` starts it
+    #[command(hide = true)]
+    Inspect,
     /// Be the process that talks to hosts; `storagetm serve` starts it
     #[command(hide = true)]
     Worker,
+    /// Be the process that speaks multicast DNS; `storagetm serve` and `storagetm find` start it
+    #[command(hide = true)]
+    Announcer,
 }
 
 /// The options of `storagetm serve`.
@@ -144,13 +167,28 @@ pub struct Serve {
     #[arg(long, value_name = "DISK", group = "what")]
     pub writable: Vec<PathBuf>,
 
-    /// Listen there: 192.168.1.5, 127.0.0.1:4420, [fe80::1%eth0], [::]; may be repeated
+    /// Speak these protocols: nvme, nbd, or both with a comma between them
     ///
-    /// The form is [PROTOCOL:]ADDRESS[:PORT]; the protocol is nvme, an IPv6 address stands in brackets. A port that is
-    /// given serves both discovery and the disks, 0 means any free one; otherwise these are 8009 (discovery only) and
-    /// 4420. Without this option: every loopback and link-local address of this machine, as they come and go.
+    /// Without this option both are spoken; NBD is then left out where another program has its port already.
+    #[arg(long, value_name = "PROTOCOL", value_enum, value_delimiter = ',')]
+    pub protocol: Vec<Protocol>,
+
+    /// Listen there: 192.168.1.5, 127.0.0.1:4420, [fe80::1%eth0], nbd:[::]:10809, unix:/run/x.sock; may be repeated
+    ///
+    /// The form is [PROTOCOL:]ADDRESS[:PORT], or unix:PATH for NBD at a Unix socket; the protocol is nvme or nbd, an IPv6
+    /// address stands in brackets. A port that is given has one protocol: the one that is said, else nvme if that is
+    /// spoken, with discovery and the disks; 0 means any free one. Otherwise the ports are 4420 (nvme), 8009 (nvme,
+    /// discovery only) and 10809 (nbd). Without this option: every loopback and link-local address of this machine, as
+    /// they come and go; or the sockets that systemd, or a client that starts its own server, has opened for this program
+    /// (LISTEN_FDS).
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Vec<Listen>,
+
+    /// Speak NBD with the one client at the other end of standard input, and end when it has gone
+    ///
+    /// As for inetd. Nothing is written to standard output.
+    #[arg(long, conflicts_with_all = ["listen", "open", "pair", "json", "boot_settings"])]
+    pub stdin: bool,
 
     /// Let in whoever comes, without a key, and encrypt nothing
     ///
@@ -172,11 +210,30 @@ pub struct Serve {
     #[arg(long, value_name = "DIR")]
     pub keys: Option<PathBuf>,
 
+    /// Let NBD clients come by TLS with certificates, too: DIR holds server-cert.pem, server-key.pem and ca-cert.pem
+    ///
+    /// These are the names that qemu, nbdkit and libnbd have for them. Where a key is needed, a client that shows a
+    /// certificate of that authority may have all that is lent, as it is lent; without ca-cert.pem no certificate will do
+    /// there.
+    #[arg(long, value_name = "DIR")]
+    pub tls_certificates: Option<PathBuf>,
+
     /// Accept DH-HMAC-CHAP without a Diffie-Hellman exchange, for hosts that can do no other
     ///
     /// Whoever has recorded such a connection can then try out keys at leisure.
     #[arg(long)]
     pub allow_null_dh: bool,
+
+    /// Do not tell the networks nearby that there are disks to be had here
+    ///
+    /// Without this option `storagetm find` on other machines finds this one, by multicast DNS (_nvme-disc._tcp and
+    /// _nbd._tcp). Where a key is needed it is announced under a name made up anew each time, which tells nothing.
+    #[arg(long)]
+    pub no_announce: bool,
+
+    /// Announce at this UDP port, and on the loopback interface too, instead of 5353
+    #[arg(long, value_name = "PORT", hide = true)]
+    pub mdns_port: Option<u16>,
 
     /// Name disks BASE.NAME, where NAME is the last part of the path
     ///
@@ -203,8 +260,8 @@ pub struct Serve {
     #[arg(long)]
     pub digests: bool,
 
-    /// Follow also what the machine was booted with: storagetm.disk=, storagetm.writable=, storagetm.listen=,
-    /// storagetm.open, storagetm.pair= and storagetm.machine_id=
+    /// Follow also what the machine was booted with: storagetm.disk=, storagetm.writable=, storagetm.protocol=,
+    /// storagetm.listen=, storagetm.open, storagetm.pair= and storagetm.machine_id=
     ///
     /// They are looked for on the kernel command line, among the service's credentials, and in the firmware's SMBIOS
     /// strings (io.systemd.credential:storagetm.disk=…). With storagetm.disk=, --all means those disks.
@@ -264,11 +321,16 @@ impl Serve {
             all: true,
             demo: None,
             writable: Vec::new(),
+            protocol: Vec::new(),
             listen: Vec::new(),
+            stdin: false,
             open: false,
             pair: true,
             keys: None,
+            tls_certificates: None,
             allow_null_dh: false,
+            no_announce: false,
+            mdns_port: None,
             nqn: None,
             allow_in_use: false,
             io: Io::Auto,
@@ -356,6 +418,9 @@ mod test {
             "--demo disk.img",
             "disk.img --io uring --threads 4 --digests --json --allow-in-use --open --allow-null-dh",
             "disk.img --pair --keys /tmp/keys",
+            "disk.img --protocol nbd --tls-certificates /tmp/pki",
+            "disk.img --protocol nvme,nbd --protocol nbd --listen unix:/run/x --listen nbd:[::1]:0",
+            "disk.img --stdin",
             "disk.img --listen 127.0.0.1 --listen nvme:[::1]:0 --nqn nqn.2026-01.com.example:a",
         ] {
             assert!(serve(line).is_ok(), "{line}: {:?}", serve(line));
@@ -376,6 +441,11 @@ mod test {
             "disk.img --io magic",
             "disk.img --unknown",
             "disk.img --open --pair",
+            "disk.img --protocol iscsi",
+            "disk.img --protocol",
+            "disk.img --listen nvme:unix:/run/x",
+            "disk.img --stdin --listen unix:/run/x",
+            "disk.img --stdin --json",
         ] {
             let error = serve(line).err().unwrap_or_else(|| panic!("{line}"));
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -43,11 +43,12 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Finds out what there is.
-    pub(crate) fn open(tree: &Tree, json: bool, splash: bool) -> Self {
+    /// Finds out what there is. If `quiet`, standard output is somebody else's, unless it is the journal.
+    pub(crate) fn open(tree: &Tree, json: bool, splash: bool, quiet: bool) -> Self {
         let terminal = tty::is_terminal(&io::stdout()) && env_is_not("TERM", "dumb");
         let form = match (json, terminal) {
             (true, _) => Form::Json,
+            _ if quiet && !is_journal() => Form::Silent,
             (false, true) => Form::Screen,
             (false, false) => Form::Plain,
         };

@@ -2,8 +2,8 @@
 //! where the kernel or nvme-cli find them. It knows no disk.
 
 mod outcome;
-mod own;
-mod place;
+pub(crate) mod own;
+pub(crate) mod place;
 
 use std::fs::File;
 use std::io::{self, BufRead, ErrorKind, IsTerminal, Read, Write};
@@ -241,7 +241,11 @@ fn keep(
     Ok(outcome(file, note))
 }
 
-fn insert(tree: &Tree, psks: &[nvme::auth::psk::Psk]) -> Result<(), KeyringError> {
+/// Puts keys where the kernel looks for them, in place of those for the same host and disk.
+///
+/// # Errors
+/// It takes none.
+pub(crate) fn insert(tree: &Tree, psks: &[nvme::auth::psk::Psk]) -> Result<(), KeyringError> {
     let keyring = Keyring::find(tree)?;
     for psk in psks {
         let Some(new) = Identity::parse(&psk.identity) else { continue };

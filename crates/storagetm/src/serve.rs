@@ -1,36 +1,40 @@
 //! `storagetm serve`: lends disks until it is told to stop. One loop waits for the machine, the hosts and the owner; the
 //! data path is the engine's.
 
+mod announcing;
+pub(crate) mod certificates;
 mod disks;
 mod end;
+mod given;
 mod open;
+mod reach;
 mod strangers;
 
-use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use console::Model;
+use console::attach::Nbd;
 use engine::Driver;
 use export::{Event, Export};
-use linux::net::{Address, Changes, Scope, addresses, scope_of};
+use linux::net::{Address, Changes};
 use linux::signal::{Signal, Signals};
 use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::admission::{Admission, Caller};
+use crate::announce::Announcer;
 use crate::boot::desk::{Desk, Wish};
 use crate::failure::Failure;
 use crate::follow::Follow;
-use crate::happening::Happening;
+use crate::happening::{Happening, peer_of};
 use crate::keyboard::Keyboard;
 use crate::ledger::{Ledger, advice};
 use crate::lend::Loan;
-use crate::listen::Listener;
+use crate::listen::Protocol;
 use crate::listeners::Listeners;
 use crate::mailbox::{Mailbox, Waiting};
 use crate::name;
@@ -38,6 +42,8 @@ use crate::options::{Io, Serve};
 use crate::output::Output;
 use crate::settings::Settings;
 use crate::worker::Worker;
+use given::Given;
+use reach::beyond;
 
 /// How often counters and buttons are looked at on a machine that does nothing else.
 const LOOK: Duration = Duration::from_secs(1);
@@ -62,13 +68,17 @@ pub(crate) enum End {
 /// # Errors
 /// Why nothing is lent: one sentence.
 pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
+    // Before this program opens anything: what it was handed has the next numbers.
+    let given = Given::take(options)?;
     if let Some(base) = &options.nqn {
         name::check_base(base).map_err(Failure::usage)?;
     }
     let tree = Tree::machine();
     let settings = if options.boot_settings { Settings::read(&tree) } else { Settings::default() };
-    let output = Output::open(&tree, options.json, options.boot_settings);
-    run(options, settings, output, open_mailbox()?, None).map(drop)
+    // Whoever hands sockets over has standard output for itself.
+    let quiet = given.is_some() && !options.json;
+    let output = Output::open(&tree, options.json, options.boot_settings, quiet);
+    run(options, settings, output, open_mailbox()?, given, None).map(drop)
 }
 
 /// Lends all disks of a machine that does nothing else, until somebody at the `desk` or a signal says to stop. What the
@@ -77,7 +87,7 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
 /// # Errors
 /// Why nothing can be lent: one sentence.
 pub(crate) fn lend_all(settings: Settings, mailbox: Mailbox, desk: Desk) -> Result<End, Failure> {
-    run(&Serve::everything(), settings, Output::silent(), mailbox, Some(desk))
+    run(&Serve::everything(), settings, Output::silent(), mailbox, None, Some(desk))
 }
 
 fn run(
@@ -85,12 +95,13 @@ fn run(
     settings: Settings,
     output: Output,
     mailbox: Mailbox,
+    given: Option<Given>,
     desk: Option<Desk>,
 ) -> Result<End, Failure> {
     raise_limits();
     let mut signals = Signals::open()
         .map_err(|error| Failure::new(format!("signals cannot be received: {error}")))?;
-    let mut server = Server::open(options, settings, output, mailbox, desk)?;
+    let mut server = Server::open(options, settings, output, mailbox, given, desk)?;
     server.announce();
     let end = server.run(&mut signals);
     let broken = server.broken.take();
@@ -120,6 +131,8 @@ fn raise_limits() {
 struct Server {
     worker: Worker,
     admission: Admission,
+    /// Tells the networks nearby where disks are had, if it is to.
+    announcer: Option<Announcer>,
     /// Where somebody can answer, on a terminal that is not a machine's own.
     keyboard: Option<Keyboard>,
     /// Whether programs are told the codes by which machines are let in.
@@ -140,6 +153,8 @@ struct Server {
     remote_only: bool,
     alerts: Alerts,
     desk: Option<Desk>,
+    /// The only peer there will be, at the other end of this.
+    only_peer: Option<OwnedFd>,
     /// Disks that are being flushed after their last host has let go.
     flushing: Arc<AtomicUsize>,
 }
@@ -204,22 +219,25 @@ impl Server {
             self.output.say_to_programs(&Happening::note(note));
         }
         self.output.ready(&self.ledger.status());
+        self.tell_networks();
         self.alerts.watchdog = self.output.watchdog_interval().map(|time| Instant::now() + time);
     }
 
     fn say_lent(&mut self, export: &Arc<Export>) {
-        let endpoints = self.endpoints();
+        let (endpoints, nbd) = (self.endpoints(), self.nbd_endpoints());
         let one = endpoints.iter().map(|at| at.attach(&export.nqn, self.digests));
         let all = endpoints.iter().map(|at| at.attach_all(self.digests));
         let lines = one.chain(all).collect();
-        self.output.say(&Happening::lent(export, lines));
+        let uris = nbd.iter().map(|at| at.uri(&export.short)).collect();
+        self.output.say(&Happening::lent(export, lines, uris));
     }
 
     /// What the screen shows.
     fn model(&self) -> Model {
-        let endpoints = self.endpoints();
-        let advice = advice(&endpoints).filter(|_| !self.listeners.were_given());
-        let mut model = self.ledger.model(&self.machine, endpoints, self.digests);
+        let (endpoints, nbd) = (self.endpoints(), self.nbd_endpoints());
+        let reached = endpoints.iter().chain(nbd.iter().filter_map(Nbd::endpoint));
+        let advice = advice(reached).filter(|_| !self.listeners.were_given());
+        let mut model = self.ledger.model(&self.machine, endpoints, nbd, self.digests);
         model.notes.extend(advice.map(str::to_owned));
         model.notes.extend(self.desk.as_ref().and_then(Desk::note));
         if self.desk.is_some() && self.listeners.is_nearby() {
@@ -250,16 +268,9 @@ impl Server {
         desk.show(model, Instant::now());
     }
 
-    fn endpoints(&self) -> Vec<console::attach::Endpoint> {
-        let mut endpoints = self.listeners.endpoints(&self.addresses);
-        // Where nobody works, this machine itself is no host.
-        endpoints.retain(|at| !self.remote_only || scope_of(at.address) != Scope::Loopback);
-        endpoints
-    }
-
     /// Waits and does, until told to stop.
     fn run(&mut self, signals: &mut Signals) -> End {
-        while !self.output.is_unheard() {
+        while !self.output.is_unheard() && !self.has_lost_its_only_peer() {
             self.wait(signals);
             for signal in signals.receive() {
                 match signal {
@@ -319,12 +330,14 @@ impl Server {
             self.admission.descriptor(),
             self.keyboard.as_ref().and_then(Keyboard::descriptor),
         ];
+        let only_peer = self.only_peer.iter().map(|fd| (fd.as_fd(), PollFlags::RDHUP));
         let writable = self.output.descriptor();
         let readable = readable.into_iter().flatten().map(|fd| (fd, PollFlags::IN));
         let writable = writable.into_iter().map(|fd| (fd, PollFlags::OUT));
         let desk = self.desk.as_ref().into_iter().flat_map(Desk::ends);
         let mut ends: Vec<PollFd<'_>> = readable
             .chain(writable)
+            .chain(only_peer)
             .chain(desk)
             .map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags))
             .collect();
@@ -431,59 +444,13 @@ impl Server {
             Event::Detached { ref export, .. } if !export.is_gone() => self.settle(export),
             _ => {}
         }
-        self.say(&Happening::of(event, self.admission.policy()));
-    }
-
-    fn notice_addresses(&mut self, now: Instant) {
-        let changed = self.address_changes.as_mut().map(Changes::receive);
-        match changed {
-            Some(Ok(true)) => {
-                self.alerts.addresses.get_or_insert(now + COALESCE);
-            }
-            Some(Err(_)) => self.address_changes = None,
-            Some(Ok(false)) | None => {}
-        }
-    }
-
-    fn follow_addresses(&mut self) {
-        let before = self.endpoints();
-        let Ok(now) = addresses() else {
-            // The kernel was busy: what is known stays true until it answers.
-            self.alerts.addresses = Some(Instant::now() + Duration::from_secs(1));
-            return;
-        };
-        self.addresses = now;
-        let Self { listeners, worker, addresses, .. } = self;
-        let changes = listeners.follow(addresses, &mut |listener| bind(worker, listener));
-        for change in changes {
-            self.say(&change);
-        }
-        if self.endpoints() != before {
-            self.draw_soon(true);
-        }
+        let happening = happening(event, &self.listeners, &self.admission);
+        self.say(&happening);
     }
 }
 
-/// Has the worker serve at an address.
-fn bind(worker: &Worker, listener: &Listener) -> io::Result<SocketAddr> {
-    let interface = interface_of(listener.socket.ip());
-    worker.listen(listener.socket, interface.as_deref(), listener.door, listener.serves)
-}
-
-/// The interface that alone may bring connections to an address: that of a link-local IPv4 address, which Linux would
-/// otherwise answer on every other, too. The scope of an IPv6 one says the same by itself.
-fn interface_of(ip: IpAddr) -> Option<String> {
-    let near = matches!(ip, IpAddr::V4(ip) if ip.is_link_local());
-    let own = |address: &Address| near && address.ip == ip;
-    addresses().ok()?.into_iter().find(own).map(|address| address.interface)
-}
-
-/// What to say of addresses that other machines reach by more than a cable: nothing is lent there unasked.
-fn beyond(addresses: &[Address]) -> Option<String> {
-    let is_beyond = |address: &&Address| address.is_usable() && address.scope == Scope::Global;
-    let address = addresses.iter().find(is_beyond)?;
-    Some(format!(
-        "Nothing is lent at {address}, which more than the next machine may reach: that takes \
-         storagetm.listen={address} on the kernel command line."
-    ))
+/// What the engine says, with what is known of whom it is about.
+fn happening(event: Event, listeners: &Listeners, admission: &Admission) -> Happening {
+    let protocol = peer_of(&event).map(|peer| listeners.protocol_of(peer));
+    Happening::of(event, admission.policy(), protocol.unwrap_or(Protocol::Nvme))
 }

@@ -4,12 +4,13 @@
 use std::env;
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 use linux::boot::{Word, command_line, credentials};
 use linux::identity::{MachineId, firmware_id};
 use linux::tree::Tree;
 
 use crate::choice::{Called, Choice};
-use crate::listen::Listen;
+use crate::listen::{Listen, Protocol};
 
 /// What all our words begin with.
 const PREFIX: &str = "storagetm.";
@@ -22,6 +23,8 @@ const HOST: &str = "storagetm.host.";
 pub(crate) struct Settings {
     /// Which disks are lent.
     pub(crate) choice: Choice,
+    /// What to speak; everything if nothing was said.
+    pub(crate) protocol: Vec<Protocol>,
     /// Where to listen.
     pub(crate) listen: Vec<Listen>,
     /// Whether whoever comes is let in without a key.
@@ -64,11 +67,15 @@ impl Settings {
             ("pair", _) => {
                 self.no_pairing = self.yes(word, value).map_or(self.no_pairing, |yes| !yes);
             }
-            ("disk" | "writable" | "listen" | "machine_id", "") => {
+            ("disk" | "writable" | "protocol" | "listen" | "machine_id", "") => {
                 self.note(word, "it needs a value");
             }
             ("disk", disk) => add(&mut self.choice.only, Called::new(disk)),
             ("writable", disk) => add(&mut self.choice.writable, Called::new(disk)),
+            ("protocol", names) => match protocols(names) {
+                Some(named) => named.into_iter().for_each(|it| add(&mut self.protocol, it)),
+                None => self.note(word, "the protocols are nvme and nbd"),
+            },
             ("listen", address) => match address.parse() {
                 Ok(address) => add(&mut self.listen, address),
                 Err(reason) => self.note(word, reason),
@@ -106,6 +113,11 @@ impl Settings {
         let value = word.value.as_ref().map(|value| format!("={value}")).unwrap_or_default();
         self.notes.push(format!("{name}{value} is ignored: {reason}"));
     }
+}
+
+/// The protocols of these names, with commas between them.
+fn protocols(names: &str) -> Option<Vec<Protocol>> {
+    names.split(',').map(|name| Protocol::from_str(name, false).ok()).collect()
 }
 
 fn add<T: PartialEq>(list: &mut Vec<T>, item: T) {
@@ -159,6 +171,15 @@ mod test {
         assert!(!found.notes[0].contains("secret"), "{:?}", found.notes);
         let found = settings("storagetm.hosts.laptop={secret}");
         assert!(!found.notes[0].contains("secret"), "{:?}", found.notes);
+    }
+
+    #[test]
+    fn the_protocols_are_named_once_or_with_commas() {
+        let named = |line| settings(line).protocol;
+        assert_eq!(named("storagetm.protocol=nvme"), [Protocol::Nvme]);
+        let both = [Protocol::Nbd, Protocol::Nvme];
+        assert_eq!(named("storagetm.protocol=nbd,nvme storagetm.protocol=nbd"), both);
+        assert_eq!(settings("storagetm.protocol=nbd,iscsi storagetm.protocol=").notes.len(), 2);
     }
 
     #[test]

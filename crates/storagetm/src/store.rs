@@ -36,6 +36,7 @@ use linux::tree::Tree;
 use name::Name;
 use record::{Record, Rule};
 
+pub(crate) use private::bounded;
 pub(crate) use watch::Watch;
 
 const KEYS: &str = "keys";
@@ -367,7 +368,7 @@ fn in_folder(folder: &Path) -> Vec<Credential> {
 /// What cannot be read is an empty text, which is no host, and is said to be none.
 fn in_file(folder: &Path, name: String) -> Credential {
     let opened = fs::File::open(folder.join(&name));
-    let text = opened.and_then(|file| private::bounded(file, record::LONGEST));
+    let text = opened.and_then(|file| bounded(file, record::LONGEST));
     let mut text = text.unwrap_or_default();
     Credential { name, text: Secret::new(std::mem::take(&mut text)) }
 }
@@ -392,7 +393,7 @@ pub(crate) fn write_private(path: &Path, text: &[u8]) -> Result<(), Failure> {
 /// # Errors
 /// It cannot be read, or is too long for a key.
 pub(crate) fn read_key(from: impl Read, what: &str) -> Result<Key, Failure> {
-    let text = private::bounded(from, key::LONGEST).map_err(|error| match error.kind() {
+    let text = bounded(from, key::LONGEST).map_err(|error| match error.kind() {
         ErrorKind::FileTooLarge => Failure::new(format!("{what} is no key: {error}")),
         _ => Failure::new(format!("{what} cannot be read: {error}")),
     })?;

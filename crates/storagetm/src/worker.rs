@@ -22,8 +22,6 @@ mod scribe;
 mod sessions;
 mod words;
 
-use std::io;
-use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
@@ -38,8 +36,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::failure::Failure;
 use crate::listen::Serves;
+use crate::serve::certificates::Certificates;
 use channel::Sender;
 pub(crate) use duty::work;
+pub(crate) use process::program;
 use words::{Counts, Lent, Order, Start};
 
 /// Beyond the patience with the hosts, before a worker that is told to stop is ended.
@@ -72,6 +72,8 @@ pub(crate) struct Config {
     pub(crate) memory: usize,
     /// Whether DH-HMAC-CHAP without a Diffie-Hellman exchange will do.
     pub(crate) null_dh: bool,
+    /// What this machine shows to NBD clients that speak TLS with certificates.
+    pub(crate) certificates: Option<Certificates>,
 }
 
 /// The process that serves. Dropping it ends it at once.
@@ -98,6 +100,8 @@ impl std::fmt::Debug for Shared {
 struct Standing {
     start: Start,
     accepted: Vec<Accepted>,
+    /// A connection that it was given.
+    adopted: Option<OwnedFd>,
     lent: Vec<Loaned>,
     last_disk: u64,
     policy: Policy,
@@ -165,30 +169,20 @@ impl Worker {
         })
     }
 
-    /// Listens on an address, and has the worker accept connections there: hosts must show what `door` says. With an
-    /// `interface`, only what comes in there is accepted. Returns the address with the port that it got.
-    ///
-    /// # Errors
-    /// The address is taken, not one of this machine, or not allowed.
-    pub(crate) fn listen(
-        &self,
-        address: SocketAddr,
-        interface: Option<&str>,
-        door: Door,
-        serves: Serves,
-    ) -> io::Result<SocketAddr> {
-        let listener = engine::bind(address, interface)?;
-        let bound = rustix::net::getsockname(&listener)?.try_into()?;
-        self.accept(listener, door, serves);
-        Ok(bound)
-    }
-
     /// Has the worker accept connections at a socket that listens.
     pub(crate) fn accept(&self, listener: OwnedFd, door: Door, serves: Serves) {
         let mut standing = self.shared.standing();
         let accepted = Accepted { listener, door, serves };
         standing.send_accepted(&accepted);
         standing.accepted.push(accepted);
+    }
+
+    /// Has the worker serve a connection that is there already. A worker that dies takes it along.
+    pub(crate) fn adopt(&self, connection: OwnedFd, door: Door, serves: Serves) {
+        let mut standing = self.shared.standing();
+        let order = Order::Adopt { keyed: door == Door::Keyed, serves };
+        standing.pass(&order, Some(connection.as_fd()));
+        standing.adopted = Some(connection);
     }
 
     /// Lends a disk, in place of one of the same name if there is one.
@@ -322,8 +316,10 @@ impl Standing {
                 threads: config.threads,
                 memory: config.memory,
                 null_dh: config.null_dh,
+                certificates: config.certificates.as_ref().map(Into::into),
             },
             accepted: Vec::new(),
+            adopted: None,
             lent: Vec::new(),
             last_disk: 0,
             policy: Policy::default(),
@@ -356,8 +352,7 @@ impl Standing {
 
     fn send_accepted(&self, accepted: &Accepted) {
         let keyed = accepted.door == Door::Keyed;
-        let discovery_only = accepted.serves == Serves::Discovery;
-        let order = Order::Accept { keyed, discovery_only };
+        let order = Order::Accept { keyed, serves: accepted.serves };
         self.pass(&order, Some(accepted.listener.as_fd()));
     }
 
@@ -387,6 +382,10 @@ impl Standing {
     /// The worker is gone: what it had begun has ended with it.
     fn lose(&mut self) {
         (self.sender, self.process) = (None, None);
+        // Nobody else can go on with what was said there.
+        if let Some(connection) = self.adopted.take() {
+            let _ = rustix::net::shutdown(connection, rustix::net::Shutdown::Both);
+        }
         self.lent.retain(|loaned| !loaned.withdrawn);
         for loaned in &mut self.lent {
             loaned.before = counted(&loaned.export);

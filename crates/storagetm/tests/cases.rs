@@ -12,6 +12,8 @@ mod disclosure;
 mod flood;
 #[path = "cases/host.rs"]
 mod host;
+#[path = "cases/nbd.rs"]
+mod nbd;
 #[path = "cases/refusal.rs"]
 mod refusal;
 #[path = "cases/revocation.rs"]
@@ -20,5 +22,8 @@ mod revocation;
 mod scene;
 #[path = "cases/secrets.rs"]
 mod secrets;
+#[path = "serve/talk.rs"]
+#[allow(dead_code, reason = "each program needs a part of it")]
+mod talk;
 #[path = "cases/tap.rs"]
 mod tap;

@@ -405,3 +405,31 @@ fn pairing_that_cannot_begin_says_why() {
         assert!(!said.contains("5678"), "{said}");
     }
 }
+
+/// What other tools read: the host's name, and what follows from its key for NBD.
+#[test]
+fn a_key_is_handed_over_as_nbd_clients_read_it() {
+    let owner = Owner::with_keys();
+    let (status, said) = owner.wrong(&["key", "export", "tls", "--nbd"]);
+    assert!(status == Some(1) && said.contains("--for-host"), "{said}");
+    owner.right(&["host", "add", NQN, "--name", "laptop", "--tls-key", "tls"]);
+    let line = owner.right(&["key", "export", "tls", "--nbd"]);
+    let (name, hex) = line.trim_end().split_once(':').unwrap();
+    assert_eq!((name, hex.len()), ("laptop", 64));
+    assert!(hex.chars().all(|c| c.is_ascii_hexdigit()), "{line}");
+    // By any name, and for a host that is known by its NQN, it is the same key.
+    let other = owner.right(&["key", "export", "tls", "--nbd", "--for-host", "other"]);
+    assert_eq!(other, format!("other:{hex}\n"));
+    assert_eq!(owner.right(&["key", "export", "tls", "--nbd", "--for-host", NQN]), line);
+    let file = owner.0.join("laptop.psk");
+    owner.right(&["key", "export", "tls", "--nbd", "--to", file.to_str().unwrap()]);
+    assert_eq!((fs::read_to_string(&file).unwrap(), mode(&file)), (line, 0o600));
+    assert_eq!(owner.wrong(&["key", "export", "chap", "--nbd"]).0, Some(1));
+    assert_eq!(owner.wrong(&["key", "export", "tls", "--nbd", "--for-host", DISK]).0, Some(1));
+    for line in [
+        &["key", "export", "tls", "--for-host", "laptop"][..],
+        &["key", "export", "tls", "--nbd", "--disk", DISK, "--for-host", "laptop"],
+    ] {
+        assert_eq!(owner.wrong(line).0, Some(2), "{line:?}");
+    }
+}

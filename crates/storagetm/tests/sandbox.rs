@@ -8,9 +8,11 @@
 mod host;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -400,4 +402,21 @@ fn hosts_that_prove_who_they_are_are_let_in_without_rights() {
         assert_eq!(disk.read(8), vec![7; 4096]);
         running.until("attached");
     }
+}
+
+/// A client that has this program for itself is not left waiting by a worker that dies: nobody else knows what was said.
+#[test]
+fn the_only_client_is_let_go_with_the_process_that_served_it() {
+    let folder = Folder::new();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(LONG)).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(["serve", "--stdin", &folder.image("disk.img", 1)]);
+    let child = command.stdin(OwnedFd::from(theirs)).spawn().unwrap();
+    drop(command);
+    let mut running = Running { child, lines: channel().1 };
+    ours.read_exact(&mut [0; 18]).unwrap();
+    kill_process(running.worker(), Signal::KILL).unwrap();
+    assert_eq!(ours.read(&mut [0; 1]).unwrap(), 0, "it is closed");
+    assert_eq!(running.end(), Some(0));
 }

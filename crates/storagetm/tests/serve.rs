@@ -3,6 +3,12 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "serve/nbd.rs"]
+mod nbd;
+#[path = "serve/talk.rs"]
+#[allow(dead_code, reason = "each program needs a part of it")]
+mod talk;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};

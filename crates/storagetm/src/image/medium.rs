@@ -100,7 +100,7 @@ fn find(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
 }
 
 /// The partition table and the marks, in few words; nothing if there is neither.
-fn on_it(contents: &Contents) -> Option<String> {
+pub(crate) fn on_it(contents: &Contents) -> Option<String> {
     let table = contents.table.as_ref().map(|table| {
         let kind = match table.scheme {
             Scheme::Gpt => "GPT",

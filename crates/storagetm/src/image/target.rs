@@ -51,7 +51,8 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn is_among_devices(folder: &Path) -> bool {
+/// Whether a file in that folder would be among the devices.
+pub(crate) fn is_among_devices(folder: &Path) -> bool {
     let [devices, files] = DEVICES;
     let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
     folder.starts_with(devices) && !folder.starts_with(files)

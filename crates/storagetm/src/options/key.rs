@@ -26,6 +26,9 @@ Examples:
   Write what the host needs to connect to a disk, for nvme-cli 2.9 or newer:
     storagetm key export laptop --for-host laptop --disk nqn.2014-08.org.nvmexpress:uuid:… --to laptop.keys
     (there, as root) nvme tls-key --import --keyfile laptop.keys
+  Write what NBD clients of that host need to come by TLS:
+    storagetm key export laptop --nbd --to laptop.psk
+    (there) nbdinfo 'nbds://laptop@ADDRESS/DISK?tls-psk-file=laptop.psk'
 
 Exit status: 0 if it was done, 1 if not, 2 if the options are wrong.";
 
@@ -51,7 +54,7 @@ pub enum Task {
     Generate(Generate),
     /// Keep a key that was made elsewhere; its text is read from standard input or a file
     Import(Import),
-    /// Write a key in the form in which keys are handed over, or in that which nvme-cli imports
+    /// Write a key in the form in which keys are handed over, or in that which nvme-cli or NBD clients read
     Export(Export),
     /// List the keys that are kept, and which hosts use them; never the keys themselves
     List(List),
@@ -130,12 +133,19 @@ pub struct Export {
     ///
     /// The key itself is not in it, only what follows from it for this host and these disks, and for finding them
     /// (nvme discover, nvme connect-all).
-    #[arg(long, value_name = "HOST", requires = "disk")]
+    #[arg(long, value_name = "HOST", requires = "form")]
     pub for_host: Option<String>,
 
     /// A disk that the host connects to, by its NQN, as `storagetm serve` shows it; may be repeated
-    #[arg(long, value_name = "NQN", requires = "for_host")]
+    #[arg(long, value_name = "NQN", requires = "for_host", group = "form")]
     pub disk: Vec<String>,
+
+    /// Write what NBD clients need, as the PSK files of libnbd, qemu and nbdkit have it: NAME:HEX
+    ///
+    /// A line for each host that uses the key, or only that of --for-host. The key itself is not in it, only what follows
+    /// from it for NBD.
+    #[arg(long, group = "form", conflicts_with = "disk")]
+    pub nbd: bool,
 
     /// Write to this file, which only its owner can read, not to standard output
     #[arg(long, value_name = "FILE")]

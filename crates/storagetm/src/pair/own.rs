@@ -7,21 +7,21 @@ use sha2::{Digest, Sha256};
 use crate::name::from_identity;
 
 /// The file in which nvme-cli looks for the host NQN.
-pub(super) const FILE: &str = "/etc/nvme/hostnqn";
+pub(crate) const FILE: &str = "/etc/nvme/hostnqn";
 
 /// What this machine is called.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Own {
+pub(crate) struct Own {
     /// Its host NQN.
-    pub(super) nqn: String,
+    pub(crate) nqn: String,
     /// Whether nvme-cli calls this machine so by itself.
-    pub(super) is_usual: bool,
+    pub(crate) is_usual: bool,
 }
 
 impl Own {
     /// What was asked for, else what stands in nvme-cli's file, else the firmware's UUID as nvme-cli takes it, else one
     /// made of the machine's identifier, the same each time.
-    pub(super) fn find(tree: &Tree, asked: Option<&str>) -> Self {
+    pub(crate) fn find(tree: &Tree, asked: Option<&str>) -> Self {
         let usual =
             tree.text(FILE).ok().and_then(|text| Some(text.lines().next()?.trim().to_owned()));
         let usual = usual.filter(|nqn| !nqn.is_empty());

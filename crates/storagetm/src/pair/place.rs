@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A machine, as it was typed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(crate) struct Place {
     host: String,
     interface: Option<String>,
     port: u16,
@@ -30,7 +30,7 @@ impl Place {
     ///
     /// # Errors
     /// A sentence.
-    pub(super) fn parse(text: &str, interface: Option<&str>) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str, interface: Option<&str>) -> Result<Self, String> {
         let (host, port) = split(text).ok_or(FORM)?;
         let port =
             port.map_or(Ok(DISKS), str::parse).map_err(|_| "a port is a number from 1 to 65535")?;
@@ -52,11 +52,34 @@ impl Place {
         Ok(Self { host: host.to_owned(), interface, port })
     }
 
+    /// The machine at an address; a link-local one is behind that interface.
+    pub(crate) fn at(address: IpAddr, interface: Option<&str>, port: u16) -> Self {
+        let near = linux::net::scope_of(address) == linux::net::Scope::Link;
+        let interface = interface.filter(|_| near).map(str::to_owned);
+        Self { host: address.to_string(), interface, port }
+    }
+
+    /// The same machine, another port of it.
+    pub(crate) fn with_port(&self, port: u16) -> Self {
+        Self { port, ..self.clone() }
+    }
+
+    /// Its port.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its name or its address, an address with the interface behind which it is.
+    pub(crate) fn host(&self) -> String {
+        let zone = self.interface.as_ref().map(|name| format!("%{name}")).unwrap_or_default();
+        format!("{}{zone}", self.host)
+    }
+
     /// Connects to the first of its addresses that answers.
     ///
     /// # Errors
     /// None does.
-    pub(super) fn connect(&self) -> Result<TcpStream, Failure> {
+    pub(crate) fn connect(&self) -> Result<TcpStream, Failure> {
         let addresses = self.addresses().map_err(|error| self.unreachable(&error))?;
         let mut last = io::Error::new(io::ErrorKind::NotFound, "no address is known for it");
         for address in addresses {
@@ -68,7 +91,11 @@ impl Place {
         Err(self.unreachable(&last))
     }
 
-    fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+    /// The addresses that it has.
+    ///
+    /// # Errors
+    /// Nobody knows any.
+    pub(crate) fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         let zone = self.interface.as_ref().filter(|_| is_link_local_6(&self.host));
         let host = match zone {
             Some(interface) => format!("{}%{interface}", self.host),
@@ -94,7 +121,7 @@ impl Place {
     }
 
     /// The same place as the lines for `nvme` have it, once the connection has shown its address.
-    pub(super) fn endpoint(&self, reached: SocketAddr) -> Endpoint {
+    pub(crate) fn endpoint(&self, reached: SocketAddr) -> Endpoint {
         let address = reached.ip();
         let local = match address {
             IpAddr::V4(ip) => ip.is_link_local(),

@@ -67,6 +67,7 @@ impl Server {
             self.say(&Happening::note(failure));
             return;
         }
+        let loan = loan.named_apart(&self.loans);
         let export = loan.export.clone();
         if let Err(failure) = self.worker.lend(&export) {
             self.say(&Happening::note(failure));

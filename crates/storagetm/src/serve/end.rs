@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use export::{Access, Export, Fault};
 
-use super::{End, Server};
+use super::{End, Server, happening};
+use crate::announce::Announcer;
 use crate::happening::{Happening, Which};
 
 /// How long hosts may take to end what is under way when the program is told to stop.
@@ -32,9 +33,11 @@ impl Server {
             .filter(|export| export.access == Access::Writable)
             .cloned()
             .collect();
+        self.announcer.take().into_iter().for_each(Announcer::stop);
         let in_time = self.worker.stop(PATIENCE);
         for event in self.mailbox.receive().events {
-            self.output.say(&Happening::of(event, self.admission.policy()));
+            let happening = happening(event, &self.listeners, &self.admission);
+            self.output.say(&happening);
         }
         if !in_time {
             self.output.say(&Happening::note("some hosts did not let go in time and were cut off"));

@@ -11,15 +11,18 @@ use linux::identity::machine_id;
 use linux::net::{Address, Changes, addresses, hostname};
 use linux::tree::Tree;
 
-use super::{Alerts, Server, bind};
+use super::given::Given;
+use super::reach::bind;
+use super::{Alerts, Server, certificates};
 use crate::admission::Admission;
+use crate::announce::Announcer;
 use crate::boot::desk::Desk;
 use crate::failure::Failure;
 use crate::follow::{Change, Follow};
 use crate::keyboard::Keyboard;
 use crate::ledger::Ledger;
 use crate::lend::{Loan, Terms, block_device, check_unlike};
-use crate::listen::{Listener, Plan, plan};
+use crate::listen::{Listener, Plan, Protocols, plan};
 use crate::listeners::Listeners;
 use crate::mailbox::Mailbox;
 use crate::options::{Io, Serve};
@@ -47,6 +50,8 @@ struct Network {
     plan: Plan,
     /// Whether no key is needed anywhere.
     open: bool,
+    /// Whether a socket that was handed to this program asks for one.
+    keyed: bool,
 }
 
 impl Server {
@@ -56,17 +61,19 @@ impl Server {
         settings: Settings,
         output: Output,
         mailbox: Mailbox,
+        given: Option<Given>,
         desk: Option<Desk>,
     ) -> Result<Self, Failure> {
-        let network = Network::look(options, &settings)?;
+        let network = Network::look(options, &settings, given.as_ref())?;
         let disks = Disks::open(options, &settings)?;
         let (admission, note) = admission(options, &network);
         let keyboard = if desk.is_none() && output.is_screen() { Keyboard::open() } else { None };
-        let worker = start(options, &mailbox)?;
+        let (worker, warning) = start(options, &mailbox)?;
         let mut server = Self {
             listeners: Listeners::closed(network.plan, network.open),
             worker,
             admission,
+            announcer: (!options.no_announce).then(|| Announcer::new(options.mdns_port, &mailbox)),
             keyboard,
             tells_codes: options.pair && desk.is_none(),
             broken: None,
@@ -82,13 +89,16 @@ impl Server {
             remote_only: options.boot_settings,
             alerts: Alerts::default(),
             desk,
+            only_peer: None,
             flushing: Arc::default(),
         };
         server.begin(disks.loans)?;
-        let notes = [settings.notes, disks.notes, note.into_iter().collect()].concat();
+        let own = note.into_iter().chain(warning).collect();
+        let notes = [settings.notes, disks.notes, own].concat();
         server.remember(options, notes);
         server.offer(options, settings.no_pairing);
         server.listen()?;
+        given.map_or(Ok(()), |given| server.receive(given))?;
         Ok(server)
     }
 
@@ -104,8 +114,10 @@ impl Server {
 
     /// Lets hosts come: they find the disks, and whom to let in is known.
     fn listen(&mut self) -> Result<(), Failure> {
-        let Self { listeners, worker, addresses, .. } = self;
-        listeners.open(addresses, &mut |listener| bind(worker, listener))
+        let Self { listeners, worker, addresses, ledger, .. } = self;
+        let left_out = listeners.open(addresses, &mut |listener| bind(worker, listener))?;
+        left_out.into_iter().for_each(|sentence| ledger.note(sentence));
+        Ok(())
     }
 
     /// Shows a code where somebody reads it, if there is where to keep whom it lets in.
@@ -132,20 +144,27 @@ fn admission(options: &Serve, network: &Network) -> (Admission, Option<String>) 
 }
 
 impl Network {
-    fn look(options: &Serve, settings: &Settings) -> Result<Self, Failure> {
+    fn look(options: &Serve, settings: &Settings, given: Option<&Given>) -> Result<Self, Failure> {
         let changes = Changes::open().ok();
         let addresses = addresses().unwrap_or_else(|_| vec![loopback()]);
         let listen = [&options.listen[..], &settings.listen[..]].concat();
         let open = options.open || settings.open;
-        let plan = plan(&listen, open, options.boot_settings, &addresses)?;
-        Ok(Self { addresses, changes, plan, open })
+        let protocols = Protocols::of(&[&options.protocol[..], &settings.protocol].concat());
+        let plan = match given {
+            Some(_) if listen.is_empty() => Plan::Fixed(Vec::new()),
+            _ => plan(&listen, protocols, open, options.boot_settings, &addresses)?,
+        };
+        let mut handed = given.into_iter().flat_map(Given::listeners);
+        let keyed = handed.any(|listener| listener.door == Door::Keyed);
+        Ok(Self { addresses, changes, plan, open, keyed })
     }
 
     /// Whether hosts must show a key somewhere, now or later.
     fn may_be_keyed(&self) -> bool {
         let keyed = |listener: &Listener| listener.door == Door::Keyed;
         let fixed = matches!(self.plan, Plan::Fixed(_));
-        !self.open && (!fixed || self.plan.listeners(&self.addresses).iter().any(keyed))
+        !self.open
+            && (self.keyed || !fixed || self.plan.listeners(&self.addresses).iter().any(keyed))
     }
 }
 
@@ -208,6 +227,7 @@ fn check_new(loans: &[Loan], path: &Path) -> Result<(), Failure> {
 
 fn add(loans: &mut Vec<Loan>, loan: Loan) -> Result<(), Failure> {
     loans.iter().try_for_each(|known| check_unlike(&known.export, &loan.export))?;
+    let loan = loan.named_apart(loans);
     loans.push(loan);
     Ok(())
 }
@@ -227,7 +247,8 @@ fn come(changes: Vec<Change>, loans: &mut Vec<Loan>, notes: &mut Vec<String>) {
     }
 }
 
-fn start(options: &Serve, mailbox: &Mailbox) -> Result<Worker, Failure> {
+/// Starts the process that serves. What the owner should know of what it was given comes with it.
+fn start(options: &Serve, mailbox: &Mailbox) -> Result<(Worker, Option<String>), Failure> {
     let driver = match options.io {
         Io::Auto => Driver::Auto,
         Io::Uring => Driver::Uring,
@@ -236,7 +257,11 @@ fn start(options: &Serve, mailbox: &Mailbox) -> Result<Worker, Failure> {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = options.threads.map_or(processors, usize::from);
     let memory = (PAYLOADS / threads.max(1)).max(LEAST_PAYLOADS);
+    let certificates = options.tls_certificates.as_deref().map(certificates::read).transpose()?;
+    let (certificates, warning) = certificates.unzip();
+    let null_dh = options.allow_null_dh;
+    let config = Config { driver, threads, memory, null_dh, certificates };
     let mailbox = mailbox.clone();
-    let config = Config { driver, threads, memory, null_dh: options.allow_null_dh };
-    Worker::start(&config, Arc::new(move |said| mailbox.hear(said)))
+    let worker = Worker::start(&config, Arc::new(move |said| mailbox.hear(said)))?;
+    Ok((worker, warning.flatten()))
 }

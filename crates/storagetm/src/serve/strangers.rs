@@ -10,6 +10,7 @@ use super::Server;
 use crate::admission::{self, Caller};
 use crate::happening::Happening;
 use crate::keyboard::{Answer, Keyboard, Question, Stroke};
+use crate::listen::Protocol;
 
 impl Server {
     /// Somebody knew the code: it may read. To change disks takes an answer at the screen.
@@ -18,7 +19,8 @@ impl Server {
         if caller.knock.writable && somebody {
             let Caller { peer, knock } = &caller;
             let asking = Event::Knocked { peer: peer.clone(), knock: knock.clone() };
-            self.say(&Happening::of(asking, &Policy::default()));
+            let asking = Happening::of(asking, &Policy::default(), Protocol::Nvme);
+            self.say(&asking);
             self.admission.wait(caller);
             return;
         }

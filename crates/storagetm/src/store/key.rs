@@ -3,14 +3,21 @@
 use std::fmt;
 
 use export::Secret;
+use hkdf::Hkdf;
 use nvme::auth::chap;
 use nvme::auth::psk::Interchange;
 use nvme::auth::{Hash, KeyError};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::Sha256;
 use zeroize::Zeroizing;
 
 /// Bytes of the longest text of a key, with room for what editors put around it.
 pub(crate) const LONGEST: usize = 512;
+
+/// What keeps the key for NBD apart from all others that are made of the same.
+const NBD: &[u8] = b"storagetm nbd psk";
+/// Bytes of a key for NBD.
+const NBD_LEN: usize = 32;
 
 /// What a key is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -100,6 +107,11 @@ impl Key {
         &self.text
     }
 
+    /// The key with which its holder speaks NBD over TLS; nothing if it is no TLS key.
+    pub(crate) fn nbd_psk(&self) -> Option<Secret> {
+        if self.kind == Kind::Tls { nbd_psk(&self.text) } else { None }
+    }
+
     /// The text as it is kept and printed: with the line's end.
     pub(crate) fn line(&self) -> Zeroizing<Vec<u8>> {
         let mut line = Zeroizing::new(Vec::with_capacity(LONGEST));
@@ -107,6 +119,15 @@ impl Key {
         line.push(b'\n');
         line
     }
+}
+
+/// The PSK for NBD over TLS that follows from a TLS key in the interchange form: HKDF-SHA-256 (RFC 5869) without a salt,
+/// 32 bytes, for cipher suites with SHA-256. One key lets a host in by both protocols, and neither tells the other's.
+pub(crate) fn nbd_psk(text: &Secret) -> Option<Secret> {
+    let configured = Interchange::parse(text.bytes()).ok()?.key;
+    let mut psk = vec![0; NBD_LEN];
+    Hkdf::<Sha256>::new(None, configured.bytes()).expand(NBD, &mut psk).ok()?;
+    Some(Secret::new(psk))
 }
 
 /// Random bytes for a key.
@@ -150,6 +171,16 @@ mod test {
             assert_ne!(Key::generate(kind, hash).unwrap(), key);
         }
         assert!(Key::generate(Kind::Tls, Some(Hash::Sha512)).is_err());
+    }
+
+    /// The figure is Python's: `hmac.digest(hmac.digest(32 zeros, key), b"storagetm nbd psk\x01")`.
+    #[test]
+    fn the_key_for_nbd_follows_from_the_tls_key_alone() {
+        let text = b"NVMeTLSkey-1:01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
+        let psk = Key::parse(text).unwrap().nbd_psk().unwrap();
+        let hex: String = psk.bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "c66a055c438b5fc2a269c15d1d7e7c7a54401fc3a1e71f3af0434a4a1125237e");
+        assert_eq!(Key::generate(Kind::Chap, None).unwrap().nbd_psk(), None);
     }
 
     #[test]

@@ -148,7 +148,12 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 }
 
 fn folder_of(path: &Path) -> PathBuf {
-    path.parent().map_or_else(|| PathBuf::from("/"), Path::to_owned)
+    match path.parent() {
+        None => PathBuf::from("/"),
+        // A bare name is in the folder that one is in.
+        Some(folder) if folder.as_os_str().is_empty() => PathBuf::from("."),
+        Some(folder) => folder.to_owned(),
+    }
 }
 
 fn cannot(what: &str, path: &Path, error: &io::Error) -> Failure {

@@ -45,7 +45,28 @@ pub(crate) struct Disk {
     pub(crate) access: Allowed,
 }
 
+impl Target {
+    /// Whether it is the machine that is called so, or was reached there.
+    pub(crate) fn is_at(&self, called: &str) -> bool {
+        self.name.eq_ignore_ascii_case(called) || self.address == called
+    }
+}
+
 impl Store {
+    /// The machines that have let this one in; for each either what is known of it, or why that cannot be read.
+    pub(crate) fn targets(&self) -> Vec<(Name, Result<Target, Failure>)> {
+        let names = self.names(TARGETS).into_iter();
+        let names = names.filter_map(|name| name.strip_suffix(JSON)?.parse().ok());
+        names.map(|name: Name| (name.clone(), self.target(&name))).collect()
+    }
+
+    fn target(&self, name: &Name) -> Result<Target, Failure> {
+        let path = self.folder().join(TARGETS).join(format!("{name}{JSON}"));
+        let text = private::read(&path, LONGEST)?;
+        serde_json::from_slice(&text)
+            .map_err(|error| Failure::new(format!("{} is not understood: {error}", path.display())))
+    }
+
     /// Remembers a machine that has let this one in, in place of what was known of it.
     ///
     /// # Errors

@@ -17,9 +17,10 @@ use rustix::net::{AddressFamily, getsockname};
 use super::channel::{self, Receiver, Sender};
 use super::scribe::{Disks, Scribe, nudge};
 use super::sessions::Sessions;
-use super::words::{self, LONGEST_ORDER, Lent, Order, Report, Start};
-use super::{check_locked, words::door, words::serves};
+use super::words::{self, CertificatesWord, LONGEST_ORDER, Lent, Order, Report, Start};
+use super::{check_locked, words::door};
 use crate::failure::Failure;
+use crate::listen::Serves;
 use crate::mailbox::Mailbox;
 
 /// Serves, until it is told to stop or nobody is there to tell.
@@ -68,6 +69,8 @@ impl Duty {
     fn begin(start: &Start, sender: &Sender, mut unconfined: Vec<String>) -> Result<Self, String> {
         let cannot = |error: io::Error| format!("cannot start to serve: {error}");
         engine::tls::prepare().map_err(cannot)?;
+        let certificates = start.certificates.as_ref();
+        let certificates = certificates.map(CertificatesWord::certificates).transpose()?;
         unconfined.extend(sandbox::leave_files());
         let mailbox = Mailbox::open().map_err(|error| cannot(error.into()))?;
         let events = mailbox.clone();
@@ -85,7 +88,7 @@ impl Duty {
         let disks = Arc::<Disks>::default();
         Ok(Self {
             engine,
-            sessions: Sessions::new(disks.clone(), start.null_dh),
+            sessions: Sessions::new(disks.clone(), start.null_dh, certificates),
             disks,
             mailbox,
             stopped: Arc::default(),
@@ -118,8 +121,11 @@ impl Duty {
 
     fn obey(&self, order: Order, descriptor: Option<OwnedFd>) {
         match (order, descriptor) {
-            (Order::Accept { keyed, discovery_only }, Some(listener)) => {
-                self.accept(listener, keyed, discovery_only);
+            (Order::Accept { keyed, serves }, Some(listener)) => {
+                self.accept(listener, keyed, serves);
+            }
+            (Order::Adopt { keyed, serves }, Some(connection)) => {
+                self.adopt(connection, keyed, serves);
             }
             (Order::Lend(lent), Some(disk)) => self.lend(*lent, disk),
             (Order::Withdraw { disk }, _) => self.withdraw(disk),
@@ -137,19 +143,26 @@ impl Duty {
                 });
             }
             // The opener says this once, or with a descriptor.
-            (Order::Start(_) | Order::Accept { .. } | Order::Lend(_) | Order::Stop { .. }, _) => {
-                return;
-            }
+            (Order::Start(_) | Order::Stop { .. }, _)
+            | (Order::Accept { .. } | Order::Adopt { .. } | Order::Lend(_), None) => return,
         }
         self.engine.tell(News::Changed);
         nudge(&self.mailbox);
     }
 
-    fn accept(&self, listener: OwnedFd, keyed: bool, discovery_only: bool) {
-        let security = self.sessions.security(door(keyed));
-        let open = self.sessions.open(serves(discovery_only));
+    fn accept(&self, listener: OwnedFd, keyed: bool, serves: Serves) {
+        let security = self.sessions.security(door(keyed), serves);
+        let open = self.sessions.open(serves);
         if let Err(error) = self.engine.accept(listener, security, open) {
             self.mailbox.note(format!("connections cannot be accepted: {error}"));
+        }
+    }
+
+    fn adopt(&self, connection: OwnedFd, keyed: bool, serves: Serves) {
+        let security = self.sessions.security(door(keyed), serves);
+        let open = self.sessions.open(serves);
+        if let Err(error) = self.engine.adopt(connection, security, open) {
+            self.mailbox.note(format!("the connection cannot be served: {error}"));
         }
     }
 

@@ -46,7 +46,7 @@ pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<(Child, UnixStream)> {
 }
 
 /// Where nothing is mounted, the path by which the program was started.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     let proc = PathBuf::from(SELF);
     if proc.symlink_metadata().is_ok() {
         return proc;

@@ -141,7 +141,13 @@ mod test {
     /// What is said of a worker that has the disk number 1.
     fn shared() -> (Shared, Arc<Mutex<Vec<Said>>>) {
         let heard = Arc::new(Mutex::new(Vec::new()));
-        let config = Config { driver: Driver::Auto, threads: 1, memory: 1, null_dh: false };
+        let config = Config {
+            driver: Driver::Auto,
+            threads: 1,
+            memory: 1,
+            null_dh: false,
+            certificates: None,
+        };
         let mut standing = Standing::new(&config);
         let disk = std::fs::File::open("/dev/null").unwrap().into();
         let geometry = Geometry::new(512, 512).unwrap();

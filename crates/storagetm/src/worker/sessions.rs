@@ -4,22 +4,27 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use engine::tls::{self, Psk};
-use engine::{Open, Security};
+use engine::tls::{self, Certificates, Psk};
+use engine::{Greeting, Heard, Open, Security, Then};
 use export::{Catalogue, Door, Host, KeyId, Peer, Policy, Secret, Session};
+use nbd::server::{self as nbd_server, Next, Reaction};
 use nvme::auth::{self, Group, Rules};
 use nvme::target::{Port, Target};
 use nvme::wire::fabrics::DISCOVERY_NQN;
 use pair::Desk;
 
 use super::scribe::Disks;
-use crate::listen::{DISKS, Serves};
+use crate::listen::{DISKS, Protocol, Serves};
+use crate::store::key::nbd_psk;
 
 /// What sessions are made of.
 pub(super) struct Sessions {
     pub(super) catalogue: Arc<Catalogue>,
     disks: Arc<Disks>,
     target: Arc<Target>,
+    nbd: Arc<nbd_server::Server>,
+    /// What is shown to NBD clients that speak TLS without a key.
+    certificates: Option<Certificates>,
     desk: Mutex<Option<Arc<Desk>>>,
     keys: Mutex<Known>,
 }
@@ -28,12 +33,17 @@ pub(super) struct Sessions {
 #[derive(Default)]
 struct Known {
     generation: Option<u64>,
-    psks: Vec<Psk>,
+    nvme: Vec<Psk>,
+    nbd: Vec<Psk>,
 }
 
 impl Sessions {
     /// Of `disks`. `null_dh`: whether DH-HMAC-CHAP without a Diffie-Hellman exchange will do.
-    pub(super) fn new(disks: Arc<Disks>, null_dh: bool) -> Arc<Self> {
+    pub(super) fn new(
+        disks: Arc<Disks>,
+        null_dh: bool,
+        certificates: Option<Certificates>,
+    ) -> Arc<Self> {
         let catalogue = Arc::new(Catalogue::default());
         let mut rules = Rules::default();
         if null_dh {
@@ -41,6 +51,8 @@ impl Sessions {
         }
         Arc::new(Self {
             target: Target::with(catalogue.clone(), rules),
+            nbd: nbd_server::Server::new(catalogue.clone()),
+            certificates,
             catalogue,
             disks,
             desk: Mutex::default(),
@@ -58,11 +70,12 @@ impl Sessions {
         *lock(&self.desk) = Some(Desk::new(name, now, Box::new(fill)));
     }
 
-    /// How a listening socket's sessions are made.
+    /// How a socket's sessions are made.
     pub(super) fn open(self: &Arc<Self>, serves: Serves) -> Open {
         let port = match serves {
             Serves::All => Port::Any,
             Serves::Discovery => Port::Discovery { disks_at: DISKS },
+            Serves::Nbd => return self.open_nbd(nbd_server::Start::Greeted),
         };
         let sessions = self.clone();
         Arc::new(move |peer, account, now| {
@@ -74,19 +87,63 @@ impl Sessions {
         })
     }
 
-    /// Who is let in at a listening socket.
-    pub(super) fn security(self: &Arc<Self>, door: Door) -> Security {
+    fn open_nbd(&self, start: nbd_server::Start) -> Open {
+        let server = self.nbd.clone();
+        Arc::new(move |peer, account, now| Box::new(server.session(peer, start, account, now)))
+    }
+
+    /// Who is let in at a socket.
+    pub(super) fn security(self: &Arc<Self>, door: Door, serves: Serves) -> Security {
         let (keys, plain) = (self.clone(), self.clone());
-        Security {
-            door,
-            keys: Some(Arc::new(move || keys.keys())),
-            plain: Arc::new(move || is_plain_of_use(&plain.catalogue.policy())),
+        match serves.protocol() {
+            Protocol::Nvme => Security {
+                door,
+                keys: Some(Arc::new(move || keys.keys())),
+                plain: Arc::new(move || is_plain_of_use(&plain.catalogue.policy())),
+                ..Security::open()
+            },
+            Protocol::Nbd => Security {
+                door,
+                keys: Some(Arc::new(move || keys.known(|known| known.nbd.clone()))),
+                // Who it is, a client can show by TLS alone.
+                plain: Arc::new(|| false),
+                greeting: Some(self.greeting(door)),
+                certificates: self.certificates.clone(),
+            },
         }
     }
 
-    /// The keys with which a channel may be made just now.
+    /// What is said to NBD clients in the clear.
+    fn greeting(self: &Arc<Self>, door: Door) -> Arc<dyn Fn(&Peer) -> Greeting + Send + Sync> {
+        let sessions = self.clone();
+        Arc::new(move |_| {
+            let sessions = sessions.clone();
+            let mut greeter = nbd_server::greet(door == Door::Keyed, sessions.can_secure());
+            Box::new(move |bytes| sessions.heard(greeter.receive(bytes)))
+        })
+    }
+
+    /// Whether there is a key or a certificate to speak TLS with.
+    fn can_secure(&self) -> bool {
+        self.certificates.is_some() || self.known(|known| !known.nbd.is_empty())
+    }
+
+    fn heard(&self, reaction: Reaction) -> Heard {
+        let then = match reaction.then {
+            Next::Wait => Then::Wait,
+            Next::Plain => Then::Plain,
+            Next::Secure { no_zeroes } => {
+                Then::Secure(self.open_nbd(nbd_server::Start::Secured { no_zeroes }))
+            }
+            Next::Refuse(why) => Then::Refuse(why),
+            Next::Close => Then::Close,
+        };
+        Heard { take: reaction.take, say: reaction.say, then }
+    }
+
+    /// The keys with which a channel for NVMe/TCP may be made just now.
     fn keys(&self) -> Vec<Psk> {
-        let mut psks = self.known();
+        let mut psks = self.known(|known| known.nvme.clone());
         let generated = self.target.generated_psks(Instant::now());
         psks.extend(generated.into_iter().filter_map(|(key, psk)| for_tls(psk, key)));
         psks.extend(self.desk().map(|_| for_pairing()));
@@ -94,15 +151,16 @@ impl Sessions {
     }
 
     /// Those of the owner's hosts. Made once for each change of what is lent or who is let in.
-    fn known(&self) -> Vec<Psk> {
+    fn known<T>(&self, look: impl FnOnce(&Known) -> T) -> T {
         let mut known = lock(&self.keys);
         let generation = self.catalogue.generation();
         if known.generation != Some(generation) {
             let policy = self.catalogue.policy();
-            known.psks = policy.hosts.iter().flat_map(|host| self.of_host(host)).collect();
+            known.nvme = policy.hosts.iter().flat_map(|host| self.of_host(host)).collect();
+            known.nbd = policy.hosts.iter().flat_map(|host| of_nbd(host)).collect();
             known.generation = Some(generation);
         }
-        known.psks.clone()
+        look(&known)
     }
 
     /// A host's keys: one for each name that it may connect to.
@@ -116,6 +174,18 @@ impl Sessions {
         let psks = names.flat_map(|name| derived(name).unwrap_or_default());
         psks.filter_map(|psk| for_tls(psk, host.key)).collect()
     }
+}
+
+/// A host's keys for NBD: one for each name by which it may present itself.
+fn of_nbd(host: &Host) -> Vec<Psk> {
+    let Some(secret) = host.tls.as_ref().and_then(nbd_psk) else { return Vec::new() };
+    let named = |name: &String| Psk {
+        identity: name.clone(),
+        secret: secret.clone(),
+        hash: tls::Hash::Sha256,
+        key: Some(host.key),
+    };
+    [&host.name, &host.nqn].map(named).into()
 }
 
 /// Whether the peer came in the channel that everybody can make.

@@ -8,12 +8,13 @@ mod pairing;
 
 use std::sync::Arc;
 
-use engine::{Driver, Running};
+use engine::{Driver, Running, tls};
 use export::{Access, Cache, Door, Export, Geometry, Host, Identity, KeyId, Policy, Rule, Secret};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
 
 use crate::listen::Serves;
+use crate::serve::certificates::Certificates;
 pub(super) use happened::{Happened, PeerWord};
 pub(super) use pairing::{VerdictWord, ViewWord};
 
@@ -29,7 +30,17 @@ pub(super) enum Order {
     /// How to run. The first order.
     Start(Start),
     /// Accept connections; the listening socket comes with it.
-    Accept { keyed: bool, discovery_only: bool },
+    Accept {
+        keyed: bool,
+        #[serde(with = "ServesWord")]
+        serves: Serves,
+    },
+    /// Serve a connection that is there already; it comes with it.
+    Adopt {
+        keyed: bool,
+        #[serde(with = "ServesWord")]
+        serves: Serves,
+    },
     /// Lend a disk; its descriptor comes with it.
     Lend(Box<Lent>),
     /// Lend it no longer.
@@ -55,6 +66,47 @@ pub(super) struct Start {
     pub(super) threads: usize,
     pub(super) memory: usize,
     pub(super) null_dh: bool,
+    pub(super) certificates: Option<CertificatesWord>,
+}
+
+/// What a socket is for.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Serves")]
+enum ServesWord {
+    All,
+    Discovery,
+    Nbd,
+}
+
+/// What this machine shows to those who speak TLS with certificates: texts in PEM.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct CertificatesWord {
+    chain: Hidden,
+    key: Hidden,
+    authority: Option<Hidden>,
+}
+
+impl From<&Certificates> for CertificatesWord {
+    fn from(certificates: &Certificates) -> Self {
+        let hidden = |text: &Vec<u8>| Hidden(Secret::new(text.clone()));
+        Self {
+            chain: hidden(&certificates.chain),
+            key: Hidden(certificates.key.clone()),
+            authority: certificates.authority.as_ref().map(hidden),
+        }
+    }
+}
+
+impl CertificatesWord {
+    /// The same as the engine needs it.
+    ///
+    /// # Errors
+    /// A sentence: what of it is of no use.
+    pub(super) fn certificates(&self) -> Result<tls::Certificates, String> {
+        let authority = self.authority.as_ref().map(|hidden| hidden.0.bytes());
+        tls::Certificates::new(self.chain.0.bytes(), &self.key.0, authority)
+            .map_err(|error| format!("--tls-certificates: {error}"))
+    }
 }
 
 /// A driver.
@@ -203,11 +255,6 @@ pub(super) struct Counts {
     pub(super) flush_failed: bool,
 }
 
-/// What a port serves.
-pub(super) fn serves(discovery_only: bool) -> Serves {
-    if discovery_only { Serves::Discovery } else { Serves::All }
-}
-
 /// What a peer must show.
 pub(super) fn door(keyed: bool) -> Door {
     if keyed { Door::Keyed } else { Door::Open }
@@ -276,7 +323,7 @@ pub(super) fn policy(hosts: Vec<HostWord>) -> Policy {
 }
 
 /// A secret: two digits a byte, so that it is read from the frame without a copy that would stay.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Hidden(pub(super) Secret);
 
 impl Serialize for Hidden {

@@ -16,11 +16,14 @@ use zeroize::Zeroizing;
 use crate::alone::{Cable, ELSEWHERE, MACHINE, is_alone};
 use crate::host::{Guest, everybodys, plain, secured};
 use crate::scene::{DESK, Folder, KEYED, LAPTOP, Running, SIZE, contains};
+use crate::talk;
 use crate::tap::Tap;
 
 /// Addresses of the cable's near end that are answered unasked.
 const NEAR: [&str; 2] = ["169.254.7.9", "fe80::1"];
-const PORTS: [u16; 2] = [4420, 8009];
+const PORTS: [u16; 3] = [4420, 8009, 10809];
+/// The last of them, where this end speaks first.
+const NBD: u16 = 10809;
 /// How long a peer that is not let in is listened to.
 const MOMENT: Duration = Duration::from_millis(300);
 
@@ -121,24 +124,56 @@ fn interrogate(target: SocketAddr, wrong: &Code, disk: &str) -> Vec<u8> {
     heard
 }
 
+/// The same where NBD is spoken.
+fn interrogate_nbd(target: SocketAddr) -> Vec<u8> {
+    let tap = Tap::on(target);
+    let mut heard = Vec::new();
+    let name = [&11u32.to_be_bytes()[..], b"quartz-disk", &[0; 2]].concat();
+    let flags = 3u32.to_be_bytes().to_vec();
+    let with = |option, data: &[u8]| [flags.clone(), talk::option_bytes(option, data)].concat();
+    for bytes in [
+        with(talk::LIST, &[]),
+        with(talk::INFO, &name),
+        with(talk::GO, &name),
+        with(talk::EXPORT_NAME, b""),
+        with(talk::EXPORT_NAME, b"quartz-disk"),
+        with(77, &[1; 77]),
+        icreq(),
+        vec![0xff; 300],
+        vec![0x16; 300],
+    ] {
+        heard.extend(answer(tap.address, &bytes).0);
+    }
+    let everybody = |psk| {
+        let mut talk = talk::Talk::greeted(plain(tap.address).unwrap()).unwrap();
+        assert_eq!(talk.ask(talk::STARTTLS, &[]).unwrap(), talk::ACK);
+        engine::tls::connect(talk.0, psk, Instant::now() + 4 * MOMENT)
+    };
+    // Pairing is for the other ports.
+    assert!(everybody(everybodys()).is_err());
+    heard.extend(tap.heard());
+    heard
+}
+
 /// What is nobody's business, as the owner is told it.
 fn secrets(lent: &Value) -> Vec<String> {
-    let texts = ["nqn", "disk", "model", "serial"].map(|name| lent[name].as_str().unwrap());
+    let texts = ["nqn", "disk", "name", "model", "serial"].map(|name| lent[name].as_str().unwrap());
     let uuid = texts[0].rsplit(':').next().unwrap();
     let more = [uuid, MACHINE, "quartz", "nqn.", "storagetm"];
     let all = texts.iter().chain(&more).filter(|text| !text.is_empty());
     all.map(|text| (*text).to_owned()).chain([SIZE.to_string()]).collect()
 }
 
-/// Hears what is listened on until as many are there as ask for a key, and the disk.
-fn keyed(running: &Running, count: usize) -> (Value, usize) {
-    let (mut lent, mut found) = (None, 0);
-    while lent.is_none() || found < count {
+/// Hears what is listened on until as many are there as ask for a key, the disk, and with `pairs` a code.
+fn keyed(running: &Running, count: usize, pairs: bool) -> (Value, usize, String) {
+    let (mut lent, mut code, mut found) = (None, String::new(), 0);
+    while lent.is_none() || found < count || (pairs && code.is_empty()) {
         let event = running.event();
         found += usize::from(event["event"] == "listening" && event["keyed"] == true);
+        code = event["code"].as_str().map_or(code, str::to_owned);
         lent = lent.or_else(|| (event["event"] == "lent").then_some(event));
     }
-    (lent.unwrap(), found)
+    (lent.unwrap(), found, code)
 }
 
 /// An address at the cable's near end, as it is reached from the far one.
@@ -180,11 +215,10 @@ fn x01_a_peer_without_a_key_learns_nothing_at_any_port() {
     }
     let (cable, folder) = (Cable::lay(), Folder::new());
     let image = folder.image("quartz-disk.img", 7);
-    let running = Running::serve(&["--pair", "--keys", &folder.keys(), &image]);
-    let (lent, _) = keyed(&running, 4);
+    let running = Running::serve(&["--no-announce", "--pair", "--keys", &folder.keys(), &image]);
+    let (lent, _, code) = keyed(&running, 6, true);
     let secrets = secrets(&lent);
     let nqn = lent["nqn"].as_str().unwrap();
-    let code = running.code();
     let wrong = if code == "12345678" { "12345679" } else { "12345678" };
     let wrong = Code::parse(wrong).unwrap();
     assert_eq!(listened(), (BTreeSet::from(PORTS), 0), "nothing else answers");
@@ -194,7 +228,10 @@ fn x01_a_peer_without_a_key_learns_nothing_at_any_port() {
             .map(|at| {
                 thread::spawn({
                     let (wrong, nqn) = (wrong.clone(), nqn.to_owned());
-                    move || interrogate(at, &wrong, &nqn)
+                    move || match at.port() {
+                        NBD => interrogate_nbd(at),
+                        _ => interrogate(at, &wrong, &nqn),
+                    }
                 })
             })
             .collect();
@@ -250,9 +287,9 @@ fn x52_unasked_only_link_local_and_loopback_addresses_answer() {
     }
     let (cable, folder) = (Cable::lay(), Folder::new());
     let image = folder.image("disk.img", 7);
-    let running = Running::serve(&["--keys", &folder.keys(), &image]);
-    let (_, found) = keyed(&running, 4);
-    assert_eq!(found, 4, "two ports at two addresses");
+    let running = Running::serve(&["--no-announce", "--keys", &folder.keys(), &image]);
+    let (_, found, _) = keyed(&running, 6, false);
+    assert_eq!(found, 6, "three ports at two addresses");
     let other = TcpListener::bind("0.0.0.0:5555").unwrap();
     let reach = |at: SocketAddr| TcpStream::connect_timeout(&at, 4 * MOMENT).is_ok();
     cable.there(|| {

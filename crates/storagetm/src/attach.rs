@@ -1,0 +1,208 @@
+//! `storagetm attach` and `storagetm detach`: have this machine's kernel attach disks of another one, and let go of them. They
+//! know no protocol.
+
+mod kernel;
+mod release;
+mod wanted;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use console::{decimal, printable};
+use linux::fabrics::{Connection, FabricsError, load};
+use linux::tree::Tree;
+use nvme::auth::{Credentials, chap};
+
+use crate::failure::Failure;
+use crate::find::ask::Disk;
+use crate::find::machine;
+use crate::key::{say, say_json};
+use crate::keyring;
+use crate::options::attach::{Attach, Detach};
+use crate::pair;
+use crate::store::key::{Key, Kind};
+use crate::store::read_key;
+use crate::store::record::Allowed;
+use kernel::Attached;
+use release::Detached;
+use wanted::{Search, There, Wanted, interface};
+
+/// Has the kernel attach disks of another machine.
+///
+/// # Errors
+/// One is not: those before it stay attached. Status 3 if the other machine said no.
+pub(crate) fn attach(options: &Attach) -> Result<(), Failure> {
+    let wanted = Wanted::parse(&options.target)?;
+    if options.all && wanted.disk.is_some() {
+        return Err(Failure::usage("say either which disk, or --all"));
+    }
+    let tree = Tree::machine();
+    let (own, other) =
+        (proof(options.chap_key.as_deref())?, proof(options.chap_controller_key.as_deref())?);
+    let known = machine::known(options.keys.as_deref())?;
+    load(&tree).map_err(Failure::new)?;
+    let search = Search {
+        tree: &tree,
+        options,
+        known: &known,
+        proof: credentials(own.as_ref(), other.as_ref())?,
+    };
+    let there = search.reach(&wanted)?;
+    let chosen = wanted.choose(&there, options.all)?;
+    insert_keys(&tree, &there, &chosen)?;
+    let asked =
+        Asked { tree: &tree, options, there: &there, own: own.as_ref(), other: other.as_ref() };
+    let (attached, failed) = each(&chosen, |disk| asked.attach(disk));
+    tell(&attached, options.json)?;
+    failed.map_or(Ok(()), Err)
+}
+
+/// What is common to the disks of one machine.
+struct Asked<'a> {
+    tree: &'a Tree,
+    options: &'a Attach,
+    there: &'a There<'a>,
+    own: Option<&'a Key>,
+    other: Option<&'a Key>,
+}
+
+impl Asked<'_> {
+    fn attach(&self, disk: &Disk) -> Result<Attached, Failure> {
+        let interface = interface(&self.there.place, disk.at);
+        let connection = Connection {
+            address: disk.at.ip(),
+            port: disk.at.port(),
+            interface: interface.as_deref(),
+            subsystem: &disk.nqn,
+            host: &self.there.who.nqn,
+            host_id: &self.there.who.id_text(),
+            tls: self.there.target.is_some(),
+            chap: self.own.map(|key| key.text().bytes()),
+            chap_controller: self.other.map(|key| key.text().bytes()),
+            digests: self.options.digests,
+            patience: self.options.patience,
+        };
+        kernel::attach(self.tree, &connection).map_err(|error| {
+            let sentence = format!("{} is not attached: {error}", disk.nqn);
+            match error {
+                FabricsError::NotLetIn | FabricsError::Key => Failure::refused(sentence),
+                _ => Failure::new(sentence),
+            }
+        })
+    }
+}
+
+/// Puts the keys where the kernel looks for them, if there are any.
+fn insert_keys(tree: &Tree, there: &There<'_>, disks: &[Disk]) -> Result<(), Failure> {
+    let Some(target) = there.target else { return Ok(()) };
+    let names: Vec<&str> = disks.iter().map(|disk| disk.nqn.as_str()).collect();
+    let psks = keyring::psks(target.tls.text(), &there.who.nqn, &names)?;
+    pair::insert(tree, &psks).map_err(Failure::new)
+}
+
+/// The secret in a file.
+fn proof(path: Option<&Path>) -> Result<Option<Key>, Failure> {
+    let Some(path) = path else { return Ok(None) };
+    let what = path.display().to_string();
+    let file = File::open(path)
+        .map_err(|error| Failure::new(format!("{what} cannot be read: {error}")))?;
+    let key = read_key(file, &what)?;
+    if key.kind() != Kind::Chap {
+        return Err(Failure::usage(format!("{what} holds no secret for DH-HMAC-CHAP (DHHC-1:…)")));
+    }
+    Ok(Some(key))
+}
+
+/// By what this machine proves itself when it asks which disks there are.
+fn credentials(
+    own: Option<&Key>,
+    other: Option<&Key>,
+) -> Result<Option<Arc<Credentials>>, Failure> {
+    let parse = |key: &Key| chap::Key::parse(key.text().bytes()).map_err(Failure::new);
+    let Some(own) = own else { return Ok(None) };
+    let controller = other.map(parse).transpose()?;
+    Ok(Some(Arc::new(Credentials { controller, ..Credentials::new(parse(own)?) })))
+}
+
+/// Does it with each. What failed is said, and the last of it comes back: the others are done all the same.
+fn each<T, R>(all: &[T], done: impl Fn(&T) -> Result<R, Failure>) -> (Vec<R>, Option<Failure>) {
+    let (mut well, mut failed) = (Vec::new(), None::<Failure>);
+    for one in all {
+        match done(one) {
+            Ok(result) => well.push(result),
+            Err(failure) => {
+                if let Some(before) = failed.replace(failure) {
+                    let _ = writeln!(io::stderr(), "storagetm: {before}");
+                }
+            }
+        }
+    }
+    (well, failed)
+}
+
+fn tell(attached: &[Attached], json: bool) -> Result<(), Failure> {
+    if json {
+        return say_json(&attached);
+    }
+    let text: String =
+        attached.iter().flat_map(lines).map(|line| printable(&line, true) + "\n").collect();
+    say(text.as_bytes())
+}
+
+fn lines(attached: &Attached) -> Vec<String> {
+    let was = if attached.already { ", attached already" } else { "" };
+    if attached.devices.is_empty() {
+        return vec![format!(
+            "{} is connected as {}{was}, but its disk has not come yet: `dmesg` says what the kernel waits for",
+            attached.nqn, attached.controller
+        )];
+    }
+    let line = |device: &kernel::Device| {
+        let access = match device.access {
+            Allowed::ReadOnly => "read-only",
+            Allowed::Writable => "writable",
+        };
+        format!("{}: {}, {access}{was} ({})", device.path, decimal(device.bytes), attached.nqn)
+    };
+    attached.devices.iter().map(line).collect()
+}
+
+/// Has the kernel let go of disks that are attached.
+///
+/// # Errors
+/// One is in use, or stays: nothing goes if one is in use.
+pub(crate) fn detach(options: &Detach) -> Result<(), Failure> {
+    let tree = Tree::machine();
+    let known = machine::known(options.keys.as_deref())?;
+    let detached = let_go(&tree, options.what.as_deref(), options.force, &known)?;
+    if options.json {
+        return say_json(&detached);
+    }
+    let text: String = detached.iter().map(|it| printable(&ended(it), true) + "\n").collect();
+    say(text.as_bytes())
+}
+
+fn let_go(
+    tree: &Tree,
+    what: Option<&str>,
+    force: bool,
+    known: &[crate::store::target::Target],
+) -> Result<Vec<Detached>, Failure> {
+    let leaving = release::meant(tree, what, known)?;
+    if !force {
+        release::check_unused(tree, &leaving)?;
+    }
+    release::release(tree, leaving)
+}
+
+fn ended(detached: &Detached) -> String {
+    match detached.devices.is_empty() {
+        true => format!("{} is detached ({})", detached.controller, detached.nqn),
+        false => format!("{} is detached ({})", detached.devices.join(", "), detached.nqn),
+    }
+}
+
+#[cfg(test)]
+mod test;

@@ -1,0 +1,347 @@
+//! Which machine and which of its disks were meant: as typed, and what that leads to. It knows no kernel.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use linux::net::addresses;
+use linux::tree::Tree;
+use nvme::auth::Credentials;
+
+use crate::announce;
+use crate::failure::Failure;
+use crate::find::ask::{self, Asking, Disk, Refusal};
+use crate::find::machine::{Machine, machines};
+use crate::find::who::Who;
+use crate::options::attach::Attach;
+use crate::pair::place::Place;
+use crate::store::record::check_nqn;
+use crate::store::target::Target;
+
+/// How long machines may take to say that they are called so.
+const CALL: Duration = Duration::from_secs(3);
+/// Places at which a machine is looked for that is no longer where it was.
+const PLACES: usize = 16;
+
+/// What was typed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// The machine.
+    pub(super) machine: String,
+    /// The disk.
+    pub(super) disk: Option<String>,
+}
+
+/// A machine that was reached, and what it lends.
+#[derive(Debug)]
+pub(super) struct There<'a> {
+    /// Where.
+    pub(super) place: Place,
+    /// Which it is, if it has let this one in.
+    pub(super) target: Option<&'a Target>,
+    /// Who this machine is to it.
+    pub(super) who: Who,
+    /// Its disks.
+    pub(super) disks: Vec<Disk>,
+}
+
+impl Wanted {
+    /// The machine and the disk in `MACHINE`, `MACHINE/DISK` or `nvme://MACHINE/DISK`.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub(super) fn parse(text: &str) -> Result<Self, Failure> {
+        let rest = text.strip_prefix("nvme://").unwrap_or(text);
+        if rest.contains("://") {
+            return Err(Failure::usage(format!(
+                "{text}: only disks by NVMe/TCP can be attached (nvme://HOST/DISK); storagetm copy reads those by NBD, too"
+            )));
+        }
+        let (machine, disk) = match rest.split_once('/') {
+            Some((machine, disk)) => (machine, Some(disk).filter(|disk| !disk.is_empty())),
+            None => (rest, None),
+        };
+        if machine.is_empty() {
+            return Err(Failure::usage(format!(
+                "{text}: name the machine, as in 192.168.1.5/DISK"
+            )));
+        }
+        Ok(Self { machine: machine.to_owned(), disk: disk.map(str::to_owned) })
+    }
+
+    /// The disk, if it was given by its NQN.
+    fn nqn(&self) -> Option<&str> {
+        self.disk.as_deref().filter(|disk| check_nqn(disk).is_ok())
+    }
+
+    /// Those of the disks that were meant.
+    ///
+    /// # Errors
+    /// None was, or it is not clear which.
+    pub(super) fn choose(&self, there: &There<'_>, all: bool) -> Result<Vec<Disk>, Failure> {
+        let names = |disk: &Disk| is_called(disk, there.target, self.disk.as_deref().unwrap_or(""));
+        let chosen: Vec<Disk> = match &self.disk {
+            None => there.disks.clone(),
+            Some(_) => there.disks.iter().filter(|disk| names(disk)).cloned().collect(),
+        };
+        match (chosen.len(), &self.disk) {
+            (0, None) => Err(Failure::refused(format!(
+                "{} lends no disk to this machine just now",
+                self.machine
+            ))),
+            (0, Some(disk)) => Err(Failure::refused(format!(
+                "{} lends no disk {disk} to this machine; it lends {}",
+                self.machine,
+                listed(there)
+            ))),
+            (1, _) => Ok(chosen),
+            (_, None) if all => Ok(chosen),
+            _ => Err(Failure::usage(format!(
+                "{} lends several disks: say which, as in {}/DISK, or --all: {}",
+                self.machine,
+                self.machine,
+                listed(there)
+            ))),
+        }
+    }
+}
+
+/// Whether a disk is meant by that name: its NQN, the last part of that, or what it is called at its machine.
+fn is_called(disk: &Disk, of: Option<&Target>, name: &str) -> bool {
+    let known = crate::find::machine::name_of(disk, of).unwrap_or_default();
+    let last = known.rsplit('/').next().unwrap_or(known);
+    let stem = last.rsplit_once('.').map_or(last, |(stem, _)| stem);
+    let part = disk.nqn.rsplit(':').next().unwrap_or_default();
+    let based = part.rsplit_once('.').map_or(part, |(_, name)| name);
+    !name.is_empty() && [disk.nqn.as_str(), part, based, known, last, stem].contains(&name)
+}
+
+fn listed(there: &There<'_>) -> String {
+    let name = |disk: &Disk| match crate::find::machine::name_of(disk, there.target) {
+        Some(name) => format!("{} ({name})", disk.nqn),
+        None => disk.nqn.clone(),
+    };
+    let names: Vec<String> = there.disks.iter().map(name).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+/// What is needed to look for a machine.
+pub(super) struct Search<'a> {
+    pub(super) tree: &'a Tree,
+    pub(super) options: &'a Attach,
+    pub(super) known: &'a [Target],
+    pub(super) proof: Option<Arc<Credentials>>,
+}
+
+impl<'a> Search<'a> {
+    /// Reaches the machine, and asks which disks it lends: where it was when it let this one in, at its address, or
+    /// wherever on the networks nearby it says to be.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub(super) fn reach(&self, wanted: &Wanted) -> Result<There<'a>, Failure> {
+        let place = Place::parse(&wanted.machine, self.options.interface.as_deref());
+        let called = place.as_ref().map_or_else(|_| wanted.machine.clone(), Place::host);
+        let target = self.who_is(&called, place.as_ref().ok());
+        let first = match (target, place) {
+            (Some(target), Ok(place)) if target.address == called => Ok(place),
+            (Some(target), _) => {
+                Place::parse(&target.address, None).map(|place| place.with_port(target.port))
+            }
+            (None, place) => place,
+        };
+        let failed = match first {
+            Ok(place) => match self.ask(&place, target, wanted) {
+                Ok(there) => return Ok(there),
+                Err(refusal @ Refusal::Unreachable(_)) => sentence(&wanted.machine, refusal),
+                Err(refusal) => return Err(sentence(&wanted.machine, refusal)),
+            },
+            Err(why) => Failure::usage(format!("{}: {why}", wanted.machine)),
+        };
+        if is_address(&called) {
+            return Err(failed);
+        }
+        self.call(wanted, target)?.ok_or(failed)
+    }
+
+    /// The machine that has let this one in, if that is it: by its name, or by any of its addresses. Nobody speaks in the
+    /// clear with a machine that has a key for this one.
+    fn who_is(&self, called: &str, place: Option<&Place>) -> Option<&'a Target> {
+        let named = self.known.iter().find(|target| target.is_at(called));
+        named.or_else(|| {
+            let there = place.filter(|_| !self.known.is_empty())?.addresses().ok()?;
+            let is_there =
+                |target: &&Target| there.iter().any(|at| target.is_at(&at.ip().to_string()));
+            self.known.iter().find(is_there)
+        })
+    }
+
+    fn ask(
+        &self,
+        place: &Place,
+        target: Option<&'a Target>,
+        wanted: &Wanted,
+    ) -> Result<There<'a>, Refusal> {
+        let asked = self.options.hostnqn.as_deref().or_else(|| Some(target?.host.as_str()));
+        let who = Who::find(self.tree, asked);
+        let key = target.map(|target| &target.tls);
+        // Only the disk itself says what it is called there.
+        let looks = wanted.disk.is_some() && wanted.nqn().is_none();
+        let asking = Asking { who: &who, key, proof: self.proof.clone() };
+        let disks = match (ask::disks(place, &asking, looks), wanted.nqn()) {
+            // Not every target tells at each of its ports what it has.
+            (Err(Refusal::Broken(why)), Some(nqn)) => {
+                vec![unseen(place, nqn).ok_or(Refusal::Broken(why))?]
+            }
+            (disks, _) => disks?,
+        };
+        Ok(There { place: place.clone(), target, who, disks })
+    }
+
+    /// Asks the networks nearby for a machine of that name, or for one that knows the key of `target`.
+    fn call(
+        &self,
+        wanted: &Wanted,
+        target: Option<&'a Target>,
+    ) -> Result<Option<There<'a>>, Failure> {
+        let found = machines(announce::browse(self.options.mdns_port, CALL)?);
+        let is_it = |machine: &&Machine| match target {
+            Some(_) => machine.keyed == Some(true),
+            None => machine.name.eq_ignore_ascii_case(&wanted.machine),
+        };
+        let places = found.iter().filter(is_it).flat_map(|machine| &machine.nvme).take(PLACES);
+        let mut refused = None;
+        for place in places {
+            match self.ask(place, target, wanted) {
+                Ok(there) => return Ok(Some(there)),
+                Err(Refusal::Key) if target.is_some() => {}
+                Err(refusal) => refused = Some(sentence(&wanted.machine, refusal)),
+            }
+        }
+        refused.map_or(Ok(None), Err)
+    }
+}
+
+/// A disk that nobody has told of: at the first address of the machine.
+fn unseen(place: &Place, nqn: &str) -> Option<Disk> {
+    let at = place.addresses().ok()?.into_iter().next()?;
+    Some(Disk {
+        nqn: nqn.to_owned(),
+        at,
+        name: None,
+        model: String::new(),
+        serial: String::new(),
+        size: None,
+    })
+}
+
+fn is_address(host: &str) -> bool {
+    host.split('%').next().is_some_and(|ip| ip.parse::<std::net::IpAddr>().is_ok())
+}
+
+fn sentence(machine: &str, refusal: Refusal) -> Failure {
+    match refusal {
+        Refusal::Unreachable(why) => Failure::new(why),
+        Refusal::Key => Failure::refused(format!(
+            "{machine} does not accept the key that this machine has for it: storagetm pair {machine} makes a new one"
+        )),
+        Refusal::Broken(why) => Failure::refused(format!(
+            "{machine} does not say which disks it has: {why}; if it wants a key: storagetm pair {machine}"
+        )),
+    }
+}
+
+/// The interface behind which an address is: as typed, or by the number in the address.
+pub(super) fn interface(place: &Place, at: SocketAddr) -> Option<String> {
+    if linux::net::scope_of(at.ip()) != linux::net::Scope::Link {
+        return None;
+    }
+    if let Some((_, zone)) = place.host().split_once('%') {
+        return Some(zone.to_owned());
+    }
+    let SocketAddr::V6(at) = at else { return None };
+    let own = addresses().ok()?.into_iter().find(|own| own.scope_id == at.scope_id());
+    own.map(|own| own.interface)
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::find::machine::test::target;
+    use crate::store::record::Allowed;
+    use crate::store::target::Disk as Kept;
+
+    fn disk(nqn: &str) -> Disk {
+        let at = "10.0.0.1:4420".parse().unwrap();
+        Disk {
+            nqn: nqn.to_owned(),
+            at,
+            name: None,
+            model: String::new(),
+            serial: String::new(),
+            size: None,
+        }
+    }
+
+    fn wanted(text: &str) -> Wanted {
+        Wanted::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_machine_and_a_disk_are_typed_in_several_ways() {
+        for (text, machine, disk) in [
+            ("10.0.0.1", "10.0.0.1", None),
+            ("10.0.0.1:4421/sda", "10.0.0.1:4421", Some("sda")),
+            ("[fe80::1%eth0]:4420/nqn.a:b", "[fe80::1%eth0]:4420", Some("nqn.a:b")),
+            ("nvme://desk/nqn.a:b", "desk", Some("nqn.a:b")),
+            ("nvme://desk/", "desk", None),
+            ("desk//dev/sda", "desk", Some("/dev/sda")),
+        ] {
+            let expected = Wanted { machine: machine.to_owned(), disk: disk.map(str::to_owned) };
+            assert_eq!(wanted(text), expected, "{text}");
+        }
+        for wrong in ["", "/sda", "nbd://desk/sda", "nvme:///sda"] {
+            assert_eq!(Wanted::parse(wrong).unwrap_err().status(), 2, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn the_disk_that_is_meant_is_clear_or_it_is_asked_for() {
+        let mut known = target("desk", "10.0.0.1");
+        known.disks.push(Kept {
+            nqn: "nqn.a:uuid:1".to_owned(),
+            name: "/dev/sda".to_owned(),
+            bytes: 1,
+            access: Allowed::ReadOnly,
+        });
+        let there = |disks: &[&str]| There {
+            place: Place::parse("10.0.0.1", None).unwrap(),
+            target: Some(&known),
+            who: Who { nqn: "nqn.h".to_owned(), id: [0; 16] },
+            disks: disks.iter().map(|nqn| disk(nqn)).collect(),
+        };
+        let two = there(&["nqn.a:uuid:1", "nqn.b:base.image"]);
+        let chosen = |text: &str, all| {
+            let chosen = wanted(text).choose(&two, all)?;
+            Ok::<_, Failure>(chosen.into_iter().map(|disk| disk.nqn).collect::<Vec<_>>())
+        };
+        for name in ["nqn.a:uuid:1", "1", "/dev/sda", "sda"] {
+            assert_eq!(chosen(&format!("desk/{name}"), false).unwrap(), ["nqn.a:uuid:1"], "{name}");
+        }
+        assert_eq!(chosen("desk/image", false).unwrap(), ["nqn.b:base.image"]);
+        assert_eq!(chosen("desk", true).unwrap().len(), 2);
+        assert_eq!(chosen("desk", false).unwrap_err().status(), 2);
+        let failure = chosen("desk/sdb", false).unwrap_err();
+        assert!(failure.status() == 3 && failure.to_string().contains("(/dev/sda)"), "{failure}");
+        assert_eq!(wanted("desk").choose(&there(&["nqn.b:c"]), false).unwrap().len(), 1);
+        assert_eq!(wanted("desk").choose(&there(&[]), true).unwrap_err().status(), 3);
+    }
+
+    #[test]
+    fn a_link_local_address_has_its_interface() {
+        let at = |text: &str| text.parse().unwrap();
+        let place = Place::parse("fe80::1%eth7", None).unwrap();
+        assert_eq!(interface(&place, at("[fe80::1%3]:4420")).as_deref(), Some("eth7"));
+        assert_eq!(interface(&place, at("10.0.0.1:4420")), None);
+    }
+}

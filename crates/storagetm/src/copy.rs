@@ -1,0 +1,222 @@
+//! `storagetm copy`: finds both ends, sees that nothing is overwritten that should not be, and says how the copy goes
+//! and how it ended. It knows not how a copy is made.
+
+mod consent;
+mod contents;
+mod ending;
+mod event;
+mod interrupt;
+mod keys;
+mod local;
+mod mask;
+pub(crate) mod rate;
+mod reading;
+mod remote;
+pub(crate) mod uri;
+mod voice;
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read};
+use std::path::Path;
+use std::time::Duration;
+
+use ::copy::{Disk, End, Job, Settings};
+use console::attach::quoted;
+use console::size;
+use linux::tree::Tree;
+
+use crate::failure::Failure;
+use crate::options::copy::Copy;
+use ending::{Told, refused};
+use event::{Event, Finished};
+use local::{Local, Permission};
+use uri::Locator;
+use voice::Voice;
+
+/// Makes the copy.
+///
+/// # Errors
+/// It was not made, or not all of it: the exit status says which.
+pub(crate) fn copy(options: &Copy) -> Result<(), Failure> {
+    check(options)?;
+    let mut voice = Voice::open(options.json, options.destination == Locator::Pipe)?;
+    let ready = prepare(options).and_then(|ready| agree(options, &ready).map(|()| ready));
+    let done = match ready {
+        Err(failure) => {
+            voice.event(&Event::Finished(Finished::refused(failure.to_string())));
+            Err(failure)
+        }
+        Ok(ready) => run(options, ready, &mut voice),
+    };
+    voice.close();
+    done
+}
+
+/// Both ends, and what is known of them.
+struct Ready {
+    source: Local,
+    destination: Local,
+    /// The source's disk, if it is one and not a pipe.
+    disk: Option<Disk>,
+    resumed: bool,
+    /// What else is worth knowing.
+    notes: Vec<String>,
+}
+
+/// What is wrong with the line itself.
+fn check(options: &Copy) -> Result<(), Failure> {
+    let (source, destination) = (&options.source, &options.destination);
+    if (source, destination) == (&Locator::Pipe, &Locator::Pipe) {
+        return Err(Failure::usage("both ends are pipes: name a disk or a file for one of them"));
+    }
+    let piped = [source, destination].contains(&&Locator::Pipe);
+    if piped && options.map.is_some() {
+        return Err(Failure::usage("a pipe cannot be gone on with from a map: leave --map out"));
+    }
+    if *destination == Locator::Pipe && io::stdout().is_terminal() {
+        return Err(Failure::usage("a terminal is no place for a disk: say where to with > or |"));
+    }
+    if *destination == Locator::Pipe && options.files {
+        return Err(Failure::usage("--files looks at the destination, and a pipe cannot be looked at"));
+    }
+    if *source == Locator::Pipe && io::stdin().is_terminal() {
+        return Err(Failure::usage("nothing comes from a terminal: say where from with < or |"));
+    }
+    if source == destination {
+        return Err(refused(format!("{source} is both the source and the destination")));
+    }
+    let is_map = |end: &Locator| matches!((end, &options.map), (Locator::Path(path), Some(map)) if path == map);
+    if is_map(source) || is_map(destination) {
+        return Err(Failure::usage("the map is a file of its own, not one of the ends"));
+    }
+    Ok(())
+}
+
+/// Finds both ends. Nothing is written.
+fn prepare(options: &Copy) -> Result<Ready, Failure> {
+    let tree = Tree::machine();
+    let resumed = options.map.as_deref().map(has_map).transpose()?.unwrap_or_default();
+    let source = match &options.source {
+        Locator::Path(path) => local::source(&tree, path, options.allow_in_use)?,
+        Locator::Pipe => local::standard(io::stdin())?,
+        there => Local::there(remote::place(&tree, options, there)?),
+    };
+    let (source, notes) = if options.allocated { source.used()? } else { (source, Vec::new()) };
+    let disk = look(&source.end)?;
+    let destination = match &options.destination {
+        Locator::Path(path) => {
+            let permission = Permission { force: options.force, resumes: resumed };
+            let from = match &options.source {
+                Locator::Path(path) => Some(path.as_path()),
+                _ => None,
+            };
+            local::destination(&tree, path, permission, from)?
+        }
+        Locator::Pipe => local::standard(io::stdout())?,
+        there => Local::there(remote::place(&tree, options, there)?),
+    };
+    if let (Locator::Nvme(_), Locator::Nvme(_), Some(disk)) =
+        (&options.source, &options.destination, &disk)
+        && look(&destination.end)?.is_some_and(|other| other.identity == disk.identity)
+    {
+        return Err(refused(format!(
+            "{} and {} are the same disk",
+            options.source, options.destination
+        )));
+    }
+    Ok(Ready { source, destination, disk, resumed, notes })
+}
+
+/// Whether there is a map to go on from. A file that is none would be lost.
+fn has_map(path: &Path) -> Result<bool, Failure> {
+    let cannot = |error| refused(format!("the map {} cannot be read: {error}", path.display()));
+    let mut first = [0];
+    let count = match File::open(path).and_then(|mut file| file.read(&mut first)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other.map_err(cannot)?,
+    };
+    // A comment, a figure, an empty line, or what a crash of the machine leaves of them.
+    if count == 1 && !b"#0\n\r\t \0".contains(&first[0]) {
+        return Err(refused(format!(
+            "{} is there, and is no map: name another file, or remove it",
+            path.display()
+        )));
+    }
+    Ok(count == 1)
+}
+
+/// What there is to know of a disk before it is copied; nothing of a pipe.
+fn look(end: &End) -> Result<Option<Disk>, Failure> {
+    match end {
+        End::Disk(place) => place.open().map(|(disk, _)| Some(disk)).map_err(refused),
+        End::Pipe(_) => Ok(None),
+    }
+}
+
+/// Has a disk that would be overwritten agreed to, unless it is too small anyway, or was with --yes.
+fn agree(options: &Copy, ready: &Ready) -> Result<(), Failure> {
+    let Some(stake) = &ready.destination.stake else { return Ok(()) };
+    let needed = ready.disk.as_ref().map(|disk| disk.bytes);
+    if let Some(needed) = needed.filter(|needed| *needed > stake.bytes) {
+        return Err(refused(format!(
+            "{} has {} bytes, {needed} are needed: choose a larger destination",
+            stake.path, stake.bytes
+        )));
+    }
+    if options.yes {
+        return Ok(());
+    }
+    let size = needed.map(|needed| format!(", {}", size(needed))).unwrap_or_default();
+    consent::ask(stake, &options.source.to_string(), &size)
+}
+
+fn run(options: &Copy, ready: Ready, voice: &mut Voice) -> Result<(), Failure> {
+    // Until here Ctrl-C ends the program at once: nothing was written.
+    let stop = interrupt::listen()?;
+    let (source, destination) = (options.source.to_string(), options.destination.to_string());
+    let (again, map) = (again(options), options.map.as_ref().map(|map| map.display().to_string()));
+    voice.event(&Event::Started {
+        source: &source,
+        destination: &destination,
+        bytes: ready.disk.as_ref().map(|disk| disk.bytes),
+        resumed: ready.resumed,
+    });
+    ready.notes.iter().for_each(|note| voice.note(note));
+    let (from, _source) = ready.source.split();
+    let (to, _destination) = ready.destination.split();
+    let job = Job { source: from, destination: to, settings: settings(options) };
+    let report = job.run(&stop, &mut |progress| voice.progress(progress));
+    voice.clear();
+    if options.files && !report.bad.is_empty() {
+        contents::tell_owners(options, &report.bad, voice);
+    }
+    let told = Told {
+        source: &source,
+        destination: &destination,
+        again: again.as_deref(),
+        map: map.as_deref(),
+    };
+    ending::conclude(&report, told, voice)
+}
+
+fn settings(options: &Copy) -> Settings {
+    let verify = !options.no_verify;
+    Settings {
+        connections: options.connections.into(),
+        verify,
+        hash: verify,
+        retries: options.retries,
+        rate: options.rate.map(rate::Rate::bytes),
+        sparse: !options.no_sparse,
+        map: options.map.clone(),
+        patience: Duration::from_secs(options.patience),
+        ..Settings::default()
+    }
+}
+
+/// The line that goes on with this copy, as it was typed; nothing if it would begin anew.
+fn again(options: &Copy) -> Option<String> {
+    options.map.as_ref()?;
+    let words = std::env::args_os().map(|word| quoted(&word.to_string_lossy()));
+    Some(words.collect::<Vec<_>>().join(" "))
+}

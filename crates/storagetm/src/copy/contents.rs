@@ -1,0 +1,112 @@
+//! What is on the disk that is copied, where the owner asks for it: which part of it is used at all (`--allocated`), and
+//! whose the bad sectors are (`--files`). The looking is done by a process without rights.
+
+use std::fs::File;
+use std::ops::Range;
+
+use ::copy::End;
+use console::decimal;
+use filesystem::{Found, Kind, Owner, Part, Ranges};
+use linux::medium::ReadAt;
+use linux::tree::Tree;
+
+use super::ending::refused;
+use super::event::Event;
+use super::mask::Mask;
+use super::reading::Reading;
+use super::remote;
+use super::uri::Locator;
+use super::voice::Voice;
+use crate::failure::Failure;
+use crate::inspect;
+use crate::options::copy::Copy;
+
+/// Owners that are named to people one by one; programs get all.
+const NAMED: usize = 100;
+
+/// The same end, of which only what file systems use is copied; and what is to be said of that.
+///
+/// # Errors
+/// It is a pipe, or cannot be looked at.
+pub(super) fn only_used(end: End) -> Result<(End, Vec<String>), Failure> {
+    let End::Disk(place) = end else {
+        return Err(Failure::usage("--allocated needs a disk to look at, and a pipe is none"));
+    };
+    let cannot = |why: String| refused(format!("{why}; without --allocated all of it is copied"));
+    let reading = Reading::open(&*place).map_err(cannot)?;
+    let usage = inspect::usage(&reading, reading.bytes()).map_err(cannot)?;
+    let mut notes: Vec<String> = usage.parts.iter().filter_map(taken_whole).collect();
+    let (used, all) = (decimal(usage.used.bytes()), decimal(reading.bytes()));
+    notes.push(format!("{used} of {all} are used; the rest becomes zeros"));
+    drop(reading);
+    Ok((End::Disk(Box::new(Mask::new(place, usage.used))), notes))
+}
+
+fn taken_whole(part: &Part) -> Option<String> {
+    let Kind::Opaque(why) = part.kind else { return None };
+    let what = match part.number {
+        0 => "the disk".to_owned(),
+        number => format!("partition {number}"),
+    };
+    Some(format!("{what} is copied whole: {why}"))
+}
+
+/// Says whose the bytes are that could not be read. The destination is asked: its source has suffered enough.
+pub(super) fn tell_owners(options: &Copy, bad: &[Range<u64>], voice: &mut Voice) {
+    match owners(options, bad) {
+        Ok(found) => {
+            let count = found.len();
+            for (at, found) in found.iter().enumerate() {
+                if voice.is_for_people() {
+                    let said = if at < NAMED { Some(sentence(found)) } else { None };
+                    said.into_iter().for_each(|said| voice.note(&said));
+                } else {
+                    voice.event(&Event::Owner { partition: found.partition, path: word(found) });
+                }
+            }
+            if voice.is_for_people() && count > NAMED {
+                voice.note(&format!("and {} more", count - NAMED));
+            }
+        }
+        Err(why) => voice.note(&format!("which files have bad sectors cannot be told: {why}")),
+    }
+}
+
+fn owners(options: &Copy, bad: &[Range<u64>]) -> Result<std::collections::BTreeSet<Found>, String> {
+    let ranges: Ranges = bad.iter().cloned().collect();
+    let look = |disk: &dyn ReadAt, bytes| inspect::owners(disk, bytes, &ranges);
+    match &options.destination {
+        Locator::Path(path) => {
+            let file = File::open(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            let end = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0));
+            let bytes = end.map_err(|error| format!("{}: {error}", path.display()))?;
+            look(&file, bytes)
+        }
+        there => {
+            let place = remote::place(&Tree::machine(), options, there);
+            let place = place.map_err(|failure| failure.to_string())?;
+            let reading = Reading::open(&*place)?;
+            look(&reading, reading.bytes())
+        }
+    }
+}
+
+fn word(found: &Found) -> Option<&str> {
+    match &found.owner {
+        Owner::File(path) => Some(path),
+        _ => None,
+    }
+}
+
+fn sentence(found: &Found) -> String {
+    let place = match found.partition {
+        0 => String::new(),
+        number => format!("partition {number}: "),
+    };
+    match &found.owner {
+        Owner::File(path) => format!("{place}bad sectors in {path}"),
+        Owner::Structure => format!("{place}bad sectors in the file system itself"),
+        Owner::Free => format!("{place}bad sectors in free space"),
+        Owner::Unknown => format!("{place}bad sectors of which it cannot be told whose they are"),
+    }
+}

@@ -1,0 +1,224 @@
+//! How a copy ended: for people, for programs, and as an exit status. It knows no disk.
+
+use std::ops::Range;
+
+use ::copy::{Outcome, Report};
+use console::decimal;
+
+use super::event::{Event, Finished, hexadecimal};
+use super::voice::{Voice, duration};
+use crate::failure::Failure;
+
+/// There were bad sectors.
+const BAD: u8 = 3;
+/// The destination does not hold what was read.
+const UNLIKE: u8 = 4;
+/// It was not begun.
+const REFUSED: u8 = 5;
+/// It was told to stop.
+const INTERRUPTED: u8 = 6;
+
+/// Ranges that are named to people one by one; programs get all.
+const NAMED: usize = 16;
+
+/// What the end is told with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Told<'a> {
+    /// What was copied.
+    pub(super) source: &'a str,
+    /// To where.
+    pub(super) destination: &'a str,
+    /// The line that goes on with it, if there is a map.
+    pub(super) again: Option<&'a str>,
+    /// The map, if there is one.
+    pub(super) map: Option<&'a str>,
+}
+
+/// A copy that is not begun: nothing was written.
+pub(super) fn refused(sentence: impl std::fmt::Display) -> Failure {
+    Failure::ending(REFUSED, sentence)
+}
+
+/// Says how it ended.
+///
+/// # Errors
+/// All but success, with the exit status that it has.
+pub(super) fn conclude(report: &Report, told: Told<'_>, voice: &mut Voice) -> Result<(), Failure> {
+    let failure = failure(report, told);
+    tell_ranges(report, voice);
+    if failure.as_ref().is_none_or(|failure| failure.status() == BAD) && voice.is_for_people() {
+        summary(report).iter().for_each(|line| voice.note(line));
+    }
+    let reason = failure.as_ref().map(ToString::to_string);
+    voice.event(&Event::Finished(Finished::new(report, reason)));
+    failure.map_or(Ok(()), Err)
+}
+
+/// Bytes in the ranges.
+pub(super) fn length(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end.saturating_sub(range.start)).fold(0, u64::saturating_add)
+}
+
+fn failure(report: &Report, told: Told<'_>) -> Option<Failure> {
+    Some(match &report.outcome {
+        Outcome::Success => return None,
+        Outcome::BadSectors => Failure::ending(BAD, bad_sectors(report, told)),
+        Outcome::VerifyFailed(ranges) => Failure::ending(UNLIKE, unlike(ranges, told)),
+        Outcome::Refused(refusal) => refused(refusal),
+        Outcome::Interrupted => Failure::ending(INTERRUPTED, interrupted(told)),
+        Outcome::Failed(trouble) => match told.again {
+            Some(line) => Failure::new(format!("{trouble}; to try again from there: {line}")),
+            None => Failure::new(trouble),
+        },
+    })
+}
+
+fn bad_sectors(report: &Report, told: Told<'_>) -> String {
+    let verified = if report.verified > 0 { " and verified" } else { "" };
+    let named = told.map.map(|map| format!("; {map} names them")).unwrap_or_default();
+    format!(
+        "{}: {} could not be read, in {}; all else was copied{verified}{named}",
+        told.source,
+        decimal(length(&report.bad)),
+        counted(report.bad.len(), "place"),
+    )
+}
+
+fn unlike(ranges: &[Range<u64>], told: Told<'_>) -> String {
+    let first = ranges.first().map(|range| format!(", first at byte {}", range.start));
+    format!(
+        "{} does not hold what was read from {}: {} differ in {}{}; the copy is not to be used",
+        told.destination,
+        told.source,
+        decimal(length(ranges)),
+        counted(ranges.len(), "place"),
+        first.unwrap_or_default(),
+    )
+}
+
+fn interrupted(told: Told<'_>) -> String {
+    match told.again {
+        Some(line) => format!("interrupted; to go on from there: {line}"),
+        None => "interrupted; without --map it begins anew the next time".to_owned(),
+    }
+}
+
+fn counted(number: usize, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
+/// What could not be read, and what differs: each range.
+fn tell_ranges(report: &Report, voice: &mut Voice) {
+    let unlike = match &report.outcome {
+        Outcome::VerifyFailed(ranges) => ranges.as_slice(),
+        _ => &[],
+    };
+    if voice.is_for_people() {
+        say_ranges(&report.bad, "could not be read", voice);
+        say_ranges(unlike, "differ", voice);
+        return;
+    }
+    let parts = |range: &Range<u64>| (range.start, range.end.saturating_sub(range.start));
+    for (offset, bytes) in report.bad.iter().map(parts) {
+        voice.event(&Event::Bad { offset, bytes });
+    }
+    for (offset, bytes) in unlike.iter().map(parts) {
+        voice.event(&Event::Mismatch { offset, bytes });
+    }
+}
+
+fn say_ranges(ranges: &[Range<u64>], what: &str, voice: &mut Voice) {
+    for range in ranges.iter().take(NAMED) {
+        let bytes = range.end.saturating_sub(range.start);
+        voice.note(&format!("{bytes} bytes at {} {what}", range.start));
+    }
+    if let Some(more) = ranges.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        voice.note(&format!("and {} more", counted(more, "place")));
+    }
+}
+
+/// What was done, in two lines.
+fn summary(report: &Report) -> Vec<String> {
+    let moved = report.copied.saturating_add(report.zeroes);
+    let seconds = report.elapsed.as_secs_f64();
+    let time = if seconds < 10.0 { format!("{seconds:.1} s") } else { duration(report.elapsed) };
+    let mut first = format!("copied {} in {time}", decimal(moved));
+    if seconds >= 0.1 {
+        let rate = u128::from(moved) * 1000 / report.elapsed.as_millis().max(1);
+        first += &format!(", {}/s", decimal(u64::try_from(rate).unwrap_or(u64::MAX)));
+    }
+    let parts = [
+        (report.zeroes, "of it zeros that were not sent"),
+        (report.earlier, "had been copied before"),
+        (report.resent, "sent again"),
+        (report.verified, "verified"),
+    ];
+    for (bytes, what) in parts {
+        if bytes > 0 {
+            first += &format!("; {} {what}", decimal(bytes));
+        }
+    }
+    let hash = report.hash.as_ref().map(|hash| format!("BLAKE3 {}", hexadecimal(hash)));
+    std::iter::once(first).chain(hash).collect()
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use ::copy::{Refusal, Trouble};
+    use std::time::Duration;
+
+    fn report(outcome: Outcome) -> Report {
+        Report {
+            outcome,
+            bytes: 1 << 20,
+            copied: 1 << 19,
+            zeroes: 1 << 19,
+            earlier: 0,
+            resent: 0,
+            verified: 1 << 20,
+            bad: Vec::new(),
+            hash: None,
+            elapsed: Duration::from_secs(1),
+        }
+    }
+
+    const TOLD: Told<'_> =
+        Told { source: "a", destination: "b", again: Some("storagetm copy a b"), map: Some("m") };
+
+    fn ending(report: &Report) -> (u8, String) {
+        let failure = failure(report, TOLD);
+        failure.map_or((0, String::new()), |failure| (failure.status(), failure.to_string()))
+    }
+
+    /// The exit statuses are a contract: `docs/copy.md`.
+    #[test]
+    fn each_way_to_end_has_its_exit_status_and_a_sentence() {
+        assert_eq!(ending(&report(Outcome::Success)).0, 0);
+        let lost = Trouble::Lost { name: "a".to_owned(), why: "reset".to_owned() };
+        let (status, said) = ending(&report(Outcome::Failed(lost)));
+        assert!(status == 1 && said.contains("to try again from there: storagetm copy a b"));
+        let mut bad = report(Outcome::BadSectors);
+        bad.bad = vec![512..1024, 4096..8192];
+        let said = "a: 4.6 kB could not be read, in 2 places; all else was copied and verified; m names them";
+        assert_eq!(ending(&bad), (3, said.to_owned()));
+        let (status, said) =
+            ending(&report(Outcome::VerifyFailed(std::iter::once(65536..131_072).collect())));
+        assert!(status == 4 && said.contains("first at byte 65536") && said.contains("1 place,"));
+        assert_eq!(ending(&report(Outcome::Refused(Refusal::Pipes))).0, 5);
+        let (status, said) = ending(&report(Outcome::Interrupted));
+        assert!(status == 6 && said.ends_with("storagetm copy a b"));
+    }
+
+    #[test]
+    fn the_summary_says_what_was_done_and_nothing_that_was_not() {
+        let mut done = report(Outcome::Success);
+        done.hash = Some([1; 32]);
+        let lines = summary(&done);
+        assert_eq!(
+            lines[0],
+            "copied 1 MB in 1.0 s, 1 MB/s; 524.3 kB of it zeros that were not sent; 1 MB verified"
+        );
+        assert!(lines[1].starts_with("BLAKE3 0101"));
+    }
+}

@@ -1,0 +1,35 @@
+//! Tells a copy to stop when somebody asks for it: by Ctrl-C, by the service manager, by closing the terminal. It knows
+//! no copy.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use linux::signal::{Signal, Signals};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::failure::Failure;
+
+/// The exit status of who does not wait for the end.
+const IMPATIENT: i32 = 6;
+
+/// Starts to listen. What is returned becomes true at the first signal; at the second the program ends.
+///
+/// # Errors
+/// There is no descriptor or thread left.
+pub(super) fn listen() -> Result<Arc<AtomicBool>, Failure> {
+    let cannot = |error| Failure::new(format!("signals cannot be received: {error}"));
+    let mut signals = Signals::open().map_err(cannot)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let told = stop.clone();
+    let watch = move || loop {
+        let _ = poll(&mut [PollFd::new(&signals, PollFlags::IN)], None);
+        for signal in signals.receive() {
+            if signal != Signal::WindowChange && told.swap(true, Ordering::Release) {
+                std::process::exit(IMPATIENT);
+            }
+        }
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(watch).map_err(cannot)?;
+    Ok(stop)
+}

@@ -1,0 +1,394 @@
+//! Disks and files of this machine as ends of a copy: whether they may be, and what keeps others from them meanwhile.
+//! It knows no network.
+
+use std::fmt;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
+
+use ::copy::{End, Existing, FilePlace, Place};
+use console::{decimal, printable};
+use linux::block::Disk;
+use linux::disk::{Live, OpenError, OpenFor, Opened, open};
+use linux::identity::{self, MachineId, Source};
+use linux::in_use::{Machine, Probe, judge_image};
+use linux::reason::{Asked, Weight};
+use linux::tree::Tree;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+
+use super::ending::refused;
+use crate::failure::Failure;
+use crate::image::medium::on_it;
+use crate::image::target::is_among_devices;
+use crate::lend::block_device;
+
+/// The device manager holds a disk's lock while it looks at it: that is waited for.
+const LOCK_TRIES: u32 = 25;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// An end of a copy that is on this machine.
+pub(super) struct Local {
+    /// The end itself.
+    pub(super) end: End,
+    /// What must be agreed to before it is written.
+    pub(super) stake: Option<Stake>,
+    /// Keeps others away as long as it is held.
+    hold: Hold,
+}
+
+/// A disk that would be overwritten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stake {
+    /// The path, as it was typed.
+    pub(super) path: String,
+    /// The kernel's name: what is typed to agree.
+    pub(super) name: String,
+    /// What it is and what is on it.
+    pub(super) description: String,
+    /// Its length.
+    pub(super) bytes: u64,
+}
+
+/// What keeps others away, as long as it is held.
+pub(super) enum Hold {
+    Nothing,
+    Disk { _opened: Box<Opened> },
+    Locked { _file: File },
+}
+
+/// How a destination may be treated.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Permission {
+    /// A file that is there may be overwritten.
+    pub(super) force: bool,
+    /// A map tells of a copy that is to be gone on with.
+    pub(super) resumes: bool,
+}
+
+/// What is copied from.
+///
+/// # Errors
+/// It is not there, may not be read, or is in use.
+pub(super) fn source(tree: &Tree, path: &Path, allow_in_use: bool) -> Result<Local, Failure> {
+    let meta = path.metadata().map_err(|error| cannot(path, "be opened", &error))?;
+    match meta.file_type() {
+        kind if kind.is_block_device() => source_device(tree, path, allow_in_use),
+        kind if kind.is_file() => source_file(tree, path, allow_in_use),
+        kind if is_stream(&kind) => {
+            let file = File::open(path).map_err(|error| cannot(path, "be opened", &error))?;
+            Ok(Local::pipe(file.into()))
+        }
+        _ => Err(no_disk(path)),
+    }
+}
+
+/// What is copied to.
+///
+/// # Errors
+/// It may not be written: it is in use, it is there already, or it is the source.
+pub(super) fn destination(
+    tree: &Tree,
+    path: &Path,
+    permission: Permission,
+    source: Option<&Path>,
+) -> Result<Local, Failure> {
+    if source.is_some_and(|source| is_same(source, path)) {
+        return Err(refused(format!(
+            "{} is both the source and the destination; name another one",
+            path.display()
+        )));
+    }
+    match path.metadata() {
+        Ok(meta) if meta.file_type().is_block_device() => destination_device(tree, path),
+        Ok(meta) if meta.is_file() => destination_file(tree, path, permission),
+        Ok(meta) if is_stream(&meta.file_type()) => {
+            let file = OpenOptions::new().write(true).open(path);
+            Ok(Local::pipe(file.map_err(|error| cannot(path, "be opened", &error))?.into()))
+        }
+        Ok(_) => Err(no_disk(path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => new_file(path, permission),
+        Err(error) => Err(cannot(path, "be opened", &error)),
+    }
+}
+
+/// Standard input or output.
+///
+/// # Errors
+/// There is no descriptor left.
+pub(super) fn standard(stream: impl std::os::fd::AsFd) -> Result<Local, Failure> {
+    let copied = rustix::io::dup(stream);
+    copied.map(Local::pipe).map_err(|error| refused(format!("the pipe cannot be used: {error}")))
+}
+
+impl Local {
+    /// An end on another machine.
+    pub(super) fn there(place: Box<dyn Place>) -> Self {
+        Self { end: End::Disk(place), stake: None, hold: Hold::Nothing }
+    }
+
+    /// The same, of which only what file systems use is copied; and what is to be said of that.
+    ///
+    /// # Errors
+    /// It is a pipe, or cannot be looked at.
+    pub(super) fn used(self) -> Result<(Self, Vec<String>), Failure> {
+        let (end, notes) = super::contents::only_used(self.end)?;
+        Ok((Self { end, ..self }, notes))
+    }
+
+    /// The end, and what is to be held until the copy is over.
+    pub(super) fn split(self) -> (End, Hold) {
+        (self.end, self.hold)
+    }
+
+    fn pipe(descriptor: OwnedFd) -> Self {
+        Self { end: End::Pipe(descriptor), stake: None, hold: Hold::Nothing }
+    }
+
+    fn of(place: FilePlace, stake: Option<Stake>, hold: Hold) -> Self {
+        Self { end: End::Disk(Box::new(place)), stake, hold }
+    }
+}
+
+impl fmt::Display for Stake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.path, self.description)
+    }
+}
+
+/// What is read or written from its start to its end.
+fn is_stream(kind: &std::fs::FileType) -> bool {
+    kind.is_fifo() || kind.is_char_device()
+}
+
+fn source_device(tree: &Tree, path: &Path, allow_in_use: bool) -> Result<Local, Failure> {
+    let (machine, disk) = match find(tree, path) {
+        Err(_) if allow_in_use => (None, None),
+        found => found.map(|(machine, disk)| (Some(machine), Some(disk)))?,
+    };
+    if let (Some(machine), Some(disk)) = (&machine, &disk) {
+        let asked = if allow_in_use { Asked::ByNameInUse } else { Asked::ByName };
+        let verdict = machine.judge(disk, &Live { tree: tree.clone() });
+        let in_use = verdict.reasons.iter().find(|reason| reason.code.weight() == Weight::InUse);
+        if let Some(reason) = in_use.filter(|_| !verdict.allows(asked)) {
+            return Err(source_in_use(path, &reason.to_string()));
+        }
+    }
+    let opened = open(tree, path, OpenFor::Reading, allow_in_use);
+    let opened = opened.map_err(|error| explained(path, error, true))?;
+    let identity = match (&machine, &disk) {
+        (Some(machine), Some(disk)) => identity(tree, machine, disk, true),
+        _ => String::new(),
+    };
+    let place = FilePlace::source(&opened.path, &identity);
+    Ok(Local::of(place, None, Hold::Disk { _opened: Box::new(opened) }))
+}
+
+fn source_file(tree: &Tree, path: &Path, allow_in_use: bool) -> Result<Local, Failure> {
+    let path = path.canonicalize().map_err(|error| cannot(path, "be opened", &error))?;
+    if let Some(reason) = judge_image(tree, &path).reasons.first().filter(|_| !allow_in_use) {
+        return Err(source_in_use(&path, &reason.to_string()));
+    }
+    let file = File::open(&path).map_err(|error| cannot(&path, "be read", &error))?;
+    if !allow_in_use {
+        lock(&path, &file, FlockOperation::NonBlockingLockShared)?;
+    }
+    Ok(Local::of(FilePlace::source(&path, ""), None, Hold::Locked { _file: file }))
+}
+
+fn destination_device(tree: &Tree, path: &Path) -> Result<Local, Failure> {
+    let (machine, disk) = find(tree, path)?;
+    let probe = Live { tree: tree.clone() };
+    let verdict = machine.judge(&disk, &probe);
+    let heavy = [Weight::InUse, Weight::Never];
+    if let Some(reason) = verdict.reasons.iter().find(|it| heavy.contains(&it.code.weight())) {
+        return Err(refused(format!(
+            "{} is not written: {reason}; stop that first, or use another disk",
+            path.display()
+        )));
+    }
+    // Opened as it will be, to hear what the kernel says of it; the copy takes it for itself after that.
+    let opened = open(tree, path, OpenFor::Writing, false);
+    let target = opened.map_err(|error| explained(path, error, false))?.path;
+    // A disk that is pulled out keeps its number as long as this is open, so no other one can come to its name.
+    let file = File::open(&target).map_err(|error| cannot(path, "be opened", &error))?;
+    if block_device(&target) != Some(disk.number) {
+        let path = path.display();
+        return Err(refused(format!("{path} became another disk meanwhile; try again")));
+    }
+    lock(path, &file, FlockOperation::NonBlockingLockExclusive)?;
+    let identity = identity(tree, &machine, &disk, false);
+    let stake = stake(path, &machine, &disk, &probe);
+    let place = FilePlace::destination(&target, Existing::Continue, &identity);
+    Ok(Local::of(place, Some(stake), Hold::Locked { _file: file }))
+}
+
+fn destination_file(tree: &Tree, path: &Path, permission: Permission) -> Result<Local, Failure> {
+    let path = path.canonicalize().map_err(|error| cannot(path, "be opened", &error))?;
+    let name = path.display();
+    let existing = match permission {
+        Permission { resumes: true, .. } => Existing::Continue,
+        Permission { force: true, .. } => Existing::Replace,
+        _ => {
+            return Err(refused(format!(
+                "{name} is there already; if it may be overwritten, add --force"
+            )));
+        }
+    };
+    if let Some(reason) = judge_image(tree, &path).reasons.first() {
+        return Err(refused(format!("{name} is in use ({reason}); stop that first")));
+    }
+    let file = OpenOptions::new().write(true).open(&path);
+    let file = file.map_err(|error| cannot(&path, "be written", &error))?;
+    lock(&path, &file, FlockOperation::NonBlockingLockExclusive)?;
+    let place = FilePlace::destination(&path, existing, "");
+    Ok(Local::of(place, None, Hold::Locked { _file: file }))
+}
+
+fn new_file(path: &Path, permission: Permission) -> Result<Local, Failure> {
+    let name = path.display();
+    if permission.resumes {
+        return Err(refused(format!(
+            "{name} is not there, but the map tells of a copy to it; name the right destination, or another map"
+        )));
+    }
+    if path.is_symlink() {
+        return Err(refused(format!(
+            "{name} is a link to what is not there (a disk that was pulled out?); name the file itself"
+        )));
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or_else(|| Path::new("."));
+    if is_among_devices(folder) {
+        return Err(refused(format!(
+            "{name}: there is no such disk; \"storagetm list\" shows the disks of this machine"
+        )));
+    }
+    if !folder.is_dir() {
+        return Err(refused(format!(
+            "{} is no folder that is there; make it first",
+            folder.display()
+        )));
+    }
+    Ok(Local::of(FilePlace::destination(path, Existing::Nothing, ""), None, Hold::Nothing))
+}
+
+/// The machine at this moment, and the disk in it.
+fn find(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
+    let unknown = |why: String| {
+        refused(format!("{}: whether it is in use cannot be found out: {why}", path.display()))
+    };
+    let machine = Machine::look(tree).map_err(|error| unknown(error.to_string()))?;
+    let number = block_device(path);
+    let disk = machine.disks.iter().find(|disk| Some(disk.number) == number).cloned();
+    let disk = disk.ok_or_else(|| unknown("/sys does not show this disk".to_owned()))?;
+    Ok((machine, disk))
+}
+
+/// Who it is, whatever is on it; for what is only read also by its partition table. Empty if nothing tells.
+fn identity(tree: &Tree, machine: &Machine, disk: &Disk, read: bool) -> String {
+    let whole = machine.disk(disk.whole()).unwrap_or(disk);
+    let contents = read.then(|| Live { tree: tree.clone() }.contents(whole).ok()).flatten();
+    let table = contents.and_then(|contents| contents.table);
+    // The machine is not asked for: who is known by his place alone is not known.
+    let nobody = MachineId { bytes: [0; 16], stable: false };
+    let who = identity::of_block(disk, whole, table.as_ref(), nobody);
+    if who.source == Source::Path {
+        return String::new();
+    }
+    let uuid: String = who.uuid.iter().map(|byte| format!("{byte:02x}")).collect();
+    printable(&format!("{} {} {uuid}", who.model, who.serial), false)
+}
+
+fn stake(path: &Path, machine: &Machine, disk: &Disk, probe: &dyn Probe) -> Stake {
+    let whole = machine.disk(disk.whole()).unwrap_or(disk);
+    let mut parts: Vec<String> = Vec::new();
+    if let Some(part) = &disk.part {
+        parts.push(format!("partition {} of {}", part.number, part.of));
+    }
+    parts.extend(whole.hardware.model.clone());
+    parts.extend(whole.hardware.serial.as_ref().map(|serial| format!("serial number {serial}")));
+    parts.push(decimal(disk.bytes));
+    parts.push(match probe.contents(disk) {
+        Ok(contents) => on_it(&contents).unwrap_or_else(|| "nothing known on it".to_owned()),
+        Err(_) => "what is on it cannot be read".to_owned(),
+    });
+    Stake {
+        path: path.display().to_string(),
+        name: disk.name.clone(),
+        description: parts.join(", "),
+        bytes: disk.bytes,
+    }
+}
+
+fn is_same(source: &Path, destination: &Path) -> bool {
+    let (Ok(source), Ok(destination)) = (source.metadata(), destination.metadata()) else {
+        return false;
+    };
+    let is_device = |meta: &Metadata| meta.file_type().is_block_device();
+    if is_device(&source) && is_device(&destination) {
+        return source.rdev() == destination.rdev();
+    }
+    let is_file = |meta: &Metadata| meta.is_file();
+    let same = (source.dev(), source.ino()) == (destination.dev(), destination.ino());
+    same && is_file(&source) && is_file(&destination)
+}
+
+fn lock(path: &Path, file: &File, operation: FlockOperation) -> Result<(), Failure> {
+    for _ in 0..LOCK_TRIES {
+        match rustix::fs::flock(file, operation) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => sleep(LOCK_PAUSE),
+            Err(error) => return Err(cannot(path, "be locked", &error.into())),
+        }
+    }
+    Err(refused(format!(
+        "{} is locked by another program, perhaps lent or being copied already; stop that first",
+        path.display()
+    )))
+}
+
+fn source_in_use(path: &Path, why: &str) -> Failure {
+    refused(format!(
+        "{} is in use ({why}), and what is read of it may be half-written; stop that first, or copy \
+         it all the same with --allow-in-use",
+        path.display()
+    ))
+}
+
+fn no_disk(path: &Path) -> Failure {
+    refused(format!("{} is neither a disk nor a file; name one", path.display()))
+}
+
+/// The same errors, for who copies and does not lend.
+fn explained(path: &Path, error: OpenError, is_source: bool) -> Failure {
+    let name = path.display();
+    match error {
+        OpenError::ReadOnly { .. } => refused(format!(
+            "{name} cannot be written: the disk or its medium is read-only; use another one"
+        )),
+        OpenError::InUse { why, .. } if is_source => source_in_use(path, &why),
+        OpenError::InUse { why, .. } => {
+            refused(format!("{name} is in use ({why}); stop that first"))
+        }
+        OpenError::Empty { .. } => refused(format!("{name} has no bytes")),
+        other => refused(other),
+    }
+}
+
+fn cannot(path: &Path, what: &str, error: &io::Error) -> Failure {
+    let name = path.display();
+    match error.kind() {
+        io::ErrorKind::NotFound => refused(format!(
+            "{name}: there is no such disk or file; \"storagetm list\" shows the disks of this machine"
+        )),
+        io::ErrorKind::PermissionDenied => refused(format!(
+            "{name} cannot {what}: permission denied; run this as root, or as a user who may"
+        )),
+        _ => refused(format!("{name} cannot {what}: {error}")),
+    }
+}

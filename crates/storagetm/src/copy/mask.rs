@@ -1,0 +1,110 @@
+//! A disk of which only a part counts: the rest is said to be holes, and so becomes zeros at the destination without
+//! being read. It knows not why.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use ::copy::{Disk, Ended, Lane, Lost, Place, PlaceError, Waits, Work};
+use export::Extent;
+use filesystem::Ranges;
+
+/// A place, and the bytes that count of its disk.
+pub(super) struct Mask {
+    inner: Box<dyn Place>,
+    used: Arc<Ranges>,
+}
+
+impl Mask {
+    /// Of that place.
+    pub(super) fn new(inner: Box<dyn Place>, used: Ranges) -> Self {
+        Self { inner, used: Arc::new(used) }
+    }
+}
+
+impl Place for Mask {
+    fn open(&self) -> Result<(Disk, Box<dyn Lane>), PlaceError> {
+        let (disk, lane) = self.inner.open()?;
+        let tells = disk.extents;
+        // A map of the whole disk is not one of this.
+        let identity = format!("{} allocated", disk.identity);
+        let masked = Masked { lane, used: self.used.clone(), tells, done: VecDeque::new() };
+        Ok((Disk { extents: true, identity, ..disk }, Box::new(masked)))
+    }
+
+    fn prepare(&self, bytes: u64) -> Result<(), PlaceError> {
+        self.inner.prepare(bytes)
+    }
+}
+
+struct Masked {
+    lane: Box<dyn Lane>,
+    used: Arc<Ranges>,
+    /// Whether the lane itself tells what is hole.
+    tells: bool,
+    done: VecDeque<Ended>,
+}
+
+/// From `offset` on, the bytes up to the next change, at most `len`, and whether they count.
+fn run(used: &Ranges, offset: u64, len: u64) -> (u64, bool) {
+    let end = offset.saturating_add(len);
+    match used.within(offset..end).iter().next() {
+        None => (len, false),
+        Some(range) if range.start > offset => (range.start - offset, false),
+        Some(range) => (range.end - offset, true),
+    }
+}
+
+impl Lane for Masked {
+    fn submit(&mut self, tag: u32, work: Work) {
+        let Work::Extents { offset, len } = work else { return self.lane.submit(tag, work) };
+        match run(&self.used, offset, len) {
+            (len, true) if self.tells => self.lane.submit(tag, Work::Extents { offset, len }),
+            (len, counts) => {
+                let extent = if counts { Extent::data(len) } else { Extent::hole(len) };
+                let extents = vec![extent];
+                self.done.push_back(Ended { tag, result: Ok(()), buffer: None, extents });
+            }
+        }
+    }
+
+    fn room(&self) -> usize {
+        self.lane.room()
+    }
+
+    fn advance(&mut self) -> Result<(), Lost> {
+        self.lane.advance()
+    }
+
+    fn ended(&mut self) -> Option<Ended> {
+        self.done.pop_front().or_else(|| self.lane.ended())
+    }
+
+    fn waits(&self) -> Waits<'_> {
+        self.lane.waits()
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.lane.deadline()
+    }
+
+    fn distrust(&mut self) {
+        self.lane.distrust();
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn what_does_not_count_is_a_hole_up_to_the_next_that_does() {
+        let used: Ranges = [0..10, 20..30].into_iter().collect();
+        assert_eq!(run(&used, 0, 100), (10, true));
+        assert_eq!(run(&used, 5, 2), (2, true));
+        assert_eq!(run(&used, 10, 100), (10, false));
+        assert_eq!(run(&used, 12, 3), (3, false));
+        assert_eq!(run(&used, 25, 100), (5, true));
+        assert_eq!(run(&used, 30, 70), (70, false));
+    }
+}

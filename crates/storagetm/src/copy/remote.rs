@@ -1,0 +1,187 @@
+//! Disks on other machines as ends of a copy: how they are reached, and how that is secured. It knows no disk of this
+//! one.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ::copy::{DialError, NbdPlace, NvmeHost, NvmePlace, Place, PlaceError, Wire, start_tls};
+use engine::tls;
+use linux::tree::Tree;
+
+use super::ending::refused;
+use super::keys::{Keys, Shown};
+use super::uri::{At, Host, Locator, Nbd, Nvme};
+use crate::failure::Failure;
+use crate::find::who::Who;
+use crate::options::copy::Copy;
+use crate::pair::place::Place as Machine;
+
+/// How long the other machine may take for a handshake.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// A disk on another machine.
+///
+/// # Errors
+/// A key that is needed for it is not there, or cannot be read. Whether the machine is there is seen later.
+pub(super) fn place(
+    tree: &Tree,
+    options: &Copy,
+    there: &Locator,
+) -> Result<Box<dyn Place>, Failure> {
+    match there {
+        Locator::Nvme(nvme) => nvme_place(tree, options, nvme),
+        Locator::Nbd(nbd) => nbd_place(tree, options, nbd),
+        Locator::Path(_) | Locator::Pipe => Err(refused(format!("{there} is on this machine"))),
+    }
+}
+
+fn nvme_place(tree: &Tree, options: &Copy, nvme: &Nvme) -> Result<Box<dyn Place>, Failure> {
+    let keys = Keys::find(tree, options, Some(&nvme.host))?;
+    let machine = machine(&nvme.host)?;
+    let who = Who::find(tree, Some(&keys.host));
+    let host = NvmeHost { nqn: who.nqn, id: who.id, credentials: keys.chap.clone() };
+    let wanted = keys.disk(&nvme.name).unwrap_or_else(|| nvme.name.clone());
+    let name = Locator::Nvme(nvme.clone()).to_string();
+    let dial = move |subsystem: &str| {
+        let psk = keys
+            .nvme(subsystem)
+            .map_err(|why| DialError::Refused(format!("{subsystem}: {why}")))?;
+        let socket = reach(&machine)?;
+        match psk {
+            Some(psk) => secured(socket, &machine.to_string(), &Shown::Psk(psk)),
+            None => Ok(Box::new(socket) as Box<dyn Wire>),
+        }
+    };
+    let place = NvmePlace::new(&name, &wanted, host, Arc::new(dial));
+    Ok(Box::new(if options.digests { place.with_digests() } else { place }))
+}
+
+fn nbd_place(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Place>, Failure> {
+    let name = nbd.to_string();
+    let there = Server::new(&nbd.at)?;
+    let Some(tls) = &nbd.tls else {
+        let dial = move || there.connect();
+        return Ok(Box::new(NbdPlace::new(&name, &nbd.name, Arc::new(dial))));
+    };
+    let host = match &nbd.at {
+        At::Tcp(host) => Some(host),
+        At::Unix(_) => None,
+    };
+    let keys = Keys::find(tree, options, host)?;
+    let shown = keys.nbd(tls, host.map_or("localhost", |host| &host.name))?;
+    let called = name.clone();
+    let dial = move || {
+        let mut socket = there.socket()?;
+        start_tls(&mut socket, &called)?;
+        secured(socket, &called, &shown)
+    };
+    Ok(Box::new(NbdPlace::new(&name, &nbd.name, Arc::new(dial)).secured()))
+}
+
+fn machine(host: &Host) -> Result<Machine, Failure> {
+    Machine::parse(&host.to_string(), None).map_err(Failure::usage)
+}
+
+/// Where an NBD server is.
+enum Server {
+    Machine(Machine),
+    Socket(Box<Path>),
+}
+
+impl Server {
+    fn new(at: &At) -> Result<Self, Failure> {
+        Ok(match at {
+            At::Tcp(host) => Self::Machine(machine(host)?),
+            At::Unix(path) => Self::Socket(path.as_path().into()),
+        })
+    }
+
+    fn connect(&self) -> Result<Box<dyn Wire>, DialError> {
+        Ok(match self {
+            Self::Machine(machine) => Box::new(reach(machine)?),
+            Self::Socket(path) => Box::new(unix(path)?),
+        })
+    }
+
+    /// For TLS, which asks nothing of a socket that one of either kind cannot do.
+    fn socket(&self) -> Result<TcpStream, DialError> {
+        match self {
+            Self::Machine(machine) => reach(machine),
+            Self::Socket(path) => Ok(TcpStream::from(OwnedFd::from(unix(path)?))),
+        }
+    }
+}
+
+fn reach(machine: &Machine) -> Result<TcpStream, DialError> {
+    machine.connect().map_err(|failure| PlaceError::Unreachable(failure.to_string()))
+}
+
+fn unix(path: &Path) -> Result<UnixStream, DialError> {
+    UnixStream::connect(path).map_err(|error| {
+        PlaceError::Unreachable(format!("{} cannot be reached: {error}", path.display()))
+    })
+}
+
+/// The connection, secured; or none.
+fn secured(socket: TcpStream, name: &str, shown: &Shown) -> Result<Box<dyn Wire>, DialError> {
+    let deadline = Instant::now() + PATIENCE;
+    let channel = socket.set_nonblocking(true).and_then(|()| match shown {
+        Shown::Psk(psk) => tls::connect(socket, psk.clone(), deadline),
+        Shown::Certificates(trust) => tls::connect_certified(socket, trust, deadline),
+    });
+    match channel {
+        Ok(channel) => Ok(Box::new(Secured(channel))),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            Err(PlaceError::Refused(format!("{name} cannot be reached securely: {error}")))
+        }
+        Err(error) => Err(PlaceError::Unreachable(format!("{name}: {error}"))),
+    }
+}
+
+/// A channel as a copy uses it.
+struct Secured(tls::Stream);
+
+impl Read for Secured {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.0.read(bytes)
+    }
+}
+
+impl Write for Secured {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn write_vectored(&mut self, parts: &[io::IoSlice<'_>]) -> io::Result<usize> {
+        self.0.write_vectored(parts)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl AsFd for Secured {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.socket().as_fd()
+    }
+}
+
+impl Wire for Secured {
+    fn set_nonblocking(&self, on: bool) -> io::Result<()> {
+        self.0.socket().set_nonblocking(on)
+    }
+
+    fn has_unread(&self) -> bool {
+        self.0.has_unread()
+    }
+
+    fn has_unsent(&self) -> bool {
+        self.0.has_unsent()
+    }
+}

@@ -1,0 +1,433 @@
+//! Where a disk is, as it is typed: a path, a pipe, or an address of a disk on another machine. It knows no connection.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+
+/// The TCP port of NBD servers (NBD, Protocol phases).
+const NBD: u16 = 10809;
+/// The TCP port of NVMe controllers (NVMe/TCP 1.0 §3.1.1).
+const NVME: u16 = 4420;
+
+/// What may be typed, for whoever typed something else.
+const SCHEMES: &str = "a disk is a path, -, nvme://HOST/NAME, nbd://HOST/NAME, nbds://HOST/NAME or \
+nbd+unix:///NAME?socket=PATH";
+
+/// Where a disk is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Locator {
+    /// A file or a block device of this machine.
+    Path(PathBuf),
+    /// Standard input or output.
+    Pipe,
+    /// A disk behind an NVMe/TCP target.
+    Nvme(Nvme),
+    /// A disk behind an NBD server.
+    Nbd(Nbd),
+}
+
+/// A disk behind an NVMe/TCP target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nvme {
+    /// The machine.
+    pub host: Host,
+    /// The disk's name there, or its NQN; empty for the only one.
+    pub name: String,
+}
+
+/// A disk behind an NBD server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nbd {
+    /// Where the server is.
+    pub at: At,
+    /// The export's name; empty for the server's own choice.
+    pub name: String,
+    /// How the connection is secured; none if it is not.
+    pub tls: Option<Tls>,
+}
+
+/// Where an NBD server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum At {
+    /// On a machine.
+    Tcp(Host),
+    /// At a socket of this machine.
+    Unix(PathBuf),
+}
+
+/// A machine and a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Its name or address, without brackets.
+    pub name: String,
+    /// The interface behind which it is, if that was said.
+    pub interface: Option<String>,
+    /// The TCP port.
+    pub port: u16,
+}
+
+/// How a connection is to be secured.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tls {
+    /// The name under which a key is presented.
+    pub user: Option<String>,
+    /// The file with keys, a line `NAME:HEX` each.
+    pub psk_file: Option<PathBuf>,
+    /// The folder with `ca-cert.pem`, and perhaps `client-cert.pem` and `client-key.pem`.
+    pub certificates: Option<PathBuf>,
+    /// The name that the server's certificate must have, if not that of the machine.
+    pub hostname: Option<String>,
+}
+
+impl Locator {
+    /// What was typed on the command line. What is no address is a path, which need not be text.
+    ///
+    /// # Errors
+    /// A sentence: it begins as an address and is none.
+    pub fn parse(typed: OsString) -> Result<Self, String> {
+        let Some(text) = typed.to_str() else { return Ok(Self::Path(typed.into())) };
+        match text.split_once("://") {
+            _ if text == "-" => Ok(Self::Pipe),
+            _ if text.is_empty() => Err(format!("nothing is named; {SCHEMES}")),
+            Some((scheme, rest)) if is_scheme(scheme) => {
+                address(scheme, rest).map_err(|why| format!("{text}: {why}"))
+            }
+            _ => Ok(Self::Path(typed.into())),
+        }
+    }
+
+    /// Whether it is a disk of this machine, or a pipe.
+    pub fn is_here(&self) -> bool {
+        matches!(self, Self::Path(_) | Self::Pipe)
+    }
+}
+
+impl fmt::Display for Locator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Pipe => f.write_str("-"),
+            Self::Nvme(nvme) => write!(f, "nvme://{}/{}", nvme.host.authority(NVME), nvme.name),
+            Self::Nbd(nbd) => write!(f, "{nbd}"),
+        }
+    }
+}
+
+impl fmt::Display for Nbd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.tls.is_some() { "nbds" } else { "nbd" };
+        let user = self.tls.as_ref().and_then(|tls| tls.user.as_ref());
+        let user = user.map(|user| format!("{user}@")).unwrap_or_default();
+        match &self.at {
+            At::Tcp(host) => write!(f, "{scheme}://{user}{}/{}", host.authority(NBD), self.name),
+            At::Unix(path) => {
+                write!(f, "{scheme}+unix://{user}/{}?socket={}", self.name, path.display())
+            }
+        }
+    }
+}
+
+impl Host {
+    /// As it stands in an address, with the port unless that is the `usual` one.
+    fn authority(&self, usual: u16) -> String {
+        let zone = self.interface.as_ref().map(|name| format!("%{name}")).unwrap_or_default();
+        let name = match self.name.contains(':') {
+            true => format!("[{}{zone}]", self.name),
+            false => format!("{}{zone}", self.name),
+        };
+        if self.port == usual { name } else { format!("{name}:{}", self.port) }
+    }
+}
+
+impl fmt::Display for Host {
+    /// With the port always.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.authority(0))
+    }
+}
+
+/// RFC 3986 §3.1.
+fn is_scheme(text: &str) -> bool {
+    let rest = |c: char| c.is_ascii_alphanumeric() || "+-.".contains(c);
+    text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(rest)
+}
+
+fn address(scheme: &str, rest: &str) -> Result<Locator, String> {
+    let parts = Parts::split(rest)?;
+    match scheme {
+        "nvme" => nvme(&parts).map(Locator::Nvme),
+        "nbd" => nbd(&parts, false, false).map(Locator::Nbd),
+        "nbds" => nbd(&parts, true, false).map(Locator::Nbd),
+        "nbd+unix" => nbd(&parts, false, true).map(Locator::Nbd),
+        "nbds+unix" => nbd(&parts, true, true).map(Locator::Nbd),
+        other => {
+            Err(format!("{other}:// is not known; {SCHEMES} (a path that looks so: ./{other}…)"))
+        }
+    }
+}
+
+/// The parts of an address behind the scheme (RFC 3986 §3), with what is written as `%XX` taken back.
+#[derive(Debug, Default)]
+struct Parts {
+    user: Option<String>,
+    /// As typed, brackets and all.
+    host: String,
+    name: String,
+    settings: Vec<(String, String)>,
+}
+
+impl Parts {
+    fn split(rest: &str) -> Result<Self, String> {
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        if rest.contains('#') || query.contains('#') {
+            return Err("a # has no meaning here; write it as %23".to_owned());
+        }
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (user, host) = match authority.rsplit_once('@') {
+            Some((user, host)) => (Some(decoded(user)?), host),
+            None => (None, authority),
+        };
+        let settings = query.split('&').filter(|one| !one.is_empty()).map(setting);
+        let settings = settings.collect::<Result<_, _>>()?;
+        Ok(Self { user, host: host.to_owned(), name: decoded(path)?, settings })
+    }
+
+    /// The machine, at that port if none was typed.
+    fn machine(&self, usual: u16) -> Result<Host, String> {
+        let (name, port) = match bracketed(&self.host)? {
+            Some((inside, port)) => (zoned(inside), port),
+            None => plain(&self.host)?,
+        };
+        let (name, interface) = match name.split_once('%') {
+            Some((name, zone)) => (name.to_owned(), Some(zone.to_owned())),
+            None => (name, None),
+        };
+        let is_named = |text: &str| !text.is_empty() && text.chars().all(is_plain);
+        if !is_named(&name) || !interface.as_deref().is_none_or(is_named) {
+            return Err("it names no machine, as in nvme://192.168.1.5/NAME or \
+                        nvme://[fe80::1%eth0]/NAME"
+                .to_owned());
+        }
+        let port = port.map_or(Ok(usual), str::parse).ok().filter(|port| *port > 0);
+        let port = port.ok_or("a port is a number from 1 to 65535")?;
+        Ok(Host { name, interface, port })
+    }
+}
+
+fn is_plain(c: char) -> bool {
+    c.is_ascii_graphic() && !"%/\\\"<>".contains(c)
+}
+
+/// What is in brackets, and the port behind them; nothing if there are no brackets.
+fn bracketed(host: &str) -> Result<Option<(&str, Option<&str>)>, String> {
+    let Some(rest) = host.strip_prefix('[') else { return Ok(None) };
+    let (inside, rest) = rest.split_once(']').ok_or("the bracket is not closed")?;
+    match rest.strip_prefix(':') {
+        Some(port) => Ok(Some((inside, Some(port)))),
+        None if rest.is_empty() => Ok(Some((inside, None))),
+        None => Err("behind the bracket only a port may stand, as in [::1]:4420".to_owned()),
+    }
+}
+
+/// An interface is set off by `%25` (RFC 6874 §2), or by a bare `%` as people type it.
+fn zoned(inside: &str) -> String {
+    match inside.split_once("%25") {
+        Some((address, zone)) if !zone.is_empty() => format!("{address}%{zone}"),
+        _ => inside.to_owned(),
+    }
+}
+
+fn plain(host: &str) -> Result<(String, Option<&str>), String> {
+    let (name, port) = match host.split_once(':') {
+        Some((name, port)) => (name, Some(port)),
+        None => (host, None),
+    };
+    if port.is_some_and(|port| port.contains(':')) {
+        return Err("an IPv6 address stands in brackets, as in [fe80::1%eth0]".to_owned());
+    }
+    // An interface may stand behind a name or an IPv4 address as well.
+    Ok((decoded(name).unwrap_or_else(|_| name.to_owned()), port))
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or_else(|| format!("{text} has no value"))?;
+    Ok((decoded(name)?, decoded(value)?))
+}
+
+/// The text with `%XX` taken back (RFC 3986 §2.1).
+fn decoded(text: &str) -> Result<String, String> {
+    let wrong = || "behind a % two hexadecimal digits must stand (a % itself is %25)".to_owned();
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || char::from(rest.next()?).to_digit(16);
+        let (high, low) = (digit().ok_or_else(wrong)?, digit().ok_or_else(wrong)?);
+        bytes.push(u8::try_from(high << 4 | low).map_err(|_| wrong())?);
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) if !text.contains('\0') => Ok(text),
+        _ => Err("it has characters that no name has".to_owned()),
+    }
+}
+
+fn nvme(parts: &Parts) -> Result<Nvme, String> {
+    if let Some((name, _)) = parts.settings.first() {
+        return Err(format!("nvme:// has no setting {name}"));
+    }
+    if parts.user.is_some() {
+        return Err("nvme:// has no user; the key is given by --key or storagetm pair".to_owned());
+    }
+    let name = parts.name.trim_end_matches('/').to_owned();
+    Ok(Nvme { host: parts.machine(NVME)?, name })
+}
+
+fn nbd(parts: &Parts, tls: bool, unix: bool) -> Result<Nbd, String> {
+    let mut socket = None;
+    let mut secured = Tls { user: parts.user.clone(), ..Tls::default() };
+    for (name, value) in &parts.settings {
+        let path = || Some(PathBuf::from(value));
+        match name.as_str() {
+            "socket" if unix => socket = path(),
+            "tls-psk-file" if tls => secured.psk_file = path(),
+            "tls-certificates" if tls => secured.certificates = path(),
+            "tls-hostname" if tls => secured.hostname = Some(value.clone()),
+            "tls-verify-peer" if tls && value != "false" && value != "0" => {}
+            "tls-verify-peer" if tls => {
+                return Err("the server is always verified; leave tls-verify-peer out".to_owned());
+            }
+            other => return Err(format!("there is no setting {other} for such an address")),
+        }
+    }
+    if secured.user.is_some() && !tls {
+        return Err("a user is for nbds:// only, as the name of a key".to_owned());
+    }
+    if secured.psk_file.is_some() && secured.certificates.is_some() {
+        return Err("it is secured by a key or by certificates, not by both".to_owned());
+    }
+    let at = match (unix, socket) {
+        (false, _) => At::Tcp(parts.machine(NBD)?),
+        (true, Some(socket)) if parts.host.is_empty() => At::Unix(socket),
+        (true, Some(_)) => {
+            return Err("a socket of this machine has no host: nbd+unix:///NAME?…".to_owned());
+        }
+        (true, None) => {
+            return Err(
+                "it names no socket, as in nbd+unix:///NAME?socket=/run/disk.sock".to_owned()
+            );
+        }
+    };
+    Ok(Nbd { at, name: parts.name.clone(), tls: tls.then_some(secured) })
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Locator, String> {
+        Locator::parse(text.into())
+    }
+
+    fn nbd_of(text: &str) -> Nbd {
+        match parse(text) {
+            Ok(Locator::Nbd(nbd)) => nbd,
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_a_path() {
+        for path in ["disk.img", "/dev/sda", "./nbd://x", "a b", "c:\\disk", "2://x", "--"] {
+            assert_eq!(parse(path), Ok(Locator::Path(path.into())), "{path}");
+        }
+        assert_eq!(parse("-"), Ok(Locator::Pipe));
+        use std::os::unix::ffi::OsStringExt;
+        let odd = OsString::from_vec(vec![b'n', b'b', b'd', b':', b'/', b'/', 0xff]);
+        assert_eq!(Locator::parse(odd.clone()), Ok(Locator::Path(odd.into())));
+    }
+
+    #[test]
+    fn addresses_are_taken_apart_and_shown_as_they_were_typed() {
+        for text in [
+            "nvme://192.168.1.5/sda",
+            "nvme://old-laptop:4421/nqn.2014-08.org.nvmexpress:uuid:1",
+            "nvme://[fe80::1%eth0]/",
+            "nvme://[::1]:1/disk",
+            "nbd://localhost/",
+            "nbd://localhost:1/a/b",
+            "nbds://laptop@[::1]/disk",
+            "nbd+unix:///disk?socket=/run/a.sock",
+        ] {
+            assert_eq!(parse(text).unwrap().to_string(), text);
+        }
+        assert_eq!(parse("nvme://a").unwrap().to_string(), "nvme://a/");
+        assert_eq!(
+            parse("nvme://[fe80::1%25eth0]:4420/").unwrap().to_string(),
+            "nvme://[fe80::1%eth0]/"
+        );
+        assert_eq!(
+            parse("nvme://169.254.1.1%eth0/x").unwrap().to_string(),
+            "nvme://169.254.1.1%eth0/x"
+        );
+        assert_eq!(parse("nvme://[fe80::1%25]/").unwrap().to_string(), "nvme://[fe80::1%25]/");
+    }
+
+    #[test]
+    fn what_is_written_in_hexadecimal_is_taken_back() {
+        let nbd = nbd_of("nbds://a%40b@host/d%20%C3%A9?tls-psk-file=%2Fetc%2Fk&tls-hostname=x.y");
+        let tls = nbd.tls.unwrap();
+        assert_eq!((nbd.name.as_str(), tls.user.as_deref()), ("d é", Some("a@b")));
+        assert_eq!(tls.psk_file, Some("/etc/k".into()));
+        assert_eq!((tls.hostname.as_deref(), tls.certificates), (Some("x.y"), None));
+        let nbd = nbd_of("nbds+unix:///?socket=/s&tls-certificates=/c");
+        assert_eq!(
+            (nbd.at, nbd.tls.unwrap().certificates),
+            (At::Unix("/s".into()), Some("/c".into()))
+        );
+    }
+
+    /// X20: there is no way to say that the server need not be verified.
+    #[test]
+    fn x20_the_server_is_always_verified() {
+        assert!(parse("nbds://h/?tls-verify-peer=false").unwrap_err().contains("always verified"));
+        assert!(parse("nbds://h/?tls-verify-peer=true").is_ok());
+    }
+
+    #[test]
+    fn what_begins_as_an_address_and_is_none_is_refused_in_a_sentence() {
+        for wrong in [
+            "",
+            "http://host/disk",
+            "nvme://",
+            "nvme:///disk",
+            "nvme://host:0/",
+            "nvme://host:x/",
+            "nvme://host:70000/",
+            "nvme://fe80::1/",
+            "nvme://[::1/",
+            "nvme://[::1]x/",
+            "nvme://[fe80::1%]/",
+            "nvme://a b/",
+            "nvme://user@host/",
+            "nvme://host/?a=b",
+            "nbd://host/%4",
+            "nbd://host/%zz",
+            "nbd://host/%00",
+            "nbd://host/%ff",
+            "nbd://host/#a",
+            "nbd://user@host/",
+            "nbd://host/?socket=/s",
+            "nbd://host/?tls-psk-file=/k",
+            "nbds://host/?tls-psk-file",
+            "nbds://host/?tls-psk-file=/k&tls-certificates=/c",
+            "nbd+unix:///disk",
+            "nbd+unix://host/disk?socket=/s",
+        ] {
+            let why = parse(wrong).unwrap_err();
+            assert!(!why.contains('\n') && why.len() < 300, "{wrong}: {why}");
+        }
+    }
+}

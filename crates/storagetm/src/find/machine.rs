@@ -1,0 +1,187 @@
+//! The machines behind what was announced, and the keys that this one has for them. It knows no connection.
+
+use std::path::Path;
+
+use super::ask::Disk;
+use crate::announce::{Found, Kind, Place as Spot};
+use crate::failure::Failure;
+use crate::listen::{DISCOVERY, DISKS};
+use crate::pair::place::Place;
+use crate::store::Store;
+use crate::store::target::Target;
+
+/// A machine that announces disks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Machine {
+    /// The name under which it does.
+    pub(crate) name: String,
+    /// Its name in DNS.
+    host: String,
+    /// Whether it says that a key is needed.
+    pub(crate) keyed: Option<bool>,
+    /// Where its discovery service is, the nearest first.
+    pub(crate) nvme: Vec<Place>,
+    /// Where its NBD is.
+    pub(crate) nbd: Vec<Place>,
+    /// Its addresses, however they are announced.
+    pub(crate) spots: Vec<Spot>,
+}
+
+/// The machines, each once, by their names.
+pub(crate) fn machines(found: Vec<Found>) -> Vec<Machine> {
+    let mut machines: Vec<Machine> = Vec::new();
+    for one in found {
+        let is_it = |it: &&mut Machine| it.host == one.host && it.name == one.name;
+        match machines.iter_mut().find(is_it) {
+            Some(machine) => machine.add(one),
+            None => {
+                let mut machine = Machine {
+                    name: one.name.clone(),
+                    host: one.host.clone(),
+                    keyed: None,
+                    nvme: Vec::new(),
+                    nbd: Vec::new(),
+                    spots: Vec::new(),
+                };
+                machine.add(one);
+                machines.push(machine);
+            }
+        }
+    }
+    machines.sort_by(|a, b| (&a.name, &a.host).cmp(&(&b.name, &b.host)));
+    machines
+}
+
+impl Machine {
+    fn add(&mut self, found: Found) {
+        let at = |spot: &Spot| Place::at(spot.address, spot.interface.as_deref(), found.port);
+        let places = found.places.iter().map(at);
+        match found.kind {
+            Kind::Nvme => self.nvme.extend(places),
+            Kind::Nbd => self.nbd.extend(places),
+        }
+        // One word that a key is needed is enough.
+        self.keyed = match (self.keyed, found.keyed) {
+            (Some(true), _) | (_, Some(true)) => Some(true),
+            (known, None) => known,
+            (_, said) => said,
+        };
+        for spot in found.places {
+            if !self.spots.contains(&spot) {
+                self.spots.push(spot);
+            }
+        }
+    }
+
+    /// Where disks are attached, and a key is had, at the first address: discovery has a port of its own where both have
+    /// their usual ones.
+    pub(crate) fn disks(&self) -> Option<Place> {
+        let place = self.nvme.first()?;
+        let usual = place.port() == DISCOVERY;
+        Some(if usual { place.with_port(DISKS) } else { place.clone() })
+    }
+}
+
+/// The machines that have let this one in. What cannot be read is left out, and no folder is made.
+///
+/// # Errors
+/// A folder was named, and it is none.
+pub(crate) fn known(keys: Option<&Path>) -> Result<Vec<Target>, Failure> {
+    let place = match Store::place(keys) {
+        Ok(place) if place.is_dir() => place,
+        Ok(place) if keys.is_some() => {
+            return Err(Failure::usage(format!("{}: there is no such folder", place.display())));
+        }
+        _ => return Ok(Vec::new()),
+    };
+    let Ok(store) = Store::open(&place) else { return Ok(Vec::new()) };
+    Ok(store.targets().into_iter().filter_map(|(_, target)| target.ok()).collect())
+}
+
+/// The machines of which `machine` may be one, likeliest first: those at its address, then those that were elsewhere.
+pub(crate) fn likely<'a>(known: &'a [Target], places: &[Place]) -> Vec<&'a Target> {
+    let is_there = |target: &&Target| places.iter().any(|place| target.is_at(&place.host()));
+    let (mut first, rest): (Vec<_>, Vec<_>) = known.iter().partition(is_there);
+    first.extend(rest);
+    first.truncate(TRIES);
+    first
+}
+
+/// Keys that are tried on a machine that may be any.
+const TRIES: usize = 4;
+
+/// What the disk is called at its own machine, if that says so, or has said so when it let this one in.
+pub(crate) fn name_of<'a>(disk: &'a Disk, of: Option<&'a Target>) -> Option<&'a str> {
+    let known = || of?.disks.iter().find(|known| known.nqn == disk.nqn);
+    disk.name.as_deref().or_else(|| known().map(|known| known.name.as_str()))
+}
+
+#[cfg(test)]
+pub(crate) mod test {
+    use super::*;
+    use crate::store::key::Key;
+    use crate::store::record::Allowed;
+
+    pub(crate) fn target(name: &str, address: &str) -> Target {
+        Target {
+            name: name.to_owned(),
+            address: address.to_owned(),
+            port: 4420,
+            host: "nqn.2024-01.test:host".to_owned(),
+            access: Allowed::ReadOnly,
+            tls: Key::generate(crate::store::key::Kind::Tls, None).unwrap(),
+            disks: Vec::new(),
+        }
+    }
+
+    pub(crate) fn found(
+        kind: Kind,
+        name: &str,
+        port: u16,
+        spots: &[(&str, Option<&str>)],
+    ) -> Found {
+        let place = |(address, interface): &(&str, Option<&str>)| Spot {
+            address: address.parse().unwrap(),
+            interface: interface.map(str::to_owned),
+        };
+        Found {
+            kind,
+            name: name.to_owned(),
+            host: format!("{name}.local."),
+            port,
+            places: spots.iter().map(place).collect(),
+            keyed: None,
+        }
+    }
+
+    #[test]
+    fn what_one_machine_announces_is_put_together() {
+        let near = [("fe80::1", Some("eth0")), ("10.0.0.1", Some("eth0"))];
+        let keyed = Found { keyed: Some(true), ..found(Kind::Nbd, "b", 10809, &near[..1]) };
+        let all = machines(vec![
+            found(Kind::Nvme, "b", 8009, &near),
+            found(Kind::Nvme, "a", 5000, &near[1..]),
+            keyed,
+        ]);
+        let names: Vec<&str> = all.iter().map(|machine| machine.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        assert_eq!(all[1].keyed, Some(true));
+        assert_eq!(all[1].disks().unwrap().to_string(), "fe80::1%eth0");
+        assert_eq!(all[1].nbd[0].to_string(), "[fe80::1%eth0]:10809");
+        assert_eq!(all[1].spots.len(), 2);
+        assert_eq!(all[0].disks().unwrap().to_string(), "10.0.0.1:5000");
+    }
+
+    #[test]
+    fn the_key_of_who_was_at_that_address_is_tried_first() {
+        let known: Vec<Target> = ["10.0.0.1", "fe80::1%eth0", "10.0.0.2", "10.0.0.3", "10.0.0.4"]
+            .iter()
+            .map(|address| target(address, address))
+            .collect();
+        let machine = machines(vec![found(Kind::Nvme, "a", 8009, &[("fe80::1", Some("eth0"))])]);
+        let tried = likely(&known, &machine[0].nvme);
+        assert_eq!(tried.len(), TRIES);
+        assert_eq!(tried[0].address, "fe80::1%eth0");
+        assert!(super::known(Some(Path::new("/nonexistent"))).is_err());
+    }
+}

@@ -1,0 +1,137 @@
+//! What is on a disk, as far as its own bytes tell: which of them hold something, and whose they are. The bytes may be
+//! hostile, so they are looked at by a process without rights (`storagetm inspect`), which has nothing but a socket to
+//! ask for more of them. It knows no file system.
+
+mod child;
+mod words;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use filesystem::{Found, Ranges, Usage};
+use linux::medium::ReadAt;
+
+use crate::worker::program;
+pub(crate) use child::work;
+use words::{LONGEST_READ, Order, Said, Seen, Sight};
+
+/// How long the other process may be silent: it has nothing to wait for but us.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// What of a disk of so many bytes holds something.
+///
+/// # Errors
+/// A sentence: the disk cannot be read, or what is on it was too much for the one who looked.
+pub(crate) fn usage(disk: &dyn ReadAt, bytes: u64) -> Result<Usage, String> {
+    match ask(disk, &Order { bytes, whose: None })? {
+        Sight::Usage(usage) => Ok(usage),
+        Sight::Owners(_) => Err(STRANGE.to_owned()),
+    }
+}
+
+/// Whose the bytes of `ranges` are.
+///
+/// # Errors
+/// As [`usage`].
+pub(crate) fn owners(
+    disk: &dyn ReadAt,
+    bytes: u64,
+    ranges: &Ranges,
+) -> Result<BTreeSet<Found>, String> {
+    match ask(disk, &Order { bytes, whose: Some(ranges.clone()) })? {
+        Sight::Owners(found) => Ok(found),
+        Sight::Usage(_) => Err(STRANGE.to_owned()),
+    }
+}
+
+const STRANGE: &str = "the process that looks at the disk's contents gave no answer";
+
+fn ask(disk: &dyn ReadAt, order: &Order) -> Result<Sight, String> {
+    let cannot = |error: io::Error| format!("the disk's contents cannot be looked at: {error}");
+    let (mut child, socket) = spawn().map_err(cannot)?;
+    let seen = converse(&socket, disk, order);
+    // It has nothing left to say.
+    drop(socket);
+    let _ = child.kill();
+    let _ = child.wait();
+    match seen {
+        Ok(Seen::Sight(sight)) => Ok(sight),
+        Ok(Seen::Trouble(sentence)) => Err(sentence),
+        // It ended, was ended, or said what makes no sense.
+        Err(_) => Err(STRANGE.to_owned()),
+    }
+}
+
+/// The process, with one end of a socket where others have their standard input, and nothing else.
+fn spawn() -> io::Result<(Child, UnixStream)> {
+    linux::sandbox::hand_nothing_down();
+    let (own, other) = UnixStream::pair()?;
+    own.set_read_timeout(Some(PATIENCE))?;
+    let child = Command::new(program())
+        .arg0("storagetm")
+        .arg("inspect")
+        .env_clear()
+        .current_dir("/")
+        .process_group(0)
+        .stdin(OwnedFd::from(other))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    Ok((child, own))
+}
+
+/// Gives it what it wants to read until it says what it has seen.
+fn converse(mut socket: &UnixStream, disk: &dyn ReadAt, order: &Order) -> io::Result<Seen> {
+    order.emit(&mut socket)?;
+    loop {
+        match Said::parse(&mut socket)? {
+            Said::Seen(seen) => return Ok(seen),
+            Said::Read { offset, len } => {
+                let len = len.min(LONGEST_READ);
+                let mut bytes = vec![0; len];
+                let got =
+                    if offset < order.bytes { disk.read_at(&mut bytes, offset) } else { Ok(0) };
+                words::answer(&mut socket, got.map(|got| bytes.get(..got).unwrap_or_default()))?;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use std::thread;
+
+    use super::*;
+
+    /// The two sides face to face, without a process.
+    fn look(disk: &'static [u8], order: &Order) -> Seen {
+        let (own, other) = UnixStream::pair().unwrap();
+        let child = thread::spawn(move || child::look(&other));
+        struct Bytes(&'static [u8]);
+        impl ReadAt for Bytes {
+            fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+                self.0.read_at(buffer, offset)
+            }
+        }
+        let seen = converse(&own, &Bytes(disk), order).unwrap();
+        child.join().unwrap().unwrap();
+        seen
+    }
+
+    #[test]
+    fn a_disk_without_a_file_system_is_used_whole_and_nobody_knows_whose_it_is() {
+        let disk: &'static [u8] = &[7; 1 << 20];
+        let order = Order { bytes: 1 << 20, whose: None };
+        let Seen::Sight(Sight::Usage(usage)) = look(disk, &order) else { panic!("a usage") };
+        assert_eq!((usage.used, usage.parts.len()), (Ranges::of(0..1 << 20), 1));
+        let order = Order { whose: Some(Ranges::of(512..1024)), ..order };
+        let Seen::Sight(Sight::Owners(found)) = look(disk, &order) else { panic!("owners") };
+        let found: Vec<Found> = found.into_iter().collect();
+        assert_eq!(found, [Found { partition: 0, owner: filesystem::Owner::Unknown }]);
+    }
+}

@@ -1,0 +1,61 @@
+//! `storagetm inspect`: the process that looks at what is on a disk. It gives its rights away before it sees a byte of it.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Mutex, PoisonError};
+
+use linux::medium::ReadAt;
+use linux::sandbox;
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use super::words::{self, Order, Said, Seen, Sight};
+use crate::failure::Failure;
+
+/// Bytes of memory that it may have: what a disk says of itself must not cost more.
+const MEMORY: u64 = 4 << 30;
+
+/// Looks, until it has said what it has seen.
+///
+/// # Errors
+/// It was not started by storagetm.
+pub(crate) fn work() -> Result<(), Failure> {
+    let stranger =
+        || Failure::usage("storagetm inspect is a part of storagetm copy, which starts it");
+    let socket = io::stdin().as_fd().try_clone_to_owned().map_err(|_| stranger())?;
+    rustix::net::getsockname(&socket).map_err(|_| stranger())?;
+    let Some(parent) = rustix::process::getppid() else { return Ok(()) };
+    // What a kernel lacks of this is no reason not to look: the others hold.
+    let _ = sandbox::renounce(parent);
+    let _ = sandbox::leave_files();
+    let _ = setrlimit(Resource::As, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) });
+    let _ = sandbox::leave_calls();
+    // Nobody is there to be told.
+    let _ = look(&socket.into());
+    Ok(())
+}
+
+/// The other process's disk, as far as it gives it.
+struct Disk<'a>(Mutex<&'a UnixStream>);
+
+impl ReadAt for Disk<'_> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let mut socket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let len = buffer.len().min(words::LONGEST_READ);
+        Said::Read { offset, len }.emit(&mut *socket)?;
+        words::answered(&mut *socket, buffer)
+    }
+}
+
+/// Does what the other process wants to know.
+pub(super) fn look(mut socket: &UnixStream) -> io::Result<()> {
+    let order = Order::parse(&mut socket)?;
+    let disk = Disk(Mutex::new(socket));
+    let seen = match &order.whose {
+        None => filesystem::usage(&disk, order.bytes).map(Sight::Usage),
+        Some(ranges) => filesystem::owners(&disk, order.bytes, ranges).map(Sight::Owners),
+    };
+    let trouble = |error: io::Error| Seen::Trouble(format!("the disk cannot be read: {error}"));
+    let seen = seen.map_or_else(trouble, Seen::Sight);
+    Said::Seen(seen).emit(&mut socket)
+}

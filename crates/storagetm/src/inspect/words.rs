@@ -1,0 +1,319 @@
+//! What the two processes say to each other: numbers are little-endian, and lengths stand before what they count. What the
+//! one without rights says is believed no more than what is on the disk.
+
+use std::collections::BTreeSet;
+use std::io::{self, ErrorKind, Read, Write};
+use std::ops::Range;
+
+use filesystem::{Found, Kind, Opaque, Owner, Part, Ranges, Usage};
+
+/// Bytes that are read of the disk at once.
+pub(super) const LONGEST_READ: usize = 1 << 20;
+/// Ranges, parts and owners in an answer at most, and bytes of a path.
+const MOST: u32 = 1 << 23;
+const LONGEST_PATH: usize = 64 << 10;
+/// What lies between two ranges and is smaller than this is not worth a range.
+const GAP: u64 = 64 << 10;
+
+/// What is to be looked at.
+#[derive(Debug)]
+pub(super) struct Order {
+    /// The length of the disk.
+    pub(super) bytes: u64,
+    /// The bytes whose owners are wanted; without them, what is used is.
+    pub(super) whose: Option<Ranges>,
+}
+
+/// What the process says that looks.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// It wants to read so many bytes.
+    Read { offset: u64, len: usize },
+    /// It is done.
+    Seen(Seen),
+}
+
+/// What it has seen.
+#[derive(Debug)]
+pub(super) enum Seen {
+    /// This.
+    Sight(Sight),
+    /// Nothing: a sentence.
+    Trouble(String),
+}
+
+/// What was wanted.
+#[derive(Debug)]
+pub(super) enum Sight {
+    Usage(Usage),
+    Owners(BTreeSet<Found>),
+}
+
+impl Order {
+    pub(super) fn emit(&self, to: &mut impl Write) -> io::Result<()> {
+        let mut bytes = self.bytes.to_le_bytes().to_vec();
+        bytes.push(u8::from(self.whose.is_some()));
+        put_ranges(&mut bytes, self.whose.iter().flat_map(Ranges::iter));
+        to.write_all(&bytes)
+    }
+
+    pub(super) fn parse(from: &mut impl Read) -> io::Result<Self> {
+        let (bytes, wanted) = (long(from)?, byte(from)?);
+        let ranges = ranges(from)?;
+        Ok(Self { bytes, whose: (wanted != 0).then_some(ranges) })
+    }
+}
+
+impl Said {
+    pub(super) fn emit(&self, to: &mut impl Write) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        match self {
+            Self::Read { offset, len } => {
+                bytes.push(0);
+                bytes.extend(offset.to_le_bytes());
+                bytes.extend((*len as u64).to_le_bytes());
+            }
+            Self::Seen(Seen::Trouble(sentence)) => {
+                bytes.push(1);
+                put_text(&mut bytes, sentence);
+            }
+            Self::Seen(Seen::Sight(Sight::Usage(usage))) => {
+                bytes.push(2);
+                put_usage(&mut bytes, usage);
+            }
+            Self::Seen(Seen::Sight(Sight::Owners(found))) => {
+                bytes.push(3);
+                put_owners(&mut bytes, found);
+            }
+        }
+        to.write_all(&bytes)
+    }
+
+    pub(super) fn parse(from: &mut impl Read) -> io::Result<Self> {
+        Ok(match byte(from)? {
+            0 => {
+                let (offset, len) = (long(from)?, long(from)?);
+                Self::Read { offset, len: usize::try_from(len).unwrap_or(LONGEST_READ) }
+            }
+            1 => Self::Seen(Seen::Trouble(text(from)?)),
+            2 => Self::Seen(Seen::Sight(Sight::Usage(usage(from)?))),
+            3 => Self::Seen(Seen::Sight(Sight::Owners(owners(from)?))),
+            _ => return Err(nonsense()),
+        })
+    }
+}
+
+/// Gives what was read, or says that it could not be.
+pub(super) fn answer(to: &mut impl Write, got: io::Result<&[u8]>) -> io::Result<()> {
+    match got {
+        Ok(bytes) => {
+            to.write_all(&(bytes.len() as u64).to_le_bytes())?;
+            to.write_all(bytes)
+        }
+        Err(_) => to.write_all(&u64::MAX.to_le_bytes()),
+    }
+}
+
+/// Takes what was read.
+pub(super) fn answered(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
+    let len = long(from)?;
+    let unreadable = || io::Error::new(ErrorKind::Other, "input/output error");
+    let len = usize::try_from(len).ok().filter(|_| len != u64::MAX).ok_or_else(unreadable)?;
+    from.read_exact(into.get_mut(..len).ok_or_else(nonsense)?)?;
+    Ok(len)
+}
+
+fn put_usage(bytes: &mut Vec<u8>, usage: &Usage) {
+    put_count(bytes, usage.parts.len());
+    for part in &usage.parts {
+        bytes.extend(part.number.to_le_bytes());
+        bytes.extend(part.place.start.to_le_bytes());
+        bytes.extend(part.place.end.to_le_bytes());
+        bytes.push(match part.kind {
+            Kind::Ext => 0,
+            Kind::Ntfs => 1,
+            Kind::Opaque(Opaque::Unknown) => 2,
+            Kind::Opaque(Opaque::Unclean) => 3,
+            Kind::Opaque(Opaque::Feature) => 4,
+            Kind::Opaque(Opaque::Damaged) => 5,
+        });
+    }
+    put_ranges(bytes, joined(&usage.used));
+}
+
+fn usage(from: &mut impl Read) -> io::Result<Usage> {
+    let part = |from: &mut _| {
+        let number = count_or_number(from)?;
+        let place = long(from)?..long(from)?;
+        let kind = match byte(from)? {
+            0 => Kind::Ext,
+            1 => Kind::Ntfs,
+            2 => Kind::Opaque(Opaque::Unknown),
+            3 => Kind::Opaque(Opaque::Unclean),
+            4 => Kind::Opaque(Opaque::Feature),
+            5 => Kind::Opaque(Opaque::Damaged),
+            _ => return Err(nonsense()),
+        };
+        Ok(Part { number, place, kind })
+    };
+    let parts = list(from, part)?;
+    Ok(Usage { parts, used: ranges(from)? })
+}
+
+fn put_owners(bytes: &mut Vec<u8>, found: &BTreeSet<Found>) {
+    put_count(bytes, found.len());
+    for Found { partition, owner } in found {
+        bytes.extend(partition.to_le_bytes());
+        match owner {
+            Owner::File(path) => {
+                bytes.push(0);
+                put_text(bytes, path);
+            }
+            Owner::Structure => bytes.push(1),
+            Owner::Free => bytes.push(2),
+            Owner::Unknown => bytes.push(3),
+        }
+    }
+}
+
+fn owners(from: &mut impl Read) -> io::Result<BTreeSet<Found>> {
+    let found = |from: &mut _| {
+        let partition = count_or_number(from)?;
+        let owner = match byte(from)? {
+            // Nothing of it speaks to a terminal, whatever that process has become.
+            0 => Owner::File(text(from)?.chars().filter(|c| !c.is_control()).collect()),
+            1 => Owner::Structure,
+            2 => Owner::Free,
+            3 => Owner::Unknown,
+            _ => return Err(nonsense()),
+        };
+        Ok(Found { partition, owner })
+    };
+    Ok(list(from, found)?.into_iter().collect())
+}
+
+/// The ranges, and what is too small between them.
+fn joined(ranges: &Ranges) -> impl Iterator<Item = Range<u64>> + '_ {
+    let mut all = ranges.iter().peekable();
+    std::iter::from_fn(move || {
+        let mut range = all.next()?;
+        while let Some(next) = all.next_if(|next| next.start - range.end < GAP) {
+            range.end = next.end;
+        }
+        Some(range)
+    })
+}
+
+fn put_ranges(bytes: &mut Vec<u8>, ranges: impl Iterator<Item = Range<u64>>) {
+    let at = bytes.len();
+    put_count(bytes, 0);
+    let mut count = 0_u32;
+    for range in ranges {
+        bytes.extend(range.start.to_le_bytes());
+        bytes.extend(range.end.to_le_bytes());
+        count = count.saturating_add(1);
+    }
+    bytes.splice(at..at + 4, count.to_le_bytes());
+}
+
+fn ranges(from: &mut impl Read) -> io::Result<Ranges> {
+    Ok(list(from, |from| Ok(long(from)?..long(from)?))?.into_iter().collect())
+}
+
+fn put_text(bytes: &mut Vec<u8>, text: &str) {
+    let text = text.get(..text.floor_char_boundary(LONGEST_PATH)).unwrap_or_default();
+    put_count(bytes, text.len());
+    bytes.extend(text.as_bytes());
+}
+
+fn text(from: &mut impl Read) -> io::Result<String> {
+    let len = usize::try_from(count_or_number(from)?).ok().filter(|len| *len <= LONGEST_PATH);
+    let mut bytes = vec![0; len.ok_or_else(nonsense)?];
+    from.read_exact(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn put_count(bytes: &mut Vec<u8>, count: usize) {
+    bytes.extend(u32::try_from(count).unwrap_or(u32::MAX).to_le_bytes());
+}
+
+fn count_or_number(from: &mut impl Read) -> io::Result<u32> {
+    let mut bytes = [0; 4];
+    from.read_exact(&mut bytes)?;
+    Ok(u32::from_le_bytes(bytes))
+}
+
+/// As many as are said to come.
+fn list<R: Read, T>(
+    from: &mut R,
+    mut one: impl FnMut(&mut R) -> io::Result<T>,
+) -> io::Result<Vec<T>> {
+    let count = count_or_number(from)?;
+    if count > MOST {
+        return Err(nonsense());
+    }
+    (0..count).map(|_| one(from)).collect()
+}
+
+fn byte(from: &mut impl Read) -> io::Result<u8> {
+    let mut bytes = [0; 1];
+    from.read_exact(&mut bytes)?;
+    Ok(u8::from_le_bytes(bytes))
+}
+
+fn long(from: &mut impl Read) -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    from.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn nonsense() -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, "it makes no sense")
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn back(said: &Said) -> Said {
+        let mut bytes = Vec::new();
+        said.emit(&mut bytes).unwrap();
+        let mut from = &bytes[..];
+        let back = Said::parse(&mut from).unwrap();
+        assert!(from.is_empty());
+        // Cut anywhere it is an error, never a panic.
+        (0..bytes.len()).for_each(|cut| assert!(Said::parse(&mut &bytes[..cut]).is_err()));
+        back
+    }
+
+    #[test]
+    fn what_is_said_comes_back() {
+        let used: Ranges = [0..10, 20..30, 1 << 20..2 << 20].into_iter().collect();
+        let parts = vec![
+            Part { number: 1, place: 0..5, kind: Kind::Ntfs },
+            Part { number: 7, place: 5..9, kind: Kind::Opaque(Opaque::Unclean) },
+        ];
+        let usage = Usage { used, parts: parts.clone() };
+        let Said::Seen(Seen::Sight(Sight::Usage(usage))) =
+            back(&Said::Seen(Seen::Sight(Sight::Usage(usage))))
+        else {
+            panic!("a usage")
+        };
+        // What is too small between them counts as used.
+        let used: Vec<_> = usage.used.iter().collect();
+        assert_eq!((used, usage.parts), (vec![0..30, 1 << 20..2 << 20], parts));
+        let found = [Owner::File("/a\u{1b}[2J".to_owned()), Owner::Structure, Owner::Free];
+        let found = found.map(|owner| Found { partition: 2, owner });
+        let said = Said::Seen(Seen::Sight(Sight::Owners(found.into())));
+        let Said::Seen(Seen::Sight(Sight::Owners(found))) = back(&said) else { panic!("owners") };
+        assert_eq!(found.first().unwrap().owner, Owner::File("/a[2J".to_owned()));
+    }
+
+    #[test]
+    fn a_process_that_has_gone_mad_is_not_followed() {
+        assert!(Said::parse(&mut &[9][..]).is_err());
+        assert!(Said::parse(&mut &[2, 0xff, 0xff, 0xff, 0xff][..]).is_err());
+        assert!(Said::parse(&mut &[1, 0xff, 0xff, 0xff, 0x7f][..]).is_err());
+        assert!(answered(&mut &[9, 0, 0, 0, 0, 0, 0, 0, 1][..], &mut [0; 4]).is_err());
+    }
+}

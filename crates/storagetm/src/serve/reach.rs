@@ -1,0 +1,99 @@
+//! Where `storagetm serve` is reached: the sockets of its listeners, and what is told of them as addresses come and go. It
+//! knows no disk.
+
+use std::io;
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use console::attach::{Endpoint, Nbd};
+use linux::net::{Address, Changes, Scope, addresses, scope_of};
+
+use super::{COALESCE, Server};
+use crate::listen::{Listener, Place};
+use crate::listeners::path;
+use crate::worker::Worker;
+
+impl Server {
+    /// Where hosts reach the disks by NVMe/TCP.
+    pub(super) fn endpoints(&self) -> Vec<Endpoint> {
+        let mut endpoints = self.listeners.endpoints(&self.addresses);
+        endpoints.retain(|at| self.is_to_be_told(at));
+        endpoints
+    }
+
+    /// Where they reach them by NBD.
+    pub(super) fn nbd_endpoints(&self) -> Vec<Nbd> {
+        let mut endpoints = self.listeners.nbd_endpoints(&self.addresses);
+        endpoints.retain(|at| at.endpoint().is_none_or(|at| self.is_to_be_told(at)));
+        endpoints
+    }
+
+    /// Where nobody works, this machine itself is no host.
+    fn is_to_be_told(&self, at: &Endpoint) -> bool {
+        !self.remote_only || scope_of(at.address) != Scope::Loopback
+    }
+
+    /// Takes note that addresses have come or gone, to look a moment later.
+    pub(super) fn notice_addresses(&mut self, now: Instant) {
+        let changed = self.address_changes.as_mut().map(Changes::receive);
+        match changed {
+            Some(Ok(true)) => {
+                self.alerts.addresses.get_or_insert(now + COALESCE);
+            }
+            Some(Err(_)) => self.address_changes = None,
+            Some(Ok(false)) | None => {}
+        }
+    }
+
+    /// Listens at the addresses that there are now, and tells of them.
+    pub(super) fn follow_addresses(&mut self) {
+        let before = (self.endpoints(), self.nbd_endpoints());
+        let Ok(now) = addresses() else {
+            // The kernel was busy: what is known stays true until it answers.
+            self.alerts.addresses = Some(Instant::now() + Duration::from_secs(1));
+            return;
+        };
+        self.addresses = now;
+        let Self { listeners, worker, addresses, .. } = self;
+        let changes = listeners.follow(addresses, &mut |listener| bind(worker, listener));
+        for change in changes {
+            self.say(&change);
+        }
+        self.tell_networks();
+        if (self.endpoints(), self.nbd_endpoints()) != before {
+            self.draw_soon(true);
+        }
+    }
+}
+
+/// Has the worker serve at a place; that which it got comes back.
+pub(super) fn bind(worker: &Worker, listener: &Listener) -> io::Result<Place> {
+    let (socket, place) = match &listener.place {
+        Place::Net(address) => {
+            let socket = engine::bind(*address, interface_of(address.ip()).as_deref())?;
+            let bound = rustix::net::getsockname(&socket)?.try_into()?;
+            (socket, Place::Net(bound))
+        }
+        Place::Path(path) => (path::bind(path)?, listener.place.clone()),
+    };
+    worker.accept(socket, listener.door, listener.serves);
+    Ok(place)
+}
+
+/// The interface that alone may bring connections to an address: that of a link-local IPv4 address, which Linux would
+/// otherwise answer on every other, too. The scope of an IPv6 one says the same by itself.
+fn interface_of(ip: IpAddr) -> Option<String> {
+    let near = matches!(ip, IpAddr::V4(ip) if ip.is_link_local());
+    let own = |address: &Address| near && address.ip == ip;
+    addresses().ok()?.into_iter().find(own).map(|address| address.interface)
+}
+
+/// What to say of addresses that other machines reach by more than a cable: nothing is lent there unasked.
+pub(super) fn beyond(addresses: &[Address]) -> Option<String> {
+    let is_beyond = |address: &&Address| address.is_usable() && address.scope == Scope::Global;
+    let address = addresses.iter().find(is_beyond)?;
+    Some(format!(
+        "Nothing is lent at {address}, which more than the next machine may reach: that takes \
+         storagetm.listen={address} on the kernel command line."
+    ))
+}

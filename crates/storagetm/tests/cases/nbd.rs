@@ -1,0 +1,177 @@
+//! The same over NBD: what somebody learns who has shown no key, what one host's key opens, and until when: X01 to X04, X16.
+
+use std::io::Read;
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use engine::tls::{self, Stream};
+use export::Secret;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::host::plain;
+use crate::scene::{DESK, Folder, KEYED, LAPTOP, Running, contains};
+use crate::talk::{
+    ABORT, ACK, EPERM, EXPORT_NAME, GO, INFO, LIST, READ_ONLY, STARTTLS, STRUCTURED_REPLY,
+    TLS_REQD, Talk, UNKNOWN, option_bytes,
+};
+
+/// The time in which a host that was revoked is cut off.
+const SECOND: Duration = Duration::from_secs(1);
+
+fn serve(folder: &Folder, driver: &str, more: &[&str]) -> Running {
+    let (listen, keys) = (format!("nbd:{KEYED}"), folder.keys());
+    let line = ["--no-announce", "--io", driver, "--listen", &listen, "--keys", &keys];
+    Running::serve(&[&line[..], more].concat())
+}
+
+/// The key with which NBD clients speak TLS, as its owner hands it over.
+fn psk(folder: &Folder, name: &str) -> tls::Psk {
+    let line = folder.owner(&["key", "export", name, "--nbd"]);
+    let (identity, hex) = line.trim().split_once(':').unwrap();
+    let byte = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+    let secret = Secret::new((0..hex.len()).step_by(2).map(byte).collect());
+    assert_eq!(secret.bytes().len(), 32);
+    tls::Psk { identity: identity.to_owned(), secret, hash: tls::Hash::Sha256, key: None }
+}
+
+/// The connection from the ACK of STARTTLS on.
+fn secured(address: SocketAddr, psk: tls::Psk) -> std::io::Result<Talk<Stream>> {
+    let mut talk = Talk::greeted(plain(address)?)?;
+    assert_eq!(talk.ask(STARTTLS, &[])?, ACK);
+    tls::connect(talk.0, psk, Instant::now() + 10 * SECOND).map(Talk)
+}
+
+/// All that comes until the other end closes.
+fn rest(mut stream: impl Read) -> Vec<u8> {
+    let mut all = Vec::new();
+    // That it is closed the hard way makes no difference.
+    let _ = stream.read_to_end(&mut all);
+    all
+}
+
+/// X01, X02: where a key is needed, every option but those that lead to TLS or to the end has one answer, and no answer
+/// tells of the disk or the machine.
+#[test]
+fn x01_x02_before_tls_every_option_has_one_answer() {
+    for driver in ["uring", "blocking"] {
+        let folder = Folder::new();
+        folder.let_in(LAPTOP, "laptop", "tls", &[]);
+        let running = serve(&folder, driver, &[&folder.image("quartz-disk.img", 7)]);
+        let (address, _) = running.ready();
+        let mut talk = Talk::greeted(plain(address).unwrap()).unwrap();
+        let name = [&11u32.to_be_bytes()[..], b"quartz-disk", &[0; 2]].concat();
+        for (option, data) in [
+            (LIST, &[][..]),
+            (INFO, &name),
+            (GO, &name),
+            (STRUCTURED_REPLY, &[]),
+            (10, &name),
+            (77, b"anything"),
+        ] {
+            talk.say(option, data).unwrap();
+            let (kind, said) = talk.reply(option).unwrap();
+            assert_eq!(kind, TLS_REQD, "{driver}: option {option}");
+            assert!(!contains(&said, "quartz") || said.is_empty(), "{said:?}");
+        }
+        assert_eq!(talk.ask(ABORT, &[]).unwrap(), ACK);
+        assert_eq!(rest(talk.0), b"", "{driver}");
+        let mut talk = Talk::greeted(plain(address).unwrap()).unwrap();
+        talk.say(EXPORT_NAME, b"quartz-disk").unwrap();
+        assert_eq!(rest(talk.0), b"", "{driver}: it has no errors, so it has no answer");
+    }
+}
+
+/// X03: what was asked for before TLS counts for nothing after it.
+#[test]
+fn x03_what_came_before_tls_is_forgotten() {
+    let folder = Folder::new();
+    folder.let_in(LAPTOP, "laptop", "tls", &[]);
+    let running = serve(&folder, "auto", &[&folder.image("disk.img", 7)]);
+    let (address, _) = running.ready();
+    let mut talk = Talk::greeted(plain(address).unwrap()).unwrap();
+    assert_eq!(talk.ask(STRUCTURED_REPLY, &[]).unwrap(), TLS_REQD);
+    assert_eq!(talk.ask(STARTTLS, &[]).unwrap(), ACK);
+    let key = psk(&folder, "laptop");
+    let mut talk = Talk(tls::connect(talk.0, key, Instant::now() + 10 * SECOND).unwrap());
+    talk.go("").unwrap().unwrap();
+    // A simple reply, as nobody has asked for others in the channel.
+    assert_eq!(talk.read(0, 512).unwrap(), Ok(vec![7; 512]));
+}
+
+/// X04: whoever says more in the clear, once TLS was asked for, is not the one who asked.
+#[test]
+fn x04_bytes_after_starttls_end_the_connection() {
+    for driver in ["uring", "blocking"] {
+        let folder = Folder::new();
+        folder.let_in(LAPTOP, "laptop", "tls", &[]);
+        let running = serve(&folder, driver, &[&folder.image("disk.img", 7)]);
+        let (address, _) = running.ready();
+        let mut talk = Talk::greeted(plain(address).unwrap()).unwrap();
+        let both = [option_bytes(STARTTLS, &[]), option_bytes(LIST, &[])].concat();
+        std::io::Write::write_all(&mut talk.0, &both).unwrap();
+        assert!(rest(talk.0).len() <= 20, "{driver}: an ACK at most");
+        assert_eq!(running.next("refused")["protocol"], "nbd");
+    }
+}
+
+/// A host's key opens what its rules say, and no more; nobody else's key is of any use.
+#[test]
+fn a_key_opens_what_its_host_may_have() {
+    let folder = Folder::new();
+    let (one, two) = (folder.image("one.img", 1), folder.image("two.img", 2));
+    folder.let_in(LAPTOP, "laptop", "tls", &["--disk", &one]);
+    folder.let_in(DESK, "desk", "tls", &["--writable"]);
+    let running = serve(&folder, "auto", &["--writable", &one, "--writable", &two]);
+    let (address, _) = running.ready();
+    let mut laptop = secured(address, psk(&folder, "laptop")).unwrap();
+    assert_eq!(laptop.go("two").unwrap(), Err(UNKNOWN));
+    let (_, flags) = laptop.go("").unwrap().unwrap();
+    assert_ne!(flags & READ_ONLY, 0, "of the two it sees one, and may read it");
+    assert_eq!(laptop.read(0, 512).unwrap(), Ok(vec![1; 512]));
+    assert_eq!(laptop.write(0, &[9; 512]).unwrap(), EPERM);
+    let attached = running.next("attached");
+    assert_eq!((&attached["key"], &attached["host"]), (&"laptop".into(), &LAPTOP.into()));
+    assert_eq!(attached["tls"], "TLS_AES_128_GCM_SHA256");
+    // By its NQN it is the same host, with the same key.
+    let desk = tls::Psk { identity: DESK.to_owned(), ..psk(&folder, "desk") };
+    let mut desk = secured(address, desk).unwrap();
+    let (_, flags) = desk.go("two").unwrap().unwrap();
+    assert_eq!(flags & READ_ONLY, 0);
+    assert_eq!(desk.write(0, &[9; 512]).unwrap(), 0);
+    let stranger = tls::Psk { identity: "desk".to_owned(), ..psk(&folder, "laptop") };
+    assert!(secured(address, stranger).is_err());
+}
+
+fn is_cut_off(socket: &TcpStream, by: Instant) -> bool {
+    let left = by.saturating_duration_since(Instant::now());
+    let mut ends = [PollFd::new(socket, PollFlags::RDHUP)];
+    poll(&mut ends, Timespec::try_from(left).ok().as_ref()).unwrap() == 1
+}
+
+/// X16 over NBD.
+#[test]
+fn x16_a_removed_host_is_cut_off_within_a_second_and_another_one_is_not() {
+    for driver in ["uring", "blocking"] {
+        let folder = Folder::new();
+        folder.let_in(LAPTOP, "laptop", "tls", &[]);
+        folder.let_in(DESK, "desk", "tls", &[]);
+        let running = serve(&folder, driver, &[&folder.image("disk.img", 5)]);
+        let (address, _) = running.ready();
+        let keys = ["laptop", "desk"].map(|name| psk(&folder, name));
+        let [mut laptop, mut desk] = keys.clone().map(|psk| secured(address, psk).unwrap());
+        for talk in [&mut laptop, &mut desk] {
+            talk.go("").unwrap().unwrap();
+            assert_eq!(talk.read(0, 512).unwrap(), Ok(vec![5; 512]));
+        }
+        let socket = laptop.0.socket().try_clone().unwrap();
+        assert!(!is_cut_off(&socket, Instant::now() + SECOND / 4), "it is let in");
+        folder.owner(&["host", "remove", "laptop"]);
+        assert!(is_cut_off(&socket, Instant::now() + SECOND), "{driver}");
+        assert!(laptop.read(0, 512).is_err());
+        let [lost, kept] = keys;
+        assert!(secured(address, lost).is_err(), "its key is none now");
+        assert_eq!(desk.read(0, 512).unwrap(), Ok(vec![5; 512]));
+        assert!(secured(address, kept).unwrap().go("").unwrap().is_ok());
+        assert_eq!(running.next("detached")["read"], 512);
+    }
+}

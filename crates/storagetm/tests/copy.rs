@@ -1,0 +1,26 @@
+//! `storagetm copy` as people and scripts meet it: with real processes, files, pipes, disks and servers.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[allow(dead_code, reason = "other tests use the rest of it")]
+#[path = "cases/alone.rs"]
+mod alone;
+#[path = "copy/contents.rs"]
+mod contents;
+#[path = "copy/ends.rs"]
+mod ends;
+#[path = "copy/keyed.rs"]
+mod keyed;
+#[path = "copy/kills.rs"]
+mod kills;
+#[path = "copy/places.rs"]
+mod places;
+#[path = "copy/refusals.rs"]
+mod refusals;
+#[path = "copy/scene.rs"]
+mod scene;
+#[path = "copy/target.rs"]
+mod target;
+#[path = "copy/words.rs"]
+mod words;

@@ -1,0 +1,128 @@
+//! `--allocated` and `--files`, on file systems made by their own programs.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use crate::scene::{Folder, MIB, assert_equal, ends_with, events, has, noise, run};
+
+fn tool(program: &str, words: &[&str]) -> String {
+    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+    let output = Command::new(program).args(words).env("PATH", path).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {words:?}: {said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// ext4 with two files, the free blocks of which hold what was deleted.
+fn disk(folder: &Folder) -> String {
+    let (image, tree) = (folder.path("disk.img"), folder.path("tree"));
+    let file = File::create(&image).unwrap();
+    (0..64).for_each(|at| file.write_all_at(&noise(at + 1, 1 << 20), at * MIB).unwrap());
+    fs::create_dir_all(format!("{tree}/photos")).unwrap();
+    fs::write(format!("{tree}/photos/one.raw"), noise(7, 3 << 20)).unwrap();
+    fs::write(format!("{tree}/letter"), "dear all").unwrap();
+    let nodiscard = ["-q", "-F", "-t", "ext4", "-E", "nodiscard", "-d", &tree, &image];
+    tool("mke2fs", &nodiscard);
+    image
+}
+
+/// R45: only what is used is read, and the tree of files is the same.
+#[test]
+fn only_what_is_used_is_copied_and_every_file_is_there() {
+    let folder = Folder::new();
+    let (disk, copy, back) = (disk(&folder), folder.path("copy.img"), folder.path("back"));
+    let output = run(&["--json", "--allocated", &disk, &copy]);
+    assert_eq!(output.status.code(), Some(0));
+    let events = events(&output);
+    let end = events.last().unwrap();
+    let (copied, zeroes) = (end["copied"].as_u64().unwrap(), end["zeroes"].as_u64().unwrap());
+    assert!((3 * MIB..32 * MIB).contains(&copied), "{copied} bytes");
+    assert_eq!(copied + zeroes, 64 * MIB);
+    let said = events.iter().any(|event| {
+        event["event"] == "note" && event["message"].as_str().unwrap().contains("are used")
+    });
+    assert!(said, "{events:?}");
+    tool("e2fsck", &["-fn", &copy]);
+    fs::create_dir(&back).unwrap();
+    tool("debugfs", &["-R", &format!("rdump / {back}"), &copy]);
+    tool("diff", &["-r", "-x", "lost+found", &folder.path("tree"), &back]);
+    let whole = folder.path("whole.img");
+    ends_with(0, &[&disk, &whole]);
+    assert_equal(&disk, &whole);
+}
+
+/// R45: what is not understood, or was not put in order, is copied whole.
+#[test]
+fn what_is_not_understood_is_copied_whole() {
+    let folder = Folder::new();
+    let (disk, copy) = (disk(&folder), folder.path("copy.img"));
+    tool("debugfs", &["-w", "-R", "ssv state 0", &disk]);
+    let said = ends_with(0, &["--allocated", &disk, &copy]);
+    assert!(said.contains("the disk is copied whole: not cleanly unmounted"), "{said}");
+    assert_equal(&disk, &copy);
+}
+
+/// nbdkit with some sectors that cannot be read.
+struct Faulty(Child);
+
+impl Drop for Faulty {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn faulty(folder: &Folder, image: &str, bad: u64) -> (Faulty, String) {
+    let (map, socket) = (folder.path("bad.map"), folder.path("nbd.sock"));
+    let text = format!(
+        "0x00000000 + 1\n0x00000000 0x{bad:X} +\n0x{bad:X} 0x00000400 -\n0x{:X} 0x{:X} +\n",
+        bad + 1024,
+        64 * MIB - bad - 1024
+    );
+    fs::write(&map, text).unwrap();
+    let words = ["-f", "-r", "-U", &socket, "--filter=ddrescue", "file", image];
+    let child = Command::new("nbdkit")
+        .args(words)
+        .arg(format!("ddrescue-mapfile={map}"))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    while !fs::exists(&socket).unwrap() {
+        assert!(began.elapsed() < Duration::from_secs(20), "nbdkit does not start");
+        sleep(Duration::from_millis(10));
+    }
+    (Faulty(child), format!("nbd+unix:///?socket={socket}"))
+}
+
+#[test]
+fn the_files_with_bad_sectors_are_named() {
+    if !has("nbdkit") {
+        return;
+    }
+    let folder = Folder::new();
+    let (disk, copy) = (disk(&folder), folder.path("copy.img"));
+    let blocks = tool("debugfs", &["-R", "blocks /photos/one.raw", &disk]);
+    let block: u64 = blocks.split_whitespace().nth(100).unwrap().parse().unwrap();
+    let size = if blocks.split_whitespace().count() > 2000 { 1024 } else { 4096 };
+    let (_server, source) = faulty(&folder, &disk, block * size);
+    let said = ends_with(3, &["--files", &source, &copy]);
+    assert!(said.contains("bad sectors in /photos/one.raw"), "{said}");
+    assert!(!said.contains("/letter"), "{said}");
+}
+
+/// X44: what looks for files is another process, and whatever becomes of it, all can be copied without.
+#[test]
+fn a_crafted_file_system_costs_no_more_than_the_option() {
+    let folder = Folder::new();
+    let disk = disk(&folder);
+    let file = File::options().write(true).open(&disk).unwrap();
+    // Group descriptors that point nowhere, with a superblock that is sound.
+    file.write_all_at(&noise(3, 6144), 2048).unwrap();
+    let said = ends_with(0, &["--allocated", &disk, &folder.path("copy.img")]);
+    assert!(said.contains("copied whole: damaged"), "{said}");
+    assert_equal(&disk, folder.path("copy.img"));
+}

@@ -1,0 +1,184 @@
+//! Copies between files, pipes and disks of this machine.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use rustix::process::geteuid;
+
+use crate::scene::{Folder, MIB, allocated, assert_equal, copy, ends_with, noise, run};
+
+#[test]
+fn a_file_is_copied_with_its_holes_and_the_hash_is_that_of_b3sum() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 9 * MIB + 513);
+    let to = folder.path("copy.img");
+    let output = run(&["--json", &image, &to]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_equal(&image, &to);
+    assert!(allocated(&to) < 7 * MIB, "holes stay holes: {}", allocated(&to));
+    let finished = crate::scene::events(&output).pop().unwrap();
+    let hash = blake3_of(&image);
+    assert_eq!(finished["hash"].as_str().unwrap(), hash);
+    assert_eq!((&finished["bytes"], &finished["bad"]), (&(9 * MIB + 513).into(), &0.into()));
+}
+
+fn blake3_of(path: &str) -> String {
+    blake3::hash(&fs::read(path).unwrap()).to_hex().to_string()
+}
+
+#[test]
+fn zeros_are_written_if_that_is_asked_for() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 4 * MIB);
+    let to = folder.path("copy.img");
+    ends_with(0, &["--no-sparse", "--no-verify", &image, &to]);
+    assert_equal(&image, &to);
+    assert_eq!(allocated(&to), 4 * MIB);
+}
+
+#[test]
+fn a_file_that_is_there_is_overwritten_only_by_force() {
+    let folder = Folder::new();
+    let (image, to) = (folder.image("disk.img", MIB), folder.path("copy.img"));
+    fs::write(&to, vec![9; 3 << 20]).unwrap();
+    let said = ends_with(5, &[&image, &to]);
+    assert!(said.contains("--force"), "{said}");
+    assert_eq!(fs::read(&to).unwrap(), vec![9; 3 << 20]);
+    ends_with(0, &["--force", &image, &to]);
+    assert_equal(&image, &to);
+}
+
+#[test]
+fn an_empty_file_is_copied() {
+    let folder = Folder::new();
+    let (image, to) = (folder.path("empty"), folder.path("copy"));
+    fs::write(&image, "").unwrap();
+    ends_with(0, &[&image, &to]);
+    assert_eq!(fs::read(&to).unwrap(), b"");
+}
+
+#[test]
+fn a_pipe_is_a_source_and_a_destination() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 5 * MIB + 77);
+    let to = folder.path("copy.img");
+    let output = copy(&[&image, "-"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stdout == fs::read(&image).unwrap());
+    let mut child = copy(&["-", &to]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    for piece in output.stdout.chunks(70_001) {
+        input.write_all(piece).unwrap();
+    }
+    drop(input);
+    let ended = child.wait_with_output().unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    assert_equal(&image, &to);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_a_failure() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 8 * MIB);
+    let mut child =
+        copy(&[&image, "-"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{}", String::from_utf8_lossy(&ended.stderr));
+}
+
+#[test]
+fn with_data_on_standard_output_events_are_on_standard_error() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", MIB);
+    let output = run(&["--json", &image, "-"]);
+    assert!(output.stdout == fs::read(&image).unwrap());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.lines().all(|line| line.starts_with("{\"event\":")), "{said}");
+}
+
+/// X43: what an image says of itself makes it no other image.
+#[test]
+fn x43_an_image_within_the_image_is_copied_as_it_is() {
+    let folder = Folder::new();
+    for (name, mark) in
+        [("qcow2", &b"QFI\xfb\0\0\0\x03"[..]), ("vmdk", b"KDMV"), ("luks", b"LUKS\xba\xbe")]
+    {
+        let (image, to) = (folder.path(name), folder.path(&format!("{name}.copy")));
+        let mut bytes = noise(1, 1 << 20);
+        bytes[..mark.len()].copy_from_slice(mark);
+        // Where a reader of qcow2 would look for the name of another file.
+        bytes[8..16].copy_from_slice(&1024_u64.to_be_bytes());
+        bytes[1024..1035].copy_from_slice(b"/etc/shadow");
+        fs::write(&image, &bytes).unwrap();
+        ends_with(0, &[&image, &to]);
+        assert_equal(&image, &to);
+    }
+}
+
+/// A loop device over a file, taken away at the end.
+struct Attached(String);
+
+impl Attached {
+    fn new(path: &str) -> Option<Self> {
+        if !geteuid().is_root() {
+            println!("skip a copy to a block device: it needs root");
+            return None;
+        }
+        let run = Command::new("losetup").args(["--find", "--show", path]).output();
+        let run = run.ok().filter(|run| run.status.success());
+        if run.is_none() {
+            println!("skip a copy to a block device: no loop device can be had here");
+        }
+        Some(Self(String::from_utf8(run?.stdout).unwrap().trim().to_owned()))
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+fn a_block_device_is_written_after_consent_only_and_read_as_well() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 3 * MIB);
+    let backing = folder.path("backing");
+    fs::write(&backing, vec![7; 4 << 20]).unwrap();
+    let Some(device) = Attached::new(&backing) else { return };
+    let said = ends_with(5, &[&image, &device.0]);
+    assert!(said.contains("--yes") && said.contains(&device.0), "{said}");
+    assert!(fs::read(&backing).unwrap().iter().all(|byte| *byte == 7));
+    ends_with(0, &["--yes", &image, &device.0]);
+    let written = fs::read(&backing).unwrap();
+    assert!(written[..3 << 20] == fs::read(&image).unwrap()[..]);
+    assert!(written[3 << 20..].iter().all(|byte| *byte == 7), "what is behind the image stays");
+    let back = folder.path("back.img");
+    ends_with(0, &[&device.0, &back]);
+    assert_equal(&backing, &back);
+}
+
+/// R43, X42: a disk that is too small, in use or the source itself is never written.
+#[test]
+fn r43_a_device_that_is_too_small_or_in_use_is_left_alone() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 3 * MIB);
+    let backing = folder.path("backing");
+    fs::write(&backing, vec![7; 2 << 20]).unwrap();
+    let Some(device) = Attached::new(&backing) else { return };
+    let said = ends_with(5, &["--yes", &image, &device.0]);
+    assert!(said.contains("larger"), "{said}");
+    let said = ends_with(5, &["--yes", &device.0, &device.0]);
+    assert!(said.contains("both"), "{said}");
+    let said = ends_with(5, &["--force", &image, &backing]);
+    assert!(said.contains("in use"), "{said}");
+    let small = folder.image("small.img", MIB);
+    let held = File::open(&device.0).unwrap();
+    rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let said = ends_with(5, &["--yes", &small, &device.0]);
+    assert!(said.contains("locked"), "{said}");
+    drop(held);
+    assert!(fs::read(&backing).unwrap().iter().all(|byte| *byte == 7));
+}

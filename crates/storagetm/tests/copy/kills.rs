@@ -1,0 +1,65 @@
+//! A copy that is killed again and again, and goes on each time.
+
+use std::fs;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::scene::{Folder, MIB, assert_equal, copy, events, noise, run};
+
+const KILLS: usize = 50;
+
+/// R41: killed at fifty random points, it ends equal, and does not begin anew each time.
+#[test]
+fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
+    let folder = Folder::new();
+    let (image, to, map) = (folder.path("disk.img"), folder.path("copy.img"), folder.path("map"));
+    fs::write(&image, noise(41, 40 << 20)).unwrap();
+    let random = noise(u64::from(std::process::id()), 2 * KILLS);
+    let mut finished = 0;
+    for (number, point) in random.chunks_exact(2).enumerate() {
+        // The map is saved each two seconds: some live to see it.
+        let least = if number % 4 == 0 { 2000 } else { 10 };
+        let point = u64::from(u16::from_le_bytes(point.try_into().unwrap())) % 600;
+        let mut child = copy(&["--rate", "2M", "--map", &map, &image, &to])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        sleep(Duration::from_millis(least + point));
+        child.kill().unwrap();
+        finished += u32::from(child.wait().unwrap().success());
+    }
+    let output = run(&["--json", "--map", &map, &image, &to]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_equal(&image, &to);
+    let events = events(&output);
+    let last = events.last().unwrap();
+    let hash = blake3::hash(&fs::read(&image).unwrap()).to_hex();
+    // Of what was copied just before a kill the hash may be lost, and then there is none of the whole.
+    assert!(last["hash"].is_null() || last["hash"] == hash.as_str(), "{last}");
+    assert_eq!(last["verified"], 40 * MIB, "all of it was compared even so");
+    assert!(last["earlier"].as_u64().unwrap() >= 4 * MIB, "{last}");
+    assert!(finished < 10, "it was killed while it copied: {finished}");
+}
+
+/// R41: a map that was torn by a crash of the machine is not believed, and costs nothing but time.
+#[test]
+fn r41_a_torn_map_is_not_believed() {
+    let folder = Folder::new();
+    let (image, to, map) =
+        (folder.image("disk.img", 4 * MIB), folder.path("copy.img"), folder.path("map"));
+    let output = run(&["--map", &map, &image, &to]);
+    assert!(output.status.success());
+    let text = fs::read(&map).unwrap();
+    fs::write(&map, &text[..text.len() / 2]).unwrap();
+    let output = run(&["--map", &map, &image, &to]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    match output.status.code() {
+        // Either it says so, or it goes on from what is whole of it.
+        Some(5) => assert!(said.contains("map"), "{said}"),
+        Some(0) => {}
+        other => panic!("{other:?}: {said}"),
+    }
+    assert_equal(&image, &to);
+}

@@ -1,0 +1,395 @@
+//! Copies from and to other machines: this program's own target, and NBD servers of others.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::scene::{Folder, MIB, assert_equal, copy, ends_with, events, fill, has, noise, run};
+use crate::target::{Running, Target};
+
+const LONG: Duration = Duration::from_secs(20);
+
+#[test]
+fn a_disk_is_copied_from_a_target_and_onto_one_by_nvme() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 12 * MIB);
+    let other = folder.path("other.img");
+    fs::write(&other, vec![3; 16 << 20]).unwrap();
+    let target = Target::serve(&["--listen", "nvme:127.0.0.1:0", &image, "--writable", &other]);
+    let port = target.port("nvme");
+    let nqn = |at: usize| target.lent[at]["nqn"].as_str().unwrap();
+    let (from, onto) = (
+        format!("nvme://127.0.0.1:{port}/{}", nqn(0)),
+        format!("nvme://127.0.0.1:{port}/{}", nqn(1)),
+    );
+    let to = folder.path("copy.img");
+    ends_with(0, &[&from, &to]);
+    assert_equal(&image, &to);
+    ends_with(0, &["--digests", &from, &onto]);
+    let written = fs::read(&other).unwrap();
+    assert!(written[..12 << 20] == fs::read(&image).unwrap()[..]);
+    assert!(written[12 << 20..].iter().all(|byte| *byte == 3));
+    // R43: read-only, too small, or no such disk.
+    let said = ends_with(5, &["--yes", &to, &from]);
+    assert!(said.contains("read-only"), "{said}");
+    let said = ends_with(5, &[&format!("nvme://127.0.0.1:{port}/nothing"), &folder.path("x")]);
+    assert!(said.contains("nothing"), "{said}");
+    assert!(!Path::new(&folder.path("x")).exists());
+}
+
+#[test]
+fn a_disk_is_copied_from_a_target_and_onto_one_by_nbd() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 12 * MIB);
+    let other = folder.path("other.img");
+    fs::write(&other, vec![3; 12 << 20]).unwrap();
+    let target = Target::serve(&["--listen", "nbd:127.0.0.1:0", &image, "--writable", &other]);
+    let port = target.port("nbd");
+    let to = folder.path("copy.img");
+    let output = run(&["--json", &format!("nbd://127.0.0.1:{port}/disk"), &to]);
+    let events = events(&output);
+    assert!(output.status.success(), "{events:?}");
+    assert_equal(&image, &to);
+    assert!(events.last().unwrap()["zeroes"].as_u64().unwrap() >= 6 * MIB, "holes are not sent");
+    ends_with(0, &[&image, &format!("nbd://127.0.0.1:{port}/other")]);
+    assert_equal(&image, &other);
+    let said = ends_with(5, &[&to, &format!("nbd://127.0.0.1:{port}/disk")]);
+    assert!(said.contains("read-only"), "{said}");
+}
+
+/// An nbdkit at a socket of its own.
+fn nbdkit(socket: &str, words: &[&str]) -> Running {
+    let _ = fs::remove_file(socket);
+    let child = Command::new("nbdkit")
+        .args(["--foreground", "--unix", socket])
+        .args(words)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let running = Running(child);
+    let end = Instant::now() + LONG;
+    while !Path::new(socket).exists() {
+        assert!(Instant::now() < end, "nbdkit does not listen");
+        sleep(Duration::from_millis(10));
+    }
+    running
+}
+
+fn uri(socket: &str) -> String {
+    format!("nbd+unix:///?socket={socket}")
+}
+
+#[test]
+fn nbdkit_is_a_source_and_a_destination() {
+    if !has("nbdkit") {
+        return;
+    }
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 7 * MIB + 1024);
+    let (socket, other) = (folder.path("socket"), folder.path("other.img"));
+    let _server = nbdkit(&socket, &["file", &image]);
+    ends_with(0, &[&uri(&socket), &folder.path("copy.img")]);
+    assert_equal(&image, folder.path("copy.img"));
+    fill(&other, 7 * MIB + 1024, 99);
+    let second = folder.path("second");
+    let _server = nbdkit(&second, &["file", &other]);
+    ends_with(0, &[&uri(&socket), &uri(&second)]);
+    assert_equal(&image, &other);
+}
+
+/// A destination that forgets what it is told: it answers each write well, and has nothing of it.
+#[test]
+fn a_destination_that_does_not_hold_what_was_written_is_found_out() {
+    if !has("nbdkit") {
+        return;
+    }
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 4 * MIB);
+    let socket = folder.path("socket");
+    let _server = nbdkit(&socket, &["null", "4M"]);
+    let output = run(&["--json", &image, &uri(&socket)]);
+    assert_eq!(output.status.code(), Some(4), "{}", String::from_utf8_lossy(&output.stderr));
+    let events = events(&output);
+    let unlike = |event: &&Value| event["event"] == "mismatch";
+    let bytes: u64 =
+        events.iter().filter(unlike).map(|event| event["bytes"].as_u64().unwrap()).sum();
+    assert!(bytes >= 2 * MIB, "{events:?}");
+    assert_eq!(events.last().unwrap()["outcome"], "verify-failed");
+    ends_with(0, &["--no-verify", &image, &uri(&socket)]);
+}
+
+/// R16: a destination that fails some writes is never taken for a copy.
+#[test]
+fn r16_a_failed_write_is_a_failed_copy() {
+    if !has("nbdkit") {
+        return;
+    }
+    let folder = Folder::new();
+    let (image, other, socket) =
+        (folder.path("disk.img"), folder.path("other.img"), folder.path("socket"));
+    fs::write(&image, noise(16, 16 << 20)).unwrap();
+    for error in ["EIO", "ENOSPC", "EPERM"] {
+        fs::write(&other, vec![0; 16 << 20]).unwrap();
+        let (error, rate) = (format!("error-pwrite={error}"), "error-pwrite-rate=30%");
+        let _server = nbdkit(&socket, &["--filter=error", "file", &other, &error, rate]);
+        for more in ["--verify", "--no-verify"] {
+            let said = ends_with(1, &[more, &image, &uri(&socket)]);
+            assert!(said.contains("writing"), "{said}");
+        }
+    }
+}
+
+/// R15: what cannot be read is exactly what is said to be bad, and all else is copied.
+#[test]
+fn r15_bad_sectors_are_told_and_all_else_is_copied() {
+    if !has("nbdkit") {
+        return;
+    }
+    let folder = Folder::new();
+    let (image, to, socket) =
+        (folder.path("disk.img"), folder.path("copy.img"), folder.path("socket"));
+    let bytes = noise(15, 4 << 20);
+    fs::write(&image, &bytes).unwrap();
+    let (rescued, map) = (folder.path("rescued.map"), folder.path("map"));
+    // Three bad places: a sector, a stretch, and the end.
+    let bad = [(0x5200, 0x200), (0x10_0000, 0x8000), (0x3f_fe00, 0x200)];
+    fs::write(&rescued, rescue_map(&bad, 4 << 20)).unwrap();
+    let words = ["--filter=ddrescue", "file", &image, &format!("ddrescue-mapfile={rescued}")];
+    let _server = nbdkit(&socket, &words);
+    let output = run(&["--json", "--map", &map, &uri(&socket), &to]);
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+    let events = events(&output);
+    let told: Vec<(u64, u64)> = events
+        .iter()
+        .filter(|event| event["event"] == "bad")
+        .map(|event| (event["offset"].as_u64().unwrap(), event["bytes"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(told, bad);
+    let mut expected = bytes;
+    for (offset, len) in bad {
+        let (offset, len) = (usize::try_from(offset).unwrap(), usize::try_from(len).unwrap());
+        expected[offset..offset + len].fill(0);
+    }
+    assert!(fs::read(&to).unwrap() == expected);
+    assert!(
+        fs::read_to_string(&map)
+            .unwrap()
+            .lines()
+            .any(|line| line.trim_start().starts_with("0x00005200"))
+    );
+}
+
+fn rescue_map(bad: &[(u64, u64)], bytes: u64) -> String {
+    let mut text = "# Mapfile\n0x00000000     +\n".to_owned();
+    let mut at = 0;
+    for (offset, len) in bad {
+        text += &format!("0x{at:08X}  0x{:08X}  +\n0x{offset:08X}  0x{len:08X}  -\n", offset - at);
+        at = offset + len;
+    }
+    if at < bytes {
+        text += &format!("0x{at:08X}  0x{:08X}  +\n", bytes - at);
+    }
+    text
+}
+
+/// R23: a server that goes away and comes back is gone on with.
+#[test]
+fn r23_a_server_that_comes_back_is_gone_on_with() {
+    if !has("nbdkit") {
+        return;
+    }
+    let folder = Folder::new();
+    let (image, to, socket) =
+        (folder.path("disk.img"), folder.path("copy.img"), folder.path("socket"));
+    fs::write(&image, noise(23, 6 << 20)).unwrap();
+    let mut server = nbdkit(&socket, &["file", &image]);
+    let child = copy(&["--json", "--rate", "2M", &uri(&socket), &to])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    for _ in 0..2 {
+        sleep(Duration::from_millis(900));
+        drop(server);
+        sleep(Duration::from_millis(300));
+        server = nbdkit(&socket, &["file", &image]);
+    }
+    let output = child.wait_with_output().unwrap();
+    let events = events(&output);
+    assert!(output.status.success(), "{events:?}");
+    assert_equal(&image, &to);
+    assert!(events.iter().any(|event| event["event"] == "reconnecting"), "{events:?}");
+    assert!(events.last().unwrap()["resent"].as_u64().unwrap() <= 64 * MIB);
+}
+
+/// R23: so is a target of this program, by either protocol, in both directions.
+#[test]
+fn r23_a_target_that_is_killed_and_started_again_is_gone_on_with() {
+    for protocol in ["nvme", "nbd"] {
+        let folder = Folder::new();
+        let (image, other) = (folder.path("disk.img"), folder.path("other.img"));
+        fs::write(&image, noise(23, 5 << 20)).unwrap();
+        fs::write(&other, vec![0; 5 << 20]).unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let listen = format!("{protocol}:127.0.0.1:{port}");
+        let serve = || Target::serve(&["--listen", &listen, &image, "--writable", &other]);
+        let mut target = serve();
+        let names: Vec<String> = match protocol {
+            "nvme" => {
+                target.lent.iter().map(|lent| lent["nqn"].as_str().unwrap().to_owned()).collect()
+            }
+            _ => vec!["disk".to_owned(), "other".to_owned()],
+        };
+        let uri = |at: usize| format!("{protocol}://127.0.0.1:{port}/{}", names[at]);
+        let child = copy(&["--json", "--rate", "2M", "--no-sparse", &uri(0), &uri(1)])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        for _ in 0..2 {
+            sleep(Duration::from_millis(700));
+            drop(target);
+            sleep(Duration::from_millis(200));
+            target = serve();
+        }
+        let output = child.wait_with_output().unwrap();
+        let events = events(&output);
+        assert!(output.status.success(), "{events:?}");
+        assert_equal(&image, &other);
+        assert!(events.iter().any(|event| event["event"] == "reconnecting"), "{events:?}");
+        assert!(events.last().unwrap()["resent"].as_u64().unwrap() <= 64 * MIB);
+    }
+}
+
+/// A server that does not come back ends the copy when patience does, and the map goes on from there.
+#[test]
+fn a_server_that_does_not_come_back_is_a_failure_that_can_be_gone_on_with() {
+    if !has("nbdkit") {
+        return;
+    }
+    let folder = Folder::new();
+    let (image, to, socket) =
+        (folder.path("disk.img"), folder.path("copy.img"), folder.path("socket"));
+    let map = folder.path("map");
+    fs::write(&image, noise(24, 6 << 20)).unwrap();
+    let server = nbdkit(&socket, &["file", &image]);
+    let child = copy(&["--rate", "2M", "--patience", "1", "--map", &map, &uri(&socket), &to])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    sleep(Duration::from_millis(1500));
+    drop(server);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("to try again from there: "), "{said}");
+    let _server = nbdkit(&socket, &["file", &image]);
+    ends_with(0, &["--map", &map, &uri(&socket), &to]);
+    assert_equal(&image, &to);
+}
+
+/// X20: with a server's key it works, with another or in the clear it does not.
+#[test]
+fn x20_nbdkit_with_keys_is_reached_by_the_right_one_only() {
+    if !has("nbdkit") {
+        return;
+    }
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 2 * MIB);
+    let (socket, list, wrong) = (folder.path("socket"), folder.path("psk"), folder.path("wrong"));
+    fs::write(&list, format!("copier:{}\n", "5a".repeat(32))).unwrap();
+    fs::write(&wrong, format!("copier:{}\n", "a5".repeat(32))).unwrap();
+    let psk = format!("--tls-psk={list}");
+    let _server = nbdkit(&socket, &["--tls=require", &psk, "file", &image]);
+    let to = folder.path("copy.img");
+    ends_with(0, &[&format!("nbds+unix://copier@/?socket={socket}&tls-psk-file={list}"), &to]);
+    assert_equal(&image, &to);
+    let never = folder.path("never.img");
+    let refused = [
+        format!("nbds+unix://copier@/?socket={socket}&tls-psk-file={wrong}"),
+        format!("nbds+unix://other@/?socket={socket}&tls-psk-file={list}"),
+        uri(&socket),
+    ];
+    for from in &refused {
+        ends_with(5, &[from, &never]);
+    }
+    let plain = folder.path("plain");
+    let _server = nbdkit(&plain, &["--tls=off", "file", &image]);
+    ends_with(5, &[&format!("nbds+unix://copier@/?socket={plain}&tls-psk-file={list}"), &never]);
+    assert!(!Path::new(&never).exists());
+}
+
+/// X20: a server's certificate must be of the authority that was named, and have the server's name.
+#[test]
+fn x20_nbdkit_with_certificates_is_verified() {
+    if !has("nbdkit") || !has("openssl") {
+        return;
+    }
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 2 * MIB);
+    let (own, other) = (folder.path("own"), folder.path("other"));
+    for place in [&own, &other] {
+        fs::create_dir(place).unwrap();
+        certify(place);
+    }
+    let socket = folder.path("socket");
+    let certificates = format!("--tls-certificates={own}");
+    let _server = nbdkit(&socket, &["--tls=require", &certificates, "file", &image]);
+    let from = |place: &str, name: &str| {
+        format!("nbds+unix:///?socket={socket}&tls-certificates={place}&tls-hostname={name}")
+    };
+    let (to, never) = (folder.path("copy.img"), folder.path("never.img"));
+    ends_with(0, &[&from(&own, "server.test"), &to]);
+    assert_equal(&image, &to);
+    ends_with(5, &[&from(&other, "server.test"), &never]);
+    ends_with(5, &[&from(&own, "another.test"), &never]);
+    assert!(!Path::new(&never).exists());
+}
+
+/// An authority in that folder, and a server's certificate of it.
+fn certify(place: &str) {
+    let openssl = |words: &[&str]| {
+        let run = Command::new("openssl").args(words).current_dir(place).output().unwrap();
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    };
+    let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+    let authority = [
+        "-x509",
+        "-keyout",
+        "ca-key.pem",
+        "-out",
+        "ca-cert.pem",
+        "-subj",
+        "/CN=authority",
+        "-days",
+        "2",
+    ];
+    openssl(&[&["req"][..], &curve, &authority].concat());
+    let request = ["-keyout", "server-key.pem", "-out", "server.csr", "-subj", "/CN=server.test"];
+    openssl(&[&["req"][..], &curve, &request].concat());
+    fs::write(format!("{place}/names"), "subjectAltName=DNS:server.test\n").unwrap();
+    openssl(&[
+        "x509",
+        "-req",
+        "-in",
+        "server.csr",
+        "-CA",
+        "ca-cert.pem",
+        "-CAkey",
+        "ca-key.pem",
+        "-CAcreateserial",
+        "-out",
+        "server-cert.pem",
+        "-days",
+        "2",
+        "-extfile",
+        "names",
+    ]);
+}

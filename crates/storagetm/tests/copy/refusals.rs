@@ -1,0 +1,115 @@
+//! What is refused before anything is written.
+
+use std::fs;
+use std::path::Path;
+
+use crate::scene::{Folder, MIB, ends_with, run};
+
+#[test]
+fn wrong_options_end_with_status_2() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", MIB);
+    for line in [
+        vec![],
+        vec![image.as_str()],
+        vec!["-", "-"],
+        vec!["nvme://", "x"],
+        vec![&image, "nbd://host/?tls-verify-peer=no"],
+        vec!["--map", "m", &image, "-"],
+        vec!["--map", &image, &image, "copy.img"],
+        vec!["--connections", "0", &image, "copy.img"],
+    ] {
+        let said = ends_with(2, &line);
+        assert!(!said.is_empty(), "{line:?}");
+    }
+    assert!(!Path::new("copy.img").exists());
+}
+
+#[test]
+fn what_is_no_place_for_a_disk_is_refused_in_one_sentence() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", MIB);
+    let link = folder.path("link");
+    std::os::unix::fs::symlink("/dev/absent", &link).unwrap();
+    let inside = folder.path("no/such/copy.img");
+    for (source, destination, part) in [
+        (image.as_str(), image.as_str(), "both the source and the destination"),
+        (&image, &folder.path("./disk.img"), "both the source and the destination"),
+        (&folder.path("absent"), &folder.path("copy.img"), "no such disk or file"),
+        (&folder.path(""), &folder.path("copy.img"), "neither a disk nor a file"),
+        (&image, &folder.path(""), "neither a disk nor a file"),
+        (&image, "/dev/storagetm-absent", "no such disk"),
+        (&image, &link, "a link to what is not there"),
+        (&image, &inside, "no folder that is there"),
+        (
+            "nbd+unix:///?socket=/nonexistent/socket",
+            &folder.path("copy.img"),
+            "/nonexistent/socket",
+        ),
+        ("nvme://127.0.0.1:1/disk", &folder.path("copy.img"), "127.0.0.1:1"),
+    ] {
+        let said = ends_with(5, &[source, destination]);
+        assert!(said.contains(part), "{said}");
+        assert!(said.starts_with("storagetm: ") && said.lines().count() == 1, "{said}");
+    }
+    assert!(!Path::new(&folder.path("copy.img")).exists(), "nothing is left of what was refused");
+}
+
+#[test]
+fn a_refusal_is_an_event_too() {
+    let folder = Folder::new();
+    let output = run(&["--json", &folder.path("absent"), &folder.path("copy.img")]);
+    assert_eq!(output.status.code(), Some(5));
+    let events = crate::scene::events(&output);
+    assert_eq!((events.len(), &events[0]["outcome"]), (1, &"refused".into()));
+    assert!(events[0]["reason"].as_str().unwrap().contains("no such disk or file"));
+}
+
+/// R42: a map that was made for another disk is no leave to go on.
+#[test]
+fn r42_a_map_of_another_disk_is_refused_and_nothing_is_written() {
+    let folder = Folder::new();
+    let (image, to, map) =
+        (folder.image("disk.img", 4 * MIB), folder.path("copy.img"), folder.path("map"));
+    ends_with(0, &["--map", &map, &image, &to]);
+    let before = fs::read(&to).unwrap();
+    // Another size.
+    let longer = folder.image("longer.img", 5 * MIB);
+    ends_with(5, &["--map", &map, &longer, &to]);
+    // The same size, and another content: what the map says is done is not what is there.
+    let other = folder.path("other.img");
+    crate::scene::fill(&other, 4 * MIB, 12345);
+    let text = fs::read_to_string(&map).unwrap();
+    // As ddrescue would leave it: without what this program remarked.
+    let bare: String = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .fold(String::new(), |all, line| all + line + "\n");
+    let half = bare.replace("0x00400000  +", "0x00200000  +") + "0x00200000  0x00200000  ?\n";
+    for map_text in [&text, &bare, &half] {
+        fs::write(&map, map_text).unwrap();
+        let said = ends_with(5, &["--map", &map, &other, &to]);
+        assert!(said.contains("another disk"), "{said}");
+        assert!(fs::read(&to).unwrap() == before, "{map_text}");
+    }
+    fs::write(&map, "no map\n").unwrap();
+    ends_with(5, &["--map", &map, &image, &to]);
+    fs::write(&map, text).unwrap();
+    fs::remove_file(&to).unwrap();
+    let said = ends_with(5, &["--map", &map, &image, &to]);
+    assert!(said.contains("is not there"), "{said}");
+}
+
+#[test]
+fn a_key_that_cannot_be_read_is_no_reason_to_go_without() {
+    let folder = Folder::new();
+    let key = folder.path("key");
+    let to = folder.path("copy.img");
+    let words = ["--key", &key, "nvme://127.0.0.1:1/disk", &to];
+    assert!(ends_with(5, &words).contains(&key));
+    fs::write(&key, "secret words").unwrap();
+    let said = ends_with(5, &words);
+    assert!(said.contains(&key) && !said.contains("secret words"), "{said}");
+    let said = ends_with(5, &["nbds://127.0.0.1:1/disk", &to]);
+    assert!(said.contains("there is no key"), "{said}");
+}

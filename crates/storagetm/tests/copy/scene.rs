@@ -1,0 +1,129 @@
+//! What the tests have at hand: a folder, images, and the program run to its end. It knows no test.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::Value;
+
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
+pub(crate) const MIB: u64 = 1 << 20;
+
+/// A folder that is removed at the end.
+pub(crate) struct Folder(pub(crate) PathBuf);
+
+impl Folder {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("storagetm-copy-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+
+    /// An image of that size, of which each second MiB is a hole.
+    pub(crate) fn image(&self, name: &str, bytes: u64) -> String {
+        let path = self.path(name);
+        fill(&path, bytes, bytes);
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Noise that is the same for the same seed, in each second MiB.
+pub(crate) fn fill(path: &str, bytes: u64, seed: u64) {
+    let file = File::create(path).unwrap();
+    file.set_len(bytes).unwrap();
+    for (number, offset) in (0..bytes).step_by(1 << 20).enumerate() {
+        if number % 2 == 0 {
+            let len = usize::try_from(MIB.min(bytes - offset)).unwrap();
+            file.write_all_at(&noise(seed ^ offset, len), offset).unwrap();
+        }
+    }
+}
+
+/// Marsaglia's xorshift64.
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let words = (0..len.div_ceil(8)).flat_map(|_| next().to_le_bytes());
+    words.take(len).collect()
+}
+
+/// The program, without the environment that other tests care for.
+pub(crate) fn copy(words: &[&str]) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.arg("copy").args(words).stdin(Stdio::null());
+    command.env_remove("CREDENTIALS_DIRECTORY").env_remove("STATE_DIRECTORY");
+    command.env("HOME", "/nonexistent").env_remove("XDG_STATE_HOME");
+    command
+}
+
+/// Runs it to its end.
+pub(crate) fn run(words: &[&str]) -> Output {
+    copy(words).output().unwrap()
+}
+
+/// Runs it to its end, which must have that status; what it said on standard error.
+#[track_caller]
+pub(crate) fn ends_with(status: i32, words: &[&str]) -> String {
+    let output = run(words);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{words:?}: {said}");
+    said
+}
+
+/// The events that it said, the last of which must be `finished`.
+#[track_caller]
+pub(crate) fn events(output: &Output) -> Vec<Value> {
+    let said = std::str::from_utf8(&output.stdout).unwrap();
+    let events: Vec<Value> = said
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}")))
+        .collect();
+    assert_eq!(
+        events.last().map(|event| &event["event"]),
+        Some(&Value::from("finished")),
+        "{said}"
+    );
+    events
+}
+
+#[track_caller]
+pub(crate) fn assert_equal(one: impl AsRef<Path>, other: impl AsRef<Path>) {
+    let (one, other) = (fs::read(one).unwrap(), fs::read(other).unwrap());
+    assert_eq!(one.len(), other.len());
+    let differs = one.iter().zip(&other).position(|(one, other)| one != other);
+    assert_eq!(differs, None);
+}
+
+/// Bytes that the file takes on its disk.
+pub(crate) fn allocated(path: &str) -> u64 {
+    fs::metadata(path).unwrap().blocks() * 512
+}
+
+/// Whether there is such a program; says so if not.
+pub(crate) fn has(program: &str) -> bool {
+    let found = Command::new(program).arg("--version").output().is_ok();
+    if !found {
+        println!("skip a copy with {program}: {program} is not installed");
+    }
+    found
+}

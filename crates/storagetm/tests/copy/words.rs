@@ -1,0 +1,98 @@
+//! What it says while it copies: lines, events, and where to go on.
+
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::scene::{Folder, MIB, assert_equal, copy, ends_with, events, run};
+
+const MEMBERS: [&str; 11] = [
+    "outcome", "reason", "bytes", "copied", "zeroes", "earlier", "resent", "verified", "bad",
+    "hash", "seconds",
+];
+
+#[test]
+fn events_begin_with_started_and_end_with_finished_and_have_all_members() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 6 * MIB);
+    let to = folder.path("copy.img");
+    let events = events(&run(&["--json", "--rate", "2M", &image, &to]));
+    let named = |name: &'static str| events.iter().filter(move |event| event["event"] == name);
+    let started = named("started").next().unwrap();
+    assert_eq!(started, &events[0]);
+    assert_eq!((&started["bytes"], &started["resumed"]), (&(6 * MIB).into(), &false.into()));
+    assert_eq!((&started["source"], &started["destination"]), (&image.into(), &to.into()));
+    let finished = named("finished").next().unwrap();
+    for member in MEMBERS {
+        assert!(finished.get(member).is_some(), "{member}");
+    }
+    assert_eq!((&finished["outcome"], &finished["reason"]), (&"success".into(), &Value::Null));
+    assert_eq!(finished["verified"], 6 * MIB);
+    let progress: Vec<&Value> = named("progress").collect();
+    assert!(progress.len() >= 2, "{events:?}");
+    assert!(progress.iter().any(|event| event["phase"] == "verifying"), "{events:?}");
+}
+
+/// R47: progress never falls within a phase, is never above all there is, and comes each second.
+#[test]
+fn r47_progress_is_true() {
+    let folder = Folder::new();
+    let image = folder.path("disk.img");
+    std::fs::write(&image, crate::scene::noise(3, 4 << 20)).unwrap();
+    let events =
+        events(&run(&["--json", "--rate", "1M", "--no-verify", &image, &folder.path("copy.img")]));
+    let is_told = |event: &&Value| event["event"] == "progress" && event["phase"] != "checking";
+    let progress: Vec<&Value> = events.iter().filter(is_told).collect();
+    let mut last = (0, 0.0, "");
+    for event in &progress {
+        let (done, total) = (event["done"].as_u64().unwrap(), event["total"].as_u64().unwrap());
+        let (seconds, phase) =
+            (event["seconds"].as_f64().unwrap(), event["phase"].as_str().unwrap());
+        assert!(done <= total && total == 4 * MIB);
+        assert!(done >= last.0 || phase != last.2, "{events:?}");
+        assert!(seconds - last.1 < 2.0, "{events:?}");
+        last = (done, seconds, phase);
+    }
+    assert!(progress.len() >= 3, "{events:?}");
+}
+
+#[test]
+fn without_a_terminal_there_are_plain_lines() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 2 * MIB);
+    let said = ends_with(0, &[&image, &folder.path("copy.img")]);
+    assert!(said.is_ascii() && !said.contains('\x1b') && !said.contains('\r'), "{said}");
+    assert!(said.lines().any(|line| line.starts_with("copied 2.1 MB in ")), "{said}");
+    assert!(said.lines().any(|line| line.starts_with("BLAKE3 ")), "{said}");
+}
+
+#[test]
+fn an_interrupted_copy_says_how_to_go_on_and_does() {
+    let folder = Folder::new();
+    let image = folder.path("disk.img");
+    std::fs::write(&image, crate::scene::noise(5, 8 << 20)).unwrap();
+    let (to, map) = (folder.path("copy.img"), folder.path("map"));
+    let words = ["--rate", "2M", "--map", &map, &image, &to];
+    let child = copy(&words).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    sleep(Duration::from_millis(1500));
+    let asked = Instant::now();
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(6), "{said}");
+    assert!(asked.elapsed() < Duration::from_secs(3));
+    assert!(
+        said.contains("copy --rate 2M --map ") && said.contains("to go on from there"),
+        "{said}"
+    );
+    let output = run(&["--json", "--map", &map, &image, &to]);
+    let events = events(&output);
+    assert_eq!(events[0]["resumed"], true);
+    let finished = events.last().unwrap();
+    assert_eq!(finished["outcome"], "success");
+    assert!(finished["earlier"].as_u64().unwrap() >= MIB, "{finished}");
+    assert_equal(&image, &to);
+}

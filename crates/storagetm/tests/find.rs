@@ -1,0 +1,308 @@
+//! `storagetm find` and the process that announces, by the program itself: over multicast on the loopback interface, at a
+//! port of their own. A machine that lets no multicast through there skips with its reason. It knows no kernel's host.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
+const GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
+
+/// A UDP port that nobody has just now.
+fn free_port() -> u16 {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    socket.local_addr().unwrap().port()
+}
+
+/// Somebody else on this machine who listens there, as a responder of the distribution's does.
+fn neighbour(port: u16) -> UdpSocket {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into()).unwrap();
+    socket.join_multicast_v4(&GROUP, &Ipv4Addr::LOCALHOST).unwrap();
+    socket.set_multicast_if_v4(&Ipv4Addr::LOCALHOST).unwrap();
+    let socket: UdpSocket = socket.into();
+    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket
+}
+
+/// Whether this machine delivers what it sends to a group on its loopback interface.
+fn has_multicast() -> bool {
+    let port = free_port();
+    let (one, other) = (neighbour(port), neighbour(port));
+    let sent = one.send_to(b"word", (GROUP, port));
+    let heard = sent.is_ok() && other.recv(&mut [0; 16]).is_ok();
+    if !heard {
+        eprintln!("skipped: this machine delivers no multicast on its loopback interface");
+    }
+    heard
+}
+
+/// A process that is ended when dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Running {
+    /// Asks it to end, and waits until it has.
+    fn stop(&mut self) {
+        kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
+        self.0.wait().unwrap();
+    }
+
+    /// The process that it starts to announce, once it has.
+    fn announcer(&self) -> u32 {
+        let end = Instant::now() + Duration::from_secs(5);
+        loop {
+            match self.find_announcer() {
+                Some(pid) => return pid,
+                None => assert!(Instant::now() < end, "there is no process that announces"),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn find_announcer(&self) -> Option<u32> {
+        let of = |folder: std::fs::DirEntry| -> Option<u32> {
+            let pid: u32 = folder.file_name().to_str()?.parse().ok()?;
+            let line = std::fs::read(folder.path().join("cmdline")).ok()?;
+            let status = std::fs::read_to_string(folder.path().join("status")).ok()?;
+            let parent = format!("PPid:\t{}\n", self.0.id());
+            (line == b"storagetm\0announcer\0" && status.contains(&parent)).then_some(pid)
+        };
+        std::fs::read_dir("/proc").unwrap().filter_map(Result::ok).find_map(of)
+    }
+}
+
+/// A program that lends the built-in disk on this machine's loopback, and announces at that port.
+fn serve(port: u16, more: &[&str]) -> Running {
+    let mut child = Command::new(PROGRAM)
+        .args(["serve", "--json", "--demo=64M", "--listen", "127.0.0.1:0", "--io", "blocking"])
+        .args(["--mdns-port", &port.to_string()])
+        .args(more)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let ready = lines.map_while(Result::ok).any(|line| line.contains("\"ready\""));
+    assert!(ready, "it never was ready");
+    Running(child)
+}
+
+/// The process that announces, alone, told to begin.
+fn announcer(port: u16) -> (Running, ChildStdin) {
+    let mut child = Command::new(PROGRAM)
+        .arg("announcer")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut orders = child.stdin.take().unwrap();
+    writeln!(orders, "{}", json!({"start": {"port": port}})).unwrap();
+    (Running(child), orders)
+}
+
+fn service(name: &str, port: u16, keyed: bool) -> Value {
+    json!({
+        "kind": "nvme", "name": name, "host": "storagetm-00000000", "port": port,
+        "addresses": ["127.0.0.1"], "interfaces": ["lo"], "keyed": keyed,
+    })
+}
+
+fn find(port: u16, more: &[&str]) -> String {
+    let (port, nothing) = (port.to_string(), std::env::temp_dir());
+    let output = Command::new(PROGRAM)
+        .args(["find", "--timeout", "2", "--mdns-port", &port])
+        .args(more)
+        .env("XDG_STATE_HOME", nothing.join("storagetm-no-such-folder"))
+        .env("STATE_DIRECTORY", nothing.join("storagetm-no-such-folder"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The machines that are found within ten seconds; an announcement may take some to be made.
+fn found(port: u16) -> Vec<Value> {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let rows: Vec<Value> = serde_json::from_str(&find(port, &["--json"])).unwrap();
+        if !rows.is_empty() || Instant::now() > end {
+            return rows;
+        }
+    }
+}
+
+/// The same as people see them. Who has just answered does not answer again for a second (RFC 6762 §6).
+fn shown(port: u16) -> String {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        let text = find(port, &[]);
+        if !text.starts_with("No machine") || Instant::now() > end {
+            return text;
+        }
+    }
+}
+
+#[test]
+fn a_machine_that_lends_is_found_with_its_disk_beside_another_responder() {
+    if !has_multicast() {
+        return;
+    }
+    let port = free_port();
+    let _other = neighbour(port);
+    let mut running = serve(port, &["--writable", "demo"]);
+    let rows = found(port);
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    let disk = &rows[0]["disks"][0];
+    assert_eq!((&disk["bytes"], &disk["access"]), (&json!(64 << 20), &json!("writable")));
+    assert_eq!(rows[0]["addresses"], json!(["127.0.0.1"]));
+    assert_eq!(rows[0]["keyed"], json!(false));
+    let text = shown(port);
+    assert!(
+        text.contains("67.1 MB, writable") && text.contains("storagetm attach 127.0.0.1:"),
+        "{text}"
+    );
+    running.stop();
+}
+
+#[test]
+fn the_process_that_hears_strangers_has_no_rights_and_ends_with_the_one_that_started_it() {
+    let port = free_port();
+    let mut running = serve(port, &[]);
+    let pid = running.announcer();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!((&field("NoNewPrivs:")[0][..], &field("CapEff:")[0][..]), ("1", "0000000000000000"));
+    assert_eq!(field("Seccomp:"), ["2"]);
+    assert!(field("Uid:").iter().all(|uid| uid != "0"), "{:?}", field("Uid:"));
+    running.0.kill().unwrap();
+    running.0.wait().unwrap();
+    let end = Instant::now() + Duration::from_secs(5);
+    while std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.contains(") Z "))
+    {
+        assert!(Instant::now() < end, "it lives on");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn who_is_not_to_say_so_says_nothing() {
+    let port = free_port();
+    let running = serve(port, &["--no-announce"]);
+    assert_eq!(running.find_announcer(), None);
+    assert!(find(port, &[]).starts_with("No machine nearby"));
+}
+
+/// A goodbye has a time to live of zero (RFC 6762 §10.1): nobody waits for a machine that has ended.
+#[test]
+fn who_ends_takes_back_what_was_announced() {
+    if !has_multicast() {
+        return;
+    }
+    let port = free_port();
+    let ear = neighbour(port);
+    let mut running = serve(port, &[]);
+    assert_eq!(found(port).len(), 1);
+    running.stop();
+    let end = Instant::now() + Duration::from_secs(5);
+    let mut packet = [0; 9000];
+    loop {
+        let got = ear.recv(&mut packet).expect("a goodbye comes");
+        if is_goodbye(&packet[..got]) {
+            return;
+        }
+        assert!(Instant::now() < end, "no goodbye came");
+    }
+}
+
+/// A response whose first record is that of a service, and lives no longer.
+fn is_goodbye(packet: &[u8]) -> bool {
+    let questions = packet.get(4..6) == Some(&[0, 0]);
+    let mut at = 12;
+    while let Some(&length) = packet.get(at).filter(|length| **length != 0) {
+        at += 1 + usize::from(length);
+    }
+    questions
+        && packet.get(1..3).is_some()
+        && packet.get(at + 5..at + 9) == Some(&[0; 4])
+        && packet.windows(10).any(|some| some == b"_nvme-disc")
+}
+
+/// X01, X53: a machine that wants a key is found, and that is all; what a stranger announces is shown harmless.
+#[test]
+fn x01_x53_a_machine_that_wants_a_key_is_shown_with_the_way_to_one_and_a_stranger_harmless() {
+    if !has_multicast() {
+        return;
+    }
+    let port = free_port();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let (_running, mut orders) = announcer(port);
+    let evil = "\u{1b}[2J\u{202e}evil";
+    let services = [service("storagetm-abcd", nobody, true), service(evil, nobody, false)];
+    writeln!(orders, "{}", json!({"announce": {"services": services}})).unwrap();
+    assert_eq!(found(port).len(), 2);
+    let text = shown(port);
+    assert!(text.contains("storagetm-abcd, at 127.0.0.1\n"), "{text}");
+    assert!(text.contains(&format!("needs a key: storagetm pair 127.0.0.1:{nobody}\n")), "{text}");
+    assert!(text.contains("it does not answer"), "{text}");
+    assert!(
+        text.chars().all(|c| c == '\n' || !c.is_control()) && !text.contains('\u{202e}'),
+        "{text:?}"
+    );
+    assert!(!find(port, &["--json"]).contains('\u{1b}'));
+}
+
+/// What strangers send that is no DNS ends nothing (reference case: garbage in multicast DNS).
+#[test]
+fn garbage_from_the_network_is_survived() {
+    if !has_multicast() {
+        return;
+    }
+    let port = free_port();
+    let voice = neighbour(port);
+    let running = serve(port, &[]);
+    let pid = running.announcer();
+    let mut state = 1_u32;
+    let mut byte = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        state.to_be_bytes()[0]
+    };
+    for round in 0..2000_usize {
+        let mut packet: Vec<u8> = (0..round % 512).map(|_| byte()).collect();
+        if round % 3 == 0 && packet.len() > 12 {
+            // As a response with one record, whose name leads to itself.
+            packet[..12].copy_from_slice(&[0, 0, 0x84, 0, 0, 0, 0, 1, 0, 0, 0, 0]);
+            packet[12] = 0xc0;
+        }
+        let _ = voice.send_to(&packet, (GROUP, port));
+    }
+    assert_eq!(found(port).len(), 1);
+    assert_eq!(running.announcer(), pid, "the same process still");
+}
+
+#[test]
+fn the_process_alone_is_of_no_use() {
+    let output = Command::new(PROGRAM).arg("announcer").stdin(Stdio::null()).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("start it by themselves"));
+}

@@ -1,0 +1,142 @@
+//! A block device of this machine's kernel over NBD: nbdfuse and a loop device, with a file system on it, and with random
+//! requests beside a copy in memory. Knows what a block device promises.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+use crate::foreign::{
+    Background, Folder, MIB, find, lacks, next, noise, program, run, says, wait_for,
+};
+use crate::server::{DRIVERS, Server};
+
+/// A disk that is lent, as a device of this machine.
+struct Device {
+    path: String,
+    fuse: Option<Background>,
+    _server: Server,
+}
+
+impl Device {
+    /// Nothing where this machine has no loop device to spare.
+    fn new(folder: &Folder, io: &str, image: &str) -> Option<Self> {
+        let server = Server::unix(folder, &["--io", io, "--writable", image]);
+        let file = folder.path("device");
+        File::create(&file).unwrap();
+        let fuse = Background::start(program("nbdfuse").args([&file, &server.uri("")]));
+        wait_for("a mounted disk", || fs::metadata(&file).ok().filter(|it| it.len() != 0));
+        let output = run(program("losetup").args(["--find", "--show", "--direct-io=on", &file]));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if said.contains("unused loop device") || said.contains("not permitted") {
+            return None;
+        }
+        assert!(output.status.success(), "{said}");
+        let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        Some(Self { path, fuse: Some(fuse), _server: server })
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        run(program("losetup").args(["-d", &self.path]));
+        // It ends when what it has mounted is taken away, which its own end does, too.
+        let _ = self.fuse.take().map(Background::end);
+    }
+}
+
+/// Whether there can be no such device here.
+fn cannot(test: &str, more: &[&str]) -> bool {
+    if lacks(test, &["nbdfuse", "losetup"]) || lacks(test, more) {
+        return true;
+    }
+    let reason = match () {
+        () if !rustix::process::geteuid().is_root() => "only root makes loop devices",
+        () if !Path::new("/dev/fuse").exists() => "no /dev/fuse here",
+        () if !Path::new("/dev/loop-control").exists() => "no loop devices here",
+        () => return false,
+    };
+    println!("skip {test}: {reason}");
+    true
+}
+
+fn on_devices(test: &str, bytes: usize, check: impl Fn(&Folder, &str)) {
+    for io in DRIVERS {
+        let folder = Folder::new();
+        let image = folder.hole("disk.img", bytes);
+        match Device::new(&folder, io, &image) {
+            Some(device) => check(&folder, &device.path),
+            None => println!("skip {test}: no loop devices here"),
+        }
+    }
+}
+
+#[test]
+fn interop_a_file_system_lives_on_a_lent_disk() {
+    let test = "a file system lives on a lent disk";
+    if cannot(test, &["mkfs.ext4", "e2fsck", "mount"]) {
+        return;
+    }
+    on_devices(test, 64 * MIB, |folder, device| {
+        says("mkfs.ext4", &["-q", "-F", device]);
+        let place = folder.path("mounted");
+        fs::create_dir(&place).unwrap();
+        says("mount", &[device, &place]);
+        let file = |n: u64| format!("{place}/{n}");
+        (0..40u64).for_each(|n| fs::write(file(n), noise(200_000)).unwrap());
+        (0..40u64).step_by(3).for_each(|n| fs::remove_file(file(n)).unwrap());
+        if find("fstrim").is_some() {
+            says("fstrim", &[&place]);
+        }
+        says("umount", &[&place]);
+        says("e2fsck", &["-f", "-n", device]);
+        says("mount", &[device, &place]);
+        assert!(
+            (0..40u64).filter(|n| n % 3 != 0).all(|n| fs::read(file(n)).unwrap() == noise(200_000))
+        );
+        says("umount", &[&place]);
+    });
+}
+
+/// What the file system exerciser fsx does, for a device: random reads, writes and punched holes beside a copy in memory.
+#[test]
+fn interop_random_requests_leave_what_they_should() {
+    let test = "random requests leave what they should";
+    if cannot(test, &["blkdiscard"]) {
+        return;
+    }
+    on_devices(test, 8 * MIB, |_, device| {
+        let at_once = OFlags::DSYNC.bits().cast_signed();
+        let mut options = File::options();
+        options.read(true).write(true).custom_flags(at_once);
+        let file = options.open(device).unwrap();
+        let (mut copy, mut seed) = (vec![0; 8 * MIB], 0x5eed_0001);
+        for step in 0..3000u32 {
+            let any = |seed: &mut u64, below: usize| usize::try_from(next(seed)).unwrap() % below;
+            let len = 512 * (1 + any(&mut seed, 128));
+            let at = 512 * any(&mut seed, (copy.len() - len) / 512 + 1);
+            let place = &mut copy[at..at + len];
+            match any(&mut seed, 20) {
+                0 => {
+                    let (offset, length) = (at.to_string(), len.to_string());
+                    says("blkdiscard", &["--zeroout", "-o", &offset, "-l", &length, device]);
+                    place.fill(0);
+                }
+                1..=9 => {
+                    place.fill(u8::try_from(step % 251).unwrap());
+                    file.write_all_at(place, at as u64).unwrap();
+                }
+                _ => {
+                    let mut read = vec![0xee; len];
+                    file.read_exact_at(&mut read, at as u64).unwrap();
+                    assert!(read == place, "step {step}: {len} bytes at {at}");
+                }
+            }
+        }
+        drop(file);
+        // Past whatever this machine has kept.
+        says("blockdev", &["--flushbufs", device]);
+        assert!(fs::read(device).unwrap() == copy);
+    });
+}

@@ -1,0 +1,196 @@
+//! Other people's programs: whether they are there, and how they end. It knows none of them, and no protocol.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long any of them may take.
+pub(crate) const LONG: Duration = Duration::from_secs(60);
+pub(crate) const MIB: usize = 1 << 20;
+
+/// A folder that is removed at the end.
+pub(crate) struct Folder(pub(crate) PathBuf);
+
+impl Folder {
+    pub(crate) fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("storagetm-nbd-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn path(&self, inside: &str) -> String {
+        self.0.join(inside).to_str().unwrap().to_owned()
+    }
+
+    /// A disk that is one hole.
+    pub(crate) fn hole(&self, name: &str, bytes: usize) -> String {
+        let path = self.path(name);
+        File::create(&path).unwrap().set_len(bytes as u64).unwrap();
+        path
+    }
+
+    /// A disk with no two blocks alike.
+    pub(crate) fn noise(&self, name: &str, bytes: usize) -> String {
+        let path = self.path(name);
+        File::create(&path).unwrap().write_all(&noise(bytes)).unwrap();
+        path
+    }
+
+    /// A disk of which one MiB in three is noise, and the rest a hole.
+    pub(crate) fn sparse(&self, name: &str, bytes: usize) -> String {
+        use std::os::unix::fs::FileExt;
+        let path = self.hole(name, bytes);
+        let file = File::options().write(true).open(&path).unwrap();
+        for at in (0..bytes).step_by(3 * MIB) {
+            file.write_all_at(&noise(MIB.min(bytes - at)), at as u64).unwrap();
+        }
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Bytes that do not repeat.
+pub(crate) fn noise(bytes: usize) -> Vec<u8> {
+    let mut seed = 0x9e37_79b9_7f4a_7c15;
+    (0..bytes.div_ceil(8)).flat_map(|_| next(&mut seed).to_le_bytes()).take(bytes).collect()
+}
+
+/// The next number of a pseudorandom sequence.
+pub(crate) fn next(seed: &mut u64) -> u64 {
+    *seed ^= *seed << 13;
+    *seed ^= *seed >> 7;
+    *seed ^= *seed << 17;
+    *seed
+}
+
+/// Whether a program is missing that the test cannot do without; then the reason is said, as the test command reads it.
+pub(crate) fn lacks(test: &str, programs: &[&str]) -> bool {
+    let missing: Vec<&str> = programs.iter().copied().filter(|name| find(name).is_none()).collect();
+    if !missing.is_empty() {
+        println!("skip {test}: not installed: {}", missing.join(", "));
+    }
+    !missing.is_empty()
+}
+
+/// Where a program is. Those of the administrator are not in everybody's path.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    let folders: Vec<PathBuf> = std::env::split_paths(&path).chain(more).collect();
+    folders.into_iter().map(|folder| folder.join(program)).find(|path| path.is_file())
+}
+
+/// A program, found.
+pub(crate) fn program(name: &str) -> Command {
+    Command::new(find(name).unwrap_or_else(|| name.into()))
+}
+
+/// Runs it to its end, which must come by itself.
+pub(crate) fn run(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let ended = Watch::on(&child);
+    let output = child.wait_with_output().unwrap();
+    assert!(!ended.was_late(), "{command:?} does not end: {output:?}");
+    output
+}
+
+/// What it prints when all goes well.
+pub(crate) fn says(name: &str, words: &[&str]) -> String {
+    let output = run(program(name).args(words));
+    let (out, error) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{name} {words:?}: {}\n{out}{error}", output.status);
+    out
+}
+
+/// What it complains of when all does not.
+pub(crate) fn fails(name: &str, words: &[&str]) -> String {
+    let output = run(program(name).args(words));
+    let (out, error) = (text(&output.stdout), text(&output.stderr));
+    assert!(!output.status.success(), "{name} {words:?} went well:\n{out}");
+    out + &error
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Whether two files hold the same.
+pub(crate) fn same(one: impl AsRef<Path>, other: impl AsRef<Path>) {
+    says("cmp", &[one.as_ref().to_str().unwrap(), other.as_ref().to_str().unwrap()]);
+}
+
+/// Ends a process that takes too long.
+struct Watch {
+    done: std::sync::mpsc::Sender<()>,
+    thread: thread::JoinHandle<bool>,
+}
+
+impl Watch {
+    fn on(child: &Child) -> Self {
+        let pid = rustix::process::Pid::from_child(child);
+        let (done, wait) = std::sync::mpsc::channel();
+        let thread = thread::spawn(move || {
+            let late = wait.recv_timeout(LONG).is_err();
+            if late {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+            late
+        });
+        Self { done, thread }
+    }
+
+    fn was_late(self) -> bool {
+        let _ = self.done.send(());
+        self.thread.join().unwrap()
+    }
+}
+
+/// What comes about, within a while.
+pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + LONG;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what} does not come about");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A program that runs on; ended with its handle.
+pub(crate) struct Background(pub(crate) Child);
+
+impl Background {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn();
+        Self(child.unwrap_or_else(|error| panic!("{command:?}: {error}")))
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub(crate) fn end(mut self) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        wait_for("the end of a program", || self.0.try_wait().unwrap());
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,0 +1,213 @@
+//! Clients that break off, lie about lengths, or never say anything: none of them may end the server, or keep it from the
+//! next one. Knows the bytes of NBD that it takes to be rude.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use socket2::SockRef;
+
+use crate::foreign::{Folder, LONG, MIB};
+use crate::server::{DRIVERS, Server};
+
+const FIXED_NO_ZEROES: u32 = 3;
+const EXPORT_NAME: u32 = 1;
+const STRUCTURED_REPLY: u32 = 8;
+const READ: u16 = 0;
+const WRITE: u16 = 1;
+const WRITE_ZEROES: u16 = 6;
+const FAST_ZERO: u16 = 1 << 4;
+
+/// A client that has come as far as the option haggling.
+fn haggling(port: u16) -> TcpStream {
+    let mut socket = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
+    socket.set_nodelay(true).unwrap();
+    socket.set_read_timeout(Some(LONG)).unwrap();
+    let mut hello = [0; 18];
+    socket.read_exact(&mut hello).unwrap();
+    assert_eq!(&hello[..16], b"NBDMAGICIHAVEOPT");
+    socket.write_all(&FIXED_NO_ZEROES.to_be_bytes()).unwrap();
+    socket
+}
+
+fn option(number: u32, data: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(data.len()).unwrap();
+    [&b"IHAVEOPT"[..], &number.to_be_bytes(), &len.to_be_bytes(), data].concat()
+}
+
+/// A client that may ask for data.
+fn transmitting(port: u16) -> TcpStream {
+    let mut socket = haggling(port);
+    socket.write_all(&option(EXPORT_NAME, b"disk")).unwrap();
+    let mut size_and_flags = [0; 10];
+    socket.read_exact(&mut size_and_flags).unwrap();
+    socket
+}
+
+fn request(flags: u16, kind: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
+    let head = [&0x2560_9513u32.to_be_bytes()[..], &flags.to_be_bytes(), &kind.to_be_bytes()];
+    let tail = [&cookie.to_be_bytes()[..], &offset.to_be_bytes(), &len.to_be_bytes()];
+    [head.concat(), tail.concat()].concat()
+}
+
+/// The error of a simple reply.
+fn reply(socket: &mut TcpStream) -> u32 {
+    let mut bytes = [0; 16];
+    socket.read_exact(&mut bytes).unwrap();
+    assert_eq!(bytes[..4], 0x6744_6698u32.to_be_bytes());
+    u32::from_be_bytes(bytes[4..8].try_into().unwrap())
+}
+
+/// Goes away so that the server hears of it by a reset, whatever it is about to send.
+fn reset(socket: TcpStream) {
+    SockRef::from(&socket).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(socket);
+}
+
+/// Whether the next client is served as if nothing had been.
+fn serves(server: &mut Server) {
+    let mut socket = transmitting(server.port());
+    socket.write_all(&request(0, READ, 1, 0, 512)).unwrap();
+    assert_eq!(reply(&mut socket), 0);
+    let mut data = [0; 512];
+    socket.read_exact(&mut data).unwrap();
+    assert!(server.lives());
+}
+
+fn on_both(test: impl Fn(&mut Server)) {
+    for io in DRIVERS {
+        let folder = Folder::new();
+        let disk = folder.noise("disk.img", 64 * MIB);
+        let mut server = Server::tcp(&["--io", io, "--writable", &disk]);
+        test(&mut server);
+        serves(&mut server);
+    }
+}
+
+#[test]
+fn a_reset_in_the_middle_of_replies_ends_nothing_but_its_connection() {
+    on_both(|server| {
+        for round in 0..40u64 {
+            let mut socket = transmitting(server.port());
+            let all = (0..64).map(|at| request(0, READ, at, at << 20, 1 << 20));
+            socket.write_all(&all.collect::<Vec<_>>().concat()).unwrap();
+            let mut some = vec![0; 1 + 4093 * usize::try_from(round).unwrap()];
+            socket.read_exact(&mut some).unwrap();
+            reset(socket);
+        }
+    });
+}
+
+#[test]
+fn a_reset_in_the_middle_of_a_write_ends_nothing_but_its_connection() {
+    on_both(|server| {
+        for round in 0..40u32 {
+            let mut socket = transmitting(server.port());
+            socket.write_all(&request(0, WRITE, 1, 0, 1 << 20)).unwrap();
+            socket.write_all(&vec![7; 26_000 * round as usize]).unwrap();
+            reset(socket);
+        }
+    });
+}
+
+#[test]
+fn a_reset_in_the_middle_of_the_haggling_ends_nothing_but_its_connection() {
+    on_both(|server| {
+        let go = option(7, &[&4u32.to_be_bytes()[..], b"disk", &[0, 0]].concat());
+        for cut in 0..go.len() {
+            let mut socket = haggling(server.port());
+            socket.write_all(&go[..cut]).unwrap();
+            if cut % 2 == 0 { reset(socket) } else { drop(socket) }
+        }
+    });
+}
+
+#[test]
+fn what_was_never_agreed_on_is_refused_and_the_connection_lives() {
+    on_both(|server| {
+        let mut socket = transmitting(server.port());
+        let wrong = [
+            request(FAST_ZERO, READ, 1, 0, 512),
+            request(0, 0xffff, 2, 0, 0),
+            request(1 << 15, READ, 3, 0, 512),
+            // Block status without a context.
+            request(0, 7, 4, 0, 512),
+            request(0, READ, 5, u64::MAX - 100, 512),
+            request(0, READ, 6, 0, u32::MAX),
+        ];
+        for bytes in &wrong {
+            socket.write_all(bytes).unwrap();
+            assert_ne!(reply(&mut socket), 0, "{bytes:x?}");
+        }
+        // This one may go well, or not at all: what matters is that it is answered.
+        socket.write_all(&request(FAST_ZERO, WRITE_ZEROES, 7, 1 << 20, 1 << 16)).unwrap();
+        reply(&mut socket);
+        socket.write_all(&request(0, READ, 8, 0, 512)).unwrap();
+        assert_eq!(reply(&mut socket), 0);
+    });
+}
+
+/// X26: 32 MiB less a byte, 32 MiB, and a byte more.
+#[test]
+fn x26_the_largest_request_is_served_and_a_larger_one_is_refused() {
+    on_both(|server| {
+        let most = 32u32 << 20;
+        let mut socket = transmitting(server.port());
+        for len in [most - 512, most] {
+            socket.write_all(&request(0, READ, 1, 0, len)).unwrap();
+            assert_eq!(reply(&mut socket), 0, "{len}");
+            let read = std::io::copy(&mut (&socket).take(len.into()), &mut std::io::sink());
+            assert_eq!(read.unwrap(), u64::from(len));
+        }
+        socket.write_all(&request(0, READ, 1, 0, most + 512)).unwrap();
+        assert_ne!(reply(&mut socket), 0);
+        // A write that is too long may cost the connection, as its data cannot all be taken; nothing else.
+        let mut writer = transmitting(server.port());
+        writer.write_all(&request(0, WRITE, 1, 0, u32::MAX)).unwrap();
+        let _ = writer.write_all(&vec![1; MIB]);
+    });
+}
+
+/// X22: lengths of options that end nowhere.
+#[test]
+fn x22_lengths_that_are_lies_end_nothing_but_their_connection() {
+    on_both(|server| {
+        for number in [EXPORT_NAME, 2, 3, 5, 6, 7, STRUCTURED_REPLY, 9, 10, 11, 0, u32::MAX] {
+            for len in [0, 1, 3, 4097, 1 << 20, 1 << 31, u32::MAX] {
+                let mut socket = haggling(server.port());
+                let head = [&b"IHAVEOPT"[..], &number.to_be_bytes(), &len.to_be_bytes()].concat();
+                socket.write_all(&head).unwrap();
+                let _ = socket.write_all(&[0xff; 5000]);
+                if len % 2 == 0 { reset(socket) } else { drop(socket) }
+            }
+        }
+    });
+}
+
+#[test]
+fn what_is_no_nbd_at_all_ends_nothing() {
+    on_both(|server| {
+        for noise in
+            ["GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x02\x00\x01", "\0\0\u{80}\0", "IHAVEOPT"]
+        {
+            let address = SocketAddr::from(([127, 0, 0, 1], server.port()));
+            let mut socket = TcpStream::connect(address).unwrap();
+            socket.write_all(noise.repeat(300).as_bytes()).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            let _ = std::io::copy(&mut socket, &mut std::io::sink());
+        }
+    });
+}
+
+#[test]
+fn a_client_that_reads_nothing_keeps_nobody_waiting() {
+    on_both(|server| {
+        let mut silent = transmitting(server.port());
+        let all: Vec<Vec<u8>> = (0..512).map(|at| request(0, READ, at, 0, 1 << 20)).collect();
+        silent.write_all(&all.concat()).unwrap();
+        for _ in 0..5 {
+            serves(server);
+        }
+        reset(silent);
+    });
+}

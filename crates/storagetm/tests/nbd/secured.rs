@@ -1,0 +1,213 @@
+//! Doors where a key or a certificate is needed, by clients of GnuTLS and OpenSSL. It knows how those are told theirs.
+
+use std::fs;
+
+use crate::foreign::{Folder, MIB, fails, lacks, program, run, same, says};
+use crate::server::{DRIVERS, PROGRAM, Server};
+
+const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555";
+/// Every address, which asks for a key even of who comes from this machine.
+const KEYED: &str = "nbd:0.0.0.0:0";
+
+/// A target with a host `laptop` that has a key, and the file in which other programs want that key.
+struct Scene {
+    folder: Folder,
+    image: String,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let folder = Folder::new();
+        let image = folder.noise("disk.img", 4 * MIB);
+        let scene = Self { folder, image };
+        scene.owner(&["key", "generate", "--name", "laptop"]);
+        scene.owner(&[
+            "host",
+            "add",
+            HOST,
+            "--name",
+            "laptop",
+            "--tls-key",
+            "laptop",
+            "--writable",
+        ]);
+        let lines = scene.owner(&["key", "export", "laptop", "--nbd"]);
+        fs::create_dir(scene.folder.path("psk")).unwrap();
+        fs::write(scene.file(), lines).unwrap();
+        scene
+    }
+
+    fn owner(&self, words: &[&str]) -> String {
+        let keys = self.folder.path("keys");
+        let output = run(program(PROGRAM).args(words).args(["--keys", &keys]));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn file(&self) -> String {
+        self.folder.path("psk/keys.psk")
+    }
+
+    /// Writable for who has a key.
+    fn serve(&self, io: &str, more: &[&str]) -> Server {
+        let keys = self.folder.path("keys");
+        let words = ["--io", io, "--listen", KEYED, "--keys", &keys, "--writable", &self.image];
+        Server::start(&[&words, more].concat())
+    }
+
+    fn uri(&self, server: &Server, user: &str, file: &str) -> String {
+        format!("nbds://{user}@127.0.0.1:{}/disk?tls-psk-file={file}", server.port())
+    }
+}
+
+/// X02: who comes in the clear is told that TLS is needed, and nothing else.
+#[test]
+fn x02_interop_who_comes_in_the_clear_learns_nothing() {
+    if lacks("who comes in the clear learns nothing", &["nbdinfo", "qemu-nbd"]) {
+        return;
+    }
+    let scene = Scene::new();
+    for io in DRIVERS {
+        let server = scene.serve(io, &[]);
+        let uri = format!("nbd://127.0.0.1:{}/disk", server.port());
+        let port = server.port().to_string();
+        let told = [
+            fails("nbdinfo", &[&uri]),
+            fails("nbdinfo", &["--list", &uri]),
+            run(program("qemu-nbd").args(["--list", "-b", "127.0.0.1", "-p", &port]))
+                .stdout
+                .escape_ascii()
+                .to_string(),
+        ];
+        for said in told {
+            assert!(!said.contains("4194304") && !said.contains("4M"), "{said}");
+        }
+        assert!(fails("nbdinfo", &[&uri]).to_lowercase().contains("tls"));
+    }
+}
+
+#[test]
+fn interop_a_key_lets_gnutls_clients_in() {
+    if lacks("a key lets GnuTLS clients in", &["nbdinfo", "nbdcopy"]) {
+        return;
+    }
+    let scene = Scene::new();
+    for io in DRIVERS {
+        let server = scene.serve(io, &[]);
+        let uri = scene.uri(&server, "laptop", &scene.file());
+        assert_eq!(says("nbdinfo", &["--size", &uri]).trim(), (4 * MIB).to_string());
+        let told = says("nbdinfo", &["--json", &uri]);
+        assert!(told.contains("\"TLS\": true"), "{told}");
+        let copy = scene.folder.path(&format!("copy-{io}"));
+        says("nbdcopy", &[&uri, &copy]);
+        same(&scene.image, copy);
+        let new = scene.folder.sparse(&format!("new-{io}"), 4 * MIB);
+        says("nbdcopy", &["--flush", &new, &uri]);
+        same(&scene.image, new);
+    }
+}
+
+#[test]
+fn interop_a_wrong_key_lets_nobody_in() {
+    if lacks("a wrong key lets nobody in", &["nbdinfo"]) {
+        return;
+    }
+    let scene = Scene::new();
+    let server = scene.serve("auto", &[]);
+    let wrong = scene.folder.path("wrong.psk");
+    fs::write(&wrong, format!("laptop:{}\nother:{}\n", "5a".repeat(32), "a5".repeat(32))).unwrap();
+    for user in ["laptop", "other"] {
+        fails("nbdinfo", &["--size", &scene.uri(&server, user, &wrong)]);
+    }
+    says("nbdinfo", &["--size", &scene.uri(&server, "laptop", &scene.file())]);
+}
+
+#[test]
+fn interop_a_key_lets_qemu_in() {
+    if lacks("a key lets qemu in", &["qemu-img"]) {
+        return;
+    }
+    let scene = Scene::new();
+    let server = scene.serve("auto", &[]);
+    let folder = scene.folder.path("psk");
+    let object = format!("tls-creds-psk,id=t,endpoint=client,username=laptop,dir={folder}");
+    let place = format!("driver=nbd,host=127.0.0.1,port={},export=disk,tls-creds=t", server.port());
+    let image = ["--object", &object, "--image-opts", &place];
+    let told = says("qemu-img", &[&["info", "--output=json"], &image[..]].concat());
+    assert!(told.contains("\"virtual-size\": 4194304"), "{told}");
+    let copy = scene.folder.path("copy");
+    says("qemu-img", &[&["convert", "-O", "raw"], &image[..], &[&copy]].concat());
+    same(&scene.image, copy);
+}
+
+/// Certificates of an authority, made by OpenSSL: `ca`, `server` and `client`, and one `stranger` of another authority.
+fn certificates(folder: &Folder) -> String {
+    let at = folder.path("pki");
+    fs::create_dir(&at).unwrap();
+    for authority in ["ca", "strange-ca"] {
+        let key = format!("{at}/{authority}-key.pem");
+        let certificate = format!("{at}/{authority}-cert.pem");
+        let new = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj"];
+        let subject = format!("/CN={authority}");
+        says("openssl", &[&new[..], &[&subject, "-keyout", &key, "-out", &certificate]].concat());
+    }
+    let names = format!("{at}/names");
+    fs::write(&names, "subjectAltName=DNS:localhost,IP:127.0.0.1\n").unwrap();
+    for (name, authority) in [("server", "ca"), ("client", "ca"), ("stranger", "strange-ca")] {
+        let [key, request, certificate] =
+            ["key.pem", "request.pem", "cert.pem"].map(|end| format!("{at}/{name}-{end}"));
+        let subject = format!("/CN={name}");
+        let new = ["req", "-newkey", "rsa:2048", "-nodes", "-subj", &subject];
+        says("openssl", &[&new[..], &["-keyout", &key, "-out", &request]].concat());
+        let (ca, ca_key) =
+            (format!("{at}/{authority}-cert.pem"), format!("{at}/{authority}-key.pem"));
+        let sign = ["x509", "-req", "-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-days", "2"];
+        let rest = ["-set_serial", "1", "-extfile", &names, "-out", &certificate];
+        says("openssl", &[&sign[..], &rest].concat());
+    }
+    at
+}
+
+#[test]
+fn interop_certificates_let_gnutls_clients_in() {
+    if lacks("certificates let GnuTLS clients in", &["nbdinfo", "nbdcopy", "qemu-img", "openssl"]) {
+        return;
+    }
+    let scene = Scene::new();
+    let at = certificates(&scene.folder);
+    for io in DRIVERS {
+        let server = scene.serve(io, &["--tls-certificates", &at]);
+        let uri = format!("nbds://localhost:{}/disk?tls-certificates=", server.port());
+        let (known, unknown) = (format!("{uri}{at}"), scene.folder.path("stranger"));
+        assert_eq!(says("nbdinfo", &["--size", &known]).trim(), (4 * MIB).to_string());
+        let copy = scene.folder.path(&format!("copy-{io}"));
+        says("nbdcopy", &[&known, &copy]);
+        same(&scene.image, copy);
+        // A client whose certificate is another authority's, and one that has none.
+        let _ = fs::remove_dir_all(&unknown);
+        fs::create_dir(&unknown).unwrap();
+        fs::copy(format!("{at}/ca-cert.pem"), format!("{unknown}/ca-cert.pem")).unwrap();
+        let stranger = format!("{uri}{unknown}");
+        fails("nbdinfo", &["--size", &stranger]);
+        for end in ["key.pem", "cert.pem"] {
+            fs::copy(format!("{at}/stranger-{end}"), format!("{unknown}/client-{end}")).unwrap();
+        }
+        fails("nbdinfo", &["--size", &stranger]);
+        says("nbdinfo", &["--size", &known]);
+    }
+}
+
+#[test]
+fn interop_a_client_notices_that_the_server_is_another() {
+    if lacks("a client notices that the server is another", &["nbdinfo", "openssl"]) {
+        return;
+    }
+    let scene = Scene::new();
+    let at = certificates(&scene.folder);
+    for end in ["key.pem", "cert.pem"] {
+        fs::copy(format!("{at}/stranger-{end}"), format!("{at}/server-{end}")).unwrap();
+    }
+    let server = scene.serve("auto", &["--tls-certificates", &at]);
+    let uri = format!("nbds://localhost:{}/disk?tls-certificates={at}", server.port());
+    fails("nbdinfo", &["--size", &uri]);
+}

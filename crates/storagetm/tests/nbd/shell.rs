@@ -1,0 +1,72 @@
+//! Scripts for libnbd's own programming interface, which can ask for what no tool asks for. Each script says what it expects.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use crate::foreign::{Folder, MIB, lacks, program, run};
+use crate::server::{DRIVERS, Server};
+
+/// The Python of the system: the library belongs to that one.
+const PYTHON: &str = "/usr/bin/python3";
+
+/// Whether the scripts cannot be run here.
+fn cannot(test: &str) -> bool {
+    if lacks(test, &[PYTHON]) {
+        return true;
+    }
+    let found = run(program(PYTHON).args(["-c", "import nbd"])).status.success();
+    if !found {
+        println!("skip {test}: not installed: libnbd for Python");
+    }
+    !found
+}
+
+fn disk(folder: &Folder) -> String {
+    let path = folder.hole("disk.img", 16 * MIB);
+    let file = File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&vec![0x5a; MIB], 0).unwrap();
+    path
+}
+
+fn passes(script: &str, uri: &str) {
+    let output = run(program(PYTHON).args(["-c", script, uri]));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{uri}: {said}");
+}
+
+#[test]
+fn interop_libnbd_does_all_that_a_client_can() {
+    if cannot("libnbd does all that a client can") {
+        return;
+    }
+    for io in DRIVERS {
+        let folder = Folder::new();
+        let server = Server::unix(&folder, &["--io", io, "--writable", &disk(&folder)]);
+        passes(include_str!("session.py"), &server.uri("disk"));
+    }
+}
+
+#[test]
+fn interop_libnbd_cannot_change_what_is_lent_read_only() {
+    if cannot("libnbd cannot change what is lent read-only") {
+        return;
+    }
+    for io in DRIVERS {
+        let folder = Folder::new();
+        let (image, before) = (disk(&folder), folder.path("before"));
+        std::fs::copy(&image, &before).unwrap();
+        let server = Server::tcp(&["--io", io, &image]);
+        passes(include_str!("rejected.py"), &server.uri("disk"));
+        crate::foreign::same(image, before);
+    }
+}
+
+#[test]
+fn interop_libnbd_haggles() {
+    if cannot("libnbd haggles") {
+        return;
+    }
+    let folder = Folder::new();
+    let server = Server::tcp(&["--writable", &disk(&folder)]);
+    passes(include_str!("options.py"), &server.uri(""));
+}

@@ -1,0 +1,141 @@
+//! Whole disks by nbdcopy, qemu-img, qemu-io and fio, both ways. Knows what must be the same afterwards.
+
+use crate::foreign::{Folder, MIB, lacks, program, run, same, says};
+use crate::server::{DRIVERS, Server};
+
+#[test]
+fn interop_nbdcopy_reads_a_disk() {
+    if lacks("nbdcopy reads a disk", &["nbdcopy"]) {
+        return;
+    }
+    for io in DRIVERS {
+        let folder = Folder::new();
+        let (full, thin) =
+            (folder.noise("full.img", 20 * MIB), folder.sparse("thin.img", 50 * MIB));
+        let server = Server::unix(&folder, &["--io", io, &full, &thin]);
+        for (name, image) in [("full", full), ("thin", thin)] {
+            let copy = folder.path("copy");
+            says("nbdcopy", &[&server.uri(name), &copy]);
+            same(image, &copy);
+            std::fs::remove_file(&copy).unwrap();
+        }
+    }
+}
+
+#[test]
+fn interop_nbdcopy_writes_a_disk() {
+    if lacks("nbdcopy writes a disk", &["nbdcopy"]) {
+        return;
+    }
+    for io in DRIVERS {
+        for sparse in [false, true] {
+            let folder = Folder::new();
+            let make = if sparse { Folder::sparse } else { Folder::noise };
+            let source = make(&folder, "source.img", 30 * MIB);
+            // What was there before must be overwritten where the source has holes.
+            let disk = folder.noise("disk.img", 30 * MIB + 512);
+            std::fs::File::options().write(true).open(&disk).unwrap().set_len(30 << 20).unwrap();
+            let server = Server::tcp(&["--io", io, "--writable", &disk]);
+            says("nbdcopy", &["--flush", "--connections=4", &source, &server.uri("disk")]);
+            same(&source, &disk);
+        }
+    }
+}
+
+#[test]
+fn interop_nbdcopy_between_two_of_us() {
+    if lacks("nbdcopy between two of us", &["nbdcopy"]) {
+        return;
+    }
+    let folder = Folder::new();
+    let (from, to) = (folder.sparse("from.img", 12 * MIB), folder.hole("to.img", 12 * MIB));
+    let server = Server::unix(&folder, &[&from, "--writable", &to]);
+    says("nbdcopy", &["--synchronous", &server.uri("from"), &server.uri("to")]);
+    same(from, to);
+}
+
+#[test]
+fn interop_qemu_img_converts_and_compares_both_ways() {
+    if lacks("qemu-img converts both ways", &["qemu-img"]) {
+        return;
+    }
+    for io in DRIVERS {
+        let folder = Folder::new();
+        let (source, disk) =
+            (folder.sparse("source.img", 24 * MIB), folder.noise("disk.img", 24 * MIB));
+        let server = Server::unix(&folder, &["--io", io, "--writable", &disk]);
+        let uri = server.uri("disk");
+        let raw = ["-f", "raw"];
+        let to = ["convert", "-n", "-m", "8", "-W", "-O", "raw"];
+        says("qemu-img", &[&to, &raw[..], &[&source, &uri]].concat());
+        says("qemu-img", &["compare", "-f", "raw", "-F", "raw", &source, &uri]);
+        same(&source, &disk);
+        let back = folder.path("back.img");
+        says("qemu-img", &[&["convert", "-O", "raw"], &raw[..], &[&uri, &back]].concat());
+        same(&source, back);
+        let bench = ["bench", "-f", "raw", "-c", "2000", "-d", "32", "-s", "4096", &uri];
+        says("qemu-img", &bench);
+        says("qemu-img", &[&bench[..], &["-w", "--pattern=170", "--flush-interval=64"]].concat());
+    }
+}
+
+#[test]
+fn interop_qemu_io_finds_its_patterns() {
+    if lacks("qemu-io finds its patterns", &["qemu-io"]) {
+        return;
+    }
+    const STEPS: [&str; 16] = [
+        "write -P 0xab 1M 64k",
+        "read -P 0xab 1M 64k",
+        "write -f -P 0xcd 1049600 512",
+        "read -P 0xcd 1049600 512",
+        "read -P 0xab 1M 1k",
+        "write -z 1M 32k",
+        "read -P 0 1M 32k",
+        "read -P 0xab 1081344 32k",
+        "write -z -u 2M 64k",
+        "read -P 0 2M 64k",
+        "discard 3M 1M",
+        "read -P 0 3M 1M",
+        "writev -P 0x11 5M 4k 8k 512",
+        "read -P 0x11 5M 12800",
+        "aio_write -P 0x22 6M 1M",
+        "aio_flush",
+    ];
+    for io in DRIVERS {
+        let folder = Folder::new();
+        let disk = folder.noise("disk.img", 8 * MIB);
+        let server = Server::unix(&folder, &["--io", io, "--writable", &disk]);
+        let mut words = vec!["-f", "raw"];
+        words.extend(STEPS.iter().flat_map(|step| ["-c", step]));
+        let uri = server.uri("disk");
+        words.extend(["-c", "read -P 0x22 6M 1M", "-c", "flush", &uri]);
+        let said = says("qemu-io", &words);
+        assert!(!said.contains("erification failed"), "{io}: {said}");
+        let end = run(program("qemu-io").args(["-r", "-f", "raw", "-c", "read 8M 512", &uri]));
+        let said = String::from_utf8_lossy(&[end.stdout, end.stderr].concat()).into_owned();
+        assert!(said.contains("failed") || said.contains("error"), "{io}: {said}");
+    }
+}
+
+#[test]
+fn interop_fio_verifies_what_it_wrote() {
+    if lacks("fio verifies what it wrote", &["fio"]) {
+        return;
+    }
+    for io in DRIVERS {
+        let folder = Folder::new();
+        let disk = folder.hole("disk.img", 64 * MIB);
+        let server = Server::tcp(&["--io", io, "--writable", &disk]);
+        let uri = format!("--uri={}", server.uri("disk"));
+        let all = ["--name=verify", "--ioengine=nbd", &uri, "--size=64m", "--verify_fatal=1"];
+        let random =
+            ["--rw=randwrite", "--bs=4k", "--iodepth=32", "--verify=crc32c", "--io_size=24m"];
+        says("fio", &[&all[..], &random, &["--do_verify=1"]].concat());
+        let mixed = ["--rw=randrw", "--bsrange=512-256k", "--iodepth=16", "--serialize_overlap=1"];
+        let checked = ["--verify=sha256", "--do_verify=1", "--io_size=48m"];
+        says("fio", &[&all[..], &mixed, &checked].concat());
+        let read = ["--rw=read", "--bs=128k", "--iodepth=16"];
+        says("fio", &[&all[..3], &["--size=64m"], &read].concat());
+    }
+}

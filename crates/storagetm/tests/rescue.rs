@@ -1,0 +1,17 @@
+//! `storagetm copy` beside other people's programs: their servers, with faults that they are made to have, and GNU ddrescue,
+//! whose maps it goes on from. Each test is skipped by name where its program is not installed.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "rescue/faults.rs"]
+mod faults;
+#[path = "nbd/foreign.rs"]
+#[allow(dead_code, reason = "shared with the tests of the target, which need all of it")]
+mod foreign;
+#[path = "rescue/maps.rs"]
+mod maps;
+#[path = "rescue/peer.rs"]
+mod peer;
+#[path = "rescue/servers.rs"]
+mod servers;

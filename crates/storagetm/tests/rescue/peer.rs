@@ -1,0 +1,95 @@
+//! Servers of other people, and our copy run beside them. Knows how each is started; no test.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::process::Output;
+
+use serde_json::Value;
+
+use crate::foreign::{Background, Folder, program, run, wait_for};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
+
+/// A server of somebody else's; ended with its handle.
+pub(crate) struct Peer {
+    running: Option<Background>,
+    /// A process that left whoever started it.
+    daemon: Option<rustix::process::Pid>,
+    pub(crate) uri: String,
+}
+
+impl Peer {
+    /// nbdkit with these filters, plugin and parameters, at a Unix socket in the folder.
+    pub(crate) fn nbdkit(folder: &Folder, words: &[&str]) -> Self {
+        let socket = free_socket(folder);
+        Self::at_socket(&socket, "", program("nbdkit").args(["-f", "-U", &socket]).args(words))
+    }
+
+    /// qemu-nbd with a raw file.
+    pub(crate) fn qemu_nbd(folder: &Folder, image: &str) -> Self {
+        let socket = free_socket(folder);
+        let words = ["-t", "-e", "8", "-f", "raw", "--discard=unmap", "-x", "disk", "-k", &socket];
+        Self::at_socket(&socket, "disk", program("qemu-nbd").args(words).arg(image))
+    }
+
+    /// nbd-server with a file, at a free port of the loopback.
+    pub(crate) fn nbd_server(folder: &Folder, image: &str) -> Self {
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (settings, pid) = (folder.path("nbd-server.conf"), folder.path("nbd-server.pid"));
+        let text = format!(
+            "[generic]\nlistenaddr = 127.0.0.1\nport = {port}\n\
+             [disk]\nexportname = {image}\nflush = true\nfua = true\ntrim = true\n"
+        );
+        fs::write(&settings, text).unwrap();
+        let ended = run(program("nbd-server").args(["-C", &settings, "-p", &pid]));
+        assert!(ended.status.success(), "{ended:?}");
+        let daemon = wait_for("the process of nbd-server", || {
+            let text = fs::read_to_string(&pid).ok()?;
+            rustix::process::Pid::from_raw(text.trim().parse().ok()?)
+        });
+        wait_for("nbd-server", || TcpStream::connect(("127.0.0.1", port)).ok());
+        let uri = format!("nbd://127.0.0.1:{port}/disk");
+        Self { running: None, daemon: Some(daemon), uri }
+    }
+
+    fn at_socket(socket: &str, name: &str, command: &mut std::process::Command) -> Self {
+        let running = Some(Background::start(command));
+        wait_for("a server", || UnixStream::connect(socket).ok());
+        Self { running, daemon: None, uri: format!("nbd+unix:///{name}?socket={socket}") }
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub(crate) fn end(mut self) {
+        let _ = self.running.take().map(Background::end);
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        if let Some(pid) = self.daemon {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+/// A path in the folder at which nothing listens.
+fn free_socket(folder: &Folder) -> String {
+    let mut paths = (0..).map(|number| folder.path(&format!("socket-{number}")));
+    paths.find(|path| fs::symlink_metadata(path).is_err()).unwrap()
+}
+
+/// Runs our copy to its end.
+pub(crate) fn copy(words: &[&str]) -> Output {
+    run(program(PROGRAM).arg("copy").args(words).env("HOME", "/nonexistent"))
+}
+
+/// Runs our copy to its end, which must have that status; its last event.
+#[track_caller]
+pub(crate) fn ends_with(status: i32, words: &[&str]) -> Value {
+    let output = copy(&[&["--json"], words].concat());
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(status), "{words:?}: {said}{error}");
+    serde_json::from_str(said.lines().last().unwrap_or("null")).unwrap()
+}

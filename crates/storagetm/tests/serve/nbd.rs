@@ -1,0 +1,266 @@
+//! NBD as people and scripts meet it: where it is spoken, what is said of that, and how the program is started by others.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::talk::{ABORT, ACK, LIST, READ_ONLY, SERVER, Talk, UNKNOWN};
+use crate::{ANY_PORT, Folder, LONG, PROGRAM, Running, run, sentence, text};
+
+const SIZE: u64 = 1 << 20;
+
+/// A disk with that byte in its first block.
+fn image(folder: &Folder, name: &str, byte: u8) -> String {
+    let path = folder.image(name, SIZE);
+    fs::OpenOptions::new().write(true).open(&path).unwrap().write_all(&[byte; 512]).unwrap();
+    path
+}
+
+fn tcp(port: u64) -> Talk<TcpStream> {
+    let stream = TcpStream::connect(("127.0.0.1", u16::try_from(port).unwrap())).unwrap();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    Talk::greeted(stream).unwrap()
+}
+
+fn unix(path: &Path) -> Talk<UnixStream> {
+    let stream = UnixStream::connect(path).unwrap();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    Talk::greeted(stream).unwrap()
+}
+
+/// Reads the first block of the export of that name.
+fn first_block<S: Read + Write>(talk: &mut Talk<S>, name: &str) -> Vec<u8> {
+    let (size, flags) = talk.go(name).unwrap().unwrap();
+    assert_eq!((size, flags & READ_ONLY), (SIZE, READ_ONLY));
+    talk.read(0, 512).unwrap().unwrap()
+}
+
+#[test]
+fn nbd_is_spoken_where_it_is_asked_for_and_events_say_so() {
+    for driver in ["uring", "blocking"] {
+        let folder = Folder::new();
+        let (one, two) = (image(&folder, "one.img", 1), image(&folder, "two.img", 2));
+        let socket = folder.0.join("x y.sock");
+        let path = format!("unix:{}", text(&socket));
+        let line = ["--json", "--io", driver, "--listen", "nbd:127.0.0.1:0", "--listen", &path];
+        let mut running = Running::serve(&[&line[..], &[&one, &two]].concat());
+        let events = running.events_until("ready");
+        let (net, local) = (&events[0], &events[1]);
+        assert_eq!((&net["protocol"], &net["serves"]), (&"nbd".into(), &["disks"][..].into()));
+        assert_eq!((&local["protocol"], &local["path"]), (&"nbd".into(), &text(&socket).into()));
+        assert!(local["port"].is_null() && local["keyed"] == false);
+        let port = net["port"].as_u64().unwrap();
+        assert_eq!((&events[2]["name"], &events[3]["name"]), (&"one".into(), &"two".into()));
+        assert_eq!(events[3]["nbd"][0], format!("nbd://127.0.0.1:{port}/two"));
+        assert!(events[3]["nbd"][1].as_str().unwrap().starts_with("nbd+unix:///two?socket=/"));
+        assert_eq!(events[3]["attach"].as_array().unwrap().len(), 0, "NVMe/TCP is not spoken");
+        assert_eq!(first_block(&mut tcp(port), "two"), [2; 512]);
+        let attached = running.events_until("attached").pop().unwrap();
+        assert_eq!((&attached["protocol"], &attached["host"]), (&"nbd".into(), &"".into()));
+        assert!(attached["address"].as_str().unwrap().starts_with("127.0.0.1:"));
+        let detached = running.events_until("detached").pop().unwrap();
+        assert_eq!((&detached["disk"], &detached["read"]), (&two.into(), &512.into()));
+        assert_eq!(first_block(&mut unix(&socket), "one"), [1; 512]);
+        assert_eq!(running.events_until("attached").pop().unwrap()["address"], "unix");
+        assert_eq!(tcp(port).go("three").unwrap(), Err(UNKNOWN));
+        assert_eq!(running.events_until("refused").pop().unwrap()["wanted"], "three");
+        running.signal(Signal::TERM);
+        assert!(running.end().success());
+        assert!(!socket.exists(), "the socket's file is left behind");
+    }
+}
+
+#[test]
+fn names_are_short_and_each_is_there_once() {
+    let folder = Folder::new();
+    fs::create_dir(folder.0.join("more")).unwrap();
+    let disks = ["disk.img", "disk.raw", "more/disk.img"].map(|name| image(&folder, name, 1));
+    let disks: Vec<&str> = disks.iter().map(String::as_str).collect();
+    let listen = ["--json", "--demo=4M", "--listen", "nbd:127.0.0.1:0"];
+    let running = Running::serve(&[&listen[..], &disks].concat());
+    let events = running.events_until("ready");
+    let names: Vec<&str> = events.iter().filter_map(|event| event["name"].as_str()).collect();
+    assert_eq!(names, ["disk", "disk-2", "disk-3", "demo"]);
+    let mut talk = tcp(events[0]["port"].as_u64().unwrap());
+    talk.say(LIST, &[]).unwrap();
+    for name in names {
+        let (kind, data) = talk.reply(LIST).unwrap();
+        // The name's length, the name, and what else there is to say of it.
+        let len = u32::from_be_bytes(data[..4].try_into().unwrap()) as usize;
+        assert_eq!((kind, &data[4..4 + len]), (SERVER, name.as_bytes()));
+    }
+    assert_eq!(talk.reply(LIST).unwrap().0, ACK);
+    // No name is that of the only disk, and here are four.
+    assert_eq!(talk.go("").unwrap(), Err(UNKNOWN));
+    assert_eq!(talk.ask(ABORT, &[]).unwrap(), ACK);
+}
+
+#[test]
+fn a_socket_that_was_left_behind_is_replaced_and_other_files_are_not() {
+    let folder = Folder::new();
+    let disk = image(&folder, "disk.img", 3);
+    let path = folder.0.join("x.sock");
+    drop(UnixListener::bind(&path).unwrap());
+    let listen = format!("unix:{}", text(&path));
+    let mut running = Running::serve(&["--json", "--listen", &listen, &disk]);
+    running.events_until("ready");
+    assert_eq!(first_block(&mut unix(&path), ""), [3; 512]);
+    let said = sentence(&run(&["serve", "--listen", &listen, &disk]), 1);
+    assert!(said.contains("another program"), "{said}");
+    running.signal(Signal::TERM);
+    assert!(running.end().success());
+    let listen = format!("unix:{disk}");
+    let said = sentence(&run(&["serve", "--listen", &listen, &disk]), 1);
+    assert!(said.contains("no socket"), "{said}");
+    assert_eq!(fs::metadata(&disk).unwrap().len(), SIZE);
+}
+
+#[test]
+fn a_protocol_that_is_not_to_be_spoken_is_not_listened_for() {
+    let folder = Folder::new();
+    let disk = image(&folder, "disk.img", 3);
+    for (line, status) in [
+        (&["--protocol", "nvme", "--listen", "unix:/run/x"][..], 2),
+        (&["--protocol", "nbd", "--listen", "nvme:127.0.0.1:0"], 2),
+    ] {
+        sentence(&run(&[&["serve"], line, &[&disk]].concat()), status);
+    }
+    let running = Running::serve(&["--json", "--protocol", "nbd", "--listen", ANY_PORT, &disk]);
+    let event = running.event();
+    assert_eq!(event["protocol"], "nbd");
+    assert_eq!(first_block(&mut tcp(event["port"].as_u64().unwrap()), "disk"), [3; 512]);
+}
+
+/// What the program does on a socket that listens at descriptor 3, as systemd hands it over.
+fn activated(listener: OwnedFd, words: &[&str]) -> Running {
+    let script =
+        "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=unknown exec \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, "sh", PROGRAM, "serve"]).args(words);
+    let mut child = command.stdin(listener).stdout(Stdio::piped()).spawn().unwrap();
+    let output = child.stdout.take().unwrap();
+    let (send, lines) = channel();
+    std::thread::spawn(move || {
+        use std::io::BufRead;
+        let lines = std::io::BufReader::new(output).lines().map_while(Result::ok);
+        lines.for_each(|line| drop(send.send(line)));
+    });
+    Running { child, lines }
+}
+
+#[test]
+fn a_socket_that_was_handed_over_is_served_and_standard_output_is_left_alone() {
+    let folder = Folder::new();
+    let disk = image(&folder, "disk.img", 4);
+    let path = folder.0.join("x.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut running = activated(listener.into(), &[&disk]);
+    // Who comes before it is ready waits in the socket's queue.
+    assert_eq!(first_block(&mut unix(&path), ""), [4; 512]);
+    running.signal(Signal::TERM);
+    assert!(running.end().success());
+    assert_eq!(running.lines.recv_timeout(LONG).ok(), None, "nothing was said");
+    assert!(path.exists(), "the file is another one's");
+    let listener = std::net::TcpListener::bind(ANY_PORT).unwrap();
+    let port = listener.local_addr().unwrap().port().into();
+    let mut running = activated(listener.into(), &["--json", &disk]);
+    let events = running.events_until("ready");
+    assert_eq!((&events[0]["protocol"], &events[0]["port"]), (&"nbd".into(), &port));
+    assert_eq!(events[1]["event"], "lent", "nothing else is listened on");
+    assert_eq!(first_block(&mut tcp(port.as_u64().unwrap()), "disk"), [4; 512]);
+    running.signal(Signal::TERM);
+    assert!(running.end().success());
+}
+
+#[test]
+fn the_only_client_is_served_on_standard_input_and_its_end_is_the_end() {
+    for driver in ["uring", "blocking"] {
+        let folder = Folder::new();
+        let disk = image(&folder, "disk.img", 5);
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(LONG)).unwrap();
+        let output = OwnedFd::from(theirs.try_clone().unwrap());
+        let mut command = Command::new(PROGRAM);
+        command.args(["serve", "--stdin", "--io", driver, &disk]);
+        let child = command.stdin(OwnedFd::from(theirs)).stdout(output).spawn().unwrap();
+        drop(command);
+        let mut running = Running { child, lines: channel().1 };
+        let mut talk = Talk::greeted(ours).unwrap();
+        assert_eq!(first_block(&mut talk, "disk"), [5; 512]);
+        let begun = Instant::now();
+        drop(talk);
+        assert!(running.end().success());
+        assert!(begun.elapsed() < Duration::from_secs(5), "{driver}: {:?}", begun.elapsed());
+    }
+}
+
+#[test]
+fn a_client_that_breaks_the_rules_on_standard_input_ends_the_program_too() {
+    let folder = Folder::new();
+    let disk = image(&folder, "disk.img", 5);
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(["serve", "--stdin", &disk]).stdin(OwnedFd::from(theirs));
+    let mut running = Running { child: command.spawn().unwrap(), lines: channel().1 };
+    drop(command);
+    ours.write_all(&[0xff; 64]).unwrap();
+    ours.set_read_timeout(Some(LONG)).unwrap();
+    let mut heard = Vec::new();
+    ours.read_to_end(&mut heard).unwrap();
+    assert_eq!(heard.len(), 18, "the hello, and nothing else");
+    drop(ours);
+    assert!(running.end().success());
+}
+
+#[test]
+fn standard_input_that_is_no_client_is_said() {
+    let folder = Folder::new();
+    let disk = image(&folder, "disk.img", 5);
+    let said = sentence(&run(&["serve", "--stdin", &disk]), 1);
+    assert!(said.contains("no connected socket"), "{said}");
+    assert_eq!(run(&["serve", "--stdin", "--listen", ANY_PORT, &disk]).status.code(), Some(2));
+}
+
+/// As it stands in the manual of many tools: the client starts the server itself, by a socket and no port.
+#[test]
+fn nbdinfo_starts_it_and_ends_it() {
+    let folder = Folder::new();
+    let disk = image(&folder, "disk.img", 6);
+    let mut command = Command::new("nbdinfo");
+    command.args(["--json", "--", "[", PROGRAM, "serve", &disk, "]"]);
+    let output = match command.output() {
+        Ok(output) => output,
+        Err(error) => {
+            println!("skip nbdinfo: it cannot be run: {error}");
+            return;
+        }
+    };
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let export = &found["exports"][0];
+    assert_eq!((&export["export-name"], &export["export-size"]), (&"disk".into(), &SIZE.into()));
+    assert_eq!(export["is_read_only"], true);
+}
+
+#[test]
+fn a_folder_without_certificates_is_said() {
+    let folder = Folder::new();
+    let disk = image(&folder, "disk.img", 5);
+    let here = text(&folder.0);
+    let line = ["serve", "--listen", ANY_PORT, "--tls-certificates", &here, &disk];
+    let said = sentence(&run(&line), 1);
+    assert!(said.contains("server-key.pem"), "{said}");
+    for name in ["server-key.pem", "server-cert.pem"] {
+        fs::write(folder.0.join(name), "-----BEGIN NOTHING-----\n").unwrap();
+    }
+    let said = sentence(&run(&line), 1);
+    assert!(said.contains("--tls-certificates"), "{said}");
+}
