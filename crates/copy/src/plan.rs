@@ -187,6 +187,12 @@ impl Plan {
         }
     }
 
+    /// Whether nothing is left to do, nor under way.
+    pub(crate) fn is_done(&self) -> bool {
+        let whole = || self.map.next(State::Finished, 0) == Some(0..self.map.bytes());
+        self.stage == Stage::Done || (self.open == 0 && self.again.is_empty() && whole())
+    }
+
     /// The next piece of the stage; nothing if it has none, or none now.
     fn step(&mut self) -> Option<Next> {
         if self.open >= self.most() {

@@ -119,7 +119,10 @@ impl Worker {
         let settled = self.flushing.is_none() || self.unsettled_bytes <= self.shared.how.unflushed;
         let may =
             room && few && settled && !self.shared.is_halted() && self.shared.limit().is_zero();
-        may.then(|| self.shared.plan().take())
+        let next = may.then(|| self.shared.plan().take());
+        // An end that is lost when there is nothing left to do is not waited for.
+        let over = next.is_none() && self.pieces.is_empty() && self.shared.plan().is_done();
+        if over { Some(Next::Done) } else { next }
     }
 
     /// Whether there is nothing left to do: all is done and on stable storage, or the copy ends.

@@ -98,8 +98,10 @@ fn serve(port: u16, more: &[&str]) -> Running {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let ready = lines.map_while(Result::ok).any(|line| line.contains("\"ready\""));
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let ready = lines.any(|line| line.contains("\"ready\""));
+    // A program whose events nobody reads any more ends.
+    std::thread::spawn(move || lines.for_each(drop));
     assert!(ready, "it never was ready");
     Running(child)
 }

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use export::Pool;
@@ -10,7 +11,7 @@ use export::Pool;
 use super::course::{Course, Now, spawn};
 use crate::begin::Begun;
 use crate::forest::Forest;
-use crate::map::{self, Map, State};
+use crate::map::{self, Map, Notes, State};
 use crate::plan::{Limits, Plan};
 use crate::rate::Limit;
 use crate::shared::{How, Shared};
@@ -78,10 +79,7 @@ pub(super) fn how(settings: &Settings, ends: &[&Target]) -> How {
 }
 
 /// Starts the threads of a stage.
-pub(super) fn start(
-    shared: &Arc<Shared>,
-    threads: usize,
-) -> Result<Vec<std::thread::JoinHandle<()>>, Outcome> {
+pub(super) fn start(shared: &Arc<Shared>, threads: usize) -> Result<Vec<JoinHandle<()>>, Outcome> {
     let one = |number| {
         let shared = shared.clone();
         spawn(move || Worker::run(number, shared))
@@ -127,18 +125,18 @@ pub(super) fn copy(
     let shared = Shared::new(&begun.source, Some(&begun.destination), how, plan, forest, limit);
     let shared = Arc::new(shared);
     let threads = start(&shared, threads(settings, &ends))?;
-    let mut saver = Saver::new(begun, settings.map.as_deref());
+    let saver = Saver::start(begun, settings, &shared).inspect_err(|_| shared.halt())?;
     let ended = course.attend(threads, &mut |stop| {
         if stop {
             shared.halt();
         }
-        saver.save_in_time(&shared);
         now(&shared)
     });
     count(&shared, course);
-    let saved = saver.save(&shared);
+    let last = || now(&shared);
+    let saved = saver.map_or(Ok(Ok(())), |saver| saver.finish(course, &last));
     ended?;
-    conclude(&shared, course, saved)
+    conclude(&shared, course, saved?)
 }
 
 /// What the map knows of hashes.
@@ -176,44 +174,76 @@ fn conclude(
     Err(why)
 }
 
-/// Keeps the map on disk.
-struct Saver<'a> {
-    begun: &'a Begun,
-    path: Option<&'a Path>,
-    last: Instant,
-    pause: Duration,
-    failed: bool,
+/// Keeps the map on disk, in a thread of its own: a disk that is busy takes long to have it on stable storage.
+struct Saver {
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<Result<(), Trouble>>,
 }
 
-impl<'a> Saver<'a> {
-    fn new(begun: &'a Begun, path: Option<&'a Path>) -> Self {
-        Self { begun, path, last: Instant::now(), pause: SAVE, failed: false }
+impl Saver {
+    /// Begins, if there is to be a map.
+    fn start(
+        begun: &Begun,
+        settings: &Settings,
+        shared: &Arc<Shared>,
+    ) -> Result<Option<Self>, Outcome> {
+        let Some(path) = settings.map.clone() else { return Ok(None) };
+        let over = Arc::new(AtomicBool::new(false));
+        let (notes, theirs, shared) = (begun.map.notes.clone(), over.clone(), shared.clone());
+        let thread = spawn(move || {
+            let result = save_often(&shared, &notes, &path, &theirs);
+            // A copy whose map cannot be saved would have to be done anew.
+            result.map_err(|error| Trouble::Map {
+                map: path.display().to_string(),
+                why: error.to_string(),
+            })
+        })?;
+        Ok(Some(Self { over, thread }))
     }
 
-    /// Saves the map if it is time. A copy whose map cannot be saved ends: it would have to be done anew.
-    fn save_in_time(&mut self, shared: &Shared) {
-        if self.last.elapsed() >= self.pause && !self.failed {
-            let begun = Instant::now();
-            if let Err(trouble) = self.save(shared) {
-                self.failed = true;
-                shared.fail(trouble);
-            }
-            self.last = Instant::now();
-            // The map of a disk in a bad state is long, and takes its time.
-            self.pause = SAVE.max(begun.elapsed() * 10);
+    /// Saves the map for the last time.
+    fn finish(
+        self,
+        course: &mut Course<'_>,
+        now: &dyn Fn() -> Now,
+    ) -> Result<Result<(), Trouble>, Outcome> {
+        self.over.store(true, Ordering::Release);
+        self.thread.thread().unpark();
+        course.allow_more();
+        let saved = course.attend(vec![self.thread], &mut |_| now())?;
+        Ok(saved.into_iter().collect())
+    }
+}
+
+fn save_often(
+    shared: &Shared,
+    notes: &Notes,
+    path: &Path,
+    over: &AtomicBool,
+) -> std::io::Result<()> {
+    let mut pause = SAVE;
+    while !over.load(Ordering::Acquire) {
+        let (begun, mut rest) = (Instant::now(), pause);
+        while !rest.is_zero() && !over.load(Ordering::Acquire) {
+            std::thread::park_timeout(rest);
+            rest = pause.saturating_sub(begun.elapsed());
         }
-    }
-
-    fn save(&self, shared: &Shared) -> Result<(), Trouble> {
-        let Some(path) = self.path else { return Ok(()) };
-        let mut map = shared.snapshot();
-        map.notes = self.begun.map.notes.clone();
-        if let Some(forest) = shared.take_forest() {
-            map.notes.marks = forest.marks().collect();
+        let begun = Instant::now();
+        if let Err(error) = save(shared, notes, path) {
+            shared.halt();
+            return Err(error);
         }
-
-        let map_name = path.display().to_string();
-        map::save(&map, path)
-            .map_err(|error| Trouble::Map { map: map_name, why: error.to_string() })
+        // The map of a disk in a bad state is long, and takes its time.
+        pause = SAVE.max(begun.elapsed() * 10);
     }
+    save(shared, notes, path)
+}
+
+fn save(shared: &Shared, notes: &Notes, path: &Path) -> std::io::Result<()> {
+    let mut map = shared.snapshot();
+    map.notes = notes.clone();
+    if let Some(forest) = shared.take_forest() {
+        map.notes.marks = forest.marks().collect();
+    }
+    map::save(&map, path)
 }

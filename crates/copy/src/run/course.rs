@@ -81,6 +81,11 @@ impl<'a> Course<'a> {
         self.stop.load(Ordering::Acquire)
     }
 
+    /// What comes now may take as long to stop as what was before.
+    pub(crate) fn allow_more(&mut self) {
+        self.stopped = None;
+    }
+
     /// Waits for threads. Between looks at them, `tick` is called with whether they are to stop; it tells how far they
     /// are. Tells whether they ended; a panic in one of them is a [`Trouble::Mistake`].
     pub(crate) fn attend<T>(

@@ -1,15 +1,20 @@
-//! Copies between files and pipes of this machine, and maps that go to GNU ddrescue and come back.
+//! Copies between files and pipes of this machine, and maps that go to GNU ddrescue and nbdkit and come back.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use copy::map::State;
-use copy::{End, Existing, FilePlace, Job, Map, Outcome, Refusal, Report, Settings};
+use copy::{
+    Dial, End, Existing, FilePlace, Job, Map, NbdPlace, Outcome, PlaceError, Refusal, Report,
+    Settings, Wire,
+};
 
 const MIB: usize = 1 << 20;
 
@@ -237,4 +242,77 @@ fn r46_we_go_on_from_a_map_of_ddrescue() {
     assert_success(&report);
     assert_eq!((report.earlier, report.copied, report.verified), (3 << 20, 1 << 20, 4 << 20));
     assert!(fs::read(&to).unwrap() == data);
+}
+
+/// nbdkit with a file of which it can read what a map of ddrescue says.
+struct Nbdkit(Child);
+
+impl Nbdkit {
+    fn start(dir: &Dir, file: &Path, map: &Path) -> Option<(Self, NbdPlace)> {
+        let socket = dir.path("socket");
+        let _ = fs::remove_file(&socket);
+        let setting = |name: &str, path: &Path| format!("{name}={}", path.display());
+        let server = Command::new("nbdkit")
+            .args(["--foreground", "--filter=ddrescue", "--unix"])
+            .arg(&socket)
+            .args(["file", &setting("file", file), &setting("ddrescue-mapfile", map)])
+            .spawn();
+        let Ok(server) = server else {
+            println!("SKIP: nbdkit is not installed");
+            return None;
+        };
+        for _ in 0..500 {
+            if socket.exists() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let dial: Dial = Arc::new(move || match std::os::unix::net::UnixStream::connect(&socket) {
+            Ok(stream) => Ok(Box::new(stream) as Box<dyn Wire>),
+            Err(error) => Err(PlaceError::Unreachable(error.to_string())),
+        });
+        Some((Self(server), NbdPlace::new("nbdkit", "", dial)))
+    }
+}
+
+impl Drop for Nbdkit {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What is bad on a disk of nbdkit, and the map that the copy left.
+fn rescue(dir: &Dir, from: &Path, bad: &Path, name: &str) -> Option<(Report, PathBuf)> {
+    let (_server, place) = Nbdkit::start(dir, from, bad)?;
+    let (to, map) = (dir.path(name), dir.path(&format!("{name}.map")));
+    let settings = Settings { map: Some(map.clone()), ..Settings::default() };
+    let report = run(End::Disk(Box::new(place)), destination(&to, Existing::Nothing), &settings);
+    Some((report, map))
+}
+
+#[test]
+fn r15_r46_nbdkit_reads_our_map_and_has_the_bad_sectors_that_we_found() {
+    let dir = Dir::new("rescue");
+    let data = noise(16 * MIB, 9);
+    fs::write(dir.path("from"), &data).unwrap();
+    let mut bad = Map::new(16 << 20);
+    bad.set(0..16 << 20, State::Finished);
+    for n in 0..100u64 {
+        let sector = n * n * 29 % (32 * 1024);
+        bad.set(sector * 512..(sector + 1 + n % 3) * 512, State::Bad);
+    }
+    fs::write(dir.path("bad"), bad.emit()).unwrap();
+    let Some((report, map)) = rescue(&dir, &dir.path("from"), &dir.path("bad"), "one") else {
+        return;
+    };
+    assert!(matches!(report.outcome, Outcome::BadSectors), "{report:?}");
+    assert!(bad.all(State::Bad).eq(report.bad.iter().cloned()), "{:?}", report.bad);
+    let arrived = fs::read(dir.path("one")).unwrap();
+    for range in bad.all(State::Finished) {
+        let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+        assert!(arrived[range.clone()] == data[range.clone()], "{range:?}");
+    }
+    let Some((again, _)) = rescue(&dir, &dir.path("from"), &map, "two") else { return };
+    assert_eq!(again.bad, report.bad);
 }

@@ -117,7 +117,7 @@ pub(super) fn answer(to: &mut impl Write, got: io::Result<&[u8]>) -> io::Result<
 /// Takes what was read.
 pub(super) fn answered(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
     let len = long(from)?;
-    let unreadable = || io::Error::new(ErrorKind::Other, "input/output error");
+    let unreadable = || io::Error::other("input/output error");
     let len = usize::try_from(len).ok().filter(|_| len != u64::MAX).ok_or_else(unreadable)?;
     from.read_exact(into.get_mut(..len).ok_or_else(nonsense)?)?;
     Ok(len)

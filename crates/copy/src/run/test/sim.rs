@@ -34,6 +34,8 @@ pub(super) struct Core {
     /// Lanes that there are, and that there may be.
     lanes: usize,
     pub(super) most: usize,
+    /// Whether every lane is lost, idle or not.
+    pub(super) gone: bool,
     pub(super) losses: u64,
     works: u64,
     seed: u64,
@@ -78,6 +80,7 @@ impl Sim {
             slow: std::time::Duration::ZERO,
             lanes: 0,
             most: 100,
+            gone: false,
             losses: 0,
             works: 0,
             seed: 1,
@@ -131,10 +134,13 @@ impl Lane for SimLane {
     }
 
     fn advance(&mut self) -> Result<(), Lost> {
+        let mut core = self.sim.core();
+        if core.gone {
+            return Err(Lost::new("switched off"));
+        }
         if self.queue.is_empty() {
             return Ok(());
         }
-        let mut core = self.sim.core();
         let pick = core.random() % self.queue.len() as u64;
         let (tag, work) = self.queue.swap_remove(usize::try_from(pick).unwrap());
         let slow = if matches!(work, Work::Read { .. }) { core.slow } else { Default::default() };
