@@ -287,7 +287,7 @@ _storagetm() {
             return 0
             ;;
         storagetm__subcmd__copy)
-            opts="-h --verify --no-verify --map --retries --connections --rate --no-sparse --force --yes --allow-in-use --patience --digests --key --keys --hostnqn --json --help"
+            opts="-h --verify --no-verify --map --retries --connections --rate --allocated --files --no-sparse --force --yes --allow-in-use --patience --digests --key --keys --hostnqn --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -63,7 +63,7 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l allow-null
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l no-announce -d 'Do not tell the networks nearby that there are disks to be had here'
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l allow-in-use -d 'Lend disks read-only even if this machine uses them'
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l digests -d 'Put header and data digests into the lines to be typed, against faulty networks'
-complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l boot-settings -d 'Follow also what the machine was booted with: storagetm.disk=, storagetm.writable=, storagetm.listen=, storagetm.open, storagetm.pair= and storagetm.machine_id='
+complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l boot-settings -d 'Follow also what the machine was booted with: storagetm.disk=, storagetm.writable=, storagetm.protocol=, storagetm.listen=, storagetm.open, storagetm.pair= and storagetm.machine_id='
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l json -d 'Write what happens as JSON, one event a line, instead of the screen'
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l map -d 'Keep in FILE how far the copy is, in the format of GNU ddrescue, and go on from there if FILE is there' -r -F
@@ -76,6 +76,8 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l keys -d 'Wh
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l hostnqn -d 'The name under which this machine is let in, if not its usual one' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l verify -d 'Read the destination at the end and compare it with what was read from the source; this is the default'
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l no-verify -d 'Do not read the destination at the end'
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l allocated -d 'Copy only what file systems use; all else becomes zeros'
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l files -d 'Say at the end which files have bad sectors (ext2, ext3, ext4, NTFS)'
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l no-sparse -d 'Write zeros, too, where the destination could have holes'
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l force -d 'Overwrite the file DST if it is there'
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l yes -d 'Overwrite the disk DST without asking'
