@@ -35,19 +35,23 @@ pub(crate) fn begin(
     drop(lane);
     let bytes = disk.bytes;
     let loaded = settings.map.as_deref().map(load).transpose()?.flatten();
-    let begins = loaded.is_none();
     let map = match (&settings.map, loaded) {
         (Some(path), Some(map)) => fitting(path, map, &disk)?,
         _ => Map::new(bytes),
     };
+    // Before a file that is there is made empty.
+    if let Some(path) = &settings.map {
+        map::probe(path).map_err(|error| refused(path, &error))?;
+    }
     destination.prepare(bytes).map_err(Refusal::Destination)?;
     let (to, lane) = destination.open().map_err(Refusal::Destination)?;
     drop(lane);
     check(&to, bytes)?;
-    let to = Disk { fresh: to.fresh && begins, ..to };
     if let Some(path) = &settings.map {
         same(path, "destination", &map.notes.destination, &to.identity)?;
     }
+    // Whatever a map says, there is nothing yet in a file that was just made.
+    let map = if to.fresh { Map::new(bytes) } else { map };
     let map = noted(map, &disk, &to);
     let source = Target { place: source, disk: Arc::new(disk) };
     Ok(Begun { source, destination: Target { place: destination, disk: Arc::new(to) }, map })

@@ -61,6 +61,19 @@ impl<'a> Errand<'a> {
         }
     }
 
+    /// Keeps the way alive while nothing is under way on it.
+    pub(crate) fn tend(&mut self) -> Result<(), Undone> {
+        match self.traffic.next() {
+            Some(Came::Lost(..)) => {
+                self.reach()?;
+                return Err(Undone::Lost);
+            }
+            Some(other) => self.judge(other)?,
+            None => {}
+        }
+        self.look()
+    }
+
     /// What a read that failed, and not for a bad sector, makes of the copy.
     pub(crate) fn failed(&self, range: &Range<u64>, result: Result<(), Failed>) -> Undone {
         let why = result.err().unwrap_or(Failed::Refused);

@@ -25,12 +25,13 @@ mod rate;
 mod run;
 mod shared;
 mod traffic;
-mod worker;
 pub mod wire;
+mod worker;
 
 pub use job::{End, Job, Outcome, Phase, Progress, Refusal, Report, Settings, Trouble};
 pub use lane::{
-    Ended, Existing, Failed, FilePlace, Found, Lane, Lost, NbdPlace, NvmeHost, NvmePlace, Waits, Work, start_tls,
+    Ended, Existing, Failed, FilePlace, Found, Lane, Lost, NbdPlace, NvmeHost, NvmePlace, Waits,
+    Work, start_tls,
 };
 pub use map::Map;
 pub use place::{Disk, Place, PlaceError};

@@ -10,6 +10,7 @@ mod text;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+pub(crate) use file::probe;
 pub use file::{Damaged, load, save};
 pub use notes::Notes;
 pub use text::Unreadable;

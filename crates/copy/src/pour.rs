@@ -7,21 +7,27 @@
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use export::{Account, Buffer, Pool};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::compare::read;
 use crate::errand::{Errand, Undone};
 use crate::forest::{Forest, Mark, Shape, is_zero};
 use crate::map::{Map, State};
+use crate::rate::Limit;
 use crate::run::{Course, Ended, Now, spawn, undone, verifying};
 use crate::traffic::Target;
 use crate::{Disk, Failed, Outcome, Phase, Place, Refusal, Settings, Trouble, Work};
 
 /// Bytes of a piece.
 const PIECE: usize = Pool::LARGEST;
+
+/// How long to wait at once.
+const WAIT: Duration = Duration::from_millis(100);
 
 /// How far it is.
 #[derive(Debug, Default)]
@@ -44,9 +50,10 @@ pub(crate) fn into_pipe(
     course.report.bytes = total;
     let source = Target { place, disk: Arc::new(disk) };
     let (halt, patience) = (course.halt.clone(), settings.patience);
+    let limit = Limit::new(settings.rate, Instant::now());
     let work = move |counters: &Counters| {
         let mut errand = Errand::new(&source, patience, &halt);
-        drain(&mut errand, total, pipe.into(), counters)
+        drain(&mut errand, total, pipe.into(), limit, counters)
     };
     let (result, counters) = attend(course, Some(total), work)?;
     course.report.copied = counters.done.load(Ordering::Relaxed);
@@ -78,6 +85,7 @@ fn drain(
     errand: &mut Errand<'_>,
     total: u64,
     mut pipe: std::fs::File,
+    mut limit: Limit,
     counters: &Counters,
 ) -> Result<[u8; 32], Outcome> {
     let account = Pool::new(PIECE).open();
@@ -85,6 +93,12 @@ fn drain(
     let mut at = 0;
     while at < total {
         let end = total.min(at + PIECE as u64);
+        hold(&limit, &mut || match errand.tend() {
+            // What is read is read again.
+            Err(Undone::Lost) => Ok(()),
+            tended => tended.map_err(undone),
+        })?;
+        limit.take(end - at, Instant::now());
         let buffer = read(errand, &account, &(at..end)).map_err(undone)?;
         let bad = || undone(errand.failed(&(at..end), Err(Failed::Media)));
         let buffer = buffer.ok_or_else(bad)?;
@@ -93,7 +107,29 @@ fn drain(
         at = end;
         counters.done.store(at, Ordering::Relaxed);
     }
+    settle(&pipe)?;
     Ok(*hasher.finalize().as_bytes())
+}
+
+/// Waits until something may be moved. What has to be done meanwhile does `tend`.
+fn hold(limit: &Limit, tend: &mut dyn FnMut() -> Result<(), Outcome>) -> Result<(), Outcome> {
+    loop {
+        tend()?;
+        let rest = limit.wait(Instant::now());
+        if rest.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(rest.min(WAIT));
+    }
+}
+
+/// Behind what looks like a pipe may be a file or a disk, which fails what it took when it is flushed. Nothing else has
+/// anything to flush, and says so.
+fn settle(pipe: &std::fs::File) -> Result<(), Outcome> {
+    match rustix::io::retry_on_intr(|| rustix::fs::fdatasync(pipe)) {
+        Ok(()) | Err(Errno::INVAL | Errno::ROFS | Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => Err(broken(error.into())),
+    }
 }
 
 fn broken(error: io::Error) -> Outcome {
@@ -109,14 +145,15 @@ pub(crate) fn into_disk(
 ) -> Ended {
     let to = place.clone();
     let disk = course.aside(Phase::Checking, move || admit(&*to))??;
-    let target = Target { place: place.clone(), disk: Arc::new(disk) };
+    let target = Target { place: place.clone(), disk: Arc::new(disk.clone()) };
     let (halt, patience, verify, sparse) =
         (course.halt.clone(), settings.patience, settings.verify, settings.sparse);
+    let limit = Limit::new(settings.rate, Instant::now());
     let work = move |counters: &Counters| {
         let errand = Errand::new(&target, patience, &halt);
         let spout =
             Spout { errand, disk: target.disk.clone(), sparse, counters, marks: Vec::new() };
-        spout.fill(pipe.into(), &halt, verify)
+        spout.fill(pipe.into(), limit, verify)
     };
     let (result, counters) = attend(course, None, work)?;
     course.report.zeroes = counters.zeroes.load(Ordering::Relaxed);
@@ -128,7 +165,9 @@ pub(crate) fn into_disk(
         return Ok(());
     }
     // A file has grown meanwhile.
-    let (disk, _) = place.open().map_err(|why| lost("", &why))?;
+    let to = place.clone();
+    let opened = course.aside(Phase::Verifying, move || to.open().map(|(disk, _)| disk))?;
+    let disk = opened.map_err(|why| lost(&disk.name, &why))?;
     let mut map = Map::new(bytes);
     map.set(0..bytes, State::Finished);
     let target = Target { place, disk: Arc::new(disk) };
@@ -164,15 +203,16 @@ impl Spout<'_> {
     fn fill(
         mut self,
         mut pipe: std::fs::File,
-        halt: &AtomicBool,
+        mut limit: Limit,
         verify: bool,
     ) -> Result<(u64, Forest), Outcome> {
         let account = Pool::new(4 * PIECE).open();
         let _ = rustix::pipe::fcntl_setpipe_size(&pipe, PIECE);
         let (mut at, mut last) = (0, None);
         // Each piece waits for the next one: the last is treated in another way.
-        while let Some(buffer) = next(&mut pipe, &account, halt)? {
+        while let Some(buffer) = self.next(&mut pipe, &account, &limit)? {
             let len = buffer.len() as u64;
+            limit.take(len, Instant::now());
             if let Some((offset, buffer)) = last.replace((at, buffer)) {
                 self.write(offset, buffer, verify.then(Shape::endless))?;
             }
@@ -189,6 +229,18 @@ impl Spout<'_> {
         let mut forest = Forest::new(bytes);
         self.marks.into_iter().for_each(|mark| forest.insert(mark));
         Ok((bytes, forest))
+    }
+
+    /// The next piece of the pipe. The way to the disk is kept alive meanwhile, however long that takes.
+    fn next(
+        &mut self,
+        pipe: &mut std::fs::File,
+        account: &Account,
+        limit: &Limit,
+    ) -> Result<Option<Buffer>, Outcome> {
+        let mut tend = || self.errand.tend().map_err(|undone| ended(&self.disk, undone));
+        hold(limit, &mut tend)?;
+        next(pipe, account, &mut tend)
     }
 
     fn write(&mut self, offset: u64, buffer: Buffer, shape: Option<Shape>) -> Result<(), Outcome> {
@@ -261,10 +313,15 @@ impl Spout<'_> {
     }
 
     fn undone(&self, undone: Undone) -> Outcome {
-        match undone {
-            Undone::Lost => lost(&self.disk.name, &"what came from the pipe cannot be read again"),
-            other => self::undone(other),
-        }
+        ended(&self.disk, undone)
+    }
+}
+
+/// What a work that was not done makes of a copy whose source cannot be read again.
+fn ended(disk: &Disk, undone: Undone) -> Outcome {
+    match undone {
+        Undone::Lost => lost(&disk.name, &"what came from the pipe cannot be read again"),
+        other => self::undone(other),
     }
 }
 
@@ -272,12 +329,12 @@ impl Spout<'_> {
 fn next(
     pipe: &mut std::fs::File,
     account: &Account,
-    halt: &AtomicBool,
+    tend: &mut dyn FnMut() -> Result<(), Outcome>,
 ) -> Result<Option<Buffer>, Outcome> {
     let mut buffer = memory(account, PIECE)?;
     let mut got = 0;
     while got < PIECE {
-        await_pipe(pipe, halt)?;
+        await_pipe(pipe, tend)?;
         let rest = buffer.bytes_mut().get_mut(got..).unwrap_or_default();
         match pipe.read(rest) {
             Ok(0) => break,
@@ -293,13 +350,14 @@ fn next(
     }
 }
 
-/// Waits for a pipe, and now and then for whether to stop.
-fn await_pipe(pipe: &std::fs::File, halt: &AtomicBool) -> Result<(), Outcome> {
-    let tick = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// Waits for a pipe, and looks now and then at what else there is to do, and whether to stop.
+fn await_pipe(
+    pipe: &std::fs::File,
+    tend: &mut dyn FnMut() -> Result<(), Outcome>,
+) -> Result<(), Outcome> {
+    let tick = Timespec::try_from(WAIT).unwrap_or_default();
     loop {
-        if halt.load(Ordering::Acquire) {
-            return Err(Outcome::Interrupted);
-        }
+        tend()?;
         let mut fds = [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)];
         if poll(&mut fds, Some(&tick)).is_ok_and(|ready| ready > 0) {
             return Ok(());

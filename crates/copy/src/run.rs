@@ -5,11 +5,13 @@ mod copying;
 mod course;
 pub(crate) mod verifying;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::begin::{self, Begun, Unlike};
 use crate::errand::Undone;
+use crate::map::{self, Map, Notes, Position, State};
 use crate::{End, Job, Outcome, Phase, Place, Progress, Refusal, Report, Settings, Trouble, pour};
 pub(crate) use course::{Course, Now, spawn};
 
@@ -44,13 +46,25 @@ fn disks(
 ) -> Ended {
     let begun = check(source, destination, settings, course)?;
     course.report.bytes = begun.source.disk.bytes;
-    course.report.earlier = begun.map.sum(crate::map::State::Finished);
-    let copied = copying::copy(&begun, settings, course)?;
-    if let Some(forest) = copied.forest.filter(|_| settings.verify) {
-        let (source, map) = (Some(&begun.source), &copied.map);
-        verifying::verify(source, &begun.destination, map, forest, settings, course)?;
+    course.report.earlier = begun.map.sum(State::Finished);
+    let copying::Copied { map, forest } = copying::copy(&begun, settings, course)?;
+    let Some(forest) = forest.filter(|_| settings.verify) else { return Ok(()) };
+    let (source, marks) = (Some(&begun.source), forest.marks().collect());
+    let ended = verifying::verify(source, &begun.destination, &map, forest, settings, course);
+    if let (Err(Outcome::VerifyFailed(wrong)), Some(path)) = (&ended, &settings.map) {
+        let notes = Notes { marks, ..begun.map.notes };
+        // That it cannot be written down takes nothing from what is told.
+        let _ = map::save(&undone_in(map, notes, wrong), path);
     }
-    Ok(())
+    ended
+}
+
+/// The map of a copy that was found to be wrong: what differs is to be copied again.
+fn undone_in(mut map: Map, notes: Notes, wrong: &[Range<u64>]) -> Map {
+    wrong.iter().for_each(|range| map.set(range.clone(), State::Untried));
+    map.notes = notes;
+    map.position = Position::default();
+    map
 }
 
 /// The checks, in a thread of their own: an address that does not answer must not silence the progress.

@@ -47,8 +47,9 @@ const FLUSH: u32 = 64;
 /// Pieces that a thread has under way at most.
 const PIECES: usize = FLUSH as usize;
 
-/// How long something that was written may wait to be put on stable storage.
-const SETTLE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 2000 });
+/// How long something that was written may wait to be put on stable storage: less than a map waits to be saved, so that
+/// each map that is saved tells of it.
+const SETTLE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1500 });
 
 /// How long a thread waits at once.
 const WAIT: Duration = Duration::from_millis(100);
@@ -132,7 +133,9 @@ impl Worker {
             return next == Some(&Next::Done) && idle && self.since.is_none();
         }
         let since = *self.halted.get_or_insert_with(Instant::now);
-        let idle = idle && (self.since.is_none() || !self.traffic.is_whole());
+        // What was written is put on stable storage even if the source is away.
+        let there = self.traffic.lane(Side::Destination).is_some();
+        let idle = idle && (self.since.is_none() || !there);
         idle || since.elapsed() > GRACE || !self.begun
     }
 

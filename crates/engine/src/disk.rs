@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
 use export::{Access, Admitted, Buffer, Export, Extent, Extents, Fault, Op, Outcome, Pool, Ticket};
-use rustix::fs::{FallocateFlags, FileType};
+use rustix::fs::{FallocateFlags, FileType, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::errand::{Answer, Errand};
@@ -186,7 +186,26 @@ impl Job {
                 self.end(Err(Fault::Unsupported));
             }
             Phase::ZeroRange if lacks(errno) => self.fill(),
-            _ => self.end(Err(Fault::from_errno(errno.raw_os_error()))),
+            _ => {
+                if self.has_taken_a_flushs_error(errno) {
+                    self.admitted.export().flush_failed();
+                }
+                self.end(Err(Fault::from_errno(errno.raw_os_error())));
+            }
+        }
+    }
+
+    /// Whether this was the one chance to hear that something written earlier is lost: the kernel says so once, to whoever
+    /// asks first that it be on stable storage. What goes past the page cache fails for itself alone.
+    fn has_taken_a_flushs_error(&self, errno: Errno) -> bool {
+        let is_cached = || {
+            let flags = rustix::fs::fcntl_getfl(self.admitted.export());
+            flags.is_ok_and(|flags| !flags.contains(OFlags::DIRECT))
+        };
+        match self.phase {
+            Phase::Sync => true,
+            Phase::Transfer | Phase::Fill => self.is_durable() && errno == Errno::IO && is_cached(),
+            _ => false,
         }
     }
 
@@ -433,6 +452,28 @@ mod test {
             job.advance(Err(Errno::AGAIN));
         }
         assert_eq!(job.result(), Some(Err(Fault::Io)));
+    }
+
+    #[test]
+    fn what_takes_the_error_of_a_flush_makes_later_flushes_fail() {
+        let durable =
+            [Op::Write { durable: true }, Op::Zero { unmap: true, durable: true, fast: false }];
+        for op in durable {
+            let grant = grant(memory(1 << 16), 1 << 16);
+            let mut job = Job::new(admit(&grant, op, 0, 1, 1));
+            if op != durable[0] {
+                job.advance(Ok(0));
+                assert_eq!(job.phase, Phase::Sync);
+            }
+            job.advance(Err(Errno::IO));
+            assert_eq!(job.finish().1.result, Err(Fault::Io));
+            assert!(grant.export().has_failed_flush(), "{op:?}");
+        }
+        let grant = grant(memory(1 << 16), 1 << 16);
+        let mut job = Job::new(admit(&grant, WRITE, 0, 1, 1));
+        job.advance(Err(Errno::IO));
+        assert_eq!(job.finish().1.result, Err(Fault::Io));
+        assert!(!grant.export().has_failed_flush());
     }
 
     #[test]

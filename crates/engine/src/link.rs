@@ -75,7 +75,9 @@ impl fmt::Debug for Link {
 }
 
 impl Drop for Link {
+    /// Ends the connection, also where another process has kept its socket.
     fn drop(&mut self) {
+        self.shut(Shutdown::Both);
         self.census.leave();
     }
 }
@@ -202,6 +204,18 @@ mod test {
     fn is_cut(peer: &OwnedFd) -> bool {
         let flags = rustix::net::RecvFlags::DONTWAIT;
         rustix::net::recv(peer, &mut [0u8; 1], flags).is_ok_and(|(n, _)| n == 0)
+    }
+
+    #[test]
+    fn a_socket_that_somebody_has_kept_ends_with_its_link() {
+        let census = Census::new(BOUNDS);
+        let (link, peer) = enter(&census);
+        let link = link.unwrap();
+        let kept = link.as_fd().try_clone_to_owned().unwrap();
+        assert!(!is_cut(&peer));
+        drop(link);
+        assert!(is_cut(&peer));
+        drop(kept);
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The fast driver: one thread, one ring, network and disk in the same ring. What a turn of it is stands in `worker`,
 //! who owns which memory in `ring`.
 
+mod broken;
 mod connection;
 mod files;
+mod gather;
 mod receiving;
 mod ring;
 mod runners;

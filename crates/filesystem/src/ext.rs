@@ -43,6 +43,8 @@ const KNOWN_READ_ONLY: u32 = 0x1
     | 0x2000
     | 0x8000
     | 0x1_0000;
+/// Whether the descriptors have checksums: only then do their flags count.
+const CHECKSUMS: u32 = 0x10 | 0x400;
 /// Files in the orphan file have still to be cut.
 const ORPHANS: u32 = 0x1_0000;
 const BIGALLOC: u32 = 0x200;
@@ -195,6 +197,8 @@ impl Layout {
             && (1..=MOST_GROUPS).contains(&self.groups)
             && (1..=bits.saturating_mul(self.cluster)).contains(&self.blocks_per_group)
             && self.blocks_per_group.is_multiple_of(self.cluster)
+            // What lies before the first block of data is in no bitmap.
+            && self.first_data_block <= 1
             && (1..=bits).contains(&self.inodes_per_group)
             && self.inode_size.is_power_of_two()
             && (128..=self.block).contains(&self.inode_size)

@@ -15,7 +15,8 @@ use std::io;
 use std::ops::Range;
 
 use linux::medium::ReadAt;
-use linux::partition;
+use linux::partition::{self, Entry, Scheme};
+use linux::signature::{self, Kind as Mark};
 
 pub use ranges::Ranges;
 
@@ -140,35 +141,91 @@ pub fn owners<R: ReadAt + ?Sized>(
 }
 
 /// The partitions with their numbers, or the whole disk where there are none. Those that overlap another are left out: what
-/// they hold then counts as used.
+/// they hold then counts as used. So does all of a disk whose GPT no system would follow.
 fn places<R: ReadAt + ?Sized>(disk: &R, bytes: u64) -> io::Result<Vec<(u32, Range<u64>)>> {
     let table = partition::read(disk)?.filter(|table| !table.entries.is_empty());
     // A boot sector of NTFS has a signature where a partition table would have its own.
     let Some(table) = table.filter(|_| !ntfs::is_at(disk, 0)) else {
         return Ok(vec![(0, 0..bytes)]);
     };
-    let whole = |entry: &partition::Entry| {
+    if table.scheme == Scheme::Gpt && !is_protected(disk)? {
+        return Ok(Vec::new());
+    }
+    let whole = |entry: &Entry| {
         let end = entry.start.checked_add(entry.bytes)?;
         (entry.bytes > 0 && end <= bytes).then_some((entry.number, entry.start..end))
     };
-    let all: Vec<_> = table.entries.iter().filter_map(whole).collect();
+    let entries = table.entries.iter().filter(|entry| !CONTAINERS.contains(&&*entry.kind));
+    let all: Vec<_> = entries.clone().filter_map(whole).collect();
     let alone = |place: &Range<u64>| {
         let overlaps = |other: &Range<u64>| other.start < place.end && place.start < other.end;
         all.iter().filter(|(_, other)| overlaps(other)).count() == 1
     };
-    Ok(all.iter().filter(|(_, place)| alone(place)).cloned().collect())
+    let is_plain = |entry: &&Entry| !FOREIGN.contains(&&*entry.kind);
+    let plain = entries.filter(is_plain).filter_map(whole);
+    Ok(plain.filter(|(_, place)| alone(place)).collect())
+}
+
+/// The types of an MBR's partitions that only hold others.
+const CONTAINERS: [&str; 3] = ["05", "0f", "85"];
+
+/// The types of partitions of which a volume may have a part only: Windows' dynamic disks and storage spaces.
+const FOREIGN: [&str; 4] = [
+    "42",
+    "5808c8aa-7e8f-42e0-85d2-e1e90434cfb3",
+    "af9b60a0-1431-4f62-bc68-3311714a69ad",
+    "e75caf8f-f680-4cee-afa3-b001e56efc2d",
+];
+
+/// Whether the older table leaves the disk to the GPT (UEFI 2.10 §5.2.3). Where it does not, the GPT is a leftover, and
+/// what it says are partitions may lie across others.
+fn is_protected<R: ReadAt + ?Sized>(disk: &R) -> io::Result<bool> {
+    const PROTECTIVE: u8 = 0xee;
+    let sector = window::read(disk, 0, 512)?.unwrap_or_default();
+    let kinds = [450, 466, 482, 498].map(|at| sector.get(at).copied());
+    Ok(sector.ends_with(&[0x55, 0xaa]) && kinds.contains(&Some(PROTECTIVE)))
+}
+
+/// A part of a disk by itself.
+struct Inside<'a, R: ?Sized> {
+    disk: &'a R,
+    place: Range<u64>,
+}
+
+impl<R: ReadAt + ?Sized> ReadAt for Inside<'_, R> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        let at = self.place.start.saturating_add(offset);
+        let room = usize::try_from(self.place.end.saturating_sub(at)).unwrap_or(usize::MAX);
+        let len = buffer.len().min(room);
+        self.disk.read_at(buffer.get_mut(..len).unwrap_or_default(), at)
+    }
+}
+
+/// Whether what is there bears the marks of nothing but `marks`. What has been there before may have left its own, which
+/// whoever came later does not always wipe, and its bitmaps with them.
+fn is_only<R: ReadAt + ?Sized>(disk: &R, place: &Range<u64>, marks: &[Mark]) -> io::Result<bool> {
+    let inside = Inside { disk, place: place.clone() };
+    let contents = signature::probe(&inside, place.end - place.start)?;
+    Ok(contents.signatures.iter().all(|found| marks.contains(&found.kind)))
 }
 
 fn usage_of<R: ReadAt + ?Sized>(
     disk: &R,
     place: &Range<u64>,
 ) -> io::Result<(Kind, Option<Ranges>)> {
+    let unknown = (Kind::Opaque(Opaque::Unknown), Err(Opaque::Unknown));
     let (kind, used) = if ext::is_at(disk, place.start)? {
-        (Kind::Ext, ext::usage(disk, place)?)
+        match is_only(disk, place, &[Mark::Ext2, Mark::Ext3, Mark::Ext4])? {
+            true => (Kind::Ext, ext::usage(disk, place)?),
+            false => unknown,
+        }
     } else if ntfs::is_at(disk, place.start) {
-        (Kind::Ntfs, ntfs::usage(disk, place)?)
+        match is_only(disk, place, &[Mark::Ntfs])? {
+            true => (Kind::Ntfs, ntfs::usage(disk, place)?),
+            false => unknown,
+        }
     } else {
-        (Kind::Opaque(Opaque::Unknown), Err(Opaque::Unknown))
+        unknown
     };
     Ok(match used {
         Ok(used) => (kind, Some(used.within(place.clone()))),

@@ -1,5 +1,6 @@
 //! NTFS: what its bitmap and its file records say is used, and which file has which cluster. Numbers are little-endian.
 
+mod journal;
 mod record;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ use record::{Content, Record};
 const NAME: &[u8] = b"NTFS    ";
 /// Records with a fixed number.
 const MFT: u64 = 0;
+const JOURNAL: u64 = 2;
 const VOLUME: u64 = 3;
 const ROOT: u64 = 5;
 const BITMAP: u64 = 6;
@@ -160,8 +162,19 @@ impl Volume {
         Ok(match volume.and_then(|record| record.volume_flags()) {
             None => Err(Opaque::Damaged),
             Some(flags) if flags & DIRTY != 0 => Err(Opaque::Unclean),
+            Some(_) if !self.is_at_rest(disk)? => Err(Opaque::Unclean),
             Some(_) => Ok(()),
         })
+    }
+
+    /// Whether all that the journal holds has reached its place. A Windows that sleeps, or is only said to be shut down
+    /// (fast startup), marks the volume in no other way.
+    fn is_at_rest<R: ReadAt + ?Sized>(&self, disk: &R) -> io::Result<bool> {
+        let Some(record) = self.record(disk, JOURNAL)? else { return Ok(false) };
+        let Some(Content::Clusters(runs, len)) = record.data() else { return Ok(false) };
+        let Some(first) = runs.first().map(|run| self.bytes(run)) else { return Ok(false) };
+        let len = len.min(first.end - first.start).min(journal::HEAD);
+        Ok(read(disk, first.start, len)?.is_some_and(|head| journal::is_at_rest(&head)))
     }
 
     /// The clusters that the bitmap has as used.
@@ -189,11 +202,13 @@ impl Volume {
         }
         let mut bytes = Vec::new();
         for run in runs {
-            let place = self.bytes(run);
-            let Some(part) = read(disk, place.start, place.end - place.start)? else {
-                return Ok(None);
-            };
-            bytes.extend(part);
+            let mut place = self.bytes(run);
+            while place.start < place.end {
+                let len = BATCH.min(place.end - place.start);
+                let Some(part) = read(disk, place.start, len)? else { return Ok(None) };
+                bytes.extend(part);
+                place.start += len;
+            }
         }
         bytes.truncate(usize::try_from(len).unwrap_or(usize::MAX));
         Ok(Some(bytes))

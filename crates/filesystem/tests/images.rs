@@ -214,6 +214,10 @@ fn partitions_are_found_and_what_is_between_them_is_kept() {
             .all(|range| usage.used.within(range.clone()).bytes() == range.end - range.start)
     );
     assert!(usage.used.bytes() < 90 << 20);
+    // A GPT that the older table does not leave the disk to is a leftover.
+    whole.write_all_at(&[0x83], 450).unwrap();
+    let usage = filesystem::usage(&File::open(&disk).unwrap(), 100 << 20).unwrap();
+    assert_eq!((usage.used, usage.parts), (Ranges::of(0..100 << 20), Vec::new()));
 }
 
 #[test]
@@ -240,6 +244,42 @@ fn ntfs_keeps_what_files_have_and_names_them() {
     assert!(scorched(&image, &usage.used) > 40 << 20);
     let output = Command::new("ntfscat").args(["-q", name, "picture.raw"]).output().unwrap();
     assert_eq!(output.stdout, content);
+}
+
+/// A Windows that was only half shut down has written to files that just its journal knows.
+#[test]
+fn an_ntfs_whose_journal_is_in_use_counts_as_used_whole() {
+    if !has("mkntfs") {
+        return;
+    }
+    let folder = Folder::new("ntfs-journal");
+    let image = folder.path("image");
+    File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    run("mkntfs", &["-q", "-F", "-Q", image.to_str().unwrap()]);
+    let mut bytes = fs::read(&image).unwrap();
+    assert_eq!(usage(&bytes[..], 64 << 20).unwrap().parts[0].kind, Kind::Ntfs);
+    // The journal is empty, and the longest run of ones.
+    let at = bytes.chunks(512).position(|chunk| chunk.iter().all(|byte| *byte == 0xff)).unwrap();
+    bytes[at * 512..at * 512 + 4].copy_from_slice(b"RSTR");
+    let usage = usage(&bytes[..], 64 << 20).unwrap();
+    assert_eq!(usage.parts[0].kind, Kind::Opaque(Opaque::Unclean));
+    assert_eq!(usage.used, Ranges::of(0..64 << 20));
+}
+
+/// ZFS wipes neither the superblock nor the bitmaps of what was there before.
+#[test]
+fn what_bears_two_marks_counts_as_used_whole() {
+    if !has("mke2fs") {
+        return;
+    }
+    let folder = Folder::new("marks");
+    let image = image(&folder, 32 << 20, EXT[0]);
+    let mut bytes = fs::read(image).unwrap();
+    bytes[512..520].copy_from_slice(b"LABELONE");
+    bytes[536..544].copy_from_slice(b"LVM2 001");
+    let usage = usage(&bytes[..], 32 << 20).unwrap();
+    assert_eq!(usage.parts[0].kind, Kind::Opaque(Opaque::Unknown));
+    assert_eq!(usage.used, Ranges::of(0..32 << 20));
 }
 
 fn find(whole: &[u8], part: &[u8]) -> u64 {

@@ -17,7 +17,7 @@ mod voice;
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ::copy::{Disk, End, Job, Settings};
@@ -77,7 +77,9 @@ fn check(options: &Copy) -> Result<(), Failure> {
         return Err(Failure::usage("a terminal is no place for a disk: say where to with > or |"));
     }
     if *destination == Locator::Pipe && options.files {
-        return Err(Failure::usage("--files looks at the destination, and a pipe cannot be looked at"));
+        return Err(Failure::usage(
+            "--files looks at the destination, and a pipe cannot be looked at",
+        ));
     }
     if *source == Locator::Pipe && io::stdin().is_terminal() {
         return Err(Failure::usage("nothing comes from a terminal: say where from with < or |"));
@@ -85,17 +87,37 @@ fn check(options: &Copy) -> Result<(), Failure> {
     if source == destination {
         return Err(refused(format!("{source} is both the source and the destination")));
     }
-    let is_map = |end: &Locator| matches!((end, &options.map), (Locator::Path(path), Some(map)) if path == map);
+    let is_map = |end: &Locator| matches!((end, &options.map), (Locator::Path(path), Some(map)) if is_part_of(path, map));
     if is_map(source) || is_map(destination) {
         return Err(Failure::usage("the map is a file of its own, not one of the ends"));
     }
     Ok(())
 }
 
+/// Whether a path is that of the map, or of a file that is kept beside it, however it is written.
+fn is_part_of(path: &Path, map: &Path) -> bool {
+    let beside = |ending: &str| {
+        let mut name = map.as_os_str().to_owned();
+        name.push(ending);
+        real(Path::new(&name))
+    };
+    let path = real(path);
+    ["", ".bak", ".new"].into_iter().any(|ending| beside(ending) == path)
+}
+
+/// The path without links and detours, also of a file that is not there yet.
+fn real(path: &Path) -> PathBuf {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or_else(|| Path::new(".")).canonicalize();
+    let made = || Some(folder.ok()?.join(path.file_name()?));
+    path.canonicalize().ok().or_else(made).unwrap_or_else(|| path.to_owned())
+}
+
 /// Finds both ends. Nothing is written.
 fn prepare(options: &Copy) -> Result<Ready, Failure> {
     let tree = Tree::machine();
-    let resumed = options.map.as_deref().map(has_map).transpose()?.unwrap_or_default();
+    let resumed = options.map.as_deref().map(|map| has_map(map, options.allocated)).transpose()?;
+    let resumed = resumed.unwrap_or_default();
     let source = match &options.source {
         Locator::Path(path) => local::source(&tree, path, options.allow_in_use)?,
         Locator::Pipe => local::standard(io::stdin())?,
@@ -127,8 +149,9 @@ fn prepare(options: &Copy) -> Result<Ready, Failure> {
     Ok(Ready { source, destination, disk, resumed, notes })
 }
 
-/// Whether there is a map to go on from. A file that is none would be lost.
-fn has_map(path: &Path) -> Result<bool, Failure> {
+/// Whether there is a map to go on from. A file that is none would be lost; one of a part of the disk tells nothing of
+/// the whole.
+fn has_map(path: &Path, allocated: bool) -> Result<bool, Failure> {
     let cannot = |error| refused(format!("the map {} cannot be read: {error}", path.display()));
     let mut first = [0];
     let count = match File::open(path).and_then(|mut file| file.read(&mut first)) {
@@ -142,7 +165,17 @@ fn has_map(path: &Path) -> Result<bool, Failure> {
             path.display()
         )));
     }
-    Ok(count == 1)
+    // It is read here as it will be: of one that was torn the copy beside it counts.
+    let map = ::copy::map::load(path)
+        .map_err(|why| refused(format!("the map {}: {why}", path.display())))?;
+    let part = map.as_ref().is_some_and(|map| map.notes.source.ends_with(mask::ALLOCATED));
+    if part && !allocated {
+        return Err(refused(format!(
+            "the map {} is of a copy with --allocated: add that, or name another map",
+            path.display()
+        )));
+    }
+    Ok(map.is_some())
 }
 
 /// What there is to know of a disk before it is copied; nothing of a pipe.

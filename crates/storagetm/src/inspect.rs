@@ -6,7 +6,7 @@ mod child;
 mod words;
 
 use std::collections::BTreeSet;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -22,6 +22,12 @@ use words::{LONGEST_READ, Order, Said, Seen, Sight};
 
 /// How long the other process may be silent: it has nothing to wait for but us.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// How often it may read each byte of a disk, the least bytes that a question counts for, and what it may read besides: a
+/// tree on the disk that is a loop must not keep it busy for ever.
+const ROUNDS: u64 = 4;
+const LEAST: u64 = 128;
+const BESIDES: u64 = 64 << 20;
 
 /// What of a disk of so many bytes holds something.
 ///
@@ -72,6 +78,7 @@ fn spawn() -> io::Result<(Child, UnixStream)> {
     linux::sandbox::hand_nothing_down();
     let (own, other) = UnixStream::pair()?;
     own.set_read_timeout(Some(PATIENCE))?;
+    own.set_write_timeout(Some(PATIENCE))?;
     let child = Command::new(program())
         .arg0("storagetm")
         .arg("inspect")
@@ -88,11 +95,15 @@ fn spawn() -> io::Result<(Child, UnixStream)> {
 /// Gives it what it wants to read until it says what it has seen.
 fn converse(mut socket: &UnixStream, disk: &dyn ReadAt, order: &Order) -> io::Result<Seen> {
     order.emit(&mut socket)?;
+    let mut left = order.bytes.saturating_mul(ROUNDS).saturating_add(BESIDES);
     loop {
         match Said::parse(&mut socket)? {
             Said::Seen(seen) => return Ok(seen),
             Said::Read { offset, len } => {
                 let len = len.min(LONGEST_READ);
+                // A question costs something, too, whatever it asks for.
+                let cost = (len as u64).max(LEAST);
+                left = left.checked_sub(cost).ok_or(ErrorKind::InvalidData)?;
                 let mut bytes = vec![0; len];
                 let got =
                     if offset < order.bytes { disk.read_at(&mut bytes, offset) } else { Ok(0) };
@@ -108,19 +119,41 @@ mod test {
 
     use super::*;
 
+    struct Bytes(&'static [u8]);
+
+    impl ReadAt for Bytes {
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.0.read_at(buffer, offset)
+        }
+    }
+
     /// The two sides face to face, without a process.
     fn look(disk: &'static [u8], order: &Order) -> Seen {
         let (own, other) = UnixStream::pair().unwrap();
         let child = thread::spawn(move || child::look(&other));
-        struct Bytes(&'static [u8]);
-        impl ReadAt for Bytes {
-            fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-                self.0.read_at(buffer, offset)
-            }
-        }
         let seen = converse(&own, &Bytes(disk), order).unwrap();
         child.join().unwrap().unwrap();
         seen
+    }
+
+    #[test]
+    fn x44_a_process_that_reads_for_ever_is_given_up() {
+        let (own, other) = UnixStream::pair().unwrap();
+        let child = thread::spawn(move || {
+            let mut other = &other;
+            Order::parse(&mut other).unwrap();
+            let mut into = [0; LONGEST_READ];
+            while (Said::Read { offset: 0, len: LONGEST_READ }).emit(&mut other).is_ok() {
+                if words::answered(&mut other, &mut into).is_err() {
+                    break;
+                }
+            }
+        });
+        let order = Order { bytes: 4096, whose: None };
+        let error = converse(&own, &Bytes(&[7; 4096]), &order);
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidData);
+        drop(own);
+        child.join().unwrap();
     }
 
     #[test]

@@ -186,8 +186,9 @@ pub struct Serve {
 
     /// Speak NBD with the one client at the other end of standard input, and end when it has gone
     ///
-    /// As for inetd. Nothing is written to standard output.
-    #[arg(long, conflicts_with_all = ["listen", "open", "pair", "json", "boot_settings"])]
+    /// As for inetd. Nothing is written to standard output. A client that came over the network needs a key as anywhere
+    /// else, unless --open.
+    #[arg(long, conflicts_with_all = ["listen", "pair", "json", "boot_settings"])]
     pub stdin: bool,
 
     /// Let in whoever comes, without a key, and encrypt nothing
@@ -421,6 +422,7 @@ mod test {
             "disk.img --protocol nbd --tls-certificates /tmp/pki",
             "disk.img --protocol nvme,nbd --protocol nbd --listen unix:/run/x --listen nbd:[::1]:0",
             "disk.img --stdin",
+            "disk.img --stdin --open",
             "disk.img --listen 127.0.0.1 --listen nvme:[::1]:0 --nqn nqn.2026-01.com.example:a",
         ] {
             assert!(serve(line).is_ok(), "{line}: {:?}", serve(line));

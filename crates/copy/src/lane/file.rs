@@ -45,8 +45,9 @@ pub struct FilePlace {
 struct Opened {
     file: File,
     device: bool,
-    /// After a flush failed: what was written before may be lost, whatever a later flush says.
-    broken: AtomicBool,
+    /// After a flush failed: what was written before may be lost, whatever a later flush says. One flush at a time: the
+    /// kernel tells an error to one of those that wait for it.
+    broken: Mutex<bool>,
     /// The device went away. What has its name later may be another.
     gone: AtomicBool,
 }
@@ -103,7 +104,7 @@ impl FilePlace {
         if self.destination.is_none() {
             let _ = fadvise(&file, 0, None, Advice::Sequential);
         }
-        Ok(Opened { file, device, broken: AtomicBool::new(false), gone: AtomicBool::new(false) })
+        Ok(Opened { file, device, broken: Mutex::new(false), gone: AtomicBool::new(false) })
     }
 
     fn open_file(&self) -> io::Result<File> {
@@ -138,6 +139,9 @@ impl FilePlace {
             return self.check_length(&file, bytes);
         }
         file.set_len(bytes).map_err(|error| self.explain(&error))?;
+        // Its name shall outlive a loss of power as well as what is in it, where the file system can promise that.
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let _ = File::open(folder.unwrap_or_else(|| Path::new("."))).and_then(|it| it.sync_all());
         self.fresh.store(true, Ordering::Release);
         Ok(())
     }
@@ -225,10 +229,13 @@ impl FileLane {
     }
 
     fn flush(&self) -> io::Result<()> {
+        let mut broken = self.opened.broken.lock().unwrap_or_else(PoisonError::into_inner);
+        if *broken {
+            return Err(Errno::IO.into());
+        }
         let result = rustix::io::retry_on_intr(|| rustix::fs::fdatasync(&self.opened.file));
-        let broken = &self.opened.broken;
-        let before = broken.fetch_or(result.is_err(), Ordering::AcqRel);
-        if before { Err(Errno::IO.into()) } else { Ok(result?) }
+        *broken = result.is_err();
+        Ok(result?)
     }
 
     fn end(&mut self, tag: u32, result: io::Result<()>, buffer: Option<export::Buffer>) {

@@ -64,6 +64,16 @@ pub fn save(map: &Map, path: &Path) -> io::Result<()> {
     File::open(directory.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
+/// Whether a map can be saved there, without saving one.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn probe(path: &Path) -> io::Result<()> {
+    let fresh = beside(path, ".new");
+    File::create(&fresh)?;
+    std::fs::remove_file(fresh)
+}
+
 fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(ending);

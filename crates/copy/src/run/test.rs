@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::map::{self, Map, State};
 use sim::Sim;
 
 const MIB: usize = 1 << 20;
@@ -448,6 +447,45 @@ fn an_interrupted_copy_goes_on_from_its_map_and_knows_its_hashes() {
     assert_eq!(again.earlier + again.copied, 8 << 20);
     let read: u64 = source.core().reads.iter().map(|range| range.end - range.start).sum();
     assert!(read <= again.copied + (1 << 20), "only samples are read again: {read}");
+}
+
+#[test]
+fn r44_what_was_found_to_be_wrong_is_copied_again_from_the_map() {
+    let map = path("wrong.map");
+    let data = noise(4 * MIB, 61);
+    let source = Sim::new("source", data.clone());
+    let destination = Sim::new("destination", vec![0; 4 * MIB]);
+    destination.core().flip = Some(1_234_567);
+    let settings = Settings { map: Some(map.clone()), ..settings() };
+    let report = run_job(&source, &destination, &settings);
+    assert!(matches!(report.outcome, Outcome::VerifyFailed(_)), "{report:?}");
+    let saved = map::load(&map).unwrap().unwrap();
+    assert_eq!(saved.state(1_234_567), Some(State::Untried));
+    destination.core().flip = None;
+    let again = run_job(&source, &destination, &Settings { verify: false, ..settings.clone() });
+    assert!(matches!(again.outcome, Outcome::Success), "{again:?}");
+    assert!(again.copied > 0 && destination.data() == data);
+    assert!(matches!(run_job(&source, &destination, &settings).outcome, Outcome::Success));
+}
+
+/// A file that was made anew holds nothing of what a map says of the one before it.
+#[test]
+fn r42_a_destination_that_was_just_made_is_copied_from_the_start() {
+    let map = path("fresh.map");
+    // What is sampled is zeros, and so looks alike.
+    let mut data = vec![0; 4 * MIB];
+    data[70_000] = 1;
+    let source = Sim::new("source", data.clone());
+    let settings = Settings { map: Some(map), verify: false, ..settings() };
+    let run = || {
+        let fresh = Sim::new("destination", vec![0; 4 * MIB]);
+        fresh.core().disk.fresh = true;
+        let report = run_job(&source, &fresh, &settings);
+        assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
+        assert!(fresh.data() == data);
+    };
+    run();
+    run();
 }
 
 #[test]

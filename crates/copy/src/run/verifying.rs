@@ -36,10 +36,15 @@ pub(crate) fn verify(
     let hash =
         (settings.hash && course.report.bad.is_empty()).then(|| hash(&forest)).transpose()?;
     let mut items: Vec<Item> = forest.pieces().map(Item::Piece).collect();
-    items.extend(unknown(map, &forest).into_iter().map(Item::Both));
+    let mut unknown = unknown(map, &forest);
+    if source.is_some() {
+        items.extend(unknown.drain(..).map(Item::Both));
+    }
     let later = items.iter().map(Item::len).sum();
     let seen = read_back(destination, &forest, settings, course, map.bytes(), later)?;
-    let differing = forest.differing(&seen);
+    let mut differing = forest.differing(&seen);
+    // What can be compared with nothing is not known to be the same.
+    differing.append(&mut unknown);
     let narrow = differing.len() <= NARROWED && course.report.bad.is_empty() && source.is_some();
     if narrow {
         items.extend(differing.iter().cloned().map(Item::Both));

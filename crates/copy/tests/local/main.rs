@@ -112,6 +112,18 @@ fn a_file_that_is_overwritten_holds_nothing_of_what_was_there() {
 }
 
 #[test]
+fn r43_a_file_is_left_as_it_is_if_the_map_cannot_be_written() {
+    let dir = Dir::new("unmapped");
+    image(&dir.path("from"));
+    fs::write(dir.path("to"), "precious").unwrap();
+    let to = destination(&dir.path("to"), Existing::Replace);
+    let settings = Settings { map: Some(dir.path("absent/map")), ..Settings::default() };
+    let report = run(source(&dir.path("from")), to, &settings);
+    assert!(matches!(report.outcome, Outcome::Refused(Refusal::Map { .. })), "{report:?}");
+    assert_eq!(fs::read(dir.path("to")).unwrap(), b"precious");
+}
+
+#[test]
 fn x43_an_image_of_a_virtual_machine_is_copied_as_it_is() {
     let dir = Dir::new("x43");
     let mut data = noise(MIB, 4);
@@ -166,6 +178,26 @@ fn a_pipe_is_copied_to_a_file_and_a_file_to_a_pipe() {
         assert!(fs::read(dir.path("out")).unwrap() == data, "{len}");
         assert_eq!(report.hash, Some(*blake3::hash(&data).as_bytes()), "{len}");
     }
+}
+
+/// Pieces of 1 MiB are paid after they were moved: the 9th waits for 8.
+#[test]
+fn a_rate_is_held_by_pipes_as_well() {
+    let dir = Dir::new("pipe-rate");
+    let data = image(&dir.path("from"));
+    let settings = Settings { rate: Some(16 << 20), ..Settings::default() };
+    let file = |name: &str| fs::File::create(dir.path(name)).unwrap();
+    let into_pipe = run(source(&dir.path("from")), End::Pipe(file("out").into()), &settings);
+    assert_success(&into_pipe);
+    assert!(into_pipe.elapsed >= Duration::from_millis(500), "{:?}", into_pipe.elapsed);
+    assert!(fs::read(dir.path("out")).unwrap() == data);
+    let pipe = End::Pipe(fs::File::open(dir.path("from")).unwrap().into());
+    let to = destination(&dir.path("to"), Existing::Nothing);
+    let settings = Settings { verify: false, ..settings };
+    let out_of_pipe = run(pipe, to, &settings);
+    assert_success(&out_of_pipe);
+    assert!(out_of_pipe.elapsed >= Duration::from_millis(500), "{:?}", out_of_pipe.elapsed);
+    assert!(fs::read(dir.path("to")).unwrap() == data);
 }
 
 #[test]

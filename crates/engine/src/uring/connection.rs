@@ -2,15 +2,18 @@
 //! other connection.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use export::{Export, Fault, News, Outcome, Segment, Session, Step, Ticket};
+use export::{Export, Fault, News, Segment, Session, Step};
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 
+use super::broken::Broken;
 use super::files::File;
+use super::gather::Gather;
 use super::receiving::Receiving;
 use super::ring::Ring;
 use super::runners::Runners;
@@ -77,6 +80,15 @@ pub(crate) struct Connection {
     pace: Pace,
     /// The disk that it used last, and its place in the ring's table. That keeps it open, but not after it is gone.
     disk: Option<(Weak<Export>, Rc<File>)>,
+    /// How many requests to wait for.
+    gather: Gather,
+    /// Bytes that the socket waits for.
+    wanted: usize,
+    /// When it has waited long enough for so many, if it waits.
+    pub(crate) until: Option<Instant>,
+    /// Bytes that came, and segments that are to be sent, since such were counted last.
+    came: usize,
+    answers: u32,
     phase: Phase,
     /// Whether the peer's end of stream was seen.
     ended: bool,
@@ -94,6 +106,7 @@ impl Connection {
         link: Arc<Link>,
         file: Rc<File>,
         session: Box<dyn Session>,
+        now: Instant,
     ) -> Self {
         Self {
             key,
@@ -107,6 +120,11 @@ impl Connection {
             jobs: 0,
             pace: Pace::default(),
             disk: None,
+            gather: Gather::new(now),
+            wanted: 1,
+            until: None,
+            came: 0,
+            answers: 0,
             phase: Phase::Open,
             ended: false,
             established: false,
@@ -123,6 +141,8 @@ impl Connection {
         result: Result<usize, Errno>,
     ) {
         let came = result.unwrap_or(0);
+        self.until = None;
+        self.came = self.came.saturating_add(came);
         let mut landing = receiving.landing.take();
         let landed = landing.as_mut().map_or(0, |landing| came.min(room(landing).len()));
         receiving.stage.fill(came - landed);
@@ -236,6 +256,7 @@ impl Connection {
             return false;
         }
         self.close_when_done(turn);
+        self.count(turn.now);
         self.receive(turn);
         self.is_over()
     }
@@ -290,6 +311,7 @@ impl Connection {
                     self.unsent += segment.len();
                     self.unflushed += segment.len();
                     self.queue.push(segment);
+                    self.answers += 1;
                     if self.unflushed >= EARLY {
                         self.send(turn);
                     }
@@ -437,38 +459,41 @@ impl Connection {
             receiving.landing = self.session.landing();
         }
         if !receiving.stage.spare().is_empty() {
+            self.expect(turn);
             self.receiving.take().into_iter().for_each(|receiving| turn.ring.receive(receiving));
         }
     }
-}
 
-/// In the place of a session that broke: nothing is to be expected of that.
-struct Broken;
-
-impl Session for Broken {
-    fn receive(&mut self, _: Instant, bytes: &[u8]) -> usize {
-        bytes.len()
+    /// Counts what was answered.
+    fn count(&mut self, now: Instant) {
+        if self.answers > 0 {
+            let came = std::mem::take(&mut self.came);
+            self.gather.answered(now, std::mem::take(&mut self.answers), came);
+        }
     }
 
-    fn complete(&mut self, _: Instant, _: Ticket, _: Outcome) {}
-
-    fn tell(&mut self, _: Instant, _: &News) {}
-
-    fn tick(&mut self, _: Instant) {}
-
-    fn poll(&mut self) -> Option<Step> {
-        None
+    /// Has the next receive wait for as many requests as it should.
+    fn expect(&mut self, turn: &Turn) {
+        let wanted = self.gather.wanted().filter(|_| self.is_open() && turn.ring.can_gather());
+        self.want(wanted.map_or(1, |(bytes, _)| bytes));
+        self.until = wanted.map(|(_, patience)| turn.now + patience);
+        if let Some(receiving) = &mut self.receiving {
+            receiving.gathers = wanted.is_some();
+        }
     }
 
-    fn deadline(&self) -> Option<Instant> {
-        None
+    fn want(&mut self, bytes: usize) {
+        if self.wanted != bytes {
+            self.wanted = bytes;
+            Ring::wait_for(self.link.as_fd(), bytes);
+        }
     }
 
-    fn hungry(&self) -> bool {
-        false
-    }
-
-    fn is_established(&self) -> bool {
-        true
+    /// Takes what has come, if it has waited long enough for more.
+    pub(crate) fn hurry(&mut self, now: Instant) {
+        if self.until.take_if(|until| *until <= now).is_some() {
+            self.gather.timed_out(now);
+            self.want(1);
+        }
     }
 }

@@ -23,6 +23,9 @@ const LARGE: usize = 16 << 10;
 /// is close, and what is received behind that would have to be copied.
 const SLIT: usize = 4 << 10;
 
+/// `IORING_RECVSEND_POLL_FIRST`, since Linux 5.19: without it the first try takes whatever has come.
+const POLL_FIRST: u16 = 1;
+
 const NOTHING: iovec = iovec { iov_base: ptr::null_mut(), iov_len: 0 };
 
 /// What a connection receives into. With the connection while nothing is under way, with the ring while it is.
@@ -36,6 +39,8 @@ pub(crate) struct Receiving {
     /// The socket is open as long as this is.
     _link: Arc<Link>,
     file: Rc<File>,
+    /// Whether to take nothing before as much has come as the socket was told to wait for.
+    pub(crate) gathers: bool,
     /// Whether the receive before this had a large landing.
     landed: bool,
     header: msghdr,
@@ -53,6 +58,7 @@ impl Receiving {
             landing: None,
             _link: link,
             file,
+            gathers: false,
             landed: false,
             header,
             vectors,
@@ -67,12 +73,14 @@ impl Receiving {
         let spare = self.stage.spare();
         let len = spare.len().min(if lands || follows { SLIT } else { STAGE });
         let spare = spare.get_mut(..len).unwrap_or_default();
+        let when = if self.gathers { POLL_FIRST } else { 0 };
         let Some(landing) = &mut self.landing else {
-            return opcode::Recv::new(fd, spare.as_mut_ptr(), length(spare)).build();
+            let receive = opcode::Recv::new(fd, spare.as_mut_ptr(), length(spare));
+            return receive.ioprio(when).build();
         };
         self.vectors = [vector(room(landing)), vector(spare)];
         self.header = header(&mut self.vectors);
-        opcode::RecvMsg::new(fd, &raw mut self.header).build()
+        opcode::RecvMsg::new(fd, &raw mut self.header).ioprio(when).build()
     }
 }
 

@@ -200,6 +200,23 @@ impl Ring {
         Ok(sent)
     }
 
+    /// Whether a receive can be made to wait for more than the first bytes: kernels that are older than that lack this flag,
+    /// too.
+    pub(crate) fn can_gather(&self) -> bool {
+        self.ring.params().is_setup_single_issuer()
+    }
+
+    /// Has the receives of a socket wait for so many bytes, if they [can](Ring::can_gather). Those that wait already look
+    /// again.
+    pub(crate) fn wait_for(socket: BorrowedFd<'_>, bytes: usize) {
+        let bytes = libc::c_int::try_from(bytes).unwrap_or(1);
+        let (value, len) = ((&raw const bytes).cast(), size_of_val(&bytes));
+        let (fd, len) = (socket.as_raw_fd(), u32::try_from(len).unwrap_or(0));
+        // SAFETY: the value is an integer of that length, which is read before the call returns. Fails only for a socket
+        // that knows no such thing, and then nothing is waited for.
+        unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT, value, len) };
+    }
+
     /// Waits for the mailbox's bell.
     pub(crate) fn listen(&mut self) {
         let (mailbox, file) = (self.mailbox.clone(), self.bell.clone());

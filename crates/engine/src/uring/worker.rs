@@ -121,6 +121,8 @@ struct Worker {
     spin: Spin,
     /// No session's deadline is before this.
     next_tick: Option<Instant>,
+    /// No connection has waited long enough for more requests before this.
+    next_hurry: Option<Instant>,
     /// Whether deadlines were put off once, because the thread itself came late.
     catching_up: bool,
     /// Whether the sessions of this thread are to be told next turn that something changed.
@@ -151,6 +153,7 @@ impl Worker {
             load,
             spin: Spin::new(config.spin),
             next_tick: None,
+            next_hurry: None,
             catching_up: false,
             changed: false,
             stopping: false,
@@ -169,6 +172,7 @@ impl Worker {
             self.reap();
             self.read_mail();
             self.tick();
+            self.hurry();
             self.settle();
             self.pass_on();
         }
@@ -188,7 +192,9 @@ impl Worker {
     /// Submits, and waits until there is something to do: watching for a moment if it will probably come soon, asleep
     /// if not.
     fn wait(&mut self) -> io::Result<()> {
-        if self.turn.ring.has_news() || self.turn.ring.is_called() {
+        let stays = self.has_work() || self.budget().is_some();
+        // Who goes to sleep tells the kernel what is to be done in the same call.
+        if stays && (self.turn.ring.has_news() || self.turn.ring.is_called()) {
             self.turn.ring.enter(None)?;
         }
         if self.has_work() {
@@ -200,7 +206,9 @@ impl Worker {
             self.turn.ring.enter(Some(timeout))?;
         }
         let wait = began.elapsed();
-        self.spin.waited(wait);
+        if self.next_hurry.is_none() {
+            self.spin.waited(wait);
+        }
         if wait >= IDLE {
             self.pool.trim();
         }
@@ -212,27 +220,35 @@ impl Worker {
         waiting || self.turn.ring.is_ready() || self.mailbox.is_full()
     }
 
+    /// How long to watch now, if at all. While requests are to gather, looking out for the first is of no use.
+    fn budget(&self) -> Option<Duration> {
+        let is_idle = self.connections.is_empty() || self.next_hurry.is_some();
+        self.spin.budget().filter(|_| !is_idle)
+    }
+
     /// Watches memory for something to do. Tells whether there is.
     fn watch(&mut self, began: Instant) -> io::Result<bool> {
-        let budget = self.spin.budget().filter(|_| !self.connections.is_empty());
-        let Some(budget) = budget else { return Ok(false) };
+        let Some(budget) = self.budget() else { return Ok(false) };
         while began.elapsed() < budget {
             for _ in 0..16 {
                 if self.turn.ring.is_called() {
                     self.turn.ring.enter(None)?;
                 }
                 if self.has_work() {
+                    self.spin.watched(true);
                     return Ok(true);
                 }
                 std::hint::spin_loop();
             }
         }
+        self.spin.watched(false);
         Ok(false)
     }
 
     fn timeout(&self, now: Instant) -> Duration {
         let longest = if self.pool.cached() > 0 { IDLE } else { SLEEP };
-        self.next_tick.map_or(longest, |at| at.saturating_duration_since(now).min(longest))
+        let next = earlier(self.next_tick, self.next_hurry);
+        next.map_or(longest, |at| at.saturating_duration_since(now).min(longest))
     }
 
     fn reap(&mut self) {
@@ -314,7 +330,9 @@ impl Worker {
             return;
         };
         let session = open(link.peer(), self.pool.open(), self.turn.now);
-        let key = self.connections.insert_with(|key| Connection::open(key, link, file, session));
+        let now = self.turn.now;
+        let key =
+            self.connections.insert_with(|key| Connection::open(key, link, file, session, now));
         let stopping = self.stopping;
         self.with(key, |connection, turn| {
             if stopping {
@@ -336,9 +354,23 @@ impl Worker {
         self.with_all(|connection, turn| connection.tick(turn));
     }
 
+    /// Has the connections go on that have waited long enough for more requests.
+    fn hurry(&mut self) {
+        let now = self.turn.now;
+        if self.next_hurry.take_if(|at| *at <= now).is_some() {
+            for (_, connection) in self.connections.iter_mut() {
+                connection.hurry(now);
+                self.next_hurry = earlier(self.next_hurry, connection.until);
+            }
+        }
+    }
+
     fn settle(&mut self) {
         let mut dirty = std::mem::take(&mut self.dirty);
         let mut unfinished = Vec::new();
+        if dirty.len() == self.connections.len() {
+            self.next_hurry = None;
+        }
         for key in dirty.drain(..) {
             let Some(connection) = self.connections.get_mut(key) else { continue };
             let over = attempt(connection, &mut self.turn, Connection::settle);
@@ -350,9 +382,10 @@ impl Worker {
                 self.load.fetch_sub(1, Ordering::Relaxed);
                 // Its association may have ended with it.
                 self.turn.roused = true;
-            } else if let Some(deadline) = connection.deadline() {
-                let deadline = deadline.max(self.turn.now + TICK);
-                self.next_tick = Some(self.next_tick.map_or(deadline, |at| at.min(deadline)));
+            } else {
+                let tick = connection.deadline().map(|at| at.max(self.turn.now + TICK));
+                self.next_tick = earlier(self.next_tick, tick);
+                self.next_hurry = earlier(self.next_hurry, connection.until);
             }
         }
         dirty.append(&mut unfinished);
@@ -379,6 +412,10 @@ impl Drop for Worker {
             self.shared.post.tell(News::Changed, None);
         }
     }
+}
+
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
 }
 
 /// Does something with a connection, which is given up if its session panics in it.

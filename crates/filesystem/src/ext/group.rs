@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use linux::medium::ReadAt;
 
-use super::Layout;
+use super::{CHECKSUMS, Layout};
 use crate::Ranges;
 use crate::window::{le16, le32, read, runs};
 
@@ -42,7 +42,9 @@ impl<'a> Groups<'a> {
         for block in first..first.saturating_add(layout.descriptor_blocks()) {
             let Some(bytes) = layout.read(disk, block)? else { return Ok(None) };
             let size = usize::try_from(layout.descriptor).unwrap_or(32);
-            groups.extend(bytes.chunks_exact(size).map_while(Group::parse));
+            let flags = layout.read_only & CHECKSUMS != 0;
+            let counted = |group: Group| if flags { group } else { Group { flags: 0, ..group } };
+            groups.extend(bytes.chunks_exact(size).map_while(Group::parse).map(counted));
         }
         groups.truncate(usize::try_from(layout.groups).unwrap_or(0));
         let complete = groups.len() as u64 == layout.groups;
@@ -88,15 +90,29 @@ impl<'a> Groups<'a> {
 
     /// The blocks that are used; nothing if a bitmap does not agree with its descriptor.
     pub(super) fn used<R: ReadAt + ?Sized>(&self, disk: &R) -> io::Result<Option<Ranges>> {
-        let mut used = self.structure();
+        let fixed = self.structure();
+        let mut used = fixed.clone();
         for (at, group) in (0..).zip(&self.groups) {
             if group.flags & BLOCKS_UNUSED != 0 {
+                if !self.is_unused(at, group, &fixed) {
+                    return Ok(None);
+                }
                 continue;
             }
             let Some(blocks) = self.used_of(disk, at, group)? else { return Ok(None) };
             blocks.into_iter().for_each(|blocks| used.insert(blocks));
         }
         Ok(Some(used))
+    }
+
+    /// Whether a group that says of itself that it holds nothing but what is fixed has as much free as that leaves.
+    fn is_unused(&self, at: u64, group: &Group, fixed: &Ranges) -> bool {
+        let (place, cluster) = (self.layout.group(at), self.layout.cluster);
+        let clusters = (place.end - place.start).div_ceil(cluster);
+        let of = |block: u64| (block - place.start) / cluster;
+        let kept = fixed.within(place.clone());
+        let kept: Ranges = kept.iter().map(|run| of(run.start)..of(run.end - 1) + 1).collect();
+        clusters.saturating_sub(group.free_blocks) <= kept.bytes()
     }
 
     fn used_of<R: ReadAt + ?Sized>(

@@ -8,7 +8,9 @@ use zerocopy::byteorder::big_endian::U64;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::opened::{LARGEST, shown};
-use super::{Client, End, Headers, Listing, Phase, Purpose, Reason, Refusal, Start, Step, Violation};
+use super::{
+    Client, End, Headers, Listing, Phase, Purpose, Reason, Refusal, Start, Step, Violation,
+};
 use crate::wire::handshake::{self, ClientFlags, ExportReply, Hello};
 use crate::wire::meta::{BASE_ALLOCATION, Context, MetaRequest};
 use crate::wire::option::{

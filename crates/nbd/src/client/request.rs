@@ -135,9 +135,7 @@ impl Request {
             Self::Write { .. } => fua,
             Self::Flush => flags::SEND_FLUSH,
             Self::Trim { .. } => fua | flags::SEND_TRIM,
-            Self::Zero { fast: true, .. } => {
-                fua | flags::SEND_WRITE_ZEROES | flags::SEND_FAST_ZERO
-            }
+            Self::Zero { fast: true, .. } => fua | flags::SEND_WRITE_ZEROES | flags::SEND_FAST_ZERO,
             Self::Zero { .. } => fua | flags::SEND_WRITE_ZEROES,
             Self::Cache { .. } => flags::SEND_CACHE,
         }

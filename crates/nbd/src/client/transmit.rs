@@ -9,7 +9,9 @@ use super::slots::{Command, Telling, What};
 use super::{Client, Done, Error, Headers, Phase, Step, Violation};
 use crate::wire::STRING;
 use crate::wire::meta::{Descriptor, ExtendedDescriptor, STATE_HOLE, STATE_ZERO};
-use crate::wire::reply::{self, BlockStatusExt, ExtendedChunk, OffsetData, OffsetHole, SimpleReply};
+use crate::wire::reply::{
+    self, BlockStatusExt, ExtendedChunk, OffsetData, OffsetHole, SimpleReply,
+};
 
 /// A payload with less than this still to come is not worth receiving by itself, in bytes.
 const LANDING: u64 = 8192;

@@ -30,7 +30,8 @@ pub(crate) fn random(seed: u64) -> Random {
 pub(crate) fn peer(identity: &str, binding: [u8; 32]) -> Peer {
     let address: SocketAddr = "192.0.2.7:1000".parse().unwrap();
     let (identity, cipher) = (identity.to_owned(), "TLS_AES_128_GCM_SHA256".to_owned());
-    let channel = Some(Arc::new(Channel { key: None, certified: false, identity, cipher, binding }));
+    let channel =
+        Some(Arc::new(Channel { key: None, certified: false, identity, cipher, binding }));
     Peer { remote: address, local: address, door: Door::Keyed, channel }
 }
 

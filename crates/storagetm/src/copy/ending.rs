@@ -86,13 +86,15 @@ fn bad_sectors(report: &Report, told: Told<'_>) -> String {
 
 fn unlike(ranges: &[Range<u64>], told: Told<'_>) -> String {
     let first = ranges.first().map(|range| format!(", first at byte {}", range.start));
+    let again = told.again.map(|line| format!("; to copy these again: {line}"));
     format!(
-        "{} does not hold what was read from {}: {} differ in {}{}; the copy is not to be used",
+        "{} does not hold what was read from {}: {} differ in {}{}; the copy is not to be used{}",
         told.destination,
         told.source,
         decimal(length(ranges)),
         counted(ranges.len(), "place"),
         first.unwrap_or_default(),
+        again.unwrap_or_default(),
     )
 }
 

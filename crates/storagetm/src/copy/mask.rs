@@ -9,6 +9,9 @@ use ::copy::{Disk, Ended, Lane, Lost, Place, PlaceError, Waits, Work};
 use export::Extent;
 use filesystem::Ranges;
 
+/// What ends the identity of a disk of which only a part counts.
+pub(super) const ALLOCATED: &str = "allocated";
+
 /// A place, and the bytes that count of its disk.
 pub(super) struct Mask {
     inner: Box<dyn Place>,
@@ -27,8 +30,9 @@ impl Place for Mask {
         let (disk, lane) = self.inner.open()?;
         let tells = disk.extents;
         // A map of the whole disk is not one of this.
-        let identity = format!("{} allocated", disk.identity);
-        let masked = Masked { lane, used: self.used.clone(), tells, done: VecDeque::new() };
+        let identity = format!("{} {ALLOCATED}", disk.identity);
+        let (used, done, reads) = (self.used.clone(), VecDeque::new(), Vec::new());
+        let masked = Masked { lane, used, tells, done, reads };
         Ok((Disk { extents: true, identity, ..disk }, Box::new(masked)))
     }
 
@@ -43,6 +47,34 @@ struct Masked {
     /// Whether the lane itself tells what is hole.
     tells: bool,
     done: VecDeque<Ended>,
+    /// The reads under way: their tags, and where they begin.
+    reads: Vec<(u32, u64)>,
+}
+
+impl Masked {
+    /// What does not count is zeros, also where it was read with what does, or is read again.
+    fn blanked(&mut self, mut ended: Ended) -> Ended {
+        let at = self.reads.iter().position(|(tag, _)| *tag == ended.tag);
+        if let (Some(at), Some(buffer)) = (at, &mut ended.buffer) {
+            let (_, offset) = self.reads.swap_remove(at);
+            blank(&self.used, offset, buffer.bytes_mut());
+        }
+        ended
+    }
+}
+
+/// Makes zeros of all that does not count of what was read from `offset` on.
+fn blank(used: &Ranges, mut offset: u64, mut bytes: &mut [u8]) {
+    while !bytes.is_empty() {
+        let (len, counts) = run(used, offset, bytes.len() as u64);
+        let len = usize::try_from(len).unwrap_or(usize::MAX).clamp(1, bytes.len());
+        let (head, tail) = bytes.split_at_mut(len);
+        if !counts {
+            head.fill(0);
+        }
+        offset = offset.saturating_add(len as u64);
+        bytes = tail;
+    }
 }
 
 /// From `offset` on, the bytes up to the next change, at most `len`, and whether they count.
@@ -57,6 +89,9 @@ fn run(used: &Ranges, offset: u64, len: u64) -> (u64, bool) {
 
 impl Lane for Masked {
     fn submit(&mut self, tag: u32, work: Work) {
+        if let Work::Read { offset, .. } = work {
+            self.reads.push((tag, offset));
+        }
         let Work::Extents { offset, len } = work else { return self.lane.submit(tag, work) };
         match run(&self.used, offset, len) {
             (len, true) if self.tells => self.lane.submit(tag, Work::Extents { offset, len }),
@@ -77,7 +112,8 @@ impl Lane for Masked {
     }
 
     fn ended(&mut self) -> Option<Ended> {
-        self.done.pop_front().or_else(|| self.lane.ended())
+        let ended = self.done.pop_front().or_else(|| self.lane.ended())?;
+        Some(self.blanked(ended))
     }
 
     fn waits(&self) -> Waits<'_> {
@@ -106,5 +142,14 @@ mod test {
         assert_eq!(run(&used, 12, 3), (3, false));
         assert_eq!(run(&used, 25, 100), (5, true));
         assert_eq!(run(&used, 30, 70), (70, false));
+    }
+
+    #[test]
+    fn what_does_not_count_reads_as_zeros() {
+        let used: Ranges = [0..10, 20..30].into_iter().collect();
+        let mut bytes = [1; 40];
+        blank(&used, 5, &mut bytes);
+        let counts = |at: usize| matches!(at + 5, 0..10 | 20..30);
+        assert!((0..40).all(|at| bytes[at] == u8::from(counts(at))), "{bytes:?}");
     }
 }

@@ -12,6 +12,8 @@ pub(super) const LONGEST_READ: usize = 1 << 20;
 /// Ranges, parts and owners in an answer at most, and bytes of a path.
 const MOST: u32 = 1 << 23;
 const LONGEST_PATH: usize = 64 << 10;
+/// Bytes of all that is said at once at most: as much as the most ranges need.
+const LONGEST: u64 = 256 << 20;
 /// What lies between two ranges and is smaller than this is not worth a range.
 const GAP: u64 = 64 << 10;
 
@@ -90,6 +92,7 @@ impl Said {
     }
 
     pub(super) fn parse(from: &mut impl Read) -> io::Result<Self> {
+        let from = &mut from.take(LONGEST);
         Ok(match byte(from)? {
             0 => {
                 let (offset, len) = (long(from)?, long(from)?);
@@ -180,8 +183,7 @@ fn owners(from: &mut impl Read) -> io::Result<BTreeSet<Found>> {
     let found = |from: &mut _| {
         let partition = count_or_number(from)?;
         let owner = match byte(from)? {
-            // Nothing of it speaks to a terminal, whatever that process has become.
-            0 => Owner::File(text(from)?.chars().filter(|c| !c.is_control()).collect()),
+            0 => Owner::File(text(from)?),
             1 => Owner::Structure,
             2 => Owner::Free,
             3 => Owner::Unknown,
@@ -226,11 +228,12 @@ fn put_text(bytes: &mut Vec<u8>, text: &str) {
     bytes.extend(text.as_bytes());
 }
 
+/// Nothing of it speaks to a terminal, whatever that process has become.
 fn text(from: &mut impl Read) -> io::Result<String> {
     let len = usize::try_from(count_or_number(from)?).ok().filter(|len| *len <= LONGEST_PATH);
     let mut bytes = vec![0; len.ok_or_else(nonsense)?];
     from.read_exact(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    Ok(String::from_utf8_lossy(&bytes).chars().filter(|c| !c.is_control()).collect())
 }
 
 fn put_count(bytes: &mut Vec<u8>, count: usize) {
@@ -307,6 +310,38 @@ mod test {
         let said = Said::Seen(Seen::Sight(Sight::Owners(found.into())));
         let Said::Seen(Seen::Sight(Sight::Owners(found))) = back(&said) else { panic!("owners") };
         assert_eq!(found.first().unwrap().owner, Owner::File("/a[2J".to_owned()));
+    }
+
+    #[test]
+    fn a_process_that_has_gone_mad_does_not_speak_to_a_terminal_and_does_not_fill_the_memory() {
+        let said = Said::Seen(Seen::Trouble("\u{1b}[2Jno".to_owned()));
+        let Said::Seen(Seen::Trouble(sentence)) = back(&said) else { panic!("trouble") };
+        assert_eq!(sentence, "[2Jno");
+        // Eight million owners, each with a path as long as may be.
+        let mut endless = Endless { said: 0 };
+        assert!(Said::parse(&mut endless).is_err());
+        assert!(endless.said <= LONGEST);
+    }
+
+    struct Endless {
+        said: u64,
+    }
+
+    impl Read for Endless {
+        fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+            let one = [0, 0, 0, 0, 0, 0, 0, 1, 0];
+            let head = [3, 0, 0, 0x80, 0];
+            for byte in &mut *into {
+                let at = usize::try_from(self.said).unwrap();
+                let found = (9 + 0x1_0000) as usize;
+                *byte = match at {
+                    0..5 => head[at],
+                    at => one.get((at - 5) % found).copied().unwrap_or(b'x'),
+                };
+                self.said += 1;
+            }
+            Ok(into.len())
+        }
     }
 
     #[test]

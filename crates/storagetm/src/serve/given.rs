@@ -1,6 +1,7 @@
 //! What `storagetm serve` was started with: sockets that listen, or one peer. It knows no disk and no protocol.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
@@ -18,8 +19,8 @@ use crate::options::Serve;
 pub(super) enum Given {
     /// Sockets that listen.
     Listening(Vec<(Listener, OwnedFd)>),
-    /// A peer, at the other end of standard input.
-    Peer(OwnedFd),
+    /// A peer, at the other end of standard input, and what it must show.
+    Peer(OwnedFd, Door),
 }
 
 impl Given {
@@ -29,7 +30,9 @@ impl Given {
     /// It is nothing that hosts can come by.
     pub(super) fn take(options: &Serve) -> Result<Option<Self>, Failure> {
         if options.stdin {
-            return standard_input().map(|socket| Some(Self::Peer(socket)));
+            let socket = standard_input()?;
+            let door = if options.open { Door::Open } else { door(socket.as_fd())? };
+            return Ok(Some(Self::Peer(socket, door)));
         }
         let protocols = Protocols::of(&options.protocol);
         let sockets = linux::activation::take().into_iter().map(|handed| {
@@ -40,13 +43,14 @@ impl Given {
         Ok((!sockets.is_empty()).then_some(Self::Listening(sockets)))
     }
 
-    /// The sockets that listen.
-    pub(super) fn listeners(&self) -> impl Iterator<Item = &Listener> {
-        let sockets = match self {
-            Self::Listening(sockets) => sockets.as_slice(),
-            Self::Peer(_) => &[],
-        };
-        sockets.iter().map(|(listener, _)| listener)
+    /// Whether who comes by it must show a key.
+    pub(super) fn is_keyed(&self) -> bool {
+        match self {
+            Self::Listening(sockets) => {
+                sockets.iter().any(|(listener, _)| listener.door == Door::Keyed)
+            }
+            Self::Peer(_, door) => *door == Door::Keyed,
+        }
     }
 }
 
@@ -57,9 +61,9 @@ impl Server {
     /// There is no descriptor left.
     pub(super) fn receive(&mut self, given: Given) -> Result<(), Failure> {
         match given {
-            Given::Peer(socket) => {
+            Given::Peer(socket, door) => {
                 let kept = socket.try_clone().map_err(|error| unusable("standard input", error))?;
-                self.worker.adopt(socket, Door::Open, Serves::Nbd);
+                self.worker.adopt(socket, door, Serves::Nbd);
                 self.only_peer = Some(kept);
             }
             Given::Listening(sockets) => {
@@ -99,6 +103,14 @@ fn standard_input() -> Result<OwnedFd, Failure> {
     input.as_fd().try_clone_to_owned().map_err(|error| unusable("standard input", error))
 }
 
+/// What the peer at the other end must show: by where this end is, as at a socket that listens. What inetd has accepted may
+/// have come from anywhere.
+fn door(socket: BorrowedFd<'_>) -> Result<Door, Failure> {
+    let address = getsockname(socket).map_err(|errno| unusable("standard input", errno))?;
+    let Ok(address) = SocketAddr::try_from(address) else { return Ok(Door::Open) };
+    Ok(Listener::handed(Place::Net(address), "nbd", Protocols::of(&[])).door)
+}
+
 fn is_stream(socket: BorrowedFd<'_>) -> bool {
     sockopt::socket_type(socket) == Ok(SocketType::STREAM)
 }
@@ -122,4 +134,23 @@ fn place(socket: BorrowedFd<'_>) -> Result<Place, Failure> {
 
 fn unusable(what: &str, why: impl std::fmt::Display) -> Failure {
     Failure::new(format!("{what} cannot be used: {why}"))
+}
+
+#[cfg(test)]
+mod test {
+    use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_at_standard_input_needs_a_key_unless_it_is_on_this_machine() {
+        let (unix, _other) = UnixStream::pair().unwrap();
+        assert_eq!(door(unix.as_fd()).unwrap(), Door::Open);
+        let near = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        assert_eq!(door(near.as_fd()).unwrap(), Door::Open);
+        // Nothing is sent or heard there: it has the form of an address that others reach.
+        let far = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        assert_eq!(door(far.as_fd()).unwrap(), Door::Keyed);
+    }
 }

@@ -154,8 +154,7 @@ impl Network {
             Some(_) if listen.is_empty() => Plan::Fixed(Vec::new()),
             _ => plan(&listen, protocols, open, options.boot_settings, &addresses)?,
         };
-        let mut handed = given.into_iter().flat_map(Given::listeners);
-        let keyed = handed.any(|listener| listener.door == Door::Keyed);
+        let keyed = given.is_some_and(Given::is_keyed);
         Ok(Self { addresses, changes, plan, open, keyed })
     }
 

@@ -98,6 +98,21 @@ fn r42_a_map_of_another_disk_is_refused_and_nothing_is_written() {
     fs::remove_file(&to).unwrap();
     let said = ends_with(5, &["--map", &map, &image, &to]);
     assert!(said.contains("is not there"), "{said}");
+    // An empty map beside which the one before it lies is that one.
+    fs::write(&map, "").unwrap();
+    let said = ends_with(5, &["--map", &map, &image, &to]);
+    assert!(said.contains("is not there"), "{said}");
+}
+
+#[test]
+fn the_map_and_what_is_kept_beside_it_are_no_ends() {
+    let folder = Folder::new();
+    let (image, map) = (folder.image("disk.img", MIB), folder.path("map"));
+    fs::create_dir(folder.path("in")).unwrap();
+    let detour = folder.path("in/../map");
+    for to in [&detour, &format!("{map}.bak"), &format!("{map}.new")] {
+        ends_with(2, &["--map", &map, &image, to]);
+    }
 }
 
 #[test]

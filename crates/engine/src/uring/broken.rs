@@ -1,0 +1,36 @@
+//! What stands in the place of a session that broke. It knows nothing any more.
+
+use std::time::Instant;
+
+use export::{News, Outcome, Session, Step, Ticket};
+
+/// Nothing is to be expected of it.
+pub(crate) struct Broken;
+
+impl Session for Broken {
+    fn receive(&mut self, _: Instant, bytes: &[u8]) -> usize {
+        bytes.len()
+    }
+
+    fn complete(&mut self, _: Instant, _: Ticket, _: Outcome) {}
+
+    fn tell(&mut self, _: Instant, _: &News) {}
+
+    fn tick(&mut self, _: Instant) {}
+
+    fn poll(&mut self) -> Option<Step> {
+        None
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        None
+    }
+
+    fn hungry(&self) -> bool {
+        false
+    }
+
+    fn is_established(&self) -> bool {
+        true
+    }
+}

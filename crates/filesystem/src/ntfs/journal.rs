@@ -1,0 +1,102 @@
+//! The journal of NTFS (`$LogFile`), as far as it tells whether all that it holds has reached its place. It knows no volume.
+
+use crate::window::{le16, le32, le64};
+
+/// Bytes of its beginning that are looked at: both restart pages of the largest size.
+pub(super) const HEAD: u64 = 128 << 10;
+
+const SMALLEST_PAGE: usize = 512;
+const LARGEST_PAGE: usize = 64 << 10;
+/// Nobody has the journal open.
+const NOBODY: u16 = 0xffff;
+/// The volume was left in order, though somebody has it open.
+const CLEAN: u16 = 2;
+/// Version 2 is of a volume that its Windows has not let go of: at the end it goes back to 1.1.
+const VERSION: u16 = 1;
+
+/// Whether the volume was left in order, by the beginning of its journal. One that is filled with ones is new, or was
+/// emptied by who had brought the volume in order. Of the two restart pages the later counts.
+pub(super) fn is_at_rest(head: &[u8]) -> bool {
+    if !head.is_empty() && head.iter().all(|byte| *byte == 0xff) {
+        return true;
+    }
+    let first = Restart::parse(head);
+    let size = first.as_ref().map_or(4096, |first| first.page);
+    let second = head.get(size..).and_then(Restart::parse);
+    match (first, second) {
+        (Some(one), Some(other)) if one.number == other.number => one.clean && other.clean,
+        (Some(one), Some(other)) if one.number > other.number => one.clean,
+        (Some(_), Some(other)) => other.clean,
+        // Which of the two is the later cannot be told.
+        _ => false,
+    }
+}
+
+/// A restart page.
+struct Restart {
+    /// Bytes of it.
+    page: usize,
+    /// The last number of a record when it was written.
+    number: u64,
+    clean: bool,
+}
+
+impl Restart {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let page = usize::try_from(le32(bytes, 16)?).ok()?;
+        let possible = page.is_power_of_two() && (SMALLEST_PAGE..=LARGEST_PAGE).contains(&page);
+        if !bytes.starts_with(b"RSTR") || !possible {
+            return None;
+        }
+        // The area ends before the first two bytes that are kept elsewhere.
+        let area = bytes.get(usize::from(le16(bytes, 24)?)..SMALLEST_PAGE - 2)?;
+        let (user, flags) = (le16(area, 12)?, le16(area, 14)?);
+        let clean = le16(bytes, 28)? == VERSION && (user == NOBODY || flags & CLEAN != 0);
+        Some(Self { page, number: le64(area, 0)?, clean })
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn page(number: u8, user: u16, flags: u16, version: u8) -> Vec<u8> {
+        let mut page = vec![0; 4096];
+        page[..4].copy_from_slice(b"RSTR");
+        page[17] = 0x10; // 4096 bytes
+        page[21] = 0x10;
+        page[24] = 48;
+        (page[26], page[28]) = (1, version);
+        page[48] = number;
+        page[60..62].copy_from_slice(&user.to_le_bytes());
+        page[62..64].copy_from_slice(&flags.to_le_bytes());
+        page
+    }
+
+    fn rests(one: Vec<u8>, other: Vec<u8>) -> bool {
+        is_at_rest(&[one, other, vec![7; 4096]].concat())
+    }
+
+    #[test]
+    fn an_empty_journal_is_at_rest_and_none_is_not() {
+        assert!(is_at_rest(&[0xff; 8192]));
+        assert!(!is_at_rest(&[]));
+        assert!(!is_at_rest(&[0; 8192]));
+        assert!(!is_at_rest(&page(1, NOBODY, 0, 1)));
+    }
+
+    #[test]
+    fn the_later_page_counts() {
+        assert!(rests(page(2, 0, CLEAN, 1), page(1, 0, 0, 1)));
+        assert!(rests(page(1, 0, 0, 1), page(2, NOBODY, 0, 1)));
+        assert!(!rests(page(1, 0, CLEAN, 1), page(2, 0, 0, 1)));
+        assert!(!rests(page(2, 0, CLEAN, 1), page(2, 0, 0, 1)));
+        assert!(!rests(page(2, 0, CLEAN, 1), vec![0; 4096]));
+    }
+
+    #[test]
+    fn a_windows_that_sleeps_has_not_let_go() {
+        assert!(!rests(page(2, 0, 0, 1), page(2, 0, 0, 1)));
+        assert!(!rests(page(2, 0, CLEAN, 2), page(2, 0, CLEAN, 2)));
+    }
+}
