@@ -16,23 +16,32 @@ use crate::{How, measure, serve};
 /// The whole comparison.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Compare {
+    /// Measure NBD beside other servers of it, by their clients.
+    #[arg(long, conflicts_with = "copy")]
+    pub(crate) nbd: bool,
+    /// Measure copying beside other programs that copy.
+    #[arg(long)]
+    pub(crate) copy: bool,
     /// Measure this program with images in memory and on disk, instead of the engine alone.
     #[arg(long)]
-    program: Option<PathBuf>,
+    pub(crate) program: Option<PathBuf>,
     /// Folder for the file that is measured with O_DIRECT.
     #[arg(long, default_value = "target")]
-    folder: PathBuf,
+    pub(crate) folder: PathBuf,
     /// Only workloads whose description contains this.
     #[arg(long, default_value = "")]
-    only: String,
+    pub(crate) only: String,
     /// Only this disk: null, memory or file.
     #[arg(long)]
     disk: Option<String>,
     /// Processor of the target.
     #[arg(long, default_value_t = 0)]
-    target_processor: usize,
+    pub(crate) target_processor: usize,
+    /// Rounds of which the medians are told, with --nbd and --copy.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) rounds: usize,
     #[command(flatten)]
-    how: How,
+    pub(crate) how: How,
 }
 
 /// Measures and prints everything.

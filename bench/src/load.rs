@@ -236,7 +236,7 @@ impl Slot {
 }
 
 /// Which blocks come next.
-struct Places {
+pub(crate) struct Places {
     seed: u64,
     requests: u64,
     nlb: u32,
@@ -245,21 +245,22 @@ struct Places {
 }
 
 impl Places {
-    fn new(blocks: u64, nlb: u64, random: bool) -> Result<Self> {
+    /// For requests of `nlb` blocks on a disk of `blocks`.
+    pub(crate) fn new(blocks: u64, nlb: u64, random: bool) -> Result<Self> {
         let requests = blocks.checked_div(nlb).filter(|&n| n != 0);
         let requests = requests.context("the disk is smaller than a request")?;
         Ok(Self { seed: 0x2545_f491_4f6c_dd1d, requests, nlb: u32::try_from(nlb)?, at: 0, random })
     }
 
     /// First block and number of blocks.
-    fn next(&mut self) -> (u64, u32) {
+    pub(crate) fn next(&mut self) -> (u64, u32) {
         self.at = if self.random { shuffle(&mut self.seed) } else { self.at + 1 } % self.requests;
         (self.at * u64::from(self.nlb), self.nlb)
     }
 }
 
 /// The next number of a pseudorandom sequence.
-fn shuffle(seed: &mut u64) -> u64 {
+pub(crate) fn shuffle(seed: &mut u64) -> u64 {
     *seed ^= *seed << 13;
     *seed ^= *seed >> 7;
     *seed ^= *seed << 17;

@@ -3,9 +3,12 @@
 #![forbid(unsafe_code)]
 
 mod compare;
+mod copying;
 mod latency;
 mod load;
 mod loopback;
+mod median;
+mod nbd;
 mod outbox;
 mod processor;
 mod serve;
@@ -107,6 +110,8 @@ const MEMORY: usize = 64 << 20;
 
 fn main() -> Result<()> {
     match Arguments::parse().command {
+        Command::Run(options) if options.nbd => nbd::compare(&options),
+        Command::Run(options) if options.copy => copying::compare(&options),
         Command::Run(options) => {
             let done = compare::compare(&options);
             compare::clean(&options);

@@ -25,3 +25,47 @@ pub(crate) fn time_of(pid: u32) -> Result<Duration> {
     });
     Ok(Duration::from_nanos(nanos.sum()))
 }
+
+/// Processor time that a process and those that it has started have used, threads and processes that ended included.
+pub(crate) fn time_of_family(pid: u32) -> Result<Duration> {
+    let line = fs::read_to_string(format!("/proc/{pid}/stat"))
+        .with_context(|| format!("process {pid} is not there any more"))?;
+    let mut ticks = own_ticks(&line).context("/proc tells no processor time")?;
+    for child in children(pid) {
+        // One that has just ended is counted by its parent.
+        ticks += time_of_family(child).unwrap_or_default();
+    }
+    Ok(ticks)
+}
+
+/// User and system time, its own and that of children that it has waited for: fields 14 to 17 of proc_pid_stat(5).
+fn own_ticks(line: &str) -> Option<Duration> {
+    let (_, fields) = line.rsplit_once(')')?;
+    let ticks = fields.split_whitespace().skip(11).take(4).map(|text| text.parse::<u64>().ok());
+    let per_second = rustix::param::clock_ticks_per_second();
+    Some(Duration::from_millis(ticks.sum::<Option<u64>>()? * 1000 / per_second))
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists =
+        threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| {
+            list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn the_times_are_found_behind_a_name_with_spaces() {
+        let line = "7 (a b) c) S 1 2 3 4 5 6 7 8 9 10 100 50 20 30 20 0 1 0";
+        let per_second = rustix::param::clock_ticks_per_second();
+        assert_eq!(own_ticks(line), Some(Duration::from_millis(200 * 1000 / per_second)));
+        assert!(time_of_family(std::process::id()).is_ok());
+    }
+}

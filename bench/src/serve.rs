@@ -104,9 +104,14 @@ fn descriptor(disk: &Disk) -> Result<OwnedFd> {
 }
 
 /// Puts bytes everywhere, so that nothing is a hole.
-pub(crate) fn fill(mut file: &File) -> Result<()> {
+pub(crate) fn fill(file: &File) -> Result<()> {
+    fill_to(file, SIZE)
+}
+
+/// The same of so many bytes.
+pub(crate) fn fill_to(mut file: &File, size: u64) -> Result<()> {
     let chunk = vec![0xa5; 1 << 20];
-    for _ in 0..SIZE / chunk.len() as u64 {
+    for _ in 0..size / chunk.len() as u64 {
         file.write_all(&chunk)?;
     }
     Ok(file.sync_data()?)

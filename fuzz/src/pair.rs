@@ -285,6 +285,7 @@ impl Link {
 fn peer(binding: [u8; 32]) -> Peer {
     let address = ([192, 0, 2, 1], 9).into();
     let (identity, cipher) = (IDENTITY.to_owned(), String::new());
-    let channel = Some(Arc::new(Channel { key: None, certified: false, identity, cipher, binding }));
+    let channel =
+        Some(Arc::new(Channel { key: None, certified: false, identity, cipher, binding }));
     Peer { remote: address, local: address, door: Door::Keyed, channel }
 }

@@ -3,10 +3,12 @@
 
 mod apt;
 mod attach;
+mod attaching;
 mod boot;
 mod cache;
 mod case;
 mod console;
+mod copying;
 mod emulator;
 mod events;
 mod guest;
@@ -31,7 +33,8 @@ use cache::{Cache, KERNELS, Kernel, NEXT};
 use case::{Case, Scenario};
 
 /// The arrangements in which disks are attached.
-const SCENARIOS: [fn() -> Scenario; 3] = [attach::scenario, hotplug::scenario, keys::scenario];
+const SCENARIOS: [fn() -> Scenario; 5] =
+    [attach::scenario, attaching::scenario, copying::scenario, hotplug::scenario, keys::scenario];
 
 /// Options of `cargo xtask vm`.
 #[derive(Debug, Default, clap::Args)]

@@ -1,0 +1,191 @@
+//! NBD beside other servers of it: each workload by each client against each server, turn by turn in one run, as ratios
+//! to the best of the others. It knows neither how a server is started nor how a client measures.
+
+mod link;
+mod load;
+pub(crate) mod peer;
+mod reply;
+mod tool;
+
+use std::fmt;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::compare::Compare;
+use crate::load::Work;
+use crate::median::median;
+use crate::serve;
+use peer::{Peer, Server};
+use tool::Tool;
+
+/// Bytes of the file that is served.
+const SIZE: u64 = 1 << 30;
+
+/// What one client measured of one server.
+#[derive(Debug, Clone, Copy)]
+struct Figure {
+    /// Operations a second.
+    rate: f64,
+    /// Processor time of the server for each, in microseconds.
+    used: f64,
+}
+
+/// One line of the table: a client, what it asks for, and of which file.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    disk: Disk,
+    tool: Tool,
+    work: Work,
+}
+
+/// Where the served file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disk {
+    /// In memory.
+    Memory,
+    /// On a disk; read and written past the page cache by the servers that can.
+    File,
+}
+
+impl Line {
+    /// Requests of 4 KiB as the issue of speed has it, and streams of 128 KiB.
+    const WORKS: [Work; 8] = [
+        Work { write: false, size: 4096, random: true, depth: 1 },
+        Work { write: false, size: 4096, random: true, depth: 32 },
+        Work { write: false, size: 4096, random: true, depth: 128 },
+        Work { write: true, size: 4096, random: true, depth: 1 },
+        Work { write: true, size: 4096, random: true, depth: 32 },
+        Work { write: true, size: 4096, random: true, depth: 128 },
+        Work { write: false, size: 128 << 10, random: false, depth: 16 },
+        Work { write: true, size: 128 << 10, random: false, depth: 16 },
+    ];
+
+    /// All that is measured of one file.
+    fn all(disk: Disk) -> impl Iterator<Item = Self> {
+        let tools = [Tool::Raw, Tool::Fio, Tool::QemuImg, Tool::NbdCopy];
+        tools.into_iter().flat_map(move |tool| {
+            let works = Self::WORKS.into_iter().filter_map(move |work| tool.takes(work));
+            works.map(move |work| Self { disk, tool, work })
+        })
+    }
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let disk = match self.disk {
+            Disk::Memory => "memory",
+            Disk::File => "file",
+        };
+        f.pad(&format!("{disk}, {}: {}", self.tool, self.work))
+    }
+}
+
+/// Measures and prints everything that is chosen.
+pub(crate) fn compare(options: &Compare) -> Result<()> {
+    let program = options.program.as_deref().context("name the program: --program PATH")?;
+    let peers: Vec<Peer> = Peer::ALL.into_iter().filter(Peer::is_installed).collect();
+    println!("{:<62} {}", "", peers.iter().map(|peer| format!("{peer:>20}")).collect::<String>());
+    println!(
+        "{:<62} operations a second / us of the server for each; both as ratios to the best other",
+        ""
+    );
+    for disk in [Disk::Memory, Disk::File] {
+        let lines: Vec<Line> = Line::all(disk)
+            .filter(|line| line.to_string().contains(&options.only))
+            .filter(|line| line.tool.is_installed())
+            .collect();
+        if lines.is_empty() {
+            continue;
+        }
+        let image = Image::new(options, disk)?;
+        for line in lines {
+            let bench = Bench { options, program, image: &image.0, line };
+            report(line, &peers, &bench.rounds(&peers));
+        }
+    }
+    Ok(())
+}
+
+/// The file that is served; it is removed at the end, with its folder.
+struct Image(PathBuf);
+
+impl Image {
+    fn new(options: &Compare, disk: Disk) -> Result<Self> {
+        let folder = match disk {
+            Disk::Memory => Path::new("/dev/shm"),
+            Disk::File => &options.folder,
+        };
+        let folder = folder.join(format!("storagetm-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)
+            .with_context(|| format!("cannot make {}", folder.display()))?;
+        let path = folder.join(peer::NAME).with_extension("img");
+        let file = File::create(&path);
+        serve::fill_to(&file.with_context(|| format!("cannot make {}", path.display()))?, SIZE)?;
+        Ok(Self(path.canonicalize()?))
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        // A temporary folder may be cleared before.
+        let _ = self.0.parent().map(std::fs::remove_dir_all);
+    }
+}
+
+/// One line of the table while it is measured.
+struct Bench<'a> {
+    options: &'a Compare,
+    program: &'a Path,
+    image: &'a Path,
+    line: Line,
+}
+
+impl Bench<'_> {
+    /// What each round gave for each server; nothing where it could not be measured.
+    fn rounds(&self, peers: &[Peer]) -> Vec<Vec<Figure>> {
+        let mut figures = vec![Vec::new(); peers.len()];
+        for _ in 0..self.options.rounds {
+            for (peer, figures) in peers.iter().zip(&mut figures) {
+                match self.measure(*peer) {
+                    Ok(figure) => figures.push(figure),
+                    Err(error) => eprintln!("{}, {peer}: not measured: {error:#}", self.line),
+                }
+            }
+        }
+        figures
+    }
+
+    /// At depth 1 both sides share a processor: across two it is their waking up that is measured.
+    fn measure(&self, peer: Peer) -> Result<Figure> {
+        let at = self.options.target_processor;
+        let client = if self.line.work.depth == 1 { at } else { self.options.how.processor };
+        let direct = self.line.disk == Disk::File;
+        let server = Server::start(peer, self.program, self.image, direct, Some(at))?;
+        self.line.tool.measure(&server, self.line.work, self.options.how.time(), client)
+    }
+}
+
+/// Prints the medians of one line, and how often the first server's are those of the best of the others: of the rate, and
+/// of the time of the processor, which tells more where other programs run, too.
+fn report(line: Line, peers: &[Peer], figures: &[Vec<Figure>]) {
+    let medians: Vec<Option<Figure>> = figures.iter().map(|rounds| middle(rounds)).collect();
+    let cells = peers.iter().zip(&medians).map(|(_, figure)| match figure {
+        Some(Figure { rate, used }) => format!("{:>20}", format!("{rate:.0} / {used:.1}")),
+        None => format!("{:>20}", "-"),
+    });
+    let others = || medians.iter().skip(1).flatten();
+    let best = others().map(|it| it.rate).fold(0.0, f64::max);
+    let least = others().map(|it| it.used).fold(f64::INFINITY, f64::min);
+    let ratios = match medians.first().copied().flatten() {
+        Some(own) if best > 0.0 => format!("{:>7.2} {:>7.2}", own.rate / best, least / own.used),
+        _ => format!("{:>7} {:>7}", "-", "-"),
+    };
+    println!("{line:<62}{} {ratios}", cells.collect::<String>());
+}
+
+fn middle(rounds: &[Figure]) -> Option<Figure> {
+    let of = |value: fn(&Figure) -> f64| median(rounds.iter().map(value).collect());
+    Some(Figure { rate: of(|it| it.rate)?, used: of(|it| it.used)? })
+}

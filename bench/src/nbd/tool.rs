@@ -1,0 +1,159 @@
+//! The clients that measure a server: our own load, which costs the client least, and the programs that people have.
+//! It knows no server.
+
+use std::fmt;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use super::link::Link;
+use super::peer::{Server, is_installed};
+use super::{Figure, SIZE, load};
+use crate::load::Work;
+use crate::processor;
+
+/// A client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tool {
+    /// Our own load.
+    Raw,
+    Fio,
+    QemuImg,
+    NbdCopy,
+}
+
+impl fmt::Display for Tool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Raw => "own load",
+            Self::Fio => "fio",
+            Self::QemuImg => "qemu-img bench",
+            Self::NbdCopy => "nbdcopy",
+        })
+    }
+}
+
+impl Tool {
+    /// Whether this machine has it.
+    pub(super) fn is_installed(self) -> bool {
+        match self {
+            Self::Raw => true,
+            Self::Fio => is_installed("fio"),
+            Self::QemuImg => is_installed("qemu-img"),
+            Self::NbdCopy => is_installed("nbdcopy"),
+        }
+    }
+
+    /// What it asks for in place of that, if it can: `qemu-img bench` asks for one place after the other, whatever the
+    /// size, and nbdcopy reads the whole disk as it likes.
+    pub(super) fn takes(self, work: Work) -> Option<Work> {
+        let can = match self {
+            Self::Raw | Self::Fio => true,
+            Self::QemuImg => work.depth == 32 || !work.random,
+            Self::NbdCopy => !work.random && !work.write,
+        };
+        can.then_some(Work { random: work.random && self != Self::QemuImg, ..work })
+    }
+
+    /// Measures `server` for about `time`, on `processor`.
+    pub(super) fn measure(
+        self,
+        server: &Server,
+        work: Work,
+        time: Duration,
+        processor: usize,
+    ) -> Result<Figure> {
+        match self {
+            Self::Raw => own(server, work, time, processor),
+            Self::Fio => fio(server, work, time, processor),
+            Self::QemuImg => qemu_img(server, work, processor),
+            Self::NbdCopy => nbdcopy(server, work, processor),
+        }
+    }
+}
+
+fn own(server: &Server, work: Work, time: Duration, processor: usize) -> Result<Figure> {
+    processor::pin(processor)?;
+    let payload = if work.write { 0 } else { work.size };
+    let mut link = Link::open(server.address, payload)?;
+    let sleeps = work.depth == 1;
+    let (done, seconds, used) = load::run(&mut link, work, time, sleeps, || server.used())?;
+    Ok(figure(done as f64, seconds, used))
+}
+
+fn fio(server: &Server, work: Work, time: Duration, processor: usize) -> Result<Figure> {
+    let way = match (work.random, work.write) {
+        (true, false) => "randread",
+        (true, true) => "randwrite",
+        (false, false) => "read",
+        (false, true) => "write",
+    };
+    let (output, _, used) = run(
+        server,
+        pinned(processor, "fio")
+            .args(["--name=load", "--ioengine=nbd", "--output-format=json", "--time_based"])
+            .args(["--randrepeat=0", "--norandommap", &format!("--size={SIZE}")])
+            .arg(format!("--uri={}", server.uri()))
+            .arg(format!("--runtime={}", time.as_secs_f64().ceil()))
+            .arg(format!("--rw={way}"))
+            .args([format!("--bs={}", work.size), format!("--iodepth={}", work.depth)]),
+    )?;
+    let answer: Value = serde_json::from_slice(json(&output)).context("fio said no JSON")?;
+    let side = &answer["jobs"][0][if work.write { "write" } else { "read" }];
+    let (done, rate) = (side["total_ios"].as_f64(), side["iops"].as_f64());
+    let (done, rate) = done.zip(rate).context("fio said no figure")?;
+    ensure!(rate > 0.0, "fio did nothing");
+    Ok(figure(done, done / rate, used))
+}
+
+/// What it says before that is for people.
+fn json(output: &[u8]) -> &[u8] {
+    let start = output.iter().position(|&byte| byte == b'{').unwrap_or_default();
+    output.get(start..).unwrap_or_default()
+}
+
+fn qemu_img(server: &Server, work: Work, processor: usize) -> Result<Figure> {
+    let count = if work.size > 4096 { 3 * SIZE / work.size as u64 } else { 200_000 };
+    let mut command = pinned(processor, "qemu-img");
+    command.args(["bench", "-f", "raw", "-c", &count.to_string()]);
+    command.args(["-d", &work.depth.to_string(), "-s", &work.size.to_string()]);
+    if work.write {
+        command.arg("-w");
+    }
+    let (output, _, used) = run(server, command.arg(server.uri()))?;
+    let output = String::from_utf8_lossy(&output).into_owned();
+    let seconds = output.split_once("completed in ").and_then(|(_, rest)| rest.split(' ').next());
+    let seconds = seconds.and_then(|text| text.parse().ok()).context("qemu-img said no time")?;
+    Ok(figure(count as f64, seconds, used))
+}
+
+/// In operations of the size that is said, though it asks as it likes.
+fn nbdcopy(server: &Server, work: Work, processor: usize) -> Result<Figure> {
+    let mut command = pinned(processor, "nbdcopy");
+    let (_, time, used) = run(server, command.args(["--connections=1", &server.uri(), "null:"]))?;
+    Ok(figure(SIZE as f64 / work.size as f64, time.as_secs_f64(), used))
+}
+
+fn figure(done: f64, seconds: f64, used: Duration) -> Figure {
+    Figure { rate: done / seconds, used: used.as_secs_f64() * 1e6 / done.max(1.0) }
+}
+
+fn pinned(processor: usize, program: &str) -> Command {
+    let mut command = Command::new("taskset");
+    command.args(["-c", &processor.to_string(), program]);
+    command
+}
+
+/// Runs a client to its end: what it printed, how long it ran, and what the server used meanwhile.
+fn run(server: &Server, command: &mut Command) -> Result<(Vec<u8>, Duration, Duration)> {
+    let (start, before) = (Instant::now(), server.used()?);
+    let output = command.stdin(Stdio::null()).output().context("a client cannot be started")?;
+    let time = start.elapsed();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(output.status.success(), "{command:?}: {}", said.trim());
+    // A server that has a process for each connection counts it only when that has ended.
+    std::thread::sleep(Duration::from_millis(50));
+    Ok((output.stdout, time, server.used()?.saturating_sub(before)))
+}

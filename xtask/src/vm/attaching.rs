@@ -1,0 +1,105 @@
+//! Scenario: storagetm on both sides: one machine lends, the other finds it on the network, has its kernel attach
+//! the disks, and lets go of them. Knows the disks; the guest's scripts hold the tests.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+
+use super::Bench;
+use super::cache::Kernel;
+use super::case::{Board, Scenario};
+use super::guest::{Guest, link, virtio_disk};
+use super::image::{self, MIB};
+use super::initramfs::Job;
+
+const BOOT: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(480);
+/// The first kernel that encrypts connections.
+const KEYS: &str = "6.12";
+
+pub(super) fn scenario() -> Scenario {
+    Scenario {
+        name: "attaching",
+        kernels: &["6.1", KEYS],
+        newest: &["paired"],
+        on_host: &["image-unchanged"],
+        run,
+    }
+}
+
+fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<'_>) -> Result<()> {
+    let (ro, rw) = (folder.join("ro.img"), folder.join("rw.img"));
+    image::filled(&ro, 12 * MIB)?;
+    image::empty(&rw, 16 * MIB)?;
+    let hash = image::sha256(&ro)?;
+    let target = boot_target(bench, kernel, folder, &ro, &rw)?;
+    let mut client = boot_client(bench, kernel, folder, &hash, board)?;
+    board.follow(&client.console, PATIENCE, |_, what| {
+        bail!("the guest asks for {what}, which nobody knows")
+    })?;
+    client.wait(Duration::from_secs(20))?;
+    drop(target);
+    board.decide("image-unchanged", same(&hash, &ro));
+    Ok(())
+}
+
+/// The machine that lends, and does what the other one orders.
+fn boot_target(
+    bench: &Bench,
+    kernel: &Kernel,
+    folder: &Path,
+    ro: &Path,
+    rw: &Path,
+) -> Result<Guest> {
+    let socket = folder.join("link");
+    let mut devices = link(&socket, 1).to_vec();
+    devices.extend(virtio_disk(ro, "RO1", true));
+    devices.extend(virtio_disk(rw, "RW1", false));
+    let job = Job {
+        scenario: "attaching",
+        role: "lender",
+        variables: vec![("interface", "192.168.50.1/24".to_owned())],
+        files: program(bench),
+        has_keys: false,
+    };
+    let guest = Guest::boot(bench, kernel, folder, &job, &devices)?;
+    let deadline = Instant::now() + BOOT;
+    while !socket.exists() {
+        ensure!(Instant::now() < deadline, "qemu made no link");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(guest)
+}
+
+fn boot_client(
+    bench: &Bench,
+    kernel: &Kernel,
+    folder: &Path,
+    hash: &str,
+    board: &Board<'_>,
+) -> Result<Guest> {
+    let job = Job {
+        scenario: "attaching",
+        role: "client",
+        variables: vec![
+            ("wanted", board.names()),
+            ("interface", "192.168.50.2/24".to_owned()),
+            ("address", "192.168.50.1".to_owned()),
+            ("ro_sha256", hash.to_owned()),
+        ],
+        files: program(bench),
+        has_keys: kernel.name == KEYS,
+    };
+    Guest::boot(bench, kernel, folder, &job, &link(&folder.join("link"), 2))
+}
+
+fn program(bench: &Bench) -> Vec<(&'static str, PathBuf)> {
+    vec![("usr/bin/storagetm", bench.program.clone())]
+}
+
+fn same(told: &str, image: &Path) -> Result<()> {
+    let found = image::sha256(image)?;
+    ensure!(told == found, "expected SHA-256 {told}, found {found}");
+    Ok(())
+}
