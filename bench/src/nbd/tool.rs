@@ -115,7 +115,7 @@ fn json(output: &[u8]) -> &[u8] {
 }
 
 fn qemu_img(server: &Server, work: Work, processor: usize) -> Result<Figure> {
-    let count = if work.size > 4096 { 3 * SIZE / work.size as u64 } else { 200_000 };
+    let count = if work.size > 4096 { 3 * SIZE / work.size as u64 } else { 100_000 };
     let mut command = pinned(processor, "qemu-img");
     command.args(["bench", "-f", "raw", "-c", &count.to_string()]);
     command.args(["-d", &work.depth.to_string(), "-s", &work.size.to_string()]);

@@ -136,7 +136,7 @@ impl FilePlace {
         };
         let file = options.open(&self.path).map_err(|error| self.explain(&error))?;
         if existing == Existing::Continue {
-            return self.check_length(&file, bytes);
+            return self.lengthen(&file, bytes);
         }
         file.set_len(bytes).map_err(|error| self.explain(&error))?;
         // Its name shall outlive a loss of power as well as what is in it, where the file system can promise that.
@@ -146,11 +146,18 @@ impl FilePlace {
         Ok(())
     }
 
-    fn check_length(&self, file: &File, bytes: u64) -> Result<(), PlaceError> {
+    /// A copy that ddrescue has begun is no longer than what it has copied.
+    fn lengthen(&self, file: &File, bytes: u64) -> Result<(), PlaceError> {
         let there = file.metadata().map_err(|error| self.explain(&error))?.len();
         let name = self.path.display();
-        let other = format!("{name} has {there} bytes, not the {bytes} of the source");
-        if there == bytes { Ok(()) } else { Err(PlaceError::Refused(other)) }
+        if there > bytes {
+            let other = format!("{name} has {there} bytes, more than the {bytes} of the source");
+            return Err(PlaceError::Refused(other));
+        }
+        if there == bytes {
+            return Ok(());
+        }
+        file.set_len(bytes).map_err(|error| self.explain(&error))
     }
 
     fn unreachable(&self, error: &io::Error) -> PlaceError {
