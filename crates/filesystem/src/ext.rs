@@ -112,7 +112,6 @@ pub(crate) fn owners<R: ReadAt + ?Sized>(
     wanted: &Ranges,
 ) -> io::Result<Result<BTreeSet<Owner>, Opaque>> {
     let layout = match layout(disk, place)? {
-        // Names can be looked for also where the bitmaps cannot be trusted.
         Ok(layout) => layout,
         Err(why) => return Ok(Err(why)),
     };

@@ -10,7 +10,7 @@ mod ntfs;
 mod ranges;
 mod window;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 
@@ -246,6 +246,27 @@ fn owners_of<R: ReadAt + ?Sized>(
         Err(Opaque::Unknown)
     };
     Ok(owners.unwrap_or_else(|_| BTreeSet::from([Owner::Unknown])))
+}
+
+/// Where something is named, by its number: in which directory, and how.
+type Named = BTreeMap<u64, (u64, String)>;
+
+/// Directories within each other at most: names may go round in a circle.
+const DEEPEST: usize = 4096;
+
+/// The path from the directory `root` on; nothing if it does not begin there.
+fn path(named: &Named, root: u64, number: u64) -> Option<String> {
+    let (mut parts, mut at) = (Vec::new(), number);
+    while at != root {
+        let (parent, name) = named.get(&at)?;
+        parts.push(name.as_str());
+        at = *parent;
+        if parts.len() > DEEPEST {
+            return None;
+        }
+    }
+    parts.reverse();
+    Some(format!("/{}", parts.join("/")))
 }
 
 /// A path for people, of names that are only bytes: nothing in it speaks to a terminal.

@@ -3,14 +3,14 @@
 mod journal;
 mod record;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 
 use linux::medium::ReadAt;
 
 use crate::window::{le16, le64, read, runs};
-use crate::{Opaque, Owner, Ranges, shown};
+use crate::{Named, Opaque, Owner, Ranges, path, shown};
 use record::{Content, Record};
 
 const NAME: &[u8] = b"NTFS    ";
@@ -27,7 +27,6 @@ const DIRTY: u16 = 1;
 const MOST_RECORDS: u64 = 1 << 28;
 /// Bytes of records that are read at once.
 const BATCH: u64 = 1 << 20;
-const DEEPEST: usize = 1024;
 
 /// The volume as its boot sector describes it.
 #[derive(Debug, Clone)]
@@ -79,7 +78,7 @@ pub(crate) fn owners<R: ReadAt + ?Sized>(
     };
     let wanted: Ranges = wanted.iter().map(|bytes| volume.clusters_of(&bytes)).collect();
     let (mut rest, mut held) = (wanted.clone(), BTreeSet::new());
-    let mut named = BTreeMap::new();
+    let mut named = Named::new();
     volume.each_record(disk, &mut |number, record| {
         let number = record.base().unwrap_or(number);
         for clusters in record.clusters() {
@@ -92,7 +91,7 @@ pub(crate) fn owners<R: ReadAt + ?Sized>(
             named.insert(number, (parent, shown(&name)));
         }
     })?;
-    let owner = |number: &u64| match path(&named, *number) {
+    let owner = |number: &u64| match path(&named, ROOT, *number) {
         _ if *number < FIRST && *number != ROOT => Owner::Structure,
         Some(path) => Owner::File(path),
         None => Owner::File(format!("record {number}")),
@@ -100,20 +99,6 @@ pub(crate) fn owners<R: ReadAt + ?Sized>(
     let mut found: BTreeSet<Owner> = held.iter().map(owner).collect();
     found.extend((!rest.is_empty()).then_some(Owner::Free));
     Ok(Ok(found))
-}
-
-fn path(named: &BTreeMap<u64, (u64, String)>, number: u64) -> Option<String> {
-    let (mut parts, mut at) = (Vec::new(), number);
-    while at != ROOT {
-        let (parent, name) = named.get(&at)?;
-        parts.push(name.as_str());
-        at = *parent;
-        if parts.len() > DEEPEST {
-            return None;
-        }
-    }
-    parts.reverse();
-    Some(format!("/{}", parts.join("/")))
 }
 
 impl Volume {

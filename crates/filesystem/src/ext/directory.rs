@@ -1,23 +1,18 @@
 //! Directories: the paths by which inodes are reached. It knows no block of a file.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 
 use linux::medium::ReadAt;
 
 use super::inode::{Inodes, ROOT};
 use crate::window::{le16, le32};
-use crate::{Owner, shown};
+use crate::{Named, Owner, path, shown};
 
 /// The file type of a directory in an entry.
 const DIRECTORY: u8 = 2;
 /// Directories that are looked into at most.
 const MOST: usize = 4 << 20;
-/// Directories within each other at most.
-const DEEPEST: usize = 4096;
-
-/// Where an inode is named: in which directory, and how.
-type Named = BTreeMap<u64, (u64, String)>;
 
 /// The paths of the inodes; those that no directory names are told by their number.
 pub(super) fn names<R: ReadAt + ?Sized>(
@@ -28,29 +23,12 @@ pub(super) fn names<R: ReadAt + ?Sized>(
         return Ok(BTreeSet::new());
     }
     let named = walk(inodes, wanted)?;
-    let owner = |inode: &u64| match path(&named, *inode) {
+    let owner = |inode: &u64| match path(&named, ROOT, *inode) {
         Some(path) => Owner::File(path),
         None if *inode < 11 => Owner::Structure,
         None => Owner::File(format!("inode {inode}")),
     };
     Ok(wanted.iter().map(owner).collect())
-}
-
-fn path(named: &Named, inode: u64) -> Option<String> {
-    if inode == ROOT {
-        return Some("/".to_owned());
-    }
-    let (mut parts, mut at) = (Vec::new(), inode);
-    while at != ROOT {
-        let (parent, name) = named.get(&at)?;
-        parts.push(name.as_str());
-        at = *parent;
-        if parts.len() > DEEPEST {
-            return None;
-        }
-    }
-    parts.reverse();
-    Some(format!("/{}", parts.join("/")))
 }
 
 /// Looks into every directory once, and keeps the names of directories and of what is wanted.
