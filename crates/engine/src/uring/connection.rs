@@ -14,7 +14,7 @@ use rustix::net::Shutdown;
 use super::broken::Broken;
 use super::files::File;
 use super::gather::Gather;
-use super::receiving::Receiving;
+use super::receiving::{LARGE, Receiving};
 use super::ring::Ring;
 use super::runners::Runners;
 use super::sending::Sending;
@@ -89,6 +89,8 @@ pub(crate) struct Connection {
     /// Bytes that came, and segments that are to be sent, since such were counted last.
     came: usize,
     answers: u32,
+    /// Whether as many bytes came for each answer as a large request has.
+    is_bulky: bool,
     phase: Phase,
     /// Whether the peer's end of stream was seen.
     ended: bool,
@@ -125,6 +127,7 @@ impl Connection {
             until: None,
             came: 0,
             answers: 0,
+            is_bulky: false,
             phase: Phase::Open,
             ended: false,
             established: false,
@@ -453,6 +456,7 @@ impl Connection {
             return;
         }
         let Some(receiving) = &mut self.receiving else { return };
+        receiving.is_bulky = self.is_bulky;
         if closing {
             receiving.stage.clear();
         } else if receiving.stage.is_empty() {
@@ -468,7 +472,9 @@ impl Connection {
     fn count(&mut self, now: Instant) {
         if self.answers > 0 {
             let came = std::mem::take(&mut self.came);
-            self.gather.answered(now, std::mem::take(&mut self.answers), came);
+            let answers = std::mem::take(&mut self.answers);
+            self.is_bulky = came / usize::try_from(answers).unwrap_or(usize::MAX) >= LARGE;
+            self.gather.answered(now, answers, came);
         }
     }
 

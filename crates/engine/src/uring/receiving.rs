@@ -16,11 +16,11 @@ use super::slots::Key;
 use crate::link::Link;
 use crate::stage::{STAGE, Stage, room};
 
-/// A landing from this size on is large.
-const LARGE: usize = 16 << 10;
+/// A landing from this size on is large, and so is a request.
+pub(super) const LARGE: usize = 16 << 10;
 
-/// Bytes that the stage takes behind a large landing, and after it: where one large payload came, the header of the next
-/// is close, and what is received behind that would have to be copied.
+/// Bytes that the stage takes behind a large landing, and while requests are large: where one large payload came, the
+/// header of the next is close, and what is received behind that would have to be copied.
 const SLIT: usize = 4 << 10;
 
 /// `IORING_RECVSEND_POLL_FIRST`, since Linux 5.19: without it the first try takes whatever has come.
@@ -41,8 +41,8 @@ pub(crate) struct Receiving {
     file: Rc<File>,
     /// Whether to take nothing before as much has come as the socket was told to wait for.
     pub(crate) gathers: bool,
-    /// Whether the receive before this had a large landing.
-    landed: bool,
+    /// Whether the requests that came last were large.
+    pub(crate) is_bulky: bool,
     header: msghdr,
     vectors: [iovec; 2],
 }
@@ -59,7 +59,7 @@ impl Receiving {
             _link: link,
             file,
             gathers: false,
-            landed: false,
+            is_bulky: false,
             header,
             vectors,
         })
@@ -69,9 +69,8 @@ impl Receiving {
     pub(super) fn entry(&mut self) -> squeue::Entry {
         let fd = Fixed(self.file.place());
         let lands = self.landing.as_mut().is_some_and(|landing| room(landing).len() >= LARGE);
-        let follows = std::mem::replace(&mut self.landed, lands);
         let spare = self.stage.spare();
-        let len = spare.len().min(if lands || follows { SLIT } else { STAGE });
+        let len = spare.len().min(if lands || self.is_bulky { SLIT } else { STAGE });
         let spare = spare.get_mut(..len).unwrap_or_default();
         let when = if self.gathers { POLL_FIRST } else { 0 };
         let Some(landing) = &mut self.landing else {
