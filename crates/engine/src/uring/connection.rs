@@ -89,8 +89,6 @@ pub(crate) struct Connection {
     /// Bytes that came, and segments that are to be sent, since such were counted last.
     came: usize,
     answers: u32,
-    /// Whether as many bytes came for each answer as a large request has.
-    is_bulky: bool,
     phase: Phase,
     /// Whether the peer's end of stream was seen.
     ended: bool,
@@ -127,7 +125,6 @@ impl Connection {
             until: None,
             came: 0,
             answers: 0,
-            is_bulky: false,
             phase: Phase::Open,
             ended: false,
             established: false,
@@ -456,7 +453,7 @@ impl Connection {
             return;
         }
         let Some(receiving) = &mut self.receiving else { return };
-        receiving.is_bulky = self.is_bulky;
+        receiving.is_bulky = self.gather.latest() >= LARGE;
         if closing {
             receiving.stage.clear();
         } else if receiving.stage.is_empty() {
@@ -472,9 +469,7 @@ impl Connection {
     fn count(&mut self, now: Instant) {
         if self.answers > 0 {
             let came = std::mem::take(&mut self.came);
-            let answers = std::mem::take(&mut self.answers);
-            self.is_bulky = came / usize::try_from(answers).unwrap_or(usize::MAX) >= LARGE;
-            self.gather.answered(now, answers, came);
+            self.gather.answered(now, std::mem::take(&mut self.answers), came);
         }
     }
 

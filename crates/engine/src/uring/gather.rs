@@ -50,6 +50,8 @@ pub(crate) struct Gather {
     next_rest: u32,
     /// Bytes of a request.
     size: usize,
+    /// The same in the turn that was last.
+    latest: usize,
     slice: Slice,
 }
 
@@ -84,11 +86,12 @@ impl Gather {
     /// Waits for nothing.
     pub(crate) fn new(now: Instant) -> Self {
         let slice = Slice::new(now);
-        Self { level: 0, trial: None, rest: 0, next_rest: REST, size: 0, slice }
+        Self { level: 0, trial: None, rest: 0, next_rest: REST, size: 0, latest: 0, slice }
     }
 
     /// So many requests were answered in a turn, for which so many bytes had come.
     pub(crate) fn answered(&mut self, now: Instant, requests: u32, bytes: usize) {
+        self.latest = bytes / usize::try_from(requests).unwrap_or(usize::MAX).max(1);
         let slice = &mut self.slice;
         slice.requests = slice.requests.saturating_add(requests);
         slice.bytes = slice.bytes.saturating_add(bytes);
@@ -146,6 +149,11 @@ impl Gather {
     fn give_up(&mut self, level: usize) {
         (self.level, self.trial, self.rest) = (level, None, self.next_rest);
         self.next_rest = (self.next_rest * 2).min(LONG_REST);
+    }
+
+    /// How many bytes each request had that was answered in the last turn that answered any.
+    pub(crate) fn latest(&self) -> usize {
+        self.latest
     }
 
     /// What was waited for did not come in time. Once in a while that may be, with a number that was good until then.
