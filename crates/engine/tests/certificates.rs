@@ -21,7 +21,7 @@ use rcgen::{
 };
 use toy::{Client, FREE, Log, Manner, lend, opener, wait_for};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An authority, in which all certificates of a test are made.
 struct Authority(CertifiedIssuer<'static, KeyPair>);

@@ -100,8 +100,7 @@ impl Catalogue {
     /// # Errors
     /// It has not shown them, or there is no such host.
     pub fn standing(&self, caller: &Caller<'_>) -> Result<Option<Arc<Host>>, Refusal> {
-        let certified = caller.peer.channel.as_ref().is_some_and(|channel| channel.certified);
-        if caller.peer.door == Door::Open || certified {
+        if caller.peer.door == Door::Open {
             return Ok(None);
         }
         let policy = self.policy();
@@ -202,6 +201,39 @@ mod test {
             let catalogue = catalogue(host(tls, chap, ALL));
             let found = ask(&catalogue, &peer(Door::Keyed, channel), proven);
             assert_eq!(found, expected, "{tls} {chap} {channel:?} {proven:?}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_does_for_the_host_that_it_names_and_for_nobody_else() {
+        let shows = |host: Host, certified, name: &str| {
+            let catalogue = catalogue(host);
+            let channel = Channel {
+                key: None,
+                certified,
+                identity: name.to_owned(),
+                cipher: String::new(),
+                binding: [0; 32],
+            };
+            let peer = Peer { channel: Some(Arc::new(channel.clone())), ..peer(Door::Keyed, None) };
+            let known = catalogue.policy().host_of(&channel).map(|host| host.nqn.clone());
+            let found = ask(&catalogue, &peer, None);
+            // By whatever name it calls itself there.
+            assert_eq!(known.is_none(), !certified || !["host", "laptop"].contains(&name));
+            found
+        };
+        let read = &[(None, Access::ReadOnly)];
+        assert_eq!(shows(host(true, false, read), true, "laptop"), Ok(Access::ReadOnly));
+        assert_eq!(shows(host(true, false, read), true, "host"), Ok(Access::ReadOnly));
+        for (host, certified, name, refusal) in [
+            (host(true, false, ALL), true, "tower", Refusal::NoChannel),
+            (host(true, false, ALL), true, "", Refusal::NoChannel),
+            (host(true, false, ALL), false, "laptop", Refusal::NoChannel),
+            // What proves it within the protocol is another key, and no certificate does for that.
+            (host(true, true, ALL), true, "laptop", Refusal::NoProof),
+            (host(false, true, ALL), true, "laptop", Refusal::NoProof),
+        ] {
+            assert_eq!(shows(host, certified, name), Err(refusal), "{name}");
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::{Access, Export, Peer, Secret};
+use crate::{Access, Channel, Export, Peer, Secret};
 
 /// Names the keys of a host. Another one as soon as any of its keys is another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -66,18 +66,27 @@ impl Host {
         rules.map(|rule| rule.access).max_by_key(|access| *access == Access::Writable)
     }
 
-    /// Whether what the caller has shown are this host's keys: all that it has.
+    /// Whether it is called so: by its own name, or as the owner calls it.
+    fn is(&self, name: &str) -> bool {
+        self.nqn == name || self.name == name
+    }
+
+    /// Whether what the caller has shown are this host's keys: all that it has. A certificate with the host's name does
+    /// what its key for a secured channel does.
     ///
     /// # Errors
     /// What is missing.
     pub fn accepts(&self, caller: &Caller<'_>) -> Result<(), Refusal> {
-        let channel = caller.peer.channel.as_ref().and_then(|channel| channel.key);
-        let secured = channel == Some(self.key);
+        let channel = caller.peer.channel.as_ref();
+        let keyed = channel.and_then(|channel| channel.key) == Some(self.key);
+        let certified =
+            channel.is_some_and(|channel| channel.certified && self.is(&channel.identity));
+        let secured = keyed || certified;
         if self.tls.is_some() && !secured {
             return Err(Refusal::NoChannel);
         }
         // Without a key of its own for the channel, the channel's key came out of the other proof.
-        let proven = caller.proven == Some(self.key) || (self.tls.is_none() && secured);
+        let proven = caller.proven == Some(self.key) || (self.tls.is_none() && keyed);
         if self.chap.is_some() && !proven {
             return Err(Refusal::NoProof);
         }
@@ -96,6 +105,15 @@ impl Policy {
     /// The host of that name.
     pub fn host(&self, nqn: &str) -> Option<&Arc<Host>> {
         self.hosts.iter().find(|host| host.nqn == nqn)
+    }
+
+    /// The host that has made that channel: by its key, or by a certificate with its name. Which of its keys it has shown
+    /// there is [another question](Host::accepts).
+    pub fn host_of(&self, channel: &Channel) -> Option<&Arc<Host>> {
+        self.hosts.iter().find(|host| match channel.key {
+            Some(key) => host.key == key,
+            None => channel.certified && host.is(&channel.identity),
+        })
     }
 }
 

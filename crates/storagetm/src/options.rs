@@ -213,9 +213,9 @@ pub struct Serve {
 
     /// Let NBD clients come by TLS with certificates, too: DIR holds server-cert.pem, server-key.pem and ca-cert.pem
     ///
-    /// These are the names that qemu, nbdkit and libnbd have for them. Where a key is needed, a client that shows a
-    /// certificate of that authority may have all that is lent, as it is lent; without ca-cert.pem no certificate will do
-    /// there.
+    /// These are the names that qemu, nbdkit and libnbd have for them. Where a key is needed, a certificate of that
+    /// authority does instead: the first name in it must be that of a host that was let in (storagetm host), whose rules
+    /// then hold. Without ca-cert.pem no certificate will do there.
     #[arg(long, value_name = "DIR")]
     pub tls_certificates: Option<PathBuf>,
 

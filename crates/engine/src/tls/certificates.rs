@@ -13,7 +13,7 @@ use s2n_tls::error::Error;
 
 use super::seam;
 
-/// The most characters of a name that a certificate shows.
+/// The most bytes of a name that a certificate shows.
 const NAME: usize = 255;
 
 /// What a server shows, and whose clients it knows. Read once; cheap to clone.
@@ -99,8 +99,8 @@ fn useless(what: &str, error: &Error) -> io::Error {
     io::Error::new(ErrorKind::InvalidData, format!("{what} cannot be used: {why}"))
 }
 
-/// Takes note of the name that a client's certificate shows, whatever it is: that it is the authority's is checked
-/// elsewhere, and the authority has no other clients.
+/// Takes note of the first name that a client's certificate shows, whatever it is: that it is the authority's is checked
+/// elsewhere, and who is called so is the policy's. One that could be taken for another when it is shown is no name.
 #[derive(Clone, Default)]
 pub(super) struct Shown(Arc<OnceLock<String>>);
 
@@ -113,7 +113,8 @@ impl Shown {
 
 impl VerifyHostNameCallback for Shown {
     fn verify_host_name(&self, name: &str) -> bool {
-        self.0.get_or_init(|| name.chars().filter(|c| !c.is_control()).take(NAME).collect());
+        let is_one = name.len() <= NAME && !name.chars().any(char::is_control);
+        self.0.get_or_init(|| if is_one { name.to_owned() } else { String::new() });
         true
     }
 }

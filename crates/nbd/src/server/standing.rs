@@ -9,10 +9,10 @@ use super::session::{Link, Phase, Session};
 use super::slots::of_ticket;
 
 impl Session {
-    /// The host whose key secures the channel.
+    /// The host whose key or certificate secures the channel.
     fn host(&self) -> Option<Arc<Host>> {
-        let key = self.peer.channel.as_ref()?.key?;
-        self.server.catalogue.policy().hosts.iter().find(|host| host.key == key).cloned()
+        let channel = self.peer.channel.as_ref()?;
+        self.server.catalogue.policy().host_of(channel).cloned()
     }
 
     /// What the client is called: by its key, by what it showed, or not at all.

@@ -1,6 +1,6 @@
 //! Options: each in each state, what they tell, and whom.
 
-use export::{Access, Door, Host, KeyId, Policy, Reason, Rule, Secret};
+use export::{Access, Door, Host, KeyId, News, Policy, Reason, Rule, Secret};
 use nbd::server::Start;
 use nbd::wire::handshake::ExportReply;
 use nbd::wire::meta::{BASE_ALLOCATION, Context, MetaRequest};
@@ -9,7 +9,7 @@ use nbd::wire::request::flags;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::says::{HELLO, Mode, attach, flags, go, kinds, option, option_replies};
-use crate::world::{DISK, Id, SIZE, World, disk, named, peer};
+use crate::world::{DISK, Id, SIZE, World, certified, disk, named, peer};
 
 /// A connection whose client's flags have come.
 fn haggling(world: &mut World) -> Id {
@@ -285,6 +285,25 @@ fn x17_a_host_is_known_by_its_key_and_sees_and_has_what_its_rules_give() {
     let export = InfoExport::read_from_bytes(&heard[0].2).unwrap();
     assert_ne!(export.flags.get() & flags::READ_ONLY, 0);
     assert_eq!(world.conn(id).told(), ["refused sdb", "attached nqn.host"]);
+}
+
+/// A certificate of the owner's authority is good for the host that it names, for as long as the owner lets that in.
+#[test]
+fn a_certificate_is_good_while_its_host_is_let_in() {
+    let mut world = keyed(Access::ReadOnly, DISK);
+    let start = Start::Secured { no_zeroes: true };
+    let stranger = world.open_as(certified("visitor"), start);
+    assert_eq!(option_replies(&world.ask(stranger, &option(option::LIST, &[]))).len(), 1);
+    assert_eq!(sole(&world.ask(stranger, &go("sda"))), option::ERR_UNKNOWN);
+    assert_eq!(world.conn(stranger).told(), ["refused sda"]);
+    let id = world.open_as(certified("laptop"), start);
+    assert_eq!(option_replies(&world.ask(id, &option(option::LIST, &[]))).len(), 2);
+    let heard = option_replies(&world.ask(id, &go("sda")));
+    let export = InfoExport::read_from_bytes(&heard[0].2).unwrap();
+    assert_ne!(export.flags.get() & flags::READ_ONLY, 0);
+    world.catalogue.follow(Policy::default());
+    world.tell(News::Changed);
+    assert_eq!(world.conn(id).closed, Some(Reason::Refused));
 }
 
 /// Case X01.

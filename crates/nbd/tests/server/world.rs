@@ -351,6 +351,18 @@ pub(crate) fn peer(door: Door, key: Option<u64>) -> Peer {
     Peer { remote: address(1024), local: address(10809), door, channel }
 }
 
+/// A peer that has shown a certificate with that name, where a key is needed.
+pub(crate) fn certified(name: &str) -> Peer {
+    let channel = Channel {
+        key: None,
+        certified: true,
+        identity: name.to_owned(),
+        cipher: String::new(),
+        binding: [0; 32],
+    };
+    Peer { channel: Some(Arc::new(channel)), ..peer(Door::Keyed, None) }
+}
+
 /// Does to the bytes of the disk what a request asks for.
 fn touch(disk: &mut [u8], job: &mut Admitted, knows_extents: bool) -> Result<(), Fault> {
     let start = usize::try_from(job.offset()).unwrap();
