@@ -62,8 +62,9 @@ const DISK_THREADS: u32 = 64;
 /// Files in the ring's table, if the process may have so many open: sockets, disks and a bell.
 const FILES: u32 = 4096;
 
-/// The one thing that may be done with a ring that runs: to change its table of files (`IORING_REGISTER_FILES_UPDATE`).
-const UPDATE_FILES: u8 = 6;
+/// What may be done with a ring that runs: to change its table of files (`IORING_REGISTER_FILES_UPDATE`), and to give it
+/// up (`IORING_UNREGISTER_FILES`).
+const ABOUT_FILES: [u8; 2] = [6, 3];
 
 /// What the engine needs of the kernel, and all that the ring may do. All are older than Linux 6.1.
 const NEEDED: [u8; 7] = [
@@ -338,6 +339,9 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         if self.pending.is_empty() {
+            // Left to itself the kernel lets go of them up to a second after the ring is gone (Linux 6.1), and so long the
+            // disks seem to be in use.
+            let _ = self.ring.submitter().unregister_files();
             // SAFETY: dropped here and nowhere else; nothing is under way, so the kernel uses none of it.
             unsafe { ManuallyDrop::drop(&mut self.pending) };
         }
@@ -380,7 +384,7 @@ fn restrict(ring: &IoUring) -> io::Result<Files> {
     ring.submitter().register_files(&vec![-1; places as usize])?;
     let mut rules: Vec<_> = NEEDED.into_iter().map(Restriction::sqe_op).collect();
     rules.push(Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()));
-    rules.push(Restriction::register_op(UPDATE_FILES));
+    rules.extend(ABOUT_FILES.map(Restriction::register_op));
     ring.submitter().register_restrictions(&mut rules)?;
     ring.submitter().register_enable_rings()?;
     Ok(Files::new(places))
@@ -458,6 +462,22 @@ mod test {
         unsafe { ring.ring.submission().push(&entry).unwrap() };
         ring.ring.submit_and_wait(1).unwrap();
         ring.ring.completion().next().unwrap().result()
+    }
+
+    /// What the ring still holds when it goes is free at once, so that the next one may have the disk.
+    #[test]
+    fn a_ring_that_is_gone_holds_no_file() {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let Some(mut ring) = ring() else { return };
+        let (ours, theirs) = io::pipe().unwrap();
+        let file = ring.put(theirs.as_fd()).unwrap();
+        drop(theirs);
+        drop(ring);
+        // By itself the kernel takes tens of milliseconds, and some a second; here it has a clock's tick.
+        let tick = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+        let mut end = [PollFd::new(&ours, PollFlags::empty())];
+        assert_eq!(poll(&mut end, Some(&tick)), Ok(1));
+        drop(file);
     }
 
     static BYTES: [u8; 4] = *b"data";
