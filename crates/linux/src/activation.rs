@@ -26,15 +26,33 @@ pub struct Handed {
     pub socket: OwnedFd,
 }
 
-/// The descriptors that are meant for this process. The second time there are none: they have an owner then.
+/// Not everything was handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "LISTEN_FDS announces {announced} sockets to this program, and it was handed {there}; hand it all of them, or start \
+     it without LISTEN_FDS"
+)]
+pub struct Missing {
+    announced: usize,
+    there: usize,
+}
+
+/// The descriptors that are meant for this process.
 ///
 /// The variables that announce them stay in the environment; they name this process, so that no other one takes them to be
 /// meant for itself.
-pub fn take() -> Vec<Handed> {
+///
+/// # Errors
+/// Not all that are announced are there: they were closed, or taken already and have an owner.
+pub fn take() -> Result<Vec<Handed>, Missing> {
     let variable = |name: &str| env::var(name).ok();
     let names = announced(&variable, std::process::id());
     let sockets = ioctl::take_handed(FIRST, names.len());
-    names.into_iter().zip(sockets).map(|(name, socket)| Handed { name, socket }).collect()
+    let (announced, there) = (names.len(), sockets.len());
+    if there < announced {
+        return Err(Missing { announced, there });
+    }
+    Ok(names.into_iter().zip(sockets).map(|(name, socket)| Handed { name, socket }).collect())
 }
 
 /// The names of those that the variables announce to the process of that number.

@@ -330,7 +330,7 @@ impl Server {
             self.admission.descriptor(),
             self.keyboard.as_ref().and_then(Keyboard::descriptor),
         ];
-        let only_peer = self.only_peer.iter().map(|fd| (fd.as_fd(), PollFlags::RDHUP));
+        let only_peer = self.only_peer.iter().map(|fd| (fd.as_fd(), PollFlags::empty()));
         let writable = self.output.descriptor();
         let readable = readable.into_iter().flatten().map(|fd| (fd, PollFlags::IN));
         let writable = writable.into_iter().map(|fd| (fd, PollFlags::OUT));

@@ -25,7 +25,7 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
-const LONG: Duration = Duration::from_secs(20);
+const LONG: Duration = Duration::from_secs(60);
 const ANY_PORT: &str = "127.0.0.1:0";
 
 /// A folder that is removed at the end.
@@ -291,7 +291,7 @@ fn a_host_that_connects_is_answered_and_does_not_hold_up_the_end() {
     running.signal(Signal::TERM);
     running.events_until("stopped");
     assert_eq!(running.end().code(), Some(0));
-    assert!(asked.elapsed() < Duration::from_secs(10));
+    assert!(asked.elapsed() < LONG / 2);
 }
 
 #[test]

@@ -35,7 +35,9 @@ impl Given {
             return Ok(Some(Self::Peer(socket, door)));
         }
         let protocols = Protocols::of(&options.protocol);
-        let sockets = linux::activation::take().into_iter().map(|handed| {
+        let handed =
+            linux::activation::take().map_err(|missing| Failure::new(missing.to_string()))?;
+        let sockets = handed.into_iter().map(|handed| {
             let place = place(handed.socket.as_fd())?;
             Ok((Listener::handed(place, &handed.name, protocols), handed.socket))
         });
@@ -76,10 +78,11 @@ impl Server {
         Ok(())
     }
 
-    /// Whether there will never be anybody any more.
+    /// Whether there will never be anybody any more: the connection is shut in both directions. A peer that merely says no
+    /// more may still wait for answers.
     pub(super) fn has_lost_its_only_peer(&self) -> bool {
         let gone = |socket: &OwnedFd| {
-            let mut ends = [PollFd::new(socket, PollFlags::RDHUP)];
+            let mut ends = [PollFd::new(socket, PollFlags::empty())];
             let none = Timespec { tv_sec: 0, tv_nsec: 0 };
             poll(&mut ends, Some(&none)).is_ok_and(|ready| ready > 0)
         };
