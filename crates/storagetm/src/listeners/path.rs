@@ -5,8 +5,10 @@ use std::fs::{self, Metadata};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 /// Listens at that path.
 ///
@@ -29,10 +31,17 @@ fn clear(path: &Path) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
         return Err(ErrorKind::AlreadyExists.into());
     }
-    match UnixStream::connect(path) {
+    match knock(path) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
         _ => Err(ErrorKind::AddrInUse.into()),
     }
+}
+
+/// Whether somebody listens there; who has too much to do to answer is not waited for.
+fn knock(path: &Path) -> io::Result<()> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    Ok(connect(&socket, &SocketAddrUnix::new(path)?)?)
 }
 
 /// The file of a socket of ours. Dropping it removes it, unless another one has taken its place.
@@ -82,6 +91,20 @@ mod test {
         assert_eq!(bind(&file).unwrap_err().kind(), ErrorKind::AlreadyExists);
         assert_eq!(fs::read(&file).unwrap(), b"precious");
         assert_eq!(bind(&folder.0.join("no/x")).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn who_listens_and_does_not_answer_is_not_waited_for() {
+        let folder = Scratch::new();
+        let path = folder.0.join("x.sock");
+        let deaf = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+        let deaf = deaf.unwrap();
+        rustix::net::bind(&deaf, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&deaf, 0).unwrap();
+        // Those that were not accepted stay in the queue, though they are gone: it is full now.
+        while knock(&path).is_ok() {}
+        assert_eq!(bind(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
+        assert!(path.exists());
     }
 
     #[test]
