@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "cases/alone.rs"]
 mod alone;
 #[path = "cases/disclosure.rs"]

@@ -6,6 +6,8 @@
 #[allow(dead_code, reason = "other tests use the rest of it")]
 #[path = "cases/alone.rs"]
 mod alone;
+#[path = "copy/cable.rs"]
+mod cable;
 #[path = "copy/contents.rs"]
 mod contents;
 #[path = "copy/ends.rs"]

@@ -33,15 +33,17 @@ pub(crate) fn verify(
     course: &mut Course<'_>,
 ) -> Ended {
     let forest = Arc::new(forest);
-    let hash =
-        (settings.hash && course.report.bad.is_empty()).then(|| hash(&forest)).transpose()?;
+    let wanted = settings.hash && course.report.bad.is_empty();
+    let known = wanted && forest.gaps().is_empty();
+    let mut root = known.then(|| hash(forest.clone())).transpose()?;
     let mut items: Vec<Item> = forest.pieces().map(Item::Piece).collect();
     let mut unknown = unknown(map, &forest);
     if source.is_some() {
         items.extend(unknown.drain(..).map(Item::Both));
     }
     let later = items.iter().map(Item::len).sum();
-    let seen = read_back(destination, &forest, settings, course, map.bytes(), later)?;
+    let ranges: Vec<_> = forest.nodes().map(|mark| mark.range()).collect();
+    let seen = read_back(destination, &ranges, settings, course, map.bytes(), later)?;
     let mut differing = forest.differing(&seen);
     // What can be compared with nothing is not known to be the same.
     differing.append(&mut unknown);
@@ -49,11 +51,16 @@ pub(crate) fn verify(
     if narrow {
         items.extend(differing.iter().cloned().map(Item::Both));
     }
-    let mut wrong = compare(source.unwrap_or(destination), destination, items, settings, course)?;
+    let (mut wrong, learned) =
+        compare(source.unwrap_or(destination), destination, items, settings, course)?;
     let vague = |leaf: &Range<u64>| !wrong.iter().any(|range| overlap(range, leaf));
     let vague: Vec<Range<u64>> = differing.into_iter().filter(vague).collect();
     wrong.extend(vague);
-    conclude(map, joined(wrong), hash, course)
+    if wanted && root.is_none() && wrong.is_empty() {
+        let whole = fill(&forest, &learned, destination, settings, course)?;
+        root = Some(hash(Arc::new(whole))?);
+    }
+    conclude(map, joined(wrong), root, course)
 }
 
 fn conclude(
@@ -78,9 +85,30 @@ fn conclude(
 }
 
 /// The hash of the whole disk takes a while if there are many holes.
-fn hash(forest: &Arc<Forest>) -> Result<JoinHandle<Option<[u8; 32]>>, Outcome> {
-    let forest = forest.clone();
+fn hash(forest: Arc<Forest>) -> Result<JoinHandle<Option<[u8; 32]>>, Outcome> {
     spawn(move || forest.root())
+}
+
+/// Makes the hashes of a disk whole that was compared, and is the same at both ends: those that were learned meanwhile,
+/// and those of the chunks that were compared in pieces, which come from the destination.
+fn fill(
+    forest: &Forest,
+    learned: &Forest,
+    destination: &Target,
+    settings: &Settings,
+    course: &mut Course<'_>,
+) -> Result<Forest, Outcome> {
+    let mut whole = forest.clone();
+    learned.nodes().for_each(|mark| whole.insert(mark));
+    let gaps = whole.gaps();
+    let sector = u64::from(destination.disk.block.max(1));
+    // Less than a block cannot be read: then there is no hash.
+    let readable = gaps.iter().all(|gap| gap.start.is_multiple_of(sector));
+    if !gaps.is_empty() && readable {
+        let seen = read_back(destination, &gaps, settings, course, whole.bytes(), 0)?;
+        seen.nodes().for_each(|mark| whole.insert(mark));
+    }
+    Ok(whole)
 }
 
 /// What was finished, and no hash is known of.
@@ -92,10 +120,10 @@ fn unknown(map: &Map, forest: &Forest) -> Vec<Range<u64>> {
     rest.all(State::Untried).collect()
 }
 
-/// Hashes of what the destination holds, where hashes are known.
+/// Hashes of what the destination holds in these ranges.
 fn read_back(
     end: &Target,
-    forest: &Forest,
+    ranges: &[Range<u64>],
     settings: &Settings,
     course: &mut Course<'_>,
     bytes: u64,
@@ -103,7 +131,7 @@ fn read_back(
 ) -> Result<Forest, Outcome> {
     let mut map = Map::new(bytes);
     map.set(0..bytes, State::Finished);
-    forest.nodes().for_each(|mark| map.set(mark.range(), State::Untried));
+    ranges.iter().for_each(|range| map.set(range.clone(), State::Untried));
     let limits = Limits {
         sector: sector(&[end]),
         chunk: chunk(settings, &[end]),
@@ -111,7 +139,8 @@ fn read_back(
         extents: end.disk.extents,
         retries: 0,
     };
-    let limit = Limit::new(settings.rate, Instant::now());
+    // What does not cross the network holds nobody up.
+    let limit = Limit::new(settings.rate.filter(|_| end.disk.remote), Instant::now());
     let (plan, seen) = (Plan::new(map, limits), Some(Forest::new(bytes)));
     let shared = Shared::new(end, None, how(settings, &[end]), plan, seen, limit);
     let shared = Arc::new(shared);
@@ -139,9 +168,9 @@ fn compare(
     items: Vec<Item>,
     settings: &Settings,
     course: &mut Course<'_>,
-) -> Result<Vec<Range<u64>>, Outcome> {
+) -> Result<(Vec<Range<u64>>, Forest), Outcome> {
     if items.is_empty() {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), Forest::new(source.disk.bytes)));
     }
     let ends = [source, destination];
     let compare = Arc::new(Compare::new(ends, items, settings.patience, chunk(settings, &ends)));
@@ -156,7 +185,7 @@ fn compare(
         Now { done, total: Some(total), ..Now::only(Phase::Verifying) }
     })?;
     ended.into_iter().collect::<Result<(), _>>().map_err(super::undone)?;
-    Ok(compare.take_wrong())
+    Ok((compare.take_wrong(), compare.take_learned()))
 }
 
 fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {

@@ -84,6 +84,8 @@ pub struct Copy {
     pub connections: u8,
 
     /// Copy no faster than so many bytes a second: 500K, 20M
+    ///
+    /// A destination on this machine is read back as fast as it goes.
     #[arg(long, value_name = "RATE")]
     pub rate: Option<Rate>,
 

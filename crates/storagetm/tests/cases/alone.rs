@@ -60,7 +60,7 @@ pub(crate) struct Cable {
 impl Cable {
     pub(crate) fn lay() -> Self {
         let mut far = Command::new("unshare")
-            .args(["--net", "sh", "-c", "ip link set lo up; echo; exec sleep 60"])
+            .args(["--net", "sh", "-c", "ip link set lo up; echo; exec sleep 600"])
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -76,6 +76,16 @@ impl Cable {
         run(&there, &["address", "add", "10.99.0.2/32", "dev", "lo"]);
         ip(&["route", "add", "10.99.0.0/24", "via", "10.98.0.2"]);
         cable
+    }
+
+    /// Pulls it out.
+    pub(crate) fn pull(&self) {
+        ip(&["link", "set", "near", "down"]);
+    }
+
+    /// Plugs it in again.
+    pub(crate) fn plug(&self) {
+        ip(&["link", "set", "near", "up"]);
     }
 
     /// Does something at the other end, on a thread of its own.
