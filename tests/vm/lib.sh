@@ -73,7 +73,7 @@ attach() {
     shift 2
     echo "+ $line $*"
     eval "$line $*"
-    wait_for 20 has_disk "$nqn"
+    wait_for 60 has_disk "$nqn"
     disk=$(disk_of "$nqn")
     dev=/dev/$disk
     udev_settle

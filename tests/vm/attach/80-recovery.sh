@@ -4,7 +4,7 @@ verify "$dev" --size=8M --rate_iops=200,200 &
 job=$!
 sleep 3
 ask crash
-wait_for 10 not_live "$io_nqn"
+wait_for 30 not_live "$io_nqn"
 wait_for 60 live "$io_nqn"
 wait $job
 dmesg | grep -i 'reconnect'

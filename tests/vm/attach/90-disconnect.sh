@@ -1,4 +1,4 @@
 # The host lets go: the disk is gone.
 attach "$ro_nqn" "$ro_line"
 nvme disconnect -n "$ro_nqn" | grep 'disconnected 1 controller'
-wait_for 10 gone "$ro_nqn"
+wait_for 30 gone "$ro_nqn"

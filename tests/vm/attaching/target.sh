@@ -22,7 +22,7 @@ begin() {
     storagetm serve --json "$@" /dev/vda --writable /dev/vdb </dev/null >/tmp/events 2>/tmp/complaints &
     echo $! >/tmp/serving
     echo "$*" >/tmp/options
-    for _ in $(seq 100); do
+    for _ in $(seq 600); do
         if grep -q '"event":"ready"' /tmp/events; then return; fi
         running || break
         usleep 100000

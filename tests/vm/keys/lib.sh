@@ -33,7 +33,7 @@ over() {
     xtask vm narrow 127.0.0.1:4421 "$address:$port" "$1" >/tmp/between 2>&1 &
     between=$!
     connect="nvme connect -t tcp -a 127.0.0.1 -s 4421"
-    wait_for 5 nc 127.0.0.1 4421
+    wait_for 30 nc 127.0.0.1 4421
 }
 
 # nqn_of DISK: the name under which a disk is lent.
@@ -66,7 +66,7 @@ let_in() {
 }
 
 # noticed: storagetm has had the time to see what has changed in the folder of keys.
-noticed() { usleep 300000; }
+noticed() { usleep 1000000; }
 
 # insert VERSION KEY NQN...: the kernel finds the key for these names.
 insert() {
@@ -92,7 +92,7 @@ turned_away() {
     from_now
     refused "$@"
     [ "$(count_disks)" = 0 ]
-    wait_for 5 event refused
+    wait_for 30 event refused
 }
 
 # chap_key HASH BYTES: a key for DH-HMAC-CHAP as nvme-cli makes it; 1 is SHA-256, 2 SHA-384, 3 SHA-512.

@@ -16,7 +16,7 @@ use super::initramfs::Job;
 use super::target::Target;
 
 /// A whole run takes about two minutes on two cores; a guest that hangs must not hold up the rest.
-const PATIENCE: Duration = Duration::from_secs(480);
+const PATIENCE: Duration = Duration::from_secs(900);
 
 pub(super) fn scenario() -> Scenario {
     Scenario {
@@ -68,11 +68,11 @@ fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<
     };
     let mut guest = Guest::boot(bench, kernel, folder, &job, &network())?;
     let values = board.follow(&guest.console, PATIENCE, |board, what| match what {
-        "crash" => target.crash_and_restart(Duration::from_secs(2)),
+        "crash" => target.crash_and_restart(Duration::from_secs(5)),
         "terminate" => terminate(&mut target, board),
         _ => bail!("the guest asks for {what}, which nobody knows"),
     })?;
-    guest.wait(Duration::from_secs(20))?;
+    guest.wait(Duration::from_secs(90))?;
     drop(target);
     board.decide("image-unchanged", same(&hash, &image::sha256(&images.ro)?));
     let told = values.get("rw_sha256").context("the guest told no checksum");
@@ -146,7 +146,7 @@ fn connect_all(lent: &Lent, port: u64) -> String {
 
 /// Ends storagetm while the guest is attached.
 fn terminate(target: &mut Target, board: &mut Board<'_>) -> Result<()> {
-    let ended = target.terminate(Duration::from_secs(10)).and_then(|status| {
+    let ended = target.terminate(Duration::from_secs(30)).and_then(|status| {
         ensure!(status.success(), "storagetm ended with {status}");
         said(target, "stopped")
     });
@@ -157,7 +157,7 @@ fn terminate(target: &mut Target, board: &mut Board<'_>) -> Result<()> {
 
 /// Whether an event was printed; what a process has printed last may take a moment to be read.
 fn said(target: &mut Target, event: &str) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + Duration::from_secs(30);
     while !target.events()?.has(event) {
         ensure!(Instant::now() < deadline, "storagetm printed no event {event}");
         std::thread::sleep(Duration::from_millis(20));

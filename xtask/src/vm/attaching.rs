@@ -13,8 +13,8 @@ use super::guest::{Guest, link, virtio_disk};
 use super::image::{self, MIB};
 use super::initramfs::Job;
 
-const BOOT: Duration = Duration::from_secs(60);
-const PATIENCE: Duration = Duration::from_secs(480);
+const BOOT: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(900);
 /// The first kernel that encrypts connections.
 const KEYS: &str = "6.12";
 
@@ -38,7 +38,7 @@ fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<
     board.follow(&client.console, PATIENCE, |_, what| {
         bail!("the guest asks for {what}, which nobody knows")
     })?;
-    client.wait(Duration::from_secs(20))?;
+    client.wait(Duration::from_secs(90))?;
     drop(target);
     board.decide("image-unchanged", same(&hash, &ro));
     Ok(())

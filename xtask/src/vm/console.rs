@@ -130,7 +130,7 @@ mod tests {
     fn the_end_of_a_machine_is_noticed() {
         let log = File::options().write(true).open("/dev/null").unwrap();
         let console = Console::follow("guest", &b"boot\nvmtest note x\r\n"[..], log);
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + Duration::from_secs(30);
         assert_eq!(console.next(deadline).unwrap(), Saying::Note("x".into()));
         assert_eq!(console.next(deadline).unwrap_err().to_string(), "guest ended early");
     }

@@ -22,7 +22,7 @@ use super::guest::{Guest, virtio_disk};
 use super::image::{self, MIB};
 use super::initramfs::Job;
 
-const BOOT: Duration = Duration::from_secs(90);
+const BOOT: Duration = Duration::from_secs(240);
 /// It takes some minutes where other tests run beside it.
 const PATIENCE: Duration = Duration::from_secs(900);
 /// Bytes of the disk, and how many of them at once are other than zero, and how far from each other those are.

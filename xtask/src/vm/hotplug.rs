@@ -16,8 +16,8 @@ use super::image::{self, MIB};
 use super::initramfs::Job;
 use super::qmp::Qmp;
 
-const BOOT: Duration = Duration::from_secs(60);
-const PATIENCE: Duration = Duration::from_secs(180);
+const BOOT: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(480);
 const PLUGGED: &str = "PLUGGED1";
 
 pub(super) fn scenario() -> Scenario {
@@ -50,7 +50,7 @@ fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<
         "unplug" => qmp.unplug(PLUGGED),
         _ => bail!("the guest asks for {what}, which nobody knows"),
     })?;
-    client.wait(Duration::from_secs(20))?;
+    client.wait(Duration::from_secs(90))?;
     hear(&server, &mut events)?;
     board.decide("withdrawn-event", withdrawn(&events));
     Ok(())

@@ -14,9 +14,9 @@ use super::guest::{Guest, link, virtio_disk};
 use super::image::{self, MIB};
 use super::initramfs::Job;
 
-const BOOT: Duration = Duration::from_secs(60);
+const BOOT: Duration = Duration::from_secs(240);
 /// A host that was refused may take a minute and a half until it gives up.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(1200);
 
 pub(super) fn scenario() -> Scenario {
     // Older kernels neither encrypt nor prove who they are. TLS handshakes with SHA-384 are too new for the programs
@@ -47,7 +47,7 @@ fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<
     let values = board.follow(&client.console, PATIENCE, |_, what| {
         bail!("the guest asks for {what}, which nobody knows")
     })?;
-    client.wait(Duration::from_secs(20))?;
+    client.wait(Duration::from_secs(90))?;
     for saying in target.console.pending() {
         if let Saying::Note(line) = saying {
             board.note(&line);

@@ -21,7 +21,7 @@ impl Qmp {
     /// Connects to the socket of a machine started with `-qmp unix:PATH,server=on,wait=off`.
     pub(super) fn connect(socket: &Path) -> Result<Self> {
         let stream = UnixStream::connect(socket).context("qemu's control socket")?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         let mut qmp = Self { stream: BufReader::new(stream) };
         qmp.line()?;
         qmp.execute("qmp_capabilities", &json!({}))?;

@@ -12,7 +12,7 @@ use crate::vm::console::Saying;
 use crate::vm::guest::{Guest, link};
 use crate::vm::initramfs::Job;
 
-const BOOT: Duration = Duration::from_secs(60);
+const BOOT: Duration = Duration::from_secs(240);
 const STEP: Duration = Duration::from_secs(110);
 /// What this machine calls its network interface to the first.
 const INTERFACE: &str = "eth0";

@@ -178,7 +178,7 @@ mod tests {
     fn lines_are_found_again_and_waited_for() {
         let log = File::options().write(true).open("/dev/null").unwrap();
         let mut screen = Screen::follow(&b"one\ntwo 2\n"[..], Instant::now(), log);
-        let second = Duration::from_secs(5);
+        let second = Duration::from_secs(30);
         screen.shows("two", 0, second).unwrap();
         screen.shows("one", 0, second).unwrap();
         let since = screen.now();

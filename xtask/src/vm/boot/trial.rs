@@ -20,9 +20,9 @@ use super::ways::{OPEN, Way};
 use crate::vm::case::Board;
 
 /// Emulated machines on a busy computer.
-pub(super) const BOOT: Duration = Duration::from_secs(120);
+pub(super) const BOOT: Duration = Duration::from_secs(300);
 /// What needs no boot.
-pub(super) const SOON: Duration = Duration::from_secs(20);
+pub(super) const SOON: Duration = Duration::from_secs(90);
 
 /// One boot and the tests that it decides.
 #[derive(Debug)]
