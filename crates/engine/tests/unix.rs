@@ -40,7 +40,7 @@ fn house(driver: Driver) -> House {
 
 impl House {
     fn stop(self) {
-        assert!(self.engine.stop(Duration::from_secs(10)));
+        assert!(self.engine.stop(Duration::from_secs(30)));
         assert_eq!(Log::read(&self.log.wronged), 0);
         assert_eq!(Log::read(&self.log.dropped), Log::read(&self.log.opened));
     }
@@ -54,7 +54,7 @@ fn path(name: &str) -> PathBuf {
 /// The toy's client on any stream.
 fn client(stream: impl Into<OwnedFd>) -> Client {
     let stream = TcpStream::from(stream.into());
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     Client(stream)
 }
 
@@ -91,7 +91,7 @@ fn keys_may_be_asked_for_at_a_unix_socket_too() {
     let listener = UnixListener::bind(&path).unwrap();
     house.engine.accept(listener.into(), tunnel::security(), house.open.clone()).unwrap();
     let socket = TcpStream::from(OwnedFd::from(UnixStream::connect(&path).unwrap()));
-    let until = Instant::now() + Duration::from_secs(10);
+    let until = Instant::now() + Duration::from_secs(60);
     let stream = tls::connect(socket, tunnel::key(), until).unwrap();
     wait_for("the session", || Log::read(&house.log.opened) == 1);
     drop(stream);

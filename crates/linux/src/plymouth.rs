@@ -164,7 +164,7 @@ mod tests {
 
     fn accept(daemon: &UnixListener) -> UnixStream {
         let client = daemon.accept().unwrap().0;
-        client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         client
     }
 

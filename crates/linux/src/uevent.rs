@@ -158,7 +158,7 @@ mod tests {
         let name = device.node.file_name().unwrap().to_str().unwrap().to_owned();
         drop(device);
         // Other tests attach disks at the same time; the kernel may also still be speaking of the detachment.
-        for _ in 0..100 {
+        for _ in 0..1000 {
             while let Some(news) = uevents.receive().unwrap() {
                 match news {
                     News::Event(event) if event.devname == name => {

@@ -15,6 +15,8 @@ use socket2::{Domain, Socket, Type};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
 const GROUP: Ipv4Addr = Ipv4Addr::new(224, 0, 0, 251);
+/// What takes longer does not come about.
+const LONG: Duration = Duration::from_secs(30);
 
 /// A UDP port that nobody has just now.
 fn free_port() -> u16 {
@@ -31,7 +33,7 @@ fn neighbour(port: u16) -> UdpSocket {
     socket.join_multicast_v4(&GROUP, &Ipv4Addr::LOCALHOST).unwrap();
     socket.set_multicast_if_v4(&Ipv4Addr::LOCALHOST).unwrap();
     let socket: UdpSocket = socket.into();
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    socket.set_read_timeout(Some(LONG)).unwrap();
     socket
 }
 
@@ -66,7 +68,7 @@ impl Running {
 
     /// The process that it starts to announce, once it has.
     fn announcer(&self) -> u32 {
-        let end = Instant::now() + Duration::from_secs(5);
+        let end = Instant::now() + LONG;
         loop {
             match self.find_announcer() {
                 Some(pid) => return pid,
@@ -139,25 +141,27 @@ fn find(port: u16, more: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The machines that are found within ten seconds; an announcement may take some to be made.
-fn found(port: u16) -> Vec<Value> {
-    let end = Instant::now() + Duration::from_secs(10);
+/// The machines that are found, once there are as many; an announcement may take a while to be made.
+fn found(port: u16, count: usize) -> Vec<Value> {
+    let end = Instant::now() + LONG;
     loop {
         let rows: Vec<Value> = serde_json::from_str(&find(port, &["--json"])).unwrap();
-        if !rows.is_empty() || Instant::now() > end {
+        if rows.len() >= count || Instant::now() > end {
             return rows;
         }
     }
 }
 
-/// The same as people see them. Who has just answered does not answer again for a second (RFC 6762 §6).
-fn shown(port: u16) -> String {
-    let end = Instant::now() + Duration::from_secs(10);
+/// The same as people see them, once those words are there. Who has just answered does not answer again for a second
+/// (RFC 6762 §6).
+fn shown(port: u16, words: &[&str]) -> String {
+    let end = Instant::now() + LONG;
     loop {
         let text = find(port, &[]);
-        if !text.starts_with("No machine") || Instant::now() > end {
+        if words.iter().all(|word| text.contains(word)) {
             return text;
         }
+        assert!(Instant::now() < end, "{words:?} are not in: {text}");
     }
 }
 
@@ -169,17 +173,13 @@ fn a_machine_that_lends_is_found_with_its_disk_beside_another_responder() {
     let port = free_port();
     let _other = neighbour(port);
     let mut running = serve(port, &["--writable", "demo"]);
-    let rows = found(port);
+    let rows = found(port, 1);
     assert_eq!(rows.len(), 1, "{rows:?}");
     let disk = &rows[0]["disks"][0];
     assert_eq!((&disk["bytes"], &disk["access"]), (&json!(64 << 20), &json!("writable")));
     assert_eq!(rows[0]["addresses"], json!(["127.0.0.1"]));
     assert_eq!(rows[0]["keyed"], json!(false));
-    let text = shown(port);
-    assert!(
-        text.contains("67.1 MB, writable") && text.contains("storagetm attach 127.0.0.1:"),
-        "{text}"
-    );
+    shown(port, &["67.1 MB, writable", "storagetm attach 127.0.0.1:"]);
     running.stop();
 }
 
@@ -190,7 +190,7 @@ fn the_process_that_hears_strangers_has_no_rights_and_ends_with_the_one_that_sta
     let pid = running.announcer();
     let status = || std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     // The last that it gives up are system calls; the program that lends does not wait for it.
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + LONG;
     while !status().contains("Seccomp:\t2\n") {
         assert!(Instant::now() < end, "it keeps its rights: {}", status());
         std::thread::sleep(Duration::from_millis(5));
@@ -204,7 +204,7 @@ fn the_process_that_hears_strangers_has_no_rights_and_ends_with_the_one_that_sta
     assert!(field("Uid:").iter().all(|uid| uid != "0"), "{:?}", field("Uid:"));
     running.0.kill().unwrap();
     running.0.wait().unwrap();
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + LONG;
     while std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| !stat.contains(") Z "))
     {
@@ -230,9 +230,9 @@ fn who_ends_takes_back_what_was_announced() {
     let port = free_port();
     let ear = neighbour(port);
     let mut running = serve(port, &[]);
-    assert_eq!(found(port).len(), 1);
+    assert_eq!(found(port, 1).len(), 1);
     running.stop();
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + LONG;
     let mut packet = [0; 9000];
     loop {
         let got = ear.recv(&mut packet).expect("a goodbye comes");
@@ -268,11 +268,10 @@ fn x01_x53_a_machine_that_wants_a_key_is_shown_with_the_way_to_one_and_a_strange
     let evil = "\u{1b}[2J\u{202e}evil";
     let services = [service("storagetm-abcd", nobody, true), service(evil, nobody, false)];
     writeln!(orders, "{}", json!({"announce": {"services": services}})).unwrap();
-    assert_eq!(found(port).len(), 2);
-    let text = shown(port);
-    assert!(text.contains("storagetm-abcd, at 127.0.0.1\n"), "{text}");
-    assert!(text.contains(&format!("needs a key: storagetm pair 127.0.0.1:{nobody}\n")), "{text}");
-    assert!(text.contains("it does not answer"), "{text}");
+    assert_eq!(found(port, 2).len(), 2);
+    let pair = format!("needs a key: storagetm pair 127.0.0.1:{nobody}\n");
+    let words = ["storagetm-abcd, at 127.0.0.1\n", &pair, "it does not answer"];
+    let text = shown(port, &words);
     assert!(
         text.chars().all(|c| c == '\n' || !c.is_control()) && !text.contains('\u{202e}'),
         "{text:?}"
@@ -304,7 +303,7 @@ fn garbage_from_the_network_is_survived() {
         }
         let _ = voice.send_to(&packet, (GROUP, port));
     }
-    assert_eq!(found(port).len(), 1);
+    assert_eq!(found(port, 1).len(), 1);
     assert_eq!(running.announcer(), pid, "the same process still");
 }
 

@@ -8,7 +8,7 @@ use export::{Account, Buffer, Extent, Pool};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// How long anything here may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A lane, and memory for its works.
 pub(crate) struct Driven {

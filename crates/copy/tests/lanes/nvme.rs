@@ -194,10 +194,10 @@ fn where_a_key_is_needed_both_prove_who_they_are() {
 #[test]
 fn an_idle_lane_is_kept_alive() {
     let (machine, bytes) = machine();
-    let place = place(&machine, "").with_keep_alive(Duration::from_millis(1200));
+    let place = place(&machine, "").with_keep_alive(Duration::from_secs(4));
     let (mut driven, mut left) =
         (Driven::new(place.open().unwrap().1), Driven::new(place.open().unwrap().1));
-    let until = Instant::now() + Duration::from_secs(4);
+    let until = Instant::now() + Duration::from_secs(10);
     while Instant::now() < until {
         let deadline = driven.lane.deadline().unwrap();
         std::thread::sleep(deadline.saturating_duration_since(Instant::now()));

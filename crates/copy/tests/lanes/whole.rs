@@ -1,5 +1,6 @@
 //! Whole copies from and to another machine, by both protocols, and with the machine going away meanwhile.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -11,7 +12,7 @@ use copy::{
 };
 
 use crate::drive::pattern;
-use crate::machine::{BYTES, Machine, dial};
+use crate::machine::{BYTES, Machine, dial, eventually};
 
 /// Which way the machine is spoken to.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +44,11 @@ impl Image {
 
     fn destination(&self) -> End {
         End::Disk(Box::new(FilePlace::destination(&self.0, Existing::Replace, "")))
+    }
+
+    /// How much of it takes room on the disk by now.
+    fn arrived(&self) -> Option<u64> {
+        std::fs::metadata(&self.0).ok().map(|metadata| metadata.blocks() * 512)
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -97,14 +103,14 @@ fn interrupted(way: Way, image: &Image, meanwhile: fn(&mut Machine)) -> (Report,
     let (mut machine, bytes) = machine();
     let (source, destination) = (End::Disk(place(&machine, way)), image.destination());
     let settings = Settings {
-        rate: Some(8 << 20),
+        rate: Some(4 << 20),
         connections: 2,
         chunk: 64 << 10,
         patience: Duration::from_secs(20),
         ..Settings::default()
     };
     let copy = thread::spawn(move || run(source, destination, settings));
-    thread::sleep(Duration::from_millis(400));
+    eventually(|| image.arrived().filter(|bytes| *bytes >= 1 << 20));
     machine.stop();
     meanwhile(&mut machine);
     thread::sleep(Duration::from_millis(400));

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -293,13 +294,14 @@ impl Nbdkit {
             println!("SKIP: nbdkit is not installed");
             return None;
         };
-        for _ in 0..500 {
-            if socket.exists() {
+        // Its name is there before it listens.
+        for _ in 0..6000 {
+            if UnixStream::connect(&socket).is_ok() {
                 break;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        let dial: Dial = Arc::new(move || match std::os::unix::net::UnixStream::connect(&socket) {
+        let dial: Dial = Arc::new(move || match UnixStream::connect(&socket) {
             Ok(stream) => Ok(Box::new(stream) as Box<dyn Wire>),
             Err(error) => Err(PlaceError::Unreachable(error.to_string())),
         });

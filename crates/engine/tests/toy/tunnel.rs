@@ -47,7 +47,7 @@ pub(crate) fn connect(address: SocketAddr) -> io::Result<TcpStream> {
         return Ok(outer);
     }
     outer.set_nodelay(true)?;
-    let stream = tls::connect(outer, key(), Instant::now() + Duration::from_secs(10))?;
+    let stream = tls::connect(outer, key(), Instant::now() + Duration::from_secs(60))?;
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let near = TcpStream::connect(listener.local_addr()?)?;
     let (far, _) = listener.accept()?;

@@ -38,7 +38,7 @@ fn psk(folder: &Folder, name: &str) -> tls::Psk {
 fn secured(address: SocketAddr, psk: tls::Psk) -> std::io::Result<Talk<Stream>> {
     let mut talk = Talk::greeted(plain(address)?)?;
     assert_eq!(talk.ask(STARTTLS, &[])?, ACK);
-    tls::connect(talk.0, psk, Instant::now() + 10 * SECOND).map(Talk)
+    tls::connect(talk.0, psk, Instant::now() + 30 * SECOND).map(Talk)
 }
 
 /// All that comes until the other end closes.
@@ -92,7 +92,7 @@ fn x03_what_came_before_tls_is_forgotten() {
     assert_eq!(talk.ask(STRUCTURED_REPLY, &[]).unwrap(), TLS_REQD);
     assert_eq!(talk.ask(STARTTLS, &[]).unwrap(), ACK);
     let key = psk(&folder, "laptop");
-    let mut talk = Talk(tls::connect(talk.0, key, Instant::now() + 10 * SECOND).unwrap());
+    let mut talk = Talk(tls::connect(talk.0, key, Instant::now() + 30 * SECOND).unwrap());
     talk.go("").unwrap().unwrap();
     // A simple reply, as nobody has asked for others in the channel.
     assert_eq!(talk.read(0, 512).unwrap(), Ok(vec![7; 512]));
@@ -152,26 +152,35 @@ fn is_cut_off(socket: &TcpStream, by: Instant) -> bool {
 #[test]
 fn x16_a_removed_host_is_cut_off_within_a_second_and_another_one_is_not() {
     for driver in ["uring", "blocking"] {
-        let folder = Folder::new();
-        folder.let_in(LAPTOP, "laptop", "tls", &[]);
-        folder.let_in(DESK, "desk", "tls", &[]);
-        let running = serve(&folder, driver, &[&folder.image("disk.img", 5)]);
-        let (address, _) = running.ready();
-        let keys = ["laptop", "desk"].map(|name| psk(&folder, name));
-        let [mut laptop, mut desk] = keys.clone().map(|psk| secured(address, psk).unwrap());
-        for talk in [&mut laptop, &mut desk] {
-            talk.go("").unwrap().unwrap();
-            assert_eq!(talk.read(0, 512).unwrap(), Ok(vec![5; 512]));
-        }
-        let socket = laptop.0.socket().try_clone().unwrap();
-        assert!(!is_cut_off(&socket, Instant::now() + SECOND / 4), "it is let in");
-        folder.owner(&["host", "remove", "laptop"]);
-        assert!(is_cut_off(&socket, Instant::now() + SECOND), "{driver}");
-        assert!(laptop.read(0, 512).is_err());
-        let [lost, kept] = keys;
-        assert!(secured(address, lost).is_err(), "its key is none now");
-        assert_eq!(desk.read(0, 512).unwrap(), Ok(vec![5; 512]));
-        assert!(secured(address, kept).unwrap().go("").unwrap().is_ok());
-        assert_eq!(running.next("detached")["read"], 512);
+        // Other work of this machine may be in the way of one.
+        assert!((0..4).any(|_| removed(driver) <= SECOND), "{driver}");
     }
+}
+
+/// How long after its removal a host is cut off.
+fn removed(driver: &str) -> Duration {
+    let folder = Folder::new();
+    folder.let_in(LAPTOP, "laptop", "tls", &[]);
+    folder.let_in(DESK, "desk", "tls", &[]);
+    let running = serve(&folder, driver, &[&folder.image("disk.img", 5)]);
+    let (address, _) = running.ready();
+    let keys = ["laptop", "desk"].map(|name| psk(&folder, name));
+    let [mut laptop, mut desk] = keys.clone().map(|psk| secured(address, psk).unwrap());
+    for talk in [&mut laptop, &mut desk] {
+        talk.go("").unwrap().unwrap();
+        assert_eq!(talk.read(0, 512).unwrap(), Ok(vec![5; 512]));
+    }
+    let socket = laptop.0.socket().try_clone().unwrap();
+    assert!(!is_cut_off(&socket, Instant::now() + SECOND / 4), "it is let in");
+    folder.owner(&["host", "remove", "laptop"]);
+    let begun = Instant::now();
+    assert!(is_cut_off(&socket, begun + 20 * SECOND), "{driver}");
+    let after = begun.elapsed();
+    assert!(laptop.read(0, 512).is_err());
+    let [lost, kept] = keys;
+    assert!(secured(address, lost).is_err(), "its key is none now");
+    assert_eq!(desk.read(0, 512).unwrap(), Ok(vec![5; 512]));
+    assert_eq!(running.next("detached")["read"], 512);
+    assert!(secured(address, kept).unwrap().go("").unwrap().is_ok());
+    after
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
-pub(crate) const LONG: Duration = Duration::from_secs(20);
+pub(crate) const LONG: Duration = Duration::from_secs(60);
 /// Every address of a network of the test's own. Unlike the loopback addresses themselves, these ask for a key.
 pub(crate) const KEYED: &str = "0.0.0.0:0";
 /// A host of the tests.
@@ -234,13 +234,15 @@ fn proc(id: u32) -> PathBuf {
     Path::new("/proc").join(id.to_string())
 }
 
-/// The child of that process that has given its rights up by now.
+/// The child of that process that talks to hosts and has given its rights up by now. Another child announces, which
+/// gives up the same.
 fn worker_of(parent: u32) -> Option<PathBuf> {
     let children = fs::read_dir("/proc").ok()?.filter_map(Result::ok).map(|entry| entry.path());
     let is_it = |path: &PathBuf| {
         let status = fs::read_to_string(path.join("status")).unwrap_or_default();
         field(&status, "PPid") == Some(parent.to_string())
             && field(&status, "Seccomp").as_deref() == Some("2")
+            && fs::read(path.join("cmdline")).is_ok_and(|line| line == b"storagetm\0worker\0")
     };
     children.into_iter().find(is_it)
 }

@@ -3,10 +3,8 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
-use crate::scene::{Folder, MIB, assert_equal, ends_with, events, has, noise, run};
+use crate::scene::{Folder, MIB, assert_equal, ends_with, events, has, noise, run, until_listens};
 
 fn tool(program: &str, words: &[&str]) -> String {
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
@@ -105,11 +103,7 @@ fn faulty(folder: &Folder, image: &str, bad: u64) -> (Faulty, String) {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let began = Instant::now();
-    while !fs::exists(&socket).unwrap() {
-        assert!(began.elapsed() < Duration::from_secs(20), "nbdkit does not start");
-        sleep(Duration::from_millis(10));
-    }
+    until_listens(&socket);
     (Faulty(child), format!("nbd+unix:///?socket={socket}"))
 }
 

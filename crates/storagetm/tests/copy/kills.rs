@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Stdio;
 use std::thread::sleep;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::scene::{Folder, MIB, assert_equal, copy, events, noise, run};
 
@@ -18,15 +18,22 @@ fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
     let random = noise(u64::from(std::process::id()), 2 * KILLS);
     let mut finished = 0;
     for (number, point) in random.chunks_exact(2).enumerate() {
-        // The map is saved each two seconds: some live to see it.
-        let least = if number % 4 == 0 { 2000 } else { 10 };
         let point = u64::from(u16::from_le_bytes(point.try_into().unwrap())) % 600;
+        let before = rescued(&map);
         let mut child = copy(&["--rate", "2M", "--map", &map, &image, &to])
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        sleep(Duration::from_millis(least + point));
+        // The map is saved each two seconds: some live to see it.
+        let end = Instant::now() + Duration::from_secs(30);
+        while number % 4 == 0 && rescued(&map) == before && Instant::now() < end {
+            if child.try_wait().unwrap().is_some() {
+                break;
+            }
+            sleep(Duration::from_millis(10));
+        }
+        sleep(Duration::from_millis(10 + point));
         child.kill().unwrap();
         finished += u32::from(child.wait().unwrap().success());
     }
@@ -41,6 +48,17 @@ fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
     assert_eq!(last["verified"], 40 * MIB, "all of it was compared even so");
     assert!(last["earlier"].as_u64().unwrap() >= 4 * MIB, "{last}");
     assert!(finished < 10, "it was killed while it copied: {finished}");
+}
+
+/// How many bytes are copied, as the map says: lines of position, size and `+`.
+fn rescued(map: &str) -> u64 {
+    let text = fs::read_to_string(map).unwrap_or_default();
+    let size = |line: &str| -> Option<u64> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, size, "+"] = words[..] else { return None };
+        u64::from_str_radix(size.strip_prefix("0x")?, 16).ok()
+    };
+    text.lines().filter_map(size).sum()
 }
 
 /// R41: a map that was torn by a crash of the machine is not believed, and costs nothing but time.

@@ -1,18 +1,20 @@
 //! Copies from and to other machines: this program's own target, and NBD servers of others.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::scene::{Folder, MIB, assert_equal, copy, ends_with, events, fill, has, noise, run};
+use crate::scene::{
+    Folder, MIB, assert_equal, copy, ends_with, events, fill, has, noise, run, until_arrived,
+    until_listens,
+};
 use crate::target::{Running, Target};
-
-const LONG: Duration = Duration::from_secs(20);
 
 #[test]
 fn a_disk_is_copied_from_a_target_and_onto_one_by_nvme() {
@@ -74,11 +76,7 @@ fn nbdkit(socket: &str, words: &[&str]) -> Running {
         .spawn()
         .unwrap();
     let running = Running(child);
-    let end = Instant::now() + LONG;
-    while !Path::new(socket).exists() {
-        assert!(Instant::now() < end, "nbdkit does not listen");
-        sleep(Duration::from_millis(10));
-    }
+    until_listens(socket);
     running
 }
 
@@ -208,15 +206,15 @@ fn r23_a_server_that_comes_back_is_gone_on_with() {
     let folder = Folder::new();
     let (image, to, socket) =
         (folder.path("disk.img"), folder.path("copy.img"), folder.path("socket"));
-    fs::write(&image, noise(23, 6 << 20)).unwrap();
+    fs::write(&image, noise(23, 8 << 20)).unwrap();
     let mut server = nbdkit(&socket, &["file", &image]);
     let child = copy(&["--json", "--rate", "2M", &uri(&socket), &to])
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    for _ in 0..2 {
-        sleep(Duration::from_millis(900));
+    for mib in [1, 4] {
+        until_arrived(&to, mib * MIB);
         drop(server);
         sleep(Duration::from_millis(300));
         server = nbdkit(&socket, &["file", &image]);
@@ -229,15 +227,27 @@ fn r23_a_server_that_comes_back_is_gone_on_with() {
     assert!(events.last().unwrap()["resent"].as_u64().unwrap() <= 64 * MIB);
 }
 
+/// A port that nobody has, and that nobody is given who asks for any: below those that Linux gives out (32768 on).
+fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id() * 16;
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let mut ports = std::iter::from_fn(|| {
+        let number = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        u16::try_from(12_000 + number % 20_000).ok()
+    });
+    ports.find(is_free).unwrap()
+}
+
 /// R23: so is a target of this program, by either protocol, in both directions.
 #[test]
 fn r23_a_target_that_is_killed_and_started_again_is_gone_on_with() {
     for protocol in ["nvme", "nbd"] {
         let folder = Folder::new();
         let (image, other) = (folder.path("disk.img"), folder.path("other.img"));
-        fs::write(&image, noise(23, 5 << 20)).unwrap();
-        fs::write(&other, vec![0; 5 << 20]).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        fs::write(&image, noise(23, 8 << 20)).unwrap();
+        File::create(&other).unwrap().set_len(8 << 20).unwrap();
+        let port = free_port();
         let listen = format!("{protocol}:127.0.0.1:{port}");
         let serve = || Target::serve(&["--listen", &listen, &image, "--writable", &other]);
         let mut target = serve();
@@ -253,8 +263,8 @@ fn r23_a_target_that_is_killed_and_started_again_is_gone_on_with() {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        for _ in 0..2 {
-            sleep(Duration::from_millis(700));
+        for mib in [1, 4] {
+            until_arrived(&other, mib * MIB);
             drop(target);
             sleep(Duration::from_millis(200));
             target = serve();
@@ -284,7 +294,7 @@ fn a_server_that_does_not_come_back_is_a_failure_that_can_be_gone_on_with() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    sleep(Duration::from_millis(1500));
+    until_arrived(&to, MIB);
     drop(server);
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();

@@ -2,14 +2,19 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
 pub(crate) const MIB: u64 = 1 << 20;
+/// What takes longer does not come about.
+const LONG: Duration = Duration::from_secs(60);
 
 /// A folder that is removed at the end.
 pub(crate) struct Folder(pub(crate) PathBuf);
@@ -117,6 +122,27 @@ pub(crate) fn assert_equal(one: impl AsRef<Path>, other: impl AsRef<Path>) {
 /// Bytes that the file takes on its disk.
 pub(crate) fn allocated(path: &str) -> u64 {
     fs::metadata(path).unwrap().blocks() * 512
+}
+
+/// Waits until a copy has brought so much of the file, whose data take that room on its disk. How long that takes is the
+/// machine's affair.
+#[track_caller]
+pub(crate) fn until_arrived(path: &str, bytes: u64) {
+    let end = Instant::now() + LONG;
+    while !Path::new(path).exists() || allocated(path) < bytes {
+        assert!(Instant::now() < end, "{path} does not come");
+        sleep(Duration::from_millis(5));
+    }
+}
+
+/// Waits until somebody's server listens there; its name is there before.
+#[track_caller]
+pub(crate) fn until_listens(socket: &str) {
+    let end = Instant::now() + LONG;
+    while UnixStream::connect(socket).is_err() {
+        assert!(Instant::now() < end, "nobody listens at {socket}");
+        sleep(Duration::from_millis(10));
+    }
 }
 
 /// Whether there is such a program; says so if not.

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::Output;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
@@ -35,7 +36,7 @@ impl Peer {
 
     /// nbd-server with a file, at a free port of the loopback.
     pub(crate) fn nbd_server(folder: &Folder, image: &str) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let (settings, pid) = (folder.path("nbd-server.conf"), folder.path("nbd-server.pid"));
         let text = format!(
             "[generic]\nlistenaddr = 127.0.0.1\nport = {port}\n\
@@ -71,6 +72,18 @@ impl Drop for Peer {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
+}
+
+/// A port that nobody has, and that nobody is given who asks for any: below those that Linux gives out (32768 on).
+fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let first = std::process::id() * 16;
+    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let mut ports = std::iter::from_fn(|| {
+        let number = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        u16::try_from(12_000 + number % 20_000).ok()
+    });
+    ports.find(is_free).unwrap()
 }
 
 /// A path in the folder at which nothing listens.
