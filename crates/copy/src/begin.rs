@@ -41,7 +41,7 @@ pub(crate) fn begin(
     };
     // Before a file that is there is made empty.
     if let Some(path) = &settings.map {
-        map::probe(path).map_err(|error| refused(path, &error))?;
+        map::probe(&map, path).map_err(|error| refused(path, &error))?;
     }
     destination.prepare(bytes).map_err(Refusal::Destination)?;
     let (to, lane) = destination.open().map_err(Refusal::Destination)?;

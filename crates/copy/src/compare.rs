@@ -9,7 +9,7 @@ use std::time::Duration;
 use export::{Account, Buffer, Pool};
 
 use crate::errand::{Errand, Undone};
-use crate::forest::{Mark, Shape};
+use crate::forest::{Forest, Mark, Shape};
 use crate::traffic::Target;
 use crate::{Failed, Trouble, Work};
 
@@ -39,6 +39,7 @@ pub(crate) struct Compare {
     items: Mutex<Vec<Item>>,
     rest: AtomicU64,
     wrong: Mutex<Vec<Range<u64>>>,
+    learned: Mutex<Forest>,
     patience: Duration,
     chunk: u64,
     shape: Shape,
@@ -63,6 +64,7 @@ impl Compare {
             rest: AtomicU64::new(items.iter().map(Item::len).sum()),
             items: Mutex::new(items.into_iter().rev().collect()),
             wrong: Mutex::new(Vec::new()),
+            learned: Mutex::new(Forest::new(source.disk.bytes)),
             patience,
             chunk,
         }
@@ -76,6 +78,12 @@ impl Compare {
     /// The ranges that differ.
     pub(crate) fn take_wrong(&self) -> Vec<Range<u64>> {
         std::mem::take(&mut self.wrong.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Hashes of what was the same at both ends.
+    pub(crate) fn take_learned(&self) -> Forest {
+        let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut learned, Forest::new(self.source.disk.bytes))
     }
 
     /// The next item, no longer than a request.
@@ -101,7 +109,10 @@ impl Compare {
         while let Some(item) = self.take() {
             let wrong = match &item {
                 Item::Piece(mark) => self.piece(&mut destination, &account, mark)?,
-                Item::Both(range) => both(&mut source, &mut destination, &account, range)?,
+                Item::Both(range) => {
+                    let ends = [&mut source, &mut destination];
+                    self.both(ends, &account, range)?
+                }
             };
             self.rest.fetch_sub(item.len(), Ordering::Relaxed);
             self.wrong.lock().unwrap_or_else(PoisonError::into_inner).extend(wrong);
@@ -120,22 +131,28 @@ impl Compare {
         let same = seen.is_some_and(|seen| seen == [*mark]);
         Ok(if same { Vec::new() } else { vec![mark.range()] })
     }
-}
 
-/// Compares a range from both ends. What cannot be read is not known to be the same.
-fn both(
-    source: &mut Errand<'_>,
-    destination: &mut Errand<'_>,
-    account: &Account,
-    range: &Range<u64>,
-) -> Result<Vec<Range<u64>>, Undone> {
-    let one = read(source, account, range)?;
-    let other = read(destination, account, range)?;
-    let (Some(one), Some(other)) = (one, other) else { return Ok(vec![range.clone()]) };
-    let blocks = one.bytes().chunks(BLOCK).zip(other.bytes().chunks(BLOCK));
-    let starts = (range.start..).step_by(BLOCK);
-    let differing = starts.zip(blocks).filter(|(_, (one, other))| one != other);
-    Ok(differing.map(|(start, (one, _))| start..start + one.len() as u64).collect())
+    /// Compares a range from both ends. What cannot be read is not known to be the same.
+    fn both(
+        &self,
+        [source, destination]: [&mut Errand<'_>; 2],
+        account: &Account,
+        range: &Range<u64>,
+    ) -> Result<Vec<Range<u64>>, Undone> {
+        let one = read(source, account, range)?;
+        let other = read(destination, account, range)?;
+        let (Some(one), Some(other)) = (one, other) else { return Ok(vec![range.clone()]) };
+        if one.bytes() == other.bytes() {
+            let marks = self.shape.sum(range.start, one.bytes());
+            let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
+            marks.into_iter().for_each(|mark| learned.insert(mark));
+            return Ok(Vec::new());
+        }
+        let blocks = one.bytes().chunks(BLOCK).zip(other.bytes().chunks(BLOCK));
+        let starts = (range.start..).step_by(BLOCK);
+        let differing = starts.zip(blocks).filter(|(_, (one, other))| one != other);
+        Ok(differing.map(|(start, (one, _))| start..start + one.len() as u64).collect())
+    }
 }
 
 /// Reads a range, again if the end was lost meanwhile; nothing if the disk has an error there.

@@ -184,6 +184,11 @@ impl Forest {
         self.shape
     }
 
+    /// The length of the disk.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.shape.bytes
+    }
+
     /// Takes the hash of a part, as [`Shape::sum`] made it or a map has kept it. One that is part of what is known
     /// already is passed over, and so is one that does not fit the disk.
     pub(crate) fn insert(&mut self, mark: Mark) {
@@ -276,7 +281,16 @@ impl Forest {
         })
     }
 
-    /// What is not, in rising order.
+    /// What no node of the tree is known of, in rising order.
+    pub(crate) fn gaps(&self) -> Vec<Range<u64>> {
+        let mut at = 0;
+        let end = std::iter::once(self.shape.bytes..self.shape.bytes);
+        let ranges = self.nodes().map(|mark| mark.range()).chain(end);
+        let before = ranges.map(|range| std::mem::replace(&mut at, range.end)..range.start);
+        before.filter(|gap| !gap.is_empty()).collect()
+    }
+
+    /// What is known and no part of the tree, in rising order.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = Mark> + '_ {
         self.pieces.iter().map(|(&offset, &(len, value))| Mark { offset, len, value })
     }

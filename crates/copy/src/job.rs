@@ -300,6 +300,9 @@ pub enum Trouble {
     /// A pipe failed.
     #[error("the pipe failed: {0}")]
     Pipe(#[source] std::io::Error),
+    /// A pipe ended before its first byte.
+    #[error("nothing came from the pipe: see whether the program before it failed")]
+    Empty,
     /// No thread can be started.
     #[error("no thread can be started: {0}")]
     Thread(#[source] std::io::Error),

@@ -148,7 +148,7 @@ pub(crate) fn into_disk(
     let target = Target { place: place.clone(), disk: Arc::new(disk.clone()) };
     let (halt, patience, verify, sparse) =
         (course.halt.clone(), settings.patience, settings.verify, settings.sparse);
-    let limit = Limit::new(settings.rate, Instant::now());
+    let (limit, target_bytes) = (Limit::new(settings.rate, Instant::now()), disk.bytes);
     let work = move |counters: &Counters| {
         let errand = Errand::new(&target, patience, &halt);
         let spout =
@@ -160,6 +160,10 @@ pub(crate) fn into_disk(
     let done = counters.done.load(Ordering::Relaxed);
     course.report.copied = done.saturating_sub(course.report.zeroes);
     let (bytes, forest) = result?;
+    // An empty file is a copy of it; a disk that was to be overwritten and is not has got none.
+    if bytes == 0 && target_bytes != 0 {
+        return Err(Outcome::Failed(Trouble::Empty));
+    }
     course.report.bytes = bytes;
     if !verify {
         return Ok(());

@@ -51,10 +51,7 @@ fn read(path: &Path) -> io::Result<Option<String>> {
 /// # Errors
 /// The file, or its directory, cannot be written; the old one is still there.
 pub fn save(map: &Map, path: &Path) -> io::Result<()> {
-    let fresh = beside(path, ".new");
-    let mut file = File::create(&fresh)?;
-    file.write_all(map.emit().as_bytes())?;
-    file.sync_all()?;
+    let fresh = write(map, path)?;
     let kept = beside(path, ".bak");
     let _ = std::fs::remove_file(&kept);
     // A link: at no moment is there no map. Where there are no links there is no copy, and only that.
@@ -64,14 +61,23 @@ pub fn save(map: &Map, path: &Path) -> io::Result<()> {
     File::open(directory.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
-/// Whether a map can be saved there, without saving one.
+/// Whether a map can be saved there, without saving it.
 ///
 /// # Errors
 /// Why not.
-pub(crate) fn probe(path: &Path) -> io::Result<()> {
+pub(crate) fn probe(map: &Map, path: &Path) -> io::Result<()> {
+    std::fs::remove_file(write(map, path)?)
+}
+
+/// Writes a map beside the one that is there. If there is no room for all of it, nothing of it is left.
+fn write(map: &Map, path: &Path) -> io::Result<PathBuf> {
     let fresh = beside(path, ".new");
-    File::create(&fresh)?;
-    std::fs::remove_file(fresh)
+    let mut file = File::create(&fresh)?;
+    let written = file.write_all(map.emit().as_bytes()).and_then(|()| file.sync_all());
+    if written.is_err() {
+        let _ = std::fs::remove_file(&fresh);
+    }
+    written.map(|()| fresh)
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {

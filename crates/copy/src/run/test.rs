@@ -414,7 +414,10 @@ fn what_an_earlier_run_copied_without_hashes_is_compared_from_both_ends() {
             run_job(&source, &destination, &Settings { map: Some(map.clone()), ..settings() });
         assert_eq!((report.earlier, report.copied), (3 << 20, 1 << 20));
         match (wrong, &report.outcome) {
-            (None, Outcome::Success) => assert_eq!(report.verified, 4 << 20),
+            (None, Outcome::Success) => {
+                assert_eq!(report.verified, 4 << 20);
+                assert_eq!(report.hash, Some(*blake3::hash(&data).as_bytes()));
+            }
             (Some(_), Outcome::VerifyFailed(ranges)) => {
                 assert!(ranges.iter().eq([&(1_232_896..1_236_992)]));
             }

@@ -150,6 +150,28 @@ fn an_empty_file_and_small_ones_arrive() {
     }
 }
 
+/// What was copied before a kill ends within a chunk of the hash, and is known by no hash.
+#[test]
+fn a_disk_that_was_copied_in_two_runs_has_its_hash() {
+    let dir = Dir::new("runs");
+    let data = noise(5 * MIB + 512, 8);
+    for edge in [512, 70_144, 2 * MIB, 3 * MIB + 512, 5 * MIB] {
+        let mut map = Map::new(data.len() as u64);
+        map.set(0..edge as u64, State::Finished);
+        fs::write(dir.path("map"), map.emit()).unwrap();
+        fs::write(dir.path("from"), &data).unwrap();
+        let mut half = vec![0; data.len()];
+        half[..edge].copy_from_slice(&data[..edge]);
+        fs::write(dir.path("to"), half).unwrap();
+        let settings = Settings { map: Some(dir.path("map")), ..Settings::default() };
+        let to = destination(&dir.path("to"), Existing::Continue);
+        let report = run(source(&dir.path("from")), to, &settings);
+        assert_success(&report);
+        assert_eq!((report.earlier, report.verified), (edge as u64, data.len() as u64));
+        assert_eq!(report.hash, Some(*blake3::hash(&data).as_bytes()), "{edge}");
+    }
+}
+
 #[test]
 fn a_pipe_is_copied_to_a_file_and_a_file_to_a_pipe() {
     let dir = Dir::new("pipe");
