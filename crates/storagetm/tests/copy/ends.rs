@@ -160,6 +160,23 @@ fn a_block_device_is_written_after_consent_only_and_read_as_well() {
     assert_equal(&backing, &back);
 }
 
+/// The program before the pipe failed: that is no copy.
+#[test]
+fn a_pipe_with_nothing_in_it_is_no_copy_of_a_disk() {
+    let folder = Folder::new();
+    let (backing, empty) = (folder.path("backing"), folder.path("empty"));
+    fs::write(&backing, vec![7; 2 << 20]).unwrap();
+    fs::write(&empty, []).unwrap();
+    let Some(device) = Attached::new(&backing) else { return };
+    let mut copy = std::process::Command::new(env!("CARGO_BIN_EXE_storagetm"));
+    copy.args(["copy", "--yes", "-", &device.0]).stdin(File::open(&empty).unwrap());
+    let said = copy.output().unwrap();
+    let words = String::from_utf8_lossy(&said.stderr);
+    assert_eq!(said.status.code(), Some(1), "{words}");
+    assert!(words.contains("nothing came"), "{words}");
+    assert!(fs::read(&backing).unwrap().iter().all(|byte| *byte == 7));
+}
+
 /// R43, X42: a disk that is too small, in use or the source itself is never written.
 #[test]
 fn r43_a_device_that_is_too_small_or_in_use_is_left_alone() {
