@@ -168,7 +168,7 @@ fn a_pipe_with_nothing_in_it_is_no_copy_of_a_disk() {
     fs::write(&backing, vec![7; 2 << 20]).unwrap();
     fs::write(&empty, []).unwrap();
     let Some(device) = Attached::new(&backing) else { return };
-    let mut copy = std::process::Command::new(env!("CARGO_BIN_EXE_storagetm"));
+    let mut copy = Command::new(env!("CARGO_BIN_EXE_storagetm"));
     copy.args(["copy", "--yes", "-", &device.0]).stdin(File::open(&empty).unwrap());
     let said = copy.output().unwrap();
     let words = String::from_utf8_lossy(&said.stderr);
