@@ -18,6 +18,8 @@ mod keyed;
 mod kills;
 #[path = "copy/places.rs"]
 mod places;
+#[path = "copy/port.rs"]
+mod port;
 #[path = "copy/refusals.rs"]
 mod refusals;
 #[path = "copy/scene.rs"]

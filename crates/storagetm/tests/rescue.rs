@@ -13,5 +13,7 @@ mod foreign;
 mod maps;
 #[path = "rescue/peer.rs"]
 mod peer;
+#[path = "copy/port.rs"]
+mod port;
 #[path = "rescue/servers.rs"]
 mod servers;

@@ -1,15 +1,14 @@
 //! Copies from and to other machines: this program's own target, and NBD servers of others.
 
 use std::fs::{self, File};
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::port::free_port;
 use crate::scene::{
     Folder, MIB, assert_equal, copy, ends_with, events, fill, has, noise, run, until_arrived,
     until_listens,
@@ -225,18 +224,6 @@ fn r23_a_server_that_comes_back_is_gone_on_with() {
     assert_equal(&image, &to);
     assert!(events.iter().any(|event| event["event"] == "reconnecting"), "{events:?}");
     assert!(events.last().unwrap()["resent"].as_u64().unwrap() <= 64 * MIB);
-}
-
-/// A port that nobody has, and that nobody is given who asks for any: below those that Linux gives out (32768 on).
-fn free_port() -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let first = std::process::id() * 16;
-    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    let mut ports = std::iter::from_fn(|| {
-        let number = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        u16::try_from(12_000 + number % 20_000).ok()
-    });
-    ports.find(is_free).unwrap()
 }
 
 /// R23: so is a target of this program, by either protocol, in both directions.

@@ -1,14 +1,14 @@
 //! Servers of other people, and our copy run beside them. Knows how each is started; no test.
 
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::process::Output;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
 use crate::foreign::{Background, Folder, program, run, wait_for};
+use crate::port::free_port;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
 
@@ -72,18 +72,6 @@ impl Drop for Peer {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
-}
-
-/// A port that nobody has, and that nobody is given who asks for any: below those that Linux gives out (32768 on).
-fn free_port() -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let first = std::process::id() * 16;
-    let is_free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    let mut ports = std::iter::from_fn(|| {
-        let number = first.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
-        u16::try_from(12_000 + number % 20_000).ok()
-    });
-    ports.find(is_free).unwrap()
 }
 
 /// A path in the folder at which nothing listens.
