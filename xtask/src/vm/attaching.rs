@@ -1,19 +1,19 @@
 //! Scenario: storagetm on both sides: one machine lends, the other finds it on the network, has its kernel attach
 //! the disks, and lets go of them. Knows the disks; the guest's scripts hold the tests.
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 
 use super::Bench;
 use super::cache::Kernel;
 use super::case::{Board, Scenario};
-use super::guest::{Guest, link, virtio_disk};
+use super::guest::{Guest, link};
 use super::image::{self, MIB};
 use super::initramfs::Job;
+use super::lender;
 
-const BOOT: Duration = Duration::from_secs(240);
 const PATIENCE: Duration = Duration::from_secs(900);
 /// The first kernel that encrypts connections.
 const KEYS: &str = "6.12";
@@ -33,7 +33,7 @@ fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<
     image::filled(&ro, 12 * MIB)?;
     image::empty(&rw, 16 * MIB)?;
     let hash = image::sha256(&ro)?;
-    let target = boot_target(bench, kernel, folder, &ro, &rw)?;
+    let target = lender::boot(bench, kernel, folder, "attaching", [&ro, &rw])?;
     let mut client = boot_client(bench, kernel, folder, &hash, board)?;
     board.follow(&client.console, PATIENCE, |_, what| {
         bail!("the guest asks for {what}, which nobody knows")
@@ -42,34 +42,6 @@ fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<
     drop(target);
     board.decide("image-unchanged", same(&hash, &ro));
     Ok(())
-}
-
-/// The machine that lends, and does what the other one orders.
-fn boot_target(
-    bench: &Bench,
-    kernel: &Kernel,
-    folder: &Path,
-    ro: &Path,
-    rw: &Path,
-) -> Result<Guest> {
-    let socket = folder.join("link");
-    let mut devices = link(&socket, 1).to_vec();
-    devices.extend(virtio_disk(ro, "RO1", true));
-    devices.extend(virtio_disk(rw, "RW1", false));
-    let job = Job {
-        scenario: "attaching",
-        role: "lender",
-        variables: vec![("interface", "192.168.50.1/24".to_owned())],
-        files: program(bench),
-        has_keys: false,
-    };
-    let guest = Guest::boot(bench, kernel, folder, &job, &devices)?;
-    let deadline = Instant::now() + BOOT;
-    while !socket.exists() {
-        ensure!(Instant::now() < deadline, "qemu made no link");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(guest)
 }
 
 fn boot_client(
@@ -88,14 +60,10 @@ fn boot_client(
             ("address", "192.168.50.1".to_owned()),
             ("ro_sha256", hash.to_owned()),
         ],
-        files: program(bench),
+        files: vec![("usr/bin/storagetm", bench.program.clone())],
         has_keys: kernel.name == KEYS,
     };
     Guest::boot(bench, kernel, folder, &job, &link(&folder.join("link"), 2))
-}
-
-fn program(bench: &Bench) -> Vec<(&'static str, PathBuf)> {
-    vec![("usr/bin/storagetm", bench.program.clone())]
 }
 
 fn same(told: &str, image: &Path) -> Result<()> {

@@ -2,7 +2,7 @@
 //! with keys, with wrong ones, and with none. Knows the disks; the guest's scripts hold the tests.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 
@@ -10,11 +10,11 @@ use super::Bench;
 use super::cache::Kernel;
 use super::case::{Board, Scenario};
 use super::console::Saying;
-use super::guest::{Guest, link, virtio_disk};
+use super::guest::{Guest, link};
 use super::image::{self, MIB};
 use super::initramfs::Job;
+use super::lender;
 
-const BOOT: Duration = Duration::from_secs(240);
 /// A host that was refused may take a minute and a half until it gives up.
 const PATIENCE: Duration = Duration::from_secs(1200);
 
@@ -42,7 +42,7 @@ fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<
     image::filled(&images.ro, 12 * MIB)?;
     image::filled(&images.rw, 16 * MIB)?;
     let hash = image::sha256(&images.ro)?;
-    let target = boot_target(bench, kernel, folder, &images)?;
+    let target = lender::boot(bench, kernel, folder, "keys", [&images.ro, &images.rw])?;
     let mut client = boot_client(bench, kernel, folder, &hash, board)?;
     let values = board.follow(&client.console, PATIENCE, |_, what| {
         bail!("the guest asks for {what}, which nobody knows")
@@ -57,28 +57,6 @@ fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<
     board.decide("image-unchanged", same(Some(&hash), &images.ro));
     board.decide("written-back", same(values.get("rw_sha256"), &images.rw));
     Ok(())
-}
-
-/// The machine that lends, and does what the other one orders.
-fn boot_target(bench: &Bench, kernel: &Kernel, folder: &Path, images: &Images) -> Result<Guest> {
-    let socket = folder.join("link");
-    let mut devices = link(&socket, 1).to_vec();
-    devices.extend(virtio_disk(&images.ro, "RO1", true));
-    devices.extend(virtio_disk(&images.rw, "RW1", false));
-    let job = Job {
-        scenario: "keys",
-        role: "lender",
-        variables: vec![("interface", "192.168.50.1/24".to_owned())],
-        files: vec![("usr/bin/storagetm", bench.program.clone())],
-        has_keys: false,
-    };
-    let guest = Guest::boot(bench, kernel, folder, &job, &devices)?;
-    let deadline = Instant::now() + BOOT;
-    while !socket.exists() {
-        ensure!(Instant::now() < deadline, "qemu made no link");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(guest)
 }
 
 fn boot_client(

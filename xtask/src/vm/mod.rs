@@ -16,6 +16,7 @@ mod hotplug;
 mod image;
 mod initramfs;
 mod keys;
+mod lender;
 pub(crate) mod mirror;
 mod modules;
 mod narrow;

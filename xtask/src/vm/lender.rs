@@ -1,0 +1,44 @@
+//! A machine that lends two disks on a private link to another one, and does what that one orders. Does not know what is
+//! tested.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::Bench;
+use super::cache::Kernel;
+use super::guest::{Guest, link, virtio_disk};
+use super::initramfs::Job;
+
+/// How long the emulator may take to make its end of the link.
+const BOOT: Duration = Duration::from_secs(240);
+
+/// Boots it, with a disk that it lends read-only and one that may be written. The other end of the link is at `link` in the
+/// folder by then.
+pub(super) fn boot(
+    bench: &Bench,
+    kernel: &Kernel,
+    folder: &Path,
+    scenario: &'static str,
+    [ro, rw]: [&Path; 2],
+) -> Result<Guest> {
+    let socket = folder.join("link");
+    let mut devices = link(&socket, 1).to_vec();
+    devices.extend(virtio_disk(ro, "RO1", true));
+    devices.extend(virtio_disk(rw, "RW1", false));
+    let job = Job {
+        scenario,
+        role: "lender",
+        variables: vec![("interface", "192.168.50.1/24".to_owned())],
+        files: vec![("usr/bin/storagetm", bench.program.clone())],
+        has_keys: false,
+    };
+    let guest = Guest::boot(bench, kernel, folder, &job, &devices)?;
+    let deadline = Instant::now() + BOOT;
+    while !socket.exists() {
+        ensure!(Instant::now() < deadline, "qemu made no link");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(guest)
+}
