@@ -203,23 +203,41 @@ pub(crate) enum Plan {
     Everywhere(Protocols),
     /// On the loopback and link-local addresses that there are.
     Nearby(Protocols),
+    /// On all addresses that there are, one by one.
+    Present(Protocols),
     /// At those, from when they are there.
     Awaited(Vec<Listen>, Protocols),
 }
 
-/// What `--listen` and `--open` ask for. At boot the network is not up yet: then addresses are `awaited`.
+/// Which addresses are listened on where none is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// Loopback and link-local ones.
+    Nearby,
+    /// All that the machine has: it was booted with a request for more than link-local addresses.
+    Present,
+    /// All, whether or not the machine has them yet.
+    Everywhere,
+}
+
+/// Where to listen: at the addresses that are `given`, else by `reach`. At boot the network is not up yet: then addresses
+/// are `awaited`.
 ///
 /// # Errors
 /// A link-local address that no interface has, or a protocol that is not to be spoken.
 pub(crate) fn plan(
     given: &[Listen],
     protocols: Protocols,
-    open: bool,
+    reach: Reach,
     awaited: bool,
     machine: &[Address],
 ) -> Result<Plan, Failure> {
     if given.is_empty() {
-        return Ok(if open { Plan::Everywhere(protocols) } else { Plan::Nearby(protocols) });
+        return Ok(match reach {
+            Reach::Nearby => Plan::Nearby(protocols),
+            Reach::Present => Plan::Present(protocols),
+            Reach::Everywhere => Plan::Everywhere(protocols),
+        });
     }
     given.iter().try_for_each(|listen| check_spoken(listen, protocols))?;
     if awaited {
@@ -315,6 +333,10 @@ impl Plan {
             Self::Nearby(protocols) => {
                 let near = machine.iter().filter(is_near);
                 near.flat_map(|at| Listener::standard(at.ip, scope(at), *protocols)).collect()
+            }
+            Self::Present(protocols) => {
+                let usable = machine.iter().filter(|at| is_near(at) || at.is_usable());
+                usable.flat_map(|at| Listener::standard(at.ip, scope(at), *protocols)).collect()
             }
             Self::Awaited(given, protocols) => {
                 let here = given.iter().filter(|listen| listen.is_at(machine));
@@ -464,9 +486,22 @@ mod test {
     }
 
     #[test]
+    fn addresses_asked_for_at_boot_are_listened_on_with_keys() {
+        let plan = plan(&[], nvme(), Reach::Present, true, &[]).unwrap();
+        let found = plan.listeners(&machine());
+        let at = |ip: &str| found.iter().find(|at| at.host() == ip).map(|at| at.door);
+        for far in ["192.168.1.5", "2001:db8::5", "169.254.7.9", "fe80::1%eth0"] {
+            assert_eq!(at(far), Some(Door::Keyed), "{far}");
+        }
+        assert_eq!(at("127.0.0.1"), Some(Door::Open));
+        let away = Address { tentative: true, ..address("192.168.1.5", "eth0", 2) };
+        assert_eq!(plan.listeners(&[away]), []);
+    }
+
+    #[test]
     fn an_awaited_address_is_listened_on_from_when_it_is_there() {
         let given = [listen("192.168.1.5"), listen("[fe80::1%eth0]:4000"), listen("[::1]:0")];
-        let plan = plan(&given, both(), true, true, &[]).unwrap();
+        let plan = plan(&given, both(), Reach::Everywhere, true, &[]).unwrap();
         assert_eq!(plan.listeners(&[]), []);
         let found = said(&plan.listeners(&machine()));
         let wanted = [
@@ -481,7 +516,7 @@ mod test {
     #[test]
     fn only_this_machine_itself_needs_no_key_unless_the_door_is_open() {
         let door = |text| {
-            let listeners = plan(&[listen(text)], nvme(), false, false, &machine())
+            let listeners = plan(&[listen(text)], nvme(), Reach::Nearby, false, &machine())
                 .unwrap()
                 .listeners(&machine());
             assert!(listeners.iter().all(|at| at.clone().opened(true).door == Door::Open));
@@ -501,7 +536,8 @@ mod test {
 
     #[test]
     fn unasked_it_listens_on_loopback_and_link_local_addresses_at_the_standard_ports() {
-        let listeners = plan(&[], nvme(), false, false, &machine()).unwrap().listeners(&machine());
+        let listeners =
+            plan(&[], nvme(), Reach::Nearby, false, &machine()).unwrap().listeners(&machine());
         let wanted = [
             "169.254.7.9 port 4420",
             "169.254.7.9 port 8009",
@@ -516,7 +552,7 @@ mod test {
         let tentative = Address { tentative: true, ..address("fe80::2", "eth1", 4) };
         let unplugged = Address { running: false, ..address("fe80::3", "eth2", 5) };
         assert!(
-            plan(&[], nvme(), false, false, &[])
+            plan(&[], nvme(), Reach::Nearby, false, &[])
                 .unwrap()
                 .listeners(&[tentative, unplugged])
                 .is_empty()
@@ -525,16 +561,22 @@ mod test {
 
     #[test]
     fn open_without_an_address_means_everywhere() {
-        let listeners = plan(&[], nvme(), true, false, &machine()).unwrap().listeners(&machine());
+        let listeners =
+            plan(&[], nvme(), Reach::Everywhere, false, &machine()).unwrap().listeners(&machine());
         let wanted = ["0.0.0.0 port 4420", "0.0.0.0 port 8009", ":: port 4420", ":: port 8009"];
         assert_eq!(said(&listeners), wanted);
     }
 
     #[test]
     fn a_port_that_is_given_serves_both_discovery_and_disks() {
-        let plan =
-            plan(&[listen("127.0.0.1:5000"), listen("127.0.0.1:5000")], both(), false, false, &[])
-                .unwrap();
+        let plan = plan(
+            &[listen("127.0.0.1:5000"), listen("127.0.0.1:5000")],
+            both(),
+            Reach::Nearby,
+            false,
+            &[],
+        )
+        .unwrap();
         let listeners = plan.listeners(&[]);
         assert_eq!(said(&listeners), ["127.0.0.1 port 5000"]);
         assert_eq!(listeners[0].serves, Serves::All);
@@ -543,11 +585,13 @@ mod test {
     #[test]
     fn a_link_local_address_is_bound_with_its_scope() {
         for text in ["[fe80::1]:1", "[fe80::1%eth0]:1"] {
-            let listeners =
-                plan(&[listen(text)], nvme(), false, false, &machine()).unwrap().listeners(&[]);
+            let listeners = plan(&[listen(text)], nvme(), Reach::Nearby, false, &machine())
+                .unwrap()
+                .listeners(&[]);
             assert_eq!(listeners[0].socket().unwrap().to_string(), "[fe80::1%2]:1");
         }
-        let failure = plan(&[listen("[fe80::9]")], nvme(), false, false, &machine()).unwrap_err();
+        let failure =
+            plan(&[listen("[fe80::9]")], nvme(), Reach::Nearby, false, &machine()).unwrap_err();
         assert_eq!(failure.status(), 1);
         assert!(failure.to_string().contains("no network interface"), "{failure}");
     }
@@ -568,7 +612,7 @@ mod test {
     #[test]
     fn each_protocol_has_its_port_and_one_port_has_one_protocol() {
         let at = |text: &str, protocols| {
-            let plan = plan(&[listen(text)], protocols, false, false, &machine()).unwrap();
+            let plan = plan(&[listen(text)], protocols, Reach::Nearby, false, &machine()).unwrap();
             plan.listeners(&[])
                 .into_iter()
                 .map(|at| (at.to_string(), at.serves))
@@ -584,7 +628,7 @@ mod test {
         assert_eq!(at("nbd:127.0.0.1:7", both()), one("127.0.0.1 port 7", Serves::Nbd));
         assert_eq!(at("unix:/run/x", both()), one("/run/x", Serves::Nbd));
         for (text, protocols) in [("nvme:[::1]", nbd()), ("unix:/run/x", nvme())] {
-            let failure = plan(&[listen(text)], protocols, false, false, &[]).unwrap_err();
+            let failure = plan(&[listen(text)], protocols, Reach::Nearby, false, &[]).unwrap_err();
             assert_eq!(failure.status(), 2, "{failure}");
         }
     }
@@ -592,7 +636,7 @@ mod test {
     #[test]
     fn what_nobody_asked_for_by_name_may_be_left_out() {
         let spare = |given: &[Listen], protocols| {
-            let plan = plan(given, protocols, false, false, &machine()).unwrap();
+            let plan = plan(given, protocols, Reach::Nearby, false, &machine()).unwrap();
             let listeners = plan.listeners(&machine());
             listeners.iter().filter(|at| at.spare).map(|at| at.serves).collect::<Vec<_>>()
         };
@@ -624,7 +668,7 @@ mod test {
     #[test]
     fn nbd_clients_are_told_addresses_and_paths() {
         let given = ["nbd:127.0.0.1:1", "nvme:127.0.0.1:2", "unix:/run/x"].map(listen);
-        let listeners = plan(&given, both(), false, false, &[]).unwrap().listeners(&[]);
+        let listeners = plan(&given, both(), Reach::Nearby, false, &[]).unwrap().listeners(&[]);
         let uris: Vec<String> =
             nbd_endpoints(listeners.iter(), &[]).iter().map(|at| at.uri("sda")).collect();
         assert_eq!(uris, ["nbd://127.0.0.1:1/sda", "nbd+unix:///sda?socket=/run/x"]);

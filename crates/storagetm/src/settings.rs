@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 use linux::boot::{Word, command_line, credentials};
 use linux::identity::{MachineId, firmware_id};
+use linux::network::Setting;
 use linux::tree::Tree;
 
 use crate::choice::{Called, Choice};
@@ -31,6 +32,9 @@ pub(crate) struct Settings {
     pub(crate) open: bool,
     /// Whether no code is shown by which other machines are let in.
     pub(crate) no_pairing: bool,
+    /// Whether `ip=` asks for an address that more than the other end of a cable may reach: disks are lent there, too, to
+    /// hosts with a key.
+    pub(crate) routable: bool,
     /// Who this machine is, if that was said.
     pub(crate) machine: Option<MachineId>,
     /// What could not be followed, a sentence each.
@@ -52,6 +56,8 @@ impl Settings {
         for word in command_line(tree) {
             settings.take(tree, &word);
         }
+        let (network, _) = Setting::parse_all(&tree.text("proc/cmdline").unwrap_or_default());
+        settings.routable = network.iter().any(Setting::asks_for_routable);
         settings
     }
 
@@ -129,6 +135,7 @@ fn add<T: PartialEq>(list: &mut Vec<T>, item: T) {
 #[cfg(test)]
 mod test {
     use super::*;
+    use crate::store::scratch::Scratch;
     use linux::boot::words;
 
     fn settings(line: &str) -> Settings {
@@ -180,6 +187,23 @@ mod test {
         let both = [Protocol::Nbd, Protocol::Nvme];
         assert_eq!(named("storagetm.protocol=nbd,nvme storagetm.protocol=nbd"), both);
         assert_eq!(settings("storagetm.protocol=nbd,iscsi storagetm.protocol=").notes.len(), 2);
+    }
+
+    #[test]
+    fn dhcp_and_fixed_addresses_are_lent_at() {
+        for (line, routable) in [
+            ("quiet ip=dhcp", true),
+            ("ip=eth0:any", true),
+            ("ip=192.0.2.5/24:::::eth0", true),
+            ("ip=link-local", false),
+            ("ip=none", false),
+            ("quiet", false),
+        ] {
+            let folder = Scratch::new();
+            std::fs::create_dir(folder.0.join("proc")).unwrap();
+            std::fs::write(folder.0.join("proc/cmdline"), line).unwrap();
+            assert_eq!(Settings::read(&Tree::at(&folder.0)).routable, routable, "{line}");
+        }
     }
 
     #[test]

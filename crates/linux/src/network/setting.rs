@@ -1,10 +1,10 @@
-//! The `ip=` words of the kernel command line, in the syntax of dracut.cmdline(7) and systemd-network-generator(8).
-//!
-//! Does not know which interfaces there are.
+//! The words of the kernel command line about the network, in the syntax of dracut.cmdline(7) and
+//! systemd-network-generator(8).
 
 use super::ether::Mac;
+use crate::boot::{Word, words};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use thiserror::Error;
 
 /// How an interface comes to its addresses, beside those that are fixed.
@@ -55,17 +55,17 @@ pub struct Setting {
     pub mac: Option<Mac>,
 }
 
-/// An `ip=` word that is not understood.
+/// A word about the network that is not followed.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("ip={word} on the kernel command line is ignored: {problem}")]
+#[error("{word} on the kernel command line is ignored: {problem}")]
 pub struct BadSetting {
-    /// What stands behind `ip=`.
+    /// The whole word, such as `ip=dhpc`.
     pub word: String,
     /// What is wrong with it.
     pub problem: Problem,
 }
 
-/// What is wrong with an `ip=` word; the part is quoted as it was read.
+/// What is wrong with a word about the network; the part is quoted as it was read.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Problem {
@@ -77,6 +77,18 @@ pub enum Problem {
         "\"{0}\" is no method; known are link-local, link6, dhcp, on, any, auto6, dhcp6, none and off"
     )]
     Method(String),
+    /// An IPv6 address without brackets.
+    #[error("an IPv6 address stands in brackets: ip=[2001:db8::2]/64:::::eth0:none")]
+    NoBrackets,
+    /// A prefix length that does not follow its address.
+    #[error("the prefix length \"{0}\" stands directly behind the address: 192.0.2.5/24")]
+    Prefix(String),
+    /// `BOOTIF` as the interface, without the word that says which one that is.
+    #[error("it names BOOTIF, and there is no word BOOTIF=MAC-ADDRESS")]
+    NoBootInterface,
+    /// An interface that would have to be made: `vlan=`, `bond=`, `team=`, `bridge=`.
+    #[error("{0} interfaces are not made here; each network card is used by itself, without tags")]
+    Unsupported(&'static str),
     /// A bracket that is not closed, or text behind it.
     #[error("the brackets around an IPv6 address do not match")]
     Brackets,
@@ -121,24 +133,84 @@ impl Setting {
     /// Errors: the word and what is wrong with it, as a sentence.
     pub fn parse(word: &str) -> Result<Self, BadSetting> {
         let word = word.trim();
-        setting(word).map_err(|problem| BadSetting { word: word.to_owned(), problem })
+        setting(word).map_err(|problem| BadSetting { word: format!("ip={word}"), problem })
     }
 
-    /// All `ip=` words of a kernel command line; a bad one stops none of the others.
+    /// Parses all words of a kernel command line that are about the network: `ip=`, and `ifname=` and `BOOTIF=`, which
+    /// name interfaces. Returns what they ask for, and the words that are not followed; a bad one stops none of the others.
     pub fn parse_all(command_line: &str) -> (Vec<Self>, Vec<BadSetting>) {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
-        // What stands behind "--" is for the first program.
-        let words = command_line.split_whitespace().take_while(|word| *word != "--");
-        let words = words.map(|word| word.trim_matches('"'));
-        for word in words.filter_map(|word| word.strip_prefix("ip=")) {
-            match Self::parse(word.trim_matches('"')) {
+        let words = words(command_line);
+        let names = Names::of(&words);
+        for word in &words {
+            let value = word.value.as_deref().unwrap_or_default();
+            let found = match (word.name.as_str(), MADE.iter().find(|(name, _)| *name == word.name))
+            {
+                ("ip", _) => Self::parse(value).and_then(|setting| names.resolve(setting, value)),
+                (name, Some((_, what))) => Err(BadSetting {
+                    word: format!("{name}={value}"),
+                    problem: Problem::Unsupported(what),
+                }),
+                _ => continue,
+            };
+            match found {
                 Ok(setting) => good.push(setting),
                 Err(error) => bad.push(error),
             }
         }
         (good, bad)
     }
+
+    /// Whether it asks for an address that more than the other end of a cable may reach.
+    pub fn asks_for_routable(&self) -> bool {
+        self.fixed.is_some() || matches!(self.method, Method::Dhcp | Method::Any | Method::Auto6)
+    }
 }
+
+/// Words that ask for an interface that software makes, and what that is.
+const MADE: [(&str, &str); 4] =
+    [("vlan", "VLAN"), ("bond", "bonding"), ("team", "team"), ("bridge", "bridge")];
+
+/// The interfaces that other words give a name: `ifname=NAME:MAC`, and `BOOTIF=01-MAC` for the one that the firmware
+/// booted from (PXELINUX writes the hardware type 01 in front).
+struct Names(Vec<(String, Mac)>);
+
+impl Names {
+    fn of(words: &[Word]) -> Self {
+        let name = |word: &Word| {
+            let value = word.value.as_deref()?;
+            match word.name.as_str() {
+                "ifname" => {
+                    let (name, mac) = value.split_once(':')?;
+                    Some((name.to_owned(), Mac::parse(mac)?))
+                }
+                BOOTIF => {
+                    let typed = value.strip_prefix("01-").or_else(|| value.strip_prefix("01:"));
+                    let mac = typed.and_then(Mac::parse).or_else(|| Mac::parse(value))?;
+                    Some((BOOTIF.to_owned(), mac))
+                }
+                _ => None,
+            }
+        };
+        Self(words.iter().filter_map(name).collect())
+    }
+
+    /// Puts the hardware address in place of a name that one of those words gave.
+    fn resolve(&self, mut setting: Setting, word: &str) -> Result<Setting, BadSetting> {
+        let Some(interface) = &setting.interface else { return Ok(setting) };
+        match self.0.iter().find(|(name, _)| name == interface) {
+            Some((_, mac)) => setting.interface = Some(mac.to_string()),
+            None if interface == BOOTIF => {
+                let problem = Problem::NoBootInterface;
+                return Err(BadSetting { word: format!("ip={word}"), problem });
+            }
+            None => {}
+        }
+        Ok(setting)
+    }
+}
+
+const BOOTIF: &str = "BOOTIF";
 
 /// The three forms: a method; an interface and a method; an address and what belongs to it.
 fn setting(word: &str) -> Result<Setting, Problem> {
@@ -150,19 +222,27 @@ fn setting(word: &str) -> Result<Setting, Problem> {
     if first.is_empty() || is_address(first) {
         return long_form(&fields);
     }
+    if is_bare_ipv6(word) {
+        return Err(Problem::NoBrackets);
+    }
     let Some((method, rest)) = rest.split_first() else {
         return parse_method(first).map(Setting::by);
     };
-    let mut setting = Setting::by(parse_method(method)?);
+    let mut setting = Setting::by(match *method {
+        "" => Method::Dhcp,
+        method => parse_method(method)?,
+    });
     setting.interface = Some(parse_interface(first)?);
     parse_hardware(rest, &mut setting)?;
     Ok(setting)
 }
 
-/// `CLIENT:PEER:GATEWAY:NETMASK:HOSTNAME:INTERFACE:METHOD`, each of which may be empty.
+/// `CLIENT:PEER:GATEWAY:NETMASK:HOSTNAME:INTERFACE:METHOD`, each of which may be empty. Without a method and an address
+/// DHCP is meant (`ip=:::::eth0`, `ip=::::NAME:BOOTIF`), as with the kernel's own `ip=` and with ipconfig of klibc.
 fn long_form(fields: &[&str]) -> Result<Setting, Problem> {
     let field = |number: usize| fields.get(number).copied().filter(|field| !field.is_empty());
-    let mut setting = Setting::by(field(6).map_or(Ok(Method::Off), parse_method)?);
+    let unnamed = if field(0).is_some() { Method::Off } else { Method::Dhcp };
+    let mut setting = Setting::by(field(6).map_or(Ok(unnamed), parse_method)?);
     setting.fixed = field(0).map(|client| parse_fixed(client, field)).transpose()?;
     setting.hostname = field(4).map(str::to_owned);
     setting.interface = field(5).map(parse_interface).transpose()?;
@@ -189,14 +269,20 @@ fn is_address(field: &str) -> bool {
     field.starts_with('[') || address.parse::<Ipv4Addr>().is_ok()
 }
 
+/// Whether the word begins with an IPv6 address that is not in brackets.
+fn is_bare_ipv6(word: &str) -> bool {
+    let fields: Vec<&str> = word.split('/').next().unwrap_or_default().split(':').collect();
+    (3..=fields.len()).any(|n| fields[..n].join(":").parse::<Ipv6Addr>().is_ok())
+}
+
 fn parse_method(field: &str) -> Result<Method, Problem> {
     match field {
         "link-local" => Ok(Method::LinkLocal),
         "link6" => Ok(Method::LinkLocal6),
-        "dhcp" => Ok(Method::Dhcp),
+        "dhcp" | "dhcp4" | "single-dhcp" => Ok(Method::Dhcp),
         "on" | "any" => Ok(Method::Any),
         "auto6" | "dhcp6" | "either6" => Ok(Method::Auto6),
-        "none" | "off" => Ok(Method::Off),
+        "none" | "off" | "static" => Ok(Method::Off),
         _ => Err(Problem::Method(field.to_owned())),
     }
 }
@@ -221,6 +307,9 @@ fn parse_fixed<'a>(
         None => (client, None),
     };
     let address = parse_address(address)?;
+    if let Some(prefix) = field(1).filter(|field| field.starts_with('/')) {
+        return Err(Problem::Prefix(prefix.to_owned()));
+    }
     let same_family = |field: &str| match parse_address(field)? {
         other if other.is_ipv4() == address.is_ipv4() => Ok(other),
         other => Err(Problem::Family(other)),
@@ -421,7 +510,54 @@ mod tests {
         let line = "quiet ip=dhpc ip=eth0:dhcp \"ip=link-local\" rd.ip=x ip=";
         let (good, bad) = Setting::parse_all(line);
         assert_eq!(good.len(), 2);
-        assert_eq!(bad.iter().map(|bad| bad.word.as_str()).collect::<Vec<_>>(), ["dhpc", ""]);
+        assert_eq!(bad.iter().map(|bad| bad.word.as_str()).collect::<Vec<_>>(), ["ip=dhpc", "ip="]);
+    }
+
+    #[test]
+    fn interface_without_method_or_address_gets_dhcp() {
+        let eth0 = Setting { interface: Some("eth0".into()), ..Setting::by(Method::Dhcp) };
+        assert_eq!(of(":::::eth0"), eth0);
+        assert_eq!(of(":::::eth0:"), eth0);
+        assert_eq!(of("eth0:"), eth0);
+        assert_eq!(of(":::::eth0:none").method, Method::Off);
+        assert_eq!(of("192.0.2.5/24:::::eth0").method, Method::Off);
+    }
+
+    #[test]
+    fn bootif_and_ifname_stand_for_hardware_addresses() {
+        let of_line = |line: &str| Setting::parse_all(line);
+        for (word, mac) in [
+            ("BOOTIF=01-52-54-00-12-34-56", "52:54:00:12:34:56"),
+            ("BOOTIF=01-52-54-00-AB-CD-EF", "52:54:00:ab:cd:ef"),
+            ("BOOTIF=52:54:00:12:34:56", "52:54:00:12:34:56"),
+        ] {
+            // MAAS writes it so.
+            let (good, bad) = of_line(&format!("{word} ip=::::maas-enlist:BOOTIF"));
+            assert!(bad.is_empty(), "{bad:?}");
+            let interface = good[0].interface.as_deref().and_then(Mac::parse);
+            assert_eq!((interface, good[0].method), (Mac::parse(mac), Method::Dhcp), "{word}");
+        }
+        let (good, _) = of_line("ip=lan:dhcp ifname=lan:52:54:00:12:34:56");
+        assert_eq!(good[0].interface.as_deref(), Some("52:54:00:12:34:56"));
+        let (good, bad) = of_line("ip=::::maas:BOOTIF");
+        assert_eq!((good.len(), bad[0].problem.clone()), (0, Problem::NoBootInterface));
+    }
+
+    #[test]
+    fn interfaces_that_are_not_made_are_named() {
+        let line = "vlan=eth0.5:eth0 bond=bond0:eth0,eth1:mode=802.3ad team=t:eth0 bridge=b:eth0";
+        let (good, bad) = Setting::parse_all(line);
+        assert!(good.is_empty());
+        assert_eq!(bad.len(), 4);
+        assert!(bad[0].to_string().starts_with("vlan=eth0.5:eth0 on the kernel command line"));
+    }
+
+    #[test]
+    fn ipv6_address_without_brackets_gets_the_hint() {
+        for word in ["2001:db8::2", "2001:db8::2/64", "fe80::2::fe80::1:64::eth0:none"] {
+            assert_eq!(problem(word), Problem::NoBrackets, "{word}");
+        }
+        assert_eq!(problem("[2001:db8::2]:/64:"), Problem::Prefix("/64".into()));
     }
 
     proptest::proptest! {

@@ -22,7 +22,7 @@ use crate::follow::{Change, Follow};
 use crate::keyboard::Keyboard;
 use crate::ledger::Ledger;
 use crate::lend::{Loan, Terms, block_device, check_unlike};
-use crate::listen::{Listener, Plan, Protocols, plan};
+use crate::listen::{Listener, Plan, Protocols, Reach, plan};
 use crate::listeners::Listeners;
 use crate::mailbox::Mailbox;
 use crate::options::{Io, Serve};
@@ -150,9 +150,14 @@ impl Network {
         let listen = [&options.listen[..], &settings.listen[..]].concat();
         let open = options.open || settings.open;
         let protocols = Protocols::of(&[&options.protocol[..], &settings.protocol].concat());
+        let reach = match (open, settings.routable) {
+            (true, _) => Reach::Everywhere,
+            (false, true) => Reach::Present,
+            (false, false) => Reach::Nearby,
+        };
         let plan = match given {
             Some(_) if listen.is_empty() => Plan::Fixed(Vec::new()),
-            _ => plan(&listen, protocols, open, options.boot_settings, &addresses)?,
+            _ => plan(&listen, protocols, reach, options.boot_settings, &addresses)?,
         };
         let keyed = given.is_some_and(Given::is_keyed);
         Ok(Self { addresses, changes, plan, open, keyed })
