@@ -523,7 +523,7 @@ mod test {
             assert!(listeners.iter().all(|at| at.clone().opened(false).door == at.door));
             listeners[0].door
         };
-        for far in ["0.0.0.0", "[::]:4420", "192.168.1.5", "[2001:db8::5]", "[::ffff:10.0.0.1]"] {
+        for far in ["0.0.0.0", "[::]:4420", "192.168.1.5", "[2001:db8::5]"] {
             assert_eq!(door(far), Door::Keyed, "{far}");
         }
         for cable in ["169.254.7.9", "[fe80::1]"] {

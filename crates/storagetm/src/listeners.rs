@@ -245,9 +245,14 @@ fn refusal(listener: &Listener, error: &io::Error) -> String {
             "cannot listen on {listener}: another program does already; stop it, or choose another \
              port, as with --listen {host}:PORT"
         ),
-        ErrorKind::PermissionDenied => format!(
+        // ip_unprivileged_port_start, ip(7).
+        ErrorKind::PermissionDenied if socket.port() < 1024 => format!(
             "cannot listen on {listener}: this needs root; choose a port from 1024 on, as with \
              --listen {host}:PORT"
+        ),
+        ErrorKind::PermissionDenied => format!(
+            "cannot listen on {listener}: {error}; run this as root, or allow it in the policy of \
+             this system (SELinux, AppArmor)"
         ),
         ErrorKind::AddrNotAvailable => format!(
             "cannot listen on {listener}: this machine does not have that address; `ip address` \

@@ -1,4 +1,4 @@
-//! What `--listen` says: a protocol, an address and a port, or the path of a Unix socket. It knows no machine.
+//! The value of `--listen`: a protocol, an address and a port, or the path of a Unix socket.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
@@ -50,6 +50,8 @@ pub enum Spot {
     Path(PathBuf),
 }
 
+const BRACKETS: &str = "an IPv6 address stands in brackets, as in [::1]:4420 or [fe80::1%eth0]";
+
 const FORM: &str = "an address looks like 192.168.1.5, 127.0.0.1:4420, [fe80::1%eth0], nbd:[::]:10809 or unix:/run/x.sock";
 
 /// The longest path of a Unix socket (unix(7)).
@@ -94,6 +96,11 @@ fn path(path: &str) -> Result<Spot, &'static str> {
 }
 
 fn address(text: &str) -> Result<Spot, &'static str> {
+    if text.contains('/') {
+        return Err(
+            "an address has no prefix length here: leave out the slash and what follows it",
+        );
+    }
     let (host, port) = split(text)?;
     let port = port.map(|port| port.parse().map_err(|_| "a port is a number up to 65535"));
     let (host, interface) = match host.split_once('%') {
@@ -101,6 +108,7 @@ fn address(text: &str) -> Result<Spot, &'static str> {
         None => (host, None),
     };
     let ip: IpAddr = host.parse().map_err(|_| FORM)?;
+    check_usable(ip)?;
     let has_zone = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
     if interface.is_some() && !has_zone {
         return Err("only a link-local IPv6 address has an interface, as in [fe80::1%eth0]");
@@ -108,15 +116,34 @@ fn address(text: &str) -> Result<Spot, &'static str> {
     Ok(Spot::Address { ip, interface, port: port.transpose()? })
 }
 
+/// Refuses an address that no connection can come to.
+fn check_usable(ip: IpAddr) -> Result<(), &'static str> {
+    match ip {
+        IpAddr::V4(ip) if ip.is_broadcast() => Err(
+            "255.255.255.255 is the broadcast address, which takes no connections; use 0.0.0.0 \
+                 for all IPv4 addresses of this machine",
+        ),
+        _ if ip.is_multicast() => {
+            Err("this is a multicast address, which takes no connections; use an address of this \
+                 machine")
+        }
+        IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => {
+            Err("this is an IPv4 address in IPv6 form; write it as IPv4, as in 127.0.0.1")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether it is an IPv6 address, perhaps with an interface.
 fn is_v6(text: &str) -> bool {
-    text.parse::<Ipv6Addr>().is_ok()
+    text.split(['%', '/']).next().unwrap_or_default().parse::<Ipv6Addr>().is_ok()
 }
 
 /// The address without brackets, and the port's text.
 fn split(text: &str) -> Result<(&str, Option<&str>), &'static str> {
     if let Some(rest) = text.strip_prefix('[') {
         let (host, rest) = rest.split_once(']').ok_or(FORM)?;
-        let is_six = is_v6(host.split('%').next().unwrap_or_default());
+        let is_six = is_v6(host);
         return match rest.strip_prefix(':') {
             Some(port) if is_six => Ok((host, Some(port))),
             None if is_six && rest.is_empty() => Ok((host, None)),
@@ -125,9 +152,7 @@ fn split(text: &str) -> Result<(&str, Option<&str>), &'static str> {
     }
     match text.split_once(':') {
         None => Ok((text, None)),
-        Some((_, rest)) if rest.contains(':') => {
-            Err("an IPv6 address stands in brackets, as in [::1]:4420")
-        }
+        Some((_, rest)) if rest.contains(':') => Err(BRACKETS),
         Some((host, port)) => Ok((host, Some(port))),
     }
 }
@@ -183,6 +208,17 @@ mod test {
             ("localhost:4420", "protocols"),
             ("nvme:", "looks like"),
             ("nbd:", "looks like"),
+            ("fe80::1%eth0", "brackets"),
+            ("fe80::1%eth0:4420", "brackets"),
+            ("nvme:fe80::1", "brackets"),
+            ("fd00::2/64", "prefix length"),
+            ("[fd00::2]/64", "prefix length"),
+            ("[fd00::2]:/64", "prefix length"),
+            ("192.0.2.1/24", "prefix length"),
+            ("255.255.255.255", "broadcast"),
+            ("224.0.0.251:5353", "multicast"),
+            ("[ff02::1%eth0]", "multicast"),
+            ("[::ffff:127.0.0.1]:4420", "as IPv4"),
             ("127.0.0.1%lo", "interface"),
             ("[::1%lo]:1", "interface"),
             ("nvme:unix:/run/x", "NBD only"),
