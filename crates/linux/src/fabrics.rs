@@ -5,6 +5,7 @@
 
 mod controller;
 mod driver;
+mod registry;
 
 use std::fmt::Display;
 use std::fs::OpenOptions;
@@ -18,6 +19,7 @@ use zeroize::Zeroizing;
 use crate::tree::Tree;
 pub use controller::{Controller, controllers, disks_of};
 pub use driver::load;
+pub use registry::claim;
 
 /// Where a connection is asked for.
 const DEVICE: &str = "dev/nvme-fabrics";

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use linux::block;
-use linux::fabrics::{Connection, Controller, FabricsError, connect, controllers, disks_of};
+use linux::fabrics::{Connection, Controller, FabricsError, claim, connect, controllers, disks_of};
 use linux::tree::Tree;
 use serde::Serialize;
 
@@ -45,7 +45,12 @@ pub(super) struct Device {
 /// It does not connect.
 pub(super) fn attach(tree: &Tree, connection: &Connection<'_>) -> Result<Attached, FabricsError> {
     let (controller, already) = match connect(tree, connection) {
-        Ok(connected) => (format!("nvme{}", connected.instance), false),
+        Ok(connected) => {
+            let name = format!("nvme{}", connected.instance);
+            // The disk is attached, whatever becomes of its entry.
+            let _ = claim(tree, &name);
+            (name, false)
+        }
         Err(FabricsError::Already) => {
             let is_it = |known: &Controller| {
                 known.subsystem == connection.subsystem && known.address == Some(connection.address)
