@@ -1,5 +1,6 @@
-//! `storagetm host`: who is let in, to what, and until when. It knows no connection, and shows no key.
+//! `storagetm host`: the hosts that may attach disks, which disks, and until when. Shows no key.
 
+use std::path::Path;
 use std::time::SystemTime;
 
 use console::attach::quoted;
@@ -23,13 +24,13 @@ use crate::table::table;
 pub(crate) fn host(options: &Options) -> Result<(), Failure> {
     let store = Store::open(&Store::place(options.keys.as_deref())?)?;
     match &options.task {
-        Task::Add(options) => add(&store, options, SystemTime::now()),
+        Task::Add(add) => self::add(&store, add, options.keys.as_deref(), SystemTime::now()),
         Task::Remove(options) => remove(&store, options),
         Task::List(options) => list(&store, options.json, SystemTime::now()),
     }
 }
 
-fn add(store: &Store, options: &Add, now: SystemTime) -> Result<(), Failure> {
+fn add(store: &Store, options: &Add, keys: Option<&Path>, now: SystemTime) -> Result<(), Failure> {
     check_nqn(&options.nqn).map_err(Failure::usage)?;
     let known = store.host_of(&options.nqn);
     let name = name(store, options, known.as_ref())?;
@@ -43,14 +44,14 @@ fn add(store: &Store, options: &Add, now: SystemTime) -> Result<(), Failure> {
     if let Some(old) = known.filter(|known| *known != name) {
         store.remove_host(&old)?;
     }
-    say(said(&name, &record).as_bytes())
+    say(said(&name, &record, keys).as_bytes())
 }
 
 /// What it is called here: a host that is known, or a name that is taken, only with `--replace`.
 fn name(store: &Store, options: &Add, known: Option<&Name>) -> Result<Name, Failure> {
     if let Some(known) = known.filter(|_| !options.replace) {
         return Err(Failure::new(format!(
-            "{} is let in already, as {known}: say --replace to change what it may have",
+            "{} is let in already, as {known}: add --replace to change what it may have",
             options.nqn
         )));
     }
@@ -137,14 +138,16 @@ fn make_key(store: &Store, record: &mut Record, host: &Name) -> Result<(), Failu
     Ok(())
 }
 
-/// What was done, and what is to be done at the host.
-fn said(name: &Name, record: &Record) -> String {
+/// What was done, and what is to be done at the host; `keys` is the folder that was named.
+fn said(name: &Name, record: &Record, keys: Option<&Path>) -> String {
+    let keys = keys.map(|keys| quoted(&keys.to_string_lossy())).unwrap_or_default();
+    let keys = if keys.is_empty() { keys } else { format!(" --keys {keys}") };
     let mut lines = vec![format!("{name} may {}.", may(record)), String::new()];
     if let Some(key) = &record.tls_key {
-        lines.extend(tls_steps(name, key, record));
+        lines.extend(tls_steps(name, key, record, &keys));
     }
     if let Some(key) = &record.chap_key {
-        lines.extend(chap_steps(key));
+        lines.extend(chap_steps(key, &keys));
     }
     lines.join("\n") + "\n"
 }
@@ -162,7 +165,7 @@ fn may(record: &Record) -> String {
     printable(&format!("{verb} {disks}{}", until.unwrap_or_default()), true)
 }
 
-fn tls_steps(name: &Name, key: &Name, record: &Record) -> Vec<String> {
+fn tls_steps(name: &Name, key: &Name, record: &Record, keys: &str) -> Vec<String> {
     let is_nqn = |disk: &&str| disk.starts_with("nqn.");
     let disks = record.rules.iter().filter_map(|rule| rule.disk.as_deref()).filter(is_nqn);
     let disks: Vec<String> =
@@ -176,12 +179,14 @@ fn tls_steps(name: &Name, key: &Name, record: &Record) -> Vec<String> {
         (disks.concat(), "")
     };
     vec![
-        format!("Its key is {key}. Once, by a way that nobody else reads, the host gets what follows from it:"),
-        format!("  storagetm key export {key} --for-host {name}{disks} --to {name}.keys"),
+        format!("Its key is {key}. Copy what this writes to the host once, over a trusted channel:"),
+        format!("  storagetm key export {key} --for-host {name}{disks} --to {name}.keys{keys}"),
         which.to_owned(),
-        "At the host, as root, with nvme-cli 2.9 or newer, tlshd running, and that file:".to_owned(),
+        "At the host, as root, with that file (Linux 6.7 or newer, tlshd running, nvme-cli 2.9 or newer):"
+            .to_owned(),
         "  modprobe nvme-tcp".to_owned(),
         format!("  nvme tls-key --import --keyfile {name}.keys"),
+        format!("  (nvme-cli 3: nvme keys import --keyfile {name}.keys)"),
         "  then the lines that storagetm serve shows, with --tls".to_owned(),
     ]
     .into_iter()
@@ -189,12 +194,14 @@ fn tls_steps(name: &Name, key: &Name, record: &Record) -> Vec<String> {
     .collect()
 }
 
-fn chap_steps(key: &Name) -> Vec<String> {
+fn chap_steps(key: &Name, keys: &str) -> Vec<String> {
     vec![
         format!(
-            "For DH-HMAC-CHAP the host needs the text that `storagetm key export {key}` prints, as"
+            "For DH-HMAC-CHAP the host needs the text that `storagetm key export {key}{keys}` prints, as"
         ),
-        "  \"dhchap_key\" in its /etc/nvme/config.json".to_owned(),
+        "  \"dhchap_key\" in its /etc/nvme/config.json (nvme-cli 3: \"kxchap-secret\" in its \
+         nvme-fabrics.conf)"
+            .to_owned(),
     ]
 }
 

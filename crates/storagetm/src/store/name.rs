@@ -33,9 +33,15 @@ impl Name {
         Self(if name.is_empty() { "host".to_owned() } else { name })
     }
 
-    /// What becomes a name of a host's NQN: what stands behind its last colon.
+    /// What becomes a name of a host's NQN: what stands behind its last colon, of a UUID the first eight digits, as
+    /// screens show it.
     pub(crate) fn of_nqn(nqn: &str) -> Self {
-        Self::of(nqn.rsplit(':').next().unwrap_or(nqn))
+        let last = nqn.rsplit(':').next().unwrap_or(nqn);
+        let is_uuid = nqn.starts_with("nqn.2014-08.org.nvmexpress:uuid:");
+        match last.split('-').next().filter(|digits| is_uuid && digits.len() == 8) {
+            Some(digits) => Self::of(&format!("host-{digits}")),
+            None => Self::of(last),
+        }
     }
 
     /// Whether it is `other`, or that with a number as [`Name::unless`] gives it.
