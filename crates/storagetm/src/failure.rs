@@ -1,6 +1,9 @@
-//! What the program says when it cannot do what it was told: one sentence, and how it exits. It knows no disk.
+//! Errors of the program: one sentence, and the exit status.
 
 use std::fmt;
+use std::io;
+
+use rustix::io::Errno;
 
 /// Why the program ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,8 +39,31 @@ impl Failure {
     }
 }
 
+/// Why a process or a thread could not be started.
+pub(crate) fn why_not_started(error: &io::Error) -> String {
+    // fork(2), pthread_create(3).
+    if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) {
+        return "no more processes or threads can be started: raise the limit (ulimit -u, or TasksMax= \
+                of a systemd unit)"
+            .to_owned();
+    }
+    error.to_string()
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&console::printable(&self.sentence, true))
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn a_limit_on_processes_is_named_as_the_reason() {
+        let error = io::Error::from_raw_os_error(Errno::AGAIN.raw_os_error());
+        assert!(why_not_started(&error).contains("ulimit -u"));
+        assert!(!why_not_started(&io::ErrorKind::NotFound.into()).contains("ulimit"));
     }
 }

@@ -34,7 +34,7 @@ use pair::{Verdict, View};
 use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, why_not_started};
 use crate::listen::Serves;
 use crate::serve::certificates::Certificates;
 use channel::Sender;
@@ -148,7 +148,7 @@ impl Worker {
         });
         let (tell, told) = mpsc::channel();
         let keeper = keeper::start(shared.clone(), tell);
-        let keeper = keeper.map_err(|error| cannot(&error))?;
+        let keeper = keeper.map_err(|error| cannot(&why_not_started(&error)))?;
         let worker = Self { shared, keeper: Some(keeper) };
         told.recv().unwrap_or_else(|_| Err(cannot(&"its thread ended")))?;
         Ok(worker)

@@ -19,7 +19,7 @@ use super::scribe::{Disks, Scribe, nudge};
 use super::sessions::Sessions;
 use super::words::{self, CertificatesWord, LONGEST_ORDER, Lent, Order, Report, Start};
 use super::{check_locked, words::door};
-use crate::failure::Failure;
+use crate::failure::{Failure, why_not_started};
 use crate::listen::Serves;
 use crate::mailbox::Mailbox;
 
@@ -67,7 +67,8 @@ impl Duty {
     /// # Errors
     /// A sentence.
     fn begin(start: &Start, sender: &Sender, mut unconfined: Vec<String>) -> Result<Self, String> {
-        let cannot = |error: io::Error| format!("cannot start to serve: {error}");
+        let cannot =
+            |error: io::Error| format!("cannot start to serve: {}", why_not_started(&error));
         engine::tls::prepare().map_err(cannot)?;
         let certificates = start.certificates.as_ref();
         let certificates = certificates.map(CertificatesWord::certificates).transpose()?;

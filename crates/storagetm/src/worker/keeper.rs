@@ -15,7 +15,7 @@ use super::process::spawn;
 use super::report::Witness;
 use super::words::{LONGEST_REPORT, Order, Report};
 use super::{Said, Shared, cannot};
-use crate::failure::Failure;
+use crate::failure::{Failure, why_not_started};
 
 /// Workers that are started anew at most within [`WHILE`].
 const TRIES: usize = 3;
@@ -95,7 +95,7 @@ fn is_too_often(deaths: &mut VecDeque<Instant>, now: Instant) -> bool {
 
 /// Starts a worker and tells it all.
 fn begin(shared: &Arc<Shared>) -> Result<Live, Failure> {
-    let (mut child, socket) = spawn(shared).map_err(|error| cannot(&error))?;
+    let (mut child, socket) = spawn(shared).map_err(|error| cannot(&why_not_started(&error)))?;
     let result = introduce(shared, &child, socket);
     if result.is_err() {
         shared.standing().process = None;
