@@ -1,5 +1,4 @@
-//! The lines to be typed on the other machine: those that attach a disk, for `nvme-cli`, the addresses that NBD clients
-//! take, and the line that lets that machine in, for storagetm itself. It knows no socket.
+//! The lines to be typed on the other machine: those for storagetm, for `nvme-cli` and for NBD clients.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -17,11 +16,14 @@ pub struct Endpoint {
     pub keyed: bool,
 }
 
-/// The port that need not be named to those who want to be let in.
+/// The port that storagetm takes where none is named.
 const PORT: u16 = 4420;
 
-/// The port that need not be named to NBD clients.
+/// The port that NBD clients take where none is named.
 const NBD_PORT: u16 = 10809;
+
+/// Stands for the name of the other machine's network interface, which only that machine knows.
+pub const INTERFACE: &str = "INTERFACE";
 
 /// Where NBD clients reach the disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +49,39 @@ impl Nbd {
         }
     }
 
+    /// The same with [`INTERFACE`] in place of an interface of this machine.
+    #[must_use]
+    pub fn from_elsewhere(&self) -> Self {
+        match self {
+            Self::Net(at) => Self::Net(at.from_elsewhere()),
+            Self::Path(path) => Self::Path(path.clone()),
+        }
+    }
+
+    /// The line by which nbdcopy copies the disk of that name into a file, if none needs a key.
+    pub fn copy(&self, name: &str) -> Option<String> {
+        let to = file_name(name, "img");
+        (!self.is_keyed()).then(|| format!("nbdcopy {} {to}", quoted(&self.uri(name))))
+    }
+
+    /// The line by which qemu-img does the same.
+    pub fn convert(&self, name: &str) -> Option<String> {
+        let to = file_name(name, "qcow2");
+        let line = || format!("qemu-img convert -f raw -O qcow2 {} {to}", quoted(&self.uri(name)));
+        (!self.is_keyed()).then(line)
+    }
+
+    /// The address of the disk of that name for clients that show the key of HOST, which is in FILE.
+    pub fn uri_with_key(&self, name: &str) -> Option<String> {
+        let uri = self.is_keyed().then(|| self.uri(name))?;
+        let uri = uri.replacen("://", "://HOST@", 1);
+        Some(quoted(&format!("{uri}?tls-psk-file=FILE")))
+    }
+
+    fn is_keyed(&self) -> bool {
+        self.endpoint().is_some_and(|at| at.keyed)
+    }
+
     /// The address, if it is one of a network.
     pub fn endpoint(&self) -> Option<&Endpoint> {
         match self {
@@ -54,6 +89,12 @@ impl Nbd {
             Self::Path(_) => None,
         }
     }
+}
+
+/// The file to copy a disk of that name to, in the working directory.
+fn file_name(name: &str, ending: &str) -> String {
+    let name = name.replace('/', "_");
+    quoted(&format!("{}.{ending}", name.trim_start_matches('-')))
 }
 
 /// Text as a part of a URI (RFC 3986 §2.1): all but the unreserved characters, and those of `more`, are escaped.
@@ -94,14 +135,37 @@ impl Endpoint {
         self.line("connect", Some(nqn), digests)
     }
 
+    /// The same as the other machine has to write it: an interface of this one means nothing there.
+    #[must_use]
+    pub fn from_elsewhere(&self) -> Self {
+        let interface = self.interface.as_ref().map(|_| INTERFACE.to_owned());
+        Self { interface, ..self.clone() }
+    }
+
     /// The line that lets the other machine in, by the code on the screen.
     pub fn pair(&self) -> String {
-        let host = match (self.address, self.port) {
+        format!("storagetm pair {}", quoted(&self.machine()))
+    }
+
+    /// The line by which storagetm attaches the disk of that name.
+    pub fn attach_disk(&self, name: &str) -> String {
+        format!("storagetm attach {}", quoted(&format!("{}/{name}", self.machine())))
+    }
+
+    /// The line by which storagetm copies the disk of that name into a file.
+    pub fn copy(&self, name: &str) -> String {
+        let port = if self.port == PORT { String::new() } else { format!(":{}", self.port) };
+        let uri = format!("nvme://{}{port}/{}", self.uri_host(), escaped(name, ""));
+        format!("storagetm copy {} {}", quoted(&uri), file_name(name, "img"))
+    }
+
+    /// The machine as storagetm takes it.
+    fn machine(&self) -> String {
+        match (self.address, self.port) {
             (_, PORT) => self.host(),
             (IpAddr::V4(_), port) => format!("{}:{port}", self.host()),
             (IpAddr::V6(_), port) => format!("[{}]:{port}", self.host()),
-        };
-        format!("storagetm pair {}", quoted(&host))
+        }
     }
 
     /// The interface stands as an option: what a host is told of the disks behind a link-local address has no room
@@ -176,6 +240,33 @@ mod test {
             "nvme connect-all -t tcp -a fe80::1 -s 4420 --host-iface eth0"
         );
         assert_eq!(here.to_string(), "[fe80::1%eth0]:4420");
+    }
+
+    #[test]
+    fn nbd_lines_are_for_nbdcopy_and_qemu_img_and_need_no_key() {
+        let at = Nbd::Net(Endpoint { port: 10809, ..endpoint("10.0.0.1", None) });
+        assert_eq!(at.copy("sda").unwrap(), "nbdcopy nbd://10.0.0.1/sda sda.img");
+        let line = "qemu-img convert -f raw -O qcow2 nbd://10.0.0.1/sda sda.qcow2";
+        assert_eq!(at.convert("sda").unwrap(), line);
+        assert_eq!(at.copy("-r/a b").unwrap(), "nbdcopy nbd://10.0.0.1/-r%2Fa%20b 'r_a b.img'");
+        assert_eq!(at.uri_with_key("sda"), None);
+        let keyed = Endpoint { keyed: true, port: 10809, ..endpoint("10.0.0.1", None) };
+        let keyed = Nbd::Net(keyed);
+        assert_eq!((keyed.copy("sda"), keyed.convert("sda")), (None, None));
+        let wanted = "'nbds://HOST@10.0.0.1/sda?tls-psk-file=FILE'";
+        assert_eq!(keyed.uri_with_key("sda").unwrap(), wanted);
+    }
+
+    /// Options that nvme-cli 2.3, 2.13 and 3 have in common; `--tls` is there from 2.9 on.
+    #[test]
+    fn lines_of_nvme_have_options_of_all_versions_alone() {
+        let here = Endpoint { keyed: true, ..endpoint("fe80::1", Some("eth0")) };
+        let known =
+            ["-t", "-a", "-s", "-n", "--host-iface", "--hdr-digest", "--data-digest", "--tls"];
+        for line in [here.attach_all(true), here.attach("nqn.x", true)] {
+            let mut options = line.split(' ').filter(|word| word.starts_with('-'));
+            assert!(options.all(|option| known.contains(&option)), "{line}");
+        }
     }
 
     #[test]

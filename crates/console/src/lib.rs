@@ -1,19 +1,30 @@
-//! What the screen shows: a [`Model`] of what is lent becomes lines of text. It knows no terminal, no clock and no disk.
+//! What the screen shows: a [`Model`] of what is lent becomes lines of text, for a window of a given size ([`screen`]) or
+//! whole, as plain text ([`text`]). Keys change the [`State`] of the screen.
 //!
 //! Everything that a disk, a peer or a path says of itself goes through [`printable`] before it becomes text.
 
 #![forbid(unsafe_code)]
 
 pub mod attach;
-mod board;
 pub mod code;
+#[cfg(test)]
+mod example;
 mod model;
+mod page;
 mod printable;
+mod screen;
 mod size;
-mod view;
+mod state;
+mod table;
+mod text;
+mod ways;
+mod width;
 
-pub use board::{board, columns};
-pub use model::{Asking, Disk, Host, Model, Pairing, Question, Station};
+pub use model::{Asking, Disk, Host, Model, Pairing, TargetMode, Unavailable};
+pub use page::Style;
 pub use printable::{host_name, printable, printable_lines};
+pub use screen::{picture, screen};
 pub use size::{binary, decimal, size};
-pub use view::{Style, view};
+pub use state::{Answer, Command, Key, State, View};
+pub use text::text;
+pub use width::columns;

@@ -1,4 +1,4 @@
-//! What the screen is about: the machine, its disks and who has them. It knows no text.
+//! What the screen is about: the machine, its disks and the hosts that have attached them.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -24,8 +24,10 @@ pub struct Model {
     pub pairing: Option<Pairing>,
     /// A machine that knew the code and waits for a yes or a no.
     pub asking: Option<Asking>,
-    /// What else is worth knowing, a sentence each.
+    /// What else is worth knowing, a sentence each, the newest last.
     pub notes: Vec<String>,
+    /// What a machine in target mode shows besides.
+    pub target_mode: Option<TargetMode>,
 }
 
 impl Model {
@@ -43,22 +45,47 @@ impl Model {
     pub(crate) fn is_unreachable(&self) -> bool {
         self.endpoints.is_empty() && self.nbd.is_empty()
     }
+
+    /// Whether a host has attached a disk.
+    pub fn is_attached(&self) -> bool {
+        self.disks.iter().any(|disk| !disk.attached.is_empty())
+    }
+
+    /// Whether a key is needed somewhere, and only NBD is served there: pairing takes NVMe/TCP.
+    pub(crate) fn is_keyed_by_nbd_alone(&self) -> bool {
+        self.is_keyed() && !self.endpoints.iter().any(|at| at.keyed)
+    }
 }
 
 /// How a machine that has no key yet is let in.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Pairing {
-    /// By whoever reads this on the screen.
+    /// By the code on this screen.
     Code {
         /// To be typed.
         digits: String,
         /// The same for a camera, with where to go.
         link: String,
     },
-    /// In a moment: somebody has tried a wrong code.
+    /// By the next code, in a moment: a wrong one was tried.
     Later,
     /// Not before a key is pressed at this machine: too many wrong codes.
     Stopped,
+    /// Not by a code.
+    Unavailable(Unavailable),
+}
+
+/// Why there is no code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unavailable {
+    /// Standard output is no terminal, and `--pair` was not given.
+    NoTerminal,
+    /// Pairing was turned off.
+    Disabled,
+    /// The keys of hosts cannot be stored here.
+    NoStore,
+    /// The code is not for this reader: the journal keeps what it is given.
+    Hidden,
 }
 
 impl fmt::Debug for Pairing {
@@ -67,11 +94,12 @@ impl fmt::Debug for Pairing {
             Self::Code { .. } => "Code",
             Self::Later => "Later",
             Self::Stopped => "Stopped",
+            Self::Unavailable(_) => "Unavailable",
         })
     }
 }
 
-/// A machine that knew the code and wants more than to read.
+/// A machine that typed the right code and asks for write access.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asking {
     /// What it calls itself, as received.
@@ -97,6 +125,8 @@ pub struct Disk {
     pub model: String,
     /// Serial number, or empty.
     pub serial: String,
+    /// What is on it, in few words; empty if that is not known.
+    pub contents: String,
     /// What hosts may do with it.
     pub access: Access,
     /// Who has attached it.
@@ -112,36 +142,21 @@ pub struct Disk {
 /// A host that has attached a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
-    /// The name it gives itself, as received; empty for one that gives none, as over NBD.
-    pub name: String,
+    /// The owner's name for the host whose key it has shown; nothing without a key.
+    pub known_as: Option<String>,
+    /// The NVMe Qualified Name that it gives itself, as received; empty for one that gives none, as over NBD.
+    pub nqn: String,
     /// Where it is.
     pub address: IpAddr,
 }
 
-/// What a machine that was booted only to lend its disks shows besides.
+/// What a machine in target mode shows besides.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Station {
+pub struct TargetMode {
     /// What the machine is: its maker's name for it, and its serial number. May be empty.
     pub hardware: String,
     /// Whether disks are lent; not after all hosts were detached.
     pub lending: bool,
     /// Whether something that hosts have written is not on the disks yet.
     pub flushing: bool,
-    /// A key that was pressed, and does something only when it is pressed again.
-    pub question: Option<Question>,
-    /// Which page of the disks, from 0.
-    pub page: usize,
-    /// Whether the code is shown large, and as a QR code, in place of the disks.
-    pub large: bool,
-}
-
-/// What takes a second press of its key while disks are attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Question {
-    /// To power off.
-    PowerOff,
-    /// To restart.
-    Restart,
-    /// To take the disks away from the hosts.
-    Detach,
 }

@@ -2,7 +2,7 @@
 //!
 //! Does not know what is done about them.
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use std::io;
@@ -20,6 +20,8 @@ pub enum Signal {
     HangUp,
     /// SIGWINCH: the terminal's window has another size.
     WindowChange,
+    /// SIGCONT: the process goes on after it was stopped, as by `fg` in a shell.
+    Continue,
 }
 
 impl Signal {
@@ -29,6 +31,7 @@ impl Signal {
             SIGTERM => Some(Self::Terminate),
             SIGHUP => Some(Self::HangUp),
             SIGWINCH => Some(Self::WindowChange),
+            SIGCONT => Some(Self::Continue),
             _ => None,
         }
     }
@@ -45,7 +48,7 @@ impl Signals {
     pub fn open() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        let mut numbers = vec![SIGINT, SIGTERM, SIGWINCH];
+        let mut numbers = vec![SIGINT, SIGTERM, SIGWINCH, SIGCONT];
         numbers.extend((!hang_up_is_ignored()).then_some(SIGHUP));
         let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, numbers)?;
         Ok(Self { delivery })
@@ -101,10 +104,11 @@ mod tests {
         assert!(!readable(&signals, 0));
         signal_hook::low_level::raise(SIGWINCH).unwrap();
         signal_hook::low_level::raise(SIGTERM).unwrap();
+        signal_hook::low_level::raise(SIGCONT).unwrap();
         assert!(readable(&signals, 5));
         let mut came = signals.receive();
         came.sort_by_key(|signal| *signal as u8);
-        assert_eq!(came, [Signal::Terminate, Signal::WindowChange]);
+        assert_eq!(came, [Signal::Terminate, Signal::WindowChange, Signal::Continue]);
         assert!(!readable(&signals, 0));
         assert!(signals.receive().is_empty());
     }

@@ -8,13 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use console::attach::Endpoint;
-use console::{Asking, Pairing};
+use console::{Answer, Asking, Pairing};
 use export::{Access, Export, Knock, Peer, Policy};
 use linux::tree::Tree;
 use pair::{Disk, Invite, Shown, View};
 
 use crate::failure::Failure;
-use crate::keyboard::Answer;
 use crate::store::key::Key;
 use crate::store::{Guest, Store, Watch};
 

@@ -235,21 +235,23 @@ pub struct Shown {
 impl Shown {
     fn of(peer: &Peer, proven: Option<KeyId>, policy: &Policy) -> Self {
         let channel = peer.channel.as_ref();
-        let id = proven.or_else(|| channel.and_then(|channel| channel.key));
-        let known = |id| policy.hosts.iter().find(|host| host.key == id);
         Self {
-            key: id.and_then(known).map(|host| host.name.clone()),
+            key: name_of(peer, proven, policy),
             tls: channel.map(|channel| channel.cipher.clone()),
             chap: proven.is_some(),
         }
     }
 
-    /// How it is protected, as a piece of a sentence.
+    /// How the connection is protected, as a piece of a sentence.
     fn words(&self) -> String {
-        let key = self.key.as_ref().map(|key| format!(" with the key of {key}"));
-        let tls = self.tls.as_ref().map(|tls| format!(", encrypted ({tls})"));
-        format!("{}{}", key.unwrap_or_default(), tls.unwrap_or_default())
+        self.tls.as_ref().map(|tls| format!(", encrypted ({tls})")).unwrap_or_default()
     }
+}
+
+/// The name in the owner's `policy` of the host whose key was shown, within the protocol or by the channel.
+pub(crate) fn name_of(peer: &Peer, proven: Option<KeyId>, policy: &Policy) -> Option<String> {
+    let id = proven.or_else(|| peer.channel.as_ref().and_then(|channel| channel.key))?;
+    policy.hosts.iter().find(|host| host.key == id).map(|host| host.name.clone())
 }
 
 /// Which of the disks that are lent.
@@ -274,9 +276,13 @@ fn address(peer: &Peer) -> String {
     if peer.remote == Peer::HERE { UNIX.to_owned() } else { peer.remote.to_string() }
 }
 
-/// A host as people are told of it.
-fn who(host: &str, address: &str) -> String {
-    let host = if host.is_empty() { "somebody".to_owned() } else { host_name(host, true) };
+/// A host as people call it: by its owner's name, if it has shown a key, else by the name that it gives itself.
+fn who(known_as: Option<&str>, host: &str, address: &str) -> String {
+    let host = match known_as {
+        Some(name) => name.to_owned(),
+        None if host.is_empty() => "a host without a name".to_owned(),
+        None => host_name(host, true),
+    };
     if address == UNIX { format!("{host} on this machine") } else { format!("{host} at {address}") }
 }
 
@@ -361,18 +367,18 @@ impl Happening {
                 return None;
             }
             Self::Asking { name, address, .. } => {
-                format!("{name} at {address} knows the code and wants to change disks")
+                format!("{name} at {address} has the right code and asks for write access")
             }
-            Self::Paired { host, name, address, access } => {
-                format!("{name} at {address} ({}) is let in, {access}", host_name(host, true))
+            Self::Paired { name, address, access, .. } => {
+                format!("{name} at {address} was let in by the code: {access}")
             }
             Self::Closed { at, .. } => format!("{at} is gone from this machine"),
             Self::Attached { which, host, address, shown, .. } => {
-                let who = who(host, address);
+                let who = who(shown.key.as_deref(), host, address);
                 format!("{} is attached by {who}{}", which.disk, shown.words())
             }
-            Self::Detached { which, host, address, reason, read, written, .. } => {
-                let who = who(host, address);
+            Self::Detached { which, host, address, reason, read, written, shown, .. } => {
+                let who = who(shown.key.as_deref(), host, address);
                 format!(
                     "{} is no longer attached by {who}: {reason}; it has read {} and written {}",
                     which.disk,
@@ -381,10 +387,11 @@ impl Happening {
                 )
             }
             Self::Refused { host, address, wanted, reason, .. } if wanted.is_empty() => {
-                format!("{} was refused: {reason}", who(host, address))
+                format!("{} was refused: {reason}", who(None, host, address))
             }
             Self::Refused { host, address, wanted, reason, .. } => {
-                format!("{} asked for {wanted} and was refused: {reason}", who(host, address))
+                let who = who(None, host, address);
+                format!("{who} asked for {wanted} and was refused: {reason}")
             }
             Self::Violation { address, rule, .. } => {
                 format!("the host at {address} broke the protocol and was cut off: {rule}")
@@ -400,6 +407,15 @@ impl Happening {
             Self::Stopped => "storagetm has stopped; all hosts are disconnected".to_owned(),
         };
         Some(printable(&sentence, true))
+    }
+
+    /// Whether it is one of the messages of the screen; who has attached what, the screen shows by itself.
+    pub fn is_message(&self) -> bool {
+        let kept = matches!(
+            self,
+            Self::Note { .. } | Self::Paired { .. } | Self::Withdrawn { .. } | Self::Resized { .. }
+        );
+        kept || self.is_bad()
     }
 
     /// Whether something went wrong.
@@ -597,7 +613,7 @@ mod test {
         let json = happening.json();
         let end = r#","key":"laptop","tls":"TLS_AES_128_GCM_SHA256","chap":true}"#;
         assert!(json.ends_with(end), "{json}");
-        let wanted = "with the key of laptop, encrypted (TLS_AES_128_GCM_SHA256)";
+        let wanted = "attached by laptop at 10.0.0.2:5000, encrypted (TLS_AES_128_GCM_SHA256)";
         assert!(happening.sentence().unwrap().ends_with(wanted));
     }
 
@@ -683,7 +699,7 @@ mod test {
         );
         assert_eq!(
             happening.sentence().unwrap(),
-            "disk.img is attached by somebody on this machine"
+            "disk.img is attached by a host without a name on this machine"
         );
         let refused = |wanted: &str| Event::Refused {
             peer: peer.clone(),
@@ -692,7 +708,10 @@ mod test {
             why: "not lent",
         };
         let said = |event| Happening::of(event, &Policy::default(), Protocol::Nbd).sentence();
-        assert_eq!(said(refused("")).unwrap(), "somebody on this machine was refused: not lent");
+        assert_eq!(
+            said(refused("")).unwrap(),
+            "a host without a name on this machine was refused: not lent"
+        );
         assert!(said(refused("sdb")).unwrap().contains("asked for sdb and was refused"));
     }
 }

@@ -1,68 +1,14 @@
-//! The keys by which somebody at the screen lets other machines in, and the terminal of `storagetm serve` that they come
-//! from. It knows no disk and no host.
+//! The keys of the terminal that `storagetm serve` runs in.
 
 use std::io::stdin;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use console::{Model, Pairing};
+use console::Key;
 use linux::tty::{self, Raw};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::keystroke::Keys;
-
-/// What somebody says to a machine that wants to change disks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Answer {
-    /// It may.
-    Change,
-    /// It may read them.
-    Read,
-    /// It may have nothing.
-    Nothing,
-}
-
-/// What a key means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Stroke {
-    /// An answer to the machine that waits for one.
-    Answer(Answer),
-    /// A new code, after too many wrong ones.
-    NewCode,
-    /// The code large, or not any more.
-    Large,
-}
-
-/// What may be answered just now: what the screen shows.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Question {
-    asking: bool,
-    stopped: bool,
-    code: bool,
-}
-
-impl Question {
-    /// That of the screen.
-    pub(crate) fn of(model: &Model) -> Self {
-        Self {
-            asking: model.asking.is_some(),
-            stopped: model.pairing == Some(Pairing::Stopped),
-            code: matches!(model.pairing, Some(Pairing::Code { .. })),
-        }
-    }
-
-    /// What the key means now; nothing if nothing was asked that it would answer.
-    pub(crate) fn meaning(self, key: u8) -> Option<Stroke> {
-        match key.to_ascii_lowercase() {
-            b'y' if self.asking => Some(Stroke::Answer(Answer::Change)),
-            b'o' if self.asking => Some(Stroke::Answer(Answer::Read)),
-            b'n' if self.asking => Some(Stroke::Answer(Answer::Nothing)),
-            b'c' if self.stopped => Some(Stroke::NewCode),
-            b'c' if self.code => Some(Stroke::Large),
-            _ => None,
-        }
-    }
-}
 
 /// The keys of the terminal that `storagetm serve` runs in. Ctrl-C stays a signal. While another job has
 /// the terminal, no key is this program's, and the terminal is left as it is.
@@ -72,6 +18,8 @@ pub(crate) struct Keyboard {
     raw: Option<Raw>,
     keys: Keys,
     gone: bool,
+    /// Whether another job had the terminal since the last call.
+    was_away: bool,
 }
 
 impl Keyboard {
@@ -83,7 +31,7 @@ impl Keyboard {
 
     fn at(terminal: OwnedFd) -> Self {
         let raw = Raw::enter(&terminal);
-        Self { terminal, raw, keys: Keys::default(), gone: false }
+        Self { terminal, raw, keys: Keys::default(), gone: false, was_away: false }
     }
 
     /// Whether the terminal is gone for good, and no key will come any more.
@@ -97,9 +45,10 @@ impl Keyboard {
     }
 
     /// The keys that were pressed, without waiting.
-    pub(crate) fn receive(&mut self) -> Vec<u8> {
+    pub(crate) fn receive(&mut self) -> Vec<Key> {
         if self.descriptor().is_none() {
             self.raw = None;
+            self.was_away = true;
             return Vec::new();
         }
         if self.raw.is_none() {
@@ -110,8 +59,18 @@ impl Keyboard {
         pressed
     }
 
+    /// Sets the terminal up again: after this process was stopped and continued it is as the shell has left it.
+    pub(crate) fn resume(&mut self) {
+        self.raw = None;
+    }
+
+    /// Whether the terminal has come back from another job, which may have written there.
+    pub(crate) fn has_come_back(&mut self) -> bool {
+        self.raw.is_some() && std::mem::take(&mut self.was_away)
+    }
+
     /// Whether there may be more.
-    fn read(&mut self, pressed: &mut Vec<u8>) -> bool {
+    fn read(&mut self, pressed: &mut Vec<Key>) -> bool {
         let mut bytes = [0; 64];
         match rustix::io::read(&self.terminal, &mut bytes) {
             Ok(n) if n > 0 => {
@@ -136,29 +95,13 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_key_answers_only_what_was_asked() {
-        let nothing = Question::default();
-        assert!((0..=255).all(|key| nothing.meaning(key).is_none()));
-        let asking = Question { asking: true, ..nothing };
-        assert_eq!(asking.meaning(b'Y'), Some(Stroke::Answer(Answer::Change)));
-        assert_eq!(asking.meaning(b'o'), Some(Stroke::Answer(Answer::Read)));
-        assert_eq!(asking.meaning(b'n'), Some(Stroke::Answer(Answer::Nothing)));
-        assert_eq!(asking.meaning(b'\n'), None);
-        let stopped = Question { stopped: true, ..nothing };
-        assert_eq!(stopped.meaning(b'c'), Some(Stroke::NewCode));
-        assert_eq!(stopped.meaning(b'y'), None);
-        let code = Question { code: true, ..nothing };
-        assert_eq!(code.meaning(b'c'), Some(Stroke::Large));
-    }
-
-    #[test]
     fn a_terminal_that_is_gone_is_noticed_and_its_last_keys_are_heard() {
         let (reader, writer) = std::io::pipe().unwrap();
         let mut keyboard = Keyboard::at(reader.into());
         assert!(keyboard.receive().is_empty() && !keyboard.is_gone());
         rustix::io::write(&writer, b"y\x1b[Dn").unwrap();
         drop(writer);
-        assert_eq!(keyboard.receive(), b"yn");
+        assert_eq!(keyboard.receive(), [Key::Byte(b'y'), Key::Byte(b'n')]);
         assert!(keyboard.is_gone());
     }
 }

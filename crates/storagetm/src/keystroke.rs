@@ -1,5 +1,7 @@
-//! The keys in what a terminal sends: letters are keys, and the sequences that arrows, function keys and the answers of
-//! terminals come as are not, though letters are in them. It knows no terminal and no meaning of a key.
+//! The keys in what a terminal sends: a byte is a key, unless it belongs to a sequence, as those of arrows, of function
+//! keys and of a terminal's answers, in which there are letters.
+
+use console::Key;
 
 const ESCAPE: u8 = 0x1b;
 
@@ -11,25 +13,59 @@ pub(crate) enum Keys {
     Plain,
     /// Behind ESC: a letter there is a key with Alt, or begins a longer sequence.
     Escaped,
-    /// Behind CSI (ECMA-48 §5.4): up to the final byte. A second bracket at once is a function key of Linux' own terminal.
-    Control(bool),
-    /// Behind what says that one more byte follows.
+    /// Behind CSI (ECMA-48 §5.4): up to the final byte.
+    Control {
+        /// Whether nothing has come yet: a second bracket is a function key of Linux' own terminal.
+        first: bool,
+        /// The last byte of the parameters.
+        parameter: u8,
+    },
+    /// Behind what says that one more byte follows; arrows come so from a terminal in application mode.
     Last,
+    /// Behind what says that one more byte follows that is no key.
+    Function,
 }
 
 impl Keys {
-    /// The key, if the next byte is one by itself.
-    pub(crate) fn receive(&mut self, byte: u8) -> Option<u8> {
+    /// The key that ends with this byte, if one does.
+    pub(crate) fn receive(&mut self, byte: u8) -> Option<Key> {
         let (next, key) = match (*self, byte) {
             (_, ESCAPE) => (Self::Escaped, None),
-            (Self::Plain, key) => (Self::Plain, Some(key)),
-            (Self::Escaped, b'[') => (Self::Control(true), None),
-            (Self::Escaped, b'O') | (Self::Control(true), b'[') => (Self::Last, None),
-            (Self::Control(_), 0x20..=0x3f) => (Self::Control(false), None),
-            (Self::Escaped | Self::Control(_) | Self::Last, _) => (Self::Plain, None),
+            (Self::Plain, key) => (Self::Plain, Some(Key::Byte(key))),
+            (Self::Escaped, b'[') => (Self::Control { first: true, parameter: 0 }, None),
+            (Self::Escaped, b'O') => (Self::Last, None),
+            (Self::Control { first: true, .. }, b'[') => (Self::Function, None),
+            (Self::Control { .. }, parameter @ 0x20..=0x3f) => {
+                (Self::Control { first: false, parameter }, None)
+            }
+            (Self::Control { parameter, .. }, b'~') => (Self::Plain, numbered(parameter)),
+            (Self::Control { .. } | Self::Last, last) => (Self::Plain, lettered(last)),
+            (Self::Escaped | Self::Function, _) => (Self::Plain, None),
         };
         *self = next;
         key
+    }
+}
+
+/// A key whose sequence ends in a letter.
+fn lettered(last: u8) -> Option<Key> {
+    match last {
+        b'A' => Some(Key::Up),
+        b'B' => Some(Key::Down),
+        b'H' => Some(Key::Home),
+        b'F' => Some(Key::End),
+        _ => None,
+    }
+}
+
+/// A key whose sequence ends in a number and a tilde.
+fn numbered(parameter: u8) -> Option<Key> {
+    match parameter {
+        b'1' | b'7' => Some(Key::Home),
+        b'4' | b'8' => Some(Key::End),
+        b'5' => Some(Key::PageUp),
+        b'6' => Some(Key::PageDown),
+        _ => None,
     }
 }
 
@@ -37,7 +73,7 @@ impl Keys {
 mod test {
     use super::*;
 
-    fn keys(bytes: &[u8]) -> Vec<u8> {
+    fn keys(bytes: &[u8]) -> Vec<Key> {
         let mut keys = Keys::default();
         bytes.iter().filter_map(|byte| keys.receive(*byte)).collect()
     }
@@ -47,6 +83,7 @@ mod test {
         for sequence in [
             &b"\x1b[D"[..], // left
             b"\x1b[[D",     // F4 of a virtual terminal
+            b"\x1b[[A",     // F1 of a virtual terminal
             b"\x1bOP",      // F1
             b"\x1bOR",      // F3
             b"\x1b[1;2P",   // F1 with shift
@@ -56,7 +93,23 @@ mod test {
             b"\x1b\x1b[D",  // ESC, then left
         ] {
             let text = sequence.escape_ascii();
-            assert_eq!(keys(&[b"x", sequence, b"y"].concat()), b"xy", "{text}");
+            let wanted = [Key::Byte(b'x'), Key::Byte(b'y')];
+            assert_eq!(keys(&[b"x", sequence, b"y"].concat()), wanted, "{text}");
+        }
+    }
+
+    #[test]
+    fn arrows_and_page_keys_are_keys_of_their_own() {
+        for (sequence, key) in [
+            (&b"\x1b[A"[..], Key::Up),
+            (b"\x1bOB", Key::Down),
+            (b"\x1b[1;5A", Key::Up),
+            (b"\x1b[5~", Key::PageUp),
+            (b"\x1b[6~", Key::PageDown),
+            (b"\x1b[H", Key::Home),
+            (b"\x1b[4~", Key::End),
+        ] {
+            assert_eq!(keys(sequence), [key], "{}", sequence.escape_ascii());
         }
     }
 }

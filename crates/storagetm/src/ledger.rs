@@ -7,17 +7,21 @@ use std::sync::atomic::Ordering;
 
 use console::attach::{Endpoint, Nbd};
 use console::{Disk, Host, Model};
-use export::{Event, Export};
+use export::{Event, Export, Policy};
 use linux::net::{Scope, scope_of};
 
-/// Notes that the screen shows at most: the latest.
-const NOTES: usize = 6;
+use crate::happening::name_of;
+
+/// Messages that are kept at most: the latest.
+const NOTES: usize = 100;
 
 /// What is lent and who has it.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     disks: Vec<Entry>,
     notes: VecDeque<String>,
+    /// Messages that are not kept any more.
+    forgotten: usize,
     /// How it stands with what others look after, by subject.
     subjects: BTreeMap<String, String>,
 }
@@ -30,6 +34,8 @@ struct Entry {
 
 #[derive(Debug, PartialEq, Eq)]
 struct Attachment {
+    /// The owner's name for the host, if it has shown a key.
+    known_as: Option<String>,
     host: String,
     address: SocketAddr,
 }
@@ -45,12 +51,14 @@ impl Ledger {
         self.disks.retain(|entry| !Arc::ptr_eq(&entry.export, export));
     }
 
-    /// Takes note of who attached what.
-    pub(crate) fn record(&mut self, event: &Event) {
+    /// Takes note of the hosts that attach and detach disks; those that show a key are called as in the owner's `policy`.
+    pub(crate) fn record(&mut self, event: &Event, policy: &Policy) {
         match event {
-            Event::Attached { export, peer, host, .. } => {
+            Event::Attached { export, peer, host, proven } => {
+                let known_as = name_of(peer, *proven, policy);
                 if let Some(entry) = self.entry(export) {
-                    entry.hosts.push(Attachment { host: host.clone(), address: peer.remote });
+                    let (host, address) = (host.clone(), peer.remote);
+                    entry.hosts.push(Attachment { known_as, host, address });
                 }
             }
             Event::Detached { export, peer, host, .. } => {
@@ -75,6 +83,7 @@ impl Ledger {
         self.notes.push_back(sentence);
         while self.notes.len() > NOTES {
             self.notes.pop_front();
+            self.forgotten += 1;
         }
     }
 
@@ -99,15 +108,14 @@ impl Ledger {
         nbd: Vec<Nbd>,
         digests: bool,
     ) -> Model {
-        let notes = self.subjects.values().chain(&self.notes).cloned().collect();
+        let forgotten = (self.forgotten > 0)
+            .then(|| format!("{} older messages are not kept any more.", self.forgotten));
+        let standing = self.subjects.values().cloned();
+        let notes = standing.chain(forgotten).chain(self.notes.iter().cloned()).collect();
         let disks = self.disks.iter().map(Entry::shown).collect();
         let machine = machine.to_owned();
-        Model { machine, endpoints, nbd, digests, disks, notes, pairing: None, asking: None }
-    }
-
-    /// Whether somebody has attached a disk.
-    pub(crate) fn is_used(&self) -> bool {
-        self.disks.iter().any(|entry| !entry.hosts.is_empty())
+        let (pairing, asking, target_mode) = (None, None, None);
+        Model { machine, endpoints, nbd, digests, disks, notes, pairing, asking, target_mode }
     }
 
     /// Whether somebody has attached this one.
@@ -147,7 +155,8 @@ impl Entry {
     fn shown(&self) -> Disk {
         let export = &self.export;
         let host = |known: &Attachment| Host {
-            name: known.host.clone(),
+            known_as: known.known_as.clone(),
+            nqn: known.host.clone(),
             address: known.address.ip().to_canonical(),
         };
         // A host may have many connections, and is one host.
@@ -165,6 +174,7 @@ impl Entry {
             block_size: export.geometry.block(),
             model: export.identity.model.clone(),
             serial: export.identity.serial.clone(),
+            contents: String::new(),
             access: export.access,
             attached,
             read: export.usage.bytes_read.load(Ordering::Relaxed),
@@ -209,20 +219,22 @@ mod test {
         let disk = export("a");
         ledger.lend(disk.clone());
         ledger.lend(export("b"));
-        ledger.record(&attached(&disk, "10.0.0.2:1"));
-        ledger.record(&attached(&disk, "10.0.0.2:2"));
+        let nobody = Policy::default();
+        ledger.record(&attached(&disk, "10.0.0.2:1"), &nobody);
+        ledger.record(&attached(&disk, "10.0.0.2:2"), &nobody);
         assert_eq!(ledger.status(), "Lending 2 disks, 1 attached");
-        ledger.record(&Event::Detached {
+        let detached = Event::Detached {
             export: disk.clone(),
             peer: peer("10.0.0.2:1"),
             host: "h".to_owned(),
             reason: Reason::Peer,
             read: 0,
             written: 0,
-        });
+        };
+        ledger.record(&detached, &nobody);
         let model = ledger.model("m", Vec::new(), Vec::new(), false);
         assert_eq!((model.disks[0].attached.len(), model.disks[1].attached.len()), (1, 0));
-        ledger.record(&attached(&disk, "10.0.0.2:3"));
+        ledger.record(&attached(&disk, "10.0.0.2:3"), &nobody);
         let model = ledger.model("m", Vec::new(), Vec::new(), false);
         assert_eq!(model.disks[0].attached.len(), 1, "one host by two connections");
         ledger.withdraw(&disk);
@@ -230,13 +242,15 @@ mod test {
     }
 
     #[test]
-    fn notes_are_few_and_each_is_there_once() {
+    fn messages_are_kept_once_and_those_that_are_not_are_counted() {
         let mut ledger = Ledger::default();
-        for n in 0..20 {
-            ledger.note(format!("note {}", n % 9));
-        }
-        let notes = ledger.model("m", Vec::new(), Vec::new(), false).notes;
-        assert_eq!(notes, ["note 5", "note 6", "note 7", "note 8", "note 0", "note 1"]);
+        (0..20).for_each(|n| ledger.note(format!("note {}", n % 9)));
+        let notes = |ledger: &Ledger| ledger.model("m", Vec::new(), Vec::new(), false).notes;
+        assert_eq!(notes(&ledger).len(), 9);
+        assert_eq!(notes(&ledger).last().unwrap(), "note 1");
+        (0..NOTES).for_each(|n| ledger.note(format!("new {n}")));
+        assert_eq!(notes(&ledger).len(), NOTES + 1);
+        assert_eq!(notes(&ledger)[0], "9 older messages are not kept any more.");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use console::{Model, Style, view};
+use console::{Model, Pairing, State, Style, Unavailable, picture, screen, text};
 use linux::journal::{Journal, Priority};
 use linux::notify::Notifier;
 use linux::plymouth::Plymouth;
@@ -16,8 +16,8 @@ use linux::tty;
 use crate::happening::Happening;
 use crate::outlet::Outlet;
 
-/// Cursor to the top left, and clear what is below it.
-const CLEAR: &str = "\x1b[H\x1b[2J";
+/// The window of a terminal that does not tell its size.
+const SMALLEST: (u16, u16) = (80, 24);
 
 /// What standard output is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,8 @@ enum Form {
 pub(crate) struct Output {
     form: Form,
     outlet: Outlet,
+    /// What is on the screen.
+    shown: String,
     journal: Option<Journal>,
     notifier: Option<Notifier>,
     splash: Option<Plymouth>,
@@ -45,7 +47,10 @@ pub(crate) struct Output {
 impl Output {
     /// Finds out what there is. If `quiet`, standard output is somebody else's, unless it is the journal.
     pub(crate) fn open(tree: &Tree, json: bool, splash: bool, quiet: bool) -> Self {
-        let terminal = tty::is_terminal(&io::stdout()) && env_is_not("TERM", "dumb");
+        // What does not fit on a screen is reached by keys.
+        let terminal = tty::is_terminal(&io::stdout())
+            && tty::is_terminal(&io::stdin())
+            && env_is_not("TERM", "dumb");
         let form = match (json, terminal) {
             (true, _) => Form::Json,
             _ if quiet && !is_journal() => Form::Silent,
@@ -56,6 +61,7 @@ impl Output {
         Self {
             form,
             outlet: Outlet::stdout(),
+            shown: String::new(),
             journal,
             notifier: Notifier::open().ok(),
             splash: splash.then(Plymouth::open),
@@ -65,7 +71,8 @@ impl Output {
     /// Nowhere: on a machine of its own, the screens are elsewhere.
     pub(crate) fn silent() -> Self {
         let (journal, notifier, splash) = (None, None, None);
-        Self { form: Form::Silent, outlet: Outlet::stdout(), journal, notifier, splash }
+        let (outlet, shown) = (Outlet::stdout(), String::new());
+        Self { form: Form::Silent, outlet, shown, journal, notifier, splash }
     }
 
     /// Says what happened.
@@ -90,16 +97,23 @@ impl Output {
     }
 
     /// Draws the screen; where there is none, says all that it would show if `anew`.
-    pub(crate) fn show(&mut self, model: &Model, anew: bool) {
+    pub(crate) fn show(&mut self, model: &Model, state: &State, anew: bool) {
         match self.form {
-            Form::Screen => self.draw(model),
-            Form::Plain if anew => self.outlet.push(&text(&view(model, Style::PLAIN))),
+            Form::Screen => self.draw(model, state),
+            Form::Plain if anew => {
+                let style = Style { utf8: is_utf8(), ..Style::PLAIN };
+                self.outlet.push(&lines(&text(model, style)));
+            }
             Form::Plain | Form::Json | Form::Silent => {}
         }
         if anew && self.journal.is_some() {
             // What is on the screen lets in whoever reads it; what is in the journal must not.
-            let model = Model { pairing: None, ..model.clone() };
-            for line in view(&model, Style::PLAIN).iter().filter(|line| !line.is_empty()) {
+            let hidden = Some(Pairing::Unavailable(Unavailable::Hidden));
+            let model = Model { pairing: hidden, ..model.clone() };
+            for line in text(&model, Style { utf8: true, ..Style::PLAIN })
+                .iter()
+                .filter(|line| !line.is_empty())
+            {
                 self.record(Priority::Info, line, &[]);
             }
         }
@@ -119,11 +133,29 @@ impl Output {
         self.splash.is_some()
     }
 
-    fn draw(&mut self, model: &Model) {
-        let width = tty::window(io::stdout()).map_or(80, |(columns, _)| usize::from(columns));
-        let style = Style { width, color: env::var_os("NO_COLOR").is_none(), utf8: is_utf8() };
-        let lines = view(model, style);
-        self.outlet.push(&format!("{CLEAR}{}\nCtrl-C ends it.\n", text(&lines)));
+    fn draw(&mut self, model: &Model, state: &State) {
+        let (width, rows) = tty::window(io::stdout()).unwrap_or(SMALLEST);
+        let color = env::var_os("NO_COLOR").is_none();
+        let style = Style { width: width.into(), color, utf8: is_utf8() };
+        let picture = picture(&screen(model, state, style, rows.into()), style.width);
+        if picture != self.shown {
+            self.outlet.push(&picture);
+            self.shown = picture;
+        }
+    }
+
+    /// Has the screen be drawn again even if nothing changes: somebody else may have written there.
+    pub(crate) fn forget(&mut self) {
+        self.shown.clear();
+    }
+
+    /// Draws the screen for figures that change all the time, unless the terminal is behind anyway. Returns whether it has.
+    pub(crate) fn refresh(&mut self, model: &Model, state: &State) -> bool {
+        let draws = self.form == Form::Screen && !self.outlet.is_waiting();
+        if draws {
+            self.draw(model, state);
+        }
+        draws
     }
 
     /// A sentence to the journal; that it may be behind or gone is no reason to stop.
@@ -154,6 +186,7 @@ impl Output {
     /// Tells the service manager that the program ends; what is said from now on stands below the screen.
     pub(crate) fn stopping(&mut self) {
         if self.form == Form::Screen {
+            self.outlet.push("\n");
             self.form = Form::Plain;
         }
         self.splash = None;
@@ -191,7 +224,7 @@ impl Output {
     }
 }
 
-fn text(lines: &[String]) -> String {
+fn lines(lines: &[String]) -> String {
     let mut text = lines.join("\n");
     text.push('\n');
     text

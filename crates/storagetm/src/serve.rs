@@ -8,6 +8,7 @@ mod end;
 mod given;
 mod open;
 mod reach;
+mod screen;
 mod strangers;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,8 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use console::Model;
 use console::attach::Nbd;
+use console::{Model, Pairing, State, TargetMode, Unavailable};
 use engine::Driver;
 use export::{Event, Export};
 use linux::net::{Address, Changes};
@@ -27,7 +28,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::admission::{Admission, Caller};
 use crate::announce::Announcer;
-use crate::boot::desk::{Desk, Wish};
+use crate::boot::desk::Desk;
 use crate::failure::Failure;
 use crate::follow::Follow;
 use crate::happening::{Happening, peer_of};
@@ -135,6 +136,10 @@ struct Server {
     announcer: Option<Announcer>,
     /// Where somebody can answer, on a terminal that is not a machine's own.
     keyboard: Option<Keyboard>,
+    /// What a person has chosen to see on the screen.
+    screen: State,
+    /// Why no code is shown, if none is.
+    no_code: Option<Unavailable>,
     /// Whether programs are told the codes by which machines are let in.
     tells_codes: bool,
     /// Why nothing is served any more.
@@ -212,7 +217,7 @@ impl Server {
             self.say_lent(&export);
         }
         let model = self.model();
-        self.output.show(&model, true);
+        self.output.show(&model, &self.screen, true);
         self.show_besides(&model);
         self.output.say(&Happening::Ready);
         for note in model.notes {
@@ -238,17 +243,14 @@ impl Server {
         let reached = endpoints.iter().chain(nbd.iter().filter_map(Nbd::endpoint));
         let advice = advice(reached).filter(|_| !self.listeners.were_given());
         let mut model = self.ledger.model(&self.machine, endpoints, nbd, self.digests);
-        model.notes.extend(advice.map(str::to_owned));
-        model.notes.extend(self.desk.as_ref().and_then(Desk::note));
-        if self.desk.is_some() && self.listeners.is_nearby() {
-            model.notes.extend(beyond(&self.addresses));
-        }
-        model.pairing = self.admission.pairing(&model.endpoints);
+        // What stands comes before what has happened: the newest message is the last.
+        model.notes.splice(0..0, self.standing(advice));
+        let no_code = || self.no_code.map(Pairing::Unavailable);
+        model.pairing = self.admission.pairing(&model.endpoints).or_else(no_code);
         model.asking = self.admission.asking();
-        let awaited = |address| format!("This machine does not have the address {address} yet.");
-        model.notes.extend(self.listeners.awaited(&self.addresses).into_iter().map(awaited));
-        let waited_for = |disk| format!("There is no disk {disk} yet.");
-        model.notes.extend(self.follow.missing().into_iter().map(waited_for));
+        let flushing = self.flushing.load(Ordering::Relaxed) > 0;
+        let mode = self.desk.as_ref().map(Desk::shown);
+        model.target_mode = mode.map(|mode| TargetMode { flushing, ..mode });
         for disk in &mut model.disks {
             let is_it = |loan: &&Loan| loan.export.nqn == disk.nqn;
             let device = self.loans.iter().find(is_it).and_then(|loan| loan.device.as_ref());
@@ -257,15 +259,30 @@ impl Server {
         model
     }
 
+    /// What holds just now and is worth knowing, a sentence each.
+    fn standing(&self, advice: Option<&str>) -> Vec<String> {
+        let mut notes: Vec<String> = advice.map(str::to_owned).into_iter().collect();
+        notes.extend(self.desk.as_ref().and_then(Desk::note));
+        if self.desk.is_some() && self.listeners.is_nearby() {
+            notes.extend(beyond(&self.addresses));
+        }
+        let awaited = |address| format!("This machine does not have the address {address} yet.");
+        notes.extend(self.listeners.awaited(&self.addresses).into_iter().map(awaited));
+        let waited_for = |disk| format!("There is no disk {disk} yet.");
+        notes.extend(self.follow.missing().into_iter().map(waited_for));
+        notes
+    }
+
     /// Shows it where a screen is not all there is: at the desk, and on a boot splash.
     fn show_besides(&mut self, model: &Model) {
         self.output.show_splash(model);
-        if self.desk.is_some() || self.output.has_splash() {
+        let counts = self.output.is_screen() && model.is_attached();
+        if self.desk.is_some() || self.output.has_splash() || counts {
             self.alerts.look = Some(Instant::now() + LOOK);
         }
+        self.screen.expire(Instant::now());
         let Some(desk) = &mut self.desk else { return };
-        desk.station().flushing = self.flushing.load(Ordering::Relaxed) > 0;
-        desk.show(model, Instant::now());
+        desk.show(model, &self.screen);
     }
 
     /// Waits and does, until told to stop.
@@ -274,13 +291,13 @@ impl Server {
             self.wait(signals);
             for signal in signals.receive() {
                 match signal {
-                    Signal::WindowChange => self.draw_soon(false),
+                    Signal::WindowChange => self.redraw_soon(),
+                    Signal::Continue => self.come_back(),
                     Signal::Interrupt | Signal::Terminate | Signal::HangUp => return End::Told,
                 }
             }
             let now = Instant::now();
-            self.read_keyboard(now);
-            if let Some(end) = self.heed(now) {
+            if let Some(end) = self.read_keys(now) {
                 return end;
             }
             self.follow.receive(now);
@@ -296,28 +313,6 @@ impl Server {
             self.do_what_is_due(now);
         }
         End::Told
-    }
-
-    /// Does what somebody at the desk wants; whether that is the end.
-    fn heed(&mut self, now: Instant) -> Option<End> {
-        let used = self.ledger.is_used();
-        let desk = self.desk.as_mut()?;
-        let wish = desk.receive(used, now);
-        match wish {
-            Some(Wish::PowerOff) => return Some(End::PowerOff),
-            Some(Wish::Restart) => return Some(End::Restart),
-            Some(Wish::Detach) => self.take_back(),
-            Some(Wish::Lend) => {
-                desk.station().lending = true;
-                self.follow.begin_anew(now);
-            }
-            Some(Wish::Stroke(stroke)) => self.obey(stroke, now),
-            None => {}
-        }
-        if self.desk.as_mut().is_some_and(Desk::was_touched) {
-            self.alerts.look = Some(now);
-        }
-        None
     }
 
     /// Waits until something can be done.
@@ -373,10 +368,12 @@ impl Server {
             self.draw();
         }
         if is_due(self.alerts.look) {
+            self.alerts.look = None;
             self.desk.iter_mut().for_each(Desk::look);
             let model = self.model();
+            let is_drawn = self.output.refresh(&model, &self.screen);
             self.show_besides(&model);
-            if self.desk.is_some() {
+            if self.desk.is_some() || is_drawn {
                 self.admission.asked();
             }
         }
@@ -397,7 +394,7 @@ impl Server {
 
     fn draw(&mut self) {
         let model = self.model();
-        self.output.show(&model, std::mem::take(&mut self.alerts.anew));
+        self.output.show(&model, &self.screen, std::mem::take(&mut self.alerts.anew));
         self.show_besides(&model);
         self.admission.asked();
         self.output.status(&self.ledger.status());
@@ -406,7 +403,7 @@ impl Server {
     /// Says what happened, and has the screen show it.
     fn say(&mut self, happening: &Happening) {
         self.output.say(happening);
-        if happening.is_bad() || matches!(happening, Happening::Note { .. }) {
+        if happening.is_message() {
             happening.sentence().into_iter().for_each(|sentence| self.ledger.note(sentence));
         }
         self.draw_soon(false);
@@ -438,7 +435,7 @@ impl Server {
     }
 
     fn take_event(&mut self, event: Event, now: Instant) {
-        self.ledger.record(&event);
+        self.ledger.record(&event, self.admission.policy());
         match event {
             Event::Knocked { peer, knock } => return self.knocked(Caller { peer, knock }, now),
             Event::Detached { ref export, .. } if !export.is_gone() => self.settle(export),

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicI32, AtomicU8, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use console::Key;
 use linux::pid1::{self, Ended, Power};
 use linux::signal::{Signal, Signals};
 use linux::tree::Tree;
@@ -139,7 +140,7 @@ fn hear_signals() {
                 match signal {
                     Signal::Interrupt => wind_up(2, Power::Restart),
                     Signal::Terminate => wind_up(1, Power::Off),
-                    Signal::HangUp | Signal::WindowChange => {}
+                    Signal::HangUp | Signal::WindowChange | Signal::Continue => {}
                 }
             }
         }
@@ -177,10 +178,10 @@ fn ask(tree: &Tree, reason: &str) -> Option<Power> {
         }
         screens.wait(Duration::from_secs(1));
         for key in screens.receive() {
-            match key.to_ascii_lowercase() {
-                b'p' => return Some(Power::Off),
-                b'r' => return Some(Power::Restart),
-                b'\r' | b'\n' => return None,
+            match key {
+                Key::Byte(b'p' | b'P') => return Some(Power::Off),
+                Key::Byte(b'r' | b'R') => return Some(Power::Restart),
+                Key::Byte(b'\r' | b'\n') => return None,
                 _ => {}
             }
         }

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
-use console::{Model, Station, Style, board, columns};
+use console::{Key, Model, State, Style, picture, screen};
 use linux::tree::Tree;
 use linux::tty::{self, Raw};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -52,10 +52,10 @@ impl Screens {
         Self(found)
     }
 
-    /// Draws the board where it is another than the one that is shown.
-    pub(crate) fn show(&mut self, model: &Model, station: &Station) {
+    /// Draws it where it is another than what is shown.
+    pub(crate) fn show(&mut self, model: &Model, state: &State) {
         for screen in &mut self.0 {
-            screen.show(model, station);
+            screen.show(model, state);
         }
     }
 
@@ -101,7 +101,7 @@ impl Screens {
     }
 
     /// Writes what waits, and takes the keys that were pressed. A terminal that is gone is left.
-    pub(crate) fn receive(&mut self) -> Vec<u8> {
+    pub(crate) fn receive(&mut self) -> Vec<Key> {
         let mut keys = Vec::new();
         self.0.retain_mut(|screen| {
             screen.outlet.write();
@@ -133,7 +133,7 @@ impl Screen {
         })
     }
 
-    fn show(&mut self, model: &Model, station: &Station) {
+    fn show(&mut self, model: &Model, state: &State) {
         // A slow line is not given a picture that is old before it is there.
         if self.outlet.is_waiting() {
             return;
@@ -141,7 +141,7 @@ impl Screen {
         let window = tty::window(&self.terminal).unwrap_or(SMALLEST);
         let style =
             Style { width: window.0.into(), color: is_virtual(&self.name), utf8: self.utf8 };
-        let lines = board(model, station, style, window.1.into());
+        let lines = screen(model, state, style, window.1.into());
         if lines != self.shown || window != self.window {
             self.outlet.push(&picture(&lines, style.width));
             (self.shown, self.window) = (lines, window);
@@ -149,7 +149,7 @@ impl Screen {
     }
 
     /// Takes the keys; whether the terminal is still there.
-    fn read(&mut self, keys: &mut Vec<u8>) -> bool {
+    fn read(&mut self, keys: &mut Vec<Key>) -> bool {
         let mut some = [0; 64];
         match self.terminal.read(&mut some) {
             // A serial line that hangs up comes back; a terminal that ends is gone.
@@ -167,16 +167,6 @@ impl Screen {
     }
 }
 
-/// Line by line over what is there: nothing flickers. Behind the last character of a full row the cursor still stands on
-/// it, and to clear what follows would take it away.
-fn picture(lines: &[String], width: usize) -> String {
-    let is_full = |line: &str| matches!(columns(line), n @ 1.. if n.is_multiple_of(width.max(1)));
-    let clear = |line: &String| if is_full(line) { "" } else { "\x1b[K" };
-    let below = if lines.last().is_some_and(|line| is_full(line)) { "" } else { "\x1b[J" };
-    let lines: Vec<String> = lines.iter().map(|line| format!("{line}{}", clear(line))).collect();
-    format!("\x1b[H{}{below}", lines.join("\n"))
-}
-
 fn is_virtual(name: &str) -> bool {
     name.strip_prefix("tty").is_some_and(|number| number.parse::<u8>().is_ok())
 }
@@ -184,19 +174,6 @@ fn is_virtual(name: &str) -> bool {
 #[cfg(test)]
 mod test {
     use super::*;
-
-    #[test]
-    fn a_picture_ends_each_line_and_scrolls_nothing() {
-        let lines = ["a".to_owned(), "b".to_owned()];
-        assert_eq!(picture(&lines, 80), "\x1b[Ha\x1b[K\nb\x1b[K\x1b[J");
-    }
-
-    #[test]
-    fn the_last_character_of_a_full_row_stays() {
-        let lines = ["\x1b[1mabcd\x1b[0m".to_owned(), "abcdefgh".to_owned(), String::new()];
-        let wanted = "\x1b[H\x1b[1mabcd\x1b[0m\nabcdefgh\n\x1b[K\x1b[J";
-        assert_eq!(picture(&lines, 4), wanted);
-    }
 
     #[test]
     fn virtual_terminals_are_known_by_their_numbers() {

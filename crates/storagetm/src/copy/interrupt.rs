@@ -25,7 +25,8 @@ pub(super) fn listen() -> Result<Arc<AtomicBool>, Failure> {
     let watch = move || loop {
         let _ = poll(&mut [PollFd::new(&signals, PollFlags::IN)], None);
         for signal in signals.receive() {
-            if signal != Signal::WindowChange && told.swap(true, Ordering::Release) {
+            let ends = !matches!(signal, Signal::WindowChange | Signal::Continue);
+            if ends && told.swap(true, Ordering::Release) {
                 std::process::exit(IMPATIENT);
             }
         }

@@ -9,6 +9,7 @@ use export::{Access, Export};
 
 use super::{COALESCE, Server};
 use crate::boot::desk::Desk;
+use crate::failure::why_not_started;
 use crate::follow::Change;
 use crate::happening::Happening;
 use crate::lend::{Device, Loan, check_unlike};
@@ -23,7 +24,8 @@ impl Server {
         self.flushing.fetch_add(1, Ordering::Relaxed);
         let (export, flushing) = (export.clone(), self.flushing.clone());
         let (mailbox, writes) = (self.mailbox.clone(), self.worker.writes(&export));
-        std::thread::spawn(move || {
+        let name = export.name.clone();
+        let flush = move || {
             // What a host has asked for before it went may still be on its way to the disk.
             while writes.are_under_way() {
                 std::thread::sleep(COALESCE);
@@ -36,12 +38,16 @@ impl Server {
                     mailbox.note(format!("{} could not be flushed: {error}", export.name));
                 }
             }
-        });
+        };
+        if let Err(error) = std::thread::Builder::new().name("flush".to_owned()).spawn(flush) {
+            let why = why_not_started(&error);
+            self.say(&Happening::note(format!("{name} could not be flushed: {why}")));
+        }
     }
 
     /// Lends nothing any more, until somebody wants it.
     pub(super) fn take_back(&mut self) {
-        self.desk.iter_mut().for_each(|desk| desk.station().lending = false);
+        self.desk.iter_mut().for_each(|desk| desk.mode().lending = false);
         for loan in std::mem::take(&mut self.loans) {
             self.withdraw_loan(&loan, "it was taken back at the machine");
             self.settle(&loan.export);

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use console::{State, Unavailable};
 use engine::Driver;
 use export::Door;
 use linux::identity::machine_id;
@@ -75,6 +76,8 @@ impl Server {
             admission,
             announcer: (!options.no_announce).then(|| Announcer::new(options.mdns_port, &mailbox)),
             keyboard,
+            screen: State::default(),
+            no_code: None,
             tells_codes: options.pair && desk.is_none(),
             broken: None,
             loans: Vec::new(),
@@ -122,8 +125,14 @@ impl Server {
 
     /// Shows a code where somebody reads it, if there is where to keep whom it lets in.
     fn offer(&mut self, options: &Serve, no_pairing: bool) {
-        let read = self.desk.is_some() || self.keyboard.is_some() || options.pair;
-        if read && !no_pairing && self.admission.can_pair() {
+        let is_read = self.desk.is_some() || self.keyboard.is_some() || options.pair;
+        self.no_code = match self.admission.can_pair() {
+            false => Some(Unavailable::NoStore),
+            true if no_pairing => Some(Unavailable::Disabled),
+            true if !is_read => Some(Unavailable::NoTerminal),
+            true => None,
+        };
+        if self.no_code.is_none() {
             self.worker.pair(&self.machine);
         }
     }

@@ -3,13 +3,13 @@
 
 use std::time::Instant;
 
+use console::Answer;
 use export::{Access, Event, Policy};
 use pair::{Verdict, View};
 
 use super::Server;
 use crate::admission::{self, Caller};
 use crate::happening::Happening;
-use crate::keyboard::{Answer, Keyboard, Question, Stroke};
 use crate::listen::Protocol;
 
 impl Server {
@@ -53,30 +53,10 @@ impl Server {
         self.draw_soon(false);
     }
 
-    /// Does what a key says that has to do with machines that want to be let in.
-    pub(super) fn obey(&mut self, stroke: Stroke, now: Instant) {
-        match stroke {
-            Stroke::Answer(answer) => self.answer(answer, now),
-            Stroke::NewCode => self.worker.unlock(),
-            // Only a desk has a large code.
-            Stroke::Large => {}
-        }
-    }
-
-    fn answer(&mut self, answer: Answer, now: Instant) {
+    /// Answers the machine that the screen asks about.
+    pub(super) fn answer(&mut self, answer: Answer, now: Instant) {
         if let Some(caller) = self.admission.answered() {
             self.decide(&caller, admission::allowed(answer), now);
-        }
-    }
-
-    pub(super) fn read_keyboard(&mut self, now: Instant) {
-        let keys = self.keyboard.as_mut().map(Keyboard::receive).unwrap_or_default();
-        self.keyboard.take_if(|keyboard| keyboard.is_gone());
-        for key in keys {
-            let asked = Question::of(&self.model());
-            if let Some(stroke) = asked.meaning(key) {
-                self.obey(stroke, now);
-            }
         }
     }
 

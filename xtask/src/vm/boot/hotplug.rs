@@ -18,7 +18,7 @@ pub(super) fn plug(lab: &mut Lab<'_>, machine: &mut Machine, folder: &Path) -> R
     image::filled(&hot, 8 * MIB)?;
     let before = machine.screen.now();
     machine.control()?.plug(&hot, SERIAL)?;
-    machine.screen.shows(&format!("serial {SERIAL}"), before, SOON)?;
+    machine.screen.shows(SERIAL, before, SOON)?;
     let (_, line) = machine.screen.find("a line to attach", 0, SOON, attach_line)?;
     lab.client()?.attach(&line, 3)?;
     let sums = lab.client()?.sums()?;

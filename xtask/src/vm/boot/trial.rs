@@ -163,16 +163,24 @@ fn attached_at(
     Ok(machine.since_power_on(attached))
 }
 
-/// Whether a line of the screen says that a disk is attached, by a host that it names.
+/// Whether a line of the screen has a disk that is attached, by a host that it names.
 fn attached_by(text: &str) -> Option<()> {
-    text.contains("attached by host ").then_some(())
+    text.contains("read-only  host ").then_some(())
 }
+
+/// Addresses that the screen goes through at most.
+const ADDRESSES: usize = 8;
 
 /// What somebody types who reads the screen: the line for all disks, or where that leads nowhere the
 /// one of each.
 fn typed(machine: &mut Machine, way: Way, family: Family) -> Result<String> {
+    let wanted = |text: &str| family.filter(attach_line(text));
+    machine.screen.find("a line to attach", 0, BOOT, attach_line)?;
+    if way.is_ours() {
+        turn_to(machine, wanted)?;
+    }
     let screen = &mut machine.screen;
-    let (_, all) = screen.find(family.name(), 0, BOOT, |text| family.filter(attach_line(text)))?;
+    let (_, all) = screen.find(family.name(), 0, BOOT, wanted)?;
     // The kernel's target answers a link-local IPv6 discovery with addresses of no interface.
     if way.is_ours() || family == Family::V4 {
         return Ok(all);
@@ -184,6 +192,17 @@ fn typed(machine: &mut Machine, way: Way, family: Family) -> Result<String> {
     let (_, vda) = screen.find("the line of one disk", 0, BOOT, |text| one(text, "vda"))?;
     let (_, nvme) = screen.find("the line of one disk", 0, BOOT, |text| one(text, "nvme0n1"))?;
     Ok(format!("{vda}; {nvme}"))
+}
+
+/// Goes through the addresses by the key for the next one, until a line that is wanted has been there.
+fn turn_to(machine: &mut Machine, wanted: impl Fn(&str) -> Option<String>) -> Result<()> {
+    for _ in 0..ADDRESSES {
+        if machine.screen.find("", 0, Duration::from_secs(1), &wanted).is_ok() {
+            return Ok(());
+        }
+        machine.type_key("\t")?;
+    }
+    Ok(())
 }
 
 /// Compares every byte of every disk, and lets them go.
@@ -202,9 +221,8 @@ pub(super) fn untouched(machine: &Machine, disks: &Disks) -> Result<()> {
 
 /// That the screen has said of a disk that nobody has written to it, and of none that somebody has.
 fn write_counter(machine: &mut Machine) -> Result<()> {
-    machine.screen.shows("0 writes to it since power-on", 0, SOON)?;
-    let counts = |text: &str| text.contains(" writes to it since power-on");
-    let other = |text: &str| counts(text) && !text.contains("0 writes to it");
+    machine.screen.shows("0 writes since power-on", 0, SOON)?;
+    let other = |text: &str| text.contains("Writes since power-on:");
     let found =
         machine.screen.find("", 0, Duration::ZERO, |text| other(text).then(|| text.to_owned()));
     match found {

@@ -1,0 +1,176 @@
+//! The screen: what a model and a person's choices become in a window of a given size. What there is no room for is
+//! counted, and the key that shows it is named.
+
+mod overview;
+mod pages;
+
+use crate::page::{Ink, Page, filled, in_groups};
+use crate::state::{Question, View};
+use crate::width::{columns, height};
+use crate::{Model, Pairing, State, Style, code};
+use overview::overview;
+
+pub(crate) use overview::no_disk;
+pub(crate) use pages::{facts, hosts};
+
+/// The lines of the window, without line breaks; together they take at most `rows` of its rows.
+pub fn screen(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String> {
+    let foot = foot(model, state, style, rows);
+    let room = rows.saturating_sub(height(&foot, style.width));
+    let body = match (state.view, &model.pairing) {
+        (View::Code, Some(Pairing::Code { digits, link })) if model.asking.is_none() => {
+            large(digits, link, style, room)
+        }
+        (View::Overview | View::Code, _) => overview(model, state, style, room),
+        (View::Details, _) => pages::details(model, state, style, room),
+        (View::Lines, _) => pages::lines(model, state, style, room),
+        (View::Messages, _) => pages::messages(model, state, style, room),
+        (View::Keys, _) => pages::keys(model, state, style, room),
+    };
+    let mut lines = fit(body, style, room);
+    let blank = room.saturating_sub(height(&lines, style.width));
+    lines.extend(std::iter::repeat_n(String::new(), blank));
+    lines.extend(foot);
+    fit(lines, style, rows)
+}
+
+/// The picture of the lines as a terminal takes it, over what is there, so that nothing flickers.
+pub fn picture(lines: &[String], width: usize) -> String {
+    // Behind the last character of a full row the cursor still stands on it: to clear would take the character away.
+    let is_full = |line: &str| matches!(columns(line), n @ 1.. if n.is_multiple_of(width.max(1)));
+    let clear = |line: &String| if is_full(line) { "" } else { "\x1b[K" };
+    let below = if lines.last().is_some_and(|line| is_full(line)) { "" } else { "\x1b[J" };
+    let lines: Vec<String> = lines.iter().map(|line| format!("{line}{}", clear(line))).collect();
+    format!("\x1b[H{}{below}", lines.join("\n"))
+}
+
+/// The first lines, as many as there is room for.
+fn fit(lines: Vec<String>, style: Style, room: usize) -> Vec<String> {
+    let mut used = 0;
+    let fits = |line: &String| {
+        used += height(std::slice::from_ref(line), style.width);
+        used <= room
+    };
+    lines.into_iter().take_while(fits).collect()
+}
+
+/// The code alone, for who is further away and for a camera; without what there is no room for.
+fn large(digits: &str, link: &str, style: Style, room: usize) -> Vec<String> {
+    let mut lines = code::digits(digits);
+    if lines.iter().any(|line| columns(line) > style.width) {
+        lines = vec![in_groups(digits)];
+    }
+    let qr = code::qr(link, style.utf8);
+    let wide = qr.iter().map(|line| columns(line)).max().unwrap_or(0);
+    if wide <= style.width && lines.len() + qr.len() < room {
+        lines.push(String::new());
+        lines.extend(qr);
+    }
+    lines
+}
+
+/// What is the same on every page: whether disks may be unplugged, what is asked, the keys.
+fn foot(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String> {
+    let mut page = Page::new(style);
+    if state.view == View::Code && model.asking.is_none() {
+        page.sentence("c back");
+        return page.lines;
+    }
+    status(model, &mut page);
+    if let Some(asking) = &model.asking {
+        let line = format!(
+            "{} at {} has the right code and wants to CHANGE the disks that are writable.",
+            asking.name, asking.address
+        );
+        page.colored(Ink::Alarm, &line);
+        page.sentence("y allow it   o let it only read   n refuse it");
+        return page.lines;
+    }
+    if let Some(question) = state.question() {
+        page.colored(Ink::Title, asked(question));
+        return page.lines;
+    }
+    let keys = filled(&keys(model, state), "   ", style.width);
+    // What is cut off here is on the page of the keys, whose key comes first.
+    page.lines.extend(keys.into_iter().take((rows / 8).max(1)));
+    page.lines
+}
+
+fn asked(question: Question) -> &'static str {
+    match question {
+        Question::PowerOff => "Disks are attached. Press p again to power off all the same.",
+        Question::Restart => "Disks are attached. Press r again to restart all the same.",
+        Question::Detach => "Disks are attached. Press d again to take them away from the hosts.",
+    }
+}
+
+/// Whether disks may be unplugged, and in target mode how often they were written to.
+fn status(model: &Model, page: &mut Page) {
+    let attached = model.disks.iter().filter(|disk| !disk.attached.is_empty()).count();
+    let disks = if attached == 1 { "1 disk is" } else { &format!("{attached} disks are") };
+    let writes = writes(model, page);
+    match &model.target_mode {
+        Some(mode) if mode.flushing => {
+            page.colored(Ink::Alarm, "Writing to the disks: do not unplug or power off.");
+        }
+        Some(_) if attached > 0 => page.colored(
+            Ink::Alarm,
+            &format!("{disks} attached: detach there before you unplug. {writes}"),
+        ),
+        Some(_) => page.colored(
+            Ink::Typed,
+            &format!("Nothing is attached: safe to unplug and to power off. {writes}"),
+        ),
+        None if attached > 0 => {
+            page.colored(
+                Ink::Alarm,
+                &format!("{disks} attached: detach there before you end this."),
+            );
+        }
+        None => page.colored(Ink::Typed, "Nothing is attached."),
+    }
+}
+
+/// What the kernel's own counters say of writes to the disks; a write is a line of its own.
+fn writes(model: &Model, page: &mut Page) -> &'static str {
+    let written = model.disks.iter().filter(|disk| disk.writes.is_some_and(|count| count > 0));
+    let each: Vec<String> =
+        written.map(|disk| format!("{} {}", disk.short, disk.writes.unwrap_or_default())).collect();
+    if !each.is_empty() {
+        let line = format!("Writes since power-on: {}.", each.join(", "));
+        page.colored(Ink::Alarm, &line);
+        return "";
+    }
+    let all = !model.disks.is_empty() && model.disks.iter().all(|disk| disk.writes == Some(0));
+    if all { "0 writes since power-on." } else { "" }
+}
+
+/// The keys, the most important first.
+fn keys(model: &Model, state: &State) -> Vec<String> {
+    let mut keys: Vec<&str> = vec!["? keys"];
+    if state.view != View::Overview {
+        keys.push("Enter back");
+    } else if !model.disks.is_empty() {
+        keys.push("Enter details");
+    }
+    match model.pairing {
+        Some(Pairing::Code { .. }) => keys.push("c large code"),
+        Some(Pairing::Stopped) => keys.push("c new code"),
+        _ => {}
+    }
+    match &model.target_mode {
+        Some(mode) => {
+            let lend = if mode.lending { "d detach all hosts" } else { "l lend again" };
+            keys.extend(["p power off", "r restart", lend]);
+        }
+        None => keys.push("Ctrl-C end"),
+    }
+    keys.push("t other tools");
+    if !model.notes.is_empty() {
+        keys.push("n messages");
+    }
+    keys.into_iter().map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod test;

@@ -1,0 +1,213 @@
+//! All disks, a line each, below what is to be typed on the other machine.
+
+use crate::page::{Ink, Page, count, protocols};
+use crate::table::table;
+use crate::ways::{self, Address};
+use crate::width::{columns, cut, height};
+use crate::{Model, Pairing, State, Style};
+
+/// Rows that messages have before disks take them.
+const MESSAGES: usize = 3;
+/// Rows that disks have before the less important lines to be typed take them: the heading, two disks, how many follow.
+const DISKS: usize = 4;
+
+/// Lines that belong together: all of them are shown, or none.
+type Block = Vec<String>;
+
+/// The body of the screen, in that many rows.
+pub(super) fn overview(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String> {
+    let title = title(model, style);
+    let ways = ways(model, state, style);
+    let mut room = rows.saturating_sub(1);
+    let few = height(&messages(model, style, MESSAGES), style.width).min(room / 4);
+    let disks = DISKS.min(model.disks.len() + 1);
+    let ways = first(ways, style, room.saturating_sub(few + disks));
+    room = room.saturating_sub(height(&ways, style.width));
+    let disks = self::disks(model, state, style, room.saturating_sub(few));
+    room = room.saturating_sub(height(&disks, style.width));
+    let messages = messages(model, style, room);
+    room = room.saturating_sub(height(&messages, style.width));
+    let mut lines = vec![title];
+    for part in [ways, disks, messages] {
+        // Room that is left parts what is shown.
+        if room > 0 && !part.is_empty() {
+            lines.push(String::new());
+            room -= 1;
+        }
+        lines.extend(part);
+    }
+    lines
+}
+
+fn title(model: &Model, style: Style) -> String {
+    let page = Page::new(style);
+    let disks = count(model.disks.len());
+    let title = match &model.target_mode {
+        Some(_) => {
+            format!("storagetm: this machine lends {disks} to the machine it is plugged into")
+        }
+        None => format!(
+            "storagetm: {} lends {disks} over {}",
+            page.safe(&model.machine),
+            protocols(model)
+        ),
+    };
+    let title = cut(&title, style.width, style.utf8);
+    let hardware = model.target_mode.as_ref().map(|mode| page.safe(&mode.hardware));
+    let hardware = hardware.unwrap_or_default();
+    let left = style.width.saturating_sub(columns(&title) + 2);
+    let title = page.ink(Ink::Title, &title);
+    if hardware.is_empty() || left < 8 {
+        return title;
+    }
+    format!("{title}  {}", page.ink(Ink::Faint, &cut(&hardware, left, style.utf8)))
+}
+
+/// The first blocks, as many as there is room for; of the others the key is named that shows them.
+fn first(blocks: Vec<Block>, style: Style, room: usize) -> Vec<String> {
+    let all = blocks.len();
+    for kept in (0..=all).rev() {
+        let mut lines: Vec<String> = blocks.iter().take(kept).flatten().cloned().collect();
+        if kept < all {
+            let page = Page::new(style);
+            lines.push(page.ink(Ink::Faint, &format!("{} more lines: t", all - kept)));
+        }
+        if height(&lines, style.width) <= room || kept == 1 {
+            return lines;
+        }
+    }
+    Vec::new()
+}
+
+/// What is typed on the other machine, the most important first.
+fn ways(model: &Model, state: &State, style: Style) -> Vec<Block> {
+    let addresses = ways::addresses(model);
+    let Some(at) = addresses.get(state.address % addresses.len().max(1)) else {
+        let mut page = Page::new(style);
+        page.sentence("No network address to be reached at yet: plug in a cable.");
+        return vec![page.lines];
+    };
+    let which = match addresses.len() {
+        1 => String::new(),
+        n => format!(" (address {} of {n}: Tab)", state.address % n + 1),
+    };
+    let mut blocks = vec![door(model, at, &which, style)];
+    let disk = model.disks.get(state.selected.min(model.disks.len().saturating_sub(1)));
+    let lines = at.lines(disk, model.digests).into_iter().enumerate();
+    blocks.extend(lines.map(|(n, line)| {
+        let mut page = Page::new(style);
+        if n == 0 {
+            page.sentence(&match (at.is_keyed(), at.pair().is_some() && has_code(model)) {
+                (true, true) => "and then one of these lines:".to_owned(),
+                (true, false) => format!("With a key, type there, as root{which}:"),
+                (false, _) => format!("Type on the other machine, as root{which}:"),
+            });
+        }
+        page.typed(&line.text);
+        if n == 0 && at.has_interface() && !(at.is_keyed() && has_code(model)) {
+            ways::interface_note(&mut page);
+        }
+        page.lines
+    }));
+    blocks.retain(|block| !block.is_empty());
+    blocks
+}
+
+fn has_code(model: &Model) -> bool {
+    matches!(model.pairing, Some(Pairing::Code { .. }))
+}
+
+/// What is said of keys, and how the other machine gets one.
+fn door(model: &Model, at: &Address, which: &str, style: Style) -> Block {
+    let mut page = Page::new(style);
+    ways::open_note(model, &mut page);
+    if !model.is_keyed() {
+        return page.lines;
+    }
+    match (&model.pairing, at.pair()) {
+        _ if model.is_keyed_by_nbd_alone() => ways::no_code(model, &mut page),
+        (Some(Pairing::Code { digits, .. }), Some(line)) => {
+            page.sentence(&format!("To let the other machine in, type there, as root{which}:"));
+            page.typed(&line);
+            if at.has_interface() {
+                ways::interface_note(&mut page);
+            }
+            ways::code_line(&mut page, ways::WITH_CODE, digits);
+        }
+        (Some(Pairing::Code { digits, .. }), None) => {
+            ways::code_line(
+                &mut page,
+                ["Code for machines at the other addresses:", "Code elsewhere:"],
+                digits,
+            );
+        }
+        _ => ways::no_code(model, &mut page),
+    }
+    page.lines
+}
+
+/// The table of the disks around the selected one, and how many there are besides.
+fn disks(model: &Model, state: &State, style: Style, room: usize) -> Vec<String> {
+    if model.disks.is_empty() {
+        return none(model, style);
+    }
+    let selected = state.selected.min(model.disks.len() - 1);
+    let (heading, rows) = table(&model.disks, selected, style);
+    let count = rows.len();
+    let with_heading = usize::from(room > 3);
+    let all = room >= count + with_heading;
+    let shown = if all { count } else { room.saturating_sub(with_heading + 1).max(1) };
+    let start = selected.saturating_sub(shown / 2).min(count - shown);
+    let mut lines: Vec<String> = Vec::new();
+    if with_heading == 1 {
+        lines.push(heading);
+    }
+    lines.extend(rows.into_iter().skip(start).take(shown));
+    let (above, below) = (start, count - start - shown);
+    let more = match (above, below) {
+        (0, 0) => return lines,
+        (0, below) => format!("{below} more disks: down"),
+        (above, 0) => format!("{above} more disks: up"),
+        (above, below) => format!("{} more disks: {above} up, {below} down", above + below),
+    };
+    if room > 1 {
+        lines.push(Page::new(style).ink(Ink::Faint, &format!("  {more}")));
+    }
+    lines
+}
+
+/// What is said where no disk is lent.
+fn none(model: &Model, style: Style) -> Vec<String> {
+    let mut page = Page::new(style);
+    no_disk(model, &mut page);
+    page.lines
+}
+
+/// What is said where no disk is lent.
+pub(crate) fn no_disk(model: &Model, page: &mut Page) {
+    page.sentence("No disk is lent.");
+    if model.target_mode.is_none() {
+        page.sentence(
+            "A disk in use is left out by --all: name it, with --allow-in-use, to lend it read-only \
+             all the same, or boot this machine into target mode (storagetm image).",
+        );
+    }
+}
+
+/// The newest messages that there is room for, and how many there are besides.
+fn messages(model: &Model, style: Style, room: usize) -> Vec<String> {
+    let all = model.notes.len();
+    for skipped in 0..=all {
+        let mut page = Page::new(style);
+        if skipped > 0 {
+            let more = if skipped == all { "" } else { "more " };
+            let plural = if skipped == 1 { "" } else { "s" };
+            page.colored(Ink::Faint, &format!("{skipped} {more}message{plural}: n"));
+        }
+        model.notes.iter().skip(skipped).for_each(|note| page.sentence(note));
+        if height(&page.lines, style.width) <= room.max(1) {
+            return page.lines;
+        }
+    }
+    Vec::new()
+}

@@ -1,0 +1,288 @@
+use std::time::Instant;
+
+use super::*;
+use crate::Key;
+use crate::example::{self, host};
+
+const SMALL: Style = Style { width: 80, color: false, utf8: false };
+
+fn shown(model: &Model, state: &State, style: Style, rows: usize) -> String {
+    let lines = screen(model, state, style, rows);
+    let used = height(&lines, style.width);
+    assert!(used <= rows, "{used} rows of {rows}:\n{}", lines.join("\n"));
+    lines.join("\n")
+}
+
+fn after(keys: &[Key], model: &Model) -> State {
+    let mut state = State::default();
+    for key in keys {
+        state.press(*key, model, Instant::now());
+    }
+    state
+}
+
+#[test]
+fn one_disk_on_a_small_window() {
+    let mut model = example::target_mode(1);
+    model.disks[0].attached = vec![host("vm")];
+    model.disks[0].read = 12_000_000;
+    let wanted = "\
+storagetm: this machine lends 1 disk to the machine it is plugged into  Example~
+
+To let the other machine in, type there, as root (address 1 of 4: Tab):
+    storagetm pair 169.254.7.9
+with this code, good once, for ten minutes:  1234 5678
+and then one of these lines:
+    storagetm attach 169.254.7.9/sda
+    nvme connect-all -t tcp -a 169.254.7.9 -s 4420 --tls
+    storagetm copy nvme://169.254.7.9/sda sda.img
+
+  DISK  SIZE      MODEL        SERIAL  ACCESS     ATTACHED BY
+> sda   500.1 GB  Example 500  S0      read-only  vm (12 MB read)
+
+
+
+
+
+
+
+
+
+
+1 disk is attached: detach there before you unplug. 0 writes since power-on.
+? keys   Enter details   c large code   p power off   r restart
+d detach all hosts   t other tools";
+    assert_eq!(shown(&model, &State::default(), SMALL, 25), wanted);
+}
+
+#[test]
+fn the_code_and_a_line_of_each_tool_are_there_in_any_window() {
+    let mut model = example::target_mode(12);
+    model.notes = (0..8).map(|n| format!("note {n}: {}", "word ".repeat(20))).collect();
+    for (width, rows) in [(80, 24), (80, 25), (100, 37), (200, 50), (60, 20)] {
+        let text = shown(&model, &State::default(), Style { width, ..SMALL }, rows);
+        for line in [
+            "storagetm pair 169.254.7.9",
+            "1234 5678",
+            "storagetm attach 169.254.7.9/sda",
+            "nvme connect-all -t tcp -a 169.254.7.9 -s 4420 --tls",
+            "> sda",
+            "? keys",
+        ] {
+            assert!(text.contains(line), "{width}x{rows} lacks {line}:\n{text}");
+        }
+    }
+    let text = shown(&model, &State::default(), Style { width: 40, ..SMALL }, 15);
+    for line in ["storagetm pair 169.254.7.9", "1234 5678", "more lines: t", "> sda", "? keys"] {
+        assert!(text.contains(line), "40x15 lacks {line}:\n{text}");
+    }
+}
+
+#[test]
+fn disks_that_do_not_fit_are_counted_and_reached_by_keys() {
+    let model = example::target_mode(20);
+    let text = shown(&model, &State::default(), SMALL, 25);
+    let first = text.matches("  sd").count() + 1;
+    assert!(text.contains(&format!("{} more disks: down", 20 - first)), "{text}");
+    let mut seen = vec![false; 20];
+    for downs in 0..20 {
+        let text = shown(&model, &after(&vec![Key::Down; downs], &model), SMALL, 25);
+        assert_eq!(text.matches("\n> ").count(), 1, "{text}");
+        for (at, disk) in model.disks.iter().enumerate() {
+            seen[at] |= text.contains(&format!(" {} ", disk.short));
+        }
+    }
+    assert!(seen.iter().all(|seen| *seen), "{seen:?}");
+    let last = shown(&model, &after(&[Key::End], &model), SMALL, 25);
+    assert!(last.contains("> sdt") && last.contains("more disks: "), "{last}");
+    assert!(last.contains("storagetm attach 169.254.7.9/sdt"), "{last}");
+}
+
+#[test]
+fn messages_that_do_not_fit_are_counted_and_shown_by_a_key() {
+    let mut model = example::target_mode(12);
+    model.notes = (0..8).map(|n| format!("note {n}: {}", "word ".repeat(20).trim())).collect();
+    let text = shown(&model, &State::default(), SMALL, 25);
+    assert!(text.contains("note 7") && text.contains("7 more messages: n"), "{text}");
+    let mut all = String::new();
+    for downs in 0..8 {
+        let keys = [vec![Key::Byte(b'n')], vec![Key::Down; downs]].concat();
+        all += &shown(&model, &after(&keys, &model), SMALL, 25);
+    }
+    assert!((0..8).all(|n| all.contains(&format!("note {n}:"))), "{all}");
+}
+
+#[test]
+fn each_address_has_its_lines_behind_a_key() {
+    let model = example::target_mode(1);
+    let at = |tabs| shown(&model, &after(&vec![Key::Byte(b'\t'); tabs], &model), SMALL, 25);
+    assert!(at(1).contains("    storagetm pair fe80::1%INTERFACE\n"), "{}", at(1));
+    let line = "nvme connect-all -t tcp -a fe80::1 -s 4420 --host-iface INTERFACE --tls";
+    assert!(at(1).contains(line) && at(1).contains("INTERFACE: the name of its own"), "{}", at(1));
+    assert!(at(2).contains("storagetm pair 169.254.99.200\n"), "{}", at(2));
+    assert!(at(3).contains("storagetm pair fe80::2%INTERFACE\n"), "{}", at(3));
+    assert_eq!(at(4), at(0));
+}
+
+#[test]
+fn nbd_lines_are_shown_where_they_work_as_pasted() {
+    let model = example::serve(1);
+    let at = |tabs| shown(&model, &after(&vec![Key::Byte(b'\t'); tabs], &model), SMALL, 25);
+    assert!(!at(0).contains("nbdcopy") && !at(1).contains("nbds:"), "{}", at(0));
+    assert!(at(2).contains("    nbdcopy nbd://127.0.0.1/sda sda.img\n"), "{}", at(2));
+    assert!(at(2).contains("Code for machines at the other addresses:  1234 5678"), "{}", at(2));
+}
+
+#[test]
+fn a_host_is_called_by_its_owners_name() {
+    let mut model = example::serve(1);
+    model.disks[0].attached = vec![host("vm")];
+    let text = shown(&model, &State::default(), SMALL, 25);
+    assert!(text.contains("read-only  vm\n") && !text.contains("2f6d1c52"), "{text}");
+    let text = shown(&model, &State::showing(View::Details), SMALL, 25);
+    assert!(text.contains("attached by vm at 169.254.1.2"), "{text}");
+    model.disks[0].attached = vec![host(""), host("vm")];
+    let text = shown(&model, &State::default(), SMALL, 25);
+    assert!(text.contains("host 2f6d1c52 + 1 more"), "{text}");
+}
+
+#[test]
+fn safe_to_unplug_is_said_only_when_it_is() {
+    let mut model = example::target_mode(1);
+    let at = |model: &Model| shown(model, &State::default(), SMALL, 25);
+    assert!(at(&model).contains("safe to unplug"));
+    model.target_mode.as_mut().unwrap().flushing = true;
+    assert!(!at(&model).contains("safe"));
+    model.target_mode.as_mut().unwrap().flushing = false;
+    model.disks[0].attached = vec![host("vm")];
+    assert!(!at(&model).contains("safe"));
+    let text = shown(&model, &after(&[Key::Byte(b'p')], &model), SMALL, 25);
+    assert!(text.contains("Press p again"), "{text}");
+}
+
+#[test]
+fn a_disk_that_was_written_to_is_an_alarm() {
+    let mut model = example::target_mode(2);
+    model.disks[1].writes = Some(3);
+    let text = shown(&model, &State::default(), Style { color: true, ..SMALL }, 25);
+    assert!(text.contains("\x1b[1;33mWrites since power-on: sdb 3.\x1b[0m"), "{text}");
+    assert!(!text.contains("0 writes"));
+}
+
+#[test]
+fn who_asks_for_write_access_is_on_every_page() {
+    let mut model = example::serve(1);
+    model.asking = Some(example::asking());
+    let views =
+        [View::Overview, View::Details, View::Lines, View::Messages, View::Code, View::Keys];
+    for view in views {
+        let text = shown(&model, &State::showing(view), SMALL, 25);
+        assert!(text.contains("wants to CHANGE") && text.contains("y allow it"), "{text}");
+    }
+}
+
+#[test]
+fn why_there_is_no_code_is_said_with_what_to_do() {
+    let mut model = example::serve(1);
+    let at = |model: &Model| shown(model, &State::default(), Style { width: 400, ..SMALL }, 25);
+    for (pairing, part) in [
+        (None, "comes in a moment"),
+        (Some(Pairing::Later), "A wrong code was tried"),
+        (Some(Pairing::Stopped), "until c is pressed"),
+        (Some(Pairing::Unavailable(crate::Unavailable::NoTerminal)), "--pair"),
+        (Some(Pairing::Unavailable(crate::Unavailable::Disabled)), "storagetm.pair=no"),
+    ] {
+        model.pairing = pairing;
+        let text = at(&model);
+        assert!(text.contains(part), "{text}");
+        assert!(text.contains("With a key, type there"), "{text}");
+    }
+    model.pairing = Some(example::code());
+    model.endpoints.clear();
+    let text = at(&model);
+    assert!(text.contains("pairing takes NVMe/TCP") && text.contains("key export"), "{text}");
+    assert!(!text.contains("1234"), "{text}");
+}
+
+#[test]
+fn a_machine_without_disks_says_what_may_be_done() {
+    let text = shown(&example::serve(0), &State::default(), SMALL, 25);
+    assert!(text.contains("--allow-in-use") && text.contains("storagetm image"), "{text}");
+    assert!(!text.contains("storagetm attach"), "{text}");
+    let text = shown(&example::target_mode(0), &State::default(), SMALL, 25);
+    assert!(text.contains("No disk is lent.") && !text.contains("--all"), "{text}");
+    let mut model = example::target_mode(0);
+    (model.endpoints.clear(), model.nbd.clear());
+    let text = shown(&model, &State::default(), SMALL, 25);
+    assert!(text.contains("No network address"), "{text}");
+}
+
+#[test]
+fn hostile_text_steers_no_terminal() {
+    let mut model = example::target_mode(1);
+    let hostile = "\x1b]0;owned\x07\n\u{202e}".to_owned();
+    (model.machine, model.notes) = (hostile.clone(), vec![hostile.clone()]);
+    model.target_mode.as_mut().unwrap().hardware.clone_from(&hostile);
+    let disk = &mut model.disks[0];
+    (disk.title, disk.short, disk.model) = (hostile.clone(), hostile.clone(), hostile.clone());
+    (disk.serial, disk.nqn, disk.contents) = (hostile.clone(), hostile.clone(), hostile.clone());
+    disk.attached = vec![host(&hostile), crate::Host { nqn: hostile.clone(), ..host("") }];
+    let mut asked = model.clone();
+    asked.asking = Some(crate::Asking { name: hostile, ..example::asking() });
+    let views =
+        [View::Overview, View::Details, View::Lines, View::Messages, View::Code, View::Keys];
+    for (model, view) in [model, asked].iter().flat_map(|model| views.map(|view| (model, view))) {
+        for utf8 in [false, true] {
+            for line in screen(model, &State::showing(view), Style { utf8, ..SMALL }, 60) {
+                assert!(line.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{line:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn names_beyond_ascii_are_shown_where_the_locale_has_them() {
+    let mut model = example::serve(1);
+    model.disks[0].model = "Müller 磁碟".to_owned();
+    let text = shown(&model, &State::default(), Style { utf8: true, ..SMALL }, 25);
+    assert!(text.contains("Müller 磁碟  S0 "), "{text}");
+    assert!(shown(&model, &State::default(), SMALL, 25).is_ascii());
+}
+
+#[test]
+fn any_window_is_filled_and_nothing_fails() {
+    let mut model = example::target_mode(3);
+    model.notes = vec!["a note of some length, which is broken".to_owned()];
+    for rows in 0..30 {
+        for width in [0, 1, 7, 20, 40, 80] {
+            for view in [View::Overview, View::Details, View::Lines, View::Messages, View::Code] {
+                let style = Style { width, ..SMALL };
+                shown(&model, &State::showing(view), style, rows);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_large_code_has_a_picture_where_there_is_room() {
+    let model = example::serve(1);
+    let state = State::showing(View::Code);
+    let style = Style { utf8: true, ..SMALL };
+    assert!(shown(&model, &state, style, 40).contains('\u{2584}'));
+    let text = shown(&model, &state, SMALL, 24);
+    assert!(text.contains("#####") && text.ends_with("c back"), "{text}");
+    assert!(shown(&model, &state, Style { width: 40, ..SMALL }, 15).contains("1234 5678"));
+}
+
+#[test]
+fn a_picture_ends_each_line_and_scrolls_nothing() {
+    let lines = ["a".to_owned(), "b".to_owned()];
+    assert_eq!(picture(&lines, 80), "\x1b[Ha\x1b[K\nb\x1b[K\x1b[J");
+}
+
+#[test]
+fn the_last_character_of_a_full_row_stays() {
+    let lines = ["\x1b[1mabcd\x1b[0m".to_owned(), "abcdefgh".to_owned(), String::new()];
+    let wanted = "\x1b[H\x1b[1mabcd\x1b[0m\nabcdefgh\n\x1b[K\x1b[J";
+    assert_eq!(picture(&lines, 4), wanted);
+}

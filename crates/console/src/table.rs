@@ -1,0 +1,159 @@
+//! The disks as a table, a row each.
+
+use crate::page::{Ink, Page, name_of};
+use crate::width::{columns, cut, tail};
+use crate::{Disk, Style, decimal};
+use export::Access;
+
+/// Blanks between two columns.
+const GAP: usize = 2;
+/// What marks the selected disk, and the others.
+const MARKS: [&str; 2] = ["  ", "> "];
+
+/// A column of the table.
+struct Column {
+    heading: &'static str,
+    cells: Vec<String>,
+    /// The width below which it says nothing any more; 0 for one that is never cut.
+    least: usize,
+    /// Columns are left out in this order where there is no room, the highest first; 0 is never left out.
+    spare: usize,
+    /// Whether its end says more than its beginning.
+    by_end: bool,
+}
+
+/// The headings, then a row for each disk; the selected one is marked.
+pub(crate) fn table(disks: &[Disk], selected: usize, style: Style) -> (String, Vec<String>) {
+    let page = Page::new(style);
+    let mut all = all(disks, style);
+    let room = style.width.saturating_sub(columns(MARKS[0]));
+    while least(&all) > room {
+        let Some(at) = most_spare(&all) else { break };
+        all.remove(at);
+    }
+    let widths = widths(&all, room);
+    let heading = line(&all, &widths, style, |column| column.heading.to_owned());
+    let heading = page.ink(Ink::Faint, &format!("{}{heading}", MARKS[0]));
+    let row = |at: usize, disk: &Disk| {
+        let cell = |column: &Column| column.cells.get(at).cloned().unwrap_or_default();
+        let text = line(&all, &widths, style, cell);
+        let ink = match (at == selected, disk.access) {
+            (true, _) => Some(Ink::Title),
+            (false, Access::Writable) => Some(Ink::Alarm),
+            (false, Access::ReadOnly) => None,
+        };
+        let text = format!("{}{text}", MARKS[usize::from(at == selected)]);
+        ink.map_or(text.clone(), |ink| page.ink(ink, &text))
+    };
+    (heading, disks.iter().enumerate().map(|(at, disk)| row(at, disk)).collect())
+}
+
+fn all(disks: &[Disk], style: Style) -> Vec<Column> {
+    let page = Page::new(style);
+    let column = |heading, least, spare, cell: &dyn Fn(&Disk) -> String| Column {
+        heading,
+        cells: disks.iter().map(cell).collect(),
+        least,
+        spare,
+        by_end: heading == "SERIAL",
+    };
+    let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
+    let mut all = vec![
+        column("DISK", 12, 0, &|disk| page.safe(&disk.short)),
+        column("SIZE", 0, 1, &|disk| decimal(disk.size)),
+        column("MODEL", 8, 3, &|disk| or_dash(page.safe(&disk.model))),
+        column("SERIAL", 6, 4, &|disk| or_dash(page.safe(&disk.serial))),
+        column("ACCESS", 0, 2, &|disk| access(disk).to_owned()),
+        column("ATTACHED BY", 12, 0, &|disk| used(disk, style.utf8)),
+    ];
+    if disks.iter().any(|disk| !disk.contents.is_empty()) {
+        let contents = column("CONTENTS", 8, 5, &|disk| or_dash(page.safe(&disk.contents)));
+        all.insert(4, contents);
+    }
+    all
+}
+
+fn access(disk: &Disk) -> &'static str {
+    match disk.access {
+        Access::ReadOnly => "read-only",
+        Access::Writable => "WRITABLE",
+    }
+}
+
+/// The hosts that have attached a disk, and what they read and wrote.
+fn used(disk: &Disk, utf8: bool) -> String {
+    let who = match disk.attached.as_slice() {
+        [] => "-".to_owned(),
+        [host] => name_of(host, utf8),
+        [host, more @ ..] => format!("{} + {} more", name_of(host, utf8), more.len()),
+    };
+    match traffic(disk) {
+        Some(traffic) => format!("{who} ({traffic})"),
+        None => who,
+    }
+}
+
+/// Bytes that hosts have read and written, if any.
+pub(crate) fn traffic(disk: &Disk) -> Option<String> {
+    let read = (disk.read > 0).then(|| format!("{} read", decimal(disk.read)));
+    let written = (disk.written > 0).then(|| format!("{} written", decimal(disk.written)));
+    let parts: Vec<String> = [read, written].into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
+impl Column {
+    fn natural(&self) -> usize {
+        let widest = self.cells.iter().map(|cell| columns(cell)).max().unwrap_or(0);
+        widest.max(columns(self.heading))
+    }
+
+    fn smallest(&self) -> usize {
+        match self.least {
+            0 => self.natural(),
+            least => least.min(self.natural()),
+        }
+    }
+}
+
+fn sum(widths: impl ExactSizeIterator<Item = usize>) -> usize {
+    let gaps = GAP * widths.len().saturating_sub(1);
+    widths.sum::<usize>() + gaps
+}
+
+fn least(all: &[Column]) -> usize {
+    sum(all.iter().map(Column::smallest))
+}
+
+fn most_spare(all: &[Column]) -> Option<usize> {
+    let spare = all.iter().enumerate().filter(|(_, column)| column.spare > 0);
+    spare.max_by_key(|(_, column)| column.spare).map(|(at, _)| at)
+}
+
+/// The widest column gives way until all fit.
+fn widths(all: &[Column], room: usize) -> Vec<usize> {
+    let mut widths: Vec<usize> = all.iter().map(Column::natural).collect();
+    while sum(widths.iter().copied()) > room {
+        let can = widths.iter_mut().zip(all).filter(|(width, it)| **width > it.smallest());
+        let Some((widest, _)) = can.max_by_key(|(width, _)| **width) else { break };
+        *widest -= 1;
+    }
+    widths
+}
+
+fn line(
+    all: &[Column],
+    widths: &[usize],
+    style: Style,
+    cell: impl Fn(&Column) -> String,
+) -> String {
+    let mut out = String::new();
+    for (column, width) in all.iter().zip(widths) {
+        let text = cell(column);
+        let fit = if column.by_end { tail } else { cut };
+        let text = fit(&text, *width, style.utf8);
+        let blank = (width + GAP).saturating_sub(columns(&text));
+        out.push_str(&text);
+        out.extend(std::iter::repeat_n(' ', blank));
+    }
+    cut(out.trim_end(), style.width.saturating_sub(GAP), style.utf8)
+}

@@ -1,0 +1,219 @@
+//! All of it as plain text, for a pipe, a file or the journal: every line for every address and every disk.
+
+use crate::attach::Endpoint;
+use crate::page::{Ink, Page, count, protocols};
+use crate::screen::{facts, hosts, no_disk};
+use crate::ways::{self, Address};
+use crate::{Asking, Disk, Model, Pairing, Style};
+
+/// The text for `model`, line by line, without line breaks.
+pub fn text(model: &Model, style: Style) -> Vec<String> {
+    let mut page = Page::new(style);
+    let machine = page.safe(&model.machine);
+    let heading = format!(
+        "storagetm: {machine} lends {} over {}",
+        count(model.disks.len()),
+        protocols(model)
+    );
+    page.push(page.ink(Ink::Title, &heading));
+    page.blank();
+    ways(model, &mut page);
+    if model.disks.is_empty() {
+        page.blank();
+        no_disk(model, &mut page);
+    }
+    let addresses = ways::addresses(model);
+    for disk in &model.disks {
+        self::disk(disk, &addresses, model, &mut page);
+    }
+    if !model.notes.is_empty() {
+        page.blank();
+    }
+    model.notes.iter().for_each(|note| page.sentence(note));
+    if let Some(asking) = &model.asking {
+        self::asking(asking, &mut page);
+    }
+    page.lines
+}
+
+/// What is typed for all disks.
+fn ways(model: &Model, page: &mut Page) {
+    if model.is_unreachable() {
+        page.sentence("No network address to be reached at yet: plug in a cable.");
+        return;
+    }
+    ways::open_note(model, page);
+    if model.is_keyed() {
+        door(model, page);
+    }
+    if model.endpoints.is_empty() {
+        return;
+    }
+    page.sentence(match model.endpoints.iter().any(|at| at.keyed) {
+        true => "To attach all disks, type there, as root, once it is let in:",
+        false => "To attach all disks, type on the other machine, as root:",
+    });
+    for endpoint in &model.endpoints {
+        page.typed(&endpoint.from_elsewhere().attach_all(model.digests));
+    }
+    if model.endpoints.iter().any(|at| at.interface.is_some()) {
+        ways::interface_note(page);
+    }
+}
+
+fn door(model: &Model, page: &mut Page) {
+    let keyed: Vec<&Endpoint> = model.endpoints.iter().filter(|at| at.keyed).collect();
+    match &model.pairing {
+        Some(Pairing::Code { digits, .. }) if !keyed.is_empty() => {
+            page.sentence("To let the other machine in, type there, as root, one of these lines:");
+            for endpoint in keyed {
+                page.typed(&endpoint.from_elsewhere().pair());
+            }
+            ways::code_line(page, ways::WITH_CODE, digits);
+        }
+        _ => ways::no_code(model, page),
+    }
+}
+
+fn disk(disk: &Disk, addresses: &[Address], model: &Model, page: &mut Page) {
+    page.blank();
+    page.rule(disk);
+    facts(disk, page);
+    hosts(disk, page);
+    let all = addresses.iter().flat_map(|at| {
+        // Those for all disks stand above.
+        let lines = at.lines(Some(disk), model.digests).into_iter();
+        let one = lines.filter(|line| !line.text.starts_with("nvme connect-all "));
+        one.chain(at.other_lines(disk, model.digests))
+    });
+    let all: Vec<ways::Line> = all.collect();
+    let mut kinds: Vec<&str> = Vec::new();
+    all.iter().for_each(|line| {
+        if !kinds.contains(&line.what) {
+            kinds.push(line.what)
+        }
+    });
+    for kind in kinds {
+        page.push(format!("  {kind}:"));
+        all.iter().filter(|line| line.what == kind).for_each(|line| page.typed(&line.text));
+    }
+}
+
+/// The machine that waits for an answer.
+fn asking(asking: &Asking, page: &mut Page) {
+    page.blank();
+    let name = page.safe(&asking.name);
+    page.sentence(&format!(
+        "{name} at {} has the right code and wants to CHANGE the disks that are writable.",
+        asking.address
+    ));
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::attach::Nbd;
+    use crate::example::{self, at};
+
+    fn plain(model: &Model) -> String {
+        text(model, Style::PLAIN).join("\n")
+    }
+
+    fn open() -> Model {
+        let mut model = example::serve(1);
+        model.endpoints = vec![at("192.168.1.5", None), at("fe80::1", Some("eth0"))];
+        let nbd = |at: &Endpoint| Nbd::Net(Endpoint { port: 10809, ..at.clone() });
+        model.nbd = model.endpoints.iter().map(nbd).collect();
+        model.nbd.push(Nbd::Path("/run/x.sock".to_owned()));
+        model.pairing = None;
+        model
+    }
+
+    #[test]
+    fn plain_text_has_all_and_can_be_pasted() {
+        let mut model = open();
+        model.notes = vec!["A note.".to_owned()];
+        let wanted = "\
+storagetm: laptop lends 1 disk over NVMe/TCP and NBD
+
+Open: any machine that reaches this one gets the disks; nothing is encrypted.
+To attach all disks, type on the other machine, as root:
+    nvme connect-all -t tcp -a 192.168.1.5 -s 4420
+    nvme connect-all -t tcp -a fe80::1 -s 4420 --host-iface INTERFACE
+INTERFACE: the name of its own network interface to this machine.
+
+/dev/sda: Example 500
+  500.1 GB (465.8 GiB), serial S0, blocks of 512 bytes
+  read-only
+  not attached
+  storagetm: attach the disk:
+    storagetm attach 192.168.1.5/sda
+    storagetm attach fe80::1%INTERFACE/sda
+  NBD: copy the disk:
+    nbdcopy nbd://192.168.1.5/sda sda.img
+    nbdcopy 'nbd://[fe80::1%25INTERFACE]/sda' sda.img
+    nbdcopy 'nbd+unix:///sda?socket=/run/x.sock' sda.img
+  storagetm: copy the disk:
+    storagetm copy nvme://192.168.1.5/sda sda.img
+    storagetm copy 'nvme://[fe80::1%25INTERFACE]/sda' sda.img
+  nvme-cli: attach the disk alone:
+    nvme connect -t tcp -a 192.168.1.5 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:00000000-0000-8000-8000-000000000000
+    nvme connect -t tcp -a fe80::1 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:00000000-0000-8000-8000-000000000000 --host-iface INTERFACE
+  NBD: convert the disk:
+    qemu-img convert -f raw -O qcow2 nbd://192.168.1.5/sda sda.qcow2
+    qemu-img convert -f raw -O qcow2 'nbd://[fe80::1%25INTERFACE]/sda' sda.qcow2
+    qemu-img convert -f raw -O qcow2 'nbd+unix:///sda?socket=/run/x.sock' sda.qcow2
+
+A note.";
+        assert_eq!(plain(&model), wanted);
+    }
+
+    #[test]
+    fn where_a_key_is_needed_all_addresses_have_their_line() {
+        let wanted = "\
+To let the other machine in, type there, as root, one of these lines:
+    storagetm pair 169.254.7.9
+    storagetm pair fe80::1%INTERFACE
+with this code, good once, for ten minutes:  1234 5678
+To attach all disks, type there, as root, once it is let in:
+    nvme connect-all -t tcp -a 169.254.7.9 -s 4420 --tls
+";
+        let text = plain(&example::serve(1));
+        assert!(text.contains(wanted), "{text}");
+        assert!(!text.contains("nbds:") && !text.contains("Open:"), "{text}");
+    }
+
+    #[test]
+    fn nbd_alone_has_no_line_of_nvme() {
+        let mut model = open();
+        model.endpoints.clear();
+        let text = plain(&model);
+        assert!(text.contains("lends 1 disk over NBD\n"), "{text}");
+        assert!(!text.contains("nvme connect") && !text.contains("storagetm attach"), "{text}");
+        assert!(!text.contains("No network address"), "{text}");
+    }
+
+    #[test]
+    fn a_code_is_not_for_the_journal() {
+        let mut model = example::serve(1);
+        model.pairing = Some(Pairing::Unavailable(crate::Unavailable::Hidden));
+        assert!(plain(&model).contains("on the screen only"));
+    }
+
+    #[test]
+    fn colours_and_drawn_lines_are_for_terminals_only() {
+        assert!(plain(&open()).is_ascii() && !plain(&open()).contains('\x1b'));
+        let shown = text(&open(), Style { width: 80, color: true, utf8: true });
+        assert!(shown.iter().any(|line| line.contains("\u{2500}\u{2500}")));
+        let ascii = text(&open(), Style { width: 80, color: true, utf8: false });
+        assert!(ascii.iter().all(|line| line.is_ascii()));
+    }
+
+    #[test]
+    fn a_narrow_page_breaks_facts_between_and_never_a_line_to_be_typed() {
+        let lines = text(&open(), Style { width: 30, ..Style::PLAIN });
+        let typed = lines.iter().filter(|line| line.starts_with("    nvme "));
+        assert_eq!(typed.count(), 4);
+        assert!(lines.contains(&"  500.1 GB (465.8 GiB)".to_owned()), "{lines:?}");
+    }
+}

@@ -1,0 +1,171 @@
+//! What is typed on the other machine: for each address where the disks are reached, the lines of each tool, and what is
+//! said of keys.
+
+use std::net::IpAddr;
+
+use crate::attach::{Endpoint, INTERFACE, Nbd};
+use crate::page::{Ink, Page, in_groups};
+use crate::width::columns;
+use crate::{Disk, Model, Pairing, Unavailable};
+
+/// An address of this machine, and what is served there.
+#[derive(Debug, Clone)]
+pub(crate) struct Address {
+    nvme: Option<Endpoint>,
+    nbd: Option<Nbd>,
+    /// The interface of this machine, for a link-local IPv6 address.
+    interface: Option<String>,
+}
+
+/// A line to be typed, and what it is for.
+pub(crate) struct Line {
+    pub(crate) what: &'static str,
+    pub(crate) text: String,
+}
+
+/// The addresses, in the order of the model: those that have both protocols once.
+pub(crate) fn addresses(model: &Model) -> Vec<Address> {
+    let is_at = |nbd: &Nbd, at: &Endpoint| {
+        nbd.endpoint().is_some_and(|it| it.address == at.address && it.interface == at.interface)
+    };
+    let with_nvme = model.endpoints.iter().map(|at| Address {
+        nvme: Some(at.from_elsewhere()),
+        nbd: model.nbd.iter().find(|nbd| is_at(nbd, at)).map(Nbd::from_elsewhere),
+        interface: at.interface.clone(),
+    });
+    let alone = |nbd: &&Nbd| !model.endpoints.iter().any(|at| is_at(nbd, at));
+    let without = model.nbd.iter().filter(alone).map(|nbd| Address {
+        nvme: None,
+        nbd: Some(nbd.from_elsewhere()),
+        interface: nbd.endpoint().and_then(|at| at.interface.clone()),
+    });
+    with_nvme.chain(without).collect()
+}
+
+impl Address {
+    /// As people call it: `169.254.7.9`, `fe80::1 (eth0)`, `/run/x.sock`.
+    pub(crate) fn name(&self) -> String {
+        let endpoint = self.nvme.as_ref().or_else(|| self.nbd.as_ref()?.endpoint());
+        match (endpoint, &self.nbd) {
+            (Some(at), _) => match &self.interface {
+                Some(interface) => format!("{} ({interface})", at.address),
+                None => at.address.to_string(),
+            },
+            (None, Some(Nbd::Path(path))) => path.clone(),
+            (None, _) => String::new(),
+        }
+    }
+
+    /// Whether the lines have [`INTERFACE`] in them.
+    pub(crate) fn has_interface(&self) -> bool {
+        self.interface.is_some()
+    }
+
+    /// Whether a key is needed for NVMe/TCP there.
+    pub(crate) fn is_keyed(&self) -> bool {
+        self.nvme.as_ref().is_some_and(|at| at.keyed)
+    }
+
+    /// The address of a disk for NBD clients that have a key, to be filled in.
+    pub(crate) fn nbd_with_key(&self, disk: &Disk) -> Option<String> {
+        self.nbd.as_ref().and_then(|at| at.uri_with_key(&disk.short))
+    }
+
+    /// The line that lets the other machine in.
+    pub(crate) fn pair(&self) -> Option<String> {
+        self.nvme.as_ref().filter(|at| at.keyed).map(Endpoint::pair)
+    }
+
+    /// One line for each tool: those that attach and copy `disk`, and that which attaches all disks.
+    pub(crate) fn lines(&self, disk: Option<&Disk>, digests: bool) -> Vec<Line> {
+        let mut lines = Vec::new();
+        let mut add =
+            |what, text: Option<String>| lines.extend(text.map(|text| Line { what, text }));
+        let nvme = self.nvme.as_ref();
+        add("storagetm: attach the disk", nvme.zip(disk).map(|(at, it)| at.attach_disk(&it.short)));
+        add("nvme-cli: attach all disks", nvme.map(|at| at.attach_all(digests)));
+        add(
+            "NBD: copy the disk",
+            self.nbd.as_ref().zip(disk).and_then(|(at, it)| at.copy(&it.short)),
+        );
+        add("storagetm: copy the disk", nvme.zip(disk).map(|(at, it)| at.copy(&it.short)));
+        lines
+    }
+
+    /// Lines that are asked for more seldom.
+    pub(crate) fn other_lines(&self, disk: &Disk, digests: bool) -> Vec<Line> {
+        let one = self.nvme.as_ref().map(|at| at.attach(&disk.nqn, digests));
+        let convert = self.nbd.as_ref().and_then(|at| at.convert(&disk.short));
+        let one = one.map(|text| Line { what: "nvme-cli: attach the disk alone", text });
+        let convert = convert.map(|text| Line { what: "NBD: convert the disk", text });
+        one.into_iter().chain(convert).collect()
+    }
+}
+
+/// What [`INTERFACE`] stands for.
+pub(crate) fn interface_note(page: &mut Page) {
+    page.sentence(&format!("{INTERFACE}: the name of its own network interface to this machine."));
+}
+
+/// That no key is needed somewhere beyond this machine.
+pub(crate) fn open_note(model: &Model, page: &mut Page) {
+    let is_loopback = |ip: IpAddr| ip.is_loopback();
+    if model.reached().any(|at| !at.keyed && !is_loopback(at.address)) {
+        let line = "Open: any machine that reaches this one gets the disks; nothing is encrypted.";
+        page.colored(Ink::Alarm, line);
+    }
+}
+
+/// What stands before the code, at length and in short.
+pub(crate) const WITH_CODE: [&str; 2] =
+    ["with this code, good once, for ten minutes:", "with this code:"];
+
+/// The code, as the end of a line.
+pub(crate) fn code_line(page: &mut Page, before: [&str; 2], digits: &str) {
+    let code = in_groups(digits);
+    let [long, short] = before;
+    let fits = columns(long) + 2 + columns(&code) <= page.style.width;
+    let before = if fits { long } else { short };
+    let code = page.ink(Ink::Typed, &code);
+    page.push(format!("{before}  {code}"));
+}
+
+/// Why nobody new is let in just now, where a key is needed and there is no code.
+pub(crate) fn no_code(model: &Model, page: &mut Page) {
+    if model.is_keyed_by_nbd_alone() {
+        page.sentence(
+            "Only hosts with a key can attach. There is no code: pairing takes NVMe/TCP, and only \
+             NBD is served here. Serve NVMe/TCP, too (--protocol nvme,nbd), or add a host here \
+             (storagetm host add NQN) and give it its key (storagetm key export NAME --nbd).",
+        );
+        return;
+    }
+    match &model.pairing {
+        Some(Pairing::Code { .. }) => {}
+        None => page.sentence("Only hosts with a key can attach; the code comes in a moment."),
+        Some(Pairing::Later) => {
+            page.sentence("A wrong code was tried; the next one comes in a moment.");
+        }
+        Some(Pairing::Stopped) => page.colored(
+            Ink::Alarm,
+            "Too many wrong codes: nobody new is let in until c is pressed here.",
+        ),
+        Some(Pairing::Unavailable(why)) => page.sentence(unavailable(*why)),
+    }
+}
+
+fn unavailable(why: Unavailable) -> &'static str {
+    match why {
+        Unavailable::NoTerminal => {
+            "Only hosts with a key can attach. No code is shown, as this output is no terminal: run \
+             it on one, add --pair, or add a host with storagetm host add."
+        }
+        Unavailable::Disabled => {
+            "Only hosts with a key can attach. Pairing by a code is turned off (storagetm.pair=no)."
+        }
+        Unavailable::NoStore => {
+            "Only hosts with a key can attach, and none can be added: keys cannot be stored here."
+        }
+        Unavailable::Hidden => "Only hosts with a key can attach; the code is on the screen only.",
+    }
+}
