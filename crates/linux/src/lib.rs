@@ -31,6 +31,7 @@ pub mod pid1;
 pub mod plymouth;
 pub mod reason;
 pub mod sandbox;
+pub mod shortfall;
 pub mod signal;
 pub mod signature;
 pub mod transport;

@@ -1,6 +1,7 @@
 //! What a machine that does nothing else runs: drivers by the hardware that is there, the network, and the lending. It
 //! knows no protocol.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
@@ -9,6 +10,7 @@ use std::path::Path;
 use linux::boot::command_line;
 use linux::module::{Drivers, Note};
 use linux::network::{self, Network, Setting};
+use linux::shortfall::{FirmwareLog, Shortfall, survey};
 use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -130,15 +132,45 @@ fn load_drivers(tree: &Tree, mailbox: &Mailbox) -> io::Result<()> {
     let folder = Path::new("lib/modules").join(uname.release().to_string_lossy().as_ref());
     if !tree.path(&folder).exists() {
         // The kernel has all its drivers in itself, or somebody else has loaded them.
+        Shortfalls::open(tree).report(mailbox);
         return Ok(());
     }
     let line = tree.text("proc/cmdline").unwrap_or_default();
     let mut drivers = Drivers::open(tree, &folder, &line)?;
     let mut say = |note| said(note).into_iter().for_each(|sentence| mailbox.note(sentence));
     drivers.coldplug(&mut say)?;
+    let mut shortfalls = Shortfalls::open(tree);
     loop {
+        shortfalls.report(mailbox);
         let _ = poll(&mut [PollFd::new(&drivers, PollFlags::IN)], None);
         drivers.receive(&mut say)?;
+    }
+}
+
+/// Hardware that cannot be used, as the screen shows it now.
+struct Shortfalls {
+    tree: Tree,
+    firmware: Option<FirmwareLog>,
+    shown: BTreeSet<Shortfall>,
+}
+
+impl Shortfalls {
+    fn open(tree: &Tree) -> Self {
+        let firmware = FirmwareLog::open(tree).ok();
+        Self { tree: tree.clone(), firmware, shown: BTreeSet::new() }
+    }
+
+    /// Puts what is new into the mailbox, and takes back what is over.
+    fn report(&mut self, mailbox: &Mailbox) {
+        let mut now = survey(&self.tree);
+        now.extend(self.firmware.iter_mut().flat_map(FirmwareLog::look).cloned());
+        for over in self.shown.difference(&now) {
+            mailbox.about(&over.to_string(), None);
+        }
+        for new in now.difference(&self.shown) {
+            mailbox.about(&new.to_string(), Some(new.to_string()));
+        }
+        self.shown = now;
     }
 }
 
@@ -160,6 +192,7 @@ const NO_DEVICE: i32 = rustix::io::Errno::NODEV.raw_os_error();
 #[cfg(test)]
 mod test {
     use super::*;
+    use crate::store::scratch::Scratch;
     use linux::network::{Mac, Note as N};
     use std::collections::BTreeMap;
 
@@ -174,6 +207,28 @@ mod test {
         tell(&mailbox, &N::Failed { interface: eth0(), what: "brought up".to_owned(), error });
         tell(&mailbox, &N::LinkUp { interface: eth0() });
         assert_eq!(mailbox.receive().notes, ["eth0: could not be brought up: entity not found."]);
+    }
+
+    #[test]
+    fn shortfall_is_shown_until_it_is_over() {
+        let folder = Scratch::new();
+        let device = folder.0.join("sys/bus/pci/devices/0000:00:02.0");
+        std::fs::create_dir_all(&device).unwrap();
+        for (name, text) in [("class", "0x020000"), ("vendor", "0x8086"), ("device", "0x15f3")] {
+            std::fs::write(device.join(name), text).unwrap();
+        }
+        let mailbox = Mailbox::open().unwrap();
+        let mut shortfalls = Shortfalls::open(&Tree::at(&folder.0));
+        shortfalls.report(&mailbox);
+        let shown = mailbox.receive().subjects;
+        assert_eq!(shown.len(), 2, "no driver, no card: {shown:?}");
+        assert!(shown.values().all(Option::is_some));
+        std::fs::create_dir_all(folder.0.join("sys/class/net/eth0/device")).unwrap();
+        std::fs::create_dir(device.join("driver")).unwrap();
+        shortfalls.report(&mailbox);
+        let over = mailbox.receive().subjects;
+        assert_eq!(over.len(), 2);
+        assert!(over.values().all(Option::is_none), "{over:?}");
     }
 
     #[test]
