@@ -367,7 +367,7 @@ fn r17_after_a_failed_flush_no_later_one_succeeds() {
 
 /// Case R14: a flush on one connection is asked of the one descriptor that all share.
 #[test]
-fn r14_a_flush_covers_what_other_connections_have_written() {
+fn r10_flush_covers_writes_of_other_connections() {
     let mut world = World::new();
     let (a, b) = (attach(&mut world, Mode::Simple), attach(&mut world, Mode::Simple));
     assert_eq!(error_of(&world.ask(a, &write(Mode::Simple, 1, 0, &[9; 512]))), 0);

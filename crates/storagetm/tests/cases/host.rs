@@ -173,6 +173,10 @@ impl<S: Read + Write> Wire<S> {
     }
 }
 
+fn succeeded(done: Done) -> Result<(), String> {
+    if done.status.is_success() { Ok(()) } else { Err(format!("{:?}", done.status)) }
+}
+
 fn some_of(got: usize) -> io::Result<usize> {
     if got == 0 { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(got) }
 }
@@ -201,6 +205,20 @@ impl<S: Read + Write> Attached<S> {
         let command = IoCommand::Write { nsid: 1, slba, nlb: 1, fua: true, limited_retry: false };
         let payload = self.payload(1);
         Ok(self.io.ask(command.emit(), payload)?.status.is_success())
+    }
+
+    /// Writes whole blocks of 512 bytes.
+    pub(crate) fn write_blocks(&mut self, slba: u64, data: &[u8], fua: bool) -> Result<(), String> {
+        let nlb = u32::try_from(data.len() / 512).unwrap();
+        let command = IoCommand::Write { nsid: 1, slba, nlb, fua, limited_retry: false };
+        let mut buffer = self.memory.take(data.len()).unwrap();
+        buffer.bytes_mut()[..data.len()].copy_from_slice(data);
+        self.io.ask(command.emit(), Payload::Send(Rc::new(buffer))).and_then(succeeded)
+    }
+
+    /// Has all that was written be on stable storage.
+    pub(crate) fn flush(&mut self) -> Result<(), String> {
+        self.io.ask(IoCommand::Flush { nsid: 1 }.emit(), Payload::None).and_then(succeeded)
     }
 
     /// Sends an I/O command with data as its code says; whether it worked.

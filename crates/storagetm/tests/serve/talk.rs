@@ -89,7 +89,7 @@ impl<S: Read + Write> Talk<S> {
 
     /// What is there; or the error.
     pub(crate) fn read(&mut self, offset: u64, len: u32) -> io::Result<Result<Vec<u8>, u32>> {
-        self.request(0, offset, len, &[])?;
+        self.request(0, 0, offset, len, &[])?;
         match self.answer()? {
             0 => self.take(len as usize).map(Ok),
             error => Ok(Err(error)),
@@ -98,13 +98,32 @@ impl<S: Read + Write> Talk<S> {
 
     /// Writes it; the error, 0 for none.
     pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> io::Result<u32> {
-        self.request(1, offset, u32::try_from(data.len()).unwrap(), data)?;
+        self.write_with(offset, data, false)
+    }
+
+    /// The same, with NBD_CMD_FLAG_FUA if `fua`.
+    pub(crate) fn write_with(&mut self, offset: u64, data: &[u8], fua: bool) -> io::Result<u32> {
+        self.request(u16::from(fua), 1, offset, u32::try_from(data.len()).unwrap(), data)?;
         self.answer()
     }
 
-    fn request(&mut self, command: u16, offset: u64, len: u32, data: &[u8]) -> io::Result<()> {
+    /// Has all that was written be on stable storage; the error, 0 for none.
+    pub(crate) fn flush(&mut self) -> io::Result<u32> {
+        self.request(0, 3, 0, 0, &[])?;
+        self.answer()
+    }
+
+    fn request(
+        &mut self,
+        flags: u16,
+        command: u16,
+        offset: u64,
+        len: u32,
+        data: &[u8],
+    ) -> io::Result<()> {
         let (magic, cookie) = (0x2560_9513_u32.to_be_bytes(), 7u64.to_be_bytes());
-        let head = [&magic[..], &[0; 2], &command.to_be_bytes(), &cookie, &offset.to_be_bytes()];
+        let (flags, command) = (flags.to_be_bytes(), command.to_be_bytes());
+        let head = [&magic[..], &flags, &command, &cookie, &offset.to_be_bytes()];
         let request = [&head.concat()[..], &len.to_be_bytes(), data].concat();
         self.0.write_all(&request)?;
         self.0.flush()

@@ -1,0 +1,289 @@
+//! What a reply promises about stable storage, checked against a trace of what the disk was asked: nbdkit's log filter
+//! records each write and flush of a FUSE file that is lent, hosts write to it by both protocols, and every reply to a
+//! flush or a FUA write must come after the flush of the disk that makes it true. A power cut at any point of the trace
+//! then loses nothing that was promised.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+#[path = "nbd/foreign.rs"]
+#[allow(dead_code, reason = "shared with other tests, which need all of it")]
+mod foreign;
+#[path = "cases/host.rs"]
+#[allow(dead_code, reason = "shared with other tests, which need all of it")]
+mod host;
+#[path = "cases/scene.rs"]
+#[allow(dead_code, reason = "shared with other tests, which need all of it")]
+mod scene;
+#[path = "serve/talk.rs"]
+#[allow(dead_code, reason = "shared with other tests, which need all of it")]
+mod talk;
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::thread;
+
+use foreign::{Background, lacks, next, program, wait_for};
+use host::{Guest, plain};
+use scene::{Folder, LAPTOP, Running};
+use serde_json::Value;
+use talk::Talk;
+
+const BLOCK: usize = 4096;
+/// Writes of one host. Each goes to a block of its own, so that the trace shows which is which.
+const WRITES: usize = 1500;
+const HOSTS: usize = 4;
+
+/// What a host asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Write { offset: usize, fua: bool },
+    Flush,
+}
+
+/// A request that was answered, with how long the trace was before it was sent and after its reply came.
+#[derive(Debug, Clone, Copy)]
+struct Answered {
+    kind: Kind,
+    sent: usize,
+    replied: usize,
+}
+
+/// What the disk did: from which byte of the trace to which.
+#[derive(Debug, Clone, Copy)]
+struct Done {
+    begun: usize,
+    ended: usize,
+}
+
+/// The disk's own requests.
+#[derive(Debug, Default)]
+struct Trace {
+    writes: HashMap<usize, Done>,
+    flushes: Vec<Done>,
+}
+
+impl Trace {
+    /// Parses the log of nbdkit-log-filter(1).
+    fn parse(log: &str) -> Self {
+        let (mut trace, mut open) = (Self::default(), HashMap::new());
+        let mut at = 0;
+        for line in log.split_inclusive('\n') {
+            let begun = at;
+            at += line.len();
+            let field = |name: &str| {
+                let (_, rest) = line.split_once(&format!("{name}="))?;
+                rest.split_whitespace().next()
+            };
+            let key = (field("connection"), field(" id"));
+            if line.contains(" ...Write ") || line.contains(" ...Flush ") {
+                assert_eq!(field("return"), Some("0"), "{line}");
+                let (offset, begun) = open.remove(&key).unwrap();
+                let done = Done { begun, ended: at };
+                match offset {
+                    Some(offset) => drop(trace.writes.insert(offset, done)),
+                    None => trace.flushes.push(done),
+                }
+            } else if line.contains(" Write ") {
+                let offset = field("offset").and_then(|it| it.strip_prefix("0x")).unwrap();
+                assert_eq!(field("count"), Some("0x1000"), "{line}");
+                open.insert(key, (Some(usize::from_str_radix(offset, 16).unwrap()), begun));
+            } else if line.contains(" Flush ") {
+                open.insert(key, (None, begun));
+            }
+        }
+        trace
+    }
+
+    /// Whether the disk was flushed wholly between these points.
+    fn is_flushed(&self, after: usize, before: usize) -> bool {
+        self.flushes.iter().any(|flush| flush.begun >= after && flush.ended <= before)
+    }
+
+    /// Checks one reply against what was written before it was asked for.
+    fn check(&self, reply: &Answered, all: &[Answered]) {
+        match reply.kind {
+            Kind::Write { offset, fua } => {
+                let write = self.writes[&offset];
+                assert!(write.begun >= reply.sent && write.ended <= reply.replied, "{reply:?}");
+                let durable = self.is_flushed(write.ended, reply.replied);
+                assert!(!fua || durable, "FUA is answered before the flush: {reply:?}");
+            }
+            Kind::Flush => {
+                let covered = all.iter().filter_map(|other| match other.kind {
+                    Kind::Write { offset, .. } if other.replied < reply.sent => {
+                        Some(self.writes[&offset].ended)
+                    }
+                    _ => None,
+                });
+                // A flush of which no write is known to have come before promises nothing.
+                let Some(last) = covered.max() else { return };
+                let durable = self.is_flushed(last, reply.replied);
+                assert!(
+                    durable,
+                    "a flush is answered before an earlier write is stable: {reply:?}"
+                );
+            }
+        }
+    }
+}
+
+/// The block that a host writes at an offset.
+fn stamp(offset: usize) -> Vec<u8> {
+    let mut seed = 0x9e37_79b9_7f4a_7c15 ^ offset as u64;
+    (0..BLOCK / 8).flat_map(|_| next(&mut seed).to_le_bytes()).collect()
+}
+
+/// A host that has attached the disk.
+enum Attached {
+    Nvme(host::Attached<TcpStream>),
+    Nbd(Talk<TcpStream>),
+}
+
+impl Attached {
+    fn write(&mut self, offset: usize, fua: bool) {
+        let block = stamp(offset);
+        match self {
+            Self::Nvme(disk) => disk.write_blocks((offset / 512) as u64, &block, fua).unwrap(),
+            Self::Nbd(talk) => assert_eq!(talk.write_with(offset as u64, &block, fua).unwrap(), 0),
+        }
+    }
+
+    fn flush(&mut self) {
+        match self {
+            Self::Nvme(disk) => disk.flush().unwrap(),
+            Self::Nbd(talk) => assert_eq!(talk.flush().unwrap(), 0),
+        }
+    }
+
+    /// Sends this host's requests, each after the reply to the one before.
+    fn run(mut self, host: usize, log: &Path) -> Vec<Answered> {
+        let length = || usize::try_from(fs::metadata(log).unwrap().len()).unwrap();
+        let mut seed = 0x5eed_0000 + host as u64;
+        let mut answered = Vec::new();
+        for offset in (host * WRITES..(host + 1) * WRITES).map(|block| block * BLOCK) {
+            let fua = next(&mut seed).is_multiple_of(4);
+            let sent = length();
+            self.write(offset, fua);
+            let kind = Kind::Write { offset, fua };
+            answered.push(Answered { kind, sent, replied: length() });
+            if next(&mut seed).is_multiple_of(8) {
+                let sent = length();
+                self.flush();
+                answered.push(Answered { kind: Kind::Flush, sent, replied: length() });
+            }
+        }
+        answered
+    }
+}
+
+/// A file whose writes and flushes are logged.
+struct Logged {
+    file: String,
+    log: String,
+    programs: Vec<Background>,
+}
+
+impl Logged {
+    fn new(folder: &Folder) -> Self {
+        let (file, log, socket) = (folder.path("disk"), folder.path("log"), folder.path("socket"));
+        let size = format!("{}M", (HOSTS * WRITES * BLOCK).div_ceil(1 << 20));
+        let words = ["-f", "-U", &socket, "--filter=log", "memory", &size];
+        let kit = Background::start(program("nbdkit").args(words).arg(format!("logfile={log}")));
+        wait_for("a server", || UnixStream::connect(&socket).ok());
+        File::create(&file).unwrap();
+        let uri = format!("nbd+unix:///?socket={socket}");
+        let fuse = Background::start(program("nbdfuse").args([&file, &uri]));
+        wait_for("a mounted file", || fs::metadata(&file).ok().filter(|it| it.len() != 0));
+        Self { file, log, programs: vec![fuse, kit] }
+    }
+}
+
+impl Drop for Logged {
+    fn drop(&mut self) {
+        // The mount ends with the first, and the second needs no longer serve it then.
+        self.programs.drain(..).for_each(Background::end);
+    }
+}
+
+/// Where NVMe/TCP and where NBD is spoken, and the NQN of the disk.
+fn ready(running: &Running) -> (SocketAddr, SocketAddr, String) {
+    let events = running.until("ready");
+    let port = |protocol: &str| {
+        let is_it = |event: &&Value| event["protocol"] == protocol && event["event"] == "listening";
+        let port = events.iter().find(is_it).unwrap()["port"].as_u64().unwrap();
+        SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()))
+    };
+    let nqn = events.iter().find_map(|event| event["nqn"].as_str()).unwrap();
+    (port("nvme-tcp"), port("nbd"), nqn.to_owned())
+}
+
+#[test]
+fn r05_r09_r11_replies_follow_the_flushes_they_promise() {
+    let test = "replies follow the flushes they promise";
+    if lacks(test, &["nbdkit", "nbdfuse"]) {
+        return;
+    }
+    if !Path::new("/dev/fuse").exists() {
+        return println!("skip {test}: no /dev/fuse here");
+    }
+    for io in ["uring", "blocking"] {
+        let folder = Folder::new();
+        let disk = Logged::new(&folder);
+        let line = ["--no-announce", "--io", io, "--writable", &disk.file];
+        let listen = ["--listen", "nvme:127.0.0.1:0", "--listen", "nbd:127.0.0.1:0"];
+        let running = Running::serve(&[&line[..], &listen].concat());
+        let (nvme, nbd, nqn) = ready(&running);
+        let attach = |host: usize| match host % 2 {
+            0 => Attached::Nvme(Guest::new(LAPTOP, &nqn).attach_plain(nvme).unwrap()),
+            _ => {
+                let mut talk = Talk::greeted(plain(nbd).unwrap()).unwrap();
+                talk.go("").unwrap().unwrap();
+                Attached::Nbd(talk)
+            }
+        };
+        let log = Path::new(&disk.log);
+        // Only the host that made it may use a queue, which is of one thread.
+        let answered: Vec<Answered> = thread::scope(|scope| {
+            let attach = &attach;
+            let hosts: Vec<_> =
+                (0..HOSTS).map(|host| scope.spawn(move || attach(host).run(host, log))).collect();
+            hosts.into_iter().flat_map(|host| host.join().unwrap()).collect()
+        });
+        let trace = Trace::parse(&fs::read_to_string(log).unwrap());
+        assert_eq!(trace.writes.len(), HOSTS * WRITES);
+        answered.iter().for_each(|reply| trace.check(reply, &answered));
+        let file = File::open(&disk.file).unwrap();
+        let mut block = vec![0; BLOCK];
+        for offset in (0..HOSTS * WRITES).map(|block| block * BLOCK) {
+            file.read_exact_at(&mut block, offset as u64).unwrap();
+            assert!(block == stamp(offset), "another block at {offset}");
+        }
+        drop(running);
+    }
+}
+
+#[test]
+fn trace_without_flush_is_found() {
+    let line = |text: &str| format!("2026-11-29 12:48:39.594205 connection=1 {text}\n");
+    let written =
+        line("Write id=1 offset=0x2000 count=0x1000 fua=0 ...") + &line("...Write id=1 return=0");
+    let flushed = written.clone() + &line("Flush id=2 ...") + &line("...Flush id=2 return=0");
+    let check = |log: &str, kind| {
+        let trace = Trace::parse(log);
+        let volatile = Kind::Write { offset: 0x2000, fua: false };
+        let all = [Answered { kind: volatile, sent: 0, replied: written.len() }];
+        let reply = Answered { kind, sent: written.len() + 1, replied: log.len() + 1 };
+        let sent = if kind == Kind::Flush { reply.sent } else { 0 };
+        std::panic::catch_unwind(|| trace.check(&Answered { sent, ..reply }, &all)).is_ok()
+    };
+    let durable = Kind::Write { offset: 0x2000, fua: true };
+    for kind in [Kind::Flush, durable] {
+        assert!(!check(&written, kind), "{kind:?}");
+        assert!(check(&flushed, kind), "{kind:?}");
+    }
+}
