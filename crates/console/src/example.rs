@@ -3,7 +3,7 @@
 use export::Access;
 
 use crate::attach::{Endpoint, Nbd};
-use crate::{Asking, Disk, Host, Model, Pairing, TargetMode};
+use crate::{Asking, Disk, Host, Link, Model, Pairing, TargetMode};
 
 pub(crate) fn disk(n: usize) -> Disk {
     let letter = char::from(b'a' + u8::try_from(n).unwrap());
@@ -61,6 +61,7 @@ pub(crate) fn serve(disks: usize) -> Model {
         pairing: Some(code()),
         asking: None,
         notes: Vec::new(),
+        link: Link::Down,
         target_mode: None,
     }
 }

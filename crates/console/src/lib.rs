@@ -20,7 +20,7 @@ mod text;
 mod ways;
 mod width;
 
-pub use model::{Asking, Disk, Host, Model, Pairing, TargetMode, Unavailable};
+pub use model::{Asking, Disk, Host, Link, Model, Pairing, TargetMode, Unavailable};
 pub use page::Style;
 pub use printable::{host_name, printable, printable_lines};
 pub use screen::{picture, screen};

@@ -26,8 +26,38 @@ pub struct Model {
     pub asking: Option<Asking>,
     /// What else is worth knowing, a sentence each, the newest last.
     pub notes: Vec<String>,
+    /// Why there is no address, if there is none.
+    pub link: Link,
     /// What a machine in target mode shows besides.
     pub target_mode: Option<TargetMode>,
+}
+
+/// How far this machine is connected to a network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Link {
+    /// It has no network card with a driver.
+    NoCard,
+    /// No cable is connected at both ends.
+    #[default]
+    Down,
+    /// A cable is connected.
+    Up,
+}
+
+impl Link {
+    /// What to show while there is no address.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Self::NoCard => {
+                "No network address to be reached at: there is no network card that works here."
+            }
+            Self::Down => "No network address to be reached at yet: plug in a cable.",
+            Self::Up => {
+                "No network address to be reached at yet: the cable is connected, and the \
+                 interface has no address."
+            }
+        }
+    }
 }
 
 impl Model {

@@ -211,7 +211,8 @@ fn answer(key: Key, model: &Model) -> Option<Answer> {
     let Key::Byte(byte) = key else { return None };
     model.asking.as_ref()?;
     match byte.to_ascii_lowercase() {
-        b'y' => Some(Answer::Change),
+        // Where Y stands on a US keyboard, German ones have Z, and the kernel's own key map is the US one.
+        b'y' | b'z' => Some(Answer::Change),
         b'o' => Some(Answer::Read),
         b'n' => Some(Answer::Nothing),
         _ => None,
@@ -280,8 +281,12 @@ mod test {
         assert_eq!(press(&mut state, b'n', &model, now), None);
         assert_eq!(state.view, View::Messages);
         model.asking = Some(example::asking());
-        for (key, answer) in [(b'Y', Answer::Change), (b'o', Answer::Read), (b'n', Answer::Nothing)]
-        {
+        for (key, answer) in [
+            (b'Y', Answer::Change),
+            (b'z', Answer::Change),
+            (b'o', Answer::Read),
+            (b'n', Answer::Nothing),
+        ] {
             let wanted = Some(Command::Answer(answer));
             assert_eq!(press(&mut state, key, &model, now), wanted);
         }

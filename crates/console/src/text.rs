@@ -39,7 +39,7 @@ pub fn text(model: &Model, style: Style) -> Vec<String> {
 /// What is typed for all disks.
 fn ways(model: &Model, page: &mut Page) {
     if model.is_unreachable() {
-        page.sentence("No network address to be reached at yet: plug in a cable.");
+        page.sentence(model.link.sentence());
         return;
     }
     ways::open_note(model, page);

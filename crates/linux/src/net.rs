@@ -3,6 +3,7 @@
 //! Does not know who listens on them.
 
 use crate::netlink::{Attributes, Received, Socket, dump};
+use crate::tree::Tree;
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -200,9 +201,40 @@ fn scope(ip: IpAddr, kernel: u8) -> Scope {
     told.max(scope_of(ip))
 }
 
+/// A network interface that a device has made, of whatever bus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Card {
+    /// The interface's name.
+    pub name: String,
+    /// Whether it is up and its cable is connected at both ends.
+    pub carrier: bool,
+}
+
+/// The network cards that a driver has taken.
+pub fn cards(tree: &Tree) -> Vec<Card> {
+    let interfaces = tree.names("sys/class/net").into_iter();
+    let of_device =
+        interfaces.filter(|name| tree.resolve(format!("sys/class/net/{name}/device")).is_some());
+    // While the interface is down the file cannot be read.
+    let carrier = |name: &str| tree.flag(format!("sys/class/net/{name}/carrier"));
+    of_device.map(|name| Card { carrier: carrier(&name), name }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tree::fake::Fake;
+
+    #[test]
+    fn cards_are_interfaces_of_devices() {
+        let fake = Fake::new();
+        fake.file("sys/class/net/lo/carrier", "1\n").file("sys/class/net/eth0/carrier", "1\n");
+        fake.link("sys/class/net/eth0/device", "sys/devices/pci0000:00/0000:00:03.0");
+        fake.link("sys/class/net/eth1/device", "sys/devices/pci0000:00/0000:00:04.0");
+        let found: Vec<_> =
+            cards(&fake.tree()).into_iter().map(|card| (card.name, card.carrier)).collect();
+        assert_eq!(found, [("eth0".to_owned(), true), ("eth1".to_owned(), false)]);
+    }
 
     fn links(running: bool) -> HashMap<u32, Link> {
         HashMap::from([(2, Link { name: "eth0".into(), running })])

@@ -9,6 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::fs::OFlags;
 
+use crate::net::cards;
 use crate::tree::Tree;
 
 const PCI: &str = "sys/bus/pci/devices";
@@ -89,7 +90,7 @@ pub fn survey(tree: &Tree) -> BTreeSet<Shortfall> {
     let devices = tree.names(PCI);
     let mut found: BTreeSet<_> =
         devices.iter().flat_map(|address| examine(tree, address)).collect();
-    if !has_network_card(tree) {
+    if cards(tree).is_empty() {
         found.insert(Shortfall::NoNetworkCard);
     }
     found
@@ -123,12 +124,6 @@ fn class_of(tree: &Tree, address: &str) -> Option<Class> {
 fn class_code(tree: &Tree, address: &str) -> Option<u32> {
     let text = tree.attribute(format!("{PCI}/{address}/class"))?;
     u32::from_str_radix(text.strip_prefix("0x")?, 16).ok()
-}
-
-/// Whether there is an interface of a device, of whatever bus.
-fn has_network_card(tree: &Tree) -> bool {
-    let interfaces = tree.names("sys/class/net");
-    interfaces.iter().any(|name| tree.resolve(format!("sys/class/net/{name}/device")).is_some())
 }
 
 /// The firmware files that drivers asked for in vain, as far as disks and Ethernet depend on them, from the kernel's log.

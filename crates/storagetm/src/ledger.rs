@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use console::attach::{Endpoint, Nbd};
-use console::{Disk, Host, Model};
+use console::{Disk, Host, Link, Model};
 use export::{Event, Export, Policy};
 use linux::net::{Scope, scope_of};
 
@@ -115,7 +115,8 @@ impl Ledger {
         let disks = self.disks.iter().map(Entry::shown).collect();
         let machine = machine.to_owned();
         let (pairing, asking, target_mode) = (None, None, None);
-        Model { machine, endpoints, nbd, digests, disks, notes, pairing, asking, target_mode }
+        let link = Link::default();
+        Model { machine, endpoints, nbd, digests, disks, notes, pairing, asking, link, target_mode }
     }
 
     /// Whether somebody has attached this one.

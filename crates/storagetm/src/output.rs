@@ -124,7 +124,7 @@ impl Output {
         let Some(splash) = &mut self.splash else { return };
         match model.endpoints.first() {
             Some(endpoint) => splash.show(&endpoint.attach_all(model.digests)),
-            None => splash.show("No network address to be reached at yet: plug in a cable."),
+            None => splash.show(model.link.sentence()),
         }
     }
 

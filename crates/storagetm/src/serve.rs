@@ -251,6 +251,7 @@ impl Server {
         let flushing = self.flushing.load(Ordering::Relaxed) > 0;
         let mode = self.desk.as_ref().map(Desk::shown);
         model.target_mode = mode.map(|mode| TargetMode { flushing, ..mode });
+        model.link = self.link();
         for disk in &mut model.disks {
             let is_it = |loan: &&Loan| loan.export.nqn == disk.nqn;
             let device = self.loans.iter().find(is_it).and_then(|loan| loan.device.as_ref());

@@ -12,6 +12,7 @@ mod disclosure;
 #[path = "cases/flood.rs"]
 mod flood;
 #[path = "cases/host.rs"]
+#[allow(dead_code, reason = "other tests use the rest of it")]
 mod host;
 #[path = "cases/nbd.rs"]
 mod nbd;

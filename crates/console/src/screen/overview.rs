@@ -84,7 +84,7 @@ fn ways(model: &Model, state: &State, style: Style) -> Vec<Block> {
     let addresses = ways::addresses(model);
     let Some(at) = addresses.get(state.address % addresses.len().max(1)) else {
         let mut page = Page::new(style);
-        page.sentence("No network address to be reached at yet: plug in a cable.");
+        page.sentence(model.link.sentence());
         return vec![page.lines];
     };
     let which = match addresses.len() {

@@ -1,8 +1,8 @@
 use std::time::Instant;
 
 use super::*;
-use crate::Key;
 use crate::example::{self, host};
+use crate::{Key, Link};
 
 const SMALL: Style = Style { width: 80, color: false, utf8: false };
 
@@ -214,7 +214,13 @@ fn a_machine_without_disks_says_what_may_be_done() {
     let mut model = example::target_mode(0);
     (model.endpoints.clear(), model.nbd.clear());
     let text = shown(&model, &State::default(), SMALL, 25);
-    assert!(text.contains("No network address"), "{text}");
+    assert!(text.contains("plug in a cable"), "{text}");
+    for (link, reason) in [(Link::Up, "the cable is connected"), (Link::NoCard, "no network card")]
+    {
+        model.link = link;
+        let text = shown(&model, &State::default(), SMALL, 25);
+        assert!(text.contains(reason) && !text.contains("plug in"), "{text}");
+    }
 }
 
 #[test]

@@ -5,8 +5,10 @@ use std::io;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
+use console::Link;
 use console::attach::{Endpoint, Nbd};
 use linux::net::{Address, Changes, Scope, addresses, scope_of};
+use linux::tree::Tree;
 
 use super::{COALESCE, Server};
 use crate::listen::{Listener, Place};
@@ -31,6 +33,15 @@ impl Server {
     /// Where nobody works, this machine itself is no host.
     fn is_to_be_told(&self, at: &Endpoint) -> bool {
         !self.remote_only || scope_of(at.address) != Scope::Loopback
+    }
+
+    /// Whether a cable is connected, for a screen without an address.
+    pub(super) fn link(&self) -> Link {
+        match linux::net::cards(&Tree::machine()) {
+            cards if cards.is_empty() => Link::NoCard,
+            cards if cards.iter().any(|card| card.carrier) => Link::Up,
+            _ => Link::Down,
+        }
     }
 
     /// Takes note that addresses have come or gone, to look a moment later.
