@@ -5,11 +5,18 @@
 
 use crate::error::Error;
 use crate::file_system::{Volume, blocks_for};
-use crate::partition_table::Table;
+use linux::gpt::{Gpt, Partition};
 use sha2::{Digest, Sha256};
 
 /// Partitions begin and end at multiples of this.
 const ALIGNMENT: u64 = 1 << 20;
+/// C12A7328-F81F-11D2-BA4B-00A0C93EC93B, as it stands on disk: the EFI system partition.
+const SYSTEM_PARTITION: [u8; 16] = [
+    0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b,
+];
+/// The name of the one partition, by which a stick that boots into target mode is known.
+pub const PARTITION_NAME: &str = "storagetm";
+
 /// A disk: what stands at its start, and what stands at its end. What is between is of no use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
@@ -73,19 +80,20 @@ fn volume(block: u32, partition: u64, digest: &[u8]) -> Result<Volume, Error> {
     Ok(Volume { block, blocks: blocks(partition)?, before: blocks(ALIGNMENT)?, number })
 }
 
-fn table(bytes: u64, block: u32, partition: u64, digest: &[u8]) -> Table {
+fn table(bytes: u64, block: u32, partition: u64, digest: &[u8]) -> Gpt {
     let blocks = |bytes: u64| bytes / u64::from(block);
-    let last = blocks(ALIGNMENT.saturating_add(partition)).saturating_sub(1);
-    Table {
-        block,
-        blocks: blocks(bytes),
-        partition: (blocks(ALIGNMENT), last),
-        identities: [identity(digest, 0), identity(digest, 16)],
-    }
+    let system = Partition {
+        kind: SYSTEM_PARTITION,
+        guid: identity(digest, 16),
+        first: blocks(ALIGNMENT),
+        last: blocks(ALIGNMENT.saturating_add(partition)).saturating_sub(1),
+        name: PARTITION_NAME,
+    };
+    Gpt::new(block, blocks(bytes), identity(digest, 0), &[system])
 }
 
 /// The last mebibyte, so that nothing older is found there.
-fn end(table: &Table) -> Vec<u8> {
+fn end(table: &Gpt) -> Vec<u8> {
     let backup = table.end();
     let length = usize::try_from(ALIGNMENT).unwrap_or_default().saturating_sub(backup.len());
     let mut end = vec![0; length];
@@ -109,6 +117,9 @@ fn identity(digest: &[u8], from: usize) -> [u8; 16] {
 mod tests {
     use super::*;
     use crate::file_system::read::file;
+    use ::gpt::disk::LogicalBlockSize;
+    use ::gpt::{GptConfig, partition_types};
+    use std::io::Cursor;
 
     fn program() -> Vec<u8> {
         (0..3_000_000_u32).map(|n| u8::try_from(n % 251).unwrap()).collect()
@@ -133,6 +144,24 @@ mod tests {
             let disk = Disk::on(&program(), 64 << 30, block).unwrap();
             assert_eq!((disk.bytes, disk.end.len()), (64 << 30, 1 << 20));
             assert!(read_back(&disk) == program());
+        }
+    }
+
+    #[test]
+    fn the_table_is_one_that_others_read() {
+        for (block, size) in [(512, LogicalBlockSize::Lb512), (4096, LogicalBlockSize::Lb4096)] {
+            let disk = Disk::on(&program(), 64 << 20, block).unwrap().whole();
+            let read = GptConfig::new().writable(false).logical_block_size(size);
+            let read = read.open_from_device(Box::new(Cursor::new(disk))).unwrap();
+            let backup = read.backup_header().unwrap();
+            assert_eq!(read.primary_header().unwrap().disk_guid, backup.disk_guid);
+            let partition = &read.partitions()[&1];
+            assert_eq!(
+                (partition.first_lba, partition.last_lba),
+                ((1 << 20) / u64::from(block), (34 << 20) / u64::from(block) - 1)
+            );
+            assert_eq!(partition.part_type_guid, partition_types::EFI);
+            assert_eq!(partition.name, "storagetm");
         }
     }
 

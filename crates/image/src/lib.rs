@@ -20,8 +20,7 @@ mod error;
 mod file_system;
 pub mod initramfs;
 pub mod kernel;
-mod partition_table;
 pub mod program;
 
+pub use disk::PARTITION_NAME;
 pub use error::Error;
-pub use partition_table::PARTITION_NAME;

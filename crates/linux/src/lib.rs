@@ -11,6 +11,7 @@ pub mod boot;
 pub mod button;
 pub mod disk;
 pub mod fabrics;
+pub mod gpt;
 pub mod hardware;
 pub mod identity;
 pub mod in_use;

@@ -79,16 +79,25 @@ pub fn block_size<R: ReadAt + ?Sized>(reader: &R) -> io::Result<Option<u32>> {
 }
 
 /// What a GPT header says (UEFI 2.10 §5.3.2).
-struct Header {
-    guid: [u8; 16],
+pub(crate) struct Header {
+    /// The disk's GUID, as it stands on disk.
+    pub(crate) raw_guid: [u8; 16],
+    /// The block of the other header.
+    pub(crate) alternate: u64,
+    /// The first block that a partition may have.
+    pub(crate) first_usable: u64,
+    /// Bytes of an entry.
+    pub(crate) entry_size: u32,
     first_entry: u64,
     entries: u32,
-    entry_size: u32,
     entries_crc: u32,
 }
 
 /// The primary header; `None` unless its signature, place and checksum are right.
-fn header<R: ReadAt + ?Sized>(reader: &R, block_size: u32) -> io::Result<Option<Header>> {
+pub(crate) fn header<R: ReadAt + ?Sized>(
+    reader: &R,
+    block_size: u32,
+) -> io::Result<Option<Header>> {
     let block = window(reader, block_size.into(), 512)?;
     Ok(parse_header(&block))
 }
@@ -104,7 +113,9 @@ fn parse_header(block: &[u8]) -> Option<Header> {
         return None;
     }
     Some(Header {
-        guid: text_order(array(block, 56)?),
+        raw_guid: array(block, 56)?,
+        alternate: le64(block, 32)?,
+        first_usable: le64(block, 40)?,
         first_entry: le64(block, 72)?,
         entries: le32(block, 80)?,
         entry_size: le32(block, 84)?,
@@ -116,7 +127,12 @@ fn parse_header(block: &[u8]) -> Option<Header> {
 fn gpt<R: ReadAt + ?Sized>(reader: &R, block_size: u32) -> io::Result<Option<Table>> {
     let Some(header) = header(reader, block_size)? else { return Ok(None) };
     let entries = entries(reader, &header, block_size)?;
-    Ok(Some(Table { scheme: Scheme::Gpt, block_size, guid: Some(header.guid), entries }))
+    Ok(Some(Table {
+        scheme: Scheme::Gpt,
+        block_size,
+        guid: Some(text_order(header.raw_guid)),
+        entries,
+    }))
 }
 
 fn entries<R: ReadAt + ?Sized>(
@@ -124,20 +140,33 @@ fn entries<R: ReadAt + ?Sized>(
     header: &Header,
     block_size: u32,
 ) -> io::Result<Vec<Entry>> {
+    let bytes = entry_bytes(reader, header, block_size)?.unwrap_or_default();
+    let size = usize::try_from(header.entry_size).unwrap_or(usize::MAX);
+    let numbered = (1..).zip(bytes.chunks_exact(size.max(1)));
+    Ok(numbered.filter_map(|(number, entry)| parse_entry(number, entry, block_size)).collect())
+}
+
+/// The entries as they stand on disk; `None` unless their number is sane and their checksum is right.
+pub(crate) fn entry_bytes<R: ReadAt + ?Sized>(
+    reader: &R,
+    header: &Header,
+    block_size: u32,
+) -> io::Result<Option<Vec<u8>>> {
     let length = u64::from(header.entries) * u64::from(header.entry_size);
     let start = header.first_entry.checked_mul(block_size.into());
-    let (Some(start), 128..=4096) = (start, header.entry_size) else { return Ok(Vec::new()) };
-    let Ok(length) = usize::try_from(length.min(LONGEST_TABLE + 1)) else { return Ok(Vec::new()) };
+    let (Some(start), 128..=4096) = (start, header.entry_size) else { return Ok(None) };
+    let Ok(length) = usize::try_from(length.min(LONGEST_TABLE + 1)) else { return Ok(None) };
     if length as u64 > LONGEST_TABLE {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     let bytes = window(reader, start, length)?;
-    if bytes.len() != length || crc32(&bytes) != header.entries_crc {
-        return Ok(Vec::new());
-    }
-    let size = usize::try_from(header.entry_size).unwrap_or(usize::MAX);
-    let numbered = (1..).zip(bytes.chunks_exact(size));
-    Ok(numbered.filter_map(|(number, entry)| parse_entry(number, entry, block_size)).collect())
+    Ok((bytes.len() == length && crc32(&bytes) == header.entries_crc).then_some(bytes))
+}
+
+/// The first and the last block of an entry in use.
+pub(crate) fn extent(entry: &[u8]) -> Option<(u64, u64)> {
+    let kind: [u8; 16] = array(entry, 0)?;
+    (kind != [0; 16]).then_some((le64(entry, 32)?, le64(entry, 40)?))
 }
 
 /// UEFI 2.10 §5.3.3; a type of zeroes is an unused entry.
@@ -199,7 +228,8 @@ fn is_file_system(sector: &[u8]) -> bool {
     marks.iter().any(|(at, mark)| sector.get(*at..).is_some_and(|rest| rest.starts_with(mark)))
 }
 
-fn rows(sector: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// The rows of an MBR.
+pub(crate) fn rows(sector: &[u8]) -> impl Iterator<Item = &[u8]> {
     sector.get(446..510).unwrap_or_default().chunks_exact(16)
 }
 
@@ -210,7 +240,12 @@ fn slot(row: &[u8]) -> Option<(u8, u64, u64)> {
     (kind != 0 && length > 0).then_some((kind, first, length))
 }
 
-fn is_extended(kind: u8) -> bool {
+/// The type of a row in use.
+pub(crate) fn kind(row: &[u8]) -> Option<u8> {
+    slot(row).map(|(kind, _, _)| kind)
+}
+
+pub(crate) fn is_extended(kind: u8) -> bool {
     matches!(kind, 0x05 | 0x0f | 0x85)
 }
 

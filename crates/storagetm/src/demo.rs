@@ -2,12 +2,12 @@
 //! It knows no network.
 
 mod fat;
-mod gpt;
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use linux::gpt::{Gpt, Partition as Entry};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 /// The block size of the demo disk, in bytes.
@@ -56,14 +56,41 @@ pub(crate) fn open(bytes: u64, uuid: [u8; 16], writable: bool) -> io::Result<Fil
 
 fn fill(disk: &File, bytes: u64, uuid: [u8; 16]) -> io::Result<()> {
     let partition = partition(bytes / u64::from(BLOCK));
-    for (block, content) in gpt::emit(bytes / u64::from(BLOCK), partition, uuid) {
-        disk.write_all_at(&content, block * u64::from(BLOCK))?;
-    }
+    let table = table(bytes / u64::from(BLOCK), partition, uuid);
+    disk.write_all_at(&table.start(), 0)?;
+    let backup = table.end();
+    disk.write_all_at(&backup, bytes - backup.len() as u64)?;
     let serial = u32::from_be_bytes([uuid[0], uuid[1], uuid[2], uuid[3]]);
     for (block, content) in fat::emit(partition, serial, README.as_bytes()) {
         disk.write_all_at(&content, (partition.first + block) * u64::from(BLOCK))?;
     }
     Ok(())
+}
+
+/// Basic data partition, as it lies on disk.
+const BASIC_DATA: [u8; 16] = [
+    0xa2, 0xa0, 0xd0, 0xeb, 0xe5, 0xb9, 0x33, 0x44, 0x87, 0xc0, 0x68, 0xb6, 0xb7, 0x26, 0x99, 0xc7,
+];
+
+fn table(blocks: u64, partition: Partition, uuid: [u8; 16]) -> Gpt {
+    let mut own = uuid;
+    own[15] ^= 1; // The partition's own identity, beside the disk's.
+    let entry = Entry {
+        kind: BASIC_DATA,
+        guid: mixed(own),
+        first: partition.first,
+        last: partition.first + partition.blocks - 1,
+        name: "storagetm demo",
+    };
+    Gpt::new(BLOCK, blocks, mixed(uuid), &[entry])
+}
+
+/// A UUID as GPT has it: its first three fields little-endian (UEFI 2.10 appendix A).
+fn mixed(mut uuid: [u8; 16]) -> [u8; 16] {
+    uuid[..4].reverse();
+    uuid[4..6].reverse();
+    uuid[6..8].reverse();
+    uuid
 }
 
 /// Where the partition is, in blocks.
@@ -75,7 +102,7 @@ struct Partition {
 
 /// As large as the disk and FAT16 allow, in whole MiB but for the tables' room at the end.
 fn partition(blocks: u64) -> Partition {
-    let end = blocks - gpt::TAIL;
+    let end = blocks - Gpt::tail_blocks(BLOCK);
     Partition { first: FIRST, blocks: (end - FIRST).min(fat::MOST) }
 }
 
@@ -139,9 +166,10 @@ mod test {
                 std::env::temp_dir().join(format!("storagetm-gpt-{}-{bytes}", std::process::id()));
             let copy = File::create(&path).unwrap();
             copy.set_len(bytes).unwrap();
-            for (block, content) in gpt::emit(bytes / 512, partition(bytes / 512), UUID) {
-                copy.write_all_at(&content, block * 512).unwrap();
-            }
+            let table = super::table(bytes / 512, partition(bytes / 512), UUID);
+            let end = table.end();
+            copy.write_all_at(&table.start(), 0).unwrap();
+            copy.write_all_at(&end, bytes - end.len() as u64).unwrap();
             let verified = run("sfdisk", &["--verify", path.to_str().unwrap()]);
             std::fs::remove_file(&path).unwrap();
             if let Some((sound, said)) = verified {

@@ -1,0 +1,477 @@
+//! Writes GUID partition tables (UEFI 2.10 §5): new ones, and those of a disk whose block size or length has changed.
+//!
+//! Pure: takes bytes, returns the bytes to write and their offsets.
+
+use std::fmt;
+use std::io;
+
+use crate::medium::{ReadAt, le32, window};
+use crate::partition::{self, Header, Scheme, crc32};
+
+/// Partition entries of a new table, and bytes of each.
+const ENTRIES: usize = 128;
+const ENTRY: usize = 128;
+const ENTRY_SIZE: u32 = 128;
+/// Bytes of a header that this module writes.
+const HEADER_SIZE: u32 = 92;
+/// Bytes of the first sector before the rows of its partition table.
+const BOOT_CODE: usize = 446;
+const MBR_SECTOR: usize = 512;
+/// The type of the row that protects a GPT from programs that do not know it.
+const PROTECTIVE: u8 = 0xee;
+
+/// A partition of a new table.
+#[derive(Debug, Clone, Copy)]
+pub struct Partition<'a> {
+    /// The type GUID, as it stands on disk.
+    pub kind: [u8; 16],
+    /// The partition's own GUID, as it stands on disk.
+    pub guid: [u8; 16],
+    /// The first block.
+    pub first: u64,
+    /// The last block.
+    pub last: u64,
+    /// The name, at most 36 UTF-16 units.
+    pub name: &'a str,
+}
+
+/// A table to be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpt {
+    block: u32,
+    blocks: u64,
+    guid: [u8; 16],
+    first_usable: u64,
+    entry_size: u32,
+    entries: Vec<u8>,
+    /// The first sector, whose rows are replaced by a protective one.
+    boot: Vec<u8>,
+}
+
+impl Gpt {
+    /// A table for a disk of `blocks` blocks of `block` bytes (512 or 4096). `guid` is as it stands on disk.
+    pub fn new(block: u32, blocks: u64, guid: [u8; 16], partitions: &[Partition<'_>]) -> Self {
+        let mut entries: Vec<u8> = partitions.iter().take(ENTRIES).flat_map(entry).collect();
+        entries.resize(ENTRIES * ENTRY, 0);
+        let first_usable = list_blocks(block, &entries).saturating_add(2);
+        let boot = vec![0; BOOT_CODE];
+        Self { block, blocks, guid, first_usable, entry_size: ENTRY_SIZE, entries, boot }
+    }
+
+    /// Blocks that a table with the usual number of entries takes at the end of the disk.
+    pub fn tail_blocks(block: u32) -> u64 {
+        list_blocks(block, &[0; ENTRIES * ENTRY]).saturating_add(1)
+    }
+
+    /// What stands at the start of the disk: the protective MBR, the header and the entries, in whole blocks.
+    pub fn start(&self) -> Vec<u8> {
+        let mut bytes = self.padded(self.protective_record());
+        bytes.extend(self.padded(self.header(1, self.last(), 2)));
+        bytes.extend(self.padded(self.entries.clone()));
+        bytes
+    }
+
+    /// What stands in the last blocks: the entries and the header again.
+    pub fn end(&self) -> Vec<u8> {
+        let list = self.last().saturating_sub(self.list_blocks());
+        let mut bytes = self.padded(self.entries.clone());
+        bytes.extend(self.padded(self.header(self.last(), 1, list)));
+        bytes
+    }
+
+    fn last(&self) -> u64 {
+        self.blocks.saturating_sub(1)
+    }
+
+    fn list_blocks(&self) -> u64 {
+        list_blocks(self.block, &self.entries)
+    }
+
+    fn last_usable(&self) -> u64 {
+        self.last().saturating_sub(self.list_blocks()).saturating_sub(1)
+    }
+
+    fn padded(&self, mut bytes: Vec<u8>) -> Vec<u8> {
+        bytes.resize(bytes.len().next_multiple_of(usize_of(self.block)), 0);
+        bytes
+    }
+
+    /// One partition over the whole disk, of a type that no other program touches (§5.2.3).
+    fn protective_record(&self) -> Vec<u8> {
+        let mut record = self.boot.clone();
+        record.resize(BOOT_CODE, 0);
+        record.extend([0, 0x00, 0x02, 0x00, PROTECTIVE, 0xff, 0xff, 0xff]);
+        record.extend(1_u32.to_le_bytes());
+        record.extend(u32::try_from(self.last()).unwrap_or(u32::MAX).to_le_bytes());
+        record.resize(MBR_SECTOR - 2, 0);
+        record.extend([0x55, 0xaa]);
+        record
+    }
+
+    /// §5.3.2
+    fn header(&self, here: u64, other: u64, list: u64) -> Vec<u8> {
+        let mut header = b"EFI PART\0\0\x01\0".to_vec();
+        header.extend(HEADER_SIZE.to_le_bytes());
+        header.extend([0; 8]);
+        for place in [here, other, self.first_usable, self.last_usable()] {
+            header.extend(place.to_le_bytes());
+        }
+        header.extend(self.guid);
+        header.extend(list.to_le_bytes());
+        let count = u32::try_from(self.entries.len()).unwrap_or(0) / self.entry_size.max(1);
+        for word in [count, self.entry_size, crc32(&self.entries)] {
+            header.extend(word.to_le_bytes());
+        }
+        let sum = crc32(&header).to_le_bytes();
+        header.splice(16..20, sum);
+        header
+    }
+}
+
+/// §5.3.3
+fn entry(partition: &Partition<'_>) -> Vec<u8> {
+    let mut entry = [partition.kind, partition.guid].concat();
+    entry.extend(partition.first.to_le_bytes());
+    entry.extend(partition.last.to_le_bytes());
+    entry.extend([0; 8]);
+    entry.extend(partition.name.encode_utf16().flat_map(u16::to_le_bytes));
+    entry.resize(ENTRY, 0);
+    entry
+}
+
+fn list_blocks(block: u32, entries: &[u8]) -> u64 {
+    (entries.len() as u64).div_ceil(u64::from(block).max(1))
+}
+
+fn usize_of(block: u32) -> usize {
+    usize::try_from(block).unwrap_or(MBR_SECTOR).max(1)
+}
+
+/// Bytes to be written at an offset of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Patch {
+    /// The first byte.
+    pub offset: u64,
+    /// What is to stand there: not empty.
+    pub bytes: Vec<u8>,
+}
+
+/// A disk to which a table is to be fitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Bytes of a logical block: 512 or 4096.
+    pub block: u32,
+    /// Bytes of the disk.
+    pub bytes: u64,
+}
+
+/// Why a table cannot be fitted to another disk. Each is a clause for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unfit {
+    /// There is no table.
+    NoTable,
+    /// The header is sound and the entries are not.
+    Damaged,
+    /// The disk has blocks of neither 512 nor 4096 bytes.
+    Block(u32),
+    /// The MBR of a GPT disk has partitions of its own.
+    Hybrid,
+    /// An MBR with an extended partition.
+    Extended,
+    /// A partition that does not begin and end at a block of the new size.
+    Unaligned(u32),
+    /// A partition where the new table has to be.
+    InTheWay(u32),
+    /// A partition beyond what an MBR can describe in blocks of the new size.
+    TooLarge(u32),
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoTable => f.write_str("there is no partition table"),
+            Self::Damaged => f.write_str("the partition table is damaged"),
+            Self::Block(block) => write!(f, "there are no tables for blocks of {block} bytes"),
+            Self::Hybrid => f.write_str("its MBR is a hybrid one, with partitions of its own"),
+            Self::Extended => f.write_str("it is an MBR with an extended partition"),
+            Self::Unaligned(number) => {
+                write!(f, "partition {number} does not begin and end at a multiple of that size")
+            }
+            Self::InTheWay(number) => {
+                write!(f, "partition {number} lies where the new table has to be")
+            }
+            Self::TooLarge(number) => {
+                write!(f, "partition {number} is too large for an MBR with blocks of that size")
+            }
+        }
+    }
+}
+
+/// What is to be written over a disk of the shape `from`, so that its partition table is right for one of the shape `to`,
+/// in the order in which it is to be written; nothing for an MBR that is right already. The partitions stay where they
+/// are, in bytes. `from.block` counts for an MBR only: a GPT shows its own.
+///
+/// # Errors
+/// The disk cannot be read; inside: the table cannot be fitted.
+pub fn fitted<R: ReadAt + ?Sized>(
+    reader: &R,
+    from: Shape,
+    to: Shape,
+) -> io::Result<Result<Vec<Patch>, Unfit>> {
+    if ![512, 4096].contains(&to.block) {
+        return Ok(Err(Unfit::Block(to.block)));
+    }
+    let Some(table) = partition::read(reader)? else { return Ok(Err(Unfit::NoTable)) };
+    match table.scheme {
+        Scheme::Mbr => {
+            let sector = window(reader, 0, MBR_SECTOR)?;
+            Ok(mbr_patch(sector, from.block, to.block))
+        }
+        Scheme::Gpt => gpt_patches(reader, Shape { block: table.block_size, ..from }, to),
+    }
+}
+
+fn gpt_patches<R: ReadAt + ?Sized>(
+    reader: &R,
+    from: Shape,
+    to: Shape,
+) -> io::Result<Result<Vec<Patch>, Unfit>> {
+    let Some(header) = partition::header(reader, from.block)? else {
+        return Ok(Err(Unfit::NoTable));
+    };
+    let Some(entries) = partition::entry_bytes(reader, &header, from.block)? else {
+        return Ok(Err(Unfit::Damaged));
+    };
+    let sector = window(reader, 0, MBR_SECTOR)?;
+    let old = Old { header, entries, sector, from };
+    let gpt = match old.table(to) {
+        Ok(gpt) => gpt,
+        Err(unfit) => return Ok(Err(unfit)),
+    };
+    let mut patches = vec![old.start(&gpt)];
+    patches.extend(old.stale_backup(reader)?);
+    let end = gpt.end();
+    let offset = gpt.blocks.saturating_mul(to.block.into()).saturating_sub(end.len() as u64);
+    patches.push(Patch { offset, bytes: end });
+    Ok(Ok(patches))
+}
+
+/// The table that is there.
+struct Old {
+    header: Header,
+    entries: Vec<u8>,
+    sector: Vec<u8>,
+    from: Shape,
+}
+
+impl Old {
+    /// The same partitions for another disk.
+    fn table(&self, to: Shape) -> Result<Gpt, Unfit> {
+        let rows: Vec<u8> = partition::rows(&self.sector).filter_map(partition::kind).collect();
+        if rows.iter().any(|kind| *kind != PROTECTIVE) {
+            return Err(Unfit::Hybrid);
+        }
+        let scale = Scale { from: self.from.block.into(), to: to.block.into() };
+        let mut gpt = Gpt {
+            block: to.block,
+            blocks: to.bytes / u64::from(to.block),
+            guid: self.header.raw_guid,
+            first_usable: 0,
+            entry_size: self.header.entry_size,
+            entries: self.entries.clone(),
+            boot: self.sector.get(..BOOT_CODE).unwrap_or_default().to_vec(),
+        };
+        let lowest = gpt.list_blocks().saturating_add(2);
+        // More than the old table needed was left free on purpose.
+        let needed = list_blocks(self.from.block, &self.entries).saturating_add(2);
+        let left_free = self.header.first_usable > needed;
+        gpt.first_usable =
+            if left_free { scale.up(self.header.first_usable).max(lowest) } else { lowest };
+        let highest = gpt.last_usable();
+        let size = usize_of(self.header.entry_size);
+        for (number, entry) in (1..).zip(gpt.entries.chunks_exact_mut(size)) {
+            let Some((first, last)) = partition::extent(entry) else { continue };
+            let unaligned = Unfit::Unaligned(number);
+            let first = scale.exact(first).ok_or(unaligned)?;
+            let behind = last.checked_add(1).and_then(|last| scale.exact(last)).ok_or(unaligned)?;
+            if first < lowest || behind > highest.saturating_add(1) || first >= behind {
+                return Err(Unfit::InTheWay(number));
+            }
+            gpt.first_usable = gpt.first_usable.min(first);
+            entry.get_mut(32..40).ok_or(unaligned)?.copy_from_slice(&first.to_le_bytes());
+            let last = behind.saturating_sub(1).to_le_bytes();
+            entry.get_mut(40..48).ok_or(unaligned)?.copy_from_slice(&last);
+        }
+        Ok(gpt)
+    }
+
+    /// The new start; what the old one took more is blanked.
+    fn start(&self, gpt: &Gpt) -> Patch {
+        let mut bytes = gpt.start();
+        let taken = self.entries.len().saturating_add(2 * usize_of(self.from.block));
+        let free = usize::try_from(gpt.first_usable.saturating_mul(gpt.block.into()));
+        let len = bytes.len().max(taken.min(free.unwrap_or(0)));
+        bytes.resize(len, 0);
+        Patch { offset: 0, bytes }
+    }
+
+    /// Blanks the old backup, if it is there and belongs to no partition.
+    fn stale_backup<R: ReadAt + ?Sized>(&self, reader: &R) -> io::Result<Option<Patch>> {
+        let block = u64::from(self.from.block);
+        let list = list_blocks(self.from.block, &self.entries);
+        let place = |number: u64| number.checked_mul(block);
+        let (start, end) = (self.header.alternate.checked_sub(list), self.header.alternate);
+        let (Some(start), Some(at)) = (start.and_then(place), place(end)) else { return Ok(None) };
+        let end = at.saturating_add(block);
+        let size = usize_of(self.header.entry_size);
+        let used = self.entries.chunks_exact(size).filter_map(partition::extent);
+        let highest = used.map(|(_, last)| last).max().unwrap_or(0);
+        let free = self.header.alternate > highest.saturating_add(list);
+        let there = window(reader, at, 8)? == b"EFI PART";
+        let len = usize::try_from(end.saturating_sub(start)).unwrap_or(0);
+        let fits = end <= self.from.bytes && len > 0;
+        Ok((free && there && fits).then(|| Patch { offset: start, bytes: vec![0; len] }))
+    }
+}
+
+/// From blocks of one size to blocks of another.
+#[derive(Clone, Copy)]
+struct Scale {
+    from: u64,
+    to: u64,
+}
+
+impl Scale {
+    fn exact(self, block: u64) -> Option<u64> {
+        let byte = block.checked_mul(self.from)?;
+        byte.is_multiple_of(self.to).then(|| byte / self.to)
+    }
+
+    fn up(self, block: u64) -> u64 {
+        block.saturating_mul(self.from).div_ceil(self.to)
+    }
+}
+
+fn mbr_patch(mut sector: Vec<u8>, from: u32, to: u32) -> Result<Vec<Patch>, Unfit> {
+    if from == to {
+        return Ok(Vec::new());
+    }
+    let scale = Scale { from: from.into(), to: to.into() };
+    let rows = sector.get_mut(BOOT_CODE..MBR_SECTOR - 2).ok_or(Unfit::Damaged)?;
+    for (number, row) in (1..).zip(rows.chunks_exact_mut(16)) {
+        let Some(kind) = partition::kind(row) else { continue };
+        if partition::is_extended(kind) {
+            return Err(Unfit::Extended);
+        }
+        for at in [8, 12] {
+            let blocks = le32(row, at).ok_or(Unfit::Damaged)?;
+            let scaled = scale.exact(blocks.into()).ok_or(Unfit::Unaligned(number))?;
+            let scaled = u32::try_from(scaled).map_err(|_| Unfit::TooLarge(number))?;
+            let field = row.get_mut(at..at + 4).ok_or(Unfit::Damaged)?;
+            field.copy_from_slice(&scaled.to_le_bytes());
+        }
+    }
+    Ok(vec![Patch { offset: 0, bytes: sector }])
+}
+
+/// Where the backup of a GPT ends, in bytes from the start of the disk, by its header.
+///
+/// # Errors
+/// The disk cannot be read.
+pub fn backup_end<R: ReadAt + ?Sized>(reader: &R, block: u32) -> io::Result<Option<u64>> {
+    let header = partition::header(reader, block)?;
+    Ok(header.and_then(|header| header.alternate.checked_add(1)?.checked_mul(block.into())))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    /// A disk with partitions at these bytes.
+    fn disk(block: u32, bytes: u64, places: &[(u64, u64)]) -> Vec<u8> {
+        let size = u64::from(block);
+        let numbered = (1..).zip(places);
+        let partitions: Vec<Partition<'_>> = numbered
+            .map(|(number, (start, end))| Partition {
+                kind: [9; 16],
+                guid: [number; 16],
+                first: start / size,
+                last: end / size - 1,
+                name: "data",
+            })
+            .collect();
+        let gpt = Gpt::new(block, bytes / size, [1; 16], &partitions);
+        let mut disk = vec![0; usize::try_from(bytes).unwrap()];
+        let (start, end) = (gpt.start(), gpt.end());
+        disk[..start.len()].copy_from_slice(&start);
+        let at = disk.len() - end.len();
+        disk[at..].copy_from_slice(&end);
+        disk
+    }
+
+    fn patched(disk: &[u8], to: Shape) -> Result<Vec<u8>, Unfit> {
+        let from = Shape { block: 512, bytes: disk.len() as u64 };
+        let patches = fitted(disk, from, to).unwrap()?;
+        let mut changed = disk.to_vec();
+        changed.resize(usize::try_from(to.bytes).unwrap(), 0);
+        for patch in patches {
+            let at = usize::try_from(patch.offset).unwrap();
+            changed[at..at + patch.bytes.len()].copy_from_slice(&patch.bytes);
+        }
+        Ok(changed)
+    }
+
+    const MIB: u64 = 1 << 20;
+    const PLACES: [(u64, u64); 2] = [(MIB, 3 * MIB), (4 * MIB, 6 * MIB)];
+
+    #[test]
+    fn r49_gpt_is_rewritten_for_the_other_block_size() {
+        for (from, to) in [(512, 4096), (4096, 512)] {
+            for bytes in [8 * MIB, 9 * MIB, 8 * MIB + 4096] {
+                let changed =
+                    patched(&disk(from, 8 * MIB, &PLACES), Shape { block: to, bytes }).unwrap();
+                assert!(changed == disk(to, bytes, &PLACES), "{from} to {to}, {bytes} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn r54_backup_is_moved_to_the_end_of_a_larger_disk_once() {
+        let to = Shape { block: 512, bytes: 16 * MIB };
+        let small = disk(512, 8 * MIB, &PLACES);
+        assert_eq!(backup_end(&small[..], 512).unwrap(), Some(8 * MIB));
+        let moved = patched(&small, to).unwrap();
+        assert!(moved == disk(512, 16 * MIB, &PLACES));
+        assert!(patched(&moved, to).unwrap() == moved);
+    }
+
+    #[test]
+    fn what_cannot_be_fitted_is_refused_with_the_partition() {
+        let to = Shape { block: 4096, bytes: 8 * MIB };
+        let place = |places: &[(u64, u64)]| patched(&disk(512, 8 * MIB, places), to).unwrap_err();
+        assert_eq!(place(&[(MIB, 2 * MIB), (2 * MIB + 512, 3 * MIB)]), Unfit::Unaligned(2));
+        assert_eq!(place(&[(20480, MIB)]), Unfit::InTheWay(1));
+        // As far as a table for blocks of 512 bytes allows.
+        assert_eq!(place(&[(MIB, 8 * MIB - 5 * 4096 + 4096)]), Unfit::InTheWay(1));
+        let mut damaged = disk(512, 8 * MIB, &PLACES);
+        damaged[1024 + 40] ^= 1;
+        assert_eq!(patched(&damaged, to), Err(Unfit::Damaged));
+        assert_eq!(patched(&vec![0; 8 << 20], to), Err(Unfit::NoTable));
+        let mut hybrid = disk(512, 8 * MIB, &PLACES);
+        partition::made::row(&mut hybrid, 1, 0x83, 2048, 2048);
+        assert_eq!(patched(&hybrid, to), Err(Unfit::Hybrid));
+    }
+
+    #[test]
+    fn r49_mbr_is_rewritten_unless_it_has_an_extended_partition() {
+        let mut disk = vec![0; 8 << 20];
+        partition::made::row(&mut disk, 0, 0x83, 2048, 4096);
+        let to = Shape { block: 4096, bytes: 8 * MIB };
+        let changed = patched(&disk, to).unwrap();
+        assert_eq!((le32(&changed, 454), le32(&changed, 458)), (Some(256), Some(512)));
+        partition::made::row(&mut disk, 1, 0x83, 8192, 7);
+        assert_eq!(patched(&disk, to), Err(Unfit::Unaligned(2)));
+        partition::made::row(&mut disk, 1, 0x05, 8192, 8);
+        assert_eq!(patched(&disk, to), Err(Unfit::Extended));
+    }
+}
