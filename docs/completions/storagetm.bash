@@ -287,7 +287,7 @@ _storagetm() {
             return 0
             ;;
         storagetm__subcmd__copy)
-            opts="-h --verify --no-verify --map --retries --connections --rate --allocated --files --no-sparse --force --yes --allow-in-use --patience --digests --key --keys --hostnqn --json --help"
+            opts="-h --verify --no-verify --map --retries --connections --rate --allocated --files --no-sparse --convert-sectors --keep-sectors --fix-gpt --force --yes --allow-in-use --patience --digests --key --keys --hostnqn --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -911,7 +911,7 @@ _storagetm() {
             return 0
             ;;
         storagetm__subcmd__image)
-            opts="-h --initramfs --uki --disk --for --kernel --modules --command-line --stub --firmware --no-firmware --overwrite --json --help"
+            opts="-h --initramfs --uki --disk --for --kernel --modules --command-line --stub --firmware --no-firmware --overwrite --force --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -993,7 +993,7 @@ _storagetm() {
             return 0
             ;;
         storagetm__subcmd__key__subcmd__export)
-            opts="-h --for-host --disk --nbd --to --keys --help"
+            opts="-h --for-host --disk --nbd --to --force --keys --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -79,8 +79,11 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l no-verify -
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l allocated -d 'Copy only what file systems use; all else becomes zeros'
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l files -d 'Say at the end which files have bad sectors (ext2, ext3, ext4, NTFS)'
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l no-sparse -d 'Write zeros, too, where the destination could have holes'
-complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l force -d 'Overwrite the file DST if it is there'
-complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l yes -d 'Overwrite the disk DST without asking'
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l convert-sectors -d 'Write the partition table for the block size of DST, if SRC has another one'
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l keep-sectors -d 'Copy byte for byte even if the partition table of SRC is for another block size than that of DST'
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l fix-gpt -d 'Move the backup of a GUID partition table to the end of DST, if that is larger than SRC'
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l force -d 'Overwrite the file DST, if it is there, without asking'
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l yes -d 'Overwrite the disk DST, here or on another machine, without asking'
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l allow-in-use -d 'Copy SRC even if this machine uses it; what is read may be half-written'
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l digests -d 'Use header and data digests with nvme://, against faulty networks'
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l json -d 'Write what happens as JSON, one event a line'
@@ -99,7 +102,7 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand image" -l command-li
 complete -c storagetm -n "__fish_storagetm_using_subcommand image" -l stub -d 'The start of the EFI program: linuxx64.efi.stub of systemd, found by itself where systemd-boot is installed' -r -F
 complete -c storagetm -n "__fish_storagetm_using_subcommand image" -l firmware -d 'Where the drivers\' firmware is' -r -F
 complete -c storagetm -n "__fish_storagetm_using_subcommand image" -l no-firmware -d 'Leave the drivers\' firmware out'
-complete -c storagetm -n "__fish_storagetm_using_subcommand image" -l overwrite -d 'Overwrite a stick even if there is something on it'
+complete -c storagetm -n "__fish_storagetm_using_subcommand image" -l force -l overwrite -d 'Overwrite the file or disk, if it is there, without asking'
 complete -c storagetm -n "__fish_storagetm_using_subcommand image" -l json -d 'Write what was made as one JSON line'
 complete -c storagetm -n "__fish_storagetm_using_subcommand image" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and not __fish_seen_subcommand_from generate import export list remove help" -l keys -d 'Where keys and hosts are kept' -r -F
@@ -128,6 +131,7 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from export" -l to -d 'Write to this file, which only its owner can read, not to standard output' -r -F
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from export" -l keys -d 'Where keys and hosts are kept' -r -F
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from export" -l nbd -d 'Write what NBD clients need, as the PSK files of libnbd, qemu and nbdkit have it: NAME:HEX'
+complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from export" -l force -d 'Overwrite the file, if it is there, without asking'
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from export" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from list" -l keys -d 'Where keys and hosts are kept' -r -F
 complete -c storagetm -n "__fish_storagetm_using_subcommand key; and __fish_seen_subcommand_from list" -l json -d 'Write a JSON array, one object a key'

@@ -14,7 +14,34 @@ pub enum End {
     /// A disk or a file.
     Disk(Box<dyn Place>),
     /// A pipe, or whatever is read or written from its start to its end.
-    Pipe(OwnedFd),
+    Pipe(Pipe),
+}
+
+/// A pipe as an end of a copy.
+pub struct Pipe {
+    /// The pipe.
+    pub descriptor: OwnedFd,
+    /// What was read of it already: it comes before the rest.
+    pub head: Vec<u8>,
+    /// How much comes in all, where that is known.
+    pub bytes: Option<u64>,
+    /// Called once it has ended: whether all came, or a sentence why not.
+    pub finish: Option<Finish>,
+}
+
+/// Finds out at the end of a pipe whether all came that should.
+pub type Finish = Box<dyn FnOnce() -> Result<(), String> + Send>;
+
+impl fmt::Debug for Pipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pipe").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+impl From<OwnedFd> for Pipe {
+    fn from(descriptor: OwnedFd) -> Self {
+        Self { descriptor, head: Vec::new(), bytes: None, finish: None }
+    }
 }
 
 impl fmt::Debug for End {
@@ -156,6 +183,8 @@ pub struct Report {
     pub verified: u64,
     /// What could not be read, in rising order.
     pub bad: Vec<Range<u64>>,
+    /// Zeros that were added to the end of a pipe to fill up the last block of the destination.
+    pub padded: u64,
     /// BLAKE3 of the whole disk, as `b3sum` tells it; none if not all was read or it was not asked for.
     pub hash: Option<[u8; 32]>,
     /// How long it took.
@@ -300,6 +329,17 @@ pub enum Trouble {
     /// A pipe failed.
     #[error("the pipe failed: {0}")]
     Pipe(#[source] std::io::Error),
+    /// What came out of a pipe was not all.
+    #[error("{0}")]
+    Broken(String),
+    /// The partition table was to be written anew after the copy, and was not.
+    #[error("{name}: all was copied, but its partition table could not be written anew: {why}")]
+    Table {
+        /// The destination.
+        name: String,
+        /// Why.
+        why: String,
+    },
     /// A pipe ended before its first byte.
     #[error("nothing came from the pipe: see whether the program before it failed")]
     Empty,

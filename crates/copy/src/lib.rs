@@ -28,7 +28,9 @@ mod traffic;
 pub mod wire;
 mod worker;
 
-pub use job::{End, Job, Outcome, Phase, Progress, Refusal, Report, Settings, Trouble};
+pub use job::{
+    End, Finish, Job, Outcome, Phase, Pipe, Progress, Refusal, Report, Settings, Trouble,
+};
 pub use lane::{
     Ended, Existing, Failed, FilePlace, Found, Lane, Lost, NbdPlace, NvmeHost, NvmePlace, Waits,
     Work, start_tls,

@@ -11,6 +11,8 @@ pub struct Disk {
     pub bytes: u64,
     /// The size of a block in bytes: a power of two, 512 at least for a disk, 1 for a file.
     pub block: u32,
+    /// The logical block size in bytes, in which a partition table on it counts; none for a file, or if it is not known.
+    pub sector: Option<u32>,
     /// Whether it may be written.
     pub writable: bool,
     /// Whether it tells what is data and what is hole.

@@ -4,8 +4,8 @@
 //! What goes into a pipe cannot be read back: there is a hash of it, and no verification. What comes out of a pipe cannot
 //! be read again: if the way to its destination is lost, the copy ends.
 
-use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{self, Cursor, Read as _, Write as _};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use crate::map::{Map, State};
 use crate::rate::Limit;
 use crate::run::{Course, Ended, Now, spawn, undone, verifying};
 use crate::traffic::Target;
-use crate::{Disk, Failed, Outcome, Phase, Place, Refusal, Settings, Trouble, Work};
+use crate::{Disk, Failed, Finish, Outcome, Phase, Pipe, Place, Refusal, Settings, Trouble, Work};
 
 /// Bytes of a piece.
 const PIECE: usize = Pool::LARGEST;
@@ -39,7 +39,7 @@ struct Counters {
 /// Copies a disk into a pipe.
 pub(crate) fn into_pipe(
     place: Arc<dyn Place>,
-    pipe: OwnedFd,
+    pipe: Pipe,
     settings: &Settings,
     course: &mut Course<'_>,
 ) -> Ended {
@@ -53,7 +53,7 @@ pub(crate) fn into_pipe(
     let limit = Limit::new(settings.rate, Instant::now());
     let work = move |counters: &Counters| {
         let mut errand = Errand::new(&source, patience, &halt);
-        drain(&mut errand, total, pipe.into(), limit, counters)
+        drain(&mut errand, total, pipe.descriptor.into(), limit, counters)
     };
     let (result, counters) = attend(course, Some(total), work)?;
     course.report.copied = counters.done.load(Ordering::Relaxed);
@@ -138,7 +138,7 @@ fn broken(error: io::Error) -> Outcome {
 
 /// Copies a pipe to a disk.
 pub(crate) fn into_disk(
-    pipe: OwnedFd,
+    pipe: Pipe,
     place: Arc<dyn Place>,
     settings: &Settings,
     course: &mut Course<'_>,
@@ -149,17 +149,19 @@ pub(crate) fn into_disk(
     let (halt, patience, verify, sparse) =
         (course.halt.clone(), settings.patience, settings.verify, settings.sparse);
     let (limit, target_bytes) = (Limit::new(settings.rate, Instant::now()), disk.bytes);
+    let total = pipe.bytes;
     let work = move |counters: &Counters| {
         let errand = Errand::new(&target, patience, &halt);
         let spout =
             Spout { errand, disk: target.disk.clone(), sparse, counters, marks: Vec::new() };
-        spout.fill(pipe.into(), limit, verify)
+        spout.fill(Stream::new(pipe), limit, verify)
     };
-    let (result, counters) = attend(course, None, work)?;
+    let (result, counters) = attend(course, total, work)?;
     course.report.zeroes = counters.zeroes.load(Ordering::Relaxed);
     let done = counters.done.load(Ordering::Relaxed);
     course.report.copied = done.saturating_sub(course.report.zeroes);
-    let (bytes, forest) = result?;
+    let Filled { bytes, padded, forest } = result?;
+    course.report.padded = padded;
     // An empty file is a copy of it; a disk that was to be overwritten and is not has got none.
     if bytes == 0 && target_bytes != 0 {
         return Err(Outcome::Failed(Trouble::Empty));
@@ -193,6 +195,47 @@ fn admit(place: &dyn Place) -> Result<Disk, Outcome> {
     Err(Outcome::Refused(Refusal::ReadOnly { destination: disk.name }))
 }
 
+/// What comes out of a pipe.
+struct Stream {
+    head: Cursor<Vec<u8>>,
+    pipe: std::fs::File,
+    finish: Option<Finish>,
+}
+
+impl Stream {
+    fn new(pipe: Pipe) -> Self {
+        let Pipe { descriptor, head, finish, .. } = pipe;
+        Self { head: Cursor::new(head), pipe: descriptor.into(), finish }
+    }
+
+    /// Reads what there is, or waits for it; nothing at the end. What has to be done meanwhile does `tend`.
+    fn read(
+        &mut self,
+        bytes: &mut [u8],
+        tend: &mut dyn FnMut() -> Result<(), Outcome>,
+    ) -> Result<usize, Outcome> {
+        let got = self.head.read(bytes).unwrap_or(0);
+        if got > 0 {
+            return Ok(got);
+        }
+        loop {
+            await_pipe(&self.pipe, tend)?;
+            match self.pipe.read(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other.map_err(broken),
+            }
+        }
+    }
+}
+
+/// What a pipe has come to at the destination.
+struct Filled {
+    /// Bytes, with those that fill up the last block.
+    bytes: u64,
+    padded: u64,
+    forest: Forest,
+}
+
 /// Writes what comes out of a pipe.
 struct Spout<'a> {
     errand: Errand<'a>,
@@ -203,24 +246,28 @@ struct Spout<'a> {
 }
 
 impl Spout<'_> {
-    /// Until the pipe ends; how many bytes it had, and their hashes.
+    /// Until the pipe ends.
     fn fill(
         mut self,
-        mut pipe: std::fs::File,
+        mut stream: Stream,
         mut limit: Limit,
         verify: bool,
-    ) -> Result<(u64, Forest), Outcome> {
+    ) -> Result<Filled, Outcome> {
         let account = Pool::new(4 * PIECE).open();
-        let _ = rustix::pipe::fcntl_setpipe_size(&pipe, PIECE);
+        let _ = rustix::pipe::fcntl_setpipe_size(&stream.pipe, PIECE);
         let (mut at, mut last) = (0, None);
         // Each piece waits for the next one: the last is treated in another way.
-        while let Some(buffer) = self.next(&mut pipe, &account, &limit)? {
+        while let Some(buffer) = self.next(&mut stream, &account, &limit)? {
             let len = buffer.len() as u64;
             limit.take(len, Instant::now());
             if let Some((offset, buffer)) = last.replace((at, buffer)) {
                 self.write(offset, buffer, verify.then(Shape::endless))?;
             }
             at += len;
+        }
+        // Before anything is said of what came: it may be no more than a part.
+        if let Some(finish) = stream.finish.take() {
+            finish().map_err(|why| Outcome::Failed(Trouble::Broken(why)))?;
         }
         let bytes = at.next_multiple_of(u64::from(self.disk.block.max(1)));
         let shape = Shape::new(bytes);
@@ -232,19 +279,19 @@ impl Spout<'_> {
         self.run(Work::Flush, |name, why| Trouble::Flush { name, why })?;
         let mut forest = Forest::new(bytes);
         self.marks.into_iter().for_each(|mark| forest.insert(mark));
-        Ok((bytes, forest))
+        Ok(Filled { bytes, padded: bytes - at, forest })
     }
 
     /// The next piece of the pipe. The way to the disk is kept alive meanwhile, however long that takes.
     fn next(
         &mut self,
-        pipe: &mut std::fs::File,
+        stream: &mut Stream,
         account: &Account,
         limit: &Limit,
     ) -> Result<Option<Buffer>, Outcome> {
         let mut tend = || self.errand.tend().map_err(|undone| ended(&self.disk, undone));
         hold(limit, &mut tend)?;
-        next(pipe, account, &mut tend)
+        next(stream, account, &mut tend)
     }
 
     fn write(&mut self, offset: u64, buffer: Buffer, shape: Option<Shape>) -> Result<(), Outcome> {
@@ -331,20 +378,17 @@ fn ended(disk: &Disk, undone: Undone) -> Outcome {
 
 /// The next piece of a pipe, whole but for the last; nothing at its end.
 fn next(
-    pipe: &mut std::fs::File,
+    stream: &mut Stream,
     account: &Account,
     tend: &mut dyn FnMut() -> Result<(), Outcome>,
 ) -> Result<Option<Buffer>, Outcome> {
     let mut buffer = memory(account, PIECE)?;
     let mut got = 0;
     while got < PIECE {
-        await_pipe(pipe, tend)?;
         let rest = buffer.bytes_mut().get_mut(got..).unwrap_or_default();
-        match pipe.read(rest) {
-            Ok(0) => break,
-            Ok(more) => got += more,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(broken(error)),
+        match stream.read(rest, tend)? {
+            0 => break,
+            more => got += more,
         }
     }
     match got {

@@ -1,4 +1,5 @@
-//! Which bytes of a disk hold something, and which files they belong to, from bytes that may be hostile.
+//! What is on a disk: in few words, which bytes of it hold something, and which files they belong to, from bytes that may
+//! be hostile.
 //!
 //! Knows ext2, ext3, ext4 and NTFS, and what partition they are in. What it does not understand for certain, it takes as
 //! used. It writes nothing, and does not know how the disk is reached.
@@ -8,6 +9,7 @@
 mod ext;
 mod ntfs;
 mod ranges;
+mod survey;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +21,7 @@ use linux::partition::{self, Entry, Scheme};
 use linux::signature::{self, Kind as Mark};
 
 pub use ranges::Ranges;
+pub use survey::{Content, Survey, survey};
 
 /// Why the whole of a file system is taken as used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,9 +190,9 @@ fn is_protected<R: ReadAt + ?Sized>(disk: &R) -> io::Result<bool> {
 }
 
 /// A part of a disk by itself.
-struct Inside<'a, R: ?Sized> {
-    disk: &'a R,
-    place: Range<u64>,
+pub(crate) struct Inside<'a, R: ?Sized> {
+    pub(crate) disk: &'a R,
+    pub(crate) place: Range<u64>,
 }
 
 impl<R: ReadAt + ?Sized> ReadAt for Inside<'_, R> {

@@ -1,18 +1,19 @@
 //! `storagetm copy`: finds both ends, sees that nothing is overwritten that should not be, and says how the copy goes
 //! and how it ended. It knows not how a copy is made.
 
-mod consent;
+mod access;
 mod contents;
 mod ending;
 mod event;
+mod fit;
 mod interrupt;
 mod keys;
 mod local;
 mod mask;
 pub(crate) mod rate;
-mod reading;
 mod remote;
 pub(crate) mod uri;
+mod view;
 mod voice;
 
 use std::fs::File;
@@ -20,15 +21,20 @@ use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ::copy::{Disk, End, Job, Settings};
+use ::copy::{Disk, End, Job, Refusal, Settings};
 use console::attach::quoted;
-use console::size;
+use console::{decimal, size};
+use filesystem::Survey;
 use linux::tree::Tree;
 
+use crate::consent::{self, Stake};
 use crate::failure::Failure;
+use crate::inspect;
 use crate::options::copy::Copy;
+use access::Access;
 use ending::{Told, refused};
 use event::{Event, Finished};
+use fit::{After, Ends};
 use local::{Local, Permission};
 use uri::Locator;
 use voice::Voice;
@@ -56,9 +62,10 @@ pub(crate) fn copy(options: &Copy) -> Result<(), Failure> {
 struct Ready {
     source: Local,
     destination: Local,
-    /// The source's disk, if it is one and not a pipe.
-    disk: Option<Disk>,
+    /// Bytes of the source, if it is a disk or a file and not a pipe.
+    bytes: Option<u64>,
     resumed: bool,
+    after: After,
     /// What else is worth knowing.
     notes: Vec<String>,
 }
@@ -123,30 +130,90 @@ fn prepare(options: &Copy) -> Result<Ready, Failure> {
         Locator::Pipe => local::standard(io::stdin())?,
         there => Local::there(remote::place(&tree, options, there)?),
     };
-    let (source, notes) = if options.allocated { source.used()? } else { (source, Vec::new()) };
+    let (source, mut notes) = if options.allocated { source.used()? } else { (source, Vec::new()) };
     let disk = look(&source.end)?;
-    let destination = match &options.destination {
-        Locator::Path(path) => {
-            let permission = Permission { force: options.force, resumes: resumed };
-            let from = match &options.source {
-                Locator::Path(path) => Some(path.as_path()),
-                _ => None,
-            };
-            local::destination(&tree, path, permission, from)?
-        }
-        Locator::Pipe => local::standard(io::stdout())?,
-        there => Local::there(remote::place(&tree, options, there)?),
-    };
-    if let (Locator::Nvme(_), Locator::Nvme(_), Some(disk)) =
-        (&options.source, &options.destination, &disk)
-        && look(&destination.end)?.is_some_and(|other| other.identity == disk.identity)
+    let destination = destination(&tree, options, resumed)?;
+    let to = if destination.is_disk { look(&destination.end)? } else { None };
+    if let (Locator::Nvme(_), Locator::Nvme(_), Some(from), Some(to)) =
+        (&options.source, &options.destination, &disk, &to)
+        && from.identity == to.identity
     {
         return Err(refused(format!(
             "{} and {} are the same disk",
             options.source, options.destination
         )));
     }
-    Ok(Ready { source, destination, disk, resumed, notes })
+    if let Some(to) = to.as_ref().filter(|to| !to.writable) {
+        return Err(refused(Refusal::ReadOnly { destination: to.name.clone() }));
+    }
+    let (destination, there) = examine(destination, to.as_ref(), options);
+    let Some(from) = disk else {
+        let after = After::moving(options.fix_gpt);
+        return Ok(Ready { source, destination, bytes: None, resumed, after, notes });
+    };
+    let survey = match survey(&source.end, options) {
+        Ok(survey) => survey,
+        Err(why) => {
+            notes.push(format!("what is on {} is not known: {why}", options.source));
+            None
+        }
+    };
+    let sector = to.as_ref().and_then(|to| to.sector.or(there));
+    let survey = survey.as_ref();
+    let ends = Ends { options, from: &from, survey, to: to.as_ref(), sector };
+    let (source, fitted, after) = source.fitted(&ends)?;
+    notes.extend(fitted);
+    Ok(Ready { source, destination, bytes: Some(from.bytes), resumed, after, notes })
+}
+
+/// What is copied to.
+fn destination(tree: &Tree, options: &Copy, resumed: bool) -> Result<Local, Failure> {
+    match &options.destination {
+        Locator::Path(path) => {
+            let permission = Permission { force: options.force, resumes: resumed };
+            let from = match &options.source {
+                Locator::Path(path) => Some(path.as_path()),
+                _ => None,
+            };
+            local::destination(tree, path, permission, from)
+        }
+        Locator::Pipe => local::standard(io::stdout()),
+        there => Ok(Local::there(remote::place(tree, options, there)?)),
+    }
+}
+
+/// What is on a destination that is on another machine, as for one of this machine: what would be lost, and the block size
+/// that a partition table on it is for.
+fn examine(destination: Local, to: Option<&Disk>, options: &Copy) -> (Local, Option<u32>) {
+    let (End::Disk(place), Some(to), None) = (&destination.end, to, &destination.stake) else {
+        return (destination, None);
+    };
+    let survey = Access::open(&**place).and_then(|access| {
+        let sector = access.disk().sector;
+        inspect::survey(&access, to.bytes, sector)
+    });
+    let block = survey.as_ref().ok().filter(|it| it.table.is_some()).map(|it| it.block);
+    let path = options.destination.to_string();
+    let name = path.rsplit('/').next().unwrap_or_default();
+    let name = name.split('?').next().filter(|name| !name.is_empty()).unwrap_or("yes").to_owned();
+    let mut parts = Vec::new();
+    let serial = to.identity.split_once(" serial ").map(|(_, serial)| serial);
+    parts.extend(serial.map(|serial| format!("serial number {serial}")));
+    parts.push(decimal(to.bytes));
+    parts.push(consent::contents(survey));
+    let stake =
+        Stake { path, name, description: parts.join(", "), bytes: to.bytes, option: "--yes" };
+    (destination.at_stake(stake), block)
+}
+
+/// What is on the source; nothing for what is copied into a pipe, which fits anything.
+fn survey(end: &End, options: &Copy) -> Result<Option<Survey>, String> {
+    let (End::Disk(place), false) = (end, options.destination == Locator::Pipe) else {
+        return Ok(None);
+    };
+    let access = Access::open(&**place)?;
+    let disk = access.disk();
+    inspect::survey(&access, disk.bytes, disk.sector).map(Some)
 }
 
 /// Whether there is a map to go on from. A file that is none would be lost; one of a part of the disk tells nothing of
@@ -186,21 +253,19 @@ fn look(end: &End) -> Result<Option<Disk>, Failure> {
     }
 }
 
-/// Has a disk that would be overwritten agreed to, unless it is too small anyway, or was with --yes.
+/// Has what would be overwritten agreed to, unless it is too small anyway.
 fn agree(options: &Copy, ready: &Ready) -> Result<(), Failure> {
     let Some(stake) = &ready.destination.stake else { return Ok(()) };
-    let needed = ready.disk.as_ref().map(|disk| disk.bytes);
-    if let Some(needed) = needed.filter(|needed| *needed > stake.bytes) {
+    let is_disk = ready.destination.is_disk;
+    if let Some(needed) = ready.bytes.filter(|needed| is_disk && *needed > stake.bytes) {
         return Err(refused(format!(
             "{} has {} bytes, {needed} are needed: choose a larger destination",
             stake.path, stake.bytes
         )));
     }
-    if options.yes {
-        return Ok(());
-    }
-    let size = needed.map(|needed| format!(", {}", size(needed))).unwrap_or_default();
-    consent::ask(stake, &options.source.to_string(), &size)
+    let size = ready.bytes.map(|needed| format!(", {}", size(needed))).unwrap_or_default();
+    let given = if is_disk { options.yes } else { options.force };
+    consent::ask(stake, &format!("{}{size}", options.source), given).map_err(refused)
 }
 
 fn run(options: &Copy, ready: Ready, voice: &mut Voice) -> Result<(), Failure> {
@@ -211,14 +276,16 @@ fn run(options: &Copy, ready: Ready, voice: &mut Voice) -> Result<(), Failure> {
     voice.event(&Event::Started {
         source: &source,
         destination: &destination,
-        bytes: ready.disk.as_ref().map(|disk| disk.bytes),
+        bytes: ready.bytes,
         resumed: ready.resumed,
     });
     ready.notes.iter().for_each(|note| voice.note(note));
     let (from, _source) = ready.source.split();
     let (to, _destination) = ready.destination.split();
-    let job = Job { source: from, destination: to, settings: settings(options) };
-    let report = job.run(&stop, &mut |progress| voice.progress(progress));
+    let mut after = ready.after;
+    let job = Job { source: from, destination: after.keep(to), settings: settings(options) };
+    let mut report = job.run(&stop, &mut |progress| voice.progress(progress));
+    let advice = after.complete(&mut report);
     voice.clear();
     if options.files && !report.bad.is_empty() {
         contents::tell_owners(options, &report.bad, voice);
@@ -229,7 +296,7 @@ fn run(options: &Copy, ready: Ready, voice: &mut Voice) -> Result<(), Failure> {
         again: again.as_deref(),
         map: map.as_deref(),
     };
-    ending::conclude(&report, told, voice)
+    ending::conclude(&report, told, advice.as_deref(), voice)
 }
 
 fn settings(options: &Copy) -> Settings {

@@ -1,7 +1,7 @@
 //! `storagetm image`: makes something that boots into target mode. It knows no network.
 
 mod inputs;
-pub(crate) mod medium;
+mod medium;
 mod outcome;
 mod progress;
 pub(crate) mod target;
@@ -17,6 +17,7 @@ use ::image::program;
 use linux::module::modaliases;
 use linux::tree::Tree;
 
+use crate::consent::{self, Stake};
 use crate::failure::Failure;
 use crate::options::image::{For, Image};
 use inputs::{Inputs, Modules};
@@ -40,8 +41,8 @@ pub(crate) fn image(options: &Image) -> Result<(), Failure> {
     let inputs = Inputs { tree: Tree::machine(), options };
     // Found out once: a stick that comes or goes while the image is made turns no file into a disk, nor back.
     let is_device = options.disk.as_deref().is_some_and(medium::is_device);
-    check_target(options, is_device)?;
-    let made = make(&inputs, is_device, &progress);
+    let stake = check_target(options, is_device)?;
+    let made = make(&inputs, stake.as_ref().filter(|_| is_device), &progress);
     progress.clear();
     let (outcome, path) = made?;
     outcome.say(path, options.json)
@@ -49,29 +50,36 @@ pub(crate) fn image(options: &Image) -> Result<(), Failure> {
 
 fn make<'a>(
     inputs: &Inputs<'a>,
-    is_device: bool,
+    device: Option<&Stake>,
     progress: &Progress,
 ) -> Result<(Outcome, &'a Path), Failure> {
-    match inputs.options {
-        Image { initramfs: Some(path), .. } => Ok((write_initramfs(inputs, path, progress)?, path)),
-        Image { uki: Some(path), .. } => Ok((write_uki(inputs, path, progress)?, path)),
-        Image { disk: Some(path), .. } if is_device => {
-            Ok((write_device(inputs, path, progress)?, path))
+    match (inputs.options, device) {
+        (Image { initramfs: Some(path), .. }, _) => {
+            Ok((write_initramfs(inputs, path, progress)?, path))
         }
-        Image { disk: Some(path), .. } => Ok((write_disk(inputs, path, progress)?, path)),
+        (Image { uki: Some(path), .. }, _) => Ok((write_uki(inputs, path, progress)?, path)),
+        (Image { disk: Some(path), .. }, Some(device)) => {
+            Ok((write_device(inputs, path, device, progress)?, path))
+        }
+        (Image { disk: Some(path), .. }, None) => Ok((write_disk(inputs, path, progress)?, path)),
         _ => Err(Failure::usage("say what to make: --initramfs, --uki or --disk")),
     }
 }
 
-/// What speaks against the target is said before anything slow is done.
-fn check_target(options: &Image, is_device: bool) -> Result<(), Failure> {
-    match (&options.disk, &options.initramfs, &options.uki) {
-        (Some(disk), _, _) if is_device => {
-            medium::check(&Tree::machine(), disk, options.overwrite).map(drop)
+/// What speaks against the target is said, and what would be lost is agreed to, before anything slow is done.
+fn check_target(options: &Image, is_device: bool) -> Result<Option<Stake>, Failure> {
+    let stake = match (&options.disk, &options.initramfs, &options.uki) {
+        (Some(disk), _, _) if is_device => Some(medium::check(&Tree::machine(), disk)?),
+        (Some(file), _, _) | (_, Some(file), _) | (_, _, Some(file)) => {
+            target::check(file)?;
+            Stake::file(file, "--force").map_err(Failure::new)?
         }
-        (Some(file), _, _) | (_, Some(file), _) | (_, _, Some(file)) => target::check(file),
-        _ => Ok(()),
+        _ => None,
+    };
+    if let Some(stake) = &stake {
+        consent::ask(stake, "a new image", options.force).map_err(Failure::new)?;
     }
+    Ok(stake)
 }
 
 fn write_initramfs(
@@ -91,9 +99,14 @@ fn write_uki(inputs: &Inputs<'_>, path: &Path, progress: &Progress) -> Result<Ou
     Ok(outcome.of_size(program.len()))
 }
 
-fn write_device(inputs: &Inputs<'_>, path: &Path, progress: &Progress) -> Result<Outcome, Failure> {
+fn write_device(
+    inputs: &Inputs<'_>,
+    path: &Path,
+    agreed: &Stake,
+    progress: &Progress,
+) -> Result<Outcome, Failure> {
     let (program, outcome) = make_uki(inputs, Kind::Disk, progress)?;
-    let written = medium::write(&inputs.tree, path, inputs.options.overwrite, &program, progress)?;
+    let written = medium::write(&inputs.tree, path, agreed, &program, progress)?;
     Ok(outcome.of_size(written))
 }
 

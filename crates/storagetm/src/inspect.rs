@@ -13,12 +13,13 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use filesystem::{Found, Ranges, Usage};
+use filesystem::{Found, Ranges, Survey, Usage};
+use linux::gpt::{Patch, Shape};
 use linux::medium::ReadAt;
 
 use crate::worker::program;
 pub(crate) use child::work;
-use words::{LONGEST_READ, Order, Said, Seen, Sight};
+use words::{LONGEST_READ, Order, Said, Seen, Sight, Task};
 
 /// How long the other process may be silent: it has nothing to wait for but us.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -34,9 +35,9 @@ const BESIDES: u64 = 64 << 20;
 /// # Errors
 /// A sentence: the disk cannot be read, or what is on it was too much for the one who looked.
 pub(crate) fn usage(disk: &dyn ReadAt, bytes: u64) -> Result<Usage, String> {
-    match ask(disk, &Order { bytes, whose: None })? {
+    match ask(disk, &Order { bytes, task: Task::Usage })? {
         Sight::Usage(usage) => Ok(usage),
-        Sight::Owners(_) => Err(STRANGE.to_owned()),
+        _ => Err(STRANGE.to_owned()),
     }
 }
 
@@ -49,10 +50,52 @@ pub(crate) fn owners(
     bytes: u64,
     ranges: &Ranges,
 ) -> Result<BTreeSet<Found>, String> {
-    match ask(disk, &Order { bytes, whose: Some(ranges.clone()) })? {
+    match ask(disk, &Order { bytes, task: Task::Owners(ranges.clone()) })? {
         Sight::Owners(found) => Ok(found),
-        Sight::Usage(_) => Err(STRANGE.to_owned()),
+        _ => Err(STRANGE.to_owned()),
     }
+}
+
+/// What is on a disk of so many bytes, whose logical block size is `block`, if it is known.
+///
+/// # Errors
+/// As [`usage`].
+pub(crate) fn survey(disk: &dyn ReadAt, bytes: u64, block: Option<u32>) -> Result<Survey, String> {
+    match ask(disk, &Order { bytes, task: Task::Survey(block.unwrap_or(0)) })? {
+        Sight::Survey(survey) => Ok(survey),
+        _ => Err(STRANGE.to_owned()),
+    }
+}
+
+/// What is to be written so that the partition table of a disk of the shape `from` fits one of the shape `to`; a clause why
+/// it cannot be fitted.
+///
+/// # Errors
+/// As [`usage`].
+pub(crate) fn fit(
+    disk: &dyn ReadAt,
+    from: Shape,
+    to: Shape,
+) -> Result<Result<Vec<Patch>, String>, String> {
+    match ask(disk, &Order { bytes: from.bytes, task: Task::Fit(from.block, to) })? {
+        Sight::Fit(Ok(patches)) if patches.iter().all(|patch| is_of_table(patch, from, to)) => {
+            Ok(Ok(patches))
+        }
+        Sight::Fit(Err(why)) => Ok(Err(why)),
+        _ => Err(STRANGE.to_owned()),
+    }
+}
+
+/// Bytes at each end of a disk that a partition table may take.
+const TABLE: u64 = 2 << 20;
+
+/// Whether that is all that a partition table needs: what lies at an end of the new disk, or zeros over the old backup.
+fn is_of_table(patch: &Patch, from: Shape, to: Shape) -> bool {
+    let len = patch.bytes.len() as u64;
+    let Some(end) = patch.offset.checked_add(len) else { return false };
+    let at_end = end <= to.bytes && to.bytes.saturating_sub(patch.offset) <= TABLE;
+    let blanks = end <= from.bytes && patch.bytes.iter().all(|byte| *byte == 0);
+    len > 0 && len <= TABLE && (end <= TABLE || at_end || blanks)
 }
 
 const STRANGE: &str = "the process that looks at the disk's contents gave no answer";
@@ -149,7 +192,7 @@ mod test {
                 }
             }
         });
-        let order = Order { bytes: 4096, whose: None };
+        let order = Order { bytes: 4096, task: Task::Usage };
         let error = converse(&own, &Bytes(&[7; 4096]), &order);
         assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidData);
         drop(own);
@@ -159,10 +202,10 @@ mod test {
     #[test]
     fn a_disk_without_a_file_system_is_used_whole_and_nobody_knows_whose_it_is() {
         let disk: &'static [u8] = &[7; 1 << 20];
-        let order = Order { bytes: 1 << 20, whose: None };
+        let order = Order { bytes: 1 << 20, task: Task::Usage };
         let Seen::Sight(Sight::Usage(usage)) = look(disk, &order) else { panic!("a usage") };
         assert_eq!((usage.used, usage.parts.len()), (Ranges::of(0..1 << 20), 1));
-        let order = Order { whose: Some(Ranges::of(512..1024)), ..order };
+        let order = Order { task: Task::Owners(Ranges::of(512..1024)), ..order };
         let Seen::Sight(Sight::Owners(found)) = look(disk, &order) else { panic!("owners") };
         let found: Vec<Found> = found.into_iter().collect();
         assert_eq!(found, [Found { partition: 0, owner: filesystem::Owner::Unknown }]);

@@ -11,6 +11,7 @@ use nvme::auth::Hash;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
+use crate::consent::{self, Stake};
 use crate::failure::Failure;
 use crate::happening::escaped;
 use crate::keyring;
@@ -130,7 +131,12 @@ fn export(store: &Store, options: &Export) -> Result<(), Failure> {
         }
     };
     match &options.to {
-        Some(path) => write_private(path, &text),
+        Some(path) => {
+            if let Some(stake) = Stake::file(path, "--force").map_err(Failure::new)? {
+                consent::ask(&stake, "the key", options.force).map_err(Failure::new)?;
+            }
+            write_private(path, &text)
+        }
         None => say(&text),
     }
 }

@@ -34,6 +34,7 @@ mod announce;
 mod attach;
 mod boot;
 mod choice;
+mod consent;
 mod copy;
 mod demo;
 mod failure;

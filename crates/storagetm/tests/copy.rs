@@ -12,10 +12,14 @@ mod cable;
 mod contents;
 #[path = "copy/ends.rs"]
 mod ends;
+#[path = "copy/fits.rs"]
+mod fits;
 #[path = "copy/keyed.rs"]
 mod keyed;
 #[path = "copy/kills.rs"]
 mod kills;
+#[path = "copy/overwriting.rs"]
+mod overwriting;
 #[path = "copy/places.rs"]
 mod places;
 #[path = "copy/port.rs"]

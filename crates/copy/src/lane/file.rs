@@ -182,6 +182,7 @@ impl FilePlace {
             name: self.path.display().to_string(),
             bytes,
             block,
+            sector: opened.device.then_some(block),
             writable,
             extents: !opened.device,
             zeroes: if writable { HOLE } else { 0 },

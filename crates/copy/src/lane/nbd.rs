@@ -157,6 +157,8 @@ impl NbdPlace {
             name: self.name.clone(),
             bytes: opened.bytes,
             block: opened.minimum.max(block),
+            // Less than any disk has says nothing of the disk.
+            sector: (opened.minimum >= 512).then_some(opened.minimum),
             writable: opened.is_writable(),
             extents: opened.extents,
             zeroes: zeroes(opened),

@@ -198,6 +198,7 @@ impl NvmePlace {
             name: self.name.clone(),
             bytes,
             block: 1 << shift,
+            sector: Some(1 << shift),
             writable: namespace.figure.nsattr & NSATTR_WRITE_PROTECTED == 0,
             extents: false,
             zeroes: attached.zeroes(namespace.shift()),

@@ -59,6 +59,7 @@ impl<'a> Course<'a> {
             resent: 0,
             verified: 0,
             bad: Vec::new(),
+            padded: 0,
             hash: None,
             elapsed: Duration::ZERO,
         };

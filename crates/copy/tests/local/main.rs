@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -183,7 +184,7 @@ fn a_pipe_is_copied_to_a_file_and_a_file_to_a_pipe() {
         fs::write(dir.path("from"), &data).unwrap();
         let mut cat =
             Command::new("cat").arg(dir.path("from")).stdout(Stdio::piped()).spawn().unwrap();
-        let pipe = End::Pipe(cat.stdout.take().unwrap().into());
+        let pipe = End::Pipe(OwnedFd::from(cat.stdout.take().unwrap()).into());
         let to = destination(&dir.path("to"), Existing::Replace);
         let report = run(pipe, to, &Settings::default());
         cat.wait().unwrap();
@@ -194,7 +195,7 @@ fn a_pipe_is_copied_to_a_file_and_a_file_to_a_pipe() {
 
         let out = fs::File::create(dir.path("out")).unwrap();
         let mut cat = Command::new("cat").stdin(Stdio::piped()).stdout(out).spawn().unwrap();
-        let pipe = End::Pipe(cat.stdin.take().unwrap().into());
+        let pipe = End::Pipe(OwnedFd::from(cat.stdin.take().unwrap()).into());
         let report = run(source(&dir.path("from")), pipe, &Settings::default());
         cat.wait().unwrap();
         assert_success(&report);
@@ -210,11 +211,12 @@ fn a_rate_is_held_by_pipes_as_well() {
     let data = image(&dir.path("from"));
     let settings = Settings { rate: Some(16 << 20), ..Settings::default() };
     let file = |name: &str| fs::File::create(dir.path(name)).unwrap();
-    let into_pipe = run(source(&dir.path("from")), End::Pipe(file("out").into()), &settings);
+    let into_pipe =
+        run(source(&dir.path("from")), End::Pipe(OwnedFd::from(file("out")).into()), &settings);
     assert_success(&into_pipe);
     assert!(into_pipe.elapsed >= Duration::from_millis(500), "{:?}", into_pipe.elapsed);
     assert!(fs::read(dir.path("out")).unwrap() == data);
-    let pipe = End::Pipe(fs::File::open(dir.path("from")).unwrap().into());
+    let pipe = End::Pipe(OwnedFd::from(fs::File::open(dir.path("from")).unwrap()).into());
     let to = destination(&dir.path("to"), Existing::Nothing);
     let settings = Settings { verify: false, ..settings };
     let out_of_pipe = run(pipe, to, &settings);
@@ -233,7 +235,7 @@ fn a_pipe_that_breaks_is_no_success() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let pipe = End::Pipe(head.stdin.take().unwrap().into());
+    let pipe = End::Pipe(OwnedFd::from(head.stdin.take().unwrap()).into());
     let report = run(source(&dir.path("from")), pipe, &Settings::default());
     head.wait().unwrap();
     assert!(matches!(report.outcome, Outcome::Failed(_)), "{report:?}");

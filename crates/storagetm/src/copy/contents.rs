@@ -10,10 +10,10 @@ use filesystem::{Found, Kind, Owner, Part, Ranges};
 use linux::medium::ReadAt;
 use linux::tree::Tree;
 
+use super::access::Access;
 use super::ending::refused;
 use super::event::Event;
 use super::mask::Mask;
-use super::reading::Reading;
 use super::remote;
 use super::uri::Locator;
 use super::voice::Voice;
@@ -33,10 +33,10 @@ pub(super) fn only_used(end: End) -> Result<(End, Vec<String>), Failure> {
         return Err(Failure::usage("--allocated needs a disk to look at, and a pipe is none"));
     };
     let cannot = |why: String| refused(format!("{why}; without --allocated all of it is copied"));
-    let reading = Reading::open(&*place).map_err(cannot)?;
-    let usage = inspect::usage(&reading, reading.bytes()).map_err(cannot)?;
+    let reading = Access::open(&*place).map_err(cannot)?;
+    let usage = inspect::usage(&reading, reading.disk().bytes).map_err(cannot)?;
     let mut notes: Vec<String> = usage.parts.iter().filter_map(taken_whole).collect();
-    let (used, all) = (decimal(usage.used.bytes()), decimal(reading.bytes()));
+    let (used, all) = (decimal(usage.used.bytes()), decimal(reading.disk().bytes));
     notes.push(format!("{used} of {all} are used; the rest becomes zeros"));
     drop(reading);
     Ok((End::Disk(Box::new(Mask::new(place, usage.used))), notes))
@@ -85,8 +85,8 @@ fn owners(options: &Copy, bad: &[Range<u64>]) -> Result<std::collections::BTreeS
         there => {
             let place = remote::place(&Tree::machine(), options, there);
             let place = place.map_err(|failure| failure.to_string())?;
-            let reading = Reading::open(&*place)?;
-            look(&reading, reading.bytes())
+            let reading = Access::open(&*place)?;
+            look(&reading, reading.disk().bytes)
         }
     }
 }

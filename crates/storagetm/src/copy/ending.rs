@@ -39,19 +39,34 @@ pub(super) fn refused(sentence: impl std::fmt::Display) -> Failure {
     Failure::ending(REFUSED, sentence)
 }
 
-/// Says how it ended.
+/// Says how it ended, and what is left to do.
 ///
 /// # Errors
 /// All but success, with the exit status that it has.
-pub(super) fn conclude(report: &Report, told: Told<'_>, voice: &mut Voice) -> Result<(), Failure> {
+pub(super) fn conclude(
+    report: &Report,
+    told: Told<'_>,
+    advice: Option<&str>,
+    voice: &mut Voice,
+) -> Result<(), Failure> {
     let failure = failure(report, told);
     tell_ranges(report, voice);
+    if report.padded > 0 {
+        let note = padded(told.destination, report.padded);
+        voice.note(&note);
+    }
     if failure.as_ref().is_none_or(|failure| failure.status() == BAD) && voice.is_for_people() {
         summary(report).iter().for_each(|line| voice.note(line));
     }
+    advice.into_iter().for_each(|advice| voice.note(advice));
     let reason = failure.as_ref().map(ToString::to_string);
     voice.event(&Event::Finished(Finished::new(report, reason)));
     failure.map_or(Ok(()), Err)
+}
+
+/// That the last block was filled up.
+pub(super) fn padded(destination: &str, zeros: u64) -> String {
+    format!("the last block of {destination} is filled up with {zeros} bytes of zeros")
 }
 
 /// Bytes in the ranges.
@@ -180,6 +195,7 @@ mod test {
             resent: 0,
             verified: 1 << 20,
             bad: Vec::new(),
+            padded: 0,
             hash: None,
             elapsed: Duration::from_secs(1),
         }

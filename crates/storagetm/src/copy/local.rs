@@ -1,7 +1,6 @@
 //! Disks and files of this machine as ends of a copy: whether they may be, and what keeps others from them meanwhile.
 //! It knows no network.
 
-use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,19 +10,20 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use ::copy::{End, Existing, FilePlace, Place};
-use console::{decimal, printable};
+use console::printable;
 use linux::block::Disk;
 use linux::disk::{Live, OpenError, OpenFor, Opened, open};
 use linux::identity::{self, MachineId, Source};
-use linux::in_use::{Machine, Probe, judge_image};
+use linux::in_use::{Machine, Probe as _, judge_image};
 use linux::reason::{Asked, Weight};
 use linux::tree::Tree;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
 use super::ending::refused;
+use super::fit::{self, After, Ends};
+use crate::consent::Stake;
 use crate::failure::Failure;
-use crate::image::medium::on_it;
 use crate::image::target::is_among_devices;
 use crate::lend::block_device;
 
@@ -37,21 +37,10 @@ pub(super) struct Local {
     pub(super) end: End,
     /// What must be agreed to before it is written.
     pub(super) stake: Option<Stake>,
+    /// Whether it is a disk, here or on another machine, and neither a file nor a pipe.
+    pub(super) is_disk: bool,
     /// Keeps others away as long as it is held.
     hold: Hold,
-}
-
-/// A disk that would be overwritten.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stake {
-    /// The path, as it was typed.
-    pub(super) path: String,
-    /// The kernel's name: what is typed to agree.
-    pub(super) name: String,
-    /// What it is and what is on it.
-    pub(super) description: String,
-    /// Its length.
-    pub(super) bytes: u64,
 }
 
 /// What keeps others away, as long as it is held.
@@ -128,7 +117,7 @@ pub(super) fn standard(stream: impl std::os::fd::AsFd) -> Result<Local, Failure>
 impl Local {
     /// An end on another machine.
     pub(super) fn there(place: Box<dyn Place>) -> Self {
-        Self { end: End::Disk(place), stake: None, hold: Hold::Nothing }
+        Self { end: End::Disk(place), stake: None, is_disk: true, hold: Hold::Nothing }
     }
 
     /// The same, of which only what file systems use is copied; and what is to be said of that.
@@ -140,23 +129,36 @@ impl Local {
         Ok((Self { end, ..self }, notes))
     }
 
+    /// The same as it is to be copied to the other end; what is to be said of that, and what is to be done after.
+    ///
+    /// # Errors
+    /// It does not fit.
+    pub(super) fn fitted(self, ends: &Ends<'_>) -> Result<(Self, Vec<String>, After), Failure> {
+        let (end, notes, after) = fit::fit(self.end, ends)?;
+        Ok((Self { end, ..self }, notes, after))
+    }
+
+    /// The same, to be agreed to.
+    pub(super) fn at_stake(self, stake: Stake) -> Self {
+        Self { stake: Some(stake), ..self }
+    }
+
     /// The end, and what is to be held until the copy is over.
     pub(super) fn split(self) -> (End, Hold) {
         (self.end, self.hold)
     }
 
     fn pipe(descriptor: OwnedFd) -> Self {
-        Self { end: End::Pipe(descriptor), stake: None, hold: Hold::Nothing }
+        let end = End::Pipe(descriptor.into());
+        Self { end, stake: None, is_disk: false, hold: Hold::Nothing }
     }
 
-    fn of(place: FilePlace, stake: Option<Stake>, hold: Hold) -> Self {
-        Self { end: End::Disk(Box::new(place)), stake, hold }
+    fn file(place: FilePlace, stake: Option<Stake>, hold: Hold) -> Self {
+        Self { end: End::Disk(Box::new(place)), stake, is_disk: false, hold }
     }
-}
 
-impl fmt::Display for Stake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.path, self.description)
+    fn device(place: FilePlace, stake: Option<Stake>, hold: Hold) -> Self {
+        Self { is_disk: true, ..Self::file(place, stake, hold) }
     }
 }
 
@@ -185,7 +187,7 @@ fn source_device(tree: &Tree, path: &Path, allow_in_use: bool) -> Result<Local, 
         _ => String::new(),
     };
     let place = FilePlace::source(&opened.path, &identity);
-    Ok(Local::of(place, None, Hold::Disk { _opened: Box::new(opened) }))
+    Ok(Local::device(place, None, Hold::Disk { _opened: Box::new(opened) }))
 }
 
 fn source_file(tree: &Tree, path: &Path, allow_in_use: bool) -> Result<Local, Failure> {
@@ -197,7 +199,7 @@ fn source_file(tree: &Tree, path: &Path, allow_in_use: bool) -> Result<Local, Fa
     if !allow_in_use {
         lock(&path, &file, FlockOperation::NonBlockingLockShared)?;
     }
-    Ok(Local::of(FilePlace::source(&path, ""), None, Hold::Locked { _file: file }))
+    Ok(Local::file(FilePlace::source(&path, ""), None, Hold::Locked { _file: file }))
 }
 
 fn destination_device(tree: &Tree, path: &Path) -> Result<Local, Failure> {
@@ -222,31 +224,26 @@ fn destination_device(tree: &Tree, path: &Path) -> Result<Local, Failure> {
     }
     lock(path, &file, FlockOperation::NonBlockingLockExclusive)?;
     let identity = identity(tree, &machine, &disk, false);
-    let stake = stake(path, &machine, &disk, &probe);
+    let stake = Stake::device(path, &machine, &disk, "--yes");
     let place = FilePlace::destination(&target, Existing::Continue, &identity);
-    Ok(Local::of(place, Some(stake), Hold::Locked { _file: file }))
+    Ok(Local::device(place, Some(stake), Hold::Locked { _file: file }))
 }
 
 fn destination_file(tree: &Tree, path: &Path, permission: Permission) -> Result<Local, Failure> {
     let path = path.canonicalize().map_err(|error| cannot(path, "be opened", &error))?;
     let name = path.display();
-    let existing = match permission {
-        Permission { resumes: true, .. } => Existing::Continue,
-        Permission { force: true, .. } => Existing::Replace,
-        _ => {
-            return Err(refused(format!(
-                "{name} is there already; if it may be overwritten, add --force"
-            )));
-        }
-    };
+    let existing = if permission.resumes { Existing::Continue } else { Existing::Replace };
     if let Some(reason) = judge_image(tree, &path).reasons.first() {
         return Err(refused(format!("{name} is in use ({reason}); stop that first")));
     }
     let file = OpenOptions::new().write(true).open(&path);
     let file = file.map_err(|error| cannot(&path, "be written", &error))?;
     lock(&path, &file, FlockOperation::NonBlockingLockExclusive)?;
+    // What a map tells of is gone on with.
+    let asks = !permission.force && !permission.resumes;
+    let stake = if asks { Stake::file(&path, "--force").map_err(refused)? } else { None };
     let place = FilePlace::destination(&path, existing, "");
-    Ok(Local::of(place, None, Hold::Locked { _file: file }))
+    Ok(Local::file(place, stake, Hold::Locked { _file: file }))
 }
 
 fn new_file(path: &Path, permission: Permission) -> Result<Local, Failure> {
@@ -274,7 +271,7 @@ fn new_file(path: &Path, permission: Permission) -> Result<Local, Failure> {
             folder.display()
         )));
     }
-    Ok(Local::of(FilePlace::destination(path, Existing::Nothing, ""), None, Hold::Nothing))
+    Ok(Local::file(FilePlace::destination(path, Existing::Nothing, ""), None, Hold::Nothing))
 }
 
 /// The machine at this moment, and the disk in it.
@@ -302,27 +299,6 @@ fn identity(tree: &Tree, machine: &Machine, disk: &Disk, read: bool) -> String {
     }
     let uuid: String = who.uuid.iter().map(|byte| format!("{byte:02x}")).collect();
     printable(&format!("{} {} {uuid}", who.model, who.serial), false)
-}
-
-fn stake(path: &Path, machine: &Machine, disk: &Disk, probe: &dyn Probe) -> Stake {
-    let whole = machine.disk(disk.whole()).unwrap_or(disk);
-    let mut parts: Vec<String> = Vec::new();
-    if let Some(part) = &disk.part {
-        parts.push(format!("partition {} of {}", part.number, part.of));
-    }
-    parts.extend(whole.hardware.model.clone());
-    parts.extend(whole.hardware.serial.as_ref().map(|serial| format!("serial number {serial}")));
-    parts.push(decimal(disk.bytes));
-    parts.push(match probe.contents(disk) {
-        Ok(contents) => on_it(&contents).unwrap_or_else(|| "nothing known on it".to_owned()),
-        Err(_) => "what is on it cannot be read".to_owned(),
-    });
-    Stake {
-        path: path.display().to_string(),
-        name: disk.name.clone(),
-        description: parts.join(", "),
-        bytes: disk.bytes,
-    }
 }
 
 fn is_same(source: &Path, destination: &Path) -> bool {

@@ -1,5 +1,5 @@
 //! Writes an EFI program onto a disk of this machine, so that firmware boots from it: only one that is not in use, and
-//! that is empty unless it may be overwritten. It does not know what the program does.
+//! that may be overwritten.
 
 use std::fs::File;
 use std::io;
@@ -9,15 +9,14 @@ use std::path::Path;
 use ::image::disk::Disk as Layout;
 use linux::block::{self, Disk};
 use linux::disk::{Live, OpenFor, Opened, open};
-use linux::in_use::{Machine, Probe};
-use linux::partition::Scheme;
+use linux::in_use::Machine;
 use linux::reason::{Code, Weight};
-use linux::signature::{self, Contents};
 use linux::tree::Tree;
 use rustix::fd::OwnedFd;
 use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 
 use super::progress::Progress;
+use crate::consent::Stake;
 use crate::failure::Failure;
 use crate::lend::block_device;
 
@@ -32,8 +31,13 @@ pub(super) fn is_device(path: &Path) -> bool {
     block_device(path).is_some()
 }
 
-/// Refuses a disk that must not be written; gives the one that was judged.
-pub(super) fn check(tree: &Tree, path: &Path, overwrite: bool) -> Result<Disk, Failure> {
+/// Refuses a disk that must not be written; gives what would be lost.
+pub(super) fn check(tree: &Tree, path: &Path) -> Result<Stake, Failure> {
+    let (machine, disk) = judged(tree, path)?;
+    Ok(Stake::device(path, &machine, &disk, "--force"))
+}
+
+fn judged(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
     let (machine, disk) = find(tree, path)?;
     let name = path.display();
     if let Some(part) = &disk.part {
@@ -49,8 +53,7 @@ pub(super) fn check(tree: &Tree, path: &Path, overwrite: bool) -> Result<Disk, F
             "{name} is not written: {reason}; stop that first, or use another disk"
         )));
     }
-    check_empty(path, probe.contents(&disk), overwrite)?;
-    Ok(disk)
+    Ok((machine, disk))
 }
 
 /// Whether firmware could not boot from such a disk, or somebody needs what is on it.
@@ -65,23 +68,6 @@ fn forbids(code: Code) -> bool {
         Code::Zram,
     ];
     odd.contains(&code) || [Weight::InUse, Weight::Never].contains(&code.weight())
-}
-
-fn check_empty(
-    path: &Path,
-    contents: io::Result<Contents>,
-    overwrite: bool,
-) -> Result<(), Failure> {
-    let name = path.display();
-    let contents = contents.map_err(|error| {
-        Failure::new(format!("what is on {name} cannot be found out ({error}); use another disk"))
-    })?;
-    match on_it(&contents) {
-        Some(found) if !overwrite => Err(Failure::new(format!(
-            "{name} is not empty: there is {found}; if all of that may go, add --overwrite"
-        ))),
-        _ => Ok(()),
-    }
 }
 
 fn find(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
@@ -99,42 +85,25 @@ fn find(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
     Ok((machine, disk))
 }
 
-/// The partition table and the marks, in few words; nothing if there is neither.
-pub(crate) fn on_it(contents: &Contents) -> Option<String> {
-    let table = contents.table.as_ref().map(|table| {
-        let kind = match table.scheme {
-            Scheme::Gpt => "GPT",
-            Scheme::Mbr => "MBR",
-        };
-        match table.entries.len() {
-            1 => format!("a partition table ({kind}) with a partition"),
-            number => format!("a partition table ({kind}) with {number} partitions"),
-        }
-    });
-    let marks = contents.signatures.iter().map(|signature| match &signature.label {
-        Some(label) => format!("{} \"{label}\"", signature.kind.word()),
-        None => signature.kind.word().to_owned(),
-    });
-    let words: Vec<String> = table.into_iter().chain(marks).collect();
-    (!words.is_empty()).then(|| words.join(", "))
-}
-
 /// Writes the program onto the disk, and reads back that it is there. Gives the bytes that were written.
 pub(super) fn write(
     tree: &Tree,
     path: &Path,
-    overwrite: bool,
+    agreed: &Stake,
     program: &[u8],
     progress: &Progress,
 ) -> Result<usize, Failure> {
     // Since the first look something may have happened to it.
-    let judged = check(tree, path, overwrite)?;
+    let (machine, judged) = judged(tree, path)?;
     let opened = open(tree, path, OpenFor::Writing, false).map_err(Failure::new)?;
     check_same(path, &judged, now(tree, &opened).as_ref())?;
     let wrong = |error| Failure::new(format!("{} cannot be written: {error}", path.display()));
     let file = buffered(opened.descriptor).map_err(wrong)?;
     // Held by us alone it stays what it is now.
-    check_empty(path, signature::probe(&file, opened.bytes), overwrite)?;
+    let stake = Stake::device(path, &machine, &judged, "--force");
+    if stake != *agreed {
+        return Err(Failure::new(format!("{stake} is not what was there before; try again")));
+    }
     let layout = Layout::on(program, opened.bytes, opened.logical_block)
         .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
     put(&file, &layout, progress).map_err(wrong)?;
@@ -213,7 +182,6 @@ fn pieces(layout: &Layout) -> Vec<(u64, &[u8])> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use linux::signature::{Kind, Signature};
 
     #[test]
     fn pieces_cover_the_layout_and_the_table_is_the_last() {
@@ -252,14 +220,5 @@ mod test {
         for code in [Code::Loop, Code::Network, Code::Program] {
             assert!(!forbids(code), "{code:?}");
         }
-    }
-
-    #[test]
-    fn what_is_on_a_disk_is_said() {
-        assert_eq!(on_it(&Contents::default()), None);
-        let label = Some("stick".to_owned());
-        let mark = Signature { kind: Kind::Ext4, uuid: None, label, devices: 1, level: None };
-        let contents = Contents { table: None, signatures: vec![mark] };
-        assert_eq!(on_it(&contents).as_deref(), Some("ext4 \"stick\""));
     }
 }

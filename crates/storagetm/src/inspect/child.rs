@@ -5,11 +5,12 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, PoisonError};
 
+use linux::gpt::{Shape, fitted};
 use linux::medium::ReadAt;
 use linux::sandbox;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use super::words::{self, Order, Said, Seen, Sight};
+use super::words::{self, Order, Said, Seen, Sight, Task};
 use crate::failure::Failure;
 
 /// Bytes of memory that it may have: what a disk says of itself must not cost more.
@@ -51,9 +52,18 @@ impl ReadAt for Disk<'_> {
 pub(super) fn look(mut socket: &UnixStream) -> io::Result<()> {
     let order = Order::parse(&mut socket)?;
     let disk = Disk(Mutex::new(socket));
-    let seen = match &order.whose {
-        None => filesystem::usage(&disk, order.bytes).map(Sight::Usage),
-        Some(ranges) => filesystem::owners(&disk, order.bytes, ranges).map(Sight::Owners),
+    let bytes = order.bytes;
+    let seen = match &order.task {
+        Task::Usage => filesystem::usage(&disk, bytes).map(Sight::Usage),
+        Task::Owners(ranges) => filesystem::owners(&disk, bytes, ranges).map(Sight::Owners),
+        Task::Survey(block) => {
+            let block = Some(*block).filter(|block| *block != 0);
+            filesystem::survey(&disk, bytes, block).map(Sight::Survey)
+        }
+        Task::Fit(block, to) => {
+            let fitted = fitted(&disk, Shape { block: *block, bytes }, *to);
+            fitted.map(|fitted| Sight::Fit(fitted.map_err(|unfit| unfit.to_string())))
+        }
     };
     let trouble = |error: io::Error| Seen::Trouble(format!("the disk cannot be read: {error}"));
     let seen = seen.map_or_else(trouble, Seen::Sight);

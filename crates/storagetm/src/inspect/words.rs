@@ -5,7 +5,13 @@ use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Range;
 
-use filesystem::{Found, Kind, Opaque, Owner, Part, Ranges, Usage};
+use filesystem::{Found, Ranges, Survey, Usage};
+use linux::gpt::{Patch, Shape};
+
+mod survey;
+mod usage;
+
+use usage::{owners, put_owners, put_usage, usage};
 
 /// Bytes that are read of the disk at once.
 pub(super) const LONGEST_READ: usize = 1 << 20;
@@ -22,8 +28,21 @@ const GAP: u64 = 64 << 10;
 pub(super) struct Order {
     /// The length of the disk.
     pub(super) bytes: u64,
-    /// The bytes whose owners are wanted; without them, what is used is.
-    pub(super) whose: Option<Ranges>,
+    /// What is wanted.
+    pub(super) task: Task,
+}
+
+/// What is to be found out.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// Which bytes are used.
+    Usage,
+    /// Whose these are.
+    Owners(Ranges),
+    /// What is there; the logical block size, 0 if it is not known.
+    Survey(u32),
+    /// What to write to fit the partition table of a disk with that block size to another one.
+    Fit(u32, Shape),
 }
 
 /// What the process says that looks.
@@ -49,20 +68,47 @@ pub(super) enum Seen {
 pub(super) enum Sight {
     Usage(Usage),
     Owners(BTreeSet<Found>),
+    Survey(Survey),
+    /// What to write; or why the table cannot be fitted.
+    Fit(Result<Vec<Patch>, String>),
 }
 
 impl Order {
     pub(super) fn emit(&self, to: &mut impl Write) -> io::Result<()> {
         let mut bytes = self.bytes.to_le_bytes().to_vec();
-        bytes.push(u8::from(self.whose.is_some()));
-        put_ranges(&mut bytes, self.whose.iter().flat_map(Ranges::iter));
+        match &self.task {
+            Task::Usage => bytes.push(0),
+            Task::Owners(ranges) => {
+                bytes.push(1);
+                put_ranges(&mut bytes, ranges.iter());
+            }
+            Task::Survey(block) => {
+                bytes.push(2);
+                bytes.extend(block.to_le_bytes());
+            }
+            Task::Fit(block, shape) => {
+                bytes.push(3);
+                bytes.extend(block.to_le_bytes());
+                bytes.extend(shape.block.to_le_bytes());
+                bytes.extend(shape.bytes.to_le_bytes());
+            }
+        }
         to.write_all(&bytes)
     }
 
     pub(super) fn parse(from: &mut impl Read) -> io::Result<Self> {
-        let (bytes, wanted) = (long(from)?, byte(from)?);
-        let ranges = ranges(from)?;
-        Ok(Self { bytes, whose: (wanted != 0).then_some(ranges) })
+        let bytes = long(from)?;
+        let task = match byte(from)? {
+            0 => Task::Usage,
+            1 => Task::Owners(ranges(from)?),
+            2 => Task::Survey(count_or_number(from)?),
+            3 => {
+                let (block, to) = (count_or_number(from)?, count_or_number(from)?);
+                Task::Fit(block, Shape { block: to, bytes: long(from)? })
+            }
+            _ => return Err(nonsense()),
+        };
+        Ok(Self { bytes, task })
     }
 }
 
@@ -87,6 +133,18 @@ impl Said {
                 bytes.push(3);
                 put_owners(&mut bytes, found);
             }
+            Self::Seen(Seen::Sight(Sight::Survey(survey))) => {
+                bytes.push(4);
+                survey::put(&mut bytes, survey);
+            }
+            Self::Seen(Seen::Sight(Sight::Fit(Ok(patches)))) => {
+                bytes.push(5);
+                survey::put_patches(&mut bytes, patches);
+            }
+            Self::Seen(Seen::Sight(Sight::Fit(Err(why)))) => {
+                bytes.push(6);
+                put_text(&mut bytes, why);
+            }
         }
         to.write_all(&bytes)
     }
@@ -101,6 +159,9 @@ impl Said {
             1 => Self::Seen(Seen::Trouble(text(from)?)),
             2 => Self::Seen(Seen::Sight(Sight::Usage(usage(from)?))),
             3 => Self::Seen(Seen::Sight(Sight::Owners(owners(from)?))),
+            4 => Self::Seen(Seen::Sight(Sight::Survey(survey::parse(from)?))),
+            5 => Self::Seen(Seen::Sight(Sight::Fit(Ok(survey::parse_patches(from)?)))),
+            6 => Self::Seen(Seen::Sight(Sight::Fit(Err(text(from)?)))),
             _ => return Err(nonsense()),
         })
     }
@@ -124,74 +185,6 @@ pub(super) fn answered(from: &mut impl Read, into: &mut [u8]) -> io::Result<usiz
     let len = usize::try_from(len).ok().filter(|_| len != u64::MAX).ok_or_else(unreadable)?;
     from.read_exact(into.get_mut(..len).ok_or_else(nonsense)?)?;
     Ok(len)
-}
-
-fn put_usage(bytes: &mut Vec<u8>, usage: &Usage) {
-    put_count(bytes, usage.parts.len());
-    for part in &usage.parts {
-        bytes.extend(part.number.to_le_bytes());
-        bytes.extend(part.place.start.to_le_bytes());
-        bytes.extend(part.place.end.to_le_bytes());
-        bytes.push(match part.kind {
-            Kind::Ext => 0,
-            Kind::Ntfs => 1,
-            Kind::Opaque(Opaque::Unknown) => 2,
-            Kind::Opaque(Opaque::Unclean) => 3,
-            Kind::Opaque(Opaque::Feature) => 4,
-            Kind::Opaque(Opaque::Damaged) => 5,
-        });
-    }
-    put_ranges(bytes, joined(&usage.used));
-}
-
-fn usage(from: &mut impl Read) -> io::Result<Usage> {
-    let part = |from: &mut _| {
-        let number = count_or_number(from)?;
-        let place = long(from)?..long(from)?;
-        let kind = match byte(from)? {
-            0 => Kind::Ext,
-            1 => Kind::Ntfs,
-            2 => Kind::Opaque(Opaque::Unknown),
-            3 => Kind::Opaque(Opaque::Unclean),
-            4 => Kind::Opaque(Opaque::Feature),
-            5 => Kind::Opaque(Opaque::Damaged),
-            _ => return Err(nonsense()),
-        };
-        Ok(Part { number, place, kind })
-    };
-    let parts = list(from, part)?;
-    Ok(Usage { parts, used: ranges(from)? })
-}
-
-fn put_owners(bytes: &mut Vec<u8>, found: &BTreeSet<Found>) {
-    put_count(bytes, found.len());
-    for Found { partition, owner } in found {
-        bytes.extend(partition.to_le_bytes());
-        match owner {
-            Owner::File(path) => {
-                bytes.push(0);
-                put_text(bytes, path);
-            }
-            Owner::Structure => bytes.push(1),
-            Owner::Free => bytes.push(2),
-            Owner::Unknown => bytes.push(3),
-        }
-    }
-}
-
-fn owners(from: &mut impl Read) -> io::Result<BTreeSet<Found>> {
-    let found = |from: &mut _| {
-        let partition = count_or_number(from)?;
-        let owner = match byte(from)? {
-            0 => Owner::File(text(from)?),
-            1 => Owner::Structure,
-            2 => Owner::Free,
-            3 => Owner::Unknown,
-            _ => return Err(nonsense()),
-        };
-        Ok(Found { partition, owner })
-    };
-    Ok(list(from, found)?.into_iter().collect())
 }
 
 /// The ranges, and what is too small between them.
@@ -277,6 +270,32 @@ fn nonsense() -> io::Error {
 #[cfg(test)]
 mod test {
     use super::*;
+    use filesystem::{Content, Kind, Opaque, Owner, Part};
+
+    #[test]
+    fn survey_and_patches_come_back_as_they_were_said() {
+        let content = Content {
+            partition: 1,
+            kind: "vfat".to_owned(),
+            label: Some("EFI".to_owned()),
+            unit: Some(512),
+        };
+        let survey = Survey {
+            table: Some(linux::partition::Scheme::Gpt),
+            block: 4096,
+            partitions: 1,
+            backup_end: Some(1 << 40),
+            contents: vec![content.clone(), Content { label: None, unit: None, ..content }],
+            empty: false,
+        };
+        let said = Said::Seen(Seen::Sight(Sight::Survey(survey.clone())));
+        let Said::Seen(Seen::Sight(Sight::Survey(heard))) = back(&said) else { panic!("a survey") };
+        assert_eq!(heard, survey);
+        let patches = vec![Patch { offset: 4096, bytes: vec![1, 2, 3] }];
+        let said = Said::Seen(Seen::Sight(Sight::Fit(Ok(patches.clone()))));
+        let Said::Seen(Seen::Sight(Sight::Fit(heard))) = back(&said) else { panic!("patches") };
+        assert_eq!(heard, Ok(patches));
+    }
 
     fn back(said: &Said) -> Said {
         let mut bytes = Vec::new();

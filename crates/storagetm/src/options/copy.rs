@@ -28,8 +28,9 @@ A disk with bad sectors is read as GNU ddrescue does: first all that is good, in
 bad areas, then their sectors, which are tried again a few times. Its good parts are copied even so, and what was bad \
 is said at the end.
 
-A disk of this machine is written only if nothing uses it, and after its name was typed (or with --yes); a file that \
-is there only with --force.";
+A disk of this machine is written only if nothing uses it. What is on a disk or in a file that is there is shown, and it \
+is overwritten only after its name was typed; where there is no terminal, only with --yes (a disk, here or on another \
+machine) or --force (a file).";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -38,7 +39,7 @@ Examples:
   Take an image of it, so that it can be gone on with after an interruption:
     storagetm copy --map laptop.map nvme://192.168.1.5/sda laptop.img
   Write an image onto a disk that another machine lends writable:
-    storagetm copy laptop.img nbd://192.168.1.5/sda
+    storagetm copy laptop.img nbds://192.168.1.5/sda
   Compress it on the way:
     storagetm copy nvme://192.168.1.5/sda - | zstd > laptop.img.zst
 
@@ -106,11 +107,27 @@ pub struct Copy {
     #[arg(long)]
     pub no_sparse: bool,
 
-    /// Overwrite the file DST if it is there
+    /// Write the partition table for the block size of DST, if SRC has another one
+    ///
+    /// A disk with blocks of 512 bytes and one with blocks of 4096 do not read each other's partition tables. The partitions
+    /// stay where they are; file systems whose own blocks are smaller than those of DST are named, since they cannot be
+    /// mounted there.
+    #[arg(long)]
+    pub convert_sectors: bool,
+
+    /// Copy byte for byte even if the partition table of SRC is for another block size than that of DST
+    #[arg(long, conflicts_with = "convert_sectors")]
+    pub keep_sectors: bool,
+
+    /// Move the backup of a GUID partition table to the end of DST, if that is larger than SRC
+    #[arg(long)]
+    pub fix_gpt: bool,
+
+    /// Overwrite the file DST, if it is there, without asking
     #[arg(long)]
     pub force: bool,
 
-    /// Overwrite the disk DST without asking
+    /// Overwrite the disk DST, here or on another machine, without asking
     #[arg(long)]
     pub yes: bool,
 
@@ -170,6 +187,7 @@ mod test {
             "- b",
             "a -",
             "a b --no-verify --verify",
+            "a b --convert-sectors --fix-gpt",
             "a b --map m --retries 0 --connections 16 --rate 20M --no-sparse --force --yes --patience 0",
             "--key k --keys d --digests --json --hostnqn nqn.2024-01.test:a nvme://a/b nbd://b/c",
         ] {
@@ -188,6 +206,7 @@ mod test {
             "a b --connections 0",
             "a b --rate fast",
             "a b --size 4",
+            "a b --keep-sectors --convert-sectors",
         ] {
             let error = copy(line).err().unwrap_or_else(|| panic!("{line}"));
             assert_eq!(error.exit_code(), 2, "{line}");

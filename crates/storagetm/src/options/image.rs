@@ -41,7 +41,7 @@ pub struct Image {
 
     /// Write a disk that EFI firmware boots from: an image file, or straight onto a USB stick
     ///
-    /// A stick is overwritten as a whole, and never if it is in use.
+    /// A stick is overwritten as a whole, after its name was typed (or with --force), and never if it is in use.
     #[arg(long, value_name = "FILE|DEVICE", group = "product")]
     pub disk: Option<PathBuf>,
 
@@ -81,9 +81,9 @@ pub struct Image {
     #[arg(long, conflicts_with = "firmware")]
     pub no_firmware: bool,
 
-    /// Overwrite a stick even if there is something on it
-    #[arg(long, conflicts_with_all = ["initramfs", "uki"])]
-    pub overwrite: bool,
+    /// Overwrite the file or disk, if it is there, without asking
+    #[arg(long, visible_alias = "overwrite")]
+    pub force: bool,
 
     /// Write what was made as one JSON line
     #[arg(long)]
@@ -120,7 +120,6 @@ mod test {
         for line in [
             "",
             "--uki a --disk b",
-            "--uki a --overwrite",
             "--initramfs a --command-line x",
             "--initramfs a --no-firmware --firmware x",
             "--uki a --for me",

@@ -150,6 +150,10 @@ pub struct Export {
     /// Write to this file, which only its owner can read, not to standard output
     #[arg(long, value_name = "FILE")]
     pub to: Option<PathBuf>,
+
+    /// Overwrite the file, if it is there, without asking
+    #[arg(long, requires = "to")]
+    pub force: bool,
 }
 
 /// The options of `storagetm key list`.

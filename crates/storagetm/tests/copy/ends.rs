@@ -4,9 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use rustix::process::geteuid;
-
-use crate::scene::{Folder, MIB, allocated, assert_equal, copy, ends_with, noise, run};
+use crate::scene::{Attached, Folder, MIB, allocated, assert_equal, copy, ends_with, noise, run};
 
 #[test]
 fn a_file_is_copied_with_its_holes_and_the_hash_is_that_of_b3sum() {
@@ -117,37 +115,13 @@ fn x43_an_image_within_the_image_is_copied_as_it_is() {
     }
 }
 
-/// A loop device over a file, taken away at the end.
-struct Attached(String);
-
-impl Attached {
-    fn new(path: &str) -> Option<Self> {
-        if !geteuid().is_root() {
-            println!("skip a copy to a block device: it needs root");
-            return None;
-        }
-        let run = Command::new("losetup").args(["--find", "--show", path]).output();
-        let run = run.ok().filter(|run| run.status.success());
-        if run.is_none() {
-            println!("skip a copy to a block device: no loop device can be had here");
-        }
-        Some(Self(String::from_utf8(run?.stdout).unwrap().trim().to_owned()))
-    }
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
-    }
-}
-
 #[test]
 fn a_block_device_is_written_after_consent_only_and_read_as_well() {
     let folder = Folder::new();
     let image = folder.image("disk.img", 3 * MIB);
     let backing = folder.path("backing");
     fs::write(&backing, vec![7; 4 << 20]).unwrap();
-    let Some(device) = Attached::new(&backing) else { return };
+    let Some(device) = Attached::new(&backing, 512) else { return };
     let said = ends_with(5, &[&image, &device.0]);
     assert!(said.contains("--yes") && said.contains(&device.0), "{said}");
     assert!(fs::read(&backing).unwrap().iter().all(|byte| *byte == 7));
@@ -167,7 +141,7 @@ fn a_pipe_with_nothing_in_it_is_no_copy_of_a_disk() {
     let (backing, empty) = (folder.path("backing"), folder.path("empty"));
     fs::write(&backing, vec![7; 2 << 20]).unwrap();
     fs::write(&empty, []).unwrap();
-    let Some(device) = Attached::new(&backing) else { return };
+    let Some(device) = Attached::new(&backing, 512) else { return };
     let mut copy = Command::new(env!("CARGO_BIN_EXE_storagetm"));
     copy.args(["copy", "--yes", "-", &device.0]).stdin(File::open(&empty).unwrap());
     let said = copy.output().unwrap();
@@ -184,7 +158,7 @@ fn r43_a_device_that_is_too_small_or_in_use_is_left_alone() {
     let image = folder.image("disk.img", 3 * MIB);
     let backing = folder.path("backing");
     fs::write(&backing, vec![7; 2 << 20]).unwrap();
-    let Some(device) = Attached::new(&backing) else { return };
+    let Some(device) = Attached::new(&backing, 512) else { return };
     let said = ends_with(5, &["--yes", &image, &device.0]);
     assert!(said.contains("larger"), "{said}");
     let said = ends_with(5, &["--yes", &device.0, &device.0]);

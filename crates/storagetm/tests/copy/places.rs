@@ -31,7 +31,7 @@ fn a_disk_is_copied_from_a_target_and_onto_one_by_nvme() {
     let to = folder.path("copy.img");
     ends_with(0, &[&from, &to]);
     assert_equal(&image, &to);
-    ends_with(0, &["--digests", &from, &onto]);
+    ends_with(0, &["--yes", "--digests", &from, &onto]);
     let written = fs::read(&other).unwrap();
     assert!(written[..12 << 20] == fs::read(&image).unwrap()[..]);
     assert!(written[12 << 20..].iter().all(|byte| *byte == 3));
@@ -57,7 +57,7 @@ fn a_disk_is_copied_from_a_target_and_onto_one_by_nbd() {
     assert!(output.status.success(), "{events:?}");
     assert_equal(&image, &to);
     assert!(events.last().unwrap()["zeroes"].as_u64().unwrap() >= 6 * MIB, "holes are not sent");
-    ends_with(0, &[&image, &format!("nbd://127.0.0.1:{port}/other")]);
+    ends_with(0, &["--yes", &image, &format!("nbd://127.0.0.1:{port}/other")]);
     assert_equal(&image, &other);
     let said = ends_with(5, &[&to, &format!("nbd://127.0.0.1:{port}/disk")]);
     assert!(said.contains("read-only"), "{said}");
@@ -97,7 +97,7 @@ fn nbdkit_is_a_source_and_a_destination() {
     fill(&other, 7 * MIB + 1024, 99);
     let second = folder.path("second");
     let _server = nbdkit(&second, &["file", &other]);
-    ends_with(0, &[&uri(&socket), &uri(&second)]);
+    ends_with(0, &["--yes", &uri(&socket), &uri(&second)]);
     assert_equal(&image, &other);
 }
 
@@ -111,7 +111,7 @@ fn a_destination_that_does_not_hold_what_was_written_is_found_out() {
     let image = folder.image("disk.img", 4 * MIB);
     let socket = folder.path("socket");
     let _server = nbdkit(&socket, &["null", "4M"]);
-    let output = run(&["--json", &image, &uri(&socket)]);
+    let output = run(&["--yes", "--json", &image, &uri(&socket)]);
     assert_eq!(output.status.code(), Some(4), "{}", String::from_utf8_lossy(&output.stderr));
     let events = events(&output);
     let unlike = |event: &&Value| event["event"] == "mismatch";
@@ -119,7 +119,7 @@ fn a_destination_that_does_not_hold_what_was_written_is_found_out() {
         events.iter().filter(unlike).map(|event| event["bytes"].as_u64().unwrap()).sum();
     assert!(bytes >= 2 * MIB, "{events:?}");
     assert_eq!(events.last().unwrap()["outcome"], "verify-failed");
-    ends_with(0, &["--no-verify", &image, &uri(&socket)]);
+    ends_with(0, &["--yes", "--no-verify", &image, &uri(&socket)]);
 }
 
 /// R16: a destination that fails some writes is never taken for a copy.
@@ -137,7 +137,7 @@ fn r16_a_failed_write_is_a_failed_copy() {
         let (error, rate) = (format!("error-pwrite={error}"), "error-pwrite-rate=30%");
         let _server = nbdkit(&socket, &["--filter=error", "file", &other, &error, rate]);
         for more in ["--verify", "--no-verify"] {
-            let said = ends_with(1, &[more, &image, &uri(&socket)]);
+            let said = ends_with(1, &["--yes", more, &image, &uri(&socket)]);
             assert!(said.contains("writing"), "{said}");
         }
     }
@@ -245,7 +245,7 @@ fn r23_a_target_that_is_killed_and_started_again_is_gone_on_with() {
             _ => vec!["disk".to_owned(), "other".to_owned()],
         };
         let uri = |at: usize| format!("{protocol}://127.0.0.1:{port}/{}", names[at]);
-        let child = copy(&["--json", "--rate", "2M", "--no-sparse", &uri(0), &uri(1)])
+        let child = copy(&["--yes", "--json", "--rate", "2M", "--no-sparse", &uri(0), &uri(1)])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

@@ -153,3 +153,29 @@ pub(crate) fn has(program: &str) -> bool {
     }
     found
 }
+
+/// A loop device over a file, taken away at the end.
+pub(crate) struct Attached(pub(crate) String);
+
+impl Attached {
+    /// With logical blocks of that size.
+    pub(crate) fn new(path: &str, block: u32) -> Option<Self> {
+        if !rustix::process::geteuid().is_root() {
+            println!("skip a copy to a block device: it needs root");
+            return None;
+        }
+        let size = ["--find", "--show", "--sector-size", &block.to_string(), path];
+        let run = Command::new("losetup").args(size).output();
+        let run = run.ok().filter(|run| run.status.success());
+        if run.is_none() {
+            println!("skip a copy to a block device: no loop device can be had here");
+        }
+        Some(Self(String::from_utf8(run?.stdout).unwrap().trim().to_owned()))
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}

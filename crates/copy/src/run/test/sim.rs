@@ -55,6 +55,7 @@ impl Sim {
             name: name.to_owned(),
             bytes: data.len() as u64,
             block: 512,
+            sector: None,
             writable: true,
             extents: false,
             zeroes: 0,

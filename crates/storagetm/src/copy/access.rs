@@ -1,10 +1,10 @@
-//! Reads any bytes of a place, for who looks at what is on its disk. It knows no disk and waits for each answer.
+//! Reads and writes any bytes of a place, one request at a time, for what is looked at and changed besides the copy.
 
 use std::cell::RefCell;
 use std::io;
 use std::time::{Duration, Instant};
 
-use ::copy::{Disk, Lane, Place, Waits, Work};
+use ::copy::{Disk, Ended, Lane, Place, Waits, Work};
 use export::{Account, Pool};
 use linux::medium::ReadAt;
 use rustix::event::{PollFd, Timespec, poll};
@@ -16,14 +16,14 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// How long a lane that waits for nothing in particular is left alone.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// One way to a disk, read at any offset.
-pub(super) struct Reading {
+/// One connection to a disk.
+pub(super) struct Access {
     disk: Disk,
     lane: RefCell<Box<dyn Lane>>,
     memory: Account,
 }
 
-impl Reading {
+impl Access {
     /// Of that place.
     ///
     /// # Errors
@@ -34,24 +34,52 @@ impl Reading {
         Ok(Self { disk, lane: RefCell::new(lane), memory })
     }
 
-    /// Bytes of the disk.
-    pub(super) fn bytes(&self) -> u64 {
-        self.disk.bytes
+    /// The disk.
+    pub(super) fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// Writes whole blocks, puts them on stable storage, and reads them back past this machine's memory of them.
+    ///
+    /// # Errors
+    /// They cannot be written, or are not what is read back.
+    pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let most = usize::try_from(MOST.min(self.disk.largest.into())).unwrap_or(512);
+        let pieces = || (offset..).step_by(most.max(1)).zip(bytes.chunks(most.max(1)));
+        for (at, piece) in pieces() {
+            let mut buffer = self.memory.take(piece.len()).ok_or(io::ErrorKind::OutOfMemory)?;
+            buffer.bytes_mut().copy_from_slice(piece);
+            self.run(Work::Write { offset: at, buffer, part: 0..piece.len() })?;
+        }
+        self.run(Work::Flush)?;
+        self.lane.borrow_mut().distrust();
+        for (at, piece) in pieces() {
+            if self.blocks(at, piece.len() as u64)? != piece {
+                return Err(io::Error::other("what is read back is not what was written"));
+            }
+        }
+        Ok(())
     }
 
     /// Reads whole blocks.
     fn blocks(&self, offset: u64, len: u64) -> io::Result<Vec<u8>> {
         let size = usize::try_from(len).unwrap_or(0);
         let buffer = self.memory.take(size).ok_or(io::ErrorKind::OutOfMemory)?;
+        let ended = self.run(Work::Read { offset, buffer })?;
+        let buffer = ended.buffer.ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(buffer.bytes().to_vec())
+    }
+
+    /// Does the work to its end.
+    fn run(&self, work: Work) -> io::Result<Ended> {
         let mut lane = self.lane.borrow_mut();
-        lane.submit(0, Work::Read { offset, buffer });
+        lane.submit(0, work);
         let until = Instant::now() + PATIENCE;
         loop {
             lane.advance().map_err(|lost| io::Error::other(lost.reason))?;
             if let Some(ended) = lane.ended() {
                 ended.result.map_err(io::Error::other)?;
-                let buffer = ended.buffer.ok_or(io::ErrorKind::UnexpectedEof)?;
-                return Ok(buffer.bytes().to_vec());
+                return Ok(ended);
             }
             if Instant::now() > until {
                 return Err(io::ErrorKind::TimedOut.into());
@@ -65,7 +93,7 @@ impl Reading {
     }
 }
 
-impl ReadAt for Reading {
+impl ReadAt for Access {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let block = u64::from(self.disk.block).max(1);
         let most = MOST.min(self.disk.largest.into());

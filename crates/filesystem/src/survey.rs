@@ -1,0 +1,231 @@
+//! What is on a disk in few words, and for which block size it was made.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+
+use linux::gpt::backup_end;
+use linux::medium::ReadAt;
+use linux::partition::{Entry, Scheme};
+use linux::signature::{self, Kind, Signature};
+
+use crate::{CONTAINERS, Inside, window};
+
+/// Partitions that are looked into at most.
+const PARTITIONS: usize = 32;
+/// Bytes at each end of a disk that must be zeros for it to look empty, and bytes that are read of them at once.
+const MARGIN: u64 = 1 << 20;
+const PIECE: u64 = 64 << 10;
+/// Blocks in which an MBR is taken to count where nothing else is known.
+const USUAL: u32 = 512;
+
+/// What is on a disk.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// The kind of partition table.
+    pub table: Option<Scheme>,
+    /// The block size that the table is for; 0 without a table.
+    pub block: u32,
+    /// Partitions in the table.
+    pub partitions: u32,
+    /// Where the backup of a GPT ends, in bytes.
+    pub backup_end: Option<u64>,
+    /// What was recognised on the disk and in its partitions.
+    pub contents: Vec<Content>,
+    /// Whether nothing was recognised and both ends of the disk are zeros.
+    pub empty: bool,
+}
+
+/// A file system, or whatever else is recognised by its mark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    /// The partition's number; 0 for the whole disk.
+    pub partition: u32,
+    /// The word for it, as `blkid` has it.
+    pub kind: String,
+    /// Its name.
+    pub label: Option<String>,
+    /// The smallest unit that it reads and writes, in bytes: it cannot be mounted from a disk with larger blocks. None where
+    /// that is not known, or the disk's blocks do not matter.
+    pub unit: Option<u32>,
+}
+
+/// What is on a disk of `bytes` bytes. `block` is its logical block size, if it has one: an MBR counts in that.
+///
+/// # Errors
+/// The disk cannot be read where it must be.
+pub fn survey<R: ReadAt + ?Sized>(disk: &R, bytes: u64, block: Option<u32>) -> io::Result<Survey> {
+    let found = signature::probe(disk, bytes)?;
+    let mut survey =
+        Survey { contents: contents(disk, 0, &found.signatures)?, ..Survey::default() };
+    if let Some(table) = found.table {
+        let told = block.filter(|block| *block >= USUAL).unwrap_or(USUAL);
+        survey.block = if table.scheme == Scheme::Gpt { table.block_size } else { told };
+        survey.table = Some(table.scheme);
+        survey.partitions = u32::try_from(table.entries.len()).unwrap_or(u32::MAX);
+        if table.scheme == Scheme::Gpt {
+            survey.backup_end = backup_end(disk, table.block_size)?;
+        }
+        let scale = u64::from(survey.block / table.block_size.max(1)).max(1);
+        for entry in table.entries.iter().take(PARTITIONS) {
+            let Some(place) = place(entry, scale, bytes) else { continue };
+            let inside = Inside { disk, place: place.clone() };
+            let found = signature::probe(&inside, place.end - place.start)?;
+            survey.contents.extend(contents(&inside, entry.number, &found.signatures)?);
+        }
+    }
+    let nothing = survey.table.is_none() && survey.contents.is_empty();
+    survey.empty = nothing && zeros(disk, bytes)?;
+    Ok(survey)
+}
+
+fn place(entry: &Entry, scale: u64, bytes: u64) -> Option<Range<u64>> {
+    let start = entry.start.checked_mul(scale)?;
+    let end = entry.bytes.checked_mul(scale)?.checked_add(start)?;
+    let plain = entry.bytes > 0 && !CONTAINERS.contains(&&*entry.kind);
+    (plain && end <= bytes).then_some(start..end)
+}
+
+fn contents<R: ReadAt + ?Sized>(
+    disk: &R,
+    partition: u32,
+    signatures: &[Signature],
+) -> io::Result<Vec<Content>> {
+    let content = |signature: &Signature| {
+        Ok(Content {
+            partition,
+            kind: signature.kind.word().to_owned(),
+            label: signature.label.clone(),
+            unit: unit(disk, signature.kind)?,
+        })
+    };
+    signatures.iter().map(content).collect()
+}
+
+/// The smallest unit that a file system reads and writes, in bytes.
+fn unit<R: ReadAt + ?Sized>(disk: &R, kind: Kind) -> io::Result<Option<u32>> {
+    let field = |at: u64, len: u64| window::read(disk, at, len);
+    let number = |bytes: Option<Vec<u8>>| {
+        let bytes = bytes?;
+        Some(bytes.iter().rev().fold(0_u32, |number, byte| number << 8 | u32::from(*byte)))
+    };
+    let power = |base: u32, shift: Option<u32>| base.checked_shl(shift.filter(|it| *it <= 16)?);
+    Ok(match kind {
+        Kind::Vfat | Kind::Ntfs => number(field(11, 2)?),
+        Kind::Exfat => power(1, number(field(108, 1)?)),
+        Kind::Ext2 | Kind::Ext3 | Kind::Ext4 => power(1024, number(field(1048, 4)?)),
+        // Big-endian.
+        Kind::Xfs => {
+            field(102, 2)?.and_then(|it| Some(u16::from_be_bytes(*it.first_chunk()?).into()))
+        }
+        Kind::Btrfs => number(field(0x10090, 4)?),
+        Kind::Iso9660 | Kind::Udf => Some(2048),
+        _ => None,
+    })
+}
+
+fn zeros<R: ReadAt + ?Sized>(disk: &R, bytes: u64) -> io::Result<bool> {
+    let tail = bytes.saturating_sub(MARGIN);
+    let step = usize::try_from(PIECE).unwrap_or(1);
+    let head = (0..MARGIN.min(bytes)).step_by(step);
+    for at in head.chain((tail.max(MARGIN)..bytes).step_by(step)) {
+        let piece = window::read(disk, at, PIECE.min(bytes - at))?;
+        if piece.is_none_or(|piece| piece.iter().any(|byte| *byte != 0)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+impl Survey {
+    /// The file systems that cannot be mounted from a disk with blocks of that size.
+    pub fn unmountable(&self, block: u32) -> impl Iterator<Item = &Content> {
+        self.contents.iter().filter(move |content| content.unit.is_some_and(|unit| unit < block))
+    }
+
+    /// What would be lost, in few words.
+    pub fn describe(&self) -> String {
+        let table = self.table.map(|scheme| {
+            let scheme = match scheme {
+                Scheme::Gpt => "GPT",
+                Scheme::Mbr => "MBR",
+            };
+            match self.partitions {
+                1 => format!("a partition table ({scheme}) with 1 partition"),
+                number => format!("a partition table ({scheme}) with {number} partitions"),
+            }
+        });
+        let all: Vec<String> =
+            table.into_iter().chain(self.contents.iter().map(ToString::to_string)).collect();
+        match (all.is_empty(), self.empty) {
+            (false, _) => all.join(", "),
+            (true, true) => "looks empty".to_owned(),
+            (true, false) => "holds data that is not recognised".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for Content {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.kind)?;
+        if let Some(label) = &self.label {
+            write!(f, " \"{label}\"")?;
+        }
+        match self.partition {
+            0 => Ok(()),
+            number => write!(f, " on partition {number}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use linux::gpt::{Gpt, Partition};
+
+    /// A disk with a FAT of 512-byte sectors in its first partition.
+    fn disk(block: u32) -> Vec<u8> {
+        let size = u64::from(block);
+        let partition = Partition {
+            kind: [9; 16],
+            guid: [8; 16],
+            first: (1 << 20) / size,
+            last: (2 << 20) / size - 1,
+            name: "x",
+        };
+        let gpt = Gpt::new(block, (4 << 20) / size, [1; 16], &[partition]);
+        let mut disk = vec![0; 4 << 20];
+        let (start, end) = (gpt.start(), gpt.end());
+        disk[..start.len()].copy_from_slice(&start);
+        let at = disk.len() - end.len();
+        disk[at..].copy_from_slice(&end);
+        disk[(1 << 20) + 11..][..2].copy_from_slice(&512_u16.to_le_bytes());
+        disk[(1 << 20) + 71..][..11].copy_from_slice(b"EFI        ");
+        disk[(1 << 20) + 82..][..8].copy_from_slice(b"FAT32   ");
+        disk[(1 << 20) + 510..][..2].copy_from_slice(&[0x55, 0xaa]);
+        disk
+    }
+
+    #[test]
+    fn table_and_file_systems_are_named_with_their_sizes() {
+        for block in [512, 4096] {
+            let disk = disk(block);
+            let survey = survey(&disk[..], 4 << 20, None).unwrap();
+            assert_eq!((survey.table, survey.block), (Some(Scheme::Gpt), block));
+            assert_eq!(survey.backup_end, Some(4 << 20));
+            let said = "a partition table (GPT) with 1 partition, vfat \"EFI\" on partition 1";
+            assert_eq!(survey.describe(), said);
+            assert_eq!(survey.unmountable(4096).count(), 1);
+            assert_eq!(survey.unmountable(512).count(), 0);
+        }
+    }
+
+    #[test]
+    fn only_zeros_at_both_ends_look_empty() {
+        let mut disk = vec![0; 4 << 20];
+        assert!(survey(&disk[..], 4 << 20, None).unwrap().empty);
+        disk[(4 << 20) - 1] = 1;
+        let survey = survey(&disk[..], 4 << 20, None).unwrap();
+        assert_eq!(survey.describe(), "holds data that is not recognised");
+    }
+}

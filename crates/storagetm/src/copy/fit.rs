@@ -1,0 +1,264 @@
+//! Whether what is copied fits its destination: the block sizes that partition tables count in, the place of a GPT's backup,
+//! whole blocks. What does not fit is refused, or the source is shown as it is to be ([`View`]).
+
+use std::sync::Arc;
+
+use ::copy::{Disk, End, Lane, Outcome, Place, PlaceError, Report, Trouble};
+use console::attach::quoted;
+use filesystem::Survey;
+use linux::gpt::{Patch, Shape};
+use linux::partition::Scheme;
+
+use super::access::Access;
+use super::ending::{padded, refused};
+use super::uri::Locator;
+use super::view::View;
+use crate::failure::Failure;
+use crate::inspect;
+use crate::options::copy::Copy;
+
+/// The block size that an MBR counts in where nothing else is known.
+const USUAL: u32 = 512;
+
+/// What of a container a program does not see from outside.
+const LAYERS: [&str; 7] = ["luks1", "luks2", "bitlocker", "lvm2", "md", "firmware-raid", "zfs"];
+
+/// What is done to the destination once all is copied.
+#[derive(Default)]
+pub(super) struct After {
+    destination: Option<Arc<dyn Place>>,
+    /// Parts of the partition table that the copy itself does not bring.
+    patches: Vec<Patch>,
+    /// Whether the backup of whatever table came is to be moved to the end.
+    moves: bool,
+    /// What is left to be done by hand.
+    advice: Option<String>,
+}
+
+/// What is known before the copy.
+pub(super) struct Ends<'a> {
+    pub(super) options: &'a Copy,
+    /// The source's disk.
+    pub(super) from: &'a Disk,
+    /// What is on it; nothing if it cannot be read.
+    pub(super) survey: Option<&'a Survey>,
+    /// The destination's disk, if it is one and not a file.
+    pub(super) to: Option<&'a Disk>,
+    /// The block size of the destination, as far as it is known.
+    pub(super) sector: Option<u32>,
+}
+
+/// A disk that is used here and by a copy.
+struct Shared(Arc<dyn Place>);
+
+impl Place for Shared {
+    fn open(&self) -> Result<(Disk, Box<dyn Lane>), PlaceError> {
+        self.0.open()
+    }
+
+    fn prepare(&self, bytes: u64) -> Result<(), PlaceError> {
+        self.0.prepare(bytes)
+    }
+}
+
+impl After {
+    /// Keeps a way to the destination.
+    pub(super) fn keep(&mut self, end: End) -> End {
+        let End::Disk(place) = end else { return end };
+        let place: Arc<dyn Place> = place.into();
+        self.destination = Some(place.clone());
+        End::Disk(Box::new(Shared(place)))
+    }
+
+    /// Has the backup of the table that comes out of a pipe be moved.
+    pub(super) fn moving(moves: bool) -> Self {
+        Self { moves, ..Self::default() }
+    }
+
+    /// Does what is to be done after a copy that ended well. What goes wrong becomes the outcome.
+    pub(super) fn complete(self, report: &mut Report) -> Option<String> {
+        if !matches!(report.outcome, Outcome::Success | Outcome::BadSectors) {
+            return None;
+        }
+        let place = self.destination.filter(|_| self.moves || !self.patches.is_empty());
+        if let Some(place) = place
+            && let Err((name, why)) = write(&*place, self.patches, self.moves)
+        {
+            report.outcome = Outcome::Failed(Trouble::Table { name, why });
+            return None;
+        }
+        self.advice
+    }
+}
+
+/// Writes the rest of the partition table, and reads it back.
+fn write(place: &dyn Place, patches: Vec<Patch>, moves: bool) -> Result<(), (String, String)> {
+    let access = Access::open(place).map_err(|why| (String::new(), why))?;
+    let name = access.disk().name.clone();
+    let named = |why: String| (name.clone(), why);
+    let patches = if moves { moved(&access).map_err(named)? } else { patches };
+    for patch in patches {
+        access.write(patch.offset, &patch.bytes).map_err(|error| named(error.to_string()))?;
+    }
+    Ok(())
+}
+
+/// What moves the backup of the destination's own table to its end; nothing if it is there, or there is no GPT.
+fn moved(access: &Access) -> Result<Vec<Patch>, String> {
+    let disk = access.disk();
+    let survey = inspect::survey(access, disk.bytes, disk.sector)?;
+    if survey.table != Some(Scheme::Gpt) || is_at_end(&survey, disk.bytes) {
+        return Ok(Vec::new());
+    }
+    let shape = Shape { block: survey.block, bytes: disk.bytes };
+    inspect::fit(access, shape, shape)?
+}
+
+fn is_at_end(survey: &Survey, bytes: u64) -> bool {
+    let block = u64::from(survey.block.max(1));
+    survey.backup_end.is_none_or(|end| end == bytes - bytes % block)
+}
+
+/// The source as it is to be copied, what is to be said before, and what is to be done after.
+///
+/// # Errors
+/// It does not fit.
+pub(super) fn fit(source: End, ends: &Ends<'_>) -> Result<(End, Vec<String>, After), Failure> {
+    let mut notes = Vec::new();
+    let End::Disk(place) = source else { return Ok((source, notes, After::default())) };
+    let patches = patches(&*place, ends, &mut notes)?;
+    let own = ends.from.bytes;
+    let bytes = own.next_multiple_of(u64::from(ends.to.map_or(1, |to| to.block.max(1))));
+    if bytes > own {
+        notes.push(padded(&ends.options.destination.to_string(), bytes - own));
+    }
+    let after = After {
+        // What lies beyond the source.
+        patches: patches.iter().filter(|it| end(it) > bytes).cloned().collect(),
+        advice: advice(ends, !patches.is_empty()),
+        ..After::default()
+    };
+    if patches.is_empty() && bytes == own {
+        return Ok((End::Disk(place), notes, after));
+    }
+    let mark = mark(ends, !patches.is_empty());
+    let view = View::new(place, own, bytes, patches, &mark);
+    Ok((End::Disk(Box::new(view)), notes, after))
+}
+
+fn end(patch: &Patch) -> u64 {
+    patch.offset.saturating_add(patch.bytes.len() as u64)
+}
+
+/// A map of a copy with another table is none of the disk itself.
+fn mark(ends: &Ends<'_>, changed: bool) -> String {
+    let to = ends.to.filter(|_| changed);
+    to.map(|to| format!("table {} {}", ends.sector.unwrap_or(0), to.bytes)).unwrap_or_default()
+}
+
+/// What the partition table is to be at the destination, where that is another one.
+fn patches(
+    place: &dyn Place,
+    ends: &Ends<'_>,
+    notes: &mut Vec<String>,
+) -> Result<Vec<Patch>, Failure> {
+    let Some((survey, to)) = ends.survey.zip(ends.to) else { return unknown(ends) };
+    if let Some(sector) = ends.sector {
+        notes.extend(unmountable(survey, sector, ends));
+    }
+    let sector = match (survey.table, ends.sector) {
+        (None, _) => return Ok(Vec::new()),
+        (Some(_), Some(sector)) if sector != survey.block => sector,
+        _ if ends.options.fix_gpt && !is_at_end(survey, to.bytes) => survey.block,
+        _ => return Ok(Vec::new()),
+    };
+    let other = sector != survey.block;
+    if other && ends.options.keep_sectors {
+        return Ok(Vec::new());
+    }
+    if other && !ends.options.convert_sectors {
+        return Err(another_block(ends, survey, sector));
+    }
+    let from = Shape { block: ends.from.sector.unwrap_or(USUAL), bytes: ends.from.bytes };
+    let access = Access::open(place).map_err(refused)?;
+    let fitted = inspect::fit(&access, from, Shape { block: sector, bytes: to.bytes });
+    let (source, destination) = (&ends.options.source, &ends.options.destination);
+    fitted.map_err(refused)?.map_err(|why| {
+        refused(format!(
+            "the partition table of {source} cannot be written for {destination}: {why}"
+        ))
+    })
+}
+
+/// Nothing is known of one of the ends: then nothing can be changed.
+fn unknown(ends: &Ends<'_>) -> Result<Vec<Patch>, Failure> {
+    if !ends.options.convert_sectors {
+        return Ok(Vec::new());
+    }
+    let (source, destination) = (&ends.options.source, &ends.options.destination);
+    Err(refused(match ends.to {
+        None => format!("{destination} is a file, and has no block size to convert to"),
+        Some(_) => format!("what is on {source} cannot be read, so it cannot be converted"),
+    }))
+}
+
+fn another_block(ends: &Ends<'_>, survey: &Survey, sector: u32) -> Failure {
+    let (source, destination) = (&ends.options.source, &ends.options.destination);
+    refused(mismatch(&source.to_string(), survey.block, &destination.to_string(), sector))
+}
+
+/// Why a disk would not be readable.
+pub(super) fn mismatch(source: &str, block: u32, destination: &str, sector: u32) -> String {
+    format!(
+        "the partition table of {source} is for blocks of {block} bytes, and {destination} has blocks of {sector}: no \
+         partition would be found there; to have the table written for these, add --convert-sectors, to copy byte for byte all \
+         the same, --keep-sectors"
+    )
+}
+
+/// The file systems that the destination's blocks are too large for.
+fn unmountable(survey: &Survey, sector: u32, ends: &Ends<'_>) -> Vec<String> {
+    if survey.table.is_some() && survey.block == sector {
+        return Vec::new();
+    }
+    let mut notes = Vec::new();
+    let destination = &ends.options.destination;
+    let named: Vec<String> = survey
+        .unmountable(sector)
+        .map(|content| format!("{content} ({} bytes)", content.unit.unwrap_or(0)))
+        .collect();
+    if !named.is_empty() {
+        notes.push(format!(
+            "{destination} has blocks of {sector} bytes, and what has smaller ones cannot be mounted there: {}; make it \
+             anew and copy its files",
+            named.join(", ")
+        ));
+    }
+    let other = ends.from.sector.is_some_and(|from| from != sector) || survey.table.is_some();
+    let layers = survey.contents.iter().filter(|it| other && LAYERS.contains(&&*it.kind));
+    let layers: Vec<String> = layers.map(ToString::to_string).collect();
+    if !layers.is_empty() {
+        notes.push(format!(
+            "whether what is inside can be used with blocks of {sector} bytes is not known: {}",
+            layers.join(", ")
+        ));
+    }
+    notes
+}
+
+/// That the backup of a GPT is not at the end of a larger disk, and what to type.
+fn advice(ends: &Ends<'_>, changed: bool) -> Option<String> {
+    let (survey, to) = ends.survey.zip(ends.to).filter(|_| !changed)?;
+    let behind = survey.table == Some(Scheme::Gpt) && !is_at_end(survey, to.bytes);
+    behind.then(|| {
+        let destination = &ends.options.destination;
+        let (disk, place) = match destination {
+            Locator::Path(path) => (quoted(&path.display().to_string()), String::new()),
+            _ => ("DISK".to_owned(), ", on the machine that has it or attaches it".to_owned()),
+        };
+        format!(
+            "the backup of the partition table is not at the end of {destination}{place}: sgdisk -e {disk} (or: sfdisk \
+             --relocate gpt-bak-std {disk}); --fix-gpt does it with the copy"
+        )
+    })
+}

@@ -1,0 +1,195 @@
+//! Block sizes, lengths and partition tables between all kinds of ends.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+
+use linux::gpt::{Gpt, Partition};
+use linux::partition;
+
+use crate::scene::{Attached, Folder, MIB, assert_equal, ends_with, noise};
+use crate::target::Target;
+
+const BYTES: u64 = 8 * MIB;
+const BLOCKS: [u32; 2] = [512, 4096];
+/// Where the partitions of the image are, in bytes.
+const PLACES: [(u64, u64); 2] = [(MIB, 3 * MIB), (4 * MIB, 6 * MIB)];
+
+/// An image with two partitions, of which the first has a FAT of 512-byte sectors.
+fn partitioned(path: &str, block: u32) {
+    let size = u64::from(block);
+    let partitions = [1_u8, 2].map(|number| {
+        let (start, end) = PLACES[usize::from(number - 1)];
+        let (kind, guid) = ([9; 16], [number; 16]);
+        Partition { kind, guid, first: start / size, last: end / size - 1, name: "data" }
+    });
+    let gpt = Gpt::new(block, BYTES / size, [block.to_le_bytes()[1]; 16], &partitions);
+    let file = File::create(path).unwrap();
+    file.set_len(BYTES).unwrap();
+    file.write_all_at(&gpt.start(), 0).unwrap();
+    let end = gpt.end();
+    file.write_all_at(&end, BYTES - end.len() as u64).unwrap();
+    for (number, (start, end)) in (1..).zip(PLACES) {
+        file.write_all_at(&noise(number, usize::try_from(end - start).unwrap()), start).unwrap();
+    }
+    let mut boot = vec![0; 512];
+    boot[11..13].copy_from_slice(&512_u16.to_le_bytes());
+    boot[71..82].copy_from_slice(b"SYSTEM     ");
+    boot[82..90].copy_from_slice(b"FAT32   ");
+    boot[510..].copy_from_slice(&[0x55, 0xaa]);
+    file.write_all_at(&boot, MIB).unwrap();
+}
+
+/// The block size of the table, and that all partitions are where they were, with what was in them.
+#[track_caller]
+fn readable(path: &str, source: &str) -> u32 {
+    let (copy, source) = (fs::read(path).unwrap(), fs::read(source).unwrap());
+    let table = partition::read(&copy[..]).unwrap().expect("there is a table");
+    let places: Vec<_> =
+        table.entries.iter().map(|entry| (entry.start, entry.start + entry.bytes)).collect();
+    assert_eq!(places, PLACES);
+    for (start, end) in PLACES.map(|(start, end)| (start as usize, end as usize)) {
+        assert!(copy[start..end] == source[start..end], "a partition is another one");
+    }
+    let backup = linux::gpt::backup_end(&copy[..], table.block_size).unwrap();
+    assert_eq!(backup, Some(copy.len() as u64), "the backup is at the end");
+    let at = copy.len() - table.block_size as usize;
+    assert!(copy[at..].starts_with(b"EFI PART"));
+    table.block_size
+}
+
+/// A disk of one block size, which is lent from one file and attached from another.
+struct Ends {
+    block: u32,
+    /// The kind, the address, and the file behind it.
+    ends: Vec<(&'static str, String, String)>,
+    _held: (Vec<Attached>, Target),
+}
+
+impl Ends {
+    fn new(folder: &Folder, name: &str, block: u32, bytes: u64) -> Option<Self> {
+        let files = ["disk", "nvme", "nbd"].map(|kind| folder.path(&format!("{name}.{kind}")));
+        files.iter().for_each(|file| File::create(file).unwrap().set_len(bytes).unwrap());
+        let loops: Vec<_> =
+            files.iter().map(|file| Attached::new(file, block)).collect::<Option<_>>()?;
+        let listen = ["--listen", "nvme:127.0.0.1:0", "--listen", "nbd:127.0.0.1:0"];
+        let lent = ["--writable", &loops[1].0, "--writable", &loops[2].0];
+        let target = Target::serve(&[&listen[..], &lent].concat());
+        let short = |at: usize| target.lent[at]["name"].as_str().unwrap().to_owned();
+        let nvme = format!("nvme://127.0.0.1:{}/{}", target.port("nvme"), short(0));
+        let nbd = format!("nbd://127.0.0.1:{}/{}", target.port("nbd"), short(1));
+        let [disk_file, nvme_file, nbd_file] = files;
+        let ends = vec![
+            ("disk", loops[0].0.clone(), disk_file),
+            ("nvme", nvme, nvme_file),
+            ("nbd", nbd, nbd_file),
+        ];
+        Some(Self { block, ends, _held: (loops, target) })
+    }
+}
+
+/// R49: every pair of ends with blocks of 512 and of 4096 bytes.
+#[test]
+fn r49_disks_of_other_block_sizes_are_refused_or_converted() {
+    let folder = Folder::new();
+    let make = |name: &str| {
+        BLOCKS.map(|block| Ends::new(&folder, &format!("{name}{block}"), block, BYTES))
+    };
+    let ([Some(a), Some(b)], [Some(c), Some(d)]) = (make("from"), make("to")) else { return };
+    for from in [a, b] {
+        let image = folder.path(&format!("source{}.img", from.block));
+        partitioned(&image, from.block);
+        for (_, _, file) in &from.ends {
+            fs::write(file, fs::read(&image).unwrap()).unwrap();
+        }
+        let file = ("file", image.clone(), image.clone());
+        for (kind, source, _) in from.ends.iter().chain([&file]) {
+            let copy = folder.path("copy.img");
+            ends_with(0, &["--force", source, &copy]);
+            assert_equal(&image, &copy);
+            for to in [&c, &d] {
+                for (other, destination, behind) in &to.ends {
+                    println!("{kind} of {} to {other} of {}", from.block, to.block);
+                    one_pair(source, from.block, &image, destination, to.block, behind);
+                }
+            }
+        }
+    }
+}
+
+fn one_pair(source: &str, from: u32, image: &str, destination: &str, to: u32, behind: &str) {
+    let before = noise(77, 1 << 20);
+    let blank = File::options().write(true).open(behind).unwrap();
+    blank.write_all_at(&before, 0).unwrap();
+    if from == to {
+        ends_with(0, &["--yes", source, destination]);
+        assert_eq!(readable(behind, image), to);
+        return;
+    }
+    let said = ends_with(5, &["--yes", source, destination]);
+    assert!(said.contains(&from.to_string()) && said.contains("--convert-sectors"), "{said}");
+    assert!(fs::read(behind).unwrap()[..1 << 20] == before, "nothing was written");
+    let said = ends_with(0, &["--yes", "--convert-sectors", source, destination]);
+    assert_eq!(readable(behind, image), to);
+    let fat = "vfat \"SYSTEM\" on partition 1";
+    assert_eq!(said.contains(fat), to == 4096, "{said}");
+    ends_with(0, &["--yes", "--keep-sectors", source, destination]);
+    assert_equal(image, behind);
+}
+
+/// R54: the backup of a GPT belongs at the end, also of a larger disk.
+#[test]
+fn r54_backup_gpt_is_moved_or_said_to_be_left_behind() {
+    let folder = Folder::new();
+    let image = folder.path("source.img");
+    for block in BLOCKS {
+        partitioned(&image, block);
+        let Some(to) = Ends::new(&folder, &format!("to{block}"), block, 12 * MIB) else { return };
+        for (_, destination, behind) in &to.ends {
+            let said = ends_with(0, &["--yes", &image, destination]);
+            assert!(said.contains("sgdisk -e"), "{said}");
+            let said = ends_with(0, &["--yes", "--fix-gpt", &image, destination]);
+            assert!(!said.contains("sgdisk -e"), "{said}");
+            assert_eq!(readable(behind, &image), block);
+        }
+    }
+}
+
+/// R54: a copy that is gone on with after its end is as it was.
+#[test]
+fn r54_converted_copy_is_gone_on_with_by_its_map() {
+    let folder = Folder::new();
+    let (image, map) = (folder.path("source.img"), folder.path("map"));
+    partitioned(&image, 512);
+    let Some(to) = Ends::new(&folder, "to", 4096, 12 * MIB) else { return };
+    let (_, disk, behind) = &to.ends[0];
+    for _ in 0..3 {
+        ends_with(0, &["--yes", "--convert-sectors", "--map", &map, &image, disk]);
+        assert_eq!(readable(behind, &image), 4096);
+    }
+    let said = ends_with(5, &["--yes", "--keep-sectors", "--map", &map, &image, disk]);
+    assert!(said.contains("another disk"), "{said}");
+}
+
+/// R59: whatever is no whole block is filled up with zeros, and that is said.
+#[test]
+fn r59_odd_image_onto_a_disk_is_filled_up_with_zeros() {
+    let folder = Folder::new();
+    let odd = folder.path("odd.img");
+    fs::write(&odd, noise(5, 1_000_001)).unwrap();
+    let copy = folder.path("copy.img");
+    ends_with(0, &[&odd, &copy]);
+    assert_equal(&odd, &copy);
+    for block in BLOCKS {
+        let Some(to) = Ends::new(&folder, &format!("to{block}"), block, 2 * MIB) else { return };
+        for (_, destination, behind) in &to.ends {
+            fs::write(behind, vec![7; 2 << 20]).unwrap();
+            let said = ends_with(0, &["--yes", &odd, destination]);
+            assert!(said.contains("filled up with"), "{said}");
+            let written = fs::read(behind).unwrap();
+            let end = 1_000_001_usize.next_multiple_of(block as usize);
+            assert!(written[..1_000_001] == noise(5, 1_000_001));
+            assert!(written[1_000_001..end].iter().all(|byte| *byte == 0));
+            assert!(written[end..].iter().all(|byte| *byte == 7));
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Nothing that is there is overwritten unasked: one rule for all commands.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use crate::scene::{Folder, MIB, PROGRAM, assert_equal, ends_with, noise};
+use crate::target::Target;
+
+#[test]
+fn remote_disk_is_overwritten_only_after_consent() {
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 2 * MIB);
+    let other = folder.path("other.img");
+    let mut before = vec![0; 4 << 20];
+    before[1024 + 56..1024 + 58].copy_from_slice(&[0x53, 0xef]);
+    before[1024 + 120..1024 + 126].copy_from_slice(b"photos");
+    for (protocol, scheme) in [("nvme", "nvme"), ("nbd", "nbd")] {
+        fs::write(&other, &before).unwrap();
+        let listen = format!("{protocol}:127.0.0.1:0");
+        let target = Target::serve(&["--listen", &listen, "--writable", &other]);
+        let onto = format!("{scheme}://127.0.0.1:{}/other", target.port(protocol));
+        let said = ends_with(5, &[&image, &onto]);
+        for part in ["ext2 \"photos\"", "4.2 MB", "--yes", &onto] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        assert!(fs::read(&other).unwrap() == before);
+        ends_with(0, &["--yes", &image, &onto]);
+    }
+}
+
+#[test]
+fn file_that_is_there_is_named_with_what_is_in_it() {
+    let folder = Folder::new();
+    let (image, to) = (folder.image("disk.img", MIB), folder.path("copy.img"));
+    for (bytes, what) in [
+        (vec![0; 3 << 20], "looks empty"),
+        (noise(1, 3 << 20), "not recognised"),
+        (Vec::new(), "an empty file"),
+    ] {
+        fs::write(&to, &bytes).unwrap();
+        let said = ends_with(5, &[&image, &to]);
+        assert!(said.contains(what) && said.contains("--force"), "{said}");
+        assert!(fs::read(&to).unwrap() == bytes);
+    }
+    ends_with(0, &["--force", &image, &to]);
+    assert_equal(&image, &to);
+}
+
+/// `storagetm image` and `storagetm key export` as well, and before anything slow is done.
+#[test]
+fn image_and_key_files_are_overwritten_only_by_force() {
+    let folder = Folder::new();
+    let file = folder.path("there");
+    fs::write(&file, "precious").unwrap();
+    let keys = folder.path("keys");
+    let run = |words: &[&str]| {
+        let output = Command::new(PROGRAM)
+            .args(words)
+            .env("STATE_DIRECTORY", &keys)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    for kind in ["--disk", "--uki", "--initramfs"] {
+        // There is no such kernel: what comes after consent fails.
+        let line =
+            ["image", "--kernel", "/nonexistent/kernel", "--modules", "/nonexistent", kind, &file];
+        let (status, said) = run(&line);
+        assert!(status == Some(1) && said.contains("--force"), "{said}");
+        let (status, said) = run(&[&line[..], &["--force"]].concat());
+        assert!(status == Some(1) && said.contains("/nonexistent"), "{said}");
+    }
+    assert_eq!(run(&["key", "generate", "tls", "--name", "laptop"]).0, Some(0));
+    let export = ["key", "export", "laptop", "--to", &file];
+    let (status, said) = run(&export);
+    assert!(status == Some(1) && said.contains("--force"), "{said}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "precious");
+    assert_eq!(run(&[&export[..], &["--force"]].concat()).0, Some(0));
+    assert!(fs::read_to_string(&file).unwrap().starts_with("NVMeTLSkey-1:"));
+}
