@@ -1,7 +1,7 @@
 //! The exports that are lent just now, and what a peer may see and have of them. It knows no protocol.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use crate::{Access, Caller, Door, Export, Grant, Host, Policy, Refusal};
 
@@ -9,6 +9,8 @@ use crate::{Access, Caller, Door, Export, Grant, Host, Policy, Refusal};
 #[derive(Debug, Default)]
 pub struct Catalogue {
     lent: RwLock<Vec<Arc<Export>>>,
+    /// Exports that are lent no longer, as long as something refers to them.
+    past: Mutex<Vec<Weak<Export>>>,
     policy: RwLock<Arc<Policy>>,
     generation: AtomicU64,
 }
@@ -17,7 +19,9 @@ impl Catalogue {
     /// Lends `export` from now on, in place of one of the same name if there is one.
     pub fn lend(&self, export: Arc<Export>) {
         let mut lent = self.lent.write().unwrap_or_else(|poison| poison.into_inner());
-        lent.retain(|other| other.nqn != export.nqn);
+        let replaced = lent.iter().position(|other| other.nqn == export.nqn);
+        replaced.map(|at| lent.remove(at)).iter().for_each(|other| self.retire(other));
+        export.succeed(self.predecessors(&export));
         lent.push(export);
         self.generation.fetch_add(1, Ordering::Release);
     }
@@ -27,8 +31,26 @@ impl Catalogue {
         let mut lent = self.lent.write().unwrap_or_else(|poison| poison.into_inner());
         let export = lent.iter().position(|export| export.nqn == nqn).map(|at| lent.remove(at))?;
         export.withdraw();
+        self.retire(&export);
         self.generation.fetch_add(1, Ordering::Release);
         Some(export)
+    }
+
+    /// Keeps an export in mind that is lent no longer.
+    fn retire(&self, export: &Arc<Export>) {
+        let mut past = self.past.lock().unwrap_or_else(|poison| poison.into_inner());
+        past.retain(|other| other.strong_count() != 0);
+        past.push(Arc::downgrade(export));
+    }
+
+    /// Those in whose place `export` is lent, with writes in flight.
+    fn predecessors(&self, export: &Export) -> Vec<Weak<Export>> {
+        let past = self.past.lock().unwrap_or_else(|poison| poison.into_inner());
+        let before = |other: &&Weak<Export>| {
+            let other = other.upgrade();
+            other.is_some_and(|other| other.nqn == export.nqn && other.is_being_written())
+        };
+        past.iter().filter(before).cloned().collect()
     }
 
     /// A number that grows with each change of what is lent.

@@ -2,8 +2,8 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 
 use crate::Geometry;
 
@@ -92,10 +92,19 @@ pub struct Export {
     pub discard_zeroes: bool,
     /// What has been done with it.
     pub usage: Usage,
-    blocks: AtomicU64,
+    bytes: AtomicU64,
     gone: AtomicBool,
     flush_failed: AtomicBool,
+    /// Writes in flight, and [`EXCLUSIVE`].
     writers: AtomicU32,
+    /// Connections that have ended and have writes in flight.
+    orphans: AtomicU32,
+    /// Whether the last such write has ended since it was last asked.
+    released: AtomicBool,
+    /// The exports in whose place this one was lent, with writes in flight.
+    predecessors: OnceLock<Vec<Weak<Export>>>,
+    /// Whether another export was lent in place of this one.
+    succeeded: AtomicBool,
     disk: OwnedFd,
 }
 
@@ -110,7 +119,7 @@ fn short(name: &str) -> String {
 const EXCLUSIVE: u32 = 1 << 31;
 
 impl Export {
-    /// A disk to lend: read and written through `disk`, `bytes` long; a rest smaller than a block is not lent.
+    /// A disk to lend: read and written through `disk`, `bytes` long.
     ///
     /// The other fields are public: set what differs from a read-only disk with a volatile cache. The short name is the
     /// last part of `name`, without an ending.
@@ -134,28 +143,42 @@ impl Export {
             discard: false,
             discard_zeroes: false,
             usage: Usage::default(),
-            blocks: AtomicU64::new(geometry.blocks_in(bytes)),
+            bytes: AtomicU64::new(bytes),
             gone: AtomicBool::new(false),
             flush_failed: AtomicBool::new(false),
             writers: AtomicU32::new(0),
+            orphans: AtomicU32::new(0),
+            released: AtomicBool::new(false),
+            predecessors: OnceLock::new(),
+            succeeded: AtomicBool::new(false),
             disk,
         }
     }
 
-    /// Capacity in blocks.
+    /// Capacity in blocks. The last block of a read-only export may be a part of one, which is read filled up with zeros;
+    /// that of a writable export is a whole one, as a write to a part of a block would lose its rest.
     pub fn blocks(&self) -> u64 {
-        self.blocks.load(Ordering::Acquire)
+        let bytes = self.bytes.load(Ordering::Acquire);
+        match self.access {
+            Access::ReadOnly => self.geometry.blocks_for(bytes),
+            Access::Writable => self.geometry.blocks_in(bytes),
+        }
     }
 
-    /// Capacity in bytes.
+    /// Capacity in bytes; of a read-only export not always a multiple of the block size.
     pub fn bytes(&self) -> u64 {
-        self.blocks() << self.geometry.shift()
+        let bytes = self.bytes.load(Ordering::Acquire);
+        match self.access {
+            Access::ReadOnly => bytes,
+            Access::Writable => self.geometry.blocks_in(bytes) << self.geometry.shift(),
+        }
     }
 
-    /// Takes note that the disk is now `bytes` long. Tells whether that is a change.
+    /// Sets the length of the disk in bytes. Returns whether the capacity has changed.
     pub fn resize(&self, bytes: u64) -> bool {
-        let blocks = self.geometry.blocks_in(bytes);
-        self.blocks.swap(blocks, Ordering::AcqRel) != blocks
+        let before = self.bytes();
+        self.bytes.store(bytes, Ordering::Release);
+        self.bytes() != before
     }
 
     /// Has every request from now on fail with [`crate::Fault::Gone`].
@@ -178,9 +201,14 @@ impl Export {
         self.flush_failed.load(Ordering::Acquire)
     }
 
-    /// Whether a request has, or wants, the export for itself: then those that wait must be told when another ends.
+    /// Whether requests may wait that must be told that a write ended: while one has, or wants, the export for itself, and
+    /// once when the last orphaned write has ended. To be asked after each write.
     pub fn is_contended(&self) -> bool {
-        self.writers.load(Ordering::Acquire) & EXCLUSIVE != 0
+        let writers = self.writers.load(Ordering::Acquire);
+        let awaited = self.succeeded.load(Ordering::Acquire) && writers == 0;
+        let released =
+            self.released.load(Ordering::Acquire) && self.released.swap(false, Ordering::AcqRel);
+        awaited || released || writers & EXCLUSIVE != 0
     }
 
     /// Whether writes are on their way to the disk, whoever asked for them and whether or not anybody still wants to know.
@@ -188,11 +216,41 @@ impl Export {
         self.writers.load(Ordering::Acquire) != 0
     }
 
-    /// Counts a write in, unless one request has the export for itself. One that is refused is not counted even for a
-    /// moment: the request that waits to be alone might look just then, and nobody would tell it to look again.
-    pub(crate) fn enter(&self) -> bool {
-        let more = |writers: u32| (writers & EXCLUSIVE == 0).then_some(writers + 1);
-        self.writers.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
+    /// Whether writes are in flight whose connection has ended: until they have, no other write begins, and no new
+    /// connection, queue or controller gets the export. See [`crate::Fence`].
+    pub fn has_orphans(&self) -> bool {
+        let is_written =
+            |before: &Weak<Self>| before.upgrade().is_some_and(|before| before.is_being_written());
+        self.orphans.load(Ordering::Acquire) != 0
+            || self.predecessors.get().is_some_and(|all| all.iter().any(is_written))
+    }
+
+    /// Has writes in flight to those, in whose place this export is lent, count as orphaned.
+    pub(crate) fn succeed(&self, predecessors: Vec<Weak<Self>>) {
+        let all = predecessors.iter().filter_map(Weak::upgrade);
+        all.for_each(|before| before.succeeded.store(true, Ordering::Release));
+        let _ = self.predecessors.set(predecessors);
+    }
+
+    /// A connection has ended with writes in flight.
+    pub(crate) fn orphan(&self) {
+        self.orphans.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The last write of such a connection has ended.
+    pub(crate) fn orphan_ended(&self) {
+        if self.orphans.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.released.store(true, Ordering::Release);
+        }
+    }
+
+    /// Counts a write in, unless there are orphaned writes or one request has the export for itself: that one's own write
+    /// is to come in `alone`. A write that is refused is not counted even for a moment: the request that waits to be alone
+    /// might look just then, and would not be told to look again.
+    pub(crate) fn enter(&self, alone: bool) -> bool {
+        let more = |writers: u32| (alone || writers & EXCLUSIVE == 0).then_some(writers + 1);
+        (alone || !self.has_orphans())
+            && self.writers.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
     /// Counts a write out.

@@ -34,6 +34,11 @@ impl Geometry {
         bytes >> self.shift
     }
 
+    /// Blocks that hold `bytes`, with a rest counted as one.
+    pub fn blocks_for(&self, bytes: u64) -> u64 {
+        bytes.div_ceil(self.block().into())
+    }
+
     /// The bytes `[offset, offset + len)` of `blocks` blocks from `lba` on a disk of `capacity` blocks.
     ///
     /// # Errors

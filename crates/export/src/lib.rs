@@ -8,6 +8,7 @@
 //! | [`Secret`] | bytes that nobody else may know |
 //! | [`Peer`] | who is at the other end of a connection |
 //! | [`Grant`] | what a peer may do with one export; the only maker of [`Admitted`] |
+//! | [`Fence`] | stands between the writes of one connection and those of all others |
 //! | [`Admitted`] | a disk request that passed the gate; the only thing a driver carries out |
 //! | [`Session`] | one connection's protocol: bytes in, [`Step`]s out |
 //! | [`Segment`] | bytes to be sent: a small head, perhaps a body and a tail |
@@ -24,6 +25,7 @@ mod event;
 mod export;
 mod extent;
 mod fault;
+mod fence;
 mod geometry;
 mod peer;
 mod policy;
@@ -38,6 +40,7 @@ pub use event::{Event, Knock};
 pub use export::{Access, Cache, Exclusive, Export, Identity, Usage};
 pub use extent::{Extent, Extents};
 pub use fault::Fault;
+pub use fence::Fence;
 pub use geometry::Geometry;
 pub use peer::{Channel, Door, Peer};
 pub use policy::{Caller, Host, KeyId, Policy, Refusal, Rule};

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::{Access, Buffer, Exclusive, Export, Fault};
+use crate::fence::Hold;
+use crate::{Access, Buffer, Exclusive, Export, Fault, Fence};
 
 /// What is asked of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,24 +99,37 @@ pub struct Denied {
     pub request: Request,
 }
 
-/// What one peer may do with one export.
+/// What one connection may do with one export.
 #[derive(Debug, Clone)]
 pub struct Grant {
     export: Arc<Export>,
     access: Access,
+    fence: Arc<Fence>,
 }
 
 impl Grant {
     /// All that the export itself allows.
     pub fn new(export: Arc<Export>) -> Self {
         let access = export.access;
-        Self { export, access }
+        Self { access, fence: Fence::new(export.clone()), export }
     }
 
     /// The same, without writing.
     #[must_use]
     pub fn read_only(self) -> Self {
         Self { access: Access::ReadOnly, ..self }
+    }
+
+    /// The same for a connection that has had `before` so far: its writes in flight stay its own.
+    #[must_use]
+    pub fn continuing(self, before: &Self) -> Self {
+        let same = Arc::ptr_eq(&self.export, &before.export);
+        if same { Self { fence: before.fence.clone(), ..self } } else { self }
+    }
+
+    /// What ends the connection's right to write.
+    pub fn fence(&self) -> &Arc<Fence> {
+        &self.fence
     }
 
     /// The export.
@@ -132,7 +146,8 @@ impl Grant {
     ///
     /// # Errors
     /// The request comes back with the reason: not there any more, read-only, out of range, a buffer of the wrong
-    /// length, a flush after a failed one, or [`Fault::Busy`] while another request has the export for itself.
+    /// length, a flush after a failed one, or [`Fault::Busy`] while another request has the export for itself, while there
+    /// are orphaned writes, and once the [`Fence`] of the connection is closed.
     pub fn admit(&self, request: Request) -> Result<Admitted, Box<Denied>> {
         self.check_and_enter(request, None)
     }
@@ -159,13 +174,14 @@ impl Grant {
             Err(fault) => return Err(Box::new(Denied { fault, request })),
         };
         let alone = right.is_some_and(|right| right.is_for(&self.export));
-        let counted = request.op.mutates() && !alone;
-        if counted && !self.export.enter() {
+        let hold = if request.op.mutates() { self.fence.enter(alone) } else { None };
+        if request.op.mutates() && hold.is_none() {
             return Err(Box::new(Denied { fault: Fault::Busy, request }));
         }
         let Request { op, buffer, ticket, .. } = request;
-        let hold = counted.then(|| Hold(self.export.clone()));
-        Ok(Admitted { export: self.export.clone(), op, offset, len, buffer, ticket, hold })
+        let export = self.export.clone();
+        let stored = len.min(export.bytes().saturating_sub(offset));
+        Ok(Admitted { export, op, offset, len, stored, buffer, ticket, hold })
     }
 
     fn check(&self, request: &Request) -> Result<(u64, u64), Fault> {
@@ -198,16 +214,6 @@ impl Grant {
     }
 }
 
-/// Counts a write out of its export when it is dropped, however it ended.
-#[derive(Debug)]
-struct Hold(Arc<Export>);
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        self.0.leave();
-    }
-}
-
 /// A request that passed the gate.
 #[derive(Debug)]
 pub struct Admitted {
@@ -215,6 +221,7 @@ pub struct Admitted {
     op: Op,
     offset: u64,
     len: u64,
+    stored: u64,
     buffer: Option<Buffer>,
     ticket: Ticket,
     hold: Option<Hold>,
@@ -239,6 +246,11 @@ impl Admitted {
     /// How many bytes.
     pub fn len(&self) -> u64 {
         self.len
+    }
+
+    /// How many of them the disk has: fewer if the last block is only a part of one, which reads as zeros from there on.
+    pub fn stored(&self) -> u64 {
+        self.stored
     }
 
     /// Whether it concerns no bytes at all.

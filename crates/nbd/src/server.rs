@@ -15,7 +15,6 @@ mod offer;
 mod read;
 mod session;
 mod slots;
-mod stale;
 mod standing;
 mod status;
 mod transmission;
@@ -30,8 +29,6 @@ use export::{Account, Catalogue, Peer};
 pub use greeter::{Greeter, Next, Reaction, greet};
 pub use session::Session;
 pub use violation::Violation;
-
-use stale::Stale;
 
 /// Bytes of the longest payload of a request or a reply, as the block sizes say it.
 pub const MAX_PAYLOAD: u32 = 32 << 20;
@@ -73,7 +70,6 @@ const LANDING: usize = 8192;
 #[derive(Debug)]
 pub struct Server {
     catalogue: Arc<Catalogue>,
-    stale: Stale,
 }
 
 /// How a connection begins.
@@ -93,7 +89,7 @@ pub enum Start {
 impl Server {
     /// A server that lends what is in `catalogue`. Tell the sessions [`export::News::Changed`] when that changes.
     pub fn new(catalogue: Arc<Catalogue>) -> Arc<Self> {
-        Arc::new(Self { catalogue, stale: Stale::default() })
+        Arc::new(Self { catalogue })
     }
 
     /// The session of a new connection. Its payloads are drawn from `account` and siblings of it.

@@ -32,7 +32,7 @@ pub(super) struct Haggle {
     pub(super) context: Option<String>,
     /// What the catalogue's number was when the export was chosen.
     pub(super) generation: u64,
-    /// A choice that waits until nothing older can be written to the export any more.
+    /// A choice that waits for the writes of ended connections to the export.
     pub(super) held: Option<Choice>,
     pub(super) refusals: u8,
     secured: bool,
@@ -49,6 +49,13 @@ pub(super) struct Choice {
     name: String,
     /// What it asks about it, a bit each.
     wanted: u8,
+}
+
+impl Choice {
+    /// What the client calls the export.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
 }
 
 /// What may be asked about an export, or is told unasked.
@@ -166,7 +173,7 @@ impl Session {
             None if named => self.close(Reason::Refused),
             None => self.say_unknown(choice.option),
             // What a connection that is gone has written last must not land on what this one writes.
-            Some(grant) if self.server.stale.has(grant.export()) => self.haggle.held = Some(choice),
+            Some(grant) if grant.export().has_orphans() => self.haggle.held = Some(choice),
             Some(grant) => {
                 self.haggle.generation = generation;
                 if named {

@@ -56,10 +56,6 @@ pub struct Session {
     pub(super) later: VecDeque<Segment>,
     /// Requests that the driver has.
     pub(super) on_disk: u32,
-    /// Those of them that change the disk.
-    pub(super) writing: u32,
-    /// Whether some of them were left behind.
-    pub(super) left_stale: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,8 +127,6 @@ impl Session {
             longs: VecDeque::new(),
             later: VecDeque::new(),
             on_disk: 0,
-            writing: 0,
-            left_stale: false,
         };
         if start == Start::Greet {
             session.say(Segment::head(Head::new(Hello::new().as_bytes())));
@@ -185,7 +179,8 @@ impl Session {
         self.owed = self.owed.saturating_sub(self.later.iter().map(Segment::len).sum());
         self.later.clear();
         self.detach(reason);
-        self.leave_writes();
+        // Writes that the disk has count as orphaned from now on.
+        self.link = None;
     }
 
     /// What the program's end, or the client's, still waits for.
@@ -233,10 +228,8 @@ impl export::Session for Session {
 
     fn complete(&mut self, now: Instant, ticket: Ticket, outcome: Outcome) {
         self.now = now;
-        self.off_disk(&ticket);
-        if self.phase == Phase::Closed {
-            self.landed_late();
-        } else {
+        self.on_disk = self.on_disk.saturating_sub(1);
+        if self.phase != Phase::Closed {
             self.ended(&ticket, outcome, true);
         }
     }
@@ -254,6 +247,7 @@ impl export::Session for Session {
     fn tick(&mut self, now: Instant) {
         self.now = now;
         if self.due().is_some_and(|due| due <= now) {
+            self.report_waiting();
             self.close(Reason::Timeout);
         }
     }
@@ -299,11 +293,5 @@ impl export::Session for Session {
     fn landed(&mut self, now: Instant, landing: Landing, got: usize) {
         self.now = now;
         self.take_landing(landing, got);
-    }
-}
-
-impl Drop for Session {
-    fn drop(&mut self) {
-        self.forget_stale();
     }
 }

@@ -2,11 +2,10 @@
 
 use std::sync::Arc;
 
-use export::{Access, Caller, Event, Export, Grant, Host, Reason, Refusal, Step, Ticket};
+use export::{Access, Caller, Event, Export, Grant, Host, Reason, Refusal, Step};
 
 use super::haggle::REFUSALS;
 use super::session::{Link, Phase, Session};
-use super::slots::of_ticket;
 
 impl Session {
     /// The host whose key or certificate secures the channel.
@@ -37,18 +36,26 @@ impl Session {
         match self.ask(|caller| self.server.catalogue.grant_short(caller, name)) {
             Ok(grant) => Some(grant),
             Err(refusal) => {
-                self.report_refused(name, refusal);
+                self.report_refused(name, why(refusal));
                 None
             }
         }
     }
 
+    /// Reports that the client has chosen an export and waited for the writes of ended connections in vain.
+    pub(super) fn report_waiting(&mut self) {
+        if let Some(held) = self.haggle.held.take() {
+            let why = "the disk has not ended writes of a connection that was lost";
+            self.report_refused(held.name(), why);
+        }
+    }
+
     /// The first few of a connection are told.
-    fn report_refused(&mut self, wanted: &str, refusal: Refusal) {
+    fn report_refused(&mut self, wanted: &str, why: &'static str) {
         if self.haggle.refusals < REFUSALS {
             self.haggle.refusals += 1;
             let (peer, host) = (self.peer.clone(), self.host_name());
-            let (wanted, why) = (wanted.to_owned(), why(refusal));
+            let wanted = wanted.to_owned();
             self.out.push_back(Step::Report(Event::Refused { peer, host, wanted, why }));
         }
     }
@@ -114,7 +121,7 @@ impl Session {
             // Its requests are answered with ESHUTDOWN.
             Err(Refusal::Unknown) => self.detach(Reason::Ended),
             Err(refusal) => {
-                self.report_refused(&export.short, refusal);
+                self.report_refused(&export.short, why(refusal));
                 self.close(Reason::Refused);
             }
         }
@@ -124,44 +131,8 @@ impl Session {
     fn renew(&mut self, grant: Grant) {
         let Some(link) = &mut self.link else { return };
         let before = link.grant.access();
+        let grant = grant.continuing(&link.grant);
         link.grant = if before == Access::ReadOnly { grant.read_only() } else { grant };
-    }
-
-    /// The driver has one request less.
-    pub(super) fn off_disk(&mut self, ticket: &Ticket) {
-        let (at, _) = of_ticket(ticket);
-        self.on_disk = self.on_disk.saturating_sub(1);
-        if self.slots.get(at).is_some_and(|slot| slot.op().mutates()) {
-            self.writing = self.writing.saturating_sub(1);
-        }
-    }
-
-    /// The connection is over, and the disk still has writes of it.
-    pub(super) fn leave_writes(&mut self) {
-        if let Some(link) = self.link.as_ref().filter(|_| self.writing != 0) {
-            self.server.stale.enter(link.grant.export());
-            self.left_stale = true;
-        }
-        self.landed_late();
-    }
-
-    /// A request has ended that nobody waits for any more.
-    pub(super) fn landed_late(&mut self) {
-        if self.writing == 0 && self.left_stale {
-            self.forget_stale();
-            self.out.push_back(Step::Rouse);
-        }
-        if self.on_disk == 0 {
-            self.link = None;
-        }
-    }
-
-    /// None of its writes are with the disk any more.
-    pub(super) fn forget_stale(&mut self) {
-        if let Some(link) = self.link.as_ref().filter(|_| self.left_stale) {
-            self.server.stale.leave(link.grant.export());
-        }
-        self.left_stale = false;
     }
 }
 

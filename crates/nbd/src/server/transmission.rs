@@ -172,7 +172,6 @@ impl Session {
         match link.grant.admit(request) {
             Ok(admitted) => {
                 self.on_disk += 1;
-                self.writing += u32::from(admitted.op().mutates());
                 self.out.push_back(Step::Submit(admitted));
             }
             Err(denied) => {

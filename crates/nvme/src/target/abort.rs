@@ -46,7 +46,8 @@ impl Queue {
         let Some(slot) = self.slots.get(at) else { return false };
         let busy = matches!(slot.stage, Stage::OnDisk)
             || matches!(slot.work, Work::Pair(_) | Work::Half(_))
-            || slot.work.is_abort();
+            || slot.work.is_abort()
+            || slot.work.is_shutdown();
         if !busy {
             self.cut_off(at, Status::ABORT_REQUESTED);
         }

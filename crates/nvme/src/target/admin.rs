@@ -26,8 +26,8 @@ use crate::wire::opcode;
 pub(super) enum Waiting {
     /// Connect, for its data.
     Connect(Connect),
-    /// Connect, for an old association of the same host to end.
-    Association(Connect, Box<ConnectData>),
+    /// Connect, for the writes of connections that have ended.
+    Orphans(Connect, Box<ConnectData>),
     /// Authentication Send, for its message.
     Message,
     /// An Admin command, for its data.
@@ -36,7 +36,7 @@ pub(super) enum Waiting {
     Event,
     /// Abort, for the queue of the command that it names.
     Abort,
-    /// A shutdown, for the disk to have put everything on stable storage.
+    /// A shutdown, for the writes of the I/O queues, and then for the disk to have put everything on stable storage.
     Shutdown,
 }
 
@@ -49,6 +49,8 @@ pub(super) struct Admin {
     pub(super) features: Features,
     /// Slots of Asynchronous Event Requests, oldest first.
     pub(super) requests: VecDeque<u16>,
+    /// Slot of the command that shuts the controller down, while writes are in flight.
+    shutdown: Option<u16>,
     /// The discovery log, as it was when its reading began.
     pub(super) log: Option<Arc<[u8]>>,
 }
@@ -67,6 +69,7 @@ impl Admin {
             events: Events::new(generation, grant),
             features: Features::default(),
             requests: VecDeque::new(),
+            shutdown: None,
             log: None,
         }
     }
@@ -182,12 +185,12 @@ impl Queue {
         match (before.en(), cc.en()) {
             (0, 1) => {
                 let valid = is_valid(cc, controller.kind);
-                admin.csts = Csts::default().with_rdy(valid.into()).with_cfs((!valid).into());
-                controller.set_ready(valid);
+                admin.csts = Csts::default().with_cfs((!valid).into());
             }
             (1, 0) => self.reset(),
             _ => {}
         }
+        self.follow_enable();
         let shut_down = cc.shn() != 0 && before.shn() == 0;
         if shut_down {
             self.shut_down(at)
@@ -197,13 +200,25 @@ impl Queue {
         Ok(())
     }
 
+    /// CSTS.RDY follows CC.EN when no write from before is in flight any more: then a reset is over, and an enabled
+    /// controller may be used.
+    fn follow_enable(&mut self) {
+        let (Some(admin), Some(link)) = (&mut self.admin, &self.link) else { return };
+        let (enable, ready) = (admin.cc.en(), admin.csts.rdy());
+        let orphans = link.grant.as_ref().is_some_and(|grant| grant.export().has_orphans());
+        if enable != ready && admin.csts.cfs() == 0 && !orphans {
+            admin.csts = admin.csts.with_rdy(enable);
+            link.controller.set_ready(enable == 1);
+        }
+    }
+
     /// Controller Level Reset: the I/O queues go, the Admin queue stays (NVMe Base 2.0 §3.7.2).
     fn reset(&mut self) {
         let (Some(admin), Some(link)) = (&mut self.admin, &self.link) else { return };
-        admin.csts = Csts::default();
+        admin.csts = Csts::default().with_rdy(admin.csts.rdy());
         admin.features = Features::default();
         admin.events.reset();
-        link.controller.set_ready(false);
+        link.controller.fence_off();
         let mut shared = link.controller.shared();
         shared.granted = 0;
         shared.open.clear();
@@ -218,17 +233,32 @@ impl Queue {
         self.out.push_back(Step::Rouse);
     }
 
-    /// Shutdown: ends when the disk has put everything on stable storage (NVMe Base 2.0 §3.6).
+    /// Shutdown: takes no more of the I/O queues, and ends when the disk has put everything on stable storage (NVMe Base 2.0
+    /// §3.6).
     fn shut_down(&mut self, at: u16) {
         if let Some(admin) = &mut self.admin {
             admin.csts = admin.csts.with_shst(Csts::SHST_OCCURRING);
+            admin.shutdown = Some(at);
         }
-        // A disk that is gone, or that failed a flush before, does not keep its host from leaving.
+        if let Some(link) = &self.link {
+            link.controller.fence_off();
+        }
+        self.set_work(at, Work::Admin(Box::new(Waiting::Shutdown)));
+        self.out.push_back(Step::Rouse);
+        self.go_on_shutting_down();
+    }
+
+    /// Flushes the disk for a shutdown when no write is in flight any more that it would miss.
+    fn go_on_shutting_down(&mut self) {
         let grant = self.link.as_ref().and_then(|link| link.grant.as_ref());
+        if grant.is_some_and(|grant| grant.export().has_orphans()) {
+            return;
+        }
+        let Some(at) = self.admin.as_mut().and_then(|admin| admin.shutdown.take()) else { return };
+        // A disk that is gone, or that failed a flush before, does not keep its host from leaving.
         if grant.is_none_or(|grant| grant.permits(Op::Flush, 0, 0).is_err()) {
             return self.end_shutdown(at);
         }
-        self.set_work(at, Work::Admin(Box::new(Waiting::Shutdown)));
         self.submit(at, Op::Flush, 0, 0, None, None);
     }
 
@@ -289,6 +319,8 @@ impl Queue {
 
     /// Something changed: Aborts that the other queues have seen to, and what the host is to be told of.
     pub(super) fn admin_changed(&mut self) {
+        self.follow_enable();
+        self.go_on_shutting_down();
         self.answer_aborts();
         self.look_for_events();
     }

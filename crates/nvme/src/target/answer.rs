@@ -4,7 +4,8 @@ use export::{Body, Buffer, Event, Exclusive, Fault, Grant, Op, Request, Step, Ti
 
 use super::controller::Kind;
 use super::io::direction;
-use super::queue::{Link, Queue};
+use super::link::Link;
+use super::queue::Queue;
 use super::slots::Stage;
 use crate::status::Status;
 use crate::tcp::pdu;
@@ -93,7 +94,7 @@ impl Queue {
     ) {
         let request = Request { op, lba, blocks, buffer, ticket: Ticket::new(at.into()) };
         // A write whose data came after the reset that deleted its queue must not land on newer data.
-        if self.link.as_ref().is_some_and(Link::is_stale) {
+        if self.link.as_ref().is_some_and(|link| !link.is_usable()) {
             return self.answer(at, Status::ABORTED_SQ_DELETION);
         }
         let Some(grant) = self.link.as_ref().and_then(|link| link.grant.as_ref()) else {

@@ -9,7 +9,8 @@ use super::HANDSHAKE;
 use super::admin::Waiting;
 use super::controller::Kind;
 use super::io::Work;
-use super::queue::{Link, Queue};
+use super::link::Link;
+use super::queue::Queue;
 use super::transfer::Size;
 use crate::auth::chap::{Key, Names};
 use crate::auth::{Controller, Keys, Progress, Rules, Setting, Shown};
@@ -221,7 +222,7 @@ impl Queue {
             _ => self.find_subsystem(&controller.subsystem, &controller.host.nqn)?,
         };
         if let Some(link) = &mut self.link {
-            link.grant = grant;
+            link.set_grant(grant);
             if qid != 0 && !link.join() {
                 return Err("has that queue already");
             }

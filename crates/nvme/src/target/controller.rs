@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
-use export::{KeyId, Op};
+use export::{Fence, KeyId, Op};
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::wire::log::ErrorEntry;
@@ -61,6 +61,8 @@ pub(super) struct Shared {
     pub(super) granted: u16,
     /// I/O queues that are connected.
     pub(super) open: BTreeSet<u16>,
+    /// Those of the I/O queues.
+    fences: Vec<Weak<Fence>>,
     pub(super) aborts: Vec<Abort>,
     errors: VecDeque<ErrorEntry>,
     error_count: u64,
@@ -215,10 +217,32 @@ impl Controller {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Ends the association. Tells whether it had not ended before.
-    pub(super) fn end(&self) -> bool {
+    /// Ends the association, and with it the right of its queues to write.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+        self.fence_off();
+    }
+
+    /// Ends the right of the I/O queues that there are to write, at once, whatever their own threads are at: what of them is
+    /// in flight counts as orphaned.
+    pub(super) fn fence_off(&self) {
         self.set_ready(false);
-        !self.ended.swap(true, Ordering::AcqRel)
+        let mut shared = self.shared();
+        std::mem::take(&mut shared.fences)
+            .iter()
+            .filter_map(Weak::upgrade)
+            .for_each(|one| one.close());
+    }
+
+    /// Makes `fence`, of an I/O queue that joined after so many resets, one of those that [`Controller::fence_off`] closes.
+    pub(super) fn guard(&self, fence: &Arc<Fence>, resets: u32) {
+        let mut shared = self.shared();
+        if !self.is_ready() || resets != self.resets.load(Ordering::Acquire) {
+            return fence.close();
+        }
+        let own = |other: &Weak<Fence>| other.as_ptr() == Arc::as_ptr(fence);
+        shared.fences.retain(|other| other.strong_count() != 0 && !own(other));
+        shared.fences.push(Arc::downgrade(fence));
     }
 
     /// The host said something, on whichever queue (traffic-based keep alive, NVMe Base 2.0 §3.9.2).

@@ -1,18 +1,16 @@
 //! Fabrics commands: Connect, which makes a connection a queue of a controller, the properties, and Disconnect
 //! (NVMe Base 2.0 §6). It knows no PDU.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
-
-use export::{Buffer, Door, Event, Grant, Reason, Step};
+use export::{Buffer, Door, Event, Reason, Step};
 use zerocopy::FromBytes;
 
 use super::QUEUE_ENTRIES;
 use super::admin::{Admin, Waiting};
 use super::auth::Auth;
-use super::controller::{Controller, Host, Kind, Moved, Traffic};
+use super::controller::{Controller, Host, Kind};
 use super::io::{Work, no_data};
-use super::queue::{Link, Queue};
+use super::link::Link;
+use super::queue::Queue;
 use super::transfer::Size;
 use crate::command::{FabricsCommand, PropertySize};
 use crate::status::Status;
@@ -26,9 +24,9 @@ use crate::wire::{fabrics, opcode};
 /// A Connect, checked as far as its data is not needed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Connect {
-    qid: u16,
-    entries: u16,
-    flow_control: bool,
+    pub(super) qid: u16,
+    pub(super) entries: u16,
+    pub(super) flow_control: bool,
     keep_alive: u32,
 }
 
@@ -112,13 +110,11 @@ impl Queue {
     fn connect(&mut self, at: u16, connect: Connect, data: Box<ConnectData>) {
         let connected = match connect.qid {
             0 => self.connect_admin(&connect, &data),
-            _ => self.connect_io(&connect, &data).map(Some),
+            _ => self.connect_io(&connect, &data),
         };
         match connected {
             Ok(Some((link, auth))) => self.connected(at, link, auth),
-            Ok(None) => {
-                self.set_work(at, Work::Admin(Box::new(Waiting::Association(connect, data))))
-            }
+            Ok(None) => self.set_work(at, Work::Admin(Box::new(Waiting::Orphans(connect, data)))),
             Err(refused) => {
                 self.report_refusal(&data, &refused);
                 self.refuse(at, refused);
@@ -130,16 +126,30 @@ impl Queue {
         }
     }
 
-    /// Something changed: perhaps a Connect that waits for an old association to end can go on.
+    /// Something changed: perhaps a Connect that waits for the writes of ended connections can go on.
     pub(super) fn retry_connect(&mut self) {
         let at = 0;
         let Some(slot) = self.slots.get(at) else { return };
         match std::mem::take(&mut slot.work) {
             Work::Admin(waiting) => match *waiting {
-                Waiting::Association(connect, data) => self.connect(at, connect, data),
+                Waiting::Orphans(connect, data) => self.connect(at, connect, data),
                 other => slot.work = Work::Admin(Box::new(other)),
             },
             other => slot.work = other,
+        }
+    }
+
+    /// Reports a Connect that has waited for such writes in vain.
+    pub(super) fn report_waiting(&mut self) {
+        let Some(Work::Admin(waiting)) =
+            self.slots.get(0).map(|slot| std::mem::take(&mut slot.work))
+        else {
+            return;
+        };
+        if let Waiting::Orphans(_, data) = *waiting {
+            let why = "the disk has not ended writes of a connection that was lost";
+            let busy = Status::CONNECT_CONTROLLER_BUSY;
+            self.report_refusal(&data, &Refused::new(busy, 0, Some(why)));
         }
     }
 
@@ -171,8 +181,8 @@ impl Queue {
         self.report_attached(attached, Reason::Ended);
     }
 
-    /// The Connect of an Admin queue makes a controller. Nothing while an ended association of the same host still has
-    /// requests on the disk: a late write must not land on newer data.
+    /// The Connect of an Admin queue makes a controller. Nothing while writes of ended connections are in flight: a late
+    /// write must not land on newer data, whoever sends that.
     fn connect_admin(
         &mut self,
         connect: &Connect,
@@ -191,8 +201,7 @@ impl Queue {
                 .find_subsystem(subsystem, &host.nqn)
                 .map_err(|why| self.refused_subsystem(why))?,
         };
-        let same = |other: &Controller| other.subsystem == subsystem && other.host == host;
-        if kind == Kind::Io && self.target.is_draining(same) {
+        if grant.as_ref().is_some_and(|grant| grant.export().has_orphans()) {
             return Ok(None);
         }
         let (channel, alive, now) = (self.channel(), connect.keep_alive, self.now);
@@ -202,16 +211,16 @@ impl Queue {
             Refused::new(status, 0, Some("too many hosts"))
         };
         let controller = self.target.enter(make).ok_or_else(busy)?;
-        let traffic = controller.count();
-        Ok(Some((link(connect, controller, grant, traffic), auth)))
+        Ok(Some((Link::new(connect, controller, grant), auth)))
     }
 
-    /// The Connect of an I/O queue joins the controller that the Admin queue made.
+    /// The Connect of an I/O queue joins the controller that the Admin queue made. Nothing while writes of ended connections
+    /// are in flight, as those of the queue that had the same identifier before.
     fn connect_io(
         &mut self,
         connect: &Connect,
         data: &ConnectData,
-    ) -> Result<(Link, Option<Auth>), Refused> {
+    ) -> Result<Option<(Link, Option<Auth>)>, Refused> {
         let subsystem = data.subnqn().map_err(|_| ConnectField::Subnqn)?;
         let host = host_nqn(data)?;
         let auth = self.admit(host, subsystem, connect.qid)?;
@@ -238,16 +247,18 @@ impl Queue {
         }
         let due = auth.as_ref().is_some_and(Auth::is_due);
         let grant = if due { None } else { self.lent(subsystem, host) };
-        let traffic = controller.count();
         if connect.qid > controller.shared().granted {
             return Err(ConnectField::Qid.into());
         }
-        let mut link = link(connect, controller, grant, traffic);
+        if grant.as_ref().is_some_and(|grant| grant.export().has_orphans()) {
+            return Ok(None);
+        }
+        let mut link = Link::new(connect, controller, grant);
         // Who has proven nothing yet keeps no identifier from the host whose it is.
         if !due && !link.join() {
             return Err(Status::COMMAND_SEQUENCE_ERROR.into());
         }
-        Ok((link, auth))
+        Ok(Some((link, auth)))
     }
 
     /// Says that a host was refused.
@@ -353,30 +364,6 @@ fn entries(qid: u16, sqsize: u32) -> Option<u16> {
     let entries = Some(sqsize).filter(|sqsize| (2..=largest).contains(sqsize))?;
     // An Admin queue needs no more than this many at once, whatever its host asks for.
     u16::try_from(entries.min(QUEUE_ENTRIES.into())).ok()
-}
-
-fn link(
-    connect: &Connect,
-    controller: Arc<Controller>,
-    grant: Option<Grant>,
-    traffic: Arc<Traffic>,
-) -> Link {
-    let head = connect.flow_control.then_some(1 % connect.entries);
-    let resets = controller.resets.load(Ordering::Acquire);
-    let Connect { qid, entries, .. } = *connect;
-    let before = Moved::default();
-    Link {
-        controller,
-        qid,
-        resets,
-        joined: false,
-        entries,
-        head,
-        grant,
-        attached: None,
-        before,
-        traffic,
-    }
 }
 
 fn kind_of(subsystem: &str) -> Kind {

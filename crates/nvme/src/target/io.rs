@@ -8,7 +8,8 @@ use export::{Body, Buffer, Fault, Op, Outcome, Pool};
 use super::TRANSFER;
 use super::admin::Waiting;
 use super::fused::{Half, Pair};
-use super::queue::{Link, Queue};
+use super::link::Link;
+use super::queue::Queue;
 use super::ranges::{Job, Next};
 use super::transfer::{Size, Starving};
 use crate::command::IoCommand;
@@ -52,6 +53,11 @@ impl Work {
         matches!(self, Self::Admin(waiting) if matches!(**waiting, Waiting::Abort))
     }
 
+    /// Whether it is a shutdown, which nothing calls off.
+    pub(super) fn is_shutdown(&self) -> bool {
+        matches!(self, Self::Admin(waiting) if matches!(**waiting, Waiting::Shutdown))
+    }
+
     /// The first block, for the error log.
     pub(super) fn lba(&self) -> u64 {
         match self {
@@ -83,8 +89,7 @@ impl Queue {
         if sqe.opcode == crate::wire::opcode::fabrics::OPCODE {
             return self.fabrics_on_io_queue(at, &sqe, capsule);
         }
-        let usable = |link: &Link| link.controller.is_ready() && !link.is_stale();
-        if !self.link.as_ref().is_some_and(usable) {
+        if !self.link.as_ref().is_some_and(Link::is_usable) {
             return Err(Status::COMMAND_SEQUENCE_ERROR.dnr());
         }
         let fuse = self.pair_up(at, &sqe)?;

@@ -18,6 +18,7 @@ mod fused;
 mod generated;
 mod identify;
 mod io;
+mod link;
 mod log;
 mod queue;
 mod ranges;
@@ -169,13 +170,6 @@ impl Target {
         let mut ids: Vec<u16> = own.map(|controller| controller.id).collect();
         ids.sort_unstable();
         ids
-    }
-
-    /// Whether an ended controller that matches is still waiting for requests that the disk has.
-    fn is_draining(&self, matches: impl Fn(&Controller) -> bool) -> bool {
-        let registry = self.registry();
-        let mut all = registry.controllers.iter().filter_map(Weak::upgrade);
-        all.any(|controller| controller.has_ended() && matches(&controller))
     }
 }
 

@@ -3,19 +3,18 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use export::{
-    Account, Buffer, Event, Grant, KeyId, Landing, News, Outcome, Peer, Reason, Session, Step,
-    Ticket,
+    Account, Buffer, Event, KeyId, Landing, News, Outcome, Peer, Reason, Session, Step, Ticket,
 };
 use zerocopy::IntoBytes;
 
 use super::admin::Admin;
 use super::auth::Auth;
-use super::controller::{Controller, Kind, Moved, Traffic};
+use super::controller::Kind;
 use super::fused::First;
+use super::link::Link;
 use super::slots::{Slots, Stage};
 use super::{CAPSULE_DATA, DISCOVERY_IDLE, HANDSHAKE, KEEP_ALIVE_GRACE, Port, TRANSFER, Target};
 use crate::status::Status;
@@ -77,57 +76,8 @@ pub(super) enum Phase {
     Closed,
 }
 
-/// What a queue is once it is connected.
-#[derive(Debug)]
-pub(super) struct Link {
-    pub(super) controller: Arc<Controller>,
-    /// Queue identifier; zero is the Admin queue.
-    pub(super) qid: u16,
-    /// How often the controller had been reset when the queue joined it.
-    pub(super) resets: u32,
-    /// Whether an I/O queue is among those of its controller: not before its host has proven itself.
-    pub(super) joined: bool,
-    /// Entries of the submission queue.
-    pub(super) entries: u16,
-    /// Submission queue head, or nothing without flow control.
-    pub(super) head: Option<u16>,
-    /// What the host may do with the disk; nothing for a discovery controller, or while there is no disk.
-    pub(super) grant: Option<Grant>,
-    /// The export that was reported as attached, until it is reported as detached.
-    pub(super) attached: Option<Arc<export::Export>>,
-    /// What had been moved when it was.
-    pub(super) before: Moved,
-    /// What this queue has moved.
-    pub(super) traffic: Arc<Traffic>,
-}
-
 /// With this many bytes to be sent it takes no more commands: a page of a megabyte costs its asker 72 bytes.
 const OWED: usize = 1 << 18;
-
-impl Link {
-    /// Whether a reset has deleted the queue: all but the Admin queue.
-    pub(super) fn is_stale(&self) -> bool {
-        self.qid != 0 && self.resets != self.controller.resets.load(Ordering::Acquire)
-    }
-
-    /// Takes the I/O queue's identifier. Tells whether it was free.
-    pub(super) fn join(&mut self) -> bool {
-        // A reset, which deletes the queues that are open, comes either before or after.
-        let mut shared = self.controller.shared();
-        let granted = !self.is_stale() && self.qid <= shared.granted;
-        self.joined = granted && shared.open.insert(self.qid);
-        self.joined
-    }
-}
-
-impl Drop for Link {
-    /// However the Admin queue goes, even by a mistake of ours, its controller goes with it.
-    fn drop(&mut self) {
-        if self.qid == 0 {
-            self.controller.end();
-        }
-    }
-}
 
 /// A payload with less than this still to come is not worth receiving by itself, in bytes.
 const LANDING: u32 = 8192;
@@ -303,27 +253,12 @@ impl Queue {
         self.late.clear();
         self.contending.clear();
         self.slots.clear();
-        if let Some(link) = &mut self.link {
-            // Under the lock: a reset, after which another queue may have the identifier, comes before or after.
-            let mut shared = link.controller.shared();
-            if link.joined && !link.is_stale() {
-                shared.open.remove(&link.qid);
-            }
-            drop(shared);
-            if link.qid == 0 {
-                link.controller.end();
-            }
+        if let Some(link) = &self.link {
+            link.leave();
         }
         self.report_attached(None, reason);
-        self.let_go();
-    }
-
-    /// A queue that is closed refers to its controller as long as the disk has requests of it: a new association of the
-    /// same host waits for that, and is told when it is over.
-    fn let_go(&mut self) {
-        if self.slots.are_off_disk() {
-            self.link = None;
-        }
+        // Writes that the disk has count as orphaned from now on.
+        self.link = None;
         self.out.push_back(Step::Rouse);
     }
 
@@ -403,8 +338,9 @@ impl Session for Queue {
         #[allow(clippy::cast_possible_truncation, reason = "tickets are made of slots")]
         let at = ticket.number() as u16;
         if self.phase == Phase::Closed {
+            // With the right to write alone, if it had that.
             self.slots.release(at);
-            return self.let_go();
+            return self.out.push_back(Step::Rouse);
         }
         self.set_stage(at, Stage::Waiting);
         self.drive(at, Some(outcome));
@@ -425,6 +361,7 @@ impl Session for Queue {
         let late = |deadline: Option<Instant>| deadline.is_some_and(|deadline| deadline <= now);
         match self.phase {
             Phase::Opening | Phase::Connecting if late(Some(self.opened + HANDSHAKE)) => {
+                self.report_waiting();
                 self.close(Reason::Timeout)
             }
             Phase::Live if late(self.silent_until()) || late(self.proof_due()) => {

@@ -150,7 +150,7 @@ impl Queue {
         let Some(controller) = controller else { return };
         let grant = self.lent(&controller.subsystem, &controller.host.nqn);
         let Some(link) = &mut self.link else { return };
-        link.grant = grant;
+        link.set_grant(grant);
         let now = link.grant.as_ref().filter(|_| link.qid == 0).map(Grant::export);
         let same = match (&link.attached, now) {
             (Some(before), Some(now)) => Arc::ptr_eq(before, now),

@@ -6,10 +6,10 @@ use export::{Event, News, Op, Reason};
 use nvme::command::{AdminCommand, FabricsCommand, PropertySize};
 use nvme::host::{Options, Payload};
 use nvme::status::Status;
-use nvme::wire::fabrics::{CNTLID_DYNAMIC, Cc, Csts, property};
+use nvme::wire::fabrics::{CNTLID_DYNAMIC, Cc, Csts, DISCOVERY_NQN, property};
 
 use crate::client::{Manner, enabled, pattern, write};
-use crate::world::World;
+use crate::world::{DISK, Order, World};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -167,12 +167,263 @@ fn a_new_association_waits_for_the_writes_of_the_old_one() {
     let admin = world.connect(Options::admin(), manner.data(CNTLID_DYNAMIC));
     world.run();
     assert!(world.lines[admin].connected.is_none(), "let in while an old write is under way");
-    // Another host is not kept waiting, nor is discovery.
+    // Nor is another host, which could write what is newer. Discovery is not kept waiting.
     let other = Manner { host: "nqn.x:other", ..Manner::default() };
-    world.open_admin(&other);
+    let line = world.connect(Options::admin(), other.data(CNTLID_DYNAMIC));
+    world.run();
+    assert!(world.lines[line].connected.is_none(), "another host is let in");
+    world.open_admin(&Manner { subsystem: DISCOVERY_NQN, ..Manner::default() });
     world.disk().held = false;
     world.run();
     assert!(world.lines[admin].connected.is_some(), "kept out for ever");
+    assert!(world.lines[line].connected.is_some(), "another host is kept out for ever");
+}
+
+/// Submits a write of block 0 that stays in flight.
+fn hold_a_write(world: &mut World, io: usize, seed: u64) {
+    world.disk().held = true;
+    let data = world.filled(&pattern(seed, 512));
+    world.submit(io, write(0, 1), Payload::Send(data), u32::try_from(seed).unwrap());
+    world.run();
+}
+
+/// The disk ends the latest first, and all of them.
+fn release(world: &mut World) {
+    world.order = Order::Last;
+    while world.end_one(0) {}
+    world.disk().held = false;
+    world.run();
+}
+
+fn csts(world: &mut World, admin: usize) -> Csts {
+    Csts(world.property(admin, PropertySize::Four, property::CSTS) as u32)
+}
+
+#[test]
+fn r55_reopened_queue_waits_for_its_lost_write() {
+    let mut world = World::new();
+    let client = world.attach(&Manner { queues: 2, ..Manner::default() });
+    hold_a_write(&mut world, client.io[0], 1);
+    world.cut(client.io[0]);
+    world.run();
+    // The same queue again, while the Admin queue lives.
+    let options = Options::io(1, 128, 0);
+    let io = world.connect(options, Manner::default().data(client.cntlid));
+    world.run();
+    assert!(world.lines[io].connected.is_none(), "the old write is still in flight");
+    // What is read and asked meanwhile is answered.
+    assert_eq!(csts(&mut world, client.admin).rdy(), 1);
+    world.disk().held = false;
+    world.run();
+    assert!(world.lines[io].connected.is_some(), "kept out for ever");
+    assert_eq!(world.write(io, 0, &pattern(2, 512)), Status::SUCCESS);
+    assert_eq!(world.disk().bytes[..512], pattern(2, 512));
+}
+
+#[test]
+fn r55_other_open_queue_waits_for_a_lost_write() {
+    let mut world = World::new();
+    let client = world.attach(&Manner { queues: 2, ..Manner::default() });
+    hold_a_write(&mut world, client.io[0], 1);
+    world.cut(client.io[0]);
+    world.run();
+    // A host with two ways sends what was lost on the one by the other, at once.
+    let data = world.filled(&pattern(2, 512));
+    world.submit(client.io[1], write(0, 1), Payload::Send(data), 2);
+    world.run();
+    assert_eq!(world.disk().requests.len(), 1, "the newer write is on the disk beside the old one");
+    release(&mut world);
+    assert_eq!(world.status(client.io[1], 2), Status::SUCCESS);
+    assert_eq!(world.disk().bytes[..512], pattern(2, 512));
+}
+
+#[test]
+fn r55_rdy_stays_until_writes_before_a_reset_ended() {
+    let mut world = World::new();
+    let client = world.attach(&Manner { queues: 2, ..Manner::default() });
+    hold_a_write(&mut world, client.io[0], 1);
+    assert_eq!(world.configure(client.admin, enabled().with_en(0)), Status::SUCCESS);
+    assert_eq!(csts(&mut world, client.admin).rdy(), 1);
+    for &io in &client.io {
+        assert_eq!(world.lines[io].target_end, Some(Reason::Ended));
+    }
+    release(&mut world);
+    assert_eq!(csts(&mut world, client.admin).rdy(), 0);
+    let mut again = nvme::host::Controller::new(client.cntlid, 2);
+    world.initialize(client.admin, &mut again).unwrap();
+    let io = world.open_io(&Manner::default(), client.cntlid, 1, again.capsule_data());
+    assert_eq!(world.write(io, 0, &pattern(2, 512)), Status::SUCCESS);
+    assert_eq!(world.disk().bytes[..512], pattern(2, 512));
+}
+
+#[test]
+fn r55_enable_before_rdy_fell_waits_as_well() {
+    let mut world = World::new();
+    let client = world.attach_plainly().0;
+    hold_a_write(&mut world, client.io[0], 1);
+    assert_eq!(world.configure(client.admin, enabled().with_en(0)), Status::SUCCESS);
+    assert_eq!(world.configure(client.admin, enabled()), Status::SUCCESS);
+    assert_eq!(csts(&mut world, client.admin).rdy(), 0);
+    let io = world.connect(Options::io(1, 128, 0), Manner::default().data(client.cntlid));
+    world.run();
+    assert_eq!(world.lines[io].refused.map(|it| it.0.code()), Some(Status::COMMAND_SEQUENCE_ERROR));
+    release(&mut world);
+    assert_eq!(csts(&mut world, client.admin).rdy(), 1);
+}
+
+#[test]
+fn r55_shutdown_flushes_writes_that_were_in_flight() {
+    let mut world = World::new();
+    let (client, io) = world.attach_plainly();
+    hold_a_write(&mut world, io, 1);
+    let (attrib, offset) = (PropertySize::Four, property::CC);
+    let value = enabled().with_shn(Cc::SHN_NORMAL).0.into();
+    let set = FabricsCommand::PropertySet { attrib, offset, value }.emit();
+    let cid = world.submit(client.admin, set, Payload::None, 1);
+    world.run();
+    assert_eq!(world.disk().requests.len(), 1, "the flush is to come after the write");
+    // It cannot be called off, and the queue takes nothing more.
+    let abort = AdminCommand::Abort { sqid: 0, cid }.emit();
+    world.submit(client.admin, abort, Payload::None, 2);
+    let buffer = world.buffer(512);
+    world.submit(io, crate::client::read(0, 1), Payload::Receive(buffer), 3);
+    world.run();
+    assert_eq!(world.status(io, 3).code(), Status::COMMAND_SEQUENCE_ERROR);
+    assert_eq!(csts(&mut world, client.admin).shst(), Csts::SHST_OCCURRING);
+    release(&mut world);
+    assert_eq!(world.status(client.admin, 1), Status::SUCCESS);
+    assert_eq!(csts(&mut world, client.admin).shst(), Csts::SHST_COMPLETE);
+    assert_eq!(world.disk().changes().last(), Some(&(Op::Flush, 0, 0)));
+    assert_eq!(world.status(io, 1), Status::SUCCESS);
+}
+
+#[test]
+fn r55_disk_that_hangs_holds_up_neither_keep_alive_nor_others() {
+    let mut world = World::new();
+    world.lend("nqn.x:second", |_| {});
+    let manner = Manner { keep_alive: 5000, queues: 2, ..Manner::default() };
+    let client = world.attach(&manner);
+    let second = world.attach(&Manner { subsystem: "nqn.x:second", ..Manner::default() });
+    hold_a_write(&mut world, client.io[0], 1);
+    world.cut(client.io[0]);
+    world.run();
+    let io = world.connect(Options::io(1, 128, 0), Manner::default().data(client.cntlid));
+    let admin = world.connect(Options::admin(), Manner::default().data(CNTLID_DYNAMIC));
+    let data = world.filled(&pattern(2, 512));
+    world.submit(client.io[1], write(0, 1), Payload::Send(data), 2);
+    for _ in 0..4 {
+        world.advance(3 * SECOND);
+        assert_eq!(world.say(client.admin, AdminCommand::KeepAlive.emit()).status, Status::SUCCESS);
+        assert_eq!(world.write(second.io[0], 0, &pattern(3, 512)), Status::SUCCESS);
+    }
+    for line in [io, admin] {
+        assert_eq!(world.lines[line].target_end, Some(Reason::Timeout));
+    }
+    let waited = |event: &&Event| matches!(event, Event::Refused { .. });
+    assert_eq!(world.events.iter().filter(waited).count(), 2);
+    release(&mut world);
+    assert_eq!(world.status(client.io[1], 2), Status::SUCCESS);
+    assert_eq!(world.disk().bytes[..512], pattern(2, 512));
+}
+
+#[test]
+fn r55_disk_lent_anew_waits_for_writes_of_before() {
+    let mut world = World::new();
+    let client = world.attach_plainly().0;
+    hold_a_write(&mut world, client.io[0], 1);
+    world.catalogue.withdraw(DISK);
+    world.lend(DISK, |_| {});
+    world.cut(client.admin);
+    world.run();
+    let admin = world.connect(Options::admin(), Manner::default().data(CNTLID_DYNAMIC));
+    world.run();
+    assert!(world.lines[admin].connected.is_none(), "the old write is still in flight");
+    world.disk().held = false;
+    world.run();
+    assert!(world.lines[admin].connected.is_some(), "kept out for ever");
+}
+
+/// Case R30: nothing hangs, and no association is left.
+#[test]
+fn r30_hundred_resets_and_disconnects_during_io_leave_nothing() {
+    let mut world = World::new();
+    world.order = Order::Random;
+    for round in 0..100_u64 {
+        world.seed(round);
+        let client = world.attach(&Manner { queues: 2, ..Manner::default() });
+        world.disk().held = true;
+        for (tag, &io) in (0..).zip(client.io.iter().cycle().take(16)) {
+            let data = world.filled(&pattern(round, 4096));
+            world.submit(io, write(8 * u64::from(tag), 8), Payload::Offer(data), tag);
+            let turns = world.random(4);
+            world.run_a_little(turns);
+        }
+        match round % 4 {
+            0 => world.cut(client.admin),
+            1 => client.io.iter().for_each(|&io| world.cut(io)),
+            _ => {
+                let (attrib, offset) = (PropertySize::Four, property::CC);
+                let value = enabled().with_en(0).0.into();
+                let set = FabricsCommand::PropertySet { attrib, offset, value };
+                world.submit(client.admin, set.emit(), Payload::None, 99);
+            }
+        }
+        let turns = world.random(8);
+        world.run_a_little(turns);
+        release(&mut world);
+        if round % 4 >= 2 {
+            assert_eq!(world.status(client.admin, 99), Status::SUCCESS);
+            let mut again = nvme::host::Controller::new(client.cntlid, 2);
+            world.initialize(client.admin, &mut again).unwrap();
+            let io = world.open_io(&Manner::default(), client.cntlid, 2, 0);
+            assert_eq!(world.write(io, 0, &pattern(round, 512)), Status::SUCCESS);
+        }
+        world.cut(client.admin);
+        world.run();
+        assert!(world.lines.iter().all(|line| line.submitted == line.completed), "{round}");
+    }
+    assert!(world.are_all_gone(), "a session is left");
+    let attached = |event: &&Event| matches!(event, Event::Attached { .. });
+    let detached = |event: &&Event| matches!(event, Event::Detached { .. });
+    let count = |kind: fn(&&Event) -> bool| world.events.iter().filter(kind).count();
+    assert_eq!((count(attached), count(detached)), (100, 100));
+    assert!(!world.disk().export.has_orphans() && !world.disk().export.is_being_written());
+}
+
+/// Case R32: disks come and go ten thousand times.
+#[test]
+fn r32_ten_thousand_namespaces_come_and_go() {
+    let mut world = World::new();
+    let client = world.attach_plainly().0;
+    let mut lent = world.disk().export.clone();
+    for round in 0..10_000_u64 {
+        match round % 4 {
+            0 => drop(world.catalogue.withdraw(DISK)),
+            1 => {
+                lent = World::another(&lent);
+                world.disk().export = lent.clone();
+                world.catalogue.lend(lent.clone());
+            }
+            2 => world.catalogue.lend(lent.clone()),
+            _ => {}
+        }
+        if round % 3 == 0 {
+            world.tell(&News::Changed);
+        }
+        if round % 97 != 0 {
+            continue;
+        }
+        world.tell(&News::Changed);
+        world.run();
+        let status = match world.read(client.io[0], 0, 1) {
+            Ok(_) => Status::SUCCESS,
+            Err(status) => status.code(),
+        };
+        let there = world.catalogue.find(DISK).is_some();
+        let due = if there { Status::SUCCESS } else { Status::INVALID_NAMESPACE };
+        assert_eq!(status, due, "{round}");
+    }
+    assert!(world.lines[client.admin].target_end.is_none());
 }
 
 #[test]

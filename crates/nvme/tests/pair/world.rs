@@ -167,6 +167,22 @@ impl World {
 
     /// Lends another disk, filled with a pattern.
     pub(crate) fn lend(&mut self, nqn: &str, change: Change) -> Arc<Export> {
+        let export = Arc::new(Self::export(nqn, change));
+        let bytes = (0..BYTES).map(|at| (at / 512 % 251) as u8).collect();
+        self.disks.push(Disk {
+            export: export.clone(),
+            bytes,
+            requests: VecDeque::new(),
+            held: false,
+            faults: Box::new(|_, _, _| None),
+            log: Vec::new(),
+        });
+        self.catalogue.lend(export.clone());
+        self.tell(&News::Changed);
+        export
+    }
+
+    fn export(nqn: &str, change: Change) -> Export {
         let descriptor = std::fs::File::open("/dev/null").unwrap().into();
         let identity = Identity {
             uuid: [7; 16],
@@ -181,19 +197,17 @@ impl World {
         export.access = Access::Writable;
         export.discard = true;
         change(&mut export);
-        let export = Arc::new(export);
-        let bytes = (0..BYTES).map(|at| (at / 512 % 251) as u8).collect();
-        self.disks.push(Disk {
-            export: export.clone(),
-            bytes,
-            requests: VecDeque::new(),
-            held: false,
-            faults: Box::new(|_, _, _| None),
-            log: Vec::new(),
-        });
-        self.catalogue.lend(export.clone());
-        self.tell(&News::Changed);
         export
+    }
+
+    /// The same disk, to be lent anew.
+    pub(crate) fn another(export: &Export) -> Arc<Export> {
+        Arc::new(Self::export(&export.nqn, |_| {}))
+    }
+
+    /// Whether no session is left.
+    pub(crate) fn are_all_gone(&self) -> bool {
+        self.lines.iter().all(|line| line.session.is_none())
     }
 
     /// A new connection. Nothing has been sent on it yet.

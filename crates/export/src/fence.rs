@@ -1,0 +1,82 @@
+//! The writes of one connection to one export, and what becomes of those that are in flight when the connection ends.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::Export;
+
+/// Stands between the writes of one connection and those of all others.
+///
+/// Once the fence is closed no write of the connection begins, and those in flight are *orphaned*: their host, which does
+/// not know what became of them, may send newer data over another connection. Until the last of them has ended,
+/// [`Export::has_orphans`] is true, and no other write to the export begins.
+///
+/// Dropping the fence closes it, so a session that panics leaves no write unaccounted for. It is part of the
+/// [`Grant`](crate::Grant)s of the connection.
+#[derive(Debug)]
+pub struct Fence(Arc<InFlight>);
+
+/// The writes of one connection that are in flight.
+#[derive(Debug)]
+struct InFlight {
+    export: Arc<Export>,
+    /// How many, and [`CLOSED`].
+    state: AtomicU32,
+}
+
+/// Set in `state` when the fence is closed.
+const CLOSED: u32 = 1 << 31;
+
+impl Fence {
+    pub(crate) fn new(export: Arc<Export>) -> Arc<Self> {
+        Arc::new(Self(Arc::new(InFlight { export, state: AtomicU32::new(0) })))
+    }
+
+    /// Ends the connection's right to write. May be called from any thread and more than once; whoever calls it then has
+    /// all sessions told that something changed.
+    pub fn close(&self) {
+        let InFlight { export, state } = &*self.0;
+        if state.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            return;
+        }
+        // Counted first: a write that ends meanwhile counts itself out.
+        export.orphan();
+        let before = state.fetch_or(CLOSED, Ordering::AcqRel);
+        if before == 0 || before & CLOSED != 0 {
+            export.orphan_ended();
+        }
+    }
+
+    /// Counts a write in. Returns nothing if the fence is closed, or if the export takes no write of it now.
+    pub(crate) fn enter(&self, alone: bool) -> Option<Hold> {
+        if !self.0.export.enter(alone) {
+            return None;
+        }
+        let more = |state: u32| (state & CLOSED == 0).then_some(state + 1);
+        let entered = self.0.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok();
+        if !entered {
+            self.0.export.leave();
+        }
+        entered.then(|| Hold(self.0.clone()))
+    }
+}
+
+impl Drop for Fence {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// Counts a write out when it is dropped, however it ended.
+#[derive(Debug)]
+pub(crate) struct Hold(Arc<InFlight>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let InFlight { export, state } = &*self.0;
+        export.leave();
+        if state.fetch_sub(1, Ordering::AcqRel) == CLOSED | 1 {
+            export.orphan_ended();
+        }
+    }
+}
