@@ -1,0 +1,177 @@
+//! Case R25 and R55: every way back to a disk after a connection was lost, with both protocols on one disk in memory. Whatever
+//! the way, the newest data win.
+
+mod world;
+
+use proptest::prelude::*;
+
+use world::{Conn, Host, World};
+
+/// How a connection is lost.
+#[derive(Debug, Clone, Copy)]
+enum Loss {
+    /// It alone.
+    Connection,
+    /// With all others of its association.
+    Association,
+    /// By a reset of its controller.
+    Reset,
+}
+
+/// How its host, or another one, comes back.
+#[derive(Debug, Clone, Copy)]
+enum Way {
+    /// By a new association.
+    Association(Host),
+    /// By the same I/O queue of the same controller, if that lives.
+    Queue,
+    /// By NBD.
+    Nbd,
+    /// By a connection that was open all the time.
+    Open,
+}
+
+#[derive(Debug, Clone)]
+struct Round {
+    nbd: bool,
+    loss: Loss,
+    way: Way,
+    block: u8,
+    /// Requests of the disk that end before the newer write is sent.
+    ended: u8,
+    /// Sessions of the lost association that have not noticed yet are told only after so many of them.
+    late: bool,
+}
+
+fn round() -> impl Strategy<Value = Round> {
+    let host = prop_oneof![Just(Host::First), Just(Host::Second)];
+    let loss = prop_oneof![2 => Just(Loss::Connection), 1 => Just(Loss::Association), 1 => Just(Loss::Reset)];
+    let way = prop_oneof![
+        2 => host.prop_map(Way::Association),
+        2 => Just(Way::Queue),
+        1 => Just(Way::Nbd),
+        1 => Just(Way::Open),
+    ];
+    (any::<bool>(), loss, way, 0..4_u8, 0..3_u8, any::<bool>()).prop_map(
+        |(nbd, loss, way, block, ended, late)| Round { nbd, loss, way, block, ended, late },
+    )
+}
+
+/// Loses a connection with writes in flight, comes back, and writes what is newer.
+fn play(world: &mut World, round: &Round, version: u8) {
+    let open = world.attach(Host::Second, 1);
+    let lost = if round.nbd { world.nbd() } else { world.attach(Host::First, 2) };
+    let block = u64::from(round.block);
+    for seen in [lost.io, lost.last] {
+        world.write(seen, block, version);
+    }
+    world.run();
+    world.late = if round.late { vec![lost.io, lost.last] } else { Vec::new() };
+    match round.loss {
+        Loss::Reset if !round.nbd => world.reset(&lost),
+        Loss::Connection => [lost.io, lost.last].into_iter().for_each(|conn| world.cut(conn)),
+        _ => {
+            [Some(lost.io), Some(lost.last), lost.admin]
+                .into_iter()
+                .flatten()
+                .for_each(|conn| world.cut(conn));
+        }
+    }
+    for _ in 0..round.ended {
+        world.end_one();
+    }
+    world.run();
+    let back = come_back(world, round, &lost, open);
+    world.write(back, block, version + 1);
+    world.late.clear();
+    world.run();
+    while world.end_one() {
+        world.run();
+    }
+    assert_eq!(world.done(back), Some(true), "the newer write never ended: {round:?}");
+    assert_eq!(world.block(block), version + 1, "{round:?}");
+    world.forget();
+}
+
+fn come_back(world: &mut World, round: &Round, lost: &Conn, open: Conn) -> usize {
+    match (round.way, round.loss, lost.admin) {
+        (Way::Association(host), ..) => world.attach(host, 1).io,
+        (Way::Queue, Loss::Connection, Some(admin)) => world.queue(admin, lost.cntlid, 1),
+        (Way::Queue, Loss::Reset, Some(admin)) => world.enable_again(admin, lost.cntlid),
+        (Way::Nbd, ..) => world.nbd().io,
+        (Way::Queue | Way::Open, ..) => open.io,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// A thousand rounds, four at a time.
+    #[test]
+    fn r25_newest_data_win_whatever_the_way_back(
+        seed: u64,
+        rounds in prop::collection::vec(round(), 4),
+    ) {
+        let mut world = World::new(seed);
+        for (number, round) in (1_u8..).zip(&rounds) {
+            play(&mut world, round, 2 * number);
+        }
+        prop_assert!(world.is_quiet());
+    }
+}
+
+/// A write is lost on the one way; the other way is not open before it has ended.
+fn waits(lose: impl Fn(&mut World) -> Conn, come: impl Fn(&mut World) -> usize) {
+    let mut world = World::new(1);
+    let lost = lose(&mut world);
+    world.write(lost.io, 0, 1);
+    world.run();
+    world.cut(lost.io);
+    lost.admin.into_iter().for_each(|admin| world.cut(admin));
+    world.run();
+    let back = come(&mut world);
+    world.run();
+    assert!(!world.is_open(back), "open while a lost write is in flight");
+    assert!(world.end_one());
+    world.run();
+    assert!(world.is_open(back), "kept out for ever");
+    assert!(world.is_quiet());
+}
+
+#[test]
+fn r55_nvme_waits_for_a_write_lost_by_nbd() {
+    waits(World::nbd, |world| world.begin_association(Host::First));
+}
+
+#[test]
+fn r55_nbd_waits_for_a_write_lost_by_nvme() {
+    waits(|world| world.attach(Host::First, 1), World::begin_nbd);
+}
+
+#[test]
+fn r55_nbd_waits_for_a_write_lost_by_nbd() {
+    waits(World::nbd, World::begin_nbd);
+}
+
+#[test]
+fn r55_other_host_waits_for_a_write_lost_by_the_first() {
+    waits(|world| world.attach(Host::First, 1), |world| world.begin_association(Host::Second));
+}
+
+/// A session that is dropped without a word, as after a panic, leaves its write behind as any other does.
+#[test]
+fn r55_write_of_a_session_that_panicked_is_waited_for() {
+    for nbd in [false, true] {
+        let mut world = World::new(1);
+        let lost = if nbd { world.nbd() } else { world.attach(Host::First, 1) };
+        world.write(lost.io, 0, 1);
+        world.run();
+        world.drop_session(lost.io);
+        let back = world.begin_nbd();
+        world.run();
+        assert!(!world.is_open(back));
+        assert!(world.end_one());
+        world.run();
+        assert!(world.is_open(back), "kept out for ever");
+    }
+}

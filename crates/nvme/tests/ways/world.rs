@@ -1,0 +1,456 @@
+//! One disk and both protocols in memory: hosts and clients of ours on the one side, sessions on the other, and a disk whose
+//! requests end when the test says so, in any order.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use export::{
+    Access, Account, Admitted, Catalogue, Door, Export, Geometry, Identity, News, Op, Peer, Pool,
+    Session, Step,
+};
+use nbd::server::{Server, Start};
+use nvme::command::{FabricsCommand, IoCommand, PropertySize};
+use nvme::host::{Controller, Options, Payload};
+use nvme::target::{Port, Target};
+use nvme::wire::Sqe;
+use nvme::wire::fabrics::{CNTLID_DYNAMIC, Cc, ConnectData, Csts, property};
+
+const DISK: &str = "nqn.2014-08.org.nvmexpress:uuid:disk";
+const BLOCK: usize = 512;
+const BLOCKS: usize = 16;
+
+/// Which machine attaches.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Host {
+    First,
+    Second,
+}
+
+/// An attached disk, by the numbers of its connections.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Conn {
+    pub(crate) admin: Option<usize>,
+    /// The first connection that takes reads and writes, and the last.
+    pub(crate) io: usize,
+    pub(crate) last: usize,
+    pub(crate) cntlid: u16,
+}
+
+enum Client {
+    Nvme(Box<nvme::host::Queue>),
+    Nbd(Box<nbd::client::Client>),
+}
+
+/// A connection with both its ends.
+struct Line {
+    client: Client,
+    session: Option<Box<dyn Session>>,
+    to_target: Vec<u8>,
+    to_host: Vec<u8>,
+    over: bool,
+    open: bool,
+    cntlid: u16,
+    refused: bool,
+    /// Whether it is to be told that something changed.
+    news: bool,
+    /// How the last request ended, and with which result.
+    done: Option<(bool, u64, Vec<u8>)>,
+    under_way: usize,
+}
+
+pub(crate) struct World {
+    now: Instant,
+    export: Arc<Export>,
+    target: Arc<Target>,
+    server: Arc<Server>,
+    lines: Vec<Line>,
+    disk: Vec<u8>,
+    requests: Vec<(usize, Admitted)>,
+    /// Connections whose threads are busy: they do not hear of changes.
+    pub(crate) late: Vec<usize>,
+    pool: Pool,
+    memory: Account,
+    seed: u64,
+}
+
+fn peer() -> Peer {
+    let address = "192.0.2.9:50000".parse().unwrap();
+    Peer { remote: address, local: address, door: Door::Open, channel: None }
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> Self {
+        let (descriptor, geometry) =
+            (std::fs::File::open("/dev/null").unwrap().into(), Geometry::new(512, 512).unwrap());
+        let bytes = BLOCK * BLOCKS;
+        let identity = Identity { uuid: [7; 16], serial: "SN1".into(), ..Identity::default() };
+        let mut export =
+            Export::new("/dev/sda", DISK, identity, geometry, bytes as u64, descriptor);
+        export.access = Access::Writable;
+        let (export, catalogue) = (Arc::new(export), Arc::new(Catalogue::default()));
+        catalogue.lend(export.clone());
+        Self {
+            now: Instant::now(),
+            export,
+            target: Target::new(catalogue.clone()),
+            server: Server::new(catalogue),
+            lines: Vec::new(),
+            disk: vec![0; bytes],
+            requests: Vec::new(),
+            late: Vec::new(),
+            pool: Pool::new(64 << 20),
+            memory: Pool::new(1 << 30).open(),
+            seed: seed | 1,
+        }
+    }
+
+    fn random(&mut self, below: usize) -> usize {
+        self.seed ^= self.seed << 13;
+        self.seed ^= self.seed >> 7;
+        self.seed ^= self.seed << 17;
+        usize::try_from(self.seed >> 11).unwrap() % below.max(1)
+    }
+
+    fn line(&mut self, client: Client, session: Box<dyn Session>) -> usize {
+        self.lines.push(Line {
+            client,
+            session: Some(session),
+            to_target: Vec::new(),
+            to_host: Vec::new(),
+            over: false,
+            open: false,
+            cntlid: 0,
+            refused: false,
+            news: false,
+            done: None,
+            under_way: 0,
+        });
+        self.lines.len() - 1
+    }
+
+    fn nvme_line(&mut self, options: Options, host: Host, cntlid: u16) -> usize {
+        let host = match host {
+            Host::First => "nqn.x:first",
+            Host::Second => "nqn.x:second",
+        };
+        let data = ConnectData::emit([3; 16], cntlid, DISK, host).unwrap();
+        let session = self.target.session(peer(), Port::Any, self.pool.open(), self.now);
+        let client = Client::Nvme(Box::new(nvme::host::Queue::new(options, data)));
+        self.line(client, Box::new(session))
+    }
+
+    // ---- ways in
+
+    /// An Admin Connect, sent.
+    pub(crate) fn begin_association(&mut self, host: Host) -> usize {
+        self.nvme_line(Options::admin(), host, CNTLID_DYNAMIC)
+    }
+
+    /// The choice of the export by NBD, sent.
+    pub(crate) fn begin_nbd(&mut self) -> usize {
+        let session = self.server.session(peer(), Start::Greet, self.pool.open(), self.now);
+        let client = nbd::client::Client::new(nbd::client::Options::new("sda"));
+        self.line(Client::Nbd(Box::new(client)), Box::new(session))
+    }
+
+    pub(crate) fn nbd(&mut self) -> Conn {
+        let io = self.begin_nbd();
+        self.wait_until_open(io);
+        Conn { admin: None, io, last: io, cntlid: 0 }
+    }
+
+    /// An association with so many I/O queues.
+    pub(crate) fn attach(&mut self, host: Host, queues: u16) -> Conn {
+        let admin = self.begin_association(host);
+        self.wait_until_open(admin);
+        let cntlid = self.lines[admin].cntlid;
+        self.initialize(admin, cntlid);
+        let all: Vec<usize> = (1..=queues).map(|qid| self.queue_of(host, cntlid, qid)).collect();
+        Conn { admin: Some(admin), io: all[0], last: *all.last().unwrap(), cntlid }
+    }
+
+    /// The same I/O queue of the first host again.
+    pub(crate) fn queue(&mut self, _admin: usize, cntlid: u16, qid: u16) -> usize {
+        self.queue_of(Host::First, cntlid, qid)
+    }
+
+    fn queue_of(&mut self, host: Host, cntlid: u16, qid: u16) -> usize {
+        let io = self.nvme_line(Options::io(qid, 32, 0), host, cntlid);
+        self.wait_until_open(io);
+        io
+    }
+
+    fn wait_until_open(&mut self, line: usize) {
+        loop {
+            self.run();
+            assert!(!self.lines[line].refused, "refused");
+            if self.lines[line].open {
+                return;
+            }
+            assert!(self.end_one(), "it waits for nothing");
+        }
+    }
+
+    fn initialize(&mut self, admin: usize, cntlid: u16) {
+        let mut controller = Controller::new(cntlid, 2);
+        while let Some(ask) = controller.ask() {
+            let payload = match ask.len {
+                0 => Payload::None,
+                len => Payload::Receive(self.memory.take(len).unwrap()),
+            };
+            let (_, result, page) = self.command(admin, ask.sqe, payload);
+            controller.answer(nvme::status::Status::SUCCESS, result, &page).unwrap();
+            // A controller that is not ready waits for the disk.
+            self.end_one();
+        }
+    }
+
+    fn command(&mut self, line: usize, sqe: Sqe, payload: Payload) -> (bool, u64, Vec<u8>) {
+        let Client::Nvme(queue) = &mut self.lines[line].client else { panic!() };
+        queue.submit(sqe, payload, 0).unwrap();
+        self.run();
+        self.lines[line].done.take().expect("no answer")
+    }
+
+    fn configure(&mut self, admin: usize, enable: u32) {
+        let cc = Cc::default().with_iosqes(6).with_iocqes(4).with_en(enable);
+        let (attrib, offset) = (PropertySize::Four, property::CC);
+        let set = FabricsCommand::PropertySet { attrib, offset, value: cc.0.into() };
+        assert!(self.command(admin, set.emit(), Payload::None).0);
+    }
+
+    /// CC.EN 1 -> 0.
+    pub(crate) fn reset(&mut self, conn: &Conn) {
+        self.configure(conn.admin.unwrap(), 0);
+    }
+
+    /// CC.EN 0 -> 1, now or when RDY has fallen, and the first I/O queue.
+    pub(crate) fn enable_again(&mut self, admin: usize, cntlid: u16) -> usize {
+        let patient = self.random(2) == 0;
+        let get =
+            FabricsCommand::PropertyGet { attrib: PropertySize::Four, offset: property::CSTS };
+        while patient {
+            let (_, csts, _) = self.command(admin, get.emit(), Payload::None);
+            if Csts(u32::try_from(csts).unwrap()).rdy() == 0 {
+                break;
+            }
+            assert!(self.end_one(), "RDY stays for nothing");
+        }
+        self.initialize(admin, cntlid);
+        self.queue_of(Host::First, cntlid, 1)
+    }
+
+    // ---- what happens
+
+    /// Fills a block with a byte.
+    pub(crate) fn write(&mut self, line: usize, block: u64, version: u8) {
+        let mut buffer = self.memory.take(BLOCK).unwrap();
+        buffer.bytes_mut().fill(version);
+        self.lines[line].done = None;
+        match &mut self.lines[line].client {
+            Client::Nvme(queue) => {
+                let write = IoCommand::Write {
+                    nsid: 1,
+                    slba: block,
+                    nlb: 1,
+                    fua: false,
+                    limited_retry: false,
+                };
+                queue.submit(write.emit(), Payload::Send(buffer.into()), 0).unwrap();
+            }
+            Client::Nbd(client) => {
+                let (offset, len) = (block * BLOCK as u64, BLOCK);
+                let buffer = buffer.into();
+                let write =
+                    nbd::client::Request::Write { offset, buffer, start: 0, len, durable: false };
+                client.submit(write, 0).unwrap();
+            }
+        }
+    }
+
+    /// How the last request of a connection ended, if it has.
+    pub(crate) fn done(&self, line: usize) -> Option<bool> {
+        self.lines[line].done.as_ref().map(|done| done.0)
+    }
+
+    /// The byte that a block is filled with.
+    pub(crate) fn block(&self, block: u64) -> u8 {
+        let start = usize::try_from(block).unwrap() * BLOCK;
+        let bytes = &self.disk[start..start + BLOCK];
+        assert!(bytes.iter().all(|byte| *byte == bytes[0]));
+        bytes[0]
+    }
+
+    pub(crate) fn is_open(&self, line: usize) -> bool {
+        self.lines[line].open
+    }
+
+    /// Whether nothing is in flight.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.requests.is_empty() && !self.export.has_orphans() && !self.export.is_being_written()
+    }
+
+    /// The network of a connection breaks, and its session is told.
+    pub(crate) fn cut(&mut self, line: usize) {
+        let now = self.now;
+        let line = &mut self.lines[line];
+        (line.over, line.to_host, line.to_target) = (true, Vec::new(), Vec::new());
+        if let Some(session) = &mut line.session {
+            session.tell(now, &News::Disconnected);
+        }
+        self.run();
+    }
+
+    /// The session is gone as after a panic; the driver has everybody told.
+    pub(crate) fn drop_session(&mut self, line: usize) {
+        self.lines[line].over = true;
+        self.lines[line].session = None;
+        self.rouse();
+    }
+
+    /// Cuts every connection.
+    pub(crate) fn forget(&mut self) {
+        (0..self.lines.len()).for_each(|line| self.cut(line));
+        while self.end_one() {
+            self.run();
+        }
+        self.lines.clear();
+    }
+
+    /// One request of the disk ends, whichever. Tells whether there was one.
+    pub(crate) fn end_one(&mut self) -> bool {
+        if self.requests.is_empty() {
+            return false;
+        }
+        let at = self.random(self.requests.len());
+        let (line, mut admitted) = self.requests.remove(at);
+        let start = usize::try_from(admitted.offset()).unwrap();
+        let place = start..start + usize::try_from(admitted.len()).unwrap();
+        match admitted.op() {
+            Op::Read => admitted.bytes_mut().copy_from_slice(&self.disk[place]),
+            Op::Write { .. } => self.disk[place].copy_from_slice(admitted.bytes_mut()),
+            _ => {}
+        }
+        let export = admitted.export().clone();
+        let (ticket, outcome) = admitted.finish(Ok(()));
+        if export.is_contended() {
+            self.rouse();
+        }
+        self.lines[line].under_way -= 1;
+        if let Some(session) = &mut self.lines[line].session {
+            session.complete(self.now, ticket, outcome);
+        }
+        true
+    }
+
+    fn rouse(&mut self) {
+        self.lines.iter_mut().for_each(|line| line.news = true);
+    }
+
+    /// Runs until nothing moves any more but the disk.
+    pub(crate) fn run(&mut self) {
+        while (0..self.lines.len()).fold(false, |moved, line| self.turn(line) || moved) {}
+    }
+
+    fn turn(&mut self, at: usize) -> bool {
+        let (now, busy) = (self.now, self.late.contains(&at));
+        let line = &mut self.lines[at];
+        let mut moved = line.drain_client();
+        if let Some(session) = line.session.as_mut().filter(|_| !busy) {
+            if !line.over && std::mem::take(&mut line.news) {
+                session.tell(now, &News::Changed);
+                moved = true;
+            }
+            if !line.over && session.hungry() && !line.to_target.is_empty() {
+                let taken = session.receive(now, &line.to_target);
+                line.to_target.drain(..taken);
+                moved |= taken != 0;
+            }
+        }
+        moved |= self.drain(at);
+        let line = &mut self.lines[at];
+        let taken = line.receive();
+        moved | taken
+    }
+
+    fn drain(&mut self, at: usize) -> bool {
+        let (mut moved, mut roused) = (false, false);
+        let line = &mut self.lines[at];
+        let Some(session) = &mut line.session else { return false };
+        while let Some(step) = session.poll() {
+            moved = true;
+            match step {
+                Step::Send(segment) => line.to_host.extend(segment.parts().concat()),
+                Step::Submit(admitted) => {
+                    line.under_way += 1;
+                    self.requests.push((at, admitted));
+                }
+                Step::Report(_) => {}
+                Step::Rouse => roused = true,
+                Step::Close(_) => line.over = true,
+            }
+        }
+        if line.over && line.under_way == 0 {
+            line.session = None;
+            roused = true;
+        }
+        if roused {
+            self.rouse();
+        }
+        moved
+    }
+}
+
+impl Line {
+    fn drain_client(&mut self) -> bool {
+        let mut moved = false;
+        match &mut self.client {
+            Client::Nvme(queue) => {
+                while let Some(step) = queue.poll() {
+                    moved = true;
+                    match step {
+                        nvme::host::Step::Send(part) => {
+                            self.to_target.extend(part.parts().concat())
+                        }
+                        nvme::host::Step::Connected(response) => {
+                            (self.open, self.cntlid) = (true, response.cntlid);
+                        }
+                        nvme::host::Step::Refused(..) => self.refused = true,
+                        nvme::host::Step::Done(done) => {
+                            let page = done.buffer.map(|buffer| buffer.bytes().to_vec());
+                            let well = done.status.is_success();
+                            self.done = Some((well, done.result, page.unwrap_or_default()));
+                        }
+                        nvme::host::Step::Close(_) => {}
+                    }
+                }
+            }
+            Client::Nbd(client) => {
+                while let Some(step) = client.poll() {
+                    moved = true;
+                    match step {
+                        nbd::client::Step::Send(part) => {
+                            self.to_target.extend(part.parts().concat())
+                        }
+                        nbd::client::Step::Opened(_) => self.open = true,
+                        nbd::client::Step::Done(done) => {
+                            self.done = Some((done.result.is_ok(), 0, Vec::new()));
+                        }
+                        nbd::client::Step::Refused(_) => self.refused = true,
+                        _ => {}
+                    }
+                }
+            }
+        }
+        moved
+    }
+
+    fn receive(&mut self) -> bool {
+        let taken = match &mut self.client {
+            Client::Nvme(queue) => queue.receive(&self.to_host),
+            Client::Nbd(client) => client.receive(&self.to_host),
+        };
+        self.to_host.drain(..taken);
+        taken != 0
+    }
+}
