@@ -166,7 +166,8 @@ impl Job {
 
     fn progress(&mut self, moved: u64) {
         self.done = self.done.saturating_add(moved);
-        if self.done >= self.admitted.len() {
+        // Of a last block that is only a part of one there is no more to read.
+        if self.done >= self.admitted.stored() {
             self.end(Ok(()));
         } else if moved == 0 {
             // The disk is shorter than it was when it was lent.
@@ -218,10 +219,11 @@ impl Job {
     }
 
     fn end(&mut self, result: Result<(), Fault>) {
-        if result.is_err() && self.admitted.op() == Op::Read {
-            // What the memory held before is nobody's business.
-            let done = usize::try_from(self.done).unwrap_or(0);
-            self.admitted.bytes_mut().get_mut(done..).unwrap_or_default().fill(0);
+        if self.admitted.op() == Op::Read {
+            // What the memory held before must not be sent: after a failure, and behind the end of the disk.
+            let read = if result.is_ok() { self.admitted.stored() } else { self.done };
+            let read = usize::try_from(read).unwrap_or(0);
+            self.admitted.bytes_mut().get_mut(read..).unwrap_or_default().fill(0);
         }
         self.zeros = None;
         self.phase = Phase::Over(result);
@@ -362,10 +364,14 @@ mod test {
     }
 
     fn grant(disk: OwnedFd, bytes: u64) -> Grant {
-        let geometry = Geometry::new(512, 512).unwrap();
-        let mut export = Export::new("disk", "nqn", Identity::default(), geometry, bytes, disk);
+        let mut export = export(disk, bytes);
         export.access = Access::Writable;
         Grant::new(Arc::new(export))
+    }
+
+    fn export(disk: OwnedFd, bytes: u64) -> Export {
+        let geometry = Geometry::new(512, 512).unwrap();
+        Export::new("disk", "nqn", Identity::default(), geometry, bytes, disk)
     }
 
     fn admit(grant: &Grant, op: Op, lba: u64, blocks: u64, fill: u8) -> Admitted {
@@ -402,6 +408,34 @@ mod test {
         let outcome = read(&grant, 2, 4);
         assert_eq!(outcome.result, Err(Fault::Io));
         assert_eq!(outcome.buffer.unwrap().bytes(), [0; 4 * BLOCK]);
+    }
+
+    #[test]
+    fn last_part_of_a_block_is_filled_up_with_zeros() {
+        // The file may have grown meanwhile, which is not lent yet.
+        for more in [0, 100] {
+            let bytes = 4 * BLOCK as u64 + 65;
+            let disk = memory(bytes + more as u64);
+            rustix::io::pwrite(&disk, &[7; 5 * BLOCK][..4 * BLOCK + 65 + more as usize], 0)
+                .unwrap();
+            let grant = Grant::new(Arc::new(export(disk, bytes)));
+            for (lba, blocks) in [(4, 1), (0, 5), (3, 2)] {
+                let outcome = read(&grant, lba, blocks);
+                assert_eq!(outcome.result, Ok(()));
+                let buffer = outcome.buffer.unwrap();
+                let part = buffer.bytes().len() - BLOCK + 65;
+                assert!(buffer.bytes()[..part].iter().all(|&b| b == 7));
+                assert!(buffer.bytes()[part..].iter().all(|&b| b == 0), "{lba} {blocks}");
+            }
+        }
+    }
+
+    #[test]
+    fn last_part_of_a_block_that_is_gone_fails() {
+        let grant = Grant::new(Arc::new(export(memory(4 * BLOCK as u64), 4 * BLOCK as u64 + 65)));
+        let outcome = read(&grant, 3, 2);
+        assert_eq!(outcome.result, Err(Fault::Io));
+        assert_eq!(outcome.buffer.unwrap().bytes(), [0; 2 * BLOCK]);
     }
 
     #[test]

@@ -62,6 +62,8 @@ with_both_drivers! {
     three_hundred_connections_are_served
     silent_newcomers_are_cut_for_others
     a_disk_that_got_shorter_fails_reads
+    last_part_of_a_block_is_filled_up_with_zeros
+    last_part_of_a_block_is_filled_up_with_zeros_in_memory
     zeros_discards_and_flushes_work
     zeros_discards_and_flushes_work_in_memory
     holes_are_told_from_data
@@ -434,6 +436,34 @@ fn a_disk_that_got_shorter_fails_reads(way: Way) {
     assert_eq!(client.read(8, 3 * BLOCK), Err(100 + Fault::Io as u32));
     assert_eq!(client.read(100, BLOCK), Err(100 + Fault::Io as u32));
     assert_eq!(client.read(0, BLOCK).unwrap().len(), BLOCK);
+    stop(served);
+}
+
+fn last_part_of_a_block_is_filled_up_with_zeros(way: Way) {
+    last_part_of_a_block_is_filled_up_with_zeros_on(way, toy::file(1_000_001));
+}
+
+fn last_part_of_a_block_is_filled_up_with_zeros_in_memory(way: Way) {
+    let disk = rustix::fs::memfd_create("odd", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    last_part_of_a_block_is_filled_up_with_zeros_on(way, disk);
+}
+
+fn last_part_of_a_block_is_filled_up_with_zeros_on(way: Way, disk: OwnedFd) {
+    rustix::io::pwrite(&disk, &[7; 1_000_001], 0).unwrap();
+    let export = toy::lend_for(export::Access::ReadOnly, disk, 1_000_001);
+    let Some(served) = serve(config(way), export, way.manner()) else { return };
+    let mut client = Client::connect(served.address);
+    for (lba, blocks) in [(1953, 1), (1900, 54), (0, 1954), (1946, 8)] {
+        // The memory of these answers is used again for the next.
+        for _ in 0..8 {
+            let read = client.read(0, blocks * BLOCK).unwrap();
+            assert!(read.iter().take(1_000_001).all(|&byte| byte == 7));
+        }
+        let read = client.read(lba, blocks * BLOCK).unwrap();
+        let (data, rest) = read.split_at(blocks * BLOCK - 447);
+        assert!(data.iter().all(|&byte| byte == 7) && rest == [0; 447], "{lba} {blocks}");
+    }
+    assert_eq!(client.read(1954, BLOCK), Err(100 + Fault::OutOfRange as u32));
     stop(served);
 }
 

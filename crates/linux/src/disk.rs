@@ -57,9 +57,9 @@ pub struct Opened {
     pub kind: Kind,
     /// The device's number; for an image that of the file system it is on.
     pub number: DeviceNumber,
-    /// What can be lent, in bytes: a multiple of the logical block size.
+    /// Its whole blocks, in bytes: a multiple of the logical block size.
     pub bytes: u64,
-    /// Bytes at an image's end that fill no block, and so are not lent.
+    /// Bytes behind them that fill no block.
     pub tail: u64,
     /// The logical block size in bytes; that of an image is what its partition table was written for, else 512.
     pub logical_block: u32,

@@ -318,11 +318,12 @@ fn changed(disks: &[Disk], loans: &[Loan]) -> Vec<Change> {
     let lent = loans.iter().filter_map(|loan| Some((loan, loan.device.as_ref()?)));
     lent.filter_map(|(loan, device)| {
         let now = disks.iter().find(|disk| Device::of(disk) == *device);
-        let blocks = |bytes: u64| loan.export.geometry.blocks_in(bytes);
+        let block = u64::from(loan.export.geometry.block());
         match now.map(|disk| disk.bytes) {
             None | Some(0) => Some(Change::Went(device.clone())),
-            Some(bytes) if blocks(bytes) != loan.export.blocks() => {
-                Some(Change::Resized(device.clone(), bytes))
+            // A device has whole blocks, whatever size it reports.
+            Some(bytes) if bytes - bytes % block != loan.export.bytes() => {
+                Some(Change::Resized(device.clone(), bytes - bytes % block))
             }
             Some(_) => None,
         }

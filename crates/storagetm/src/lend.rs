@@ -184,11 +184,25 @@ impl Terms {
             ))
         })?;
         let nqn = self.nqn(&wanted.path, &identity)?;
-        let note = (opened.tail > 0).then(|| {
-            format!("the last {} bytes of {path} fill no block and are not lent", opened.tail)
+        // A device has whole blocks, whatever size it reports.
+        let tail = if opened.kind == Kind::Image { opened.tail } else { 0 };
+        let bytes = opened.bytes + tail;
+        if tail > 0 && wanted.writable {
+            let block = opened.logical_block;
+            return Err(Failure::new(format!(
+                "{path} has {bytes} bytes, which is not a multiple of its block size; lengthen it \
+                 with \"truncate -s %{block} {path}\", or lend it read-only"
+            )));
+        }
+        let note = (tail > 0).then(|| {
+            let zeros = u64::from(opened.logical_block) - tail;
+            format!(
+                "the last block of {path} is filled up with {zeros} bytes of zeros for hosts that \
+                 attach it over NVMe/TCP"
+            )
         });
         keep_aligned(&opened);
-        let Opened { descriptor, bytes, volatile_cache, can_discard, whole, .. } = opened;
+        let Opened { descriptor, volatile_cache, can_discard, whole, .. } = opened;
         let mut export = Export::new(&path, &nqn, identity, geometry, bytes, descriptor);
         export.access = if wanted.writable { Access::Writable } else { Access::ReadOnly };
         export.cache = if volatile_cache { Cache::Volatile } else { Cache::WriteThrough };
@@ -357,14 +371,17 @@ mod test {
     }
 
     #[test]
-    fn an_image_is_lent_whole_blocks_and_says_what_is_left() {
+    fn image_with_a_part_of_a_block_is_lent_read_only_whole() {
         let path = image("tail.img", (1 << 20) + 100);
         let loan = terms().lend(&wanted(&path, false)).unwrap();
+        let refused = terms().lend(&wanted(&path, true)).unwrap_err().to_string();
         fs::remove_file(&path).unwrap();
-        assert_eq!((loan.export.bytes(), loan.export.geometry.block()), (1 << 20, 512));
-        assert_eq!(loan.export.access, Access::ReadOnly);
-        assert!(loan.note.unwrap().contains("the last 100 bytes"));
-        assert!(loan.export.nqn.starts_with("nqn.2014-08.org.nvmexpress:uuid:"));
+        let export = &loan.export;
+        assert_eq!((export.bytes(), export.blocks()), ((1 << 20) + 100, 2049));
+        assert_eq!((export.geometry.block(), export.access), (512, Access::ReadOnly));
+        assert!(loan.note.unwrap().contains("412 bytes of zeros"));
+        assert!(export.nqn.starts_with("nqn.2014-08.org.nvmexpress:uuid:"));
+        assert!(refused.contains("truncate -s %512 "), "{refused}");
     }
 
     #[test]

@@ -346,6 +346,11 @@ pub(crate) fn lend(bytes: u64) -> Arc<Export> {
 
 /// A disk in a file that nobody else sees, lent writable: its requests go through the ring.
 pub(crate) fn lend_file(bytes: u64) -> Arc<Export> {
+    lend_fd(file(bytes), bytes)
+}
+
+/// A file of zeros that nobody else sees.
+pub(crate) fn file(bytes: u64) -> OwnedFd {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
     let name = format!("disk-{}-{number}", std::process::id());
@@ -354,13 +359,17 @@ pub(crate) fn lend_file(bytes: u64) -> Arc<Export> {
     let disk = disk.unwrap();
     std::fs::remove_file(path).unwrap();
     disk.set_len(bytes).unwrap();
-    lend_fd(disk.into(), bytes)
+    disk.into()
 }
 
 pub(crate) fn lend_fd(disk: OwnedFd, bytes: u64) -> Arc<Export> {
+    lend_for(Access::Writable, disk, bytes)
+}
+
+pub(crate) fn lend_for(access: Access, disk: OwnedFd, bytes: u64) -> Arc<Export> {
     let geometry = Geometry::new(512, 512).unwrap();
     let mut export = Export::new("disk", "nqn", Identity::default(), geometry, bytes, disk);
-    export.access = Access::Writable;
+    export.access = access;
     Arc::new(export)
 }
 

@@ -56,5 +56,8 @@ fn named(kind: u16, string: &str) -> Vec<u8> {
 
 fn block_size(export: &Export) -> InfoBlockSize {
     let geometry = export.geometry;
-    InfoBlockSize::new(geometry.block(), geometry.physical.max(PREFERRED), MAX_PAYLOAD)
+    // A size that is no multiple of the smallest block is none to qemu.
+    let whole = export.bytes().is_multiple_of(geometry.block().into());
+    let smallest = if whole { geometry.block() } else { 1 };
+    InfoBlockSize::new(smallest, geometry.physical.max(PREFERRED), MAX_PAYLOAD)
 }

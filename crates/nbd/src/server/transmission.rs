@@ -281,6 +281,10 @@ impl Link {
         let count = if len == 0 { 0 } else { end - lba };
         let (first, bytes) =
             self.grant.permits(op, lba, count).map_err(|fault| errno(fault, op))?;
+        // The last block may be only a part of one.
+        if past > self.grant.export().bytes() {
+            return Err(errno(Fault::OutOfRange, op));
+        }
         Ok((first, first.saturating_add(bytes)))
     }
 

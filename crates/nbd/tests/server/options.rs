@@ -2,6 +2,7 @@
 
 use export::{Access, Door, Host, KeyId, News, Policy, Reason, Rule, Secret};
 use nbd::server::Start;
+use nbd::wire::errno;
 use nbd::wire::handshake::ExportReply;
 use nbd::wire::meta::{BASE_ALLOCATION, Context, MetaRequest};
 use nbd::wire::option::{self, InfoBlockSize, InfoExport, InfoRequest, OptionHeader, info};
@@ -330,4 +331,32 @@ fn options_that_come_together_are_answered_in_order() {
     let mut world = World::new();
     let id = attach(&mut world, Mode::Extended);
     assert!(world.conn(id).session_is_established());
+}
+
+/// A disk whose last block is only a part of one is as long as it is, to the byte.
+#[test]
+fn read_only_disk_of_odd_size_is_read_to_its_last_byte() {
+    for mode in crate::says::MODES {
+        let mut world = World::new();
+        let odd = 1_000_001;
+        world.catalogue.lend(disk(Access::ReadOnly, 512, odd));
+        let id = world.open();
+        let asked = option(option::INFO, &InfoRequest::emit("sda", &[]));
+        let heard = option_replies(&world.ask(id, &[&flags()[..], &asked].concat())[HELLO..]);
+        let (export, rest) = InfoExport::read_from_prefix(&heard[0].2).unwrap();
+        assert_eq!((export.size.get(), rest.len()), (odd, 0));
+        assert_eq!(heard[1].2, InfoBlockSize::new(1, 4096, 32 << 20).as_bytes());
+        let id = attach(&mut world, mode);
+        for (offset, len) in [(odd - 1, 1), (odd - 65, 65), (odd - 577, 577), (999_000, 1001)] {
+            let heard = world.ask(id, &crate::says::read(1, offset, len).bytes(mode));
+            let place = usize::try_from(offset).unwrap();
+            let data = crate::says::data_of(&heard, offset, usize::try_from(len).unwrap());
+            assert_eq!(data.unwrap(), world.disk[place..1_000_001]);
+        }
+        for (offset, len) in [(odd, 1), (odd - 1, 2), (999_936, 512), (0, 1_000_448)] {
+            let heard = world.ask(id, &crate::says::read(1, offset, len).bytes(mode));
+            assert_eq!(crate::says::error_of(&heard), errno::EINVAL, "{offset} {len}");
+        }
+        world.end_all();
+    }
 }

@@ -238,7 +238,7 @@ fn describe(export: &Export, read_only: bool) -> IdentifyNamespace {
     figure.nsze.set(blocks);
     figure.ncap.set(blocks);
     figure.nuse.set(blocks);
-    figure.nvmcap.set(export.bytes().into());
+    figure.nvmcap.set(u128::from(blocks) << export.geometry.shift());
     figure.nguid = export.identity.nguid.unwrap_or_default();
     figure.eui64 = export.identity.eui64.unwrap_or_default();
     figure.nsattr = if read_only { NSATTR_WRITE_PROTECTED } else { 0 };

@@ -1,5 +1,6 @@
 //! A host gets to know a controller, in the steps of Linux.
 
+use export::Access;
 use nvme::command::{AdminCommand, FabricsCommand, PropertySize};
 use nvme::host::{Controller, Options, Trouble};
 use nvme::status::Status;
@@ -31,7 +32,7 @@ fn everything_that_linux_asks_is_answered_as_it_demands() {
 
 #[test]
 fn what_cannot_be_written_says_so() {
-    let mut world = World::with(|export| export.access = export::Access::ReadOnly);
+    let mut world = World::with(|export| export.access = Access::ReadOnly);
     let client = world.attach(&Manner::default());
     let namespace = &client.controller.namespaces()[0];
     assert_eq!(namespace.figure.nsattr & NSATTR_WRITE_PROTECTED, NSATTR_WRITE_PROTECTED);
@@ -159,4 +160,28 @@ fn a_discovery_controller_is_initialized_without_queues_and_namespaces() {
     let mut world = World::new();
     let client = world.attach(&Manner { subsystem: DISCOVERY_NQN, ..Manner::default() });
     assert!(client.io.is_empty() && client.controller.namespaces().is_empty());
+}
+
+/// A disk whose last block is only a part of one has that block, too, if it is only read.
+#[test]
+fn read_only_disk_of_odd_size_has_its_last_block() {
+    let mut world = World::with(|export| {
+        export.access = Access::ReadOnly;
+        export.resize(1_000_001);
+    });
+    let client = world.attach(&Manner::default());
+    let figure = &client.controller.namespaces()[0].figure;
+    assert_eq!((figure.nsze.get(), figure.nvmcap.get()), (1954, 1954 * 512));
+    assert!(world.read(client.io[0], 1953, 1).is_ok());
+    assert_eq!(
+        world.read(client.io[0], 1954, 1).map_err(Status::code),
+        Err(Status::LBA_OUT_OF_RANGE)
+    );
+    // One that is written has whole blocks only.
+    world.lend("nqn.x:writable", |export| {
+        export.resize(1_000_001);
+    });
+    let client = world.attach(&Manner { subsystem: "nqn.x:writable", ..Manner::default() });
+    assert_eq!(client.controller.namespaces()[0].figure.nsze.get(), 1953);
+    assert_eq!(world.disks[1].export.bytes(), 999_936);
 }
