@@ -102,7 +102,7 @@ pub struct Export {
     /// Whether the last such write has ended since it was last asked.
     released: AtomicBool,
     /// The exports in whose place this one was lent, with writes in flight.
-    predecessors: OnceLock<Vec<Weak<Export>>>,
+    predecessors: OnceLock<Vec<Weak<Self>>>,
     /// Whether another export was lent in place of this one.
     succeeded: AtomicBool,
     disk: OwnedFd,
