@@ -1,6 +1,8 @@
 //! Case R25 and R55: every way back to a disk after a connection was lost, with both protocols on one disk in memory. Whatever
 //! the way, the newest data win.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 mod world;
 
 use proptest::prelude::*;

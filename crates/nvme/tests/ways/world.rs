@@ -226,15 +226,13 @@ impl World {
 
     /// CC.EN 0 -> 1, now or when RDY has fallen, and the first I/O queue.
     pub(crate) fn enable_again(&mut self, admin: usize, cntlid: u16) -> usize {
-        let patient = self.random(2) == 0;
         let get =
             FabricsCommand::PropertyGet { attrib: PropertySize::Four, offset: property::CSTS };
-        while patient {
+        let mut waits = self.random(2) == 0;
+        while waits {
             let (_, csts, _) = self.command(admin, get.emit(), Payload::None);
-            if Csts(u32::try_from(csts).unwrap()).rdy() == 0 {
-                break;
-            }
-            assert!(self.end_one(), "RDY stays for nothing");
+            waits = Csts(u32::try_from(csts).unwrap()).rdy() == 1;
+            assert!(!waits || self.end_one(), "RDY stays for nothing");
         }
         self.initialize(admin, cntlid);
         self.queue_of(Host::First, cntlid, 1)
@@ -349,7 +347,10 @@ impl World {
 
     /// Runs until nothing moves any more but the disk.
     pub(crate) fn run(&mut self) {
-        while (0..self.lines.len()).fold(false, |moved, line| self.turn(line) || moved) {}
+        let mut moved = true;
+        while std::mem::take(&mut moved) {
+            (0..self.lines.len()).for_each(|line| moved |= self.turn(line));
+        }
     }
 
     fn turn(&mut self, at: usize) -> bool {
