@@ -374,13 +374,14 @@ mod test {
     fn image_with_a_part_of_a_block_is_lent_read_only_whole() {
         let path = image("tail.img", (1 << 20) + 100);
         let loan = terms().lend(&wanted(&path, false)).unwrap();
-        let refused = terms().lend(&wanted(&path, true)).unwrap_err().to_string();
-        fs::remove_file(&path).unwrap();
         let export = &loan.export;
         assert_eq!((export.bytes(), export.blocks()), ((1 << 20) + 100, 2049));
         assert_eq!((export.geometry.block(), export.access), (512, Access::ReadOnly));
-        assert!(loan.note.unwrap().contains("412 bytes of zeros"));
         assert!(export.nqn.starts_with("nqn.2014-08.org.nvmexpress:uuid:"));
+        assert!(loan.note.as_ref().unwrap().contains("412 bytes of zeros"));
+        drop(loan);
+        let refused = terms().lend(&wanted(&path, true)).unwrap_err().to_string();
+        fs::remove_file(&path).unwrap();
         assert!(refused.contains("truncate -s %512 "), "{refused}");
     }
 
