@@ -210,7 +210,7 @@ impl Queue {
             let status = Status::CONNECT_CONTROLLER_BUSY.dnr();
             Refused::new(status, 0, Some("too many hosts"))
         };
-        let controller = self.target.enter(make).ok_or_else(busy)?;
+        let controller = self.target.enter(kind, make).ok_or_else(busy)?;
         Ok(Some((Link::new(connect, controller, grant), auth)))
     }
 

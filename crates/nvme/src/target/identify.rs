@@ -86,10 +86,10 @@ impl Queue {
         ControllerList::emit(ids.into_iter().filter(|&id| id >= from)).as_bytes().to_vec()
     }
 
-    /// CNS 00h. An identifier that is valid but names no namespace gets zeros.
+    /// CNS 00h. An identifier that is valid but names no namespace gets zeros. FFFFFFFFh is for controllers with namespace
+    /// management (NVM 1.0 §4.1.5.1), which this is not.
     fn identify_namespace(&self, nsid: u32) -> Result<Vec<u8>, Status> {
         match nsid {
-            ALL => Ok(common_namespace().as_bytes().to_vec()),
             NSID => match self.namespace(NSID) {
                 Ok(export) => Ok(describe(export, self.is_read_only()).as_bytes().to_vec()),
                 Err(_) => Ok(vec![0; 4096]),
@@ -218,28 +218,27 @@ fn namespace_ids(export: &Export) -> NamespaceIds {
     let identity = &export.identity;
     NamespaceIds {
         eui64: identity.eui64,
-        nguid: identity.nguid,
+        nguid: Some(nguid(export)),
         uuid: Some(identity.uuid),
         csi: Some(CSI_NVM),
     }
 }
 
-/// What all namespaces have in common (NSID FFFFFFFFh).
-fn common_namespace() -> IdentifyNamespace {
-    let mut figure = IdentifyNamespace::new_zeroed();
-    figure.nmic = NMIC_SHARED;
-    figure
+/// The disk's own NGUID, else its UUID. Never zero: ESXi and Windows attach no namespace without one.
+fn nguid(export: &Export) -> [u8; 16] {
+    export.identity.nguid.unwrap_or(export.identity.uuid)
 }
 
 /// CNS 00h of a disk.
 fn describe(export: &Export, read_only: bool) -> IdentifyNamespace {
-    let mut figure = common_namespace();
+    let mut figure = IdentifyNamespace::new_zeroed();
+    figure.nmic = NMIC_SHARED;
     let blocks = export.blocks();
     figure.nsze.set(blocks);
     figure.ncap.set(blocks);
     figure.nuse.set(blocks);
     figure.nvmcap.set(u128::from(blocks) << export.geometry.shift());
-    figure.nguid = export.identity.nguid.unwrap_or_default();
+    figure.nguid = nguid(export);
     figure.eui64 = export.identity.eui64.unwrap_or_default();
     figure.nsattr = if read_only { NSATTR_WRITE_PROTECTED } else { 0 };
     if export.discard_zeroes {
@@ -255,12 +254,11 @@ fn describe(export: &Export, read_only: bool) -> IdentifyNamespace {
     figure
 }
 
-/// What the disk prefers: pieces of its physical block size.
+/// What the disk prefers: pieces of its physical block size. NOWS is a multiple of NPWG (NVM 1.0 §4.1.5.1).
 fn prefer(figure: &mut IdentifyNamespace, export: &Export) {
     let granularity =
         u16::try_from(export.geometry.physical / export.geometry.block() - 1).unwrap_or(0);
     figure.nsfeat = nsfeat::OPTIMAL_PERFORMANCE;
-    for field in [&mut figure.npwg, &mut figure.npwa, &mut figure.npdg, &mut figure.npda] {
-        field.set(granularity);
-    }
+    let IdentifyNamespace { npwg, npwa, npdg, npda, nows, .. } = figure;
+    [npwg, npwa, npdg, npda, nows].into_iter().for_each(|field| field.set(granularity));
 }

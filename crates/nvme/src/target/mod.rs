@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use export::{Account, Catalogue, KeyId, Peer};
 
-use controller::Controller;
+use controller::{Controller, Kind};
 use generated::Generated;
 pub use queue::Queue;
 use ration::Ration;
@@ -87,12 +87,26 @@ pub struct Target {
     ration: Mutex<Ration>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Registry {
     /// Every controller that a session still refers to, ended or not.
     controllers: Vec<Weak<Controller>>,
-    last_id: u16,
+    io_ids: Ids,
+    discovery_ids: Ids,
 }
+
+/// Identifiers of controllers that are given out one after another, so that one that was just in use does not come back
+/// soon.
+#[derive(Debug, Clone, Copy)]
+struct Ids {
+    first: u16,
+    count: u16,
+    /// The next to be tried, counted from `first`.
+    next: u16,
+}
+
+/// Controllers with a disk have identifiers below this, discovery controllers from this on.
+const FIRST_DISCOVERY_CNTLID: u16 = 0xf000;
 
 /// The largest controller identifier (NVMe Base 2.0 §3.1.1: FFF0h and above are reserved).
 const LAST_CNTLID: u16 = 0xffef;
@@ -100,12 +114,16 @@ const LAST_CNTLID: u16 = 0xffef;
 impl Target {
     /// A target that lends what is in `catalogue`. Tell the sessions [`export::News::Changed`] when that changes.
     pub fn new(catalogue: Arc<Catalogue>) -> Arc<Self> {
-        Self::with(catalogue, Rules::default())
+        Self::with(catalogue, Rules::default(), 0)
     }
 
-    /// The same, with other rules of authentication.
-    pub fn with(catalogue: Arc<Catalogue>, rules: Rules) -> Arc<Self> {
-        let (registry, generated, ration) = Default::default();
+    /// The same, with other rules of authentication and another start of controller identifiers.
+    ///
+    /// A host takes controllers of one subsystem for paths to one disk, and refuses two with the same identifier. So that
+    /// targets on several machines do not give out the same ones, each starts elsewhere: any number will do for `start`.
+    pub fn with(catalogue: Arc<Catalogue>, rules: Rules, start: u16) -> Arc<Self> {
+        let (generated, ration) = Default::default();
+        let registry = Mutex::new(Registry::starting_at(start));
         Arc::new(Self { catalogue, start: Instant::now(), rules, registry, generated, ration })
     }
 
@@ -144,13 +162,11 @@ impl Target {
     }
 
     /// Enters a controller that `make` makes for a free identifier. Nothing if all are taken.
-    fn enter(&self, make: impl FnOnce(u16) -> Controller) -> Option<Arc<Controller>> {
+    fn enter(&self, kind: Kind, make: impl FnOnce(u16) -> Controller) -> Option<Arc<Controller>> {
         let mut registry = self.registry();
         registry.controllers.retain(|controller| controller.strong_count() != 0);
-        let id = registry.free_id()?;
-        let controller = Arc::new(make(id));
+        let controller = Arc::new(make(registry.free_id(kind)?));
         registry.controllers.push(Arc::downgrade(&controller));
-        registry.last_id = id;
         Some(controller)
     }
 
@@ -174,12 +190,41 @@ impl Target {
 }
 
 impl Registry {
-    fn free_id(&self) -> Option<u16> {
-        let taken =
-            |id| self.controllers.iter().filter_map(Weak::upgrade).any(|other| other.id == id);
-        let after = (1..=LAST_CNTLID)
-            .map(|step| (u32::from(self.last_id) + u32::from(step) - 1) % u32::from(LAST_CNTLID));
-        #[allow(clippy::cast_possible_truncation, reason = "below LAST_CNTLID")]
-        after.map(|id| id as u16 + 1).find(|&id| !taken(id))
+    fn starting_at(start: u16) -> Self {
+        let discovery_count = LAST_CNTLID - FIRST_DISCOVERY_CNTLID + 1;
+        Self {
+            controllers: Vec::new(),
+            io_ids: Ids::new(1, FIRST_DISCOVERY_CNTLID - 1, start),
+            discovery_ids: Ids::new(FIRST_DISCOVERY_CNTLID, discovery_count, start),
+        }
+    }
+
+    /// A free identifier for a controller of that kind. Linux compares identifiers within a subsystem; that those of
+    /// discovery controllers are others keeps them from moving the disks' on.
+    fn free_id(&mut self, kind: Kind) -> Option<u16> {
+        let Self { controllers, io_ids, discovery_ids } = self;
+        let taken = |id| controllers.iter().filter_map(Weak::upgrade).any(|other| other.id == id);
+        match kind {
+            Kind::Io => io_ids.take(taken),
+            Kind::Discovery => discovery_ids.take(taken),
+        }
+    }
+}
+
+impl Ids {
+    fn new(first: u16, count: u16, start: u16) -> Self {
+        Self { first, count, next: start % count }
+    }
+
+    /// The next identifier that is not taken.
+    fn take(&mut self, taken: impl Fn(u16) -> bool) -> Option<u16> {
+        for _ in 0..self.count {
+            let id = self.first + self.next;
+            self.next = (self.next + 1) % self.count;
+            if !taken(id) {
+                return Some(id);
+            }
+        }
+        None
     }
 }

@@ -1,9 +1,11 @@
 //! A host gets to know a controller, in the steps of Linux.
 
 use export::Access;
+use nvme::auth::Rules;
 use nvme::command::{AdminCommand, FabricsCommand, PropertySize};
 use nvme::host::{Controller, Options, Trouble};
 use nvme::status::Status;
+use nvme::target::Target;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectField, DISCOVERY_NQN, property};
 use nvme::wire::identify::{NSATTR_WRITE_PROTECTED, cns, oncs, vwc};
 use nvme::wire::text::parse_ascii;
@@ -28,6 +30,41 @@ fn everything_that_linux_asks_is_answered_as_it_demands() {
     assert_eq!(namespace.figure.nsze.get(), BYTES as u64 / 512);
     assert_eq!((namespace.ids.uuid, namespace.ids.nguid), (Some([7; 16]), Some([9; 16])));
     assert_eq!(namespace.figure.nsattr & NSATTR_WRITE_PROTECTED, 0);
+}
+
+/// ESXi and Windows attach no namespace whose NGUID and EUI-64 are both zero.
+#[test]
+fn namespace_without_a_name_of_its_own_has_its_uuid_as_nguid() {
+    let mut world = World::with(|export| export.identity.nguid = None);
+    let client = world.attach(&Manner::default());
+    let figure = world.page(client.admin, AdminCommand::identify(cns::NAMESPACE, 1)).unwrap();
+    assert_eq!((&figure[104..120], &figure[120..128]), (&[7; 16][..], &[0; 8][..]));
+    let page = AdminCommand::identify(cns::NAMESPACE_DESCRIPTORS, 1);
+    let list = world.page(client.admin, page).unwrap();
+    let mut golden = vec![2, 16, 0, 0]; // NGUID
+    golden.extend([7; 16]);
+    golden.extend([3, 16, 0, 0]); // UUID
+    golden.extend([7; 16]);
+    golden.extend([4, 1, 0, 0, 0, 0, 0, 0, 0]); // CSI, and the end
+    assert_eq!(list[..golden.len()], golden);
+}
+
+#[test]
+fn own_eui64_is_announced_in_both_places() {
+    let eui64 = [1, 2, 3, 4, 5, 6, 7, 8];
+    let mut world = World::with(|export| export.identity.eui64 = Some([1, 2, 3, 4, 5, 6, 7, 8]));
+    let client = world.attach(&Manner::default());
+    let namespace = &client.controller.namespaces()[0];
+    assert_eq!((namespace.figure.nguid, namespace.figure.eui64), ([9; 16], eui64));
+    assert_eq!(namespace.ids.eui64, Some(eui64));
+}
+
+#[test]
+fn optimal_write_size_is_a_multiple_of_the_granularity() {
+    let mut world = World::new();
+    let client = world.attach(&Manner::default());
+    let figure = &client.controller.namespaces()[0].figure;
+    assert_eq!([figure.npwg.get(), figure.npwa.get(), figure.nows.get()], [7, 7, 7]);
 }
 
 #[test]
@@ -67,6 +104,25 @@ fn controllers_have_identifiers_of_their_own() {
     assert_ne!(first.cntlid, second.cntlid);
     let page = world.page(first.admin, AdminCommand::identify(cns::CONTROLLERS, 0)).unwrap();
     assert_eq!(page[0], 2);
+}
+
+/// Linux refuses a second controller of one identifier in a subsystem, and takes others there for paths to one disk.
+#[test]
+fn r58_two_machines_share_no_controller_identifier() {
+    let identifiers = |start| {
+        let mut world = World::new();
+        world.target = Target::with(world.catalogue.clone(), Rules::default(), start);
+        let discovery = Manner { subsystem: DISCOVERY_NQN, ..Manner::default() };
+        let disk = Manner::default();
+        [&discovery, &disk, &discovery, &disk].map(|manner| world.open_admin(manner).1)
+    };
+    let (here, there) = (identifiers(100), identifiers(40_000));
+    assert!(here.iter().all(|id| !there.contains(id)), "{here:?} {there:?}");
+    assert_eq!(here[1] + 1, here[3], "the discovery service does not move the disks' on");
+    assert!(here[0] >= 0xf000 && here[2] >= 0xf000);
+    // Whatever the start, and beyond the end.
+    let last = identifiers(0xefff - 1);
+    assert_eq!((last[1], last[3]), (0xefff, 1));
 }
 
 #[test]
