@@ -3,11 +3,17 @@
 //! Does not know what is mounted (`in_use` does), but never opens for writing what the kernel or a program has for
 //! itself.
 
+mod error;
+
+pub use crate::range_lock::OpenFor;
+pub use error::OpenError;
+
 use crate::block::{self, DeviceNumber, Disk};
 use crate::in_use::{Probe, judge_image, number};
 use crate::ioctl;
 use crate::medium::ReadAt;
 use crate::partition;
+use crate::range_lock::{self, Holder, LockError};
 use crate::signature::{self, Contents};
 use crate::tree::Tree;
 use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, OFlags, Statx, StatxFlags};
@@ -25,15 +31,6 @@ const LOCK_TRIES: u32 = 25;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// The alignment that direct I/O on a file asks for, where the kernel does not say (before Linux 6.1).
 const COMMON_ALIGNMENT: u32 = 4096;
-
-/// What the disk is opened for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OpenFor {
-    /// The descriptor cannot write.
-    Reading,
-    /// The descriptor reads and writes.
-    Writing,
-}
 
 /// What was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +66,8 @@ pub struct Opened {
     pub read_only: bool,
     /// Nobody else can have it exclusively (mount it, say) while it is open.
     pub exclusive: bool,
+    /// Another program that writes to it, which was allowed.
+    pub written_by: Option<Holder>,
     /// Reads and writes bypass the page cache.
     pub direct: bool,
     /// Where buffers must start in memory, in bytes; 1 unless `direct`.
@@ -79,112 +78,6 @@ pub struct Opened {
     pub can_discard: bool,
     /// Ranges can be zeroed without sending the zeroes. Known of images only when writing.
     pub can_zero: bool,
-}
-
-/// Why a disk could not be opened: one sentence with the path, what is wrong and what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// Nothing has this name.
-    #[error(
-        "{path}: there is no such disk or file; \"storagetm list\" shows the disks of this machine"
-    )]
-    Missing {
-        /// What was asked for.
-        path: PathBuf,
-    },
-    /// The user may not open it.
-    #[error(
-        "{path}: permission denied; run this as root, or as a user who may open it (disks: group disk)"
-    )]
-    Permission {
-        /// What was asked for.
-        path: PathBuf,
-    },
-    /// It is neither a block device nor a regular file.
-    #[error("{path} is {what}; only block devices and image files can be lent")]
-    NoDisk {
-        /// What was asked for.
-        path: PathBuf,
-        /// What it is instead.
-        what: &'static str,
-    },
-    /// The drive or card reader is empty.
-    #[error("{path}: there is no medium in the drive; put one in and try again")]
-    NoMedium {
-        /// What was asked for.
-        path: PathBuf,
-    },
-    /// It has no bytes.
-    #[error("{path} is empty: there is nothing to lend")]
-    Empty {
-        /// What was asked for.
-        path: PathBuf,
-    },
-    /// An image that does not fill a single block.
-    #[error("{path} has only {bytes} bytes, less than one block of {block}; it cannot be lent")]
-    TooSmall {
-        /// What was asked for.
-        path: PathBuf,
-        /// Its size.
-        bytes: u64,
-        /// The block size.
-        block: u32,
-    },
-    /// It is to be written and cannot be.
-    #[error(
-        "{path} cannot be written: the disk or its medium is read-only; lend it without --writable"
-    )]
-    ReadOnly {
-        /// What was asked for.
-        path: PathBuf,
-    },
-    /// The kernel or a program has it for itself.
-    #[error("{path} is in use ({why}); stop that first, or lend it read-only with --allow-in-use")]
-    InUse {
-        /// What was asked for.
-        path: PathBuf,
-        /// By what.
-        why: String,
-    },
-    /// Another program holds the lock.
-    #[error("{path} is locked by another program, perhaps lent already; stop that first")]
-    Locked {
-        /// What was locked: the disk, or the whole disk of a partition.
-        path: PathBuf,
-    },
-    /// It changed while it was being opened.
-    #[error("{path} became something else while it was being opened; try again")]
-    Changed {
-        /// What was asked for.
-        path: PathBuf,
-    },
-    /// The system refuses for another reason.
-    #[error("{path} cannot be opened: {error}")]
-    System {
-        /// What was asked for.
-        path: PathBuf,
-        /// The reason.
-        error: io::Error,
-    },
-}
-
-impl OpenError {
-    fn of(path: &Path, error: io::Error) -> Self {
-        let path = path.to_owned();
-        match (error.kind(), Errno::from_io_error(&error)) {
-            (_, Some(Errno::NOMEDIUM)) => Self::NoMedium { path },
-            (_, Some(Errno::BUSY)) => {
-                let why = "the kernel or another program has it for itself".to_owned();
-                Self::InUse { path, why }
-            }
-            (_, Some(Errno::ROFS)) => Self::ReadOnly { path },
-            (_, Some(Errno::NXIO | Errno::NODEV)) | (ErrorKind::NotFound, _) => {
-                Self::Missing { path }
-            }
-            (_, Some(Errno::ACCESS)) => Self::Permission { path },
-            _ => Self::System { path, error },
-        }
-    }
 }
 
 /// Opens, checks and locks `path`. Never waits for long: half a second at most for the lock.
@@ -231,7 +124,9 @@ fn open_block(
     let known = block::by_number(tree, number(metadata.rdev()));
     let locking = if exclusive { Lock::Exclusive } else { Lock::Shared };
     lock(&path, &file, locking)?;
-    let whole = lock_whole(tree, known.as_ref())?;
+    let written_by = claim(tree, &path, &file, access, access, tolerant)?;
+    let whole = lock_whole(tree, known.as_ref(), access, tolerant)?;
+    check_parts(tree, known.as_ref(), access, tolerant)?;
     let fail = |error: Errno| OpenError::of(&path, error.into());
     let bytes = ioctl::size(&file).map_err(fail)?;
     let logical_block = rustix::fs::ioctl_blksszget(&file).map_err(fail)?;
@@ -258,6 +153,7 @@ fn open_block(
         physical_block,
         read_only,
         exclusive,
+        written_by,
         direct: direct.is_some(),
         memory_alignment: direct.unwrap_or(1),
         volatile_cache: cached || direct.is_none(),
@@ -334,15 +230,60 @@ fn lock(path: &Path, file: impl AsFd, kind: Lock) -> Result<(), OpenError> {
     Err(OpenError::Locked { path: path.to_owned() })
 }
 
+/// Takes the byte-range locks for `purpose` on what is to be opened for `access`, or on a relative of it. Returns the other
+/// program that has them, where that is allowed.
+fn claim(
+    tree: &Tree,
+    path: &Path,
+    file: &File,
+    purpose: OpenFor,
+    access: OpenFor,
+    tolerant: bool,
+) -> Result<Option<Holder>, OpenError> {
+    match range_lock::claim(tree, file, purpose) {
+        Ok(()) => Ok(None),
+        Err(LockError::Held(holder)) if tolerant => Ok(Some(holder)),
+        Err(LockError::Held(holder)) => {
+            Err(OpenError::Held { path: path.to_owned(), holder, access })
+        }
+        Err(LockError::System(error)) => Err(OpenError::of(path, error.into())),
+    }
+}
+
 /// Partitions of a disk may be lent beside each other, but not beside the disk: they share its lock.
-fn lock_whole(tree: &Tree, known: Option<&Disk>) -> Result<Option<OwnedFd>, OpenError> {
+fn lock_whole(
+    tree: &Tree,
+    known: Option<&Disk>,
+    access: OpenFor,
+    tolerant: bool,
+) -> Result<Option<OwnedFd>, OpenError> {
     let Some(part) = known.and_then(|disk| disk.part.as_ref()) else { return Ok(None) };
     let Some(whole) = block::read(tree, &part.of) else { return Ok(None) };
     let path = tree.path(&whole.node);
     // Without its node the whole disk cannot be lent by anybody.
     let Ok(file) = open_file(&path, OpenFor::Reading, OFlags::empty()) else { return Ok(None) };
     lock(&path, &file, Lock::Shared)?;
+    claim(tree, &path, &file, OpenFor::Reading, access, tolerant)?;
     Ok(Some(file.into()))
+}
+
+/// Checks that no other program writes to a partition of the disk: the locks on it are not the disk's.
+fn check_parts(
+    tree: &Tree,
+    known: Option<&Disk>,
+    access: OpenFor,
+    tolerant: bool,
+) -> Result<(), OpenError> {
+    let Some(disk) = known.filter(|disk| !disk.is_partition() && !tolerant) else { return Ok(()) };
+    let disks = block::scan(tree).unwrap_or_default();
+    let is_its = |other: &&Disk| other.part.as_ref().is_some_and(|part| part.of == disk.name);
+    for part in disks.iter().filter(is_its) {
+        let path = tree.path(&part.node);
+        // Without its node no program has it.
+        let Ok(file) = open_file(&path, OpenFor::Reading, OFlags::empty()) else { continue };
+        claim(tree, &path, &file, OpenFor::Reading, access, false)?;
+    }
+    Ok(())
 }
 
 fn open_image(
@@ -360,6 +301,7 @@ fn open_image(
     unchanged(&path, &file, metadata)?;
     let locking = if access == OpenFor::Writing { Lock::Exclusive } else { Lock::Shared };
     lock(&path, &file, locking)?;
+    let written_by = claim(tree, &path, &file, access, access, tolerant)?;
     let size = file.metadata().map_err(fail)?.len();
     let logical_block = partition::block_size(&file).map_err(fail)?.unwrap_or(512);
     let tail = size.checked_rem(logical_block.into()).unwrap_or(0);
@@ -383,6 +325,7 @@ fn open_image(
         physical_block: physical_block(metadata, logical_block),
         read_only: false,
         exclusive: false,
+        written_by,
         direct: direct.is_some(),
         memory_alignment: direct.unwrap_or(1),
         volatile_cache: true,
@@ -698,6 +641,31 @@ mod tests {
         let _whole = device.open(OpenFor::Reading, false).unwrap();
         assert_says(open(&tree, &first, OpenFor::Reading, false), "is in use");
         assert_says(open(&tree, &first, OpenFor::Reading, true), "is locked");
+    }
+
+    #[test]
+    fn r57_disk_is_in_use_where_a_partition_is_and_a_partition_where_its_disk_is() {
+        let Some(device) = Attached::new(&[0; 1 << 20], &["--partscan"]) else { return };
+        let run = Command::new("addpart").arg(&device.node).args(["1", "64", "100"]).status();
+        assert!(run.unwrap().success());
+        let part = PathBuf::from(format!("{}p1", device.node.display()));
+        let tree = Tree::machine();
+        let writer = |path: &Path| {
+            let file = open_file(path, OpenFor::Writing, OFlags::empty()).unwrap();
+            range_lock::claim(&tree, &file, OpenFor::Writing).unwrap();
+            file
+        };
+        for (locked, other) in [(&device.node, &part), (&part, &device.node)] {
+            let writer = writer(locked);
+            assert_says(open(&tree, locked, OpenFor::Reading, false), "is in use by another");
+            assert_says(open(&tree, other, OpenFor::Reading, false), "is in use by another");
+            assert_says(open(&tree, other, OpenFor::Writing, true), "is never written");
+            drop(open(&tree, other, OpenFor::Reading, true).unwrap());
+            let noted = open(&tree, locked, OpenFor::Reading, true).unwrap();
+            assert!(noted.written_by.is_some());
+            drop((writer, noted));
+            drop(open(&tree, other, OpenFor::Writing, false).unwrap());
+        }
     }
 
     #[test]

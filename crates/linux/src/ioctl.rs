@@ -1,4 +1,4 @@
-//! The questions to a block device that only an ioctl answers, the one address that no crate can write, the calls for
+//! The questions to a block device that only an ioctl answers, byte-range locks, the one address that no crate can write, the calls for
 //! the kernel's keyrings, the descriptors that this program was started with, and with them the only unsafe code of the
 //! crate.
 //!
@@ -9,7 +9,7 @@ use rustix::io::{Errno, Result};
 use rustix::ioctl::{Getter, Opcode, ioctl, opcode};
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use std::ffi::CStr;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `_IO(0x12, 94)` of `linux/fs.h`.
@@ -27,6 +27,70 @@ pub(crate) fn size(device: impl AsFd) -> Result<u64> {
 pub(crate) fn is_read_only(device: impl AsFd) -> Result<bool> {
     // SAFETY: BLKROGET writes an int.
     unsafe { ioctl(device, Getter::<BLKROGET, i32>::new()) }.map(|flag| flag != 0)
+}
+
+/// The kind of a byte-range lock (fcntl(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RangeLock {
+    /// Shared with other locks of this kind.
+    Read,
+    /// Shared with none.
+    Write,
+    /// None.
+    Unlocked,
+}
+
+/// Another lock that is in the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Conflict {
+    /// Its first byte.
+    pub(crate) start: i64,
+    /// Its length; 0 is to the end, whatever that is.
+    pub(crate) len: i64,
+    /// The process whose lock it is; not positive where that is not known, as for locks of open file descriptions.
+    pub(crate) process: i32,
+}
+
+fn range(kind: RangeLock, start: i64, len: i64) -> libc::flock {
+    let l_type = match kind {
+        RangeLock::Read => libc::F_RDLCK,
+        RangeLock::Write => libc::F_WRLCK,
+        RangeLock::Unlocked => libc::F_UNLCK,
+    };
+    // A process identifier of 0 is demanded, and the constants are small numbers.
+    #[allow(clippy::cast_possible_truncation)]
+    let (l_type, l_whence) = (l_type as libc::c_short, libc::SEEK_SET as libc::c_short);
+    libc::flock { l_type, l_whence, l_start: start, l_len: len, l_pid: 0 }
+}
+
+/// Locks `len` bytes from `start` for the open file description, without waiting (F_OFD_SETLK); a length of 0 is to the end.
+pub(crate) fn lock_range(
+    file: BorrowedFd<'_>,
+    kind: RangeLock,
+    start: i64,
+    len: i64,
+) -> Result<()> {
+    let lock = range(kind, start, len);
+    // SAFETY: the descriptor is open during the call, which only reads the `flock` that the pointer is of.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    if result == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+/// The first lock of another that such a lock would collide with (F_OFD_GETLK).
+pub(crate) fn conflict(
+    file: BorrowedFd<'_>,
+    kind: RangeLock,
+    start: i64,
+    len: i64,
+) -> Result<Option<Conflict>> {
+    let mut lock = range(kind, start, len);
+    // SAFETY: the descriptor is open during the call, which reads and writes the `flock` that the pointer is of.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut lock) };
+    if result != 0 {
+        return Err(last_error());
+    }
+    let found = Conflict { start: lock.l_start, len: lock.l_len, process: lock.l_pid };
+    Ok((i32::from(lock.l_type) != libc::F_UNLCK).then_some(found))
 }
 
 /// Has all descriptors from `first` on be closed when another program is started in this process or a child of it.

@@ -30,6 +30,7 @@ pub mod notify;
 pub mod partition;
 pub mod pid1;
 pub mod plymouth;
+pub mod range_lock;
 pub mod reason;
 pub mod sandbox;
 pub mod shortfall;

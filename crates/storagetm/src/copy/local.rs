@@ -15,6 +15,7 @@ use linux::block::Disk;
 use linux::disk::{Live, OpenError, OpenFor, Opened, open};
 use linux::identity::{self, MachineId, Source};
 use linux::in_use::{Machine, Probe as _, judge_image};
+use linux::range_lock::{self, LockError};
 use linux::reason::{Asked, Weight};
 use linux::tree::Tree;
 use rustix::fs::FlockOperation;
@@ -25,7 +26,7 @@ use super::fit::{self, After, Ends};
 use crate::consent::Stake;
 use crate::failure::Failure;
 use crate::image::target::is_among_devices;
-use crate::lend::block_device;
+use crate::lend::{block_device, named};
 
 /// The device manager holds a disk's lock while it looks at it: that is waited for.
 const LOCK_TRIES: u32 = 25;
@@ -64,6 +65,7 @@ pub(super) struct Permission {
 /// # Errors
 /// It is not there, may not be read, or is in use.
 pub(super) fn source(tree: &Tree, path: &Path, allow_in_use: bool) -> Result<Local, Failure> {
+    let path = &named(tree, path);
     let meta = path.metadata().map_err(|error| cannot(path, "be opened", &error))?;
     match meta.file_type() {
         kind if kind.is_block_device() => source_device(tree, path, allow_in_use),
@@ -86,6 +88,10 @@ pub(super) fn destination(
     permission: Permission,
     source: Option<&Path>,
 ) -> Result<Local, Failure> {
+    // Any other name may be that of a file to be made.
+    let path = &if path.starts_with("/dev") { named(tree, path) } else { path.to_owned() };
+    let source = source.map(|source| named(tree, source));
+    let source = source.as_deref();
     if source.is_some_and(|source| is_same(source, path)) {
         return Err(refused(format!(
             "{} is both the source and the destination; name another one",
@@ -198,6 +204,7 @@ fn source_file(tree: &Tree, path: &Path, allow_in_use: bool) -> Result<Local, Fa
     let file = File::open(&path).map_err(|error| cannot(&path, "be read", &error))?;
     if !allow_in_use {
         lock(&path, &file, FlockOperation::NonBlockingLockShared)?;
+        claim(tree, &path, &file, OpenFor::Reading)?;
     }
     Ok(Local::file(FilePlace::source(&path, ""), None, Hold::Locked { _file: file }))
 }
@@ -217,12 +224,14 @@ fn destination_device(tree: &Tree, path: &Path) -> Result<Local, Failure> {
     let opened = open(tree, path, OpenFor::Writing, false);
     let target = opened.map_err(|error| explained(path, error, false))?.path;
     // A disk that is pulled out keeps its number as long as this is open, so no other one can come to its name.
-    let file = File::open(&target).map_err(|error| cannot(path, "be opened", &error))?;
+    let file = OpenOptions::new().read(true).write(true).open(&target);
+    let file = file.map_err(|error| cannot(path, "be opened", &error))?;
     if block_device(&target) != Some(disk.number) {
         let path = path.display();
         return Err(refused(format!("{path} became another disk meanwhile; try again")));
     }
     lock(path, &file, FlockOperation::NonBlockingLockExclusive)?;
+    claim(tree, path, &file, OpenFor::Writing)?;
     let identity = identity(tree, &machine, &disk, false);
     let stake = Stake::device(path, &machine, &disk, "--yes");
     let place = FilePlace::destination(&target, Existing::Continue, &identity);
@@ -236,9 +245,10 @@ fn destination_file(tree: &Tree, path: &Path, permission: Permission) -> Result<
     if let Some(reason) = judge_image(tree, &path).reasons.first() {
         return Err(refused(format!("{name} is in use ({reason}); stop that first")));
     }
-    let file = OpenOptions::new().write(true).open(&path);
+    let file = OpenOptions::new().read(true).write(true).open(&path);
     let file = file.map_err(|error| cannot(&path, "be written", &error))?;
     lock(&path, &file, FlockOperation::NonBlockingLockExclusive)?;
+    claim(tree, &path, &file, OpenFor::Writing)?;
     // What a map tells of is gone on with.
     let asks = !permission.force && !permission.resumes;
     let stake = if asks { Stake::file(&path, "--force").map_err(refused)? } else { None };
@@ -293,7 +303,7 @@ fn identity(tree: &Tree, machine: &Machine, disk: &Disk, read: bool) -> String {
     let table = contents.and_then(|contents| contents.table);
     // The machine is not asked for: who is known by his place alone is not known.
     let nobody = MachineId { bytes: [0; 16], stable: false };
-    let who = identity::of_block(disk, whole, table.as_ref(), nobody);
+    let who = identity::of_block(disk, whole, table.as_ref(), nobody, false);
     if who.source == Source::Path {
         return String::new();
     }
@@ -328,6 +338,24 @@ fn lock(path: &Path, file: &File, operation: FlockOperation) -> Result<(), Failu
     )))
 }
 
+/// Takes the byte-range locks that keep other programs away, as QEMU does.
+///
+/// # Errors
+/// Another program has it.
+fn claim(tree: &Tree, path: &Path, file: &File, access: OpenFor) -> Result<(), Failure> {
+    let name = path.display();
+    match (range_lock::claim(tree, file, access), access) {
+        (Ok(()), _) => Ok(()),
+        (Err(LockError::Held(holder)), OpenFor::Reading) => {
+            Err(source_in_use(path, &format!("by {holder}")))
+        }
+        (Err(LockError::Held(holder)), OpenFor::Writing) => {
+            Err(refused(format!("{name} is in use by {holder}; end that first")))
+        }
+        (Err(LockError::System(error)), _) => Err(cannot(path, "be locked", &error.into())),
+    }
+}
+
 fn source_in_use(path: &Path, why: &str) -> Failure {
     refused(format!(
         "{} is in use ({why}), and what is read of it may be half-written; stop that first, or copy \
@@ -350,6 +378,10 @@ fn explained(path: &Path, error: OpenError, is_source: bool) -> Failure {
         OpenError::InUse { why, .. } if is_source => source_in_use(path, &why),
         OpenError::InUse { why, .. } => {
             refused(format!("{name} is in use ({why}); stop that first"))
+        }
+        OpenError::Held { holder, .. } if is_source => source_in_use(path, &format!("by {holder}")),
+        OpenError::Held { holder, .. } => {
+            refused(format!("{name} is in use by {holder}; end that first"))
         }
         OpenError::Empty { .. } => refused(format!("{name} has no bytes")),
         other => refused(other),

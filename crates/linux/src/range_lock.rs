@@ -1,0 +1,322 @@
+//! Byte-range locks (fcntl(2)): finds those of other programs on a disk or an image, and holds some that keep others away.
+//!
+//! The locks belong to the open file description, so they stay with the descriptor wherever it is handed. They collide with
+//! those of processes (POSIX locks). QEMU's scheme is that of its `block/file-posix.c`: every permission is a bit; who takes
+//! it holds a shared lock on byte 100 + bit, who does not let others take it one on byte 200 + bit.
+
+use crate::ioctl::{Conflict, RangeLock, conflict, lock_range};
+use crate::tree::Tree;
+use rustix::io::Errno;
+use std::fmt;
+use std::fs::Metadata;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+
+/// What a disk is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenFor {
+    /// The descriptor cannot write.
+    Reading,
+    /// The descriptor reads and writes.
+    Writing,
+}
+
+/// Where QEMU's bytes of permissions taken begin.
+const TAKEN: i64 = 100;
+/// Where QEMU's bytes of permissions not shared begin.
+const UNSHARED: i64 = 200;
+/// Behind all bytes that QEMU locks.
+const BEYOND_QEMU: i64 = 300;
+/// Reads data that does not change in between.
+const CONSISTENT_READ: i64 = 0;
+/// Changes data.
+const WRITE: i64 = 1;
+/// Changes the size.
+const RESIZE: i64 = 3;
+
+/// What is held meanwhile, beside the first byte: that is for POSIX lockers of the whole file, and is the byte that libvirt's
+/// virtlockd locks. The second byte stays free: libvirt waits for it.
+const READING: [i64; 2] = [TAKEN + CONSISTENT_READ, UNSHARED + WRITE];
+const WRITING: [i64; 4] =
+    [TAKEN + CONSISTENT_READ, TAKEN + WRITE, UNSHARED + WRITE, UNSHARED + RESIZE];
+
+/// Bytes that a QEMU locks by which nobody else may read: it writes, or what it reads is not to be read by others.
+const FORBIDS_READING: [i64; 3] = [TAKEN + WRITE, TAKEN + RESIZE, UNSHARED + CONSISTENT_READ];
+
+/// Another program that has locked a disk or an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Holder {
+    /// Its process identifier, if that can be found out.
+    pub process: Option<u32>,
+    /// The name of the process.
+    pub name: Option<String>,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("another program")?;
+        match (self.process, &self.name) {
+            (Some(process), Some(name)) => write!(f, " (process {process}, {name})"),
+            (Some(process), None) => write!(f, " (process {process})"),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Why no lock was taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LockError {
+    /// Another program has it.
+    #[error("in use by {0}")]
+    Held(Holder),
+    /// The system refuses.
+    #[error("cannot be locked: {0}")]
+    System(Errno),
+}
+
+/// Takes the locks for reading or writing `file`, for as long as its open file description is open; never waits.
+///
+/// For writing, `file` must be open for reading and writing, and no other program may have locked any byte. For reading, it
+/// must be open for reading, and no other program may be writing by what its locks say; a lock for reading is no obstacle.
+/// Where the kernel or the file system has no such locks, nothing is locked and nothing found.
+///
+/// Errors: another program has it, or the system refuses. Then nothing is locked.
+pub fn claim(tree: &Tree, file: impl AsFd, access: OpenFor) -> Result<(), LockError> {
+    let file = file.as_fd();
+    // Locks first: of two programs that do this at once, one at least finds the other's.
+    let found = take(file, access).and_then(|is_free| {
+        let other = match access {
+            OpenFor::Writing => conflict(file, RangeLock::Write, 0, 0),
+            OpenFor::Reading => writer(file),
+        };
+        Ok((is_free, other?))
+    });
+    let error = match found {
+        Ok((true, None)) => return Ok(()),
+        Err(Errno::INVAL | Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
+        // One that has gone meanwhile had it all the same.
+        Ok((false, None)) => LockError::Held(Holder::default()),
+        Ok((_, Some(lock))) => LockError::Held(holder(tree, file, lock)),
+        Err(error) => LockError::System(error),
+    };
+    // What was not locked is unlocked as well.
+    let _ = lock_range(file, RangeLock::Unlocked, 0, 0);
+    Err(error)
+}
+
+/// Takes the locks; whether none of them is another's already.
+fn take(file: BorrowedFd<'_>, access: OpenFor) -> Result<bool, Errno> {
+    let (first, shared) = match access {
+        OpenFor::Reading => (RangeLock::Read, &READING[..]),
+        OpenFor::Writing => (RangeLock::Write, &WRITING[..]),
+    };
+    let locks = shared.iter().map(|byte| (RangeLock::Read, *byte));
+    for (kind, byte) in std::iter::once((first, 0)).chain(locks) {
+        match lock_range(file, kind, byte, 1) {
+            Ok(()) => {}
+            Err(Errno::ACCESS | Errno::AGAIN) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(true)
+}
+
+/// The lock of a program that writes. One that is shared, and of other bytes than QEMU's, is that of a reader.
+fn writer(file: BorrowedFd<'_>) -> Result<Option<Conflict>, Errno> {
+    if let Some(found) = conflict(file, RangeLock::Read, 0, 0)? {
+        return Ok(Some(found));
+    }
+    for byte in FORBIDS_READING {
+        let found = conflict(file, RangeLock::Write, byte, 1)?;
+        let of_qemu = |lock: &Conflict| {
+            let end = lock.start.saturating_add(lock.len);
+            lock.start >= TAKEN && lock.len > 0 && end <= BEYOND_QEMU
+        };
+        if let Some(found) = found.filter(of_qemu) {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// Whose lock it is.
+fn holder(tree: &Tree, file: BorrowedFd<'_>, lock: Conflict) -> Holder {
+    let known = u32::try_from(lock.process).ok().filter(|process| *process > 0);
+    let process = known.or_else(|| searched(tree, file));
+    let name = process.and_then(|process| tree.attribute(format!("proc/{process}/comm")));
+    Holder { process, name: name.map(|name| name.escape_default().to_string()) }
+}
+
+/// The kernel does not tell whose a lock of an open file description is: the process that has one of this file open.
+fn searched(tree: &Tree, file: BorrowedFd<'_>) -> Option<u32> {
+    let own = file.try_clone_to_owned().ok().map(std::fs::File::from)?.metadata().ok()?;
+    let this = std::process::id();
+    let numbers = tree.names("proc").into_iter().filter_map(|name| name.parse::<u32>().ok());
+    numbers.filter(|process| *process != this).find(|process| has_locked(tree, *process, &own))
+}
+
+fn has_locked(tree: &Tree, process: u32, file: &Metadata) -> bool {
+    let same = |other: &Metadata| (other.dev(), other.ino()) == (file.dev(), file.ino());
+    let is_locked = |number: &str| {
+        let info = tree.text(format!("proc/{process}/fdinfo/{number}")).unwrap_or_default();
+        info.lines().any(|line| line.starts_with("lock:") && line.contains("OFDLCK"))
+    };
+    let numbers = tree.names(format!("proc/{process}/fd")).into_iter();
+    numbers.into_iter().any(|number| {
+        let open = tree.path(format!("proc/{process}/fd/{number}")).metadata();
+        open.is_ok_and(|open| same(&open)) && is_locked(&number)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::fake::Fake;
+    use std::fs::{File, OpenOptions};
+    use std::io::{BufRead, BufReader};
+    use std::path::{Path, PathBuf};
+    use std::process::{Child, Command, Stdio};
+
+    /// A process that locks `bytes` of a file; it ends when this is dropped.
+    struct Locker(Child);
+
+    impl Locker {
+        /// `None`, with a line that says so, where there is no Python. `how` is `OFD` or `POSIX`, `kind` `RDLCK` or `WRLCK`.
+        fn new(path: &Path, how: &str, kind: &str, bytes: &[(i64, i64)]) -> Option<Self> {
+            let script = format!(
+                "import fcntl, struct, sys\n\
+                 f = open(sys.argv[1], 'r+b')\n\
+                 for start, length in {bytes:?}:\n \
+                 lock = struct.pack('hhqqi4x', fcntl.F_{kind}, 0, start, length, 0)\n \
+                 fcntl.fcntl(f, 37 if '{how}' == 'OFD' else fcntl.F_SETLK, lock)\n\
+                 print('locked', flush=True)\n\
+                 sys.stdin.read()\n"
+            );
+            let mut python = Command::new("python3");
+            python.args(["-c", &script]).arg(path);
+            let Ok(mut child) = python.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn() else {
+                eprintln!("skipped: there is no python3 here");
+                return None;
+            };
+            let mut line = String::new();
+            BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+            assert_eq!(line, "locked\n");
+            Some(Self(child))
+        }
+    }
+
+    impl Drop for Locker {
+        fn drop(&mut self) {
+            drop(self.0.stdin.take());
+            self.0.wait().unwrap();
+        }
+    }
+
+    fn image(fake: &Fake) -> PathBuf {
+        fake.file("image", [0; 4096]).root.join("image")
+    }
+
+    fn open(path: &Path) -> File {
+        OpenOptions::new().read(true).write(true).open(path).unwrap()
+    }
+
+    fn try_claim(path: &Path, access: OpenFor) -> Result<File, LockError> {
+        let file = open(path);
+        claim(&Tree::machine(), &file, access).map(|()| file)
+    }
+
+    #[track_caller]
+    fn assert_held_by(result: Result<File, LockError>, locker: &Locker) {
+        let Err(LockError::Held(holder)) = result else { panic!("{result:?}") };
+        assert_eq!(holder.process, Some(locker.0.id()));
+        let text = holder.to_string();
+        let process = format!("another program (process {}, python", locker.0.id());
+        assert!(text.starts_with(&process), "{text}");
+    }
+
+    const WHOLE: &[(i64, i64)] = &[(0, 0)];
+
+    #[test]
+    fn r57_any_lock_of_another_program_is_an_obstacle_to_writing() {
+        let fake = Fake::new();
+        let path = image(&fake);
+        for how in ["OFD", "POSIX"] {
+            for (kind, bytes) in [
+                ("WRLCK", WHOLE),
+                ("RDLCK", WHOLE),
+                ("RDLCK", &[(100, 1)]),
+                ("WRLCK", &[(4000, 9)]),
+            ] {
+                let Some(locker) = Locker::new(&path, how, kind, bytes) else { return };
+                assert_held_by(try_claim(&path, OpenFor::Writing), &locker);
+                drop(locker);
+                try_claim(&path, OpenFor::Writing).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn r57_writer_is_an_obstacle_to_reading_and_a_reader_is_not() {
+        let fake = Fake::new();
+        let path = image(&fake);
+        // What QEMU holds of an image that its guest writes to, and of one that it only reads.
+        let writer: &[(i64, i64)] = &[(100, 1), (101, 1), (103, 1), (201, 1), (203, 1)];
+        let reader: &[(i64, i64)] = &[(100, 1), (201, 1), (203, 1)];
+        for (how, kind, bytes, free) in [
+            ("OFD", "RDLCK", writer, false),
+            ("POSIX", "RDLCK", writer, false),
+            ("OFD", "WRLCK", &[(4000, 9)][..], false),
+            ("POSIX", "WRLCK", WHOLE, false),
+            ("OFD", "RDLCK", &[(200, 1)][..], false),
+            ("OFD", "RDLCK", reader, true),
+            ("OFD", "RDLCK", WHOLE, true),
+            ("POSIX", "RDLCK", WHOLE, true),
+        ] {
+            let Some(locker) = Locker::new(&path, how, kind, bytes) else { return };
+            let result = try_claim(&path, OpenFor::Reading);
+            match free {
+                true => drop(result.unwrap()),
+                false => assert_held_by(result, &locker),
+            }
+        }
+    }
+
+    /// What another program would find.
+    fn seen(path: &Path, kind: RangeLock, start: i64, len: i64) -> bool {
+        conflict(open(path).as_fd(), kind, start, len).unwrap().is_some()
+    }
+
+    #[test]
+    fn r57_lent_image_is_locked_as_qemu_and_posix_lockers_see_it() {
+        let fake = Fake::new();
+        let path = image(&fake);
+        let reading = try_claim(&path, OpenFor::Reading).unwrap();
+        assert!(seen(&path, RangeLock::Write, 0, 0) && !seen(&path, RangeLock::Read, 0, 0));
+        // A writing QEMU asks for byte 201, a reading one for 101 and 200.
+        let asked = |byte| seen(&path, RangeLock::Write, byte, 1);
+        assert!(asked(201) && !asked(101) && !asked(200));
+        let again = try_claim(&path, OpenFor::Reading).unwrap();
+        assert!(matches!(try_claim(&path, OpenFor::Writing), Err(LockError::Held(_))));
+        drop(again);
+        assert!(asked(201), "one that could not have it has taken nothing away");
+        // The lock goes with the descriptor, as to another process.
+        let handed = reading.try_clone().unwrap();
+        drop(reading);
+        assert!(asked(201));
+        drop(handed);
+        assert!(!seen(&path, RangeLock::Write, 0, 0));
+        let writing = try_claim(&path, OpenFor::Writing).unwrap();
+        assert!(seen(&path, RangeLock::Read, 0, 0) && asked(101) && asked(201));
+        assert!(!seen(&path, RangeLock::Write, 1, 1), "libvirt waits for this one");
+        assert!(matches!(try_claim(&path, OpenFor::Reading), Err(LockError::Held(_))));
+        drop(writing);
+    }
+
+    #[test]
+    fn r57_file_that_cannot_be_locked_is_an_error_and_not_free() {
+        let fake = Fake::new();
+        let file = File::open(image(&fake)).unwrap();
+        let result = claim(&Tree::machine(), &file, OpenFor::Writing);
+        assert_eq!(result, Err(LockError::System(Errno::BADF)));
+    }
+}
