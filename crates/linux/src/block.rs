@@ -83,6 +83,8 @@ pub struct Disk {
     pub node: PathBuf,
     /// The folder in `/sys/devices`, with links followed.
     pub place: PathBuf,
+    /// Where the whole disk is connected (PCI slot, port, address on the bus), the same after a reboot.
+    pub address: String,
     /// The device number.
     pub number: DeviceNumber,
     /// The size in bytes; 0 without a medium.
@@ -117,7 +119,46 @@ pub struct Disk {
     pub zoned: Option<String>,
 }
 
+impl Stacking {
+    /// The logical volume that a device of LVM is: `GROUP/VOLUME`. In the device mapper's name a hyphen is between the two,
+    /// and those of the names themselves are doubled (lvm2, `build_dm_name`). Parts of volumes, which have a suffix behind
+    /// the identifiers of group and volume, are none.
+    pub fn volume(&self) -> Option<String> {
+        let identifiers = self.dm_uuid.as_deref()?.strip_prefix("LVM-")?;
+        let name = self.dm_name.as_deref().filter(|_| identifiers.len() == 64)?;
+        let doubled = name.replace("--", "\u{1}");
+        let (group, volume) = doubled.split_once('-').filter(|(_, rest)| !rest.contains('-'))?;
+        Some(format!("{group}/{volume}").replace('\u{1}', "-"))
+    }
+}
+
 impl Disk {
+    /// What people call it: the logical volume (`GROUP/VOLUME`), the device mapper's name (`mapper/NAME`), else the kernel's.
+    pub fn called(&self) -> String {
+        let mapper = || Some(format!("mapper/{}", self.stacking.dm_name.as_ref()?));
+        self.stacking.volume().or_else(mapper).unwrap_or_else(|| self.name.clone())
+    }
+
+    /// Whether it is called so: by its kernel name, its node, or a name of the device mapper or of LVM; the last three with
+    /// or without `/dev/`.
+    pub fn is_called(&self, name: &str) -> bool {
+        let short = name.strip_prefix("/dev/").unwrap_or(name);
+        let node = self.node.strip_prefix("/dev").is_ok_and(|node| node == Path::new(short));
+        let mapper = self.stacking.dm_name.as_deref();
+        let volume = self.stacking.volume();
+        name == self.name
+            || node
+            || (mapper.is_some()
+                && (short.strip_prefix("mapper/") == mapper || Some(name) == mapper))
+            || (volume.is_some() && volume.as_deref() == Some(short))
+    }
+
+    /// The path by which it is best known: that of the device mapper where there is one, else the node.
+    pub fn path(&self, tree: &Tree) -> PathBuf {
+        let mapper = self.stacking.dm_name.as_ref().map(|name| Path::new("/dev/mapper").join(name));
+        mapper.filter(|path| tree.path(path).exists()).unwrap_or_else(|| self.node.clone())
+    }
+
     /// The whole disk's kernel name: the disk's own, or that of the disk it is part of.
     pub fn whole(&self) -> &str {
         self.part.as_ref().map_or(&self.name, |part| &part.of)
@@ -171,6 +212,7 @@ pub fn read(tree: &Tree, name: &str) -> Option<Disk> {
         transport,
         part,
         stacking: stacking(tree, &place),
+        address: address(tree, whole),
         diskseq: tree.number(whole.join("diskseq")),
         volatile_cache: queue.word("write_cache").is_none_or(|word| word == "write back"),
         discard_max_bytes: queue.number("discard_max_bytes"),
@@ -212,6 +254,53 @@ fn part(tree: &Tree, place: &Path) -> Option<Part> {
     let of = place.parent()?.file_name()?.to_str()?.to_owned();
     let start = tree.number(place.join("start")).unwrap_or(0).saturating_mul(SECTOR);
     Some(Part { of, number, start })
+}
+
+/// The folder in which a disk's folder lies, without the numbers that the kernel gives to buses, host adapters and
+/// controllers in the order in which it finds them. What is left is what `/dev/disk/by-path` is made of.
+fn address(tree: &Tree, place: &Path) -> String {
+    let mut path = PathBuf::new();
+    let mut address = String::new();
+    for part in place.parent().unwrap_or(place).components() {
+        path.push(part);
+        let name = part.as_os_str().to_string_lossy();
+        let stable = if name.starts_with("ata") {
+            // The port's number on its controller.
+            let port = tree.number(path.join("ata_port").join(&*name).join("port_no"));
+            port.map_or_else(|| name.to_string(), |port| format!("ata-{port}"))
+        } else if name.starts_with("usb") {
+            // A USB controller has a bus for each generation, with ports of the same numbers.
+            let version = tree.attribute(path.join("version"));
+            version.map_or_else(|| unnumbered(&name), |version| format!("usb-{version}"))
+        } else {
+            unnumbered(&name)
+        };
+        address.push('/');
+        address.push_str(stable.trim_matches('/'));
+    }
+    address
+}
+
+/// `host6` as `host`, `target6:0:0` as `target:0:0`, `6:0:0:0` as `:0:0:0`, `1-1.2:1.0` as `-1.2:1.0`; others as they are.
+fn unnumbered(name: &str) -> String {
+    const COUNTED: [&str; 7] = ["host", "target", "session", "virtio", "nvme", "mmc", "usb"];
+    let digits = |text: &str| text.chars().take_while(char::is_ascii_digit).count();
+    let rest = |text: &str| text.get(digits(text)..).unwrap_or_default().to_owned();
+    let kind = COUNTED.iter().find(|kind| {
+        name.strip_prefix(**kind).is_some_and(|rest| {
+            digits(rest) > 0
+                && rest
+                    .get(digits(rest)..)
+                    .is_some_and(|end| end.is_empty() || end.starts_with(':'))
+        })
+    });
+    if let Some(kind) = kind {
+        return format!("{kind}{}", rest(name.get(kind.len()..).unwrap_or_default()));
+    }
+    let is_number = |part: &str| !part.is_empty() && digits(part) == part.len();
+    let scsi = name.split(':').count() == 4 && name.split(':').all(is_number);
+    let usb = digits(name) > 0 && rest(name).starts_with('-');
+    if scsi || usb { rest(name) } else { name.to_owned() }
 }
 
 fn stacking(tree: &Tree, place: &Path) -> Stacking {
@@ -259,6 +348,40 @@ mod tests {
     }
 
     #[test]
+    fn r58_address_of_a_disk_has_no_number_given_at_boot() {
+        let address = |places: &[&str]| -> Vec<String> {
+            let fake = Fake::new();
+            for (at, place) in places.iter().enumerate() {
+                fake.disk(place, &format!("sd{at}"), &format!("8:{at}"), 8);
+            }
+            let port = "sys/devices/pci0000:00/0000:00:1f.2/ata7/ata_port/ata7/port_no";
+            fake.file(port, "1\n");
+            let port = "sys/devices/pci0000:00/0000:00:1f.2/ata3/ata_port/ata3/port_no";
+            fake.file(port, "1\n");
+            scan(&fake.tree()).unwrap().into_iter().map(|disk| disk.address).collect()
+        };
+        let first = address(&[
+            "pci0000:00/0000:00:1f.2/ata7/host6/target6:0:0/6:0:0:0",
+            "pci0000:00/0000:00:14.0/usb2/2-1/2-1.4:1.0/host8/target8:0:0/8:0:0:1",
+            "pci0000:00/0000:00:04.0/virtio3",
+            "pci0000:00/0000:02:00.0/nvme/nvme1",
+            "platform/emmc/mmc_host/mmc1/mmc1:0001",
+        ]);
+        let second = address(&[
+            "pci0000:00/0000:00:1f.2/ata3/host2/target2:0:0/2:0:0:0",
+            "pci0000:00/0000:00:14.0/usb4/4-1/4-1.4:1.0/host0/target0:0:0/0:0:0:1",
+            "pci0000:00/0000:00:04.0/virtio0",
+            "pci0000:00/0000:02:00.0/nvme/nvme0",
+            "platform/emmc/mmc_host/mmc0/mmc0:0001",
+        ]);
+        assert_eq!(first, second);
+        assert!(first[0].contains("/0000:00:1f.2/ata-1/host/target:0:0/:0:0:0"), "{first:?}");
+        assert!(first[1].contains("/0000:00:14.0/usb/-1/-1.4:1.0/host/target:0:0/:0:0:1"));
+        let differ: std::collections::HashSet<&String> = first.iter().collect();
+        assert_eq!(differ.len(), first.len());
+    }
+
+    #[test]
     fn stacked_devices_say_what_they_are_made_of() {
         let fake = Fake::new();
         fake.disk("virtual", "dm-0", "253:0", 8).disk("pci0/virtio1", "vda", "254:0", 8);
@@ -270,6 +393,42 @@ mod tests {
         assert_eq!(vda.stacking.holders, ["dm-0"]);
         assert_eq!(dm.stacking.slaves, ["vda"]);
         assert_eq!(dm.stacking.dm_name.as_deref(), Some("home"));
+    }
+
+    #[test]
+    fn logical_volume_is_known_by_each_of_its_names() {
+        let fake = Fake::new();
+        let ids = "x".repeat(64);
+        for (number, name, uuid) in [
+            (0, "my--group-my--volume", format!("LVM-{ids}")),
+            (1, "group-pool_tdata", format!("LVM-{ids}-tdata")),
+            (2, "home", "CRYPT-LUKS2-abc-home".to_owned()),
+        ] {
+            let device = format!("dm-{number}");
+            fake.disk("virtual", &device, &format!("253:{number}"), 8);
+            fake.file(&format!("sys/class/block/{device}/dm/name"), &format!("{name}\n"));
+            fake.file(&format!("sys/class/block/{device}/dm/uuid"), &format!("{uuid}\n"));
+        }
+        fake.file("dev/mapper/home", "");
+        let disks = scan(&fake.tree()).unwrap();
+        let called: Vec<String> = disks.iter().map(Disk::called).collect();
+        assert_eq!(called, ["my-group/my-volume", "mapper/group-pool_tdata", "mapper/home"]);
+        for name in [
+            "my-group/my-volume",
+            "/dev/my-group/my-volume",
+            "mapper/my--group-my--volume",
+            "/dev/mapper/my--group-my--volume",
+            "my--group-my--volume",
+            "dm-0",
+            "/dev/dm-0",
+        ] {
+            let found: Vec<bool> = disks.iter().map(|disk| disk.is_called(name)).collect();
+            assert_eq!(found, [true, false, false], "{name}");
+        }
+        assert!(disks.iter().all(|disk| !disk.is_called("") && !disk.is_called("mapper/")));
+        let paths: Vec<PathBuf> = disks.iter().map(|disk| disk.path(&fake.tree())).collect();
+        assert_eq!(paths[0], Path::new("/dev/dm-0"), "nobody has made the other node");
+        assert_eq!(paths[2], Path::new("/dev/mapper/home"));
     }
 
     #[test]

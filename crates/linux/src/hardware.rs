@@ -25,6 +25,8 @@ pub struct Hardware {
     pub nguid: Option<[u8; 16]>,
     /// The EUI-64 that an NVMe namespace reports.
     pub eui64: Option<[u8; 8]>,
+    /// The number of an NVMe namespace: the serial number is that of the whole drive.
+    pub namespace: Option<u64>,
 }
 
 impl Hardware {
@@ -48,6 +50,7 @@ impl Hardware {
             uuid: self.uuid.or(other.uuid),
             nguid: self.nguid.or(other.nguid),
             eui64: self.eui64.or(other.eui64),
+            namespace: self.namespace.or(other.namespace),
         }
     }
 }
@@ -64,7 +67,8 @@ fn plain(tree: &Tree, place: &Path) -> Hardware {
         wwn,
         uuid: own("uuid").and_then(|text| identifier(&text)),
         nguid: own("nguid").and_then(|text| identifier(&text)),
-        eui64: own("eui").and_then(|text| identifier(&text)),
+        eui64: own("eui").and_then(|text| identifier(&text)).filter(is_global),
+        namespace: tree.number(place.join("nsid")),
     }
 }
 
@@ -152,7 +156,16 @@ fn is_real(bytes: &[u8]) -> bool {
 fn world_wide(name: &str) -> Option<String> {
     let digits = name.strip_prefix("naa.").or_else(|| name.strip_prefix("eui."))?;
     let bytes = unhex(digits)?;
-    (matches!(bytes.len(), 8 | 16) && is_real(&bytes)).then(|| name.to_ascii_lowercase())
+    let local = <[u8; 8]>::try_from(bytes.as_slice()).is_ok_and(|eui64| !is_global(&eui64));
+    let local = local && name.starts_with("eui.");
+    let fits = matches!(bytes.len(), 8 | 16) && is_real(&bytes);
+    (fits && !local).then(|| name.to_ascii_lowercase())
+}
+
+/// Whether an EUI-64 is unique in the world: the second bit says that it was given locally (IEEE 802 §8.2.2), as by QEMU, whose
+/// virtual machines all have the same ones.
+fn is_global(eui64: &[u8; 8]) -> bool {
+    eui64[0] & 2 == 0
 }
 
 /// `N` bytes in hexadecimal, with dashes or blanks between them; zeroes are none.
@@ -242,6 +255,16 @@ mod tests {
         assert_eq!(seen.wwn.as_deref(), Some("eui.0025384b31404c21"));
         assert_eq!(seen.eui64, Some([0, 0x25, 0x38, 0x4b, 0x31, 0x40, 0x4c, 0x21]));
         assert_eq!((seen.nguid, seen.uuid), (None, None));
+    }
+
+    #[test]
+    fn r58_identifier_that_qemu_gives_to_every_disk_is_none() {
+        let fake = Fake::new();
+        file(&fake, "device/model", "QEMU NVMe Ctrl\n");
+        file(&fake, "wwid", "eui.5254000000000001\n");
+        file(&fake, "eui", "52 54 00 00 00 00 00 01\n");
+        let seen = read(&fake, Transport::Nvme);
+        assert_eq!((seen.wwn, seen.eui64), (None, None));
     }
 
     #[test]

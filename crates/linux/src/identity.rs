@@ -22,9 +22,9 @@ pub enum Source {
     WorldWideName,
     /// Serial number and model.
     Serial,
-    /// The identifier of a stacked device (LVM, LUKS, RAID).
+    /// The identifier of a stacked device (LVM, LUKS, RAID), and this machine.
     Stack,
-    /// The disk GUID of the partition table.
+    /// The disk GUID of the partition table, and this machine.
     DiskGuid,
     /// This machine and the path.
     Path,
@@ -88,16 +88,29 @@ pub fn machine_id(tree: &Tree) -> MachineId {
 }
 
 /// The identity of a block device. `whole` is the disk that a partition is part of, or the disk itself; `table` is that
-/// disk's partition table.
-pub fn of_block(disk: &Disk, whole: &Disk, table: Option<&Table>, machine: MachineId) -> Identity {
-    let (source, key) = key(whole, table, machine);
+/// disk's partition table. Of one that has twins on this machine (see [`is_twin`]), where it is connected is a part.
+pub fn of_block(
+    disk: &Disk,
+    whole: &Disk,
+    table: Option<&Table>,
+    machine: MachineId,
+    has_twins: bool,
+) -> Identity {
+    let (source, mut key) = key(whole, table, machine);
+    if has_twins {
+        key.extend(place(whole, machine));
+    }
     let key: Vec<&str> = key.iter().map(String::as_str).collect();
     let hardware = &whole.hardware;
     let Some(part) = &disk.part else {
+        let named = named(hash(&key), hardware.serial.as_deref(), hardware, source);
+        if has_twins {
+            return named;
+        }
         return Identity {
             nguid: hardware.nguid.or_else(|| wide(hardware)),
             eui64: hardware.eui64.or_else(|| narrow(hardware)),
-            ..named(hash(&key), hardware.serial.as_deref(), hardware, source)
+            ..named
         };
     };
     let entry = table.and_then(|table| table.entries.iter().find(|e| e.number == part.number));
@@ -117,23 +130,47 @@ pub fn of_image(path: &Path, machine: MachineId) -> Identity {
     named(uuid, None, &hardware, Source::Path)
 }
 
-/// The first two with one identity.
-pub fn clash(identities: &[Identity]) -> Option<(usize, usize)> {
-    let mut pairs = (0..).zip(identities);
-    pairs.find_map(|(later, identity)| {
-        let earlier = identities.iter().position(|other| other.uuid == identity.uuid)?;
-        (earlier < later).then_some((earlier, later))
-    })
+/// Whether two whole disks of one machine have the same names: clones, cheap adapters with one serial number for all, or
+/// two paths to one disk, which look no different. `other_table` reads the other's partition table; it is called only if
+/// nothing else names the two.
+///
+/// All twins that are there get identities with their place in them, whichever came first: no two ever swap names.
+pub fn is_twin(
+    disk: &Disk,
+    table: Option<&Table>,
+    other: &Disk,
+    other_table: impl FnOnce() -> Option<Table>,
+) -> bool {
+    let anywhere = MachineId { bytes: [0; 16], stable: false };
+    let (source, own) = key(disk, table, anywhere);
+    let (other_source, mut others) = key(other, None, anywhere);
+    if source == Source::DiskGuid && other_source == Source::Path {
+        others = key(other, other_table().as_ref(), anywhere).1;
+    }
+    source != Source::Path && own == others
 }
 
-/// What names a whole disk, the surest that it has.
+/// A number that differs between machines, and between the processes of one: where each begins to number its NVMe
+/// controllers.
+pub fn first_controller(machine: MachineId, process: u32) -> u16 {
+    let [first, second, ..] = hash(&["controllers", &hex(&machine.bytes), &process.to_string()]);
+    u16::from_be_bytes([first, second])
+}
+
+/// What names a whole disk, the surest that it has. What comes from its contents is the same on a clone, which another
+/// machine may lend at the same time: it is a name on this machine only.
 fn key(disk: &Disk, table: Option<&Table>, machine: MachineId) -> (Source, Vec<String>) {
+    let here = |mut key: Vec<String>| {
+        key.push(hex(&machine.bytes));
+        key
+    };
     let guid = table.and_then(|table| table.guid);
+    let guid = guid.map(|guid| vec!["gpt".to_owned(), hex(&guid)]);
     let found = [
         (Source::WorldWideName, world_wide(&disk.hardware)),
         (Source::Serial, serial(&disk.hardware, machine)),
-        (Source::Stack, stack(disk)),
-        (Source::DiskGuid, guid.map(|guid| vec!["gpt".to_owned(), hex(&guid)])),
+        (Source::Stack, stack(disk).map(here)),
+        (Source::DiskGuid, guid.map(here)),
     ];
     let found = found.into_iter().find_map(|(source, key)| Some((source, key?)));
     found.unwrap_or_else(|| (Source::Path, place(disk, machine)))
@@ -147,8 +184,11 @@ fn world_wide(hardware: &Hardware) -> Option<Vec<String>> {
     name.map(|name| vec!["wwn".to_owned(), name])
 }
 
-/// A serial number of one repeated character is none. One without a model is that of a virtual disk, which whoever made
-/// the machine chose: it means something on this machine alone.
+/// How models of disks of virtual machines begin: QEMU numbers them the same in every machine (`QM00001`).
+const VIRTUAL: [&str; 5] = ["QEMU", "VMware", "VBOX", "Msft", "Virtual"];
+
+/// A serial number of one repeated character is none. One without a model, or with that of a virtual machine, was chosen by
+/// whoever made the machine: it means something on this machine alone.
 fn serial(hardware: &Hardware, machine: MachineId) -> Option<Vec<String>> {
     let serial = hardware.serial.clone()?;
     let mut characters = serial.chars();
@@ -156,8 +196,12 @@ fn serial(hardware: &Hardware, machine: MachineId) -> Option<Vec<String>> {
     if characters.all(|c| c == first) && serial.len() > 1 {
         return None;
     }
-    let maker = hardware.model.clone().unwrap_or_else(|| hex(&machine.bytes));
-    Some(vec!["serial".to_owned(), serial, maker])
+    let is_virtual = |model: &&String| VIRTUAL.iter().any(|start| model.starts_with(start));
+    let maker = hardware.model.as_ref().filter(|model| !is_virtual(model));
+    let maker = maker.cloned().unwrap_or_else(|| hex(&machine.bytes));
+    let mut key = vec!["serial".to_owned(), serial, maker];
+    key.extend(hardware.namespace.map(|number| format!("namespace {number}")));
+    Some(key)
 }
 
 fn stack(disk: &Disk) -> Option<Vec<String>> {
@@ -166,15 +210,18 @@ fn stack(disk: &Disk) -> Option<Vec<String>> {
     dm.or_else(|| stacking.md_uuid.clone().map(|uuid| vec!["md".to_owned(), uuid]))
 }
 
-/// Where the disk hangs on this machine: the bus, never the kernel's name. Only devices that hang on nothing (`ram0`,
-/// `nbd0`, an array without an identifier) have but their node.
+/// Where the disk is connected to this machine: the bus, never the kernel's name; of a drive with several namespaces, the
+/// namespace. Only devices that are connected to nothing (`ram0`, `nbd0`, an array without an identifier) have but their
+/// node.
 fn place(disk: &Disk, machine: MachineId) -> Vec<String> {
     let stacking = &disk.stacking;
     let made = stacking.backing_file.clone().or_else(|| stacking.dm_name.clone());
     let hangs_on_nothing = disk.place.components().any(|part| part.as_os_str() == "virtual");
-    let path = if hangs_on_nothing { Some(disk.node.as_path()) } else { disk.place.parent() };
-    let path = path.map(|path| path.to_string_lossy().into_owned());
-    vec!["path".to_owned(), hex(&machine.bytes), made.or(path).unwrap_or_default()]
+    let node = || disk.node.to_string_lossy().into_owned();
+    let path = if hangs_on_nothing { node() } else { disk.address.clone() };
+    let mut place = vec!["path".to_owned(), hex(&machine.bytes), made.unwrap_or(path)];
+    place.extend(disk.hardware.namespace.map(|number| format!("namespace {number}")));
+    place
 }
 
 /// The first half of SHA-256 over the parts, each behind its length, as a UUID of version 8.
@@ -285,7 +332,7 @@ mod tests {
     }
 
     fn of(disk: &Disk) -> Identity {
-        of_block(disk, disk, None, MACHINE)
+        of_block(disk, disk, None, MACHINE, false)
     }
 
     fn table() -> Table {
@@ -314,14 +361,14 @@ mod tests {
     fn the_kernel_name_and_the_machine_do_not_matter_to_a_disk_with_a_name_of_its_own() {
         for known in [hardware(Some("naa.5000c50056789abc"), None), hardware(None, Some("S1"))] {
             let (a, b) = (with("vda", known.clone()), with("vdb", known));
-            assert_eq!(of(&a), of_block(&b, &b, Some(&table()), OTHER));
+            assert_eq!(of(&a), of_block(&b, &b, Some(&table()), OTHER, false));
         }
     }
 
     #[test]
     fn a_virtual_disk_of_another_machine_is_another_though_its_serial_number_is_the_same() {
         let disk = with("vda", Hardware { serial: Some("disk0".into()), ..Hardware::default() });
-        let (here, there) = (of(&disk), of_block(&disk, &disk, None, OTHER));
+        let (here, there) = (of(&disk), of_block(&disk, &disk, None, OTHER, false));
         assert_eq!((here.serial.as_str(), here.source), ("disk0", Source::Serial));
         assert_ne!(here.uuid, there.uuid);
     }
@@ -336,11 +383,11 @@ mod tests {
     fn without_names_the_partition_table_and_then_the_place_tell() {
         let (a, b) = (disk("vda"), disk("vdb"));
         let table = table();
-        let by_table = of_block(&a, &a, Some(&table), MACHINE);
+        let by_table = of_block(&a, &a, Some(&table), MACHINE, false);
         assert_eq!(by_table.source, Source::DiskGuid);
-        assert_eq!(by_table.uuid, of_block(&b, &b, Some(&table), OTHER).uuid);
+        assert_eq!(by_table.uuid, of_block(&b, &b, Some(&table), MACHINE, false).uuid);
         assert_eq!((of(&a).source, of(&a).uuid), (Source::Path, of(&b).uuid));
-        assert_ne!(of(&a).uuid, of_block(&a, &a, None, OTHER).uuid);
+        assert_ne!(of(&a).uuid, of_block(&a, &a, None, OTHER, false).uuid);
         let zeroes = with("vda", hardware(None, Some("00000000")));
         assert_eq!(of(&zeroes).source, Source::Path);
     }
@@ -362,9 +409,9 @@ mod tests {
         let part = block::read(&fake.tree(), "vda1").unwrap();
         let known = hardware(Some("eui.0025384b31404c21"), Some("SERIAL-OF-MORE-THAN-20-CHARS"));
         let whole = with("vda", known);
-        let named = of_block(&part, &whole, Some(&table()), MACHINE);
+        let named = of_block(&part, &whole, Some(&table()), MACHINE, false);
         assert_eq!(named.serial, "ORE-THAN-20-CHARS-p1");
-        assert_ne!(named.uuid, of_block(&part, &whole, None, MACHINE).uuid);
+        assert_ne!(named.uuid, of_block(&part, &whole, None, MACHINE, false).uuid);
         assert_ne!(named.uuid, of(&whole).uuid);
         assert_eq!((named.eui64, named.nguid), (None, None));
         assert_eq!(of(&whole).eui64, Some([0, 0x25, 0x38, 0x4b, 0x31, 0x40, 0x4c, 0x21]));
@@ -405,11 +452,82 @@ mod tests {
         assert_eq!((a.uuid[6] >> 4, a.uuid[8] >> 6), (8, 2));
     }
 
+    /// Disks of two machines that were made from one template: a partition table, a volume, an array.
     #[test]
-    fn two_disks_with_one_identity_are_found() {
-        let list = ["/a", "/b", "/c", "/b"].map(|path| of_image(Path::new(path), MACHINE));
-        assert_eq!(clash(&list), Some((1, 3)));
-        assert_eq!(clash(&list[..3]), None);
+    fn r58_clones_on_two_machines_have_nothing_in_common() {
+        let table = table();
+        let (mut volume, mut array) = (disk("vda"), disk("vda"));
+        volume.stacking.dm_uuid = Some("LVM-abc".into());
+        array.stacking.md_uuid = Some("01234567:89abcdef".into());
+        let model = Some("QEMU HARDDISK".to_owned());
+        let serial = Some("QM00001".to_owned());
+        let emulated = with("vda", Hardware { model, serial, ..Hardware::default() });
+        let disks = [(disk("vda"), Some(&table)), (volume, None), (array, None), (emulated, None)];
+        for (disk, table) in disks {
+            let here = of_block(&disk, &disk, table, MACHINE, false);
+            let there = of_block(&disk, &disk, table, OTHER, false);
+            assert_ne!(here.uuid, there.uuid);
+            assert_eq!(here, of_block(&disk, &disk, table, MACHINE, false));
+        }
+        assert_ne!(first_controller(MACHINE, 7), first_controller(OTHER, 7));
+        assert_ne!(first_controller(MACHINE, 7), first_controller(MACHINE, 8));
+    }
+
+    fn two(hardware: &Hardware) -> (Disk, Disk) {
+        let fake = Fake::new();
+        fake.disk("pci0/virtio1", "vda", "254:0", 8).disk("pci1/virtio2", "vdb", "254:16", 8);
+        let disk = |name: &str| {
+            let found = block::read(&fake.tree(), name).unwrap();
+            Disk { hardware: hardware.clone(), ..found }
+        };
+        (disk("vda"), disk("vdb"))
+    }
+
+    #[test]
+    fn r58_twins_on_one_machine_are_told_apart_by_their_place() {
+        let table = table();
+        for (known, table) in [
+            (hardware(Some("naa.5000c50056789abc"), Some("S1")), None),
+            (hardware(None, Some("0123456789")), None),
+            (Hardware::default(), Some(table)),
+        ] {
+            let (a, b) = two(&known);
+            let table = table.as_ref();
+            assert!(is_twin(&a, table, &b, || table.cloned()));
+            let of = |disk: &Disk| of_block(disk, disk, table, MACHINE, true);
+            assert_ne!(of(&a).uuid, of(&b).uuid);
+            assert_ne!(of(&a).uuid, of_block(&a, &a, table, MACHINE, false).uuid);
+            // Linux refuses a namespace whose identifiers another subsystem has.
+            assert_eq!((of(&a).nguid, of(&a).eui64), (None, None));
+            let renamed = Disk { name: "vdz".into(), node: "/dev/vdz".into(), ..a.clone() };
+            assert_eq!(of(&renamed), of(&a), "not by the kernel's name");
+        }
+        let (a, b) = two(&Hardware::default());
+        assert!(!is_twin(&a, None, &b, || None), "their places tell them apart already");
+        let (a, mut b) = two(&hardware(None, Some("S1")));
+        b.hardware.serial = Some("S2".into());
+        assert!(!is_twin(&a, None, &b, || panic!("no table is needed")));
+    }
+
+    #[test]
+    fn r58_second_namespace_of_a_drive_is_another_disk() {
+        let namespace = |number| {
+            let fake = Fake::new();
+            let name = format!("nvme0n{number}");
+            fake.disk("pci0/0000:02:00.0/nvme/nvme0", &name, "259:1", 8);
+            let place = format!("sys/class/block/{name}");
+            fake.file(&format!("{place}/nsid"), &format!("{number}\n"));
+            fake.file(&format!("{place}/device/serial"), "S1\n");
+            fake.file(&format!("{place}/device/model"), "M\n");
+            fake.file(&format!("{place}/wwid"), &format!("nvme.144d-5331-4d-0000000{number}\n"));
+            block::read(&fake.tree(), &name).unwrap()
+        };
+        let (first, second) = (namespace(1), namespace(2));
+        assert_eq!(of(&first).source, Source::Serial);
+        assert_ne!(of(&first).uuid, of(&second).uuid);
+        assert!(!is_twin(&first, None, &second, || None));
+        let placed = |disk: &Disk| of_block(disk, disk, None, MACHINE, true).uuid;
+        assert_ne!(placed(&first), placed(&second));
     }
 
     #[test]

@@ -217,17 +217,17 @@ impl Follow {
         if said == Said::Any && self.boots_target_mode(disk) {
             let sentence = format!(
                 "{} is not lent: it is a stick that boots into target mode",
-                disk.node.display()
+                disk.path(&self.terms.tree).display()
             );
             return self.say(&disk.name, sentence);
         }
         let writable = said == Said::Writable;
-        let wanted = Wanted { path: disk.node.clone(), writable };
+        let wanted = Wanted { path: disk.path(&self.terms.tree), writable };
         match self.terms.lend(&wanted) {
             Ok(mut loan) => {
                 self.said.remove(&disk.name);
                 if is_other && !writable {
-                    loan.note = Some(other_there(disk));
+                    loan.notes.push(other_there(disk));
                 }
                 if writable {
                     self.hold(machine, disk);
@@ -278,7 +278,8 @@ impl Follow {
             return None;
         }
         let reason = verdict.reasons.first()?;
-        let sentence = format!("{} is not lent: {reason}", disk.node.display());
+        let path = disk.path(&self.terms.tree);
+        let sentence = format!("{} is not lent: {reason}", path.display());
         self.say(&disk.name, sentence)
     }
 

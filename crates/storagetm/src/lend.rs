@@ -8,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use export::{Access, Cache, Export, Geometry, Identity, PAGE};
-use linux::block::{DeviceNumber, Disk};
+use linux::block::{self, DeviceNumber, Disk};
 use linux::disk::{Kind, Live, OpenFor, Opened, open};
 use linux::identity::{self, MachineId, Source};
 use linux::in_use::{Machine, Probe};
 use linux::reason::{Asked, Verdict, Weight};
 use linux::tree::Tree;
-use rustix::fs::OFlags;
+use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, statx};
 
 use crate::failure::Failure;
 use crate::options::{DEMO, Wanted};
@@ -44,7 +44,7 @@ pub(crate) struct Loan {
     /// Which block device it is, if it is one.
     pub(crate) device: Option<Device>,
     /// What its owner should know.
-    pub(crate) note: Option<String>,
+    pub(crate) notes: Vec<String>,
     /// The lock on the whole disk of a partition.
     _whole: Option<OwnedFd>,
 }
@@ -61,7 +61,16 @@ pub(crate) struct Device {
 impl Loan {
     /// A loan of `export`, which is that block device if it is one.
     pub(crate) fn new(export: Arc<Export>, device: Option<Device>) -> Self {
-        Self { export, device, note: None, _whole: None }
+        Self { export, device, notes: Vec::new(), _whole: None }
+    }
+
+    /// The size now of the image file that it is, as far as this machine knows without asking a server that may not
+    /// answer; nothing if it is no file.
+    pub(crate) fn file_bytes(&self) -> Option<u64> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = statx(&*self.export, "", flags, StatxFlags::TYPE | StatxFlags::SIZE).ok()?;
+        let kind = FileType::from_raw_mode(stat.stx_mode.into());
+        (kind == FileType::RegularFile).then_some(stat.stx_size)
     }
 
     /// The same with a short name that none of `others` has: one that is taken gets a number.
@@ -163,9 +172,21 @@ impl Terms {
         let opened =
             open(&self.tree, &wanted.path, purpose, self.allow_in_use).map_err(Failure::new)?;
         check_same(wanted, &opened, number)?;
-        let identity = self.identity(&opened, known);
-        let export = self.export(wanted, identity, opened, known.map(|(_, disk)| disk))?;
-        Ok(export)
+        let (identity, twin) = self.identity(&opened, known);
+        let writer = opened.written_by.clone();
+        let mut loan = self.export(wanted, identity, opened, known.map(|(_, disk)| disk))?;
+        let path = wanted.path.display();
+        loan.notes.extend(writer.map(|holder| {
+            format!("{path} is in use by {holder}: what is read of it may be half-written")
+        }));
+        loan.notes.extend(twin.map(|twin| {
+            format!(
+                "{path} has the same serial number or identifier as {}: its NQN is made from where it is \
+                 connected; if both are paths to one disk, lend one of them only",
+                twin.display()
+            )
+        }));
+        Ok(loan)
     }
 
     fn export(
@@ -194,7 +215,7 @@ impl Terms {
                  with \"truncate -s %{block} {path}\", or lend it read-only"
             )));
         }
-        let note = (tail > 0).then(|| {
+        let filled = (tail > 0).then(|| {
             let zeros = u64::from(opened.logical_block) - tail;
             format!(
                 "the last block of {path} is filled up with {zeros} bytes of zeros for hosts that \
@@ -212,7 +233,7 @@ impl Terms {
             export.short = device_name(&wanted.path, disk);
         }
         let loan = Loan::new(Arc::new(export), disk.map(Device::of));
-        Ok(Loan { note, _whole: whole, ..loan })
+        Ok(Loan { notes: filled.into_iter().collect(), _whole: whole, ..loan })
     }
 
     fn nqn(&self, path: &Path, identity: &Identity) -> Result<String, Failure> {
@@ -222,22 +243,38 @@ impl Terms {
         }
     }
 
-    fn identity(&self, opened: &Opened, known: Option<(&Machine, &Disk)>) -> Identity {
+    /// The identity, and the node of a disk that looks the same.
+    fn identity(
+        &self,
+        opened: &Opened,
+        known: Option<(&Machine, &Disk)>,
+    ) -> (Identity, Option<PathBuf>) {
         let Some((machine, disk)) = known.filter(|_| opened.kind == Kind::Block) else {
-            return announced(identity::of_image(&opened.path, self.machine));
+            return (announced(identity::of_image(&opened.path, self.machine)), None);
         };
-        announced(self.of_block(machine, disk))
+        let (identity, twin) = self.of_block(machine, disk);
+        (announced(identity), twin.map(|twin| twin.node.clone()))
     }
 
-    fn of_block(&self, machine: &Machine, disk: &Disk) -> identity::Identity {
+    fn of_block<'a>(
+        &self,
+        machine: &'a Machine,
+        disk: &Disk,
+    ) -> (identity::Identity, Option<&'a Disk>) {
         let whole = machine.disk(disk.whole()).unwrap_or(disk);
-        let table = self.probe().contents(whole).ok().and_then(|contents| contents.table);
-        identity::of_block(disk, whole, table.as_ref(), self.machine)
+        let table_of = |disk: &Disk| self.probe().contents(disk).ok()?.table;
+        let table = table_of(whole);
+        let is_twin = |other: &&Disk| {
+            let is_other = !other.is_partition() && other.bytes > 0 && other.name != whole.name;
+            is_other && identity::is_twin(whole, table.as_ref(), other, || table_of(other))
+        };
+        let twin = machine.disks.iter().find(is_twin);
+        (identity::of_block(disk, whole, table.as_ref(), self.machine, twin.is_some()), twin)
     }
 
     /// What tells this disk from all others that may take its place; nothing if only the place is known.
     pub(crate) fn fingerprint(&self, machine: &Machine, disk: &Disk) -> Option<[u8; 16]> {
-        let identity = self.of_block(machine, disk);
+        let (identity, _) = self.of_block(machine, disk);
         (identity.source != Source::Path).then_some(identity.uuid)
     }
 
@@ -265,6 +302,7 @@ impl Terms {
             physical_block: 4096,
             read_only: !writable,
             exclusive: true,
+            written_by: None,
             direct: false,
             memory_alignment: 1,
             volatile_cache: true,
@@ -276,10 +314,25 @@ impl Terms {
 }
 
 /// What a block device is called for short: the last part of its path, dots and all. What stands in `/dev/disk` is long,
-/// and the kernel's name is short.
+/// and the kernel's name is short, but changes at every start where the device mapper has one.
 fn device_name(path: &Path, disk: &Disk) -> String {
+    let mapper = disk.stacking.dm_name.as_ref();
+    let kernel = mapper.unwrap_or(&disk.name);
     let own = path.file_name().filter(|_| !path.starts_with("/dev/disk"));
-    own.map_or_else(|| disk.name.clone(), |name| name.to_string_lossy().into_owned())
+    let own = own.map(|name| name.to_string_lossy().into_owned());
+    own.filter(|own| *own != disk.name).unwrap_or_else(|| kernel.clone())
+}
+
+/// The path of what was named: a path that is there, else that of the disk whose name it is (`sda`, `GROUP/VOLUME`,
+/// `/dev/mapper/NAME` where nobody makes such links).
+pub(crate) fn named(tree: &Tree, path: &Path) -> PathBuf {
+    let disk = || {
+        let called = path.to_str()?;
+        let disks = block::scan(tree).unwrap_or_default();
+        disks.into_iter().find(|disk| disk.is_called(called))
+    };
+    let found = if path.exists() { None } else { disk() };
+    found.map_or_else(|| path.to_owned(), |disk| disk.path(tree))
 }
 
 /// The path may lead to another disk by now than the one whose use was judged.
@@ -378,7 +431,7 @@ mod test {
         assert_eq!((export.bytes(), export.blocks()), ((1 << 20) + 100, 2049));
         assert_eq!((export.geometry.block(), export.access), (512, Access::ReadOnly));
         assert!(export.nqn.starts_with("nqn.2014-08.org.nvmexpress:uuid:"));
-        assert!(loan.note.as_ref().unwrap().contains("412 bytes of zeros"));
+        assert!(loan.notes[0].contains("412 bytes of zeros"));
         drop(loan);
         let refused = terms().lend(&wanted(&path, true)).unwrap_err().to_string();
         fs::remove_file(&path).unwrap();

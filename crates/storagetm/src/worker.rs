@@ -74,6 +74,8 @@ pub(crate) struct Config {
     pub(crate) null_dh: bool,
     /// What this machine shows to NBD clients that speak TLS with certificates.
     pub(crate) certificates: Option<Certificates>,
+    /// Where the numbers of NVMe controllers begin: elsewhere on every machine.
+    pub(crate) first_controller: u16,
 }
 
 /// The process that serves. Dropping it ends it at once.
@@ -317,6 +319,7 @@ impl Standing {
                 memory: config.memory,
                 null_dh: config.null_dh,
                 certificates: config.certificates.as_ref().map(Into::into),
+                first_controller: config.first_controller,
             },
             accepted: Vec::new(),
             adopted: None,

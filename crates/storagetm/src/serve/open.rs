@@ -8,7 +8,7 @@ use std::time::Instant;
 use console::{State, Unavailable};
 use engine::Driver;
 use export::Door;
-use linux::identity::machine_id;
+use linux::identity::{MachineId, first_controller, machine_id};
 use linux::net::{Address, Changes, addresses, hostname};
 use linux::tree::Tree;
 
@@ -22,11 +22,11 @@ use crate::failure::Failure;
 use crate::follow::{Change, Follow};
 use crate::keyboard::Keyboard;
 use crate::ledger::Ledger;
-use crate::lend::{Loan, Terms, block_device, check_unlike};
+use crate::lend::{Loan, Terms, block_device, check_unlike, named};
 use crate::listen::{Listener, Plan, Protocols, Reach, plan};
 use crate::listeners::Listeners;
 use crate::mailbox::Mailbox;
-use crate::options::{Io, Serve};
+use crate::options::{Io, Serve, Wanted};
 use crate::output::Output;
 use crate::settings::Settings;
 use crate::worker::{Config, Worker};
@@ -69,7 +69,7 @@ impl Server {
         let disks = Disks::open(options, &settings)?;
         let (admission, note) = admission(options, &network);
         let keyboard = if desk.is_none() && output.is_screen() { Keyboard::open() } else { None };
-        let (worker, warning) = start(options, &mailbox)?;
+        let (worker, warning) = start(options, machine(&settings), &mailbox)?;
         let mut server = Self {
             listeners: Listeners::closed(network.plan, network.open),
             worker,
@@ -187,7 +187,7 @@ impl Disks {
         let terms = Terms {
             base: options.nqn.clone(),
             allow_in_use: options.allow_in_use,
-            machine: settings.machine.unwrap_or_else(|| machine_id(&tree)),
+            machine: machine(settings),
             tree,
             at_rest: options.boot_settings,
         };
@@ -200,6 +200,11 @@ impl Disks {
         }
         Ok(Self { follow, loans, notes })
     }
+}
+
+/// Who this machine is.
+fn machine(settings: &Settings) -> MachineId {
+    settings.machine.unwrap_or_else(|| machine_id(&Tree::machine()))
 }
 
 /// The address to fall back to where the kernel does not tell its addresses.
@@ -219,6 +224,7 @@ fn loopback() -> Address {
 fn asked_for(options: &Serve, terms: &Terms) -> Result<Vec<Loan>, Failure> {
     let mut loans: Vec<Loan> = Vec::new();
     for wanted in options.wanted() {
+        let wanted = Wanted { path: named(&terms.tree, &wanted.path), ..wanted };
         check_new(&loans, &wanted.path)?;
         add(&mut loans, terms.lend(&wanted)?)?;
     }
@@ -261,7 +267,11 @@ fn come(changes: Vec<Change>, loans: &mut Vec<Loan>, notes: &mut Vec<String>) {
 }
 
 /// Starts the process that serves. What the owner should know of what it was given comes with it.
-fn start(options: &Serve, mailbox: &Mailbox) -> Result<(Worker, Option<String>), Failure> {
+fn start(
+    options: &Serve,
+    machine: MachineId,
+    mailbox: &Mailbox,
+) -> Result<(Worker, Option<String>), Failure> {
     let driver = match options.io {
         Io::Auto => Driver::Auto,
         Io::Uring => Driver::Uring,
@@ -273,7 +283,8 @@ fn start(options: &Serve, mailbox: &Mailbox) -> Result<(Worker, Option<String>),
     let certificates = options.tls_certificates.as_deref().map(certificates::read).transpose()?;
     let (certificates, warning) = certificates.unzip();
     let null_dh = options.allow_null_dh;
-    let config = Config { driver, threads, memory, null_dh, certificates };
+    let first_controller = first_controller(machine, std::process::id());
+    let config = Config { driver, threads, memory, null_dh, certificates, first_controller };
     let mailbox = mailbox.clone();
     let worker = Worker::start(&config, Arc::new(move |said| mailbox.hear(said)))?;
     Ok((worker, warning.flatten()))

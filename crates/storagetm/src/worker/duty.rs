@@ -89,7 +89,12 @@ impl Duty {
         let disks = Arc::<Disks>::default();
         Ok(Self {
             engine,
-            sessions: Sessions::new(disks.clone(), start.null_dh, certificates),
+            sessions: Sessions::new(
+                disks.clone(),
+                start.null_dh,
+                certificates,
+                start.first_controller,
+            ),
             disks,
             mailbox,
             stopped: Arc::default(),

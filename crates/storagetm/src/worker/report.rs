@@ -147,6 +147,7 @@ mod test {
             memory: 1,
             null_dh: false,
             certificates: None,
+            first_controller: 0,
         };
         let mut standing = Standing::new(&config);
         let disk = std::fs::File::open("/dev/null").unwrap().into();

@@ -38,11 +38,13 @@ struct Known {
 }
 
 impl Sessions {
-    /// Of `disks`. `null_dh`: whether DH-HMAC-CHAP without a Diffie-Hellman exchange will do.
+    /// Of `disks`. `null_dh`: whether DH-HMAC-CHAP without a Diffie-Hellman exchange will do. Numbers of NVMe controllers
+    /// begin at `first_controller`.
     pub(super) fn new(
         disks: Arc<Disks>,
         null_dh: bool,
         certificates: Option<Certificates>,
+        first_controller: u16,
     ) -> Arc<Self> {
         let catalogue = Arc::new(Catalogue::default());
         let mut rules = Rules::default();
@@ -50,7 +52,7 @@ impl Sessions {
             rules.groups.push(Group::Null);
         }
         Arc::new(Self {
-            target: Target::with(catalogue.clone(), rules),
+            target: Target::with(catalogue.clone(), rules, first_controller),
             nbd: nbd_server::Server::new(catalogue.clone()),
             certificates,
             catalogue,

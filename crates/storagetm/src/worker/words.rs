@@ -67,6 +67,7 @@ pub(super) struct Start {
     pub(super) memory: usize,
     pub(super) null_dh: bool,
     pub(super) certificates: Option<CertificatesWord>,
+    pub(super) first_controller: u16,
 }
 
 /// What a socket is for.
