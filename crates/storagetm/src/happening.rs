@@ -154,6 +154,8 @@ pub enum Happening {
         which: Which,
         /// Bytes that it has now.
         bytes: u64,
+        /// Bytes that it had.
+        before: u64,
     },
     /// A disk is lent no longer.
     Withdrawn {
@@ -321,8 +323,8 @@ impl Happening {
     }
 
     /// A disk has another size.
-    pub fn resized(export: &Export) -> Self {
-        Self::Resized { which: Which::of(export), bytes: export.bytes() }
+    pub fn resized(export: &Export, before: u64) -> Self {
+        Self::Resized { which: Which::of(export), bytes: export.bytes(), before }
     }
 
     /// A machine that knew the code was let in.
@@ -399,7 +401,12 @@ impl Happening {
             Self::Fault { which, op, offset, bytes, reason } => {
                 format!("{}: {op} of {bytes} bytes at {offset} failed: {reason}", which.disk)
             }
-            Self::Resized { which, bytes } => format!("{} has now {}", which.disk, size(*bytes)),
+            Self::Resized { which, bytes, before } if bytes < before => {
+                format!("{} is shorter than it was: {bytes} bytes instead of {before}", which.disk)
+            }
+            Self::Resized { which, bytes, .. } => {
+                format!("{} has now {}", which.disk, size(*bytes))
+            }
             Self::Withdrawn { which, reason } => {
                 format!("{} is lent no longer: {reason}", which.disk)
             }
@@ -420,7 +427,8 @@ impl Happening {
 
     /// Whether something went wrong.
     pub fn is_bad(&self) -> bool {
-        matches!(self, Self::Refused { .. } | Self::Violation { .. } | Self::Fault { .. })
+        let shrunk = matches!(self, Self::Resized { bytes, before, .. } if bytes < before);
+        shrunk || matches!(self, Self::Refused { .. } | Self::Violation { .. } | Self::Fault { .. })
     }
 }
 
@@ -644,8 +652,8 @@ mod test {
     fn disks_that_change_or_go_have_the_form_of_the_contract() {
         let export = export();
         assert_eq!(
-            Happening::resized(&export).json(),
-            r#"{"event":"resized","disk":"disk.img","nqn":"nqn.test","bytes":1048576}"#
+            Happening::resized(&export, 512).json(),
+            r#"{"event":"resized","disk":"disk.img","nqn":"nqn.test","bytes":1048576,"before":512}"#
         );
         assert_eq!(
             Happening::withdrawn(&export, "unplugged").json(),

@@ -48,6 +48,8 @@ use reach::beyond;
 
 /// How often counters and buttons are looked at on a machine that does nothing else.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often the sizes of image files are looked at: the kernel does not report that one has grown.
+const SIZES: Duration = Duration::from_secs(2);
 /// Changes that come together are shown together.
 const COALESCE: Duration = Duration::from_millis(200);
 
@@ -179,6 +181,8 @@ struct Alerts {
     look: Option<Instant>,
     /// A pause after a wrong code is over.
     code: Option<Instant>,
+    /// Look at the sizes of the image files that are lent.
+    sizes: Option<Instant>,
 }
 
 impl Server {
@@ -201,9 +205,10 @@ impl Server {
 
     fn keep(&mut self, loan: Loan) {
         self.ledger.lend(loan.export.clone());
-        if let Some(note) = &loan.note {
-            self.ledger.note(note.clone());
+        if loan.file_bytes().is_some() {
+            self.alerts.sizes.get_or_insert_with(|| Instant::now() + SIZES);
         }
+        loan.notes.iter().for_each(|note| self.ledger.note(note.clone()));
         self.loans.push(loan);
     }
 
@@ -344,9 +349,10 @@ impl Server {
 
     fn next_alert(&self) -> Option<Instant> {
         let alerts = &self.alerts;
-        let own = [alerts.draw, alerts.addresses, alerts.watchdog, alerts.look, alerts.code];
+        let shown = [alerts.draw, alerts.look, alerts.code];
+        let own = shown.into_iter().chain([alerts.addresses, alerts.watchdog, alerts.sizes]);
         let others = [self.follow.due(), self.admission.due(), self.keyboard_due()];
-        own.into_iter().chain(others).flatten().min()
+        own.chain(others).flatten().min()
     }
 
     /// Nobody says when a terminal comes back from another job.
@@ -359,6 +365,9 @@ impl Server {
         let is_due = |alert: Option<Instant>| alert.is_some_and(|at| at <= now);
         if is_due(self.follow.due()) {
             self.follow_disks(now);
+        }
+        if is_due(self.alerts.sizes) {
+            self.follow_sizes(now);
         }
         if is_due(self.alerts.addresses) {
             self.alerts.addresses = None;
@@ -442,8 +451,15 @@ impl Server {
             Event::Detached { ref export, .. } if !export.is_gone() => self.settle(export),
             _ => {}
         }
-        let happening = happening(event, &self.listeners, &self.admission);
+        let shrunk = self.file_end_before(&event);
+        let mut happening = happening(event, &self.listeners, &self.admission);
+        if let (Some(bytes), Happening::Fault { reason, .. }) = (shrunk, &mut happening) {
+            *reason = format!("the file ends before that, at {bytes} bytes");
+        }
         self.say(&happening);
+        if shrunk.is_some() {
+            self.follow_sizes(now);
+        }
     }
 }
 

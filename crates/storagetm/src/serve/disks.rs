@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use export::{Access, Export};
+use export::{Access, Event, Export};
 
-use super::{COALESCE, Server};
+use super::{COALESCE, SIZES, Server};
 use crate::boot::desk::Desk;
 use crate::failure::why_not_started;
 use crate::follow::Change;
@@ -101,9 +101,32 @@ impl Server {
     fn resize(&mut self, device: &Device, bytes: u64) {
         let loan = self.loans.iter().find(|loan| loan.device.as_ref() == Some(device));
         let Some(export) = loan.map(|loan| loan.export.clone()) else { return };
+        self.resize_export(&export, bytes);
+    }
+
+    fn resize_export(&mut self, export: &Arc<Export>, bytes: u64) {
+        let before = export.bytes();
         if export.resize(bytes) {
-            self.worker.resize(&export);
-            self.say(&Happening::resized(&export));
+            self.worker.resize(export);
+            self.say(&Happening::resized(export, before));
         }
+    }
+
+    /// Follows image files as they grow and shrink.
+    pub(super) fn follow_sizes(&mut self, now: Instant) {
+        let sizes =
+            self.loans.iter().filter_map(|loan| Some((loan.export.clone(), loan.file_bytes()?)));
+        let sizes: Vec<(Arc<Export>, u64)> = sizes.collect();
+        self.alerts.sizes = (!sizes.is_empty()).then(|| now + SIZES);
+        sizes.into_iter().for_each(|(export, bytes)| self.resize_export(&export, bytes));
+    }
+
+    /// The size of an image file that has become shorter, if that is why a read failed.
+    pub(super) fn file_end_before(&self, event: &Event) -> Option<u64> {
+        let Event::Fault { export, op: "read", offset, len, .. } = event else { return None };
+        let loan = self.loans.iter().find(|loan| Arc::ptr_eq(&loan.export, export))?;
+        let bytes = loan.file_bytes()?;
+        let end = export.geometry.blocks_for(bytes) << export.geometry.shift();
+        (offset.saturating_add(*len) > end).then_some(bytes)
     }
 }
