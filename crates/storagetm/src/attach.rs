@@ -180,8 +180,15 @@ pub(crate) fn detach(options: &Detach) -> Result<(), Failure> {
     if options.json {
         return say_json(&detached);
     }
-    let text: String = detached.iter().map(|it| printable(&ended(it), true) + "\n").collect();
-    say(text.as_bytes())
+    say(summary(&detached).as_bytes())
+}
+
+/// A line for each connection that has ended.
+fn summary(detached: &[Detached]) -> String {
+    if detached.is_empty() {
+        return "nothing was attached by NVMe/TCP\n".to_owned();
+    }
+    detached.iter().map(|it| printable(&ended(it), true) + "\n").collect()
 }
 
 fn let_go(

@@ -10,7 +10,7 @@ use linux::block::Disk;
 pub(crate) struct Called(String);
 
 impl Called {
-    /// A path below `/dev`, a kernel's name, a serial number or a world-wide name.
+    /// A path below `/dev`, a name of the kernel, of the device mapper or of LVM, a serial number or a world-wide name.
     pub(crate) fn new(name: &str) -> Self {
         Self(name.trim().to_owned())
     }
@@ -23,7 +23,7 @@ impl Called {
 
     /// Whether the disk is called so only because it was found in that order.
     fn is_place_of(&self, disk: &Disk) -> bool {
-        self.0 == disk.name || self.0 == disk.node.to_string_lossy()
+        disk.is_called(&self.0)
     }
 
     fn is_number_of(&self, disk: &Disk) -> bool {

@@ -1,6 +1,8 @@
 //! `storagetm list`: every disk, what is on it, and whether it may be lent. It knows no network.
 
+use std::collections::HashSet;
 use std::io::{self, ErrorKind, Write};
+use std::path::Path;
 
 use console::decimal;
 use linux::block::Disk;
@@ -15,6 +17,7 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::happening::escaped;
+use crate::lend::block_device;
 use crate::options::List;
 use crate::table;
 
@@ -23,6 +26,10 @@ use crate::table;
 struct Row {
     name: String,
     path: String,
+    mapper_name: Option<String>,
+    logical_volume: Option<String>,
+    #[serde(skip)]
+    called: String,
     bytes: u64,
     block_size: u32,
     model: Option<String>,
@@ -64,8 +71,8 @@ pub(crate) fn list(options: &List) -> Result<(), Failure> {
         ))
     })?;
     let probe = Live { tree };
-    let disks = machine.disks.iter().filter(|disk| !is_unused(disk));
-    let rows: Vec<Row> = disks.map(|disk| row(&machine, disk, &probe)).collect();
+    let disks = chosen(&machine, &options.disks)?;
+    let rows: Vec<Row> = disks.into_iter().map(|disk| row(&machine, disk, &probe)).collect();
     let text = if options.json { json(&rows)? } else { table(&rows) };
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
@@ -73,6 +80,32 @@ pub(crate) fn list(options: &List) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Those that were named, each with its partitions; all that are of use if none was.
+///
+/// # Errors
+/// One is not there.
+fn chosen<'a>(machine: &'a Machine, names: &[String]) -> Result<Vec<&'a Disk>, Failure> {
+    if names.is_empty() {
+        return Ok(machine.disks.iter().filter(|disk| !is_unused(disk)).collect());
+    }
+    let mut found = HashSet::new();
+    for name in names {
+        let number = block_device(Path::new(name));
+        let is_it = |disk: &&Disk| Some(disk.number) == number || disk.is_called(name);
+        let disk = machine.disks.iter().find(is_it).ok_or_else(|| {
+            Failure::new(format!(
+                "{name}: there is no such disk; \"storagetm list\" shows the disks of this machine"
+            ))
+        })?;
+        found.insert(&disk.name);
+    }
+    let is_meant = |disk: &&Disk| {
+        let whole = disk.part.as_ref().map(|part| &part.of);
+        found.contains(&disk.name) || whole.is_some_and(|whole| found.contains(whole))
+    };
+    Ok(machine.disks.iter().filter(is_meant).collect())
 }
 
 /// A node that the kernel keeps ready, with no disk behind it.
@@ -89,6 +122,9 @@ fn row(machine: &Machine, disk: &Disk, probe: &dyn Probe) -> Row {
     Row {
         name: disk.name.clone(),
         path: disk.node.display().to_string(),
+        mapper_name: disk.stacking.dm_name.clone(),
+        logical_volume: disk.stacking.volume(),
+        called: disk.called(),
         bytes: disk.bytes,
         block_size: disk.logical_block,
         model: disk.hardware.model.clone(),
@@ -131,7 +167,7 @@ fn json(rows: &[Row]) -> Result<String, Failure> {
 
 const HEADINGS: [&str; 7] = ["NAME", "SIZE", "MODEL", "SERIAL", "TRANSPORT", "CONTENT", "LENDABLE"];
 
-/// Columns as wide as what is in them; the last is as long as it is.
+/// Columns as wide as what is in them, or as the terminal allows.
 fn table(rows: &[Row]) -> String {
     table::table(HEADINGS, &rows.iter().map(columns).collect::<Vec<_>>())
 }
@@ -140,7 +176,7 @@ fn columns(row: &Row) -> [String; 7] {
     let dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     let indent = if row.partition_of.is_some() { "  " } else { "" };
     [
-        format!("{indent}{}", row.name),
+        format!("{indent}{}", row.called),
         decimal(row.bytes),
         dash(&row.model),
         dash(&row.serial),
@@ -177,6 +213,9 @@ mod test {
         Row {
             name: "sda".to_owned(),
             path: "/dev/sda".to_owned(),
+            mapper_name: None,
+            logical_volume: None,
+            called: "sda".to_owned(),
             bytes: 500_107_862_016,
             block_size: 512,
             model: Some("Example".to_owned()),
@@ -198,6 +237,7 @@ mod test {
         let why = Why { code: "mounted", text: "mounted at /home".to_owned() };
         let second = Row {
             name: "sda1".to_owned(),
+            called: "sda1".to_owned(),
             model: None,
             partition_of: Some("sda".to_owned()),
             partition_table: None,
@@ -225,6 +265,44 @@ sda     500.1 GB  Example  -       usb        gpt                yes
     }
 
     #[test]
+    fn disk_is_listed_alone_with_its_partitions_by_any_of_its_names() {
+        let root = std::env::temp_dir().join(format!("storagetm-list-{}", std::process::id()));
+        let write = |path: &str, content: &str| {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, content).unwrap();
+        };
+        for (place, number) in
+            [("sda", "8:0"), ("sda/sda1", "8:1"), ("sdb", "8:16"), ("dm-0", "253:0")]
+        {
+            let folder = format!("sys/devices/virtual/block/{place}");
+            write(&format!("{folder}/dev"), number);
+            write(&format!("{folder}/size"), "2048");
+            let name = place.rsplit('/').next().unwrap();
+            std::fs::create_dir_all(root.join("sys/class/block")).unwrap();
+            let link = root.join("sys/class/block").join(name);
+            let target = format!("../../devices/virtual/block/{place}");
+            std::os::unix::fs::symlink(target, link).unwrap();
+        }
+        write("sys/devices/virtual/block/sda/sda1/partition", "1");
+        write("sys/devices/virtual/block/dm-0/dm/name", "group-home");
+        write("sys/devices/virtual/block/dm-0/dm/uuid", &format!("LVM-{}", "x".repeat(64)));
+        let machine = Machine::look(&Tree::at(&root)).unwrap();
+        std::fs::remove_dir_all(&root).unwrap();
+        let names = |names: &[&str]| -> Result<Vec<&str>, Failure> {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let disks = chosen(&machine, &names)?;
+            Ok(disks.into_iter().map(|disk| disk.name.as_str()).collect())
+        };
+        assert_eq!(names(&[]).unwrap(), ["dm-0", "sda", "sda1", "sdb"]);
+        assert_eq!(names(&["sda"]).unwrap(), ["sda", "sda1"]);
+        assert_eq!(names(&["/dev/sdb", "sda1"]).unwrap(), ["sda1", "sdb"]);
+        assert_eq!(names(&["group/home", "/dev/mapper/group-home"]).unwrap(), ["dm-0"]);
+        let error = names(&["sda", "sdx"]).unwrap_err().to_string();
+        assert!(error.starts_with("sdx: there is no such disk"), "{error}");
+    }
+
+    #[test]
     fn json_has_the_documented_fields() {
         let text = json(&[example()]).unwrap();
         let rows: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -232,6 +310,8 @@ sda     500.1 GB  Example  -       usb        gpt                yes
         let mut wanted = [
             "name",
             "path",
+            "mapper_name",
+            "logical_volume",
             "bytes",
             "block_size",
             "model",

@@ -85,6 +85,7 @@ On the kernel command line:
 const LIST_EXAMPLES: &str = "\
 Examples:
   storagetm list
+  storagetm list sda group/home
   storagetm list --json | jq -r '.[] | select(.lendable) | .path'";
 
 /// Lends disks of this machine to others over NVMe/TCP and NBD.
@@ -144,7 +145,7 @@ pub enum Task {
     override_usage = USAGE
 )]
 pub struct Serve {
-    /// Disks, partitions or disk images to lend read-only
+    /// Disks, partitions or disk images to lend read-only, by path or name: /dev/sda, sda, GROUP/VOLUME
     #[arg(value_name = "DISK", group = "what")]
     pub disks: Vec<PathBuf>,
 
@@ -289,6 +290,9 @@ pub struct Hold {
 /// The options of `storagetm list`.
 #[derive(Debug, Args)]
 pub struct List {
+    /// Only these, each with its partitions: sda, /dev/sda, mapper/NAME, GROUP/VOLUME
+    #[arg(value_name = "DISK")]
+    pub disks: Vec<String>,
     /// Write a JSON array, one object a disk
     #[arg(long)]
     pub json: bool,

@@ -1,16 +1,90 @@
-//! Rows of text in columns. It knows not what is in them.
+//! Rows of text in columns.
+
+use std::io::stdout;
 
 use console::printable;
+use linux::tty;
 
-/// Columns as wide as what is in them; the last is as long as it is.
+/// Between two columns.
+const GAP: usize = 2;
+
+/// No column is made narrower than this.
+const NARROWEST: usize = 8;
+
+/// Columns as wide as what is in them. Where standard output is a terminal that has not so many, what is in the widest columns
+/// is broken into lines.
 pub(crate) fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
+    fitted(headings, rows, tty::window(stdout()).map(|(columns, _)| columns.into()))
+}
+
+fn fitted<const N: usize>(
+    headings: [&str; N],
+    rows: &[[String; N]],
+    columns: Option<usize>,
+) -> String {
     let mut cells = vec![headings.map(str::to_owned)];
     cells.extend(rows.iter().map(|row| row.clone().map(|cell| printable(&cell, true))));
     let width = |at: usize| {
         cells.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max()
     };
-    let widths: Vec<usize> = (0..N).map(|at| width(at).unwrap_or(0)).collect();
-    cells.iter().map(|row| line(row, &widths)).collect()
+    let mut widths: Vec<usize> = (0..N).map(|at| width(at).unwrap_or(0)).collect();
+    let word = |at: usize| {
+        let cells = cells.iter().filter_map(|row| row.get(at));
+        cells.flat_map(|cell| cell.split_whitespace()).map(|word| word.chars().count()).max()
+    };
+    let words: Vec<usize> = (0..N).map(|at| word(at).unwrap_or(0).max(NARROWEST)).collect();
+    if let Some(columns) = columns {
+        // Words are broken only where nothing else helps.
+        narrow(&mut widths, &words, columns);
+        narrow(&mut widths, &[NARROWEST; N], columns);
+    }
+    cells.iter().map(|row| lines(row, &widths)).collect()
+}
+
+/// Takes from the widest column, and again, until all fit. The first stays: it is what a line is found by.
+fn narrow(widths: &mut [usize], least: &[usize], columns: usize) {
+    let gaps = GAP * widths.len().saturating_sub(1);
+    while widths.iter().sum::<usize>() + gaps > columns {
+        let rest = widths.iter_mut().zip(least).skip(1);
+        match rest.filter(|(width, least)| **width > **least).map(|(width, _)| width).max() {
+            Some(width) => *width -= 1,
+            None => return,
+        }
+    }
+}
+
+/// A row, in as many lines as its longest cell takes.
+fn lines(row: &[String], widths: &[usize]) -> String {
+    let cells: Vec<Vec<String>> =
+        row.iter().zip(widths).map(|(cell, width)| wrapped(cell, *width)).collect();
+    let count = cells.iter().map(Vec::len).max().unwrap_or(0);
+    let part = |cell: &Vec<String>, at: usize| cell.get(at).cloned().unwrap_or_default();
+    (0..count)
+        .map(|at| line(&cells.iter().map(|cell| part(cell, at)).collect::<Vec<_>>(), widths))
+        .collect()
+}
+
+/// The text in lines of that many characters, broken at blanks where there are some.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    if text.chars().count() <= width {
+        return vec![text.to_owned()];
+    }
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let letters: Vec<char> = word.chars().collect();
+        for piece in letters.chunks(width.max(1)) {
+            let piece: String = piece.iter().collect();
+            match lines.last_mut() {
+                Some(last) if last.is_empty() => *last = piece,
+                Some(last) if last.chars().count() + 1 + piece.chars().count() <= width => {
+                    last.push(' ');
+                    last.push_str(&piece);
+                }
+                _ => lines.push(piece),
+            }
+        }
+    }
+    lines
 }
 
 fn line(row: &[String], widths: &[usize]) -> String {
@@ -30,5 +104,31 @@ mod test {
             table(["N", "WHAT"], &rows),
             "N          WHAT\na          long one\n\\u{1b}[2J\n"
         );
+    }
+
+    #[test]
+    fn wide_rows_are_broken_to_fit_the_terminal() {
+        let row = [
+            "sda",
+            "500.1 GB",
+            "Samsung SSD 970 EVO Plus",
+            "S4EVNF0M123456",
+            "no: mounted at /home",
+        ];
+        let rows = [row.map(str::to_owned), ["sdb", "1 GB", "-", "-", "yes"].map(str::to_owned)];
+        let headings = ["NAME", "SIZE", "MODEL", "SERIAL", "LENDABLE"];
+        let text = fitted(headings, &rows, Some(56));
+        assert!(text.lines().all(|line| line.chars().count() <= 56), "{text}");
+        let wanted = "\
+NAME  SIZE      MODEL        SERIAL          LENDABLE
+sda   500.1 GB  Samsung SSD  S4EVNF0M123456  no: mounted
+                970 EVO                      at /home
+                Plus
+sdb   1 GB      -            -               yes
+";
+        assert_eq!(text, wanted);
+        let narrow = fitted(headings, &rows, Some(3));
+        assert!(narrow.contains("S4EVNF0M\n") || narrow.contains("S4EVNF0M "), "{narrow}");
+        assert_eq!(fitted(headings, &rows, None).lines().count(), 3);
     }
 }

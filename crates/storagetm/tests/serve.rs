@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+#[path = "serve/images.rs"]
+mod images;
 #[path = "serve/nbd.rs"]
 mod nbd;
 #[path = "serve/talk.rs"]

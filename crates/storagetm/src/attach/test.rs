@@ -195,3 +195,17 @@ fn a_failure_holds_up_no_other_disk() {
         each(&[1, 2, 3], |n| if n % 2 == 1 { Ok(*n) } else { Err(Failure::new(n)) });
     assert_eq!((well, failed.unwrap().to_string().as_str()), (vec![1, 3], "2"));
 }
+
+#[test]
+fn what_was_detached_is_said_and_that_it_was_nothing() {
+    assert_eq!(summary(&[]), "nothing was attached by NVMe/TCP\n");
+    let detached = |devices: &[&str]| Detached {
+        nqn: "nqn.x".to_owned(),
+        controller: "nvme0".to_owned(),
+        devices: devices.iter().map(|device| (*device).to_owned()).collect(),
+    };
+    assert_eq!(
+        summary(&[detached(&["/dev/nvme0n1"]), detached(&[])]),
+        "/dev/nvme0n1 is detached (nqn.x)\nnvme0 is detached (nqn.x)\n"
+    );
+}

@@ -1,0 +1,277 @@
+//! Images and disks that others have, that look alike, or that change their size while they are lent.
+
+use std::fs;
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, geteuid};
+use serde_json::Value;
+
+use crate::talk::Talk;
+use crate::{ANY_PORT, Folder, LONG, PROGRAM, Running, run, sentence, text};
+
+const SIZE: u64 = 16 << 20;
+
+/// A program of others that may not be here: then the test says so.
+fn is_here(program: &str) -> bool {
+    let run = Command::new(program).arg("--version").stdout(Stdio::null()).status();
+    let here = run.is_ok_and(|status| status.success());
+    if !here {
+        eprintln!("skipped: there is no {program} here");
+    }
+    here
+}
+
+fn output(program: &str, arguments: &[&str]) -> Output {
+    Command::new(program).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+/// A virtual machine that has not been started yet, with an image as its disk; killed at the end.
+struct Paused(Child);
+
+impl Paused {
+    fn new(image: &str) -> Self {
+        let drive = format!("file={image},format=raw,if=none,id=a");
+        let child = Command::new("qemu-system-x86_64")
+            .args(["-accel", "tcg", "-M", "q35", "-m", "64", "-nodefaults", "-display", "none"])
+            .args(["-S", "-drive", &drive, "-device", "virtio-blk-pci,drive=a"])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut paused = Self(child);
+        let end = Instant::now() + LONG;
+        while !paused.has_locked() {
+            assert!(paused.0.try_wait().unwrap().is_none(), "qemu has ended");
+            assert!(Instant::now() < end, "qemu does not lock its image");
+            sleep(Duration::from_millis(50));
+        }
+        paused
+    }
+
+    /// Whether all locks are there: the last are on the bytes of what is not shared.
+    fn has_locked(&self) -> bool {
+        let folder = format!("/proc/{}/fdinfo", self.0.id());
+        let files = fs::read_dir(folder).unwrap().filter_map(Result::ok);
+        let infos: Vec<String> =
+            files.filter_map(|file| fs::read_to_string(file.path()).ok()).collect();
+        let is_lock = |line: &str| {
+            line.starts_with("lock:") && line.contains("OFDLCK") && line.contains(" 201 ")
+        };
+        infos.iter().any(|info| info.lines().any(is_lock))
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn r57_image_of_a_paused_machine_is_neither_lent_nor_written() {
+    if !is_here("qemu-system-x86_64") {
+        return;
+    }
+    let folder = Folder::new();
+    let (image, source) = (folder.image("q.raw", SIZE), folder.image("s.img", SIZE));
+    fs::write(&source, vec![7; 1 << 20]).unwrap();
+    let paused = Paused::new(&image);
+    let user = format!("is in use by another program (process {}, qemu", paused.0.id());
+    let said = sentence(&run(&["serve", "--listen", ANY_PORT, "--writable", &image]), 1);
+    assert!(said.contains(&user) && !said.contains("--allow-in-use"), "{said}");
+    let said = sentence(&run(&["serve", "--listen", ANY_PORT, &image]), 1);
+    assert!(said.contains(&user) && said.contains("--allow-in-use"), "{said}");
+    let copied = run(&["copy", "--force", &source, &image]);
+    let said = String::from_utf8(copied.stderr).unwrap();
+    assert!(copied.status.code() == Some(5) && said.contains(&user), "{said}");
+    let copied = run(&["copy", &image, &text(&folder.0.join("new.img"))]);
+    let said = String::from_utf8(copied.stderr).unwrap();
+    let program = format!("by another program (process {}, qemu", paused.0.id());
+    assert!(copied.status.code() == Some(5) && said.contains(&program), "{said}");
+    assert!(fs::read(&image).unwrap().iter().all(|byte| *byte == 0), "nothing was written");
+    // Allowed, it is lent read-only, and that is said; the machine keeps what it has.
+    let allowed = ["--json", "--listen", ANY_PORT, "--allow-in-use", &image];
+    let mut running = Running::serve(&allowed);
+    running.events_until("ready");
+    let note = running.event();
+    assert!(note["message"].as_str().unwrap().contains(&user), "{note}");
+    assert!(paused.has_locked());
+    stop(&mut running);
+    drop(paused);
+    let mut running = Running::serve(&["--json", "--listen", ANY_PORT, "--writable", &image]);
+    running.events_until("ready");
+    stop(&mut running);
+}
+
+/// Ends a server, and waits until it has let go of its disks.
+fn stop(running: &mut Running) {
+    running.signal(Signal::TERM);
+    assert!(running.end().success());
+}
+
+#[test]
+fn r57_qemu_does_not_open_what_is_lent_beside_it() {
+    if !is_here("qemu-img") || !is_here("qemu-io") {
+        return;
+    }
+    let folder = Folder::new();
+    let image = folder.image("lent.raw", SIZE);
+    let copied = text(&folder.0.join("copied.raw"));
+    let read = || output("qemu-img", &["convert", "-f", "raw", "-O", "raw", &image, &copied]);
+    let write = || output("qemu-io", &["-f", "raw", "-c", "write 0 512", &image]);
+    let is_kept_out = |output: Output| {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        !output.status.success() && said.contains("lock")
+    };
+    let mut running = Running::serve(&["--json", "--listen", ANY_PORT, &image]);
+    running.events_until("ready");
+    assert!(read().status.success(), "qemu may read what is only read");
+    assert!(is_kept_out(write()));
+    stop(&mut running);
+    let mut running = Running::serve(&["--json", "--listen", ANY_PORT, "--writable", &image]);
+    running.events_until("ready");
+    assert!(is_kept_out(read()) && is_kept_out(write()));
+    stop(&mut running);
+    assert!(write().status.success(), "the locks do not outlive the program");
+}
+
+/// A loop device; detached at the end.
+struct Loop(String);
+
+impl Loop {
+    fn new(image: &str) -> Option<Self> {
+        let run = Command::new("losetup").args(["--find", "--show", image]).output();
+        let Some(run) = run.ok().filter(|run| run.status.success()) else {
+            eprintln!("skipped: no loop device can be attached here");
+            return None;
+        };
+        Some(Self(String::from_utf8(run.stdout).unwrap().trim().to_owned()))
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+/// Two loop devices of an image with a partition table and its clone.
+fn clones(folder: &Folder) -> Option<(Loop, Loop)> {
+    let (first, second) = (folder.image("g1.img", SIZE), text(&folder.0.join("g2.img")));
+    let table = folder.0.join("table");
+    fs::write(&table, "label: gpt\nsize=8MiB\n").unwrap();
+    let mut sfdisk = Command::new("sfdisk");
+    sfdisk.args(["--quiet", &first]).stdin(fs::File::open(table).unwrap());
+    if !sfdisk.status().is_ok_and(|status| status.success()) {
+        eprintln!("skipped: no partition table can be made here");
+        return None;
+    }
+    fs::copy(&first, &second).unwrap();
+    Some((Loop::new(&first)?, Loop::new(&second)?))
+}
+
+/// What is lent by each, until the server is ready.
+fn lent(running: &Running) -> Vec<Value> {
+    let events = running.events_until("ready");
+    events.into_iter().filter(|event| event["event"] == "lent").collect()
+}
+
+fn names(lent: &[Value]) -> Vec<(String, String)> {
+    let word = |value: &Value| value.as_str().unwrap().to_owned();
+    lent.iter().map(|disk| (word(&disk["disk"]), word(&disk["nqn"]))).collect()
+}
+
+#[test]
+fn r58_clones_on_two_machines_are_two_disks() {
+    let folder = Folder::new();
+    if !geteuid().is_root() || !Path::new("/etc/machine-id").exists() {
+        return eprintln!("skipped: this machine's identifier cannot be replaced here");
+    }
+    let Some((first, second)) = clones(&folder) else { return };
+    let on_machine = |digit: &str, disk: &Loop| {
+        let identifier = folder.0.join(format!("machine-{digit}"));
+        fs::write(&identifier, digit.repeat(32) + "\n").unwrap();
+        let script = "mount --bind \"$1\" /etc/machine-id && shift && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", script, "sh"]).arg(identifier).arg(PROGRAM);
+        command.args(["serve", "--json", "--listen", "nvme:127.0.0.1:0", &disk.0]);
+        Running::start(&mut command)
+    };
+    let (mut one, mut two) = (on_machine("1", &first), on_machine("2", &second));
+    let (here, there) = (lent(&one), lent(&two));
+    stop(&mut one);
+    stop(&mut two);
+    assert_ne!(here[0]["nqn"], there[0]["nqn"]);
+    assert_ne!(here[0]["serial"], there[0]["serial"]);
+    // The same disk on another machine, as when it is moved, is one that nobody knows either.
+    let mut three = on_machine("2", &first);
+    let moved = lent(&three);
+    stop(&mut three);
+    assert_ne!(moved[0]["nqn"], here[0]["nqn"]);
+}
+
+#[test]
+fn r58_twins_are_both_lent_whatever_their_order() {
+    let folder = Folder::new();
+    let Some((first, second)) = clones(&folder) else { return };
+    let serve = |disks: &[&str]| {
+        let mut running = Running::serve(&[&["--json", "--listen", ANY_PORT], disks].concat());
+        let mut names = names(&lent(&running));
+        stop(&mut running);
+        names.sort();
+        names
+    };
+    let both = serve(&[&first.0, &second.0]);
+    assert_eq!(both.len(), 2);
+    assert_ne!(both[0].1, both[1].1);
+    assert_eq!(serve(&[&second.0, &first.0]), both);
+    let alone = [serve(&[&first.0]), serve(&[&second.0])].concat();
+    assert!(both.iter().all(|disk| alone.contains(disk)), "{alone:?} {both:?}");
+}
+
+fn nbd(port: u64) -> Talk<TcpStream> {
+    let stream = TcpStream::connect(("127.0.0.1", u16::try_from(port).unwrap())).unwrap();
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    Talk::greeted(stream).unwrap()
+}
+
+#[test]
+fn image_that_grows_or_shrinks_is_followed_and_named_as_the_cause() {
+    let folder = Folder::new();
+    let image = folder.image("log.img", SIZE);
+    let running = Running::serve(&["--json", "--listen", "nbd:127.0.0.1:0", &image]);
+    let port = running.events_until("ready")[0]["port"].as_u64().unwrap();
+    let resize = |bytes| {
+        let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
+        file.set_len(bytes).unwrap();
+    };
+    let resized = |to: u64, from: u64| {
+        let events = running.events_until("resized");
+        let event = events.last().unwrap();
+        assert_eq!((&event["bytes"], &event["before"]), (&to.into(), &from.into()), "{event}");
+        events
+    };
+    resize(2 * SIZE);
+    resized(2 * SIZE, SIZE);
+    // The process that serves is told meanwhile.
+    let end = Instant::now() + LONG;
+    while nbd(port).go("log").unwrap().unwrap().0 != 2 * SIZE {
+        assert!(Instant::now() < end, "NBD clients do not see the new size");
+        sleep(Duration::from_millis(50));
+    }
+    let mut talk = nbd(port);
+    talk.go("log").unwrap().unwrap();
+    resize(SIZE);
+    // Whichever comes first, the read or the look at the file, it is not the disk's fault.
+    let _ = talk.read(2 * SIZE - 4096, 4096);
+    for event in resized(SIZE, 2 * SIZE) {
+        if event["event"] == "fault" {
+            let reason = format!("the file ends before that, at {SIZE} bytes");
+            assert_eq!(event["reason"], reason.as_str());
+        }
+    }
+}
