@@ -139,9 +139,9 @@ impl Session {
 /// For the owner.
 fn why(refusal: Refusal) -> &'static str {
     match refusal {
-        Refusal::Unknown => "nothing of that name is lent to it",
-        Refusal::NotAllowed => "the owner has not let it in",
-        Refusal::NoChannel => "it must come in TLS with its key",
-        Refusal::NoProof => "its key is for NVMe only",
+        Refusal::Unknown => "no disk of that name is lent to this host",
+        Refusal::NotAllowed => "access denied to this host",
+        Refusal::NoChannel => "it must come over TLS with its key",
+        Refusal::NoProof => "its key is for NVMe/TCP only",
     }
 }

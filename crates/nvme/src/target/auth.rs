@@ -92,7 +92,7 @@ impl Queue {
     pub(super) fn left_unproven(&mut self) {
         let quiet = |auth: &Auth| auth.is_due() && !auth.conversation.has_failed();
         if self.auth.as_deref().is_some_and(quiet) {
-            self.report_refused("has not proven that it knows its key");
+            self.report_refused("it has not proven its key (DH-HMAC-CHAP)");
         }
     }
 

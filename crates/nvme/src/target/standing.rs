@@ -17,10 +17,10 @@ use crate::wire::fabrics::{ConnectField, DISCOVERY_NQN};
 /// The sentence for the machine's owner.
 fn why(refusal: Refusal) -> &'static str {
     match refusal {
-        Refusal::Unknown => "not lent here",
-        Refusal::NotAllowed => "was not let in, or not to this disk",
-        Refusal::NoChannel => "came without the secured channel that its key is for",
-        Refusal::NoProof => "has not proven that it knows its key",
+        Refusal::Unknown => "no such disk is lent here",
+        Refusal::NotAllowed => "access denied to this host",
+        Refusal::NoChannel => "it came without TLS, which its key is for",
+        Refusal::NoProof => "it has not proven its key (DH-HMAC-CHAP)",
     }
 }
 

@@ -246,7 +246,7 @@ fn a_name_alone_takes_no_queue_from_its_host() {
     world.run();
     assert!(world.lines[line].refused.is_some());
     assert!(world.read(io, 0, 1).is_ok());
-    let said = ["has not proven that it knows its key", "has that queue already"];
+    let said = ["it has not proven its key (DH-HMAC-CHAP)", "has that queue already"];
     assert_eq!(refusals(&world), said);
 }
 
@@ -414,7 +414,7 @@ fn x16_a_revoked_host_is_out_at_once() {
             _ => None,
         });
         assert_eq!(gone, Some((Reason::Refused, 512, 1024)));
-        assert_eq!(refusals(&world), ["was not let in, or not to this disk"]);
+        assert_eq!(refusals(&world), ["access denied to this host"]);
         assert_eq!(knock(&mut world, &Manner::default()), Err(TURNED_AWAY));
     }
 }
@@ -485,7 +485,7 @@ fn x17_a_reader_only_reads() {
     assert!(world.disk().changes().is_empty());
     let second = Manner { subsystem: SECOND, ..Manner::default() };
     assert!(knock(&mut world, &second).is_err());
-    assert_eq!(refusals(&world), ["was not let in, or not to this disk"]);
+    assert_eq!(refusals(&world), ["access denied to this host"]);
 }
 
 #[test]
@@ -540,7 +540,7 @@ fn a_discovery_port_has_no_disks_for_anybody() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
     world.port = Port::Discovery { disks_at: 4420 };
     assert!(knock(&mut world, &Manner::default()).is_err());
-    assert_eq!(refusals(&world), ["not lent here"]);
+    assert_eq!(refusals(&world), ["no such disk is lent here"]);
     discoverer(&mut world);
 }
 
