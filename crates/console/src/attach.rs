@@ -91,10 +91,11 @@ impl Nbd {
     }
 }
 
-/// The file to copy a disk of that name to, in the working directory.
+/// The file to copy a disk of that name to, in the working directory. Not `NAME.img`: typed on this machine, that may be
+/// the image itself, which nbdcopy overwrites without a question.
 fn file_name(name: &str, ending: &str) -> String {
     let name = name.replace('/', "_");
-    quoted(&format!("{}.{ending}", name.trim_start_matches('-')))
+    quoted(&format!("{}-copy.{ending}", name.trim_start_matches('-')))
 }
 
 /// Text as a part of a URI (RFC 3986 §2.1): all but the unreserved characters, and those of `more`, are escaped.
@@ -245,10 +246,13 @@ mod test {
     #[test]
     fn nbd_lines_are_for_nbdcopy_and_qemu_img_and_need_no_key() {
         let at = Nbd::Net(Endpoint { port: 10809, ..endpoint("10.0.0.1", None) });
-        assert_eq!(at.copy("sda").unwrap(), "nbdcopy nbd://10.0.0.1/sda sda.img");
-        let line = "qemu-img convert -f raw -O qcow2 nbd://10.0.0.1/sda sda.qcow2";
+        assert_eq!(at.copy("sda").unwrap(), "nbdcopy nbd://10.0.0.1/sda sda-copy.img");
+        let line = "qemu-img convert -f raw -O qcow2 nbd://10.0.0.1/sda sda-copy.qcow2";
         assert_eq!(at.convert("sda").unwrap(), line);
-        assert_eq!(at.copy("-r/a b").unwrap(), "nbdcopy nbd://10.0.0.1/-r%2Fa%20b 'r_a b.img'");
+        assert_eq!(
+            at.copy("-r/a b").unwrap(),
+            "nbdcopy nbd://10.0.0.1/-r%2Fa%20b 'r_a b-copy.img'"
+        );
         assert_eq!(at.uri_with_key("sda"), None);
         let keyed = Endpoint { keyed: true, port: 10809, ..endpoint("10.0.0.1", None) };
         let keyed = Nbd::Net(keyed);

@@ -26,5 +26,5 @@ pub use printable::{host_name, printable, printable_lines};
 pub use screen::{picture, screen};
 pub use size::{binary, decimal, size};
 pub use state::{Answer, Command, Key, State, View};
-pub use text::text;
+pub use text::{splash, text};
 pub use width::columns;

@@ -63,7 +63,10 @@ impl Page {
     fn paragraph(&mut self, text: &str, ink: Option<Ink>) {
         let words: Vec<String> = self.safe(text).split(' ').map(str::to_owned).collect();
         for line in filled(&words, " ", self.style.width) {
-            self.lines.push(ink.map_or(line.clone(), |ink| self.ink(ink, &line)));
+            self.lines.push(match ink {
+                Some(ink) => self.ink(ink, &line),
+                None => line,
+            });
         }
     }
 

@@ -43,7 +43,10 @@ pub(crate) fn table(disks: &[Disk], selected: usize, style: Style) -> (String, V
             (false, Access::ReadOnly) => None,
         };
         let text = format!("{}{text}", MARKS[usize::from(at == selected)]);
-        ink.map_or(text.clone(), |ink| page.ink(ink, &text))
+        match ink {
+            Some(ink) => page.ink(ink, &text),
+            None => text,
+        }
     };
     (heading, disks.iter().enumerate().map(|(at, disk)| row(at, disk)).collect())
 }

@@ -1,7 +1,7 @@
 //! All of it as plain text, for a pipe, a file or the journal: every line for every address and every disk.
 
 use crate::attach::Endpoint;
-use crate::page::{Ink, Page, count, protocols};
+use crate::page::{Ink, Page, count, in_groups, protocols};
 use crate::screen::{facts, hosts, no_disk};
 use crate::ways::{self, Address};
 use crate::{Asking, Disk, Model, Pairing, Style};
@@ -34,6 +34,18 @@ pub fn text(model: &Model, style: Style) -> Vec<String> {
         self::asking(asking, &mut page);
     }
     page.lines
+}
+
+/// The one line that a boot splash has room for: what is typed first on the other machine.
+pub fn splash(model: &Model) -> String {
+    let addresses = ways::addresses(model);
+    let Some(at) = addresses.first() else { return model.link.sentence().to_owned() };
+    if let (Some(Pairing::Code { digits, .. }), Some(line)) = (&model.pairing, at.pair()) {
+        return format!("{line}  code: {}", in_groups(digits));
+    }
+    let lines = at.lines(model.disks.first(), model.digests);
+    let all = lines.iter().find(|line| line.text.starts_with("nvme connect-all "));
+    all.or(lines.first()).map(|line| line.text.clone()).unwrap_or_default()
 }
 
 /// What is typed for all disks.
@@ -150,19 +162,19 @@ INTERFACE: the name of its own network interface to this machine.
     storagetm attach 192.168.1.5/sda
     storagetm attach fe80::1%INTERFACE/sda
   NBD: copy the disk:
-    nbdcopy nbd://192.168.1.5/sda sda.img
-    nbdcopy 'nbd://[fe80::1%25INTERFACE]/sda' sda.img
-    nbdcopy 'nbd+unix:///sda?socket=/run/x.sock' sda.img
+    nbdcopy nbd://192.168.1.5/sda sda-copy.img
+    nbdcopy 'nbd://[fe80::1%25INTERFACE]/sda' sda-copy.img
+    nbdcopy 'nbd+unix:///sda?socket=/run/x.sock' sda-copy.img
   storagetm: copy the disk:
-    storagetm copy nvme://192.168.1.5/sda sda.img
-    storagetm copy 'nvme://[fe80::1%25INTERFACE]/sda' sda.img
+    storagetm copy nvme://192.168.1.5/sda sda-copy.img
+    storagetm copy 'nvme://[fe80::1%25INTERFACE]/sda' sda-copy.img
   nvme-cli: attach the disk alone:
     nvme connect -t tcp -a 192.168.1.5 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:00000000-0000-8000-8000-000000000000
     nvme connect -t tcp -a fe80::1 -s 4420 -n nqn.2014-08.org.nvmexpress:uuid:00000000-0000-8000-8000-000000000000 --host-iface INTERFACE
   NBD: convert the disk:
-    qemu-img convert -f raw -O qcow2 nbd://192.168.1.5/sda sda.qcow2
-    qemu-img convert -f raw -O qcow2 'nbd://[fe80::1%25INTERFACE]/sda' sda.qcow2
-    qemu-img convert -f raw -O qcow2 'nbd+unix:///sda?socket=/run/x.sock' sda.qcow2
+    qemu-img convert -f raw -O qcow2 nbd://192.168.1.5/sda sda-copy.qcow2
+    qemu-img convert -f raw -O qcow2 'nbd://[fe80::1%25INTERFACE]/sda' sda-copy.qcow2
+    qemu-img convert -f raw -O qcow2 'nbd+unix:///sda?socket=/run/x.sock' sda-copy.qcow2
 
 A note.";
         assert_eq!(plain(&model), wanted);
@@ -181,6 +193,19 @@ To attach all disks, type there, as root, once it is let in:
         let text = plain(&example::serve(1));
         assert!(text.contains(wanted), "{text}");
         assert!(!text.contains("nbds:") && !text.contains("Open:"), "{text}");
+    }
+
+    #[test]
+    fn a_splash_has_what_is_typed_first() {
+        let mut model = example::serve(1);
+        assert_eq!(splash(&model), "storagetm pair 169.254.7.9  code: 1234 5678");
+        model.pairing = None;
+        assert_eq!(splash(&model), "nvme connect-all -t tcp -a 169.254.7.9 -s 4420 --tls");
+        let mut model = open();
+        model.endpoints.clear();
+        assert_eq!(splash(&model), "nbdcopy nbd://192.168.1.5/sda sda-copy.img");
+        model.nbd.clear();
+        assert!(splash(&model).starts_with("No network address"));
     }
 
     #[test]

@@ -626,6 +626,22 @@ mod test {
     }
 
     #[test]
+    fn a_pairing_is_a_message_after_the_wrong_code_before_it() {
+        let knock = Knock {
+            number: 1,
+            host: "nqn.host".to_owned(),
+            name: "vm".to_owned(),
+            writable: false,
+            secret: export::Secret::new(vec![1; 32]),
+        };
+        let paired = Happening::paired(&peer(), &knock, Access::ReadOnly);
+        assert!(paired.is_message() && !paired.is_bad());
+        let wanted = "vm at 10.0.0.2:5000 was let in by the code: read-only";
+        assert_eq!(paired.sentence().unwrap(), wanted);
+        assert!(!Happening::Ready.is_message());
+    }
+
+    #[test]
     fn the_journal_gets_each_member_as_a_field_and_none_that_steers_a_terminal() {
         let refused = Event::Refused {
             peer: peer(),

@@ -140,7 +140,8 @@ fn make_key(store: &Store, record: &mut Record, host: &Name) -> Result<(), Failu
 
 /// What was done, and what is to be done at the host; `keys` is the folder that was named.
 fn said(name: &Name, record: &Record, keys: Option<&Path>) -> String {
-    let keys = keys.map(|keys| quoted(&keys.to_string_lossy())).unwrap_or_default();
+    let keys =
+        keys.map(|keys| printable(&quoted(&keys.to_string_lossy()), true)).unwrap_or_default();
     let keys = if keys.is_empty() { keys } else { format!(" --keys {keys}") };
     let mut lines = vec![format!("{name} may {}.", may(record)), String::new()];
     if let Some(key) = &record.tls_key {

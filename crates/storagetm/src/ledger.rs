@@ -243,6 +243,33 @@ mod test {
     }
 
     #[test]
+    fn a_host_that_shows_its_key_is_called_by_its_owners_name() {
+        let (disk, key) = (export("a"), export::KeyId::new(7));
+        let known = export::Host {
+            nqn: "h".to_owned(),
+            name: "vm".to_owned(),
+            key,
+            tls: None,
+            tls_compat: false,
+            chap: None,
+            chap_controller: None,
+            rules: Vec::new(),
+        };
+        let policy = Policy { hosts: vec![Arc::new(known)] };
+        let mut ledger = Ledger::default();
+        ledger.lend(disk.clone());
+        for (proven, name) in [(None, None), (Some(key), Some("vm"))] {
+            let host = "h".to_owned();
+            let peer = peer("10.0.0.2:1");
+            let event = Event::Attached { export: disk.clone(), peer, host, proven };
+            ledger.record(&event, &policy);
+            let model = ledger.model("m", Vec::new(), Vec::new(), false);
+            let last = model.disks[0].attached.last().unwrap();
+            assert_eq!(last.known_as.as_deref(), name);
+        }
+    }
+
+    #[test]
     fn messages_are_kept_once_and_those_that_are_not_are_counted() {
         let mut ledger = Ledger::default();
         (0..20).for_each(|n| ledger.note(format!("note {}", n % 9)));

@@ -121,11 +121,7 @@ impl Output {
 
     /// Shows on a boot splash, of which there is one from time to time, what fits there: one line.
     pub(crate) fn show_splash(&mut self, model: &Model) {
-        let Some(splash) = &mut self.splash else { return };
-        match model.endpoints.first() {
-            Some(endpoint) => splash.show(&endpoint.attach_all(model.digests)),
-            None => splash.show(model.link.sentence()),
-        }
+        self.splash.iter_mut().for_each(|splash| splash.show(&console::splash(model)));
     }
 
     /// Whether [`Output::show_splash`] wants to be called now and then.

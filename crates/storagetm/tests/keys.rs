@@ -227,6 +227,16 @@ fn a_host_is_let_in_and_what_to_do_is_said() {
     assert_eq!(keys[0]["used_by"], serde_json::json!(["laptop"]));
 }
 
+#[test]
+fn next_step_of_a_host_names_the_folder_that_was_named() {
+    let owner = Owner::new();
+    let folder = owner.path("else where").display().to_string();
+    let said = owner.right(&["host", "--keys", &folder, "add", NQN]);
+    let export = "storagetm key export host-11111111 --for-host host-11111111";
+    assert!(said.contains(export) && said.contains(&format!(" --keys '{folder}'\n")), "{said}");
+    assert!(said.contains("nvme keys import --keyfile host-11111111.keys"), "{said}");
+}
+
 /// The line that the program itself says to type, typed.
 #[test]
 fn what_the_host_needs_is_written_for_nvme_cli() {

@@ -35,7 +35,7 @@ with this code, good once, for ten minutes:  1234 5678
 and then one of these lines:
     storagetm attach 169.254.7.9/sda
     nvme connect-all -t tcp -a 169.254.7.9 -s 4420 --tls
-    storagetm copy nvme://169.254.7.9/sda sda.img
+    storagetm copy nvme://169.254.7.9/sda sda-copy.img
 
   DISK  SIZE      MODEL        SERIAL  ACCESS     ATTACHED BY
 > sda   500.1 GB  Example 500  S0      read-only  vm (12 MB read)
@@ -129,7 +129,7 @@ fn nbd_lines_are_shown_where_they_work_as_pasted() {
     let model = example::serve(1);
     let at = |tabs| shown(&model, &after(&vec![Key::Byte(b'\t'); tabs], &model), SMALL, 25);
     assert!(!at(0).contains("nbdcopy") && !at(1).contains("nbds:"), "{}", at(0));
-    assert!(at(2).contains("    nbdcopy nbd://127.0.0.1/sda sda.img\n"), "{}", at(2));
+    assert!(at(2).contains("    nbdcopy nbd://127.0.0.1/sda sda-copy.img\n"), "{}", at(2));
     assert!(at(2).contains("Code for machines at the other addresses:  1234 5678"), "{}", at(2));
 }
 
@@ -212,7 +212,8 @@ fn a_machine_without_disks_says_what_may_be_done() {
     let text = shown(&example::target_mode(0), &State::default(), SMALL, 25);
     assert!(text.contains("No disk is lent.") && !text.contains("--all"), "{text}");
     let mut model = example::target_mode(0);
-    (model.endpoints.clear(), model.nbd.clear());
+    model.endpoints.clear();
+    model.nbd.clear();
     let text = shown(&model, &State::default(), SMALL, 25);
     assert!(text.contains("plug in a cable"), "{text}");
     for (link, reason) in [(Link::Up, "the cable is connected"), (Link::NoCard, "no network card")]

@@ -127,6 +127,8 @@ mod test {
         assert_eq!(Name::of("\u{1b}[31m").as_str(), "31m");
         assert_eq!(Name::of("///").as_str(), "host");
         assert_eq!(Name::of_nqn("nqn.2014-08.org.nvmexpress:uuid:1-2").as_str(), "1-2");
+        let nqn = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555";
+        assert_eq!(Name::of_nqn(nqn).as_str(), "host-11111111");
         assert_eq!(Name::of_nqn("nqn.2024-01.test").as_str(), "nqn.2024-01.test");
     }
 
