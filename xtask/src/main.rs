@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod cargo;
+mod cases;
 mod chroot;
 mod ci;
 mod credits;
@@ -14,6 +15,7 @@ mod licences;
 mod man;
 mod tally;
 mod test;
+mod tools;
 mod units;
 mod vm;
 
@@ -34,10 +36,12 @@ struct Arguments {
 enum Command {
     /// Everything that must pass: format, lints, layers, licences, unit, doc and interop tests, test machines
     Test(test::Options),
-    /// The same as `test`, but too many skipped tests fail the run
-    Ci,
+    /// The same as `test`, but a test that is skipped although a package would help fails the run
+    Ci(test::Options),
     /// Check which crate imports which, and where unsafe code stands
     Layers,
+    /// Write the list of test cases without a test into docs/cases.md
+    Cases,
     /// Check the licence of every dependency against deny.toml
     Licences,
     /// Write the man pages and shell completions to docs, from the program's table of options
@@ -63,8 +67,9 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Test(options) => test::run(&options),
-        Command::Ci => ci::run(),
+        Command::Ci(options) => ci::run(&options),
         Command::Layers => layers::run(),
+        Command::Cases => cases::run(),
         Command::Licences => licences::run(),
         Command::Man(options) => man::run(&options),
         Command::Units => units::run(),

@@ -1,13 +1,14 @@
 //! `cargo xtask test`: everything that must pass, in the order in which a mistake shows soonest.
 //! Does not know what the tests test; it reads their runners' closing lines.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
 use crate::tally::Tally;
-use crate::{cargo, layers, licences, man, units, vm};
+use crate::{cargo, cases, layers, licences, man, tools, units, vm};
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, Default, clap::Args)]
@@ -15,6 +16,9 @@ pub(crate) struct Options {
     /// Leave the test machines out
     #[arg(long)]
     no_vm: bool,
+    /// Install the programs that the tests run and that are missing here, with apt-get, as root or by sudo
+    #[arg(long)]
+    install: bool,
 }
 
 /// A test runner, by the form of its output. nextest's holds that of cargo's runner for each test.
@@ -27,21 +31,27 @@ enum Runner {
 /// What a runner's output tells.
 #[derive(Debug, Default)]
 struct Report {
+    /// The binary and the test whose output is being read.
+    binary: String,
+    current: String,
     passed: usize,
     failed: Vec<String>,
     ignored: usize,
-    skips: Vec<(String, String)>,
+    /// The reasons by test: one that was skipped in part counts as skipped.
+    skips: BTreeMap<String, BTreeSet<String>>,
     interop: Vec<String>,
 }
 
 /// Runs everything, whatever fails on the way.
 pub(crate) fn run(options: &Options) -> Result<Tally> {
+    tools::provide(options.install)?;
     let mut tally = Tally::default();
     tally.check("format", cargo::run(&["fmt", "--all", "--check"]));
     tally.check("clippy", clippy());
     tally.absorb(layers::run()?);
     tally.absorb(licences::run()?);
     tally.check("man pages", man::check());
+    tally.check("cases", cases::check());
     tally.absorb(units::run()?);
     if cargo::has("deny") {
         tally.check("cargo deny", cargo::run(&["deny", "check", "bans", "licenses", "sources"]));
@@ -89,8 +99,8 @@ fn follow(
     let report = Report::read(runner, &output);
     let explained = success || !report.failed.is_empty();
     tally.count(report.passed, report.failed);
-    for (test, reason) in &report.skips {
-        tally.skip(test, reason);
+    for (test, reasons) in report.skips {
+        tally.skip(&test, &Vec::from_iter(reasons).join("; "));
     }
     if report.ignored > 0 {
         // Whoever marked them said why, and asks for them by name: they are no lost tools.
@@ -143,30 +153,35 @@ impl Report {
         }
         report.failed.sort();
         report.failed.dedup();
-        report.skips.sort();
-        report.skips.dedup();
+        let failed = &report.failed;
+        report.skips.retain(|test, _| !failed.contains(test));
+        // The runners count them as passed.
+        report.passed = report.passed.saturating_sub(report.skips.len());
         report
     }
 
-    /// A test that lacks a foreign tool prints `skip NAME: reason` or `skipped: NAME: reason`.
+    /// A test that lacks a foreign program prints `skip NAME: reason`.
     fn skip_line(&mut self, line: &str) {
-        let rest = line.strip_prefix("skip ").or_else(|| line.strip_prefix("skipped: "));
-        if let Some(rest) = rest {
-            let (name, reason) = rest.split_once(": ").unwrap_or(("a test", rest));
-            self.skips.push((name.to_owned(), reason.to_owned()));
+        if let Some((_, reason)) = line.strip_prefix("skip ").and_then(|it| it.split_once(": ")) {
+            let test = format!("{}{}", self.binary, self.current);
+            self.skips.entry(test).or_default().insert(reason.to_owned());
         }
     }
 
     /// `PASS [   0.1s] (1/9) CRATE::BINARY TEST`, and the summary.
     fn nextest_line(&mut self, line: &str) {
         let name = || line.split_once(']').map_or(line, |(_, rest)| after_number(rest)).to_owned();
-        if line.starts_with("FAIL [")
-            || line.starts_with("TIMEOUT [")
-            || line.starts_with("SIGABRT [")
-        {
+        let is_failure = ["FAIL [", "TIMEOUT [", "SIG", "ABORT ["]
+            .iter()
+            .any(|word| line.starts_with(word) && line.contains(" [") && line.contains("] ("));
+        if is_failure {
+            self.current = name();
             self.failed.push(name());
-        } else if line.starts_with("PASS [") && line.contains("interop") {
-            self.interop.push(name());
+        } else if line.starts_with("PASS [") || line.starts_with("SLOW [") {
+            self.current = name();
+            if line.starts_with("PASS [") && line.contains("interop") {
+                self.interop.push(name());
+            }
         } else if line.starts_with("Summary [") {
             self.passed += number_before(line, " passed");
             self.ignored += number_before(line, " skipped");
@@ -175,9 +190,18 @@ impl Report {
 
     /// `test NAME ... ok`, and the result of each binary.
     fn cargo_line(&mut self, line: &str) {
-        if let Some(name) = line.strip_prefix("test ").and_then(|it| it.strip_suffix(" ... FAILED"))
+        let output = line.strip_prefix("---- ").and_then(|it| it.strip_suffix(" stdout ----"));
+        if let Some(name) = output {
+            name.clone_into(&mut self.current);
+        } else if let Some(binary) = line.strip_prefix("Running ") {
+            // `unittests src/lib.rs (target/…/deps/NAME-HASH)`
+            let file = binary.rsplit('/').next().unwrap_or_default();
+            let name = file.rsplit_once('-').map_or(file, |(name, _)| name);
+            self.binary = format!("{name} ");
+        } else if let Some(name) =
+            line.strip_prefix("test ").and_then(|it| it.strip_suffix(" ... FAILED"))
         {
-            self.failed.push(name.to_owned());
+            self.failed.push(format!("{}{name}", self.binary));
         } else if line.starts_with("test ") && line.ends_with(" ... ok") && line.contains("interop")
         {
             self.interop.push(line.to_owned());
@@ -207,6 +231,7 @@ fn conclude(tally: &Tally, interop: &[String]) {
     for (name, reason) in tally.skips() {
         println!("skipped: {name}: {reason}");
     }
+    tools::report();
     for name in tally.failures() {
         println!("failed: {name}");
     }
@@ -222,26 +247,32 @@ mod tests {
             Runner::Nextest,
             "        PASS [   0.010s] (1/3) tests::interop nbdinfo\n        \
              FAIL [   0.2s] (2/3) nvme wire::golden\n        FAIL [   0.2s] (2/3) nvme wire::golden\n\
-             skip fio: fio is not installed\n  skipped: no loop device here\n\
+             PASS [   0.1s] (3/3) tests fio\n  stdout ---\n  running 1 test\n\
+             skip fio: not installed: fio\n skip fio: not installed: fio\n\
+             skip fio: no loop devices here\n\
              test wire::golden ... FAILED\ntest result: FAILED. 0 passed; 1 failed; 0 ignored\n\
              Summary [   1.0s] 3 tests run: 2 passed (1 slow), 1 failed, 4 skipped\n",
         );
-        assert_eq!((report.passed, report.ignored), (2, 4));
+        assert_eq!((report.passed, report.ignored), (1, 4));
         assert_eq!(report.failed, ["nvme wire::golden"]);
         assert_eq!(report.interop, ["tests::interop nbdinfo"]);
-        let skips = [("a test", "no loop device here"), ("fio", "fio is not installed")];
-        assert_eq!(report.skips, skips.map(|(name, why)| (name.to_owned(), why.to_owned())));
+        let reasons = ["no loop devices here", "not installed: fio"].map(str::to_owned);
+        assert_eq!(report.skips, BTreeMap::from([("tests fio".to_owned(), reasons.into())]));
     }
 
     #[test]
     fn cargo_test_is_understood() {
         let report = Report::read(
             Runner::Cargo,
-            "test a::b ... ok\ntest c ... FAILED\n\
+            "  Running unittests src/lib.rs (target/debug/deps/nvme-0123)\n\
+             test a::b ... ok\ntest c ... FAILED\n\
+             ---- a::b stdout ----\nskip fio: not installed: fio\n\
+             ---- c stdout ----\nskip fio: not installed: fio\n\
              test result: FAILED. 1 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out\n\
              test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n",
         );
-        assert_eq!((report.passed, report.ignored), (6, 2));
-        assert_eq!(report.failed, ["c"]);
+        assert_eq!((report.passed, report.ignored), (5, 2));
+        assert_eq!(report.failed, ["nvme c"]);
+        assert_eq!(Vec::from_iter(report.skips.into_keys()), ["nvme a::b"]);
     }
 }

@@ -8,7 +8,7 @@ mod toy;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -362,15 +362,12 @@ impl Drop for Program {
 
 /// Starts a program, or says that it is not here.
 fn start(command: &[&str]) -> Option<Program> {
-    let mut program = Command::new(command[0]);
-    program.args(&command[1..]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    match program.stderr(Stdio::null()).spawn() {
-        Ok(child) => Some(Program(child)),
-        Err(error) => {
-            eprintln!("skipped: {}: {error}", command[0]);
-            None
-        }
+    if programs::lacks("certificates with other TLS programs", &[command[0]]) {
+        return None;
     }
+    let mut program = programs::command(command[0]);
+    program.args(&command[1..]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    Some(Program(program.stderr(Stdio::null()).spawn().unwrap()))
 }
 
 /// Others' clients: their echo comes back through a session of ours.

@@ -326,9 +326,10 @@ fn r36_slow_words_are_given_up_and_keep_nobody_out() {
     while house.engine.connections() > 0 {
         let connecting = Instant::now();
         ask(&mut house.secure().unwrap(), 1);
-        assert!(connecting.elapsed() < Duration::from_secs(5));
+        // Less than the ten seconds after which the slow ones make room.
+        assert!(connecting.elapsed() < Duration::from_secs(8));
         std::thread::sleep(Duration::from_millis(500));
-        assert!(began.elapsed() < Duration::from_secs(20), "{}", house.engine.connections());
+        assert!(began.elapsed() < Duration::from_secs(60), "{}", house.engine.connections());
     }
     assert!(house.refusals().iter().all(|&why| why == "without a key in time"));
     house.stop();

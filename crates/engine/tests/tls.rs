@@ -299,11 +299,12 @@ fn r36_a_hundred_slow_handshakes_keep_nobody_out() {
         let connecting = Instant::now();
         let mut stream = house.connect(tunnel::key()).unwrap();
         ask(&mut stream, 1);
-        assert!(connecting.elapsed() < Duration::from_secs(5));
+        // Less than the ten seconds after which the slow ones make room.
+        assert!(connecting.elapsed() < Duration::from_secs(8));
         stream.close().unwrap();
         drop(stream);
         thread::sleep(Duration::from_millis(300));
-        assert!(began.elapsed() < Duration::from_secs(20), "{} left", house.engine.connections());
+        assert!(began.elapsed() < Duration::from_secs(60), "{} left", house.engine.connections());
     }
     drop(silent);
     house.stop();
@@ -359,7 +360,7 @@ fn x54_a_flood_from_one_address_is_cheap_and_keeps_no_other_out() {
     let legit = Log::read(&house.log.opened);
     let tried = tried.load(Ordering::SeqCst) - legit;
     assert!(tried <= 40 + 20 * seconds, "{tried} of {attempts} were tried in {seconds} s");
-    assert!(worst < Duration::from_secs(5), "a neighbour took {worst:?}");
+    assert!(worst < Duration::from_secs(8), "a neighbour took {worst:?}");
     assert!(house.refusals().contains(&"too many attempts from one address"));
     house.stop();
 }
@@ -452,7 +453,8 @@ fn a_door_that_stops_lets_go_of_those_in_front_of_it() {
     wait_for("them to be accepted", || house.engine.connections() == 6);
     let began = Instant::now();
     house.stop();
-    assert!(began.elapsed() < Duration::from_secs(5));
+    // Less than the ten seconds that a handshake may take.
+    assert!(began.elapsed() < Duration::from_secs(8));
     assert_eq!(rest(&mut slow), b"");
     drop(silent);
 }

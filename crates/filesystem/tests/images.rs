@@ -11,7 +11,6 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use filesystem::{Kind, Opaque, Owner, Ranges, owners, usage};
 
@@ -36,18 +35,12 @@ impl Drop for Folder {
     }
 }
 
-fn has(program: &str) -> bool {
-    let found =
-        ["/sbin", "/usr/sbin", "/usr/bin"].iter().any(|dir| Path::new(dir).join(program).exists());
-    if !found {
-        println!("skip file systems of {program}: {program} is not installed");
-    }
-    found
+fn lacks(names: &[&str]) -> bool {
+    programs::lacks("contents of file systems", names)
 }
 
 fn run(program: &str, arguments: &[&str]) -> String {
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let output = Command::new(program).args(arguments).env("PATH", path).output().unwrap();
+    let output = programs::command(program).args(arguments).output().unwrap();
     assert!(
         output.status.success(),
         "{program} {arguments:?}: {}",
@@ -106,7 +99,7 @@ fn scorched(image: &Path, used: &Ranges) -> u64 {
 
 #[test]
 fn r45_what_is_not_used_can_be_lost_and_nothing_is_missed() {
-    if !has("mke2fs") || !has("e2fsck") || !has("debugfs") {
+    if lacks(&["mke2fs", "e2fsck", "debugfs"]) {
         return;
     }
     for (at, options) in EXT.iter().enumerate() {
@@ -137,7 +130,7 @@ fn r45_what_is_not_used_can_be_lost_and_nothing_is_missed() {
 
 #[test]
 fn the_files_of_blocks_are_those_that_debugfs_names() {
-    if !has("mke2fs") || !has("debugfs") {
+    if lacks(&["mke2fs", "debugfs"]) {
         return;
     }
     for (at, options) in EXT.iter().enumerate() {
@@ -171,7 +164,7 @@ fn block_size(image: &str) -> u64 {
 
 #[test]
 fn a_file_system_that_was_in_use_counts_as_used_whole() {
-    if !has("mke2fs") || !has("debugfs") {
+    if lacks(&["mke2fs", "debugfs"]) {
         return;
     }
     let folder = Folder::new("unclean");
@@ -184,7 +177,7 @@ fn a_file_system_that_was_in_use_counts_as_used_whole() {
 
 #[test]
 fn partitions_are_found_and_what_is_between_them_is_kept() {
-    if !has("mke2fs") || !has("sfdisk") {
+    if lacks(&["mke2fs", "sfdisk"]) {
         return;
     }
     let folder = Folder::new("table");
@@ -193,11 +186,7 @@ fn partitions_are_found_and_what_is_between_them_is_kept() {
     let whole = File::create(&disk).unwrap();
     whole.set_len(100 << 20).unwrap();
     let script = "label: gpt\nstart=2048, size=65536\nstart=131072, size=10240\n";
-    let mut child = Command::new("/sbin/sfdisk");
-    if !Path::new("/sbin/sfdisk").exists() {
-        child = Command::new("/usr/sbin/sfdisk");
-    }
-    let mut child = child
+    let mut child = programs::command("sfdisk")
         .args(["-q", disk.to_str().unwrap()])
         .stdin(std::process::Stdio::piped())
         .spawn()
@@ -222,7 +211,7 @@ fn partitions_are_found_and_what_is_between_them_is_kept() {
 
 #[test]
 fn ntfs_keeps_what_files_have_and_names_them() {
-    if !has("mkntfs") || !has("ntfscp") || !has("ntfscat") || !has("ntfscluster") {
+    if lacks(&["mkntfs", "ntfscp", "ntfscat", "ntfscluster"]) {
         return;
     }
     let folder = Folder::new("ntfs");
@@ -242,14 +231,14 @@ fn ntfs_keeps_what_files_have_and_names_them() {
     let found: Vec<Owner> = found.into_iter().map(|found| found.owner).collect();
     assert_eq!(found, [Owner::File("/picture.raw".to_owned())]);
     assert!(scorched(&image, &usage.used) > 40 << 20);
-    let output = Command::new("ntfscat").args(["-q", name, "picture.raw"]).output().unwrap();
+    let output = programs::command("ntfscat").args(["-q", name, "picture.raw"]).output().unwrap();
     assert_eq!(output.stdout, content);
 }
 
 /// A Windows that was only half shut down has written to files that just its journal knows.
 #[test]
 fn an_ntfs_whose_journal_is_in_use_counts_as_used_whole() {
-    if !has("mkntfs") {
+    if lacks(&["mkntfs"]) {
         return;
     }
     let folder = Folder::new("ntfs-journal");
@@ -269,7 +258,7 @@ fn an_ntfs_whose_journal_is_in_use_counts_as_used_whole() {
 /// ZFS wipes neither the superblock nor the bitmaps of what was there before.
 #[test]
 fn what_bears_two_marks_counts_as_used_whole() {
-    if !has("mke2fs") {
+    if lacks(&["mke2fs"]) {
         return;
     }
     let folder = Folder::new("marks");
@@ -288,7 +277,7 @@ fn find(whole: &[u8], part: &[u8]) -> u64 {
 
 #[test]
 fn x44_crafted_bytes_end_in_an_answer() {
-    if !has("mke2fs") {
+    if lacks(&["mke2fs"]) {
         return;
     }
     let folder = Folder::new("crafted");

@@ -395,7 +395,8 @@ pub(crate) mod attached {
 
     use crate::tree::fake::Fake;
     use std::path::PathBuf;
-    use std::process::Command;
+
+    const TEST: &str = "disks of the machine";
 
     /// An image of 1 MiB attached as a block device of this machine; detached when dropped.
     pub(crate) struct Attached {
@@ -408,27 +409,26 @@ pub(crate) mod attached {
         pub(crate) fn new(content: &[u8], options: &[&str]) -> Option<Self> {
             let fake = Fake::new();
             let path = fake.file("disk", content).root.join("disk");
+            if programs::lacks(TEST, &["losetup"]) {
+                return None;
+            }
             // Between the search for a free device and its use another program may take it.
             for _ in 0..5 {
-                let run = Command::new("losetup")
-                    .args(options)
-                    .args(["--find", "--show"])
-                    .arg(&path)
-                    .output();
-                let Ok(run) = run else { break };
+                let mut run = programs::command("losetup");
+                let run = run.args(options).args(["--find", "--show"]).arg(&path).output().unwrap();
                 if run.status.success() {
                     let node = String::from_utf8(run.stdout).unwrap().trim().into();
                     return Some(Self { node, _fake: fake });
                 }
             }
-            eprintln!("skipped: no loop device can be attached here");
+            println!("skip {TEST}: no loop devices here");
             None
         }
     }
 
     impl Drop for Attached {
         fn drop(&mut self) {
-            let run = Command::new("losetup").arg("--detach").arg(&self.node).status();
+            let run = programs::command("losetup").arg("--detach").arg(&self.node).status();
             assert!(run.unwrap().success());
         }
     }
@@ -442,7 +442,6 @@ mod tests {
     use crate::partition::made;
     use crate::reason::{Asked, Code};
     use crate::tree::fake::Fake;
-    use std::process::Command;
 
     /// A folder for images; its `/proc` and `/sys` are empty, so that nothing is in use.
     fn image(fake: &Fake, name: &str, content: &[u8]) -> PathBuf {
@@ -624,10 +623,13 @@ mod tests {
 
     #[test]
     fn partitions_are_lent_beside_each_other_but_not_beside_their_disk() {
+        if programs::lacks("partitions of a disk of the machine", &["addpart"]) {
+            return;
+        }
         let Some(device) = Attached::new(&[0; 1 << 20], &["--partscan"]) else { return };
         let part = |number: &str, start: &str| {
-            let run =
-                Command::new("addpart").arg(&device.node).args([number, start, "100"]).status();
+            let mut run = programs::command("addpart");
+            let run = run.arg(&device.node).args([number, start, "100"]).status();
             assert!(run.unwrap().success());
             PathBuf::from(format!("{}p{number}", device.node.display()))
         };

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use linux::plymouth::Plymouth;
@@ -24,13 +24,16 @@ fn interop_a_real_plymouthd_shows_the_newest_line_only() {
     if let Some(folder) = std::env::var_os(INSIDE) {
         return inside(Path::new(&folder));
     }
-    if let Some(reason) = missing() {
+    if programs::lacks("plymouth", &["plymouthd", "plymouth", "script", "unshare"]) {
+        return;
+    }
+    if let Some(reason) = forbidden() {
         println!("skip plymouth: {reason}");
         return;
     }
     let folder = std::env::temp_dir().join(format!("storagetm-plymouth-{}", std::process::id()));
     fs::create_dir_all(&folder).unwrap();
-    let mut test = Command::new("unshare");
+    let mut test = programs::command("unshare");
     test.args(["--net", "--mount", "--"]).arg(std::env::current_exe().unwrap());
     test.args(["--exact", "interop_a_real_plymouthd_shows_the_newest_line_only", "--nocapture"]);
     let output = test.env(INSIDE, &folder).output().unwrap();
@@ -38,21 +41,14 @@ fn interop_a_real_plymouthd_shows_the_newest_line_only() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-fn missing() -> Option<String> {
+fn forbidden() -> Option<&'static str> {
     if !rustix::process::geteuid().is_root() {
-        return Some("it needs root".to_owned());
+        return Some("it needs root");
     }
-    let works = |line: &[&str]| {
-        let mut command = Command::new(line[0]);
-        command.args(&line[1..]).stdout(Stdio::null()).stderr(Stdio::null());
-        command.status().is_ok_and(|status| status.success())
-    };
-    let probes: [(&[&str], &str); 3] = [
-        (&["plymouthd", "--help"], "plymouthd is not installed"),
-        (&["script", "--version"], "script is not installed"),
-        (&["unshare", "--net", "--mount", "true"], "namespaces are not allowed here"),
-    ];
-    probes.iter().find(|(line, _)| !works(line)).map(|(_, reason)| (*reason).to_owned())
+    let mut probe = programs::command("unshare");
+    probe.args(["--net", "--mount", "true"]).stdout(Stdio::null()).stderr(Stdio::null());
+    let works = probe.status().is_ok_and(|status| status.success());
+    (!works).then_some("namespaces are not allowed here")
 }
 
 fn inside(folder: &Path) {
@@ -83,7 +79,7 @@ fn inside(folder: &Path) {
 }
 
 fn client(arguments: &[&str]) {
-    assert!(Command::new("plymouth").args(arguments).status().unwrap().success());
+    assert!(programs::command("plymouth").args(arguments).status().unwrap().success());
 }
 
 struct Daemon {
@@ -94,13 +90,16 @@ struct Daemon {
 impl Daemon {
     fn start(folder: &Path) -> Self {
         let _ = fs::remove_file(folder.join("screen"));
-        let mut script = Command::new("script");
+        let mut script = programs::command("script");
         script.args(["--quiet", "--flush", "--return", "--command", DAEMON, "screen"]);
         script.current_dir(folder).stdin(Stdio::null()).stdout(Stdio::null());
         let child = script.spawn().unwrap();
         let daemon = Self { child, folder: folder.to_owned() };
         daemon.wait(|_| {
-            Command::new("plymouth").arg("--ping").status().is_ok_and(|status| status.success())
+            programs::command("plymouth")
+                .arg("--ping")
+                .status()
+                .is_ok_and(|status| status.success())
         });
         daemon
     }

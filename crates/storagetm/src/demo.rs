@@ -109,19 +109,18 @@ fn partition(blocks: u64) -> Partition {
 #[cfg(test)]
 mod test {
     use super::*;
-    use std::io::Write;
-    use std::process::{Command, Stdio};
+    use std::process::Stdio;
 
     const UUID: [u8; 16] = [0x2f, 0x6d, 0x1c, 0x52, 0, 1, 0x40, 2, 0x80, 3, 4, 5, 6, 7, 8, 9];
     const SIZES: [u64; 5] = [4 << 20, 64 << 20, 256 << 20, 2 << 30, 8 << 30];
 
     /// A tool's output, or nothing if this machine does not have it.
     fn run(tool: &str, arguments: &[&str]) -> Option<(bool, String)> {
-        let output = Command::new(tool).args(arguments).stdin(Stdio::null()).output();
-        let Ok(output) = output else {
-            writeln!(io::stderr(), "skip demo with {tool}: it is not installed").unwrap();
+        if programs::lacks("the demo disk", &[tool]) {
             return None;
-        };
+        }
+        let mut command = programs::command(tool);
+        let output = command.args(arguments).stdin(Stdio::null()).output().unwrap();
         let text = [output.stdout, output.stderr].concat();
         Some((output.status.success(), String::from_utf8_lossy(&text).into_owned()))
     }

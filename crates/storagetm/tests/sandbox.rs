@@ -316,9 +316,13 @@ fn is_alone(test: &str) -> bool {
     if std::env::var_os(ALONE).is_some() {
         return true;
     }
-    let up = "ip link set lo up && exec \"$0\" --exact \"$1\" --nocapture";
+    if programs::lacks(test, &["unshare", "ip"]) {
+        return false;
+    }
+    let up =
+        "PATH=$PATH:/usr/sbin:/sbin && ip link set lo up && exec \"$0\" --exact \"$1\" --nocapture";
     let this = std::env::current_exe().unwrap();
-    let run = Command::new("unshare")
+    let run = programs::command("unshare")
         .args(["-n", "sh", "-c", up])
         .arg(this)
         .arg(test)

@@ -376,7 +376,7 @@ fn it_runs_in_an_empty_folder_as_the_only_file_there() {
     let folder = Folder::new();
     fs::copy(PROGRAM, folder.0.join("storagetm")).unwrap();
     let inside = |arguments: &[&str]| {
-        let mut command = Command::new("chroot");
+        let mut command = programs::command("chroot");
         command.arg(&folder.0).arg("/storagetm").args(arguments);
         command
     };

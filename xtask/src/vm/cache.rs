@@ -43,11 +43,9 @@ const HOST_TOOLS: &[&str] = &["qemu-system-x86_64", "apt-get", "apt-cache", "dpk
 
 /// Why this machine cannot run the tests, if it cannot.
 pub(super) fn missing_tools() -> Option<String> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    let missing = |name: &&&str| !folders.iter().any(|folder| folder.join(name).is_file());
+    let missing = |name: &&&str| !programs::is_installed(name);
     let names: Vec<&str> = HOST_TOOLS.iter().filter(missing).copied().collect();
-    (!names.is_empty()).then(|| format!("not installed: {}", names.join(", ")))
+    (!names.is_empty()).then(|| format!("{}{}", programs::NOT_INSTALLED, names.join(", ")))
 }
 
 /// The folder of fetched things.

@@ -1,11 +1,10 @@
-//! The lane to an NBD server, against the servers of other people. Where one is not installed, its tests say so and pass.
+//! The lane to an NBD server, against the servers of other people. Where one is not installed, its tests are skipped.
 
 use std::fs::File;
-use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 
 use copy::{Dial, Failed, NbdPlace, Place, PlaceError, Wire, Work, start_tls};
@@ -58,21 +57,17 @@ struct Server {
 impl Server {
     /// Starts a program that is to listen at `socket`; nothing if there is no such program.
     fn start(socket: &Path, program: &str, options: &[&str]) -> Option<Self> {
+        if programs::lacks(&format!("a lane to {program}"), &[program]) {
+            return None;
+        }
         let _ = std::fs::remove_file(socket);
-        let child = Command::new(program)
+        let child = programs::command(program)
             .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
-            .spawn();
-        let child = match child {
-            Ok(child) => child,
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                println!("skip a lane to {program}: {program} is not installed");
-                return None;
-            }
-            Err(error) => panic!("{program}: {error}"),
-        };
+            .spawn()
+            .unwrap();
         let mut server = Self { child, socket: socket.to_owned() };
         eventually(|| server.listens().then_some(()));
         Some(server)

@@ -242,16 +242,12 @@ fn a_pipe_that_breaks_is_no_success() {
 }
 
 fn ddrescue(arguments: &[&Path]) -> bool {
-    match Command::new("ddrescue").arg("--quiet").args(arguments).status() {
-        Ok(status) => {
-            assert!(status.success());
-            true
-        }
-        Err(_) => {
-            println!("SKIP: ddrescue is not installed");
-            false
-        }
+    if programs::lacks("maps of ddrescue", &["ddrescue"]) {
+        return false;
     }
+    let run = programs::command("ddrescue").arg("--quiet").args(arguments).status();
+    assert!(run.unwrap().success());
+    true
 }
 
 #[test]
@@ -306,18 +302,18 @@ struct Nbdkit(Child);
 
 impl Nbdkit {
     fn start(dir: &Dir, file: &Path, map: &Path) -> Option<(Self, NbdPlace)> {
+        if programs::lacks("a source with bad sectors", &["nbdkit"]) {
+            return None;
+        }
         let socket = dir.path("socket");
         let _ = fs::remove_file(&socket);
         let setting = |name: &str, path: &Path| format!("{name}={}", path.display());
-        let server = Command::new("nbdkit")
+        let server = programs::command("nbdkit")
             .args(["--foreground", "--filter=ddrescue", "--unix"])
             .arg(&socket)
             .args(["file", &setting("file", file), &setting("ddrescue-mapfile", map)])
-            .spawn();
-        let Ok(server) = server else {
-            println!("SKIP: nbdkit is not installed");
-            return None;
-        };
+            .spawn()
+            .unwrap();
         // Its name is there before it listens.
         for _ in 0..6000 {
             if UnixStream::connect(&socket).is_ok() {

@@ -419,7 +419,7 @@ pub(crate) fn serve(config: Config, export: Arc<Export>, manner: Manner) -> Opti
     let engine = match Engine::start(config, Arc::new(report)) {
         Ok(engine) => engine,
         Err(error) if asked == Driver::Uring => {
-            eprintln!("skipped: {error}");
+            println!("skip a driver with io_uring: {error}");
             return None;
         }
         Err(error) => panic!("{error}"),

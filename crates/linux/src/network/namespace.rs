@@ -1,6 +1,6 @@
 //! The network in two real namespaces with a cable between them: link-local addresses, a conflict, a DHCP server.
 //!
-//! Needs root and `ip`; without them the tests say so and pass.
+//! Needs root and `ip`: without them the tests are skipped.
 
 use super::ether::Mac;
 use super::link_local::LinkLocal;
@@ -10,7 +10,7 @@ use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,9 @@ impl Cable {
     ///
     /// Interfaces of tests that run at the same time differ by the letter; a name has 15 bytes at most.
     fn lay(letter: char, test: &str) -> Option<Self> {
+        if programs::lacks(test, &["ip"]) {
+            return None;
+        }
         let cable = Self { name: format!("stm{}{letter}", std::process::id() % 100_000) };
         let laid = cable.try_lay();
         if let Err(reason) = &laid {
@@ -95,7 +98,8 @@ impl Drop for Cable {
 }
 
 fn ip(words: &[&str]) -> Result<String, String> {
-    let output = Command::new("ip").args(words).output().map_err(|error| format!("ip: {error}"))?;
+    let output =
+        programs::command("ip").args(words).output().map_err(|error| format!("ip: {error}"))?;
     if output.status.success() {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     } else {
@@ -299,7 +303,7 @@ impl Server {
         );
         std::fs::write(folder.join("leases"), "").unwrap();
         std::fs::write(folder.join("settings"), settings).unwrap();
-        let mut command = Command::new("ip");
+        let mut command = programs::command("ip");
         command
             .args(["netns", "exec", &end, "busybox", "udhcpd", "-f"])
             .arg(folder.join("settings"));
@@ -330,20 +334,16 @@ impl Drop for Server {
 
 #[test]
 fn a_dhcp_server_lends_an_address_renews_it_and_takes_it_away() {
-    let Some(cable) = Cable::lay('d', "a_dhcp_server_lends_an_address_renews_it_and_takes_it_away")
-    else {
-        return;
-    };
-    if !Command::new("busybox")
-        .args(["udhcpd", "--help"])
-        .output()
-        .is_ok_and(|output| output.status.success())
-    {
-        println!(
-            "skip a_dhcp_server_lends_an_address_renews_it_and_takes_it_away: no busybox with udhcpd"
-        );
+    const TEST: &str = "a_dhcp_server_lends_an_address_renews_it_and_takes_it_away";
+    if programs::lacks(TEST, &["busybox"]) {
         return;
     }
+    let udhcpd = programs::command("busybox").args(["udhcpd", "--help"]).output().unwrap();
+    if !udhcpd.status.success() {
+        println!("skip {TEST}: this busybox has no udhcpd");
+        return;
+    }
+    let Some(cable) = Cable::lay('d', TEST) else { return };
     let server = Server::start(&cable, "10.99.0.20");
     let a = cable.start(0, Method::Dhcp);
     let lease = a.wait_for_lease();

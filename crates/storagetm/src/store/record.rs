@@ -187,6 +187,18 @@ mod test {
     }
 
     #[test]
+    fn the_credential_in_the_documents_is_understood() {
+        let page = include_str!("../../../../docs/security.md");
+        let (_, text) = page.split_once("```json\n").unwrap();
+        let (text, _) = text.split_once("```").unwrap();
+        let key = Key::generate(Kind::Tls, None).unwrap();
+        let key = String::from_utf8(key.text().bytes().to_vec()).unwrap();
+        let record = Record::parse(text.replace("NVMeTLSkey-1:01:…:", &key).as_bytes()).unwrap();
+        assert!(record.tls.is_some());
+        assert_eq!(record.rules[0].disk.as_deref(), Some("sdb"));
+    }
+
+    #[test]
     fn a_record_that_is_not_wholly_understood_is_none() {
         for (from, to) in [
             ("\"access\": \"writable\"", "\"access\": \"everything\""),

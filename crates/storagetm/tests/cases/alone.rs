@@ -22,23 +22,20 @@ pub(crate) fn is_alone(test: &str) -> bool {
     if std::env::var_os(ALONE).is_some() {
         return true;
     }
+    if programs::lacks(test, &["unshare", "ip", "nsenter"]) {
+        return false;
+    }
     let up = format!(
-        "hostname {MACHINE} && ip link set lo up && \
+        "PATH=$PATH:/usr/sbin:/sbin && hostname {MACHINE} && ip link set lo up && \
          ip address add {ELSEWHERE}/32 dev lo && exec \"$0\" --exact \"$1\" --nocapture"
     );
-    let mut run = Command::new("unshare");
+    let mut run = programs::command("unshare");
     if !geteuid().is_root() {
         run.arg("--map-root-user");
     }
     let this = std::env::current_exe().unwrap();
     run.args(["--net", "--uts", "sh", "-c", &up]).arg(this).arg(test).env(ALONE, "1");
-    let output = match run.output() {
-        Ok(output) => output,
-        Err(error) => {
-            println!("skip {test}: no network of its own is to be had: unshare: {error}");
-            return false;
-        }
-    };
+    let output = run.output().unwrap();
     let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
     if said.contains("unshare failed") {
         println!("skip {test}: no network of its own is to be had: {said}");

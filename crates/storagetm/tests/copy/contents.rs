@@ -2,13 +2,12 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
-use crate::scene::{Folder, MIB, assert_equal, ends_with, events, has, noise, run, until_listens};
+use crate::scene::{Folder, MIB, assert_equal, ends_with, events, noise, run, until_listens};
 
 fn tool(program: &str, words: &[&str]) -> String {
-    let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-    let output = Command::new(program).args(words).env("PATH", path).output().unwrap();
+    let output = programs::command(program).args(words).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {words:?}: {said}");
     String::from_utf8(output.stdout).unwrap()
@@ -30,6 +29,9 @@ fn disk(folder: &Folder) -> String {
 /// R45: only what is used is read, and the tree of files is the same.
 #[test]
 fn only_what_is_used_is_copied_and_every_file_is_there() {
+    if programs::lacks("copies of file systems", &["mke2fs", "debugfs", "e2fsck"]) {
+        return;
+    }
     let folder = Folder::new();
     let (disk, copy, back) = (disk(&folder), folder.path("copy.img"), folder.path("back"));
     let output = run(&["--json", "--allocated", &disk, &copy]);
@@ -55,6 +57,9 @@ fn only_what_is_used_is_copied_and_every_file_is_there() {
 /// R42: what is left out is zeros for the map as well, and a map of a part is none of the whole.
 #[test]
 fn a_copy_of_what_is_used_is_gone_on_with_as_such_only() {
+    if programs::lacks("copies of file systems", &["mke2fs"]) {
+        return;
+    }
     let folder = Folder::new();
     let (disk, copy, map) = (disk(&folder), folder.path("copy.img"), folder.path("map"));
     ends_with(0, &["--allocated", "--map", &map, &disk, &copy]);
@@ -70,6 +75,9 @@ fn a_copy_of_what_is_used_is_gone_on_with_as_such_only() {
 /// R45: what is not understood, or was not put in order, is copied whole.
 #[test]
 fn what_is_not_understood_is_copied_whole() {
+    if programs::lacks("copies of file systems", &["mke2fs", "debugfs"]) {
+        return;
+    }
     let folder = Folder::new();
     let (disk, copy) = (disk(&folder), folder.path("copy.img"));
     tool("debugfs", &["-w", "-R", "ssv state 0", &disk]);
@@ -97,7 +105,7 @@ fn faulty(folder: &Folder, image: &str, bad: u64) -> (Faulty, String) {
     );
     fs::write(&map, text).unwrap();
     let words = ["-f", "-r", "-U", &socket, "--filter=ddrescue", "file", image];
-    let child = Command::new("nbdkit")
+    let child = programs::command("nbdkit")
         .args(words)
         .arg(format!("ddrescue-mapfile={map}"))
         .stderr(Stdio::null())
@@ -109,7 +117,7 @@ fn faulty(folder: &Folder, image: &str, bad: u64) -> (Faulty, String) {
 
 #[test]
 fn the_files_with_bad_sectors_are_named() {
-    if !has("nbdkit") {
+    if programs::lacks("copies of file systems", &["mke2fs", "debugfs", "nbdkit"]) {
         return;
     }
     let folder = Folder::new();
@@ -126,6 +134,9 @@ fn the_files_with_bad_sectors_are_named() {
 /// X44: what looks for files is another process, and whatever becomes of it, all can be copied without.
 #[test]
 fn a_crafted_file_system_costs_no_more_than_the_option() {
+    if programs::lacks("copies of file systems", &["mke2fs"]) {
+        return;
+    }
     let folder = Folder::new();
     let disk = disk(&folder);
     let file = File::options().write(true).open(&disk).unwrap();

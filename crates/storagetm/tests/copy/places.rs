@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ fn a_disk_is_copied_from_a_target_and_onto_one_by_nbd() {
 /// An nbdkit at a socket of its own.
 fn nbdkit(socket: &str, words: &[&str]) -> Running {
     let _ = fs::remove_file(socket);
-    let child = Command::new("nbdkit")
+    let child = programs::command("nbdkit")
         .args(["--foreground", "--unix", socket])
         .args(words)
         .stdin(Stdio::null())
@@ -353,7 +353,7 @@ fn x20_nbdkit_with_certificates_is_verified() {
 /// An authority in that folder, and a server's certificate of it.
 fn certify(place: &str) {
     let openssl = |words: &[&str]| {
-        let run = Command::new("openssl").args(words).current_dir(place).output().unwrap();
+        let run = programs::command("openssl").args(words).current_dir(place).output().unwrap();
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     };
     let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];

@@ -147,11 +147,7 @@ pub(crate) fn until_listens(socket: &str) {
 
 /// Whether there is such a program; says so if not.
 pub(crate) fn has(program: &str) -> bool {
-    let found = Command::new(program).arg("--version").output().is_ok();
-    if !found {
-        println!("skip a copy with {program}: {program} is not installed");
-    }
-    found
+    !programs::lacks(&format!("a copy with {program}"), &[program])
 }
 
 /// A loop device over a file, taken away at the end.
@@ -161,14 +157,17 @@ impl Attached {
     /// With logical blocks of that size.
     pub(crate) fn new(path: &str, block: u32) -> Option<Self> {
         if !rustix::process::geteuid().is_root() {
-            println!("skip a copy to a block device: it needs root");
+            println!("skip a copy to a block device: only root makes loop devices");
+            return None;
+        }
+        if programs::lacks("a copy to a block device", &["losetup"]) {
             return None;
         }
         let size = ["--find", "--show", "--sector-size", &block.to_string(), path];
-        let run = Command::new("losetup").args(size).output();
+        let run = programs::command("losetup").args(size).output();
         let run = run.ok().filter(|run| run.status.success());
         if run.is_none() {
-            println!("skip a copy to a block device: no loop device can be had here");
+            println!("skip a copy to a block device: no loop devices here");
         }
         Some(Self(String::from_utf8(run?.stdout).unwrap().trim().to_owned()))
     }
@@ -176,6 +175,6 @@ impl Attached {
 
 impl Drop for Attached {
     fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+        let _ = programs::command("losetup").args(["--detach", &self.0]).status();
     }
 }

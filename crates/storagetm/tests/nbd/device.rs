@@ -7,9 +7,7 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-use crate::foreign::{
-    Background, Folder, MIB, find, lacks, next, noise, program, run, says, wait_for,
-};
+use crate::foreign::{Background, Folder, MIB, lacks, next, noise, program, run, says, wait_for};
 use crate::server::{DRIVERS, Server};
 
 /// A disk that is lent, as a device of this machine.
@@ -48,7 +46,7 @@ impl Drop for Device {
 
 /// Whether there can be no such device here.
 fn cannot(test: &str, more: &[&str]) -> bool {
-    if lacks(test, &["nbdfuse", "losetup"]) || lacks(test, more) {
+    if lacks(test, &["nbdfuse", "fusermount3", "losetup"]) || lacks(test, more) {
         return true;
     }
     let reason = match () {
@@ -86,7 +84,7 @@ fn interop_a_file_system_lives_on_a_lent_disk() {
         let file = |n: u64| format!("{place}/{n}");
         (0..40u64).for_each(|n| fs::write(file(n), noise(200_000)).unwrap());
         (0..40u64).step_by(3).for_each(|n| fs::remove_file(file(n)).unwrap());
-        if find("fstrim").is_some() {
+        if programs::find("fstrim").is_some() {
             says("fstrim", &[&place]);
         }
         says("umount", &[&place]);

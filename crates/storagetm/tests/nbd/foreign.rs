@@ -75,27 +75,7 @@ pub(crate) fn next(seed: &mut u64) -> u64 {
     *seed
 }
 
-/// Whether a program is missing that the test cannot do without; then the reason is said, as the test command reads it.
-pub(crate) fn lacks(test: &str, programs: &[&str]) -> bool {
-    let missing: Vec<&str> = programs.iter().copied().filter(|name| find(name).is_none()).collect();
-    if !missing.is_empty() {
-        println!("skip {test}: not installed: {}", missing.join(", "));
-    }
-    !missing.is_empty()
-}
-
-/// Where a program is. Those of the administrator are not in everybody's path.
-pub(crate) fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    let folders: Vec<PathBuf> = std::env::split_paths(&path).chain(more).collect();
-    folders.into_iter().map(|folder| folder.join(program)).find(|path| path.is_file())
-}
-
-/// A program, found.
-pub(crate) fn program(name: &str) -> Command {
-    Command::new(find(name).unwrap_or_else(|| name.into()))
-}
+pub(crate) use programs::{command as program, lacks};
 
 /// Runs it to its end, which must come by itself.
 pub(crate) fn run(command: &mut Command) -> Output {

@@ -129,12 +129,14 @@ fn interop_fio_verifies_what_it_wrote() {
         let server = Server::tcp(&["--io", io, "--writable", &disk]);
         let uri = format!("--uri={}", server.uri("disk"));
         let all = ["--name=verify", "--ioengine=nbd", &uri, "--size=64m", "--verify_fatal=1"];
+        // Without this fio leaves its state in the folder that it was started in.
+        let keep = format!("--aux-path={}", folder.path(""));
         let random =
             ["--rw=randwrite", "--bs=4k", "--iodepth=32", "--verify=crc32c", "--io_size=24m"];
-        says("fio", &[&all[..], &random, &["--do_verify=1"]].concat());
+        says("fio", &[&[&keep[..]], &all[..], &random, &["--do_verify=1"]].concat());
         let mixed = ["--rw=randrw", "--bsrange=512-256k", "--iodepth=16", "--serialize_overlap=1"];
         let checked = ["--verify=sha256", "--do_verify=1", "--io_size=48m"];
-        says("fio", &[&all[..], &mixed, &checked].concat());
+        says("fio", &[&[&keep[..]], &all[..], &mixed, &checked].concat());
         let read = ["--rw=read", "--bs=128k", "--iodepth=16"];
         says("fio", &[&all[..3], &["--size=64m"], &read].concat());
     }

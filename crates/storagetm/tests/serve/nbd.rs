@@ -267,17 +267,14 @@ fn a_socket_that_is_announced_and_not_handed_over_is_said() {
 /// As it stands in the manual of many tools: the client starts the server itself, by a socket and no port.
 #[test]
 fn nbdinfo_starts_it_and_ends_it() {
+    if programs::lacks("nbdinfo starts a server and ends it", &["nbdinfo"]) {
+        return;
+    }
     let folder = Folder::new();
     let disk = image(&folder, "disk.img", 6);
-    let mut command = Command::new("nbdinfo");
+    let mut command = programs::command("nbdinfo");
     command.args(["--json", "--", "[", PROGRAM, "serve", &disk, "]"]);
-    let output = match command.output() {
-        Ok(output) => output,
-        Err(error) => {
-            println!("skip nbdinfo: it cannot be run: {error}");
-            return;
-        }
-    };
+    let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let export = &found["exports"][0];

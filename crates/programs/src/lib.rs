@@ -1,0 +1,173 @@
+//! Programs of other projects that the tests run. One table names the Debian package of each and what is not tested without
+//! it; `cargo xtask test --install` installs from it, and tests are skipped by it. Imported by tests and by xtask only.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// A program that tests run.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Program {
+    /// The file name; with `:MODULE` behind the path of a Python, a module of that Python.
+    pub name: &'static str,
+    /// The Debian package that contains it.
+    pub package: &'static str,
+    /// What is not tested without it.
+    pub tests: &'static str,
+}
+
+const fn row(name: &'static str, package: &'static str, tests: &'static str) -> Program {
+    Program { name, package, tests }
+}
+
+const EXT: &str = "ext2, ext3 and ext4: free blocks, names of files, recognition";
+const FAT: &str = "the FAT file systems that storagetm writes";
+const NTFS: &str = "NTFS: free clusters, names of files";
+const NBD: &str = "other NBD clients at our server";
+const COPY: &str = "copies from and to other NBD servers, with their faults";
+const RESCUE: &str = "maps of GNU ddrescue";
+const NETWORK: &str = "keys, revocation and addresses in a network namespace";
+const BLOCK: &str = "block devices (loop)";
+const TLS: &str = "TLS with certificates";
+const MACHINES: &str = "test machines (cargo xtask vm)";
+
+/// Every program that a test or `cargo xtask test` runs, but those of packages that Debian calls essential.
+pub const PROGRAMS: &[Program] = &[
+    row("addpart", "util-linux", BLOCK),
+    row("apt-get", "apt", MACHINES),
+    row("blkid", "util-linux", "disks of the test machines, as libblkid sees them"),
+    row("busybox", "busybox-static", "DHCP"),
+    row("cmp", "diffutils", NBD),
+    row("ddrescue", "gddrescue", RESCUE),
+    row("ddrescuelog", "gddrescue", RESCUE),
+    row("debugfs", "e2fsprogs", EXT),
+    row("dpkg-deb", "dpkg", MACHINES),
+    row("e2fsck", "e2fsprogs", EXT),
+    row("fio", "fio", "a workload over NBD whose data is verified"),
+    row("fsck.fat", "dosfstools", FAT),
+    row("fsck.vfat", "dosfstools", FAT),
+    row("fusermount3", "fuse3", "block devices over NBD (FUSE)"),
+    row("gnutls-cli", "gnutls-bin", TLS),
+    row("ip", "iproute2", NETWORK),
+    row("losetup", "mount", BLOCK),
+    row("mke2fs", "e2fsprogs", EXT),
+    row("mkfs.btrfs", "btrfs-progs", "recognition of btrfs"),
+    row("mkfs.ext2", "e2fsprogs", EXT),
+    row("mkfs.ext3", "e2fsprogs", EXT),
+    row("mkfs.ext4", "e2fsprogs", EXT),
+    row("mkfs.f2fs", "f2fs-tools", "recognition of F2FS"),
+    row("mkfs.vfat", "dosfstools", "recognition of FAT"),
+    row("mkntfs", "ntfs-3g", NTFS),
+    row("mkswap", "util-linux", "recognition of swap"),
+    row("mount", "mount", "file systems over NBD"),
+    row("mtype", "mtools", FAT),
+    row("nbd-client", "nbd-client", NBD),
+    row("nbd-server", "nbd-server", COPY),
+    row("nbdcopy", "libnbd-bin", NBD),
+    row("nbdfuse", "libnbd-bin", "block devices over NBD (FUSE)"),
+    row("nbdinfo", "libnbd-bin", NBD),
+    row("nbdkit", "nbdkit", COPY),
+    row("nsenter", "util-linux", NETWORK),
+    row("ntfscat", "ntfs-3g", NTFS),
+    row("ntfscluster", "ntfs-3g", NTFS),
+    row("ntfscp", "ntfs-3g", NTFS),
+    row("openssl", "openssl", TLS),
+    row("plymouth", "plymouth", "the boot splash"),
+    row("plymouthd", "plymouth", "the boot splash"),
+    row("/usr/bin/python3:nbd", "python3-libnbd", "what NBD clients can ask for (libnbd)"),
+    row("qemu-img", "qemu-utils", NBD),
+    row("qemu-io", "qemu-utils", NBD),
+    row("qemu-nbd", "qemu-utils", COPY),
+    row("qemu-system-x86_64", "qemu-system-x86", MACHINES),
+    row("script", "bsdutils", "the boot splash"),
+    row("sfdisk", "fdisk", "partition tables"),
+    row("sgdisk", "gdisk", "partition tables"),
+    row("shellcheck", "shellcheck", "the shell scripts of initrds"),
+    row("systemd-analyze", "systemd", "systemd units"),
+    row("taskset", "util-linux", "figures (cargo xtask bench)"),
+    row("unshare", "util-linux", NETWORK),
+    row("xz", "xz-utils", MACHINES),
+];
+
+/// Folders of programs for administrators, which are not in every user's PATH.
+const ADMINISTRATION: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
+
+/// Returns the programs of the table that are not on this machine.
+pub fn missing() -> Vec<&'static Program> {
+    PROGRAMS.iter().filter(|program| !is_installed(program.name)).collect()
+}
+
+/// Whether a program of the table is on this machine.
+pub fn is_installed(name: &str) -> bool {
+    match name.split_once(':') {
+        Some((python, module)) => has_module(python, module),
+        None => find(name).is_some(),
+    }
+}
+
+fn has_module(python: &str, module: &str) -> bool {
+    let mut command = Command::new(python);
+    command.args(["-c", &format!("import {module}")]);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// Returns the path of a program: from PATH, or from the folders of an administrator's programs.
+pub fn find(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = std::env::split_paths(&path).chain(ADMINISTRATION.map(PathBuf::from));
+    folders.map(|folder| folder.join(name)).find(|path| path.is_file())
+}
+
+/// Returns a command that runs a program, wherever [`find`] finds it.
+pub fn command(name: &str) -> Command {
+    Command::new(find(name).unwrap_or_else(|| Path::new(name).to_owned()))
+}
+
+/// Whether a program is missing without which a test must be skipped. Then prints the line that `cargo xtask test` counts:
+/// `skip TEST: not installed: NAMES`.
+///
+/// # Panics
+///
+/// Panics if a name is not in [`PROGRAMS`]: then nothing would install it.
+pub fn lacks(test: &str, names: &[&str]) -> bool {
+    for name in names {
+        assert!(PROGRAMS.iter().any(|row| row.name == *name), "{name} is not in PROGRAMS");
+    }
+    let missing: Vec<&str> = names.iter().copied().filter(|name| !is_installed(name)).collect();
+    if !missing.is_empty() {
+        println!("skip {test}: {NOT_INSTALLED}{}", missing.join(", "));
+    }
+    !missing.is_empty()
+}
+
+/// What stands before the names in the reason of a test that lacks programs.
+pub const NOT_INSTALLED: &str = "not installed: ";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_sorted_and_names_each_program_once() {
+        let names: Vec<&str> = PROGRAMS.iter().map(|row| file_name(row.name)).collect();
+        assert!(names.is_sorted_by(|one, next| one < next), "{names:?}");
+    }
+
+    fn file_name(name: &str) -> &str {
+        name.rsplit('/').next().unwrap_or(name)
+    }
+
+    #[test]
+    fn an_absent_program_is_not_found_and_a_present_one_is() {
+        assert!(is_installed("sh"));
+        assert!(!is_installed("no-such-program"));
+        assert!(!is_installed("/usr/bin/no-such-python:nbd"));
+    }
+
+    #[test]
+    #[should_panic(expected = "is not in PROGRAMS")]
+    fn a_program_that_nothing_installs_is_not_relied_on() {
+        lacks("a test", &["no-such-program"]);
+    }
+}

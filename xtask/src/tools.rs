@@ -1,0 +1,143 @@
+//! The programs that the tests run: reports which are missing on this machine, and installs them with apt-get.
+//! The table of them is in the crate `programs`.
+
+use std::collections::BTreeSet;
+use std::io::{IsTerminal, Write};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use programs::Program;
+
+/// Installs what is missing if `install` says so or somebody at a terminal agrees to it; otherwise prints that tests will
+/// be skipped. Fails if the installation was wanted and something is still missing after it.
+pub(crate) fn provide(install: bool) -> Result<()> {
+    let missing = programs::missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    println!("# not installed: {}", names(&missing).join(", "));
+    if install || is_agreed_to(&missing)? {
+        return until_complete(programs::missing, apt_get);
+    }
+    println!(
+        "# tests that need them will be skipped; `cargo xtask test --install` installs them on Debian"
+    );
+    Ok(())
+}
+
+/// Prints what is not tested on this machine, by the missing program.
+pub(crate) fn report() {
+    for program in programs::missing() {
+        let Program { name, package, tests } = program;
+        println!("not tested: {tests}: needs {name} (Debian package {package})");
+    }
+}
+
+fn names(programs: &[&Program]) -> Vec<&'static str> {
+    programs.iter().map(|program| program.name).collect()
+}
+
+fn packages(programs: &[&Program]) -> BTreeSet<&'static str> {
+    programs.iter().map(|program| program.package).collect()
+}
+
+/// Asks on the terminal, if there is one, and if apt-get could do it.
+fn is_agreed_to(missing: &[&Program]) -> Result<bool> {
+    let mut input = std::io::stdin();
+    let can_ask = input.is_terminal() && std::io::stdout().is_terminal();
+    if !can_ask || !programs::is_installed("apt-get") {
+        return Ok(false);
+    }
+    let list: Vec<&str> = packages(missing).into_iter().collect();
+    print!("Install the packages {} with apt-get, as root? [y/N] ", list.join(" "));
+    std::io::stdout().flush()?;
+    let mut answer = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(&mut input), &mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
+}
+
+/// Installs until nothing is missing. apt-get may remove a package to make room for another (qemu-utils of a newer release
+/// for qemu-system-x86), so it is called again with all packages that were asked for so far. Fails if the same programs are
+/// missing for a second time.
+fn until_complete(
+    mut missing: impl FnMut() -> Vec<&'static Program>,
+    mut install: impl FnMut(&BTreeSet<&str>) -> Result<()>,
+) -> Result<()> {
+    let mut wanted = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    loop {
+        let now = missing();
+        if now.is_empty() {
+            return Ok(());
+        }
+        let list: Vec<String> =
+            now.iter().map(|program| format!("{} ({})", program.name, program.package)).collect();
+        ensure!(seen.insert(names(&now)), "still not installed: {}", list.join(", "));
+        wanted.extend(packages(&now));
+        install(&wanted)?;
+    }
+}
+
+/// Installs packages as root, by sudo if need be.
+fn apt_get(packages: &BTreeSet<&str>) -> Result<()> {
+    let list: Vec<&str> = packages.iter().copied().collect();
+    println!("# apt-get install {}", list.join(" "));
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root && programs::find("sudo").is_none() {
+        bail!("only root can install packages; as root, run: apt-get install {}", list.join(" "));
+    }
+    run(is_root, &["update"])?;
+    let install = ["install", "-y", "--no-install-recommends"];
+    run(is_root, &[&install[..], &list].concat())
+}
+
+fn run(is_root: bool, words: &[&str]) -> Result<()> {
+    let mut command = Command::new(if is_root { "env" } else { "sudo" });
+    command.args((!is_root).then_some("env"));
+    command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]);
+    // Another apt-get may be at work, on a machine that has just started.
+    command.args(["-o", "DPkg::Lock::Timeout=300"]).args(words);
+    let status = command.status().context("apt-get cannot be started")?;
+    ensure!(status.success(), "apt-get {} failed", words[0]);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &str) -> &'static Program {
+        programs::PROGRAMS.iter().find(|program| program.name == name).unwrap()
+    }
+
+    /// Answers what is missing, one list after the other; returns the packages of each installation, and the outcome.
+    fn played(lists: &[&[&str]]) -> (Vec<String>, Result<()>) {
+        let mut lists = lists.iter();
+        let mut installed = Vec::new();
+        let missing = || lists.next().unwrap().iter().map(|name| row(name)).collect();
+        let outcome = until_complete(missing, |packages| {
+            installed.push(packages.iter().copied().collect::<Vec<_>>().join(" "));
+            Ok(())
+        });
+        (installed, outcome)
+    }
+
+    #[test]
+    fn a_program_that_an_installation_removed_is_installed_again() {
+        let (installed, outcome) =
+            played(&[&["qemu-system-x86_64"], &["qemu-img", "qemu-nbd"], &[]]);
+        assert_eq!(installed, ["qemu-system-x86", "qemu-system-x86 qemu-utils"]);
+        outcome.unwrap();
+        let (installed, outcome) = played(&[&[]]);
+        assert!(installed.is_empty() && outcome.is_ok());
+    }
+
+    #[test]
+    fn packages_that_exclude_each_other_are_named() {
+        let (system, utils) = (&["qemu-system-x86_64"][..], &["qemu-img"][..]);
+        let (installed, outcome) = played(&[system, utils, system]);
+        assert_eq!(installed.len(), 2);
+        let said = outcome.unwrap_err().to_string();
+        assert_eq!(said, "still not installed: qemu-system-x86_64 (qemu-system-x86)");
+    }
+}
