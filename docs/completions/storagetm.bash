@@ -16,9 +16,6 @@ _storagetm() {
             ",$1")
                 cmd="storagetm"
                 ;;
-            storagetm,announcer)
-                cmd="storagetm__subcmd__announcer"
-                ;;
             storagetm,attach)
                 cmd="storagetm__subcmd__attach"
                 ;;
@@ -46,9 +43,6 @@ _storagetm() {
             storagetm,image)
                 cmd="storagetm__subcmd__image"
                 ;;
-            storagetm,inspect)
-                cmd="storagetm__subcmd__inspect"
-                ;;
             storagetm,key)
                 cmd="storagetm__subcmd__key"
                 ;;
@@ -60,12 +54,6 @@ _storagetm() {
                 ;;
             storagetm,serve)
                 cmd="storagetm__subcmd__serve"
-                ;;
-            storagetm,worker)
-                cmd="storagetm__subcmd__worker"
-                ;;
-            storagetm__subcmd__help,announcer)
-                cmd="storagetm__subcmd__help__subcmd__announcer"
                 ;;
             storagetm__subcmd__help,attach)
                 cmd="storagetm__subcmd__help__subcmd__attach"
@@ -94,9 +82,6 @@ _storagetm() {
             storagetm__subcmd__help,image)
                 cmd="storagetm__subcmd__help__subcmd__image"
                 ;;
-            storagetm__subcmd__help,inspect)
-                cmd="storagetm__subcmd__help__subcmd__inspect"
-                ;;
             storagetm__subcmd__help,key)
                 cmd="storagetm__subcmd__help__subcmd__key"
                 ;;
@@ -108,9 +93,6 @@ _storagetm() {
                 ;;
             storagetm__subcmd__help,serve)
                 cmd="storagetm__subcmd__help__subcmd__serve"
-                ;;
-            storagetm__subcmd__help,worker)
-                cmd="storagetm__subcmd__help__subcmd__worker"
                 ;;
             storagetm__subcmd__help__subcmd__host,add)
                 cmd="storagetm__subcmd__help__subcmd__host__subcmd__add"
@@ -203,7 +185,7 @@ _storagetm() {
 
     case "${cmd}" in
         storagetm)
-            opts="-h -V --help --version serve copy list boot image key host pair find attach detach hold inspect worker announcer help"
+            opts="-h -V --help --version serve copy list boot image key host pair find attach detach hold help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 1 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -216,22 +198,8 @@ _storagetm() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        storagetm__subcmd__announcer)
-            opts="-h --help"
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
         storagetm__subcmd__attach)
-            opts="-h --all --interface --keys --chap-key --chap-controller-key --hostnqn --patience --digests --json --mdns-port --help"
+            opts="-h --all --interface --keys --chap-key --chap-controller-key --hostnqn --patience --digests --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -258,10 +226,6 @@ _storagetm() {
                     return 0
                     ;;
                 --patience)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
-                --mdns-port)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
@@ -351,7 +315,7 @@ _storagetm() {
             return 0
             ;;
         storagetm__subcmd__find)
-            opts="-h --timeout --keys --json --mdns-port --help"
+            opts="-h --timeout --keys --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -365,10 +329,6 @@ _storagetm() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --mdns-port)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
                 *)
                     COMPREPLY=()
                     ;;
@@ -377,22 +337,8 @@ _storagetm() {
             return 0
             ;;
         storagetm__subcmd__help)
-            opts="serve copy list boot image key host pair find attach detach hold inspect worker announcer help"
+            opts="serve copy list boot image key host pair find attach detach hold help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        storagetm__subcmd__help__subcmd__announcer)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
             fi
@@ -572,20 +518,6 @@ _storagetm() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        storagetm__subcmd__help__subcmd__inspect)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
         storagetm__subcmd__help__subcmd__key)
             opts="generate import export list remove"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
@@ -699,20 +631,6 @@ _storagetm() {
             return 0
             ;;
         storagetm__subcmd__help__subcmd__serve)
-            opts=""
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        storagetm__subcmd__help__subcmd__worker)
             opts=""
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 3 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -953,20 +871,6 @@ _storagetm() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        storagetm__subcmd__inspect)
-            opts="-h --help"
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
                 *)
                     COMPREPLY=()
                     ;;
@@ -1253,7 +1157,7 @@ _storagetm() {
             return 0
             ;;
         storagetm__subcmd__serve)
-            opts="-h --all --demo --writable --protocol --listen --stdin --open --pair --keys --tls-certificates --allow-null-dh --no-announce --mdns-port --nqn --allow-in-use --io --threads --digests --boot-settings --json --help"
+            opts="-h --all --demo --writable --protocol --listen --stdin --open --pair --keys --tls-certificates --allow-null-dh --no-announce --nqn --allow-in-use --io --threads --digests --boot-settings --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1283,10 +1187,6 @@ _storagetm() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                --mdns-port)
-                    COMPREPLY=($(compgen -f "${cur}"))
-                    return 0
-                    ;;
                 --nqn)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
@@ -1299,20 +1199,6 @@ _storagetm() {
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;
-                *)
-                    COMPREPLY=()
-                    ;;
-            esac
-            COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-            return 0
-            ;;
-        storagetm__subcmd__worker)
-            opts="-h --help"
-            if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
-                COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
-                return 0
-            fi
-            case "${prev}" in
                 *)
                     COMPREPLY=()
                     ;;

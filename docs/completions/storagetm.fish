@@ -24,7 +24,7 @@ function __fish_storagetm_using_subcommand
     contains -- $cmd[1] $argv
 end
 
-complete -c storagetm -n "__fish_storagetm_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c storagetm -n "__fish_storagetm_needs_command" -s h -l help -d 'Print help'
 complete -c storagetm -n "__fish_storagetm_needs_command" -s V -l version -d 'Print version'
 complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "serve" -d 'Lend disks until Ctrl-C'
 complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "copy" -d 'Copy a disk: from another machine, to one, or on this one'
@@ -38,9 +38,6 @@ complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "find" -d 'Look 
 complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "attach" -d 'Have this machine\'s kernel attach disks that another one lends'
 complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "detach" -d 'Have this machine\'s kernel let go of disks that were attached'
 complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "hold" -d 'Keep what is on the terminal until a key is pressed'
-complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "inspect" -d 'Be the process that looks at what is on a disk; `storagetm copy` starts it'
-complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "worker" -d 'Be the process that talks to hosts; `storagetm serve` starts it'
-complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "announcer" -d 'Be the process that speaks multicast DNS; `storagetm serve` and `storagetm find` start it'
 complete -c storagetm -n "__fish_storagetm_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l demo -d 'Lend a built-in disk held in memory, of 256M or as large as said: 64M, 1G' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l writable -d 'Lend DISK so that hosts can change it; may be repeated ("demo" for the built-in disk)' -r -F
@@ -49,7 +46,6 @@ nbd\t'NBD, which qemu, libguestfs, nbdcopy and many others speak'"
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l listen -d 'Listen there: 192.168.1.5, 127.0.0.1:4420, [fe80::1%eth0], nbd:[::]:10809, unix:/run/x.sock; may be repeated' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l keys -d 'Where the keys and the hosts that have them are kept' -r -F
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l tls-certificates -d 'Let NBD clients come by TLS with certificates, too: DIR holds server-cert.pem, server-key.pem and ca-cert.pem' -r -F
-complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l mdns-port -d 'Announce at this UDP port, and on the loopback interface too, instead of 5353' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l nqn -d 'Name disks BASE.NAME, where NAME is the last part of the path' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l io -d 'How to reach the disks and the network: by io_uring, by blocking calls, or the first that works' -r -f -a "auto\t'By io_uring where the kernel allows it'
 uring\t'By io_uring, or not at all'
@@ -180,7 +176,6 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand pair" -l json -d 'Wr
 complete -c storagetm -n "__fish_storagetm_using_subcommand pair" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c storagetm -n "__fish_storagetm_using_subcommand find" -l timeout -d 'How long machines may take to answer' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand find" -l keys -d 'Where the keys of machines are kept that have let this one in' -r -F
-complete -c storagetm -n "__fish_storagetm_using_subcommand find" -l mdns-port -d 'Ask at this UDP port, and on the loopback interface too, instead of 5353' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand find" -l json -d 'Write a JSON array, one object a machine'
 complete -c storagetm -n "__fish_storagetm_using_subcommand find" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l interface -d 'The interface behind which a link-local address is' -r
@@ -189,7 +184,6 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l chap-key 
 complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l chap-controller-key -d 'Read the secret by which the other machine must prove itself from a file' -r -F
 complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l hostnqn -d 'Be called so there; what stands in /etc/nvme/hostnqn if not given' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l patience -d 'How long the kernel goes on trying when the other machine is away; -1 for ever' -r
-complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l mdns-port -d 'Ask for names at this UDP port, and on the loopback interface too, instead of 5353' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l all -d 'All disks that may be had there'
 complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l digests -d 'Put header and data digests around everything, against faulty networks'
 complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l json -d 'Write what came of it as a JSON array, one object a disk'
@@ -201,25 +195,19 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand detach" -l json -d '
 complete -c storagetm -n "__fish_storagetm_using_subcommand detach" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c storagetm -n "__fish_storagetm_using_subcommand hold" -l timeout -d 'Go on by itself after so many seconds' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand hold" -s h -l help -d 'Print help'
-complete -c storagetm -n "__fish_storagetm_using_subcommand inspect" -s h -l help -d 'Print help'
-complete -c storagetm -n "__fish_storagetm_using_subcommand worker" -s h -l help -d 'Print help'
-complete -c storagetm -n "__fish_storagetm_using_subcommand announcer" -s h -l help -d 'Print help'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "serve" -d 'Lend disks until Ctrl-C'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "copy" -d 'Copy a disk: from another machine, to one, or on this one'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "list" -d 'List the disks of this machine, what is on them, and whether they may be lent'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "boot" -d 'Be the first program of a machine that is booted only to lend its disks'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "image" -d 'Make something that boots into target mode: an initramfs, an EFI program, or a USB stick'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "key" -d 'Make, keep and hand over the keys by which other machines are let in'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "host" -d 'Say which machines are let in, to which disks, and until when'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "pair" -d 'Be let in by another machine that lends disks, by the code on its screen'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "find" -d 'Look for machines that lend disks on the networks that this one is on'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "attach" -d 'Have this machine\'s kernel attach disks that another one lends'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "detach" -d 'Have this machine\'s kernel let go of disks that were attached'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "hold" -d 'Keep what is on the terminal until a key is pressed'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "inspect" -d 'Be the process that looks at what is on a disk; `storagetm copy` starts it'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "worker" -d 'Be the process that talks to hosts; `storagetm serve` starts it'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "announcer" -d 'Be the process that speaks multicast DNS; `storagetm serve` and `storagetm find` start it'
-complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold inspect worker announcer help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold help" -f -a "serve" -d 'Lend disks until Ctrl-C'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold help" -f -a "copy" -d 'Copy a disk: from another machine, to one, or on this one'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold help" -f -a "list" -d 'List the disks of this machine, what is on them, and whether they may be lent'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold help" -f -a "boot" -d 'Be the first program of a machine that is booted only to lend its disks'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold help" -f -a "image" -d 'Make something that boots into target mode: an initramfs, an EFI program, or a USB stick'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold help" -f -a "key" -d 'Make, keep and hand over the keys by which other machines are let in'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold help" -f -a "host" -d 'Say which machines are let in, to which disks, and until when'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold help" -f -a "pair" -d 'Be let in by another machine that lends disks, by the code on its screen'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold help" -f -a "find" -d 'Look for machines that lend disks on the networks that this one is on'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold help" -f -a "attach" -d 'Have this machine\'s kernel attach disks that another one lends'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold help" -f -a "detach" -d 'Have this machine\'s kernel let go of disks that were attached'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold help" -f -a "hold" -d 'Keep what is on the terminal until a key is pressed'
+complete -c storagetm -n "__fish_storagetm_using_subcommand help; and not __fish_seen_subcommand_from serve copy list boot image key host pair find attach detach hold help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c storagetm -n "__fish_storagetm_using_subcommand help; and __fish_seen_subcommand_from key" -f -a "generate" -d 'Make a new key, and print it or keep it by a name'
 complete -c storagetm -n "__fish_storagetm_using_subcommand help; and __fish_seen_subcommand_from key" -f -a "import" -d 'Keep a key that was made elsewhere; its text is read from standard input or a file'
 complete -c storagetm -n "__fish_storagetm_using_subcommand help; and __fish_seen_subcommand_from key" -f -a "export" -d 'Write a key in the form in which keys are handed over, or in that which nvme-cli or NBD clients read'

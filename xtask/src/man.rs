@@ -1,5 +1,7 @@
 //! Writes the man pages and shell completions out of the program's own table of options, or checks
-//! that those in the tree are what it would write. Does not know the options.
+//! that those in the tree are what it would write.
+
+mod page;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -68,23 +70,62 @@ fn manuals(command: &clap::Command, folder: &Path) -> Result<Vec<(PathBuf, Vec<u
 }
 
 fn manual(command: &clap::Command, folder: &Path) -> Result<(PathBuf, Vec<u8>)> {
-    let mut page = Vec::new();
-    let name = command.get_display_name().unwrap_or_else(|| command.get_name());
-    let manual = clap_mangen::Man::new(command.clone()).section(section(name));
+    let manual = clap_mangen::Man::new(command.clone()).section(section(title(command)));
     let path = folder.join(manual.get_filename());
-    manual.render(&mut page)?;
-    Ok((path, page))
+    Ok((path, page::render(command, manual)?.into_bytes()))
+}
+
+/// The name of a command's page.
+fn title(command: &clap::Command) -> &str {
+    command.get_display_name().unwrap_or_else(|| command.get_name())
 }
 
 /// The section of the manual: what only an administrator's machine runs is in 8.
 fn section(name: &str) -> &'static str {
-    if name == "storagetm-boot" { "8" } else { "1" }
+    match name {
+        "storagetm-boot" => "8",
+        "storage-target-mode.target" => "7",
+        _ => "1",
+    }
 }
 
 fn completion(shell: Shell, folder: &Path) -> (PathBuf, Vec<u8>) {
     let mut script = Vec::new();
-    let mut command = storagetm::options::command();
+    let mut command = visible(&storagetm::options::command());
     let name = clap_complete::Generator::file_name(&shell, "storagetm");
     clap_complete::generate(shell, &mut command, "storagetm", &mut script);
     (folder.join(name), script)
+}
+
+/// The same command without hidden options and commands, which clap_complete would offer.
+fn visible(command: &clap::Command) -> clap::Command {
+    // Names are kept to the end of the program, which comes soon.
+    let mut copy = clap::Command::new(&*command.get_name().to_owned().leak())
+        .args(command.get_arguments().filter(|argument| !argument.is_hide_set()))
+        .subcommands(command.get_subcommands().filter(|part| !part.is_hide_set()).map(visible))
+        .disable_help_subcommand(command.is_disable_help_subcommand_set());
+    if let Some(version) = command.get_version() {
+        copy = copy.version(&*version.to_owned().leak());
+    }
+    match command.get_about() {
+        Some(about) => copy.about(about.clone()),
+        None => copy,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hidden_options_and_commands_are_not_completed() {
+        for shell in [Shell::Bash, Shell::Fish, Shell::Zsh] {
+            let (_, script) = completion(shell, Path::new(""));
+            let script = String::from_utf8(script).unwrap();
+            assert!(script.contains("writable") && script.contains("generate"), "{shell}");
+            for hidden in ["mdns-port", "announcer", "inspect"] {
+                assert!(!script.contains(hidden), "{shell}: {hidden}");
+            }
+        }
+    }
 }

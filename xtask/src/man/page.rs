@@ -1,0 +1,246 @@
+//! One page of the manual: what clap_mangen writes of the options, then the text that stands behind them in the program's
+//! help as sections of their own, and the sections FILES, EXIT STATUS and SEE ALSO.
+
+use std::fmt::Write;
+
+use anyhow::Result;
+
+use super::{section, title};
+
+/// Lines of the help that begin a section, and its name in the manual.
+const HEADINGS: [(&str, &str); 3] = [
+    ("Examples:", "EXAMPLES"),
+    ("Exit status:", "EXIT STATUS"),
+    ("On the kernel command line:", "KERNEL COMMAND LINE"),
+];
+
+/// What commands exit with whose help says nothing of it.
+const EXIT_STATUS: &str = "0 if it was done, 1 if not, 2 if the options are wrong.";
+
+/// Files by the page that they belong to; those of keys go with the option `--keys`.
+const FILES: &[(&str, &[(&str, &str)])] = &[
+    (
+        "storagetm",
+        &[(
+            "/usr/share/doc/storagetm",
+            "README.md, and in docs/ how to boot, copy, find and share safely",
+        )],
+    ),
+    (
+        "storagetm-serve",
+        &[(
+            "/etc/default/storagetm",
+            "OPTIONS= of storagetm@.service, which lends one disk of a running system",
+        )],
+    ),
+    (
+        "storagetm-image",
+        &[
+            (
+                "/boot/vmlinuz-VERSION, /lib/modules/VERSION",
+                "the kernel of this machine and its drivers",
+            ),
+            (
+                "/usr/lib/systemd/boot/efi/linuxx64.efi.stub",
+                "systemd's EFI stub, for an EFI program or a disk",
+            ),
+        ],
+    ),
+    (
+        "storagetm-attach",
+        &[(
+            "/etc/nvme/hostnqn, /etc/nvme/hostid",
+            "the name of this machine, made if they are missing",
+        )],
+    ),
+];
+const KEYS: (&str, &str) = (
+    "/var/lib/storagetm, ~/.local/state/storagetm",
+    "hosts, keys and the machines that were paired with, for root and for others; $STATE_DIRECTORY in a service",
+);
+
+/// Pages beside storagetm(1) that a page refers to.
+const RELATED: &[(&str, &[&str])] = &[
+    ("storagetm", &["storage-target-mode.target", "nvme(1)", "nbdkit(1)"]),
+    (
+        "storagetm-attach",
+        &["storagetm-detach", "storagetm-pair", "storagetm-find", "nvme-connect(1)", "tlshd(8)"],
+    ),
+    ("storagetm-boot", &["storagetm-image", "storage-target-mode.target"]),
+    ("storagetm-copy", &["storagetm-find", "storagetm-pair", "ddrescue(1)", "nbdcopy(1)"]),
+    ("storagetm-detach", &["storagetm-attach", "nvme-disconnect(1)"]),
+    ("storagetm-find", &["storagetm-attach", "storagetm-copy", "avahi-browse(1)"]),
+    ("storagetm-hold", &["storage-target-mode.target"]),
+    ("storagetm-host", &["storagetm-key", "storagetm-pair", "storagetm-serve"]),
+    ("storagetm-image", &["storagetm-boot", "storage-target-mode.target", "ukify(1)", "sbsign(1)"]),
+    ("storagetm-key", &["storagetm-host", "storagetm-pair", "nvme-tls-key(1)"]),
+    ("storagetm-list", &["storagetm-serve", "lsblk(8)"]),
+    ("storagetm-pair", &["storagetm-attach", "storagetm-copy", "storagetm-host"]),
+    (
+        "storagetm-serve",
+        &[
+            "storagetm-list",
+            "storagetm-pair",
+            "storagetm-host",
+            "storage-target-mode.target",
+            "nvme-connect(1)",
+            "nbdinfo(1)",
+        ],
+    ),
+];
+
+/// Renders the page of a command.
+pub(super) fn render(command: &clap::Command, manual: clap_mangen::Man) -> Result<String> {
+    let name = title(command);
+    let source = concat!("storagetm ", env!("CARGO_PKG_VERSION"));
+    let manual = manual.source(source).manual("storagetm");
+    let mut page = Vec::new();
+    manual.render_title(&mut page)?;
+    manual.render_name_section(&mut page)?;
+    manual.render_synopsis_section(&mut page)?;
+    manual.render_description_section(&mut page)?;
+    if command.get_arguments().any(|argument| !argument.is_hide_set()) {
+        manual.render_options_section(&mut page)?;
+    }
+    if command.get_subcommands().any(|part| !part.is_hide_set()) {
+        manual.render_subcommands_section(&mut page)?;
+    }
+    let mut page = without_repeated_preamble(&String::from_utf8(page)?);
+    let help = command.get_after_long_help().or_else(|| command.get_after_help());
+    let mut sections = sections(&help.map(ToString::to_string).unwrap_or_default());
+    if !sections.iter().any(|(heading, _)| heading == "EXIT STATUS") {
+        sections.push(("EXIT STATUS".to_owned(), EXIT_STATUS.to_owned()));
+    }
+    for (heading, body) in sections {
+        writeln!(page, ".SH \"{heading}\"\n{}", paragraphs(&body).trim_end())?;
+    }
+    page.push_str(&files(command, name));
+    page.push_str(&related(command, name));
+    Ok(page)
+}
+
+/// clap_mangen begins each section with the definition of the apostrophe: once is enough.
+fn without_repeated_preamble(page: &str) -> String {
+    let is_preamble = |line: &str| line.starts_with(".ie ") || line.starts_with(".el ");
+    let lines = page.lines().enumerate();
+    let kept = lines.filter(|(at, line)| *at < 2 || !is_preamble(line));
+    kept.map(|(_, line)| format!("{line}\n")).collect()
+}
+
+/// Divides the text behind the options. What stands before the first heading are notes.
+fn sections(text: &str) -> Vec<(String, String)> {
+    let mut sections = vec![("NOTES".to_owned(), String::new())];
+    for line in text.lines() {
+        let heading =
+            HEADINGS.iter().find_map(|(words, name)| Some((name, line.strip_prefix(words)?)));
+        let rest = heading.map_or(line, |(name, rest)| {
+            sections.push(((*name).to_owned(), String::new()));
+            rest.trim_start()
+        });
+        if let Some((_, body)) = sections.last_mut() {
+            body.push_str(rest);
+            body.push('\n');
+        }
+    }
+    sections.retain(|(_, body)| !body.trim().is_empty());
+    sections
+}
+
+/// Indented lines stay as they are, others are filled.
+fn paragraphs(text: &str) -> String {
+    let mut page = String::new();
+    let mut is_fixed = false;
+    for line in text.trim_matches('\n').lines() {
+        let fixed = line.starts_with(' ') || (is_fixed && line.is_empty());
+        if fixed != is_fixed {
+            page.push_str(if fixed { ".nf\n" } else { ".fi\n.PP\n" });
+            is_fixed = fixed;
+        }
+        page.push_str(&escaped(line));
+        page.push('\n');
+    }
+    if is_fixed {
+        page.push_str(".fi\n");
+    }
+    page
+}
+
+/// Text that troff takes for nothing else.
+fn escaped(line: &str) -> String {
+    let text = line.replace('\\', "\\\\").replace('-', "\\-").replace('\'', "\\*(Aq");
+    if text.starts_with('.') { format!("\\&{text}") } else { text }
+}
+
+fn files(command: &clap::Command, name: &str) -> String {
+    let own = FILES.iter().filter(|(page, _)| *page == name).flat_map(|(_, files)| *files);
+    let has_keys = command.get_arguments().any(|argument| argument.get_long() == Some("keys"));
+    let all: Vec<_> = own.chain(has_keys.then_some(&KEYS)).collect();
+    let mut text = String::new();
+    for (path, what) in &all {
+        text.push_str(&format!(".TP\n\\fI{}\\fR\n{}\n", escaped(path), escaped(what)));
+    }
+    if all.is_empty() { text } else { format!(".SH FILES\n{text}") }
+}
+
+/// The page's relatives, and the pages of the command's parts or of what it is a part of.
+fn related(command: &clap::Command, name: &str) -> String {
+    let mut names: Vec<String> = Vec::new();
+    if name != "storagetm" {
+        names.push("storagetm".to_owned());
+    }
+    if let Some((parent, _)) = name.rsplit_once('-').filter(|(parent, _)| parent.contains('-')) {
+        names.push(parent.to_owned());
+    }
+    let parts = command.get_subcommands().filter(|part| !part.is_hide_set());
+    names.extend(parts.map(|part| title(part).to_owned()));
+    let others = RELATED.iter().filter(|(page, _)| *page == name).flat_map(|(_, others)| *others);
+    names.extend(others.map(|&other| other.to_owned()));
+    let pages: Vec<String> = names.iter().map(|name| reference(name)).collect();
+    format!(".SH \"SEE ALSO\"\n{}\n", pages.join(",\n"))
+}
+
+/// The reference to a page: of ours by its name, of others with its section.
+fn reference(name: &str) -> String {
+    let (page, section) = match name.strip_suffix(')').and_then(|name| name.split_once('(')) {
+        Some(parts) => parts,
+        None => (name, section(name)),
+    };
+    format!("\\fB{}\\fR({section})", escaped(page))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn examples_keep_their_lines_and_have_sections_of_their_own() {
+        let help = "First words.\n\nExamples:\n  Do it:\n    storagetm it\n\n  Again.\n\nAll of it.\n\n\
+                    Exit status: 0 if it's done.";
+        let sections = sections(help);
+        let names: Vec<&str> = sections.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["NOTES", "EXAMPLES", "EXIT STATUS"]);
+        assert_eq!(
+            paragraphs(&sections[1].1),
+            ".nf\n  Do it:\n    storagetm it\n\n  Again.\n\n.fi\n.PP\nAll of it.\n"
+        );
+        assert_eq!(paragraphs(&sections[2].1), "0 if it\\*(Aqs done.\n");
+    }
+
+    #[test]
+    fn every_page_has_its_sections_and_a_whole_header() {
+        let mut command = storagetm::options::command();
+        command.build();
+        let key = command.get_subcommands().find(|part| part.get_name() == "key").unwrap();
+        let page = render(key, clap_mangen::Man::new(key.clone()).section("1")).unwrap();
+        let header =
+            format!(".TH storagetm-key 1  \"storagetm {}\" storagetm\n", env!("CARGO_PKG_VERSION"));
+        assert!(page.contains(&header), "{page}");
+        assert!(!page.contains("EXTRA"));
+        for section in ["EXAMPLES", "EXIT STATUS", "SEE ALSO"] {
+            assert_eq!(page.matches(&format!(".SH \"{section}\"\n")).count(), 1, "{section}");
+        }
+        assert!(page.contains(".SH FILES\n.TP\n\\fI/var/lib/storagetm"));
+        assert!(page.contains("\\fBstoragetm\\-key\\-export\\fR(1)"));
+        assert_eq!(page.matches(".ie ").count(), 1);
+    }
+}
