@@ -28,7 +28,7 @@ pub(crate) const FOLDER: &str = "share/doc/storagetm";
 /// All papers.
 pub(crate) fn pieces() -> Result<Vec<Piece>> {
     let mut pieces = vec![paper("third-party-licences.txt", third_parties()?.into_bytes())];
-    for name in ["LICENSE-APACHE", "LICENSE-MIT", "README.md", "CHANGELOG.md"] {
+    for name in ["LICENSE-APACHE", "LICENSE-MIT"] {
         pieces.push(paper(name, fs::read(workspace().join(name))?));
     }
     Ok(pieces)

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cargo::{self, list, metadata, text, workspace};
 use crate::credits::{paper, third_parties};
+use crate::documents::documents;
 use crate::install::{Piece, lay, pieces};
 use crate::tally::Tally;
 
@@ -54,17 +55,18 @@ storagetm: shared-library-lacks-prerequisites [usr/bin/storagetm]
 storagetm: initial-upload-closes-no-bugs [usr/share/doc/storagetm/changelog.gz:1]
 ";
 
-/// What systemd knows of units is read again; the removal of one is told it afterwards.
+/// Has systemd read its units again, after an installation and after a removal. The initramfs is made anew only where its
+/// owner wants the program in it; dpkg does that once, at the end (initramfs-tools turns the call into a trigger).
 const RELOAD: &str = "\
 #!/bin/sh
 set -e
 if [ -d /run/systemd/system ]; then
     systemctl --system daemon-reload > /dev/null || true
 fi
+if command -v update-initramfs > /dev/null && grep -qsx 'STORAGETM=yes' /etc/initramfs-tools/conf.d/*; then
+    update-initramfs -u
+fi
 ";
-
-/// The initramfs is made anew with the program in it, or without it.
-const TRIGGERS: &str = "activate-noawait update-initramfs\n";
 
 /// Makes the package, and tries it if asked.
 pub(crate) fn run(options: &Options) -> Result<Tally> {
@@ -135,7 +137,8 @@ fn epoch() -> Result<String> {
     Ok(String::from_utf8_lossy(&told).trim().to_owned())
 }
 
-fn strip(program: &Path, to: &Path) -> Result<()> {
+/// Writes the program without symbols and debug information.
+pub(crate) fn strip(program: &Path, to: &Path) -> Result<()> {
     let mut strip = Command::new("strip");
     strip.args(["--strip-all", "--remove-section=.comment", "--remove-section=.note", "-o"]);
     succeed(strip.arg(to).arg(program), &[]).map(drop)
@@ -150,6 +153,7 @@ fn contents(program: &Path, version: &str) -> Result<Vec<Piece>> {
         }
         piece.path = piece.path.replace("zsh/site-functions", "zsh/vendor-completions");
     }
+    all.extend(documents()?);
     let mut changelog = paper("changelog", changelog(version)?.into_bytes());
     let mut licences = paper("third-party-licences.txt", third_parties()?.into_bytes());
     compress(&mut changelog)?;
@@ -194,8 +198,7 @@ fn describe(root: &Path, pieces: &[Piece], version: &str) -> Result<()> {
     let sizes = pieces.iter().map(|piece| piece.content.len().div_ceil(1024));
     fs::write(folder.join("control"), control(version, sizes.sum()))?;
     fs::write(folder.join("md5sums"), sums(root, pieces)?)?;
-    fs::write(folder.join("triggers"), TRIGGERS)?;
-    for name in ["control", "md5sums", "triggers"] {
+    for name in ["control", "md5sums"] {
         fs::set_permissions(folder.join(name), fs::Permissions::from_mode(0o644))?;
     }
     for name in ["postinst", "postrm"] {
@@ -209,6 +212,7 @@ fn control(version: &str, kibibytes: usize) -> String {
     format!(
         "Package: storagetm\nVersion: {version}\nArchitecture: amd64\nMaintainer: {MAINTAINER}\n\
          Installed-Size: {kibibytes}\nSection: admin\nPriority: optional\n\
+         Suggests: ktls-utils, libnbd-bin, nbd-client, nvme-cli, systemd-boot-efi\n\
          Enhances: dracut, initramfs-tools, mkosi, systemd\n\
          Homepage: https://github.com/storagetm/storagetm\n\
          Description: makes disks of this machine attachable over the network\n \

@@ -75,7 +75,8 @@ const UNITS: &[&str] = &[
 const MAKERS: [Maker; 3] = [
     Maker {
         name: "initramfs-tools",
-        script: "mkinitramfs -o /initrds/initramfs-tools.img $kernel\n\
+        script: "echo STORAGETM=yes > /etc/initramfs-tools/conf.d/storagetm\n\
+                 mkinitramfs -o /initrds/initramfs-tools.img $kernel\n\
                  unmkinitramfs /initrds/initramfs-tools.img .\n\
                  test ! -d main || mv main/* .\n\
                  grep -n . scripts/init-top/ORDER | grep -A9 '/storagetm ' | grep -q '/udev '",

@@ -9,6 +9,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::cargo::{self, workspace};
 use crate::credits;
+use crate::deb;
+use crate::documents::documents;
 use crate::tally::Tally;
 
 /// Options of `cargo xtask install`.
@@ -49,11 +51,12 @@ fn install(options: &Options) -> Result<()> {
     ensure!(prefix.starts_with('/'), "PREFIX must be an absolute path, not {prefix}");
     let built = || cargo::build_program("storagetm");
     let program = options.program.clone().map_or_else(built, Ok)?;
-    let mut pieces = pieces(&program)?;
+    let mut pieces = pieces(&stripped(&program)?)?;
     if options.with_target {
         pieces.push(text("units/storage-target-mode.target", UNITS)?);
     }
     pieces.extend(credits::pieces()?);
+    pieces.extend(documents()?);
     if prefix != "/usr" {
         println!("# the pieces for initrds are left out: their makers look below /usr only");
         pieces.retain(|piece| !piece.is_for_initrds());
@@ -65,6 +68,14 @@ fn install(options: &Options) -> Result<()> {
     lay(&pieces, Path::new(&root))?;
     println!("# {} files below {root}", pieces.len());
     Ok(())
+}
+
+/// A copy of the program without symbols and debug information, which are four fifths of it.
+fn stripped(program: &Path) -> Result<PathBuf> {
+    let to = cargo::target_directory()?.join("install").join("storagetm");
+    fs::create_dir_all(to.parent().context("no folder")?)?;
+    deb::strip(program, &to).context("the program cannot be stripped (package binutils)")?;
+    Ok(to)
 }
 
 /// The values of DESTDIR and PREFIX.
@@ -144,7 +155,7 @@ pub(crate) fn pieces(program: &Path) -> Result<Vec<Piece>> {
 }
 
 /// What is in a folder of the tree, in order.
-fn list(folder: &str) -> Result<Vec<String>> {
+pub(crate) fn list(folder: &str) -> Result<Vec<String>> {
     let entries = workspace().join(folder).read_dir().with_context(|| folder.to_owned())?;
     let name = |entry: std::io::Result<fs::DirEntry>| {
         Ok(format!("{folder}/{}", entry?.file_name().to_string_lossy()))
@@ -179,7 +190,7 @@ impl Piece {
         if prefix == "/usr" || self.path == "bin/storagetm" {
             return;
         }
-        let mut content = String::from_utf8_lossy(&self.content).into_owned();
+        let Ok(mut content) = String::from_utf8(self.content.clone()) else { return };
         for place in ["bin/storagetm", "lib/storagetm", "share/storagetm"] {
             content = content.replace(&format!("/usr/{place}"), &format!("{prefix}/{place}"));
         }

@@ -8,6 +8,7 @@ mod chroot;
 mod ci;
 mod credits;
 mod deb;
+mod documents;
 mod initrds;
 mod install;
 mod layers;

@@ -31,24 +31,21 @@ const SYSTEMD: [&str; 2] = ["/usr/lib/systemd/system", "/lib/systemd/system"];
 /// Checks the units with the systemd of this machine, and the scripts with its shellcheck.
 pub(crate) fn run() -> Result<Tally> {
     let mut tally = Tally::default();
-    if is_there("systemd-analyze") {
+    if programs::is_installed("systemd-analyze") {
         tally.check("units: systemd-analyze verify", verify());
+        tally.check("units: systemd-tmpfiles", hands_off());
         for unit in REACHED {
             tally.check(&format!("units: exposure of {unit}"), exposure(unit));
         }
     } else {
-        tally.skip("units", "systemd-analyze is not installed");
+        tally.skip("units", "not installed: systemd-analyze");
     }
-    if is_there("shellcheck") {
+    if programs::is_installed("shellcheck") {
         tally.check("initrd: shellcheck", scripts());
     } else {
-        tally.skip("initrd: shellcheck", "shellcheck is not installed");
+        tally.skip("initrd: shellcheck", "not installed: shellcheck");
     }
     Ok(tally)
-}
-
-fn is_there(program: &str) -> bool {
-    Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success())
 }
 
 /// In a root of their own, with systemd's units beside ours, which ours refer to.
@@ -66,6 +63,23 @@ fn verify() -> Result<()> {
     let mut analyze = Command::new("systemd-analyze");
     analyze.args(["verify", "--man=no"]).arg(format!("--root={}", root.display())).args(LOADED);
     silent(&mut analyze)
+}
+
+/// systemd-tmpfiles does what hands-off.conf says: it masks rules, and keeps the kernel's messages off the console.
+fn hands_off() -> Result<()> {
+    let root = cargo::target_directory()?.join("units");
+    let level = root.join("proc/sys/kernel/printk");
+    fs::create_dir_all(level.parent().context("no folder")?)?;
+    fs::write(&level, "4\t4\t1\t7\n")?;
+    let mut tmpfiles = Command::new("systemd-tmpfiles");
+    tmpfiles.arg(format!("--root={}", root.display())).arg("--create");
+    silent(tmpfiles.arg(workspace().join("units/hands-off.conf")))?;
+    let rule = root.join("run/udev/rules.d/64-md-raid-assembly.rules");
+    ensure!(fs::read_link(&rule)? == Path::new("/dev/null"), "{} is not masked", rule.display());
+    let found = fs::read_to_string(&level)?;
+    // A file of the kernel takes the one number for the first of its four.
+    ensure!(found.starts_with("1\t"), "the console's log level is {found}");
+    Ok(())
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

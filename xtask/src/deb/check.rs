@@ -14,7 +14,7 @@ use crate::tally::Tally;
 const PACKAGES: [&str; 5] = ["bash-completion", "man-db", "mandoc", "systemd", "udev"];
 
 /// What must work once the package is there.
-const PROMISES: [(&str, &str); 7] = [
+const PROMISES: [(&str, &str); 8] = [
     ("the program runs", "storagetm --version | grep -q '^storagetm '"),
     ("its files are whole", "test -z \"$(dpkg --verify storagetm)\""),
     (
@@ -27,6 +27,10 @@ const PROMISES: [(&str, &str); 7] = [
         "test -e /usr/lib/systemd/system/storage-target-mode.target && ! dpkg --search \
          /usr/lib/systemd/system/storage-target-mode.target | grep -q '^storagetm:' && grep -q \
          'Wants=storagetm.service' /usr/lib/systemd/system/storage-target-mode.target.d/*.conf",
+    ),
+    (
+        "an initramfs is left alone unless its owner wants the program in it",
+        "grep -q 'STORAGETM:-no' /usr/share/initramfs-tools/hooks/storagetm && ! grep -rqs STORAGETM /etc/initramfs-tools",
     ),
     (
         "man finds its pages",

@@ -1,0 +1,115 @@
+//! The documents that are installed with the program, in the folders that they have in the tree. A link to what is not
+//! installed becomes one to the repository, so that none is dead.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use anyhow::{Context, Result};
+
+use crate::cargo::workspace;
+use crate::credits::FOLDER;
+use crate::install::{Piece, list};
+
+/// Where the files of the tree can be read.
+const REPOSITORY: &str = "https://github.com/storagetm/storagetm/blob/main";
+/// Documents at the top of the tree, and folders of documents with the ending of their files.
+const TOP: [&str; 3] = ["README.md", "CHANGELOG.md", "SECURITY.md"];
+const FOLDERS: [(&str, &str); 3] =
+    [("docs", ".md"), ("docs/conformance", ".md"), ("docs/images", ".png")];
+/// Those that are for people who work on the program.
+const INTERNAL: [&str; 1] = ["docs/cases.md"];
+
+/// Reads all of them.
+pub(crate) fn documents() -> Result<Vec<Piece>> {
+    let paths = paths()?;
+    let read = |path: &String| {
+        let mut content = fs::read(workspace().join(path)).with_context(|| path.clone())?;
+        if path.ends_with(".md") {
+            content = relinked(&String::from_utf8(content)?, path, &paths).into_bytes();
+        }
+        Ok(Piece { path: format!("{FOLDER}/{path}"), content, is_program: false })
+    };
+    paths.iter().map(read).collect()
+}
+
+fn paths() -> Result<BTreeSet<String>> {
+    let mut paths: BTreeSet<String> = TOP.map(str::to_owned).into();
+    for (folder, ending) in FOLDERS {
+        paths.extend(list(folder)?.into_iter().filter(|path| path.ends_with(ending)));
+    }
+    paths.retain(|path| !INTERNAL.contains(&path.as_str()));
+    Ok(paths)
+}
+
+/// The text of the document at `from`, whose links lead to installed documents or to the repository.
+fn relinked(text: &str, from: &str, installed: &BTreeSet<String>) -> String {
+    let mut result = String::new();
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once("](") {
+        let (target, behind) = after.split_once(')').unwrap_or((after, ""));
+        let end = if behind.is_empty() && !after.contains(')') { "" } else { ")" };
+        let place = resolved(from, target);
+        let kept = place.as_ref().is_none_or(|place| installed.contains(place));
+        let whole = place.filter(|_| !kept).map(|place| format!("{REPOSITORY}/{place}"));
+        result.push_str(&format!("{before}]({}{end}", whole.as_deref().unwrap_or(target)));
+        rest = behind;
+    }
+    result + rest
+}
+
+/// The path in the tree that a link in the document at `from` leads to; `None` for one that leads elsewhere.
+fn resolved(from: &str, target: &str) -> Option<String> {
+    let path = target.split('#').next().filter(|path| !path.is_empty() && !path.contains(':'))?;
+    let mut parts: Vec<&str> = from.split('/').collect();
+    parts.pop();
+    for part in path.split('/') {
+        match part {
+            ".." => drop(parts.pop()),
+            "." | "" => {}
+            name => parts.push(name),
+        }
+    }
+    Some(parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The targets of a document's links.
+    fn targets(text: &str) -> impl Iterator<Item = &str> {
+        text.split("](").skip(1).filter_map(|rest| rest.split(')').next())
+    }
+
+    #[test]
+    fn no_installed_document_has_a_dead_link() {
+        let pieces = documents().unwrap();
+        let installed: BTreeSet<&str> = pieces.iter().map(|piece| piece.path.as_str()).collect();
+        for path in
+            ["README.md", "docs/boot.md", "docs/conformance/nbd.md", "docs/images/screen.png"]
+        {
+            assert!(installed.contains(format!("{FOLDER}/{path}").as_str()), "{path}");
+        }
+        for piece in pieces.iter().filter(|piece| piece.path.ends_with(".md")) {
+            let text = String::from_utf8_lossy(&piece.content);
+            for target in targets(&text) {
+                if let Some(place) = resolved(&piece.path, target) {
+                    assert!(installed.contains(place.as_str()), "{}: {target}", piece.path);
+                }
+                if let Some(path) = target.strip_prefix(&format!("{REPOSITORY}/")) {
+                    let path = path.split('#').next().unwrap();
+                    assert!(workspace().join(path).exists(), "{}: {target}", piece.path);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn links_lead_to_installed_documents_or_to_the_repository() {
+        let installed = BTreeSet::from(["docs/b.md".to_owned()]);
+        let text = "[b](b.md#x) [c](../c.md) [w](https://w.example/) [h](#here)";
+        let wanted =
+            format!("[b](b.md#x) [c]({REPOSITORY}/c.md) [w](https://w.example/) [h](#here)");
+        assert_eq!(relinked(text, "docs/a.md", &installed), wanted);
+    }
+}
