@@ -50,7 +50,7 @@ const FILES: &[(&str, &[(&str, &str)])] = &[
         "storagetm-attach",
         &[(
             "/etc/nvme/hostnqn, /etc/nvme/hostid",
-            "the name of this machine, made if they are missing",
+            "the name and identifier of this machine, if they are there",
         )],
     ),
 ];
