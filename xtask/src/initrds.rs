@@ -75,7 +75,10 @@ const UNITS: &[&str] = &[
 const MAKERS: [Maker; 3] = [
     Maker {
         name: "initramfs-tools",
-        script: "echo STORAGETM=yes > /etc/initramfs-tools/conf.d/storagetm\n\
+        script: "rm -f /etc/initramfs-tools/conf.d/storagetm && mkinitramfs -o without.img $kernel\n\
+                 if lsinitramfs without.img | grep bin/storagetm; then exit 1; fi\n\
+                 rm without.img\n\
+                 echo STORAGETM=yes > /etc/initramfs-tools/conf.d/storagetm\n\
                  mkinitramfs -o /initrds/initramfs-tools.img $kernel\n\
                  unmkinitramfs /initrds/initramfs-tools.img .\n\
                  test ! -d main || mv main/* .\n\

@@ -30,7 +30,7 @@ const PROMISES: [(&str, &str); 8] = [
     ),
     (
         "an initramfs is left alone unless its owner wants the program in it",
-        "grep -q 'STORAGETM:-no' /usr/share/initramfs-tools/hooks/storagetm && ! grep -rqs STORAGETM /etc/initramfs-tools",
+        "test -z \"$(grep -rs STORAGETM /etc/initramfs-tools)\"",
     ),
     (
         "man finds its pages",
