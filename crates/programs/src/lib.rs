@@ -48,6 +48,7 @@ pub const PROGRAMS: &[Program] = &[
     row("fsck.vfat", "dosfstools", FAT),
     row("fusermount3", "fuse3", "block devices over NBD (FUSE)"),
     row("gnutls-cli", "gnutls-bin", TLS),
+    row("gnutls-serv", "gnutls-bin", TLS),
     row("ip", "iproute2", NETWORK),
     row("losetup", "mount", BLOCK),
     row("mke2fs", "e2fsprogs", EXT),

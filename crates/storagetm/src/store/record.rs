@@ -193,7 +193,8 @@ mod test {
         let (text, _) = text.split_once("```").unwrap();
         let key = Key::generate(Kind::Tls, None).unwrap();
         let key = String::from_utf8(key.text().bytes().to_vec()).unwrap();
-        let record = Record::parse(text.replace("NVMeTLSkey-1:01:…:", &key).as_bytes()).unwrap();
+        let text = text.replace("NVMeTLSkey-1:01:…:", &key).replace('…', "0001");
+        let record = Record::parse(text.as_bytes()).unwrap();
         assert!(record.tls.is_some());
         assert_eq!(record.rules[0].disk.as_deref(), Some("sdb"));
     }
