@@ -35,6 +35,7 @@ const MACHINES: &str = "test machines (cargo xtask vm)";
 pub const PROGRAMS: &[Program] = &[
     row("addpart", "util-linux", BLOCK),
     row("apt-get", "apt", MACHINES),
+    row("blkdiscard", "util-linux", "block devices over NBD (FUSE)"),
     row("blkid", "util-linux", "disks of the test machines, as libblkid sees them"),
     row("busybox", "busybox-static", "DHCP"),
     row("cmp", "diffutils", NBD),
