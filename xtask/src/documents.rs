@@ -14,8 +14,7 @@ use crate::install::{Piece, list};
 const REPOSITORY: &str = "https://github.com/storagetm/storagetm/blob/main";
 /// Documents at the top of the tree, and folders of documents with the ending of their files.
 const TOP: [&str; 3] = ["README.md", "CHANGELOG.md", "SECURITY.md"];
-const FOLDERS: [(&str, &str); 3] =
-    [("docs", ".md"), ("docs/conformance", ".md"), ("docs/images", ".png")];
+const FOLDERS: [(&str, &str); 2] = [("docs", ".md"), ("docs/conformance", ".md")];
 /// Those that are for people who work on the program.
 const INTERNAL: [&str; 1] = ["docs/cases.md"];
 
@@ -23,10 +22,8 @@ const INTERNAL: [&str; 1] = ["docs/cases.md"];
 pub(crate) fn documents() -> Result<Vec<Piece>> {
     let paths = paths()?;
     let read = |path: &String| {
-        let mut content = fs::read(workspace().join(path)).with_context(|| path.clone())?;
-        if path.ends_with(".md") {
-            content = relinked(&String::from_utf8(content)?, path, &paths).into_bytes();
-        }
+        let text = fs::read_to_string(workspace().join(path)).with_context(|| path.clone())?;
+        let content = relinked(&text, path, &paths).into_bytes();
         Ok(Piece { path: format!("{FOLDER}/{path}"), content, is_program: false })
     };
     paths.iter().map(read).collect()
@@ -85,12 +82,10 @@ mod tests {
     fn no_installed_document_has_a_dead_link() {
         let pieces = documents().unwrap();
         let installed: BTreeSet<&str> = pieces.iter().map(|piece| piece.path.as_str()).collect();
-        for path in
-            ["README.md", "docs/boot.md", "docs/conformance/nbd.md", "docs/images/screen.png"]
-        {
+        for path in ["README.md", "docs/boot.md", "docs/conformance/nbd.md"] {
             assert!(installed.contains(format!("{FOLDER}/{path}").as_str()), "{path}");
         }
-        for piece in pieces.iter().filter(|piece| piece.path.ends_with(".md")) {
+        for piece in &pieces {
             let text = String::from_utf8_lossy(&piece.content);
             for target in targets(&text) {
                 if let Some(place) = resolved(&piece.path, target) {

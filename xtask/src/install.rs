@@ -190,7 +190,7 @@ impl Piece {
         if prefix == "/usr" || self.path == "bin/storagetm" {
             return;
         }
-        let Ok(mut content) = String::from_utf8(self.content.clone()) else { return };
+        let mut content = String::from_utf8_lossy(&self.content).into_owned();
         for place in ["bin/storagetm", "lib/storagetm", "share/storagetm"] {
             content = content.replace(&format!("/usr/{place}"), &format!("{prefix}/{place}"));
         }
