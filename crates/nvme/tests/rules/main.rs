@@ -16,4 +16,5 @@ mod input;
 mod io;
 mod life;
 mod says;
+mod states;
 mod world;
