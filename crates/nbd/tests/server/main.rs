@@ -15,6 +15,7 @@ mod long;
 mod memory;
 mod options;
 mod says;
+mod states;
 mod status;
 mod world;
 
