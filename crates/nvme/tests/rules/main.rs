@@ -15,6 +15,7 @@ mod header;
 mod input;
 mod io;
 mod life;
+mod memory;
 mod says;
 mod states;
 mod world;

@@ -153,6 +153,11 @@ impl World {
         &mut self.conns[id]
     }
 
+    /// Bytes that all connections hold for transfers.
+    pub(crate) fn held(&self) -> usize {
+        self.conns.iter().map(|conn| conn.account.held()).sum()
+    }
+
     /// The host is gone, if it was not before.
     pub(crate) fn disconnect_once(&mut self, id: Id) {
         if !self.conns[id].disconnected {
