@@ -175,7 +175,7 @@ mod tests {
     use std::fs::{File, OpenOptions};
     use std::io::{BufRead, BufReader};
     use std::path::{Path, PathBuf};
-    use std::process::{Child, Command, Stdio};
+    use std::process::{Child, Stdio};
 
     /// A process that locks `bytes` of a file; it ends when this is dropped.
     struct Locker(Child);
@@ -192,12 +192,12 @@ mod tests {
                  print('locked', flush=True)\n\
                  sys.stdin.read()\n"
             );
-            let mut python = Command::new("python3");
-            python.args(["-c", &script]).arg(path);
-            let Ok(mut child) = python.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn() else {
-                eprintln!("skipped: there is no python3 here");
+            if programs::lacks("byte-range locks of others", &["python3"]) {
                 return None;
-            };
+            }
+            let mut python = programs::command("python3");
+            python.args(["-c", &script]).arg(path);
+            let mut child = python.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
             let mut line = String::new();
             BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
             assert_eq!(line, "locked\n");

@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -15,18 +15,8 @@ use crate::{ANY_PORT, Folder, LONG, PROGRAM, Running, run, sentence, text};
 
 const SIZE: u64 = 16 << 20;
 
-/// A program of others that may not be here: then the test says so.
-fn is_here(program: &str) -> bool {
-    let run = Command::new(program).arg("--version").stdout(Stdio::null()).status();
-    let here = run.is_ok_and(|status| status.success());
-    if !here {
-        eprintln!("skipped: there is no {program} here");
-    }
-    here
-}
-
 fn output(program: &str, arguments: &[&str]) -> Output {
-    Command::new(program).args(arguments).stdin(Stdio::null()).output().unwrap()
+    programs::command(program).args(arguments).stdin(Stdio::null()).output().unwrap()
 }
 
 /// A virtual machine that has not been started yet, with an image as its disk; killed at the end.
@@ -35,7 +25,7 @@ struct Paused(Child);
 impl Paused {
     fn new(image: &str) -> Self {
         let drive = format!("file={image},format=raw,if=none,id=a");
-        let child = Command::new("qemu-system-x86_64")
+        let child = programs::command("qemu-system-x86_64")
             .args(["-accel", "tcg", "-M", "q35", "-m", "64", "-nodefaults", "-display", "none"])
             .args(["-S", "-drive", &drive, "-device", "virtio-blk-pci,drive=a"])
             .stdin(Stdio::null())
@@ -73,7 +63,7 @@ impl Drop for Paused {
 
 #[test]
 fn r57_image_of_a_paused_machine_is_neither_lent_nor_written() {
-    if !is_here("qemu-system-x86_64") {
+    if programs::lacks("images of virtual machines", &["qemu-system-x86_64"]) {
         return;
     }
     let folder = Folder::new();
@@ -115,7 +105,7 @@ fn stop(running: &mut Running) {
 
 #[test]
 fn r57_qemu_does_not_open_what_is_lent_beside_it() {
-    if !is_here("qemu-img") || !is_here("qemu-io") {
+    if programs::lacks("locks that qemu sees", &["qemu-img", "qemu-io"]) {
         return;
     }
     let folder = Folder::new();
@@ -144,9 +134,9 @@ struct Loop(String);
 
 impl Loop {
     fn new(image: &str) -> Option<Self> {
-        let run = Command::new("losetup").args(["--find", "--show", image]).output();
+        let run = programs::command("losetup").args(["--find", "--show", image]).output();
         let Some(run) = run.ok().filter(|run| run.status.success()) else {
-            eprintln!("skipped: no loop device can be attached here");
+            println!("skip twins and clones: no loop devices here");
             return None;
         };
         Some(Self(String::from_utf8(run.stdout).unwrap().trim().to_owned()))
@@ -155,7 +145,7 @@ impl Loop {
 
 impl Drop for Loop {
     fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+        let _ = programs::command("losetup").args(["--detach", &self.0]).status();
     }
 }
 
@@ -164,12 +154,12 @@ fn clones(folder: &Folder) -> Option<(Loop, Loop)> {
     let (first, second) = (folder.image("g1.img", SIZE), text(&folder.0.join("g2.img")));
     let table = folder.0.join("table");
     fs::write(&table, "label: gpt\nsize=8MiB\n").unwrap();
-    let mut sfdisk = Command::new("sfdisk");
-    sfdisk.args(["--quiet", &first]).stdin(fs::File::open(table).unwrap());
-    if !sfdisk.status().is_ok_and(|status| status.success()) {
-        eprintln!("skipped: no partition table can be made here");
+    if programs::lacks("twins and clones", &["sfdisk", "losetup", "unshare"]) {
         return None;
     }
+    let mut sfdisk = programs::command("sfdisk");
+    sfdisk.args(["--quiet", &first]).stdin(fs::File::open(table).unwrap());
+    assert!(sfdisk.status().unwrap().success());
     fs::copy(&first, &second).unwrap();
     Some((Loop::new(&first)?, Loop::new(&second)?))
 }
@@ -189,14 +179,14 @@ fn names(lent: &[Value]) -> Vec<(String, String)> {
 fn r58_clones_on_two_machines_are_two_disks() {
     let folder = Folder::new();
     if !geteuid().is_root() || !Path::new("/etc/machine-id").exists() {
-        return eprintln!("skipped: this machine's identifier cannot be replaced here");
+        return println!("skip clones on two machines: only root makes loop devices");
     }
     let Some((first, second)) = clones(&folder) else { return };
     let on_machine = |digit: &str, disk: &Loop| {
         let identifier = folder.0.join(format!("machine-{digit}"));
         fs::write(&identifier, digit.repeat(32) + "\n").unwrap();
         let script = "mount --bind \"$1\" /etc/machine-id && shift && exec \"$@\"";
-        let mut command = Command::new("unshare");
+        let mut command = programs::command("unshare");
         command.args(["--mount", "sh", "-c", script, "sh"]).arg(identifier).arg(PROGRAM);
         command.args(["serve", "--json", "--listen", "nvme:127.0.0.1:0", &disk.0]);
         Running::start(&mut command)
