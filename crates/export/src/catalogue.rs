@@ -47,7 +47,7 @@ impl Catalogue {
     fn predecessors(&self, export: &Export) -> Vec<Weak<Export>> {
         let past = self.past.lock().unwrap_or_else(|poison| poison.into_inner());
         let before = |other: &&Weak<Export>| {
-            let other = other.upgrade();
+            let other = other.upgrade().filter(|other| !std::ptr::eq(&**other, export));
             other.is_some_and(|other| other.nqn == export.nqn && other.is_being_written())
         };
         past.iter().filter(before).cloned().collect()
@@ -191,6 +191,32 @@ mod test {
     }
 
     const ALL: &[(Option<&str>, Access)] = &[(None, Access::Writable)];
+
+    fn write(grant: &Grant) -> Result<crate::Admitted, crate::Fault> {
+        let buffer = crate::Pool::new(1 << 20).open().take(512);
+        let (op, ticket) = (crate::Op::Write { durable: false }, crate::Ticket::new(1));
+        let request = crate::Request { op, lba: 0, blocks: 1, buffer, ticket };
+        grant.admit(request).map_err(|denied| denied.fault)
+    }
+
+    #[test]
+    fn export_lent_anew_waits_for_writes_to_the_one_before() {
+        let catalogue = Catalogue::default();
+        let old = export("a");
+        catalogue.lend(old.clone());
+        let before = Grant::new(old.clone());
+        let in_flight = write(&before).unwrap();
+        // The same one again is none in place of another.
+        catalogue.lend(old.clone());
+        assert!(!old.has_orphans());
+        let new = export("a");
+        catalogue.lend(new.clone());
+        let grant = Grant::new(new.clone());
+        assert_eq!(write(&grant).err(), Some(crate::Fault::Busy));
+        assert!(new.has_orphans() && !old.is_contended());
+        drop(in_flight.finish(Ok(())));
+        assert!(old.is_contended() && !new.has_orphans() && write(&grant).is_ok());
+    }
 
     #[test]
     fn an_open_door_asks_nothing_and_a_keyed_one_lets_no_stranger_in() {

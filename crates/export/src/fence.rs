@@ -80,3 +80,74 @@ impl Drop for Hold {
         }
     }
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::{Access, Admitted, Fault, Geometry, Grant, Identity, Op, Pool, Request, Ticket};
+
+    fn export() -> Arc<Export> {
+        let disk = std::fs::File::open("/dev/null").unwrap().into();
+        let geometry = Geometry::new(512, 512).unwrap();
+        let mut export = Export::new("disk", "nqn", Identity::default(), geometry, 4096, disk);
+        export.access = Access::Writable;
+        Arc::new(export)
+    }
+
+    fn write(grant: &Grant) -> Result<Admitted, Fault> {
+        let buffer = Pool::new(1 << 20).open().take(512);
+        let (op, ticket) = (Op::Write { durable: false }, Ticket::new(1));
+        let request = Request { op, lba: 0, blocks: 1, buffer, ticket };
+        grant.admit(request).map_err(|denied| denied.fault)
+    }
+
+    #[test]
+    fn writes_behind_a_closed_fence_hold_up_all_others() {
+        let export = export();
+        let (one, other) = (Grant::new(export.clone()), Grant::new(export.clone()));
+        let in_flight = [write(&one).unwrap(), write(&one).unwrap()];
+        one.fence().close();
+        one.fence().close();
+        assert!(export.has_orphans());
+        assert_eq!(write(&one).err(), Some(Fault::Busy));
+        for admitted in in_flight {
+            assert!(!export.is_contended());
+            assert_eq!(write(&other).err(), Some(Fault::Busy));
+            drop(admitted.finish(Ok(())));
+        }
+        assert!(export.is_contended(), "those that wait are to be told");
+        assert!(!export.is_contended(), "once");
+        assert!(!export.has_orphans() && write(&other).is_ok());
+        assert_eq!(write(&one).err(), Some(Fault::Busy));
+    }
+
+    #[test]
+    fn dropped_grants_close_their_fence_and_copies_share_it() {
+        let export = export();
+        let grant = Grant::new(export.clone());
+        let in_flight = write(&grant).unwrap();
+        let renewed = Grant::new(export.clone()).continuing(&grant).read_only();
+        drop(grant);
+        assert!(!export.has_orphans(), "the connection has it still");
+        drop(renewed);
+        assert!(export.has_orphans());
+        drop(in_flight);
+        assert!(export.is_contended() && !export.has_orphans() && !export.is_being_written());
+        drop(Grant::new(export.clone()));
+        assert!(!export.has_orphans() && !export.is_contended());
+    }
+
+    #[test]
+    fn fence_may_be_closed_while_writes_begin_and_end() {
+        let export = export();
+        for _ in 0..200 {
+            let grant = Grant::new(export.clone());
+            std::thread::scope(|scope| {
+                let writer = grant.clone();
+                scope.spawn(move || while write(&writer).is_ok() {});
+                grant.fence().close();
+            });
+            assert!(!export.has_orphans() && !export.is_being_written());
+        }
+    }
+}
