@@ -159,6 +159,12 @@ impl Entrance {
 /// Why a peer was refused that must not speak in the clear, for people.
 pub(crate) const CLEAR: &str = "in the clear, where a key is needed";
 
+/// Why a peer was refused that reached a loopback address by another interface, for people.
+pub(crate) const OUTSIDE: &str = "reached a loopback address from outside this machine";
+
+/// Why a peer was refused whose host has too many connections, for people.
+pub(crate) const CROWD: &str = "too many connections at once";
+
 /// Reports that a peer was refused before it could say who it is.
 pub(crate) fn refuse(sink: &Sink, peer: Peer, why: &'static str) {
     sink(Event::Refused { peer, host: String::new(), wanted: String::new(), why });

@@ -13,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
-use crate::door::{CLEAR, Entrance, Security, Way, refuse};
+use crate::door::{CLEAR, CROWD, Entrance, OUTSIDE, Security, Way, refuse};
 use crate::link::{Census, Link};
 use crate::mailbox::{Mailbox, Message};
 use crate::tls::{Lobby, Newcomer, Often};
@@ -66,6 +66,8 @@ struct Arrivals {
 struct Listener {
     socket: OwnedFd,
     entrance: Arc<Entrance>,
+    /// Whether it is at a loopback address, where only this machine itself may connect.
+    is_loopback: bool,
 }
 
 impl std::fmt::Debug for Fresh {
@@ -130,7 +132,8 @@ impl Acceptor {
         // One that was made by somebody else may block, and this thread has others to listen to.
         rustix::io::ioctl_fionbio(&socket, true)?;
         let entrance = Arc::new(Entrance { security, open });
-        self.tell(|fresh| fresh.listeners.push(Listener { socket, entrance }));
+        let is_loopback = bound.ip().to_canonical().is_loopback();
+        self.tell(|fresh| fresh.listeners.push(Listener { socket, entrance, is_loopback }));
         Ok(bound)
     }
 
@@ -140,6 +143,9 @@ impl Acceptor {
     /// It is none, or there is no room for it.
     pub(crate) fn adopt(&self, socket: OwnedFd, security: Security, open: Open) -> io::Result<()> {
         let peer = peer_of(&socket, security.door)?;
+        if peer.local.ip().to_canonical().is_loopback() && !is_local(&socket, &peer) {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, OUTSIDE));
+        }
         // One that was made by somebody else may not block, and then could not be waited for in a ring.
         rustix::io::ioctl_fionbio(&socket, false)?;
         tune(&socket, &peer);
@@ -175,7 +181,8 @@ impl Drop for Acceptor {
 
 /// A socket that listens on `address`, for [`Engine::accept`](crate::Engine::accept). An IPv6 address is never also an
 /// IPv4 one. With an `interface`, only what comes in there is accepted: Linux takes a packet for any of its addresses on
-/// every interface, also for a link-local IPv4 one.
+/// every interface, also for a link-local IPv4 one. A loopback address is bound to the loopback interface, as far as the
+/// system allows it; [`Engine::accept`](crate::Engine::accept) checks each connection besides.
 ///
 /// # Errors
 /// The address is taken, not one of this machine, or not allowed.
@@ -189,6 +196,9 @@ pub fn bind(address: SocketAddr, interface: Option<&str>) -> io::Result<OwnedFd>
     }
     if let Some(interface) = interface {
         socket2::SockRef::from(&socket).bind_device(Some(interface.as_bytes()))?;
+    } else if address.ip().to_canonical().is_loopback() {
+        // Before Linux 5.7 this takes a capability.
+        let _ = socket2::SockRef::from(&socket).bind_device(Some(LOOPBACK.as_bytes()));
     }
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, BACKLOG)?;
@@ -292,7 +302,10 @@ impl Loop {
         for _ in 0..ROUND {
             let Some(listener) = self.listeners.get(at) else { break };
             match rustix::net::accept_with(&listener.socket, SocketFlags::CLOEXEC) {
-                Ok(socket) => self.admit(socket, listener.entrance.clone()),
+                Ok(socket) => {
+                    let is_loopback = listener.is_loopback;
+                    self.admit(socket, listener.entrance.clone(), is_loopback);
+                }
                 Err(Errno::AGAIN) => break,
                 Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
                     return Err(errno);
@@ -305,8 +318,14 @@ impl Loop {
     }
 
     /// Takes a connection in, if there is room and the peer is still there.
-    fn admit(&mut self, socket: OwnedFd, entrance: Arc<Entrance>) {
+    fn admit(&mut self, socket: OwnedFd, entrance: Arc<Entrance>, is_loopback: bool) {
         let Ok(peer) = peer_of(&socket, entrance.security.door) else { return };
+        if is_loopback && !is_local(&socket, &peer) {
+            if self.refused.is_rare(Instant::now()) {
+                refuse(&self.sink, peer, OUTSIDE);
+            }
+            return;
+        }
         tune(&socket, &peer);
         if let Some(link) = self.census.enter(socket, peer) {
             self.greet(Newcomer { link, entrance, until: Instant::now() + PATIENCE });
@@ -337,6 +356,21 @@ fn is_near(peer: IpAddr) -> bool {
 
 /// What a connection goes over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The loopback interface.
+const LOOPBACK: &str = "lo";
+
+/// Whether a connection to a loopback address was made on this machine. With `net.ipv4.conf.IF.route_localnet` Linux takes
+/// packets for 127.0.0.0/8 from other interfaces, too. Such a connection has neither the loopback interface's socket nor
+/// a loopback address at its other end: to one of those nothing is ever sent but by the loopback interface.
+fn is_local(socket: &OwnedFd, peer: &Peer) -> bool {
+    peer.remote.ip().to_canonical().is_loopback() || is_bound_to_loopback(socket)
+}
+
+fn is_bound_to_loopback(socket: &OwnedFd) -> bool {
+    let device = socket2::SockRef::from(socket).device();
+    device.is_ok_and(|device| device.is_some_and(|name| name == LOOPBACK.as_bytes()))
+}
+
 enum Kind {
     Tcp,
     Unix,

@@ -71,6 +71,17 @@ impl Admission {
         Ok(Self { store: Some(store), watch, ..Self::default() })
     }
 
+    /// The same, if there is such a folder already: where no key is needed, none is made.
+    ///
+    /// # Errors
+    /// Others could write into it.
+    pub(crate) fn open_existing(asked: Option<&Path>) -> Result<Self, Failure> {
+        match Store::place(asked) {
+            Ok(place) if place.is_dir() => Self::open(Some(&place), None),
+            Ok(_) | Err(_) => Ok(Self::none()),
+        }
+    }
+
     /// Whether hosts that know the code can be kept.
     pub(crate) fn can_pair(&self) -> bool {
         self.store.is_some()

@@ -81,6 +81,7 @@ impl Server {
             tells_codes: options.pair && desk.is_none(),
             broken: None,
             loans: Vec::new(),
+        let may_be_keyed = network.may_be_keyed();
             ledger: Ledger::default(),
             follow: disks.follow,
             mailbox,
@@ -99,7 +100,7 @@ impl Server {
         let own = note.into_iter().chain(warning).collect();
         let notes = [settings.notes, disks.notes, own].concat();
         server.remember(options, notes);
-        server.offer(options, settings.no_pairing);
+        server.offer(options, settings.no_pairing || !may_be_keyed);
         server.listen()?;
         given.map_or(Ok(()), |given| server.receive(given))?;
         Ok(server)
@@ -138,13 +139,16 @@ impl Server {
     }
 }
 
-/// Whom to let in, if a key is needed anywhere. Without a folder for them, nobody is.
+/// Whose keys are known: at every address, also where none is needed. Without a folder for them, nobody is let in where
+/// one is.
 fn admission(options: &Serve, network: &Network) -> (Admission, Option<String>) {
-    if !network.may_be_keyed() {
-        return (Admission::none(), None);
-    }
     let boot = options.boot_settings.then(Tree::machine);
-    match Admission::open(options.keys.as_deref(), boot.as_ref()) {
+    let keys = options.keys.as_deref();
+    let opened = match network.may_be_keyed() || options.boot_settings {
+        true => Admission::open(keys, boot.as_ref()),
+        false => Admission::open_existing(keys),
+    };
+    match opened {
         Ok(admission) => (admission, None),
         Err(failure) => {
             (Admission::none(), Some(format!("No host can be let in by a key: {failure}.")))

@@ -116,7 +116,7 @@ fn end(ip: &[&str], name: &str, addresses: [&str; 4]) {
     }
 }
 
-fn ip(words: &[&str]) {
+pub(crate) fn ip(words: &[&str]) {
     run(&["ip"], words);
 }
 

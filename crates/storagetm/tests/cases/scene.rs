@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_storagetm");
 pub(crate) const LONG: Duration = Duration::from_secs(60);
 /// Every address of a network of the test's own. Unlike the loopback addresses themselves, these ask for a key.
 pub(crate) const KEYED: &str = "0.0.0.0:0";
@@ -117,11 +117,13 @@ impl Running {
     }
 
     pub(crate) fn start(words: &[&str]) -> Self {
-        let mut child = Command::new(PROGRAM)
-            .args(words)
+        Self::of(Command::new(PROGRAM).args(words).stdin(Stdio::null()))
+    }
+
+    pub(crate) fn of(command: &mut Command) -> Self {
+        let mut child = command
             .env_remove("NOTIFY_SOCKET")
             .env_remove("CREDENTIALS_DIRECTORY")
-            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

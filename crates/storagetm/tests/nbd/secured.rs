@@ -107,6 +107,24 @@ fn interop_a_key_lets_gnutls_clients_in() {
     }
 }
 
+/// Where no key is needed, one works all the same.
+#[test]
+fn interop_a_key_works_at_a_loopback_address() {
+    if lacks("a key works at a loopback address", &["nbdinfo"]) {
+        return;
+    }
+    let scene = Scene::new();
+    let keys = scene.folder.path("keys");
+    let server = Server::tcp(&["--keys", &keys, &scene.image]);
+    let told = says("nbdinfo", &["--json", &scene.uri(&server, "laptop", &scene.file())]);
+    assert!(told.contains("\"TLS\": true"), "{told}");
+    assert_eq!(server.until("attached").pop().unwrap()["host"], "laptop");
+    says("nbdinfo", &["--size", &server.uri("disk")]);
+    let wrong = scene.folder.path("wrong.psk");
+    fs::write(&wrong, format!("laptop:{}\n", "5a".repeat(32))).unwrap();
+    fails("nbdinfo", &["--size", &scene.uri(&server, "laptop", &wrong)]);
+}
+
 #[test]
 fn interop_a_wrong_key_lets_nobody_in() {
     if lacks("a wrong key lets nobody in", &["nbdinfo"]) {
