@@ -1,8 +1,8 @@
-//! The signals that end or redraw the program, as a descriptor that can be polled.
+//! The signals that end or redraw the program, or have it let pairing go on, as a descriptor that can be polled.
 //!
 //! Does not know what is done about them.
 
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGWINCH};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGWINCH};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use std::io;
@@ -22,6 +22,8 @@ pub enum Signal {
     WindowChange,
     /// SIGCONT: the process goes on after it was stopped, as by `fg` in a shell.
     Continue,
+    /// SIGUSR1: pairing is to go on.
+    ReopenPairing,
 }
 
 impl Signal {
@@ -32,6 +34,7 @@ impl Signal {
             SIGHUP => Some(Self::HangUp),
             SIGWINCH => Some(Self::WindowChange),
             SIGCONT => Some(Self::Continue),
+            SIGUSR1 => Some(Self::ReopenPairing),
             _ => None,
         }
     }
@@ -48,7 +51,7 @@ impl Signals {
     pub fn open() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        let mut numbers = vec![SIGINT, SIGTERM, SIGWINCH, SIGCONT];
+        let mut numbers = vec![SIGINT, SIGTERM, SIGWINCH, SIGCONT, SIGUSR1];
         numbers.extend((!hang_up_is_ignored()).then_some(SIGHUP));
         let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, numbers)?;
         Ok(Self { delivery })

@@ -88,13 +88,25 @@ fn refusal(f: &mut fmt::Formatter<'_>, why: Why, seconds: u16) -> fmt::Result {
         Why::Later => "somebody typed a wrong code just now",
         Why::Busy => "the target is pairing with another machine just now",
         Why::Stopped => {
-            "too many wrong codes were typed: press the key that the target's screen names, and type the new code"
+            "too many wrong codes were typed: press c at the target, or send SIGUSR1 to its storagetm serve, and type the new \
+             code; or wait"
         }
         Why::Closed => "the target shows no code just now: have it show one, and type that",
         Why::Denied => "the target's owner said no",
         Why::Unanswered => "nobody at the target answered: try again with somebody there",
+        Why::Full => {
+            "the target could not store the key: no space left on device; this machine was not let in. Make room where the \
+             target keeps its keys, and pair again"
+        }
+        Why::Unkept => {
+            "the target could not store the key: its screen or journal says why; this machine was not let in"
+        }
     })?;
-    if seconds > 0 { write!(f, ": try again in {seconds} s") } else { Ok(()) }
+    match seconds {
+        0 => Ok(()),
+        ..120 => write!(f, ": try again in {seconds} s"),
+        _ => write!(f, ": try again in {} min", seconds.div_ceil(60)),
+    }
 }
 
 impl std::error::Error for Failure {}

@@ -13,8 +13,13 @@ use crate::{Code, Kind, Visit};
 
 /// How long a code is good for.
 const LIFE: Duration = Duration::from_mins(10);
-/// Wrong codes in a row, after which nobody may try until [`Desk::unlock`].
+/// Wrong codes in a row, after which nobody may try for a long time, or until [`Desk::unlock`].
 const FAILURES: u32 = 10;
+/// How long nobody may try after the first [`FAILURES`] wrong codes. Each further stop is twice as long as the one before:
+/// whoever keeps guessing for a year has 140 guesses, for ten years 230.
+const STOP: Duration = Duration::from_hours(1);
+/// How often it is doubled at most: then it lasts for eleven months.
+const LONGEST_STOP: u32 = 13;
 /// The longest time after a wrong code in which nobody may try, in seconds.
 const LONGEST_DELAY: u64 = 64;
 /// Hosts at most that wait for the owner's answer.
@@ -37,6 +42,10 @@ pub enum Verdict {
     },
     /// It is not.
     Denied,
+    /// It would be, but its key cannot be stored: there is no space left where keys are kept.
+    Full,
+    /// The same, for another reason.
+    Unkept,
 }
 
 /// The codes that are good just now.
@@ -57,12 +66,66 @@ pub struct View {
     pub shown: Option<Shown>,
     /// Nobody may try before that, because of a wrong code.
     pub wait_until: Option<Instant>,
-    /// Whether too many wrong codes have stopped the desk until [`Desk::unlock`].
+    /// Whether too many wrong codes have stopped the desk: until `wait_until`, or [`Desk::unlock`].
     pub stopped: bool,
-    /// Wrong codes since a right one, or since [`Desk::unlock`].
+    /// Wrong codes since a right one, a stop, or [`Desk::unlock`].
     pub failures: u32,
+    /// Stops since a right code, or [`Desk::unlock`].
+    pub stops: u32,
     /// Those who wait for [`Desk::answer`], by the number of their [`export::Knock`].
     pub waiting: Vec<u64>,
+}
+
+impl View {
+    /// The wrong codes so far.
+    pub fn tries(&self) -> Tries {
+        Tries { failures: self.failures, stops: self.stops, wait_until: self.wait_until }
+    }
+}
+
+/// The wrong codes since a right one, and what follows from them. A guesser gains nothing by the death of the process that
+/// counts them if another one [goes on](Desk::resume) from here.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tries {
+    /// In a row, since the last stop.
+    pub failures: u32,
+    /// How often there were too many of them.
+    pub stops: u32,
+    /// Nobody may try before that.
+    pub wait_until: Option<Instant>,
+}
+
+impl Tries {
+    /// Counts a wrong code.
+    pub fn fail(&mut self, now: Instant) {
+        if self.is_stopped() {
+            return;
+        }
+        let delay = 1_u64.checked_shl(self.failures).unwrap_or(LONGEST_DELAY).min(LONGEST_DELAY);
+        self.failures = self.failures.saturating_add(1);
+        let delay = if self.is_stopped() {
+            let doubled = STOP * (1 << self.stops.min(LONGEST_STOP));
+            self.stops = self.stops.saturating_add(1);
+            doubled
+        } else {
+            Duration::from_secs(delay)
+        };
+        self.wait_until = Some(now + delay);
+    }
+
+    /// Whether there were too many.
+    pub fn is_stopped(&self) -> bool {
+        self.failures >= FAILURES
+    }
+
+    /// Begins a new series once a stop is over. Returns whether it does.
+    fn resume(&mut self, now: Instant) -> bool {
+        let is_over = self.is_stopped() && self.wait_until.is_none_or(|until| until <= now);
+        if is_over {
+            (self.failures, self.wait_until) = (0, None);
+        }
+        is_over
+    }
 }
 
 /// The desk. Shared by all its visits and the program.
@@ -76,8 +139,7 @@ struct State {
     /// Good until the time beside them, unless somebody is trying them then.
     codes: Option<Shown>,
     open: bool,
-    failures: u32,
-    not_before: Option<Instant>,
+    tries: Tries,
     /// The try that is under way.
     trying: Option<u64>,
     waiting: Vec<(u64, Option<Verdict>)>,
@@ -96,12 +158,16 @@ impl Desk {
     /// A desk that shows a code from `now` on. `name` is what this machine calls itself: told to nobody who has not
     /// shown a code.
     pub fn new(name: &str, now: Instant, random: Random) -> Arc<Self> {
+        Self::resume(name, now, random, Tries::default())
+    }
+
+    /// The same, after the wrong codes that another desk has counted.
+    pub fn resume(name: &str, now: Instant, random: Random, tries: Tries) -> Arc<Self> {
         let mut state = State {
             random,
             codes: None,
             open: true,
-            failures: 0,
-            not_before: None,
+            tries,
             trying: None,
             waiting: Vec::new(),
             next: 1,
@@ -123,9 +189,10 @@ impl Desk {
         state.refresh(now);
         View {
             shown: state.codes.clone(),
-            wait_until: state.not_before.filter(|until| *until > now),
-            stopped: state.is_stopped(),
-            failures: state.failures,
+            wait_until: state.tries.wait_until.filter(|until| *until > now),
+            stopped: state.tries.is_stopped(),
+            failures: state.tries.failures,
+            stops: state.tries.stops,
             waiting: state.unanswered().collect(),
         }
     }
@@ -141,15 +208,15 @@ impl Desk {
         let expires = state.codes.as_ref().map(|codes| codes.expires);
         // While somebody tries an old code, its replacement is a change that is counted.
         let expires = expires.filter(|at| state.trying.is_none() || *at > now);
-        [expires, state.not_before.filter(|until| *until > now)].into_iter().flatten().min()
+        let pause = state.tries.wait_until.filter(|until| *until > now);
+        [expires, pause].into_iter().flatten().min()
     }
 
     /// Somebody at this machine wants pairing to go on, or to begin: new codes, and all tries are left.
     pub fn unlock(&self, now: Instant) {
         let mut state = self.state();
         state.open = true;
-        state.failures = 0;
-        state.not_before = None;
+        state.tries = Tries::default();
         state.trying = None;
         state.renew(now);
     }
@@ -226,10 +293,6 @@ impl Desk {
 }
 
 impl State {
-    fn is_stopped(&self) -> bool {
-        self.failures >= FAILURES
-    }
-
     fn unanswered(&self) -> impl Iterator<Item = u64> {
         self.waiting.iter().filter(|(_, told)| told.is_none()).map(|(number, _)| *number)
     }
@@ -238,8 +301,11 @@ impl State {
         self.generation = self.generation.saturating_add(1);
     }
 
-    /// Codes that are too old are replaced, but not under who is trying them.
+    /// Ends a stop that has lasted long enough. Codes that are too old are replaced, but not under who is trying them.
     fn refresh(&mut self, now: Instant) {
+        if self.tries.resume(now) {
+            self.renew(now);
+        }
         let old = self.codes.as_ref().is_some_and(|codes| codes.expires <= now);
         if old && self.trying.is_none() {
             self.renew(now);
@@ -247,7 +313,7 @@ impl State {
     }
 
     fn renew(&mut self, now: Instant) {
-        let may = self.open && !self.is_stopped();
+        let may = self.open && !self.tries.is_stopped();
         self.codes = may.then(|| {
             let (mut digits, mut long) = (Zeroizing::new([0; 8]), Zeroizing::new([0; 16]));
             (self.random)(&mut *digits);
@@ -259,12 +325,14 @@ impl State {
     }
 
     fn admit(&self, now: Instant) -> Result<Shown, (Why, u64)> {
-        if self.is_stopped() {
-            return Err((Why::Stopped, 0));
+        let left = self.tries.wait_until.map(|until| until.saturating_duration_since(now));
+        let left = left.filter(|left| !left.is_zero()).map(|left| left.as_secs() + 1);
+        if self.open && self.tries.is_stopped() {
+            return Err((Why::Stopped, left.unwrap_or_default()));
         }
         let codes = self.codes.clone().ok_or((Why::Closed, 0))?;
-        if let Some(until) = self.not_before.filter(|until| *until > now) {
-            return Err((Why::Later, until.duration_since(now).as_secs() + 1));
+        if let Some(left) = left {
+            return Err((Why::Later, left));
         }
         if self.trying.is_some() || self.waiting.len() >= WAITING {
             return Err((Why::Busy, 5));
@@ -281,9 +349,7 @@ impl State {
     }
 
     fn failed(&mut self, now: Instant) {
-        let delay = 1_u64.checked_shl(self.failures).unwrap_or(LONGEST_DELAY).min(LONGEST_DELAY);
-        self.failures = self.failures.saturating_add(1);
-        self.not_before = Some(now + Duration::from_secs(delay));
+        self.tries.fail(now);
         self.renew(now);
     }
 }
@@ -318,8 +384,7 @@ impl Attempt {
             return None;
         }
         state.trying = None;
-        state.failures = 0;
-        state.not_before = None;
+        state.tries = Tries::default();
         state.waiting.push((self.number, None));
         state.renew(now);
         Some(self.number)

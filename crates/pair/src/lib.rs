@@ -28,7 +28,7 @@ mod visit;
 
 pub use client::Client;
 pub use code::{BadCode, Code, Kind};
-pub use desk::{Desk, Random, Shown, Verdict, View};
+pub use desk::{Desk, Random, Shown, Tries, Verdict, View};
 pub use invite::Invite;
 pub use message::{Disk, MOST_DISKS, Why};
 pub use visit::Visit;

@@ -70,7 +70,7 @@ pub enum Why {
     Later,
     /// Somebody else is trying just now.
     Busy,
-    /// Too many have failed: somebody at the target must let pairing go on.
+    /// Too many have failed: pairing goes on after a long time, or when somebody at the target says so.
     Stopped,
     /// The target shows no code just now.
     Closed,
@@ -78,10 +78,14 @@ pub enum Why {
     Denied,
     /// Nobody at the target answered in time.
     Unanswered,
+    /// The target cannot store the host's key: there is no space left on its device.
+    Full,
+    /// The target cannot store the host's key, for another reason.
+    Unkept,
 }
 
 impl Why {
-    const ALL: [(u8, Self); 7] = [
+    const ALL: [(u8, Self); 9] = [
         (1, Self::WrongCode),
         (2, Self::Later),
         (3, Self::Busy),
@@ -89,6 +93,8 @@ impl Why {
         (5, Self::Closed),
         (6, Self::Denied),
         (7, Self::Unanswered),
+        (8, Self::Full),
+        (9, Self::Unkept),
     ];
 
     fn number(self) -> u8 {
@@ -110,6 +116,8 @@ impl Why {
             Self::Closed => "pairing is off",
             Self::Denied => "denied by the owner",
             Self::Unanswered => "nobody at the screen answered",
+            Self::Full => "its key could not be stored: no space left on device",
+            Self::Unkept => "its key could not be stored",
         }
     }
 }

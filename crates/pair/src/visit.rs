@@ -187,6 +187,8 @@ impl Visit {
                 self.close(Reason::Ended);
             }
             Some(Verdict::Denied) => self.deny(Why::Denied),
+            Some(Verdict::Full) => self.deny(Why::Full),
+            Some(Verdict::Unkept) => self.deny(Why::Unkept),
         }
     }
 

@@ -140,6 +140,11 @@ impl Admission {
         changed
     }
 
+    /// Whether too many wrong codes have stopped pairing, as far as was shown.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.view.as_ref().is_some_and(|view| view.stopped)
+    }
+
     /// The code that is good now, to be typed and for a camera.
     pub(crate) fn code(&self, endpoints: &[Endpoint]) -> Option<(String, String)> {
         let shown = self.view.as_ref()?.shown.as_ref()?;
@@ -253,7 +258,7 @@ mod test {
 
     fn view(waiting: &[u64]) -> View {
         let waiting = waiting.to_vec();
-        View { shown: None, wait_until: None, stopped: false, failures: 0, waiting }
+        View { shown: None, wait_until: None, stopped: false, failures: 0, stops: 0, waiting }
     }
 
     #[test]

@@ -153,7 +153,7 @@ mod test {
         let mailbox = Mailbox::open().unwrap();
         let view = |failures| {
             let waiting = Vec::new();
-            View { shown: None, wait_until: None, stopped: false, failures, waiting }
+            View { shown: None, wait_until: None, stopped: false, failures, stops: 0, waiting }
         };
         let violation = || Said::Event(Event::Violation { peer: peer(), rule: "rule" });
         mailbox.hear(Said::Pairing(view(1)));

@@ -202,7 +202,8 @@ pub struct Serve {
 
     /// Show a code by which other machines are let in (storagetm pair), also without a screen
     ///
-    /// On a terminal a code is shown anyway, where keys are needed. With --json it is an event.
+    /// On a terminal a code is shown anyway, where keys are needed. With --json it is an event. Ten wrong codes in a row stop
+    /// pairing for an hour, the next ten for two, and so on; the signal SIGUSR1 makes a new code at once.
     #[arg(long, conflicts_with = "open")]
     pub pair: bool,
 

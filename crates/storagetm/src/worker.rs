@@ -26,11 +26,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::{Driver, Running};
 use export::{Access, Door, Event, Export, Policy};
-use pair::{Verdict, View};
+use pair::{Tries, Verdict, View};
 use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -40,7 +40,7 @@ use crate::serve::certificates::Certificates;
 use channel::Sender;
 pub(crate) use duty::work;
 pub(crate) use process::program;
-use words::{Counts, Lent, Order, Start};
+use words::{Counts, Lent, Order, Start, TriesWord};
 
 /// Beyond the patience with the hosts, before a worker that is told to stop is ended.
 const GRACE: Duration = Duration::from_secs(2);
@@ -113,6 +113,8 @@ struct Standing {
     sender: Option<Sender>,
     process: Option<Pid>,
     running: Option<Running>,
+    /// The wrong codes that were tried, as workers said.
+    tries: Tries,
     unconfined: Vec<String>,
     /// Whether it is meant to end.
     stopping: bool,
@@ -235,12 +237,14 @@ impl Worker {
     pub(crate) fn pair(&self, name: &str) {
         let mut standing = self.shared.standing();
         standing.pairing = Some(name.to_owned());
-        standing.send(&Order::Pair { name: name.to_owned() });
+        standing.send_pairing();
     }
 
     /// Has it show another code, and take tries anew: somebody is at this machine.
     pub(crate) fn unlock(&self) {
-        self.shared.standing().send(&Order::Unlock);
+        let mut standing = self.shared.standing();
+        standing.tries = Tries::default();
+        standing.send(&Order::Unlock);
     }
 
     /// Answers [`Event::Knocked`]: the knock of that number.
@@ -333,6 +337,7 @@ impl Standing {
             unconfined: Vec::new(),
             stopping: false,
             stopped: None,
+            tries: Tries::default(),
         }
     }
 
@@ -365,11 +370,15 @@ impl Standing {
     }
 
     /// Tells a new worker all that the last one knew. Before disks and sockets it learns whom to let in.
+    fn send_pairing(&self) {
+        let Some(name) = self.pairing.clone() else { return };
+        let tries = TriesWord::new(&self.tries, Instant::now());
+        self.send(&Order::Pair { name, tries });
+    }
+
     fn send_all(&self) {
         self.send(&Order::Follow { hosts: words::hosts(&self.policy) });
-        if let Some(name) = &self.pairing {
-            self.send(&Order::Pair { name: name.clone() });
-        }
+        self.send_pairing();
         self.lent.iter().for_each(|loaned| self.send_lent(loaned));
         self.accepted.iter().for_each(|accepted| self.send_accepted(accepted));
     }
@@ -391,6 +400,10 @@ impl Standing {
         }
         self.lent.retain(|loaned| !loaned.withdrawn);
         for loaned in &mut self.lent {
+        // It may have died of a wrong code that it could not report any more.
+        if self.pairing.is_some() {
+            self.tries.fail(Instant::now());
+        }
             loaned.before = counted(&loaned.export);
             loaned.being_written = false;
         }

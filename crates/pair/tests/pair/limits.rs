@@ -24,6 +24,73 @@ fn hello(share: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// Tries wrong codes until it is stopped. Returns how many were wrong, and for how long it is stopped.
+fn guess(world: &mut World) -> (u32, Duration) {
+    let mut wrong = 0;
+    loop {
+        let code = world.wrong();
+        let (_, _, found) = world.attempt(&code);
+        match refused(&found) {
+            Some((Why::WrongCode, 0)) => wrong += 1,
+            Some((Why::Stopped, seconds)) => {
+                let view = world.desk.view(world.now);
+                let left = view.wait_until.unwrap().duration_since(world.now);
+                assert!(view.stopped && view.shown.is_none());
+                assert!(seconds == u16::MAX || u64::from(seconds) == left.as_secs() + 1);
+                return (wrong, left);
+            }
+            other => panic!("{other:?}"),
+        }
+        if !world.desk.view(world.now).stopped {
+            world.wait();
+        }
+    }
+}
+
+/// X62: after ten wrong codes pairing goes on by itself, ever later: a guesser has 140 guesses a year.
+#[test]
+fn x62_stopped_pairing_goes_on_after_a_time_that_doubles() {
+    let mut world = World::new();
+    let begun = world.now;
+    let (mut guesses, mut hours) = (0, 1);
+    while world.now.duration_since(begun) < Duration::from_hours(365 * 24) {
+        let (wrong, left) = guess(&mut world);
+        guesses += wrong;
+        assert_eq!((wrong, left), (10, Duration::from_hours(hours)));
+        world.pass(left - Duration::from_secs(1));
+        assert!(world.desk.view(world.now).stopped);
+        world.pass(Duration::from_secs(1));
+        hours *= 2;
+    }
+    assert_eq!(guesses, 140);
+    // Whoever has the code is let in then, and the next stop is short again.
+    let right = world.digits();
+    let (conn, _, _) = world.attempt(&right);
+    assert!(conn.knock().is_some());
+    drop(conn);
+    assert_eq!(guess(&mut world), (10, Duration::from_hours(1)));
+}
+
+/// X62: a guesser who ends the process that counts the guesses has none of them back.
+#[test]
+fn x62_wrong_codes_are_counted_on_by_another_desk() {
+    let mut world = World::new();
+    for _ in 0..9 {
+        let wrong = world.wrong();
+        world.attempt(&wrong);
+        world.wait();
+    }
+    let tries = world.desk.view(world.now).tries();
+    assert_eq!((tries.failures, tries.stops), (9, 0));
+    world.replace_desk(tries);
+    assert_eq!(guess(&mut world), (1, Duration::from_hours(1)));
+    let tries = world.desk.view(world.now).tries();
+    world.replace_desk(tries);
+    assert_eq!(guess(&mut world), (0, Duration::from_hours(1)));
+    world.pass(Duration::from_hours(1));
+    assert_eq!(guess(&mut world), (10, Duration::from_hours(2)));
+}
+
 /// X06: ten wrong codes stop it, the right one does not help then, and a key at the machine does.
 #[test]
 fn x06_ten_wrong_codes_stop_it_until_somebody_there_lets_it_go_on() {
@@ -38,13 +105,15 @@ fn x06_ten_wrong_codes_stop_it_until_somebody_there_lets_it_go_on() {
             shown.push(last_right.text().to_owned());
         }
         let (_, _, found) = world.attempt(&wrong);
-        let expected = if n < 10 { Why::WrongCode } else { Why::Stopped };
-        assert_eq!(refused(&found), Some((expected, 0)), "{n}");
+        let expected = if n < 10 { (Why::WrongCode, 0) } else { (Why::Stopped, 3601) };
+        assert_eq!(refused(&found), Some(expected), "{n}");
         let before = world.now;
-        world.wait();
+        if !world.desk.view(world.now).stopped {
+            world.wait();
+        }
         delays.push(world.now.duration_since(before).as_secs());
     }
-    assert_eq!(delays[..11], [1, 2, 4, 8, 16, 32, 64, 64, 64, 64, 0]);
+    assert_eq!(delays[..11], [1, 2, 4, 8, 16, 32, 64, 64, 64, 0, 0]);
     let count = shown.len();
     shown.sort();
     shown.dedup();
@@ -53,10 +122,7 @@ fn x06_ten_wrong_codes_stop_it_until_somebody_there_lets_it_go_on() {
     assert!(view.stopped && view.shown.is_none() && view.failures == 10);
 
     let (_, _, found) = world.attempt(&last_right);
-    assert_eq!(refused(&found), Some((Why::Stopped, 0)));
-    world.pass(Duration::from_hours(24));
-    let (_, _, found) = world.attempt(&last_right);
-    assert_eq!(refused(&found), Some((Why::Stopped, 0)), "time alone does not help");
+    assert_eq!(refused(&found), Some((Why::Stopped, 3601)));
 
     world.desk.unlock(world.now);
     let (_, _, found) = world.attempt(&last_right);

@@ -38,6 +38,7 @@ pub(crate) fn peer(identity: &str, binding: [u8; 32]) -> Peer {
 pub(crate) struct World {
     pub(crate) now: Instant,
     pub(crate) desk: Arc<Desk>,
+    seed: u64,
     draw: Random,
 }
 
@@ -101,7 +102,13 @@ impl World {
     pub(crate) fn seeded(seed: u64) -> Self {
         let now = Instant::now();
         let desk = Desk::new("laptop", now, random(seed));
-        Self { now, desk, draw: random(seed + 1000) }
+        Self { now, desk, seed, draw: random(seed + 1000) }
+    }
+
+    /// Another process goes on.
+    pub(crate) fn replace_desk(&mut self, tries: pair::Tries) {
+        self.desk = Desk::resume("laptop", self.now, random(self.seed + 1), tries);
+        self.seed += 1;
     }
 
     pub(crate) fn digits(&self) -> Code {

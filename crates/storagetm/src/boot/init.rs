@@ -140,7 +140,10 @@ fn hear_signals() {
                 match signal {
                     Signal::Interrupt => wind_up(2, Power::Restart),
                     Signal::Terminate => wind_up(1, Power::Off),
-                    Signal::HangUp | Signal::WindowChange | Signal::Continue => {}
+                    Signal::HangUp
+                    | Signal::WindowChange
+                    | Signal::Continue
+                    | Signal::ReopenPairing => {}
                 }
             }
         }

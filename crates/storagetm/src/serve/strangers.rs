@@ -41,7 +41,7 @@ impl Server {
             None => Verdict::Denied,
             Some((_, Err(failure))) => {
                 self.say(&Happening::note(format!("{} is not let in: {failure}", knock.name)));
-                Verdict::Denied
+                if failure.is_full() { Verdict::Full } else { Verdict::Unkept }
             }
             Some((access, Ok(()))) => {
                 self.follow_owner(now);
@@ -63,6 +63,15 @@ impl Server {
     /// Shows the code that is good from now on.
     pub(super) fn show_code(&mut self, view: View) {
         self.alerts.code = view.wait_until;
+        if view.stopped && !self.admission.is_stopped() {
+            let left = view.wait_until.map(|until| until.saturating_duration_since(Instant::now()));
+            let minutes = left.unwrap_or_default().as_secs().div_ceil(60);
+            self.say(&Happening::note(format!(
+                "Pairing has stopped after too many wrong codes. It goes on by itself in {minutes} minutes; at once if c is \
+                 pressed at this screen, or by: kill -USR1 {}",
+                std::process::id()
+            )));
+        }
         let another = self.admission.show(view);
         let code = self.admission.code(&self.endpoints());
         if let Some((code, link)) = code.filter(|_| another && self.tells_codes) {

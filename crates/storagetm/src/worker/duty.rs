@@ -140,7 +140,10 @@ impl Duty {
                 let _ = export.is_some_and(|export| export.resize(bytes));
             }
             (Order::Follow { hosts }, _) => self.sessions.catalogue.follow(words::policy(hosts)),
-            (Order::Pair { name }, _) => self.sessions.pair(&name, Instant::now()),
+            (Order::Pair { name, tries }, _) => {
+                let now = Instant::now();
+                self.sessions.pair(&name, tries.tries(now), now);
+            }
             (Order::Unlock, _) => self.with_desk(|desk| desk.unlock(Instant::now())),
             (Order::Answer { number, verdict }, _) => {
                 // Nobody hears it who waits no longer.

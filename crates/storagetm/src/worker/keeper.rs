@@ -173,7 +173,9 @@ fn take(shared: &Shared, witness: &mut Witness, report: Report) -> Result<(), ()
         // Where no code is to be shown, none is.
         Report::Pairing(_) if shared.standing().pairing.is_none() => return Err(()),
         Report::Pairing(word) => {
-            shared.say(Said::Pairing(word.view(Instant::now()).ok_or(())?));
+            let view = word.view(Instant::now()).ok_or(())?;
+            shared.standing().tries = view.tries();
+            shared.say(Said::Pairing(view));
         }
         Report::Note { sentence } => shared.say(Said::Note(sentence)),
         Report::Used { disk, counts } => {

@@ -11,7 +11,7 @@ use nbd::server::{self as nbd_server, Next, Reaction};
 use nvme::auth::{self, Group, Rules};
 use nvme::target::{Port, Target};
 use nvme::wire::fabrics::DISCOVERY_NQN;
-use pair::Desk;
+use pair::{Desk, Tries};
 
 use super::scribe::Disks;
 use crate::listen::{DISKS, Protocol, Serves};
@@ -67,9 +67,9 @@ impl Sessions {
         lock(&self.desk).clone()
     }
 
-    /// Pairs machines from `now` on. This one calls itself `name`.
-    pub(super) fn pair(&self, name: &str, now: Instant) {
-        *lock(&self.desk) = Some(Desk::new(name, now, Box::new(fill)));
+    /// Pairs machines from `now` on, after those wrong codes. This one calls itself `name`.
+    pub(super) fn pair(&self, name: &str, tries: Tries, now: Instant) {
+        *lock(&self.desk) = Some(Desk::resume(name, now, Box::new(fill), tries));
     }
 
     /// How a socket's sessions are made.

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use crate::listen::Serves;
 use crate::serve::certificates::Certificates;
 pub(super) use happened::{Happened, PeerWord};
-pub(super) use pairing::{VerdictWord, ViewWord};
+pub(super) use pairing::{TriesWord, VerdictWord, ViewWord};
 
 /// Bytes of the longest order: a policy of thousands of hosts.
 pub(super) const LONGEST_ORDER: usize = 8 << 20;
@@ -49,8 +49,8 @@ pub(super) enum Order {
     Resize { disk: u64, bytes: u64 },
     /// Let those in, and nobody else.
     Follow { hosts: Vec<HostWord> },
-    /// Let in who knows the code, from now on. The machine calls itself that.
-    Pair { name: String },
+    /// Let in who knows the code, from now on. The machine calls itself that, and so many wrong codes were tried already.
+    Pair { name: String, tries: TriesWord },
     /// Show another code, and take tries anew.
     Unlock,
     /// The owner's answer to who has shown the code.
@@ -444,6 +444,7 @@ mod test {
             failures: 2,
             waiting: vec![4],
         };
+            stops: 3,
         let arrived = travel(&ViewWord::new(&view, now)).view(now).unwrap();
         let shown = arrived.shown.unwrap();
         assert_eq!((shown.digits, shown.expires), (digits, later));

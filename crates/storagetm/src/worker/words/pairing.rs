@@ -3,17 +3,22 @@
 use std::time::{Duration, Instant};
 
 use export::{Access, Secret};
-use pair::{Code, Shown, Verdict, View};
+use pair::{Code, Shown, Tries, Verdict, View};
 use serde::{Deserialize, Serialize};
 
 use super::{AccessWord, Hidden};
 
-/// What the owner says to a host that has shown the code; nothing if he does not let it in.
+/// What the owner says to a host that has shown the code.
 #[derive(Debug, Serialize, Deserialize)]
-pub(in crate::worker) struct VerdictWord(Option<GrantWord>);
+pub(in crate::worker) enum VerdictWord {
+    Granted(GrantWord),
+    Denied,
+    Full,
+    Unkept,
+}
 
 #[derive(Debug, Serialize, Deserialize)]
-struct GrantWord {
+pub(in crate::worker) struct GrantWord {
     #[serde(with = "AccessWord")]
     access: Access,
     disks: Vec<DiskWord>,
@@ -37,9 +42,11 @@ impl From<Verdict> for VerdictWord {
         };
         match verdict {
             Verdict::Granted { access, disks } => {
-                Self(Some(GrantWord { access, disks: disks.into_iter().map(word).collect() }))
+                Self::Granted(GrantWord { access, disks: disks.into_iter().map(word).collect() })
             }
-            Verdict::Denied => Self(None),
+            Verdict::Denied => Self::Denied,
+            Verdict::Full => Self::Full,
+            Verdict::Unkept => Self::Unkept,
         }
     }
 }
@@ -50,11 +57,13 @@ impl From<VerdictWord> for Verdict {
             let DiskWord { nqn, name, model, bytes, access } = word;
             pair::Disk { nqn, name, model, bytes, access }
         };
-        match word.0 {
-            Some(GrantWord { access, disks }) => {
+        match word {
+            VerdictWord::Granted(GrantWord { access, disks }) => {
                 Self::Granted { access, disks: disks.into_iter().map(disk).collect() }
             }
-            None => Self::Denied,
+            VerdictWord::Denied => Self::Denied,
+            VerdictWord::Full => Self::Full,
+            VerdictWord::Unkept => Self::Unkept,
         }
     }
 }
@@ -67,7 +76,36 @@ pub(in crate::worker) struct ViewWord {
     wait: Option<u64>,
     stopped: bool,
     failures: u32,
+    stops: u32,
     waiting: Vec<u64>,
+}
+
+/// The wrong codes that were tried before a worker was started; how long nobody may try, in milliseconds.
+#[derive(Debug, Serialize, Deserialize)]
+pub(in crate::worker) struct TriesWord {
+    failures: u32,
+    stops: u32,
+    wait: Option<u64>,
+}
+
+impl TriesWord {
+    /// As they count from `now` on.
+    pub(in crate::worker) fn new(tries: &Tries, now: Instant) -> Self {
+        let wait = tries.wait_until.map(|until| left(until, now));
+        Self { failures: tries.failures, stops: tries.stops, wait }
+    }
+
+    /// As they count from `now` on.
+    pub(in crate::worker) fn tries(&self, now: Instant) -> Tries {
+        let until = |wait| now.checked_add(Duration::from_millis(wait));
+        let wait_until = self.wait.and_then(until);
+        Tries { failures: self.failures, stops: self.stops, wait_until }
+    }
+}
+
+/// Milliseconds from `now` to `at`.
+fn left(at: Instant, now: Instant) -> u64 {
+    u64::try_from(at.saturating_duration_since(now).as_millis()).unwrap_or(u64::MAX)
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -80,20 +118,18 @@ struct ShownWord {
 impl ViewWord {
     /// What is to be shown from `now` on.
     pub(in crate::worker) fn new(view: &View, now: Instant) -> Self {
-        let left = |at: Instant| {
-            u64::try_from(at.saturating_duration_since(now).as_millis()).unwrap_or(u64::MAX)
-        };
         let code = |code: &Code| Hidden(Secret::new(code.text().as_bytes().to_vec()));
         let shown = view.shown.as_ref().map(|shown| ShownWord {
             digits: code(&shown.digits),
             long: code(&shown.long),
-            expires: left(shown.expires),
+            expires: left(shown.expires, now),
         });
         Self {
             shown,
-            wait: view.wait_until.map(left),
+            wait: view.wait_until.map(|until| left(until, now)),
             stopped: view.stopped,
             failures: view.failures,
+            stops: view.stops,
             waiting: view.waiting.clone(),
         }
     }
@@ -110,8 +146,8 @@ impl ViewWord {
             None => None,
         };
         let wait_until = self.wait.and_then(at);
-        let Self { stopped, failures, waiting, .. } = self;
-        Some(View { shown, wait_until, stopped, failures, waiting })
+        let Self { stopped, failures, stops, waiting, .. } = self;
+        Some(View { shown, wait_until, stopped, failures, stops, waiting })
     }
 }
 
