@@ -13,4 +13,4 @@ mod rights;
 
 pub use calls::{leave_calls, leave_deadly_calls};
 pub use files::leave_files;
-pub use rights::{hand_nothing_down, renounce};
+pub use rights::{hand_nothing_down, hide_memory, renounce};

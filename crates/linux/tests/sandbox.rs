@@ -11,15 +11,18 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Output};
 use std::thread;
 
-use linux::sandbox::{leave_calls, leave_files, renounce};
-use rustix::fs::{CWD, MemfdFlags, Mode, mkdirat};
+use linux::sandbox::{hide_memory, leave_calls, leave_files, renounce};
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, mkdirat};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
 use rustix::net::{AddressFamily, SocketType};
-use rustix::process::{PidfdFlags, Signal, Uid};
+use rustix::process::{DumpableBehavior, PidfdFlags, Signal, Uid};
 
 /// Says which attempt this process is to make.
 const ATTEMPT: &str = "LINUX_TEST_ATTEMPT";
+
+/// What begins an attempt with the system calls denied, and nothing else: Landlock would hide what they allow.
+const CALLS_ALONE: &str = "calls alone: ";
 
 /// What ends a process that no honest path led there: SIGSYS.
 const KILLED: i32 = 31;
@@ -51,6 +54,14 @@ fn is_deadly(attempt: &str) {
 #[test]
 fn attempt() {
     let Ok(attempt) = std::env::var(ATTEMPT) else { return };
+    if let Some(attempt) = attempt.strip_prefix(CALLS_ALONE) {
+        return calls_alone(attempt);
+    }
+    if attempt == "hide memory" {
+        hide_memory().unwrap();
+        let behavior = rustix::process::dumpable_behavior().unwrap();
+        return assert_eq!(behavior, DumpableBehavior::NotDumpable);
+    }
     let parent = rustix::process::getppid().unwrap();
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -100,6 +111,40 @@ fn try_to(what: &str, address: std::net::SocketAddr) {
     }
 }
 
+/// Without Landlock, and as the user that it is: the system calls are a wall of their own.
+fn calls_alone(attempt: &str) {
+    let socket = || rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    let (ours, listener) = (socket(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let address = listener.local_addr().unwrap();
+    let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let folder = std::env::temp_dir();
+    assert_eq!(leave_calls(), Vec::<String>::new());
+    let error: Errno = match attempt {
+        "open" => rustix::fs::open("/proc/self/status", OFlags::RDONLY, Mode::empty()).unwrap_err(),
+        "open beneath" => {
+            let (mode, resolve) = (Mode::empty(), rustix::fs::ResolveFlags::empty());
+            let opened =
+                rustix::fs::openat2(CWD, "/proc/self/status", OFlags::RDONLY, mode, resolve);
+            opened.unwrap_err()
+        }
+        "open a folder" => rustix::fs::open(&folder, OFlags::PATH, Mode::empty()).unwrap_err(),
+        "socket" => rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap_err(),
+        "pair of sockets" => {
+            let flags = rustix::net::SocketFlags::empty();
+            rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+                .unwrap_err()
+        }
+        "connect" => rustix::net::connect(&ours, &address).unwrap_err(),
+        "bind" => rustix::net::bind(&ours, &any).unwrap_err(),
+        "listen" => rustix::net::listen(&ours, 1).unwrap_err(),
+        other => {
+            try_to(other, address);
+            Errno::PERM
+        }
+    };
+    assert_eq!(error, Errno::PERM, "{attempt}");
+}
+
 /// Without the system calls denied: Landlock is a wall of its own.
 fn files_alone(left: &[String]) {
     if !left.is_empty() {
@@ -119,6 +164,36 @@ fn x45_nothing_new_is_opened() {
     for what in ["open", "create", "make a folder", "connect", "listen", "memory file"] {
         is_denied(what);
     }
+}
+
+/// Each of them by the list of system calls alone.
+#[test]
+fn x45_calls_alone_open_nothing_new() {
+    for what in [
+        "open",
+        "open beneath",
+        "open a folder",
+        "socket",
+        "pair of sockets",
+        "connect",
+        "bind",
+        "listen",
+        "create",
+        "make a folder",
+        "memory file",
+        "netlink",
+        "unix",
+        "ioctl",
+        "signal",
+        "spawn",
+    ] {
+        is_denied(&format!("{CALLS_ALONE}{what}"));
+    }
+}
+
+#[test]
+fn hidden_memory_is_in_no_core_dump() {
+    is_denied("hide memory");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Errors of the program: one sentence, and the exit status.
 
 use std::fmt;
-use std::io;
+use std::io::{self, ErrorKind};
 
 use rustix::io::Errno;
 
@@ -10,27 +10,39 @@ use rustix::io::Errno;
 pub(crate) struct Failure {
     status: u8,
     sentence: String,
+    is_full: bool,
 }
 
 impl Failure {
     /// Something did not work: exit status 1.
     pub(crate) fn new(sentence: impl fmt::Display) -> Self {
-        Self { status: 1, sentence: sentence.to_string() }
+        Self::ending(1, sentence)
     }
 
     /// The options are wrong: exit status 2.
     pub(crate) fn usage(sentence: impl fmt::Display) -> Self {
-        Self { status: 2, sentence: sentence.to_string() }
+        Self::ending(2, sentence)
     }
 
     /// Another machine said no: exit status 3.
     pub(crate) fn refused(sentence: impl fmt::Display) -> Self {
-        Self { status: 3, sentence: sentence.to_string() }
+        Self::ending(3, sentence)
     }
 
     /// It ended in a way that has an exit status of its own.
     pub(crate) fn ending(status: u8, sentence: impl fmt::Display) -> Self {
-        Self { status, sentence: sentence.to_string() }
+        Self { status, sentence: sentence.to_string(), is_full: false }
+    }
+
+    /// The same, because of that error.
+    pub(crate) fn because_of(self, error: &io::Error) -> Self {
+        let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+        Self { is_full, ..self }
+    }
+
+    /// Whether there was no space left to store something.
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full
     }
 
     /// The exit status.

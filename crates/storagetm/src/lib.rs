@@ -78,6 +78,8 @@ use options::Task;
 /// Does what the command line says. The exit status is 0, 1 if something did not work, 2 if the line is wrong, or 3 if
 /// another machine said no.
 pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // Nearly every task holds keys. Where it is not allowed nothing else can be done about it.
+    let _ = linux::sandbox::hide_memory();
     let line: Vec<OsString> = line.into_iter().collect();
     if !is_init(&line) && options::key::is_told(&line) {
         return failed(&Failure::usage(options::key::TOLD));

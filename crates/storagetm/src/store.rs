@@ -300,8 +300,9 @@ impl Store {
             }),
             added: Some(Moment::new(now)),
         };
-        self.put_key(&key_name, &key, true)?;
-        self.put_host(&name, &record)?;
+        let _lock = self.lock()?;
+        let (key_path, host_path) = (self.key_path(&key_name), self.host_path(&name));
+        private::write_all(&[(&key_path, &key.line()), (&host_path, &record.emit())])?;
         Ok(name)
     }
 

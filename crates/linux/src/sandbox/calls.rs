@@ -314,6 +314,45 @@ mod test {
         }
     }
 
+    /// Whatever opens, binds, connects, names or signals something new is on no list.
+    #[test]
+    fn x45_what_opens_something_new_is_not_needed() {
+        let new = [
+            libc::SYS_openat,
+            libc::SYS_openat2,
+            libc::SYS_open_by_handle_at,
+            libc::SYS_open_tree,
+            libc::SYS_socket,
+            libc::SYS_socketpair,
+            libc::SYS_bind,
+            libc::SYS_listen,
+            libc::SYS_connect,
+            libc::SYS_pipe2,
+            libc::SYS_memfd_create,
+            libc::SYS_mkdirat,
+            libc::SYS_mknodat,
+            libc::SYS_unlinkat,
+            libc::SYS_renameat2,
+            libc::SYS_linkat,
+            libc::SYS_symlinkat,
+            libc::SYS_truncate,
+            libc::SYS_fchmodat,
+            libc::SYS_fchownat,
+            libc::SYS_ftruncate,
+            libc::SYS_kill,
+            libc::SYS_tkill,
+            libc::SYS_io_uring_setup,
+            libc::SYS_execve,
+        ];
+        let bounded = bounded().unwrap();
+        for call in new {
+            let listed = NEEDED.contains(&call) || OLDER.contains(&call);
+            assert!(!listed && !bounded.contains_key(&call), "{call}");
+        }
+        #[cfg(target_arch = "x86_64")]
+        assert!(![libc::SYS_open, libc::SYS_creat].iter().any(|call| NEEDED.contains(call)));
+    }
+
     #[test]
     fn the_filters_fit_into_what_the_kernel_takes() {
         for filter in [deadly().unwrap(), without_clone3().unwrap(), needed().unwrap()] {

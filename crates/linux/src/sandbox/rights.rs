@@ -47,8 +47,8 @@ pub fn renounce(parent: Pid) -> Result<Vec<String>, Errno> {
     }
     // A change of the user clears it.
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    let private = set_dumpable_behavior(DumpableBehavior::NotDumpable);
-    if private.is_err() || no_core().is_err() {
+    // A change of the user clears this, too.
+    if hide_memory().is_err() {
         left.push("its memory could be seen by others".to_owned());
     }
     if getppid() == Some(parent) { Ok(left) } else { Err(Errno::SRCH) }
@@ -92,7 +92,13 @@ fn permitted() -> CapabilitySet {
     capabilities(None).map_or(CapabilitySet::all(), |sets| sets.permitted)
 }
 
-fn no_core() -> Result<(), Errno> {
+/// Keeps the memory of this process, which may hold keys, from other processes of its user, and out of core dumps. Programs
+/// that it starts write no core dumps either.
+///
+/// # Errors
+/// One of the two is not allowed.
+pub fn hide_memory() -> Result<(), Errno> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
 }
 

@@ -105,15 +105,34 @@ pub(crate) fn bounded(from: impl Read, most: usize) -> io::Result<Zeroizing<Vec<
 /// # Errors
 /// It cannot be written; what was there is there still.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    write_all(&[(path, bytes)])
+}
+
+/// The same for several files that belong together: none is replaced before there is space for all.
+///
+/// # Errors
+/// One of them cannot be written.
+pub(crate) fn write_all(files: &[(&Path, &[u8])]) -> Result<(), Failure> {
+    let cannot = |path, error| cannot("be written", path, &error);
+    let staged = files.iter().try_for_each(|(path, bytes)| {
+        write_beside(&beside(path), bytes).map_err(|error| cannot(path, error))
+    });
+    let written = staged.and_then(|()| {
+        files.iter().try_for_each(|(path, _)| {
+            let renamed = fs::rename(beside(path), path).and_then(|()| sync_folder(path));
+            renamed.map_err(|error| cannot(path, error))
+        })
+    });
+    if written.is_err() {
+        files.iter().for_each(|(path, _)| drop(fs::remove_file(beside(path))));
+    }
+    written
+}
+
+/// Where a file stands while it is written.
+fn beside(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let beside = path.with_file_name(format!(".{name}.new"));
-    let written = write_beside(&beside, bytes)
-        .and_then(|()| fs::rename(&beside, path))
-        .and_then(|()| sync_folder(path));
-    written.map_err(|error| {
-        let _ = fs::remove_file(&beside);
-        cannot("be written", path, &error)
-    })
+    path.with_file_name(format!(".{name}.new"))
 }
 
 fn write_beside(beside: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -162,7 +181,7 @@ fn cannot(what: &str, path: &Path, error: &io::Error) -> Failure {
     } else {
         ""
     };
-    Failure::new(format!("{} cannot {what}: {error}{hint}", path.display()))
+    Failure::new(format!("{} cannot {what}: {error}{hint}", path.display())).because_of(error)
 }
 
 /// Held by whoever changes what is in a folder; others wait for it.

@@ -311,9 +311,11 @@ fn x53_no_key_and_no_code_is_said_or_dumped() {
         assert!(!contains(&said, &secret), "{}", String::from_utf8_lossy(&said));
     }
     // Nor is either in a file that the kernel writes when a process dies.
-    let limits = fs::read_to_string(running.worker().join("limits")).unwrap();
-    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
-    assert!(core.split_whitespace().skip(4).take(2).eq(["0", "0"]), "{core}");
+    for process in [running.process(), running.worker()] {
+        let limits = fs::read_to_string(process.join("limits")).unwrap();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        assert!(core.split_whitespace().skip(4).take(2).eq(["0", "0"]), "{core}");
+    }
     let status = fs::read_to_string(running.worker().join("status")).unwrap();
     assert_eq!(field(&status, "Seccomp").as_deref(), Some("2"));
 }

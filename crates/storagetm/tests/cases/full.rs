@@ -1,0 +1,78 @@
+//! A folder of keys that has no space left: both ends of a pairing are told, and the host is not let in.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
+
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::alone::{ELSEWHERE, is_alone};
+use crate::scene::{Folder, KEYED, LAPTOP, Running, run};
+
+/// A file system of 64 KiB. Unmounted when dropped.
+struct Small(PathBuf);
+
+impl Small {
+    fn mount(at: PathBuf) -> Option<Self> {
+        fs::create_dir_all(&at).unwrap();
+        let mounted = mount("tmpfs", &at, "tmpfs", MountFlags::empty(), Some(c"size=64k,mode=700"));
+        mounted.is_ok().then_some(Self(at))
+    }
+
+    fn fill(&self) {
+        let mut file = File::create(self.0.join("fill")).unwrap();
+        let error = loop {
+            if let Err(error) = file.write_all(&[0; 4096]) {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), ErrorKind::StorageFull);
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn full_state_directory_is_told_to_both_ends() {
+    if !is_alone("full::full_state_directory_is_told_to_both_ends") {
+        return;
+    }
+    let (folder, guests) = (Folder::new(), Folder::new());
+    let Some(small) = Small::mount(folder.keys().into()) else {
+        println!("skip a full state directory: nothing can be mounted here");
+        return;
+    };
+    let image = folder.image("disk.img", 4);
+    let line = ["--pair", "--listen", KEYED, "--keys", &folder.keys(), &image];
+    let running = Running::serve(&line);
+    let (address, _, code) = running.settled();
+    small.fill();
+    let place = format!("{ELSEWHERE}:{}", address.port());
+    let kept = guests.keys();
+    let line = ["pair", &place, "--hostnqn", LAPTOP, "--name", "guest", "--keys", &kept];
+    let client = |code: &str| run(&[&line[..], &["--code-file", "-"]].concat(), code);
+    let output = client(&code);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("could not store the key: no space left on device"), "{said}");
+    let told = running.until("refused");
+    let note = told.iter().find(|event| event["event"] == "note").unwrap();
+    let sentence = note["message"].as_str().unwrap();
+    assert!(sentence.contains("guest is not let in") && sentence.contains("No space"), "{note}");
+    assert!(told.last().unwrap()["reason"].as_str().unwrap().contains("no space"), "{told:?}");
+    // Neither end has kept anything.
+    assert_eq!(fs::read_dir(small.0.join("keys")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(small.0.join("hosts")).unwrap().count(), 0);
+    let targets = fs::read_dir(guests.0.join("state/targets"));
+    assert_eq!(targets.map_or(0, Iterator::count), 0);
+    // With space it is let in.
+    fs::remove_file(small.0.join("fill")).unwrap();
+    let code = told.iter().rev().find(|event| event["event"] == "pairing");
+    let code = code.map_or_else(|| running.code(), |it| it["code"].as_str().unwrap().to_owned());
+    assert_eq!(client(&code).status.code(), Some(0));
+    running.until("paired");
+}
