@@ -15,7 +15,13 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use crate::link::Link;
 use crate::mailbox::{Mailbox, Message};
 use crate::stage::{Stage, room};
-use crate::{GRACE, LINGER, Open, Shared, UNSENT};
+use crate::{GRACE, LINGER, Open, RETRY, Shared, UNSENT};
+
+/// Bytes of a connection's stack. Calculations for DH-HMAC-CHAP and for pairing are the deepest that is done on it.
+const STACK: usize = 1 << 20;
+
+/// After so long without a word, free buffers go back to the system.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// The most pieces of one send.
 const PIECES: usize = 256;
@@ -35,11 +41,15 @@ pub(crate) fn adopt(
     let work = move || {
         shared.post.join(&mailbox);
         let _farewell = Farewell { shared: &shared, mailbox: &mailbox };
-        let account = Pool::new(memory).open();
+        // Without memory for it the connection is closed: its peer may try again.
+        let Some(stage) = Stage::with(&link.take()) else { return };
+        let pool = Pool::within(memory, shared.budget.clone());
+        let account = pool.open_for(link.peer().holder());
         let session = open(link.peer(), account, Instant::now());
-        Connection::new(&shared, link, session, mailbox.clone()).run();
+        Connection::new(&shared, link, session, mailbox.clone(), stage, pool).run();
     };
-    std::thread::Builder::new().name("connection".to_owned()).spawn(work).map(drop)
+    let thread = std::thread::Builder::new().name("connection".to_owned()).stack_size(STACK);
+    thread.spawn(work).map(drop)
 }
 
 /// Dropped after the session: an association may have ended with it, and the others are to see that.
@@ -59,6 +69,9 @@ struct Connection<'a> {
     shared: &'a Shared,
     session: Box<dyn Session>,
     mailbox: Arc<Mailbox>,
+    pool: Pool,
+    /// When memory that was refused is to be asked for again.
+    retry: Option<Instant>,
     stage: Stage,
     queue: VecDeque<Segment>,
     /// Bytes of the first segment that are sent.
@@ -80,12 +93,16 @@ impl<'a> Connection<'a> {
         link: Arc<Link>,
         session: Box<dyn Session>,
         mailbox: Arc<Mailbox>,
+        stage: Stage,
+        pool: Pool,
     ) -> Self {
         Self {
             shared,
             session,
             mailbox,
-            stage: Stage::with(&link.take()),
+            pool,
+            retry: None,
+            stage,
             queue: VecDeque::new(),
             sent: 0,
             unsent: 0,
@@ -128,6 +145,7 @@ impl<'a> Connection<'a> {
         if self.session.is_established() {
             self.link.establish();
         }
+        self.retry = self.pool.was_short().then(|| Instant::now() + RETRY);
     }
 
     fn drain(&mut self) {
@@ -203,8 +221,15 @@ impl<'a> Connection<'a> {
         let mut wanted = PollFlags::empty();
         wanted.set(PollFlags::IN, reads);
         wanted.set(PollFlags::OUT, self.unsent > 0);
-        let timeout = self.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        let mut timeout = self.deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        if self.pool.cached() > 0 {
+            timeout = Some(timeout.map_or(IDLE, |timeout| timeout.min(IDLE)));
+        }
+        let began = Instant::now();
         let seen = poll(&self.mailbox, &self.link, wanted, timeout);
+        if began.elapsed() >= IDLE {
+            self.pool.trim();
+        }
         if reads && !seen.is_empty() {
             self.receive();
         }
@@ -218,7 +243,8 @@ impl<'a> Connection<'a> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        [self.session.deadline(), self.ended, self.closing].into_iter().flatten().min()
+        let deadlines = [self.session.deadline(), self.ended, self.closing, self.retry];
+        deadlines.into_iter().flatten().min()
     }
 
     fn receive(&mut self) {

@@ -29,7 +29,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use export::{Account, Event, News, Peer, Session};
+use export::{Account, Budget, Event, News, Peer, Session};
 
 pub use door::{Greeting, Greetings, Heard, Question, Security, Then};
 pub use listen::bind;
@@ -39,8 +39,12 @@ use link::{Bounds, Census, Link};
 use listen::Acceptor;
 use mailbox::Post;
 
-/// How many connections there may be: in all, and of peers that have not yet been let in.
-const BOUNDS: Bounds = Bounds { total: 1024, newcomers: 128 };
+/// How many connections there may be at most of peers that have not yet been let in, and which part of all.
+const NEWCOMERS: usize = 128;
+const NEWCOMERS_PART: usize = 4;
+
+/// When memory is asked for again that only other connections can give back.
+const RETRY: Duration = Duration::from_millis(20);
 
 /// Bytes that may wait for a peer to read them before no more is taken from it.
 const UNSENT: usize = 4 << 20;
@@ -110,8 +114,12 @@ pub struct Config {
     pub driver: Driver,
     /// Threads of the uring driver; at least one.
     pub threads: usize,
-    /// Bytes of payload buffers a thread.
+    /// Bytes of payload buffers that a thread's connections share.
     pub memory: usize,
+    /// Bytes of payload buffers in all; half as much again may be kept for the next requests.
+    pub budget: usize,
+    /// Connections in all.
+    pub connections: usize,
     /// The longest moment for which a thread of the uring driver watches for the next event before it sleeps. It does so
     /// only while events follow each other that closely. Zero: it always sleeps.
     pub spin: Duration,
@@ -125,6 +133,8 @@ impl Default for Config {
             driver: Driver::Auto,
             threads: 1,
             memory: 32 << 20,
+            budget: 256 << 20,
+            connections: 1024,
             spin: Duration::from_micros(50),
             limits: Limits::default(),
         }
@@ -136,6 +146,7 @@ struct Shared {
     sink: Sink,
     post: Post,
     census: Arc<Census>,
+    budget: Arc<Budget>,
 }
 
 /// The running engine. Dropping it cuts all connections.
@@ -191,8 +202,11 @@ impl Engine {
     /// # Errors
     /// No thread or descriptor is to be had, or io_uring was asked for and cannot be used.
     pub fn start(config: Config, sink: Sink) -> io::Result<Self> {
-        let census = Census::new(BOUNDS);
-        let shared = Arc::new(Shared { sink, post: Post::default(), census: census.clone() });
+        let total = config.connections;
+        let census =
+            Census::new(Bounds { total, newcomers: NEWCOMERS.min(total / NEWCOMERS_PART) });
+        let (budget, post) = (Budget::new(config.budget), Post::default());
+        let shared = Arc::new(Shared { sink, post, census: census.clone(), budget });
         let (crew, running) = Crew::start(&config, &shared)?;
         let crew = Arc::new(crew);
         let adopters = crew.clone();

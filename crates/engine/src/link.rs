@@ -7,10 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use export::{Channel, Peer};
+use export::{Channel, Holder, Network, Peer};
 use rustix::net::Shutdown;
-
-use crate::tls::limit::Source;
 
 /// A connection's socket. The last owner to let go closes it.
 pub(crate) struct Link {
@@ -19,6 +17,8 @@ pub(crate) struct Link {
     /// What protects the connection, once its handshake is over.
     channel: OnceLock<Arc<Channel>>,
     established: AtomicBool,
+    /// Whether it was cut for another one.
+    is_cut: AtomicBool,
     /// Bytes that were received already, for the session.
     came: Mutex<Vec<u8>>,
     census: Arc<Census>,
@@ -46,6 +46,12 @@ impl Link {
         std::mem::take(&mut self.came.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Whether its host has room for one more connection, now that is known who it is.
+    pub(crate) fn has_room(&self) -> bool {
+        let links = self.census.lock();
+        self.census.has_room(&links, self.peer().holder())
+    }
+
     /// Takes note that the session let its peer in: it is no longer among those that may be cut for others.
     pub(crate) fn establish(&self) {
         self.established.store(true, Ordering::Release);
@@ -59,6 +65,16 @@ impl Link {
 
     fn is_established(&self) -> bool {
         self.established.load(Ordering::Acquire)
+    }
+
+    /// Whether it may be cut for another one.
+    fn is_newcomer(&self) -> bool {
+        !self.is_established() && !self.is_cut.load(Ordering::Acquire)
+    }
+
+    fn cut(&self) {
+        self.is_cut.store(true, Ordering::Release);
+        self.shut(Shutdown::Both);
     }
 }
 
@@ -96,8 +112,8 @@ pub(crate) struct Bounds {
 pub(crate) struct Census {
     bounds: Bounds,
     total: AtomicUsize,
-    /// Those not yet established, the oldest first; looked through only when another comes.
-    newcomers: Mutex<Vec<Weak<Link>>>,
+    /// All of them, the oldest first; looked through only when another comes.
+    links: Mutex<Vec<Weak<Link>>>,
     /// Rung when the last connection has gone.
     empty: Condvar,
 }
@@ -108,7 +124,7 @@ impl Census {
         Arc::new(Self {
             bounds,
             total: AtomicUsize::new(0),
-            newcomers: Mutex::default(),
+            links: Mutex::default(),
             empty: Condvar::new(),
         })
     }
@@ -118,24 +134,41 @@ impl Census {
         self.total.load(Ordering::Acquire)
     }
 
-    /// Counts a connection in, if there is room or an older one can be cut that has not said who it is: a peer that
-    /// opens connections and says nothing cannot keep others out.
+    /// Counts a connection in, if its host has room for it, and there is room or an older one can be cut that has not said
+    /// who it is: a peer that opens connections and says nothing cannot keep others out, nor can one that says something.
     pub(crate) fn enter(self: &Arc<Self>, socket: OwnedFd, peer: Peer) -> Option<Arc<Link>> {
-        let mut newcomers = self.lock();
-        newcomers.retain(|link| link.upgrade().is_some_and(|link| !link.is_established()));
+        let mut links = self.lock();
+        links.retain(|link| link.strong_count() > 0);
+        if !self.has_room(&links, peer.holder()) {
+            return None;
+        }
         let total = self.total();
+        let newcomers: Vec<_> = newcomers(&links).collect();
         if newcomers.len() >= self.bounds.newcomers || total >= self.bounds.total {
             // Those that were cut count until their owners have let go of them.
             let has_room = total < self.bounds.total + self.bounds.newcomers;
             let least = has_room.then(|| least(&newcomers))??;
-            newcomers.remove(least).upgrade().inspect(|link| link.shut(Shutdown::Both));
+            least.cut();
         }
         self.total.fetch_add(1, Ordering::AcqRel);
-        let established = AtomicBool::new(false);
+        let (established, is_cut) = Default::default();
         let (channel, came, census) = (OnceLock::new(), Mutex::default(), self.clone());
-        let link = Arc::new(Link { socket, peer, channel, established, came, census });
-        newcomers.push(Arc::downgrade(&link));
+        let link = Arc::new(Link { socket, peer, channel, established, is_cut, came, census });
+        links.push(Arc::downgrade(&link));
         Some(link)
+    }
+
+    /// Whether a host may have one more connection: as many as there are still free. One host alone gets a half, two get a
+    /// third each, and there is always room for another.
+    fn has_room(&self, links: &[Weak<Link>], holder: Holder) -> bool {
+        let established: Vec<_> = links.iter().filter_map(Weak::upgrade).collect();
+        let established = established.iter().filter(|link| link.is_established());
+        let (mut all, mut own) = (0, 0);
+        for link in established {
+            all += 1;
+            own += usize::from(link.peer().holder() == holder);
+        }
+        own == 0 || own < self.bounds.total.saturating_sub(all)
     }
 
     fn leave(&self) {
@@ -162,19 +195,23 @@ impl Census {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Weak<Link>>> {
-        self.newcomers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.links.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Those not yet established, the oldest first.
+fn newcomers(links: &[Weak<Link>]) -> impl Iterator<Item = Arc<Link>> {
+    links.iter().filter_map(Weak::upgrade).filter(|link| link.is_newcomer())
 }
 
 /// Which newcomer goes for the next: the oldest of the address that has the most, so that who opens many pays for it, and
 /// not who comes from elsewhere.
-fn least(newcomers: &[Weak<Link>]) -> Option<usize> {
-    let source = |link: &Weak<Link>| link.upgrade().map(|link| Source::of(link.peer.remote));
-    let sources: Vec<_> = newcomers.iter().map(source).collect();
+fn least(newcomers: &[Arc<Link>]) -> Option<&Arc<Link>> {
+    let network = |link: &Arc<Link>| Network::of(link.peer.remote);
     let mut counts = HashMap::new();
-    sources.iter().for_each(|source| *counts.entry(source).or_insert(0) += 1);
+    newcomers.iter().for_each(|link| *counts.entry(network(link)).or_insert(0) += 1);
     let most = counts.values().copied().max()?;
-    sources.iter().position(|source| counts.get(source) == Some(&most))
+    newcomers.iter().find(|link| counts.get(&network(link)) == Some(&most))
 }
 
 #[cfg(test)]
@@ -241,6 +278,28 @@ mod test {
         // However slowly those that were cut go, there are never more than both bounds together.
         let more: Vec<_> = (0..10).map(|_| enter(&census).0).collect();
         assert_eq!((census.total(), more.iter().flatten().count()), (10, 3));
+    }
+
+    /// X61: one host's connections, however many and for however long, leave room for others.
+    #[test]
+    fn x61_a_host_has_at_most_half_of_all_connections() {
+        let census = Census::new(Bounds { total: 16, newcomers: 4 });
+        let mut held = Vec::new();
+        let mut fill = |host| {
+            let from = Ipv4Addr::new(10, 0, 0, host);
+            let more = std::iter::from_fn(|| {
+                let (link, peer) = enter_from(&census, from);
+                let link = link?;
+                link.establish();
+                Some((link, peer))
+            });
+            let more: Vec<_> = more.collect();
+            let count = more.len();
+            held.extend(more);
+            count
+        };
+        assert_eq!((fill(1), fill(2), fill(3)), (8, 4, 2));
+        assert_eq!((fill(1), fill(4)), (0, 1));
     }
 
     #[test]

@@ -327,8 +327,10 @@ impl Loop {
             return;
         }
         tune(&socket, &peer);
-        if let Some(link) = self.census.enter(socket, peer) {
-            self.greet(Newcomer { link, entrance, until: Instant::now() + PATIENCE });
+        match self.census.enter(socket, peer.clone()) {
+            Some(link) => self.greet(Newcomer { link, entrance, until: Instant::now() + PATIENCE }),
+            None if self.refused.is_rare(Instant::now()) => refuse(&self.sink, peer, CROWD),
+            None => {}
         }
     }
 
@@ -354,8 +356,6 @@ fn is_near(peer: IpAddr) -> bool {
     }
 }
 
-/// What a connection goes over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 /// The loopback interface.
 const LOOPBACK: &str = "lo";
 
@@ -371,6 +371,8 @@ fn is_bound_to_loopback(socket: &OwnedFd) -> bool {
     device.is_ok_and(|device| device.is_some_and(|name| name == LOOPBACK.as_bytes()))
 }
 
+/// What a connection goes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Tcp,
     Unix,

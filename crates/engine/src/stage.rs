@@ -1,6 +1,7 @@
 //! Bytes that came from a socket and wait to be taken by a session. It knows neither.
 
 use export::Landing;
+use zerocopy::FromZeros;
 
 /// Bytes of a stage: room for a batch of small commands with their data in one receive.
 pub(crate) const STAGE: usize = 128 << 10;
@@ -14,17 +15,18 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// An empty stage of `len` bytes.
-    pub(crate) fn new(len: usize) -> Self {
-        Self { bytes: vec![0; len].into_boxed_slice(), start: 0, end: 0 }
+    /// An empty stage of `len` bytes. Nothing if there is no memory for it.
+    pub(crate) fn new(len: usize) -> Option<Self> {
+        let bytes = <[u8]>::new_box_zeroed_with_elems(len).ok()?;
+        Some(Self { bytes, start: 0, end: 0 })
     }
 
-    /// One of [`STAGE`] bytes, in which `came` wait.
-    pub(crate) fn with(came: &[u8]) -> Self {
-        let mut stage = Self::new(STAGE.max(came.len()));
+    /// One of [`STAGE`] bytes, in which `came` wait. Nothing if there is no memory for it.
+    pub(crate) fn with(came: &[u8]) -> Option<Self> {
+        let mut stage = Self::new(STAGE.max(came.len()))?;
         stage.spare().get_mut(..came.len()).unwrap_or_default().copy_from_slice(came);
         stage.fill(came.len());
-        stage
+        Some(stage)
     }
 
     /// The bytes that wait.
@@ -87,7 +89,7 @@ mod test {
 
     #[test]
     fn bytes_come_out_in_order_whatever_is_taken_and_moved() {
-        let mut stage = Stage::new(10);
+        let mut stage = Stage::new(10).unwrap();
         let (mut next_in, mut next_out) = (0u8, 0u8);
         for step in 0..1000 {
             let room = stage.spare();
@@ -109,7 +111,7 @@ mod test {
 
     #[test]
     fn only_a_full_stage_has_no_room() {
-        let mut stage = Stage::new(8);
+        let mut stage = Stage::new(8).unwrap();
         stage.fill(8);
         assert!(stage.spare().is_empty());
         stage.consume(1);

@@ -1,12 +1,17 @@
 //! Page-aligned memory for payloads, drawn from a bounded pool. It knows no disk and no socket.
 //!
 //! A thread has one [`Pool`]; each connection has an [`Account`] with it, which bounds what that connection may hold at
-//! once. A [`Buffer`] goes back to the pool when it is dropped.
+//! once. All threads' pools draw on one [`Budget`], which bounds what a host may hold, and all together. A [`Buffer`] goes
+//! back to the pool when it is dropped.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
+use std::sync::Arc;
 
+use crate::budget::{Budget, Purpose, Share};
+use crate::{Holder, Network};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// The alignment of every buffer, and the smallest one, in bytes.
@@ -34,28 +39,47 @@ struct Shared {
     accounts: Cell<usize>,
     cached: Cell<usize>,
     free: RefCell<[Vec<Pages>; CLASSES]>,
+    budget: Arc<Budget>,
+    /// Whether memory was refused lately that only other connections can give back.
+    is_short: Cell<bool>,
 }
 
 impl Pool {
     /// The largest buffer that there is, in bytes.
     pub const LARGEST: usize = PAGE << (CLASSES - 1);
 
-    /// A pool whose accounts share `limit` bytes.
+    /// A pool whose accounts share `limit` bytes, with a budget of its own.
     pub fn new(limit: usize) -> Self {
-        let free = RefCell::new([const { Vec::new() }; CLASSES]);
-        Self(Rc::new(Shared { limit, accounts: Cell::new(0), cached: Cell::new(0), free }))
+        Self::within(limit, Budget::new(usize::MAX))
     }
 
-    /// Opens an account for one connection. It may hold an equal share of the pool, and always one buffer of any size.
+    /// A pool whose accounts share `limit` bytes, as far as `budget` has them.
+    pub fn within(limit: usize, budget: Arc<Budget>) -> Self {
+        let free = RefCell::new([const { Vec::new() }; CLASSES]);
+        let (accounts, cached, is_short) = Default::default();
+        Self(Rc::new(Shared { limit, accounts, cached, free, budget, is_short }))
+    }
+
+    /// Opens an account for one connection, of nobody in particular. It may hold an equal share of the pool, and one buffer
+    /// of any size, as far as the budget has it.
     pub fn open(&self) -> Account {
-        self.0.accounts.set(self.0.accounts.get() + 1);
-        Account(Rc::new(Ledger { pool: self.0.clone(), held: Cell::new(0) }))
+        self.open_for(Holder::Network(Network::of((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).into())))
+    }
+
+    /// The same, for a connection of that host.
+    pub fn open_for(&self, holder: Holder) -> Account {
+        Account::open(&self.0, self.0.budget.share(holder), Purpose::Transfer)
+    }
+
+    /// Whether memory was refused, since this was asked last, that only connections elsewhere can give back: then sessions
+    /// are to be [polled](crate::Session::poll) again after a while.
+    pub fn was_short(&self) -> bool {
+        self.0.is_short.take()
     }
 
     /// Gives the free buffers back to the system: for a thread that has gone idle.
     pub fn trim(&self) {
-        self.0.free.borrow_mut().iter_mut().for_each(|class| *class = Vec::new());
-        self.0.cached.set(0);
+        self.0.trim();
     }
 
     /// Bytes in free buffers, kept for the next request.
@@ -70,15 +94,35 @@ impl Shared {
             self.cached.set(self.cached.get() - (PAGE << class));
             return Some(pages);
         }
-        <[Page]>::new_box_zeroed_with_elems(1 << class).ok()
+        let fresh = || <[Page]>::new_box_zeroed_with_elems(1 << class).ok();
+        let pages = fresh().or_else(|| {
+            // The system has none left: what is kept may be of use.
+            self.trim();
+            fresh()
+        })?;
+        self.budget.allocate(PAGE << class);
+        Some(pages)
+    }
+
+    fn trim(&self) {
+        self.free.borrow_mut().iter_mut().for_each(|class| *class = Vec::new());
+        self.budget.free(self.cached.take());
     }
 
     fn give_back(&self, pages: Pages) {
         let bytes = pages.len() * PAGE;
-        if self.cached.get() + bytes <= self.limit {
+        if self.cached.get() + bytes <= self.limit && self.budget.is_roomy() {
             self.cached.set(self.cached.get() + bytes);
             self.free.borrow_mut()[class_of(bytes)].push(pages);
+        } else {
+            self.budget.free(bytes);
         }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.trim();
     }
 }
 
@@ -93,6 +137,8 @@ pub struct Account(Rc<Ledger>);
 
 struct Ledger {
     pool: Rc<Shared>,
+    host: Arc<Share>,
+    purpose: Purpose,
     held: Cell<usize>,
 }
 
@@ -103,8 +149,14 @@ impl Drop for Ledger {
 }
 
 impl Account {
-    /// A buffer of `len` bytes, or nothing: when the account is at its bound (wait until one of its buffers comes back)
-    /// or `len` is above [`Pool::LARGEST`]. What the buffer holds is whatever was there before.
+    fn open(pool: &Rc<Shared>, host: Arc<Share>, purpose: Purpose) -> Self {
+        pool.accounts.set(pool.accounts.get() + 1);
+        Self(Rc::new(Ledger { pool: pool.clone(), host, purpose, held: Cell::new(0) }))
+    }
+
+    /// A buffer of `len` bytes, or nothing: when the account is at its bound (wait until one of its buffers comes back), its
+    /// host or all hosts are at theirs, the system has no memory (wait, or ask again after a while), or `len` is above
+    /// [`Pool::LARGEST`]. What the buffer holds is whatever was there before.
     pub fn take(&self, len: usize) -> Option<Buffer> {
         if len > Pool::LARGEST {
             return None;
@@ -114,14 +166,23 @@ impl Account {
         if held != 0 && held + (PAGE << class) > self.share() {
             return None;
         }
-        let pages = self.0.pool.pages(class)?;
+        let Ledger { pool, host, purpose, .. } = &*self.0;
+        if !host.take(*purpose, PAGE << class, held == 0) {
+            pool.is_short.set(true);
+            return None;
+        }
+        let Some(pages) = pool.pages(class) else {
+            host.give_back(*purpose, PAGE << class);
+            pool.is_short.set(true);
+            return None;
+        };
         self.0.held.set(held + (PAGE << class));
         Some(Buffer { pages, len, account: self.0.clone() })
     }
 
-    /// Another account with the same pool.
-    pub fn sibling(&self) -> Self {
-        Pool(self.0.pool.clone()).open()
+    /// Another account of the same host with the same pool, for another purpose.
+    pub fn sibling(&self, purpose: Purpose) -> Self {
+        Self::open(&self.0.pool, self.0.host.clone(), purpose)
     }
 
     /// Bytes that this account may hold: an equal part of the pool, but not less than [`LEAST`].
@@ -179,7 +240,9 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let pages = std::mem::take(&mut self.pages);
-        self.account.held.set(self.account.held.get() - pages.len() * PAGE);
+        let bytes = pages.len() * PAGE;
+        self.account.held.set(self.account.held.get() - bytes);
+        self.account.host.give_back(self.account.purpose, bytes);
         self.account.pool.give_back(pages);
     }
 }
@@ -226,12 +289,30 @@ mod test {
         let pool = Pool::new(8 << 20);
         let first = pool.open();
         assert_eq!(first.share(), 8 << 20);
-        let second = first.sibling();
+        let second = first.sibling(Purpose::Second);
         assert_eq!(first.share(), 4 << 20);
         drop(second);
         assert_eq!(first.share(), 8 << 20);
         let _crowd: Vec<_> = (0..1000).map(|_| pool.open()).collect();
         assert_eq!(first.share(), LEAST);
+    }
+
+    #[test]
+    fn what_the_budget_does_not_have_is_refused_and_that_is_known() {
+        let budget = Budget::new(0);
+        let pools =
+            [Pool::within(64 << 20, budget.clone()), Pool::within(64 << 20, budget.clone())];
+        let accounts = pools.each_ref().map(Pool::open);
+        let mut held = Vec::new();
+        held.extend(std::iter::from_fn(|| accounts[0].take(Pool::LARGEST)));
+        assert!(!held.is_empty() && held.len() < 12 && pools[0].was_short());
+        // Another purpose has memory of its own, and the first buffer of another account has some, too.
+        assert!(accounts[0].sibling(Purpose::Second).take(Pool::LARGEST).is_some());
+        assert!(accounts[1].take(Pool::LARGEST).is_some());
+        assert!(!pools[0].was_short() && !pools[1].was_short());
+        drop(held);
+        drop((accounts, pools));
+        assert_eq!(budget.allocated(), 0);
     }
 
     #[test]

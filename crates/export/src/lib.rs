@@ -13,11 +13,13 @@
 //! | [`Session`] | one connection's protocol: bytes in, [`Step`]s out |
 //! | [`Segment`] | bytes to be sent: a small head, perhaps a body and a tail |
 //! | [`Buffer`] | page-aligned memory of a bounded pool |
+//! | [`Budget`] | how much of it there is in all, and for each host |
 //! | [`Extent`] | a part of a disk that is all data, or all hole |
 //! | [`Fault`] | the closed list of ways in which a disk request fails |
 
 #![forbid(unsafe_code)]
 
+mod budget;
 mod buffer;
 mod catalogue;
 mod event;
@@ -34,6 +36,7 @@ mod secret;
 mod segment;
 mod session;
 
+pub use budget::{Budget, Purpose, Share};
 pub use buffer::{Account, Buffer, PAGE, Pool};
 pub use catalogue::Catalogue;
 pub use event::{Event, Knock};
@@ -42,7 +45,7 @@ pub use extent::{Extent, Extents};
 pub use fault::Fault;
 pub use fence::Fence;
 pub use geometry::Geometry;
-pub use peer::{Channel, Door, Peer};
+pub use peer::{Channel, Door, Holder, Network, Peer};
 pub use policy::{Caller, Host, KeyId, Policy, Refusal, Rule};
 pub use request::{Admitted, Denied, Grant, Op, Outcome, Request, Ticket};
 pub use secret::Secret;

@@ -29,7 +29,43 @@ pub struct Peer {
     pub channel: Option<Arc<Channel>>,
 }
 
+/// A network address, as far as one host may have many: of an IPv6 one the network, unless it is link-local.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Network(IpAddr, u32);
+
+impl Network {
+    /// That of a peer's address.
+    pub fn of(remote: SocketAddr) -> Self {
+        match (remote.ip().to_canonical(), remote) {
+            (IpAddr::V6(ip), SocketAddr::V6(at)) if ip.is_unicast_link_local() => {
+                Self(ip.into(), at.scope_id())
+            }
+            (IpAddr::V6(ip), _) => {
+                let [a, b, c, d, ..] = ip.segments();
+                Self(IpAddr::from([a, b, c, d, 0, 0, 0, 0]), 0)
+            }
+            (ip, _) => Self(ip, 0),
+        }
+    }
+}
+
+/// The host for which a peer's share of this machine's resources is counted: the one whose key it has shown, else whatever
+/// is at its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Holder {
+    /// The host with that key.
+    Host(KeyId),
+    /// Without a key.
+    Network(Network),
+}
+
 impl Peer {
+    /// For whom its share is counted.
+    pub fn holder(&self) -> Holder {
+        let key = self.channel.as_ref().and_then(|channel| channel.key);
+        key.map_or_else(|| Holder::Network(Network::of(self.remote)), Holder::Host)
+    }
+
     /// The address of a peer on this machine that came by no network.
     pub const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 }

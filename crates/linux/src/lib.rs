@@ -21,6 +21,7 @@ pub mod keyring;
 pub mod machine;
 pub mod medium;
 mod member;
+pub mod memory;
 pub mod module;
 pub mod mount;
 pub mod net;

@@ -1,7 +1,7 @@
 //! Errors of the program: one sentence, and the exit status.
 
 use std::fmt;
-use std::io::{self, ErrorKind};
+use std::io;
 
 use rustix::io::Errno;
 
@@ -36,7 +36,8 @@ impl Failure {
 
     /// The same, because of that error.
     pub(crate) fn because_of(self, error: &io::Error) -> Self {
-        let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+        let is_full =
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         Self { is_full, ..self }
     }
 

@@ -70,6 +70,10 @@ pub(crate) struct Config {
     pub(crate) threads: usize,
     /// Bytes of payload buffers a thread.
     pub(crate) memory: usize,
+    /// Bytes of payload buffers in all.
+    pub(crate) budget: usize,
+    /// Connections in all.
+    pub(crate) connections: usize,
     /// Whether DH-HMAC-CHAP without a Diffie-Hellman exchange will do.
     pub(crate) null_dh: bool,
     /// What this machine shows to NBD clients that speak TLS with certificates.
@@ -109,12 +113,12 @@ struct Standing {
     policy: Policy,
     /// What this machine calls itself to who knows the code, if there is one.
     pairing: Option<String>,
+    /// The wrong codes that were tried, as workers said.
+    tries: Tries,
     /// To the worker; none while there is none.
     sender: Option<Sender>,
     process: Option<Pid>,
     running: Option<Running>,
-    /// The wrong codes that were tried, as workers said.
-    tries: Tries,
     unconfined: Vec<String>,
     /// Whether it is meant to end.
     stopping: bool,
@@ -321,6 +325,8 @@ impl Standing {
                 driver: config.driver.into(),
                 threads: config.threads,
                 memory: config.memory,
+                budget: config.budget,
+                connections: config.connections,
                 null_dh: config.null_dh,
                 certificates: config.certificates.as_ref().map(Into::into),
                 first_controller: config.first_controller,
@@ -331,13 +337,13 @@ impl Standing {
             last_disk: 0,
             policy: Policy::default(),
             pairing: None,
+            tries: Tries::default(),
             sender: None,
             process: None,
             running: None,
             unconfined: Vec::new(),
             stopping: false,
             stopped: None,
-            tries: Tries::default(),
         }
     }
 
@@ -364,18 +370,18 @@ impl Standing {
         self.pass(&order, Some(accepted.listener.as_fd()));
     }
 
-    fn send_lent(&self, loaned: &Loaned) {
-        let order = Order::Lend(Box::new(Lent::new(loaned.disk, &loaned.export)));
-        self.pass(&order, Some(loaned.export.as_fd()));
-    }
-
-    /// Tells a new worker all that the last one knew. Before disks and sockets it learns whom to let in.
     fn send_pairing(&self) {
         let Some(name) = self.pairing.clone() else { return };
         let tries = TriesWord::new(&self.tries, Instant::now());
         self.send(&Order::Pair { name, tries });
     }
 
+    fn send_lent(&self, loaned: &Loaned) {
+        let order = Order::Lend(Box::new(Lent::new(loaned.disk, &loaned.export)));
+        self.pass(&order, Some(loaned.export.as_fd()));
+    }
+
+    /// Tells a new worker all that the last one knew. Before disks and sockets it learns whom to let in.
     fn send_all(&self) {
         self.send(&Order::Follow { hosts: words::hosts(&self.policy) });
         self.send_pairing();
@@ -394,16 +400,16 @@ impl Standing {
     /// The worker is gone: what it had begun has ended with it.
     fn lose(&mut self) {
         (self.sender, self.process) = (None, None);
+        // It may have died of a wrong code that it could not report any more.
+        if self.pairing.is_some() {
+            self.tries.fail(Instant::now());
+        }
         // Nobody else can go on with what was said there.
         if let Some(connection) = self.adopted.take() {
             let _ = rustix::net::shutdown(connection, rustix::net::Shutdown::Both);
         }
         self.lent.retain(|loaned| !loaned.withdrawn);
         for loaned in &mut self.lent {
-        // It may have died of a wrong code that it could not report any more.
-        if self.pairing.is_some() {
-            self.tries.fail(Instant::now());
-        }
             loaned.before = counted(&loaned.export);
             loaned.being_written = false;
         }

@@ -11,13 +11,21 @@ mod alone;
 mod disclosure;
 #[path = "cases/flood.rs"]
 mod flood;
+#[path = "cases/full.rs"]
+mod full;
 #[path = "cases/host.rs"]
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod host;
+#[path = "cases/loopback.rs"]
+mod loopback;
+#[path = "cases/memory.rs"]
+mod memory;
 #[path = "cases/nbd.rs"]
 mod nbd;
 #[path = "cases/refusal.rs"]
 mod refusal;
+#[path = "cases/reopen.rs"]
+mod reopen;
 #[path = "cases/revocation.rs"]
 mod revocation;
 #[path = "cases/scene.rs"]

@@ -2,8 +2,9 @@
 //! addresses and time, and no cipher.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
+
+use export::Network;
 
 /// How many TLS handshakes an address may have us do. For IPv6 a /64 counts as one address, unless it is link-local.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,31 +26,11 @@ impl Default for Limits {
 /// Addresses that are remembered. Beyond these the one that was heard of least lately is forgotten.
 const MOST: usize = 1024;
 
-/// Where a handshake comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Source(IpAddr, u32);
-
-impl Source {
-    /// That of a peer's address.
-    pub(crate) fn of(remote: SocketAddr) -> Self {
-        match (remote.ip().to_canonical(), remote) {
-            (IpAddr::V6(ip), SocketAddr::V6(at)) if ip.is_unicast_link_local() => {
-                Self(ip.into(), at.scope_id())
-            }
-            (IpAddr::V6(ip), _) => {
-                let [a, b, c, d, ..] = ip.segments();
-                Self(IpAddr::from([a, b, c, d, 0, 0, 0, 0]), 0)
-            }
-            (ip, _) => Self(ip, 0),
-        }
-    }
-}
-
 /// What each address has left.
 #[derive(Debug)]
 pub(crate) struct Ration {
     limits: Limits,
-    left: HashMap<Source, Bucket>,
+    left: HashMap<Network, Bucket>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +47,7 @@ impl Ration {
     }
 
     /// Takes one handshake of what the address has left. Tells whether there was one.
-    pub(crate) fn take(&mut self, source: Source, now: Instant) -> bool {
+    pub(crate) fn take(&mut self, source: Network, now: Instant) -> bool {
         if self.left.len() >= MOST && !self.left.contains_key(&source) {
             self.forget(now);
         }
@@ -79,7 +60,7 @@ impl Ration {
     }
 
     /// Gives one back: it succeeded.
-    pub(crate) fn give_back(&mut self, source: Source) {
+    pub(crate) fn give_back(&mut self, source: Network) {
         if let Some(bucket) = self.left.get_mut(&source) {
             bucket.millis = bucket.millis.saturating_add(1000).min(full(self.limits));
         }
@@ -121,10 +102,12 @@ fn full(limits: Limits) -> u64 {
 
 #[cfg(test)]
 mod test {
+    use std::net::{IpAddr, SocketAddr};
+
     use super::*;
 
-    fn source(text: &str) -> Source {
-        Source::of(SocketAddr::new(text.parse().unwrap(), 1))
+    fn source(text: &str) -> Network {
+        Network::of(SocketAddr::new(text.parse().unwrap(), 1))
     }
 
     #[test]
@@ -173,7 +156,7 @@ mod test {
         let mut ration = Ration::new(Limits::default());
         let now = Instant::now();
         for n in 0..5000u32 {
-            let at = Source::of(SocketAddr::new(IpAddr::from(n.to_be_bytes()), 1));
+            let at = Network::of(SocketAddr::new(IpAddr::from(n.to_be_bytes()), 1));
             assert!(ration.take(at, now + Duration::from_micros(n.into())));
         }
         assert!(ration.left.len() <= MOST);

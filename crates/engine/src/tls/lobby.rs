@@ -8,22 +8,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use export::{Door, Peer, Secret};
+use export::{Door, Network, Peer, Purpose, Secret};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
 use super::hello::{self, Hello};
-use super::limit::{Ration, Source};
+use super::limit::Ration;
 use super::records::Records;
 use super::seam::{Agreed, Failed, Handshake, Progress};
 use super::wrapped::Wrapped;
 use super::{Hash, Psk};
-use crate::door::{CLEAR, Entrance, refuse};
+use crate::door::{CLEAR, CROWD, Entrance, refuse};
 use crate::greeting::{Next, Prelude};
 use crate::link::Link;
 use crate::listen::Adopt;
 use crate::mailbox::{Mailbox, Message};
+use crate::stage::Stage as Bytes;
 use crate::{Limits, Open, Sink};
 
 /// A peer that has not yet been let in.
@@ -130,7 +131,7 @@ struct Host {
 /// A greeting or a handshake on its way.
 struct Guest {
     newcomer: Newcomer,
-    source: Source,
+    source: Network,
     stage: Stage,
     /// What makes its session in the end.
     open: Open,
@@ -226,7 +227,7 @@ impl Host {
         let fresh = std::mem::take(&mut *self.door.lock().unwrap_or_else(PoisonError::into_inner));
         for newcomer in fresh {
             let peer = newcomer.link.peer();
-            let source = Source::of(peer.remote);
+            let source = Network::of(peer.remote);
             let open = newcomer.entrance.open.clone();
             let greeting = newcomer.entrance.security.greeting.clone();
             let stage = match greeting.map(|greeting| greeting(&peer)) {
@@ -254,7 +255,7 @@ impl Host {
 
     /// Gives up the one of an address that has waited longest, if it has too many: who opens connections and says nothing
     /// cannot keep a neighbour out who does.
-    fn make_room(&mut self, source: Source) {
+    fn make_room(&mut self, source: Network) {
         let of_it = |guest: &Guest| guest.source == source && !guest.is_greeted();
         if self.guests.iter().filter(|guest| of_it(guest)).count() >= self.at_once {
             let oldest = self.guests.iter().position(of_it);
@@ -291,21 +292,27 @@ impl Host {
         if agreed.channel.key.is_some() {
             self.ration.give_back(guest.source);
         }
-        let link = guest.newcomer.link;
-        link.secure(agreed.channel.clone());
-        (self.adopt)(link, wrap(Records::new(agreed), guest.open));
+        guest.newcomer.link.secure(agreed.channel.clone());
+        if !guest.newcomer.link.has_room() {
+            return self.report(&guest, CROWD);
+        }
+        // Without memory for it the connection is closed: its peer may try again.
+        let Some(stage) = Wrapped::stage() else { return };
+        (self.adopt)(guest.newcomer.link, wrap(Records::new(agreed), stage, guest.open));
     }
 }
 
 /// Makes sessions that speak through `records`: one, as there is one connection.
-fn wrap(records: Records, open: Open) -> Open {
-    let records = Mutex::new(Some(records));
+fn wrap(records: Records, stage: Bytes, open: Open) -> Open {
+    let records = Mutex::new(Some((records, stage)));
     Arc::new(move |peer: Peer, account, now| {
         let records = records.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let sealed = account.sibling();
+        let sealed = account.sibling(Purpose::Sealed);
         let session = open(peer.clone(), account, now);
         match records {
-            Some(records) => Box::new(Wrapped::new(records, session, sealed, peer, now)),
+            Some((records, stage)) => {
+                Box::new(Wrapped::new(records, stage, session, sealed, peer, now))
+            }
             None => session,
         }
     })

@@ -62,7 +62,7 @@ fn shake(
             Progress::Writes => wait(&socket, PollFlags::OUT, deadline)?,
         }
     };
-    Ok(Stream::new(socket, agreed))
+    Stream::new(socket, agreed).ok_or_else(|| ErrorKind::OutOfMemory.into())
 }
 
 fn refused(failed: Failed) -> io::Error {
@@ -113,11 +113,11 @@ pub struct Stream {
 }
 
 impl Stream {
-    fn new(socket: Arc<TcpStream>, agreed: Agreed) -> Self {
-        let (inbox, plain) = (Stage::new(INBOX), Stage::new(OPENED));
+    fn new(socket: Arc<TcpStream>, agreed: Agreed) -> Option<Self> {
+        let (inbox, plain) = (Stage::new(INBOX)?, Stage::new(OPENED)?);
         let (channel, outbox) = (agreed.channel.clone(), Vec::new());
         let records = Records::new(agreed);
-        Self {
+        Some(Self {
             socket,
             channel,
             records,
@@ -127,7 +127,7 @@ impl Stream {
             sent: 0,
             ended: false,
             broken: false,
-        }
+        })
     }
 
     /// What protects it.

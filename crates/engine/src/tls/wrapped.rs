@@ -58,9 +58,15 @@ pub(crate) struct Wrapped {
 }
 
 impl Wrapped {
-    /// Wraps `session`; sealed records are held in memory of `account`.
+    /// Room for opened bytes. Nothing if there is no memory for it.
+    pub(crate) fn stage() -> Option<Stage> {
+        Stage::new(OPEN)
+    }
+
+    /// Wraps `session`; sealed records are held in memory of `account`, opened bytes in `plain`.
     pub(crate) fn new(
         records: Records,
+        plain: Stage,
         session: Box<dyn Session>,
         account: Account,
         peer: Peer,
@@ -71,7 +77,7 @@ impl Wrapped {
             records,
             peer,
             account,
-            plain: Stage::new(OPEN),
+            plain,
             outbox: Outbox::new(),
             steps: VecDeque::new(),
             phase: Phase::Open,
@@ -371,9 +377,16 @@ mod test {
             let nowhere = (Ipv4Addr::LOCALHOST, 0).into();
             let peer = Peer { remote: nowhere, local: nowhere, door: Door::Keyed, channel: None };
             let (account, now) = (Pool::new(memory).open(), Instant::now());
-            let records = Records::new(agreed(1, 2));
+            let (records, stage) = (Records::new(agreed(1, 2)), Wrapped::stage().unwrap());
             Self {
-                wrapped: Wrapped::new(records, Box::new(Echo::default()), account, peer, now),
+                wrapped: Wrapped::new(
+                    records,
+                    stage,
+                    Box::new(Echo::default()),
+                    account,
+                    peer,
+                    now,
+                ),
                 peer: Records::new(agreed(2, 1)),
                 waiting: Vec::new(),
                 sent: Vec::new(),

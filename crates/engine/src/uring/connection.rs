@@ -22,7 +22,7 @@ use super::slots::Key;
 use crate::disk::{Job, Pace};
 use crate::errand::Errand;
 use crate::link::Link;
-use crate::stage::room;
+use crate::stage::{Stage, room};
 use crate::{GRACE, LINGER, Sink, UNSENT};
 
 /// What all connections of a thread share during a turn.
@@ -100,17 +100,18 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// A connection that has just been accepted; `file` is the place of its socket.
+    /// A connection that has just been accepted; `file` is the place of its socket, `stage` has what came already.
     pub(crate) fn open(
         key: Key,
         link: Arc<Link>,
         file: Rc<File>,
+        stage: Stage,
         session: Box<dyn Session>,
         now: Instant,
     ) -> Self {
         Self {
             key,
-            receiving: Some(Receiving::new(key, link.clone(), file.clone())),
+            receiving: Some(Receiving::new(key, link.clone(), file.clone(), stage)),
             sending: Some(Sending::new(key, link.clone(), file)),
             link,
             session,

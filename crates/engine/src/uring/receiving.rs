@@ -48,9 +48,8 @@ pub(crate) struct Receiving {
 }
 
 impl Receiving {
-    /// With an empty stage.
-    pub(crate) fn new(owner: Key, link: Arc<Link>, file: Rc<File>) -> Box<Self> {
-        let stage = Stage::with(&link.take());
+    /// For the stage.
+    pub(crate) fn new(owner: Key, link: Arc<Link>, file: Rc<File>, stage: Stage) -> Box<Self> {
         let (header, vectors) = (header(&mut []), [NOTHING; 2]);
         Box::new(Self {
             owner,

@@ -19,7 +19,8 @@ use super::spin::Spin;
 use crate::errand::Answer;
 use crate::link::Link;
 use crate::mailbox::{Mailbox, Message};
-use crate::{Config, Open, Shared};
+use crate::stage::Stage;
+use crate::{Config, Open, RETRY, Shared};
 
 /// After so long without anything to do, free buffers go back to the system.
 const IDLE: Duration = Duration::from_secs(1);
@@ -147,7 +148,7 @@ impl Worker {
             turn,
             connections: Slots::default(),
             dirty: Vec::new(),
-            pool: Pool::new(config.memory),
+            pool: Pool::within(config.memory, shared.budget.clone()),
             shared,
             mailbox,
             load,
@@ -329,10 +330,16 @@ impl Worker {
             self.load.fetch_sub(1, Ordering::Relaxed);
             return;
         };
-        let session = open(link.peer(), self.pool.open(), self.turn.now);
+        let Some(stage) = Stage::with(&link.take()) else {
+            // There is no memory left; the peer may try again.
+            self.load.fetch_sub(1, Ordering::Relaxed);
+            return;
+        };
         let now = self.turn.now;
-        let key =
-            self.connections.insert_with(|key| Connection::open(key, link, file, session, now));
+        let account = self.pool.open_for(link.peer().holder());
+        let session = open(link.peer(), account, now);
+        let connect = |key| Connection::open(key, link, file, stage, session, now);
+        let key = self.connections.insert_with(connect);
         let stopping = self.stopping;
         self.with(key, |connection, turn| {
             if stopping {
@@ -390,6 +397,9 @@ impl Worker {
         }
         dirty.append(&mut unfinished);
         self.dirty = dirty;
+        if self.pool.was_short() {
+            self.next_tick = earlier(self.next_tick, Some(self.turn.now + RETRY));
+        }
     }
 
     /// Tells all other threads, and this one in its next turn, that something changed. Once a turn, however often it

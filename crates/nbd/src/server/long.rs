@@ -2,7 +2,7 @@
 //! come between (NBD, Simple reply). So there is one such read at a time, with memory of its own, and other replies wait
 //! until it is over. It knows no disk.
 
-use export::{Account, Buffer, Head, Reason, Step};
+use export::{Account, Buffer, Head, Purpose, Reason, Step};
 
 use super::answer::{Part, To, simple};
 use super::read::clip;
@@ -58,7 +58,8 @@ impl Session {
             return;
         }
         if let Some(at) = self.longs.pop_front() {
-            let account = self.long_reads.get_or_insert_with(|| self.reads.sibling()).clone();
+            let account =
+                self.long_reads.get_or_insert_with(|| self.reads.sibling(Purpose::Second)).clone();
             self.long = Some(Box::new(Long::new(at, account)));
             self.advance(at);
         }

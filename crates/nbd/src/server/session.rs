@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use export::{
-    Account, Event, Grant, Head, Landing, News, Outcome, Peer, Reason, Request, Segment, Step,
-    Ticket,
+    Account, Event, Grant, Head, Landing, News, Outcome, Peer, Purpose, Reason, Request, Segment,
+    Step, Ticket,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -118,7 +118,7 @@ impl Session {
             link: None,
             slots: Slots::new(),
             incoming: None,
-            writes: account.sibling(),
+            writes: account.sibling(Purpose::Stream),
             reads: account,
             long_reads: None,
             starved: VecDeque::new(),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
-use export::{Fence, KeyId, Op};
+use export::{Fence, Holder, KeyId, Op, Peer};
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::wire::log::ErrorEntry;
@@ -34,6 +34,8 @@ pub(super) struct Controller {
     /// NQN of its subsystem.
     pub(super) subsystem: String,
     pub(super) host: Host,
+    /// For whom it is counted.
+    pub(super) holder: Holder,
     /// The key of the channel that the Admin queue came in, if it came in one: the other queues come in such a one, too.
     pub(super) channel: Option<Option<KeyId>>,
     /// Set when a key for a secured channel came out of the host's proof: what follows is to come in that channel.
@@ -148,7 +150,7 @@ impl Controller {
         kind: Kind,
         subsystem: &str,
         host: Host,
-        channel: Option<Option<KeyId>>,
+        peer: &Peer,
         keep_alive: u32,
         now: Instant,
     ) -> Self {
@@ -157,7 +159,8 @@ impl Controller {
             kind,
             subsystem: subsystem.to_owned(),
             host,
-            channel,
+            holder: peer.holder(),
+            channel: peer.channel.as_ref().map(|channel| channel.key),
             concatenated: AtomicBool::new(false),
             start: now,
             ready: AtomicBool::new(false),

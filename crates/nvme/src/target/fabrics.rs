@@ -204,13 +204,12 @@ impl Queue {
         if grant.as_ref().is_some_and(|grant| grant.export().has_orphans()) {
             return Ok(None);
         }
-        let (channel, alive, now) = (self.channel(), connect.keep_alive, self.now);
-        let make = |id| Controller::new(id, kind, subsystem, host.clone(), channel, alive, now);
-        let busy = || {
-            let status = Status::CONNECT_CONTROLLER_BUSY.dnr();
-            Refused::new(status, 0, Some("too many hosts"))
-        };
-        let controller = self.target.enter(kind, make).ok_or_else(busy)?;
+        let (peer, alive, now) = (&self.peer, connect.keep_alive, self.now);
+        let make = |id| Controller::new(id, kind, subsystem, host.clone(), peer, alive, now);
+        // There may be room later.
+        let busy =
+            || Refused::new(Status::CONNECT_CONTROLLER_BUSY, 0, Some("too many controllers"));
+        let controller = self.target.enter(kind, peer.holder(), make).ok_or_else(busy)?;
         Ok(Some((Link::new(connect, controller, grant), auth)))
     }
 

@@ -30,7 +30,7 @@ mod transfer;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
-use export::{Account, Catalogue, KeyId, Peer};
+use export::{Account, Catalogue, Holder, KeyId, Peer};
 
 use controller::{Controller, Kind};
 use generated::Generated;
@@ -63,6 +63,9 @@ pub const TRANSFER: u64 = 1 << 20;
 
 /// Binary logarithm of [`TRANSFER`] in units of 4 KiB.
 const MDTS: u8 = 8;
+
+/// Controllers that a host may have: one for each disk and path, and one for discovery.
+const HOST_CONTROLLERS: usize = 128;
 
 /// I/O queues that a controller may have.
 const IO_QUEUES: u16 = 64;
@@ -161,10 +164,19 @@ impl Target {
         self.registry.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    /// Enters a controller that `make` makes for a free identifier. Nothing if all are taken.
-    fn enter(&self, kind: Kind, make: impl FnOnce(u16) -> Controller) -> Option<Arc<Controller>> {
+    /// Enters a controller that `make` makes for a free identifier. Nothing if all are taken, or its host has too many.
+    fn enter(
+        &self,
+        kind: Kind,
+        holder: Holder,
+        make: impl FnOnce(u16) -> Controller,
+    ) -> Option<Arc<Controller>> {
         let mut registry = self.registry();
         registry.controllers.retain(|controller| controller.strong_count() != 0);
+        let live = registry.controllers.iter().filter_map(Weak::upgrade);
+        if live.filter(|controller| controller.holder == holder).count() >= HOST_CONTROLLERS {
+            return None;
+        }
         let controller = Arc::new(make(registry.free_id(kind)?));
         registry.controllers.push(Arc::downgrade(&controller));
         Some(controller)

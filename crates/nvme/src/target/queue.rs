@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use export::{
-    Account, Buffer, Event, KeyId, Landing, News, Outcome, Peer, Reason, Session, Step, Ticket,
+    Account, Buffer, Event, KeyId, Landing, News, Outcome, Peer, Purpose, Reason, Session, Step,
+    Ticket,
 };
 use zerocopy::IntoBytes;
 
@@ -103,8 +104,8 @@ impl Queue {
             owed: 0,
             incoming: None,
             stalled: None,
-            capsules: account.sibling(),
-            seconds: account.sibling(),
+            capsules: account.sibling(Purpose::Stream),
+            seconds: account.sibling(Purpose::Second),
             transfers: account,
             slots: Slots::new(1),
             starved: VecDeque::new(),

@@ -54,6 +54,31 @@ fn without_a_keep_alive_time_a_host_may_be_silent_for_ever() {
     assert!(world.read(io, 0, 1).is_ok());
 }
 
+/// X61: a host that attaches again and again, and never lets go, keeps nobody else out.
+#[test]
+fn x61_controllers_of_one_host_leave_room_for_others() {
+    let mut world = World::new();
+    let connect = |world: &mut World| {
+        let line = world.connect(Options::admin(), Manner::default().data(CNTLID_DYNAMIC));
+        world.run();
+        line
+    };
+    let held: Vec<_> = (0..128).map(|_| connect(&mut world)).collect();
+    assert!(held.iter().all(|&line| world.lines[line].connected.is_some()));
+    let refused = connect(&mut world);
+    let status = world.lines[refused].refused.unwrap();
+    assert_eq!(status, (Status::CONNECT_CONTROLLER_BUSY, 0), "to be tried again");
+    world.remote = "192.0.2.10:50000".parse().unwrap();
+    let other = connect(&mut world);
+    assert!(world.lines[other].connected.is_some());
+    // One that is let go of makes room.
+    world.remote = "192.0.2.9:50001".parse().unwrap();
+    world.cut(held[0]);
+    world.run();
+    let next = connect(&mut world);
+    assert!(world.lines[next].connected.is_some());
+}
+
 #[test]
 fn who_does_not_connect_in_time_is_cut_off() {
     let mut world = World::new();

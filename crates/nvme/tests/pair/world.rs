@@ -2,6 +2,7 @@
 //! the test, and chance is a seed. It knows the public faces of both sides and nothing of what is inside.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -52,6 +53,8 @@ pub(crate) struct World {
     /// Whether payloads are received in place where a side offers it.
     pub(crate) in_place: bool,
     pub(crate) port: Port,
+    /// Where new connections come from.
+    pub(crate) remote: SocketAddr,
     /// What new connections come to, and in.
     pub(crate) door: Door,
     pub(crate) channel: Option<Arc<Channel>>,
@@ -144,6 +147,7 @@ impl World {
             order: Order::First,
             in_place: false,
             port: Port::Any,
+            remote: "192.0.2.9:50000".parse().unwrap(),
             door: Door::Open,
             channel: None,
             credentials: None,
@@ -213,7 +217,7 @@ impl World {
     /// A new connection. Nothing has been sent on it yet.
     pub(crate) fn connect(&mut self, options: Options, data: ConnectData) -> usize {
         let peer = Peer {
-            remote: "192.0.2.9:50000".parse().unwrap(),
+            remote: self.remote,
             local: "192.0.2.1:4420".parse().unwrap(),
             door: self.door,
             channel: self.channel.clone(),

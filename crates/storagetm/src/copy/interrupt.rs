@@ -25,10 +25,8 @@ pub(super) fn listen() -> Result<Arc<AtomicBool>, Failure> {
     let watch = move || loop {
         let _ = poll(&mut [PollFd::new(&signals, PollFlags::IN)], None);
         for signal in signals.receive() {
-            let ends = !matches!(
-                signal,
-                Signal::WindowChange | Signal::Continue | Signal::ReopenPairing
-            );
+            let ends =
+                !matches!(signal, Signal::WindowChange | Signal::Continue | Signal::ReopenPairing);
             if ends && told.swap(true, Ordering::Release) {
                 std::process::exit(IMPATIENT);
             }

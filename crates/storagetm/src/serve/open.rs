@@ -31,8 +31,19 @@ use crate::output::Output;
 use crate::settings::Settings;
 use crate::worker::{Config, Worker};
 
-/// Bytes of memory for payloads that all threads share: enough for a fast disk, and little enough for an initrd.
+/// Bytes of memory for payloads that the connections of all threads share: enough for a fast disk, and little enough for an
+/// initrd.
 const PAYLOADS: usize = 32 << 20;
+
+/// The part of this machine's memory that payloads may have in all, and the part that connections may have beside that.
+const PAYLOADS_PART: u64 = 16;
+const CONNECTIONS_PART: u64 = 8;
+
+/// Bytes of memory of a connection, without payloads.
+const CONNECTION: u64 = 128 << 10;
+
+/// The least and the most connections, however much memory there is.
+const CONNECTIONS: (u64, u64) = (128, 1024);
 
 /// What a thread has of that at least, however many there are.
 const LEAST_PAYLOADS: usize = 4 << 20;
@@ -68,6 +79,7 @@ impl Server {
         let network = Network::look(options, &settings, given.as_ref())?;
         let disks = Disks::open(options, &settings)?;
         let (admission, note) = admission(options, &network);
+        let may_be_keyed = network.may_be_keyed();
         let keyboard = if desk.is_none() && output.is_screen() { Keyboard::open() } else { None };
         let (worker, warning) = start(options, machine(&settings), &mailbox)?;
         let mut server = Self {
@@ -81,7 +93,6 @@ impl Server {
             tells_codes: options.pair && desk.is_none(),
             broken: None,
             loans: Vec::new(),
-        let may_be_keyed = network.may_be_keyed();
             ledger: Ledger::default(),
             follow: disks.follow,
             mailbox,
@@ -270,6 +281,13 @@ fn come(changes: Vec<Change>, loans: &mut Vec<Loan>, notes: &mut Vec<String>) {
     }
 }
 
+/// How many connections a machine with so many bytes of memory has.
+fn connections(available: u64) -> usize {
+    let (least, most) = CONNECTIONS;
+    let count = (available / CONNECTIONS_PART / CONNECTION).clamp(least, most);
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
+
 /// Starts the process that serves. What the owner should know of what it was given comes with it.
 fn start(
     options: &Serve,
@@ -287,8 +305,19 @@ fn start(
     let certificates = options.tls_certificates.as_deref().map(certificates::read).transpose()?;
     let (certificates, warning) = certificates.unzip();
     let null_dh = options.allow_null_dh;
-    let first_controller = first_controller(machine, std::process::id());
-    let config = Config { driver, threads, memory, null_dh, certificates, first_controller };
+    let available = linux::memory::available(&Tree::machine());
+    let budget = usize::try_from(available / PAYLOADS_PART).unwrap_or(usize::MAX);
+    let connections = connections(available);
+    let config = Config {
+        driver,
+        threads,
+        memory,
+        budget,
+        connections,
+        null_dh,
+        certificates,
+        first_controller: first_controller(machine, std::process::id()),
+    };
     let mailbox = mailbox.clone();
     let worker = Worker::start(&config, Arc::new(move |said| mailbox.hear(said)))?;
     Ok((worker, warning.flatten()))

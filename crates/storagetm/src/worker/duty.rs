@@ -79,6 +79,8 @@ impl Duty {
             driver: start.driver.into(),
             threads: start.threads,
             memory: start.memory,
+            budget: start.budget,
+            connections: start.connections,
             ..Config::default()
         };
         let sink = Arc::new(move |event| events.put(event));

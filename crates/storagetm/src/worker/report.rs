@@ -145,6 +145,8 @@ mod test {
             driver: Driver::Auto,
             threads: 1,
             memory: 1,
+            budget: 1,
+            connections: 1,
             null_dh: false,
             certificates: None,
             first_controller: 0,

@@ -65,6 +65,8 @@ pub(super) struct Start {
     pub(super) driver: DriverWord,
     pub(super) threads: usize,
     pub(super) memory: usize,
+    pub(super) budget: usize,
+    pub(super) connections: usize,
     pub(super) null_dh: bool,
     pub(super) certificates: Option<CertificatesWord>,
     pub(super) first_controller: u16,
@@ -442,9 +444,9 @@ mod test {
             wait_until: None,
             stopped: false,
             failures: 2,
+            stops: 3,
             waiting: vec![4],
         };
-            stops: 3,
         let arrived = travel(&ViewWord::new(&view, now)).view(now).unwrap();
         let shown = arrived.shown.unwrap();
         assert_eq!((shown.digits, shown.expires), (digits, later));

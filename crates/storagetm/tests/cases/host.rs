@@ -25,11 +25,13 @@ pub(crate) struct Guest {
     pub(crate) host: String,
     pub(crate) disk: String,
     pub(crate) proof: Option<Arc<Credentials>>,
+    /// Entries of its I/O queue.
+    pub(crate) depth: u16,
 }
 
 impl Guest {
     pub(crate) fn new(host: &str, disk: &str) -> Self {
-        Self { host: host.to_owned(), disk: disk.to_owned(), proof: None }
+        Self { host: host.to_owned(), disk: disk.to_owned(), proof: None, depth: 8 }
     }
 
     /// The same, and it proves itself with that key (`DHHC-1:…`).
@@ -72,7 +74,7 @@ impl Guest {
             let bytes = buffer.as_ref().map_or(&[][..], Buffer::bytes);
             controller.answer(status, result, bytes).map_err(|trouble| format!("{trouble:?}"))?;
         }
-        let options = Options::io(1, 8, controller.capsule_data());
+        let options = Options::io(1, self.depth, controller.capsule_data());
         let (io, _) = Wire::open(connect()?, self.queue(options, cntlid))?;
         Ok(Attached { admin, io, memory })
     }

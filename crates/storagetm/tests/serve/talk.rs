@@ -113,7 +113,7 @@ impl<S: Read + Write> Talk<S> {
         self.answer()
     }
 
-    fn request(
+    pub(crate) fn request(
         &mut self,
         flags: u16,
         command: u16,

@@ -1,0 +1,70 @@
+//! How much memory this process may have: the machine's, or less if its control group or its limits say so.
+//!
+//! Does not know what it is for.
+
+use std::path::Path;
+
+use rustix::process::{Resource, getrlimit};
+
+use crate::tree::Tree;
+
+/// Bytes where nothing says how much there is.
+const UNKNOWN: u64 = 1 << 30;
+
+/// Bytes of memory that this process may have.
+pub fn available(tree: &Tree) -> u64 {
+    // Programs and stacks take addresses, too.
+    let addresses = getrlimit(Resource::As).current.map(|bytes| bytes / 2);
+    let data = getrlimit(Resource::Data).current;
+    of_machine(tree)
+        .into_iter()
+        .chain(of_group(tree))
+        .chain(addresses)
+        .chain(data)
+        .min()
+        .unwrap_or(UNKNOWN)
+}
+
+/// `MemTotal` of proc_meminfo(5).
+fn of_machine(tree: &Tree) -> Option<u64> {
+    let text = tree.text("proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+/// The least `memory.max` of this process's control group and those that it is in (cgroup v2).
+fn of_group(tree: &Tree) -> Option<u64> {
+    let groups = tree.text("proc/self/cgroup").ok()?;
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let limits = Path::new(own).ancestors().filter_map(|group| {
+        let file = Path::new("sys/fs/cgroup").join(group).join("memory.max");
+        tree.text(file).ok()?.trim().parse().ok()
+    });
+    limits.min()
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn least_of_the_limits_counts() {
+        let folder = std::env::temp_dir().join(format!("storagetm-memory-{}", std::process::id()));
+        let write = |path: &str, text: &str| {
+            let path = folder.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        let tree = Tree::at(&folder);
+        write("proc/meminfo", "MemTotal:        1000 kB\nMemFree:          1 kB\n");
+        assert_eq!(available(&tree), 1_024_000);
+        write("proc/self/cgroup", "0::/a.slice/b.service\n");
+        write("sys/fs/cgroup/a.slice/b.service/memory.max", "max\n");
+        assert_eq!(available(&tree), 1_024_000);
+        write("sys/fs/cgroup/a.slice/memory.max", "65536\n");
+        assert_eq!(available(&tree), 65536);
+        fs::remove_dir_all(folder).unwrap();
+    }
+}
