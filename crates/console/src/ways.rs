@@ -148,7 +148,7 @@ pub(crate) fn no_code(model: &Model, page: &mut Page) {
         }
         Some(Pairing::Stopped) => page.colored(
             Ink::Alarm,
-            "Too many wrong codes: nobody new is let in until c is pressed here.",
+            "Too many wrong codes: nobody new is let in for an hour or more, or until c is pressed here.",
         ),
         Some(Pairing::Unavailable(why)) => page.sentence(unavailable(*why)),
     }

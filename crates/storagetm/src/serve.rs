@@ -32,7 +32,7 @@ use crate::boot::desk::Desk;
 use crate::failure::Failure;
 use crate::follow::Follow;
 use crate::happening::{Happening, peer_of};
-use crate::keyboard::{Keyboard, Stroke};
+use crate::keyboard::Keyboard;
 use crate::ledger::{Ledger, advice};
 use crate::lend::Loan;
 use crate::listen::Protocol;
@@ -299,7 +299,7 @@ impl Server {
                 match signal {
                     Signal::WindowChange => self.redraw_soon(),
                     Signal::Continue => self.come_back(),
-                    Signal::ReopenPairing => self.obey(Stroke::NewCode, Instant::now()),
+                    Signal::ReopenPairing => self.worker.unlock(),
                     Signal::Interrupt | Signal::Terminate | Signal::HangUp => return End::Told,
                 }
             }
