@@ -18,7 +18,7 @@ use crate::stage::{Stage, room};
 use crate::{GRACE, LINGER, Open, RETRY, Shared, UNSENT};
 
 /// Bytes of a connection's stack. Calculations for DH-HMAC-CHAP and for pairing are the deepest that is done on it.
-const STACK: usize = 1 << 20;
+pub(crate) const STACK: usize = 512 << 10;
 
 /// After so long without a word, free buffers go back to the system.
 const IDLE: Duration = Duration::from_secs(1);

@@ -39,6 +39,9 @@ use link::{Bounds, Census, Link};
 use listen::Acceptor;
 use mailbox::Post;
 
+/// The least and the most connections, however much memory there is for them.
+const CONNECTIONS: (usize, usize) = (64, 1024);
+
 /// How many connections there may be at most of peers that have not yet been let in, and which part of all.
 const NEWCOMERS: usize = 128;
 const NEWCOMERS_PART: usize = 4;
@@ -118,7 +121,7 @@ pub struct Config {
     pub memory: usize,
     /// Bytes of payload buffers in all; half as much again may be kept for the next requests.
     pub budget: usize,
-    /// Connections in all.
+    /// Bytes of memory for connections, beside payloads: says how many there may be.
     pub connections: usize,
     /// The longest moment for which a thread of the uring driver watches for the next event before it sleeps. It does so
     /// only while events follow each other that closely. Zero: it always sleeps.
@@ -134,7 +137,7 @@ impl Default for Config {
             threads: 1,
             memory: 32 << 20,
             budget: 256 << 20,
-            connections: 1024,
+            connections: 1 << 30,
             spin: Duration::from_micros(50),
             limits: Limits::default(),
         }
@@ -196,18 +199,25 @@ impl Crew {
     }
 }
 
+/// How many connections there may be with so many bytes of memory.
+fn bounds(bytes: usize, driver: Driver) -> Bounds {
+    let stack = if driver == Driver::Blocking { blocking::STACK } else { 0 };
+    let (least, most) = CONNECTIONS;
+    let total = (bytes / (stage::STAGE + stack)).clamp(least, most);
+    Bounds { total, newcomers: NEWCOMERS.min(total / NEWCOMERS_PART) }
+}
+
 impl Engine {
     /// Starts the threads. What sessions report goes to `sink`.
     ///
     /// # Errors
     /// No thread or descriptor is to be had, or io_uring was asked for and cannot be used.
     pub fn start(config: Config, sink: Sink) -> io::Result<Self> {
-        let total = config.connections;
-        let census =
-            Census::new(Bounds { total, newcomers: NEWCOMERS.min(total / NEWCOMERS_PART) });
+        let census = Arc::<Census>::default();
         let (budget, post) = (Budget::new(config.budget), Post::default());
         let shared = Arc::new(Shared { sink, post, census: census.clone(), budget });
         let (crew, running) = Crew::start(&config, &shared)?;
+        census.limit(bounds(config.connections, running.driver));
         let crew = Arc::new(crew);
         let adopters = crew.clone();
         let adopt = Arc::new(move |link, open| adopters.adopt(link, open));

@@ -99,7 +99,7 @@ impl Drop for Link {
 }
 
 /// How many connections there may be.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Bounds {
     /// In all.
     pub(crate) total: usize,
@@ -108,9 +108,10 @@ pub(crate) struct Bounds {
 }
 
 /// The count of connections.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Census {
-    bounds: Bounds,
+    /// None before the drivers run.
+    bounds: OnceLock<Bounds>,
     total: AtomicUsize,
     /// All of them, the oldest first; looked through only when another comes.
     links: Mutex<Vec<Weak<Link>>>,
@@ -120,13 +121,20 @@ pub(crate) struct Census {
 
 impl Census {
     /// No connection yet.
+    #[cfg(test)]
     pub(crate) fn new(bounds: Bounds) -> Arc<Self> {
-        Arc::new(Self {
-            bounds,
-            total: AtomicUsize::new(0),
-            links: Mutex::default(),
-            empty: Condvar::new(),
-        })
+        let census = Arc::<Self>::default();
+        census.limit(bounds);
+        census
+    }
+
+    /// Says how many there may be, once.
+    pub(crate) fn limit(&self, bounds: Bounds) {
+        let _ = self.bounds.set(bounds);
+    }
+
+    fn bounds(&self) -> Bounds {
+        self.bounds.get().copied().unwrap_or_default()
     }
 
     /// How many connections there are.
@@ -142,11 +150,11 @@ impl Census {
         if !self.has_room(&links, peer.holder()) {
             return None;
         }
-        let total = self.total();
+        let (bounds, total) = (self.bounds(), self.total());
         let newcomers: Vec<_> = newcomers(&links).collect();
-        if newcomers.len() >= self.bounds.newcomers || total >= self.bounds.total {
+        if newcomers.len() >= bounds.newcomers || total >= bounds.total {
             // Those that were cut count until their owners have let go of them.
-            let has_room = total < self.bounds.total + self.bounds.newcomers;
+            let has_room = total < bounds.total + bounds.newcomers;
             let least = has_room.then(|| least(&newcomers))??;
             least.cut();
         }
@@ -168,7 +176,7 @@ impl Census {
             all += 1;
             own += usize::from(link.peer().holder() == holder);
         }
-        own == 0 || own < self.bounds.total.saturating_sub(all)
+        own == 0 || own < self.bounds().total.saturating_sub(all)
     }
 
     fn leave(&self) {

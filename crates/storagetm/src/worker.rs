@@ -72,7 +72,7 @@ pub(crate) struct Config {
     pub(crate) memory: usize,
     /// Bytes of payload buffers in all.
     pub(crate) budget: usize,
-    /// Connections in all.
+    /// Bytes of memory for connections, beside payloads.
     pub(crate) connections: usize,
     /// Whether DH-HMAC-CHAP without a Diffie-Hellman exchange will do.
     pub(crate) null_dh: bool,

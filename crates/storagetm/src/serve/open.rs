@@ -39,12 +39,6 @@ const PAYLOADS: usize = 32 << 20;
 const PAYLOADS_PART: u64 = 16;
 const CONNECTIONS_PART: u64 = 8;
 
-/// Bytes of memory of a connection, without payloads.
-const CONNECTION: u64 = 128 << 10;
-
-/// The least and the most connections, however much memory there is.
-const CONNECTIONS: (u64, u64) = (128, 1024);
-
 /// What a thread has of that at least, however many there are.
 const LEAST_PAYLOADS: usize = 4 << 20;
 
@@ -281,13 +275,6 @@ fn come(changes: Vec<Change>, loans: &mut Vec<Loan>, notes: &mut Vec<String>) {
     }
 }
 
-/// How many connections a machine with so many bytes of memory has.
-fn connections(available: u64) -> usize {
-    let (least, most) = CONNECTIONS;
-    let count = (available / CONNECTIONS_PART / CONNECTION).clamp(least, most);
-    usize::try_from(count).unwrap_or(usize::MAX)
-}
-
 /// Starts the process that serves. What the owner should know of what it was given comes with it.
 fn start(
     options: &Serve,
@@ -306,14 +293,13 @@ fn start(
     let (certificates, warning) = certificates.unzip();
     let null_dh = options.allow_null_dh;
     let available = linux::memory::available(&Tree::machine());
-    let budget = usize::try_from(available / PAYLOADS_PART).unwrap_or(usize::MAX);
-    let connections = connections(available);
+    let part = |part| usize::try_from(available / part).unwrap_or(usize::MAX);
     let config = Config {
         driver,
         threads,
         memory,
-        budget,
-        connections,
+        budget: part(PAYLOADS_PART),
+        connections: part(CONNECTIONS_PART),
         null_dh,
         certificates,
         first_controller: first_controller(machine, std::process::id()),
