@@ -32,8 +32,7 @@ fn expose(cable: &Cable) {
     set("near");
     cable.there(|| {
         set("far");
-        ip(&["route", "del", "local", "127.0.0.0/8", "table", "local", "dev", "lo"]);
-        ip(&["route", "del", "local", "127.0.0.1", "table", "local", "dev", "lo"]);
+        ip(&["address", "del", "127.0.0.1/8", "dev", "lo"]);
         ip(&["route", "add", "127.0.0.1/32", "via", "10.98.0.1"]);
     });
 }
@@ -81,11 +80,12 @@ fn x59_a_neighbour_does_not_reach_loopback_listeners() {
     });
     assert!(reached, "route_localnet has no effect here");
     let keys = folder.keys();
-    for more in [&[][..], &["--listen", "127.0.0.1"], &["--open", "--listen", "127.0.0.1"]] {
+    let listen = ["--listen", "127.0.0.1:0"];
+    for more in [&[][..], &listen, &[&["--open"][..], &listen].concat()] {
         let line = ["--no-announce", "--protocol", "nbd", "--keys", &keys];
         let running = Running::serve(&[&line, more, &[&disk]].concat());
-        running.ready();
-        assert!(is_served(10809) && !is_answered(&cable, 10809), "{more:?}");
+        let port = running.ready().0.port();
+        assert!(is_served(port) && !is_answered(&cable, port), "{more:?}");
     }
     let handed = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = handed.local_addr().unwrap().port();

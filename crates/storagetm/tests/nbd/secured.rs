@@ -118,7 +118,7 @@ fn interop_a_key_works_at_a_loopback_address() {
     let server = Server::tcp(&["--keys", &keys, &scene.image]);
     let told = says("nbdinfo", &["--json", &scene.uri(&server, "laptop", &scene.file())]);
     assert!(told.contains("\"TLS\": true"), "{told}");
-    assert_eq!(server.until("attached").pop().unwrap()["host"], "laptop");
+    assert_eq!(server.until("attached").pop().unwrap()["host"], HOST);
     says("nbdinfo", &["--size", &server.uri("disk")]);
     let wrong = scene.folder.path("wrong.psk");
     fs::write(&wrong, format!("laptop:{}\n", "5a".repeat(32))).unwrap();
