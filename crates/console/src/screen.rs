@@ -6,7 +6,7 @@ mod pages;
 
 use crate::page::{Ink, Page, filled, in_groups};
 use crate::state::{Question, View};
-use crate::width::{columns, height};
+use crate::width::{columns, fit, height};
 use crate::{Model, Pairing, State, Style, code};
 use overview::overview;
 
@@ -27,11 +27,11 @@ pub fn screen(model: &Model, state: &State, style: Style, rows: usize) -> Vec<St
         (View::Messages, _) => pages::messages(model, state, style, room),
         (View::Keys, _) => pages::keys(model, state, style, room),
     };
-    let mut lines = fit(body, style, room);
+    let mut lines = fit(body, style.width, room);
     let blank = room.saturating_sub(height(&lines, style.width));
     lines.extend(std::iter::repeat_n(String::new(), blank));
     lines.extend(foot);
-    fit(lines, style, rows)
+    fit(lines, style.width, rows)
 }
 
 /// The picture of the lines as a terminal takes it, over what is there, so that nothing flickers.
@@ -42,16 +42,6 @@ pub fn picture(lines: &[String], width: usize) -> String {
     let below = if lines.last().is_some_and(|line| is_full(line)) { "" } else { "\x1b[J" };
     let lines: Vec<String> = lines.iter().map(|line| format!("{line}{}", clear(line))).collect();
     format!("\x1b[H{}{below}", lines.join("\n"))
-}
-
-/// The first lines, as many as there is room for.
-fn fit(lines: Vec<String>, style: Style, room: usize) -> Vec<String> {
-    let mut used = 0;
-    let fits = |line: &String| {
-        used += height(std::slice::from_ref(line), style.width);
-        used <= room
-    };
-    lines.into_iter().take_while(fits).collect()
 }
 
 /// The code alone, for who is further away and for a camera; without what there is no room for.

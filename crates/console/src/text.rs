@@ -235,7 +235,7 @@ To attach all disks, type there, as root, once it is let in:
     }
 
     #[test]
-    fn a_narrow_page_breaks_facts_between_and_never_a_line_to_be_typed() {
+    fn a_narrow_page_breaks_facts_and_no_line_to_be_typed() {
         let lines = text(&open(), Style { width: 30, ..Style::PLAIN });
         let typed = lines.iter().filter(|line| line.starts_with("    nvme "));
         assert_eq!(typed.count(), 4);

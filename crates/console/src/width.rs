@@ -74,6 +74,16 @@ pub(crate) fn height(lines: &[String], width: usize) -> usize {
     lines.iter().map(|line| columns(line).div_ceil(width.max(1)).max(1)).sum()
 }
 
+/// The first lines, as many as there is room for in a window of that width.
+pub(crate) fn fit(lines: Vec<String>, width: usize, room: usize) -> Vec<String> {
+    let mut used = 0;
+    let fits = |line: &String| {
+        used += height(std::slice::from_ref(line), width);
+        used <= room
+    };
+    lines.into_iter().take_while(fits).collect()
+}
+
 #[cfg(test)]
 mod test {
     use super::*;

@@ -230,10 +230,10 @@ fn a_host_is_let_in_and_what_to_do_is_said() {
 #[test]
 fn next_step_of_a_host_names_the_folder_that_was_named() {
     let owner = Owner::new();
-    let folder = owner.path("else where").display().to_string();
-    let said = owner.right(&["host", "--keys", &folder, "add", NQN]);
+    let said = owner.right(&["host", "add", NQN]);
     let export = "storagetm key export host-11111111 --for-host host-11111111";
-    assert!(said.contains(export) && said.contains(&format!(" --keys '{folder}'\n")), "{said}");
+    let keys = format!(" --keys {}\n", owner.state().display());
+    assert!(said.contains(export) && said.contains(&keys), "{said}");
     assert!(said.contains("nvme keys import --keyfile host-11111111.keys"), "{said}");
 }
 

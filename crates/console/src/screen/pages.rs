@@ -3,7 +3,7 @@
 use crate::page::{Ink, Page, attached_by};
 use crate::table::traffic;
 use crate::ways;
-use crate::width::height;
+use crate::width::{fit, height};
 use crate::{Disk, Model, State, Style, size};
 
 /// One disk in full, with the lines of all tools for it.
@@ -213,7 +213,7 @@ fn scrolled(paragraphs: Vec<Vec<String>>, top: usize, style: Style, rows: usize)
         let page = Page::new(style);
         let more = format!("{top} more above, {below} more below: PgUp, PgDn");
         // A paragraph may be longer than the window.
-        lines = super::fit(lines, style, room);
+        lines = fit(lines, style.width, room);
         lines.push(page.ink(Ink::Faint, &more));
     }
     lines
