@@ -406,8 +406,8 @@ mod tests {
         ] {
             let device = format!("dm-{number}");
             fake.disk("virtual", &device, &format!("253:{number}"), 8);
-            fake.file(&format!("sys/class/block/{device}/dm/name"), &format!("{name}\n"));
-            fake.file(&format!("sys/class/block/{device}/dm/uuid"), &format!("{uuid}\n"));
+            fake.file(&format!("sys/class/block/{device}/dm/name"), format!("{name}\n"));
+            fake.file(&format!("sys/class/block/{device}/dm/uuid"), format!("{uuid}\n"));
         }
         fake.file("dev/mapper/home", "");
         let disks = scan(&fake.tree()).unwrap();

@@ -516,10 +516,10 @@ mod tests {
             let name = format!("nvme0n{number}");
             fake.disk("pci0/0000:02:00.0/nvme/nvme0", &name, "259:1", 8);
             let place = format!("sys/class/block/{name}");
-            fake.file(&format!("{place}/nsid"), &format!("{number}\n"));
+            fake.file(&format!("{place}/nsid"), format!("{number}\n"));
             fake.file(&format!("{place}/device/serial"), "S1\n");
             fake.file(&format!("{place}/device/model"), "M\n");
-            fake.file(&format!("{place}/wwid"), &format!("nvme.144d-5331-4d-0000000{number}\n"));
+            fake.file(&format!("{place}/wwid"), format!("nvme.144d-5331-4d-0000000{number}\n"));
             block::read(&fake.tree(), &name).unwrap()
         };
         let (first, second) = (namespace(1), namespace(2));
