@@ -45,7 +45,7 @@ pub fn splash(model: &Model) -> String {
     }
     let lines = at.lines(model.disks.first(), model.digests);
     let all = lines.iter().find(|line| line.text.starts_with("nvme connect-all "));
-    all.or(lines.first()).map(|line| line.text.clone()).unwrap_or_default()
+    all.or_else(|| lines.first()).map(|line| line.text.clone()).unwrap_or_default()
 }
 
 /// What is typed for all disks.
