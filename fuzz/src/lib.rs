@@ -16,6 +16,7 @@ pub mod input;
 pub mod nbd_client;
 pub mod nbd_server;
 pub mod pair;
+pub mod qcow2;
 pub mod target;
 pub mod wire;
 

@@ -6,10 +6,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod container;
 mod ext;
 mod ntfs;
+pub mod qcow2;
 mod ranges;
 mod survey;
+mod unpack;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,8 +23,11 @@ use linux::medium::ReadAt;
 use linux::partition::{self, Entry, Scheme};
 use linux::signature::{self, Kind as Mark};
 
+pub use container::Container;
+pub use qcow2::Qcow2;
 pub use ranges::Ranges;
 pub use survey::{Content, Survey, survey};
+pub use unpack::unpack;
 
 /// Why the whole of a file system is taken as used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

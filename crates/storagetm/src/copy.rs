@@ -10,6 +10,7 @@ mod interrupt;
 mod keys;
 mod local;
 mod mask;
+mod packed;
 pub(crate) mod rate;
 mod remote;
 pub(crate) mod uri;
@@ -125,9 +126,10 @@ fn prepare(options: &Copy) -> Result<Ready, Failure> {
     let tree = Tree::machine();
     let resumed = options.map.as_deref().map(|map| has_map(map, options.allocated)).transpose()?;
     let resumed = resumed.unwrap_or_default();
+    let raw = options.format.is_some();
     let source = match &options.source {
-        Locator::Path(path) => local::source(&tree, path, options.allow_in_use)?,
-        Locator::Pipe => local::standard(io::stdin())?,
+        Locator::Path(path) => local::source(&tree, path, options.allow_in_use, raw)?,
+        Locator::Pipe => packed::stream(local::standard(io::stdin())?, raw)?,
         there => Local::there(remote::place(&tree, options, there)?),
     };
     let (source, mut notes) = if options.allocated { source.used()? } else { (source, Vec::new()) };
@@ -147,10 +149,25 @@ fn prepare(options: &Copy) -> Result<Ready, Failure> {
         return Err(refused(Refusal::ReadOnly { destination: to.name.clone() }));
     }
     let (destination, there) = examine(destination, to.as_ref(), options);
-    let Some(from) = disk else {
-        let after = After::moving(options.fix_gpt);
-        return Ok(Ready { source, destination, bytes: None, resumed, after, notes });
-    };
+    let sector = to.as_ref().and_then(|to| to.sector.or(there));
+    notes.extend(source.note.clone());
+    if let (Locator::Path(path), true) = (&options.source, source.is_disk) {
+        notes.extend(packed::looks_like(path));
+    }
+    if let End::Pipe(pipe) = &source.end {
+        if matches!(destination.end, End::Pipe(_)) {
+            return Err(refused(format!(
+                "{} is unpacked while it is copied, and not into a pipe: name a file or a disk, or copy it as it is with \
+                 --format raw",
+                options.source
+            )));
+        }
+        packed::check(pipe, source.note.as_ref(), options, sector)?;
+        let after = if destination.is_disk { After::of_pipe(options) } else { After::default() };
+        let bytes = pipe.bytes;
+        return Ok(Ready { source, destination, bytes, resumed, after, notes });
+    }
+    let Some(from) = disk else { return Err(refused(Refusal::Pipes)) };
     let survey = match survey(&source.end, options) {
         Ok(survey) => survey,
         Err(why) => {
@@ -158,7 +175,6 @@ fn prepare(options: &Copy) -> Result<Ready, Failure> {
             None
         }
     };
-    let sector = to.as_ref().and_then(|to| to.sector.or(there));
     let survey = survey.as_ref();
     let ends = Ends { options, from: &from, survey, to: to.as_ref(), sector };
     let (source, fitted, after) = source.fitted(&ends)?;

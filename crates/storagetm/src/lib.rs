@@ -65,6 +65,7 @@ mod settings;
 mod size;
 mod store;
 mod table;
+mod unpack;
 mod worker;
 
 use std::ffi::OsString;
@@ -107,6 +108,7 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Task::Detach(options) => attach::detach(&options),
         Task::Hold(options) => hold::hold(&options),
         Task::Inspect => inspect::work(),
+        Task::Unpack { format } => unpack::work(&format),
         Task::Worker => worker::work(),
         Task::Announcer => announce::work(),
     };

@@ -130,6 +130,12 @@ pub enum Task {
     /// Be the process that looks at what is on a disk; `storagetm copy` starts it
     #[command(hide = true)]
     Inspect,
+    /// Be the process that unpacks a file; `storagetm copy` starts it
+    #[command(hide = true)]
+    Unpack {
+        /// What it is packed in
+        format: String,
+    },
     /// Be the process that talks to hosts; `storagetm serve` starts it
     #[command(hide = true)]
     Worker,
@@ -245,6 +251,10 @@ pub struct Serve {
     #[arg(long, value_name = "BASE")]
     pub nqn: Option<String>,
 
+    /// Lend files as they are, also what is packed (qcow2, VMDK, gzip and the like) and of which hosts could make nothing
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub format: Option<Format>,
+
     /// Lend disks read-only even if this machine uses them
     ///
     /// What hosts then read may be half-written. A disk in use is never lent writable, and --all leaves it out even so.
@@ -310,6 +320,13 @@ pub enum Io {
     Blocking,
 }
 
+/// What a file is taken for, whatever it looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// The bytes of a disk
+    Raw,
+}
+
 /// A disk as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wanted {
@@ -338,6 +355,7 @@ impl Serve {
             no_announce: false,
             mdns_port: None,
             nqn: None,
+            format: None,
             allow_in_use: false,
             io: Io::Auto,
             threads: None,

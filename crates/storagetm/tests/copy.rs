@@ -20,6 +20,8 @@ mod keyed;
 mod kills;
 #[path = "copy/overwriting.rs"]
 mod overwriting;
+#[path = "copy/packed.rs"]
+mod packed;
 #[path = "copy/places.rs"]
 mod places;
 #[path = "copy/port.rs"]

@@ -33,6 +33,8 @@ pub(super) struct After {
     moves: bool,
     /// What is left to be done by hand.
     advice: Option<String>,
+    /// The disk onto which a pipe is copied: only then it is known what is left to be done.
+    looks: Option<Locator>,
 }
 
 /// What is known before the copy.
@@ -70,9 +72,10 @@ impl After {
         End::Disk(Box::new(Shared(place)))
     }
 
-    /// Has the backup of the table that comes out of a pipe be moved.
-    pub(super) fn moving(moves: bool) -> Self {
-        Self { moves, ..Self::default() }
+    /// After a copy of a pipe onto a disk: has the backup of the table that came be moved, if that is wanted.
+    pub(super) fn of_pipe(options: &Copy) -> Self {
+        let looks = Some(options.destination.clone());
+        Self { moves: options.fix_gpt, looks, ..Self::default() }
     }
 
     /// Does what is to be done after a copy that ended well. What goes wrong becomes the outcome.
@@ -80,15 +83,23 @@ impl After {
         if !matches!(report.outcome, Outcome::Success | Outcome::BadSectors) {
             return None;
         }
-        let place = self.destination.filter(|_| self.moves || !self.patches.is_empty());
-        if let Some(place) = place
+        let place = self.destination?;
+        if (self.moves || !self.patches.is_empty())
             && let Err((name, why)) = write(&*place, self.patches, self.moves)
         {
             report.outcome = Outcome::Failed(Trouble::Table { name, why });
             return None;
         }
-        self.advice
+        self.advice.or_else(|| left_behind(&*place, &self.looks?))
     }
+}
+
+/// What is left to be done on a disk onto which a pipe was copied.
+fn left_behind(place: &dyn Place, destination: &Locator) -> Option<String> {
+    let access = Access::open(place).ok()?;
+    let disk = access.disk();
+    let survey = inspect::survey(&access, disk.bytes, disk.sector).ok()?;
+    is_behind(&survey, disk.bytes).then(|| by_hand(destination))
 }
 
 /// Writes the rest of the partition table, and reads it back.
@@ -107,11 +118,16 @@ fn write(place: &dyn Place, patches: Vec<Patch>, moves: bool) -> Result<(), (Str
 fn moved(access: &Access) -> Result<Vec<Patch>, String> {
     let disk = access.disk();
     let survey = inspect::survey(access, disk.bytes, disk.sector)?;
-    if survey.table != Some(Scheme::Gpt) || is_at_end(&survey, disk.bytes) {
+    if !is_behind(&survey, disk.bytes) {
         return Ok(Vec::new());
     }
     let shape = Shape { block: survey.block, bytes: disk.bytes };
     inspect::fit(access, shape, shape)?
+}
+
+/// Whether there is a GPT, whose backup is not at the end of the disk.
+fn is_behind(survey: &Survey, bytes: u64) -> bool {
+    survey.table == Some(Scheme::Gpt) && !is_at_end(survey, bytes)
 }
 
 fn is_at_end(survey: &Survey, bytes: u64) -> bool {
@@ -246,19 +262,20 @@ fn unmountable(survey: &Survey, sector: u32, ends: &Ends<'_>) -> Vec<String> {
     notes
 }
 
-/// That the backup of a GPT is not at the end of a larger disk, and what to type.
+/// That the backup of a GPT is not at the end of a larger disk.
 fn advice(ends: &Ends<'_>, changed: bool) -> Option<String> {
     let (survey, to) = ends.survey.zip(ends.to).filter(|_| !changed)?;
-    let behind = survey.table == Some(Scheme::Gpt) && !is_at_end(survey, to.bytes);
-    behind.then(|| {
-        let destination = &ends.options.destination;
-        let (disk, place) = match destination {
-            Locator::Path(path) => (quoted(&path.display().to_string()), String::new()),
-            _ => ("DISK".to_owned(), ", on the machine that has it or attaches it".to_owned()),
-        };
-        format!(
-            "the backup of the partition table is not at the end of {destination}{place}: sgdisk -e {disk} (or: sfdisk \
-             --relocate gpt-bak-std {disk}); --fix-gpt does it with the copy"
-        )
-    })
+    is_behind(survey, to.bytes).then(|| by_hand(&ends.options.destination))
+}
+
+/// What to type to move the backup.
+fn by_hand(destination: &Locator) -> String {
+    let (disk, place) = match destination {
+        Locator::Path(path) => (quoted(&path.display().to_string()), ""),
+        _ => ("DISK".to_owned(), ", on the machine that has it or attaches it"),
+    };
+    format!(
+        "the backup of the partition table is not at the end of {destination}{place}: sgdisk -e {disk} (or: sfdisk \
+         --relocate gpt-bak-std {disk}); --fix-gpt does it with the copy"
+    )
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-use ::copy::{End, Existing, FilePlace, Place};
+use ::copy::{End, Existing, FilePlace, Pipe, Place};
 use console::printable;
 use linux::block::Disk;
 use linux::disk::{Live, OpenError, OpenFor, Opened, open};
@@ -23,6 +23,7 @@ use rustix::io::Errno;
 
 use super::ending::refused;
 use super::fit::{self, After, Ends};
+use super::packed;
 use crate::consent::Stake;
 use crate::failure::Failure;
 use crate::image::target::is_among_devices;
@@ -38,6 +39,8 @@ pub(super) struct Local {
     pub(super) end: End,
     /// What must be agreed to before it is written.
     pub(super) stake: Option<Stake>,
+    /// What is to be said of it.
+    pub(super) note: Option<String>,
     /// Whether it is a disk, here or on another machine, and neither a file nor a pipe.
     pub(super) is_disk: bool,
     /// Keeps others away as long as it is held.
@@ -64,15 +67,20 @@ pub(super) struct Permission {
 ///
 /// # Errors
 /// It is not there, may not be read, or is in use.
-pub(super) fn source(tree: &Tree, path: &Path, allow_in_use: bool) -> Result<Local, Failure> {
+pub(super) fn source(
+    tree: &Tree,
+    path: &Path,
+    allow_in_use: bool,
+    raw: bool,
+) -> Result<Local, Failure> {
     let path = &named(tree, path);
     let meta = path.metadata().map_err(|error| cannot(path, "be opened", &error))?;
     match meta.file_type() {
         kind if kind.is_block_device() => source_device(tree, path, allow_in_use),
-        kind if kind.is_file() => source_file(tree, path, allow_in_use),
+        kind if kind.is_file() => source_file(tree, path, allow_in_use, raw),
         kind if is_stream(&kind) => {
             let file = File::open(path).map_err(|error| cannot(path, "be opened", &error))?;
-            Ok(Local::pipe(file.into()))
+            packed::stream(Local::pipe(file.into()), raw)
         }
         _ => Err(no_disk(path)),
     }
@@ -123,7 +131,7 @@ pub(super) fn standard(stream: impl std::os::fd::AsFd) -> Result<Local, Failure>
 impl Local {
     /// An end on another machine.
     pub(super) fn there(place: Box<dyn Place>) -> Self {
-        Self { end: End::Disk(place), stake: None, is_disk: true, hold: Hold::Nothing }
+        Self { end: End::Disk(place), stake: None, note: None, is_disk: true, hold: Hold::Nothing }
     }
 
     /// The same, of which only what file systems use is copied; and what is to be said of that.
@@ -149,6 +157,11 @@ impl Local {
         Self { stake: Some(stake), ..self }
     }
 
+    /// A pipe, what is to be said of it, and what is to be held until the copy is over.
+    pub(super) fn of_pipe(pipe: Pipe, note: Option<String>, hold: Hold) -> Self {
+        Self { end: End::Pipe(pipe), stake: None, note, is_disk: false, hold }
+    }
+
     /// The end, and what is to be held until the copy is over.
     pub(super) fn split(self) -> (End, Hold) {
         (self.end, self.hold)
@@ -156,11 +169,11 @@ impl Local {
 
     fn pipe(descriptor: OwnedFd) -> Self {
         let end = End::Pipe(descriptor.into());
-        Self { end, stake: None, is_disk: false, hold: Hold::Nothing }
+        Self { end, stake: None, note: None, is_disk: false, hold: Hold::Nothing }
     }
 
     fn file(place: FilePlace, stake: Option<Stake>, hold: Hold) -> Self {
-        Self { end: End::Disk(Box::new(place)), stake, is_disk: false, hold }
+        Self { end: End::Disk(Box::new(place)), stake, note: None, is_disk: false, hold }
     }
 
     fn device(place: FilePlace, stake: Option<Stake>, hold: Hold) -> Self {
@@ -196,7 +209,7 @@ fn source_device(tree: &Tree, path: &Path, allow_in_use: bool) -> Result<Local, 
     Ok(Local::device(place, None, Hold::Disk { _opened: Box::new(opened) }))
 }
 
-fn source_file(tree: &Tree, path: &Path, allow_in_use: bool) -> Result<Local, Failure> {
+fn source_file(tree: &Tree, path: &Path, allow_in_use: bool, raw: bool) -> Result<Local, Failure> {
     let path = path.canonicalize().map_err(|error| cannot(path, "be opened", &error))?;
     if let Some(reason) = judge_image(tree, &path).reasons.first().filter(|_| !allow_in_use) {
         return Err(source_in_use(&path, &reason.to_string()));
@@ -206,7 +219,12 @@ fn source_file(tree: &Tree, path: &Path, allow_in_use: bool) -> Result<Local, Fa
         lock(&path, &file, FlockOperation::NonBlockingLockShared)?;
         claim(tree, &path, &file, OpenFor::Reading)?;
     }
-    Ok(Local::file(FilePlace::source(&path, ""), None, Hold::Locked { _file: file }))
+    let unpacked = if raw { None } else { packed::file(&path, &file)? };
+    let hold = Hold::Locked { _file: file };
+    match unpacked {
+        Some((pipe, note)) => Ok(Local::of_pipe(pipe, note, hold)),
+        None => Ok(Local::file(FilePlace::source(&path, ""), None, hold)),
+    }
 }
 
 fn destination_device(tree: &Tree, path: &Path) -> Result<Local, Failure> {

@@ -7,6 +7,7 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use crate::copy::rate::Rate;
 use crate::copy::uri::Locator;
+use crate::options::Format;
 
 const ABOUT: &str = "\
 Copies a whole disk: from another machine that lends it, to one, or between disks and files of this machine. Nothing \
@@ -40,6 +41,8 @@ Examples:
     storagetm copy --map laptop.map nvme://192.168.1.5/sda laptop.img
   Write an image onto a disk that another machine lends writable:
     storagetm copy laptop.img nbds://192.168.1.5/sda
+  Write a compressed image, which is unpacked on the way:
+    storagetm copy system.img.xz /dev/sdb
   Compress it on the way:
     storagetm copy nvme://192.168.1.5/sda - | zstd > laptop.img.zst
 
@@ -106,6 +109,13 @@ pub struct Copy {
     /// Write zeros, too, where the destination could have holes
     #[arg(long)]
     pub no_sparse: bool,
+
+    /// Take SRC for the bytes of a disk, whatever it looks like
+    ///
+    /// Without this option a file or a pipe that is recognised as gzip, xz, zstd or qcow2 is unpacked, and one that is bzip2,
+    /// lz4, VMDK, VDI, VHD or VHDX is refused. What disks and other machines bring is always taken as it is.
+    #[arg(long, value_name = "FORMAT", value_enum)]
+    pub format: Option<Format>,
 
     /// Write the partition table for the block size of DST, if SRC has another one
     ///
@@ -188,6 +198,7 @@ mod test {
             "a -",
             "a b --no-verify --verify",
             "a b --convert-sectors --fix-gpt",
+            "a b --format raw",
             "a b --map m --retries 0 --connections 16 --rate 20M --no-sparse --force --yes --patience 0",
             "--key k --keys d --digests --json --hostnqn nqn.2024-01.test:a nvme://a/b nbd://b/c",
         ] {

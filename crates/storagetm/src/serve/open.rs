@@ -1,10 +1,12 @@
 //! What `storagetm serve` does once, before it waits: opens the disks, starts the process that serves, opens the sockets. It knows no
 //! event.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
+use console::attach::quoted;
 use console::{State, Unavailable};
 use engine::Driver;
 use export::Door;
@@ -29,6 +31,7 @@ use crate::mailbox::Mailbox;
 use crate::options::{Io, Serve, Wanted};
 use crate::output::Output;
 use crate::settings::Settings;
+use crate::unpack;
 use crate::worker::{Config, Worker};
 
 /// Bytes of memory for payloads that the connections of all threads share: enough for a fast disk, and little enough for an
@@ -235,12 +238,35 @@ fn asked_for(options: &Serve, terms: &Terms) -> Result<Vec<Loan>, Failure> {
     for wanted in options.wanted() {
         let wanted = Wanted { path: named(&terms.tree, &wanted.path), ..wanted };
         check_new(&loans, &wanted.path)?;
+        if options.format.is_none() {
+            check_raw(&wanted.path)?;
+        }
         add(&mut loans, terms.lend(&wanted)?)?;
     }
     if let Some(size) = options.demo {
         add(&mut loans, terms.lend_demo(size, options.demo_writable())?)?;
     }
     Ok(loans)
+}
+
+/// Refuses a file that is packed: no host could make anything of it. What cannot be read is refused with better words when
+/// it is opened.
+fn check_raw(path: &Path) -> Result<(), Failure> {
+    if !path.is_file() {
+        return Ok(());
+    }
+    let container = File::open(path).and_then(|file| unpack::recognise(&file));
+    let Ok(Some(container)) = container else { return Ok(()) };
+    let name = path.display();
+    let quoted = quoted(&name.to_string());
+    let way = match container.is_stream() {
+        true => format!("{} > disk.img", container.unpacked_by(&quoted)),
+        false => container.unpacked_by(&quoted),
+    };
+    Err(Failure::new(format!(
+        "{name} is {container}, and hosts would get its bytes as they are: unpack it first ({way}), or lend it as it is with \
+         --format raw"
+    )))
 }
 
 /// Refuses a second path to a disk that is lent already: we hold it ourselves, and it would seem to be in use.

@@ -96,25 +96,6 @@ fn with_data_on_standard_output_events_are_on_standard_error() {
     assert!(said.lines().all(|line| line.starts_with("{\"event\":")), "{said}");
 }
 
-/// X43: what an image says of itself makes it no other image.
-#[test]
-fn x43_an_image_within_the_image_is_copied_as_it_is() {
-    let folder = Folder::new();
-    for (name, mark) in
-        [("qcow2", &b"QFI\xfb\0\0\0\x03"[..]), ("vmdk", b"KDMV"), ("luks", b"LUKS\xba\xbe")]
-    {
-        let (image, to) = (folder.path(name), folder.path(&format!("{name}.copy")));
-        let mut bytes = noise(1, 1 << 20);
-        bytes[..mark.len()].copy_from_slice(mark);
-        // Where a reader of qcow2 would look for the name of another file.
-        bytes[8..16].copy_from_slice(&1024_u64.to_be_bytes());
-        bytes[1024..1035].copy_from_slice(b"/etc/shadow");
-        fs::write(&image, &bytes).unwrap();
-        ends_with(0, &[&image, &to]);
-        assert_equal(&image, &to);
-    }
-}
-
 #[test]
 fn a_block_device_is_written_after_consent_only_and_read_as_well() {
     let folder = Folder::new();

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use linux::gpt::{Gpt, Partition};
 use linux::partition;
 
-use crate::scene::{Attached, Folder, MIB, assert_equal, ends_with, noise};
+use crate::scene::{Attached, Folder, MIB, assert_equal, copy, ends_with, noise};
 use crate::target::Target;
 
 const BYTES: u64 = 8 * MIB;
@@ -47,7 +47,8 @@ fn readable(path: &str, source: &str) -> u32 {
     let places: Vec<_> =
         table.entries.iter().map(|entry| (entry.start, entry.start + entry.bytes)).collect();
     assert_eq!(places, PLACES);
-    for (start, end) in PLACES.map(|(start, end)| (start as usize, end as usize)) {
+    let index = |at: u64| usize::try_from(at).unwrap();
+    for (start, end) in PLACES.map(|(start, end)| (index(start), index(end))) {
         assert!(copy[start..end] == source[start..end], "a partition is another one");
     }
     let backup = linux::gpt::backup_end(&copy[..], table.block_size).unwrap();
@@ -151,6 +152,33 @@ fn r54_backup_gpt_is_moved_or_said_to_be_left_behind() {
             assert!(!said.contains("sgdisk -e"), "{said}");
             assert_eq!(readable(behind, &image), block);
         }
+    }
+}
+
+/// R49, R54: the same of an image that comes through a pipe.
+#[test]
+fn r54_piped_image_is_checked_and_its_backup_moved() {
+    let folder = Folder::new();
+    let image = folder.path("source.img");
+    partitioned(&image, 512);
+    let (small, large) =
+        (Ends::new(&folder, "a", 512, 12 * MIB), Ends::new(&folder, "b", 4096, 12 * MIB));
+    let (Some(small), Some(large)) = (small, large) else { return };
+    let piped = |status: i32, words: &[&str]| {
+        let output =
+            copy(&[&["--yes"], words].concat()).stdin(File::open(&image).unwrap()).output();
+        let output = output.unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(status), "{words:?}: {said}");
+        said
+    };
+    for (_, destination, _) in &large.ends {
+        assert!(piped(5, &["-", destination]).contains("blocks of 4096"));
+    }
+    for (_, destination, behind) in &small.ends {
+        assert!(piped(0, &["-", destination]).contains("sgdisk -e"));
+        assert!(!piped(0, &["--fix-gpt", "-", destination]).contains("sgdisk -e"));
+        assert_eq!(readable(behind, &image), 512);
     }
 }
 

@@ -1,0 +1,77 @@
+//! `storagetm unpack`: the process that unpacks a file. It gives its rights away before it sees a byte of it.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+
+use filesystem::{Container, Qcow2};
+use linux::sandbox;
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use super::UNKNOWN;
+use crate::failure::Failure;
+
+/// Bytes of memory that it may have: what a file says of itself must not cost more.
+const MEMORY: u64 = 1 << 30;
+
+/// Writes what is packed in standard input to standard output, after its length; why not, to standard error.
+///
+/// # Errors
+/// It was not started by storagetm. It ends with status 1 if not all could be unpacked.
+pub(crate) fn work(format: &str) -> Result<(), Failure> {
+    let stranger =
+        || Failure::usage("storagetm unpack is a part of storagetm copy, which starts it");
+    let container = Container::named(format).ok_or_else(stranger)?;
+    let own = |stream: std::os::fd::BorrowedFd<'_>| stream.try_clone_to_owned().map(File::from);
+    let input = own(io::stdin().as_fd()).map_err(|_| stranger())?;
+    let output = own(io::stdout().as_fd()).map_err(|_| stranger())?;
+    let Some(parent) = rustix::process::getppid() else { return Ok(()) };
+    // What a kernel lacks of this is no reason not to unpack: the others hold.
+    let _ = sandbox::renounce(parent);
+    let _ = sandbox::leave_files();
+    let _ = setrlimit(Resource::As, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) });
+    let _ = sandbox::leave_calls();
+    if let Err(error) = unpack(container, &input, output) {
+        let _ = io::stderr().write_all(error.to_string().as_bytes());
+        std::process::exit(1);
+    }
+    Ok(())
+}
+
+fn unpack(container: Container, input: &File, output: File) -> io::Result<()> {
+    let mut output = Output { output, length: Some(UNKNOWN) };
+    if container == Container::Qcow2 {
+        let image = Qcow2::open(input)?;
+        output.length = Some(image.bytes());
+        image.write_to(&mut output)?;
+    } else {
+        filesystem::unpack(container, input, &mut output)?;
+    }
+    output.begin()
+}
+
+/// What comes out, after its length: which is written only once the first bytes are known to be sound.
+struct Output {
+    output: File,
+    length: Option<u64>,
+}
+
+impl Output {
+    fn begin(&mut self) -> io::Result<()> {
+        match self.length.take() {
+            Some(length) => self.output.write_all(&length.to_le_bytes()),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.begin()?;
+        self.output.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
