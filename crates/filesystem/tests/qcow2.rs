@@ -10,7 +10,6 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use filesystem::Qcow2;
 use proptest::prelude::*;
@@ -20,11 +19,7 @@ use proptest::prelude::*;
 mod fuzz;
 
 fn has_qemu_img() -> bool {
-    let found = Command::new("qemu-img").arg("--version").output().is_ok();
-    if !found {
-        println!("skip images of QEMU: qemu-img is not installed");
-    }
-    found
+    !programs::lacks("images of QEMU", &["qemu-img"])
 }
 
 struct Folder(PathBuf);
@@ -48,7 +43,7 @@ impl Drop for Folder {
 }
 
 fn qemu_img(words: &[&str]) {
-    let output = Command::new("qemu-img").args(words).output().unwrap();
+    let output = programs::command("qemu-img").args(words).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{words:?}: {said}");
 }

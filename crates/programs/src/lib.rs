@@ -29,6 +29,7 @@ const RESCUE: &str = "maps of GNU ddrescue";
 const NETWORK: &str = "keys, revocation and addresses in a network namespace";
 const BLOCK: &str = "block devices (loop)";
 const TLS: &str = "TLS with certificates";
+const PACKED: &str = "images that are packed by their own programs";
 const MACHINES: &str = "test machines (cargo xtask vm)";
 
 /// Every program that a test or `cargo xtask test` runs, but those of packages that Debian calls essential.
@@ -78,7 +79,7 @@ pub const PROGRAMS: &[Program] = &[
     row("plymouthd", "plymouth", "the boot splash"),
     row("python3", "python3", "locks of other programs"),
     row("/usr/bin/python3:nbd", "python3-libnbd", "what NBD clients can ask for (libnbd)"),
-    row("qemu-img", "qemu-utils", NBD),
+    row("qemu-img", "qemu-utils", "NBD as QEMU speaks it, qcow2 images"),
     row("qemu-io", "qemu-utils", NBD),
     row("qemu-nbd", "qemu-utils", COPY),
     row("qemu-system-x86_64", "qemu-system-x86", MACHINES),
@@ -89,7 +90,8 @@ pub const PROGRAMS: &[Program] = &[
     row("systemd-analyze", "systemd", "systemd units"),
     row("taskset", "util-linux", "figures (cargo xtask bench)"),
     row("unshare", "util-linux", NETWORK),
-    row("xz", "xz-utils", MACHINES),
+    row("xz", "xz-utils", PACKED),
+    row("zstd", "zstd", PACKED),
 ];
 
 /// Folders of programs for administrators, which are not in every user's PATH.

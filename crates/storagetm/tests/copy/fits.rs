@@ -198,6 +198,30 @@ fn r54_converted_copy_is_gone_on_with_by_its_map() {
     assert!(said.contains("another disk"), "{said}");
 }
 
+/// R59: a copy has every byte of its source, by every protocol; NVMe has whole blocks only.
+#[test]
+fn r59_odd_image_is_copied_whole_by_every_protocol() {
+    let folder = Folder::new();
+    let (odd, copy) = (folder.path("odd.img"), folder.path("copy.img"));
+    let bytes = noise(5, 1_000_001);
+    fs::write(&odd, &bytes).unwrap();
+    let listen = ["--listen", "nvme:127.0.0.1:0", "--listen", "nbd:127.0.0.1:0"];
+    let target = Target::serve(&[&listen[..], &[&odd]].concat());
+    let from = |protocol| format!("{protocol}://127.0.0.1:{}/odd", target.port(protocol));
+    ends_with(0, &[&from("nbd"), &copy]);
+    assert_equal(&odd, &copy);
+    ends_with(0, &["--force", &from("nvme"), &copy]);
+    let padded = fs::read(&copy).unwrap();
+    assert_eq!(padded.len(), 1_000_448);
+    assert!(padded[..1_000_001] == bytes && padded[1_000_001..].iter().all(|byte| *byte == 0));
+    let Some(to) = Ends::new(&folder, "to", 4096, 2 * MIB) else { return };
+    for (_, destination, behind) in &to.ends {
+        let said = ends_with(0, &["--yes", &from("nbd"), destination]);
+        assert!(said.contains("filled up with"), "{said}");
+        assert!(fs::read(behind).unwrap()[..1_000_001] == bytes);
+    }
+}
+
 /// R59: whatever is no whole block is filled up with zeros, and that is said.
 #[test]
 fn r59_odd_image_onto_a_disk_is_filled_up_with_zeros() {
