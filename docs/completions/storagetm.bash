@@ -251,7 +251,7 @@ _storagetm() {
             return 0
             ;;
         storagetm__subcmd__copy)
-            opts="-h --verify --no-verify --map --retries --connections --rate --allocated --files --no-sparse --convert-sectors --keep-sectors --fix-gpt --force --yes --allow-in-use --patience --digests --key --keys --hostnqn --json --help"
+            opts="-h --verify --no-verify --map --retries --connections --rate --allocated --files --no-sparse --format --convert-sectors --keep-sectors --fix-gpt --force --yes --allow-in-use --patience --digests --key --keys --hostnqn --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -271,6 +271,10 @@ _storagetm() {
                     ;;
                 --rate)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "raw" -- "${cur}"))
                     return 0
                     ;;
                 --patience)
@@ -1157,7 +1161,7 @@ _storagetm() {
             return 0
             ;;
         storagetm__subcmd__serve)
-            opts="-h --all --demo --writable --protocol --listen --stdin --open --pair --keys --tls-certificates --allow-null-dh --no-announce --nqn --allow-in-use --io --threads --digests --boot-settings --json --help"
+            opts="-h --all --demo --writable --protocol --listen --stdin --open --pair --keys --tls-certificates --allow-null-dh --no-announce --nqn --format --allow-in-use --io --threads --digests --boot-settings --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -1189,6 +1193,10 @@ _storagetm() {
                     ;;
                 --nqn)
                     COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --format)
+                    COMPREPLY=($(compgen -W "raw" -- "${cur}"))
                     return 0
                     ;;
                 --io)

@@ -47,6 +47,7 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l listen -d 
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l keys -d 'Where the keys and the hosts that have them are kept' -r -F
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l tls-certificates -d 'Let NBD clients come by TLS with certificates, too: DIR holds server-cert.pem, server-key.pem and ca-cert.pem' -r -F
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l nqn -d 'Name disks BASE.NAME, where NAME is the last part of the path' -r
+complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l format -d 'Lend files as they are, also what is packed (qcow2, VMDK, gzip and the like) and of which hosts could make nothing' -r -f -a "raw\t'The bytes of a disk'"
 complete -c storagetm -n "__fish_storagetm_using_subcommand serve" -l io -d 'How to reach the disks and the network: by io_uring, by blocking calls, or the first that works' -r -f -a "auto\t'By io_uring where the kernel allows it'
 uring\t'By io_uring, or not at all'
 blocking\t'By blocking calls'"
@@ -66,6 +67,7 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l map -d 'Kee
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l retries -d 'How often bad sectors are tried again' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l connections -d 'Connections to each machine' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l rate -d 'Copy no faster than so many bytes a second: 500K, 20M' -r
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l format -d 'Take SRC for the bytes of a disk, whatever it looks like' -r -f -a "raw\t'The bytes of a disk'"
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l patience -d 'How long to try to reach a machine again that was lost, in seconds' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l key -d 'The key with which nvme:// and nbds:// are secured, in a file: NVMeTLSkey-1:… or, for nvme://, DHHC-1:…' -r -F
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l keys -d 'Where the keys of storagetm pair are kept' -r -F
