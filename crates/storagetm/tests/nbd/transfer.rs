@@ -22,6 +22,24 @@ fn interop_nbdcopy_reads_a_disk() {
     }
 }
 
+/// An image that ends within a block is copied to its last byte, by clients that know of blocks, too.
+#[test]
+fn interop_image_of_odd_size_is_read_to_its_last_byte() {
+    if lacks("an image of odd size is read whole", &["nbdcopy", "nbdinfo", "qemu-img"]) {
+        return;
+    }
+    for io in DRIVERS {
+        let folder = Folder::new();
+        let image = folder.noise("odd.img", 1_000_001);
+        let server = Server::unix(&folder, &["--io", io, &image]);
+        let (uri, copy) = (server.uri("odd"), folder.path("copy"));
+        assert_eq!(says("nbdinfo", &["--size", &uri]).trim(), "1000001");
+        says("nbdcopy", &[&uri, &copy]);
+        same(&image, &copy);
+        says("qemu-img", &["compare", "-f", "raw", "-F", "raw", &image, &uri]);
+    }
+}
+
 #[test]
 fn interop_nbdcopy_writes_a_disk() {
     if lacks("nbdcopy writes a disk", &["nbdcopy"]) {
