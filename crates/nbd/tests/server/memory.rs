@@ -1,5 +1,9 @@
 //! Memory is bounded, and being short of it stops nothing for good.
 
+use std::sync::Arc;
+
+use export::{Budget, Buffer, Holder, KeyId, PAGE, Pool, Purpose};
+
 use crate::says::{MODES, Mode, attach, data_of, error_of, read, replies, write};
 use crate::world::{POISON, SIZE, World};
 
@@ -121,6 +125,72 @@ fn a_payload_is_received_where_it_belongs_in_pieces_of_any_size() {
         assert_eq!(error_of(&world.heard(id)), 0);
         assert_eq!(world.disk[512..512 + (700 << 10)], [5; 700 << 10]);
         assert_eq!(world.disk[512 + (700 << 10)], u8::try_from(1401 % 199).unwrap());
+        world.end_all();
+    }
+}
+
+/// Other hosts that take all the memory there is for every purpose, and let it go when they are dropped.
+struct Greedy(#[allow(dead_code, reason = "what is held")] Vec<Buffer>);
+
+impl Greedy {
+    fn new(budget: &Arc<Budget>) -> Self {
+        let pool = Pool::within(usize::MAX, budget.clone());
+        let mut held = Vec::new();
+        for host in 1..20 {
+            let one = pool.open_for(Holder::Host(KeyId::new(host)));
+            let [stream, second] = [Purpose::Stream, Purpose::Second].map(|it| one.sibling(it));
+            for account in [one, stream, second] {
+                for len in [1 << 20, 1 << 16, PAGE] {
+                    held.extend(std::iter::from_fn(|| account.take(len)));
+                }
+            }
+        }
+        Self(held)
+    }
+}
+
+/// Case R34: now and then there is no memory at all. What needs some waits for it, and nothing is lost or mixed.
+#[test]
+fn r34_memory_refused_now_and_then_costs_no_data() {
+    for mode in MODES {
+        let budget = Budget::new(0);
+        let mut world = World::of(Pool::within(8 << 20, budget.clone()));
+        let id = attach(&mut world, mode);
+        let mut refused = 0;
+        for round in 0..63_u64 {
+            let greedy = (round % 3 == 0).then(|| Greedy::new(&budget));
+            let mut said = Vec::new();
+            let len = [700, 70_000, 200_000][usize::try_from(round / 3 % 3).unwrap()];
+            for cookie in 0..4 {
+                said.extend(read(cookie, 300_000 * cookie + round % 100, len).bytes(mode));
+                // Writes go where nobody reads.
+                let bytes = [u8::try_from(round % 251).unwrap(); 66_048];
+                said.extend(write(mode, 10 + cookie, (1 << 20) + 512 * 400 * cookie, &bytes));
+            }
+            let before = world.disk.clone();
+            world.send(id, &said);
+            let early = world.heard(id);
+            drop(greedy);
+            world.run();
+            let heard = [early.clone(), world.heard(id)].concat();
+            refused += usize::from(heard.len() != early.len());
+            let lens = |cookie| if cookie < 10 { usize::try_from(len).unwrap() } else { 0 };
+            let all = replies(&heard, lens);
+            assert!(all.iter().all(|reply| reply.error == 0), "{mode:?} {round}");
+            assert_eq!(all.iter().filter(|reply| reply.done).count(), 8, "{mode:?} {round}");
+            for cookie in 0..4_u64 {
+                let start = usize::try_from(300_000 * cookie + round % 100).unwrap();
+                if mode == Mode::Simple && start < 600_000 {
+                    let reply = all.iter().find(|reply| reply.cookie == cookie).unwrap();
+                    assert!(reply.data == before[start..start + lens(cookie)], "{round}");
+                }
+                let start = usize::try_from((1 << 20) + 512 * 400 * cookie).unwrap();
+                let written = &world.disk[start..start + 66_048];
+                assert!(written.iter().all(|&byte| u64::from(byte) == round % 251));
+            }
+        }
+        assert!(refused >= 20, "{mode:?}: {refused}");
+        world.disconnect(id);
         world.end_all();
     }
 }

@@ -73,6 +73,11 @@ impl World {
         world
     }
 
+    /// The same with that pool.
+    pub(crate) fn of(pool: Pool) -> Self {
+        Self { pool, ..Self::new() }
+    }
+
     /// A world with a small disk of zeros and no poison: for tests that need many.
     pub(crate) fn small(bytes: usize, block: u32) -> Self {
         let world = Self::bare(8 << 20, vec![0; bytes]);

@@ -1,6 +1,8 @@
 //! Little memory: commands wait for it, and every one of them ends.
 
-use export::News;
+use std::sync::Arc;
+
+use export::{Budget, Buffer, Holder, KeyId, News, PAGE, Pool, Purpose};
 use nvme::host::Payload;
 use nvme::status::Status;
 use nvme::wire::command::Fuse;
@@ -116,4 +118,81 @@ fn small_requests_do_not_keep_a_large_one_waiting_for_ever() {
     for tag in 0..3 {
         assert_eq!(world.status(io, tag), Status::SUCCESS);
     }
+}
+
+/// Other hosts that take all the memory there is for every purpose, and let it go when they are dropped.
+struct Greedy(#[allow(dead_code, reason = "what is held")] Vec<Buffer>);
+
+impl Greedy {
+    fn new(budget: &Arc<Budget>) -> Self {
+        let pool = Pool::within(usize::MAX, budget.clone());
+        let mut held = Vec::new();
+        for host in 1..20 {
+            let one = pool.open_for(Holder::Host(KeyId::new(host)));
+            let [stream, second] = [Purpose::Stream, Purpose::Second].map(|it| one.sibling(it));
+            for account in [one, stream, second] {
+                for len in [1 << 20, 1 << 16, PAGE] {
+                    held.extend(std::iter::from_fn(|| account.take(len)));
+                }
+            }
+        }
+        Self(held)
+    }
+}
+
+/// Case R34: now and then there is no memory at all. What needs some waits for it, and nothing is lost or mixed.
+#[test]
+fn r34_memory_refused_now_and_then_costs_no_data() {
+    const AREA: usize = 1 << 17;
+    let budget = Budget::new(0);
+    let mut world = World::with_pool(Pool::within(8 << 20, budget.clone()));
+    (world.order, world.chunks) = (Order::Random, Chunks::Random);
+    let (_, io) = world.attach_plainly();
+    let mut model = world.disk().bytes.clone();
+    let mut refused = 0;
+    for round in 0..90_u64 {
+        world.seed(round);
+        let mut greedy = (round % 3 == 0).then(|| Greedy::new(&budget));
+        // Each in an area of its own: reads and writes, with their data in the capsule and asked for.
+        let mut reads = Vec::new();
+        for tag in 0..32_u32 {
+            let start = tag as usize * AREA + 512 * world.random(16);
+            let len = 512 * (1 + world.random([2, 32, 200][round as usize % 3]));
+            let (lba, nlb) = ((start / 512) as u64, (len / 512) as u32);
+            let bytes = pattern(round * 100 + u64::from(tag), len);
+            let place = start..start + len;
+            match world.random(3) {
+                0 => {
+                    let buffer = world.buffer(len);
+                    world.submit(io, read(lba, nlb), Payload::Receive(buffer), tag);
+                    reads.push((tag, place));
+                    continue;
+                }
+                1 => {
+                    let data = world.filled(&bytes);
+                    world.submit(io, write(lba, nlb), Payload::Send(data), tag);
+                }
+                _ => {
+                    let data = world.filled(&bytes);
+                    world.submit(io, write(lba, nlb), Payload::Offer(data), tag);
+                }
+            }
+            model[place].copy_from_slice(&bytes);
+        }
+        world.run();
+        refused += world.lines[io].host.under_way();
+        greedy.take();
+        // What waits with its data in the stream takes more of it only in the next turn.
+        (0..3).for_each(|_| world.run());
+        for tag in 0..32 {
+            let done =
+                world.taken(io, tag).unwrap_or_else(|| panic!("{tag} of {round} never ended"));
+            assert_eq!(done.status, Status::SUCCESS);
+            if let Some((_, place)) = reads.iter().find(|(read, _)| *read == tag) {
+                assert!(done.buffer.unwrap().bytes() == &model[place.clone()], "{round}");
+            }
+        }
+        assert!(world.disk().bytes == model, "{round}");
+    }
+    assert!(refused > 200, "{refused}");
 }

@@ -165,6 +165,11 @@ impl World {
         Self { pool: Pool::new(bytes), ..Self::new() }
     }
 
+    /// The same world with that pool.
+    pub(crate) fn with_pool(pool: Pool) -> Self {
+        Self { pool, ..Self::new() }
+    }
+
     pub(crate) fn seed(&mut self, seed: u64) {
         self.seed = seed | 1;
     }
