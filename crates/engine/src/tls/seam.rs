@@ -28,7 +28,7 @@ use export::{Channel, Door};
 use s2n_tls::config::{Builder, Config};
 use s2n_tls::connection::Connection;
 use s2n_tls::enums::{Blinding, ClientAuthType, Mode, PskHmac, Version};
-use s2n_tls::error::Error;
+use s2n_tls::error::{Error, ErrorType};
 use s2n_tls::ffi::s2n_connection;
 use s2n_tls::psk::Psk as Key;
 use s2n_tls::security::Policy;
@@ -85,6 +85,8 @@ pub(super) struct Failed {
     pub(super) why: &'static str,
     /// Whether the peer has seen nothing of ours yet, so that an alert to it is in the clear.
     pub(super) is_early: bool,
+    /// Whether the connection ended before the peer answered with an alert.
+    pub(super) is_cut: bool,
 }
 
 /// A handshake on its way.
@@ -213,7 +215,10 @@ impl Handshake {
             (true, true) => ClientAuthType::Required,
             (true, false) => ClientAuthType::Optional,
             (false, false) => ClientAuthType::None,
-            (false, true) => return Err(Failed { why: "no authority is known", is_early: true }),
+            (false, true) => {
+                let why = "no authority is known";
+                return Err(Failed { why, is_early: true, is_cut: false });
+            }
         };
         let shown = Shown::default();
         let make = || {
@@ -318,7 +323,7 @@ impl Handshake {
     }
 
     fn agree(&mut self) -> Result<Agreed, Failed> {
-        let late = |why| Failed { why, is_early: false };
+        let late = |why| Failed { why, is_early: false, is_cut: false };
         let connection = self.connection.as_ref().ok_or_else(|| late("it is over"))?;
         let read = read(connection).map_err(|error| failed(&error, false))?;
         let (identity, cipher, binding) = read;
@@ -387,7 +392,8 @@ fn emit(key: &Psk) -> Result<Key, Error> {
 }
 
 fn failed(error: &Error, is_early: bool) -> Failed {
-    Failed { why: error.message(), is_early }
+    let is_cut = matches!(error.kind(), ErrorType::IOError | ErrorType::ConnectionClosed);
+    Failed { why: error.message(), is_early, is_cut }
 }
 
 /// The library wants up to `len` bytes at `into`.

@@ -26,7 +26,8 @@ const OUTBOX: usize = 1 << 20;
 /// is how the [`Stream`] reads and writes.
 ///
 /// # Errors
-/// The other end does not know that key, does not speak TLS 1.3, or takes too long; or the connection broke.
+/// Permission denied: the other end does not know that key, or does not speak TLS 1.3. Any other kind: the connection ended or
+/// broke during the handshake, or the other end took too long; trying again may help.
 pub fn connect(socket: TcpStream, key: Psk, deadline: Instant) -> io::Result<Stream> {
     let socket = Arc::new(socket);
     let handshake = Handshake::begin(socket.clone(), key).map_err(refused)?;
@@ -67,18 +68,29 @@ fn shake(
 
 fn refused(failed: Failed) -> io::Error {
     let why = failed.why;
-    io::Error::new(
-        ErrorKind::PermissionDenied,
-        format!("the other end did not accept the key, or does not have it: {why}"),
-    )
+    match failed.is_cut {
+        true => cut(),
+        false => io::Error::new(
+            ErrorKind::PermissionDenied,
+            format!("the other end did not accept the key, or does not have it: {why}"),
+        ),
+    }
 }
 
 fn distrusted(failed: Failed) -> io::Error {
     let why = failed.why;
-    io::Error::new(
-        ErrorKind::PermissionDenied,
-        format!("the two ends do not accept each other's certificates: {why}"),
-    )
+    match failed.is_cut {
+        true => cut(),
+        false => io::Error::new(
+            ErrorKind::PermissionDenied,
+            format!("the two ends do not accept each other's certificates: {why}"),
+        ),
+    }
+}
+
+/// The peer went away in the handshake: it may be restarting, and has refused nothing.
+fn cut() -> io::Error {
+    io::Error::new(ErrorKind::ConnectionAborted, "the connection ended during the TLS handshake")
 }
 
 fn given_up() -> io::Error {
