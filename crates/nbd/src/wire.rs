@@ -1,6 +1,7 @@
 //! The figures of the protocol as structs, byte for byte, all big-endian. Nothing here knows what a value means to a
 //! server or a client.
 
+pub(crate) mod description;
 pub mod errno;
 pub mod handshake;
 pub mod meta;

@@ -11,6 +11,7 @@ use super::opened::{LARGEST, shown};
 use super::{
     Client, End, Headers, Listing, Phase, Purpose, Reason, Refusal, Start, Step, Violation,
 };
+use crate::wire::description;
 use crate::wire::handshake::{self, ClientFlags, ExportReply, Hello};
 use crate::wire::meta::{BASE_ALLOCATION, Context, MetaRequest};
 use crate::wire::option::{
@@ -289,6 +290,7 @@ impl Client {
             }
             info::DESCRIPTION => {
                 self.opened.description = shown(rest);
+                self.opened.uuid = description::parse(rest);
                 Ok(())
             }
             _ => Ok(()),

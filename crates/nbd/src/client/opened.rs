@@ -37,6 +37,8 @@ pub struct Opened {
     pub name: String,
     /// What the server says of it to people; perhaps empty.
     pub description: String,
+    /// The UUID of the disk, if the server tells it in the description as storagetm does.
+    pub uuid: Option<[u8; 16]>,
     /// Whether it tells what is data and what is not.
     pub extents: bool,
     /// Which headers were agreed on.
@@ -54,6 +56,7 @@ impl Default for Opened {
             largest: LARGEST,
             name: String::new(),
             description: String::new(),
+            uuid: None,
             extents: false,
             headers: Headers::Simple,
         }

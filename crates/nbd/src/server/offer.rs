@@ -5,6 +5,7 @@ use zerocopy::IntoBytes;
 
 use super::MAX_PAYLOAD;
 use super::answer::Mode;
+use crate::wire::description;
 use crate::wire::option::{InfoBlockSize, InfoExport, ServerEntry, info};
 use crate::wire::request::flags::{
     CAN_MULTI_CONN, HAS_FLAGS, READ_ONLY, ROTATIONAL, SEND_CACHE, SEND_DF, SEND_FAST_ZERO,
@@ -13,6 +14,9 @@ use crate::wire::request::flags::{
 
 /// The smallest preferred block, in bytes (NBD, Block size constraints).
 const PREFERRED: u32 = 4096;
+
+/// Characters of an export's name in its description, at most.
+const NAME: usize = 512;
 
 /// The transmission flags (NBD, Transmission flags). A flush is one of the descriptor that all connections share.
 pub(super) fn flags(grant: &Grant, mode: Mode) -> u16 {
@@ -39,7 +43,7 @@ pub(super) fn information(grant: &Grant, mode: Mode, kind: u16) -> Option<Vec<u8
             Some(InfoExport::new(export.bytes(), flags(grant, mode)).as_bytes().to_vec())
         }
         info::NAME => Some(named(kind, &export.short)),
-        info::DESCRIPTION => Some(named(kind, &export.name)),
+        info::DESCRIPTION => Some(named(kind, &described(export))),
         info::BLOCK_SIZE => Some(block_size(export).as_bytes().to_vec()),
         _ => None,
     }
@@ -48,6 +52,14 @@ pub(super) fn information(grant: &Grant, mode: Mode, kind: u16) -> Option<Vec<u8
 /// Its entry in the list.
 pub(super) fn entry(export: &Export) -> Vec<u8> {
     ServerEntry { name: &export.short, details: &export.name }.emit()
+}
+
+/// For people, and with the UUID for programs: `/dev/sda urn:uuid:6d1c3b02-…` (RFC 9562 §4). By it a client that connects again
+/// sees whether this is the same disk.
+fn described(export: &Export) -> String {
+    let urn = description::urn(&export.identity.uuid);
+    let name: String = export.name.chars().take(NAME).collect();
+    format!("{name} {urn}")
 }
 
 fn named(kind: u16, string: &str) -> Vec<u8> {

@@ -52,7 +52,8 @@ fn go_tells_size_flags_and_block_sizes_and_what_was_asked() {
         | flags::CAN_MULTI_CONN;
     assert_eq!(infos[0], InfoExport::new(SIZE as u64, offered).as_bytes());
     assert_eq!(infos[1], b"\0\x01sda");
-    assert_eq!(infos[2], b"\0\x02/dev/sda");
+    let description = b"\0\x02/dev/sda urn:uuid:07070707-0707-0707-0707-070707070707";
+    assert_eq!(infos[2], description);
     assert_eq!(infos[3], InfoBlockSize::new(512, 4096, 32 << 20).as_bytes());
     assert_eq!((heard[4].1, heard.len()), (option::ACK, 5));
     assert_eq!(world.conn(id).told(), ["attached "]);
