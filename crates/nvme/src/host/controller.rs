@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::time::Duration;
 
 use zerocopy::FromBytes;
 
@@ -167,6 +168,18 @@ impl Controller {
     #[must_use]
     pub fn namespaces(&self) -> &[Namespace] {
         &self.namespaces
+    }
+
+    /// Whether it was enabled and has not said yet that it is ready: it is to be asked again after a while.
+    #[must_use]
+    pub fn is_enabling(&self) -> bool {
+        self.stage == Stage::Ready
+    }
+
+    /// How long it may take to become ready (CAP.TO, NVMe Base 2.0 §3.1.3.1).
+    #[must_use]
+    pub fn ready_within(&self) -> Duration {
+        Duration::from_millis(self.capabilities.to().saturating_mul(500))
     }
 
     /// What to ask next; nothing once everything is known.
