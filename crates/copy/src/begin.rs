@@ -4,15 +4,17 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use export::Pool;
 
 use crate::compare::read;
 use crate::errand::{Errand, Undone};
 use crate::map::{self, Map, State};
+use crate::prove::read_now;
+use crate::sample;
 use crate::traffic::Target;
-use crate::{Disk, Place, Refusal, Settings};
+use crate::{Disk, Lane, Place, PlaceError, Refusal, Settings};
 
 /// A copy that may be begun.
 pub(crate) struct Begun {
@@ -20,6 +22,10 @@ pub(crate) struct Begun {
     pub(crate) destination: Target,
     pub(crate) map: Map,
 }
+
+/// How long a server may take to be started again that a read has lost, and how often it is tried.
+const RESTART: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// Samples of what an earlier run has finished, and the bytes of each.
 const SAMPLES: u64 = 16;
@@ -31,12 +37,12 @@ pub(crate) fn begin(
     destination: Arc<dyn Place>,
     settings: &Settings,
 ) -> Result<Begun, Refusal> {
-    let (disk, lane) = source.open().map_err(Refusal::Source)?;
-    drop(lane);
+    let source = look(source)?;
+    let disk = &*source.disk;
     let bytes = disk.bytes;
     let loaded = settings.map.as_deref().map(load).transpose()?.flatten();
     let map = match (&settings.map, loaded) {
-        (Some(path), Some(map)) => fitting(path, map, &disk)?,
+        (Some(path), Some(map)) => fitting(path, map, disk)?,
         _ => Map::new(bytes),
     };
     // Before a file that is there is made empty.
@@ -52,9 +58,73 @@ pub(crate) fn begin(
     }
     // Whatever a map says, there is nothing yet in a file that was just made.
     let map = if to.fresh { Map::new(bytes) } else { map };
-    let map = noted(map, &disk, &to);
-    let source = Target { place: source, disk: Arc::new(disk) };
-    Ok(Begun { source, destination: Target { place: destination, disk: Arc::new(to) }, map })
+    let map = noted(map, disk, &to);
+    Ok(Begun { source, destination: Target::new(destination, to), map })
+}
+
+/// Opens a source. Of one on another machine samples are taken: all connections to it must lead to the same disk, and a server
+/// that answers no read at all has nothing to copy.
+pub(crate) fn look(place: Arc<dyn Place>) -> Result<Target, Refusal> {
+    let (disk, mut lane) = place.open().map_err(Refusal::Source)?;
+    let source = Target::new(place, disk);
+    let disk = &source.disk;
+    if !disk.remote {
+        return Ok(source);
+    }
+    let (mut answers, mut lost) = (false, None);
+    for offset in probes(disk) {
+        if lost.is_some() {
+            drop(lane);
+            lane = match open_again(&*source.place) {
+                Ok(lane) => lane,
+                Err(_) if answers => return Ok(source),
+                Err(error) => return Err(Refusal::Source(error)),
+            };
+        }
+        let len = sample::unit(disk.block).min(disk.bytes - offset);
+        match read_now(&mut *lane, offset, usize::try_from(len).unwrap_or(usize::MAX)) {
+            Ok(read) => {
+                answers = true;
+                lost = None;
+                read.iter().for_each(|buffer| source.keep_sample(offset, buffer.bytes()));
+            }
+            Err(why) if why.violation => {
+                return Err(Refusal::Source(PlaceError::Violation(format!(
+                    "{}: {why}",
+                    disk.name
+                ))));
+            }
+            Err(why) => lost = Some(why),
+        }
+    }
+    match lost.filter(|_| !answers) {
+        Some(why) => Err(Refusal::Source(PlaceError::Unreachable(format!(
+            "{}: each connection is lost at the first read: {why}",
+            disk.name
+        )))),
+        None => Ok(source),
+    }
+}
+
+/// Opens a place whose server a read has just lost: it may take a moment to be started again.
+fn open_again(place: &dyn Place) -> Result<Box<dyn Lane>, PlaceError> {
+    let end = Instant::now() + RESTART;
+    loop {
+        match place.open() {
+            Ok((_, lane)) => return Ok(lane),
+            Err(PlaceError::Unreachable(_)) if Instant::now() < end => std::thread::sleep(PAUSE),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Where samples of a source are taken: at its start, in its middle, and at its end.
+fn probes(disk: &Disk) -> Vec<u64> {
+    let unit = sample::unit(disk.block);
+    let last = disk.bytes.saturating_sub(1) / unit * unit;
+    let mut probes = vec![0, last / 2 / unit * unit, last];
+    probes.dedup();
+    if disk.bytes == 0 { Vec::new() } else { probes }
 }
 
 fn refused(path: &Path, why: &dyn ToString) -> Refusal {

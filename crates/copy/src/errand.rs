@@ -9,7 +9,7 @@ use crate::{Ended, Failed, Trouble, Work};
 
 /// A way to one end, for one work at a time.
 pub(crate) struct Errand<'a> {
-    name: String,
+    target: Target,
     traffic: Traffic,
     stop: &'a AtomicBool,
 }
@@ -31,7 +31,7 @@ pub(crate) enum Undone {
 impl<'a> Errand<'a> {
     pub(crate) fn new(target: &Target, patience: Duration, stop: &'a AtomicBool) -> Self {
         let traffic = Traffic::new(Some(target), None, patience);
-        Self { name: target.disk.name.clone(), traffic, stop }
+        Self { target: target.clone(), traffic, stop }
     }
 
     /// From now on what is read comes from the disk itself.
@@ -46,10 +46,21 @@ impl<'a> Errand<'a> {
     /// Does a work, and waits for it. How it ended is the caller's to judge.
     pub(crate) fn run(&mut self, work: Work) -> Result<Ended, Undone> {
         self.reach()?;
+        let reads = match work {
+            Work::Read { offset, .. } => Some(offset),
+            _ => None,
+        };
         self.traffic.submit(Side::Source, 0, work);
         loop {
             match self.traffic.next() {
-                Some(Came::Ended(_, ended)) => return Ok(ended),
+                Some(Came::Ended(_, ended)) => {
+                    if let (Some(offset), Ok(()), Some(buffer)) =
+                        (reads, ended.result, &ended.buffer)
+                    {
+                        self.target.keep_sample(offset, buffer.bytes());
+                    }
+                    return Ok(ended);
+                }
                 Some(Came::Lost(..)) => {
                     self.reach()?;
                     return Err(Undone::Lost);
@@ -78,7 +89,7 @@ impl<'a> Errand<'a> {
     pub(crate) fn failed(&self, range: &Range<u64>, result: Result<(), Failed>) -> Undone {
         let why = result.err().unwrap_or(Failed::Refused);
         let (offset, len) = (range.start, range.end - range.start);
-        Undone::Trouble(Trouble::Read { name: self.name.clone(), offset, len, why })
+        Undone::Trouble(Trouble::Read { name: self.name(), offset, len, why })
     }
 
     /// Waits until the end is there.
@@ -94,15 +105,20 @@ impl<'a> Errand<'a> {
         Ok(())
     }
 
+    fn name(&self) -> String {
+        self.target.disk.name.clone()
+    }
+
     fn look(&self) -> Result<(), Undone> {
         if self.stop.load(Ordering::Acquire) { Err(Undone::Stopped) } else { Ok(()) }
     }
 
     fn judge(&self, came: Came) -> Result<(), Undone> {
-        let name = self.name.clone();
+        let name = self.name();
         match came {
             Came::Gone(_, why) => Err(Undone::Trouble(Trouble::Lost { name, why })),
             Came::Changed(_, why) => Err(Undone::Trouble(Trouble::Changed { name, why })),
+            Came::Broken(_, why) => Err(Undone::Trouble(Trouble::Violation { name, why })),
             _ => Ok(()),
         }
     }

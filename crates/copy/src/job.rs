@@ -160,6 +160,8 @@ pub struct Progress {
     pub zeroes: u64,
     /// An end that is being reached again just now: its name, and why it was lost.
     pub reconnecting: Option<(String, String)>,
+    /// An end that has answered none of the requests in flight for some seconds: its name, and for how long.
+    pub silent: Option<(String, Duration)>,
     /// Since the beginning.
     pub elapsed: Duration,
 }
@@ -316,6 +318,14 @@ pub enum Trouble {
         /// Its name.
         name: String,
         /// What differs.
+        why: String,
+    },
+    /// An end broke the rules of its protocol: nothing that it sends can be relied on.
+    #[error("{name} broke the rules of its protocol: {why}")]
+    Violation {
+        /// Its name.
+        name: String,
+        /// Which rule.
         why: String,
     },
     /// The map could not be saved.

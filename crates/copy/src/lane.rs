@@ -14,6 +14,10 @@ pub use file::{Existing, FilePlace};
 pub use nbd::{NbdPlace, start_tls};
 pub use nvme::{Found, NvmeHost, NvmePlace};
 
+/// How long the other end may answer none of the requests that it has. Longer than a disk takes that is being woken, or that
+/// fights for a sector: a machine that is gone is noticed sooner, by the connection itself.
+const SILENCE: Duration = Duration::from_secs(180);
+
 /// What is asked of a disk. Offsets and lengths are in bytes, and whole blocks of the disk.
 #[derive(Debug)]
 pub enum Work {
@@ -93,12 +97,19 @@ pub enum Failed {
 pub struct Lost {
     /// A clause for people, as "connection reset by peer".
     pub reason: String,
+    /// Whether the other end broke the rules of its protocol: nothing that it sends can be relied on.
+    pub violation: bool,
 }
 
 impl Lost {
     /// For this reason.
     pub fn new(reason: impl ToString) -> Self {
-        Self { reason: reason.to_string() }
+        Self { reason: reason.to_string(), violation: false }
+    }
+
+    /// Because the other end broke this rule of its protocol.
+    pub fn violation(rule: impl ToString) -> Self {
+        Self { reason: rule.to_string(), violation: true }
     }
 }
 

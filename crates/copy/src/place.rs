@@ -27,7 +27,8 @@ pub struct Disk {
     pub remote: bool,
     /// Whether nothing has been written to it yet, and all of it reads as zeros.
     pub fresh: bool,
-    /// Who it is: the same for one disk for ever, and different for another. Empty if unknown; one line.
+    /// Who it is: the same for one disk for ever, and different for another as far as the other end tells. Empty if unknown;
+    /// one line.
     pub identity: String,
 }
 
@@ -58,4 +59,7 @@ pub enum PlaceError {
     /// It stays so.
     #[error("{0}")]
     Refused(String),
+    /// The other end broke the rules of its protocol: nothing that it sends can be relied on.
+    #[error("{0}")]
+    Violation(String),
 }

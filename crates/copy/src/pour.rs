@@ -14,6 +14,7 @@ use export::{Account, Buffer, Pool};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use crate::begin;
 use crate::compare::read;
 use crate::errand::{Errand, Undone};
 use crate::forest::{Forest, Mark, Shape, is_zero};
@@ -43,12 +44,10 @@ pub(crate) fn into_pipe(
     settings: &Settings,
     course: &mut Course<'_>,
 ) -> Ended {
-    let from = place.clone();
-    let opened = course.aside(Phase::Checking, move || from.open().map(|(disk, _)| disk))?;
-    let disk = opened.map_err(|why| Outcome::Refused(Refusal::Source(why)))?;
-    let total = disk.bytes;
+    let looked = course.aside(Phase::Checking, move || begin::look(place))?;
+    let source = looked.map_err(Outcome::Refused)?;
+    let total = source.disk.bytes;
     course.report.bytes = total;
-    let source = Target { place, disk: Arc::new(disk) };
     let (halt, patience) = (course.halt.clone(), settings.patience);
     let limit = Limit::new(settings.rate, Instant::now());
     let work = move |counters: &Counters| {
@@ -145,10 +144,10 @@ pub(crate) fn into_disk(
 ) -> Ended {
     let to = place.clone();
     let disk = course.aside(Phase::Checking, move || admit(&*to))??;
-    let target = Target { place: place.clone(), disk: Arc::new(disk.clone()) };
+    let target = Target::new(place.clone(), disk.clone());
     let (halt, patience, verify, sparse) =
         (course.halt.clone(), settings.patience, settings.verify, settings.sparse);
-    let (limit, target_bytes) = (Limit::new(settings.rate, Instant::now()), disk.bytes);
+    let limit = Limit::new(settings.rate, Instant::now());
     let total = pipe.bytes;
     let work = move |counters: &Counters| {
         let errand = Errand::new(&target, patience, &halt);
@@ -162,8 +161,8 @@ pub(crate) fn into_disk(
     course.report.copied = done.saturating_sub(course.report.zeroes);
     let Filled { bytes, padded, forest } = result?;
     course.report.padded = padded;
-    // An empty file is a copy of it; a disk that was to be overwritten and is not has got none.
-    if bytes == 0 && target_bytes != 0 {
+    // A program that failed leaves an empty pipe.
+    if bytes == 0 {
         return Err(Outcome::Failed(Trouble::Empty));
     }
     course.report.bytes = bytes;
@@ -176,7 +175,7 @@ pub(crate) fn into_disk(
     let disk = opened.map_err(|why| lost(&disk.name, &why))?;
     let mut map = Map::new(bytes);
     map.set(0..bytes, State::Finished);
-    let target = Target { place, disk: Arc::new(disk) };
+    let target = Target::new(place, disk);
     verifying::verify(None, &target, &map, forest, settings, course)
 }
 

@@ -50,7 +50,8 @@ fn disks(
     let copying::Copied { map, forest } = copying::copy(&begun, settings, course)?;
     let Some(forest) = forest.filter(|_| settings.verify) else { return Ok(()) };
     let (source, marks) = (Some(&begun.source), forest.marks().collect());
-    let ended = verifying::verify(source, &begun.destination, &map, forest, settings, course);
+    let destination = begun.destination.unknown();
+    let ended = verifying::verify(source, &destination, &map, forest, settings, course);
     if let (Err(Outcome::VerifyFailed(wrong)), Some(path)) = (&ended, &settings.map) {
         let notes = Notes { marks, ..begun.map.notes };
         // That it cannot be written down takes nothing from what is told.

@@ -37,6 +37,9 @@ pub(crate) struct Shared {
     pub(crate) resent: AtomicU64,
 }
 
+/// How long an end may answer nothing before that is shown.
+const SILENT: Duration = Duration::from_secs(3);
+
 /// How the threads work.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct How {
@@ -205,6 +208,16 @@ impl Shared {
     /// An end that is being reached again.
     pub(crate) fn reconnecting(&self) -> Option<(String, String)> {
         lock(&self.reconnecting).first().map(|(_, name, why)| (name.clone(), why.clone()))
+    }
+
+    /// An end that has answered nothing for a while.
+    pub(crate) fn silent(&self) -> Option<(String, Duration)> {
+        let ends = [Some(&self.source), self.destination.as_ref()];
+        let silent = |end: &Target| {
+            let since = end.health.silent_for().filter(|since| *since >= SILENT)?;
+            Some((end.disk.name.clone(), since))
+        };
+        ends.into_iter().flatten().find_map(silent)
     }
 
     /// What is being done.

@@ -7,8 +7,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, Timespec, poll};
 
+use crate::health::Health;
 use crate::lane::until;
-use crate::{Disk, Ended, Lane, Place, PlaceError, Waits, Work};
+use crate::prove::prove;
+use crate::sample::{Sample, Samples};
+use crate::{Disk, Ended, Lane, Lost, Place, PlaceError, Waits, Work};
 
 /// One of the two ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,11 +20,33 @@ pub(crate) enum Side {
     Destination,
 }
 
-/// An end of the copy: where it is, and what it was when the copy began.
+/// An end of the copy: where it is, what it was when the copy began, and what is known of it since.
 #[derive(Clone)]
 pub(crate) struct Target {
     pub(crate) place: Arc<dyn Place>,
     pub(crate) disk: Arc<Disk>,
+    pub(crate) samples: Arc<Samples>,
+    pub(crate) health: Arc<Health>,
+}
+
+impl Target {
+    pub(crate) fn new(place: Arc<dyn Place>, disk: Disk) -> Self {
+        Self { place, disk: Arc::new(disk), samples: Arc::default(), health: Arc::default() }
+    }
+
+    /// The same end, of whose content nothing is known: whether it holds what was written is still to be seen.
+    pub(crate) fn unknown(&self) -> Self {
+        Self { samples: Arc::default(), ..self.clone() }
+    }
+
+    /// Keeps a sample of what the disk is known to hold at `offset`. A disk of this machine needs none.
+    pub(crate) fn keep_sample(&self, offset: u64, bytes: &[u8]) {
+        if self.disk.remote
+            && let Some(sample) = Sample::of(offset, bytes, self.disk.block)
+        {
+            self.samples.add(sample);
+        }
+    }
 }
 
 /// What came from an end.
@@ -37,6 +62,8 @@ pub(crate) enum Came {
     Gone(Side, String),
     /// What came back is another disk.
     Changed(Side, String),
+    /// It broke the rules of its protocol.
+    Broken(Side, String),
 }
 
 /// The ways to both ends, or to one of them alone.
@@ -70,7 +97,7 @@ impl Traffic {
     /// Does not wait for an end that was never there.
     #[must_use]
     pub(crate) fn at_once(mut self) -> Self {
-        self.source.iter_mut().chain(&mut self.destination).for_each(|way| way.lost = None);
+        self.source.iter_mut().chain(&mut self.destination).for_each(|way| way.waits = false);
         self
     }
 
@@ -86,8 +113,8 @@ impl Traffic {
 
     /// Begins a work; there must be room.
     pub(crate) fn submit(&mut self, side: Side, tag: u32, work: Work) {
-        if let Some(lane) = self.lane(side) {
-            lane.submit(tag, work);
+        if let Some(way) = self.way(side) {
+            way.submit(tag, work);
         }
     }
 
@@ -137,15 +164,25 @@ fn interest(lane: &dyn Lane) -> Option<PollFd<'_>> {
     }
 }
 
-/// The way to one end.
+/// The connection to one end.
 struct Way {
     target: Target,
     lane: Option<Box<dyn Lane>>,
     patience: Duration,
-    /// When it was lost, or was first to be reached; none if it is of no use to wait for it.
-    lost: Option<Instant>,
+    /// Whether to try again if there is no connection; not before the first one, where others do the work.
+    waits: bool,
     again: Instant,
     pause: Duration,
+    /// Requests in flight on the connection.
+    in_flight: usize,
+    /// Whether it has answered a request.
+    answered: bool,
+    /// Connections lost one after the other without an answer to any request.
+    barren: u32,
+    /// Why the last one was lost.
+    reason: String,
+    /// Samples that are still to be compared before the disk is taken for the same.
+    unproven: Option<Vec<Sample>>,
     /// It is of no use to try again.
     over: bool,
 }
@@ -160,54 +197,136 @@ impl Way {
             target: target.clone(),
             lane: None,
             patience,
-            lost: Some(Instant::now()),
+            waits: true,
             again: Instant::now(),
             pause: PAUSE,
+            in_flight: 0,
+            answered: true,
+            barren: 0,
+            reason: String::new(),
+            unproven: None,
             over: false,
         }
+    }
+
+    fn submit(&mut self, tag: u32, work: Work) {
+        let Some(lane) = &mut self.lane else { return };
+        self.in_flight += 1;
+        self.target.health.sent();
+        lane.submit(tag, work);
     }
 
     fn next(&mut self, side: Side) -> Option<Came> {
         let Some(lane) = &mut self.lane else { return self.reach(side) };
         // What has already ended may hold data; a lane that is lost has none any more.
         if let Err(lost) = lane.advance() {
-            self.lane = None;
-            let now = Instant::now();
-            (self.lost, self.again, self.pause) = (Some(now), now, PAUSE);
-            return Some(Came::Lost(side, lost.to_string()));
+            return Some(self.lost(side, lost));
         }
-        lane.ended().map(|ended| Came::Ended(side, ended))
+        let ended = lane.ended()?;
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.target.health.answered();
+        (self.answered, self.barren, self.pause) = (true, 0, PAUSE);
+        Some(Came::Ended(side, ended))
+    }
+
+    /// The connection is lost. One that answered nothing is not made again at once.
+    fn lost(&mut self, side: Side, lost: Lost) -> Came {
+        self.lane = None;
+        self.target.health.lost(std::mem::take(&mut self.in_flight));
+        if lost.violation {
+            self.over = true;
+            return Came::Broken(side, lost.reason);
+        }
+        self.again = Instant::now();
+        if !self.answered {
+            self.barren += 1;
+            self.wait_longer();
+        }
+        self.reason.clone_from(&lost.reason);
+        Came::Lost(side, lost.reason)
+    }
+
+    fn wait_longer(&mut self) {
+        self.again = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(LONGEST);
     }
 
     fn reach(&mut self, side: Side) -> Option<Came> {
         if self.over || Instant::now() < self.again {
             return None;
         }
+        // Connections that come about and answer nothing are no progress.
+        if self.barren > 1 && !self.may_wait() {
+            self.over = true;
+            return Some(Came::Gone(side, std::mem::take(&mut self.reason)));
+        }
         match self.target.place.open() {
-            Ok((disk, lane)) => Some(self.arrive(side, &disk, lane)),
-            Err(PlaceError::Unreachable(_)) if self.may_wait() => {
-                self.again = Instant::now() + self.pause;
-                self.pause = (self.pause * 2).min(LONGEST);
-                None
-            }
-            Err(error) => {
+            Ok((disk, lane)) => self.arrive(side, &disk, lane),
+            Err(PlaceError::Unreachable(why)) => self.fail(side, why),
+            Err(PlaceError::Violation(why)) => {
                 self.over = true;
-                Some(Came::Gone(side, error.to_string()))
+                Some(Came::Broken(side, self.plain(&why)))
+            }
+            Err(PlaceError::Refused(why)) => {
+                self.over = true;
+                Some(Came::Gone(side, self.plain(&why)))
             }
         }
+    }
+
+    /// There is no connection for now.
+    fn fail(&mut self, side: Side, why: String) -> Option<Came> {
+        self.target.health.lost(0);
+        if self.may_wait() {
+            self.wait_longer();
+            return None;
+        }
+        self.over = true;
+        Some(Came::Gone(side, self.plain(&why)))
+    }
+
+    /// The sentence without the name of the end, which stands beside it.
+    fn plain(&self, why: &str) -> String {
+        let name = &self.target.disk.name;
+        let rest = why.strip_prefix(name.as_str()).and_then(|rest| rest.strip_prefix(": "));
+        rest.unwrap_or(why).to_owned()
     }
 
     fn may_wait(&self) -> bool {
-        self.lost.is_some_and(|since| since.elapsed() < self.patience)
+        self.waits && self.target.health.lost_for() < self.patience
     }
 
-    fn arrive(&mut self, side: Side, disk: &Disk, lane: Box<dyn Lane>) -> Came {
+    fn arrive(&mut self, side: Side, disk: &Disk, mut lane: Box<dyn Lane>) -> Option<Came> {
         if let Some(why) = change(&self.target.disk, disk) {
             self.over = true;
-            return Came::Changed(side, why);
+            return Some(Came::Changed(side, why));
+        }
+        // A server that ends a connection after a few requests must not get only these.
+        let most = if self.barren > 0 { 1 } else { usize::MAX };
+        let all = || self.target.samples.all().into_iter().take(most).collect();
+        let samples = self.unproven.get_or_insert_with(all);
+        let before = samples.len();
+        match prove(&mut *lane, samples) {
+            Ok(None) => self.unproven = None,
+            Ok(Some(why)) => {
+                self.over = true;
+                return Some(Came::Changed(side, why));
+            }
+            Err(lost) if lost.violation => {
+                self.over = true;
+                return Some(Came::Broken(side, lost.reason));
+            }
+            Err(lost) => {
+                // Some servers end a connection after a few requests: the next one goes on from there.
+                let moved = samples.len() < before;
+                let gone = self.fail(side, lost.reason);
+                self.again = if moved { Instant::now() } else { self.again };
+                return gone;
+            }
         }
         self.lane = Some(lane);
-        Came::Back(side)
+        (self.waits, self.answered) = (true, false);
+        Some(Came::Back(side))
     }
 }
 

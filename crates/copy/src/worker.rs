@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use export::{Account, Buffer, Pool};
 
 use crate::plan::Next;
+use crate::sample::Sample;
 use crate::shared::Shared;
 use crate::traffic::{Came, Side, Traffic};
 use crate::{Ended, Failed, Trouble, Work};
@@ -31,6 +32,9 @@ pub(crate) struct Worker {
     since: Option<Instant>,
     unsettled_bytes: u64,
     flushing: Option<Vec<Range<u64>>>,
+    /// A sample of what was written since the last flush, and of what the flush under way is for.
+    sample: Option<Sample>,
+    flushing_sample: Option<Sample>,
     /// The longest range that the destination makes zero by itself, in bytes.
     zeroes: u64,
     /// Whether the kernel copies.
@@ -62,7 +66,10 @@ impl Worker {
     pub(crate) fn run(number: usize, shared: Arc<Shared>) {
         let alarm = Alarm(shared.clone());
         Self::new(number, shared).work();
-        alarm.0.reconnect(number, None);
+        // A copy that ends has reached nothing again.
+        if !alarm.0.is_halted() {
+            alarm.0.reconnect(number, None);
+        }
     }
 
     fn new(number: usize, shared: Arc<Shared>) -> Self {
@@ -80,6 +87,8 @@ impl Worker {
             since: None,
             unsettled_bytes: 0,
             flushing: None,
+            sample: None,
+            flushing_sample: None,
             zeroes: destination.map_or(0, |target| target.disk.zeroes),
             kernel: how.kernel,
             begun: false,
@@ -199,6 +208,10 @@ impl Worker {
             Came::Changed(side, why) => {
                 self.shared.fail(Trouble::Changed { name: self.name(side), why });
             }
+            Came::Broken(side, why) => {
+                self.abandon(side);
+                self.shared.fail(Trouble::Violation { name: self.name(side), why });
+            }
         }
         false
     }
@@ -226,6 +239,11 @@ impl Worker {
 
     fn lost(&mut self, side: Side, why: String) {
         self.shared.reconnect(self.number, Some((self.name(side), why)));
+        self.abandon(side);
+    }
+
+    /// What was under way at an end does not come back.
+    fn abandon(&mut self, side: Side) {
         match side {
             Side::Source => {
                 for piece in self.pieces.take_if(|piece| !matches!(piece.doing, Doing::Write)) {
@@ -250,6 +268,7 @@ impl Worker {
         let mut volatile = std::mem::take(&mut self.unflushed);
         volatile.extend(self.flushing.take().unwrap_or_default());
         (self.since, self.unsettled_bytes) = (None, 0);
+        (self.sample, self.flushing_sample) = (None, None);
         for range in &volatile {
             self.count_resent(range);
             self.shared.change(|plan| plan.undo(range.clone()));
@@ -288,6 +307,7 @@ impl Worker {
 
     fn was_read(&mut self, tag: u32, range: &Range<u64>, buffer: Buffer) {
         let marks = self.shared.sum(range.start, buffer.bytes());
+        self.shared.source.keep_sample(range.start, buffer.bytes());
         self.shared.change(|plan| plan.read(range));
         if self.shared.destination.is_none() {
             self.pieces.remove(tag);

@@ -23,7 +23,7 @@ use crate::{Disk, Ended, Failed, Lane, Lost, Place, PlaceError, Waits, Work};
 pub enum Existing {
     /// There must be nothing; a block device is what it is.
     Nothing,
-    /// A file is made empty first.
+    /// A file is made empty first, unless its length is right.
     Replace,
     /// A file is there, of the right length, and is written further.
     Continue,
@@ -129,16 +129,32 @@ impl FilePlace {
     fn make(&self, existing: Existing, bytes: u64) -> Result<(), PlaceError> {
         let mut options = OpenOptions::new();
         options.read(true).write(true);
-        match existing {
-            Existing::Nothing => options.create_new(true),
-            Existing::Replace => options.create(true).truncate(true),
-            Existing::Continue => &mut options,
+        let open = |options: &OpenOptions| options.open(&self.path);
+        let made = match existing {
+            Existing::Continue => None,
+            Existing::Nothing => Some(open(options.clone().create_new(true))),
+            // Another program may make it at the same moment: then it is there.
+            Existing::Replace => open(options.clone().create_new(true)).ok().map(Ok),
         };
-        let file = options.open(&self.path).map_err(|error| self.explain(&error))?;
+        let made = made.transpose().map_err(|error| self.explain(&error))?;
+        let is_new = made.is_some();
+        // A link to a file that is not there yet leads to a new one.
+        let file = made.map_or_else(|| open(options.create(existing == Existing::Replace)), Ok);
+        let file = file.map_err(|error| self.explain(&error))?;
         if existing == Existing::Continue {
             return self.lengthen(&file, bytes);
         }
-        file.set_len(bytes).map_err(|error| self.explain(&error))?;
+        // Not every file that is written like a disk can change its length.
+        if !is_new && bytes != 0 && file.metadata().is_ok_and(|meta| meta.len() == bytes) {
+            return Ok(());
+        }
+        let resized = file.set_len(0).and_then(|()| file.set_len(bytes));
+        if let Err(error) = resized {
+            if is_new {
+                let _ = std::fs::remove_file(&self.path);
+            }
+            return Err(self.explain(&error));
+        }
         // Its name shall outlive a loss of power as well as what is in it, where the file system can promise that.
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let _ = File::open(folder.unwrap_or_else(|| Path::new("."))).and_then(|it| it.sync_all());

@@ -15,16 +15,12 @@ use nbd::client::{
 use nbd::wire::errno;
 use nbd::wire::request::flags;
 
-use super::{Ended, Failed, Lane, Lost, Waits, Work};
+use super::{Ended, Failed, Lane, Lost, SILENCE, Waits, Work};
 use crate::place::{Disk, Place, PlaceError};
 use crate::wire::{Dial, Line, Talks, Wire, read_until};
 
 /// How long a server may take to open an export.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// How long a server may say nothing while it has requests. Longer than a disk takes that is being woken, or that fights for a
-/// sector: a server that is gone is noticed sooner, by the connection itself.
-const SILENCE: Duration = Duration::from_secs(180);
 
 /// Requests that can be under way on one connection.
 const DEPTH: u16 = 64;
@@ -118,7 +114,7 @@ impl NbdPlace {
 
     fn broke(&self, violation: Violation) -> PlaceError {
         let violation = *self.broken.get_or_init(|| violation);
-        PlaceError::Refused(format!("{}: {violation}", self.name))
+        PlaceError::Violation(format!("{}: {violation}", self.name))
     }
 
     fn refused(&self, refusal: &Refusal) -> PlaceError {
@@ -166,8 +162,16 @@ impl NbdPlace {
             lanes: if shared { LANES } else { 1 },
             remote: true,
             fresh: false,
-            identity: format!("nbd {}", shown(known)),
+            identity: identity(opened, known),
         }
+    }
+}
+
+/// Who the disk is: by its UUID if the server tells it, else by its name, which another one may have later.
+fn identity(opened: &Opened, name: &str) -> String {
+    match opened.uuid {
+        Some(uuid) => format!("nbd uuid {:032x}", u128::from_be_bytes(uuid)),
+        None => format!("nbd {}", shown(name)),
     }
 }
 
@@ -228,7 +232,9 @@ pub fn start_tls(wire: &mut dyn Wire, name: &str) -> Result<(), PlaceError> {
                 }
                 Step::Secure => return Ok(()),
                 Step::Refused(refusal) => refusal.to_string(),
-                Step::Close(End::Violation(violation)) => violation.to_string(),
+                Step::Close(End::Violation(violation)) => {
+                    return Err(PlaceError::Violation(format!("{name}: {violation}")));
+                }
                 _ => continue,
             };
             return Err(PlaceError::Refused(format!("{name}: {refused}")));
@@ -385,7 +391,7 @@ impl NbdLane {
                 Step::Done(done) => self.done(done)?,
                 Step::Close(End::Violation(violation)) => {
                     let violation = *self.broken.get_or_init(|| violation);
-                    return Err(Lost::new(violation));
+                    return Err(Lost::violation(violation));
                 }
                 _ => return Err(Lost::new("the connection ended")),
             }

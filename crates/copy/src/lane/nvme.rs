@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use export::{Buffer, Pool};
+use export::{Account, Buffer, Pool};
 use nvme::command::AdminCommand;
 use nvme::host::{Controller, Credentials, Namespace, Options};
 use nvme::status::Status;
@@ -34,6 +34,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// After how long without a word from this host the target may end the association. A flush of the other end may keep the
 /// thread of a lane for long.
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
+
+/// How often a controller is asked whether it is ready.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Entries of an I/O queue.
 const ENTRIES: u16 = 128;
@@ -61,6 +64,7 @@ pub struct NvmePlace {
     dial: DialSubsystem,
     digests: bool,
     keep_alive: Duration,
+    hint: Option<String>,
     found: Arc<Mutex<Option<String>>>,
     /// Whether it was there before: then a target that does not have it, or does not want to, may yet come to itself.
     opened: Arc<AtomicBool>,
@@ -86,6 +90,7 @@ impl NvmePlace {
             dial,
             digests: false,
             keep_alive: KEEP_ALIVE,
+            hint: None,
             found: Arc::default(),
             opened: Arc::default(),
         }
@@ -95,6 +100,12 @@ impl NvmePlace {
     #[must_use]
     pub fn with_digests(self) -> Self {
         Self { digests: true, ..self }
+    }
+
+    /// The same, with what to say if the target ends the connection before it has answered.
+    #[must_use]
+    pub fn with_hint(self, hint: Option<String>) -> Self {
+        Self { hint, ..self }
     }
 
     /// The same, where the target may end an association after so long without a word: 120 seconds otherwise.
@@ -140,18 +151,48 @@ impl NvmePlace {
         let (mut admin, cntlid) = self.connect(nqn, CNTLID_DYNAMIC, options)?;
         let (deadline, memory) = (Instant::now() + PATIENCE, Pool::new(1 << 20).open());
         let mut controller = Controller::new(cntlid, 1);
-        while let Some(ask) = controller.ask() {
-            let done = admin.ask(ask.sqe, ask.len, &memory, deadline);
-            let done = done.map_err(|error| self.failed(&error))?;
-            let data = done.buffer.as_ref().map_or(&[][..], Buffer::bytes);
-            let answered = controller.answer(done.status, done.result, data);
-            answered.map_err(|trouble| self.refuse(&trouble))?;
-        }
+        self.learn(&mut admin, &mut controller, &memory)?;
         let limits = AdminCommand::identify(cns::CONTROLLER_SPECIFIC, 0);
         let done = admin.ask(limits.emit(), 4096, &memory, deadline);
         let done = done.map_err(|error| self.failed(&error))?;
         let limits = limits_in(done.status, done.buffer.as_ref());
         Ok(Attached { admin, cntlid, controller, limits })
+    }
+
+    /// Learns what there is to know of a controller. One that is not ready yet is asked again, for as long as it says that this
+    /// may take.
+    fn learn(
+        &self,
+        admin: &mut Talk,
+        controller: &mut Controller,
+        memory: &Account,
+    ) -> Result<(), PlaceError> {
+        let (deadline, mut enabled) = (Instant::now() + PATIENCE, None);
+        while let Some(ask) = controller.ask() {
+            let done = admin.ask(ask.sqe, ask.len, memory, deadline);
+            let done = done.map_err(|error| self.failed(&error))?;
+            let data = done.buffer.as_ref().map_or(&[][..], Buffer::bytes);
+            let answered = controller.answer(done.status, done.result, data);
+            answered.map_err(|trouble| self.trouble(trouble))?;
+            if controller.is_enabling() {
+                let since: Instant = *enabled.get_or_insert_with(Instant::now);
+                if since.elapsed() >= controller.ready_within() {
+                    let name = &self.name;
+                    let why = format!("{name}: the controller does not become ready");
+                    return Err(PlaceError::Unreachable(why));
+                }
+                std::thread::sleep(LOOK);
+            }
+        }
+        Ok(())
+    }
+
+    /// A controller that was of use before may be so again once its target has started.
+    fn trouble(&self, trouble: nvme::host::Trouble) -> PlaceError {
+        match self.opened.load(Ordering::Relaxed) {
+            true => PlaceError::Unreachable(format!("{}: {trouble}", self.name)),
+            false => self.refuse(&trouble),
+        }
     }
 
     /// The namespace that is meant.
@@ -176,9 +217,17 @@ impl NvmePlace {
     }
 
     fn failed(&self, error: &talk::Error) -> PlaceError {
-        match error.is_final(self.opened.load(Ordering::Relaxed)) {
-            true => self.refuse(error),
-            false => PlaceError::Unreachable(format!("{}: {error}", self.name)),
+        if let talk::Error::Ended(end) = error
+            && talk::lost(*end).violation
+        {
+            return PlaceError::Violation(format!("{}: {error}", self.name));
+        }
+        let opened = self.opened.load(Ordering::Relaxed);
+        let hint = self.hint.as_ref().filter(|_| !opened && error.is_hung_up());
+        let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+        match error.is_final(opened) {
+            true => self.refuse(&format!("{error}{hint}")),
+            false => PlaceError::Unreachable(format!("{}: {error}{hint}", self.name)),
         }
     }
 

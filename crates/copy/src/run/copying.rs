@@ -101,6 +101,7 @@ pub(super) fn now(shared: &Shared) -> Now {
         errors: plan.errors(),
         zeroes: shared.zeroes.load(Ordering::Relaxed),
         reconnecting: shared.reconnecting(),
+        silent: shared.silent(),
     }
 }
 

@@ -31,12 +31,22 @@ pub(crate) struct Now {
     pub(crate) errors: u64,
     pub(crate) zeroes: u64,
     pub(crate) reconnecting: Option<(String, String)>,
+    pub(crate) silent: Option<(String, Duration)>,
 }
 
 impl Now {
     /// In a phase of which nothing else is known.
     pub(crate) fn only(phase: Phase) -> Self {
-        Self { phase, done: 0, total: None, bad: 0, errors: 0, zeroes: 0, reconnecting: None }
+        Self {
+            phase,
+            done: 0,
+            total: None,
+            bad: 0,
+            errors: 0,
+            zeroes: 0,
+            reconnecting: None,
+            silent: None,
+        }
     }
 }
 
@@ -160,6 +170,7 @@ impl<'a> Course<'a> {
             errors: now.errors,
             zeroes: now.zeroes,
             reconnecting: now.reconnecting,
+            silent: now.silent,
             elapsed: self.begun.elapsed(),
         });
     }

@@ -41,13 +41,14 @@ const HEADERS: usize = 8 << 10;
 /// Bytes of headers that wait for their end: more than any protocol leaves.
 const INBOX: usize = 64 << 10;
 
-/// When a connection on which nothing moves is looked after, and how often in vain: 10 + 4 * 5 seconds.
-const IDLE: Duration = Duration::from_secs(10);
-const PROBE: Duration = Duration::from_secs(5);
-const PROBES: u32 = 4;
+/// When a connection on which nothing moves is probed, and how often without an answer: 3 + 3 * 2 seconds. A connection that is
+/// given up for a network that was only slow is made again, and costs what was in flight.
+const IDLE: Duration = Duration::from_secs(3);
+const PROBE: Duration = Duration::from_secs(2);
+const PROBES: u32 = 3;
 
 /// How long sent bytes may go without a sign that they arrived, in milliseconds.
-const UNHEARD: u32 = 30_000;
+const UNHEARD: u32 = 10_000;
 
 impl Line {
     /// Takes a connection over.

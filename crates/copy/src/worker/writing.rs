@@ -5,7 +5,9 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use super::piece::Piece;
 use super::{FLUSH, SETTLE, WAIT, Worker};
+use crate::sample::Sample;
 use crate::traffic::Side;
 use crate::{Ended, Failed, Trouble, Work};
 
@@ -28,7 +30,19 @@ impl Worker {
             return self.traffic.submit(Side::Destination, tag, work);
         }
         if let Some(piece) = self.pieces.remove(tag) {
+            self.take_sample(&piece);
             self.finish(piece.range);
+        }
+    }
+
+    /// Keeps a sample of what was written to another machine, one for each flush.
+    fn take_sample(&mut self, piece: &Piece) {
+        let Some(disk) = self.shared.destination.as_ref().map(|target| &target.disk) else {
+            return;
+        };
+        if let Some(buffer) = piece.buffer.as_ref().filter(|_| disk.remote && self.sample.is_none())
+        {
+            self.sample = Sample::of(piece.range.start, buffer.bytes(), disk.block);
         }
     }
 
@@ -132,14 +146,21 @@ impl Worker {
         self.since = None;
         self.unsettled_bytes = 0;
         self.flushing = Some(std::mem::take(&mut self.unflushed));
+        self.flushing_sample = self.sample.take();
         self.traffic.submit(Side::Destination, FLUSH, Work::Flush);
         true
     }
 
     pub(super) fn flushed(&mut self, result: Result<(), Failed>) {
         let settled = self.flushing.take().unwrap_or_default();
+        let sample = self.flushing_sample.take();
         match result {
-            Ok(()) => self.shared.settled(&settled),
+            Ok(()) => {
+                self.shared.settled(&settled);
+                if let (Some(sample), Some(target)) = (sample, &self.shared.destination) {
+                    target.samples.add(sample);
+                }
+            }
             Err(why) => {
                 self.shared.fail(Trouble::Flush { name: self.name(Side::Destination), why })
             }

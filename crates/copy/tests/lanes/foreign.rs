@@ -124,7 +124,7 @@ fn lane(folder: &Folder, export: &str) -> Driven {
 
 fn refused(folder: &Folder, export: &str) -> String {
     match place(folder, export).open().err() {
-        Some(PlaceError::Refused(sentence)) => sentence,
+        Some(PlaceError::Refused(sentence) | PlaceError::Violation(sentence)) => sentence,
         other => panic!("{other:?}"),
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 
-use copy::{Dial, NbdPlace, Place, PlaceError, Wire, Work};
+use copy::{Dial, NbdPlace, NvmeHost, NvmePlace, Place, PlaceError, Wire, Work, any_subsystem};
 use nbd::wire::handshake::Hello;
 use nbd::wire::option::{self, InfoExport, ReplyHeader};
 use nbd::wire::reply::SimpleReply;
@@ -81,7 +81,7 @@ fn x41_a_server_that_answers_twice_is_not_asked_again() {
     assert!(lost.reason.contains("CookieUnknown"), "{}", lost.reason);
     drop(driven);
     match place.open().err() {
-        Some(PlaceError::Refused(sentence)) => {
+        Some(PlaceError::Violation(sentence)) => {
             assert!(sentence.contains("(CookieUnknown)"), "{sentence}");
         }
         other => panic!("{other:?}"),
@@ -95,8 +95,28 @@ fn x41_a_server_that_answers_twice_is_not_asked_again() {
 fn x41_a_server_that_boasts_is_refused() {
     let (dial, _threads) = liar(boasts);
     match NbdPlace::new("nbd://liar", "", dial).open().err() {
-        Some(PlaceError::Refused(sentence)) => {
+        Some(PlaceError::Violation(sentence)) => {
             assert!(sentence.contains("2^63 bytes or more (SizeImpossible)"), "{sentence}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Sends what is no PDU of a target.
+fn babbles(mut stream: UnixStream) -> std::io::Result<()> {
+    stream.write_all(&[1; 4096])?;
+    skip(&mut stream, usize::MAX >> 40)
+}
+
+#[test]
+fn x41_nvme_target_that_breaks_its_protocol_is_refused() {
+    let (dial, _threads) = liar(babbles);
+    let nqn = "nqn.2014-08.org.nvmexpress:uuid:host".to_owned();
+    let host = NvmeHost { nqn, id: [3; 16], credentials: None };
+    let place = NvmePlace::new("nvme://liar", "nqn.2024-01.test:disk", host, any_subsystem(dial));
+    match place.open().err() {
+        Some(PlaceError::Violation(sentence)) => {
+            assert!(sentence.contains("broke a rule of NVMe/TCP"), "{sentence}");
         }
         other => panic!("{other:?}"),
     }

@@ -52,6 +52,13 @@ impl Machine {
         let file = File::from(memfd_create("disk", MemfdFlags::CLOEXEC).expect("memory"));
         let bytes = crate::drive::pattern(number.into(), BYTES);
         file.write_all_at(&bytes, 0).expect("memory");
+        self.lend_file(number, &file);
+        self.files.push(file);
+        bytes
+    }
+
+    /// Lends a file as one more disk of that number.
+    pub(crate) fn lend_file(&self, number: u8, file: &File) {
         let disk: OwnedFd = file.try_clone().expect("a descriptor").into();
         let identity = Identity {
             uuid: [number; 16],
@@ -66,8 +73,6 @@ impl Machine {
         export.access = Access::Writable;
         export.discard = true;
         self.catalogue.lend(Arc::new(export));
-        self.files.push(file);
-        bytes
     }
 
     /// What is on a disk now.

@@ -8,4 +8,5 @@ mod liar;
 mod machine;
 mod nbd_lane;
 mod nvme;
+mod rude;
 mod whole;

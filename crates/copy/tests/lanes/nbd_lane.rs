@@ -23,10 +23,11 @@ fn a_disk_tells_what_it_is() {
     let (disk, _lane) = place(&machine, "disk1").open().unwrap();
     assert_eq!((disk.bytes, disk.block, disk.writable), (BYTES as u64, 512, true));
     assert_eq!((disk.extents, disk.remote, disk.fresh), (true, true, false));
-    assert_eq!((disk.largest, disk.identity.as_str()), (1 << 20, "nbd disk1"));
+    let identity = format!("nbd uuid {}", "01".repeat(16));
+    assert_eq!((disk.largest, disk.identity.as_str()), (1 << 20, identity.as_str()));
     assert!(disk.zeroes >= 1 << 30 && disk.lanes > 1);
     // By no name it is the same disk.
-    assert_eq!(place(&machine, "").open().unwrap().0.identity, "nbd disk1");
+    assert_eq!(place(&machine, "").open().unwrap().0.identity, identity);
 }
 
 #[test]

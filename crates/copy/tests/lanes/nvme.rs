@@ -208,3 +208,13 @@ fn an_idle_lane_is_kept_alive() {
     left.submit(Work::Read { offset: 0, buffer });
     assert!(left.wait(1).is_err());
 }
+
+#[test]
+fn disk_beyond_the_thirty_second_is_found_by_its_name() {
+    let (machine, _) = machine();
+    (2..=40).for_each(|number| machine.lend_file(number, &machine.files[0]));
+    let last = place(&machine, "disk40").nqn().unwrap();
+    assert_eq!(last, "nqn.2014-08.org.nvmexpress:uuid:40");
+    let Err(PlaceError::Refused(sentence)) = place(&machine, "none").nqn() else { panic!() };
+    assert!(sentence.contains("disk1, ") && sentence.contains("and 24 others"), "{sentence}");
+}

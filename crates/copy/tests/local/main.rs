@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use copy::map::State;
 use copy::{
-    Dial, End, Existing, FilePlace, Job, Map, NbdPlace, Outcome, PlaceError, Refusal, Report,
-    Settings, Wire,
+    Dial, End, Existing, FilePlace, Job, Map, NbdPlace, Outcome, Place, PlaceError, Refusal,
+    Report, Settings, Trouble, Wire,
 };
 
 const MIB: usize = 1 << 20;
@@ -177,7 +177,7 @@ fn a_disk_that_was_copied_in_two_runs_has_its_hash() {
 fn a_pipe_is_copied_to_a_file_and_a_file_to_a_pipe() {
     let dir = Dir::new("pipe");
     for (len, hole) in
-        [(0, 0), (777, 0), (MIB, 0), (2 * MIB, MIB), (5 * MIB + 3, 3 * MIB), (4 * MIB, 4 * MIB)]
+        [(777, 0), (MIB, 0), (2 * MIB, MIB), (5 * MIB + 3, 3 * MIB), (4 * MIB, 4 * MIB)]
     {
         let mut data = noise(len, 6);
         data[len.saturating_sub(hole)..].fill(0);
@@ -202,6 +202,39 @@ fn a_pipe_is_copied_to_a_file_and_a_file_to_a_pipe() {
         assert!(fs::read(dir.path("out")).unwrap() == data, "{len}");
         assert_eq!(report.hash, Some(*blake3::hash(&data).as_bytes()), "{len}");
     }
+}
+
+/// A program that failed leaves an empty pipe: that is no copy, of a disk or of a file.
+#[test]
+fn empty_pipe_is_no_copy_into_a_file() {
+    let dir = Dir::new("empty-pipe");
+    let mut no = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
+    let pipe = End::Pipe(OwnedFd::from(no.stdout.take().unwrap()).into());
+    let to = destination(&dir.path("to"), Existing::Replace);
+    let report = run(pipe, to, &Settings::default());
+    no.wait().unwrap();
+    assert!(matches!(report.outcome, Outcome::Failed(Trouble::Empty)), "{report:?}");
+}
+
+#[test]
+fn file_of_the_right_length_is_not_truncated() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = Dir::new("same-length");
+    let data = noise(MIB, 6);
+    fs::write(dir.path("from"), &data).unwrap();
+    fs::write(dir.path("to"), noise(MIB, 7)).unwrap();
+    let blocks = fs::metadata(dir.path("to")).unwrap().blocks();
+    let place = FilePlace::destination(&dir.path("to"), Existing::Replace, "");
+    place.prepare(MIB as u64).unwrap();
+    assert_eq!(fs::metadata(dir.path("to")).unwrap().blocks(), blocks);
+    assert!(!place.open().unwrap().0.fresh);
+    let report = run(
+        source(&dir.path("from")),
+        destination(&dir.path("to"), Existing::Replace),
+        &Settings::default(),
+    );
+    assert_success(&report);
+    assert!(fs::read(dir.path("to")).unwrap() == data);
 }
 
 /// Pieces of 1 MiB are paid after they were moved: the 9th waits for 8.

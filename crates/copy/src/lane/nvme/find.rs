@@ -1,7 +1,7 @@
 //! Which of a target's disks is meant: its discovery log is read, and if need be each disk is asked who it is (NVMe Base 2.0
 //! §5.16.1.23). It knows no work.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use export::{Account, Buffer, Pool};
 use nvme::command::AdminCommand;
@@ -18,8 +18,12 @@ use crate::place::PlaceError;
 /// Entries of a discovery log that are read, at most: what fits in a buffer.
 const ENTRIES: u64 = 1023;
 
-/// Disks that are asked who they are, at most.
-const ASKED: usize = 32;
+/// Disks that are asked who they are, at most, and for how long.
+const ASKED: usize = 256;
+const ASKING: Duration = Duration::from_secs(30);
+
+/// Names in a sentence, at most.
+const NAMED: usize = 16;
 
 /// How often a log that changes while it is read is read again.
 const TRIES: usize = 4;
@@ -62,11 +66,15 @@ impl NvmePlace {
 
     /// The disk whose short name, serial number or model is wanted.
     fn find_by_asking(&self, lent: &[String]) -> Result<String, PlaceError> {
-        let asked: Vec<Found> =
-            lent.iter().take(ASKED).filter_map(|nqn| self.describe(nqn).ok()).collect();
-        // The short name is one disk's alone.
-        if let Some(named) = asked.iter().find(|disk| disk.is_called(&self.wanted)) {
-            return Ok(named.nqn.clone());
+        let end = Instant::now() + ASKING;
+        let mut asked = Vec::new();
+        for nqn in lent.iter().take(ASKED).take_while(|_| Instant::now() < end) {
+            let Ok(found) = self.describe(nqn) else { continue };
+            // The short name is one disk's alone.
+            if found.is_called(&self.wanted) {
+                return Ok(found.nqn);
+            }
+            asked.push(found);
         }
         let is_wanted = |text: &str| !text.is_empty() && text.eq_ignore_ascii_case(&self.wanted);
         let mut fitting =
@@ -111,7 +119,7 @@ impl NvmePlace {
     fn lent(&self) -> Result<Vec<String>, PlaceError> {
         let (mut talk, cntlid) = self.connect(DISCOVERY_NQN, CNTLID_DYNAMIC, Options::admin())?;
         let memory = Pool::new(4 << 20).open();
-        self.prepare_discovery(&mut talk, cntlid, &memory)?;
+        self.learn(&mut talk, &mut Controller::new(cntlid, 1), &memory)?;
         for _ in 0..TRIES {
             let head = self.log(&mut talk, &memory, 1)?;
             let before = header(&head)?;
@@ -122,24 +130,6 @@ impl NvmePlace {
             }
         }
         Err(PlaceError::Unreachable(format!("{}: what is lent changes all the time", self.name)))
-    }
-
-    fn prepare_discovery(
-        &self,
-        talk: &mut Talk,
-        cntlid: u16,
-        memory: &Account,
-    ) -> Result<(), PlaceError> {
-        let deadline = Instant::now() + PATIENCE;
-        let mut controller = Controller::new(cntlid, 1);
-        while let Some(ask) = controller.ask() {
-            let done = talk.ask(ask.sqe, ask.len, memory, deadline);
-            let done = done.map_err(|error| self.failed(&error))?;
-            let data = done.buffer.as_ref().map_or(&[][..], Buffer::bytes);
-            let answered = controller.answer(done.status, done.result, data);
-            answered.map_err(|trouble| self.refuse(&trouble))?;
-        }
-        Ok(())
     }
 
     /// The first `records` KiB of the discovery log.
@@ -162,7 +152,15 @@ impl NvmePlace {
 fn called(asked: &[Found], lent: &[String]) -> String {
     let names: Vec<&str> =
         asked.iter().map(|disk| disk.short.as_str()).filter(|name| !name.is_empty()).collect();
-    if names.len() == lent.len() { names.join(", ") } else { lent.join(", ") }
+    let all: Vec<&str> = match names.len() == lent.len() {
+        true => names,
+        false => lent.iter().map(String::as_str).collect(),
+    };
+    let some = all.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+    match all.len().checked_sub(NAMED) {
+        Some(more @ 1..) => format!("{some} and {more} others (storagetm find shows all)"),
+        _ => some,
+    }
 }
 
 fn header(log: &Buffer) -> Result<DiscoveryHeader, PlaceError> {

@@ -11,14 +11,14 @@ use nvme::command::{AdminCommand, IoCommand};
 use nvme::host::{Done, NotNow, Payload, Step};
 use nvme::status::Status;
 
-use super::talk::{Talk, why};
-use crate::lane::{Ended, Failed, Lane, Lost, Waits, Work};
+use super::talk::{self, Talk};
+use crate::lane::{Ended, Failed, Lane, Lost, SILENCE, Waits, Work};
 
 /// The target is told that this host is there so many times in the time in which it must be.
 const BEATS: u32 = 6;
 
-/// It may take so many beats to answer; a disk that takes long does not matter.
-const SILENCE: u32 = 2;
+/// It may take so many beats to answer a Keep Alive; a disk that takes long does not matter.
+const BEATS_UNANSWERED: u32 = 2;
 
 /// Memory for parts of buffers that are written by themselves, in bytes.
 const PARTS: usize = 64 << 20;
@@ -40,6 +40,8 @@ pub(super) struct NvmeLane {
     due: Instant,
     /// When the last one was sent, if it was not answered.
     unanswered: Option<Instant>,
+    /// When the first of the commands in flight was submitted.
+    since: Instant,
 }
 
 /// A work under way.
@@ -92,6 +94,7 @@ impl NvmeLane {
             beat,
             due: Instant::now() + beat,
             unanswered: None,
+            since: Instant::now(),
         }
     }
 
@@ -179,7 +182,7 @@ impl NvmeLane {
         while let Some(step) = self.io.poll() {
             match step {
                 Step::Done(done) => self.done(done)?,
-                Step::Close(end) => return Err(Lost::new(why(end))),
+                Step::Close(end) => return Err(talk::lost(end)),
                 _ => {}
             }
         }
@@ -222,6 +225,11 @@ impl NvmeLane {
         }
     }
 
+    /// When the target has answered none of the commands in flight for too long; nothing without any.
+    fn overdue(&self) -> Option<Instant> {
+        (!self.under_way.is_empty()).then(|| self.io.line.heard().max(self.since) + SILENCE)
+    }
+
     /// Tells the target that this host is there, and sees that the target is.
     fn keep_alive(&mut self, now: Instant) -> Result<(), Lost> {
         self.admin.advance().map_err(Lost::new)?;
@@ -229,15 +237,15 @@ impl NvmeLane {
             match step {
                 Step::Done(done) if done.status.is_success() => self.unanswered = None,
                 Step::Done(done) => return Err(Lost::new(done.status)),
-                Step::Close(end) => return Err(Lost::new(why(end))),
+                Step::Close(end) => return Err(talk::lost(end)),
                 _ => {}
             }
         }
         if self
             .unanswered
-            .is_some_and(|sent| now.saturating_duration_since(sent) >= self.beat * SILENCE)
+            .is_some_and(|sent| now.saturating_duration_since(sent) >= self.beat * BEATS_UNANSWERED)
         {
-            let seconds = (self.beat * SILENCE).as_secs();
+            let seconds = (self.beat * BEATS_UNANSWERED).as_secs();
             return Err(Lost::new(format!("the target does not answer for {seconds} seconds")));
         }
         self.due = now + self.beat;
@@ -282,6 +290,9 @@ fn judge(status: Status, kind: Kind) -> Result<Result<(), Failed>, Lost> {
 
 impl Lane for NvmeLane {
     fn submit(&mut self, tag: u32, work: Work) {
+        if self.under_way.is_empty() {
+            self.since = Instant::now();
+        }
         match work {
             Work::Read { offset, buffer } => self.read(tag, offset, buffer),
             Work::Write { offset, buffer, part } => self.write(tag, offset, buffer, part),
@@ -307,6 +318,9 @@ impl Lane for NvmeLane {
         self.io.line.flush().map_err(Lost::new)?;
         self.end_late_writes();
         let now = Instant::now();
+        if self.overdue().is_some_and(|end| now >= end) {
+            return Err(Lost::new(format!("no answer in {} seconds", SILENCE.as_secs())));
+        }
         if now >= self.due { self.keep_alive(now) } else { Ok(()) }
     }
 
@@ -322,6 +336,6 @@ impl Lane for NvmeLane {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        Some(self.due)
+        Some(self.overdue().map_or(self.due, |end| self.due.min(end)))
     }
 }

@@ -8,9 +8,11 @@ use std::time::Instant;
 use export::{Account, Landing};
 use nvme::host::{Credentials, Done, End, Options, Payload, Queue, Step};
 use nvme::status::Status;
+use nvme::tcp::Violation;
 use nvme::wire::Sqe;
 use nvme::wire::fabrics::ConnectData;
 
+use crate::Lost;
 use crate::wire::{Line, Talks, Wire};
 
 /// A queue and its connection.
@@ -35,6 +37,12 @@ pub(super) enum Error {
 }
 
 impl Error {
+    /// Whether the target just ended the connection, as one does that wants TLS.
+    pub(super) fn is_hung_up(&self) -> bool {
+        use io::ErrorKind::{ConnectionReset, UnexpectedEof};
+        matches!(self, Self::Io(error) if matches!(error.kind(), ConnectionReset | UnexpectedEof))
+    }
+
     /// Whether trying again is of no use; a target that let this host in `before` may do so again.
     pub(super) fn is_final(&self, before: bool) -> bool {
         match self {
@@ -61,7 +69,7 @@ impl fmt::Display for Error {
 }
 
 /// Why a queue ended, for people.
-pub(super) fn why(end: End) -> String {
+fn why(end: End) -> String {
     match end {
         End::Violation(violation) => {
             format!("the target broke a rule of NVMe/TCP ({})", violation.name())
@@ -69,6 +77,16 @@ pub(super) fn why(end: End) -> String {
         End::Terminated { fes, fei } => {
             format!("the target says that a rule was broken (FES {fes:#x}, FEI {fei:#x})")
         }
+    }
+}
+
+/// What the end of a queue makes of the association. A damaged header is the network's doing.
+pub(super) fn lost(end: End) -> Lost {
+    match end {
+        End::Violation(violation) if violation != Violation::HeaderDigestWrong => {
+            Lost::violation(why(end))
+        }
+        _ => Lost::new(why(end)),
     }
 }
 

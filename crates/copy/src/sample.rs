@@ -1,0 +1,131 @@
+//! Samples of what a disk holds: a few blocks with their hashes, which tell after a reconnect whether it is still the same disk.
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::forest::is_zero;
+
+/// Bytes of a sample, unless a block of the disk is larger.
+const LEN: u32 = 4096;
+
+/// A block of a disk, and the hash of what it holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Sample {
+    /// The bytes of the disk that it covers: whole blocks.
+    pub(crate) range: Range<u64>,
+    hash: blake3::Hash,
+    zero: bool,
+}
+
+impl Sample {
+    /// Takes the first block with something in it of what stands at `offset`, or the first block if all is zeros. `block` is the
+    /// block size of the disk in bytes. Returns nothing for no bytes.
+    pub(crate) fn of(offset: u64, bytes: &[u8], block: u32) -> Option<Self> {
+        let len = usize::try_from(unit(block)).unwrap_or(usize::MAX);
+        let found = bytes.chunks(len).enumerate().find(|(_, chunk)| !is_zero(chunk));
+        let (at, chunk) = found.or_else(|| bytes.chunks(len).enumerate().next())?;
+        let start = offset.saturating_add(at as u64 * len as u64);
+        let range = start..start.saturating_add(chunk.len() as u64);
+        Some(Self { range, hash: blake3::hash(chunk), zero: found.is_none() })
+    }
+
+    /// Whether the block holds the same bytes now.
+    pub(crate) fn is_of(&self, bytes: &[u8]) -> bool {
+        blake3::hash(bytes) == self.hash
+    }
+}
+
+/// Bytes of a sample of a disk with blocks of that size.
+pub(crate) fn unit(block: u32) -> u64 {
+    u64::from(block.max(1)).max(u64::from(LEN)).next_multiple_of(block.max(1).into())
+}
+
+/// The first, the last and a random one of the samples that were taken of a disk.
+#[derive(Debug, Default)]
+pub(crate) struct Samples(Mutex<Kept>);
+
+#[derive(Debug, Default)]
+struct Kept {
+    first: Option<Sample>,
+    random: Option<Sample>,
+    last: Option<Sample>,
+    /// Samples of more than zeros that were taken.
+    count: u64,
+}
+
+impl Samples {
+    /// Adds a sample. Zeros are kept only as long as there is nothing else: they are alike on most disks.
+    pub(crate) fn add(&self, sample: Sample) {
+        let mut kept = self.lock();
+        if sample.zero {
+            if kept.count == 0 {
+                kept.last = Some(sample);
+            }
+            return;
+        }
+        kept.count += 1;
+        if kept.count == 1 {
+            kept.first = Some(sample.clone());
+        } else if mixed(kept.count).is_multiple_of(kept.count) {
+            // Each of those taken so far stays with the same probability.
+            kept.random = Some(sample.clone());
+        }
+        kept.last = Some(sample);
+    }
+
+    /// Those that are kept, each once.
+    pub(crate) fn all(&self) -> Vec<Sample> {
+        let kept = self.lock();
+        let mut all: Vec<Sample> = Vec::new();
+        for sample in [&kept.last, &kept.first, &kept.random].into_iter().flatten() {
+            if !all.contains(sample) {
+                all.push(sample.clone());
+            }
+        }
+        all
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A number in which the bits of `count` are well mixed (the finaliser of SplitMix64).
+fn mixed(count: u64) -> u64 {
+    let mut bits = count.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn sample_is_a_block_with_something_in_it() {
+        let mut bytes = vec![0; 20000];
+        let sample = Sample::of(1 << 20, &bytes, 512).unwrap();
+        assert!(sample.zero && sample.range == (1 << 20..(1 << 20) + 4096));
+        bytes[9000] = 1;
+        let sample = Sample::of(1 << 20, &bytes, 512).unwrap();
+        assert_eq!(sample.range, (1 << 20) + 8192..(1 << 20) + 12288);
+        assert!(sample.is_of(&bytes[8192..12288]) && !sample.is_of(&bytes[4096..8192]));
+        assert_eq!(Sample::of(0, &bytes, 65536).unwrap().range, 0..20000);
+        assert_eq!(Sample::of(0, &[1; 512], 512).unwrap().range, 0..512);
+        assert_eq!(Sample::of(0, &[], 512), None);
+    }
+
+    #[test]
+    fn first_last_and_one_between_are_kept_and_zeros_only_alone() {
+        let samples = Samples::default();
+        let add = |at: u64, fill: u8| samples.add(Sample::of(at, &[fill; 4096], 512).unwrap());
+        let starts = || samples.all().iter().map(|sample| sample.range.start).collect::<Vec<_>>();
+        add(0, 0);
+        assert_eq!(starts(), [0]);
+        (1..100).for_each(|at| add(at << 20, 1));
+        add(200 << 20, 0);
+        let kept = starts();
+        assert_eq!((kept.len(), kept[0], kept[1]), (3, 99 << 20, 1 << 20));
+    }
+}
