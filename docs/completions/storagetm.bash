@@ -199,7 +199,7 @@ _storagetm() {
             return 0
             ;;
         storagetm__subcmd__attach)
-            opts="-h --all --interface --keys --chap-key --chap-controller-key --hostnqn --patience --digests --json --help"
+            opts="-h --all --interface --keys --insecure --chap-key --chap-controller-key --hostnqn --patience --digests --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -251,7 +251,7 @@ _storagetm() {
             return 0
             ;;
         storagetm__subcmd__copy)
-            opts="-h --verify --no-verify --map --retries --connections --rate --allocated --files --no-sparse --format --convert-sectors --keep-sectors --fix-gpt --force --yes --allow-in-use --patience --digests --key --keys --hostnqn --json --help"
+            opts="-h --verify --no-verify --map --retries --connections --rate --allocated --files --no-sparse --format --convert-sectors --keep-sectors --fix-gpt --force --yes --allow-in-use --patience --digests --key --insecure --keys --hostnqn --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -319,7 +319,7 @@ _storagetm() {
             return 0
             ;;
         storagetm__subcmd__find)
-            opts="-h --timeout --keys --json --help"
+            opts="-h --timeout --keys --insecure --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

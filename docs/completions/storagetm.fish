@@ -84,6 +84,7 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l force -d 'O
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l yes -d 'Overwrite the disk DST, here or on another machine, without asking'
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l allow-in-use -d 'Copy SRC even if this machine uses it; what is read may be half-written'
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l digests -d 'Use header and data digests with nvme://, against faulty networks'
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l insecure -d 'Speak in the clear with a machine that accepts none of the keys that this machine has'
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l json -d 'Write what happens as JSON, one event a line'
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c storagetm -n "__fish_storagetm_using_subcommand list" -l json -d 'Write a JSON array, one object a disk'
@@ -178,6 +179,7 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand pair" -l json -d 'Wr
 complete -c storagetm -n "__fish_storagetm_using_subcommand pair" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c storagetm -n "__fish_storagetm_using_subcommand find" -l timeout -d 'How long machines may take to answer' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand find" -l keys -d 'Where the keys of machines are kept that have let this one in' -r -F
+complete -c storagetm -n "__fish_storagetm_using_subcommand find" -l insecure -d 'Ask machines in the clear that accept none of the keys that this machine has'
 complete -c storagetm -n "__fish_storagetm_using_subcommand find" -l json -d 'Write a JSON array, one object a machine'
 complete -c storagetm -n "__fish_storagetm_using_subcommand find" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l interface -d 'The interface behind which a link-local address is' -r
@@ -187,6 +189,7 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l chap-cont
 complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l hostnqn -d 'Be called so there; what stands in /etc/nvme/hostnqn if not given' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l patience -d 'How long the kernel goes on trying when the other machine is away; -1 for ever' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l all -d 'All disks that may be had there'
+complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l insecure -d 'Attach in the clear what accepts none of the keys that this machine has'
 complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l digests -d 'Put header and data digests around everything, against faulty networks'
 complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -l json -d 'Write what came of it as a JSON array, one object a disk'
 complete -c storagetm -n "__fish_storagetm_using_subcommand attach" -s h -l help -d 'Print help (see more with \'--help\')'

@@ -161,7 +161,7 @@ impl Endpoint {
     }
 
     /// The machine as storagetm takes it.
-    fn machine(&self) -> String {
+    pub fn machine(&self) -> String {
         match (self.address, self.port) {
             (_, PORT) => self.host(),
             (IpAddr::V4(_), port) => format!("{}:{port}", self.host()),

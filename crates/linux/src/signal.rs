@@ -2,7 +2,7 @@
 //!
 //! Does not know what is done about them.
 
-use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGWINCH};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGWINCH, SIGXFSZ};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 use std::io;
@@ -51,7 +51,8 @@ impl Signals {
     pub fn open() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        let mut numbers = vec![SIGINT, SIGTERM, SIGWINCH, SIGCONT, SIGUSR1];
+        // A write beyond the limit for files fails by itself, and is told as that.
+        let mut numbers = vec![SIGINT, SIGTERM, SIGWINCH, SIGCONT, SIGUSR1, SIGXFSZ];
         numbers.extend((!hang_up_is_ignored()).then_some(SIGHUP));
         let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, numbers)?;
         Ok(Self { delivery })

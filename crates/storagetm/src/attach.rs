@@ -175,7 +175,7 @@ fn lines(attached: &Attached) -> Vec<String> {
 /// One is in use, or stays: nothing goes if one is in use.
 pub(crate) fn detach(options: &Detach) -> Result<(), Failure> {
     let tree = Tree::machine();
-    let known = machine::known(options.keys.as_deref())?;
+    let known = machine::readable(options.keys.as_deref())?;
     let detached = let_go(&tree, options.what.as_deref(), options.force, &known)?;
     if options.json {
         return say_json(&detached);

@@ -4,6 +4,7 @@ pub(crate) mod ask;
 mod line;
 pub(crate) mod machine;
 mod outcome;
+pub(crate) mod which;
 pub(crate) mod who;
 
 use std::time::Duration;
@@ -14,10 +15,12 @@ use crate::announce;
 use crate::failure::Failure;
 use crate::key::{say, say_json};
 use crate::options::find::Find;
+use crate::pair::place::Place;
 use crate::store::target::Target;
 use ask::{Asking, Disk, Refusal};
-use machine::{Machine, likely, machines};
+use machine::{Machine, machines};
 use outcome::Row;
+use which::candidates;
 use who::Who;
 
 /// Machines that are asked at most, and at once.
@@ -34,15 +37,16 @@ pub(crate) fn find(options: &Find) -> Result<(), Failure> {
     let mut machines = machines(found);
     machines.truncate(MOST);
     let tree = Tree::machine();
-    let rows: Vec<Row> =
-        machines.chunks(AT_ONCE).flat_map(|some| ask_all(&tree, some, &known)).collect();
+    let ask = |some| ask_all(&tree, some, &known, options.insecure);
+    let rows: Vec<Row> = machines.chunks(AT_ONCE).flat_map(ask).collect();
     if options.json { say_json(&rows) } else { say(outcome::text(&rows).as_bytes()) }
 }
 
 /// Asks them at the same time; one that is slow holds up nobody for long.
-fn ask_all(tree: &Tree, machines: &[Machine], known: &[Target]) -> Vec<Row> {
+fn ask_all(tree: &Tree, machines: &[Machine], known: &[Target], insecure: bool) -> Vec<Row> {
     std::thread::scope(|scope| {
-        let ask = |machine| scope.spawn(move || Row::new(machine, &answer(tree, machine, known)));
+        let answer = move |machine| answer(tree, machine, known, insecure);
+        let ask = |machine| scope.spawn(move || Row::new(machine, &answer(machine)));
         let asked: Vec<_> = machines.iter().map(ask).collect();
         // One that panicked would say nothing of its machine, and all of the others.
         asked.into_iter().filter_map(|asked| asked.join().ok()).collect()
@@ -57,25 +61,29 @@ pub(crate) struct Answer<'a> {
     disks: Result<Vec<Disk>, Refusal>,
 }
 
-fn answer<'a>(tree: &Tree, machine: &Machine, known: &'a [Target]) -> Answer<'a> {
+/// Asks a machine by the keys of those that it may be. In the clear only if this machine has no key, or that was asked for.
+fn answer<'a>(tree: &Tree, machine: &Machine, known: &'a [Target], insecure: bool) -> Answer<'a> {
     if machine.nvme.is_empty() {
         return Answer { of: None, disks: Ok(Vec::new()) };
     }
-    if machine.keyed != Some(true) {
-        let who = Who::find(tree, None);
-        return Answer {
-            of: None,
-            disks: at_each(machine, &Asking { who: &who, key: None, proof: None }),
-        };
-    }
-    for target in likely(known, &machine.nvme) {
+    for target in candidates(known, &machine.nvme).0 {
         let who = Who::find(tree, Some(&target.host));
         match at_each(machine, &Asking { who: &who, key: Some(&target.tls), proof: None }) {
             Err(Refusal::Key) => {}
+            // What speaks no TLS ends the connection.
+            Err(Refusal::Broken(_)) if machine.keyed != Some(true) => {}
             disks => return Answer { of: Some(target), disks },
         }
     }
-    Answer { of: None, disks: Err(Refusal::Key) }
+    let here = machine.nvme.iter().all(Place::is_loopback);
+    let refusal = match machine.keyed {
+        Some(true) => Some(Refusal::Key),
+        _ if known.is_empty() || here || insecure => None,
+        _ => Some(Refusal::Stranger),
+    };
+    let who = Who::find(tree, None);
+    let clear = || at_each(machine, &Asking { who: &who, key: None, proof: None });
+    Answer { of: None, disks: refusal.map_or_else(clear, Err) }
 }
 
 /// Asks at the first of its addresses that can be reached.

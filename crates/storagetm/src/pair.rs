@@ -26,7 +26,6 @@ use crate::keyring;
 use crate::options::pair::Pair;
 use crate::store::Store;
 use crate::store::key::Key;
-use crate::store::name::Name;
 use crate::store::record::check_nqn;
 use crate::store::target::{Disk, Target};
 use outcome::{Outcome, advice};
@@ -50,6 +49,10 @@ pub(crate) fn pair(options: &Pair) -> Result<(), Failure> {
     check_nqn(&own.nqn).map_err(Failure::usage)?;
     let asked = options.host.as_deref().map(|host| place(host, options)).transpose()?;
     let store = Store::open(&Store::place(options.keys.as_deref())?)?;
+    if let Some(place) = asked.as_ref().filter(|_| options.code_file.is_none()) {
+        // An address that leads nowhere is known before somebody types a code.
+        open_channel(place, place.connect()?)?;
+    }
     let (code, told) = code(options)?;
     let places = match asked {
         Some(place) => vec![place],
@@ -141,7 +144,7 @@ fn open_channel(place: &Place, socket: std::net::TcpStream) -> Result<Stream, Fa
     engine::tls::connect(socket, everybodys, Instant::now() + PATIENCE).map_err(|error| match error
         .kind()
     {
-        ErrorKind::PermissionDenied => Failure::refused(format!(
+        ErrorKind::PermissionDenied | ErrorKind::ConnectionAborted => Failure::refused(format!(
             "{place} lets no machine pair with it just now: does its screen show a code? ({error})"
         )),
         _ => Failure::new(format!("{place}: {error}")),
@@ -232,10 +235,9 @@ fn keep(
     target: &Target,
     outcome: impl FnOnce(PathBuf, Option<String>) -> Outcome,
 ) -> Result<Outcome, Failure> {
-    let name = Name::of(&target.name);
     let disks: Vec<&str> = target.disks.iter().map(|disk| disk.nqn.as_str()).collect();
     let psks = keyring::psks(target.tls.text(), &target.host, &disks)?;
-    store.put_target(&name, target)?;
+    let name = store.put_target(target)?;
     let file = store.put_target_keys(&name, &keyring::import_lines(&psks)?)?;
     let note = insert(tree, &psks).err().map(|error| error.to_string());
     Ok(outcome(file, note))

@@ -12,6 +12,7 @@ use crate::announce;
 use crate::failure::Failure;
 use crate::find::ask::{self, Asking, Disk, Refusal};
 use crate::find::machine::{Machine, machines};
+use crate::find::which::{self, Which};
 use crate::find::who::Who;
 use crate::options::attach::Attach;
 use crate::pair::place::Place;
@@ -142,9 +143,9 @@ impl<'a> Search<'a> {
     pub(super) fn reach(&self, wanted: &Wanted) -> Result<There<'a>, Failure> {
         let place = Place::parse(&wanted.machine, self.options.interface.as_deref());
         let called = place.as_ref().map_or_else(|_| wanted.machine.clone(), Place::host);
-        let target = self.who_is(&called, place.as_ref().ok());
+        let named = |target: &&Target| target.name.eq_ignore_ascii_case(&called);
+        let target = self.known.iter().find(named);
         let first = match (target, place) {
-            (Some(target), Ok(place)) if target.address == called => Ok(place),
             (Some(target), _) => {
                 Place::parse(&target.address, None).map(|place| place.with_port(target.port))
             }
@@ -164,24 +165,13 @@ impl<'a> Search<'a> {
         self.call(wanted, target)?.ok_or(failed)
     }
 
-    /// The machine that has let this one in, if that is it: by its name, or by any of its addresses. Nobody speaks in the
-    /// clear with a machine that has a key for this one.
-    fn who_is(&self, called: &str, place: Option<&Place>) -> Option<&'a Target> {
-        let named = self.known.iter().find(|target| target.is_at(called));
-        named.or_else(|| {
-            let there = place.filter(|_| !self.known.is_empty())?.addresses().ok()?;
-            let is_there =
-                |target: &&Target| there.iter().any(|at| target.is_at(&at.ip().to_string()));
-            self.known.iter().find(is_there)
-        })
-    }
-
     fn ask(
         &self,
         place: &Place,
         target: Option<&'a Target>,
         wanted: &Wanted,
     ) -> Result<There<'a>, Refusal> {
+        let target = if target.is_some() { target } else { self.which(place)? };
         let asked = self.options.hostnqn.as_deref().or_else(|| Some(target?.host.as_str()));
         let who = Who::find(self.tree, asked);
         let key = target.map(|target| &target.tls);
@@ -196,6 +186,24 @@ impl<'a> Search<'a> {
             (disks, _) => disks?,
         };
         Ok(There { place: place.clone(), target, who, disks })
+    }
+
+    /// The machine at a place that nothing else is known of; nothing if it is to be asked in the clear.
+    fn which(&self, place: &Place) -> Result<Option<&'a Target>, Refusal> {
+        if self.proof.is_some() {
+            // It proves itself in another way; what was met there wants its key as well.
+            let (all, here) = which::candidates(self.known, std::slice::from_ref(place));
+            return Ok(all.into_iter().take(here.min(1)).next());
+        }
+        let host = self.options.hostnqn.as_deref();
+        let accepts = |target: &Target| which::accepts(self.tree, place, target, host);
+        match which::which(place, self.known, accepts) {
+            Which::Known(target) => Ok(Some(target)),
+            Which::Clear => Ok(None),
+            Which::Stranger if self.options.insecure => Ok(None),
+            Which::Stranger => Err(Refusal::Stranger),
+            Which::Unreachable(why) => Err(Refusal::Unreachable(why)),
+        }
     }
 
     /// Asks the networks nearby for a machine of that name, or for one that knows the key of `target`.
@@ -244,6 +252,10 @@ fn sentence(machine: &str, refusal: Refusal) -> Failure {
         Refusal::Unreachable(why) => Failure::new(why),
         Refusal::Key => Failure::refused(format!(
             "{machine} does not accept the key that this machine has for it: storagetm pair {machine} makes a new one"
+        )),
+        Refusal::Stranger => Failure::refused(format!(
+            "{machine} accepts none of the keys that this machine has, and with a stranger it does not speak in the clear: let it in \
+             there (storagetm pair {machine}), or add --insecure if that machine needs no key"
         )),
         Refusal::Broken(why) => Failure::refused(format!(
             "{machine} does not say which disks it has: {why}; if it wants a key: storagetm pair {machine}"

@@ -36,8 +36,11 @@ pub(super) fn only_used(end: End) -> Result<(End, Vec<String>), Failure> {
     let reading = Access::open(&*place).map_err(cannot)?;
     let usage = inspect::usage(&reading, reading.disk().bytes).map_err(cannot)?;
     let mut notes: Vec<String> = usage.parts.iter().filter_map(taken_whole).collect();
-    let (used, all) = (decimal(usage.used.bytes()), decimal(reading.disk().bytes));
-    notes.push(format!("{used} of {all} are used; the rest becomes zeros"));
+    let (used, all) = (usage.used.bytes(), reading.disk().bytes);
+    if used < all {
+        let (used, all) = (decimal(used), decimal(all));
+        notes.push(format!("{used} of {all} are used; the rest becomes zeros"));
+    }
     drop(reading);
     Ok((End::Disk(Box::new(Mask::new(place, usage.used))), notes))
 }

@@ -2,13 +2,15 @@
 
 use std::ops::Range;
 
-use ::copy::{Outcome, Report};
+use ::copy::{Outcome, Report, Trouble};
 use console::decimal;
 
 use super::event::{Event, Finished, hexadecimal};
 use super::voice::{Voice, duration};
 use crate::failure::Failure;
 
+/// It could not go on.
+const FAILED: u8 = 1;
 /// There were bad sectors.
 const BAD: u8 = 3;
 /// The destination does not hold what was read.
@@ -17,6 +19,8 @@ const UNLIKE: u8 = 4;
 const REFUSED: u8 = 5;
 /// It was told to stop.
 const INTERRUPTED: u8 = 6;
+/// An end broke the rules of its protocol.
+const VIOLATION: u8 = 7;
 
 /// Ranges that are named to people one by one; programs get all.
 const NAMED: usize = 16;
@@ -81,10 +85,15 @@ fn failure(report: &Report, told: Told<'_>) -> Option<Failure> {
         Outcome::VerifyFailed(ranges) => Failure::ending(UNLIKE, unlike(ranges, told)),
         Outcome::Refused(refusal) => refused(refusal),
         Outcome::Interrupted => Failure::ending(INTERRUPTED, interrupted(told)),
-        Outcome::Failed(trouble) => match told.again {
-            Some(line) => Failure::new(format!("{trouble}; to try again from there: {line}")),
-            None => Failure::new(trouble),
-        },
+        Outcome::Failed(trouble) => {
+            let status = if let Trouble::Violation { .. } = trouble { VIOLATION } else { FAILED };
+            match told.again {
+                Some(line) => {
+                    Failure::ending(status, format!("{trouble}; to try again from there: {line}"))
+                }
+                None => Failure::ending(status, trouble),
+            }
+        }
     })
 }
 
@@ -182,7 +191,7 @@ fn summary(report: &Report) -> Vec<String> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use ::copy::{Refusal, Trouble};
+    use ::copy::Refusal;
     use std::time::Duration;
 
     fn report(outcome: Outcome) -> Report {
@@ -216,6 +225,9 @@ mod test {
         let lost = Trouble::Lost { name: "a".to_owned(), why: "reset".to_owned() };
         let (status, said) = ending(&report(Outcome::Failed(lost)));
         assert!(status == 1 && said.contains("to try again from there: storagetm copy a b"));
+        let broken = Trouble::Violation { name: "a".to_owned(), why: "it lies".to_owned() };
+        let (status, said) = ending(&report(Outcome::Failed(broken)));
+        assert!(status == 7 && said.starts_with("a broke the rules of its protocol: it lies"));
         let mut bad = report(Outcome::BadSectors);
         bad.bad = vec![512..1024, 4096..8192];
         let said = "a: 4.6 kB could not be read, in 2 places; all else was copied and verified; m names them";

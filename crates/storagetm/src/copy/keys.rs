@@ -3,7 +3,6 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::net::ToSocketAddrs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -14,14 +13,14 @@ use nvme::auth::{Credentials, chap};
 use zeroize::Zeroizing;
 
 use super::ending::refused;
-use super::uri::{Host, Tls};
+use super::uri::Tls;
 use crate::failure::Failure;
 use crate::options::copy::Copy;
 use crate::pair::own::Own;
 use crate::store::key::{Key, Kind};
 use crate::store::record::check_nqn;
 use crate::store::target::{Disk, Target};
-use crate::store::{Store, bounded, read_key};
+use crate::store::{bounded, read_key};
 
 /// Bytes of the longest file of keys or of certificates.
 const LONGEST: usize = 256 << 10;
@@ -53,8 +52,11 @@ impl Keys {
     ///
     /// # Errors
     /// A key cannot be read. Then there is no connection, rather than one without it.
-    pub(super) fn find(tree: &Tree, options: &Copy, host: Option<&Host>) -> Result<Self, Failure> {
-        let target = host.map(|host| target(options, host)).transpose()?.flatten();
+    pub(super) fn find(
+        tree: &Tree,
+        options: &Copy,
+        target: Option<Target>,
+    ) -> Result<Self, Failure> {
         let asked = options.hostnqn.as_deref().or_else(|| Some(target.as_ref()?.host.as_str()));
         let nqn = Own::find(tree, asked).nqn;
         check_nqn(&nqn).map_err(Failure::usage)?;
@@ -68,6 +70,11 @@ impl Keys {
             }
             tls => Ok(Self { tls, ..none }),
         }
+    }
+
+    /// Whether there is nothing to secure a connection with, nor to prove itself by.
+    pub(super) fn is_clear(&self) -> bool {
+        self.tls.is_none() && self.chap.is_none()
     }
 
     /// The key for a secured channel to that subsystem; nothing if the connection is to be in the clear.
@@ -103,14 +110,14 @@ impl Keys {
         if let Some(path) = &tls.psk_file {
             return listed(path, tls.user.as_deref()).map(Shown::Psk);
         }
-        let secret = self.tls.as_ref().and_then(Key::nbd_psk).ok_or_else(|| {
+        let key =
+            self.tls.as_ref().and_then(|key| nbd_psk(key, tls.user.as_ref().unwrap_or(&self.host)));
+        key.map(Shown::Psk).ok_or_else(|| {
             refused(format!(
                 "there is no key for {host}: get one by \"storagetm pair\", or name one by --key, \
                  ?tls-psk-file= or ?tls-certificates="
             ))
-        })?;
-        let identity = tls.user.clone().unwrap_or_else(|| self.host.clone());
-        Ok(Shown::Psk(psk(identity, secret)))
+        })
     }
 
     /// The NQN of the disk that the other machine called so when it let this one in: `sda` is `/dev/sda`, and `disk` is
@@ -130,6 +137,11 @@ impl Keys {
     }
 }
 
+/// The key of an NBD connection, by which a host of that name goes.
+pub(super) fn nbd_psk(key: &Key, host: &str) -> Option<Psk> {
+    Some(psk(host.to_owned(), key.nbd_psk()?))
+}
+
 fn psk(identity: String, secret: Secret) -> Psk {
     Psk { identity, secret, hash: Hash::Sha256, key: None }
 }
@@ -139,37 +151,6 @@ fn named(path: &Path) -> Result<Key, Failure> {
     let file =
         File::open(path).map_err(|error| refused(format!("{what} cannot be read: {error}")))?;
     read_key(file, &what).map_err(|failure| refused(format!("{what}: {failure}")))
-}
-
-/// What pairing has left for that machine. A store that is not there is not made.
-fn target(options: &Copy, host: &Host) -> Result<Option<Target>, Failure> {
-    let place = match Store::place(options.keys.as_deref()) {
-        Ok(place) if place.is_dir() => place,
-        Ok(place) if options.keys.is_some() => {
-            return Err(refused(format!("{}: there is no such folder", place.display())));
-        }
-        _ => return Ok(None),
-    };
-    let store = Store::open(&place).map_err(refused)?;
-    let targets: Vec<Target> = store
-        .targets()
-        .into_iter()
-        .map(|(_, target)| target)
-        .collect::<Result<_, _>>()
-        .map_err(|failure| refused(format!("{failure}; it may be the key for this machine")))?;
-    Ok(chosen(targets, host))
-}
-
-fn chosen(targets: Vec<Target>, host: &Host) -> Option<Target> {
-    if targets.is_empty() {
-        return None;
-    }
-    let mut called = vec![host.name.clone()];
-    called.extend(host.interface.as_ref().map(|zone| format!("{}%{zone}", host.name)));
-    let resolved = (host.name.as_str(), host.port).to_socket_addrs();
-    called.extend(resolved.into_iter().flatten().map(|address| address.ip().to_string()));
-    // By another port it is the same machine, which has one store.
-    targets.into_iter().find(|target| called.iter().any(|name| target.is_at(name)))
 }
 
 /// The key of that name in a file of lines `NAME:HEX`, or the only one.
@@ -239,39 +220,7 @@ fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
 mod test {
     use super::*;
     use crate::store::scratch::Scratch;
-    use crate::store::target::Target;
     use std::fs;
-
-    fn host(name: &str) -> Host {
-        Host { name: name.to_owned(), interface: None, port: 4420 }
-    }
-
-    fn known(name: &str, address: &str) -> Target {
-        Target {
-            name: name.to_owned(),
-            address: address.to_owned(),
-            port: 4420,
-            host: format!("nqn.2024-01.test:{name}"),
-            access: crate::store::record::Allowed::ReadOnly,
-            tls: Key::generate(Kind::Tls, None).unwrap(),
-            disks: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn a_machine_is_known_by_its_name_or_by_its_address() {
-        let targets = || vec![known("quartz", "192.0.2.1"), known("local", "127.0.0.1")];
-        let found = |host: &Host| chosen(targets(), host).map(|target| target.name);
-        assert_eq!(found(&host("quartz")).as_deref(), Some("quartz"));
-        assert_eq!(found(&host("192.0.2.1")).as_deref(), Some("quartz"));
-        assert_eq!(found(&host("127.0.0.1")).as_deref(), Some("local"));
-        assert_eq!(found(&host("192.0.2.7")), None);
-        let linked = chosen(
-            vec![known("far", "fe80::1%eth0")],
-            &Host { name: "fe80::1".to_owned(), interface: Some("eth0".to_owned()), port: 1 },
-        );
-        assert!(linked.is_some());
-    }
 
     #[test]
     fn a_disk_is_known_by_the_name_that_it_had_there_if_only_one_had_it() {

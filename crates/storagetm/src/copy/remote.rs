@@ -1,6 +1,7 @@
 //! Disks on other machines as ends of a copy: how they are reached, and how that is secured. It knows no disk of this
 //! one.
 
+use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,15 +15,21 @@ use engine::tls;
 use linux::tree::Tree;
 
 use super::ending::refused;
-use super::keys::{Keys, Shown};
-use super::uri::{At, Host, Locator, Nbd, Nvme};
+use super::keys::{self, Keys, Shown};
+use super::uri::{At, Host, Locator, Nbd, Nvme, Tls};
 use crate::failure::Failure;
+use crate::find::machine;
+use crate::find::which::{self, Answer, Which};
 use crate::find::who::Who;
 use crate::options::copy::Copy;
 use crate::pair::place::Place as Machine;
+use crate::store::target::Target;
 
 /// How long the other machine may take for a handshake.
 const PATIENCE: Duration = Duration::from_secs(15);
+
+/// After how long a machine that did not answer is not asked again.
+const SLOW: Duration = Duration::from_secs(5);
 
 /// A disk on another machine.
 ///
@@ -41,12 +48,18 @@ pub(super) fn place(
 }
 
 fn nvme_place(tree: &Tree, options: &Copy, nvme: &Nvme) -> Result<Box<dyn Place>, Failure> {
-    let keys = Keys::find(tree, options, Some(&nvme.host))?;
     let machine = machine(&nvme.host)?;
+    let host = options.hostnqn.as_deref();
+    let accepts = |target: &Target| which::accepts(tree, &machine, target, host);
+    let target = known(options, &machine, options.key.is_some(), accepts)?;
+    let keys = Keys::find(tree, options, target)?;
     let who = Who::find(tree, Some(&keys.host));
     let host = NvmeHost { nqn: who.nqn, id: who.id, credentials: keys.chap.clone() };
     let wanted = keys.disk(&nvme.name).unwrap_or_else(|| nvme.name.clone());
     let name = Locator::Nvme(nvme.clone()).to_string();
+    let hint = keys.is_clear().then(|| {
+        format!("if it wants a key, this machine is let in by \"storagetm pair {machine}\"")
+    });
     let dial = move |subsystem: &str| {
         let psk = keys
             .nvme(subsystem)
@@ -57,23 +70,62 @@ fn nvme_place(tree: &Tree, options: &Copy, nvme: &Nvme) -> Result<Box<dyn Place>
             None => Ok(Box::new(socket) as Box<dyn Wire>),
         }
     };
-    let place = NvmePlace::new(&name, &wanted, host, Arc::new(dial));
+    let place = NvmePlace::new(&name, &wanted, host, Arc::new(dial)).with_hint(hint);
     Ok(Box::new(if options.digests { place.with_digests() } else { place }))
+}
+
+/// The machine at that place, if it has let this one in; nothing if there a connection may be in the clear, or is secured by a key
+/// that was `named`.
+///
+/// # Errors
+/// It accepts no key of this machine, and was not to be spoken with in the clear; or cannot be reached.
+fn known(
+    options: &Copy,
+    machine: &Machine,
+    named: bool,
+    accepts: impl Fn(&Target) -> Answer,
+) -> Result<Option<Target>, Failure> {
+    let known = machine::known(options.keys.as_deref()).map_err(refused)?;
+    if named {
+        let (all, here) = which::candidates(&known, std::slice::from_ref(machine));
+        return Ok(all.into_iter().take(here.min(1)).next().cloned());
+    }
+    match which::which(machine, &known, accepts) {
+        Which::Known(target) => Ok(Some(target.clone())),
+        Which::Clear => Ok(None),
+        Which::Stranger if options.insecure => Ok(None),
+        Which::Stranger => Err(refused(which::stranger(machine))),
+        Which::Unreachable(why) => Err(refused(why)),
+    }
 }
 
 fn nbd_place(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Place>, Failure> {
     let name = nbd.to_string();
     let there = Server::new(&nbd.at)?;
-    let Some(tls) = &nbd.tls else {
-        let dial = move || there.connect();
-        return Ok(Box::new(NbdPlace::new(&name, &nbd.name, Arc::new(dial))));
-    };
     let host = match &nbd.at {
         At::Tcp(host) => Some(host),
         At::Unix(_) => None,
     };
-    let keys = Keys::find(tree, options, host)?;
-    let shown = keys.nbd(tls, host.map_or("localhost", |host| &host.name))?;
+    // Who named a file of keys or certificates has said by what the connection is secured.
+    let shows = |tls: &Tls| tls.psk_file.is_some() || tls.certificates.is_some();
+    let target = match &there {
+        Server::Machine(machine) if !nbd.tls.as_ref().is_some_and(shows) => {
+            let accepts = |target: &Target| accepts_nbd(&there, target, options);
+            known(options, machine, nbd.tls.is_some() && options.key.is_some(), accepts)?
+        }
+        _ => None,
+    };
+    let tls = match (&nbd.tls, &target) {
+        // A machine that has let this one in is spoken to by its key, whatever was typed.
+        (None, Some(_)) => Some(Tls::default()),
+        (tls, _) => tls.clone(),
+    };
+    let Some(tls) = tls else {
+        let dial = move || there.connect();
+        return Ok(Box::new(NbdPlace::new(&name, &nbd.name, Arc::new(dial))));
+    };
+    let keys = Keys::find(tree, options, target)?;
+    let shown = keys.nbd(&tls, host.map_or("localhost", |host| &host.name))?;
     let called = name.clone();
     let dial = move || {
         let mut socket = there.socket()?;
@@ -81,6 +133,24 @@ fn nbd_place(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Place>, F
         secured(socket, &called, &shown)
     };
     Ok(Box::new(NbdPlace::new(&name, &nbd.name, Arc::new(dial)).secured()))
+}
+
+/// Tries a key with an NBD server.
+fn accepts_nbd(there: &Server, target: &Target, options: &Copy) -> Answer {
+    let host = options.hostnqn.as_deref().unwrap_or(&target.host);
+    let Some(psk) = keys::nbd_psk(&target.tls, host) else { return Answer::Rejected };
+    let begun = Instant::now();
+    let mut socket = match there.socket() {
+        Ok(socket) => socket,
+        Err(error) => return Answer::Unreachable(error.to_string()),
+    };
+    let name = there.to_string();
+    match start_tls(&mut socket, &name).and_then(|()| secured(socket, &name, &Shown::Psk(psk))) {
+        Ok(_) => Answer::Accepted,
+        // One that does not answer is not asked by each key.
+        Err(error) if begun.elapsed() > SLOW => Answer::Unreachable(error.to_string()),
+        Err(_) => Answer::Rejected,
+    }
 }
 
 fn machine(host: &Host) -> Result<Machine, Failure> {
@@ -91,6 +161,15 @@ fn machine(host: &Host) -> Result<Machine, Failure> {
 enum Server {
     Machine(Machine),
     Socket(Box<Path>),
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Machine(machine) => machine.fmt(f),
+            Self::Socket(path) => path.display().fmt(f),
+        }
+    }
 }
 
 impl Server {

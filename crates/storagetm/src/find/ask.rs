@@ -54,6 +54,8 @@ pub(crate) enum Refusal {
     Unreachable(String),
     /// It does not know the key, or there is none for it.
     Key,
+    /// It accepts no key of this machine, and is not asked in the clear.
+    Stranger,
     /// It broke off, as a clause.
     Broken(String),
 }
@@ -90,6 +92,11 @@ pub(crate) fn disks(place: &Place, asking: &Asking<'_>, looks: bool) -> Result<V
 }
 
 impl Asking<'_> {
+    /// Sees whether the machine has the same key.
+    pub(super) fn try_key(&self, place: &Place) -> Result<(), Refusal> {
+        self.connect(place, DISCOVERY_NQN).map(drop)
+    }
+
     /// A connection to that subsystem, as secure as the key makes it, and where it has led.
     fn connect(&self, place: &Place, nqn: &str) -> Result<(Box<dyn Talk>, SocketAddr), Refusal> {
         let unreachable = |error: &dyn std::fmt::Display| Refusal::Unreachable(error.to_string());
@@ -101,6 +108,9 @@ impl Asking<'_> {
         match tls::connect(socket, psk, Instant::now() + ANSWER) {
             Ok(channel) => Ok((Box::new(channel), reached)),
             Err(error) if error.kind() == ErrorKind::PermissionDenied => Err(Refusal::Key),
+            Err(error) if error.kind() == ErrorKind::TimedOut => {
+                Err(Refusal::Unreachable(format!("{place}: {error}")))
+            }
             Err(error) => Err(Refusal::Broken(error.to_string())),
         }
     }

@@ -13,6 +13,8 @@ use super::ask::Asking;
 
 /// Bytes of memory for answers.
 const MEMORY: usize = 256 << 10;
+/// How often a controller is asked whether it is ready.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// A connection in the clear, or a channel.
 pub(super) trait Talk: Read + Write {}
@@ -60,6 +62,9 @@ impl Line {
             let bytes = done.buffer.as_ref().map_or(&[][..], Buffer::bytes);
             let learned = controller.answer(done.status, done.result, bytes);
             learned.map_err(|trouble| trouble.to_string())?;
+            if controller.is_enabling() {
+                std::thread::sleep(LOOK);
+            }
         }
         Ok((line, controller))
     }

@@ -82,11 +82,24 @@ impl Machine {
     }
 }
 
-/// The machines that have let this one in. What cannot be read is left out, and no folder is made.
+/// The machines that have let this one in. No folder is made.
+///
+/// # Errors
+/// A folder was named, and it is none; or what is kept of a machine cannot be read: it may be the one that is meant.
+pub(crate) fn known(keys: Option<&Path>) -> Result<Vec<Target>, Failure> {
+    let all = kept(keys)?.into_iter().collect::<Result<_, _>>();
+    all.map_err(|failure| Failure::new(format!("{failure}; it may be the key for this machine")))
+}
+
+/// The same without those that cannot be read.
 ///
 /// # Errors
 /// A folder was named, and it is none.
-pub(crate) fn known(keys: Option<&Path>) -> Result<Vec<Target>, Failure> {
+pub(crate) fn readable(keys: Option<&Path>) -> Result<Vec<Target>, Failure> {
+    Ok(kept(keys)?.into_iter().filter_map(Result::ok).collect())
+}
+
+fn kept(keys: Option<&Path>) -> Result<Vec<Result<Target, Failure>>, Failure> {
     let place = match Store::place(keys) {
         Ok(place) if place.is_dir() => place,
         Ok(place) if keys.is_some() => {
@@ -94,21 +107,9 @@ pub(crate) fn known(keys: Option<&Path>) -> Result<Vec<Target>, Failure> {
         }
         _ => return Ok(Vec::new()),
     };
-    let Ok(store) = Store::open(&place) else { return Ok(Vec::new()) };
-    Ok(store.targets().into_iter().filter_map(|(_, target)| target.ok()).collect())
+    let store = Store::open(&place)?;
+    Ok(store.targets().into_iter().map(|(_, target)| target).collect())
 }
-
-/// The machines of which `machine` may be one, likeliest first: those at its address, then those that were elsewhere.
-pub(crate) fn likely<'a>(known: &'a [Target], places: &[Place]) -> Vec<&'a Target> {
-    let is_there = |target: &&Target| places.iter().any(|place| target.is_at(&place.host()));
-    let (mut first, rest): (Vec<_>, Vec<_>) = known.iter().partition(is_there);
-    first.extend(rest);
-    first.truncate(TRIES);
-    first
-}
-
-/// Keys that are tried on a machine that may be any.
-const TRIES: usize = 4;
 
 /// What the disk is called at its own machine, if that says so, or has said so when it let this one in.
 pub(crate) fn name_of<'a>(disk: &'a Disk, of: Option<&'a Target>) -> Option<&'a str> {
@@ -173,15 +174,7 @@ pub(crate) mod test {
     }
 
     #[test]
-    fn the_key_of_who_was_at_that_address_is_tried_first() {
-        let known: Vec<Target> = ["10.0.0.1", "fe80::1%eth0", "10.0.0.2", "10.0.0.3", "10.0.0.4"]
-            .iter()
-            .map(|address| target(address, address))
-            .collect();
-        let machine = machines(vec![found(Kind::Nvme, "a", 8009, &[("fe80::1", Some("eth0"))])]);
-        let tried = likely(&known, &machine[0].nvme);
-        assert_eq!(tried.len(), TRIES);
-        assert_eq!(tried[0].address, "fe80::1%eth0");
-        assert!(super::known(Some(Path::new("/nonexistent"))).is_err());
+    fn folder_that_was_named_must_be_there() {
+        assert!(known(Some(Path::new("/nonexistent"))).is_err());
     }
 }

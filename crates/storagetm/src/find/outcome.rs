@@ -133,6 +133,8 @@ fn said(refusal: &Refusal) -> String {
     match refusal {
         Refusal::Unreachable(why) => format!("it does not answer: {}", cut_sentence(why)),
         Refusal::Key => "it wants a key, and this machine has none that it knows".to_owned(),
+        Refusal::Stranger => "it accepts no key of this machine; if it needs none, storagetm find --insecure asks it in the clear"
+            .to_owned(),
         Refusal::Broken(why) => {
             format!("it does not say which disks it has: {}", cut_sentence(why))
         }
@@ -143,13 +145,15 @@ fn cut_sentence(text: &str) -> String {
     text.chars().take(LONGEST.saturating_mul(4)).collect()
 }
 
-/// Host and port as a URI has them (RFC 3986 §3.2.2).
+/// Host and port as a URI has them (RFC 3986 §3.2.2): an IPv6 address in brackets, with its interface behind `%25` (RFC 6874 §2).
+/// Beside an IPv4 address a URI has no place for an interface.
 fn authority(place: &Place) -> String {
     let host = place.host();
-    if host.contains(':') {
-        format!("[{host}]:{}", place.port())
-    } else {
-        format!("{host}:{}", place.port())
+    let (address, zone) = host.split_once('%').unwrap_or((&host, ""));
+    match (address.contains(':'), zone) {
+        (true, "") => format!("[{address}]:{}", place.port()),
+        (true, zone) => format!("[{address}%25{zone}]:{}", place.port()),
+        (false, _) => format!("{address}:{}", place.port()),
     }
 }
 
@@ -238,11 +242,23 @@ mod test {
             "desk, at fe80::1%eth0, 10.0.0.1\n  Example, 500 GB, read-only\n    storagetm attach fe80::1%eth0\n  \
              by NBD: nbd://10.0.0.1:10809/\n"
         );
-        assert_eq!(row.disks[0].uri, "nvme://[fe80::1%eth0]:4420/nqn.2024-01.test:a");
+        assert_eq!(row.disks[0].uri, "nvme://[fe80::1%25eth0]:4420/nqn.2024-01.test:a");
         let answer = Answer { of: None, disks: Ok(vec![a, b]) };
         let row = Row::new(&machine("desk"), &answer);
         assert_eq!(row.disks[1].attach, "storagetm attach fe80::1%eth0/b");
         assert_eq!(row.disks[1].nbd, None);
+    }
+
+    #[test]
+    fn uris_have_interfaces_as_rfc_6874_has_them() {
+        let uri = |address: &str| {
+            let address = address.parse().unwrap();
+            nbd(&Place::at(address, Some("eth0"), 10809), true)
+        };
+        assert_eq!(uri("169.254.7.9"), "nbds://169.254.7.9:10809/");
+        assert_eq!(uri("10.0.0.1"), "nbds://10.0.0.1:10809/");
+        assert_eq!(uri("fe80::1"), "nbds://[fe80::1%25eth0]:10809/");
+        assert_eq!(uri("2001:db8::1"), "nbds://[2001:db8::1]:10809/");
     }
 
     #[test]

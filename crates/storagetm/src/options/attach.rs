@@ -62,6 +62,13 @@ pub struct Attach {
     #[arg(long, value_name = "DIR")]
     pub keys: Option<PathBuf>,
 
+    /// Attach in the clear what accepts none of the keys that this machine has
+    ///
+    /// Whoever is on the way can then read and change everything. Without a key for any machine, and on the loopback interface,
+    /// it is done without this option.
+    #[arg(long)]
+    pub insecure: bool,
+
     /// Read the secret by which this machine proves itself (DHHC-1:…, DH-HMAC-CHAP) from a file
     #[arg(long, value_name = "FILE")]
     pub chap_key: Option<PathBuf>,

@@ -40,7 +40,7 @@ Examples:
   Take an image of it, so that it can be gone on with after an interruption:
     storagetm copy --map laptop.map nvme://192.168.1.5/sda laptop.img
   Write an image onto a disk that another machine lends writable:
-    storagetm copy laptop.img nbds://192.168.1.5/sda
+    storagetm copy laptop.img nvme://192.168.1.5/sda
   Write a compressed image, which is unpacked on the way:
     storagetm copy system.img.xz /dev/sdb
   Compress it on the way:
@@ -53,7 +53,8 @@ Exit status:
   3  all that could be read was copied, but there were bad sectors
   4  the destination does not hold what was read
   5  it was refused, and nothing was written
-  6  it was interrupted; with --map it can be gone on with";
+  6  it was interrupted; with --map it can be gone on with
+  7  the other end broke the rules of its protocol";
 
 /// The options of `storagetm copy`.
 #[derive(Debug, Args)]
@@ -161,6 +162,13 @@ pub struct Copy {
     /// was to be secured is never made without it.
     #[arg(long, value_name = "FILE")]
     pub key: Option<PathBuf>,
+
+    /// Speak in the clear with a machine that accepts none of the keys that this machine has
+    ///
+    /// Whoever is on the way can then read and change everything. Without a key for any machine, and on the loopback interface,
+    /// it is done without this option.
+    #[arg(long)]
+    pub insecure: bool,
 
     /// Where the keys of storagetm pair are kept
     ///

@@ -40,6 +40,12 @@ pub struct Find {
     #[arg(long, value_name = "DIR")]
     pub keys: Option<PathBuf>,
 
+    /// Ask machines in the clear that accept none of the keys that this machine has
+    ///
+    /// Without a key for any machine this one asks in the clear anyway.
+    #[arg(long)]
+    pub insecure: bool,
+
     /// Write a JSON array, one object a machine
     #[arg(long)]
     pub json: bool,

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use console::attach::Endpoint;
+use console::attach::{Endpoint, quoted};
 use console::{decimal, printable};
 use serde::Serialize;
 
@@ -22,6 +22,9 @@ pub(super) struct Outcome {
     disks: Vec<Row>,
     #[serde(skip)]
     note: Option<String>,
+    /// The lines by which this program copies the first disk, and attaches all.
+    #[serde(skip)]
+    ours: Option<[String; 2]>,
 }
 
 /// A disk, and the line that attaches it.
@@ -32,6 +35,15 @@ struct Row {
     bytes: u64,
     access: Allowed,
     attach: String,
+}
+
+impl Row {
+    /// What a URI calls it: the last part of its name, or its NQN where that is not plain.
+    fn called(&self) -> &str {
+        let last = self.name.rsplit('/').next().unwrap_or_default();
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if !last.is_empty() && last.chars().all(plain) { last } else { &self.nqn }
+    }
 }
 
 impl Outcome {
@@ -59,6 +71,11 @@ impl Outcome {
             in_keyring: note.is_none(),
             keys_file,
             attach_all: there.attach_all(false) + &host,
+            ours: disks.clone().next().map(|first| {
+                let all = if target.disks.len() > 1 { " --all" } else { "" };
+                let attach = format!("storagetm attach {}{all}", quoted(&there.machine()));
+                [there.copy(first.called()), attach]
+            }),
             disks: disks.collect(),
             note,
         }
@@ -73,10 +90,7 @@ impl Outcome {
         let mut lines = vec![format!("{} has let this machine in: it {what}.", self.target)];
         lines.extend(self.keys());
         lines.push(String::new());
-        lines.push(
-            "To attach all of them, as root, with tlshd running (package ktls-utils):".to_owned(),
-        );
-        lines.push(format!("  {}", self.attach_all));
+        lines.extend(self.ours());
         lines.extend(self.each());
         let lines: Vec<String> = lines.iter().map(|line| printable(line, true)).collect();
         lines.join("\n") + "\n"
@@ -99,11 +113,28 @@ impl Outcome {
         }
     }
 
+    /// The lines for this program.
+    fn ours(&self) -> Vec<String> {
+        let [copy, attach] = match &self.ours {
+            Some(lines) => lines,
+            None => return vec!["It lends none just now; when it does: storagetm find".to_owned()],
+        };
+        vec![
+            "To copy a disk into a file, without rights:".to_owned(),
+            format!("  {copy}"),
+            "To attach what it lends, as root, with tlshd running (package ktls-utils):".to_owned(),
+            format!("  {attach}"),
+        ]
+    }
+
     fn each(&self) -> Vec<String> {
         if self.disks.is_empty() {
-            return vec!["It lends none just now.".to_owned()];
+            return Vec::new();
         }
-        let mut lines = vec!["Or one of them:".to_owned()];
+        let mut lines = vec![
+            "The same with nvme-cli; all of them, or one:".to_owned(),
+            format!("  {}", self.attach_all),
+        ];
         for disk in &self.disks {
             let access = match disk.access {
                 Allowed::ReadOnly => "read-only",
@@ -162,6 +193,10 @@ mod test {
     #[test]
     fn the_lines_to_be_typed_are_there() {
         let text = outcome(true, None).0.text();
+        assert!(text.contains("\n  storagetm attach 10.0.0.1\n"), "{text}");
+        // A name that is not plain gives way to the NQN.
+        let copy = "\n  storagetm copy nvme://10.0.0.1/nqn.2024-01.test%3Adisk0 ";
+        assert!(text.contains(copy), "{text}");
         assert!(text.contains("\n  nvme connect-all -t tcp -a 10.0.0.1 -s 4420 --tls\n"), "{text}");
         assert!(text.contains("-n nqn.2024-01.test:disk0 --tls\n"), "{text}");
         let text = outcome(false, Some("no root")).0.text();

@@ -8,6 +8,8 @@ use std::time::Duration;
 use console::attach::Endpoint;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use linux::net::{Address, Scope};
+
 use crate::failure::Failure;
 use crate::listen::DISKS;
 
@@ -54,7 +56,7 @@ impl Place {
 
     /// The machine at an address; a link-local one is behind that interface.
     pub(crate) fn at(address: IpAddr, interface: Option<&str>, port: u16) -> Self {
-        let near = linux::net::scope_of(address) == linux::net::Scope::Link;
+        let near = linux::net::scope_of(address) == Scope::Link;
         let interface = interface.filter(|_| near).map(str::to_owned);
         Self { host: address.to_string(), interface, port }
     }
@@ -75,11 +77,20 @@ impl Place {
         format!("{}{zone}", self.host)
     }
 
+    /// Whether all of its addresses are of this machine's own loopback interface.
+    pub(crate) fn is_loopback(&self) -> bool {
+        let all = self.addresses().unwrap_or_default();
+        !all.is_empty() && all.iter().all(|address| address.ip().to_canonical().is_loopback())
+    }
+
     /// Connects to the first of its addresses that answers.
     ///
     /// # Errors
     /// None does.
     pub(crate) fn connect(&self) -> Result<TcpStream, Failure> {
+        if let Some(zone) = &self.interface {
+            self.check_interface(zone, &linux::net::addresses().unwrap_or_default())?;
+        }
         let addresses = self.addresses().map_err(|error| self.unreachable(&error))?;
         let mut last = io::Error::new(io::ErrorKind::NotFound, "no address is known for it");
         for address in addresses {
@@ -89,6 +100,28 @@ impl Place {
             }
         }
         Err(self.unreachable(&last))
+    }
+
+    /// What stands behind `%` is an interface of this machine: the other one's screen shows its own.
+    fn check_interface(&self, zone: &str, own: &[Address]) -> Result<(), Failure> {
+        if own.is_empty() || own.iter().any(|address| address.interface == zone) {
+            return Ok(());
+        }
+        let near = |address: &&Address| address.scope == Scope::Link && address.running;
+        let mut names: Vec<&str> =
+            own.iter().filter(near).map(|address| address.interface.as_str()).collect();
+        names.dedup();
+        let hint = match names.as_slice() {
+            [] => "none of its interfaces is connected just now".to_owned(),
+            names => {
+                let tried = names.iter().map(|name| format!("{}%{name}", self.host));
+                format!("try {}", tried.collect::<Vec<_>>().join(" or "))
+            }
+        };
+        Err(Failure::new(format!(
+            "{self} cannot be reached: this machine has no interface {zone} with an address, and what stands behind % is its own \
+             interface, not that of the other machine; {hint}"
+        )))
     }
 
     /// The addresses that it has.
@@ -218,6 +251,36 @@ mod test {
         );
         let there = place.endpoint("10.0.0.1:4420".parse().unwrap());
         assert_eq!(there.interface, None);
+    }
+
+    #[test]
+    fn interface_of_the_other_machine_is_explained() {
+        let address = |interface: &str, ip: &str, running| Address {
+            ip: ip.parse().unwrap(),
+            interface: interface.to_owned(),
+            scope_id: 2,
+            scope: linux::net::scope_of(ip.parse().unwrap()),
+            tentative: false,
+            deprecated: false,
+            running,
+        };
+        let own = [
+            address("lo", "127.0.0.1", true),
+            address("eth0", "10.0.0.1", true),
+            address("eth0", "fe80::1", true),
+            address("eth1", "fe80::2", false),
+            address("wlan0", "fe80::3", true),
+        ];
+        let place = |text: &str| Place::parse(text, None).unwrap();
+        let check = |text: &str, own: &[Address]| {
+            let place = place(text);
+            place.check_interface(place.interface.as_deref().unwrap(), own)
+        };
+        assert!(check("fe80::9%eth0", &own).is_ok());
+        let said = check("fe80::9%enp3s0", &own).unwrap_err().to_string();
+        assert!(said.ends_with("try fe80::9%eth0 or fe80::9%wlan0"), "{said}");
+        let said = check("fe80::9%enp3s0", &own[..2]).unwrap_err().to_string();
+        assert!(said.ends_with("none of its interfaces is connected just now"), "{said}");
     }
 
     #[test]

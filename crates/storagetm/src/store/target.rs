@@ -46,6 +46,14 @@ pub(crate) struct Disk {
 }
 
 impl Target {
+    /// Whether both are of one machine: of one name, and with a disk in common, or met at one address where one had no disk.
+    fn is_same(&self, other: &Self) -> bool {
+        let in_common =
+            self.disks.iter().any(|disk| other.disks.iter().any(|it| it.nqn == disk.nqn));
+        let empty = self.disks.is_empty() || other.disks.is_empty();
+        self.name == other.name && (in_common || (empty && self.address == other.address))
+    }
+
     /// Whether it is the machine that is called so, or was reached there.
     pub(crate) fn is_at(&self, called: &str) -> bool {
         self.name.eq_ignore_ascii_case(called) || self.address == called
@@ -67,19 +75,32 @@ impl Store {
             .map_err(|error| Failure::new(format!("{} is not understood: {error}", path.display())))
     }
 
-    /// Remembers a machine that has let this one in, in place of what was known of it.
+    /// Remembers a machine that has let this one in, in place of what was known of it, and of no other with the same name. Returns
+    /// the name under which it is kept.
     ///
     /// # Errors
     /// It cannot be written.
-    pub(crate) fn put_target(&self, name: &Name, target: &Target) -> Result<(), Failure> {
+    pub(crate) fn put_target(&self, target: &Target) -> Result<Name, Failure> {
         let _lock = self.lock()?;
+        let kept = self.targets();
+        let same = |(_, known): &&(Name, Result<Target, Failure>)| {
+            known.as_ref().is_ok_and(|known| known.is_same(target))
+        };
+        let name = match kept.iter().find(same) {
+            Some((name, _)) => name.clone(),
+            None => {
+                let is_taken = |name: &Name| kept.iter().any(|(other, _)| other == name);
+                Name::of(&target.name).unless(is_taken)
+            }
+        };
         let folder = self.folder().join(TARGETS);
         private::make_folder(&folder)?;
         let mut text = Zeroizing::new(Vec::with_capacity(LONGEST));
         serde_json::to_writer_pretty(&mut *text, target)
             .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
         text.push(b'\n');
-        private::write(&folder.join(format!("{name}{JSON}")), &text)
+        private::write(&folder.join(format!("{name}{JSON}")), &text)?;
+        Ok(name)
     }
 
     /// Keeps something for this machine's own use, in a file of that name; returns its path.
@@ -97,5 +118,37 @@ impl Store {
         let path = folder.join(format!("{name}.keys"));
         private::write(&path, text)?;
         Ok(path)
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::find::machine::test::target;
+    use crate::store::scratch::Scratch;
+
+    fn with_disk(address: &str, nqn: &str) -> Target {
+        let access = Allowed::ReadOnly;
+        let disk = Disk { nqn: nqn.to_owned(), name: "/dev/sda".to_owned(), bytes: 1, access };
+        Target { disks: vec![disk], ..target("localhost", address) }
+    }
+
+    #[test]
+    fn two_machines_of_one_name_are_both_kept() {
+        let folder = Scratch::new();
+        let store = Store::open(&folder.0.join("keys")).unwrap();
+        let put = |target: &Target| store.put_target(target).unwrap().to_string();
+        assert_eq!(put(&with_disk("192.0.2.1", "nqn.a")), "localhost");
+        assert_eq!(put(&with_disk("192.0.2.2", "nqn.b")), "localhost-2");
+        // Another machine has the address of the first by now.
+        assert_eq!(put(&with_disk("192.0.2.1", "nqn.c")), "localhost-3");
+        // The second was paired with again, by another address.
+        assert_eq!(put(&with_disk("192.0.2.9", "nqn.b")), "localhost-2");
+        assert_eq!(put(&target("localhost", "192.0.2.9")), "localhost-2");
+        let kept = store.targets();
+        let addresses = kept.iter().map(|(_, target)| &target.as_ref().unwrap().address);
+        let mut addresses: Vec<_> = addresses.collect();
+        addresses.sort();
+        assert_eq!(addresses, ["192.0.2.1", "192.0.2.1", "192.0.2.9"]);
     }
 }

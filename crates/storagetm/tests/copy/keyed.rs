@@ -1,12 +1,15 @@
 //! Copies from targets that let in by keys only: in a network of the test's own, where a key is needed.
 
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::alone::{ELSEWHERE, is_alone};
-use crate::scene::{Folder, MIB, PROGRAM, assert_equal, ends_with};
+use crate::scene::{Folder, MIB, PROGRAM, assert_equal, copy, ends_with, events, until_arrived};
 use crate::target::Target;
 
 const HOST: &str = "nqn.2024-01.test:copier";
@@ -55,6 +58,191 @@ fn x20_a_key_secures_the_copy_and_a_wrong_one_ends_it() {
     assert!(!Path::new(&never).exists());
 }
 
+/// Has `here` let in by the target that shows a code.
+fn pair(target: &Target, here: &str) {
+    let at = format!("{ELSEWHERE}:{}", target.port("nvme"));
+    let mut pair = Command::new(PROGRAM)
+        .args(["pair", &at, "--code-file", "-", "--keys", here, "--hostnqn", HOST])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    writeln!(pair.stdin.take().unwrap(), "{}", target.code()).unwrap();
+    assert!(pair.wait().unwrap().success());
+}
+
+/// An address of this machine besides [`ELSEWHERE`].
+const OTHER: &str = "10.77.0.2";
+
+fn add_other() {
+    let address = format!("{OTHER}/32");
+    let up = Command::new("ip").args(["address", "add", &address, "dev", "lo"]).status();
+    assert!(up.unwrap().success());
+}
+
+/// A listener at another address that keeps what clients send, each connection by itself, and passes it on to a port, if any.
+struct Tap {
+    port: u16,
+    sent: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl Tap {
+    fn on(target: Option<u16>) -> Self {
+        let listener = TcpListener::bind((OTHER, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let sent = Arc::<Mutex<Vec<Vec<u8>>>>::default();
+        let all = sent.clone();
+        std::thread::spawn(move || {
+            for near in listener.incoming().map_while(Result::ok) {
+                let number = {
+                    let mut all = all.lock().unwrap();
+                    all.push(Vec::new());
+                    all.len() - 1
+                };
+                let keep = all.clone();
+                let far = target.map(|port| TcpStream::connect((ELSEWHERE, port)).unwrap());
+                if let Some(far) = &far {
+                    let (mut far, mut near) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut far, &mut near);
+                        let _ = near.shutdown(Shutdown::Write);
+                    });
+                }
+                std::thread::spawn(move || {
+                    relay(near, far, |bytes| {
+                        keep.lock().unwrap()[number].extend_from_slice(bytes);
+                    })
+                });
+            }
+        });
+        Self { port, sent }
+    }
+
+    fn sent(&self) -> Vec<Vec<u8>> {
+        self.sent.lock().unwrap().clone()
+    }
+}
+
+/// Without a far end, what is no TLS is heard out, and TLS is hung up on.
+fn relay(mut near: TcpStream, mut far: Option<TcpStream>, keep: impl Fn(&[u8])) {
+    let mut bytes = [0; 4096];
+    while let Ok(count @ 1..) = near.read(&mut bytes) {
+        keep(&bytes[..count]);
+        let passed = far.as_mut().map_or(Ok(()), |far| far.write_all(&bytes[..count]));
+        if passed.is_err() || (far.is_none() && bytes[0] == 0x16) {
+            break;
+        }
+    }
+    let _ = far.map(|far| far.shutdown(Shutdown::Write));
+}
+
+fn has(bytes: &[u8], text: &[u8]) -> bool {
+    bytes.windows(text.len()).any(|window| window == text)
+}
+
+/// X60: keys belong to the machine. By another address it is spoken to by them, and a stranger not at all.
+#[test]
+fn x60_known_machine_is_never_spoken_to_in_the_clear() {
+    if !is_alone("keyed::x60_known_machine_is_never_spoken_to_in_the_clear") {
+        return;
+    }
+    add_other();
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 2 * MIB);
+    let (there, here) = (folder.path("there"), folder.path("here"));
+    let target = target(&there, &image, &["--pair"]);
+    pair(&target, &here);
+    let (nvme, nbd) = (Tap::on(Some(target.port("nvme"))), Tap::on(Some(target.port("nbd"))));
+    let sources = [
+        format!("nvme://{OTHER}:{}/disk", nvme.port),
+        format!("nbd://{OTHER}:{}/disk", nbd.port),
+        format!("nbds://{OTHER}:{}/disk", nbd.port),
+    ];
+    for source in &sources {
+        let to = folder.path("copy.img");
+        ends_with(0, &["--force", "--keys", &here, source, &to]);
+        assert_equal(&image, &to);
+    }
+    assert!(nvme.sent().iter().all(|sent| sent.first() == Some(&0x16)), "TLS from the first byte");
+    // NBD agrees on TLS in the clear, and says nothing else.
+    assert!(
+        nbd.sent()
+            .iter()
+            .all(|sent| !has(sent, b"disk") && has(&sent[..24], b"IHAVEOPT\0\0\0\x05"))
+    );
+    let stranger = Tap::on(None);
+    let never = folder.path("never.img");
+    let said =
+        ends_with(5, &["--keys", &here, &format!("nvme://{OTHER}:{}/", stranger.port), &never]);
+    assert!(said.contains("storagetm pair") && said.contains("--insecure"), "{said}");
+    assert!(stranger.sent().iter().all(|sent| sent.first() == Some(&0x16)));
+}
+
+/// X60: a target that needs no key is copied from only if that is said, once there is a key for any machine.
+#[test]
+fn x60_open_target_needs_insecure_where_keys_are_kept() {
+    if !is_alone("keyed::x60_open_target_needs_insecure_where_keys_are_kept") {
+        return;
+    }
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 2 * MIB);
+    let (there, here) = (folder.path("there"), folder.path("here"));
+    pair(&target(&there, &image, &["--pair"]), &here);
+    add_other();
+    let listens = [format!("nvme:{OTHER}:0"), format!("nbd:{OTHER}:0")];
+    let open = Target::serve(&["--open", "--listen", &listens[0], "--listen", &listens[1], &image]);
+    for source in [
+        format!("nvme://{OTHER}:{}/disk", open.port("nvme")),
+        format!("nbd://{OTHER}:{}/disk", open.port("nbd")),
+    ] {
+        let (to, never) = (folder.path("copy.img"), folder.path("never.img"));
+        let said = ends_with(5, &["--keys", &here, &source, &never]);
+        assert!(said.contains("--insecure"), "{said}");
+        assert!(!Path::new(&never).exists());
+        ends_with(0, &["--force", "--keys", &here, "--insecure", &source, &to]);
+        assert_equal(&image, &to);
+        // Without any key there is nobody to be taken for another.
+        ends_with(0, &["--force", &source, &to]);
+    }
+}
+
+/// R57: a target that is stopped in order and started again is waited for, as one that was killed.
+#[test]
+fn r57_keyed_target_that_is_restarted_is_copied_on() {
+    if !is_alone("keyed::r57_keyed_target_that_is_restarted_is_copied_on") {
+        return;
+    }
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 32 * MIB);
+    let (there, here) = (folder.path("there"), folder.path("here"));
+    let first = target(&there, &image, &["--pair"]);
+    pair(&first, &here);
+    let mut running = Some(first);
+    for protocol in ["nvme", "nbds"] {
+        let target = running.take().unwrap();
+        let (nvme, nbd) = (target.port("nvme"), target.port("nbd"));
+        let port = if protocol == "nvme" { nvme } else { nbd };
+        let source = format!("{protocol}://{ELSEWHERE}:{port}/disk");
+        let to = folder.path(&format!("{protocol}.img"));
+        let words = ["--json", "--rate", "4M", "--keys", &here, &source, &to];
+        let copying = copy(&words).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        until_arrived(&to, 4 * MIB);
+        target.interrupt();
+        std::thread::sleep(Duration::from_secs(3));
+        let at = [format!("nvme:{ELSEWHERE}:{nvme}"), format!("nbd:{ELSEWHERE}:{nbd}")];
+        running = Some(Target::serve(&[
+            "--keys", &there, "--listen", &at[0], "--listen", &at[1], &image,
+        ]));
+        let output = copying.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{protocol}: {said}");
+        let last = events(&output).pop().unwrap();
+        assert_eq!(last["verified"], 32 * MIB, "{last}");
+        assert_equal(&image, &to);
+    }
+}
+
 /// What pairing leaves is enough: the machine's address, and the disk's name there.
 #[test]
 fn a_machine_that_was_paired_with_is_copied_from_by_its_name_for_the_disk() {
@@ -66,16 +254,7 @@ fn a_machine_that_was_paired_with_is_copied_from_by_its_name_for_the_disk() {
     let (there, here) = (folder.path("there"), folder.path("here"));
     let target = target(&there, &image, &["--pair"]);
     let port = target.port("nvme");
-    let mut pair = Command::new(PROGRAM)
-        .args(["pair", &format!("{ELSEWHERE}:{port}"), "--code-file", "-", "--keys", &here])
-        .args(["--hostnqn", HOST])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    writeln!(pair.stdin.take().unwrap(), "{}", target.code()).unwrap();
-    assert!(pair.wait().unwrap().success());
+    pair(&target, &here);
     let froms = [
         format!("nvme://{ELSEWHERE}:{port}/disk"),
         format!("nvme://{ELSEWHERE}:{port}/disk.img"),

@@ -19,7 +19,7 @@ impl Drop for Running {
 
 /// This program's own target.
 pub(crate) struct Target {
-    _running: Running,
+    running: Running,
     ports: Vec<(String, u16)>,
     pub(crate) lent: Vec<Value>,
     code: Option<String>,
@@ -56,7 +56,15 @@ impl Target {
         }
         // Nobody reads on: a target whose reader is gone ends.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        Self { _running: running, ports, lent, code }
+        Self { running, ports, lent, code }
+    }
+
+    /// Ends it as Ctrl-C does, and waits until it has ended.
+    pub(crate) fn interrupt(mut self) {
+        let child = &mut self.running.0;
+        let pid = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        child.wait().unwrap();
     }
 
     /// The code on its screen.
