@@ -104,7 +104,7 @@ fn refusal(f: &mut fmt::Formatter<'_>, why: Why, seconds: u16) -> fmt::Result {
     })?;
     match seconds {
         0 => Ok(()),
-        ..120 => write!(f, ": try again in {seconds} s"),
+        1..120 => write!(f, ": try again in {seconds} s"),
         _ => write!(f, ": try again in {} min", seconds.div_ceil(60)),
     }
 }

@@ -1,5 +1,4 @@
-//! One connection on a ring's thread: its session, its socket, and what of it is under way in the ring. It knows no
-//! other connection.
+//! One connection on a ring's thread: its session, its socket, and what of it is under way in the ring.
 
 use std::io;
 use std::os::fd::AsFd;
