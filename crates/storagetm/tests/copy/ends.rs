@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use crate::scene::{Attached, Folder, MIB, allocated, assert_equal, copy, ends_with, noise, run};
+use crate::scene::{Attached, Folder, MIB, allocated, assert_equal, copy, ends_with, run};
 
 #[test]
 fn a_file_is_copied_with_its_holes_and_the_hash_is_that_of_b3sum() {
