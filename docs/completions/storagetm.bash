@@ -1161,7 +1161,7 @@ _storagetm() {
             return 0
             ;;
         storagetm__subcmd__serve)
-            opts="-h --all --demo --writable --protocol --listen --stdin --open --pair --keys --tls-certificates --allow-null-dh --no-announce --nqn --format --allow-in-use --io --threads --digests --boot-settings --json --help"
+            opts="-h --all --demo --writable --protocol --listen --stdin --open --pair --keys --tls-certificates --allow-null-dh --no-announce --nqn --format --allow-in-use --force --io --threads --digests --boot-settings --json --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0

@@ -228,6 +228,16 @@ pub fn by_number(tree: &Tree, number: DeviceNumber) -> Option<Disk> {
     read(tree, place.file_name()?.to_str()?)
 }
 
+/// Requests to write that the kernel has on their way to a device (Documentation/ABI/stable/sysfs-block); `None` if it
+/// does not count them.
+pub fn writes_in_flight(tree: &Tree, number: DeviceNumber) -> Option<u64> {
+    let place = PathBuf::from(format!("sys/dev/block/{number}"));
+    let device = if tree.path(place.join("queue")).exists() { "" } else { ".." };
+    let counts = tree.attribute(place.join(device).join("queue/iostats"))? == "1";
+    let in_flight = tree.attribute(place.join("inflight")).filter(|_| counts)?;
+    in_flight.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// The attributes of a disk's queue, which its partitions share.
 struct Queue<'a> {
     tree: &'a Tree,

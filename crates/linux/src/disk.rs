@@ -376,12 +376,30 @@ pub struct Live {
 
 impl Probe for Live {
     fn contents(&self, disk: &Disk) -> io::Result<Contents> {
-        let file = File::open(self.tree.path(&disk.node))?;
-        signature::probe(&file as &dyn ReadAt, disk.bytes)
+        examine::contents(&self.tree.path(&disk.node), disk.bytes)
     }
 
     fn is_busy(&self, disk: &Disk) -> io::Result<bool> {
-        match open_file(&self.tree.path(&disk.node), OpenFor::Reading, OFlags::EXCL) {
+        examine::is_busy(&self.tree.path(&disk.node))
+    }
+}
+
+/// What only a disk itself answers. Each of these waits as long as the disk does.
+pub mod examine {
+    use super::*;
+
+    /// Returns what is on the device at `node`, which has `bytes` bytes.
+    ///
+    /// Fails if it cannot be opened, or for a reason that is not the disk's.
+    pub fn contents(node: &Path, bytes: u64) -> io::Result<Contents> {
+        signature::probe(&File::open(node)? as &dyn ReadAt, bytes)
+    }
+
+    /// Returns whether a program or the kernel has the device at `node` for itself.
+    ///
+    /// Fails if it cannot be opened for another reason.
+    pub fn is_busy(node: &Path) -> io::Result<bool> {
+        match open_file(node, OpenFor::Reading, OFlags::EXCL) {
             Ok(_) => Ok(false),
             Err(error) if error.kind() == ErrorKind::ResourceBusy => Ok(true),
             Err(error) => Err(error),

@@ -150,6 +150,11 @@ pub fn is_twin(
     source != Source::Path && own == others
 }
 
+/// Whether only the contents of a whole disk, or its place, can name it.
+pub fn is_named_by_contents(disk: &Disk) -> bool {
+    key(disk, None, MachineId { bytes: [0; 16], stable: false }).0 == Source::Path
+}
+
 /// A number that differs between machines, and between the processes of one: where each begins to number its NVMe
 /// controllers.
 pub fn first_controller(machine: MachineId, process: u32) -> u16 {

@@ -1,7 +1,7 @@
 //! Whether a disk may be lent: everything on this machine that uses it, or may.
 //!
 //! Reads no disk itself: what is on one, and whether a program has it for itself, is asked of the caller's [`Probe`].
-//! What cannot be found out counts as use.
+//! What cannot be found out counts as use, but for content that the disk itself fails to read.
 
 use crate::block::{self, DeviceNumber, Disk};
 use crate::mount::{self, Mount};
@@ -11,7 +11,7 @@ use crate::transport::Transport;
 use crate::tree::Tree;
 use rustix::io::Errno;
 use std::collections::HashSet;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
@@ -86,11 +86,18 @@ impl Machine {
         for member in self.family(disk) {
             reasons.extend(self.used(disk, member));
         }
-        // An empty diskette drive takes seconds to say so.
-        if disk.bytes > 0 && disk.transport != Transport::Floppy {
-            reasons.extend(self.examined(disk, probe));
-        }
+        reasons.extend(self.examined(disk, probe));
         Verdict::new(reasons)
+    }
+
+    /// The devices that `probe` is asked about to judge `disk`: it and its partitions. None if the disk is not examined.
+    pub fn examined_for<'a>(&'a self, disk: &'a Disk) -> Vec<&'a Disk> {
+        // An empty diskette drive takes seconds to say so.
+        if disk.bytes == 0 || disk.transport == Transport::Floppy {
+            return Vec::new();
+        }
+        let parts = self.family(disk).into_iter().filter(|other| other.bytes > 0);
+        parts.filter(|other| other.name == disk.name || !disk.is_partition()).collect()
     }
 
     /// What the disk is, by itself.
@@ -207,13 +214,19 @@ impl Machine {
     /// The marks on the disk and its partitions, and whether it is opened exclusively.
     fn examined(&self, disk: &Disk, probe: &dyn Probe) -> Vec<Reason> {
         let mut reasons = Vec::new();
-        let parts = self.family(disk).into_iter().filter(|other| other.bytes > 0);
-        for member in parts.filter(|other| other.name == disk.name || !disk.is_partition()) {
+        let examined = self.examined_for(disk);
+        if examined.is_empty() {
+            return reasons;
+        }
+        for member in examined {
             match probe.contents(member) {
-                Ok(_) if self.at_rest => {}
-                Err(error) if self.at_rest && error.raw_os_error() == Some(BROKEN) => {}
-                Ok(contents) => reasons.extend(marks(disk, member, &contents)),
-                Err(error) => reasons.push(unreadable(disk, member, &error)),
+                Ok(contents) => {
+                    if !self.at_rest {
+                        reasons.extend(marks(disk, member, &contents));
+                    }
+                    reasons.extend(contents.unreadable.map(|at| unreadable(disk, member, at)));
+                }
+                Err(error) => reasons.push(unexamined(disk, member, &error)),
             }
         }
         match probe.is_busy(disk) {
@@ -222,7 +235,7 @@ impl Machine {
                 code: Code::Busy,
                 text: "opened for itself alone by another program or by the kernel".to_owned(),
             }),
-            Err(error) => reasons.push(unreadable(disk, disk, &error)),
+            Err(error) => reasons.push(unexamined(disk, disk, &error)),
         }
         reasons
     }
@@ -389,20 +402,37 @@ fn marks(disk: &Disk, member: &Disk, contents: &Contents) -> Vec<Reason> {
         .collect()
 }
 
-/// What the kernel says of a sector that cannot be read.
-const BROKEN: i32 = Errno::IO.raw_os_error();
-
-fn unreadable(disk: &Disk, member: &Disk, error: &io::Error) -> Reason {
-    if error.raw_os_error() == Some(Errno::NOMEDIUM.raw_os_error()) {
-        return Reason { code: Code::NoMedium, text: "there is no medium in the drive".to_owned() };
-    }
-    // EPERM is what a container says, to root as well.
-    let advice = match Errno::from_io_error(error) {
-        Some(Errno::ACCESS) => "; run this as root, or as a member of the group disk",
-        _ => "",
-    };
+/// The disk failed to read what was to be examined: its content is not known, which is not use.
+fn unreadable(disk: &Disk, member: &Disk, at: u64) -> Reason {
     let place = place(disk, member, None);
-    Reason { code: Code::Doubt, text: format!("cannot be examined{place}: {error}{advice}") }
+    let text = format!("cannot be read at {at}{place}: what is on it is not known");
+    Reason { code: Code::Unreadable, text }
+}
+
+/// The disk could not be examined at all.
+fn unexamined(disk: &Disk, member: &Disk, error: &io::Error) -> Reason {
+    let place = place(disk, member, None);
+    let node = member.node.display();
+    let doubt = |text| Reason { code: Code::Doubt, text };
+    match (Errno::from_io_error(error), error.kind()) {
+        (Some(Errno::NOMEDIUM), _) => {
+            Reason { code: Code::NoMedium, text: "there is no medium in the drive".to_owned() }
+        }
+        (_, ErrorKind::TimedOut) => {
+            Reason { code: Code::Silent, text: format!("it does not answer{place}") }
+        }
+        (_, ErrorKind::NotFound) => {
+            doubt(format!("cannot be examined{place}: its device node {node} is missing"))
+        }
+        // EPERM is what a container says, to root as well.
+        (Some(Errno::ACCESS), _) => doubt(format!(
+            "cannot be examined{place}: {error}; run this as root, or as a member of the group disk"
+        )),
+        (Some(Errno::MFILE), _) => doubt(format!(
+            "cannot be examined{place}: {error}; raise this program's limit of open files (ulimit -n)"
+        )),
+        _ => doubt(format!("cannot be examined{place}: {error}")),
+    }
 }
 
 #[cfg(test)]
@@ -419,6 +449,7 @@ mod tests {
         marks: HashMap<&'static str, (Kind, u64)>,
         busy: Vec<&'static str>,
         error: Option<Errno>,
+        unreadable: Option<u64>,
     }
 
     impl Probe for Marked {
@@ -429,7 +460,8 @@ mod tests {
             let found = self.marks.get(disk.name.as_str());
             let found = found
                 .map(|(kind, devices)| Signature { devices: *devices, ..Signature::of(*kind) });
-            Ok(Contents { table: None, signatures: found.into_iter().collect() })
+            let signatures = found.into_iter().collect();
+            Ok(Contents { signatures, unreadable: self.unreadable, ..Contents::default() })
         }
 
         fn is_busy(&self, disk: &Disk) -> io::Result<bool> {
@@ -490,7 +522,7 @@ mod tests {
         let marked = Marked { marks: HashMap::from([("sdb", (Kind::Md, 2))]), ..Marked::default() };
         assert!(judge(&marked));
         assert!(!judge_with(&fake, "sdb", &marked).allows(Asked::ForAll));
-        assert!(judge(&Marked { error: Some(Errno::IO), ..Marked::default() }));
+        assert!(judge(&Marked { unreadable: Some(0), ..Marked::default() }));
         assert!(!judge(&Marked { error: Some(Errno::ACCESS), ..Marked::default() }));
         assert!(!judge(&Marked { busy: vec!["sdb"], ..Marked::default() }));
         mount(&fake, "9 1 8:16 / /mnt rw - ext4 /dev/sdb rw");
@@ -672,13 +704,51 @@ mod tests {
     }
 
     #[test]
+    fn r61_an_unreadable_disk_is_read_and_not_called_in_use() {
+        let fake = machine();
+        let probe = Marked { unreadable: Some(4096), ..Marked::default() };
+        let verdict = judge_with(&fake, "sdb", &probe);
+        assert_eq!(verdict.reasons[0].code.word(), "unreadable");
+        assert_eq!(verdict.reasons[0].text, "cannot be read at 4096: what is on it is not known");
+        assert!(verdict.allows(Asked::ForAll) && !verdict.is_in_use());
+        assert!(!verdict.allows_writing(false) && verdict.allows_writing(true));
+        let busy = Marked { busy: vec!["sdb"], ..probe };
+        assert!(!judge_with(&fake, "sdb", &busy).allows(Asked::ByName));
+        let marks = HashMap::from([("sdb", (Kind::Md, 2))]);
+        let member = Marked { marks, unreadable: Some(4096), ..Marked::default() };
+        assert!(!judge_with(&fake, "sdb", &member).allows(Asked::ByName), "its mark was read");
+        fake.file("proc/self/mountinfo", "25 1 8:16 / /home rw - ext4 /dev/sdb rw\n");
+        let probe = Marked { unreadable: Some(0), ..Marked::default() };
+        assert!(!judge_with(&fake, "sdb", &probe).allows(Asked::ByName));
+    }
+
+    #[test]
+    fn what_keeps_a_disk_from_being_examined_is_named() {
+        let fake = machine();
+        for (error, code, words) in [
+            (Errno::NOENT, "doubt", "its device node /dev/sdb is missing"),
+            (Errno::MFILE, "doubt", "limit of open files"),
+            (Errno::ACCESS, "doubt", "run this as root"),
+            (Errno::TIMEDOUT, "no-answer", "it does not answer"),
+        ] {
+            let probe = Marked { error: Some(error), ..Marked::default() };
+            let verdict = judge_with(&fake, "sdb", &probe);
+            let reason = &verdict.reasons[0];
+            assert_eq!(reason.code.word(), code);
+            assert!(reason.text.contains(words), "{reason}");
+            assert!(!verdict.allows(Asked::ByName), "{reason}");
+            assert!(verdict.of_weight(Weight::InUse).next().is_none(), "{reason}");
+        }
+    }
+
+    #[test]
     fn doubt_means_no() {
         let fake = machine();
         let probe = Marked { error: Some(Errno::ACCESS), ..Marked::default() };
         let verdict = judge_with(&fake, "sdb", &probe);
         assert_eq!(verdict.reasons[0].code, Code::Doubt);
         assert!(verdict.reasons[0].text.contains("run this as root"));
-        assert!(!verdict.allows(Asked::ForAll) && !verdict.allows_writing());
+        assert!(!verdict.allows(Asked::ForAll) && !verdict.allows_writing(false));
 
         std::fs::remove_file(fake.root.join("proc/self/mountinfo")).unwrap();
         assert_eq!(judge(&fake, "sdb")[0].0, "doubt");
@@ -752,7 +822,7 @@ mod tests {
         fake.file("sys/class/block/sdb/ro", "1");
         let verdict = judge_with(&fake, "sdb", &Marked::default());
         assert_eq!(verdict.reasons[0].code, Code::ReadOnly);
-        assert!(verdict.allows(Asked::ForAll) && !verdict.allows_writing());
+        assert!(verdict.allows(Asked::ForAll) && !verdict.allows_writing(false));
         fake.file("sys/class/block/sdb/queue/zoned", "host-managed");
         assert_eq!(judge(&fake, "sdb")[0].0, "zoned");
     }

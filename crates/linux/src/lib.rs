@@ -15,6 +15,7 @@ pub mod gpt;
 pub mod hardware;
 pub mod identity;
 pub mod in_use;
+pub mod inhibit;
 mod ioctl;
 pub mod journal;
 pub mod keyring;

@@ -2,6 +2,8 @@
 //!
 //! Does not know what the bytes mean.
 
+use rustix::io::Errno;
+use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
@@ -29,6 +31,69 @@ impl ReadAt for [u8] {
         }
         Ok(length)
     }
+}
+
+/// The unit in which the kernel's page cache reads, and so fails to read.
+const PAGE: u64 = 4096;
+/// Failures after which a disk is not read any more: each may take it half a minute.
+const MOST_FAILURES: u32 = 8;
+
+/// What the kernel reports if the disk itself, or the way to it, failed a request (`blk_errors` in block/blk-core.c).
+const DISK_ERRORS: [Errno; 7] = [
+    Errno::IO,
+    Errno::NODATA,
+    Errno::REMOTEIO,
+    Errno::ILSEQ,
+    Errno::NOLINK,
+    Errno::BADE,
+    Errno::TIMEDOUT,
+];
+
+/// Reads zeros where the disk fails to read, and keeps the first such place.
+pub(crate) struct Tolerant<'a, R: ?Sized> {
+    reader: &'a R,
+    first: Cell<Option<u64>>,
+    failures: Cell<u32>,
+}
+
+impl<'a, R: ReadAt + ?Sized> Tolerant<'a, R> {
+    /// Reads from `reader`.
+    pub(crate) fn new(reader: &'a R) -> Self {
+        Self { reader, first: Cell::new(None), failures: Cell::new(0) }
+    }
+
+    /// The lowest offset in bytes at which reading failed.
+    pub(crate) fn first_failure(&self) -> Option<u64> {
+        self.first.get()
+    }
+
+    /// Takes `offset` down as unreadable; zeros up to the end of its page, at most the whole buffer.
+    fn skip(&self, buffer: &mut [u8], offset: u64) -> usize {
+        self.first.set(Some(self.first.get().map_or(offset, |first| first.min(offset))));
+        let left = PAGE.saturating_sub(offset.checked_rem(PAGE).unwrap_or(0));
+        let length = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        buffer.iter_mut().take(length).for_each(|byte| *byte = 0);
+        length
+    }
+}
+
+impl<R: ReadAt + ?Sized> ReadAt for Tolerant<'_, R> {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        if self.failures.get() >= MOST_FAILURES {
+            return Ok(self.skip(buffer, offset));
+        }
+        match self.reader.read_at(buffer, offset) {
+            Err(error) if is_disk_error(&error) => {
+                self.failures.set(self.failures.get().saturating_add(1));
+                Ok(self.skip(buffer, offset))
+            }
+            other => other,
+        }
+    }
+}
+
+fn is_disk_error(error: &io::Error) -> bool {
+    Errno::from_io_error(error).is_some_and(|errno| DISK_ERRORS.contains(&errno))
 }
 
 /// Up to `length` bytes from `offset`; what lies beyond the end is missing.
@@ -91,6 +156,47 @@ mod tests {
         assert_eq!(window(medium, 2, 8).unwrap(), [3, 4]);
         assert_eq!(window(medium, 9, 8).unwrap(), []);
         assert_eq!(window(medium, u64::MAX, 8).unwrap(), []);
+    }
+
+    /// A medium of 1 MiB, all ones, whose pages in `bad` cannot be read. The kernel reads up to the bad page.
+    struct Failing {
+        bad: std::ops::Range<u64>,
+        asked: Cell<u32>,
+    }
+
+    impl ReadAt for Failing {
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.asked.set(self.asked.get() + 1);
+            let end = (1 << 20u64).min(offset + buffer.len() as u64);
+            let stop = if offset < self.bad.end { end.min(self.bad.start) } else { end };
+            if stop <= offset && offset < self.bad.end {
+                return Err(Errno::IO.into());
+            }
+            let length = usize::try_from(stop.saturating_sub(offset)).unwrap();
+            buffer[..length].fill(1);
+            Ok(length)
+        }
+    }
+
+    #[test]
+    fn r61_a_bad_page_is_passed_over() {
+        let medium = Failing { bad: 8192..12_288, asked: Cell::new(0) };
+        let reader = Tolerant::new(&medium);
+        let bytes = window(&reader, 0, 72 << 10).unwrap();
+        assert_eq!(bytes.len(), 72 << 10);
+        assert!(bytes[..8192].iter().chain(&bytes[12_288..]).all(|byte| *byte == 1));
+        assert!(bytes[8192..12_288].iter().all(|byte| *byte == 0));
+        assert_eq!(reader.first_failure(), Some(8192));
+    }
+
+    #[test]
+    fn r61_a_dead_medium_is_asked_a_few_times_only() {
+        let medium = Failing { bad: 0..1 << 20, asked: Cell::new(0) };
+        let reader = Tolerant::new(&medium);
+        let bytes = window(&reader, 512 << 10, 128 << 10).unwrap();
+        assert!(bytes.len() == 128 << 10 && bytes.iter().all(|byte| *byte == 0));
+        assert_eq!(window(&reader, 0, 512).unwrap().len(), 512);
+        assert_eq!((reader.first_failure(), medium.asked.get()), (Some(0), MOST_FAILURES));
     }
 
     #[test]

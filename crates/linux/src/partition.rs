@@ -3,6 +3,7 @@
 //! Does not know what is in the partitions.
 
 use crate::medium::{ReadAt, array, le32, le64, utf16, window};
+use serde::{Deserialize, Serialize};
 use std::io;
 
 /// The block sizes that a GPT is looked for with.
@@ -14,7 +15,7 @@ const LONGEST_CHAIN: u32 = 128;
 const MBR_SECTOR: u64 = 512;
 
 /// The kind of table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scheme {
     /// GUID partition table.
     Gpt,
@@ -23,7 +24,7 @@ pub enum Scheme {
 }
 
 /// A partition table.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
     /// Its kind.
     pub scheme: Scheme,
@@ -36,7 +37,7 @@ pub struct Table {
 }
 
 /// One partition.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// Its number, from 1; logical partitions of an MBR from 5.
     pub number: u32,

@@ -11,8 +11,12 @@ use std::fmt;
 pub enum Weight {
     /// Nothing: it is only to be known.
     Note,
+    /// Nothing to read it; to write it, explicit permission, since what is on it is not known.
+    Unread,
     /// To name the disk: it is only not among all disks.
     Unasked,
+    /// To allow disks in use: whether this one is could not be found out.
+    Unknown,
     /// To allow disks in use, which are lent read-only then.
     InUse,
     /// It cannot be lent.
@@ -91,8 +95,12 @@ pub enum Code {
     NoMedium,
     /// It has no bytes.
     Empty,
-    /// Something could not be looked at.
+    /// Whether it is in use could not be found out.
     Doubt,
+    /// A part of it that was examined cannot be read.
+    Unreadable,
+    /// It does not answer requests.
+    Silent,
     /// It cannot be written.
     ReadOnly,
 }
@@ -131,6 +139,8 @@ impl Code {
             Self::NoMedium => "no-medium",
             Self::Empty => "empty",
             Self::Doubt => "doubt",
+            Self::Unreadable => "unreadable",
+            Self::Silent => "no-answer",
             Self::ReadOnly => "read-only",
         }
     }
@@ -139,7 +149,9 @@ impl Code {
     pub fn weight(self) -> Weight {
         match self {
             Self::ReadOnly => Weight::Note,
-            Self::NoMedium | Self::Empty => Weight::Never,
+            Self::Unreadable => Weight::Unread,
+            Self::Doubt => Weight::Unknown,
+            Self::NoMedium | Self::Empty | Self::Silent => Weight::Never,
             Self::Network
             | Self::Loop
             | Self::Zram
@@ -244,21 +256,35 @@ impl Verdict {
     /// Whether the disk may be lent when it is asked for in this way.
     pub fn allows(&self, asked: Asked) -> bool {
         let most = match asked {
-            Asked::ForAll => Weight::Note,
+            Asked::ForAll => Weight::Unread,
             Asked::ByName => Weight::Unasked,
             Asked::ByNameInUse => Weight::InUse,
         };
         self.reasons.iter().all(|reason| reason.code.weight() <= most)
     }
 
-    /// Whether it may be lent to be written: never a disk in use, nor one that cannot be written.
-    pub fn allows_writing(&self) -> bool {
-        self.allows(Asked::ByName) && !self.reasons.iter().any(|r| r.code == Code::ReadOnly)
+    /// Whether it may be lent to be written: never a disk in use, nor one that cannot be written; with `force` one whose
+    /// content cannot be read.
+    pub fn allows_writing(&self, force: bool) -> bool {
+        let forbids = |reason: &Reason| {
+            reason.code == Code::ReadOnly || (reason.code.weight() == Weight::Unread && !force)
+        };
+        self.allows(Asked::ByName) && !self.reasons.iter().any(forbids)
+    }
+
+    /// The reasons of that weight.
+    pub fn of_weight(&self, weight: Weight) -> impl Iterator<Item = &Reason> {
+        self.reasons.iter().filter(move |reason| reason.code.weight() == weight)
     }
 
     /// Whether the disk is in use, or may be.
     pub fn is_in_use(&self) -> bool {
-        self.reasons.iter().any(|reason| reason.code.weight() == Weight::InUse)
+        self.uses().next().is_some()
+    }
+
+    /// The uses of the disk, known ones before possible ones.
+    pub fn uses(&self) -> impl Iterator<Item = &Reason> {
+        self.of_weight(Weight::InUse).chain(self.of_weight(Weight::Unknown))
     }
 }
 
@@ -276,7 +302,7 @@ mod tests {
         let allowed = |codes: &[Code]| {
             let verdict = verdict(codes);
             let asked = [Asked::ForAll, Asked::ByName, Asked::ByNameInUse];
-            (asked.map(|asked| verdict.allows(asked)), verdict.allows_writing())
+            (asked.map(|asked| verdict.allows(asked)), verdict.allows_writing(false))
         };
         assert_eq!(allowed(&[]), ([true, true, true], true));
         assert_eq!(allowed(&[Code::ReadOnly]), ([true, true, true], false));
@@ -284,6 +310,20 @@ mod tests {
         assert_eq!(allowed(&[Code::Loop, Code::Mounted]), ([false, false, true], false));
         assert_eq!(allowed(&[Code::Doubt]), ([false, false, true], false));
         assert_eq!(allowed(&[Code::NoMedium]), ([false, false, false], false));
+        assert_eq!(allowed(&[Code::Silent]), ([false, false, false], false));
+        assert_eq!(allowed(&[Code::Unreadable]), ([true, true, true], false));
+        assert_eq!(allowed(&[Code::Unreadable, Code::Mounted]), ([false, false, true], false));
+        assert!(verdict(&[Code::Unreadable]).allows_writing(true));
+        assert!(!verdict(&[Code::Unreadable, Code::ReadOnly]).allows_writing(true));
+    }
+
+    #[test]
+    fn what_is_not_known_is_told_apart_from_use() {
+        let doubt = verdict(&[Code::Doubt]);
+        assert!(doubt.is_in_use() && doubt.of_weight(Weight::InUse).next().is_none());
+        let broken = verdict(&[Code::Unreadable]);
+        assert!(!broken.is_in_use());
+        assert_eq!(verdict(&[Code::Doubt, Code::Swap]).uses().count(), 2);
     }
 
     #[test]

@@ -2,16 +2,17 @@
 //!
 //! Does not know whether anything of it is in use, and trusts no number it reads.
 
-use crate::medium::{ReadAt, array, label, le32, le64, utf16, window};
+use crate::medium::{ReadAt, Tolerant, array, label, le32, le64, utf16, window};
 use crate::member;
 use crate::partition::{self, Table, guid_text};
+use serde::{Deserialize, Serialize};
 use std::io;
 
 /// The head holds every mark but those counted from the end: the last is btrfs's at 64 KiB.
 const HEAD: usize = 72 << 10;
 
 /// What left the mark.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[allow(missing_docs)] // The names are those of the formats; `word` has them in lower case.
 pub enum Kind {
     Ext2,
@@ -95,7 +96,7 @@ impl Kind {
 }
 
 /// One mark found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature {
     /// What left it.
     pub kind: Kind,
@@ -110,23 +111,29 @@ pub struct Signature {
 }
 
 /// All that was found on a disk.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contents {
     /// The partition table.
     pub table: Option<Table>,
     /// The marks, in the order of [`Kind`].
     pub signatures: Vec<Signature>,
+    /// The first place that was examined and that the disk failed to read, in bytes. What is marked there is not known.
+    pub unreadable: Option<u64>,
 }
 
-/// Looks at `bytes` bytes of a disk. Reads less than a megabyte. Errors: it cannot be read.
+/// Looks at `bytes` bytes of a disk. Reads less than a megabyte; what the disk fails to read is passed over.
+///
+/// Fails if reading fails for a reason that is not the disk's.
 pub fn probe<R: ReadAt + ?Sized>(reader: &R, bytes: u64) -> io::Result<Contents> {
+    let reader = &Tolerant::new(reader);
     let head = window(reader, 0, HEAD)?;
     let mut signatures: Vec<Signature> = ROWS.iter().filter_map(|row| row.find(&head)).collect();
     signatures.extend(udf(&head));
     signatures.extend(member::find(reader, &head, bytes)?);
     signatures.sort_by_key(|signature| signature.kind as u8);
     signatures.dedup_by_key(|signature| signature.kind);
-    Ok(Contents { table: partition::read(reader)?, signatures })
+    let table = partition::read(reader)?;
+    Ok(Contents { table, signatures, unreadable: reader.first_failure() })
 }
 
 /// Where and in which form a format keeps its identifier.

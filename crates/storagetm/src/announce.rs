@@ -24,8 +24,8 @@ use linux::net::Address;
 use rustix::fs::{OFlags, fcntl_setfl};
 
 use crate::failure::Failure;
+use crate::helper::program;
 use crate::mailbox::Mailbox;
-use crate::worker::program;
 pub(crate) use responder::work;
 pub(crate) use service::{Spot, services};
 pub(crate) use words::{Found, Kind, Place, Service};

@@ -20,12 +20,14 @@ mod voice;
 use std::fs::File;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use ::copy::{Disk, End, Job, Refusal, Settings};
 use console::attach::quoted;
 use console::{decimal, size};
 use filesystem::Survey;
+use linux::inhibit::Inhibitor;
 use linux::tree::Tree;
 
 use crate::consent::{self, Stake};
@@ -132,7 +134,8 @@ fn prepare(options: &Copy) -> Result<Ready, Failure> {
         Locator::Pipe => packed::stream(local::standard(io::stdin())?, raw)?,
         there => Local::there(remote::place(&tree, options, there)?),
     };
-    let (source, mut notes) = if options.allocated { source.used()? } else { (source, Vec::new()) };
+    let mut source = if options.allocated { source.used()? } else { source };
+    let mut notes = std::mem::take(&mut source.notes);
     let disk = look(&source.end)?;
     let destination = destination(&tree, options, resumed)?;
     let to = if destination.is_disk { look(&destination.end)? } else { None };
@@ -299,8 +302,15 @@ fn run(options: &Copy, ready: Ready, voice: &mut Voice) -> Result<(), Failure> {
     let (from, _source) = ready.source.split();
     let (to, _destination) = ready.destination.split();
     let mut after = ready.after;
+    let mut awake = Inhibitor::new(&Tree::machine(), "a disk is copied");
+    awake.update(true, Instant::now());
     let job = Job { source: from, destination: after.keep(to), settings: settings(options) };
-    let mut report = job.run(&stop, &mut |progress| voice.progress(progress));
+    let mut report = job.run(&stop, &mut |progress| {
+        voice.progress(progress);
+        if voice.is_unheard() {
+            stop.store(true, Ordering::Release);
+        }
+    });
     let advice = after.complete(&mut report);
     voice.clear();
     if options.files && !report.bad.is_empty() {

@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use export::Access;
 use linux::block::{self, Disk};
-use linux::disk::Live;
-use linux::in_use::{Machine, Probe};
-use linux::reason::{Asked, Verdict};
+use linux::in_use::Machine;
+use linux::reason::{Asked, Code, Verdict};
 use linux::uevent::{Action, News, Uevents};
 
 use crate::choice::{Choice, Said};
+use crate::device::Device;
+use crate::examine::{Examiner, LIMIT, SLOW};
 use crate::failure::Failure;
-use crate::lend::{Device, Loan, Terms};
+use crate::lend::{Known, Loan, Terms, examined_for};
 use crate::options::Wanted;
 
 /// A disk that comes is announced in many events: how long to wait for the last of them.
@@ -58,6 +59,12 @@ pub(crate) struct Follow {
     due: Option<Instant>,
     /// Those to look at once more, each at its time.
     again: HashMap<String, Instant>,
+    /// Asks disks what is on them.
+    examiner: Examiner,
+    /// Kernel names of disks that are lent, or not, when they have answered.
+    waiting: HashSet<String>,
+    /// When one of them has answered, if that was after the last look.
+    answered: Option<Instant>,
     /// Why disks are not lent, as it was said.
     said: HashMap<String, String>,
 }
@@ -66,6 +73,7 @@ impl Follow {
     /// Starts to listen to the kernel.
     pub(crate) fn open(terms: Terms, choice: Option<Choice>) -> Self {
         let uevents = Uevents::open().ok();
+        let examiner = Examiner::new(terms.tree.clone());
         Self {
             // Use is allowed for disks that are named, never for all.
             terms: Terms { allow_in_use: false, ..terms },
@@ -76,6 +84,9 @@ impl Follow {
             pending: HashSet::new(),
             due: None,
             again: HashMap::new(),
+            examiner,
+            waiting: HashSet::new(),
+            answered: None,
             said: HashMap::new(),
         }
     }
@@ -85,18 +96,27 @@ impl Follow {
         self.uevents.is_none()
     }
 
-    /// The descriptor that is readable when the kernel says something.
-    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.uevents.as_ref().map(AsFd::as_fd)
+    /// Readable when the kernel says something, and when disks have answered.
+    pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.uevents.as_ref().map(AsFd::as_fd).into_iter().chain(self.examiner.descriptor())
     }
 
     /// When to call [`Follow::look`].
     pub(crate) fn due(&self) -> Option<Instant> {
-        self.due.into_iter().chain(self.again.values().copied()).min()
+        let again = self.again.values().copied();
+        let others = [self.due, self.examiner.due(), self.answered];
+        others.into_iter().flatten().chain(again).min()
     }
 
-    /// Takes what the kernel says; never waits.
+    /// Takes what the kernel says, and what disks have answered; never waits.
     pub(crate) fn receive(&mut self, now: Instant) {
+        for answered in self.examiner.receive() {
+            self.answered = Some(now);
+            if answered.is_late {
+                // The disk was left out: all of it is looked at anew.
+                self.note(answered.name, now);
+            }
+        }
         loop {
             let news = self.uevents.as_mut().map(Uevents::receive);
             match news {
@@ -137,15 +157,30 @@ impl Follow {
             ))
         })?;
         let writable = loans.iter().filter(|loan| loan.export.access == Access::Writable);
-        let devices: Vec<&Device> = writable.filter_map(|loan| loan.device.as_ref()).collect();
-        let disks = machine.disks.iter().filter(|disk| devices.contains(&&Device::of(disk)));
-        self.writable = disks.filter_map(|disk| self.terms.fingerprint(&machine, disk)).collect();
+        self.writable = writable.filter_map(|loan| loan.fingerprint).collect();
         let names: HashSet<String> = machine.disks.iter().map(|disk| disk.name.clone()).collect();
-        let changes = self.come(&machine, &names, loans);
+        let now = Instant::now();
+        self.come(&machine, &names, loans, now);
         // The device manager may be looking at some of them just now.
-        let again = Instant::now() + AGAIN;
-        self.again.extend(names.into_iter().map(|name| (name, again)));
-        Ok(changes)
+        self.again.extend(names.into_iter().map(|name| (name, now + AGAIN)));
+        Ok(self.gather(loans, now + LIMIT))
+    }
+
+    /// Waits for the disks to answer until `end`, but for those that are slower than all others.
+    fn gather(&mut self, loans: &[Loan], end: Instant) -> Vec<Change> {
+        let (mut changes, mut patience) = (Vec::new(), end);
+        loop {
+            let now = Instant::now();
+            changes.extend(self.settle(loans, now));
+            if self.waiting.is_empty() || now >= patience {
+                return changes;
+            }
+            if self.examiner.wait(patience) {
+                let now = Instant::now();
+                self.receive(now);
+                patience = end.min(now + SLOW);
+            }
+        }
     }
 
     /// Forgets what was lent: the next look is a first one, at every disk.
@@ -188,33 +223,81 @@ impl Follow {
         let mut changes = changed(&machine.disks, loans);
         if self.choice.is_some() {
             let all = whole_names(&machine, names.union(&second));
-            changes.extend(self.come(&machine, &all, loans));
-        }
-        if self.choice.is_some() {
+            self.come(&machine, &all, loans, now);
             self.again.extend(names.into_iter().map(|name| (name, now + AGAIN)));
         }
+        changes.extend(self.settle(loans, now));
         changes
     }
 
-    /// Lends those of `names` that may be lent and are not.
-    fn come(&mut self, machine: &Machine, names: &HashSet<String>, loans: &[Loan]) -> Vec<Change> {
+    /// Has those of `names` examined that are not lent.
+    fn come(&mut self, machine: &Machine, names: &HashSet<String>, loans: &[Loan], now: Instant) {
         self.said.retain(|name, _| machine.disk(name).is_some());
-        let lent = |disk: &&Disk| loans.iter().any(|loan| loan.device == Some(Device::of(disk)));
         let named = machine.disks.iter().filter(|disk| names.contains(&disk.name));
-        let free: Vec<&Disk> = named.filter(|disk| !lent(disk)).collect();
-        free.into_iter().filter_map(|disk| self.come_one(machine, disk)).collect()
+        for disk in named.filter(|disk| !is_lent(disk, loans)) {
+            if self.choice.as_ref().is_none_or(|choice| choice.of(disk).is_none()) {
+                continue;
+            }
+            for examined in examined_for(machine, disk) {
+                self.examiner.ask(examined, now);
+            }
+            self.waiting.insert(disk.name.clone());
+        }
     }
 
-    fn come_one(&mut self, machine: &Machine, disk: &Disk) -> Option<Change> {
+    /// Lends those that were examined and may be lent. One that has not answered for too long is left out.
+    fn settle(&mut self, loans: &[Loan], now: Instant) -> Vec<Change> {
+        self.answered = None;
+        self.examiner.expire(now);
+        if self.waiting.is_empty() {
+            return Vec::new();
+        }
+        let Ok(machine) = self.terms.look() else { return Vec::new() };
+        let waiting = std::mem::take(&mut self.waiting);
+        let free = machine.disks.iter().filter(|disk| waiting.contains(&disk.name));
+        let free = free.filter(|disk| !is_lent(disk, loans));
+        let (ready, others): (Vec<&Disk>, Vec<&Disk>) =
+            free.partition(|disk| self.has_answered(&machine, disk, now));
+        self.waiting.extend(others.into_iter().map(|disk| disk.name.clone()));
+        let findings = self.examiner.findings().clone();
+        if self.waiting.is_empty() {
+            self.examiner.forget();
+        }
+        let known =
+            ready.into_iter().map(|disk| Known { machine: &machine, disk, findings: &findings });
+        known.filter_map(|known| self.come_one(&known)).collect()
+    }
+
+    /// Whether all is known of a disk that will be. What is new since it was asked about is asked for.
+    fn has_answered(&mut self, machine: &Machine, disk: &Disk, now: Instant) -> bool {
+        let examined = examined_for(machine, disk);
+        for device in &examined {
+            if !self.examiner.findings().has(device) {
+                // Has no effect while it is being examined.
+                self.examiner.ask(device, now);
+            }
+        }
+        let (examiner, findings) = (&self.examiner, self.examiner.findings());
+        // One that may only look the same does not hold it up for long.
+        let is_own = |device: &Disk| device.whole() == disk.whole();
+        let is_over = |device: &Disk| match is_own(device) {
+            true => examiner.is_late(device),
+            false => examiner.is_slow(device),
+        };
+        examined.into_iter().all(|device| findings.has(device) || is_over(device))
+    }
+
+    fn come_one(&mut self, known: &Known<'_>) -> Option<Change> {
+        let Known { machine, disk, findings } = *known;
         let said = self.choice.as_ref()?.of(disk)?;
-        let verdict = machine.judge(disk, &Live { tree: self.terms.tree.clone() });
-        let is_other = said == Said::Writable && self.is_other(machine, disk);
+        let verdict = machine.judge(disk, findings);
+        let is_other = said == Said::Writable && self.is_other(known);
         let said = if is_other { self.choice.as_ref()?.of_reading(disk)? } else { said };
-        let said = if self.is_writable(machine, disk) { Said::Writable } else { said };
-        if !allowed(&verdict, said) {
+        let said = if self.is_writable(known) { Said::Writable } else { said };
+        if !self.allowed(&verdict, said) {
             return self.refuse(disk, &verdict, said);
         }
-        if said == Said::Any && self.boots_target_mode(disk) {
+        if said == Said::Any && boots_target_mode(known) {
             let sentence = format!(
                 "{} is not lent: it is a stick that boots into target mode",
                 disk.path(&self.terms.tree).display()
@@ -223,14 +306,14 @@ impl Follow {
         }
         let writable = said == Said::Writable;
         let wanted = Wanted { path: disk.path(&self.terms.tree), writable };
-        match self.terms.lend(&wanted) {
+        match self.terms.lend_examined(&wanted, known) {
             Ok(mut loan) => {
                 self.said.remove(&disk.name);
                 if is_other && !writable {
                     loan.notes.push(other_there(disk));
                 }
                 if writable {
-                    self.hold(machine, disk);
+                    self.hold(known);
                 }
                 Some(Change::Came(Box::new(loan)))
             }
@@ -238,43 +321,45 @@ impl Follow {
         }
     }
 
-    /// Whether it is what `storagetm image --disk` makes: very likely what this machine was booted from.
-    fn boots_target_mode(&self, disk: &Disk) -> bool {
-        let contents = Live { tree: self.terms.tree.clone() }.contents(disk);
-        let table = contents.ok().and_then(|contents| contents.table);
-        let entries = table.map(|table| table.entries).unwrap_or_default();
-        matches!(&entries[..], [entry] if entry.name.as_deref() == Some(image::PARTITION_NAME))
+    /// With `--all`, a disk that was named is lent as if it had been named alone.
+    fn allowed(&self, verdict: &Verdict, said: Said) -> bool {
+        match said {
+            Said::Any => verdict.allows(Asked::ForAll),
+            Said::Named => verdict.allows(Asked::ByName),
+            Said::Writable => verdict.allows_writing(self.terms.force),
+        }
     }
 
-    fn is_writable(&self, machine: &Machine, disk: &Disk) -> bool {
-        let known = |print| self.writable.contains(&print);
-        !self.writable.is_empty() && self.terms.fingerprint(machine, disk).is_some_and(known)
+    fn is_writable(&self, known: &Known<'_>) -> bool {
+        let is_one = |print| self.writable.contains(&print);
+        !self.writable.is_empty() && self.terms.fingerprint(known).is_some_and(is_one)
     }
 
     /// Whether another disk than this was lent writable by the name of its place.
-    fn is_other(&self, machine: &Machine, disk: &Disk) -> bool {
-        let place = self.choice.as_ref().and_then(|choice| choice.writable_place(disk));
+    fn is_other(&self, known: &Known<'_>) -> bool {
+        let place = self.choice.as_ref().and_then(|choice| choice.writable_place(known.disk));
         let holder = place.and_then(|place| self.places.get(&place.to_string()));
         holder.is_some_and(|holder| {
-            let print = self.terms.fingerprint(machine, disk);
+            let print = self.terms.fingerprint(known);
             let is_same = print.is_some() && print == holder.fingerprint;
-            !is_same && !holder.device.is_still(disk)
+            !is_same && !holder.device.is_still(known.disk)
         })
     }
 
     /// Takes note of who was lent writable by the name of its place.
-    fn hold(&mut self, machine: &Machine, disk: &Disk) {
-        let place = self.choice.as_ref().and_then(|choice| choice.writable_place(disk));
+    fn hold(&mut self, known: &Known<'_>) {
+        let place = self.choice.as_ref().and_then(|choice| choice.writable_place(known.disk));
         let Some(place) = place.map(ToString::to_string) else { return };
-        let fingerprint = self.terms.fingerprint(machine, disk);
-        self.places.insert(place, Holder { device: Device::of(disk), fingerprint });
+        let fingerprint = self.terms.fingerprint(known);
+        self.places.insert(place, Holder { device: Device::of(known.disk), fingerprint });
     }
 
     /// Says why a disk is left out, where its owner may wonder: not for what is never meant, such as its partitions,
     /// unless it was named.
     fn refuse(&mut self, disk: &Disk, verdict: &Verdict, said: Said) -> Option<Change> {
         let is_use = verdict.is_in_use() && verdict.allows(Asked::ByNameInUse);
-        if said == Said::Any && (!is_use || disk.is_partition()) {
+        let is_silent = verdict.reasons.iter().any(|reason| reason.code == Code::Silent);
+        if said == Said::Any && (!(is_use || is_silent) || disk.is_partition()) {
             return None;
         }
         let reason = verdict.reasons.first()?;
@@ -289,20 +374,22 @@ impl Follow {
     }
 }
 
+/// Whether it is what `storagetm image --disk` makes: very likely what this machine was booted from.
+fn boots_target_mode(known: &Known<'_>) -> bool {
+    let table = known.findings.contents(known.disk).ok().and_then(|contents| contents.table);
+    let entries = table.map(|table| table.entries).unwrap_or_default();
+    matches!(&entries[..], [entry] if entry.name.as_deref() == Some(image::PARTITION_NAME))
+}
+
+fn is_lent(disk: &Disk, loans: &[Loan]) -> bool {
+    loans.iter().any(|loan| loan.device == Some(Device::of(disk)))
+}
+
 fn other_there(disk: &Disk) -> String {
     format!(
         "{} is lent read-only: another disk was there when it was named writable",
         disk.node.display()
     )
-}
-
-/// With `--all`, a disk that was named is lent as if it had been named alone.
-fn allowed(verdict: &Verdict, said: Said) -> bool {
-    match said {
-        Said::Any => verdict.allows(Asked::ForAll),
-        Said::Named => verdict.allows(Asked::ByName),
-        Said::Writable => verdict.allows_writing(),
-    }
 }
 
 /// The names, and of partitions those of the whole disks.
@@ -375,8 +462,17 @@ mod test {
         fn follow(&self) -> Follow {
             let tree = Tree::at(&self.0);
             let machine = linux::identity::machine_id(&tree);
-            let terms = Terms { tree, base: None, allow_in_use: false, machine, at_rest: false };
-            Follow { uevents: None, ..Follow::open(terms, Some(Choice::default())) }
+            let terms = Terms {
+                tree,
+                base: None,
+                allow_in_use: false,
+                force: false,
+                machine,
+                at_rest: false,
+            };
+            let follow = Follow::open(terms, Some(Choice::default()));
+            let examiner = Examiner::new(Tree::at(&self.0)).within();
+            Follow { uevents: None, examiner, ..follow }
         }
     }
 
@@ -384,6 +480,23 @@ mod test {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.0);
         }
+    }
+
+    /// Looks, and again when the disks have answered.
+    fn look(follow: &mut Follow, now: Instant) -> Vec<Change> {
+        let mut changes = follow.look(&[], now);
+        while !follow.waiting.is_empty() && follow.examiner.wait(Instant::now() + LIMIT) {
+            follow.receive(now);
+            changes.extend(follow.settle(&[], now));
+        }
+        changes
+    }
+
+    /// Asks a question about the first disk as it is now.
+    fn known<T>(fake: &Fake, question: impl FnOnce(&Known<'_>) -> T) -> T {
+        let machine = Machine::look(&Tree::at(&fake.0)).unwrap();
+        let findings = linux::disk::Live { tree: Tree::at(&fake.0) };
+        question(&Known { machine: &machine, disk: &machine.disks[0], findings: &findings })
     }
 
     fn loan(disk: &Disk) -> Loan {
@@ -418,11 +531,11 @@ mod test {
         assert_eq!(note, "/dev/sdz is not lent: mounted at /home");
         let now = Instant::now();
         follow.note("sdz".to_owned(), now);
-        assert!(follow.look(&[], now).is_empty());
+        assert!(look(&mut follow, now).is_empty());
         assert_eq!(follow.due(), Some(now + AGAIN));
-        assert!(follow.look(&[], now + SETTLE).is_empty());
+        assert!(look(&mut follow, now + SETTLE).is_empty());
         assert_eq!(follow.due(), Some(now + AGAIN), "the second look is not spent early");
-        assert!(follow.look(&[], now + AGAIN).is_empty());
+        assert!(look(&mut follow, now + AGAIN).is_empty());
         assert_eq!(follow.due(), None);
     }
 
@@ -434,11 +547,9 @@ mod test {
         let mut lent = loan(&disks[0]);
         Arc::get_mut(&mut lent.export).unwrap().access = Access::Writable;
         let mut follow = fake.follow();
+        lent.fingerprint = known(&fake, |known| follow.terms.fingerprint(known));
         follow.begin(&[lent]).unwrap();
-        let is_writable = || {
-            let machine = Machine::look(&follow.terms.tree).unwrap();
-            follow.is_writable(&machine, &machine.disks[0])
-        };
+        let is_writable = || known(&fake, |known| follow.is_writable(known));
         assert!(is_writable());
         fake.disk(2048, 8);
         assert!(is_writable(), "the same disk has come again");
@@ -452,11 +563,9 @@ mod test {
         fake.write("sys/class/block/sdz/device/serial", "S1\n");
         let named = |name| Choice { only: Vec::new(), writable: vec![Called::new(name)] };
         let mut follow = Follow { choice: Some(named("/dev/sdz")), ..fake.follow() };
-        let machine = || Machine::look(&Tree::at(&fake.0)).unwrap();
-        let is_other =
-            |follow: &Follow| follow.is_other(&machine(), machine().disk("sdz").unwrap());
+        let is_other = |follow: &Follow| known(&fake, |known| follow.is_other(known));
         assert!(!is_other(&follow));
-        follow.hold(&machine(), machine().disk("sdz").unwrap());
+        known(&fake, |known| follow.hold(known));
         assert!(!is_other(&follow));
         fake.disk(2048, 8);
         assert!(!is_other(&follow), "the same disk has come again");

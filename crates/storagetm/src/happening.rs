@@ -10,6 +10,7 @@ use export::{Access, Event, Export, KeyId, Knock, Peer, Policy};
 use serde::{Serialize, Serializer};
 
 use crate::listen::Protocol;
+use crate::worker::Tallied;
 
 /// Something that happened.
 #[derive(Debug, Clone, Serialize)]
@@ -123,6 +124,9 @@ pub enum Happening {
         wanted: String,
         /// Why not.
         reason: &'static str,
+        /// How many times within the last second or more; left out if once.
+        #[serde(skip_serializing_if = "is_once")]
+        count: u64,
     },
     /// A peer broke a rule of the protocol and was cut off.
     Violation {
@@ -132,8 +136,11 @@ pub enum Happening {
         address: String,
         /// The rule, by name.
         rule: &'static str,
+        /// How many times within the last second or more; left out if once.
+        #[serde(skip_serializing_if = "is_once")]
+        count: u64,
     },
-    /// A disk failed a request.
+    /// A disk failed a request, or several within the last second or more.
     Fault {
         /// Which disk.
         #[serde(flatten)]
@@ -142,9 +149,11 @@ pub enum Happening {
         op: &'static str,
         /// The first byte concerned.
         offset: u64,
-        /// Bytes concerned.
+        /// Bytes from there to the last one concerned.
         bytes: u64,
-        /// How it failed.
+        /// Requests that failed.
+        count: u64,
+        /// How they failed.
         reason: String,
     },
     /// A disk has another size now.
@@ -388,18 +397,23 @@ impl Happening {
                     decimal(*written)
                 )
             }
-            Self::Refused { host, address, wanted, reason, .. } if wanted.is_empty() => {
-                format!("{} was refused: {reason}", who(None, host, address))
+            Self::Refused { host, address, wanted, reason, count, .. } => {
+                let (who, times) = (who(None, host, address), times(*count));
+                match wanted.as_str() {
+                    "" => format!("{who} was refused{times}: {reason}"),
+                    _ => format!("{who} asked for {wanted} and was refused{times}: {reason}"),
+                }
             }
-            Self::Refused { host, address, wanted, reason, .. } => {
-                let who = who(None, host, address);
-                format!("{who} asked for {wanted} and was refused: {reason}")
+            Self::Violation { address, rule, count, .. } => {
+                let times = times(*count);
+                format!("the host at {address} broke the protocol and was cut off{times}: {rule}")
             }
-            Self::Violation { address, rule, .. } => {
-                format!("the host at {address} broke the protocol and was cut off: {rule}")
-            }
-            Self::Fault { which, op, offset, bytes, reason } => {
+            Self::Fault { which, op, offset, bytes, count: 1, reason } => {
                 format!("{}: {op} of {bytes} bytes at {offset} failed: {reason}", which.disk)
+            }
+            Self::Fault { which, op, offset, bytes, count, reason } => {
+                let (disk, end) = (&which.disk, offset.saturating_add(*bytes));
+                format!("{disk}: {count} {op} requests between {offset} and {end} failed: {reason}")
             }
             Self::Resized { which, bytes, before } if bytes < before => {
                 format!("{} is shorter than it was: {bytes} bytes instead of {before}", which.disk)
@@ -432,6 +446,15 @@ impl Happening {
     }
 }
 
+/// " 17 times", or nothing for once.
+fn times(count: u64) -> String {
+    if is_once(&count) { String::new() } else { format!(" {count} times") }
+}
+
+fn is_once(count: &u64) -> bool {
+    *count == 1
+}
+
 /// JSON in which characters that could steer a terminal are escaped; it means the same. Line breaks stay.
 pub(crate) fn escaped(json: &str) -> String {
     json.split('\n')
@@ -452,8 +475,9 @@ fn json_escaped(c: char) -> String {
 
 impl Happening {
     /// What the engine says of peers that speak `protocol`; the hosts' names are those of the owner's `policy`.
-    pub fn of(event: Event, policy: &Policy, protocol: Protocol) -> Self {
+    pub(crate) fn of(event: impl Into<Tallied>, policy: &Policy, protocol: Protocol) -> Self {
         let protocol = protocol.name();
+        let Tallied { event, count } = event.into();
         match event {
             Event::Attached { export, peer, host, proven } => Self::Attached {
                 protocol,
@@ -478,16 +502,18 @@ impl Happening {
                 address: address(&peer),
             },
             Event::Refused { peer, host, wanted, why } => {
-                Self::Refused { protocol, host, address: address(&peer), wanted, reason: why }
+                let address = address(&peer);
+                Self::Refused { protocol, host, address, wanted, reason: why, count }
             }
             Event::Violation { peer, rule } => {
-                Self::Violation { protocol, address: address(&peer), rule }
+                Self::Violation { protocol, address: address(&peer), rule, count }
             }
             Event::Fault { export, op, offset, len, fault } => Self::Fault {
                 which: Which::of(&export),
                 op,
                 offset,
                 bytes: len,
+                count,
                 reason: fault.to_string(),
             },
         }
@@ -584,7 +610,7 @@ mod test {
             ),
             (
                 Event::Fault { export, op: "read", offset: 512, len: 1024, fault: Fault::Io },
-                r#"{"event":"fault","disk":"disk.img","nqn":"nqn.test","op":"read","offset":512,"bytes":1024,"reason":"the disk reported an error"}"#,
+                r#"{"event":"fault","disk":"disk.img","nqn":"nqn.test","op":"read","offset":512,"bytes":1024,"count":1,"reason":"the disk reported an error"}"#,
             ),
         ] {
             assert_eq!(Happening::of(event, &Policy::default(), Protocol::Nvme).json(), json);
@@ -692,6 +718,23 @@ mod test {
         assert_eq!(read["host"], host);
         let sentence = happening.sentence().unwrap();
         assert!(sentence.chars().all(|c| !c.is_control()), "{sentence}");
+    }
+
+    #[test]
+    fn events_that_stand_for_many_have_their_number() {
+        let of = |event, count| {
+            Happening::of(Tallied { event, count }, &Policy::default(), Protocol::Nvme)
+        };
+        let (op, fault) = ("read", Fault::Io);
+        let faults = Event::Fault { export: export(), op, offset: 512, len: 1024, fault };
+        let happening = of(faults, 7);
+        assert!(happening.json().contains(r#""offset":512,"bytes":1024,"count":7,"#));
+        let wanted =
+            "disk.img: 7 read requests between 512 and 1536 failed: the disk reported an error";
+        assert_eq!(happening.sentence().unwrap(), wanted);
+        let happening = of(Event::Violation { peer: peer(), rule: "PlenTooShort" }, 3);
+        assert!(happening.json().ends_with(r#""rule":"PlenTooShort","count":3}"#));
+        assert!(happening.sentence().unwrap().contains("was cut off 3 times"));
     }
 
     #[test]

@@ -7,17 +7,15 @@ mod words;
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::Duration;
 
 use filesystem::{Found, Ranges, Survey, Usage};
 use linux::gpt::{Patch, Shape};
 use linux::medium::ReadAt;
 
-use crate::worker::program;
+use crate::helper;
 pub(crate) use child::work;
 use words::{LONGEST_READ, Order, Said, Seen, Sight, Task};
 
@@ -116,22 +114,11 @@ fn ask(disk: &dyn ReadAt, order: &Order) -> Result<Sight, String> {
     }
 }
 
-/// The process, with one end of a socket where others have their standard input, and nothing else.
+/// The process, and a socket to it, at neither end of which anybody is waited for without end.
 fn spawn() -> io::Result<(Child, UnixStream)> {
-    linux::sandbox::hand_nothing_down();
-    let (own, other) = UnixStream::pair()?;
+    let (child, own) = helper::converse("inspect")?;
     own.set_read_timeout(Some(PATIENCE))?;
     own.set_write_timeout(Some(PATIENCE))?;
-    let child = Command::new(program())
-        .arg0("storagetm")
-        .arg("inspect")
-        .env_clear()
-        .current_dir("/")
-        .process_group(0)
-        .stdin(OwnedFd::from(other))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
     Ok((child, own))
 }
 

@@ -9,13 +9,15 @@ use std::sync::Arc;
 
 use export::{Access, Cache, Export, Geometry, Identity, PAGE};
 use linux::block::{self, DeviceNumber, Disk};
-use linux::disk::{Kind, Live, OpenFor, Opened, open};
+use linux::disk::{Kind, OpenFor, Opened, open};
 use linux::identity::{self, MachineId, Source};
 use linux::in_use::{Machine, Probe};
-use linux::reason::{Asked, Verdict, Weight};
+use linux::reason::{Asked, Code, Verdict, Weight};
 use linux::tree::Tree;
 use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, statx};
 
+use crate::device::Device;
+use crate::examine::{LIMIT, examine};
 use crate::failure::Failure;
 use crate::options::{DEMO, Wanted};
 use crate::size::Size;
@@ -30,10 +32,23 @@ pub(crate) struct Terms {
     pub(crate) base: Option<String>,
     /// Whether disks in use are lent, read-only.
     pub(crate) allow_in_use: bool,
+    /// Whether disks are lent writable although what is on them cannot be read.
+    pub(crate) force: bool,
     /// Who this machine is.
     pub(crate) machine: MachineId,
     /// Whether this machine was booted to use none of its disks itself.
     pub(crate) at_rest: bool,
+}
+
+/// A block device, and what is known of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Known<'a> {
+    /// The machine that it belongs to.
+    pub(crate) machine: &'a Machine,
+    /// The device.
+    pub(crate) disk: &'a Disk,
+    /// What was found on it, its partitions and its whole disk.
+    pub(crate) findings: &'a dyn Probe,
 }
 
 /// A disk that is lent, and what must be kept for that.
@@ -45,23 +60,16 @@ pub(crate) struct Loan {
     pub(crate) device: Option<Device>,
     /// What its owner should know.
     pub(crate) notes: Vec<String>,
+    /// What tells this disk from all others that may take its place; nothing if only the place is known.
+    pub(crate) fingerprint: Option<[u8; 16]>,
     /// The lock on the whole disk of a partition.
     _whole: Option<OwnedFd>,
-}
-
-/// A block device, so that another one by the same name is not taken for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Device {
-    number: DeviceNumber,
-    diskseq: Option<u64>,
-    /// The kernel's name.
-    pub(crate) name: String,
 }
 
 impl Loan {
     /// A loan of `export`, which is that block device if it is one.
     pub(crate) fn new(export: Arc<Export>, device: Option<Device>) -> Self {
-        Self { export, device, notes: Vec::new(), _whole: None }
+        Self { export, device, notes: Vec::new(), fingerprint: None, _whole: None }
     }
 
     /// The size now of the image file that it is, as far as this machine knows without asking a server that may not
@@ -71,6 +79,13 @@ impl Loan {
         let stat = statx(&*self.export, "", flags, StatxFlags::TYPE | StatxFlags::SIZE).ok()?;
         let kind = FileType::from_raw_mode(stat.stx_mode.into());
         (kind == FileType::RegularFile).then_some(stat.stx_size)
+    }
+
+    /// The same, with a note of what could not be read of it.
+    fn noting(mut self, verdict: &Verdict) -> Self {
+        let unread = verdict.of_weight(Weight::Unread);
+        self.notes.extend(unread.map(|reason| format!("{} {reason}", self.export.name)));
+        self
     }
 
     /// The same with a short name that none of `others` has: one that is taken gets a number.
@@ -84,23 +99,6 @@ impl Loan {
             export.short = free;
         }
         self
-    }
-}
-
-impl Device {
-    /// That one.
-    pub(crate) fn of(disk: &Disk) -> Self {
-        Self { number: disk.number, diskseq: disk.diskseq, name: disk.name.clone() }
-    }
-
-    /// Whether that disk is it for certain, and not one that came to its place.
-    pub(crate) fn is_still(&self, disk: &Disk) -> bool {
-        self.diskseq.is_some() && *self == Self::of(disk)
-    }
-
-    /// Whether it has that number now.
-    pub(crate) fn is(&self, number: DeviceNumber) -> bool {
-        self.number == number
     }
 }
 
@@ -118,8 +116,11 @@ impl Terms {
         });
         match found {
             Some((machine, disk)) => {
-                self.check(wanted, &machine.judge(&disk, &self.probe()))?;
-                self.lend_opened(wanted, device, Some((&machine, &disk)))
+                let findings = examine(&self.tree, examined_for(&machine, &disk), LIMIT);
+                self.lend_examined(
+                    wanted,
+                    &Known { machine: &machine, disk: &disk, findings: &findings },
+                )
             }
             None if self.allow_in_use && !wanted.writable => self.lend_opened(wanted, device, None),
             None => Err(Failure::new(format!(
@@ -130,35 +131,64 @@ impl Terms {
         }
     }
 
+    /// Opens a block device that was examined.
+    ///
+    /// # Errors
+    /// A sentence: why it cannot be lent, and what to do.
+    pub(crate) fn lend_examined(
+        &self,
+        wanted: &Wanted,
+        known: &Known<'_>,
+    ) -> Result<Loan, Failure> {
+        let verdict = known.machine.judge(known.disk, known.findings);
+        self.check(wanted, &verdict)?;
+        let loan = self.lend_opened(wanted, Some(known.disk.number), Some(known))?;
+        Ok(loan.noting(&verdict))
+    }
+
     /// The machine at this moment. Errors: `/sys/class/block` cannot be read.
     pub(crate) fn look(&self) -> std::io::Result<Machine> {
         let machine = Machine::look(&self.tree)?;
         Ok(if self.at_rest { machine.at_rest() } else { machine })
     }
 
-    fn probe(&self) -> Live {
-        Live { tree: self.tree.clone() }
-    }
-
-    /// Refuses a disk that is in use. What else there is against it, opening it says better.
+    /// Refuses a disk that is in use, may be, or does not answer. What else there is against it, opening it says better.
     fn check(&self, wanted: &Wanted, verdict: &Verdict) -> Result<(), Failure> {
         let asked = if self.allow_in_use { Asked::ByNameInUse } else { Asked::ByName };
         let asked = if wanted.writable { Asked::ByName } else { asked };
         let path = wanted.path.display();
-        let in_use = verdict.reasons.iter().find(|reason| reason.code.weight() == Weight::InUse);
-        match in_use {
-            Some(reason) if !verdict.allows(asked) && wanted.writable => {
-                Err(Failure::new(format!(
-                    "{path} is in use ({reason}), and a disk in use is never lent writable; stop \
-                     that first"
-                )))
-            }
-            Some(reason) if !verdict.allows(asked) => Err(Failure::new(format!(
+        if let Some(reason) = verdict.reasons.iter().find(|reason| reason.code == Code::Silent) {
+            return Err(Failure::new(format!("{path} is not lent: {reason}")));
+        }
+        if wanted.writable
+            && !self.force
+            && let Some(reason) = verdict.of_weight(Weight::Unread).next()
+        {
+            return Err(Failure::new(format!(
+                "{path} {reason}; lend it read-only, or writable all the same with --force"
+            )));
+        }
+        let Some(reason) = verdict.uses().next().filter(|_| !verdict.allows(asked)) else {
+            return Ok(());
+        };
+        let is_known = reason.code.weight() == Weight::InUse;
+        Err(Failure::new(match (is_known, wanted.writable) {
+            (true, true) => format!(
+                "{path} is in use ({reason}), and a disk in use is never lent writable; stop \
+                 that first"
+            ),
+            (true, false) => format!(
                 "{path} is in use ({reason}); stop that first, or lend it read-only all the same \
                  with --allow-in-use"
-            ))),
-            _ => Ok(()),
-        }
+            ),
+            (false, true) => format!(
+                "whether {path} is in use cannot be found out ({reason}), so it is not lent writable"
+            ),
+            (false, false) => format!(
+                "whether {path} is in use cannot be found out ({reason}); lend it read-only with \
+                 --allow-in-use if you know that it is not"
+            ),
+        }))
     }
 
     /// Opens and names it; `number` is that of the block device that was looked at, `known` what is known of it.
@@ -166,7 +196,7 @@ impl Terms {
         &self,
         wanted: &Wanted,
         number: Option<DeviceNumber>,
-        known: Option<(&Machine, &Disk)>,
+        known: Option<&Known<'_>>,
     ) -> Result<Loan, Failure> {
         let purpose = if wanted.writable { OpenFor::Writing } else { OpenFor::Reading };
         let opened =
@@ -174,7 +204,7 @@ impl Terms {
         check_same(wanted, &opened, number)?;
         let (identity, twin) = self.identity(&opened, known);
         let writer = opened.written_by.clone();
-        let mut loan = self.export(wanted, identity, opened, known.map(|(_, disk)| disk))?;
+        let mut loan = self.export(wanted, identity, opened, known.map(|known| known.disk))?;
         let path = wanted.path.display();
         loan.notes.extend(writer.map(|holder| {
             format!("{path} is in use by {holder}: what is read of it may be half-written")
@@ -186,6 +216,7 @@ impl Terms {
                 twin.display()
             )
         }));
+        loan.fingerprint = known.and_then(|known| self.fingerprint(known));
         Ok(loan)
     }
 
@@ -244,25 +275,18 @@ impl Terms {
     }
 
     /// The identity, and the node of a disk that looks the same.
-    fn identity(
-        &self,
-        opened: &Opened,
-        known: Option<(&Machine, &Disk)>,
-    ) -> (Identity, Option<PathBuf>) {
-        let Some((machine, disk)) = known.filter(|_| opened.kind == Kind::Block) else {
+    fn identity(&self, opened: &Opened, known: Option<&Known<'_>>) -> (Identity, Option<PathBuf>) {
+        let Some(known) = known.filter(|_| opened.kind == Kind::Block) else {
             return (announced(identity::of_image(&opened.path, self.machine)), None);
         };
-        let (identity, twin) = self.of_block(machine, disk);
+        let (identity, twin) = self.of_block(known);
         (announced(identity), twin.map(|twin| twin.node.clone()))
     }
 
-    fn of_block<'a>(
-        &self,
-        machine: &'a Machine,
-        disk: &Disk,
-    ) -> (identity::Identity, Option<&'a Disk>) {
+    fn of_block<'a>(&self, known: &Known<'a>) -> (identity::Identity, Option<&'a Disk>) {
+        let Known { machine, disk, findings } = *known;
         let whole = machine.disk(disk.whole()).unwrap_or(disk);
-        let table_of = |disk: &Disk| self.probe().contents(disk).ok()?.table;
+        let table_of = |disk: &Disk| findings.contents(disk).ok()?.table;
         let table = table_of(whole);
         let is_twin = |other: &&Disk| {
             let is_other = !other.is_partition() && other.bytes > 0 && other.name != whole.name;
@@ -273,8 +297,8 @@ impl Terms {
     }
 
     /// What tells this disk from all others that may take its place; nothing if only the place is known.
-    pub(crate) fn fingerprint(&self, machine: &Machine, disk: &Disk) -> Option<[u8; 16]> {
-        let (identity, _) = self.of_block(machine, disk);
+    pub(crate) fn fingerprint(&self, known: &Known<'_>) -> Option<[u8; 16]> {
+        let (identity, _) = self.of_block(known);
         (identity.source != Source::Path).then_some(identity.uuid)
     }
 
@@ -311,6 +335,23 @@ impl Terms {
         };
         self.export(&Wanted { path, writable }, identity, opened, None)
     }
+}
+
+/// The devices that are examined before a disk is judged and named: it, its partitions, its whole disk, and those that
+/// may look the same. None if the disk is not examined.
+pub(crate) fn examined_for<'a>(machine: &'a Machine, disk: &'a Disk) -> Vec<&'a Disk> {
+    let mut devices = machine.examined_for(disk);
+    if devices.is_empty() {
+        return devices;
+    }
+    let whole = machine.disk(disk.whole()).unwrap_or(disk);
+    devices.push(whole);
+    if identity::is_named_by_contents(whole) {
+        let others = machine.disks.iter().filter(|other| !other.is_partition());
+        let others = others.filter(|other| identity::is_named_by_contents(other));
+        devices.extend(others.filter(|other| !machine.examined_for(other).is_empty()));
+    }
+    devices
 }
 
 /// What a block device is called for short: the last part of its path, dots and all. What stands in `/dev/disk` is long,
@@ -410,7 +451,7 @@ mod test {
     fn terms() -> Terms {
         let tree = Tree::machine();
         let machine = identity::machine_id(&tree);
-        Terms { tree, base: None, allow_in_use: false, machine, at_rest: false }
+        Terms { tree, base: None, allow_in_use: false, force: false, machine, at_rest: false }
     }
 
     fn image(name: &str, bytes: u64) -> PathBuf {

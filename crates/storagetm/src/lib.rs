@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`options`] | the table of options |
 //! | `serve` | lends disks until it is told to stop: one loop that waits for what the machine, the hosts and the owner do |
-//! | `lend` | from a path to an export |
+//! | `lend`, `device` | from a path to an export; which block device it is |
 //! | `follow` | `--all`: disks as they come, go and change |
 //! | `demo` | the built-in disk |
 //! | `listen`, `listeners` | where to listen: the rule, and the sockets |
@@ -13,6 +13,8 @@
 //! | `list` | which disks there are |
 //! | `copy` | copies a disk from a place to another |
 //! | `inspect` | what is on a disk, seen by a process without rights |
+//! | `examine`, `flush` | what a disk is asked by a process that may wait for ever |
+//! | `helper` | starts such processes |
 //! | `boot` | a machine that does nothing but lend its disks |
 //! | `admission` | whom this machine lets in |
 //! | `keyboard`, `keystroke` | what somebody at the screen answers |
@@ -37,10 +39,14 @@ mod choice;
 mod consent;
 mod copy;
 mod demo;
+mod device;
+mod examine;
 mod failure;
 mod find;
+mod flush;
 mod follow;
 pub mod happening;
+mod helper;
 mod hold;
 mod host;
 mod image;
@@ -109,6 +115,8 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Task::Hold(options) => hold::hold(&options),
         Task::Inspect => inspect::work(),
         Task::Unpack { format } => unpack::work(&format),
+        Task::Examine => examine::work(),
+        Task::Flush => flush::work(),
         Task::Worker => worker::work(),
         Task::Announcer => announce::work(),
     };

@@ -6,7 +6,6 @@ use std::path::Path;
 
 use console::decimal;
 use linux::block::Disk;
-use linux::disk::Live;
 use linux::in_use::{Machine, Probe};
 use linux::partition::Scheme;
 use linux::reason::{Asked, Verdict};
@@ -15,6 +14,7 @@ use linux::transport::Transport;
 use linux::tree::Tree;
 use serde::Serialize;
 
+use crate::examine::{LIMIT, examine};
 use crate::failure::Failure;
 use crate::happening::escaped;
 use crate::lend::block_device;
@@ -70,9 +70,10 @@ pub(crate) fn list(options: &List) -> Result<(), Failure> {
             "the disks of this machine cannot be listed: {error}; is /sys mounted?"
         ))
     })?;
-    let probe = Live { tree };
     let disks = chosen(&machine, &options.disks)?;
-    let rows: Vec<Row> = disks.into_iter().map(|disk| row(&machine, disk, &probe)).collect();
+    let examined = disks.iter().flat_map(|disk| machine.examined_for(disk));
+    let findings = examine(&tree, examined, LIMIT);
+    let rows: Vec<Row> = disks.into_iter().map(|disk| row(&machine, disk, &findings)).collect();
     let text = if options.json { json(&rows)? } else { table(&rows) };
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {

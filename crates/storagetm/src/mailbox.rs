@@ -8,7 +8,7 @@ use export::Event;
 use pair::View;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::worker::Said;
+use crate::worker::{Said, Tallied};
 
 /// Events that wait at most; a failing disk or a hostile peer makes many, and those of a kind are alike.
 const MOST: usize = 4096;
@@ -27,7 +27,7 @@ struct Inner {
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     /// What the engine says.
-    pub(crate) events: Vec<Event>,
+    pub(crate) events: Vec<Tallied>,
     /// What the threads say that bring the machine up, a sentence each.
     pub(crate) notes: Vec<String>,
     /// How it stands with what they look after: the newest sentence of a subject, or that there is nothing to say of it
@@ -52,14 +52,15 @@ impl Mailbox {
     }
 
     /// Puts an event in, from any thread. Who has which disk is never lost.
-    pub(crate) fn put(&self, event: Event) {
+    pub(crate) fn put(&self, event: impl Into<Tallied>) {
+        let tallied = event.into();
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let matters = matches!(
-            event,
+            tallied.event,
             Event::Attached { .. } | Event::Detached { .. } | Event::Knocked { .. }
         );
         if matters || waiting.events.len() < MOST {
-            waiting.events.push(event);
+            waiting.events.push(tallied);
         } else {
             waiting.lost += 1;
         }
@@ -80,7 +81,7 @@ impl Mailbox {
     /// Takes what the process says that serves, from any thread.
     pub(crate) fn hear(&self, said: Said) {
         match said {
-            Said::Event(event) => self.put(event),
+            Said::Event(tallied) => self.put(tallied),
             Said::Note(sentence) => self.note(sentence),
             Said::Pairing(view) => {
                 self.set(|waiting| waiting.view = Some((waiting.events.len(), view)));
@@ -144,7 +145,7 @@ mod test {
         let Waiting { events, notes, subjects, lost, .. } = mailbox.receive();
         assert_eq!(subjects, BTreeMap::from([("eth0".to_owned(), None)]));
         assert_eq!((events.len(), notes.len(), lost), (MOST + 1, 1, 5));
-        assert!(matches!(events.last(), Some(Event::Attached { .. })));
+        assert!(matches!(events.last().unwrap().event, Event::Attached { .. }));
         assert_eq!(mailbox.receive().events.len(), 0);
     }
 
@@ -155,7 +156,7 @@ mod test {
             let waiting = Vec::new();
             View { shown: None, wait_until: None, stopped: false, failures, stops: 0, waiting }
         };
-        let violation = || Said::Event(Event::Violation { peer: peer(), rule: "rule" });
+        let violation = || Said::Event(Event::Violation { peer: peer(), rule: "rule" }.into());
         mailbox.hear(Said::Pairing(view(1)));
         mailbox.hear(violation());
         mailbox.hear(Said::Pairing(view(2)));

@@ -136,6 +136,12 @@ pub enum Task {
         /// What it is packed in
         format: String,
     },
+    /// Be the process that examines disks, which may not answer
+    #[command(hide = true)]
+    Examine,
+    /// Be the process that flushes a disk, which may not answer
+    #[command(hide = true)]
+    Flush,
     /// Be the process that talks to hosts; `storagetm serve` starts it
     #[command(hide = true)]
     Worker,
@@ -261,6 +267,13 @@ pub struct Serve {
     #[arg(long)]
     pub allow_in_use: bool,
 
+    /// Lend a disk writable even if what is on it cannot be read
+    ///
+    /// A disk that fails to read its first or last sectors may be part of an array or a volume group that cannot be
+    /// seen. Reading it needs no --force.
+    #[arg(long)]
+    pub force: bool,
+
     /// How to reach the disks and the network: by io_uring, by blocking calls, or the first that works
     #[arg(long, value_name = "DRIVER", value_enum, default_value_t = Io::Auto)]
     pub io: Io,
@@ -357,6 +370,7 @@ impl Serve {
             nqn: None,
             format: None,
             allow_in_use: false,
+            force: false,
             io: Io::Auto,
             threads: None,
             digests: false,
@@ -440,7 +454,7 @@ mod test {
             "--demo",
             "--demo=1G --writable demo",
             "--demo disk.img",
-            "disk.img --io uring --threads 4 --digests --json --allow-in-use --open --allow-null-dh",
+            "disk.img --io uring --threads 4 --digests --json --allow-in-use --force --open --allow-null-dh",
             "disk.img --pair --keys /tmp/keys",
             "disk.img --protocol nbd --tls-certificates /tmp/pki",
             "disk.img --protocol nvme,nbd --protocol nbd --listen unix:/run/x --listen nbd:[::1]:0",

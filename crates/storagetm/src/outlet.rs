@@ -72,9 +72,18 @@ impl<F: AsFd> Outlet<F> {
         !self.waiting.is_empty()
     }
 
-    /// Whether the reader is gone.
+    /// Whether the reader was gone at the last attempt to write, or at the last [`Outlet::look`].
     pub(crate) fn is_closed(&self) -> bool {
         self.closed
+    }
+
+    /// Looks whether the reader is gone, without anything to write. Never waits.
+    pub(crate) fn look(&mut self) {
+        let mut ends = [PollFd::new(&self.to, PollFlags::empty())];
+        let ready = poll(&mut ends, Some(&Timespec::default()));
+        if ready.is_ok_and(|ready| ready > 0) {
+            self.close();
+        }
     }
 
     /// Whether it got further. A terminal may say that it is writable and then not take a line's end, which is two
@@ -156,5 +165,21 @@ mod test {
         drop(reader);
         outlet.push("second\n");
         assert!(outlet.is_closed() && !outlet.is_waiting());
+    }
+
+    #[test]
+    fn a_reader_that_is_gone_is_noticed_without_a_word() {
+        let (pipe, pipe_writer) = io::pipe().unwrap();
+        let (socket, socket_writer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let mut outlets = [Outlet::new(pipe_writer.as_fd()), Outlet::new(socket_writer.as_fd())];
+        for outlet in &mut outlets {
+            outlet.look();
+            assert!(!outlet.is_closed());
+        }
+        drop((pipe, socket));
+        for outlet in &mut outlets {
+            outlet.look();
+            assert!(outlet.is_closed());
+        }
     }
 }

@@ -13,6 +13,8 @@ use linux::plymouth::Plymouth;
 use linux::tree::Tree;
 use linux::tty;
 
+use rustix::event::PollFlags;
+
 use crate::happening::Happening;
 use crate::outlet::Outlet;
 
@@ -209,9 +211,20 @@ impl Output {
         self.outlet.drain(patience);
     }
 
-    /// The descriptor that is writable when more can be said; nothing if nothing waits.
-    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        self.outlet.is_waiting().then(|| self.outlet.as_fd())
+    /// The descriptor to be polled, and for what: it is writable when more can be said. A program that reads the events
+    /// is watched even if nothing waits, since its end is reported whatever is asked for.
+    pub(crate) fn descriptor(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
+        let waits = self.outlet.is_waiting();
+        let flags = if waits { PollFlags::OUT } else { PollFlags::empty() };
+        let is_watched = waits || (self.form == Form::Json && !self.outlet.is_closed());
+        is_watched.then(|| (self.outlet.as_fd(), flags))
+    }
+
+    /// Looks whether the program for which the events are is still there.
+    pub(crate) fn look(&mut self) {
+        if self.form == Form::Json {
+            self.outlet.look();
+        }
     }
 
     /// Whether the program for which the events are is gone.

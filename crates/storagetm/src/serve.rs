@@ -5,6 +5,7 @@ mod announcing;
 pub(crate) mod certificates;
 mod disks;
 mod end;
+mod faults;
 mod given;
 mod open;
 mod reach;
@@ -20,6 +21,7 @@ use console::attach::Nbd;
 use console::{Model, Pairing, State, TargetMode, Unavailable};
 use engine::Driver;
 use export::{Event, Export};
+use linux::inhibit::Inhibitor;
 use linux::net::{Address, Changes};
 use linux::signal::{Signal, Signals};
 use linux::tree::Tree;
@@ -42,7 +44,8 @@ use crate::name;
 use crate::options::{Io, Serve};
 use crate::output::Output;
 use crate::settings::Settings;
-use crate::worker::Worker;
+use crate::worker::{Tallied, Worker};
+use faults::Faults;
 use given::Given;
 use reach::beyond;
 
@@ -108,8 +111,11 @@ fn run(
     server.announce();
     let end = server.run(&mut signals);
     let broken = server.broken.take();
-    server.close(end);
-    broken.map_or(Ok(end), |sentence| Err(Failure::new(sentence)))
+    let is_of_machine = server.desk.is_some();
+    // A machine that ends has shown what may be lost, and must end all the same.
+    let lost = Some(server.close(end)).filter(|lost| !lost.is_empty() && !is_of_machine);
+    let sentence = broken.or(lost.map(|lost| lost.join("; ")));
+    sentence.map_or(Ok(end), |sentence| Err(Failure::new(sentence)))
 }
 
 /// Where other threads put what they have to say.
@@ -149,6 +155,10 @@ struct Server {
     listeners: Listeners,
     loans: Vec<Loan>,
     ledger: Ledger,
+    /// What disks have failed to do.
+    faults: Faults,
+    /// Keeps the machine from sleeping while a disk is attached.
+    awake: Inhibitor,
     follow: Follow,
     mailbox: Mailbox,
     output: Output,
@@ -316,7 +326,10 @@ impl Server {
             if self.admission.has_changed(now) {
                 self.follow_owner(now);
             }
+            let is_used = self.ledger.exports().any(|export| self.ledger.is_attached(export));
+            self.awake.update(self.desk.is_some() || is_used, now);
             self.output.write();
+            self.output.look();
             self.do_what_is_due(now);
         }
         End::Told
@@ -327,18 +340,16 @@ impl Server {
         let readable = [
             Some(signals.as_fd()),
             Some(self.mailbox.as_fd()),
-            self.follow.descriptor(),
             self.address_changes.as_ref().map(AsFd::as_fd),
             self.admission.descriptor(),
             self.keyboard.as_ref().and_then(Keyboard::descriptor),
         ];
         let only_peer = self.only_peer.iter().map(|fd| (fd.as_fd(), PollFlags::empty()));
-        let writable = self.output.descriptor();
-        let readable = readable.into_iter().flatten().map(|fd| (fd, PollFlags::IN));
-        let writable = writable.into_iter().map(|fd| (fd, PollFlags::OUT));
+        let readable = readable.into_iter().flatten().chain(self.follow.descriptors());
+        let readable = readable.map(|fd| (fd, PollFlags::IN));
         let desk = self.desk.as_ref().into_iter().flat_map(Desk::ends);
         let mut ends: Vec<PollFd<'_>> = readable
-            .chain(writable)
+            .chain(self.output.descriptor())
             .chain(only_peer)
             .chain(desk)
             .map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags))
@@ -352,7 +363,8 @@ impl Server {
         let alerts = &self.alerts;
         let shown = [alerts.draw, alerts.look, alerts.code];
         let own = shown.into_iter().chain([alerts.addresses, alerts.watchdog, alerts.sizes]);
-        let others = [self.follow.due(), self.admission.due(), self.keyboard_due()];
+        let others =
+            [self.follow.due(), self.admission.due(), self.keyboard_due(), self.awake.due()];
         own.chain(others).flatten().min()
     }
 
@@ -445,15 +457,17 @@ impl Server {
         }
     }
 
-    fn take_event(&mut self, event: Event, now: Instant) {
+    fn take_event(&mut self, tallied: Tallied, now: Instant) {
+        let Tallied { event, count } = tallied;
         self.ledger.record(&event, self.admission.policy());
+        self.faults.record(&event, count);
         match event {
             Event::Knocked { peer, knock } => return self.knocked(Caller { peer, knock }, now),
             Event::Detached { ref export, .. } if !export.is_gone() => self.settle(export),
             _ => {}
         }
         let shrunk = self.file_end_before(&event);
-        let mut happening = happening(event, &self.listeners, &self.admission);
+        let mut happening = happening(Tallied { event, count }, &self.listeners, &self.admission);
         if let (Some(bytes), Happening::Fault { reason, .. }) = (shrunk, &mut happening) {
             *reason = format!("the file ends before that, at {bytes} bytes");
         }
@@ -465,7 +479,7 @@ impl Server {
 }
 
 /// What the engine says, with what is known of whom it is about.
-fn happening(event: Event, listeners: &Listeners, admission: &Admission) -> Happening {
-    let protocol = peer_of(&event).map(|peer| listeners.protocol_of(peer));
-    Happening::of(event, admission.policy(), protocol.unwrap_or(Protocol::Nvme))
+fn happening(tallied: Tallied, listeners: &Listeners, admission: &Admission) -> Happening {
+    let protocol = peer_of(&tallied.event).map(|peer| listeners.protocol_of(peer));
+    Happening::of(tallied, admission.policy(), protocol.unwrap_or(Protocol::Nvme))
 }

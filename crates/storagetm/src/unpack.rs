@@ -17,7 +17,7 @@ use filesystem::Container;
 use filesystem::container::{HEAD, TAIL};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::worker::program;
+use crate::helper::program;
 pub(crate) use child::work;
 
 /// Bytes of the disk that are taken out of the pipe before the copy: a partition table for blocks of 4096 bytes is in them.

@@ -6,20 +6,23 @@
 //! |---|---|
 //! | `worker` | the opener's handle |
 //! | `keeper` | the opener's thread that hears the worker, and starts another one when it dies |
+//! | `fence` | what of a worker that cannot be ended may still be written |
 //! | `report` | from what the worker says to what the program knows: an untrusted witness |
 //! | `process` | starting it |
 //! | `channel`, `words` | what they say to each other |
-//! | `duty`, `sessions`, `scribe` | the worker itself, without any rights |
+//! | `duty`, `sessions`, `scribe`, `tally` | the worker itself, without any rights |
 //!
 //! Everything that the worker was told is kept here, so that another one can be told the same.
 
 mod channel;
 mod duty;
+mod fence;
 mod keeper;
 mod process;
 mod report;
 mod scribe;
 mod sessions;
+mod tally;
 mod words;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -29,7 +32,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use engine::{Driver, Running};
-use export::{Access, Door, Event, Export, Policy};
+use export::{Access, Door, Export, Policy};
 use pair::{Tries, Verdict, View};
 use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
 use rustix::process::{Pid, Signal, kill_process};
@@ -39,17 +42,18 @@ use crate::listen::Serves;
 use crate::serve::certificates::Certificates;
 use channel::Sender;
 pub(crate) use duty::work;
-pub(crate) use process::program;
+use fence::Withheld;
+pub(crate) use tally::Tallied;
 use words::{Counts, Lent, Order, Start, TriesWord};
 
 /// Beyond the patience with the hosts, before a worker that is told to stop is ended.
-const GRACE: Duration = Duration::from_secs(2);
+const GRACE: Duration = Duration::from_secs(1);
 
 /// What the worker says, or what is said of it.
 #[derive(Debug)]
 pub(crate) enum Said {
     /// Something happened; disks are the opener's own.
-    Event(Event),
+    Event(Tallied),
     /// A sentence for the owner.
     Note(String),
     /// The code by which machines are let in, as it is from now on.
@@ -109,6 +113,8 @@ struct Standing {
     /// A connection that it was given.
     adopted: Option<OwnedFd>,
     lent: Vec<Loaned>,
+    /// The names of disks that no worker gets just now, once for each reason.
+    withheld: Vec<String>,
     last_disk: u64,
     policy: Policy,
     /// What this machine calls itself to who knows the code, if there is one.
@@ -217,10 +223,16 @@ impl Worker {
     pub(crate) fn withdraw(&self, export: &Arc<Export>) {
         export.withdraw();
         let mut standing = self.shared.standing();
+        let is_withheld = standing.withheld.contains(&export.nqn);
         let Some(loaned) = standing.loaned(export) else { return };
         loaned.withdrawn = true;
         let disk = loaned.disk;
-        standing.send(&Order::Withdraw { disk });
+        if is_withheld {
+            // No worker has it, and none will report that it is released.
+            standing.lent.retain(|loaned| loaned.disk != disk);
+        } else {
+            standing.send(&Order::Withdraw { disk });
+        }
     }
 
     /// Has hosts see the size that the disk has now: that of `export`.
@@ -251,7 +263,7 @@ impl Worker {
         standing.send(&Order::Unlock);
     }
 
-    /// Answers [`Event::Knocked`]: the knock of that number.
+    /// Answers [`export::Event::Knocked`]: the knock of that number.
     pub(crate) fn answer(&self, number: u64, verdict: Verdict) {
         let verdict = verdict.into();
         self.shared.standing().send(&Order::Answer { number, verdict });
@@ -334,6 +346,7 @@ impl Standing {
             accepted: Vec::new(),
             adopted: None,
             lent: Vec::new(),
+            withheld: Vec::new(),
             last_disk: 0,
             policy: Policy::default(),
             pairing: None,
@@ -377,6 +390,9 @@ impl Standing {
     }
 
     fn send_lent(&self, loaned: &Loaned) {
+        if self.withheld.contains(&loaned.export.nqn) {
+            return;
+        }
         let order = Order::Lend(Box::new(Lent::new(loaned.disk, &loaned.export)));
         self.pass(&order, Some(loaned.export.as_fd()));
     }
@@ -397,8 +413,9 @@ impl Standing {
         self.lent.iter_mut().find(|loaned| loaned.disk == disk)
     }
 
-    /// The worker is gone: what it had begun has ended with it.
-    fn lose(&mut self) {
+    /// The worker is gone, or cannot be ended. What it had begun to write may still be written, so its writable disks are
+    /// withheld until each is released as often as it was.
+    fn lose(&mut self) -> Vec<Withheld> {
         (self.sender, self.process) = (None, None);
         // It may have died of a wrong code that it could not report any more.
         if self.pairing.is_some() {
@@ -411,8 +428,32 @@ impl Standing {
         self.lent.retain(|loaned| !loaned.withdrawn);
         for loaned in &mut self.lent {
             loaned.before = counted(&loaned.export);
+        }
+        let lent = self.lent.iter();
+        let writable = lent.filter(|loaned| loaned.export.access == Access::Writable);
+        let withheld: Vec<Withheld> = writable
+            .map(|loaned| Withheld {
+                export: loaned.export.clone(),
+                was_written: loaned.being_written,
+            })
+            .collect();
+        self.withheld.extend(withheld.iter().map(|withheld| withheld.export.nqn.clone()));
+        withheld
+    }
+
+    /// Nothing that an old worker has begun will be written to the disk of that name any more.
+    fn release(&mut self, nqn: &str) {
+        if let Some(at) = self.withheld.iter().position(|withheld| withheld == nqn) {
+            self.withheld.swap_remove(at);
+        }
+        if self.withheld.iter().any(|withheld| withheld == nqn) {
+            return;
+        }
+        for loaned in self.lent.iter_mut().filter(|loaned| loaned.export.nqn == nqn) {
             loaned.being_written = false;
         }
+        let lent = self.lent.iter().filter(|loaned| loaned.export.nqn == nqn && !loaned.withdrawn);
+        lent.for_each(|loaned| self.send_lent(loaned));
     }
 
     /// Ends it at once.

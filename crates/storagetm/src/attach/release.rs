@@ -8,7 +8,6 @@ use linux::block::Disk;
 use linux::disk::Live;
 use linux::fabrics::{Controller, FabricsError, controllers};
 use linux::in_use::{Machine, Probe};
-use linux::reason::Weight;
 use linux::signature::Contents;
 use linux::tree::Tree;
 use serde::Serialize;
@@ -103,11 +102,9 @@ pub(super) fn check_unused(tree: &Tree, leaving: &[Controller]) -> Result<(), Fa
     for disk in going.filter_map(|name| machine.disk(name)) {
         let verdict = machine.judge(disk, &probe);
         if verdict.is_in_use() {
-            let heavy =
-                verdict.reasons.iter().filter(|reason| reason.code.weight() == Weight::InUse);
-            let reasons: Vec<String> = heavy.map(ToString::to_string).collect();
+            let reasons: Vec<String> = verdict.uses().map(ToString::to_string).collect();
             return Err(Failure::new(format!(
-                "{} is in use: {}; end that first, or say --force, and lose what was not yet written",
+                "{} is in use or may be: {}; end that first, or say --force, and lose what was not yet written",
                 disk.node.display(),
                 reasons.join(", ")
             )));

@@ -1,6 +1,7 @@
 //! What a machine in target mode is operated by: its consoles, their keys, the power button.
 
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use console::{Key, Model, State, TargetMode};
 use linux::battery;
@@ -17,6 +18,16 @@ pub(crate) struct Desk {
     screens: Screens,
     buttons: Buttons,
     mode: TargetMode,
+}
+
+/// How long the last warning is shown before the machine ends.
+const READING: Duration = Duration::from_secs(4);
+
+/// Shows, after [`Desk::end`], what somebody should know who may be at the machine.
+pub(crate) fn warn(words: &str) {
+    let mut screens = Screens::open(&Tree::machine());
+    screens.say(&format!("storagetm: {}\n", console::printable_lines(words)));
+    std::thread::sleep(READING);
 }
 
 impl Desk {

@@ -12,11 +12,11 @@ use std::time::Duration;
 use ::copy::{End, Existing, FilePlace, Pipe, Place};
 use console::printable;
 use linux::block::Disk;
-use linux::disk::{Live, OpenError, OpenFor, Opened, open};
+use linux::disk::{OpenError, OpenFor, Opened, open};
 use linux::identity::{self, MachineId, Source};
 use linux::in_use::{Machine, Probe as _, judge_image};
 use linux::range_lock::{self, LockError};
-use linux::reason::{Asked, Weight};
+use linux::reason::{Asked, Code, Verdict, Weight};
 use linux::tree::Tree;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -25,6 +25,7 @@ use super::ending::refused;
 use super::fit::{self, After, Ends};
 use super::packed;
 use crate::consent::Stake;
+use crate::examine::{Findings, LIMIT, examine};
 use crate::failure::Failure;
 use crate::image::target::is_among_devices;
 use crate::lend::{block_device, named};
@@ -33,16 +34,21 @@ use crate::lend::{block_device, named};
 const LOCK_TRIES: u32 = 25;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
+/// How long a disk that is to be rescued may take to be examined: a sector that it cannot read costs it half a minute.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// An end of a copy that is on this machine.
 pub(super) struct Local {
     /// The end itself.
     pub(super) end: End,
     /// What must be agreed to before it is written.
     pub(super) stake: Option<Stake>,
-    /// What is to be said of it.
+    /// What it is unpacked from.
     pub(super) note: Option<String>,
     /// Whether it is a disk, here or on another machine, and neither a file nor a pipe.
     pub(super) is_disk: bool,
+    /// What else is worth knowing of it.
+    pub(super) notes: Vec<String>,
     /// Keeps others away as long as it is held.
     hold: Hold,
 }
@@ -107,7 +113,9 @@ pub(super) fn destination(
         )));
     }
     match path.metadata() {
-        Ok(meta) if meta.file_type().is_block_device() => destination_device(tree, path),
+        Ok(meta) if meta.file_type().is_block_device() => {
+            destination_device(tree, path, permission.force)
+        }
         Ok(meta) if meta.is_file() => destination_file(tree, path, permission),
         Ok(meta) if is_stream(&meta.file_type()) => {
             let file = OpenOptions::new().write(true).open(path);
@@ -131,16 +139,17 @@ pub(super) fn standard(stream: impl std::os::fd::AsFd) -> Result<Local, Failure>
 impl Local {
     /// An end on another machine.
     pub(super) fn there(place: Box<dyn Place>) -> Self {
-        Self { end: End::Disk(place), stake: None, note: None, is_disk: true, hold: Hold::Nothing }
+        Self { is_disk: true, ..Self::plain(End::Disk(place), Hold::Nothing) }
     }
 
-    /// The same, of which only what file systems use is copied; and what is to be said of that.
+    /// The same, of which only what file systems use is copied.
     ///
     /// # Errors
     /// It is a pipe, or cannot be looked at.
-    pub(super) fn used(self) -> Result<(Self, Vec<String>), Failure> {
+    pub(super) fn used(mut self) -> Result<Self, Failure> {
         let (end, notes) = super::contents::only_used(self.end)?;
-        Ok((Self { end, ..self }, notes))
+        self.notes.extend(notes);
+        Ok(Self { end, ..self })
     }
 
     /// The same as it is to be copied to the other end; what is to be said of that, and what is to be done after.
@@ -159,7 +168,7 @@ impl Local {
 
     /// A pipe, what is to be said of it, and what is to be held until the copy is over.
     pub(super) fn of_pipe(pipe: Pipe, note: Option<String>, hold: Hold) -> Self {
-        Self { end: End::Pipe(pipe), stake: None, note, is_disk: false, hold }
+        Self { note, ..Self::plain(End::Pipe(pipe), hold) }
     }
 
     /// The end, and what is to be held until the copy is over.
@@ -168,12 +177,16 @@ impl Local {
     }
 
     fn pipe(descriptor: OwnedFd) -> Self {
-        let end = End::Pipe(descriptor.into());
-        Self { end, stake: None, note: None, is_disk: false, hold: Hold::Nothing }
+        Self::plain(End::Pipe(descriptor.into()), Hold::Nothing)
+    }
+
+    /// Neither a disk nor at stake, and with nothing to be said of it.
+    fn plain(end: End, hold: Hold) -> Self {
+        Self { end, stake: None, note: None, is_disk: false, notes: Vec::new(), hold }
     }
 
     fn file(place: FilePlace, stake: Option<Stake>, hold: Hold) -> Self {
-        Self { end: End::Disk(Box::new(place)), stake, note: None, is_disk: false, hold }
+        Self { stake, ..Self::plain(End::Disk(Box::new(place)), hold) }
     }
 
     fn device(place: FilePlace, stake: Option<Stake>, hold: Hold) -> Self {
@@ -191,22 +204,42 @@ fn source_device(tree: &Tree, path: &Path, allow_in_use: bool) -> Result<Local, 
         Err(_) if allow_in_use => (None, None),
         found => found.map(|(machine, disk)| (Some(machine), Some(disk)))?,
     };
+    let (mut notes, mut findings) = (Vec::new(), Findings::default());
     if let (Some(machine), Some(disk)) = (&machine, &disk) {
-        let asked = if allow_in_use { Asked::ByNameInUse } else { Asked::ByName };
-        let verdict = machine.judge(disk, &Live { tree: tree.clone() });
-        let in_use = verdict.reasons.iter().find(|reason| reason.code.weight() == Weight::InUse);
-        if let Some(reason) = in_use.filter(|_| !verdict.allows(asked)) {
-            return Err(source_in_use(path, &reason.to_string()));
-        }
+        findings = look(tree, machine, disk, PATIENCE);
+        let verdict = machine.judge(disk, &findings);
+        check_source(path, &verdict, allow_in_use)?;
+        let unread = verdict.of_weight(Weight::Unread);
+        notes.extend(unread.map(|reason| format!("{} {reason}", path.display())));
     }
     let opened = open(tree, path, OpenFor::Reading, allow_in_use);
     let opened = opened.map_err(|error| explained(path, error, true))?;
     let identity = match (&machine, &disk) {
-        (Some(machine), Some(disk)) => identity(tree, machine, disk, true),
+        (Some(machine), Some(disk)) => identity(machine, disk, Some(&findings)),
         _ => String::new(),
     };
     let place = FilePlace::source(&opened.path, &identity);
-    Ok(Local::device(place, None, Hold::Disk { _opened: Box::new(opened) }))
+    let local = Local::device(place, None, Hold::Disk { _opened: Box::new(opened) });
+    Ok(Local { notes, ..local })
+}
+
+/// Refuses a disk that is in use, may be, or does not answer.
+fn check_source(path: &Path, verdict: &Verdict, allow_in_use: bool) -> Result<(), Failure> {
+    let name = path.display();
+    if let Some(reason) = verdict.reasons.iter().find(|reason| reason.code == Code::Silent) {
+        return Err(refused(format!("{name} is not copied: {reason}")));
+    }
+    let asked = if allow_in_use { Asked::ByNameInUse } else { Asked::ByName };
+    match verdict.uses().next().filter(|_| !verdict.allows(asked)) {
+        None => Ok(()),
+        Some(reason) if reason.code.weight() == Weight::InUse => {
+            Err(source_in_use(path, &reason.to_string()))
+        }
+        Some(reason) => Err(refused(format!(
+            "whether {name} is in use cannot be found out ({reason}); copy it with --allow-in-use \
+             if you know that it is not"
+        ))),
+    }
 }
 
 fn source_file(tree: &Tree, path: &Path, allow_in_use: bool, raw: bool) -> Result<Local, Failure> {
@@ -227,17 +260,11 @@ fn source_file(tree: &Tree, path: &Path, allow_in_use: bool, raw: bool) -> Resul
     }
 }
 
-fn destination_device(tree: &Tree, path: &Path) -> Result<Local, Failure> {
+fn destination_device(tree: &Tree, path: &Path, force: bool) -> Result<Local, Failure> {
     let (machine, disk) = find(tree, path)?;
-    let probe = Live { tree: tree.clone() };
-    let verdict = machine.judge(&disk, &probe);
-    let heavy = [Weight::InUse, Weight::Never];
-    if let Some(reason) = verdict.reasons.iter().find(|it| heavy.contains(&it.code.weight())) {
-        return Err(refused(format!(
-            "{} is not written: {reason}; stop that first, or use another disk",
-            path.display()
-        )));
-    }
+    let findings = look(tree, &machine, &disk, LIMIT);
+    let verdict = machine.judge(&disk, &findings);
+    check_destination(path, &verdict, force)?;
     // Opened as it will be, to hear what the kernel says of it; the copy takes it for itself after that.
     let opened = open(tree, path, OpenFor::Writing, false);
     let target = opened.map_err(|error| explained(path, error, false))?.path;
@@ -250,10 +277,30 @@ fn destination_device(tree: &Tree, path: &Path) -> Result<Local, Failure> {
     }
     lock(path, &file, FlockOperation::NonBlockingLockExclusive)?;
     claim(tree, path, &file, OpenFor::Writing)?;
-    let identity = identity(tree, &machine, &disk, false);
+    let identity = identity(&machine, &disk, None);
     let stake = Stake::device(path, &machine, &disk, "--yes");
     let place = FilePlace::destination(&target, Existing::Continue, &identity);
     Ok(Local::device(place, Some(stake), Hold::Locked { _file: file }))
+}
+
+/// Refuses a disk that is in use, may be, or cannot be written; without `force` also one whose content cannot be read.
+fn check_destination(path: &Path, verdict: &Verdict, force: bool) -> Result<(), Failure> {
+    let name = path.display();
+    let first = |weight| verdict.of_weight(weight).next();
+    if let Some(reason) = first(Weight::InUse) {
+        return Err(refused(format!(
+            "{name} is not written: {reason}; stop that first, or use another disk"
+        )));
+    }
+    if let Some(reason) = first(Weight::Never).or_else(|| first(Weight::Unknown)) {
+        return Err(refused(format!("{name} is not written: {reason}; use another disk")));
+    }
+    match first(Weight::Unread).filter(|_| !force) {
+        Some(reason) => Err(refused(format!(
+            "{name} is not written: it {reason}; if all of it may be overwritten, add --force"
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn destination_file(tree: &Tree, path: &Path, permission: Permission) -> Result<Local, Failure> {
@@ -314,10 +361,16 @@ fn find(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
     Ok((machine, disk))
 }
 
+/// What is on a disk, its partitions and its whole disk, as far as they have answered within `limit`.
+fn look(tree: &Tree, machine: &Machine, disk: &Disk, limit: Duration) -> Findings {
+    let whole = machine.disk(disk.whole()).into_iter();
+    examine(tree, machine.examined_for(disk).into_iter().chain(whole), limit)
+}
+
 /// Who it is, whatever is on it; for what is only read also by its partition table. Empty if nothing tells.
-fn identity(tree: &Tree, machine: &Machine, disk: &Disk, read: bool) -> String {
+fn identity(machine: &Machine, disk: &Disk, findings: Option<&Findings>) -> String {
     let whole = machine.disk(disk.whole()).unwrap_or(disk);
-    let contents = read.then(|| Live { tree: tree.clone() }.contents(whole).ok()).flatten();
+    let contents = findings.and_then(|findings| findings.contents(whole).ok());
     let table = contents.and_then(|contents| contents.table);
     // The machine is not asked for: who is known by his place alone is not known.
     let nobody = MachineId { bytes: [0; 16], stable: false };

@@ -118,6 +118,13 @@ impl Voice {
         }
     }
 
+    /// Whether the program for which the events are is gone.
+    pub(super) fn is_unheard(&mut self) -> bool {
+        let Form::Json(outlet) = &mut self.form else { return false };
+        outlet.look();
+        outlet.is_closed()
+    }
+
     /// Whether people read it.
     pub(super) fn is_for_people(&self) -> bool {
         !matches!(self.form, Form::Json(_))

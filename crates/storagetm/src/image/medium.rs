@@ -8,7 +8,7 @@ use std::path::Path;
 
 use ::image::disk::Disk as Layout;
 use linux::block::{self, Disk};
-use linux::disk::{Live, OpenFor, Opened, open};
+use linux::disk::{OpenFor, Opened, open};
 use linux::in_use::Machine;
 use linux::reason::{Code, Weight};
 use linux::tree::Tree;
@@ -17,6 +17,7 @@ use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 
 use super::progress::Progress;
 use crate::consent::Stake;
+use crate::examine::{LIMIT, examine};
 use crate::failure::Failure;
 use crate::lend::block_device;
 
@@ -46,8 +47,8 @@ fn judged(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
             part.of
         )));
     }
-    let probe = Live { tree: tree.clone() };
-    let verdict = machine.judge(&disk, &probe);
+    let findings = examine(tree, machine.examined_for(&disk), LIMIT);
+    let verdict = machine.judge(&disk, &findings);
     if let Some(reason) = verdict.reasons.iter().find(|reason| forbids(reason.code)) {
         return Err(Failure::new(format!(
             "{name} is not written: {reason}; stop that first, or use another disk"
@@ -67,7 +68,7 @@ fn forbids(code: Code) -> bool {
         Code::Zoned,
         Code::Zram,
     ];
-    odd.contains(&code) || [Weight::InUse, Weight::Never].contains(&code.weight())
+    odd.contains(&code) || code.weight() >= Weight::Unknown
 }
 
 fn find(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {

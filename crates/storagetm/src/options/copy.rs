@@ -134,7 +134,7 @@ pub struct Copy {
     #[arg(long)]
     pub fix_gpt: bool,
 
-    /// Overwrite the file DST, if it is there, without asking
+    /// Overwrite the file DST, if it is there, without asking, or the disk DST if what is on it cannot be read
     #[arg(long)]
     pub force: bool,
 

@@ -1,6 +1,5 @@
 //! The disks of `storagetm serve` as they come, go, change and come to rest. It knows no address and no key.
 
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -9,10 +8,12 @@ use export::{Access, Event, Export};
 
 use super::{COALESCE, SIZES, Server};
 use crate::boot::desk::Desk;
+use crate::device::Device;
 use crate::failure::why_not_started;
+use crate::flush::Flush;
 use crate::follow::Change;
 use crate::happening::Happening;
-use crate::lend::{Device, Loan, check_unlike};
+use crate::lend::{Loan, check_unlike};
 
 impl Server {
     /// Has what hosts wrote be on the disk when the last of them has let go: it may be unplugged then.
@@ -30,11 +31,10 @@ impl Server {
             while writes.are_under_way() {
                 std::thread::sleep(COALESCE);
             }
-            match rustix::fs::fdatasync(&*export) {
+            match Flush::start(&*export).and_then(Flush::outcome) {
                 Ok(()) => drop(flushing.fetch_sub(1, Ordering::Relaxed)),
                 // What was written may be lost: from now on the screen never says that it is safe to unplug.
                 Err(error) => {
-                    let error = io::Error::from(error);
                     mailbox.note(format!("{} could not be flushed: {error}", export.name));
                 }
             }

@@ -1,23 +1,32 @@
 //! How `storagetm serve` ends: hosts are let go, and what they wrote is on the disks. It knows no event.
 
-use std::io;
-use std::sync::{Arc, mpsc};
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use export::{Access, Export, Fault};
 
 use super::{End, Server, happening};
 use crate::announce::Announcer;
+use crate::boot::desk;
+use crate::flush::Flush;
 use crate::happening::{Happening, Which};
+use crate::worker::Writes;
 
 /// How long hosts may take to end what is under way when the program is told to stop.
-const PATIENCE: Duration = Duration::from_secs(7);
-/// How long the disks may then take to put everything on stable storage, and the reader to take the last words.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// When, counted from there, the disks must have put everything on stable storage. With what the reader may take for the
+/// last words all of it takes less than ten seconds, whatever hangs.
+const FLUSHED: Duration = Duration::from_millis(8500);
+/// What the disks have for that at least, and the reader for the last words.
 const LAST: Duration = Duration::from_secs(1);
 
 impl Server {
-    /// Ends: hosts are told and disconnected, the disks put everything on stable storage.
-    pub(super) fn close(mut self, end: End) {
+    /// Ends: hosts are told and disconnected, the disks put everything on stable storage. Returns what may be lost, a
+    /// sentence for each disk.
+    pub(super) fn close(mut self, end: End) -> Vec<String> {
+        let begun = Instant::now();
+        let at_desk = self.desk.is_some();
         if let Some(desk) = self.desk.take() {
             desk.end(match end {
                 End::Restart => "Disconnecting the hosts; then this machine restarts.\n",
@@ -27,47 +36,61 @@ impl Server {
         }
         self.keyboard = None;
         self.output.stopping();
-        let writable: Vec<Arc<Export>> = self
-            .ledger
-            .exports()
-            .filter(|export| export.access == Access::Writable)
-            .cloned()
-            .collect();
+        let exports = self.ledger.exports();
+        let writable = exports.filter(|export| export.access == Access::Writable);
+        let writable: Vec<(Arc<Export>, Writes)> =
+            writable.map(|export| (export.clone(), self.worker.writes(export))).collect();
         self.announcer.take().into_iter().for_each(Announcer::stop);
         let in_time = self.worker.stop(PATIENCE);
-        for event in self.mailbox.receive().events {
-            let happening = happening(event, &self.listeners, &self.admission);
+        for tallied in self.mailbox.receive().events {
+            self.faults.record(&tallied.event, tallied.count);
+            let happening = happening(tallied, &self.listeners, &self.admission);
             self.output.say(&happening);
+        }
+        for total in self.faults.totals() {
+            self.output.say(&Happening::note(total));
         }
         if !in_time {
             self.output.say(&Happening::note("some hosts did not let go in time and were cut off"));
         }
-        for happening in flush(writable) {
+        let (failed, lost) = flush(writable, (begun + FLUSHED).max(Instant::now() + LAST));
+        for happening in failed.into_iter().chain(lost.iter().map(Happening::note)) {
             self.output.say(&happening);
         }
         self.output.say(&Happening::Stopped);
         self.output.drain(LAST);
+        if at_desk && !lost.is_empty() {
+            desk::warn(&lost.join("\n"));
+        }
+        lost
     }
 }
 
-/// Puts everything on stable storage; what failed comes back. A disk that takes too long is not waited for.
-fn flush(exports: Vec<Arc<Export>>) -> Vec<Happening> {
-    let (done, waiting) = mpsc::channel();
-    let count = exports.len();
-    for export in exports {
-        let done = done.clone();
-        std::thread::spawn(move || {
-            let result = rustix::fs::fdatasync(&*export).map_err(io::Error::from);
-            let _ = done.send((export, result));
-        });
+/// Puts everything on stable storage until `end`. Returns what failed, and sentences about disks that have not answered.
+fn flush(disks: Vec<(Arc<Export>, Writes)>, end: Instant) -> (Vec<Happening>, Vec<String>) {
+    let begun = disks.into_iter().map(|(export, writes)| {
+        let flush = Flush::start(&*export);
+        (export, writes, flush)
+    });
+    let begun: Vec<_> = begun.collect();
+    let (mut failed, mut lost) = (Vec::new(), Vec::new());
+    for (export, writes, flush) in begun {
+        match flush.and_then(|mut flush| flush.wait(end)) {
+            Ok(()) if !writes.are_under_way() => {}
+            Err(error) if error.kind() != ErrorKind::TimedOut => {
+                failed.push(failed_flush(&export, error));
+            }
+            _ => lost.push(format!(
+                "{} does not answer: what was written to it last may be lost",
+                export.name
+            )),
+        }
     }
-    let end = Instant::now() + LAST;
-    let next = || waiting.recv_timeout(end.saturating_duration_since(Instant::now())).ok();
-    let ended = std::iter::from_fn(next).take(count);
-    ended.filter_map(|(export, result)| Some(failed_flush(&export, result.err()?))).collect()
+    (failed, lost)
 }
 
 fn failed_flush(export: &Export, error: io::Error) -> Happening {
     let reason = Fault::from(error).to_string();
-    Happening::Fault { which: Which::of(export), op: "flush", offset: 0, bytes: 0, reason }
+    let which = Which::of(export);
+    Happening::Fault { which, op: "flush", offset: 0, bytes: 0, count: 1, reason }
 }

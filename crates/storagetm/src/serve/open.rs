@@ -11,9 +11,11 @@ use console::{State, Unavailable};
 use engine::Driver;
 use export::Door;
 use linux::identity::{MachineId, first_controller, machine_id};
+use linux::inhibit::Inhibitor;
 use linux::net::{Address, Changes, addresses, hostname};
 use linux::tree::Tree;
 
+use super::faults::Faults;
 use super::given::Given;
 use super::reach::bind;
 use super::{Alerts, Server, certificates};
@@ -91,6 +93,8 @@ impl Server {
             broken: None,
             loans: Vec::new(),
             ledger: Ledger::default(),
+            faults: Faults::default(),
+            awake: Inhibitor::new(&Tree::machine(), "disks of this machine are attached by others"),
             follow: disks.follow,
             mailbox,
             output,
@@ -199,6 +203,8 @@ impl Disks {
         let terms = Terms {
             base: options.nqn.clone(),
             allow_in_use: options.allow_in_use,
+            // Whoever names a disk writable for target mode repairs it.
+            force: options.force || options.boot_settings,
             machine: machine(settings),
             tree,
             at_rest: options.boot_settings,

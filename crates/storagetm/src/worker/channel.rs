@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -89,6 +90,13 @@ impl Sender {
 }
 
 impl Receiver {
+    /// Waits for the next word, or the end, at most so long; whether it is there.
+    pub(super) fn is_ready(&self, patience: Duration) -> bool {
+        let patience = Timespec::try_from(patience).ok();
+        let mut ends = [PollFd::new(&self.socket, PollFlags::IN)];
+        poll(&mut ends, patience.as_ref()).is_ok_and(|ready| ready > 0)
+    }
+
     /// The next word, and the descriptor that came with it. Nothing if the other side is gone.
     ///
     /// # Errors

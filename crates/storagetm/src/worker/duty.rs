@@ -17,6 +17,7 @@ use rustix::net::{AddressFamily, getsockname};
 use super::channel::{self, Receiver, Sender};
 use super::scribe::{Disks, Scribe, nudge};
 use super::sessions::Sessions;
+use super::tally::Tally;
 use super::words::{self, CertificatesWord, LONGEST_ORDER, Lent, Order, Report, Start};
 use super::{check_locked, words::door};
 use crate::failure::{Failure, why_not_started};
@@ -113,6 +114,8 @@ impl Duty {
             sessions: self.sessions.clone(),
             stopped: self.stopped.clone(),
             attached: 0,
+            tally: Tally::default(),
+            lost: 0,
             pairing: None,
         };
         let scribe = thread::Builder::new().name("scribe".to_owned()).spawn(|| scribe.run());

@@ -14,7 +14,7 @@ use super::channel::{self, Receiver};
 use super::process::spawn;
 use super::report::Witness;
 use super::words::{LONGEST_REPORT, Order, Report};
-use super::{Said, Shared, cannot};
+use super::{Said, Shared, cannot, fence};
 use crate::failure::{Failure, why_not_started};
 
 /// Workers that are started anew at most within [`WHILE`].
@@ -27,6 +27,9 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// How long a worker may take no orders. One that takes none for longer does not work any more, and the program, which
 /// waits for it meanwhile, must not wait for good.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a silent worker is looked at.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// A worker that lives.
 struct Live {
@@ -57,8 +60,17 @@ fn keep(shared: &Arc<Shared>, mut live: Live) {
     let mut deaths = VecDeque::new();
     loop {
         let how = hear(shared, &mut live);
-        shared.standing().lose();
+        let (withheld, is_meant) = {
+            let mut standing = shared.standing();
+            (standing.lose(), standing.stopping)
+        };
         shared.stopped.notify_all();
+        if !is_meant {
+            let stuck = how.is_none().then_some(live.child);
+            fence::start(shared.clone(), stuck, withheld);
+        }
+        let how = how
+            .unwrap_or_else(|| "was killed, but waits for a disk that does not answer".to_owned());
         let Some(next) = replace(shared, how, &mut deaths) else { return };
         live = next;
     }
@@ -100,7 +112,8 @@ fn begin(shared: &Arc<Shared>) -> Result<Live, Failure> {
     if result.is_err() {
         shared.standing().process = None;
         let _ = child.kill();
-        end(&mut child);
+        // It has had no disk that it could wait for.
+        let _ = end(&mut child);
     }
     result.map(|receiver| Live { child, receiver })
 }
@@ -141,10 +154,16 @@ fn introduce(
     Ok(receiver)
 }
 
-/// Hears a worker to its end; how that was, as a piece of a sentence.
-fn hear(shared: &Shared, live: &mut Live) -> String {
+/// Hears a worker to its end; how that was, as a piece of a sentence. Nothing if its process cannot be ended.
+fn hear(shared: &Shared, live: &mut Live) -> Option<String> {
     let mut witness = Witness::default();
     let honest = loop {
+        if !live.receiver.is_ready(LOOK) {
+            if is_dead(&live.child) {
+                break true;
+            }
+            continue;
+        }
         match live.receiver.receive() {
             Ok(Some((report, _))) => {
                 if take(shared, &mut witness, report).is_err() {
@@ -164,7 +183,16 @@ fn hear(shared: &Shared, live: &mut Live) -> String {
     }
     let how = end(&mut live.child);
     witness.lose(shared);
-    if honest { how } else { "said what it cannot know, and was ended".to_owned() }
+    let how = how?;
+    Some(if honest { how } else { "said what it cannot know, and was ended".to_owned() })
+}
+
+/// Whether it has ended but for threads that wait for a disk: these keep its end of the socket open.
+fn is_dead(child: &Child) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    // The name of the program may have any character in it.
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    state.is_some_and(|rest| rest.starts_with(['Z', 'X']))
 }
 
 fn take(shared: &Shared, witness: &mut Witness, report: Report) -> Result<(), ()> {
@@ -194,20 +222,27 @@ fn take(shared: &Shared, witness: &mut Witness, report: Report) -> Result<(), ()
     Ok(())
 }
 
-/// Waits for its end, which has begun; how that was.
-fn end(child: &mut Child) -> String {
-    let asked = Instant::now();
-    while asked.elapsed() < PAUSE {
-        if let Ok(Some(status)) = child.try_wait() {
-            return format!("ended ({status})");
-        }
-        thread::sleep(Duration::from_millis(5));
+/// Waits for its end, which has begun; how that was. Nothing if it has not ended although it was killed: it waits for a
+/// disk, and nobody knows for how long.
+fn end(child: &mut Child) -> Option<String> {
+    let how = wait_for(child);
+    if how.is_some() {
+        return how;
     }
     let _ = child.kill();
-    match child.wait() {
-        Ok(status) => format!("ended ({status})"),
-        Err(error) => format!("is lost ({error})"),
+    wait_for(child)
+}
+
+fn wait_for(child: &mut Child) -> Option<String> {
+    let begun = Instant::now();
+    while begun.elapsed() < PAUSE {
+        match child.try_wait() {
+            Ok(Some(status)) => return Some(format!("ended ({status})")),
+            Ok(None) => thread::sleep(Duration::from_millis(5)),
+            Err(error) => return Some(format!("is lost ({error})")),
+        }
     }
+    None
 }
 
 #[cfg(test)]

@@ -1,20 +1,15 @@
 //! Starts the program once more, as the worker. It knows nothing of what the worker does.
 
-use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, PipeReader, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::sync::Arc;
 use std::thread;
 
 use super::{Said, Shared};
-
-/// The program that runs, whatever has become of its file.
-const SELF: &str = "/proc/self/exe";
+use crate::helper::program;
 
 /// Lines of the worker's own that are passed on at most, and bytes of each: it should have none.
 const LINES: usize = 64;
@@ -43,16 +38,6 @@ pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<(Child, UnixStream)> {
     let listen = move || pass_on(words, &shared);
     thread::Builder::new().name("words".to_owned()).spawn(listen)?;
     Ok((child, own))
-}
-
-/// Where nothing is mounted, the path by which the program was started.
-pub(crate) fn program() -> PathBuf {
-    let proc = PathBuf::from(SELF);
-    if proc.symlink_metadata().is_ok() {
-        return proc;
-    }
-    let path = rustix::param::linux_execfn().to_bytes().to_vec();
-    std::path::absolute(PathBuf::from(OsString::from_vec(path))).unwrap_or(proc)
 }
 
 /// Has what it says besides, as when it panics, be said as a note.

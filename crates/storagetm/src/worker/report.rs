@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use export::{Event, Export, KeyId, Knock, Peer, Reason};
 
 use super::words::{Happened, PeerWord};
-use super::{Said, Shared};
+use super::{Said, Shared, Tallied};
 
 /// Attachments there may be at once, above what the engine lets in.
 const ATTACHMENTS: usize = 4096;
@@ -40,6 +40,7 @@ impl Witness {
         let export = |disk: u64| {
             shared.standing().of_number(disk).map(|loaned| loaned.export.clone()).ok_or(())
         };
+        let count = happened.count();
         let event = match happened {
             Happened::Attached { disk, peer, host, proven } => {
                 self.attach(export(disk)?, peer, host, proven)?
@@ -49,13 +50,13 @@ impl Witness {
                 self.detach(&export, &peer, &host)?;
                 Event::Detached { export, peer, host, reason, read, written }
             }
-            Happened::Fault { disk, op, offset, len, fault } => {
+            Happened::Fault { disk, op, offset, len, fault, .. } => {
                 Event::Fault { export: export(disk)?, op: name(&op), offset, len, fault }
             }
-            Happened::Refused { peer, host, wanted, why } => {
+            Happened::Refused { peer, host, wanted, why, .. } => {
                 Event::Refused { peer: peer.into(), host, wanted, why: name(&why) }
             }
-            Happened::Violation { peer, rule } => {
+            Happened::Violation { peer, rule, .. } => {
                 Event::Violation { peer: peer.into(), rule: name(&rule) }
             }
             // Who was not told to show a code has let nobody try one.
@@ -65,7 +66,7 @@ impl Witness {
                 Event::Knocked { peer: peer.into(), knock: Arc::new(knock) }
             }
         };
-        shared.say(Said::Event(event));
+        shared.say(Said::Event(Tallied { event, count }));
         Ok(())
     }
 
@@ -109,7 +110,7 @@ impl Witness {
             let reason = Reason::Ended;
             // How much it was, it took with it.
             let event = Event::Detached { export, peer, host, reason, read: 0, written: 0 };
-            shared.say(Said::Event(event));
+            shared.say(Said::Event(event.into()));
         }
     }
 }
@@ -225,19 +226,31 @@ mod test {
         witness.hear(&shared, attached(1)).unwrap();
         witness.lose(&shared);
         let heard = heard.lock().unwrap();
-        assert!(matches!(heard.last(), Some(Said::Event(Event::Detached { .. }))));
+        assert!(matches!(
+            heard.last(),
+            Some(Said::Event(Tallied { event: Event::Detached { .. }, .. }))
+        ));
     }
 
     #[test]
     fn words_that_a_worker_coins_are_counted() {
         let (shared, heard) = shared();
-        let fault =
-            |op: String| Happened::Fault { disk: 1, op, offset: 0, len: 1, fault: Fault::Io };
+        let fault = |op: String| Happened::Fault {
+            disk: 1,
+            op,
+            offset: 0,
+            len: 1,
+            count: 1,
+            fault: Fault::Io,
+        };
         for n in 0..2 * NAMES {
             Witness::default().hear(&shared, fault(format!("coined {n}"))).unwrap();
         }
         let heard = heard.lock().unwrap();
         let last = heard.last();
-        assert!(matches!(last, Some(Said::Event(Event::Fault { op: ANOTHER, .. }))), "{last:?}");
+        let Some(Said::Event(Tallied { event: Event::Fault { op, .. }, .. })) = last else {
+            panic!("{last:?}")
+        };
+        assert_eq!(*op, ANOTHER);
     }
 }

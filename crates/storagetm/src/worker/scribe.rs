@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use super::channel::Sender;
 use super::counted;
 use super::sessions::Sessions;
+use super::tally::{Tallied, Tally};
 use super::words::{Counts, Happened, Report, ViewWord};
 use crate::mailbox::Mailbox;
 
@@ -96,6 +97,10 @@ pub(super) struct Scribe {
     pub(super) stopped: Arc<OnceLock<bool>>,
     /// Attachments there are.
     pub(super) attached: usize,
+    /// Events whose kind was reported a moment ago.
+    pub(super) tally: Tally,
+    /// Events and notes that were too many at once.
+    pub(super) lost: usize,
     /// The pairing that was told last, and what of it may change by time alone.
     pub(super) pairing: Option<u64>,
 }
@@ -114,6 +119,7 @@ impl Scribe {
             if let Some(in_time) = self.stopped.get().copied() {
                 // What happened last was said before it was set.
                 let _ = self.round(Some(Duration::ZERO));
+                let _ = self.report_rest();
                 let _ = self.sender.send(&Report::Stopped { in_time }, None);
                 return;
             }
@@ -124,22 +130,27 @@ impl Scribe {
     fn round(&mut self, patience: Option<Duration>) -> std::io::Result<Option<Duration>> {
         self.wait(patience);
         let waiting = self.mailbox.receive();
-        for event in waiting.events {
-            self.report(&event)?;
+        for Tallied { event, .. } in waiting.events {
+            if let Some(tallied) = self.tally.put(event, Instant::now()) {
+                self.report(&tallied)?;
+            }
         }
         for sentence in waiting.notes {
             self.say(&Report::Note { sentence })?;
         }
-        if waiting.lost > 0 {
-            let sentence = format!("{} more events were not shown, too many at once", waiting.lost);
-            self.say(&Report::Note { sentence })?;
-        }
-        let changed = self.look()?;
+        self.lost = self.lost.saturating_add(waiting.lost);
         let now = Instant::now();
+        let due = self.tally.take_due(now);
+        if !due.is_empty() {
+            self.report_lost()?;
+        }
+        due.iter().try_for_each(|tallied| self.report(tallied))?;
+        let changed = self.look()?;
         let code = self.show(now)?;
         let disks = self.next_look(changed);
-        let code = code.map(|at| at.saturating_duration_since(now));
-        Ok([disks, code].into_iter().flatten().min())
+        let others = [code, self.tally.due()].into_iter().flatten().min();
+        let others = others.map(|at| at.saturating_duration_since(now));
+        Ok([disks, others].into_iter().flatten().min())
     }
 
     fn wait(&self, patience: Option<Duration>) {
@@ -147,8 +158,26 @@ impl Scribe {
         let _ = poll(&mut [PollFd::new(&self.mailbox, PollFlags::IN)], patience.as_ref());
     }
 
-    fn report(&mut self, event: &Event) -> std::io::Result<()> {
-        match event {
+    /// Reports what still waits: nothing follows.
+    fn report_rest(&mut self) -> std::io::Result<()> {
+        let rest = self.tally.take_all();
+        rest.iter().try_for_each(|tallied| self.report(tallied))?;
+        self.report_lost()
+    }
+
+    /// Reports how much was too much. What is lost is of the kinds that are tallied, so this is as rare as they are.
+    fn report_lost(&mut self) -> std::io::Result<()> {
+        match std::mem::take(&mut self.lost) {
+            0 => Ok(()),
+            lost => {
+                let sentence = format!("{lost} more events were not shown, too many at once");
+                self.say(&Report::Note { sentence })
+            }
+        }
+    }
+
+    fn report(&mut self, tallied: &Tallied) -> std::io::Result<()> {
+        match &tallied.event {
             Event::Attached { .. } => self.attached = self.attached.saturating_add(1),
             Event::Detached { .. } => {
                 self.attached = self.attached.saturating_sub(1);
@@ -157,7 +186,7 @@ impl Scribe {
             }
             _ => {}
         }
-        let happened = Happened::new(event, |export| self.disks.number(export));
+        let happened = Happened::new(tallied, |export| self.disks.number(export));
         happened.map_or(Ok(()), |happened| self.say(&Report::Happened(happened)))
     }
 

@@ -7,6 +7,7 @@ use export::{Channel, Door, Event, Export, Fault, KeyId, Peer, Reason};
 use serde::{Deserialize, Serialize};
 
 use super::{Hidden, door};
+use crate::worker::Tallied;
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Serialize, Deserialize)]
@@ -81,6 +82,7 @@ pub(in crate::worker) enum Happened {
         host: String,
         wanted: String,
         why: String,
+        count: u64,
     },
     Knocked {
         peer: PeerWord,
@@ -93,12 +95,14 @@ pub(in crate::worker) enum Happened {
     Violation {
         peer: PeerWord,
         rule: String,
+        count: u64,
     },
     Fault {
         disk: u64,
         op: String,
         offset: u64,
         len: u64,
+        count: u64,
         #[serde(with = "FaultWord")]
         fault: Fault,
     },
@@ -131,10 +135,11 @@ enum FaultWord {
 impl Happened {
     /// What happened, to disks of these numbers. Nothing if it happened to a disk that has none.
     pub(in crate::worker) fn new(
-        event: &Event,
+        tallied: &Tallied,
         number: impl Fn(&Arc<Export>) -> Option<u64>,
     ) -> Option<Self> {
-        Some(match event {
+        let count = tallied.count;
+        Some(match &tallied.event {
             Event::Attached { export, peer, host, proven } => Self::Attached {
                 disk: number(export)?,
                 peer: peer.into(),
@@ -154,6 +159,7 @@ impl Happened {
                 host: host.clone(),
                 wanted: wanted.clone(),
                 why: (*why).to_owned(),
+                count,
             },
             Event::Knocked { peer, knock } => Self::Knocked {
                 peer: peer.into(),
@@ -164,15 +170,26 @@ impl Happened {
                 secret: Hidden(knock.secret.clone()),
             },
             Event::Violation { peer, rule } => {
-                Self::Violation { peer: peer.into(), rule: (*rule).to_owned() }
+                Self::Violation { peer: peer.into(), rule: (*rule).to_owned(), count }
             }
             Event::Fault { export, op, offset, len, fault } => Self::Fault {
                 disk: number(export)?,
                 op: (*op).to_owned(),
                 offset: *offset,
                 len: *len,
+                count,
                 fault: *fault,
             },
         })
+    }
+
+    /// How many of its kind it stands for: at least one, whatever was received.
+    pub(in crate::worker) fn count(&self) -> u64 {
+        match self {
+            Self::Refused { count, .. }
+            | Self::Violation { count, .. }
+            | Self::Fault { count, .. } => (*count).max(1),
+            _ => 1,
+        }
     }
 }

@@ -1,0 +1,67 @@
+//! What disks failed to do while they were lent, summed up for the end.
+
+use export::Event;
+
+/// Disks that are kept apart; more than that are not lent by one machine.
+const MOST: usize = 4096;
+
+/// What disks have failed to do.
+#[derive(Debug, Default)]
+pub(super) struct Faults(Vec<Total>);
+
+#[derive(Debug)]
+struct Total {
+    name: String,
+    count: u64,
+    from: u64,
+    to: u64,
+}
+
+impl Faults {
+    /// Takes `count` failures that `event` stands for; nothing else counts.
+    pub(super) fn record(&mut self, event: &Event, count: u64) {
+        let Event::Fault { export, offset, len, .. } = event else { return };
+        let (from, to) = (*offset, offset.saturating_add(*len));
+        if let Some(total) = self.0.iter_mut().find(|total| total.name == export.name) {
+            total.count = total.count.saturating_add(count);
+            (total.from, total.to) = (total.from.min(from), total.to.max(to));
+        } else if self.0.len() < MOST {
+            self.0.push(Total { name: export.name.clone(), count, from, to });
+        }
+    }
+
+    /// A sentence for each disk that failed more than one request.
+    pub(super) fn totals(&self) -> Vec<String> {
+        let several = self.0.iter().filter(|total| total.count > 1);
+        let sentence = |Total { name, count, from, to }: &Total| {
+            format!("{name}: {count} requests failed in all, between {from} and {to}")
+        };
+        several.map(sentence).collect()
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use export::{Export, Fault, Geometry, Identity};
+    use std::sync::Arc;
+
+    #[test]
+    fn the_total_spans_all_failures_of_a_disk() {
+        let disk = std::fs::File::open("/dev/null").unwrap().into();
+        let geometry = Geometry::new(512, 512).unwrap();
+        let export = Arc::new(Export::new("sda", "n", Identity::default(), geometry, 8192, disk));
+        let fault = |offset| Event::Fault {
+            export: export.clone(),
+            op: "read",
+            offset,
+            len: 512,
+            fault: Fault::Io,
+        };
+        let mut faults = Faults::default();
+        faults.record(&fault(1024), 1);
+        assert!(faults.totals().is_empty(), "a single one was reported as such");
+        faults.record(&fault(4096), 7);
+        assert_eq!(faults.totals(), ["sda: 8 requests failed in all, between 1024 and 4608"]);
+    }
+}

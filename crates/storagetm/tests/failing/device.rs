@@ -1,0 +1,119 @@
+//! Block devices that fail, or do not answer while they are told not to.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use crate::foreign::{Background, Folder, lacks, program, run, wait_for};
+
+/// The size of every such device, in bytes.
+pub(crate) const BYTES: u64 = 16 << 20;
+
+/// Reads all but what is in front of `$BAD`; the script is run with the length as `$3` and the offset as `$4`.
+const FAIL_BELOW: &str =
+    r#"if [ "$4" -lt BAD ]; then echo EIO bad >&2; exit 1; fi; head -c "$3" /dev/zero"#;
+
+/// A loop device, and what it consists of; all of it goes with it.
+pub(crate) struct Device {
+    pub(crate) path: String,
+    fuse: Option<Background>,
+    server: Option<Background>,
+    /// Where it is told to answer, or not.
+    control: Option<UnixStream>,
+}
+
+impl Device {
+    /// One whose first `bad` bytes cannot be read, and nothing written. `None` where there can be no such device.
+    pub(crate) fn failing(folder: &Folder, name: &str, bad: u64) -> Option<Self> {
+        let pread = format!("pread={}", FAIL_BELOW.replace("BAD", &bad.to_string()));
+        let size = format!("get_size=echo {BYTES}");
+        let read_only = "can_write=exit 3";
+        Self::new(folder, name, &["eval", &size, &pread, read_only], &["--read-only"])
+    }
+
+    /// One that can be written, too, and keeps nothing: its first `bad` bytes cannot be read.
+    pub(crate) fn failing_writable(folder: &Folder, name: &str, bad: u64) -> Option<Self> {
+        let pread = format!("pread={}", FAIL_BELOW.replace("BAD", &bad.to_string()));
+        let size = format!("get_size=echo {BYTES}");
+        Self::new(folder, name, &["eval", &size, &pread, "pwrite=cat >/dev/null"], &[])
+    }
+
+    /// One that answers, until it is told not to. It holds what is in `image`.
+    pub(crate) fn pausing(folder: &Folder, name: &str, image: &str) -> Option<Self> {
+        let control = folder.path(&format!("{name}.control"));
+        let pause = format!("pause-control={control}");
+        let plugin = ["--filter=pause", "file", image, &pause];
+        let mut device = Self::new(folder, name, &plugin, &[])?;
+        device.control = Some(UnixStream::connect(control).unwrap());
+        Some(device)
+    }
+
+    /// Has it not answer from now on.
+    pub(crate) fn pause(&mut self) {
+        self.tell(*b"p", *b"P");
+    }
+
+    /// Has it answer again, also what it was asked meanwhile.
+    pub(crate) fn resume(&mut self) {
+        self.tell(*b"r", *b"R");
+    }
+
+    fn tell(&mut self, order: [u8; 1], wanted: [u8; 1]) {
+        let control = self.control.as_mut().unwrap();
+        let mut answer = [0];
+        control.write_all(&order).unwrap();
+        control.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, wanted);
+    }
+
+    fn new(folder: &Folder, name: &str, plugin: &[&str], options: &[&str]) -> Option<Self> {
+        let socket = folder.path(&format!("{name}.sock"));
+        let words = ["--foreground", "--exit-with-parent", "--unix", &socket];
+        let server = Background::start(program("nbdkit").args(words).args(plugin));
+        wait_for("nbdkit's socket", || Path::new(&socket).exists().then_some(()));
+        let file = folder.path(name);
+        File::create(&file).unwrap();
+        let uri = format!("nbd+unix:///?socket={socket}");
+        let fuse = Background::start(program("nbdfuse").args([&file, &uri]));
+        wait_for("a mounted disk", || fs::metadata(&file).ok().filter(|it| it.len() != 0));
+        let line = ["--find", "--show", &file];
+        let output = run(program("losetup").args(options).args(line));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        let device = Self { path, fuse: Some(fuse), server: Some(server), control: None };
+        if said.contains("unused loop device") || said.contains("not permitted") {
+            return None;
+        }
+        assert!(output.status.success(), "{said}");
+        Some(device)
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if self.control.is_some() {
+            self.resume();
+        }
+        if !self.path.is_empty() {
+            run(program("losetup").args(["-d", &self.path]));
+        }
+        let _ = self.fuse.take().map(Background::end);
+        drop(self.server.take());
+    }
+}
+
+/// Whether there can be no such device here.
+pub(crate) fn cannot(test: &str) -> bool {
+    if lacks(test, &["nbdkit", "nbdfuse", "losetup"]) {
+        return true;
+    }
+    let reason = match () {
+        () if !rustix::process::geteuid().is_root() => "only root makes loop devices",
+        () if !Path::new("/dev/fuse").exists() => "no /dev/fuse here",
+        () if !Path::new("/dev/loop-control").exists() => "no loop devices here",
+        () => return false,
+    };
+    println!("skip {test}: {reason}");
+    true
+}

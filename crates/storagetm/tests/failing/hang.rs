@@ -1,0 +1,188 @@
+//! Disks that do not answer.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::device::{Device, cannot};
+use crate::foreign::{Background, Folder, MIB, program, run, same, wait_for};
+use crate::serve::{PROGRAM, Serve};
+
+/// What the end of the program may take, whatever hangs; and what a busy machine adds to that.
+const END: Duration = Duration::from_secs(10 + 10);
+
+/// Two devices, of which the first is to hang.
+fn two(folder: &Folder) -> Option<[Device; 2]> {
+    let device = |name: &str| {
+        let image = folder.noise(&format!("{name}.img"), 16 * MIB);
+        Device::pausing(folder, name, &image)
+    };
+    Some([device("hanging")?, device("healthy")?])
+}
+
+fn name(device: &Device) -> &str {
+    device.path.strip_prefix("/dev/").unwrap()
+}
+
+fn is_lent(event: &Value, device: &Device) -> bool {
+    event["event"] == "lent" && event["disk"] == *device.path
+}
+
+fn uri(events: &[Value], device: &Device) -> String {
+    let lent = events.iter().find(|event| is_lent(event, device)).unwrap();
+    lent["nbd"][0].as_str().unwrap().to_owned()
+}
+
+/// Writes to a disk that is lent, until it is ended.
+fn write_to(folder: &Folder, uri: &str) -> Background {
+    let image = folder.noise("written.img", 8 * MIB);
+    let line = ["copy", "--yes", "--no-verify", "--patience", "1", &image, uri];
+    Background::start(program(PROGRAM).args(line))
+}
+
+/// Requests to write that the kernel has on their way to a disk.
+fn writes_in_flight(device: &Device) -> u64 {
+    let text = fs::read_to_string(format!("/sys/block/{}/inflight", name(device))).unwrap();
+    text.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn r60_a_list_is_not_held_up_by_a_disk_that_hangs() {
+    if cannot("a list is not held up by a disk that hangs") {
+        return;
+    }
+    let folder = Folder::new();
+    let Some([mut hanging, healthy]) = two(&folder) else { return };
+    hanging.pause();
+    let output = run(program(PROGRAM).args(["list", "--json"]));
+    let rows: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let reasons = |device: &Device| {
+        let row = rows.as_array().unwrap().iter().find(|row| row["path"] == *device.path);
+        row.unwrap()["reasons"].to_string()
+    };
+    assert!(reasons(&hanging).contains("it does not answer"), "{}", reasons(&hanging));
+    assert!(reasons(&hanging).contains("no-answer"), "{}", reasons(&hanging));
+    assert!(!reasons(&healthy).contains("no-answer"), "{}", reasons(&healthy));
+    let output = run(program(PROGRAM).args(["serve", &hanging.path]));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("is not lent: it does not answer"), "{said}");
+}
+
+#[test]
+fn r60_others_are_lent_at_once_and_a_late_disk_by_itself() {
+    if cannot("others are lent at once and a late disk by itself") {
+        return;
+    }
+    let folder = Folder::new();
+    let Some([mut hanging, healthy]) = two(&folder) else { return };
+    // Devices that are files are lent only by name.
+    let settings = folder.path("credentials");
+    fs::create_dir(&settings).unwrap();
+    let names = format!("{}\n{}\n", name(&hanging), name(&healthy));
+    fs::write(format!("{settings}/storagetm.disk"), names).unwrap();
+    hanging.pause();
+    let mut serve = Serve::start_with(&["--all", "--boot-settings"], |command| {
+        command.env("CREDENTIALS_DIRECTORY", &settings)
+    });
+    let events = serve.until_named("ready");
+    assert!(events.iter().any(|event| is_lent(event, &healthy)), "{events:?}");
+    assert!(!events.iter().any(|event| is_lent(event, &hanging)), "{events:?}");
+    let wanted = format!("{} is not lent: it does not answer", hanging.path);
+    serve.until(|event| event["message"] == *wanted);
+    hanging.resume();
+    serve.until(|event| is_lent(event, &hanging));
+    let (status, _) = serve.terminate();
+    assert!(status.success());
+}
+
+#[test]
+fn r60_the_end_is_bounded_with_a_write_on_a_hung_disk() {
+    if cannot("the end is bounded with a write on a hung disk") {
+        return;
+    }
+    for io in ["uring", "blocking"] {
+        let folder = Folder::new();
+        let Some([mut hanging, _healthy]) = two(&folder) else { return };
+        let mut serve =
+            Serve::start(&["--io", io, "--protocol", "nbd", "--writable", &hanging.path]);
+        let events = serve.until_named("ready");
+        hanging.pause();
+        let _client = write_to(&folder, &uri(&events, &hanging));
+        wait_for("a write", || (writes_in_flight(&hanging) > 0).then_some(()));
+        let (status, took) = serve.terminate();
+        println!("{io}: ended after {took:?}");
+        assert!(took < END, "{io}: {took:?}");
+        let said = serve.errors();
+        assert_eq!(status.code(), Some(1), "{io}: {said}");
+        assert!(said.contains(&hanging.path) && said.contains("may be lost"), "{io}: {said}");
+    }
+}
+
+#[test]
+fn r60_a_worker_that_dies_beside_a_hung_disk_is_replaced() {
+    if cannot("a worker that dies beside a hung disk is replaced") {
+        return;
+    }
+    for io in ["uring", "blocking"] {
+        let folder = Folder::new();
+        let Some([mut hanging, healthy]) = two(&folder) else { return };
+        let writable = ["--writable", &hanging.path, "--writable", &healthy.path];
+        let words = [&["--io", io, "--protocol", "nbd"][..], &writable].concat();
+        let mut serve = Serve::start(&words);
+        let events = serve.until_named("ready");
+        let (slow, fast) = (uri(&events, &hanging), uri(&events, &healthy));
+        hanging.pause();
+        let client = write_to(&folder, &slow);
+        wait_for("a write", || (writes_in_flight(&hanging) > 0).then_some(()));
+        kill_worker(&serve);
+        let is_note = |event: &Value, words: &str| {
+            event["message"].as_str().is_some_and(|message| message.contains(words))
+        };
+        serve.until(|event| is_note(event, "another one takes its place"));
+        let begun = Instant::now();
+        let copied = folder.path("copied");
+        wait_for("the healthy disk", || {
+            let copy = ["copy", "--force", "--patience", "1", &fast, &copied];
+            run(program(PROGRAM).args(copy)).status.success().then_some(())
+        });
+        println!("{io}: the healthy disk was copied after {:?}", begun.elapsed());
+        same(folder.path("healthy.img"), &copied);
+        let refused = run(program(PROGRAM).args(["copy", "--patience", "0", &slow, "/dev/null"]));
+        assert!(!refused.status.success(), "{io}: the old write may land yet");
+        assert!(writes_in_flight(&hanging) > 0, "{io}: the disk hangs");
+        let wanted = format!("{} is not lent for now", hanging.path);
+        serve.until(|event| is_note(event, &wanted));
+        drop(client);
+        hanging.resume();
+        let wanted = format!("{} is lent again", hanging.path);
+        serve.until(|event| is_note(event, &wanted));
+        let again = folder.path("again");
+        let output = run(program(PROGRAM).args(["copy", &slow, &again]));
+        assert!(output.status.success(), "{io}: {output:?}");
+        serve.terminate();
+    }
+}
+
+/// Ends the process that talks to hosts.
+fn kill_worker(serve: &Serve) {
+    let all = children_of(&serve.child.id().to_string());
+    let is_worker = |pid: &&String| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).nth(1) == Some(b"worker")
+    };
+    let worker = all.iter().find(is_worker).expect("a worker");
+    let pid = rustix::process::Pid::from_raw(worker.parse().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+/// The processes whose parent is that one.
+fn children_of(parent: &str) -> Vec<String> {
+    let names = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.file_name());
+    let pids = names.filter_map(|name| name.to_str().map(str::to_owned));
+    let is_child = |pid: &String| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|line| line.strip_prefix("PPid:").map(str::trim) == Some(parent))
+    };
+    pids.filter(|pid| pid.bytes().all(|byte| byte.is_ascii_digit())).filter(is_child).collect()
+}
