@@ -207,10 +207,10 @@ fn x60_open_target_needs_insecure_where_keys_are_kept() {
     }
 }
 
-/// R57: a target that is stopped in order and started again is waited for, as one that was killed.
+/// A target that is stopped in order and started again is waited for, as one that was killed.
 #[test]
-fn r57_keyed_target_that_is_restarted_is_copied_on() {
-    if !is_alone("keyed::r57_keyed_target_that_is_restarted_is_copied_on") {
+fn keyed_target_that_is_restarted_is_copied_on() {
+    if !is_alone("keyed::keyed_target_that_is_restarted_is_copied_on") {
         return;
     }
     let folder = Folder::new();
