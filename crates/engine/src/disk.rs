@@ -413,11 +413,10 @@ mod test {
     #[test]
     fn last_part_of_a_block_is_filled_up_with_zeros() {
         // The file may have grown meanwhile, which is not lent yet.
-        for more in [0, 100] {
+        for more in [0_usize, 100] {
             let bytes = 4 * BLOCK as u64 + 65;
-            let disk = memory(bytes + more as u64);
-            rustix::io::pwrite(&disk, &[7; 5 * BLOCK][..4 * BLOCK + 65 + more as usize], 0)
-                .unwrap();
+            let disk = memory(bytes + u64::try_from(more).unwrap());
+            rustix::io::pwrite(&disk, &[7; 5 * BLOCK][..4 * BLOCK + 65 + more], 0).unwrap();
             let grant = Grant::new(Arc::new(export(disk, bytes)));
             for (lba, blocks) in [(4, 1), (0, 5), (3, 2)] {
                 let outcome = read(&grant, lba, blocks);
