@@ -150,13 +150,15 @@ mod tests {
     #[test]
     fn the_table_is_one_that_others_read() {
         for (block, size) in [(512, LogicalBlockSize::Lb512), (4096, LogicalBlockSize::Lb4096)] {
-            let disk = Disk::on(&program(), 64 << 20, block).unwrap().whole();
+            let bytes = needed(&program(), block).unwrap() + ALIGNMENT;
+            let disk = Disk::on(&program(), bytes, block).unwrap().whole();
             let read = GptConfig::new().writable(false).logical_block_size(size);
             let read = read.open_from_device(Box::new(Cursor::new(disk))).unwrap();
             let backup = read.backup_header().unwrap();
             assert_eq!(read.primary_header().unwrap().disk_guid, backup.disk_guid);
             let partition = &read.partitions()[&1];
-            let (first, last) = ((1 << 20) / u64::from(block), (63 << 20) / u64::from(block));
+            let (first, last) =
+                (ALIGNMENT / u64::from(block), (bytes - ALIGNMENT) / u64::from(block));
             assert!(partition.first_lba == first && partition.last_lba < last, "{partition:?}");
             assert_eq!(partition.part_type_guid, partition_types::EFI);
             assert_eq!(partition.name, "storagetm");
