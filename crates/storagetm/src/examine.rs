@@ -66,8 +66,8 @@ impl From<io::Error> for Failed {
 
 impl From<Failed> for io::Error {
     fn from(failed: Failed) -> Self {
-        let known = failed.errno.map(io::Error::from_raw_os_error);
-        known.unwrap_or_else(|| io::Error::other(failed.text))
+        let known = failed.errno.map(Self::from_raw_os_error);
+        known.unwrap_or_else(|| Self::other(failed.text))
     }
 }
 

@@ -114,7 +114,7 @@ fn run(
     let is_of_machine = server.desk.is_some();
     // A machine that ends has shown what may be lost, and must end all the same.
     let lost = Some(server.close(end)).filter(|lost| !lost.is_empty() && !is_of_machine);
-    let sentence = broken.or(lost.map(|lost| lost.join("; ")));
+    let sentence = broken.or_else(|| Some(lost?.join("; ")));
     sentence.map_or(Ok(end), |sentence| Err(Failure::new(sentence)))
 }
 
