@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `worker` | the opener's handle |
 //! | `keeper` | the opener's thread that hears the worker, and starts another one when it dies |
+//! | `counting` | what has been done with a disk, by all workers together |
 //! | `fence` | what of a worker that cannot be ended may still be written |
 //! | `report` | from what the worker says to what the program knows: an untrusted witness |
 //! | `process` | starting it |
@@ -15,6 +16,7 @@
 //! Everything that the worker was told is kept here, so that another one can be told the same.
 
 mod channel;
+mod counting;
 mod duty;
 mod fence;
 mod keeper;
@@ -26,7 +28,6 @@ mod tally;
 mod words;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -41,6 +42,7 @@ use crate::failure::{Failure, why_not_started};
 use crate::listen::Serves;
 use crate::serve::certificates::Certificates;
 use channel::Sender;
+use counting::counted;
 pub(crate) use duty::work;
 use fence::Withheld;
 pub(crate) use tally::Tallied;
@@ -463,41 +465,6 @@ impl Standing {
         if let Some(process) = self.process {
             let _ = kill_process(process, Signal::KILL);
         }
-    }
-}
-
-impl Loaned {
-    /// Takes over what the worker counts.
-    fn count(&mut self, counts: Counts) {
-        let (usage, before) = (&self.export.usage, self.before);
-        let pairs = [
-            (&usage.reads, before.reads, counts.reads),
-            (&usage.bytes_read, before.bytes_read, counts.bytes_read),
-            (&usage.writes, before.writes, counts.writes),
-            (&usage.bytes_written, before.bytes_written, counts.bytes_written),
-            (&usage.errors, before.errors, counts.errors),
-        ];
-        for (total, before, now) in pairs {
-            total.store(before.saturating_add(now), Ordering::Relaxed);
-        }
-        self.being_written = counts.being_written;
-        if counts.flush_failed {
-            self.export.flush_failed();
-        }
-    }
-}
-
-/// What has been done with an export, as it stands there.
-fn counted(export: &Export) -> Counts {
-    let usage = &export.usage;
-    Counts {
-        reads: usage.reads.load(Ordering::Relaxed),
-        bytes_read: usage.bytes_read.load(Ordering::Relaxed),
-        writes: usage.writes.load(Ordering::Relaxed),
-        bytes_written: usage.bytes_written.load(Ordering::Relaxed),
-        errors: usage.errors.load(Ordering::Relaxed),
-        being_written: export.is_being_written(),
-        flush_failed: export.has_failed_flush(),
     }
 }
 
