@@ -140,7 +140,7 @@ fn stamp(offset: usize) -> Vec<u8> {
 
 /// A host that has attached the disk.
 enum Attached {
-    Nvme(host::Attached<TcpStream>),
+    Nvme(Box<host::Attached<TcpStream>>),
     Nbd(Talk<TcpStream>),
 }
 
@@ -239,7 +239,7 @@ fn r05_r09_r11_replies_follow_the_flushes_they_promise() {
         let running = Running::serve(&[&line[..], &listen].concat());
         let (nvme, nbd, nqn) = ready(&running);
         let attach = |host: usize| match host % 2 {
-            0 => Attached::Nvme(Guest::new(LAPTOP, &nqn).attach_plain(nvme).unwrap()),
+            0 => Attached::Nvme(Box::new(Guest::new(LAPTOP, &nqn).attach_plain(nvme).unwrap())),
             _ => {
                 let mut talk = Talk::greeted(plain(nbd).unwrap()).unwrap();
                 talk.go("").unwrap().unwrap();

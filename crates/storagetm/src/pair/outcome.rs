@@ -115,9 +115,8 @@ impl Outcome {
 
     /// The lines for this program.
     fn ours(&self) -> Vec<String> {
-        let [copy, attach] = match &self.ours {
-            Some(lines) => lines,
-            None => return vec!["It lends none just now; when it does: storagetm find".to_owned()],
+        let Some([copy, attach]) = &self.ours else {
+            return vec!["It lends none just now; when it does: storagetm find".to_owned()];
         };
         vec![
             "To copy a disk into a file, without rights:".to_owned(),
