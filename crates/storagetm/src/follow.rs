@@ -358,8 +358,10 @@ impl Follow {
     /// unless it was named.
     fn refuse(&mut self, disk: &Disk, verdict: &Verdict, said: Said) -> Option<Change> {
         let is_use = verdict.is_in_use() && verdict.allows(Asked::ByNameInUse);
-        let is_silent = verdict.reasons.iter().any(|reason| reason.code == Code::Silent);
-        if said == Said::Any && (!(is_use || is_silent) || disk.is_partition()) {
+        // A drive that is there and shows no disk is asked about, too.
+        let shown = [Code::Silent, Code::Optical, Code::NoMedium];
+        let is_shown = verdict.reasons.iter().any(|reason| shown.contains(&reason.code));
+        if said == Said::Any && (!(is_use || is_shown) || disk.is_partition()) {
             return None;
         }
         let reason = verdict.reasons.first()?;
@@ -519,6 +521,17 @@ mod test {
             assert!(matches!(changed(&fake.disks(), &loans)[..], [Change::Went(_)]));
         }
         assert!(matches!(changed(&[], &loans)[..], [Change::Went(_)]));
+    }
+
+    #[test]
+    fn drive_without_a_medium_is_named() {
+        let fake = Fake::new("drive");
+        fake.disk(0, 7);
+        fake.write("sys/class/block/sdz/removable", "1\n");
+        let mut follow = fake.follow();
+        let changes = follow.begin(&[]).unwrap();
+        let [Change::Note(note)] = &changes[..] else { panic!("{changes:?}") };
+        assert_eq!(note, "/dev/sdz is not lent: there is no medium in the drive");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::examine::{LIMIT, examine};
 use crate::failure::Failure;
 use crate::options::{DEMO, Wanted};
 use crate::size::Size;
-use crate::{demo, name};
+use crate::{contents, demo, name};
 
 /// How disks are to be lent.
 #[derive(Debug, Clone)]
@@ -60,6 +60,8 @@ pub(crate) struct Loan {
     pub(crate) device: Option<Device>,
     /// What its owner should know.
     pub(crate) notes: Vec<String>,
+    /// What is on it, in few words; empty if that is not known.
+    pub(crate) contents: String,
     /// What tells this disk from all others that may take its place; nothing if only the place is known.
     pub(crate) fingerprint: Option<[u8; 16]>,
     /// The lock on the whole disk of a partition.
@@ -69,7 +71,8 @@ pub(crate) struct Loan {
 impl Loan {
     /// A loan of `export`, which is that block device if it is one.
     pub(crate) fn new(export: Arc<Export>, device: Option<Device>) -> Self {
-        Self { export, device, notes: Vec::new(), fingerprint: None, _whole: None }
+        let (notes, contents) = (Vec::new(), String::new());
+        Self { export, device, notes, contents, fingerprint: None, _whole: None }
     }
 
     /// The size now of the image file that it is, as far as this machine knows without asking a server that may not
@@ -143,7 +146,8 @@ impl Terms {
         let verdict = known.machine.judge(known.disk, known.findings);
         self.check(wanted, &verdict)?;
         let loan = self.lend_opened(wanted, Some(known.disk.number), Some(known))?;
-        Ok(loan.noting(&verdict))
+        let contents = contents::describe(known.machine, known.disk, known.findings);
+        Ok(Loan { contents, ..loan.noting(&verdict) })
     }
 
     /// The machine at this moment. Errors: `/sys/class/block` cannot be read.

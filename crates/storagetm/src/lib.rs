@@ -37,6 +37,7 @@ mod attach;
 mod boot;
 mod choice;
 mod consent;
+mod contents;
 mod copy;
 mod demo;
 mod device;

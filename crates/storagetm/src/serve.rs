@@ -269,8 +269,9 @@ impl Server {
         model.link = self.link();
         for disk in &mut model.disks {
             let is_it = |loan: &&Loan| loan.export.nqn == disk.nqn;
-            let device = self.loans.iter().find(is_it).and_then(|loan| loan.device.as_ref());
-            disk.writes = device.and_then(|device| self.follow.writes(device));
+            let Some(loan) = self.loans.iter().find(is_it) else { continue };
+            disk.writes = loan.device.as_ref().and_then(|device| self.follow.writes(device));
+            disk.contents.clone_from(&loan.contents);
         }
         model
     }
