@@ -131,22 +131,15 @@ fn x58_images_that_need_another_file_or_a_key_are_refused() {
     }
     let folder = Folder::new("refused");
     let image = folder.path("a.qcow2");
-    for (options, part) in [
-        (vec!["-o", "extended_l2=on"], "features"),
-        (
-            vec![
-                "--object",
-                "secret,id=s,data=abc",
-                "-o",
-                "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10",
-            ],
-            "encrypted",
-        ),
-    ] {
-        qemu_img(&[&["create", "-q", "-f", "qcow2"][..], &options, &[&image, "1M"]].concat());
-        let error = unpacked(&image).unwrap_err().to_string();
-        assert!(error.contains(part), "{error}");
-    }
+    let error = || unpacked(&image).unwrap_err().to_string();
+    qemu_img(&["create", "-q", "-f", "qcow2", "-o", "extended_l2=on", &image, "1M"]);
+    assert!(error().contains("features"), "{}", error());
+    qemu_img(&["create", "-q", "-f", "qcow2", &image, "1M"]);
+    let mut whole = fs::read(&image).unwrap();
+    // crypt_method: LUKS. qemu-img would measure this machine for a new key, which fails on a busy one.
+    whole[32..36].copy_from_slice(&2u32.to_be_bytes());
+    fs::write(&image, whole).unwrap();
+    assert!(error().contains("encrypted"), "{}", error());
 }
 
 #[test]
