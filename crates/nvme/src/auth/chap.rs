@@ -235,13 +235,31 @@ mod test {
         );
     }
 
-    /// X12: no challenge comes twice, nor does a source without randomness give any.
+    /// Says that this test only prints what it draws.
+    const DRAWS: &str = "STORAGETM_TEST_DRAWS";
+
+    /// X12: no challenge comes twice, in one process or after a restart, nor does a source without randomness give any.
     #[test]
-    fn x12_random_bytes_do_not_repeat() {
-        let mut seen = std::collections::HashSet::new();
-        for _ in 0..10_000 {
-            assert!(seen.insert(*draw::<32>(system_random).unwrap()));
+    fn x12_random_bytes_do_not_repeat_after_restarts() {
+        if std::env::var_os(DRAWS).is_some() {
+            let drawn = (0..1000).map(|_| hex(&draw::<32>(system_random).unwrap()[..8]) + "\n");
+            print!("\n{}", drawn.collect::<String>());
+            return;
         }
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..100 {
+            let mut this = std::process::Command::new(std::env::current_exe().unwrap());
+            let name = "auth::chap::test::x12_random_bytes_do_not_repeat_after_restarts";
+            let output =
+                this.args(["--exact", name, "--nocapture"]).env(DRAWS, "1").output().unwrap();
+            let printed = String::from_utf8(output.stdout).unwrap();
+            let is_drawn =
+                |line: &&str| line.len() == 16 && line.bytes().all(|byte| byte.is_ascii_hexdigit());
+            for line in printed.lines().filter(is_drawn) {
+                assert!(seen.insert(line.to_owned()), "{line} comes twice");
+            }
+        }
+        assert_eq!(seen.len(), 100_000);
         assert_eq!(draw::<32>(|_| false).unwrap_err(), NoRandomness);
     }
 }

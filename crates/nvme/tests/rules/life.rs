@@ -168,6 +168,20 @@ fn an_old_controller_identifier_opens_nothing() {
 }
 
 #[test]
+fn x30_hundred_thousand_hellos_that_end_at_once_leave_nothing() {
+    let mut world = World::new();
+    let bystander = world.bystander();
+    for turn in 0..100_000 {
+        let id = world.open();
+        world.send(id, &ic_req(PLAIN)[..if turn % 4 == 0 { 64 } else { 128 }]);
+        world.disconnect(id);
+        world.forget(id);
+    }
+    world.serves(bystander);
+    world.end_all();
+}
+
+#[test]
 fn a_thousand_hosts_come_and_go_and_leave_nothing() {
     let mut world = World::new();
     let bystander = world.bystander();

@@ -245,6 +245,13 @@ impl World {
         self.run();
     }
 
+    /// Drops the newest connection, which has ended and holds nothing.
+    pub(crate) fn forget(&mut self, id: Id) {
+        let conn = self.conns.pop().unwrap();
+        assert_eq!((id, conn.disconnected), (self.conns.len(), true));
+        assert_eq!((conn.submitted, conn.account.held()), (conn.completed, 0));
+    }
+
     fn tell_all(&mut self, news: News) {
         for conn in self.conns.iter_mut().filter(|conn| !conn.disconnected) {
             conn.session.tell(self.now, &news);
