@@ -8,8 +8,12 @@ use crate::test;
 
 /// Reasons for which a test may be skipped on a machine that `.ci/run` has prepared: what a machine is, no package brings.
 /// A run that skips for any other has lost a tool that it should have: it fails.
-const KNOWN: [&str; 3] =
-    ["no /dev/fuse here", "no loop devices here", "only root makes loop devices"];
+const KNOWN: [&str; 4] = [
+    "no /dev/fuse here",
+    "no loop devices here",
+    "only root makes loop devices",
+    "processes may not be traced here",
+];
 
 /// Runs everything; a test that is skipped for no good reason is a failure of its own.
 pub(crate) fn run(options: &test::Options) -> Result<Tally> {

@@ -88,6 +88,7 @@ pub const PROGRAMS: &[Program] = &[
     row("sgdisk", "gdisk", "partition tables"),
     row("shellcheck", "shellcheck", "the shell scripts of initrds"),
     row("systemd-analyze", "systemd", "systemd units"),
+    row("strace", "strace", "what a copy calls the kernel for"),
     row("taskset", "util-linux", "figures (cargo xtask bench)"),
     row("unshare", "util-linux", NETWORK),
     row("xz", "xz-utils", PACKED),

@@ -1,4 +1,4 @@
-//! A peer that keeps the machine busy without a key keeps nobody else out: X54.
+//! A peer that keeps the machine busy without a key keeps nobody else out (X54) and leaves nothing behind (R38).
 
 use std::fs;
 use std::io::Write;
@@ -129,4 +129,35 @@ fn pair_from_elsewhere(running: &Running, guests: &Folder, port: u16) -> Duratio
     let begun = Instant::now();
     right(&line, &code);
     begun.elapsed()
+}
+
+/// R38: of connections that end at once neither memory nor a descriptor is left. Descriptors are counted by root only.
+#[test]
+fn r38_flood_of_connections_leaves_no_memory_or_descriptors() {
+    if !is_alone("flood::r38_flood_of_connections_leaves_no_memory_or_descriptors") {
+        return;
+    }
+    let folder = Folder::new();
+    let image = folder.image("disk.img", 1);
+    let running = Running::serve(&["--listen", KEYED, "--keys", &folder.keys(), &image]);
+    let (address, _) = running.ready();
+    let worker = running.worker();
+    let descriptors = || fs::read_dir(worker.join("fd")).map_or(0, Iterator::count);
+    let begin = [0x16, 3, 1, 0, 200, 1];
+    let come = |times: usize| {
+        let came = (0..times).filter_map(|at| Some((at, plain(address).ok()?)));
+        came.map(|(at, mut stream)| stream.write_all(&begin[..at % 7])).count()
+    };
+    let before = descriptors();
+    come(1000);
+    find(|| (descriptors() <= before).then_some(())).expect("descriptors are given back");
+    // What it keeps for later use it has by now.
+    let warm = memory(&worker);
+    let came = come(20_000);
+    let left = || (descriptors(), memory(&worker));
+    println!("{came} came; {before} descriptors and {warm} KiB, then {:?}", left());
+    assert!(came > 15_000, "that is no flood: {came}");
+    let is_back = || (descriptors() <= before && memory(&worker) <= warm + warm / 10).then_some(());
+    find(is_back).unwrap_or_else(|| panic!("{before}, {warm} KiB; then {:?}", left()));
+    assert_eq!(worker, running.worker(), "it is the same process");
 }

@@ -8,6 +8,7 @@ use engine::tls::{self, Stream};
 use export::Secret;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+use crate::alone::{Cable, ip, is_alone};
 use crate::host::plain;
 use crate::scene::{DESK, Folder, KEYED, LAPTOP, Running, contains};
 use crate::talk::{
@@ -39,6 +40,30 @@ fn secured(address: SocketAddr, psk: tls::Psk) -> std::io::Result<Talk<Stream>> 
     let mut talk = Talk::greeted(plain(address)?)?;
     assert_eq!(talk.ask(STARTTLS, &[])?, ACK);
     tls::connect(talk.0, psk, Instant::now() + 30 * SECOND).map(Talk)
+}
+
+/// R27: NBD has no keep-alive; a peer that is gone without a word is found by TCP, in thirty seconds.
+#[test]
+fn r27_dead_peer_without_keep_alive_is_found() {
+    if !is_alone("nbd::r27_dead_peer_without_keep_alive_is_found") {
+        return;
+    }
+    let (cable, folder) = (Cable::lay(), Folder::new());
+    let disk = folder.image("disk.img", 7);
+    let listen = ["--no-announce", "--open", "--listen", "nbd:10.98.0.1:0"];
+    let running = Running::serve(&[&listen[..], &[&disk]].concat());
+    let port = running.ready().0.port();
+    let stream = cable.there(|| plain(([10, 98, 0, 1], port).into()).unwrap());
+    let mut peer = Talk::greeted(stream).unwrap();
+    peer.go("disk").unwrap().unwrap();
+    running.next("attached");
+    assert_eq!(peer.read(0, 512).unwrap(), Ok(vec![7; 512]));
+    let began = Instant::now();
+    cable.there(|| ip(&["link", "set", "far", "down"]));
+    running.next("detached");
+    let found = began.elapsed();
+    // With ten seconds for a machine that is busy.
+    assert!(found > 5 * SECOND && found < 40 * SECOND, "{found:?}");
 }
 
 /// All that comes until the other end closes.

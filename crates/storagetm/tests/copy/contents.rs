@@ -4,7 +4,10 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::process::{Child, Stdio};
 
-use crate::scene::{Folder, MIB, assert_equal, ends_with, events, noise, run, until_listens};
+use crate::scene::{
+    Folder, MIB, PROGRAM, assert_equal, ends_with, events, noise, run, until_listens,
+};
+use crate::target::Target;
 
 fn tool(program: &str, words: &[&str]) -> String {
     let output = programs::command(program).args(words).output().unwrap();
@@ -28,7 +31,7 @@ fn disk(folder: &Folder) -> String {
 
 /// R45: only what is used is read, and the tree of files is the same.
 #[test]
-fn only_what_is_used_is_copied_and_every_file_is_there() {
+fn r45_only_what_is_used_is_copied_with_every_file() {
     if programs::lacks("copies of file systems", &["mke2fs", "debugfs", "e2fsck"]) {
         return;
     }
@@ -70,6 +73,65 @@ fn a_copy_of_what_is_used_is_gone_on_with_as_such_only() {
     ends_with(0, &["--allocated", "--map", &map, &disk, &copy]);
     let said = ends_with(5, &["--map", &map, &disk, &copy]);
     assert!(said.contains("--allocated"), "{said}");
+}
+
+/// Calls that mount a file system, load a module or start a program, and those that open what would assemble a device.
+const CALLS: &str = "trace=execve,execveat,mount,fsopen,fsmount,open_tree,move_mount,init_module,finit_module,open,openat";
+/// Files by which devices are assembled.
+const ASSEMBLERS: [&str; 4] = ["/dev/loop", "/dev/mapper", "/dev/md", "/dev/btrfs-control"];
+
+/// Runs a copy under strace; the calls that it and all its processes made, or nothing where none may be traced.
+fn traced(folder: &Folder, words: &[&str]) -> Result<String, ()> {
+    let trace = folder.path("trace");
+    let mut strace = programs::command("strace");
+    strace.args(["-f", "-qq", "-s", "4096", "-e", "signal=none", "-e", CALLS, "-o", &trace]);
+    let output = strace.arg(PROGRAM).arg("copy").args(words).stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    if said.contains("PTRACE") || said.contains("ptrace") {
+        return Err(());
+    }
+    assert!(output.status.success(), "{words:?}: {said}");
+    Ok(fs::read_to_string(trace).unwrap())
+}
+
+/// X42: whatever is on a disk, a copy starts no program for it, mounts nothing, loads no module and assembles no device.
+#[test]
+fn x42_copy_probes_mounts_and_assembles_nothing() {
+    let test = "contents::x42_copy_probes_mounts_and_assembles_nothing";
+    if programs::lacks(test, &["mke2fs", "strace"]) {
+        return;
+    }
+    let folder = Folder::new();
+    let (disk, copy) = (disk(&folder), folder.path("copy.img"));
+    let target = Target::serve(&["--open", "--listen", "nvme:127.0.0.1:0", &disk]);
+    let remote = format!("nvme://127.0.0.1:{}/disk", target.port("nvme"));
+    for words in [&[&*disk][..], &["--allocated", &disk], &[&*remote], &["--allocated", &remote]] {
+        let calls = match traced(&folder, &[words, &["--force", &copy]].concat()) {
+            Ok(calls) => calls,
+            Err(()) => return println!("skip {test}: processes may not be traced here"),
+        };
+        let first = |call: &str| -> Vec<String> {
+            let quoted =
+                calls.lines().filter_map(|line| line.split_once(call)?.1.split('"').nth(1));
+            quoted.map(str::to_owned).collect()
+        };
+        let started = first(" execve(");
+        assert!(started.contains(&PROGRAM.to_owned()), "{calls}");
+        // The other two keep the machine from sleeping meanwhile.
+        let may_start = |path: &String| {
+            [PROGRAM, "/proc/self/exe"].contains(&path.as_str())
+                || path.ends_with("bin/systemd-inhibit")
+                || path.ends_with("/cat")
+        };
+        assert!(started.iter().all(may_start), "{started:?}");
+        let opened = [first(" openat("), first(" open(")].concat();
+        assert!(opened.contains(&copy), "{opened:?}");
+        let assembles = |path: &String| ASSEMBLERS.iter().any(|device| path.starts_with(device));
+        assert!(!opened.iter().any(assembles), "{opened:?}");
+        for call in ["execveat(", "mount(", "fsopen(", "open_tree(", "init_module("] {
+            assert!(!calls.contains(call), "{words:?}: {calls}");
+        }
+    }
 }
 
 /// R45: what is not understood, or was not put in order, is copied whole.
