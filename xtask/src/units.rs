@@ -35,7 +35,7 @@ pub(crate) fn run() -> Result<Tally> {
         tally.check("units: systemd-analyze verify", verify());
         tally.check("units: systemd-tmpfiles", hands_off());
         for unit in REACHED {
-            tally.check(&format!("units: exposure of {unit}"), exposure(unit));
+            tally.check(&format!("units: exposure of {unit}"), x48_exposure(unit));
         }
     } else {
         tally.skip("units", "not installed: systemd-analyze");
@@ -95,7 +95,7 @@ fn stand_in(path: &Path) -> Result<()> {
     Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o755))?)
 }
 
-fn exposure(unit: &str) -> Result<()> {
+fn x48_exposure(unit: &str) -> Result<()> {
     let mut analyze = Command::new("systemd-analyze");
     analyze.args(["security", "--no-pager", "--offline=true", "--threshold", EXPOSURE]);
     let output = analyze.arg(workspace().join("units").join(unit)).output()?;

@@ -403,7 +403,7 @@ mod test {
     }
 
     #[test]
-    fn a_read_beyond_the_end_fails_and_shows_no_stale_bytes() {
+    fn r21_read_beyond_the_end_shows_no_stale_bytes() {
         let grant = grant(memory(3 * BLOCK as u64), 1 << 16);
         let outcome = read(&grant, 2, 4);
         assert_eq!(outcome.result, Err(Fault::Io));
@@ -473,7 +473,7 @@ mod test {
     }
 
     #[test]
-    fn short_transfers_go_on_and_interruptions_are_bounded() {
+    fn r21_short_transfers_go_on_and_interruptions_are_bounded() {
         let grant = grant(memory(1 << 16), 1 << 16);
         let mut job = Job::new(admit(&grant, WRITE, 4, 2, 1));
         job.advance(Err(Errno::INTR));

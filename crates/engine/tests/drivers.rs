@@ -609,7 +609,7 @@ fn slow_disk() -> (Arc<Export>, OwnedFd) {
 }
 
 #[test]
-fn a_slow_disk_delays_no_other() {
+fn r20_slow_disk_delays_no_other() {
     let config = Config { driver: Driver::Uring, threads: 1, ..Config::default() };
     let Some(served) = serve(config, lend(1 << 20), Manner::default()) else { return };
     let (export, other) = slow_disk();

@@ -210,7 +210,7 @@ fn partitions_are_found_and_what_is_between_them_is_kept() {
 }
 
 #[test]
-fn ntfs_keeps_what_files_have_and_names_them() {
+fn r45_ntfs_keeps_what_files_have_and_names_them() {
     if lacks(&["mkntfs", "ntfscp", "ntfscat", "ntfscluster"]) {
         return;
     }

@@ -118,7 +118,7 @@ fn corpus() -> Vec<PathBuf> {
 }
 
 #[test]
-fn the_corpus_of_qcow2_is_replayed() {
+fn x21_corpus_of_qcow2_is_replayed() {
     let inputs = corpus();
     assert!(inputs.len() >= 6, "the corpus is there");
     inputs.iter().for_each(|input| fuzz::run(&fs::read(input).unwrap()));

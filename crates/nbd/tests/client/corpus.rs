@@ -7,7 +7,7 @@ use std::path::Path;
 mod nbd_client;
 
 #[test]
-fn the_corpus_of_nbd_client_is_replayed() {
+fn x21_corpus_of_nbd_client_is_replayed() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/nbd_client");
     let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
     let mut inputs: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();

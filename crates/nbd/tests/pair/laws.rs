@@ -65,7 +65,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
-    fn random_requests_equal_a_vec(
+    fn r04_random_requests_equal_a_vec(
         manner in 0..3_u8,
         piece in prop_oneof![1..64_usize, 1..100_000_usize],
         in_place: bool,

@@ -68,7 +68,7 @@ fn flush_reaches_the_disk_and_a_failed_one_is_never_forgotten() {
 }
 
 #[test]
-fn a_read_only_disk_is_read_and_not_changed_by_any_command() {
+fn r48_read_only_disk_is_changed_by_no_command() {
     let mut world = World::with(|export| export.access = Access::ReadOnly);
     let (_, io) = world.attach_plainly();
     let refused = Status::NAMESPACE_WRITE_PROTECTED.dnr();

@@ -52,7 +52,7 @@ fn a_disk_that_grows_is_told_and_its_new_blocks_can_be_read() {
 }
 
 #[test]
-fn a_disk_that_goes_and_comes_back_is_told_and_works_again() {
+fn r19_disk_that_goes_and_comes_back_works_again() {
     let mut world = World::new();
     let (client, io) = world.attach_plainly();
     wait_for_event(&mut world, client.admin, 1);
@@ -73,7 +73,7 @@ fn a_disk_that_goes_and_comes_back_is_told_and_works_again() {
 }
 
 #[test]
-fn requests_that_a_vanishing_disk_has_end_and_the_connection_lives() {
+fn r19_requests_on_a_vanishing_disk_end() {
     let mut world = World::new();
     let (_, io) = world.attach_plainly();
     world.disk().held = true;

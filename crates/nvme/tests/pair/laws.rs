@@ -139,7 +139,7 @@ proptest! {
 
     /// One after the other, a disk is a `Vec<u8>`.
     #[test]
-    fn random_operations_equal_a_vector(
+    fn r04_random_operations_equal_a_vector(
         manner in manner(),
         acts in prop::collection::vec(act(), 1..30),
         seed: u64,

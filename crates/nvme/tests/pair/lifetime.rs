@@ -14,7 +14,7 @@ use crate::world::{DISK, Order, World};
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
-fn a_host_that_falls_silent_is_given_up_with_all_its_queues() {
+fn r26_silent_host_is_given_up_with_all_its_queues() {
     let mut world = World::new();
     let client = world.attach(&Manner { keep_alive: 5000, queues: 2, ..Manner::default() });
     world.advance(4 * SECOND);
@@ -323,7 +323,7 @@ fn r55_shutdown_flushes_writes_that_were_in_flight() {
 }
 
 #[test]
-fn r55_disk_that_hangs_holds_up_neither_keep_alive_nor_others() {
+fn r20_r55_hung_disk_delays_neither_keep_alive_nor_others() {
     let mut world = World::new();
     world.lend("nqn.x:second", |_| {});
     let manner = Manner { keep_alive: 5000, queues: 2, ..Manner::default() };
@@ -471,7 +471,7 @@ fn when_the_program_stops_requests_end_and_every_connection_closes() {
 }
 
 #[test]
-fn a_storm_of_connections_leaves_nothing_behind() {
+fn r28_storm_of_connections_leaves_nothing_behind() {
     let mut world = World::new();
     for round in 0..60 {
         let client = world.attach(&Manner { queues: 2, ..Manner::default() });

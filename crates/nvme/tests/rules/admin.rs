@@ -33,7 +33,7 @@ fn discovery(world: &mut World) -> Id {
 }
 
 #[test]
-fn log_pages_are_read_from_any_offset_in_any_length_and_end_in_zeros() {
+fn x33_log_pages_end_in_zeros_at_any_offset_and_length() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     for (page, len) in
@@ -52,7 +52,7 @@ fn log_pages_are_read_from_any_offset_in_any_length_and_end_in_zeros() {
 }
 
 #[test]
-fn log_page_offsets_beyond_the_end_are_refused() {
+fn x33_log_page_offsets_beyond_the_end_are_refused() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     let discovery = discovery(&mut world);
@@ -70,7 +70,7 @@ fn log_page_offsets_beyond_the_end_are_refused() {
 }
 
 #[test]
-fn log_page_lengths_beyond_mdts_or_the_sgl_are_refused() {
+fn x33_log_page_lengths_beyond_mdts_or_the_sgl_are_refused() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     let largest = world.fetch(admin, &log(2, 0, 1 << 20));
@@ -307,7 +307,7 @@ fn an_event_is_told_once_until_its_log_page_is_read() {
 }
 
 #[test]
-fn keep_alive_ends_an_association_that_fell_silent() {
+fn r26_keep_alive_ends_an_association_that_fell_silent() {
     let mut world = World::new();
     let bystander = world.bystander();
     let data = connect_data(0xffff);

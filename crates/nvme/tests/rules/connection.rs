@@ -94,7 +94,7 @@ fn digests_are_agreed_as_asked_for() {
 }
 
 #[test]
-fn a_second_ic_req_ends_the_connection_whenever_it_comes() {
+fn x27_second_ic_req_ends_the_connection() {
     for digests in [PLAIN, BOTH] {
         for connected in [false, true] {
             let mut world = World::new();

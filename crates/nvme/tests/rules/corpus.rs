@@ -37,26 +37,26 @@ fn replay(name: &str, run: fn(&[u8])) {
 }
 
 #[test]
-fn the_corpus_of_auth_is_replayed() {
+fn x21_corpus_of_auth_is_replayed() {
     replay("auth", auth::run);
 }
 
 #[test]
-fn the_corpus_of_deframe_is_replayed() {
+fn x21_corpus_of_deframe_is_replayed() {
     replay("deframe", deframe::run);
 }
 
 #[test]
-fn the_corpus_of_wire_is_replayed() {
+fn x21_corpus_of_wire_is_replayed() {
     replay("wire", wire::run);
 }
 
 #[test]
-fn the_corpus_of_target_is_replayed() {
+fn x21_corpus_of_target_is_replayed() {
     replay("target", target::run);
 }
 
 #[test]
-fn the_corpus_of_host_is_replayed() {
+fn x21_corpus_of_host_is_replayed() {
     replay("host", host::run);
 }

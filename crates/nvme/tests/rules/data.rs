@@ -54,7 +54,7 @@ fn data_that_was_asked_for_is_written() {
 }
 
 #[test]
-fn data_that_nobody_asked_for_ends_the_connection() {
+fn x28_data_that_nobody_asked_for_ends_the_connection() {
     ends(|ttag| h2c(PLAIN, 5, ttag + 1, 0, &[1; 4096], true), 2, 0);
     ends(|_| h2c(PLAIN, 5, 127, 0, &[1; 4096], true), 2, 0);
     ends(|_| h2c(PLAIN, 5, 128, 0, &[1; 4096], true), 1, 10);
@@ -63,7 +63,7 @@ fn data_that_nobody_asked_for_ends_the_connection() {
 }
 
 #[test]
-fn data_before_connect_ends_the_connection() {
+fn x28_data_before_connect_ends_the_connection() {
     for ttag in [0, 1, 0xffff] {
         let mut world = World::new();
         let id = world.initialized(PLAIN);
@@ -75,7 +75,7 @@ fn data_before_connect_ends_the_connection() {
 }
 
 #[test]
-fn data_must_begin_where_the_last_ended() {
+fn x28_data_must_begin_where_the_last_ended() {
     for offset in [1, 4, 4096, u32::MAX, 1 << 31] {
         ends(|ttag| h2c(PLAIN, 5, ttag, offset, &[1; 64], false), 4, 12);
     }
@@ -90,7 +90,7 @@ fn data_must_begin_where_the_last_ended() {
 }
 
 #[test]
-fn data_must_not_go_beyond_what_was_asked_for() {
+fn x28_data_must_not_go_beyond_what_was_asked_for() {
     ends(|ttag| h2c(PLAIN, 5, ttag, 0, &[1; 4100], true), 4, 16);
     ends(
         |ttag| {
@@ -104,7 +104,7 @@ fn data_must_not_go_beyond_what_was_asked_for() {
 }
 
 #[test]
-fn offset_and_length_that_wrap_end_the_connection() {
+fn x28_offset_and_length_that_wrap_end_the_connection() {
     ends(|ttag| h2c(PLAIN, 5, ttag, u32::MAX - 63, &[1; 128], true), 4, 12);
     let huge = |ttag| {
         let mut pdu =
@@ -135,7 +135,7 @@ fn the_last_pdu_and_no_other_is_marked() {
 }
 
 #[test]
-fn data_after_the_last_ends_the_connection_and_the_write_stands() {
+fn x28_data_after_the_last_ends_the_connection() {
     let Writing { mut world, bystander, io, ttag, .. } = writing();
     world.send(io, &h2c(PLAIN, 5, ttag, 0, &[1; 4096], true));
     assert!(matches!(world.replies(io)[..], [Reply::Done(_)]));
@@ -147,7 +147,7 @@ fn data_after_the_last_ends_the_connection_and_the_write_stands() {
 }
 
 #[test]
-fn data_while_the_write_is_on_the_disk_ends_the_connection() {
+fn x28_data_during_the_write_ends_the_connection() {
     let Writing { mut world, io, ttag, .. } = writing();
     world.conn(io).hold = true;
     world.send(io, &h2c(PLAIN, 5, ttag, 0, &[1; 4096], true));
@@ -160,7 +160,7 @@ fn data_while_the_write_is_on_the_disk_ends_the_connection() {
 }
 
 #[test]
-fn data_for_a_read_ends_the_connection() {
+fn x28_data_for_a_read_ends_the_connection() {
     let mut world = World::new();
     let (_, io) = world.attached();
     world.conn(io).hold = true;

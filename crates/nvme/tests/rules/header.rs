@@ -43,7 +43,7 @@ fn unknown_types_end_the_connection() {
 }
 
 #[test]
-fn hlen_must_be_that_of_the_type() {
+fn x27_hlen_must_be_that_of_the_type() {
     for hlen in [0, 8, 71, 73, 76, 128, 255] {
         ends(&changed(capsule(PLAIN, &read(0, 1), &[]), 2, hlen), 1, 2);
         ends(&changed(h2c(PLAIN, 0, 0, 0, &[0; 64], true), 2, hlen), 1, 2);
@@ -51,7 +51,7 @@ fn hlen_must_be_that_of_the_type() {
 }
 
 #[test]
-fn plen_is_neither_too_short_nor_too_long() {
+fn x27_plen_is_neither_too_short_nor_too_long() {
     let command = || capsule(PLAIN, &read(0, 1), &[]);
     for plen in [0, 1, 8, 71] {
         ends(&with_plen(command(), plen), 1, 4);
@@ -86,7 +86,7 @@ fn a_data_pdu_of_four_gigabytes_is_refused_at_its_header() {
 }
 
 #[test]
-fn pdo_lies_behind_the_header_inside_the_pdu_on_a_dword() {
+fn x27_pdo_lies_behind_the_header_in_the_pdu_on_a_dword() {
     let pdu = || capsule(PLAIN, &write_in_capsule(0, 1), &[1; 512]);
     for pdo in [0, 1, 24, 71] {
         ends(&changed(pdu(), 3, pdo), 1, 3);
@@ -176,7 +176,7 @@ fn a_wrong_data_digest_fails_the_command_and_the_connection_lives() {
 }
 
 #[test]
-fn a_wrong_data_digest_in_the_middle_fails_the_command_once_and_at_its_end() {
+fn x29_wrong_data_digest_in_the_middle_fails_the_command_once() {
     let (mut world, io, digests, ttag) = writing();
     let before = world.disk.clone();
     let mut first = h2c(digests, 5, ttag, 0, &[1; 2048], false);

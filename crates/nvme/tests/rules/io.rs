@@ -144,7 +144,7 @@ fn a_disk_that_comes_back_with_larger_blocks_stops_nobody() {
 }
 
 #[test]
-fn a_read_only_disk_is_written_by_no_command() {
+fn r48_read_only_disk_is_written_by_no_command() {
     let mut world = World::new();
     world.catalogue.lend(disk(Access::ReadOnly, 512));
     let (_, io) = world.attached();
@@ -270,8 +270,9 @@ fn copy_copies_or_refuses_as_a_whole() {
     world.end_all();
 }
 
+/// Formats 2h and 3h name the namespace that is copied from.
 #[test]
-fn copy_in_an_unknown_format_is_refused() {
+fn x36_copy_that_may_name_another_disk_is_refused() {
     let mut world = World::new();
     let (_, io) = world.attached();
     for format in 2..16_u32 {

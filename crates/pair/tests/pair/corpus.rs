@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 mod play;
 
 #[test]
-fn the_corpus_of_pair_is_replayed() {
+fn x21_corpus_of_pair_is_replayed() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/pair");
     let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
     let mut inputs: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();

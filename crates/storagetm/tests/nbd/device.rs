@@ -71,7 +71,7 @@ fn on_devices(test: &str, bytes: usize, check: impl Fn(&Folder, &str)) {
 }
 
 #[test]
-fn interop_a_file_system_lives_on_a_lent_disk() {
+fn r03_interop_file_system_lives_on_a_lent_disk() {
     let test = "a file system lives on a lent disk";
     if cannot(test, &["mkfs.ext4", "e2fsck", "mount"]) {
         return;
@@ -99,7 +99,7 @@ fn interop_a_file_system_lives_on_a_lent_disk() {
 
 /// What the file system exerciser fsx does, for a device: random reads, writes and punched holes beside a copy in memory.
 #[test]
-fn interop_random_requests_leave_what_they_should() {
+fn r04_interop_random_requests_leave_what_they_should() {
     let test = "random requests leave what they should";
     if cannot(test, &["blkdiscard"]) {
         return;

@@ -40,7 +40,7 @@ fn interop_libnbd_does_all_that_a_client_can() {
 }
 
 #[test]
-fn interop_libnbd_cannot_change_what_is_lent_read_only() {
+fn r48_interop_libnbd_cannot_change_a_read_only_disk() {
     if cannot("libnbd cannot change what is lent read-only") {
         return;
     }

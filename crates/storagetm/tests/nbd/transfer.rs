@@ -137,7 +137,7 @@ fn interop_qemu_io_finds_its_patterns() {
 }
 
 #[test]
-fn interop_fio_verifies_what_it_wrote() {
+fn r02_interop_fio_verifies_what_it_wrote() {
     if lacks("fio verifies what it wrote", &["fio"]) {
         return;
     }
