@@ -8,6 +8,7 @@ use linux::block::Disk;
 use linux::disk::Live;
 use linux::fabrics::{Controller, FabricsError, controllers};
 use linux::in_use::{Machine, Probe};
+use linux::reason::Weight;
 use linux::signature::Contents;
 use linux::tree::Tree;
 use serde::Serialize;
@@ -103,8 +104,10 @@ pub(super) fn check_unused(tree: &Tree, leaving: &[Controller]) -> Result<(), Fa
         let verdict = machine.judge(disk, &probe);
         if verdict.is_in_use() {
             let reasons: Vec<String> = verdict.uses().map(ToString::to_string).collect();
+            let known = verdict.of_weight(Weight::InUse).next().is_some();
+            let state = if known { "is in use" } else { "may be in use" };
             return Err(Failure::new(format!(
-                "{} is in use or may be: {}; end that first, or say --force, and lose what was not yet written",
+                "{} {state}: {}; end that first, or say --force, and lose what was not yet written",
                 disk.node.display(),
                 reasons.join(", ")
             )));
