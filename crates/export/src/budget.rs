@@ -41,13 +41,18 @@ pub struct Budget {
 
 struct Part {
     limit: usize,
-    used: AtomicUsize,
+    used: Counter,
 }
+
+/// A counter in cache lines of its own: threads that count for different purposes do not slow each other down.
+#[derive(Default)]
+#[repr(align(128))]
+struct Counter(AtomicUsize);
 
 /// What one host holds of a [`Budget`].
 pub struct Share {
     budget: Arc<Budget>,
-    used: [AtomicUsize; 4],
+    used: [Counter; 4],
 }
 
 impl Budget {
@@ -57,7 +62,7 @@ impl Budget {
     /// A budget of `limit` bytes, but not less than [`Budget::LEAST`].
     pub fn new(limit: usize) -> Arc<Self> {
         let limit = limit.max(Self::LEAST);
-        let part = |(_, eighths)| Part { limit: limit / 8 * eighths, used: AtomicUsize::new(0) };
+        let part = |(_, eighths)| Part { limit: limit / 8 * eighths, used: Counter::default() };
         let allocated = AtomicUsize::new(0);
         Arc::new(Self { parts: EIGHTHS.map(part), shares: Mutex::default(), allocated, limit })
     }
@@ -97,26 +102,30 @@ impl Budget {
 impl Share {
     /// Counts `bytes` for that purpose, if this host may have them. `is_first`: for an account that holds nothing.
     pub(crate) fn take(&self, purpose: Purpose, bytes: usize, is_first: bool) -> bool {
-        let (part, own) = self.of(purpose);
-        let before = part.used.fetch_add(bytes, Ordering::Relaxed);
-        let held = own.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        let free = part.limit.saturating_sub(before);
+        let (limit, used, own) = self.of(purpose);
+        let free = limit.saturating_sub(used.load(Ordering::Relaxed));
+        let held = own.load(Ordering::Relaxed).saturating_add(bytes);
         let fits = held <= if is_first { free } else { free / 2 };
-        if !fits {
-            self.give_back(purpose, bytes);
+        // Counted after the check, so that what is refused keeps nobody else from memory. Threads that check at once may
+        // exceed the limit by one buffer each.
+        if fits {
+            used.fetch_add(bytes, Ordering::Relaxed);
+            own.fetch_add(bytes, Ordering::Relaxed);
         }
         fits
     }
 
     pub(crate) fn give_back(&self, purpose: Purpose, bytes: usize) {
-        let (part, own) = self.of(purpose);
-        part.used.fetch_sub(bytes, Ordering::Relaxed);
+        let (_, used, own) = self.of(purpose);
+        used.fetch_sub(bytes, Ordering::Relaxed);
         own.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    fn of(&self, purpose: Purpose) -> (&Part, &AtomicUsize) {
+    /// The limit of that purpose, what all have of it, and what this host has.
+    fn of(&self, purpose: Purpose) -> (usize, &AtomicUsize, &AtomicUsize) {
         let at = purpose as usize;
-        (&self.budget.parts[at], &self.used[at])
+        let part = &self.budget.parts[at];
+        (part.limit, &part.used.0, &self.used[at].0)
     }
 }
 
@@ -128,7 +137,7 @@ impl fmt::Debug for Budget {
 
 impl fmt::Debug for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let used: usize = self.used.iter().map(|used| used.load(Ordering::Relaxed)).sum();
+        let used: usize = self.used.iter().map(|used| used.0.load(Ordering::Relaxed)).sum();
         write!(f, "Share({used} bytes)")
     }
 }
@@ -171,6 +180,22 @@ mod test {
         assert!(held <= (64 << 20) / 3 && share.take(Purpose::Stream, 1 << 20, true));
         share.give_back(Purpose::Stream, held + (1 << 20));
         assert_eq!(fill(&share, Purpose::Stream, true), 32 << 20);
+    }
+
+    #[test]
+    fn refused_take_keeps_nobody_from_memory() {
+        let budget = Budget::new(0);
+        let greedy = budget.share(Holder::Host(KeyId::new(1)));
+        let modest = budget.share(Holder::Host(KeyId::new(2)));
+        std::thread::scope(|scope| {
+            let refused = || (0..100_000).all(|_| !greedy.take(Purpose::Stream, 1 << 30, true));
+            let refused = scope.spawn(refused);
+            while !refused.is_finished() {
+                assert!(modest.take(Purpose::Stream, 4096, true));
+                modest.give_back(Purpose::Stream, 4096);
+            }
+            assert!(refused.join().unwrap());
+        });
     }
 
     #[test]
