@@ -169,7 +169,7 @@ impl Grant {
         request: Request,
         right: Option<&Exclusive>,
     ) -> Result<Admitted, Box<Denied>> {
-        let (offset, len) = match self.check(&request) {
+        let (offset, len, stored) = match self.check(&request) {
             Ok(range) => range,
             Err(fault) => return Err(Box::new(Denied { fault, request })),
         };
@@ -180,18 +180,22 @@ impl Grant {
         }
         let Request { op, buffer, ticket, .. } = request;
         let export = self.export.clone();
-        let stored = len.min(export.bytes().saturating_sub(offset));
         Ok(Admitted { export, op, offset, len, stored, buffer, ticket, hold })
     }
 
-    fn check(&self, request: &Request) -> Result<(u64, u64), Fault> {
-        let range = self.permits(request.op, request.lba, request.blocks)?;
+    /// Gives the first byte, the number of bytes, and how many of them the disk has.
+    fn check(&self, request: &Request) -> Result<(u64, u64, u64), Fault> {
+        // Looked at once: the disk may be resized at any time.
+        let bytes = self.export.bytes();
+        let (offset, len) = self.range(request.op, request.lba, request.blocks, bytes)?;
         let carries = matches!(request.op, Op::Read | Op::Write { .. });
         let held = request.buffer.as_ref().map_or(0, |buffer| buffer.len() as u64);
-        if carries && held != range.1 {
+        if carries && held != len {
             return Err(Fault::Misaligned);
         }
-        Ok(range)
+        let may_be_short = request.op == Op::Read && self.export.access == Access::ReadOnly;
+        let stored = if may_be_short { len.min(bytes.saturating_sub(offset)) } else { len };
+        Ok((offset, len, stored))
     }
 
     /// Whether a request would be admitted, apart from its buffer and from [`Fault::Busy`]: to refuse it before its data
@@ -200,6 +204,10 @@ impl Grant {
     /// # Errors
     /// As [`Grant::admit`].
     pub fn permits(&self, op: Op, lba: u64, blocks: u64) -> Result<(u64, u64), Fault> {
+        self.range(op, lba, blocks, self.export.bytes())
+    }
+
+    fn range(&self, op: Op, lba: u64, blocks: u64, bytes: u64) -> Result<(u64, u64), Fault> {
         let export = &self.export;
         if export.is_gone() {
             return Err(Fault::Gone);
@@ -210,7 +218,8 @@ impl Grant {
         if op == Op::Flush && export.has_failed_flush() {
             return Err(Fault::Io);
         }
-        export.geometry.bytes_of(lba, blocks, export.blocks())
+        // Only a read-only export has a last block that is a part of one.
+        export.geometry.bytes_of(lba, blocks, export.geometry.blocks_for(bytes))
     }
 }
 
@@ -248,7 +257,8 @@ impl Admitted {
         self.len
     }
 
-    /// How many of them the disk has: fewer if the last block is only a part of one, which reads as zeros from there on.
+    /// How many of them the disk has: fewer for a read of a read-only export whose last block is only a part of one, which
+    /// reads as zeros from there on.
     pub fn stored(&self) -> u64 {
         self.stored
     }
