@@ -43,12 +43,12 @@ impl Catalogue {
         past.push(Arc::downgrade(export));
     }
 
-    /// Those in whose place `export` is lent, with writes in flight.
+    /// Those in whose place `export` is lent and that are still in use: their connections may write until they notice.
     fn predecessors(&self, export: &Export) -> Vec<Weak<Export>> {
         let past = self.past.lock().unwrap_or_else(|poison| poison.into_inner());
         let before = |other: &&Weak<Export>| {
             let other = other.upgrade().filter(|other| !std::ptr::eq(&**other, export));
-            other.is_some_and(|other| other.nqn == export.nqn && other.is_being_written())
+            other.is_some_and(|other| other.nqn == export.nqn)
         };
         past.iter().filter(before).cloned().collect()
     }
@@ -216,6 +216,33 @@ mod test {
         assert!(new.has_orphans() && !old.is_contended());
         drop(in_flight.finish(Ok(())));
         assert!(old.is_contended() && !new.has_orphans() && write(&grant).is_ok());
+    }
+
+    #[test]
+    fn export_lent_anew_waits_for_later_writes_to_the_one_before() {
+        let catalogue = Catalogue::default();
+        let (old, new) = (export("a"), export("a"));
+        catalogue.lend(old.clone());
+        let before = Grant::new(old.clone());
+        catalogue.lend(new.clone());
+        let in_flight = write(&before).unwrap();
+        let grant = Grant::new(new.clone());
+        assert_eq!(write(&grant).err(), Some(crate::Fault::Busy));
+        drop(in_flight.finish(Ok(())));
+        assert!(old.is_contended() && write(&grant).is_ok());
+    }
+
+    #[test]
+    fn nobody_is_alone_while_the_export_before_is_written() {
+        let catalogue = Catalogue::default();
+        let (old, new) = (export("a"), export("a"));
+        catalogue.lend(old.clone());
+        let in_flight = write(&Grant::new(old.clone())).unwrap();
+        catalogue.lend(new.clone());
+        let right = crate::Exclusive::claim(&new).unwrap();
+        assert!(!right.is_alone());
+        drop(in_flight.finish(Ok(())));
+        assert!(old.is_contended() && right.is_alone());
     }
 
     #[test]

@@ -99,9 +99,9 @@ pub struct Export {
     writers: AtomicU32,
     /// Connections that have ended and have writes in flight.
     orphans: AtomicU32,
-    /// Whether the last such write has ended since it was last asked.
+    /// Whether the last such write has ended, or a write was counted and then refused, since it was last asked.
     released: AtomicBool,
-    /// The exports in whose place this one was lent, with writes in flight.
+    /// The exports in whose place this one was lent, if they were still in use.
     predecessors: OnceLock<Vec<Weak<Self>>>,
     /// Whether another export was lent in place of this one.
     succeeded: AtomicBool,
@@ -206,9 +206,13 @@ impl Export {
     pub fn is_contended(&self) -> bool {
         let writers = self.writers.load(Ordering::Acquire);
         let awaited = self.succeeded.load(Ordering::Acquire) && writers == 0;
-        let released =
-            self.released.load(Ordering::Acquire) && self.released.swap(false, Ordering::AcqRel);
-        awaited || released || writers & EXCLUSIVE != 0
+        self.was_released() || awaited || writers & EXCLUSIVE != 0
+    }
+
+    /// Whether requests may wait that must be told, once, that the last orphaned write has ended or that a write that they
+    /// saw was refused. To be asked after a write was refused with [`crate::Fault::Busy`].
+    pub fn was_released(&self) -> bool {
+        self.released.load(Ordering::Acquire) && self.released.swap(false, Ordering::AcqRel)
     }
 
     /// Whether writes are on their way to the disk, whoever asked for them and whether or not anybody still wants to know.
@@ -245,8 +249,8 @@ impl Export {
     }
 
     /// Counts a write in, unless there are orphaned writes or one request has the export for itself: that one's own write
-    /// is to come in `alone`. A write that is refused is not counted even for a moment: the request that waits to be alone
-    /// might look just then, and would not be told to look again.
+    /// is to come in `alone`. A write that is refused here is not counted even for a moment: the request that waits to be
+    /// alone might look just then, and would not be told to look again.
     pub(crate) fn enter(&self, alone: bool) -> bool {
         let more = |writers: u32| (alone || writers & EXCLUSIVE == 0).then_some(writers + 1);
         (alone || !self.has_orphans())
@@ -256,6 +260,12 @@ impl Export {
     /// Counts a write out.
     pub(crate) fn leave(&self) {
         self.writers.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Counts out a write that was refused after all. Others may have seen it, and wait for its end.
+    pub(crate) fn leave_refused(&self) {
+        self.leave();
+        self.released.store(true, Ordering::Release);
     }
 }
 
@@ -279,9 +289,9 @@ impl Exclusive {
         (before & EXCLUSIVE == 0).then(|| Self(export.clone()))
     }
 
-    /// Whether the writes that were under way have ended.
+    /// Whether the writes that were under way have ended, to this export and to those in whose place it was lent.
     pub fn is_alone(&self) -> bool {
-        self.0.writers.load(Ordering::Acquire) == EXCLUSIVE
+        self.0.writers.load(Ordering::Acquire) == EXCLUSIVE && !self.0.has_orphans()
     }
 
     /// Whether this is the right to write `export`.

@@ -32,11 +32,14 @@ impl Fence {
         Arc::new(Self(Arc::new(InFlight { export, state: AtomicU32::new(0) })))
     }
 
-    /// Ends the connection's right to write. May be called from any thread and more than once; whoever calls it then has
-    /// all sessions told that something changed.
+    /// Ends the connection's right to write. May be called from any thread and more than once; whoever calls it first then
+    /// has all sessions told that something changed.
     pub fn close(&self) {
         let InFlight { export, state } = &*self.0;
-        if state.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+        // Again: nobody is told after that, so no orphan may be counted even for a moment.
+        if self.is_closed()
+            || state.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+        {
             return;
         }
         // Counted first: a write that ends meanwhile counts itself out.
@@ -47,15 +50,20 @@ impl Fence {
         }
     }
 
-    /// Counts a write in. Returns nothing if the fence is closed, or if the export takes no write of it now.
+    fn is_closed(&self) -> bool {
+        self.0.state.load(Ordering::Acquire) & CLOSED != 0
+    }
+
+    /// Counts a write in. Returns nothing if the fence is closed, or if the export takes no write of it now. The export has
+    /// counted a write for a moment if the fence is closed meanwhile: [`Export::was_released`] is true then.
     pub(crate) fn enter(&self, alone: bool) -> Option<Hold> {
-        if !self.0.export.enter(alone) {
+        if self.is_closed() || !self.0.export.enter(alone) {
             return None;
         }
         let more = |state: u32| (state & CLOSED == 0).then_some(state + 1);
         let entered = self.0.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok();
         if !entered {
-            self.0.export.leave();
+            self.0.export.leave_refused();
         }
         entered.then(|| Hold(self.0.clone()))
     }
@@ -119,6 +127,30 @@ mod test {
         assert!(!export.is_contended(), "once");
         assert!(!export.has_orphans() && write(&other).is_ok());
         assert_eq!(write(&one).err(), Some(Fault::Busy));
+    }
+
+    #[test]
+    fn closing_a_closed_fence_releases_nobody() {
+        let export = export();
+        let grant = Grant::new(export.clone());
+        grant.fence().close();
+        grant.fence().close();
+        assert!(!export.has_orphans() && !export.is_contended());
+    }
+
+    #[test]
+    fn write_refused_by_a_closed_fence_is_never_counted() {
+        let export = export();
+        let grant = Grant::new(export.clone());
+        grant.fence().close();
+        std::thread::scope(|scope| {
+            let refused = scope.spawn(|| (0..20_000).all(|_| write(&grant).is_err()));
+            while !refused.is_finished() {
+                assert!(!export.is_being_written());
+            }
+            assert!(refused.join().unwrap());
+        });
+        assert!(!export.was_released());
     }
 
     #[test]

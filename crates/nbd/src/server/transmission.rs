@@ -177,6 +177,9 @@ impl Session {
             Err(denied) => {
                 let Denied { fault, request } = *denied;
                 if fault == Fault::Busy {
+                    if link.grant.export().was_released() {
+                        self.out.push_back(Step::Rouse);
+                    }
                     return self.contending.push_back(request);
                 }
                 let outcome = Outcome { result: Err(fault), buffer: request.buffer };

@@ -3,7 +3,7 @@
 use export::{Body, Buffer, Event, Exclusive, Fault, Grant, Op, Request, Step, Ticket};
 
 use super::controller::Kind;
-use super::io::direction;
+use super::io::{Work, direction};
 use super::link::Link;
 use super::queue::Queue;
 use super::slots::Stage;
@@ -113,6 +113,9 @@ impl Queue {
                 self.out.push_back(Step::Submit(admitted));
             }
             Err(denied) if denied.fault == Fault::Busy => {
+                if grant.export().was_released() {
+                    self.out.push_back(Step::Rouse);
+                }
                 self.set_stage(at, Stage::Contending(denied.request));
                 self.contending.push_back(at);
             }
@@ -162,9 +165,14 @@ impl Queue {
     pub(super) fn contend(&mut self, at: u16) {
         let Some(slot) = self.slots.get(at) else { return };
         match std::mem::replace(&mut slot.stage, Stage::Waiting) {
-            Stage::Contending(request) => {
-                let Request { op, lba, blocks, buffer, .. } = request;
-                self.submit(at, op, lba, blocks, buffer, None);
+            Stage::Contending(Request { op, lba, blocks, buffer, .. }) => {
+                match (std::mem::take(&mut slot.work), buffer) {
+                    (Work::Pair(pair), Some(buffer)) => self.write_pair(at, pair, buffer),
+                    (work, buffer) => {
+                        slot.work = work;
+                        self.submit(at, op, lba, blocks, buffer, None);
+                    }
+                }
             }
             Stage::Waiting => self.drive(at, None),
             other => slot.stage = other,

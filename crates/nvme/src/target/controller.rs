@@ -243,8 +243,7 @@ impl Controller {
         if !self.is_ready() || resets != self.resets.load(Ordering::Acquire) {
             return fence.close();
         }
-        let own = |other: &Weak<Fence>| other.as_ptr() == Arc::as_ptr(fence);
-        shared.fences.retain(|other| other.strong_count() != 0 && !own(other));
+        shared.fences.retain(|other| other.strong_count() != 0);
         shared.fences.push(Arc::downgrade(fence));
     }
 

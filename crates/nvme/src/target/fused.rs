@@ -41,8 +41,17 @@ pub(super) struct Pair {
     blocks: u32,
     durable: bool,
     expected: Buffer,
+    /// Until it is written.
     replacement: Option<Buffer>,
+    /// Memory to read into, until it is read into.
+    current: Option<Buffer>,
     right: Option<Exclusive>,
+}
+
+impl Pair {
+    pub(super) fn has_right(&self) -> bool {
+        self.right.is_some()
+    }
 }
 
 /// Bytes of one half at most (ACWU): both halves and what is read must fit in a connection's memory.
@@ -186,6 +195,7 @@ impl Queue {
             durable,
             expected,
             replacement: Some(replacement),
+            current: None,
             right: None,
         };
         self.set_work(first, Work::Pair(Box::new(pair)));
@@ -247,26 +257,43 @@ impl Queue {
                 (Status::INVALID_NAMESPACE.dnr(), Status::ABORTED_FAILED_FUSED.dnr());
             return self.end_pair(at, pair, first, second);
         };
-        // The disk may have been replaced since.
-        pair.right = pair.right.take().filter(|right| right.is_for(grant.export()));
+        // The disk may have been replaced since: other writes to the old one may go on then.
+        let right = pair.right.take();
+        pair.right = right.filter(|right| {
+            let same = right.is_for(grant.export());
+            if !same {
+                self.out.push_back(Step::Rouse);
+            }
+            same
+        });
+        // Memory comes first: whoever has the disk for itself waits for nothing but the disk.
+        let len = pair.expected.len();
+        let Some(current) = pair.current.take().or_else(|| self.seconds.take(len)) else {
+            self.set_work(at, Work::Pair(pair));
+            return self.late.push_back(at);
+        };
         if pair.right.is_none() {
             pair.right = Exclusive::claim(grant.export());
         }
         let (lba, blocks) = (pair.lba, pair.blocks);
-        let alone = pair.right.as_ref().is_some_and(Exclusive::is_alone);
-        let len = pair.expected.len();
+        if pair.right.as_ref().is_some_and(Exclusive::is_alone) {
+            self.set_work(at, Work::Pair(pair));
+            return self.submit_half(at, Op::Read, lba, blocks, current, None);
+        }
+        pair.current = Some(current);
         self.set_work(at, Work::Pair(pair));
-        if !alone {
-            return self.contending.push_back(at);
-        }
-        match self.seconds.take(len) {
-            Some(buffer) => self.submit_half(at, Op::Read, lba, blocks, buffer, None),
-            None => self.late.push_back(at),
-        }
+        self.contending.push_back(at);
     }
 
-    fn write_pair(&mut self, at: u16, mut pair: Box<Pair>, replacement: Buffer) {
+    /// Writes the second half. Starts the pair anew if the disk has been replaced: the comparison was with the old one.
+    pub(super) fn write_pair(&mut self, at: u16, mut pair: Box<Pair>, replacement: Buffer) {
         let (lba, blocks, op) = (pair.lba, pair.blocks, Op::Write { durable: pair.durable });
+        let grant = self.link.as_ref().and_then(|link| link.grant.as_ref());
+        let is_for = |right: &Exclusive| grant.is_some_and(|grant| right.is_for(grant.export()));
+        if !pair.right.as_ref().is_some_and(is_for) {
+            pair.replacement = Some(replacement);
+            return self.start_pair(at, pair);
+        }
         let right = pair.right.take();
         self.set_work(at, Work::Pair(pair));
         self.submit_half(at, op, lba, blocks, replacement, right);

@@ -58,6 +58,11 @@ impl Work {
         matches!(self, Self::Admin(waiting) if matches!(**waiting, Waiting::Shutdown))
     }
 
+    /// Whether it is a pair that has the disk for itself, or waits to have it.
+    pub(super) fn has_right(&self) -> bool {
+        matches!(self, Self::Pair(pair) if pair.has_right())
+    }
+
     /// The first block, for the error log.
     pub(super) fn lba(&self) -> u64 {
         match self {

@@ -62,7 +62,10 @@ impl Link {
             (Some(grant), Some(before)) => Some(grant.continuing(before)),
             (grant, _) => grant,
         };
-        if let Some(grant) = self.grant.as_ref().filter(|_| self.qid != 0) {
+        let is_new = |grant: &&Grant| {
+            before.as_ref().is_none_or(|before| !Arc::ptr_eq(before.fence(), grant.fence()))
+        };
+        if let Some(grant) = self.grant.as_ref().filter(is_new).filter(|_| self.qid != 0) {
             self.controller.guard(grant.fence(), self.resets);
         }
     }

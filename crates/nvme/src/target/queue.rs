@@ -339,9 +339,12 @@ impl Session for Queue {
         #[allow(clippy::cast_possible_truncation, reason = "tickets are made of slots")]
         let at = ticket.number() as u16;
         if self.phase == Phase::Closed {
-            // With the right to write alone, if it had that.
+            let had_right = self.slots.get(at).is_some_and(|slot| slot.work.has_right());
             self.slots.release(at);
-            return self.out.push_back(Step::Rouse);
+            if had_right || self.slots.are_off_disk() {
+                self.out.push_back(Step::Rouse);
+            }
+            return;
         }
         self.set_stage(at, Stage::Waiting);
         self.drive(at, Some(outcome));

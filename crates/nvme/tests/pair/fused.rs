@@ -235,3 +235,25 @@ fn a_pair_whose_connection_breaks_lets_others_write_again() {
         assert_eq!(block(&world, 0), [5; 512]);
     }
 }
+
+#[test]
+fn pair_starts_anew_if_its_disk_is_lent_anew_meanwhile() {
+    let mut world = World::new();
+    let (_, io) = world.attach_plainly();
+    world.disk().held = true;
+    let old = block(&world, 9);
+    pair(&mut world, io, 9, &old, &pattern(1, 512), 0, Way::InCapsule);
+    world.run();
+    assert_eq!(world.disk().requests.len(), 1, "its read");
+    world.lend(crate::world::DISK, |_| {});
+    world.run();
+    world.disk().held = false;
+    world.run();
+    assert_eq!((world.status(io, 0), world.status(io, 1)), (Status::SUCCESS, Status::SUCCESS));
+    assert_eq!(block(&world, 9), old);
+    assert_eq!(world.disks[1].bytes[9 * 512..][..512], pattern(1, 512));
+    let data = world.filled(&pattern(2, 512));
+    world.submit(io, write(9, 1), Payload::Send(data), 7);
+    world.run();
+    assert_eq!(world.status(io, 7), Status::SUCCESS);
+}
