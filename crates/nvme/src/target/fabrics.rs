@@ -201,7 +201,7 @@ impl Queue {
                 .find_subsystem(subsystem, &host.nqn)
                 .map_err(|why| self.refused_subsystem(why))?,
         };
-        if grant.as_ref().is_some_and(|grant| grant.export().has_orphans()) {
+        if self.is_held_up(subsystem) {
             return Ok(None);
         }
         let (peer, alive, now) = (&self.peer, connect.keep_alive, self.now);
@@ -249,7 +249,7 @@ impl Queue {
         if connect.qid > controller.shared().granted {
             return Err(ConnectField::Qid.into());
         }
-        if grant.as_ref().is_some_and(|grant| grant.export().has_orphans()) {
+        if self.is_held_up(subsystem) {
             return Ok(None);
         }
         let mut link = Link::new(connect, controller, grant);
@@ -258,6 +258,12 @@ impl Queue {
             return Err(Status::COMMAND_SEQUENCE_ERROR.into());
         }
         Ok(Some((link, auth)))
+    }
+
+    /// Whether writes of ended connections to that disk are in flight. Asked before a host has proven itself as well: what
+    /// it gets then waits for nothing more.
+    fn is_held_up(&self, subsystem: &str) -> bool {
+        self.target.catalogue.find(subsystem).is_some_and(|export| export.has_orphans())
     }
 
     /// Says that a host was refused.

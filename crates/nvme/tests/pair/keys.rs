@@ -250,6 +250,26 @@ fn a_name_alone_takes_no_queue_from_its_host() {
     assert_eq!(refusals(&world), said);
 }
 
+#[test]
+fn queue_that_must_prove_itself_waits_for_a_lost_write() {
+    let mut world = keyed(host(true, false, ALL), Some(credentials()));
+    let (client, io) = world.attach_plainly();
+    world.disk().held = true;
+    let data = world.filled(&[1; 512]);
+    world.submit(io, crate::client::write(0, 1), Payload::Send(data), 1);
+    world.run();
+    world.cut(io);
+    world.run();
+    let data = Manner::default().data(client.cntlid);
+    let again = world.connect(Options::io(1, 16, 8192), data);
+    world.run();
+    assert!(world.lines[again].connected.is_none(), "the old write is still in flight");
+    world.disk().held = false;
+    world.run();
+    assert!(world.lines[again].connected.is_some(), "kept out for ever");
+    assert!(world.read(again, 0, 1).is_ok());
+}
+
 /// Which controllers there are, of whom and for what, is told to nobody else.
 #[test]
 fn the_controllers_of_others_are_as_if_they_were_not_there() {
