@@ -49,10 +49,19 @@ pub(super) struct Admin {
     pub(super) features: Features,
     /// Slots of Asynchronous Event Requests, oldest first.
     pub(super) requests: VecDeque<u16>,
-    /// Slot of the command that shuts the controller down, while writes are in flight.
-    shutdown: Option<u16>,
+    /// The shutdown that has not ended.
+    shutdown: Option<Shutdown>,
     /// The discovery log, as it was when its reading began.
     pub(super) log: Option<Arc<[u8]>>,
+}
+
+/// A shutdown of the controller that has not ended.
+#[derive(Debug, Clone, Copy)]
+struct Shutdown {
+    /// Slot of its command.
+    at: u16,
+    /// Whether the disk flushes: before that, writes are in flight.
+    flushing: bool,
 }
 
 /// Asynchronous Event Requests that may wait: AERL 3, zero's based.
@@ -201,12 +210,14 @@ impl Queue {
     }
 
     /// CSTS.RDY follows CC.EN when no write from before is in flight any more: then a reset is over, and an enabled
-    /// controller may be used.
+    /// controller may be used, unless it is being shut down or has been.
     fn follow_enable(&mut self) {
         let (Some(admin), Some(link)) = (&mut self.admin, &self.link) else { return };
         let (enable, ready) = (admin.cc.en(), admin.csts.rdy());
         let orphans = link.grant.as_ref().is_some_and(|grant| grant.export().has_orphans());
-        if enable != ready && admin.csts.cfs() == 0 && !orphans {
+        let shut_down = admin.cc.shn() != 0 || admin.csts.shst() != 0;
+        let may = admin.csts.cfs() == 0 && !orphans && (enable == 0 || !shut_down);
+        if enable != ready && may {
             admin.csts = admin.csts.with_rdy(enable);
             link.controller.set_ready(enable == 1);
         }
@@ -218,6 +229,7 @@ impl Queue {
         admin.csts = Csts::default().with_rdy(admin.csts.rdy());
         admin.features = Features::default();
         admin.events.reset();
+        let shutdown = admin.shutdown.take();
         link.controller.fence_off();
         let mut shared = link.controller.shared();
         shared.granted = 0;
@@ -230,7 +242,16 @@ impl Queue {
         for at in std::mem::take(&mut admin.requests) {
             self.slots.release(at);
         }
+        self.call_off(shutdown);
         self.out.push_back(Step::Rouse);
+    }
+
+    /// Ends the command of a shutdown that a reset or another shutdown has taken the place of. If the disk flushes for it, it
+    /// ends with the flush.
+    fn call_off(&mut self, shutdown: Option<Shutdown>) {
+        if let Some(Shutdown { at, flushing: false }) = shutdown {
+            self.answer(at, Status::SUCCESS);
+        }
     }
 
     /// Shutdown: takes no more of the I/O queues, and ends when the disk has put everything on stable storage (NVMe Base 2.0
@@ -238,7 +259,8 @@ impl Queue {
     fn shut_down(&mut self, at: u16) {
         if let Some(admin) = &mut self.admin {
             admin.csts = admin.csts.with_shst(Csts::SHST_OCCURRING);
-            admin.shutdown = Some(at);
+            let before = admin.shutdown.replace(Shutdown { at, flushing: false });
+            self.call_off(before);
         }
         if let Some(link) = &self.link {
             link.controller.fence_off();
@@ -254,7 +276,10 @@ impl Queue {
         if grant.is_some_and(|grant| grant.export().has_orphans()) {
             return;
         }
-        let Some(at) = self.admin.as_mut().and_then(|admin| admin.shutdown.take()) else { return };
+        let shutdown = self.admin.as_mut().and_then(|admin| admin.shutdown.as_mut());
+        let Some(shutdown) = shutdown.filter(|shutdown| !shutdown.flushing) else { return };
+        shutdown.flushing = true;
+        let at = shutdown.at;
         // A disk that is gone, or that failed a flush before, does not keep its host from leaving.
         if grant.is_none_or(|grant| grant.permits(Op::Flush, 0, 0).is_err()) {
             return self.end_shutdown(at);
@@ -271,14 +296,12 @@ impl Queue {
     }
 
     fn end_shutdown(&mut self, at: u16) {
-        self.mark_shut_down();
-        self.answer(at, Status::SUCCESS);
-    }
-
-    fn mark_shut_down(&mut self) {
-        if let Some(admin) = &mut self.admin {
+        if let Some(admin) = &mut self.admin
+            && admin.shutdown.take_if(|shutdown| shutdown.at == at).is_some()
+        {
             admin.csts = admin.csts.with_shst(Csts::SHST_COMPLETE);
         }
+        self.answer(at, Status::SUCCESS);
     }
 
     // ---- Abort

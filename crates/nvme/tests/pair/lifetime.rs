@@ -493,3 +493,82 @@ fn r28_storm_of_connections_leaves_nothing_behind() {
         world.events.iter().filter(|event| matches!(event, Event::Detached { .. })).count();
     assert_eq!((attached, detached), (60, 60));
 }
+
+/// Submits Property Set of CC with that Shutdown Notification.
+fn shut_down(world: &mut World, admin: usize, cc: Cc, tag: u32) {
+    let (attrib, offset) = (PropertySize::Four, property::CC);
+    let set = FabricsCommand::PropertySet { attrib, offset, value: cc.0.into() };
+    world.submit(admin, set.emit(), Payload::None, tag);
+    world.run();
+}
+
+#[test]
+fn shutdown_in_flight_does_not_outlive_a_reset() {
+    let mut world = World::new();
+    let (client, io) = world.attach_plainly();
+    hold_a_write(&mut world, io, 1);
+    shut_down(&mut world, client.admin, enabled().with_shn(Cc::SHN_NORMAL), 1);
+    assert_eq!(world.configure(client.admin, enabled().with_en(0)), Status::SUCCESS);
+    assert_eq!(world.status(client.admin, 1), Status::SUCCESS, "never answered");
+    assert_eq!(world.configure(client.admin, enabled()), Status::SUCCESS);
+    release(&mut world);
+    let csts = csts(&mut world, client.admin);
+    assert_eq!((csts.rdy(), csts.shst()), (1, 0));
+}
+
+#[test]
+fn flush_of_a_shutdown_before_a_reset_completes_no_other() {
+    let mut world = World::new();
+    let (client, _) = world.attach_plainly();
+    world.disk().held = true;
+    shut_down(&mut world, client.admin, enabled().with_shn(Cc::SHN_NORMAL), 1);
+    assert_eq!(world.configure(client.admin, enabled().with_en(0)), Status::SUCCESS);
+    assert_eq!(world.configure(client.admin, enabled()), Status::SUCCESS);
+    shut_down(&mut world, client.admin, enabled().with_shn(Cc::SHN_NORMAL), 2);
+    assert!(world.end_one(0));
+    world.run();
+    assert_eq!(world.status(client.admin, 1), Status::SUCCESS);
+    assert_eq!(csts(&mut world, client.admin).shst(), Csts::SHST_OCCURRING);
+    release(&mut world);
+    assert_eq!(world.status(client.admin, 2), Status::SUCCESS);
+    assert_eq!(csts(&mut world, client.admin).shst(), Csts::SHST_COMPLETE);
+}
+
+#[test]
+fn second_shutdown_leaves_the_first_answered() {
+    let mut world = World::new();
+    let (client, io) = world.attach_plainly();
+    hold_a_write(&mut world, io, 1);
+    shut_down(&mut world, client.admin, enabled().with_shn(Cc::SHN_NORMAL), 1);
+    shut_down(&mut world, client.admin, enabled(), 2);
+    shut_down(&mut world, client.admin, enabled().with_shn(Cc::SHN_NORMAL), 3);
+    assert_eq!(world.status(client.admin, 1), Status::SUCCESS, "never answered");
+    release(&mut world);
+    assert_eq!(world.status(client.admin, 3), Status::SUCCESS);
+    assert_eq!(csts(&mut world, client.admin).shst(), Csts::SHST_COMPLETE);
+}
+
+#[test]
+fn controller_that_is_shut_down_does_not_become_ready() {
+    let mut world = World::new();
+    let (client, io) = world.attach_plainly();
+    hold_a_write(&mut world, io, 1);
+    assert_eq!(world.configure(client.admin, enabled().with_en(0)), Status::SUCCESS);
+    assert_eq!(world.configure(client.admin, enabled()), Status::SUCCESS);
+    shut_down(&mut world, client.admin, enabled().with_shn(Cc::SHN_NORMAL), 1);
+    release(&mut world);
+    assert_eq!(csts(&mut world, client.admin).rdy(), 0);
+    let io = world.connect(Options::io(1, 128, 0), Manner::default().data(client.cntlid));
+    world.run();
+    assert_eq!(world.lines[io].refused.map(|it| it.0.code()), Some(Status::COMMAND_SEQUENCE_ERROR));
+}
+
+#[test]
+fn shut_down_queue_that_stays_connected_releases_nobody() {
+    let mut world = World::new();
+    let (client, _) = world.attach_plainly();
+    shut_down(&mut world, client.admin, enabled().with_shn(Cc::SHN_NORMAL), 1);
+    world.tell(&News::Changed);
+    world.run();
+    assert!(!world.disk().export.is_contended());
+}
