@@ -260,8 +260,8 @@ impl Queue {
         Ok(Some((link, auth)))
     }
 
-    /// Whether writes of ended connections to that disk are in flight. Asked before a host has proven itself as well: what
-    /// it gets then waits for nothing more.
+    /// Whether writes of ended connections to that disk are in flight. Asked also for a host that has still to prove itself,
+    /// as it is not asked again after the proof.
     fn is_held_up(&self, subsystem: &str) -> bool {
         self.target.catalogue.find(subsystem).is_some_and(|export| export.has_orphans())
     }

@@ -572,3 +572,20 @@ fn shut_down_queue_that_stays_connected_releases_nobody() {
     world.run();
     assert!(!world.disk().export.is_contended());
 }
+
+#[test]
+fn requests_of_a_lost_queue_rouse_others_once() {
+    let mut world = World::new();
+    let (_, io) = world.attach_plainly();
+    world.disk().held = true;
+    for tag in 0..4 {
+        let buffer = world.buffer(512);
+        world.submit(io, crate::client::read(0, 1), Payload::Receive(buffer), tag);
+    }
+    world.run();
+    world.cut(io);
+    world.run();
+    world.rouses = 0;
+    assert!((0..4).all(|_| world.end_one(0)));
+    assert_eq!(world.rouses, 1, "with the last of them");
+}

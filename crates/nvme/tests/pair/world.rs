@@ -64,6 +64,8 @@ pub(crate) struct World {
     pool: Pool,
     memory: Account,
     roused: bool,
+    /// How often a session has asked for that.
+    pub(crate) rouses: usize,
 }
 
 /// A disk and the requests that it has.
@@ -155,6 +157,7 @@ impl World {
             pool: Pool::new(16 << 20),
             memory: Pool::new(1 << 30).open(),
             roused: false,
+            rouses: 0,
         };
         world.lend(DISK, change);
         world
@@ -440,7 +443,10 @@ impl World {
                     disk.requests.push_back((at, admitted));
                 }
                 Step::Report(event) => self.events.push(event),
-                Step::Rouse => self.roused = true,
+                Step::Rouse => {
+                    self.roused = true;
+                    self.rouses += 1;
+                }
                 Step::Close(reason) => {
                     assert_eq!(line.target_end.replace(reason), None, "closed twice");
                 }
