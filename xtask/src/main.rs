@@ -14,6 +14,7 @@ mod install;
 mod layers;
 mod licences;
 mod man;
+mod soak;
 mod tally;
 mod test;
 mod tools;
@@ -61,6 +62,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Copy to and from a target for hours while something is broken each minute; for every night, as root
+    Soak(soak::Options),
     /// Boot distribution kernels under qemu and attach disks that storagetm lends
     Vm(vm::Options),
 }
@@ -78,6 +81,7 @@ fn main() -> ExitCode {
         Command::Deb(options) => deb::run(&options),
         Command::Initrds(options) => initrds::run(&options),
         Command::Bench { arguments } => bench(&arguments),
+        Command::Soak(options) => soak::run(&options),
         Command::Vm(options) => vm::run(&options),
     };
     match outcome {
