@@ -17,6 +17,8 @@ const HEADER_SIZE: u32 = 92;
 /// Bytes of the first sector before the rows of its partition table.
 const BOOT_CODE: usize = 446;
 const MBR_SECTOR: usize = 512;
+/// The block of the entries, unless another one was chosen when the table was made.
+const LIST: u64 = 2;
 /// The type of the row that protects a GPT from programs that do not know it.
 const PROTECTIVE: u8 = 0xee;
 
@@ -41,11 +43,15 @@ pub struct Gpt {
     block: u32,
     blocks: u64,
     guid: [u8; 16],
+    /// The first block of the entries.
+    list: u64,
     first_usable: u64,
     entry_size: u32,
     entries: Vec<u8>,
     /// The first sector, whose rows are replaced by a protective one.
     boot: Vec<u8>,
+    /// The boot indicator of the protective row: some firmware starts no disk without one.
+    active: u8,
 }
 
 impl Gpt {
@@ -53,9 +59,10 @@ impl Gpt {
     pub fn new(block: u32, blocks: u64, guid: [u8; 16], partitions: &[Partition<'_>]) -> Self {
         let mut entries: Vec<u8> = partitions.iter().take(ENTRIES).flat_map(entry).collect();
         entries.resize(ENTRIES * ENTRY, 0);
-        let first_usable = list_blocks(block, &entries).saturating_add(2);
+        let first_usable = list_blocks(block, &entries).saturating_add(LIST);
         let boot = vec![0; BOOT_CODE];
-        Self { block, blocks, guid, first_usable, entry_size: ENTRY_SIZE, entries, boot }
+        let (list, entry_size, active) = (LIST, ENTRY_SIZE, 0);
+        Self { block, blocks, guid, list, first_usable, entry_size, entries, boot, active }
     }
 
     /// Blocks that a table with the usual number of entries takes at the end of the disk.
@@ -63,11 +70,14 @@ impl Gpt {
         list_blocks(block, &[0; ENTRIES * ENTRY]).saturating_add(1)
     }
 
-    /// What stands at the start of the disk: the protective MBR, the header and the entries, in whole blocks.
+    /// What stands at the start of the disk, in whole blocks: the protective MBR, the header, and the entries, unless these
+    /// have another place.
     pub fn start(&self) -> Vec<u8> {
         let mut bytes = self.padded(self.protective_record());
-        bytes.extend(self.padded(self.header(1, self.last(), 2)));
-        bytes.extend(self.padded(self.entries.clone()));
+        bytes.extend(self.padded(self.header(1, self.last(), self.list)));
+        if self.list == LIST {
+            bytes.extend(self.padded(self.entries.clone()));
+        }
         bytes
     }
 
@@ -100,7 +110,7 @@ impl Gpt {
     fn protective_record(&self) -> Vec<u8> {
         let mut record = self.boot.clone();
         record.resize(BOOT_CODE, 0);
-        record.extend([0, 0x00, 0x02, 0x00, PROTECTIVE, 0xff, 0xff, 0xff]);
+        record.extend([self.active, 0x00, 0x02, 0x00, PROTECTIVE, 0xff, 0xff, 0xff]);
         record.extend(1_u32.to_le_bytes());
         record.extend(u32::try_from(self.last()).unwrap_or(u32::MAX).to_le_bytes());
         record.resize(MBR_SECTOR - 2, 0);
@@ -170,8 +180,10 @@ pub struct Shape {
 pub enum Unfit {
     /// There is no table.
     NoTable,
-    /// The header is sound and the entries are not.
+    /// The header is sound and the entries are not, or there is a protective row and no GPT.
     Damaged,
+    /// The entries of a GPT are not behind its header.
+    List,
     /// The disk has blocks of neither 512 nor 4096 bytes.
     Block(u32),
     /// The MBR of a GPT disk has partitions of its own.
@@ -191,6 +203,9 @@ impl fmt::Display for Unfit {
         match self {
             Self::NoTable => f.write_str("there is no partition table"),
             Self::Damaged => f.write_str("the partition table is damaged"),
+            Self::List => f.write_str(
+                "its list of partitions is not in its usual place, right behind the header (block 2)",
+            ),
             Self::Block(block) => write!(f, "there are no tables for blocks of {block} bytes"),
             Self::Hybrid => f.write_str("its MBR is a hybrid one, with partitions of its own"),
             Self::Extended => f.write_str("it is an MBR with an extended partition"),
@@ -267,23 +282,30 @@ struct Old {
 impl Old {
     /// The same partitions for another disk.
     fn table(&self, to: Shape) -> Result<Gpt, Unfit> {
-        let rows: Vec<u8> = partition::rows(&self.sector).filter_map(partition::kind).collect();
-        if rows.iter().any(|kind| *kind != PROTECTIVE) {
+        let used = || partition::rows(&self.sector).filter(|row| partition::kind(row).is_some());
+        if used().any(|row| partition::kind(row) != Some(PROTECTIVE)) {
             return Err(Unfit::Hybrid);
+        }
+        // In blocks of the same size it can stay where it is.
+        let list = self.header.first_entry;
+        if list != LIST && (list < LIST || to.block != self.from.block) {
+            return Err(Unfit::List);
         }
         let scale = Scale { from: self.from.block.into(), to: to.block.into() };
         let mut gpt = Gpt {
             block: to.block,
             blocks: to.bytes / u64::from(to.block),
             guid: self.header.raw_guid,
+            list,
             first_usable: 0,
             entry_size: self.header.entry_size,
             entries: self.entries.clone(),
             boot: self.sector.get(..BOOT_CODE).unwrap_or_default().to_vec(),
+            active: used().next().and_then(|row| row.first().copied()).unwrap_or(0),
         };
-        let lowest = gpt.list_blocks().saturating_add(2);
+        let lowest = gpt.list_blocks().saturating_add(list);
         // More than the old table needed was left free on purpose.
-        let needed = list_blocks(self.from.block, &self.entries).saturating_add(2);
+        let needed = list_blocks(self.from.block, &self.entries).saturating_add(list);
         let left_free = self.header.first_usable > needed;
         gpt.first_usable =
             if left_free { scale.up(self.header.first_usable).max(lowest) } else { lowest };
@@ -308,6 +330,9 @@ impl Old {
     /// The new start; what the old one took more is blanked.
     fn start(&self, gpt: &Gpt) -> Patch {
         let mut bytes = gpt.start();
+        if gpt.list != LIST {
+            return Patch { offset: 0, bytes };
+        }
         let taken = self.entries.len().saturating_add(2 * usize_of(self.from.block));
         let free = usize::try_from(gpt.first_usable.saturating_mul(gpt.block.into()));
         let len = bytes.len().max(taken.min(free.unwrap_or(0)));
@@ -360,6 +385,9 @@ fn mbr_patch(mut sector: Vec<u8>, from: u32, to: u32) -> Result<Vec<Patch>, Unfi
     let rows = sector.get_mut(BOOT_CODE..MBR_SECTOR - 2).ok_or(Unfit::Damaged)?;
     for (number, row) in (1..).zip(rows.chunks_exact_mut(16)) {
         let Some(kind) = partition::kind(row) else { continue };
+        if kind == PROTECTIVE {
+            return Err(Unfit::Damaged);
+        }
         if partition::is_extended(kind) {
             return Err(Unfit::Extended);
         }
@@ -443,6 +471,48 @@ mod test {
         let moved = patched(&small, to).unwrap();
         assert!(moved == disk(512, 16 * MIB, &PLACES));
         assert!(patched(&moved, to).unwrap() == moved);
+    }
+
+    /// A list at block 2048, and a boot loader in the gap before it.
+    fn with_far_list() -> Vec<u8> {
+        let size = 512 * 2048;
+        let mut disk = disk(512, 8 * MIB, &[(2 * MIB, 3 * MIB)]);
+        let list = disk[1024..1024 + ENTRIES * ENTRY].to_vec();
+        disk[size..size + list.len()].copy_from_slice(&list);
+        disk[1024..size].fill(0xb0);
+        disk[512 + 40..512 + 48].copy_from_slice(&2080_u64.to_le_bytes());
+        disk[512 + 72..512 + 80].copy_from_slice(&2048_u64.to_le_bytes());
+        disk[512 + 16..512 + 20].fill(0);
+        let sum = crc32(&disk[512..512 + 92]).to_le_bytes();
+        disk[512 + 16..512 + 20].copy_from_slice(&sum);
+        disk
+    }
+
+    #[test]
+    fn list_in_another_place_stays_there_or_is_refused() {
+        let disk = with_far_list();
+        let moved = patched(&disk, Shape { block: 512, bytes: 16 * MIB }).unwrap();
+        assert!(moved[1024..2 << 20] == disk[1024..2 << 20], "the gap and the list");
+        let header = partition::header(&moved[..], 512).unwrap().unwrap();
+        assert_eq!((header.first_entry, header.first_usable), (2048, 2080));
+        assert_eq!(header.alternate, 16 * MIB / 512 - 1);
+        assert_eq!(partition::read(&moved[..]).unwrap().unwrap().entries.len(), 1);
+        assert_eq!(patched(&disk, Shape { block: 4096, bytes: 8 * MIB }), Err(Unfit::List));
+    }
+
+    #[test]
+    fn boot_indicator_of_the_protective_row_is_kept() {
+        let mut disk = disk(512, 8 * MIB, &PLACES);
+        disk[BOOT_CODE] = 0x80;
+        let moved = patched(&disk, Shape { block: 512, bytes: 16 * MIB }).unwrap();
+        assert_eq!(moved[BOOT_CODE], 0x80);
+    }
+
+    #[test]
+    fn protective_row_without_a_gpt_is_damage() {
+        let mut disk = vec![0; 8 << 20];
+        partition::made::row(&mut disk, 0, PROTECTIVE, 8, 4096);
+        assert_eq!(patched(&disk, Shape { block: 4096, bytes: 8 * MIB }), Err(Unfit::Damaged));
     }
 
     #[test]

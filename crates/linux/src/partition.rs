@@ -89,7 +89,8 @@ pub(crate) struct Header {
     pub(crate) first_usable: u64,
     /// Bytes of an entry.
     pub(crate) entry_size: u32,
-    first_entry: u64,
+    /// The first block of the entries.
+    pub(crate) first_entry: u64,
     entries: u32,
     entries_crc: u32,
 }
