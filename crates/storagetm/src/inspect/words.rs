@@ -212,7 +212,7 @@ fn put_ranges(bytes: &mut Vec<u8>, ranges: impl Iterator<Item = Range<u64>>) {
 }
 
 fn ranges(from: &mut impl Read) -> io::Result<Ranges> {
-    Ok(list(from, |from| Ok(long(from)?..long(from)?))?.into_iter().collect())
+    Ok(list(from, MOST, |from| Ok(long(from)?..long(from)?))?.into_iter().collect())
 }
 
 fn put_text(bytes: &mut Vec<u8>, text: &str) {
@@ -239,13 +239,14 @@ fn count_or_number(from: &mut impl Read) -> io::Result<u32> {
     Ok(u32::from_le_bytes(bytes))
 }
 
-/// As many as are said to come.
+/// As many as are said to come, at most `most`.
 fn list<R: Read, T>(
     from: &mut R,
+    most: u32,
     mut one: impl FnMut(&mut R) -> io::Result<T>,
 ) -> io::Result<Vec<T>> {
     let count = count_or_number(from)?;
-    if count > MOST {
+    if count > most {
         return Err(nonsense());
     }
     (0..count).map(|_| one(from)).collect()
@@ -360,6 +361,19 @@ mod test {
                 self.said += 1;
             }
             Ok(into.len())
+        }
+    }
+
+    #[test]
+    fn counts_are_bounded_before_what_they_count_is_read() {
+        let survey = [&[4, 1][..], &[0; 17]].concat();
+        for (head, most) in [(vec![5], 4_u32), (survey, 4096)] {
+            for (count, kind) in
+                [(most, ErrorKind::UnexpectedEof), (most + 1, ErrorKind::InvalidData)]
+            {
+                let bytes = [&head[..], &count.to_le_bytes()].concat();
+                assert_eq!(Said::parse(&mut &bytes[..]).unwrap_err().kind(), kind, "{count}");
+            }
         }
     }
 

@@ -8,8 +8,10 @@ use linux::partition::Scheme;
 
 use super::{byte, count_or_number, list, long, nonsense, put_count, put_text, text};
 
+/// What is recognised on a disk at most.
+const CONTENTS: u32 = 4096;
 /// Patches of a partition table at most, and bytes of one.
-const PATCHES: usize = 4;
+const PATCHES: u32 = 4;
 const LONGEST_PATCH: usize = 2 << 20;
 
 pub(super) fn put(bytes: &mut Vec<u8>, survey: &Survey) {
@@ -48,7 +50,7 @@ pub(super) fn parse(from: &mut impl Read) -> io::Result<Survey> {
         let label = Some(label).filter(|label| !label.is_empty());
         Ok(Content { partition, kind, label, unit })
     };
-    let contents = list(from, content)?;
+    let contents = list(from, CONTENTS, content)?;
     Ok(Survey { table, block, partitions, backup_end, contents, empty })
 }
 
@@ -69,6 +71,5 @@ pub(super) fn parse_patches(from: &mut impl Read) -> io::Result<Vec<Patch>> {
         Read::read_exact(from, &mut bytes)?;
         Ok(Patch { offset, bytes })
     };
-    let patches = list(from, patch)?;
-    if patches.len() > PATCHES { Err(nonsense()) } else { Ok(patches) }
+    list(from, PATCHES, patch)
 }
