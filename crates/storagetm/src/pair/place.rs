@@ -77,10 +77,10 @@ impl Place {
         format!("{}{zone}", self.host)
     }
 
-    /// Whether all of its addresses are of this machine's own loopback interface.
+    /// Whether it is this machine itself: a loopback address, or `localhost`. Any other name may lead elsewhere at each look.
     pub(crate) fn is_loopback(&self) -> bool {
-        let all = self.addresses().unwrap_or_default();
-        !all.is_empty() && all.iter().all(|address| address.ip().to_canonical().is_loopback())
+        let address: Option<IpAddr> = self.host.parse().ok();
+        address.map_or(self.is_localhost(), is_loopback)
     }
 
     /// Connects to the first of its addresses that answers.
@@ -124,7 +124,12 @@ impl Place {
         )))
     }
 
-    /// The addresses that it has.
+    /// Whether it is called so: a name that is kept for loopback addresses (RFC 6761, section 6.3).
+    fn is_localhost(&self) -> bool {
+        self.host.eq_ignore_ascii_case("localhost")
+    }
+
+    /// The addresses that it has; of `localhost` only those of the loopback interface.
     ///
     /// # Errors
     /// Nobody knows any.
@@ -134,7 +139,8 @@ impl Place {
             Some(interface) => format!("{}%{interface}", self.host),
             None => self.host.clone(),
         };
-        Ok((host, self.port).to_socket_addrs()?.collect())
+        let all = (host, self.port).to_socket_addrs()?;
+        Ok(all.filter(|it| !self.is_localhost() || is_loopback(it.ip())).collect())
     }
 
     fn reach(&self, address: SocketAddr) -> io::Result<TcpStream> {
@@ -174,6 +180,10 @@ impl fmt::Display for Place {
             (false, port) => write!(f, "{}{zone}:{port}", self.host),
         }
     }
+}
+
+fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
 }
 
 fn is_link_local_6(host: &str) -> bool {
@@ -216,6 +226,25 @@ mod test {
         }
         assert_eq!(Place::parse("fe80::1", Some("eth1")).unwrap().to_string(), "fe80::1%eth1");
         assert_eq!(Place::parse("fe80::1%eth0", Some("eth1")).unwrap().to_string(), "fe80::1%eth0");
+    }
+
+    #[test]
+    fn only_loopback_addresses_and_localhost_are_this_machine() {
+        let parse = |text: &str| Place::parse(text, None).unwrap();
+        for (text, expected) in [
+            ("127.0.0.1", true),
+            ("[::1]:4420", true),
+            ("::ffff:127.0.0.1", true),
+            ("LocalHost", true),
+            ("192.0.2.1", false),
+            // The same addresses by now; a name that is resolved again may lead elsewhere.
+            ("127.1", false),
+            ("localhost.", false),
+        ] {
+            assert_eq!(parse(text).is_loopback(), expected, "{text}");
+        }
+        let addresses = parse("localhost").addresses().unwrap_or_default();
+        assert!(addresses.iter().all(|it| it.ip().is_loopback()), "{addresses:?}");
     }
 
     #[test]
