@@ -99,7 +99,7 @@ fn left_behind(place: &dyn Place, destination: &Locator) -> Option<String> {
     let access = Access::open(place).ok()?;
     let disk = access.disk();
     let survey = inspect::survey(&access, disk.bytes, disk.sector).ok()?;
-    is_behind(&survey, disk.bytes).then(|| by_hand(destination))
+    is_behind(&survey, disk.sector, disk.bytes).then(|| by_hand(destination))
 }
 
 /// Writes the rest of the partition table, and reads it back.
@@ -114,20 +114,22 @@ fn write(place: &dyn Place, patches: Vec<Patch>, moves: bool) -> Result<(), (Str
     Ok(())
 }
 
-/// What moves the backup of the destination's own table to its end; nothing if it is there, or there is no GPT.
+/// What moves the backup of the destination's own table to its end; nothing if it is there, or there is no GPT for
+/// blocks of that size.
 fn moved(access: &Access) -> Result<Vec<Patch>, String> {
     let disk = access.disk();
     let survey = inspect::survey(access, disk.bytes, disk.sector)?;
-    if !is_behind(&survey, disk.bytes) {
+    if !is_behind(&survey, disk.sector, disk.bytes) {
         return Ok(Vec::new());
     }
     let shape = Shape { block: survey.block, bytes: disk.bytes };
     inspect::fit(access, shape, shape)?
 }
 
-/// Whether there is a GPT, whose backup is not at the end of the disk.
-fn is_behind(survey: &Survey, bytes: u64) -> bool {
-    survey.table == Some(Scheme::Gpt) && !is_at_end(survey, bytes)
+/// Whether there is a GPT for blocks of that size, if it is known, whose backup is not at the end of the disk.
+fn is_behind(survey: &Survey, sector: Option<u32>, bytes: u64) -> bool {
+    let fits = sector.is_none_or(|sector| sector == survey.block);
+    survey.table == Some(Scheme::Gpt) && fits && !is_at_end(survey, bytes)
 }
 
 fn is_at_end(survey: &Survey, bytes: u64) -> bool {
@@ -184,8 +186,13 @@ fn patches(
     }
     let sector = match (survey.table, ends.sector) {
         (None, _) => return Ok(Vec::new()),
+        (Some(_), None) if ends.options.convert_sectors => return Err(no_sector(ends)),
         (Some(_), Some(sector)) if sector != survey.block => sector,
         _ if ends.options.fix_gpt && !is_at_end(survey, to.bytes) => survey.block,
+        (_, None) if !ends.options.keep_sectors => {
+            notes.push(no_sector_known(ends, survey));
+            return Ok(Vec::new());
+        }
         _ => return Ok(Vec::new()),
     };
     let other = sector != survey.block;
@@ -216,6 +223,24 @@ fn unknown(ends: &Ends<'_>) -> Result<Vec<Patch>, Failure> {
         None => format!("{destination} is a file, and has no block size to convert to"),
         Some(_) => format!("what is on {source} cannot be read, so it cannot be converted"),
     }))
+}
+
+/// Nothing tells what the table would be converted to.
+fn no_sector(ends: &Ends<'_>) -> Failure {
+    let (source, destination) = (&ends.options.source, &ends.options.destination);
+    refused(format!(
+        "the block size of {destination} is not known, so the partition table of {source} cannot be converted to it: leave \
+         --convert-sectors out to copy it as it is"
+    ))
+}
+
+fn no_sector_known(ends: &Ends<'_>, survey: &Survey) -> String {
+    let (source, destination) = (&ends.options.source, &ends.options.destination);
+    format!(
+        "the block size of {destination} is not known; the partition table of {source} is for blocks of {} bytes, and is of \
+         use only with these",
+        survey.block
+    )
 }
 
 fn another_block(ends: &Ends<'_>, survey: &Survey, sector: u32) -> Failure {
@@ -265,7 +290,7 @@ fn unmountable(survey: &Survey, sector: u32, ends: &Ends<'_>) -> Vec<String> {
 /// That the backup of a GPT is not at the end of a larger disk.
 fn advice(ends: &Ends<'_>, changed: bool) -> Option<String> {
     let (survey, to) = ends.survey.zip(ends.to).filter(|_| !changed)?;
-    is_behind(survey, to.bytes).then(|| by_hand(&ends.options.destination))
+    is_behind(survey, ends.sector, to.bytes).then(|| by_hand(&ends.options.destination))
 }
 
 /// What to type to move the backup.
@@ -278,4 +303,80 @@ fn by_hand(destination: &Locator) -> String {
         "the backup of the partition table is not at the end of {destination}{place}: sgdisk -e {disk} (or: sfdisk \
          --relocate gpt-bak-std {disk}); --fix-gpt does it with the copy"
     )
+}
+
+#[cfg(test)]
+mod test {
+    use std::path::Path;
+
+    use ::copy::FilePlace;
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        copy: Copy,
+    }
+
+    fn disk(block: u32, sector: Option<u32>) -> Disk {
+        Disk {
+            name: "disk".to_owned(),
+            bytes: 8 << 20,
+            block,
+            sector,
+            writable: true,
+            extents: false,
+            zeroes: 0,
+            largest: 1 << 20,
+            lanes: 1,
+            remote: true,
+            fresh: false,
+            identity: String::new(),
+        }
+    }
+
+    /// What is said before a copy between disks of these block sizes, of which the source has a table for 512.
+    fn said(option: &str, from: Option<u32>, to: Option<u32>) -> Result<Vec<String>, String> {
+        let words = ["copy", option, "nbd://a/b", "nbd://c/d"];
+        let options =
+            Line::try_parse_from(words.iter().filter(|word| !word.is_empty())).unwrap().copy;
+        let survey =
+            Survey { table: Some(Scheme::Gpt), block: 512, partitions: 1, ..Survey::default() };
+        let (from, to) = (disk(1, from), disk(1, to));
+        let ends = Ends {
+            options: &options,
+            from: &from,
+            survey: Some(&survey),
+            to: Some(&to),
+            sector: to.sector,
+        };
+        let place = FilePlace::source(Path::new("/dev/null"), "");
+        let mut notes = Vec::new();
+        let patches = patches(&place, &ends, &mut notes).map_err(|error| error.to_string())?;
+        assert!(patches.is_empty());
+        Ok(notes)
+    }
+
+    #[test]
+    fn table_is_not_converted_to_an_unknown_block_size() {
+        let refused = said("--convert-sectors", None, None).unwrap_err();
+        assert!(refused.contains("is not known") && refused.contains("nbd://c/d"), "{refused}");
+        assert_eq!(said("", None, None).unwrap().len(), 1);
+        assert!(said("--keep-sectors", None, None).unwrap().is_empty());
+        assert!(said("", None, Some(512)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn backup_of_a_table_for_other_blocks_is_left_alone() {
+        let survey = Survey {
+            table: Some(Scheme::Gpt),
+            block: 512,
+            backup_end: Some(4 << 20),
+            ..Survey::default()
+        };
+        assert!(!is_behind(&survey, Some(4096), 8 << 20));
+        assert!(is_behind(&survey, Some(512), 8 << 20) && is_behind(&survey, None, 8 << 20));
+    }
 }
