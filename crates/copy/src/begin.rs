@@ -10,6 +10,7 @@ use export::Pool;
 
 use crate::compare::read;
 use crate::errand::{Errand, Undone};
+use crate::forest::is_zero;
 use crate::map::{self, Map, State};
 use crate::prove::read_now;
 use crate::sample;
@@ -36,7 +37,8 @@ pub(crate) fn begin(
     source: Arc<dyn Place>,
     destination: Arc<dyn Place>,
     settings: &Settings,
-) -> Result<Begun, Refusal> {
+    stop: &AtomicBool,
+) -> Result<Begun, Unlike> {
     let source = look(source)?;
     let disk = &*source.disk;
     let bytes = disk.bytes;
@@ -48,6 +50,15 @@ pub(crate) fn begin(
     // Before a file that is there is made empty.
     if let Some(path) = &settings.map {
         map::probe(&map, path).map_err(|error| refused(path, &error))?;
+    }
+    if let Some(path) = settings.map.as_deref().filter(|_| map.sum(State::Finished) > 0) {
+        // Before a file that is too short is made longer: it may not be the one of the map.
+        let there = destination.open().ok().map(|(there, _)| there);
+        if let Some(there) = there.filter(|there| there.bytes < bytes) {
+            let ends =
+                Ends { source: &source, destination: &Target::new(destination.clone(), there) };
+            sample(ends, &map, path, settings.patience, stop)?;
+        }
     }
     destination.prepare(bytes).map_err(Refusal::Destination)?;
     let (to, lane) = destination.open().map_err(Refusal::Destination)?;
@@ -198,7 +209,8 @@ fn noted(mut map: Map, source: &Disk, destination: &Disk) -> Map {
 /// Compares samples of what an earlier run has finished, and makes sure that the map can be written.
 pub(crate) fn confirm(begun: &Begun, settings: &Settings, stop: &AtomicBool) -> Result<(), Unlike> {
     let Some(path) = &settings.map else { return Ok(()) };
-    sample(begun, path, settings.patience, stop)?;
+    let ends = Ends { source: &begun.source, destination: &begun.destination };
+    sample(ends, &begun.map, path, settings.patience, stop)?;
     map::save(&begun.map, path).map_err(|error| Unlike::Refused(refused(path, &error)))
 }
 
@@ -209,29 +221,53 @@ pub(crate) enum Unlike {
     Refused(Refusal),
 }
 
+impl From<Refusal> for Unlike {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
 impl From<Undone> for Unlike {
     fn from(undone: Undone) -> Self {
         Self::Undone(undone)
     }
 }
 
-/// Compares samples of what an earlier run has finished at both ends: a map alone does not prove which disks it is of.
-fn sample(begun: &Begun, path: &Path, patience: Duration, stop: &AtomicBool) -> Result<(), Unlike> {
-    let finished: u64 = begun.map.sum(State::Finished);
+/// Both ends of a copy.
+struct Ends<'a> {
+    source: &'a Target,
+    destination: &'a Target,
+}
+
+/// Compares samples of what an earlier run has finished at both ends: a map alone does not prove which disks it is of. Where
+/// the destination has ended, it would hold zeros.
+fn sample(
+    ends: Ends<'_>,
+    map: &Map,
+    path: &Path,
+    patience: Duration,
+    stop: &AtomicBool,
+) -> Result<(), Unlike> {
+    let finished: u64 = map.sum(State::Finished);
     if finished == 0 {
         return Ok(());
     }
-    let mut source = Errand::new(&begun.source, patience, stop);
-    let mut destination = Errand::new(&begun.destination, patience, stop);
+    let mut source = Errand::new(ends.source, patience, stop);
+    let mut destination = Errand::new(ends.destination, patience, stop);
     let account = Pool::new(Pool::LARGEST).open();
-    for range in samples(&begun.map, finished) {
+    for range in samples(map, finished) {
+        let there = range.start..range.end.min(ends.destination.disk.bytes);
         let one = read(&mut source, &account, &range)?;
-        let other = read(&mut destination, &account, &range)?;
+        let other = match there.is_empty() {
+            true => Some(Vec::new()),
+            false => read(&mut destination, &account, &there)?.map(|it| it.bytes().to_vec()),
+        };
         // What cannot be read any more tells nothing.
         let (Some(one), Some(other)) = (one, other) else { continue };
-        if one.bytes() != other.bytes() {
+        let (same, beyond) = one.bytes().split_at(other.len().min(one.len()));
+        if same != other || !is_zero(beyond) {
             let at = range.start;
-            let (from, to) = (&begun.source.disk.name, &begun.destination.disk.name);
+            let (from, to) = (&ends.source.disk.name, &ends.destination.disk.name);
             let why = format!("at {at} it says that {to} holds what is on {from}, and it does not");
             return Err(Unlike::Refused(another(path, why)));
         }

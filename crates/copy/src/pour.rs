@@ -198,13 +198,14 @@ fn admit(place: &dyn Place) -> Result<Disk, Outcome> {
 struct Stream {
     head: Cursor<Vec<u8>>,
     pipe: std::fs::File,
+    bytes: Option<u64>,
     finish: Option<Finish>,
 }
 
 impl Stream {
     fn new(pipe: Pipe) -> Self {
-        let Pipe { descriptor, head, finish, .. } = pipe;
-        Self { head: Cursor::new(head), pipe: descriptor.into(), finish }
+        let Pipe { descriptor, head, bytes, finish } = pipe;
+        Self { head: Cursor::new(head), pipe: descriptor.into(), bytes, finish }
     }
 
     /// Reads what there is, or waits for it; nothing at the end. What has to be done meanwhile does `tend`.
@@ -267,6 +268,10 @@ impl Spout<'_> {
         // Before anything is said of what came: it may be no more than a part.
         if let Some(finish) = stream.finish.take() {
             finish().map_err(|why| Outcome::Failed(Trouble::Broken(why)))?;
+        }
+        if let Some(announced) = stream.bytes.filter(|announced| *announced != at) {
+            let why = format!("{announced} bytes were announced, and {at} came out of the pipe");
+            return Err(Outcome::Failed(Trouble::Broken(why)));
         }
         let bytes = at.next_multiple_of(u64::from(self.disk.block.max(1)));
         let shape = Shape::new(bytes);

@@ -77,7 +77,7 @@ fn check(
 ) -> Result<Begun, Outcome> {
     let (settings, halt) = (settings.clone(), course.halt.clone());
     let work = move || {
-        let begun = begin::begin(source, destination, &settings).map_err(Outcome::Refused)?;
+        let begun = begin::begin(source, destination, &settings, &halt).map_err(unlike)?;
         begin::confirm(&begun, &settings, &halt).map_err(unlike)?;
         Ok(begun)
     };

@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use ::copy::map::{Map, State};
 use ::copy::{Disk, End, Job, Refusal, Settings};
 use console::attach::quoted;
 use console::{decimal, size};
@@ -126,8 +127,11 @@ fn real(path: &Path) -> PathBuf {
 /// Finds both ends. Nothing is written.
 fn prepare(options: &Copy) -> Result<Ready, Failure> {
     let tree = Tree::machine();
-    let resumed = options.map.as_deref().map(|map| has_map(map, options.allocated)).transpose()?;
-    let resumed = resumed.unwrap_or_default();
+    let map = options.map.as_deref().map(|map| find_map(map, options.allocated)).transpose()?;
+    let map = map.flatten();
+    let resumed = map.is_some();
+    // One in which nothing is done is no leave to overwrite what is there.
+    let resumes = map.is_some_and(|map| map.sum(State::Finished) > 0);
     let raw = options.format.is_some();
     let source = match &options.source {
         Locator::Path(path) => local::source(&tree, path, options.allow_in_use, raw)?,
@@ -137,7 +141,7 @@ fn prepare(options: &Copy) -> Result<Ready, Failure> {
     let mut source = if options.allocated { source.used()? } else { source };
     let mut notes = std::mem::take(&mut source.notes);
     let disk = look(&source.end)?;
-    let destination = destination(&tree, options, resumed)?;
+    let destination = destination(&tree, options, resumes)?;
     let to = if destination.is_disk { look(&destination.end)? } else { None };
     if let (Locator::Nvme(_), Locator::Nvme(_), Some(from), Some(to)) =
         (&options.source, &options.destination, &disk, &to)
@@ -186,10 +190,10 @@ fn prepare(options: &Copy) -> Result<Ready, Failure> {
 }
 
 /// What is copied to.
-fn destination(tree: &Tree, options: &Copy, resumed: bool) -> Result<Local, Failure> {
+fn destination(tree: &Tree, options: &Copy, resumes: bool) -> Result<Local, Failure> {
     match &options.destination {
         Locator::Path(path) => {
-            let permission = Permission { force: options.force, resumes: resumed };
+            let permission = Permission { force: options.force, resumes };
             let from = match &options.source {
                 Locator::Path(path) => Some(path.as_path()),
                 _ => None,
@@ -235,13 +239,13 @@ fn survey(end: &End, options: &Copy) -> Result<Option<Survey>, String> {
     inspect::survey(&access, disk.bytes, disk.sector).map(Some)
 }
 
-/// Whether there is a map to go on from. A file that is none would be lost; one of a part of the disk tells nothing of
+/// The map to go on from, if there is one. A file that is none would be lost; one of a part of the disk tells nothing of
 /// the whole.
-fn has_map(path: &Path, allocated: bool) -> Result<bool, Failure> {
+fn find_map(path: &Path, allocated: bool) -> Result<Option<Map>, Failure> {
     let cannot = |error| refused(format!("the map {} cannot be read: {error}", path.display()));
     let mut first = [0];
     let count = match File::open(path).and_then(|mut file| file.read(&mut first)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(cannot)?,
     };
     // A comment, a figure, an empty line, or what a crash of the machine leaves of them.
@@ -254,14 +258,19 @@ fn has_map(path: &Path, allocated: bool) -> Result<bool, Failure> {
     // It is read here as it will be: of one that was torn the copy beside it counts.
     let map = ::copy::map::load(path)
         .map_err(|why| refused(format!("the map {}: {why}", path.display())))?;
-    let part = map.as_ref().is_some_and(|map| map.notes.source.ends_with(mask::ALLOCATED));
+    let part = map.as_ref().is_some_and(|map| is_of_part(&map.notes.source));
     if part && !allocated {
         return Err(refused(format!(
             "the map {} is of a copy with --allocated: add that, or name another map",
             path.display()
         )));
     }
-    Ok(map.is_some())
+    Ok(map)
+}
+
+/// Whether a map whose source is called so is of a part of a disk. More may stand behind that: a table that was changed.
+fn is_of_part(source: &str) -> bool {
+    source.split_whitespace().any(|word| word == mask::ALLOCATED)
 }
 
 /// What there is to know of a disk before it is copied; nothing of a pipe.
@@ -345,4 +354,17 @@ fn again(options: &Copy) -> Option<String> {
     options.map.as_ref()?;
     let words = std::env::args_os().map(|word| quoted(&word.to_string_lossy()));
     Some(words.collect::<Vec<_>>().join(" "))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn map_of_a_part_is_known_also_if_the_table_was_changed() {
+        assert!(
+            is_of_part("disk 7 allocated") && is_of_part("disk 7 allocated table 4096 8388608")
+        );
+        assert!(!is_of_part("disk 7 table 4096 8388608") && !is_of_part(""));
+    }
 }

@@ -204,6 +204,42 @@ fn a_pipe_is_copied_to_a_file_and_a_file_to_a_pipe() {
     }
 }
 
+#[test]
+fn less_or_more_than_was_announced_is_no_copy() {
+    let dir = Dir::new("announced");
+    for (announced, success) in [(1000, true), (999, false), (1001, false)] {
+        let (output, mut input) = std::io::pipe().unwrap();
+        std::io::Write::write_all(&mut input, &[7; 1000]).unwrap();
+        drop(input);
+        let pipe = copy::Pipe { bytes: Some(announced), ..OwnedFd::from(output).into() };
+        let to = destination(&dir.path("to"), Existing::Replace);
+        let report = run(End::Pipe(pipe), to, &Settings::default());
+        match (&report.outcome, success) {
+            (Outcome::Success, true) | (Outcome::Failed(Trouble::Broken(_)), false) => {}
+            _ => panic!("{announced}: {report:?}"),
+        }
+    }
+}
+
+#[test]
+fn file_of_another_copy_is_not_made_longer() {
+    let dir = Dir::new("longer");
+    let data = noise(MIB, 9);
+    let [from, to, map] = ["from", "to", "map"].map(|name| dir.path(name));
+    fs::write(&from, &data).unwrap();
+    let mut finished = Map::new(1 << 20);
+    finished.set(0..1 << 20, State::Finished);
+    let settings = Settings { map: Some(map.clone()), ..Settings::default() };
+    for there in [noise(MIB / 2, 10), Vec::new(), data[..4096].to_vec()] {
+        fs::write(&map, finished.emit()).unwrap();
+        fs::write(&to, &there).unwrap();
+        let report = run(source(&from), destination(&to, Existing::Continue), &settings);
+        let refused = matches!(report.outcome, Outcome::Refused(Refusal::AnotherDisk { .. }));
+        assert!(refused, "{report:?}");
+        assert!(fs::read(&to).unwrap() == there);
+    }
+}
+
 /// A program that failed leaves an empty pipe: that is no copy, of a disk or of a file.
 #[test]
 fn empty_pipe_is_no_copy_into_a_file() {

@@ -65,7 +65,7 @@ pub(super) enum Hold {
 pub(super) struct Permission {
     /// A file that is there may be overwritten.
     pub(super) force: bool,
-    /// A map tells of a copy that is to be gone on with.
+    /// A map tells of what an earlier copy has finished there.
     pub(super) resumes: bool,
 }
 

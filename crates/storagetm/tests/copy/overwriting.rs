@@ -46,6 +46,20 @@ fn file_that_is_there_is_named_with_what_is_in_it() {
     assert_equal(&image, &to);
 }
 
+#[test]
+fn map_in_which_nothing_is_done_is_no_consent() {
+    let folder = Folder::new();
+    let (image, to, map) =
+        (folder.image("disk.img", MIB), folder.path("copy.img"), folder.path("map"));
+    fs::write(&map, "0 ? 1\n0 0x100000 ?\n").unwrap();
+    fs::write(&to, "precious").unwrap();
+    let said = ends_with(5, &["--map", &map, &image, &to]);
+    assert!(said.contains("--force"), "{said}");
+    assert_eq!(fs::read(&to).unwrap(), b"precious");
+    ends_with(0, &["--force", "--map", &map, &image, &to]);
+    assert_equal(&image, &to);
+}
+
 /// `storagetm image` and `storagetm key export` as well, and before anything slow is done.
 #[test]
 fn image_and_key_files_are_overwritten_only_by_force() {
