@@ -70,7 +70,7 @@ complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l connections
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l rate -d 'Copy no faster than so many bytes a second: 500K, 20M' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l format -d 'Take SRC for the bytes of a disk, whatever it looks like' -r -f -a "raw\t'The bytes of a disk'"
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l patience -d 'How long to try to reach a machine again that was lost, in seconds' -r
-complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l key -d 'The key with which nvme:// and nbds:// are secured, in a file: NVMeTLSkey-1:… or, for nvme://, DHHC-1:…' -r -F
+complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l key -d 'The key with which nvme://, nbd:// and nbds:// are secured, in a file: NVMeTLSkey-1:… or, for nvme://, DHHC-1:…' -r -F
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l keys -d 'Where the keys of storagetm pair are kept' -r -F
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l hostnqn -d 'The name under which this machine is let in, if not its usual one' -r
 complete -c storagetm -n "__fish_storagetm_using_subcommand copy" -l verify -d 'Read the destination at the end and compare it with what was read from the source; this is the default'

@@ -111,13 +111,15 @@ fn nbd_place(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Place>, F
     let target = match &there {
         Server::Machine(machine) if !nbd.tls.as_ref().is_some_and(shows) => {
             let accepts = |target: &Target| accepts_nbd(&there, target, options);
-            known(options, machine, nbd.tls.is_some() && options.key.is_some(), accepts)?
+            known(options, machine, options.key.is_some(), accepts)?
         }
         _ => None,
     };
     let tls = match (&nbd.tls, &target) {
-        // A machine that has let this one in is spoken to by its key, whatever was typed.
+        // A machine that has let this one in is spoken to by its key, whatever was typed; and so is one for which a key was
+        // named.
         (None, Some(_)) => Some(Tls::default()),
+        (None, None) if host.is_some() && options.key.is_some() => Some(Tls::default()),
         (tls, _) => tls.clone(),
     };
     let Some(tls) = tls else {

@@ -156,7 +156,7 @@ pub struct Copy {
     #[arg(long)]
     pub digests: bool,
 
-    /// The key with which nvme:// and nbds:// are secured, in a file: NVMeTLSkey-1:… or, for nvme://, DHHC-1:…
+    /// The key with which nvme://, nbd:// and nbds:// are secured, in a file: NVMeTLSkey-1:… or, for nvme://, DHHC-1:…
     ///
     /// Without this option the key that `storagetm pair` has left for that machine, if there is one. A connection that
     /// was to be secured is never made without it.

@@ -45,7 +45,8 @@ fn x20_a_key_secures_the_copy_and_a_wrong_one_ends_it() {
     let nvme = format!("nvme://{ELSEWHERE}:{}/", target.port("nvme"));
     let nbd = format!("{ELSEWHERE}:{}/disk", target.port("nbd"));
     let never = folder.path("never.img");
-    for from in [&nvme, &format!("nbds://{nbd}")] {
+    // A key that is named is used, whatever the scheme.
+    for from in [&nvme, &format!("nbds://{nbd}"), &format!("nbd://{nbd}")] {
         let to = folder.path("copy.img");
         ends_with(0, &["--force", "--hostnqn", HOST, "--key", &key, from, &to]);
         assert_equal(&image, &to);
