@@ -6,8 +6,8 @@ use std::io::{self, Read};
 use filesystem::{Found, Kind, Opaque, Owner, Part, Usage};
 
 use super::{
-    byte, count_or_number, joined, list, long, nonsense, put_count, put_ranges, put_text, ranges,
-    text,
+    MOST, byte, count_or_number, joined, list, long, nonsense, put_count, put_ranges, put_text,
+    ranges, text,
 };
 
 /// Which bytes are used.
@@ -45,7 +45,7 @@ pub(super) fn usage(from: &mut impl Read) -> io::Result<Usage> {
         };
         Ok(Part { number, place, kind })
     };
-    let parts = list(from, part)?;
+    let parts = list(from, MOST, part)?;
     Ok(Usage { parts, used: ranges(from)? })
 }
 
@@ -79,5 +79,5 @@ pub(super) fn owners(from: &mut impl Read) -> io::Result<BTreeSet<Found>> {
         };
         Ok(Found { partition, owner })
     };
-    Ok(list(from, found)?.into_iter().collect())
+    Ok(list(from, MOST, found)?.into_iter().collect())
 }
