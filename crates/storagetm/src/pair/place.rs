@@ -80,7 +80,7 @@ impl Place {
     /// Whether it is this machine itself: a loopback address, or `localhost`. Any other name may lead elsewhere at each look.
     pub(crate) fn is_loopback(&self) -> bool {
         let address: Option<IpAddr> = self.host.parse().ok();
-        address.map_or(self.is_localhost(), is_loopback)
+        address.map_or_else(|| self.is_localhost(), is_loopback)
     }
 
     /// Connects to the first of its addresses that answers.
