@@ -49,7 +49,7 @@ pub(crate) fn pair(options: &Pair) -> Result<(), Failure> {
     check_nqn(&own.nqn).map_err(Failure::usage)?;
     let asked = options.host.as_deref().map(|host| place(host, options)).transpose()?;
     let store = Store::open(&Store::place(options.keys.as_deref())?)?;
-    if let Some(place) = asked.as_ref().filter(|_| options.code_file.is_none()) {
+    if let Some(place) = asked.as_ref().filter(|_| is_typed(options)) {
         // An address that leads nowhere is known before somebody types a code.
         open_channel(place, place.connect()?)?;
     }
@@ -78,13 +78,18 @@ fn place(host: &str, options: &Pair) -> Result<Place, Failure> {
         .map_err(|why| Failure::usage(format!("{host}: {why}")))
 }
 
+/// Whether somebody is going to type the code.
+fn is_typed(options: &Pair) -> bool {
+    options.code_file.is_none() && io::stdin().is_terminal()
+}
+
 /// The code, and the addresses that came with it.
 fn code(options: &Pair) -> Result<(Code, Vec<String>), Failure> {
     let text = match options.code_file.as_deref() {
         Some(path) if path != Path::new("-") => line(io::BufReader::new(opened(path)?)),
-        file => {
+        _ => {
             let input = io::stdin().lock();
-            if file.is_none() && input.is_terminal() {
+            if is_typed(options) {
                 let _ = write!(io::stderr(), "The code on the other machine's screen: ");
             }
             line(input)

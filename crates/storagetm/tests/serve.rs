@@ -240,7 +240,7 @@ fn hosts_show_a_key_everywhere_but_on_this_machine_unless_the_door_is_open() {
 #[test]
 fn the_first_events_say_where_what_and_that_all_is_ready() {
     let folder = Folder::new();
-    let (one, two) = (folder.image("one.img", 1 << 20), folder.image("two.img", (2 << 20) + 7));
+    let (one, two) = (folder.image("one.img", (1 << 20) + 7), folder.image("two.img", 2 << 20));
     let mut running =
         Running::serve(&["--json", "--listen", ANY_PORT, &one, "--writable", &two, "--digests"]);
     let events = running.events_until("ready");

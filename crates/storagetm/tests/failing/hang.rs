@@ -85,11 +85,17 @@ fn r60_others_are_lent_at_once_and_a_late_disk_by_itself() {
     let mut serve = Serve::start_with(&["--all", "--boot-settings"], |command| {
         command.env("CREDENTIALS_DIRECTORY", &settings)
     });
-    let events = serve.until_named("ready");
-    assert!(events.iter().any(|event| is_lent(event, &healthy)), "{events:?}");
-    assert!(!events.iter().any(|event| is_lent(event, &hanging)), "{events:?}");
+    let mut events = serve.until_named("ready");
     let wanted = format!("{} is not lent: it does not answer", hanging.path);
-    serve.until(|event| event["message"] == *wanted);
+    let is_healthy = |event: &Value| is_lent(event, &healthy);
+    let is_wanted = |event: &Value| event["message"] == *wanted;
+    // On a busy machine the healthy one may be late, or open for another program that lists the disks just then.
+    for is_it in [&is_healthy as &dyn Fn(&Value) -> bool, &is_wanted] {
+        if !events.iter().any(is_it) {
+            events.extend(serve.until(is_it));
+        }
+    }
+    assert!(!events.iter().any(|event| is_lent(event, &hanging)), "{events:?}");
     hanging.resume();
     serve.until(|event| is_lent(event, &hanging));
     let (status, _) = serve.terminate();
