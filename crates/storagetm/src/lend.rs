@@ -206,6 +206,9 @@ impl Terms {
         let opened =
             open(&self.tree, &wanted.path, purpose, self.allow_in_use).map_err(Failure::new)?;
         check_same(wanted, &opened, number)?;
+        if let Some(known) = known.filter(|_| opened.kind == Kind::Block) {
+            check_still(&self.tree, wanted, known.disk)?;
+        }
         let (identity, twin) = self.identity(&opened, known);
         let writer = opened.written_by.clone();
         let mut loan = self.export(wanted, identity, opened, known.map(|known| known.disk))?;
@@ -390,8 +393,19 @@ fn check_same(
     if number == judged {
         return Ok(());
     }
+    Err(became_another(wanted))
+}
+
+/// Another disk may have come by the number of the one that was judged. The one that is open keeps its number.
+fn check_still(tree: &Tree, wanted: &Wanted, judged: &Disk) -> Result<(), Failure> {
+    let now = block::by_number(tree, judged.number);
+    let is_same = now.is_some_and(|now| Device::of(&now) == Device::of(judged));
+    is_same.then_some(()).ok_or_else(|| became_another(wanted))
+}
+
+fn became_another(wanted: &Wanted) -> Failure {
     let path = wanted.path.display();
-    Err(Failure::new(format!("{path} became another disk while it was being opened; try again")))
+    Failure::new(format!("{path} became another disk while it was being opened; try again"))
 }
 
 /// Memory for payloads is aligned to a page; what asks for more goes through the page cache.
@@ -481,6 +495,27 @@ mod test {
         let refused = terms().lend(&wanted(&path, true)).unwrap_err().to_string();
         fs::remove_file(&path).unwrap();
         assert!(refused.contains("truncate -s %512 "), "{refused}");
+    }
+
+    #[test]
+    fn disk_that_came_by_the_same_number_is_another() {
+        let root = std::env::temp_dir().join(format!("storagetm-lend-{}", std::process::id()));
+        let place = root.join("sys/class/block/sdz");
+        fs::create_dir_all(&place).unwrap();
+        fs::create_dir_all(root.join("sys/dev/block")).unwrap();
+        std::os::unix::fs::symlink("../../class/block/sdz", root.join("sys/dev/block/8:400"))
+            .unwrap();
+        fs::write(place.join("dev"), "8:400\n").unwrap();
+        fs::write(place.join("size"), "2048\n").unwrap();
+        fs::write(place.join("diskseq"), "7\n").unwrap();
+        let tree = Tree::at(&root);
+        let judged = block::scan(&tree).unwrap().remove(0);
+        let wanted = wanted(Path::new("/dev/sdz"), true);
+        check_still(&tree, &wanted, &judged).unwrap();
+        fs::write(place.join("diskseq"), "8\n").unwrap();
+        let refused = check_still(&tree, &wanted, &judged).unwrap_err().to_string();
+        fs::remove_dir_all(&root).unwrap();
+        assert!(refused.contains("became another disk"), "{refused}");
     }
 
     #[test]
