@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Child;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use linux::block::Disk;
@@ -19,6 +20,7 @@ use linux::in_use::Probe;
 use linux::signature::Contents;
 use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::device::Device;
@@ -163,13 +165,13 @@ impl Examiner {
 
     /// The same with a thread of this process in place of the other process.
     #[cfg(test)]
-    pub(crate) fn within(self) -> Self {
-        let start = || {
+    pub(crate) fn within(mut self) -> Self {
+        self.start = || {
             let (own, other) = UnixStream::pair()?;
-            std::thread::spawn(move || child::answer(&other));
+            thread::spawn(move || child::answer(&other));
             Ok((None, own))
         };
-        Self { start, ..self }
+        self
     }
 
     /// Has a disk examined anew, unless an earlier examination has not ended: a disk that does not answer is not asked
@@ -304,10 +306,29 @@ impl Examiner {
     /// Waits until there is an answer, at most until `end`; whether there is.
     pub(crate) fn wait(&self, end: Instant) -> bool {
         let Some(descriptor) = self.descriptor() else { return false };
-        let left = end.saturating_duration_since(Instant::now());
-        let left = Timespec::try_from(left).ok();
         let mut ends = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
-        poll(&mut ends, left.as_ref()).is_ok_and(|ready| ready > 0)
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).ok();
+            match poll(&mut ends, left.as_ref()) {
+                // A signal is no reason to stop before the time.
+                Err(Errno::INTR) => {}
+                result => return result.is_ok_and(|ready| ready > 0),
+            }
+        }
+    }
+}
+
+impl Drop for Examiner {
+    /// Leaves no process behind that has ended and that nobody waits for.
+    fn drop(&mut self) {
+        self.retire();
+        self.leaving.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+        for mut child in self.leaving.drain(..) {
+            // It ends at once, unless it waits for a disk: nothing else may wait for that.
+            let wait = move || drop(child.wait());
+            drop(thread::Builder::new().name("reaper".to_owned()).spawn(wait));
+        }
     }
 }
 
@@ -352,7 +373,7 @@ pub(crate) fn examine<'a>(
     while !examiner.pending.is_empty() && examiner.wait(end) {
         examiner.receive();
     }
-    examiner.findings
+    std::mem::take(&mut examiner.findings)
 }
 
 #[cfg(test)]
@@ -384,7 +405,8 @@ mod test {
         let disk = linux::block::scan(&tree).unwrap().remove(0);
         fs::remove_dir_all(&root).unwrap();
 
-        let mut examiner = Examiner { start, ..Examiner::new(tree) };
+        let mut examiner = Examiner::new(tree);
+        examiner.start = start;
         let begun = Instant::now();
         examiner.ask(&disk, begun);
         examiner.ask(&disk, begun);
@@ -411,6 +433,21 @@ mod test {
         assert_eq!(examiner.findings().contents(&disk).unwrap().unreadable, Some(512));
         assert!(examiner.findings().is_busy(&disk).unwrap());
         assert!(lines.next().is_none(), "nothing more was asked, and nobody is there any more");
+    }
+
+    #[test]
+    fn dropped_examiner_leaves_no_zombie() {
+        let (socket, _other) = UnixStream::pair().unwrap();
+        let child = std::process::Command::new("/bin/true").spawn().unwrap();
+        let place = PathBuf::from(format!("/proc/{}", child.id()));
+        let mut examiner = Examiner::new(Tree::machine());
+        examiner.running = Some(Running { child: Some(child), socket, received: Vec::new() });
+        drop(examiner);
+        let end = Instant::now() + Duration::from_secs(60);
+        while place.exists() {
+            assert!(Instant::now() < end, "{} is still there", place.display());
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     #[test]
