@@ -55,12 +55,27 @@ impl Flush {
     }
 }
 
+/// What fdatasync(2) fails with. Any other exit status is that of a process that has not got so far.
+const KNOWN: [Errno; 10] = [
+    Errno::IO,
+    Errno::NOSPC,
+    Errno::DQUOT,
+    Errno::ROFS,
+    Errno::INVAL,
+    Errno::NXIO,
+    Errno::NODEV,
+    Errno::NOMEDIUM,
+    Errno::TIMEDOUT,
+    Errno::STALE,
+];
+
 fn outcome(status: ExitStatus) -> io::Result<()> {
-    match status.code() {
-        Some(0) => Ok(()),
-        Some(code) if code != i32::from(FAILED) => Err(io::Error::from_raw_os_error(code)),
-        _ => Err(Errno::IO.into()),
+    if status.success() {
+        return Ok(());
     }
+    let is_it = |errno: &&Errno| Some(errno.raw_os_error()) == status.code();
+    let known = KNOWN.iter().find(is_it);
+    Err((*known.unwrap_or(&Errno::IO)).into())
 }
 
 /// `storagetm flush`: flushes what is its standard input. The exit status is the number of the error, or 0.
@@ -73,4 +88,21 @@ pub(crate) fn work() -> Result<(), Failure> {
         Err(error) => u8::try_from(error.raw_os_error()).unwrap_or(FAILED),
     };
     std::process::exit(status.into())
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn exit_status_of_no_flush_is_an_io_error() {
+        let of = |code: i32| outcome(ExitStatus::from_raw(code << 8)).unwrap_err().raw_os_error();
+        let (io, full) = (Errno::IO.raw_os_error(), Errno::NOSPC.raw_os_error());
+        // Wrong usage (2) and a panic (101) are no numbers of errors.
+        assert_eq!([28, 2, 101, 255].map(of), [full, io, io, io].map(Some));
+        let killed = outcome(ExitStatus::from_raw(9)).unwrap_err();
+        assert_eq!(killed.raw_os_error(), Some(io));
+        assert!(outcome(ExitStatus::from_raw(0)).is_ok());
+    }
 }

@@ -6,6 +6,7 @@ pub(crate) mod certificates;
 mod disks;
 mod end;
 mod faults;
+mod flushes;
 mod given;
 mod open;
 mod reach;
@@ -14,7 +15,6 @@ mod strangers;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use console::attach::Nbd;
@@ -46,6 +46,7 @@ use crate::output::Output;
 use crate::settings::Settings;
 use crate::worker::{Tallied, Worker};
 use faults::Faults;
+use flushes::Flushes;
 use given::Given;
 use reach::beyond;
 
@@ -172,8 +173,8 @@ struct Server {
     desk: Option<Desk>,
     /// The only peer there will be, at the other end of this.
     only_peer: Option<OwnedFd>,
-    /// Disks that are being flushed after their last host has let go.
-    flushing: Arc<AtomicUsize>,
+    /// Of disks whose last host has let go.
+    flushes: Flushes,
 }
 
 /// When to do what is not done at once.
@@ -263,7 +264,7 @@ impl Server {
         let no_code = || self.no_code.map(Pairing::Unavailable);
         model.pairing = self.admission.pairing(&model.endpoints).or_else(no_code);
         model.asking = self.admission.asking();
-        let flushing = self.flushing.load(Ordering::Relaxed) > 0;
+        let flushing = self.flushes.are_under_way();
         let mode = self.desk.as_ref().map(Desk::shown);
         model.target_mode = mode.map(|mode| TargetMode { flushing, ..mode });
         model.link = self.link();

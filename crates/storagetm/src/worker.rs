@@ -318,7 +318,17 @@ impl Writes {
     /// Whether there are some.
     pub(crate) fn are_under_way(&self) -> bool {
         let mut standing = self.shared.standing();
-        standing.loaned(&self.export).is_some_and(|loaned| loaned.being_written)
+        // Of a disk that is withheld nobody knows yet.
+        standing.withheld.contains(&self.export.nqn)
+            || standing.loaned(&self.export).is_some_and(|loaned| loaned.being_written)
+    }
+
+    /// Has all later flushes of the disk fail, since one has failed outside the worker.
+    pub(crate) fn fail_flush(&self) {
+        self.export.flush_failed();
+        let mut standing = self.shared.standing();
+        let Some(disk) = standing.loaned(&self.export).map(|loaned| loaned.disk) else { return };
+        standing.send(&Order::FailFlush { disk });
     }
 }
 
@@ -439,7 +449,10 @@ impl Standing {
                 was_written: loaned.being_written,
             })
             .collect();
-        self.withheld.extend(withheld.iter().map(|withheld| withheld.export.nqn.clone()));
+        // After the last worker nobody releases them.
+        if !self.stopping {
+            self.withheld.extend(withheld.iter().map(|withheld| withheld.export.nqn.clone()));
+        }
         withheld
     }
 

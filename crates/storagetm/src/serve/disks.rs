@@ -1,11 +1,12 @@
 //! The disks of `storagetm serve` as they come, go, change and come to rest. It knows no address and no key.
 
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use export::{Access, Event, Export};
 
+use super::flushes::Flushes;
 use super::{COALESCE, SIZES, Server};
 use crate::boot::desk::Desk;
 use crate::device::Device;
@@ -14,6 +15,7 @@ use crate::flush::Flush;
 use crate::follow::Change;
 use crate::happening::Happening;
 use crate::lend::{Loan, check_unlike};
+use crate::worker::Writes;
 
 impl Server {
     /// Has what hosts wrote be on the disk when the last of them has let go: it may be unplugged then.
@@ -22,26 +24,24 @@ impl Server {
         if self.desk.is_none() || used || export.access == Access::ReadOnly {
             return;
         }
-        self.flushing.fetch_add(1, Ordering::Relaxed);
-        let (export, flushing) = (export.clone(), self.flushing.clone());
-        let (mailbox, writes) = (self.mailbox.clone(), self.worker.writes(&export));
-        let name = export.name.clone();
+        if !self.flushes.begin(export) {
+            return;
+        }
+        let (of, flushes, mailbox) = (export.clone(), self.flushes.clone(), self.mailbox.clone());
+        let writes = self.worker.writes(export);
         let flush = move || {
-            // What a host has asked for before it went may still be on its way to the disk.
-            while writes.are_under_way() {
-                std::thread::sleep(COALESCE);
-            }
-            match Flush::start(&*export).and_then(Flush::outcome) {
-                Ok(()) => drop(flushing.fetch_sub(1, Ordering::Relaxed)),
-                // What was written may be lost: from now on the screen never says that it is safe to unplug.
-                Err(error) => {
-                    mailbox.note(format!("{} could not be flushed: {error}", export.name));
-                }
+            if let Err(error) = flush(&of, &writes, &flushes) {
+                // No later flush may report success: this one has taken the error.
+                writes.fail_flush();
+                let sentence = unflushed(&of, &error);
+                mailbox.note(sentence.clone());
+                flushes.fail(&of, sentence);
             }
         };
         if let Err(error) = std::thread::Builder::new().name("flush".to_owned()).spawn(flush) {
-            let why = why_not_started(&error);
-            self.say(&Happening::note(format!("{name} could not be flushed: {why}")));
+            let sentence = unflushed(export, &why_not_started(&error));
+            self.say(&Happening::note(&sentence));
+            self.flushes.fail(export, sentence);
         }
     }
 
@@ -129,4 +129,22 @@ impl Server {
         let end = export.geometry.blocks_for(bytes) << export.geometry.shift();
         (offset.saturating_add(*len) > end).then_some(bytes)
     }
+}
+
+/// Flushes a disk until nothing has been written to it since.
+fn flush(export: &Arc<Export>, writes: &Writes, flushes: &Flushes) -> io::Result<()> {
+    loop {
+        // What a host has asked for before it went may still be on its way to the disk.
+        while writes.are_under_way() {
+            std::thread::sleep(COALESCE);
+        }
+        Flush::start(&**export).and_then(Flush::outcome)?;
+        if !flushes.end(export) {
+            return Ok(());
+        }
+    }
+}
+
+fn unflushed(export: &Export, why: &dyn std::fmt::Display) -> String {
+    format!("{} could not be flushed ({why}): what was written to it last may be lost", export.name)
 }

@@ -20,6 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const FLUSHED: Duration = Duration::from_millis(8500);
 /// What the disks have for that at least, and the reader for the last words.
 const LAST: Duration = Duration::from_secs(1);
+/// Between two looks at whether the writes to a disk have ended.
+const PAUSE: Duration = Duration::from_millis(10);
 
 impl Server {
     /// Ends: hosts are told and disconnected, the disks put everything on stable storage. Returns what may be lost, a
@@ -53,7 +55,12 @@ impl Server {
         if !in_time {
             self.output.say(&Happening::note("some hosts did not let go in time and were cut off"));
         }
-        let (failed, lost) = flush(writable, (begun + FLUSHED).max(Instant::now() + LAST));
+        let end = (begun + FLUSHED).max(Instant::now() + LAST);
+        let (failed, mut lost) = flush(writable, end);
+        // Disks that were taken back are no longer lent, but may still be flushed.
+        lost.extend(self.flushes.wait(end));
+        lost.sort();
+        lost.dedup();
         for happening in failed.into_iter().chain(lost.iter().map(Happening::note)) {
             self.output.say(&happening);
         }
@@ -69,21 +76,22 @@ impl Server {
 /// Puts everything on stable storage until `end`. Returns what failed, and sentences about disks that have not answered.
 fn flush(disks: Vec<(Arc<Export>, Writes)>, end: Instant) -> (Vec<Happening>, Vec<String>) {
     let begun = disks.into_iter().map(|(export, writes)| {
-        let flush = Flush::start(&*export);
+        // What the first try lacked, such as memory, may be there now.
+        let flush = Flush::start(&*export).or_else(|_| Flush::start(&*export));
         (export, writes, flush)
     });
     let begun: Vec<_> = begun.collect();
     let (mut failed, mut lost) = (Vec::new(), Vec::new());
     for (export, writes, flush) in begun {
-        match flush.and_then(|mut flush| flush.wait(end)) {
-            Ok(()) if !writes.are_under_way() => {}
-            Err(error) if error.kind() != ErrorKind::TimedOut => {
-                failed.push(failed_flush(&export, error));
-            }
-            _ => lost.push(format!(
-                "{} does not answer: what was written to it last may be lost",
-                export.name
-            )),
+        let flushed = flush.and_then(|mut flush| flush.wait(end));
+        while flushed.is_ok() && writes.are_under_way() && Instant::now() < end {
+            std::thread::sleep(PAUSE);
+        }
+        lost.extend(loss(&export.name, flushed.as_ref().err(), writes.are_under_way()));
+        if let Err(error) = flushed
+            && error.kind() != ErrorKind::TimedOut
+        {
+            failed.push(failed_flush(&export, error));
         }
     }
     (failed, lost)
@@ -93,4 +101,33 @@ fn failed_flush(export: &Export, error: io::Error) -> Happening {
     let reason = Fault::from(error).to_string();
     let which = Which::of(export);
     Happening::Fault { which, op: "flush", offset: 0, bytes: 0, count: 1, reason }
+}
+
+/// Returns a sentence about what may be lost of a disk whose last flush ended with `error`, if it failed.
+fn loss(name: &str, error: Option<&io::Error>, is_being_written: bool) -> Option<String> {
+    let why = match error {
+        None if !is_being_written => return None,
+        Some(error) if error.kind() != ErrorKind::TimedOut => {
+            format!("could not be flushed ({error})")
+        }
+        _ => "does not answer".to_owned(),
+    };
+    Some(format!("{name} {why}: what was written to it last may be lost"))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn r17_final_flush_that_fails_is_a_loss() {
+        let failed = |error: io::Error| loss("/dev/sdz", Some(&error), false).unwrap();
+        let said = failed(rustix::io::Errno::IO.into());
+        assert!(said.starts_with("/dev/sdz could not be flushed (Input/output error"), "{said}");
+        let said = failed(ErrorKind::OutOfMemory.into());
+        assert!(said.ends_with("what was written to it last may be lost"), "{said}");
+        assert!(failed(ErrorKind::TimedOut.into()).contains("does not answer"));
+        assert!(loss("/dev/sdz", None, true).unwrap().contains("does not answer"));
+        assert_eq!(loss("/dev/sdz", None, false), None);
+    }
 }

@@ -16,6 +16,7 @@ use linux::net::{Address, Changes, addresses, hostname};
 use linux::tree::Tree;
 
 use super::faults::Faults;
+use super::flushes::Flushes;
 use super::given::Given;
 use super::reach::bind;
 use super::{Alerts, Server, certificates};
@@ -106,7 +107,7 @@ impl Server {
             alerts: Alerts::default(),
             desk,
             only_peer: None,
-            flushing: Arc::default(),
+            flushes: Flushes::default(),
         };
         server.begin(disks.loans)?;
         let own = note.into_iter().chain(warning).collect();

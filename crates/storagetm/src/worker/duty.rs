@@ -144,6 +144,11 @@ impl Duty {
                 let export = self.disks.find(disk);
                 let _ = export.is_some_and(|export| export.resize(bytes));
             }
+            (Order::FailFlush { disk }, _) => {
+                if let Some(export) = self.disks.find(disk) {
+                    export.flush_failed();
+                }
+            }
             (Order::Follow { hosts }, _) => self.sessions.catalogue.follow(words::policy(hosts)),
             (Order::Pair { name, tries }, _) => {
                 let now = Instant::now();

@@ -74,7 +74,12 @@ impl Check {
     /// Whether no write that the old process has begun can be under way. Never waits for the disk.
     fn is_free(&mut self, is_gone: bool) -> bool {
         let export = &self.withheld.export;
+        let in_flight = || writes_in_flight(&Tree::machine(), device(export)?);
         if self.flush.is_none() {
+            // A flush before the last of them has ended would have to be repeated.
+            if in_flight().is_some_and(|count| count > 0) {
+                return false;
+            }
             self.flush = Flush::start(&**export).ok();
         }
         match self.flush.as_mut().and_then(Flush::ended) {
@@ -83,7 +88,7 @@ impl Check {
             Some(Err(_)) => export.flush_failed(),
             Some(Ok(())) => {}
         }
-        match device(export).and_then(|device| writes_in_flight(&Tree::machine(), device)) {
+        match in_flight() {
             Some(0) => true,
             Some(_) => {
                 // Those that are under way now may be the ones that count.

@@ -47,6 +47,8 @@ pub(super) enum Order {
     Withdraw { disk: u64 },
     /// It is that long now.
     Resize { disk: u64, bytes: u64 },
+    /// A flush of it has failed elsewhere: no later one succeeds.
+    FailFlush { disk: u64 },
     /// Let those in, and nobody else.
     Follow { hosts: Vec<HostWord> },
     /// Let in who knows the code, from now on. The machine calls itself that, and so many wrong codes were tried already.

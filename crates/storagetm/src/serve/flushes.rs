@@ -1,0 +1,145 @@
+//! Flushes of disks that their hosts have let go of, each on a thread of its own, for a disk one at a time.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use export::Export;
+
+/// The flushes that are under way, and what has failed.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Flushes(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    running: Vec<Running>,
+    failed: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Running {
+    export: Arc<Export>,
+    /// Whether its disk must be flushed once more, for what was written since.
+    again: bool,
+}
+
+impl Flushes {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether a flush must be started. One that is under way goes once more instead.
+    pub(super) fn begin(&self, export: &Arc<Export>) -> bool {
+        let mut state = self.state();
+        if let Some(running) = state.of(export) {
+            running.again = true;
+            return false;
+        }
+        state.running.push(Running { export: export.clone(), again: false });
+        true
+    }
+
+    /// Ends a flush that has succeeded; returns whether the disk must be flushed once more.
+    pub(super) fn end(&self, export: &Arc<Export>) -> bool {
+        let mut state = self.state();
+        let goes_on = state.of(export).is_some_and(|running| std::mem::take(&mut running.again));
+        if !goes_on {
+            state.remove(export);
+            self.0.ended.notify_all();
+        }
+        goes_on
+    }
+
+    /// Ends a flush that has failed, with a sentence: what was written may be lost, and stays so.
+    pub(super) fn fail(&self, export: &Arc<Export>, sentence: String) {
+        let mut state = self.state();
+        state.remove(export);
+        state.failed.push(sentence);
+        self.0.ended.notify_all();
+    }
+
+    /// Returns whether some disk is not at rest: it is being flushed, or a flush of it has failed.
+    pub(super) fn are_under_way(&self) -> bool {
+        let state = self.state();
+        !state.running.is_empty() || !state.failed.is_empty()
+    }
+
+    /// Waits for those under way, at most until `end`; returns what may be lost, a sentence each.
+    pub(super) fn wait(&self, end: Instant) -> Vec<String> {
+        let left = end.saturating_duration_since(Instant::now());
+        let is_running = |state: &mut State| !state.running.is_empty();
+        let waited = self.0.ended.wait_timeout_while(self.state(), left, is_running);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let late = state.running.iter().map(|running| {
+            let name = &running.export.name;
+            format!("{name} does not answer: what was written to it last may be lost")
+        });
+        state.failed.iter().cloned().chain(late).collect()
+    }
+}
+
+impl State {
+    fn of(&mut self, export: &Arc<Export>) -> Option<&mut Running> {
+        self.running.iter_mut().find(|running| Arc::ptr_eq(&running.export, export))
+    }
+
+    fn remove(&mut self, export: &Arc<Export>) {
+        self.running.retain(|running| !Arc::ptr_eq(&running.export, export));
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use export::{Geometry, Identity};
+    use std::time::Duration;
+
+    fn export() -> Arc<Export> {
+        let disk = std::fs::File::open("/dev/null").unwrap();
+        let geometry = Geometry::new(512, 512).unwrap();
+        Arc::new(Export::new("/dev/sdz", "nqn", identity(), geometry, 512, disk.into()))
+    }
+
+    fn identity() -> Identity {
+        Identity {
+            uuid: [1; 16],
+            nguid: None,
+            eui64: None,
+            serial: "s".to_owned(),
+            model: "m".to_owned(),
+            firmware: "f".to_owned(),
+        }
+    }
+
+    #[test]
+    fn one_flush_at_a_time_goes_again_for_later_writes() {
+        let (flushes, export) = (Flushes::default(), export());
+        assert!(flushes.begin(&export) && flushes.are_under_way());
+        assert!(!flushes.begin(&export) && !flushes.begin(&export));
+        assert!(flushes.end(&export) && flushes.are_under_way());
+        assert!(!flushes.end(&export) && !flushes.are_under_way());
+        assert!(flushes.wait(Instant::now()).is_empty());
+    }
+
+    #[test]
+    fn flushes_are_waited_for_and_failures_stay() {
+        let (flushes, one, other) = (Flushes::default(), export(), export());
+        assert!(flushes.begin(&one) && flushes.begin(&other));
+        let lost = flushes.wait(Instant::now());
+        assert!(lost.len() == 2 && lost[0].contains("does not answer"), "{lost:?}");
+        let ended = flushes.clone();
+        let end = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            ended.end(&one);
+            ended.fail(&other, "it failed".to_owned());
+        });
+        assert_eq!(flushes.wait(Instant::now() + Duration::from_secs(60)), ["it failed"]);
+        end.join().unwrap();
+        assert!(flushes.are_under_way());
+    }
+}
