@@ -322,14 +322,6 @@ impl Writes {
         standing.withheld.contains(&self.export.nqn)
             || standing.loaned(&self.export).is_some_and(|loaned| loaned.being_written)
     }
-
-    /// Has all later flushes of the disk fail, since one has failed outside the worker.
-    pub(crate) fn fail_flush(&self) {
-        self.export.flush_failed();
-        let mut standing = self.shared.standing();
-        let Some(disk) = standing.loaned(&self.export).map(|loaned| loaned.disk) else { return };
-        standing.send(&Order::FailFlush { disk });
-    }
 }
 
 impl Shared {

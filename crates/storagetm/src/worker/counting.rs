@@ -4,8 +4,8 @@ use std::sync::atomic::Ordering;
 
 use export::Export;
 
-use super::Loaned;
-use super::words::Counts;
+use super::words::{Counts, Order};
+use super::{Loaned, Writes};
 
 impl Loaned {
     /// Takes over what the worker counts.
@@ -25,6 +25,16 @@ impl Loaned {
         if counts.flush_failed {
             self.export.flush_failed();
         }
+    }
+}
+
+impl Writes {
+    /// Has all later flushes of the disk fail, since one has failed outside the worker.
+    pub(crate) fn fail_flush(&self) {
+        self.export.flush_failed();
+        let mut standing = self.shared.standing();
+        let Some(disk) = standing.loaned(&self.export).map(|loaned| loaned.disk) else { return };
+        standing.send(&Order::FailFlush { disk });
     }
 }
 
