@@ -148,7 +148,7 @@ pub(crate) fn into_disk(
     let (halt, patience, verify, sparse) =
         (course.halt.clone(), settings.patience, settings.verify, settings.sparse);
     let limit = Limit::new(settings.rate, Instant::now());
-    let total = pipe.bytes;
+    let (total, unpacked) = (pipe.bytes, pipe.finish.is_some());
     let work = move |counters: &Counters| {
         let errand = Errand::new(&target, patience, &halt);
         let spout =
@@ -163,7 +163,9 @@ pub(crate) fn into_disk(
     course.report.padded = padded;
     // A program that failed leaves an empty pipe.
     if bytes == 0 {
-        return Err(Outcome::Failed(Trouble::Empty));
+        let nothing =
+            || Trouble::Broken("what was unpacked is empty: there is nothing to copy".to_owned());
+        return Err(Outcome::Failed(if unpacked { nothing() } else { Trouble::Empty }));
     }
     course.report.bytes = bytes;
     if !verify {

@@ -17,24 +17,35 @@ const PATIENCE: Duration = Duration::from_secs(40);
 const WAIT: Duration = Duration::from_millis(100);
 
 /// Reads samples of the disk again over a new connection, and drops those that are as before. Stops at one that is not, and
-/// returns in what the disk differs.
+/// returns in what the disk differs. A sample that cannot be read any more proves nothing, unless another one is as before.
 ///
 /// # Errors
-/// The connection was lost.
+/// The connection was lost; or none of the samples can be read, and then none is left.
 pub(crate) fn prove(
     lane: &mut dyn Lane,
     samples: &mut Vec<Sample>,
 ) -> Result<Option<String>, Lost> {
-    while let Some(sample) = samples.last() {
-        let len = usize::try_from(sample.range.end - sample.range.start).unwrap_or(usize::MAX);
-        // What cannot be read any more tells nothing.
-        if let Ok(buffer) = read_now(lane, sample.range.start, len)?
-            && !sample.is_of(buffer.bytes())
-        {
-            let at = sample.range.start;
-            return Ok(Some(format!("at byte {at} it holds something else than before")));
+    let (some, mut proven, mut unread) = (!samples.is_empty(), false, Vec::new());
+    while let Some(sample) = samples.pop() {
+        let at = sample.range.start;
+        let len = usize::try_from(sample.range.end - at).unwrap_or(usize::MAX);
+        match read_now(lane, at, len) {
+            Ok(Ok(buffer)) if sample.is_of(buffer.bytes()) => proven = true,
+            Ok(Ok(_)) => {
+                return Ok(Some(format!("at byte {at} it holds something else than before")));
+            }
+            Ok(Err(_)) => unread.push(sample),
+            Err(lost) => {
+                // One that was read proves the next connection no less than this one.
+                let unread = if proven { Vec::new() } else { unread };
+                samples.splice(0..0, unread);
+                samples.push(sample);
+                return Err(lost);
+            }
         }
-        samples.pop();
+    }
+    if some && !proven {
+        return Err(Lost::new("nothing of what it held can be read, so it may be another disk"));
     }
     Ok(None)
 }

@@ -318,7 +318,11 @@ impl Way {
             }
             Err(lost) => {
                 // Some servers end a connection after a few requests: the next one goes on from there.
-                let moved = samples.len() < before;
+                let moved = !samples.is_empty() && samples.len() < before;
+                if samples.is_empty() {
+                    // Those that were tried cannot be read: then the others.
+                    *samples = self.target.samples.all();
+                }
                 let gone = self.fail(side, lost.reason);
                 self.again = if moved { Instant::now() } else { self.again };
                 return gone;

@@ -215,6 +215,26 @@ fn an_end_that_comes_back_as_another_disk_ends_the_copy() {
     assert!(matches!(report.outcome, Outcome::Failed(Trouble::Changed { .. })), "{report:?}");
 }
 
+/// Another disk of the same size behind the same address, which fails each read.
+#[test]
+fn end_that_comes_back_unreadable_is_not_taken_for_the_same() {
+    let source = Sim::new("source", noise(8 * MIB, 11));
+    source.core().disk.remote = true;
+    source.core().lose_after = Some(50);
+    let other = source.clone();
+    let destination = Sim::new("destination", vec![0; 8 * MIB]);
+    destination.core().hook = Some(Box::new(move |_, _| {
+        let mut source = other.core();
+        if source.losses > 0 {
+            source.bad = (0..8 * MIB as u64 / 512).collect();
+        }
+    }));
+    let (patience, connections) = (Duration::from_secs(2), 1);
+    let settings = Settings { patience, connections, ..settings() };
+    let report = run_job(&source, &destination, &settings);
+    assert!(matches!(report.outcome, Outcome::Failed(Trouble::Lost { .. })), "{report:?}");
+}
+
 #[test]
 fn a_server_that_takes_one_connection_is_enough() {
     let source = Sim::new("source", noise(4 * MIB, 11));
