@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use linux::gpt::backup_end;
 use linux::medium::ReadAt;
-use linux::partition::{Entry, Scheme};
+use linux::partition::{Entry, Scheme, Table};
 use linux::signature::{self, Kind, Signature};
 
 use crate::{CONTAINERS, Inside, window};
@@ -16,8 +16,13 @@ const PARTITIONS: usize = 32;
 /// Bytes at each end of a disk that must be zeros for it to look empty, and bytes that are read of them at once.
 const MARGIN: u64 = 1 << 20;
 const PIECE: u64 = 64 << 10;
+/// Bytes at the start of a disk in which a partition table is.
+const HEAD: u64 = 32 << 10;
 /// Blocks in which an MBR is taken to count where nothing else is known.
 const USUAL: u32 = 512;
+/// The other block size that disks have, and partitions in which one is looked for.
+const LARGE: u32 = 4096;
+const PROBED: usize = 4;
 
 /// What is on a disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,11 +61,19 @@ pub struct Content {
 /// The disk cannot be read where it must be.
 pub fn survey<R: ReadAt + ?Sized>(disk: &R, bytes: u64, block: Option<u32>) -> io::Result<Survey> {
     let found = signature::probe(disk, bytes)?;
+    // A row of an MBR that protects a GPT is no table by itself.
+    let protects = |table: &Table| table.entries.iter().any(|entry| entry.kind == "ee");
+    let hidden = found.table.as_ref().is_none_or(protects);
+    if hidden && found.unreadable.is_some_and(|at| at < HEAD) {
+        return Err(io::Error::other("where the partition table would be it cannot be read"));
+    }
     let mut survey =
         Survey { contents: contents(disk, 0, &found.signatures)?, ..Survey::default() };
     if let Some(table) = found.table {
-        let told = block.filter(|block| *block >= USUAL).unwrap_or(USUAL);
-        survey.block = if table.scheme == Scheme::Gpt { table.block_size } else { told };
+        survey.block = match table.scheme {
+            Scheme::Gpt => table.block_size,
+            Scheme::Mbr => mbr_block(disk, &table.entries, bytes, block)?,
+        };
         survey.table = Some(table.scheme);
         survey.partitions = u32::try_from(table.entries.len()).unwrap_or(u32::MAX);
         if table.scheme == Scheme::Gpt {
@@ -75,8 +88,30 @@ pub fn survey<R: ReadAt + ?Sized>(disk: &R, bytes: u64, block: Option<u32>) -> i
         }
     }
     let nothing = survey.table.is_none() && survey.contents.is_empty();
-    survey.empty = nothing && zeros(disk, bytes)?;
+    // What cannot be read may be anything.
+    survey.empty = nothing && found.unreadable.is_none() && zeros(disk, bytes).unwrap_or(false);
     Ok(survey)
+}
+
+/// The block size in which an MBR counts: the one with which something is recognised at the start of a partition, else the
+/// one that the disk has.
+fn mbr_block<R: ReadAt + ?Sized>(
+    disk: &R,
+    entries: &[Entry],
+    bytes: u64,
+    block: Option<u32>,
+) -> io::Result<u32> {
+    let told = block.filter(|block| *block >= USUAL).unwrap_or(USUAL);
+    for block in [told, USUAL, LARGE] {
+        let scale = u64::from(block / USUAL);
+        for place in entries.iter().take(PROBED).filter_map(|entry| place(entry, scale, bytes)) {
+            let inside = Inside { disk, place: place.clone() };
+            if !signature::probe(&inside, place.end - place.start)?.signatures.is_empty() {
+                return Ok(block);
+            }
+        }
+    }
+    Ok(told)
 }
 
 fn place(entry: &Entry, scale: u64, bytes: u64) -> Option<Range<u64>> {
@@ -96,7 +131,7 @@ fn contents<R: ReadAt + ?Sized>(
             partition,
             kind: signature.kind.word().to_owned(),
             label: signature.label.clone(),
-            unit: unit(disk, signature.kind)?,
+            unit: unit(disk, signature.kind).unwrap_or(None),
         })
     };
     signatures.iter().map(content).collect()
@@ -141,6 +176,11 @@ impl Survey {
     /// The file systems that cannot be mounted from a disk with blocks of that size.
     pub fn unmountable(&self, block: u32) -> impl Iterator<Item = &Content> {
         self.contents.iter().filter(move |content| content.unit.is_some_and(|unit| unit < block))
+    }
+
+    /// Whether the block size of the table was seen and not guessed: a GPT shows it, an MBR only by what its partitions hold.
+    pub fn shows_block(&self) -> bool {
+        self.table == Some(Scheme::Gpt) || self.contents.iter().any(|it| it.partition > 0)
     }
 
     /// What would be lost, in few words.
@@ -218,6 +258,53 @@ mod test {
             assert_eq!(survey.unmountable(4096).count(), 1);
             assert_eq!(survey.unmountable(512).count(), 0);
         }
+    }
+
+    /// A disk with an MBR for blocks of that size, and a FAT in its only partition.
+    fn with_mbr(block: usize) -> Vec<u8> {
+        let mut disk = disk(512);
+        disk[..1 << 20].fill(0);
+        disk[446 + 4] = 0x0c;
+        let (first, count) = ((1 << 20) / block, (1 << 20) / block);
+        disk[446 + 8..446 + 12].copy_from_slice(&u32::try_from(first).unwrap().to_le_bytes());
+        disk[446 + 12..446 + 16].copy_from_slice(&u32::try_from(count).unwrap().to_le_bytes());
+        disk[510..512].copy_from_slice(&[0x55, 0xaa]);
+        disk
+    }
+
+    #[test]
+    fn mbr_counts_in_the_blocks_with_which_it_leads_somewhere() {
+        for (block, told) in [(512, None), (512, Some(4096)), (4096, None), (4096, Some(512))] {
+            let disk = with_mbr(usize::try_from(block).unwrap());
+            let survey = survey(&disk[..], 4 << 20, told).unwrap();
+            assert_eq!((survey.table, survey.block), (Some(Scheme::Mbr), block), "{told:?}");
+            assert_eq!(survey.contents.len(), 1);
+        }
+        let mut disk = with_mbr(512);
+        disk[1 << 20..2 << 20].fill(0);
+        assert_eq!(survey(&disk[..], 4 << 20, Some(4096)).unwrap().block, 4096);
+    }
+
+    /// A disk of which a page cannot be read.
+    struct Broken(Vec<u8>, u64);
+
+    impl ReadAt for Broken {
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            if offset / 4096 == self.1 / 4096 {
+                return Err(io::Error::from_raw_os_error(5));
+            }
+            let rest = usize::try_from(4096 - offset % 4096).unwrap().min(buffer.len());
+            self.0[..].read_at(&mut buffer[..rest], offset)
+        }
+    }
+
+    #[test]
+    fn page_that_cannot_be_read_hides_only_what_is_there() {
+        let survey = |at| survey(&Broken(disk(4096), at), 4 << 20, None);
+        for at in [64 << 10, (4 << 20) - 4096] {
+            assert_eq!(survey(at).unwrap().block, 4096, "{at}");
+        }
+        assert!(survey(4096).is_err(), "the table itself");
     }
 
     #[test]

@@ -68,6 +68,8 @@ struct Ready {
     destination: Local,
     /// Bytes of the source, if it is a disk or a file and not a pipe.
     bytes: Option<u64>,
+    /// The destination's disk, if it is one and not a file: what was agreed to.
+    agreed: Option<Disk>,
     resumed: bool,
     after: After,
     /// What else is worth knowing.
@@ -138,9 +140,9 @@ fn prepare(options: &Copy) -> Result<Ready, Failure> {
         Locator::Pipe => packed::stream(local::standard(io::stdin())?, raw)?,
         there => Local::there(remote::place(&tree, options, there)?),
     };
-    let mut source = if options.allocated { source.used()? } else { source };
+    let mut source = if options.allocated { source.used(&options.source)? } else { source };
     let mut notes = std::mem::take(&mut source.notes);
-    let disk = look(&source.end)?;
+    let disk = look(&source.end)?.map(|disk| told_sector(disk, &options.source));
     let destination = destination(&tree, options, resumes)?;
     let to = if destination.is_disk { look(&destination.end)? } else { None };
     if let (Locator::Nvme(_), Locator::Nvme(_), Some(from), Some(to)) =
@@ -172,7 +174,7 @@ fn prepare(options: &Copy) -> Result<Ready, Failure> {
         packed::check(pipe, source.note.as_ref(), options, sector)?;
         let after = if destination.is_disk { After::of_pipe(options) } else { After::default() };
         let bytes = pipe.bytes;
-        return Ok(Ready { source, destination, bytes, resumed, after, notes });
+        return Ok(Ready { source, destination, bytes, agreed: to, resumed, after, notes });
     }
     let Some(from) = disk else { return Err(refused(Refusal::Pipes)) };
     let survey = match survey(&source.end, options) {
@@ -186,7 +188,7 @@ fn prepare(options: &Copy) -> Result<Ready, Failure> {
     let ends = Ends { options, from: &from, survey, to: to.as_ref(), sector };
     let (source, fitted, after) = source.fitted(&ends)?;
     notes.extend(fitted);
-    Ok(Ready { source, destination, bytes: Some(from.bytes), resumed, after, notes })
+    Ok(Ready { source, destination, bytes: Some(from.bytes), agreed: to, resumed, after, notes })
 }
 
 /// What is copied to.
@@ -215,7 +217,8 @@ fn examine(destination: Local, to: Option<&Disk>, options: &Copy) -> (Local, Opt
         let sector = access.disk().sector;
         inspect::survey(&access, to.bytes, sector)
     });
-    let block = survey.as_ref().ok().filter(|it| it.table.is_some()).map(|it| it.block);
+    let block = survey.as_ref().ok().filter(|it| it.table.is_some() && it.shows_block());
+    let block = block.map(|it| it.block);
     let path = options.destination.to_string();
     let name = path.rsplit('/').next().unwrap_or_default();
     let name = name.split('?').next().filter(|name| !name.is_empty()).unwrap_or("yes").to_owned();
@@ -235,7 +238,7 @@ fn survey(end: &End, options: &Copy) -> Result<Option<Survey>, String> {
         return Ok(None);
     };
     let access = Access::open(&**place)?;
-    let disk = access.disk();
+    let disk = told_sector(access.disk().clone(), &options.source);
     inspect::survey(&access, disk.bytes, disk.sector).map(Some)
 }
 
@@ -271,6 +274,12 @@ fn find_map(path: &Path, allocated: bool) -> Result<Option<Map>, Failure> {
 /// Whether a map whose source is called so is of a part of a disk. More may stand behind that: a table that was changed.
 fn is_of_part(source: &str) -> bool {
     source.split_whitespace().any(|word| word == mask::ALLOCATED)
+}
+
+/// The disk of a source. The minimum block size of an NBD server says how requests are aligned, not in what an MBR counts.
+fn told_sector(disk: Disk, source: &Locator) -> Disk {
+    let sector = disk.sector.filter(|_| !matches!(source, Locator::Nbd(_)));
+    Disk { sector, ..disk }
 }
 
 /// What there is to know of a disk before it is copied; nothing of a pipe.
@@ -313,7 +322,11 @@ fn run(options: &Copy, ready: Ready, voice: &mut Voice) -> Result<(), Failure> {
     let mut after = ready.after;
     let mut awake = Inhibitor::new(&Tree::machine(), "a disk is copied");
     awake.update(true, Instant::now());
-    let job = Job { source: from, destination: after.keep(to), settings: settings(options) };
+    let job = Job {
+        source: from,
+        destination: after.keep(to, ready.agreed),
+        settings: settings(options),
+    };
     let mut report = job.run(&stop, &mut |progress| {
         voice.progress(progress);
         if voice.is_unheard() {

@@ -27,17 +27,21 @@ pub(crate) fn converse(task: &str) -> io::Result<(Child, UnixStream)> {
 /// # Errors
 /// As [`converse`].
 pub(crate) fn start(task: &str, input: OwnedFd) -> io::Result<Child> {
+    command(&[task], input).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
+}
+
+/// What starts `storagetm WORDS` with `input` as its standard input, without environment and folder.
+pub(crate) fn command(words: &[&str], input: OwnedFd) -> Command {
     linux::sandbox::hand_nothing_down();
-    Command::new(program())
+    let mut command = Command::new(program());
+    command
         .arg0("storagetm")
-        .arg(task)
+        .args(words)
         .env_clear()
         .current_dir("/")
         .process_group(0)
-        .stdin(input)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
+        .stdin(input);
+    command
 }
 
 /// Where nothing is mounted, the path by which the program was started.

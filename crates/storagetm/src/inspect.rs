@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const ROUNDS: u64 = 4;
 const LEAST: u64 = 128;
 const BESIDES: u64 = 64 << 20;
+/// Bytes up to a multiple of which is read at once, once a read has failed: so that no more is missing than cannot be read.
+const PAGE: u64 = 4096;
 
 /// What of a disk of so many bytes holds something.
 ///
@@ -126,6 +128,7 @@ fn spawn() -> io::Result<(Child, UnixStream)> {
 fn converse(mut socket: &UnixStream, disk: &dyn ReadAt, order: &Order) -> io::Result<Seen> {
     order.emit(&mut socket)?;
     let mut left = order.bytes.saturating_mul(ROUNDS).saturating_add(BESIDES);
+    let mut careful = false;
     loop {
         match Said::parse(&mut socket)? {
             Said::Seen(seen) => return Ok(seen),
@@ -135,8 +138,16 @@ fn converse(mut socket: &UnixStream, disk: &dyn ReadAt, order: &Order) -> io::Re
                 let cost = (len as u64).max(LEAST);
                 left = left.checked_sub(cost).ok_or(ErrorKind::InvalidData)?;
                 let mut bytes = vec![0; len];
-                let got =
-                    if offset < order.bytes { disk.read_at(&mut bytes, offset) } else { Ok(0) };
+                let page = usize::try_from(PAGE - offset % PAGE).unwrap_or(len).min(len);
+                let mut read = |len: usize| match bytes.get_mut(..len) {
+                    Some(bytes) if offset < order.bytes => disk.read_at(bytes, offset),
+                    _ => Ok(0),
+                };
+                let mut got = read(if careful { page } else { len });
+                if got.is_err() && !careful {
+                    careful = true;
+                    got = read(page);
+                }
                 words::answer(&mut socket, got.map(|got| bytes.get(..got).unwrap_or_default()))?;
             }
         }
@@ -184,6 +195,34 @@ mod test {
         assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidData);
         drop(own);
         child.join().unwrap();
+    }
+
+    /// A disk with a GPT, of which the page behind the table cannot be read.
+    struct Failing(Vec<u8>);
+
+    const BAD: std::ops::Range<u64> = 64 << 10..68 << 10;
+
+    impl ReadAt for Failing {
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+            match offset < BAD.end && offset + buffer.len() as u64 > BAD.start {
+                true => Err(io::Error::other("input/output error")),
+                false => self.0[..].read_at(buffer, offset),
+            }
+        }
+    }
+
+    #[test]
+    fn one_unreadable_page_does_not_hide_the_partition_table() {
+        let mut disk = vec![0; 4 << 20];
+        let start = linux::gpt::Gpt::new(4096, 1024, [1; 16], &[]).start();
+        disk[..start.len()].copy_from_slice(&start);
+        let (own, other) = UnixStream::pair().unwrap();
+        let child = thread::spawn(move || child::look(&other));
+        let order = Order { bytes: 4 << 20, task: Task::Survey(512) };
+        let seen = converse(&own, &Failing(disk), &order).unwrap();
+        child.join().unwrap().unwrap();
+        let Seen::Sight(Sight::Survey(survey)) = seen else { panic!("{seen:?}") };
+        assert_eq!((survey.table, survey.block), (Some(linux::partition::Scheme::Gpt), 4096));
     }
 
     #[test]

@@ -7,8 +7,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -17,15 +16,15 @@ use filesystem::Container;
 use filesystem::container::{HEAD, TAIL};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::helper::program;
+use crate::helper::command;
 pub(crate) use child::work;
 
 /// Bytes of the disk that are taken out of the pipe before the copy: a partition table for blocks of 4096 bytes is in them.
 pub(crate) const FIRST: usize = 32 << 10;
 /// Bytes of the longest sentence.
 const LONGEST: u64 = 4096;
-/// How long the process may take for its first bytes.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long the process may take for its first bytes out of a file.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// Stands for a length that is not known.
 pub(super) const UNKNOWN: u64 = u64::MAX;
 
@@ -59,26 +58,32 @@ pub(crate) fn unpack_pipe(container: Container, pipe: Pipe) -> Result<Pipe, Stri
         let _ = input.write_all(&head).and_then(|()| io::copy(&mut from, &mut input));
     };
     thread::Builder::new().name("feed".to_owned()).spawn(feed).map_err(cannot)?;
-    unpack(container, output.into(), "what comes from the pipe")
+    // The program before it may take its time.
+    unpack(container, output.into(), "what comes from the pipe", None)
 }
 
 /// What is in a packed file, as a pipe that says at its end whether it was all.
 ///
 /// # Errors
 /// A sentence: it is damaged at its very beginning, or cannot be unpacked here.
-pub(crate) fn unpack(container: Container, input: OwnedFd, name: &str) -> Result<Pipe, String> {
+pub(crate) fn unpack(
+    container: Container,
+    input: OwnedFd,
+    name: &str,
+    patience: Option<Duration>,
+) -> Result<Pipe, String> {
     let cannot = |error: io::Error| format!("{name} cannot be unpacked: {error}");
     let mut unpacker = Unpacker::spawn(container, input, name).map_err(cannot)?;
     let mut output = unpacker.output.take().ok_or_else(|| cannot(ErrorKind::NotFound.into()))?;
     let mut length = Vec::new();
-    take(&mut output, 8, &mut length, Some(PATIENCE)).map_err(cannot)?;
+    take(&mut output, 8, &mut length, patience).map_err(cannot)?;
     let Some(length) = length.first_chunk() else {
         unpacker.finish()?;
         return Err(unpacker.sentence(""));
     };
     let bytes = Some(u64::from_le_bytes(*length)).filter(|bytes| *bytes != UNKNOWN);
     let mut head = Vec::new();
-    take(&mut output, FIRST, &mut head, Some(PATIENCE)).map_err(cannot)?;
+    take(&mut output, FIRST, &mut head, patience).map_err(cannot)?;
     if head.len() < FIRST {
         // It is over already: what is wrong with it is known before anything is written.
         unpacker.finish()?;
@@ -123,14 +128,7 @@ struct Unpacker {
 
 impl Unpacker {
     fn spawn(container: Container, input: OwnedFd, name: &str) -> io::Result<Self> {
-        linux::sandbox::hand_nothing_down();
-        let mut child = Command::new(program())
-            .arg0("storagetm")
-            .args(["unpack", container.word()])
-            .env_clear()
-            .current_dir("/")
-            .process_group(0)
-            .stdin(input)
+        let mut child = command(&["unpack", container.word()], input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;

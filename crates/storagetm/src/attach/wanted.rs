@@ -253,10 +253,7 @@ fn sentence(machine: &str, refusal: Refusal) -> Failure {
         Refusal::Key => Failure::refused(format!(
             "{machine} does not accept the key that this machine has for it: storagetm pair {machine} makes a new one"
         )),
-        Refusal::Stranger => Failure::refused(format!(
-            "{machine} accepts none of the keys that this machine has, and with a stranger it does not speak in the clear: let it in \
-             there (storagetm pair {machine}), or add --insecure if that machine needs no key"
-        )),
+        Refusal::Stranger => Failure::refused(which::stranger(machine)),
         Refusal::Broken(why) => Failure::refused(format!(
             "{machine} does not say which disks it has: {why}; if it wants a key: storagetm pair {machine}"
         )),

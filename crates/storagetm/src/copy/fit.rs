@@ -1,7 +1,7 @@
 //! Whether what is copied fits its destination: the block sizes that partition tables count in, the place of a GPT's backup,
 //! whole blocks. What does not fit is refused, or the source is shown as it is to be ([`View`]).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ::copy::{Disk, End, Lane, Outcome, Place, PlaceError, Report, Trouble};
 use console::attach::quoted;
@@ -17,9 +17,6 @@ use crate::failure::Failure;
 use crate::inspect;
 use crate::options::copy::Copy;
 
-/// The block size that an MBR counts in where nothing else is known.
-const USUAL: u32 = 512;
-
 /// What of a container a program does not see from outside.
 const LAYERS: [&str; 7] = ["luks1", "luks2", "bitlocker", "lvm2", "md", "firmware-raid", "zfs"];
 
@@ -27,6 +24,8 @@ const LAYERS: [&str; 7] = ["luks1", "luks2", "bitlocker", "lvm2", "md", "firmwar
 #[derive(Default)]
 pub(super) struct After {
     destination: Option<Arc<dyn Place>>,
+    /// What people call it.
+    name: String,
     /// Parts of the partition table that the copy itself does not bring.
     patches: Vec<Patch>,
     /// Whether the backup of whatever table came is to be moved to the end.
@@ -51,25 +50,53 @@ pub(super) struct Ends<'a> {
 }
 
 /// A disk that is used here and by a copy.
-struct Shared(Arc<dyn Place>);
+struct Shared {
+    place: Arc<dyn Place>,
+    /// The disk that was looked at and agreed to, until it has been opened once more. After that the copy sees to it itself.
+    agreed: Mutex<Option<Disk>>,
+}
 
 impl Place for Shared {
     fn open(&self) -> Result<(Disk, Box<dyn Lane>), PlaceError> {
-        self.0.open()
+        let (disk, lane) = self.place.open()?;
+        let mut agreed = self.agreed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = agreed.as_ref()
+            && let Some(why) = other(before, &disk)
+        {
+            return Err(PlaceError::Refused(format!(
+                "{} is not the disk any more that was looked at: {why}; nothing was written, try again",
+                disk.name
+            )));
+        }
+        *agreed = None;
+        Ok((disk, lane))
     }
 
     fn prepare(&self, bytes: u64) -> Result<(), PlaceError> {
-        self.0.prepare(bytes)
+        self.place.prepare(bytes)
     }
 }
 
+/// In what a disk differs from the one that was agreed to.
+fn other(before: &Disk, now: &Disk) -> Option<String> {
+    if (now.bytes, now.block) != (before.bytes, before.block) {
+        return Some(format!(
+            "it has {} bytes in blocks of {}, it had {} in blocks of {}",
+            now.bytes, now.block, before.bytes, before.block
+        ));
+    }
+    let renamed = now.identity != before.identity;
+    renamed.then(|| format!("it is \"{}\", it was \"{}\"", now.identity, before.identity))
+}
+
 impl After {
-    /// Keeps a way to the destination.
-    pub(super) fn keep(&mut self, end: End) -> End {
+    /// Keeps a way to the destination. If that is a disk, it must be the one that was `agreed` to when the copy opens it.
+    pub(super) fn keep(&mut self, end: End, agreed: Option<Disk>) -> End {
         let End::Disk(place) = end else { return end };
         let place: Arc<dyn Place> = place.into();
         self.destination = Some(place.clone());
-        End::Disk(Box::new(Shared(place)))
+        self.name = agreed.as_ref().map(|disk| disk.name.clone()).unwrap_or_default();
+        End::Disk(Box::new(Shared { place, agreed: Mutex::new(agreed) }))
     }
 
     /// After a copy of a pipe onto a disk: has the backup of the table that came be moved, if that is wanted.
@@ -85,7 +112,7 @@ impl After {
         }
         let place = self.destination?;
         if (self.moves || !self.patches.is_empty())
-            && let Err((name, why)) = write(&*place, self.patches, self.moves)
+            && let Err((name, why)) = write(&*place, &self.name, self.patches, self.moves)
         {
             report.outcome = Outcome::Failed(Trouble::Table { name, why });
             return None;
@@ -103,10 +130,14 @@ fn left_behind(place: &dyn Place, destination: &Locator) -> Option<String> {
 }
 
 /// Writes the rest of the partition table, and reads it back.
-fn write(place: &dyn Place, patches: Vec<Patch>, moves: bool) -> Result<(), (String, String)> {
-    let access = Access::open(place).map_err(|why| (String::new(), why))?;
-    let name = access.disk().name.clone();
-    let named = |why: String| (name.clone(), why);
+fn write(
+    place: &dyn Place,
+    name: &str,
+    patches: Vec<Patch>,
+    moves: bool,
+) -> Result<(), (String, String)> {
+    let named = |why: String| (name.to_owned(), why);
+    let access = Access::open(place).map_err(named)?;
     let patches = if moves { moved(&access).map_err(named)? } else { patches };
     for patch in patches {
         access.write(patch.offset, &patch.bytes).map_err(|error| named(error.to_string()))?;
@@ -202,7 +233,14 @@ fn patches(
     if other && !ends.options.convert_sectors {
         return Err(another_block(ends, survey, sector));
     }
-    let from = Shape { block: ends.from.sector.unwrap_or(USUAL), bytes: ends.from.bytes };
+    // What is recognised in a partition shows where that is, and so in which blocks an MBR counts.
+    if ends.from.sector.is_none() && !survey.shows_block() {
+        return Err(refused(format!(
+            "it cannot be told for which block size the MBR of {} was written; --keep-sectors copies it as it is",
+            ends.options.source
+        )));
+    }
+    let from = Shape { block: survey.block, bytes: ends.from.bytes };
     let access = Access::open(place).map_err(refused)?;
     let fitted = inspect::fit(&access, from, Shape { block: sector, bytes: to.bytes });
     let (source, destination) = (&ends.options.source, &ends.options.destination);
@@ -215,11 +253,21 @@ fn patches(
 
 /// Nothing is known of one of the ends: then nothing can be changed.
 fn unknown(ends: &Ends<'_>) -> Result<Vec<Patch>, Failure> {
+    let (source, destination) = (&ends.options.source, &ends.options.destination);
+    let blocks = ends.from.sector.zip(ends.sector).filter(|(from, to)| from != to);
+    if let (None, Some((from, to)), false) = (ends.survey, blocks, ends.options.keep_sectors) {
+        return Err(refused(format!(
+            "{source} has blocks of {from} bytes and {destination} of {to}, and whether {source} has a partition table, which \
+             would not be found there, cannot be read; --keep-sectors copies it all the same"
+        )));
+    }
     if !ends.options.convert_sectors {
         return Ok(Vec::new());
     }
-    let (source, destination) = (&ends.options.source, &ends.options.destination);
     Err(refused(match ends.to {
+        None if *destination == Locator::Pipe => {
+            "the destination is a pipe, and has no block size to convert to".to_owned()
+        }
         None => format!("{destination} is a file, and has no block size to convert to"),
         Some(_) => format!("what is on {source} cannot be read, so it cannot be converted"),
     }))
@@ -249,7 +297,7 @@ fn another_block(ends: &Ends<'_>, survey: &Survey, sector: u32) -> Failure {
 }
 
 /// Why a disk would not be readable.
-pub(super) fn mismatch(source: &str, block: u32, destination: &str, sector: u32) -> String {
+fn mismatch(source: &str, block: u32, destination: &str, sector: u32) -> String {
     format!(
         "the partition table of {source} is for blocks of {block} bytes, and {destination} has blocks of {sector}: no \
          partition would be found there; to have the table written for these, add --convert-sectors, to copy byte for byte all \
@@ -366,6 +414,72 @@ mod test {
         assert_eq!(said("", None, None).unwrap().len(), 1);
         assert!(said("--keep-sectors", None, None).unwrap().is_empty());
         assert!(said("", None, Some(512)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn mbr_is_converted_only_if_its_block_size_is_known() {
+        let options = ["copy", "--convert-sectors", "nbd://a/b", "nbd://c/d"];
+        let options = Line::try_parse_from(options).unwrap().copy;
+        let survey = Survey { table: Some(Scheme::Mbr), block: 512, ..Survey::default() };
+        let (from, to) = (disk(1, None), disk(4096, Some(4096)));
+        let place = FilePlace::source(Path::new("/dev/null"), "");
+        let (survey, to, sector) = (Some(&survey), Some(&to), to.sector);
+        let ends = Ends { options: &options, from: &from, survey, to, sector };
+        let refused = patches(&place, &ends, &mut Vec::new()).unwrap_err().to_string();
+        assert!(
+            refused.contains("cannot be told") && refused.contains("--keep-sectors"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn source_that_cannot_be_looked_at_is_refused_for_other_blocks() {
+        for (option, status) in [("--yes", false), ("--keep-sectors", true)] {
+            let options = Line::try_parse_from(["copy", option, "nbd://a/b", "nbd://c/d"]);
+            let options = options.unwrap().copy;
+            let (from, to) = (disk(512, Some(512)), disk(4096, Some(4096)));
+            let (to, sector) = (Some(&to), to.sector);
+            let ends = Ends { options: &options, from: &from, survey: None, to, sector };
+            assert_eq!(unknown(&ends).is_ok(), status, "{option}");
+        }
+    }
+
+    /// A place that leads to another disk at each look.
+    struct Changing(Mutex<Vec<Disk>>, FilePlace);
+
+    impl Place for Changing {
+        fn open(&self) -> Result<(Disk, Box<dyn Lane>), PlaceError> {
+            let disk = self.0.lock().unwrap().pop().unwrap();
+            self.1.open().map(|(_, lane)| (disk, lane))
+        }
+    }
+
+    #[test]
+    fn disk_that_was_not_agreed_to_is_not_opened() {
+        let agreed = disk(512, Some(512));
+        let identity = "another".to_owned();
+        for now in [
+            Disk { bytes: 4 << 20, ..agreed.clone() },
+            Disk { block: 4096, ..agreed.clone() },
+            Disk { identity, ..agreed.clone() },
+        ] {
+            let mut after = After::default();
+            // Once it was opened as agreed, it is the copy's to judge what comes back.
+            for (disks, success) in [
+                (vec![now.clone()], [false].as_slice()),
+                (vec![now.clone(), agreed.clone()], &[true, true]),
+            ] {
+                let file = FilePlace::source(Path::new("/proc/self/exe"), "");
+                let place = Changing(Mutex::new(disks), file);
+                let End::Disk(place) = after.keep(End::Disk(Box::new(place)), Some(agreed.clone()))
+                else {
+                    panic!("a disk")
+                };
+                for success in success {
+                    assert_eq!(place.open().is_ok(), *success, "{now:?}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use super::ending::refused;
 use super::fit::{self, After, Ends};
 use super::packed;
+use super::uri::Locator;
 use crate::consent::Stake;
 use crate::examine::{Findings, LIMIT, examine};
 use crate::failure::Failure;
@@ -146,7 +147,12 @@ impl Local {
     ///
     /// # Errors
     /// It is a pipe, or cannot be looked at.
-    pub(super) fn used(mut self) -> Result<Self, Failure> {
+    pub(super) fn used(mut self, name: &Locator) -> Result<Self, Failure> {
+        if self.note.is_some() {
+            return Err(Failure::usage(format!(
+                "{name} is unpacked while it is copied: leave --allocated out"
+            )));
+        }
         let (end, notes) = super::contents::only_used(self.end)?;
         self.notes.extend(notes);
         Ok(Self { end, ..self })

@@ -12,7 +12,6 @@ use filesystem::container::HEAD;
 use linux::partition;
 
 use super::ending::refused;
-use super::fit::mismatch;
 use super::local::Local;
 use crate::failure::Failure;
 use crate::options::copy::Copy;
@@ -31,7 +30,8 @@ pub(super) fn file(path: &Path, file: &File) -> Result<Option<(Pipe, Option<Stri
     }
     // From its first byte, wherever others are in it.
     let input = File::open(path).map_err(cannot)?;
-    let pipe = unpack::unpack(container, input.into(), &name).map_err(|why| raw_or(&why))?;
+    let pipe = unpack::unpack(container, input.into(), &name, Some(unpack::PATIENCE))
+        .map_err(|why| raw_or(&why))?;
     Ok(Some((pipe, Some(unpacked(&name, container)))))
 }
 
@@ -93,12 +93,18 @@ pub(super) fn check(
     if block == sector || options.keep_sectors {
         return Ok(());
     }
-    let destination = options.destination.to_string();
+    let (destination, table) = (&options.destination, "the partition table that it brings");
+    let first =
+        if note.is_some() { "unpack it into a file first" } else { "write it into a file first" };
     Err(refused(match options.convert_sectors {
-        true => format!(
-            "the partition table of {source} cannot be converted on the way: unpack it into a file first"
+        true => {
+            format!("{source} is a stream, and {table} cannot be converted on the way: {first}")
+        }
+        false => format!(
+            "{source} is a stream, {table} is for blocks of {block} bytes, and {destination} has blocks of {sector}: no partition \
+             would be found there; to have the table converted, {first}, and copy that with --convert-sectors; to copy byte for \
+             byte all the same, add --keep-sectors"
         ),
-        false => mismatch(&source, block, &destination, sector),
     }))
 }
 

@@ -1,6 +1,8 @@
 //! Which of the machines that have let this one in is at an address. Keys belong to machines, and a machine has many addresses:
 //! it is the one whose key is accepted there.
 
+use std::fmt::Display;
+
 use super::ask::{Asking, Refusal};
 use super::who::Who;
 use crate::pair::place::Place;
@@ -88,7 +90,7 @@ pub(crate) fn accepts(tree: &Tree, place: &Place, target: &Target, host: Option<
 }
 
 /// Why there is no connection to a machine that accepts no key.
-pub(crate) fn stranger(place: &Place) -> String {
+pub(crate) fn stranger(place: impl Display) -> String {
     format!(
         "{place} accepts none of the keys that this machine has, and with a stranger it does not speak in the clear: let it in \
          there (storagetm pair {place}), or add --insecure if that machine needs no key"

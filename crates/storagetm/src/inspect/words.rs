@@ -181,7 +181,8 @@ pub(super) fn answer(to: &mut impl Write, got: io::Result<&[u8]>) -> io::Result<
 /// Takes what was read.
 pub(super) fn answered(from: &mut impl Read, into: &mut [u8]) -> io::Result<usize> {
     let len = long(from)?;
-    let unreadable = || io::Error::other("input/output error");
+    // An error of the disk, which whoever looks can pass over.
+    let unreadable = || io::Error::from(rustix::io::Errno::IO);
     let len = usize::try_from(len).ok().filter(|_| len != u64::MAX).ok_or_else(unreadable)?;
     from.read_exact(into.get_mut(..len).ok_or_else(nonsense)?)?;
     Ok(len)
@@ -382,6 +383,8 @@ mod test {
         assert!(Said::parse(&mut &[9][..]).is_err());
         assert!(Said::parse(&mut &[2, 0xff, 0xff, 0xff, 0xff][..]).is_err());
         assert!(Said::parse(&mut &[1, 0xff, 0xff, 0xff, 0x7f][..]).is_err());
+        let unreadable = answered(&mut &[0xff; 8][..], &mut [0; 4]).unwrap_err();
+        assert_eq!(unreadable.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()));
         assert!(answered(&mut &[9, 0, 0, 0, 0, 0, 0, 0, 1][..], &mut [0; 4]).is_err());
     }
 }
