@@ -59,12 +59,21 @@ pub struct MachineId {
 }
 
 impl MachineId {
-    /// One that is said to be this machine's: 32 hexadecimal digits, with or without hyphens, not all zero.
+    /// One that is said to be this machine's: 32 hexadecimal digits, with or without hyphens, and none of those that many
+    /// machines have.
     pub fn parse(digits: &str) -> Option<Self> {
         let bytes = <[u8; 16]>::try_from(unhex(&digits.replace('-', ""))?).ok()?;
-        (bytes != [0; 16]).then_some(Self { bytes, stable: true })
+        (!SHARED.contains(&bytes)).then_some(Self { bytes, stable: true })
     }
 }
+
+/// Identifiers that firmware has where its maker has left out to choose one.
+const SHARED: [[u8; 16]; 4] = [
+    [0; 16],
+    [0xff; 16],
+    [3, 0, 2, 0, 4, 0, 5, 0, 0, 6, 0, 7, 0, 8, 0, 9],
+    [0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 0, 7, 0, 8, 0, 9],
+];
 
 const FIRMWARE_ID: &str = "sys/class/dmi/id/product_uuid";
 
@@ -190,7 +199,7 @@ fn world_wide(hardware: &Hardware) -> Option<Vec<String>> {
 }
 
 /// How models of disks of virtual machines begin: QEMU numbers them the same in every machine (`QM00001`).
-const VIRTUAL: [&str; 5] = ["QEMU", "VMware", "VBOX", "Msft", "Virtual"];
+const VIRTUAL: [&str; 6] = ["QEMU", "VMware", "VBOX", "Msft", "Virtual", "BHYVE"];
 
 /// A serial number of one repeated character is none. One without a model, or with that of a virtual machine, was chosen by
 /// whoever made the machine: it means something on this machine alone.
@@ -533,6 +542,21 @@ mod tests {
         assert!(!is_twin(&first, None, &second, || None));
         let placed = |disk: &Disk| of_block(disk, disk, None, MACHINE, true).uuid;
         assert_ne!(placed(&first), placed(&second));
+    }
+
+    #[test]
+    fn uuid_that_many_machines_have_is_no_machine() {
+        let fake = Fake::new();
+        for uuid in [
+            "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF",
+            "03000200-0400-0500-0006-000700080009",
+            "00020003-0004-0005-0006-000700080009",
+            "00000000-0000-0000-0000-000000000000",
+        ] {
+            fake.file("sys/class/dmi/id/product_uuid", format!("{uuid}\n"));
+            assert_eq!(firmware_id(&fake.tree()), None, "{uuid}");
+            assert!(!machine_id(&fake.tree()).stable, "{uuid}");
+        }
     }
 
     #[test]

@@ -303,7 +303,9 @@ impl Machine {
     /// Disks behind loop devices: these hold them neither exclusively nor visibly.
     fn looped(&self, tree: &Tree) -> Vec<Use> {
         let backed = self.disks.iter().filter_map(|disk| {
-            let device = self.at_path(tree, disk.stacking.backing_file.as_deref()?)?;
+            // Other paths are those of images, which may be on a file server that does not answer.
+            let path = disk.stacking.backing_file.as_deref().filter(|path| is_node(path))?;
+            let device = self.at_path(tree, path)?;
             let text = format!("attached as {}", disk.name);
             Some(Use { device, code: Code::Held, text })
         });
@@ -351,6 +353,11 @@ pub fn judge_image(tree: &Tree, path: &Path) -> Verdict {
         }
     }
     Verdict::new(reasons)
+}
+
+/// Whether the path is where device nodes are.
+fn is_node(path: &str) -> bool {
+    path.starts_with("/dev/")
 }
 
 /// The number of a device as `stat` has it.

@@ -163,8 +163,9 @@ fn has_locked(tree: &Tree, process: u32, file: &Metadata) -> bool {
     };
     let numbers = tree.names(format!("proc/{process}/fd")).into_iter();
     numbers.into_iter().any(|number| {
-        let open = tree.path(format!("proc/{process}/fd/{number}")).metadata();
-        open.is_ok_and(|open| same(&open)) && is_locked(&number)
+        // Only what is locked is looked at: others may be on a file server that does not answer.
+        let open = || tree.path(format!("proc/{process}/fd/{number}")).metadata();
+        is_locked(&number) && open().is_ok_and(|open| same(&open))
     })
 }
 
