@@ -98,7 +98,7 @@ fn asked(question: Question) -> &'static str {
 fn status(model: &Model, page: &mut Page) {
     let attached = model.disks.iter().filter(|disk| !disk.attached.is_empty()).count();
     let disks = if attached == 1 { "1 disk is" } else { &format!("{attached} disks are") };
-    let writes = writes(model, page);
+    let writes = model.target_mode.as_ref().map_or("", |_| writes(model, page));
     match &model.target_mode {
         Some(mode) if mode.flushing => {
             page.colored(Ink::Alarm, "Writing to the disks: do not unplug or power off.");

@@ -170,6 +170,14 @@ fn a_disk_that_was_written_to_is_an_alarm() {
 }
 
 #[test]
+fn writes_of_a_machine_in_normal_use_are_no_alarm() {
+    let mut model = example::serve(2);
+    model.disks[1].writes = Some(3);
+    let text = shown(&model, &State::default(), SMALL, 25);
+    assert!(!text.contains("Writes since power-on"), "{text}");
+}
+
+#[test]
 fn who_asks_for_write_access_is_on_every_page() {
     let mut model = example::serve(1);
     model.asking = Some(example::asking());
