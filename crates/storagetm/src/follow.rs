@@ -247,6 +247,8 @@ impl Follow {
 
     /// Lends those that were examined and may be lent. One that has not answered for too long is left out.
     fn settle(&mut self, loans: &[Loan], now: Instant) -> Vec<Change> {
+        // An answer that has come is in time, however late this is called.
+        self.receive(now);
         self.answered = None;
         self.examiner.expire(now);
         if self.waiting.is_empty() {
