@@ -121,7 +121,7 @@ fn status(model: &Model, page: &mut Page) {
     }
 }
 
-/// What the kernel's own counters say of writes to the disks; a write is a line of its own.
+/// The kernel's own counts of writes to the disks; a disk that was written to has a line of its own.
 fn writes(model: &Model, page: &mut Page) -> &'static str {
     let written = model.disks.iter().filter(|disk| disk.writes.is_some_and(|count| count > 0));
     let each: Vec<String> =

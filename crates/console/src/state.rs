@@ -106,7 +106,7 @@ impl State {
         Self { view, ..Self::default() }
     }
 
-    /// Forgets a question that nobody answered.
+    /// Drops a question that was not answered in time.
     pub fn expire(&mut self, now: Instant) {
         self.asked.take_if(|(_, until)| *until <= now);
     }

@@ -14,11 +14,11 @@ const MARKS: [&str; 2] = ["  ", "> "];
 struct Column {
     heading: &'static str,
     cells: Vec<String>,
-    /// The width below which it says nothing any more; 0 for one that is never cut.
+    /// The width below which the column is left out; 0 for one that is never cut.
     least: usize,
     /// Columns are left out in this order where there is no room, the highest first; 0 is never left out.
     spare: usize,
-    /// Whether its end says more than its beginning.
+    /// Whether its end distinguishes disks better than its beginning.
     by_end: bool,
 }
 

@@ -267,7 +267,7 @@ impl Spout<'_> {
             }
             at += len;
         }
-        // Before anything is said of what came: it may be no more than a part.
+        // Checked before success is reported: the data may be incomplete.
         if let Some(finish) = stream.finish.take() {
             finish().map_err(|why| Outcome::Failed(Trouble::Broken(why)))?;
         }

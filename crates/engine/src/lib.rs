@@ -121,7 +121,7 @@ pub struct Config {
     pub memory: usize,
     /// Bytes of payload buffers in all; half as much again may be kept for the next requests.
     pub budget: usize,
-    /// Bytes of memory for connections, beside payloads: says how many there may be.
+    /// Bytes of memory for connections, beside payloads: bounds their number.
     pub connections: usize,
     /// The longest moment for which a thread of the uring driver watches for the next event before it sleeps. It does so
     /// only while events follow each other that closely. Zero: it always sleeps.

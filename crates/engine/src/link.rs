@@ -128,7 +128,7 @@ impl Census {
         census
     }
 
-    /// Says how many there may be, once.
+    /// Sets the limit, once.
     pub(crate) fn limit(&self, bounds: Bounds) {
         let _ = self.bounds.set(bounds);
     }

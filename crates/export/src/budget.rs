@@ -168,12 +168,12 @@ mod test {
             assert!(held >= left / 2 - (1 << 20), "{host}: {held}");
             left -= held;
         }
-        // What it holds for one purpose keeps nobody from another.
+        // Memory held for one purpose does not reduce that for another.
         assert_eq!(fill(&greedy, Purpose::Second, true), 16 << 20);
     }
 
     #[test]
-    fn accounts_that_hold_something_leave_room_for_those_that_do_not() {
+    fn accounts_with_memory_leave_room_for_those_without() {
         let budget = Budget::new(256 << 20);
         let share = budget.share(Holder::Host(KeyId::new(1)));
         let held = fill(&share, Purpose::Stream, false);

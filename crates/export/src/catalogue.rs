@@ -206,7 +206,7 @@ mod test {
         catalogue.lend(old.clone());
         let before = Grant::new(old.clone());
         let in_flight = write(&before).unwrap();
-        // The same one again is none in place of another.
+        // Lending the same export again replaces none.
         catalogue.lend(old.clone());
         assert!(!old.has_orphans());
         let new = export("a");

@@ -60,7 +60,7 @@ pub enum Holder {
 }
 
 impl Peer {
-    /// For whom its share is counted.
+    /// The holder that its share of memory and connections is charged to.
     pub fn holder(&self) -> Holder {
         let key = self.channel.as_ref().and_then(|channel| channel.key);
         key.map_or_else(|| Holder::Network(Network::of(self.remote)), Holder::Host)

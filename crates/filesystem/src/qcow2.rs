@@ -21,7 +21,7 @@ const ZERO: u64 = 1;
 /// Sizes that QEMU allows: of a cluster as a power of two, and of the L1 table in bytes.
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 const L1_MOST: u64 = 32 << 20;
-/// Sectors in which the length of a compressed cluster is told.
+/// Unit of the length of a compressed cluster, in bytes.
 const SECTOR: u64 = 512;
 /// Bytes of a header of version 3 without additional fields, and with the type of compression.
 const HEADER: u64 = 104;
@@ -36,7 +36,7 @@ mod incompatible {
 /// Why an image is not read. Each is a clause for people.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unreadable {
-    /// The header is none, or says what cannot be.
+    /// The header is missing or inconsistent.
     Header,
     /// A version that is not known.
     Version(u32),
@@ -86,7 +86,7 @@ pub struct Qcow2<'a, R: ?Sized> {
     bits: u32,
     bytes: u64,
     is_zstd: bool,
-    /// Whether an L2 entry may say that its cluster is zeros (version 3).
+    /// Whether an L2 entry may mark its cluster as all zeros (version 3).
     has_zeros: bool,
     l1: Vec<u64>,
 }

@@ -664,7 +664,7 @@ mod tests {
     }
 
     #[test]
-    fn r57_disk_is_in_use_where_a_partition_is_and_a_partition_where_its_disk_is() {
+    fn r57_locks_of_a_disk_and_its_partitions_count_for_each_other() {
         if programs::lacks("locks of disks and partitions", &["addpart"]) {
             return;
         }

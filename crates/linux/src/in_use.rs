@@ -431,7 +431,7 @@ fn unexamined(disk: &Disk, member: &Disk, error: &io::Error) -> Reason {
         (_, ErrorKind::NotFound) => {
             doubt(format!("cannot be examined{place}: its device node {node} is missing"))
         }
-        // EPERM is what a container says, to root as well.
+        // Containers return EPERM, also to root.
         (Some(Errno::ACCESS), _) => doubt(format!(
             "cannot be examined{place}: {error}; run this as root, or as a member of the group disk"
         )),

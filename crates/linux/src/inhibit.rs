@@ -83,7 +83,7 @@ impl Inhibitor {
         let Some(mut child) = self.child.take() else { return };
         // The end of the pipe is what it waits for.
         drop(child.stdin.take());
-        // It must be waited for by somebody, and this thread does not.
+        // Reaps the process on a thread of its own, so that this one does not block.
         let _ = std::thread::Builder::new().spawn(move || child.wait());
     }
 }

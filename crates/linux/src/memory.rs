@@ -1,4 +1,4 @@
-//! How much memory this process may have: the machine's, or less if its control group or its limits say so.
+//! The memory that this process may use: the machine's, or the limit of its control group or its resource limits if that is less.
 //!
 //! Does not know what it is for.
 
@@ -8,7 +8,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::tree::Tree;
 
-/// Bytes where nothing says how much there is.
+/// The size assumed where none can be read, in bytes.
 const UNKNOWN: u64 = 1 << 30;
 
 /// Bytes of memory that this process may have.

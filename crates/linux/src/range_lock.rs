@@ -40,7 +40,7 @@ const READING: [i64; 2] = [TAKEN + CONSISTENT_READ, UNSHARED + WRITE];
 const WRITING: [i64; 4] =
     [TAKEN + CONSISTENT_READ, TAKEN + WRITE, UNSHARED + WRITE, UNSHARED + RESIZE];
 
-/// Bytes that a QEMU locks by which nobody else may read: it writes, or what it reads is not to be read by others.
+/// Bytes whose QEMU locks forbid others to read: it writes, or does not share reading.
 const FORBIDS_READING: [i64; 3] = [TAKEN + WRITE, TAKEN + RESIZE, UNSHARED + CONSISTENT_READ];
 
 /// Another program that has locked a disk or an image.
@@ -139,7 +139,7 @@ fn writer(file: BorrowedFd<'_>) -> Result<Option<Conflict>, Errno> {
     Ok(None)
 }
 
-/// Whose lock it is.
+/// The process that holds the lock.
 fn holder(tree: &Tree, file: BorrowedFd<'_>, lock: Conflict) -> Holder {
     let known = u32::try_from(lock.process).ok().filter(|process| *process > 0);
     let process = known.or_else(|| searched(tree, file));

@@ -51,7 +51,7 @@ impl Signals {
     pub fn open() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        // A write beyond the limit for files fails by itself, and is told as that.
+        // A write beyond the limit for files fails with EFBIG and is reported as that.
         let mut numbers = vec![SIGINT, SIGTERM, SIGWINCH, SIGCONT, SIGUSR1, SIGXFSZ];
         numbers.extend((!hang_up_is_ignored()).then_some(SIGHUP));
         let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, numbers)?;

@@ -91,7 +91,7 @@ pub struct Tries {
     pub failures: u32,
     /// How often there were too many of them.
     pub stops: u32,
-    /// Nobody may try before that.
+    /// No attempt is accepted before that.
     pub wait_until: Option<Instant>,
 }
 

@@ -1,4 +1,4 @@
-//! Asks before a disk or a file that is there is overwritten: says what it is and what is on it, and has its name typed.
+//! Asks before an existing disk or file is overwritten: shows what it is and what is on it, and has its name typed.
 //! The one rule for all commands that write; scripts give an option instead.
 
 use std::fmt;

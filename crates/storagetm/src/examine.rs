@@ -254,7 +254,7 @@ impl Examiner {
         answered
     }
 
-    /// Has the process end: it does so when nobody is at the other end of its socket.
+    /// Ends the helper process by closing its socket.
     fn retire(&mut self) {
         self.leaving.extend(self.running.take().and_then(|running| running.child));
     }
@@ -320,7 +320,7 @@ impl Examiner {
 }
 
 impl Drop for Examiner {
-    /// Leaves no process behind that has ended and that nobody waits for.
+    /// Reaps the helper processes, on a thread of its own where one still runs.
     fn drop(&mut self) {
         self.retire();
         self.leaving.retain_mut(|child| matches!(child.try_wait(), Ok(None)));

@@ -70,7 +70,7 @@ fn answer<'a>(tree: &Tree, machine: &Machine, known: &'a [Target], insecure: boo
         let who = Who::find(tree, Some(&target.host));
         match at_each(machine, &Asking { who: &who, key: Some(&target.tls), proof: None }) {
             Err(Refusal::Key) => {}
-            // What speaks no TLS ends the connection.
+            // A server without TLS ends the connection.
             Err(Refusal::Broken(_)) if machine.keyed != Some(true) => {}
             disks => return Answer { of: Some(target), disks },
         }

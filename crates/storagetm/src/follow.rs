@@ -96,7 +96,7 @@ impl Follow {
         self.uevents.is_none()
     }
 
-    /// Readable when the kernel says something, and when disks have answered.
+    /// Readable when there are uevents, and when disks have answered.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.uevents.as_ref().map(AsFd::as_fd).into_iter().chain(self.examiner.descriptor())
     }
@@ -108,7 +108,7 @@ impl Follow {
         others.into_iter().flatten().chain(again).min()
     }
 
-    /// Takes what the kernel says, and what disks have answered; never waits.
+    /// Takes uevents, and what disks have answered; never waits.
     pub(crate) fn receive(&mut self, now: Instant) {
         for answered in self.examiner.receive() {
             self.answered = Some(now);

@@ -50,7 +50,7 @@ pub(crate) fn pair(options: &Pair) -> Result<(), Failure> {
     let asked = options.host.as_deref().map(|host| place(host, options)).transpose()?;
     let store = Store::open(&Store::place(options.keys.as_deref())?)?;
     if let Some(place) = asked.as_ref().filter(|_| is_typed(options)) {
-        // An address that leads nowhere is known before somebody types a code.
+        // An address that cannot be reached is reported before the code is asked for.
         open_channel(place, place.connect()?)?;
     }
     let (code, told) = code(options)?;
@@ -78,7 +78,7 @@ fn place(host: &str, options: &Pair) -> Result<Place, Failure> {
         .map_err(|why| Failure::usage(format!("{host}: {why}")))
 }
 
-/// Whether somebody is going to type the code.
+/// Whether the code is typed at a terminal.
 fn is_typed(options: &Pair) -> bool {
     options.code_file.is_none() && io::stdin().is_terminal()
 }

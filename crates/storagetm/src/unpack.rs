@@ -54,7 +54,7 @@ pub(crate) fn unpack_pipe(container: Container, pipe: Pipe) -> Result<Pipe, Stri
     let Pipe { descriptor, head, .. } = pipe;
     let feed = move || {
         let (mut from, mut input) = (File::from(descriptor), input);
-        // That the other end is gone is said by it.
+        // The unpacking process reports a closed pipe itself.
         let _ = input.write_all(&head).and_then(|()| io::copy(&mut from, &mut input));
     };
     thread::Builder::new().name("feed".to_owned()).spawn(feed).map_err(cannot)?;

@@ -121,7 +121,7 @@ struct Standing {
     policy: Policy,
     /// What this machine calls itself to who knows the code, if there is one.
     pairing: Option<String>,
-    /// The wrong codes that were tried, as workers said.
+    /// The count of wrong codes, as reported by workers.
     tries: Tries,
     /// To the worker; none while there is none.
     sender: Option<Sender>,

@@ -117,7 +117,7 @@ fn has_code(model: &Model) -> bool {
     matches!(model.pairing, Some(Pairing::Code { .. }))
 }
 
-/// What is said of keys, and how the other machine gets one.
+/// Whether a key is needed, and how the other machine gets one.
 fn door(model: &Model, at: &Address, which: &str, style: Style) -> Block {
     let mut page = Page::new(style);
     ways::open_note(model, &mut page);
@@ -176,14 +176,14 @@ fn disks(model: &Model, state: &State, style: Style, room: usize) -> Vec<String>
     lines
 }
 
-/// What is said where no disk is lent.
+/// The text in place of the table where no disk is lent.
 fn none(model: &Model, style: Style) -> Vec<String> {
     let mut page = Page::new(style);
     no_disk(model, &mut page);
     page.lines
 }
 
-/// What is said where no disk is lent.
+/// The text in place of the table where no disk is lent.
 pub(crate) fn no_disk(model: &Model, page: &mut Page) {
     page.sentence("No disk is lent.");
     if model.target_mode.is_none() {

@@ -187,7 +187,7 @@ fn counters(disk: &Disk, page: &Page) -> Vec<String> {
     traffic.into_iter().chain(kernel).collect()
 }
 
-/// The paragraphs from `top` on, as many as there is room for; how many there are besides is said.
+/// The paragraphs from `top` on, as many as fit, with the number of those above and below.
 fn scrolled(paragraphs: Vec<Vec<String>>, top: usize, style: Style, rows: usize) -> Vec<String> {
     let total: Vec<String> = paragraphs.iter().flatten().cloned().collect();
     let spaced = height(&total, style.width) + paragraphs.len() <= rows && paragraphs.len() < 8;

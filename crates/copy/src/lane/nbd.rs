@@ -153,7 +153,7 @@ impl NbdPlace {
             name: self.name.clone(),
             bytes: opened.bytes,
             block: opened.minimum.max(block),
-            // Less than any disk has says nothing of the disk.
+            // A minimum below 512 bytes is not the block size of a disk.
             sector: (opened.minimum >= 512).then_some(opened.minimum),
             writable: opened.is_writable(),
             extents: opened.extents,
@@ -167,7 +167,7 @@ impl NbdPlace {
     }
 }
 
-/// Who the disk is: by its UUID if the server tells it, else by its name, which another one may have later.
+/// The disk's identity: its UUID if the server announces one, else its name, which another disk may have later.
 fn identity(opened: &Opened, name: &str) -> String {
     match opened.uuid {
         Some(uuid) => format!("nbd uuid {:032x}", u128::from_be_bytes(uuid)),

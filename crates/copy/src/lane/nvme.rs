@@ -102,7 +102,7 @@ impl NvmePlace {
         Self { digests: true, ..self }
     }
 
-    /// The same, with what to say if the target ends the connection before it has answered.
+    /// The same, with the error text for a target that ends the connection before it has answered.
     #[must_use]
     pub fn with_hint(self, hint: Option<String>) -> Self {
         Self { hint, ..self }

@@ -37,7 +37,7 @@ pub struct Opened {
     pub name: String,
     /// What the server says of it to people; perhaps empty.
     pub description: String,
-    /// The UUID of the disk, if the server tells it in the description as storagetm does.
+    /// The UUID of the disk, if the server's description has one, as storagetm's does.
     pub uuid: Option<[u8; 16]>,
     /// Whether it tells what is data and what is not.
     pub extents: bool,

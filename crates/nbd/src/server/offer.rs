@@ -68,7 +68,7 @@ fn named(kind: u16, string: &str) -> Vec<u8> {
 
 fn block_size(export: &Export) -> InfoBlockSize {
     let geometry = export.geometry;
-    // A size that is no multiple of the smallest block is none to qemu.
+    // qemu refuses a size that is not a multiple of the minimum block size.
     let whole = export.bytes().is_multiple_of(geometry.block().into());
     let smallest = if whole { geometry.block() } else { 1 };
     InfoBlockSize::new(smallest, geometry.physical.max(PREFERRED), MAX_PAYLOAD)

@@ -235,7 +235,7 @@ mod test {
         );
     }
 
-    /// Says that this test only prints what it draws.
+    /// Set for the child processes of the test, which only print what they draw.
     const DRAWS: &str = "STORAGETM_TEST_DRAWS";
 
     /// X12: no challenge comes twice, in one process or after a restart, nor does a source without randomness give any.

@@ -170,7 +170,7 @@ impl Controller {
         &self.namespaces
     }
 
-    /// Whether it was enabled and has not said yet that it is ready: it is to be asked again after a while.
+    /// Whether it was enabled and CSTS.RDY is not set yet: it is to be polled again after a while.
     #[must_use]
     pub fn is_enabling(&self) -> bool {
         self.stage == Stage::Ready

@@ -34,7 +34,7 @@ pub(super) struct Controller {
     /// NQN of its subsystem.
     pub(super) subsystem: String,
     pub(super) host: Host,
-    /// For whom it is counted.
+    /// The holder whose limit of controllers it counts against.
     pub(super) holder: Holder,
     /// The key of the channel that the Admin queue came in, if it came in one: the other queues come in such a one, too.
     pub(super) channel: Option<Option<KeyId>>,

@@ -266,7 +266,7 @@ impl Queue {
             }
             same
         });
-        // Memory comes first: whoever has the disk for itself waits for nothing but the disk.
+        // Takes the buffer before the claim: a claim must not be held while waiting for memory.
         let len = pair.expected.len();
         let Some(current) = pair.current.take().or_else(|| self.seconds.take(len)) else {
             self.set_work(at, Work::Pair(pair));

@@ -5,7 +5,7 @@ use crate::world::{Id, World};
 
 /// Case R33: sixteen connections with 127 reads of 1 MiB each, against 64 MiB.
 #[test]
-fn r33_reads_of_many_connections_share_the_memory_and_all_get_on() {
+fn r33_reads_of_many_connections_share_memory_and_progress() {
     let limit = 64 << 20;
     let mut world = World::with_pool(limit);
     let controllers = [world.admin().1, world.admin().1];

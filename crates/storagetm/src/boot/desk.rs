@@ -23,7 +23,7 @@ pub(crate) struct Desk {
 /// How long the last warning is shown before the machine ends.
 const READING: Duration = Duration::from_secs(4);
 
-/// Shows, after [`Desk::end`], what somebody should know who may be at the machine.
+/// Shows a last warning on the screens, after [`Desk::end`].
 pub(crate) fn warn(words: &str) {
     let mut screens = Screens::open(&Tree::machine());
     screens.say(&format!("storagetm: {}\n", console::printable_lines(words)));

@@ -43,7 +43,7 @@ pub(super) fn refused(sentence: impl std::fmt::Display) -> Failure {
     Failure::ending(REFUSED, sentence)
 }
 
-/// Says how it ended, and what is left to do.
+/// Reports how the copy ended, and what is left to do.
 ///
 /// # Errors
 /// All but success, with the exit status that it has.

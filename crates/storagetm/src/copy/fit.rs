@@ -273,7 +273,7 @@ fn unknown(ends: &Ends<'_>) -> Result<Vec<Patch>, Failure> {
     }))
 }
 
-/// Nothing tells what the table would be converted to.
+/// The block size to convert to is not known.
 fn no_sector(ends: &Ends<'_>) -> Failure {
     let (source, destination) = (&ends.options.source, &ends.options.destination);
     refused(format!(

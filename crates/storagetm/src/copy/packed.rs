@@ -74,7 +74,7 @@ pub(super) fn stream(local: Local, raw: bool) -> Result<Local, Failure> {
 /// Refuses what a stream cannot do: it cannot be gone on with, and its partition table cannot be written anew.
 ///
 /// # Errors
-/// As said.
+/// `--map` with a stream that is unpacked, or a partition table for blocks of another size than the destination's.
 pub(super) fn check(
     pipe: &Pipe,
     note: Option<&String>,

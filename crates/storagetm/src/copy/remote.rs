@@ -106,7 +106,7 @@ fn nbd_place(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Place>, F
         At::Tcp(host) => Some(host),
         At::Unix(_) => None,
     };
-    // Who named a file of keys or certificates has said by what the connection is secured.
+    // A file of keys or certificates on the command line decides how the connection is secured.
     let shows = |tls: &Tls| tls.psk_file.is_some() || tls.certificates.is_some();
     let target = match &there {
         Server::Machine(machine) if !nbd.tls.as_ref().is_some_and(shows) => {

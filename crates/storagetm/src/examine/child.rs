@@ -19,7 +19,7 @@ const STACK: usize = 256 << 10;
 /// Held by whoever opens a part of a disk exclusively.
 type Turns = HashMap<String, Arc<Mutex<()>>>;
 
-/// Answers questions until nobody asks any more.
+/// Answers questions until the socket is closed.
 ///
 /// # Errors
 /// It was not started by this program.
@@ -72,6 +72,6 @@ fn look(question: &Question, turn: &Mutex<()>) -> Answer {
 fn say(answers: &Mutex<UnixStream>, answer: &Answer) {
     let Ok(mut line) = serde_json::to_vec(answer) else { return };
     line.push(b'\n');
-    // Nobody may be there to read it any more.
+    // The other end may have closed.
     let _ = answers.lock().unwrap_or_else(PoisonError::into_inner).write_all(&line);
 }

@@ -37,7 +37,7 @@ pub(super) struct Order {
 pub(super) enum Task {
     /// Which bytes are used.
     Usage,
-    /// Whose these are.
+    /// Which files these bytes belong to.
     Owners(Ranges),
     /// What is there; the logical block size, 0 if it is not known.
     Survey(u32),

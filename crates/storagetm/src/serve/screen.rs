@@ -24,7 +24,7 @@ impl Server {
         for key in keys {
             let model = self.model();
             let command = self.screen.press(key, &model, now);
-            // Who presses a key looks at the screen.
+            // A key press means that the screen is being read.
             self.alerts.draw = Some(now);
             let end = command.and_then(|command| self.obey(command, now));
             if end.is_some() {

@@ -213,7 +213,7 @@ fn take(shared: &Shared, witness: &mut Witness, report: Report) -> Result<(), ()
             let released = |loaned: &super::Loaned| loaned.disk == disk && loaned.withdrawn;
             shared.standing().lent.retain(|loaned| !released(loaned));
         }
-        // Only a worker that was told to stop can know.
+        // Believed only from a worker that was asked to stop.
         Report::Stopped { .. } if !shared.standing().stopping => return Err(()),
         Report::Stopped { in_time } => {
             shared.standing().stopped = Some(in_time);

@@ -9,7 +9,7 @@ use export::Event;
 /// Between two reports of one kind.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Kinds that are told apart at once. Further ones are merged by the type of the event alone.
+/// Kinds that are counted separately. Further ones are merged by the type of the event alone.
 const KINDS: usize = 16;
 
 /// An event, and how many of its kind it stands for.

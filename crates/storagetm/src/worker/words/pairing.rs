@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{AccessWord, Hidden};
 
-/// What the owner says to a host that has shown the code.
+/// The owner's answer to a host that has shown the code.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::worker) enum VerdictWord {
     Granted(GrantWord),
