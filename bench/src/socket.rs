@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use engine::Security;
 use engine::tls::{self, Hash, Psk, Stream};
-use export::{Door, Secret};
+use export::{Auth, Secret};
 
 /// AES of so many bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +44,7 @@ impl Cipher {
 /// Lets everybody in, in the clear and in TLS.
 pub(crate) fn security() -> Security {
     let keys = Arc::new(|| vec![Cipher::Aes128.key(), Cipher::Aes256.key()]);
-    Security { door: Door::Open, keys: Some(keys), ..Security::open() }
+    Security { auth: Auth::None, keys: Some(keys), ..Security::open() }
 }
 
 /// A socket that never blocks.

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use export::{Buffer, Landing};
+use export::{Buffer, DirectRecv};
 use nvme::command::AdminCommand;
 use nvme::host::{Controller, Done, End, Options, Payload, Queue, Step};
 use nvme::wire::Sqe;
@@ -76,16 +76,16 @@ impl Wire {
 
     /// Receives once. Tells whether anything came.
     pub(crate) fn receive(&mut self) -> io::Result<bool> {
-        match self.queue.landing() {
+        match self.queue.direct_recv() {
             Some(landing) => self.receive_in_place(landing),
             None => self.receive_copied(),
         }
     }
 
-    fn receive_in_place(&mut self, mut landing: Landing) -> io::Result<bool> {
+    fn receive_in_place(&mut self, mut landing: DirectRecv) -> io::Result<bool> {
         let (start, end) = (landing.start, landing.end);
         let got = received(self.socket.read(&mut landing.buffer.bytes_mut()[start..end]));
-        self.queue.landed(landing, *got.as_ref().unwrap_or(&0));
+        self.queue.direct_received(landing, *got.as_ref().unwrap_or(&0));
         got.map(|got| got != 0)
     }
 

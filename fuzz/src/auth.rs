@@ -181,7 +181,7 @@ impl Play<'_> {
             0 => Vec::new(),
             number => vec![Arc::new(owned(number.into()))],
         };
-        self.world.catalogue.follow(Policy { hosts });
+        self.world.catalogue.set_policy(Policy { hosts });
         if self.input.bit() {
             self.world.changed();
         }

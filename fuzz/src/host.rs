@@ -183,9 +183,9 @@ impl Play<'_> {
         if !self.stage.is_empty() || self.closed {
             return;
         }
-        let Some(landing) = self.queue.landing() else { return };
+        let Some(landing) = self.queue.direct_recv() else { return };
         let got = self.input.below(landing.end - landing.start + 1);
-        self.queue.landed(landing, got);
+        self.queue.direct_received(landing, got);
         self.drain();
     }
 

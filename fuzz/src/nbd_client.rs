@@ -255,11 +255,11 @@ impl Play<'_> {
         if !self.stage.is_empty() || self.closed {
             return;
         }
-        let Some(mut landing) = self.client.landing() else { return };
+        let Some(mut landing) = self.client.direct_recv() else { return };
         assert!(landing.start < landing.end && landing.end <= landing.buffer.len());
         let got = self.input.below(landing.end - landing.start + 1);
         landing.buffer.bytes_mut()[landing.start..landing.start + got].fill(1);
-        self.client.landed(landing, got);
+        self.client.direct_received(landing, got);
         self.drain();
     }
 

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use export::{Access, Door, Fault, News};
+use export::{Access, Auth, Fault, Notice};
 use nbd::server::{Next, Start, greet};
 use nbd::wire::meta::MetaRequest;
 use nbd::wire::option::{self, InfoRequest};
@@ -155,12 +155,12 @@ impl Play<'_> {
     fn news(&mut self, id: Id) {
         match self.input.byte() % 10 {
             0 => self.world.disconnect(id),
-            1 if self.input.byte() == 7 => self.world.tell(News::Stopping),
+            1 if self.input.byte() == 7 => self.world.notify(Notice::Stopping),
             2 => self.world.conn(id).deaf = true,
             3 | 4 => self.world.listen(id),
             5 => self.world.pass(Duration::from_millis(u64::from(self.input.word()))),
             6 => self.world.conn(id).hold = false,
-            _ => self.world.tell(News::Changed),
+            _ => self.world.notify(Notice::StateChanged),
         }
     }
 
@@ -180,7 +180,7 @@ impl Play<'_> {
             }
         }
         if self.input.bit() {
-            self.world.tell(News::Changed);
+            self.world.notify(Notice::StateChanged);
         }
     }
 
@@ -198,13 +198,13 @@ impl Play<'_> {
         if self.links.len() >= MOST {
             return;
         }
-        let (start, door) = match self.input.byte() % 4 {
-            0 => (Start::Secured { no_zeroes: self.input.bit() }, Door::Keyed),
-            1 => (Start::Greeted, Door::Open),
-            _ => (Start::Greet, Door::Open),
+        let (start, auth) = match self.input.byte() % 4 {
+            0 => (Start::Secured { no_zeroes: self.input.bit() }, Auth::Required),
+            1 => (Start::Greeted, Auth::None),
+            _ => (Start::Greet, Auth::None),
         };
-        let key = (door == Door::Keyed).then_some(7);
-        let id = self.world.open_as(peer(door, key), start);
+        let key = (auth == Auth::Required).then_some(7);
+        let id = self.world.open_as(peer(auth, key), start);
         self.world.conn(id).hold = self.input.bit();
         if start != (Start::Secured { no_zeroes: true }) && self.input.bit() {
             self.world.send(id, &flags());

@@ -5,9 +5,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use export::{Access, Channel, Door, Event, News, Peer, Session, Step};
+use export::{Access, Auth, Channel, Event, Notice, Peer, Session, Step};
 use pair::client::{self, Asking};
-use pair::{Client, Code, Desk, Disk, IDENTITY, Invite, Verdict, Visit};
+use pair::{Client, Code, Disk, IDENTITY, Invite, PairingServer, PairingSession, Verdict};
 
 use crate::input::Input;
 
@@ -17,13 +17,13 @@ const MOST: usize = 3;
 struct Play<'a> {
     input: Input<'a>,
     now: Instant,
-    desk: Arc<Desk>,
+    desk: Arc<PairingServer>,
     links: Vec<Link>,
 }
 
 /// A connection with a host at its other end.
 struct Link {
-    visit: Visit,
+    visit: PairingSession,
     client: Client,
     /// On their way to the target, and to the host.
     up: Vec<u8>,
@@ -50,7 +50,7 @@ pub fn run(data: &[u8]) {
             *byte = seed;
         }
     };
-    let desk = Desk::new("target", now, Box::new(draw));
+    let desk = PairingServer::new("target", now, Box::new(draw));
     let mut play = Play { input, now, desk, links: Vec::new() };
     for _ in 0..60 {
         if play.input.is_over() {
@@ -196,7 +196,7 @@ impl Play<'_> {
             link.granted = granted;
         }
         for link in &mut self.links {
-            link.visit.tell(self.now, &News::Changed);
+            link.visit.notify(self.now, &Notice::StateChanged);
         }
     }
 
@@ -204,8 +204,8 @@ impl Play<'_> {
         let (what, now) = (self.input.byte(), self.now);
         let Some(link) = self.link() else { return };
         match what % 4 {
-            0 => link.visit.tell(now, &News::Disconnected),
-            1 => link.visit.tell(now, &News::Stopping),
+            0 => link.visit.notify(now, &Notice::Disconnected),
+            1 => link.visit.notify(now, &Notice::Stopping),
             2 => link.client.disconnected(),
             _ => drop(self.links.remove(0)),
         }
@@ -242,7 +242,7 @@ impl Link {
                     assert!(!self.closed, "nothing is sent after the end");
                     segment.parts().iter().for_each(|part| self.down.extend_from_slice(part));
                 }
-                Step::Report(Event::Knocked { knock, .. }) => {
+                Step::Report(Event::PairingRequested { knock, .. }) => {
                     assert!(self.honest, "only who has the code is heard");
                     assert_eq!((knock.host.as_str(), self.knock), ("nqn.fuzz", None));
                     self.knock = Some(knock.number);
@@ -251,11 +251,11 @@ impl Link {
                     assert!(!self.closed, "closed once");
                     self.closed = true;
                 }
-                Step::Report(_) | Step::Rouse => {}
+                Step::Report(_) | Step::Notify => {}
                 Step::Submit(_) => panic!("no disk is touched"),
             }
         }
-        assert_eq!(self.visit.hungry(), self.visit.deadline().is_some() && !self.closed);
+        assert_eq!(self.visit.can_receive(), self.visit.deadline().is_some() && !self.closed);
     }
 
     fn host(&mut self) {
@@ -287,5 +287,5 @@ fn peer(binding: [u8; 32]) -> Peer {
     let (identity, cipher) = (IDENTITY.to_owned(), String::new());
     let channel =
         Some(Arc::new(Channel { key: None, certified: false, identity, cipher, binding }));
-    Peer { remote: address, local: address, door: Door::Keyed, channel }
+    Peer { remote: address, local: address, auth: Auth::Required, channel }
 }

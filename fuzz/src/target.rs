@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use export::{Access, Fault, News, Session};
+use export::{Access, Fault, Notice, Session};
 use nvme::command::{AdminCommand, FabricsCommand, IoCommand};
 use nvme::tcp::pdu::kind;
 use nvme::wire::fabrics::{ConnectData, DISCOVERY_NQN, property};
@@ -338,12 +338,12 @@ impl Play<'_> {
             return;
         }
         let now = self.world.now;
-        let Some(landing) = self.world.session(id).landing() else { return };
+        let Some(landing) = self.world.session(id).direct_recv() else { return };
         if self.input.byte() == 1 {
-            self.world.session(id).tell(now, &News::Changed);
+            self.world.session(id).notify(now, &Notice::StateChanged);
         }
         let got = self.input.below(landing.end - landing.start + 1);
-        self.world.session(id).landed(now, landing, got);
+        self.world.session(id).direct_received(now, landing, got);
         self.world.settle();
     }
 }

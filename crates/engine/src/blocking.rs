@@ -7,14 +7,14 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use export::{Admitted, News, Pool, Segment, Session, Step};
+use export::{Admitted, Notice, Pool, Segment, Session, Step};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 
+use crate::inbox::{Inbox, Message};
 use crate::link::Link;
-use crate::mailbox::{Mailbox, Message};
-use crate::stage::{Stage, room};
+use crate::recv_buffer::{RecvBuffer, room};
 use crate::{GRACE, LINGER, Open, RETRY, Shared, UNSENT};
 
 /// Bytes of a connection's stack. Calculations for DH-HMAC-CHAP and for pairing are the deepest that is done on it.
@@ -36,17 +36,17 @@ pub(crate) fn adopt(
     link: Arc<Link>,
     open: Open,
 ) -> io::Result<()> {
-    let mailbox = Mailbox::new()?;
+    let inbox = Inbox::new()?;
     let shared = shared.clone();
     let work = move || {
-        shared.post.join(&mailbox);
-        let _farewell = Farewell { shared: &shared, mailbox: &mailbox };
+        shared.post.join(&inbox);
+        let _farewell = Farewell { shared: &shared, inbox: &inbox };
         // Without memory for it the connection is closed: its peer may try again.
-        let Some(stage) = Stage::with(&link.take()) else { return };
+        let Some(recv_buffer) = RecvBuffer::with(&link.take()) else { return };
         let pool = Pool::within(memory, shared.budget.clone());
-        let account = pool.open_for(link.peer().holder());
+        let account = pool.open_for(link.peer().tenant());
         let session = open(link.peer(), account, Instant::now());
-        Connection::new(&shared, link, session, mailbox.clone(), stage, pool).run();
+        Connection::new(&shared, link, session, inbox.clone(), recv_buffer, pool).run();
     };
     let thread = std::thread::Builder::new().name("connection".to_owned()).stack_size(STACK);
     thread.spawn(work).map(drop)
@@ -55,24 +55,24 @@ pub(crate) fn adopt(
 /// Dropped after the session: an association may have ended with it, and the others are to see that.
 struct Farewell<'a> {
     shared: &'a Shared,
-    mailbox: &'a Arc<Mailbox>,
+    inbox: &'a Arc<Inbox>,
 }
 
 impl Drop for Farewell<'_> {
     fn drop(&mut self) {
-        self.shared.post.leave(self.mailbox);
-        self.shared.post.tell(News::Changed, None);
+        self.shared.post.leave(self.inbox);
+        self.shared.post.notify(Notice::StateChanged, None);
     }
 }
 
 struct Connection<'a> {
     shared: &'a Shared,
     session: Box<dyn Session>,
-    mailbox: Arc<Mailbox>,
+    inbox: Arc<Inbox>,
     pool: Pool,
     /// When memory that was refused is to be asked for again.
     retry: Option<Instant>,
-    stage: Stage,
+    recv_buffer: RecvBuffer,
     queue: VecDeque<Segment>,
     /// Bytes of the first segment that are sent.
     sent: usize,
@@ -92,17 +92,17 @@ impl<'a> Connection<'a> {
         shared: &'a Shared,
         link: Arc<Link>,
         session: Box<dyn Session>,
-        mailbox: Arc<Mailbox>,
-        stage: Stage,
+        inbox: Arc<Inbox>,
+        recv_buffer: RecvBuffer,
         pool: Pool,
     ) -> Self {
         Self {
             shared,
             session,
-            mailbox,
+            inbox,
             pool,
             retry: None,
-            stage,
+            recv_buffer,
             queue: VecDeque::new(),
             sent: 0,
             unsent: 0,
@@ -126,7 +126,7 @@ impl<'a> Connection<'a> {
             }
             self.wait();
         }
-        self.session.tell(Instant::now(), &News::Disconnected);
+        self.session.notify(Instant::now(), &Notice::Disconnected);
         self.drain();
         self.linger();
     }
@@ -134,9 +134,9 @@ impl<'a> Connection<'a> {
     /// Has the session say all that it has to say, and take all that it can take.
     fn settle(&mut self) {
         self.drain();
-        while self.takes_more() && !self.stage.is_empty() {
-            let taken = self.session.receive(Instant::now(), self.stage.waiting());
-            self.stage.consume(taken);
+        while self.takes_more() && !self.recv_buffer.is_empty() {
+            let taken = self.session.receive(Instant::now(), self.recv_buffer.waiting());
+            self.recv_buffer.consume(taken);
             self.drain();
             if taken == 0 {
                 break;
@@ -152,7 +152,7 @@ impl<'a> Connection<'a> {
         while let Some(step) = self.session.poll() {
             match step {
                 Step::Report(event) => (self.shared.sink)(event),
-                Step::Rouse => self.shared.post.tell(News::Changed, None),
+                Step::Notify => self.shared.post.notify(Notice::StateChanged, None),
                 Step::Submit(admitted) => self.carry_out(admitted),
                 Step::Send(segment) => {
                     self.unsent += segment.len();
@@ -167,14 +167,14 @@ impl<'a> Connection<'a> {
         let written = admitted.op().mutates().then(|| admitted.export().clone());
         let (ticket, outcome) = crate::disk::carry_out(admitted);
         if written.is_some_and(|export| export.is_contended()) {
-            self.shared.post.tell(News::Changed, None);
+            self.shared.post.notify(Notice::StateChanged, None);
         }
         self.session.complete(Instant::now(), ticket, outcome);
     }
 
     /// Whether the peer may ask for more: not while it does not read the answers.
     fn takes_more(&self) -> bool {
-        self.closing.is_none() && self.unsent <= UNSENT && self.session.hungry()
+        self.closing.is_none() && self.unsent <= UNSENT && self.session.can_receive()
     }
 
     /// Sends what the socket takes now. Tells whether that was any.
@@ -226,7 +226,7 @@ impl<'a> Connection<'a> {
             timeout = Some(timeout.map_or(IDLE, |timeout| timeout.min(IDLE)));
         }
         let began = Instant::now();
-        let seen = poll(&self.mailbox, &self.link, wanted, timeout);
+        let seen = poll(&self.inbox, &self.link, wanted, timeout);
         if began.elapsed() >= IDLE {
             self.pool.trim();
         }
@@ -234,8 +234,8 @@ impl<'a> Connection<'a> {
             self.receive();
         }
         self.broken |= !reads && seen.intersects(PollFlags::HUP | PollFlags::ERR);
-        if self.mailbox.is_full() {
-            self.read_mail();
+        if self.inbox.is_full() {
+            self.read_inbox();
         }
         // What the peer said meanwhile counts, however late this thread is: a host that spoke in time is not given up.
         self.settle();
@@ -248,15 +248,16 @@ impl<'a> Connection<'a> {
     }
 
     fn receive(&mut self) {
-        let landing = if self.stage.is_empty() { self.session.landing() } else { None };
-        let came = if let Some(mut landing) = landing {
-            let came = rustix::net::recv(&self.link, room(&mut landing), RecvFlags::DONTWAIT);
+        let direct_recv =
+            if self.recv_buffer.is_empty() { self.session.direct_recv() } else { None };
+        let came = if let Some(mut direct_recv) = direct_recv {
+            let came = rustix::net::recv(&self.link, room(&mut direct_recv), RecvFlags::DONTWAIT);
             let got = came.map_or(0, |(got, _)| got);
-            self.session.landed(Instant::now(), landing, got);
+            self.session.direct_received(Instant::now(), direct_recv, got);
             came
         } else {
-            let came = rustix::net::recv(&self.link, self.stage.spare(), RecvFlags::DONTWAIT);
-            self.stage.fill(came.map_or(0, |(got, _)| got));
+            let came = rustix::net::recv(&self.link, self.recv_buffer.spare(), RecvFlags::DONTWAIT);
+            self.recv_buffer.fill(came.map_or(0, |(got, _)| got));
             came
         };
         match came {
@@ -266,11 +267,11 @@ impl<'a> Connection<'a> {
         }
     }
 
-    fn read_mail(&mut self) {
-        self.mailbox.hush();
-        for message in self.mailbox.take() {
+    fn read_inbox(&mut self) {
+        self.inbox.clear_wake();
+        for message in self.inbox.take() {
             match message {
-                Message::News(news) => self.session.tell(Instant::now(), &news),
+                Message::Notice(notice) => self.session.notify(Instant::now(), &notice),
                 Message::Quit => self.broken = true,
                 Message::Adopt(..) | Message::Ran(..) => {}
             }
@@ -293,28 +294,28 @@ impl<'a> Connection<'a> {
         let until = Instant::now() + LINGER;
         while !self.broken && self.ended.is_none() && Instant::now() < until {
             let timeout = Some(until.saturating_duration_since(Instant::now()));
-            poll(&self.mailbox, &self.link, PollFlags::IN, timeout);
-            self.stage.clear();
+            poll(&self.inbox, &self.link, PollFlags::IN, timeout);
+            self.recv_buffer.clear();
             self.receive_nothing();
         }
     }
 
     /// Receives and drops.
     fn receive_nothing(&mut self) {
-        match rustix::net::recv(&self.link, self.stage.spare(), RecvFlags::DONTWAIT) {
+        match rustix::net::recv(&self.link, self.recv_buffer.spare(), RecvFlags::DONTWAIT) {
             Ok((0, _)) => self.ended = Some(Instant::now() + GRACE),
             Err(errno) if errno != Errno::AGAIN && errno != Errno::INTR => self.broken = true,
-            _ if self.mailbox.is_full() => self.read_mail(),
+            _ if self.inbox.is_full() => self.read_inbox(),
             _ => {}
         }
     }
 }
 
-/// Waits for the mailbox, and for what is `wanted` of the link. Returns what the link has.
-fn poll(mailbox: &Mailbox, link: &Link, wanted: PollFlags, timeout: Option<Duration>) -> PollFlags {
+/// Waits for the inbox, and for what is `wanted` of the link. Returns what the link has.
+fn poll(inbox: &Inbox, link: &Link, wanted: PollFlags, timeout: Option<Duration>) -> PollFlags {
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     let mut fds = [
-        PollFd::from_borrowed_fd(mailbox.as_fd(), PollFlags::IN),
+        PollFd::from_borrowed_fd(inbox.as_fd(), PollFlags::IN),
         PollFd::from_borrowed_fd(link.as_fd(), wanted),
     ];
     match rustix::event::poll(&mut fds, timeout.as_ref()) {

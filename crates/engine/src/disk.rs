@@ -10,7 +10,7 @@ use export::{Access, Admitted, Buffer, Export, Extent, Extents, Fault, Op, Outco
 use rustix::fs::{FallocateFlags, FileType, OFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 
-use crate::errand::{Answer, Errand};
+use crate::blocking_op::{Answer, BlockingOp};
 
 /// Interruptions in a row after which a request fails: the disk makes no progress.
 const PATIENCE: u8 = 100;
@@ -32,7 +32,7 @@ enum Phase {
     /// Reading or writing the buffer.
     Transfer,
     /// Something that no single system call does, and a ring never.
-    Errand,
+    BlockingOp,
     /// Dropping the blocks.
     Punch,
     /// Having the disk make zeros.
@@ -66,7 +66,7 @@ impl Job {
             Op::Flush => Phase::Sync,
             _ if admitted.is_empty() => Phase::Over(Ok(())),
             Op::Read | Op::Write { .. } => Phase::Transfer,
-            Op::Extents | Op::Prefetch => Phase::Errand,
+            Op::Extents | Op::Prefetch => Phase::BlockingOp,
             Op::Zero { unmap: false, fast: true, .. } if is_device(admitted.export()) => {
                 Phase::Over(Err(Fault::Unsupported))
             }
@@ -90,22 +90,22 @@ impl Job {
     }
 
     /// What to do instead of a [`Job::call`], if it is such a request; it may take its time.
-    pub(crate) fn errand(&mut self) -> Option<Errand> {
-        if self.phase != Phase::Errand {
+    pub(crate) fn blocking_op(&mut self) -> Option<BlockingOp> {
+        if self.phase != Phase::BlockingOp {
             return None;
         }
         let room = self.admitted.bytes_mut().len() / Extent::LEN;
-        Some(Errand::new(&self.admitted, room))
+        Some(BlockingOp::new(&self.admitted, room))
     }
 
-    /// Takes what came of the [`Job::errand`].
+    /// Takes what came of the [`Job::blocking_op`].
     pub(crate) fn answer(&mut self, answer: Answer) {
         let mut extents = Extents::emit(self.admitted.bytes_mut());
         answer.into_iter().all(|extent| extents.push(extent));
         self.end(Ok(()));
     }
 
-    /// What to do next. To be asked only while there is no [`Job::result`], and for no [`Job::errand`].
+    /// What to do next. To be asked only while there is no [`Job::result`], and for no [`Job::blocking_op`].
     pub(crate) fn call(&mut self) -> Call<'_> {
         let (offset, left) =
             (self.admitted.offset() + self.done, self.admitted.len().saturating_sub(self.done));
@@ -119,7 +119,7 @@ impl Job {
             }
             Phase::Punch => Self::allocate(FallocateFlags::PUNCH_HOLE, offset, left),
             Phase::ZeroRange => Self::allocate(FallocateFlags::ZERO_RANGE, offset, left),
-            Phase::Sync | Phase::Errand | Phase::Over(_) => Call::Sync,
+            Phase::Sync | Phase::BlockingOp | Phase::Over(_) => Call::Sync,
         }
     }
 
@@ -237,8 +237,8 @@ impl Job {
     /// Makes all its calls, waiting for each.
     pub(crate) fn run(&mut self) {
         let export = self.admitted.export().clone();
-        if let Some(errand) = self.errand() {
-            return self.answer(errand.run());
+        if let Some(blocking_op) = self.blocking_op() {
+            return self.answer(blocking_op.run());
         }
         while self.result().is_none() {
             let result = perform(&export, self.call());

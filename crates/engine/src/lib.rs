@@ -11,14 +11,14 @@
 #![deny(unsafe_code)]
 
 mod blocking;
+mod blocking_op;
 mod disk;
-mod door;
-mod errand;
-mod greeting;
+mod inbox;
 mod link;
 mod listen;
-mod mailbox;
-mod stage;
+mod negotiation;
+mod recv_buffer;
+mod security;
 pub mod tls;
 mod uring;
 
@@ -29,15 +29,15 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use export::{Account, Budget, Event, News, Peer, Session};
+use export::{Account, Budget, Event, Notice, Peer, Session};
 
-pub use door::{Greeting, Greetings, Heard, Question, Security, Then};
 pub use listen::bind;
+pub use security::{MakeNegotiator, NegotiationStep, Negotiator, NextStep, Predicate, Security};
 pub use tls::limit::Limits;
 
-use link::{Bounds, Census, Link};
+use inbox::Inboxes;
+use link::{Bounds, ConnectionTable, Link};
 use listen::Acceptor;
-use mailbox::Post;
 
 /// The least and the most connections, however much memory there is for them.
 const CONNECTIONS: (usize, usize) = (64, 1024);
@@ -147,26 +147,26 @@ impl Default for Config {
 /// What all threads share.
 struct Shared {
     sink: Sink,
-    post: Post,
-    census: Arc<Census>,
+    post: Inboxes,
+    table: Arc<ConnectionTable>,
     budget: Arc<Budget>,
 }
 
 /// The running engine. Dropping it cuts all connections.
 pub struct Engine {
     acceptor: Acceptor,
-    crew: Arc<Crew>,
+    driver_threads: Arc<ActiveDriver>,
     shared: Arc<Shared>,
     running: Running,
 }
 
 /// Those who take accepted connections over.
-enum Crew {
-    Uring(uring::Staff),
+enum ActiveDriver {
+    Uring(uring::Workers),
     Blocking { shared: Arc<Shared>, memory: usize },
 }
 
-impl Crew {
+impl ActiveDriver {
     fn start(config: &Config, shared: &Arc<Shared>) -> io::Result<(Self, Running)> {
         let chosen = |driver, why: &str| Running { driver, why: why.to_owned() };
         let memory = (config.memory / MEMORY_SHARE).max(LEAST_MEMORY);
@@ -174,7 +174,7 @@ impl Crew {
         if config.driver == Driver::Blocking {
             return Ok((blocking, chosen(Driver::Blocking, "it was asked for")));
         }
-        match uring::hire(config, shared) {
+        match uring::spawn(config, shared) {
             Ok(staff) if config.driver == Driver::Auto => {
                 Ok((Self::Uring(staff), chosen(Driver::Uring, "the kernel has io_uring")))
             }
@@ -203,7 +203,7 @@ impl Crew {
 fn bounds(bytes: usize, driver: Driver) -> Bounds {
     let stack = if driver == Driver::Blocking { blocking::STACK } else { 0 };
     let (least, most) = CONNECTIONS;
-    let total = (bytes / (stage::STAGE + stack)).clamp(least, most);
+    let total = (bytes / (recv_buffer::RECV_BUFFER + stack)).clamp(least, most);
     Bounds { total, newcomers: NEWCOMERS.min(total / NEWCOMERS_PART) }
 }
 
@@ -213,16 +213,16 @@ impl Engine {
     /// # Errors
     /// No thread or descriptor is to be had, or io_uring was asked for and cannot be used.
     pub fn start(config: Config, sink: Sink) -> io::Result<Self> {
-        let census = Arc::<Census>::default();
-        let (budget, post) = (Budget::new(config.budget), Post::default());
-        let shared = Arc::new(Shared { sink, post, census: census.clone(), budget });
-        let (crew, running) = Crew::start(&config, &shared)?;
-        census.limit(bounds(config.connections, running.driver));
-        let crew = Arc::new(crew);
-        let adopters = crew.clone();
+        let table = Arc::<ConnectionTable>::default();
+        let (budget, post) = (Budget::new(config.budget), Inboxes::default());
+        let shared = Arc::new(Shared { sink, post, table: table.clone(), budget });
+        let (driver_threads, running) = ActiveDriver::start(&config, &shared)?;
+        table.limit(bounds(config.connections, running.driver));
+        let driver_threads = Arc::new(driver_threads);
+        let adopters = driver_threads.clone();
         let adopt = Arc::new(move |link, open| adopters.adopt(link, open));
-        let acceptor = Acceptor::start(census, shared.sink.clone(), adopt, config.limits)?;
-        Ok(Self { acceptor, crew, shared, running })
+        let acceptor = Acceptor::start(table, shared.sink.clone(), adopt, config.limits)?;
+        Ok(Self { acceptor, driver_threads, shared, running })
     }
 
     /// Accepts connections at `listener`, a socket of [`bind`] or any other that listens on TCP or a Unix address, and has
@@ -264,13 +264,13 @@ impl Engine {
     }
 
     /// Tells every session on every thread.
-    pub fn tell(&self, news: News) {
-        self.shared.post.tell(news, None);
+    pub fn notify(&self, notice: Notice) {
+        self.shared.post.notify(notice, None);
     }
 
     /// Connections there are now.
     pub fn connections(&self) -> usize {
-        self.shared.census.total()
+        self.shared.table.total()
     }
 
     /// The driver that runs, and why.
@@ -282,10 +282,10 @@ impl Engine {
     /// close. Those that are left after `patience` are cut. Tells whether there were none.
     pub fn stop(mut self, patience: Duration) -> bool {
         self.acceptor.stop();
-        self.shared.post.tell(News::Stopping, None);
-        let in_time = self.shared.census.wait_until_empty(patience);
+        self.shared.post.notify(Notice::Stopping, None);
+        let in_time = self.shared.table.wait_until_empty(patience);
         self.shared.post.quit();
-        let gone = self.shared.census.wait_until_empty(LAST_WAIT);
+        let gone = self.shared.table.wait_until_empty(LAST_WAIT);
         if gone {
             self.join();
         }
@@ -294,9 +294,9 @@ impl Engine {
 
     /// Waits for the threads, all of whose connections have gone.
     fn join(self) {
-        let crew = self.crew.clone();
+        let driver_threads = self.driver_threads.clone();
         drop(self);
-        if let Some(Crew::Uring(staff)) = Arc::into_inner(crew) {
+        if let Some(ActiveDriver::Uring(staff)) = Arc::into_inner(driver_threads) {
             staff.join();
         }
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use export::{Channel, Holder, Network, Peer};
+use export::{Channel, Network, Peer, Tenant};
 use rustix::net::Shutdown;
 
 /// A connection's socket. The last owner to let go closes it.
@@ -21,7 +21,7 @@ pub(crate) struct Link {
     is_cut: AtomicBool,
     /// Bytes that were received already, for the session.
     came: Mutex<Vec<u8>>,
-    census: Arc<Census>,
+    table: Arc<ConnectionTable>,
 }
 
 impl Link {
@@ -48,8 +48,8 @@ impl Link {
 
     /// Whether its host has room for one more connection, now that is known who it is.
     pub(crate) fn has_room(&self) -> bool {
-        let links = self.census.lock();
-        self.census.has_room(&links, self.peer().holder())
+        let links = self.table.lock();
+        self.table.has_room(&links, self.peer().tenant())
     }
 
     /// Takes note that the session let its peer in: it is no longer among those that may be cut for others.
@@ -94,7 +94,7 @@ impl Drop for Link {
     /// Ends the connection, also where another process has kept its socket.
     fn drop(&mut self) {
         self.shut(Shutdown::Both);
-        self.census.leave();
+        self.table.leave();
     }
 }
 
@@ -109,7 +109,7 @@ pub(crate) struct Bounds {
 
 /// The count of connections.
 #[derive(Debug, Default)]
-pub(crate) struct Census {
+pub(crate) struct ConnectionTable {
     /// None before the drivers run.
     bounds: OnceLock<Bounds>,
     total: AtomicUsize,
@@ -119,13 +119,13 @@ pub(crate) struct Census {
     empty: Condvar,
 }
 
-impl Census {
+impl ConnectionTable {
     /// No connection yet.
     #[cfg(test)]
     pub(crate) fn new(bounds: Bounds) -> Arc<Self> {
-        let census = Arc::<Self>::default();
-        census.limit(bounds);
-        census
+        let table = Arc::<Self>::default();
+        table.limit(bounds);
+        table
     }
 
     /// Sets the limit, once.
@@ -147,7 +147,7 @@ impl Census {
     pub(crate) fn enter(self: &Arc<Self>, socket: OwnedFd, peer: Peer) -> Option<Arc<Link>> {
         let mut links = self.lock();
         links.retain(|link| link.strong_count() > 0);
-        if !self.has_room(&links, peer.holder()) {
+        if !self.has_room(&links, peer.tenant()) {
             return None;
         }
         let (bounds, total) = (self.bounds(), self.total());
@@ -160,21 +160,21 @@ impl Census {
         }
         self.total.fetch_add(1, Ordering::AcqRel);
         let (established, is_cut) = Default::default();
-        let (channel, came, census) = (OnceLock::new(), Mutex::default(), self.clone());
-        let link = Arc::new(Link { socket, peer, channel, established, is_cut, came, census });
+        let (channel, came, table) = (OnceLock::new(), Mutex::default(), self.clone());
+        let link = Arc::new(Link { socket, peer, channel, established, is_cut, came, table });
         links.push(Arc::downgrade(&link));
         Some(link)
     }
 
     /// Whether a host may have one more connection: as many as there are still free. One host alone gets a half, two get a
     /// third each, and there is always room for another.
-    fn has_room(&self, links: &[Weak<Link>], holder: Holder) -> bool {
+    fn has_room(&self, links: &[Weak<Link>], tenant: Tenant) -> bool {
         let established: Vec<_> = links.iter().filter_map(Weak::upgrade).collect();
         let established = established.iter().filter(|link| link.is_established());
         let (mut all, mut own) = (0, 0);
         for link in established {
             all += 1;
-            own += usize::from(link.peer().holder() == holder);
+            own += usize::from(link.peer().tenant() == tenant);
         }
         own == 0 || own < self.bounds().total.saturating_sub(all)
     }
@@ -212,7 +212,7 @@ fn newcomers(links: &[Weak<Link>]) -> impl Iterator<Item = Arc<Link>> {
     links.iter().filter_map(Weak::upgrade).filter(|link| link.is_newcomer())
 }
 
-/// Which newcomer goes for the next: the oldest of the address that has the most, so that who opens many pays for it, and
+/// Which incoming goes for the next: the oldest of the address that has the most, so that who opens many pays for it, and
 /// not who comes from elsewhere.
 fn least(newcomers: &[Arc<Link>]) -> Option<&Arc<Link>> {
     let network = |link: &Arc<Link>| Network::of(link.peer.remote);
@@ -229,21 +229,21 @@ mod test {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
     use super::*;
-    use export::Door;
+    use export::Auth;
 
     const BOUNDS: Bounds = Bounds { total: 3, newcomers: 2 };
 
-    fn enter(census: &Arc<Census>) -> (Option<Arc<Link>>, OwnedFd) {
-        enter_from(census, Ipv4Addr::LOCALHOST)
+    fn enter(table: &Arc<ConnectionTable>) -> (Option<Arc<Link>>, OwnedFd) {
+        enter_from(table, Ipv4Addr::LOCALHOST)
     }
 
-    fn enter_from(census: &Arc<Census>, from: Ipv4Addr) -> (Option<Arc<Link>>, OwnedFd) {
+    fn enter_from(table: &Arc<ConnectionTable>, from: Ipv4Addr) -> (Option<Arc<Link>>, OwnedFd) {
         let nowhere = SocketAddr::from((from, 0));
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .unwrap();
-        let peer = Peer { remote: nowhere, local: nowhere, door: Door::Open, channel: None };
-        (census.enter(ours, peer), theirs)
+        let peer = Peer { remote: nowhere, local: nowhere, auth: Auth::None, channel: None };
+        (table.enter(ours, peer), theirs)
     }
 
     fn is_cut(peer: &OwnedFd) -> bool {
@@ -253,8 +253,8 @@ mod test {
 
     #[test]
     fn a_socket_that_somebody_has_kept_ends_with_its_link() {
-        let census = Census::new(BOUNDS);
-        let (link, peer) = enter(&census);
+        let table = ConnectionTable::new(BOUNDS);
+        let (link, peer) = enter(&table);
         let link = link.unwrap();
         let kept = link.as_fd().try_clone_to_owned().unwrap();
         assert!(!is_cut(&peer));
@@ -265,11 +265,11 @@ mod test {
 
     #[test]
     fn the_oldest_newcomer_is_cut_for_the_next() {
-        let census = Census::new(BOUNDS);
-        let (_a, peer_a) = enter(&census);
-        let (_b, peer_b) = enter(&census);
+        let table = ConnectionTable::new(BOUNDS);
+        let (_a, peer_a) = enter(&table);
+        let (_b, peer_b) = enter(&table);
         assert!(!is_cut(&peer_a));
-        let (_c, _peer_c) = enter(&census);
+        let (_c, _peer_c) = enter(&table);
         assert!(is_cut(&peer_a));
         assert!(!is_cut(&peer_b));
     }
@@ -277,26 +277,26 @@ mod test {
     /// X54: who opens many connections cuts its own.
     #[test]
     fn x54_a_neighbour_is_not_cut_for_a_flood() {
-        let census = Census::new(Bounds { total: 6, newcomers: 4 });
-        let (_a, neighbour) = enter(&census);
+        let table = ConnectionTable::new(Bounds { total: 6, newcomers: 4 });
+        let (_a, neighbour) = enter(&table);
         let flood: Vec<_> =
-            (0..6).map(|_| enter_from(&census, Ipv4Addr::new(10, 0, 0, 1))).collect();
+            (0..6).map(|_| enter_from(&table, Ipv4Addr::new(10, 0, 0, 1))).collect();
         assert!(!is_cut(&neighbour));
         assert_eq!(flood.iter().filter(|(_, peer)| is_cut(peer)).count(), 3);
         // However slowly those that were cut go, there are never more than both bounds together.
-        let more: Vec<_> = (0..10).map(|_| enter(&census).0).collect();
-        assert_eq!((census.total(), more.iter().flatten().count()), (10, 3));
+        let more: Vec<_> = (0..10).map(|_| enter(&table).0).collect();
+        assert_eq!((table.total(), more.iter().flatten().count()), (10, 3));
     }
 
     /// X61: one host's connections, however many and for however long, leave room for others.
     #[test]
     fn x61_a_host_has_at_most_half_of_all_connections() {
-        let census = Census::new(Bounds { total: 16, newcomers: 4 });
+        let table = ConnectionTable::new(Bounds { total: 16, newcomers: 4 });
         let mut held = Vec::new();
         let mut fill = |host| {
             let from = Ipv4Addr::new(10, 0, 0, host);
             let more = std::iter::from_fn(|| {
-                let (link, peer) = enter_from(&census, from);
+                let (link, peer) = enter_from(&table, from);
                 let link = link?;
                 link.establish();
                 Some((link, peer))
@@ -312,13 +312,13 @@ mod test {
 
     #[test]
     fn established_connections_are_never_cut_and_fill_the_house() {
-        let census = Census::new(BOUNDS);
-        let held: Vec<_> = (0..3).map(|_| enter(&census)).collect();
+        let table = ConnectionTable::new(BOUNDS);
+        let held: Vec<_> = (0..3).map(|_| enter(&table)).collect();
         held.iter().for_each(|(link, _)| link.as_ref().unwrap().establish());
-        assert!(enter(&census).0.is_none());
-        assert_eq!(census.total(), 3);
-        assert!(!census.wait_until_empty(Duration::from_millis(1)));
+        assert!(enter(&table).0.is_none());
+        assert_eq!(table.total(), 3);
+        assert!(!table.wait_until_empty(Duration::from_millis(1)));
         drop(held);
-        assert!(census.wait_until_empty(Duration::from_millis(1)));
+        assert!(table.wait_until_empty(Duration::from_millis(1)));
     }
 }

@@ -8,15 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use export::{Door, Peer};
+use export::{Auth, Peer};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
-use crate::door::{CLEAR, CROWD, Entrance, OUTSIDE, Security, Way, refuse};
-use crate::link::{Census, Link};
-use crate::mailbox::{Mailbox, Message};
-use crate::tls::{Lobby, Newcomer, Often};
+use crate::inbox::{Inbox, Message};
+use crate::link::{ConnectionTable, Link};
+use crate::security::{CLEAR, CROWD, Detected, ListenerConfig, OUTSIDE, Security, refuse};
+use crate::tls::{Handshaker, Incoming, ReportLimit};
 use crate::{Limits, Open, Sink};
 
 /// Connections that the kernel holds for us while we accept others.
@@ -48,8 +48,8 @@ pub(crate) type Adopt = Arc<dyn Fn(Arc<Link>, Open) + Send + Sync>;
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     fresh: Arc<Fresh>,
-    census: Arc<Census>,
-    mailbox: Arc<Mailbox>,
+    table: Arc<ConnectionTable>,
+    inbox: Arc<Inbox>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -60,12 +60,12 @@ struct Fresh(Mutex<Arrivals>);
 #[derive(Default)]
 struct Arrivals {
     listeners: Vec<Listener>,
-    newcomers: Vec<Newcomer>,
+    newcomers: Vec<Incoming>,
 }
 
 struct Listener {
     socket: OwnedFd,
-    entrance: Arc<Entrance>,
+    config: Arc<ListenerConfig>,
     /// Whether it is at a loopback address, where only this machine itself may connect.
     is_loopback: bool,
 }
@@ -88,28 +88,28 @@ impl Acceptor {
     /// # Errors
     /// There is no thread or no descriptor to be had.
     pub(crate) fn start(
-        census: Arc<Census>,
+        table: Arc<ConnectionTable>,
         sink: Sink,
         adopt: Adopt,
         limits: Limits,
     ) -> io::Result<Self> {
-        let (fresh, mailbox) = (Arc::new(Fresh::default()), Mailbox::new()?);
+        let (fresh, inbox) = (Arc::new(Fresh::default()), Inbox::new()?);
         let mut loop_of = Loop {
             fresh: fresh.clone(),
-            mailbox: mailbox.clone(),
-            lobby: Lobby::start(limits, sink.clone(), adopt.clone())?,
-            census: census.clone(),
+            inbox: inbox.clone(),
+            handshaker: Handshaker::start(limits, sink.clone(), adopt.clone())?,
+            table: table.clone(),
             sink,
             adopt,
             listeners: Vec::new(),
             silent: Vec::new(),
-            refused: Often::default(),
+            refused: ReportLimit::default(),
         };
         let thread = std::thread::Builder::new()
             .name("accept".to_owned())
             .spawn(move || loop_of.run())
             .map(Some)?;
-        Ok(Self { fresh, census, mailbox, thread })
+        Ok(Self { fresh, table, inbox, thread })
     }
 
     /// Accepts from `socket` from now on. Returns the address with the port that it has; [`Peer::HERE`] for a Unix socket.
@@ -131,9 +131,9 @@ impl Acceptor {
         }
         // One that was made by somebody else may block, and this thread has others to listen to.
         rustix::io::ioctl_fionbio(&socket, true)?;
-        let entrance = Arc::new(Entrance { security, open });
+        let config = Arc::new(ListenerConfig { security, open });
         let is_loopback = bound.ip().to_canonical().is_loopback();
-        self.tell(|fresh| fresh.listeners.push(Listener { socket, entrance, is_loopback }));
+        self.notify(|fresh| fresh.listeners.push(Listener { socket, config, is_loopback }));
         Ok(bound)
     }
 
@@ -142,30 +142,30 @@ impl Acceptor {
     /// # Errors
     /// It is none, or there is no room for it.
     pub(crate) fn adopt(&self, socket: OwnedFd, security: Security, open: Open) -> io::Result<()> {
-        let peer = peer_of(&socket, security.door)?;
+        let peer = peer_of(&socket, security.auth)?;
         if peer.local.ip().to_canonical().is_loopback() && !is_local(&socket, &peer) {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, OUTSIDE));
         }
         // One that was made by somebody else may not block, and then could not be waited for in a ring.
         rustix::io::ioctl_fionbio(&socket, false)?;
         tune(&socket, &peer);
-        let link = self.census.enter(socket, peer).ok_or_else(full)?;
-        let entrance = Arc::new(Entrance { security, open });
-        let newcomer = Newcomer { link, entrance, until: Instant::now() + PATIENCE };
-        self.tell(|fresh| fresh.newcomers.push(newcomer));
+        let link = self.table.enter(socket, peer).ok_or_else(full)?;
+        let config = Arc::new(ListenerConfig { security, open });
+        let incoming = Incoming { link, config, until: Instant::now() + PATIENCE };
+        self.notify(|fresh| fresh.newcomers.push(incoming));
         Ok(())
     }
 
     /// Tells the thread of something new.
-    fn tell(&self, add: impl FnOnce(&mut Arrivals)) {
+    fn notify(&self, add: impl FnOnce(&mut Arrivals)) {
         self.fresh.with(add);
         // Wakes the thread; what it is told is in the list.
-        self.mailbox.put(Message::News(export::News::Changed));
+        self.inbox.put(Message::Notice(export::Notice::StateChanged));
     }
 
     /// Closes the listening sockets and ends the thread.
     pub(crate) fn stop(&mut self) {
-        self.mailbox.put(Message::Quit);
+        self.inbox.put(Message::Quit);
         if let Some(thread) = self.thread.take() {
             // One that panicked has said so.
             drop(thread.join());
@@ -208,16 +208,16 @@ pub fn bind(address: SocketAddr, interface: Option<&str>) -> io::Result<OwnedFd>
 /// What the thread knows.
 struct Loop {
     fresh: Arc<Fresh>,
-    mailbox: Arc<Mailbox>,
-    census: Arc<Census>,
+    inbox: Arc<Inbox>,
+    table: Arc<ConnectionTable>,
     sink: Sink,
     adopt: Adopt,
-    lobby: Lobby,
+    handshaker: Handshaker,
     listeners: Vec<Listener>,
     /// Peers that have said nothing yet, the oldest first.
-    silent: Vec<Newcomer>,
+    silent: Vec<Incoming>,
     /// How often it was reported lately that somebody was refused.
-    refused: Often,
+    refused: ReportLimit,
 }
 
 /// What there is to look at.
@@ -232,7 +232,7 @@ impl Loop {
         let mut paused = false;
         loop {
             let ready = self.wait(paused);
-            if self.mailbox.is_full() && self.read_mail() {
+            if self.inbox.is_full() && self.read_inbox() {
                 return;
             }
             self.hear(&ready.spoke);
@@ -244,9 +244,9 @@ impl Loop {
     /// peers something to say; a paused wait looks at no listener.
     fn wait(&self, paused: bool) -> Ready {
         let heard = if paused { &[] } else { &self.listeners[..] };
-        let mut fds = vec![PollFd::from_borrowed_fd(self.mailbox.as_fd(), PollFlags::IN)];
+        let mut fds = vec![PollFd::from_borrowed_fd(self.inbox.as_fd(), PollFlags::IN)];
         fds.extend(heard.iter().map(|listener| PollFd::new(&listener.socket, PollFlags::IN)));
-        let silent = self.silent.iter().map(|newcomer| newcomer.link.as_fd());
+        let silent = self.silent.iter().map(|incoming| incoming.link.as_fd());
         fds.extend(silent.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         if rustix::event::poll(&mut fds, self.timeout(paused).as_ref()).is_err() {
             return Ready::default();
@@ -261,19 +261,19 @@ impl Loop {
     }
 
     fn timeout(&self, paused: bool) -> Option<Timespec> {
-        let oldest = self.silent.first().map(|newcomer| newcomer.until);
+        let oldest = self.silent.first().map(|incoming| incoming.until);
         let left = oldest.map(|until| until.saturating_duration_since(Instant::now()));
         let pause = paused.then_some(PAUSE);
         left.into_iter().chain(pause).min().and_then(|timeout| Timespec::try_from(timeout).ok())
     }
 
     /// Tells whether to end.
-    fn read_mail(&mut self) -> bool {
-        self.mailbox.hush();
-        let quit = self.mailbox.take().iter().any(|message| matches!(message, Message::Quit));
+    fn read_inbox(&mut self) -> bool {
+        self.inbox.clear_wake();
+        let quit = self.inbox.take().iter().any(|message| matches!(message, Message::Quit));
         let Arrivals { mut listeners, newcomers } = self.fresh.with(std::mem::take);
         self.listeners.append(&mut listeners);
-        newcomers.into_iter().for_each(|newcomer| self.greet(newcomer));
+        newcomers.into_iter().for_each(|incoming| self.greet(incoming));
         quit
     }
 
@@ -284,11 +284,11 @@ impl Loop {
         }
         let now = Instant::now();
         let all = std::mem::take(&mut self.silent);
-        for (newcomer, spoke) in all.into_iter().zip(spoke.iter().chain(std::iter::repeat(&false)))
+        for (incoming, spoke) in all.into_iter().zip(spoke.iter().chain(std::iter::repeat(&false)))
         {
             match spoke {
-                true => self.greet(newcomer),
-                false if newcomer.until > now => self.silent.push(newcomer),
+                true => self.greet(incoming),
+                false if incoming.until > now => self.silent.push(incoming),
                 false => {}
             }
         }
@@ -304,7 +304,7 @@ impl Loop {
             match rustix::net::accept_with(&listener.socket, SocketFlags::CLOEXEC) {
                 Ok(socket) => {
                     let is_loopback = listener.is_loopback;
-                    self.admit(socket, listener.entrance.clone(), is_loopback);
+                    self.admit(socket, listener.config.clone(), is_loopback);
                 }
                 Err(Errno::AGAIN) => break,
                 Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
@@ -318,32 +318,32 @@ impl Loop {
     }
 
     /// Takes a connection in, if there is room and the peer is still there.
-    fn admit(&mut self, socket: OwnedFd, entrance: Arc<Entrance>, is_loopback: bool) {
-        let Ok(peer) = peer_of(&socket, entrance.security.door) else { return };
+    fn admit(&mut self, socket: OwnedFd, config: Arc<ListenerConfig>, is_loopback: bool) {
+        let Ok(peer) = peer_of(&socket, config.security.auth) else { return };
         if is_loopback && !is_local(&socket, &peer) {
-            if self.refused.is_rare(Instant::now()) {
+            if self.refused.allows(Instant::now()) {
                 refuse(&self.sink, peer, OUTSIDE);
             }
             return;
         }
         tune(&socket, &peer);
-        match self.census.enter(socket, peer.clone()) {
-            Some(link) => self.greet(Newcomer { link, entrance, until: Instant::now() + PATIENCE }),
-            None if self.refused.is_rare(Instant::now()) => refuse(&self.sink, peer, CROWD),
+        match self.table.enter(socket, peer.clone()) {
+            Some(link) => self.greet(Incoming { link, config, until: Instant::now() + PATIENCE }),
+            None if self.refused.allows(Instant::now()) => refuse(&self.sink, peer, CROWD),
             None => {}
         }
     }
 
     /// Shows a peer the way that its first byte asks for, or has it wait until it says one.
-    fn greet(&mut self, newcomer: Newcomer) {
-        match newcomer.entrance.way(&newcomer.link) {
-            Way::Unknown => self.silent.push(newcomer),
-            Way::Plain => (self.adopt)(newcomer.link, newcomer.entrance.open.clone()),
-            Way::Greeted | Way::Secured => self.lobby.admit(newcomer),
-            Way::Refused if self.refused.is_rare(Instant::now()) => {
-                refuse(&self.sink, newcomer.link.peer(), CLEAR);
+    fn greet(&mut self, incoming: Incoming) {
+        match incoming.config.detect(&incoming.link) {
+            Detected::Unknown => self.silent.push(incoming),
+            Detected::Plain => (self.adopt)(incoming.link, incoming.config.open.clone()),
+            Detected::Greeted | Detected::Secured => self.handshaker.admit(incoming),
+            Detected::Refused if self.refused.allows(Instant::now()) => {
+                refuse(&self.sink, incoming.link.peer(), CLEAR);
             }
-            Way::Refused | Way::Gone => {}
+            Detected::Refused | Detected::Gone => {}
         }
     }
 }
@@ -395,15 +395,15 @@ fn full() -> io::Error {
     io::Error::new(io::ErrorKind::QuotaExceeded, "there are as many connections as there may be")
 }
 
-fn peer_of(socket: &OwnedFd, door: Door) -> Result<Peer, Errno> {
+fn peer_of(socket: &OwnedFd, auth: Auth) -> Result<Peer, Errno> {
     let kind = Kind::of(socket)?;
     let remote = rustix::net::getpeername(socket)?;
     if kind == Kind::Unix {
-        return Ok(Peer { remote: Peer::HERE, local: Peer::HERE, door, channel: None });
+        return Ok(Peer { remote: Peer::HERE, local: Peer::HERE, auth, channel: None });
     }
     let local = rustix::net::getsockname(socket)?;
     let remote = remote.ok_or(Errno::NOTCONN)?;
-    Ok(Peer { remote: remote.try_into()?, local: local.try_into()?, door, channel: None })
+    Ok(Peer { remote: remote.try_into()?, local: local.try_into()?, auth, channel: None })
 }
 
 /// Has the kernel treat the connection as it is best for disks. Without that it works, if less well.

@@ -2,13 +2,13 @@
 //! named; never with those that the system trusts. It knows no protocol above it, and nothing of where keys are kept.
 
 mod certificates;
+mod handshaker;
 mod hello;
 pub(crate) mod limit;
-mod lobby;
 mod outbox;
 mod record;
 mod records;
-mod seam;
+mod s2n;
 mod stream;
 mod suite;
 mod wrapped;
@@ -22,7 +22,7 @@ use export::{KeyId, Secret};
 pub use certificates::{Certificates, Trust};
 pub use stream::{Stream, connect, connect_certified};
 
-pub(crate) use lobby::{Lobby, Newcomer, Often};
+pub(crate) use handshaker::{Handshaker, Incoming, ReportLimit};
 
 /// The hash that belongs to a key, and so the cipher suites that it is used with (RFC 8446 §4.2.11).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -46,7 +46,7 @@ pub struct Psk {
     pub key: Option<KeyId>,
 }
 
-/// Gives the keys that open a door just now. Called once for each handshake, on the thread for handshakes. Of several with
+/// Gives the keys that open a auth just now. Called once for each handshake, on the thread for handshakes. Of several with
 /// one name the first counts.
 pub type Keys = Arc<dyn Fn() -> Vec<Psk> + Send + Sync>;
 
@@ -65,5 +65,5 @@ impl fmt::Display for Hash {
 /// # Errors
 /// TLS cannot be spoken here.
 pub fn prepare() -> io::Result<()> {
-    seam::prepare()
+    s2n::prepare()
 }

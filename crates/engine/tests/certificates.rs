@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use engine::tls::{self, Certificates, Hash, Psk, Stream, Trust};
 use engine::{Config, Driver, Engine, Open, Security};
-use export::{Door, Event, Peer, Secret};
+use export::{Auth, Event, Peer, Secret};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, date_time_ymd,
@@ -105,7 +105,7 @@ struct House {
     events: Arc<Mutex<Vec<Event>>>,
 }
 
-fn house(door: Door, certificates: Certificates) -> House {
+fn house(auth: Auth, certificates: Certificates) -> House {
     let events = Arc::new(Mutex::new(Vec::new()));
     let heard = events.clone();
     let sink = Arc::new(move |event| heard.lock().unwrap().push(event));
@@ -118,7 +118,7 @@ fn house(door: Door, certificates: Certificates) -> House {
         inner(peer, account, now)
     });
     let security = Security {
-        door,
+        auth,
         certificates: Some(certificates),
         ..Security::keyed(Arc::new(|| vec![key()]))
     };
@@ -176,14 +176,14 @@ fn ask(stream: &mut Stream) -> std::io::Result<()> {
 #[test]
 fn a_client_of_the_authority_is_known_at_both_doors() {
     let authority = Authority::new();
-    for door in [Door::Open, Door::Keyed] {
-        let house = house(door, certificates(&authority.server(), Some(&authority)));
+    for auth in [Auth::None, Auth::Required] {
+        let house = house(auth, certificates(&authority.server(), Some(&authority)));
         let laptop = authority.client("laptop");
         for name in ["localhost", "127.0.0.1"] {
             let peer = house.enter(&trust(&authority, name, Some(&laptop)));
             let channel = peer.channel.unwrap();
             assert_eq!((channel.certified, channel.key), (true, None));
-            assert_eq!((&channel.identity[..], peer.door), ("laptop", door));
+            assert_eq!((&channel.identity[..], peer.auth), ("laptop", auth));
         }
         // Who has a key is known by that.
         let socket = TcpStream::connect(house.address).unwrap();
@@ -201,11 +201,11 @@ fn a_client_without_a_certificate_is_let_in_only_where_nothing_is_needed() {
     let authority = Authority::new();
     let nothing = trust(&authority, "localhost", None);
     for knows in [Some(&authority), None] {
-        let open = house(Door::Open, certificates(&authority.server(), knows));
+        let open = house(Auth::None, certificates(&authority.server(), knows));
         let channel = open.enter(&nothing).channel.unwrap();
         assert_eq!((channel.certified, channel.key, &channel.identity[..]), (false, None, ""));
         open.stop();
-        let keyed = house(Door::Keyed, certificates(&authority.server(), knows));
+        let keyed = house(Auth::Required, certificates(&authority.server(), knows));
         keyed.is_refused(&nothing);
         let refused = "with no key that is known here";
         let events = keyed.events.lock().unwrap();
@@ -214,7 +214,7 @@ fn a_client_without_a_certificate_is_let_in_only_where_nothing_is_needed() {
         keyed.stop();
     }
     // A certificate is of no use where no authority says which are good.
-    let keyed = house(Door::Keyed, certificates(&authority.server(), None));
+    let keyed = house(Auth::Required, certificates(&authority.server(), None));
     keyed.is_refused(&trust(&authority, "localhost", Some(&authority.client("laptop"))));
     keyed.stop();
 }
@@ -227,8 +227,8 @@ fn a_client_of_another_authority_or_another_time_is_refused_at_both_doors() {
     let mut server = named(&["localhost"]);
     server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let wrong = [other.client("laptop"), authority.sign(&late), authority.sign(&server)];
-    for door in [Door::Open, Door::Keyed] {
-        let house = house(door, certificates(&authority.server(), Some(&authority)));
+    for auth in [Auth::None, Auth::Required] {
+        let house = house(auth, certificates(&authority.server(), Some(&authority)));
         for own in &wrong {
             house.is_refused(&trust(&authority, "localhost", Some(own)));
         }
@@ -241,7 +241,7 @@ fn a_client_of_another_authority_or_another_time_is_refused_at_both_doors() {
 fn x20_a_server_of_another_name_authority_or_time_is_refused() {
     let (authority, other) = (Authority::new(), Authority::new());
     let refuses = |server: &Pair, name: &str| {
-        let house = house(Door::Open, certificates(server, None));
+        let house = house(Auth::None, certificates(server, None));
         let error = house.connect(&trust(&authority, name, None)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
         assert!(error.to_string().contains("certificates"), "{error}");
@@ -258,7 +258,7 @@ fn x20_a_server_of_another_name_authority_or_time_is_refused() {
     bare.distinguished_name.push(DnType::CommonName, "127.0.0.1");
     refuses(&authority.sign(&bare), "127.0.0.1");
     // Nor one that knows keys only, nor one that speaks in the clear.
-    let keyed = house(Door::Open, certificates(&other.server(), None));
+    let keyed = house(Auth::None, certificates(&other.server(), None));
     assert!(keyed.connect(&trust(&authority, "localhost", None)).is_err());
     keyed.stop();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -281,7 +281,7 @@ fn rsa_is_spoken() {
     params.distinguished_name.push(DnType::CommonName, "heavy");
     let chain = params.signed_by(&key, &authority.0).unwrap().pem().into_bytes();
     let pair = Pair { chain, key: key.serialize_pem().into_bytes() };
-    let house = house(Door::Keyed, certificates(&pair, Some(&authority)));
+    let house = house(Auth::Required, certificates(&pair, Some(&authority)));
     let channel = house.enter(&trust(&authority, "localhost", Some(&pair))).channel.unwrap();
     // The first of its names.
     assert_eq!(channel.identity, "localhost");
@@ -292,7 +292,7 @@ fn rsa_is_spoken() {
 fn names_may_be_addresses_and_have_a_star() {
     let authority = Authority::new();
     let server = authority.sign(&named(&["::1", "*.example.org", "10.1.2.3"]));
-    let house = house(Door::Open, certificates(&server, None));
+    let house = house(Auth::None, certificates(&server, None));
     for name in ["::1", "0:0::1", "a.example.org", "10.1.2.3"] {
         house.enter(&trust(&authority, name, None));
     }
@@ -374,7 +374,7 @@ fn start(command: &[&str]) -> Option<Program> {
 #[test]
 fn openssl_and_gnutls_are_let_in() {
     let (authority, files) = (Authority::new(), Files::new("clients"));
-    let house = house(Door::Keyed, certificates(&authority.server(), Some(&authority)));
+    let house = house(Auth::Required, certificates(&authority.server(), Some(&authority)));
     let own = authority.client("foreign");
     let (ca, cert) = (files.put("ca", &authority.pem()), files.put("cert", &own.chain));
     let (key, port) = (files.put("key", &own.key), house.address.port().to_string());
@@ -499,7 +499,7 @@ fn openssl_and_gnutls_let_us_in() {
 #[test]
 fn x20_older_versions_are_not_spoken() {
     let (authority, files) = (Authority::new(), Files::new("older"));
-    let house = house(Door::Open, certificates(&authority.server(), Some(&authority)));
+    let house = house(Auth::None, certificates(&authority.server(), Some(&authority)));
     let (ca, at) = (files.put("ca", &authority.pem()), house.address.to_string());
     let old = ["openssl", "s_client", "-tls1_2", "-connect", &at, "-CAfile", &ca];
     if let Some(mut program) = start(&old) {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{Config, Driver};
-use export::{Export, Extent, Fault, News};
+use export::{Export, Extent, Fault, Notice};
 use rustix::net::sockopt::set_socket_linger;
 use toy::{
     BLOCK, Client, FREE, Log, Manner, Served, Way, lend, lend_fd, lend_file, pattern, serve,
@@ -236,7 +236,7 @@ fn a_peer_that_does_not_read_is_not_served_without_end_by(served: Served) {
     let _ = deaf.0.write_all(&batch);
     std::thread::sleep(Duration::from_millis(300));
     let begun = Log::read(&served.log.submitted);
-    // 4 MiB unsent, the socket's buffers, and what one stage of commands asks for before the sum is known.
+    // 4 MiB unsent, the socket's buffers, and what one recv_buffer of commands asks for before the sum is known.
     assert!(begun * (64 << 10) < 64 << 20, "{begun} requests of 64 KiB were begun");
     assert_eq!(Client::connect(served.address).read(0, BLOCK).unwrap().len(), BLOCK);
     // It wakes up and gets all.
@@ -340,8 +340,8 @@ fn news_reach_every_session(way: Way) {
     let mut clients: Vec<_> = (0..50).map(|_| Client::connect(served.address)).collect();
     clients.iter_mut().for_each(|client| assert_eq!(client.ask(b'E', 1), 0));
     assert_eq!(Log::read(&served.log.changed), 0);
-    served.engine.tell(News::Changed);
-    wait_for("the news", || Log::read(&served.log.changed) == 50);
+    served.engine.notify(Notice::StateChanged);
+    wait_for("the notice", || Log::read(&served.log.changed) == 50);
     drop(clients);
     stop(served);
 }
@@ -351,13 +351,13 @@ fn a_roused_session_rouses_all(way: Way) {
     let mut clients: Vec<_> = (0..10).map(|_| Client::connect(served.address)).collect();
     clients.iter_mut().for_each(|client| assert_eq!(client.ask(b'E', 1), 0));
     assert_eq!(clients[3].ask(b'N', 1), 0);
-    wait_for("the news", || Log::read(&served.log.changed) == 10);
-    // Said once: nobody answers news with news.
+    wait_for("the notice", || Log::read(&served.log.changed) == 10);
+    // Said once: nobody answers notice with notice.
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(Log::read(&served.log.changed), 10);
     // The end of a session is told to those that stay.
     clients.pop();
-    wait_for("the other news", || Log::read(&served.log.changed) >= 19);
+    wait_for("the other notice", || Log::read(&served.log.changed) >= 19);
     drop(clients);
     stop(served);
 }
@@ -370,7 +370,7 @@ fn an_exclusive_write_rouses_all_when_it_ends(way: Way) {
     client.say(b'A', 1, 0, BLOCK);
     client.0.write_all(&[9; BLOCK]).unwrap();
     assert_eq!(client.hear().unwrap(), (1, 0, Vec::new()));
-    wait_for("the news", || Log::read(&served.log.changed) >= 2);
+    wait_for("the notice", || Log::read(&served.log.changed) >= 2);
     assert_eq!(other.read(0, BLOCK).unwrap(), [9; BLOCK]);
     stop(served);
 }

@@ -1,5 +1,5 @@
-//! What a door promises at which this end speaks first: what is said in the clear, who goes on in TLS and who without, and
-//! what those can cost who do neither. With the toy protocol behind a toy greeting of four-byte words, over loopback TCP.
+//! What a auth promises at which this end speaks first: what is said in the clear, who goes on in TLS and who without, and
+//! what those can cost who do neither. With the toy protocol behind a toy negotiation of four-byte words, over loopback TCP.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -11,8 +11,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use engine::tls::{self, Hash, Psk, Stream};
-use engine::{Config, Driver, Engine, Greeting, Heard, Limits, Open, Security, Then};
-use export::{Door, Event, KeyId, Secret};
+use engine::{
+    Config, Driver, Engine, Limits, NegotiationStep, Negotiator, NextStep, Open, Security,
+};
+use export::{Auth, Event, KeyId, Secret};
 use toy::{BLOCK, Client, FREE, Log, Manner, lend, opener, pattern, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -21,27 +23,27 @@ const LONG: usize = 8 << 20;
 
 /// The words: `tls.` goes on in TLS, `deny` is answered, `long` at length, `bye.` ends it, `ugly` is refused, `boom` a mistake.
 /// `more` waits for more, and never takes it. All else is the session's.
-fn hear(bytes: &[u8], open: &Open) -> Heard {
-    let said = |say: &[u8], then| Heard { take: 4, say: say.to_vec(), then };
+fn hear(bytes: &[u8], open: &Open) -> NegotiationStep {
+    let said = |say: &[u8], then| NegotiationStep { take: 4, say: say.to_vec(), then };
     match bytes.get(..4) {
-        None => Heard { take: 0, say: Vec::new(), then: Then::Wait },
-        Some(b"tls.") => said(b"yes.", Then::Secure(open.clone())),
-        Some(b"deny") => said(b"no..", Then::Wait),
-        Some(b"long") => said(&vec![b'!'; LONG], Then::Wait),
-        Some(b"bye.") => said(b"bye.", Then::Close),
-        Some(b"ugly") => said(b"", Then::Refuse("with an ugly word")),
+        None => NegotiationStep { take: 0, say: Vec::new(), then: NextStep::Wait },
+        Some(b"tls.") => said(b"yes.", NextStep::Secure(open.clone())),
+        Some(b"deny") => said(b"no..", NextStep::Wait),
+        Some(b"long") => said(&vec![b'!'; LONG], NextStep::Wait),
+        Some(b"bye.") => said(b"bye.", NextStep::Close),
+        Some(b"ugly") => said(b"", NextStep::Refuse("with an ugly word")),
         Some(b"boom") => panic!("as the test wants it"),
-        Some(b"more") => Heard { take: 0, say: Vec::new(), then: Then::Wait },
-        Some(_) => Heard { take: 0, say: Vec::new(), then: Then::Plain },
+        Some(b"more") => NegotiationStep { take: 0, say: Vec::new(), then: NextStep::Wait },
+        Some(_) => NegotiationStep { take: 0, say: Vec::new(), then: NextStep::Plain },
     }
 }
 
-fn greeting(open: Open) -> Greeting {
+fn negotiation(open: Open) -> Negotiator {
     let mut greeted = false;
     Box::new(move |bytes| {
         if !std::mem::replace(&mut greeted, true) {
             assert!(bytes.is_empty());
-            return Heard { take: 0, say: HELLO.to_vec(), then: Then::Wait };
+            return NegotiationStep { take: 0, say: HELLO.to_vec(), then: NextStep::Wait };
         }
         hear(bytes, &open)
     })
@@ -61,7 +63,7 @@ fn key(byte: u8) -> Psk {
     Psk { identity: "host".to_owned(), secret, hash: Hash::Sha256, key: Some(KeyId::new(7)) }
 }
 
-fn house(driver: Driver, limits: Limits, door: Door) -> House {
+fn house(driver: Driver, limits: Limits, auth: Auth) -> House {
     let events = Arc::new(Mutex::new(Vec::new()));
     let heard = events.clone();
     let sink = Arc::new(move |event| heard.lock().unwrap().push(event));
@@ -70,10 +72,10 @@ fn house(driver: Driver, limits: Limits, door: Door) -> House {
     let disk = lend(8 << 20);
     let behind = opener(&secured, &disk, Manner::default());
     let security = Security {
-        door,
+        auth,
         keys: Some(Arc::new(|| vec![key(1)])),
         plain: Arc::new(|| false),
-        greeting: Some(Arc::new(move |_| greeting(behind.clone()))),
+        negotiation: Some(Arc::new(move |_| negotiation(behind.clone()))),
         certificates: None,
     };
     let open = opener(&plain, &disk, Manner::default());
@@ -147,7 +149,7 @@ fn ask(stream: &mut Stream, tag: u32) {
 #[test]
 fn who_speaks_in_the_clear_goes_on_and_no_byte_is_lost() {
     for driver in [Driver::Auto, Driver::Blocking] {
-        let house = house(driver, FREE, Door::Open);
+        let house = house(driver, FREE, Auth::None);
         // Alone; after other words; with all that follows in one piece; byte by byte.
         let mut client = house.enter();
         assert_eq!(client.ask(b'E', 1), 0);
@@ -175,8 +177,8 @@ fn who_speaks_in_the_clear_goes_on_and_no_byte_is_lost() {
 #[test]
 fn who_asks_for_tls_gets_the_session_for_it() {
     for driver in [Driver::Auto, Driver::Blocking] {
-        for door in [Door::Open, Door::Keyed] {
-            let house = house(driver, FREE, door);
+        for auth in [Auth::None, Auth::Required] {
+            let house = house(driver, FREE, auth);
             let mut stream = house.secure().unwrap();
             assert_eq!(stream.channel().identity, "host");
             ask(&mut stream, 3);
@@ -187,10 +189,10 @@ fn who_asks_for_tls_gets_the_session_for_it() {
     }
 }
 
-/// X02, the clear part of it: where a key is needed nothing is let in without, whatever the greeting says.
+/// X02, the clear part of it: where a key is needed nothing is let in without, whatever the negotiation says.
 #[test]
 fn x02_the_clear_leads_nowhere_where_a_key_is_needed() {
-    let house = house(Driver::Auto, FREE, Door::Keyed);
+    let house = house(Driver::Auto, FREE, Auth::Required);
     let mut client = house.enter();
     client.0.write_all(b"deny").unwrap();
     assert_eq!(hears(&mut client, 4), b"no..");
@@ -205,15 +207,15 @@ fn x02_the_clear_leads_nowhere_where_a_key_is_needed() {
 /// not the session's behind it.
 #[test]
 fn x04_bytes_behind_the_request_for_tls_end_it() {
-    for door in [Door::Open, Door::Keyed] {
-        let house = house(Driver::Auto, FREE, door);
+    for auth in [Auth::None, Auth::Required] {
+        let house = house(Driver::Auto, FREE, auth);
         let junk: [&[u8]; 4] = [b"x", b"deny", &[22, 3, 1, 0, 9], &Client::command(b'E', 1, 0, 0)];
         for junk in junk {
             let mut client = house.enter();
             client.0.write_all(&[b"tls.", junk].concat()).unwrap();
             assert_eq!(rest(&mut client), b"");
         }
-        // With all that was said at once, before the greeting was heard.
+        // With all that was said at once, before the negotiation was heard.
         let mut client = house.raw();
         client.0.write_all(b"denytls.tls.").unwrap();
         let _ = rest(&mut client);
@@ -228,7 +230,7 @@ fn x04_bytes_behind_the_request_for_tls_end_it() {
 /// X03: who was told to speak TLS and goes on in the clear gets nowhere.
 #[test]
 fn x03_going_on_in_the_clear_after_asking_for_tls_ends_it() {
-    let house = house(Driver::Auto, FREE, Door::Open);
+    let house = house(Driver::Auto, FREE, Auth::None);
     let words: [&[u8]; 3] = [&Client::command(b'E', 1, 0, 0), b"tls.tls.", &[0; 300]];
     for words in words {
         let mut client = house.enter();
@@ -250,7 +252,7 @@ fn x03_going_on_in_the_clear_after_asking_for_tls_ends_it() {
 
 #[test]
 fn an_end_is_an_end_and_a_refusal_is_reported() {
-    let house = house(Driver::Auto, FREE, Door::Open);
+    let house = house(Driver::Auto, FREE, Auth::None);
     let mut client = house.enter();
     client.0.write_all(b"bye.").unwrap();
     assert_eq!(rest(&mut client), b"bye.");
@@ -273,7 +275,7 @@ fn an_end_is_an_end_and_a_refusal_is_reported() {
 
 #[test]
 fn a_greeting_that_panics_harms_no_other() {
-    let house = house(Driver::Auto, FREE, Door::Open);
+    let house = house(Driver::Auto, FREE, Auth::None);
     let mut other = house.enter();
     let mut client = house.enter();
     client.0.write_all(b"boom").unwrap();
@@ -286,7 +288,7 @@ fn a_greeting_that_panics_harms_no_other() {
 
 #[test]
 fn who_does_not_read_what_is_said_keeps_nobody_out() {
-    let house = house(Driver::Auto, FREE, Door::Open);
+    let house = house(Driver::Auto, FREE, Auth::None);
     let mut deaf: Vec<_> = (0..5).map(|_| house.enter()).collect();
     deaf.iter_mut().for_each(|client| client.0.write_all(b"long").unwrap());
     ask(&mut house.secure().unwrap(), 1);
@@ -297,11 +299,11 @@ fn who_does_not_read_what_is_said_keeps_nobody_out() {
     house.stop();
 }
 
-/// Handshakes are few from one address, and greetings are none.
+/// Handshakes are few from one address, and negotiators are none.
 #[test]
 fn greetings_cost_no_handshake() {
     let limits = Limits { at_once: 2, each_second: 0, burst: 2 };
-    let house = house(Driver::Auto, limits, Door::Keyed);
+    let house = house(Driver::Auto, limits, Auth::Required);
     let mut silent: Vec<_> = (0..50).map(|_| house.enter()).collect();
     ask(&mut house.secure().unwrap(), 1);
     // Nor do handshakes push out those who are greeted.
@@ -315,7 +317,7 @@ fn greetings_cost_no_handshake() {
 /// R36, for those who are greeted: they are dropped in time, half a word or none, and keep nobody out meanwhile.
 #[test]
 fn r36_slow_words_are_given_up_and_keep_nobody_out() {
-    let house = house(Driver::Auto, Limits::default(), Door::Keyed);
+    let house = house(Driver::Auto, Limits::default(), Auth::Required);
     let began = Instant::now();
     let mut slow: Vec<_> = (0..200).map(|_| house.raw()).collect();
     for (at, client) in slow.iter_mut().enumerate() {

@@ -1,4 +1,4 @@
-//! What TLS promises at a door: who is let in, what those who are not learn, and what they can cost. With both drivers where
+//! What TLS promises at a auth: who is let in, what those who are not learn, and what they can cost. With both drivers where
 //! they have a part in it; over loopback TCP, with the toy protocol.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 
 use engine::tls::{self, Hash, Psk, Stream};
 use engine::{Config, Driver, Engine, Limits, Security};
-use export::{Channel, Door, Event, KeyId, Peer, Secret};
+use export::{Auth, Channel, Event, KeyId, Peer, Secret};
 use toy::{BLOCK, Client, FREE, Log, Manner, at_best, lend, opener, pattern, tunnel, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// An engine that serves the toy protocol at one door.
+/// An engine that serves the toy protocol at one auth.
 struct House {
     engine: Engine,
     address: SocketAddr,
@@ -129,7 +129,7 @@ fn both_ends_know_the_same_of_their_channel() {
             let Channel { identity, binding, .. } = stream.channel();
             let theirs = peer.channel.as_ref().unwrap();
             assert!(theirs.cipher.contains(cipher), "{}", theirs.cipher);
-            assert_eq!((peer.door, theirs.key), (Door::Keyed, key.key));
+            assert_eq!((peer.auth, theirs.key), (Auth::Required, key.key));
             assert_eq!((&theirs.identity, &theirs.binding), (identity, binding));
             assert_eq!(*identity, key.identity);
             assert_eq!(peer.remote, stream.socket().local_addr().unwrap());

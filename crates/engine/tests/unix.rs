@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use engine::{Config, Driver, Engine, Open, Security, tls};
-use export::{Door, Peer};
+use export::{Auth, Peer};
 use toy::{BLOCK, Client, FREE, Log, Manner, lend, opener, pattern, tunnel, wait_for};
 
 const DRIVERS: [Driver; 2] = [Driver::Auto, Driver::Blocking];
@@ -76,7 +76,7 @@ fn a_unix_socket_is_served_like_any_other() {
         let mut clients: Vec<_> =
             (0..10).map(|_| client(UnixStream::connect(&path).unwrap())).collect();
         clients.iter_mut().for_each(works);
-        let here = Peer { remote: Peer::HERE, local: Peer::HERE, door: Door::Open, channel: None };
+        let here = Peer { remote: Peer::HERE, local: Peer::HERE, auth: Auth::None, channel: None };
         assert_eq!(house.peers.lock().unwrap()[..], vec![here; 10]);
         drop(clients);
         wait_for("the clients to go", || house.engine.connections() == 0);

@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::Holder;
+use crate::Tenant;
 
 /// What payload memory is for, by what it waits for before it comes back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,7 @@ const EIGHTHS: [(Purpose, usize); 4] =
 /// The memory for payloads that all threads have together.
 pub struct Budget {
     parts: [Part; 4],
-    shares: Mutex<HashMap<Holder, Weak<Share>>>,
+    shares: Mutex<HashMap<Tenant, Weak<Share>>>,
     /// Bytes that are allocated, in use or kept for the next request.
     allocated: AtomicUsize,
     limit: usize,
@@ -68,15 +68,15 @@ impl Budget {
     }
 
     /// The share of a host.
-    pub fn share(self: &Arc<Self>, holder: Holder) -> Arc<Share> {
+    pub fn share(self: &Arc<Self>, tenant: Tenant) -> Arc<Share> {
         let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(share) = shares.get(&holder).and_then(Weak::upgrade) {
+        if let Some(share) = shares.get(&tenant).and_then(Weak::upgrade) {
             return share;
         }
         // Of hosts that are gone.
         shares.retain(|_, share| share.strong_count() > 0);
         let share = Arc::new(Share { budget: self.clone(), used: Default::default() });
-        shares.insert(holder, Arc::downgrade(&share));
+        shares.insert(tenant, Arc::downgrade(&share));
         share
     }
 
@@ -158,12 +158,12 @@ mod test {
     #[test]
     fn x61_a_host_that_gives_nothing_back_leaves_room_for_others() {
         let budget = Budget::new(256 << 20);
-        let greedy = budget.share(Holder::Host(KeyId::new(1)));
+        let greedy = budget.share(Tenant::Host(KeyId::new(1)));
         let part = 96 << 20;
         assert_eq!(fill(&greedy, Purpose::Transfer, true), part / 2);
         let mut left = part / 2;
         for host in 2..6 {
-            let other = budget.share(Holder::Host(KeyId::new(host)));
+            let other = budget.share(Tenant::Host(KeyId::new(host)));
             let held = fill(&other, Purpose::Transfer, true);
             assert!(held >= left / 2 - (1 << 20), "{host}: {held}");
             left -= held;
@@ -175,7 +175,7 @@ mod test {
     #[test]
     fn accounts_with_memory_leave_room_for_those_without() {
         let budget = Budget::new(256 << 20);
-        let share = budget.share(Holder::Host(KeyId::new(1)));
+        let share = budget.share(Tenant::Host(KeyId::new(1)));
         let held = fill(&share, Purpose::Stream, false);
         assert!(held <= (64 << 20) / 3 && share.take(Purpose::Stream, 1 << 20, true));
         share.give_back(Purpose::Stream, held + (1 << 20));
@@ -185,8 +185,8 @@ mod test {
     #[test]
     fn refused_take_keeps_nobody_from_memory() {
         let budget = Budget::new(0);
-        let greedy = budget.share(Holder::Host(KeyId::new(1)));
-        let modest = budget.share(Holder::Host(KeyId::new(2)));
+        let greedy = budget.share(Tenant::Host(KeyId::new(1)));
+        let modest = budget.share(Tenant::Host(KeyId::new(2)));
         std::thread::scope(|scope| {
             let refused = || (0..100_000).all(|_| !greedy.take(Purpose::Stream, 1 << 30, true));
             let refused = scope.spawn(refused);
@@ -201,11 +201,11 @@ mod test {
     #[test]
     fn a_share_is_one_for_all_connections_of_a_host() {
         let budget = Budget::new(0);
-        let one = budget.share(Holder::Host(KeyId::new(1)));
-        assert!(Arc::ptr_eq(&one, &budget.share(Holder::Host(KeyId::new(1)))));
-        assert!(!Arc::ptr_eq(&one, &budget.share(Holder::Host(KeyId::new(2)))));
+        let one = budget.share(Tenant::Host(KeyId::new(1)));
+        assert!(Arc::ptr_eq(&one, &budget.share(Tenant::Host(KeyId::new(1)))));
+        assert!(!Arc::ptr_eq(&one, &budget.share(Tenant::Host(KeyId::new(2)))));
         drop(one);
-        budget.share(Holder::Host(KeyId::new(3)));
+        budget.share(Tenant::Host(KeyId::new(3)));
         let shares = budget.shares.lock().unwrap();
         assert_eq!(shares.len(), 1, "those of hosts that are gone are forgotten");
     }

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::budget::{Budget, Purpose, Share};
-use crate::{Holder, Network};
+use crate::{Network, Tenant};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// The alignment of every buffer, and the smallest one, in bytes.
@@ -63,12 +63,12 @@ impl Pool {
     /// Opens an account for one connection, of nobody in particular. It may hold an equal share of the pool, and one buffer
     /// of any size, as far as the budget has it.
     pub fn open(&self) -> Account {
-        self.open_for(Holder::Network(Network::of((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).into())))
+        self.open_for(Tenant::Network(Network::of((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).into())))
     }
 
     /// The same, for a connection of that host.
-    pub fn open_for(&self, holder: Holder) -> Account {
-        Account::open(&self.0, self.0.budget.share(holder), Purpose::Transfer)
+    pub fn open_for(&self, tenant: Tenant) -> Account {
+        Account::open(&self.0, self.0.budget.share(tenant), Purpose::Transfer)
     }
 
     /// Whether memory was refused, since this was asked last, that only connections elsewhere can give back: then sessions

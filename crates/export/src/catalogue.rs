@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, Weak};
 
-use crate::{Access, Caller, Door, Export, Grant, Host, Policy, Refusal};
+use crate::{Access, Auth, Caller, Export, Grant, Host, Policy, Refusal};
 
 /// The exports that are lent just now. Shared by all sessions.
 #[derive(Debug, Default)]
@@ -65,7 +65,7 @@ impl Catalogue {
     }
 
     /// Lets in whom `policy` names from now on, and nobody else where keys are needed.
-    pub fn follow(&self, policy: Policy) {
+    pub fn set_policy(&self, policy: Policy) {
         *self.policy.write().unwrap_or_else(|poison| poison.into_inner()) = Arc::new(policy);
         self.generation.fetch_add(1, Ordering::Release);
     }
@@ -78,7 +78,7 @@ impl Catalogue {
     /// Policy, first question: what may this peer see? In the order in which they were lent.
     pub fn visible(&self, caller: &Caller<'_>) -> Vec<Arc<Export>> {
         let lent = self.lent.read().unwrap_or_else(|poison| poison.into_inner()).clone();
-        match self.standing(caller) {
+        match self.authenticate(caller) {
             Ok(None) => lent,
             Ok(Some(host)) => {
                 lent.into_iter().filter(|export| host.access(export).is_some()).collect()
@@ -92,7 +92,7 @@ impl Catalogue {
     /// # Errors
     /// The reason why it gets nothing. What it has not shown comes before what there is.
     pub fn grant(&self, caller: &Caller<'_>, nqn: &str) -> Result<Grant, Refusal> {
-        let host = self.standing(caller)?;
+        let host = self.authenticate(caller)?;
         let export = self.find(nqn).ok_or(Refusal::Unknown)?;
         let Some(host) = host else { return Ok(Grant::new(export)) };
         let access = host.access(&export).ok_or(Refusal::NotAllowed)?;
@@ -105,7 +105,7 @@ impl Catalogue {
     /// # Errors
     /// As [`Catalogue::grant`].
     pub fn grant_short(&self, caller: &Caller<'_>, short: &str) -> Result<Grant, Refusal> {
-        self.standing(caller)?;
+        self.authenticate(caller)?;
         let visible = self.visible(caller);
         let export = match (short, visible.as_slice()) {
             ("", [only]) => Some(only),
@@ -121,8 +121,8 @@ impl Catalogue {
     ///
     /// # Errors
     /// It has not shown them, or there is no such host.
-    pub fn standing(&self, caller: &Caller<'_>) -> Result<Option<Arc<Host>>, Refusal> {
-        if caller.peer.door == Door::Open {
+    pub fn authenticate(&self, caller: &Caller<'_>) -> Result<Option<Arc<Host>>, Refusal> {
+        if caller.peer.auth == Auth::None {
             return Ok(None);
         }
         let policy = self.policy();
@@ -167,11 +167,11 @@ mod test {
         let catalogue = Catalogue::default();
         catalogue.lend(export("a"));
         catalogue.lend(export("b"));
-        catalogue.follow(Policy { hosts: vec![Arc::new(host)] });
+        catalogue.set_policy(Policy { hosts: vec![Arc::new(host)] });
         catalogue
     }
 
-    fn peer(door: Door, key: Option<u64>) -> Peer {
+    fn peer(auth: Auth, key: Option<u64>) -> Peer {
         let address = "10.0.0.1:1".parse().unwrap();
         let channel = key.map(|key| {
             Arc::new(Channel {
@@ -182,7 +182,7 @@ mod test {
                 binding: [0; 32],
             })
         });
-        Peer { remote: address, local: address, door, channel }
+        Peer { remote: address, local: address, auth, channel }
     }
 
     fn ask(catalogue: &Catalogue, peer: &Peer, proven: Option<u64>) -> Result<Access, Refusal> {
@@ -248,8 +248,8 @@ mod test {
     #[test]
     fn an_open_door_asks_nothing_and_a_keyed_one_lets_no_stranger_in() {
         let catalogue = catalogue(host(true, false, ALL));
-        assert_eq!(ask(&catalogue, &peer(Door::Open, None), None), Ok(Access::Writable));
-        let keyed = peer(Door::Keyed, Some(7));
+        assert_eq!(ask(&catalogue, &peer(Auth::None, None), None), Ok(Access::Writable));
+        let keyed = peer(Auth::Required, Some(7));
         let stranger = Caller { peer: &keyed, host: "other", proven: Some(KeyId::new(7)) };
         assert_eq!(catalogue.grant(&stranger, "a").unwrap_err(), Refusal::NotAllowed);
         assert!(catalogue.visible(&stranger).is_empty());
@@ -274,7 +274,7 @@ mod test {
             (false, false, None, None, Err(Refusal::NotAllowed)),
         ] {
             let catalogue = catalogue(host(tls, chap, ALL));
-            let found = ask(&catalogue, &peer(Door::Keyed, channel), proven);
+            let found = ask(&catalogue, &peer(Auth::Required, channel), proven);
             assert_eq!(found, expected, "{tls} {chap} {channel:?} {proven:?}");
         }
     }
@@ -290,7 +290,8 @@ mod test {
                 cipher: String::new(),
                 binding: [0; 32],
             };
-            let peer = Peer { channel: Some(Arc::new(channel.clone())), ..peer(Door::Keyed, None) };
+            let peer =
+                Peer { channel: Some(Arc::new(channel.clone())), ..peer(Auth::Required, None) };
             let known = catalogue.policy().host_of(&channel).map(|host| host.nqn.clone());
             let found = ask(&catalogue, &peer, None);
             // By whatever name it calls itself there.
@@ -316,7 +317,7 @@ mod test {
     fn a_host_sees_and_has_what_the_rules_give_and_the_most_of_them_counts() {
         let rules = [(Some("a"), Access::ReadOnly), (Some("a"), Access::Writable)];
         let catalogue = catalogue(host(true, false, &rules));
-        let peer = peer(Door::Keyed, Some(7));
+        let peer = peer(Auth::Required, Some(7));
         assert_eq!(ask(&catalogue, &peer, None), Ok(Access::Writable));
         let caller = Caller { peer: &peer, host: "host", proven: None };
         assert_eq!(catalogue.grant(&caller, "b").unwrap_err(), Refusal::NotAllowed);

@@ -45,11 +45,11 @@ pub enum Event {
         why: &'static str,
     },
     /// Somebody who knows the code wants to be let in from now on.
-    Knocked {
+    PairingRequested {
         /// From where.
         peer: Peer,
         /// Who, and what for.
-        knock: Arc<Knock>,
+        knock: Arc<PairingRequest>,
     },
     /// A peer broke a rule of the protocol and was cut off.
     Violation {
@@ -75,7 +75,7 @@ pub enum Event {
 
 /// Somebody who has proven to know the code on the screen, and waits for an answer.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Knock {
+pub struct PairingRequest {
     /// Names it, for the answer.
     pub number: u64,
     /// The name that the host will give itself: its host NQN, as received.

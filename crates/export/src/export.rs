@@ -277,7 +277,7 @@ impl AsFd for Export {
 
 /// The right to write an export alone, for a read and a write that must be one step (fused Compare and Write).
 ///
-/// From [`Exclusive::claim`] on no other write begins; the holder waits until those under way have ended. Dropping it
+/// From [`Exclusive::claim`] on no other write begins; the tenant waits until those under way have ended. Dropping it
 /// lets the others in, and the session that drops it must then rouse them.
 #[derive(Debug)]
 pub struct Exclusive(Arc<Export>);

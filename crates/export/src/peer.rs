@@ -8,11 +8,11 @@ use crate::KeyId;
 
 /// What a peer must show at the address that it came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Door {
+pub enum Auth {
     /// Nothing: whoever comes may have what is lent.
-    Open,
+    None,
     /// A key that the owner gave it.
-    Keyed,
+    Required,
 }
 
 /// The two ends of a connection, and what protects it.
@@ -24,7 +24,7 @@ pub struct Peer {
     /// The address of ours that it connected to.
     pub local: SocketAddr,
     /// What it must show there.
-    pub door: Door,
+    pub auth: Auth,
     /// The secured channel that it speaks in; none if in the clear.
     pub channel: Option<Arc<Channel>>,
 }
@@ -52,7 +52,7 @@ impl Network {
 /// The host for which a peer's share of this machine's resources is counted: the one whose key it has shown, else whatever
 /// is at its address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Holder {
+pub enum Tenant {
     /// The host with that key.
     Host(KeyId),
     /// Without a key.
@@ -60,10 +60,10 @@ pub enum Holder {
 }
 
 impl Peer {
-    /// The holder that its share of memory and connections is charged to.
-    pub fn holder(&self) -> Holder {
+    /// The tenant that its share of memory and connections is charged to.
+    pub fn tenant(&self) -> Tenant {
         let key = self.channel.as_ref().and_then(|channel| channel.key);
-        key.map_or_else(|| Holder::Network(Network::of(self.remote)), Holder::Host)
+        key.map_or_else(|| Tenant::Network(Network::of(self.remote)), Tenant::Host)
     }
 
     /// The address of a peer on this machine that came by no network.

@@ -152,7 +152,7 @@ impl Grant {
         self.check_and_enter(request, None)
     }
 
-    /// The same gate for the holder of the [`Exclusive`] right to write this export.
+    /// The same gate for the tenant of the [`Exclusive`] right to write this export.
     ///
     /// # Errors
     /// As [`Grant::admit`].

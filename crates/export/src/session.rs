@@ -12,14 +12,14 @@ use crate::{Admitted, Buffer, Event, Outcome, Segment, Ticket};
 /// One connection's protocol: bytes and ended requests in, [`Step`]s out.
 pub trait Session {
     /// Bytes came. Takes as many as it can now and tells how many that is; the rest is offered again, with what came
-    /// after it, once the session is [hungry](Session::hungry). It may leave a piece that is not yet a whole header.
+    /// after it, once the session is [hungry](Session::can_receive). It may leave a piece that is not yet a whole header.
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> usize;
 
     /// A disk request ended. Called exactly once for each [`Step::Submit`], even after the connection has gone.
     fn complete(&mut self, now: Instant, ticket: Ticket, outcome: Outcome);
 
     /// Something happened outside this connection.
-    fn tell(&mut self, now: Instant, news: &News);
+    fn notify(&mut self, now: Instant, news: &Notice);
 
     /// The [deadline](Session::deadline) passed.
     fn tick(&mut self, now: Instant);
@@ -31,24 +31,24 @@ pub trait Session {
     fn deadline(&self) -> Option<Instant>;
 
     /// Whether it would take more bytes now. While it would not, the driver does not read the socket.
-    fn hungry(&self) -> bool;
+    fn can_receive(&self) -> bool;
 
     /// Whether the peer has said who it is and been let in. Connections that have not are few and short-lived.
     fn is_established(&self) -> bool;
 
     /// Memory that the next bytes of the connection belong in, if they are payload: the driver may receive into it and
-    /// gives it back by [`Session::landed`]. While it is out, [`Session::receive`] is not called.
-    fn landing(&mut self) -> Option<Landing> {
+    /// gives it back by [`Session::direct_received`]. While it is out, [`Session::receive`] is not called.
+    fn direct_recv(&mut self) -> Option<DirectRecv> {
         None
     }
 
     /// The memory comes back, with `got` bytes received into it.
-    fn landed(&mut self, _now: Instant, _landing: Landing, _got: usize) {}
+    fn direct_received(&mut self, _now: Instant, _landing: DirectRecv, _got: usize) {}
 }
 
 /// Part of a buffer that payload is to be received into.
 #[derive(Debug)]
-pub struct Landing {
+pub struct DirectRecv {
     /// The whole buffer.
     pub buffer: Buffer,
     /// Where the next byte belongs.
@@ -68,18 +68,18 @@ pub enum Step {
     Submit(Admitted),
     /// Say this.
     Report(Event),
-    /// Something that this session shares with others has changed: tell every session [`News::Changed`].
-    Rouse,
-    /// Send what is still to be sent, then close the connection. No step but [`Step::Report`] and [`Step::Rouse`]
+    /// Something that this session shares with others has changed: tell every session [`Notice::StateChanged`].
+    Notify,
+    /// Send what is still to be sent, then close the connection. No step but [`Step::Report`] and [`Step::Notify`]
     /// follows.
     Close(Reason),
 }
 
 /// Something that happened outside a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum News {
-    /// Something shared has changed: what is lent, its size, or something that another session said by [`Step::Rouse`].
-    Changed,
+pub enum Notice {
+    /// Something shared has changed: what is lent, its size, or something that another session said by [`Step::Notify`].
+    StateChanged,
     /// The program is about to stop: say goodbye and close.
     Stopping,
     /// The connection is gone. Nothing can be sent any more; requests under way still end.

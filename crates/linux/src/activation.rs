@@ -6,7 +6,7 @@
 use std::env;
 use std::os::fd::{OwnedFd, RawFd};
 
-use crate::ioctl;
+use crate::syscall;
 
 /// The first of the descriptors.
 const FIRST: RawFd = 3;
@@ -47,7 +47,7 @@ pub struct Missing {
 pub fn take() -> Result<Vec<Handed>, Missing> {
     let variable = |name: &str| env::var(name).ok();
     let names = announced(&variable, std::process::id());
-    let sockets = ioctl::take_handed(FIRST, names.len());
+    let sockets = syscall::take_handed(FIRST, names.len());
     let (announced, there) = (names.len(), sockets.len());
     if there < announced {
         return Err(Missing { announced, there });

@@ -10,11 +10,11 @@ pub use error::OpenError;
 
 use crate::block::{self, DeviceNumber, Disk};
 use crate::in_use::{Probe, judge_image, number};
-use crate::ioctl;
 use crate::medium::ReadAt;
 use crate::partition;
 use crate::range_lock::{self, Holder, LockError};
 use crate::signature::{self, Contents};
+use crate::syscall;
 use crate::tree::Tree;
 use rustix::fs::{AtFlags, FallocateFlags, FlockOperation, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
@@ -128,13 +128,13 @@ fn open_block(
     let whole = lock_whole(tree, known.as_ref(), access, tolerant)?;
     check_parts(tree, known.as_ref(), access, tolerant)?;
     let fail = |error: Errno| OpenError::of(&path, error.into());
-    let bytes = ioctl::size(&file).map_err(fail)?;
+    let bytes = syscall::size(&file).map_err(fail)?;
     let logical_block = rustix::fs::ioctl_blksszget(&file).map_err(fail)?;
     if bytes == 0 {
         return Err(nothing(&path, known.as_ref()));
     }
     let physical_block = rustix::fs::ioctl_blkpbszget(&file).unwrap_or(logical_block);
-    let read_only = ioctl::is_read_only(&file).map_err(fail)?;
+    let read_only = syscall::is_read_only(&file).map_err(fail)?;
     // Some kernels open a read-only disk for writing, and fail the writes.
     if read_only && access == OpenFor::Writing {
         return Err(OpenError::ReadOnly { path });
@@ -187,7 +187,7 @@ fn open_file(path: &Path, access: OpenFor, flags: OFlags) -> io::Result<File> {
 
 fn is_read_only(path: &Path) -> bool {
     let file = open_file(path, OpenFor::Reading, OFlags::empty());
-    file.is_ok_and(|file| ioctl::is_read_only(&file) == Ok(true))
+    file.is_ok_and(|file| syscall::is_read_only(&file) == Ok(true))
 }
 
 fn nothing(path: &Path, known: Option<&Disk>) -> OpenError {

@@ -8,7 +8,7 @@ use std::io;
 use rustix::io::Errno;
 use thiserror::Error;
 
-use crate::ioctl::{Serial, add_key, hold_keyring, remove_key};
+use crate::syscall::{Serial, add_key, hold_keyring, remove_key};
 use crate::tree::Tree;
 
 /// The keyring that the kernel's NVMe driver makes for itself (`drivers/nvme/common/keyring.c`, Linux 6.7).

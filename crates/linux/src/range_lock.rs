@@ -4,7 +4,7 @@
 //! those of processes (POSIX locks). QEMU's scheme is that of its `block/file-posix.c`: every permission is a bit; who takes
 //! it holds a shared lock on byte 100 + bit, who does not let others take it one on byte 200 + bit.
 
-use crate::ioctl::{Conflict, RangeLock, conflict, lock_range};
+use crate::syscall::{Conflict, RangeLock, conflict, lock_range};
 use crate::tree::Tree;
 use rustix::io::Errno;
 use std::fmt;

@@ -87,7 +87,7 @@ pub enum Start {
 }
 
 impl Server {
-    /// A server that lends what is in `catalogue`. Tell the sessions [`export::News::Changed`] when that changes.
+    /// A server that lends what is in `catalogue`. Tell the sessions [`export::Notice::StateChanged`] when that changes.
     pub fn new(catalogue: Arc<Catalogue>) -> Arc<Self> {
         Arc::new(Self { catalogue })
     }

@@ -1,5 +1,5 @@
 //! What both ends make of the exchange: proofs that they agree, the key of what follows, and the secret. It knows no
-//! order of messages and no desk.
+//! order of messages and no server.
 
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};

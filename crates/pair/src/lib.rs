@@ -5,8 +5,8 @@
 //! |---|---|
 //! | [`Code`] | what the person carries from screen to keyboard: eight digits, or the long form of a QR code |
 //! | [`Invite`] | the text of the QR code: where the target is, and the long code |
-//! | [`Desk`] | the target's: shows codes, counts tries, holds who waits for the owner's [`Verdict`] |
-//! | [`Visit`] | one connection to the desk: an [`export::Session`] |
+//! | [`PairingServer`] | the target's: shows codes, counts tries, holds who waits for the owner's [`Verdict`] |
+//! | [`PairingSession`] | one connection to the server: an [`export::Session`] |
 //! | [`Client`] | the other end of it |
 //! | [`keys::Derived`] | the keys that both ends make of the secret that they then have |
 //!
@@ -19,19 +19,19 @@ mod agreement;
 pub mod client;
 mod code;
 mod cpace;
-mod desk;
 mod frame;
 mod invite;
 pub mod keys;
 mod message;
-mod visit;
+mod server;
+mod session;
 
 pub use client::Client;
 pub use code::{BadCode, Code, Kind};
-pub use desk::{Desk, Random, Shown, Tries, Verdict, View};
 pub use invite::Invite;
 pub use message::{Disk, MOST_DISKS, Why};
-pub use visit::Visit;
+pub use server::{PairingServer, Random, Shown, Tries, Verdict, View};
+pub use session::PairingSession;
 
 /// The PSK identity under which a client asks for a channel to pair in.
 pub const IDENTITY: &str = "storagetm-pair-1";

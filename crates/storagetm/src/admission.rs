@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use console::attach::Endpoint;
 use console::{Answer, Asking, Pairing};
-use export::{Access, Export, Knock, Peer, Policy};
+use export::{Access, Export, PairingRequest, Peer, Policy};
 use linux::tree::Tree;
 use pair::{Disk, Invite, Shown, View};
 
@@ -32,7 +32,7 @@ pub(crate) struct Caller {
     /// From where.
     pub(crate) peer: Peer,
     /// Who, and what for.
-    pub(crate) knock: Arc<Knock>,
+    pub(crate) knock: Arc<PairingRequest>,
 }
 
 /// Whom this machine lets in.
@@ -48,11 +48,11 @@ pub(crate) struct Admission {
     view: Option<View>,
     waiting: VecDeque<Caller>,
     /// Whom the screen asks about: that is whom an answer is for, whoever is the first by then.
-    asked: Option<Arc<Knock>>,
+    asked: Option<Arc<PairingRequest>>,
 }
 
 impl Admission {
-    /// Nobody but those that an open door lets in.
+    /// Nobody but those that an open auth lets in.
     pub(crate) fn none() -> Self {
         Self::default()
     }
@@ -196,7 +196,7 @@ impl Admission {
     ///
     /// # Errors
     /// Its key cannot be kept.
-    pub(crate) fn let_in(&self, knock: &Knock, access: Access) -> Result<(), Failure> {
+    pub(crate) fn let_in(&self, knock: &PairingRequest, access: Access) -> Result<(), Failure> {
         let Some(store) = &self.store else {
             return Err(Failure::new("there is no folder to keep its key in"));
         };
@@ -246,13 +246,13 @@ fn link(shown: &Shown, endpoints: &[Endpoint]) -> String {
 #[cfg(test)]
 mod test {
     use super::*;
-    use export::{Door, Secret};
+    use export::{Auth, Secret};
 
     fn caller(number: u64) -> Caller {
         let address = "10.0.0.2:1".parse().unwrap();
-        let peer = Peer { remote: address, local: address, door: Door::Keyed, channel: None };
+        let peer = Peer { remote: address, local: address, auth: Auth::Required, channel: None };
         let (host, name, secret) = (String::new(), String::new(), Secret::new(vec![1; 32]));
-        let knock = Arc::new(Knock { number, host, name, writable: true, secret });
+        let knock = Arc::new(PairingRequest { number, host, name, writable: true, secret });
         Caller { peer, knock }
     }
 

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use console::{decimal, host_name, printable, size};
-use export::{Access, Event, Export, KeyId, Knock, Peer, Policy};
+use export::{Access, Event, Export, KeyId, PairingRequest, Peer, Policy};
 use serde::{Serialize, Serializer};
 
 use crate::listen::Protocol;
@@ -303,7 +303,7 @@ pub(crate) fn peer_of(event: &Event) -> Option<&Peer> {
         Event::Attached { peer, .. }
         | Event::Detached { peer, .. }
         | Event::Refused { peer, .. }
-        | Event::Knocked { peer, .. }
+        | Event::PairingRequested { peer, .. }
         | Event::Violation { peer, .. } => Some(peer),
         Event::Fault { .. } => None,
     }
@@ -337,7 +337,7 @@ impl Happening {
     }
 
     /// A machine that knew the code was let in.
-    pub fn paired(peer: &Peer, knock: &Knock, access: Access) -> Self {
+    pub fn paired(peer: &Peer, knock: &PairingRequest, access: Access) -> Self {
         Self::Paired {
             host: knock.host.clone(),
             name: knock.name.clone(),
@@ -496,7 +496,7 @@ impl Happening {
                 written,
                 shown: Shown::of(&peer, None, policy),
             },
-            Event::Knocked { peer, knock } => Self::Asking {
+            Event::PairingRequested { peer, knock } => Self::Asking {
                 host: knock.host.clone(),
                 name: knock.name.clone(),
                 address: address(&peer),
@@ -540,7 +540,7 @@ mod test {
         Peer {
             remote: "10.0.0.2:5000".parse().unwrap(),
             local: "10.0.0.1:4420".parse().unwrap(),
-            door: export::Door::Open,
+            auth: export::Auth::None,
             channel: None,
         }
     }
@@ -653,7 +653,7 @@ mod test {
 
     #[test]
     fn a_pairing_is_a_message_after_the_wrong_code_before_it() {
-        let knock = Knock {
+        let knock = PairingRequest {
             number: 1,
             host: "nqn.host".to_owned(),
             name: "vm".to_owned(),

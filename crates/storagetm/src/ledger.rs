@@ -67,7 +67,7 @@ impl Ledger {
                 }
             }
             Event::Refused { .. }
-            | Event::Knocked { .. }
+            | Event::PairingRequested { .. }
             | Event::Violation { .. }
             | Event::Fault { .. } => {}
         }
@@ -200,7 +200,7 @@ mod test {
         Peer {
             remote: remote.parse().unwrap(),
             local: "10.0.0.1:4420".parse().unwrap(),
-            door: export::Door::Open,
+            auth: export::Auth::None,
             channel: None,
         }
     }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::path::PathBuf;
 
 use console::attach::{Endpoint, Nbd};
-use export::Door;
+use export::Auth;
 use linux::net::{Address, Scope, scope_of};
 
 use crate::failure::Failure;
@@ -100,7 +100,7 @@ pub(crate) struct Listener {
     /// What for.
     pub(crate) serves: Serves,
     /// What hosts must show there.
-    pub(crate) door: Door,
+    pub(crate) auth: Auth,
     /// Whether nobody has asked for it by name: it may be left out if another program has its place.
     pub(crate) spare: bool,
 }
@@ -122,8 +122,8 @@ impl Listener {
             Place::Net(socket) => scope_of(socket.ip()) == Scope::Loopback,
             Place::Path(_) => true,
         };
-        let door = if is_here { Door::Open } else { Door::Keyed };
-        Self { place, interface: None, serves, door, spare: false }
+        let auth = if is_here { Auth::None } else { Auth::Required };
+        Self { place, interface: None, serves, auth, spare: false }
     }
 
     /// That which listens at that place already, and was handed to this program with a name: the name says the protocol,
@@ -154,9 +154,9 @@ impl Listener {
         all
     }
 
-    /// The same with its door open if `open`.
+    /// The same with its auth open if `open`.
     pub(crate) fn opened(self, open: bool) -> Self {
-        Self { door: if open { Door::Open } else { self.door }, ..self }
+        Self { auth: if open { Auth::None } else { self.auth }, ..self }
     }
 
     /// The address without its port, an IPv6 link-local one with its interface; the path.
@@ -421,7 +421,7 @@ fn sorted(mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
 fn reached(listener: &Listener, machine: &[Address]) -> Vec<Endpoint> {
     let Place::Net(socket) = listener.place else { return Vec::new() };
     let (ip, port) = (socket.ip(), socket.port());
-    let keyed = listener.door == Door::Keyed;
+    let keyed = listener.auth == Auth::Required;
     if !ip.is_unspecified() {
         let interface = listener.interface.clone();
         return vec![Endpoint { address: ip, interface, port, keyed }];
@@ -489,11 +489,11 @@ mod test {
     fn addresses_asked_for_at_boot_are_listened_on_with_keys() {
         let plan = plan(&[], nvme(), Reach::Present, true, &[]).unwrap();
         let found = plan.listeners(&machine());
-        let at = |ip: &str| found.iter().find(|at| at.host() == ip).map(|at| at.door);
+        let at = |ip: &str| found.iter().find(|at| at.host() == ip).map(|at| at.auth);
         for far in ["192.168.1.5", "2001:db8::5", "169.254.7.9", "fe80::1%eth0"] {
-            assert_eq!(at(far), Some(Door::Keyed), "{far}");
+            assert_eq!(at(far), Some(Auth::Required), "{far}");
         }
-        assert_eq!(at("127.0.0.1"), Some(Door::Open));
+        assert_eq!(at("127.0.0.1"), Some(Auth::None));
         let away = Address { tentative: true, ..address("192.168.1.5", "eth0", 2) };
         assert_eq!(plan.listeners(&[away]), []);
     }
@@ -515,22 +515,22 @@ mod test {
 
     #[test]
     fn only_this_machine_itself_needs_no_key_unless_the_door_is_open() {
-        let door = |text| {
+        let auth = |text| {
             let listeners = plan(&[listen(text)], nvme(), Reach::Nearby, false, &machine())
                 .unwrap()
                 .listeners(&machine());
-            assert!(listeners.iter().all(|at| at.clone().opened(true).door == Door::Open));
-            assert!(listeners.iter().all(|at| at.clone().opened(false).door == at.door));
-            listeners[0].door
+            assert!(listeners.iter().all(|at| at.clone().opened(true).auth == Auth::None));
+            assert!(listeners.iter().all(|at| at.clone().opened(false).auth == at.auth));
+            listeners[0].auth
         };
         for far in ["0.0.0.0", "[::]:4420", "192.168.1.5", "[2001:db8::5]"] {
-            assert_eq!(door(far), Door::Keyed, "{far}");
+            assert_eq!(auth(far), Auth::Required, "{far}");
         }
         for cable in ["169.254.7.9", "[fe80::1]"] {
-            assert_eq!(door(cable), Door::Keyed, "{cable}");
+            assert_eq!(auth(cable), Auth::Required, "{cable}");
         }
         for near in ["127.0.0.1", "127.1.2.3:1", "[::1]"] {
-            assert_eq!(door(near), Door::Open, "{near}");
+            assert_eq!(auth(near), Auth::None, "{near}");
         }
     }
 
@@ -649,18 +649,18 @@ mod test {
     #[test]
     fn a_socket_that_was_handed_over_speaks_what_its_name_or_its_place_says() {
         let net = |text: &str| Place::Net(text.parse().unwrap());
-        for (place, name, serves, door) in [
-            (Place::Path("/run/x".into()), "unknown", Serves::Nbd, Door::Open),
-            (Place::Path("/run/x".into()), "nvme", Serves::Nbd, Door::Open),
-            (net("127.0.0.1:4420"), "", Serves::All, Door::Open),
-            (net("0.0.0.0:8009"), "storagetm.socket", Serves::Discovery, Door::Keyed),
-            (net("[::]:10809"), "", Serves::Nbd, Door::Keyed),
-            (net("[::1]:77"), "", Serves::Nbd, Door::Open),
-            (net("[::1]:77"), "nvme-disks", Serves::All, Door::Open),
-            (net("127.0.0.1:4420"), "nbd", Serves::Nbd, Door::Open),
+        for (place, name, serves, auth) in [
+            (Place::Path("/run/x".into()), "unknown", Serves::Nbd, Auth::None),
+            (Place::Path("/run/x".into()), "nvme", Serves::Nbd, Auth::None),
+            (net("127.0.0.1:4420"), "", Serves::All, Auth::None),
+            (net("0.0.0.0:8009"), "storagetm.socket", Serves::Discovery, Auth::Required),
+            (net("[::]:10809"), "", Serves::Nbd, Auth::Required),
+            (net("[::1]:77"), "", Serves::Nbd, Auth::None),
+            (net("[::1]:77"), "nvme-disks", Serves::All, Auth::None),
+            (net("127.0.0.1:4420"), "nbd", Serves::Nbd, Auth::None),
         ] {
             let listener = Listener::handed(place, name, both());
-            assert_eq!((listener.serves, listener.door), (serves, door), "{listener} {name}");
+            assert_eq!((listener.serves, listener.auth), (serves, auth), "{listener} {name}");
         }
         assert_eq!(Listener::handed(net("[::1]:77"), "", nvme()).serves, Serves::All);
     }

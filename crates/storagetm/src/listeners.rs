@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind};
 use std::net::IpAddr;
 
 use console::attach::{Endpoint, Nbd};
-use export::{Door, Peer};
+use export::{Auth, Peer};
 use linux::net::Address;
 
 use crate::failure::Failure;
@@ -217,7 +217,7 @@ fn opened(listener: &Listener) -> Happening {
             Serves::Discovery => &["discovery"],
             Serves::Nbd => &["disks"],
         },
-        keyed: listener.door == Door::Keyed,
+        keyed: listener.auth == Auth::Required,
     }
 }
 
@@ -434,7 +434,7 @@ mod test {
         for place in [net("0.0.0.0:7"), net("127.0.0.1:4420"), Place::Path("/run/x".into())] {
             drop(listeners.take(Listener::handed(place, "", Protocols::of(&[]))));
         }
-        let peer = |local| Peer { remote: local, local, door: Door::Open, channel: None };
+        let peer = |local| Peer { remote: local, local, auth: Auth::None, channel: None };
         let speaks = |text: &str| listeners.protocol_of(&peer(text.parse().unwrap()));
         assert_eq!(speaks("10.0.0.1:7"), Protocol::Nbd);
         assert_eq!(speaks("127.0.0.1:4420"), Protocol::Nvme);

@@ -57,7 +57,7 @@ impl Mailbox {
         let mut waiting = self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         let matters = matches!(
             tallied.event,
-            Event::Attached { .. } | Event::Detached { .. } | Event::Knocked { .. }
+            Event::Attached { .. } | Event::Detached { .. } | Event::PairingRequested { .. }
         );
         if matters || waiting.events.len() < MOST {
             waiting.events.push(tallied);
@@ -124,7 +124,7 @@ mod test {
         Peer {
             remote: "10.0.0.2:5000".parse().unwrap(),
             local: "10.0.0.1:4420".parse().unwrap(),
-            door: export::Door::Open,
+            auth: export::Auth::None,
             channel: None,
         }
     }

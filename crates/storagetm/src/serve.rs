@@ -464,7 +464,9 @@ impl Server {
         self.ledger.record(&event, self.admission.policy());
         self.faults.record(&event, count);
         match event {
-            Event::Knocked { peer, knock } => return self.knocked(Caller { peer, knock }, now),
+            Event::PairingRequested { peer, knock } => {
+                return self.knocked(Caller { peer, knock }, now);
+            }
             Event::Detached { ref export, .. } if !export.is_gone() => self.settle(export),
             _ => {}
         }

@@ -33,7 +33,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use engine::{Driver, Running};
-use export::{Access, Door, Export, Policy};
+use export::{Access, Auth, Export, Policy};
 use pair::{Tries, Verdict, View};
 use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
 use rustix::process::{Pid, Signal, kill_process};
@@ -137,7 +137,7 @@ struct Standing {
 /// A listening socket, which stays open here.
 struct Accepted {
     listener: OwnedFd,
-    door: Door,
+    auth: Auth,
     serves: Serves,
 }
 
@@ -173,12 +173,12 @@ impl Worker {
     /// The driver that runs there, and why.
     pub(crate) fn driver(&self) -> Running {
         let unknown = || Running { driver: Driver::Auto, why: "nothing runs".to_owned() };
-        self.shared.standing().running.clone().unwrap_or_else(unknown)
+        self.shared.authenticate().running.clone().unwrap_or_else(unknown)
     }
 
     /// In what it is less confined than it should be, for people.
     pub(crate) fn note(&self) -> Option<String> {
-        let parts = self.shared.standing().unconfined.clone();
+        let parts = self.shared.authenticate().unconfined.clone();
         (!parts.is_empty()).then(|| {
             let parts = parts.join("; ");
             format!("The process that talks to hosts is less confined than it could be: {parts}.")
@@ -186,17 +186,17 @@ impl Worker {
     }
 
     /// Has the worker accept connections at a socket that listens.
-    pub(crate) fn accept(&self, listener: OwnedFd, door: Door, serves: Serves) {
-        let mut standing = self.shared.standing();
-        let accepted = Accepted { listener, door, serves };
+    pub(crate) fn accept(&self, listener: OwnedFd, auth: Auth, serves: Serves) {
+        let mut standing = self.shared.authenticate();
+        let accepted = Accepted { listener, auth, serves };
         standing.send_accepted(&accepted);
         standing.accepted.push(accepted);
     }
 
     /// Has the worker serve a connection that is there already. A worker that dies takes it along.
-    pub(crate) fn adopt(&self, connection: OwnedFd, door: Door, serves: Serves) {
-        let mut standing = self.shared.standing();
-        let order = Order::Adopt { keyed: door == Door::Keyed, serves };
+    pub(crate) fn adopt(&self, connection: OwnedFd, auth: Auth, serves: Serves) {
+        let mut standing = self.shared.authenticate();
+        let order = Order::Adopt { keyed: auth == Auth::Required, serves };
         standing.pass(&order, Some(connection.as_fd()));
         standing.adopted = Some(connection);
     }
@@ -207,7 +207,7 @@ impl Worker {
     /// The disk is to be read-only, and its descriptor is not.
     pub(crate) fn lend(&self, export: &Arc<Export>) -> Result<(), Failure> {
         check_locked(export).map_err(Failure::new)?;
-        let mut standing = self.shared.standing();
+        let mut standing = self.shared.authenticate();
         standing.last_disk += 1;
         let loaned = Loaned {
             disk: standing.last_disk,
@@ -224,7 +224,7 @@ impl Worker {
     /// Lends a disk no longer, and has requests for it fail.
     pub(crate) fn withdraw(&self, export: &Arc<Export>) {
         export.withdraw();
-        let mut standing = self.shared.standing();
+        let mut standing = self.shared.authenticate();
         let is_withheld = standing.withheld.contains(&export.nqn);
         let Some(loaned) = standing.loaned(export) else { return };
         loaned.withdrawn = true;
@@ -239,36 +239,36 @@ impl Worker {
 
     /// Has hosts see the size that the disk has now: that of `export`.
     pub(crate) fn resize(&self, export: &Arc<Export>) {
-        let mut standing = self.shared.standing();
+        let mut standing = self.shared.authenticate();
         let Some(disk) = standing.loaned(export).map(|loaned| loaned.disk) else { return };
         standing.send(&Order::Resize { disk, bytes: export.bytes() });
     }
 
     /// Lets in whom `policy` names from now on, and nobody else where keys are needed.
     pub(crate) fn follow(&self, policy: Policy) {
-        let mut standing = self.shared.standing();
+        let mut standing = self.shared.authenticate();
         standing.send(&Order::Follow { hosts: words::hosts(&policy) });
         standing.policy = policy;
     }
 
     /// Has it let in who knows a code, which it says by [`Said::Pairing`]. This machine calls itself `name` then.
     pub(crate) fn pair(&self, name: &str) {
-        let mut standing = self.shared.standing();
+        let mut standing = self.shared.authenticate();
         standing.pairing = Some(name.to_owned());
         standing.send_pairing();
     }
 
     /// Has it show another code, and take tries anew: somebody is at this machine.
     pub(crate) fn unlock(&self) {
-        let mut standing = self.shared.standing();
+        let mut standing = self.shared.authenticate();
         standing.tries = Tries::default();
         standing.send(&Order::Unlock);
     }
 
-    /// Answers [`export::Event::Knocked`]: the knock of that number.
+    /// Answers [`export::Event::PairingRequested`]: the knock of that number.
     pub(crate) fn answer(&self, number: u64, verdict: Verdict) {
         let verdict = verdict.into();
-        self.shared.standing().send(&Order::Answer { number, verdict });
+        self.shared.authenticate().send(&Order::Answer { number, verdict });
     }
 
     /// Asks whether hosts' writes to a disk are still on their way. What the last of them did may be known a moment later.
@@ -280,7 +280,7 @@ impl Worker {
     /// off. Tells whether there were none. All that happened has been said when this returns.
     pub(crate) fn stop(mut self, patience: Duration) -> bool {
         let milliseconds = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-        let mut standing = self.shared.standing();
+        let mut standing = self.shared.authenticate();
         standing.stopping = true;
         standing.send(&Order::Stop { milliseconds });
         let waits = |standing: &mut Standing| standing.stopped.is_none() && standing.is_alive();
@@ -293,7 +293,7 @@ impl Worker {
     }
 
     fn end(&mut self) {
-        self.shared.standing().end();
+        self.shared.authenticate().end();
         if let Some(keeper) = self.keeper.take() {
             // One that panicked has said so.
             drop(keeper.join());
@@ -317,7 +317,7 @@ pub(crate) struct Writes {
 impl Writes {
     /// Whether there are some.
     pub(crate) fn are_under_way(&self) -> bool {
-        let mut standing = self.shared.standing();
+        let mut standing = self.shared.authenticate();
         // Of a disk that is withheld nobody knows yet.
         standing.withheld.contains(&self.export.nqn)
             || standing.loaned(&self.export).is_some_and(|loaned| loaned.being_written)
@@ -325,7 +325,7 @@ impl Writes {
 }
 
 impl Shared {
-    fn standing(&self) -> MutexGuard<'_, Standing> {
+    fn authenticate(&self) -> MutexGuard<'_, Standing> {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -382,7 +382,7 @@ impl Standing {
     }
 
     fn send_accepted(&self, accepted: &Accepted) {
-        let keyed = accepted.door == Door::Keyed;
+        let keyed = accepted.auth == Auth::Required;
         let order = Order::Accept { keyed, serves: accepted.serves };
         self.pass(&order, Some(accepted.listener.as_fd()));
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use export::{Buffer, Landing, Pool};
+use export::{Buffer, DirectRecv, Pool};
 use nbd::client::{
     self, Client, End, Listing, NotNow, Opened, Options, Purpose, Reason, Refusal, Request, Start,
     Step, Violation,
@@ -258,12 +258,12 @@ impl Talks for Client {
         self.receive(bytes)
     }
 
-    fn landing(&mut self) -> Option<Landing> {
-        self.landing()
+    fn direct_recv(&mut self) -> Option<DirectRecv> {
+        self.direct_recv()
     }
 
-    fn landed(&mut self, landing: Landing, got: usize) {
-        self.landed(landing, got);
+    fn direct_received(&mut self, direct_recv: DirectRecv, got: usize) {
+        self.direct_received(direct_recv, got);
     }
 }
 

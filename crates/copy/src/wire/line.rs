@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use export::{Landing, Segment};
+use export::{DirectRecv, Segment};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 
@@ -18,10 +18,10 @@ pub(crate) trait Talks {
     fn receive(&mut self, bytes: &[u8]) -> usize;
 
     /// Memory that the next bytes belong in.
-    fn landing(&mut self) -> Option<Landing>;
+    fn direct_recv(&mut self) -> Option<DirectRecv>;
 
     /// The memory comes back, with `got` bytes received into it.
-    fn landed(&mut self, landing: Landing, got: usize);
+    fn direct_received(&mut self, direct_recv: DirectRecv, got: usize);
 }
 
 /// A connection.
@@ -104,26 +104,26 @@ impl Line {
 
     /// Receives once; tells whether there was anything.
     fn receive_once(&mut self, talks: &mut impl Talks) -> io::Result<bool> {
-        match if self.kept == 0 { talks.landing() } else { None } {
-            Some(landing) => self.receive_in_place(talks, landing),
+        match if self.kept == 0 { talks.direct_recv() } else { None } {
+            Some(direct_recv) => self.receive_in_place(talks, direct_recv),
             None => self.receive_headers(talks),
         }
     }
 
-    /// Receives into the landing, and what comes behind it as headers.
+    /// Receives into the direct_recv, and what comes behind it as headers.
     fn receive_in_place(
         &mut self,
         talks: &mut impl Talks,
-        mut landing: Landing,
+        mut direct_recv: DirectRecv,
     ) -> io::Result<bool> {
-        let (start, end) = (landing.start, landing.end);
-        let place = landing.buffer.bytes_mut().get_mut(start..end).unwrap_or_default();
+        let (start, end) = (direct_recv.start, direct_recv.end);
+        let place = direct_recv.buffer.bytes_mut().get_mut(start..end).unwrap_or_default();
         let len = place.len();
         let headers = self.inbox.get_mut(..HEADERS).unwrap_or_default();
         let mut slices = [IoSliceMut::new(place), IoSliceMut::new(headers)];
         let got = received(self.wire.read_vectored(&mut slices));
         let came = *got.as_ref().unwrap_or(&None);
-        talks.landed(landing, came.unwrap_or(0).min(len));
+        talks.direct_received(direct_recv, came.unwrap_or(0).min(len));
         let Some(came) = got? else { return Ok(false) };
         self.offer(talks, came.saturating_sub(len));
         Ok(true)

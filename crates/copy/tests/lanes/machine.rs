@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use copy::{Dial, PlaceError, Wire};
-use engine::{Config, Engine, Greeting, Heard, Security, Then};
-use export::{Access, Catalogue, Door, Export, Geometry, Identity, Peer, Session};
+use engine::{Config, Engine, NegotiationStep, Negotiator, NextStep, Security};
+use export::{Access, Auth, Catalogue, Export, Geometry, Identity, Peer, Session};
 use nbd::server::{Next, Server, Start};
 use nvme::target::{Port, Target};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -90,14 +90,14 @@ impl Machine {
             Box::new(target.session(peer, Port::Any, account, now)) as Box<dyn Session>
         });
         let engine = Engine::start(Config::default(), Arc::new(|_| {})).expect("an engine");
-        let door = if self.keyed { Door::Keyed } else { Door::Open };
-        let security = Security { door, plain: Arc::new(|| true), ..Security::open() };
+        let auth = if self.keyed { Auth::Required } else { Auth::None };
+        let security = Security { auth, plain: Arc::new(|| true), ..Security::open() };
         self.address = engine.listen(self.address, None, security, open).expect("a port");
         let server = Server::new(self.catalogue.clone());
         let open = Arc::new(move |peer, account, now| {
             Box::new(server.session(peer, Start::Greeted, account, now)) as Box<dyn Session>
         });
-        self.nbd = engine.listen(self.nbd, None, greeting(), open).expect("a port");
+        self.nbd = engine.listen(self.nbd, None, negotiation(), open).expect("a port");
         self.engine = Some(engine);
     }
 
@@ -119,17 +119,17 @@ impl Drop for Machine {
     }
 }
 
-/// The door of a server that speaks first, and has no TLS.
-fn greeting() -> Security {
+/// The auth of a server that speaks first, and has no TLS.
+fn negotiation() -> Security {
     let greet = |_: &Peer| {
         let mut greeter = nbd::server::greet(false, false);
         Box::new(move |bytes: &[u8]| {
             let reaction = greeter.receive(bytes);
             assert_eq!(reaction.then, Next::Plain);
-            Heard { take: reaction.take, say: reaction.say, then: Then::Plain }
-        }) as Greeting
+            NegotiationStep { take: reaction.take, say: reaction.say, then: NextStep::Plain }
+        }) as Negotiator
     };
-    Security { greeting: Some(Arc::new(greet)), ..Security::open() }
+    Security { negotiation: Some(Arc::new(greet)), ..Security::open() }
 }
 
 /// Connects to that address.

@@ -160,7 +160,7 @@ fn keyed_machine() -> (Machine, Vec<u8>) {
         chap_controller: Some(key(2).emit()),
         rules: vec![rule],
     };
-    machine.catalogue.follow(Policy { hosts: vec![Arc::new(known)] });
+    machine.catalogue.set_policy(Policy { hosts: vec![Arc::new(known)] });
     machine.start();
     (machine, bytes)
 }

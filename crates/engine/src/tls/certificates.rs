@@ -11,7 +11,7 @@ use s2n_tls::callbacks::VerifyHostNameCallback;
 use s2n_tls::config::Config;
 use s2n_tls::error::Error;
 
-use super::seam;
+use super::s2n;
 
 /// The most bytes of a name that a certificate shows.
 const NAME: usize = 255;
@@ -31,7 +31,7 @@ impl Certificates {
     /// # Errors
     /// One of them cannot be used. The error tells which, in a sentence, and nothing of the key.
     pub fn new(chain: &[u8], key: &Secret, authority: Option<&[u8]>) -> io::Result<Self> {
-        let mut builder = seam::certified().map_err(|error| useless("TLS", &error))?;
+        let mut builder = s2n::certified().map_err(|error| useless("TLS", &error))?;
         let own = builder.load_pem(chain, key.bytes());
         own.map_err(|error| useless("the server's certificate with its key", &error))?;
         if let Some(authority) = authority {
@@ -74,7 +74,7 @@ impl Trust {
     /// # Errors
     /// One of them cannot. The error tells which, in a sentence.
     pub fn check(&self) -> io::Result<()> {
-        let mut builder = seam::certified().map_err(|error| useless("TLS", &error))?;
+        let mut builder = s2n::certified().map_err(|error| useless("TLS", &error))?;
         let trusted = builder.trust_pem(&self.authority);
         trusted.map_err(|error| useless("the authority's certificate", &error))?;
         if let Some((chain, key)) = &self.own {
@@ -85,7 +85,7 @@ impl Trust {
     }
 
     pub(super) fn config(&self) -> Result<Config, Error> {
-        let mut builder = seam::certified()?;
+        let mut builder = s2n::certified()?;
         builder.trust_pem(&self.authority)?;
         if let Some((chain, key)) = &self.own {
             builder.load_pem(chain, key.bytes())?;

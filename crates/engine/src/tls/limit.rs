@@ -28,7 +28,7 @@ const MOST: usize = 1024;
 
 /// What each address has left.
 #[derive(Debug)]
-pub(crate) struct Ration {
+pub(crate) struct HandshakeLimiter {
     limits: Limits,
     left: HashMap<Network, Bucket>,
 }
@@ -40,7 +40,7 @@ struct Bucket {
     at: Instant,
 }
 
-impl Ration {
+impl HandshakeLimiter {
     /// Nobody has had any.
     pub(crate) fn new(limits: Limits) -> Self {
         Self { limits, left: HashMap::new() }
@@ -112,34 +112,34 @@ mod test {
 
     #[test]
     fn a_flood_is_cut_and_others_are_not() {
-        let mut ration = Ration::new(Limits { at_once: 1, each_second: 10, burst: 3 });
+        let mut limiter = HandshakeLimiter::new(Limits { at_once: 1, each_second: 10, burst: 3 });
         let now = Instant::now();
         let (flood, other) = (source("192.0.2.1"), source("192.0.2.2"));
-        assert_eq!((0..5).filter(|_| ration.take(flood, now)).count(), 3);
-        assert!(ration.take(other, now));
+        assert_eq!((0..5).filter(|_| limiter.take(flood, now)).count(), 3);
+        assert!(limiter.take(other, now));
         let later = now + Duration::from_millis(250);
-        assert_eq!((0..5).filter(|_| ration.take(flood, later)).count(), 2);
+        assert_eq!((0..5).filter(|_| limiter.take(flood, later)).count(), 2);
         // A whole night does not save up more than a burst.
         let morning = later + Duration::from_secs(1 << 20);
-        assert_eq!((0..5).filter(|_| ration.take(flood, morning)).count(), 3);
+        assert_eq!((0..5).filter(|_| limiter.take(flood, morning)).count(), 3);
     }
 
     #[test]
     fn who_asks_all_the_time_gets_its_share_all_the_same() {
-        let mut ration = Ration::new(Limits { at_once: 1, each_second: 10, burst: 1 });
+        let mut limiter = HandshakeLimiter::new(Limits { at_once: 1, each_second: 10, burst: 1 });
         let (now, flood) = (Instant::now(), source("192.0.2.1"));
         let times = (0..20_000).map(|n| now + Duration::from_micros(n * 100));
-        let got = times.filter(|&at| ration.take(flood, at)).count();
+        let got = times.filter(|&at| limiter.take(flood, at)).count();
         assert!((20..=21).contains(&got), "{got} in two seconds");
     }
 
     #[test]
     fn what_succeeds_costs_nothing() {
-        let mut ration = Ration::new(Limits { at_once: 1, each_second: 0, burst: 1 });
+        let mut limiter = HandshakeLimiter::new(Limits { at_once: 1, each_second: 0, burst: 1 });
         let (now, host) = (Instant::now(), source("192.0.2.1"));
         for _ in 0..1000 {
-            assert!(ration.take(host, now));
-            ration.give_back(host);
+            assert!(limiter.take(host, now));
+            limiter.give_back(host);
         }
     }
 
@@ -153,12 +153,12 @@ mod test {
 
     #[test]
     fn memory_is_bounded_however_many_addresses_come() {
-        let mut ration = Ration::new(Limits::default());
+        let mut limiter = HandshakeLimiter::new(Limits::default());
         let now = Instant::now();
         for n in 0..5000u32 {
             let at = Network::of(SocketAddr::new(IpAddr::from(n.to_be_bytes()), 1));
-            assert!(ration.take(at, now + Duration::from_micros(n.into())));
+            assert!(limiter.take(at, now + Duration::from_micros(n.into())));
         }
-        assert!(ration.left.len() <= MOST);
+        assert!(limiter.left.len() <= MOST);
     }
 }

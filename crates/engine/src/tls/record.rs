@@ -168,7 +168,7 @@ impl Opener {
     /// The body of the record that `bytes` begin with, and nothing while it has not come whole.
     ///
     /// # Errors
-    /// That is no record of this stage of the protocol.
+    /// That is no record of this recv_buffer of the protocol.
     pub(super) fn body(bytes: &[u8]) -> Result<Option<&[u8]>, Broken> {
         let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() else { return Ok(None) };
         let [kind, _, _, high, low] = *header;

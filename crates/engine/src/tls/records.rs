@@ -2,7 +2,7 @@
 //! updates, alerts, tickets (RFC 8446 §4.6, §6). It knows no socket and no session.
 
 use super::record::{Broken, CONTENT, HEADER, Kind, OVERHEAD, Opener, Sealer};
-use super::seam::Agreed;
+use super::s2n::Agreed;
 
 /// The most bytes of a message to a server that is not data.
 const MESSAGE: usize = 4 << 10;
@@ -56,7 +56,7 @@ impl Records {
     /// The body of the first record in `bytes`, and nothing while it has not come whole.
     ///
     /// # Errors
-    /// That is no record of this stage of the protocol.
+    /// That is no record of this recv_buffer of the protocol.
     pub(super) fn body<'a>(&self, bytes: &'a [u8]) -> Result<Option<&'a [u8]>, Broken> {
         Opener::body(bytes)
     }

@@ -12,9 +12,9 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::record::{Broken, CONTENT, Kind, OPENED, Opener};
 use super::records::{Opened, Records, SMALL, sealed_len};
-use super::seam::{Agreed, Failed, Handshake, Progress};
+use super::s2n::{Agreed, Failed, Handshake, Progress};
 use super::{Psk, Trust};
-use crate::stage::Stage;
+use crate::recv_buffer::RecvBuffer;
 
 /// Bytes that are received at once.
 const INBOX: usize = 512 << 10;
@@ -113,9 +113,9 @@ pub struct Stream {
     socket: Arc<TcpStream>,
     channel: Channel,
     records: Records,
-    inbox: Stage,
+    inbox: RecvBuffer,
     /// Opened bytes that nobody has read.
-    plain: Stage,
+    plain: RecvBuffer,
     /// Sealed bytes, of which the socket took `sent`.
     outbox: Vec<u8>,
     sent: usize,
@@ -126,7 +126,7 @@ pub struct Stream {
 
 impl Stream {
     fn new(socket: Arc<TcpStream>, agreed: Agreed) -> Option<Self> {
-        let (inbox, plain) = (Stage::new(INBOX)?, Stage::new(OPENED)?);
+        let (inbox, plain) = (RecvBuffer::new(INBOX)?, RecvBuffer::new(OPENED)?);
         let (channel, outbox) = (agreed.channel.clone(), Vec::new());
         let records = Records::new(agreed);
         Some(Self {

@@ -5,14 +5,14 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use export::{
-    Account, Body, Event, Head, Landing, News, Outcome, Peer, Reason, Segment, Session, Step,
+    Account, Body, DirectRecv, Event, Head, Notice, Outcome, Peer, Reason, Segment, Session, Step,
     Ticket,
 };
 
 use super::outbox::Outbox;
 use super::record::{Broken, OPENED, Opener};
 use super::records::{Opened, Records, SMALL, sealed_len};
-use crate::stage::{Stage, room};
+use crate::recv_buffer::{RecvBuffer, room};
 use crate::{GRACE, UNSENT};
 
 /// Bytes of sealed records that are sent at once, and come from the connection's memory in one piece.
@@ -47,7 +47,7 @@ pub(crate) struct Wrapped {
     /// Memory for sealed records.
     account: Account,
     /// Opened bytes that the session has not taken.
-    plain: Stage,
+    plain: RecvBuffer,
     /// What the session says, to be sealed.
     outbox: Outbox,
     /// What the driver is to do.
@@ -59,14 +59,14 @@ pub(crate) struct Wrapped {
 
 impl Wrapped {
     /// Room for opened bytes. Nothing if there is no memory for it.
-    pub(crate) fn stage() -> Option<Stage> {
-        Stage::new(OPEN)
+    pub(crate) fn recv_buffer() -> Option<RecvBuffer> {
+        RecvBuffer::new(OPEN)
     }
 
     /// Wraps `session`; sealed records are held in memory of `account`, opened bytes in `plain`.
     pub(crate) fn new(
         records: Records,
-        plain: Stage,
+        plain: RecvBuffer,
         session: Box<dyn Session>,
         account: Account,
         peer: Peer,
@@ -87,15 +87,15 @@ impl Wrapped {
 
     /// Whether the session may be given more.
     fn takes_more(&self) -> bool {
-        self.phase == Phase::Open && self.outbox.len() <= UNSENT && self.session.hungry()
+        self.phase == Phase::Open && self.outbox.len() <= UNSENT && self.session.can_receive()
     }
 
     /// Opens the record that `bytes` begin with. Gives its length, or nothing while it has not come whole.
     fn open(&mut self, bytes: &[u8]) -> Result<Option<usize>, Broken> {
         let Some(body) = self.records.body(bytes)? else { return Ok(None) };
-        let landing = if self.plain.is_empty() { self.session.landing() } else { None };
-        let opened = match landing {
-            Some(landing) => self.open_into(landing, body),
+        let direct_recv = if self.plain.is_empty() { self.session.direct_recv() } else { None };
+        let opened = match direct_recv {
+            Some(direct_recv) => self.open_into(direct_recv, body),
             None => self.open_staged(body),
         };
         match opened? {
@@ -106,7 +106,7 @@ impl Wrapped {
         Ok(Some(Records::len(body)))
     }
 
-    /// Opens a record for the stage.
+    /// Opens a record for the recv_buffer.
     fn open_staged(&mut self, body: &[u8]) -> Result<Opened, Broken> {
         let opened = self.records.open(body, self.plain.spare());
         if let Ok(Opened::Data(len)) = opened {
@@ -116,8 +116,8 @@ impl Wrapped {
     }
 
     /// Opens a record into the memory that the session wants filled, if it has room for all of it.
-    fn open_into(&mut self, mut landing: Landing, body: &[u8]) -> Result<Opened, Broken> {
-        let into = room(&mut landing);
+    fn open_into(&mut self, mut direct_recv: DirectRecv, body: &[u8]) -> Result<Opened, Broken> {
+        let into = room(&mut direct_recv);
         let (opened, got) = if into.len() >= Opener::room(body) {
             let opened = self.records.open(body, into);
             (opened, if let Ok(Opened::Data(len)) = opened { len } else { 0 })
@@ -125,7 +125,7 @@ impl Wrapped {
             let opened = self.open_staged(body);
             (opened, self.plain.pour(into))
         };
-        self.session.landed(self.now, landing, got);
+        self.session.direct_received(self.now, direct_recv, got);
         opened
     }
 
@@ -246,10 +246,10 @@ impl Session for Wrapped {
         self.session.complete(now, ticket, outcome);
     }
 
-    fn tell(&mut self, now: Instant, news: &News) {
+    fn notify(&mut self, now: Instant, notice: &Notice) {
         self.now = now;
-        self.session.tell(now, news);
-        if *news == News::Disconnected {
+        self.session.notify(now, notice);
+        if *notice == Notice::Disconnected {
             self.phase = Phase::Over;
         }
     }
@@ -289,7 +289,7 @@ impl Session for Wrapped {
         self.session.deadline().into_iter().chain(until).min()
     }
 
-    fn hungry(&self) -> bool {
+    fn can_receive(&self) -> bool {
         // After the end bytes are taken and dropped, so that the end of the stream is seen.
         self.takes_more() || matches!(self.phase, Phase::Ended(_) | Phase::Over)
     }
@@ -304,11 +304,11 @@ mod test {
     use std::net::Ipv4Addr;
     use std::time::Duration;
 
-    use export::{Channel, Door, Pool};
+    use export::{Auth, Channel, Pool};
     use zeroize::Zeroizing;
 
     use super::super::record::{CONTENT, Kind, Sealer};
-    use super::super::seam::Agreed;
+    use super::super::s2n::Agreed;
     use super::super::suite::Suite;
     use super::*;
 
@@ -330,7 +330,7 @@ mod test {
             some.len()
         }
         fn complete(&mut self, _: Instant, _: Ticket, _: Outcome) {}
-        fn tell(&mut self, _: Instant, _: &News) {}
+        fn notify(&mut self, _: Instant, _: &Notice) {}
         fn tick(&mut self, _: Instant) {}
         fn poll(&mut self) -> Option<Step> {
             self.steps.pop_front()
@@ -338,7 +338,7 @@ mod test {
         fn deadline(&self) -> Option<Instant> {
             None
         }
-        fn hungry(&self) -> bool {
+        fn can_receive(&self) -> bool {
             !self.deaf
         }
         fn is_established(&self) -> bool {
@@ -375,13 +375,15 @@ mod test {
     impl Bench {
         fn new(memory: usize) -> Self {
             let nowhere = (Ipv4Addr::LOCALHOST, 0).into();
-            let peer = Peer { remote: nowhere, local: nowhere, door: Door::Keyed, channel: None };
+            let peer =
+                Peer { remote: nowhere, local: nowhere, auth: Auth::Required, channel: None };
             let (account, now) = (Pool::new(memory).open(), Instant::now());
-            let (records, stage) = (Records::new(agreed(1, 2)), Wrapped::stage().unwrap());
+            let (records, recv_buffer) =
+                (Records::new(agreed(1, 2)), Wrapped::recv_buffer().unwrap());
             Self {
                 wrapped: Wrapped::new(
                     records,
-                    stage,
+                    recv_buffer,
                     Box::new(Echo::default()),
                     account,
                     peer,
@@ -406,7 +408,7 @@ mod test {
 
         fn receive(&mut self, bytes: &[u8]) {
             self.waiting.extend_from_slice(bytes);
-            while self.wrapped.hungry() && !self.waiting.is_empty() {
+            while self.wrapped.can_receive() && !self.waiting.is_empty() {
                 let taken = self.wrapped.receive(self.now, &self.waiting);
                 self.waiting.drain(..taken);
                 self.drain();
@@ -529,7 +531,7 @@ mod test {
             "{}",
             bench.wrapped.outbox.len()
         );
-        assert!(!bench.wrapped.hungry() && !bench.waiting.is_empty());
+        assert!(!bench.wrapped.can_receive() && !bench.waiting.is_empty());
         while bench.heard.len() < expected.len() {
             assert!(!bench.sent.is_empty());
             assert_eq!(bench.hear(), Ok(false));

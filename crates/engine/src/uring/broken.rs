@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use export::{News, Outcome, Session, Step, Ticket};
+use export::{Notice, Outcome, Session, Step, Ticket};
 
 /// Nothing is to be expected of it.
 pub(crate) struct Broken;
@@ -14,7 +14,7 @@ impl Session for Broken {
 
     fn complete(&mut self, _: Instant, _: Ticket, _: Outcome) {}
 
-    fn tell(&mut self, _: Instant, _: &News) {}
+    fn notify(&mut self, _: Instant, _: &Notice) {}
 
     fn tick(&mut self, _: Instant) {}
 
@@ -26,7 +26,7 @@ impl Session for Broken {
         None
     }
 
-    fn hungry(&self) -> bool {
+    fn can_receive(&self) -> bool {
         false
     }
 

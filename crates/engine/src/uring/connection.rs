@@ -6,22 +6,22 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use export::{Export, Fault, News, Segment, Session, Step};
+use export::{Export, Fault, Notice, Segment, Session, Step};
 use rustix::io::Errno;
 use rustix::net::Shutdown;
 
+use super::blocking_pool::BlockingPool;
 use super::broken::Broken;
 use super::files::File;
-use super::gather::Gather;
 use super::receiving::{LARGE, Receiving};
 use super::ring::Ring;
-use super::runners::Runners;
+use super::rx_coalescing::RxCoalescing;
 use super::sending::Sending;
 use super::slots::Key;
+use crate::blocking_op::BlockingOp;
 use crate::disk::{Job, Pace};
-use crate::errand::Errand;
 use crate::link::Link;
-use crate::stage::{Stage, room};
+use crate::recv_buffer::{RecvBuffer, room};
 use crate::{GRACE, LINGER, Sink, UNSENT};
 
 /// What all connections of a thread share during a turn.
@@ -29,11 +29,11 @@ pub(crate) struct Turn {
     /// The ring.
     pub(crate) ring: Ring,
     /// Those who do what the ring cannot.
-    pub(crate) runners: Runners,
+    pub(crate) blocking_pool: BlockingPool,
     /// The time at which the turn began.
     pub(crate) now: Instant,
     /// Whether all sessions are to be told that something changed.
-    pub(crate) roused: bool,
+    pub(crate) notify_all: bool,
     /// Where reports go.
     pub(crate) sink: Sink,
 }
@@ -80,7 +80,7 @@ pub(crate) struct Connection {
     /// The disk that it used last, and its place in the ring's table. That keeps it open, but not after it is gone.
     disk: Option<(Weak<Export>, Rc<File>)>,
     /// How many requests to wait for.
-    gather: Gather,
+    rx_coalescing: RxCoalescing,
     /// Bytes that the socket waits for.
     wanted: usize,
     /// When it has waited long enough for so many, if it waits.
@@ -99,18 +99,18 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// A connection that has just been accepted; `file` is the place of its socket, `stage` has what came already.
+    /// A connection that has just been accepted; `file` is the place of its socket, `recv_buffer` has what came already.
     pub(crate) fn open(
         key: Key,
         link: Arc<Link>,
         file: Rc<File>,
-        stage: Stage,
+        recv_buffer: RecvBuffer,
         session: Box<dyn Session>,
         now: Instant,
     ) -> Self {
         Self {
             key,
-            receiving: Some(Receiving::new(key, link.clone(), file.clone(), stage)),
+            receiving: Some(Receiving::new(key, link.clone(), file.clone(), recv_buffer)),
             sending: Some(Sending::new(key, link.clone(), file)),
             link,
             session,
@@ -120,7 +120,7 @@ impl Connection {
             jobs: 0,
             pace: Pace::default(),
             disk: None,
-            gather: Gather::new(now),
+            rx_coalescing: RxCoalescing::new(now),
             wanted: 1,
             until: None,
             came: 0,
@@ -143,12 +143,13 @@ impl Connection {
         let came = result.unwrap_or(0);
         self.until = None;
         self.came = self.came.saturating_add(came);
-        let mut landing = receiving.landing.take();
-        let landed = landing.as_mut().map_or(0, |landing| came.min(room(landing).len()));
-        receiving.stage.fill(came - landed);
+        let mut direct_recv = receiving.direct_recv.take();
+        let landed =
+            direct_recv.as_mut().map_or(0, |direct_recv| came.min(room(direct_recv).len()));
+        receiving.recv_buffer.fill(came - landed);
         self.receiving = Some(receiving);
-        if let Some(landing) = landing {
-            self.session.landed(turn.now, landing, landed);
+        if let Some(direct_recv) = direct_recv {
+            self.session.direct_received(turn.now, direct_recv, landed);
         }
         match result {
             Ok(0) => self.end(turn.now),
@@ -190,15 +191,15 @@ impl Connection {
         let written = admitted.op().mutates().then(|| admitted.export().clone());
         let (ticket, outcome) = job.finish();
         // After the request was counted out, or the one that waits for it would not be told.
-        turn.roused |= written.is_some_and(|export| export.is_contended());
+        turn.notify_all |= written.is_some_and(|export| export.is_contended());
         self.session.complete(turn.now, ticket, outcome);
     }
 
     /// Something happened outside.
-    pub(crate) fn tell(&mut self, now: Instant, news: News) {
+    pub(crate) fn notify(&mut self, now: Instant, notice: Notice) {
         self.disk = self.disk.take().filter(|(disk, _)| disk.strong_count() > 0);
         if self.is_open() {
-            self.session.tell(now, &news);
+            self.session.notify(now, &notice);
         }
     }
 
@@ -274,14 +275,14 @@ impl Connection {
         let known = matches!(self.phase, Phase::Lingering(_) | Phase::Draining);
         self.shut();
         if !known {
-            self.session.tell(turn.now, &News::Disconnected);
+            self.session.notify(turn.now, &Notice::Disconnected);
             self.drain(turn);
         }
     }
 
     /// Cuts the connection of a session that panicked: a mistake in one must not cost the others their disks.
     pub(crate) fn give_up(&mut self, turn: &mut Turn) {
-        turn.roused = true;
+        turn.notify_all = true;
         self.session = Box::new(Broken);
         self.shut();
     }
@@ -304,7 +305,7 @@ impl Connection {
         while let Some(step) = self.session.poll() {
             match step {
                 Step::Report(event) => (turn.sink)(event),
-                Step::Rouse => turn.roused = true,
+                Step::Notify => turn.notify_all = true,
                 Step::Submit(admitted) => self.submit(turn, Job::new(admitted)),
                 Step::Send(_) | Step::Close(_) if !self.is_open() => {}
                 Step::Send(segment) => {
@@ -330,9 +331,9 @@ impl Connection {
         if job.result().is_some() {
             return self.complete(turn, job);
         }
-        if let Some(errand) = job.errand() {
+        if let Some(blocking_op) = job.blocking_op() {
             self.jobs += 1;
-            return self.send_out(turn, job, errand);
+            return self.send_out(turn, job, blocking_op);
         }
         match self.place(turn, &job) {
             Ok(file) => {
@@ -348,8 +349,8 @@ impl Connection {
     }
 
     /// Has a request carried out that the ring cannot.
-    fn send_out(&mut self, turn: &mut Turn, job: Job, errand: Errand) {
-        if let Err(mut job) = turn.runners.send(self.key, job, errand) {
+    fn send_out(&mut self, turn: &mut Turn, job: Job, blocking_op: BlockingOp) {
+        if let Err(mut job) = turn.blocking_pool.send(self.key, job, blocking_op) {
             job.refuse(Fault::Io);
             self.completed(turn, job);
         }
@@ -374,17 +375,17 @@ impl Connection {
             return false;
         }
         let Some(receiving) = &mut self.receiving else { return false };
-        if receiving.stage.is_empty() {
+        if receiving.recv_buffer.is_empty() {
             return false;
         }
-        let taken = self.session.receive(now, receiving.stage.waiting());
-        receiving.stage.consume(taken);
+        let taken = self.session.receive(now, receiving.recv_buffer.waiting());
+        receiving.recv_buffer.consume(taken);
         taken > 0
     }
 
     /// Whether the peer may ask for more: not while it does not read the answers.
     fn takes_more(&self) -> bool {
-        self.is_open() && self.unsent <= UNSENT && self.session.hungry()
+        self.is_open() && self.unsent <= UNSENT && self.session.can_receive()
     }
 
     fn close_when_done(&mut self, turn: &mut Turn) {
@@ -395,7 +396,7 @@ impl Connection {
             Phase::Flushing(_) if is_sent => {
                 self.phase = Phase::Lingering(turn.now + LINGER);
                 self.link.shut(Shutdown::Write);
-                self.session.tell(turn.now, &News::Disconnected);
+                self.session.notify(turn.now, &Notice::Disconnected);
                 self.drain(turn);
             }
             Phase::Lingering(_) if self.ended => self.shut(),
@@ -453,13 +454,13 @@ impl Connection {
             return;
         }
         let Some(receiving) = &mut self.receiving else { return };
-        receiving.is_bulky = self.gather.latest() >= LARGE;
+        receiving.is_bulky = self.rx_coalescing.latest() >= LARGE;
         if closing {
-            receiving.stage.clear();
-        } else if receiving.stage.is_empty() {
-            receiving.landing = self.session.landing();
+            receiving.recv_buffer.clear();
+        } else if receiving.recv_buffer.is_empty() {
+            receiving.direct_recv = self.session.direct_recv();
         }
-        if !receiving.stage.spare().is_empty() {
+        if !receiving.recv_buffer.spare().is_empty() {
             self.expect(turn);
             self.receiving.take().into_iter().for_each(|receiving| turn.ring.receive(receiving));
         }
@@ -469,13 +470,14 @@ impl Connection {
     fn count(&mut self, now: Instant) {
         if self.answers > 0 {
             let came = std::mem::take(&mut self.came);
-            self.gather.answered(now, std::mem::take(&mut self.answers), came);
+            self.rx_coalescing.answered(now, std::mem::take(&mut self.answers), came);
         }
     }
 
     /// Has the next receive wait for as many requests as it should.
     fn expect(&mut self, turn: &Turn) {
-        let wanted = self.gather.wanted().filter(|_| self.is_open() && turn.ring.can_gather());
+        let wanted =
+            self.rx_coalescing.wanted().filter(|_| self.is_open() && turn.ring.can_gather());
         self.want(wanted.map_or(1, |(bytes, _)| bytes));
         self.until = wanted.map(|(_, patience)| turn.now + patience);
         if let Some(receiving) = &mut self.receiving {
@@ -491,9 +493,9 @@ impl Connection {
     }
 
     /// Takes what has come, if it has waited long enough for more.
-    pub(crate) fn hurry(&mut self, now: Instant) {
+    pub(crate) fn flush_coalesced(&mut self, now: Instant) {
         if self.until.take_if(|until| *until <= now).is_some() {
-            self.gather.timed_out(now);
+            self.rx_coalescing.timed_out(now);
             self.want(1);
         }
     }

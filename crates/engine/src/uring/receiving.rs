@@ -5,7 +5,7 @@ use std::ptr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use export::Landing;
+use export::DirectRecv;
 use io_uring::types::Fixed;
 use io_uring::{opcode, squeue};
 use libc::{iovec, msghdr};
@@ -14,12 +14,12 @@ use super::files::File;
 use super::ring::{header, length};
 use super::slots::Key;
 use crate::link::Link;
-use crate::stage::{STAGE, Stage, room};
+use crate::recv_buffer::{RECV_BUFFER, RecvBuffer, room};
 
-/// A landing from this size on is large, and so is a request.
+/// A direct_recv from this size on is large, and so is a request.
 pub(super) const LARGE: usize = 16 << 10;
 
-/// Bytes that the stage takes behind a large landing, and while requests are large: where one large payload came, the
+/// Bytes that the recv_buffer takes behind a large direct_recv, and while requests are large: where one large payload came, the
 /// header of the next is close, and what is received behind that would have to be copied.
 const SLIT: usize = 4 << 10;
 
@@ -33,9 +33,9 @@ pub(crate) struct Receiving {
     /// The connection that it is of.
     pub(crate) owner: Key,
     /// Bytes that wait for the session, and room for more.
-    pub(crate) stage: Stage,
+    pub(crate) recv_buffer: RecvBuffer,
     /// Where the session wants the next bytes.
-    pub(crate) landing: Option<Landing>,
+    pub(crate) direct_recv: Option<DirectRecv>,
     /// The socket is open as long as this is.
     _link: Arc<Link>,
     file: Rc<File>,
@@ -48,13 +48,18 @@ pub(crate) struct Receiving {
 }
 
 impl Receiving {
-    /// For the stage.
-    pub(crate) fn new(owner: Key, link: Arc<Link>, file: Rc<File>, stage: Stage) -> Box<Self> {
+    /// For the recv_buffer.
+    pub(crate) fn new(
+        owner: Key,
+        link: Arc<Link>,
+        file: Rc<File>,
+        recv_buffer: RecvBuffer,
+    ) -> Box<Self> {
         let (header, vectors) = (header(&mut []), [NOTHING; 2]);
         Box::new(Self {
             owner,
-            stage,
-            landing: None,
+            recv_buffer,
+            direct_recv: None,
             _link: link,
             file,
             gathers: false,
@@ -64,19 +69,20 @@ impl Receiving {
         })
     }
 
-    /// Names the landing, if there is one, and the stage's room. To be asked by the ring only, which then owns this.
+    /// Names the direct_recv, if there is one, and the recv_buffer's room. To be asked by the ring only, which then owns this.
     pub(super) fn entry(&mut self) -> squeue::Entry {
         let fd = Fixed(self.file.place());
-        let lands = self.landing.as_mut().is_some_and(|landing| room(landing).len() >= LARGE);
-        let spare = self.stage.spare();
-        let len = spare.len().min(if lands || self.is_bulky { SLIT } else { STAGE });
+        let lands =
+            self.direct_recv.as_mut().is_some_and(|direct_recv| room(direct_recv).len() >= LARGE);
+        let spare = self.recv_buffer.spare();
+        let len = spare.len().min(if lands || self.is_bulky { SLIT } else { RECV_BUFFER });
         let spare = spare.get_mut(..len).unwrap_or_default();
         let when = if self.gathers { POLL_FIRST } else { 0 };
-        let Some(landing) = &mut self.landing else {
+        let Some(direct_recv) = &mut self.direct_recv else {
             let receive = opcode::Recv::new(fd, spare.as_mut_ptr(), length(spare));
             return receive.ioprio(when).build();
         };
-        self.vectors = [vector(room(landing)), vector(spare)];
+        self.vectors = [vector(room(direct_recv)), vector(spare)];
         self.header = header(&mut self.vectors);
         opcode::RecvMsg::new(fd, &raw mut self.header).ioprio(when).build()
     }
@@ -84,7 +90,7 @@ impl Receiving {
 
 impl fmt::Debug for Receiving {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Receiving({} bytes wait)", self.stage.waiting().len())
+        write!(f, "Receiving({} bytes wait)", self.recv_buffer.waiting().len())
     }
 }
 

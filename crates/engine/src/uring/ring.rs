@@ -10,7 +10,7 @@
 //! - a [`Job`] owns its request, and that owns the payload's buffer and the disk's descriptor. A buffer's pages are an
 //!   allocation of their own, which stays when the `Job` itself is moved;
 //! - a [`Receiving`] and a [`Sending`] are boxed; they own the message header and vectors that the entry names, the
-//!   memory that the vectors name (the stage, a landing's buffer, the segments) and a share of the socket;
+//!   memory that the vectors name (the recv_buffer, a direct_recv's buffer, the segments) and a share of the socket;
 //! - a [`Bell`] owns the eight bytes that its eventfd is read into;
 //! - all of them own a share of the [`File`] that the entry names, whose place is not given to another file before.
 //!
@@ -48,7 +48,7 @@ use super::receiving::Receiving;
 use super::sending::Sending;
 use super::slots::{Key, Slots};
 use crate::disk::{Call, Job};
-use crate::mailbox::Mailbox;
+use crate::inbox::Inbox;
 
 /// Entries of the submission queue: a turn that has more to say enters the kernel more than once.
 const ENTRIES: u32 = 512;
@@ -59,7 +59,7 @@ const COMPLETIONS: u32 = 8192;
 /// Threads of the kernel that may wait for disks at once: several disks may hang before the others notice.
 const DISK_THREADS: u32 = 64;
 
-/// Files in the ring's table, if the process may have so many open: sockets, disks and a bell.
+/// Files in the ring's table, if the process may have so many open: sockets, disks and a wake_fd.
 const FILES: u32 = 4096;
 
 /// What may be done with a ring that runs: to change its table of files (`IORING_REGISTER_FILES_UPDATE`), and to give it
@@ -86,8 +86,8 @@ pub(crate) struct Ring {
     files: Files,
     /// Disks in the table.
     disks: Vec<(sync::Weak<Export>, Weak<File>)>,
-    mailbox: Arc<Mailbox>,
-    bell: Rc<File>,
+    inbox: Arc<Inbox>,
+    wake_fd: Rc<File>,
 }
 
 enum Pending {
@@ -106,16 +106,16 @@ pub(crate) enum Done {
     Received(Box<Receiving>, Result<usize, Errno>),
     /// That many bytes were sent; the rest of the batch is to be sent again.
     Sent(Box<Sending>, Result<usize, Errno>),
-    /// The mailbox was written to.
+    /// The inbox was written to.
     Bell,
 }
 
 impl Ring {
-    /// Opens a ring for this thread, which also hears the bell of `mailbox`.
+    /// Opens a ring for this thread, which also hears the wake_fd of `inbox`.
     ///
     /// # Errors
     /// The kernel has no io_uring, forbids it, or lacks a part that is needed.
-    pub(crate) fn open(mailbox: Arc<Mailbox>) -> io::Result<Self> {
+    pub(crate) fn open(inbox: Arc<Inbox>) -> io::Result<Self> {
         let ring = build()?;
         let parameters = ring.params();
         let mut probe = Probe::new();
@@ -131,9 +131,9 @@ impl Ring {
         // Only since Linux 5.15; without it, the kernel's own bound holds.
         let _ = ring.submitter().register_iowq_max_workers(&mut [DISK_THREADS, 0]);
         let files = restrict(&ring)?;
-        let bell = put(&ring, &files, mailbox.as_fd())?;
+        let wake_fd = put(&ring, &files, inbox.as_fd())?;
         let (pending, backlog, disks) = (ManuallyDrop::default(), VecDeque::new(), Vec::new());
-        Ok(Self { ring, pending, backlog, files, disks, mailbox, bell })
+        Ok(Self { ring, pending, backlog, files, disks, inbox, wake_fd })
     }
 
     /// Takes a file into the ring's table. It stays there until nobody has a share of it any more.
@@ -173,7 +173,7 @@ impl Ring {
         self.start(key);
     }
 
-    /// Receives into the landing, if there is one, and the stage.
+    /// Receives into the direct_recv, if there is one, and the recv_buffer.
     pub(crate) fn receive(&mut self, receiving: Box<Receiving>) {
         let key = self.pending.insert(Pending::Receive(receiving));
         self.start(key);
@@ -218,11 +218,11 @@ impl Ring {
         unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT, value, len) };
     }
 
-    /// Waits for the mailbox's bell.
+    /// Waits for the inbox's wake_fd.
     pub(crate) fn listen(&mut self) {
-        let (mailbox, file) = (self.mailbox.clone(), self.bell.clone());
-        let bell = Bell { count: [0; 8], _mailbox: mailbox, file };
-        let key = self.pending.insert(Pending::Bell(Box::new(bell)));
+        let (inbox, file) = (self.inbox.clone(), self.wake_fd.clone());
+        let wake_fd = Bell { count: [0; 8], _mailbox: inbox, file };
+        let key = self.pending.insert(Pending::Bell(Box::new(wake_fd)));
         self.start(key);
     }
 
@@ -232,7 +232,7 @@ impl Ring {
             Pending::Disk(_, job, file) => disk_entry(job, file),
             Pending::Receive(receiving) => receiving.entry(),
             Pending::Send(sending) => sending.entry(),
-            Pending::Bell(bell) => bell.entry(),
+            Pending::Bell(wake_fd) => wake_fd.entry(),
         };
         self.push(entry.user_data(key.number()));
     }
@@ -424,7 +424,7 @@ pub(super) fn length(bytes: &[u8]) -> u32 {
 struct Bell {
     count: [u8; 8],
     /// Whose eventfd it is.
-    _mailbox: Arc<Mailbox>,
+    _mailbox: Arc<Inbox>,
     file: Rc<File>,
 }
 
@@ -453,7 +453,7 @@ mod test {
 
     /// A ring, or nothing where there is no io_uring.
     fn ring() -> Option<Ring> {
-        Ring::open(Mailbox::new().unwrap()).ok()
+        Ring::open(Inbox::new().unwrap()).ok()
     }
 
     /// What the kernel makes of an entry.

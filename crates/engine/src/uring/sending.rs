@@ -88,14 +88,14 @@ impl Sending {
     /// there as long as this is, and is not changed otherwise.
     pub(super) fn message(&mut self) -> (RawFd, *const msghdr) {
         if self.sent_vectors == self.vectors.len() {
-            self.gather();
+            self.rx_coalescing();
         }
         self.header = header(self.vectors.get_mut(self.sent_vectors..).unwrap_or_default());
         (self.link.as_fd().as_raw_fd(), &raw const self.header)
     }
 
     /// Names the next window.
-    fn gather(&mut self) {
+    fn rx_coalescing(&mut self) {
         (self.gathered, self.sent_vectors, self.scratch_used) = (0, 0, 0);
         self.vectors.clear();
         let mut bytes = 0;

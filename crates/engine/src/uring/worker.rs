@@ -9,17 +9,17 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use export::{News, Pool};
+use export::{Notice, Pool};
 
+use super::blocking_pool::BlockingPool;
 use super::connection::{Connection, Turn};
 use super::ring::{Done, Ring};
-use super::runners::Runners;
 use super::slots::{Key, Slots};
 use super::spin::Spin;
-use crate::errand::Answer;
+use crate::blocking_op::Answer;
+use crate::inbox::{Inbox, Message};
 use crate::link::Link;
-use crate::mailbox::{Mailbox, Message};
-use crate::stage::Stage;
+use crate::recv_buffer::RecvBuffer;
 use crate::{Config, Open, RETRY, Shared};
 
 /// After so long without anything to do, free buffers go back to the system.
@@ -39,11 +39,11 @@ const CATCHING_UP: Duration = Duration::from_millis(10);
 
 /// The threads of an engine.
 #[derive(Debug)]
-pub(crate) struct Staff(Vec<Seat>);
+pub(crate) struct Workers(Vec<WorkerHandle>);
 
 #[derive(Debug)]
-struct Seat {
-    mailbox: Arc<Mailbox>,
+struct WorkerHandle {
+    inbox: Arc<Inbox>,
     /// Connections of the thread.
     load: Arc<AtomicUsize>,
     thread: JoinHandle<()>,
@@ -53,13 +53,13 @@ struct Seat {
 ///
 /// # Errors
 /// A thread or its ring cannot be made; then none is left behind.
-pub(crate) fn hire(config: &Config, shared: &Arc<Shared>) -> io::Result<Staff> {
-    let mut staff = Staff(Vec::new());
+pub(crate) fn spawn(config: &Config, shared: &Arc<Shared>) -> io::Result<Workers> {
+    let mut staff = Workers(Vec::new());
     for _ in 0..config.threads.max(1) {
-        match sit(config, shared) {
+        match spawn_one(config, shared) {
             Ok(seat) => staff.0.push(seat),
             Err(error) => {
-                staff.0.iter().for_each(|seat| seat.mailbox.put(Message::Quit));
+                staff.0.iter().for_each(|seat| seat.inbox.put(Message::Quit));
                 staff.join();
                 return Err(error);
             }
@@ -68,38 +68,38 @@ pub(crate) fn hire(config: &Config, shared: &Arc<Shared>) -> io::Result<Staff> {
     Ok(staff)
 }
 
-fn sit(config: &Config, shared: &Arc<Shared>) -> io::Result<Seat> {
-    let mailbox = Mailbox::new()?;
+fn spawn_one(config: &Config, shared: &Arc<Shared>) -> io::Result<WorkerHandle> {
+    let inbox = Inbox::new()?;
     let load = Arc::new(AtomicUsize::new(0));
     let (say, hear) = mpsc::channel();
-    let plan = (config.clone(), shared.clone(), mailbox.clone(), load.clone());
+    let plan = (config.clone(), shared.clone(), inbox.clone(), load.clone());
     let work = move || {
-        let (config, shared, mailbox, load) = plan;
-        let ring = Ring::open(mailbox.clone());
+        let (config, shared, inbox, load) = plan;
+        let ring = Ring::open(inbox.clone());
         let opened = ring.as_ref().map(drop).map_err(clone);
         // The other side waits for this and goes away only after.
         let _ = say.send(opened);
         if let Ok(ring) = ring {
-            Worker::new(ring, &config, shared, mailbox, load).run();
+            Worker::new(ring, &config, shared, inbox, load).run();
         }
     };
     let thread = std::thread::Builder::new().name("ring".to_owned()).spawn(work)?;
     hear.recv().map_err(|_| io::Error::other("the ring's thread ended before it began"))??;
-    Ok(Seat { mailbox, load, thread })
+    Ok(WorkerHandle { inbox, load, thread })
 }
 
 fn clone(error: &io::Error) -> io::Error {
     error.raw_os_error().map_or_else(|| error.kind().into(), io::Error::from_raw_os_error)
 }
 
-impl Staff {
+impl Workers {
     /// Gives a connection to the thread that has the fewest. One that broke gets none; if all did, it is closed.
     pub(crate) fn adopt(&self, link: Arc<Link>, open: Open) {
-        let load = |seat: &&Seat| seat.load.load(Ordering::Relaxed);
-        let works = |seat: &&Seat| !seat.thread.is_finished();
+        let load = |seat: &&WorkerHandle| seat.load.load(Ordering::Relaxed);
+        let works = |seat: &&WorkerHandle| !seat.thread.is_finished();
         if let Some(seat) = self.0.iter().filter(works).min_by_key(load) {
             seat.load.fetch_add(1, Ordering::Relaxed);
-            seat.mailbox.put(Message::Adopt(link, open));
+            seat.inbox.put(Message::Adopt(link, open));
         }
     }
 
@@ -117,13 +117,13 @@ struct Worker {
     dirty: Vec<Key>,
     pool: Pool,
     shared: Arc<Shared>,
-    mailbox: Arc<Mailbox>,
+    inbox: Arc<Inbox>,
     load: Arc<AtomicUsize>,
     spin: Spin,
     /// No session's deadline is before this.
     next_tick: Option<Instant>,
     /// No connection has waited long enough for more requests before this.
-    next_hurry: Option<Instant>,
+    next_flush: Option<Instant>,
     /// Whether deadlines were put off once, because the thread itself came late.
     catching_up: bool,
     /// Whether the sessions of this thread are to be told next turn that something changed.
@@ -137,24 +137,24 @@ impl Worker {
         ring: Ring,
         config: &Config,
         shared: Arc<Shared>,
-        mailbox: Arc<Mailbox>,
+        inbox: Arc<Inbox>,
         load: Arc<AtomicUsize>,
     ) -> Self {
-        shared.post.join(&mailbox);
-        let runners = Runners::new(mailbox.clone());
+        shared.post.join(&inbox);
+        let blocking_pool = BlockingPool::new(inbox.clone());
         let (now, sink) = (Instant::now(), shared.sink.clone());
-        let turn = Turn { ring, runners, now, roused: false, sink };
+        let turn = Turn { ring, blocking_pool, now, notify_all: false, sink };
         Self {
             turn,
             connections: Slots::default(),
             dirty: Vec::new(),
             pool: Pool::within(config.memory, shared.budget.clone()),
             shared,
-            mailbox,
+            inbox,
             load,
             spin: Spin::new(config.spin),
             next_tick: None,
-            next_hurry: None,
+            next_flush: None,
             catching_up: false,
             changed: false,
             stopping: false,
@@ -171,18 +171,18 @@ impl Worker {
             }
             self.turn.now = Instant::now();
             self.reap();
-            self.read_mail();
+            self.read_inbox();
             self.tick();
-            self.hurry();
+            self.flush_coalesced();
             self.settle();
             self.pass_on();
         }
-        self.silence();
+        self.end_wake_wait();
     }
 
-    /// Ends the wait for the bell, so that nothing is under way in the ring any more.
-    fn silence(&mut self) {
-        self.mailbox.put(Message::Quit);
+    /// Ends the wait for the wake_fd, so that nothing is under way in the ring any more.
+    fn end_wake_wait(&mut self) {
+        self.inbox.put(Message::Quit);
         while !matches!(self.turn.ring.reap(), Some(Done::Bell)) {
             if self.turn.ring.enter(Some(IDLE)).is_err() {
                 return;
@@ -207,7 +207,7 @@ impl Worker {
             self.turn.ring.enter(Some(timeout))?;
         }
         let wait = began.elapsed();
-        if self.next_hurry.is_none() {
+        if self.next_flush.is_none() {
             self.spin.waited(wait);
         }
         if wait >= IDLE {
@@ -218,12 +218,12 @@ impl Worker {
 
     fn has_work(&mut self) -> bool {
         let waiting = self.changed || !self.dirty.is_empty();
-        waiting || self.turn.ring.is_ready() || self.mailbox.is_full()
+        waiting || self.turn.ring.is_ready() || self.inbox.is_full()
     }
 
-    /// How long to watch now, if at all. While requests are to gather, looking out for the first is of no use.
+    /// How long to watch now, if at all. While requests are to rx_coalescing, looking out for the first is of no use.
     fn budget(&self) -> Option<Duration> {
-        let is_idle = self.connections.is_empty() || self.next_hurry.is_some();
+        let is_idle = self.connections.is_empty() || self.next_flush.is_some();
         self.spin.budget().filter(|_| !is_idle)
     }
 
@@ -248,7 +248,7 @@ impl Worker {
 
     fn timeout(&self, now: Instant) -> Duration {
         let longest = if self.pool.cached() > 0 { IDLE } else { SLEEP };
-        let next = earlier(self.next_tick, self.next_hurry);
+        let next = earlier(self.next_tick, self.next_flush);
         next.map_or(longest, |at| at.saturating_duration_since(now).min(longest))
     }
 
@@ -290,19 +290,19 @@ impl Worker {
         }
     }
 
-    fn read_mail(&mut self) {
+    fn read_inbox(&mut self) {
         if std::mem::take(&mut self.changed) {
-            self.with_all(|connection, turn| connection.tell(turn.now, News::Changed));
+            self.with_all(|connection, turn| connection.notify(turn.now, Notice::StateChanged));
         }
-        if !self.mailbox.is_full() {
+        if !self.inbox.is_full() {
             return;
         }
-        for message in self.mailbox.take() {
+        for message in self.inbox.take() {
             match message {
                 Message::Adopt(link, open) => self.adopt(link, &open),
-                Message::News(news) => {
-                    self.stopping |= news == News::Stopping;
-                    self.with_all(|connection, turn| connection.tell(turn.now, news));
+                Message::Notice(notice) => {
+                    self.stopping |= notice == Notice::Stopping;
+                    self.with_all(|connection, turn| connection.notify(turn.now, notice));
                 }
                 Message::Ran(number, answer) => self.take_back(number, answer),
                 Message::Quit => {
@@ -315,7 +315,7 @@ impl Worker {
 
     /// A request ended that the ring could not do.
     fn take_back(&mut self, number: u64, answer: Answer) {
-        if let Some((key, mut job)) = self.turn.runners.take_back(number) {
+        if let Some((key, mut job)) = self.turn.blocking_pool.take_back(number) {
             job.answer(answer);
             self.with(key, |connection, turn| connection.completed(turn, job));
         }
@@ -330,20 +330,20 @@ impl Worker {
             self.load.fetch_sub(1, Ordering::Relaxed);
             return;
         };
-        let Some(stage) = Stage::with(&link.take()) else {
+        let Some(recv_buffer) = RecvBuffer::with(&link.take()) else {
             // There is no memory left; the peer may try again.
             self.load.fetch_sub(1, Ordering::Relaxed);
             return;
         };
         let now = self.turn.now;
-        let account = self.pool.open_for(link.peer().holder());
+        let account = self.pool.open_for(link.peer().tenant());
         let session = open(link.peer(), account, now);
-        let connect = |key| Connection::open(key, link, file, stage, session, now);
+        let connect = |key| Connection::open(key, link, file, recv_buffer, session, now);
         let key = self.connections.insert_with(connect);
         let stopping = self.stopping;
         self.with(key, |connection, turn| {
             if stopping {
-                connection.tell(turn.now, News::Stopping);
+                connection.notify(turn.now, Notice::Stopping);
             }
         });
     }
@@ -362,12 +362,12 @@ impl Worker {
     }
 
     /// Has the connections go on that have waited long enough for more requests.
-    fn hurry(&mut self) {
+    fn flush_coalesced(&mut self) {
         let now = self.turn.now;
-        if self.next_hurry.take_if(|at| *at <= now).is_some() {
+        if self.next_flush.take_if(|at| *at <= now).is_some() {
             for (_, connection) in self.connections.iter_mut() {
-                connection.hurry(now);
-                self.next_hurry = earlier(self.next_hurry, connection.until);
+                connection.flush_coalesced(now);
+                self.next_flush = earlier(self.next_flush, connection.until);
             }
         }
     }
@@ -376,7 +376,7 @@ impl Worker {
         let mut dirty = std::mem::take(&mut self.dirty);
         let mut unfinished = Vec::new();
         if dirty.len() == self.connections.len() {
-            self.next_hurry = None;
+            self.next_flush = None;
         }
         for key in dirty.drain(..) {
             let Some(connection) = self.connections.get_mut(key) else { continue };
@@ -388,11 +388,11 @@ impl Worker {
                 self.connections.remove(key);
                 self.load.fetch_sub(1, Ordering::Relaxed);
                 // Its association may have ended with it.
-                self.turn.roused = true;
+                self.turn.notify_all = true;
             } else {
                 let tick = connection.deadline().map(|at| at.max(self.turn.now + TICK));
                 self.next_tick = earlier(self.next_tick, tick);
-                self.next_hurry = earlier(self.next_hurry, connection.until);
+                self.next_flush = earlier(self.next_flush, connection.until);
             }
         }
         dirty.append(&mut unfinished);
@@ -405,9 +405,9 @@ impl Worker {
     /// Tells all other threads, and this one in its next turn, that something changed. Once a turn, however often it
     /// was said.
     fn pass_on(&mut self) {
-        if std::mem::take(&mut self.turn.roused) {
+        if std::mem::take(&mut self.turn.notify_all) {
             self.changed = true;
-            self.shared.post.tell(News::Changed, Some(&self.mailbox));
+            self.shared.post.notify(Notice::StateChanged, Some(&self.inbox));
         }
     }
 }
@@ -416,10 +416,10 @@ impl Drop for Worker {
     /// However the thread ends: nobody waits for it any more. What a broken ring still holds keeps its sockets open, so
     /// they are shut here.
     fn drop(&mut self) {
-        self.shared.post.leave(&self.mailbox);
+        self.shared.post.leave(&self.inbox);
         self.connections.iter_mut().for_each(|(_, connection)| connection.shut());
         if !self.connections.is_empty() {
-            self.shared.post.tell(News::Changed, None);
+            self.shared.post.notify(Notice::StateChanged, None);
         }
     }
 }

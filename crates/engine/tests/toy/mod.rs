@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use engine::{Config, Driver, Engine, Limits, Open, Security};
 use export::{
-    Access, Account, Admitted, Body, Buffer, Event, Exclusive, Export, Extent, Extents, Geometry,
-    Grant, Head, Identity, Landing, News, Op, Outcome, Reason, Request, Segment, Session, Step,
+    Access, Account, Admitted, Body, Buffer, DirectRecv, Event, Exclusive, Export, Extent, Extents,
+    Geometry, Grant, Head, Identity, Notice, Op, Outcome, Reason, Request, Segment, Session, Step,
     Ticket,
 };
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -141,7 +141,7 @@ impl Toy {
             b'R' | b'W' | b'A' | b'M' => self.state = State::Starved(command),
             b'F' | b'Z' | b'D' | b'Q' | b'G' => self.submit(command, None),
             b'N' => {
-                self.steps.push_back(Step::Rouse);
+                self.steps.push_back(Step::Notify);
                 self.answer(command.tag, 0, None);
             }
             b'P' => panic!("as the test wants it"),
@@ -247,7 +247,7 @@ impl Session for Toy {
             return;
         }
         if entry.alone.is_some() {
-            self.steps.push_back(Step::Rouse);
+            self.steps.push_back(Step::Notify);
         }
         match outcome.result {
             Ok(()) => self.answer(entry.tag, 0, outcome.buffer.filter(|_| is_read(entry.tag))),
@@ -255,14 +255,14 @@ impl Session for Toy {
         }
     }
 
-    fn tell(&mut self, _: Instant, news: &News) {
-        match news {
-            News::Changed => Log::add(&self.log.changed, 1),
-            News::Stopping => {
+    fn notify(&mut self, _: Instant, notice: &Notice) {
+        match notice {
+            Notice::StateChanged => Log::add(&self.log.changed, 1),
+            Notice::Stopping => {
                 Log::add(&self.log.stopping, 1);
                 self.stopping = true;
             }
-            News::Disconnected => {
+            Notice::Disconnected => {
                 self.check(!self.disconnected);
                 Log::add(&self.log.disconnected, 1);
                 self.disconnected = true;
@@ -289,7 +289,7 @@ impl Session for Toy {
         self.deadline.map(|(at, _)| at)
     }
 
-    fn hungry(&self) -> bool {
+    fn can_receive(&self) -> bool {
         !self.closing && !self.stopping && !matches!(self.state, State::Starved(_))
     }
 
@@ -297,13 +297,13 @@ impl Session for Toy {
         self.established
     }
 
-    fn landing(&mut self) -> Option<Landing> {
+    fn direct_recv(&mut self) -> Option<DirectRecv> {
         match std::mem::replace(&mut self.state, State::Header) {
             State::Payload(command, buffer, start) => {
                 self.state = State::Away(command);
                 self.landing_out = true;
                 let end = buffer.len();
-                Some(Landing { buffer, start, end, mark: command.tag })
+                Some(DirectRecv { buffer, start, end, mark: command.tag })
             }
             state => {
                 self.state = state;
@@ -312,14 +312,14 @@ impl Session for Toy {
         }
     }
 
-    fn landed(&mut self, _: Instant, landing: Landing, got: usize) {
+    fn direct_received(&mut self, _: Instant, direct_recv: DirectRecv, got: usize) {
         self.landing_out = false;
         Log::add(&self.log.landed, got);
         let State::Away(command) = std::mem::replace(&mut self.state, State::Header) else {
             return self.check(false);
         };
-        self.check(landing.mark == command.tag);
-        self.payload_came(command, landing.buffer, landing.start + got);
+        self.check(direct_recv.mark == command.tag);
+        self.payload_came(command, direct_recv.buffer, direct_recv.start + got);
     }
 }
 
@@ -408,7 +408,7 @@ pub(crate) struct Served {
     pub(crate) export: Arc<Export>,
 }
 
-/// The toy says nothing itself; at the door, those may be refused that a test sends there for it.
+/// The toy says nothing itself; at the auth, those may be refused that a test sends there for it.
 fn report(event: Event) {
     assert!(matches!(event, Event::Refused { .. }), "{event:?}");
 }

@@ -4,7 +4,7 @@
 
 use super::dhcp::CLIENT_PORT;
 use super::ether::Mac;
-use crate::ioctl::PacketAddress;
+use crate::syscall::PacketAddress;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto,

@@ -105,5 +105,5 @@ pub fn hide_memory() -> Result<(), Errno> {
 /// Has no program that this one starts inherit a descriptor that it is not given: some come from whoever started this one,
 /// and from there from anywhere. On a kernel before 5.11 it is as it always was.
 pub fn hand_nothing_down() {
-    let _ = crate::ioctl::close_on_exec(3);
+    let _ = crate::syscall::close_on_exec(3);
 }

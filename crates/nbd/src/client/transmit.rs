@@ -1,7 +1,7 @@
 //! Replies, in any order and in pieces of any size (NBD, Simple reply message, Structured reply chunk message, Extended reply
 //! chunk message). It knows no option.
 
-use export::{Buffer, Extent, Landing};
+use export::{Buffer, DirectRecv, Extent};
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
@@ -295,8 +295,8 @@ impl Client {
     }
 
     /// Memory that the next bytes of the connection belong in, if they are data: the driver may receive into it and gives
-    /// it back by [`Client::landed`]. While it is out, [`Client::receive`] is not called.
-    pub fn landing(&mut self) -> Option<Landing> {
+    /// it back by [`Client::direct_received`]. While it is out, [`Client::receive`] is not called.
+    pub fn direct_recv(&mut self) -> Option<DirectRecv> {
         let Stage::Data(chunk, start) = self.stage else { return None };
         if chunk.left < LANDING || self.phase != Phase::Live {
             return None;
@@ -304,15 +304,15 @@ impl Client {
         let left = usize::try_from(chunk.left).ok()?;
         match &mut self.slots.find(chunk.cookie).ok()?.what {
             What::Read { buffer, .. } => {
-                Some(Landing { buffer: buffer.take()?, start, end: start + left, mark: 0 })
+                Some(DirectRecv { buffer: buffer.take()?, start, end: start + left, mark: 0 })
             }
             _ => None,
         }
     }
 
     /// The memory comes back, with `got` bytes received into it.
-    pub fn landed(&mut self, landing: Landing, got: usize) {
-        let Landing { buffer, start, end, .. } = landing;
+    pub fn direct_received(&mut self, landing: DirectRecv, got: usize) {
+        let DirectRecv { buffer, start, end, .. } = landing;
         let got = got.min(end.saturating_sub(start));
         let Stage::Data(chunk, at) = self.stage else { return };
         if let Ok(Command { what: What::Read { buffer: place, .. }, .. }) =

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use export::{Door, Grant, Head, Reason, Segment};
+use export::{Auth, Grant, Head, Reason, Segment};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::answer::Mode;
@@ -114,7 +114,7 @@ impl Session {
     }
 
     fn answer_option(&mut self, option: u32, data: &[u8]) -> Answered {
-        let keyless = self.peer.door == Door::Keyed && self.peer.channel.is_none();
+        let keyless = self.peer.auth == Auth::Required && self.peer.channel.is_none();
         match option {
             option::ABORT => {
                 self.say_reply(option, option::ACK, &[]);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use export::{
-    Account, Event, Grant, Head, Landing, News, Outcome, Peer, Purpose, Reason, Request, Segment,
-    Step, Ticket,
+    Account, DirectRecv, Event, Grant, Head, Notice, Outcome, Peer, Purpose, Reason, Request,
+    Segment, Step, Ticket,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -212,7 +212,7 @@ impl export::Session for Session {
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> usize {
         self.now = now;
         let mut taken = 0;
-        while self.hungry() {
+        while self.can_receive() {
             let left = bytes.get(taken..).unwrap_or_default();
             match self.step(left) {
                 Ok(0) => break,
@@ -234,13 +234,13 @@ impl export::Session for Session {
         }
     }
 
-    fn tell(&mut self, now: Instant, news: &News) {
+    fn notify(&mut self, now: Instant, news: &Notice) {
         self.now = now;
         match (self.phase, news) {
             (Phase::Closed, _) => {}
-            (_, News::Disconnected) => self.leave(Reason::Peer),
-            (_, News::Stopping) => self.stop(),
-            (_, News::Changed) => self.changed(),
+            (_, Notice::Disconnected) => self.leave(Reason::Peer),
+            (_, Notice::Stopping) => self.stop(),
+            (_, Notice::StateChanged) => self.changed(),
         }
     }
 
@@ -270,7 +270,7 @@ impl export::Session for Session {
         self.due()
     }
 
-    fn hungry(&self) -> bool {
+    fn can_receive(&self) -> bool {
         let may = match self.phase {
             Phase::Flags | Phase::Options => self.haggle.held.is_none(),
             Phase::Live | Phase::Stopping => match &self.incoming {
@@ -286,11 +286,11 @@ impl export::Session for Session {
         self.link.is_some()
     }
 
-    fn landing(&mut self) -> Option<Landing> {
-        if self.hungry() { self.offer_landing() } else { None }
+    fn direct_recv(&mut self) -> Option<DirectRecv> {
+        if self.can_receive() { self.offer_landing() } else { None }
     }
 
-    fn landed(&mut self, now: Instant, landing: Landing, got: usize) {
+    fn direct_received(&mut self, now: Instant, landing: DirectRecv, got: usize) {
         self.now = now;
         self.take_landing(landing, got);
     }

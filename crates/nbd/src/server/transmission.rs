@@ -178,7 +178,7 @@ impl Session {
                 let Denied { fault, request } = *denied;
                 if fault == Fault::Busy {
                     if link.grant.export().was_released() {
-                        self.out.push_back(Step::Rouse);
+                        self.out.push_back(Step::Notify);
                     }
                     return self.contending.push_back(request);
                 }

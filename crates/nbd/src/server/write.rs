@@ -1,6 +1,6 @@
 //! Payloads: those of writes go into buffers, and piece by piece to the disk; those of requests that are refused go nowhere.
 
-use export::{Buffer, Landing};
+use export::{Buffer, DirectRecv};
 
 use super::answer::To;
 use super::session::Session;
@@ -149,17 +149,17 @@ impl Session {
     }
 
     /// The piece that is coming, for the driver to receive into.
-    pub(super) fn offer_landing(&mut self) -> Option<Landing> {
+    pub(super) fn offer_landing(&mut self) -> Option<DirectRecv> {
         let Some(Incoming::Fill(filling)) = &mut self.incoming else { return None };
         let start = filling.got;
         let buffer = filling.buffer.take_if(|buffer| buffer.len() - start >= LANDING)?;
         let end = buffer.len();
-        Some(Landing { buffer, start, end, mark: filling.at.into() })
+        Some(DirectRecv { buffer, start, end, mark: filling.at.into() })
     }
 
     /// It comes back with `got` bytes more.
-    pub(super) fn take_landing(&mut self, landing: Landing, got: usize) {
-        let Landing { buffer, start, end, mark } = landing;
+    pub(super) fn take_landing(&mut self, landing: DirectRecv, got: usize) {
+        let DirectRecv { buffer, start, end, mark } = landing;
         let Some(Incoming::Fill(filling)) = &mut self.incoming else { return };
         if u32::from(filling.at) == mark {
             filling.buffer = Some(buffer);

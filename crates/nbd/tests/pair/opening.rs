@@ -1,6 +1,6 @@
 //! How a connection begins, and how it does not.
 
-use export::{Access, News, Reason};
+use export::{Access, Notice, Reason};
 use nbd::client::{Client, End, Headers, Options, Purpose, Start, Step};
 use nbd::server::{Next, greet};
 use nbd::wire::option::INFO;
@@ -118,7 +118,7 @@ fn a_disk_that_is_lent_again_is_another_size() {
     world.catalogue.withdraw("nqn.x:sda");
     smaller.access = Access::ReadOnly;
     world.catalogue.lend(std::sync::Arc::new(smaller));
-    world.tell(&News::Changed);
+    world.notify(&Notice::StateChanged);
     world.reconnect(Options::new("sda"));
     let opened = world.heard.opened.unwrap();
     assert_eq!((opened.bytes, opened.is_writable()), (SIZE as u64 / 2, false));

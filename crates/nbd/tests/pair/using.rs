@@ -1,6 +1,6 @@
 //! Requests and how they end.
 
-use export::{Extent, Fault, News};
+use export::{Extent, Fault, Notice};
 use nbd::client::{NotNow, Options, Request};
 use nbd::wire::errno;
 
@@ -96,7 +96,7 @@ fn r31_a_server_that_stops_answers_what_is_under_way() {
     let buffer = world.memory.take(4096).unwrap();
     world.submit(Request::Read { offset: 0, buffer }, 1);
     world.run();
-    world.tell(&News::Stopping);
+    world.notify(&Notice::Stopping);
     let buffer = world.memory.take(4096).unwrap();
     world.submit(Request::Read { offset: 0, buffer }, 2);
     world.run();
@@ -113,7 +113,7 @@ fn r31_a_server_that_stops_answers_what_is_under_way() {
 fn a_disk_that_shrinks_fails_what_lies_beyond_and_nothing_else() {
     let mut world = World::new(Options::new("sda"));
     world.catalogue.find("nqn.x:sda").unwrap().resize(SIZE as u64 / 2);
-    world.tell(&News::Changed);
+    world.notify(&Notice::StateChanged);
     assert_eq!(world.read(SIZE as u64 / 2, 4096), Err(errno::EINVAL));
     assert_eq!(world.write(SIZE as u64 / 2, &[1; 512]), Err(errno::ENOSPC));
     assert_eq!(world.read(0, 4096).unwrap().len(), 4096);

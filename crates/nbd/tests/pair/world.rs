@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use export::{
-    Access, Account, Admitted, Catalogue, Channel, Door, Export, Extent, Extents, Fault, Geometry,
-    Identity, KeyId, News, Op, Peer, Pool, Reason, Session as _,
+    Access, Account, Admitted, Auth, Catalogue, Channel, Export, Extent, Extents, Fault, Geometry,
+    Identity, KeyId, Notice, Op, Peer, Pool, Reason, Session as _,
 };
 use nbd::client::{Client, Done, End, Listing, Opened, Options, Refusal, Request, Step};
 use nbd::server::{Server, Session, Start};
@@ -56,7 +56,7 @@ pub(crate) struct Heard {
 
 fn peer() -> Peer {
     let address = |port| ([127, 0, 0, 1], port).into();
-    Peer { remote: address(1024), local: address(10809), door: Door::Open, channel: None }
+    Peer { remote: address(1024), local: address(10809), auth: Auth::None, channel: None }
 }
 
 /// An export that is called `sda`.
@@ -143,7 +143,7 @@ impl World {
 
     /// Another client to the same server; nothing of the first is left.
     pub(crate) fn reconnect(&mut self, options: Options) {
-        self.tell(&News::Disconnected);
+        self.notify(&Notice::Disconnected);
         self.run();
         self.client = Client::new(options);
         let account = self.pool.open();
@@ -153,9 +153,9 @@ impl World {
         self.run();
     }
 
-    pub(crate) fn tell(&mut self, news: &News) {
+    pub(crate) fn notify(&mut self, news: &Notice) {
         if let Some(session) = &mut self.session {
-            session.tell(self.now, news);
+            session.notify(self.now, news);
         }
         self.run();
     }
@@ -197,7 +197,7 @@ impl World {
                 export::Step::Send(segment) => self.to_client.extend(segment.parts().concat()),
                 export::Step::Submit(job) => self.jobs.push(job),
                 export::Step::Close(reason) => self.heard.closed = Some(reason),
-                export::Step::Report(_) | export::Step::Rouse => {}
+                export::Step::Report(_) | export::Step::Notify => {}
             }
         }
         moved
@@ -212,20 +212,20 @@ impl World {
     fn deliver_to_server(&mut self) -> bool {
         let fresh = self.fresh(self.to_server.len() - self.arrived.0);
         let Some(session) = &mut self.session else { return false };
-        if self.heard.closed.is_some() || !session.hungry() {
+        if self.heard.closed.is_some() || !session.can_receive() {
             return false;
         }
         self.arrived.0 += fresh;
         if self.in_place
             && self.arrived.0 != 0
-            && let Some(mut landing) = session.landing()
+            && let Some(mut landing) = session.direct_recv()
         {
             let got = self.arrived.0.min(landing.end - landing.start);
-            let place = landing.start..landing.start + got;
+            let place = landing.start..direct_recv.start + got;
             landing.buffer.bytes_mut()[place].copy_from_slice(&self.to_server[..got]);
             self.to_server.drain(..got);
             self.arrived.0 -= got;
-            session.landed(self.now, landing, got);
+            session.direct_received(self.now, landing, got);
             return true;
         }
         let taken = session.receive(self.now, &self.to_server[..self.arrived.0]);
@@ -239,14 +239,14 @@ impl World {
         self.arrived.1 += fresh;
         if self.in_place
             && self.arrived.1 != 0
-            && let Some(mut landing) = self.client.landing()
+            && let Some(mut landing) = self.client.direct_recv()
         {
             let got = self.arrived.1.min(landing.end - landing.start);
-            let place = landing.start..landing.start + got;
+            let place = landing.start..direct_recv.start + got;
             landing.buffer.bytes_mut()[place].copy_from_slice(&self.to_client[..got]);
             self.to_client.drain(..got);
             self.arrived.1 -= got;
-            self.client.landed(landing, got);
+            self.client.direct_received(landing, got);
             return true;
         }
         let taken = self.client.receive(&self.to_client[..self.arrived.1]);

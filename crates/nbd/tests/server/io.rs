@@ -388,7 +388,7 @@ fn while_another_request_has_the_disk_for_itself_a_write_waits() {
     world.send(id, &write(Mode::Simple, 1, 0, &[9; 600 << 10]));
     assert!(world.heard(id).is_empty());
     drop(right);
-    world.tell(export::News::Changed);
+    world.notify(export::Notice::StateChanged);
     assert_eq!(error_of(&world.heard(id)), 0);
     assert!(world.disk[..600 << 10].iter().all(|&byte| byte == 9));
     world.end_all();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use export::{Access, Door, Fault, Host, KeyId, News, Policy, Reason, Rule, Secret};
+use export::{Access, Auth, Fault, Host, KeyId, Notice, Policy, Reason, Rule, Secret};
 use nbd::server::Start;
 use nbd::wire::errno;
 use nbd::wire::request::{self, DISC};
@@ -44,7 +44,7 @@ fn r31_when_the_program_stops_what_the_disk_has_is_answered_and_the_rest_refused
         // One whose payload is only half there.
         let half = write(mode, 2, 4096, &[2; 4096]);
         world.send(busy, &half[..half.len() - 2048]);
-        world.tell(News::Stopping);
+        world.notify(Notice::Stopping);
         assert_eq!(world.conn(idle).closed, Some(Reason::Stopping));
         assert_eq!(world.conn(haggling).closed, Some(Reason::Stopping));
         assert_eq!(world.conn(busy).closed, None);
@@ -70,7 +70,7 @@ fn r31_long_reads_are_cut_short_when_the_program_stops() {
         for cookie in 0..3 {
             world.send(id, &read(cookie, 0, SIZE as u64).bytes(mode));
         }
-        world.tell(News::Stopping);
+        world.notify(Notice::Stopping);
         world.finish_all(id);
         assert_eq!(world.conn(id).closed, Some(Reason::Stopping));
         let heard = replies(&world.heard(id), |_| panic!("none is whole"));
@@ -88,7 +88,7 @@ fn a_disk_that_is_gone_answers_with_eshutdown() {
         world.conn(id).hold = true;
         world.send(id, &read(1, 512, 4).bytes(mode));
         world.catalogue.withdraw(DISK);
-        world.tell(News::Changed);
+        world.notify(Notice::StateChanged);
         world.finish(id, 0, Ok(()));
         assert_eq!(data_of(&world.heard(id), 512, 4).unwrap(), [1; 4]);
         for bytes in [
@@ -114,7 +114,7 @@ fn r22_a_disk_that_grows_or_shrinks_is_as_long_as_it_is() {
         let last = SIZE as u64 - 512;
         assert!(data_of(&world.ask(id, &read(1, last, 512).bytes(mode)), last, 512).is_ok());
         world.export().resize(SIZE as u64 / 2);
-        world.tell(News::Changed);
+        world.notify(Notice::StateChanged);
         let heard = world.ask(id, &read(1, last, 512).bytes(mode));
         assert_eq!(data_of(&heard, last, 512), Err(errno::EINVAL));
         let heard = world.ask(id, &write(mode, 1, last, &[1; 512]));
@@ -130,7 +130,7 @@ fn a_disk_that_is_lent_in_another_way_must_be_looked_at_anew() {
     let mut world = World::new();
     let id = attach(&mut world, MODE);
     world.catalogue.lend(disk(Access::ReadOnly, 512, SIZE as u64));
-    world.tell(News::Changed);
+    world.notify(Notice::StateChanged);
     assert_eq!(world.conn(id).closed, Some(Reason::Ended));
 }
 
@@ -147,7 +147,7 @@ fn r25_nobody_attaches_while_writes_of_an_ended_connection_are_on_their_way() {
     world.send(new, &[&flags()[..], &go("sda"), &write(MODE, 1, 0, &[2; 512])].concat());
     world.heard(new);
     assert_eq!(world.conn(new).told(), [""; 0]);
-    world.tell(News::Changed);
+    world.notify(Notice::StateChanged);
     assert_eq!(world.disk[0], 0);
     world.finish(old, 0, Ok(()));
     assert_eq!(world.conn(new).told(), ["attached "], "the read need not be waited for");
@@ -187,18 +187,18 @@ fn policy(access: Access, key: u64) -> Policy {
 #[test]
 fn x16_who_is_taken_off_the_list_is_cut_off_and_who_may_only_read_now_writes_no_more() {
     let mut world = World::new();
-    world.catalogue.follow(policy(Access::Writable, 7));
-    let id = world.open_as(peer(Door::Keyed, Some(7)), Start::Secured { no_zeroes: true });
+    world.catalogue.set_policy(policy(Access::Writable, 7));
+    let id = world.open_as(peer(Auth::Required, Some(7)), Start::Secured { no_zeroes: true });
     world.send(id, &go("sda"));
     world.heard(id);
     assert_eq!(error_of(&world.ask(id, &write(MODE, 1, 0, &[1; 512]))), 0);
-    world.catalogue.follow(policy(Access::ReadOnly, 7));
-    world.tell(News::Changed);
+    world.catalogue.set_policy(policy(Access::ReadOnly, 7));
+    world.notify(Notice::StateChanged);
     assert_eq!(error_of(&world.ask(id, &write(MODE, 1, 0, &[1; 512]))), errno::EPERM);
     world.conn(id).hold = true;
     world.send(id, &read(2, 0, 512).bytes(MODE));
-    world.catalogue.follow(policy(Access::Writable, 8));
-    world.tell(News::Changed);
+    world.catalogue.set_policy(policy(Access::Writable, 8));
+    world.notify(Notice::StateChanged);
     assert_eq!(world.conn(id).closed, Some(Reason::Refused));
     assert_eq!(
         world.conn(id).told(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use export::{Budget, Buffer, Holder, KeyId, PAGE, Pool, Purpose};
+use export::{Budget, Buffer, KeyId, PAGE, Pool, Purpose, Tenant};
 
 use crate::says::{MODES, Mode, attach, data_of, error_of, read, replies, write};
 use crate::world::{POISON, SIZE, World};
@@ -137,7 +137,7 @@ impl Greedy {
         let pool = Pool::within(usize::MAX, budget.clone());
         let mut held = Vec::new();
         for host in 1..20 {
-            let one = pool.open_for(Holder::Host(KeyId::new(host)));
+            let one = pool.open_for(Tenant::Host(KeyId::new(host)));
             let [stream, second] = [Purpose::Stream, Purpose::Second].map(|it| one.sibling(it));
             for account in [one, stream, second] {
                 for len in [1 << 20, 1 << 16, PAGE] {

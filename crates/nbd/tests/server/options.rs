@@ -1,6 +1,6 @@
 //! Options: each in each state, what they tell, and whom.
 
-use export::{Access, Door, Host, KeyId, News, Policy, Reason, Rule, Secret};
+use export::{Access, Auth, Host, KeyId, Notice, Policy, Reason, Rule, Secret};
 use nbd::server::Start;
 use nbd::wire::errno;
 use nbd::wire::handshake::ExportReply;
@@ -269,7 +269,7 @@ fn keyed(access: Access, disk: &str) -> World {
     let world = World::new();
     world.catalogue.lend(named("/dev/sdb", "nqn.b", Access::Writable, 512, 4096));
     let rules = vec![Rule { disk: Some(disk.to_owned()), access }];
-    world.catalogue.follow(Policy { hosts: vec![host(7, rules).into()] });
+    world.catalogue.set_policy(Policy { hosts: vec![host(7, rules).into()] });
     world
 }
 
@@ -278,7 +278,7 @@ fn keyed(access: Access, disk: &str) -> World {
 fn x17_a_host_is_known_by_its_key_and_sees_and_has_what_its_rules_give() {
     let mut world = keyed(Access::ReadOnly, DISK);
     let secured = Start::Secured { no_zeroes: true };
-    let id = world.open_as(peer(Door::Keyed, Some(7)), secured);
+    let id = world.open_as(peer(Auth::Required, Some(7)), secured);
     assert_eq!(kinds(&world.ask(id, &option(option::STARTTLS, &[]))), [option::ERR_INVALID]);
     let list = option_replies(&world.ask(id, &option(option::LIST, &[])));
     assert_eq!((list.len(), &list[0].2[4..7]), (2, &b"sda"[..]));
@@ -303,8 +303,8 @@ fn a_certificate_is_good_while_its_host_is_let_in() {
     let heard = option_replies(&world.ask(id, &go("sda")));
     let export = InfoExport::read_from_bytes(&heard[0].2).unwrap();
     assert_ne!(export.flags.get() & flags::READ_ONLY, 0);
-    world.catalogue.follow(Policy::default());
-    world.tell(News::Changed);
+    world.catalogue.set_policy(Policy::default());
+    world.notify(Notice::StateChanged);
     assert_eq!(world.conn(id).closed, Some(Reason::Refused));
 }
 
@@ -314,7 +314,7 @@ fn x01_whoever_shows_no_key_of_a_host_learns_nothing() {
     let mut world = keyed(Access::Writable, DISK);
     for (key, list) in [(None, option::ERR_TLS_REQD), (Some(8), option::ACK)] {
         let start = Start::Secured { no_zeroes: false };
-        let id = world.open_as(peer(Door::Keyed, key), start);
+        let id = world.open_as(peer(Auth::Required, key), start);
         assert_eq!(sole(&world.ask(id, &option(option::LIST, &[]))), list);
         let refusal = if key.is_none() { option::ERR_TLS_REQD } else { option::ERR_UNKNOWN };
         let known = world.ask(id, &go("sda"));

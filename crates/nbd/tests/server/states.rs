@@ -1,6 +1,6 @@
 //! Case X25: each option and each request in each phase of a connection, with what comes of it as a table.
 
-use export::{Door, News, Reason};
+use export::{Auth, Notice, Reason};
 use nbd::server::Start;
 use nbd::wire::meta::{BASE_ALLOCATION, MetaRequest};
 use nbd::wire::option::{self, InfoRequest};
@@ -26,9 +26,9 @@ fn live(mode: Mode) -> (World, Id) {
     (world, id)
 }
 
-fn option_phase(door: Door, key: Option<u64>) -> (World, Id) {
+fn option_phase(auth: Auth, key: Option<u64>) -> (World, Id) {
     let mut world = fresh();
-    let id = world.open_as(peer(door, key), Start::Greet);
+    let id = world.open_as(peer(auth, key), Start::Greet);
     world.send(id, &flags());
     (world, id)
 }
@@ -45,8 +45,8 @@ const STATES: [State; 10] = [
             (world, id)
         },
     },
-    State { mode: None, may: false, bring: || option_phase(Door::Keyed, None) },
-    State { mode: None, may: true, bring: || option_phase(Door::Open, None) },
+    State { mode: None, may: false, bring: || option_phase(Auth::Required, None) },
+    State { mode: None, may: true, bring: || option_phase(Auth::None, None) },
     State {
         mode: None,
         may: false,
@@ -90,7 +90,7 @@ const STATES: [State; 10] = [
             let (mut world, id) = live(Mode::Simple);
             world.conn(id).hold = true;
             world.send(id, &read(1, 0, 512).bytes(Mode::Simple));
-            world.tell(News::Stopping);
+            world.notify(Notice::Stopping);
             (world, id)
         },
     },

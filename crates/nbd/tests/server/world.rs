@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use export::{
-    Access, Account, Admitted, Catalogue, Channel, Door, Event, Export, Extent, Extents, Fault,
-    Geometry, Identity, KeyId, News, Op, Peer, Pool, Reason, Session as _, Step,
+    Access, Account, Admitted, Auth, Catalogue, Channel, Event, Export, Extent, Extents, Fault,
+    Geometry, Identity, KeyId, Notice, Op, Peer, Pool, Reason, Session as _, Step,
 };
 use nbd::server::{Server, Session, Start};
 
@@ -100,9 +100,9 @@ impl World {
         }
     }
 
-    /// A new connection to an open door, which the server greets.
+    /// A new connection to an open auth, which the server greets.
     pub(crate) fn open(&mut self) -> Id {
-        self.open_as(peer(Door::Open, None), Start::Greet)
+        self.open_as(peer(Auth::None, None), Start::Greet)
     }
 
     /// A new connection of that peer.
@@ -168,11 +168,11 @@ impl World {
         if !conn.stage.is_empty() || conn.closed.is_some() || conn.disconnected {
             return None;
         }
-        let mut landing = conn.session.landing()?;
+        let mut landing = conn.session.direct_recv()?;
         let end = landing.end.min(landing.start.saturating_add(size));
         landing.buffer.bytes_mut()[landing.start..end].fill(byte);
         let got = end - landing.start;
-        conn.session.landed(self.now, landing, got);
+        conn.session.direct_received(self.now, landing, got);
         self.run();
         Some(got)
     }
@@ -193,7 +193,7 @@ impl World {
         let job = self.conns[id].jobs.remove(which).expect("a request is held");
         let contended = self.end(id, job, result);
         if contended {
-            self.tell_all(News::Changed);
+            self.tell_all(Notice::StateChanged);
         }
         self.run();
     }
@@ -213,7 +213,7 @@ impl World {
     }
 
     /// Tells every connection that something happened.
-    pub(crate) fn tell(&mut self, news: News) {
+    pub(crate) fn notify(&mut self, news: Notice) {
         self.tell_all(news);
         self.run();
     }
@@ -222,15 +222,15 @@ impl World {
     pub(crate) fn disconnect(&mut self, id: Id) {
         let conn = &mut self.conns[id];
         if !std::mem::replace(&mut conn.disconnected, true) {
-            conn.session.tell(self.now, &News::Disconnected);
+            conn.session.notify(self.now, &Notice::Disconnected);
         }
         conn.unread.clear();
         self.run();
     }
 
-    fn tell_all(&mut self, news: News) {
+    fn tell_all(&mut self, news: Notice) {
         for conn in self.conns.iter_mut().filter(|conn| !conn.disconnected) {
-            conn.session.tell(self.now, &news);
+            conn.session.notify(self.now, &news);
         }
     }
 
@@ -243,7 +243,7 @@ impl World {
                 busy |= self.offer(id);
             }
             if roused {
-                self.tell_all(News::Changed);
+                self.tell_all(Notice::StateChanged);
             } else if !busy {
                 return;
             }
@@ -272,7 +272,7 @@ impl World {
                     }
                 }
                 Step::Report(event) => conn.events.push(event),
-                Step::Rouse => roused = true,
+                Step::Notify => roused = true,
                 Step::Close(reason) => {
                     assert_eq!(conn.closed.replace(reason), None, "closed once");
                     conn.stage.clear();
@@ -287,7 +287,7 @@ impl World {
     /// Offers a session what waits for it. Tells whether it took any.
     fn offer(&mut self, id: Id) -> bool {
         let conn = &mut self.conns[id];
-        if conn.stage.is_empty() || conn.disconnected || !conn.session.hungry() {
+        if conn.stage.is_empty() || conn.disconnected || !conn.session.can_receive() {
             return false;
         }
         let taken = conn.session.receive(self.now, &conn.stage);
@@ -335,14 +335,14 @@ impl Conn {
             Event::Refused { wanted, .. } => format!("refused {wanted}"),
             Event::Violation { rule, .. } => format!("violation {rule}"),
             Event::Fault { op, offset, len, .. } => format!("fault {op} {offset} {len}"),
-            Event::Knocked { .. } => "knocked".to_owned(),
+            Event::PairingRequested { .. } => "knocked".to_owned(),
         };
         self.events.iter().map(word).collect()
     }
 }
 
 /// A peer, with a channel of that key if there is one.
-pub(crate) fn peer(door: Door, key: Option<u64>) -> Peer {
+pub(crate) fn peer(auth: Auth, key: Option<u64>) -> Peer {
     let channel = key.map(|key| {
         Arc::new(Channel {
             key: Some(KeyId::new(key)),
@@ -353,7 +353,7 @@ pub(crate) fn peer(door: Door, key: Option<u64>) -> Peer {
         })
     });
     let address = |port| ([127, 0, 0, 1], port).into();
-    Peer { remote: address(1024), local: address(10809), door, channel }
+    Peer { remote: address(1024), local: address(10809), auth, channel }
 }
 
 /// A peer that has shown a certificate with that name, where a key is needed.
@@ -365,7 +365,7 @@ pub(crate) fn certified(name: &str) -> Peer {
         cipher: String::new(),
         binding: [0; 32],
     };
-    Peer { channel: Some(Arc::new(channel)), ..peer(Door::Keyed, None) }
+    Peer { channel: Some(Arc::new(channel)), ..peer(Auth::Required, None) }
 }
 
 /// Does to the bytes of the disk what a request asks for.

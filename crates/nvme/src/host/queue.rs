@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use export::{Body, Buffer, Landing, Segment};
+use export::{Body, Buffer, DirectRecv, Segment};
 use zerocopy::IntoBytes;
 
 use super::auth::Proof;
@@ -445,8 +445,8 @@ impl Queue {
     // ---- payload that is received in place
 
     /// Memory that the next bytes of the connection belong in, if they are payload: the driver may receive into it and
-    /// gives it back by [`Queue::landed`]. While it is out, [`Queue::receive`] is not called.
-    pub fn landing(&mut self) -> Option<Landing> {
+    /// gives it back by [`Queue::direct_received`]. While it is out, [`Queue::receive`] is not called.
+    pub fn direct_recv(&mut self) -> Option<DirectRecv> {
         let left = self.deframer.payload_left();
         if left < LANDING || !self.deframer.at_payload() || self.phase == Phase::Closed {
             return None;
@@ -454,12 +454,12 @@ impl Queue {
         let incoming = self.incoming()?;
         let start = incoming.got as usize;
         let buffer = incoming.buffer.take()?;
-        Some(Landing { buffer, start, end: start + left as usize, mark: 0 })
+        Some(DirectRecv { buffer, start, end: start + left as usize, mark: 0 })
     }
 
     /// The memory comes back, with `got` bytes received into it.
-    pub fn landed(&mut self, landing: Landing, got: usize) {
-        let Landing { buffer, start, end, .. } = landing;
+    pub fn direct_received(&mut self, landing: DirectRecv, got: usize) {
+        let DirectRecv { buffer, start, end, .. } = landing;
         let got = got.min(end - start);
         self.deframer.skip_payload(buffer.bytes().get(start..start + got).unwrap_or_default());
         if let Some(incoming) = self.incoming() {

@@ -36,7 +36,7 @@ impl Queue {
             {
                 abort.aborted = Some(aborted);
             }
-            self.out.push_back(Step::Rouse);
+            self.out.push_back(Step::Notify);
         }
     }
 

@@ -243,7 +243,7 @@ impl Queue {
             self.slots.release(at);
         }
         self.call_off(shutdown);
-        self.out.push_back(Step::Rouse);
+        self.out.push_back(Step::Notify);
     }
 
     /// Ends the command of a shutdown that a reset or another shutdown has taken the place of. If the disk flushes for it, it
@@ -266,7 +266,7 @@ impl Queue {
             link.controller.fence_off();
         }
         self.set_work(at, Work::Admin(Box::new(Waiting::Shutdown)));
-        self.out.push_back(Step::Rouse);
+        self.out.push_back(Step::Notify);
         self.go_on_shutting_down();
     }
 
@@ -329,7 +329,7 @@ impl Queue {
         drop(shared);
         controller.has_aborts.store(true, Ordering::Release);
         self.set_work(at, Work::Admin(Box::new(Waiting::Abort)));
-        self.out.push_back(Step::Rouse);
+        self.out.push_back(Step::Notify);
         Ok(())
     }
 

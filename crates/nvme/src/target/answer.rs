@@ -114,7 +114,7 @@ impl Queue {
             }
             Err(denied) if denied.fault == Fault::Busy => {
                 if grant.export().was_released() {
-                    self.out.push_back(Step::Rouse);
+                    self.out.push_back(Step::Notify);
                 }
                 self.set_stage(at, Stage::Contending(denied.request));
                 self.contending.push_back(at);

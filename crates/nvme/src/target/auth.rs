@@ -25,7 +25,7 @@ const MESSAGE: u32 = 4096;
 
 /// How far a queue is with authentication.
 #[derive(Debug)]
-pub(super) struct Auth {
+pub(super) struct InBandAuth {
     conversation: Controller,
     /// The host's keys when it connected.
     pub(super) key: KeyId,
@@ -39,7 +39,7 @@ pub(super) struct Auth {
     spent: Duration,
 }
 
-impl Auth {
+impl InBandAuth {
     /// A queue of that host, which `required` says must prove itself until that time.
     pub(super) fn new(
         conversation: Controller,
@@ -90,7 +90,7 @@ impl Queue {
 
     /// A connection ends on which a host has not proven what it said it is, and which it was not refused for.
     pub(super) fn left_unproven(&mut self) {
-        let quiet = |auth: &Auth| auth.is_due() && !auth.conversation.has_failed();
+        let quiet = |auth: &InBandAuth| auth.is_due() && !auth.conversation.has_failed();
         if self.auth.as_deref().is_some_and(quiet) {
             self.report_refused("it has not proven its key (DH-HMAC-CHAP)");
         }

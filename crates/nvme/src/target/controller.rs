@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
-use export::{Fence, Holder, KeyId, Op, Peer};
+use export::{Fence, KeyId, Op, Peer, Tenant};
 use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::wire::log::ErrorEntry;
@@ -34,8 +34,8 @@ pub(super) struct Controller {
     /// NQN of its subsystem.
     pub(super) subsystem: String,
     pub(super) host: Host,
-    /// The holder whose limit of controllers it counts against.
-    pub(super) holder: Holder,
+    /// The tenant whose limit of controllers it counts against.
+    pub(super) tenant: Tenant,
     /// The key of the channel that the Admin queue came in, if it came in one: the other queues come in such a one, too.
     pub(super) channel: Option<Option<KeyId>>,
     /// Set when a key for a secured channel came out of the host's proof: what follows is to come in that channel.
@@ -159,7 +159,7 @@ impl Controller {
             kind,
             subsystem: subsystem.to_owned(),
             host,
-            holder: peer.holder(),
+            tenant: peer.tenant(),
             channel: peer.channel.as_ref().map(|channel| channel.key),
             concatenated: AtomicBool::new(false),
             start: now,

@@ -1,12 +1,12 @@
 //! Fabrics commands: Connect, which makes a connection a queue of a controller, the properties, and Disconnect
 //! (NVMe Base 2.0 §6). It knows no PDU.
 
-use export::{Buffer, Door, Event, Reason, Step};
+use export::{Auth, Buffer, Event, Reason, Step};
 use zerocopy::FromBytes;
 
 use super::QUEUE_ENTRIES;
 use super::admin::{Admin, Waiting};
-use super::auth::Auth;
+use super::auth::InBandAuth;
 use super::controller::{Controller, Host, Kind};
 use super::io::{Work, no_data};
 use super::link::Link;
@@ -119,7 +119,7 @@ impl Queue {
                 self.report_refusal(&data, &refused);
                 self.refuse(at, refused);
                 // One question a connection: else names could be tried, and the journal filled, as fast as the wire is.
-                if self.peer.door == Door::Keyed {
+                if self.peer.auth == Auth::Required {
                     self.close(Reason::Refused);
                 }
             }
@@ -153,7 +153,7 @@ impl Queue {
         }
     }
 
-    fn connected(&mut self, at: u16, link: Link, auth: Option<Auth>) {
+    fn connected(&mut self, at: u16, link: Link, auth: Option<InBandAuth>) {
         let (flow, qid) = (link.head.is_some(), link.qid);
         let response = ConnectResponse::new(link.controller.id);
         self.auth = auth.map(Box::new);
@@ -187,7 +187,7 @@ impl Queue {
         &mut self,
         connect: &Connect,
         data: &ConnectData,
-    ) -> Result<Option<(Link, Option<Auth>)>, Refused> {
+    ) -> Result<Option<(Link, Option<InBandAuth>)>, Refused> {
         let subsystem = data.subnqn().map_err(|_| ConnectField::Subnqn)?;
         let nqn = host_nqn(data)?.to_owned();
         let host = Host { nqn, id: data.hostid };
@@ -209,7 +209,7 @@ impl Queue {
         // There may be room later.
         let busy =
             || Refused::new(Status::CONNECT_CONTROLLER_BUSY, 0, Some("too many controllers"));
-        let controller = self.target.enter(kind, peer.holder(), make).ok_or_else(busy)?;
+        let controller = self.target.enter(kind, peer.tenant(), make).ok_or_else(busy)?;
         Ok(Some((Link::new(connect, controller, grant), auth)))
     }
 
@@ -219,7 +219,7 @@ impl Queue {
         &mut self,
         connect: &Connect,
         data: &ConnectData,
-    ) -> Result<Option<(Link, Option<Auth>)>, Refused> {
+    ) -> Result<Option<(Link, Option<InBandAuth>)>, Refused> {
         let subsystem = data.subnqn().map_err(|_| ConnectField::Subnqn)?;
         let host = host_nqn(data)?;
         let auth = self.admit(host, subsystem, connect.qid)?;
@@ -232,7 +232,7 @@ impl Queue {
         ];
         if let Some((_, field)) = other.into_iter().find(|(differs, _)| *differs) {
             // Where keys are needed, nobody learns which controllers others have.
-            let keyed = self.peer.door == Door::Keyed;
+            let keyed = self.peer.auth == Auth::Required;
             return Err(if keyed { ConnectField::Cntlid } else { field }.into());
         }
         if controller.kind == Kind::Discovery {
@@ -244,7 +244,7 @@ impl Queue {
         if !controller.is_joined_by(self.channel()) {
             return Err(Refused::host("has one connection in a secured channel, and another not"));
         }
-        let due = auth.as_ref().is_some_and(Auth::is_due);
+        let due = auth.as_ref().is_some_and(InBandAuth::is_due);
         let grant = if due { None } else { self.lent(subsystem, host) };
         if connect.qid > controller.shared().granted {
             return Err(ConnectField::Qid.into());

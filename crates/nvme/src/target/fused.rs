@@ -262,7 +262,7 @@ impl Queue {
         pair.right = right.filter(|right| {
             let same = right.is_for(grant.export());
             if !same {
-                self.out.push_back(Step::Rouse);
+                self.out.push_back(Step::Notify);
             }
             same
         });
@@ -316,7 +316,7 @@ impl Queue {
             Some(Work::Pair(pair)) => pair.right = pair.right.take().or(right),
             _ => {
                 self.answer(second, Status::ABORTED_FAILED_FUSED.dnr());
-                self.out.push_back(Step::Rouse);
+                self.out.push_back(Step::Notify);
             }
         }
     }
@@ -333,6 +333,6 @@ impl Queue {
         drop(pair);
         self.answer(at, first);
         self.answer(other, second);
-        self.out.push_back(Step::Rouse);
+        self.out.push_back(Step::Notify);
     }
 }

@@ -30,7 +30,7 @@ mod transfer;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
-use export::{Account, Catalogue, Holder, KeyId, Peer};
+use export::{Account, Catalogue, KeyId, Peer, Tenant};
 
 use controller::{Controller, Kind};
 use generated::Generated;
@@ -115,7 +115,7 @@ const FIRST_DISCOVERY_CNTLID: u16 = 0xf000;
 const LAST_CNTLID: u16 = 0xffef;
 
 impl Target {
-    /// A target that lends what is in `catalogue`. Tell the sessions [`export::News::Changed`] when that changes.
+    /// A target that lends what is in `catalogue`. Tell the sessions [`export::Notice::StateChanged`] when that changes.
     pub fn new(catalogue: Arc<Catalogue>) -> Arc<Self> {
         Self::with(catalogue, Rules::default(), 0)
     }
@@ -168,13 +168,13 @@ impl Target {
     fn enter(
         &self,
         kind: Kind,
-        holder: Holder,
+        tenant: Tenant,
         make: impl FnOnce(u16) -> Controller,
     ) -> Option<Arc<Controller>> {
         let mut registry = self.registry();
         registry.controllers.retain(|controller| controller.strong_count() != 0);
         let live = registry.controllers.iter().filter_map(Weak::upgrade);
-        if live.filter(|controller| controller.holder == holder).count() >= HOST_CONTROLLERS {
+        if live.filter(|controller| controller.tenant == tenant).count() >= HOST_CONTROLLERS {
             return None;
         }
         let controller = Arc::new(make(registry.free_id(kind)?));

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use export::{
-    Account, Buffer, Event, KeyId, Landing, News, Outcome, Peer, Purpose, Reason, Session, Step,
-    Ticket,
+    Account, Buffer, DirectRecv, Event, KeyId, Notice, Outcome, Peer, Purpose, Reason, Session,
+    Step, Ticket,
 };
 use zerocopy::IntoBytes;
 
 use super::admin::Admin;
-use super::auth::Auth;
+use super::auth::InBandAuth;
 use super::controller::Kind;
 use super::fused::First;
 use super::link::Link;
@@ -60,7 +60,7 @@ pub struct Queue {
     pub(super) link: Option<Link>,
     pub(super) admin: Option<Box<Admin>>,
     /// Of a host that can prove who it is.
-    pub(super) auth: Option<Box<Auth>>,
+    pub(super) auth: Option<Box<InBandAuth>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -260,7 +260,7 @@ impl Queue {
         self.report_attached(None, reason);
         // Writes that the disk has count as orphaned from now on.
         self.link = None;
-        self.out.push_back(Step::Rouse);
+        self.out.push_back(Step::Notify);
     }
 
     fn changed(&mut self) {
@@ -313,7 +313,7 @@ impl Session for Queue {
         self.now = now;
         self.heard();
         let mut taken = 0;
-        while self.hungry() {
+        while self.can_receive() {
             let Some(left) =
                 bytes.get(taken..).filter(|left| !left.is_empty() || self.deframer.at_end())
             else {
@@ -342,7 +342,7 @@ impl Session for Queue {
             let had_right = self.slots.get(at).is_some_and(|slot| slot.work.has_right());
             self.slots.release(at);
             if had_right || self.slots.are_off_disk() {
-                self.out.push_back(Step::Rouse);
+                self.out.push_back(Step::Notify);
             }
             return;
         }
@@ -350,13 +350,13 @@ impl Session for Queue {
         self.drive(at, Some(outcome));
     }
 
-    fn tell(&mut self, now: Instant, news: &News) {
+    fn notify(&mut self, now: Instant, news: &Notice) {
         self.now = now;
         match (self.phase, news) {
             (Phase::Closed, _) => {}
-            (_, News::Disconnected) => self.leave(Reason::Peer),
-            (_, News::Stopping) => self.phase = Phase::Stopping,
-            (_, News::Changed) => self.changed(),
+            (_, Notice::Disconnected) => self.leave(Reason::Peer),
+            (_, Notice::Stopping) => self.phase = Phase::Stopping,
+            (_, Notice::StateChanged) => self.changed(),
         }
     }
 
@@ -396,7 +396,7 @@ impl Session for Queue {
         }
     }
 
-    fn hungry(&self) -> bool {
+    fn can_receive(&self) -> bool {
         let open = matches!(self.phase, Phase::Opening | Phase::Connecting | Phase::Live);
         open && self.stalled.is_none() && self.owed < OWED
     }
@@ -405,21 +405,21 @@ impl Session for Queue {
         self.link.is_some() && !self.is_unproven()
     }
 
-    fn landing(&mut self) -> Option<Landing> {
+    fn direct_recv(&mut self) -> Option<DirectRecv> {
         let left = self.deframer.payload_left();
         let mark = self.incoming?;
-        if left < LANDING || !self.deframer.at_payload() || !self.hungry() {
+        if left < LANDING || !self.deframer.at_payload() || !self.can_receive() {
             return None;
         }
         let filling = self.filling()?;
         let start = filling.got as usize;
         let buffer = filling.buffer.take()?;
-        Some(Landing { buffer, start, end: start + left as usize, mark: mark.into() })
+        Some(DirectRecv { buffer, start, end: start + left as usize, mark: mark.into() })
     }
 
-    fn landed(&mut self, now: Instant, landing: Landing, got: usize) {
+    fn direct_received(&mut self, now: Instant, landing: DirectRecv, got: usize) {
         self.now = now;
-        let Landing { buffer, start, end, .. } = landing;
+        let DirectRecv { buffer, start, end, .. } = landing;
         let got = got.min(end - start);
         self.deframer.skip_payload(buffer.bytes().get(start..start + got).unwrap_or_default());
         if let Some(filling) = self.filling() {

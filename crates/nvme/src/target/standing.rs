@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use export::{Caller, Door, Event, Grant, Host, Reason, Refusal, Step};
+use export::{Auth, Caller, Event, Grant, Host, Reason, Refusal, Step};
 
-use super::auth::{Auth, conversation};
+use super::auth::{InBandAuth, conversation};
 use super::controller::{Kind, Moved};
 use super::fabrics::Refused;
 use super::queue::Queue;
@@ -34,7 +34,7 @@ impl Queue {
     pub(super) fn known_host(&self) -> Option<Arc<Host>> {
         let nqn = &self.link.as_ref()?.controller.host.nqn;
         let host = self.target.catalogue.policy().host(nqn).cloned()?;
-        (self.peer.door == Door::Keyed).then_some(host)
+        (self.peer.auth == Auth::Required).then_some(host)
     }
 
     /// Whether the host may connect to that subsystem by what it has shown so far. Where keys are needed, what there is
@@ -44,8 +44,8 @@ impl Queue {
         host: &str,
         subsystem: &str,
         qid: u16,
-    ) -> Result<Option<Auth>, Refused> {
-        if self.peer.door == Door::Open {
+    ) -> Result<Option<InBandAuth>, Refused> {
+        if self.peer.auth == Auth::None {
             // Nothing need be shown, but what is shown must be true.
             return self.check_identity(host, subsystem).map(|()| None);
         }
@@ -63,7 +63,7 @@ impl Queue {
         let names = Names { host: host.to_owned(), subsystem: subsystem.to_owned() };
         let secured = self.peer.channel.is_some();
         let conversation = conversation(names, &self.target.rules, qid, secured);
-        Ok(Some(Auth::new(conversation, known.key, required, self.opened + HANDSHAKE)))
+        Ok(Some(InBandAuth::new(conversation, known.key, required, self.opened + HANDSHAKE)))
     }
 
     /// A key was made for one host and one subsystem, and is of use for nothing else (NVMe/TCP 1.0 §3.6.1.2).
@@ -101,14 +101,14 @@ impl Queue {
         self.target.catalogue.grant(&self.caller(host), nqn).ok()
     }
 
-    /// A refusal of a subsystem: as if it were not there at an open door, as if the host were not known elsewhere.
+    /// A refusal of a subsystem: as if it were not there at an open auth, as if the host were not known elsewhere.
     pub(super) fn refused_subsystem(&self, why: &'static str) -> Refused {
-        match self.peer.door {
-            Door::Open => {
+        match self.peer.auth {
+            Auth::None => {
                 let status = Status::CONNECT_INVALID_PARAMETERS.dnr();
                 Refused::new(status, ConnectField::Subnqn.dw0(), Some(why))
             }
-            Door::Keyed => Refused::host(why),
+            Auth::Required => Refused::host(why),
         }
     }
 
@@ -124,7 +124,7 @@ impl Queue {
 
     /// Whether the host of this queue may go on.
     fn stands(&self) -> Result<(), Refusal> {
-        let Some(link) = self.link.as_ref().filter(|_| self.peer.door == Door::Keyed) else {
+        let Some(link) = self.link.as_ref().filter(|_| self.peer.auth == Auth::Required) else {
             return Ok(());
         };
         let controller = &link.controller;

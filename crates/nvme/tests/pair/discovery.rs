@@ -1,6 +1,6 @@
 //! The discovery log: what is lent, read whole and in pieces, and news of it.
 
-use export::News;
+use export::Notice;
 use nvme::command::AdminCommand;
 use nvme::host::Payload;
 use nvme::target::Port;
@@ -129,7 +129,7 @@ fn nothing_is_told_to_whom_did_not_ask() {
 fn when_the_program_stops_the_host_is_disconnected() {
     let mut world = World::new();
     let client = discoverer(&mut world);
-    world.tell(&News::Stopping);
+    world.notify(&Notice::Stopping);
     world.run();
     assert_eq!(world.lines[client.admin].target_end, Some(export::Reason::Stopping));
 }

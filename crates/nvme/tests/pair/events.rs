@@ -1,6 +1,6 @@
 //! A disk comes, goes and changes its size while it is attached.
 
-use export::News;
+use export::Notice;
 use nvme::command::AdminCommand;
 use nvme::host::Payload;
 use nvme::status::Status;
@@ -40,7 +40,7 @@ fn a_disk_that_grows_is_told_and_its_new_blocks_can_be_read() {
     world.disk().bytes.resize(2 * BYTES, 0x77);
     let export = world.disk().export.clone();
     assert!(export.resize(2 * BYTES as u64));
-    world.tell(&News::Changed);
+    world.notify(&Notice::StateChanged);
     world.run();
     assert_told(&mut world, client.admin, 1);
     assert_eq!(changed(&mut world, client.admin), [1]);
@@ -57,7 +57,7 @@ fn r19_disk_that_goes_and_comes_back_works_again() {
     let (client, io) = world.attach_plainly();
     wait_for_event(&mut world, client.admin, 1);
     world.catalogue.withdraw(DISK);
-    world.tell(&News::Changed);
+    world.notify(&Notice::StateChanged);
     world.run();
     assert_told(&mut world, client.admin, 1);
     assert_eq!(active(&mut world, client.admin), []);
@@ -81,7 +81,7 @@ fn r19_requests_on_a_vanishing_disk_end() {
     world.submit(io, read(0, 1), Payload::Receive(buffer), 5);
     world.run();
     world.catalogue.withdraw(DISK);
-    world.tell(&News::Changed);
+    world.notify(&Notice::StateChanged);
     world.run();
     world.disk().faults = Box::new(|_, _, _| Some(export::Fault::Gone));
     world.disk().held = false;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use export::{Access, Channel, Door, Event, Host, KeyId, News, Policy, Reason, Rule, Secret};
+use export::{Access, Auth, Channel, Event, Host, KeyId, Notice, Policy, Reason, Rule, Secret};
 use nvme::auth::chap::Key;
 use nvme::auth::{Credentials, Group, Hash, Rules};
 use nvme::command::{AdminCommand, FabricsCommand, IoCommand, PropertySize};
@@ -55,8 +55,8 @@ fn credentials() -> Credentials {
 fn keyed(host: Host, credentials: Option<Credentials>) -> World {
     let mut world = World::new();
     world.lend(SECOND, |_| {});
-    world.door = Door::Keyed;
-    world.catalogue.follow(Policy { hosts: vec![Arc::new(host)] });
+    world.auth = Auth::Required;
+    world.catalogue.set_policy(Policy { hosts: vec![Arc::new(host)] });
     world.credentials = credentials.map(Arc::new);
     world
 }
@@ -111,8 +111,8 @@ fn a_disk_is_attached_with_every_group_hash_and_direction() {
         for &both in ways {
             let rules = Rules { groups: vec![group], hashes: vec![hash], ..Rules::default() };
             let mut world = World::with_rules(|_| {}, rules);
-            world.door = Door::Keyed;
-            world.catalogue.follow(Policy { hosts: vec![Arc::new(host(true, false, ALL))] });
+            world.auth = Auth::Required;
+            world.catalogue.set_policy(Policy { hosts: vec![Arc::new(host(true, false, ALL))] });
             let controller = both.then(|| key(2));
             let groups = Group::ALL.to_vec();
             world.credentials = Some(Arc::new(Credentials { controller, groups, ..credentials() }));
@@ -172,7 +172,7 @@ fn a_live_queue_that_fails_to_prove_itself_again_is_closed() {
     let (client, io) = world.attach_plainly();
     // The owner gave the host another key under the same identifier: the old one proves nothing.
     let changed = Host { chap: Some(key(5).emit()), ..host(true, false, ALL) };
-    world.catalogue.follow(Policy { hosts: vec![Arc::new(changed)] });
+    world.catalogue.set_policy(Policy { hosts: vec![Arc::new(changed)] });
     assert!(world.lines[io].host.prove(77));
     world.run();
     assert_eq!(world.status(io, 77), Status::AUTHENTICATION_REQUIRED.dnr());
@@ -425,8 +425,8 @@ fn x16_a_revoked_host_is_out_at_once() {
         let (client, io) = world.attach_plainly();
         world.write(io, 0, &[1; 1024]);
         world.read(io, 0, 1).unwrap();
-        world.catalogue.follow(Policy::default());
-        world.tell(&News::Changed);
+        world.catalogue.set_policy(Policy::default());
+        world.notify(&Notice::StateChanged);
         assert_eq!(world.lines[client.admin].target_end, Some(Reason::Refused));
         assert!(world.lines[io].target_end.is_some());
         let gone = world.events.iter().find_map(|event| match event {
@@ -452,16 +452,16 @@ fn x16_a_host_whose_keys_or_disks_changed_is_out() {
         let (client, io) = world.attach_plainly();
         let mut changed = host(true, false, ALL);
         change(&mut changed);
-        world.catalogue.follow(Policy { hosts: vec![Arc::new(changed)] });
-        world.tell(&News::Changed);
+        world.catalogue.set_policy(Policy { hosts: vec![Arc::new(changed)] });
+        world.notify(&Notice::StateChanged);
         assert_eq!(world.lines[client.admin].target_end, Some(Reason::Refused));
         assert!(world.lines[io].target_end.is_some());
     }
     // While it has still to prove itself, too.
     let mut world = keyed(host(true, false, ALL), None);
     let line = knock(&mut world, &Manner::default()).unwrap();
-    world.catalogue.follow(Policy { hosts: vec![Arc::new(host(false, true, ALL))] });
-    world.tell(&News::Changed);
+    world.catalogue.set_policy(Policy { hosts: vec![Arc::new(host(false, true, ALL))] });
+    world.notify(&Notice::StateChanged);
     assert_eq!(world.lines[line].target_end, Some(Reason::Refused));
 }
 
@@ -474,8 +474,8 @@ fn what_the_owner_takes_back_is_taken_at_once_and_told() {
     assert_eq!(world.say(client.admin, wanted.emit()).status, Status::SUCCESS);
     world.submit(client.admin, AdminCommand::AsyncEventRequest.emit(), Payload::None, 5);
     let narrowed = host(true, false, &[(None, Access::ReadOnly)]);
-    world.catalogue.follow(Policy { hosts: vec![Arc::new(narrowed)] });
-    world.tell(&News::Changed);
+    world.catalogue.set_policy(Policy { hosts: vec![Arc::new(narrowed)] });
+    world.notify(&Notice::StateChanged);
     world.run();
     assert_eq!(world.write(io, 0, &[1; 512]), Status::NAMESPACE_WRITE_PROTECTED.dnr());
     assert!(world.read(io, 0, 1).is_ok());
@@ -513,7 +513,7 @@ fn a_disk_that_goes_and_comes_back_does_not_turn_its_host_out() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
     let (client, io) = world.attach_plainly();
     world.catalogue.withdraw(DISK);
-    world.tell(&News::Changed);
+    world.notify(&Notice::StateChanged);
     world.run();
     assert_eq!(world.lines[client.admin].target_end, None);
     assert!(world.read(io, 0, 1).is_err());

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use export::{Event, News, Op, Reason};
+use export::{Event, Notice, Op, Reason};
 use nvme::command::{AdminCommand, FabricsCommand, PropertySize};
 use nvme::host::{Options, Payload};
 use nvme::status::Status;
@@ -119,7 +119,7 @@ fn a_reset_forgets_event_requests_and_features() {
     world.configure(client.admin, enabled().with_en(0));
     world.configure(client.admin, enabled());
     world.disk().export.resize(512);
-    world.tell(&News::Changed);
+    world.notify(&Notice::StateChanged);
     world.run();
     assert!(world.taken(client.admin, 1).is_none());
     let get = AdminCommand::get_features(nvme::wire::feature::fid::VOLATILE_WRITE_CACHE).emit();
@@ -433,12 +433,12 @@ fn r32_ten_thousand_namespaces_come_and_go() {
             _ => {}
         }
         if round % 3 == 0 {
-            world.tell(&News::Changed);
+            world.notify(&Notice::StateChanged);
         }
         if round % 97 != 0 {
             continue;
         }
-        world.tell(&News::Changed);
+        world.notify(&Notice::StateChanged);
         world.run();
         let status = match world.read(client.io[0], 0, 1) {
             Ok(_) => Status::SUCCESS,
@@ -459,7 +459,7 @@ fn when_the_program_stops_requests_end_and_every_connection_closes() {
     let data = world.filled(&pattern(1, 512));
     world.submit(io, write(0, 1), Payload::Send(data), 1);
     world.run();
-    world.tell(&News::Stopping);
+    world.notify(&Notice::Stopping);
     world.run();
     assert_eq!(world.lines[client.admin].target_end, Some(Reason::Stopping));
     assert!(world.lines[io].target_end.is_none());
@@ -568,7 +568,7 @@ fn shut_down_queue_that_stays_connected_releases_nobody() {
     let mut world = World::new();
     let (client, _) = world.attach_plainly();
     shut_down(&mut world, client.admin, enabled().with_shn(Cc::SHN_NORMAL), 1);
-    world.tell(&News::Changed);
+    world.notify(&Notice::StateChanged);
     world.run();
     assert!(!world.disk().export.is_contended());
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use export::{Budget, Buffer, Holder, KeyId, News, PAGE, Pool, Purpose};
+use export::{Budget, Buffer, KeyId, Notice, PAGE, Pool, Purpose, Tenant};
 use nvme::host::Payload;
 use nvme::status::Status;
 use nvme::wire::command::Fuse;
@@ -86,7 +86,7 @@ fn the_stream_stops_while_there_is_no_memory_for_a_capsule_and_goes_on_after() {
     }
     world.run();
     assert!(world.disk().requests.len() < 120 && world.untaken(io) != 0);
-    world.tell(&News::Changed);
+    world.notify(&Notice::StateChanged);
     world.disk().held = false;
     world.run();
     for tag in 0..120 {
@@ -128,7 +128,7 @@ impl Greedy {
         let pool = Pool::within(usize::MAX, budget.clone());
         let mut held = Vec::new();
         for host in 1..20 {
-            let one = pool.open_for(Holder::Host(KeyId::new(host)));
+            let one = pool.open_for(Tenant::Host(KeyId::new(host)));
             let [stream, second] = [Purpose::Stream, Purpose::Second].map(|it| one.sibling(it));
             for account in [one, stream, second] {
                 for len in [1 << 20, 1 << 16, PAGE] {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use export::{
-    Access, Account, Admitted, Catalogue, Channel, Door, Event, Export, Fault, Geometry, Identity,
-    News, Op, Peer, Pool, Reason, Segment, Session, Step,
+    Access, Account, Admitted, Auth, Catalogue, Channel, Event, Export, Fault, Geometry, Identity,
+    Notice, Op, Peer, Pool, Reason, Segment, Session, Step,
 };
 use nvme::auth::{Credentials, Rules};
 use nvme::host::{self, Done, End, Options};
@@ -56,7 +56,7 @@ pub(crate) struct World {
     /// Where new connections come from.
     pub(crate) remote: SocketAddr,
     /// What new connections come to, and in.
-    pub(crate) door: Door,
+    pub(crate) auth: Auth,
     pub(crate) channel: Option<Arc<Channel>>,
     /// What the hosts of new connections prove themselves with.
     pub(crate) credentials: Option<Arc<Credentials>>,
@@ -150,7 +150,7 @@ impl World {
             in_place: false,
             port: Port::Any,
             remote: "192.0.2.9:50000".parse().unwrap(),
-            door: Door::Open,
+            auth: Auth::None,
             channel: None,
             credentials: None,
             seed: 0x9e37_79b9_7f4a_7c15,
@@ -190,7 +190,7 @@ impl World {
             log: Vec::new(),
         });
         self.catalogue.lend(export.clone());
-        self.tell(&News::Changed);
+        self.notify(&Notice::StateChanged);
         export
     }
 
@@ -227,7 +227,7 @@ impl World {
         let peer = Peer {
             remote: self.remote,
             local: "192.0.2.1:4420".parse().unwrap(),
-            door: self.door,
+            auth: self.auth,
             channel: self.channel.clone(),
         };
         let host = match &self.credentials {
@@ -310,7 +310,7 @@ impl World {
     }
 
     /// Something happened outside the connections.
-    pub(crate) fn tell(&mut self, news: &News) {
+    pub(crate) fn notify(&mut self, news: &Notice) {
         for at in 0..self.lines.len() {
             self.tell_one(at, news);
         }
@@ -322,13 +322,13 @@ impl World {
         (line.to_host.bytes, line.to_target.bytes) = (Vec::new(), Vec::new());
         (line.to_host.arrived, line.to_target.arrived) = (0, 0);
         line.told = true;
-        self.tell_one(at, &News::Disconnected);
+        self.tell_one(at, &Notice::Disconnected);
     }
 
-    fn tell_one(&mut self, at: usize, news: &News) {
+    fn tell_one(&mut self, at: usize, news: &Notice) {
         let now = self.now;
         if let Some(session) = &mut self.lines[at].session {
-            session.tell(now, news);
+            session.notify(now, news);
         }
         self.drain(at);
     }
@@ -346,7 +346,7 @@ impl World {
             moved |= !self.disks[disk].held && self.end_one(disk);
         }
         if std::mem::take(&mut self.roused) {
-            self.tell(&News::Changed);
+            self.notify(&Notice::StateChanged);
             moved = true;
         }
         moved
@@ -377,21 +377,21 @@ impl World {
             return false;
         };
         let way = &mut line.to_target;
-        if !session.hungry() {
+        if !session.can_receive() {
             return false;
         }
         let fresh = n.min(way.bytes.len() - way.arrived);
         if self.in_place
             && way.arrived == 0
             && fresh != 0
-            && let Some(mut landing) = session.landing()
+            && let Some(mut landing) = session.direct_recv()
         {
             let got = fresh.min(landing.end - landing.start);
-            let place = landing.start..landing.start + got;
+            let place = landing.start..direct_recv.start + got;
             landing.buffer.bytes_mut()[place].copy_from_slice(&way.bytes[..got]);
             way.arrived += got;
             way.take(got);
-            session.landed(now, landing, got);
+            session.direct_received(now, landing, got);
             return true;
         }
         way.arrived += fresh;
@@ -411,14 +411,14 @@ impl World {
         if self.in_place
             && way.arrived == 0
             && fresh != 0
-            && let Some(mut landing) = line.host.landing()
+            && let Some(mut landing) = line.host.direct_recv()
         {
             let got = fresh.min(landing.end - landing.start);
-            let place = landing.start..landing.start + got;
+            let place = landing.start..direct_recv.start + got;
             landing.buffer.bytes_mut()[place].copy_from_slice(&way.bytes[..got]);
             way.arrived += got;
             way.take(got);
-            line.host.landed(landing, got);
+            line.host.direct_received(landing, got);
             return true;
         }
         way.arrived += fresh;
@@ -443,7 +443,7 @@ impl World {
                     disk.requests.push_back((at, admitted));
                 }
                 Step::Report(event) => self.events.push(event),
-                Step::Rouse => {
+                Step::Notify => {
                     self.roused = true;
                     self.rouses += 1;
                 }
@@ -461,7 +461,7 @@ impl World {
         let over = line.target_end.is_some() || line.told;
         if line.host_end.is_some() && line.to_target.bytes.is_empty() && !over {
             line.told = true;
-            return self.tell_one(at, &News::Disconnected);
+            return self.tell_one(at, &Notice::Disconnected);
         }
         if over && line.submitted == line.completed {
             line.session = None;

@@ -247,7 +247,7 @@ fn an_unproven_host_does_nothing_and_not_for_long() {
     world.end_all();
 }
 
-/// At an open door there is nobody to prove anything to.
+/// At an open auth there is nobody to prove anything to.
 #[test]
 fn an_open_door_asks_for_no_proof() {
     let mut world = World::new();

@@ -213,7 +213,7 @@ fn a_detached_disk_is_reported_once() {
 
 #[test]
 fn payload_received_in_place_is_the_same_as_payload_in_the_stream() {
-    use export::{News, Session};
+    use export::{Notice, Session};
     let mut world = World::new();
     let (_, io) = world.attached();
     let [Reply::R2t { ttag, .. }] = world.command(io, &write(0, 64), &[])[..] else { panic!() };
@@ -229,10 +229,10 @@ fn payload_received_in_place_is_the_same_as_payload_in_the_stream() {
     world.send(io, &h2c(PLAIN, 0, ttag, 0, &[1; 64 * 512], true)[..24]);
     let now = world.now;
     let session = world.session(io);
-    let landing = session.landing().unwrap();
-    session.tell(now, &News::Disconnected);
-    session.landed(now, landing, 512);
-    assert!(session.landing().is_none());
+    let landing = session.direct_recv().unwrap();
+    session.notify(now, &Notice::Disconnected);
+    session.direct_received(now, landing, 512);
+    assert!(session.direct_recv().is_none());
     world.disconnect(io);
     world.end_all();
 }
@@ -248,13 +248,13 @@ fn the_end_of_a_payload_received_in_place_is_seen_however_much_is_to_be_sent() {
     }
     let [Reply::R2t { ttag, .. }] = world.command(io, &write(0, 64), &[])[..] else { panic!() };
     world.send(io, &h2c(PLAIN, 0, ttag, 0, &[0x5a; 64 * 512], true)[..24]);
-    let landing = world.session(io).landing().unwrap();
+    let landing = world.session(io).direct_recv().unwrap();
     // The reads end, and what they give is not sent yet.
     world.complete_unsent(io);
     world.complete_unsent(io);
-    assert!(!world.session(io).hungry());
+    assert!(!world.session(io).can_receive());
     let (now, got) = (world.now, landing.end - landing.start);
-    world.session(io).landed(now, landing, got);
+    world.session(io).direct_received(now, landing, got);
     world.settle();
     assert_eq!(world.conn(io).jobs.len(), 1, "the write is on its way");
     world.finish(io, Ok(()));
@@ -271,11 +271,11 @@ fn an_abort_while_the_driver_receives_keeps_the_stream_in_step() {
     };
     let pdu = h2c(PLAIN, 9, ttag, 0, &[0x5a; 64 * 512], true);
     world.send(io, &pdu[..24]);
-    let landing = world.session(io).landing().unwrap();
+    let landing = world.session(io).direct_recv().unwrap();
     let cqe = world.ask(admin, &AdminCommand::Abort { sqid: 1, cid: 9 }.emit(), &[]);
     assert_eq!(cqe.dw0.get(), 0);
     let now = world.now;
-    world.session(io).landed(now, landing, 1000);
+    world.session(io).direct_received(now, landing, 1000);
     world.send(io, &pdu[1024..]);
     assert!(matches!(world.replies(io)[..],
         [Reply::Done(cqe)] if cqe.outcome() == Status::ABORT_REQUESTED));

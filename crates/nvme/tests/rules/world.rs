@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use export::{
-    Access, Account, Admitted, Catalogue, Door, Event, Export, Fault, Geometry, Host, Identity,
-    News, Op, Peer, Policy, Pool, Reason, Session, Step,
+    Access, Account, Admitted, Auth, Catalogue, Event, Export, Fault, Geometry, Host, Identity,
+    Notice, Op, Peer, Policy, Pool, Reason, Session, Step,
 };
 use nvme::auth::Rules;
 use nvme::target::{Port, Queue, Target};
@@ -39,7 +39,7 @@ pub(crate) struct World {
     pub(crate) faults: VecDeque<Result<(), Fault>>,
     pub(crate) port: Port,
     /// What new connections come to.
-    pub(crate) door: Door,
+    pub(crate) auth: Auth,
 }
 
 /// One connection, from the driver's side.
@@ -92,16 +92,16 @@ impl World {
         let block = |at: u64| [u8::try_from(at % 199).unwrap(); 512];
         let disk = (0..BLOCKS).flat_map(block).collect();
         let (now, conns, faults) = (Instant::now(), Vec::new(), VecDeque::new());
-        let (port, door) = (Port::Any, Door::Open);
-        Self { catalogue, disk, now, target, pool, conns, faults, port, door }
+        let (port, auth) = (Port::Any, Auth::None);
+        Self { catalogue, disk, now, target, pool, conns, faults, port, auth }
     }
 
     /// A world in which that host is let in, and nobody else.
     pub(crate) fn keyed(host: Host, rules: Rules) -> Self {
         let mut world = Self::with_pool(1 << 20);
         world.target = Target::with(world.catalogue.clone(), rules, 0);
-        world.door = Door::Keyed;
-        world.catalogue.follow(Policy { hosts: vec![Arc::new(host)] });
+        world.auth = Auth::Required;
+        world.catalogue.set_policy(Policy { hosts: vec![Arc::new(host)] });
         world
     }
 
@@ -112,8 +112,8 @@ impl World {
         let disk = vec![0; SMALL];
         let (now, conns, faults, pool) =
             (Instant::now(), Vec::new(), VecDeque::new(), Pool::new(limit));
-        let (port, door) = (Port::Any, Door::Open);
-        let world = Self { catalogue, disk, now, target, pool, conns, faults, port, door };
+        let (port, auth) = (Port::Any, Auth::None);
+        let world = Self { catalogue, disk, now, target, pool, conns, faults, port, auth };
         world.lend_small(self::disk(Access::Writable, 512));
         world
     }
@@ -128,7 +128,7 @@ impl World {
     pub(crate) fn open(&mut self) -> Id {
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let (remote, local) = (address(1024), address(4420));
-        let peer = Peer { remote, local, door: self.door, channel: None };
+        let peer = Peer { remote, local, auth: self.auth, channel: None };
         let account = self.pool.open();
         let session = self.target.session(peer, self.port, account.clone(), self.now);
         self.conns.push(Conn {
@@ -184,11 +184,11 @@ impl World {
     /// At most `size` bytes of payload, all `byte`, are received where they belong.
     pub(crate) fn land(&mut self, id: Id, byte: u8, size: usize) {
         let session = &mut self.conns[id].session;
-        let mut landing = session.landing().expect("payload is due");
+        let mut landing = session.direct_recv().expect("payload is due");
         let end = landing.end.min(landing.start.saturating_add(size));
         landing.buffer.bytes_mut()[landing.start..end].fill(byte);
         let got = end - landing.start;
-        session.landed(self.now, landing, got);
+        session.direct_received(self.now, landing, got);
         self.run();
     }
 
@@ -215,7 +215,7 @@ impl World {
     pub(crate) fn finish(&mut self, id: Id, result: Result<(), Fault>) {
         let job = self.conns[id].jobs.pop_front().expect("a request is held");
         if self.end(id, job, result) {
-            self.tell_all(News::Changed);
+            self.tell_all(Notice::StateChanged);
         }
         self.run();
     }
@@ -228,19 +228,19 @@ impl World {
 
     /// Tells every connection that something changed.
     pub(crate) fn changed(&mut self) {
-        self.tell_all(News::Changed);
+        self.tell_all(Notice::StateChanged);
         self.run();
     }
 
     /// The program is about to stop.
     pub(crate) fn stop(&mut self) {
-        self.tell_all(News::Stopping);
+        self.tell_all(Notice::Stopping);
         self.run();
     }
 
     /// The host is gone.
     pub(crate) fn disconnect(&mut self, id: Id) {
-        self.conns[id].session.tell(self.now, &News::Disconnected);
+        self.conns[id].session.notify(self.now, &Notice::Disconnected);
         self.conns[id].disconnected = true;
         self.run();
     }
@@ -252,9 +252,9 @@ impl World {
         assert_eq!((conn.submitted, conn.account.held()), (conn.completed, 0));
     }
 
-    fn tell_all(&mut self, news: News) {
+    fn tell_all(&mut self, news: Notice) {
         for conn in self.conns.iter_mut().filter(|conn| !conn.disconnected) {
-            conn.session.tell(self.now, &news);
+            conn.session.notify(self.now, &news);
         }
     }
 
@@ -268,7 +268,7 @@ impl World {
                 busy |= self.offer(id);
             }
             if roused {
-                self.tell_all(News::Changed);
+                self.tell_all(Notice::StateChanged);
             } else if !busy {
                 return;
             }
@@ -296,7 +296,7 @@ impl World {
                     }
                 }
                 Step::Report(event) => conn.events.push(event),
-                Step::Rouse => roused = true,
+                Step::Notify => roused = true,
                 Step::Close(reason) => {
                     assert_eq!(conn.closed.replace(reason), None, "closed once");
                     conn.stage.clear();
@@ -312,7 +312,7 @@ impl World {
     /// Offers a session what waits for it. Tells whether it took any.
     fn offer(&mut self, id: Id) -> bool {
         let conn = &mut self.conns[id];
-        if conn.stage.is_empty() || conn.disconnected || !conn.session.hungry() {
+        if conn.stage.is_empty() || conn.disconnected || !conn.session.can_receive() {
             return false;
         }
         let taken = conn.session.receive(self.now, &conn.stage);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use export::{
-    Access, Account, Admitted, Catalogue, Door, Export, Geometry, Identity, News, Op, Peer, Pool,
+    Access, Account, Admitted, Auth, Catalogue, Export, Geometry, Identity, Notice, Op, Peer, Pool,
     Session, Step,
 };
 use nbd::server::{Server, Start};
@@ -75,7 +75,7 @@ pub(crate) struct World {
 
 fn peer() -> Peer {
     let address = "192.0.2.9:50000".parse().unwrap();
-    Peer { remote: address, local: address, door: Door::Open, channel: None }
+    Peer { remote: address, local: address, auth: Auth::None, channel: None }
 }
 
 impl World {
@@ -294,7 +294,7 @@ impl World {
         let line = &mut self.lines[line];
         (line.over, line.to_host, line.to_target) = (true, Vec::new(), Vec::new());
         if let Some(session) = &mut line.session {
-            session.tell(now, &News::Disconnected);
+            session.notify(now, &Notice::Disconnected);
         }
         self.run();
     }
@@ -359,10 +359,10 @@ impl World {
         let mut moved = line.drain_client();
         if let Some(session) = line.session.as_mut().filter(|_| !busy) {
             if !line.over && std::mem::take(&mut line.news) {
-                session.tell(now, &News::Changed);
+                session.notify(now, &Notice::StateChanged);
                 moved = true;
             }
-            if !line.over && session.hungry() && !line.to_target.is_empty() {
+            if !line.over && session.can_receive() && !line.to_target.is_empty() {
                 let taken = session.receive(now, &line.to_target);
                 line.to_target.drain(..taken);
                 moved |= taken != 0;
@@ -387,7 +387,7 @@ impl World {
                     self.requests.push((at, admitted));
                 }
                 Step::Report(_) => {}
-                Step::Rouse => roused = true,
+                Step::Notify => roused = true,
                 Step::Close(_) => line.over = true,
             }
         }

@@ -16,11 +16,11 @@ fn who_types_the_code_is_let_in_with_any_chunking() {
         let (mut conn, mut client) = (world.open(), world.client_with(&code, [5; 32], true));
         let found = world.talk(&mut conn, &mut client, step);
         assert_eq!(found, [Step::Welcomed { target: "laptop".to_owned() }]);
-        assert!(conn.visit.is_established());
+        assert!(conn.session.is_established());
         let knock = conn.knock().unwrap();
-        assert_eq!((knock.host.as_str(), knock.name.as_str()), (HOST, "desk in the hall"));
+        assert_eq!((knock.host.as_str(), knock.name.as_str()), (HOST, "server in the hall"));
         assert!(knock.writable);
-        assert!(world.desk.is_waiting(knock.number));
+        assert!(world.server.is_waiting(knock.number));
         let disks = vec![disk(1, Access::Writable), disk(2, Access::ReadOnly)];
         let verdict = Verdict::Granted { access: Access::Writable, disks: disks.clone() };
         assert!(world.answer(&mut conn, verdict));
@@ -79,7 +79,7 @@ fn x18_only_the_owner_grants_write_access() {
         assert_eq!(conn.closed, Some(Reason::Violation), "{kind}");
         assert!(conn.sent.is_empty());
         let verdict = Verdict::Granted { access: Access::Writable, disks: Vec::new() };
-        assert!(!world.desk.answer(number, verdict), "nobody waits for it any more");
+        assert!(!world.server.answer(number, verdict), "nobody waits for it any more");
     }
 }
 
@@ -96,14 +96,14 @@ fn the_owner_may_say_no_or_nothing() {
     let code = world.digits();
     let (mut conn, mut client, _) = world.attempt(&code);
     let number = conn.knock().unwrap().number;
-    assert_eq!(conn.visit.deadline(), Some(world.now + Duration::from_mins(2)));
+    assert_eq!(conn.session.deadline(), Some(world.now + Duration::from_mins(2)));
     world.pass(Duration::from_mins(2));
-    conn.visit.tick(world.now);
+    conn.session.tick(world.now);
     conn.drain();
     let found = world.talk(&mut conn, &mut client, 9999);
     assert_eq!(found, [Step::Failed(Failure::Refused(Why::Unanswered, 0))]);
     assert_eq!(conn.closed, Some(Reason::Refused));
-    assert!(!world.desk.answer(number, Verdict::Denied));
+    assert!(!world.server.answer(number, Verdict::Denied));
 }
 
 #[test]
@@ -112,9 +112,9 @@ fn an_answer_at_the_last_moment_counts() {
     let code = world.digits();
     let (mut conn, mut client, _) = world.attempt(&code);
     let verdict = Verdict::Granted { access: Access::ReadOnly, disks: Vec::new() };
-    assert!(world.desk.answer(conn.knock().unwrap().number, verdict));
+    assert!(world.server.answer(conn.knock().unwrap().number, verdict));
     world.pass(Duration::from_mins(3));
-    conn.visit.tick(world.now);
+    conn.session.tick(world.now);
     conn.drain();
     let found = world.talk(&mut conn, &mut client, 9999);
     assert!(matches!(found.as_slice(), [Step::Paired(_)]), "{found:?}");
@@ -161,10 +161,10 @@ fn a_stop_of_the_program_ends_what_is_open() {
     let mut world = World::new();
     let code = world.digits();
     let (mut conn, mut client, _) = world.attempt(&code);
-    conn.visit.tell(world.now, &export::News::Stopping);
+    conn.session.notify(world.now, &export::Notice::Stopping);
     conn.drain();
     assert_eq!(conn.closed, Some(Reason::Stopping));
-    assert!(world.desk.view(world.now).waiting.is_empty());
+    assert!(world.server.view(world.now).waiting.is_empty());
     client.disconnected();
     assert_eq!(client.poll(), Some(Step::Failed(Failure::Disconnected)));
     assert_eq!(client.poll(), None);

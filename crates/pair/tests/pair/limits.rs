@@ -1,8 +1,8 @@
-//! How often, how long and how many at once: the desk's limits.
+//! How often, how long and how many at once: the server's limits.
 
 use std::time::{Duration, Instant};
 
-use export::{News, Reason, Session};
+use export::{Notice, Reason, Session};
 use pair::client::{Failure, Step};
 use pair::{Code, IDENTITY, Verdict, Why};
 
@@ -33,7 +33,7 @@ fn guess(world: &mut World) -> (u32, Duration) {
         match refused(&found) {
             Some((Why::WrongCode, 0)) => wrong += 1,
             Some((Why::Stopped, seconds)) => {
-                let view = world.desk.view(world.now);
+                let view = world.server.view(world.now);
                 let left = view.wait_until.unwrap().duration_since(world.now);
                 assert!(view.stopped && view.shown.is_none());
                 assert!(seconds == u16::MAX || u64::from(seconds) == left.as_secs() + 1);
@@ -41,7 +41,7 @@ fn guess(world: &mut World) -> (u32, Duration) {
             }
             other => panic!("{other:?}"),
         }
-        if !world.desk.view(world.now).stopped {
+        if !world.server.view(world.now).stopped {
             world.wait();
         }
     }
@@ -58,7 +58,7 @@ fn x62_stopped_pairing_goes_on_after_a_time_that_doubles() {
         guesses += wrong;
         assert_eq!((wrong, left), (10, Duration::from_hours(hours)));
         world.pass(left - Duration::from_secs(1));
-        assert!(world.desk.view(world.now).stopped);
+        assert!(world.server.view(world.now).stopped);
         world.pass(Duration::from_secs(1));
         hours *= 2;
     }
@@ -80,11 +80,11 @@ fn x62_wrong_codes_are_counted_on_by_another_desk() {
         world.attempt(&wrong);
         world.wait();
     }
-    let tries = world.desk.view(world.now).tries();
+    let tries = world.server.view(world.now).tries();
     assert_eq!((tries.failures, tries.stops), (9, 0));
     world.replace_desk(tries);
     assert_eq!(guess(&mut world), (1, Duration::from_hours(1)));
-    let tries = world.desk.view(world.now).tries();
+    let tries = world.server.view(world.now).tries();
     world.replace_desk(tries);
     assert_eq!(guess(&mut world), (0, Duration::from_hours(1)));
     world.pass(Duration::from_hours(1));
@@ -100,7 +100,7 @@ fn x06_ten_wrong_codes_stop_it_until_somebody_there_lets_it_go_on() {
     let mut last_right = world.digits();
     for n in 0..25 {
         let wrong = world.wrong();
-        if let Some(right) = world.desk.view(world.now).shown {
+        if let Some(right) = world.server.view(world.now).shown {
             last_right = right.digits;
             shown.push(last_right.text().to_owned());
         }
@@ -108,7 +108,7 @@ fn x06_ten_wrong_codes_stop_it_until_somebody_there_lets_it_go_on() {
         let expected = if n < 10 { (Why::WrongCode, 0) } else { (Why::Stopped, 3601) };
         assert_eq!(refused(&found), Some(expected), "{n}");
         let before = world.now;
-        if !world.desk.view(world.now).stopped {
+        if !world.server.view(world.now).stopped {
             world.wait();
         }
         delays.push(world.now.duration_since(before).as_secs());
@@ -118,20 +118,20 @@ fn x06_ten_wrong_codes_stop_it_until_somebody_there_lets_it_go_on() {
     shown.sort();
     shown.dedup();
     assert_eq!((shown.len(), count), (10, 10), "a new code after each failure");
-    let view = world.desk.view(world.now);
+    let view = world.server.view(world.now);
     assert!(view.stopped && view.shown.is_none() && view.failures == 10);
 
     let (_, _, found) = world.attempt(&last_right);
     assert_eq!(refused(&found), Some((Why::Stopped, 3601)));
 
-    world.desk.unlock(world.now);
+    world.server.unlock(world.now);
     let (_, _, found) = world.attempt(&last_right);
     assert_eq!(refused(&found), Some((Why::WrongCode, 0)), "the old code is no code");
     world.wait();
     let right = world.digits();
     let (conn, _, _) = world.attempt(&right);
     assert!(conn.knock().is_some());
-    assert_eq!(world.desk.view(world.now).failures, 0);
+    assert_eq!(world.server.view(world.now).failures, 0);
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn after_a_wrong_code_nobody_may_try_for_a_while() {
     let (_, _, found) = world.attempt(&right);
     assert_eq!(refused(&found), Some((Why::Later, 2)));
     assert_eq!(world.digits(), right, "who was told to wait has had no try");
-    assert_eq!(world.desk.deadline(world.now), world.desk.view(world.now).wait_until);
+    assert_eq!(world.server.deadline(world.now), world.server.view(world.now).wait_until);
     world.wait();
     let (conn, _, _) = world.attempt(&right);
     assert!(conn.knock().is_some());
@@ -174,17 +174,17 @@ fn x07_an_old_code_is_no_code() {
     world.wait();
     // After its time, whether or not anybody has looked at the screen meanwhile.
     let code = world.digits();
-    let expires = world.desk.view(world.now).shown.unwrap().expires;
+    let expires = world.server.view(world.now).shown.unwrap().expires;
     assert!(expires <= world.now + Duration::from_mins(10));
-    assert_eq!(world.desk.deadline(world.now), Some(expires));
+    assert_eq!(world.server.deadline(world.now), Some(expires));
     world.now = expires;
-    let generation = world.desk.generation();
+    let generation = world.server.generation();
     let (_, _, found) = world.attempt(&code);
     assert_eq!(refused(&found), Some((Why::WrongCode, 0)));
-    assert!(world.desk.generation() > generation);
+    assert!(world.server.generation() > generation);
     world.wait();
     let code = world.digits();
-    world.now = world.desk.view(world.now).shown.unwrap().expires - Duration::from_millis(1);
+    world.now = world.server.view(world.now).shown.unwrap().expires - Duration::from_millis(1);
     let (conn, _, _) = world.attempt(&code);
     assert!(conn.knock().is_some());
 }
@@ -211,7 +211,7 @@ fn a_try_that_is_given_up_counts() {
     let ends: [(End, &str); 5] = [
         (
             |world, mut conn| {
-                conn.visit.tell(world.now, &News::Disconnected);
+                conn.session.notify(world.now, &Notice::Disconnected);
                 conn.drain();
                 assert_eq!(conn.whys(), ["went away before it was let in"]);
             },
@@ -220,7 +220,7 @@ fn a_try_that_is_given_up_counts() {
         (
             |world, mut conn| {
                 world.pass(Duration::from_secs(10));
-                conn.visit.tick(world.now);
+                conn.session.tick(world.now);
                 conn.drain();
                 assert_eq!(conn.closed, Some(Reason::Timeout));
             },
@@ -243,9 +243,9 @@ fn a_try_that_is_given_up_counts() {
         let (mut conn, mut client) = (world.open(), world.client(&code));
         let Some(Step::Send(bytes)) = client.poll() else { panic!() };
         conn.receive(world.now, &bytes);
-        assert_eq!(world.desk.view(world.now).failures, 0);
+        assert_eq!(world.server.view(world.now).failures, 0);
         end(&mut world, conn);
-        assert_eq!(world.desk.view(world.now).failures, 1, "{how}");
+        assert_eq!(world.server.view(world.now).failures, 1, "{how}");
         assert_ne!(world.digits(), code, "{how}");
     }
 }
@@ -255,13 +255,13 @@ fn who_never_says_anything_is_closed_after_ten_seconds_and_has_had_no_try() {
     let mut world = World::new();
     let mut conn = world.open();
     conn.receive(world.now, &[1, 1]);
-    assert_eq!(conn.visit.deadline(), Some(world.now + Duration::from_secs(10)));
-    assert!(!conn.visit.is_established());
+    assert_eq!(conn.session.deadline(), Some(world.now + Duration::from_secs(10)));
+    assert!(!conn.session.is_established());
     world.pass(Duration::from_secs(10));
-    conn.visit.tick(world.now);
+    conn.session.tick(world.now);
     conn.drain();
     assert_eq!(conn.closed, Some(Reason::Timeout));
-    assert_eq!(world.desk.view(world.now).failures, 0);
+    assert_eq!(world.server.view(world.now).failures, 0);
 }
 
 /// X09: what is no share at all is a try that failed.
@@ -279,7 +279,7 @@ fn x09_a_share_that_is_no_element_is_refused_and_counted() {
         conn.receive(world.now, &hello(share));
         assert_eq!(conn.closed, Some(Reason::Refused), "{share:02x?}");
         assert_eq!(conn.whys(), ["wrong code"]);
-        assert_eq!(world.desk.view(world.now).failures, 1);
+        assert_eq!(world.server.view(world.now).failures, 1);
         assert_ne!(world.digits(), code);
         world.wait();
     }
@@ -300,10 +300,10 @@ fn x54_a_flood_of_tries_costs_no_arithmetic_and_little_journal() {
         reports += conn.whys().len();
     }
     let flood = begun.elapsed();
-    assert_eq!((reports, world.desk.view(world.now).failures), (1, 1));
+    assert_eq!((reports, world.server.view(world.now).failures), (1, 1));
     let begun = Instant::now();
     for _ in 0..20 {
-        world.desk.unlock(world.now);
+        world.server.unlock(world.now);
         let wrong = world.wrong();
         world.attempt(&wrong);
     }
@@ -327,12 +327,12 @@ fn few_may_wait_for_the_owner_and_those_who_go_are_forgotten() {
     let code = world.digits();
     let (_, _, found) = world.attempt(&code);
     assert_eq!(refused(&found), Some((Why::Busy, 5)));
-    assert_eq!(world.desk.view(world.now).waiting.len(), 8);
-    let generation = world.desk.generation();
+    assert_eq!(world.server.view(world.now).waiting.len(), 8);
+    let generation = world.server.generation();
     drop(waiting.pop());
-    waiting[0].visit.tell(world.now, &News::Disconnected);
-    assert!(world.desk.generation() > generation);
-    assert_eq!(world.desk.view(world.now).waiting.len(), 6);
+    waiting[0].session.notify(world.now, &Notice::Disconnected);
+    assert!(world.server.generation() > generation);
+    assert_eq!(world.server.view(world.now).waiting.len(), 6);
     assert!(world.answer(&mut waiting[1], Verdict::Denied));
     let (conn, _, _) = world.attempt(&code);
     assert!(conn.knock().is_some());
@@ -345,9 +345,9 @@ fn a_closed_desk_shows_no_code_and_takes_none() {
     let (mut conn, mut client) = (world.open(), world.client(&code));
     let Some(Step::Send(bytes)) = client.poll() else { panic!() };
     conn.receive(world.now, &bytes);
-    world.desk.close();
-    assert_eq!(world.desk.view(world.now).shown, None);
-    assert_eq!(world.desk.deadline(world.now), None);
+    world.server.close();
+    assert_eq!(world.server.view(world.now).shown, None);
+    assert_eq!(world.server.deadline(world.now), None);
     // Not even from who began before.
     let found = world.talk(&mut conn, &mut client, 9999);
     assert_eq!(refused(&found), Some((Why::Closed, 0)));
@@ -355,8 +355,8 @@ fn a_closed_desk_shows_no_code_and_takes_none() {
     let (_, _, found) = world.attempt(&code);
     assert_eq!(refused(&found), Some((Why::Closed, 0)));
     world.pass(Duration::from_hours(1));
-    assert_eq!(world.desk.view(world.now).shown, None);
-    world.desk.unlock(world.now);
+    assert_eq!(world.server.view(world.now).shown, None);
+    world.server.unlock(world.now);
     let code = world.digits();
     assert!(world.attempt(&code).0.knock().is_some());
 }
@@ -370,7 +370,7 @@ fn without_the_channel_for_pairing_nothing_is_said() {
         assert_eq!(conn.closed, Some(Reason::Refused));
         conn.receive(world.now, &hello(&[1; 32]));
         assert!(conn.sent.is_empty());
-        assert_eq!(world.desk.view(world.now).failures, 0);
+        assert_eq!(world.server.view(world.now).failures, 0);
     }
 }
 
@@ -382,7 +382,7 @@ fn codes_are_eight_digits_and_128_bits() {
     for code in [world.digits(), world.long()] {
         assert_eq!(Code::parse(code.text()), Ok(code.clone()));
     }
-    let debug = format!("{:?}", world.desk.view(world.now));
+    let debug = format!("{:?}", world.server.view(world.now));
     assert!(!debug.contains(world.digits().text()), "{debug}");
     assert!(!debug.contains(world.long().text()), "{debug}");
 }

@@ -30,7 +30,7 @@ fn twins() -> (World, World) {
         draws += 1;
         if draws <= 2 { same(bytes) } else { other(bytes) }
     });
-    twin.desk = pair::Desk::new("laptop", twin.now, draw);
+    twin.server = pair::PairingServer::new("laptop", twin.now, draw);
     (World::seeded(1), twin)
 }
 

@@ -55,19 +55,19 @@ fn x08_a_replay_is_refused() {
     conn.receive(world.now, &confirm);
     assert!(conn.knock().is_some());
 
-    // At the same desk.
+    // At the same server.
     let mut again = world.open();
     again.receive(world.now, &hello);
     again.receive(world.now, &confirm);
     assert_eq!((again.closed, again.whys()), (Some(Reason::Refused), vec!["wrong code"]));
 
-    // At a desk that shows the same code, with other randomness for the exchange.
+    // At a server that shows the same code, with other randomness for the exchange.
     let mut other = World::new();
     assert_eq!(other.digits(), code);
     let mut burnt = other.open();
     burnt.receive(other.now, &said(&mut world.client(&code)));
     drop(burnt);
-    other.desk = {
+    other.server = {
         let mut draws = 0;
         let mut same = crate::world::random(1);
         let draw: pair::Random = Box::new(move |bytes| {
@@ -77,7 +77,7 @@ fn x08_a_replay_is_refused() {
                 bytes[0] ^= 1;
             }
         });
-        pair::Desk::new("laptop", other.now, draw)
+        pair::PairingServer::new("laptop", other.now, draw)
     };
     assert_eq!(other.digits(), code);
     let mut again = other.open();
@@ -226,7 +226,7 @@ fn the_hosts_name_and_wish_are_bound_to_the_proof() {
         client.receive(&std::mem::take(&mut conn.sent));
         conn.receive(world.now, &said(&mut client));
         assert_eq!(conn.whys(), ["wrong code"]);
-        assert!(!conn.events.iter().any(|event| matches!(event, Event::Knocked { .. })));
+        assert!(!conn.events.iter().any(|event| matches!(event, Event::PairingRequested { .. })));
         world.wait();
     }
 }

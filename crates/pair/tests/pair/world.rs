@@ -1,12 +1,12 @@
-//! A desk, a clock, and connections to the desk. It knows no rule.
+//! A server, a clock, and connections to the server. It knows no rule.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use export::{Access, Channel, Door, Event, Knock, News, Peer, Reason, Session, Step};
+use export::{Access, Auth, Channel, Event, Notice, PairingRequest, Peer, Reason, Session, Step};
 use pair::client::{self, Asking};
-use pair::{Client, Code, Desk, Disk, IDENTITY, Random, Verdict, Visit};
+use pair::{Client, Code, Disk, IDENTITY, PairingServer, PairingSession, Random, Verdict};
 
 pub(crate) const HOST: &str =
     "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555";
@@ -32,19 +32,19 @@ pub(crate) fn peer(identity: &str, binding: [u8; 32]) -> Peer {
     let (identity, cipher) = (identity.to_owned(), "TLS_AES_128_GCM_SHA256".to_owned());
     let channel =
         Some(Arc::new(Channel { key: None, certified: false, identity, cipher, binding }));
-    Peer { remote: address, local: address, door: Door::Keyed, channel }
+    Peer { remote: address, local: address, auth: Auth::Required, channel }
 }
 
 pub(crate) struct World {
     pub(crate) now: Instant,
-    pub(crate) desk: Arc<Desk>,
+    pub(crate) server: Arc<PairingServer>,
     seed: u64,
     draw: Random,
 }
 
 /// A connection as its driver sees it.
 pub(crate) struct Conn {
-    pub(crate) visit: Visit,
+    pub(crate) session: PairingSession,
     /// What the target has sent and nobody has taken yet.
     pub(crate) sent: Vec<u8>,
     pub(crate) events: Vec<Event>,
@@ -54,7 +54,7 @@ pub(crate) struct Conn {
 impl Conn {
     /// Does what the session wants done.
     pub(crate) fn drain(&mut self) {
-        while let Some(step) = self.visit.poll() {
+        while let Some(step) = self.session.poll() {
             match step {
                 Step::Send(segment) => {
                     assert!(self.closed.is_none(), "nothing is sent after the end");
@@ -65,21 +65,21 @@ impl Conn {
                     assert!(self.closed.is_none(), "closed once");
                     self.closed = Some(reason);
                 }
-                Step::Rouse => {}
+                Step::Notify => {}
                 Step::Submit(_) => panic!("no disk is touched"),
             }
         }
     }
 
     pub(crate) fn receive(&mut self, now: Instant, bytes: &[u8]) {
-        let taken = self.visit.receive(now, bytes);
+        let taken = self.session.receive(now, bytes);
         assert_eq!(taken, bytes.len());
         self.drain();
     }
 
-    pub(crate) fn knock(&self) -> Option<Arc<Knock>> {
+    pub(crate) fn knock(&self) -> Option<Arc<PairingRequest>> {
         self.events.iter().find_map(|event| match event {
-            Event::Knocked { knock, .. } => Some(knock.clone()),
+            Event::PairingRequested { knock, .. } => Some(knock.clone()),
             _ => None,
         })
     }
@@ -101,28 +101,28 @@ impl World {
 
     pub(crate) fn seeded(seed: u64) -> Self {
         let now = Instant::now();
-        let desk = Desk::new("laptop", now, random(seed));
-        Self { now, desk, seed, draw: random(seed + 1000) }
+        let server = PairingServer::new("laptop", now, random(seed));
+        Self { now, server, seed, draw: random(seed + 1000) }
     }
 
     /// Another process goes on.
     pub(crate) fn replace_desk(&mut self, tries: pair::Tries) {
-        self.desk = Desk::resume("laptop", self.now, random(self.seed + 1), tries);
+        self.server = PairingServer::resume("laptop", self.now, random(self.seed + 1), tries);
         self.seed += 1;
     }
 
     pub(crate) fn digits(&self) -> Code {
-        self.desk.view(self.now).shown.unwrap().digits
+        self.server.view(self.now).shown.unwrap().digits
     }
 
     pub(crate) fn long(&self) -> Code {
-        self.desk.view(self.now).shown.unwrap().long
+        self.server.view(self.now).shown.unwrap().long
     }
 
     /// A code of the same form that is not the one shown.
     pub(crate) fn wrong(&self) -> Code {
         let right =
-            self.desk.view(self.now).shown.map_or(0, |it| it.digits.text().parse().unwrap());
+            self.server.view(self.now).shown.map_or(0, |it| it.digits.text().parse().unwrap());
         Code::parse(&format!("{:08}", (right + 1) % 100_000_000)).unwrap()
     }
 
@@ -132,7 +132,7 @@ impl World {
 
     /// Waits until a try may be made again.
     pub(crate) fn wait(&mut self) {
-        if let Some(until) = self.desk.view(self.now).wait_until {
+        if let Some(until) = self.server.view(self.now).wait_until {
             self.now = until;
         }
     }
@@ -142,8 +142,8 @@ impl World {
     }
 
     pub(crate) fn open_from(&self, peer: Peer) -> Conn {
-        let visit = self.desk.open_session(peer, self.now);
-        let mut conn = Conn { visit, sent: Vec::new(), events: Vec::new(), closed: None };
+        let session = self.server.open_session(peer, self.now);
+        let mut conn = Conn { session, sent: Vec::new(), events: Vec::new(), closed: None };
         conn.drain();
         conn
     }
@@ -155,7 +155,7 @@ impl World {
     pub(crate) fn client_with(&mut self, code: &Code, binding: [u8; 32], writable: bool) -> Client {
         let mut bytes = zeroize::Zeroizing::new([0; 32]);
         (self.draw)(&mut *bytes);
-        let asking = Asking { host: HOST, name: "desk in the hall", writable };
+        let asking = Asking { host: HOST, name: "server in the hall", writable };
         Client::new(code, &asking, binding, bytes)
     }
 
@@ -195,8 +195,8 @@ impl World {
     }
 
     pub(crate) fn answer(&self, conn: &mut Conn, verdict: Verdict) -> bool {
-        let waits = self.desk.answer(conn.knock().unwrap().number, verdict);
-        conn.visit.tell(self.now, &News::Changed);
+        let waits = self.server.answer(conn.knock().unwrap().number, verdict);
+        conn.session.notify(self.now, &Notice::StateChanged);
         conn.drain();
         waits
     }

@@ -107,12 +107,12 @@ impl Line {
         if Instant::now() >= self.end {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        match self.queue.landing() {
+        match self.queue.direct_recv() {
             Some(mut landing) => {
                 let (start, end) = (landing.start, landing.end);
                 let room = landing.buffer.bytes_mut().get_mut(start..end).unwrap_or_default();
                 let got = some_of(self.stream.read(room)?)?;
-                self.queue.landed(landing, got);
+                self.queue.direct_received(landing, got);
             }
             None => {
                 let mut some = [0; 4096];

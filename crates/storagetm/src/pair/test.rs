@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use engine::{Config, Engine, Security};
-use export::{Event, Knock, News};
-use pair::{Desk, Verdict};
+use export::{Event, Notice, PairingRequest};
+use pair::{PairingServer, Verdict};
 
 use super::*;
 use crate::store::record::Allowed;
@@ -15,22 +15,22 @@ const HOST: &str = "nqn.2024-01.test:laptop";
 
 /// A machine that lends a disk, with a code on its screen.
 struct There {
-    desk: Arc<Desk>,
+    desk: Arc<PairingServer>,
     engine: Engine,
-    knocks: Receiver<Arc<Knock>>,
+    knocks: Receiver<Arc<PairingRequest>>,
     place: Place,
 }
 
 impl There {
     fn new() -> Self {
-        let desk = Desk::new(
+        let desk = PairingServer::new(
             "desk pc",
             Instant::now(),
             Box::new(|bytes| assert!(nvme::auth::chap::system_random(bytes))),
         );
-        let (send, knocks): (Sender<Arc<Knock>>, _) = channel();
+        let (send, knocks): (Sender<Arc<PairingRequest>>, _) = channel();
         let sink = Arc::new(move |event| {
-            if let Event::Knocked { knock, .. } = event {
+            if let Event::PairingRequested { knock, .. } = event {
                 let _ = send.send(knock);
             }
         });
@@ -73,7 +73,7 @@ impl There {
                 let knock = self.knocks.recv_timeout(PATIENCE).unwrap();
                 assert_eq!((knock.host.as_str(), knock.writable), (HOST, writable));
                 assert!(self.desk.answer(knock.number, verdict));
-                self.engine.tell(News::Changed);
+                self.engine.notify(Notice::StateChanged);
             }
             client.join().unwrap()
         })

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use export::Door;
+use export::Auth;
 
 use crate::announce::{Kind, Spot};
 use crate::listen::{Listener, Place, Serves};
@@ -40,7 +40,7 @@ fn spot(at: SocketAddr, listener: &Listener) -> Spot {
         Serves::All | Serves::Discovery => Kind::Nvme,
         Serves::Nbd => Kind::Nbd,
     };
-    Spot { kind, address: at.ip(), port: at.port(), keyed: listener.door == Door::Keyed }
+    Spot { kind, address: at.ip(), port: at.port(), keyed: listener.auth == Auth::Required }
 }
 
 #[cfg(test)]
@@ -48,12 +48,12 @@ mod test {
     use super::*;
 
     fn listener(serves: Serves, at: &str) -> Listener {
-        let door = if at.starts_with("127.") { Door::Open } else { Door::Keyed };
+        let auth = if at.starts_with("127.") { Auth::None } else { Auth::Required };
         Listener {
             place: Place::Net(at.parse().unwrap()),
             interface: None,
             serves,
-            door,
+            auth,
             spare: false,
         }
     }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use export::Door;
+use export::Auth;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType, getpeername, getsockname, sockopt};
 
@@ -20,7 +20,7 @@ pub(super) enum Given {
     /// Sockets that listen.
     Listening(Vec<(Listener, OwnedFd)>),
     /// A peer, at the other end of standard input, and what it must show.
-    Peer(OwnedFd, Door),
+    Peer(OwnedFd, Auth),
 }
 
 impl Given {
@@ -31,8 +31,8 @@ impl Given {
     pub(super) fn take(options: &Serve) -> Result<Option<Self>, Failure> {
         if options.stdin {
             let socket = standard_input()?;
-            let door = if options.open { Door::Open } else { door(socket.as_fd())? };
-            return Ok(Some(Self::Peer(socket, door)));
+            let auth = if options.open { Auth::None } else { auth(socket.as_fd())? };
+            return Ok(Some(Self::Peer(socket, auth)));
         }
         let protocols = Protocols::of(&options.protocol);
         let handed =
@@ -49,9 +49,9 @@ impl Given {
     pub(super) fn is_keyed(&self) -> bool {
         match self {
             Self::Listening(sockets) => {
-                sockets.iter().any(|(listener, _)| listener.door == Door::Keyed)
+                sockets.iter().any(|(listener, _)| listener.auth == Auth::Required)
             }
-            Self::Peer(_, door) => *door == Door::Keyed,
+            Self::Peer(_, auth) => *auth == Auth::Required,
         }
     }
 }
@@ -63,15 +63,15 @@ impl Server {
     /// There is no descriptor left.
     pub(super) fn receive(&mut self, given: Given) -> Result<(), Failure> {
         match given {
-            Given::Peer(socket, door) => {
+            Given::Peer(socket, auth) => {
                 let kept = socket.try_clone().map_err(|error| unusable("standard input", error))?;
-                self.worker.adopt(socket, door, Serves::Nbd);
+                self.worker.adopt(socket, auth, Serves::Nbd);
                 self.only_peer = Some(kept);
             }
             Given::Listening(sockets) => {
                 for (listener, socket) in sockets {
                     let listener = self.listeners.take(listener);
-                    self.worker.accept(socket, listener.door, listener.serves);
+                    self.worker.accept(socket, listener.auth, listener.serves);
                 }
             }
         }
@@ -108,10 +108,10 @@ fn standard_input() -> Result<OwnedFd, Failure> {
 
 /// What the peer at the other end must show: by where this end is, as at a socket that listens. What inetd has accepted may
 /// have come from anywhere.
-fn door(socket: BorrowedFd<'_>) -> Result<Door, Failure> {
+fn auth(socket: BorrowedFd<'_>) -> Result<Auth, Failure> {
     let address = getsockname(socket).map_err(|errno| unusable("standard input", errno))?;
-    let Ok(address) = SocketAddr::try_from(address) else { return Ok(Door::Open) };
-    Ok(Listener::handed(Place::Net(address), "nbd", Protocols::of(&[])).door)
+    let Ok(address) = SocketAddr::try_from(address) else { return Ok(Auth::None) };
+    Ok(Listener::handed(Place::Net(address), "nbd", Protocols::of(&[])).auth)
 }
 
 fn is_stream(socket: BorrowedFd<'_>) -> bool {
@@ -149,11 +149,11 @@ mod test {
     #[test]
     fn a_peer_at_standard_input_needs_a_key_unless_it_is_on_this_machine() {
         let (unix, _other) = UnixStream::pair().unwrap();
-        assert_eq!(door(unix.as_fd()).unwrap(), Door::Open);
+        assert_eq!(auth(unix.as_fd()).unwrap(), Auth::None);
         let near = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        assert_eq!(door(near.as_fd()).unwrap(), Door::Open);
+        assert_eq!(auth(near.as_fd()).unwrap(), Auth::None);
         // Nothing is sent or heard there: it has the form of an address that others reach.
         let far = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
-        assert_eq!(door(far.as_fd()).unwrap(), Door::Keyed);
+        assert_eq!(auth(far.as_fd()).unwrap(), Auth::Required);
     }
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use console::attach::quoted;
 use console::{State, Unavailable};
 use engine::Driver;
-use export::Door;
+use export::Auth;
 use linux::identity::{MachineId, first_controller, machine_id};
 use linux::inhibit::Inhibitor;
 use linux::net::{Address, Changes, addresses, hostname};
@@ -191,7 +191,7 @@ impl Network {
 
     /// Whether hosts must show a key somewhere, now or later.
     fn may_be_keyed(&self) -> bool {
-        let keyed = |listener: &Listener| listener.door == Door::Keyed;
+        let keyed = |listener: &Listener| listener.auth == Auth::Required;
         let fixed = matches!(self.plan, Plan::Fixed(_));
         !self.open
             && (self.keyed || !fixed || self.plan.listeners(&self.addresses).iter().any(keyed))

@@ -87,7 +87,7 @@ pub(super) fn bind(worker: &Worker, listener: &Listener) -> io::Result<Place> {
         }
         Place::Path(path) => (path::bind(path)?, listener.place.clone()),
     };
-    worker.accept(socket, listener.door, listener.serves);
+    worker.accept(socket, listener.auth, listener.serves);
     Ok(place)
 }
 

@@ -32,7 +32,7 @@ impl Writes {
     /// Has all later flushes of the disk fail, since one has failed outside the worker.
     pub(crate) fn fail_flush(&self) {
         self.export.flush_failed();
-        let mut standing = self.shared.standing();
+        let mut standing = self.shared.authenticate();
         let Some(disk) = standing.loaned(&self.export).map(|loaned| loaned.disk) else { return };
         standing.send(&Order::FailFlush { disk });
     }

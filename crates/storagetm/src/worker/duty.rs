@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use engine::{Config, Engine};
-use export::News;
+use export::Notice;
 use linux::sandbox;
 use linux::signal::Signals;
 use rustix::net::{AddressFamily, getsockname};
@@ -19,7 +19,7 @@ use super::scribe::{Disks, Scribe, nudge};
 use super::sessions::Sessions;
 use super::tally::Tally;
 use super::words::{self, CertificatesWord, LONGEST_ORDER, Lent, Order, Report, Start};
-use super::{check_locked, words::door};
+use super::{check_locked, words::auth};
 use crate::failure::{Failure, why_not_started};
 use crate::listen::Serves;
 use crate::mailbox::Mailbox;
@@ -149,7 +149,9 @@ impl Duty {
                     export.flush_failed();
                 }
             }
-            (Order::Follow { hosts }, _) => self.sessions.catalogue.follow(words::policy(hosts)),
+            (Order::Follow { hosts }, _) => {
+                self.sessions.catalogue.set_policy(words::policy(hosts))
+            }
             (Order::Pair { name, tries }, _) => {
                 let now = Instant::now();
                 self.sessions.pair(&name, tries.tries(now), now);
@@ -165,12 +167,12 @@ impl Duty {
             (Order::Start(_) | Order::Stop { .. }, _)
             | (Order::Accept { .. } | Order::Adopt { .. } | Order::Lend(_), None) => return,
         }
-        self.engine.tell(News::Changed);
+        self.engine.notify(Notice::StateChanged);
         nudge(&self.mailbox);
     }
 
     fn accept(&self, listener: OwnedFd, keyed: bool, serves: Serves) {
-        let security = self.sessions.security(door(keyed), serves);
+        let security = self.sessions.security(auth(keyed), serves);
         let open = self.sessions.open(serves);
         if let Err(error) = self.engine.accept(listener, security, open) {
             self.mailbox.note(format!("connections cannot be accepted: {error}"));
@@ -178,7 +180,7 @@ impl Duty {
     }
 
     fn adopt(&self, connection: OwnedFd, keyed: bool, serves: Serves) {
-        let security = self.sessions.security(door(keyed), serves);
+        let security = self.sessions.security(auth(keyed), serves);
         let open = self.sessions.open(serves);
         if let Err(error) = self.engine.adopt(connection, security, open) {
             self.mailbox.note(format!("the connection cannot be served: {error}"));
@@ -207,7 +209,7 @@ impl Duty {
         }
     }
 
-    fn with_desk(&self, act: impl FnOnce(&pair::Desk)) {
+    fn with_desk(&self, act: impl FnOnce(&pair::PairingServer)) {
         if let Some(desk) = self.sessions.desk() {
             act(&desk);
         }

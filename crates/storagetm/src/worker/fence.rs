@@ -110,7 +110,7 @@ impl Check {
     }
 
     fn release(&self, shared: &Shared) {
-        shared.standing().release(&self.withheld.export.nqn);
+        shared.authenticate().release(&self.withheld.export.nqn);
         if self.is_reported {
             shared.say(Said::Note(format!("{} is lent again.", self.withheld.export.name)));
         }

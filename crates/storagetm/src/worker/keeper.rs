@@ -61,7 +61,7 @@ fn keep(shared: &Arc<Shared>, mut live: Live) {
     loop {
         let how = hear(shared, &mut live);
         let (withheld, is_meant) = {
-            let mut standing = shared.standing();
+            let mut standing = shared.authenticate();
             (standing.lose(), standing.stopping)
         };
         shared.stopped.notify_all();
@@ -79,7 +79,7 @@ fn keep(shared: &Arc<Shared>, mut live: Live) {
 /// Another worker in place of one that died; nothing if it was meant to, or if this happens too often.
 fn replace(shared: &Arc<Shared>, mut how: String, deaths: &mut VecDeque<Instant>) -> Option<Live> {
     loop {
-        if shared.standing().stopping {
+        if shared.authenticate().stopping {
             return None;
         }
         if is_too_often(deaths, Instant::now()) {
@@ -110,7 +110,7 @@ fn begin(shared: &Arc<Shared>) -> Result<Live, Failure> {
     let (mut child, socket) = spawn(shared).map_err(|error| cannot(&why_not_started(&error)))?;
     let result = introduce(shared, &child, socket);
     if result.is_err() {
-        shared.standing().process = None;
+        shared.authenticate().process = None;
         let _ = child.kill();
         // It has had no disk that it could wait for.
         let _ = end(&mut child);
@@ -128,7 +128,7 @@ fn introduce(
     sender.limit(PATIENCE).map_err(|error| cannot(&error))?;
     let start = {
         // From here on whoever stops all this can end it, however it goes.
-        let mut standing = shared.standing();
+        let mut standing = shared.authenticate();
         if standing.stopping {
             return Err(cannot(&"it is to stop"));
         }
@@ -143,7 +143,7 @@ fn introduce(
         Some((Report::Failed { sentence }, _)) => return Err(Failure::new(sentence)),
         _ => return Err(cannot(&"the process that was to do it ended at once")),
     };
-    let mut standing = shared.standing();
+    let mut standing = shared.authenticate();
     standing.running = Some(running);
     standing.unconfined = unconfined;
     standing.sender = Some(sender);
@@ -177,7 +177,7 @@ fn hear(shared: &Shared, live: &mut Live) -> Option<String> {
         }
     };
     // From here on its number may become another process's.
-    shared.standing().process = None;
+    shared.authenticate().process = None;
     if !honest {
         let _ = live.child.kill();
     }
@@ -199,24 +199,24 @@ fn take(shared: &Shared, witness: &mut Witness, report: Report) -> Result<(), ()
     match report {
         Report::Happened(happened) => witness.hear(shared, happened)?,
         // Where no code is to be shown, none is.
-        Report::Pairing(_) if shared.standing().pairing.is_none() => return Err(()),
+        Report::Pairing(_) if shared.authenticate().pairing.is_none() => return Err(()),
         Report::Pairing(word) => {
             let view = word.view(Instant::now()).ok_or(())?;
-            shared.standing().tries = view.tries();
+            shared.authenticate().tries = view.tries();
             shared.say(Said::Pairing(view));
         }
         Report::Note { sentence } => shared.say(Said::Note(sentence)),
         Report::Used { disk, counts } => {
-            shared.standing().of_number(disk).ok_or(())?.count(counts);
+            shared.authenticate().of_number(disk).ok_or(())?.count(counts);
         }
         Report::Released { disk } => {
             let released = |loaned: &super::Loaned| loaned.disk == disk && loaned.withdrawn;
-            shared.standing().lent.retain(|loaned| !released(loaned));
+            shared.authenticate().lent.retain(|loaned| !released(loaned));
         }
         // Believed only from a worker that was asked to stop.
-        Report::Stopped { .. } if !shared.standing().stopping => return Err(()),
+        Report::Stopped { .. } if !shared.authenticate().stopping => return Err(()),
         Report::Stopped { in_time } => {
-            shared.standing().stopped = Some(in_time);
+            shared.authenticate().stopped = Some(in_time);
             shared.stopped.notify_all();
         }
         Report::Running { .. } | Report::Failed { .. } => return Err(()),

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use export::{Event, Export, KeyId, Knock, Peer, Reason};
+use export::{Event, Export, KeyId, PairingRequest, Peer, Reason};
 
 use super::words::{Happened, PeerWord};
 use super::{Said, Shared, Tallied};
@@ -38,7 +38,7 @@ impl Witness {
     /// No honest worker says this.
     pub(super) fn hear(&mut self, shared: &Shared, happened: Happened) -> Result<(), ()> {
         let export = |disk: u64| {
-            shared.standing().of_number(disk).map(|loaned| loaned.export.clone()).ok_or(())
+            shared.authenticate().of_number(disk).map(|loaned| loaned.export.clone()).ok_or(())
         };
         let count = happened.count();
         let event = match happened {
@@ -60,10 +60,12 @@ impl Witness {
                 Event::Violation { peer: peer.into(), rule: name(&rule) }
             }
             // Who was not told to show a code has let nobody try one.
-            Happened::Knocked { .. } if shared.standing().pairing.is_none() => return Err(()),
-            Happened::Knocked { peer, number, host, name, writable, secret } => {
-                let knock = Knock { number, host, name, writable, secret: secret.0 };
-                Event::Knocked { peer: peer.into(), knock: Arc::new(knock) }
+            Happened::PairingRequested { .. } if shared.authenticate().pairing.is_none() => {
+                return Err(());
+            }
+            Happened::PairingRequested { peer, number, host, name, writable, secret } => {
+                let knock = PairingRequest { number, host, name, writable, secret: secret.0 };
+                Event::PairingRequested { peer: peer.into(), knock: Arc::new(knock) }
             }
         };
         shared.say(Said::Event(Tallied { event, count }));
@@ -136,7 +138,7 @@ mod test {
     use crate::worker::words::{Counts, Hidden};
     use crate::worker::{Config, Loaned, Standing};
     use engine::Driver;
-    use export::{Door, Fault, Geometry, Identity, Secret};
+    use export::{Auth, Fault, Geometry, Identity, Secret};
     use std::sync::Condvar;
 
     /// What is said of a worker that has the disk number 1.
@@ -174,7 +176,7 @@ mod test {
 
     fn peer() -> PeerWord {
         let (remote, local) = ("10.0.0.2:1".parse().unwrap(), "10.0.0.1:4420".parse().unwrap());
-        PeerWord::from(&Peer { remote, local, door: Door::Keyed, channel: None })
+        PeerWord::from(&Peer { remote, local, auth: Auth::Required, channel: None })
     }
 
     fn attached(disk: u64) -> Happened {
@@ -204,7 +206,7 @@ mod test {
     #[test]
     fn x45_nobody_knocks_where_no_code_is_shown() {
         let (shared, heard) = shared();
-        let knocked = || Happened::Knocked {
+        let knocked = || Happened::PairingRequested {
             peer: peer(),
             number: 1,
             host: "h".to_owned(),
@@ -214,7 +216,7 @@ mod test {
         };
         assert!(Witness::default().hear(&shared, knocked()).is_err());
         assert!(heard.lock().unwrap().is_empty());
-        shared.standing().pairing = Some("machine".to_owned());
+        shared.authenticate().pairing = Some("machine".to_owned());
         assert!(Witness::default().hear(&shared, knocked()).is_ok());
         assert_eq!(heard.lock().unwrap().len(), 1);
     }

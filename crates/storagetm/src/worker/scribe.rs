@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use export::{Event, Export};
-use pair::Desk;
+use pair::PairingServer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::channel::Sender;
@@ -225,7 +225,7 @@ impl Scribe {
 }
 
 /// Never in no time at all: what is due then is due in the next round.
-fn deadline(desk: &Desk, now: Instant) -> Option<Instant> {
+fn deadline(desk: &PairingServer, now: Instant) -> Option<Instant> {
     desk.deadline(now).map(|at| at.max(now + Duration::from_millis(10)))
 }
 

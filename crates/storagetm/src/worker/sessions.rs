@@ -5,13 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use engine::tls::{self, Certificates, Psk};
-use engine::{Greeting, Heard, Open, Security, Then};
-use export::{Catalogue, Door, Host, KeyId, Peer, Policy, Secret, Session};
+use engine::{NegotiationStep, Negotiator, NextStep, Open, Security};
+use export::{Auth, Catalogue, Host, KeyId, Peer, Policy, Secret, Session};
 use nbd::server::{self as nbd_server, Next, Reaction};
 use nvme::auth::{self, Group, Rules};
 use nvme::target::{Port, Target};
 use nvme::wire::fabrics::DISCOVERY_NQN;
-use pair::{Desk, Tries};
+use pair::{PairingServer, Tries};
 
 use super::scribe::Disks;
 use crate::listen::{DISKS, Protocol, Serves};
@@ -25,7 +25,7 @@ pub(super) struct Sessions {
     nbd: Arc<nbd_server::Server>,
     /// What is shown to NBD clients that speak TLS without a key.
     certificates: Option<Certificates>,
-    desk: Mutex<Option<Arc<Desk>>>,
+    desk: Mutex<Option<Arc<PairingServer>>>,
     keys: Mutex<Known>,
 }
 
@@ -63,13 +63,13 @@ impl Sessions {
     }
 
     /// Who pairs machines, if anybody does.
-    pub(super) fn desk(&self) -> Option<Arc<Desk>> {
+    pub(super) fn desk(&self) -> Option<Arc<PairingServer>> {
         lock(&self.desk).clone()
     }
 
     /// Pairs machines from `now` on, after those wrong codes. This one calls itself `name`.
     pub(super) fn pair(&self, name: &str, tries: Tries, now: Instant) {
-        *lock(&self.desk) = Some(Desk::resume(name, now, Box::new(fill), tries));
+        *lock(&self.desk) = Some(PairingServer::resume(name, now, Box::new(fill), tries));
     }
 
     /// How a socket's sessions are made.
@@ -95,32 +95,32 @@ impl Sessions {
     }
 
     /// Who is let in at a socket.
-    pub(super) fn security(self: &Arc<Self>, door: Door, serves: Serves) -> Security {
+    pub(super) fn security(self: &Arc<Self>, auth: Auth, serves: Serves) -> Security {
         let (keys, plain) = (self.clone(), self.clone());
         match serves.protocol() {
             Protocol::Nvme => Security {
-                door,
+                auth,
                 keys: Some(Arc::new(move || keys.keys())),
                 plain: Arc::new(move || is_plain_of_use(&plain.catalogue.policy())),
                 ..Security::open()
             },
             Protocol::Nbd => Security {
-                door,
+                auth,
                 keys: Some(Arc::new(move || keys.known(|known| known.nbd.clone()))),
                 // Who it is, a client can show by TLS alone.
                 plain: Arc::new(|| false),
-                greeting: Some(self.greeting(door)),
+                negotiation: Some(self.negotiators(auth)),
                 certificates: self.certificates.clone(),
             },
         }
     }
 
     /// What is said to NBD clients in the clear.
-    fn greeting(self: &Arc<Self>, door: Door) -> Arc<dyn Fn(&Peer) -> Greeting + Send + Sync> {
+    fn negotiators(self: &Arc<Self>, auth: Auth) -> Arc<dyn Fn(&Peer) -> Negotiator + Send + Sync> {
         let sessions = self.clone();
         Arc::new(move |_| {
             let sessions = sessions.clone();
-            let mut greeter = nbd_server::greet(door == Door::Keyed, sessions.can_secure());
+            let mut greeter = nbd_server::greet(auth == Auth::Required, sessions.can_secure());
             Box::new(move |bytes| sessions.heard(greeter.receive(bytes)))
         })
     }
@@ -130,17 +130,17 @@ impl Sessions {
         self.certificates.is_some() || self.known(|known| !known.nbd.is_empty())
     }
 
-    fn heard(&self, reaction: Reaction) -> Heard {
+    fn heard(&self, reaction: Reaction) -> NegotiationStep {
         let then = match reaction.then {
-            Next::Wait => Then::Wait,
-            Next::Plain => Then::Plain,
+            Next::Wait => NextStep::Wait,
+            Next::Plain => NextStep::Plain,
             Next::Secure { no_zeroes } => {
-                Then::Secure(self.open_nbd(nbd_server::Start::Secured { no_zeroes }))
+                NextStep::Secure(self.open_nbd(nbd_server::Start::Secured { no_zeroes }))
             }
-            Next::Refuse(why) => Then::Refuse(why),
-            Next::Close => Then::Close,
+            Next::Refuse(why) => NextStep::Refuse(why),
+            Next::Close => NextStep::Close,
         };
-        Heard { take: reaction.take, say: reaction.say, then }
+        NegotiationStep { take: reaction.take, say: reaction.say, then }
     }
 
     /// The keys with which a channel for NVMe/TCP may be made just now.

@@ -137,7 +137,7 @@ fn merged(before: Tallied, mut event: Event) -> Tallied {
 #[cfg(test)]
 mod test {
     use super::*;
-    use export::{Door, Export, Fault, Geometry, Identity, Peer};
+    use export::{Auth, Export, Fault, Geometry, Identity, Peer};
 
     fn export() -> Arc<Export> {
         let disk = std::fs::File::open("/dev/null").unwrap().into();
@@ -151,7 +151,7 @@ mod test {
 
     fn violation(address: u8, rule: &'static str) -> Event {
         let remote = format!("10.0.0.{address}:{}", 1000 + u16::from(address)).parse().unwrap();
-        let peer = Peer { remote, local: Peer::HERE, door: Door::Open, channel: None };
+        let peer = Peer { remote, local: Peer::HERE, auth: Auth::None, channel: None };
         Event::Violation { peer, rule }
     }
 

@@ -9,7 +9,7 @@ mod pairing;
 use std::sync::Arc;
 
 use engine::{Driver, Running, tls};
-use export::{Access, Cache, Door, Export, Geometry, Host, Identity, KeyId, Policy, Rule, Secret};
+use export::{Access, Auth, Cache, Export, Geometry, Host, Identity, KeyId, Policy, Rule, Secret};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use zeroize::Zeroizing;
 
@@ -261,8 +261,8 @@ pub(super) struct Counts {
 }
 
 /// What a peer must show.
-pub(super) fn door(keyed: bool) -> Door {
-    if keyed { Door::Keyed } else { Door::Open }
+pub(super) fn auth(keyed: bool) -> Auth {
+    if keyed { Auth::Required } else { Auth::None }
 }
 
 /// A host that the owner knows.

@@ -152,7 +152,7 @@ impl<S: Read + Write> Wire<S> {
 
     fn receive(&mut self) -> io::Result<()> {
         let mut some = [0; 4096];
-        let landing = self.queue.landing();
+        let landing = self.queue.direct_recv();
         let Some(mut landing) = landing else {
             let got = some_of(self.stream.read(&mut some)?)?;
             self.kept.extend_from_slice(&some[..got]);
@@ -162,7 +162,7 @@ impl<S: Read + Write> Wire<S> {
         };
         let (start, end) = (landing.start, landing.end);
         let got = some_of(self.stream.read(&mut landing.buffer.bytes_mut()[start..end])?)?;
-        self.queue.landed(landing, got);
+        self.queue.direct_received(landing, got);
         Ok(())
     }
 

@@ -162,7 +162,7 @@ fn hello(host: &str, name: &str) -> Vec<u8> {
     [&[1, 1, len[0], len[1]][..], &body].concat()
 }
 
-/// Comes with hostile names to the open door and to the keyed one, in every way.
+/// Comes with hostile names to the open auth and to the keyed one, in every way.
 fn annoy(open: SocketAddr, keyed: SocketAddr, disk: &str) {
     for name in HOSTILE {
         // Whether it is let in under that name is not the question here.

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
-use export::{Account, Landing};
+use export::{Account, DirectRecv};
 use nvme::host::{Credentials, Done, End, Options, Payload, Queue, Step};
 use nvme::status::Status;
 use nvme::tcp::Violation;
@@ -95,12 +95,12 @@ impl Talks for Queue {
         self.receive(bytes)
     }
 
-    fn landing(&mut self) -> Option<Landing> {
-        self.landing()
+    fn direct_recv(&mut self) -> Option<DirectRecv> {
+        self.direct_recv()
     }
 
-    fn landed(&mut self, landing: Landing, got: usize) {
-        self.landed(landing, got);
+    fn direct_received(&mut self, direct_recv: DirectRecv, got: usize) {
+        self.direct_received(direct_recv, got);
     }
 }
 

@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use export::{Channel, Door, Event, Export, Fault, KeyId, Peer, Reason};
+use export::{Auth, Channel, Event, Export, Fault, KeyId, Peer, Reason};
 use serde::{Deserialize, Serialize};
 
-use super::{Hidden, door};
+use super::{Hidden, auth};
 use crate::worker::Tallied;
 
 /// Who is at the other end of a connection.
@@ -36,7 +36,7 @@ impl From<&Peer> for PeerWord {
             cipher: channel.cipher.clone(),
             binding: channel.binding,
         });
-        let keyed = peer.door == Door::Keyed;
+        let keyed = peer.auth == Auth::Required;
         Self { remote: peer.remote, local: peer.local, keyed, channel }
     }
 }
@@ -53,7 +53,7 @@ impl From<PeerWord> for Peer {
         Self {
             remote: word.remote,
             local: word.local,
-            door: door(word.keyed),
+            auth: auth(word.keyed),
             channel: channel.map(Arc::new),
         }
     }
@@ -84,7 +84,7 @@ pub(in crate::worker) enum Happened {
         why: String,
         count: u64,
     },
-    Knocked {
+    PairingRequested {
         peer: PeerWord,
         number: u64,
         host: String,
@@ -161,7 +161,7 @@ impl Happened {
                 why: (*why).to_owned(),
                 count,
             },
-            Event::Knocked { peer, knock } => Self::Knocked {
+            Event::PairingRequested { peer, knock } => Self::PairingRequested {
                 peer: peer.into(),
                 number: knock.number,
                 host: knock.host.clone(),

@@ -1,32 +1,32 @@
 //! Bytes that came from a socket and wait to be taken by a session. It knows neither.
 
-use export::Landing;
+use export::DirectRecv;
 use zerocopy::FromZeros;
 
-/// Bytes of a stage: room for a batch of small commands with their data in one receive.
-pub(crate) const STAGE: usize = 128 << 10;
+/// Bytes of a recv_buffer: room for a batch of small commands with their data in one receive.
+pub(crate) const RECV_BUFFER: usize = 128 << 10;
 
 /// A fixed piece of memory that is filled behind and emptied in front.
 #[derive(Debug)]
-pub(crate) struct Stage {
+pub(crate) struct RecvBuffer {
     bytes: Box<[u8]>,
     start: usize,
     end: usize,
 }
 
-impl Stage {
-    /// An empty stage of `len` bytes. Nothing if there is no memory for it.
+impl RecvBuffer {
+    /// An empty recv_buffer of `len` bytes. Nothing if there is no memory for it.
     pub(crate) fn new(len: usize) -> Option<Self> {
         let bytes = <[u8]>::new_box_zeroed_with_elems(len).ok()?;
         Some(Self { bytes, start: 0, end: 0 })
     }
 
-    /// One of [`STAGE`] bytes, in which `came` wait. Nothing if there is no memory for it.
+    /// One of [`RECV_BUFFER`] bytes, in which `came` wait. Nothing if there is no memory for it.
     pub(crate) fn with(came: &[u8]) -> Option<Self> {
-        let mut stage = Self::new(STAGE.max(came.len()))?;
-        stage.spare().get_mut(..came.len()).unwrap_or_default().copy_from_slice(came);
-        stage.fill(came.len());
-        Some(stage)
+        let mut recv_buffer = Self::new(RECV_BUFFER.max(came.len()))?;
+        recv_buffer.spare().get_mut(..came.len()).unwrap_or_default().copy_from_slice(came);
+        recv_buffer.fill(came.len());
+        Some(recv_buffer)
     }
 
     /// The bytes that wait.
@@ -63,7 +63,7 @@ impl Stage {
     }
 
     /// Room for more, behind those that wait; they are moved to the front only if less than half would be free. Empty
-    /// only when the stage is full.
+    /// only when the recv_buffer is full.
     pub(crate) fn spare(&mut self) -> &mut [u8] {
         if self.start > 0 && self.bytes.len() - self.end < self.bytes.len() / 2 {
             self.bytes.copy_within(self.start..self.end, 0);
@@ -78,9 +78,9 @@ impl Stage {
     }
 }
 
-/// The memory that a landing wants filled.
-pub(crate) fn room(landing: &mut Landing) -> &mut [u8] {
-    landing.buffer.bytes_mut().get_mut(landing.start..landing.end).unwrap_or_default()
+/// The memory that a direct_recv wants filled.
+pub(crate) fn room(direct_recv: &mut DirectRecv) -> &mut [u8] {
+    direct_recv.buffer.bytes_mut().get_mut(direct_recv.start..direct_recv.end).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -89,34 +89,34 @@ mod test {
 
     #[test]
     fn bytes_come_out_in_order_whatever_is_taken_and_moved() {
-        let mut stage = Stage::new(10).unwrap();
+        let mut recv_buffer = RecvBuffer::new(10).unwrap();
         let (mut next_in, mut next_out) = (0u8, 0u8);
         for step in 0..1000 {
-            let room = stage.spare();
+            let room = recv_buffer.spare();
             let came = room.len().min(1 + step % 7);
             for byte in &mut room[..came] {
                 *byte = next_in;
                 next_in = next_in.wrapping_add(1);
             }
-            stage.fill(came);
-            let taken = stage.waiting().len().min(step % 5);
-            for &byte in &stage.waiting()[..taken] {
+            recv_buffer.fill(came);
+            let taken = recv_buffer.waiting().len().min(step % 5);
+            for &byte in &recv_buffer.waiting()[..taken] {
                 assert_eq!(byte, next_out);
                 next_out = next_out.wrapping_add(1);
             }
-            stage.consume(taken);
+            recv_buffer.consume(taken);
         }
         assert!(next_out > 0);
     }
 
     #[test]
     fn only_a_full_stage_has_no_room() {
-        let mut stage = Stage::new(8).unwrap();
-        stage.fill(8);
-        assert!(stage.spare().is_empty());
-        stage.consume(1);
-        assert_eq!(stage.spare().len(), 1);
-        stage.clear();
-        assert_eq!(stage.spare().len(), 8);
+        let mut recv_buffer = RecvBuffer::new(8).unwrap();
+        recv_buffer.fill(8);
+        assert!(recv_buffer.spare().is_empty());
+        recv_buffer.consume(1);
+        assert_eq!(recv_buffer.spare().len(), 1);
+        recv_buffer.clear();
+        assert_eq!(recv_buffer.spare().len(), 8);
     }
 }

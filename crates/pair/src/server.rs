@@ -1,4 +1,4 @@
-//! The target's desk: shows the codes, counts the tries, and holds who has shown a code and waits for the owner. It
+//! The target's server: shows the codes, counts the tries, and holds who has shown a code and waits for the owner. It
 //! knows no message and no key; time is told to it.
 
 use std::fmt;
@@ -9,11 +9,11 @@ use export::{Access, Peer};
 use zeroize::Zeroizing;
 
 use crate::message::{Disk, Why, machine};
-use crate::{Code, Kind, Visit};
+use crate::{Code, Kind, PairingSession};
 
 /// How long a code is good for.
 const LIFE: Duration = Duration::from_mins(10);
-/// Wrong codes in a row, after which nobody may try for a long time, or until [`Desk::unlock`].
+/// Wrong codes in a row, after which nobody may try for a long time, or until [`PairingServer::unlock`].
 const FAILURES: u32 = 10;
 /// How long nobody may try after the first [`FAILURES`] wrong codes. Each further stop is twice as long as the one before:
 /// whoever keeps guessing for a year has 140 guesses, for ten years 230.
@@ -59,20 +59,20 @@ pub struct Shown {
     pub expires: Instant,
 }
 
-/// What the screen shows of the desk.
+/// What the screen shows of the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
-    /// The codes; none while the desk is stopped or closed.
+    /// The codes; none while the server is stopped or closed.
     pub shown: Option<Shown>,
     /// Nobody may try before that, because of a wrong code.
     pub wait_until: Option<Instant>,
-    /// Whether too many wrong codes have stopped the desk: until `wait_until`, or [`Desk::unlock`].
+    /// Whether too many wrong codes have stopped the server: until `wait_until`, or [`PairingServer::unlock`].
     pub stopped: bool,
-    /// Wrong codes since a right one, a stop, or [`Desk::unlock`].
+    /// Wrong codes since a right one, a stop, or [`PairingServer::unlock`].
     pub failures: u32,
-    /// Stops since a right code, or [`Desk::unlock`].
+    /// Stops since a right code, or [`PairingServer::unlock`].
     pub stops: u32,
-    /// Those who wait for [`Desk::answer`], by the number of their [`export::Knock`].
+    /// Those who wait for [`PairingServer::answer`], by the number of their [`export::PairingRequest`].
     pub waiting: Vec<u64>,
 }
 
@@ -84,7 +84,7 @@ impl View {
 }
 
 /// The wrong codes since a right one, and what follows from them. A guesser gains nothing by the death of the process that
-/// counts them if another one [goes on](Desk::resume) from here.
+/// counts them if another one [goes on](PairingServer::resume) from here.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tries {
     /// In a row, since the last stop.
@@ -128,8 +128,8 @@ impl Tries {
     }
 }
 
-/// The desk. Shared by all its visits and the program.
-pub struct Desk {
+/// The server. Shared by all its visits and the program.
+pub struct PairingServer {
     name: String,
     state: Mutex<State>,
 }
@@ -148,20 +148,20 @@ struct State {
     quiet_until: Option<Instant>,
 }
 
-impl fmt::Debug for Desk {
+impl fmt::Debug for PairingServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Desk({})", self.name)
+        write!(f, "PairingServer({})", self.name)
     }
 }
 
-impl Desk {
-    /// A desk that shows a code from `now` on. `name` is what this machine calls itself: told to nobody who has not
+impl PairingServer {
+    /// A server that shows a code from `now` on. `name` is what this machine calls itself: told to nobody who has not
     /// shown a code.
     pub fn new(name: &str, now: Instant, random: Random) -> Arc<Self> {
         Self::resume(name, now, random, Tries::default())
     }
 
-    /// The same, after the wrong codes that another desk has counted.
+    /// The same, after the wrong codes that another server has counted.
     pub fn resume(name: &str, now: Instant, random: Random, tries: Tries) -> Arc<Self> {
         let mut state = State {
             random,
@@ -179,8 +179,8 @@ impl Desk {
     }
 
     /// A connection that came in the channel of [`crate::IDENTITY`]; any other is closed at once.
-    pub fn open_session(self: &Arc<Self>, peer: Peer, now: Instant) -> Visit {
-        Visit::new(self.clone(), peer, now)
+    pub fn open_session(self: &Arc<Self>, peer: Peer, now: Instant) -> PairingSession {
+        PairingSession::new(self.clone(), peer, now)
     }
 
     /// What the screen is to show; replaces codes that are too old.
@@ -197,12 +197,12 @@ impl Desk {
         }
     }
 
-    /// A number that grows with each change of what [`Desk::view`] tells, but for what changes by time alone.
+    /// A number that grows with each change of what [`PairingServer::view`] tells, but for what changes by time alone.
     pub fn generation(&self) -> u64 {
         self.state().generation
     }
 
-    /// When [`Desk::view`] tells something else by time alone.
+    /// When [`PairingServer::view`] tells something else by time alone.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
         let state = self.state();
         let expires = state.codes.as_ref().map(|codes| codes.expires);
@@ -221,7 +221,7 @@ impl Desk {
         state.renew(now);
     }
 
-    /// No more codes, until [`Desk::unlock`]. Those who wait still get their answer.
+    /// No more codes, until [`PairingServer::unlock`]. Those who wait still get their answer.
     pub fn close(&self) {
         let mut state = self.state();
         state.open = false;
@@ -230,7 +230,7 @@ impl Desk {
         state.changed();
     }
 
-    /// The owner's answer to the [`export::Knock`] of that number; tell the sessions [`export::News::Changed`] then.
+    /// The owner's answer to the [`export::PairingRequest`] of that number; tell the sessions [`export::Notice::StateChanged`] then.
     /// Tells whether anybody still waits for it: if not, no rights should be kept for it.
     pub fn answer(&self, number: u64, verdict: Verdict) -> bool {
         let mut state = self.state();
@@ -265,8 +265,8 @@ impl Desk {
         let mut random = Zeroizing::new([0; 32]);
         (state.random)(&mut *random);
         let code = if kind == Kind::Digits { codes.digits } else { codes.long };
-        let desk = self.clone();
-        Ok(Attempt { desk, number, code, random, began: now, over: false })
+        let server = self.clone();
+        Ok(Attempt { server, number, code, random, began: now, over: false })
     }
 
     /// The owner's answer, once, if there is one.
@@ -366,7 +366,7 @@ pub(crate) struct Hold {
 
 /// A try under way. However it goes away, it counts as a wrong code unless it [succeeded](Attempt::succeed).
 pub(crate) struct Attempt {
-    desk: Arc<Desk>,
+    server: Arc<PairingServer>,
     number: u64,
     pub(crate) code: Code,
     /// For this try alone.
@@ -379,7 +379,7 @@ impl Attempt {
     /// The code was right: it is used up. The number of the knock, unless the code was withdrawn meanwhile.
     pub(crate) fn succeed(mut self, now: Instant) -> Option<u64> {
         self.over = true;
-        let mut state = self.desk.state();
+        let mut state = self.server.state();
         if state.trying != Some(self.number) {
             return None;
         }
@@ -397,7 +397,7 @@ impl Attempt {
 
     fn end(&mut self, now: Instant) {
         let over = std::mem::replace(&mut self.over, true);
-        let mut state = self.desk.state();
+        let mut state = self.server.state();
         if !over && state.trying == Some(self.number) {
             state.trying = None;
             state.failed(now);

@@ -5,11 +5,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use export::News;
+use export::Notice;
 use rustix::event::EventfdFlags;
 
 use crate::Open;
-use crate::errand::Answer;
+use crate::blocking_op::Answer;
 use crate::link::Link;
 
 /// What one thread says to another.
@@ -17,8 +17,8 @@ pub(crate) enum Message {
     /// This connection is yours from now on.
     Adopt(Arc<Link>, Open),
     /// Tell all sessions.
-    News(News),
-    /// The errand of that number was run.
+    Notice(Notice),
+    /// The blocking_op of that number was run.
     Ran(u64, Answer),
     /// Cut all connections and end.
     Quit,
@@ -28,7 +28,7 @@ impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Adopt(link, _) => write!(f, "Adopt({link:?})"),
-            Self::News(news) => write!(f, "News({news:?})"),
+            Self::Notice(notice) => write!(f, "Notice({notice:?})"),
             Self::Ran(number, _) => write!(f, "Ran({number})"),
             Self::Quit => f.write_str("Quit"),
         }
@@ -37,20 +37,20 @@ impl fmt::Debug for Message {
 
 /// The messages for one thread.
 #[derive(Debug)]
-pub(crate) struct Mailbox {
+pub(crate) struct Inbox {
     messages: Mutex<Vec<Message>>,
     /// Whether there are messages: looked at by a spinning reader, without a lock or a system call.
     full: AtomicBool,
     /// Written with each message that makes the box full; the reader empties it. It blocks when read, as io_uring needs
     /// it to wait.
-    bell: OwnedFd,
+    wake_fd: OwnedFd,
 }
 
-impl Mailbox {
+impl Inbox {
     /// An empty one.
     pub(crate) fn new() -> std::io::Result<Arc<Self>> {
-        let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
-        Ok(Arc::new(Self { messages: Mutex::default(), full: AtomicBool::new(false), bell }))
+        let wake_fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
+        Ok(Arc::new(Self { messages: Mutex::default(), full: AtomicBool::new(false), wake_fd }))
     }
 
     /// Adds a message and wakes the reader.
@@ -63,7 +63,7 @@ impl Mailbox {
         drop(messages);
         if !was_full {
             // Fails only if the counter is at its end, and then the reader wakes all the same.
-            let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+            let _ = rustix::io::write(&self.wake_fd, &1u64.to_ne_bytes());
         }
     }
 
@@ -79,15 +79,15 @@ impl Mailbox {
         std::mem::take(&mut messages)
     }
 
-    /// Silences the bell after it rang. Waits if it did not.
-    pub(crate) fn hush(&self) {
-        let _ = rustix::io::read(&self.bell, &mut [0u8; 8]);
+    /// Silences the wake_fd after it rang. Waits if it did not.
+    pub(crate) fn clear_wake(&self) {
+        let _ = rustix::io::read(&self.wake_fd, &mut [0u8; 8]);
     }
 }
 
-impl AsFd for Mailbox {
+impl AsFd for Inbox {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
+        self.wake_fd.as_fd()
     }
 }
 
@@ -95,7 +95,7 @@ impl AsFd for Mailbox {
 fn is_said_already(messages: &[Message], message: &Message) -> bool {
     matches!(
         (messages.last(), message),
-        (Some(Message::News(News::Changed)), Message::News(News::Changed))
+        (Some(Message::Notice(Notice::StateChanged)), Message::Notice(Notice::StateChanged))
     )
 }
 
@@ -103,49 +103,49 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// All mailboxes that news go to.
+/// All mailboxes that notice go to.
 #[derive(Debug, Default)]
-pub(crate) struct Post(Mutex<Boxes>);
+pub(crate) struct Inboxes(Mutex<Registered>);
 
 #[derive(Debug, Default)]
-struct Boxes {
-    all: Vec<Arc<Mailbox>>,
+struct Registered {
+    all: Vec<Arc<Inbox>>,
     stopping: bool,
     quitting: bool,
 }
 
-impl Post {
-    /// Adds a mailbox. It gets at once what all were told that lasts: to stop, to end.
-    pub(crate) fn join(&self, mailbox: &Arc<Mailbox>) {
+impl Inboxes {
+    /// Adds a inbox. It gets at once what all were told that lasts: to stop, to end.
+    pub(crate) fn join(&self, inbox: &Arc<Inbox>) {
         let mut boxes = lock(&self.0);
-        boxes.all.push(mailbox.clone());
+        boxes.all.push(inbox.clone());
         if boxes.stopping {
-            mailbox.put(Message::News(News::Stopping));
+            inbox.put(Message::Notice(Notice::Stopping));
         }
         if boxes.quitting {
-            mailbox.put(Message::Quit);
+            inbox.put(Message::Quit);
         }
     }
 
-    /// Removes a mailbox.
-    pub(crate) fn leave(&self, mailbox: &Arc<Mailbox>) {
-        lock(&self.0).all.retain(|other| !Arc::ptr_eq(other, mailbox));
+    /// Removes a inbox.
+    pub(crate) fn leave(&self, inbox: &Arc<Inbox>) {
+        lock(&self.0).all.retain(|other| !Arc::ptr_eq(other, inbox));
     }
 
-    /// Puts `news` in all mailboxes, but `own`.
-    pub(crate) fn tell(&self, news: News, own: Option<&Arc<Mailbox>>) {
+    /// Puts `notice` in all mailboxes, but `own`.
+    pub(crate) fn notify(&self, notice: Notice, own: Option<&Arc<Inbox>>) {
         let mut boxes = lock(&self.0);
-        boxes.stopping |= news == News::Stopping;
-        let is_own = |other: &&Arc<Mailbox>| own.is_some_and(|own| Arc::ptr_eq(other, own));
+        boxes.stopping |= notice == Notice::Stopping;
+        let is_own = |other: &&Arc<Inbox>| own.is_some_and(|own| Arc::ptr_eq(other, own));
         let others = boxes.all.iter().filter(|other| !is_own(other));
-        others.for_each(|other| other.put(Message::News(news)));
+        others.for_each(|other| other.put(Message::Notice(notice)));
     }
 
     /// Has all readers end.
     pub(crate) fn quit(&self) {
         let mut boxes = lock(&self.0);
         boxes.quitting = true;
-        boxes.all.iter().for_each(|mailbox| mailbox.put(Message::Quit));
+        boxes.all.iter().for_each(|inbox| inbox.put(Message::Quit));
     }
 }
 
@@ -155,25 +155,27 @@ mod test {
 
     #[test]
     fn repeated_news_are_said_once_and_the_order_is_kept() {
-        let mailbox = Mailbox::new().unwrap();
-        for news in [News::Changed, News::Changed, News::Stopping, News::Changed] {
-            mailbox.put(Message::News(news));
+        let inbox = Inbox::new().unwrap();
+        for notice in
+            [Notice::StateChanged, Notice::StateChanged, Notice::Stopping, Notice::StateChanged]
+        {
+            inbox.put(Message::Notice(notice));
         }
-        assert!(mailbox.is_full());
-        mailbox.hush();
-        let said: Vec<_> = mailbox.take().iter().map(|message| format!("{message:?}")).collect();
-        assert_eq!(said, ["News(Changed)", "News(Stopping)", "News(Changed)"]);
-        assert!(!mailbox.is_full());
+        assert!(inbox.is_full());
+        inbox.clear_wake();
+        let said: Vec<_> = inbox.take().iter().map(|message| format!("{message:?}")).collect();
+        assert_eq!(said, ["Notice(Changed)", "Notice(Stopping)", "Notice(Changed)"]);
+        assert!(!inbox.is_full());
     }
 
     #[test]
     fn news_reach_all_but_the_speaker_until_they_leave() {
-        let post = Post::default();
-        let (one, two) = (Mailbox::new().unwrap(), Mailbox::new().unwrap());
+        let post = Inboxes::default();
+        let (one, two) = (Inbox::new().unwrap(), Inbox::new().unwrap());
         post.join(&one);
-        post.tell(News::Stopping, None);
+        post.notify(Notice::Stopping, None);
         post.join(&two);
-        post.tell(News::Changed, Some(&one));
+        post.notify(Notice::StateChanged, Some(&one));
         assert_eq!((one.take().len(), two.take().len()), (1, 2));
         post.leave(&two);
         post.quit();

@@ -24,7 +24,7 @@ use std::slice;
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
-use export::{Channel, Door};
+use export::{Auth, Channel};
 use s2n_tls::config::{Builder, Config};
 use s2n_tls::connection::Connection;
 use s2n_tls::enums::{Blinding, ClientAuthType, Mode, PskHmac, Version};
@@ -178,7 +178,7 @@ fn builder(policy: &str) -> Result<Builder, Error> {
     builder.with_system_certs(false)?;
     builder.set_security_policy(&Policy::from_version(policy)?)?;
     // SAFETY: the context is null, and `tell` does not use it.
-    unsafe { builder.set_key_log_callback(Some(tell), ptr::null_mut())? };
+    unsafe { builder.set_key_log_callback(Some(notify), ptr::null_mut())? };
     Ok(builder)
 }
 
@@ -200,7 +200,7 @@ impl Handshake {
             .map_err(|error| failed(&error, true))
     }
 
-    /// One of the end that waits for the other, by certificates. At a [`Door::Keyed`] the other end must show one, too.
+    /// One of the end that waits for the other, by certificates. At a [`Auth::Required`] the other end must show one, too.
     ///
     /// # Errors
     /// There is no memory for it; or the other end must show a certificate, and there is no authority that says which.
@@ -208,9 +208,9 @@ impl Handshake {
         socket: Socket,
         early: Vec<u8>,
         certificates: &Certificates,
-        door: Door,
+        auth: Auth,
     ) -> Result<Self, Failed> {
-        let must = door == Door::Keyed;
+        let must = auth == Auth::Required;
         let wanted = match (certificates.knows_clients(), must) {
             (true, true) => ClientAuthType::Required,
             (true, false) => ClientAuthType::Optional,
@@ -443,7 +443,7 @@ unsafe extern "C" fn send(context: *mut c_void, from: *const u8, len: u32) -> i3
 ///
 /// # Safety
 /// `line` is the address of `len` bytes.
-unsafe extern "C" fn tell(
+unsafe extern "C" fn notify(
     _: *mut c_void,
     _: *mut s2n_connection,
     line: *mut u8,

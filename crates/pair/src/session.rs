@@ -1,28 +1,30 @@
-//! One connection to the desk, as the target sees it: who is there shows the code, waits for the owner, and is told
+//! One connection to the server, as the target sees it: who is there shows the code, waits for the owner, and is told
 //! what it may have. It knows no socket and no TLS, only the channel's value.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use export::{Event, Head, Knock, News, Outcome, Peer, Reason, Segment, Session, Step, Ticket};
+use export::{
+    Event, Head, Notice, Outcome, PairingRequest, Peer, Reason, Segment, Session, Step, Ticket,
+};
 
 use crate::IDENTITY;
 use crate::agreement::{self, Agreement, Binding, Seal, Tag};
 use crate::cpace::Said;
-use crate::desk::{Attempt, Desk, Verdict};
 use crate::frame::{Frame, Reader, VERSION, Violation};
 use crate::message::{self, FromHost, Hello, Why};
+use crate::server::{Attempt, PairingServer, Verdict};
 
 /// How long a host has to show the code.
 const EXCHANGE: Duration = Duration::from_secs(10);
 /// How long the owner has to answer.
 const ANSWER: Duration = Duration::from_mins(2);
 
-/// One connection to the desk.
+/// One connection to the server.
 #[derive(Debug)]
-pub struct Visit {
-    desk: Arc<Desk>,
+pub struct PairingSession {
+    server: Arc<PairingServer>,
     peer: Peer,
     binding: Binding,
     now: Instant,
@@ -50,7 +52,7 @@ struct Try {
 }
 
 struct Wait {
-    desk: Arc<Desk>,
+    server: Arc<PairingServer>,
     number: u64,
     seal: Seal,
     host: String,
@@ -59,7 +61,7 @@ struct Wait {
 impl Drop for Wait {
     /// However the session goes, nobody is asked for who does not wait.
     fn drop(&mut self) {
-        self.desk.forget(self.number);
+        self.server.forget(self.number);
     }
 }
 
@@ -74,12 +76,12 @@ impl std::fmt::Debug for Phase {
     }
 }
 
-impl Visit {
-    pub(crate) fn new(desk: Arc<Desk>, peer: Peer, now: Instant) -> Self {
+impl PairingSession {
+    pub(crate) fn new(server: Arc<PairingServer>, peer: Peer, now: Instant) -> Self {
         let fit = peer.channel.as_ref().filter(|it| it.identity == IDENTITY && it.key.is_none());
         let binding = fit.map(|channel| channel.binding);
-        let mut visit = Self {
-            desk,
+        let mut session = Self {
+            server,
             peer,
             binding: binding.unwrap_or_default(),
             now,
@@ -89,10 +91,10 @@ impl Visit {
             out: VecDeque::new(),
         };
         if binding.is_none() {
-            visit.report("", "not in the channel for pairing");
-            visit.close(Reason::Refused);
+            session.report("", "not in the channel for pairing");
+            session.close(Reason::Refused);
         }
-        visit
+        session
     }
 
     fn frame(&mut self, frame: &Frame) -> Result<(), Violation> {
@@ -113,9 +115,9 @@ impl Visit {
         }
     }
 
-    /// The desk is asked first: who may not try now costs nothing.
+    /// The server is asked first: who may not try now costs nothing.
     fn hello(&mut self, hello: Hello) {
-        match self.desk.begin(hello.kind, self.now) {
+        match self.server.begin(hello.kind, self.now) {
             Ok(attempt) => self.answer(attempt, hello),
             Err(hold) => {
                 if hold.loud {
@@ -153,7 +155,7 @@ impl Visit {
             self.send(message::refused(Why::Closed, 0));
             return self.close(Reason::Refused);
         };
-        let name = self.desk.name();
+        let name = self.server.name();
         self.send(message::welcome(&agreement.target_tag(name), name));
         self.wait(number, agreement, hello);
     }
@@ -161,11 +163,11 @@ impl Visit {
     fn wait(&mut self, number: u64, agreement: Agreement, hello: Hello) {
         let (seal, secret) = agreement.into_parts();
         let Hello { host, name, writable, .. } = hello;
-        let desk = self.desk.clone();
-        self.phase = Phase::Waiting(Box::new(Wait { desk, number, seal, host: host.clone() }));
+        let server = self.server.clone();
+        self.phase = Phase::Waiting(Box::new(Wait { server, number, seal, host: host.clone() }));
         self.until = Some(self.now + ANSWER);
-        let knock = Arc::new(Knock { number, host, name, writable, secret });
-        let event = Event::Knocked { peer: self.peer.clone(), knock };
+        let knock = Arc::new(PairingRequest { number, host, name, writable, secret });
+        let event = Event::PairingRequested { peer: self.peer.clone(), knock };
         self.out.push_back(Step::Report(event));
     }
 
@@ -179,7 +181,7 @@ impl Visit {
     /// The owner may have answered.
     fn look(&mut self) {
         let Phase::Waiting(wait) = &mut self.phase else { return };
-        match self.desk.verdict(wait.number) {
+        match self.server.verdict(wait.number) {
             None => {}
             Some(Verdict::Granted { access, disks }) => {
                 let bytes = message::granted(access, &disks, &mut wait.seal);
@@ -253,7 +255,7 @@ impl Visit {
     }
 }
 
-impl Session for Visit {
+impl Session for PairingSession {
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> usize {
         self.now = now;
         let mut taken = 0;
@@ -272,16 +274,16 @@ impl Session for Visit {
 
     fn complete(&mut self, _now: Instant, _ticket: Ticket, _outcome: Outcome) {}
 
-    fn tell(&mut self, now: Instant, news: &News) {
+    fn notify(&mut self, now: Instant, news: &Notice) {
         self.now = now;
         match (self.is_closed(), news) {
             (true, _) => {}
-            (false, News::Changed) => self.look(),
-            (false, News::Stopping) => {
+            (false, Notice::StateChanged) => self.look(),
+            (false, Notice::Stopping) => {
                 self.leave("storagetm stops");
                 self.close(Reason::Stopping);
             }
-            (false, News::Disconnected) => self.leave("went away before it was let in"),
+            (false, Notice::Disconnected) => self.leave("went away before it was let in"),
         }
     }
 
@@ -301,7 +303,7 @@ impl Session for Visit {
         if self.is_closed() && !self.out.is_empty() { Some(self.now) } else { self.until }
     }
 
-    fn hungry(&self) -> bool {
+    fn can_receive(&self) -> bool {
         !self.is_closed()
     }
 

@@ -1,5 +1,5 @@
 //! What is said in the clear before it is known how a connection goes on, where this end speaks first: the bytes' way between
-//! a socket and its [`Greeting`]. It knows no protocol and no TLS.
+//! a socket and its [`Negotiator`]. It knows no protocol and no TLS.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -8,10 +8,10 @@ use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
 use crate::Open;
-use crate::door::{Greeting, Heard, Then};
 use crate::link::Link;
+use crate::security::{NegotiationStep, Negotiator, NextStep};
 
-/// The most bytes that may wait for the greeting to take them.
+/// The most bytes that may wait for the negotiation to take them.
 const WAITING: usize = 8 << 10;
 
 /// More bytes than anybody says in the clear before it is known how it goes on.
@@ -20,22 +20,22 @@ const MOST: usize = 16 << 10;
 const TALKATIVE: &str = "says too much before it says how it goes on";
 const EARLY: &str = "spoke in the clear after it had asked for TLS";
 
-/// A greeting on its way.
-pub(crate) struct Prelude {
-    greeting: Greeting,
+/// A negotiation on its way.
+pub(crate) struct Negotiation {
+    negotiation: Negotiator,
     /// Bytes that came and were not taken.
     came: Vec<u8>,
-    /// Whether they may hold more than the greeting has heard: it took some, and these were behind.
+    /// Whether they may hold more than the negotiation has heard: it took some, and these were behind.
     is_behind: bool,
     /// Bytes that came in all.
     heard: usize,
     /// What is still to be said, and what follows then.
     say: Vec<u8>,
-    then: Then,
+    then: NextStep,
 }
 
 /// How a prelude goes on.
-pub(crate) enum Next {
+pub(crate) enum Progress {
     /// It waits for that.
     Waits(PollFlags),
     /// A driver takes over, with these bytes that came and were not taken.
@@ -48,35 +48,36 @@ pub(crate) enum Next {
     Gone,
 }
 
-impl Prelude {
+impl Negotiation {
     /// One that has said nothing yet.
-    pub(crate) fn new(mut greeting: Greeting) -> Self {
-        let Heard { say, then, .. } = attempt(&mut greeting, &[]);
-        Self { greeting, came: Vec::new(), is_behind: false, heard: 0, say, then }
+    pub(crate) fn new(mut negotiation: Negotiator) -> Self {
+        let NegotiationStep { say, then, .. } = attempt(&mut negotiation, &[]);
+        Self { negotiation, came: Vec::new(), is_behind: false, heard: 0, say, then }
     }
 
     /// Does what can be done now. A peer can keep this going only for as many bytes as it may say in all.
-    pub(crate) fn advance(&mut self, link: &Link) -> Next {
+    pub(crate) fn advance(&mut self, link: &Link) -> Progress {
         loop {
-            if matches!(self.then, Then::Secure(_)) && (!self.came.is_empty() || has_more(link)) {
-                return Next::Refuse(EARLY);
+            if matches!(self.then, NextStep::Secure(_)) && (!self.came.is_empty() || has_more(link))
+            {
+                return Progress::Refuse(EARLY);
             }
             match self.send(link) {
                 Ok(true) => {}
-                Ok(false) => return Next::Waits(PollFlags::OUT),
-                Err(_) => return Next::Gone,
+                Ok(false) => return Progress::Waits(PollFlags::OUT),
+                Err(_) => return Progress::Gone,
             }
-            match std::mem::replace(&mut self.then, Then::Wait) {
-                Then::Wait if self.is_behind => self.hear(),
-                Then::Wait if self.is_full() => return Next::Refuse(TALKATIVE),
-                Then::Wait => match self.listen(link) {
+            match std::mem::replace(&mut self.then, NextStep::Wait) {
+                NextStep::Wait if self.is_behind => self.hear(),
+                NextStep::Wait if self.is_full() => return Progress::Refuse(TALKATIVE),
+                NextStep::Wait => match self.listen(link) {
                     Ok(()) => self.hear(),
                     Err(next) => return next,
                 },
-                Then::Plain => return Next::Plain(std::mem::take(&mut self.came)),
-                Then::Secure(open) => return Next::Secure(open),
-                Then::Refuse(why) => return Next::Refuse(why),
-                Then::Close => return Next::Gone,
+                NextStep::Plain => return Progress::Plain(std::mem::take(&mut self.came)),
+                NextStep::Secure(open) => return Progress::Secure(open),
+                NextStep::Refuse(why) => return Progress::Refuse(why),
+                NextStep::Close => return Progress::Gone,
             }
         }
     }
@@ -101,38 +102,38 @@ impl Prelude {
     }
 
     /// Receives what has come.
-    fn listen(&mut self, link: &Link) -> Result<(), Next> {
+    fn listen(&mut self, link: &Link) -> Result<(), Progress> {
         let have = self.came.len();
         self.came.resize(WAITING, 0);
         let room = self.came.get_mut(have..).unwrap_or_default();
         let got = rustix::net::recv(link, room, RecvFlags::DONTWAIT).map(|(got, _)| got);
         self.came.truncate(have + got.unwrap_or(0));
         match got {
-            Ok(0) => Err(Next::Gone),
+            Ok(0) => Err(Progress::Gone),
             Ok(got) => {
                 self.heard += got;
                 Ok(())
             }
-            Err(Errno::AGAIN | Errno::INTR) => Err(Next::Waits(PollFlags::IN)),
-            Err(_) => Err(Next::Gone),
+            Err(Errno::AGAIN | Errno::INTR) => Err(Progress::Waits(PollFlags::IN)),
+            Err(_) => Err(Progress::Gone),
         }
     }
 
-    /// Has the greeting hear what has come.
+    /// Has the negotiation hear what has come.
     fn hear(&mut self) {
-        let Heard { take, say, then } = attempt(&mut self.greeting, &self.came);
+        let NegotiationStep { take, say, then } = attempt(&mut self.negotiation, &self.came);
         self.came.drain(..take.min(self.came.len()));
         self.is_behind = take > 0 && !self.came.is_empty();
         (self.say, self.then) = (say, then);
     }
 }
 
-/// Has the greeting hear something. One that panics costs its own connection and no other: it is not called again.
-fn attempt(greeting: &mut Greeting, bytes: &[u8]) -> Heard {
-    catch_unwind(AssertUnwindSafe(|| greeting(bytes))).unwrap_or(Heard {
+/// Has the negotiation hear something. One that panics costs its own connection and no other: it is not called again.
+fn attempt(negotiation: &mut Negotiator, bytes: &[u8]) -> NegotiationStep {
+    catch_unwind(AssertUnwindSafe(|| negotiation(bytes))).unwrap_or(NegotiationStep {
         take: 0,
         say: Vec::new(),
-        then: Then::Close,
+        then: NextStep::Close,
     })
 }
 
@@ -147,32 +148,32 @@ mod test {
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
-    use export::{Door, Peer};
+    use export::{Auth, Peer};
 
     use super::*;
-    use crate::link::{Bounds, Census};
+    use crate::link::{Bounds, ConnectionTable};
 
     /// Half a word that nobody takes must not have its socket look ready for ever.
     #[test]
     fn what_is_not_taken_does_not_wait_in_the_socket() {
         let (near, mut far) = UnixStream::pair().unwrap();
-        let peer = Peer { remote: Peer::HERE, local: Peer::HERE, door: Door::Open, channel: None };
-        let census = Census::new(Bounds { total: 1, newcomers: 1 });
-        let link = census.enter(near.into(), peer).unwrap();
-        let greeting = |bytes: &[u8]| {
-            let then = if bytes.len() < 4 { Then::Wait } else { Then::Plain };
+        let peer = Peer { remote: Peer::HERE, local: Peer::HERE, auth: Auth::None, channel: None };
+        let table = ConnectionTable::new(Bounds { total: 1, newcomers: 1 });
+        let link = table.enter(near.into(), peer).unwrap();
+        let negotiation = |bytes: &[u8]| {
+            let then = if bytes.len() < 4 { NextStep::Wait } else { NextStep::Plain };
             let say = if bytes.is_empty() { b"hello".to_vec() } else { Vec::new() };
-            Heard { take: 0, say, then }
+            NegotiationStep { take: 0, say, then }
         };
-        let mut prelude = Prelude::new(Box::new(greeting));
+        let mut prelude = Negotiation::new(Box::new(negotiation));
         for word in [&b""[..], b"a", b"bc"] {
             far.write_all(word).unwrap();
-            assert!(matches!(prelude.advance(&link), Next::Waits(PollFlags::IN)));
+            assert!(matches!(prelude.advance(&link), Progress::Waits(PollFlags::IN)));
             assert!(!has_more(&link));
         }
         far.read_exact(&mut [0; 5]).unwrap();
         far.write_all(b"de").unwrap();
-        let Next::Plain(came) = prelude.advance(&link) else { panic!("it waits") };
+        let Progress::Plain(came) = prelude.advance(&link) else { panic!("it waits") };
         assert_eq!(came, b"abcde");
     }
 }

@@ -1,5 +1,5 @@
 //! The disk requests that take more than one system call, of kinds that no ring carries out: what of a disk is data, and
-//! reading ahead. An errand may be run on any thread. It knows no session and no buffer.
+//! reading ahead. An blocking_op may be run on any thread. It knows no session and no buffer.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use export::{Admitted, Export, Extent, Op};
 use rustix::fs::{Advice, FileType, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-/// What came of an errand: the extents that were asked for, or none.
+/// What came of an blocking_op: the extents that were asked for, or none.
 pub(crate) type Answer = Vec<Extent>;
 
 /// Bytes that are read ahead by one call: the kernel makes little more of a longer one.
@@ -19,7 +19,7 @@ const AHEAD: u64 = 64 << 20;
 
 /// Such a request.
 #[derive(Debug)]
-pub(crate) struct Errand {
+pub(crate) struct BlockingOp {
     export: Arc<Export>,
     op: Op,
     start: u64,
@@ -28,7 +28,7 @@ pub(crate) struct Errand {
     room: usize,
 }
 
-impl Errand {
+impl BlockingOp {
     /// What that request asks for, with room for so many extents.
     pub(crate) fn new(admitted: &Admitted, room: usize) -> Self {
         let (start, len) = (admitted.offset(), admitted.len());

@@ -1,4 +1,4 @@
-//! The thread for all that comes before a session: greetings in the clear where this end speaks first, and handshakes; many
+//! The thread for all that comes before a session: negotiators in the clear where this end speaks first, and handshakes; many
 //! at once, each with a deadline, few handshakes of each address. It knows no driver but by the one call that gives a
 //! connection away, and no cipher.
 
@@ -8,78 +8,78 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use export::{Door, Network, Peer, Purpose, Secret};
+use export::{Auth, Network, Peer, Purpose, Secret};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
 use super::hello::{self, Hello};
-use super::limit::Ration;
+use super::limit::HandshakeLimiter;
 use super::records::Records;
-use super::seam::{Agreed, Failed, Handshake, Progress};
+use super::s2n::{Agreed, Failed, Handshake, Progress};
 use super::wrapped::Wrapped;
 use super::{Hash, Psk};
-use crate::door::{CLEAR, CROWD, Entrance, refuse};
-use crate::greeting::{Next, Prelude};
+use crate::inbox::{Inbox, Message};
 use crate::link::Link;
 use crate::listen::Adopt;
-use crate::mailbox::{Mailbox, Message};
-use crate::stage::Stage as Bytes;
+use crate::negotiation::{Negotiation, Progress as NegotiationProgress};
+use crate::recv_buffer::RecvBuffer as Bytes;
+use crate::security::{CLEAR, CROWD, ListenerConfig, refuse};
 use crate::{Limits, Open, Sink};
 
 /// A peer that has not yet been let in.
-pub(crate) struct Newcomer {
+pub(crate) struct Incoming {
     pub(crate) link: Arc<Link>,
-    pub(crate) entrance: Arc<Entrance>,
+    pub(crate) config: Arc<ListenerConfig>,
     /// When it is given up.
     pub(crate) until: Instant,
 }
 
 /// The thread.
-pub(crate) struct Lobby {
-    door: Arc<Mutex<Vec<Newcomer>>>,
-    mailbox: Arc<Mailbox>,
+pub(crate) struct Handshaker {
+    auth: Arc<Mutex<Vec<Incoming>>>,
+    inbox: Arc<Inbox>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Lobby {
+impl Handshaker {
     /// Starts the thread.
     ///
     /// # Errors
     /// There is no thread or no descriptor to be had.
     pub(crate) fn start(limits: Limits, sink: Sink, adopt: Adopt) -> io::Result<Self> {
-        let (door, mailbox) = (Arc::new(Mutex::default()), Mailbox::new()?);
-        let (entry, bell) = (door.clone(), mailbox.clone());
+        let (auth, inbox) = (Arc::new(Mutex::default()), Inbox::new()?);
+        let (entry, wake_fd) = (auth.clone(), inbox.clone());
         let host = move || {
             let host = Host {
-                door: entry,
-                mailbox: bell,
-                ration: Ration::new(limits),
+                auth: entry,
+                inbox: wake_fd,
+                limiter: HandshakeLimiter::new(limits),
                 at_once: limits.at_once.max(1),
-                guests: Vec::new(),
-                reported: Often::default(),
-                flooded: Often::default(),
+                pending: Vec::new(),
+                reported: ReportLimit::default(),
+                flooded: ReportLimit::default(),
                 sink,
                 adopt,
             };
             host.run();
         };
         let thread = std::thread::Builder::new().name("handshake".to_owned()).spawn(host)?;
-        Ok(Self { door, mailbox, thread: Some(thread) })
+        Ok(Self { auth, inbox, thread: Some(thread) })
     }
 
     /// Takes a peer in, to be greeted, or to make a handshake with it.
-    pub(crate) fn admit(&self, newcomer: Newcomer) {
-        self.door.lock().unwrap_or_else(PoisonError::into_inner).push(newcomer);
+    pub(crate) fn admit(&self, incoming: Incoming) {
+        self.auth.lock().unwrap_or_else(PoisonError::into_inner).push(incoming);
         // Wakes the thread; who has come is in the list.
-        self.mailbox.put(Message::News(export::News::Changed));
+        self.inbox.put(Message::Notice(export::Notice::StateChanged));
     }
 }
 
-impl Drop for Lobby {
+impl Drop for Handshaker {
     /// Ends the thread, and all handshakes with it.
     fn drop(&mut self) {
-        self.mailbox.put(Message::Quit);
+        self.inbox.put(Message::Quit);
         if let Some(thread) = self.thread.take() {
             // One that panicked has said so.
             drop(thread.join());
@@ -89,7 +89,7 @@ impl Drop for Lobby {
 
 /// Lets a few of many things through: so many in a row, and one a second in the long run.
 #[derive(Debug, Default)]
-pub(crate) struct Often {
+pub(crate) struct ReportLimit {
     lately: u32,
     since: Option<Instant>,
 }
@@ -97,9 +97,9 @@ pub(crate) struct Often {
 /// Reports in a row of things that anybody can bring about.
 const REPORTS: u32 = 10;
 
-impl Often {
+impl ReportLimit {
     /// Whether one more is not too often.
-    pub(crate) fn is_rare(&mut self, now: Instant) -> bool {
+    pub(crate) fn allows(&mut self, now: Instant) -> bool {
         let since = *self.since.get_or_insert(now);
         let passed = now.saturating_duration_since(since).as_secs();
         let passed = u32::try_from(passed).unwrap_or(u32::MAX);
@@ -115,33 +115,33 @@ impl Often {
 
 /// What the thread knows.
 struct Host {
-    door: Arc<Mutex<Vec<Newcomer>>>,
-    mailbox: Arc<Mailbox>,
-    ration: Ration,
+    auth: Arc<Mutex<Vec<Incoming>>>,
+    inbox: Arc<Inbox>,
+    limiter: HandshakeLimiter,
     at_once: usize,
-    /// Greetings and handshakes on their way, the oldest first.
-    guests: Vec<Guest>,
+    /// MakeNegotiator and handshakes on their way, the oldest first.
+    pending: Vec<PendingHandshake>,
     /// How often it was reported lately that a handshake failed, and that one was not begun.
-    reported: Often,
-    flooded: Often,
+    reported: ReportLimit,
+    flooded: ReportLimit,
     sink: Sink,
     adopt: Adopt,
 }
 
-/// A greeting or a handshake on its way.
-struct Guest {
-    newcomer: Newcomer,
+/// A negotiation or a handshake on its way.
+struct PendingHandshake {
+    incoming: Incoming,
     source: Network,
-    stage: Stage,
+    phase: Phase,
     /// What makes its session in the end.
     open: Open,
     /// What it waits for.
     waits: PollFlags,
 }
 
-enum Stage {
+enum Phase {
     /// It is spoken in the clear.
-    Greeting(Box<Prelude>),
+    Negotiator(Box<Negotiation>),
     /// The ClientHello is coming.
     Hello(Vec<u8>),
     /// The library has it.
@@ -169,7 +169,7 @@ impl Host {
     fn run(mut self) {
         loop {
             let ready = self.wait();
-            if self.mailbox.is_full() && self.read_mail() {
+            if self.inbox.is_full() && self.read_inbox() {
                 return;
             }
             self.advance(&ready);
@@ -178,10 +178,12 @@ impl Host {
     }
 
     fn wait(&self) -> Vec<bool> {
-        let mut fds = vec![PollFd::from_borrowed_fd(self.mailbox.as_fd(), PollFlags::IN)];
-        let guests = self.guests.iter();
-        fds.extend(guests.map(|guest| PollFd::from_borrowed_fd(guest.fd(), guest.waits)));
-        let oldest = self.guests.iter().map(|guest| guest.newcomer.until).min();
+        let mut fds = vec![PollFd::from_borrowed_fd(self.inbox.as_fd(), PollFlags::IN)];
+        let pending = self.pending.iter();
+        fds.extend(
+            pending.map(|handshake| PollFd::from_borrowed_fd(handshake.fd(), handshake.waits)),
+        );
+        let oldest = self.pending.iter().map(|handshake| handshake.incoming.until).min();
         let left = oldest.map(|until| until.saturating_duration_since(Instant::now()));
         let timeout = left.and_then(|left| Timespec::try_from(left).ok());
         if rustix::event::poll(&mut fds, timeout.as_ref()).is_err() {
@@ -191,169 +193,171 @@ impl Host {
     }
 
     /// Tells whether to end.
-    fn read_mail(&self) -> bool {
-        self.mailbox.hush();
-        self.mailbox.take().iter().any(|message| matches!(message, Message::Quit))
+    fn read_inbox(&self) -> bool {
+        self.inbox.clear_wake();
+        self.inbox.take().iter().any(|message| matches!(message, Message::Quit))
     }
 
     /// Goes on with those that are ready, and gives up those that are late.
     fn advance(&mut self, ready: &[bool]) {
-        let guests = std::mem::take(&mut self.guests);
+        let pending = std::mem::take(&mut self.pending);
         let mut secured = Vec::new();
-        for (mut guest, ready) in
-            guests.into_iter().zip(ready.iter().chain(std::iter::repeat(&false)))
+        for (mut handshake, ready) in
+            pending.into_iter().zip(ready.iter().chain(std::iter::repeat(&false)))
         {
-            let late = guest.newcomer.until <= Instant::now();
+            let late = handshake.incoming.until <= Instant::now();
             let step = match ready {
-                true => guest.advance(),
+                true => handshake.advance(),
                 false => Step::Waits,
             };
             match step {
-                Step::Waits if late => self.report_late(&guest),
-                Step::Waits => self.guests.push(guest),
-                Step::Plain(came) => self.let_in(guest, came),
-                Step::Secured(open) => secured.push(Guest { open, ..guest }),
-                Step::Done(agreed) => self.hand_over(guest, *agreed),
-                Step::Failed(why) => self.report(&guest, why),
+                Step::Waits if late => self.report_late(&handshake),
+                Step::Waits => self.pending.push(handshake),
+                Step::Plain(came) => self.let_in(handshake, came),
+                Step::Secured(open) => secured.push(PendingHandshake { open, ..handshake }),
+                Step::Done(agreed) => self.hand_over(handshake, *agreed),
+                Step::Failed(why) => self.report(&handshake, why),
                 Step::Gone => {}
             }
         }
         // Not before all others are back in the list, in which those of the same address are counted.
-        secured.into_iter().for_each(|guest| self.shake_hands(guest));
+        secured.into_iter().for_each(|handshake| self.shake_hands(handshake));
     }
 
     /// Begins with those that came.
     fn welcome(&mut self) {
-        let fresh = std::mem::take(&mut *self.door.lock().unwrap_or_else(PoisonError::into_inner));
-        for newcomer in fresh {
-            let peer = newcomer.link.peer();
+        let fresh = std::mem::take(&mut *self.auth.lock().unwrap_or_else(PoisonError::into_inner));
+        for incoming in fresh {
+            let peer = incoming.link.peer();
             let source = Network::of(peer.remote);
-            let open = newcomer.entrance.open.clone();
-            let greeting = newcomer.entrance.security.greeting.clone();
-            let stage = match greeting.map(|greeting| greeting(&peer)) {
-                Some(greeting) => Stage::Greeting(Box::new(Prelude::new(greeting))),
-                None => Stage::Hello(Vec::new()),
+            let open = incoming.config.open.clone();
+            let negotiation = incoming.config.security.negotiation.clone();
+            let phase = match negotiation.map(|negotiation| negotiation(&peer)) {
+                Some(negotiation) => Phase::Negotiator(Box::new(Negotiation::new(negotiation))),
+                None => Phase::Hello(Vec::new()),
             };
-            let guest = Guest { newcomer, source, stage, open, waits: PollFlags::OUT };
-            match guest.is_greeted() {
-                true => self.guests.push(guest),
-                false => self.shake_hands(guest),
+            let handshake =
+                PendingHandshake { incoming, source, phase, open, waits: PollFlags::OUT };
+            match handshake.is_greeted() {
+                true => self.pending.push(handshake),
+                false => self.shake_hands(handshake),
             }
         }
     }
 
-    /// Begins a handshake, if the address has one left. A greeting costs so little that it is not counted.
-    fn shake_hands(&mut self, mut guest: Guest) {
-        if self.ration.take(guest.source, Instant::now()) {
-            self.make_room(guest.source);
-            (guest.stage, guest.waits) = (Stage::Hello(Vec::new()), PollFlags::IN);
-            self.guests.push(guest);
+    /// Begins a handshake, if the address has one left. A negotiation costs so little that it is not counted.
+    fn shake_hands(&mut self, mut handshake: PendingHandshake) {
+        if self.limiter.take(handshake.source, Instant::now()) {
+            self.make_room(handshake.source);
+            (handshake.phase, handshake.waits) = (Phase::Hello(Vec::new()), PollFlags::IN);
+            self.pending.push(handshake);
         } else {
-            self.report(&guest, FLOOD);
+            self.report(&handshake, FLOOD);
         }
     }
 
     /// Gives up the one of an address that has waited longest, if it has too many: who opens connections and says nothing
     /// cannot keep a neighbour out who does.
     fn make_room(&mut self, source: Network) {
-        let of_it = |guest: &Guest| guest.source == source && !guest.is_greeted();
-        if self.guests.iter().filter(|guest| of_it(guest)).count() >= self.at_once {
-            let oldest = self.guests.iter().position(of_it);
-            oldest.into_iter().for_each(|at| drop(self.guests.remove(at)));
+        let of_it =
+            |handshake: &PendingHandshake| handshake.source == source && !handshake.is_greeted();
+        if self.pending.iter().filter(|handshake| of_it(handshake)).count() >= self.at_once {
+            let oldest = self.pending.iter().position(of_it);
+            oldest.into_iter().for_each(|at| drop(self.pending.remove(at)));
         }
     }
 
     /// Where nothing need be shown, nobody was refused who did not go on.
-    fn report_late(&mut self, guest: &Guest) {
-        if guest.newcomer.entrance.security.door == Door::Keyed || !guest.is_greeted() {
-            self.report(guest, LATE);
+    fn report_late(&mut self, handshake: &PendingHandshake) {
+        if handshake.incoming.config.security.auth == Auth::Required || !handshake.is_greeted() {
+            self.report(handshake, LATE);
         }
     }
 
-    fn report(&mut self, guest: &Guest, why: &'static str) {
+    fn report(&mut self, handshake: &PendingHandshake, why: &'static str) {
         let often = if why == FLOOD { &mut self.flooded } else { &mut self.reported };
-        if often.is_rare(Instant::now()) {
-            refuse(&self.sink, guest.newcomer.link.peer(), why);
+        if often.allows(Instant::now()) {
+            refuse(&self.sink, handshake.incoming.link.peer(), why);
         }
     }
 
     /// Gives a connection in the clear to a driver, if that is let in now.
-    fn let_in(&mut self, guest: Guest, came: Vec<u8>) {
-        if !guest.newcomer.entrance.lets_plain_in() {
-            return self.report(&guest, CLEAR);
+    fn let_in(&mut self, handshake: PendingHandshake, came: Vec<u8>) {
+        if !handshake.incoming.config.lets_plain_in() {
+            return self.report(&handshake, CLEAR);
         }
-        guest.newcomer.link.leave(came);
-        (self.adopt)(guest.newcomer.link, guest.open);
+        handshake.incoming.link.leave(came);
+        (self.adopt)(handshake.incoming.link, handshake.open);
     }
 
     /// Gives the connection to a driver.
-    fn hand_over(&mut self, guest: Guest, agreed: Agreed) {
+    fn hand_over(&mut self, handshake: PendingHandshake, agreed: Agreed) {
         // A key that everybody knows proves nothing, and costs as much as a wrong one.
         if agreed.channel.key.is_some() {
-            self.ration.give_back(guest.source);
+            self.limiter.give_back(handshake.source);
         }
-        guest.newcomer.link.secure(agreed.channel.clone());
-        if !guest.newcomer.link.has_room() {
-            return self.report(&guest, CROWD);
+        handshake.incoming.link.secure(agreed.channel.clone());
+        if !handshake.incoming.link.has_room() {
+            return self.report(&handshake, CROWD);
         }
         // Without memory for it the connection is closed: its peer may try again.
-        let Some(stage) = Wrapped::stage() else { return };
-        (self.adopt)(guest.newcomer.link, wrap(Records::new(agreed), stage, guest.open));
+        let Some(phase) = Wrapped::recv_buffer() else { return };
+        (self.adopt)(handshake.incoming.link, wrap(Records::new(agreed), phase, handshake.open));
     }
 }
 
 /// Makes sessions that speak through `records`: one, as there is one connection.
-fn wrap(records: Records, stage: Bytes, open: Open) -> Open {
-    let records = Mutex::new(Some((records, stage)));
+fn wrap(records: Records, phase: Bytes, open: Open) -> Open {
+    let records = Mutex::new(Some((records, phase)));
     Arc::new(move |peer: Peer, account, now| {
         let records = records.lock().unwrap_or_else(PoisonError::into_inner).take();
         let sealed = account.sibling(Purpose::Sealed);
         let session = open(peer.clone(), account, now);
         match records {
-            Some((records, stage)) => {
-                Box::new(Wrapped::new(records, stage, session, sealed, peer, now))
+            Some((records, phase)) => {
+                Box::new(Wrapped::new(records, phase, session, sealed, peer, now))
             }
             None => session,
         }
     })
 }
 
-impl Guest {
+impl PendingHandshake {
     fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        self.newcomer.link.as_fd()
+        self.incoming.link.as_fd()
     }
 
     fn is_greeted(&self) -> bool {
-        matches!(self.stage, Stage::Greeting(_))
+        matches!(self.phase, Phase::Negotiator(_))
     }
 
     fn advance(&mut self) -> Step {
-        match &mut self.stage {
-            Stage::Greeting(prelude) => match prelude.advance(&self.newcomer.link) {
-                Next::Waits(wanted) => {
+        match &mut self.phase {
+            Phase::Negotiator(prelude) => match prelude.advance(&self.incoming.link) {
+                NegotiationProgress::Waits(wanted) => {
                     self.waits = wanted;
                     Step::Waits
                 }
-                Next::Plain(came) => Step::Plain(came),
-                Next::Secure(open) => Step::Secured(open),
-                Next::Refuse(why) => Step::Failed(why),
-                Next::Gone => Step::Gone,
+                NegotiationProgress::Plain(came) => Step::Plain(came),
+                NegotiationProgress::Secure(open) => Step::Secured(open),
+                NegotiationProgress::Refuse(why) => Step::Failed(why),
+                NegotiationProgress::Gone => Step::Gone,
             },
-            Stage::Hello(came) => match hear(&self.newcomer.link, came) {
+            Phase::Hello(came) => match hear(&self.incoming.link, came) {
                 Ok(Some(name)) => self.begin(&name),
                 Ok(None) => Step::Waits,
                 Err(step) => step,
             },
-            Stage::Shake(_) => self.shake(),
+            Phase::Shake(_) => self.shake(),
         }
     }
 
     /// Has the library go on from the ClientHello, with the key of the name that it offers first.
     fn begin(&mut self, name: &[u8]) -> Step {
-        let Stage::Hello(came) = &mut self.stage else { return Step::Gone };
+        let Phase::Hello(came) = &mut self.phase else { return Step::Gone };
         let came = std::mem::take(came);
         match self.serve(came, name) {
-            Ok(handshake) => self.stage = Stage::Shake(handshake),
+            Ok(handshake) => self.phase = Phase::Shake(handshake),
             Err(failed) => return self.fail(&failed),
         }
         self.shake()
@@ -361,10 +365,10 @@ impl Guest {
 
     /// By certificates, if there are some, with who offers no key.
     fn serve(&self, came: Vec<u8>, name: &[u8]) -> Result<Handshake, Failed> {
-        let (security, socket) = (&self.newcomer.entrance.security, self.newcomer.link.clone());
+        let (security, socket) = (&self.incoming.config.security, self.incoming.link.clone());
         match &security.certificates {
             Some(certificates) if name.is_empty() => {
-                Handshake::serve_certified(socket, came, certificates, security.door)
+                Handshake::serve_certified(socket, came, certificates, security.auth)
             }
             _ => {
                 let known = security.keys.as_ref().map_or_else(Vec::new, |keys| keys());
@@ -375,7 +379,7 @@ impl Guest {
     }
 
     fn shake(&mut self) -> Step {
-        let Stage::Shake(handshake) = &mut self.stage else { return Step::Gone };
+        let Phase::Shake(handshake) = &mut self.phase else { return Step::Gone };
         match handshake.advance() {
             Ok(Progress::Reads) => self.waits = PollFlags::IN,
             Ok(Progress::Writes) => self.waits = PollFlags::OUT,
@@ -392,7 +396,7 @@ impl Guest {
         if failed.is_early {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             // A peer that is gone does not care.
-            let _ = rustix::net::send(&self.newcomer.link, &DECRYPT_ERROR, flags);
+            let _ = rustix::net::send(&self.incoming.link, &DECRYPT_ERROR, flags);
         }
         Step::Failed(UNKNOWN)
     }
@@ -459,8 +463,8 @@ mod test {
 
     #[test]
     fn reports_of_what_anybody_can_bring_about_are_few() {
-        let (mut often, now) = (Often::default(), Instant::now());
-        let count = |often: &mut Often, at| (0..1000).filter(|_| often.is_rare(at)).count();
+        let (mut often, now) = (ReportLimit::default(), Instant::now());
+        let count = |often: &mut ReportLimit, at| (0..1000).filter(|_| often.allows(at)).count();
         assert_eq!(count(&mut often, now), 10);
         assert_eq!(count(&mut often, now + Duration::from_millis(900)), 0);
         assert_eq!(count(&mut often, now + Duration::from_millis(3100)), 3);

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use export::{Door, Event, Peer};
+use export::{Auth, Event, Peer};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
@@ -12,7 +12,7 @@ use crate::tls::{Certificates, Keys};
 use crate::{Open, Sink};
 
 /// Tells whether something is so just now.
-pub type Question = Arc<dyn Fn() -> bool + Send + Sync>;
+pub type Predicate = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// The first byte of a TLS record that holds a ClientHello (RFC 8446 §5.1). No protocol that is spoken in the clear here
 /// begins with it.
@@ -20,23 +20,23 @@ const HANDSHAKE_RECORD: u8 = 0x16;
 
 /// Speaks first on a connection, in the clear, until it is known how that goes on. Called once without bytes, to say hello,
 /// and then with all that have come and that it has not taken.
-pub type Greeting = Box<dyn FnMut(&[u8]) -> Heard + Send>;
+pub type Negotiator = Box<dyn FnMut(&[u8]) -> NegotiationStep + Send>;
 
-/// Makes the greeting of a peer. Called once for each, on the thread for handshakes.
-pub type Greetings = Arc<dyn Fn(&Peer) -> Greeting + Send + Sync>;
+/// Makes the negotiation of a peer. Called once for each, on the thread for handshakes.
+pub type MakeNegotiator = Arc<dyn Fn(&Peer) -> Negotiator + Send + Sync>;
 
-/// What a [`Greeting`] makes of what it was called with.
-pub struct Heard {
+/// What a [`Negotiator`] makes of what it was called with.
+pub struct NegotiationStep {
     /// How many of the bytes, from the first on, are done with. The others are offered again, with what came after them.
     pub take: usize,
     /// What is to be said now.
     pub say: Vec<u8>,
     /// How it goes on when that is said.
-    pub then: Then,
+    pub then: NextStep,
 }
 
-/// How a connection goes on after what its [`Greeting`] said.
-pub enum Then {
+/// How a connection goes on after what its [`Negotiator`] said.
+pub enum NextStep {
     /// With more of the same, once more has come.
     Wait,
     /// In the clear: a driver's session takes over, of the socket's own [`Open`], and is given what was not taken. Where a
@@ -51,13 +51,13 @@ pub enum Then {
     Close,
 }
 
-impl fmt::Debug for Heard {
+impl fmt::Debug for NegotiationStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Heard({} taken, {} said, {:?})", self.take, self.say.len(), self.then)
+        write!(f, "NegotiationStep({} taken, {} said, {:?})", self.take, self.say.len(), self.then)
     }
 }
 
-impl fmt::Debug for Then {
+impl fmt::Debug for NextStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Wait => f.write_str("Wait"),
@@ -73,13 +73,13 @@ impl fmt::Debug for Then {
 #[derive(Clone)]
 pub struct Security {
     /// What a peer must show there.
-    pub door: Door,
+    pub auth: Auth,
     /// The keys with which a channel may be made there; nothing if TLS is not spoken at all.
     pub keys: Option<Keys>,
-    /// Whether who speaks in the clear is let in now at a [`Door::Keyed`]: because it can prove in the protocol who it is.
-    pub plain: Question,
+    /// Whether who speaks in the clear is let in now at a [`Auth::Required`]: because it can prove in the protocol who it is.
+    pub plain: Predicate,
     /// Makes what speaks first there, for each peer; nothing if the peer speaks first.
-    pub greeting: Option<Greetings>,
+    pub negotiation: Option<MakeNegotiator>,
     /// What this end shows to a peer that speaks TLS without a key, if it may do so.
     pub certificates: Option<Certificates>,
 }
@@ -88,32 +88,32 @@ impl Security {
     /// Nothing is asked, and no TLS is spoken.
     pub fn open() -> Self {
         let plain = Arc::new(|| true);
-        Self { door: Door::Open, keys: None, plain, greeting: None, certificates: None }
+        Self { auth: Auth::None, keys: None, plain, negotiation: None, certificates: None }
     }
 
     /// Asks for a channel that is made with one of `keys`, and lets nobody in without.
     pub fn keyed(keys: Keys) -> Self {
-        Self { door: Door::Keyed, keys: Some(keys), plain: Arc::new(|| false), ..Self::open() }
+        Self { auth: Auth::Required, keys: Some(keys), plain: Arc::new(|| false), ..Self::open() }
     }
 }
 
 impl fmt::Debug for Security {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (door, keys) = (self.door, self.keys.is_some());
-        let (greets, certified) = (self.greeting.is_some(), self.certificates.is_some());
-        write!(f, "Security({door:?}, keys: {keys}, greets: {greets}, certified: {certified})")
+        let (auth, keys) = (self.auth, self.keys.is_some());
+        let (greets, certified) = (self.negotiation.is_some(), self.certificates.is_some());
+        write!(f, "Security({auth:?}, keys: {keys}, greets: {greets}, certified: {certified})")
     }
 }
 
 /// A listening socket's rules, and the sessions that it leads to.
-pub(crate) struct Entrance {
+pub(crate) struct ListenerConfig {
     pub(crate) security: Security,
     pub(crate) open: Open,
 }
 
 /// The way in that a peer takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Way {
+pub(crate) enum Detected {
     /// It has said nothing yet.
     Unknown,
     /// It waits to be spoken to.
@@ -128,21 +128,21 @@ pub(crate) enum Way {
     Gone,
 }
 
-impl Entrance {
+impl ListenerConfig {
     /// Which way the peer goes: by its first byte, which stays to be received, unless this end speaks first.
-    pub(crate) fn way(&self, link: &Link) -> Way {
-        if self.security.greeting.is_some() {
-            return Way::Greeted;
+    pub(crate) fn detect(&self, link: &Link) -> Detected {
+        if self.security.negotiation.is_some() {
+            return Detected::Greeted;
         }
         let mut first = [0; 1];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         match rustix::net::recv(link, &mut first, flags) {
-            Ok((0, _)) => Way::Gone,
-            Ok(_) if first == [HANDSHAKE_RECORD] && self.speaks_tls() => Way::Secured,
-            Ok(_) if self.lets_plain_in() => Way::Plain,
-            Ok(_) => Way::Refused,
-            Err(Errno::AGAIN | Errno::INTR) => Way::Unknown,
-            Err(_) => Way::Gone,
+            Ok((0, _)) => Detected::Gone,
+            Ok(_) if first == [HANDSHAKE_RECORD] && self.speaks_tls() => Detected::Secured,
+            Ok(_) if self.lets_plain_in() => Detected::Plain,
+            Ok(_) => Detected::Refused,
+            Err(Errno::AGAIN | Errno::INTR) => Detected::Unknown,
+            Err(_) => Detected::Gone,
         }
     }
 
@@ -152,7 +152,7 @@ impl Entrance {
 
     /// Whether who speaks in the clear is let in now.
     pub(crate) fn lets_plain_in(&self) -> bool {
-        self.security.door == Door::Open || (self.security.plain)()
+        self.security.auth == Auth::None || (self.security.plain)()
     }
 }
 

@@ -2,13 +2,13 @@
 //! and when.
 //!
 //! A client with many requests under way gets on with them one by one, and so they come one by one. To wake up for each
-//! costs more than to answer it; to let some gather costs the client nothing as long as it has answers left to get on with.
+//! costs more than to answer it; to let some rx_coalescing costs the client nothing as long as it has answers left to get on with.
 //! Whether it has cannot be seen, only tried: a number stays if requests are answered about as fast as without waiting. That
 //! is not so across a network whose length is what the client waits for.
 
 use std::time::{Duration, Instant};
 
-/// Requests that are answered with one number at a time: many more than gather, as those that had gathered are answered fast
+/// Requests that are answered with one number at a time: many more than rx_coalescing, as those that had gathered are answered fast
 /// in the slice after it.
 const SLICE: u32 = 512;
 
@@ -40,7 +40,7 @@ const PATIENCE_EACH: Duration = Duration::from_micros(20);
 
 /// What is waited for, and how well that goes.
 #[derive(Debug)]
-pub(crate) struct Gather {
+pub(crate) struct RxCoalescing {
     /// Requests to wait for; zero if none is to wait for another.
     level: usize,
     trial: Option<Trial>,
@@ -82,7 +82,7 @@ impl Slice {
     }
 }
 
-impl Gather {
+impl RxCoalescing {
     /// Waits for nothing.
     pub(crate) fn new(now: Instant) -> Self {
         let slice = Slice::new(now);
@@ -179,65 +179,68 @@ mod test {
 
     /// Has slices pass, eight requests in a turn, each of which takes as long as `cost` says for the number of its slice;
     /// gives the number after that.
-    fn pass(gather: &mut Gather, slices: u32, cost: fn(usize) -> u64) -> usize {
+    fn pass(rx_coalescing: &mut RxCoalescing, slices: u32, cost: fn(usize) -> u64) -> usize {
         for _ in 0..slices * SLICE / 8 {
-            let now = gather.slice.since + Duration::from_micros(cost(gather.level) * 8);
-            let passed = Duration::from_micros(cost(gather.level) * 8) * gather.slice.requests / 8;
-            gather.answered(now + passed, 8, 8 * 28);
+            let now =
+                rx_coalescing.slice.since + Duration::from_micros(cost(rx_coalescing.level) * 8);
+            let passed = Duration::from_micros(cost(rx_coalescing.level) * 8)
+                * rx_coalescing.slice.requests
+                / 8;
+            rx_coalescing.answered(now + passed, 8, 8 * 28);
         }
-        gather.level
+        rx_coalescing.level
     }
 
     const TRIALS: u32 = 1 + 2 * TRIAL;
 
     #[test]
     fn a_number_that_costs_the_client_nothing_stays_and_is_tried_anew_at_last() {
-        let mut gather = Gather::new(Instant::now());
-        assert_eq!(pass(&mut gather, TRIALS + 2 * TRIAL, |_| 10), MOST);
-        assert_eq!(gather.wanted().unwrap().0, MOST * 28);
-        assert_eq!(pass(&mut gather, KEEP, |_| 30), MOST);
-        assert_eq!(pass(&mut gather, TRIALS, |level| if level == 0 { 10 } else { 30 }), 0);
+        let mut rx_coalescing = RxCoalescing::new(Instant::now());
+        assert_eq!(pass(&mut rx_coalescing, TRIALS + 2 * TRIAL, |_| 10), MOST);
+        assert_eq!(rx_coalescing.wanted().unwrap().0, MOST * 28);
+        assert_eq!(pass(&mut rx_coalescing, KEEP, |_| 30), MOST);
+        assert_eq!(pass(&mut rx_coalescing, TRIALS, |level| if level == 0 { 10 } else { 30 }), 0);
     }
 
     #[test]
     fn a_number_that_slows_the_client_is_given_up_for_longer_and_longer() {
         let slow = |level| if level == 0 { 10 } else { 12 };
-        let mut gather = Gather::new(Instant::now());
+        let mut rx_coalescing = RxCoalescing::new(Instant::now());
         for rest in [REST, 2 * REST, 4 * REST] {
-            assert_eq!((pass(&mut gather, TRIALS, slow), gather.rest), (0, rest));
-            assert_eq!(gather.wanted(), None);
-            assert_eq!((pass(&mut gather, rest, slow), gather.rest), (0, 0));
+            assert_eq!((pass(&mut rx_coalescing, TRIALS, slow), rx_coalescing.rest), (0, rest));
+            assert_eq!(rx_coalescing.wanted(), None);
+            assert_eq!((pass(&mut rx_coalescing, rest, slow), rx_coalescing.rest), (0, 0));
         }
         // Sixteen is too many where eight are not.
         let slower = |level| if level == MOST { 12 } else { 10 };
-        assert_eq!(pass(&mut gather, TRIALS + 2 * TRIAL, slower), FEWEST);
+        assert_eq!(pass(&mut rx_coalescing, TRIALS + 2 * TRIAL, slower), FEWEST);
     }
 
     #[test]
     fn who_asks_for_one_thing_at_a_time_is_never_kept_waiting() {
         let mut now = Instant::now();
-        let mut gather = Gather::new(now);
+        let mut rx_coalescing = RxCoalescing::new(now);
         for _ in 0..100 * SLICE {
             now += Duration::from_micros(10);
-            gather.answered(now, 1, 28);
-            assert_eq!(gather.wanted(), None);
+            rx_coalescing.answered(now, 1, 28);
+            assert_eq!(rx_coalescing.wanted(), None);
         }
     }
 
     #[test]
     fn waits_that_were_for_nothing_end_waiting_and_large_requests_begin_none() {
         let now = Instant::now();
-        let mut gather = Gather::new(now);
-        assert_eq!(pass(&mut gather, 1, |_| 10), FEWEST);
-        gather.timed_out(now);
-        assert_eq!(gather.wanted(), None);
-        assert_eq!(pass(&mut gather, REST + TRIALS + 2 * TRIAL, |_| 10), MOST);
-        gather.timed_out(now);
-        assert!(gather.wanted().is_some());
-        gather.timed_out(now);
-        assert_eq!(gather.wanted(), None);
-        let mut gather = Gather::new(now);
-        gather.answered(now, SLICE, SLICE as usize * (128 << 10));
-        assert_eq!((gather.level, gather.wanted()), (FEWEST, None));
+        let mut rx_coalescing = RxCoalescing::new(now);
+        assert_eq!(pass(&mut rx_coalescing, 1, |_| 10), FEWEST);
+        rx_coalescing.timed_out(now);
+        assert_eq!(rx_coalescing.wanted(), None);
+        assert_eq!(pass(&mut rx_coalescing, REST + TRIALS + 2 * TRIAL, |_| 10), MOST);
+        rx_coalescing.timed_out(now);
+        assert!(rx_coalescing.wanted().is_some());
+        rx_coalescing.timed_out(now);
+        assert_eq!(rx_coalescing.wanted(), None);
+        let mut rx_coalescing = RxCoalescing::new(now);
+        rx_coalescing.answered(now, SLICE, SLICE as usize * (128 << 10));
+        assert_eq!((rx_coalescing.level, rx_coalescing.wanted()), (FEWEST, None));
     }
 }
