@@ -46,11 +46,11 @@ impl<S: Read + Write> Wire<S> {
     }
 
     fn receive(&mut self) {
-        if let Some(mut landing) = self.queue.landing() {
+        if let Some(mut landing) = self.queue.direct_recv() {
             let (start, end) = (landing.start, landing.end);
             let got = self.stream.read(&mut landing.buffer.bytes_mut()[start..end]).unwrap();
             assert_ne!(got, 0, "the connection ended");
-            return self.queue.landed(landing, got);
+            return self.queue.direct_received(landing, got);
         }
         let mut some = [0; 4096];
         let got = self.stream.read(&mut some).unwrap();
