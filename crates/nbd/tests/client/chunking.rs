@@ -77,7 +77,7 @@ fn play(form: Option<Form>, pieces: &[usize], in_place: bool) -> Outcome {
             if in_place && stage.is_empty() { talk.client.direct_recv() } else { None }
         {
             let got = (end - at).min(landing.end - landing.start);
-            let place = landing.start..direct_recv.start + got;
+            let place = landing.start..landing.start + got;
             landing.buffer.bytes_mut()[place].copy_from_slice(&said[at..at + got]);
             at += got;
             talk.client.direct_received(landing, got);

@@ -221,7 +221,7 @@ impl World {
             && let Some(mut landing) = session.direct_recv()
         {
             let got = self.arrived.0.min(landing.end - landing.start);
-            let place = landing.start..direct_recv.start + got;
+            let place = landing.start..landing.start + got;
             landing.buffer.bytes_mut()[place].copy_from_slice(&self.to_server[..got]);
             self.to_server.drain(..got);
             self.arrived.0 -= got;
@@ -242,7 +242,7 @@ impl World {
             && let Some(mut landing) = self.client.direct_recv()
         {
             let got = self.arrived.1.min(landing.end - landing.start);
-            let place = landing.start..direct_recv.start + got;
+            let place = landing.start..landing.start + got;
             landing.buffer.bytes_mut()[place].copy_from_slice(&self.to_client[..got]);
             self.to_client.drain(..got);
             self.arrived.1 -= got;

@@ -387,7 +387,7 @@ impl World {
             && let Some(mut landing) = session.direct_recv()
         {
             let got = fresh.min(landing.end - landing.start);
-            let place = landing.start..direct_recv.start + got;
+            let place = landing.start..landing.start + got;
             landing.buffer.bytes_mut()[place].copy_from_slice(&way.bytes[..got]);
             way.arrived += got;
             way.take(got);
@@ -414,7 +414,7 @@ impl World {
             && let Some(mut landing) = line.host.direct_recv()
         {
             let got = fresh.min(landing.end - landing.start);
-            let place = landing.start..direct_recv.start + got;
+            let place = landing.start..landing.start + got;
             landing.buffer.bytes_mut()[place].copy_from_slice(&way.bytes[..got]);
             way.arrived += got;
             way.take(got);
