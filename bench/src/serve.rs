@@ -57,7 +57,7 @@ pub(crate) fn serve(options: &Serve) -> Result<()> {
         path => Disk::File(path.into()),
     };
     let catalogue = Arc::new(Catalogue::default());
-    catalogue.lend(Arc::new(lend(&disk)?));
+    catalogue.publish(Arc::new(lend(&disk)?));
     let target = Target::new(catalogue);
     let driver = match options.io.as_str() {
         "uring" => Driver::Uring,

@@ -242,7 +242,7 @@ impl Link {
                     assert!(!self.closed, "nothing is sent after the end");
                     segment.parts().iter().for_each(|part| self.down.extend_from_slice(part));
                 }
-                Step::Report(Event::PairingRequested { knock, .. }) => {
+                Step::Report(Event::PairingRequested { request: knock, .. }) => {
                     assert!(self.honest, "only who has the code is heard");
                     assert_eq!((knock.host.as_str(), self.knock), ("nqn.fuzz", None));
                     self.knock = Some(knock.number);

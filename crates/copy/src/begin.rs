@@ -254,7 +254,7 @@ fn sample(
     }
     let mut source = Errand::new(ends.source, patience, stop);
     let mut destination = Errand::new(ends.destination, patience, stop);
-    let account = Pool::new(Pool::LARGEST).open();
+    let account = Pool::new(Pool::MAX_BUFFER).open();
     for range in samples(map, finished) {
         let there = range.start..range.end.min(ends.destination.disk.bytes);
         let one = read(&mut source, &account, &range)?;

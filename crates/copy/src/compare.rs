@@ -105,7 +105,7 @@ impl Compare {
         let mut source = Errand::new(&self.source, self.patience, halt);
         let mut destination = Errand::new(&self.destination, self.patience, halt);
         destination.distrust()?;
-        let account = Pool::new(2 * Pool::LARGEST).open();
+        let account = Pool::new(2 * Pool::MAX_BUFFER).open();
         while let Some(item) = self.take() {
             let wrong = match &item {
                 Item::Piece(mark) => self.piece(&mut destination, &account, mark)?,

@@ -25,7 +25,7 @@ use crate::traffic::Target;
 use crate::{Disk, Failed, Finish, Outcome, Phase, Pipe, Place, Refusal, Settings, Trouble, Work};
 
 /// Bytes of a piece.
-const PIECE: usize = Pool::LARGEST;
+const PIECE: usize = Pool::MAX_BUFFER;
 
 /// How long to wait at once.
 const WAIT: Duration = Duration::from_millis(100);

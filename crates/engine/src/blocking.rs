@@ -43,7 +43,7 @@ pub(crate) fn adopt(
         let _farewell = Farewell { shared: &shared, inbox: &inbox };
         // Without memory for it the connection is closed: its peer may try again.
         let Some(recv_buffer) = RecvBuffer::with(&link.take()) else { return };
-        let pool = Pool::within(memory, shared.budget.clone());
+        let pool = Pool::with_budget(memory, shared.budget.clone());
         let account = pool.open_for(link.peer().tenant());
         let session = open(link.peer(), account, Instant::now());
         Connection::new(&shared, link, session, inbox.clone(), recv_buffer, pool).run();

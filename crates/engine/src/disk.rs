@@ -277,7 +277,7 @@ fn zeros() -> Option<Rc<Buffer>> {
         if let Some(zeros) = kept.upgrade() {
             return Some(zeros);
         }
-        let mut buffer = Pool::new(0).open().take(Pool::LARGEST)?;
+        let mut buffer = Pool::new(0).open().take(Pool::MAX_BUFFER)?;
         buffer.bytes_mut().fill(0);
         let zeros = Rc::new(buffer);
         *kept = Rc::downgrade(&zeros);

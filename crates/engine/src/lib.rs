@@ -227,7 +227,7 @@ impl Engine {
 
     /// Accepts connections at `listener`, a socket of [`bind`] or any other that listens on TCP or a Unix address, and has
     /// `open` make a session for each that `security` lets in. Returns the address at which it listens, and
-    /// [`Peer::HERE`] for one that is no network's.
+    /// [`Peer::LOCAL`] for one that is no network's.
     ///
     /// # Errors
     /// It is not such a socket.

@@ -112,7 +112,7 @@ impl Acceptor {
         Ok(Self { fresh, table, inbox, thread })
     }
 
-    /// Accepts from `socket` from now on. Returns the address with the port that it has; [`Peer::HERE`] for a Unix socket.
+    /// Accepts from `socket` from now on. Returns the address with the port that it has; [`Peer::LOCAL`] for a Unix socket.
     ///
     /// # Errors
     /// It is no such socket.
@@ -124,7 +124,7 @@ impl Acceptor {
     ) -> io::Result<SocketAddr> {
         let bound = match Kind::of(&socket)? {
             Kind::Tcp => rustix::net::getsockname(&socket)?.try_into()?,
-            Kind::Unix => Peer::HERE,
+            Kind::Unix => Peer::LOCAL,
         };
         if !sockopt::socket_acceptconn(&socket)? {
             return Err(Errno::INVAL.into());
@@ -399,7 +399,7 @@ fn peer_of(socket: &OwnedFd, auth: Auth) -> Result<Peer, Errno> {
     let kind = Kind::of(socket)?;
     let remote = rustix::net::getpeername(socket)?;
     if kind == Kind::Unix {
-        return Ok(Peer { remote: Peer::HERE, local: Peer::HERE, auth, channel: None });
+        return Ok(Peer { remote: Peer::LOCAL, local: Peer::LOCAL, auth, channel: None });
     }
     let local = rustix::net::getsockname(socket)?;
     let remote = remote.ok_or(Errno::NOTCONN)?;

@@ -157,7 +157,8 @@ mod test {
     #[test]
     fn what_is_not_taken_does_not_wait_in_the_socket() {
         let (near, mut far) = UnixStream::pair().unwrap();
-        let peer = Peer { remote: Peer::HERE, local: Peer::HERE, auth: Auth::None, channel: None };
+        let peer =
+            Peer { remote: Peer::LOCAL, local: Peer::LOCAL, auth: Auth::None, channel: None };
         let table = ConnectionTable::new(Bounds { total: 1, newcomers: 1 });
         let link = table.enter(near.into(), peer).unwrap();
         let negotiation = |bytes: &[u8]| {

@@ -72,11 +72,12 @@ fn a_unix_socket_is_served_like_any_other() {
         let listener = UnixListener::bind(&path).unwrap();
         let security = Security::open();
         let at = house.engine.accept(listener.into(), security, house.open.clone()).unwrap();
-        assert_eq!(at, Peer::HERE);
+        assert_eq!(at, Peer::LOCAL);
         let mut clients: Vec<_> =
             (0..10).map(|_| client(UnixStream::connect(&path).unwrap())).collect();
         clients.iter_mut().for_each(works);
-        let here = Peer { remote: Peer::HERE, local: Peer::HERE, auth: Auth::None, channel: None };
+        let here =
+            Peer { remote: Peer::LOCAL, local: Peer::LOCAL, auth: Auth::None, channel: None };
         assert_eq!(house.peers.lock().unwrap()[..], vec![here; 10]);
         drop(clients);
         wait_for("the clients to go", || house.engine.connections() == 0);
@@ -124,7 +125,7 @@ fn a_connection_that_is_there_already_is_taken_in() {
         let (far_tcp, from) = listener.accept().unwrap();
         let (unix, far_unix) = UnixStream::pair().unwrap();
         let ends: [(OwnedFd, OwnedFd, _); 2] =
-            [(tcp.into(), far_tcp.into(), from), (unix.into(), far_unix.into(), Peer::HERE)];
+            [(tcp.into(), far_tcp.into(), from), (unix.into(), far_unix.into(), Peer::LOCAL)];
         for (near, far, from) in ends {
             // One that does not block works as well, and nothing waits by trying.
             rustix::io::ioctl_fionbio(&far, true).unwrap();

@@ -21,14 +21,18 @@ pub enum Purpose {
     /// stops the stream.
     Stream,
     /// What a command needs that holds memory already: waits for the disk, or for the peer to read.
-    Second,
+    SecondPhase,
     /// Sealed records: waits for the peer to read.
-    Sealed,
+    TlsRecords,
 }
 
 /// The parts of a budget, in eighths.
-const EIGHTHS: [(Purpose, usize); 4] =
-    [(Purpose::Transfer, 3), (Purpose::Stream, 2), (Purpose::Second, 1), (Purpose::Sealed, 2)];
+const EIGHTHS: [(Purpose, usize); 4] = [
+    (Purpose::Transfer, 3),
+    (Purpose::Stream, 2),
+    (Purpose::SecondPhase, 1),
+    (Purpose::TlsRecords, 2),
+];
 
 /// The memory for payloads that all threads have together.
 pub struct Budget {
@@ -57,11 +61,11 @@ pub struct Share {
 
 impl Budget {
     /// The least that a budget has, in bytes: several buffers of the largest size for each purpose.
-    pub const LEAST: usize = 32 << 20;
+    pub const MIN: usize = 32 << 20;
 
-    /// A budget of `limit` bytes, but not less than [`Budget::LEAST`].
+    /// A budget of `limit` bytes, but not less than [`Budget::MIN`].
     pub fn new(limit: usize) -> Arc<Self> {
-        let limit = limit.max(Self::LEAST);
+        let limit = limit.max(Self::MIN);
         let part = |(_, eighths)| Part { limit: limit / 8 * eighths, used: Counter::default() };
         let allocated = AtomicUsize::new(0);
         Arc::new(Self { parts: EIGHTHS.map(part), shares: Mutex::default(), allocated, limit })
@@ -169,7 +173,7 @@ mod test {
             left -= held;
         }
         // Memory held for one purpose does not reduce that for another.
-        assert_eq!(fill(&greedy, Purpose::Second, true), 16 << 20);
+        assert_eq!(fill(&greedy, Purpose::SecondPhase, true), 16 << 20);
     }
 
     #[test]

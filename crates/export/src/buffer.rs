@@ -46,15 +46,15 @@ struct Shared {
 
 impl Pool {
     /// The largest buffer that there is, in bytes.
-    pub const LARGEST: usize = PAGE << (CLASSES - 1);
+    pub const MAX_BUFFER: usize = PAGE << (CLASSES - 1);
 
     /// A pool whose accounts share `limit` bytes, with a budget of its own.
     pub fn new(limit: usize) -> Self {
-        Self::within(limit, Budget::new(usize::MAX))
+        Self::with_budget(limit, Budget::new(usize::MAX))
     }
 
     /// A pool whose accounts share `limit` bytes, as far as `budget` has them.
-    pub fn within(limit: usize, budget: Arc<Budget>) -> Self {
+    pub fn with_budget(limit: usize, budget: Arc<Budget>) -> Self {
         let free = RefCell::new([const { Vec::new() }; CLASSES]);
         let (accounts, cached, is_short) = Default::default();
         Self(Rc::new(Shared { limit, accounts, cached, free, budget, is_short }))
@@ -126,7 +126,7 @@ impl Drop for Shared {
     }
 }
 
-/// The smallest class that holds `len` bytes; `len` is at most [`Pool::LARGEST`].
+/// The smallest class that holds `len` bytes; `len` is at most [`Pool::MAX_BUFFER`].
 fn class_of(len: usize) -> usize {
     len.div_ceil(PAGE).next_power_of_two().trailing_zeros() as usize
 }
@@ -156,9 +156,9 @@ impl Account {
 
     /// A buffer of `len` bytes, or nothing: when the account is at its bound (wait until one of its buffers comes back), its
     /// host or all hosts are at theirs, the system has no memory (wait, or ask again after a while), or `len` is above
-    /// [`Pool::LARGEST`]. What the buffer holds is whatever was there before.
+    /// [`Pool::MAX_BUFFER`]. What the buffer holds is whatever was there before.
     pub fn take(&self, len: usize) -> Option<Buffer> {
-        if len > Pool::LARGEST {
+        if len > Pool::MAX_BUFFER {
             return None;
         }
         let class = class_of(len);
@@ -280,8 +280,8 @@ mod test {
     #[test]
     fn an_account_that_holds_nothing_gets_one_buffer_of_any_size() {
         let account = Pool::new(PAGE).open();
-        assert!(account.take(Pool::LARGEST).is_some());
-        assert!(account.take(Pool::LARGEST + 1).is_none());
+        assert!(account.take(Pool::MAX_BUFFER).is_some());
+        assert!(account.take(Pool::MAX_BUFFER + 1).is_none());
     }
 
     #[test]
@@ -289,7 +289,7 @@ mod test {
         let pool = Pool::new(8 << 20);
         let first = pool.open();
         assert_eq!(first.share(), 8 << 20);
-        let second = first.sibling(Purpose::Second);
+        let second = first.sibling(Purpose::SecondPhase);
         assert_eq!(first.share(), 4 << 20);
         drop(second);
         assert_eq!(first.share(), 8 << 20);
@@ -300,15 +300,17 @@ mod test {
     #[test]
     fn what_the_budget_does_not_have_is_refused_and_that_is_known() {
         let budget = Budget::new(0);
-        let pools =
-            [Pool::within(64 << 20, budget.clone()), Pool::within(64 << 20, budget.clone())];
+        let pools = [
+            Pool::with_budget(64 << 20, budget.clone()),
+            Pool::with_budget(64 << 20, budget.clone()),
+        ];
         let accounts = pools.each_ref().map(Pool::open);
         let mut held = Vec::new();
-        held.extend(std::iter::from_fn(|| accounts[0].take(Pool::LARGEST)));
+        held.extend(std::iter::from_fn(|| accounts[0].take(Pool::MAX_BUFFER)));
         assert!(!held.is_empty() && held.len() < 12 && pools[0].was_short());
         // Another purpose has memory of its own, and the first buffer of another account has some, too.
-        assert!(accounts[0].sibling(Purpose::Second).take(Pool::LARGEST).is_some());
-        assert!(accounts[1].take(Pool::LARGEST).is_some());
+        assert!(accounts[0].sibling(Purpose::SecondPhase).take(Pool::MAX_BUFFER).is_some());
+        assert!(accounts[1].take(Pool::MAX_BUFFER).is_some());
         assert!(!pools[0].was_short() && !pools[1].was_short());
         drop(held);
         drop((accounts, pools));

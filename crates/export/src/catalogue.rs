@@ -17,7 +17,7 @@ pub struct Catalogue {
 
 impl Catalogue {
     /// Lends `export` from now on, in place of one of the same name if there is one.
-    pub fn lend(&self, export: Arc<Export>) {
+    pub fn publish(&self, export: Arc<Export>) {
         let mut lent = self.lent.write().unwrap_or_else(|poison| poison.into_inner());
         let replaced = lent.iter().position(|other| other.nqn == export.nqn);
         replaced.map(|at| lent.remove(at)).iter().for_each(|other| self.retire(other));
@@ -165,8 +165,8 @@ mod test {
 
     fn catalogue(host: Host) -> Catalogue {
         let catalogue = Catalogue::default();
-        catalogue.lend(export("a"));
-        catalogue.lend(export("b"));
+        catalogue.publish(export("a"));
+        catalogue.publish(export("b"));
         catalogue.set_policy(Policy { hosts: vec![Arc::new(host)] });
         catalogue
     }
@@ -203,14 +203,14 @@ mod test {
     fn export_lent_anew_waits_for_writes_to_the_one_before() {
         let catalogue = Catalogue::default();
         let old = export("a");
-        catalogue.lend(old.clone());
+        catalogue.publish(old.clone());
         let before = Grant::new(old.clone());
         let in_flight = write(&before).unwrap();
         // Lending the same export again replaces none.
-        catalogue.lend(old.clone());
+        catalogue.publish(old.clone());
         assert!(!old.has_orphans());
         let new = export("a");
-        catalogue.lend(new.clone());
+        catalogue.publish(new.clone());
         let grant = Grant::new(new.clone());
         assert_eq!(write(&grant).err(), Some(crate::Fault::Busy));
         assert!(new.has_orphans() && !old.is_contended());
@@ -222,9 +222,9 @@ mod test {
     fn export_lent_anew_waits_for_later_writes_to_the_one_before() {
         let catalogue = Catalogue::default();
         let (old, new) = (export("a"), export("a"));
-        catalogue.lend(old.clone());
+        catalogue.publish(old.clone());
         let before = Grant::new(old.clone());
-        catalogue.lend(new.clone());
+        catalogue.publish(new.clone());
         let in_flight = write(&before).unwrap();
         let grant = Grant::new(new.clone());
         assert_eq!(write(&grant).err(), Some(crate::Fault::Busy));
@@ -236,13 +236,13 @@ mod test {
     fn nobody_is_alone_while_the_export_before_is_written() {
         let catalogue = Catalogue::default();
         let (old, new) = (export("a"), export("a"));
-        catalogue.lend(old.clone());
+        catalogue.publish(old.clone());
         let in_flight = write(&Grant::new(old.clone())).unwrap();
-        catalogue.lend(new.clone());
+        catalogue.publish(new.clone());
         let right = crate::Exclusive::claim(&new).unwrap();
-        assert!(!right.is_alone());
+        assert!(!right.is_drained());
         drop(in_flight.finish(Ok(())));
-        assert!(old.is_contended() && right.is_alone());
+        assert!(old.is_contended() && right.is_drained());
     }
 
     #[test]
@@ -260,14 +260,14 @@ mod test {
     #[test]
     fn a_host_must_show_every_key_that_it_has() {
         for (tls, chap, channel, proven, expected) in [
-            (true, false, None, None, Err(Refusal::NoChannel)),
-            (true, false, Some(8), None, Err(Refusal::NoChannel)),
+            (true, false, None, None, Err(Refusal::TlsRequired)),
+            (true, false, Some(8), None, Err(Refusal::TlsRequired)),
             (true, false, Some(7), None, Ok(Access::Writable)),
-            (true, true, Some(7), None, Err(Refusal::NoProof)),
-            (true, true, None, Some(7), Err(Refusal::NoChannel)),
+            (true, true, Some(7), None, Err(Refusal::ChapRequired)),
+            (true, true, None, Some(7), Err(Refusal::TlsRequired)),
             (true, true, Some(7), Some(7), Ok(Access::Writable)),
-            (false, true, None, None, Err(Refusal::NoProof)),
-            (false, true, None, Some(8), Err(Refusal::NoProof)),
+            (false, true, None, None, Err(Refusal::ChapRequired)),
+            (false, true, None, Some(8), Err(Refusal::ChapRequired)),
             (false, true, None, Some(7), Ok(Access::Writable)),
             // A channel whose key came out of the proof.
             (false, true, Some(7), None, Ok(Access::Writable)),
@@ -302,12 +302,12 @@ mod test {
         assert_eq!(shows(host(true, false, read), true, "laptop"), Ok(Access::ReadOnly));
         assert_eq!(shows(host(true, false, read), true, "host"), Ok(Access::ReadOnly));
         for (host, certified, name, refusal) in [
-            (host(true, false, ALL), true, "tower", Refusal::NoChannel),
-            (host(true, false, ALL), true, "", Refusal::NoChannel),
-            (host(true, false, ALL), false, "laptop", Refusal::NoChannel),
+            (host(true, false, ALL), true, "tower", Refusal::TlsRequired),
+            (host(true, false, ALL), true, "", Refusal::TlsRequired),
+            (host(true, false, ALL), false, "laptop", Refusal::TlsRequired),
             // What proves it within the protocol is another key, and no certificate does for that.
-            (host(true, true, ALL), true, "laptop", Refusal::NoProof),
-            (host(false, true, ALL), true, "laptop", Refusal::NoProof),
+            (host(true, true, ALL), true, "laptop", Refusal::ChapRequired),
+            (host(false, true, ALL), true, "laptop", Refusal::ChapRequired),
         ] {
             assert_eq!(shows(host, certified, name), Err(refusal), "{name}");
         }

@@ -49,7 +49,7 @@ pub enum Event {
         /// From where.
         peer: Peer,
         /// Who, and what for.
-        knock: Arc<PairingRequest>,
+        request: Arc<PairingRequest>,
     },
     /// A peer broke a rule of the protocol and was cut off.
     Violation {

@@ -290,7 +290,7 @@ impl Exclusive {
     }
 
     /// Whether the writes that were under way have ended, to this export and to those in whose place it was lent.
-    pub fn is_alone(&self) -> bool {
+    pub fn is_drained(&self) -> bool {
         self.0.writers.load(Ordering::Acquire) == EXCLUSIVE && !self.0.has_orphans()
     }
 

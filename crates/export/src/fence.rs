@@ -158,7 +158,7 @@ mod test {
         let export = export();
         let grant = Grant::new(export.clone());
         let in_flight = write(&grant).unwrap();
-        let renewed = Grant::new(export.clone()).continuing(&grant).read_only();
+        let renewed = Grant::new(export.clone()).with_fence_of(&grant).read_only();
         drop(grant);
         assert!(!export.has_orphans(), "the connection has it still");
         drop(renewed);

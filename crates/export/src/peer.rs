@@ -18,7 +18,7 @@ pub enum Auth {
 /// The two ends of a connection, and what protects it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// Where the peer connects from; [`Peer::HERE`] for one that came by no network: a Unix socket, or a descriptor that
+    /// Where the peer connects from; [`Peer::LOCAL`] for one that came by no network: a Unix socket, or a descriptor that
     /// this program was started with.
     pub remote: SocketAddr,
     /// The address of ours that it connected to.
@@ -67,7 +67,7 @@ impl Peer {
     }
 
     /// The address of a peer on this machine that came by no network.
-    pub const HERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+    pub const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 }
 
 /// A channel that nobody else reads or changes (TLS 1.3), and whose ends have proven to each other that they know a key.

@@ -83,12 +83,12 @@ impl Host {
             channel.is_some_and(|channel| channel.certified && self.is(&channel.identity));
         let secured = keyed || certified;
         if self.tls.is_some() && !secured {
-            return Err(Refusal::NoChannel);
+            return Err(Refusal::TlsRequired);
         }
         // Without a key of its own for the channel, the channel's key came out of the other proof.
         let proven = caller.proven == Some(self.key) || (self.tls.is_none() && keyed);
         if self.chap.is_some() && !proven {
-            return Err(Refusal::NoProof);
+            return Err(Refusal::ChapRequired);
         }
         if self.tls.is_none() && self.chap.is_none() { Err(Refusal::NotAllowed) } else { Ok(()) }
     }
@@ -136,7 +136,7 @@ pub enum Refusal {
     /// The owner has not let this host in, or not to this disk.
     NotAllowed,
     /// The host must come in a channel that its key secures.
-    NoChannel,
+    TlsRequired,
     /// The host must prove that it knows its key.
-    NoProof,
+    ChapRequired,
 }

@@ -122,7 +122,7 @@ impl Grant {
 
     /// The same for a connection that has had `before` so far: its writes in flight stay its own.
     #[must_use]
-    pub fn continuing(self, before: &Self) -> Self {
+    pub fn with_fence_of(self, before: &Self) -> Self {
         let same = Arc::ptr_eq(&self.export, &before.export);
         if same { Self { fence: before.fence.clone(), ..self } } else { self }
     }
@@ -156,7 +156,7 @@ impl Grant {
     ///
     /// # Errors
     /// As [`Grant::admit`].
-    pub fn admit_alone(
+    pub fn admit_exclusive(
         &self,
         request: Request,
         right: &Exclusive,
@@ -385,13 +385,13 @@ mod test {
         let grant = grant(Access::Writable);
         let under_way = grant.admit(request(WRITE, 0, 1)).unwrap();
         let right = Exclusive::claim(grant.export()).unwrap();
-        assert!(!right.is_alone());
+        assert!(!right.is_drained());
         assert!(Exclusive::claim(grant.export()).is_none());
         assert_eq!(grant.admit(request(WRITE, 1, 1)).unwrap_err().fault, Fault::Busy);
         assert!(grant.admit(request(Op::Read, 1, 1)).is_ok());
         let _ = under_way.finish(Ok(()));
-        assert!(right.is_alone());
-        assert!(grant.admit_alone(request(WRITE, 1, 1), &right).is_ok());
+        assert!(right.is_drained());
+        assert!(grant.admit_exclusive(request(WRITE, 1, 1), &right).is_ok());
         drop(right);
         assert!(grant.admit(request(WRITE, 1, 1)).is_ok());
     }
@@ -404,7 +404,7 @@ mod test {
             let intruder = scope
                 .spawn(|| (0..20_000).all(|_| grant.admit(request(Op::Discard, 0, 1)).is_err()));
             while !intruder.is_finished() {
-                assert!(right.is_alone());
+                assert!(right.is_drained());
             }
             assert!(intruder.join().unwrap());
         });

@@ -167,7 +167,7 @@ impl PairingSession {
         self.phase = Phase::Waiting(Box::new(Wait { server, number, seal, host: host.clone() }));
         self.until = Some(self.now + ANSWER);
         let knock = Arc::new(PairingRequest { number, host, name, writable, secret });
-        let event = Event::PairingRequested { peer: self.peer.clone(), knock };
+        let event = Event::PairingRequested { peer: self.peer.clone(), request: knock };
         self.out.push_back(Step::Report(event));
     }
 

@@ -284,7 +284,7 @@ const UNIX: &str = "unix";
 
 /// Where a peer is, with its port; one that came by no network is at the other end of a Unix socket.
 fn address(peer: &Peer) -> String {
-    if peer.remote == Peer::HERE { UNIX.to_owned() } else { peer.remote.to_string() }
+    if peer.remote == Peer::LOCAL { UNIX.to_owned() } else { peer.remote.to_string() }
 }
 
 /// A host as people call it: by its owner's name, if it has shown a key, else by the name that it gives itself.
@@ -496,7 +496,7 @@ impl Happening {
                 written,
                 shown: Shown::of(&peer, None, policy),
             },
-            Event::PairingRequested { peer, knock } => Self::Asking {
+            Event::PairingRequested { peer, request: knock } => Self::Asking {
                 host: knock.host.clone(),
                 name: knock.name.clone(),
                 address: address(&peer),
@@ -756,7 +756,7 @@ mod test {
 
     #[test]
     fn who_gives_no_name_and_comes_by_no_network_is_told_as_such() {
-        let peer = Peer { remote: Peer::HERE, local: Peer::HERE, ..peer() };
+        let peer = Peer { remote: Peer::LOCAL, local: Peer::LOCAL, ..peer() };
         let host = String::new();
         let attached = Event::Attached { export: export(), peer: peer.clone(), host, proven: None };
         let happening = Happening::of(attached, &Policy::default(), Protocol::Nbd);

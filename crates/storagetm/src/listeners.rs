@@ -202,7 +202,7 @@ impl Listeners {
         let is_it = |bound: &&Bound| bound.listener.leads_to(peer.local);
         match self.bound.iter().find(is_it) {
             Some(bound) => bound.listener.serves.protocol(),
-            None if peer.local == Peer::HERE => Protocol::Nbd,
+            None if peer.local == Peer::LOCAL => Protocol::Nbd,
             None => Protocol::Nvme,
         }
     }
@@ -438,7 +438,7 @@ mod test {
         let speaks = |text: &str| listeners.protocol_of(&peer(text.parse().unwrap()));
         assert_eq!(speaks("10.0.0.1:7"), Protocol::Nbd);
         assert_eq!(speaks("127.0.0.1:4420"), Protocol::Nvme);
-        assert_eq!(listeners.protocol_of(&peer(Peer::HERE)), Protocol::Nbd);
+        assert_eq!(listeners.protocol_of(&peer(Peer::LOCAL)), Protocol::Nbd);
         let said = json(&listeners.said());
         let last = r#"{"event":"listening","protocol":"nbd","path":"/run/x","serves":["disks"],"keyed":false}"#;
         assert_eq!(said[2], last);

@@ -464,7 +464,7 @@ impl Server {
         self.ledger.record(&event, self.admission.policy());
         self.faults.record(&event, count);
         match event {
-            Event::PairingRequested { peer, knock } => {
+            Event::PairingRequested { peer, request: knock } => {
                 return self.knocked(Caller { peer, knock }, now);
             }
             Event::Detached { ref export, .. } if !export.is_gone() => self.settle(export),

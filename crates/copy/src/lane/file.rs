@@ -202,7 +202,7 @@ impl FilePlace {
             writable,
             extents: !opened.device,
             zeroes: if writable { HOLE } else { 0 },
-            largest: u32::try_from(Pool::LARGEST).unwrap_or(u32::MAX),
+            largest: u32::try_from(Pool::MAX_BUFFER).unwrap_or(u32::MAX),
             lanes: usize::MAX,
             remote: false,
             fresh: self.fresh.load(Ordering::Acquire),

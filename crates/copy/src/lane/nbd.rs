@@ -158,7 +158,7 @@ impl NbdPlace {
             writable: opened.is_writable(),
             extents: opened.extents,
             zeroes: zeroes(opened),
-            largest: opened.largest.min(u32::try_from(Pool::LARGEST).unwrap_or(u32::MAX)),
+            largest: opened.largest.min(u32::try_from(Pool::MAX_BUFFER).unwrap_or(u32::MAX)),
             lanes: if shared { LANES } else { 1 },
             remote: true,
             fresh: false,

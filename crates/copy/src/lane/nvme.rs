@@ -241,7 +241,7 @@ impl NvmePlace {
         let blocks = namespace.figure.nsze.get();
         let bytes = blocks.checked_mul(1 << shift).filter(|bytes| i64::try_from(*bytes).is_ok());
         let bytes = bytes.ok_or_else(|| self.refuse(&"the disk says a size that cannot be"))?;
-        let most = attached.controller.largest_transfer().min(Pool::LARGEST as u64);
+        let most = attached.controller.largest_transfer().min(Pool::MAX_BUFFER as u64);
         let most = u32::try_from(most).unwrap_or(u32::MAX);
         Ok(Disk {
             name: self.name.clone(),

@@ -48,14 +48,14 @@ pub(super) fn threads(settings: &Settings, ends: &[&Target]) -> usize {
 /// Bytes of a request that all ends allow: a power of two.
 pub(super) fn chunk(settings: &Settings, ends: &[&Target]) -> u64 {
     let largest = ends.iter().map(|end| end.disk.largest).min().unwrap_or(0).min(settings.chunk);
-    let largest = u64::from(largest).clamp(sector(ends), Pool::LARGEST as u64);
+    let largest = u64::from(largest).clamp(sector(ends), Pool::MAX_BUFFER as u64);
     1 << largest.ilog2()
 }
 
 /// The smallest request that all ends allow, in bytes.
 pub(super) fn sector(ends: &[&Target]) -> u64 {
     let block = ends.iter().map(|end| end.disk.block).max().unwrap_or(0);
-    u64::from(block).clamp(512, Pool::LARGEST as u64)
+    u64::from(block).clamp(512, Pool::MAX_BUFFER as u64)
 }
 
 /// How the threads of a stage work.

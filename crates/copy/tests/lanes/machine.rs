@@ -72,7 +72,7 @@ impl Machine {
         let mut export = Export::new(&path, &nqn, identity, geometry, BYTES as u64, disk);
         export.access = Access::Writable;
         export.discard = true;
-        self.catalogue.lend(Arc::new(export));
+        self.catalogue.publish(Arc::new(export));
     }
 
     /// What is on a disk now.

@@ -311,7 +311,7 @@ fn wrap(records: Records, phase: Bytes, open: Open) -> Open {
     let records = Mutex::new(Some((records, phase)));
     Arc::new(move |peer: Peer, account, now| {
         let records = records.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let sealed = account.sibling(Purpose::Sealed);
+        let sealed = account.sibling(Purpose::TlsRecords);
         let session = open(peer.clone(), account, now);
         match records {
             Some((records, phase)) => {

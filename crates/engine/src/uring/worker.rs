@@ -148,7 +148,7 @@ impl Worker {
             turn,
             connections: Slots::default(),
             dirty: Vec::new(),
-            pool: Pool::within(config.memory, shared.budget.clone()),
+            pool: Pool::with_budget(config.memory, shared.budget.clone()),
             shared,
             inbox,
             load,

@@ -177,7 +177,7 @@ impl Toy {
         let op = command.disk_op();
         let request = Request { op, lba: u64::from(command.lba), blocks, buffer, ticket };
         let admitted = match &alone {
-            Some(right) => self.grant.admit_alone(request, right),
+            Some(right) => self.grant.admit_exclusive(request, right),
             None => self.grant.admit(request),
         };
         match admitted {

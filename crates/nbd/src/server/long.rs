@@ -58,8 +58,10 @@ impl Session {
             return;
         }
         if let Some(at) = self.longs.pop_front() {
-            let account =
-                self.long_reads.get_or_insert_with(|| self.reads.sibling(Purpose::Second)).clone();
+            let account = self
+                .long_reads
+                .get_or_insert_with(|| self.reads.sibling(Purpose::SecondPhase))
+                .clone();
             self.long = Some(Box::new(Long::new(at, account)));
             self.advance(at);
         }

@@ -131,7 +131,7 @@ impl Session {
     fn renew(&mut self, grant: Grant) {
         let Some(link) = &mut self.link else { return };
         let before = link.grant.access();
-        let grant = grant.continuing(&link.grant);
+        let grant = grant.with_fence_of(&link.grant);
         link.grant = if before == Access::ReadOnly { grant.read_only() } else { grant };
     }
 }
@@ -141,7 +141,7 @@ fn why(refusal: Refusal) -> &'static str {
     match refusal {
         Refusal::Unknown => "no disk of that name is lent to this host",
         Refusal::NotAllowed => "access denied to this host",
-        Refusal::NoChannel => "it must come over TLS with its key",
-        Refusal::NoProof => "its key is for NVMe/TCP only",
+        Refusal::TlsRequired => "it must come over TLS with its key",
+        Refusal::ChapRequired => "its key is for NVMe/TCP only",
     }
 }

@@ -305,7 +305,7 @@ impl Link {
         let long = header.len > MAX_PAYLOAD.into();
         let whole = (header.offset | header.len) & self.mask() == 0;
         match command {
-            Command::Read { whole: true } if long || end - first > Pool::LARGEST as u64 => {
+            Command::Read { whole: true } if long || end - first > Pool::MAX_BUFFER as u64 => {
                 Err(EOVERFLOW)
             }
             Command::Read { .. } if long => Err(EINVAL),

@@ -117,7 +117,7 @@ fn a_disk_that_is_lent_again_is_another_size() {
     smaller.resize(SIZE as u64 / 2);
     world.catalogue.withdraw("nqn.x:sda");
     smaller.access = Access::ReadOnly;
-    world.catalogue.lend(std::sync::Arc::new(smaller));
+    world.catalogue.publish(std::sync::Arc::new(smaller));
     world.notify(&Notice::StateChanged);
     world.reconnect(Options::new("sda"));
     let opened = world.heard.opened.unwrap();

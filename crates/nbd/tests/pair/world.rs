@@ -101,7 +101,7 @@ impl World {
         start: Start,
     ) -> Self {
         let catalogue = Arc::new(Catalogue::default());
-        exports.into_iter().for_each(|export| catalogue.lend(Arc::new(export)));
+        exports.into_iter().for_each(|export| catalogue.publish(Arc::new(export)));
         let (server, pool, now) =
             (Server::new(catalogue.clone()), Pool::new(8 << 20), Instant::now());
         let session = Some(server.session(peer, start, pool.open(), now));

@@ -52,7 +52,7 @@ fn a_write_is_acknowledged_and_read_back() {
 fn r12_reads_are_served_at_any_byte_and_writes_that_are_not_whole_blocks_touch_nothing() {
     for (mode, block) in MODES.into_iter().flat_map(|mode| [512, 4096].map(|block| (mode, block))) {
         let mut world = World::new();
-        world.catalogue.lend(disk(Access::Writable, block, SIZE as u64));
+        world.catalogue.publish(disk(Access::Writable, block, SIZE as u64));
         let id = attach(&mut world, mode);
         let before = world.disk.clone();
         for (offset, len) in [(0, 1), (511, 2), (4095, 4098), (1, 600 * KI), (SIZE - 1, 1)] {
@@ -112,7 +112,7 @@ fn r13_x37_the_last_byte_is_there_and_the_next_is_not() {
 fn x17_a_read_only_export_is_never_written_to() {
     for mode in MODES {
         let mut world = World::new();
-        world.catalogue.lend(disk(Access::ReadOnly, 512, SIZE as u64));
+        world.catalogue.publish(disk(Access::ReadOnly, 512, SIZE as u64));
         let id = attach(&mut world, mode);
         assert_eq!(error_of(&world.ask(id, &write(mode, 1, 0, &[1; 512]))), errno::EPERM);
         for command in [TRIM, WRITE_ZEROES] {
@@ -205,7 +205,7 @@ fn a_disk_that_cannot_trim_is_not_asked_to_and_one_that_finds_it_cannot_is_no_er
     let mut plain =
         export::Export::new("sda", crate::world::DISK, <_>::default(), geometry, 4096, file);
     plain.access = Access::Writable;
-    world.catalogue.lend(plain.into());
+    world.catalogue.publish(plain.into());
     let id = attach(&mut world, Mode::Simple);
     let heard = world.ask(id, &Say::new(TRIM, 1, 0, 512).bytes(Mode::Simple));
     assert_eq!(error_of(&heard), errno::EINVAL);
@@ -290,7 +290,7 @@ fn x26_requests_up_to_the_longest_payload_and_one_byte_more() {
 #[test]
 fn a_very_long_range_of_zeros_goes_to_the_disk_in_strides() {
     let mut world = World::small(0, 512);
-    world.catalogue.lend(disk(Access::Writable, 512, 10 << 30));
+    world.catalogue.publish(disk(Access::Writable, 512, 10 << 30));
     let id = attach(&mut world, Mode::Extended);
     world.conn(id).hold = true;
     world.send(id, &Say::new(WRITE_ZEROES, 1, 512, 5 << 30).bytes(Mode::Extended));

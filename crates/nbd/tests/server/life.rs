@@ -129,7 +129,7 @@ fn r22_a_disk_that_grows_or_shrinks_is_as_long_as_it_is() {
 fn a_disk_that_is_lent_in_another_way_must_be_looked_at_anew() {
     let mut world = World::new();
     let id = attach(&mut world, MODE);
-    world.catalogue.lend(disk(Access::ReadOnly, 512, SIZE as u64));
+    world.catalogue.publish(disk(Access::ReadOnly, 512, SIZE as u64));
     world.notify(Notice::StateChanged);
     assert_eq!(world.conn(id).closed, Some(Reason::Ended));
 }

@@ -134,11 +134,12 @@ struct Greedy(#[allow(dead_code, reason = "what is held")] Vec<Buffer>);
 
 impl Greedy {
     fn new(budget: &Arc<Budget>) -> Self {
-        let pool = Pool::within(usize::MAX, budget.clone());
+        let pool = Pool::with_budget(usize::MAX, budget.clone());
         let mut held = Vec::new();
         for host in 1..20 {
             let one = pool.open_for(Tenant::Host(KeyId::new(host)));
-            let [stream, second] = [Purpose::Stream, Purpose::Second].map(|it| one.sibling(it));
+            let [stream, second] =
+                [Purpose::Stream, Purpose::SecondPhase].map(|it| one.sibling(it));
             for account in [one, stream, second] {
                 for len in [1 << 20, 1 << 16, PAGE] {
                     held.extend(std::iter::from_fn(|| account.take(len)));
@@ -154,7 +155,7 @@ impl Greedy {
 fn r34_memory_refused_now_and_then_costs_no_data() {
     for mode in MODES {
         let budget = Budget::new(0);
-        let mut world = World::of(Pool::within(8 << 20, budget.clone()));
+        let mut world = World::of(Pool::with_budget(8 << 20, budget.clone()));
         let id = attach(&mut world, mode);
         let mut refused = 0;
         for round in 0..63_u64 {

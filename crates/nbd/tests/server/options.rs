@@ -90,7 +90,7 @@ fn export_name_is_answered_without_a_header_and_with_zeroes_unless_they_are_left
 #[test]
 fn a_read_only_export_says_so_and_offers_no_writes() {
     let mut world = World::new();
-    world.catalogue.lend(disk(Access::ReadOnly, 512, SIZE as u64));
+    world.catalogue.publish(disk(Access::ReadOnly, 512, SIZE as u64));
     let id = haggling(&mut world);
     let heard = option_replies(&world.ask(id, &go("sda")));
     let export = InfoExport::read_from_bytes(&heard[0].2).unwrap();
@@ -101,7 +101,7 @@ fn a_read_only_export_says_so_and_offers_no_writes() {
 #[test]
 fn the_list_names_what_is_lent_and_abort_is_acknowledged() {
     let mut world = World::new();
-    world.catalogue.lend(named("/srv/b.img", "nqn.b", Access::ReadOnly, 512, 4096));
+    world.catalogue.publish(named("/srv/b.img", "nqn.b", Access::ReadOnly, 512, 4096));
     let id = haggling(&mut world);
     let heard = option_replies(&world.ask(id, &option(option::LIST, &[])));
     assert_eq!(heard[0], (option::LIST, option::SERVER, b"\0\0\0\x03sda/dev/sda".to_vec()));
@@ -117,7 +117,7 @@ fn the_empty_name_is_the_only_disk_and_no_disk_when_there_are_two() {
     let id = haggling(&mut world);
     let asked = option(option::INFO, &InfoRequest::emit("", &[]));
     assert_eq!(kinds(&world.ask(id, &asked)).last(), Some(&option::ACK));
-    world.catalogue.lend(named("b", "nqn.b", Access::ReadOnly, 512, 4096));
+    world.catalogue.publish(named("b", "nqn.b", Access::ReadOnly, 512, 4096));
     assert_eq!(sole(&world.ask(id, &asked)), option::ERR_UNKNOWN);
 }
 
@@ -267,7 +267,7 @@ fn host(key: u64, rules: Vec<Rule>) -> Host {
 
 fn keyed(access: Access, disk: &str) -> World {
     let world = World::new();
-    world.catalogue.lend(named("/dev/sdb", "nqn.b", Access::Writable, 512, 4096));
+    world.catalogue.publish(named("/dev/sdb", "nqn.b", Access::Writable, 512, 4096));
     let rules = vec![Rule { disk: Some(disk.to_owned()), access }];
     world.catalogue.set_policy(Policy { hosts: vec![host(7, rules).into()] });
     world
@@ -340,7 +340,7 @@ fn read_only_disk_of_odd_size_is_read_to_its_last_byte() {
     for mode in crate::says::MODES {
         let mut world = World::new();
         let odd = 1_000_001;
-        world.catalogue.lend(disk(Access::ReadOnly, 512, odd));
+        world.catalogue.publish(disk(Access::ReadOnly, 512, odd));
         let id = world.open();
         let asked = option(option::INFO, &InfoRequest::emit("sda", &[]));
         let heard = option_replies(&world.ask(id, &[&flags()[..], &asked].concat())[HELLO..]);

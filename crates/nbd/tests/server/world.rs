@@ -69,7 +69,7 @@ impl World {
         let bytes = (0..SIZE / 512).flat_map(block).collect();
         let world = Self::bare(limit, bytes);
         poison(&world.pool);
-        world.catalogue.lend(disk(Access::Writable, 512, SIZE as u64));
+        world.catalogue.publish(disk(Access::Writable, 512, SIZE as u64));
         world
     }
 
@@ -81,7 +81,7 @@ impl World {
     /// A world with a small disk of zeros and no poison: for tests that need many.
     pub(crate) fn small(bytes: usize, block: u32) -> Self {
         let world = Self::bare(8 << 20, vec![0; bytes]);
-        world.catalogue.lend(disk(Access::Writable, block, bytes as u64));
+        world.catalogue.publish(disk(Access::Writable, block, bytes as u64));
         world
     }
 

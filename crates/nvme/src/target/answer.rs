@@ -101,7 +101,7 @@ impl Queue {
             return self.answer(at, Status::INVALID_NAMESPACE.dnr());
         };
         let admitted = match right {
-            Some(right) => grant.admit_alone(request, right),
+            Some(right) => grant.admit_exclusive(request, right),
             None => grant.admit(request),
         };
         match admitted {

@@ -276,7 +276,7 @@ impl Queue {
             pair.right = Exclusive::claim(grant.export());
         }
         let (lba, blocks) = (pair.lba, pair.blocks);
-        if pair.right.as_ref().is_some_and(Exclusive::is_alone) {
+        if pair.right.as_ref().is_some_and(Exclusive::is_drained) {
             self.set_work(at, Work::Pair(pair));
             return self.submit_half(at, Op::Read, lba, blocks, current, None);
         }

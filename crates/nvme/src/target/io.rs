@@ -269,7 +269,7 @@ impl Queue {
     fn start_read(&mut self, at: u16, lba: u64, blocks: u32) {
         let len = (blocks as usize) << self.shift();
         // Only if the disk was replaced by one of larger blocks since the command was checked.
-        if len > Pool::LARGEST {
+        if len > Pool::MAX_BUFFER {
             return self.failed(at, Fault::Gone, Op::Read);
         }
         match self.take(at, len) {
@@ -346,7 +346,7 @@ impl Queue {
     /// A read for a command that holds memory already.
     fn read_late(&mut self, at: u16, lba: u64, blocks: u32) {
         let len = (blocks as usize) << self.shift();
-        if len > Pool::LARGEST {
+        if len > Pool::MAX_BUFFER {
             return self.failed(at, Fault::Gone, Op::Read);
         }
         match self.seconds.take(len) {

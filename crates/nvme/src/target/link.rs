@@ -59,7 +59,7 @@ impl Link {
     pub(super) fn set_grant(&mut self, grant: Option<Grant>) {
         let before = self.grant.take();
         self.grant = match (grant, &before) {
-            (Some(grant), Some(before)) => Some(grant.continuing(before)),
+            (Some(grant), Some(before)) => Some(grant.with_fence_of(before)),
             (grant, _) => grant,
         };
         let is_new = |grant: &&Grant| {

@@ -105,7 +105,7 @@ impl Queue {
             incoming: None,
             stalled: None,
             capsules: account.sibling(Purpose::Stream),
-            seconds: account.sibling(Purpose::Second),
+            seconds: account.sibling(Purpose::SecondPhase),
             transfers: account,
             slots: Slots::new(1),
             starved: VecDeque::new(),

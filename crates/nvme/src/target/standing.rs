@@ -19,8 +19,8 @@ fn why(refusal: Refusal) -> &'static str {
     match refusal {
         Refusal::Unknown => "no such disk is lent here",
         Refusal::NotAllowed => "access denied to this host",
-        Refusal::NoChannel => "it came without TLS, which its key is for",
-        Refusal::NoProof => "it has not proven its key (DH-HMAC-CHAP)",
+        Refusal::TlsRequired => "it came without TLS, which its key is for",
+        Refusal::ChapRequired => "it has not proven its key (DH-HMAC-CHAP)",
     }
 }
 
@@ -54,7 +54,7 @@ impl Queue {
         self.check_identity(host, subsystem)?;
         let required = match known.accepts(&self.caller(host)) {
             Ok(()) => false,
-            Err(Refusal::NoProof) => true,
+            Err(Refusal::ChapRequired) => true,
             Err(refusal) => return Err(Refused::host(why(refusal))),
         };
         if known.chap.is_none() {

@@ -427,9 +427,9 @@ fn r32_ten_thousand_namespaces_come_and_go() {
             1 => {
                 lent = World::another(&lent);
                 world.disk().export = lent.clone();
-                world.catalogue.lend(lent.clone());
+                world.catalogue.publish(lent.clone());
             }
-            2 => world.catalogue.lend(lent.clone()),
+            2 => world.catalogue.publish(lent.clone()),
             _ => {}
         }
         if round % 3 == 0 {

@@ -125,11 +125,12 @@ struct Greedy(#[allow(dead_code, reason = "what is held")] Vec<Buffer>);
 
 impl Greedy {
     fn new(budget: &Arc<Budget>) -> Self {
-        let pool = Pool::within(usize::MAX, budget.clone());
+        let pool = Pool::with_budget(usize::MAX, budget.clone());
         let mut held = Vec::new();
         for host in 1..20 {
             let one = pool.open_for(Tenant::Host(KeyId::new(host)));
-            let [stream, second] = [Purpose::Stream, Purpose::Second].map(|it| one.sibling(it));
+            let [stream, second] =
+                [Purpose::Stream, Purpose::SecondPhase].map(|it| one.sibling(it));
             for account in [one, stream, second] {
                 for len in [1 << 20, 1 << 16, PAGE] {
                     held.extend(std::iter::from_fn(|| account.take(len)));
@@ -145,7 +146,7 @@ impl Greedy {
 fn r34_memory_refused_now_and_then_costs_no_data() {
     const AREA: usize = 1 << 17;
     let budget = Budget::new(0);
-    let mut world = World::with_pool(Pool::within(8 << 20, budget.clone()));
+    let mut world = World::with_pool(Pool::with_budget(8 << 20, budget.clone()));
     (world.order, world.chunks) = (Order::Random, Chunks::Random);
     let (_, io) = world.attach_plainly();
     let mut model = world.disk().bytes.clone();

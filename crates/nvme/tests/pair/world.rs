@@ -189,7 +189,7 @@ impl World {
             faults: Box::new(|_, _, _| None),
             log: Vec::new(),
         });
-        self.catalogue.lend(export.clone());
+        self.catalogue.publish(export.clone());
         self.notify(&Notice::StateChanged);
         export
     }

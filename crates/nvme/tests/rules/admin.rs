@@ -219,7 +219,7 @@ fn values_that_a_feature_cannot_have_are_refused() {
 #[test]
 fn a_host_cannot_lift_the_write_protection() {
     let mut world = World::new();
-    world.catalogue.lend(disk(Access::ReadOnly, 512));
+    world.catalogue.publish(disk(Access::ReadOnly, 512));
     let (admin, _) = world.admin();
     for (nsid, value, status) in [
         (1, 0, Status::FEATURE_NOT_CHANGEABLE.dnr()),

@@ -132,7 +132,7 @@ fn a_disk_that_comes_back_with_larger_blocks_stops_nobody() {
     let (_, io) = world.attached();
     world.conn(io).hold = true;
     world.send(io, &capsule(PLAIN, &verify(0, 4096).with_cid(1), &[]));
-    world.catalogue.lend(disk(Access::Writable, 65536));
+    world.catalogue.publish(disk(Access::Writable, 65536));
     world.changed();
     world.finish(io, Ok(()));
     let [Reply::Done(cqe)] = world.replies(io)[..] else { panic!() };
@@ -146,7 +146,7 @@ fn a_disk_that_comes_back_with_larger_blocks_stops_nobody() {
 #[test]
 fn r48_read_only_disk_is_written_by_no_command() {
     let mut world = World::new();
-    world.catalogue.lend(disk(Access::ReadOnly, 512));
+    world.catalogue.publish(disk(Access::ReadOnly, 512));
     let (_, io) = world.attached();
     let ranges = IoCommand::DatasetManagement { nsid: 1, ranges: 1, deallocate: true };
     let copy = IoCommand::Copy { nsid: 1, sdlba: 0, ranges: 1, format: 0, fua: false };

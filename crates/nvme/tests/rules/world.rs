@@ -87,7 +87,7 @@ impl World {
         let pool = Pool::new(limit);
         poison(&pool);
         let catalogue = Arc::new(Catalogue::default());
-        catalogue.lend(disk(Access::Writable, 512));
+        catalogue.publish(disk(Access::Writable, 512));
         let target = Target::new(catalogue.clone());
         let block = |at: u64| [u8::try_from(at % 199).unwrap(); 512];
         let disk = (0..BLOCKS).flat_map(block).collect();
@@ -121,7 +121,7 @@ impl World {
     /// Lends a disk, cut to the size of a small world's.
     pub(crate) fn lend_small(&self, export: Arc<Export>) {
         export.resize(SMALL as u64);
-        self.catalogue.lend(export);
+        self.catalogue.publish(export);
     }
 
     /// A new connection.

@@ -88,7 +88,7 @@ impl World {
             Export::new("/dev/sda", DISK, identity, geometry, bytes as u64, descriptor);
         export.access = Access::Writable;
         let (export, catalogue) = (Arc::new(export), Arc::new(Catalogue::default()));
-        catalogue.lend(export.clone());
+        catalogue.publish(export.clone());
         Self {
             now: Instant::now(),
             export,

@@ -79,7 +79,7 @@ impl Conn {
 
     pub(crate) fn knock(&self) -> Option<Arc<PairingRequest>> {
         self.events.iter().find_map(|event| match event {
-            Event::PairingRequested { knock, .. } => Some(knock.clone()),
+            Event::PairingRequested { request: knock, .. } => Some(knock.clone()),
             _ => None,
         })
     }

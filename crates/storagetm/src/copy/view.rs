@@ -55,7 +55,7 @@ impl Place for View {
             mark => format!("{} {mark}", disk.identity),
         };
         let change = self.change.clone();
-        let memory = Pool::new(Pool::LARGEST).open();
+        let memory = Pool::new(Pool::MAX_BUFFER).open();
         let lane = Viewed { lane, change, memory, done: VecDeque::new(), reads: Vec::new() };
         Ok((Disk { bytes: self.change.bytes, identity, ..disk }, Box::new(lane)))
     }

@@ -30,7 +30,7 @@ impl There {
         );
         let (send, knocks): (Sender<Arc<PairingRequest>>, _) = channel();
         let sink = Arc::new(move |event| {
-            if let Event::PairingRequested { knock, .. } = event {
+            if let Event::PairingRequested { request: knock, .. } = event {
                 let _ = send.send(knock);
             }
         });

@@ -18,7 +18,7 @@ impl Server {
         let somebody = self.desk.is_some() || self.keyboard.is_some();
         if caller.knock.writable && somebody {
             let Caller { peer, knock } = &caller;
-            let asking = Event::PairingRequested { peer: peer.clone(), knock: knock.clone() };
+            let asking = Event::PairingRequested { peer: peer.clone(), request: knock.clone() };
             let asking = Happening::of(asking, &Policy::default(), Protocol::Nvme);
             self.say(&asking);
             self.admission.wait(caller);

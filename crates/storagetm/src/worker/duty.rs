@@ -195,7 +195,7 @@ impl Duty {
         }
         let export = Arc::new(export);
         self.disks.add(disk, export.clone());
-        self.sessions.catalogue.lend(export);
+        self.sessions.catalogue.publish(export);
     }
 
     fn withdraw(&self, disk: u64) {

@@ -65,7 +65,7 @@ impl Witness {
             }
             Happened::PairingRequested { peer, number, host, name, writable, secret } => {
                 let knock = PairingRequest { number, host, name, writable, secret: secret.0 };
-                Event::PairingRequested { peer: peer.into(), knock: Arc::new(knock) }
+                Event::PairingRequested { peer: peer.into(), request: Arc::new(knock) }
             }
         };
         shared.say(Said::Event(Tallied { event, count }));

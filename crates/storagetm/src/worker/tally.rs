@@ -151,7 +151,7 @@ mod test {
 
     fn violation(address: u8, rule: &'static str) -> Event {
         let remote = format!("10.0.0.{address}:{}", 1000 + u16::from(address)).parse().unwrap();
-        let peer = Peer { remote, local: Peer::HERE, auth: Auth::None, channel: None };
+        let peer = Peer { remote, local: Peer::LOCAL, auth: Auth::None, channel: None };
         Event::Violation { peer, rule }
     }
 

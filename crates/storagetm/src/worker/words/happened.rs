@@ -161,7 +161,7 @@ impl Happened {
                 why: (*why).to_owned(),
                 count,
             },
-            Event::PairingRequested { peer, knock } => Self::PairingRequested {
+            Event::PairingRequested { peer, request: knock } => Self::PairingRequested {
                 peer: peer.into(),
                 number: knock.number,
                 host: knock.host.clone(),
