@@ -279,14 +279,15 @@ impl Machine {
     fn sources(&self, tree: &Tree, source: &str) -> Vec<String> {
         let paths =
             std::iter::once(source).chain(source.split(':').filter(|_| source.contains(':')));
-        paths
-            .filter(|path| path.starts_with('/'))
-            .filter_map(|path| self.at_path(tree, path))
-            .collect()
+        paths.filter_map(|path| self.at_path(tree, path)).collect()
     }
 
-    /// The device whose node a path leads to.
+    /// The device whose node a path leads to. Only nodes in `/dev` are found: other paths, such as that in
+    /// `server:/path`, may be on a file server that does not answer.
     fn at_path(&self, tree: &Tree, path: &str) -> Option<String> {
+        if !path.starts_with("/dev/") {
+            return None;
+        }
         let metadata = std::fs::metadata(tree.path(path)).ok();
         let number = metadata.filter(|m| m.file_type().is_block_device()).map(|m| number(m.rdev()));
         let node = tree.resolve(path);
@@ -303,9 +304,7 @@ impl Machine {
     /// Disks behind loop devices: these hold them neither exclusively nor visibly.
     fn looped(&self, tree: &Tree) -> Vec<Use> {
         let backed = self.disks.iter().filter_map(|disk| {
-            // Other paths are those of images, which may be on a file server that does not answer.
-            let path = disk.stacking.backing_file.as_deref().filter(|path| is_node(path))?;
-            let device = self.at_path(tree, path)?;
+            let device = self.at_path(tree, disk.stacking.backing_file.as_deref()?)?;
             let text = format!("attached as {}", disk.name);
             Some(Use { device, code: Code::Held, text })
         });
@@ -335,7 +334,11 @@ pub fn judge_image(tree: &Tree, path: &Path) -> Verdict {
     // By the file itself: a hard link or a bind mount has another path.
     let file = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
     let this = file(path);
-    let same = |other: &str| this.is_some() && file(&tree.path(other)) == this;
+    // A file on another file system is another file. It is not looked at: its server may not answer.
+    let mounts = mount::own(tree).unwrap_or_default();
+    let home = mount::file_system(&mounts, &tree.inside(path));
+    let is_near = |other: &str| mount::file_system(&mounts, Path::new(other)) == home;
+    let same = |other: &str| this.is_some() && is_near(other) && file(&tree.path(other)) == this;
     match mount::swaps(tree) {
         Ok(swaps) if swaps.iter().any(|swap| same(swap)) => {
             reasons.push(Reason { code: Code::Swap, text: "in use as swap space".to_owned() });
@@ -353,11 +356,6 @@ pub fn judge_image(tree: &Tree, path: &Path) -> Verdict {
         }
     }
     Verdict::new(reasons)
-}
-
-/// Whether the path is where device nodes are.
-fn is_node(path: &str) -> bool {
-    path.starts_with("/dev/")
 }
 
 /// The number of a device as `stat` has it.
@@ -870,6 +868,28 @@ mod tests {
         assert_eq!(codes(&fake), [Code::Held]);
         fake.file("proc/swaps", "Filename\n/img file 1 0 -3\n");
         assert_eq!(codes(&fake), [Code::Swap, Code::Held]);
+    }
+
+    #[test]
+    fn files_of_other_file_systems_are_not_looked_at() {
+        let fake = machine();
+        fake.file("img", "x").file("mnt/file", "").disk("virtual", "loop3", "7:3", 9);
+        std::fs::hard_link(fake.root.join("img"), fake.root.join("mnt/img")).unwrap();
+        fake.file("sys/class/block/loop3/loop/backing_file", "/mnt/img\n");
+        fake.file("proc/swaps", "Filename\n/mnt/img file 1 0 -3\n");
+        let count = || judge_image(&fake.tree(), &fake.root.join("img")).reasons.len();
+        assert_eq!(count(), 2, "a hard link on the same file system");
+        mount(&fake, "9 1 0:44 / /mnt rw - nfs4 server:/export rw");
+        assert_eq!(count(), 0);
+    }
+
+    #[test]
+    fn sources_outside_of_dev_are_not_looked_at() {
+        let fake = machine();
+        std::os::unix::fs::symlink("dev/sdb", fake.root.join("home")).unwrap();
+        mount(&fake, "9 1 0:44 / /mnt rw - nfs4 server:/home rw");
+        fake.file("proc/swaps", "Filename\n/home file 1 0 -3\n");
+        assert_said(&fake, "sdb", &[]);
     }
 
     #[test]

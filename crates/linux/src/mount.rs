@@ -6,7 +6,7 @@ use crate::block::DeviceNumber;
 use crate::tree::Tree;
 use std::collections::HashSet;
 use std::io::{self, ErrorKind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -23,9 +23,21 @@ pub struct Mount {
     pub process: Option<u32>,
 }
 
+/// The mounts in our own mount namespace. Errors: `/proc/self/mountinfo` cannot be read.
+pub fn own(tree: &Tree) -> io::Result<Vec<Mount>> {
+    Ok(parse(&tree.text("proc/self/mountinfo")?, None))
+}
+
+/// The number of the file system that a path without links is on, without asking that file system.
+pub fn file_system(own: &[Mount], path: &Path) -> Option<DeviceNumber> {
+    let above = own.iter().filter(|mount| path.starts_with(&mount.point));
+    // Of several at one place the last one counts.
+    above.max_by_key(|mount| Path::new(&mount.point).components().count()).map(|mount| mount.number)
+}
+
 /// Every mount, ours first. Errors: `/proc/self/mountinfo` cannot be read; other processes may be gone.
 pub fn mounts(tree: &Tree) -> io::Result<Vec<Mount>> {
-    let mut mounts = parse(&tree.text("proc/self/mountinfo")?, None);
+    let mut mounts = own(tree)?;
     let mut views: HashSet<(PathBuf, PathBuf)> = view(tree, "self").into_iter().collect();
     let mut seen: HashSet<_> = mounts.iter().map(place).collect();
     for name in tree.names("proc") {

@@ -157,13 +157,18 @@ fn searched(tree: &Tree, file: BorrowedFd<'_>) -> Option<u32> {
 
 fn has_locked(tree: &Tree, process: u32, file: &Metadata) -> bool {
     let same = |other: &Metadata| (other.dev(), other.ino()) == (file.dev(), file.ino());
+    // A lock as in proc(5): `lock: 1: OFDLCK ADVISORY WRITE -1 08:01:1234 0 EOF`. The device is not compared: that of
+    // a btrfs subvolume is another than its files report.
+    let inode = format!(":{} ", file.ino());
     let is_locked = |number: &str| {
         let info = tree.text(format!("proc/{process}/fdinfo/{number}")).unwrap_or_default();
-        info.lines().any(|line| line.starts_with("lock:") && line.contains("OFDLCK"))
+        info.lines().any(|line| {
+            line.starts_with("lock:") && line.contains("OFDLCK") && line.contains(&inode)
+        })
     };
     let numbers = tree.names(format!("proc/{process}/fd")).into_iter();
     numbers.into_iter().any(|number| {
-        // Only what is locked is looked at: others may be on a file server that does not answer.
+        // No other files are looked at: they may be on a file server that does not answer.
         let open = || tree.path(format!("proc/{process}/fd/{number}")).metadata();
         is_locked(&number) && open().is_ok_and(|open| same(&open))
     })
@@ -311,6 +316,20 @@ mod tests {
         assert!(!seen(&path, RangeLock::Write, 1, 1), "libvirt waits for this one");
         assert!(matches!(try_claim(&path, OpenFor::Reading), Err(LockError::Held(_))));
         drop(writing);
+    }
+
+    #[test]
+    fn locked_files_of_other_inodes_are_not_looked_at() {
+        let fake = Fake::new();
+        let path = image(&fake);
+        let file = File::open(&path).unwrap().metadata().unwrap();
+        fake.file("proc/9/fd/other", "");
+        std::os::unix::fs::symlink(&path, fake.root.join("proc/9/fd/3")).unwrap();
+        for (inode, locked) in [(file.ino(), true), (file.ino() + 1, false)] {
+            let line = format!("lock:\t1: OFDLCK ADVISORY  WRITE -1 00:13:{inode} 0 EOF\n");
+            fake.file("proc/9/fdinfo/3", line);
+            assert_eq!(has_locked(&fake.tree(), 9, &file), locked);
+        }
     }
 
     #[test]

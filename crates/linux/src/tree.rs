@@ -38,6 +38,11 @@ impl Tree {
         self.root.join(inside.strip_prefix("/").unwrap_or(inside))
     }
 
+    /// The reverse of [`Tree::path`]: where `outside` is as seen from the root.
+    pub fn inside(&self, outside: &Path) -> PathBuf {
+        Path::new("/").join(outside.strip_prefix(&self.root).unwrap_or(outside))
+    }
+
     /// The bytes of a file, 16 MiB at most. Errors are those of opening and reading it.
     pub fn bytes(&self, inside: impl AsRef<Path>) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
