@@ -424,7 +424,8 @@ fn unexamined(disk: &Disk, member: &Disk, error: &io::Error) -> Reason {
             Reason { code: Code::NoMedium, text: "there is no medium in the drive".to_owned() }
         }
         (_, ErrorKind::TimedOut) => {
-            Reason { code: Code::Silent, text: format!("it does not answer{place}") }
+            let starting = if member.rotational { ", and may still be starting" } else { "" };
+            Reason { code: Code::Silent, text: format!("it does not answer{place}{starting}") }
         }
         (_, ErrorKind::NotFound) => {
             doubt(format!("cannot be examined{place}: its device node {node} is missing"))
@@ -744,6 +745,16 @@ mod tests {
             assert!(!verdict.allows(Asked::ByName), "{reason}");
             assert!(verdict.of_weight(Weight::InUse).next().is_none(), "{reason}");
         }
+    }
+
+    #[test]
+    fn a_rotational_disk_without_answer_may_be_starting() {
+        let fake = machine();
+        fake.file("sys/class/block/sda/queue/rotational", "1\n");
+        let probe = Marked { error: Some(Errno::TIMEDOUT), ..Marked::default() };
+        let text = |name| judge_with(&fake, name, &probe).reasons[0].text.clone();
+        assert_eq!(text("sda"), "it does not answer, and may still be starting");
+        assert_eq!(text("sdb"), "it does not answer");
     }
 
     #[test]

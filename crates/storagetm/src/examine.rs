@@ -30,6 +30,9 @@ pub(crate) use child::work;
 /// How long a disk may take to be examined before it counts as one that does not answer.
 pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 
+/// The same for a rotational disk that was named: it may have to spin up first.
+const SPIN_UP: Duration = Duration::from_secs(20);
+
 /// When a disk is slower than most: what depends on it only a little is not held up any longer.
 pub(crate) const SLOW: Duration = Duration::from_secs(1);
 
@@ -134,7 +137,9 @@ struct Running {
 struct Pending {
     device: Device,
     asked: Instant,
-    /// Whether it was found to take longer than [`SLOW`], and than [`LIMIT`].
+    /// How long it may take.
+    limit: Duration,
+    /// Whether it was found to take longer than [`SLOW`], and than its limit.
     is_slow: bool,
     is_late: bool,
 }
@@ -177,6 +182,10 @@ impl Examiner {
     /// Has a disk examined anew, unless an earlier examination has not ended: a disk that does not answer is not asked
     /// again. If nothing can be asked, that is what is found.
     pub(crate) fn ask(&mut self, disk: &Disk, now: Instant) {
+        self.ask_within(disk, LIMIT, now);
+    }
+
+    fn ask_within(&mut self, disk: &Disk, limit: Duration, now: Instant) {
         let device = Device::of(disk);
         if self.pending.values().any(|pending| pending.device == device) {
             return;
@@ -191,7 +200,7 @@ impl Examiner {
         };
         match self.send(&question) {
             Ok(()) => {
-                let pending = Pending { device, asked: now, is_slow: false, is_late: false };
+                let pending = Pending { device, asked: now, limit, is_slow: false, is_late: false };
                 self.pending.insert(question.number, pending);
             }
             Err(error) => self.keep_failed(device, &error.into()),
@@ -263,7 +272,7 @@ impl Examiner {
     pub(crate) fn expire(&mut self, now: Instant) {
         for pending in self.pending.values_mut() {
             pending.is_slow |= pending.asked + SLOW <= now;
-            pending.is_late |= pending.asked + LIMIT <= now;
+            pending.is_late |= pending.asked + pending.limit <= now;
         }
     }
 
@@ -290,7 +299,12 @@ impl Examiner {
     /// When to call [`Examiner::expire`] next.
     pub(crate) fn due(&self) -> Option<Instant> {
         let waiting = self.pending.values().filter(|pending| !pending.is_late);
-        waiting.map(|pending| pending.asked + if pending.is_slow { LIMIT } else { SLOW }).min()
+        waiting.map(|one| one.asked + if one.is_slow { one.limit } else { SLOW }).min()
+    }
+
+    /// When the last of those that have not answered counts as one that does not answer.
+    fn end(&self) -> Option<Instant> {
+        self.pending.values().map(|pending| pending.asked + pending.limit).max()
     }
 
     /// What was found so far.
@@ -361,19 +375,27 @@ impl Running {
     }
 }
 
-/// Examines disks, for `limit` at most: those that have not answered by then are not among the findings.
+/// Examines disks, each for its `limit` at most: those that have not answered by then are not among the findings.
 pub(crate) fn examine<'a>(
     tree: &Tree,
     disks: impl IntoIterator<Item = &'a Disk>,
-    limit: Duration,
+    limit: impl Fn(&Disk) -> Duration,
 ) -> Findings {
     let mut examiner = Examiner::new(tree.clone());
-    let end = Instant::now() + limit;
-    disks.into_iter().for_each(|disk| examiner.ask(disk, Instant::now()));
-    while !examiner.pending.is_empty() && examiner.wait(end) {
+    for disk in disks {
+        examiner.ask_within(disk, limit(disk), Instant::now());
+    }
+    while examiner.end().is_some_and(|end| examiner.wait(end)) {
         examiner.receive();
     }
     std::mem::take(&mut examiner.findings)
+}
+
+/// How long each disk may take to be examined where `named` is what the user has named: the rotational one is given time
+/// to spin up.
+pub(crate) fn limit_for(named: &Disk) -> impl Fn(&Disk) -> Duration {
+    let waits = |disk: &Disk| disk.rotational && disk.whole() == named.whole();
+    move |disk| if waits(disk) { SPIN_UP } else { LIMIT }
 }
 
 #[cfg(test)]
@@ -433,6 +455,37 @@ mod test {
         assert_eq!(examiner.findings().contents(&disk).unwrap().unreadable, Some(512));
         assert!(examiner.findings().is_busy(&disk).unwrap());
         assert!(lines.next().is_none(), "nothing more was asked, and nobody is there any more");
+    }
+
+    #[test]
+    fn named_rotational_disk_has_time_to_spin_up() {
+        let name = format!("storagetm-spin-{}", std::process::id());
+        let root = std::env::temp_dir().join(name);
+        for (number, name) in ["sdx", "sdy", "sdz"].into_iter().enumerate() {
+            let place = root.join("sys/class/block").join(name);
+            fs::create_dir_all(place.join("queue")).unwrap();
+            fs::write(place.join("dev"), format!("8:{number}\n")).unwrap();
+            fs::write(place.join("size"), "2048\n").unwrap();
+            fs::write(place.join("queue/rotational"), if name == "sdz" { "0" } else { "1" })
+                .unwrap();
+        }
+        let disks = linux::block::scan(&Tree::at(&root)).unwrap();
+        fs::remove_dir_all(&root).unwrap();
+        let limits = |named| disks.iter().map(limit_for(named)).collect::<Vec<_>>();
+        assert_eq!(limits(&disks[0]), [SPIN_UP, LIMIT, LIMIT]);
+        assert_eq!(limits(&disks[2]), [LIMIT; 3]);
+
+        let mut examiner = Examiner::new(Tree::machine());
+        examiner.start = start;
+        let begun = Instant::now();
+        for disk in &disks {
+            examiner.ask_within(disk, limit_for(&disks[0])(disk), begun);
+        }
+        examiner.expire(begun + LIMIT);
+        let late: Vec<bool> = disks.iter().map(|disk| examiner.is_late(disk)).collect();
+        assert_eq!(late, [false, true, true]);
+        assert_eq!(examiner.due(), Some(begun + SPIN_UP));
+        assert_eq!(examiner.end(), Some(begun + SPIN_UP));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use linux::tree::Tree;
 use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, statx};
 
 use crate::device::Device;
-use crate::examine::{LIMIT, examine};
+use crate::examine::{examine, limit_for};
 use crate::failure::Failure;
 use crate::options::{DEMO, Wanted};
 use crate::size::Size;
@@ -119,7 +119,8 @@ impl Terms {
         });
         match found {
             Some((machine, disk)) => {
-                let findings = examine(&self.tree, examined_for(&machine, &disk), LIMIT);
+                let examined = examined_for(&machine, &disk);
+                let findings = examine(&self.tree, examined, limit_for(&disk));
                 self.lend_examined(
                     wanted,
                     &Known { machine: &machine, disk: &disk, findings: &findings },

@@ -72,7 +72,7 @@ pub(crate) fn list(options: &List) -> Result<(), Failure> {
     })?;
     let disks = chosen(&machine, &options.disks)?;
     let examined = disks.iter().flat_map(|disk| machine.examined_for(disk));
-    let findings = examine(&tree, examined, LIMIT);
+    let findings = examine(&tree, examined, |_| LIMIT);
     let rows: Vec<Row> = disks.into_iter().map(|disk| row(&machine, disk, &findings)).collect();
     let text = if options.json { json(&rows)? } else { table(&rows) };
     match io::stdout().write_all(text.as_bytes()) {

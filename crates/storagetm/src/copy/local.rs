@@ -26,7 +26,7 @@ use super::fit::{self, After, Ends};
 use super::packed;
 use super::uri::Locator;
 use crate::consent::Stake;
-use crate::examine::{Findings, LIMIT, examine};
+use crate::examine::{Findings, examine, limit_for};
 use crate::failure::Failure;
 use crate::image::target::is_among_devices;
 use crate::lend::{block_device, named};
@@ -212,7 +212,7 @@ fn source_device(tree: &Tree, path: &Path, allow_in_use: bool) -> Result<Local, 
     };
     let (mut notes, mut findings) = (Vec::new(), Findings::default());
     if let (Some(machine), Some(disk)) = (&machine, &disk) {
-        findings = look(tree, machine, disk, PATIENCE);
+        findings = look(tree, machine, disk, |_| PATIENCE);
         let verdict = machine.judge(disk, &findings);
         check_source(path, &verdict, allow_in_use)?;
         let unread = verdict.of_weight(Weight::Unread);
@@ -268,7 +268,7 @@ fn source_file(tree: &Tree, path: &Path, allow_in_use: bool, raw: bool) -> Resul
 
 fn destination_device(tree: &Tree, path: &Path, force: bool) -> Result<Local, Failure> {
     let (machine, disk) = find(tree, path)?;
-    let findings = look(tree, &machine, &disk, LIMIT);
+    let findings = look(tree, &machine, &disk, limit_for(&disk));
     let verdict = machine.judge(&disk, &findings);
     check_destination(path, &verdict, force)?;
     // Opened as it will be, to hear what the kernel says of it; the copy takes it for itself after that.
@@ -367,8 +367,13 @@ fn find(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
     Ok((machine, disk))
 }
 
-/// What is on a disk, its partitions and its whole disk, as far as they have answered within `limit`.
-fn look(tree: &Tree, machine: &Machine, disk: &Disk, limit: Duration) -> Findings {
+/// What is on a disk, its partitions and its whole disk, as far as they have answered within their `limit`.
+fn look(
+    tree: &Tree,
+    machine: &Machine,
+    disk: &Disk,
+    limit: impl Fn(&Disk) -> Duration,
+) -> Findings {
     let whole = machine.disk(disk.whole()).into_iter();
     examine(tree, machine.examined_for(disk).into_iter().chain(whole), limit)
 }

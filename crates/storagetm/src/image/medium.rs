@@ -17,7 +17,7 @@ use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 
 use super::progress::Progress;
 use crate::consent::Stake;
-use crate::examine::{LIMIT, examine};
+use crate::examine::{examine, limit_for};
 use crate::failure::Failure;
 use crate::lend::block_device;
 
@@ -47,7 +47,7 @@ fn judged(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
             part.of
         )));
     }
-    let findings = examine(tree, machine.examined_for(&disk), LIMIT);
+    let findings = examine(tree, machine.examined_for(&disk), limit_for(&disk));
     let verdict = machine.judge(&disk, &findings);
     if let Some(reason) = verdict.reasons.iter().find(|reason| forbids(reason.code)) {
         return Err(Failure::new(format!(
