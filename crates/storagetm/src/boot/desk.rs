@@ -21,7 +21,7 @@ pub(crate) struct Desk {
 }
 
 /// How long the last warning is shown before the machine ends.
-const READING: Duration = Duration::from_secs(4);
+pub(crate) const READING: Duration = Duration::from_secs(3);
 
 /// Shows a last warning on the screens, after [`Desk::end`].
 pub(crate) fn warn(words: &str) {

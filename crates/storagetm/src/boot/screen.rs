@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use console::{Key, Model, State, Style, picture, screen};
 use linux::tree::Tree;
@@ -61,10 +61,11 @@ impl Screens {
 
     /// Writes below what is shown, and leaves the terminals as they were.
     pub(crate) fn end(mut self, words: &str) {
+        let end = Instant::now() + Duration::from_millis(500);
         for screen in &mut self.0 {
             screen.outlet.push(END);
             screen.outlet.push(words);
-            screen.outlet.drain(Duration::from_millis(500));
+            screen.outlet.drain(end.saturating_duration_since(Instant::now()));
         }
     }
 

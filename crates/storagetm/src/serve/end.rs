@@ -13,12 +13,11 @@ use crate::flush::Flush;
 use crate::happening::{Happening, Which};
 use crate::worker::Writes;
 
-/// How long hosts may take to end what is under way when the program is told to stop.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// When, counted from there, the disks must have put everything on stable storage. With what the reader may take for the
-/// last words all of it takes less than ten seconds, whatever hangs.
-const FLUSHED: Duration = Duration::from_millis(8500);
-/// What the disks have for that at least, and the reader for the last words.
+/// How long all of it takes at most, whatever hangs, unless the worker has to be killed: then it is half a second more.
+const WHOLE: Duration = Duration::from_millis(9500);
+/// How long hosts may take, from the beginning, to end what is under way. The worker process has two seconds more to end.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// What the disks have at least to put everything on stable storage, and the reader for the last events.
 const LAST: Duration = Duration::from_secs(1);
 /// Between two looks at whether the writes to a disk have ended.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -43,7 +42,7 @@ impl Server {
         let writable: Vec<(Arc<Export>, Writes)> =
             writable.map(|export| (export.clone(), self.worker.writes(export))).collect();
         self.announcer.take().into_iter().for_each(Announcer::stop);
-        let in_time = self.worker.stop(PATIENCE);
+        let in_time = self.worker.stop(PATIENCE.saturating_sub(begun.elapsed()));
         for tallied in self.mailbox.receive().events {
             self.faults.record(&tallied.event, tallied.count);
             let happening = happening(tallied, &self.listeners, &self.admission);
@@ -55,7 +54,7 @@ impl Server {
         if !in_time {
             self.output.say(&Happening::note("some hosts did not let go in time and were cut off"));
         }
-        let end = (begun + FLUSHED).max(Instant::now() + LAST);
+        let end = flushed_by(begun, Instant::now(), at_desk);
         let (failed, mut lost) = flush(writable, end);
         // Disks that were taken back are no longer lent, but may still be flushed.
         lost.extend(self.flushes.wait(end));
@@ -71,6 +70,13 @@ impl Server {
         }
         lost
     }
+}
+
+/// When the disks must have put everything on stable storage, if hosts are gone `now`. What comes after that takes time,
+/// too: at a desk a last warning is shown, elsewhere a reader takes the last events.
+fn flushed_by(begun: Instant, now: Instant, at_desk: bool) -> Instant {
+    let rest = if at_desk { desk::READING } else { LAST };
+    (begun + WHOLE.saturating_sub(rest)).max(now + LAST)
 }
 
 /// Puts everything on stable storage until `end`. Returns what failed, and sentences about disks that have not answered.
@@ -118,6 +124,18 @@ fn loss(name: &str, error: Option<&io::Error>, is_being_written: bool) -> Option
 #[cfg(test)]
 mod test {
     use super::*;
+
+    #[test]
+    fn r60_end_takes_ten_seconds_at_most_at_a_desk_too() {
+        let begun = Instant::now();
+        let killed = PATIENCE + Duration::from_secs(2);
+        for (at_desk, rest) in [(true, desk::READING), (false, LAST)] {
+            for gone in [Duration::ZERO, PATIENCE, killed] {
+                let took = flushed_by(begun, begun + gone, at_desk) + rest - begun;
+                assert!(took <= Duration::from_secs(10), "{at_desk} {gone:?}: {took:?}");
+            }
+        }
+    }
 
     #[test]
     fn r17_final_flush_that_fails_is_a_loss() {
