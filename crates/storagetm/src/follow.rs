@@ -23,6 +23,9 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// The device manager looks at a new disk for a while; a disk that could not be had is asked for once more.
 const AGAIN: Duration = Duration::from_secs(2);
 
+/// Between two tries to list the disks of a machine that fails to list them, at most; the first is after [`SETTLE`].
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
 /// What is to be done about what happened.
 #[derive(Debug)]
 pub(crate) enum Change {
@@ -56,7 +59,11 @@ pub(crate) struct Follow {
     uevents: Option<Uevents>,
     /// Kernel names of disks to look at, and when.
     pending: HashSet<String>,
+    /// Whether to look at all disks.
+    all: bool,
     due: Option<Instant>,
+    /// How long to wait before another try if the disks cannot be listed; it doubles with each.
+    pause: Duration,
     /// Those to look at once more, each at its time.
     again: HashMap<String, Instant>,
     /// Asks disks what is on them.
@@ -82,7 +89,9 @@ impl Follow {
             places: HashMap::new(),
             uevents,
             pending: HashSet::new(),
+            all: false,
             due: None,
+            pause: SETTLE,
             again: HashMap::new(),
             examiner,
             waiting: HashSet::new(),
@@ -141,8 +150,7 @@ impl Follow {
     }
 
     fn note_all(&mut self, now: Instant) {
-        let disks = block::scan(&self.terms.tree).unwrap_or_default();
-        self.pending.extend(disks.into_iter().map(|disk| disk.name));
+        self.all = true;
         self.due = Some(now + SETTLE);
     }
 
@@ -216,10 +224,19 @@ impl Follow {
     /// Looks at what was named since the last time.
     pub(crate) fn look(&mut self, loans: &[Loan], now: Instant) -> Vec<Change> {
         self.due = None;
-        let names = std::mem::take(&mut self.pending);
         let second: HashSet<String> =
             self.again.extract_if(|_, at| *at <= now).map(|(name, _)| name).collect();
-        let Ok(machine) = self.terms.look() else { return Vec::new() };
+        let Ok(machine) = self.terms.look() else {
+            self.pending.extend(second);
+            let changes = self.settle(loans, now);
+            self.retry(now);
+            return changes;
+        };
+        self.pause = SETTLE;
+        let mut names = std::mem::take(&mut self.pending);
+        if std::mem::take(&mut self.all) {
+            names.extend(machine.disks.iter().map(|disk| disk.name.clone()));
+        }
         let mut changes = changed(&machine.disks, loans);
         if self.choice.is_some() {
             let all = whole_names(&machine, names.union(&second));
@@ -254,7 +271,10 @@ impl Follow {
         if self.waiting.is_empty() {
             return Vec::new();
         }
-        let Ok(machine) = self.terms.look() else { return Vec::new() };
+        let Ok(machine) = self.terms.look() else {
+            self.retry(now);
+            return Vec::new();
+        };
         let waiting = std::mem::take(&mut self.waiting);
         let free = machine.disks.iter().filter(|disk| waiting.contains(&disk.name));
         let free = free.filter(|disk| !is_lent(disk, loans));
@@ -268,6 +288,14 @@ impl Follow {
         let known =
             ready.into_iter().map(|disk| Known { machine: &machine, disk, findings: &findings });
         known.filter_map(|known| self.come_one(&known)).collect()
+    }
+
+    /// The disks could not be listed: they are listed again, later each time, and none that was announced is lost.
+    fn retry(&mut self, now: Instant) {
+        if self.due.is_none() {
+            self.due = Some(now + self.pause);
+            self.pause = LONGEST_PAUSE.min(self.pause * 2);
+        }
     }
 
     /// Whether all is known of a disk that will be. What is new since it was asked about is asked for.
@@ -635,13 +663,31 @@ mod test {
     }
 
     #[test]
-    fn a_machine_that_tells_nothing_is_asked_once() {
-        let fake = Fake::new("silent");
-        let mut follow = fake.follow();
-        fs::remove_dir_all(fake.0.join("sys")).unwrap();
-        assert!(follow.begin(&[]).unwrap_err().to_string().contains("/sys"));
-        follow.note("sdz".to_owned(), Instant::now());
-        assert!(follow.look(&[], Instant::now()).is_empty());
-        assert_eq!(follow.due(), None);
+    fn failed_scan_is_retried_and_loses_no_disk() {
+        for all in [false, true] {
+            let fake = Fake::new("silent");
+            fake.write("proc/self/mountinfo", "25 1 8:400 / /home rw - ext4 /dev/sdz rw\n");
+            let mut follow = fake.follow();
+            fs::remove_dir_all(fake.0.join("sys")).unwrap();
+            assert!(follow.begin(&[]).unwrap_err().to_string().contains("/sys"));
+            let mut now = Instant::now();
+            if all {
+                follow.begin_anew(now)
+            } else {
+                follow.note("sdz".to_owned(), now)
+            }
+            let mut pauses = Vec::new();
+            for _ in 0..10 {
+                now = follow.due().unwrap();
+                assert!(follow.look(&[], now).is_empty());
+                pauses.push(follow.due().unwrap() - now);
+            }
+            assert_eq!(pauses[..3], [SETTLE, SETTLE * 2, SETTLE * 4]);
+            assert_eq!(pauses.last(), Some(&LONGEST_PAUSE));
+            fake.disk(2048, 7);
+            now = follow.due().unwrap();
+            let changes = look(&mut follow, now);
+            assert!(matches!(&changes[..], [Change::Note(_)]), "{changes:?}");
+        }
     }
 }
