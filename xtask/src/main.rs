@@ -20,6 +20,7 @@ mod test;
 mod tools;
 mod units;
 mod vm;
+mod words;
 
 use std::process::ExitCode;
 
@@ -44,6 +45,8 @@ enum Command {
     Layers,
     /// Write the list of test cases without a test into docs/cases.md
     Cases,
+    /// Count phrases to avoid in comments, and find names of tests, functions and files that are too long
+    Words,
     /// Check the licence of every dependency against deny.toml
     Licences,
     /// Write the man pages and shell completions to docs, from the program's table of options
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Command::Ci(options) => ci::run(&options),
         Command::Layers => layers::run(),
         Command::Cases => cases::run(),
+        Command::Words => words::run(),
         Command::Licences => licences::run(),
         Command::Man(options) => man::run(&options),
         Command::Units => units::run(),

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 
 use crate::tally::Tally;
-use crate::{cargo, cases, layers, licences, man, tools, units, vm};
+use crate::{cargo, cases, layers, licences, man, tools, units, vm, words};
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, Default, clap::Args)]
@@ -49,6 +49,7 @@ pub(crate) fn run(options: &Options) -> Result<Tally> {
     tally.check("format", cargo::run(&["fmt", "--all", "--check"]));
     tally.check("clippy", clippy());
     tally.absorb(layers::run()?);
+    tally.absorb(words::check()?);
     tally.absorb(licences::run()?);
     tally.check("man pages", man::check());
     tally.check("cases", cases::check());
