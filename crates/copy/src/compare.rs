@@ -8,41 +8,41 @@ use std::time::Duration;
 
 use export::{Account, Buffer, Pool};
 
-use crate::errand::{Errand, Undone};
-use crate::forest::{Forest, Mark, Shape};
-use crate::traffic::Target;
-use crate::{Failed, Trouble, Work};
+use crate::hash_tree::{HashTree, RangeHash, TreeShape};
+use crate::sync_io::{SyncIo, SyncIoError};
+use crate::thread_io::OpenedEndpoint;
+use crate::{CopyError, Request, RequestError};
 
 /// A part that is to be compared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Item {
     /// With its hash.
-    Piece(Mark),
+    Hashed(RangeHash),
     /// With the source.
-    Both(Range<u64>),
+    BothEnds(Range<u64>),
 }
 
 impl Item {
     /// Bytes.
     pub(crate) fn len(&self) -> u64 {
         match self {
-            Self::Piece(mark) => mark.len,
-            Self::Both(range) => range.end - range.start,
+            Self::Hashed(hash) => hash.len,
+            Self::BothEnds(range) => range.end - range.start,
         }
     }
 }
 
 /// What the threads that compare share.
 pub(crate) struct Compare {
-    source: Target,
-    destination: Target,
+    source: OpenedEndpoint,
+    destination: OpenedEndpoint,
     items: Mutex<Vec<Item>>,
-    rest: AtomicU64,
-    wrong: Mutex<Vec<Range<u64>>>,
-    learned: Mutex<Forest>,
-    patience: Duration,
+    remaining: AtomicU64,
+    differing: Mutex<Vec<Range<u64>>>,
+    new_hashes: Mutex<HashTree>,
+    reconnect_timeout: Duration,
     chunk: u64,
-    shape: Shape,
+    shape: TreeShape,
 }
 
 /// A difference is named to this many bytes.
@@ -51,49 +51,49 @@ const BLOCK: usize = 4096;
 impl Compare {
     /// Compares these, in requests of `chunk` bytes at most.
     pub(crate) fn new(
-        ends: [&Target; 2],
+        ends: [&OpenedEndpoint; 2],
         items: Vec<Item>,
-        patience: Duration,
+        reconnect_timeout: Duration,
         chunk: u64,
     ) -> Self {
         let [source, destination] = ends;
         Self {
-            shape: Shape::new(source.disk.bytes),
+            shape: TreeShape::new(source.disk.bytes),
             source: source.clone(),
             destination: destination.clone(),
-            rest: AtomicU64::new(items.iter().map(Item::len).sum()),
+            remaining: AtomicU64::new(items.iter().map(Item::len).sum()),
             items: Mutex::new(items.into_iter().rev().collect()),
-            wrong: Mutex::new(Vec::new()),
-            learned: Mutex::new(Forest::new(source.disk.bytes)),
-            patience,
+            differing: Mutex::new(Vec::new()),
+            new_hashes: Mutex::new(HashTree::new(source.disk.bytes)),
+            reconnect_timeout,
             chunk,
         }
     }
 
     /// Bytes that are still to be compared.
-    pub(crate) fn rest(&self) -> u64 {
-        self.rest.load(Ordering::Relaxed)
+    pub(crate) fn remaining(&self) -> u64 {
+        self.remaining.load(Ordering::Relaxed)
     }
 
     /// The ranges that differ.
-    pub(crate) fn take_wrong(&self) -> Vec<Range<u64>> {
-        std::mem::take(&mut self.wrong.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(crate) fn take_differing(&self) -> Vec<Range<u64>> {
+        std::mem::take(&mut self.differing.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Hashes of what was the same at both ends.
-    pub(crate) fn take_learned(&self) -> Forest {
-        let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut learned, Forest::new(self.source.disk.bytes))
+    pub(crate) fn take_new_hashes(&self) -> HashTree {
+        let mut new_hashes = self.new_hashes.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut new_hashes, HashTree::new(self.source.disk.bytes))
     }
 
     /// The next item, no longer than a request.
     fn take(&self) -> Option<Item> {
         let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
         let item = match items.last_mut()? {
-            Item::Both(range) if range.end - range.start > self.chunk => {
+            Item::BothEnds(range) if range.end - range.start > self.chunk => {
                 let start = range.start;
                 range.start = start + self.chunk;
-                Item::Both(start..start + self.chunk)
+                Item::BothEnds(start..start + self.chunk)
             }
             _ => items.pop()?,
         };
@@ -101,51 +101,51 @@ impl Compare {
     }
 
     /// Compares until there is nothing left.
-    pub(crate) fn run(self: Arc<Self>, halt: &AtomicBool) -> Result<(), Undone> {
-        let mut source = Errand::new(&self.source, self.patience, halt);
-        let mut destination = Errand::new(&self.destination, self.patience, halt);
-        destination.distrust()?;
+    pub(crate) fn run(self: Arc<Self>, stop: &AtomicBool) -> Result<(), SyncIoError> {
+        let mut source = SyncIo::new(&self.source, self.reconnect_timeout, stop);
+        let mut destination = SyncIo::new(&self.destination, self.reconnect_timeout, stop);
+        destination.drop_caches()?;
         let account = Pool::new(2 * Pool::MAX_BUFFER).open();
         while let Some(item) = self.take() {
-            let wrong = match &item {
-                Item::Piece(mark) => self.piece(&mut destination, &account, mark)?,
-                Item::Both(range) => {
+            let differing = match &item {
+                Item::Hashed(hash) => self.piece(&mut destination, &account, hash)?,
+                Item::BothEnds(range) => {
                     let ends = [&mut source, &mut destination];
                     self.both(ends, &account, range)?
                 }
             };
-            self.rest.fetch_sub(item.len(), Ordering::Relaxed);
-            self.wrong.lock().unwrap_or_else(PoisonError::into_inner).extend(wrong);
+            self.remaining.fetch_sub(item.len(), Ordering::Relaxed);
+            self.differing.lock().unwrap_or_else(PoisonError::into_inner).extend(differing);
         }
         Ok(())
     }
 
     fn piece(
         &self,
-        errand: &mut Errand<'_>,
+        io: &mut SyncIo<'_>,
         account: &Account,
-        mark: &Mark,
-    ) -> Result<Vec<Range<u64>>, Undone> {
-        let there = read(errand, account, &mark.range())?;
-        let seen = there.map(|buffer| self.shape.sum(mark.offset, buffer.bytes()));
-        let same = seen.is_some_and(|seen| seen == [*mark]);
-        Ok(if same { Vec::new() } else { vec![mark.range()] })
+        hash: &RangeHash,
+    ) -> Result<Vec<Range<u64>>, SyncIoError> {
+        let there = read(io, account, &hash.range())?;
+        let found = there.map(|buffer| self.shape.hash_range(hash.offset, buffer.bytes()));
+        let same = found.is_some_and(|found| found == [*hash]);
+        Ok(if same { Vec::new() } else { vec![hash.range()] })
     }
 
     /// Compares a range from both ends. What cannot be read is not known to be the same.
     fn both(
         &self,
-        [source, destination]: [&mut Errand<'_>; 2],
+        [source, destination]: [&mut SyncIo<'_>; 2],
         account: &Account,
         range: &Range<u64>,
-    ) -> Result<Vec<Range<u64>>, Undone> {
+    ) -> Result<Vec<Range<u64>>, SyncIoError> {
         let one = read(source, account, range)?;
         let other = read(destination, account, range)?;
         let (Some(one), Some(other)) = (one, other) else { return Ok(vec![range.clone()]) };
         if one.bytes() == other.bytes() {
-            let marks = self.shape.sum(range.start, one.bytes());
-            let mut learned = self.learned.lock().unwrap_or_else(PoisonError::into_inner);
-            marks.into_iter().for_each(|mark| learned.insert(mark));
+            let hashes = self.shape.hash_range(range.start, one.bytes());
+            let mut new_hashes = self.new_hashes.lock().unwrap_or_else(PoisonError::into_inner);
+            hashes.into_iter().for_each(|hash| new_hashes.insert(hash));
             return Ok(Vec::new());
         }
         let blocks = one.bytes().chunks(BLOCK).zip(other.bytes().chunks(BLOCK));
@@ -157,18 +157,20 @@ impl Compare {
 
 /// Reads a range, again if the end was lost meanwhile; nothing if the disk has an error there.
 pub(crate) fn read(
-    errand: &mut Errand<'_>,
+    io: &mut SyncIo<'_>,
     account: &Account,
     range: &Range<u64>,
-) -> Result<Option<Buffer>, Undone> {
+) -> Result<Option<Buffer>, SyncIoError> {
     let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
     loop {
-        let Some(buffer) = account.take(len) else { return Err(Undone::Trouble(Trouble::Mistake)) };
-        match errand.run(Work::Read { offset: range.start, buffer }) {
-            Ok(ended) if ended.result.is_ok() => return Ok(ended.buffer),
-            Ok(ended) if ended.result == Err(Failed::Media) => return Ok(None),
-            Ok(ended) => return Err(errand.failed(range, ended.result)),
-            Err(Undone::Lost) => {}
+        let Some(buffer) = account.take(len) else {
+            return Err(SyncIoError::Failed(CopyError::Internal));
+        };
+        match io.run(Request::Read { offset: range.start, buffer }) {
+            Ok(completion) if completion.result.is_ok() => return Ok(completion.buffer),
+            Ok(completion) if completion.result == Err(RequestError::Media) => return Ok(None),
+            Ok(completion) => return Err(io.failed(range, completion.result)),
+            Err(SyncIoError::Disconnected) => {}
             Err(other) => return Err(other),
         }
     }

@@ -53,7 +53,7 @@ impl Health {
     }
 
     /// For how long the requests in flight have waited with no answer to any of them; nothing without requests.
-    pub(crate) fn silent_for(&self) -> Option<Duration> {
+    pub(crate) fn stalled_for(&self) -> Option<Duration> {
         let state = self.lock();
         (state.in_flight > 0).then(|| state.answered.elapsed())
     }

@@ -7,12 +7,12 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use crate::{Place, PlaceError};
+use crate::{Endpoint, EndpointError};
 
 /// One end of a copy.
 pub enum End {
     /// A disk or a file.
-    Disk(Box<dyn Place>),
+    Disk(Box<dyn Endpoint>),
     /// A pipe, or whatever is read or written from its start to its end.
     Pipe(Pipe),
 }
@@ -60,7 +60,7 @@ pub struct Job {
     pub source: End,
     /// Where it goes to.
     pub destination: End,
-    /// How.
+    /// StageConfig.
     pub settings: Settings,
 }
 
@@ -84,7 +84,7 @@ pub struct Settings {
     /// The file that tells how far the copy is; if it is there, the copy goes on from it.
     pub map: Option<PathBuf>,
     /// How long to try to reach an end again that was lost.
-    pub patience: Duration,
+    pub reconnect_timeout: Duration,
     /// Bytes of a request, as large as both ends allow it: a power of two from 64 KiB to 1 MiB.
     pub chunk: u32,
 }
@@ -99,7 +99,7 @@ impl Default for Settings {
             rate: None,
             sparse: true,
             map: None,
-            patience: Duration::from_secs(300),
+            reconnect_timeout: Duration::from_secs(300),
             chunk: 1 << 18,
         }
     }
@@ -161,7 +161,7 @@ pub struct Progress {
     /// An end that is being reached again just now: its name, and why it was lost.
     pub reconnecting: Option<(String, String)>,
     /// An end that has answered none of the requests in flight for some seconds: its name, and for how long.
-    pub silent: Option<(String, Duration)>,
+    pub stalled: Option<(String, Duration)>,
     /// Since the beginning.
     pub elapsed: Duration,
 }
@@ -169,7 +169,7 @@ pub struct Progress {
 /// How a copy ended.
 #[derive(Debug)]
 pub struct Report {
-    /// How.
+    /// StageConfig.
     pub outcome: Outcome,
     /// The length of the source in bytes; 0 if it never got so far.
     pub bytes: u64,
@@ -207,7 +207,7 @@ pub enum Outcome {
     /// It was told to stop. With a map it can go on.
     Interrupted,
     /// It could not go on. With a map it can be tried again.
-    Failed(Trouble),
+    Failed(CopyError),
 }
 
 /// Why a copy was not begun. Each is a sentence for people.
@@ -215,10 +215,10 @@ pub enum Outcome {
 pub enum Refusal {
     /// The source cannot be opened.
     #[error("{0}")]
-    Source(#[source] PlaceError),
+    Source(#[source] EndpointError),
     /// The destination cannot be opened or made.
     #[error("{0}")]
-    Destination(#[source] PlaceError),
+    Destination(#[source] EndpointError),
     /// The destination may not be written.
     #[error("{destination} is read-only: lend it writable, or choose another destination")]
     ReadOnly {
@@ -271,7 +271,7 @@ pub enum Refusal {
 
 /// Why a copy could not go on. Each is a sentence for people.
 #[derive(Debug, thiserror::Error)]
-pub enum Trouble {
+pub enum CopyError {
     /// The destination failed a write.
     #[error("{name}: writing {len} bytes at {offset} failed: {why}")]
     Write {
@@ -281,8 +281,8 @@ pub enum Trouble {
         offset: u64,
         /// Bytes.
         len: u64,
-        /// How.
-        why: crate::Failed,
+        /// StageConfig.
+        why: crate::RequestError,
     },
     /// The source failed in a way that trying again does not mend, or is a disk with bad sectors that goes into a pipe.
     #[error("{name}: reading {len} bytes at {offset} failed: {why}")]
@@ -293,16 +293,16 @@ pub enum Trouble {
         offset: u64,
         /// Bytes.
         len: u64,
-        /// How.
-        why: crate::Failed,
+        /// StageConfig.
+        why: crate::RequestError,
     },
     /// The destination could not put the data on stable storage.
     #[error("{name}: what was written could not be put on stable storage: {why}")]
     Flush {
         /// The destination.
         name: String,
-        /// How.
-        why: crate::Failed,
+        /// StageConfig.
+        why: crate::RequestError,
     },
     /// An end was lost and did not come back in time.
     #[error("{name} was lost ({why}) and did not come back")]
@@ -314,7 +314,7 @@ pub enum Trouble {
     },
     /// An end came back as another disk.
     #[error("{name} came back as another disk: {why}")]
-    Changed {
+    DifferentDisk {
         /// Its name.
         name: String,
         /// What differs.
@@ -341,10 +341,10 @@ pub enum Trouble {
     Pipe(#[source] std::io::Error),
     /// What came out of a pipe was not all.
     #[error("{0}")]
-    Broken(String),
+    Incomplete(String),
     /// The partition table was to be written anew after the copy, and was not.
     #[error("{name}: all was copied, but its partition table could not be written anew: {why}")]
-    Table {
+    PartitionTable {
         /// The destination.
         name: String,
         /// Why.
@@ -352,13 +352,13 @@ pub enum Trouble {
     },
     /// A pipe ended before its first byte.
     #[error("nothing came from the pipe: see whether the program before it failed")]
-    Empty,
+    EmptyPipe,
     /// No thread can be started.
     #[error("no thread can be started: {0}")]
     Thread(#[source] std::io::Error),
     /// A thread of the copy ended by a mistake of ours.
     #[error("a thread of the copy stopped by a mistake in this program; please report it")]
-    Mistake,
+    Internal,
 }
 
 impl Job {

@@ -4,41 +4,41 @@
 //!
 //! | word | is |
 //! |---|---|
-//! | [`Place`] | where a disk is: a file, a device, another machine |
-//! | [`Lane`] | one way to the disk of a place, used by one thread |
+//! | [`Endpoint`] | where a disk is: a file, a device, another machine |
+//! | [`Connection`] | one way to the disk of a place, used by one thread |
 //! | [`Job`] | one copy, from its first check to its [`Report`] |
 //! | [`Map`] | how far a copy has come, as GNU ddrescue writes it down |
 
 #![forbid(unsafe_code)]
 
-mod begin;
 mod compare;
-mod errand;
-mod forest;
+pub mod connection;
+pub mod endpoint;
+mod hash_tree;
 mod health;
 pub mod job;
-pub mod lane;
 pub mod map;
-pub mod place;
 mod plan;
-mod pour;
-mod prove;
+mod prepare;
 mod rate;
 mod run;
+mod same_disk;
 mod sample;
 mod shared;
-mod traffic;
-pub mod wire;
+mod stream_copy;
+mod sync_io;
+mod thread_io;
+pub mod transport;
 mod worker;
 
-pub use job::{
-    End, Finish, Job, Outcome, Phase, Pipe, Progress, Refusal, Report, Settings, Trouble,
+pub use connection::{
+    Completion, Connection, ConnectionLost, DiscoveredDisk, FileEndpoint, Interest, NbdEndpoint,
+    NvmeEndpoint, NvmeHost, OpenMode, Request, RequestError, start_tls,
 };
-pub use lane::{
-    Ended, Existing, Failed, FilePlace, Found, Lane, Lost, NbdPlace, NvmeHost, NvmePlace, Waits,
-    Work, start_tls,
+pub use endpoint::{Disk, Endpoint, EndpointError};
+pub use job::{
+    CopyError, End, Finish, Job, Outcome, Phase, Pipe, Progress, Refusal, Report, Settings,
 };
 pub use map::Map;
-pub use place::{Disk, Place, PlaceError};
-pub use prove::read_now;
-pub use wire::{Dial, DialError, DialSubsystem, Wire, any_subsystem};
+pub use same_disk::read_sync;
+pub use transport::{Dial, DialError, DialSubsystem, Transport, any_subsystem};

@@ -4,16 +4,16 @@
 //! in comments of its own, which ddrescue does not keep: then nothing but the speed of the verification is lost.
 
 mod file;
-mod notes;
+mod metadata;
 mod text;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 pub(crate) use file::probe;
-pub use file::{Damaged, load, save};
-pub use notes::Notes;
-pub use text::Unreadable;
+pub use file::{MapReadError, load, save};
+pub use metadata::MapMetadata;
+pub use text::ParseError;
 
 /// How far a part of the disk is. Each stands for a character in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -75,7 +75,7 @@ pub struct Map {
     /// Where it is.
     pub position: Position,
     /// What only storagetm writes down.
-    pub notes: Notes,
+    pub metadata: MapMetadata,
     bytes: u64,
     /// Where each run of one state begins; the first at 0, neighbours differ.
     runs: BTreeMap<u64, State>,
@@ -85,7 +85,7 @@ impl Map {
     /// Nothing tried of a disk of `bytes`.
     pub fn new(bytes: u64) -> Self {
         let runs = if bytes == 0 { BTreeMap::new() } else { [(0, State::Untried)].into() };
-        Self { position: Position::default(), notes: Notes::default(), bytes, runs }
+        Self { position: Position::default(), metadata: MapMetadata::default(), bytes, runs }
     }
 
     /// The length of the disk in bytes.

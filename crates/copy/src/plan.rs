@@ -8,7 +8,7 @@
 //!
 //! All that decides stands in the [`Map`], so that a copy can go on from it, here or with ddrescue.
 
-mod zones;
+mod holes;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -17,7 +17,7 @@ use export::Extent;
 
 use crate::Phase;
 use crate::map::{Map, Position, State};
-use zones::Zones;
+use holes::HoleMap;
 
 /// What the two ends allow.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +42,7 @@ pub(crate) enum Next {
     /// Have it be zeros at the destination; then [`Plan::written`].
     Zero(Range<u64>),
     /// Ask the source for its extents; then [`Plan::told`].
-    Ask(Range<u64>),
+    QueryExtents(Range<u64>),
     /// Nothing before something that is under way has ended.
     Wait,
     /// Nothing any more.
@@ -71,43 +71,43 @@ pub(crate) struct Plan {
     /// How far to skip after the next error, in bytes.
     skip: u64,
     /// Bytes that must be read well before more than one request may be under way.
-    caution: u64,
+    cautious_bytes: u64,
     /// Pieces that were taken, and are neither written nor failed.
-    open: usize,
+    in_flight: usize,
     /// Pieces that were taken before and did not come to an end, with whether they are zeros.
-    again: VecDeque<(Range<u64>, bool)>,
+    requeued: VecDeque<(Range<u64>, bool)>,
     /// How often the way to the source was lost over a piece.
     lost: BTreeMap<u64, u32>,
-    zones: Zones,
+    holes: HoleMap,
     errors: u64,
 }
 
 /// Bytes that a disk must read well after an error to be trusted again.
-const CAUTION: u64 = 64 << 20;
+const CAUTIOUS_BYTES: u64 = 64 << 20;
 
 /// The largest skip in bytes, and the largest part of the disk.
 const SKIP: u64 = 1 << 30;
 const SKIP_PART: u64 = 100;
 
 /// After so many losses of the way to the source over the same piece, the piece counts as bad.
-const LOSSES: u32 = 3;
+const MAX_LOSSES: u32 = 3;
 
 /// Sectors that are scraped at once.
-const SCRAPES: usize = 4;
+const SCRAPE_DEPTH: usize = 4;
 
 impl Plan {
     /// Goes on from a map; of a new one, begins.
     pub(crate) fn new(map: Map, limits: Limits) -> Self {
-        let zones = Zones::new(map.bytes(), limits.extents);
+        let holes = HoleMap::new(map.bytes(), limits.extents);
         let mut plan = Self {
             stage: Stage::Forward,
             cursor: 0,
             skip: limits.chunk,
-            caution: 0,
-            open: 0,
-            again: VecDeque::new(),
+            cautious_bytes: 0,
+            in_flight: 0,
+            requeued: VecDeque::new(),
             lost: BTreeMap::new(),
-            zones,
+            holes,
             errors: 0,
             map,
             limits,
@@ -123,7 +123,7 @@ impl Plan {
         if doing != State::Untried || bad.iter().all(|state| self.map.sum(*state) == 0) {
             return;
         }
-        self.caution = CAUTION;
+        self.cautious_bytes = CAUTIOUS_BYTES;
         (self.stage, self.cursor) = match pass {
             0 | 1 => (Stage::Forward, at),
             2 => (Stage::Backward, at),
@@ -174,12 +174,12 @@ impl Plan {
     }
 
     /// What to do next.
-    pub(crate) fn take(&mut self) -> Next {
+    pub(crate) fn next(&mut self) -> Next {
         loop {
             let next = self.step();
             match &next {
-                Some(Next::Read(_) | Next::Zero(_)) => self.open += 1,
-                None if self.open == 0 && self.turn() => continue,
+                Some(Next::Read(_) | Next::Zero(_)) => self.in_flight += 1,
+                None if self.in_flight == 0 && self.enter_next_stage() => continue,
                 _ => {}
             }
             let over = if self.stage == Stage::Done { Next::Done } else { Next::Wait };
@@ -190,51 +190,55 @@ impl Plan {
     /// Whether nothing is left to do, nor under way.
     pub(crate) fn is_done(&self) -> bool {
         let whole = || self.map.next(State::Finished, 0) == Some(0..self.map.bytes());
-        self.stage == Stage::Done || (self.open == 0 && self.again.is_empty() && whole())
+        self.stage == Stage::Done || (self.in_flight == 0 && self.requeued.is_empty() && whole())
     }
 
     /// The next piece of the stage; nothing if it has none, or none now.
     fn step(&mut self) -> Option<Next> {
-        if self.open >= self.most() {
+        if self.in_flight >= self.max_in_flight() {
             return Some(Next::Wait);
         }
-        if let Some((range, zero)) = self.again.pop_front() {
-            return Some(if zero { Next::Zero(range) } else { Next::Read(self.cut(range)) });
+        if let Some((range, zero)) = self.requeued.pop_front() {
+            return Some(if zero {
+                Next::Zero(range)
+            } else {
+                Next::Read(self.split_chunk(range))
+            });
         }
         match self.stage {
             Stage::Forward => self.forward(),
             Stage::Backward => self.backward(),
             Stage::Sweep => self.sweep(),
             Stage::Trim => self.trim(),
-            Stage::Scrape => self.sector_of(State::Unscraped),
-            Stage::Retry(pass) if pass % 2 == 0 => self.sector_backward(),
-            Stage::Retry(_) => self.sector_of(State::Bad),
+            Stage::Scrape => self.next_sector(State::Unscraped),
+            Stage::Retry(pass) if pass % 2 == 0 => self.previous_bad_sector(),
+            Stage::Retry(_) => self.next_sector(State::Bad),
             Stage::Done => None,
         }
     }
 
     /// The first chunk of something that is to be done again, which may have been a long range of zeros.
-    fn cut(&mut self, range: Range<u64>) -> Range<u64> {
+    fn split_chunk(&mut self, range: Range<u64>) -> Range<u64> {
         let end = range.end.min(above(range.start, self.limits.chunk));
         if end < range.end {
-            self.again.push_front((end..range.end, false));
+            self.requeued.push_front((end..range.end, false));
         }
         range.start..end
     }
 
     /// Pieces that may be under way at once.
-    fn most(&self) -> usize {
+    fn max_in_flight(&self) -> usize {
         match self.stage {
             Stage::Trim | Stage::Retry(_) => 1,
-            Stage::Scrape => SCRAPES,
-            _ if self.caution > 0 => 1,
+            Stage::Scrape => SCRAPE_DEPTH,
+            _ if self.cautious_bytes > 0 => 1,
             _ => usize::MAX,
         }
     }
 
     /// The stage that is to come; tells whether there is one.
-    fn turn(&mut self) -> bool {
-        let next = self.after();
+    fn enter_next_stage(&mut self) -> bool {
+        let next = self.next_stage();
         let over = self.stage == Stage::Done;
         self.stage = next;
         self.cursor = match next {
@@ -245,7 +249,7 @@ impl Plan {
         !over
     }
 
-    fn after(&self) -> Stage {
+    fn next_stage(&self) -> Stage {
         let any = |state| self.map.next(state, 0).is_some();
         let retried = if let Stage::Retry(pass) = self.stage { pass } else { 0 };
         match self.stage {
@@ -261,10 +265,10 @@ impl Plan {
 
     fn forward(&mut self) -> Option<Next> {
         let run = self.map.next(State::Untried, self.cursor)?;
-        if let Some(range) = self.zones.ask(run.start) {
-            return Some(Next::Ask(range));
+        if let Some(range) = self.holes.query(run.start) {
+            return Some(Next::QueryExtents(range));
         }
-        let Some((end, zero)) = self.zones.at(run.start) else { return Some(Next::Wait) };
+        let Some((end, zero)) = self.holes.at(run.start) else { return Some(Next::Wait) };
         let end = end.min(run.end);
         let unit = if zero { self.limits.zeros } else { self.limits.chunk };
         let range = run.start..end.min(above(run.start, unit));
@@ -301,14 +305,14 @@ impl Plan {
         None
     }
 
-    fn sector_of(&mut self, state: State) -> Option<Next> {
+    fn next_sector(&mut self, state: State) -> Option<Next> {
         let run = self.map.next(state, self.cursor)?;
         let sector = self.first_sector(&run);
         self.cursor = sector.end;
         Some(Next::Read(sector))
     }
 
-    fn sector_backward(&mut self) -> Option<Next> {
+    fn previous_bad_sector(&mut self) -> Option<Next> {
         let run = self.map.last(State::Bad, self.cursor)?;
         let sector = self.last_sector(&run);
         self.cursor = sector.start;
@@ -324,18 +328,18 @@ impl Plan {
     }
 
     /// The extents that were asked for; none if the source does not tell them after all.
-    pub(crate) fn told(&mut self, asked: Range<u64>, extents: &[Extent]) {
-        self.zones.told(asked, extents);
+    pub(crate) fn extents_received(&mut self, asked: Range<u64>, extents: &[Extent]) {
+        self.holes.answered(asked, extents);
     }
 
     /// The question for extents did not come to an end.
-    pub(crate) fn unanswered(&mut self) {
-        self.zones.unanswered();
+    pub(crate) fn extents_lost(&mut self) {
+        self.holes.query_lost();
     }
 
     /// A piece was read.
     pub(crate) fn read(&mut self, range: &Range<u64>) {
-        self.caution = self.caution.saturating_sub(range.end - range.start);
+        self.cautious_bytes = self.cautious_bytes.saturating_sub(range.end - range.start);
         self.skip = self.limits.chunk;
         self.lost.remove(&range.start);
     }
@@ -343,7 +347,7 @@ impl Plan {
     /// A piece is at the destination.
     pub(crate) fn written(&mut self, range: Range<u64>) {
         self.map.set(range, State::Finished);
-        self.close();
+        self.piece_ended();
     }
 
     /// A piece could not be read.
@@ -351,7 +355,7 @@ impl Plan {
         let single = range.end - range.start <= self.limits.sector;
         self.map.set(range.clone(), if single { State::Bad } else { State::Untrimmed });
         self.errors += 1;
-        self.caution = CAUTION;
+        self.cautious_bytes = CAUTIOUS_BYTES;
         match self.stage {
             Stage::Forward => {
                 let most = (self.map.bytes() / SKIP_PART).clamp(self.limits.chunk, SKIP);
@@ -367,41 +371,41 @@ impl Plan {
             }
             _ => {}
         }
-        self.close();
+        self.piece_ended();
     }
 
     /// A piece did not come to an end, and is to be done again.
-    pub(crate) fn give_back(&mut self, range: Range<u64>, zero: bool) {
-        self.again.push_back((range, zero));
-        self.close();
+    pub(crate) fn requeue(&mut self, range: Range<u64>, zero: bool) {
+        self.requeued.push_back((range, zero));
+        self.piece_ended();
     }
 
     /// The way to the source was lost while a piece was being read.
     pub(crate) fn lost(&mut self, range: Range<u64>) {
         let losses = self.lost.entry(range.start).or_default();
         *losses += 1;
-        if *losses >= LOSSES {
+        if *losses >= MAX_LOSSES {
             self.lost.remove(&range.start);
             return self.failed(&range);
         }
         // Alone, so that it shows which one it is.
         if *losses > 1 {
-            self.caution = self.caution.max(1);
+            self.cautious_bytes = self.cautious_bytes.max(1);
         }
-        self.give_back(range, false);
+        self.requeue(range, false);
     }
 
     /// What was written may not have reached the disk, and is to be done again.
-    pub(crate) fn undo(&mut self, range: Range<u64>) {
+    pub(crate) fn invalidate(&mut self, range: Range<u64>) {
         self.map.set(range.clone(), State::Untried);
-        self.again.push_back((range, false));
+        self.requeued.push_back((range, false));
         if self.stage == Stage::Done {
             (self.stage, self.cursor) = (Stage::Sweep, self.map.bytes());
         }
     }
 
-    fn close(&mut self) {
-        self.open = self.open.saturating_sub(1);
+    fn piece_ended(&mut self) {
+        self.in_flight = self.in_flight.saturating_sub(1);
     }
 }
 

@@ -5,22 +5,22 @@ use std::time::{Duration, Instant};
 
 /// Holds all threads together to so many bytes a second. What is taken is paid afterwards, so a piece of any size goes.
 #[derive(Debug)]
-pub(crate) struct Limit {
+pub(crate) struct RateLimit {
     /// Bytes a second; none for as fast as it goes.
     rate: Option<u64>,
     /// When all that was taken is paid.
-    free: Instant,
+    available_at: Instant,
 }
 
-impl Limit {
+impl RateLimit {
     /// So many bytes a second.
     pub(crate) fn new(rate: Option<u64>, now: Instant) -> Self {
-        Self { rate: rate.map(|rate| rate.max(1)), free: now }
+        Self { rate: rate.map(|rate| rate.max(1)), available_at: now }
     }
 
     /// How long to wait until something may be taken.
     pub(crate) fn wait(&self, now: Instant) -> Duration {
-        self.free.saturating_duration_since(now)
+        self.available_at.saturating_duration_since(now)
     }
 
     /// Takes so many bytes.
@@ -28,37 +28,37 @@ impl Limit {
         let Some(rate) = self.rate else { return };
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate);
         let cost = Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX));
-        self.free = self.free.max(now).checked_add(cost).unwrap_or(now);
+        self.available_at = self.available_at.max(now).checked_add(cost).unwrap_or(now);
     }
 }
 
 /// How fast something grows.
 #[derive(Debug)]
-pub(crate) struct Meter {
+pub(crate) struct RateMeter {
     samples: VecDeque<(Instant, u64)>,
-    most: u64,
+    max: u64,
 }
 
 /// How far back a meter looks, at most.
 const WINDOW: Duration = Duration::from_secs(10);
 
-impl Meter {
+impl RateMeter {
     /// From this value on.
     pub(crate) fn new(now: Instant, value: u64) -> Self {
-        Self { samples: [(now, value)].into(), most: value }
+        Self { samples: [(now, value)].into(), max: value }
     }
 
     /// Takes a sample; what it tells never falls.
     pub(crate) fn sample(&mut self, now: Instant, value: u64) -> u64 {
-        self.most = self.most.max(value);
-        self.samples.push_back((now, self.most));
+        self.max = self.max.max(value);
+        self.samples.push_back((now, self.max));
         let old = |sample: Option<&(Instant, u64)>| {
             sample.is_some_and(|(then, _)| now.duration_since(*then) > WINDOW)
         };
         while self.samples.len() > 2 && old(self.samples.get(1)) {
             self.samples.pop_front();
         }
-        self.most
+        self.max
     }
 
     /// Growth a second.
@@ -73,7 +73,7 @@ impl Meter {
 
     /// How long it takes to grow to `total`; nothing if it does not grow.
     pub(crate) fn eta(&self, total: u64) -> Option<Duration> {
-        let rest = total.saturating_sub(self.most);
+        let rest = total.saturating_sub(self.max);
         let millis =
             u128::from(rest) * 1000 / u128::from(Some(self.rate()).filter(|rate| *rate > 0)?);
         Some(Duration::from_millis(u64::try_from(millis).ok()?))
@@ -87,7 +87,7 @@ mod test {
     #[test]
     fn a_limit_holds_over_any_pieces() {
         let start = Instant::now();
-        let mut limit = Limit::new(Some(1 << 20), start);
+        let mut limit = RateLimit::new(Some(1 << 20), start);
         let mut now = start;
         for _ in 0..40 {
             now += limit.wait(now);
@@ -96,7 +96,7 @@ mod test {
         now += limit.wait(now);
         assert_eq!(now - start, Duration::from_secs(10));
         limit.take(u64::MAX, now);
-        let mut none = Limit::new(None, start);
+        let mut none = RateLimit::new(None, start);
         none.take(u64::MAX, start);
         assert_eq!(none.wait(start), Duration::ZERO);
     }
@@ -104,7 +104,7 @@ mod test {
     #[test]
     fn r47_a_meter_never_falls_and_tells_when_it_is_done() {
         let start = Instant::now();
-        let mut meter = Meter::new(start, 1000);
+        let mut meter = RateMeter::new(start, 1000);
         for second in 1..=20u64 {
             let now = start + Duration::from_secs(second);
             assert_eq!(meter.sample(now, 1000 + second * 100), 1000 + second * 100);
@@ -112,7 +112,7 @@ mod test {
         }
         assert_eq!(meter.rate(), 100);
         assert_eq!(meter.eta(4000), Some(Duration::from_secs(10)));
-        let mut still = Meter::new(start, 5);
+        let mut still = RateMeter::new(start, 5);
         still.sample(start + Duration::from_secs(1), 5);
         assert_eq!(still.eta(6), None);
     }

@@ -2,101 +2,104 @@
 //! is the thread that waits, saves the map, and reports.
 
 mod copying;
-mod course;
+mod monitor;
 pub(crate) mod verifying;
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use crate::begin::{self, Begun, Unlike};
-use crate::errand::Undone;
-use crate::map::{self, Map, Notes, Position, State};
-use crate::{End, Job, Outcome, Phase, Place, Progress, Refusal, Report, Settings, Trouble, pour};
-pub(crate) use course::{Course, Now, spawn};
+use crate::map::{self, Map, MapMetadata, Position, State};
+use crate::prepare::{self, PrepareError, PreparedCopy};
+use crate::sync_io::SyncIoError;
+use crate::{
+    CopyError, End, Endpoint, Job, Outcome, Phase, Progress, Refusal, Report, Settings, stream_copy,
+};
+pub(crate) use monitor::{Monitor, StageProgress, spawn};
 
 /// Makes a copy.
 pub(crate) fn run(job: Job, stop: &AtomicBool, watch: &mut dyn FnMut(&Progress)) -> Report {
     let Job { source, destination, settings } = job;
-    let mut course = Course::new(stop, watch);
+    let mut monitor = Monitor::new(stop, watch);
     let outcome = match (source, destination) {
         (End::Disk(source), End::Disk(destination)) => {
-            disks(source.into(), destination.into(), &settings, &mut course)
+            disks(source.into(), destination.into(), &settings, &mut monitor)
         }
         (End::Pipe(_), End::Pipe(_)) => Err(Outcome::Refused(Refusal::Pipes)),
         _ if settings.map.is_some() => Err(Outcome::Refused(Refusal::PipeWithMap)),
         (End::Pipe(pipe), End::Disk(disk)) => {
-            pour::into_disk(pipe, disk.into(), &settings, &mut course)
+            stream_copy::into_disk(pipe, disk.into(), &settings, &mut monitor)
         }
         (End::Disk(disk), End::Pipe(pipe)) => {
-            pour::into_pipe(disk.into(), pipe, &settings, &mut course)
+            stream_copy::into_pipe(disk.into(), pipe, &settings, &mut monitor)
         }
     };
-    course.report(outcome.err())
+    monitor.finish(outcome.err())
 }
 
 /// A copy ends early with an outcome; else it is what the report shows.
-pub(crate) type Ended = Result<(), Outcome>;
+pub(crate) type StageResult = Result<(), Outcome>;
 
 fn disks(
-    source: Arc<dyn Place>,
-    destination: Arc<dyn Place>,
+    source: Arc<dyn Endpoint>,
+    destination: Arc<dyn Endpoint>,
     settings: &Settings,
-    course: &mut Course<'_>,
-) -> Ended {
-    let begun = check(source, destination, settings, course)?;
-    course.report.bytes = begun.source.disk.bytes;
-    course.report.earlier = begun.map.sum(State::Finished);
-    let copying::Copied { map, forest } = copying::copy(&begun, settings, course)?;
-    let Some(forest) = forest.filter(|_| settings.verify) else { return Ok(()) };
-    let (source, marks) = (Some(&begun.source), forest.marks().collect());
-    let destination = begun.destination.unknown();
-    let ended = verifying::verify(source, &destination, &map, forest, settings, course);
-    if let (Err(Outcome::VerifyFailed(wrong)), Some(path)) = (&ended, &settings.map) {
-        let notes = Notes { marks, ..begun.map.notes };
+    monitor: &mut Monitor<'_>,
+) -> StageResult {
+    let prepared = check(source, destination, settings, monitor)?;
+    monitor.report.bytes = prepared.source.disk.bytes;
+    monitor.report.earlier = prepared.map.sum(State::Finished);
+    let copying::Copied { map, tree } = copying::copy(&prepared, settings, monitor)?;
+    let Some(tree) = tree.filter(|_| settings.verify) else { return Ok(()) };
+    let (source, hashes) = (Some(&prepared.source), tree.hashes().collect());
+    let destination = prepared.destination.unknown();
+    let ended = verifying::verify(source, &destination, &map, tree, settings, monitor);
+    if let (Err(Outcome::VerifyFailed(differing_ranges)), Some(path)) = (&ended, &settings.map) {
+        let metadata = MapMetadata { hashes, ..prepared.map.metadata };
         // That it cannot be written down takes nothing from what is told.
-        let _ = map::save(&undone_in(map, notes, wrong), path);
+        let _ = map::save(&invalidated(map, metadata, differing_ranges), path);
     }
     ended
 }
 
 /// The map of a copy that was found to be wrong: what differs is to be copied again.
-fn undone_in(mut map: Map, notes: Notes, wrong: &[Range<u64>]) -> Map {
-    wrong.iter().for_each(|range| map.set(range.clone(), State::Untried));
-    map.notes = notes;
+fn invalidated(mut map: Map, metadata: MapMetadata, differing_ranges: &[Range<u64>]) -> Map {
+    differing_ranges.iter().for_each(|range| map.set(range.clone(), State::Untried));
+    map.metadata = metadata;
     map.position = Position::default();
     map
 }
 
 /// The checks, in a thread of their own: an address that does not answer must not silence the progress.
 fn check(
-    source: Arc<dyn Place>,
-    destination: Arc<dyn Place>,
+    source: Arc<dyn Endpoint>,
+    destination: Arc<dyn Endpoint>,
     settings: &Settings,
-    course: &mut Course<'_>,
-) -> Result<Begun, Outcome> {
-    let (settings, halt) = (settings.clone(), course.halt.clone());
+    monitor: &mut Monitor<'_>,
+) -> Result<PreparedCopy, Outcome> {
+    let (settings, halt) = (settings.clone(), monitor.halt.clone());
     let work = move || {
-        let begun = begin::begin(source, destination, &settings, &halt).map_err(unlike)?;
-        begin::confirm(&begun, &settings, &halt).map_err(unlike)?;
-        Ok(begun)
+        let prepared =
+            prepare::prepare(source, destination, &settings, &halt).map_err(prepare_error)?;
+        prepare::confirm(&prepared, &settings, &halt).map_err(prepare_error)?;
+        Ok(prepared)
     };
-    course.aside(Phase::Checking, work)?
+    monitor.run_in_thread(Phase::Checking, work)?
 }
 
-fn unlike(unlike: Unlike) -> Outcome {
-    match unlike {
-        Unlike::Refused(why) => Outcome::Refused(why),
-        Unlike::Undone(undone) => self::undone(undone),
+fn prepare_error(prepare_error: PrepareError) -> Outcome {
+    match prepare_error {
+        PrepareError::Refused(why) => Outcome::Refused(why),
+        PrepareError::Io(sync_io_error) => self::sync_io_error(sync_io_error),
     }
 }
 
 /// What a single work that was not done makes of the copy.
-pub(crate) fn undone(undone: Undone) -> Outcome {
-    match undone {
-        Undone::Stopped => Outcome::Interrupted,
-        Undone::Lost => Outcome::Failed(Trouble::Mistake),
-        Undone::Trouble(trouble) => Outcome::Failed(trouble),
+pub(crate) fn sync_io_error(sync_io_error: SyncIoError) -> Outcome {
+    match sync_io_error {
+        SyncIoError::Cancelled => Outcome::Interrupted,
+        SyncIoError::Disconnected => Outcome::Failed(CopyError::Internal),
+        SyncIoError::Failed(error) => Outcome::Failed(error),
     }
 }
 

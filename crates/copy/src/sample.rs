@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::forest::is_zero;
+use crate::hash_tree::is_zero;
 
 /// Bytes of a sample, unless a block of the disk is larger.
 const LEN: u32 = 4096;
@@ -21,7 +21,7 @@ impl Sample {
     /// Takes the first block with something in it of what stands at `offset`, or the first block if all is zeros. `block` is the
     /// block size of the disk in bytes. Returns nothing for no bytes.
     pub(crate) fn of(offset: u64, bytes: &[u8], block: u32) -> Option<Self> {
-        let len = usize::try_from(unit(block)).unwrap_or(usize::MAX);
+        let len = usize::try_from(sample_len(block)).unwrap_or(usize::MAX);
         let found = bytes.chunks(len).enumerate().find(|(_, chunk)| !is_zero(chunk));
         let (at, chunk) = found.or_else(|| bytes.chunks(len).enumerate().next())?;
         let start = offset.saturating_add(at as u64 * len as u64);
@@ -36,16 +36,16 @@ impl Sample {
 }
 
 /// Bytes of a sample of a disk with blocks of that size.
-pub(crate) fn unit(block: u32) -> u64 {
+pub(crate) fn sample_len(block: u32) -> u64 {
     u64::from(block.max(1)).max(u64::from(LEN)).next_multiple_of(block.max(1).into())
 }
 
 /// The first, the last and a random one of the samples that were taken of a disk.
 #[derive(Debug, Default)]
-pub(crate) struct Samples(Mutex<Kept>);
+pub(crate) struct Samples(Mutex<Reservoir>);
 
 #[derive(Debug, Default)]
-struct Kept {
+struct Reservoir {
     first: Option<Sample>,
     random: Option<Sample>,
     last: Option<Sample>,
@@ -56,28 +56,28 @@ struct Kept {
 impl Samples {
     /// Adds a sample. Zeros are kept only as long as there is nothing else: they are alike on most disks.
     pub(crate) fn add(&self, sample: Sample) {
-        let mut kept = self.lock();
+        let mut reservoir = self.lock();
         if sample.zero {
-            if kept.count == 0 {
-                kept.last = Some(sample);
+            if reservoir.count == 0 {
+                reservoir.last = Some(sample);
             }
             return;
         }
-        kept.count += 1;
-        if kept.count == 1 {
-            kept.first = Some(sample.clone());
-        } else if mixed(kept.count).is_multiple_of(kept.count) {
+        reservoir.count += 1;
+        if reservoir.count == 1 {
+            reservoir.first = Some(sample.clone());
+        } else if mix(reservoir.count).is_multiple_of(reservoir.count) {
             // Each of those taken so far stays with the same probability.
-            kept.random = Some(sample.clone());
+            reservoir.random = Some(sample.clone());
         }
-        kept.last = Some(sample);
+        reservoir.last = Some(sample);
     }
 
     /// Those that are kept, each once.
     pub(crate) fn all(&self) -> Vec<Sample> {
-        let kept = self.lock();
+        let reservoir = self.lock();
         let mut all: Vec<Sample> = Vec::new();
-        for sample in [&kept.last, &kept.first, &kept.random].into_iter().flatten() {
+        for sample in [&reservoir.last, &reservoir.first, &reservoir.random].into_iter().flatten() {
             if !all.contains(sample) {
                 all.push(sample.clone());
             }
@@ -85,13 +85,13 @@ impl Samples {
         all
     }
 
-    fn lock(&self) -> MutexGuard<'_, Kept> {
+    fn lock(&self) -> MutexGuard<'_, Reservoir> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// A number in which the bits of `count` are well mixed (the finaliser of SplitMix64).
-fn mixed(count: u64) -> u64 {
+fn mix(count: u64) -> u64 {
     let mut bits = count.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -125,7 +125,7 @@ mod test {
         assert_eq!(starts(), [0]);
         (1..100).for_each(|at| add(at << 20, 1));
         add(200 << 20, 0);
-        let kept = starts();
-        assert_eq!((kept.len(), kept[0], kept[1]), (3, 99 << 20, 1 << 20));
+        let reservoir = starts();
+        assert_eq!((reservoir.len(), reservoir[0], reservoir[1]), (3, 99 << 20, 1 << 20));
     }
 }

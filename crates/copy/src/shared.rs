@@ -6,31 +6,31 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::forest::{Forest, Mark, Shape};
+use crate::hash_tree::{HashTree, RangeHash, TreeShape};
 use crate::map::Map;
 use crate::plan::Plan;
-use crate::rate::Limit;
-use crate::traffic::Target;
-use crate::{Phase, Trouble};
+use crate::rate::RateLimit;
+use crate::thread_io::OpenedEndpoint;
+use crate::{CopyError, Phase};
 
 /// What all threads of one stage, copying or verifying, share.
 pub(crate) struct Shared {
-    pub(crate) source: Target,
+    pub(crate) source: OpenedEndpoint,
     /// None while verifying: what is read is compared, and written nowhere.
-    pub(crate) destination: Option<Target>,
-    pub(crate) how: How,
+    pub(crate) destination: Option<OpenedEndpoint>,
+    pub(crate) config: StageConfig,
     plan: Mutex<Plan>,
     changed: Condvar,
     waiting: AtomicUsize,
-    forest: Option<Mutex<Forest>>,
-    shape: Shape,
-    limit: Mutex<Limit>,
-    /// Threads that may do the work.
-    able: AtomicUsize,
+    tree: Option<Mutex<HashTree>>,
+    shape: TreeShape,
+    limit: Mutex<RateLimit>,
+    /// Threads that may do the request.
+    active: AtomicUsize,
     halt: AtomicBool,
-    trouble: Mutex<Option<Trouble>>,
+    error: Mutex<Option<CopyError>>,
     /// What was written and is not known to be on stable storage: where each piece begins and ends.
-    volatile: Mutex<BTreeMap<u64, u64>>,
+    unflushed: Mutex<BTreeMap<u64, u64>>,
     reconnecting: Mutex<Vec<(usize, String, String)>>,
     pub(crate) copied: AtomicU64,
     pub(crate) zeroes: AtomicU64,
@@ -38,11 +38,11 @@ pub(crate) struct Shared {
 }
 
 /// How long an end may answer nothing before that is shown.
-const SILENT: Duration = Duration::from_secs(3);
+const STALLED: Duration = Duration::from_secs(3);
 
-/// How the threads work.
+/// How the threads request.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct How {
+pub(crate) struct StageConfig {
     /// Threads.
     pub(crate) threads: usize,
     /// Memory of a thread in bytes.
@@ -52,40 +52,40 @@ pub(crate) struct How {
     /// Whether zeros become holes.
     pub(crate) sparse: bool,
     /// Whether all of the destination is holes.
-    pub(crate) fresh: bool,
+    pub(crate) blank: bool,
     /// Whether what was written has to be put on stable storage now and then: it may be lost, or is to be written down.
-    pub(crate) tracks: bool,
+    pub(crate) track_unflushed: bool,
     /// Bytes that a thread may have written and not put on stable storage.
-    pub(crate) unflushed: u64,
+    pub(crate) max_unflushed: u64,
     /// Whether the kernel may copy between two files.
-    pub(crate) kernel: bool,
+    pub(crate) kernel_copy: bool,
     /// How long an end is tried that was lost.
-    pub(crate) patience: Duration,
+    pub(crate) reconnect_timeout: Duration,
 }
 
 impl Shared {
     pub(crate) fn new(
-        source: &Target,
-        destination: Option<&Target>,
-        how: How,
+        source: &OpenedEndpoint,
+        destination: Option<&OpenedEndpoint>,
+        config: StageConfig,
         plan: Plan,
-        forest: Option<Forest>,
-        limit: Limit,
+        tree: Option<HashTree>,
+        limit: RateLimit,
     ) -> Self {
         Self {
             source: source.clone(),
             destination: destination.cloned(),
-            how,
-            shape: Shape::new(source.disk.bytes.min(plan.map().bytes())),
+            config,
+            shape: TreeShape::new(source.disk.bytes.min(plan.map().bytes())),
             plan: Mutex::new(plan),
             changed: Condvar::new(),
             waiting: AtomicUsize::new(0),
-            forest: forest.map(Mutex::new),
+            tree: tree.map(Mutex::new),
             limit: Mutex::new(limit),
-            able: AtomicUsize::new(how.threads),
+            active: AtomicUsize::new(config.threads),
             halt: AtomicBool::new(false),
-            trouble: Mutex::new(None),
-            volatile: Mutex::new(BTreeMap::new()),
+            error: Mutex::new(None),
+            unflushed: Mutex::new(BTreeMap::new()),
             reconnecting: Mutex::new(Vec::new()),
             copied: AtomicU64::new(0),
             zeroes: AtomicU64::new(0),
@@ -127,44 +127,44 @@ impl Shared {
     }
 
     /// Ends the copy for this reason, if there was none before.
-    pub(crate) fn fail(&self, trouble: Trouble) {
-        lock(&self.trouble).get_or_insert(trouble);
+    pub(crate) fn fail(&self, error: CopyError) {
+        lock(&self.error).get_or_insert(error);
         self.halt();
     }
 
-    /// A thread gives up before it has begun. Tells whether it was the last that could do the work.
-    pub(crate) fn desert(&self) -> bool {
-        self.able.fetch_sub(1, Ordering::AcqRel) <= 1
+    /// A thread gives up before it has begun. Tells whether it was the last that could do the request.
+    pub(crate) fn give_up(&self) -> bool {
+        self.active.fetch_sub(1, Ordering::AcqRel) <= 1
     }
 
     /// Why it ended.
-    pub(crate) fn take_trouble(&self) -> Option<Trouble> {
-        lock(&self.trouble).take()
+    pub(crate) fn take_error(&self) -> Option<CopyError> {
+        lock(&self.error).take()
     }
 
     /// Hashes what was read, if that is wanted.
-    pub(crate) fn sum(&self, offset: u64, bytes: &[u8]) -> Option<Vec<Mark>> {
-        let marks = self.forest.as_ref().map(|_| self.shape.sum(offset, bytes))?;
-        self.know(marks.iter().copied());
-        Some(marks)
+    pub(crate) fn hash(&self, offset: u64, bytes: &[u8]) -> Option<Vec<RangeHash>> {
+        let hashes = self.tree.as_ref().map(|_| self.shape.hash_range(offset, bytes))?;
+        self.record(hashes.iter().copied());
+        Some(hashes)
     }
 
     /// Takes note of zeros.
-    pub(crate) fn sum_zeros(&self, range: Range<u64>) {
-        self.know(self.shape.zeros(range));
+    pub(crate) fn hash_zeros(&self, range: Range<u64>) {
+        self.record(self.shape.zeros(range));
     }
 
-    fn know(&self, marks: impl Iterator<Item = Mark>) {
-        if let Some(forest) = &self.forest {
-            let mut forest = lock(forest);
-            marks.for_each(|mark| forest.insert(mark));
+    fn record(&self, hashes: impl Iterator<Item = RangeHash>) {
+        if let Some(tree) = &self.tree {
+            let mut tree = lock(tree);
+            hashes.for_each(|hash| tree.insert(hash));
         }
     }
 
     /// What is known of hashes; what was copied by this stage, or what it was given.
-    pub(crate) fn take_forest(&self) -> Option<Forest> {
-        let forest = lock(self.forest.as_ref()?);
-        Some(forest.clone())
+    pub(crate) fn tree(&self) -> Option<HashTree> {
+        let tree = lock(self.tree.as_ref()?);
+        Some(tree.clone())
     }
 
     /// How long to wait until more may be read.
@@ -173,20 +173,20 @@ impl Shared {
     }
 
     /// So much is being read.
-    pub(crate) fn charge(&self, bytes: u64) {
+    pub(crate) fn consume_rate(&self, bytes: u64) {
         lock(&self.limit).take(bytes, Instant::now());
     }
 
     /// Something was written that may still be lost. To be called before the plan is told.
-    pub(crate) fn unsettled(&self, range: &Range<u64>) {
-        lock(&self.volatile).insert(range.start, range.end);
+    pub(crate) fn add_unflushed(&self, range: &Range<u64>) {
+        lock(&self.unflushed).insert(range.start, range.end);
     }
 
     /// It is on stable storage, or is known to be lost.
-    pub(crate) fn settled(&self, ranges: &[Range<u64>]) {
-        let mut volatile = lock(&self.volatile);
+    pub(crate) fn remove_unflushed(&self, ranges: &[Range<u64>]) {
+        let mut unflushed = lock(&self.unflushed);
         for range in ranges {
-            volatile.remove(&range.start);
+            unflushed.remove(&range.start);
         }
     }
 
@@ -194,8 +194,8 @@ impl Shared {
     pub(crate) fn snapshot(&self) -> Map {
         // The plan first: what it holds for finished was unsettled before that.
         let plan = self.plan();
-        let volatile = lock(&self.volatile);
-        plan.snapshot(volatile.iter().map(|(&start, &end)| start..end))
+        let unflushed = lock(&self.unflushed);
+        plan.snapshot(unflushed.iter().map(|(&start, &end)| start..end))
     }
 
     /// A thread tries to reach an end again, or has done so.
@@ -211,13 +211,13 @@ impl Shared {
     }
 
     /// An end that has answered nothing for a while.
-    pub(crate) fn silent(&self) -> Option<(String, Duration)> {
+    pub(crate) fn stalled(&self) -> Option<(String, Duration)> {
         let ends = [Some(&self.source), self.destination.as_ref()];
-        let silent = |end: &Target| {
-            let since = end.health.silent_for().filter(|since| *since >= SILENT)?;
+        let stalled = |end: &OpenedEndpoint| {
+            let since = end.health.stalled_for().filter(|since| *since >= STALLED)?;
             Some((end.disk.name.clone(), since))
         };
-        ends.into_iter().flatten().find_map(silent)
+        ends.into_iter().flatten().find_map(stalled)
     }
 
     /// What is being done.

@@ -261,7 +261,7 @@ fn find_map(path: &Path, allocated: bool) -> Result<Option<Map>, Failure> {
     // It is read here as it will be: of one that was torn the copy beside it counts.
     let map = ::copy::map::load(path)
         .map_err(|why| refused(format!("the map {}: {why}", path.display())))?;
-    let part = map.as_ref().is_some_and(|map| is_of_part(&map.notes.source));
+    let part = map.as_ref().is_some_and(|map| is_of_part(&map.metadata.source));
     if part && !allocated {
         return Err(refused(format!(
             "the map {} is of a copy with --allocated: add that, or name another map",
@@ -357,7 +357,7 @@ fn settings(options: &Copy) -> Settings {
         rate: options.rate.map(rate::Rate::bytes),
         sparse: !options.no_sparse,
         map: options.map.clone(),
-        patience: Duration::from_secs(options.patience),
+        reconnect_timeout: Duration::from_secs(options.patience),
         ..Settings::default()
     }
 }

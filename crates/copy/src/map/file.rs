@@ -5,17 +5,17 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::{Map, Unreadable};
+use super::{Map, ParseError};
 
 /// Why a map cannot be read.
 #[derive(Debug, thiserror::Error)]
-pub enum Damaged {
+pub enum MapReadError {
     /// The file itself.
     #[error(transparent)]
     File(#[from] io::Error),
     /// What is in it, and no copy of it is better.
     #[error("{0}: repair it, or remove it to begin anew")]
-    Content(#[from] Unreadable),
+    Content(#[from] ParseError),
 }
 
 /// Reads a map; none if there is no file, or an empty one. If it was cut off or cannot be understood, the copy that was
@@ -23,14 +23,14 @@ pub enum Damaged {
 ///
 /// # Errors
 /// Neither can be read.
-pub fn load(path: &Path) -> Result<Option<Map>, Damaged> {
+pub fn load(path: &Path) -> Result<Option<Map>, MapReadError> {
     let Some(text) = read(path)? else { return Ok(None) };
     let map = Map::parse(&text);
-    if map.as_ref().is_ok_and(|map| map.notes.whole || map.notes.bytes.is_none()) {
+    if map.as_ref().is_ok_and(|map| map.metadata.complete || map.metadata.bytes.is_none()) {
         return Ok(Some(map?));
     }
     let before = read(&beside(path, ".bak")).ok().flatten();
-    match before.and_then(|text| Map::parse(&text).ok()).filter(|map| map.notes.whole) {
+    match before.and_then(|text| Map::parse(&text).ok()).filter(|map| map.metadata.complete) {
         Some(before) => Ok(Some(before)),
         None if text.trim().is_empty() => Ok(None),
         None => Ok(Some(map?)),
@@ -98,8 +98,8 @@ mod test {
         let path = dir.join("map");
         assert!(load(&path).unwrap().is_none());
         let mut map = Map::new(1 << 20);
-        map.notes.bytes = Some(1 << 20);
-        map.notes.whole = true;
+        map.metadata.bytes = Some(1 << 20);
+        map.metadata.complete = true;
         map.set(0..512, State::Finished);
         save(&map, &path).unwrap();
         let before = map.clone();
@@ -114,7 +114,7 @@ mod test {
         std::fs::write(&path, [0; 300]).unwrap();
         assert_eq!(load(&path).unwrap(), Some(before));
         std::fs::remove_file(dir.join("map.bak")).unwrap();
-        assert!(matches!(load(&path), Err(Damaged::Content(_))));
+        assert!(matches!(load(&path), Err(MapReadError::Content(_))));
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -2,14 +2,14 @@
 
 use std::fmt::Write as _;
 
-use super::{Map, Notes, Position, State};
+use super::{Map, MapMetadata, Position, State};
 
 /// What is wrong with a map.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Unreadable {
+pub enum ParseError {
     /// A line that is none of a map.
     #[error("line {0} is not a line of a map")]
-    Line(usize),
+    BufferedTransport(usize),
     /// A block that lies before the end of the one before it, or ends beyond all numbers.
     #[error("the block in line {0} overlaps the one before it")]
     Overlap(usize),
@@ -22,7 +22,7 @@ impl Map {
     /// The text of the map.
     pub fn emit(&self) -> String {
         let mut text = String::from("# Mapfile. Created by storagetm\n");
-        self.notes.emit(&mut text);
+        self.metadata.emit(&mut text);
         let Position { at, doing, pass } = self.position;
         text.push_str("# current_pos  current_status  current_pass\n");
         let _ = writeln!(text, "0x{at:08X}     {}               {pass}", doing.character());
@@ -31,8 +31,8 @@ impl Map {
             let len = range.end - range.start;
             let _ = writeln!(text, "0x{:08X}  0x{len:08X}  {}", range.start, state.character());
         }
-        if self.notes.bytes.is_some() {
-            Notes::emit_end(&mut text);
+        if self.metadata.bytes.is_some() {
+            MapMetadata::emit_end(&mut text);
         }
         text
     }
@@ -41,29 +41,32 @@ impl Map {
     ///
     /// # Errors
     /// It is not a map.
-    pub fn parse(text: &str) -> Result<Self, Unreadable> {
-        let (mut notes, mut place, mut blocks) = (Notes::default(), None, Vec::new());
+    pub fn parse(text: &str) -> Result<Self, ParseError> {
+        let (mut metadata, mut place, mut blocks) = (MapMetadata::default(), None, Vec::new());
         let mut end = 0;
         let lines = text.split_inclusive('\n').enumerate().filter(|(_, line)| line.ends_with('\n'));
         for (number, line) in lines {
             let number = number.saturating_add(1);
-            notes.parse(line.trim_end());
+            metadata.parse(line.trim_end());
             let words: Vec<&str> = code(line).split_ascii_whitespace().collect();
             match (words.as_slice(), &place) {
                 ([], _) => {}
-                (words, None) => place = Some(status(words).ok_or(Unreadable::Line(number))?),
+                (words, None) => {
+                    place = Some(status(words).ok_or(ParseError::BufferedTransport(number))?)
+                }
                 (words, Some(_)) => {
-                    let (start, len, state) = block(words).ok_or(Unreadable::Line(number))?;
+                    let (start, len, state) =
+                        block(words).ok_or(ParseError::BufferedTransport(number))?;
                     let next = start.checked_add(len).filter(|_| start >= end);
-                    end = next.ok_or(Unreadable::Overlap(number))?;
+                    end = next.ok_or(ParseError::Overlap(number))?;
                     blocks.push((start..end, state));
                 }
             }
         }
         let mut map = Self::new(end);
         blocks.into_iter().for_each(|(range, state)| map.set(range, state));
-        map.position = place.ok_or(Unreadable::NoStatus)?;
-        map.notes = notes;
+        map.position = place.ok_or(ParseError::NoStatus)?;
+        map.metadata = metadata;
         Ok(map)
     }
 }
@@ -108,7 +111,7 @@ pub(super) fn number(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::forest::{Mark, Value};
+    use crate::hash_tree::{HashValue, RangeHash};
     use proptest::prelude::*;
 
     /// The example of the manual.
@@ -140,7 +143,11 @@ mod test {
     #[test]
     fn numbers_and_comments_are_those_of_the_manual() {
         let map = Map::parse("16 + 2 # done\n#\n 0 010 +#\n").err();
-        assert_eq!(map, Some(Unreadable::Line(3)), "a comment needs white space before it");
+        assert_eq!(
+            map,
+            Some(ParseError::BufferedTransport(3)),
+            "a comment needs white space before it"
+        );
         let map = Map::parse("16 + 2 # done\n\n0 010 + # eight\n8 0x8 -\n32 1 ?\n").unwrap();
         assert_eq!(map.position, Position { at: 16, doing: State::Finished, pass: 2 });
         let runs = [(0..8, State::Finished), (8..16, State::Bad), (16..33, State::Untried)];
@@ -151,14 +158,14 @@ mod test {
     #[test]
     fn what_is_not_a_map_is_refused_with_its_line() {
         for (text, error) in [
-            ("", Unreadable::NoStatus),
-            ("0 ? 1", Unreadable::NoStatus),
-            ("0 ? 1\n0 5 +\n4 5 +\n", Unreadable::Overlap(3)),
-            ("0 ? 1\n0 18446744073709551615 +\n18446744073709551615 5 +\n", Unreadable::Overlap(3)),
-            ("0 ? 1\n0 5 X\n", Unreadable::Line(2)),
-            ("0 ? x\n", Unreadable::Line(1)),
-            ("0 ? 1\n\0\0\0\n", Unreadable::Line(2)),
-            ("0 ? 1\n0 +5 +\n", Unreadable::Line(2)),
+            ("", ParseError::NoStatus),
+            ("0 ? 1", ParseError::NoStatus),
+            ("0 ? 1\n0 5 +\n4 5 +\n", ParseError::Overlap(3)),
+            ("0 ? 1\n0 18446744073709551615 +\n18446744073709551615 5 +\n", ParseError::Overlap(3)),
+            ("0 ? 1\n0 5 X\n", ParseError::BufferedTransport(2)),
+            ("0 ? x\n", ParseError::BufferedTransport(1)),
+            ("0 ? 1\n\0\0\0\n", ParseError::BufferedTransport(2)),
+            ("0 ? 1\n0 +5 +\n", ParseError::BufferedTransport(2)),
         ] {
             assert_eq!(Map::parse(text).unwrap_err(), error, "{text:?}");
         }
@@ -169,12 +176,12 @@ mod test {
         let text = sample().emit();
         for len in 0..text.len() {
             let Some(Ok(map)) = text.get(..len).map(Map::parse) else { continue };
-            assert!(!map.notes.whole);
+            assert!(!map.metadata.complete);
             for range in map.all(State::Finished) {
                 assert!(sample().all(State::Finished).any(|whole| whole == range), "{range:?}");
             }
         }
-        assert!(Map::parse(&text).unwrap().notes.whole);
+        assert!(Map::parse(&text).unwrap().metadata.complete);
     }
 
     fn sample() -> Map {
@@ -183,16 +190,16 @@ mod test {
         map.set(0x1234_5600..0x1234_5800, State::Bad);
         map.set(0x1_2345_5800..0x1_3000_0000, State::Untrimmed);
         map.position = Position { at: 0x777, doing: State::Bad, pass: 3 };
-        let marks = vec![
-            Mark { offset: 0, len: 1 << 20, value: Value::Sum([0xa5; 32]) },
-            Mark { offset: 1 << 20, len: 1 << 20, value: Value::Zero },
+        let hashes = vec![
+            RangeHash { offset: 0, len: 1 << 20, value: HashValue::Hash([0xa5; 32]) },
+            RangeHash { offset: 1 << 20, len: 1 << 20, value: HashValue::Zero },
         ];
-        map.notes = Notes {
+        map.metadata = MapMetadata {
             bytes: Some(1 << 33),
             source: "uuid 1 é".into(),
             destination: String::new(),
-            marks,
-            whole: true,
+            hashes,
+            complete: true,
         };
         map
     }
@@ -201,8 +208,8 @@ mod test {
     fn what_only_storagetm_knows_comes_back() {
         assert_eq!(Map::parse(&sample().emit()).unwrap(), sample());
         let mut evil = sample();
-        evil.notes.source = "a\n0 0 +\n".into();
-        assert_eq!(Map::parse(&evil.emit()).unwrap().notes.source, "a?0 0 +?");
+        evil.metadata.source = "a\n0 0 +\n".into();
+        assert_eq!(Map::parse(&evil.emit()).unwrap().metadata.source, "a?0 0 +?");
     }
 
     proptest! {

@@ -27,24 +27,24 @@ impl Disk {
 
     /// Carries a plan out, with up to `depth` requests under way that end in the order of `pick`.
     fn copy(&mut self, plan: &mut Plan, depth: usize, mut pick: impl FnMut(usize) -> usize) {
-        let mut open = Vec::new();
+        let mut in_flight = Vec::new();
         for _ in 0..1_000_000 {
-            match plan.take() {
-                Next::Read(range) if open.len() < depth => open.push(range),
-                Next::Read(range) => plan.give_back(range, false),
+            match plan.next() {
+                Next::Read(range) if in_flight.len() < depth => in_flight.push(range),
+                Next::Read(range) => plan.requeue(range, false),
                 Next::Zero(range) => plan.written(range),
-                Next::Ask(range) => plan.told(range, &[]),
-                Next::Done => return assert!(open.is_empty()),
-                Next::Wait => assert!(!open.is_empty(), "nothing to wait for"),
+                Next::QueryExtents(range) => plan.extents_received(range, &[]),
+                Next::Done => return assert!(in_flight.is_empty()),
+                Next::Wait => assert!(!in_flight.is_empty(), "nothing to wait for"),
             }
-            if open.len() == depth || plan.open >= plan.most() {
-                let range = open.remove(pick(open.len()) % open.len());
+            if in_flight.len() == depth || plan.in_flight >= plan.max_in_flight() {
+                let range = in_flight.remove(pick(in_flight.len()) % in_flight.len());
                 self.end(plan, range);
-            } else if let Some(range) = (pick(4) == 0).then(|| open.pop()).flatten() {
+            } else if let Some(range) = (pick(4) == 0).then(|| in_flight.pop()).flatten() {
                 self.end(plan, range);
             }
-            if plan.step_is_over() && !open.is_empty() {
-                open.drain(..).for_each(|range| self.end(plan, range));
+            if plan.step_is_over() && !in_flight.is_empty() {
+                in_flight.drain(..).for_each(|range| self.end(plan, range));
             }
         }
         panic!("it does not end");
@@ -62,7 +62,7 @@ impl Disk {
 
 impl Plan {
     fn step_is_over(&self) -> bool {
-        self.again.is_empty() && self.map.next(State::Untried, self.cursor).is_none()
+        self.requeued.is_empty() && self.map.next(State::Untried, self.cursor).is_none()
     }
 }
 
@@ -95,15 +95,15 @@ proptest! {
         let mut disk = Disk::new(bad.iter().copied());
         let mut plan = Plan::new(Map::new(4_000 * 512), LIMITS);
         for _ in 0..cut {
-            match plan.take() {
+            match plan.next() {
                 Next::Read(range) => disk.end(&mut plan, range),
                 _ => break,
             }
         }
         let text = plan.snapshot(std::iter::empty()).emit();
-        let mut again = Plan::new(Map::parse(&text).unwrap(), LIMITS);
-        disk.copy(&mut again, 3, |_| 0);
-        prop_assert_eq!(found(&again), bad.into_iter().collect::<Vec<_>>());
+        let mut requeued = Plan::new(Map::parse(&text).unwrap(), LIMITS);
+        disk.copy(&mut requeued, 3, |_| 0);
+        prop_assert_eq!(found(&requeued), bad.into_iter().collect::<Vec<_>>());
     }
 }
 
@@ -146,19 +146,19 @@ fn r15_good_areas_are_read_before_bad_ones_are_worried() {
 #[test]
 fn while_a_disk_is_bad_it_gets_one_request_at_a_time() {
     let mut plan = Plan::new(Map::new(1 << 30), LIMITS);
-    let Next::Read(first) = plan.take() else { panic!() };
-    assert!(matches!(plan.take(), Next::Read(_)));
+    let Next::Read(first) = plan.next() else { panic!() };
+    assert!(matches!(plan.next(), Next::Read(_)));
     plan.failed(&first);
-    assert_eq!(plan.take(), Next::Wait);
+    assert_eq!(plan.next(), Next::Wait);
 }
 
 #[test]
 fn a_piece_over_which_the_source_is_lost_again_and_again_counts_as_bad() {
     let mut plan = Plan::new(Map::new(1 << 20), LIMITS);
-    let Next::Read(first) = plan.take() else { panic!() };
+    let Next::Read(first) = plan.next() else { panic!() };
     for _ in 0..2 {
         plan.lost(first.clone());
-        assert_eq!(plan.take(), Next::Read(first.clone()));
+        assert_eq!(plan.next(), Next::Read(first.clone()));
     }
     plan.lost(first.clone());
     assert_eq!((plan.map().state(0), plan.errors()), (Some(State::Untrimmed), 1));
@@ -169,32 +169,32 @@ fn what_did_not_reach_the_disk_is_done_again_even_at_the_end() {
     let mut disk = Disk::new([]);
     let mut plan = Plan::new(Map::new(1 << 20), LIMITS);
     disk.copy(&mut plan, 2, |_| 0);
-    assert_eq!(plan.take(), Next::Done);
-    plan.undo(65_536..150_000);
+    assert_eq!(plan.next(), Next::Done);
+    plan.invalidate(65_536..150_000);
     for piece in [65_536..131_072, 131_072..150_000] {
-        assert_eq!(plan.take(), Next::Read(piece.clone()));
+        assert_eq!(plan.next(), Next::Read(piece.clone()));
         plan.read(&piece);
     }
-    assert_eq!(plan.take(), Next::Wait);
+    assert_eq!(plan.next(), Next::Wait);
     plan.written(65_536..131_072);
     plan.written(131_072..150_000);
-    assert_eq!(plan.take(), Next::Done);
+    assert_eq!(plan.next(), Next::Done);
 }
 
 #[test]
 fn holes_are_not_read() {
     let mut plan = Plan::new(Map::new(1 << 30), Limits { extents: true, ..LIMITS });
-    assert_eq!(plan.take(), Next::Ask(0..1 << 30));
-    assert_eq!(plan.take(), Next::Wait);
+    assert_eq!(plan.next(), Next::QueryExtents(0..1 << 30));
+    assert_eq!(plan.next(), Next::Wait);
     let extents = [Extent::hole(256 << 20), Extent::data(1 << 16), Extent::hole(1 << 30)];
-    plan.told(0..1 << 30, &extents);
+    plan.extents_received(0..1 << 30, &extents);
     let mut taken = Vec::new();
-    while let next @ (Next::Read(_) | Next::Zero(_)) = plan.take() {
+    while let next @ (Next::Read(_) | Next::Zero(_)) = plan.next() {
         let (Next::Read(range) | Next::Zero(range)) = next.clone() else { continue };
         plan.written(range);
         taken.push(next);
     }
     let reads: Vec<_> = taken.iter().filter(|next| matches!(next, Next::Read(_))).collect();
     assert_eq!(reads, [&Next::Read(256 << 20..(256 << 20) + (1 << 16))]);
-    assert_eq!(plan.take(), Next::Done);
+    assert_eq!(plan.next(), Next::Done);
 }

@@ -8,21 +8,21 @@ use std::time::{Duration, Instant};
 
 use export::Pool;
 
-use super::course::{Course, Now, spawn};
-use crate::begin::Begun;
-use crate::forest::Forest;
-use crate::map::{self, Map, Notes, State};
+use super::monitor::{Monitor, StageProgress, spawn};
+use crate::hash_tree::HashTree;
+use crate::map::{self, Map, MapMetadata, State};
 use crate::plan::{Limits, Plan};
-use crate::rate::Limit;
-use crate::shared::{How, Shared};
-use crate::traffic::Target;
+use crate::prepare::PreparedCopy;
+use crate::rate::RateLimit;
+use crate::shared::{Shared, StageConfig};
+use crate::thread_io::OpenedEndpoint;
 use crate::worker::Worker;
-use crate::{Outcome, Settings, Trouble};
+use crate::{CopyError, Outcome, Settings};
 
 /// What was copied.
 pub(super) struct Copied {
     pub(super) map: Map,
-    pub(super) forest: Option<Forest>,
+    pub(super) tree: Option<HashTree>,
 }
 
 /// How often the map is saved.
@@ -40,41 +40,42 @@ const UNFLUSHED_PART: u64 = 256;
 const ZEROS: u64 = 1 << 30;
 
 /// The threads of a stage.
-pub(super) fn threads(settings: &Settings, ends: &[&Target]) -> usize {
-    let lanes = ends.iter().map(|end| end.disk.lanes).min().unwrap_or(1);
-    settings.connections.clamp(1, 64).min(lanes).max(1)
+pub(super) fn threads(settings: &Settings, ends: &[&OpenedEndpoint]) -> usize {
+    let connections = ends.iter().map(|end| end.disk.max_connections).min().unwrap_or(1);
+    settings.connections.clamp(1, 64).min(connections).max(1)
 }
 
 /// Bytes of a request that all ends allow: a power of two.
-pub(super) fn chunk(settings: &Settings, ends: &[&Target]) -> u64 {
-    let largest = ends.iter().map(|end| end.disk.largest).min().unwrap_or(0).min(settings.chunk);
+pub(super) fn chunk(settings: &Settings, ends: &[&OpenedEndpoint]) -> u64 {
+    let largest =
+        ends.iter().map(|end| end.disk.max_transfer).min().unwrap_or(0).min(settings.chunk);
     let largest = u64::from(largest).clamp(sector(ends), Pool::MAX_BUFFER as u64);
     1 << largest.ilog2()
 }
 
 /// The smallest request that all ends allow, in bytes.
-pub(super) fn sector(ends: &[&Target]) -> u64 {
+pub(super) fn sector(ends: &[&OpenedEndpoint]) -> u64 {
     let block = ends.iter().map(|end| end.disk.block).max().unwrap_or(0);
     u64::from(block).clamp(512, Pool::MAX_BUFFER as u64)
 }
 
 /// How the threads of a stage work.
-pub(super) fn how(settings: &Settings, ends: &[&Target]) -> How {
+pub(super) fn stage_config(settings: &Settings, ends: &[&OpenedEndpoint]) -> StageConfig {
     let threads = threads(settings, ends);
     let bytes = ends.first().map_or(0, |end| end.disk.bytes);
     let to = ends.last().map(|end| &end.disk);
     let remote = to.is_some_and(|disk| disk.remote);
     let most = UNFLUSHED.max(bytes / UNFLUSHED_PART) / threads as u64;
-    How {
+    StageConfig {
         threads,
         memory: MEMORY / threads,
         chunk: chunk(settings, ends),
         sparse: settings.sparse,
-        fresh: to.is_some_and(|disk| disk.fresh),
-        tracks: settings.map.is_some() || remote,
-        unflushed: if remote { most } else { u64::MAX },
-        kernel: !settings.verify,
-        patience: settings.patience,
+        blank: to.is_some_and(|disk| disk.blank),
+        track_unflushed: settings.map.is_some() || remote,
+        max_unflushed: if remote { most } else { u64::MAX },
+        kernel_copy: !settings.verify,
+        reconnect_timeout: settings.reconnect_timeout,
     }
 }
 
@@ -88,12 +89,12 @@ pub(super) fn start(shared: &Arc<Shared>, threads: usize) -> Result<Vec<JoinHand
 }
 
 /// How far a stage is.
-pub(super) fn now(shared: &Shared) -> Now {
+pub(super) fn now(shared: &Shared) -> StageProgress {
     let phase = shared.phase();
     let plan = shared.plan();
     let map = plan.map();
     let bad = map.sum(State::Bad);
-    Now {
+    StageProgress {
         phase,
         done: map.sum(State::Finished).saturating_add(bad),
         total: Some(map.bytes()),
@@ -101,54 +102,55 @@ pub(super) fn now(shared: &Shared) -> Now {
         errors: plan.errors(),
         zeroes: shared.zeroes.load(Ordering::Relaxed),
         reconnecting: shared.reconnecting(),
-        silent: shared.silent(),
+        stalled: shared.stalled(),
     }
 }
 
 /// Copies what is still to be copied.
 pub(super) fn copy(
-    begun: &Begun,
+    prepared: &PreparedCopy,
     settings: &Settings,
-    course: &mut Course<'_>,
+    monitor: &mut Monitor<'_>,
 ) -> Result<Copied, Outcome> {
-    let ends = [&begun.source, &begun.destination];
+    let ends = [&prepared.source, &prepared.destination];
     let limits = Limits {
         sector: sector(&ends),
         chunk: chunk(settings, &ends),
         zeros: ZEROS,
-        extents: begun.source.disk.extents,
+        extents: prepared.source.disk.reports_extents,
         retries: settings.retries,
     };
-    let forest = settings.verify.then(|| known(&begun.map));
-    let plan = Plan::new(begun.map.clone(), limits);
-    let limit = Limit::new(settings.rate, Instant::now());
-    let how = how(settings, &ends);
-    let shared = Shared::new(&begun.source, Some(&begun.destination), how, plan, forest, limit);
+    let tree = settings.verify.then(|| known(&prepared.map));
+    let plan = Plan::new(prepared.map.clone(), limits);
+    let limit = RateLimit::new(settings.rate, Instant::now());
+    let config = stage_config(settings, &ends);
+    let shared =
+        Shared::new(&prepared.source, Some(&prepared.destination), config, plan, tree, limit);
     let shared = Arc::new(shared);
     let threads = start(&shared, threads(settings, &ends))?;
-    let saver = Saver::start(begun, settings, &shared).inspect_err(|_| shared.halt())?;
-    let ended = course.attend(threads, &mut |stop| {
+    let saver = Saver::start(prepared, settings, &shared).inspect_err(|_| shared.halt())?;
+    let ended = monitor.join(threads, &mut |stop| {
         if stop {
             shared.halt();
         }
         now(&shared)
     });
-    count(&shared, course);
+    count(&shared, monitor);
     let last = || now(&shared);
-    let saved = saver.map_or(Ok(Ok(())), |saver| saver.finish(course, &last));
+    let saved = saver.map_or(Ok(Ok(())), |saver| saver.finish(monitor, &last));
     ended?;
-    conclude(&shared, course, saved?)
+    conclude(&shared, monitor, saved?)
 }
 
 /// What the map knows of hashes.
-fn known(map: &Map) -> Forest {
-    let mut forest = Forest::new(map.bytes());
-    map.notes.marks.iter().for_each(|mark| forest.insert(*mark));
-    forest
+fn known(map: &Map) -> HashTree {
+    let mut tree = HashTree::new(map.bytes());
+    map.metadata.hashes.iter().for_each(|hash| tree.insert(*hash));
+    tree
 }
 
-fn count(shared: &Shared, course: &mut Course<'_>) {
-    let report = &mut course.report;
+fn count(shared: &Shared, monitor: &mut Monitor<'_>) {
+    let report = &mut monitor.report;
     report.copied = shared.copied.load(Ordering::Relaxed);
     report.zeroes = shared.zeroes.load(Ordering::Relaxed);
     report.resent = shared.resent.load(Ordering::Relaxed);
@@ -158,43 +160,47 @@ fn count(shared: &Shared, course: &mut Course<'_>) {
 /// Copied is what is finished on stable storage, and nothing else.
 fn conclude(
     shared: &Shared,
-    course: &Course<'_>,
-    saved: Result<(), Trouble>,
+    monitor: &Monitor<'_>,
+    saved: Result<(), CopyError>,
 ) -> Result<Copied, Outcome> {
-    if let Some(trouble) = shared.take_trouble() {
-        return Err(Outcome::Failed(trouble));
+    if let Some(error) = shared.take_error() {
+        return Err(Outcome::Failed(error));
     }
     saved.map_err(Outcome::Failed)?;
     let map = shared.snapshot();
     let decided = map.sum(State::Finished).saturating_add(map.sum(State::Bad));
     if decided == map.bytes() {
-        return Ok(Copied { map, forest: shared.take_forest() });
+        return Ok(Copied { map, tree: shared.tree() });
     }
-    let why =
-        if course.is_stopped() { Outcome::Interrupted } else { Outcome::Failed(Trouble::Mistake) };
+    let why = if monitor.is_stopped() {
+        Outcome::Interrupted
+    } else {
+        Outcome::Failed(CopyError::Internal)
+    };
     Err(why)
 }
 
 /// Keeps the map on disk, in a thread of its own: a disk that is busy takes long to have it on stable storage.
 struct Saver {
     over: Arc<AtomicBool>,
-    thread: JoinHandle<Result<(), Trouble>>,
+    thread: JoinHandle<Result<(), CopyError>>,
 }
 
 impl Saver {
     /// Begins, if there is to be a map.
     fn start(
-        begun: &Begun,
+        prepared: &PreparedCopy,
         settings: &Settings,
         shared: &Arc<Shared>,
     ) -> Result<Option<Self>, Outcome> {
         let Some(path) = settings.map.clone() else { return Ok(None) };
         let over = Arc::new(AtomicBool::new(false));
-        let (notes, theirs, shared) = (begun.map.notes.clone(), over.clone(), shared.clone());
+        let (metadata, theirs, shared) =
+            (prepared.map.metadata.clone(), over.clone(), shared.clone());
         let thread = spawn(move || {
-            let result = save_often(&shared, &notes, &path, &theirs);
+            let result = save_often(&shared, &metadata, &path, &theirs);
             // A copy whose map cannot be saved would have to be done anew.
-            result.map_err(|error| Trouble::Map {
+            result.map_err(|error| CopyError::Map {
                 map: path.display().to_string(),
                 why: error.to_string(),
             })
@@ -205,20 +211,20 @@ impl Saver {
     /// Saves the map for the last time.
     fn finish(
         self,
-        course: &mut Course<'_>,
-        now: &dyn Fn() -> Now,
-    ) -> Result<Result<(), Trouble>, Outcome> {
+        monitor: &mut Monitor<'_>,
+        now: &dyn Fn() -> StageProgress,
+    ) -> Result<Result<(), CopyError>, Outcome> {
         self.over.store(true, Ordering::Release);
         self.thread.thread().unpark();
-        course.allow_more();
-        let saved = course.attend(vec![self.thread], &mut |_| now())?;
+        monitor.restart_grace();
+        let saved = monitor.join(vec![self.thread], &mut |_| now())?;
         Ok(saved.into_iter().collect())
     }
 }
 
 fn save_often(
     shared: &Shared,
-    notes: &Notes,
+    metadata: &MapMetadata,
     path: &Path,
     over: &AtomicBool,
 ) -> std::io::Result<()> {
@@ -230,21 +236,21 @@ fn save_often(
             rest = pause.saturating_sub(begun.elapsed());
         }
         let begun = Instant::now();
-        if let Err(error) = save(shared, notes, path) {
+        if let Err(error) = save(shared, metadata, path) {
             shared.halt();
             return Err(error);
         }
         // The map of a disk in a bad state is long, and takes its time.
         pause = SAVE.max(begun.elapsed() * 10);
     }
-    save(shared, notes, path)
+    save(shared, metadata, path)
 }
 
-fn save(shared: &Shared, notes: &Notes, path: &Path) -> std::io::Result<()> {
+fn save(shared: &Shared, metadata: &MapMetadata, path: &Path) -> std::io::Result<()> {
     let mut map = shared.snapshot();
-    map.notes = notes.clone();
-    if let Some(forest) = shared.take_forest() {
-        map.notes.marks = forest.marks().collect();
+    map.metadata = metadata.clone();
+    if let Some(tree) = shared.tree() {
+        map.metadata.hashes = tree.hashes().collect();
     }
     map::save(&map, path)
 }

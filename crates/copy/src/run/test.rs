@@ -40,7 +40,7 @@ fn settings() -> Settings {
     Settings {
         connections: 3,
         chunk: 1 << 16,
-        patience: Duration::from_secs(5),
+        reconnect_timeout: Duration::from_secs(5),
         ..Settings::default()
     }
 }
@@ -93,12 +93,12 @@ fn a_disk_arrives_whole_and_its_hash_is_that_of_b3sum() {
     for (extents, zeroes, fresh) in [(false, 0, false), (true, 1 << 20, false), (true, 0, true)] {
         let data = sparse(9 * MIB + 512, 7);
         let source = Sim::new("source", data.clone());
-        source.core().disk.extents = extents;
+        source.core().disk.reports_extents = extents;
         let before = if fresh { vec![0; data.len()] } else { noise(10 * MIB, 3) };
         let destination = Sim::new("destination", before.clone());
-        destination.core().disk.fresh = fresh;
-        destination.core().disk.zeroes = zeroes;
-        destination.core().disk.extents = extents;
+        destination.core().disk.blank = fresh;
+        destination.core().disk.max_zero = zeroes;
+        destination.core().disk.reports_extents = extents;
         let report = run_job(&source, &destination, &settings());
         assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
         assert_eq!(destination.data()[..data.len()], data);
@@ -121,10 +121,10 @@ fn a_disk_arrives_whole_and_its_hash_is_that_of_b3sum() {
 #[test]
 fn zeros_are_written_where_that_is_asked_for() {
     let source = Sim::new("source", sparse(4 * MIB, 7));
-    source.core().disk.extents = true;
+    source.core().disk.reports_extents = true;
     let destination = Sim::new("destination", vec![0; 4 * MIB]);
-    destination.core().disk.fresh = true;
-    destination.core().disk.zeroes = 1 << 20;
+    destination.core().disk.blank = true;
+    destination.core().disk.max_zero = 1 << 20;
     let report = run_job(&source, &destination, &Settings { sparse: false, ..settings() });
     assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
     assert_eq!((report.zeroes, destination.core().bytes_written), (0, 4 << 20));
@@ -162,7 +162,7 @@ fn r16_a_write_that_fails_is_never_a_success() {
         destination.core().fail_write = write;
         let report = run_job(&source, &destination, &settings());
         assert!(
-            matches!(report.outcome, Outcome::Failed(Trouble::Write { .. })),
+            matches!(report.outcome, Outcome::Failed(CopyError::Write { .. })),
             "{write}: {report:?}"
         );
         assert_eq!((report.verified, report.hash), (0, None));
@@ -176,7 +176,7 @@ fn r17_a_flush_that_fails_once_is_never_a_success() {
         let destination = Sim::new("destination", vec![0; 4 * MIB]);
         destination.core().fail_flushes = 1;
         let report = run_job(&source, &destination, &Settings { map, ..settings() });
-        assert!(matches!(report.outcome, Outcome::Failed(Trouble::Flush { .. })), "{report:?}");
+        assert!(matches!(report.outcome, Outcome::Failed(CopyError::Flush { .. })), "{report:?}");
     }
 }
 
@@ -189,7 +189,7 @@ fn r24_ends_that_are_lost_again_and_again_are_reached_again() {
         let destination = Sim::new("destination", vec![0; 24 * MIB]);
         destination.core().disk.remote = true;
         destination.core().lose_after = Some(171);
-        // A machine that restarts cuts every connection. Here each lane has a machine of its own, so one is used.
+        // A machine that restarts cuts every connection. Here each connection has a machine of its own, so one is used.
         destination.core().crash = crash;
         let connections = if crash { 1 } else { 3 };
         let report = run_job(&source, &destination, &Settings { connections, ..settings() });
@@ -212,7 +212,10 @@ fn an_end_that_comes_back_as_another_disk_ends_the_copy() {
         drop(other.core());
     }));
     let report = run_job(&source, &destination, &settings());
-    assert!(matches!(report.outcome, Outcome::Failed(Trouble::Changed { .. })), "{report:?}");
+    assert!(
+        matches!(report.outcome, Outcome::Failed(CopyError::DifferentDisk { .. })),
+        "{report:?}"
+    );
 }
 
 /// Another disk of the same size behind the same address, which fails each read.
@@ -229,10 +232,10 @@ fn end_that_comes_back_unreadable_is_not_taken_for_the_same() {
             source.bad = (0..8 * MIB as u64 / 512).collect();
         }
     }));
-    let (patience, connections) = (Duration::from_secs(2), 1);
-    let settings = Settings { patience, connections, ..settings() };
+    let (reconnect_timeout, connections) = (Duration::from_secs(2), 1);
+    let settings = Settings { reconnect_timeout, connections, ..settings() };
     let report = run_job(&source, &destination, &settings);
-    assert!(matches!(report.outcome, Outcome::Failed(Trouble::Lost { .. })), "{report:?}");
+    assert!(matches!(report.outcome, Outcome::Failed(CopyError::Lost { .. })), "{report:?}");
 }
 
 #[test]
@@ -255,9 +258,9 @@ fn an_end_that_does_not_come_back_ends_the_copy() {
         let mut source = other.core();
         (source.most, source.lose_after) = (0, Some(1));
     }));
-    let settings = Settings { patience: Duration::from_millis(600), ..settings() };
+    let settings = Settings { reconnect_timeout: Duration::from_millis(600), ..settings() };
     let report = run_job(&source, &destination, &settings);
-    assert!(matches!(report.outcome, Outcome::Failed(Trouble::Lost { .. })), "{report:?}");
+    assert!(matches!(report.outcome, Outcome::Failed(CopyError::Lost { .. })), "{report:?}");
 }
 
 #[test]
@@ -271,7 +274,8 @@ fn a_source_that_goes_when_all_is_copied_is_not_missed() {
             other.core().gone = true;
         }
     }));
-    let settings = Settings { patience: Duration::from_secs(1), verify: false, ..settings() };
+    let settings =
+        Settings { reconnect_timeout: Duration::from_secs(1), verify: false, ..settings() };
     let report = run_job(&source, &destination, &settings);
     assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
     assert_eq!(destination.data(), source.data());
@@ -401,7 +405,7 @@ fn r44_a_bit_that_flips_in_the_destination_is_found_and_where() {
     for round in 0..100u64 {
         let len = 3 * MIB as u64;
         let source = Sim::new("source", noise(3 * MIB, 31));
-        source.core().disk.extents = true;
+        source.core().disk.reports_extents = true;
         let destination = Sim::new("destination", vec![0; 3 * MIB]);
         let at = round * 7919 * 4099 % len;
         let settings = Settings { map: (round % 4 == 0).then(|| path("r44.map")), ..settings() };
@@ -520,7 +524,7 @@ fn r42_a_destination_that_was_just_made_is_copied_from_the_start() {
     let settings = Settings { map: Some(map), verify: false, ..settings() };
     let run = || {
         let fresh = Sim::new("destination", vec![0; 4 * MIB]);
-        fresh.core().disk.fresh = true;
+        fresh.core().disk.blank = true;
         let report = run_job(&source, &fresh, &settings);
         assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
         assert!(fresh.data() == data);

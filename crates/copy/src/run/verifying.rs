@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use super::Ended;
-use super::copying::{chunk, how, now, sector, start, threads};
-use super::course::{Course, Now, spawn};
+use super::StageResult;
+use super::copying::{chunk, now, sector, stage_config, start, threads};
+use super::monitor::{Monitor, StageProgress, spawn};
 use crate::compare::{Compare, Item};
-use crate::forest::Forest;
+use crate::hash_tree::HashTree;
 use crate::map::{Map, State};
 use crate::plan::{Limits, Plan};
-use crate::rate::Limit;
+use crate::rate::RateLimit;
 use crate::shared::Shared;
-use crate::traffic::Target;
-use crate::{Outcome, Phase, Settings, Trouble};
+use crate::thread_io::OpenedEndpoint;
+use crate::{CopyError, Outcome, Phase, Settings};
 
 /// Ranges that differ are narrowed down if there are not more than this.
 const NARROWED: usize = 64;
@@ -25,110 +25,112 @@ const ZEROS: u64 = 1 << 30;
 
 /// Compares all that was copied, in this run and in those before it. Without a source nothing is read again from it.
 pub(crate) fn verify(
-    source: Option<&Target>,
-    destination: &Target,
+    source: Option<&OpenedEndpoint>,
+    destination: &OpenedEndpoint,
     map: &Map,
-    forest: Forest,
+    tree: HashTree,
     settings: &Settings,
-    course: &mut Course<'_>,
-) -> Ended {
-    let forest = Arc::new(forest);
-    let wanted = settings.hash && course.report.bad.is_empty();
-    let known = wanted && forest.gaps().is_empty();
-    let mut root = known.then(|| hash(forest.clone())).transpose()?;
-    let mut items: Vec<Item> = forest.pieces().map(Item::Piece).collect();
-    let mut unknown = unknown(map, &forest);
+    monitor: &mut Monitor<'_>,
+) -> StageResult {
+    let tree = Arc::new(tree);
+    let wanted = settings.hash && monitor.report.bad.is_empty();
+    let known = wanted && tree.gaps().is_empty();
+    let mut root = known.then(|| hash(tree.clone())).transpose()?;
+    let mut items: Vec<Item> = tree.fragments().map(Item::Hashed).collect();
+    let mut unknown = unknown(map, &tree);
     if source.is_some() {
-        items.extend(unknown.drain(..).map(Item::Both));
+        items.extend(unknown.drain(..).map(Item::BothEnds));
     }
     let later = items.iter().map(Item::len).sum();
-    let ranges: Vec<_> = forest.nodes().map(|mark| mark.range()).collect();
-    let seen = read_back(destination, &ranges, settings, course, map.bytes(), later)?;
-    let mut differing = forest.differing(&seen);
+    let ranges: Vec<_> = tree.nodes().map(|hash| hash.range()).collect();
+    let seen = read_back(destination, &ranges, settings, monitor, map.bytes(), later)?;
+    let mut differing = tree.differing(&seen);
     // What can be compared with nothing is not known to be the same.
     differing.append(&mut unknown);
-    let narrow = differing.len() <= NARROWED && course.report.bad.is_empty() && source.is_some();
+    let narrow = differing.len() <= NARROWED && monitor.report.bad.is_empty() && source.is_some();
     if narrow {
-        items.extend(differing.iter().cloned().map(Item::Both));
+        items.extend(differing.iter().cloned().map(Item::BothEnds));
     }
-    let (mut wrong, learned) =
-        compare(source.unwrap_or(destination), destination, items, settings, course)?;
-    let vague = |leaf: &Range<u64>| !wrong.iter().any(|range| overlap(range, leaf));
-    let vague: Vec<Range<u64>> = differing.into_iter().filter(vague).collect();
-    wrong.extend(vague);
-    if wanted && root.is_none() && wrong.is_empty() {
-        let whole = fill(&forest, &learned, destination, settings, course)?;
+    let (mut differing_ranges, new_hashes) =
+        compare(source.unwrap_or(destination), destination, items, settings, monitor)?;
+    let whole_leaves =
+        |leaf: &Range<u64>| !differing_ranges.iter().any(|range| overlap(range, leaf));
+    let whole_leaves: Vec<Range<u64>> = differing.into_iter().filter(whole_leaves).collect();
+    differing_ranges.extend(whole_leaves);
+    if wanted && root.is_none() && differing_ranges.is_empty() {
+        let whole = fill(&tree, &new_hashes, destination, settings, monitor)?;
         root = Some(hash(Arc::new(whole))?);
     }
-    conclude(map, joined(wrong), root, course)
+    conclude(map, merged(differing_ranges), root, monitor)
 }
 
 fn conclude(
     map: &Map,
-    wrong: Vec<Range<u64>>,
+    differing_ranges: Vec<Range<u64>>,
     hash: Option<JoinHandle<Option<[u8; 32]>>>,
-    course: &mut Course<'_>,
-) -> Ended {
+    monitor: &mut Monitor<'_>,
+) -> StageResult {
     let compared = map.sum(State::Finished);
-    if !wrong.is_empty() {
-        let bytes: u64 = wrong.iter().map(|range| range.end - range.start).sum();
-        course.report.verified = compared.saturating_sub(bytes);
-        return Err(Outcome::VerifyFailed(wrong));
+    if !differing_ranges.is_empty() {
+        let bytes: u64 = differing_ranges.iter().map(|range| range.end - range.start).sum();
+        monitor.report.verified = compared.saturating_sub(bytes);
+        return Err(Outcome::VerifyFailed(differing_ranges));
     }
     if let Some(thread) = hash {
         let total = Some(map.bytes());
-        let last = || Now { done: map.bytes(), total, ..Now::only(Phase::Verifying) };
-        course.report.hash = course.attend(vec![thread], &mut |_| last())?.pop().flatten();
+        let last =
+            || StageProgress { done: map.bytes(), total, ..StageProgress::only(Phase::Verifying) };
+        monitor.report.hash = monitor.join(vec![thread], &mut |_| last())?.pop().flatten();
     }
-    course.report.verified = compared;
+    monitor.report.verified = compared;
     Ok(())
 }
 
 /// The hash of the whole disk takes a while if there are many holes.
-fn hash(forest: Arc<Forest>) -> Result<JoinHandle<Option<[u8; 32]>>, Outcome> {
-    spawn(move || forest.root())
+fn hash(tree: Arc<HashTree>) -> Result<JoinHandle<Option<[u8; 32]>>, Outcome> {
+    spawn(move || tree.root())
 }
 
 /// Makes the hashes of a disk whole that was compared, and is the same at both ends: those that were learned meanwhile,
 /// and those of the chunks that were compared in pieces, which come from the destination.
 fn fill(
-    forest: &Forest,
-    learned: &Forest,
-    destination: &Target,
+    tree: &HashTree,
+    new_hashes: &HashTree,
+    destination: &OpenedEndpoint,
     settings: &Settings,
-    course: &mut Course<'_>,
-) -> Result<Forest, Outcome> {
-    let mut whole = forest.clone();
-    learned.nodes().for_each(|mark| whole.insert(mark));
+    monitor: &mut Monitor<'_>,
+) -> Result<HashTree, Outcome> {
+    let mut whole = tree.clone();
+    new_hashes.nodes().for_each(|hash| whole.insert(hash));
     let gaps = whole.gaps();
     let sector = u64::from(destination.disk.block.max(1));
     // Less than a block cannot be read: then there is no hash.
     let readable = gaps.iter().all(|gap| gap.start.is_multiple_of(sector));
     if !gaps.is_empty() && readable {
-        let seen = read_back(destination, &gaps, settings, course, whole.bytes(), 0)?;
-        seen.nodes().for_each(|mark| whole.insert(mark));
+        let seen = read_back(destination, &gaps, settings, monitor, whole.bytes(), 0)?;
+        seen.nodes().for_each(|hash| whole.insert(hash));
     }
     Ok(whole)
 }
 
 /// What was finished, and no hash is known of.
-fn unknown(map: &Map, forest: &Forest) -> Vec<Range<u64>> {
+fn unknown(map: &Map, tree: &HashTree) -> Vec<Range<u64>> {
     let mut rest = Map::new(map.bytes());
     rest.set(0..map.bytes(), State::Bad);
     map.all(State::Finished).for_each(|range| rest.set(range, State::Untried));
-    forest.marks().for_each(|mark| rest.set(mark.range(), State::Finished));
+    tree.hashes().for_each(|hash| rest.set(hash.range(), State::Finished));
     rest.all(State::Untried).collect()
 }
 
 /// Hashes of what the destination holds in these ranges.
 fn read_back(
-    end: &Target,
+    end: &OpenedEndpoint,
     ranges: &[Range<u64>],
     settings: &Settings,
-    course: &mut Course<'_>,
+    monitor: &mut Monitor<'_>,
     bytes: u64,
     later: u64,
-) -> Result<Forest, Outcome> {
+) -> Result<HashTree, Outcome> {
     let mut map = Map::new(bytes);
     map.set(0..bytes, State::Finished);
     ranges.iter().for_each(|range| map.set(range.clone(), State::Untried));
@@ -136,56 +138,57 @@ fn read_back(
         sector: sector(&[end]),
         chunk: chunk(settings, &[end]),
         zeros: ZEROS,
-        extents: end.disk.extents,
+        extents: end.disk.reports_extents,
         retries: 0,
     };
     // What does not cross the network holds nobody up.
-    let limit = Limit::new(settings.rate.filter(|_| end.disk.remote), Instant::now());
-    let (plan, seen) = (Plan::new(map, limits), Some(Forest::new(bytes)));
-    let shared = Shared::new(end, None, how(settings, &[end]), plan, seen, limit);
+    let limit = RateLimit::new(settings.rate.filter(|_| end.disk.remote), Instant::now());
+    let (plan, seen) = (Plan::new(map, limits), Some(HashTree::new(bytes)));
+    let shared = Shared::new(end, None, stage_config(settings, &[end]), plan, seen, limit);
     let shared = Arc::new(shared);
     let threads = start(&shared, threads(settings, &[end]))?;
-    course.attend(threads, &mut |stop| {
+    monitor.join(threads, &mut |stop| {
         if stop {
             shared.halt();
         }
         let now = now(&shared);
-        Now { done: now.done.saturating_sub(later), bad: 0, errors: 0, zeroes: 0, ..now }
+        StageProgress { done: now.done.saturating_sub(later), bad: 0, errors: 0, zeroes: 0, ..now }
     })?;
-    if let Some(trouble) = shared.take_trouble() {
-        return Err(Outcome::Failed(trouble));
+    if let Some(error) = shared.take_error() {
+        return Err(Outcome::Failed(error));
     }
-    if course.is_stopped() {
+    if monitor.is_stopped() {
         return Err(Outcome::Interrupted);
     }
-    shared.take_forest().ok_or(Outcome::Failed(Trouble::Mistake))
+    shared.tree().ok_or(Outcome::Failed(CopyError::Internal))
 }
 
 /// Compares parts one by one, from both ends or with their own hashes; those that differ.
 fn compare(
-    source: &Target,
-    destination: &Target,
+    source: &OpenedEndpoint,
+    destination: &OpenedEndpoint,
     items: Vec<Item>,
     settings: &Settings,
-    course: &mut Course<'_>,
-) -> Result<(Vec<Range<u64>>, Forest), Outcome> {
+    monitor: &mut Monitor<'_>,
+) -> Result<(Vec<Range<u64>>, HashTree), Outcome> {
     if items.is_empty() {
-        return Ok((Vec::new(), Forest::new(source.disk.bytes)));
+        return Ok((Vec::new(), HashTree::new(source.disk.bytes)));
     }
     let ends = [source, destination];
-    let compare = Arc::new(Compare::new(ends, items, settings.patience, chunk(settings, &ends)));
+    let compare =
+        Arc::new(Compare::new(ends, items, settings.reconnect_timeout, chunk(settings, &ends)));
     let one = |_| {
-        let (compare, halt) = (compare.clone(), course.halt.clone());
+        let (compare, halt) = (compare.clone(), monitor.halt.clone());
         spawn(move || compare.run(&halt))
     };
     let threads = (0..threads(settings, &ends)).map(one).collect::<Result<Vec<_>, _>>()?;
     let total = source.disk.bytes;
-    let ended = course.attend(threads, &mut |_| {
-        let done = total.saturating_sub(compare.rest());
-        Now { done, total: Some(total), ..Now::only(Phase::Verifying) }
+    let ended = monitor.join(threads, &mut |_| {
+        let done = total.saturating_sub(compare.remaining());
+        StageProgress { done, total: Some(total), ..StageProgress::only(Phase::Verifying) }
     })?;
-    ended.into_iter().collect::<Result<(), _>>().map_err(super::undone)?;
-    Ok((compare.take_wrong(), compare.take_learned()))
+    ended.into_iter().collect::<Result<(), _>>().map_err(super::sync_io_error)?;
+    Ok((compare.take_differing(), compare.take_new_hashes()))
 }
 
 fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
@@ -193,14 +196,14 @@ fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
 }
 
 /// In rising order, those that touch made one.
-fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
+fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.sort_unstable_by_key(|range| range.start);
-    let mut joined: Vec<Range<u64>> = Vec::new();
+    let mut merged: Vec<Range<u64>> = Vec::new();
     for range in ranges {
-        match joined.last_mut() {
+        match merged.last_mut() {
             Some(last) if last.end >= range.start => last.end = last.end.max(range.end),
-            _ => joined.push(range),
+            _ => merged.push(range),
         }
     }
-    joined
+    merged
 }

@@ -1,4 +1,4 @@
-//! A piece of a disk on its way: what of it is still to be written. It knows no lane.
+//! A piece of a disk on its way: what of it is still to be written. It knows no connection.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -6,24 +6,24 @@ use std::os::fd::BorrowedFd;
 
 use export::Buffer;
 
-use crate::forest::{Mark, Value, is_zero};
+use crate::hash_tree::{HashValue, RangeHash, is_zero};
 
 /// What is being done with a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Doing {
+pub(super) enum PieceState {
     /// The source is asked for its extents.
-    Ask,
+    QueryingExtents,
     /// It is being read.
-    Read,
+    Reading,
     /// It is being written.
-    Write,
+    Writing,
 }
 
 /// A piece of a disk on its way.
 #[derive(Debug)]
 pub(super) struct Piece {
     pub(super) range: Range<u64>,
-    pub(super) doing: Doing,
+    pub(super) state: PieceState,
     /// Whether it is zeros that were not read.
     pub(super) zeros: bool,
     /// What was read; away while it is being written.
@@ -38,24 +38,24 @@ pub(super) struct Piece {
 const GRAIN: usize = 1 << 16;
 
 impl Piece {
-    pub(super) fn new(range: Range<u64>, doing: Doing) -> Self {
-        Self { range, doing, zeros: false, buffer: None, runs: VecDeque::new(), sent: (0, false) }
+    pub(super) fn new(range: Range<u64>, state: PieceState) -> Self {
+        Self { range, state, zeros: false, buffer: None, runs: VecDeque::new(), sent: (0, false) }
     }
 
     /// Zeros that were not read, to be written.
     pub(super) fn zeros(range: Range<u64>) -> Self {
         let runs = [(range.clone(), true)].into();
-        Self { zeros: true, runs, ..Self::new(range, Doing::Write) }
+        Self { zeros: true, runs, ..Self::new(range, PieceState::Writing) }
     }
 
     /// It was read: what is to be written of it. `marks` may tell that it is zeros; without them, if zeros are to
     /// become holes, they are looked for.
-    pub(super) fn divide(&mut self, buffer: Buffer, marks: Option<&[Mark]>, sparse: bool) {
-        self.doing = Doing::Write;
-        let zero = |mark: &Mark| mark.value == Value::Zero;
+    pub(super) fn divide(&mut self, buffer: Buffer, hashes: Option<&[RangeHash]>, sparse: bool) {
+        self.state = PieceState::Writing;
+        let zero = |mark: &RangeHash| mark.value == HashValue::Zero;
         if !sparse {
             self.push(self.range.clone(), false);
-        } else if marks.is_some_and(|marks| marks.iter().all(zero)) {
+        } else if hashes.is_some_and(|hashes| hashes.iter().all(zero)) {
             self.push(self.range.clone(), true);
         } else {
             let mut at = self.range.start;

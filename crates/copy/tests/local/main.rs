@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use copy::map::State;
 use copy::{
-    Dial, End, Existing, FilePlace, Job, Map, NbdPlace, Outcome, Place, PlaceError, Refusal,
-    Report, Settings, Trouble, Wire,
+    CopyError, Dial, End, Endpoint, EndpointError, FileEndpoint, Job, Map, NbdEndpoint, OpenMode,
+    Outcome, Refusal, Report, Settings, Transport,
 };
 
 const MIB: usize = 1 << 20;
@@ -53,11 +53,11 @@ impl Drop for Dir {
 }
 
 fn source(path: &Path) -> End {
-    End::Disk(Box::new(FilePlace::source(path, "")))
+    End::Disk(Box::new(FileEndpoint::source(path, "")))
 }
 
-fn destination(path: &Path, existing: Existing) -> End {
-    End::Disk(Box::new(FilePlace::destination(path, existing, "")))
+fn destination(path: &Path, mode: OpenMode) -> End {
+    End::Disk(Box::new(FileEndpoint::destination(path, mode, "")))
 }
 
 fn run(source: End, destination: End, settings: &Settings) -> Report {
@@ -88,7 +88,8 @@ fn a_file_arrives_whole_and_sparse() {
         let to = dir.path("to");
         let _ = fs::remove_file(&to);
         let settings = Settings { verify, ..Settings::default() };
-        let report = run(source(&dir.path("from")), destination(&to, Existing::Nothing), &settings);
+        let report =
+            run(source(&dir.path("from")), destination(&to, OpenMode::CreateNew), &settings);
         assert_success(&report);
         assert!(fs::read(&to).unwrap() == data);
         assert!(fs::metadata(&to).unwrap().blocks() * 512 < 6 * MIB as u64, "holes stay holes");
@@ -97,7 +98,7 @@ fn a_file_arrives_whole_and_sparse() {
     }
     let again = run(
         source(&dir.path("from")),
-        destination(&dir.path("to"), Existing::Nothing),
+        destination(&dir.path("to"), OpenMode::CreateNew),
         &Settings::default(),
     );
     assert!(matches!(again.outcome, Outcome::Refused(Refusal::Destination(_))), "{again:?}");
@@ -108,7 +109,7 @@ fn a_file_that_is_overwritten_holds_nothing_of_what_was_there() {
     let dir = Dir::new("over");
     let data = image(&dir.path("from"));
     fs::write(dir.path("to"), noise(9 * MIB, 9)).unwrap();
-    let to = destination(&dir.path("to"), Existing::Replace);
+    let to = destination(&dir.path("to"), OpenMode::Replace);
     assert_success(&run(source(&dir.path("from")), to, &Settings::default()));
     assert!(fs::read(dir.path("to")).unwrap() == data);
 }
@@ -118,7 +119,7 @@ fn r43_a_file_is_left_as_it_is_if_the_map_cannot_be_written() {
     let dir = Dir::new("unmapped");
     image(&dir.path("from"));
     fs::write(dir.path("to"), "precious").unwrap();
-    let to = destination(&dir.path("to"), Existing::Replace);
+    let to = destination(&dir.path("to"), OpenMode::Replace);
     let settings = Settings { map: Some(dir.path("absent/map")), ..Settings::default() };
     let report = run(source(&dir.path("from")), to, &settings);
     assert!(matches!(report.outcome, Outcome::Refused(Refusal::Map { .. })), "{report:?}");
@@ -132,7 +133,7 @@ fn x43_an_image_of_a_virtual_machine_is_copied_as_it_is() {
     data[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
     data[8..32].copy_from_slice(b"\0\0\0\0\0\0\x02\0\0\0\0\x0b\0\0\0\x10\0\0\0\0\x40\0\0\0");
     fs::write(dir.path("from"), &data).unwrap();
-    let to = destination(&dir.path("to"), Existing::Nothing);
+    let to = destination(&dir.path("to"), OpenMode::CreateNew);
     assert_success(&run(source(&dir.path("from")), to, &Settings::default()));
     assert!(fs::read(dir.path("to")).unwrap() == data);
 }
@@ -143,7 +144,7 @@ fn an_empty_file_and_small_ones_arrive() {
     for len in [0, 1, 511, 512, 1024, 1025, 65_536, 70_001] {
         let data = noise(len, 5);
         fs::write(dir.path("from"), &data).unwrap();
-        let to = destination(&dir.path("to"), Existing::Replace);
+        let to = destination(&dir.path("to"), OpenMode::Replace);
         let report = run(source(&dir.path("from")), to, &Settings::default());
         assert_success(&report);
         assert!(fs::read(dir.path("to")).unwrap() == data, "{len}");
@@ -165,7 +166,7 @@ fn a_disk_that_was_copied_in_two_runs_has_its_hash() {
         half[..edge].copy_from_slice(&data[..edge]);
         fs::write(dir.path("to"), half).unwrap();
         let settings = Settings { map: Some(dir.path("map")), ..Settings::default() };
-        let to = destination(&dir.path("to"), Existing::Continue);
+        let to = destination(&dir.path("to"), OpenMode::Resume);
         let report = run(source(&dir.path("from")), to, &settings);
         assert_success(&report);
         assert_eq!((report.earlier, report.verified), (edge as u64, data.len() as u64));
@@ -185,7 +186,7 @@ fn a_pipe_is_copied_to_a_file_and_a_file_to_a_pipe() {
         let mut cat =
             Command::new("cat").arg(dir.path("from")).stdout(Stdio::piped()).spawn().unwrap();
         let pipe = End::Pipe(OwnedFd::from(cat.stdout.take().unwrap()).into());
-        let to = destination(&dir.path("to"), Existing::Replace);
+        let to = destination(&dir.path("to"), OpenMode::Replace);
         let report = run(pipe, to, &Settings::default());
         cat.wait().unwrap();
         assert_success(&report);
@@ -212,10 +213,10 @@ fn less_or_more_than_was_announced_is_no_copy() {
         std::io::Write::write_all(&mut input, &[7; 1000]).unwrap();
         drop(input);
         let pipe = copy::Pipe { bytes: Some(announced), ..OwnedFd::from(output).into() };
-        let to = destination(&dir.path("to"), Existing::Replace);
+        let to = destination(&dir.path("to"), OpenMode::Replace);
         let report = run(End::Pipe(pipe), to, &Settings::default());
         match (&report.outcome, success) {
-            (Outcome::Success, true) | (Outcome::Failed(Trouble::Broken(_)), false) => {}
+            (Outcome::Success, true) | (Outcome::Failed(CopyError::Incomplete(_)), false) => {}
             _ => panic!("{announced}: {report:?}"),
         }
     }
@@ -233,7 +234,7 @@ fn file_of_another_copy_is_not_made_longer() {
     for there in [noise(MIB / 2, 10), Vec::new(), data[..4096].to_vec()] {
         fs::write(&map, finished.emit()).unwrap();
         fs::write(&to, &there).unwrap();
-        let report = run(source(&from), destination(&to, Existing::Continue), &settings);
+        let report = run(source(&from), destination(&to, OpenMode::Resume), &settings);
         let refused = matches!(report.outcome, Outcome::Refused(Refusal::AnotherDisk { .. }));
         assert!(refused, "{report:?}");
         assert!(fs::read(&to).unwrap() == there);
@@ -246,10 +247,10 @@ fn empty_pipe_is_no_copy_into_a_file() {
     let dir = Dir::new("empty-pipe");
     let mut no = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
     let pipe = End::Pipe(OwnedFd::from(no.stdout.take().unwrap()).into());
-    let to = destination(&dir.path("to"), Existing::Replace);
+    let to = destination(&dir.path("to"), OpenMode::Replace);
     let report = run(pipe, to, &Settings::default());
     no.wait().unwrap();
-    assert!(matches!(report.outcome, Outcome::Failed(Trouble::Empty)), "{report:?}");
+    assert!(matches!(report.outcome, Outcome::Failed(CopyError::EmptyPipe)), "{report:?}");
 }
 
 #[test]
@@ -260,13 +261,13 @@ fn file_of_the_right_length_is_not_truncated() {
     fs::write(dir.path("from"), &data).unwrap();
     fs::write(dir.path("to"), noise(MIB, 7)).unwrap();
     let blocks = fs::metadata(dir.path("to")).unwrap().blocks();
-    let place = FilePlace::destination(&dir.path("to"), Existing::Replace, "");
+    let place = FileEndpoint::destination(&dir.path("to"), OpenMode::Replace, "");
     place.prepare(MIB as u64).unwrap();
     assert_eq!(fs::metadata(dir.path("to")).unwrap().blocks(), blocks);
-    assert!(!place.open().unwrap().0.fresh);
+    assert!(!place.open().unwrap().0.blank);
     let report = run(
         source(&dir.path("from")),
-        destination(&dir.path("to"), Existing::Replace),
+        destination(&dir.path("to"), OpenMode::Replace),
         &Settings::default(),
     );
     assert_success(&report);
@@ -286,7 +287,7 @@ fn a_rate_is_held_by_pipes_as_well() {
     assert!(into_pipe.elapsed >= Duration::from_millis(500), "{:?}", into_pipe.elapsed);
     assert!(fs::read(dir.path("out")).unwrap() == data);
     let pipe = End::Pipe(OwnedFd::from(fs::File::open(dir.path("from")).unwrap()).into());
-    let to = destination(&dir.path("to"), Existing::Nothing);
+    let to = destination(&dir.path("to"), OpenMode::CreateNew);
     let settings = Settings { verify: false, ..settings };
     let out_of_pipe = run(pipe, to, &settings);
     assert_success(&out_of_pipe);
@@ -326,7 +327,7 @@ fn r46_ddrescue_goes_on_from_our_map_and_leaves_alone_what_is_done() {
     let [from, to, map] = ["from", "to", "map"].map(|name| dir.path(name));
     fs::write(&from, &data).unwrap();
     let settings = Settings { map: Some(map.clone()), ..Settings::default() };
-    assert_success(&run(source(&from), destination(&to, Existing::Nothing), &settings));
+    assert_success(&run(source(&from), destination(&to, OpenMode::CreateNew), &settings));
     let text = fs::read_to_string(&map).unwrap();
     let mut ours = Map::parse(&text).unwrap();
     assert_eq!(ours.sum(State::Finished), 4 << 20);
@@ -360,7 +361,7 @@ fn r46_we_go_on_from_a_map_of_ddrescue() {
     }
     fs::File::options().write(true).open(&to).unwrap().set_len(4 << 20).unwrap();
     let settings = Settings { map: Some(map.clone()), ..Settings::default() };
-    let report = run(source(&from), destination(&to, Existing::Continue), &settings);
+    let report = run(source(&from), destination(&to, OpenMode::Resume), &settings);
     assert_success(&report);
     assert_eq!((report.earlier, report.copied, report.verified), (3 << 20, 1 << 20, 4 << 20));
     assert!(fs::read(&to).unwrap() == data);
@@ -370,7 +371,7 @@ fn r46_we_go_on_from_a_map_of_ddrescue() {
 struct Nbdkit(Child);
 
 impl Nbdkit {
-    fn start(dir: &Dir, file: &Path, map: &Path) -> Option<(Self, NbdPlace)> {
+    fn start(dir: &Dir, file: &Path, map: &Path) -> Option<(Self, NbdEndpoint)> {
         if programs::lacks("a source with bad sectors", &["nbdkit"]) {
             return None;
         }
@@ -391,10 +392,10 @@ impl Nbdkit {
             std::thread::sleep(Duration::from_millis(10));
         }
         let dial: Dial = Arc::new(move || match UnixStream::connect(&socket) {
-            Ok(stream) => Ok(Box::new(stream) as Box<dyn Wire>),
-            Err(error) => Err(PlaceError::Unreachable(error.to_string())),
+            Ok(stream) => Ok(Box::new(stream) as Box<dyn Transport>),
+            Err(error) => Err(EndpointError::Unreachable(error.to_string())),
         });
-        Some((Self(server), NbdPlace::new("nbdkit", "", dial)))
+        Some((Self(server), NbdEndpoint::new("nbdkit", "", dial)))
     }
 }
 
@@ -410,7 +411,7 @@ fn rescue(dir: &Dir, from: &Path, bad: &Path, name: &str) -> Option<(Report, Pat
     let (_server, place) = Nbdkit::start(dir, from, bad)?;
     let (to, map) = (dir.path(name), dir.path(&format!("{name}.map")));
     let settings = Settings { map: Some(map.clone()), ..Settings::default() };
-    let report = run(End::Disk(Box::new(place)), destination(&to, Existing::Nothing), &settings);
+    let report = run(End::Disk(Box::new(place)), destination(&to, OpenMode::CreateNew), &settings);
     Some((report, map))
 }
 

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::io;
 use std::time::{Duration, Instant};
 
-use ::copy::{Disk, Ended, Lane, Place, Waits, Work};
+use ::copy::{Completion, Connection, Disk, Endpoint, Interest, Request};
 use export::{Account, Pool};
 use linux::medium::ReadAt;
 use rustix::event::{PollFd, Timespec, poll};
@@ -13,13 +13,13 @@ use rustix::event::{PollFd, Timespec, poll};
 const MOST: u64 = 256 << 10;
 /// How long one read may take.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// How long a lane that waits for nothing in particular is left alone.
+/// How long a connection that waits for nothing in particular is left alone.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// One connection to a disk.
 pub(super) struct Access {
     disk: Disk,
-    lane: RefCell<Box<dyn Lane>>,
+    connection: RefCell<Box<dyn Connection>>,
     memory: Account,
 }
 
@@ -28,10 +28,10 @@ impl Access {
     ///
     /// # Errors
     /// A sentence: there is no way to it.
-    pub(super) fn open(place: &dyn Place) -> Result<Self, String> {
-        let (disk, lane) = place.open().map_err(|error| error.to_string())?;
+    pub(super) fn open(place: &dyn Endpoint) -> Result<Self, String> {
+        let (disk, connection) = place.open().map_err(|error| error.to_string())?;
         let memory = Pool::new(1 << 20).open();
-        Ok(Self { disk, lane: RefCell::new(lane), memory })
+        Ok(Self { disk, connection: RefCell::new(connection), memory })
     }
 
     /// The disk.
@@ -44,15 +44,15 @@ impl Access {
     /// # Errors
     /// They cannot be written, or are not what is read back.
     pub(super) fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        let most = usize::try_from(MOST.min(self.disk.largest.into())).unwrap_or(512);
+        let most = usize::try_from(MOST.min(self.disk.max_transfer.into())).unwrap_or(512);
         let pieces = || (offset..).step_by(most.max(1)).zip(bytes.chunks(most.max(1)));
         for (at, piece) in pieces() {
             let mut buffer = self.memory.take(piece.len()).ok_or(io::ErrorKind::OutOfMemory)?;
             buffer.bytes_mut().copy_from_slice(piece);
-            self.run(Work::Write { offset: at, buffer, part: 0..piece.len() })?;
+            self.run(Request::Write { offset: at, buffer, part: 0..piece.len() })?;
         }
-        self.run(Work::Flush)?;
-        self.lane.borrow_mut().distrust();
+        self.run(Request::Flush)?;
+        self.connection.borrow_mut().drop_caches();
         for (at, piece) in pieces() {
             if self.blocks(at, piece.len() as u64)? != piece {
                 return Err(io::Error::other("what is read back is not what was written"));
@@ -65,27 +65,27 @@ impl Access {
     fn blocks(&self, offset: u64, len: u64) -> io::Result<Vec<u8>> {
         let size = usize::try_from(len).unwrap_or(0);
         let buffer = self.memory.take(size).ok_or(io::ErrorKind::OutOfMemory)?;
-        let ended = self.run(Work::Read { offset, buffer })?;
-        let buffer = ended.buffer.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let completion = self.run(Request::Read { offset, buffer })?;
+        let buffer = completion.buffer.ok_or(io::ErrorKind::UnexpectedEof)?;
         Ok(buffer.bytes().to_vec())
     }
 
-    /// Does the work to its end.
-    fn run(&self, work: Work) -> io::Result<Ended> {
-        let mut lane = self.lane.borrow_mut();
-        lane.submit(0, work);
+    /// Does the request to its end.
+    fn run(&self, request: Request) -> io::Result<Completion> {
+        let mut connection = self.connection.borrow_mut();
+        connection.submit(0, request);
         let until = Instant::now() + PATIENCE;
         loop {
-            lane.advance().map_err(|lost| io::Error::other(lost.reason))?;
-            if let Some(ended) = lane.ended() {
-                ended.result.map_err(io::Error::other)?;
-                return Ok(ended);
+            connection.advance().map_err(|lost| io::Error::other(lost.reason))?;
+            if let Some(completion) = connection.next_completion() {
+                completion.result.map_err(io::Error::other)?;
+                return Ok(completion);
             }
             if Instant::now() > until {
                 return Err(io::ErrorKind::TimedOut.into());
             }
             let timeout = Timespec::try_from(LOOK).ok();
-            if let Waits::For(fd, flags) = lane.waits() {
+            if let Interest::Fd(fd, flags) = connection.interest() {
                 let mut fds = [PollFd::from_borrowed_fd(fd, flags)];
                 let _ = poll(&mut fds, timeout.as_ref());
             }
@@ -96,7 +96,7 @@ impl Access {
 impl ReadAt for Access {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let block = u64::from(self.disk.block).max(1);
-        let most = MOST.min(self.disk.largest.into());
+        let most = MOST.min(self.disk.max_transfer.into());
         let end = offset.saturating_add(buffer.len() as u64).min(self.disk.bytes);
         let start = offset - offset % block;
         let len = end.saturating_sub(start).min(most).next_multiple_of(block);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use ::copy::{Outcome, Report, Trouble};
+use ::copy::{CopyError, Outcome, Report};
 use console::decimal;
 
 use super::event::{Event, Finished, hexadecimal};
@@ -86,7 +86,7 @@ fn failure(report: &Report, told: Told<'_>) -> Option<Failure> {
         Outcome::Refused(refusal) => refused(refusal),
         Outcome::Interrupted => Failure::ending(INTERRUPTED, interrupted(told)),
         Outcome::Failed(trouble) => {
-            let status = if let Trouble::Violation { .. } = trouble { VIOLATION } else { FAILED };
+            let status = if let CopyError::Violation { .. } = trouble { VIOLATION } else { FAILED };
             match told.again {
                 Some(line) => {
                     Failure::ending(status, format!("{trouble}; to try again from there: {line}"))
@@ -222,10 +222,10 @@ mod test {
     #[test]
     fn each_way_to_end_has_its_exit_status_and_a_sentence() {
         assert_eq!(ending(&report(Outcome::Success)).0, 0);
-        let lost = Trouble::Lost { name: "a".to_owned(), why: "reset".to_owned() };
+        let lost = CopyError::Lost { name: "a".to_owned(), why: "reset".to_owned() };
         let (status, said) = ending(&report(Outcome::Failed(lost)));
         assert!(status == 1 && said.contains("to try again from there: storagetm copy a b"));
-        let broken = Trouble::Violation { name: "a".to_owned(), why: "it lies".to_owned() };
+        let broken = CopyError::Violation { name: "a".to_owned(), why: "it lies".to_owned() };
         let (status, said) = ending(&report(Outcome::Failed(broken)));
         assert!(status == 7 && said.starts_with("a broke the rules of its protocol: it lies"));
         let mut bad = report(Outcome::BadSectors);

@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ::copy::{Disk, End, Lane, Outcome, Place, PlaceError, Report, Trouble};
+use ::copy::{Connection, CopyError, Disk, End, Endpoint, EndpointError, Outcome, Report};
 use console::attach::quoted;
 use filesystem::Survey;
 use linux::gpt::{Patch, Shape};
@@ -23,7 +23,7 @@ const LAYERS: [&str; 7] = ["luks1", "luks2", "bitlocker", "lvm2", "md", "firmwar
 /// What is done to the destination once all is copied.
 #[derive(Default)]
 pub(super) struct After {
-    destination: Option<Arc<dyn Place>>,
+    destination: Option<Arc<dyn Endpoint>>,
     /// What people call it.
     name: String,
     /// Parts of the partition table that the copy itself does not bring.
@@ -51,28 +51,28 @@ pub(super) struct Ends<'a> {
 
 /// A disk that is used here and by a copy.
 struct Shared {
-    place: Arc<dyn Place>,
+    place: Arc<dyn Endpoint>,
     /// The disk that was looked at and agreed to, until it has been opened once more. After that the copy sees to it itself.
     agreed: Mutex<Option<Disk>>,
 }
 
-impl Place for Shared {
-    fn open(&self) -> Result<(Disk, Box<dyn Lane>), PlaceError> {
-        let (disk, lane) = self.place.open()?;
+impl Endpoint for Shared {
+    fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
+        let (disk, connection) = self.place.open()?;
         let mut agreed = self.agreed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(before) = agreed.as_ref()
             && let Some(why) = other(before, &disk)
         {
-            return Err(PlaceError::Refused(format!(
+            return Err(EndpointError::Refused(format!(
                 "{} is not the disk any more that was looked at: {why}; nothing was written, try again",
                 disk.name
             )));
         }
         *agreed = None;
-        Ok((disk, lane))
+        Ok((disk, connection))
     }
 
-    fn prepare(&self, bytes: u64) -> Result<(), PlaceError> {
+    fn prepare(&self, bytes: u64) -> Result<(), EndpointError> {
         self.place.prepare(bytes)
     }
 }
@@ -93,7 +93,7 @@ impl After {
     /// Keeps a way to the destination. If that is a disk, it must be the one that was `agreed` to when the copy opens it.
     pub(super) fn keep(&mut self, end: End, agreed: Option<Disk>) -> End {
         let End::Disk(place) = end else { return end };
-        let place: Arc<dyn Place> = place.into();
+        let place: Arc<dyn Endpoint> = place.into();
         self.destination = Some(place.clone());
         self.name = agreed.as_ref().map(|disk| disk.name.clone()).unwrap_or_default();
         End::Disk(Box::new(Shared { place, agreed: Mutex::new(agreed) }))
@@ -114,7 +114,7 @@ impl After {
         if (self.moves || !self.patches.is_empty())
             && let Err((name, why)) = write(&*place, &self.name, self.patches, self.moves)
         {
-            report.outcome = Outcome::Failed(Trouble::Table { name, why });
+            report.outcome = Outcome::Failed(CopyError::PartitionTable { name, why });
             return None;
         }
         self.advice.or_else(|| left_behind(&*place, &self.looks?))
@@ -122,7 +122,7 @@ impl After {
 }
 
 /// What is left to be done on a disk onto which a pipe was copied.
-fn left_behind(place: &dyn Place, destination: &Locator) -> Option<String> {
+fn left_behind(place: &dyn Endpoint, destination: &Locator) -> Option<String> {
     let access = Access::open(place).ok()?;
     let disk = access.disk();
     let survey = inspect::survey(&access, disk.bytes, disk.sector).ok()?;
@@ -131,7 +131,7 @@ fn left_behind(place: &dyn Place, destination: &Locator) -> Option<String> {
 
 /// Writes the rest of the partition table, and reads it back.
 fn write(
-    place: &dyn Place,
+    place: &dyn Endpoint,
     name: &str,
     patches: Vec<Patch>,
     moves: bool,
@@ -207,7 +207,7 @@ fn mark(ends: &Ends<'_>, changed: bool) -> String {
 
 /// What the partition table is to be at the destination, where that is another one.
 fn patches(
-    place: &dyn Place,
+    place: &dyn Endpoint,
     ends: &Ends<'_>,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Patch>, Failure> {
@@ -357,7 +357,7 @@ fn by_hand(destination: &Locator) -> String {
 mod test {
     use std::path::Path;
 
-    use ::copy::FilePlace;
+    use ::copy::FileEndpoint;
     use clap::Parser as _;
 
     use super::*;
@@ -375,12 +375,12 @@ mod test {
             block,
             sector,
             writable: true,
-            extents: false,
-            zeroes: 0,
-            largest: 1 << 20,
-            lanes: 1,
+            reports_extents: false,
+            max_zero: 0,
+            max_transfer: 1 << 20,
+            max_connections: 1,
             remote: true,
-            fresh: false,
+            blank: false,
             identity: String::new(),
         }
     }
@@ -400,7 +400,7 @@ mod test {
             to: Some(&to),
             sector: to.sector,
         };
-        let place = FilePlace::source(Path::new("/dev/null"), "");
+        let place = FileEndpoint::source(Path::new("/dev/null"), "");
         let mut notes = Vec::new();
         let patches = patches(&place, &ends, &mut notes).map_err(|error| error.to_string())?;
         assert!(patches.is_empty());
@@ -422,7 +422,7 @@ mod test {
         let options = Line::try_parse_from(options).unwrap().copy;
         let survey = Survey { table: Some(Scheme::Mbr), block: 512, ..Survey::default() };
         let (from, to) = (disk(1, None), disk(4096, Some(4096)));
-        let place = FilePlace::source(Path::new("/dev/null"), "");
+        let place = FileEndpoint::source(Path::new("/dev/null"), "");
         let (survey, to, sector) = (Some(&survey), Some(&to), to.sector);
         let ends = Ends { options: &options, from: &from, survey, to, sector };
         let refused = patches(&place, &ends, &mut Vec::new()).unwrap_err().to_string();
@@ -445,12 +445,12 @@ mod test {
     }
 
     /// A place that leads to another disk at each look.
-    struct Changing(Mutex<Vec<Disk>>, FilePlace);
+    struct Changing(Mutex<Vec<Disk>>, FileEndpoint);
 
-    impl Place for Changing {
-        fn open(&self) -> Result<(Disk, Box<dyn Lane>), PlaceError> {
+    impl Endpoint for Changing {
+        fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
             let disk = self.0.lock().unwrap().pop().unwrap();
-            self.1.open().map(|(_, lane)| (disk, lane))
+            self.1.open().map(|(_, connection)| (disk, connection))
         }
     }
 
@@ -469,7 +469,7 @@ mod test {
                 (vec![now.clone()], [false].as_slice()),
                 (vec![now.clone(), agreed.clone()], &[true, true]),
             ] {
-                let file = FilePlace::source(Path::new("/proc/self/exe"), "");
+                let file = FileEndpoint::source(Path::new("/proc/self/exe"), "");
                 let place = Changing(Mutex::new(disks), file);
                 let End::Disk(place) = after.keep(End::Disk(Box::new(place)), Some(agreed.clone()))
                 else {

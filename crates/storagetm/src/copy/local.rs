@@ -9,7 +9,7 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 
-use ::copy::{End, Existing, FilePlace, Pipe, Place};
+use ::copy::{End, Endpoint, FileEndpoint, OpenMode, Pipe};
 use console::printable;
 use linux::block::Disk;
 use linux::disk::{OpenError, OpenFor, Opened, open};
@@ -139,7 +139,7 @@ pub(super) fn standard(stream: impl std::os::fd::AsFd) -> Result<Local, Failure>
 
 impl Local {
     /// An end on another machine.
-    pub(super) fn there(place: Box<dyn Place>) -> Self {
+    pub(super) fn there(place: Box<dyn Endpoint>) -> Self {
         Self { is_disk: true, ..Self::plain(End::Disk(place), Hold::Nothing) }
     }
 
@@ -191,11 +191,11 @@ impl Local {
         Self { end, stake: None, note: None, is_disk: false, notes: Vec::new(), hold }
     }
 
-    fn file(place: FilePlace, stake: Option<Stake>, hold: Hold) -> Self {
+    fn file(place: FileEndpoint, stake: Option<Stake>, hold: Hold) -> Self {
         Self { stake, ..Self::plain(End::Disk(Box::new(place)), hold) }
     }
 
-    fn device(place: FilePlace, stake: Option<Stake>, hold: Hold) -> Self {
+    fn device(place: FileEndpoint, stake: Option<Stake>, hold: Hold) -> Self {
         Self { is_disk: true, ..Self::file(place, stake, hold) }
     }
 }
@@ -224,7 +224,7 @@ fn source_device(tree: &Tree, path: &Path, allow_in_use: bool) -> Result<Local, 
         (Some(machine), Some(disk)) => identity(machine, disk, Some(&findings)),
         _ => String::new(),
     };
-    let place = FilePlace::source(&opened.path, &identity);
+    let place = FileEndpoint::source(&opened.path, &identity);
     let local = Local::device(place, None, Hold::Disk { _opened: Box::new(opened) });
     Ok(Local { notes, ..local })
 }
@@ -262,7 +262,7 @@ fn source_file(tree: &Tree, path: &Path, allow_in_use: bool, raw: bool) -> Resul
     let hold = Hold::Locked { _file: file };
     match unpacked {
         Some((pipe, note)) => Ok(Local::of_pipe(pipe, note, hold)),
-        None => Ok(Local::file(FilePlace::source(&path, ""), None, hold)),
+        None => Ok(Local::file(FileEndpoint::source(&path, ""), None, hold)),
     }
 }
 
@@ -285,7 +285,7 @@ fn destination_device(tree: &Tree, path: &Path, force: bool) -> Result<Local, Fa
     claim(tree, path, &file, OpenFor::Writing)?;
     let identity = identity(&machine, &disk, None);
     let stake = Stake::device(path, &machine, &disk, "--yes");
-    let place = FilePlace::destination(&target, Existing::Continue, &identity);
+    let place = FileEndpoint::destination(&target, OpenMode::Resume, &identity);
     Ok(Local::device(place, Some(stake), Hold::Locked { _file: file }))
 }
 
@@ -312,7 +312,7 @@ fn check_destination(path: &Path, verdict: &Verdict, force: bool) -> Result<(), 
 fn destination_file(tree: &Tree, path: &Path, permission: Permission) -> Result<Local, Failure> {
     let path = path.canonicalize().map_err(|error| cannot(path, "be opened", &error))?;
     let name = path.display();
-    let existing = if permission.resumes { Existing::Continue } else { Existing::Replace };
+    let mode = if permission.resumes { OpenMode::Resume } else { OpenMode::Replace };
     if let Some(reason) = judge_image(tree, &path).reasons.first() {
         return Err(refused(format!("{name} is in use ({reason}); stop that first")));
     }
@@ -323,7 +323,7 @@ fn destination_file(tree: &Tree, path: &Path, permission: Permission) -> Result<
     // What a map tells of is gone on with.
     let asks = !permission.force && !permission.resumes;
     let stake = if asks { Stake::file(&path, "--force").map_err(refused)? } else { None };
-    let place = FilePlace::destination(&path, existing, "");
+    let place = FileEndpoint::destination(&path, mode, "");
     Ok(Local::file(place, stake, Hold::Locked { _file: file }))
 }
 
@@ -352,7 +352,7 @@ fn new_file(path: &Path, permission: Permission) -> Result<Local, Failure> {
             folder.display()
         )));
     }
-    Ok(Local::file(FilePlace::destination(path, Existing::Nothing, ""), None, Hold::Nothing))
+    Ok(Local::file(FileEndpoint::destination(path, OpenMode::CreateNew, ""), None, Hold::Nothing))
 }
 
 /// The machine at this moment, and the disk in it.

@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ::copy::{Disk, Ended, Lane, Lost, Place, PlaceError, Waits, Work};
+use ::copy::{
+    Completion, Connection, ConnectionLost, Disk, Endpoint, EndpointError, Interest, Request,
+};
 use export::Extent;
 use filesystem::Ranges;
 
@@ -14,52 +16,52 @@ pub(super) const ALLOCATED: &str = "allocated";
 
 /// A place, and the bytes that count of its disk.
 pub(super) struct Mask {
-    inner: Box<dyn Place>,
+    inner: Box<dyn Endpoint>,
     used: Arc<Ranges>,
 }
 
 impl Mask {
     /// Of that place.
-    pub(super) fn new(inner: Box<dyn Place>, used: Ranges) -> Self {
+    pub(super) fn new(inner: Box<dyn Endpoint>, used: Ranges) -> Self {
         Self { inner, used: Arc::new(used) }
     }
 }
 
-impl Place for Mask {
-    fn open(&self) -> Result<(Disk, Box<dyn Lane>), PlaceError> {
-        let (disk, lane) = self.inner.open()?;
-        let tells = disk.extents;
+impl Endpoint for Mask {
+    fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
+        let (disk, connection) = self.inner.open()?;
+        let tells = disk.reports_extents;
         // A map of the whole disk is not one of this.
         let identity = format!("{} {ALLOCATED}", disk.identity);
         let (used, done, reads) = (self.used.clone(), VecDeque::new(), Vec::new());
-        let masked = Masked { lane, used, tells, done, reads };
-        Ok((Disk { extents: true, identity, ..disk }, Box::new(masked)))
+        let masked = Masked { connection, used, tells, done, reads };
+        Ok((Disk { reports_extents: true, identity, ..disk }, Box::new(masked)))
     }
 
-    fn prepare(&self, bytes: u64) -> Result<(), PlaceError> {
+    fn prepare(&self, bytes: u64) -> Result<(), EndpointError> {
         self.inner.prepare(bytes)
     }
 }
 
 struct Masked {
-    lane: Box<dyn Lane>,
+    connection: Box<dyn Connection>,
     used: Arc<Ranges>,
-    /// Whether the lane itself tells what is hole.
+    /// Whether the connection itself tells what is hole.
     tells: bool,
-    done: VecDeque<Ended>,
+    done: VecDeque<Completion>,
     /// The reads under way: their tags, and where they begin.
     reads: Vec<(u32, u64)>,
 }
 
 impl Masked {
     /// What does not count is zeros, also where it was read with what does, or is read again.
-    fn blanked(&mut self, mut ended: Ended) -> Ended {
-        let at = self.reads.iter().position(|(tag, _)| *tag == ended.tag);
-        if let (Some(at), Some(buffer)) = (at, &mut ended.buffer) {
+    fn blanked(&mut self, mut completion: Completion) -> Completion {
+        let at = self.reads.iter().position(|(tag, _)| *tag == completion.tag);
+        if let (Some(at), Some(buffer)) = (at, &mut completion.buffer) {
             let (_, offset) = self.reads.swap_remove(at);
             blank(&self.used, offset, buffer.bytes_mut());
         }
-        ended
+        completion
     }
 }
 
@@ -87,45 +89,49 @@ fn run(used: &Ranges, offset: u64, len: u64) -> (u64, bool) {
     }
 }
 
-impl Lane for Masked {
-    fn submit(&mut self, tag: u32, work: Work) {
-        if let Work::Read { offset, .. } = work {
+impl Connection for Masked {
+    fn submit(&mut self, tag: u32, request: Request) {
+        if let Request::Read { offset, .. } = request {
             self.reads.push((tag, offset));
         }
-        let Work::Extents { offset, len } = work else { return self.lane.submit(tag, work) };
+        let Request::Extents { offset, len } = request else {
+            return self.connection.submit(tag, request);
+        };
         match run(&self.used, offset, len) {
-            (len, true) if self.tells => self.lane.submit(tag, Work::Extents { offset, len }),
+            (len, true) if self.tells => {
+                self.connection.submit(tag, Request::Extents { offset, len })
+            }
             (len, counts) => {
                 let extent = if counts { Extent::data(len) } else { Extent::hole(len) };
                 let extents = vec![extent];
-                self.done.push_back(Ended { tag, result: Ok(()), buffer: None, extents });
+                self.done.push_back(Completion { tag, result: Ok(()), buffer: None, extents });
             }
         }
     }
 
-    fn room(&self) -> usize {
-        self.lane.room()
+    fn free_slots(&self) -> usize {
+        self.connection.free_slots()
     }
 
-    fn advance(&mut self) -> Result<(), Lost> {
-        self.lane.advance()
+    fn advance(&mut self) -> Result<(), ConnectionLost> {
+        self.connection.advance()
     }
 
-    fn ended(&mut self) -> Option<Ended> {
-        let ended = self.done.pop_front().or_else(|| self.lane.ended())?;
-        Some(self.blanked(ended))
+    fn next_completion(&mut self) -> Option<Completion> {
+        let completion = self.done.pop_front().or_else(|| self.connection.next_completion())?;
+        Some(self.blanked(completion))
     }
 
-    fn waits(&self) -> Waits<'_> {
-        self.lane.waits()
+    fn interest(&self) -> Interest<'_> {
+        self.connection.interest()
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.lane.deadline()
+        self.connection.deadline()
     }
 
-    fn distrust(&mut self) {
-        self.lane.distrust();
+    fn drop_caches(&mut self) {
+        self.connection.drop_caches();
     }
 }
 

@@ -10,7 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ::copy::{DialError, NbdPlace, NvmeHost, NvmePlace, Place, PlaceError, Wire, start_tls};
+use ::copy::{
+    DialError, Endpoint, EndpointError, NbdEndpoint, NvmeEndpoint, NvmeHost, Transport, start_tls,
+};
 use engine::tls;
 use linux::tree::Tree;
 
@@ -39,7 +41,7 @@ pub(super) fn place(
     tree: &Tree,
     options: &Copy,
     there: &Locator,
-) -> Result<Box<dyn Place>, Failure> {
+) -> Result<Box<dyn Endpoint>, Failure> {
     match there {
         Locator::Nvme(nvme) => nvme_place(tree, options, nvme),
         Locator::Nbd(nbd) => nbd_place(tree, options, nbd),
@@ -47,7 +49,7 @@ pub(super) fn place(
     }
 }
 
-fn nvme_place(tree: &Tree, options: &Copy, nvme: &Nvme) -> Result<Box<dyn Place>, Failure> {
+fn nvme_place(tree: &Tree, options: &Copy, nvme: &Nvme) -> Result<Box<dyn Endpoint>, Failure> {
     let machine = machine(&nvme.host)?;
     let host = options.hostnqn.as_deref();
     let accepts = |target: &Target| which::accepts(tree, &machine, target, host);
@@ -67,10 +69,10 @@ fn nvme_place(tree: &Tree, options: &Copy, nvme: &Nvme) -> Result<Box<dyn Place>
         let socket = reach(&machine)?;
         match psk {
             Some(psk) => secured(socket, &machine.to_string(), &Shown::Psk(psk)),
-            None => Ok(Box::new(socket) as Box<dyn Wire>),
+            None => Ok(Box::new(socket) as Box<dyn Transport>),
         }
     };
-    let place = NvmePlace::new(&name, &wanted, host, Arc::new(dial)).with_hint(hint);
+    let place = NvmeEndpoint::new(&name, &wanted, host, Arc::new(dial)).with_hint(hint);
     Ok(Box::new(if options.digests { place.with_digests() } else { place }))
 }
 
@@ -99,7 +101,7 @@ fn known(
     }
 }
 
-fn nbd_place(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Place>, Failure> {
+fn nbd_place(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Endpoint>, Failure> {
     let name = nbd.to_string();
     let there = Server::new(&nbd.at)?;
     let host = match &nbd.at {
@@ -124,7 +126,7 @@ fn nbd_place(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Place>, F
     };
     let Some(tls) = tls else {
         let dial = move || there.connect();
-        return Ok(Box::new(NbdPlace::new(&name, &nbd.name, Arc::new(dial))));
+        return Ok(Box::new(NbdEndpoint::new(&name, &nbd.name, Arc::new(dial))));
     };
     let keys = Keys::find(tree, options, target)?;
     let shown = keys.nbd(&tls, host.map_or("localhost", |host| &host.name))?;
@@ -134,7 +136,7 @@ fn nbd_place(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Place>, F
         start_tls(&mut socket, &called)?;
         secured(socket, &called, &shown)
     };
-    Ok(Box::new(NbdPlace::new(&name, &nbd.name, Arc::new(dial)).secured()))
+    Ok(Box::new(NbdEndpoint::new(&name, &nbd.name, Arc::new(dial)).secured()))
 }
 
 /// Tries a key with an NBD server.
@@ -182,7 +184,7 @@ impl Server {
         })
     }
 
-    fn connect(&self) -> Result<Box<dyn Wire>, DialError> {
+    fn connect(&self) -> Result<Box<dyn Transport>, DialError> {
         Ok(match self {
             Self::Machine(machine) => Box::new(reach(machine)?),
             Self::Socket(path) => Box::new(unix(path)?),
@@ -199,17 +201,17 @@ impl Server {
 }
 
 fn reach(machine: &Machine) -> Result<TcpStream, DialError> {
-    machine.connect().map_err(|failure| PlaceError::Unreachable(failure.to_string()))
+    machine.connect().map_err(|failure| EndpointError::Unreachable(failure.to_string()))
 }
 
 fn unix(path: &Path) -> Result<UnixStream, DialError> {
     UnixStream::connect(path).map_err(|error| {
-        PlaceError::Unreachable(format!("{} cannot be reached: {error}", path.display()))
+        EndpointError::Unreachable(format!("{} cannot be reached: {error}", path.display()))
     })
 }
 
 /// The connection, secured; or none.
-fn secured(socket: TcpStream, name: &str, shown: &Shown) -> Result<Box<dyn Wire>, DialError> {
+fn secured(socket: TcpStream, name: &str, shown: &Shown) -> Result<Box<dyn Transport>, DialError> {
     let deadline = Instant::now() + PATIENCE;
     let channel = socket.set_nonblocking(true).and_then(|()| match shown {
         Shown::Psk(psk) => tls::connect(socket, psk.clone(), deadline),
@@ -218,9 +220,9 @@ fn secured(socket: TcpStream, name: &str, shown: &Shown) -> Result<Box<dyn Wire>
     match channel {
         Ok(channel) => Ok(Box::new(Secured(channel))),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            Err(PlaceError::Refused(format!("{name} cannot be reached securely: {error}")))
+            Err(EndpointError::Refused(format!("{name} cannot be reached securely: {error}")))
         }
-        Err(error) => Err(PlaceError::Unreachable(format!("{name}: {error}"))),
+        Err(error) => Err(EndpointError::Unreachable(format!("{name}: {error}"))),
     }
 }
 
@@ -253,7 +255,7 @@ impl AsFd for Secured {
     }
 }
 
-impl Wire for Secured {
+impl Transport for Secured {
     fn set_nonblocking(&self, on: bool) -> io::Result<()> {
         self.0.socket().set_nonblocking(on)
     }

@@ -6,7 +6,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use ::copy::{Disk, Ended, Lane, Lost, Place, PlaceError, Waits, Work};
+use ::copy::{
+    Completion, Connection, ConnectionLost, Disk, Endpoint, EndpointError, Interest, Request,
+};
 use export::{Account, Buffer, Extent, Pool};
 use linux::gpt::Patch;
 
@@ -15,7 +17,7 @@ const BLOCK: u64 = 4096;
 
 /// A place, and what is different of its disk.
 pub(super) struct View {
-    inner: Box<dyn Place>,
+    inner: Box<dyn Endpoint>,
     change: Arc<Change>,
     mark: String,
 }
@@ -32,7 +34,7 @@ impl View {
     /// A disk of `own` bytes shown with `bytes`, at least as many, and with the patches, of which later ones hide earlier
     /// ones. `mark` is added to its identity: a map of this is none of the disk itself.
     pub(super) fn new(
-        inner: Box<dyn Place>,
+        inner: Box<dyn Endpoint>,
         own: u64,
         bytes: u64,
         patches: Vec<Patch>,
@@ -43,12 +45,12 @@ impl View {
     }
 }
 
-impl Place for View {
-    fn open(&self) -> Result<(Disk, Box<dyn Lane>), PlaceError> {
-        let (disk, lane) = self.inner.open()?;
+impl Endpoint for View {
+    fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
+        let (disk, connection) = self.inner.open()?;
         if disk.bytes != self.change.own {
             let name = &disk.name;
-            return Err(PlaceError::Refused(format!("{name} has changed its size meanwhile")));
+            return Err(EndpointError::Refused(format!("{name} has changed its size meanwhile")));
         }
         let identity = match self.mark.as_str() {
             "" => disk.identity.clone(),
@@ -56,21 +58,22 @@ impl Place for View {
         };
         let change = self.change.clone();
         let memory = Pool::new(Pool::MAX_BUFFER).open();
-        let lane = Viewed { lane, change, memory, done: VecDeque::new(), reads: Vec::new() };
-        Ok((Disk { bytes: self.change.bytes, identity, ..disk }, Box::new(lane)))
+        let connection =
+            Viewed { connection, change, memory, done: VecDeque::new(), reads: Vec::new() };
+        Ok((Disk { bytes: self.change.bytes, identity, ..disk }, Box::new(connection)))
     }
 
-    fn prepare(&self, bytes: u64) -> Result<(), PlaceError> {
+    fn prepare(&self, bytes: u64) -> Result<(), EndpointError> {
         self.inner.prepare(bytes)
     }
 }
 
 struct Viewed {
-    lane: Box<dyn Lane>,
+    connection: Box<dyn Connection>,
     change: Arc<Change>,
     /// For reads across the end.
     memory: Account,
-    done: VecDeque<Ended>,
+    done: VecDeque<Completion>,
     reads: Vec<Read>,
 }
 
@@ -134,91 +137,92 @@ impl Viewed {
         let own = usize::try_from(own).unwrap_or(usize::MAX);
         if own == buffer.len() {
             self.reads.push(Read { tag, offset, whole: None });
-            return self.lane.submit(tag, Work::Read { offset, buffer });
+            return self.connection.submit(tag, Request::Read { offset, buffer });
         }
         if own == 0 {
             buffer.bytes_mut().fill(0);
-            let ended = Ended { tag, result: Ok(()), buffer: Some(buffer), extents: Vec::new() };
-            return self.done.push_back(self.shown(offset, ended));
+            let completion =
+                Completion { tag, result: Ok(()), buffer: Some(buffer), extents: Vec::new() };
+            return self.done.push_back(self.shown(offset, completion));
         }
         match self.memory.take(own) {
             Some(short) => {
                 self.reads.push(Read { tag, offset, whole: Some(buffer) });
-                self.lane.submit(tag, Work::Read { offset, buffer: short });
+                self.connection.submit(tag, Request::Read { offset, buffer: short });
             }
             None => {
-                let result = Err(::copy::Failed::Refused);
+                let result = Err(::copy::RequestError::Refused);
                 let buffer = Some(buffer);
-                self.done.push_back(Ended { tag, result, buffer, extents: Vec::new() });
+                self.done.push_back(Completion { tag, result, buffer, extents: Vec::new() });
             }
         }
     }
 
-    fn shown(&self, offset: u64, mut ended: Ended) -> Ended {
-        if let (Ok(()), Some(buffer)) = (&ended.result, &mut ended.buffer) {
+    fn shown(&self, offset: u64, mut completion: Completion) -> Completion {
+        if let (Ok(()), Some(buffer)) = (&completion.result, &mut completion.buffer) {
             self.change.apply(offset, buffer.bytes_mut());
         }
-        ended
+        completion
     }
 
-    fn finished(&mut self, mut ended: Ended) -> Ended {
-        let Some(at) = self.reads.iter().position(|read| read.tag == ended.tag) else {
-            return ended;
+    fn finished(&mut self, mut completion: Completion) -> Completion {
+        let Some(at) = self.reads.iter().position(|read| read.tag == completion.tag) else {
+            return completion;
         };
         let read = self.reads.swap_remove(at);
         if let Some(mut whole) = read.whole {
-            let short = ended.buffer.take();
+            let short = completion.buffer.take();
             let short = short.as_ref().map(Buffer::bytes).unwrap_or_default();
             let (head, tail) = whole.bytes_mut().split_at_mut(short.len());
             head.copy_from_slice(short);
             tail.fill(0);
-            ended.buffer = Some(whole);
+            completion.buffer = Some(whole);
         }
-        self.shown(read.offset, ended)
+        self.shown(read.offset, completion)
     }
 }
 
-impl Lane for Viewed {
-    fn submit(&mut self, tag: u32, work: Work) {
-        match work {
-            Work::Read { offset, buffer } => self.read(tag, offset, buffer),
-            Work::Extents { offset, len } => match self.change.run(offset, len) {
-                (len, true) => self.lane.submit(tag, Work::Extents { offset, len }),
+impl Connection for Viewed {
+    fn submit(&mut self, tag: u32, request: Request) {
+        match request {
+            Request::Read { offset, buffer } => self.read(tag, offset, buffer),
+            Request::Extents { offset, len } => match self.change.run(offset, len) {
+                (len, true) => self.connection.submit(tag, Request::Extents { offset, len }),
                 (len, false) => {
                     let extents = vec![Extent::data(len)];
-                    self.done.push_back(Ended { tag, result: Ok(()), buffer: None, extents });
+                    self.done.push_back(Completion { tag, result: Ok(()), buffer: None, extents });
                 }
             },
-            other => self.lane.submit(tag, other),
+            other => self.connection.submit(tag, other),
         }
     }
 
-    fn room(&self) -> usize {
-        self.lane.room()
+    fn free_slots(&self) -> usize {
+        self.connection.free_slots()
     }
 
-    fn advance(&mut self) -> Result<(), Lost> {
-        self.lane.advance()
+    fn advance(&mut self) -> Result<(), ConnectionLost> {
+        self.connection.advance()
     }
 
-    fn ended(&mut self) -> Option<Ended> {
+    fn next_completion(&mut self) -> Option<Completion> {
         if let Some(done) = self.done.pop_front() {
             return Some(done);
         }
-        let ended = self.lane.ended()?;
-        Some(self.finished(ended))
+        let completion = self.connection.next_completion()?;
+        Some(self.finished(completion))
     }
 
-    fn waits(&self) -> Waits<'_> {
-        self.lane.waits()
+    fn interest(&self) -> Interest<'_> {
+        self.connection.interest()
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.lane.deadline()
+        self.connection.deadline()
     }
 
-    fn distrust(&mut self) {
-        self.lane.distrust();
+    fn drop_caches(&mut self) {
+        self.connection.drop_caches();
     }
 }
 

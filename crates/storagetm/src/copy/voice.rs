@@ -181,7 +181,7 @@ fn figures(progress: &Progress) -> String {
         parts.push(format!("{}/s", decimal(progress.rate)));
     }
     parts.extend(progress.eta.map(|eta| format!("{} left", duration(eta))));
-    if let Some((_, since)) = &progress.silent {
+    if let Some((_, since)) = &progress.stalled {
         parts.push(format!("no answer for {}", duration(*since)));
     }
     if progress.bad > 0 {
@@ -229,7 +229,7 @@ mod test {
             errors: 0,
             zeroes: 0,
             reconnecting: None,
-            silent: None,
+            stalled: None,
             elapsed: Duration::from_secs(1),
         }
     }
@@ -238,9 +238,9 @@ mod test {
     fn a_line_has_how_much_how_fast_and_how_long() {
         let mut progress = progress();
         assert_eq!(line(&progress), "copying: 12.3 % (123.5 MB of 1 GB), 110 MB/s, 8 s left");
-        progress.silent = Some(("nvme://a/b".to_owned(), Duration::from_secs(4)));
+        progress.stalled = Some(("nvme://a/b".to_owned(), Duration::from_secs(4)));
         assert!(line(&progress).ends_with(", 8 s left, no answer for 4 s"));
-        progress.silent = None;
+        progress.stalled = None;
         progress.bad = 4096;
         progress.errors = 2;
         assert!(line(&progress).ends_with(", 4.1 kB bad, 2 errors"));

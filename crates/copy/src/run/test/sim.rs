@@ -6,7 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use export::Extent;
 
-use crate::{Disk, Ended, Failed, Lane, Lost, Place, PlaceError, Waits, Work};
+use crate::{
+    Completion, Connection, ConnectionLost, Disk, Endpoint, EndpointError, Interest, Request,
+    RequestError,
+};
 
 /// What a disk is, has done, and will do.
 pub(super) struct Core {
@@ -23,7 +26,7 @@ pub(super) struct Core {
     pub(super) fail_write: usize,
     /// Flushes that fail.
     pub(super) fail_flushes: usize,
-    /// Works until the lane that does them is lost, again and again.
+    /// Works until the connection that does them is lost, again and again.
     pub(super) lose_after: Option<u64>,
     /// The byte of which a bit flips when it is written.
     pub(super) flip: Option<usize>,
@@ -31,13 +34,13 @@ pub(super) struct Core {
     pub(super) crash: bool,
     /// Every read takes so long.
     pub(super) slow: std::time::Duration,
-    /// Lanes that there are, and that there may be.
-    lanes: usize,
+    /// Connections that there are, and that there may be.
+    connections: usize,
     pub(super) most: usize,
-    /// Whether every lane is lost, idle or not.
+    /// Whether every connection is lost, idle or not.
     pub(super) gone: bool,
     pub(super) losses: u64,
-    works: u64,
+    requests: u64,
     seed: u64,
     /// Called with each write's number before it is done.
     pub(super) hook: Option<Hook>,
@@ -57,12 +60,12 @@ impl Sim {
             block: 512,
             sector: None,
             writable: true,
-            extents: false,
-            zeroes: 0,
-            largest: 1 << 20,
-            lanes: 8,
+            reports_extents: false,
+            max_zero: 0,
+            max_transfer: 1 << 20,
+            max_connections: 8,
             remote: false,
-            fresh: false,
+            blank: false,
             identity: String::new(),
         };
         Self(Arc::new(Mutex::new(Core {
@@ -79,11 +82,11 @@ impl Sim {
             flip: None,
             crash: false,
             slow: std::time::Duration::ZERO,
-            lanes: 0,
+            connections: 0,
             most: 100,
             gone: false,
             losses: 0,
-            works: 0,
+            requests: 0,
             seed: 1,
             hook: None,
         })))
@@ -98,69 +101,71 @@ impl Sim {
     }
 }
 
-impl Place for Sim {
-    fn open(&self) -> Result<(Disk, Box<dyn Lane>), PlaceError> {
+impl Endpoint for Sim {
+    fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
         let mut core = self.core();
-        if core.lanes >= core.most {
-            return Err(PlaceError::Unreachable("too many connections".to_owned()));
+        if core.connections >= core.most {
+            return Err(EndpointError::Unreachable("too many connections".to_owned()));
         }
-        core.lanes += 1;
-        let lane = SimLane { sim: self.clone(), queue: Vec::new(), ended: VecDeque::new() };
-        Ok((core.disk.clone(), Box::new(lane)))
+        core.connections += 1;
+        let connection =
+            SimConnection { sim: self.clone(), queue: Vec::new(), completion: VecDeque::new() };
+        Ok((core.disk.clone(), Box::new(connection)))
     }
 }
 
-/// Ends its works in any order.
-struct SimLane {
+/// Ends its requests in any order.
+struct SimConnection {
     sim: Sim,
-    queue: Vec<(u32, Work)>,
-    ended: VecDeque<Ended>,
+    queue: Vec<(u32, Request)>,
+    completion: VecDeque<Completion>,
 }
 
-impl Drop for SimLane {
+impl Drop for SimConnection {
     fn drop(&mut self) {
-        self.sim.core().lanes -= 1;
+        self.sim.core().connections -= 1;
     }
 }
 
-impl Lane for SimLane {
-    fn submit(&mut self, tag: u32, work: Work) {
-        assert!(self.room() > 0);
+impl Connection for SimConnection {
+    fn submit(&mut self, tag: u32, request: Request) {
+        assert!(self.free_slots() > 0);
         assert!(self.queue.iter().all(|(other, _)| *other != tag));
-        self.queue.push((tag, work));
+        self.queue.push((tag, request));
     }
 
-    fn room(&self) -> usize {
-        8usize.saturating_sub(self.queue.len() + self.ended.len())
+    fn free_slots(&self) -> usize {
+        8usize.saturating_sub(self.queue.len() + self.completion.len())
     }
 
-    fn advance(&mut self) -> Result<(), Lost> {
+    fn advance(&mut self) -> Result<(), ConnectionLost> {
         let mut core = self.sim.core();
         if core.gone {
-            return Err(Lost::new("switched off"));
+            return Err(ConnectionLost::new("switched off"));
         }
         if self.queue.is_empty() {
             return Ok(());
         }
         let pick = core.random() % self.queue.len() as u64;
-        let (tag, work) = self.queue.swap_remove(usize::try_from(pick).unwrap());
-        let slow = if matches!(work, Work::Read { .. }) { core.slow } else { Default::default() };
+        let (tag, request) = self.queue.swap_remove(usize::try_from(pick).unwrap());
+        let slow =
+            if matches!(request, Request::Read { .. }) { core.slow } else { Default::default() };
         if core.is_lost() {
-            return Err(Lost::new("cable cut"));
+            return Err(ConnectionLost::new("cable cut"));
         }
-        let ended = core.run(tag, work);
+        let completion = core.run(tag, request);
         drop(core);
         std::thread::sleep(slow);
-        self.ended.push_back(ended);
+        self.completion.push_back(completion);
         Ok(())
     }
 
-    fn ended(&mut self) -> Option<Ended> {
-        self.ended.pop_front()
+    fn next_completion(&mut self) -> Option<Completion> {
+        self.completion.pop_front()
     }
 
-    fn waits(&self) -> Waits<'_> {
-        Waits::Nothing
+    fn interest(&self) -> Interest<'_> {
+        Interest::None
     }
 }
 
@@ -174,8 +179,8 @@ impl Core {
     }
 
     fn is_lost(&mut self) -> bool {
-        self.works += 1;
-        let lost = self.lose_after.is_some_and(|after| self.works.is_multiple_of(after));
+        self.requests += 1;
+        let lost = self.lose_after.is_some_and(|after| self.requests.is_multiple_of(after));
         self.losses += u64::from(lost);
         if lost && self.crash {
             self.data = self.durable.clone();
@@ -183,48 +188,48 @@ impl Core {
         lost
     }
 
-    fn run(&mut self, tag: u32, work: Work) -> Ended {
-        let mut ended = Ended { tag, result: Ok(()), buffer: None, extents: Vec::new() };
-        match work {
-            Work::Read { offset, mut buffer } => {
+    fn run(&mut self, tag: u32, request: Request) -> Completion {
+        let mut completion = Completion { tag, result: Ok(()), buffer: None, extents: Vec::new() };
+        match request {
+            Request::Read { offset, mut buffer } => {
                 let range = offset..offset + buffer.len() as u64;
                 self.reads.push(range.clone());
                 let sectors = range.start / 512..range.end.div_ceil(512);
                 if self.bad.range(sectors).next().is_some() {
-                    ended.result = Err(Failed::Media);
+                    completion.result = Err(RequestError::Media);
                 } else {
                     buffer.bytes_mut().copy_from_slice(&self.data[index(&range)]);
                 }
-                ended.buffer = Some(buffer);
+                completion.buffer = Some(buffer);
             }
-            Work::Write { offset, buffer, part } => {
+            Request::Write { offset, buffer, part } => {
                 let range = offset..offset + part.len() as u64;
-                ended.result = self.write(&range, &buffer.bytes()[part]);
-                ended.buffer = Some(buffer);
+                completion.result = self.write(&range, &buffer.bytes()[part]);
+                completion.buffer = Some(buffer);
             }
-            Work::Zero { offset, len } => {
-                assert!(len <= self.disk.zeroes);
+            Request::Zero { offset, len } => {
+                assert!(len <= self.disk.max_zero);
                 let zeros = vec![0; usize::try_from(len).unwrap()];
-                ended.result = self.write(&(offset..offset + len), &zeros);
+                completion.result = self.write(&(offset..offset + len), &zeros);
             }
-            Work::Flush if self.fail_flushes > 0 => {
+            Request::Flush if self.fail_flushes > 0 => {
                 self.fail_flushes -= 1;
-                ended.result = Err(Failed::Media);
+                completion.result = Err(RequestError::Media);
             }
-            Work::Flush => self.durable = self.data.clone(),
-            Work::Extents { offset, len } => ended.extents = self.extents(offset, len),
+            Request::Flush => self.durable = self.data.clone(),
+            Request::Extents { offset, len } => completion.extents = self.extents(offset, len),
         }
-        ended
+        completion
     }
 
-    fn write(&mut self, range: &Range<u64>, bytes: &[u8]) -> Result<(), Failed> {
+    fn write(&mut self, range: &Range<u64>, bytes: &[u8]) -> Result<(), RequestError> {
         self.writes += 1;
         if let Some(mut hook) = self.hook.take() {
             hook(self, self.writes);
             self.hook = Some(hook);
         }
         if self.writes == self.fail_write {
-            return Err(Failed::Media);
+            return Err(RequestError::Media);
         }
         let whole = range.start.is_multiple_of(512) && range.end.is_multiple_of(512);
         assert!(!range.is_empty() && whole, "{range:?}");

@@ -1,0 +1,510 @@
+//! A disk of this machine: a regular file, through the page cache, or a block device, past it. Knows no network.
+//!
+//! All of a request is done when it is submitted: threads make the parallelism. A device is refused while somebody else has
+//! it for himself, and claimed as long as it is a destination.
+
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use export::{Extent, Pool};
+use rustix::fs::{Advice, FallocateFlags, OFlags, SeekFrom, fadvise, fallocate, seek};
+use rustix::io::Errno;
+
+use crate::{
+    Completion, Connection, ConnectionLost, Disk, Endpoint, EndpointError, Interest, Request,
+    RequestError,
+};
+
+/// What a destination may do with what is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenMode {
+    /// There must be nothing; a block device is what it is.
+    CreateNew,
+    /// A file is made empty first, unless its length is right.
+    Replace,
+    /// A file is there, of the right length, and is written further.
+    Resume,
+}
+
+/// A file or a block device of this machine.
+#[derive(Debug)]
+pub struct FileEndpoint {
+    path: PathBuf,
+    /// None for a source.
+    destination: Option<OpenMode>,
+    identity: String,
+    opened: Mutex<Option<Arc<Opened>>>,
+    blank: AtomicBool,
+}
+
+/// What all connections of a place share.
+#[derive(Debug)]
+struct Opened {
+    file: File,
+    device: bool,
+    /// After a flush failed: what was written before may be lost, whatever a later flush says. One flush at a time: the
+    /// kernel tells an error to one of those that wait for it.
+    flush_failed: Mutex<bool>,
+    /// The device went away. What has its name later may be another.
+    removed: AtomicBool,
+}
+
+/// Bytes of a hole that is made at once, so that none takes longer than a tick.
+const MAX_HOLE: u64 = 1 << 30;
+
+/// Extents that one answer tells at most.
+const MAX_EXTENTS: usize = 512;
+
+impl FileEndpoint {
+    /// What is copied from. `identity` is what is known of a device besides its size (model and serial number), else
+    /// empty.
+    pub fn source(path: &Path, identity: &str) -> Self {
+        Self::new(path, None, identity)
+    }
+
+    /// What is copied to.
+    pub fn destination(path: &Path, mode: OpenMode, identity: &str) -> Self {
+        Self::new(path, Some(mode), identity)
+    }
+
+    fn new(path: &Path, destination: Option<OpenMode>, identity: &str) -> Self {
+        Self {
+            path: path.to_owned(),
+            destination,
+            identity: identity.to_owned(),
+            opened: Mutex::new(None),
+            blank: AtomicBool::new(false),
+        }
+    }
+
+    fn opened(&self) -> Result<Arc<Opened>, EndpointError> {
+        let mut opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(opened) = &*opened {
+            let removed = opened.removed.load(Ordering::Acquire);
+            let why = || format!("{} has gone: connect it again", self.path.display());
+            return if removed { Err(EndpointError::Refused(why())) } else { Ok(opened.clone()) };
+        }
+        let blank = Arc::new(self.open_again()?);
+        *opened = Some(blank.clone());
+        Ok(blank)
+    }
+
+    fn open_again(&self) -> Result<Opened, EndpointError> {
+        let meta = self.path.metadata().map_err(|error| self.unreachable(&error))?;
+        let device = meta.file_type().is_block_device();
+        if !device && !meta.is_file() {
+            let what = "is neither a file nor a block device: name one";
+            return Err(EndpointError::Refused(format!("{} {what}", self.path.display())));
+        }
+        let file = if device { self.open_device() } else { self.open_file() };
+        let file = file.map_err(|error| self.explain(&error))?;
+        if self.destination.is_none() {
+            let _ = fadvise(&file, 0, None, Advice::Sequential);
+        }
+        Ok(Opened {
+            file,
+            device,
+            flush_failed: Mutex::new(false),
+            removed: AtomicBool::new(false),
+        })
+    }
+
+    fn open_file(&self) -> io::Result<File> {
+        // Read as well: it is read back.
+        OpenOptions::new().read(true).write(self.destination.is_some()).open(&self.path)
+    }
+
+    /// Past the page cache if the device can do that. `O_EXCL` without `O_CREAT` claims it: nobody mounts it meanwhile.
+    fn open_device(&self) -> io::Result<File> {
+        let claim = if self.destination.is_some() { OFlags::EXCL } else { OFlags::empty() };
+        let open = |flags: OFlags| {
+            let flags = i32::try_from(flags.bits()).unwrap_or(0);
+            let writable = self.destination.is_some();
+            OpenOptions::new().read(true).write(writable).custom_flags(flags).open(&self.path)
+        };
+        open(claim | OFlags::DIRECT).or_else(|error| match Errno::from_io_error(&error) {
+            Some(Errno::INVAL) => open(claim),
+            _ => Err(error),
+        })
+    }
+
+    fn create(&self, mode: OpenMode, bytes: u64) -> Result<(), EndpointError> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        let open = |options: &OpenOptions| options.open(&self.path);
+        let made = match mode {
+            OpenMode::Resume => None,
+            OpenMode::CreateNew => Some(open(options.clone().create_new(true))),
+            // Another program may make it at the same moment: then it is there.
+            OpenMode::Replace => open(options.clone().create_new(true)).ok().map(Ok),
+        };
+        let made = made.transpose().map_err(|error| self.explain(&error))?;
+        let is_new = made.is_some();
+        // A link to a file that is not there yet leads to a new one.
+        let file = made.map_or_else(|| open(options.create(mode == OpenMode::Replace)), Ok);
+        let file = file.map_err(|error| self.explain(&error))?;
+        if mode == OpenMode::Resume {
+            return self.extend(&file, bytes);
+        }
+        // Not every file that is written like a disk can change its length.
+        if !is_new && bytes != 0 && file.metadata().is_ok_and(|meta| meta.len() == bytes) {
+            return Ok(());
+        }
+        let resized = file.set_len(0).and_then(|()| file.set_len(bytes));
+        if let Err(error) = resized {
+            if is_new {
+                let _ = std::fs::remove_file(&self.path);
+            }
+            return Err(self.explain(&error));
+        }
+        // Its name shall outlive a loss of power as well as what is in it, where the file system can promise that.
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let _ = File::open(folder.unwrap_or_else(|| Path::new("."))).and_then(|it| it.sync_all());
+        self.blank.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// A copy that ddrescue has begun is no longer than what it has copied.
+    fn extend(&self, file: &File, bytes: u64) -> Result<(), EndpointError> {
+        let there = file.metadata().map_err(|error| self.explain(&error))?.len();
+        let name = self.path.display();
+        if there > bytes {
+            let other = format!("{name} has {there} bytes, more than the {bytes} of the source");
+            return Err(EndpointError::Refused(other));
+        }
+        if there == bytes {
+            return Ok(());
+        }
+        file.set_len(bytes).map_err(|error| self.explain(&error))
+    }
+
+    fn unreachable(&self, error: &io::Error) -> EndpointError {
+        EndpointError::Unreachable(format!("{}: {error}", self.path.display()))
+    }
+
+    fn explain(&self, error: &io::Error) -> EndpointError {
+        let name = self.path.display();
+        match Errno::from_io_error(error) {
+            Some(Errno::BUSY) => {
+                EndpointError::Refused(format!("{name} is in use: unmount it first"))
+            }
+            Some(Errno::EXIST) => EndpointError::Refused(format!("{name} exists already")),
+            Some(Errno::NODEV | Errno::NXIO | Errno::NOMEDIUM) => self.unreachable(error),
+            _ => EndpointError::Refused(format!("{name}: {error}")),
+        }
+    }
+
+    fn describe(&self, opened: &Opened) -> io::Result<Disk> {
+        let bytes = seek(&opened.file, SeekFrom::End(0))?;
+        let block = if opened.device { rustix::fs::ioctl_blksszget(&opened.file)? } else { 1 };
+        let writable = self.destination.is_some();
+        Ok(Disk {
+            name: self.path.display().to_string(),
+            bytes,
+            block,
+            sector: opened.device.then_some(block),
+            writable,
+            reports_extents: !opened.device,
+            max_zero: if writable { MAX_HOLE } else { 0 },
+            max_transfer: u32::try_from(Pool::MAX_BUFFER).unwrap_or(u32::MAX),
+            max_connections: usize::MAX,
+            remote: false,
+            blank: self.blank.load(Ordering::Acquire),
+            identity: self.identity.clone(),
+        })
+    }
+}
+
+impl Endpoint for FileEndpoint {
+    fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
+        let opened = self.opened()?;
+        let disk = self.describe(&opened).map_err(|error| self.explain(&error))?;
+        Ok((disk, Box::new(FileConnection::new(opened))))
+    }
+
+    fn prepare(&self, bytes: u64) -> Result<(), EndpointError> {
+        let Some(mode) = self.destination else { return Ok(()) };
+        let device = self.path.metadata().is_ok_and(|meta| meta.file_type().is_block_device());
+        if device { self.opened().map(drop) } else { self.create(mode, bytes) }
+    }
+}
+
+/// One thread's way to the file.
+#[derive(Debug)]
+struct FileConnection {
+    opened: Arc<Opened>,
+    completion: VecDeque<Completion>,
+    lost: Option<Errno>,
+    drop_caches: bool,
+}
+
+impl FileConnection {
+    fn new(opened: Arc<Opened>) -> Self {
+        Self { opened, completion: VecDeque::new(), lost: None, drop_caches: false }
+    }
+
+    fn read(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        if self.drop_caches {
+            let len = u64::try_from(bytes.len()).ok().and_then(std::num::NonZeroU64::new);
+            let _ = fadvise(&self.opened.file, offset, len, Advice::DontNeed);
+        }
+        read_exact(bytes, offset, |rest, at| self.opened.file.read_at(rest, at))
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::io::retry_on_intr(|| fallocate(&self.opened.file, flags, offset, len))?)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let mut flush_failed =
+            self.opened.flush_failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *flush_failed {
+            return Err(Errno::IO.into());
+        }
+        let result = rustix::io::retry_on_intr(|| rustix::fs::fdatasync(&self.opened.file));
+        *flush_failed = result.is_err();
+        Ok(result?)
+    }
+
+    fn complete(&mut self, tag: u32, result: io::Result<()>, buffer: Option<export::Buffer>) {
+        let errno = result.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
+        if let Err(errno @ (Errno::NODEV | Errno::NXIO | Errno::NOMEDIUM)) = errno {
+            self.opened.removed.store(true, Ordering::Release);
+            self.lost = Some(errno);
+        }
+        let result = errno.map_err(failed);
+        self.completion.push_back(Completion { tag, result, buffer, extents: Vec::new() });
+    }
+}
+
+impl Connection for FileConnection {
+    fn submit(&mut self, tag: u32, request: Request) {
+        match request {
+            Request::Read { offset, mut buffer } => {
+                let result = self.read(buffer.bytes_mut(), offset);
+                self.complete(tag, result, Some(buffer));
+            }
+            Request::Write { offset, buffer, part } => {
+                let bytes = buffer.bytes().get(part).unwrap_or_default();
+                let result =
+                    write_all(bytes, offset, |rest, at| self.opened.file.write_at(rest, at));
+                self.complete(tag, result, Some(buffer));
+            }
+            Request::Zero { offset, len } => {
+                let result = self.zero(offset, len);
+                self.complete(tag, result, None);
+            }
+            Request::Flush => {
+                let result = self.flush();
+                self.complete(tag, result, None);
+            }
+            Request::Extents { offset, len } => {
+                let (result, extents) = match extents(&self.opened.file, offset, len) {
+                    Ok(extents) => (Ok(()), extents),
+                    Err(error) => (Err(failed(error)), Vec::new()),
+                };
+                self.completion.push_back(Completion { tag, result, buffer: None, extents });
+            }
+        }
+    }
+
+    /// One at a time: what was read is written while it is still in the processor's cache.
+    fn free_slots(&self) -> usize {
+        usize::from(self.completion.is_empty())
+    }
+
+    fn advance(&mut self) -> Result<(), ConnectionLost> {
+        self.lost.map_or(Ok(()), |errno| Err(ConnectionLost::new(errno)))
+    }
+
+    fn next_completion(&mut self) -> Option<Completion> {
+        self.completion.pop_front()
+    }
+
+    fn interest(&self) -> Interest<'_> {
+        Interest::None
+    }
+
+    fn drop_caches(&mut self) {
+        self.drop_caches = true;
+    }
+
+    fn local_fd(&self) -> Option<BorrowedFd<'_>> {
+        (!self.opened.device).then(|| self.opened.file.as_fd())
+    }
+}
+
+/// What an error of the kernel says about the request that met it.
+fn failed(errno: Errno) -> RequestError {
+    match errno {
+        Errno::NOSPC | Errno::DQUOT | Errno::FBIG => RequestError::NoSpace,
+        Errno::ROFS | Errno::PERM | Errno::ACCESS | Errno::BADF => RequestError::ReadOnly,
+        Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY => RequestError::Unsupported,
+        Errno::INVAL => RequestError::OutOfRange,
+        Errno::IO | Errno::NODATA | Errno::ILSEQ | Errno::REMOTEIO | Errno::TIMEDOUT => {
+            RequestError::Media
+        }
+        _ => RequestError::Refused,
+    }
+}
+
+/// Reads until all is there; a disk that ends before is an error, and nothing of the memory was told to be data.
+fn read_exact(
+    mut bytes: &mut [u8],
+    mut offset: u64,
+    mut read: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
+) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let got = match read(bytes, offset) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
+        // The file is shorter than it was.
+        let rest = bytes.get_mut(got..).filter(|_| got != 0).ok_or(Errno::INVAL)?;
+        offset = offset.saturating_add(got as u64);
+        bytes = rest;
+    }
+    Ok(())
+}
+
+/// Writes until all is there.
+fn write_all(
+    mut bytes: &[u8],
+    mut offset: u64,
+    mut write: impl FnMut(&[u8], u64) -> io::Result<usize>,
+) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let put = match write(bytes, offset) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
+        let rest = bytes.get(put..).filter(|_| put != 0).ok_or(Errno::NOSPC)?;
+        offset = offset.saturating_add(put as u64);
+        bytes = rest;
+    }
+    Ok(())
+}
+
+/// What the file system tells of a range, from its start on.
+fn extents(file: &File, offset: u64, len: u64) -> Result<Vec<Extent>, Errno> {
+    let end = offset.saturating_add(len);
+    let mut at = offset;
+    let mut extents = Vec::new();
+    while at < end && extents.len() < MAX_EXTENTS {
+        let data = match seek(file, SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => end,
+            other => other?.min(end),
+        };
+        if data > at {
+            extents.push(Extent::hole(data - at));
+        }
+        at = data;
+        if at < end {
+            let hole = seek(file, SeekFrom::Hole(at))?.min(end);
+            extents.push(Extent::data(hole.saturating_sub(at).max(1)));
+            at = hole.max(at.saturating_add(1));
+        }
+    }
+    Ok(extents)
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use export::Account;
+
+    fn path(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("storagetm-copy-file-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        dir.join(name)
+    }
+
+    fn account() -> Account {
+        Pool::new(8 << 20).open()
+    }
+
+    fn one(connection: &mut dyn Connection, request: Request) -> Completion {
+        connection.submit(7, request);
+        connection.advance().unwrap();
+        let completion = connection.next_completion().unwrap();
+        assert_eq!(completion.tag, 7);
+        completion
+    }
+
+    #[test]
+    fn a_new_file_is_made_sparse_written_and_read_back() {
+        let path = path("new");
+        let _ = std::fs::remove_file(&path);
+        let place = FileEndpoint::destination(&path, OpenMode::CreateNew, "");
+        place.prepare(1 << 20).unwrap();
+        let (disk, mut connection) = place.open().unwrap();
+        assert!(disk.blank && disk.writable && disk.bytes == 1 << 20);
+        let account = account();
+        let mut buffer = account.take(8192).unwrap();
+        buffer.bytes_mut().fill(0x5a);
+        let write = Request::Write { offset: 4096, buffer, part: 0..4096 };
+        one(&mut *connection, write).result.unwrap();
+        one(&mut *connection, Request::Flush).result.unwrap();
+        connection.drop_caches();
+        let read = Request::Read { offset: 0, buffer: account.take(16384).unwrap() };
+        let bytes = one(&mut *connection, read).buffer.unwrap();
+        let mut expected = vec![0; 16384];
+        expected[4096..8192].fill(0x5a);
+        assert_eq!(bytes.bytes(), expected);
+        let told = one(&mut *connection, Request::Extents { offset: 0, len: 1 << 20 }).extents;
+        assert_eq!(told.iter().map(|extent| extent.len).sum::<u64>(), 1 << 20);
+        assert!(told.iter().any(|extent| extent.hole), "{told:?}");
+        one(&mut *connection, Request::Zero { offset: 4096, len: 4096 }).result.unwrap();
+        assert!(std::fs::read(&path).unwrap().iter().all(|byte| *byte == 0));
+        assert!(place.prepare(1 << 20).is_err(), "it exists now");
+    }
+
+    #[test]
+    fn a_file_that_is_to_be_continued_has_the_right_length() {
+        let path = path("continued");
+        std::fs::write(&path, [1; 5000]).unwrap();
+        let place = FileEndpoint::destination(&path, OpenMode::Resume, "");
+        assert!(place.prepare(4999).is_err());
+        place.prepare(5000).unwrap();
+        assert!(!place.open().unwrap().0.blank);
+        assert_eq!(std::fs::read(&path).unwrap(), [1; 5000]);
+    }
+
+    #[test]
+    fn r21_short_and_interrupted_transfers_are_carried_on_and_an_early_end_is_an_error() {
+        let disk: Vec<u8> = (0..=255).cycle().take(1000).collect();
+        let mut turn = 0;
+        let mut read = |rest: &mut [u8], at: u64| {
+            turn += 1;
+            if turn % 3 == 0 {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let from = disk.get(usize::try_from(at).unwrap()..).unwrap_or_default();
+            let len = rest.len().min(from.len()).min(7);
+            rest[..len].copy_from_slice(&from[..len]);
+            Ok(len)
+        };
+        let mut bytes = [0xee; 300];
+        read_exact(&mut bytes, 100, &mut read).unwrap();
+        assert_eq!(bytes, disk[100..400]);
+        assert_eq!(
+            failed(Errno::from_io_error(&read_exact(&mut bytes, 900, read).unwrap_err()).unwrap()),
+            RequestError::OutOfRange
+        );
+        let mut out = Vec::new();
+        write_all(&disk, 0, |rest, _| {
+            out.extend_from_slice(&rest[..rest.len().min(9)]);
+            Ok(rest.len().min(9))
+        })
+        .unwrap();
+        assert_eq!(out, disk);
+        assert!(write_all(&disk, 0, |_, _| Ok(0)).is_err());
+    }
+}

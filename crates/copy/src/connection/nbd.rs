@@ -1,0 +1,515 @@
+//! A disk that another machine, or another program, lends by NBD. It knows how to ask for it, and not how it is reached.
+
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use export::{Buffer, DirectRecv, Pool};
+use nbd::client::{
+    self, Client, End, Listing, NotNow, Opened, Options, Purpose, Reason, Refusal,
+    Request as NbdRequest, Start, Step, Violation,
+};
+use nbd::wire::errno;
+use nbd::wire::request::flags;
+
+use super::{
+    Completion, Connection, ConnectionLost, Interest, RESPONSE_TIMEOUT, Request, RequestError,
+};
+use crate::endpoint::{Disk, Endpoint, EndpointError};
+use crate::transport::{BufferedTransport, Dial, Protocol, Transport, read_before};
+
+/// How long a server may take to open an export.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Requests that can be under way on one connection.
+const DEPTH: u16 = 64;
+
+/// Zeros that are asked for at once, in bytes, of a server that says when that takes as long as writing them.
+const FAST_ZEROES: u64 = 1 << 30;
+
+/// The same of any other: as many as it can write in a few moments.
+const SLOW_ZEROES: u64 = 32 << 20;
+
+/// Connections to one server, at most.
+const MAX_CONNECTIONS: usize = 16;
+
+/// An export of an NBD server.
+#[derive(Clone)]
+pub struct NbdEndpoint {
+    name: String,
+    export: String,
+    dial: Dial,
+    secured: bool,
+    violation: Arc<OnceLock<Violation>>,
+    /// Whether it was there before: then a server that does not have it may yet come to itself.
+    opened: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for NbdEndpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NbdEndpoint({})", self.name)
+    }
+}
+
+impl NbdEndpoint {
+    /// The export of that name, or if it is empty the one that the server chooses. People call it `name`, as
+    /// `nbd://host/export`; `dial` connects to the server.
+    #[must_use]
+    pub fn new(name: &str, export: &str, dial: Dial) -> Self {
+        let (name, export) = (name.to_owned(), export.to_owned());
+        Self {
+            name,
+            export,
+            dial,
+            secured: false,
+            violation: Arc::default(),
+            opened: Arc::default(),
+        }
+    }
+
+    /// The same, where `dial` has agreed on TLS by [`start_tls`] and made the TLS handshake.
+    #[must_use]
+    pub fn secured(self) -> Self {
+        Self { secured: true, ..self }
+    }
+
+    /// What the server lends.
+    ///
+    /// # Errors
+    /// It cannot be reached, or does not want to tell.
+    pub fn list(&self) -> Result<Vec<Listing>, EndpointError> {
+        let (io, step) = self.connect(Purpose::List)?;
+        drop(io);
+        match step {
+            Step::Listed(listed) => Ok(listed),
+            Step::Refused(refusal) => Err(self.refused(&refusal)),
+            _ => Err(EndpointError::Refused(format!("{}: the server gave no list", self.name))),
+        }
+    }
+
+    /// What the export is like, without using it.
+    ///
+    /// # Errors
+    /// As for [`Endpoint::open`].
+    pub fn export_info(&self) -> Result<Opened, EndpointError> {
+        let (io, step) = self.connect(Purpose::Look)?;
+        drop(io);
+        match step {
+            Step::Opened(opened) => Ok(*opened),
+            Step::Refused(refusal) => Err(self.refused(&refusal)),
+            _ => Err(EndpointError::Refused(format!("{}: the server told nothing", self.name))),
+        }
+    }
+
+    /// Connects, and goes on to the first step that is no sending.
+    fn connect(&self, purpose: Purpose) -> Result<(ClientIo, Step), EndpointError> {
+        let start = if self.secured { Start::Secured } else { Start::Clear };
+        let options = Options { purpose, start, depth: DEPTH, ..Options::new(&self.export) };
+        let transport = (self.dial)()?;
+        let mut io = ClientIo::new(transport, options).map_err(|error| self.unreachable(&error))?;
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        match io.wait_for_step(deadline).map_err(|error| self.unreachable(&error))? {
+            Step::Close(End::Violation(violation)) => Err(self.protocol_violation(violation)),
+            step => Ok((io, step)),
+        }
+    }
+
+    fn unreachable(&self, error: &io::Error) -> EndpointError {
+        EndpointError::Unreachable(format!("{}: {error}", self.name))
+    }
+
+    fn protocol_violation(&self, violation: Violation) -> EndpointError {
+        let violation = *self.violation.get_or_init(|| violation);
+        EndpointError::Violation(format!("{}: {violation}", self.name))
+    }
+
+    fn refused(&self, refusal: &Refusal) -> EndpointError {
+        let sentence = match refusal.reason {
+            Reason::Unknown => format!("{}: {refusal}{}", self.name, self.other_exports()),
+            Reason::TlsRequired => format!("{}: {refusal}: use nbds:// with a key", self.name),
+            _ => format!("{}: {refusal}", self.name),
+        };
+        match refusal.reason {
+            Reason::Shutdown => EndpointError::Unreachable(sentence),
+            Reason::Unknown if self.opened.load(Ordering::Relaxed) => {
+                EndpointError::Unreachable(sentence)
+            }
+            _ => EndpointError::Refused(sentence),
+        }
+    }
+
+    /// What else there is, if the server tells.
+    fn other_exports(&self) -> String {
+        let listed = match self.connect(Purpose::List) {
+            Ok((_, Step::Listed(listed))) => listed,
+            _ => Vec::new(),
+        };
+        let names: Vec<_> = listed.iter().map(|export| printable(&export.name)).take(20).collect();
+        match names.is_empty() {
+            true => String::new(),
+            false => format!(": name one of {}", names.join(", ")),
+        }
+    }
+
+    fn disk(&self, opened: &Opened) -> Disk {
+        let known = if self.export.is_empty() { &opened.name } else { &self.export };
+        let block = if opened.bytes.is_multiple_of(512) { 512 } else { 1 };
+        let shared = opened.can(flags::CAN_MULTI_CONN);
+        Disk {
+            name: self.name.clone(),
+            bytes: opened.bytes,
+            block: opened.minimum.max(block),
+            // A minimum below 512 bytes is not the block size of a disk.
+            sector: (opened.minimum >= 512).then_some(opened.minimum),
+            writable: opened.is_writable(),
+            reports_extents: opened.extents,
+            max_zero: max_zero(opened),
+            max_transfer: opened.largest.min(u32::try_from(Pool::MAX_BUFFER).unwrap_or(u32::MAX)),
+            max_connections: if shared { MAX_CONNECTIONS } else { 1 },
+            remote: true,
+            blank: false,
+            identity: identity(opened, known),
+        }
+    }
+}
+
+/// The disk's identity: its UUID if the server announces one, else its name, which another disk may have later.
+fn identity(opened: &Opened, name: &str) -> String {
+    match opened.uuid {
+        Some(uuid) => format!("nbd uuid {:032x}", u128::from_be_bytes(uuid)),
+        None => format!("nbd {}", printable(name)),
+    }
+}
+
+/// The longest range of zeros to be asked for at once.
+fn max_zero(opened: &Opened) -> u64 {
+    let minimum = u64::from(opened.minimum);
+    match (opened.can(flags::SEND_WRITE_ZEROES), opened.can(flags::SEND_FAST_ZERO)) {
+        (false, _) => 0,
+        (true, true) => FAST_ZEROES / minimum * minimum,
+        (true, false) => SLOW_ZEROES / minimum * minimum,
+    }
+}
+
+/// A name as it may be shown: on one line.
+fn printable(name: &str) -> String {
+    name.chars().filter(|c| !c.is_control()).collect()
+}
+
+impl Endpoint for NbdEndpoint {
+    fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
+        if let Some(violation) = self.violation.get() {
+            return Err(self.protocol_violation(*violation));
+        }
+        let (io, step) = self.connect(Purpose::Go)?;
+        match step {
+            Step::Opened(opened) => {
+                let disk = self.disk(&opened);
+                self.opened.store(true, Ordering::Relaxed);
+                Ok((disk, Box::new(NbdConnection::new(io, *opened, self.violation.clone()))))
+            }
+            Step::Refused(refusal) => {
+                // Some servers have one client at a time, and the sentence may take another question.
+                drop(io);
+                Err(self.refused(&refusal))
+            }
+            _ => Err(EndpointError::Refused(format!("{}: the server opened nothing", self.name))),
+        }
+    }
+}
+
+/// Agrees on TLS with an NBD server on a connection that has just been made (NBD, TLS support): the caller then makes the
+/// TLS handshake, and gives the secured connection to a place that is [`NbdEndpoint::secured`].
+///
+/// # Errors
+/// The server cannot be reached, does not want TLS, or broke a rule. `name` is what people call it.
+pub fn start_tls(transport: &mut dyn Transport, name: &str) -> Result<(), EndpointError> {
+    let mut client = Client::new(Options { start: Start::Secure, ..Options::new("") });
+    let deadline = Instant::now() + CONNECT_TIMEOUT;
+    let unreachable = |error: io::Error| EndpointError::Unreachable(format!("{name}: {error}"));
+    let (mut bytes, mut kept) = ([0; Client::LONGEST], 0);
+    loop {
+        while let Some(step) = client.poll() {
+            let refused = match step {
+                Step::Send(segment) => {
+                    let whole = segment.parts().concat();
+                    transport.write_all(&whole).map_err(unreachable)?;
+                    continue;
+                }
+                Step::Secure => return Ok(()),
+                Step::Refused(refusal) => refusal.to_string(),
+                Step::Close(End::Violation(violation)) => {
+                    return Err(EndpointError::Violation(format!("{name}: {violation}")));
+                }
+                _ => continue,
+            };
+            return Err(EndpointError::Refused(format!("{name}: {refused}")));
+        }
+        let place = bytes.get_mut(kept..).unwrap_or_default();
+        kept += read_before(transport, place, deadline).map_err(unreachable)?;
+        let taken = client.receive(bytes.get(..kept).unwrap_or_default());
+        bytes.copy_within(taken..kept, 0);
+        kept -= taken;
+    }
+}
+
+/// A client on its connection.
+struct ClientIo {
+    transport: BufferedTransport,
+    client: Client,
+}
+
+impl Protocol for Client {
+    fn receive(&mut self, bytes: &[u8]) -> usize {
+        self.receive(bytes)
+    }
+
+    fn direct_recv(&mut self) -> Option<DirectRecv> {
+        self.direct_recv()
+    }
+
+    fn direct_received(&mut self, direct_recv: DirectRecv, got: usize) {
+        self.direct_received(direct_recv, got);
+    }
+}
+
+impl ClientIo {
+    fn new(transport: Box<dyn Transport>, options: Options) -> io::Result<Self> {
+        Ok(Self { transport: BufferedTransport::new(transport)?, client: Client::new(options) })
+    }
+
+    /// The next step that is no sending.
+    fn poll(&mut self) -> Option<Step> {
+        loop {
+            match self.client.poll()? {
+                Step::Send(segment) => self.transport.push(segment),
+                step => return Some(step),
+            }
+        }
+    }
+
+    fn wait_for_step(&mut self, deadline: Instant) -> io::Result<Step> {
+        loop {
+            if let Some(step) = self.poll() {
+                return Ok(step);
+            }
+            if !self.transport.exchange(&mut self.client)? {
+                self.transport.wait(deadline)?;
+            }
+        }
+    }
+}
+
+impl Drop for ClientIo {
+    /// Says goodbye, if that takes no waiting.
+    fn drop(&mut self) {
+        self.client.disconnect();
+        while self.poll().is_some() {}
+        let _ = self.transport.flush();
+    }
+}
+
+/// One connection to an export.
+struct NbdConnection {
+    io: ClientIo,
+    opened: Opened,
+    violation: Arc<OnceLock<Violation>>,
+    /// The memory of writes under way, and of those whose bytes are not yet sent though they were answered.
+    writes: Vec<(u32, Rc<Buffer>)>,
+    answered: Vec<(u32, Result<(), RequestError>)>,
+    /// Works under way that the caller can do without.
+    optional: Vec<u32>,
+    completion: VecDeque<Completion>,
+    /// When the first of the requests under way was submitted, if nothing came since.
+    first_submitted: Instant,
+}
+
+impl NbdConnection {
+    fn new(io: ClientIo, opened: Opened, violation: Arc<OnceLock<Violation>>) -> Self {
+        Self {
+            io,
+            opened,
+            violation,
+            writes: Vec::new(),
+            answered: Vec::new(),
+            optional: Vec::new(),
+            completion: VecDeque::new(),
+            first_submitted: Instant::now(),
+        }
+    }
+
+    fn request(&mut self, tag: u32, request: Request) -> Option<NbdRequest> {
+        Some(match request {
+            Request::Read { offset, buffer } => NbdRequest::Read { offset, buffer },
+            Request::Write { offset, buffer, part } => {
+                let (buffer, start, len) = (Rc::new(buffer), part.start, part.len());
+                self.writes.push((tag, buffer.clone()));
+                NbdRequest::Write { offset, buffer, start, len, durable: false }
+            }
+            Request::Zero { offset, len } => {
+                let fast = self.opened.can(flags::SEND_FAST_ZERO);
+                self.optional.push(tag);
+                NbdRequest::Zero { offset, len, no_hole: false, fast, durable: false }
+            }
+            // A server without this command keeps nothing back (NBD, Ordering of messages and writes).
+            Request::Flush if !self.opened.can(flags::SEND_FLUSH) => return None,
+            Request::Flush => NbdRequest::Flush,
+            Request::Extents { offset, len } => {
+                let most = u64::from(u32::MAX) / u64::from(self.opened.minimum.max(1));
+                let most = most * u64::from(self.opened.minimum.max(1));
+                self.optional.push(tag);
+                NbdRequest::Extents { offset, len: len.min(most) }
+            }
+        })
+    }
+
+    fn completion(
+        tag: u32,
+        result: Result<(), RequestError>,
+        buffer: Option<Buffer>,
+    ) -> Completion {
+        Completion { tag, result, buffer, extents: Vec::new() }
+    }
+
+    /// A request that the export does not offer, or that there was no room for.
+    fn reject(&mut self, tag: u32, request: NotNow) {
+        let (request, failed) = match request {
+            NotNow::Impossible(request @ NbdRequest::Write { .. })
+                if !self.opened.is_writable() =>
+            {
+                (request, RequestError::ReadOnly)
+            }
+            NotNow::Impossible(request) => (request, RequestError::OutOfRange),
+            NotNow::Full(request) | NotNow::NotOpen(request) => (request, RequestError::Refused),
+        };
+        let failed = if self.is_optional(tag) { RequestError::Unsupported } else { failed };
+        let buffer = match request {
+            NbdRequest::Read { buffer, .. } => Some(buffer),
+            NbdRequest::Write { .. } => return self.answered.push((tag, Err(failed))),
+            _ => None,
+        };
+        self.completion.push_back(Self::completion(tag, Err(failed), buffer));
+    }
+
+    /// Whether the request that ends now is one that the caller can do without.
+    fn is_optional(&mut self, tag: u32) -> bool {
+        let at = self.optional.iter().position(|of| *of == tag);
+        at.map(|at| self.optional.swap_remove(at)).is_some()
+    }
+
+    fn process_steps(&mut self) -> Result<(), ConnectionLost> {
+        while let Some(step) = self.io.poll() {
+            match step {
+                Step::Done(done) => self.done(done)?,
+                Step::Close(End::Violation(violation)) => {
+                    let violation = *self.violation.get_or_init(|| violation);
+                    return Err(ConnectionLost::violation(violation));
+                }
+                _ => return Err(ConnectionLost::new("the connection ended")),
+            }
+        }
+        Ok(())
+    }
+
+    fn done(&mut self, done: client::Done) -> Result<(), ConnectionLost> {
+        let client::Done { tag, result, buffer, extents } = done;
+        // NBD, Terminating the transmission phase: the client is to leave.
+        if result.is_err_and(|error| error.errno == errno::ESHUTDOWN) {
+            return Err(ConnectionLost::new("the server is shutting down"));
+        }
+        let optional = self.is_optional(tag);
+        let result = result.map_err(|error| failed(error.errno, optional));
+        match self.writes.iter().any(|(of, _)| *of == tag) {
+            true => self.answered.push((tag, result)),
+            false => self.completion.push_back(Completion { tag, result, buffer, extents }),
+        }
+        Ok(())
+    }
+
+    /// Ends the writes that were answered and whose memory is no longer needed for sending.
+    fn complete_answered_writes(&mut self) {
+        let answered = std::mem::take(&mut self.answered);
+        for (tag, result) in answered {
+            let Some(at) = self.writes.iter().position(|(of, _)| *of == tag) else { continue };
+            let (_, memory) = self.writes.swap_remove(at);
+            match Rc::try_unwrap(memory) {
+                Ok(buffer) => {
+                    self.completion.push_back(Self::completion(tag, result, Some(buffer)))
+                }
+                Err(memory) => {
+                    self.writes.push((tag, memory));
+                    self.answered.push((tag, result));
+                }
+            }
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        self.io.client.under_way() != 0 || !self.answered.is_empty()
+    }
+}
+
+/// What the server's error stands for (NBD, Error values).
+fn failed(errno: u32, optional: bool) -> RequestError {
+    match errno {
+        errno::EIO => RequestError::Media,
+        errno::EINVAL if optional => RequestError::Unsupported,
+        errno::ENOSPC => RequestError::NoSpace,
+        errno::EPERM => RequestError::ReadOnly,
+        errno::ENOTSUP | errno::EOVERFLOW => RequestError::Unsupported,
+        errno::EINVAL => RequestError::OutOfRange,
+        _ => RequestError::Refused,
+    }
+}
+
+impl Connection for NbdConnection {
+    fn submit(&mut self, tag: u32, request: Request) {
+        if !self.is_busy() {
+            self.first_submitted = Instant::now();
+        }
+        let Some(request) = self.request(tag, request) else {
+            return self.completion.push_back(Self::completion(tag, Ok(()), None));
+        };
+        if let Err(request) = self.io.client.submit(request, tag) {
+            self.reject(tag, request);
+        }
+    }
+
+    fn free_slots(&self) -> usize {
+        self.io.client.room().saturating_sub(self.answered.len())
+    }
+
+    fn advance(&mut self) -> Result<(), ConnectionLost> {
+        self.process_steps()?;
+        self.io.transport.exchange(&mut self.io.client).map_err(ConnectionLost::new)?;
+        self.process_steps()?;
+        self.complete_answered_writes();
+        match self.deadline() {
+            Some(deadline) if deadline <= Instant::now() => Err(ConnectionLost::new(format!(
+                "no answer in {} seconds",
+                RESPONSE_TIMEOUT.as_secs()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    fn next_completion(&mut self) -> Option<Completion> {
+        self.completion.pop_front()
+    }
+
+    fn interest(&self) -> Interest<'_> {
+        use std::os::fd::AsFd;
+        match self.is_busy() {
+            true => Interest::Fd(self.io.transport.as_fd(), self.io.transport.poll_flags()),
+            false => Interest::None,
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.is_busy()
+            .then(|| self.io.transport.last_received().max(self.first_submitted) + RESPONSE_TIMEOUT)
+    }
+}

@@ -1,0 +1,357 @@
+//! A disk that another machine lends by NVMe over TCP. It knows how to ask for it, and not how it is reached.
+//!
+//! A connection is an association of its own: an Admin queue and one I/O queue. When one is lost, the target has the writes of that
+//! association off its disk before it lets the next one in, so that none of them lands on what was written later.
+
+mod association;
+mod discovery;
+mod queue_io;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use export::{Account, Buffer, Pool};
+use nvme::command::AdminCommand;
+use nvme::host::{Controller, Credentials, Namespace, Options};
+use nvme::status::Status;
+use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
+use nvme::wire::identify::{IdentifyControllerNvm, NSATTR_WRITE_PROTECTED, cns, oncs};
+use nvme::wire::text::parse_ascii;
+use zerocopy::FromBytes;
+
+use self::association::NvmeAssociation;
+use self::queue_io::QueueIo;
+use super::Connection;
+use crate::endpoint::{Disk, Endpoint, EndpointError};
+use crate::transport::DialSubsystem;
+
+pub use self::discovery::DiscoveredDisk;
+
+/// How long a target may take to attach a disk.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// After how long without a word from this host the target may end the association. A flush of the other end may keep the
+/// thread of a connection for long.
+const KEEP_ALIVE: Duration = Duration::from_secs(120);
+
+/// How often a controller is asked whether it is ready.
+const READY_POLL: Duration = Duration::from_millis(50);
+
+/// Entries of an I/O queue.
+const ENTRIES: u16 = 128;
+
+/// Connections to one target, at most.
+const MAX_CONNECTIONS: usize = 16;
+
+/// This machine, as targets see it.
+#[derive(Debug, Clone)]
+pub struct NvmeHost {
+    /// Its NQN.
+    pub nqn: String,
+    /// Its host identifier.
+    pub id: [u8; 16],
+    /// What it proves itself with, if a target asks.
+    pub credentials: Option<Arc<Credentials>>,
+}
+
+/// The disk of a subsystem of an NVMe/TCP target.
+#[derive(Clone)]
+pub struct NvmeEndpoint {
+    name: String,
+    wanted: String,
+    host: NvmeHost,
+    dial: DialSubsystem,
+    digests: bool,
+    keep_alive: Duration,
+    hint: Option<String>,
+    found: Arc<Mutex<Option<String>>>,
+    /// Whether it was there before: then a target that does not have it, or does not want to, may yet come to itself.
+    opened: Arc<AtomicBool>,
+}
+
+impl std::fmt::Debug for NvmeEndpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "NvmeEndpoint({})", self.name)
+    }
+}
+
+impl NvmeEndpoint {
+    /// The disk that `wanted` names: an NQN, or what one ends with, as a UUID; its short name at a target of ours, a serial
+    /// number or a model; or nothing, for the only one. People call it `name`, as `nvme://host/wanted`; `dial` connects to
+    /// the target.
+    #[must_use]
+    pub fn new(name: &str, wanted: &str, host: NvmeHost, dial: DialSubsystem) -> Self {
+        let (name, wanted) = (name.to_owned(), wanted.to_owned());
+        Self {
+            name,
+            wanted,
+            host,
+            dial,
+            digests: false,
+            keep_alive: KEEP_ALIVE,
+            hint: None,
+            found: Arc::default(),
+            opened: Arc::default(),
+        }
+    }
+
+    /// The same with digests over headers and data.
+    #[must_use]
+    pub fn with_digests(self) -> Self {
+        Self { digests: true, ..self }
+    }
+
+    /// The same, with the error text for a target that ends the connection before it has answered.
+    #[must_use]
+    pub fn with_hint(self, hint: Option<String>) -> Self {
+        Self { hint, ..self }
+    }
+
+    /// The same, where the target may end an association after so long without a word: 120 seconds otherwise.
+    #[must_use]
+    pub fn with_keep_alive(self, keep_alive: Duration) -> Self {
+        Self { keep_alive, ..self }
+    }
+
+    /// The NQN of the disk; asked for once.
+    ///
+    /// # Errors
+    /// The target cannot be reached, or has no such disk, or several.
+    pub fn nqn(&self) -> Result<String, EndpointError> {
+        let known = self.found.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(nqn) = known {
+            return Ok(nqn);
+        }
+        let nqn = self.resolve_nqn()?;
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(nqn.clone());
+        Ok(nqn)
+    }
+
+    fn options(&self, options: Options) -> Options {
+        let digests = self.digests;
+        Options { header_digest: digests, data_digest: digests, ..options }
+    }
+
+    /// Connects a queue to a subsystem.
+    fn connect(
+        &self,
+        nqn: &str,
+        cntlid: u16,
+        options: Options,
+    ) -> Result<(QueueIo, u16), EndpointError> {
+        let data = ConnectData::emit(self.host.id, cntlid, nqn, &self.host.nqn);
+        let data = data.map_err(|error| self.refuse(&error))?;
+        let transport = (self.dial)(nqn)?;
+        let credentials = self.host.credentials.clone();
+        let deadline = Instant::now() + CONNECT_TIMEOUT;
+        let io = QueueIo::open(transport, self.options(options), data, credentials, deadline);
+        io.map_err(|error| self.failed(&error))
+    }
+
+    /// Connects an Admin queue, and learns what there is.
+    fn attach(&self, nqn: &str) -> Result<Attached, EndpointError> {
+        let keep_alive = u32::try_from(self.keep_alive.as_millis()).unwrap_or(u32::MAX);
+        let options = Options { keep_alive, ..Options::admin() };
+        let (mut admin, cntlid) = self.connect(nqn, CNTLID_DYNAMIC, options)?;
+        let (deadline, memory) = (Instant::now() + CONNECT_TIMEOUT, Pool::new(1 << 20).open());
+        let mut controller = Controller::new(cntlid, 1);
+        self.initialize(&mut admin, &mut controller, &memory)?;
+        let limits = AdminCommand::identify(cns::CONTROLLER_SPECIFIC, 0);
+        let done = admin.execute(limits.emit(), 4096, &memory, deadline);
+        let done = done.map_err(|error| self.failed(&error))?;
+        let limits = limits_in(done.status, done.buffer.as_ref());
+        Ok(Attached { admin, cntlid, controller, limits })
+    }
+
+    /// Learns what there is to know of a controller. One that is not ready yet is asked again, for as long as it says that this
+    /// may take.
+    fn initialize(
+        &self,
+        admin: &mut QueueIo,
+        controller: &mut Controller,
+        memory: &Account,
+    ) -> Result<(), EndpointError> {
+        let (deadline, mut enabled) = (Instant::now() + CONNECT_TIMEOUT, None);
+        while let Some(ask) = controller.ask() {
+            let done = admin.execute(ask.sqe, ask.len, memory, deadline);
+            let done = done.map_err(|error| self.failed(&error))?;
+            let data = done.buffer.as_ref().map_or(&[][..], Buffer::bytes);
+            let answered = controller.answer(done.status, done.result, data);
+            answered.map_err(|controller_error| self.controller_error(controller_error))?;
+            if controller.is_enabling() {
+                let since: Instant = *enabled.get_or_insert_with(Instant::now);
+                if since.elapsed() >= controller.ready_within() {
+                    let name = &self.name;
+                    let why = format!("{name}: the controller does not become ready");
+                    return Err(EndpointError::Unreachable(why));
+                }
+                std::thread::sleep(READY_POLL);
+            }
+        }
+        Ok(())
+    }
+
+    /// A controller that was of use before may be so again once its target has started.
+    fn controller_error(&self, controller_error: nvme::host::Trouble) -> EndpointError {
+        match self.opened.load(Ordering::Relaxed) {
+            true => EndpointError::Unreachable(format!("{}: {controller_error}", self.name)),
+            false => self.refuse(&controller_error),
+        }
+    }
+
+    /// The namespace that is meant.
+    fn namespace<'a>(&self, attached: &'a Attached) -> Result<&'a Namespace, EndpointError> {
+        let all = attached.controller.namespaces();
+        match all {
+            [] => {
+                Err(EndpointError::Unreachable(format!("{}: the disk is not there now", self.name)))
+            }
+            [only] => Ok(only),
+            several => {
+                several.iter().find(|namespace| self.matches_wanted(namespace)).ok_or_else(|| {
+                    self.refuse(&"the subsystem has several disks: name one by its UUID")
+                })
+            }
+        }
+    }
+
+    fn matches_wanted(&self, namespace: &Namespace) -> bool {
+        let wanted: String = self.wanted.chars().filter(|c| *c != '-').collect();
+        identifier(namespace).is_some_and(|(_, id)| id.eq_ignore_ascii_case(&wanted))
+    }
+
+    fn refuse(&self, why: &dyn std::fmt::Display) -> EndpointError {
+        EndpointError::Refused(format!("{}: {why}", self.name))
+    }
+
+    fn failed(&self, error: &queue_io::Error) -> EndpointError {
+        if let queue_io::Error::Completion(end) = error
+            && queue_io::lost(*end).violation
+        {
+            return EndpointError::Violation(format!("{}: {error}", self.name));
+        }
+        let opened = self.opened.load(Ordering::Relaxed);
+        let hint = self.hint.as_ref().filter(|_| !opened && error.is_disconnected());
+        let hint = hint.map(|hint| format!("; {hint}")).unwrap_or_default();
+        match error.is_final(opened) {
+            true => self.refuse(&format!("{error}{hint}")),
+            false => EndpointError::Unreachable(format!("{}: {error}{hint}", self.name)),
+        }
+    }
+
+    fn disk(
+        &self,
+        nqn: &str,
+        attached: &Attached,
+        namespace: &Namespace,
+    ) -> Result<Disk, EndpointError> {
+        let shift = u32::from(namespace.shift());
+        let blocks = namespace.figure.nsze.get();
+        let bytes = blocks.checked_mul(1 << shift).filter(|bytes| i64::try_from(*bytes).is_ok());
+        let bytes = bytes.ok_or_else(|| self.refuse(&"the disk says a size that cannot be"))?;
+        let most = attached.controller.largest_transfer().min(Pool::MAX_BUFFER as u64);
+        let most = u32::try_from(most).unwrap_or(u32::MAX);
+        Ok(Disk {
+            name: self.name.clone(),
+            bytes,
+            block: 1 << shift,
+            sector: Some(1 << shift),
+            writable: namespace.figure.nsattr & NSATTR_WRITE_PROTECTED == 0,
+            reports_extents: false,
+            max_zero: attached.zeroes(namespace.shift()),
+            max_transfer: most & !((1 << shift) - 1),
+            max_connections: MAX_CONNECTIONS,
+            remote: true,
+            blank: false,
+            identity: identity(nqn, attached, namespace),
+        })
+    }
+}
+
+impl Endpoint for NvmeEndpoint {
+    fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError> {
+        let nqn = self.nqn()?;
+        let attached = self.attach(&nqn)?;
+        let namespace = self.namespace(&attached)?;
+        let disk = self.disk(&nqn, &attached, namespace)?;
+        let (nsid, shift) = (namespace.nsid, namespace.shift());
+        let capsule = attached.controller.capsule_data();
+        let most = attached.controller.capabilities().mqes().saturating_add(1);
+        let most = u16::try_from(most).unwrap_or(u16::MAX);
+        let entries = ENTRIES.min(most);
+        let options = Options { flow_control: false, ..Options::io(1, entries, capsule) };
+        let (io, _) = self.connect(&nqn, attached.cntlid, options)?;
+        self.opened.store(true, Ordering::Relaxed);
+        Ok((
+            disk,
+            Box::new(NvmeAssociation::new(
+                [attached.admin, io],
+                entries,
+                nsid,
+                shift,
+                self.keep_alive,
+            )),
+        ))
+    }
+}
+
+/// A controller to which an Admin queue was connected.
+struct Attached {
+    admin: QueueIo,
+    cntlid: u16,
+    controller: Controller,
+    limits: Option<IdentifyControllerNvm>,
+}
+
+impl Attached {
+    /// Bytes of zeros that one command makes: WZSL, or where the controller does not tell it what a transfer may move
+    /// (NVM 1.0 §4.1.5.2).
+    fn zeroes(&self, shift: u8) -> u64 {
+        let oncs = self.controller.identify().map_or(0, |figure| figure.oncs.get());
+        if oncs & oncs::WRITE_ZEROES == 0 {
+            return 0;
+        }
+        let told = match &self.limits {
+            None => self.controller.largest_transfer(),
+            Some(limits) if limits.wzsl == 0 => u64::MAX,
+            Some(limits) => 4096_u64.checked_shl(limits.wzsl.into()).unwrap_or(u64::MAX),
+        };
+        let block = 1_u64 << shift;
+        told.min(block << 16) & !(block - 1)
+    }
+}
+
+fn limits_in(status: Status, page: Option<&Buffer>) -> Option<IdentifyControllerNvm> {
+    let page = page.filter(|_| status.is_success())?;
+    IdentifyControllerNvm::read_from_bytes(page.bytes()).ok()
+}
+
+/// What a namespace calls itself for ever, without dashes: UUID, NGUID or EUI-64.
+fn identifier(namespace: &Namespace) -> Option<(&'static str, String)> {
+    let ids = &namespace.ids;
+    let some = |kind, bytes: Option<&[u8]>| {
+        let bytes = bytes.filter(|bytes| bytes.iter().any(|byte| *byte != 0))?;
+        Some((kind, bytes.iter().map(|byte| format!("{byte:02x}")).collect()))
+    };
+    some("uuid", ids.uuid.as_ref().map(|id| &id[..]))
+        .or_else(|| some("nguid", ids.nguid.as_ref().map(|id| &id[..])))
+        .or_else(|| some("eui", ids.eui64.as_ref().map(|id| &id[..])))
+}
+
+fn identity(nqn: &str, attached: &Attached, namespace: &Namespace) -> String {
+    let mut identity = format!("nvme {nqn}");
+    if let Some((kind, id)) = identifier(namespace) {
+        identity += &format!(" {kind} {id}");
+    }
+    let serial = attached.controller.identify().map(|figure| printable(&figure.sn));
+    match serial.as_deref() {
+        None | Some("") => identity,
+        Some(serial) => format!("{identity} serial {serial}"),
+    }
+}
+
+/// A text field as it may be shown: on one line.
+fn printable(field: &[u8]) -> String {
+    parse_ascii(field).chars().filter(|c| !c.is_control()).collect()
+}

@@ -1,0 +1,361 @@
+//! One association with a target: requests become commands of its I/O queue, and its Admin queue keeps it alive. It knows not
+//! how it came about.
+
+use std::collections::VecDeque;
+use std::os::fd::AsFd;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use export::{Account, Buffer, Pool};
+use nvme::command::{AdminCommand, IoCommand};
+use nvme::host::{Done, NotNow, Payload, Step};
+use nvme::status::Status;
+
+use super::queue_io::{self, QueueIo};
+use crate::connection::{
+    Completion, Connection, ConnectionLost, Interest, RESPONSE_TIMEOUT, Request, RequestError,
+};
+
+/// The target is told that this host is there so many times in the time in which it must be.
+const KEEP_ALIVES_PER_TIMEOUT: u32 = 6;
+
+/// It may take so many beats to answer a Keep Alive; a disk that takes long does not matter.
+const UNANSWERED_INTERVALS: u32 = 2;
+
+/// Memory for parts of buffers that are written by themselves, in bytes.
+const SPLIT_MEMORY: usize = 64 << 20;
+
+/// One association.
+pub(super) struct NvmeAssociation {
+    admin: QueueIo,
+    io: QueueIo,
+    /// Commands that can be under way.
+    entries: u16,
+    nsid: u32,
+    shift: u8,
+    memory: Account,
+    in_flight: Vec<Entry>,
+    completion: VecDeque<Completion>,
+    /// Time between two Keep Alives.
+    keep_alive_interval: Duration,
+    /// When the next one is due.
+    next_keep_alive: Instant,
+    /// When the last one was sent, if it was not answered.
+    keep_alive_sent: Option<Instant>,
+    /// When the first of the commands in flight was submitted.
+    first_submitted: Instant,
+}
+
+/// A request under way.
+struct Entry {
+    tag: u32,
+    kind: Kind,
+    /// What is sent; more than one as long as it is not all sent.
+    sent: Option<Rc<Buffer>>,
+    /// The caller's buffer, if what is sent is a copy of a part of it.
+    whole: Option<Buffer>,
+    /// How it ended, if it could not be told because its memory was still needed.
+    result: Option<Result<(), RequestError>>,
+}
+
+impl Entry {
+    /// Whether it was answered, and its memory is needed no longer.
+    fn can_complete(&self) -> bool {
+        let free = self.sent.as_ref().is_some_and(|sent| Rc::strong_count(sent) == 1);
+        self.result.is_some() && free
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Write,
+    Zero,
+    Flush,
+}
+
+impl NvmeAssociation {
+    /// The connection of a connected Admin queue and an I/O queue of `entries` entries.
+    pub(super) fn new(
+        [admin, io]: [QueueIo; 2],
+        entries: u16,
+        nsid: u32,
+        shift: u8,
+        keep_alive: Duration,
+    ) -> Self {
+        let keep_alive_interval = keep_alive / KEEP_ALIVES_PER_TIMEOUT;
+        Self {
+            admin,
+            io,
+            entries: entries.saturating_sub(1),
+            nsid,
+            shift,
+            memory: Pool::new(SPLIT_MEMORY).open(),
+            in_flight: Vec::new(),
+            completion: VecDeque::new(),
+            keep_alive_interval,
+            next_keep_alive: Instant::now() + keep_alive_interval,
+            keep_alive_sent: None,
+            first_submitted: Instant::now(),
+        }
+    }
+
+    /// First block and number of blocks, if it is whole blocks and not too many.
+    fn blocks(&self, offset: u64, len: u64) -> Option<(u64, u32)> {
+        let mask = (1_u64 << self.shift) - 1;
+        let nlb = u32::try_from(len >> self.shift).ok()?;
+        let fits = (offset | len) & mask == 0 && (1..=1 << 16).contains(&nlb);
+        fits.then_some((offset >> self.shift, nlb))
+    }
+
+    fn refuse(&mut self, tag: u32, failed: RequestError, buffer: Option<Buffer>) {
+        self.completion.push_back(Completion {
+            tag,
+            result: Err(failed),
+            buffer,
+            extents: Vec::new(),
+        });
+    }
+
+    fn read(&mut self, tag: u32, offset: u64, buffer: Buffer) {
+        let Some((slba, nlb)) = self.blocks(offset, buffer.len() as u64) else {
+            return self.refuse(tag, RequestError::OutOfRange, Some(buffer));
+        };
+        let (nsid, limited_retry) = (self.nsid, false);
+        let command = IoCommand::Read { nsid, slba, nlb, fua: false, limited_retry };
+        self.send_command(tag, Kind::Read, command, Payload::Receive(buffer), None);
+    }
+
+    fn write(&mut self, tag: u32, offset: u64, buffer: Buffer, part: std::ops::Range<usize>) {
+        let Some((slba, nlb)) = self.blocks(offset, part.len() as u64) else {
+            return self.refuse(tag, RequestError::OutOfRange, Some(buffer));
+        };
+        let (sent, whole) = match part == (0..buffer.len()) {
+            true => (buffer, None),
+            false => match self.copy(&buffer, part) {
+                Some(copy) => (copy, Some(buffer)),
+                None => return self.refuse(tag, RequestError::Refused, Some(buffer)),
+            },
+        };
+        let (nsid, limited_retry) = (self.nsid, false);
+        let command = IoCommand::Write { nsid, slba, nlb, fua: false, limited_retry };
+        self.send_command(tag, Kind::Write, command, Payload::Send(Rc::new(sent)), whole);
+    }
+
+    /// A buffer with that part of another.
+    fn copy(&self, from: &Buffer, part: std::ops::Range<usize>) -> Option<Buffer> {
+        let bytes = from.bytes().get(part)?;
+        let mut copy = self.memory.take(bytes.len())?;
+        copy.bytes_mut().copy_from_slice(bytes);
+        Some(copy)
+    }
+
+    fn zero(&mut self, tag: u32, offset: u64, len: u64) {
+        let Some((slba, nlb)) = self.blocks(offset, len) else {
+            return self.refuse(tag, RequestError::Unsupported, None);
+        };
+        let (nsid, fua, deallocate) = (self.nsid, false, true);
+        let command = IoCommand::WriteZeroes { nsid, slba, nlb, fua, deallocate };
+        self.send_command(tag, Kind::Zero, command, Payload::None, None);
+    }
+
+    fn send_command(
+        &mut self,
+        tag: u32,
+        kind: Kind,
+        command: IoCommand,
+        payload: Payload,
+        whole: Option<Buffer>,
+    ) {
+        let sent = match &payload {
+            Payload::Send(buffer) => Some(buffer.clone()),
+            _ => None,
+        };
+        match self.io.queue.submit(command.emit(), payload, tag) {
+            Ok(_) => self.in_flight.push(Entry { tag, kind, sent, whole, result: None }),
+            Err(NotNow::Full(payload) | NotNow::NotConnected(payload)) => {
+                drop(sent);
+                let buffer = match payload {
+                    Payload::Receive(buffer) => Some(buffer),
+                    Payload::Send(buffer) => whole.or_else(|| Rc::try_unwrap(buffer).ok()),
+                    _ => None,
+                };
+                self.refuse(tag, RequestError::Refused, buffer);
+            }
+        }
+    }
+
+    fn process_steps(&mut self) -> Result<(), ConnectionLost> {
+        while let Some(step) = self.io.poll() {
+            match step {
+                Step::Done(done) => self.done(done)?,
+                Step::Close(end) => return Err(queue_io::lost(end)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn done(&mut self, done: Done) -> Result<(), ConnectionLost> {
+        let Done { tag, status, buffer, .. } = done;
+        let Some(at) = self.in_flight.iter().position(|entry| entry.tag == tag) else {
+            return Ok(());
+        };
+        let mut entry = self.in_flight.swap_remove(at);
+        let result = result_of(status, entry.kind)?;
+        match entry.kind {
+            Kind::Write => {
+                entry.result = Some(result);
+                self.complete_write(entry);
+            }
+            _ => self.completion.push_back(Completion { tag, result, buffer, extents: Vec::new() }),
+        }
+        Ok(())
+    }
+
+    /// Ends a write, unless its memory is still needed for sending.
+    fn complete_write(&mut self, mut entry: Entry) {
+        let (Some(sent), Some(result)) = (entry.sent.take(), entry.result) else { return };
+        match Rc::try_unwrap(sent) {
+            Ok(sent) => {
+                let buffer = Some(entry.whole.unwrap_or(sent));
+                self.completion.push_back(Completion {
+                    tag: entry.tag,
+                    result,
+                    buffer,
+                    extents: Vec::new(),
+                });
+            }
+            Err(sent) => self.in_flight.push(Entry { sent: Some(sent), ..entry }),
+        }
+    }
+
+    fn complete_answered_writes(&mut self) {
+        while let Some(at) = self.in_flight.iter().position(Entry::can_complete) {
+            let entry = self.in_flight.swap_remove(at);
+            self.complete_write(entry);
+        }
+    }
+
+    /// When the target has answered none of the commands in flight for too long; nothing without any.
+    fn response_deadline(&self) -> Option<Instant> {
+        (!self.in_flight.is_empty())
+            .then(|| self.io.transport.last_received().max(self.first_submitted) + RESPONSE_TIMEOUT)
+    }
+
+    /// Tells the target that this host is there, and sees that the target is.
+    fn keep_alive(&mut self, now: Instant) -> Result<(), ConnectionLost> {
+        self.admin.advance().map_err(ConnectionLost::new)?;
+        while let Some(step) = self.admin.poll() {
+            match step {
+                Step::Done(done) if done.status.is_success() => self.keep_alive_sent = None,
+                Step::Done(done) => return Err(ConnectionLost::new(done.status)),
+                Step::Close(end) => return Err(queue_io::lost(end)),
+                _ => {}
+            }
+        }
+        if self.keep_alive_sent.is_some_and(|sent| {
+            now.saturating_duration_since(sent) >= self.keep_alive_interval * UNANSWERED_INTERVALS
+        }) {
+            let seconds = (self.keep_alive_interval * UNANSWERED_INTERVALS).as_secs();
+            return Err(ConnectionLost::new(format!(
+                "the target does not answer for {seconds} seconds"
+            )));
+        }
+        self.next_keep_alive = now + self.keep_alive_interval;
+        if self.keep_alive_sent.is_none() {
+            let command = AdminCommand::KeepAlive.emit();
+            let sent = self.admin.queue.submit(command, Payload::None, 0);
+            sent.map_err(|_| ConnectionLost::new("the Admin queue takes no command"))?;
+            self.keep_alive_sent = Some(now);
+            while self.admin.poll().is_some() {}
+            self.admin.transport.flush().map_err(ConnectionLost::new)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a status means for a request, or for the whole association.
+fn result_of(status: Status, kind: Kind) -> Result<Result<(), RequestError>, ConnectionLost> {
+    if status.is_success() {
+        return Ok(Ok(()));
+    }
+    let failed = match status.code() {
+        // The command can be sent again, with a new association as well as with this one.
+        Status::NAMESPACE_NOT_READY
+        | Status::COMMAND_INTERRUPTED
+        | Status::TRANSIENT_TRANSPORT_ERROR
+        | Status::ABORTED_SQ_DELETION
+        | Status::ABORTED_POWER_LOSS => return Err(ConnectionLost::new(status)),
+        Status::CAPACITY_EXCEEDED => RequestError::NoSpace,
+        Status::NAMESPACE_WRITE_PROTECTED
+        | Status::WRITE_TO_READ_ONLY_RANGE
+        | Status::ACCESS_DENIED
+        | Status::OPERATION_DENIED => RequestError::ReadOnly,
+        Status::LBA_OUT_OF_RANGE => RequestError::OutOfRange,
+        code if code.sct() == 2 => RequestError::Media,
+        code if code.sct() == 3 => return Err(ConnectionLost::new(status)),
+        _ if kind == Kind::Zero => RequestError::Unsupported,
+        Status::INVALID_OPCODE => RequestError::Unsupported,
+        _ => RequestError::Refused,
+    };
+    Ok(Err(failed))
+}
+
+impl Connection for NvmeAssociation {
+    fn submit(&mut self, tag: u32, request: Request) {
+        if self.in_flight.is_empty() {
+            self.first_submitted = Instant::now();
+        }
+        match request {
+            Request::Read { offset, buffer } => self.read(tag, offset, buffer),
+            Request::Write { offset, buffer, part } => self.write(tag, offset, buffer, part),
+            Request::Zero { offset, len } => self.zero(tag, offset, len),
+            Request::Flush => {
+                let command = IoCommand::Flush { nsid: self.nsid };
+                self.send_command(tag, Kind::Flush, command, Payload::None, None);
+            }
+            Request::Extents { .. } => self.refuse(tag, RequestError::Unsupported, None),
+        }
+    }
+
+    fn free_slots(&self) -> usize {
+        let submitted = self.io.queue.under_way().into();
+        usize::from(self.entries).saturating_sub(self.in_flight.len().max(submitted))
+    }
+
+    fn advance(&mut self) -> Result<(), ConnectionLost> {
+        self.process_steps()?;
+        self.io.advance().map_err(ConnectionLost::new)?;
+        self.process_steps()?;
+        // Data that the target has just asked for.
+        self.io.transport.flush().map_err(ConnectionLost::new)?;
+        self.complete_answered_writes();
+        let now = Instant::now();
+        if self.response_deadline().is_some_and(|end| now >= end) {
+            return Err(ConnectionLost::new(format!(
+                "no answer in {} seconds",
+                RESPONSE_TIMEOUT.as_secs()
+            )));
+        }
+        if now >= self.next_keep_alive { self.keep_alive(now) } else { Ok(()) }
+    }
+
+    fn next_completion(&mut self) -> Option<Completion> {
+        self.completion.pop_front()
+    }
+
+    fn interest(&self) -> Interest<'_> {
+        match self.in_flight.is_empty() {
+            true => Interest::None,
+            false => Interest::Fd(self.io.transport.as_fd(), self.io.transport.poll_flags()),
+        }
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        Some(
+            self.response_deadline()
+                .map_or(self.next_keep_alive, |end| self.next_keep_alive.min(end)),
+        )
+    }
+}

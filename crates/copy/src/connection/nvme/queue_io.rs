@@ -1,0 +1,179 @@
+//! A queue on its connection. It knows no disk.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use export::{Account, DirectRecv};
+use nvme::host::{Credentials, Done, End, Options, Payload, Queue, Step};
+use nvme::status::Status;
+use nvme::tcp::Violation;
+use nvme::wire::Sqe;
+use nvme::wire::fabrics::ConnectData;
+
+use crate::ConnectionLost;
+use crate::transport::{BufferedTransport, Protocol, Transport};
+
+/// A queue and its connection.
+pub(super) struct QueueIo {
+    pub(super) transport: BufferedTransport,
+    pub(super) queue: Queue,
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) enum Error {
+    /// The connection failed.
+    Io(io::Error),
+    /// The target refused Connect.
+    Refused(Status),
+    /// The target wants a proof, and there is none to give.
+    AuthRequired,
+    /// The queue ended.
+    Completion(End),
+    /// There is no memory, or no room.
+    Full,
+}
+
+impl Error {
+    /// Whether the target just ended the connection, as one does that wants TLS.
+    pub(super) fn is_disconnected(&self) -> bool {
+        use io::ErrorKind::{ConnectionReset, UnexpectedEof};
+        matches!(self, Self::Io(error) if matches!(error.kind(), ConnectionReset | UnexpectedEof))
+    }
+
+    /// Whether trying again is of no use; a target that let this host in `before` may do so again.
+    pub(super) fn is_final(&self, before: bool) -> bool {
+        match self {
+            Self::Io(_) | Self::Full => false,
+            Self::Refused(status) => !before && status.code() != Status::CONNECT_CONTROLLER_BUSY,
+            Self::AuthRequired | Self::Completion(_) => true,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Io(error) => error.fmt(f),
+            Self::Refused(status) if status.code() == Status::AUTHENTICATION_REQUIRED => {
+                f.write_str("one of both did not prove who it is: check the key")
+            }
+            Self::Refused(status) => write!(f, "the target refused this host: {status}"),
+            Self::AuthRequired => f.write_str("the target wants a key, and none is given"),
+            Self::Completion(end) => f.write_str(&why(*end)),
+            Self::Full => f.write_str("there is no room for a command"),
+        }
+    }
+}
+
+/// Why a queue ended, for people.
+fn why(end: End) -> String {
+    match end {
+        End::Violation(violation) => {
+            format!("the target broke a rule of NVMe/TCP ({})", violation.name())
+        }
+        End::Terminated { fes, fei } => {
+            format!("the target says that a rule was broken (FES {fes:#x}, FEI {fei:#x})")
+        }
+    }
+}
+
+/// What the end of a queue makes of the association. A damaged header is the network's doing.
+pub(super) fn lost(end: End) -> ConnectionLost {
+    match end {
+        End::Violation(violation) if violation != Violation::HeaderDigestWrong => {
+            ConnectionLost::violation(why(end))
+        }
+        _ => ConnectionLost::new(why(end)),
+    }
+}
+
+impl Protocol for Queue {
+    fn receive(&mut self, bytes: &[u8]) -> usize {
+        self.receive(bytes)
+    }
+
+    fn direct_recv(&mut self) -> Option<DirectRecv> {
+        self.direct_recv()
+    }
+
+    fn direct_received(&mut self, direct_recv: DirectRecv, got: usize) {
+        self.direct_received(direct_recv, got);
+    }
+}
+
+impl QueueIo {
+    /// Connects a queue; gives the identifier of its controller, too.
+    pub(super) fn open(
+        transport: Box<dyn Transport>,
+        options: Options,
+        data: ConnectData,
+        credentials: Option<Arc<Credentials>>,
+        deadline: Instant,
+    ) -> Result<(Self, u16), Error> {
+        let proves = credentials.is_some();
+        let queue = match credentials {
+            None => Queue::new(options, data),
+            Some(credentials) => Queue::with_credentials(options, data, credentials),
+        };
+        let mut io =
+            Self { transport: BufferedTransport::new(transport).map_err(Error::Io)?, queue };
+        match io.wait_for_step(deadline)? {
+            Step::Connected(response) if response.authentication_required && !proves => {
+                Err(Error::AuthRequired)
+            }
+            Step::Connected(response) => Ok((io, response.cntlid)),
+            Step::Refused(status, _) => Err(Error::Refused(status)),
+            Step::Close(end) => Err(Error::Completion(end)),
+            _ => Err(Error::Full),
+        }
+    }
+
+    /// The next step that is no sending.
+    pub(super) fn poll(&mut self) -> Option<Step> {
+        loop {
+            match self.queue.poll()? {
+                Step::Send(segment) => self.transport.push(segment),
+                step => return Some(step),
+            }
+        }
+    }
+
+    /// Sends and receives what can be without waiting.
+    pub(super) fn advance(&mut self) -> io::Result<()> {
+        self.transport.exchange(&mut self.queue).map(drop)
+    }
+
+    fn wait_for_step(&mut self, deadline: Instant) -> Result<Step, Error> {
+        loop {
+            if let Some(step) = self.poll() {
+                return Ok(step);
+            }
+            if !self.transport.exchange(&mut self.queue).map_err(Error::Io)? {
+                self.transport.wait(deadline).map_err(Error::Io)?;
+            }
+        }
+    }
+
+    /// Sends one command for `len` bytes of data, and waits for its answer.
+    pub(super) fn execute(
+        &mut self,
+        sqe: Sqe,
+        len: usize,
+        memory: &Account,
+        deadline: Instant,
+    ) -> Result<Done, Error> {
+        let payload = match len {
+            0 => Payload::None,
+            len => Payload::Receive(memory.take(len).ok_or(Error::Full)?),
+        };
+        self.queue.submit(sqe, payload, 0).map_err(|_| Error::Full)?;
+        match self.wait_for_step(deadline)? {
+            Step::Done(done) => Ok(done),
+            Step::Close(end) => Err(Error::Completion(end)),
+            _ => Err(Error::Full),
+        }
+    }
+}

@@ -1,0 +1,470 @@
+//! BLAKE3 of a disk whose parts come in any order. It knows no disk.
+//!
+//! A BLAKE3 hash is a binary tree over chunks of 1 KiB. Each part that came is hashed as the largest subtrees that it is
+//! made of; two neighbours that make a larger one are merged, up to a *leaf*, whose hash is kept. So the memory is bounded,
+//! and what came can be compared leaf by leaf with what is read back. The root of the leaves is the hash of the disk.
+//!
+//! Zeros are not hashed, they are known as zeros, until a hash of something around them is needed: a disk is mostly
+//! empty. Parts that are no whole chunks (sectors of 512 bytes between bad ones) are kept as pieces by themselves.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use blake3::CHUNK_LEN;
+use blake3::Hasher;
+use blake3::hazmat::{
+    HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
+};
+
+/// What is known of a range.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HashValue {
+    /// It is all zeros. A range that is all zeros is always known by this, and never by its hash.
+    Zero,
+    /// Its hash: of a subtree, the chaining value at its place in the tree; of a piece, the hash of its bytes alone.
+    Hash([u8; 32]),
+}
+
+/// A range and its hash, as it is written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RangeHash {
+    /// The first byte.
+    pub offset: u64,
+    /// Bytes.
+    pub len: u64,
+    /// What is known of it.
+    pub value: HashValue,
+}
+
+impl RangeHash {
+    /// The bytes that it is about.
+    pub fn range(&self) -> Range<u64> {
+        self.offset..self.offset.saturating_add(self.len)
+    }
+}
+
+/// Bytes of a chunk of BLAKE3.
+const CHUNK: u64 = CHUNK_LEN as u64;
+
+/// The smallest leaf, in bytes.
+const MIN_LEAF: u64 = 1 << 20;
+
+/// Leaves that there are at most.
+const MAX_LEAVES: u64 = 1 << 15;
+
+/// Pieces that are kept at most: 48 bytes and a bit each. What does not fit is read once more from both ends.
+const MAX_FRAGMENTS: usize = 1 << 17;
+
+/// The shape of the tree over a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TreeShape {
+    bytes: u64,
+    leaf: u64,
+}
+
+impl TreeShape {
+    /// For a disk of this many bytes.
+    pub(crate) fn new(bytes: u64) -> Self {
+        let wanted = (bytes / MAX_LEAVES).next_power_of_two().max(MIN_LEAF);
+        // The root is made of two: neither may be larger than half.
+        let most = if bytes > CHUNK { left_subtree_len(bytes) } else { CHUNK };
+        Self { bytes, leaf: wanted.min(most) }
+    }
+
+    /// For whole pieces of 1 MiB of something whose end is not known, but for the last.
+    pub(crate) fn endless() -> Self {
+        Self { bytes: u64::MAX, leaf: MIN_LEAF }
+    }
+
+    /// The first subtree of a range, from its start on: its length, and whether it is one of the tree.
+    fn cut(&self, range: &Range<u64>) -> (u64, bool) {
+        let len = range.end.saturating_sub(range.start);
+        let into_chunk = range.start % CHUNK;
+        if into_chunk != 0 {
+            return (len.min(CHUNK - into_chunk), false);
+        }
+        let aligned = if range.start == 0 { self.leaf } else { 1 << range.start.trailing_zeros() };
+        let most = aligned.min(self.leaf);
+        if len <= most && range.end == self.bytes {
+            return (len, true);
+        }
+        match len.min(most).checked_ilog2() {
+            Some(log) if 1 << log >= CHUNK => (1 << log, true),
+            _ => (len, false),
+        }
+    }
+
+    /// The parts of a range as the tree has them, with whether each is a subtree.
+    fn parts(self, range: Range<u64>) -> impl Iterator<Item = (Range<u64>, bool)> {
+        let mut rest = range;
+        std::iter::from_fn(move || {
+            let (len, subtree) = Some(self.cut(&rest)).filter(|_| !rest.is_empty())?;
+            let part = rest.start..rest.start.saturating_add(len);
+            rest.start = part.end;
+            Some((part, subtree))
+        })
+    }
+
+    /// Hashes what came, away from any lock.
+    pub(crate) fn hash_range(self, offset: u64, bytes: &[u8]) -> Vec<RangeHash> {
+        let end = offset.saturating_add(bytes.len() as u64);
+        let one = |(part, subtree): (Range<u64>, bool)| {
+            let from = usize::try_from(part.start - offset).unwrap_or(usize::MAX);
+            let to = usize::try_from(part.end - offset).unwrap_or(usize::MAX);
+            let bytes = bytes.get(from..to).unwrap_or_default();
+            let value =
+                if is_zero(bytes) { HashValue::Zero } else { self.hash(&part, bytes, subtree) };
+            RangeHash { offset: part.start, len: part.end - part.start, value }
+        };
+        self.parts(offset..end).map(one).collect()
+    }
+
+    fn hash(self, part: &Range<u64>, bytes: &[u8], subtree: bool) -> HashValue {
+        if !subtree || self.bytes <= CHUNK {
+            return HashValue::Hash(*blake3::hash(bytes).as_bytes());
+        }
+        HashValue::Hash(
+            Hasher::new().set_input_offset(part.start).update(bytes).finalize_non_root(),
+        )
+    }
+
+    /// The same for zeros.
+    pub(crate) fn zeros(self, range: Range<u64>) -> impl Iterator<Item = RangeHash> {
+        let hash = |(part, _): (Range<u64>, bool)| RangeHash {
+            offset: part.start,
+            len: part.end - part.start,
+            value: HashValue::Zero,
+        };
+        self.parts(range).map(hash)
+    }
+}
+
+/// Whether there is nothing but zeros: a look at a few places first, because data is mostly not.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    let (head, rest) = bytes.split_at(bytes.len().min(16));
+    let none = |page: &[u8]| page.iter().fold(0, |all, byte| all | byte) == 0;
+    none(head) && bytes.last().is_none_or(|byte| *byte == 0) && rest.chunks(4096).all(none)
+}
+
+/// Zeros to hash.
+static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+
+/// The hash of a subtree of zeros at its place in the tree.
+fn hash_zeros(offset: u64, mut len: u64) -> [u8; 32] {
+    let mut hasher = Hasher::new();
+    hasher.set_input_offset(offset);
+    while len != 0 {
+        let some = usize::try_from(len).unwrap_or(usize::MAX).min(ZEROS.len());
+        hasher.update(&ZEROS[..some]);
+        len -= some as u64;
+    }
+    hasher.finalize_non_root()
+}
+
+/// A subtree that is known: `1 << level` bytes, or fewer at the end of the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Node {
+    level: u32,
+    value: HashValue,
+}
+
+/// Hashes of parts of a disk, merged as far as a leaf.
+#[derive(Debug, Clone)]
+pub(crate) struct HashTree {
+    shape: TreeShape,
+    nodes: BTreeMap<u64, Node>,
+    fragments: BTreeMap<u64, (u64, HashValue)>,
+}
+
+impl HashTree {
+    /// Nothing known of a disk of this many bytes.
+    pub(crate) fn new(bytes: u64) -> Self {
+        Self { shape: TreeShape::new(bytes), nodes: BTreeMap::new(), fragments: BTreeMap::new() }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn shape(&self) -> TreeShape {
+        self.shape
+    }
+
+    /// The length of the disk.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.shape.bytes
+    }
+
+    /// Takes the hash of a part, as [`TreeShape::sum`] made it or a map has kept it. One that is part of what is known
+    /// already is passed over, and so is one that does not fit the disk.
+    pub(crate) fn insert(&mut self, hash: RangeHash) {
+        let range = hash.range();
+        let mut parts = self.shape.parts(range.clone());
+        let (Some((first, subtree)), None) = (parts.next(), parts.next()) else { return };
+        if first != range || range.end > self.shape.bytes {
+        } else if !subtree {
+            self.insert_fragment(hash);
+        } else if !self.covers(range.start) {
+            let level = hash.len.next_power_of_two().max(CHUNK).trailing_zeros();
+            self.insert_node(hash.offset, Node { level, value: hash.value });
+        }
+    }
+
+    fn insert_fragment(&mut self, hash: RangeHash) {
+        if self.fragments.len() < MAX_FRAGMENTS {
+            self.fragments.insert(hash.offset, (hash.len, hash.value));
+        }
+    }
+
+    fn covers(&self, at: u64) -> bool {
+        let node = self.nodes.range(..=at).next_back();
+        node.is_some_and(|(&offset, node)| at < self.end(offset, node.level))
+    }
+
+    fn end(&self, offset: u64, level: u32) -> u64 {
+        offset.saturating_add(1 << level).min(self.shape.bytes)
+    }
+
+    /// Puts a node in its place and merges it with its neighbour as long as that is there.
+    fn insert_node(&mut self, mut offset: u64, mut node: Node) {
+        while 1 << node.level < self.shape.leaf {
+            let half = 1 << node.level;
+            if offset & half != 0 {
+                let left = offset - half;
+                let Some(other) = self.nodes.get(&left).filter(|left| left.level == node.level)
+                else {
+                    break;
+                };
+                node = self.merge(left, *other, node);
+                offset = left;
+                self.nodes.remove(&left);
+            } else if offset.saturating_add(half) >= self.shape.bytes {
+                // The end of the disk: there is no right neighbour, and the parent is the same.
+                node.level += 1;
+            } else {
+                let right = offset + half;
+                let Some(other) = self.nodes.get(&right).filter(|right| right.level == node.level)
+                else {
+                    break;
+                };
+                node = self.merge(offset, node, *other);
+                self.nodes.remove(&right);
+            }
+        }
+        self.nodes.insert(offset, node);
+    }
+
+    /// The parent of two; `left` is where the first begins.
+    fn merge(&self, left: u64, first: Node, second: Node) -> Node {
+        let level = first.level + 1;
+        if (first.value, second.value) == (HashValue::Zero, HashValue::Zero) {
+            return Node { level, value: HashValue::Zero };
+        }
+        let right = left + (1 << first.level);
+        let first = self.resolve(left, first.level, first.value);
+        let second = self.resolve(right, second.level, second.value);
+        Node { level, value: HashValue::Hash(merge_subtrees_non_root(&first, &second, Mode::Hash)) }
+    }
+
+    /// The hash of a subtree, also if it is zeros.
+    fn resolve(&self, offset: u64, level: u32, value: HashValue) -> [u8; 32] {
+        match value {
+            HashValue::Hash(sum) => sum,
+            HashValue::Zero => hash_zeros(offset, self.end(offset, level) - offset),
+        }
+    }
+
+    /// All that is known.
+    pub(crate) fn hashes(&self) -> impl Iterator<Item = RangeHash> + '_ {
+        self.nodes().chain(self.fragments())
+    }
+
+    /// What is part of the tree, in rising order.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = RangeHash> + '_ {
+        self.nodes.iter().map(|(&offset, node)| {
+            let len = self.end(offset, node.level) - offset;
+            RangeHash { offset, len, value: node.value }
+        })
+    }
+
+    /// What no node of the tree is known of, in rising order.
+    pub(crate) fn gaps(&self) -> Vec<Range<u64>> {
+        let mut at = 0;
+        let end = std::iter::once(self.shape.bytes..self.shape.bytes);
+        let ranges = self.nodes().map(|hash| hash.range()).chain(end);
+        let before = ranges.map(|range| std::mem::replace(&mut at, range.end)..range.start);
+        before.filter(|gap| !gap.is_empty()).collect()
+    }
+
+    /// What is known and no part of the tree, in rising order.
+    pub(crate) fn fragments(&self) -> impl Iterator<Item = RangeHash> + '_ {
+        self.fragments.iter().map(|(&offset, &(len, value))| RangeHash { offset, len, value })
+    }
+
+    /// The parts of the tree that are known here and that `other` does not know to be the same.
+    pub(crate) fn differing(&self, other: &Self) -> Vec<Range<u64>> {
+        let nodes =
+            self.nodes.iter().filter(|(offset, node)| other.nodes.get(offset) != Some(node));
+        nodes.map(|(&offset, node)| offset..self.end(offset, node.level)).collect()
+    }
+
+    /// The hash of the whole disk, if all of it is known.
+    pub(crate) fn root(&self) -> Option<[u8; 32]> {
+        let bytes = self.shape.bytes;
+        if bytes == 0 {
+            return Some(*blake3::hash(&[]).as_bytes());
+        }
+        if bytes <= CHUNK {
+            return match self.nodes.get(&0)?.value {
+                HashValue::Hash(sum) => Some(sum),
+                HashValue::Zero => ZEROS
+                    .get(..usize::try_from(bytes).ok()?)
+                    .map(|zeros| *blake3::hash(zeros).as_bytes()),
+            };
+        }
+        let middle = left_subtree_len(bytes);
+        let (left, right) = (self.subtree(0..middle)?, self.subtree(middle..bytes)?);
+        Some(*merge_subtrees_root(&left, &right, Mode::Hash).as_bytes())
+    }
+
+    fn subtree(&self, range: Range<u64>) -> Option<[u8; 32]> {
+        let len = range.end - range.start;
+        if let Some(node) = self.nodes.get(&range.start)
+            && self.end(range.start, node.level) >= range.end
+        {
+            return Some(self.resolve(range.start, node.level, node.value));
+        }
+        if len <= CHUNK {
+            return None;
+        }
+        let middle = range.start + left_subtree_len(len);
+        let (left, right) = (self.subtree(range.start..middle)?, self.subtree(middle..range.end)?);
+        Some(merge_subtrees_non_root(&left, &right, Mode::Hash))
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn noise(len: usize, seed: u64) -> Vec<u8> {
+        let mut state = seed | 1;
+        let next = |_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            u8::try_from(state & 0xff).unwrap()
+        };
+        (0..len).map(next).collect()
+    }
+
+    /// With leaves that are small, so that a small disk has many.
+    fn tree(bytes: u64, leaf: u64) -> HashTree {
+        let mut tree = HashTree::new(bytes);
+        let most = if bytes > CHUNK { left_subtree_len(bytes) } else { CHUNK };
+        tree.shape.leaf = leaf.min(most);
+        tree
+    }
+
+    fn cuts(disk: &[u8], at: &[usize]) -> Vec<(usize, usize)> {
+        let mut at: Vec<usize> =
+            at.iter().map(|at| at % (disk.len() + 1)).chain([0, disk.len()]).collect();
+        at.sort_unstable();
+        at.dedup();
+        at.windows(2).map(|pair| (pair[0], pair[1])).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        #[test]
+        fn the_root_is_the_hash_whatever_the_order(
+            len in 0usize..70_000,
+            at in prop::collection::vec(0usize..80, 0..12),
+            zeros in prop::collection::vec((0usize..70, 0usize..20), 0..6),
+            seed: u64,
+            leaf in 10u32..16,
+        ) {
+            let mut disk = noise(len, seed);
+            for (start, count) in zeros {
+                let end = (start + count) * 1024;
+                disk.get_mut((start * 1024).min(len)..end.min(len)).unwrap().fill(0);
+            }
+            let at: Vec<usize> = at.into_iter().map(|at| (at * 1024).min(len)).collect();
+            let mut parts = cuts(&disk, &at);
+            let turn = parts.len().max(1);
+            parts.rotate_left(usize::try_from(seed % 97).unwrap() % turn);
+            if seed % 2 == 0 { parts.reverse(); }
+            let mut tree = tree(len as u64, 1 << leaf);
+            for (from, to) in parts {
+                tree.shape().hash_range(from as u64, &disk[from..to]).into_iter().for_each(|hash| tree.insert(hash));
+            }
+            prop_assert_eq!(tree.root(), Some(*blake3::hash(&disk).as_bytes()));
+            let mut back = HashTree { nodes: BTreeMap::new(), ..tree.clone() };
+            tree.hashes().collect::<Vec<_>>().into_iter().for_each(|hash| back.insert(hash));
+            prop_assert_eq!(back.root(), tree.root());
+            prop_assert!(tree.fragments.is_empty());
+        }
+
+        #[test]
+        fn r44_any_flipped_bit_is_seen_and_where(len in 1usize..40_000, at in prop::collection::vec(0usize..40_000, 0..12), bit: usize, seed: u64) {
+            let disk = noise(len, seed);
+            let mut flipped = disk.clone();
+            let byte = bit / 8 % len;
+            flipped[byte] ^= 1 << (bit % 8);
+            let [mut one, mut other] = [tree(len as u64, 4096), tree(len as u64, 4096)];
+            for (from, to) in cuts(&disk, &at) {
+                let shape = one.shape();
+                shape.hash_range(from as u64, &disk[from..to]).into_iter().for_each(|hash| one.insert(hash));
+                shape.hash_range(from as u64, &flipped[from..to]).into_iter().for_each(|hash| other.insert(hash));
+            }
+            let odd: Vec<RangeHash> = other.fragments().collect();
+            let odd = one.fragments().filter(|hash| !odd.contains(hash)).map(|hash| hash.range());
+            let found: Vec<_> = one.differing(&other).into_iter().chain(odd).collect();
+            prop_assert_eq!(found.len(), 1);
+            prop_assert!(found[0].contains(&(byte as u64)));
+            prop_assert!(found[0].end - found[0].start <= 4096);
+        }
+    }
+
+    #[test]
+    fn memory_is_bounded_and_a_leaf_is_never_the_whole() {
+        for log in 11..63u32 {
+            let shape = TreeShape::new((1 << log) + 512);
+            assert!(shape.leaf <= 1 << log && shape.bytes / shape.leaf <= MAX_LEAVES * 2);
+            assert!(shape.leaf >= MIN_LEAF || shape.leaf == 1 << log, "{log}");
+        }
+    }
+
+    #[test]
+    fn a_disk_of_zeros_costs_nothing_until_its_hash_is_asked_for() {
+        let mut tree = HashTree::new(5 << 20);
+        tree.shape().zeros(0..5 << 20).for_each(|hash| tree.insert(hash));
+        assert!(tree.nodes.values().all(|node| node.value == HashValue::Zero));
+        assert_eq!(tree.root(), Some(*blake3::hash(&vec![0; 5 << 20]).as_bytes()));
+    }
+
+    #[test]
+    fn what_is_missing_gives_no_root_and_a_lying_mark_does_no_harm() {
+        let mut tree = HashTree::new(5 << 20);
+        tree.shape().zeros(0..4 << 20).for_each(|hash| tree.insert(hash));
+        assert_eq!(tree.root(), None);
+        for (offset, len) in
+            [(0, 0), (1, 1 << 20), (5 << 20, 1 << 20), (u64::MAX, 7), (0, u64::MAX), (512, 3 << 20)]
+        {
+            tree.insert(RangeHash { offset, len, value: HashValue::Hash([1; 32]) });
+        }
+        assert_eq!(tree.nodes.len(), 4);
+    }
+
+    #[test]
+    fn zeros_are_found_wherever_the_one_is() {
+        for len in [0, 1, 15, 16, 17, 4096, 9000] {
+            let mut bytes = vec![0; len];
+            assert!(is_zero(&bytes));
+            for at in 0..len {
+                bytes[at] = 1;
+                assert!(!is_zero(&bytes), "{at} of {len}");
+                bytes[at] = 0;
+            }
+        }
+    }
+}

@@ -1,0 +1,322 @@
+//! The checks before the first byte is written: both ends, their sizes, and whether a map is of these disks.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use export::Pool;
+
+use crate::compare::read;
+use crate::hash_tree::is_zero;
+use crate::map::{self, Map, State};
+use crate::same_disk::read_sync;
+use crate::sample;
+use crate::sync_io::{SyncIo, SyncIoError};
+use crate::thread_io::OpenedEndpoint;
+use crate::{Connection, Disk, Endpoint, EndpointError, Refusal, Settings};
+
+/// A copy that may be begun.
+pub(crate) struct PreparedCopy {
+    pub(crate) source: OpenedEndpoint,
+    pub(crate) destination: OpenedEndpoint,
+    pub(crate) map: Map,
+}
+
+/// How long a server may take to be started again that a read has lost, and how often it is tried.
+const RESTART_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Samples of what an earlier run has finished, and the bytes of each.
+const SAMPLES: u64 = 16;
+const SAMPLE: u64 = 4096;
+
+/// Checks all that can be checked before anything is read or written, and makes the destination.
+pub(crate) fn prepare(
+    source: Arc<dyn Endpoint>,
+    destination: Arc<dyn Endpoint>,
+    settings: &Settings,
+    stop: &AtomicBool,
+) -> Result<PreparedCopy, PrepareError> {
+    let source = open_source(source)?;
+    let disk = &*source.disk;
+    let bytes = disk.bytes;
+    let loaded = settings.map.as_deref().map(load).transpose()?.flatten();
+    let map = match (&settings.map, loaded) {
+        (Some(path), Some(map)) => matching_map(path, map, disk)?,
+        _ => Map::new(bytes),
+    };
+    // Before a file that is there is made empty.
+    if let Some(path) = &settings.map {
+        map::probe(&map, path).map_err(|error| refused(path, &error))?;
+    }
+    if let Some(path) = settings.map.as_deref().filter(|_| map.sum(State::Finished) > 0) {
+        // Before a file that is too short is made longer: it may not be the one of the map.
+        let there = destination.open().ok().map(|(there, _)| there);
+        if let Some(there) = there.filter(|there| there.bytes < bytes) {
+            let ends = Ends {
+                source: &source,
+                destination: &OpenedEndpoint::new(destination.clone(), there),
+            };
+            compare_samples(ends, &map, path, settings.reconnect_timeout, stop)?;
+        }
+    }
+    destination.prepare(bytes).map_err(Refusal::Destination)?;
+    let (to, connection) = destination.open().map_err(Refusal::Destination)?;
+    drop(connection);
+    check_destination(&to, bytes)?;
+    if let Some(path) = &settings.map {
+        check_identity(path, "destination", &map.metadata.destination, &to.identity)?;
+    }
+    // Whatever a map says, there is nothing yet in a file that was just made.
+    let map = if to.blank { Map::new(bytes) } else { map };
+    let map = with_metadata(map, disk, &to);
+    Ok(PreparedCopy { source, destination: OpenedEndpoint::new(destination, to), map })
+}
+
+/// Opens a source. Of one on another machine samples are taken: all connections to it must lead to the same disk, and a server
+/// that answers no read at all has nothing to copy.
+pub(crate) fn open_source(place: Arc<dyn Endpoint>) -> Result<OpenedEndpoint, Refusal> {
+    let (disk, mut connection) = place.open().map_err(Refusal::Source)?;
+    let source = OpenedEndpoint::new(place, disk);
+    let disk = &source.disk;
+    if !disk.remote {
+        return Ok(source);
+    }
+    let (mut answers, mut lost) = (false, None);
+    for offset in probe_offsets(disk) {
+        if lost.is_some() {
+            drop(connection);
+            connection = match open_again(&*source.place) {
+                Ok(connection) => connection,
+                Err(_) if answers => return Ok(source),
+                Err(error) => return Err(Refusal::Source(error)),
+            };
+        }
+        let len = sample::sample_len(disk.block).min(disk.bytes - offset);
+        match read_sync(&mut *connection, offset, usize::try_from(len).unwrap_or(usize::MAX)) {
+            Ok(read) => {
+                answers = true;
+                lost = None;
+                read.iter().for_each(|buffer| source.keep_sample(offset, buffer.bytes()));
+            }
+            Err(why) if why.violation => {
+                return Err(Refusal::Source(EndpointError::Violation(format!(
+                    "{}: {why}",
+                    disk.name
+                ))));
+            }
+            Err(why) => lost = Some(why),
+        }
+    }
+    match lost.filter(|_| !answers) {
+        Some(why) => Err(Refusal::Source(EndpointError::Unreachable(format!(
+            "{}: each connection is lost at the first read: {why}",
+            disk.name
+        )))),
+        None => Ok(source),
+    }
+}
+
+/// Opens a place whose server a read has just lost: it may take a moment to be started again.
+fn open_again(place: &dyn Endpoint) -> Result<Box<dyn Connection>, EndpointError> {
+    let end = Instant::now() + RESTART_TIMEOUT;
+    loop {
+        match place.open() {
+            Ok((_, connection)) => return Ok(connection),
+            Err(EndpointError::Unreachable(_)) if Instant::now() < end => {
+                std::thread::sleep(RETRY_INTERVAL)
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Where samples of a source are taken: at its start, in its middle, and at its end.
+fn probe_offsets(disk: &Disk) -> Vec<u64> {
+    let unit = sample::sample_len(disk.block);
+    let last = disk.bytes.saturating_sub(1) / unit * unit;
+    let mut offsets = vec![0, last / 2 / unit * unit, last];
+    offsets.dedup();
+    if disk.bytes == 0 { Vec::new() } else { offsets }
+}
+
+fn refused(path: &Path, why: &dyn ToString) -> Refusal {
+    Refusal::Map { map: path.display().to_string(), why: why.to_string() }
+}
+
+fn wrong_disk(path: &Path, why: String) -> Refusal {
+    Refusal::AnotherDisk { map: path.display().to_string(), why }
+}
+
+fn load(path: &Path) -> Result<Option<Map>, Refusal> {
+    map::load(path).map_err(|error| refused(path, &error))
+}
+
+/// The map, if it is of a disk like this one.
+fn matching_map(path: &Path, map: Map, disk: &Disk) -> Result<Map, Refusal> {
+    let recorded = map.metadata.bytes.unwrap_or(disk.bytes);
+    // A map of ddrescue may stop before the end of the disk, but not beyond it.
+    let beyond = map
+        .runs()
+        .filter(|(range, _)| range.end > disk.bytes)
+        .any(|(_, state)| state != State::Untried);
+    if recorded != disk.bytes || beyond {
+        let there = if recorded == disk.bytes { map.bytes() } else { recorded };
+        let name = &disk.name;
+        return Err(wrong_disk(path, format!("that had {there} bytes, {name} has {}", disk.bytes)));
+    }
+    check_identity(path, "source", &map.metadata.source, &disk.identity)?;
+    Ok(map.resized(disk.bytes))
+}
+
+/// Two names are of the same disk, unless both are known and differ.
+fn check_identity(path: &Path, which: &str, before: &str, now: &str) -> Result<(), Refusal> {
+    let now = map::MapMetadata::printable(now);
+    if before.is_empty() || now.is_empty() || before == now {
+        return Ok(());
+    }
+    Err(wrong_disk(path, format!("the {which} was \"{before}\", now it is \"{now}\"")))
+}
+
+fn check_destination(disk: &Disk, bytes: u64) -> Result<(), Refusal> {
+    let destination = disk.name.clone();
+    if !disk.writable {
+        return Err(Refusal::ReadOnly { destination });
+    }
+    if disk.bytes < bytes {
+        return Err(Refusal::Smaller { destination, there: disk.bytes, needed: bytes });
+    }
+    if !bytes.is_multiple_of(u64::from(disk.block.max(1))) {
+        return Err(Refusal::Blocks { destination, block: disk.block, bytes });
+    }
+    Ok(())
+}
+
+/// The map with the names of both ends, and without hashes of what is not finished.
+fn with_metadata(mut map: Map, source: &Disk, destination: &Disk) -> Map {
+    let mut metadata = std::mem::take(&mut map.metadata);
+    let finished = |range: Range<u64>| {
+        map.next(State::Finished, range.start)
+            .is_some_and(|run| run.start == range.start && run.end >= range.end)
+    };
+    metadata.hashes.retain(|hash| finished(hash.range()));
+    metadata.bytes = Some(source.bytes);
+    metadata.complete = true;
+    metadata.source = map::MapMetadata::printable(&source.identity);
+    metadata.destination = map::MapMetadata::printable(&destination.identity);
+    map.metadata = metadata;
+    map
+}
+
+/// Compares samples of what an earlier run has finished, and makes sure that the map can be written.
+pub(crate) fn confirm(
+    begun: &PreparedCopy,
+    settings: &Settings,
+    stop: &AtomicBool,
+) -> Result<(), PrepareError> {
+    let Some(path) = &settings.map else { return Ok(()) };
+    let ends = Ends { source: &begun.source, destination: &begun.destination };
+    compare_samples(ends, &begun.map, path, settings.reconnect_timeout, stop)?;
+    map::save(&begun.map, path).map_err(|error| PrepareError::Refused(refused(path, &error)))
+}
+
+/// Why it was not confirmed that the copy can begin.
+#[derive(Debug)]
+pub(crate) enum PrepareError {
+    Io(SyncIoError),
+    Refused(Refusal),
+}
+
+impl From<Refusal> for PrepareError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<SyncIoError> for PrepareError {
+    fn from(undone: SyncIoError) -> Self {
+        Self::Io(undone)
+    }
+}
+
+/// Both ends of a copy.
+struct Ends<'a> {
+    source: &'a OpenedEndpoint,
+    destination: &'a OpenedEndpoint,
+}
+
+/// Compares samples of what an earlier run has finished at both ends: a map alone does not prove which disks it is of. Where
+/// the destination has ended, it would hold zeros.
+fn compare_samples(
+    ends: Ends<'_>,
+    map: &Map,
+    path: &Path,
+    reconnect_timeout: Duration,
+    stop: &AtomicBool,
+) -> Result<(), PrepareError> {
+    let finished: u64 = map.sum(State::Finished);
+    if finished == 0 {
+        return Ok(());
+    }
+    let mut source = SyncIo::new(ends.source, reconnect_timeout, stop);
+    let mut destination = SyncIo::new(ends.destination, reconnect_timeout, stop);
+    let account = Pool::new(Pool::MAX_BUFFER).open();
+    for range in samples(map, finished) {
+        let there = range.start..range.end.min(ends.destination.disk.bytes);
+        let one = read(&mut source, &account, &range)?;
+        let other = match there.is_empty() {
+            true => Some(Vec::new()),
+            false => read(&mut destination, &account, &there)?.map(|it| it.bytes().to_vec()),
+        };
+        // What cannot be read any more tells nothing.
+        let (Some(one), Some(other)) = (one, other) else { continue };
+        let (same, beyond) = one.bytes().split_at(other.len().min(one.len()));
+        if same != other || !is_zero(beyond) {
+            let at = range.start;
+            let (from, to) = (&ends.source.disk.name, &ends.destination.disk.name);
+            let why = format!("at {at} it says that {to} holds what is on {from}, and it does not");
+            return Err(PrepareError::Refused(wrong_disk(path, why)));
+        }
+    }
+    Ok(())
+}
+
+/// Places that lie evenly in what is finished.
+fn samples(map: &Map, finished: u64) -> Vec<Range<u64>> {
+    let step = (finished / SAMPLES).max(1);
+    let (mut passed, mut wanted) = (0, 0);
+    let mut samples = Vec::new();
+    for run in map.all(State::Finished) {
+        let len = run.end - run.start;
+        while wanted < passed + len {
+            let start = (run.start + (wanted - passed)) / SAMPLE * SAMPLE;
+            let start = start.max(run.start);
+            samples.push(start..run.end.min(start.saturating_add(SAMPLE)));
+            wanted += step;
+        }
+        passed += len;
+    }
+    samples.truncate(usize::try_from(SAMPLES).unwrap_or(usize::MAX) + 1);
+    samples
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn samples_lie_in_what_is_finished_and_over_all_of_it() {
+        let mut map = Map::new(1 << 30);
+        map.set(0..100 << 20, State::Finished);
+        map.set(500 << 20..1 << 30, State::Finished);
+        let samples = samples(&map, map.sum(State::Finished));
+        assert!(samples.len() >= 16, "{samples:?}");
+        let inside = |range: &Range<u64>| {
+            map.all(State::Finished).any(|run| run.start <= range.start && range.end <= run.end)
+        };
+        assert!(samples.iter().all(|range| !range.is_empty() && inside(range)));
+        assert!(samples.iter().any(|range| range.start > 900 << 20));
+    }
+}

@@ -1,0 +1,92 @@
+//! Whether what was reached again is the same disk, and answers: samples of what it held are read once more.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use export::{Buffer, Pool};
+use rustix::event::{PollFd, Timespec, poll};
+
+use crate::connection::until;
+use crate::sample::Sample;
+use crate::{Connection, ConnectionLost, Interest, Request, RequestError};
+
+/// How long one read may take: as long as a disk that is being woken.
+const READ_TIMEOUT: Duration = Duration::from_secs(40);
+
+/// How long to wait at once.
+const WAIT: Duration = Duration::from_millis(100);
+
+/// Reads samples of the disk again over a new connection, and drops those that are as before. Stops at one that is not, and
+/// returns in what the disk differs. A sample that cannot be read any more proves nothing, unless another one is as before.
+///
+/// # Errors
+/// The connection was lost; or none of the samples can be read, and then none is left.
+pub(crate) fn check_samples(
+    connection: &mut dyn Connection,
+    samples: &mut Vec<Sample>,
+) -> Result<Option<String>, ConnectionLost> {
+    let (some, mut confirmed, mut unread) = (!samples.is_empty(), false, Vec::new());
+    while let Some(sample) = samples.pop() {
+        let at = sample.range.start;
+        let len = usize::try_from(sample.range.end - at).unwrap_or(usize::MAX);
+        match read_sync(connection, at, len) {
+            Ok(Ok(buffer)) if sample.is_of(buffer.bytes()) => confirmed = true,
+            Ok(Ok(_)) => {
+                return Ok(Some(format!("at byte {at} it holds something else than before")));
+            }
+            Ok(Err(_)) => unread.push(sample),
+            Err(lost) => {
+                // One that was read proves the next connection no less than this one.
+                let unread = if confirmed { Vec::new() } else { unread };
+                samples.splice(0..0, unread);
+                samples.push(sample);
+                return Err(lost);
+            }
+        }
+    }
+    if some && !confirmed {
+        return Err(ConnectionLost::new(
+            "nothing of what it held can be read, so it may be another disk",
+        ));
+    }
+    Ok(None)
+}
+
+/// Reads `len` bytes at `offset` over a connection with nothing in flight, and waits for them.
+///
+/// # Errors
+/// The connection was lost, or there was no answer in time; inside, the disk failed the read.
+pub fn read_sync(
+    connection: &mut dyn Connection,
+    offset: u64,
+    len: usize,
+) -> Result<Result<Buffer, RequestError>, ConnectionLost> {
+    let memory = Pool::new(len.next_multiple_of(4096)).open();
+    let buffer =
+        memory.take(len).ok_or_else(|| ConnectionLost::new("there is no memory for a read"))?;
+    let end = Instant::now() + READ_TIMEOUT;
+    connection.submit(0, Request::Read { offset, buffer });
+    loop {
+        connection.advance()?;
+        if let Some(completion) = connection.next_completion() {
+            let buffer = completion.buffer.ok_or(RequestError::Refused);
+            return Ok(completion.result.and(buffer));
+        }
+        if Instant::now() > end {
+            return Err(ConnectionLost::new(io::Error::from(io::ErrorKind::TimedOut)));
+        }
+        wait(connection);
+    }
+}
+
+fn wait(connection: &dyn Connection) {
+    let timeout = until(connection.deadline(), Instant::now(), WAIT);
+    match connection.interest() {
+        Interest::Fd(fd, flags) => {
+            let timeout = Timespec::try_from(timeout).unwrap_or_default();
+            // Interrupted, or out of memory for a moment: the caller looks again.
+            let _ = poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&timeout));
+        }
+        Interest::None => {}
+    }
+}

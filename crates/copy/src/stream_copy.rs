@@ -1,0 +1,459 @@
+//! Copies from a pipe to a disk and from a disk to a pipe: in order, in one thread, without going back. It knows no
+//! plan.
+//!
+//! What goes into a pipe cannot be read back: there is a hash of it, and no verification. What comes out of a pipe cannot
+//! be read again: if the way to its destination is lost, the copy ends.
+
+use std::io::{self, Cursor, Read as _, Write as _};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use export::{Account, Buffer, Pool};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::compare::read;
+use crate::hash_tree::{HashTree, RangeHash, TreeShape, is_zero};
+use crate::map::{Map, State};
+use crate::prepare;
+use crate::rate::RateLimit;
+use crate::run::{Monitor, StageProgress, StageResult, spawn, sync_io_error, verifying};
+use crate::sync_io::{SyncIo, SyncIoError};
+use crate::thread_io::OpenedEndpoint;
+use crate::{
+    CopyError, Disk, Endpoint, Finish, Outcome, Phase, Pipe, Refusal, Request, RequestError,
+    Settings,
+};
+
+/// Bytes of a piece.
+const PIECE: usize = Pool::MAX_BUFFER;
+
+/// How long to wait at once.
+const WAIT: Duration = Duration::from_millis(100);
+
+/// How far it is.
+#[derive(Debug, Default)]
+struct Counters {
+    done: AtomicU64,
+    zeroes: AtomicU64,
+}
+
+/// Copies a disk into a pipe.
+pub(crate) fn into_pipe(
+    place: Arc<dyn Endpoint>,
+    pipe: Pipe,
+    settings: &Settings,
+    monitor: &mut Monitor<'_>,
+) -> StageResult {
+    let looked = monitor.run_in_thread(Phase::Checking, move || prepare::open_source(place))?;
+    let source = looked.map_err(Outcome::Refused)?;
+    let total = source.disk.bytes;
+    monitor.report.bytes = total;
+    let (halt, reconnect_timeout) = (monitor.halt.clone(), settings.reconnect_timeout);
+    let limit = RateLimit::new(settings.rate, Instant::now());
+    let work = move |counters: &Counters| {
+        let mut io = SyncIo::new(&source, reconnect_timeout, &halt);
+        disk_to_pipe(&mut io, total, pipe.descriptor.into(), limit, counters)
+    };
+    let (result, counters) = run_with_progress(monitor, Some(total), work)?;
+    monitor.report.copied = counters.done.load(Ordering::Relaxed);
+    let hash = result?;
+    monitor.report.hash = settings.hash.then_some(hash);
+    Ok(())
+}
+
+/// Does the work in a thread of its own, and tells how far it is.
+fn run_with_progress<T: Send + 'static>(
+    monitor: &mut Monitor<'_>,
+    total: Option<u64>,
+    work: impl FnOnce(&Counters) -> T + Send + 'static,
+) -> Result<(T, Arc<Counters>), Outcome> {
+    let counters = Arc::new(Counters::default());
+    let theirs = counters.clone();
+    let thread = spawn(move || work(&theirs))?;
+    let mut results = monitor.join(vec![thread], &mut |_| StageProgress {
+        done: counters.done.load(Ordering::Relaxed),
+        zeroes: counters.zeroes.load(Ordering::Relaxed),
+        total,
+        ..StageProgress::only(Phase::Copying)
+    })?;
+    let result = results.pop().ok_or(Outcome::Failed(CopyError::Internal))?;
+    Ok((result, counters))
+}
+
+fn disk_to_pipe(
+    io: &mut SyncIo<'_>,
+    total: u64,
+    mut pipe: std::fs::File,
+    mut limit: RateLimit,
+    counters: &Counters,
+) -> Result<[u8; 32], Outcome> {
+    let account = Pool::new(PIECE).open();
+    let mut hasher = blake3::Hasher::new();
+    let mut at = 0;
+    while at < total {
+        let end = total.min(at + PIECE as u64);
+        wait_for_rate_limit(&limit, &mut || match io.keep_alive() {
+            // What is read is read again.
+            Err(SyncIoError::Disconnected) => Ok(()),
+            keep_alive => keep_alive.map_err(sync_io_error),
+        })?;
+        limit.take(end - at, Instant::now());
+        let buffer = read(io, &account, &(at..end)).map_err(sync_io_error)?;
+        let bad = || sync_io_error(io.failed(&(at..end), Err(RequestError::Media)));
+        let buffer = buffer.ok_or_else(bad)?;
+        hasher.update(buffer.bytes());
+        pipe.write_all(buffer.bytes()).map_err(broken)?;
+        at = end;
+        counters.done.store(at, Ordering::Relaxed);
+    }
+    sync_pipe(&pipe)?;
+    Ok(*hasher.finalize().as_bytes())
+}
+
+/// Waits until something may be moved. What has to be done meanwhile does `tend`.
+fn wait_for_rate_limit(
+    limit: &RateLimit,
+    keep_alive: &mut dyn FnMut() -> Result<(), Outcome>,
+) -> Result<(), Outcome> {
+    loop {
+        keep_alive()?;
+        let rest = limit.wait(Instant::now());
+        if rest.is_zero() {
+            return Ok(());
+        }
+        std::thread::sleep(rest.min(WAIT));
+    }
+}
+
+/// Behind what looks like a pipe may be a file or a disk, which fails what it took when it is flushed. Nothing else has
+/// anything to flush, and says so.
+fn sync_pipe(pipe: &std::fs::File) -> Result<(), Outcome> {
+    match rustix::io::retry_on_intr(|| rustix::fs::fdatasync(pipe)) {
+        Ok(()) | Err(Errno::INVAL | Errno::ROFS | Errno::OPNOTSUPP) => Ok(()),
+        Err(error) => Err(broken(error.into())),
+    }
+}
+
+fn broken(error: io::Error) -> Outcome {
+    Outcome::Failed(CopyError::Pipe(error))
+}
+
+/// Copies a pipe to a disk.
+pub(crate) fn into_disk(
+    pipe: Pipe,
+    place: Arc<dyn Endpoint>,
+    settings: &Settings,
+    monitor: &mut Monitor<'_>,
+) -> StageResult {
+    let to = place.clone();
+    let disk = monitor.run_in_thread(Phase::Checking, move || admit(&*to))??;
+    let end = OpenedEndpoint::new(place.clone(), disk.clone());
+    let (halt, reconnect_timeout, verify, sparse) =
+        (monitor.halt.clone(), settings.reconnect_timeout, settings.verify, settings.sparse);
+    let limit = RateLimit::new(settings.rate, Instant::now());
+    let (total, unpacked) = (pipe.bytes, pipe.finish.is_some());
+    let work = move |counters: &Counters| {
+        let io = SyncIo::new(&end, reconnect_timeout, &halt);
+        let writer =
+            PipeToDisk { io, disk: end.disk.clone(), sparse, counters, hashes: Vec::new() };
+        writer.copy_from(PipeReader::new(pipe), limit, verify)
+    };
+    let (result, counters) = run_with_progress(monitor, total, work)?;
+    monitor.report.zeroes = counters.zeroes.load(Ordering::Relaxed);
+    let done = counters.done.load(Ordering::Relaxed);
+    monitor.report.copied = done.saturating_sub(monitor.report.zeroes);
+    let PipeCopied { bytes, padded, tree } = result?;
+    monitor.report.padded = padded;
+    // A program that failed leaves an empty pipe.
+    if bytes == 0 {
+        let nothing = || {
+            CopyError::Incomplete("what was unpacked is empty: there is nothing to copy".to_owned())
+        };
+        return Err(Outcome::Failed(if unpacked { nothing() } else { CopyError::EmptyPipe }));
+    }
+    monitor.report.bytes = bytes;
+    if !verify {
+        return Ok(());
+    }
+    // A file has grown meanwhile.
+    let to = place.clone();
+    let opened =
+        monitor.run_in_thread(Phase::Verifying, move || to.open().map(|(disk, _)| disk))?;
+    let disk = opened.map_err(|why| lost(&disk.name, &why))?;
+    let mut map = Map::new(bytes);
+    map.set(0..bytes, State::Finished);
+    let end = OpenedEndpoint::new(place, disk);
+    verifying::verify(None, &end, &map, tree, settings, monitor)
+}
+
+fn lost(name: &str, why: &dyn ToString) -> Outcome {
+    Outcome::Failed(CopyError::Lost { name: name.to_owned(), why: why.to_string() })
+}
+
+/// The destination, if it can be written at all. How much it is to take is not known.
+fn admit(place: &dyn Endpoint) -> Result<Disk, Outcome> {
+    let refused = |why| Outcome::Refused(Refusal::Destination(why));
+    place.prepare(0).map_err(refused)?;
+    let (disk, _) = place.open().map_err(refused)?;
+    if disk.writable {
+        return Ok(disk);
+    }
+    Err(Outcome::Refused(Refusal::ReadOnly { destination: disk.name }))
+}
+
+/// What comes out of a pipe.
+struct PipeReader {
+    head: Cursor<Vec<u8>>,
+    pipe: std::fs::File,
+    bytes: Option<u64>,
+    finish: Option<Finish>,
+}
+
+impl PipeReader {
+    fn new(pipe: Pipe) -> Self {
+        let Pipe { descriptor, head, bytes, finish } = pipe;
+        Self { head: Cursor::new(head), pipe: descriptor.into(), bytes, finish }
+    }
+
+    /// Reads what there is, or waits for it; nothing at the end. What has to be done meanwhile does `tend`.
+    fn read(
+        &mut self,
+        bytes: &mut [u8],
+        keep_alive: &mut dyn FnMut() -> Result<(), Outcome>,
+    ) -> Result<usize, Outcome> {
+        let got = self.head.read(bytes).unwrap_or(0);
+        if got > 0 {
+            return Ok(got);
+        }
+        loop {
+            wait_for_pipe(&self.pipe, keep_alive)?;
+            match self.pipe.read(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => return other.map_err(broken),
+            }
+        }
+    }
+}
+
+/// What a pipe has come to at the destination.
+struct PipeCopied {
+    /// Bytes, with those that fill up the last block.
+    bytes: u64,
+    padded: u64,
+    tree: HashTree,
+}
+
+/// Writes what comes out of a pipe.
+struct PipeToDisk<'a> {
+    io: SyncIo<'a>,
+    disk: Arc<Disk>,
+    sparse: bool,
+    counters: &'a Counters,
+    hashes: Vec<RangeHash>,
+}
+
+impl PipeToDisk<'_> {
+    /// Until the pipe ends.
+    fn copy_from(
+        mut self,
+        mut stream: PipeReader,
+        mut limit: RateLimit,
+        verify: bool,
+    ) -> Result<PipeCopied, Outcome> {
+        let account = Pool::new(4 * PIECE).open();
+        let _ = rustix::pipe::fcntl_setpipe_size(&stream.pipe, PIECE);
+        let (mut at, mut last) = (0, None);
+        // Each piece waits for the next one: the last is treated in another way.
+        while let Some(buffer) = self.next(&mut stream, &account, &limit)? {
+            let len = buffer.len() as u64;
+            limit.take(len, Instant::now());
+            if let Some((offset, buffer)) = last.replace((at, buffer)) {
+                self.write(offset, buffer, verify.then(TreeShape::endless))?;
+            }
+            at += len;
+        }
+        // Checked before success is reported: the data may be incomplete.
+        if let Some(finish) = stream.finish.take() {
+            finish().map_err(|why| Outcome::Failed(CopyError::Incomplete(why)))?;
+        }
+        if let Some(announced) = stream.bytes.filter(|announced| *announced != at) {
+            let why = format!("{announced} bytes were announced, and {at} came out of the pipe");
+            return Err(Outcome::Failed(CopyError::Incomplete(why)));
+        }
+        let bytes = at.next_multiple_of(u64::from(self.disk.block.max(1)));
+        let shape = TreeShape::new(bytes);
+        if let Some((offset, buffer)) = last {
+            let buffer = padded(buffer, &account, bytes - offset)?;
+            self.sparse = false;
+            self.write(offset, buffer, verify.then_some(shape))?;
+        }
+        self.run(Request::Flush, |name, why| CopyError::Flush { name, why })?;
+        let mut tree = HashTree::new(bytes);
+        self.hashes.into_iter().for_each(|hash| tree.insert(hash));
+        Ok(PipeCopied { bytes, padded: bytes - at, tree })
+    }
+
+    /// The next piece of the pipe. The way to the disk is kept alive meanwhile, however long that takes.
+    fn next(
+        &mut self,
+        stream: &mut PipeReader,
+        account: &Account,
+        limit: &RateLimit,
+    ) -> Result<Option<Buffer>, Outcome> {
+        let mut keep_alive = || self.io.keep_alive().map_err(|error| outcome(&self.disk, error));
+        wait_for_rate_limit(limit, &mut keep_alive)?;
+        next(stream, account, &mut keep_alive)
+    }
+
+    fn write(
+        &mut self,
+        offset: u64,
+        buffer: Buffer,
+        shape: Option<TreeShape>,
+    ) -> Result<(), Outcome> {
+        let len = buffer.len() as u64;
+        let name = self.disk.name.clone();
+        // A file that was just made grows; everything else is as large as it is.
+        if self.disk.bytes != 0 && offset + len > self.disk.bytes {
+            let why = RequestError::NoSpace;
+            return Err(Outcome::Failed(CopyError::Write { name, offset, len, why }));
+        }
+        if let Some(shape) = shape {
+            self.hashes.extend(shape.hash_range(offset, buffer.bytes()));
+        }
+        self.counters.done.fetch_add(len, Ordering::Relaxed);
+        if self.sparse && is_zero(buffer.bytes()) && self.zero(offset, len)? {
+            self.counters.zeroes.fetch_add(len, Ordering::Relaxed);
+            return Ok(());
+        }
+        self.write_all(offset, buffer)
+    }
+
+    fn write_all(&mut self, offset: u64, buffer: Buffer) -> Result<(), Outcome> {
+        let most = usize::try_from(self.disk.max_transfer).unwrap_or(PIECE).max(512);
+        let (mut from, all) = (0, buffer.len());
+        let mut buffer = Some(buffer);
+        while let Some(memory) = buffer.take().filter(|_| from < all) {
+            let to = all.min(from + most);
+            let at = offset + from as u64;
+            let work = Request::Write { offset: at, buffer: memory, part: from..to };
+            let error =
+                |name, why| CopyError::Write { name, offset: at, len: (to - from) as u64, why };
+            buffer = self.run(work, error)?;
+            from = to;
+        }
+        Ok(())
+    }
+
+    /// Has a range be zeros without writing them; tells whether that could be done.
+    fn zero(&mut self, offset: u64, len: u64) -> Result<bool, Outcome> {
+        if self.disk.blank {
+            return Ok(true);
+        }
+        if self.disk.max_zero < len {
+            return Ok(false);
+        }
+        match self
+            .io
+            .run(Request::Zero { offset, len })
+            .map_err(|error| self.outcome(error))?
+            .result
+        {
+            Ok(()) => Ok(true),
+            Err(RequestError::Unsupported) => Ok(false),
+            Err(why) => {
+                let name = self.disk.name.clone();
+                Err(Outcome::Failed(CopyError::Write { name, offset, len, why }))
+            }
+        }
+    }
+
+    fn run(
+        &mut self,
+        work: Request,
+        error: impl FnOnce(String, RequestError) -> CopyError,
+    ) -> Result<Option<Buffer>, Outcome> {
+        let ended = self.io.run(work).map_err(|error| self.outcome(error))?;
+        let name = self.disk.name.clone();
+        ended.result.map_err(|why| Outcome::Failed(error(name, why)))?;
+        Ok(ended.buffer)
+    }
+
+    fn outcome(&self, error: SyncIoError) -> Outcome {
+        outcome(&self.disk, error)
+    }
+}
+
+/// What a work that was not done makes of a copy whose source cannot be read again.
+fn outcome(disk: &Disk, error: SyncIoError) -> Outcome {
+    match error {
+        SyncIoError::Disconnected => {
+            lost(&disk.name, &"what came from the pipe cannot be read again")
+        }
+        other => sync_io_error(other),
+    }
+}
+
+/// The next piece of a pipe, whole but for the last; nothing at its end.
+fn next(
+    stream: &mut PipeReader,
+    account: &Account,
+    keep_alive: &mut dyn FnMut() -> Result<(), Outcome>,
+) -> Result<Option<Buffer>, Outcome> {
+    let mut buffer = memory(account, PIECE)?;
+    let mut got = 0;
+    while got < PIECE {
+        let rest = buffer.bytes_mut().get_mut(got..).unwrap_or_default();
+        match stream.read(rest, keep_alive)? {
+            0 => break,
+            more => got += more,
+        }
+    }
+    match got {
+        0 => Ok(None),
+        PIECE => Ok(Some(buffer)),
+        _ => cut(&buffer, account, got).map(Some),
+    }
+}
+
+/// Waits for a pipe, and looks now and then at what else there is to do, and whether to stop.
+fn wait_for_pipe(
+    pipe: &std::fs::File,
+    keep_alive: &mut dyn FnMut() -> Result<(), Outcome>,
+) -> Result<(), Outcome> {
+    let tick = Timespec::try_from(WAIT).unwrap_or_default();
+    loop {
+        keep_alive()?;
+        let mut fds = [PollFd::from_borrowed_fd(pipe.as_fd(), PollFlags::IN)];
+        if poll(&mut fds, Some(&tick)).is_ok_and(|ready| ready > 0) {
+            return Ok(());
+        }
+    }
+}
+
+fn memory(account: &Account, len: usize) -> Result<Buffer, Outcome> {
+    account.take(len).ok_or(Outcome::Failed(CopyError::Internal))
+}
+
+/// The beginning of a buffer.
+fn cut(buffer: &Buffer, account: &Account, len: usize) -> Result<Buffer, Outcome> {
+    let mut short = memory(account, len)?;
+    short.bytes_mut().copy_from_slice(buffer.bytes().get(..len).unwrap_or_default());
+    Ok(short)
+}
+
+/// A buffer with zeros at its end, so that it is `len` bytes.
+fn padded(buffer: Buffer, account: &Account, len: u64) -> Result<Buffer, Outcome> {
+    let (used, len) = (buffer.len(), usize::try_from(len).unwrap_or(usize::MAX));
+    if used == len {
+        return Ok(buffer);
+    }
+    let mut long = memory(account, len)?;
+    let (head, tail) = long.bytes_mut().split_at_mut(used.min(len));
+    head.copy_from_slice(buffer.bytes().get(..head.len()).unwrap_or_default());
+    tail.fill(0);
+    Ok(long)
+}

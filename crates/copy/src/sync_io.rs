@@ -1,0 +1,137 @@
+//! One request at a time at one end, waited for: samples before a copy, comparing after it, and pipes. It knows no plan.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::thread_io::{IoEvent, OpenedEndpoint, Side, ThreadIo};
+use crate::{Completion, CopyError, Request, RequestError};
+
+/// A way to one end, for one request at a time.
+pub(crate) struct SyncIo<'a> {
+    target: OpenedEndpoint,
+    io: ThreadIo,
+    stop: &'a AtomicBool,
+}
+
+/// How long to wait at once.
+const WAIT: Duration = Duration::from_millis(100);
+
+/// Why a request was not done.
+#[derive(Debug)]
+pub(crate) enum SyncIoError {
+    /// The copy was told to stop.
+    Cancelled,
+    /// The end was lost; it is there again, and what was not flushed may have been lost.
+    Disconnected,
+    /// It cannot be done.
+    Failed(CopyError),
+}
+
+impl<'a> SyncIo<'a> {
+    pub(crate) fn new(
+        target: &OpenedEndpoint,
+        reconnect_timeout: Duration,
+        stop: &'a AtomicBool,
+    ) -> Self {
+        let io = ThreadIo::new(Some(target), None, reconnect_timeout);
+        Self { target: target.clone(), io, stop }
+    }
+
+    /// From now on what is read comes from the disk itself.
+    pub(crate) fn drop_caches(&mut self) -> Result<(), SyncIoError> {
+        self.ensure_connected()?;
+        if let Some(connection) = self.io.connection(Side::Source) {
+            connection.drop_caches();
+        }
+        Ok(())
+    }
+
+    /// Does a request, and waits for it. How it ended is the caller's to judge.
+    pub(crate) fn run(&mut self, request: Request) -> Result<Completion, SyncIoError> {
+        self.ensure_connected()?;
+        let reads = match request {
+            Request::Read { offset, .. } => Some(offset),
+            _ => None,
+        };
+        self.io.submit(Side::Source, 0, request);
+        loop {
+            match self.io.next() {
+                Some(IoEvent::Completed(_, completion)) => {
+                    if let (Some(offset), Ok(()), Some(buffer)) =
+                        (reads, completion.result, &completion.buffer)
+                    {
+                        self.target.keep_sample(offset, buffer.bytes());
+                    }
+                    return Ok(completion);
+                }
+                Some(IoEvent::Disconnected(..)) => {
+                    self.ensure_connected()?;
+                    return Err(SyncIoError::Disconnected);
+                }
+                Some(other) => self.check_event(other)?,
+                None => drop(self.io.wait(WAIT)),
+            }
+            self.check_cancelled()?;
+        }
+    }
+
+    /// Keeps the way alive while nothing is under way on it.
+    pub(crate) fn keep_alive(&mut self) -> Result<(), SyncIoError> {
+        match self.io.next() {
+            Some(IoEvent::Disconnected(..)) => {
+                self.ensure_connected()?;
+                return Err(SyncIoError::Disconnected);
+            }
+            Some(other) => self.check_event(other)?,
+            None => {}
+        }
+        self.check_cancelled()
+    }
+
+    /// What a read that failed, and not for a bad sector, makes of the copy.
+    pub(crate) fn failed(
+        &self,
+        range: &Range<u64>,
+        result: Result<(), RequestError>,
+    ) -> SyncIoError {
+        let why = result.err().unwrap_or(RequestError::Refused);
+        let (offset, len) = (range.start, range.end - range.start);
+        SyncIoError::Failed(CopyError::Read { name: self.name(), offset, len, why })
+    }
+
+    /// Waits until the end is there.
+    fn ensure_connected(&mut self) -> Result<(), SyncIoError> {
+        while !self.io.has_free_slot(Side::Source) {
+            match self.io.next() {
+                Some(event) => self.check_event(event)?,
+                None if self.io.wait(WAIT) => {}
+                None => std::thread::sleep(WAIT),
+            }
+            self.check_cancelled()?;
+        }
+        Ok(())
+    }
+
+    fn name(&self) -> String {
+        self.target.disk.name.clone()
+    }
+
+    fn check_cancelled(&self) -> Result<(), SyncIoError> {
+        if self.stop.load(Ordering::Acquire) { Err(SyncIoError::Cancelled) } else { Ok(()) }
+    }
+
+    fn check_event(&self, event: IoEvent) -> Result<(), SyncIoError> {
+        let name = self.name();
+        match event {
+            IoEvent::Unreachable(_, why) => Err(SyncIoError::Failed(CopyError::Lost { name, why })),
+            IoEvent::DifferentDisk(_, why) => {
+                Err(SyncIoError::Failed(CopyError::DifferentDisk { name, why }))
+            }
+            IoEvent::Violation(_, why) => {
+                Err(SyncIoError::Failed(CopyError::Violation { name, why }))
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! A connection that never blocks, between a [`Transport`] and the pure half of a protocol: what is to be sent waits here, what
+//! comes goes straight to where it belongs. It knows no protocol.
+
+use std::io::{self, ErrorKind, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use export::{DirectRecv, Segment};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt;
+
+use super::Transport;
+use super::send_queue::SendQueue;
+
+/// The half of a protocol that takes in what comes.
+pub(crate) trait Protocol {
+    /// Bytes came. Tells how many it has taken; the rest is offered again with what comes after it.
+    fn receive(&mut self, bytes: &[u8]) -> usize;
+
+    /// Memory that the next bytes belong in.
+    fn direct_recv(&mut self) -> Option<DirectRecv>;
+
+    /// The memory comes back, with `got` bytes received into it.
+    fn direct_received(&mut self, direct_recv: DirectRecv, got: usize);
+}
+
+/// A connection.
+pub(crate) struct BufferedTransport {
+    transport: Box<dyn Transport>,
+    send_queue: SendQueue,
+    recv_buf: Box<[u8]>,
+    /// Bytes at the start of `recv_buf` that were not taken yet.
+    buffered: usize,
+    /// When something came last.
+    last_received: Instant,
+}
+
+/// Bytes that are not received in place, at once: a header and little of what follows, which is copied.
+const HEADER_READ: usize = 8 << 10;
+
+/// Bytes of headers that wait for their end: more than any protocol leaves.
+const RECV_BUF: usize = 64 << 10;
+
+/// When a connection on which nothing moves is probed, and how often without an answer: 3 + 3 * 2 seconds. A connection that is
+/// given up for a network that was only slow is made again, and costs what was in flight.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(3);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// How long sent bytes may go without a sign that they arrived, in milliseconds.
+const USER_TIMEOUT_MS: u32 = 10_000;
+
+impl BufferedTransport {
+    /// Takes a connection over.
+    pub(crate) fn new(transport: Box<dyn Transport>) -> io::Result<Self> {
+        transport.set_nonblocking(true)?;
+        set_socket_options(transport.as_fd());
+        let recv_buf = vec![0; RECV_BUF].into_boxed_slice();
+        Ok(Self {
+            transport,
+            send_queue: SendQueue::default(),
+            recv_buf,
+            buffered: 0,
+            last_received: Instant::now(),
+        })
+    }
+
+    /// Takes a segment in; [`BufferedTransport::flush`] sends it.
+    pub(crate) fn push(&mut self, segment: Segment) {
+        self.send_queue.push(segment);
+    }
+
+    /// Sends what the connection takes now.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        self.send_queue.flush(&mut self.transport)?;
+        match self.transport.flush() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Sends and receives what can be without waiting. Tells whether anything came.
+    ///
+    /// # Errors
+    /// The connection is gone. What came before that is taken in first: it may tell why.
+    pub(crate) fn exchange(&mut self, protocol: &mut impl Protocol) -> io::Result<bool> {
+        let flushed = self.flush();
+        match self.receive(protocol)? {
+            true => Ok(true),
+            false => flushed.map(|()| false),
+        }
+    }
+
+    /// Receives all that is there, and tells whether that is anything.
+    fn receive(&mut self, protocol: &mut impl Protocol) -> io::Result<bool> {
+        let mut came = false;
+        loop {
+            match self.receive_once(protocol) {
+                Ok(true) => came = true,
+                Ok(false) => break,
+                Err(_) if came => break,
+                Err(error) => return Err(error),
+            }
+        }
+        if came {
+            self.last_received = Instant::now();
+        }
+        Ok(came)
+    }
+
+    /// Receives once; tells whether there was anything.
+    fn receive_once(&mut self, protocol: &mut impl Protocol) -> io::Result<bool> {
+        match if self.buffered == 0 { protocol.direct_recv() } else { None } {
+            Some(direct_recv) => self.receive_in_place(protocol, direct_recv),
+            None => self.receive_headers(protocol),
+        }
+    }
+
+    /// Receives into the direct_recv, and what comes behind it as headers.
+    fn receive_in_place(
+        &mut self,
+        protocol: &mut impl Protocol,
+        mut direct_recv: DirectRecv,
+    ) -> io::Result<bool> {
+        let (start, end) = (direct_recv.start, direct_recv.end);
+        let target = direct_recv.buffer.bytes_mut().get_mut(start..end).unwrap_or_default();
+        let len = target.len();
+        let headers = self.recv_buf.get_mut(..HEADER_READ).unwrap_or_default();
+        let mut slices = [IoSliceMut::new(target), IoSliceMut::new(headers)];
+        let got = io_result(self.transport.read_vectored(&mut slices));
+        let came = *got.as_ref().unwrap_or(&None);
+        protocol.direct_received(direct_recv, came.unwrap_or(0).min(len));
+        let Some(came) = got? else { return Ok(false) };
+        self.deliver(protocol, came.saturating_sub(len));
+        Ok(true)
+    }
+
+    fn receive_headers(&mut self, protocol: &mut impl Protocol) -> io::Result<bool> {
+        let room = (self.buffered + HEADER_READ).min(self.recv_buf.len());
+        let target = self.recv_buf.get_mut(self.buffered..room).unwrap_or_default();
+        let Some(came) = io_result(self.transport.read(target))? else { return Ok(false) };
+        self.deliver(protocol, self.buffered + came);
+        Ok(true)
+    }
+
+    /// Offers the first `filled` bytes of the recv_buf.
+    fn deliver(&mut self, protocol: &mut impl Protocol, filled: usize) {
+        let taken = protocol.receive(self.recv_buf.get(..filled).unwrap_or_default()).min(filled);
+        self.recv_buf.copy_within(taken..filled, 0);
+        self.buffered = filled - taken;
+    }
+
+    /// When something came last, or the connection was made.
+    pub(crate) fn last_received(&self) -> Instant {
+        self.last_received
+    }
+
+    /// What to wait for on its descriptor.
+    pub(crate) fn poll_flags(&self) -> PollFlags {
+        match self.send_queue.is_empty() && !self.transport.has_unsent() {
+            true => PollFlags::IN,
+            false => PollFlags::IN | PollFlags::OUT,
+        }
+    }
+
+    /// Waits until something comes or can be sent, but not beyond `deadline`.
+    pub(crate) fn wait(&self, deadline: Instant) -> io::Result<()> {
+        if self.transport.has_unread() {
+            return Ok(());
+        }
+        wait_for(self.as_fd(), self.poll_flags(), deadline)
+    }
+}
+
+impl AsFd for BufferedTransport {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.transport.as_fd()
+    }
+}
+
+impl std::fmt::Debug for BufferedTransport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "BufferedTransport({:?})", self.transport.as_fd())
+    }
+}
+
+/// Waits until the descriptor is ready.
+///
+/// # Errors
+/// Timed out: the deadline passed.
+fn wait_for(fd: BorrowedFd<'_>, flags: PollFlags, deadline: Instant) -> io::Result<()> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let left = Timespec::try_from(left).map_err(|_| ErrorKind::InvalidInput)?;
+    match poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&left)) {
+        Ok(0) => Err(io::Error::new(ErrorKind::TimedOut, "no answer in time")),
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Reads some bytes from a connection that does not block, waiting for them until `deadline`.
+///
+/// # Errors
+/// As for reading; the other end closed; or the deadline passed.
+pub(crate) fn read_before(
+    transport: &mut dyn Transport,
+    into: &mut [u8],
+    deadline: Instant,
+) -> io::Result<usize> {
+    loop {
+        match io_result(transport.read(into))? {
+            None | Some(0) => {}
+            Some(came) => return Ok(came),
+        }
+        wait_for(transport.as_fd(), PollFlags::IN, deadline)?;
+    }
+}
+
+/// What a read gave: nothing if it would have had to wait.
+fn io_result(got: io::Result<usize>) -> io::Result<Option<usize>> {
+    match got {
+        Ok(0) => {
+            Err(io::Error::new(ErrorKind::UnexpectedEof, "the other end closed the connection"))
+        }
+        Ok(got) => Ok(Some(got)),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+        Err(error) if error.kind() == ErrorKind::Interrupted => Ok(Some(0)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Has the system find out when the other end is gone, and not wait before it sends. For what is no TCP it means nothing.
+fn set_socket_options(socket: BorrowedFd<'_>) {
+    let _ = sockopt::set_tcp_nodelay(socket, true)
+        .and_then(|()| sockopt::set_socket_keepalive(socket, true))
+        .and_then(|()| sockopt::set_tcp_keepidle(socket, KEEPALIVE_IDLE))
+        .and_then(|()| sockopt::set_tcp_keepintvl(socket, KEEPALIVE_INTERVAL))
+        .and_then(|()| sockopt::set_tcp_keepcnt(socket, KEEPALIVE_PROBES))
+        .and_then(|()| sockopt::set_tcp_user_timeout(socket, USER_TIMEOUT_MS));
+}

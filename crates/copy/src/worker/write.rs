@@ -1,0 +1,199 @@
+//! The half of a thread that writes: pieces that were read go to the destination, and on stable storage in time. It knows
+//! nothing of reading.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::piece::Piece;
+use super::{FLUSH, FLUSH_INTERVAL, WAIT, Worker};
+use crate::sample::Sample;
+use crate::thread_io::Side;
+use crate::{Completion, CopyError, Request, RequestError};
+
+impl Worker {
+    /// Writes what is next of a piece, or finishes it.
+    pub(super) fn write_next(&mut self, tag: u32) {
+        while let Some((range, zero)) = self.pieces.get(tag).and_then(|piece| piece.first()) {
+            if zero && self.is_already_zero() {
+                self.advance(tag, range.end - range.start, true);
+                continue;
+            }
+            if !self.io.has_free_slot(Side::Destination) {
+                return self.waiting.push_back(tag);
+            }
+            let request = if zero { self.make_zero(tag, &range) } else { self.write(tag, &range) };
+            let Some((len, request)) = request else { return self.waiting.push_back(tag) };
+            if let Some(piece) = self.pieces.get(tag) {
+                piece.sent = (len, matches!(request, Request::Zero { .. }));
+            }
+            return self.io.submit(Side::Destination, tag, request);
+        }
+        if let Some(piece) = self.pieces.remove(tag) {
+            self.sample_written(&piece);
+            self.finish(piece.range);
+        }
+    }
+
+    /// Keeps a sample of what was written to another machine, one for each flush.
+    fn sample_written(&mut self, piece: &Piece) {
+        let Some(disk) = self.shared.destination.as_ref().map(|end| &end.disk) else {
+            return;
+        };
+        if let Some(buffer) = piece.buffer.as_ref().filter(|_| disk.remote && self.sample.is_none())
+        {
+            self.sample = Sample::of(piece.range.start, buffer.bytes(), disk.block);
+        }
+    }
+
+    /// Whether zeros need no writing.
+    fn is_already_zero(&self) -> bool {
+        let config = &self.shared.config;
+        self.shared.destination.is_none() || (config.sparse && config.blank)
+    }
+
+    /// Has the destination make zeros, or writes them if it cannot, or should not.
+    fn make_zero(&mut self, tag: u32, range: &Range<u64>) -> Option<(u64, Request)> {
+        if !self.shared.config.sparse || self.max_zero == 0 {
+            return self.write(tag, range);
+        }
+        let len = self.max_zero.min(range.end - range.start);
+        Some((len, Request::Zero { offset: range.start, len }))
+    }
+
+    /// Writes what was read, or zeros; nothing if there is no memory for them now.
+    fn write(&mut self, tag: u32, range: &Range<u64>) -> Option<(u64, Request)> {
+        let piece = self.pieces.get(tag)?;
+        let base = piece.range.start;
+        if let Some(buffer) = piece.buffer.take() {
+            let part = usize::try_from(range.start - base).ok()?
+                ..usize::try_from(range.end - base).ok()?;
+            return Some((
+                range.end - range.start,
+                Request::Write { offset: range.start, buffer, part },
+            ));
+        }
+        let len = self.shared.config.chunk.min(range.end - range.start);
+        let mut buffer = self.account.take(usize::try_from(len).ok()?)?;
+        buffer.bytes_mut().fill(0);
+        let part = 0..buffer.len();
+        Some((len, Request::Write { offset: range.start, buffer, part }))
+    }
+
+    /// Goes on with pieces that waited.
+    pub(super) fn write_waiting(&mut self) {
+        for _ in 0..self.waiting.len() {
+            if !self.io.has_free_slot(Side::Destination) {
+                return;
+            }
+            if let Some(tag) = self.waiting.pop_front() {
+                self.write_next(tag);
+            }
+        }
+    }
+
+    pub(super) fn destination_completed(&mut self, completion: Completion) {
+        let Some(piece) = self.pieces.get(completion.tag) else { return };
+        if !piece.zeros {
+            piece.buffer = piece.buffer.take().or(completion.buffer);
+        }
+        let (len, zero) = piece.sent;
+        match completion.result {
+            Ok(()) => self.advance(completion.tag, len, zero),
+            Err(RequestError::Unsupported) if zero => self.max_zero = 0,
+            Err(why) => return self.write_failed(completion.tag, len, why),
+        }
+        self.write_next(completion.tag);
+    }
+
+    fn write_failed(&mut self, tag: u32, len: u64, why: RequestError) {
+        let Some(piece) = self.pieces.remove(tag) else { return };
+        let offset = piece.first().map_or(piece.range.start, |(range, _)| range.start);
+        let name = self.name(Side::Destination);
+        self.shared.fail(CopyError::Write { name, offset, len, why });
+    }
+
+    fn advance(&mut self, tag: u32, len: u64, zero: bool) {
+        if let Some(piece) = self.pieces.get(tag) {
+            piece.advance(len);
+        }
+        let counter = if zero { &self.shared.zeroes } else { &self.shared.copied };
+        counter.fetch_add(len, Ordering::Relaxed);
+    }
+
+    /// A piece is at the destination; or while verifying, it was looked at.
+    pub(super) fn finish(&mut self, range: Range<u64>) {
+        if self.shared.destination.is_some() {
+            self.unflushed_since.get_or_insert_with(Instant::now);
+            if self.shared.config.track_unflushed {
+                self.unflushed_bytes += range.end - range.start;
+                self.shared.add_unflushed(&range);
+                self.unflushed.push(range.clone());
+            }
+        }
+        self.shared.change(|plan| plan.written(range));
+    }
+
+    /// Begins a flush if it is time for one. Tells whether it did.
+    pub(super) fn flush_if_due(&mut self, done: bool) -> bool {
+        let Some(unflushed_since) = self.unflushed_since.filter(|_| self.flushing.is_none()) else {
+            return false;
+        };
+        let config = &self.shared.config;
+        let over = done || (self.shared.is_halted() && self.pieces.is_empty());
+        let due = config.track_unflushed
+            && (unflushed_since.elapsed() > FLUSH_INTERVAL
+                || self.unflushed_bytes > config.max_unflushed);
+        if !(over || due) || !self.io.has_free_slot(Side::Destination) {
+            return false;
+        }
+        self.unflushed_since = None;
+        self.unflushed_bytes = 0;
+        self.flushing = Some(std::mem::take(&mut self.unflushed));
+        self.flushing_sample = self.sample.take();
+        self.io.submit(Side::Destination, FLUSH, Request::Flush);
+        true
+    }
+
+    pub(super) fn flush_completed(&mut self, result: Result<(), RequestError>) {
+        let flushed = self.flushing.take().unwrap_or_default();
+        let sample = self.flushing_sample.take();
+        match result {
+            Ok(()) => {
+                self.shared.remove_unflushed(&flushed);
+                if let (Some(sample), Some(end)) = (sample, &self.shared.destination) {
+                    end.samples.add(sample);
+                }
+            }
+            Err(why) => {
+                self.shared.fail(CopyError::Flush { name: self.name(Side::Destination), why })
+            }
+        }
+    }
+
+    /// Waits until there may be something to do.
+    pub(super) fn wait(&self) {
+        let limit = self.shared.limit();
+        let most = if limit.is_zero() { WAIT } else { limit.min(WAIT) };
+        let idle = self.pieces.is_empty() && self.flushing.is_none();
+        if idle || !self.io.wait(most) {
+            self.shared.wait(most / 4);
+        }
+    }
+
+    pub(super) fn name(&self, side: Side) -> String {
+        let end = match side {
+            Side::Source => Some(&self.shared.source),
+            Side::Destination => self.shared.destination.as_ref(),
+        };
+        end.map(|end| end.disk.name.clone()).unwrap_or_default()
+    }
+
+    pub(super) fn count(&self, bytes: u64) {
+        self.shared.copied.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn count_resent(&self, range: &Range<u64>) {
+        self.shared.resent.fetch_add(range.end - range.start, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,329 @@
+//! NBD servers that tell no identity and lose their connections, at the other end of a socket: what a copy makes of them.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use copy::{
+    CopyError, Dial, End, EndpointError, FileEndpoint, Job, NbdEndpoint, OpenMode, Outcome,
+    Refusal, Report, Settings, Transport,
+};
+use nbd::wire::handshake::Hello;
+use nbd::wire::option::{self, InfoExport, ReplyHeader};
+use nbd::wire::reply::SimpleReply;
+use nbd::wire::request::{self as command, Request, flags};
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::driver::pattern;
+
+const BYTES: usize = 4 << 20;
+
+/// What is done with a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Act {
+    Answer,
+    /// The connection is ended, and with it all others.
+    Cut,
+    /// The answer is one to another request.
+    WrongCookie,
+}
+
+/// Decides what is done with a request.
+type Judge = Box<dyn Fn(&Server, &Request) -> Act + Send + Sync>;
+
+/// A server that lends one disk at a time, by no identity but its name.
+struct Server {
+    disks: Mutex<Vec<Vec<u8>>>,
+    /// Which of the disks the next connections lead to.
+    lends: AtomicUsize,
+    /// Whether each connection leads to the next disk.
+    alternates: AtomicBool,
+    /// Connections of an earlier generation are ended.
+    generation: AtomicUsize,
+    connections: AtomicUsize,
+    /// Reads that one connection is good for.
+    limit: AtomicUsize,
+    reads: AtomicUsize,
+    flushes: AtomicUsize,
+    judge: Judge,
+}
+
+impl Server {
+    fn new(judge: impl Fn(&Self, &Request) -> Act + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            disks: Mutex::new(vec![pattern(1, BYTES), pattern(2, BYTES)]),
+            lends: AtomicUsize::new(0),
+            alternates: AtomicBool::new(false),
+            generation: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+            limit: AtomicUsize::new(usize::MAX),
+            reads: AtomicUsize::new(0),
+            flushes: AtomicUsize::new(0),
+            judge: Box::new(judge),
+        })
+    }
+
+    fn place(self: &Arc<Self>) -> End {
+        let server = self.clone();
+        let dial: Dial = Arc::new(move || {
+            let (mine, theirs) = UnixStream::pair().unwrap();
+            let count = server.connections.fetch_add(1, Ordering::SeqCst);
+            let server = server.clone();
+            let disk = match server.alternates.load(Ordering::SeqCst) {
+                true => count % 2,
+                false => server.lends.load(Ordering::SeqCst),
+            };
+            // Whether the client hangs up on it is the client's affair.
+            thread::spawn(move || drop(server.serve(theirs, disk)));
+            Ok(Box::new(mine) as Box<dyn Transport>)
+        });
+        End::Disk(Box::new(NbdEndpoint::new("nbd://rude", "disk", dial)))
+    }
+
+    /// Ends all connections, and lends that disk from now on.
+    fn restart(&self, disk: usize) {
+        self.lends.store(disk, Ordering::SeqCst);
+        self.generation.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn serve(&self, mut stream: UnixStream, disk: usize) -> std::io::Result<()> {
+        let generation = self.generation.load(Ordering::SeqCst);
+        open(&mut stream)?;
+        let mut left = self.limit.load(Ordering::SeqCst);
+        loop {
+            let mut header = [0; size_of::<Request>()];
+            stream.read_exact(&mut header)?;
+            let request = Request::read_from_bytes(&header).unwrap();
+            let (kind, start) = (request.command.get(), request.offset.get());
+            let len = usize::try_from(request.len.get()).unwrap();
+            let start = usize::try_from(start).unwrap();
+            let mut data = vec![0; if kind == command::WRITE { len } else { 0 }];
+            stream.read_exact(&mut data)?;
+            let count = match kind {
+                command::READ => &self.reads,
+                command::FLUSH => &self.flushes,
+                command::DISC => return Ok(()),
+                _ => &AtomicUsize::new(0),
+            };
+            count.fetch_add(1, Ordering::SeqCst);
+            if kind == command::READ {
+                left = left.checked_sub(1).ok_or(std::io::ErrorKind::ConnectionAborted)?;
+            }
+            let act = (self.judge)(self, &request);
+            if act == Act::Cut || generation != self.generation.load(Ordering::SeqCst) {
+                return Ok(());
+            }
+            let odd = u64::from(act == Act::WrongCookie);
+            stream.write_all(SimpleReply::new(0, request.cookie.get() ^ odd).as_bytes())?;
+            let mut disks = self.disks.lock().unwrap();
+            let bytes = &mut disks[disk][start..start + len];
+            match kind {
+                command::READ => stream.write_all(bytes)?,
+                command::WRITE => bytes.copy_from_slice(&data),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Opens the export in the oldest manner.
+fn open(stream: &mut UnixStream) -> std::io::Result<()> {
+    stream.write_all(Hello::new().as_bytes())?;
+    stream.read_exact(&mut [0; 4])?;
+    loop {
+        let mut header = [0; 16];
+        stream.read_exact(&mut header)?;
+        let number = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().unwrap());
+        stream.read_exact(&mut vec![0; usize::try_from(number(12)).unwrap()])?;
+        let reply = |kind, len| ReplyHeader::new(number(8), kind, len).as_bytes().to_vec();
+        if number(8) != option::GO {
+            stream.write_all(&reply(option::ERR_UNSUP, 0))?;
+            continue;
+        }
+        let can = flags::HAS_FLAGS | flags::SEND_FLUSH | flags::CAN_MULTI_CONN;
+        let info = InfoExport::new(BYTES as u64, can);
+        let said = [reply(option::REP_INFO, 12), info.as_bytes().to_vec(), reply(option::ACK, 0)];
+        return stream.write_all(&said.concat());
+    }
+}
+
+/// A file that is gone when the test is over.
+struct Image(std::path::PathBuf);
+
+impl Image {
+    fn new(test: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("copy-rude-{}-{test}", std::process::id())))
+    }
+
+    fn end(&self) -> End {
+        End::Disk(Box::new(FileEndpoint::destination(&self.0, OpenMode::Replace, "")))
+    }
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn settings() -> Settings {
+    Settings {
+        connections: 2,
+        chunk: 64 << 10,
+        reconnect_timeout: Duration::from_secs(5),
+        ..Settings::default()
+    }
+}
+
+fn run(source: End, destination: End, settings: Settings) -> Report {
+    Job { source, destination, settings }.run(&AtomicBool::new(false), &mut |_| {})
+}
+
+fn copy_from(server: &Arc<Server>, test: &str) -> Report {
+    run(server.place(), Image::new(test).end(), settings())
+}
+
+fn is_read(request: &Request) -> bool {
+    request.command.get() == command::READ
+}
+
+#[track_caller]
+fn came_back_as_another(report: &Report) {
+    let Outcome::Failed(CopyError::DifferentDisk { why, .. }) = &report.outcome else {
+        panic!("{report:?}")
+    };
+    assert!(why.contains("holds something else than before"), "{why}");
+}
+
+#[test]
+fn r56_source_that_comes_back_as_another_disk_ends_copy() {
+    let server = Server::new(|server, request| {
+        if is_read(request) && server.reads.load(Ordering::SeqCst) == 20 {
+            server.restart(1);
+        }
+        Act::Answer
+    });
+    came_back_as_another(&copy_from(&server, "source"));
+}
+
+#[test]
+fn r56_destination_that_comes_back_as_another_ends_copy() {
+    let image = Image::new("destination");
+    std::fs::write(&image.0, pattern(9, BYTES)).unwrap();
+    let server = Server::new(|server, request| {
+        let writes = request.command.get() == command::WRITE;
+        if writes && server.flushes.load(Ordering::SeqCst) >= 2 {
+            server.restart(1);
+        }
+        Act::Answer
+    });
+    let source = End::Disk(Box::new(FileEndpoint::source(&image.0, "")));
+    let slow = Settings { rate: Some(1 << 20), connections: 1, ..settings() };
+    came_back_as_another(&run(source, server.place(), slow));
+}
+
+#[test]
+fn r56_connections_that_lead_to_two_disks_end_copy() {
+    let server = Server::new(|_, _| Act::Answer);
+    server.alternates.store(true, Ordering::SeqCst);
+    came_back_as_another(&copy_from(&server, "two"));
+}
+
+#[test]
+fn r56_same_disk_after_a_restart_is_copied_on() {
+    let server = Server::new(|server, request| {
+        if is_read(request) && server.reads.load(Ordering::SeqCst).is_multiple_of(20) {
+            server.restart(0);
+        }
+        Act::Answer
+    });
+    let report = copy_from(&server, "same");
+    assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
+    assert_eq!(report.hash, Some(*blake3::hash(&pattern(1, BYTES)).as_bytes()));
+}
+
+#[test]
+fn server_that_ends_connections_after_two_reads_is_copied() {
+    let server = Server::new(|_, _| Act::Answer);
+    server.limit.store(2, Ordering::SeqCst);
+    let large = Settings { chunk: 1 << 20, connections: 1, ..settings() };
+    let report = run(server.place(), Image::new("two-reads").end(), large);
+    assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
+    assert_eq!(report.hash, Some(*blake3::hash(&pattern(1, BYTES)).as_bytes()));
+}
+
+#[test]
+fn x41_protocol_violation_ends_copy_at_once() {
+    let server = Server::new(|server, request| {
+        let later = is_read(request) && server.reads.load(Ordering::SeqCst) > 20;
+        if later { Act::WrongCookie } else { Act::Answer }
+    });
+    let report = copy_from(&server, "violation");
+    let Outcome::Failed(CopyError::Violation { why, .. }) = &report.outcome else {
+        panic!("{report:?}")
+    };
+    assert!(why.contains("(CookieUnknown)"), "{why}");
+    assert!(report.bad.is_empty());
+    assert!(server.connections.load(Ordering::SeqCst) <= 4, "it was not connected to again");
+}
+
+#[test]
+fn server_that_drops_every_read_is_refused() {
+    let server = Server::new(|_, request| if is_read(request) { Act::Cut } else { Act::Answer });
+    let report = copy_from(&server, "drops");
+    match &report.outcome {
+        Outcome::Refused(Refusal::Source(EndpointError::Unreachable(why))) => {
+            assert!(why.contains("each connection is lost at the first read"), "{why}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn server_that_drops_every_read_later_is_lost_and_not_bad() {
+    let server = Server::new(|server, request| {
+        let later = is_read(request) && server.reads.load(Ordering::SeqCst) > 20;
+        if later { Act::Cut } else { Act::Answer }
+    });
+    let begun = Instant::now();
+    let report = copy_from(&server, "lost");
+    assert!(matches!(report.outcome, Outcome::Failed(CopyError::Lost { .. })), "{report:?}");
+    assert!(report.bad.is_empty(), "{:?}", report.bad);
+    assert!(begun.elapsed() < Duration::from_secs(40), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn server_that_drops_every_write_is_lost_after_patience() {
+    let image = Image::new("writes");
+    std::fs::write(&image.0, pattern(9, BYTES)).unwrap();
+    let server =
+        Server::new(
+            |_, request| {
+                if request.command.get() == command::WRITE { Act::Cut } else { Act::Answer }
+            },
+        );
+    let source = End::Disk(Box::new(FileEndpoint::source(&image.0, "")));
+    let report = run(source, server.place(), settings());
+    assert!(matches!(report.outcome, Outcome::Failed(CopyError::Lost { .. })), "{report:?}");
+    assert!(server.connections.load(Ordering::SeqCst) < 60, "it is not tried all the time");
+}
+
+#[test]
+fn place_that_kills_the_server_costs_its_sector_only() {
+    const KILLS: u64 = (1 << 20) + 5 * 512;
+    let server = Server::new(|server, request| {
+        let (start, len) = (request.offset.get(), u64::from(request.len.get()));
+        if is_read(request) && (start..start + len).contains(&KILLS) {
+            server.restart(0);
+            return Act::Cut;
+        }
+        Act::Answer
+    });
+    let report = copy_from(&server, "kills");
+    assert!(matches!(report.outcome, Outcome::BadSectors), "{report:?}");
+    let bad: Vec<(u64, u64)> = report.bad.iter().map(|range| (range.start, range.end)).collect();
+    assert_eq!(bad, [(KILLS, KILLS + 512)]);
+}

@@ -1,0 +1,220 @@
+//! The connection to an NVMe/TCP target.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use copy::{Endpoint, EndpointError, NvmeEndpoint, NvmeHost, Request, RequestError, any_subsystem};
+
+use export::{Access, Host, KeyId, Policy, Rule, Secret};
+use nvme::auth::chap::Key;
+use nvme::auth::{Credentials, Hash};
+
+use crate::driver::{Driven, pattern, random_works_equal_a_vec};
+use crate::machine::{BYTES, Machine, eventually};
+
+fn host() -> NvmeHost {
+    let nqn = "nqn.2014-08.org.nvmexpress:uuid:host".to_owned();
+    NvmeHost { nqn, id: [3; 16], credentials: None }
+}
+
+fn place(machine: &Machine, wanted: &str) -> NvmeEndpoint {
+    let name = format!("nvme://{}/{wanted}", machine.address);
+    NvmeEndpoint::new(&name, wanted, host(), any_subsystem(machine.dial()))
+}
+
+fn machine() -> (Machine, Vec<u8>) {
+    let mut machine = Machine::new();
+    let bytes = machine.lend(1);
+    (machine, bytes)
+}
+
+#[test]
+fn a_disk_tells_what_it_is() {
+    let (machine, _) = machine();
+    let (disk, _lane) = place(&machine, "").open().unwrap();
+    assert_eq!((disk.bytes, disk.block, disk.writable), (BYTES as u64, 512, true));
+    assert_eq!((disk.reports_extents, disk.remote, disk.blank), (false, true, false));
+    assert_eq!(disk.max_zero, 65536 * 512);
+    assert!(disk.max_transfer >= 64 << 10, "{}", disk.max_transfer);
+    assert_eq!(
+        disk.identity,
+        "nvme nqn.2014-08.org.nvmexpress:uuid:1 uuid 01010101010101010101010101010101 serial SN1"
+    );
+}
+
+#[test]
+fn random_works_in_any_number_at_once_equal_a_vec() {
+    for seed in [1, 77] {
+        let (machine, bytes) = machine();
+        let (_, connection) = place(&machine, "").open().unwrap();
+        random_works_equal_a_vec(connection, bytes, seed);
+    }
+}
+
+#[test]
+fn with_digests_as_well() {
+    let (machine, bytes) = machine();
+    let (_, connection) = place(&machine, "").with_digests().open().unwrap();
+    random_works_equal_a_vec(connection, bytes, 5);
+}
+
+#[test]
+fn what_is_no_whole_blocks_or_not_there_is_refused() {
+    let (machine, _) = machine();
+    let mut driven = Driven::new(place(&machine, "").open().unwrap().1);
+    assert_eq!(driven.read(1, 512), Err(RequestError::OutOfRange));
+    assert_eq!(driven.read(BYTES as u64, 512), Err(RequestError::OutOfRange));
+    assert_eq!(driven.write(100, &[1; 512]), Err(RequestError::OutOfRange));
+    assert_eq!(driven.zero(0, 100), Err(RequestError::Unsupported));
+    assert_eq!(driven.extents(0, 4096), Err(RequestError::Unsupported));
+    assert_eq!(driven.read(0, 512).map(|bytes| bytes.len()), Ok(512));
+}
+
+#[test]
+fn a_disk_is_found_by_what_it_is_called() {
+    let (mut machine, _) = machine();
+    let first = "nqn.2014-08.org.nvmexpress:uuid:1".to_owned();
+    assert_eq!(place(&machine, "").nqn().unwrap(), first);
+    machine.lend(2);
+    for wanted in ["1", "uuid:1", "disk1", "SN1", "sn1", "Model 1", &first] {
+        assert_eq!(place(&machine, wanted).nqn().unwrap(), first, "{wanted}");
+    }
+    for wanted in ["", "3", "SN3"] {
+        let Err(EndpointError::Refused(sentence)) = place(&machine, wanted).nqn() else {
+            panic!("{wanted} is there");
+        };
+        assert!(sentence.contains("name one of disk1, disk2"), "{sentence}");
+    }
+    let disks = place(&machine, "").disks().unwrap();
+    assert_eq!(disks.len(), 2);
+    assert_eq!((disks[1].model.as_str(), disks[1].bytes), ("Model 2", BYTES as u64));
+}
+
+#[test]
+fn a_disk_that_is_not_there_is_refused_in_a_sentence() {
+    let (machine, _) = machine();
+    match place(&machine, "nqn.2026-01.org.example:none").open().err() {
+        Some(EndpointError::Refused(sentence)) => {
+            assert!(sentence.contains("refused this host"), "{sentence}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// R23, R24: whatever becomes of the target, the connection is lost and another one opened, with the same disk at its end.
+#[test]
+fn r23_a_connection_that_is_lost_is_opened_again() {
+    let (mut machine, bytes) = machine();
+    let place = place(&machine, "");
+    let (before, connection) = place.open().unwrap();
+    let mut driven = Driven::new(connection);
+    for _ in 0..3 {
+        assert!(driven.read(4096, 65536).unwrap() == bytes[4096..4096 + 65536]);
+        let buffer = driven.buffer(512);
+        machine.stop();
+        driven.submit(Request::Read { offset: 0, buffer });
+        let lost = driven.wait(1).map(|completions| completions.len()).unwrap_err();
+        assert!(!lost.reason.is_empty());
+        assert!(matches!(place.open().err(), Some(EndpointError::Unreachable(_))));
+        machine.start();
+        let (after, connection) = eventually(|| place.open().ok());
+        assert_eq!(after, before);
+        driven = Driven::new(connection);
+    }
+}
+
+#[test]
+fn several_connection_work_on_one_disk() {
+    let (machine, mut bytes) = machine();
+    let place = place(&machine, "");
+    let mut connections: Vec<_> = (0..4).map(|_| Driven::new(place.open().unwrap().1)).collect();
+    for (at, connection) in connections.iter_mut().enumerate() {
+        let data = pattern(at as u64, 1 << 20);
+        let largest = 256 << 10;
+        for (piece, chunk) in data.chunks(largest).enumerate() {
+            connection.write(((at << 20) + piece * largest) as u64, chunk).unwrap();
+        }
+        bytes[at << 20..(at + 1) << 20].copy_from_slice(&data);
+    }
+    connections.iter_mut().for_each(|connection| connection.flush().unwrap());
+    assert!(machine.bytes(0) == bytes);
+}
+
+fn key(byte: u8) -> Key {
+    Key { hash: Some(Hash::Sha256), key: Secret::new(vec![byte; 32]) }
+}
+
+/// A machine that lets in who proves that it knows `key(1)`, and proves itself with `key(2)`.
+fn keyed_machine() -> (Machine, Vec<u8>) {
+    let (mut machine, bytes) = machine();
+    machine.stop();
+    machine.keyed = true;
+    let rule = Rule { disk: None, access: Access::Writable };
+    let known = Host {
+        nqn: host().nqn,
+        name: "laptop".to_owned(),
+        key: KeyId::new(7),
+        tls: None,
+        tls_compat: false,
+        chap: Some(key(1).emit()),
+        chap_controller: Some(key(2).emit()),
+        rules: vec![rule],
+    };
+    machine.catalogue.set_policy(Policy { hosts: vec![Arc::new(known)] });
+    machine.start();
+    (machine, bytes)
+}
+
+fn with_key(machine: &Machine, own: u8, theirs: u8) -> NvmeEndpoint {
+    let credentials = Credentials { controller: Some(key(theirs)), ..Credentials::new(key(own)) };
+    let host = NvmeHost { credentials: Some(Arc::new(credentials)), ..host() };
+    NvmeEndpoint::new("nvme://keyed", "", host, any_subsystem(machine.dial()))
+}
+
+#[test]
+fn where_a_key_is_needed_both_prove_who_they_are() {
+    let (machine, bytes) = keyed_machine();
+    let mut driven = Driven::new(with_key(&machine, 1, 2).open().unwrap().1);
+    assert!(driven.read(0, 4096).unwrap() == bytes[..4096]);
+    for (own, theirs) in [(3, 2), (1, 3)] {
+        match with_key(&machine, own, theirs).open().err() {
+            Some(EndpointError::Refused(sentence)) => {
+                assert!(sentence.contains("prove who it is"), "{sentence}");
+            }
+            other => panic!("{own} {theirs}: {other:?}"),
+        }
+    }
+    match place(&machine, "").open().err() {
+        Some(EndpointError::Refused(sentence)) => assert!(sentence.contains("key"), "{sentence}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A connection that is driven by its deadlines lives on without request; one that is not is lost, and says so.
+#[test]
+fn an_idle_connection_is_kept_alive() {
+    let (machine, bytes) = machine();
+    let place = place(&machine, "").with_keep_alive(Duration::from_secs(4));
+    let (mut driven, mut left) =
+        (Driven::new(place.open().unwrap().1), Driven::new(place.open().unwrap().1));
+    let until = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < until {
+        let deadline = driven.connection.deadline().unwrap();
+        std::thread::sleep(deadline.saturating_duration_since(Instant::now()));
+        driven.connection.advance().unwrap();
+    }
+    assert!(driven.read(0, 512).unwrap() == bytes[..512]);
+    let buffer = left.buffer(512);
+    left.submit(Request::Read { offset: 0, buffer });
+    assert!(left.wait(1).is_err());
+}
+
+#[test]
+fn disk_beyond_the_thirty_second_is_found_by_its_name() {
+    let (machine, _) = machine();
+    (2..=40).for_each(|number| machine.lend_file(number, &machine.files[0]));
+    let last = place(&machine, "disk40").nqn().unwrap();
+    assert_eq!(last, "nqn.2014-08.org.nvmexpress:uuid:40");
+    let Err(EndpointError::Refused(sentence)) = place(&machine, "none").nqn() else { panic!() };
+    assert!(sentence.contains("disk1, ") && sentence.contains("and 24 others"), "{sentence}");
+}
