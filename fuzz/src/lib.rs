@@ -26,9 +26,9 @@ mod says;
 #[path = "../../crates/nvme/tests/rules/world.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]
 mod world;
-#[path = "../../crates/nbd/tests/client/says.rs"]
+#[path = "../../crates/nbd/tests/client/messages.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]
-mod nbd_client_says;
+mod nbd_client_messages;
 
 #[path = "../../crates/nbd/tests/server/says.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]

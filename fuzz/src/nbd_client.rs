@@ -12,7 +12,7 @@ use nbd::wire::request::{self, ExtendedRequest};
 use zerocopy::FromBytes;
 
 use crate::input::Input;
-use crate::nbd_client_says::{self as says, ABLE, Form};
+use crate::nbd_client_messages::{self as messages, ALL_FLAGS, Form};
 
 /// Bytes of the export.
 const BYTES: u64 = 1 << 20;
@@ -83,26 +83,26 @@ pub fn run(data: &[u8]) {
 }
 
 fn starts(choice: u8) -> (Start, Purpose) {
-    let start = [Start::Clear, Start::Secure, Start::Secured][usize::from(choice) % 3];
-    let purpose = [Purpose::Go, Purpose::Look, Purpose::List][usize::from(choice / 3) % 3];
+    let start = [Start::Cleartext, Start::StartTls, Start::InTls][usize::from(choice) % 3];
+    let purpose = [Purpose::Go, Purpose::Info, Purpose::List][usize::from(choice / 3) % 3];
     (start, purpose)
 }
 
 impl Play<'_> {
     /// All is said that makes the export usable.
     fn open(&mut self) {
-        self.come(&says::hello());
+        self.come(&messages::hello());
         if let Some(form) = self.form {
             let headers = match form {
                 Form::Structured => option::STRUCTURED_REPLY,
                 Form::Extended(_) => option::EXTENDED_HEADERS,
             };
-            self.come(&says::ack(headers));
-            self.come(&says::context());
-            self.come(&says::ack(option::SET_META_CONTEXT));
+            self.come(&messages::ack(headers));
+            self.come(&messages::context());
+            self.come(&messages::ack(option::SET_META_CONTEXT));
         }
-        self.come(&says::export(option::GO, BYTES, ABLE));
-        self.come(&says::ack(option::GO));
+        self.come(&messages::export(option::GO, BYTES, ALL_FLAGS));
+        self.come(&messages::ack(option::GO));
         assert!(self.live);
     }
 
@@ -118,7 +118,7 @@ impl Play<'_> {
             6 => self.reply(),
             7 => self.land(),
             8 => {
-                self.client.secured();
+                self.client.tls_established();
                 self.drain();
             }
             _ => self.greet(),
@@ -126,7 +126,7 @@ impl Play<'_> {
     }
 
     fn greet(&mut self) {
-        let hello = if self.input.bit() { says::hello() } else { says::hello_with_zeros() };
+        let hello = if self.input.bit() { messages::hello() } else { messages::hello_with_zeros() };
         self.come(&hello);
     }
 
@@ -134,17 +134,17 @@ impl Play<'_> {
     fn reply(&mut self) {
         let option = u32::from(self.input.byte() % 13);
         let reply = match self.input.byte() % 7 {
-            0 => says::ack(option),
-            1 => says::context(),
-            2 => says::export(option, self.input.dword().into(), ABLE ^ self.input.word()),
-            3 => says::blocks(option, 1 << (self.input.byte() % 20), 4096, self.input.dword()),
+            0 => messages::ack(option),
+            1 => messages::context(),
+            2 => messages::export(option, self.input.dword().into(), ALL_FLAGS ^ self.input.word()),
+            3 => messages::blocks(option, 1 << (self.input.byte() % 20), 4096, self.input.dword()),
             4 => {
                 let error = option::ERROR + u32::from(self.input.byte() % 12);
-                says::replied(option, error, b"why not")
+                messages::option_reply(option, error, b"why not")
             }
             _ => {
                 let (kind, len) = (self.input.byte() % 6, self.input.byte());
-                says::replied(option, kind.into(), self.input.take(len.into()))
+                messages::option_reply(option, kind.into(), self.input.take(len.into()))
             }
         };
         self.come(&reply);
@@ -215,7 +215,7 @@ impl Play<'_> {
         let Some(form) = self.form.filter(|_| kind & 0xf0 != 0xf0) else {
             let error = u32::from(kind & 1) * 5;
             let data = vec![1; if kind & 2 == 0 { len.min(65536) as usize } else { 0 }];
-            return self.come_in_parts(&says::simple(cookie, error, &data));
+            return self.come_in_parts(&messages::simple(cookie, error, &data));
         };
         let form = match form {
             Form::Structured => form,
@@ -225,21 +225,21 @@ impl Play<'_> {
         let part = len.min(65536) * u64::from(self.input.byte() % 5) / 4;
         let part = u32::try_from(part).unwrap_or(0);
         let chunk = match kind % 7 {
-            0 | 1 => says::data(form, flags, cookie, at, &vec![1; part as usize]),
-            2 => says::hole(form, flags, cookie, at, part),
-            3 => says::none(form, cookie),
-            4 => says::error(form, flags, cookie, 5, (kind & 8 != 0).then_some(at)),
+            0 | 1 => messages::data(form, flags, cookie, at, &vec![1; part as usize]),
+            2 => messages::hole(form, flags, cookie, at, part),
+            3 => messages::none(form, cookie),
+            4 => messages::error(form, flags, cookie, 5, (kind & 8 != 0).then_some(at)),
             5 => {
                 let told: Vec<(u64, u32)> = (0..self.input.byte() % 9)
                     .map(|_| (u64::from(self.input.word()), u32::from(self.input.byte())))
                     .collect();
-                says::status(form, flags, cookie, &told)
+                messages::status(form, flags, cookie, &told)
             }
             _ => {
                 let kind = self.input.word();
                 let len = self.input.byte();
                 let payload = self.input.take(len.into()).to_vec();
-                says::chunk(form, kind, flags, cookie, &payload)
+                messages::chunk(form, kind, flags, cookie, &payload)
             }
         };
         self.come_in_parts(&chunk);
@@ -272,7 +272,7 @@ impl Play<'_> {
         let taken = self.client.receive(&self.stage);
         assert!(taken <= self.stage.len());
         self.stage.drain(..taken);
-        assert!(self.stage.len() <= Client::LONGEST, "little is left");
+        assert!(self.stage.len() <= Client::MAX_UNCONSUMED, "little is left");
         self.drain();
     }
 
@@ -295,7 +295,7 @@ impl Play<'_> {
                 }
                 Step::Listed(listed) => assert!(listed.len() <= 1025),
                 Step::Close(_) => self.closed = true,
-                Step::Refused(_) | Step::Secure => {}
+                Step::Refused(_) | Step::StartTls => {}
             }
         }
     }

@@ -199,14 +199,14 @@ impl Play<'_> {
             return;
         }
         let (start, auth) = match self.input.byte() % 4 {
-            0 => (Start::Secured { no_zeroes: self.input.bit() }, Auth::Required),
-            1 => (Start::Greeted, Auth::None),
-            _ => (Start::Greet, Auth::None),
+            0 => (Start::InTls { no_zeroes: self.input.bit() }, Auth::Required),
+            1 => (Start::HelloSent, Auth::None),
+            _ => (Start::Hello, Auth::None),
         };
         let key = (auth == Auth::Required).then_some(7);
         let id = self.world.open_as(peer(auth, key), start);
         self.world.conn(id).hold = self.input.bit();
-        if start != (Start::Secured { no_zeroes: true }) && self.input.bit() {
+        if start != (Start::InTls { no_zeroes: true }) && self.input.bit() {
             self.world.send(id, &flags());
         }
         self.links.push((id, MODES[self.input.below(3)]));

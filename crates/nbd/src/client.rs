@@ -1,12 +1,12 @@
-//! The client side of NBD, as pure as the server: bytes and requests in, bytes and ended requests out. It knows no socket, no
-//! disk and no clock, and trusts the server no more than a server trusts a client.
+//! The client side of NBD as a state machine: bytes and requests in, bytes and completed requests
+//! out. It validates everything that the server sends.
 //!
-//! One [`Client`] is one connection: it opens itself as its [`Options`] say, until [`Step::Opened`], [`Step::Listed`] or
-//! [`Step::Refused`], and then takes [`Request`]s.
+//! A [`Client`] is one connection. It negotiates as its [`Options`] require until [`Step::Opened`],
+//! [`Step::Listed`] or [`Step::Refused`], and then accepts [`Request`]s.
 
 mod coverage;
-mod haggle;
-mod opened;
+mod info;
+mod negotiation;
 mod request;
 mod slots;
 mod transmit;
@@ -16,41 +16,42 @@ use std::collections::VecDeque;
 
 use export::{Buffer, Extent, Segment};
 
-pub use opened::{Headers, Listing, Opened, Reason, Refusal};
-pub use request::{NotNow, Request};
+pub use info::{ExportInfo, Headers, ListEntry, Reason, Refusal};
+pub use request::{Request, SubmitError};
 pub use violation::Violation;
 
-use haggle::Haggle;
+use negotiation::Negotiation;
 use slots::Slots;
-use transmit::Stage;
+use transmit::ReplyState;
 
-/// How a connection is to be opened.
+/// What to negotiate on a connection.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The export's name; empty for the one that the server chooses.
+    /// The export name; empty for the server's default export.
     pub export: String,
     /// What the connection is for.
     pub purpose: Purpose,
-    /// Where it begins.
+    /// The state in which the connection starts.
     pub start: Start,
-    /// Ask for requests and replies with 64-bit lengths.
+    /// Requests extended headers.
     pub extended: bool,
-    /// Ask for structured replies, if there are no extended ones.
+    /// Requests structured replies if extended headers are refused.
     pub structured: bool,
-    /// Ask for what is data and what is not, if replies have structure.
+    /// Requests `base:allocation`, if replies are structured or extended.
     pub extents: bool,
-    /// Requests that can be under way at once: 1 to 4096.
+    /// Maximum number of requests in flight: 1 to 4096.
     pub depth: u16,
 }
 
 impl Options {
-    /// All that can be had of the export of that name, in the clear, with 64 requests at once.
+    /// Options to use the export of that name without TLS, with all extensions and 64 requests in
+    /// flight.
     #[must_use]
     pub fn new(export: &str) -> Self {
         Self {
             export: export.to_owned(),
             purpose: Purpose::Go,
-            start: Start::Clear,
+            start: Start::Cleartext,
             extended: true,
             structured: true,
             extents: true,
@@ -58,7 +59,7 @@ impl Options {
         }
     }
 
-    /// The same for a list of what the server has.
+    /// Options to list the server's exports without TLS.
     #[must_use]
     pub fn list() -> Self {
         Self { purpose: Purpose::List, ..Self::new("") }
@@ -68,128 +69,130 @@ impl Options {
 /// What a connection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// To use the export.
+    /// Use the export.
     Go,
-    /// Only to see what the export is like.
-    Look,
-    /// Only to see which exports there are.
+    /// Query the export only.
+    Info,
+    /// List the exports only.
     List,
 }
 
-/// Where a connection begins.
+/// The state in which a connection starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// With the server's hello, and it goes on in the clear.
-    Clear,
-    /// With the server's hello in the clear, then TLS or nothing: see [`Step::Secure`].
-    Secure,
-    /// In TLS, behind a hello and an agreement on TLS that another [`Client`] has brought about.
-    Secured,
+    /// Before the server's hello; the connection continues without TLS.
+    Cleartext,
+    /// Before the server's hello; TLS is required: see [`Step::StartTls`].
+    StartTls,
+    /// Inside TLS, after another [`Client`] negotiated STARTTLS on the same connection.
+    InTls,
 }
 
-/// What whoever drives a [`Client`] is to do or to know.
+/// What the driver of a [`Client`] has to do, or an event.
 #[derive(Debug)]
 pub enum Step {
-    /// Send this, after what was to be sent before.
+    /// Send this segment after all previous ones.
     Send(Segment),
-    /// The server agrees on TLS: make the handshake, then call [`Client::secured`] and go on in it. What the server sent in
-    /// the clear ends here.
-    Secure,
-    /// The export is there: with [`Purpose::Go`] requests may be submitted.
-    Opened(Box<Opened>),
-    /// The exports that the server tells of.
-    Listed(Vec<Listing>),
-    /// The server does not want to; [`Step::Close`] follows.
+    /// The server accepted STARTTLS: perform the TLS handshake, then call [`Client::tls_established`] and
+    /// continue inside TLS. Discard what was received in the clear.
+    StartTls,
+    /// The export is open: with [`Purpose::Go`], requests may be submitted.
+    Opened(Box<ExportInfo>),
+    /// The list of exports.
+    Listed(Vec<ListEntry>),
+    /// The server refused the negotiation; [`Step::Close`] follows.
     Refused(Refusal),
-    /// A request ended.
+    /// A request completed.
     Done(Done),
-    /// Send what is still to be sent, then close the connection. Nothing follows; requests under way have no answer.
+    /// Send the remaining segments, then close the connection. Last step: requests in flight do not
+    /// complete.
     Close(End),
 }
 
-/// A request that ended.
+/// A completed request.
 #[derive(Debug)]
 pub struct Done {
-    /// What the submitter calls it.
+    /// The tag passed to [`Client::submit`].
     pub tag: u32,
-    /// How it ended.
+    /// The result.
     pub result: Result<(), Error>,
-    /// The buffer of a [`Request::Read`]; after success, filled in all its length.
+    /// The buffer of a [`Request::Read`]; filled completely on success.
     pub buffer: Option<Buffer>,
-    /// What a [`Request::Extents`] learned, from its offset on: at least one after success, perhaps not up to its end.
+    /// The result of [`Request::Extents`], from its offset on: on success at least one, but
+    /// possibly not the whole range.
     pub extents: Vec<Extent>,
 }
 
-/// How the server failed a request.
+/// An error reply of the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Error {
-    /// One of [`crate::wire::errno`], or a number that the server made up; not zero.
+    /// One of [`crate::wire::errno`] or another value; not zero.
     pub errno: u32,
-    /// Where on the export it failed, if the server told.
+    /// Offset of the failure on the export, if the server sent it.
     pub offset: Option<u64>,
 }
 
-/// Why a connection ended.
+/// Why the client closed the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// All that it was for is done, or cannot be done.
+    /// Its purpose is fulfilled or was refused.
     Finished,
-    /// The server broke a rule.
+    /// The server violated the protocol.
     Violation(Violation),
 }
 
-/// One connection, as the client sees it.
+/// The client side of one connection.
 #[derive(Debug)]
 pub struct Client {
     options: Options,
     phase: Phase,
     out: VecDeque<Step>,
-    haggle: Haggle,
-    opened: Box<Opened>,
+    negotiation: Negotiation,
+    info: Box<ExportInfo>,
     slots: Slots,
-    stage: Stage,
+    state: ReplyState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// The server's hello is to come.
+    /// Waits for the server's hello.
     Hello,
-    /// The answer to this option is to come.
-    Asked(u32),
-    /// The answer to the option that has no error is to come.
-    Chosen,
-    /// Whoever drives makes the TLS handshake.
-    Securing,
-    Live,
+    /// Waits for the reply to this option.
+    AwaitReply(u32),
+    /// Waits for the reply to `NBD_OPT_EXPORT_NAME`, which has no error form.
+    AwaitExport,
+    /// The driver performs the TLS handshake.
+    TlsHandshake,
+    Transmission,
     Closed,
 }
 
-/// Requests that can be under way at once, at least and at most.
+/// Range of [`Options::depth`].
 const DEPTH: std::ops::RangeInclusive<u16> = 1..=4096;
 
 impl Client {
-    /// Bytes that [`Client::receive`] leaves at most, for more to come behind them.
-    pub const LONGEST: usize = haggle::LONGEST;
+    /// Maximum number of bytes that [`Client::receive`] leaves unconsumed.
+    pub const MAX_UNCONSUMED: usize = negotiation::MAX_UNCONSUMED;
 
-    /// A connection that has just been made, or secured.
+    /// Creates the client of a new connection, or of one inside TLS with [`Start::InTls`].
     #[must_use]
     pub fn new(options: Options) -> Self {
         let depth = options.depth.clamp(*DEPTH.start(), *DEPTH.end());
         let mut client = Self {
             phase: Phase::Hello,
             out: VecDeque::new(),
-            haggle: Haggle::default(),
-            opened: Box::default(),
+            negotiation: Negotiation::default(),
+            info: Box::default(),
             slots: Slots::new(depth),
-            stage: Stage::Header,
+            state: ReplyState::Header,
             options,
         };
         client.begin();
         client
     }
 
-    /// Bytes came. Takes as many as it can and tells how many that is; the rest, [`Client::LONGEST`] at most, is offered
-    /// again with what comes after it.
+    /// Processes received bytes and returns how many were consumed. The rest, at most
+    /// [`Client::MAX_UNCONSUMED`] bytes, must be passed again together with what follows.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
         let mut taken = 0;
         while self.phase != Phase::Closed {
@@ -197,7 +200,7 @@ impl Client {
             if left.is_empty() {
                 break;
             }
-            match self.piece(left) {
+            match self.receive_one(left) {
                 Ok(Some(n)) => taken += n,
                 Ok(None) => break,
                 Err(violation) => self.close(End::Violation(violation)),
@@ -206,30 +209,31 @@ impl Client {
         if self.phase == Phase::Closed { bytes.len() } else { taken }
     }
 
-    /// Takes one piece of `bytes`, which are not empty; nothing if it is not whole.
-    fn piece(&mut self, bytes: &[u8]) -> Result<Option<usize>, Violation> {
+    /// Processes one message from the start of `bytes`, which is not empty. Returns `None` if it is
+    /// incomplete.
+    fn receive_one(&mut self, bytes: &[u8]) -> Result<Option<usize>, Violation> {
         match self.phase {
             Phase::Hello => self.hello(bytes),
-            Phase::Asked(option) => self.reply(option, bytes),
-            Phase::Chosen => self.chosen(bytes),
-            Phase::Securing => Err(Violation::BytesBeforeSecured),
-            Phase::Live => self.transmission(bytes),
+            Phase::AwaitReply(option) => self.reply(option, bytes),
+            Phase::AwaitExport => self.export_name_reply(bytes),
+            Phase::TlsHandshake => Err(Violation::BytesBeforeTls),
+            Phase::Transmission => self.transmission(bytes),
             Phase::Closed => Ok(None),
         }
     }
 
-    /// What to do next, until there is nothing.
+    /// Returns the next step, or `None` when all are done.
     pub fn poll(&mut self) -> Option<Step> {
         self.out.pop_front()
     }
 
-    /// Says goodbye. Requests under way have no answer.
+    /// Disconnects. Requests in flight do not complete.
     pub fn disconnect(&mut self) {
         match self.phase {
-            Phase::Live => self.send_disc(),
-            Phase::Asked(_) => self.send_abort(),
+            Phase::Transmission => self.send_disc(),
+            Phase::AwaitReply(_) => self.send_abort(),
             Phase::Closed => return,
-            Phase::Hello | Phase::Chosen | Phase::Securing => {}
+            Phase::Hello | Phase::AwaitExport | Phase::TlsHandshake => {}
         }
         self.close(End::Finished);
     }

@@ -76,11 +76,11 @@ pub struct Server {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
     /// With the hello.
-    Greet,
+    Hello,
     /// The hello was said; the client's flags are to come.
-    Greeted,
+    HelloSent,
     /// TLS has begun: options are to come.
-    Secured {
+    InTls {
         /// Whether the client's flags had [`crate::wire::handshake::C_NO_ZEROES`].
         no_zeroes: bool,
     },

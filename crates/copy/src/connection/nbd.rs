@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use export::{Buffer, DirectRecv, Pool};
 use nbd::client::{
-    self, Client, End, Listing, NotNow, Opened, Options, Purpose, Reason, Refusal,
-    Request as NbdRequest, Start, Step, Violation,
+    self, Client, End, ExportInfo, ListEntry, Options, Purpose, Reason, Refusal,
+    Request as NbdRequest, Start, Step, SubmitError, Violation,
 };
 use nbd::wire::errno;
 use nbd::wire::request::flags;
@@ -80,7 +80,7 @@ impl NbdEndpoint {
     ///
     /// # Errors
     /// It cannot be reached, or does not want to tell.
-    pub fn list(&self) -> Result<Vec<Listing>, EndpointError> {
+    pub fn list(&self) -> Result<Vec<ListEntry>, EndpointError> {
         let (io, step) = self.connect(Purpose::List)?;
         drop(io);
         match step {
@@ -94,8 +94,8 @@ impl NbdEndpoint {
     ///
     /// # Errors
     /// As for [`Endpoint::open`].
-    pub fn export_info(&self) -> Result<Opened, EndpointError> {
-        let (io, step) = self.connect(Purpose::Look)?;
+    pub fn export_info(&self) -> Result<ExportInfo, EndpointError> {
+        let (io, step) = self.connect(Purpose::Info)?;
         drop(io);
         match step {
             Step::Opened(opened) => Ok(*opened),
@@ -106,7 +106,7 @@ impl NbdEndpoint {
 
     /// Connects, and goes on to the first step that is no sending.
     fn connect(&self, purpose: Purpose) -> Result<(ClientIo, Step), EndpointError> {
-        let start = if self.secured { Start::Secured } else { Start::Clear };
+        let start = if self.secured { Start::InTls } else { Start::Cleartext };
         let options = Options { purpose, start, depth: DEPTH, ..Options::new(&self.export) };
         let transport = (self.dial)()?;
         let mut io = ClientIo::new(transport, options).map_err(|error| self.unreachable(&error))?;
@@ -154,7 +154,7 @@ impl NbdEndpoint {
         }
     }
 
-    fn disk(&self, opened: &Opened) -> Disk {
+    fn disk(&self, opened: &ExportInfo) -> Disk {
         let known = if self.export.is_empty() { &opened.name } else { &self.export };
         let block = if opened.bytes.is_multiple_of(512) { 512 } else { 1 };
         let shared = opened.can(flags::CAN_MULTI_CONN);
@@ -177,7 +177,7 @@ impl NbdEndpoint {
 }
 
 /// The disk's identity: its UUID if the server announces one, else its name, which another disk may have later.
-fn identity(opened: &Opened, name: &str) -> String {
+fn identity(opened: &ExportInfo, name: &str) -> String {
     match opened.uuid {
         Some(uuid) => format!("nbd uuid {:032x}", u128::from_be_bytes(uuid)),
         None => format!("nbd {}", printable(name)),
@@ -185,7 +185,7 @@ fn identity(opened: &Opened, name: &str) -> String {
 }
 
 /// The longest range of zeros to be asked for at once.
-fn max_zero(opened: &Opened) -> u64 {
+fn max_zero(opened: &ExportInfo) -> u64 {
     let minimum = u64::from(opened.minimum);
     match (opened.can(flags::SEND_WRITE_ZEROES), opened.can(flags::SEND_FAST_ZERO)) {
         (false, _) => 0,
@@ -227,10 +227,10 @@ impl Endpoint for NbdEndpoint {
 /// # Errors
 /// The server cannot be reached, does not want TLS, or broke a rule. `name` is what people call it.
 pub fn start_tls(transport: &mut dyn Transport, name: &str) -> Result<(), EndpointError> {
-    let mut client = Client::new(Options { start: Start::Secure, ..Options::new("") });
+    let mut client = Client::new(Options { start: Start::StartTls, ..Options::new("") });
     let deadline = Instant::now() + CONNECT_TIMEOUT;
     let unreachable = |error: io::Error| EndpointError::Unreachable(format!("{name}: {error}"));
-    let (mut bytes, mut kept) = ([0; Client::LONGEST], 0);
+    let (mut bytes, mut kept) = ([0; Client::MAX_UNCONSUMED], 0);
     loop {
         while let Some(step) = client.poll() {
             let refused = match step {
@@ -239,7 +239,7 @@ pub fn start_tls(transport: &mut dyn Transport, name: &str) -> Result<(), Endpoi
                     transport.write_all(&whole).map_err(unreachable)?;
                     continue;
                 }
-                Step::Secure => return Ok(()),
+                Step::StartTls => return Ok(()),
                 Step::Refused(refusal) => refusal.to_string(),
                 Step::Close(End::Violation(violation)) => {
                     return Err(EndpointError::Violation(format!("{name}: {violation}")));
@@ -315,7 +315,7 @@ impl Drop for ClientIo {
 /// One connection to an export.
 struct NbdConnection {
     io: ClientIo,
-    opened: Opened,
+    opened: ExportInfo,
     violation: Arc<OnceLock<Violation>>,
     /// The memory of writes under way, and of those whose bytes are not yet sent though they were answered.
     writes: Vec<(u32, Rc<Buffer>)>,
@@ -328,7 +328,7 @@ struct NbdConnection {
 }
 
 impl NbdConnection {
-    fn new(io: ClientIo, opened: Opened, violation: Arc<OnceLock<Violation>>) -> Self {
+    fn new(io: ClientIo, opened: ExportInfo, violation: Arc<OnceLock<Violation>>) -> Self {
         Self {
             io,
             opened,
@@ -375,15 +375,17 @@ impl NbdConnection {
     }
 
     /// A request that the export does not offer, or that there was no room for.
-    fn reject(&mut self, tag: u32, request: NotNow) {
+    fn reject(&mut self, tag: u32, request: SubmitError) {
         let (request, failed) = match request {
-            NotNow::Impossible(request @ NbdRequest::Write { .. })
+            SubmitError::Unsupported(request @ NbdRequest::Write { .. })
                 if !self.opened.is_writable() =>
             {
                 (request, RequestError::ReadOnly)
             }
-            NotNow::Impossible(request) => (request, RequestError::OutOfRange),
-            NotNow::Full(request) | NotNow::NotOpen(request) => (request, RequestError::Refused),
+            SubmitError::Unsupported(request) => (request, RequestError::OutOfRange),
+            SubmitError::Full(request) | SubmitError::NotOpen(request) => {
+                (request, RequestError::Refused)
+            }
         };
         let failed = if self.is_optional(tag) { RequestError::Unsupported } else { failed };
         let buffer = match request {
@@ -448,7 +450,7 @@ impl NbdConnection {
     }
 
     fn is_busy(&self) -> bool {
-        self.io.client.under_way() != 0 || !self.answered.is_empty()
+        self.io.client.in_flight() != 0 || !self.answered.is_empty()
     }
 }
 
@@ -479,7 +481,7 @@ impl Connection for NbdConnection {
     }
 
     fn free_slots(&self) -> usize {
-        self.io.client.room().saturating_sub(self.answered.len())
+        self.io.client.free_slots().saturating_sub(self.answered.len())
     }
 
     fn advance(&mut self) -> Result<(), ConnectionLost> {

@@ -95,7 +95,7 @@ impl Machine {
         self.address = engine.listen(self.address, None, security, open).expect("a port");
         let server = Server::new(self.catalogue.clone());
         let open = Arc::new(move |peer, account, now| {
-            Box::new(server.session(peer, Start::Greeted, account, now)) as Box<dyn Session>
+            Box::new(server.session(peer, Start::HelloSent, account, now)) as Box<dyn Session>
         });
         self.nbd = engine.listen(self.nbd, None, negotiation(), open).expect("a port");
         self.engine = Some(engine);

@@ -1,21 +1,21 @@
-//! Which bytes of a read have come: each exactly once. It knows no chunk and no buffer.
+//! Tracks which bytes of a read have arrived, each exactly once.
 
 use super::Violation;
 
-/// Parts of a read that may be there at once without touching each other: a server that answers in order needs one.
-const PARTS: usize = 256;
+/// Maximum number of disjoint parts of a read. A server that replies in order needs one.
+const MAX_PARTS: usize = 256;
 
-/// The bytes of a read that have come, as parts in order that do not touch each other.
+/// The bytes of a read that have arrived, as sorted parts that do not touch each other.
 #[derive(Debug, Default)]
 pub(super) struct Coverage {
     parts: Vec<(u32, u32)>,
 }
 
 impl Coverage {
-    /// The bytes from `start` up to `end` come. `end` is above `start`.
+    /// Adds the bytes from `start` up to `end`, which is greater than `start`.
     ///
     /// # Errors
-    /// Some of them came before, or the parts are too many to keep count of.
+    /// Fails if some of them arrived before, or if there are too many disjoint parts.
     pub(super) fn add(&mut self, start: u32, end: u32) -> Result<(), Violation> {
         let at = self.parts.partition_point(|part| part.1 < start);
         let touching = self.parts.get(at..).unwrap_or_default();
@@ -27,10 +27,10 @@ impl Coverage {
         let first = touching.first().map_or(start, |part| part.0.min(start));
         let last = touching.last().map_or(end, |part| part.1.max(end));
         self.parts.splice(at..at + count, [(first, last)]);
-        if self.parts.len() > PARTS { Err(Violation::ContentScattered) } else { Ok(()) }
+        if self.parts.len() > MAX_PARTS { Err(Violation::TooManyFragments) } else { Ok(()) }
     }
 
-    /// Whether all of the `len` bytes have come.
+    /// Returns whether all of the `len` bytes have arrived.
     pub(super) fn is_whole(&self, len: u32) -> bool {
         self.parts == [(0, len)]
     }
@@ -43,7 +43,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn parts_in_any_order_make_a_whole() {
+    fn parts_in_any_order_complete_a_read() {
         let mut coverage = Coverage::default();
         for (start, end) in [(10, 20), (40, 50), (0, 10), (30, 40), (20, 30)] {
             assert!(!coverage.is_whole(50));
@@ -54,7 +54,7 @@ mod test {
     }
 
     #[test]
-    fn what_came_before_may_not_come_again() {
+    fn repeated_bytes_are_refused() {
         for (start, end) in [(0, 11), (10, 20), (15, 16), (19, 30), (0, 50)] {
             let mut coverage = Coverage::default();
             coverage.add(10, 20).unwrap();
@@ -63,15 +63,15 @@ mod test {
     }
 
     #[test]
-    fn endless_scattered_parts_are_refused() {
+    fn too_many_disjoint_parts_are_refused() {
         let mut coverage = Coverage::default();
         let ended = (0..1000).map(|at| coverage.add(at * 2, at * 2 + 1)).find(Result::is_err);
-        assert_eq!(ended, Some(Err(Violation::ContentScattered)));
+        assert_eq!(ended, Some(Err(Violation::TooManyFragments)));
     }
 
     proptest! {
         #[test]
-        fn it_agrees_with_a_map_of_bytes(parts in prop::collection::vec((0..60_u32, 1..9_u32), 1..40)) {
+        fn coverage_agrees_with_a_byte_map(parts in prop::collection::vec((0..60_u32, 1..9_u32), 1..40)) {
             let (mut coverage, mut map) = (Coverage::default(), [false; 80]);
             for (start, len) in parts {
                 let place = &mut map[start as usize..(start + len) as usize];

@@ -1,5 +1,4 @@
-//! What a client can ask of an export, and how it stands on the wire (NBD, Request message, Extended request). It knows no
-//! reply.
+//! Requests of a client, and their encoding (NBD, Request message, Extended request).
 
 use std::rc::Rc;
 
@@ -7,86 +6,86 @@ use export::{Body, Buffer, Head, Segment};
 use zerocopy::IntoBytes;
 
 use super::coverage::Coverage;
-use super::slots::{Command, Telling, What};
-use super::{Client, Headers, Opened, Phase};
+use super::slots::{Command, Expected, ExtentList};
+use super::{Client, ExportInfo, Headers, Phase};
 use crate::wire::request::{self, ExtendedRequest, flags};
 
-/// A request. Offsets and lengths are in bytes and multiples of [`Opened::minimum`].
+/// A request. Offsets and lengths are in bytes, multiples of [`ExportInfo::minimum`].
 #[derive(Debug)]
 pub enum Request {
-    /// Fill the buffer, of at most [`Opened::largest`] bytes.
+    /// Reads into the whole buffer, at most [`ExportInfo::largest`] bytes.
     Read {
-        /// The first byte.
+        /// Offset on the export.
         offset: u64,
-        /// The memory.
+        /// Receives the data.
         buffer: Buffer,
     },
-    /// Write part of the buffer, at most [`Opened::largest`] bytes.
+    /// Writes part of a buffer, at most [`ExportInfo::largest`] bytes.
     Write {
-        /// The first byte on the export.
+        /// Offset on the export.
         offset: u64,
-        /// The memory.
+        /// Contains the data.
         buffer: Rc<Buffer>,
-        /// The first byte of the part.
+        /// Offset of the data in the buffer.
         start: usize,
-        /// Bytes of the part.
+        /// Length of the data.
         len: usize,
-        /// Whether the answer is to wait for stable storage.
+        /// Sets FUA: completes only once the data is on stable storage.
         durable: bool,
     },
-    /// Put what was written before, and answered, on stable storage.
+    /// Flushes completed writes to stable storage.
     Flush,
-    /// The bytes are not needed.
+    /// Discards a range.
     Trim {
-        /// The first byte.
+        /// Offset on the export.
         offset: u64,
-        /// How many.
+        /// Length of the range.
         len: u64,
-        /// Whether the answer is to wait for stable storage.
+        /// Sets FUA: completes only once the change is on stable storage.
         durable: bool,
     },
-    /// Have the bytes read as zeros.
+    /// Writes zeros to a range.
     Zero {
-        /// The first byte.
+        /// Offset on the export.
         offset: u64,
-        /// How many.
+        /// Length of the range.
         len: u64,
-        /// Whether space is to stay allocated for them.
+        /// Keeps the range allocated.
         no_hole: bool,
-        /// Whether to fail with ENOTSUP if it would take as long as writing zeros.
+        /// Fails with ENOTSUP unless it is faster than writing zeros.
         fast: bool,
-        /// Whether the answer is to wait for stable storage.
+        /// Sets FUA: completes only once the zeros are on stable storage.
         durable: bool,
     },
-    /// The bytes will be read soon.
+    /// Prefetches a range.
     Cache {
-        /// The first byte.
+        /// Offset on the export.
         offset: u64,
-        /// How many.
+        /// Length of the range.
         len: u64,
     },
-    /// Tell what is data and what is not.
+    /// Queries which parts of a range are data.
     Extents {
-        /// The first byte.
+        /// Offset on the export.
         offset: u64,
-        /// How many are of interest.
+        /// Length of the range.
         len: u64,
     },
 }
 
-/// A request that cannot be submitted, which comes back.
+/// Why a request was not submitted; contains the request.
 #[derive(Debug)]
-pub enum NotNow {
-    /// As many requests are under way as there are slots.
+pub enum SubmitError {
+    /// All slots are in use.
     Full(Request),
-    /// The export is not there yet, or no more.
+    /// The export is not open yet, or not any more.
     NotOpen(Request),
-    /// It cannot be asked of this export: it does not offer it, or the range is wrong.
-    Impossible(Request),
+    /// The export does not support the request, or the range is invalid.
+    Unsupported(Request),
 }
 
 impl Request {
-    /// Offset and length.
+    /// Returns offset and length in bytes.
     #[must_use]
     pub fn range(&self) -> (u64, u64) {
         match self {
@@ -112,7 +111,7 @@ impl Request {
         }
     }
 
-    /// Command flags.
+    /// Returns the command flags.
     fn flags(&self) -> u16 {
         let flag = |set, flag| if set { flag } else { 0 };
         match *self {
@@ -126,7 +125,7 @@ impl Request {
         }
     }
 
-    /// The transmission flags that an export must have for this.
+    /// Returns the transmission flags that the export must have.
     fn needs(&self) -> u16 {
         let durable = self.flags() & request::FUA != 0;
         let fua = if durable { flags::SEND_FUA } else { 0 };
@@ -145,22 +144,22 @@ impl Request {
         matches!(self, Self::Write { .. } | Self::Trim { .. } | Self::Zero { .. })
     }
 
-    /// Whether it can be asked of that export.
-    fn fits(&self, opened: &Opened) -> bool {
-        let allowed = opened.can(self.needs()) && (opened.is_writable() || !self.mutates());
-        let told = !matches!(self, Self::Extents { .. }) || opened.extents;
-        allowed && told && (matches!(self, Self::Flush) || self.range_fits(opened))
+    /// Returns whether the export supports the request.
+    fn fits(&self, info: &ExportInfo) -> bool {
+        let allowed = info.can(self.needs()) && (info.is_writable() || !self.mutates());
+        let told = !matches!(self, Self::Extents { .. }) || info.extents;
+        allowed && told && (matches!(self, Self::Flush) || self.range_fits(info))
     }
 
-    fn range_fits(&self, opened: &Opened) -> bool {
+    fn range_fits(&self, info: &ExportInfo) -> bool {
         let (offset, len) = self.range();
-        let minimum = u64::from(opened.minimum);
+        let minimum = u64::from(info.minimum);
         let most = match self {
-            Self::Read { .. } | Self::Write { .. } => u64::from(opened.largest),
-            _ if opened.headers == Headers::Extended => u64::MAX,
+            Self::Read { .. } | Self::Write { .. } => u64::from(info.largest),
+            _ if info.headers == Headers::Extended => u64::MAX,
             _ => u64::from(u32::MAX),
         };
-        let inside = offset.checked_add(len).is_some_and(|end| end <= opened.bytes);
+        let inside = offset.checked_add(len).is_some_and(|end| end <= info.bytes);
         let part = match self {
             Self::Write { buffer, start, len, .. } => {
                 start.checked_add(*len).is_some_and(|end| end <= buffer.len())
@@ -173,50 +172,50 @@ impl Request {
 }
 
 impl Client {
-    /// Sends a request; `tag` comes back with [`super::Done`].
+    /// Submits a request; `tag` is returned in [`super::Done`].
     ///
     /// # Errors
-    /// It cannot be sent now, or not to this export; it comes back.
-    pub fn submit(&mut self, request: Request, tag: u32) -> Result<(), NotNow> {
-        if self.phase != Phase::Live {
-            return Err(NotNow::NotOpen(request));
+    /// Fails if the request cannot be sent now or is not supported by the export.
+    pub fn submit(&mut self, request: Request, tag: u32) -> Result<(), SubmitError> {
+        if self.phase != Phase::Transmission {
+            return Err(SubmitError::NotOpen(request));
         }
-        if !request.fits(&self.opened) {
-            return Err(NotNow::Impossible(request));
+        if !request.fits(&self.info) {
+            return Err(SubmitError::Unsupported(request));
         }
-        if self.room() == 0 {
-            return Err(NotNow::Full(request));
+        if self.free_slots() == 0 {
+            return Err(SubmitError::Full(request));
         }
         self.send_request(request, tag);
         Ok(())
     }
 
-    /// How many requests could be submitted now.
+    /// Returns how many more requests can be submitted now.
     #[must_use]
-    pub fn room(&self) -> usize {
-        if self.phase == Phase::Live { self.slots.room() } else { 0 }
+    pub fn free_slots(&self) -> usize {
+        if self.phase == Phase::Transmission { self.slots.free_slots() } else { 0 }
     }
 
-    /// How many requests are under way.
+    /// Returns the number of requests in flight.
     #[must_use]
-    pub fn under_way(&self) -> usize {
-        self.slots.under_way()
+    pub fn in_flight(&self) -> usize {
+        self.slots.in_flight()
     }
 
     fn send_request(&mut self, request: Request, tag: u32) {
         let (offset, len) = request.range();
         let (command, flags) = (request.command(), request.flags());
-        let (what, body, start) = match request {
+        let (expected, body, start) = match request {
             Request::Read { buffer, .. } => {
                 let coverage = Coverage::default();
-                (What::Read { buffer: Some(buffer), coverage }, Body::None, 0)
+                (Expected::Read { buffer: Some(buffer), coverage }, Body::None, 0)
             }
-            Request::Write { buffer, start, .. } => (What::Plain, Body::Part(buffer), start),
-            Request::Extents { .. } => (What::Extents(Telling::default()), Body::None, 0),
-            _ => (What::Plain, Body::None, 0),
+            Request::Write { buffer, start, .. } => (Expected::Nothing, Body::Part(buffer), start),
+            Request::Extents { .. } => (Expected::Extents(ExtentList::default()), Body::None, 0),
+            _ => (Expected::Nothing, Body::None, 0),
         };
-        let entry = Command { tag, offset, len, what, errors: 0, error: None };
-        // There is room for it: that was asked before.
+        let entry = Command { tag, offset, len, expected, errors: 0, error: None };
+        // `submit` checked that a slot is free.
         let cookie = self.slots.claim(entry).unwrap_or_default();
         let head = self.header(command, flags, cookie, offset, len);
         let payload = if command == request::WRITE { len } else { 0 };
@@ -225,7 +224,7 @@ impl Client {
     }
 
     fn header(&self, command: u16, flags: u16, cookie: u64, offset: u64, len: u64) -> Head {
-        if self.opened.headers == Headers::Extended {
+        if self.info.headers == Headers::Extended {
             let payload = if command == request::WRITE { request::PAYLOAD_LEN } else { 0 };
             let header = ExtendedRequest {
                 magic: request::EXTENDED_MAGIC.into(),
@@ -248,7 +247,7 @@ impl Client {
         Head::new(header.as_bytes())
     }
 
-    /// There is no reply, and so no cookie that matters.
+    /// Sends `NBD_CMD_DISC`. It has no reply, so any cookie will do.
     pub(super) fn send_disc(&mut self) {
         let head = self.header(request::DISC, 0, u64::MAX, 0, 0);
         self.send(Segment::head(head));

@@ -1,54 +1,54 @@
-//! The requests that a client has under way, by cookie. It knows no header.
+//! The requests that a client has in flight, by cookie.
 
 use export::{Buffer, Extent};
 
 use super::coverage::Coverage;
 use super::{Error, Violation};
 
-/// A request under way.
+/// A request in flight.
 #[derive(Debug)]
 pub(super) struct Command {
     pub(super) tag: u32,
     pub(super) offset: u64,
     pub(super) len: u64,
-    pub(super) what: What,
-    /// Errors that came, and the first of them.
+    pub(super) expected: Expected,
+    /// Number of error chunks received. `error` is the first of them.
     pub(super) errors: u32,
     pub(super) error: Option<Error>,
 }
 
-/// What a request is to bring.
+/// The result that a reply must carry.
 #[derive(Debug)]
-pub(super) enum What {
-    /// Nothing but its end.
-    Plain,
+pub(super) enum Expected {
+    /// No data.
+    Nothing,
     /// Data.
     Read {
-        /// Nothing while the driver receives into it.
+        /// `None` while the driver receives into it.
         buffer: Option<Buffer>,
         coverage: Coverage,
     },
     /// Extents.
-    Extents(Telling),
+    Extents(ExtentList),
 }
 
-/// Extents that are being told.
+/// Extents received so far.
 #[derive(Debug, Default)]
-pub(super) struct Telling {
+pub(super) struct ExtentList {
     pub(super) extents: Vec<Extent>,
-    /// Bytes that were told of, kept or not.
+    /// Bytes of the range described so far, including extents not kept.
     pub(super) covered: u64,
-    /// Whether a chunk with extents has begun.
+    /// A block status chunk has been received.
     pub(super) seen: bool,
-    /// Whether no more are kept.
+    /// The limit is reached: further extents are dropped.
     pub(super) full: bool,
 }
 
-/// Extents that are kept of one reply: 1.5 MiB of them.
-const KEPT: usize = 1 << 16;
+/// Maximum number of extents kept of one reply: 1.5 MiB.
+const MAX_EXTENTS: usize = 1 << 16;
 
-impl Telling {
-    /// An extent comes, of a request for `wanted` bytes.
+impl ExtentList {
+    /// Adds an extent of the reply to a request for `wanted` bytes.
     pub(super) fn add(&mut self, extent: Extent, wanted: u64) -> Result<(), Violation> {
         if extent.len == 0 {
             return Err(Violation::ExtentEmpty);
@@ -57,7 +57,7 @@ impl Telling {
         if left == 0 {
             return Err(Violation::ExtentBeyondRequest);
         }
-        // The last one may reach beyond the request.
+        // The last extent may extend beyond the request.
         let extent = Extent { len: extent.len.min(left), ..extent };
         self.covered += extent.len;
         self.keep(extent);
@@ -65,7 +65,7 @@ impl Telling {
     }
 
     fn keep(&mut self, extent: Extent) {
-        let room = self.extents.len() < KEPT;
+        let room = self.extents.len() < MAX_EXTENTS;
         match self.extents.last_mut() {
             _ if self.full => {}
             Some(last) if (last.hole, last.zero) == (extent.hole, extent.zero) => {
@@ -77,8 +77,8 @@ impl Telling {
     }
 }
 
-/// The slots of one connection. A cookie is a slot's number below a count of its uses, so that a reply that comes twice
-/// names no request.
+/// The slots of one connection. A cookie is the slot number plus a use counter above it, so that a
+/// duplicate reply matches no request.
 #[derive(Debug)]
 pub(super) struct Slots {
     slots: Vec<Slot>,
@@ -91,8 +91,8 @@ struct Slot {
     command: Option<Command>,
 }
 
-/// Bits of a cookie that are the slot's number.
-const NUMBER: u64 = 0xffff;
+/// The bits of a cookie that are the slot number.
+const SLOT_MASK: u64 = 0xffff;
 
 impl Slots {
     pub(super) fn new(count: u16) -> Self {
@@ -100,17 +100,15 @@ impl Slots {
         Self { slots, free: (0..count).rev().collect() }
     }
 
-    /// How many requests can still be taken in.
-    pub(super) fn room(&self) -> usize {
+    pub(super) fn free_slots(&self) -> usize {
         self.free.len()
     }
 
-    /// How many requests are under way.
-    pub(super) fn under_way(&self) -> usize {
+    pub(super) fn in_flight(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// Takes `command` in and gives it a cookie; nothing if all slots are taken.
+    /// Stores `command` and returns its cookie, or `None` if all slots are in use.
     pub(super) fn claim(&mut self, command: Command) -> Option<u64> {
         let at = self.free.pop()?;
         let slot = self.slots.get_mut(usize::from(at))?;
@@ -119,22 +117,22 @@ impl Slots {
     }
 
     fn slot(&mut self, cookie: u64) -> Option<&mut Slot> {
-        let at = usize::try_from(cookie & NUMBER).ok()?;
+        let at = usize::try_from(cookie & SLOT_MASK).ok()?;
         self.slots.get_mut(at).filter(|slot| slot.cookie == cookie)
     }
 
-    /// The request of that cookie.
+    /// Returns the request with that cookie.
     pub(super) fn find(&mut self, cookie: u64) -> Result<&mut Command, Violation> {
         let command = self.slot(cookie).and_then(|slot| slot.command.as_mut());
         command.ok_or(Violation::CookieUnknown)
     }
 
-    /// Lets go of a request.
+    /// Removes the request with that cookie and frees its slot.
     pub(super) fn release(&mut self, cookie: u64) -> Result<Command, Violation> {
         let slot = self.slot(cookie).ok_or(Violation::CookieUnknown)?;
         let command = slot.command.take().ok_or(Violation::CookieUnknown)?;
-        slot.cookie = cookie.wrapping_add(NUMBER + 1);
-        self.free.extend(u16::try_from(cookie & NUMBER));
+        slot.cookie = cookie.wrapping_add(SLOT_MASK + 1);
+        self.free.extend(u16::try_from(cookie & SLOT_MASK));
         Ok(command)
     }
 }
@@ -144,16 +142,16 @@ mod test {
     use super::*;
 
     fn command() -> Command {
-        Command { tag: 7, offset: 0, len: 0, what: What::Plain, errors: 0, error: None }
+        Command { tag: 7, offset: 0, len: 0, expected: Expected::Nothing, errors: 0, error: None }
     }
 
     #[test]
-    fn a_cookie_names_a_request_until_it_is_released() {
+    fn cookie_is_valid_until_released() {
         let mut slots = Slots::new(1);
         let cookie = slots.claim(command()).unwrap();
         assert_eq!(slots.find(cookie).unwrap().tag, 7);
         assert!(slots.claim(command()).is_none());
-        assert_eq!((slots.room(), slots.under_way()), (0, 1));
+        assert_eq!((slots.free_slots(), slots.in_flight()), (0, 1));
         assert_eq!(slots.release(cookie).unwrap().tag, 7);
         assert!(slots.release(cookie).is_err());
         let next = slots.claim(command()).unwrap();
@@ -162,19 +160,19 @@ mod test {
     }
 
     #[test]
-    fn extents_are_joined_cut_and_bounded() {
-        let mut telling = Telling::default();
+    fn extents_are_merged_clipped_and_bounded() {
+        let mut list = ExtentList::default();
         for extent in [Extent::data(100), Extent::data(50), Extent::hole(1 << 40)] {
-            telling.add(extent, 1000).unwrap();
+            list.add(extent, 1000).unwrap();
         }
-        assert_eq!(telling.extents, [Extent::data(150), Extent::hole(850)]);
-        assert_eq!(telling.add(Extent::data(1), 1000), Err(Violation::ExtentBeyondRequest));
-        let mut telling = Telling::default();
-        for _ in 0..KEPT {
-            telling.add(Extent::data(1), u64::MAX).unwrap();
-            telling.add(Extent::hole(1), u64::MAX).unwrap();
+        assert_eq!(list.extents, [Extent::data(150), Extent::hole(850)]);
+        assert_eq!(list.add(Extent::data(1), 1000), Err(Violation::ExtentBeyondRequest));
+        let mut list = ExtentList::default();
+        for _ in 0..MAX_EXTENTS {
+            list.add(Extent::data(1), u64::MAX).unwrap();
+            list.add(Extent::hole(1), u64::MAX).unwrap();
         }
-        assert_eq!(telling.extents.len(), KEPT);
-        assert_eq!(telling.add(Extent::data(0), u64::MAX), Err(Violation::ExtentEmpty));
+        assert_eq!(list.extents.len(), MAX_EXTENTS);
+        assert_eq!(list.add(Extent::data(0), u64::MAX), Err(Violation::ExtentEmpty));
     }
 }

@@ -1,11 +1,11 @@
-//! Replies, in any order and in pieces of any size (NBD, Simple reply message, Structured reply chunk message, Extended reply
-//! chunk message). It knows no option.
+//! Receives replies, in any order and in fragments of any size (NBD, Simple reply message,
+//! Structured reply chunk message, Extended reply chunk message).
 
 use export::{Buffer, DirectRecv, Extent};
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, KnownLayout, Unaligned};
 
-use super::slots::{Command, Telling, What};
+use super::slots::{Command, Expected, ExtentList};
 use super::{Client, Done, Error, Headers, Phase, Step, Violation};
 use crate::wire::STRING;
 use crate::wire::meta::{Descriptor, ExtendedDescriptor, STATE_HOLE, STATE_ZERO};
@@ -13,84 +13,86 @@ use crate::wire::reply::{
     self, BlockStatusExt, ExtendedChunk, OffsetData, OffsetHole, SimpleReply,
 };
 
-/// A payload with less than this still to come is not worth receiving by itself, in bytes.
-const LANDING: u64 = 8192;
+/// Minimum number of outstanding payload bytes for a direct receive.
+const MIN_DIRECT_RECV: u64 = 8192;
 
-/// Errors in one reply, at most.
+/// Maximum number of error chunks in one reply.
 const ERRORS: u32 = 64;
 
-/// Extents in one chunk, at most (NBD, Structured reply types).
+/// Maximum number of extents in one chunk (NBD, Structured reply types).
 const EXTENTS: u64 = 1 << 20;
 
-/// Bytes of a chunk that is an error, at most: a message, and as much again for what is unknown.
+/// Maximum length of an error chunk in bytes: a message and as much again for unknown fields.
 const ERROR: u64 = 2 * STRING as u64;
 
-/// What is to come next.
+/// The part of a reply that is expected next.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Stage {
-    /// The header of a reply or a chunk.
+pub(super) enum ReplyState {
+    /// The header of a reply or chunk.
     Header,
-    /// Where the data of a chunk belongs.
+    /// The offset of a data chunk.
     Offset(Chunk),
-    /// Data, whose next byte belongs at this place of the buffer.
+    /// Data; the next byte belongs at this offset of the buffer.
     Data(Chunk, usize),
-    /// Where the zeros of a chunk belong.
+    /// Offset and length of a hole.
     Hole(Chunk),
-    /// What an error is.
+    /// The fixed part of an error chunk.
     Error(Chunk),
-    /// So many bytes of an error's message, then perhaps where it is.
+    /// The given number of bytes of an error message, then the offset if the chunk has one.
     Message(Chunk, u64),
-    /// What nobody needs.
+    /// Unknown trailing bytes, which are skipped.
     Rest(Chunk),
-    /// Which context a chunk tells of.
+    /// The metadata context id of a block status chunk.
     Context(Chunk),
     /// An extent.
     Extent(Chunk),
 }
 
-/// A chunk that is being received. A simple reply with data is one, too.
+/// A chunk being received. The data of a simple reply is treated as one, too.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Chunk {
     cookie: u64,
     kind: u16,
     done: bool,
-    /// Bytes of its payload that are still to come.
+    /// Bytes of the payload not received yet.
     left: u64,
 }
 
 impl Client {
-    /// Takes one piece of `bytes`; nothing if it is not whole.
+    /// Processes one part from the start of `bytes`. Returns `None` if it is incomplete.
     pub(super) fn transmission(&mut self, bytes: &[u8]) -> Result<Option<usize>, Violation> {
-        match self.stage {
-            Stage::Header => self.header_came(bytes),
-            Stage::Offset(chunk) => self.part(chunk, bytes, Self::offset_came),
-            Stage::Data(chunk, at) => Ok(Some(self.data_came(chunk, at, bytes))),
-            Stage::Hole(chunk) => self.part(chunk, bytes, Self::hole_came),
-            Stage::Error(chunk) => self.part(chunk, bytes, Self::error_came),
-            Stage::Message(chunk, 0) => self.part(chunk, bytes, Self::error_offset_came),
-            Stage::Message(chunk, left) => {
+        match self.state {
+            ReplyState::Header => self.receive_header(bytes),
+            ReplyState::Offset(chunk) => self.receive_part(chunk, bytes, Self::receive_offset),
+            ReplyState::Data(chunk, at) => Ok(Some(self.receive_data(chunk, at, bytes))),
+            ReplyState::Hole(chunk) => self.receive_part(chunk, bytes, Self::receive_hole),
+            ReplyState::Error(chunk) => self.receive_part(chunk, bytes, Self::receive_error),
+            ReplyState::Message(chunk, 0) => {
+                self.receive_part(chunk, bytes, Self::receive_error_offset)
+            }
+            ReplyState::Message(chunk, left) => {
                 let (n, chunk) = skip(chunk, left, bytes);
-                self.message_left(chunk, left - n as u64)?;
+                self.skip_message(chunk, left - n as u64)?;
                 Ok(Some(n))
             }
-            Stage::Rest(chunk) => {
+            ReplyState::Rest(chunk) => {
                 let (n, chunk) = skip(chunk, chunk.left, bytes);
-                self.rest(chunk)?;
+                self.skip_rest(chunk)?;
                 Ok(Some(n))
             }
-            Stage::Context(chunk) if chunk.kind == reply::BLOCK_STATUS_EXT => {
-                self.part(chunk, bytes, Self::long_context_came)
+            ReplyState::Context(chunk) if chunk.kind == reply::BLOCK_STATUS_EXT => {
+                self.receive_part(chunk, bytes, Self::receive_extended_context)
             }
-            Stage::Context(chunk) => self.part(chunk, bytes, Self::context_came),
-            Stage::Extent(chunk) if chunk.kind == reply::BLOCK_STATUS_EXT => {
-                self.part(chunk, bytes, Self::long_extent_came)
+            ReplyState::Context(chunk) => self.receive_part(chunk, bytes, Self::receive_context),
+            ReplyState::Extent(chunk) if chunk.kind == reply::BLOCK_STATUS_EXT => {
+                self.receive_part(chunk, bytes, Self::receive_extended_extent)
             }
-            Stage::Extent(chunk) => self.part(chunk, bytes, Self::extent_came),
+            ReplyState::Extent(chunk) => self.receive_part(chunk, bytes, Self::receive_extent),
         }
     }
 
-    /// A part of fixed length; that it is within the chunk was seen to at the header.
-    fn part<T: FromBytes + KnownLayout + Immutable + Unaligned>(
+    /// Processes a part of fixed length. Fails if it exceeds the chunk.
+    fn receive_part<T: FromBytes + KnownLayout + Immutable + Unaligned>(
         &mut self,
         chunk: Chunk,
         bytes: &[u8],
@@ -105,9 +107,9 @@ impl Client {
 
     // ---- headers
 
-    fn header_came(&mut self, bytes: &[u8]) -> Result<Option<usize>, Violation> {
+    fn receive_header(&mut self, bytes: &[u8]) -> Result<Option<usize>, Violation> {
         let Ok((magic, _)) = U32::read_from_prefix(bytes) else { return Ok(None) };
-        match (self.opened.headers, magic.get()) {
+        match (self.info.headers, magic.get()) {
             (Headers::Simple | Headers::Structured, reply::SIMPLE_MAGIC) => {
                 let Ok((header, _)) = SimpleReply::read_from_prefix(bytes) else { return Ok(None) };
                 self.simple(&header)?;
@@ -116,7 +118,7 @@ impl Client {
             (Headers::Structured, reply::CHUNK_MAGIC) => {
                 let header = reply::Chunk::read_from_prefix(bytes);
                 let Ok((header, _)) = header else { return Ok(None) };
-                self.chunk(parsed(&header))?;
+                self.chunk(parse_chunk(&header))?;
                 Ok(Some(size_of::<reply::Chunk>()))
             }
             (Headers::Extended, reply::EXTENDED_MAGIC) => {
@@ -125,19 +127,20 @@ impl Client {
                 if self.slots.find(header.cookie.get())?.offset != header.offset.get() {
                     return Err(Violation::OffsetWrong);
                 }
-                self.chunk(parsed_long(&header))?;
+                self.chunk(parse_extended_chunk(&header))?;
                 Ok(Some(size_of::<ExtendedChunk>()))
             }
             _ => Err(Violation::HeaderMagicWrong),
         }
     }
 
-    /// A simple reply (NBD, Simple reply message): not to a read, and not with data, where replies have structure.
+    /// Processes a simple reply (NBD, Simple reply message). It must not answer a read if replies
+    /// are structured.
     fn simple(&mut self, header: &SimpleReply) -> Result<(), Violation> {
         let (cookie, errno) = (header.cookie.get(), header.error.get());
-        let structured = self.opened.headers != Headers::Simple;
+        let structured = self.info.headers != Headers::Simple;
         let command = self.slots.find(cookie)?;
-        let reads = matches!(command.what, What::Read { .. });
+        let reads = matches!(command.expected, Expected::Read { .. });
         if reads && structured {
             return Err(Violation::SimpleForRead);
         }
@@ -148,42 +151,42 @@ impl Client {
             return self.end(cookie);
         }
         let left = command.len;
-        self.cover(cookie, 0, left)?;
+        self.record_received(cookie, 0, left)?;
         let chunk = Chunk { cookie, kind: reply::OFFSET_DATA, done: true, left };
-        self.stage = Stage::Data(chunk, 0);
+        self.state = ReplyState::Data(chunk, 0);
         Ok(())
     }
 
-    /// The header of a chunk: its kind and length must fit the request (NBD, Structured reply types).
+    /// Checks that type and length of a chunk match the request (NBD, Structured reply types).
     fn chunk(&mut self, chunk: Chunk) -> Result<(), Violation> {
         let command = self.slots.find(chunk.cookie)?;
-        match (chunk.kind, &mut command.what) {
-            (reply::NONE, _) => self.nothing(chunk),
-            (reply::OFFSET_DATA, What::Read { .. }) => {
+        match (chunk.kind, &mut command.expected) {
+            (reply::NONE, _) => self.none_chunk(chunk),
+            (reply::OFFSET_DATA, Expected::Read { .. }) => {
                 check(chunk.left > size_of::<OffsetData>() as u64)?;
-                self.stage = Stage::Offset(chunk);
+                self.state = ReplyState::Offset(chunk);
                 Ok(())
             }
-            (reply::OFFSET_HOLE, What::Read { .. }) => {
+            (reply::OFFSET_HOLE, Expected::Read { .. }) => {
                 check(chunk.left == size_of::<OffsetHole>() as u64)?;
-                self.stage = Stage::Hole(chunk);
+                self.state = ReplyState::Hole(chunk);
                 Ok(())
             }
-            (reply::BLOCK_STATUS | reply::BLOCK_STATUS_EXT, What::Extents(telling)) => {
-                if std::mem::replace(&mut telling.seen, true) {
+            (reply::BLOCK_STATUS | reply::BLOCK_STATUS_EXT, Expected::Extents(list)) => {
+                if std::mem::replace(&mut list.seen, true) {
                     return Err(Violation::ExtentsRepeated);
                 }
-                self.status(chunk)
+                self.block_status_chunk(chunk)
             }
             (kind, _) if kind & reply::ERROR_BIT != 0 => {
                 command.errors += 1;
                 if command.errors > ERRORS {
-                    return Err(Violation::ErrorsEndless);
+                    return Err(Violation::TooManyErrors);
                 }
                 let fixed = size_of::<reply::Error>() as u64;
                 let place = if kind == reply::ERROR_OFFSET { size_of::<U64>() as u64 } else { 0 };
                 check(chunk.left >= fixed + place && chunk.left <= ERROR)?;
-                self.stage = Stage::Error(chunk);
+                self.state = ReplyState::Error(chunk);
                 Ok(())
             }
             (
@@ -197,7 +200,7 @@ impl Client {
         }
     }
 
-    fn nothing(&mut self, chunk: Chunk) -> Result<(), Violation> {
+    fn none_chunk(&mut self, chunk: Chunk) -> Result<(), Violation> {
         check(chunk.left == 0)?;
         if !chunk.done {
             return Err(Violation::DoneMissing);
@@ -205,9 +208,9 @@ impl Client {
         self.end(chunk.cookie)
     }
 
-    fn status(&mut self, chunk: Chunk) -> Result<(), Violation> {
+    fn block_status_chunk(&mut self, chunk: Chunk) -> Result<(), Violation> {
         let long = chunk.kind == reply::BLOCK_STATUS_EXT;
-        if long != (self.opened.headers == Headers::Extended) {
+        if long != (self.info.headers == Headers::Extended) {
             return Err(Violation::ChunkUnexpected);
         }
         let (fixed, each) = if long {
@@ -218,16 +221,16 @@ impl Client {
         let descriptors = chunk.left.checked_sub(fixed).ok_or(Violation::ChunkLengthWrong)?;
         check(descriptors != 0 && descriptors.is_multiple_of(each))?;
         if descriptors / each > EXTENTS {
-            return Err(Violation::ExtentsEndless);
+            return Err(Violation::TooManyExtents);
         }
-        self.stage = Stage::Context(chunk);
+        self.state = ReplyState::Context(chunk);
         Ok(())
     }
 
     // ---- data
 
-    /// Notes that the bytes from `start` up to `end` of the request come now.
-    fn cover(&mut self, cookie: u64, start: u64, end: u64) -> Result<(), Violation> {
+    /// Records that the bytes from `start` up to `end` of the request arrive now.
+    fn record_received(&mut self, cookie: u64, start: u64, end: u64) -> Result<(), Violation> {
         let command = self.slots.find(cookie)?;
         if start >= end || end > command.len {
             return Err(Violation::ContentBeyondRequest);
@@ -235,29 +238,30 @@ impl Client {
         let (Ok(start), Ok(end)) = (u32::try_from(start), u32::try_from(end)) else {
             return Err(Violation::ContentBeyondRequest);
         };
-        match &mut command.what {
-            What::Read { coverage, .. } => coverage.add(start, end),
+        match &mut command.expected {
+            Expected::Read { coverage, .. } => coverage.add(start, end),
             _ => Err(Violation::ChunkUnexpected),
         }
     }
 
-    /// The place in the request of `len` bytes at `offset` of the export.
-    fn place(&mut self, chunk: Chunk, offset: u64, len: u64) -> Result<usize, Violation> {
+    /// Returns where in the request `len` bytes at `offset` of the export belong, and records them
+    /// as received.
+    fn locate(&mut self, chunk: Chunk, offset: u64, len: u64) -> Result<usize, Violation> {
         let beyond = Violation::ContentBeyondRequest;
         let start = offset.checked_sub(self.slots.find(chunk.cookie)?.offset).ok_or(beyond)?;
-        self.cover(chunk.cookie, start, start.checked_add(len).ok_or(beyond)?)?;
+        self.record_received(chunk.cookie, start, start.checked_add(len).ok_or(beyond)?)?;
         usize::try_from(start).map_err(|_| beyond)
     }
 
-    fn offset_came(&mut self, chunk: Chunk, offset: &OffsetData) -> Result<(), Violation> {
-        let at = self.place(chunk, offset.get(), chunk.left)?;
-        self.stage = Stage::Data(chunk, at);
+    fn receive_offset(&mut self, chunk: Chunk, offset: &OffsetData) -> Result<(), Violation> {
+        let at = self.locate(chunk, offset.get(), chunk.left)?;
+        self.state = ReplyState::Data(chunk, at);
         Ok(())
     }
 
-    fn hole_came(&mut self, chunk: Chunk, hole: &OffsetHole) -> Result<(), Violation> {
+    fn receive_hole(&mut self, chunk: Chunk, hole: &OffsetHole) -> Result<(), Violation> {
         let len = hole.len.get();
-        let at = self.place(chunk, hole.offset.get(), len.into())?;
+        let at = self.locate(chunk, hole.offset.get(), len.into())?;
         if let Some(buffer) = self.buffer(chunk.cookie) {
             let place = buffer.bytes_mut().get_mut(at..at + len as usize);
             place.unwrap_or_default().fill(0);
@@ -265,16 +269,16 @@ impl Client {
         self.chunk_ended(chunk)
     }
 
-    /// The buffer that data of that request belongs in; nothing while the driver has it.
+    /// Returns the buffer of a read; `None` while the driver receives into it.
     fn buffer(&mut self, cookie: u64) -> Option<&mut Buffer> {
-        match &mut self.slots.find(cookie).ok()?.what {
-            What::Read { buffer, .. } => buffer.as_mut(),
+        match &mut self.slots.find(cookie).ok()?.expected {
+            Expected::Read { buffer, .. } => buffer.as_mut(),
             _ => None,
         }
     }
 
-    /// Takes data in; that it is within the buffer was seen to when its place came.
-    fn data_came(&mut self, chunk: Chunk, at: usize, bytes: &[u8]) -> usize {
+    /// Copies received data into the buffer. `place` checked that it fits.
+    fn receive_data(&mut self, chunk: Chunk, at: usize, bytes: &[u8]) -> usize {
         let n = bytes.len().min(usize::try_from(chunk.left).unwrap_or(usize::MAX));
         let place = self.buffer(chunk.cookie).and_then(|b| b.bytes_mut().get_mut(at..at + n));
         if let (Some(place), Some(data)) = (place, bytes.get(..n)) {
@@ -286,7 +290,7 @@ impl Client {
 
     fn data_advanced(&mut self, chunk: Chunk, at: usize, n: usize) {
         let chunk = Chunk { left: chunk.left.saturating_sub(n as u64), ..chunk };
-        self.stage = Stage::Data(chunk, at + n);
+        self.state = ReplyState::Data(chunk, at + n);
         if chunk.left == 0
             && let Err(violation) = self.chunk_ended(chunk)
         {
@@ -294,28 +298,29 @@ impl Client {
         }
     }
 
-    /// Memory that the next bytes of the connection belong in, if they are data: the driver may receive into it and gives
-    /// it back by [`Client::direct_received`]. While it is out, [`Client::receive`] is not called.
+    /// Returns a buffer for a direct receive if data of a read is expected next. The driver
+    /// receives into it and returns it by [`Client::direct_received`]; until then it does not call
+    /// [`Client::receive`].
     pub fn direct_recv(&mut self) -> Option<DirectRecv> {
-        let Stage::Data(chunk, start) = self.stage else { return None };
-        if chunk.left < LANDING || self.phase != Phase::Live {
+        let ReplyState::Data(chunk, start) = self.state else { return None };
+        if chunk.left < MIN_DIRECT_RECV || self.phase != Phase::Transmission {
             return None;
         }
         let left = usize::try_from(chunk.left).ok()?;
-        match &mut self.slots.find(chunk.cookie).ok()?.what {
-            What::Read { buffer, .. } => {
+        match &mut self.slots.find(chunk.cookie).ok()?.expected {
+            Expected::Read { buffer, .. } => {
                 Some(DirectRecv { buffer: buffer.take()?, start, end: start + left, mark: 0 })
             }
             _ => None,
         }
     }
 
-    /// The memory comes back, with `got` bytes received into it.
-    pub fn direct_received(&mut self, landing: DirectRecv, got: usize) {
-        let DirectRecv { buffer, start, end, .. } = landing;
+    /// Returns the buffer of a direct receive, with `got` bytes received into it.
+    pub fn direct_received(&mut self, direct: DirectRecv, got: usize) {
+        let DirectRecv { buffer, start, end, .. } = direct;
         let got = got.min(end.saturating_sub(start));
-        let Stage::Data(chunk, at) = self.stage else { return };
-        if let Ok(Command { what: What::Read { buffer: place, .. }, .. }) =
+        let ReplyState::Data(chunk, at) = self.state else { return };
+        if let Ok(Command { expected: Expected::Read { buffer: place, .. }, .. }) =
             self.slots.find(chunk.cookie)
         {
             *place = Some(buffer);
@@ -325,7 +330,7 @@ impl Client {
 
     // ---- errors
 
-    fn error_came(&mut self, chunk: Chunk, error: &reply::Error) -> Result<(), Violation> {
+    fn receive_error(&mut self, chunk: Chunk, error: &reply::Error) -> Result<(), Violation> {
         let (errno, message) = (error.error.get(), u64::from(error.message.get()));
         if errno == 0 {
             return Err(Violation::ErrorZero);
@@ -334,18 +339,18 @@ impl Client {
         check(message + place <= chunk.left)?;
         let command = self.slots.find(chunk.cookie)?;
         command.error.get_or_insert(Error { errno, offset: None });
-        self.message_left(chunk, message)
+        self.skip_message(chunk, message)
     }
 
-    fn message_left(&mut self, chunk: Chunk, left: u64) -> Result<(), Violation> {
+    fn skip_message(&mut self, chunk: Chunk, left: u64) -> Result<(), Violation> {
         if left == 0 && chunk.kind != reply::ERROR_OFFSET {
-            return self.rest(chunk);
+            return self.skip_rest(chunk);
         }
-        self.stage = Stage::Message(chunk, left);
+        self.state = ReplyState::Message(chunk, left);
         Ok(())
     }
 
-    fn error_offset_came(&mut self, chunk: Chunk, offset: &U64) -> Result<(), Violation> {
+    fn receive_error_offset(&mut self, chunk: Chunk, offset: &U64) -> Result<(), Violation> {
         let command = self.slots.find(chunk.cookie)?;
         let offset = offset.get();
         let inside = offset.checked_sub(command.offset).is_some_and(|at| at < command.len);
@@ -355,40 +360,44 @@ impl Client {
         if let (1, Some(error)) = (command.errors, &mut command.error) {
             error.offset = Some(offset);
         }
-        self.rest(chunk)
+        self.skip_rest(chunk)
     }
 
-    fn rest(&mut self, chunk: Chunk) -> Result<(), Violation> {
-        self.stage = Stage::Rest(chunk);
+    fn skip_rest(&mut self, chunk: Chunk) -> Result<(), Violation> {
+        self.state = ReplyState::Rest(chunk);
         if chunk.left == 0 { self.chunk_ended(chunk) } else { Ok(()) }
     }
 
     // ---- extents
 
-    fn context_came(&mut self, chunk: Chunk, context: &U32) -> Result<(), Violation> {
+    fn receive_context(&mut self, chunk: Chunk, context: &U32) -> Result<(), Violation> {
         self.check_context(context.get())?;
-        self.stage = Stage::Extent(chunk);
+        self.state = ReplyState::Extent(chunk);
         Ok(())
     }
 
-    fn long_context_came(&mut self, chunk: Chunk, head: &BlockStatusExt) -> Result<(), Violation> {
+    fn receive_extended_context(
+        &mut self,
+        chunk: Chunk,
+        head: &BlockStatusExt,
+    ) -> Result<(), Violation> {
         self.check_context(head.context.get())?;
         let each = size_of::<ExtendedDescriptor>() as u64;
         check(u64::from(head.count.get()) * each == chunk.left)?;
-        self.stage = Stage::Extent(chunk);
+        self.state = ReplyState::Extent(chunk);
         Ok(())
     }
 
     fn check_context(&self, context: u32) -> Result<(), Violation> {
-        let known = self.haggle.context == Some(context);
+        let known = self.negotiation.context == Some(context);
         if known { Ok(()) } else { Err(Violation::ContextUnknown) }
     }
 
-    fn extent_came(&mut self, chunk: Chunk, extent: &Descriptor) -> Result<(), Violation> {
+    fn receive_extent(&mut self, chunk: Chunk, extent: &Descriptor) -> Result<(), Violation> {
         self.extent(chunk, extent.len.get().into(), extent.flags.get().into())
     }
 
-    fn long_extent_came(
+    fn receive_extended_extent(
         &mut self,
         chunk: Chunk,
         extent: &ExtendedDescriptor,
@@ -399,35 +408,35 @@ impl Client {
     fn extent(&mut self, chunk: Chunk, len: u64, flags: u64) -> Result<(), Violation> {
         let (hole, zero) = (flags & u64::from(STATE_HOLE) != 0, flags & u64::from(STATE_ZERO) != 0);
         let command = self.slots.find(chunk.cookie)?;
-        if let What::Extents(telling) = &mut command.what {
-            telling.add(Extent { len, hole, zero }, command.len)?;
+        if let Expected::Extents(list) = &mut command.expected {
+            list.add(Extent { len, hole, zero }, command.len)?;
         }
-        self.stage = Stage::Extent(chunk);
+        self.state = ReplyState::Extent(chunk);
         if chunk.left == 0 { self.chunk_ended(chunk) } else { Ok(()) }
     }
 
     // ---- ends
 
     fn chunk_ended(&mut self, chunk: Chunk) -> Result<(), Violation> {
-        self.stage = Stage::Header;
+        self.state = ReplyState::Header;
         if chunk.done { self.end(chunk.cookie) } else { Ok(()) }
     }
 
-    /// A reply is whole. One without an error must have brought all.
+    /// Completes a request. Without an error, the reply must have been complete.
     fn end(&mut self, cookie: u64) -> Result<(), Violation> {
-        let Command { tag, len, what, error, .. } = self.slots.release(cookie)?;
-        let well = error.is_none();
-        let (buffer, extents) = match what {
-            What::Plain => (None, Vec::new()),
-            What::Read { coverage, .. } if well && !is_whole(&coverage, len) => {
+        let Command { tag, len, expected, error, .. } = self.slots.release(cookie)?;
+        let succeeded = error.is_none();
+        let (buffer, extents) = match expected {
+            Expected::Nothing => (None, Vec::new()),
+            Expected::Read { coverage, .. } if succeeded && !is_whole(&coverage, len) => {
                 return Err(Violation::ContentMissing);
             }
-            What::Read { buffer, .. } => (buffer, Vec::new()),
-            What::Extents(Telling { extents, .. }) if well && extents.is_empty() => {
+            Expected::Read { buffer, .. } => (buffer, Vec::new()),
+            Expected::Extents(ExtentList { extents, .. }) if succeeded && extents.is_empty() => {
                 return Err(Violation::ExtentsMissing);
             }
-            What::Extents(Telling { extents, .. }) if well => (None, extents),
-            What::Extents(_) => (None, Vec::new()),
+            Expected::Extents(ExtentList { extents, .. }) if succeeded => (None, extents),
+            Expected::Extents(_) => (None, Vec::new()),
         };
         let result = error.map_or(Ok(()), Err);
         self.out.push_back(Step::Done(Done { tag, result, buffer, extents }));
@@ -443,20 +452,20 @@ fn check(right: bool) -> Result<(), Violation> {
     if right { Ok(()) } else { Err(Violation::ChunkLengthWrong) }
 }
 
-/// Skips up to `left` bytes of a chunk: how many are there.
+/// Skips up to `left` bytes of a chunk. Returns the number of bytes skipped.
 fn skip(chunk: Chunk, left: u64, bytes: &[u8]) -> (usize, Chunk) {
     let n = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
     (n, Chunk { left: chunk.left.saturating_sub(n as u64), ..chunk })
 }
 
-/// Flags that nobody knows are nobody's affair (NBD, Structured reply flags).
-fn parsed(header: &reply::Chunk) -> Chunk {
+/// Unknown flags are ignored (NBD, Structured reply flags).
+fn parse_chunk(header: &reply::Chunk) -> Chunk {
     let done = header.flags.get() & reply::DONE != 0;
     let left = header.len.get().into();
     Chunk { cookie: header.cookie.get(), kind: header.kind.get(), done, left }
 }
 
-fn parsed_long(header: &ExtendedChunk) -> Chunk {
+fn parse_extended_chunk(header: &ExtendedChunk) -> Chunk {
     let done = header.flags.get() & reply::DONE != 0;
     let left = header.len.get();
     Chunk { cookie: header.cookie.get(), kind: header.kind.get(), done, left }

@@ -1,11 +1,11 @@
-//! The rules of NBD that a server can break, one name each. It knows no connection.
+//! The rules of NBD that a server can violate, one name each.
 
 use std::fmt;
 
-/// The table of rules: name, sentence.
+/// Generates the enum from a table of names and sentences.
 macro_rules! violations {
     ($($name:ident $sentence:literal)*) => {
-        /// A rule that the server broke: the connection ends.
+        /// A protocol violation of the server. The client closes the connection.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Violation { $(
             #[doc = concat!("The server: ", $sentence, ".")]
@@ -13,10 +13,10 @@ macro_rules! violations {
         )* }
 
         impl Violation {
-            /// Every rule.
+            /// All rules.
             pub const ALL: &'static [Self] = &[$(Self::$name),*];
 
-            /// Its name, for the log.
+            /// Returns the name of the rule, for logs.
             #[must_use]
             pub fn name(self) -> &'static str {
                 match self { $(Self::$name => stringify!($name),)* }
@@ -31,43 +31,43 @@ macro_rules! violations {
 
 violations! {
     NotNbd                 "does not speak NBD"
-    Oldstyle               "speaks the oldstyle handshake, which has been given up"
-    NotFixed               "speaks the newstyle handshake without its corrections"
-    NoZeroesMissing        "would send zeros that say nothing behind a secured handshake"
-    BytesBeforeSecured     "sent more behind its consent to TLS, which anyone may have put there"
-    ReplyMagicWrong        "sent a reply without the mark of one"
-    ReplyToOtherOption     "answered an option that was not asked for"
-    ReplyTooLong           "sent a reply to an option that is longer than any may be"
-    ReplyLengthWrong       "sent a reply to an option whose length does not fit its kind"
-    ReplyUnexpected        "sent a reply of a kind that does not belong to the option"
-    RepliesEndless         "sent more replies to one option than anyone needs"
-    TextWrong              "sent a name that is no UTF-8, or longer than 4096 bytes"
-    ExportInfoMissing      "opened an export without saying what it is"
-    SizeImpossible         "says that the export has 2^63 bytes or more"
-    FlagsMissing           "says of the export that it has no flags"
-    BlockSizesImpossible   "says block sizes that cannot be"
-    ContextRepeated        "gave the same metadata context twice"
-    HeaderMagicWrong       "sent something else where a reply begins"
-    CookieUnknown          "answered a request that is not under way"
-    OffsetWrong            "answered with the offset of another request"
-    SimpleForRead          "answered a read without the structure that was agreed on"
-    ChunkTypeUnknown       "sent a chunk of a kind that nobody knows"
-    ChunkUnexpected        "sent a chunk that does not belong to the request"
-    ChunkLengthWrong       "sent a chunk whose length does not fit its kind"
-    DoneMissing            "left a reply open that has nothing to follow"
-    ContentBeyondRequest   "sent content that was not asked for"
-    ContentRepeated        "sent the same content twice"
-    ContentScattered       "sent content in more pieces than anyone can keep count of"
-    ContentMissing         "said that it had read, and sent not all of it"
-    ErrorsEndless          "sent more errors for one request than there can be"
-    ErrorZero              "sent an error that is none"
-    ErrorBeyondRequest     "sent an error for content that was not asked for"
-    ContextUnknown         "told of a metadata context that was not agreed on"
-    ExtentEmpty            "told of an extent of no bytes"
-    ExtentBeyondRequest    "told of extents that were not asked for"
-    ExtentsRepeated        "told the extents twice"
-    ExtentsMissing         "said that it had told the extents, and told none"
-    ExtentsEndless         "told more extents than a reply may hold"
+    Oldstyle               "uses the obsolete oldstyle handshake"
+    NotFixedNewstyle       "does not support the fixed newstyle handshake"
+    NoZeroesMissing        "does not support NO_ZEROES, which is required with TLS"
+    BytesBeforeTls         "sent cleartext after its reply to STARTTLS, possibly injected by an attacker"
+    ReplyMagicWrong        "sent an option reply with a wrong magic"
+    ReplyToOtherOption     "replied to an option that was not sent"
+    ReplyTooLong           "sent an option reply that is too long"
+    ReplyLengthWrong       "sent an option reply whose length does not match its type"
+    ReplyUnexpected        "sent an option reply whose type does not match the option"
+    TooManyReplies         "sent too many replies to one option"
+    TextWrong              "sent a name that is not UTF-8 or is longer than 4096 bytes"
+    ExportInfoMissing      "opened an export without sending its size and flags"
+    SizeImpossible         "sent an export size of 2^63 bytes or more"
+    FlagsMissing           "sent no transmission flags for the export"
+    BlockSizesImpossible   "sent invalid block sizes"
+    ContextRepeated        "selected the same metadata context twice"
+    HeaderMagicWrong       "sent a reply with a wrong magic"
+    CookieUnknown          "replied to a request that is not in flight"
+    OffsetWrong            "replied with the offset of another request"
+    SimpleForRead          "sent a simple reply to a read although structured replies were negotiated"
+    ChunkTypeUnknown       "sent a chunk of unknown type"
+    ChunkUnexpected        "sent a chunk whose type does not match the request"
+    ChunkLengthWrong       "sent a chunk whose length does not match its type"
+    DoneMissing            "sent an empty chunk that does not end the reply"
+    ContentBeyondRequest   "sent data outside the requested range"
+    ContentRepeated        "sent the same data twice"
+    TooManyFragments       "sent the data of a read in too many fragments"
+    ContentMissing         "completed a read without sending all data"
+    TooManyErrors          "sent too many errors for one request"
+    ErrorZero              "sent an error chunk with error value zero"
+    ErrorBeyondRequest     "sent an error for an offset outside the requested range"
+    ContextUnknown         "sent a metadata context that was not negotiated"
+    ExtentEmpty            "sent an empty extent"
+    ExtentBeyondRequest    "sent extents outside the requested range"
+    ExtentsRepeated        "sent two block status chunks for one request"
+    ExtentsMissing         "completed a block status request without extents"
+    TooManyExtents         "sent too many extents in one chunk"
 }
 
 impl fmt::Display for Violation {
@@ -83,9 +83,9 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_violation_says_what_and_its_name() {
+    fn violation_is_formatted_with_its_name() {
         let text = Violation::Oldstyle.to_string();
-        assert!(text.starts_with("the server speaks the oldstyle"), "{text}");
+        assert!(text.starts_with("the server uses the oldstyle"), "{text}");
         assert!(text.ends_with("(Oldstyle)"), "{text}");
     }
 }

@@ -15,9 +15,9 @@ const OPTIONS: u32 = 64;
 pub enum Next {
     /// More must come.
     Wait,
-    /// A session goes on in the clear, with [`super::Start::Greeted`] and all bytes that were not taken.
+    /// A session goes on in the clear, with [`super::Start::HelloSent`] and all bytes that were not taken.
     Plain,
-    /// TLS begins once all is said, and then a session with [`super::Start::Secured`].
+    /// TLS begins once all is said, and then a session with [`super::Start::InTls`].
     Secure {
         /// Whether the client's flags had [`C_NO_ZEROES`].
         no_zeroes: bool,

@@ -104,8 +104,8 @@ impl Session {
         account: Account,
         now: Instant,
     ) -> Self {
-        let no_zeroes = matches!(start, Start::Secured { no_zeroes: true });
-        let secured = matches!(start, Start::Secured { .. });
+        let no_zeroes = matches!(start, Start::InTls { no_zeroes: true });
+        let secured = matches!(start, Start::InTls { .. });
         let mut session = Self {
             server,
             peer,
@@ -128,7 +128,7 @@ impl Session {
             later: VecDeque::new(),
             on_disk: 0,
         };
-        if start == Start::Greet {
+        if start == Start::Hello {
             session.say(Segment::head(Head::new(Hello::new().as_bytes())));
         }
         session

@@ -1,12 +1,13 @@
-//! The UUID of a disk in the description of its export. NBD has no field for it; the text is `… urn:uuid:UUID` (RFC 9562 §4).
+//! The UUID of a disk inside the description of its export, as `… urn:uuid:UUID` (RFC 9562 §4). NBD
+//! has no field for it.
 
-/// What stands before the UUID.
+/// Prefix of the UUID.
 const URN: &str = "urn:uuid:";
 
-/// Bytes of a UUID as text.
+/// Length of a UUID as text.
 const LEN: usize = 36;
 
-/// The UUID as a description has it.
+/// Formats `uuid` as a URN.
 pub(crate) fn urn(uuid: &[u8; 16]) -> String {
     let mut text = URN.to_owned();
     for (at, byte) in uuid.iter().enumerate() {
@@ -18,7 +19,7 @@ pub(crate) fn urn(uuid: &[u8; 16]) -> String {
     text
 }
 
-/// The UUID at the end of a description.
+/// Returns the UUID at the end of a description, if there is one.
 pub(crate) fn parse(description: &[u8]) -> Option<[u8; 16]> {
     let text = std::str::from_utf8(description).ok()?;
     let (before, digits) = text.rsplit_once(URN)?;

@@ -1,4 +1,5 @@
-//! The error values of replies in the transmission phase (NBD, Error values). They have the numbers of Linux on every system.
+//! Error values of replies in the transmission phase (NBD, Error values). Linux errno numbers on
+//! every platform.
 
 /// No error.
 pub const OK: u32 = 0;
@@ -12,9 +13,9 @@ pub const ENOMEM: u32 = 12;
 pub const EINVAL: u32 = 22;
 /// No space left on the device.
 pub const ENOSPC: u32 = 28;
-/// Value too large: an unfragmented read of that length is not possible.
+/// Value too large: the read cannot be answered unfragmented.
 pub const EOVERFLOW: u32 = 75;
 /// Operation not supported.
 pub const ENOTSUP: u32 = 95;
-/// The server is being shut down.
+/// The server is shutting down.
 pub const ESHUTDOWN: u32 = 108;

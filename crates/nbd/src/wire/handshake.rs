@@ -1,29 +1,30 @@
-//! The first bytes of a connection, and the answer to the oldest way of choosing an export (NBD, Newstyle negotiation).
+//! The handshake phase: server hello, client flags, and the reply to `NBD_OPT_EXPORT_NAME` (NBD,
+//! Newstyle negotiation).
 
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// `NBDMAGIC`.
 pub const NBDMAGIC: u64 = 0x4e42_444d_4147_4943;
-/// `IHAVEOPT`, which begins the second half of the hello and each option.
+/// `IHAVEOPT`: second half of the hello, and magic of each option.
 pub const IHAVEOPT: u64 = 0x4948_4156_454f_5054;
-/// What stands in its place in the hello of the oldstyle negotiation.
+/// The second magic of an oldstyle hello, in place of [`IHAVEOPT`].
 pub const OLDSTYLE: u64 = 0x0000_4202_8186_1253;
 
-/// Handshake flag: the fixed newstyle negotiation.
+/// Handshake flag: the server supports the fixed newstyle negotiation.
 pub const FIXED_NEWSTYLE: u16 = 1;
-/// Handshake flag: the zeros after an export's size and flags can be left out.
+/// Handshake flag: the server can omit the zeros of an [`ExportReply`].
 pub const NO_ZEROES: u16 = 1 << 1;
 
-/// Client flag: the fixed newstyle negotiation.
+/// Client flag: the client supports the fixed newstyle negotiation.
 pub const C_FIXED_NEWSTYLE: u32 = 1;
-/// Client flag: no zeros after an export's size and flags.
+/// Client flag: the server omits the zeros of an [`ExportReply`].
 pub const C_NO_ZEROES: u32 = 1 << 1;
 
-/// Zeros after an [`ExportReply`], unless both ends left them out.
+/// Number of zeros after an [`ExportReply`], unless both sides agreed to omit them.
 pub const ZEROES: usize = 124;
 
-/// What a server says first: 18 bytes.
+/// The server's first message: 18 bytes.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -39,7 +40,7 @@ pub struct Hello {
 const _: () = assert!(size_of::<Hello>() == 18);
 
 impl Hello {
-    /// The hello of a server that speaks the fixed newstyle.
+    /// Returns the hello of a fixed newstyle server.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -56,16 +57,17 @@ impl Default for Hello {
     }
 }
 
-/// The client's flags, which answer the hello: 4 bytes.
+/// The client's reply to the hello: 4 bytes of flags.
 pub type ClientFlags = U32;
 
-/// The answer to [`super::option::EXPORT_NAME`]: 10 bytes, and perhaps [`ZEROES`].
+/// The reply to [`super::option::EXPORT_NAME`]: 10 bytes, followed by [`ZEROES`] zeros unless
+/// omitted.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
 #[repr(C)]
 pub struct ExportReply {
-    /// Bytes of the export.
+    /// Size of the export in bytes.
     pub size: U64,
     /// Transmission flags: [`super::request::flags`].
     pub flags: U16,

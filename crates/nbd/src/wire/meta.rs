@@ -1,31 +1,31 @@
-//! Metadata contexts: how they are chosen, and what `base:allocation` says (NBD, Metadata querying).
+//! Metadata contexts: selection, and the `base:allocation` context (NBD, Metadata querying).
 
 use zerocopy::byteorder::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{option, split_counted, split_u32, text};
 
-/// The context that tells what is allocated.
+/// The context that describes allocation.
 pub const BASE_ALLOCATION: &str = "base:allocation";
-/// The namespace of the contexts that the protocol defines.
+/// The namespace of contexts defined by the protocol.
 pub const BASE: &str = "base:";
 
-/// `base:allocation`: nothing is stored there.
+/// `base:allocation`: the range is a hole.
 pub const STATE_HOLE: u32 = 1;
-/// `base:allocation`: it reads as zeros.
+/// `base:allocation`: the range reads as zeros.
 pub const STATE_ZERO: u32 = 1 << 1;
 
 /// The data of [`option::LIST_META_CONTEXT`] and [`option::SET_META_CONTEXT`].
 #[derive(Clone, Copy, Debug)]
 pub struct MetaRequest<'a> {
-    /// The export.
+    /// The export name.
     pub name: &'a str,
     queries: &'a [u8],
     count: u32,
 }
 
 impl<'a> MetaRequest<'a> {
-    /// The export's name and the queries; nothing if the data is malformed.
+    /// Parses export name and queries. Returns `None` if the data is malformed.
     #[must_use]
     pub fn parse(data: &'a [u8]) -> Option<Self> {
         let (name, rest) = split_counted(data)?;
@@ -40,13 +40,13 @@ impl<'a> MetaRequest<'a> {
         left.is_empty().then_some(request)
     }
 
-    /// How many queries there are.
+    /// Returns the number of queries.
     #[must_use]
     pub fn count(&self) -> u32 {
         self.count
     }
 
-    /// The queries.
+    /// Iterates over the queries.
     pub fn queries(&self) -> impl Iterator<Item = &'a str> + 'a {
         let mut left = self.queries;
         std::iter::from_fn(move || {
@@ -56,7 +56,7 @@ impl<'a> MetaRequest<'a> {
         })
     }
 
-    /// The data for asking about contexts of `name`.
+    /// Encodes the option data for `queries` about the export `name`.
     #[must_use]
     pub fn emit(name: &str, queries: &[&str]) -> Vec<u8> {
         let mut data = option::counted(name);
@@ -70,47 +70,47 @@ impl<'a> MetaRequest<'a> {
 /// The data of an [`option::META_CONTEXT`] reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Context<'a> {
-    /// Its number in replies to block status; nothing in a list.
+    /// The context id used in block status replies; zero in a list.
     pub id: u32,
-    /// Its name.
+    /// The context name.
     pub name: &'a str,
 }
 
 impl<'a> Context<'a> {
-    /// The context; nothing if the data is malformed.
+    /// Parses a context. Returns `None` if the data is malformed.
     #[must_use]
     pub fn parse(data: &'a [u8]) -> Option<Self> {
         let (id, name) = split_u32(data)?;
         text(name).map(|name| Self { id, name })
     }
 
-    /// Its bytes.
+    /// Encodes the context.
     #[must_use]
     pub fn emit(&self) -> Vec<u8> {
         [&self.id.to_be_bytes(), self.name.as_bytes()].concat()
     }
 }
 
-/// What a chunk of block status with 32-bit lengths says of an extent: 8 bytes.
+/// One extent in a block status chunk with 32-bit lengths: 8 bytes.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
 #[repr(C)]
 pub struct Descriptor {
-    /// Bytes; not zero.
+    /// Length in bytes; not zero.
     pub len: U32,
     /// For `base:allocation`: [`STATE_HOLE`], [`STATE_ZERO`].
     pub flags: U32,
 }
 const _: () = assert!(size_of::<Descriptor>() == 8);
 
-/// The same with 64-bit lengths: 16 bytes.
+/// One extent in a block status chunk with 64-bit lengths: 16 bytes.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
 #[repr(C)]
 pub struct ExtendedDescriptor {
-    /// Bytes; not zero.
+    /// Length in bytes; not zero.
     pub len: U64,
     /// For `base:allocation`: [`STATE_HOLE`], [`STATE_ZERO`].
     pub flags: U64,
@@ -142,7 +142,7 @@ mod test {
     }
 
     #[test]
-    fn a_count_that_the_data_does_not_bear_out_is_malformed_at_once() {
+    fn count_beyond_the_data_is_malformed() {
         assert!(MetaRequest::parse(&[0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]).is_none());
     }
 

@@ -1,4 +1,4 @@
-//! Options and the replies to them, while the two ends haggle (NBD, Option types, Option reply types).
+//! Options and option replies of the negotiation phase (NBD, Option types, Option reply types).
 
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -6,68 +6,68 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 use super::handshake::IHAVEOPT;
 use super::{split_counted, text};
 
-/// Chooses an export and goes on to transmission; cannot be answered with an error.
+/// Chooses an export and starts transmission. Has no error reply: the server disconnects instead.
 pub const EXPORT_NAME: u32 = 1;
 /// Ends the connection.
 pub const ABORT: u32 = 2;
-/// Which exports are there?
+/// Lists the exports.
 pub const LIST: u32 = 3;
-/// Withdrawn from the protocol.
+/// Withdrawn from the protocol. (`NBD_OPT_PEEK_EXPORT`)
 pub const PEEK_EXPORT: u32 = 4;
-/// Goes on in TLS.
+/// Starts TLS.
 pub const STARTTLS: u32 = 5;
-/// What is that export like?
+/// Queries an export.
 pub const INFO: u32 = 6;
-/// The same, and on to transmission.
+/// Queries an export and starts transmission.
 pub const GO: u32 = 7;
-/// Structured replies from now on.
+/// Enables structured replies.
 pub const STRUCTURED_REPLY: u32 = 8;
-/// Which metadata contexts are there?
+/// Lists the metadata contexts.
 pub const LIST_META_CONTEXT: u32 = 9;
-/// Those metadata contexts from now on.
+/// Selects metadata contexts.
 pub const SET_META_CONTEXT: u32 = 10;
-/// Requests and replies with 64-bit lengths from now on.
+/// Enables extended headers: requests and replies with 64-bit lengths.
 pub const EXTENDED_HEADERS: u32 = 11;
 
 /// Magic of a reply to an option.
 pub const REPLY_MAGIC: u64 = 0x0003_e889_0455_65a9;
 
-/// Reply: done.
+/// Reply: success, end of the replies.
 pub const ACK: u32 = 1;
 /// Reply: an export ([`ServerEntry`]).
 pub const SERVER: u32 = 2;
-/// Reply: something about an export, which begins with one of [`info`].
+/// Reply: information about an export; begins with one of [`info`].
 pub const REP_INFO: u32 = 3;
 /// Reply: a metadata context ([`super::meta::Context`]).
 pub const META_CONTEXT: u32 = 4;
-/// Set in a reply type that is an error; its data is a message for people.
+/// Bit set in reply types that are errors; the data is a message for people.
 pub const ERROR: u32 = 1 << 31;
-/// Error: the option is unknown.
+/// Error: unknown option.
 pub const ERR_UNSUP: u32 = ERROR + 1;
-/// Error: the owner does not want it.
+/// Error: forbidden by the server's policy.
 pub const ERR_POLICY: u32 = ERROR + 2;
-/// Error: the option or its data breaks a rule.
+/// Error: invalid option or option data.
 pub const ERR_INVALID: u32 = ERROR + 3;
-/// Error: not on this platform.
+/// Error: not supported on this platform.
 pub const ERR_PLATFORM: u32 = ERROR + 4;
-/// Error: TLS first.
+/// Error: TLS is required.
 pub const ERR_TLS_REQD: u32 = ERROR + 5;
 /// Error: no such export.
 pub const ERR_UNKNOWN: u32 = ERROR + 6;
-/// Error: the server is being shut down.
+/// Error: the server is shutting down.
 pub const ERR_SHUTDOWN: u32 = ERROR + 7;
 /// Error: the client must ask for the block sizes.
 pub const ERR_BLOCK_SIZE_REQD: u32 = ERROR + 8;
 /// Error: the option's data is too long.
 pub const ERR_TOO_BIG: u32 = ERROR + 9;
-/// Error: not with the headers that were agreed on.
+/// Error: extended headers are required.
 pub const ERR_EXT_HEADER_REQD: u32 = ERROR + 10;
 
-/// What [`REP_INFO`] is about, and what a client may ask for with [`INFO`] and [`GO`].
+/// Types of information in [`REP_INFO`], which a client may request with [`INFO`] and [`GO`].
 pub mod info {
     /// Size and transmission flags ([`super::InfoExport`]).
     pub const EXPORT: u16 = 0;
-    /// Its name; a string follows.
+    /// The canonical name; a string follows.
     pub const NAME: u16 = 1;
     /// A description for people; a string follows.
     pub const DESCRIPTION: u16 = 2;
@@ -75,7 +75,7 @@ pub mod info {
     pub const BLOCK_SIZE: u16 = 3;
 }
 
-/// The name of an option, as the protocol writes it without its prefix.
+/// Returns the name of an option without its `NBD_OPT_` prefix.
 #[must_use]
 pub fn name(option: u32) -> &'static str {
     match option {
@@ -94,7 +94,7 @@ pub fn name(option: u32) -> &'static str {
     }
 }
 
-/// What begins an option: 16 bytes, then its data.
+/// The header of an option: 16 bytes, followed by its data.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -102,22 +102,22 @@ pub fn name(option: u32) -> &'static str {
 pub struct OptionHeader {
     /// [`IHAVEOPT`].
     pub magic: U64,
-    /// Which.
+    /// The option type.
     pub option: U32,
-    /// Bytes of its data.
+    /// Length of the data in bytes.
     pub len: U32,
 }
 const _: () = assert!(size_of::<OptionHeader>() == 16);
 
 impl OptionHeader {
-    /// The header of `option` with `len` bytes of data.
+    /// Creates the header of `option` with `len` bytes of data.
     #[must_use]
     pub fn new(option: u32, len: u32) -> Self {
         Self { magic: IHAVEOPT.into(), option: option.into(), len: len.into() }
     }
 }
 
-/// What begins a reply to an option: 20 bytes, then its data.
+/// The header of an option reply: 20 bytes, followed by its data.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -125,17 +125,17 @@ impl OptionHeader {
 pub struct ReplyHeader {
     /// [`REPLY_MAGIC`].
     pub magic: U64,
-    /// The option that is answered.
+    /// The option type being answered.
     pub option: U32,
-    /// [`ACK`] and so on.
+    /// The reply type: [`ACK`] and so on.
     pub kind: U32,
-    /// Bytes of its data.
+    /// Length of the data in bytes.
     pub len: U32,
 }
 const _: () = assert!(size_of::<ReplyHeader>() == 20);
 
 impl ReplyHeader {
-    /// The header of a reply of `kind` to `option` with `len` bytes of data.
+    /// Creates the header of a reply of type `kind` to `option` with `len` bytes of data.
     #[must_use]
     pub fn new(option: u32, kind: u32, len: u32) -> Self {
         Self {
@@ -155,7 +155,7 @@ impl ReplyHeader {
 pub struct InfoExport {
     /// [`info::EXPORT`].
     pub kind: U16,
-    /// Bytes of the export.
+    /// Size of the export in bytes.
     pub size: U64,
     /// Transmission flags: [`super::request::flags`].
     pub flags: U16,
@@ -163,7 +163,7 @@ pub struct InfoExport {
 const _: () = assert!(size_of::<InfoExport>() == 12);
 
 impl InfoExport {
-    /// An export of that many bytes.
+    /// Creates the information of an export of `size` bytes.
     #[must_use]
     pub fn new(size: u64, flags: u16) -> Self {
         Self { kind: info::EXPORT.into(), size: size.into(), flags: flags.into() }
@@ -178,17 +178,17 @@ impl InfoExport {
 pub struct InfoBlockSize {
     /// [`info::BLOCK_SIZE`].
     pub kind: U16,
-    /// Offsets and lengths are multiples of this.
+    /// Minimum block size: offsets and lengths are multiples of it.
     pub minimum: U32,
-    /// Multiples of this are fast.
+    /// Preferred block size: aligned requests are efficient.
     pub preferred: U32,
-    /// The longest payload of a request or a reply.
+    /// Maximum payload of a request or a reply.
     pub maximum: U32,
 }
 const _: () = assert!(size_of::<InfoBlockSize>() == 14);
 
 impl InfoBlockSize {
-    /// Those sizes, in bytes.
+    /// Creates the information from sizes in bytes.
     #[must_use]
     pub fn new(minimum: u32, preferred: u32, maximum: u32) -> Self {
         Self {
@@ -203,13 +203,13 @@ impl InfoBlockSize {
 /// The data of [`INFO`] and [`GO`].
 #[derive(Clone, Copy, Debug)]
 pub struct InfoRequest<'a> {
-    /// The export; empty for the default one.
+    /// The export name; empty for the default export.
     pub name: &'a str,
     wanted: &'a [U16],
 }
 
 impl<'a> InfoRequest<'a> {
-    /// The export's name and what is asked; nothing if the data is malformed.
+    /// Parses export name and requested types. Returns `None` if the data is malformed.
     #[must_use]
     pub fn parse(data: &'a [u8]) -> Option<Self> {
         let (name, rest) = split_counted(data)?;
@@ -219,12 +219,12 @@ impl<'a> InfoRequest<'a> {
         text(name).filter(|_| whole).map(|name| Self { name, wanted })
     }
 
-    /// What is asked, of [`info`] or unknown.
+    /// Iterates over the requested types, including ones not in [`info`].
     pub fn wanted(&self) -> impl Iterator<Item = u16> + 'a {
         self.wanted.iter().map(|kind| kind.get())
     }
 
-    /// The data for asking about `name`; what does not fit the counts is left out.
+    /// Encodes a request about the export `name`. Types beyond the 65535th are omitted.
     #[must_use]
     pub fn emit(name: &str, wanted: &[u16]) -> Vec<u8> {
         let mut data = counted(name);
@@ -239,21 +239,21 @@ impl<'a> InfoRequest<'a> {
 /// The data of a [`SERVER`] reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ServerEntry<'a> {
-    /// The export's name.
+    /// The export name.
     pub name: &'a str,
-    /// More about it, for people; may be empty.
+    /// Description for people; may be empty.
     pub details: &'a str,
 }
 
 impl<'a> ServerEntry<'a> {
-    /// The entry; nothing if the data is malformed.
+    /// Parses an entry. Returns `None` if the data is malformed.
     #[must_use]
     pub fn parse(data: &'a [u8]) -> Option<Self> {
         let (name, details) = split_counted(data)?;
         Some(Self { name: text(name)?, details: text(details)? })
     }
 
-    /// Its bytes.
+    /// Encodes the entry.
     #[must_use]
     pub fn emit(&self) -> Vec<u8> {
         let mut data = counted(self.name);
@@ -262,7 +262,7 @@ impl<'a> ServerEntry<'a> {
     }
 }
 
-/// A string behind its length; one that is longer than the protocol's strings are is cut.
+/// Encodes a string after its length, truncated to [`super::STRING`] bytes.
 pub(super) fn counted(string: &str) -> Vec<u8> {
     let string = super::cut(string);
     let len = u32::try_from(string.len()).unwrap_or(0);
@@ -329,7 +329,7 @@ mod test {
     }
 
     #[test]
-    fn an_entry_of_the_list_comes_back() {
+    fn list_entry_round_trips() {
         let entry = ServerEntry { name: "sda", details: "/dev/sda" };
         assert_eq!(entry.emit(), b"\0\0\0\x03sda/dev/sda");
         assert_eq!(ServerEntry::parse(&entry.emit()), Some(entry));

@@ -1,5 +1,5 @@
-//! Replies of the transmission phase: simple, structured and extended (NBD, Simple reply, Structured reply chunk, Extended
-//! reply chunk).
+//! Replies of the transmission phase: simple, structured and extended (NBD, Simple reply,
+//! Structured reply chunk, Extended reply chunk).
 
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -11,27 +11,27 @@ pub const CHUNK_MAGIC: u32 = 0x668e_33ef;
 /// Magic of an [`ExtendedChunk`].
 pub const EXTENDED_MAGIC: u32 = 0x6e8a_278c;
 
-/// Reply flag: the last chunk of the reply.
+/// Reply flag: last chunk of the reply.
 pub const DONE: u16 = 1;
 
-/// Chunk: nothing; the end.
+/// Chunk type: no payload; ends the reply.
 pub const NONE: u16 = 0;
-/// Chunk: data ([`OffsetData`]).
+/// Chunk type: data ([`OffsetData`]).
 pub const OFFSET_DATA: u16 = 1;
-/// Chunk: zeros ([`OffsetHole`]).
+/// Chunk type: a hole, read as zeros ([`OffsetHole`]).
 pub const OFFSET_HOLE: u16 = 2;
-/// Chunk: the number of a metadata context, then [`super::meta::Descriptor`]s.
+/// Chunk type: metadata context id, followed by [`super::meta::Descriptor`]s.
 pub const BLOCK_STATUS: u16 = 5;
-/// Chunk: [`BlockStatusExt`], then [`super::meta::ExtendedDescriptor`]s.
+/// Chunk type: [`BlockStatusExt`], followed by [`super::meta::ExtendedDescriptor`]s.
 pub const BLOCK_STATUS_EXT: u16 = 6;
-/// Set in the types of chunks that are errors.
+/// Bit set in chunk types that are errors.
 pub const ERROR_BIT: u16 = 1 << 15;
-/// Chunk: an error ([`Error`]).
+/// Chunk type: an error ([`Error`]).
 pub const ERROR: u16 = ERROR_BIT + 1;
-/// Chunk: an error at an offset, which follows the message.
+/// Chunk type: an error ([`Error`]) whose message is followed by an offset.
 pub const ERROR_OFFSET: u16 = ERROR_BIT + 2;
 
-/// A reply without chunks: 16 bytes, and the data of a read that went well.
+/// A reply without chunks: 16 bytes, followed by the data of a successful read.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -41,20 +41,20 @@ pub struct SimpleReply {
     pub magic: U32,
     /// One of [`super::errno`].
     pub error: U32,
-    /// That of the request.
+    /// The cookie of the request.
     pub cookie: U64,
 }
 const _: () = assert!(size_of::<SimpleReply>() == 16);
 
 impl SimpleReply {
-    /// The reply to the request of that cookie.
+    /// Creates the reply to the request with that cookie.
     #[must_use]
     pub fn new(error: u32, cookie: u64) -> Self {
         Self { magic: SIMPLE_MAGIC.into(), error: error.into(), cookie: cookie.into() }
     }
 }
 
-/// A part of a structured reply: 20 bytes, and a payload.
+/// The header of a structured reply chunk: 20 bytes, followed by the payload.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -62,19 +62,19 @@ impl SimpleReply {
 pub struct Chunk {
     /// [`CHUNK_MAGIC`].
     pub magic: U32,
-    /// [`DONE`], or not yet.
+    /// [`DONE`] or zero.
     pub flags: U16,
-    /// [`NONE`] and so on.
+    /// The chunk type: [`NONE`] and so on.
     pub kind: U16,
-    /// That of the request.
+    /// The cookie of the request.
     pub cookie: U64,
-    /// Bytes of the payload.
+    /// Length of the payload in bytes.
     pub len: U32,
 }
 const _: () = assert!(size_of::<Chunk>() == 20);
 
 impl Chunk {
-    /// A chunk with `len` bytes of payload.
+    /// Creates the header of a chunk with `len` bytes of payload.
     #[must_use]
     pub fn new(kind: u16, flags: u16, cookie: u64, len: u32) -> Self {
         let (kind, flags) = (kind.into(), flags.into());
@@ -82,7 +82,7 @@ impl Chunk {
     }
 }
 
-/// A part of a reply with extended headers: 32 bytes, and a payload.
+/// The header of an extended reply chunk: 32 bytes, followed by the payload.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -90,21 +90,21 @@ impl Chunk {
 pub struct ExtendedChunk {
     /// [`EXTENDED_MAGIC`].
     pub magic: U32,
-    /// [`DONE`], or not yet.
+    /// [`DONE`] or zero.
     pub flags: U16,
-    /// [`NONE`] and so on.
+    /// The chunk type: [`NONE`] and so on.
     pub kind: U16,
-    /// That of the request.
+    /// The cookie of the request.
     pub cookie: U64,
-    /// That of the request.
+    /// The offset of the request.
     pub offset: U64,
-    /// Bytes of the payload.
+    /// Length of the payload in bytes.
     pub len: U64,
 }
 const _: () = assert!(size_of::<ExtendedChunk>() == 32);
 
 impl ExtendedChunk {
-    /// A chunk with `len` bytes of payload.
+    /// Creates the header of a chunk with `len` bytes of payload.
     #[must_use]
     pub fn new(kind: u16, flags: u16, cookie: u64, offset: u64, len: u64) -> Self {
         Self {
@@ -118,7 +118,7 @@ impl ExtendedChunk {
     }
 }
 
-/// What begins the payload of [`OFFSET_DATA`]: 8 bytes, then the data.
+/// The start of an [`OFFSET_DATA`] payload: the 8-byte offset of the data that follow.
 pub type OffsetData = U64;
 
 /// The payload of [`OFFSET_HOLE`]: 12 bytes.
@@ -127,27 +127,28 @@ pub type OffsetData = U64;
 )]
 #[repr(C)]
 pub struct OffsetHole {
-    /// Where the zeros begin.
+    /// Offset of the first zero byte.
     pub offset: U64,
-    /// How many; not none.
+    /// Length in bytes; not zero.
     pub len: U32,
 }
 const _: () = assert!(size_of::<OffsetHole>() == 12);
 
-/// What begins the payload of [`BLOCK_STATUS_EXT`]: 8 bytes.
+/// The start of a [`BLOCK_STATUS_EXT`] payload: 8 bytes.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
 #[repr(C)]
 pub struct BlockStatusExt {
-    /// The number of the metadata context.
+    /// The metadata context id.
     pub context: U32,
-    /// Descriptors that follow; not none.
+    /// Number of descriptors that follow; not zero.
     pub count: U32,
 }
 const _: () = assert!(size_of::<BlockStatusExt>() == 8);
 
-/// What begins the payload of a chunk that is an error: 6 bytes, then a message, then perhaps an offset.
+/// The start of an error payload: 6 bytes, followed by the message and, for [`ERROR_OFFSET`], the
+/// offset.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -155,7 +156,7 @@ const _: () = assert!(size_of::<BlockStatusExt>() == 8);
 pub struct Error {
     /// One of [`super::errno`]; not zero.
     pub error: U32,
-    /// Bytes of the message.
+    /// Length of the message in bytes.
     pub message: U16,
 }
 const _: () = assert!(size_of::<Error>() == 6);

@@ -1,71 +1,72 @@
-//! Requests of the transmission phase (NBD, Request message, Extended request), and what an export says it can do.
+//! Requests of the transmission phase (NBD, Request message, Extended request) and transmission
+//! flags.
 
 use zerocopy::byteorder::big_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// Transmission flags: what an export is like (NBD, Transmission flags).
+/// Transmission flags: the properties of an export (NBD, Transmission flags).
 pub mod flags {
     /// Always set.
     pub const HAS_FLAGS: u16 = 1;
-    /// Writes are refused.
+    /// The export is read-only.
     pub const READ_ONLY: u16 = 1 << 1;
-    /// [`super::FLUSH`] is there.
+    /// [`super::FLUSH`] is supported.
     pub const SEND_FLUSH: u16 = 1 << 2;
-    /// [`super::FUA`] is there.
+    /// [`super::FUA`] is supported.
     pub const SEND_FUA: u16 = 1 << 3;
-    /// A rotating disk.
+    /// The disk rotates.
     pub const ROTATIONAL: u16 = 1 << 4;
-    /// [`super::TRIM`] is there.
+    /// [`super::TRIM`] is supported.
     pub const SEND_TRIM: u16 = 1 << 5;
-    /// [`super::WRITE_ZEROES`] and [`super::NO_HOLE`] are there.
+    /// [`super::WRITE_ZEROES`] and [`super::NO_HOLE`] are supported.
     pub const SEND_WRITE_ZEROES: u16 = 1 << 6;
-    /// [`super::DF`] is there.
+    /// [`super::DF`] is supported.
     pub const SEND_DF: u16 = 1 << 7;
-    /// A flush on one connection is one for all.
+    /// Multiple connections are coherent: a flush covers the writes of all of them.
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
-    /// Was to be for changing the size; not in use.
+    /// Reserved for resizing.
     pub const SEND_RESIZE: u16 = 1 << 9;
-    /// [`super::CACHE`] is there.
+    /// [`super::CACHE`] is supported.
     pub const SEND_CACHE: u16 = 1 << 10;
-    /// [`super::FAST_ZERO`] is there.
+    /// [`super::FAST_ZERO`] is supported.
     pub const SEND_FAST_ZERO: u16 = 1 << 11;
-    /// [`super::BLOCK_STATUS`] may have a payload.
+    /// [`super::BLOCK_STATUS`] accepts a payload.
     pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
-/// Reads.
+/// Reads data.
 pub const READ: u16 = 0;
-/// Writes; the data follow.
+/// Writes the data that follow.
 pub const WRITE: u16 = 1;
-/// The client is done; there is no reply.
+/// Disconnects; has no reply.
 pub const DISC: u16 = 2;
-/// Has what was written on stable storage.
+/// Flushes completed writes to stable storage.
 pub const FLUSH: u16 = 3;
-/// The bytes are not needed.
+/// Discards a range.
 pub const TRIM: u16 = 4;
-/// The bytes will be read soon.
+/// Prefetches a range.
 pub const CACHE: u16 = 5;
-/// Has the bytes read as zeros.
+/// Writes zeros to a range.
 pub const WRITE_ZEROES: u16 = 6;
-/// What do the chosen metadata contexts say of the bytes?
+/// Queries the selected metadata contexts for a range.
 pub const BLOCK_STATUS: u16 = 7;
-/// Was to be for changing the size; not in use.
+/// Reserved for resizing.
 pub const RESIZE: u16 = 8;
 
-/// Command flag: reply when it is on stable storage.
+/// Command flag: reply only once the data is on stable storage.
 pub const FUA: u16 = 1;
-/// Command flag of [`WRITE_ZEROES`]: leave the space allocated.
+/// Command flag of [`WRITE_ZEROES`]: keep the range allocated.
 pub const NO_HOLE: u16 = 1 << 1;
-/// Command flag of [`READ`]: all data in one chunk.
+/// Command flag of [`READ`]: do not fragment, send all data in one chunk.
 pub const DF: u16 = 1 << 2;
-/// Command flag of [`BLOCK_STATUS`]: one extent is enough.
+/// Command flag of [`BLOCK_STATUS`]: return one extent per context.
 pub const REQ_ONE: u16 = 1 << 3;
-/// Command flag of [`WRITE_ZEROES`]: fail if it would take as long as writing.
+/// Command flag of [`WRITE_ZEROES`]: fail unless it is faster than writing.
 pub const FAST_ZERO: u16 = 1 << 4;
-/// Command flag, with extended headers: the length is that of a payload which follows.
+/// Command flag with extended headers: the length is that of a payload that follows.
 pub const PAYLOAD_LEN: u16 = 1 << 5;
 
-/// The name of a command, as the protocol writes it without its prefix.
+/// Returns the name of a command without its `NBD_CMD_` prefix.
 #[must_use]
 pub fn name(command: u16) -> &'static str {
     match command {
@@ -87,7 +88,7 @@ pub const MAGIC: u32 = 0x2560_9513;
 /// Magic of an [`ExtendedRequest`].
 pub const EXTENDED_MAGIC: u32 = 0x21e4_1c71;
 
-/// A request with a 32-bit length: 28 bytes, and the data of a write.
+/// A request with a 32-bit length: 28 bytes, followed by the data of a write.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -99,16 +100,16 @@ pub struct Request {
     pub flags: U16,
     /// [`READ`] and so on.
     pub command: U16,
-    /// The client's name for it, which the reply repeats.
+    /// Chosen by the client, returned in the reply.
     pub cookie: U64,
-    /// The first byte.
+    /// Offset in bytes.
     pub offset: U64,
-    /// Bytes.
+    /// Length in bytes.
     pub len: U32,
 }
 const _: () = assert!(size_of::<Request>() == 28);
 
-/// A request with a 64-bit length: 32 bytes, and the data of a write.
+/// A request with a 64-bit length: 32 bytes, followed by the data of a write.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -120,11 +121,11 @@ pub struct ExtendedRequest {
     pub flags: U16,
     /// [`READ`] and so on.
     pub command: U16,
-    /// The client's name for it, which the reply repeats.
+    /// Chosen by the client, returned in the reply.
     pub cookie: U64,
-    /// The first byte.
+    /// Offset in bytes.
     pub offset: U64,
-    /// Bytes of the payload if there is one, else of the export.
+    /// Length in bytes: of the payload if [`PAYLOAD_LEN`] is set, else of the range.
     pub len: U64,
 }
 const _: () = assert!(size_of::<ExtendedRequest>() == 32);

@@ -1,4 +1,4 @@
-//! The client by itself, with a test in the server's place.
+//! The client against scripted servers.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -9,7 +9,7 @@ mod hostile;
 #[path = "../../../../fuzz/src/input.rs"]
 #[allow(unreachable_pub, dead_code, reason = "public where the fuzzer is")]
 mod input;
-mod says;
-mod talk;
+mod messages;
+mod script;
 
-use says as nbd_client_says;
+use messages as nbd_client_messages;

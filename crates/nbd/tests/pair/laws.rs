@@ -1,28 +1,28 @@
-//! Laws: random requests in any number at once, in any pieces and any order of ending, equal a `Vec<u8>`.
+//! Properties: concurrent random requests behave like a `Vec<u8>`, however bytes are split and in
+//! whatever order requests complete.
 
 use nbd::client::{Options, Request};
 use proptest::prelude::*;
 
 use crate::world::{SIZE, World};
 
-/// A request by numbers: what, which area, where in it, how much.
+/// A random request: operation, area, offset in it, length.
 type Draw = (u8, usize, usize, usize);
 
-/// Bytes that one request keeps to.
+/// Size of the area of one request.
 const AREA: usize = 64 << 10;
 
-fn play(manner: u8, piece: usize, in_place: bool, seed: u64, rounds: &[Vec<Draw>]) {
+fn play(form: u8, piece: usize, direct: bool, seed: u64, rounds: &[Vec<Draw>]) {
     let options = Options::new("sda");
-    let mut world =
-        World::new(Options { extended: manner == 0, structured: manner < 2, ..options });
-    (world.piece, world.in_place) = (piece, in_place);
+    let mut world = World::new(Options { extended: form == 0, structured: form < 2, ..options });
+    (world.piece, world.direct) = (piece, direct);
     world.seed(seed);
     let mut model = world.disk.clone();
     for round in rounds {
         let mut reads = Vec::new();
         let mut taken = [false; SIZE / AREA];
         for (tag, &(what, area, at, len)) in (0..).zip(round) {
-            // Requests that are under way together keep to areas of their own.
+            // Requests in flight at the same time use disjoint areas.
             if std::mem::replace(&mut taken[area % taken.len()], true) {
                 continue;
             }
@@ -50,8 +50,8 @@ fn play(manner: u8, piece: usize, in_place: bool, seed: u64, rounds: &[Vec<Draw>
             world.submit(request, tag);
         }
         world.run();
-        assert_eq!(world.client.under_way(), 0);
-        for done in std::mem::take(&mut world.heard.done) {
+        assert_eq!(world.client.in_flight(), 0);
+        for done in std::mem::take(&mut world.events.done) {
             assert_eq!(done.result, Ok(()));
             if let Some((_, place)) = reads.iter().find(|(tag, _)| *tag == done.tag) {
                 assert!(done.buffer.unwrap().bytes() == &model[place.clone()]);
@@ -66,15 +66,15 @@ proptest! {
 
     #[test]
     fn r04_random_requests_equal_a_vec(
-        manner in 0..3_u8,
+        form in 0..3_u8,
         piece in prop_oneof![1..64_usize, 1..100_000_usize],
-        in_place: bool,
+        direct: bool,
         seed: u64,
         rounds in prop::collection::vec(
             prop::collection::vec((any::<u8>(), 0..32_usize, 0..64_usize, 0..64_usize), 1..20),
             1..4,
         ),
     ) {
-        play(manner, piece, in_place, seed, &rounds);
+        play(form, piece, direct, seed, &rounds);
     }
 }

@@ -1,4 +1,4 @@
-//! Our client against our server, in memory.
+//! The client connected to the server in memory.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 

@@ -1,4 +1,4 @@
-//! How a connection begins, and how it does not.
+//! Opening and refusing connections.
 
 use export::{Access, Notice, Reason};
 use nbd::client::{Client, End, Headers, Options, Purpose, Start, Step};
@@ -8,9 +8,9 @@ use nbd::wire::option::INFO;
 use crate::world::{SIZE, World, export};
 
 #[test]
-fn all_that_can_be_agreed_on_is() {
+fn all_extensions_are_negotiated() {
     let world = World::new(Options::new("sda"));
-    let opened = world.heard.opened.unwrap();
+    let opened = world.events.opened.unwrap();
     assert_eq!((opened.headers, opened.extents), (Headers::Extended, true));
     assert_eq!((opened.bytes, opened.minimum, opened.preferred), (SIZE as u64, 512, 4096));
     assert_eq!((opened.name.as_str(), opened.is_writable()), ("sda", true));
@@ -18,65 +18,65 @@ fn all_that_can_be_agreed_on_is() {
 }
 
 #[test]
-fn each_of_the_older_ways_works_too() {
+fn older_reply_forms_are_negotiated() {
     for (extended, structured, headers) in
         [(false, true, Headers::Structured), (false, false, Headers::Simple)]
     {
         let mut world = World::new(Options { extended, structured, ..Options::new("sda") });
-        let opened = world.heard.opened.take().unwrap();
+        let opened = world.events.opened.take().unwrap();
         assert_eq!((opened.headers, opened.extents), (headers, headers != Headers::Simple));
         assert_eq!(world.read(512, 1024).unwrap(), world.disk[512..1536]);
     }
 }
 
 #[test]
-fn the_empty_name_is_the_only_disk() {
+fn empty_name_opens_the_only_disk() {
     let world = World::new(Options::new(""));
-    assert_eq!(world.heard.opened.unwrap().name, "sda");
+    assert_eq!(world.events.opened.unwrap().name, "sda");
 }
 
 #[test]
-fn a_read_only_disk_says_so() {
+fn read_only_disk_is_advertised() {
     let world = World::read_only();
-    assert!(!world.heard.opened.unwrap().is_writable());
+    assert!(!world.events.opened.unwrap().is_writable());
 }
 
 #[test]
-fn what_is_lent_is_listed_and_looked_at() {
+fn exports_are_listed_and_queried() {
     let mut world = World::new(Options::list());
-    let listed = world.heard.listed.take().unwrap();
+    let listed = world.events.listed.take().unwrap();
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0].name, "sda");
-    assert_eq!(world.heard.end, Some(End::Finished));
-    world.reconnect(Options { purpose: Purpose::Look, ..Options::new("sda") });
-    assert_eq!(world.heard.opened.take().unwrap().bytes, SIZE as u64, "{INFO}");
-    assert_eq!(world.heard.end, Some(End::Finished));
+    assert_eq!(world.events.end, Some(End::Finished));
+    world.reconnect(Options { purpose: Purpose::Info, ..Options::new("sda") });
+    assert_eq!(world.events.opened.take().unwrap().bytes, SIZE as u64, "{INFO}");
+    assert_eq!(world.events.end, Some(End::Finished));
 }
 
 #[test]
-fn a_disk_that_is_not_lent_is_refused_and_both_leave() {
+fn unknown_export_is_refused_and_closed() {
     let world = World::new(Options::new("sdb"));
-    assert!(world.heard.opened.is_none());
-    assert!(world.heard.refused.unwrap().to_string().contains("no such export"));
-    assert_eq!(world.heard.end, Some(End::Finished));
-    assert!(world.heard.closed.is_some());
+    assert!(world.events.opened.is_none());
+    assert!(world.events.refused.unwrap().to_string().contains("no such export"));
+    assert_eq!(world.events.end, Some(End::Finished));
+    assert!(world.events.closed.is_some());
 }
 
 #[test]
-fn a_client_that_leaves_is_let_go() {
+fn client_disconnect_closes_the_session() {
     let mut world = World::new(Options::new("sda"));
     world.client.disconnect();
     world.run();
-    assert_eq!(world.heard.end, Some(End::Finished));
-    assert_eq!(world.heard.closed, Some(Reason::Peer));
+    assert_eq!(world.events.end, Some(End::Finished));
+    assert_eq!(world.events.closed, Some(Reason::Peer));
 }
 
-/// The prelude in the clear, and what follows it in a secured channel.
+/// STARTTLS in the clear, everything else inside TLS.
 #[test]
-fn x02_tls_is_agreed_on_in_the_clear_and_all_else_behind_it() {
+fn x02_only_starttls_is_negotiated_in_the_clear() {
     for secured_only in [true, false] {
         let mut greeter = greet(secured_only, true);
-        let mut client = Client::new(Options { start: Start::Secure, ..Options::new("sda") });
+        let mut client = Client::new(Options { start: Start::StartTls, ..Options::new("sda") });
         let (mut to_server, mut secured) = (Vec::new(), false);
         for _ in 0..10 {
             let reaction = greeter.receive(&to_server);
@@ -89,7 +89,7 @@ fn x02_tls_is_agreed_on_in_the_clear_and_all_else_behind_it() {
             while let Some(step) = client.poll() {
                 match step {
                     Step::Send(segment) => to_server.extend(segment.parts().concat()),
-                    Step::Secure => assert!(secured),
+                    Step::StartTls => assert!(secured),
                     other => panic!("{other:?}"),
                 }
             }
@@ -99,19 +99,19 @@ fn x02_tls_is_agreed_on_in_the_clear_and_all_else_behind_it() {
         }
         assert!(secured && to_server.is_empty());
     }
-    let world = World::secured(Options { start: Start::Secured, ..Options::new("sda") });
-    assert_eq!(world.heard.opened.unwrap().headers, Headers::Extended);
+    let world = World::tls_established(Options { start: Start::InTls, ..Options::new("sda") });
+    assert_eq!(world.events.opened.unwrap().headers, Headers::Extended);
 }
 
 #[test]
-fn a_server_that_knows_no_tls_lets_nobody_in_who_wants_it() {
-    let world = World::new(Options { start: Start::Secure, ..Options::new("sda") });
-    assert!(!world.heard.secure);
-    assert!(world.heard.refused.unwrap().to_string().contains("no TLS"));
+fn client_requiring_tls_refuses_a_server_without() {
+    let world = World::new(Options { start: Start::StartTls, ..Options::new("sda") });
+    assert!(!world.events.secure);
+    assert!(world.events.refused.unwrap().to_string().contains("does not offer TLS"));
 }
 
 #[test]
-fn a_disk_that_is_lent_again_is_another_size() {
+fn export_published_again_has_its_new_size() {
     let mut world = World::new(Options::new("sda"));
     let mut smaller = export(Access::Writable);
     smaller.resize(SIZE as u64 / 2);
@@ -120,6 +120,6 @@ fn a_disk_that_is_lent_again_is_another_size() {
     world.catalogue.publish(std::sync::Arc::new(smaller));
     world.notify(&Notice::StateChanged);
     world.reconnect(Options::new("sda"));
-    let opened = world.heard.opened.unwrap();
+    let opened = world.events.opened.unwrap();
     assert_eq!((opened.bytes, opened.is_writable()), (SIZE as u64 / 2, false));
 }

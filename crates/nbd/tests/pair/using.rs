@@ -1,12 +1,12 @@
-//! Requests and how they end.
+//! Requests and their results.
 
 use export::{Extent, Fault, Notice};
-use nbd::client::{NotNow, Options, Request};
+use nbd::client::{Options, Request, SubmitError};
 use nbd::wire::errno;
 
 use crate::world::{SIZE, World};
 
-fn manners() -> [Options; 3] {
+fn forms() -> [Options; 3] {
     let all = Options::new("sda");
     let structured = Options { extended: false, ..all.clone() };
     let simple = Options { structured: false, ..structured.clone() };
@@ -14,8 +14,8 @@ fn manners() -> [Options; 3] {
 }
 
 #[test]
-fn what_is_written_is_read() {
-    for options in manners() {
+fn written_data_is_read_back() {
+    for options in forms() {
         let mut world = World::new(options);
         let data: Vec<u8> = (0..=240).cycle().take(1 << 20).collect();
         world.write(4096, &data).unwrap();
@@ -29,7 +29,7 @@ fn what_is_written_is_read() {
             Request::Cache { offset, len },
             Request::Flush,
         ] {
-            assert_eq!(world.one(request).result, Ok(()));
+            assert_eq!(world.complete(request).result, Ok(()));
         }
         assert!(world.disk[4096..8192 + 65536].iter().all(|&byte| byte == 0));
         assert!(world.disk[1 << 20..(1 << 20) + 65536].iter().all(|&byte| byte == 0));
@@ -37,12 +37,12 @@ fn what_is_written_is_read() {
 }
 
 #[test]
-fn extents_are_those_of_the_disk() {
-    for options in manners().into_iter().take(2) {
+fn extents_match_the_disk() {
+    for options in forms().into_iter().take(2) {
         let mut world = World::new(options);
         world.disk.fill(1);
         world.disk[4096..65536].fill(0);
-        let done = world.one(Request::Extents { offset: 512, len: 131_072 });
+        let done = world.complete(Request::Extents { offset: 512, len: 131_072 });
         let expected =
             [Extent::data(3584), Extent::hole(65536 - 4096), Extent::data(131_072 + 512 - 65536)];
         assert_eq!(done.extents, expected);
@@ -50,7 +50,7 @@ fn extents_are_those_of_the_disk() {
 }
 
 #[test]
-fn each_fault_is_told_and_the_connection_goes_on() {
+fn faults_fail_the_request_and_not_the_connection() {
     let table = [
         (Fault::Io, errno::EIO),
         (Fault::NoSpace, errno::ENOSPC),
@@ -58,7 +58,7 @@ fn each_fault_is_told_and_the_connection_goes_on() {
         (Fault::Unsupported, errno::ENOTSUP),
         (Fault::Gone, errno::ESHUTDOWN),
     ];
-    for options in manners() {
+    for options in forms() {
         for (fault, errno) in table {
             let mut world = World::new(options.clone());
             world.faults.push_back(Err(fault));
@@ -70,29 +70,29 @@ fn each_fault_is_told_and_the_connection_goes_on() {
     }
 }
 
-/// A flush that failed is never followed by one that succeeds.
+/// After a failed flush no later flush succeeds.
 #[test]
-fn r17_a_failed_flush_is_told_and_stays() {
+fn r17_failed_flush_is_sticky() {
     let mut world = World::new(Options::new("sda"));
     world.faults.push_back(Err(Fault::Io));
     for _ in 0..3 {
-        assert_eq!(world.one(Request::Flush).result.unwrap_err().errno, errno::EIO);
+        assert_eq!(world.complete(Request::Flush).result.unwrap_err().errno, errno::EIO);
     }
 }
 
 #[test]
-fn a_read_only_disk_is_not_even_asked_to_write() {
+fn writes_to_a_read_only_export_are_not_sent() {
     let mut world = World::read_only();
     let request = world.write_request(0, &[1; 512]);
-    assert!(matches!(world.client.submit(request, 1), Err(NotNow::Impossible(_))));
+    assert!(matches!(world.client.submit(request, 1), Err(SubmitError::Unsupported(_))));
     assert_eq!(world.read(0, 512).unwrap().len(), 512);
 }
 
-/// R31: what is under way is answered, what comes later is told that the server leaves.
+/// R31: requests in flight complete, later ones fail with ESHUTDOWN.
 #[test]
-fn r31_a_server_that_stops_answers_what_is_under_way() {
+fn r31_stopping_server_completes_requests_in_flight() {
     let mut world = World::new(Options::new("sda"));
-    world.held = true;
+    world.hold_disk = true;
     let buffer = world.memory.take(4096).unwrap();
     world.submit(Request::Read { offset: 0, buffer }, 1);
     world.run();
@@ -100,17 +100,17 @@ fn r31_a_server_that_stops_answers_what_is_under_way() {
     let buffer = world.memory.take(4096).unwrap();
     world.submit(Request::Read { offset: 0, buffer }, 2);
     world.run();
-    world.held = false;
+    world.hold_disk = false;
     world.run();
     let mut done: Vec<_> =
-        world.heard.done.iter().map(|done| (done.tag, done.result.map_err(|e| e.errno))).collect();
+        world.events.done.iter().map(|done| (done.tag, done.result.map_err(|e| e.errno))).collect();
     done.sort_unstable_by_key(|(tag, _)| *tag);
     assert_eq!(done, [(1, Ok(())), (2, Err(errno::ESHUTDOWN))]);
-    assert!(world.heard.closed.is_some());
+    assert!(world.events.closed.is_some());
 }
 
 #[test]
-fn a_disk_that_shrinks_fails_what_lies_beyond_and_nothing_else() {
+fn shrunk_disk_fails_only_requests_beyond_its_end() {
     let mut world = World::new(Options::new("sda"));
     world.catalogue.find("nqn.x:sda").unwrap().resize(SIZE as u64 / 2);
     world.notify(&Notice::StateChanged);
@@ -120,7 +120,7 @@ fn a_disk_that_shrinks_fails_what_lies_beyond_and_nothing_else() {
 }
 
 #[test]
-fn a_disk_that_is_taken_away_is_told() {
+fn withdrawn_disk_fails_requests() {
     let mut world = World::new(Options::new("sda"));
     world.catalogue.withdraw("nqn.x:sda");
     assert_eq!(world.read(0, 512), Err(errno::ESHUTDOWN));

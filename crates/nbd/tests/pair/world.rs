@@ -1,5 +1,5 @@
-//! Our client and our server face to face in memory: the connection is byte strings, the disk a `Vec<u8>`, chance a seed. It
-//! knows the public faces of both sides and nothing of what is inside.
+//! Client and server in memory: the connection is two byte strings, the disk a `Vec<u8>`,
+//! randomness a seed.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -10,43 +10,43 @@ use export::{
     Access, Account, Admitted, Auth, Catalogue, Channel, Export, Extent, Extents, Fault, Geometry,
     Identity, KeyId, Notice, Op, Peer, Pool, Reason, Session as _,
 };
-use nbd::client::{Client, Done, End, Listing, Opened, Options, Refusal, Request, Step};
+use nbd::client::{Client, Done, End, ExportInfo, ListEntry, Options, Refusal, Request, Step};
 use nbd::server::{Server, Session, Start};
 
-/// Bytes of a disk.
+/// Size of the disk in bytes.
 pub(crate) const SIZE: usize = 2 << 20;
 
-/// Everything that a test plays with.
+/// Client, server, connection and disk.
 pub(crate) struct World {
     pub(crate) catalogue: Arc<Catalogue>,
     server: Arc<Server>,
     pub(crate) disk: Vec<u8>,
-    /// How the next requests of the disk end.
+    /// Results of the next disk requests.
     pub(crate) faults: VecDeque<Result<(), Fault>>,
     pub(crate) client: Client,
     session: Option<Session>,
     to_server: Vec<u8>,
     to_client: Vec<u8>,
-    /// What has arrived and was not taken, of each.
+    /// Bytes delivered but not consumed, by server and client.
     arrived: (usize, usize),
     jobs: Vec<Admitted>,
-    /// Requests of the disk stay there.
-    pub(crate) held: bool,
-    /// Bytes arrive in pieces of at most this many.
+    /// Disk requests do not complete while set.
+    pub(crate) hold_disk: bool,
+    /// Maximum number of bytes delivered at once.
     pub(crate) piece: usize,
-    pub(crate) in_place: bool,
+    pub(crate) direct: bool,
     seed: u64,
     pool: Pool,
     pub(crate) memory: Account,
-    pub(crate) heard: Heard,
+    pub(crate) events: Events,
     now: Instant,
 }
 
-/// What the client told.
+/// Events of client and server.
 #[derive(Default)]
-pub(crate) struct Heard {
-    pub(crate) opened: Option<Opened>,
-    pub(crate) listed: Option<Vec<Listing>>,
+pub(crate) struct Events {
+    pub(crate) opened: Option<ExportInfo>,
+    pub(crate) listed: Option<Vec<ListEntry>>,
     pub(crate) refused: Option<Refusal>,
     pub(crate) done: Vec<Done>,
     pub(crate) end: Option<End>,
@@ -59,7 +59,7 @@ fn peer() -> Peer {
     Peer { remote: address(1024), local: address(10809), auth: Auth::None, channel: None }
 }
 
-/// An export that is called `sda`.
+/// Creates the export `sda`.
 pub(crate) fn export(access: Access) -> Export {
     let file = std::fs::File::open("/dev/null").unwrap().into();
     let geometry = Geometry::new(512, 4096).unwrap();
@@ -70,18 +70,18 @@ pub(crate) fn export(access: Access) -> Export {
 }
 
 impl World {
-    /// A writable disk, and a client that opens itself like this.
+    /// Connects a client with these options to a server with a writable disk.
     pub(crate) fn new(options: Options) -> Self {
-        Self::with(options, [export(Access::Writable)], peer(), Start::Greet)
+        Self::with(options, [export(Access::Writable)], peer(), Start::Hello)
     }
 
-    /// The same of a disk that may only be read.
+    /// Connects a client to a server with a read-only disk.
     pub(crate) fn read_only() -> Self {
-        Self::with(Options::new("sda"), [export(Access::ReadOnly)], peer(), Start::Greet)
+        Self::with(Options::new("sda"), [export(Access::ReadOnly)], peer(), Start::Hello)
     }
 
-    /// A client that has come to a secured channel.
-    pub(crate) fn secured(options: Options) -> Self {
+    /// Connects a client inside TLS.
+    pub(crate) fn tls_established(options: Options) -> Self {
         let channel = Channel {
             key: Some(KeyId::new(1)),
             certified: false,
@@ -90,7 +90,7 @@ impl World {
             binding: [0; 32],
         };
         let peer = Peer { channel: Some(Arc::new(channel)), ..peer() };
-        let start = Start::Secured { no_zeroes: true };
+        let start = Start::InTls { no_zeroes: true };
         Self::with(options, [export(Access::Writable)], peer, start)
     }
 
@@ -116,13 +116,13 @@ impl World {
             to_client: Vec::new(),
             arrived: (0, 0),
             jobs: Vec::new(),
-            held: false,
+            hold_disk: false,
             piece: 1 << 16,
-            in_place: false,
+            direct: false,
             seed: 0x9e37_79b9_7f4a_7c15,
             pool,
             memory: Pool::new(256 << 20).open(),
-            heard: Heard::default(),
+            events: Events::default(),
             now,
         };
         world.run();
@@ -133,7 +133,7 @@ impl World {
         self.seed = seed | 1;
     }
 
-    /// A number below `below`.
+    /// Returns a pseudo-random number below `below`.
     pub(crate) fn random(&mut self, below: usize) -> usize {
         self.seed ^= self.seed << 13;
         self.seed ^= self.seed >> 7;
@@ -141,129 +141,132 @@ impl World {
         usize::try_from(self.seed >> 11).unwrap() % below.max(1)
     }
 
-    /// Another client to the same server; nothing of the first is left.
+    /// Replaces the connection by a new one to the same server.
     pub(crate) fn reconnect(&mut self, options: Options) {
         self.notify(&Notice::Disconnected);
         self.run();
         self.client = Client::new(options);
         let account = self.pool.open();
-        self.session = Some(self.server.session(peer(), Start::Greet, account, self.now));
+        self.session = Some(self.server.session(peer(), Start::Hello, account, self.now));
         (self.to_server, self.to_client, self.arrived) = (Vec::new(), Vec::new(), (0, 0));
-        self.heard = Heard::default();
+        self.events = Events::default();
         self.run();
     }
 
-    pub(crate) fn notify(&mut self, news: &Notice) {
+    pub(crate) fn notify(&mut self, notice: &Notice) {
         if let Some(session) = &mut self.session {
-            session.notify(self.now, news);
+            session.notify(self.now, notice);
         }
         self.run();
     }
 
-    /// Runs until nothing moves any more.
+    /// Runs until neither side makes progress.
     pub(crate) fn run(&mut self) {
         loop {
-            let moved = self.drain_client() | self.drain_server();
-            let moved = moved | self.deliver_to_server() | self.deliver_to_client() | self.work();
-            if !moved {
+            let progress = self.drain_client() | self.drain_server();
+            let progress = progress
+                | self.deliver_to_server()
+                | self.deliver_to_client()
+                | self.complete_one();
+            if !progress {
                 return;
             }
         }
     }
 
     fn drain_client(&mut self) -> bool {
-        let mut moved = false;
+        let mut progress = false;
         while let Some(step) = self.client.poll() {
-            moved = true;
+            progress = true;
             match step {
                 Step::Send(segment) => self.to_server.extend(segment.parts().concat()),
-                Step::Secure => self.heard.secure = true,
-                Step::Opened(opened) => self.heard.opened = Some(*opened),
-                Step::Listed(listed) => self.heard.listed = Some(listed),
-                Step::Refused(refusal) => self.heard.refused = Some(refusal),
-                Step::Done(done) => self.heard.done.push(done),
-                Step::Close(end) => assert_eq!(self.heard.end.replace(end), None),
+                Step::StartTls => self.events.secure = true,
+                Step::Opened(opened) => self.events.opened = Some(*opened),
+                Step::Listed(listed) => self.events.listed = Some(listed),
+                Step::Refused(refusal) => self.events.refused = Some(refusal),
+                Step::Done(done) => self.events.done.push(done),
+                Step::Close(end) => assert_eq!(self.events.end.replace(end), None),
             }
         }
-        moved
+        progress
     }
 
     fn drain_server(&mut self) -> bool {
-        let mut moved = false;
+        let mut progress = false;
         let Some(session) = &mut self.session else { return false };
         while let Some(step) = session.poll() {
-            moved = true;
+            progress = true;
             match step {
                 export::Step::Send(segment) => self.to_client.extend(segment.parts().concat()),
                 export::Step::Submit(job) => self.jobs.push(job),
-                export::Step::Close(reason) => self.heard.closed = Some(reason),
+                export::Step::Close(reason) => self.events.closed = Some(reason),
                 export::Step::Report(_) | export::Step::Notify => {}
             }
         }
-        moved
+        progress
     }
 
-    /// How many bytes arrive now.
-    fn fresh(&mut self, waiting: usize) -> usize {
+    /// Returns how many bytes to deliver now.
+    fn next_len(&mut self, waiting: usize) -> usize {
         let most = self.piece.min(waiting);
         if most == 0 { 0 } else { self.random(most) + 1 }
     }
 
     fn deliver_to_server(&mut self) -> bool {
-        let fresh = self.fresh(self.to_server.len() - self.arrived.0);
+        let next_len = self.next_len(self.to_server.len() - self.arrived.0);
         let Some(session) = &mut self.session else { return false };
-        if self.heard.closed.is_some() || !session.can_receive() {
+        if self.events.closed.is_some() || !session.can_receive() {
             return false;
         }
-        self.arrived.0 += fresh;
-        if self.in_place
+        self.arrived.0 += next_len;
+        if self.direct
             && self.arrived.0 != 0
-            && let Some(mut landing) = session.direct_recv()
+            && let Some(mut window) = session.direct_recv()
         {
-            let got = self.arrived.0.min(landing.end - landing.start);
-            let place = landing.start..landing.start + got;
-            landing.buffer.bytes_mut()[place].copy_from_slice(&self.to_server[..got]);
+            let got = self.arrived.0.min(window.end - window.start);
+            let place = window.start..window.start + got;
+            window.buffer.bytes_mut()[place].copy_from_slice(&self.to_server[..got]);
             self.to_server.drain(..got);
             self.arrived.0 -= got;
-            session.direct_received(self.now, landing, got);
+            session.direct_received(self.now, window, got);
             return true;
         }
         let taken = session.receive(self.now, &self.to_server[..self.arrived.0]);
         self.to_server.drain(..taken);
         self.arrived.0 -= taken;
-        fresh != 0 || taken != 0
+        next_len != 0 || taken != 0
     }
 
     fn deliver_to_client(&mut self) -> bool {
-        let fresh = self.fresh(self.to_client.len() - self.arrived.1);
-        self.arrived.1 += fresh;
-        if self.in_place
+        let next_len = self.next_len(self.to_client.len() - self.arrived.1);
+        self.arrived.1 += next_len;
+        if self.direct
             && self.arrived.1 != 0
-            && let Some(mut landing) = self.client.direct_recv()
+            && let Some(mut window) = self.client.direct_recv()
         {
-            let got = self.arrived.1.min(landing.end - landing.start);
-            let place = landing.start..landing.start + got;
-            landing.buffer.bytes_mut()[place].copy_from_slice(&self.to_client[..got]);
+            let got = self.arrived.1.min(window.end - window.start);
+            let place = window.start..window.start + got;
+            window.buffer.bytes_mut()[place].copy_from_slice(&self.to_client[..got]);
             self.to_client.drain(..got);
             self.arrived.1 -= got;
-            self.client.direct_received(landing, got);
+            self.client.direct_received(window, got);
             return true;
         }
         let taken = self.client.receive(&self.to_client[..self.arrived.1]);
         self.to_client.drain(..taken);
         self.arrived.1 -= taken;
-        fresh != 0 || taken != 0
+        next_len != 0 || taken != 0
     }
 
-    /// Some request of the disk ends.
-    fn work(&mut self) -> bool {
-        if self.held || self.jobs.is_empty() {
+    /// Completes a random disk request.
+    fn complete_one(&mut self) -> bool {
+        if self.hold_disk || self.jobs.is_empty() {
             return false;
         }
         let at = self.random(self.jobs.len());
         let mut job = self.jobs.swap_remove(at);
         let result = self.faults.pop_front().unwrap_or(Ok(()));
-        let result = result.map(|()| touch(&mut self.disk, &mut job));
+        let result = result.map(|()| execute(&mut self.disk, &mut job));
         let (ticket, outcome) = job.finish(result);
         if let Some(session) = &mut self.session {
             session.complete(self.now, ticket, outcome);
@@ -274,20 +277,20 @@ impl World {
     // ---- requests
 
     pub(crate) fn submit(&mut self, request: Request, tag: u32) {
-        self.client.submit(request, tag).expect("it can be asked");
+        self.client.submit(request, tag).expect("submitted");
     }
 
-    /// One request, to its end.
-    pub(crate) fn one(&mut self, request: Request) -> Done {
+    /// Submits one request and returns its completion.
+    pub(crate) fn complete(&mut self, request: Request) -> Done {
         self.submit(request, 1);
         self.run();
-        assert_eq!(self.heard.done.len(), 1, "{:?} {:?}", self.heard.end, self.heard.closed);
-        self.heard.done.remove(0)
+        assert_eq!(self.events.done.len(), 1, "{:?} {:?}", self.events.end, self.events.closed);
+        self.events.done.remove(0)
     }
 
     pub(crate) fn read(&mut self, offset: u64, len: usize) -> Result<Vec<u8>, u32> {
         let buffer = self.memory.take(len).unwrap();
-        let Done { result, buffer, .. } = self.one(Request::Read { offset, buffer });
+        let Done { result, buffer, .. } = self.complete(Request::Read { offset, buffer });
         result.map(|()| buffer.unwrap().bytes().to_vec()).map_err(|error| error.errno)
     }
 
@@ -300,12 +303,12 @@ impl World {
 
     pub(crate) fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), u32> {
         let request = self.write_request(offset, bytes);
-        self.one(request).result.map_err(|error| error.errno)
+        self.complete(request).result.map_err(|error| error.errno)
     }
 }
 
-/// Does to the bytes of the disk what a request asks for.
-fn touch(disk: &mut [u8], job: &mut Admitted) {
+/// Executes a disk request.
+fn execute(disk: &mut [u8], job: &mut Admitted) {
     let start = usize::try_from(job.offset()).unwrap();
     let place = &mut disk[start..start + usize::try_from(job.len()).unwrap()];
     match job.op() {

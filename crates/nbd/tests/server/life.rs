@@ -188,7 +188,7 @@ fn policy(access: Access, key: u64) -> Policy {
 fn x16_who_is_taken_off_the_list_is_cut_off_and_who_may_only_read_now_writes_no_more() {
     let mut world = World::new();
     world.catalogue.set_policy(policy(Access::Writable, 7));
-    let id = world.open_as(peer(Auth::Required, Some(7)), Start::Secured { no_zeroes: true });
+    let id = world.open_as(peer(Auth::Required, Some(7)), Start::InTls { no_zeroes: true });
     world.send(id, &go("sda"));
     world.heard(id);
     assert_eq!(error_of(&world.ask(id, &write(MODE, 1, 0, &[1; 512]))), 0);

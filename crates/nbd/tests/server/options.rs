@@ -277,7 +277,7 @@ fn keyed(access: Access, disk: &str) -> World {
 #[test]
 fn x17_a_host_is_known_by_its_key_and_sees_and_has_what_its_rules_give() {
     let mut world = keyed(Access::ReadOnly, DISK);
-    let secured = Start::Secured { no_zeroes: true };
+    let secured = Start::InTls { no_zeroes: true };
     let id = world.open_as(peer(Auth::Required, Some(7)), secured);
     assert_eq!(kinds(&world.ask(id, &option(option::STARTTLS, &[]))), [option::ERR_INVALID]);
     let list = option_replies(&world.ask(id, &option(option::LIST, &[])));
@@ -293,7 +293,7 @@ fn x17_a_host_is_known_by_its_key_and_sees_and_has_what_its_rules_give() {
 #[test]
 fn a_certificate_is_good_while_its_host_is_let_in() {
     let mut world = keyed(Access::ReadOnly, DISK);
-    let start = Start::Secured { no_zeroes: true };
+    let start = Start::InTls { no_zeroes: true };
     let stranger = world.open_as(certified("visitor"), start);
     assert_eq!(option_replies(&world.ask(stranger, &option(option::LIST, &[]))).len(), 1);
     assert_eq!(sole(&world.ask(stranger, &go("sda"))), option::ERR_UNKNOWN);
@@ -313,7 +313,7 @@ fn a_certificate_is_good_while_its_host_is_let_in() {
 fn x01_whoever_shows_no_key_of_a_host_learns_nothing() {
     let mut world = keyed(Access::Writable, DISK);
     for (key, list) in [(None, option::ERR_TLS_REQD), (Some(8), option::ACK)] {
-        let start = Start::Secured { no_zeroes: false };
+        let start = Start::InTls { no_zeroes: false };
         let id = world.open_as(peer(Auth::Required, key), start);
         assert_eq!(sole(&world.ask(id, &option(option::LIST, &[]))), list);
         let refusal = if key.is_none() { option::ERR_TLS_REQD } else { option::ERR_UNKNOWN };

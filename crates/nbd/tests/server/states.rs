@@ -28,7 +28,7 @@ fn live(mode: Mode) -> (World, Id) {
 
 fn option_phase(auth: Auth, key: Option<u64>) -> (World, Id) {
     let mut world = fresh();
-    let id = world.open_as(peer(auth, key), Start::Greet);
+    let id = world.open_as(peer(auth, key), Start::Hello);
     world.send(id, &flags());
     (world, id)
 }

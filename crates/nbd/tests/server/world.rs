@@ -102,7 +102,7 @@ impl World {
 
     /// A new connection to an open auth, which the server greets.
     pub(crate) fn open(&mut self) -> Id {
-        self.open_as(peer(Auth::None, None), Start::Greet)
+        self.open_as(peer(Auth::None, None), Start::Hello)
     }
 
     /// A new connection of that peer.

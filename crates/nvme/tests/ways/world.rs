@@ -148,7 +148,7 @@ impl World {
 
     /// The choice of the export by NBD, sent.
     pub(crate) fn begin_nbd(&mut self) -> usize {
-        let session = self.server.session(peer(), Start::Greet, self.pool.open(), self.now);
+        let session = self.server.session(peer(), Start::Hello, self.pool.open(), self.now);
         let client = nbd::client::Client::new(nbd::client::Options::new("sda"));
         self.line(Client::Nbd(Box::new(client)), Box::new(session))
     }

@@ -77,7 +77,7 @@ impl Sessions {
         let port = match serves {
             Serves::All => Port::Any,
             Serves::Discovery => Port::Discovery { disks_at: DISKS },
-            Serves::Nbd => return self.open_nbd(nbd_server::Start::Greeted),
+            Serves::Nbd => return self.open_nbd(nbd_server::Start::HelloSent),
         };
         let sessions = self.clone();
         Arc::new(move |peer, account, now| {
@@ -135,7 +135,7 @@ impl Sessions {
             Next::Wait => NextStep::Wait,
             Next::Plain => NextStep::Plain,
             Next::Secure { no_zeroes } => {
-                NextStep::Secure(self.open_nbd(nbd_server::Start::Secured { no_zeroes }))
+                NextStep::Secure(self.open_nbd(nbd_server::Start::InTls { no_zeroes }))
             }
             Next::Refuse(why) => NextStep::Refuse(why),
             Next::Close => NextStep::Close,

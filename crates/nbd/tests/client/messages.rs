@@ -1,4 +1,4 @@
-//! What a server says, right or wrong, as bytes. It knows not what may be said when.
+//! Encodes server messages, valid or not.
 
 use nbd::wire::handshake::{Hello, NO_ZEROES};
 use nbd::wire::meta::{BASE_ALLOCATION, Context, Descriptor, ExtendedDescriptor};
@@ -7,8 +7,8 @@ use nbd::wire::reply::{self, BlockStatusExt, Chunk, ExtendedChunk, OffsetHole, S
 use nbd::wire::request::flags;
 use zerocopy::IntoBytes;
 
-/// All that an export can be able to do.
-pub(crate) const ABLE: u16 = flags::HAS_FLAGS
+/// Transmission flags of an export that supports every command.
+pub(crate) const ALL_FLAGS: u16 = flags::HAS_FLAGS
     | flags::SEND_FLUSH
     | flags::SEND_FUA
     | flags::SEND_TRIM
@@ -18,51 +18,51 @@ pub(crate) const ABLE: u16 = flags::HAS_FLAGS
     | flags::SEND_CACHE
     | flags::SEND_FAST_ZERO;
 
-/// The number of the context that tells what is allocated.
+/// The id of the `base:allocation` context.
 pub(crate) const CONTEXT: u32 = 17;
 
 pub(crate) fn hello() -> Vec<u8> {
     Hello::new().as_bytes().to_vec()
 }
 
-/// The hello of a server that would send zeros.
+/// The hello of a server without NO_ZEROES.
 pub(crate) fn hello_with_zeros() -> Vec<u8> {
     let mut hello = Hello::new();
     hello.flags = (hello.flags.get() & !NO_ZEROES).into();
     hello.as_bytes().to_vec()
 }
 
-/// A reply to an option.
-pub(crate) fn replied(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
+/// Encodes an option reply.
+pub(crate) fn option_reply(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
     let len = u32::try_from(data.len()).unwrap();
     [ReplyHeader::new(option, kind, len).as_bytes(), data].concat()
 }
 
 pub(crate) fn ack(option: u32) -> Vec<u8> {
-    replied(option, option::ACK, &[])
+    option_reply(option, option::ACK, &[])
 }
 
-/// The export's size and flags.
+/// Encodes the size and flags of the export.
 pub(crate) fn export(option: u32, bytes: u64, flags: u16) -> Vec<u8> {
-    replied(option, option::REP_INFO, InfoExport::new(bytes, flags).as_bytes())
+    option_reply(option, option::REP_INFO, InfoExport::new(bytes, flags).as_bytes())
 }
 
 pub(crate) fn blocks(option: u32, minimum: u32, preferred: u32, maximum: u32) -> Vec<u8> {
     let info = InfoBlockSize::new(minimum, preferred, maximum);
-    replied(option, option::REP_INFO, info.as_bytes())
+    option_reply(option, option::REP_INFO, info.as_bytes())
 }
 
-/// The context that tells what is allocated.
+/// Encodes the `base:allocation` context.
 pub(crate) fn context() -> Vec<u8> {
     let context = Context { id: CONTEXT, name: BASE_ALLOCATION };
-    replied(option::SET_META_CONTEXT, option::META_CONTEXT, &context.emit())
+    option_reply(option::SET_META_CONTEXT, option::META_CONTEXT, &context.emit())
 }
 
 pub(crate) fn simple(cookie: u64, error: u32, data: &[u8]) -> Vec<u8> {
     [SimpleReply::new(error, cookie).as_bytes(), data].concat()
 }
 
-/// Which headers chunks have.
+/// The form of chunk headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
     Structured,
@@ -70,7 +70,7 @@ pub(crate) enum Form {
     Extended(u64),
 }
 
-/// A chunk.
+/// Encodes a chunk.
 pub(crate) fn chunk(form: Form, kind: u16, flags: u16, cookie: u64, payload: &[u8]) -> Vec<u8> {
     let len = payload.len();
     match form {
@@ -98,7 +98,7 @@ pub(crate) fn none(form: Form, cookie: u64) -> Vec<u8> {
     chunk(form, reply::NONE, reply::DONE, cookie, &[])
 }
 
-/// An error with a message, and perhaps where.
+/// Encodes an error chunk with a message and an optional offset.
 pub(crate) fn error(form: Form, flags: u16, cookie: u64, errno: u32, at: Option<u64>) -> Vec<u8> {
     let head = reply::Error { error: errno.into(), message: 3.into() };
     let mut payload = [head.as_bytes(), b"bad"].concat();
@@ -107,22 +107,22 @@ pub(crate) fn error(form: Form, flags: u16, cookie: u64, errno: u32, at: Option<
     chunk(form, kind, flags, cookie, &payload)
 }
 
-/// Extents: lengths and flags.
-pub(crate) fn status(form: Form, flags: u16, cookie: u64, told: &[(u64, u32)]) -> Vec<u8> {
+/// Encodes extents from lengths and flags.
+pub(crate) fn status(form: Form, flags: u16, cookie: u64, extents: &[(u64, u32)]) -> Vec<u8> {
     match form {
         Form::Structured => {
             let mut payload = CONTEXT.to_be_bytes().to_vec();
-            for &(len, flags) in told {
+            for &(len, flags) in extents {
                 let len = u32::try_from(len).unwrap().into();
                 payload.extend_from_slice(Descriptor { len, flags: flags.into() }.as_bytes());
             }
             chunk(form, reply::BLOCK_STATUS, flags, cookie, &payload)
         }
         Form::Extended(_) => {
-            let count = u32::try_from(told.len()).unwrap().into();
+            let count = u32::try_from(extents.len()).unwrap().into();
             let head = BlockStatusExt { context: CONTEXT.into(), count };
             let mut payload = head.as_bytes().to_vec();
-            for &(len, flags) in told {
+            for &(len, flags) in extents {
                 let (len, flags) = (len.into(), u64::from(flags).into());
                 payload.extend_from_slice(ExtendedDescriptor { len, flags }.as_bytes());
             }

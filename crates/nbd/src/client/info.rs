@@ -1,59 +1,60 @@
-//! What a client learns of an export before it uses it, and why it may not. It knows no bytes.
+//! What a server tells about its exports, and why it refuses one.
 
 use std::fmt;
 
 use crate::wire::option;
 use crate::wire::request::flags;
 
-/// The longest payload of a request that every server takes, in bytes (NBD, Size constraints).
-pub(super) const LARGEST: u32 = 32 << 20;
+/// Maximum payload that every server accepts, in bytes (NBD, Size constraints).
+pub(super) const MAX_PAYLOAD: u32 = 32 << 20;
 
-/// Which headers requests and replies have.
+/// The negotiated headers of requests and replies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Headers {
-    /// Those of the first version.
+    /// Compact requests, simple replies.
     #[default]
     Simple,
-    /// Replies have structure.
+    /// Compact requests, structured replies.
     Structured,
-    /// And lengths have 64 bits.
+    /// Extended requests and replies with 64-bit lengths.
     Extended,
 }
 
-/// An export as the server describes it.
+/// An export as described by the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Opened {
-    /// Its length in bytes, below 2^63.
+pub struct ExportInfo {
+    /// Size in bytes, less than 2^63.
     pub bytes: u64,
-    /// What it can do: [`flags`].
+    /// Transmission flags: [`flags`].
     pub flags: u16,
-    /// Offsets and lengths of requests are multiples of this many bytes: a power of two up to 65536.
+    /// Minimum block size in bytes: a power of two up to 65536. Offsets and lengths are multiples
+    /// of it.
     pub minimum: u32,
-    /// Multiples of this many bytes are fast.
+    /// Preferred block size in bytes.
     pub preferred: u32,
-    /// The longest read or write, in bytes: a multiple of `minimum`.
+    /// Maximum length of a read or write in bytes: a multiple of the minimum block size.
     pub largest: u32,
-    /// The name that the server calls it by; empty if it did not tell.
+    /// The canonical name; empty if the server did not send it.
     pub name: String,
-    /// What the server says of it to people; perhaps empty.
+    /// Description for people; may be empty.
     pub description: String,
-    /// The UUID of the disk, if the server's description has one, as storagetm's does.
+    /// The UUID in the description, as sent by storagetm.
     pub uuid: Option<[u8; 16]>,
-    /// Whether it tells what is data and what is not.
+    /// [`super::Request::Extents`] is supported.
     pub extents: bool,
-    /// Which headers were agreed on.
+    /// The negotiated headers.
     pub headers: Headers,
 }
 
-impl Default for Opened {
-    /// What holds of a server that says nothing (NBD, Size constraints).
+impl Default for ExportInfo {
+    /// The defaults where the server does not advertise block sizes (NBD, Size constraints).
     fn default() -> Self {
         Self {
             bytes: 0,
             flags: 0,
             minimum: 1,
             preferred: 4096,
-            largest: LARGEST,
+            largest: MAX_PAYLOAD,
             name: String::new(),
             description: String::new(),
             uuid: None,
@@ -63,63 +64,63 @@ impl Default for Opened {
     }
 }
 
-impl Opened {
-    /// Whether the export has all of these [`flags`].
+impl ExportInfo {
+    /// Returns whether all of these [`flags`] are set.
     #[must_use]
     pub fn can(&self, flags: u16) -> bool {
         self.flags & flags == flags
     }
 
-    /// Whether it may be written.
+    /// Returns whether the export accepts writes.
     #[must_use]
     pub fn is_writable(&self) -> bool {
         !self.can(flags::READ_ONLY)
     }
 }
 
-/// An export in a server's list.
+/// One export in the server's list.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listing {
-    /// Its name.
+pub struct ListEntry {
+    /// The export name.
     pub name: String,
-    /// What the server says of it to people; perhaps empty.
+    /// Description for people; may be empty.
     pub description: String,
 }
 
-/// Why a server did not let the client in.
+/// A refused negotiation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// The reason.
     pub reason: Reason,
-    /// What the server said to people, without control characters; perhaps empty.
+    /// The server's message without control characters; may be empty.
     pub message: String,
 }
 
-/// The reason for a refusal.
+/// Why the negotiation was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// There is no export of that name, or not for this client.
+    /// No such export, or not for this client.
     Unknown,
-    /// It wants TLS first.
+    /// The server requires TLS.
     TlsRequired,
-    /// It has no TLS.
+    /// The server does not offer TLS.
     TlsUnavailable,
-    /// Its owner does not want it.
+    /// Forbidden by the server's policy.
     Policy,
-    /// It is being shut down.
+    /// The server is shutting down.
     Shutdown,
-    /// It does not know the question.
+    /// The server does not support the option.
     Unsupported,
-    /// The name cannot be that of an export; the server was not asked.
+    /// The export name is not a valid string; the server was not asked.
     Name,
-    /// It gave this error.
+    /// Another error, with its number.
     Other(u32),
 }
 
 impl Reason {
-    /// The reason that an error of that number to that option stands for.
-    pub(super) fn of(asked: u32, error: u32) -> Self {
-        match (asked, error) {
+    /// Returns the reason for `error` in reply to the option `option`.
+    pub(super) fn of(option: u32, error: u32) -> Self {
+        match (option, error) {
             (_, option::ERR_SHUTDOWN) => Self::Shutdown,
             (option::STARTTLS, _) => Self::TlsUnavailable,
             (_, option::ERR_TLS_REQD) => Self::TlsRequired,
@@ -135,12 +136,12 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Unknown => "the server has no such export for this client",
-            Self::TlsRequired => "the server wants TLS",
-            Self::TlsUnavailable => "the server has no TLS",
-            Self::Policy => "the server's owner does not allow it",
+            Self::TlsRequired => "the server requires TLS",
+            Self::TlsUnavailable => "the server does not offer TLS",
+            Self::Policy => "the server's policy forbids it",
             Self::Shutdown => "the server is shutting down",
-            Self::Unsupported => "the server does not know this question",
-            Self::Name => "no export can have this name",
+            Self::Unsupported => "the server does not support this request",
+            Self::Name => "invalid export name",
             Self::Other(error) => return write!(f, "the server refused with error {error:#x}"),
         })
     }
@@ -155,8 +156,8 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// A server's words as they may be shown: without control characters, and not too many of them.
-pub(super) fn shown(bytes: &[u8]) -> String {
+/// Returns a server's text for display: without control characters, at most 256 characters.
+pub(super) fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.chars().filter(|c| !c.is_control()).take(256).collect()
 }
@@ -166,13 +167,13 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_servers_words_are_harmless_and_short() {
-        assert_eq!(shown(b"no \x1b[31mred\n\xff"), "no [31mred\u{fffd}");
-        assert_eq!(shown(&[b'a'; 4096]).len(), 256);
+    fn server_text_is_stripped_and_truncated() {
+        assert_eq!(printable(b"no \x1b[31mred\n\xff"), "no [31mred\u{fffd}");
+        assert_eq!(printable(&[b'a'; 4096]).len(), 256);
     }
 
     #[test]
-    fn a_refusal_is_a_clause() {
+    fn refusal_is_formatted_with_message() {
         let reason = Reason::of(option::GO, option::ERR_UNKNOWN);
         let refusal = Refusal { reason, message: "not here".into() };
         assert_eq!(
