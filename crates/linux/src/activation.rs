@@ -19,7 +19,7 @@ const NAMELESS: &str = "unknown";
 
 /// A descriptor that was handed to this program.
 #[derive(Debug)]
-pub struct Handed {
+pub struct InheritedSocket {
     /// What the one who handed it over calls it; `unknown` if it has no name.
     pub name: String,
     /// It. Programs that this one starts do not get it.
@@ -44,15 +44,19 @@ pub struct Missing {
 ///
 /// # Errors
 /// Not all that are announced are there: they were closed, or taken already and have an owner.
-pub fn take() -> Result<Vec<Handed>, Missing> {
+pub fn take() -> Result<Vec<InheritedSocket>, Missing> {
     let variable = |name: &str| env::var(name).ok();
     let names = announced(&variable, std::process::id());
-    let sockets = syscall::take_handed(FIRST, names.len());
+    let sockets = syscall::take_inherited(FIRST, names.len());
     let (announced, there) = (names.len(), sockets.len());
     if there < announced {
         return Err(Missing { announced, there });
     }
-    Ok(names.into_iter().zip(sockets).map(|(name, socket)| Handed { name, socket }).collect())
+    Ok(names
+        .into_iter()
+        .zip(sockets)
+        .map(|(name, socket)| InheritedSocket { name, socket })
+        .collect())
 }
 
 /// The names of those that the variables announce to the process of that number.

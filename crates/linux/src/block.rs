@@ -82,7 +82,7 @@ pub struct Disk {
     /// The device node: `/dev/sda1`.
     pub node: PathBuf,
     /// The folder in `/sys/devices`, with links followed.
-    pub place: PathBuf,
+    pub sysfs_path: PathBuf,
     /// Where the whole disk is connected (PCI slot, port, address on the bus), the same after a reboot.
     pub address: String,
     /// The device number.
@@ -134,14 +134,14 @@ impl Stacking {
 
 impl Disk {
     /// What people call it: the logical volume (`GROUP/VOLUME`), the device mapper's name (`mapper/NAME`), else the kernel's.
-    pub fn called(&self) -> String {
+    pub fn display_name(&self) -> String {
         let mapper = || Some(format!("mapper/{}", self.stacking.dm_name.as_ref()?));
         self.stacking.volume().or_else(mapper).unwrap_or_else(|| self.name.clone())
     }
 
     /// Whether it is called so: by its kernel name, its node, or a name of the device mapper or of LVM; the last three with
     /// or without `/dev/`.
-    pub fn is_called(&self, name: &str) -> bool {
+    pub fn has_name(&self, name: &str) -> bool {
         let short = name.strip_prefix("/dev/").unwrap_or(name);
         let node = self.node.strip_prefix("/dev").is_ok_and(|node| node == Path::new(short));
         let mapper = self.stacking.dm_name.as_deref();
@@ -183,95 +183,95 @@ pub fn scan(tree: &Tree) -> io::Result<Vec<Disk>> {
 
 /// One device by its kernel name; `None` if it is gone, or hidden.
 pub fn read(tree: &Tree, name: &str) -> Option<Disk> {
-    let place = tree.resolve(Path::new(CLASS).join(name))?;
-    let number: DeviceNumber = tree.attribute(place.join("dev"))?.parse().ok()?;
-    if tree.flag(place.join("hidden")) {
+    let sysfs_path = tree.resolve(Path::new(CLASS).join(name))?;
+    let number: DeviceNumber = tree.attribute(sysfs_path.join("dev"))?.parse().ok()?;
+    if tree.flag(sysfs_path.join("hidden")) {
         return None;
     }
-    let part = part(tree, &place);
-    let whole = if part.is_some() { place.parent()? } else { &place };
+    let part = part(tree, &sysfs_path);
+    let whole = if part.is_some() { sysfs_path.parent()? } else { &sysfs_path };
     let whole_name = part.as_ref().map_or(name, |part| &part.of);
     let transport = Transport::of(tree, whole_name, whole);
     let hardware = match part {
         Some(_) => Hardware::default(),
-        None => Hardware::read(tree, transport, &place, &number.to_string()),
+        None => Hardware::read(tree, transport, &sysfs_path, &number.to_string()),
     };
-    let queue = Queue { tree, place: whole.join("queue") };
+    let queue = Queue { tree, sysfs_path: whole.join("queue") };
     let logical_block = queue.size("logical_block_size").unwrap_or(512);
     Some(Disk {
         name: name.to_owned(),
         node: Path::new("/dev").join(name.replace('!', "/")),
         number,
-        bytes: tree.number(place.join("size"))?.saturating_mul(SECTOR),
+        bytes: tree.number(sysfs_path.join("size"))?.saturating_mul(SECTOR),
         logical_block,
         physical_block: queue.size("physical_block_size").unwrap_or(logical_block),
-        read_only: tree.flag(place.join("ro")),
+        read_only: tree.flag(sysfs_path.join("ro")),
         removable: tree.flag(whole.join("removable")),
         rotational: tree.flag(whole.join("queue/rotational")),
         hardware,
         transport,
         part,
-        stacking: stacking(tree, &place),
+        stacking: stacking(tree, &sysfs_path),
         address: address(tree, whole),
         diskseq: tree.number(whole.join("diskseq")),
         volatile_cache: queue.word("write_cache").is_none_or(|word| word == "write back"),
         discard_max_bytes: queue.number("discard_max_bytes"),
         write_zeroes_max_bytes: queue.number("write_zeroes_max_bytes"),
         zoned: queue.word("zoned").filter(|word| word != "none"),
-        place,
+        sysfs_path,
     })
 }
 
 /// The device by its number; `None` if there is no such device.
 pub fn by_number(tree: &Tree, number: DeviceNumber) -> Option<Disk> {
-    let place = tree.resolve(format!("sys/dev/block/{number}"))?;
-    read(tree, place.file_name()?.to_str()?)
+    let sysfs_path = tree.resolve(format!("sys/dev/block/{number}"))?;
+    read(tree, sysfs_path.file_name()?.to_str()?)
 }
 
 /// Requests to write that the kernel has on their way to a device (Documentation/ABI/stable/sysfs-block); `None` if it
 /// does not count them.
 pub fn writes_in_flight(tree: &Tree, number: DeviceNumber) -> Option<u64> {
-    let place = PathBuf::from(format!("sys/dev/block/{number}"));
-    let device = if tree.path(place.join("queue")).exists() { "" } else { ".." };
-    let counts = tree.attribute(place.join(device).join("queue/iostats"))? == "1";
-    let in_flight = tree.attribute(place.join("inflight")).filter(|_| counts)?;
+    let sysfs_path = PathBuf::from(format!("sys/dev/block/{number}"));
+    let device = if tree.path(sysfs_path.join("queue")).exists() { "" } else { ".." };
+    let counts = tree.attribute(sysfs_path.join(device).join("queue/iostats"))? == "1";
+    let in_flight = tree.attribute(sysfs_path.join("inflight")).filter(|_| counts)?;
     in_flight.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// The attributes of a disk's queue, which its partitions share.
 struct Queue<'a> {
     tree: &'a Tree,
-    place: PathBuf,
+    sysfs_path: PathBuf,
 }
 
 impl Queue<'_> {
     fn word(&self, name: &str) -> Option<String> {
-        self.tree.attribute(self.place.join(name))
+        self.tree.attribute(self.sysfs_path.join(name))
     }
 
     fn number(&self, name: &str) -> u64 {
-        self.tree.number(self.place.join(name)).unwrap_or(0)
+        self.tree.number(self.sysfs_path.join(name)).unwrap_or(0)
     }
 
     fn size(&self, name: &str) -> Option<u32> {
-        self.tree.number(self.place.join(name)).and_then(|size| u32::try_from(size).ok())
+        self.tree.number(self.sysfs_path.join(name)).and_then(|size| u32::try_from(size).ok())
     }
 }
 
 /// A partition's folder lies in its disk's folder.
-fn part(tree: &Tree, place: &Path) -> Option<Part> {
-    let number = u32::try_from(tree.number(place.join("partition"))?).ok()?;
-    let of = place.parent()?.file_name()?.to_str()?.to_owned();
-    let start = tree.number(place.join("start")).unwrap_or(0).saturating_mul(SECTOR);
+fn part(tree: &Tree, sysfs_path: &Path) -> Option<Part> {
+    let number = u32::try_from(tree.number(sysfs_path.join("partition"))?).ok()?;
+    let of = sysfs_path.parent()?.file_name()?.to_str()?.to_owned();
+    let start = tree.number(sysfs_path.join("start")).unwrap_or(0).saturating_mul(SECTOR);
     Some(Part { of, number, start })
 }
 
 /// The folder in which a disk's folder lies, without the numbers that the kernel gives to buses, host adapters and
 /// controllers in the order in which it finds them. What is left is what `/dev/disk/by-path` is made of.
-fn address(tree: &Tree, place: &Path) -> String {
+fn address(tree: &Tree, sysfs_path: &Path) -> String {
     let mut path = PathBuf::new();
     let mut address = String::new();
-    for part in place.parent().unwrap_or(place).components() {
+    for part in sysfs_path.parent().unwrap_or(sysfs_path).components() {
         path.push(part);
         let name = part.as_os_str().to_string_lossy();
         let stable = if name.starts_with("ata") {
@@ -313,16 +313,16 @@ fn unnumbered(name: &str) -> String {
     if scsi || usb { rest(name) } else { name.to_owned() }
 }
 
-fn stacking(tree: &Tree, place: &Path) -> Stacking {
-    let word = |name: &str| tree.attribute(place.join(name));
+fn stacking(tree: &Tree, sysfs_path: &Path) -> Stacking {
+    let word = |name: &str| tree.attribute(sysfs_path.join(name));
     Stacking {
         dm_name: word("dm/name"),
         dm_uuid: word("dm/uuid"),
         md_level: word("md/level"),
         md_uuid: word("md/uuid"),
         backing_file: word("loop/backing_file"),
-        holders: tree.names(place.join("holders")),
-        slaves: tree.names(place.join("slaves")),
+        holders: tree.names(sysfs_path.join("holders")),
+        slaves: tree.names(sysfs_path.join("slaves")),
     }
 }
 
@@ -361,8 +361,8 @@ mod tests {
     fn r58_address_of_a_disk_has_no_number_given_at_boot() {
         let address = |places: &[&str]| -> Vec<String> {
             let fake = Fake::new();
-            for (at, place) in places.iter().enumerate() {
-                fake.disk(place, &format!("sd{at}"), &format!("8:{at}"), 8);
+            for (at, sysfs_path) in places.iter().enumerate() {
+                fake.disk(sysfs_path, &format!("sd{at}"), &format!("8:{at}"), 8);
             }
             let port = "sys/devices/pci0000:00/0000:00:1f.2/ata7/ata_port/ata7/port_no";
             fake.file(port, "1\n");
@@ -421,7 +421,7 @@ mod tests {
         }
         fake.file("dev/mapper/home", "");
         let disks = scan(&fake.tree()).unwrap();
-        let called: Vec<String> = disks.iter().map(Disk::called).collect();
+        let called: Vec<String> = disks.iter().map(Disk::display_name).collect();
         assert_eq!(called, ["my-group/my-volume", "mapper/group-pool_tdata", "mapper/home"]);
         for name in [
             "my-group/my-volume",
@@ -432,10 +432,10 @@ mod tests {
             "dm-0",
             "/dev/dm-0",
         ] {
-            let found: Vec<bool> = disks.iter().map(|disk| disk.is_called(name)).collect();
+            let found: Vec<bool> = disks.iter().map(|disk| disk.has_name(name)).collect();
             assert_eq!(found, [true, false, false], "{name}");
         }
-        assert!(disks.iter().all(|disk| !disk.is_called("") && !disk.is_called("mapper/")));
+        assert!(disks.iter().all(|disk| !disk.has_name("") && !disk.has_name("mapper/")));
         let paths: Vec<PathBuf> = disks.iter().map(|disk| disk.path(&fake.tree())).collect();
         assert_eq!(paths[0], Path::new("/dev/dm-0"), "nobody has made the other node");
         assert_eq!(paths[2], Path::new("/dev/mapper/home"));

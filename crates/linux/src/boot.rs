@@ -14,27 +14,27 @@ const SYSTEM: [&str; 2] = ["run/credentials/@system", "run/credentials/@initrd"]
 
 /// A setting: `storagetm.disk=/dev/sda` has a value, `storagetm.open` has none.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Word {
+pub struct Parameter {
     /// What stands before the equals sign; `-` and `_` are the same to the kernel, and both are given as `_`.
     pub name: String,
     /// What stands behind it, without quotes.
     pub value: Option<String>,
 }
 
-impl Word {
+impl Parameter {
     fn new(name: &str, value: Option<&str>) -> Self {
         Self { name: name.replace('-', "_"), value: value.map(str::to_owned) }
     }
 }
 
 /// All words of the kernel command line, in order. What stands behind `--` is for another init, and is left out.
-pub fn command_line(tree: &Tree) -> Vec<Word> {
-    words(&tree.text("proc/cmdline").unwrap_or_default())
+pub fn command_line(tree: &Tree) -> Vec<Parameter> {
+    parse_command_line(&tree.text("proc/cmdline").unwrap_or_default())
 }
 
 /// A command line's words as the kernel tells them apart (`next_arg` of its `lib/cmdline.c`): by blanks that are not
 /// between double quotes; quotes around a word or a value are taken off.
-pub fn words(line: &str) -> Vec<Word> {
+pub fn parse_command_line(line: &str) -> Vec<Parameter> {
     let mut quoted = false;
     let apart = |c: char| {
         quoted ^= c == '"';
@@ -44,23 +44,23 @@ pub fn words(line: &str) -> Vec<Word> {
     words.take_while(|word| *word != "--").map(word).collect()
 }
 
-fn word(text: &str) -> Word {
+fn word(text: &str) -> Parameter {
     let text = text.strip_prefix('"').map_or(text, |text| text.strip_suffix('"').unwrap_or(text));
     match text.split_once('=') {
-        None => Word::new(text, None),
+        None => Parameter::new(text, None),
         Some((name, value)) => {
             let bare =
                 value.strip_prefix('"').map(|value| value.strip_suffix('"').unwrap_or(value));
-            Word::new(name, Some(bare.unwrap_or(value)))
+            Parameter::new(name, Some(bare.unwrap_or(value)))
         }
     }
 }
 
 /// Credentials whose names begin with `prefix`: those of the service in `own`, if it has a folder of them, the system's,
 /// and those in the firmware's strings. A credential's lines are a word each.
-pub fn credentials(tree: &Tree, own: Option<PathBuf>, prefix: &str) -> Vec<Word> {
+pub fn credentials(tree: &Tree, own: Option<PathBuf>, prefix: &str) -> Vec<Parameter> {
     let folders = own.into_iter().chain(SYSTEM.map(PathBuf::from));
-    let mut found: Vec<Word> =
+    let mut found: Vec<Parameter> =
         folders.flat_map(|folder| in_folder(tree, &folder, prefix)).collect();
     let strings = firmware_strings(tree);
     let strings = strings.iter().filter_map(|text| text.strip_prefix(CREDENTIAL)?.split_once('='));
@@ -69,17 +69,17 @@ pub fn credentials(tree: &Tree, own: Option<PathBuf>, prefix: &str) -> Vec<Word>
     found
 }
 
-fn in_folder(tree: &Tree, folder: &std::path::Path, prefix: &str) -> Vec<Word> {
+fn in_folder(tree: &Tree, folder: &std::path::Path, prefix: &str) -> Vec<Parameter> {
     let folder = folder.strip_prefix("/").unwrap_or(folder);
     let names = tree.names(folder).into_iter().filter(|name| name.starts_with(prefix));
     let words = |name: String| Some(lines(&name, &tree.text(folder.join(&name)).ok()?));
     names.filter_map(words).flatten().collect()
 }
 
-fn lines(name: &str, text: &str) -> Vec<Word> {
+fn lines(name: &str, text: &str) -> Vec<Parameter> {
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let words: Vec<Word> = lines.map(|line| Word::new(name, Some(line))).collect();
-    if words.is_empty() { vec![Word::new(name, None)] } else { words }
+    let words: Vec<Parameter> = lines.map(|line| Parameter::new(name, Some(line))).collect();
+    if words.is_empty() { vec![Parameter::new(name, None)] } else { words }
 }
 
 /// The firmware's free strings: those of all SMBIOS structures of type 11 (SMBIOS 3.6 §7.12).
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
     use crate::tree::fake::Fake;
 
-    fn pairs(words: &[Word]) -> Vec<(&str, Option<&str>)> {
+    fn pairs(words: &[Parameter]) -> Vec<(&str, Option<&str>)> {
         words.iter().map(|word| (word.name.as_str(), word.value.as_deref())).collect()
     }
 
@@ -149,8 +149,11 @@ mod tests {
             ("y", Some("three more words")),
             ("e", Some("")),
         ];
-        assert_eq!(pairs(&words(line)), wanted);
-        assert_eq!(pairs(&words("a=\"never closed b")), [("a", Some("never closed b"))]);
+        assert_eq!(pairs(&parse_command_line(line)), wanted);
+        assert_eq!(
+            pairs(&parse_command_line("a=\"never closed b")),
+            [("a", Some("never closed b"))]
+        );
     }
 
     #[test]

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 use crate::tree::Tree;
 pub use controller::{Controller, controllers, disks_of};
 pub use driver::load;
-pub use registry::claim;
+pub use registry::register;
 
 /// Where a connection is asked for.
 const DEVICE: &str = "dev/nvme-fabrics";
@@ -50,7 +50,7 @@ pub struct Connection<'a> {
     /// Whether headers and data have digests.
     pub digests: bool,
     /// Seconds that the kernel goes on trying while the other machine is away; -1 for ever.
-    pub patience: i32,
+    pub loss_timeout: i32,
 }
 
 /// What came of it: the kernel's number of the controller, `nvmeN`, and the controller's own.
@@ -124,7 +124,7 @@ pub fn connect(tree: &Tree, connection: &Connection<'_>) -> Result<Connected, Fa
         io::ErrorKind::PermissionDenied => FabricsError::Denied,
         _ => FabricsError::Other(error),
     })?;
-    device.write_all(&wanted).map_err(|error| said(tree, connection, error))?;
+    device.write_all(&wanted).map_err(|error| error_of(tree, connection, error))?;
     let mut answer = [0; 256];
     let got = device.read(&mut answer).map_err(FabricsError::Other)?;
     let answer = answer.get(..got).unwrap_or_default();
@@ -142,7 +142,7 @@ impl Connection<'_> {
         text.add("hostnqn", self.host.as_bytes())?;
         text.add("hostid", self.host_id.as_bytes())?;
         text.maybe("host_iface", self.interface.map(str::as_bytes))?;
-        text.show("ctrl_loss_tmo", &self.patience)?;
+        text.show("ctrl_loss_tmo", &self.loss_timeout)?;
         text.maybe("dhchap_secret", self.chap)?;
         text.maybe("dhchap_ctrl_secret", self.chap_controller)?;
         for (word, wanted) in
@@ -206,7 +206,7 @@ fn parse(answer: &[u8]) -> Option<Connected> {
 }
 
 /// What the kernel's number means here.
-fn said(tree: &Tree, connection: &Connection<'_>, error: io::Error) -> FabricsError {
+fn error_of(tree: &Tree, connection: &Connection<'_>, error: io::Error) -> FabricsError {
     let Some(number) = error.raw_os_error().map(Errno::from_raw_os_error) else {
         return FabricsError::Other(error);
     };
@@ -278,7 +278,7 @@ mod tests {
         chap: None,
         chap_controller: None,
         digests: false,
-        patience: 600,
+        loss_timeout: 600,
     };
 
     fn text(connection: &Connection<'_>) -> String {
@@ -299,7 +299,7 @@ mod tests {
             digests: true,
             chap: Some(b"DHHC-1:00:abc:"),
             chap_controller: Some(b"DHHC-1:00:def:"),
-            patience: -1,
+            loss_timeout: -1,
             ..PLAIN
         };
         let all = text(&all);
@@ -346,7 +346,7 @@ mod tests {
         let fake = Fake::new();
         let tls = Connection { tls: true, ..PLAIN };
         let of = |connection: &Connection<'_>, errno: Errno| {
-            said(&fake.tree(), connection, errno.into()).to_string()
+            error_of(&fake.tree(), connection, errno.into()).to_string()
         };
         for (errno, part) in [
             (Errno::CONNREFUSED, "refuses the connection"),

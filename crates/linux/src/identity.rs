@@ -97,23 +97,23 @@ pub fn machine_id(tree: &Tree) -> MachineId {
 }
 
 /// The identity of a block device. `whole` is the disk that a partition is part of, or the disk itself; `table` is that
-/// disk's partition table. Of one that has twins on this machine (see [`is_twin`]), where it is connected is a part.
+/// disk's partition table. Of one that has twins on this machine (see [`has_same_names`]), where it is connected is a part.
 pub fn of_block(
     disk: &Disk,
     whole: &Disk,
     table: Option<&Table>,
     machine: MachineId,
-    has_twins: bool,
+    is_duplicated: bool,
 ) -> Identity {
     let (source, mut key) = key(whole, table, machine);
-    if has_twins {
+    if is_duplicated {
         key.extend(place(whole, machine));
     }
     let key: Vec<&str> = key.iter().map(String::as_str).collect();
     let hardware = &whole.hardware;
     let Some(part) = &disk.part else {
         let named = named(hash(&key), hardware.serial.as_deref(), hardware, source);
-        if has_twins {
+        if is_duplicated {
             return named;
         }
         return Identity {
@@ -144,7 +144,7 @@ pub fn of_image(path: &Path, machine: MachineId) -> Identity {
 /// nothing else names the two.
 ///
 /// All twins that are there get identities with their place in them, whichever came first: no two ever swap names.
-pub fn is_twin(
+pub fn has_same_names(
     disk: &Disk,
     table: Option<&Table>,
     other: &Disk,
@@ -230,7 +230,7 @@ fn stack(disk: &Disk) -> Option<Vec<String>> {
 fn place(disk: &Disk, machine: MachineId) -> Vec<String> {
     let stacking = &disk.stacking;
     let made = stacking.backing_file.clone().or_else(|| stacking.dm_name.clone());
-    let hangs_on_nothing = disk.place.components().any(|part| part.as_os_str() == "virtual");
+    let hangs_on_nothing = disk.sysfs_path.components().any(|part| part.as_os_str() == "virtual");
     let node = || disk.node.to_string_lossy().into_owned();
     let path = if hangs_on_nothing { node() } else { disk.address.clone() };
     let mut place = vec!["path".to_owned(), hex(&machine.bytes), made.unwrap_or(path)];
@@ -507,7 +507,7 @@ mod tests {
         ] {
             let (a, b) = two(&known);
             let table = table.as_ref();
-            assert!(is_twin(&a, table, &b, || table.cloned()));
+            assert!(has_same_names(&a, table, &b, || table.cloned()));
             let of = |disk: &Disk| of_block(disk, disk, table, MACHINE, true);
             assert_ne!(of(&a).uuid, of(&b).uuid);
             assert_ne!(of(&a).uuid, of_block(&a, &a, table, MACHINE, false).uuid);
@@ -517,10 +517,10 @@ mod tests {
             assert_eq!(of(&renamed), of(&a), "not by the kernel's name");
         }
         let (a, b) = two(&Hardware::default());
-        assert!(!is_twin(&a, None, &b, || None), "their places tell them apart already");
+        assert!(!has_same_names(&a, None, &b, || None), "their places tell them apart already");
         let (a, mut b) = two(&hardware(None, Some("S1")));
         b.hardware.serial = Some("S2".into());
-        assert!(!is_twin(&a, None, &b, || panic!("no table is needed")));
+        assert!(!has_same_names(&a, None, &b, || panic!("no table is needed")));
     }
 
     #[test]
@@ -539,7 +539,7 @@ mod tests {
         let (first, second) = (namespace(1), namespace(2));
         assert_eq!(of(&first).source, Source::Serial);
         assert_ne!(of(&first).uuid, of(&second).uuid);
-        assert!(!is_twin(&first, None, &second, || None));
+        assert!(!has_same_names(&first, None, &second, || None));
         let placed = |disk: &Disk| of_block(disk, disk, None, MACHINE, true).uuid;
         assert_ne!(placed(&first), placed(&second));
     }

@@ -9,10 +9,10 @@
 
 mod dhcp;
 mod ether;
+mod interface;
 mod link;
 mod link_local;
 mod plan;
-mod port;
 mod random;
 mod route;
 mod setting;

@@ -55,7 +55,7 @@ pub fn catch_ctrl_alt_del() -> io::Result<()> {
 
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
+pub enum Exit {
     /// By itself, with this status.
     Exited(i32),
     /// By this signal.
@@ -66,7 +66,7 @@ pub enum Ended {
 ///
 /// # Errors
 /// There is no such child.
-pub fn wait_for(child: Pid) -> io::Result<Ended> {
+pub fn wait_for(child: Pid) -> io::Result<Exit> {
     loop {
         let ended = match wait(WaitOptions::empty()) {
             Err(rustix::io::Errno::INTR) => continue,
@@ -74,10 +74,10 @@ pub fn wait_for(child: Pid) -> io::Result<Ended> {
         };
         let Some((_, status)) = ended.filter(|(pid, _)| *pid == child) else { continue };
         if let Some(status) = status.exit_status() {
-            return Ok(Ended::Exited(status));
+            return Ok(Exit::Exited(status));
         }
         if let Some(signal) = status.terminating_signal() {
-            return Ok(Ended::Killed(signal));
+            return Ok(Exit::Killed(signal));
         }
     }
 }
@@ -92,7 +92,7 @@ pub enum Power {
 }
 
 /// Ends the machine. It returns only if that did not work.
-pub fn end(how: Power) -> io::Error {
+pub fn shut_down(how: Power) -> io::Error {
     let command = match how {
         Power::Off => RebootCommand::PowerOff,
         Power::Restart => RebootCommand::Restart,

@@ -4,13 +4,13 @@
 //! Does not know what the process does with what is left. A kernel that lacks a part is no reason to stop: what could not
 //! be given away comes back as a sentence, so that somebody can be told.
 //!
-//! The order matters. [`renounce`] and [`leave_files`] hold for the calling thread and for those that it starts, so they
-//! come first; [`leave_calls`] holds for all threads, and comes when everything has been opened that ever is.
+//! The order matters. [`drop_privileges`] and [`restrict_files`] hold for the calling thread and for those that it starts, so they
+//! come first; [`restrict_syscalls`] holds for all threads, and comes when everything has been opened that ever is.
 
-mod calls;
-mod files;
-mod rights;
+mod landlock;
+mod privileges;
+mod seccomp;
 
-pub use calls::{leave_calls, leave_deadly_calls};
-pub use files::leave_files;
-pub use rights::{hand_nothing_down, hide_memory, renounce};
+pub use landlock::restrict_files;
+pub use privileges::{drop_privileges, protect_memory, set_cloexec_on_all};
+pub use seccomp::{deny_dangerous_syscalls, restrict_syscalls};

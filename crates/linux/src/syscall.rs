@@ -103,7 +103,7 @@ pub(crate) fn close_on_exec(first: u32) -> Result<()> {
 
 /// The descriptors from `first` on that whoever started this program has left open for it, `count` at most; up to the first
 /// that is not open. From now on programs that this one starts do not get them. There are none the second time.
-pub(crate) fn take_handed(first: RawFd, count: usize) -> Vec<OwnedFd> {
+pub(crate) fn take_inherited(first: RawFd, count: usize) -> Vec<OwnedFd> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Vec::new();

@@ -23,7 +23,7 @@ pub fn window(descriptor: impl AsFd) -> Option<(u16, u16)> {
 
 /// Whether another job has the terminal just now, as when this one was started with `&`: to read from it or to change it
 /// would stop this process (POSIX.1-2017 §11.1.4).
-pub fn is_with_another(descriptor: impl AsFd) -> bool {
+pub fn is_in_background(descriptor: impl AsFd) -> bool {
     tcgetpgrp(descriptor).is_ok_and(|group| group != rustix::process::getpgrp())
 }
 
@@ -40,7 +40,7 @@ impl Raw {
     /// never.
     pub fn enter(terminal: impl AsFd) -> Option<Self> {
         let terminal = terminal.as_fd().try_clone_to_owned().ok()?;
-        if is_with_another(&terminal) {
+        if is_in_background(&terminal) {
             return None;
         }
         let before = tcgetattr(&terminal).ok()?;
@@ -58,7 +58,7 @@ impl Raw {
 impl Drop for Raw {
     fn drop(&mut self) {
         // Who has it meanwhile has made it as it needs it.
-        if !is_with_another(&self.terminal) {
+        if !is_in_background(&self.terminal) {
             let _ = tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
         }
     }
@@ -73,6 +73,6 @@ mod tests {
         let null = std::fs::File::open("/dev/null").unwrap();
         assert!(!is_terminal(&null));
         assert_eq!(window(&null), None);
-        assert!(!is_with_another(&null));
+        assert!(!is_in_background(&null));
     }
 }

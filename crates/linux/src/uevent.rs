@@ -46,7 +46,7 @@ pub struct Uevent {
 
 /// What [`Uevents::receive`] brings.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum News {
+pub enum Message {
     /// An event.
     Event(Uevent),
     /// The kernel had more to say than the socket could hold: scan again.
@@ -68,15 +68,15 @@ impl Uevents {
     }
 
     /// The next news of a block device, `None` if nothing waits. Never waits itself.
-    pub fn receive(&mut self) -> io::Result<Option<News>> {
+    pub fn receive(&mut self) -> io::Result<Option<Message>> {
         loop {
             let event = match self.socket.receive()? {
                 Received::Nothing => return Ok(None),
-                Received::Lost => return Ok(Some(News::Lost)),
+                Received::Lost => return Ok(Some(Message::Lost)),
                 Received::Datagram(datagram) => parse(datagram),
             };
             if let Some(event) = event {
-                return Ok(Some(News::Event(event)));
+                return Ok(Some(Message::Event(event)));
             }
         }
     }
@@ -161,7 +161,7 @@ mod tests {
         for _ in 0..1000 {
             while let Some(news) = uevents.receive().unwrap() {
                 match news {
-                    News::Event(event) if event.devname == name => {
+                    Message::Event(event) if event.devname == name => {
                         assert_eq!((event.major, event.devtype.as_str()), (7, "disk"));
                         return;
                     }

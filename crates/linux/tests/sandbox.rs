@@ -11,7 +11,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Output};
 use std::thread;
 
-use linux::sandbox::{hide_memory, leave_calls, leave_files, renounce};
+use linux::sandbox::{drop_privileges, protect_memory, restrict_files, restrict_syscalls};
 use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, mkdirat};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount};
@@ -58,7 +58,7 @@ fn attempt() {
         return calls_alone(attempt);
     }
     if attempt == "hide memory" {
-        hide_memory().unwrap();
+        protect_memory().unwrap();
         let behavior = rustix::process::dumpable_behavior().unwrap();
         return assert_eq!(behavior, DumpableBehavior::NotDumpable);
     }
@@ -67,13 +67,13 @@ fn attempt() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     if attempt != "files alone" {
-        assert_eq!(renounce(parent).unwrap(), Vec::<String>::new());
+        assert_eq!(drop_privileges(parent).unwrap(), Vec::<String>::new());
     }
-    let files = leave_files();
+    let files = restrict_files();
     if attempt == "files alone" {
         return files_alone(&files);
     }
-    assert_eq!(leave_calls(), Vec::<String>::new());
+    assert_eq!(restrict_syscalls(), Vec::<String>::new());
     // What still works: threads, what is open, memory.
     thread::spawn(move || TcpStream::from(socket).set_nodelay(true)).join().unwrap().unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -118,7 +118,7 @@ fn calls_alone(attempt: &str) {
     let address = listener.local_addr().unwrap();
     let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let folder = std::env::temp_dir();
-    assert_eq!(leave_calls(), Vec::<String>::new());
+    assert_eq!(restrict_syscalls(), Vec::<String>::new());
     let error: Errno = match attempt {
         "open" => rustix::fs::open("/proc/self/status", OFlags::RDONLY, Mode::empty()).unwrap_err(),
         "open beneath" => {

@@ -175,7 +175,7 @@ struct Process {
 impl Process {
     /// Starts it. It gets no environment, no descriptor but the two ends of its own, and no signal of the terminal.
     fn start() -> io::Result<(Self, ChildStdout)> {
-        linux::sandbox::hand_nothing_down();
+        linux::sandbox::set_cloexec_on_all();
         let mut child = Command::new(program())
             .arg0("storagetm")
             .arg("announcer")

@@ -82,7 +82,7 @@ impl Asked<'_> {
             chap: self.own.map(|key| key.text().bytes()),
             chap_controller: self.other.map(|key| key.text().bytes()),
             digests: self.options.digests,
-            patience: self.options.patience,
+            loss_timeout: self.options.patience,
         };
         kernel::attach(self.tree, &connection).map_err(|error| {
             let sentence = format!("{} is not attached: {error}", disk.nqn);

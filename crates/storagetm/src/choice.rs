@@ -23,7 +23,7 @@ impl Called {
 
     /// Whether the disk is called so only because it was found in that order.
     fn is_place_of(&self, disk: &Disk) -> bool {
-        disk.is_called(&self.0)
+        disk.has_name(&self.0)
     }
 
     fn is_number_of(&self, disk: &Disk) -> bool {

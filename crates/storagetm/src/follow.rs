@@ -9,7 +9,7 @@ use export::Access;
 use linux::block::{self, Disk};
 use linux::in_use::Machine;
 use linux::reason::{Asked, Code, Verdict};
-use linux::uevent::{Action, News, Uevents};
+use linux::uevent::{Action, Message, Uevents};
 
 use crate::choice::{Choice, Said};
 use crate::device::Device;
@@ -129,12 +129,12 @@ impl Follow {
         loop {
             let news = self.uevents.as_mut().map(Uevents::receive);
             match news {
-                Some(Ok(Some(News::Event(event)))) => {
+                Some(Ok(Some(Message::Event(event)))) => {
                     if event.action != Action::Other {
                         self.note(event.devname.replace('/', "!"), now);
                     }
                 }
-                Some(Ok(Some(News::Lost))) => self.note_all(now),
+                Some(Ok(Some(Message::Lost))) => self.note_all(now),
                 Some(Ok(None)) | None => return,
                 Some(Err(_)) => {
                     self.uevents = None;

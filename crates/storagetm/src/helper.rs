@@ -32,7 +32,7 @@ pub(crate) fn start(task: &str, input: OwnedFd) -> io::Result<Child> {
 
 /// What starts `storagetm WORDS` with `input` as its standard input, without environment and folder.
 pub(crate) fn command(words: &[&str], input: OwnedFd) -> Command {
-    linux::sandbox::hand_nothing_down();
+    linux::sandbox::set_cloexec_on_all();
     let mut command = Command::new(program());
     command
         .arg0("storagetm")

@@ -41,7 +41,7 @@ impl Keyboard {
 
     /// Readable when keys were pressed; nothing while another job has the terminal, and nobody says when that ends.
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
-        (!tty::is_with_another(&self.terminal)).then(|| self.terminal.as_fd())
+        (!tty::is_in_background(&self.terminal)).then(|| self.terminal.as_fd())
     }
 
     /// The keys that were pressed, without waiting.

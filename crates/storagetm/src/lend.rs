@@ -296,11 +296,11 @@ impl Terms {
         let whole = machine.disk(disk.whole()).unwrap_or(disk);
         let table_of = |disk: &Disk| findings.contents(disk).ok()?.table;
         let table = table_of(whole);
-        let is_twin = |other: &&Disk| {
+        let has_same_names = |other: &&Disk| {
             let is_other = !other.is_partition() && other.bytes > 0 && other.name != whole.name;
-            is_other && identity::is_twin(whole, table.as_ref(), other, || table_of(other))
+            is_other && identity::has_same_names(whole, table.as_ref(), other, || table_of(other))
         };
-        let twin = machine.disks.iter().find(is_twin);
+        let twin = machine.disks.iter().find(has_same_names);
         (identity::of_block(disk, whole, table.as_ref(), self.machine, twin.is_some()), twin)
     }
 
@@ -378,7 +378,7 @@ pub(crate) fn named(tree: &Tree, path: &Path) -> PathBuf {
     let disk = || {
         let called = path.to_str()?;
         let disks = block::scan(tree).unwrap_or_default();
-        disks.into_iter().find(|disk| disk.is_called(called))
+        disks.into_iter().find(|disk| disk.has_name(called))
     };
     let found = if path.exists() { None } else { disk() };
     found.map_or_else(|| path.to_owned(), |disk| disk.path(tree))

@@ -87,7 +87,7 @@ use options::Task;
 /// another machine said no.
 pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Nearly every task holds keys. Where it is not allowed nothing else can be done about it.
-    let _ = linux::sandbox::hide_memory();
+    let _ = linux::sandbox::protect_memory();
     let line: Vec<OsString> = line.into_iter().collect();
     if !is_init(&line) && options::key::is_told(&line) {
         return failed(&Failure::usage(options::key::TOLD));

@@ -94,7 +94,7 @@ fn chosen<'a>(machine: &'a Machine, names: &[String]) -> Result<Vec<&'a Disk>, F
     let mut found = HashSet::new();
     for name in names {
         let number = block_device(Path::new(name));
-        let is_it = |disk: &&Disk| Some(disk.number) == number || disk.is_called(name);
+        let is_it = |disk: &&Disk| Some(disk.number) == number || disk.has_name(name);
         let disk = machine.disks.iter().find(is_it).ok_or_else(|| {
             Failure::new(format!(
                 "{name}: there is no such disk; \"storagetm list\" shows the disks of this machine"
@@ -125,7 +125,7 @@ fn row(machine: &Machine, disk: &Disk, probe: &dyn Probe) -> Row {
         path: disk.node.display().to_string(),
         mapper_name: disk.stacking.dm_name.clone(),
         logical_volume: disk.stacking.volume(),
-        called: disk.called(),
+        called: disk.display_name(),
         bytes: disk.bytes,
         block_size: disk.logical_block,
         model: disk.hardware.model.clone(),

@@ -5,7 +5,7 @@ use std::env;
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use linux::boot::{Word, command_line, credentials};
+use linux::boot::{Parameter, command_line, credentials};
 use linux::identity::{MachineId, firmware_id};
 use linux::network::Setting;
 use linux::tree::Tree;
@@ -61,12 +61,12 @@ impl Settings {
         settings
     }
 
-    fn take(&mut self, tree: &Tree, word: &Word) {
+    fn take(&mut self, tree: &Tree, word: &Parameter) {
         let Some(name) = word.name.strip_prefix(PREFIX) else { return };
         let value = word.value.as_deref().unwrap_or_default();
         match (name, value) {
             (name, _) if name.starts_with("host.") => {
-                let word = Word { name: word.name.clone(), value: None };
+                let word = Parameter { name: word.name.clone(), value: None };
                 self.note(&word, "keys come in a credential, where not everybody reads them");
             }
             ("open", _) => self.open = self.yes(word, value).unwrap_or(self.open),
@@ -96,14 +96,14 @@ impl Settings {
             },
             // It may be a key whose name has a letter wrong.
             _ => {
-                let word = Word { name: word.name.clone(), value: None };
+                let word = Parameter { name: word.name.clone(), value: None };
                 self.note(&word, "there is no such setting");
             }
         }
     }
 
     /// Whether the word says yes; one that says neither is noted.
-    fn yes(&mut self, word: &Word, value: &str) -> Option<bool> {
+    fn yes(&mut self, word: &Parameter, value: &str) -> Option<bool> {
         match value {
             "" | "1" | "yes" | "true" | "on" => Some(true),
             "0" | "no" | "false" | "off" => Some(false),
@@ -114,7 +114,7 @@ impl Settings {
         }
     }
 
-    fn note(&mut self, word: &Word, reason: &str) {
+    fn note(&mut self, word: &Parameter, reason: &str) {
         let name = &word.name;
         let value = word.value.as_ref().map(|value| format!("={value}")).unwrap_or_default();
         self.notes.push(format!("{name}{value} is ignored: {reason}"));
@@ -136,11 +136,11 @@ fn add<T: PartialEq>(list: &mut Vec<T>, item: T) {
 mod test {
     use super::*;
     use crate::store::scratch::Scratch;
-    use linux::boot::words;
+    use linux::boot::parse_command_line;
 
     fn settings(line: &str) -> Settings {
         let mut settings = Settings::default();
-        for word in words(line) {
+        for word in parse_command_line(line) {
             settings.take(&Tree::at("/nonexistent"), &word);
         }
         settings

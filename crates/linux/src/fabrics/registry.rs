@@ -21,7 +21,7 @@ const RULES: [&str; 4] =
 ///
 /// # Errors
 /// It cannot be written.
-pub fn claim(tree: &Tree, controller: &str) -> io::Result<()> {
+pub fn register(tree: &Tree, controller: &str) -> io::Result<()> {
     if !RULES.iter().any(|folder| tree.path(Path::new(folder).join(RULE)).exists()) {
         return Ok(());
     }
@@ -59,7 +59,7 @@ mod test {
     fn a_connection_has_its_owner_where_there_is_a_registry() {
         let root = std::env::temp_dir().join(format!("storagetm-registry-{}", std::process::id()));
         let (tree, text) = (Tree::at(&root), |path: &str| fs::read_to_string(root.join(path)).ok());
-        claim(&tree, "nvme3").unwrap();
+        register(&tree, "nvme3").unwrap();
         assert!(!root.join(REGISTRY).exists(), "nobody would remove what is stale");
         fs::create_dir_all(root.join(RULES[2])).unwrap();
         fs::write(root.join(RULES[2]).join(RULE), "").unwrap();
@@ -67,7 +67,7 @@ mod test {
         fs::write(root.join("sys/kernel/uevent_seqnum"), "4711\n").unwrap();
         fs::create_dir_all(root.join(REGISTRY).join("nvme3")).unwrap();
         fs::write(root.join(REGISTRY).join("nvme3/note"), "of the one before").unwrap();
-        claim(&tree, "nvme3").unwrap();
+        register(&tree, "nvme3").unwrap();
         assert_eq!(text("run/nvme/registry/nvme3/owner").as_deref(), Some("storagetm\n"));
         assert_eq!(text("run/nvme/registry/nvme3/seqnum").as_deref(), Some("4711\n"));
         assert_eq!(text("run/nvme/registry/nvme3/note"), None);

@@ -2,7 +2,7 @@
 //! systemd-network-generator(8).
 
 use super::ether::Mac;
-use crate::boot::{Word, words};
+use crate::boot::{Parameter, parse_command_line};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use thiserror::Error;
@@ -140,7 +140,7 @@ impl Setting {
     /// name interfaces. Returns what they ask for, and the words that are not followed; a bad one stops none of the others.
     pub fn parse_all(command_line: &str) -> (Vec<Self>, Vec<BadSetting>) {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
-        let words = words(command_line);
+        let words = parse_command_line(command_line);
         let names = Names::of(&words);
         for word in &words {
             let value = word.value.as_deref().unwrap_or_default();
@@ -176,8 +176,8 @@ const MADE: [(&str, &str); 4] =
 struct Names(Vec<(String, Mac)>);
 
 impl Names {
-    fn of(words: &[Word]) -> Self {
-        let name = |word: &Word| {
+    fn of(words: &[Parameter]) -> Self {
+        let name = |word: &Parameter| {
             let value = word.value.as_deref()?;
             match word.name.as_str() {
                 "ifname" => {

@@ -5,9 +5,9 @@
 
 use super::Note;
 use super::ether::Mac;
+use super::interface::Interface;
 use super::link::{self, Link};
 use super::plan::{Plan, unplaced};
-use super::port::Port;
 use super::route;
 use super::setting::{Fixed, Setting};
 use crate::net;
@@ -38,7 +38,7 @@ pub(super) struct Worker<S> {
     missing_due: Option<Instant>,
     events: Socket,
     again: Option<Instant>,
-    ports: BTreeMap<u32, Port>,
+    ports: BTreeMap<u32, Interface>,
     addresses: BTreeSet<(String, IpAddr)>,
     tree: Tree,
     sink: S,
@@ -69,7 +69,7 @@ impl<S: FnMut(Note)> Worker<S> {
         self.look();
         while !self.wait(stop) {
             let now = Instant::now();
-            let own: Vec<Mac> = self.ports.values().map(Port::mac).collect();
+            let own: Vec<Mac> = self.ports.values().map(Interface::mac).collect();
             for port in self.ports.values_mut() {
                 port.receive(now, &own);
                 port.tick(now);
@@ -102,7 +102,7 @@ impl<S: FnMut(Note)> Worker<S> {
             self.deadline().map(|due| timespec(due.saturating_duration_since(Instant::now())));
         let mut watched =
             vec![PollFd::new(stop, PollFlags::IN), PollFd::new(&self.events, PollFlags::IN)];
-        for socket in self.ports.values().flat_map(Port::sockets) {
+        for socket in self.ports.values().flat_map(Interface::sockets) {
             watched.push(PollFd::from_borrowed_fd(socket, PollFlags::IN));
         }
         match poll(&mut watched, timeout.as_ref()) {
@@ -114,7 +114,7 @@ impl<S: FnMut(Note)> Worker<S> {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let ports = self.ports.values().filter_map(Port::deadline);
+        let ports = self.ports.values().filter_map(Interface::deadline);
         ports.chain(self.again).chain(self.missing_due).min()
     }
 
@@ -175,7 +175,7 @@ impl<S: FnMut(Note)> Worker<S> {
         if !self.ports.contains_key(&link.index) {
             let wired = link.is_wired(&self.tree);
             let Some(plan) = Plan::of(&link.name, mac, wired, &self.settings) else { return };
-            self.ports.insert(link.index, Port::open(now, link, mac, plan, &self.tree));
+            self.ports.insert(link.index, Interface::open(now, link, mac, plan, &self.tree));
         }
         let Some(port) = self.ports.get_mut(&link.index) else { return };
         port.set_running(now, link.running);
@@ -196,7 +196,7 @@ impl<S: FnMut(Note)> Worker<S> {
             (self.sink)(Note::AddressGone { interface, address });
         }
         self.addresses.retain(|address| there.contains(address));
-        let names: BTreeSet<&str> = self.ports.values().map(Port::name).collect();
+        let names: BTreeSet<&str> = self.ports.values().map(Interface::name).collect();
         for address in found.iter().filter(|address| names.contains(address.interface.as_str())) {
             if address.is_usable() && self.addresses.insert(key(address)) {
                 let interface = address.interface.clone();
@@ -217,7 +217,7 @@ impl<S: FnMut(Note)> Worker<S> {
     }
 
     fn report(&mut self) {
-        let notes: Vec<Note> = self.ports.values_mut().flat_map(Port::notes).collect();
+        let notes: Vec<Note> = self.ports.values_mut().flat_map(Interface::notes).collect();
         notes.into_iter().for_each(&mut self.sink);
     }
 }

@@ -35,11 +35,11 @@ pub(crate) fn work() -> Result<(), Failure> {
     // What a terminal or a service manager tells all processes is for others to act upon.
     let _deaf = Signals::open();
     let Some(parent) = rustix::process::getppid() else { return Ok(()) };
-    if sandbox::renounce(parent).is_err() {
+    if sandbox::drop_privileges(parent).is_err() {
         return Ok(());
     }
     let _ = setrlimit(Resource::Data, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) });
-    let _ = sandbox::leave_files();
+    let _ = sandbox::restrict_files();
     let mut orders = orders(io::stdin().lock());
     let Some(Order::Start { port }) = orders.next() else {
         return Err(Failure::usage(
@@ -93,7 +93,7 @@ impl Responder {
             daemon.disable_interface(loopback).map_err(|error| error.to_string())?;
         }
         // All threads are there by now.
-        let _ = sandbox::leave_deadly_calls();
+        let _ = sandbox::deny_dangerous_syscalls();
         Ok(Self { daemon, announced: HashMap::new(), interfaces: Vec::new() })
     }
 

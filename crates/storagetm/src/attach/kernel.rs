@@ -4,7 +4,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use linux::block;
-use linux::fabrics::{Connection, Controller, FabricsError, claim, connect, controllers, disks_of};
+use linux::fabrics::{
+    Connection, Controller, FabricsError, connect, controllers, disks_of, register,
+};
 use linux::tree::Tree;
 use serde::Serialize;
 
@@ -48,7 +50,7 @@ pub(super) fn attach(tree: &Tree, connection: &Connection<'_>) -> Result<Attache
         Ok(connected) => {
             let name = format!("nvme{}", connected.instance);
             // The disk is attached, whatever becomes of its entry.
-            let _ = claim(tree, &name);
+            let _ = register(tree, &name);
             (name, false)
         }
         Err(FabricsError::Already) => {

@@ -169,7 +169,7 @@ fn without_the_driver_nothing_is_asked_for() {
         chap: None,
         chap_controller: None,
         digests: false,
-        patience: 1,
+        loss_timeout: 1,
     };
     assert!(matches!(kernel::attach(&machine.tree(), &connection), Err(FabricsError::Absent)));
 }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use console::Key;
-use linux::pid1::{self, Ended, Power};
+use linux::pid1::{self, Exit, Power};
 use linux::signal::{Signal, Signals};
 use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -48,7 +48,7 @@ pub(super) fn run() -> ! {
     loop {
         // What was asked for is tried now; if it does not work, somebody must be heard anew.
         ASKED.store(0, Ordering::SeqCst);
-        let error = pid1::end(how);
+        let error = pid1::shut_down(how);
         let words = format!("The machine cannot be ended by itself ({error}): press its button.");
         how = ask(&tree, &words).unwrap_or(how);
     }
@@ -113,10 +113,10 @@ fn live(child: &Child, words: thread::JoinHandle<String>) -> Result<Power, Strin
     }
     let words = words.join().unwrap_or_default();
     let how = match ended {
-        Ok(Ended::Exited(POWER_OFF)) => return Ok(Power::Off),
-        Ok(Ended::Exited(RESTART)) => return Ok(Power::Restart),
-        Ok(Ended::Exited(status)) => format!("the program ended with status {status}"),
-        Ok(Ended::Killed(signal)) => format!("the program was ended by signal {signal}"),
+        Ok(Exit::Exited(POWER_OFF)) => return Ok(Power::Off),
+        Ok(Exit::Exited(RESTART)) => return Ok(Power::Restart),
+        Ok(Exit::Exited(status)) => format!("the program ended with status {status}"),
+        Ok(Exit::Killed(signal)) => format!("the program was ended by signal {signal}"),
         Err(error) => format!("the program is lost: {error}"),
     };
     Err(format!("{}\n({how})", words.trim()))
@@ -158,7 +158,7 @@ fn wind_up(asked: u8, how: Power) {
         thread::sleep(PATIENCE);
         signal_child(rustix::process::Signal::KILL);
         thread::sleep(MERCY);
-        pid1::end(how)
+        pid1::shut_down(how)
     });
 }
 

@@ -27,10 +27,10 @@ pub(crate) fn work() -> Result<(), Failure> {
     rustix::net::getsockname(&socket).map_err(|_| stranger())?;
     let Some(parent) = rustix::process::getppid() else { return Ok(()) };
     // What a kernel lacks of this is no reason not to look: the others hold.
-    let _ = sandbox::renounce(parent);
-    let _ = sandbox::leave_files();
+    let _ = sandbox::drop_privileges(parent);
+    let _ = sandbox::restrict_files();
     let _ = setrlimit(Resource::As, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) });
-    let _ = sandbox::leave_calls();
+    let _ = sandbox::restrict_syscalls();
     // Nobody is there to be told.
     let _ = look(&socket.into());
     Ok(())

@@ -27,10 +27,10 @@ pub(crate) fn work(format: &str) -> Result<(), Failure> {
     let output = own(io::stdout().as_fd()).map_err(|_| stranger())?;
     let Some(parent) = rustix::process::getppid() else { return Ok(()) };
     // What a kernel lacks of this is no reason not to unpack: the others hold.
-    let _ = sandbox::renounce(parent);
-    let _ = sandbox::leave_files();
+    let _ = sandbox::drop_privileges(parent);
+    let _ = sandbox::restrict_files();
     let _ = setrlimit(Resource::As, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) });
-    let _ = sandbox::leave_calls();
+    let _ = sandbox::restrict_syscalls();
     if let Err(error) = unpack(container, &input, output) {
         let _ = io::stderr().write_all(error.to_string().as_bytes());
         std::process::exit(1);

@@ -35,7 +35,7 @@ pub(crate) fn work() -> Result<(), Failure> {
     // What a terminal or a service manager tells all processes is the opener's to act upon.
     let _deaf = Signals::open();
     let Some(parent) = rustix::process::getppid() else { return Ok(()) };
-    let Ok(unconfined) = sandbox::renounce(parent) else { return Ok(()) };
+    let Ok(unconfined) = sandbox::drop_privileges(parent) else { return Ok(()) };
     let Ok((sender, mut orders)) = channel::ends(socket, LONGEST_ORDER) else { return Ok(()) };
     let Ok(Some((Order::Start(start), _))) = orders.receive() else { return Ok(()) };
     match Duty::begin(&start, &sender, unconfined) {
@@ -73,7 +73,7 @@ impl Duty {
         engine::tls::prepare().map_err(cannot)?;
         let certificates = start.certificates.as_ref();
         let certificates = certificates.map(CertificatesWord::certificates).transpose()?;
-        unconfined.extend(sandbox::leave_files());
+        unconfined.extend(sandbox::restrict_files());
         let mailbox = Mailbox::open().map_err(|error| cannot(error.into()))?;
         let events = mailbox.clone();
         let config = Config {
@@ -86,7 +86,7 @@ impl Duty {
         };
         let sink = Arc::new(move |event| events.put(event));
         let engine = Engine::start(config, sink).map_err(cannot)?;
-        unconfined.extend(sandbox::leave_calls());
+        unconfined.extend(sandbox::restrict_syscalls());
         let report = Report::running(engine.driver(), unconfined);
         sender.send(&report, None).map_err(cannot)?;
         let disks = Arc::<Disks>::default();

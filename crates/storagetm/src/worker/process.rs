@@ -21,7 +21,7 @@ const LINE: u64 = 1000;
 /// # Errors
 /// There is no descriptor, no memory, or nothing to start.
 pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<(Child, UnixStream)> {
-    linux::sandbox::hand_nothing_down();
+    linux::sandbox::set_cloexec_on_all();
     let (own, other) = UnixStream::pair()?;
     let (words, pipe) = io::pipe()?;
     let child = Command::new(program())

@@ -184,7 +184,7 @@ const SOCKET_LEVELS: [i32; 3] = [libc::SOL_SOCKET, libc::IPPROTO_TCP, libc::SOL_
 
 /// Leaves all threads of the process, and those to come, only the calls that serving needs. What could not be denied
 /// comes back, a sentence.
-pub fn leave_calls() -> Vec<String> {
+pub fn restrict_syscalls() -> Vec<String> {
     let left =
         restrict().err().map(|error| format!("its system calls are not restricted ({error})"));
     left.into_iter().collect()
@@ -192,7 +192,7 @@ pub fn leave_calls() -> Vec<String> {
 
 /// Leaves all threads of the process, and those to come, every call but those that no honest path leads to: for a process
 /// that opens sockets of its own. What could not be denied comes back, a sentence.
-pub fn leave_deadly_calls() -> Vec<String> {
+pub fn deny_dangerous_syscalls() -> Vec<String> {
     let left = deadly().and_then(|filter| apply_filter_all_threads(&filter));
     left.err()
         .map(|error| format!("its system calls are not restricted ({error})"))

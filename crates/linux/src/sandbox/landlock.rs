@@ -12,7 +12,7 @@ const NEWEST: ABI = ABI::V6;
 
 /// Denies the calling thread, and those that it starts, all of the file system and all new addresses. What the kernel
 /// cannot deny comes back, a sentence each.
-pub fn leave_files() -> Vec<String> {
+pub fn restrict_files() -> Vec<String> {
     match restrict() {
         Ok(status) => said(&status).into_iter().collect(),
         Err(error) => vec![format!("Landlock cannot be used ({error})")],

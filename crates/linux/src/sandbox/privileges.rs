@@ -27,7 +27,7 @@ const NOBODY: u32 = 65534;
 ///
 /// # Errors
 /// `parent` is gone already.
-pub fn renounce(parent: Pid) -> Result<Vec<String>, Errno> {
+pub fn drop_privileges(parent: Pid) -> Result<Vec<String>, Errno> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     if getppid() != Some(parent) {
         return Err(Errno::SRCH);
@@ -48,7 +48,7 @@ pub fn renounce(parent: Pid) -> Result<Vec<String>, Errno> {
     // A change of the user clears it.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     // A change of the user clears this, too.
-    if hide_memory().is_err() {
+    if protect_memory().is_err() {
         left.push("its memory could be seen by others".to_owned());
     }
     if getppid() == Some(parent) { Ok(left) } else { Err(Errno::SRCH) }
@@ -97,13 +97,13 @@ fn permitted() -> CapabilitySet {
 ///
 /// # Errors
 /// One of the two is not allowed.
-pub fn hide_memory() -> Result<(), Errno> {
+pub fn protect_memory() -> Result<(), Errno> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
 }
 
 /// Has no program that this one starts inherit a descriptor that it is not given: some come from whoever started this one,
 /// and from there from anywhere. On a kernel before 5.11 it is as it always was.
-pub fn hand_nothing_down() {
+pub fn set_cloexec_on_all() {
     let _ = crate::syscall::close_on_exec(3);
 }

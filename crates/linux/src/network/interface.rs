@@ -23,7 +23,7 @@ const BURST: usize = 32;
 
 /// One interface that is looked after.
 #[derive(Debug)]
-pub(super) struct Port {
+pub(super) struct Interface {
     index: u32,
     name: String,
     mac: Mac,
@@ -39,7 +39,7 @@ pub(super) struct Port {
     notes: Vec<Note>,
 }
 
-impl Port {
+impl Interface {
     /// Brings the interface up; the addresses come when it has a carrier.
     pub(super) fn open(now: Instant, link: &Link, mac: Mac, plan: Plan, tree: &Tree) -> Self {
         let mut port = Self {
@@ -109,7 +109,7 @@ impl Port {
         if running { self.start(now) } else { self.pause() }
     }
 
-    /// When [`Port::tick`] is to be called.
+    /// When [`Interface::tick`] is to be called.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let link_local = self.link_local.as_ref().and_then(LinkLocal::deadline);
         let dhcp = self.dhcp.as_ref().and_then(Dhcp::deadline);
