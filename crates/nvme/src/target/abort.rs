@@ -1,5 +1,5 @@
-//! Commands that are ended before their time: by an Abort on the Admin queue (NVMe Base 2.0 §5.1), or because the other
-//! half of a fused pair failed.
+//! Commands that end early: by an Abort on the Admin queue (NVMe Base 2.0 §5.1), or because the
+//! other half of a fused pair failed.
 
 use std::sync::atomic::Ordering;
 
@@ -8,18 +8,19 @@ use export::Step;
 use super::controller::Abort;
 use super::io::Work;
 use super::queue::Queue;
-use super::slots::{Filling, Stage};
+use super::slots::{Receiving, SlotState};
 use crate::status::Status;
 use crate::wire::completion::Cqe;
 
 impl Queue {
-    /// Commands of this queue that an Abort on the Admin queue names (NVMe Base 2.0 §5.1).
-    pub(super) fn look_for_aborts(&mut self) {
-        let Some(link) = &self.link else { return };
-        if !link.controller.has_aborts.load(Ordering::Acquire) {
+    /// Aborts the commands of this queue that pending Aborts on the Admin queue name (NVMe Base 2.0
+    /// §5.1).
+    pub(super) fn process_aborts(&mut self) {
+        let Some(binding) = &self.binding else { return };
+        if !binding.controller.has_aborts.load(Ordering::Acquire) {
             return;
         }
-        let (controller, qid) = (link.controller.clone(), link.qid);
+        let (controller, qid) = (binding.controller.clone(), binding.qid);
         let named = |abort: &Abort| abort.sqid == qid && abort.aborted.is_none();
         let cids: Vec<u16> = controller
             .shared()
@@ -36,44 +37,46 @@ impl Queue {
             {
                 abort.aborted = Some(aborted);
             }
-            self.out.push_back(Step::Notify);
+            self.steps.push_back(Step::Notify);
         }
     }
 
-    /// Aborts a command that is not on the disk yet. Tells whether it did.
+    /// Aborts a command that has not been submitted to the disk. Returns whether it was aborted.
     pub(super) fn abort(&mut self, cid: u16) -> bool {
-        let Some(at) = self.slots.find(cid) else { return false };
-        let Some(slot) = self.slots.get(at) else { return false };
-        let busy = matches!(slot.stage, Stage::OnDisk)
-            || matches!(slot.work, Work::Pair(_) | Work::Half(_))
+        let Some(tag) = self.slots.find(cid) else { return false };
+        let Some(slot) = self.slots.get(tag) else { return false };
+        let busy = matches!(slot.state, SlotState::Submitted)
+            || matches!(slot.work, Work::FusedPair(_) | Work::FusedHalf(_))
             || slot.work.is_abort()
             || slot.work.is_shutdown();
         if !busy {
-            self.cut_off(at, Status::ABORT_REQUESTED);
+            self.complete_early(tag, Status::ABORT_REQUESTED);
         }
         !busy
     }
 
-    /// Ends a command that is not on the disk, wherever it is. If the host was asked for data that is still to come, the
-    /// slot is kept until it has.
-    pub(super) fn cut_off(&mut self, at: u16, status: Status) {
-        let coming = self.incoming == Some(at);
+    /// Completes a command that has not been submitted to the disk with `status`. If an R2T is
+    /// outstanding, the slot is kept until the host has sent the data, which is discarded.
+    pub(super) fn complete_early(&mut self, tag: u16, status: Status) {
+        let coming = self.incoming == Some(tag);
         let left = if coming { self.deframer.payload_left() } else { 0 };
-        let Some(slot) = self.slots.get(at) else { return };
-        match slot.stage {
-            Stage::OnDisk => return,
-            Stage::Filling(Filling { got, want, solicited: true, .. }) if got + left < want => {
+        let Some(slot) = self.slots.get(tag) else { return };
+        match slot.state {
+            SlotState::Submitted => return,
+            SlotState::Receiving(Receiving { got, want, solicited: true, .. })
+                if got + left < want =>
+            {
                 let cid = slot.cid;
-                slot.stage = Stage::Discarding { got: got + left, want };
+                slot.state = SlotState::Discarding { got: got + left, want };
                 slot.work = Work::None;
-                self.slots.forget_cid(at);
+                self.slots.release_cid(tag);
                 self.respond(Cqe::new(cid, status));
             }
-            _ => self.answer(at, status),
+            _ => self.finish(tag, status),
         }
-        self.starved.retain(|&other| other != at);
-        self.late.retain(|&other| other != at);
-        self.contending.retain(|&other| other != at);
+        self.awaiting_buffer.retain(|&other| other != tag);
+        self.awaiting_second_phase.retain(|&other| other != tag);
+        self.awaiting_exclusive.retain(|&other| other != tag);
         if coming {
             self.incoming = None;
         }

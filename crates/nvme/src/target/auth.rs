@@ -1,17 +1,18 @@
-//! Authentication on a queue: the two commands that carry it, and what a host may do before it has proven who it is
-//! (NVMe Base 2.0 §6.1, §6.2, §8.13). What the messages say is in `auth`; it knows no key but those of the policy.
+//! In-band authentication of a queue (NVMe Base 2.0 §6.1, §6.2, §8.13): Authentication Send and
+//! Receive, and the restrictions before the host is authenticated. `crate::auth` holds the
+//! protocol.
 
 use std::time::{Duration, Instant};
 
 use export::{Body, Buffer, Event, Host, KeyId, Reason, Step};
 
-use super::HANDSHAKE;
-use super::admin::Waiting;
-use super::controller::Kind;
+use super::HANDSHAKE_TIMEOUT;
+use super::admin::PendingAdmin;
+use super::binding::Binding;
+use super::controller::ControllerType;
 use super::io::Work;
-use super::link::Link;
 use super::queue::Queue;
-use super::transfer::Size;
+use super::transfer::LengthCheck;
 use crate::auth::chap::{Key, Names};
 use crate::auth::{Controller, Keys, Progress, Rules, Setting, Shown};
 use crate::command::FabricsCommand;
@@ -20,49 +21,49 @@ use crate::wire::auth::{Explanation, SECP, SPSP};
 use crate::wire::command::Sqe;
 use crate::wire::opcode;
 
-/// Bytes of the longest message: enough for the largest group, and what Linux has room for.
-const MESSAGE: u32 = 4096;
+/// Maximum message length in bytes. Linux uses the same; the largest DH group fits.
+const MAX_MESSAGE: u32 = 4096;
 
-/// How far a queue is with authentication.
+/// Authentication state of a queue.
 #[derive(Debug)]
 pub(super) struct InBandAuth {
-    conversation: Controller,
-    /// The host's keys when it connected.
+    transaction: Controller,
+    /// Identifier of the host's keys at the time of Connect.
     pub(super) key: KeyId,
-    /// Whether the host must prove that it knows its key before anything else.
+    /// Whether the host must authenticate before it uses the queue.
     required: bool,
-    /// The key that it has proven to know.
-    pub(super) proven: Option<KeyId>,
-    /// Until then a conversation that has begun must have ended.
-    until: Option<Instant>,
-    /// The calculation that the peer has had of us without a proof.
+    /// The key that the host has authenticated with.
+    pub(super) authenticated: Option<KeyId>,
+    /// Deadline of the transaction in progress.
+    deadline: Option<Instant>,
+    /// Calculation time spent for the peer before it authenticated.
     spent: Duration,
 }
 
 impl InBandAuth {
-    /// A queue of that host, which `required` says must prove itself until that time.
+    /// State of a queue that must authenticate before `until` if `required` is set.
     pub(super) fn new(
-        conversation: Controller,
+        transaction: Controller,
         key: KeyId,
         required: bool,
-        until: Instant,
+        deadline: Instant,
     ) -> Self {
-        let until = required.then_some(until);
-        Self { conversation, key, required, proven: None, until, spent: Duration::ZERO }
+        let deadline = required.then_some(deadline);
+        Self { transaction, key, required, authenticated: None, deadline, spent: Duration::ZERO }
     }
 
-    /// Whether the host has still to prove itself.
-    pub(super) fn is_due(&self) -> bool {
-        self.required && self.proven.is_none()
+    /// Returns whether the host must still authenticate.
+    pub(super) fn is_pending(&self) -> bool {
+        self.required && self.authenticated.is_none()
     }
 }
 
-/// The controller's end of a conversation on queue `qid`.
-pub(super) fn conversation(names: Names, rules: &Rules, qid: u16, secured: bool) -> Controller {
+/// Returns the controller side of an authentication transaction on queue `qid`.
+pub(super) fn transaction(names: Names, rules: &Rules, qid: u16, secured: bool) -> Controller {
     Controller::new(names, rules.clone(), Setting { admin: qid == 0, secured })
 }
 
-/// The keys of `host` for DH-HMAC-CHAP, if it has such.
+/// Returns the DH-HMAC-CHAP keys of `host`, or `None` if it has none.
 fn keys(host: &Host) -> Option<Keys> {
     let key = Key::parse(host.chap.as_ref()?.bytes()).ok()?;
     let controller = host.chap_controller.as_ref().and_then(|text| Key::parse(text.bytes()).ok());
@@ -70,41 +71,43 @@ fn keys(host: &Host) -> Option<Keys> {
 }
 
 impl Queue {
-    /// The key that the host has proven to know on this queue.
-    pub(super) fn proven(&self) -> Option<KeyId> {
-        self.auth.as_ref().and_then(|auth| auth.proven)
+    /// Returns the key that the host has authenticated with on this queue.
+    pub(super) fn authenticated_key(&self) -> Option<KeyId> {
+        self.auth.as_ref().and_then(|auth| auth.authenticated)
     }
 
-    /// Whether the host has still to prove itself before it may do anything else.
-    pub(super) fn is_unproven(&self) -> bool {
-        self.auth.as_ref().is_some_and(|auth| auth.is_due())
+    /// Returns whether the host must still authenticate.
+    pub(super) fn is_unauthenticated(&self) -> bool {
+        self.auth.as_ref().is_some_and(|auth| auth.is_pending())
     }
 
-    /// The host said something. Who has proven nothing yet keeps nobody's controller alive.
-    pub(super) fn heard(&self) {
-        let own = |link: &&Link| link.qid == 0 || !self.is_unproven();
-        if let Some(link) = self.link.as_ref().filter(own) {
-            link.controller.heard(self.now);
+    /// Restarts the keep-alive timer of the controller. An unauthenticated I/O queue must not keep
+    /// the controller of another host alive.
+    pub(super) fn restart_keep_alive(&self) {
+        let own = |binding: &&Binding| binding.qid == 0 || !self.is_unauthenticated();
+        if let Some(binding) = self.binding.as_ref().filter(own) {
+            binding.controller.restart_keep_alive(self.now);
         }
     }
 
-    /// A connection ends on which a host has not proven what it said it is, and which it was not refused for.
-    pub(super) fn left_unproven(&mut self) {
-        let quiet = |auth: &InBandAuth| auth.is_due() && !auth.conversation.has_failed();
+    /// Reports a connection that closes before authentication completes, unless a failure was
+    /// reported already.
+    pub(super) fn report_unauthenticated(&mut self) {
+        let quiet = |auth: &InBandAuth| auth.is_pending() && !auth.transaction.has_failed();
         if self.auth.as_deref().is_some_and(quiet) {
-            self.report_refused("it has not proven its key (DH-HMAC-CHAP)");
+            self.report_refused("DH-HMAC-CHAP authentication was not completed");
         }
     }
 
-    /// Until when a conversation that has begun must have ended.
-    pub(super) fn proof_due(&self) -> Option<Instant> {
-        self.auth.as_ref().and_then(|auth| auth.until)
+    /// Returns the deadline of the transaction in progress.
+    pub(super) fn auth_deadline(&self) -> Option<Instant> {
+        self.auth.as_ref().and_then(|auth| auth.deadline)
     }
 
-    /// A command of a host that has still to prove itself.
-    pub(super) fn unproven_command(
+    /// Handles a command of a host that has not authenticated.
+    pub(super) fn unauthenticated_command(
         &mut self,
-        at: u16,
+        tag: u16,
         sqe: &Sqe,
         capsule: Option<Buffer>,
     ) -> Result<(), Status> {
@@ -112,13 +115,13 @@ impl Queue {
             return Err(Status::AUTHENTICATION_REQUIRED.dnr());
         }
         let command = FabricsCommand::parse(sqe)?;
-        self.auth_command(at, sqe, command, capsule)
+        self.auth_command(tag, sqe, command, capsule)
     }
 
-    /// Authentication Send and Receive.
+    /// Handles Authentication Send and Authentication Receive.
     pub(super) fn auth_command(
         &mut self,
-        at: u16,
+        tag: u16,
         sqe: &Sqe,
         command: FabricsCommand,
         capsule: Option<Buffer>,
@@ -129,102 +132,107 @@ impl Queue {
         match command {
             FabricsCommand::AuthSend { secp, spsp, tl } => {
                 check(secp, spsp, tl)?;
-                self.set_work(at, Work::Admin(Box::new(Waiting::Message)));
-                self.gather(at, sqe, tl.into(), Size::Exact, capsule)
+                self.set_work(tag, Work::Admin(Box::new(PendingAdmin::AuthMessage)));
+                self.receive_data(tag, sqe, tl.into(), LengthCheck::Exact, capsule)
             }
             FabricsCommand::AuthReceive { secp, spsp, al } => {
                 check(secp, spsp, al)?;
-                Self::check_to_host(sqe, al.into(), Size::AtLeast, capsule.as_ref())?;
-                self.fetch(at, al as usize)
+                Self::check_to_host(sqe, al.into(), LengthCheck::AtLeast, capsule.as_ref())?;
+                self.auth_receive(tag, al as usize)
             }
             _ => Err(Status::AUTHENTICATION_REQUIRED.dnr()),
         }
     }
 
-    /// A message of the host is there. It is taken in any case: what became of it is fetched.
-    pub(super) fn message(&mut self, at: u16, bytes: &[u8]) {
-        let keys = self.known_host().and_then(|host| keys(&host));
+    /// Processes the message of an Authentication Send. The command succeeds in any case; the
+    /// result of the message is in the reply, which the host reads by Authentication Receive.
+    pub(super) fn auth_message(&mut self, tag: u16, bytes: &[u8]) {
+        let keys = self.policy_host().and_then(|host| keys(&host));
         let Some(auth) = &mut self.auth else { return };
-        if auth.conversation.has_failed() {
-            // Said once, in the journal and to the host: who does not fetch it has nothing more to say.
-            self.answer(at, Status::SUCCESS);
+        if auth.transaction.has_failed() {
+            // The failure was reported. A host that sends more instead of reading it is
+            // disconnected.
+            self.finish(tag, Status::SUCCESS);
             return self.close(Reason::Refused);
         }
-        auth.until = auth.until.or(Some(self.now + HANDSHAKE));
-        let (address, cost) = (self.peer.remote.ip(), auth.conversation.cost(bytes));
-        let may = cost.is_zero() || self.target.ration().take(address, cost, self.now);
+        auth.deadline = auth.deadline.or(Some(self.now + HANDSHAKE_TIMEOUT));
+        let (address, cost) = (self.peer.remote.ip(), auth.transaction.cost(bytes));
+        let may = cost.is_zero() || self.target.rate_limiter().try_take(address, cost, self.now);
         let progress = if may {
             auth.spent += cost;
-            auth.conversation.send(bytes, keys.as_ref())
+            auth.transaction.send(bytes, keys.as_ref())
         } else {
-            auth.conversation.refuse(Explanation::Failed)
+            auth.transaction.refuse(Explanation::Failed)
         };
-        let over = self.progress(progress);
-        self.answer(at, Status::SUCCESS);
-        if over {
+        let is_over = self.progress(progress);
+        self.finish(tag, Status::SUCCESS);
+        if is_over {
             self.close(Reason::Refused);
         }
     }
 
-    /// Tells whether nothing more is to be said.
+    /// Applies the result of a message. Returns whether the connection must close.
     fn progress(&mut self, progress: Progress) -> bool {
         match progress {
             Progress::Going => false,
-            Progress::Proven(shown) => self.proven_now(*shown),
+            Progress::Proven(shown) => self.on_authenticated(*shown),
             Progress::Failed(why) => {
-                self.failed_proof(why.why());
+                self.authentication_failed(why.why());
                 false
             }
             Progress::GivenUp => {
-                self.failed_proof("gave up proving its key, or does not believe ours");
+                self.authentication_failed(
+                    "it aborted DH-HMAC-CHAP authentication (check the controller key)",
+                );
                 true
             }
         }
     }
 
-    fn failed_proof(&mut self, why: &'static str) {
+    fn authentication_failed(&mut self, why: &'static str) {
         if let Some(auth) = &mut self.auth {
-            (auth.required, auth.proven) = (true, None);
+            (auth.required, auth.authenticated) = (true, None);
         }
         self.report_refused(why);
     }
 
-    /// The host has proven that it knows its key: it gets what it may have. Tells whether that is nothing, and there is
-    /// nothing left that would tell it.
-    fn proven_now(&mut self, shown: Shown) -> bool {
+    /// Grants access after authentication. Returns whether the connection must close because access
+    /// was denied after the last message of the transaction.
+    fn on_authenticated(&mut self, shown: Shown) -> bool {
         let Some(auth) = &mut self.auth else { return true };
         let spent = std::mem::take(&mut auth.spent);
-        self.target.ration().give_back(self.peer.remote.ip(), spent, self.now);
-        let first = auth.proven.replace(shown.key).is_none() && auth.required;
-        (auth.key, auth.until) = (shown.key, None);
-        if first && let Err(why) = self.let_in() {
-            self.failed_proof(why);
+        self.target.rate_limiter().refund(self.peer.remote.ip(), spent, self.now);
+        let first = auth.authenticated.replace(shown.key).is_none() && auth.required;
+        (auth.key, auth.deadline) = (shown.key, None);
+        if first && let Err(why) = self.authorize() {
+            self.authentication_failed(why);
             let Some(auth) = &mut self.auth else { return true };
-            auth.conversation.refuse(Explanation::Failed);
-            auth.until = Some(self.now + HANDSHAKE);
+            auth.transaction.refuse(Explanation::Failed);
+            auth.deadline = Some(self.now + HANDSHAKE_TIMEOUT);
             return shown.settled;
         }
-        if let Some(link) = self.link.as_ref().filter(|_| !shown.psks.is_empty()) {
-            link.controller.set_concatenated();
-            self.target.keep(shown.key, shown.psks, self.now);
+        if let Some(binding) = self.binding.as_ref().filter(|_| !shown.psks.is_empty()) {
+            binding.controller.set_concatenated();
+            self.target.store_generated(shown.key, shown.psks, self.now);
         }
         false
     }
 
-    /// What the host may have becomes its own.
-    fn let_in(&mut self) -> Result<(), &'static str> {
-        let Some(link) = &self.link else { return Err("is gone") };
-        let (qid, controller) = (link.qid, link.controller.clone());
+    /// Grants the host access to the subsystem and takes its queue identifier.
+    fn authorize(&mut self) -> Result<(), &'static str> {
+        let Some(binding) = &self.binding else { return Err("the connection is closed") };
+        let (qid, controller) = (binding.qid, binding.controller.clone());
         let (_, grant) = match controller.kind {
-            Kind::Io if qid != 0 => {
-                (Kind::Io, self.lent(&controller.subsystem, &controller.host.nqn))
-            }
+            ControllerType::Io if qid != 0 => (
+                ControllerType::Io,
+                self.current_grant(&controller.subsystem, &controller.host.nqn),
+            ),
             _ => self.find_subsystem(&controller.subsystem, &controller.host.nqn)?,
         };
-        if let Some(link) = &mut self.link {
-            link.set_grant(grant);
-            if qid != 0 && !link.join() {
-                return Err("has that queue already");
+        if let Some(binding) = &mut self.binding {
+            binding.set_grant(grant);
+            if qid != 0 && !binding.take_qid() {
+                return Err("the queue identifier is in use");
             }
         }
         if qid == 0 {
@@ -233,33 +241,35 @@ impl Queue {
         Ok(())
     }
 
-    /// Authentication Receive: the message that waits for the host, and zeros up to the length that it asks for.
-    fn fetch(&mut self, at: u16, room: usize) -> Result<(), Status> {
+    /// Handles Authentication Receive: sends the pending message, padded with zeros to `room`
+    /// bytes.
+    fn auth_receive(&mut self, tag: u16, room: usize) -> Result<(), Status> {
         let Some(auth) = &mut self.auth else { return Err(Status::INVALID_OPCODE.dnr()) };
-        let fetched = auth.conversation.receive(room);
-        let over = auth.conversation.is_over();
-        let Ok(mut message) = fetched else {
+        let reply = auth.transaction.receive(room);
+        let is_over = auth.transaction.is_over();
+        let Ok(mut message) = reply else {
             return Err(Status::INVALID_FIELD.dnr());
         };
         message.resize(room, 0);
-        self.answer_data(at, Body::Shared(message.into()), room);
-        if over {
+        self.finish_with_data(tag, Body::Shared(message.into()), room);
+        if is_over {
             self.close(Reason::Refused);
         }
         Ok(())
     }
 
-    /// Says that the host of this queue was refused what it connected for.
+    /// Reports that the host of this queue was denied access.
     pub(super) fn report_refused(&mut self, why: &'static str) {
-        let Some(link) = &self.link else { return };
-        let (host, wanted) = (link.controller.host.nqn.clone(), link.controller.subsystem.clone());
+        let Some(binding) = &self.binding else { return };
+        let (host, wanted) =
+            (binding.controller.host.nqn.clone(), binding.controller.subsystem.clone());
         let peer = self.peer.clone();
-        self.out.push_back(Step::Report(Event::Refused { peer, host, wanted, why }));
+        self.steps.push_back(Step::Report(Event::Refused { peer, host, wanted, why }));
     }
 }
 
-/// The fields of both commands (NVMe Base 2.0 §6.1, §6.2).
+/// Checks the fields that both commands have (NVMe Base 2.0 §6.1, §6.2).
 fn check(secp: u8, spsp: u16, len: u32) -> Result<(), Status> {
-    let fits = secp == SECP && spsp == SPSP && (1..=MESSAGE).contains(&len);
+    let fits = secp == SECP && spsp == SPSP && (1..=MAX_MESSAGE).contains(&len);
     if fits { Ok(()) } else { Err(Status::INVALID_FIELD.dnr()) }
 }

@@ -1,4 +1,4 @@
-//! What the queues of one controller share, on whatever threads they run. It knows no connection.
+//! State of a controller that its queues share across threads.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -10,95 +10,97 @@ use zerocopy::little_endian::{U16, U32, U64};
 
 use crate::wire::log::ErrorEntry;
 
-/// Which command sets a controller has.
+/// Controller type (CNTRLTYPE).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// Lends one disk.
+pub(super) enum ControllerType {
+    /// I/O controller: one namespace.
     Io,
-    /// Tells which disks are lent.
+    /// Discovery controller.
     Discovery,
 }
 
-/// Who a host says it is.
+/// Host NQN and host identifier from Connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Host {
+pub(super) struct HostIdentity {
     pub(super) nqn: String,
     pub(super) id: [u8; 16],
 }
 
-/// A controller: made by the Connect of its Admin queue, ended with it.
+/// A controller: created by the Connect of its Admin queue, ends with that queue.
 #[derive(Debug)]
 pub(super) struct Controller {
     pub(super) id: u16,
-    pub(super) kind: Kind,
-    /// NQN of its subsystem.
+    pub(super) kind: ControllerType,
+    /// Subsystem NQN.
     pub(super) subsystem: String,
-    pub(super) host: Host,
-    /// The tenant whose limit of controllers it counts against.
+    pub(super) host: HostIdentity,
+    /// Tenant whose controller limit it counts against.
     pub(super) tenant: Tenant,
-    /// The key of the channel that the Admin queue came in, if it came in one: the other queues come in such a one, too.
+    /// Key of the secure channel of the Admin queue, if it uses one. The I/O queues must match.
     pub(super) channel: Option<Option<KeyId>>,
-    /// Set when a key for a secured channel came out of the host's proof: what follows is to come in that channel.
+    /// Set when authentication generated a TLS PSK (secure channel concatenation): further queues
+    /// must use a secure channel.
     concatenated: AtomicBool,
     start: Instant,
     ready: AtomicBool,
     ended: AtomicBool,
-    /// How often it was reset: each reset deletes the I/O queues there were.
+    /// Number of resets. Each one deletes the I/O queues that exist.
     pub(super) resets: AtomicU32,
-    /// Milliseconds from `start` to the last word of the host.
-    last_word: AtomicU64,
-    /// Keep-alive time in milliseconds; zero is none.
+    /// Milliseconds from `start` to the last traffic of the host.
+    last_traffic: AtomicU64,
+    /// Keep Alive Timeout in milliseconds; zero disables it.
     pub(super) keep_alive: AtomicU32,
-    /// Set by Set Features 06h: every write is to be durable.
+    /// Set if the volatile write cache is disabled (Feature 06h): every write is durable.
     pub(super) write_through: AtomicBool,
-    /// Whether `shared.aborts` has anything that an I/O queue is to look at.
+    /// Whether `shared.aborts` is not empty.
     pub(super) has_aborts: AtomicBool,
     shared: Mutex<Shared>,
 }
 
-/// What is changed by Admin commands only.
+/// State that Admin commands change.
 #[derive(Debug, Default)]
 pub(super) struct Shared {
-    /// I/O queues that were granted; zero before Set Features asked.
+    /// I/O queues granted by Number of Queues; zero before that.
     pub(super) granted: u16,
-    /// I/O queues that are connected.
+    /// Identifiers of connected I/O queues.
     pub(super) open: BTreeSet<u16>,
-    /// Those of the I/O queues.
+    /// Fences of the I/O queues.
     fences: Vec<Weak<Fence>>,
     pub(super) aborts: Vec<Abort>,
     errors: VecDeque<ErrorEntry>,
     error_count: u64,
-    /// What the queues that there are have moved, and what those that are gone had.
-    traffic: Vec<Arc<Traffic>>,
-    gone: Moved,
+    /// Counters of the open queues.
+    counters: Vec<Arc<QueueCounters>>,
+    /// Sum of the counters of the closed queues.
+    closed: ByteCounts,
 }
 
 impl Shared {
-    /// Sums up what the queues have moved that are gone.
-    fn settle(&mut self) {
-        let Self { traffic, gone, .. } = self;
-        for one in traffic.extract_if(.., |one| Arc::strong_count(one) == 1) {
-            gone.add(one.moved());
+    /// Moves the counters of closed queues into the sum.
+    fn fold_closed(&mut self) {
+        let Self { counters, closed, .. } = self;
+        for one in counters.extract_if(.., |one| Arc::strong_count(one) == 1) {
+            closed.add(one.byte_counts());
         }
     }
 }
 
-/// Bytes read from the disk, and bytes written to it.
+/// Bytes read from and written to the disk.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Moved {
+pub(super) struct ByteCounts {
     pub(super) read: u64,
     pub(super) written: u64,
 }
 
-/// What one queue has moved. Only its own thread adds to it.
+/// Byte counters of one queue. Only the queue's thread writes them.
 #[derive(Debug, Default)]
-pub(super) struct Traffic {
+pub(super) struct QueueCounters {
     read: AtomicU64,
     written: AtomicU64,
 }
 
-impl Traffic {
-    /// A request of `len` bytes goes to the disk.
+impl QueueCounters {
+    /// Counts a disk request of `len` bytes.
     pub(super) fn add(&self, op: Op, len: u64) {
         let counter = match op {
             Op::Read => &self.read,
@@ -108,19 +110,19 @@ impl Traffic {
         counter.store(counter.load(Ordering::Relaxed).wrapping_add(len), Ordering::Relaxed);
     }
 
-    fn moved(&self) -> Moved {
+    fn byte_counts(&self) -> ByteCounts {
         let now = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Moved { read: now(&self.read), written: now(&self.written) }
+        ByteCounts { read: now(&self.read), written: now(&self.written) }
     }
 }
 
-impl Moved {
+impl ByteCounts {
     fn add(&mut self, other: Self) {
         self.read = self.read.wrapping_add(other.read);
         self.written = self.written.wrapping_add(other.written);
     }
 
-    /// What was moved since it was `before`.
+    /// Returns the difference to an earlier value.
     pub(super) fn since(self, before: Self) -> Self {
         let (read, written) = (self.read, self.written);
         Self {
@@ -130,26 +132,26 @@ impl Moved {
     }
 }
 
-/// An Abort that is on its way to the queue of the command it names.
+/// An Abort addressed to the I/O queue of the command it names.
 #[derive(Debug)]
 pub(super) struct Abort {
     pub(super) sqid: u16,
     pub(super) cid: u16,
-    /// The slot of the Abort command itself.
+    /// Slot of the Abort command.
     pub(super) by: u16,
-    /// Whether the command was aborted, once that is known.
+    /// Result, once the queue has handled it.
     pub(super) aborted: Option<bool>,
 }
 
-/// Entries of the error log: ELPE 63.
+/// Entries of the error log: ELPE 63, zero's based.
 pub(super) const ERROR_ENTRIES: usize = 64;
 
 impl Controller {
     pub(super) fn new(
         id: u16,
-        kind: Kind,
+        kind: ControllerType,
         subsystem: &str,
-        host: Host,
+        host: HostIdentity,
         peer: &Peer,
         keep_alive: u32,
         now: Instant,
@@ -166,7 +168,7 @@ impl Controller {
             ready: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             resets: AtomicU32::new(0),
-            last_word: AtomicU64::new(0),
+            last_traffic: AtomicU64::new(0),
             keep_alive: AtomicU32::new(keep_alive),
             write_through: AtomicBool::new(false),
             has_aborts: AtomicBool::new(false),
@@ -178,35 +180,35 @@ impl Controller {
         self.shared.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    /// The host has a key for a secured channel now.
+    /// Records that authentication generated a PSK for a secure channel.
     pub(super) fn set_concatenated(&self) {
         self.concatenated.store(true, Ordering::Release);
     }
 
-    /// Whether a queue that came in such a channel, or in none, may join.
-    pub(super) fn is_joined_by(&self, channel: Option<Option<KeyId>>) -> bool {
+    /// Returns whether a queue on that channel (`None`: no secure channel) may join.
+    pub(super) fn accepts_channel(&self, channel: Option<Option<KeyId>>) -> bool {
         self.channel == channel && !(channel.is_none() && self.concatenated.load(Ordering::Acquire))
     }
 
-    /// The counters of a new queue.
-    pub(super) fn count(&self) -> Arc<Traffic> {
-        let traffic = Arc::<Traffic>::default();
+    /// Returns counters for a new queue.
+    pub(super) fn new_counters(&self) -> Arc<QueueCounters> {
+        let counters = Arc::<QueueCounters>::default();
         let mut shared = self.shared();
-        shared.settle();
-        shared.traffic.push(traffic.clone());
-        traffic
+        shared.fold_closed();
+        shared.counters.push(counters.clone());
+        counters
     }
 
-    /// What all its queues have moved.
-    pub(super) fn moved(&self) -> Moved {
+    /// Returns the byte counts of all queues, closed ones included.
+    pub(super) fn byte_counts(&self) -> ByteCounts {
         let mut shared = self.shared();
-        shared.settle();
-        let mut moved = shared.gone;
-        shared.traffic.iter().for_each(|one| moved.add(one.moved()));
-        moved
+        shared.fold_closed();
+        let mut byte_counts = shared.closed;
+        shared.counters.iter().for_each(|one| byte_counts.add(one.byte_counts()));
+        byte_counts
     }
 
-    /// CSTS.RDY.
+    /// Returns CSTS.RDY.
     pub(super) fn is_ready(&self) -> bool {
         self.ready.load(Ordering::Acquire)
     }
@@ -215,20 +217,20 @@ impl Controller {
         self.ready.store(ready, Ordering::Release);
     }
 
-    /// Whether the association is over: every queue of it closes.
+    /// Returns whether the association has ended. All its queues close then.
     pub(super) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
 
-    /// Ends the association, and with it the right of its queues to write.
+    /// Ends the association and revokes write access of its queues.
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::Release);
-        self.fence_off();
+        self.close_fences();
     }
 
-    /// Ends the right of the I/O queues that there are to write, at once, whatever their own threads are at: what of them is
-    /// in flight counts as orphaned.
-    pub(super) fn fence_off(&self) {
+    /// Revokes write access of the I/O queues at once, from any thread. Writes in flight become
+    /// orphans.
+    pub(super) fn close_fences(&self) {
         self.set_ready(false);
         let mut shared = self.shared();
         std::mem::take(&mut shared.fences)
@@ -237,8 +239,9 @@ impl Controller {
             .for_each(|one| one.close());
     }
 
-    /// Makes `fence`, of an I/O queue that joined after so many resets, one of those that [`Controller::fence_off`] closes.
-    pub(super) fn guard(&self, fence: &Arc<Fence>, resets: u32) {
+    /// Registers the fence of an I/O queue that joined after `resets` resets, for
+    /// [`Controller::close_fences`]. Closes it at once if the controller was reset since.
+    pub(super) fn register_fence(&self, fence: &Arc<Fence>, resets: u32) {
         let mut shared = self.shared();
         if !self.is_ready() || resets != self.resets.load(Ordering::Acquire) {
             return fence.close();
@@ -247,25 +250,33 @@ impl Controller {
         shared.fences.push(Arc::downgrade(fence));
     }
 
-    /// The host said something, on whichever queue (traffic-based keep alive, NVMe Base 2.0 §3.9.2).
-    pub(super) fn heard(&self, now: Instant) {
+    /// Restarts the keep-alive timer on traffic of any queue (traffic-based keep alive, NVMe Base
+    /// 2.0 §3.9.2).
+    pub(super) fn restart_keep_alive(&self, now: Instant) {
         let millis = now.saturating_duration_since(self.start).as_millis();
-        self.last_word.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.last_traffic.store(u64::try_from(millis).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// When the host is given up if it says nothing more: `idle` after its last word where it has no keep-alive time.
-    pub(super) fn silent_until(&self, grace: Duration, idle: Option<Duration>) -> Option<Instant> {
+    /// Returns when keep-alive expires: the keep-alive time plus `grace` after the last traffic, or
+    /// `idle` after it if no keep-alive time is set.
+    pub(super) fn keep_alive_deadline(
+        &self,
+        grace: Duration,
+        idle: Option<Duration>,
+    ) -> Option<Instant> {
         let keep_alive = match self.keep_alive.load(Ordering::Relaxed) {
             0 => idle?,
             millis => Duration::from_millis(millis.into()) + grace,
         };
         Some(
-            self.start + Duration::from_millis(self.last_word.load(Ordering::Relaxed)) + keep_alive,
+            self.start
+                + Duration::from_millis(self.last_traffic.load(Ordering::Relaxed))
+                + keep_alive,
         )
     }
 
-    /// Enters a failed command in the error log (NVMe Base 2.0 §5.16.1.2).
-    pub(super) fn record(&self, sqid: u16, cid: u16, status: u16, nsid: u32, lba: u64) {
+    /// Adds a failed command to the error log (NVMe Base 2.0 §5.16.1.2).
+    pub(super) fn log_error(&self, sqid: u16, cid: u16, status: u16, nsid: u32, lba: u64) {
         let mut shared = self.shared();
         shared.error_count += 1;
         let entry = ErrorEntry {
@@ -282,7 +293,7 @@ impl Controller {
         shared.errors.push_front(entry);
     }
 
-    /// The error log, newest first, and how many errors there have been.
+    /// Returns the error log, newest first, and the total number of errors.
     pub(super) fn errors(&self) -> (Vec<ErrorEntry>, u64) {
         let shared = self.shared();
         (shared.errors.iter().copied().collect(), shared.error_count)

@@ -1,5 +1,5 @@
-//! The discovery log: which disks are lent, and where (NVMe Base 2.0 §5.16.1.23). It knows no connection but the address
-//! at which its reader reached us, which is the one that it can use.
+//! The discovery log page (NVMe Base 2.0 §5.16.1.23). Entries name the local address that the
+//! host has connected to, because that one is reachable for it.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -11,11 +11,12 @@ use crate::wire::fabrics::DISCOVERY_NQN;
 use crate::wire::log::{DiscoveryEntry, DiscoveryHeader, adrfam, eflags, sectype, subtype, treq};
 
 impl Queue {
-    /// The whole log as this peer may see it: a header, an entry for this discovery service, one for each disk.
+    /// Returns the log for this peer: header, entry of this discovery subsystem, one entry for each
+    /// export that it may see.
     pub(super) fn discovery_log(&self) -> Vec<u8> {
         let generation = self.target.catalogue.generation();
-        let host = self.link.as_ref().map_or("", |link| &link.controller.host.nqn);
-        let lent = self.target.catalogue.visible(&self.caller(host));
+        let host = self.binding.as_ref().map_or("", |binding| &binding.controller.host.nqn);
+        let current_grant = self.target.catalogue.visible(&self.caller(host));
         let security = self.security();
         let here = self.peer.local;
         let disks_at = match self.port {
@@ -23,8 +24,9 @@ impl Queue {
             Port::Discovery { disks_at } => disks_at,
         };
         let own = entry(subtype::CURRENT_DISCOVERY, here, here.port(), DISCOVERY_NQN);
-        let disks =
-            lent.iter().filter_map(|export| entry(subtype::NVM, here, disks_at, &export.nqn));
+        let disks = current_grant
+            .iter()
+            .filter_map(|export| entry(subtype::NVM, here, disks_at, &export.nqn));
         let secured = |entry: DiscoveryEntry| entry.secured(security.0, security.1);
         let entries: Vec<DiscoveryEntry> = own.into_iter().chain(disks).map(secured).collect();
         let mut log = DiscoveryHeader::emit(generation, entries.len() as u64).as_bytes().to_vec();
@@ -32,10 +34,10 @@ impl Queue {
         log
     }
 
-    /// TREQ and SECTYPE: what the reader must do to get at what is in the log. To who has no key for a secured channel
-    /// nothing is said of one: libnvme up to 1.13 asks for one even if it is said not to be required, and finds no key.
+    /// Returns TREQ and SECTYPE of the entries. A host without a TLS key gets "not specified":
+    /// libnvme up to 1.13 requires a key even if the entry says that TLS is not required.
     fn security(&self) -> (u8, u8) {
-        match self.known_host() {
+        match self.policy_host() {
             Some(host) if host.tls.is_some() => (treq::REQUIRED, sectype::TLS_1_3),
             _ => (treq::NOT_SPECIFIED, sectype::NONE),
         }
@@ -59,7 +61,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn an_ipv4_address_in_ipv6_form_is_told_as_ipv4() {
+    fn ipv4_mapped_address_is_reported_as_ipv4() {
         let here = "[::ffff:192.0.2.1]:8009".parse().unwrap();
         let entry = entry(subtype::NVM, here, 4420, "nqn.x").unwrap();
         assert_eq!(entry.adrfam, adrfam::IPV4);

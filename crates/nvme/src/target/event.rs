@@ -1,103 +1,106 @@
-//! Asynchronous events: what the host asked to be told of, and what it has been told (NVMe Base 2.0 §5.2).
+//! Asynchronous events (NVMe Base 2.0 §5.2).
 
 use export::{Access, Grant};
 
-use super::admin::{EVENT_REQUESTS, Waiting};
-use super::controller::Kind;
+use super::admin::{MAX_EVENT_REQUESTS, PendingAdmin};
+use super::controller::ControllerType;
 use super::io::Work;
 use super::queue::Queue;
 use crate::status::Status;
 use crate::wire::feature::{AsyncEvent, aec};
 
-/// The events of one controller.
+/// Event state of one controller.
 #[derive(Debug)]
 pub(super) struct Events {
-    /// Asynchronous Event Configuration: what the host asked to be told of.
-    pub(super) wanted: u32,
-    namespace: Notice,
-    discovery: Notice,
-    /// What the host was last told, or found out by itself.
-    seen: Seen,
-    /// Whether the namespace changed since the Changed Namespace List was read.
+    /// Asynchronous Event Configuration: the events that the host has enabled.
+    pub(super) enabled: u32,
+    namespace: EventState,
+    discovery: EventState,
+    /// State at the last check.
+    last: Snapshot,
+    /// Whether the namespace changed since the host read the Changed Namespace List.
     pub(super) changed: bool,
 }
 
-/// One kind of event: told once, then not again before its log page was read.
+/// State of one event: masked after it was sent, until its log page is read.
 #[derive(Debug, Default, Clone, Copy)]
-struct Notice {
+struct EventState {
     pending: bool,
     masked: bool,
 }
 
 #[derive(Debug, PartialEq, Eq, Clone)]
-struct Seen {
+struct Snapshot {
     generation: u64,
-    /// Blocks of the namespace, or nothing if there is none.
+    /// Size of the namespace in blocks, or `None` if it is gone.
     blocks: Option<u64>,
-    /// What the host may do with it.
+    /// Access of the host to it.
     access: Option<Access>,
 }
 
-impl Seen {
+impl Snapshot {
     fn now(generation: u64, grant: Option<&Grant>) -> Self {
-        let there = grant.map(Grant::export).filter(|export| !export.is_gone());
+        let present = grant.map(Grant::export).filter(|export| !export.is_gone());
         let access = grant.map(Grant::access);
-        Self { generation, blocks: there.map(|export| export.blocks()), access }
+        Self { generation, blocks: present.map(|export| export.blocks()), access }
     }
 }
 
 impl Events {
     pub(super) fn new(generation: u64, grant: Option<&Grant>) -> Self {
-        let seen = Seen::now(generation, grant);
+        let last = Snapshot::now(generation, grant);
         Self {
-            wanted: 0,
-            namespace: Notice::default(),
-            discovery: Notice::default(),
-            seen,
+            enabled: 0,
+            namespace: EventState::default(),
+            discovery: EventState::default(),
+            last,
             changed: false,
         }
     }
 
-    /// A reset forgets what was asked for and what was told.
+    /// Forgets configuration and pending events at a reset.
     pub(super) fn reset(&mut self) {
-        (self.wanted, self.namespace, self.discovery) = (0, Notice::default(), Notice::default());
+        (self.enabled, self.namespace, self.discovery) =
+            (0, EventState::default(), EventState::default());
         self.changed = false;
     }
 
-    /// The log page of the Changed Namespace List was read, and its event is to be told again.
-    pub(super) fn namespaces_read(&mut self) {
+    /// Unmasks the namespace event after the Changed Namespace List was read.
+    pub(super) fn unmask_namespace(&mut self) {
         (self.changed, self.namespace.masked) = (false, false);
     }
 
-    /// The discovery log was read, and its event is to be told again.
-    pub(super) fn discovery_read(&mut self) {
+    /// Unmasks the discovery event after the discovery log was read.
+    pub(super) fn unmask_discovery(&mut self) {
         self.discovery.masked = false;
     }
 
-    fn compare(&mut self, kind: Kind, generation: u64, grant: Option<&Grant>) {
-        let seen = Seen::now(generation, grant);
+    fn detect_changes(&mut self, kind: ControllerType, generation: u64, grant: Option<&Grant>) {
+        let last = Snapshot::now(generation, grant);
         match kind {
-            Kind::Io if (seen.blocks, seen.access) != (self.seen.blocks, self.seen.access) => {
+            ControllerType::Io
+                if (last.blocks, last.access) != (self.last.blocks, self.last.access) =>
+            {
                 (self.changed, self.namespace.pending) = (true, true);
             }
-            Kind::Discovery if seen.generation != self.seen.generation => {
+            ControllerType::Discovery if last.generation != self.last.generation => {
                 self.discovery.pending = true
             }
             _ => {}
         }
-        self.seen = seen;
+        self.last = last;
     }
 
-    /// An event that can be told now.
-    fn next(&mut self) -> Option<AsyncEvent> {
-        let wanted = self.wanted;
-        let notices = [
+    /// Takes the next event that is pending, enabled and not masked.
+    fn next_event(&mut self) -> Option<AsyncEvent> {
+        let enabled = self.enabled;
+        let events = [
             (&mut self.namespace, aec::NAMESPACE_ATTRIBUTE, AsyncEvent::NAMESPACE_CHANGED),
             (&mut self.discovery, aec::DISCOVERY_CHANGE, AsyncEvent::DISCOVERY_CHANGED),
         ];
-        for (notice, bit, event) in notices {
-            if notice.pending && !notice.masked && wanted & bit != 0 {
-                (notice.pending, notice.masked) = (false, true);
+        for (state, bit, event) in events {
+            if state.pending && !state.masked && enabled & bit != 0 {
+                (state.pending, state.masked) = (false, true);
                 return Some(event);
             }
         }
@@ -106,45 +109,49 @@ impl Events {
 }
 
 impl Queue {
-    /// Asynchronous Event Request: waits for an event, if none is waiting for it.
-    pub(super) fn request_event(&mut self, at: u16) -> Result<(), Status> {
+    /// Handles Asynchronous Event Request: completes it at once if an event is pending.
+    pub(super) fn request_event(&mut self, tag: u16) -> Result<(), Status> {
         let admin = self.admin.as_mut().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
-        if admin.requests.len() >= EVENT_REQUESTS {
+        if admin.requests.len() >= MAX_EVENT_REQUESTS {
             return Err(Status::ASYNC_EVENT_LIMIT_EXCEEDED.dnr());
         }
-        admin.requests.push_back(at);
-        self.set_work(at, Work::Admin(Box::new(Waiting::Event)));
-        self.tell_events();
+        admin.requests.push_back(tag);
+        self.set_work(tag, Work::Admin(Box::new(PendingAdmin::Event)));
+        self.send_events();
         Ok(())
     }
 
-    /// Forgets an Asynchronous Event Request whose identifier the host uses for another command. Tells whether it was one.
+    /// Drops an Asynchronous Event Request whose command identifier the host reuses. Returns
+    /// whether there was one.
     ///
-    /// SPDK's host forgets its requests when it detaches, and uses their identifiers to shut the controller down.
+    /// SPDK's host forgets its requests when it detaches, and reuses their identifiers for the
+    /// shutdown.
     pub(super) fn drop_event_request(&mut self, cid: u16) -> bool {
-        let (Some(at), Some(admin)) = (self.slots.find(cid), &mut self.admin) else { return false };
-        let Some(position) = admin.requests.iter().position(|&request| request == at) else {
+        let (Some(tag), Some(admin)) = (self.slots.find(cid), &mut self.admin) else {
+            return false;
+        };
+        let Some(position) = admin.requests.iter().position(|&request| request == tag) else {
             return false;
         };
         admin.requests.remove(position);
-        self.slots.release(at);
+        self.slots.release(tag);
         true
     }
 
-    /// Looks whether anything changed that the host wants to be told of, and tells it.
-    pub(super) fn look_for_events(&mut self) {
-        let (Some(admin), Some(link)) = (&mut self.admin, &self.link) else { return };
+    /// Detects changes, and completes event requests.
+    pub(super) fn check_events(&mut self) {
+        let (Some(admin), Some(binding)) = (&mut self.admin, &self.binding) else { return };
         let generation = self.target.catalogue.generation();
-        admin.events.compare(link.controller.kind, generation, link.grant.as_ref());
-        self.tell_events();
+        admin.events.detect_changes(binding.controller.kind, generation, binding.grant.as_ref());
+        self.send_events();
     }
 
-    pub(super) fn tell_events(&mut self) {
+    pub(super) fn send_events(&mut self) {
         while let Some(admin) = &mut self.admin {
-            let Some(&at) = admin.requests.front() else { return };
-            let Some(event) = admin.events.next() else { return };
+            let Some(&tag) = admin.requests.front() else { return };
+            let Some(event) = admin.events.next_event() else { return };
             admin.requests.pop_front();
-            self.answer_with(at, Status::SUCCESS, event.emit().into());
+            self.finish_with(tag, Status::SUCCESS, event.emit().into());
         }
     }
 }

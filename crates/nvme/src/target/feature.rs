@@ -1,4 +1,4 @@
-//! Features: what Set Features sets and Get Features gets (NVMe Base 2.0 §5.15, §5.27). None is saved.
+//! Get Features and Set Features (NVMe Base 2.0 §5.15, §5.27). No feature is saveable.
 
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -6,10 +6,10 @@ use std::time::Instant;
 use export::{Access, Cache};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::IO_QUEUES;
-use super::admin::Answer;
-use super::controller::Kind;
-use super::io::{ALL, NSID};
+use super::MAX_IO_QUEUES;
+use super::admin::AdminResult;
+use super::controller::ControllerType;
+use super::io::{NSID, NSID_ALL};
 use super::queue::Queue;
 use crate::status::Status;
 use crate::wire::feature::{
@@ -17,7 +17,7 @@ use crate::wire::feature::{
     aec, capability, fid, sel,
 };
 
-/// The values of a controller's features that are nothing but values.
+/// Feature values that are stored and returned, without further effect.
 #[derive(Debug, Default)]
 pub(super) struct Features {
     arbitration: u32,
@@ -26,9 +26,9 @@ pub(super) struct Features {
     recovery: u32,
     atomicity: u32,
     behavior: Option<HostBehavior>,
-    /// Milliseconds that the host gave, and when.
+    /// Timestamp of the host in milliseconds, and when it was set.
     time: Option<(u64, Instant)>,
-    /// Elements of Controller Metadata: type, revision and value.
+    /// Elements of Controller Metadata.
     metadata: Vec<Element>,
 }
 
@@ -39,8 +39,8 @@ struct Element {
     value: Vec<u8>,
 }
 
-/// Features of a controller that lends a disk.
-pub(super) const IO: &[u8] = &[
+/// Features of an I/O controller.
+pub(super) const IO_FEATURES: &[u8] = &[
     fid::ARBITRATION,
     fid::POWER_MANAGEMENT,
     fid::TEMPERATURE_THRESHOLD,
@@ -58,34 +58,35 @@ pub(super) const IO: &[u8] = &[
 ];
 
 /// Features of a discovery controller (NVMe Base 2.0 §3.1.2.3).
-pub(super) const DISCOVERY: &[u8] = &[
+pub(super) const DISCOVERY_FEATURES: &[u8] = &[
     fid::ASYNC_EVENT_CONFIGURATION,
     fid::KEEP_ALIVE_TIMER,
     fid::HOST_IDENTIFIER,
     fid::CONTROLLER_METADATA,
 ];
 
-/// Events that a host of each kind of controller can ask for.
+/// Supported bits of Asynchronous Event Configuration, for each controller type.
 pub(super) const IO_EVENTS: u32 = aec::NAMESPACE_ATTRIBUTE;
 pub(super) const DISCOVERY_EVENTS: u32 = aec::DISCOVERY_CHANGE;
 
-/// Bytes of Host Metadata at most.
-const METADATA: usize = 4096;
+/// Maximum length of Host Metadata in bytes.
+const MAX_METADATA: usize = 4096;
 
-/// Namespace Write Protection Config: write protected until the owner lends it otherwise.
+/// Namespace Write Protection Config: write protected.
 const WRITE_PROTECTED: u32 = 1;
 
 impl Queue {
-    fn kind(&self) -> Kind {
-        self.link.as_ref().map_or(Kind::Discovery, |link| link.controller.kind)
+    fn kind(&self) -> ControllerType {
+        self.binding.as_ref().map_or(ControllerType::Discovery, |binding| binding.controller.kind)
     }
 
     fn check_feature(&self, fid: u8) -> Result<(), Status> {
-        let known = if self.kind() == Kind::Io { IO } else { DISCOVERY };
-        if known.contains(&fid) { Ok(()) } else { Err(Status::INVALID_FIELD.dnr()) }
+        let supported =
+            if self.kind() == ControllerType::Io { IO_FEATURES } else { DISCOVERY_FEATURES };
+        if supported.contains(&fid) { Ok(()) } else { Err(Status::INVALID_FIELD.dnr()) }
     }
 
-    /// Set Features without data. Gives dword 0.
+    /// Handles Set Features without data. Returns dword 0.
     pub(super) fn set_feature(
         &mut self,
         fid: u8,
@@ -98,20 +99,20 @@ impl Queue {
             return Err(Status::FEATURE_NOT_SAVEABLE.dnr());
         }
         match fid {
-            fid::NUMBER_OF_QUEUES => return self.grant_queues(value),
+            fid::NUMBER_OF_QUEUES => return self.set_queue_count(value),
             fid::VOLATILE_WRITE_CACHE => self.set_write_cache(value)?,
             fid::ASYNC_EVENT_CONFIGURATION => self.set_events(value)?,
             fid::KEEP_ALIVE_TIMER => self.set_keep_alive(value),
-            // NVMe Base 2.0 §5.27.1.25: fabrics give it with Connect.
+            // Over fabrics, Connect carries it (NVMe Base 2.0 §5.27.1.25).
             fid::HOST_IDENTIFIER => return Err(Status::COMMAND_SEQUENCE_ERROR.dnr()),
             fid::NAMESPACE_WRITE_PROTECTION => return self.refuse_write_protection(nsid, value),
             fid::POWER_MANAGEMENT if value & 0x1f != 0 => return Err(Status::INVALID_FIELD.dnr()),
-            _ => *self.plain_feature(fid).ok_or(Status::INVALID_FIELD.dnr())? = value,
+            _ => *self.stored_value(fid).ok_or(Status::INVALID_FIELD.dnr())? = value,
         }
         Ok(0)
     }
 
-    fn plain_feature(&mut self, fid: u8) -> Option<&mut u32> {
+    fn stored_value(&mut self, fid: u8) -> Option<&mut u32> {
         let features = &mut self.admin.as_mut()?.features;
         match fid {
             fid::ARBITRATION => Some(&mut features.arbitration),
@@ -123,53 +124,53 @@ impl Queue {
         }
     }
 
-    fn grant_queues(&mut self, value: u32) -> Result<u32, Status> {
-        let wanted = NumberOfQueues::parse(value).ok_or(Status::INVALID_FIELD.dnr())?;
-        let link = self.link.as_ref().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
-        let mut shared = link.controller.shared();
-        // NVMe Base 2.0 §5.27.1.5: not after the first I/O queue.
+    fn set_queue_count(&mut self, value: u32) -> Result<u32, Status> {
+        let requested = NumberOfQueues::parse(value).ok_or(Status::INVALID_FIELD.dnr())?;
+        let binding = self.binding.as_ref().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
+        let mut shared = binding.controller.shared();
+        // Not after the first I/O queue was created (NVMe Base 2.0 §5.27.1.5).
         if !shared.open.is_empty() {
             return Err(Status::COMMAND_SEQUENCE_ERROR.dnr());
         }
-        let granted = u32::from(IO_QUEUES).min(wanted.submission).min(wanted.completion);
-        shared.granted = u16::try_from(granted).unwrap_or(IO_QUEUES);
+        let granted = u32::from(MAX_IO_QUEUES).min(requested.submission).min(requested.completion);
+        shared.granted = u16::try_from(granted).unwrap_or(MAX_IO_QUEUES);
         Ok(NumberOfQueues { submission: granted, completion: granted }.emit())
     }
 
-    /// With the cache off, every write is durable when it ends.
+    /// Sets the volatile write cache. If it is disabled, every write is durable.
     fn set_write_cache(&mut self, value: u32) -> Result<(), Status> {
-        let link = self.link.as_ref().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
+        let binding = self.binding.as_ref().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
         let off = value & VOLATILE_WRITE_CACHE_ENABLE == 0;
-        link.controller.write_through.store(off, Ordering::Relaxed);
+        binding.controller.write_through.store(off, Ordering::Relaxed);
         Ok(())
     }
 
     fn set_events(&mut self, value: u32) -> Result<(), Status> {
         let admin = self.admin.as_mut().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
-        admin.events.wanted = value;
-        self.tell_events();
+        admin.events.enabled = value;
+        self.send_events();
         Ok(())
     }
 
     fn set_keep_alive(&mut self, millis: u32) {
-        if let Some(link) = &self.link {
-            link.controller.keep_alive.store(millis, Ordering::Relaxed);
+        if let Some(binding) = &self.binding {
+            binding.controller.keep_alive.store(millis, Ordering::Relaxed);
         }
     }
 
-    /// The owner of the disk decides what may be written, not the host.
+    /// Accepts only the current value: the administrator decides about write access, not the host.
     fn refuse_write_protection(&self, nsid: u32, value: u32) -> Result<u32, Status> {
         let current = self.write_protection(nsid)?;
         if value & 0b111 == current { Ok(0) } else { Err(Status::FEATURE_NOT_CHANGEABLE.dnr()) }
     }
 
     fn write_protection(&self, nsid: u32) -> Result<u32, Status> {
-        let grant = self.link.as_ref().and_then(|link| link.grant.as_ref());
+        let grant = self.binding.as_ref().and_then(|binding| binding.grant.as_ref());
         let grant = grant.filter(|_| nsid == NSID).ok_or(Status::INVALID_NAMESPACE.dnr())?;
         Ok(if grant.access() == Access::ReadOnly { WRITE_PROTECTED } else { 0 })
     }
 
-    /// Set Features with data.
+    /// Handles Set Features with data.
     pub(super) fn set_feature_data(
         &mut self,
         fid: u8,
@@ -197,63 +198,69 @@ impl Queue {
         Ok(())
     }
 
-    /// Get Features.
+    /// Handles Get Features.
     pub(super) fn get_feature(
         &mut self,
         fid: u8,
         select: u8,
         nsid: u32,
         cdw11: u32,
-    ) -> Result<Answer, Status> {
+    ) -> Result<AdminResult, Status> {
         self.check_feature(fid)?;
         match select {
             sel::CURRENT => self.current_feature(fid, nsid, cdw11),
-            sel::SUPPORTED_CAPABILITIES => Ok(Answer::Dword(capabilities(fid))),
-            // Nothing is saved, so what would be saved is the default.
+            sel::SUPPORTED_CAPABILITIES => Ok(AdminResult::Dword(capabilities(fid))),
+            // No feature is saveable, so the saved value is the default.
             sel::DEFAULT | sel::SAVED => self.default_feature(fid, nsid, cdw11),
             _ => Err(Status::INVALID_FIELD.dnr()),
         }
     }
 
-    fn default_feature(&mut self, fid: u8, nsid: u32, cdw11: u32) -> Result<Answer, Status> {
+    fn default_feature(&mut self, fid: u8, nsid: u32, cdw11: u32) -> Result<AdminResult, Status> {
         match fid {
-            fid::VOLATILE_WRITE_CACHE => Ok(Answer::Dword(u32::from(self.is_cached()))),
-            fid::ASYNC_EVENT_CONFIGURATION | fid::KEEP_ALIVE_TIMER => Ok(Answer::Dword(0)),
-            _ if self.plain_feature(fid).is_some() => Ok(Answer::Dword(0)),
+            fid::VOLATILE_WRITE_CACHE => Ok(AdminResult::Dword(u32::from(self.is_cached()))),
+            fid::ASYNC_EVENT_CONFIGURATION | fid::KEEP_ALIVE_TIMER => Ok(AdminResult::Dword(0)),
+            _ if self.stored_value(fid).is_some() => Ok(AdminResult::Dword(0)),
             _ => self.current_feature(fid, nsid, cdw11),
         }
     }
 
-    /// Whether writes may be lost until they are flushed.
+    /// Returns whether the disk has a volatile write cache.
     pub(super) fn is_cached(&self) -> bool {
-        let grant = self.link.as_ref().and_then(|link| link.grant.as_ref());
+        let grant = self.binding.as_ref().and_then(|binding| binding.grant.as_ref());
         grant.is_some_and(|grant| grant.export().cache == Cache::Volatile)
     }
 
-    fn current_feature(&mut self, fid: u8, nsid: u32, cdw11: u32) -> Result<Answer, Status> {
-        if let Some(&mut value) = self.plain_feature(fid) {
-            return Ok(Answer::Dword(value));
+    fn current_feature(&mut self, fid: u8, nsid: u32, cdw11: u32) -> Result<AdminResult, Status> {
+        if let Some(&mut value) = self.stored_value(fid) {
+            return Ok(AdminResult::Dword(value));
         }
         let missing = Status::COMMAND_SEQUENCE_ERROR.dnr();
-        let (admin, link) =
-            (self.admin.as_ref().ok_or(missing)?, self.link.as_ref().ok_or(missing)?);
-        let controller = &link.controller;
+        let (admin, binding) =
+            (self.admin.as_ref().ok_or(missing)?, self.binding.as_ref().ok_or(missing)?);
+        let controller = &binding.controller;
         Ok(match fid {
             fid::VOLATILE_WRITE_CACHE => {
                 let on = self.is_cached() && !controller.write_through.load(Ordering::Relaxed);
-                Answer::Dword(u32::from(on))
+                AdminResult::Dword(u32::from(on))
             }
             fid::NUMBER_OF_QUEUES => {
                 let granted = u32::from(controller.shared().granted);
-                Answer::Dword(NumberOfQueues { submission: granted, completion: granted }.emit())
+                AdminResult::Dword(
+                    NumberOfQueues { submission: granted, completion: granted }.emit(),
+                )
             }
-            fid::ASYNC_EVENT_CONFIGURATION => Answer::Dword(admin.events.wanted),
-            fid::KEEP_ALIVE_TIMER => Answer::Dword(controller.keep_alive.load(Ordering::Relaxed)),
-            fid::TIMESTAMP => Answer::Page(admin.features.timestamp(self.now).as_bytes().to_vec()),
-            fid::HOST_BEHAVIOR_SUPPORT => Answer::Page(admin.features.behavior()),
-            fid::CONTROLLER_METADATA => Answer::Page(admin.features.metadata()),
-            fid::HOST_IDENTIFIER => Answer::Page(host_identifier(&controller.host.id, cdw11)?),
-            fid::NAMESPACE_WRITE_PROTECTION => Answer::Dword(self.write_protection(nsid)?),
+            fid::ASYNC_EVENT_CONFIGURATION => AdminResult::Dword(admin.events.enabled),
+            fid::KEEP_ALIVE_TIMER => {
+                AdminResult::Dword(controller.keep_alive.load(Ordering::Relaxed))
+            }
+            fid::TIMESTAMP => {
+                AdminResult::Page(admin.features.timestamp(self.now).as_bytes().to_vec())
+            }
+            fid::HOST_BEHAVIOR_SUPPORT => AdminResult::Page(admin.features.behavior()),
+            fid::CONTROLLER_METADATA => AdminResult::Page(admin.features.metadata()),
+            fid::HOST_IDENTIFIER => AdminResult::Page(host_identifier(&controller.host.id, cdw11)?),
+            fid::NAMESPACE_WRITE_PROTECTION => AdminResult::Dword(self.write_protection(nsid)?),
             _ => return Err(Status::INVALID_FIELD.dnr()),
         })
     }
@@ -294,7 +301,8 @@ impl Features {
             .map_or_else(|| vec![0; size_of::<HostBehavior>()], |set| set.as_bytes().to_vec())
     }
 
-    /// Controller Metadata (NVMe Base 2.0 §5.27.1.22): adds or replaces elements, or deletes those of the named types.
+    /// Updates Controller Metadata (NVMe Base 2.0 §5.27.1.22): adds, replaces or deletes elements
+    /// by type.
     fn set_metadata(&mut self, cdw11: u32, data: &[u8]) -> Result<(), Status> {
         const DELETE: u32 = 0b01;
         let named = parse_elements(data).ok_or(Status::INVALID_FIELD.dnr())?;
@@ -303,7 +311,7 @@ impl Features {
             self.metadata.extend(named);
         }
         let len: usize = self.metadata.iter().map(|element| element.value.len() + 4).sum();
-        if len + 2 > METADATA {
+        if len + 2 > MAX_METADATA {
             self.metadata.clear();
             return Err(Status::INVALID_FIELD.dnr());
         }
@@ -317,12 +325,13 @@ impl Features {
             page.extend([*kind, *revision, len[0], len[1]]);
             page.extend(value);
         }
-        page.resize(METADATA, 0);
+        page.resize(MAX_METADATA, 0);
         page
     }
 }
 
-/// The elements of Host Metadata: a count, then type, revision, length and value of each.
+/// Parses Host Metadata: a count, then type, revision, length and value of each element. Returns
+/// `None` if the data is too short.
 fn parse_elements(data: &[u8]) -> Option<Vec<Element>> {
     let (&[count, _], mut rest) = data.split_first_chunk::<2>()?;
     let mut elements = Vec::new();
@@ -339,9 +348,9 @@ fn parse_elements(data: &[u8]) -> Option<Vec<Element>> {
     Some(elements)
 }
 
-/// Whether a namespace identifier names the namespace, or all.
-pub(super) fn names_any(nsid: u32) -> bool {
-    matches!(nsid, 0 | NSID | ALL)
+/// Returns whether an NSID names the namespace or all namespaces.
+pub(super) fn matches_namespace(nsid: u32) -> bool {
+    matches!(nsid, 0 | NSID | NSID_ALL)
 }
 
 #[cfg(test)]
@@ -361,7 +370,7 @@ mod test {
     }
 
     #[test]
-    fn metadata_that_lies_about_its_length_is_refused() {
+    fn metadata_with_a_wrong_length_is_refused() {
         for data in [&[1, 0, 1][..], &[1, 0, 1, 0, 9, 0, 0], &[]] {
             assert!(Features::default().set_metadata(0, data).is_err(), "{data:?}");
         }

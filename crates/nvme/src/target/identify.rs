@@ -1,16 +1,16 @@
-//! Identify: what a controller and its one namespace are (NVMe Base 2.0 §5.17, NVM 1.0 §4.1.5).
+//! Identify (NVMe Base 2.0 §5.17, NVM 1.0 §4.1.5).
 
 use export::{Access, Export};
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::admin::{ABORTS, EVENT_REQUESTS};
-use super::controller::{Controller, ERROR_ENTRIES, Kind};
+use super::admin::{MAX_ABORTS, MAX_EVENT_REQUESTS};
+use super::controller::{Controller, ControllerType, ERROR_ENTRIES};
 use super::fabrics::VERSION;
 use super::feature::{DISCOVERY_EVENTS, IO_EVENTS};
-use super::io::{ALL, NSID};
+use super::io::{NSID, NSID_ALL};
 use super::queue::Queue;
 use super::ranges::{COPY_RANGES, MCL, MSSRL};
-use super::{CAPSULE_DATA, MDTS, QUEUE_ENTRIES, fused};
+use super::{MAX_CAPSULE_DATA, MDTS, QUEUE_ENTRIES, fused};
 use crate::status::Status;
 use crate::wire::identify::{
     CSI_NVM, CommandSets, ControllerList, FUSES_COMPARE_AND_WRITE, IdentifyController,
@@ -24,7 +24,7 @@ use crate::wire::text::{emit_ascii, emit_nqn};
 const KAS: u16 = 10;
 
 impl Queue {
-    /// The 4096 bytes of an Identify page.
+    /// Returns the data structure of Identify for the CNS value `page`.
     pub(super) fn identify(
         &self,
         page: u8,
@@ -32,12 +32,12 @@ impl Queue {
         nsid: u32,
         csi: u8,
     ) -> Result<Vec<u8>, Status> {
-        let link = self.link.as_ref().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
-        let controller = &link.controller;
+        let binding = self.binding.as_ref().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?;
+        let controller = &binding.controller;
         if page == cns::CONTROLLER {
             return Ok(self.identify_controller(controller).as_bytes().to_vec());
         }
-        if controller.kind == Kind::Discovery {
+        if controller.kind == ControllerType::Discovery {
             return Err(Status::INVALID_FIELD.dnr());
         }
         check_command_set(page, csi)?;
@@ -58,23 +58,26 @@ impl Queue {
                 self.controllers(controller, cntid)
             }
             cns::CONTROLLERS => self.controllers(controller, cntid),
-            // No granularity is asked for: a list of none.
+            // No granularity is preferred: an empty list.
             cns::NAMESPACE_GRANULARITY => vec![0; 4096],
             cns::COMMAND_SETS => CommandSets::nvm().as_bytes().to_vec(),
             _ => return Err(Status::INVALID_FIELD.dnr()),
         })
     }
 
-    /// The disk that a namespace identifier names.
+    /// Returns the export of an NSID.
     fn namespace(&self, nsid: u32) -> Result<&Export, Status> {
-        let grant =
-            self.link.as_ref().and_then(|link| link.grant.as_ref()).filter(|_| nsid == NSID);
+        let grant = self
+            .binding
+            .as_ref()
+            .and_then(|binding| binding.grant.as_ref())
+            .filter(|_| nsid == NSID);
         grant.map(|grant| &**grant.export()).ok_or(Status::INVALID_NAMESPACE.dnr())
     }
 
-    /// Namespaces above `nsid`.
+    /// Returns the list of active namespaces above `nsid`.
     fn namespaces(&self, nsid: u32) -> Result<Vec<u8>, Status> {
-        if nsid >= ALL - 1 {
+        if nsid >= NSID_ALL - 1 {
             return Err(Status::INVALID_NAMESPACE.dnr());
         }
         let there = self.namespace(NSID).ok().map(|_| NSID).filter(|&id| id > nsid);
@@ -86,12 +89,12 @@ impl Queue {
         ControllerList::emit(ids.into_iter().filter(|&id| id >= from)).as_bytes().to_vec()
     }
 
-    /// CNS 00h. An identifier that is valid but names no namespace gets zeros. FFFFFFFFh is for controllers with namespace
-    /// management (NVM 1.0 §4.1.5.1), which this is not.
+    /// Returns CNS 00h; zeros for an inactive namespace. FFFFFFFFh is valid only with namespace
+    /// management (NVM 1.0 §4.1.5.1), which is not supported.
     fn identify_namespace(&self, nsid: u32) -> Result<Vec<u8>, Status> {
         match nsid {
             NSID => match self.namespace(NSID) {
-                Ok(export) => Ok(describe(export, self.is_read_only()).as_bytes().to_vec()),
+                Ok(export) => Ok(namespace_data(export, self.is_read_only()).as_bytes().to_vec()),
                 Err(_) => Ok(vec![0; 4096]),
             },
             _ => Err(Status::INVALID_NAMESPACE.dnr()),
@@ -100,96 +103,98 @@ impl Queue {
 
     fn identify_independent(&self, nsid: u32) -> Result<IdentifyNamespaceIndependent, Status> {
         let export = self.namespace(nsid)?;
-        let mut figure = IdentifyNamespaceIndependent::new_zeroed();
-        figure.nsfeat = if export.rotational { independent::NSFEAT_ROTATIONAL } else { 0 };
-        figure.nmic = NMIC_SHARED;
-        figure.nsattr = if self.is_read_only() { NSATTR_WRITE_PROTECTED } else { 0 };
-        figure.nstat = independent::NSTAT_READY;
-        Ok(figure)
+        let mut data = IdentifyNamespaceIndependent::new_zeroed();
+        data.nsfeat = if export.rotational { independent::NSFEAT_ROTATIONAL } else { 0 };
+        data.nmic = NMIC_SHARED;
+        data.nsattr = if self.is_read_only() { NSATTR_WRITE_PROTECTED } else { 0 };
+        data.nstat = independent::NSTAT_READY;
+        Ok(data)
     }
 
     fn is_read_only(&self) -> bool {
-        let grant = self.link.as_ref().and_then(|link| link.grant.as_ref());
+        let grant = self.binding.as_ref().and_then(|binding| binding.grant.as_ref());
         grant.is_none_or(|grant| grant.access() == Access::ReadOnly)
     }
 
-    /// CNS 01h, in the form that Linux hosts demand: KAS, MAXCMD, IOCCSZ and IORCSZ not zero, ICDOFF zero.
+    /// Returns CNS 01h. Linux hosts require KAS, MAXCMD, IOCCSZ and IORCSZ to be nonzero, and
+    /// ICDOFF zero.
     fn identify_controller(&self, controller: &Controller) -> IdentifyController {
-        let mut figure = common_controller(controller);
+        let mut data = common_controller(controller);
         match controller.kind {
-            Kind::Io => self.describe_io(&mut figure),
-            Kind::Discovery => describe_discovery(&mut figure),
+            ControllerType::Io => self.describe_io(&mut data),
+            ControllerType::Discovery => describe_discovery(&mut data),
         }
         if let Ok(nqn) = emit_nqn(&controller.subsystem) {
-            figure.subnqn = nqn;
+            data.subnqn = nqn;
         }
-        figure
+        data
     }
 
-    fn describe_io(&self, figure: &mut IdentifyController) {
+    fn describe_io(&self, data: &mut IdentifyController) {
         if let Ok(export) = self.namespace(NSID) {
-            figure.sn = emit_ascii(&export.identity.serial);
-            figure.mn = emit_ascii(&export.identity.model);
-            figure.fr = emit_ascii(&export.identity.firmware);
-            figure.oncs.set(commands(export));
-            figure.set_short_name(&export.short);
+            data.sn = emit_ascii(&export.identity.serial);
+            data.mn = emit_ascii(&export.identity.model);
+            data.fr = emit_ascii(&export.identity.firmware);
+            data.oncs.set(optional_commands(export));
+            data.set_short_name(&export.short);
         }
-        figure.cntrltype = cntrltype::IO;
-        figure.cmic = cmic::MULTIPLE_PORTS | cmic::MULTIPLE_CONTROLLERS;
-        figure.oaes.set(IO_EVENTS);
-        figure.lpa = lpa::COMMAND_EFFECTS | lpa::EXTENDED_DATA | lpa::SUPPORTED_LOG_PAGES;
-        figure.frmw = 0b11; // one slot, which cannot be written
-        (figure.sqes, figure.cqes) = (0x66, 0x44);
-        figure.nn.set(NSID);
-        figure.mnan.set(NSID);
-        figure.fuses.set(FUSES_COMPARE_AND_WRITE);
+        data.cntrltype = cntrltype::IO;
+        data.cmic = cmic::MULTIPLE_PORTS | cmic::MULTIPLE_CONTROLLERS;
+        data.oaes.set(IO_EVENTS);
+        data.lpa = lpa::COMMAND_EFFECTS | lpa::EXTENDED_DATA | lpa::SUPPORTED_LOG_PAGES;
+        data.frmw = 0b11; // one read-only slot
+        (data.sqes, data.cqes) = (0x66, 0x44);
+        data.nn.set(NSID);
+        data.mnan.set(NSID);
+        data.fuses.set(FUSES_COMPARE_AND_WRITE);
         let present = if self.is_cached() { vwc::PRESENT } else { 0 };
-        figure.vwc = present | vwc::FLUSH_ALL;
-        figure.nwpc = 1; // write protect is told, by Get Features
-        figure.acwu.set(self.acwu());
-        figure.ocfs.set(0b11); // copy descriptor formats 0 and 1
-        figure.ioccsz.set((64 + CAPSULE_DATA) / 16);
-        figure.iorcsz.set(1);
-        figure.ofcs.set(OFCS_DISCONNECT);
+        data.vwc = present | vwc::FLUSH_ALL;
+        data.nwpc = 1; // no write protection and write protection
+        data.acwu.set(self.acwu());
+        data.ocfs.set(0b11); // copy descriptor formats 0 and 1
+        data.ioccsz.set((64 + MAX_CAPSULE_DATA) / 16);
+        data.iorcsz.set(1);
+        data.ofcs.set(OFCS_DISCONNECT);
     }
 
-    /// Blocks of a fused Compare and Write at most, zero's based.
+    /// Returns ACWU, zero's based, in blocks.
     fn acwu(&self) -> u16 {
-        u16::try_from((fused::LARGEST >> self.shift()).saturating_sub(1)).unwrap_or(u16::MAX)
+        u16::try_from((fused::MAX_FUSED_BYTES >> self.shift()).saturating_sub(1))
+            .unwrap_or(u16::MAX)
     }
 }
 
-/// What both kinds of controller have.
+/// Returns the fields that both controller types share.
 fn common_controller(controller: &Controller) -> IdentifyController {
-    let mut figure = IdentifyController::new_zeroed();
-    figure.sn = emit_ascii("");
-    figure.mn = emit_ascii("storagetm");
-    figure.fr = emit_ascii(env!("CARGO_PKG_VERSION"));
-    figure.mdts = MDTS;
-    figure.cntlid.set(controller.id);
-    figure.ver.set(VERSION);
-    figure.ctratt.set(ctratt::HOST_ID_128 | ctratt::TRAFFIC_KEEP_ALIVE);
-    figure.acl = zeros_based(ABORTS);
-    figure.aerl = zeros_based(EVENT_REQUESTS);
-    figure.elpe = zeros_based(ERROR_ENTRIES);
-    figure.kas.set(KAS);
-    figure.maxcmd.set(QUEUE_ENTRIES);
-    figure.sgls.set(sgls::SUPPORTED | sgls::OFFSET | sgls::TRANSPORT);
-    figure.msdbd = 1;
-    figure
+    let mut data = IdentifyController::new_zeroed();
+    data.sn = emit_ascii("");
+    data.mn = emit_ascii("storagetm");
+    data.fr = emit_ascii(env!("CARGO_PKG_VERSION"));
+    data.mdts = MDTS;
+    data.cntlid.set(controller.id);
+    data.ver.set(VERSION);
+    data.ctratt.set(ctratt::HOST_ID_128 | ctratt::TRAFFIC_KEEP_ALIVE);
+    data.acl = zeros_based(MAX_ABORTS);
+    data.aerl = zeros_based(MAX_EVENT_REQUESTS);
+    data.elpe = zeros_based(ERROR_ENTRIES);
+    data.kas.set(KAS);
+    data.maxcmd.set(QUEUE_ENTRIES);
+    data.sgls.set(sgls::SUPPORTED | sgls::OFFSET | sgls::TRANSPORT);
+    data.msdbd = 1;
+    data
 }
 
-fn describe_discovery(figure: &mut IdentifyController) {
-    figure.cntrltype = cntrltype::DISCOVERY;
-    figure.oaes.set(DISCOVERY_EVENTS);
-    figure.lpa = lpa::EXTENDED_DATA | lpa::SUPPORTED_LOG_PAGES;
+fn describe_discovery(data: &mut IdentifyController) {
+    data.cntrltype = cntrltype::DISCOVERY;
+    data.oaes.set(DISCOVERY_EVENTS);
+    data.lpa = lpa::EXTENDED_DATA | lpa::SUPPORTED_LOG_PAGES;
 }
 
 fn zeros_based(count: usize) -> u8 {
     u8::try_from(count.saturating_sub(1)).unwrap_or(u8::MAX)
 }
 
-fn commands(export: &Export) -> u16 {
+fn optional_commands(export: &Export) -> u16 {
     let dataset = if export.discard { oncs::DATASET_MANAGEMENT } else { 0 };
     let always = oncs::COMPARE
         | oncs::WRITE_ZEROES
@@ -200,16 +205,16 @@ fn commands(export: &Export) -> u16 {
     always | dataset
 }
 
-/// The command set of Identify's CSI must be the NVM command set where the page is of a command set.
+/// Checks CSI, for the CNS values that use it: it must be the NVM command set.
 fn check_command_set(page: u8, csi: u8) -> Result<(), Status> {
-    let of_a_set = matches!(
+    let uses_csi = matches!(
         page,
         cns::NAMESPACE_SPECIFIC | cns::CONTROLLER_SPECIFIC | cns::ACTIVE_NAMESPACES_SPECIFIC
     );
-    if of_a_set && csi != CSI_NVM { Err(Status::INVALID_FIELD.dnr()) } else { Ok(()) }
+    if uses_csi && csi != CSI_NVM { Err(Status::INVALID_FIELD.dnr()) } else { Ok(()) }
 }
 
-/// CNS 06h for the NVM command set: Verify and Write Zeroes are not bounded by MDTS.
+/// Returns CNS 06h for the NVM command set: no limits for Verify and Write Zeroes.
 fn command_set_limits() -> IdentifyControllerNvm {
     IdentifyControllerNvm::new_zeroed()
 }
@@ -224,41 +229,42 @@ fn namespace_ids(export: &Export) -> NamespaceIds {
     }
 }
 
-/// The disk's own NGUID, else its UUID. Never zero: ESXi and Windows attach no namespace without one.
+/// Returns the NGUID of the disk, or its UUID. Never zero: ESXi and Windows require one.
 fn nguid(export: &Export) -> [u8; 16] {
     export.identity.nguid.unwrap_or(export.identity.uuid)
 }
 
-/// CNS 00h of a disk.
-fn describe(export: &Export, read_only: bool) -> IdentifyNamespace {
-    let mut figure = IdentifyNamespace::new_zeroed();
-    figure.nmic = NMIC_SHARED;
+/// Returns CNS 00h of an export.
+fn namespace_data(export: &Export, read_only: bool) -> IdentifyNamespace {
+    let mut data = IdentifyNamespace::new_zeroed();
+    data.nmic = NMIC_SHARED;
     let blocks = export.blocks();
-    figure.nsze.set(blocks);
-    figure.ncap.set(blocks);
-    figure.nuse.set(blocks);
-    figure.nvmcap.set(u128::from(blocks) << export.geometry.shift());
-    figure.nguid = nguid(export);
-    figure.eui64 = export.identity.eui64.unwrap_or_default();
-    figure.nsattr = if read_only { NSATTR_WRITE_PROTECTED } else { 0 };
+    data.nsze.set(blocks);
+    data.ncap.set(blocks);
+    data.nuse.set(blocks);
+    data.nvmcap.set(u128::from(blocks) << export.geometry.shift());
+    data.nguid = nguid(export);
+    data.eui64 = export.identity.eui64.unwrap_or_default();
+    data.nsattr = if read_only { NSATTR_WRITE_PROTECTED } else { 0 };
     if export.discard_zeroes {
-        figure.dlfeat = dlfeat::READS_ZEROES | dlfeat::WRITE_ZEROES_DEALLOCATE;
+        data.dlfeat = dlfeat::READS_ZEROES | dlfeat::WRITE_ZEROES_DEALLOCATE;
     }
-    if let Some(format) = figure.lbaf.first_mut() {
+    if let Some(format) = data.lbaf.first_mut() {
         format.lbads = export.geometry.shift();
     }
-    prefer(&mut figure, export);
-    figure.mssrl.set(MSSRL);
-    figure.mcl.set(MCL);
-    figure.msrc = zeros_based(COPY_RANGES.into());
-    figure
+    set_preferred_granularity(&mut data, export);
+    data.mssrl.set(MSSRL);
+    data.mcl.set(MCL);
+    data.msrc = zeros_based(COPY_RANGES.into());
+    data
 }
 
-/// What the disk prefers: pieces of its physical block size. NOWS is a multiple of NPWG (NVM 1.0 §4.1.5.1).
-fn prefer(figure: &mut IdentifyNamespace, export: &Export) {
+/// Sets the preferred granularity to the physical block size. NOWS is a multiple of NPWG (NVM 1.0
+/// §4.1.5.1).
+fn set_preferred_granularity(data: &mut IdentifyNamespace, export: &Export) {
     let granularity =
         u16::try_from(export.geometry.physical / export.geometry.block() - 1).unwrap_or(0);
-    figure.nsfeat = nsfeat::OPTIMAL_PERFORMANCE;
-    let IdentifyNamespace { npwg, npwa, npdg, npda, nows, .. } = figure;
+    data.nsfeat = nsfeat::OPTIMAL_PERFORMANCE;
+    let IdentifyNamespace { npwg, npwa, npdg, npda, nows, .. } = data;
     [npwg, npwa, npdg, npda, nows].into_iter().for_each(|field| field.set(granularity));
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use zerocopy::{FromZeros, IntoBytes};
 
-use super::controller::{Controller, ERROR_ENTRIES, Kind};
+use super::controller::{Controller, ControllerType, ERROR_ENTRIES};
 use super::feature;
 use super::io::NSID;
 use super::queue::Queue;
@@ -41,17 +41,16 @@ const ADMIN_COMMANDS: &[u8] = &[
     admin::KEEP_ALIVE,
 ];
 
-const READING: &[u8] = &[io::FLUSH, io::READ, io::COMPARE, io::VERIFY];
+const READ_COMMANDS: &[u8] = &[io::FLUSH, io::READ, io::COMPARE, io::VERIFY];
 
-const WRITING: &[u8] = &[io::WRITE, io::WRITE_ZEROES, io::DATASET_MANAGEMENT, io::COPY];
+const WRITE_COMMANDS: &[u8] = &[io::WRITE, io::WRITE_ZEROES, io::DATASET_MANAGEMENT, io::COPY];
 
-/// SMART counts in thousands of 512-byte units, rounded up.
+/// SMART data unit: thousands of 512 bytes, rounded up.
 const SMART_UNIT: u64 = 512_000;
 
 impl Queue {
-    /// `len` bytes of a log page from `offset` on; what is beyond its end is zeros.
-    ///
-    /// `retain` leaves the event that the page explains unacknowledged.
+    /// Returns `len` bytes of a log page from `offset`, padded with zeros. `retain` is Retain
+    /// Asynchronous Event.
     pub(super) fn log_page(
         &mut self,
         page: u8,
@@ -76,12 +75,12 @@ impl Queue {
         retain: bool,
     ) -> Result<Arc<[u8]>, Status> {
         let controller =
-            self.link.as_ref().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?.controller.clone();
-        let pages = if controller.kind == Kind::Io { IO_PAGES } else { DISCOVERY_PAGES };
+            self.binding.as_ref().ok_or(Status::COMMAND_SEQUENCE_ERROR.dnr())?.controller.clone();
+        let pages = if controller.kind == ControllerType::Io { IO_PAGES } else { DISCOVERY_PAGES };
         if !pages.contains(&page) {
             return Err(Status::INVALID_LOG_PAGE.dnr());
         }
-        if !feature::names_any(nsid) {
+        if !feature::matches_namespace(nsid) {
             return Err(Status::INVALID_FIELD.dnr());
         }
         Ok(match page {
@@ -91,43 +90,49 @@ impl Queue {
             lid::SMART => self.smart(&controller).as_bytes().into(),
             lid::FIRMWARE_SLOT => FirmwareSlot::emit(self.firmware()).as_bytes().into(),
             lid::COMMAND_EFFECTS => {
-                CommandEffects::emit(ADMIN_COMMANDS, READING, WRITING).as_bytes().into()
+                CommandEffects::emit(ADMIN_COMMANDS, READ_COMMANDS, WRITE_COMMANDS)
+                    .as_bytes()
+                    .into()
             }
             lid::FEATURE_EFFECTS => {
-                let known =
-                    if controller.kind == Kind::Io { feature::IO } else { feature::DISCOVERY };
-                FeatureEffects::emit(known).as_bytes().into()
+                let features = if controller.kind == ControllerType::Io {
+                    feature::IO_FEATURES
+                } else {
+                    feature::DISCOVERY_FEATURES
+                };
+                FeatureEffects::emit(features).as_bytes().into()
             }
             _ => SupportedLogPages::emit(pages).as_bytes().into(),
         })
     }
 
-    /// The discovery log is made anew when its reading begins, and stays the same while it is read in pieces; the host
-    /// reads the generation counter again at the end.
+    /// Returns the discovery log. A read from offset zero takes a new snapshot, later reads
+    /// continue it. The host reads the generation counter again at the end.
     fn discovery_part(&mut self, offset: u64, retain: bool) -> Arc<[u8]> {
-        let kept = self.admin.as_ref().and_then(|admin| admin.log.clone()).filter(|_| offset != 0);
-        let log = kept.unwrap_or_else(|| self.discovery_log().into());
+        let snapshot =
+            self.admin.as_ref().and_then(|admin| admin.log.clone()).filter(|_| offset != 0);
+        let log = snapshot.unwrap_or_else(|| self.discovery_log().into());
         if let Some(admin) = &mut self.admin {
             admin.log = Some(log.clone());
             if !retain {
-                admin.events.discovery_read();
+                admin.events.unmask_discovery();
             }
         }
-        self.tell_events();
+        self.send_events();
         log
     }
 
     fn changed_namespaces(&mut self, retain: bool) -> NamespaceList {
         let changed = self.admin.as_ref().is_some_and(|admin| admin.events.changed);
         if let (Some(admin), false) = (&mut self.admin, retain) {
-            admin.events.namespaces_read();
+            admin.events.unmask_namespace();
         }
-        self.tell_events();
+        self.send_events();
         NamespaceList::emit(changed.then_some(NSID))
     }
 
     fn firmware(&self) -> [u8; 8] {
-        let grant = self.link.as_ref().and_then(|link| link.grant.as_ref());
+        let grant = self.binding.as_ref().and_then(|binding| binding.grant.as_ref());
         emit_ascii(grant.map_or("", |grant| &grant.export().identity.firmware))
     }
 
@@ -137,7 +142,7 @@ impl Queue {
         log.poh.set(hours.into());
         log.neile.set(controller.errors().1.into());
         (log.avsp, log.avspt) = (100, 10);
-        let Some(grant) = self.link.as_ref().and_then(|link| link.grant.as_ref()) else {
+        let Some(grant) = self.binding.as_ref().and_then(|binding| binding.grant.as_ref()) else {
             return log;
         };
         let (export, usage) = (grant.export(), &grant.export().usage);
@@ -154,7 +159,7 @@ impl Queue {
     }
 }
 
-/// All entries of the error log, newest first; those that were never used are zeros.
+/// Returns the error log, newest entry first, padded with zeros.
 fn error_log(controller: &Controller) -> Vec<u8> {
     let mut log = controller.errors().0.as_bytes().to_vec();
     log.resize(ERROR_ENTRIES * size_of::<ErrorEntry>(), 0);

@@ -1,14 +1,16 @@
-//! The controller side of NVMe/TCP. It knows exports and peers; no socket, no disk, no clock.
+//! The controller side of NVMe/TCP.
 //!
-//! One [`Queue`] is one connection: the Admin queue or an I/O queue of a controller, or a discovery controller's queue.
-//! What the queues of a controller share is in `controller`; all of it hangs on the [`Target`]. File names are those of
-//! the command sets: `fabrics`, `admin` (with `identify`, `log`, `feature`, `event`), `discovery`, `io` (with `fused`,
-//! `ranges`), `auth`. `standing` asks the policy. `transfer`, `answer` and `abort` serve them all.
+//! One [`Queue`] is the session of one connection: the Admin queue or an I/O queue of a controller.
+//! Queues of one controller share its state (`controller`); controllers are registered in the
+//! [`Target`]. Modules follow the command sets: `fabrics`, `admin` (with `identify`, `log`,
+//! `feature`, `event`), `discovery`, `io` (with `fused`, `ranges`), `auth`. `access` asks the
+//! policy. `transfer`, `response` and `abort` are used by all.
 
 mod abort;
+mod access;
 mod admin;
-mod answer;
 mod auth;
+mod binding;
 mod controller;
 mod discovery;
 mod event;
@@ -18,13 +20,12 @@ mod fused;
 mod generated;
 mod identify;
 mod io;
-mod link;
 mod log;
 mod queue;
 mod ranges;
-mod ration;
+mod rate_limit;
+mod response;
 mod slots;
-mod standing;
 mod transfer;
 
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -32,10 +33,10 @@ use std::time::{Duration, Instant};
 
 use export::{Account, Catalogue, KeyId, Peer, Tenant};
 
-use controller::{Controller, Kind};
-use generated::Generated;
+use controller::{Controller, ControllerType};
+use generated::GeneratedPsks;
 pub use queue::Queue;
-use ration::Ration;
+use rate_limit::RateLimiter;
 
 use crate::auth::Rules;
 use crate::auth::psk::Psk;
@@ -45,111 +46,114 @@ use crate::auth::psk::Psk;
 pub enum Port {
     /// Discovery and disks.
     Any,
-    /// Discovery only; its log names the port `disks_at`.
+    /// Discovery only; the log refers to port `disks_at`.
     Discovery {
-        /// The TCP port, at the same address, that serves the disks.
+        /// TCP port for disks at the same address.
         disks_at: u16,
     },
 }
 
-/// Bytes of data that a command capsule may carry.
-pub const CAPSULE_DATA: u32 = 16384;
+/// Maximum in-capsule data in bytes.
+pub const MAX_CAPSULE_DATA: u32 = 16384;
 
-/// Entries of the largest queue.
+/// Maximum queue entries (MQES, as a count).
 pub const QUEUE_ENTRIES: u16 = 1024;
 
-/// Bytes that one command may move: MDTS 8, in units of 4 KiB.
-pub const TRANSFER: u64 = 1 << 20;
+/// Maximum data transfer of a command in bytes: MDTS 8, in units of 4 KiB.
+pub const MAX_TRANSFER: u64 = 1 << 20;
 
-/// Binary logarithm of [`TRANSFER`] in units of 4 KiB.
+/// Binary logarithm of [`MAX_TRANSFER`] in units of 4 KiB.
 const MDTS: u8 = 8;
 
-/// Controllers that a host may have: one for each disk and path, and one for discovery.
-const HOST_CONTROLLERS: usize = 128;
+/// Maximum controllers of a host: one for each disk and path, and discovery.
+const MAX_CONTROLLERS_PER_HOST: usize = 128;
 
-/// I/O queues that a controller may have.
-const IO_QUEUES: u16 = 64;
+/// Maximum I/O queues of a controller.
+const MAX_IO_QUEUES: u16 = 64;
 
-/// A connection must have said who it is within this time.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Timeout for ICReq, Connect and authentication.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A discovery controller without a keep-alive time is kept this long without a word.
-const DISCOVERY_IDLE: Duration = Duration::from_secs(120);
+/// Idle timeout of a discovery controller without a keep-alive time.
+const DISCOVERY_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Beyond the keep-alive time, before a silent host is given up: KAS is one second.
+/// Added to the keep-alive time before expiry: KAS is one second.
 const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(1);
 
-/// What all connections of NVMe/TCP share.
+/// State that all NVMe/TCP connections share.
 #[derive(Debug)]
 pub struct Target {
     catalogue: Arc<Catalogue>,
     start: Instant,
     rules: Rules,
     registry: Mutex<Registry>,
-    generated: Mutex<Generated>,
-    ration: Mutex<Ration>,
+    generated: Mutex<GeneratedPsks>,
+    rate_limit: Mutex<RateLimiter>,
 }
 
 #[derive(Debug)]
 struct Registry {
-    /// Every controller that a session still refers to, ended or not.
+    /// All controllers that a session refers to, including ended ones.
     controllers: Vec<Weak<Controller>>,
-    io_ids: Ids,
-    discovery_ids: Ids,
+    io_ids: IdAllocator,
+    discovery_ids: IdAllocator,
 }
 
-/// Identifiers of controllers that are given out one after another, so that one that was just in use does not come back
-/// soon.
+/// Allocator of controller identifiers. Allocates in sequence, to delay reuse.
 #[derive(Debug, Clone, Copy)]
-struct Ids {
+struct IdAllocator {
     first: u16,
     count: u16,
-    /// The next to be tried, counted from `first`.
+    /// Next candidate, relative to `first`.
     next: u16,
 }
 
-/// Controllers with a disk have identifiers below this, discovery controllers from this on.
+/// I/O controllers have identifiers below this, discovery controllers from this on.
 const FIRST_DISCOVERY_CNTLID: u16 = 0xf000;
 
-/// The largest controller identifier (NVMe Base 2.0 §3.1.1: FFF0h and above are reserved).
+/// The largest controller identifier; FFF0h and above are reserved (NVMe Base 2.0 §3.1.1).
 const LAST_CNTLID: u16 = 0xffef;
 
 impl Target {
-    /// A target that lends what is in `catalogue`. Tell the sessions [`export::Notice::StateChanged`] when that changes.
+    /// Creates a target that serves the exports of `catalogue`. Its sessions need
+    /// [`export::Notice::StateChanged`] whenever the catalogue changes.
     pub fn new(catalogue: Arc<Catalogue>) -> Arc<Self> {
-        Self::with(catalogue, Rules::default(), 0)
+        Self::with_config(catalogue, Rules::default(), 0)
     }
 
-    /// The same, with other rules of authentication and another start of controller identifiers.
+    /// Like [`Target::new`], with authentication settings and an offset for controller identifiers.
     ///
-    /// A host takes controllers of one subsystem for paths to one disk, and refuses two with the same identifier. So that
-    /// targets on several machines do not give out the same ones, each starts elsewhere: any number will do for `start`.
-    pub fn with(catalogue: Arc<Catalogue>, rules: Rules, start: u16) -> Arc<Self> {
-        let (generated, ration) = Default::default();
+    /// A host treats controllers of one subsystem as paths to one disk, and refuses two with the
+    /// same identifier. Targets on several machines should use different values of `start`; any
+    /// number is valid.
+    pub fn with_config(catalogue: Arc<Catalogue>, rules: Rules, start: u16) -> Arc<Self> {
+        let (generated, rate_limit) = Default::default();
         let registry = Mutex::new(Registry::starting_at(start));
-        Arc::new(Self { catalogue, start: Instant::now(), rules, registry, generated, ration })
+        Arc::new(Self { catalogue, start: Instant::now(), rules, registry, generated, rate_limit })
     }
 
-    /// The keys for secured channels that came out of DH-HMAC-CHAP, and the key that their host had proven to know: a host
-    /// may come with them, as with those that its owner gave it. They are few, and forgotten after an hour without use.
+    /// Returns the TLS PSKs that DH-HMAC-CHAP generated, each with the key that the host
+    /// authenticated with. The host may use them like configured PSKs. They are bounded in number,
+    /// and expire after one hour without use.
     pub fn generated_psks(&self, now: Instant) -> Vec<(KeyId, Psk)> {
         self.generated().all(now)
     }
 
-    fn keep(&self, key: KeyId, psks: Vec<Psk>, now: Instant) {
+    fn store_generated(&self, key: KeyId, psks: Vec<Psk>, now: Instant) {
         let mut generated = self.generated();
-        psks.into_iter().for_each(|psk| generated.keep(key, psk, now));
+        psks.into_iter().for_each(|psk| generated.insert(key, psk, now));
     }
 
-    fn ration(&self) -> MutexGuard<'_, Ration> {
-        self.ration.lock().unwrap_or_else(|poison| poison.into_inner())
+    fn rate_limiter(&self) -> MutexGuard<'_, RateLimiter> {
+        self.rate_limit.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    fn generated(&self) -> MutexGuard<'_, Generated> {
+    fn generated(&self) -> MutexGuard<'_, GeneratedPsks> {
         self.generated.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    /// The session of a new connection that came to `port`. Its payloads are drawn from `account` and a sibling of it.
+    /// Creates the session of a new connection to `port`. Buffers come from `account` and siblings
+    /// of it.
     pub fn session(
         self: &Arc<Self>,
         peer: Peer,
@@ -164,17 +168,19 @@ impl Target {
         self.registry.lock().unwrap_or_else(|poison| poison.into_inner())
     }
 
-    /// Enters a controller that `make` makes for a free identifier. Nothing if all are taken, or its host has too many.
-    fn enter(
+    /// Registers the controller that `make` returns for a free identifier. Returns `None` if none
+    /// is free, or the tenant has reached its limit.
+    fn register(
         &self,
-        kind: Kind,
+        kind: ControllerType,
         tenant: Tenant,
         make: impl FnOnce(u16) -> Controller,
     ) -> Option<Arc<Controller>> {
         let mut registry = self.registry();
         registry.controllers.retain(|controller| controller.strong_count() != 0);
         let live = registry.controllers.iter().filter_map(Weak::upgrade);
-        if live.filter(|controller| controller.tenant == tenant).count() >= HOST_CONTROLLERS {
+        if live.filter(|controller| controller.tenant == tenant).count() >= MAX_CONTROLLERS_PER_HOST
+        {
             return None;
         }
         let controller = Arc::new(make(registry.free_id(kind)?));
@@ -182,14 +188,14 @@ impl Target {
         Some(controller)
     }
 
-    /// The controller of that identifier, if it has not ended.
+    /// Returns the controller with that identifier unless it has ended.
     fn find(&self, id: u16) -> Option<Arc<Controller>> {
         let registry = self.registry();
         let mut live = registry.controllers.iter().filter_map(Weak::upgrade);
         live.find(|controller| controller.id == id && !controller.has_ended())
     }
 
-    /// Identifiers of a subsystem's controllers, in rising order.
+    /// Returns the controller identifiers of a subsystem in ascending order.
     fn ids(&self, subsystem: &str) -> Vec<u16> {
         let registry = self.registry();
         let live = registry.controllers.iter().filter_map(Weak::upgrade);
@@ -206,30 +212,30 @@ impl Registry {
         let discovery_count = LAST_CNTLID - FIRST_DISCOVERY_CNTLID + 1;
         Self {
             controllers: Vec::new(),
-            io_ids: Ids::new(1, FIRST_DISCOVERY_CNTLID - 1, start),
-            discovery_ids: Ids::new(FIRST_DISCOVERY_CNTLID, discovery_count, start),
+            io_ids: IdAllocator::new(1, FIRST_DISCOVERY_CNTLID - 1, start),
+            discovery_ids: IdAllocator::new(FIRST_DISCOVERY_CNTLID, discovery_count, start),
         }
     }
 
-    /// A free identifier for a controller of that kind. Linux compares identifiers within a subsystem; that those of
-    /// discovery controllers are others keeps them from moving the disks' on.
-    fn free_id(&mut self, kind: Kind) -> Option<u16> {
+    /// Returns a free identifier. Discovery controllers use a range of their own, so that they do
+    /// not advance the sequence of I/O controllers.
+    fn free_id(&mut self, kind: ControllerType) -> Option<u16> {
         let Self { controllers, io_ids, discovery_ids } = self;
         let taken = |id| controllers.iter().filter_map(Weak::upgrade).any(|other| other.id == id);
         match kind {
-            Kind::Io => io_ids.take(taken),
-            Kind::Discovery => discovery_ids.take(taken),
+            ControllerType::Io => io_ids.allocate(taken),
+            ControllerType::Discovery => discovery_ids.allocate(taken),
         }
     }
 }
 
-impl Ids {
+impl IdAllocator {
     fn new(first: u16, count: u16, start: u16) -> Self {
         Self { first, count, next: start % count }
     }
 
-    /// The next identifier that is not taken.
-    fn take(&mut self, taken: impl Fn(u16) -> bool) -> Option<u16> {
+    /// Returns the next identifier that is not taken.
+    fn allocate(&mut self, taken: impl Fn(u16) -> bool) -> Option<u16> {
         for _ in 0..self.count {
             let id = self.first + self.next;
             self.next = (self.next + 1) % self.count;

@@ -1,5 +1,5 @@
-//! Commands that take several disk requests: Compare, Verify, Dataset Management, Copy. Each says what comes next; it
-//! carries nothing out itself.
+//! Commands of several disk requests: Compare, Verify, Dataset Management, Copy. A [`Job`] yields
+//! its requests one after the other; `io` submits them.
 
 use export::{Buffer, Fault, Grant, Op};
 use zerocopy::FromBytes;
@@ -17,25 +17,25 @@ pub(super) enum Job {
     Copy(Copy),
 }
 
-/// What a job needs next.
+/// The next step of a job.
 #[derive(Debug)]
-pub(super) enum Next {
+pub(super) enum JobStep {
     Read { lba: u64, blocks: u32 },
     Write { lba: u64, blocks: u32, durable: bool, buffer: Buffer },
     Discard { lba: u64, blocks: u32 },
     Done(Status),
 }
 
-/// Bytes that a job reads at once.
+/// Maximum bytes of one read of a job.
 const CHUNK: u32 = 1 << 18;
 
-/// Blocks of one source range of Copy at most (MSSRL).
+/// Maximum Single Source Range Length (MSSRL) in blocks.
 pub(super) const MSSRL: u16 = u16::MAX;
 
-/// Blocks that one Copy moves at most (MCL).
+/// Maximum Copy Length (MCL) in blocks.
 pub(super) const MCL: u32 = 1 << 20;
 
-/// Source ranges of one Copy at most.
+/// Maximum source ranges of one Copy.
 pub(super) const COPY_RANGES: u16 = 128;
 
 #[derive(Debug)]
@@ -56,25 +56,25 @@ pub(super) struct Verify {
 #[derive(Debug)]
 pub(super) struct Dataset {
     deallocate: bool,
-    /// How many ranges the command says that its data holds.
+    /// Number of ranges in the command.
     count: u16,
     ranges: Vec<(u64, u32)>,
-    at: usize,
+    index: usize,
 }
 
 #[derive(Debug)]
 pub(super) struct Copy {
     to: u64,
     format: u8,
-    /// How many ranges the command says that its data holds.
+    /// Number of ranges in the command.
     count: u16,
     durable: bool,
     chunk: u32,
-    /// What is still to be copied: first block and length.
+    /// Ranges still to copy: first block and length.
     sources: Vec<(u64, u32)>,
-    at: usize,
-    /// A chunk that was read and is to be written.
-    carried: Option<Buffer>,
+    index: usize,
+    /// A chunk that was read and not yet written.
+    chunk_data: Option<Buffer>,
     writing: bool,
 }
 
@@ -88,7 +88,7 @@ impl Job {
     }
 
     pub(super) fn dataset(deallocate: bool, count: u16) -> Self {
-        Self::Dataset(Dataset { deallocate, count, ranges: Vec::new(), at: 0 })
+        Self::Dataset(Dataset { deallocate, count, ranges: Vec::new(), index: 0 })
     }
 
     pub(super) fn copy(to: u64, format: u8, count: u16, shift: u8, durable: bool) -> Self {
@@ -100,13 +100,13 @@ impl Job {
             durable,
             chunk,
             sources: Vec::new(),
-            at: 0,
-            carried: None,
+            index: 0,
+            chunk_data: None,
             writing: false,
         })
     }
 
-    /// Bytes of a source range of Copy in that descriptor format.
+    /// Returns the length of a source range of Copy in bytes, or `None` for an unknown format.
     pub(super) fn copy_range_len(format: u8) -> Option<u64> {
         match format {
             0 => Some(32),
@@ -115,7 +115,7 @@ impl Job {
         }
     }
 
-    /// The data that came with the command.
+    /// Takes the data of the command. Fails if a range is invalid or access is denied.
     pub(super) fn load(&mut self, buffer: Buffer, grant: &Grant) -> Result<(), Status> {
         match self {
             Self::Compare(compare) => compare.data = Some(buffer),
@@ -126,26 +126,26 @@ impl Job {
         Ok(())
     }
 
-    /// Whether it holds memory while it waits for more.
+    /// Returns whether it holds a buffer while it waits for another.
     pub(super) fn holds_memory(&self) -> bool {
         matches!(self, Self::Compare(_))
     }
 
-    /// The request that is under way: what, from which block, how many.
-    pub(super) fn under_way(&self) -> (Op, u64, u32) {
+    /// Returns operation, first block and number of blocks of the current request.
+    pub(super) fn current(&self) -> (Op, u64, u32) {
         match self {
             Self::Compare(compare) => (Op::Read, compare.lba, compare.blocks),
             Self::Verify(verify) => (Op::Read, verify.lba, verify.left.min(verify.chunk)),
             Self::Dataset(dataset) => {
-                let (lba, blocks) = dataset.ranges.get(dataset.at).copied().unwrap_or_default();
+                let (lba, blocks) = dataset.ranges.get(dataset.index).copied().unwrap_or_default();
                 (Op::Discard, lba, blocks)
             }
-            Self::Copy(copy) => copy.under_way(),
+            Self::Copy(copy) => copy.current(),
         }
     }
 
-    /// The request that was under way ended well.
-    pub(super) fn done(&mut self, buffer: Option<Buffer>) {
+    /// Records the success of the current request.
+    pub(super) fn advance(&mut self, buffer: Option<Buffer>) {
         match self {
             Self::Compare(compare) => {
                 let read = buffer.as_ref().map(Buffer::bytes);
@@ -157,22 +157,22 @@ impl Job {
                 verify.lba = verify.lba.saturating_add(blocks.into());
                 verify.left -= blocks;
             }
-            Self::Dataset(dataset) => dataset.at += 1,
-            Self::Copy(copy) => copy.done(buffer),
+            Self::Dataset(dataset) => dataset.index += 1,
+            Self::Copy(copy) => copy.advance(buffer),
         }
     }
 
-    /// What comes next.
-    pub(super) fn next(&mut self) -> Next {
+    /// Returns the next step.
+    pub(super) fn next(&mut self) -> JobStep {
         match self {
             Self::Compare(Compare { equal: None, lba, blocks, .. }) => {
-                Next::Read { lba: *lba, blocks: *blocks }
+                JobStep::Read { lba: *lba, blocks: *blocks }
             }
-            Self::Compare(Compare { equal: Some(true), .. }) => Next::Done(Status::SUCCESS),
-            Self::Compare(_) => Next::Done(Status::COMPARE_FAILURE.dnr()),
-            Self::Verify(Verify { left: 0, .. }) => Next::Done(Status::SUCCESS),
+            Self::Compare(Compare { equal: Some(true), .. }) => JobStep::Done(Status::SUCCESS),
+            Self::Compare(_) => JobStep::Done(Status::COMPARE_FAILURE.dnr()),
+            Self::Verify(Verify { left: 0, .. }) => JobStep::Done(Status::SUCCESS),
             Self::Verify(Verify { lba, left, chunk }) => {
-                Next::Read { lba: *lba, blocks: (*left).min(*chunk) }
+                JobStep::Read { lba: *lba, blocks: (*left).min(*chunk) }
             }
             Self::Dataset(dataset) => dataset.next(),
             Self::Copy(copy) => copy.next(),
@@ -185,7 +185,7 @@ fn refuse(fault: Fault, op: Op) -> Status {
 }
 
 impl Dataset {
-    /// Every range is checked before any is dropped (NVM 1.0 §3.2.3).
+    /// Checks all ranges before the first discard (NVM 1.0 §3.2.3).
     fn load(&mut self, buffer: &Buffer, grant: &Grant) -> Result<(), Status> {
         let ranges = <[DsmRange]>::ref_from_prefix_with_elems(buffer.bytes(), self.count.into());
         let (ranges, _) = ranges.map_err(|_| Status::INVALID_FIELD.dnr())?;
@@ -198,22 +198,22 @@ impl Dataset {
         Ok(())
     }
 
-    fn next(&mut self) -> Next {
+    fn next(&mut self) -> JobStep {
         if !self.deallocate {
-            return Next::Done(Status::SUCCESS);
+            return JobStep::Done(Status::SUCCESS);
         }
-        while let Some(&(lba, blocks)) = self.ranges.get(self.at) {
+        while let Some(&(lba, blocks)) = self.ranges.get(self.index) {
             if blocks != 0 {
-                return Next::Discard { lba, blocks };
+                return JobStep::Discard { lba, blocks };
             }
-            self.at += 1;
+            self.index += 1;
         }
-        Next::Done(Status::SUCCESS)
+        JobStep::Done(Status::SUCCESS)
     }
 }
 
 impl Copy {
-    /// Every range is checked before anything is written (NVM 1.0 §3.2.2).
+    /// Checks all ranges before the first write (NVM 1.0 §3.2.2).
     fn load(&mut self, buffer: &Buffer, grant: &Grant) -> Result<(), Status> {
         self.sources = source_ranges(self.format, self.count, buffer.bytes())?;
         let mut total = 0_u64;
@@ -232,11 +232,11 @@ impl Copy {
     }
 
     fn chunk(&self) -> Option<(u64, u32)> {
-        let &(lba, left) = self.sources.get(self.at)?;
+        let &(lba, left) = self.sources.get(self.index)?;
         Some((lba, left.min(self.chunk)))
     }
 
-    fn under_way(&self) -> (Op, u64, u32) {
+    fn current(&self) -> (Op, u64, u32) {
         let (lba, blocks) = self.chunk().unwrap_or_default();
         if self.writing {
             (Op::Write { durable: self.durable }, self.to, blocks)
@@ -245,29 +245,29 @@ impl Copy {
         }
     }
 
-    fn done(&mut self, buffer: Option<Buffer>) {
+    fn advance(&mut self, buffer: Option<Buffer>) {
         if !self.writing {
-            self.carried = buffer;
+            self.chunk_data = buffer;
             return;
         }
         self.writing = false;
         let Some((lba, blocks)) = self.chunk() else { return };
         self.to = self.to.saturating_add(blocks.into());
-        if let Some((first, left)) = self.sources.get_mut(self.at) {
+        if let Some((first, left)) = self.sources.get_mut(self.index) {
             (*first, *left) = (lba.saturating_add(blocks.into()), *left - blocks);
             if *left == 0 {
-                self.at += 1;
+                self.index += 1;
             }
         }
     }
 
-    fn next(&mut self) -> Next {
-        let Some((lba, blocks)) = self.chunk() else { return Next::Done(Status::SUCCESS) };
-        match self.carried.take() {
-            None => Next::Read { lba, blocks },
+    fn next(&mut self) -> JobStep {
+        let Some((lba, blocks)) = self.chunk() else { return JobStep::Done(Status::SUCCESS) };
+        match self.chunk_data.take() {
+            None => JobStep::Read { lba, blocks },
             Some(buffer) => {
                 self.writing = true;
-                Next::Write { lba: self.to, blocks, durable: self.durable, buffer }
+                JobStep::Write { lba: self.to, blocks, durable: self.durable, buffer }
             }
         }
     }

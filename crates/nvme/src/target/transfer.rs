@@ -1,38 +1,37 @@
-//! The data of commands: gathered from capsules and H2CData PDUs, as far as there is memory for it. It knows which slot
-//! the data is for, and not what the command does with it.
+//! Data transfers of commands: in-capsule data and H2CData PDUs, bounded by available buffers.
 
 use export::Buffer;
 
-use super::TRANSFER;
+use super::MAX_TRANSFER;
 use super::queue::Queue;
-use super::slots::{Filling, Stage};
+use super::slots::{Receiving, SlotState};
 use crate::command::DataPointer;
 use crate::status::Status;
 use crate::tcp::{Violation, pdu};
 use crate::wire::command::Sqe;
 use zerocopy::IntoBytes;
 
-/// What a data pointer must say about the data of its command.
+/// How the length in the data pointer must relate to that of the command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Size {
-    /// Blocks: neither more nor less.
+pub(super) enum LengthCheck {
+    /// Equal: blocks.
     Exact,
-    /// A structure: Linux hosts send 4096 bytes with any Dataset Management.
+    /// At least: data structures. Linux hosts send 4096 bytes with any Dataset Management.
     AtLeast,
 }
 
-/// What a slot that waits for memory will do with it.
+/// What a slot that waits for a buffer does with it.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Starving {
-    /// Ask the host for that many bytes.
-    Data(u32),
-    /// Go on with the disk.
-    Disk,
+pub(super) enum BufferWait {
+    /// Requests that many bytes by R2T.
+    R2t(u32),
+    /// Submits a read to the disk.
+    Read,
 }
 
 impl Queue {
-    /// Data of an H2CData PDU is coming (NVMe/TCP 1.0 §3.6.2.8).
-    pub(super) fn data(
+    /// Handles the header of an H2CData PDU (NVMe/TCP 1.0 §3.6.2.8).
+    pub(super) fn h2c_data(
         &mut self,
         cccid: u16,
         ttag: u16,
@@ -41,9 +40,11 @@ impl Queue {
         last: bool,
     ) -> Result<(), Violation> {
         let slot = self.slots.get(ttag).ok_or(Violation::DataTagUnknown)?;
-        let (got, want) = match &slot.stage {
-            Stage::Filling(filling) if filling.solicited => (filling.got, filling.want),
-            Stage::Discarding { got, want } => (*got, *want),
+        let (got, want) = match &slot.state {
+            SlotState::Receiving(receiving) if receiving.solicited => {
+                (receiving.got, receiving.want)
+            }
+            SlotState::Discarding { got, want } => (*got, *want),
             _ => return Err(Violation::DataUnsolicited),
         };
         if slot.cid != cccid {
@@ -51,7 +52,7 @@ impl Queue {
         }
         check_data(offset, len, last, got, want)?;
         self.incoming = Some(ttag);
-        if let Stage::Discarding { got, .. } = &mut slot.stage {
+        if let SlotState::Discarding { got, .. } = &mut slot.state {
             *got += len;
             self.incoming = None;
             if last {
@@ -61,19 +62,19 @@ impl Queue {
         Ok(())
     }
 
-    /// The buffer that the payload which is coming belongs in.
-    pub(super) fn filling(&mut self) -> Option<&mut Filling> {
-        match &mut self.slots.get(self.incoming?)?.stage {
-            Stage::Filling(filling) => Some(filling),
+    /// Returns the transfer that the current payload belongs to.
+    pub(super) fn receiving(&mut self) -> Option<&mut Receiving> {
+        match &mut self.slots.get(self.incoming?)?.state {
+            SlotState::Receiving(receiving) => Some(receiving),
             _ => None,
         }
     }
 
-    pub(super) fn payload(&mut self, data: &[u8]) {
-        let Some(Filling { buffer: Some(buffer), got, .. }) = self.filling() else { return };
+    pub(super) fn payload_received(&mut self, data: &[u8]) {
+        let Some(Receiving { buffer: Some(buffer), got, .. }) = self.receiving() else { return };
         let start = *got as usize;
-        if let Some(place) = buffer.bytes_mut().get_mut(start..start + data.len()) {
-            place.copy_from_slice(data);
+        if let Some(target) = buffer.bytes_mut().get_mut(start..start + data.len()) {
+            target.copy_from_slice(data);
         }
         #[allow(clippy::cast_possible_truncation, reason = "a piece of a transfer")]
         {
@@ -81,42 +82,42 @@ impl Queue {
         }
     }
 
-    pub(super) fn payload_ended(&mut self, undamaged: bool) {
-        let at = self.incoming;
-        let Some(filling) = self.filling() else { return };
-        filling.damaged |= !undamaged;
-        let (whole, damaged) = (filling.got == filling.want, filling.damaged);
+    pub(super) fn payload_end(&mut self, digest_ok: bool) {
+        let tag = self.incoming;
+        let Some(receiving) = self.receiving() else { return };
+        receiving.digest_error |= !digest_ok;
+        let (whole, digest_error) = (receiving.got == receiving.want, receiving.digest_error);
         self.incoming = None;
-        if let (true, Some(at)) = (whole, at) {
-            let buffer = self.filled(at);
+        if let (true, Some(tag)) = (whole, tag) {
+            let buffer = self.take_received(tag);
             match buffer {
-                Some(buffer) if !damaged => self.loaded(at, buffer),
-                _ => self.spoil(at, Status::TRANSIENT_TRANSPORT_ERROR),
+                Some(buffer) if !digest_error => self.data_received(tag, buffer),
+                _ => self.fail_command(tag, Status::TRANSIENT_TRANSPORT_ERROR),
             }
         }
     }
 
-    pub(super) fn filled(&mut self, at: u16) -> Option<Buffer> {
-        let slot = self.slots.get(at)?;
-        match std::mem::replace(&mut slot.stage, Stage::Waiting) {
-            Stage::Filling(filling) => filling.buffer,
+    pub(super) fn take_received(&mut self, tag: u16) -> Option<Buffer> {
+        let slot = self.slots.get(tag)?;
+        match std::mem::replace(&mut slot.state, SlotState::Pending) {
+            SlotState::Receiving(receiving) => receiving.buffer,
             _ => None,
         }
     }
 
-    /// Has the data that a command needs come from the host, at least `len` bytes: from its capsule, or by an R2T.
-    /// [`Queue::loaded`] is called when it is there.
-    pub(super) fn gather(
+    /// Receives `len` bytes of data for a command, from its capsule or by R2T.
+    /// [`Queue::data_received`] is called when it is complete.
+    pub(super) fn receive_data(
         &mut self,
-        at: u16,
+        tag: u16,
         sqe: &Sqe,
         len: u64,
-        size: Size,
+        size: LengthCheck,
         capsule: Option<Buffer>,
     ) -> Result<(), Status> {
         let want = sqe.sgl1.length.get();
-        let (has, fits) = (u64::from(want), u64::from(want) <= TRANSFER);
-        if has < len || (size == Size::Exact && has != len) {
+        let (has, fits) = (u64::from(want), u64::from(want) <= MAX_TRANSFER);
+        if has < len || (size == LengthCheck::Exact && has != len) {
             return Err(Status::DATA_SGL_LENGTH_INVALID.dnr());
         }
         if want == 0 || !fits {
@@ -124,21 +125,21 @@ impl Queue {
         }
         match (DataPointer::parse(&sqe.sgl1)?, capsule) {
             (DataPointer::InCapsule { .. }, Some(buffer)) if buffer.len() as u64 == has => {
-                self.fill(at, Some(buffer), want, false);
-                self.incoming = Some(at);
+                self.begin_receive(tag, Some(buffer), want, false);
+                self.incoming = Some(tag);
             }
             (DataPointer::InCapsule { .. }, _) => return Err(Status::DATA_SGL_LENGTH_INVALID.dnr()),
-            (DataPointer::Transport { .. }, None) => self.ask(at, want),
+            (DataPointer::Transport { .. }, None) => self.send_r2t(tag, want),
             (DataPointer::Transport { .. }, Some(_)) => return Err(Status::INVALID_FIELD.dnr()),
         }
         Ok(())
     }
 
-    /// A transfer to the host of `len` bytes: the data pointer must say so.
+    /// Checks the data pointer of a command that transfers `len` bytes to the host.
     pub(super) fn check_to_host(
         sqe: &Sqe,
         len: u64,
-        size: Size,
+        size: LengthCheck,
         capsule: Option<&Buffer>,
     ) -> Result<(), Status> {
         let DataPointer::Transport { length } = DataPointer::parse(&sqe.sgl1)? else {
@@ -148,71 +149,85 @@ impl Queue {
             return Err(Status::INVALID_FIELD.dnr());
         }
         let has = u64::from(length);
-        if has < len || (size == Size::Exact && has != len) {
+        if has < len || (size == LengthCheck::Exact && has != len) {
             return Err(Status::DATA_SGL_LENGTH_INVALID.dnr());
         }
         Ok(())
     }
 
-    pub(super) fn fill(&mut self, at: u16, buffer: Option<Buffer>, want: u32, solicited: bool) {
-        if let Some(slot) = self.slots.get(at) {
-            slot.stage =
-                Stage::Filling(Filling { buffer, got: 0, want, damaged: false, solicited });
+    pub(super) fn begin_receive(
+        &mut self,
+        tag: u16,
+        buffer: Option<Buffer>,
+        want: u32,
+        solicited: bool,
+    ) {
+        if let Some(slot) = self.slots.get(tag) {
+            slot.state = SlotState::Receiving(Receiving {
+                buffer,
+                got: 0,
+                want,
+                digest_error: false,
+                solicited,
+            });
         }
     }
 
-    /// Asks the host for all the data of a command at once, as soon as there is memory for it.
-    pub(super) fn ask(&mut self, at: u16, want: u32) {
-        match self.take(at, want as usize) {
+    /// Requests all data of a command by one R2T, as soon as a buffer is available.
+    pub(super) fn send_r2t(&mut self, tag: u16, want: u32) {
+        match self.allocate(tag, want as usize) {
             Some(buffer) => {
-                self.fill(at, Some(buffer), want, true);
-                let cid = self.slots.get(at).map_or(0, |slot| slot.cid);
-                let r2t = self.framer.r2t(cid, at, 0, want);
+                self.begin_receive(tag, Some(buffer), want, true);
+                let cid = self.slots.get(tag).map_or(0, |slot| slot.cid);
+                let r2t = self.framer.r2t(cid, tag, 0, want);
                 self.send(r2t);
             }
-            None => self.starve(at, Starving::Data(want)),
+            None => self.wait_for_buffer(tag, BufferWait::R2t(want)),
         }
     }
 
-    /// Memory for a transfer; none while others wait for it, so that none waits for ever.
-    pub(super) fn take(&mut self, at: u16, len: usize) -> Option<Buffer> {
-        let turn = self.starved.front().is_none_or(|&first| first == at);
-        if turn { self.transfers.take(len) } else { None }
+    /// Allocates a transfer buffer. Returns `None` while other slots wait for one, to prevent their
+    /// starvation.
+    pub(super) fn allocate(&mut self, tag: u16, len: usize) -> Option<Buffer> {
+        let is_next = self.awaiting_buffer.front().is_none_or(|&first| first == tag);
+        if is_next { self.transfer_buffers.take(len) } else { None }
     }
 
-    pub(super) fn starve(&mut self, at: u16, starving: Starving) {
-        if let Some(slot) = self.slots.get(at) {
-            slot.stage = Stage::Starved(starving);
+    pub(super) fn wait_for_buffer(&mut self, tag: u16, wait: BufferWait) {
+        if let Some(slot) = self.slots.get(tag) {
+            slot.state = SlotState::AwaitingBuffer(wait);
         }
-        if self.starved.front() != Some(&at) {
-            self.starved.push_back(at);
+        if self.awaiting_buffer.front() != Some(&tag) {
+            self.awaiting_buffer.push_back(tag);
         }
     }
 
-    /// Goes on with what had to wait for memory.
-    pub(super) fn feed(&mut self) {
-        for _ in 0..self.late.len() {
-            if let Some(at) = self.late.pop_front() {
-                self.drive(at, None);
+    /// Retries the allocations that slots wait for.
+    pub(super) fn retry_allocations(&mut self) {
+        for _ in 0..self.awaiting_second_phase.len() {
+            if let Some(tag) = self.awaiting_second_phase.pop_front() {
+                self.drive(tag, None);
             }
         }
-        while let Some(&at) = self.starved.front() {
-            let Some(Stage::Starved(starving)) = self.slots.get(at).map(|slot| &slot.stage) else {
-                self.starved.pop_front();
+        while let Some(&tag) = self.awaiting_buffer.front() {
+            let Some(SlotState::AwaitingBuffer(wait)) = self.slots.get(tag).map(|slot| &slot.state)
+            else {
+                self.awaiting_buffer.pop_front();
                 continue;
             };
-            match *starving {
-                Starving::Data(want) => self.ask(at, want),
-                Starving::Disk => self.drive(at, None),
+            match *wait {
+                BufferWait::R2t(want) => self.send_r2t(tag, want),
+                BufferWait::Read => self.drive(tag, None),
             }
-            if matches!(self.slots.get(at), Some(slot) if matches!(slot.stage, Stage::Starved(_))) {
+            if matches!(self.slots.get(tag), Some(slot) if matches!(slot.state, SlotState::AwaitingBuffer(_)))
+            {
                 return;
             }
-            self.starved.pop_front();
+            self.awaiting_buffer.pop_front();
         }
     }
 
-    pub(super) fn resume(&mut self) {
+    pub(super) fn resume_stalled(&mut self) {
         let Some((sqe, data)) = self.stalled.take() else { return };
         if let Err(violation) = self.capsule(sqe, data) {
             let capsule =
@@ -222,13 +237,13 @@ impl Queue {
     }
 }
 
-/// The rules for the data of an R2T: in order, within what was asked for, and the last PDU marked (NVMe/TCP 1.0
-/// §3.3.2.1, §3.6.2.8).
+/// Checks H2CData against its R2T: in order, within the requested length, LAST_PDU set on the last
+/// one (NVMe/TCP 1.0 §3.3.2.1, §3.6.2.8).
 fn check_data(offset: u32, len: u32, last: bool, got: u32, want: u32) -> Result<(), Violation> {
     if offset != got {
         return Err(Violation::DataOffsetNotExpected);
     }
-    if u64::from(len) > TRANSFER {
+    if u64::from(len) > MAX_TRANSFER {
         return Err(Violation::DataTooLong);
     }
     if len > want - got {

@@ -111,7 +111,7 @@ fn controllers_have_identifiers_of_their_own() {
 fn r58_two_machines_share_no_controller_identifier() {
     let identifiers = |start| {
         let mut world = World::new();
-        world.target = Target::with(world.catalogue.clone(), Rules::default(), start);
+        world.target = Target::with_config(world.catalogue.clone(), Rules::default(), start);
         let discovery = Manner { subsystem: DISCOVERY_NQN, ..Manner::default() };
         let disk = Manner::default();
         [&discovery, &disk, &discovery, &disk].map(|manner| world.open_admin(manner).1)

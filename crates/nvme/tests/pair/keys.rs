@@ -246,7 +246,7 @@ fn a_name_alone_takes_no_queue_from_its_host() {
     world.run();
     assert!(world.lines[line].refused.is_some());
     assert!(world.read(io, 0, 1).is_ok());
-    let said = ["it has not proven its key (DH-HMAC-CHAP)", "has that queue already"];
+    let said = ["DH-HMAC-CHAP authentication was not completed", "the queue identifier is in use"];
     assert_eq!(refusals(&world), said);
 }
 
@@ -560,7 +560,7 @@ fn a_discovery_port_has_no_disks_for_anybody() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
     world.port = Port::Discovery { disks_at: 4420 };
     assert!(knock(&mut world, &Manner::default()).is_err());
-    assert_eq!(refusals(&world), ["no such disk is lent here"]);
+    assert_eq!(refusals(&world), ["no such disk is exported here"]);
     discoverer(&mut world);
 }
 

@@ -137,7 +137,7 @@ impl World {
     /// The same with other rules of authentication.
     pub(crate) fn with_rules(change: Change, rules: Rules) -> Self {
         let catalogue = Arc::new(Catalogue::default());
-        let target = Target::with(catalogue.clone(), rules, 0);
+        let target = Target::with_config(catalogue.clone(), rules, 0);
         let mut world = Self {
             now: Instant::now(),
             catalogue,

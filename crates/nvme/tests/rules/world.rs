@@ -99,7 +99,7 @@ impl World {
     /// A world in which that host is let in, and nobody else.
     pub(crate) fn keyed(host: Host, rules: Rules) -> Self {
         let mut world = Self::with_pool(1 << 20);
-        world.target = Target::with(world.catalogue.clone(), rules, 0);
+        world.target = Target::with_config(world.catalogue.clone(), rules, 0);
         world.auth = Auth::Required;
         world.catalogue.set_policy(Policy { hosts: vec![Arc::new(host)] });
         world

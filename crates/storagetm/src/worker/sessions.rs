@@ -52,7 +52,7 @@ impl Sessions {
             rules.groups.push(Group::Null);
         }
         Arc::new(Self {
-            target: Target::with(catalogue.clone(), rules, first_controller),
+            target: Target::with_config(catalogue.clone(), rules, first_controller),
             nbd: nbd_server::Server::new(catalogue.clone()),
             certificates,
             catalogue,

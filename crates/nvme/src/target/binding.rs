@@ -1,45 +1,46 @@
-//! A connection's place among the queues of its controller, and what it may do with the disk there.
+//! Binding of a connection to a queue of a controller, made by Connect.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use export::Grant;
 
-use super::controller::{Controller, Moved, Traffic};
+use super::controller::{ByteCounts, Controller, QueueCounters};
 use super::fabrics::Connect;
 
-/// What a queue is once it is connected.
+/// The controller and queue of a connection, and the access it grants.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct Binding {
     pub(super) controller: Arc<Controller>,
     /// Queue identifier; zero is the Admin queue.
     pub(super) qid: u16,
-    /// How often the controller had been reset when the queue joined it.
+    /// Reset count of the controller at Connect.
     pub(super) resets: u32,
-    /// Whether an I/O queue is among those of its controller: not before its host has proven itself.
+    /// Whether the I/O queue owns its identifier. Not before the host is authenticated, if it must
+    /// be.
     pub(super) joined: bool,
     /// Entries of the submission queue.
     pub(super) entries: u16,
-    /// Submission queue head, or nothing without flow control.
+    /// Submission queue head; `None` if SQ flow control is disabled.
     pub(super) head: Option<u16>,
-    /// What the host may do with the disk; nothing for a discovery controller, or while there is no disk. Set by
-    /// [`Link::set_grant`].
+    /// Access to the disk; `None` for a discovery controller, or while the disk is gone. Set by
+    /// [`Binding::set_grant`].
     pub(super) grant: Option<Grant>,
-    /// The export that was reported as attached, until it is reported as detached.
+    /// Export that was reported as attached.
     pub(super) attached: Option<Arc<export::Export>>,
-    /// What had been moved when it was.
-    pub(super) before: Moved,
-    /// What this queue has moved.
-    pub(super) traffic: Arc<Traffic>,
+    /// Byte counts when it was attached.
+    pub(super) before: ByteCounts,
+    /// Byte counters of this queue.
+    pub(super) counters: Arc<QueueCounters>,
 }
 
-impl Link {
+impl Binding {
     pub(super) fn new(
         connect: &Connect,
         controller: Arc<Controller>,
         grant: Option<Grant>,
     ) -> Self {
-        let mut link = Self {
+        let mut binding = Self {
             qid: connect.qid,
             resets: controller.resets.load(Ordering::Acquire),
             joined: false,
@@ -47,15 +48,16 @@ impl Link {
             head: connect.flow_control.then_some(1 % connect.entries),
             grant: None,
             attached: None,
-            before: Moved::default(),
-            traffic: controller.count(),
+            before: ByteCounts::default(),
+            counters: controller.new_counters(),
             controller,
         };
-        link.set_grant(grant);
-        link
+        binding.set_grant(grant);
+        binding
     }
 
-    /// What the host may do with the disk from now on. Writes in flight to the same disk stay those of this queue.
+    /// Replaces the grant. If it is for the same disk, the fence and the writes in flight carry
+    /// over.
     pub(super) fn set_grant(&mut self, grant: Option<Grant>) {
         let before = self.grant.take();
         self.grant = match (grant, &before) {
@@ -66,32 +68,33 @@ impl Link {
             before.as_ref().is_none_or(|before| !Arc::ptr_eq(before.fence(), grant.fence()))
         };
         if let Some(grant) = self.grant.as_ref().filter(is_new).filter(|_| self.qid != 0) {
-            self.controller.guard(grant.fence(), self.resets);
+            self.controller.register_fence(grant.fence(), self.resets);
         }
     }
 
-    /// Whether a reset has deleted the queue: all but the Admin queue.
+    /// Returns whether a reset has deleted the queue. Never the Admin queue.
     pub(super) fn is_stale(&self) -> bool {
         self.qid != 0 && self.resets != self.controller.resets.load(Ordering::Acquire)
     }
 
-    /// Whether the queue may still use the disk: not after a reset or a shutdown.
+    /// Returns whether the queue may use the disk: not after a reset or shutdown.
     pub(super) fn is_usable(&self) -> bool {
         self.qid == 0 || (self.controller.is_ready() && !self.is_stale())
     }
 
-    /// Takes the I/O queue's identifier. Tells whether it was free.
-    pub(super) fn join(&mut self) -> bool {
-        // A reset, which deletes the queues that are open, comes either before or after.
+    /// Takes the queue identifier of an I/O queue. Returns whether it was free.
+    pub(super) fn take_qid(&mut self) -> bool {
+        // Holds the lock: a reset must not delete the open queues in between.
         let mut shared = self.controller.shared();
         let granted = !self.is_stale() && self.qid <= shared.granted;
         self.joined = granted && shared.open.insert(self.qid);
         self.joined
     }
 
-    /// Gives the I/O queue's identifier back, or ends the controller with its Admin queue.
+    /// Releases the queue identifier; ends the controller if it is the Admin queue.
     pub(super) fn leave(&self) {
-        // Under the lock: a reset, after which another queue may have the identifier, comes before or after.
+        // Holds the lock: a reset, after which another queue may own the identifier, must not
+        // happen in between.
         let mut shared = self.controller.shared();
         if self.joined && !self.is_stale() {
             shared.open.remove(&self.qid);
@@ -103,8 +106,8 @@ impl Link {
     }
 }
 
-impl Drop for Link {
-    /// However the Admin queue goes, even by a mistake of ours, its controller goes with it.
+impl Drop for Binding {
+    /// Ends the controller with its Admin queue, even if `leave` was not called.
     fn drop(&mut self) {
         if self.qid == 0 {
             self.controller.end();
