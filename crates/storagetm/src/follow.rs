@@ -3,9 +3,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use export::Access;
+use export::{Access, Export};
 use linux::block::{self, Disk};
 use linux::in_use::Machine;
 use linux::reason::{Asked, Code, Verdict};
@@ -25,6 +26,9 @@ const AGAIN: Duration = Duration::from_secs(2);
 
 /// Between two tries to list the disks of a machine that fails to list them, at most; the first is after [`SETTLE`].
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Between two looks at whether the descriptors of a disk that is lent no longer are closed.
+const RELEASE: Duration = Duration::from_millis(500);
 
 /// What is to be done about what happened.
 #[derive(Debug)]
@@ -66,6 +70,8 @@ pub(crate) struct Follow {
     pause: Duration,
     /// Those to look at once more, each at its time.
     again: HashMap<String, Instant>,
+    /// Disks that are lent no longer, each as long as a descriptor of it is open: until then it is busy.
+    leaving: Vec<(Device, Weak<Export>)>,
     /// Asks disks what is on them.
     examiner: Examiner,
     /// Kernel names of disks that are lent, or not, when they have answered.
@@ -93,6 +99,7 @@ impl Follow {
             due: None,
             pause: SETTLE,
             again: HashMap::new(),
+            leaving: Vec::new(),
             examiner,
             waiting: HashSet::new(),
             answered: None,
@@ -191,6 +198,16 @@ impl Follow {
         }
     }
 
+    /// Takes note of a disk that is lent no longer. It is not lent again before its descriptors are closed.
+    pub(crate) fn release(&mut self, loan: &Loan) {
+        let device = loan.device.clone();
+        self.leaving.extend(device.map(|device| (device, Arc::downgrade(&loan.export))));
+    }
+
+    fn is_leaving(&self, disk: &Disk) -> bool {
+        self.leaving.iter().any(|(device, _)| device.is(disk.number))
+    }
+
     /// Forgets what was lent: the next look is a first one, at every disk.
     pub(crate) fn begin_anew(&mut self, now: Instant) {
         self.said.clear();
@@ -240,8 +257,8 @@ impl Follow {
         let mut changes = changed(&machine.disks, loans);
         if self.choice.is_some() {
             let all = whole_names(&machine, names.union(&second));
-            self.come(&machine, &all, loans, now);
             self.again.extend(names.into_iter().map(|name| (name, now + AGAIN)));
+            self.come(&machine, &all, loans, now);
         }
         changes.extend(self.settle(loans, now));
         changes
@@ -250,9 +267,14 @@ impl Follow {
     /// Has those of `names` examined that are not lent.
     fn come(&mut self, machine: &Machine, names: &HashSet<String>, loans: &[Loan], now: Instant) {
         self.said.retain(|name, _| machine.disk(name).is_some());
+        self.leaving.retain(|(_, export)| export.strong_count() > 0);
         let named = machine.disks.iter().filter(|disk| names.contains(&disk.name));
         for disk in named.filter(|disk| !is_lent(disk, loans)) {
             if self.choice.as_ref().is_none_or(|choice| choice.of(disk).is_none()) {
+                continue;
+            }
+            if self.is_leaving(disk) {
+                self.again.insert(disk.name.clone(), now + RELEASE);
                 continue;
             }
             for examined in examined_for(machine, disk) {
@@ -455,11 +477,10 @@ fn changed(disks: &[Disk], loans: &[Loan]) -> Vec<Change> {
 mod test {
     use super::*;
     use crate::choice::Called;
-    use export::{Export, Geometry, Identity};
+    use export::{Geometry, Identity};
     use linux::tree::Tree;
     use std::fs;
     use std::path::PathBuf;
-    use std::sync::Arc;
 
     /// A machine made of files, with one disk.
     struct Fake(PathBuf);
@@ -660,6 +681,28 @@ mod test {
         // Named, it is opened; what is no block device is then refused for that.
         let [Change::Note(note)] = &changes[..] else { panic!("{changes:?}") };
         assert!(note.starts_with("/dev/sdz") && !note.contains("stick"), "{note}");
+    }
+
+    #[test]
+    fn disk_is_lent_again_when_its_descriptors_are_closed() {
+        let fake = Fake::new("again");
+        fake.write("proc/self/mountinfo", "25 1 8:400 / /home rw - ext4 /dev/sdz rw\n");
+        let mut follow = fake.follow();
+        let before = loan(&fake.disks()[0]);
+        // As held by a flush that has not ended.
+        let held = before.export.clone();
+        follow.release(&before);
+        drop(before);
+        let mut now = Instant::now();
+        follow.begin_anew(now);
+        for _ in 0..10 {
+            now = follow.due().unwrap();
+            assert!(look(&mut follow, now).is_empty(), "it is judged while it is busy");
+        }
+        drop(held);
+        now = follow.due().unwrap();
+        let changes = look(&mut follow, now);
+        assert!(matches!(&changes[..], [Change::Note(_)]), "{changes:?}");
     }
 
     #[test]

@@ -93,6 +93,7 @@ impl Server {
     }
 
     fn withdraw_loan(&mut self, loan: &Loan, reason: &'static str) {
+        self.follow.release(loan);
         self.worker.withdraw(&loan.export);
         self.ledger.withdraw(&loan.export);
         self.say(&Happening::withdrawn(&loan.export, reason));
