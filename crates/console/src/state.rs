@@ -182,9 +182,11 @@ impl State {
 
     fn page(&mut self, model: &Model, down: bool) {
         match self.view {
-            // The paragraphs of a disk are few.
             View::Details | View::Lines => {
-                self.top = if down { (self.top + 1).min(PAGE) } else { self.top.saturating_sub(1) };
+                // The paragraphs of a disk are few, but for its hosts.
+                let hosts = model.disks.iter().map(|disk| disk.attached.len()).max().unwrap_or(0);
+                let last = PAGE + hosts;
+                self.top = if down { (self.top + 1).min(last) } else { self.top.saturating_sub(1) };
             }
             _ => self.step(model, down, PAGE),
         }

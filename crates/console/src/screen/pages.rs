@@ -1,5 +1,7 @@
 //! The pages behind the overview: one disk, the lines of all tools, all messages, the keys.
 
+use std::slice;
+
 use crate::page::{Ink, Page, attached_by};
 use crate::table::traffic;
 use crate::ways;
@@ -187,14 +189,19 @@ fn counters(disk: &Disk, page: &Page) -> Vec<String> {
     traffic.into_iter().chain(kernel).collect()
 }
 
+/// Columns of the sentence that counts what is not shown.
+const SIGN: usize = 40;
+
 /// The paragraphs from `top` on, as many as fit, with the number of those above and below.
 fn scrolled(paragraphs: Vec<Vec<String>>, top: usize, style: Style, rows: usize) -> Vec<String> {
     let total: Vec<String> = paragraphs.iter().flatten().cloned().collect();
     let spaced = height(&total, style.width) + paragraphs.len() <= rows && paragraphs.len() < 8;
-    let of = paragraphs.len();
     let fits_whole = height(&total, style.width) <= rows;
+    let sign = SIGN.div_ceil(style.width.max(1));
+    let room = if fits_whole { rows } else { rows.saturating_sub(sign) };
+    let paragraphs = split(paragraphs, style.width, room);
+    let of = paragraphs.len();
     let top = if fits_whole { 0 } else { top.min(of.saturating_sub(1)) };
-    let room = if fits_whole { rows } else { rows.saturating_sub(1) };
     let mut lines: Vec<String> = Vec::new();
     let mut shown = 0;
     for paragraph in paragraphs.into_iter().skip(top) {
@@ -212,9 +219,31 @@ fn scrolled(paragraphs: Vec<Vec<String>>, top: usize, style: Style, rows: usize)
     if top + below > 0 {
         let page = Page::new(style);
         let more = format!("{top} more above, {below} more below: PgUp, PgDn");
-        // A paragraph may be longer than the window.
+        // One line may be higher than the window.
+        let all = lines.len();
         lines = fit(lines, style.width, room);
+        let more = if lines.len() < all { "This window is too small.".to_owned() } else { more };
         lines.push(page.ink(Ink::Faint, &more));
     }
     lines
+}
+
+/// Makes several of a paragraph that is higher than `room`.
+fn split(paragraphs: Vec<Vec<String>>, width: usize, room: usize) -> Vec<Vec<String>> {
+    let mut parts: Vec<Vec<String>> = Vec::new();
+    for paragraph in paragraphs {
+        parts.push(Vec::new());
+        for line in paragraph {
+            match parts.last_mut() {
+                Some(part)
+                    if part.is_empty()
+                        || height(part, width) + height(slice::from_ref(&line), width) <= room =>
+                {
+                    part.push(line)
+                }
+                _ => parts.push(vec![line]),
+            }
+        }
+    }
+    parts
 }

@@ -265,6 +265,37 @@ fn names_beyond_ascii_are_shown_where_the_locale_has_them() {
 }
 
 #[test]
+fn details_that_do_not_fit_are_reached_by_keys() {
+    let mut model = example::serve(1);
+    model.disks[0].attached = (0..30).map(|n| host(&format!("host-{n}"))).collect();
+    let whole = shown(&model, &after(&[Key::Byte(b'\r')], &model), SMALL, 99);
+    for (width, rows) in [(80, 15), (80, 25), (60, 15)] {
+        let mut all = String::new();
+        for downs in 0..40 {
+            let keys = [vec![Key::Byte(b'\r')], vec![Key::PageDown; downs]].concat();
+            let style = Style { width, ..SMALL };
+            all += &shown(&model, &after(&keys, &model), style, rows);
+            all.push('\n');
+        }
+        let typed = whole.lines().filter(|line| line.starts_with("  "));
+        for line in typed.filter(|line| !line.contains(", ")) {
+            assert!(all.contains(&format!("{line}\n")), "{width}x{rows} lacks {line}");
+        }
+    }
+}
+
+#[test]
+fn line_higher_than_the_window_is_not_lost_without_a_sign() {
+    let model = example::serve(1);
+    let has_sign = |downs| {
+        let keys = [vec![Key::Byte(b'\r')], vec![Key::PageDown; downs]].concat();
+        let text = shown(&model, &after(&keys, &model), Style { width: 12, ..SMALL }, 11);
+        text.contains("This window is too small.")
+    };
+    assert!((0..12).any(has_sign));
+}
+
+#[test]
 fn any_window_is_filled_and_nothing_fails() {
     let mut model = example::target_mode(3);
     model.notes = vec!["a note of some length, which is broken".to_owned()];
