@@ -2,10 +2,12 @@
 //!
 //! The JSON is a contract: `docs/json-events.md` describes it.
 
+mod sentence;
+
 use std::fmt;
 use std::sync::Arc;
 
-use console::{decimal, host_name, printable, size};
+use console::printable;
 use export::{Access, Event, Export, KeyId, PairingRequest, Peer, Policy};
 use serde::{Serialize, Serializer};
 
@@ -174,6 +176,11 @@ pub enum Happening {
         /// Why.
         reason: String,
     },
+    /// Events before this one were lost: the program that reads them did not.
+    Lost {
+        /// How many.
+        count: u64,
+    },
     /// Something that is worth knowing and has no event of its own.
     Note {
         /// A sentence.
@@ -252,11 +259,6 @@ impl Shown {
             chap: proven.is_some(),
         }
     }
-
-    /// How the connection is protected, as a piece of a sentence.
-    fn words(&self) -> String {
-        self.tls.as_ref().map(|tls| format!(", encrypted ({tls})")).unwrap_or_default()
-    }
 }
 
 /// The name in the owner's `policy` of the host whose key was shown, within the protocol or by the channel.
@@ -285,16 +287,6 @@ const UNIX: &str = "unix";
 /// Where a peer is, with its port; one that came by no network is at the other end of a Unix socket.
 fn address(peer: &Peer) -> String {
     if peer.remote == Peer::LOCAL { UNIX.to_owned() } else { peer.remote.to_string() }
-}
-
-/// A host as people call it: by its owner's name, if it has shown a key, else by the name that it gives itself.
-fn who(known_as: Option<&str>, host: &str, address: &str) -> String {
-    let host = match known_as {
-        Some(name) => name.to_owned(),
-        None if host.is_empty() => "a host without a name".to_owned(),
-        None => host_name(host, true),
-    };
-    if address == UNIX { format!("{host} on this machine") } else { format!("{host} at {address}") }
 }
 
 /// Whom an event is about.
@@ -371,65 +363,6 @@ impl Happening {
         members.into_iter().map(field).collect()
     }
 
-    /// One sentence for people, or nothing where the screen says it all.
-    pub fn sentence(&self) -> Option<String> {
-        let sentence = match self {
-            Self::Listening { .. } | Self::Lent { .. } | Self::Ready | Self::Pairing { .. } => {
-                return None;
-            }
-            Self::Asking { name, address, .. } => {
-                format!("{name} at {address} has the right code and asks for write access")
-            }
-            Self::Paired { name, address, access, .. } => {
-                format!("{name} at {address} was let in by the code: {access}")
-            }
-            Self::Closed { at, .. } => format!("{at} is gone from this machine"),
-            Self::Attached { which, host, address, shown, .. } => {
-                let who = who(shown.key.as_deref(), host, address);
-                format!("{} is attached by {who}{}", which.disk, shown.words())
-            }
-            Self::Detached { which, host, address, reason, read, written, shown, .. } => {
-                let who = who(shown.key.as_deref(), host, address);
-                format!(
-                    "{} is no longer attached by {who}: {reason}; it has read {} and written {}",
-                    which.disk,
-                    decimal(*read),
-                    decimal(*written)
-                )
-            }
-            Self::Refused { host, address, wanted, reason, count, .. } => {
-                let (who, times) = (who(None, host, address), times(*count));
-                match wanted.as_str() {
-                    "" => format!("{who} was refused{times}: {reason}"),
-                    _ => format!("{who} asked for {wanted} and was refused{times}: {reason}"),
-                }
-            }
-            Self::Violation { address, rule, count, .. } => {
-                let times = times(*count);
-                format!("the host at {address} broke the protocol and was cut off{times}: {rule}")
-            }
-            Self::Fault { which, op, offset, bytes, count: 1, reason } => {
-                format!("{}: {op} of {bytes} bytes at {offset} failed: {reason}", which.disk)
-            }
-            Self::Fault { which, op, offset, bytes, count, reason } => {
-                let (disk, end) = (&which.disk, offset.saturating_add(*bytes));
-                format!("{disk}: {count} {op} requests between {offset} and {end} failed: {reason}")
-            }
-            Self::Resized { which, bytes, before } if bytes < before => {
-                format!("{} is shorter than it was: {bytes} bytes instead of {before}", which.disk)
-            }
-            Self::Resized { which, bytes, .. } => {
-                format!("{} has now {}", which.disk, size(*bytes))
-            }
-            Self::Withdrawn { which, reason } => {
-                format!("{} is lent no longer: {reason}", which.disk)
-            }
-            Self::Note { message } => message.clone(),
-            Self::Stopped => "storagetm has stopped; all hosts are disconnected".to_owned(),
-        };
-        Some(printable(&sentence, true))
-    }
-
     /// Whether it is one of the messages of the screen; who has attached what, the screen shows by itself.
     pub fn is_message(&self) -> bool {
         let kept = matches!(
@@ -444,11 +377,6 @@ impl Happening {
         let shrunk = matches!(self, Self::Resized { bytes, before, .. } if bytes < before);
         shrunk || matches!(self, Self::Refused { .. } | Self::Violation { .. } | Self::Fault { .. })
     }
-}
-
-/// " 17 times", or nothing for once.
-fn times(count: u64) -> String {
-    if is_once(&count) { String::new() } else { format!(" {count} times") }
 }
 
 fn is_once(count: &u64) -> bool {

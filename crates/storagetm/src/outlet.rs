@@ -21,6 +21,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 pub(crate) struct Outlet<F = Stdout> {
     to: F,
     waiting: VecDeque<u8>,
+    /// Lines that found no room since the last that did.
+    lost: u64,
     closed: bool,
 }
 
@@ -34,15 +36,29 @@ impl Outlet {
 impl<F: AsFd> Outlet<F> {
     /// That descriptor.
     pub(crate) fn new(to: F) -> Self {
-        Self { to, waiting: VecDeque::new(), closed: false }
+        Self { to, waiting: VecDeque::new(), lost: 0, closed: false }
     }
 
-    /// Says the text as soon as there is room for it.
+    /// Writes the text as soon as there is room for it.
     pub(crate) fn push(&mut self, text: &str) {
-        if !self.closed && self.waiting.len() + text.len() <= MOST {
+        self.queue(text);
+        self.write();
+    }
+
+    /// The same with a line; where lines before it were lost, `lost` makes the line that counts them.
+    pub(crate) fn push_line(&mut self, line: &str, lost: impl FnOnce(u64) -> String) {
+        let before = if self.lost > 0 { lost(self.lost) } else { String::new() };
+        self.lost = if self.queue(&(before + line)) { 0 } else { self.lost.saturating_add(1) };
+        self.write();
+    }
+
+    /// Returns whether there was room.
+    fn queue(&mut self, text: &str) -> bool {
+        let has_room = !self.closed && self.waiting.len() + text.len() <= MOST;
+        if has_room {
             self.waiting.extend(text.as_bytes());
         }
-        self.write();
+        has_room
     }
 
     /// Writes what waits, as far as it goes without waiting.
@@ -142,6 +158,32 @@ mod test {
         let before = outlet.waiting.len();
         outlet.write();
         assert!(outlet.waiting.len() < before);
+    }
+
+    #[test]
+    fn lines_that_were_lost_are_counted_by_the_next_one() {
+        let (mut reader, writer) = io::pipe().unwrap();
+        let mut outlet = Outlet::new(writer);
+        let line = format!("{}\n", "x".repeat(9_999));
+        let sign = |count| format!("{count} lost\n");
+        let pushed = 200;
+        (0..pushed).for_each(|_| outlet.push_line(&line, sign));
+        let mut read = vec![0; 65_536];
+        let mut text = String::new();
+        for lines in [&[][..], &["last\n", "end\n"]] {
+            lines.iter().for_each(|line| outlet.push_line(line, sign));
+            while outlet.is_waiting() {
+                let got = reader.read(&mut read).unwrap();
+                text += std::str::from_utf8(&read[..got]).unwrap();
+                outlet.write();
+            }
+        }
+        drop(outlet);
+        reader.read_to_string(&mut text).unwrap();
+        let kept = text.lines().filter(|line| line.starts_with('x')).count();
+        assert!(kept < pushed, "{kept}");
+        let end = format!("x\n{} lost\nlast\nend\n", pushed - kept);
+        assert!(text.ends_with(&end), "{}", &text[text.len() - 40..]);
     }
 
     #[test]

@@ -85,7 +85,7 @@ impl Output {
             self.record(priority, sentence, &happening.fields());
         }
         match (self.form, sentence) {
-            (Form::Json, _) => self.outlet.push(&format!("{}\n", happening.json())),
+            (Form::Json, _) => self.say_to_programs(happening),
             (Form::Plain, Some(sentence)) => self.outlet.push(&format!("{sentence}\n")),
             (Form::Plain, None) | (Form::Screen | Form::Silent, _) => {}
         }
@@ -94,7 +94,8 @@ impl Output {
     /// Says to programs what people see on the screen.
     pub(crate) fn say_to_programs(&mut self, happening: &Happening) {
         if self.form == Form::Json {
-            self.outlet.push(&format!("{}\n", happening.json()));
+            let line = |happening: &Happening| format!("{}\n", happening.json());
+            self.outlet.push_line(&line(happening), |count| line(&Happening::Lost { count }));
         }
     }
 

@@ -22,8 +22,10 @@ const INTERRUPTED: u8 = 6;
 /// An end broke the rules of its protocol.
 const VIOLATION: u8 = 7;
 
-/// Ranges that are named to people one by one; programs get all.
+/// Ranges that are named to people one by one.
 const NAMED: usize = 16;
+/// Ranges of each kind that are events; the map has all of them.
+const MOST_EVENTS: usize = 1000;
 
 /// What the end is told with.
 #[derive(Debug, Clone, Copy)]
@@ -82,7 +84,7 @@ fn failure(report: &Report, told: Told<'_>) -> Option<Failure> {
     Some(match &report.outcome {
         Outcome::Success => return None,
         Outcome::BadSectors => Failure::ending(BAD, bad_sectors(report, told)),
-        Outcome::VerifyFailed(ranges) => Failure::ending(UNLIKE, unlike(ranges, told)),
+        Outcome::VerifyFailed(ranges) => Failure::ending(UNLIKE, differing(ranges, told)),
         Outcome::Refused(refusal) => refused(refusal),
         Outcome::Interrupted => Failure::ending(INTERRUPTED, interrupted(told)),
         Outcome::Failed(trouble) => {
@@ -108,7 +110,7 @@ fn bad_sectors(report: &Report, told: Told<'_>) -> String {
     )
 }
 
-fn unlike(ranges: &[Range<u64>], told: Told<'_>) -> String {
+fn differing(ranges: &[Range<u64>], told: Told<'_>) -> String {
     let first = ranges.first().map(|range| format!(", first at byte {}", range.start));
     let again = told.again.map(|line| format!("; to copy these again: {line}"));
     format!(
@@ -133,24 +135,30 @@ fn counted(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
 }
 
-/// What could not be read, and what differs: each range.
-fn tell_ranges(report: &Report, voice: &mut Voice) {
-    let unlike = match &report.outcome {
-        Outcome::VerifyFailed(ranges) => ranges.as_slice(),
+/// The ranges in which the destination does not hold what was read.
+pub(super) fn unlike(report: &Report) -> &[Range<u64>] {
+    match &report.outcome {
+        Outcome::VerifyFailed(ranges) => ranges,
         _ => &[],
-    };
+    }
+}
+
+/// What could not be read, and what differs: the first ranges.
+fn tell_ranges(report: &Report, voice: &mut Voice) {
     if voice.is_for_people() {
         say_ranges(&report.bad, "could not be read", voice);
-        say_ranges(unlike, "differ", voice);
+        say_ranges(unlike(report), "differ", voice);
         return;
     }
+    range_events(report).for_each(|event| voice.event(&event));
+}
+
+fn range_events(report: &Report) -> impl Iterator<Item = Event<'static>> {
     let parts = |range: &Range<u64>| (range.start, range.end.saturating_sub(range.start));
-    for (offset, bytes) in report.bad.iter().map(parts) {
-        voice.event(&Event::Bad { offset, bytes });
-    }
-    for (offset, bytes) in unlike.iter().map(parts) {
-        voice.event(&Event::Mismatch { offset, bytes });
-    }
+    let bad = report.bad.iter().take(MOST_EVENTS).map(parts);
+    let unlike = unlike(report).iter().take(MOST_EVENTS).map(parts);
+    let bad = bad.map(|(offset, bytes)| Event::Bad { offset, bytes });
+    bad.chain(unlike.map(|(offset, bytes)| Event::Mismatch { offset, bytes }))
 }
 
 fn say_ranges(ranges: &[Range<u64>], what: &str, voice: &mut Voice) {
@@ -238,6 +246,18 @@ mod test {
         assert_eq!(ending(&report(Outcome::Refused(Refusal::Pipes))).0, 5);
         let (status, said) = ending(&report(Outcome::Interrupted));
         assert!(status == 6 && said.ends_with("storagetm copy a b"));
+    }
+
+    #[test]
+    fn events_of_ranges_are_bounded_and_counted() {
+        let ranges: Vec<Range<u64>> = (0..5000).map(|n| n * 1024..n * 1024 + 512).collect();
+        let report =
+            Report { bad: ranges.clone(), ..report(Outcome::VerifyFailed(ranges[..7].to_vec())) };
+        let events: Vec<String> = range_events(&report).map(|event| event.line()).collect();
+        let named = |name: &str| events.iter().filter(|event| event.contains(name)).count();
+        assert_eq!((named("\"bad\""), named("\"mismatch\"")), (MOST_EVENTS, 7));
+        let end = Event::Finished(Finished::new(&report, None)).line();
+        assert!(end.contains("\"bad_ranges\":5000,\"mismatches\":7,"), "{end}");
     }
 
     #[test]

@@ -48,6 +48,11 @@ pub(super) enum Event<'a> {
         /// Why it was lost.
         reason: &'a str,
     },
+    /// Events before this one were lost: the reader did not read.
+    Lost {
+        /// How many.
+        count: u64,
+    },
     /// Something else worth knowing.
     Note {
         /// A sentence.
@@ -99,6 +104,10 @@ pub(super) struct Finished {
     verified: u64,
     /// Bytes that could not be read.
     bad: u64,
+    /// Ranges that could not be read; only the first of very many are events.
+    bad_ranges: usize,
+    /// Ranges that differ, likewise.
+    mismatches: usize,
     /// BLAKE3 of all of it, in hexadecimal, if all was read.
     hash: Option<String>,
     /// How long it took.
@@ -142,6 +151,8 @@ impl Finished {
             resent: report.resent,
             verified: report.verified,
             bad: super::ending::length(&report.bad),
+            bad_ranges: report.bad.len(),
+            mismatches: super::ending::unlike(report).len(),
             hash: report.hash.as_ref().map(hexadecimal),
             seconds: tenths(report.elapsed),
         }
@@ -159,6 +170,8 @@ impl Finished {
             resent: 0,
             verified: 0,
             bad: 0,
+            bad_ranges: 0,
+            mismatches: 0,
             hash: None,
             seconds: 0.0,
         }

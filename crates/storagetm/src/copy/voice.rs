@@ -56,14 +56,14 @@ impl Voice {
     /// Says it, if it is said as JSON.
     pub(super) fn event(&mut self, event: &Event<'_>) {
         if let Form::Json(outlet) = &mut self.form {
-            outlet.push(&event.line());
+            push(outlet, event);
         }
     }
 
     /// Says a sentence to people, and to programs as a note.
     pub(super) fn note(&mut self, sentence: &str) {
         match &mut self.form {
-            Form::Json(outlet) => outlet.push(&Event::Note { message: sentence }.line()),
+            Form::Json(outlet) => push(outlet, &Event::Note { message: sentence }),
             Form::Bar(bar) => bar.suspend(|| people(sentence)),
             Form::Lines => people(sentence),
         }
@@ -78,7 +78,7 @@ impl Voice {
             Form::Bar(bar) => show(bar, progress),
             Form::Lines if is_new || due(LINES) => people(&line(progress)),
             Form::Json(outlet) if is_new || due(EVENTS) => {
-                outlet.push(&Event::progress(&progress.phase.to_string(), progress).line());
+                push(outlet, &Event::progress(&progress.phase.to_string(), progress));
             }
             Form::Lines | Form::Json(_) => return,
         }
@@ -129,6 +129,10 @@ impl Voice {
     pub(super) fn is_for_people(&self) -> bool {
         !matches!(self.form, Form::Json(_))
     }
+}
+
+fn push(outlet: &mut Outlet<OwnedFd>, event: &Event<'_>) {
+    outlet.push_line(&event.line(), |count| Event::Lost { count }.line());
 }
 
 fn stream(data_on_stdout: bool) -> Result<OwnedFd, Failure> {

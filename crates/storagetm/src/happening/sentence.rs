@@ -1,0 +1,89 @@
+//! Events as sentences for people.
+
+use console::{decimal, host_name, printable, size};
+
+use super::{Happening, Shown, UNIX, is_once};
+
+impl Happening {
+    /// One sentence for people, or nothing where the screen says it all.
+    pub fn sentence(&self) -> Option<String> {
+        let sentence = match self {
+            Self::Listening { .. } | Self::Lent { .. } | Self::Ready | Self::Pairing { .. } => {
+                return None;
+            }
+            Self::Asking { name, address, .. } => {
+                format!("{name} at {address} has the right code and asks for write access")
+            }
+            Self::Paired { name, address, access, .. } => {
+                format!("{name} at {address} was let in by the code: {access}")
+            }
+            Self::Closed { at, .. } => format!("{at} is gone from this machine"),
+            Self::Attached { which, host, address, shown, .. } => {
+                let who = who(shown.key.as_deref(), host, address);
+                format!("{} is attached by {who}{}", which.disk, shown.words())
+            }
+            Self::Detached { which, host, address, reason, read, written, shown, .. } => {
+                let who = who(shown.key.as_deref(), host, address);
+                format!(
+                    "{} is no longer attached by {who}: {reason}; it has read {} and written {}",
+                    which.disk,
+                    decimal(*read),
+                    decimal(*written)
+                )
+            }
+            Self::Refused { host, address, wanted, reason, count, .. } => {
+                let (who, times) = (who(None, host, address), times(*count));
+                match wanted.as_str() {
+                    "" => format!("{who} was refused{times}: {reason}"),
+                    _ => format!("{who} asked for {wanted} and was refused{times}: {reason}"),
+                }
+            }
+            Self::Violation { address, rule, count, .. } => {
+                let times = times(*count);
+                format!("the host at {address} broke the protocol and was cut off{times}: {rule}")
+            }
+            Self::Fault { which, op, offset, bytes, count: 1, reason } => {
+                format!("{}: {op} of {bytes} bytes at {offset} failed: {reason}", which.disk)
+            }
+            Self::Fault { which, op, offset, bytes, count, reason } => {
+                let (disk, end) = (&which.disk, offset.saturating_add(*bytes));
+                format!("{disk}: {count} {op} requests between {offset} and {end} failed: {reason}")
+            }
+            Self::Resized { which, bytes, before } if bytes < before => {
+                format!("{} is shorter than it was: {bytes} bytes instead of {before}", which.disk)
+            }
+            Self::Resized { which, bytes, .. } => {
+                format!("{} has now {}", which.disk, size(*bytes))
+            }
+            Self::Withdrawn { which, reason } => {
+                format!("{} is lent no longer: {reason}", which.disk)
+            }
+            Self::Lost { count } => format!("{count} events were lost: they were not read in time"),
+            Self::Note { message } => message.clone(),
+            Self::Stopped => "storagetm has stopped; all hosts are disconnected".to_owned(),
+        };
+        Some(printable(&sentence, true))
+    }
+}
+
+impl Shown {
+    /// How the connection is protected, as a piece of a sentence.
+    fn words(&self) -> String {
+        self.tls.as_ref().map(|tls| format!(", encrypted ({tls})")).unwrap_or_default()
+    }
+}
+
+/// A host as people call it: by its owner's name, if it has shown a key, else by the name that it gives itself.
+fn who(known_as: Option<&str>, host: &str, address: &str) -> String {
+    let host = match known_as {
+        Some(name) => name.to_owned(),
+        None if host.is_empty() => "a host without a name".to_owned(),
+        None => host_name(host, true),
+    };
+    if address == UNIX { format!("{host} on this machine") } else { format!("{host} at {address}") }
+}
+
+/// " 17 times", or nothing for once.
+fn times(count: u64) -> String {
+    if is_once(&count) { String::new() } else { format!(" {count} times") }
+}
