@@ -1,9 +1,11 @@
-//! How much payload memory there is in all, and how much of it one host may hold.
+//! Limits on payload memory: for the whole process, and for each tenant.
 //!
-//! Memory that waits for different things is counted apart, so that none waits for another in a circle
-//! (docs/decisions/002). Of each part a host may hold as much as is left free: one host alone gets a half, two get a third
-//! each, and whoever comes next finds some (dynamic thresholds: Choudhury and Hahne, IEEE/ACM ToN 6(2), 1998). An account
-//! that holds nothing yet may have all of that, the others half, so that each gets its turn.
+//! Memory is accounted by [`Purpose`], that is by the event that frees it, so that no two waits can
+//! form a cycle (docs/decisions/002). Within each part a tenant may hold as much as is still free:
+//! one tenant alone gets a half, two get a third each, and a newcomer always finds some (dynamic
+//! thresholds: Choudhury and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). An account
+//! that holds nothing may take up to the whole free part, the others up to half of it, which
+//! prevents starvation.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -12,21 +14,23 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::Tenant;
 
-/// What payload memory is for, by what it waits for before it comes back.
+/// What payload memory is used for, by the event that frees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
-    /// Transfers in order of arrival: waits for the peer, or the disk. Whoever waits for it does not stop the stream.
+    /// Transfers in order of arrival. Freed by the peer or by the disk. Waiting for this memory
+    /// does not stop the receive stream.
     Transfer,
-    /// Data that comes with its command: waits for its own bytes in the stream, and for the disk. Whoever waits for it
-    /// stops the stream.
+    /// Data that follows its command in the stream. Freed by the disk, after its own bytes have
+    /// arrived. Waiting for this memory stops the receive stream.
     Stream,
-    /// What a command needs that holds memory already: waits for the disk, or for the peer to read.
+    /// The second buffer of a command that already holds one. Freed by the disk, or by the peer
+    /// when it reads.
     SecondPhase,
-    /// Sealed records: waits for the peer to read.
+    /// Encrypted TLS records in the send queue. Freed by the peer when it reads.
     TlsRecords,
 }
 
-/// The parts of a budget, in eighths.
+/// How a budget is divided, in eighths.
 const EIGHTHS: [(Purpose, usize); 4] = [
     (Purpose::Transfer, 3),
     (Purpose::Stream, 2),
@@ -34,11 +38,11 @@ const EIGHTHS: [(Purpose, usize); 4] = [
     (Purpose::TlsRecords, 2),
 ];
 
-/// The memory for payloads that all threads have together.
+/// Limit on the payload memory of all threads together.
 pub struct Budget {
     parts: [Part; 4],
     shares: Mutex<HashMap<Tenant, Weak<Share>>>,
-    /// Bytes that are allocated, in use or kept for the next request.
+    /// Bytes allocated, in use or cached.
     allocated: AtomicUsize,
     limit: usize,
 }
@@ -48,22 +52,22 @@ struct Part {
     used: Counter,
 }
 
-/// A counter in cache lines of its own: threads that count for different purposes do not slow each other down.
+/// A counter on its own cache lines, against false sharing between purposes.
 #[derive(Default)]
 #[repr(align(128))]
 struct Counter(AtomicUsize);
 
-/// What one host holds of a [`Budget`].
+/// One tenant's use of a [`Budget`].
 pub struct Share {
     budget: Arc<Budget>,
     used: [Counter; 4],
 }
 
 impl Budget {
-    /// The least that a budget has, in bytes: several buffers of the largest size for each purpose.
+    /// The smallest limit, in bytes: several buffers of the largest size for each purpose.
     pub const MIN: usize = 32 << 20;
 
-    /// A budget of `limit` bytes, but not less than [`Budget::MIN`].
+    /// Returns a budget of `limit` bytes, at least [`Budget::MIN`].
     pub fn new(limit: usize) -> Arc<Self> {
         let limit = limit.max(Self::MIN);
         let part = |(_, eighths)| Part { limit: limit / 8 * eighths, used: Counter::default() };
@@ -71,20 +75,20 @@ impl Budget {
         Arc::new(Self { parts: EIGHTHS.map(part), shares: Mutex::default(), allocated, limit })
     }
 
-    /// The share of a host.
+    /// Returns the share of `tenant`, the same one for all its connections.
     pub fn share(self: &Arc<Self>, tenant: Tenant) -> Arc<Share> {
         let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(share) = shares.get(&tenant).and_then(Weak::upgrade) {
             return share;
         }
-        // Of hosts that are gone.
+        // Remove the entries of tenants without connections.
         shares.retain(|_, share| share.strong_count() > 0);
         let share = Arc::new(Share { budget: self.clone(), used: Default::default() });
         shares.insert(tenant, Arc::downgrade(&share));
         share
     }
 
-    /// Bytes that are allocated now.
+    /// Returns the number of bytes allocated now, in use or cached.
     pub fn allocated(&self) -> usize {
         self.allocated.load(Ordering::Relaxed)
     }
@@ -97,21 +101,23 @@ impl Budget {
         self.allocated.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// Whether memory that is given back may be kept for the next request: not while much of it is allocated already.
-    pub(crate) fn is_roomy(&self) -> bool {
+    /// Returns whether a freed buffer may be cached: not while more than half of the limit is
+    /// allocated.
+    pub(crate) fn may_cache(&self) -> bool {
         self.allocated() <= self.limit / 2
     }
 }
 
 impl Share {
-    /// Counts `bytes` for that purpose, if this host may have them. `is_first`: for an account that holds nothing.
+    /// Charges `bytes` to this tenant and returns true, if they are within its limit. `is_first`:
+    /// the account holds nothing yet.
     pub(crate) fn take(&self, purpose: Purpose, bytes: usize, is_first: bool) -> bool {
-        let (limit, used, own) = self.of(purpose);
+        let (limit, used, own) = self.counters(purpose);
         let free = limit.saturating_sub(used.load(Ordering::Relaxed));
         let held = own.load(Ordering::Relaxed).saturating_add(bytes);
         let fits = held <= if is_first { free } else { free / 2 };
-        // Counted after the check, so that what is refused keeps nobody else from memory. Threads that check at once may
-        // exceed the limit by one buffer each.
+        // Charged after the check, so that a refused request does not reduce what others may take.
+        // Threads that check at the same time may exceed the limit by one buffer each.
         if fits {
             used.fetch_add(bytes, Ordering::Relaxed);
             own.fetch_add(bytes, Ordering::Relaxed);
@@ -120,13 +126,13 @@ impl Share {
     }
 
     pub(crate) fn give_back(&self, purpose: Purpose, bytes: usize) {
-        let (_, used, own) = self.of(purpose);
+        let (_, used, own) = self.counters(purpose);
         used.fetch_sub(bytes, Ordering::Relaxed);
         own.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    /// The limit of that purpose, what all have of it, and what this host has.
-    fn of(&self, purpose: Purpose) -> (usize, &AtomicUsize, &AtomicUsize) {
+    /// Returns the limit for `purpose`, the bytes used by all tenants and those used by this one.
+    fn counters(&self, purpose: Purpose) -> (usize, &AtomicUsize, &AtomicUsize) {
         let at = purpose as usize;
         let part = &self.budget.parts[at];
         (part.limit, &part.used.0, &self.used[at].0)
@@ -160,7 +166,7 @@ mod test {
     }
 
     #[test]
-    fn x61_a_host_that_gives_nothing_back_leaves_room_for_others() {
+    fn x61_tenant_that_frees_nothing_leaves_memory_for_others() {
         let budget = Budget::new(256 << 20);
         let greedy = budget.share(Tenant::Host(KeyId::new(1)));
         let part = 96 << 20;
@@ -177,7 +183,7 @@ mod test {
     }
 
     #[test]
-    fn accounts_with_memory_leave_room_for_those_without() {
+    fn account_with_memory_leaves_some_for_one_without() {
         let budget = Budget::new(256 << 20);
         let share = budget.share(Tenant::Host(KeyId::new(1)));
         let held = fill(&share, Purpose::Stream, false);
@@ -187,7 +193,7 @@ mod test {
     }
 
     #[test]
-    fn refused_take_keeps_nobody_from_memory() {
+    fn refused_take_does_not_reduce_what_others_may_take() {
         let budget = Budget::new(0);
         let greedy = budget.share(Tenant::Host(KeyId::new(1)));
         let modest = budget.share(Tenant::Host(KeyId::new(2)));
@@ -203,7 +209,7 @@ mod test {
     }
 
     #[test]
-    fn a_share_is_one_for_all_connections_of_a_host() {
+    fn connections_of_one_tenant_have_one_share() {
         let budget = Budget::new(0);
         let one = budget.share(Tenant::Host(KeyId::new(1)));
         assert!(Arc::ptr_eq(&one, &budget.share(Tenant::Host(KeyId::new(1)))));
@@ -211,6 +217,6 @@ mod test {
         drop(one);
         budget.share(Tenant::Host(KeyId::new(3)));
         let shares = budget.shares.lock().unwrap();
-        assert_eq!(shares.len(), 1, "those of hosts that are gone are forgotten");
+        assert_eq!(shares.len(), 1, "shares of tenants without connections are removed");
     }
 }

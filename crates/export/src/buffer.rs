@@ -1,8 +1,8 @@
-//! Page-aligned memory for payloads, drawn from a bounded pool. It knows no disk and no socket.
+//! Page-aligned payload buffers from a bounded pool.
 //!
-//! A thread has one [`Pool`]; each connection has an [`Account`] with it, which bounds what that connection may hold at
-//! once. All threads' pools draw on one [`Budget`], which bounds what a host may hold, and all together. A [`Buffer`] goes
-//! back to the pool when it is dropped.
+//! Each thread has one [`Pool`], and each connection an [`Account`] with it, which limits what the
+//! connection may hold. The pools of all threads draw on one [`Budget`], which limits each tenant
+//! and the process. A [`Buffer`] returns to its pool when it is dropped.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -14,11 +14,11 @@ use crate::budget::{Budget, Purpose, Share};
 use crate::{Network, Tenant};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
-/// The alignment of every buffer, and the smallest one, in bytes.
+/// Alignment of every buffer, and the smallest allocation, in bytes.
 pub const PAGE: usize = 4096;
 
-/// What an account may hold however many there are, in bytes.
-const LEAST: usize = 1 << 18;
+/// The least that an account may hold, in bytes, however many accounts the pool has.
+const MIN_SHARE: usize = 1 << 18;
 
 /// Size classes are `PAGE << 0` to `PAGE << (CLASSES - 1)`: 4 KiB to 1 MiB.
 const CLASSES: usize = 9;
@@ -29,60 +29,62 @@ struct Page([u8; PAGE]);
 
 type Pages = Box<[Page]>;
 
-/// A thread's memory for payloads: free buffers by size, and the bound on what its connections hold together.
+/// A thread's payload memory: cached buffers by size, and the limit of its accounts together.
 #[derive(Clone)]
 pub struct Pool(Rc<Shared>);
 
 struct Shared {
-    /// Bytes that all accounts together should stay below.
+    /// Bytes that the accounts divide among themselves. Not a hard limit: see [`MIN_SHARE`].
     limit: usize,
     accounts: Cell<usize>,
     cached: Cell<usize>,
     free: RefCell<[Vec<Pages>; CLASSES]>,
     budget: Arc<Budget>,
-    /// Whether memory was refused lately that only other connections can give back.
+    /// Whether the budget or the system refused memory since [`Pool::was_short`] was called.
     is_short: Cell<bool>,
 }
 
 impl Pool {
-    /// The largest buffer that there is, in bytes.
+    /// The largest buffer, in bytes.
     pub const MAX_BUFFER: usize = PAGE << (CLASSES - 1);
 
-    /// A pool whose accounts share `limit` bytes, with a budget of its own.
+    /// Returns a pool whose accounts share `limit` bytes, with an unlimited budget of its own.
     pub fn new(limit: usize) -> Self {
         Self::with_budget(limit, Budget::new(usize::MAX))
     }
 
-    /// A pool whose accounts share `limit` bytes, as far as `budget` has them.
+    /// Returns a pool whose accounts share `limit` bytes, within `budget`.
     pub fn with_budget(limit: usize, budget: Arc<Budget>) -> Self {
         let free = RefCell::new([const { Vec::new() }; CLASSES]);
         let (accounts, cached, is_short) = Default::default();
         Self(Rc::new(Shared { limit, accounts, cached, free, budget, is_short }))
     }
 
-    /// Opens an account for one connection, of nobody in particular. It may hold an equal share of the pool, and one buffer
-    /// of any size, as far as the budget has it.
+    /// Opens an account for one connection, charged to a tenant that stands for no host in
+    /// particular. Within the budget, the account may hold an equal share of the pool, or one
+    /// buffer of any size.
     pub fn open(&self) -> Account {
         self.open_for(Tenant::Network(Network::of((IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0).into())))
     }
 
-    /// The same, for a connection of that host.
+    /// Opens an account for one connection, charged to `tenant`.
     pub fn open_for(&self, tenant: Tenant) -> Account {
         Account::open(&self.0, self.0.budget.share(tenant), Purpose::Transfer)
     }
 
-    /// Whether memory was refused, since this was asked last, that only connections elsewhere can give back: then sessions
-    /// are to be [polled](crate::Session::poll) again after a while.
+    /// Returns whether an account was refused memory since the last call for want of budget or of
+    /// system memory. No event of the connection itself announces that this memory is free, so the
+    /// driver must [poll](crate::Session::poll) its sessions again after a while.
     pub fn was_short(&self) -> bool {
         self.0.is_short.take()
     }
 
-    /// Gives the free buffers back to the system: for a thread that has gone idle.
+    /// Frees the cached buffers. To be called when the thread becomes idle.
     pub fn trim(&self) {
         self.0.trim();
     }
 
-    /// Bytes in free buffers, kept for the next request.
+    /// Returns the number of bytes in cached buffers.
     pub fn cached(&self) -> usize {
         self.0.cached.get()
     }
@@ -96,7 +98,7 @@ impl Shared {
         }
         let fresh = || <[Page]>::new_box_zeroed_with_elems(1 << class).ok();
         let pages = fresh().or_else(|| {
-            // The system has none left: what is kept may be of use.
+            // Out of memory: free the cache and try once more.
             self.trim();
             fresh()
         })?;
@@ -111,7 +113,7 @@ impl Shared {
 
     fn give_back(&self, pages: Pages) {
         let bytes = pages.len() * PAGE;
-        if self.cached.get() + bytes <= self.limit && self.budget.is_roomy() {
+        if self.cached.get() + bytes <= self.limit && self.budget.may_cache() {
             self.cached.set(self.cached.get() + bytes);
             self.free.borrow_mut()[class_of(bytes)].push(pages);
         } else {
@@ -126,37 +128,42 @@ impl Drop for Shared {
     }
 }
 
-/// The smallest class that holds `len` bytes; `len` is at most [`Pool::MAX_BUFFER`].
+/// Returns the smallest size class for `len` bytes; `len` is at most [`Pool::MAX_BUFFER`].
 fn class_of(len: usize) -> usize {
     len.div_ceil(PAGE).next_power_of_two().trailing_zeros() as usize
 }
 
-/// One connection's account with its thread's [`Pool`].
+/// What one connection holds of its thread's [`Pool`], for one [`Purpose`]. Clones are the same
+/// account.
 #[derive(Clone)]
-pub struct Account(Rc<Ledger>);
+pub struct Account(Rc<AccountState>);
 
-struct Ledger {
+struct AccountState {
     pool: Rc<Shared>,
-    host: Arc<Share>,
+    share: Arc<Share>,
     purpose: Purpose,
     held: Cell<usize>,
 }
 
-impl Drop for Ledger {
+impl Drop for AccountState {
     fn drop(&mut self) {
         self.pool.accounts.set(self.pool.accounts.get() - 1);
     }
 }
 
 impl Account {
-    fn open(pool: &Rc<Shared>, host: Arc<Share>, purpose: Purpose) -> Self {
+    fn open(pool: &Rc<Shared>, share: Arc<Share>, purpose: Purpose) -> Self {
         pool.accounts.set(pool.accounts.get() + 1);
-        Self(Rc::new(Ledger { pool: pool.clone(), host, purpose, held: Cell::new(0) }))
+        Self(Rc::new(AccountState { pool: pool.clone(), share, purpose, held: Cell::new(0) }))
     }
 
-    /// A buffer of `len` bytes, or nothing: when the account is at its bound (wait until one of its buffers comes back), its
-    /// host or all hosts are at theirs, the system has no memory (wait, or ask again after a while), or `len` is above
-    /// [`Pool::MAX_BUFFER`]. What the buffer holds is whatever was there before.
+    /// Returns a buffer of `len` bytes with unspecified contents.
+    ///
+    /// Returns `None` if
+    /// - the account is at its limit: retry when one of its buffers has been dropped;
+    /// - the tenant or the process is at its limit, or the system is out of memory: retry after a
+    ///   while (see [`Pool::was_short`]);
+    /// - `len` is above [`Pool::MAX_BUFFER`].
     pub fn take(&self, len: usize) -> Option<Buffer> {
         if len > Pool::MAX_BUFFER {
             return None;
@@ -166,13 +173,13 @@ impl Account {
         if held != 0 && held + (PAGE << class) > self.share() {
             return None;
         }
-        let Ledger { pool, host, purpose, .. } = &*self.0;
-        if !host.take(*purpose, PAGE << class, held == 0) {
+        let AccountState { pool, share, purpose, .. } = &*self.0;
+        if !share.take(*purpose, PAGE << class, held == 0) {
             pool.is_short.set(true);
             return None;
         }
         let Some(pages) = pool.pages(class) else {
-            host.give_back(*purpose, PAGE << class);
+            share.give_back(*purpose, PAGE << class);
             pool.is_short.set(true);
             return None;
         };
@@ -180,17 +187,17 @@ impl Account {
         Some(Buffer { pages, len, account: self.0.clone() })
     }
 
-    /// Another account of the same host with the same pool, for another purpose.
+    /// Opens another account of the same tenant with the same pool, for `purpose`.
     pub fn sibling(&self, purpose: Purpose) -> Self {
-        Self::open(&self.0.pool, self.0.host.clone(), purpose)
+        Self::open(&self.0.pool, self.0.share.clone(), purpose)
     }
 
-    /// Bytes that this account may hold: an equal part of the pool, but not less than [`LEAST`].
+    /// Returns how many bytes this account may hold: an equal part of the pool, at least 256 KiB.
     pub fn share(&self) -> usize {
-        (self.0.pool.limit / self.0.pool.accounts.get().max(1)).max(LEAST)
+        (self.0.pool.limit / self.0.pool.accounts.get().max(1)).max(MIN_SHARE)
     }
 
-    /// Bytes that this account's buffers hold now.
+    /// Returns how many bytes this account's buffers occupy now.
     pub fn held(&self) -> usize {
         self.0.held.get()
     }
@@ -208,30 +215,30 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// Memory for one payload, page-aligned. Goes back to its pool on drop.
+/// A page-aligned buffer for one payload. Returns to its pool on drop.
 pub struct Buffer {
     pages: Pages,
     len: usize,
-    account: Rc<Ledger>,
+    account: Rc<AccountState>,
 }
 
 impl Buffer {
-    /// The payload.
+    /// Returns the payload.
     pub fn bytes(&self) -> &[u8] {
         self.pages.as_bytes().get(..self.len).unwrap_or_default()
     }
 
-    /// The payload, to be filled.
+    /// Returns the payload for writing.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         self.pages.as_mut_bytes().get_mut(..self.len).unwrap_or_default()
     }
 
-    /// Bytes of the payload.
+    /// Returns the length of the payload in bytes.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether the payload is empty.
+    /// Returns whether the payload is empty.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -242,7 +249,7 @@ impl Drop for Buffer {
         let pages = std::mem::take(&mut self.pages);
         let bytes = pages.len() * PAGE;
         self.account.held.set(self.account.held.get() - bytes);
-        self.account.host.give_back(self.account.purpose, bytes);
+        self.account.share.give_back(self.account.purpose, bytes);
         self.account.pool.give_back(pages);
     }
 }
@@ -258,7 +265,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn buffers_are_page_aligned_and_of_the_length_asked_for() {
+    fn buffers_are_page_aligned_and_of_the_requested_length() {
         let account = Pool::new(1 << 20).open();
         for len in [1, 512, 4096, 4097, 131_072] {
             let buffer = account.take(len).unwrap();
@@ -268,7 +275,7 @@ mod test {
     }
 
     #[test]
-    fn an_account_is_bounded_and_recovers_when_a_buffer_comes_back() {
+    fn account_at_its_limit_recovers_when_a_buffer_is_dropped() {
         let account = Pool::new(1 << 20).open();
         let held: Vec<_> = (0..16).map(|_| account.take(16 * PAGE).unwrap()).collect();
         assert!(account.take(PAGE).is_none());
@@ -278,7 +285,7 @@ mod test {
     }
 
     #[test]
-    fn an_account_that_holds_nothing_gets_one_buffer_of_any_size() {
+    fn empty_account_gets_one_buffer_of_any_size() {
         let account = Pool::new(PAGE).open();
         assert!(account.take(Pool::MAX_BUFFER).is_some());
         assert!(account.take(Pool::MAX_BUFFER + 1).is_none());
@@ -293,12 +300,12 @@ mod test {
         assert_eq!(first.share(), 4 << 20);
         drop(second);
         assert_eq!(first.share(), 8 << 20);
-        let _crowd: Vec<_> = (0..1000).map(|_| pool.open()).collect();
-        assert_eq!(first.share(), LEAST);
+        let _others: Vec<_> = (0..1000).map(|_| pool.open()).collect();
+        assert_eq!(first.share(), MIN_SHARE);
     }
 
     #[test]
-    fn what_the_budget_does_not_have_is_refused_and_that_is_known() {
+    fn exhausted_budget_is_reported_as_shortage() {
         let budget = Budget::new(0);
         let pools = [
             Pool::with_budget(64 << 20, budget.clone()),
@@ -308,7 +315,7 @@ mod test {
         let mut held = Vec::new();
         held.extend(std::iter::from_fn(|| accounts[0].take(Pool::MAX_BUFFER)));
         assert!(!held.is_empty() && held.len() < 12 && pools[0].was_short());
-        // Another purpose has memory of its own, and the first buffer of another account has some, too.
+        // Another purpose has its own memory, and so has the first buffer of another account.
         assert!(accounts[0].sibling(Purpose::SecondPhase).take(Pool::MAX_BUFFER).is_some());
         assert!(accounts[1].take(Pool::MAX_BUFFER).is_some());
         assert!(!pools[0].was_short() && !pools[1].was_short());
@@ -318,7 +325,7 @@ mod test {
     }
 
     #[test]
-    fn free_buffers_are_used_again_and_trimmed() {
+    fn freed_buffers_are_cached_until_trimmed() {
         let pool = Pool::new(1 << 20);
         let account = pool.open();
         let address = account.take(PAGE).unwrap().bytes().as_ptr().addr();

@@ -1,96 +1,99 @@
-//! The exports that are lent just now, and what a peer may see and have of them. It knows no protocol.
+//! The exports served now, and the access checks for them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock, Weak};
 
 use crate::{Access, Auth, Caller, Export, Grant, Host, Policy, Refusal};
 
-/// The exports that are lent just now. Shared by all sessions.
+/// The exports served now, and the [`Policy`] that guards them. Shared by all sessions.
 #[derive(Debug, Default)]
 pub struct Catalogue {
-    lent: RwLock<Vec<Arc<Export>>>,
-    /// Exports that are lent no longer, as long as something refers to them.
-    past: Mutex<Vec<Weak<Export>>>,
+    exports: RwLock<Vec<Arc<Export>>>,
+    /// Exports that were replaced or withdrawn and are still referred to.
+    retired: Mutex<Vec<Weak<Export>>>,
     policy: RwLock<Arc<Policy>>,
     generation: AtomicU64,
 }
 
 impl Catalogue {
-    /// Lends `export` from now on, in place of one of the same name if there is one.
+    /// Serves `export` from now on. Replaces an export with the same NQN.
     pub fn publish(&self, export: Arc<Export>) {
-        let mut lent = self.lent.write().unwrap_or_else(|poison| poison.into_inner());
-        let replaced = lent.iter().position(|other| other.nqn == export.nqn);
-        replaced.map(|at| lent.remove(at)).iter().for_each(|other| self.retire(other));
-        export.succeed(self.predecessors(&export));
-        lent.push(export);
+        let mut exports = self.exports.write().unwrap_or_else(|poison| poison.into_inner());
+        let replaced = exports.iter().position(|other| other.nqn == export.nqn);
+        replaced.map(|at| exports.remove(at)).iter().for_each(|other| self.retire(other));
+        export.set_predecessors(self.predecessors(&export));
+        exports.push(export);
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// Lends the export of that name no longer, and has its requests fail. Tells whether there was one.
+    /// Stops serving the export with this NQN: its requests fail with [`crate::Fault::Gone`] from
+    /// now on. Returns it, or `None` if there is none.
     pub fn withdraw(&self, nqn: &str) -> Option<Arc<Export>> {
-        let mut lent = self.lent.write().unwrap_or_else(|poison| poison.into_inner());
-        let export = lent.iter().position(|export| export.nqn == nqn).map(|at| lent.remove(at))?;
+        let mut exports = self.exports.write().unwrap_or_else(|poison| poison.into_inner());
+        let export =
+            exports.iter().position(|export| export.nqn == nqn).map(|at| exports.remove(at))?;
         export.withdraw();
         self.retire(&export);
         self.generation.fetch_add(1, Ordering::Release);
         Some(export)
     }
 
-    /// Keeps an export in mind that is lent no longer.
     fn retire(&self, export: &Arc<Export>) {
-        let mut past = self.past.lock().unwrap_or_else(|poison| poison.into_inner());
-        past.retain(|other| other.strong_count() != 0);
-        past.push(Arc::downgrade(export));
+        let mut retired = self.retired.lock().unwrap_or_else(|poison| poison.into_inner());
+        retired.retain(|other| other.strong_count() != 0);
+        retired.push(Arc::downgrade(export));
     }
 
-    /// Those in whose place `export` is lent and that are still in use: their connections may write until they notice.
+    /// Returns the retired exports with the NQN of `export` that are still in use: their
+    /// connections may write until they have seen the change.
     fn predecessors(&self, export: &Export) -> Vec<Weak<Export>> {
-        let past = self.past.lock().unwrap_or_else(|poison| poison.into_inner());
-        let before = |other: &&Weak<Export>| {
+        let retired = self.retired.lock().unwrap_or_else(|poison| poison.into_inner());
+        let is_predecessor = |other: &&Weak<Export>| {
             let other = other.upgrade().filter(|other| !std::ptr::eq(&**other, export));
             other.is_some_and(|other| other.nqn == export.nqn)
         };
-        past.iter().filter(before).cloned().collect()
+        retired.iter().filter(is_predecessor).cloned().collect()
     }
 
-    /// A number that grows with each change of what is lent.
+    /// Returns a number that grows with each change of the exports or the policy.
     pub fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// The export of that name, whoever asks.
+    /// Returns the export with this NQN, without an access check.
     pub fn find(&self, nqn: &str) -> Option<Arc<Export>> {
-        let lent = self.lent.read().unwrap_or_else(|poison| poison.into_inner());
-        lent.iter().find(|export| export.nqn == nqn).cloned()
+        let exports = self.exports.read().unwrap_or_else(|poison| poison.into_inner());
+        exports.iter().find(|export| export.nqn == nqn).cloned()
     }
 
-    /// Lets in whom `policy` names from now on, and nobody else where keys are needed.
+    /// Replaces the policy.
     pub fn set_policy(&self, policy: Policy) {
         *self.policy.write().unwrap_or_else(|poison| poison.into_inner()) = Arc::new(policy);
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// Whom the owner lets in just now.
+    /// Returns the policy in force.
     pub fn policy(&self) -> Arc<Policy> {
         self.policy.read().unwrap_or_else(|poison| poison.into_inner()).clone()
     }
 
-    /// Policy, first question: what may this peer see? In the order in which they were lent.
+    /// Returns the exports that `caller` may see, in the order in which they were published.
     pub fn visible(&self, caller: &Caller<'_>) -> Vec<Arc<Export>> {
-        let lent = self.lent.read().unwrap_or_else(|poison| poison.into_inner()).clone();
+        let exports = self.exports.read().unwrap_or_else(|poison| poison.into_inner()).clone();
         match self.authenticate(caller) {
-            Ok(None) => lent,
+            Ok(None) => exports,
             Ok(Some(host)) => {
-                lent.into_iter().filter(|export| host.access(export).is_some()).collect()
+                exports.into_iter().filter(|export| host.access(export).is_some()).collect()
             }
             Err(_) => Vec::new(),
         }
     }
 
-    /// Policy, second question: what may this peer have of the export of that name?
+    /// Authorizes `caller` to use the export with this NQN.
     ///
     /// # Errors
-    /// The reason why it gets nothing. What it has not shown comes before what there is.
+    /// Why access is refused. Authentication is checked before the export is looked up, so that an
+    /// unauthenticated peer cannot learn which exports exist.
     pub fn grant(&self, caller: &Caller<'_>, nqn: &str) -> Result<Grant, Refusal> {
         let host = self.authenticate(caller)?;
         let export = self.find(nqn).ok_or(Refusal::Unknown)?;
@@ -100,7 +103,8 @@ impl Catalogue {
         Ok(if access == Access::Writable { grant } else { grant.read_only() })
     }
 
-    /// The same by the short name of the export; by no name, the only export that the peer may see.
+    /// Authorizes `caller` to use the export with this short name. An empty name stands for the
+    /// only export that the caller may see.
     ///
     /// # Errors
     /// As [`Catalogue::grant`].
@@ -112,22 +116,24 @@ impl Catalogue {
             ("", _) => None,
             (short, all) => all.iter().find(|export| export.short == short),
         };
-        // What it may not see is not there: of a name that people choose, a stranger learns nothing by guessing.
+        // An export that the caller may not see is reported as unknown: short names are easy to
+        // guess.
         let export = export.ok_or(Refusal::Unknown)?;
         self.grant(caller, &export.nqn)
     }
 
-    /// Policy, third question: which host is it whose keys the caller must show, if it must show any?
+    /// Returns the host that `caller` has authenticated as, or `None` where no authentication is
+    /// required.
     ///
     /// # Errors
-    /// It has not shown them, or there is no such host.
+    /// The policy does not contain the host, or the caller has not proven the host's keys.
     pub fn authenticate(&self, caller: &Caller<'_>) -> Result<Option<Arc<Host>>, Refusal> {
         if caller.peer.auth == Auth::None {
             return Ok(None);
         }
         let policy = self.policy();
         let host = policy.host(caller.host).ok_or(Refusal::NotAllowed)?;
-        host.accepts(caller)?;
+        host.authenticate(caller)?;
         Ok(Some(host.clone()))
     }
 }
@@ -200,13 +206,13 @@ mod test {
     }
 
     #[test]
-    fn export_lent_anew_waits_for_writes_to_the_one_before() {
+    fn replacement_waits_for_writes_in_flight() {
         let catalogue = Catalogue::default();
         let old = export("a");
         catalogue.publish(old.clone());
         let before = Grant::new(old.clone());
         let in_flight = write(&before).unwrap();
-        // Lending the same export again replaces none.
+        // Publishing the same export again replaces none.
         catalogue.publish(old.clone());
         assert!(!old.has_orphans());
         let new = export("a");
@@ -219,7 +225,7 @@ mod test {
     }
 
     #[test]
-    fn export_lent_anew_waits_for_later_writes_to_the_one_before() {
+    fn replacement_waits_for_later_writes_to_the_replaced_export() {
         let catalogue = Catalogue::default();
         let (old, new) = (export("a"), export("a"));
         catalogue.publish(old.clone());
@@ -233,7 +239,7 @@ mod test {
     }
 
     #[test]
-    fn nobody_is_alone_while_the_export_before_is_written() {
+    fn exclusive_right_waits_for_writes_to_the_replaced_export() {
         let catalogue = Catalogue::default();
         let (old, new) = (export("a"), export("a"));
         catalogue.publish(old.clone());
@@ -246,19 +252,19 @@ mod test {
     }
 
     #[test]
-    fn an_open_door_asks_nothing_and_a_keyed_one_lets_no_stranger_in() {
+    fn only_auth_required_refuses_an_unknown_host() {
         let catalogue = catalogue(host(true, false, ALL));
         assert_eq!(ask(&catalogue, &peer(Auth::None, None), None), Ok(Access::Writable));
         let keyed = peer(Auth::Required, Some(7));
-        let stranger = Caller { peer: &keyed, host: "other", proven: Some(KeyId::new(7)) };
-        assert_eq!(catalogue.grant(&stranger, "a").unwrap_err(), Refusal::NotAllowed);
-        assert!(catalogue.visible(&stranger).is_empty());
-        // A stranger learns nothing of what is lent: not even that it is not.
-        assert_eq!(catalogue.grant(&stranger, "c").unwrap_err(), Refusal::NotAllowed);
+        let unknown = Caller { peer: &keyed, host: "other", proven: Some(KeyId::new(7)) };
+        assert_eq!(catalogue.grant(&unknown, "a").unwrap_err(), Refusal::NotAllowed);
+        assert!(catalogue.visible(&unknown).is_empty());
+        // An unknown host cannot learn whether an export exists.
+        assert_eq!(catalogue.grant(&unknown, "c").unwrap_err(), Refusal::NotAllowed);
     }
 
     #[test]
-    fn a_host_must_show_every_key_that_it_has() {
+    fn host_must_prove_every_key_that_it_has() {
         for (tls, chap, channel, proven, expected) in [
             (true, false, None, None, Err(Refusal::TlsRequired)),
             (true, false, Some(8), None, Err(Refusal::TlsRequired)),
@@ -269,7 +275,7 @@ mod test {
             (false, true, None, None, Err(Refusal::ChapRequired)),
             (false, true, None, Some(8), Err(Refusal::ChapRequired)),
             (false, true, None, Some(7), Ok(Access::Writable)),
-            // A channel whose key came out of the proof.
+            // The channel key was derived from the DH-HMAC-CHAP exchange.
             (false, true, Some(7), None, Ok(Access::Writable)),
             (false, false, None, None, Err(Refusal::NotAllowed)),
         ] {
@@ -280,7 +286,7 @@ mod test {
     }
 
     #[test]
-    fn a_certificate_does_for_the_host_that_it_names_and_for_nobody_else() {
+    fn certificate_authenticates_only_the_host_that_it_names() {
         let shows = |host: Host, certified, name: &str| {
             let catalogue = catalogue(host);
             let channel = Channel {
@@ -294,7 +300,7 @@ mod test {
                 Peer { channel: Some(Arc::new(channel.clone())), ..peer(Auth::Required, None) };
             let known = catalogue.policy().host_of(&channel).map(|host| host.nqn.clone());
             let found = ask(&catalogue, &peer, None);
-            // By whatever name it calls itself there.
+            // The certificate may carry the host's NQN or its display name.
             assert_eq!(known.is_none(), !certified || !["host", "laptop"].contains(&name));
             found
         };
@@ -305,7 +311,7 @@ mod test {
             (host(true, false, ALL), true, "tower", Refusal::TlsRequired),
             (host(true, false, ALL), true, "", Refusal::TlsRequired),
             (host(true, false, ALL), false, "laptop", Refusal::TlsRequired),
-            // What proves it within the protocol is another key, and no certificate does for that.
+            // A certificate does not replace DH-HMAC-CHAP.
             (host(true, true, ALL), true, "laptop", Refusal::ChapRequired),
             (host(false, true, ALL), true, "laptop", Refusal::ChapRequired),
         ] {
@@ -314,7 +320,7 @@ mod test {
     }
 
     #[test]
-    fn a_host_sees_and_has_what_the_rules_give_and_the_most_of_them_counts() {
+    fn host_gets_the_most_that_any_rule_allows() {
         let rules = [(Some("a"), Access::ReadOnly), (Some("a"), Access::Writable)];
         let catalogue = catalogue(host(true, false, &rules));
         let peer = peer(Auth::Required, Some(7));

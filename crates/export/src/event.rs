@@ -1,89 +1,89 @@
-//! What happened, for the screen, the journal and `--json`. Libraries say it with these; only the program prints.
+//! Events for the log, the screen and `--json`. Libraries emit them; only the program prints.
 
 use std::sync::Arc;
 
 use crate::{Export, Fault, KeyId, Peer, Reason, Secret};
 
-/// Something that the machine's owner may want to know.
+/// Something that the administrator may want to know.
 #[derive(Debug, Clone)]
 pub enum Event {
     /// A host attached a disk.
     Attached {
         /// The disk.
         export: Arc<Export>,
-        /// From where.
+        /// The connection it attached over.
         peer: Peer,
-        /// The name the host gives itself (NVMe: its host NQN), as received.
+        /// The name that the host claims (NVMe: its host NQN), as received.
         host: String,
-        /// The keys that it has proven to know within the protocol; that of the channel is the peer's.
+        /// The keys that the host has proven within the protocol. The channel's key is in `peer`.
         proven: Option<KeyId>,
     },
-    /// A host that had attached a disk is gone.
+    /// A host detached a disk, or its connection was lost.
     Detached {
         /// The disk.
         export: Arc<Export>,
-        /// From where it had attached.
+        /// The connection it had attached over.
         peer: Peer,
-        /// The name the host gave itself.
+        /// The name that the host claims, as received.
         host: String,
         /// Why.
         reason: Reason,
-        /// Bytes that it has read meanwhile.
+        /// Bytes that the host read while attached.
         read: u64,
-        /// Bytes that it has written meanwhile.
+        /// Bytes that the host wrote while attached.
         written: u64,
     },
-    /// A host asked for something that it may not have, or that is not there.
+    /// A host was refused access, or asked for an export that does not exist.
     Refused {
-        /// From where.
+        /// The connection.
         peer: Peer,
-        /// The name the host gives itself.
+        /// The name that the host claims, as received.
         host: String,
-        /// What it asked for.
+        /// The name of the export that it asked for, as received.
         wanted: String,
-        /// Why not.
+        /// The reason, as a phrase for people.
         why: &'static str,
     },
-    /// Somebody who knows the code wants to be let in from now on.
+    /// A host has proven that it knows the pairing code, and waits for the user's decision.
     PairingRequested {
-        /// From where.
+        /// The connection.
         peer: Peer,
-        /// Who, and what for.
+        /// The request.
         request: Arc<PairingRequest>,
     },
-    /// A peer broke a rule of the protocol and was cut off.
+    /// A peer violated the protocol and was disconnected.
     Violation {
-        /// From where.
+        /// The connection.
         peer: Peer,
-        /// The rule, by the name that the protocol's module gives it.
+        /// The violated rule, as named by the protocol's crate.
         rule: &'static str,
     },
-    /// The disk failed a request.
+    /// A disk request failed.
     Fault {
         /// The disk.
         export: Arc<Export>,
-        /// What was asked of it: `read`, `write`, `flush`, `zero` or `discard`.
+        /// The operation, see [`Op::name`](crate::Op::name).
         op: &'static str,
-        /// The first byte concerned.
+        /// Offset of the first byte.
         offset: u64,
-        /// Bytes concerned.
+        /// Length in bytes.
         len: u64,
         /// How it failed.
         fault: Fault,
     },
 }
 
-/// Somebody who has proven to know the code on the screen, and waits for an answer.
+/// A request for access by a host that has proven that it knows the pairing code.
 #[derive(Debug, PartialEq, Eq)]
 pub struct PairingRequest {
-    /// Names it, for the answer.
+    /// Identifies the request in the answer.
     pub number: u64,
-    /// The name that the host will give itself: its host NQN, as received.
+    /// The name that the host will use: its host NQN, as received.
     pub host: String,
-    /// What its owner calls it, as received.
+    /// The display name of the host, as received.
     pub name: String,
-    /// Whether it wants to change disks, too.
+    /// Whether write access is requested.
     pub writable: bool,
-    /// What both know now and nobody else; keys are derived from it.
+    /// The secret shared with the host, from which keys are derived.
     pub secret: Secret,
 }

@@ -1,4 +1,4 @@
-//! A disk as it is lent. It knows a descriptor, and no protocol.
+//! A disk that is served to other machines.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use crate::Geometry;
 
-/// What may be done with an export.
+/// Access mode of an export, a rule or a grant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Reads only.
@@ -25,23 +25,24 @@ impl fmt::Display for Access {
     }
 }
 
-/// Whether a finished write may still be lost with the power.
+/// Whether the disk has a volatile write cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cache {
-    /// A write is on stable storage when it ends.
+    /// A completed write is on stable storage.
     WriteThrough,
-    /// A write is on stable storage after a flush, or if it was durable itself.
+    /// A completed write is on stable storage only after a flush, or if it was durable itself
+    /// (FUA).
     Volatile,
 }
 
-/// Who a disk is: stable over reboots and renames.
+/// Identifiers of a disk: stable across reboots and renames.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Identity {
-    /// Always there, and unique.
+    /// Always present, and unique.
     pub uuid: [u8; 16],
-    /// The disk's own 128-bit identifier, if it has one.
+    /// The disk's own NGUID, if it has one.
     pub nguid: Option<[u8; 16]>,
-    /// The disk's own 64-bit identifier, if it has one.
+    /// The disk's own EUI-64, if it has one.
     pub eui64: Option<[u8; 8]>,
     /// Serial number, printable ASCII.
     pub serial: String,
@@ -51,78 +52,82 @@ pub struct Identity {
     pub firmware: String,
 }
 
-/// What has been done with an export since it was lent.
+/// Statistics of an export since it was created.
 #[derive(Debug, Default)]
 pub struct Usage {
-    /// Read requests that ended well.
+    /// Successful read requests.
     pub reads: AtomicU64,
-    /// Bytes that they read.
+    /// Bytes read by them.
     pub bytes_read: AtomicU64,
-    /// Write requests that ended well.
+    /// Successful write requests.
     pub writes: AtomicU64,
-    /// Bytes that they wrote.
+    /// Bytes written by them.
     pub bytes_written: AtomicU64,
-    /// Requests that the disk failed.
+    /// Failed requests of any kind.
     pub errors: AtomicU64,
 }
 
-/// A disk as it is lent. Shared by all sessions that use it.
+/// A disk that is served to other machines. Shared by all sessions that use it.
+///
+/// It also serializes writes across connections: an [`Exclusive`] right, and writes whose
+/// connection has ended (see [`Fence`](crate::Fence)), keep other writes waiting.
 #[derive(Debug)]
 pub struct Export {
-    /// What people call it: the path that it was given by.
+    /// The path that the user gave, for messages.
     pub name: String,
-    /// The NVMe Qualified Name of its subsystem; unique among what is lent.
+    /// The NQN of its NVMe subsystem; unique in a catalogue.
     pub nqn: String,
-    /// The name by which people ask for it where no NQN is spoken (NBD): `sda`, or an image's name without its ending.
-    /// Unique among what is lent.
+    /// The NBD export name: `sda`, or the file name of an image without its extension. Unique in a
+    /// catalogue.
     pub short: String,
-    /// Who the disk is.
+    /// Identifiers of the disk.
     pub identity: Identity,
-    /// Block size.
+    /// Block sizes.
     pub geometry: Geometry,
-    /// What may be done with it.
+    /// The most that any grant allows.
     pub access: Access,
-    /// Whether a finished write may still be lost.
+    /// Whether it has a volatile write cache.
     pub cache: Cache,
     /// Whether it is a rotating disk.
     pub rotational: bool,
-    /// Whether discarding blocks is of any use to it.
+    /// Whether it supports discard.
     pub discard: bool,
     /// Whether discarded blocks read as zeros.
     pub discard_zeroes: bool,
-    /// What has been done with it.
+    /// Statistics.
     pub usage: Usage,
     bytes: AtomicU64,
     gone: AtomicBool,
     flush_failed: AtomicBool,
-    /// Writes in flight, and [`EXCLUSIVE`].
+    /// The number of writes in flight, and the flag [`EXCLUSIVE`].
     writers: AtomicU32,
-    /// Connections that have ended and have writes in flight.
+    /// The number of ended connections with writes in flight.
     orphans: AtomicU32,
-    /// Whether the last such write has ended, or a write was counted and then refused, since it was last asked.
+    /// Set when `orphans` becomes zero, and when a counted write is refused; cleared by
+    /// [`Export::was_released`].
     released: AtomicBool,
-    /// The exports in whose place this one was lent, if they were still in use.
+    /// The exports that this one replaced, if they were still in use.
     predecessors: OnceLock<Vec<Weak<Self>>>,
-    /// Whether another export was lent in place of this one.
-    succeeded: AtomicBool,
+    /// Whether another export has replaced this one.
+    replaced: AtomicBool,
     disk: OwnedFd,
 }
 
-/// The last part of a path, without an ending.
+/// Returns the last component of a path, without its extension.
 fn short(name: &str) -> String {
     let last = name.rsplit('/').find(|part| !part.is_empty()).unwrap_or(name);
     let stem = last.rsplit_once('.').map_or(last, |(stem, _)| stem);
     if stem.is_empty() { last } else { stem }.to_owned()
 }
 
-/// Set in `writers` while one request has the export for itself.
+/// Flag in `writers`, set while an [`Exclusive`] right exists.
 const EXCLUSIVE: u32 = 1 << 31;
 
 impl Export {
-    /// A disk to lend: read and written through `disk`, `bytes` long.
+    /// Returns an export of `bytes` bytes that is accessed through the descriptor `disk`.
     ///
-    /// The other fields are public: set what differs from a read-only disk with a volatile cache. The short name is the
-    /// last part of `name`, without an ending.
+    /// It is read-only, with a volatile write cache and without discard; the fields are public, set
+    /// what differs. The short name is the last component of `name`, without its extension.
     pub fn new(
         name: &str,
         nqn: &str,
@@ -150,13 +155,14 @@ impl Export {
             orphans: AtomicU32::new(0),
             released: AtomicBool::new(false),
             predecessors: OnceLock::new(),
-            succeeded: AtomicBool::new(false),
+            replaced: AtomicBool::new(false),
             disk,
         }
     }
 
-    /// Capacity in blocks. The last block of a read-only export may be a part of one, which is read filled up with zeros;
-    /// that of a writable export is a whole one, as a write to a part of a block would lose its rest.
+    /// Returns the capacity in blocks. For a read-only export a partial last block counts: it reads
+    /// padded with zeros. For a writable export it does not, because the end of a block written to
+    /// it would be lost.
     pub fn blocks(&self) -> u64 {
         let bytes = self.bytes.load(Ordering::Acquire);
         match self.access {
@@ -165,7 +171,8 @@ impl Export {
         }
     }
 
-    /// Capacity in bytes; of a read-only export not always a multiple of the block size.
+    /// Returns the capacity in bytes. For a read-only export it need not be a multiple of the block
+    /// size.
     pub fn bytes(&self) -> u64 {
         let bytes = self.bytes.load(Ordering::Acquire);
         match self.access {
@@ -174,97 +181,102 @@ impl Export {
         }
     }
 
-    /// Sets the length of the disk in bytes. Returns whether the capacity has changed.
+    /// Sets the length of the disk in bytes. Returns whether this changes the capacity.
     pub fn resize(&self, bytes: u64) -> bool {
         let before = self.bytes();
         self.bytes.store(bytes, Ordering::Release);
         self.bytes() != before
     }
 
-    /// Has every request from now on fail with [`crate::Fault::Gone`].
+    /// Makes every request from now on fail with [`crate::Fault::Gone`].
     pub fn withdraw(&self) {
         self.gone.store(true, Ordering::Release);
     }
 
-    /// Whether it was withdrawn.
+    /// Returns whether the export was withdrawn.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Acquire)
     }
 
-    /// Takes note that a flush failed: what was written before it may be lost, so no later flush may report success.
+    /// Records that a flush failed: writes before it may be lost, so no later flush may succeed.
     pub fn flush_failed(&self) {
         self.flush_failed.store(true, Ordering::Release);
     }
 
-    /// Whether a flush failed since the export was opened.
+    /// Returns whether a flush has failed since the export was created.
     pub fn has_failed_flush(&self) -> bool {
         self.flush_failed.load(Ordering::Acquire)
     }
 
-    /// Whether requests may wait that must be told that a write ended: while one has, or wants, the export for itself, and
-    /// once when the last orphaned write has ended. To be asked after each write.
+    /// Returns whether sessions may be waiting for the end of a write and must be notified: while
+    /// an [`Exclusive`] right exists, and once after the last orphaned write has ended. To be
+    /// called after each write.
     pub fn is_contended(&self) -> bool {
         let writers = self.writers.load(Ordering::Acquire);
-        let awaited = self.succeeded.load(Ordering::Acquire) && writers == 0;
-        self.was_released() || awaited || writers & EXCLUSIVE != 0
+        let is_drained = self.replaced.load(Ordering::Acquire) && writers == 0;
+        self.was_released() || is_drained || writers & EXCLUSIVE != 0
     }
 
-    /// Whether requests may wait that must be told, once, that the last orphaned write has ended or that a write that they
-    /// saw was refused. To be asked after a write was refused with [`crate::Fault::Busy`].
+    /// Returns true once after the last orphaned write has ended, and once after a write was
+    /// counted as in flight and then refused: sessions that waited for it must be notified. To be
+    /// called after a write was refused with [`crate::Fault::Busy`].
     pub fn was_released(&self) -> bool {
         self.released.load(Ordering::Acquire) && self.released.swap(false, Ordering::AcqRel)
     }
 
-    /// Whether writes are on their way to the disk, whoever asked for them and whether or not anybody still wants to know.
+    /// Returns whether writes of any connection, orphaned ones included, are in flight or an
+    /// [`Exclusive`] right exists.
     pub fn is_being_written(&self) -> bool {
         self.writers.load(Ordering::Acquire) != 0
     }
 
-    /// Whether writes are in flight whose connection has ended: until they have, no other write begins, and no new
-    /// connection, queue or controller gets the export. See [`crate::Fence`].
+    /// Returns whether orphaned writes are in flight, that is, writes whose connection has ended.
+    /// Until they have completed, no other write begins, and no new connection, queue or controller
+    /// gets the export. See [`crate::Fence`].
     pub fn has_orphans(&self) -> bool {
-        let is_written =
-            |before: &Weak<Self>| before.upgrade().is_some_and(|before| before.is_being_written());
+        let is_written = |old: &Weak<Self>| old.upgrade().is_some_and(|old| old.is_being_written());
         self.orphans.load(Ordering::Acquire) != 0
             || self.predecessors.get().is_some_and(|all| all.iter().any(is_written))
     }
 
-    /// Has writes in flight to those, in whose place this export is lent, count as orphaned.
-    pub(crate) fn succeed(&self, predecessors: Vec<Weak<Self>>) {
+    /// Sets the exports that this one replaces. Their writes in flight count as orphaned.
+    pub(crate) fn set_predecessors(&self, predecessors: Vec<Weak<Self>>) {
         let all = predecessors.iter().filter_map(Weak::upgrade);
-        all.for_each(|before| before.succeeded.store(true, Ordering::Release));
+        all.for_each(|old| old.replaced.store(true, Ordering::Release));
         let _ = self.predecessors.set(predecessors);
     }
 
-    /// A connection has ended with writes in flight.
+    /// Counts a connection that has ended with writes in flight.
     pub(crate) fn orphan(&self) {
         self.orphans.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// The last write of such a connection has ended.
+    /// Called when the last write of such a connection has completed.
     pub(crate) fn orphan_ended(&self) {
         if self.orphans.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.released.store(true, Ordering::Release);
         }
     }
 
-    /// Counts a write in, unless there are orphaned writes or one request has the export for itself: that one's own write
-    /// is to come in `alone`. A write that is refused here is not counted even for a moment: the request that waits to be
-    /// alone might look just then, and would not be told to look again.
-    pub(crate) fn enter(&self, alone: bool) -> bool {
-        let more = |writers: u32| (alone || writers & EXCLUSIVE == 0).then_some(writers + 1);
-        (alone || !self.has_orphans())
+    /// Counts a write as in flight and returns true; returns false while there are orphaned writes
+    /// or an [`Exclusive`] right that the write does not use (`exclusive`). A write that is refused
+    /// here is not counted even for a moment: the holder of the right could see the count at that
+    /// moment, and would not be notified to look again.
+    pub(crate) fn begin_write(&self, exclusive: bool) -> bool {
+        let more = |writers: u32| (exclusive || writers & EXCLUSIVE == 0).then_some(writers + 1);
+        (exclusive || !self.has_orphans())
             && self.writers.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok()
     }
 
-    /// Counts a write out.
-    pub(crate) fn leave(&self) {
+    /// Counts a write as completed.
+    pub(crate) fn end_write(&self) {
         self.writers.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Counts out a write that was refused after all. Others may have seen it, and wait for its end.
-    pub(crate) fn leave_refused(&self) {
-        self.leave();
+    /// Takes back the count of a write that was refused after [`Export::begin_write`]. Other
+    /// sessions may have seen the count and be waiting.
+    pub(crate) fn cancel_write(&self) {
+        self.end_write();
         self.released.store(true, Ordering::Release);
     }
 }
@@ -275,26 +287,29 @@ impl AsFd for Export {
     }
 }
 
-/// The right to write an export alone, for a read and a write that must be one step (fused Compare and Write).
+/// The exclusive right to write an export, for a read and a write that must be atomic (fused
+/// Compare and Write).
 ///
-/// From [`Exclusive::claim`] on no other write begins; the tenant waits until those under way have ended. Dropping it
-/// lets the others in, and the session that drops it must then rouse them.
+/// From [`Exclusive::claim`] on no other write begins. The holder waits until
+/// [`Exclusive::is_drained`] and then uses
+/// [`Grant::admit_exclusive`](crate::Grant::admit_exclusive). The session that drops the right must
+/// return [`Step::Notify`](crate::Step::Notify), because others may be waiting.
 #[derive(Debug)]
 pub struct Exclusive(Arc<Export>);
 
 impl Exclusive {
-    /// Claims the export; nothing if another request has done so.
+    /// Claims the right. Returns `None` if another request holds it.
     pub fn claim(export: &Arc<Export>) -> Option<Self> {
         let before = export.writers.fetch_or(EXCLUSIVE, Ordering::AcqRel);
         (before & EXCLUSIVE == 0).then(|| Self(export.clone()))
     }
 
-    /// Whether the writes that were under way have ended, to this export and to those in whose place it was lent.
+    /// Returns whether the earlier writes have completed, to this export and to those it replaced.
     pub fn is_drained(&self) -> bool {
         self.0.writers.load(Ordering::Acquire) == EXCLUSIVE && !self.0.has_orphans()
     }
 
-    /// Whether this is the right to write `export`.
+    /// Returns whether this is the right to write `export`.
     pub fn is_for(&self, export: &Arc<Export>) -> bool {
         Arc::ptr_eq(&self.0, export)
     }

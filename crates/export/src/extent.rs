@@ -1,20 +1,21 @@
-//! What of a disk is data and what is not, as records in a buffer. It knows no disk and no protocol.
+//! Allocation status of ranges of a disk, as a list of records in a buffer.
 
 use zerocopy::byteorder::{LE, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// A part of a disk.
+/// A range of a disk with one allocation status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
-    /// Bytes; never zero.
+    /// Length in bytes.
     pub len: u64,
-    /// Whether nothing is stored for it.
+    /// Whether no storage is allocated for it.
     pub hole: bool,
     /// Whether it reads as zeros.
     pub zero: bool,
 }
 
-/// An extent as it stands in a buffer. A length of zero ends the records, if the buffer does not.
+/// An extent as encoded in a buffer. A length of zero marks the end of a list that does not fill
+/// its buffer.
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct Record {
@@ -24,21 +25,21 @@ struct Record {
 }
 
 impl Extent {
-    /// Bytes of a record in a buffer.
+    /// Length of an encoded extent, in bytes.
     pub const LEN: usize = size_of::<Record>();
 
-    /// Part of a disk with data.
+    /// Returns an extent of `len` bytes of data.
     pub fn data(len: u64) -> Self {
         Self { len, hole: false, zero: false }
     }
 
-    /// Part of a disk with nothing, which reads as zeros.
+    /// Returns an extent of `len` unallocated bytes, which read as zeros.
     pub fn hole(len: u64) -> Self {
         Self { len, hole: true, zero: true }
     }
 }
 
-/// Writes extents into a buffer, one after the other.
+/// Encodes extents into a buffer.
 #[derive(Debug)]
 pub struct Extents<'a> {
     buffer: &'a mut [u8],
@@ -46,13 +47,14 @@ pub struct Extents<'a> {
 }
 
 impl<'a> Extents<'a> {
-    /// Into this one, from its start on.
+    /// Returns an encoder that writes to the start of `buffer`, which is cleared.
     pub fn emit(buffer: &'a mut [u8]) -> Self {
         buffer.fill(0);
         Self { buffer, used: 0 }
     }
 
-    /// Appends one; it joins the one before if it is of the same kind. Tells whether there was room.
+    /// Appends an extent, or extends the previous one if it has the same status. An empty extent is
+    /// ignored. Returns false if the buffer is full.
     pub fn push(&mut self, extent: Extent) -> bool {
         if extent.len == 0 || self.join(extent) {
             return true;
@@ -76,7 +78,7 @@ impl<'a> Extents<'a> {
         len.map(|len| record.len = len.into()).is_some()
     }
 
-    /// Reads those that a buffer holds.
+    /// Decodes the extents in a buffer.
     pub fn parse(buffer: &[u8]) -> impl Iterator<Item = Extent> + '_ {
         let records = buffer.chunks_exact(Extent::LEN).map_while(|bytes| {
             let record = Record::ref_from_bytes(bytes).ok()?;
@@ -92,7 +94,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn extents_come_back_as_they_were_written_and_like_ones_are_joined() {
+    fn extents_round_trip_and_adjacent_equal_ones_are_merged() {
         let mut buffer = [7; 4 * Extent::LEN + 5];
         let mut extents = Extents::emit(&mut buffer);
         let some = [Extent::data(4096), Extent::hole(1 << 40), Extent::hole(512), Extent::data(1)];
@@ -103,7 +105,7 @@ mod test {
     }
 
     #[test]
-    fn what_does_not_fit_is_told() {
+    fn push_to_a_full_buffer_fails() {
         let mut buffer = [0; Extent::LEN];
         let mut extents = Extents::emit(&mut buffer);
         assert!(extents.push(Extent::data(1)));

@@ -1,4 +1,4 @@
-//! How a disk request can fail: a closed list, from which each protocol makes its own status. It knows no protocol.
+//! How a disk request can fail: a closed list, which each protocol maps to its own status codes.
 
 use std::fmt;
 use std::io;
@@ -6,26 +6,27 @@ use std::io;
 /// Why a disk request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Fault {
-    /// The disk answered with an error for these sectors.
+    /// The disk reported an error for these sectors.
     Io,
-    /// There is no room left for the write (a sparse image on a full file system).
+    /// No space left for the write (a sparse image on a full file system).
     NoSpace,
-    /// The export is lent read-only.
+    /// The export, or the grant, is read-only.
     ReadOnly,
     /// The range goes beyond the end of the disk.
     OutOfRange,
-    /// The range or the buffer is not made of whole blocks.
+    /// The range or the buffer is not a multiple of the block size.
     Misaligned,
-    /// The disk cannot do this.
+    /// The disk does not support the operation.
     Unsupported,
-    /// The disk is no longer there.
+    /// The disk was removed or withdrawn.
     Gone,
-    /// Another request holds the disk for itself: try again when told that something changed.
+    /// Another request has exclusive access: retry after the next
+    /// [`Notice::StateChanged`](crate::Notice::StateChanged).
     Busy,
 }
 
 impl Fault {
-    /// Every fault, for tables that must be total.
+    /// Every fault, for tests that mappings are total.
     pub const ALL: [Self; 8] = [
         Self::Io,
         Self::NoSpace,
@@ -37,7 +38,7 @@ impl Fault {
         Self::Busy,
     ];
 
-    /// The fault that an errno of the kernel stands for.
+    /// Maps an errno to a fault.
     pub fn from_errno(errno: i32) -> Self {
         match errno {
             ENOSPC | EDQUOT | EFBIG => Self::NoSpace,

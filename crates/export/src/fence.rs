@@ -1,18 +1,19 @@
-//! The writes of one connection to one export, and what becomes of those that are in flight when the connection ends.
+//! I/O fencing: orders the writes of a connection that has ended before those of all others.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::Export;
 
-/// Stands between the writes of one connection and those of all others.
+/// The writes of one connection to one export.
 ///
-/// Once the fence is closed no write of the connection begins, and those in flight are *orphaned*: their host, which does
-/// not know what became of them, may send newer data over another connection. Until the last of them has ended,
-/// [`Export::has_orphans`] is true, and no other write to the export begins.
+/// Once the fence is closed, no write of the connection begins, and those in flight are *orphaned*:
+/// the host does not learn their result and may send newer data over another connection. Until the
+/// last of them has completed, [`Export::has_orphans`] returns true and no other write to the
+/// export begins.
 ///
-/// Dropping the fence closes it, so a session that panics leaves no write unaccounted for. It is part of the
-/// [`Grant`](crate::Grant)s of the connection.
+/// Dropping the fence closes it, so that a session that panics leaves no write uncounted. The
+/// [`Grant`](crate::Grant)s of the connection hold the fence.
 #[derive(Debug)]
 pub struct Fence(Arc<InFlight>);
 
@@ -20,11 +21,11 @@ pub struct Fence(Arc<InFlight>);
 #[derive(Debug)]
 struct InFlight {
     export: Arc<Export>,
-    /// How many, and [`CLOSED`].
+    /// Their number, and the flag [`CLOSED`].
     state: AtomicU32,
 }
 
-/// Set in `state` when the fence is closed.
+/// Flag in `state`, set when the fence is closed.
 const CLOSED: u32 = 1 << 31;
 
 impl Fence {
@@ -32,17 +33,17 @@ impl Fence {
         Arc::new(Self(Arc::new(InFlight { export, state: AtomicU32::new(0) })))
     }
 
-    /// Ends the connection's right to write. May be called from any thread and more than once; whoever calls it first then
-    /// has all sessions told that something changed.
+    /// Revokes the connection's right to write. May be called from any thread, and more than once.
+    /// The first caller must then notify all sessions ([`Step::Notify`](crate::Step::Notify)).
     pub fn close(&self) {
         let InFlight { export, state } = &*self.0;
-        // Again: nobody is told after that, so no orphan may be counted even for a moment.
+        // When already closed, no notification follows, so no orphan may be counted even briefly.
         if self.is_closed()
             || state.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire).is_ok()
         {
             return;
         }
-        // Counted first: a write that ends meanwhile counts itself out.
+        // Counted before the flag is set: the last write may complete right after that.
         export.orphan();
         let before = state.fetch_or(CLOSED, Ordering::AcqRel);
         if before == 0 || before & CLOSED != 0 {
@@ -54,18 +55,19 @@ impl Fence {
         self.0.state.load(Ordering::Acquire) & CLOSED != 0
     }
 
-    /// Counts a write in. Returns nothing if the fence is closed, or if the export takes no write of it now. The export has
-    /// counted a write for a moment if the fence is closed meanwhile: [`Export::was_released`] is true then.
-    pub(crate) fn enter(&self, alone: bool) -> Option<Hold> {
-        if self.is_closed() || !self.0.export.enter(alone) {
+    /// Counts a write as in flight. Returns `None` if the fence is closed or the export admits no
+    /// write now. If the fence is closed during the call, the export has counted the write briefly,
+    /// and [`Export::was_released`] returns true.
+    pub(crate) fn begin_write(&self, exclusive: bool) -> Option<WriteGuard> {
+        if self.is_closed() || !self.0.export.begin_write(exclusive) {
             return None;
         }
         let more = |state: u32| (state & CLOSED == 0).then_some(state + 1);
         let entered = self.0.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok();
         if !entered {
-            self.0.export.leave_refused();
+            self.0.export.cancel_write();
         }
-        entered.then(|| Hold(self.0.clone()))
+        entered.then(|| WriteGuard(self.0.clone()))
     }
 }
 
@@ -75,14 +77,14 @@ impl Drop for Fence {
     }
 }
 
-/// Counts a write out when it is dropped, however it ended.
+/// A write in flight. Counts it as completed when dropped.
 #[derive(Debug)]
-pub(crate) struct Hold(Arc<InFlight>);
+pub(crate) struct WriteGuard(Arc<InFlight>);
 
-impl Drop for Hold {
+impl Drop for WriteGuard {
     fn drop(&mut self) {
         let InFlight { export, state } = &*self.0;
-        export.leave();
+        export.end_write();
         if state.fetch_sub(1, Ordering::AcqRel) == CLOSED | 1 {
             export.orphan_ended();
         }
@@ -110,7 +112,7 @@ mod test {
     }
 
     #[test]
-    fn writes_behind_a_closed_fence_hold_up_all_others() {
+    fn orphaned_writes_block_all_others() {
         let export = export();
         let (one, other) = (Grant::new(export.clone()), Grant::new(export.clone()));
         let in_flight = [write(&one).unwrap(), write(&one).unwrap()];
@@ -123,14 +125,14 @@ mod test {
             assert_eq!(write(&other).err(), Some(Fault::Busy));
             drop(admitted.finish(Ok(())));
         }
-        assert!(export.is_contended(), "those that wait are to be told");
+        assert!(export.is_contended(), "waiting sessions must be notified");
         assert!(!export.is_contended(), "once");
         assert!(!export.has_orphans() && write(&other).is_ok());
         assert_eq!(write(&one).err(), Some(Fault::Busy));
     }
 
     #[test]
-    fn closing_a_closed_fence_releases_nobody() {
+    fn closing_a_closed_fence_has_no_effect() {
         let export = export();
         let grant = Grant::new(export.clone());
         grant.fence().close();
@@ -154,13 +156,13 @@ mod test {
     }
 
     #[test]
-    fn dropped_grants_close_their_fence_and_copies_share_it() {
+    fn fence_is_closed_when_the_last_grant_is_dropped() {
         let export = export();
         let grant = Grant::new(export.clone());
         let in_flight = write(&grant).unwrap();
         let renewed = Grant::new(export.clone()).with_fence_of(&grant).read_only();
         drop(grant);
-        assert!(!export.has_orphans(), "the connection has it still");
+        assert!(!export.has_orphans(), "the renewed grant still holds the fence");
         drop(renewed);
         assert!(export.has_orphans());
         drop(in_flight);

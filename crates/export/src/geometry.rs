@@ -1,17 +1,20 @@
-//! Block sizes and capacity, and all arithmetic between blocks and bytes. It knows no disk.
+//! Block sizes, and the arithmetic between blocks and bytes.
 
 use crate::Fault;
 
-/// The shape of an export, fixed while it is lent: its block size, and what it prefers.
+/// The block sizes of an export. They do not change while it is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
     shift: u8,
-    /// The smallest piece that the disk writes without reading first, in bytes; at least one block.
+    /// Physical block size in bytes: the smallest write without a read-modify-write cycle; at least
+    /// one block.
     pub physical: u32,
 }
 
 impl Geometry {
-    /// A geometry of `block` bytes a block: a power of two from 512 to 65536. Nothing for any other.
+    /// Returns a geometry with a logical block size of `block` bytes, or `None` unless that is a
+    /// power of two from 512 to 65536. A `physical` size that is no power of two is replaced by
+    /// `block`.
     pub fn new(block: u32, physical: u32) -> Option<Self> {
         let valid = block.is_power_of_two() && (512..=65536).contains(&block);
         let physical = if physical.is_power_of_two() { physical.max(block) } else { block };
@@ -19,30 +22,31 @@ impl Geometry {
         valid.then_some(Self { shift: block.trailing_zeros() as u8, physical })
     }
 
-    /// Bytes of a block.
+    /// Returns the logical block size in bytes.
     pub fn block(&self) -> u32 {
         1 << self.shift
     }
 
-    /// Binary logarithm of the block size.
+    /// Returns the binary logarithm of the logical block size.
     pub fn shift(&self) -> u8 {
         self.shift
     }
 
-    /// Whole blocks in `bytes`; a rest is not counted.
+    /// Converts bytes to blocks, rounding down.
     pub fn blocks_in(&self, bytes: u64) -> u64 {
         bytes >> self.shift
     }
 
-    /// Blocks that hold `bytes`, with a rest counted as one.
+    /// Converts bytes to blocks, rounding up.
     pub fn blocks_for(&self, bytes: u64) -> u64 {
         bytes.div_ceil(self.block().into())
     }
 
-    /// The bytes `[offset, offset + len)` of `blocks` blocks from `lba` on a disk of `capacity` blocks.
+    /// Converts a range of `blocks` blocks from `lba` to an offset and a length in bytes.
+    /// `capacity` is that of the disk, in blocks.
     ///
     /// # Errors
-    /// [`Fault::OutOfRange`] if a block is beyond the end, or the sum overflows.
+    /// [`Fault::OutOfRange`] if the range extends beyond the capacity or overflows.
     pub fn bytes_of(&self, lba: u64, blocks: u64, capacity: u64) -> Result<(u64, u64), Fault> {
         let end = lba.checked_add(blocks).ok_or(Fault::OutOfRange)?;
         if end > capacity {
@@ -58,7 +62,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn only_powers_of_two_from_512_are_block_sizes() {
+    fn only_powers_of_two_from_512_to_65536_are_block_sizes() {
         assert!([512, 4096, 65536].iter().all(|&b| Geometry::new(b, b).is_some()));
         assert!([0, 1, 256, 513, 131_072].iter().all(|&b| Geometry::new(b, b).is_none()));
     }

@@ -1,21 +1,72 @@
-//! The vocabulary that all protocols and drivers of storagetm share. It knows no protocol, no socket and no clock.
+//! The vocabulary shared by the protocols and the drivers of storagetm: exports, access control,
+//! disk requests, buffers, and the [`Session`] interface between protocol and driver.
 //!
-//! | word | is |
+//! | type | is |
 //! |---|---|
-//! | [`Export`] | a disk as it is lent: its name, identity, geometry and the descriptor it is read through |
-//! | [`Catalogue`] | the exports that are lent just now, and the policy |
-//! | [`Policy`] | whom the owner lets in, with which keys, and to what |
-//! | [`Secret`] | bytes that nobody else may know |
-//! | [`Peer`] | who is at the other end of a connection |
-//! | [`Grant`] | what a peer may do with one export; the only maker of [`Admitted`] |
-//! | [`Fence`] | stands between the writes of one connection and those of all others |
-//! | [`Admitted`] | a disk request that passed the gate; the only thing a driver carries out |
-//! | [`Session`] | one connection's protocol: bytes in, [`Step`]s out |
-//! | [`Segment`] | bytes to be sent: a small head, perhaps a body and a tail |
-//! | [`Buffer`] | page-aligned memory of a bounded pool |
-//! | [`Budget`] | how much of it there is in all, and for each host |
-//! | [`Extent`] | a part of a disk that is all data, or all hole |
+//! | [`Export`] | a disk that is served: names, identifiers, block sizes, and its descriptor |
+//! | [`Catalogue`] | the exports served now, and their policy |
+//! | [`Policy`] | the authorized hosts, their keys, and what each may use |
+//! | [`Peer`] | the other end of a connection, and what it has proven |
+//! | [`Grant`] | the access of one connection to one export; the only maker of [`Admitted`] |
+//! | [`Request`], [`Admitted`] | a disk request before and after it was checked |
+//! | [`Fence`] | orders the writes of an ended connection before those of all others |
 //! | [`Fault`] | the closed list of ways in which a disk request fails |
+//! | [`Session`] | the protocol of one connection as a sans-I/O state machine |
+//! | [`Segment`] | data to be sent: a small inline head, perhaps a body and a tail |
+//! | [`Budget`], [`Pool`], [`Account`] | limits on payload memory: process, thread, connection |
+//! | [`Buffer`] | a page-aligned payload buffer from a pool |
+//! | [`Extents`] | allocation status of ranges of a disk |
+//!
+//! # Example
+//!
+//! A protocol authorizes its peer, has a request checked and passes it to the driver. The driver
+//! executes it and returns the outcome.
+//!
+//! ```
+//! use std::os::fd::AsFd;
+//! use std::os::unix::fs::FileExt;
+//! use std::sync::Arc;
+//!
+//! use export::{
+//!     Auth, Caller, Catalogue, Export, Fault, Geometry, Identity, Op, Peer, Pool, Request, Ticket,
+//! };
+//!
+//! // The program serves a disk of eight blocks. Exports are read-only unless told otherwise.
+//! let disk = std::fs::File::open("/dev/zero")?;
+//! let geometry = Geometry::new(512, 4096).ok_or("not a block size")?;
+//! let nqn = "nqn.2026-01.org.example:zero";
+//! let export =
+//!     Export::new("/dev/zero", nqn, Identity::default(), geometry, 8 * 512, disk.into());
+//! let catalogue = Catalogue::default();
+//! catalogue.publish(Arc::new(export));
+//!
+//! // A peer of a listener without authentication asks for it.
+//! let peer = Peer { remote: Peer::LOCAL, local: Peer::LOCAL, auth: Auth::None, channel: None };
+//! let caller = Caller { peer: &peer, host: "nqn.2026-01.org.example:host", proven: None };
+//! let grant = catalogue.grant(&caller, nqn).map_err(|refusal| format!("{refusal:?}"))?;
+//!
+//! // The protocol makes a request with memory from the connection's account.
+//! let account = Pool::new(1 << 20).open();
+//! let read = |lba, number| Request {
+//!     op: Op::Read,
+//!     lba,
+//!     blocks: 2,
+//!     buffer: account.take(2 * 512),
+//!     ticket: Ticket::new(number),
+//! };
+//! assert_eq!(grant.admit(read(7, 0)).unwrap_err().fault, Fault::OutOfRange);
+//! let mut admitted = grant.admit(read(0, 1)).map_err(|denied| denied.fault.to_string())?;
+//!
+//! // The driver executes it.
+//! let disk = std::fs::File::from(admitted.export().as_fd().try_clone_to_owned()?);
+//! let offset = admitted.offset();
+//! let result = disk.read_exact_at(admitted.bytes_mut(), offset).map_err(Fault::from);
+//! let (ticket, outcome) = admitted.finish(result);
+//!
+//! // The session completes the request that it made.
+//! assert_eq!((ticket, outcome.result), (Ticket::new(1), Ok(())));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 #![forbid(unsafe_code)]
 

@@ -1,40 +1,40 @@
-//! Who is at the other end of a connection. It knows addresses and what was proven, and nothing that the peer merely
-//! claims.
+//! The peer of a connection: its address and what it has proven. Claims of the peer are not part
+//! of it.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use crate::KeyId;
 
-/// What a peer must show at the address that it came to.
+/// Whether a listener requires authentication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Auth {
-    /// Nothing: whoever comes may have what is lent.
+    /// Every peer has access.
     None,
-    /// A key that the owner gave it.
+    /// Only hosts of the [`Policy`](crate::Policy) that have proven their keys have access.
     Required,
 }
 
-/// The two ends of a connection, and what protects it.
+/// The two ends of a connection, and how it is protected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// Where the peer connects from; [`Peer::LOCAL`] for one that came by no network: a Unix socket, or a descriptor that
-    /// this program was started with.
+    /// The peer's address; [`Peer::LOCAL`] for a Unix socket or an inherited descriptor.
     pub remote: SocketAddr,
-    /// The address of ours that it connected to.
+    /// The local address that the peer connected to.
     pub local: SocketAddr,
-    /// What it must show there.
+    /// What the listener requires.
     pub auth: Auth,
-    /// The secured channel that it speaks in; none if in the clear.
+    /// The TLS channel; `None` for a connection in clear text.
     pub channel: Option<Arc<Channel>>,
 }
 
-/// A network address, as far as one host may have many: of an IPv6 one the network, unless it is link-local.
+/// The part of an address that one host cannot vary: an IPv4 address, an IPv6 /64 prefix, or a
+/// link-local IPv6 address with its interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Network(IpAddr, u32);
 
 impl Network {
-    /// That of a peer's address.
+    /// Returns the network of a peer's address.
     pub fn of(remote: SocketAddr) -> Self {
         match (remote.ip().to_canonical(), remote) {
             (IpAddr::V6(ip), SocketAddr::V6(at)) if ip.is_unicast_link_local() => {
@@ -49,38 +49,39 @@ impl Network {
     }
 }
 
-/// The host for which a peer's share of this machine's resources is counted: the one whose key it has shown, else whatever
-/// is at its address.
+/// What a peer's use of memory and connections is charged to: the host whose key it has proven,
+/// else its network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Tenant {
-    /// The host with that key.
+    /// The host with this key.
     Host(KeyId),
-    /// Without a key.
+    /// All peers of this network without a key.
     Network(Network),
 }
 
 impl Peer {
-    /// The tenant that its share of memory and connections is charged to.
+    /// Returns what the peer's use of memory and connections is charged to.
     pub fn tenant(&self) -> Tenant {
         let key = self.channel.as_ref().and_then(|channel| channel.key);
         key.map_or_else(|| Tenant::Network(Network::of(self.remote)), Tenant::Host)
     }
 
-    /// The address of a peer on this machine that came by no network.
+    /// The address of a peer on this machine that did not connect over a network.
     pub const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 }
 
-/// A channel that nobody else reads or changes (TLS 1.3), and whose ends have proven to each other that they know a key.
+/// An established TLS 1.3 channel with mutual authentication.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Channel {
-    /// The owner's key that it was made with, or from; none for a key that everybody knows, as for pairing.
+    /// The host's key from which the channel's PSK was derived; `None` if it was established with
+    /// certificates or, for pairing, with a PSK that is public.
     pub key: Option<KeyId>,
-    /// Whether it was made with certificates instead, and the peer has shown one of the authority that the owner trusts.
+    /// Whether the peer presented a certificate of the trusted certification authority.
     pub certified: bool,
-    /// The name under which the peer presented itself: a PSK identity, or that in its certificate; else empty.
+    /// The peer's PSK identity or the name in its certificate; else empty.
     pub identity: String,
-    /// The cipher suite's name.
+    /// Name of the cipher suite.
     pub cipher: String,
-    /// A value that both ends of this channel know, and no other channel has (RFC 8446 §7.5).
+    /// Channel binding: exported keying material, unique to this channel (RFC 8446 §7.5).
     pub binding: [u8; 32],
 }

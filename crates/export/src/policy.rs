@@ -1,53 +1,55 @@
-//! Whom the owner lets in, with which keys, and to what. It knows no protocol: how a key proves anything is the
-//! protocol's, and the program leaves out what has expired.
+//! Access policy: the known hosts, their keys, and the exports that each may use.
+//!
+//! How a key is proven is up to the protocol. Expired hosts are left out by the program.
 
 use std::sync::Arc;
 
 use crate::{Access, Channel, Export, Peer, Secret};
 
-/// Names the keys of a host. Another one as soon as any of its keys is another one.
+/// Identifies the set of keys of a host. Changes when any of the keys changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct KeyId(u64);
 
 impl KeyId {
-    /// The identifier of that number.
+    /// Returns the identifier with this number.
     pub fn new(number: u64) -> Self {
         Self(number)
     }
 
-    /// Its number.
+    /// Returns the number.
     pub fn number(self) -> u64 {
         self.0
     }
 }
 
-/// A host that the owner knows.
+/// A host that the administrator has authorized.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
-    /// The name it gives itself: its host NQN.
+    /// Its host NQN.
     pub nqn: String,
-    /// What the owner calls it.
+    /// Its display name, chosen by the administrator.
     pub name: String,
-    /// Names its keys.
+    /// Identifies its keys.
     pub key: KeyId,
-    /// The key for a secured channel, in the interchange form (`NVMeTLSkey-1:…`). Who has one must use it.
+    /// The configured PSK for TLS, in interchange format (`NVMeTLSkey-1:…`). If set, the host must
+    /// use it.
     pub tls: Option<Secret>,
-    /// Whether that key is also derived as libnvme did before it followed RFC 8446 to the letter.
+    /// Whether PSKs are also derived as libnvme did before it followed RFC 8446 exactly.
     pub tls_compat: bool,
-    /// The key for DH-HMAC-CHAP with which it proves who it is (`DHHC-1:…`). Who has one must use it.
+    /// The DH-HMAC-CHAP key that authenticates the host (`DHHC-1:…`). If set, the host must use it.
     pub chap: Option<Secret>,
-    /// The key for DH-HMAC-CHAP with which this machine proves who it is, if the host asks (`DHHC-1:…`).
+    /// The DH-HMAC-CHAP key that authenticates this machine, if the host requests it (`DHHC-1:…`).
     pub chap_controller: Option<Secret>,
-    /// What it may have. The most that any rule gives counts.
+    /// The exports that it may use. The most that any rule allows counts.
     pub rules: Vec<Rule>,
 }
 
-/// What a host may have.
+/// Allows a host the use of one export or of all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
-    /// A disk by its name, NQN or serial number; nothing for each that is lent.
+    /// Name, NQN or serial number of an export; `None` for every export.
     pub disk: Option<String>,
-    /// What may be done with it, at most.
+    /// The access mode that is allowed.
     pub access: Access,
 }
 
@@ -60,32 +62,33 @@ impl Rule {
 }
 
 impl Host {
-    /// The most that it may do with `export`; nothing if it may not have it.
+    /// Returns the access mode that the rules allow for `export`; `None` if it may not be used.
     pub fn access(&self, export: &Export) -> Option<Access> {
         let rules = self.rules.iter().filter(|rule| rule.covers(export));
         rules.map(|rule| rule.access).max_by_key(|access| *access == Access::Writable)
     }
 
-    /// Whether it is called so: by its own name, or as the owner calls it.
-    fn is(&self, name: &str) -> bool {
+    /// Returns whether `name` is the host's NQN or display name.
+    fn has_name(&self, name: &str) -> bool {
         self.nqn == name || self.name == name
     }
 
-    /// Whether what the caller has shown are this host's keys: all that it has. A certificate with the host's name does
-    /// what its key for a secured channel does.
+    /// Checks that the caller has proven all keys of this host. A certificate with the host's name
+    /// stands in for the TLS key.
     ///
     /// # Errors
-    /// What is missing.
-    pub fn accepts(&self, caller: &Caller<'_>) -> Result<(), Refusal> {
+    /// The proof that is missing.
+    pub fn authenticate(&self, caller: &Caller<'_>) -> Result<(), Refusal> {
         let channel = caller.peer.channel.as_ref();
         let keyed = channel.and_then(|channel| channel.key) == Some(self.key);
         let certified =
-            channel.is_some_and(|channel| channel.certified && self.is(&channel.identity));
+            channel.is_some_and(|channel| channel.certified && self.has_name(&channel.identity));
         let secured = keyed || certified;
         if self.tls.is_some() && !secured {
             return Err(Refusal::TlsRequired);
         }
-        // Without a key of its own for the channel, the channel's key came out of the other proof.
+        // For a host without a TLS key, the channel's PSK was derived from the DH-HMAC-CHAP
+        // exchange.
         let proven = caller.proven == Some(self.key) || (self.tls.is_none() && keyed);
         if self.chap.is_some() && !proven {
             return Err(Refusal::ChapRequired);
@@ -94,49 +97,49 @@ impl Host {
     }
 }
 
-/// The hosts that the owner knows, each once.
+/// The hosts that the administrator has authorized.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// Them.
+    /// Each host once.
     pub hosts: Vec<Arc<Host>>,
 }
 
 impl Policy {
-    /// The host of that name.
+    /// Returns the host with this NQN.
     pub fn host(&self, nqn: &str) -> Option<&Arc<Host>> {
         self.hosts.iter().find(|host| host.nqn == nqn)
     }
 
-    /// The host that has made that channel: by its key, or by a certificate with its name. Which of its keys it has shown
-    /// there is [another question](Host::accepts).
+    /// Returns the host at the other end of `channel`, by its key or by the name in its
+    /// certificate. [`Host::authenticate`] checks whether that is all that the host must prove.
     pub fn host_of(&self, channel: &Channel) -> Option<&Arc<Host>> {
         self.hosts.iter().find(|host| match channel.key {
             Some(key) => host.key == key,
-            None => channel.certified && host.is(&channel.identity),
+            None => channel.certified && host.has_name(&channel.identity),
         })
     }
 }
 
-/// Who asks for something.
+/// A host that requests access, for the access check.
 #[derive(Debug, Clone, Copy)]
 pub struct Caller<'a> {
-    /// From where, and through what.
+    /// Its connection.
     pub peer: &'a Peer,
-    /// The name that it gives itself.
+    /// The host NQN that it claims.
     pub host: &'a str,
-    /// The keys that it has proven to know within the protocol, by DH-HMAC-CHAP.
+    /// The keys that it has proven within the protocol, by DH-HMAC-CHAP.
     pub proven: Option<KeyId>,
 }
 
-/// Why a peer does not get an export.
+/// Why access is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// Nothing of that name is lent.
+    /// No export has this name.
     Unknown,
-    /// The owner has not let this host in, or not to this disk.
+    /// The policy does not contain the host, or does not allow it this export.
     NotAllowed,
-    /// The host must come in a channel that its key secures.
+    /// The host must connect by TLS with its own key.
     TlsRequired,
-    /// The host must prove that it knows its key.
+    /// The host must authenticate by DH-HMAC-CHAP.
     ChapRequired,
 }

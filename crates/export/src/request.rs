@@ -1,42 +1,44 @@
-//! Disk requests and the one gate that they pass: range, alignment and access are checked here and nowhere else.
+//! Disk requests, and their admission: range, alignment and access are checked here and nowhere
+//! else.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::fence::Hold;
+use crate::fence::WriteGuard;
 use crate::{Access, Buffer, Exclusive, Export, Fault, Fence};
 
-/// What is asked of the disk.
+/// A disk operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Op {
-    /// Fill the buffer.
+    /// Reads into the buffer.
     Read,
-    /// Write the buffer; if `durable`, end only when it is on stable storage.
+    /// Writes the buffer.
     Write {
-        /// Whether to wait for stable storage.
+        /// Whether to complete only when the data is on stable storage (FUA).
         durable: bool,
     },
-    /// Put what was written before on stable storage.
+    /// Commits all completed writes to stable storage.
     Flush,
-    /// Have the blocks read as zeros.
+    /// Sets the blocks to zeros.
     Zero {
-        /// Whether the disk may drop them to get there.
+        /// Whether the blocks may be deallocated.
         unmap: bool,
-        /// Whether to wait for stable storage.
+        /// Whether to complete only when the zeros are on stable storage (FUA).
         durable: bool,
-        /// Whether to fail with [`Fault::Unsupported`] where it would take as long as writing them.
+        /// Whether to fail with [`Fault::Unsupported`] if this would take as long as writing zeros.
         fast: bool,
     },
-    /// The blocks are not needed: the disk may drop them.
+    /// Permits the disk to deallocate the blocks.
     Discard,
-    /// Fill the buffer, of any length, with the [extents](crate::Extent) of the blocks, from the first on, as many as fit.
+    /// Fills the buffer, which may have any length, with the [extents](crate::Extents) of the
+    /// range, from its start on, as many as fit.
     Extents,
-    /// Have the blocks in memory, if that is of any use: they will be read soon.
+    /// Advises that the blocks will be read soon.
     Prefetch,
 }
 
 impl Op {
-    /// Whether it changes what is on the disk.
+    /// Returns whether the operation changes the contents of the disk.
     pub fn mutates(self) -> bool {
         match self {
             Self::Read | Self::Flush | Self::Extents | Self::Prefetch => false,
@@ -44,8 +46,9 @@ impl Op {
         }
     }
 
-    /// A word for people: `read`, `write`, `flush`, `zero`, `discard`, `extents` or `prefetch`.
-    pub fn word(self) -> &'static str {
+    /// Returns the name for messages: `read`, `write`, `flush`, `zero`, `discard`, `extents` or
+    /// `prefetch`.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Read => "read",
             Self::Write { .. } => "write",
@@ -58,18 +61,21 @@ impl Op {
     }
 }
 
-/// Names a request for the session that made it. It can neither be copied nor be made up by a driver: it leaves in
-/// [`crate::Step::Submit`] and comes back in [`crate::Session::complete`], once.
+/// Identifies a request to the session that made it.
+///
+/// It leaves the session in [`Step::Submit`](crate::Step::Submit) and returns in
+/// [`Session::complete`](crate::Session::complete). It cannot be copied, so a request completes at
+/// most once.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Ticket(u32);
 
 impl Ticket {
-    /// A ticket of that number, which is the session's own affair.
+    /// Returns a ticket with this number, whose meaning is up to the session.
     pub fn new(number: u32) -> Self {
         Self(number)
     }
 
-    /// The number.
+    /// Returns the number.
     pub fn number(&self) -> u32 {
         self.0
     }
@@ -78,28 +84,28 @@ impl Ticket {
 /// A disk request, not yet checked.
 #[derive(Debug)]
 pub struct Request {
-    /// What is asked.
+    /// The operation.
     pub op: Op,
-    /// The first block, from zero.
+    /// The first block.
     pub lba: u64,
-    /// How many blocks; zero for a flush.
+    /// The number of blocks; zero for a flush.
     pub blocks: u64,
-    /// For a read and a write: memory of exactly that many blocks. For extents: memory of any length.
+    /// For a read or a write, a buffer of exactly `blocks` blocks; for extents, of any length.
     pub buffer: Option<Buffer>,
-    /// Its name.
+    /// Identifies the request.
     pub ticket: Ticket,
 }
 
-/// A request that did not pass the gate: why, and the request itself.
+/// A request that was not admitted.
 #[derive(Debug)]
 pub struct Denied {
     /// Why.
     pub fault: Fault,
-    /// What was asked, with its buffer.
+    /// The request, with its buffer.
     pub request: Request,
 }
 
-/// What one connection may do with one export.
+/// The access of one connection to one export: the result of an access check.
 #[derive(Debug, Clone)]
 pub struct Grant {
     export: Arc<Export>,
@@ -108,51 +114,53 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// All that the export itself allows.
+    /// Returns a grant of the access mode of `export`, with a new fence.
     pub fn new(export: Arc<Export>) -> Self {
         let access = export.access;
         Self { access, fence: Fence::new(export.clone()), export }
     }
 
-    /// The same, without writing.
+    /// Restricts the grant to reads.
     #[must_use]
     pub fn read_only(self) -> Self {
         Self { access: Access::ReadOnly, ..self }
     }
 
-    /// The same for a connection that has had `before` so far: its writes in flight stay its own.
+    /// Keeps the fence of `before`, if that is a grant for the same export: for a connection whose
+    /// access is checked again while it has writes in flight.
     #[must_use]
     pub fn with_fence_of(self, before: &Self) -> Self {
         let same = Arc::ptr_eq(&self.export, &before.export);
         if same { Self { fence: before.fence.clone(), ..self } } else { self }
     }
 
-    /// What ends the connection's right to write.
+    /// Returns the fence, by which the connection's right to write is revoked.
     pub fn fence(&self) -> &Arc<Fence> {
         &self.fence
     }
 
-    /// The export.
+    /// Returns the export.
     pub fn export(&self) -> &Arc<Export> {
         &self.export
     }
 
-    /// What may be done with it.
+    /// Returns the granted access mode.
     pub fn access(&self) -> Access {
         self.access
     }
 
-    /// The gate: the only way to an [`Admitted`].
+    /// Checks a request. This is the only way to make an [`Admitted`].
     ///
     /// # Errors
-    /// The request comes back with the reason: not there any more, read-only, out of range, a buffer of the wrong
-    /// length, a flush after a failed one, or [`Fault::Busy`] while another request has the export for itself, while there
-    /// are orphaned writes, and once the [`Fence`] of the connection is closed.
+    /// Returns the request with the reason: the export is gone, the access read-only, the range out
+    /// of bounds, the length of the buffer wrong, or an earlier flush failed. [`Fault::Busy`] for a
+    /// write while another request has the [`Exclusive`] right, while there are orphaned writes,
+    /// and once the [`Fence`] of the connection is closed.
     pub fn admit(&self, request: Request) -> Result<Admitted, Box<Denied>> {
         self.check_and_enter(request, None)
     }
 
-    /// The same gate for the tenant of the [`Exclusive`] right to write this export.
+    /// Checks a request of the holder of the [`Exclusive`] right to write this export.
     ///
     /// # Errors
     /// As [`Grant::admit`].
@@ -173,19 +181,19 @@ impl Grant {
             Ok(range) => range,
             Err(fault) => return Err(Box::new(Denied { fault, request })),
         };
-        let alone = right.is_some_and(|right| right.is_for(&self.export));
-        let hold = if request.op.mutates() { self.fence.enter(alone) } else { None };
-        if request.op.mutates() && hold.is_none() {
+        let exclusive = right.is_some_and(|right| right.is_for(&self.export));
+        let guard = if request.op.mutates() { self.fence.begin_write(exclusive) } else { None };
+        if request.op.mutates() && guard.is_none() {
             return Err(Box::new(Denied { fault: Fault::Busy, request }));
         }
         let Request { op, buffer, ticket, .. } = request;
         let export = self.export.clone();
-        Ok(Admitted { export, op, offset, len, stored, buffer, ticket, hold })
+        Ok(Admitted { export, op, offset, len, stored, buffer, ticket, guard })
     }
 
-    /// Gives the first byte, the number of bytes, and how many of them the disk has.
+    /// Returns the offset, the length, and how many bytes of it the disk stores.
     fn check(&self, request: &Request) -> Result<(u64, u64, u64), Fault> {
-        // Looked at once: the disk may be resized at any time.
+        // Read once: the disk may be resized concurrently.
         let bytes = self.export.bytes();
         let (offset, len) = self.range(request.op, request.lba, request.blocks, bytes)?;
         let carries = matches!(request.op, Op::Read | Op::Write { .. });
@@ -198,8 +206,8 @@ impl Grant {
         Ok((offset, len, stored))
     }
 
-    /// Whether a request would be admitted, apart from its buffer and from [`Fault::Busy`]: to refuse it before its data
-    /// is asked for. Gives the first byte and the number of bytes.
+    /// Checks a request apart from its buffer and from [`Fault::Busy`], to refuse it before its
+    /// data is transferred. Returns the offset and the length in bytes.
     ///
     /// # Errors
     /// As [`Grant::admit`].
@@ -218,12 +226,12 @@ impl Grant {
         if op == Op::Flush && export.has_failed_flush() {
             return Err(Fault::Io);
         }
-        // Only a read-only export has a last block that is a part of one.
+        // Only a read-only export has a partial last block.
         export.geometry.bytes_of(lba, blocks, export.geometry.blocks_for(bytes))
     }
 }
 
-/// A request that passed the gate.
+/// A request that was admitted. Drivers execute nothing else.
 #[derive(Debug)]
 pub struct Admitted {
     export: Arc<Export>,
@@ -233,50 +241,51 @@ pub struct Admitted {
     stored: u64,
     buffer: Option<Buffer>,
     ticket: Ticket,
-    hold: Option<Hold>,
+    guard: Option<WriteGuard>,
 }
 
 impl Admitted {
-    /// The export that it is for.
+    /// Returns the export.
     pub fn export(&self) -> &Arc<Export> {
         &self.export
     }
 
-    /// What is asked.
+    /// Returns the operation.
     pub fn op(&self) -> Op {
         self.op
     }
 
-    /// The first byte, from zero.
+    /// Returns the offset of the first byte.
     pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// How many bytes.
+    /// Returns the length in bytes.
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// How many of them the disk has: fewer for a read of a read-only export whose last block is only a part of one, which
-    /// reads as zeros from there on.
+    /// Returns how many of these bytes the disk stores: fewer than [`Admitted::len`] for a read
+    /// beyond the end of a read-only export with a partial last block. The rest reads as zeros.
     pub fn stored(&self) -> u64 {
         self.stored
     }
 
-    /// Whether it concerns no bytes at all.
+    /// Returns whether the length is zero.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The memory to read into or to write from.
+    /// Returns the buffer to read into or to write from; empty if there is none.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         self.buffer.as_mut().map(Buffer::bytes_mut).unwrap_or_default()
     }
 
-    /// Ends the request: counts it, and makes what goes back to the session.
+    /// Completes the request: updates the statistics, and returns what to pass to
+    /// [`Session::complete`](crate::Session::complete).
     pub fn finish(self, result: Result<(), Fault>) -> (Ticket, Outcome) {
         count(&self.export, self.op, self.len, result);
-        drop(self.hold);
+        drop(self.guard);
         (self.ticket, Outcome { result, buffer: self.buffer })
     }
 }
@@ -301,12 +310,12 @@ fn count(export: &Export, op: Op, len: u64, result: Result<(), Fault>) {
     }
 }
 
-/// How a disk request ended.
+/// The result of a disk request.
 #[derive(Debug)]
 pub struct Outcome {
-    /// Well, or how it failed.
+    /// Success, or how it failed.
     pub result: Result<(), Fault>,
-    /// The buffer of the request; after a good read, filled in all its length.
+    /// The buffer of the request; after a successful read, completely filled.
     pub buffer: Option<Buffer>,
 }
 
@@ -335,7 +344,7 @@ mod test {
     const WRITE: Op = Op::Write { durable: false };
 
     #[test]
-    fn nothing_that_changes_the_disk_is_admitted_to_a_read_only_export() {
+    fn mutating_requests_to_a_read_only_export_are_refused() {
         let grant = grant(Access::ReadOnly);
         for op in [WRITE, Op::Zero { unmap: true, durable: false, fast: false }, Op::Discard] {
             assert_eq!(grant.admit(request(op, 0, 1)).unwrap_err().fault, Fault::ReadOnly);
@@ -345,13 +354,13 @@ mod test {
     }
 
     #[test]
-    fn a_grant_can_be_narrower_than_the_export() {
+    fn grant_can_be_narrower_than_the_export() {
         let grant = grant(Access::Writable).read_only();
         assert_eq!(grant.admit(request(WRITE, 0, 1)).unwrap_err().fault, Fault::ReadOnly);
     }
 
     #[test]
-    fn the_range_and_the_buffer_are_checked() {
+    fn range_and_buffer_are_checked() {
         let grant = grant(Access::Writable);
         assert!(grant.admit(request(Op::Read, 7, 1)).is_ok());
         assert_eq!(grant.admit(request(Op::Read, 8, 1)).unwrap_err().fault, Fault::OutOfRange);
@@ -374,22 +383,22 @@ mod test {
     }
 
     #[test]
-    fn a_withdrawn_export_admits_nothing() {
+    fn withdrawn_export_admits_nothing() {
         let grant = grant(Access::Writable);
         grant.export().withdraw();
         assert_eq!(grant.admit(request(Op::Read, 0, 1)).unwrap_err().fault, Fault::Gone);
     }
 
     #[test]
-    fn an_exclusive_claim_waits_for_writes_under_way_and_keeps_others_out() {
+    fn exclusive_right_waits_for_writes_and_blocks_new_ones() {
         let grant = grant(Access::Writable);
-        let under_way = grant.admit(request(WRITE, 0, 1)).unwrap();
+        let in_flight = grant.admit(request(WRITE, 0, 1)).unwrap();
         let right = Exclusive::claim(grant.export()).unwrap();
         assert!(!right.is_drained());
         assert!(Exclusive::claim(grant.export()).is_none());
         assert_eq!(grant.admit(request(WRITE, 1, 1)).unwrap_err().fault, Fault::Busy);
         assert!(grant.admit(request(Op::Read, 1, 1)).is_ok());
-        let _ = under_way.finish(Ok(()));
+        let _ = in_flight.finish(Ok(()));
         assert!(right.is_drained());
         assert!(grant.admit_exclusive(request(WRITE, 1, 1), &right).is_ok());
         drop(right);
@@ -397,16 +406,16 @@ mod test {
     }
 
     #[test]
-    fn a_refused_write_is_never_seen_by_the_holder_of_the_right() {
+    fn refused_write_is_never_counted() {
         let grant = grant(Access::Writable);
         let right = Exclusive::claim(grant.export()).unwrap();
         std::thread::scope(|scope| {
-            let intruder = scope
+            let other = scope
                 .spawn(|| (0..20_000).all(|_| grant.admit(request(Op::Discard, 0, 1)).is_err()));
-            while !intruder.is_finished() {
+            while !other.is_finished() {
                 assert!(right.is_drained());
             }
-            assert!(intruder.join().unwrap());
+            assert!(other.join().unwrap());
         });
     }
 }

@@ -1,28 +1,28 @@
-//! Bytes that nobody else may know. It knows nothing of what they open.
+//! Secret bytes.
 
 use std::fmt;
 
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-/// A secret: wiped from memory when it is dropped, never shown, compared without telling where it differs.
+/// A secret: wiped from memory when dropped, not printed by `Debug`, compared in constant time.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<Vec<u8>>);
 
 impl Secret {
-    /// Takes `bytes` over; they are wiped with the secret.
+    /// Returns a secret of `bytes`. The vector is moved, not copied.
     pub fn new(bytes: Vec<u8>) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// The bytes. Do not copy them to where they are not wiped.
+    /// Returns the bytes. Do not copy them to memory that is not wiped.
     pub fn bytes(&self) -> &[u8] {
         &self.0
     }
 }
 
 impl PartialEq for Secret {
-    /// Takes the same time wherever two secrets of one length differ.
+    /// Compares in a time that depends on the lengths only.
     fn eq(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }
@@ -41,7 +41,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_secret_is_never_shown() {
+    fn secret_is_not_printed_by_debug() {
         let secret = Secret::new(b"open sesame".to_vec());
         assert_eq!(format!("{secret:?}"), "Secret(11 bytes)");
         assert_eq!(secret, Secret::new(b"open sesame".to_vec()));

@@ -1,4 +1,4 @@
-//! Bytes to be sent: a small head, and perhaps a payload that is sent from where it lies. It knows no protocol.
+//! Data to be sent: a small inline header, and optionally a payload that is sent without copying.
 
 use std::fmt;
 use std::rc::Rc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::Buffer;
 
-/// Up to [`Head::MAX`] bytes, held in place.
+/// Up to [`Head::MAX`] bytes, stored inline.
 #[derive(Clone, Copy)]
 pub struct Head {
     len: u8,
@@ -14,17 +14,18 @@ pub struct Head {
 }
 
 impl Head {
-    /// Room for the largest header of a protocol data unit that is followed by a payload, with its digest.
+    /// Capacity in bytes: the largest PDU header that is followed by a payload, with its digest.
     pub const MAX: usize = 55;
 
-    /// A head of `bytes`; what is beyond [`Head::MAX`] is a mistake of the caller and cut off.
+    /// Returns a head of `bytes`. At most [`Head::MAX`] bytes: the rest is cut off, and debug
+    /// builds panic.
     pub fn new(bytes: &[u8]) -> Self {
         let mut head = Self { len: 0, bytes: [0; Self::MAX] };
         head.push(bytes);
         head
     }
 
-    /// Appends `bytes`, as far as there is room.
+    /// Appends `bytes`. What exceeds [`Head::MAX`] is cut off, and debug builds panic.
     pub fn push(&mut self, bytes: &[u8]) {
         let at = usize::from(self.len);
         let n = bytes.len().min(Self::MAX - at);
@@ -36,7 +37,7 @@ impl Head {
         }
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
     }
@@ -48,16 +49,16 @@ impl fmt::Debug for Head {
     }
 }
 
-/// A payload that is sent from where it lies.
+/// A payload that is sent without copying.
 #[derive(Debug)]
 pub enum Body {
     /// No payload.
     None,
-    /// A buffer that is free again once it is sent.
+    /// A buffer, freed when sent.
     Whole(Buffer),
-    /// A buffer of which other segments send other parts.
+    /// A buffer shared with other segments, freed when the last of them is sent.
     Part(Rc<Buffer>),
-    /// Bytes that exist anyway.
+    /// Shared immutable bytes.
     Shared(Arc<[u8]>),
 }
 
@@ -72,7 +73,7 @@ impl Body {
     }
 }
 
-/// Bytes to be sent, in the order head, body, tail.
+/// Data to be sent, in the order head, body, tail.
 #[derive(Debug)]
 pub struct Segment {
     head: Head,
@@ -89,47 +90,48 @@ struct Tail {
 }
 
 impl Segment {
-    /// A segment that is only a head.
+    /// Returns a segment that consists of `head` only.
     pub fn head(head: Head) -> Self {
         Self { head, tail: Tail { len: 0, bytes: [0; 4] }, body: Body::None, start: 0, len: 0 }
     }
 
-    /// A segment of `head` and the bytes `[start, start + len)` of `body`; a range outside it is cut to it.
+    /// Returns a segment of `head` and the bytes `[start, start + len)` of `body`. The range is
+    /// clamped to the body.
     pub fn with_body(head: Head, body: Body, start: usize, len: usize) -> Self {
         let (start, len) = cut(start, len, body.bytes().len());
         Self { body, start, len, ..Self::head(head) }
     }
 
-    /// A segment of `head` and all of `body`.
+    /// Returns a segment of `head` and the whole `body`.
     pub fn with_shared(head: Head, body: Arc<[u8]>) -> Self {
         let len = body.len();
         Self::with_body(head, Body::Shared(body), 0, len)
     }
 
-    /// The same with a tail of four bytes, such as a digest of the body.
+    /// Adds a tail of four bytes, such as the digest of the body.
     #[must_use]
     pub fn with_tail(mut self, bytes: [u8; 4]) -> Self {
         self.tail = Tail { len: 4, bytes };
         self
     }
 
-    /// The three parts, any of which may be empty.
+    /// Returns head, body and tail, any of which may be empty.
     pub fn parts(&self) -> [&[u8]; 3] {
         [self.head.bytes(), self.body(), &self.tail.bytes[..usize::from(self.tail.len)]]
     }
 
-    /// The body.
+    /// Returns the body.
     pub fn body(&self) -> &[u8] {
         let start = self.start as usize;
         self.body.bytes().get(start..start + self.len as usize).unwrap_or_default()
     }
 
-    /// Bytes of the head, body and tail together.
+    /// Returns the total length in bytes.
     pub fn len(&self) -> usize {
         usize::from(self.head.len) + self.len as usize + usize::from(self.tail.len)
     }
 
-    /// Whether there is nothing to send.
+    /// Returns whether the total length is zero.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -137,7 +139,7 @@ impl Segment {
 
 #[allow(
     clippy::cast_possible_truncation,
-    reason = "payloads are far below 4 GiB; a longer one is cut"
+    reason = "a buffer is at most 1 MiB; anything above 4 GiB is cut"
 )]
 fn cut(start: usize, len: usize, whole: usize) -> (u32, u32) {
     let start = start.min(whole);
@@ -150,7 +152,7 @@ mod test {
     use crate::Pool;
 
     #[test]
-    fn parts_come_in_order_and_a_range_is_cut_to_the_body() {
+    fn parts_are_ordered_and_the_range_is_clamped_to_the_body() {
         let mut buffer = Pool::new(1 << 16).open().take(8).unwrap();
         buffer.bytes_mut().copy_from_slice(b"abcdefgh");
         let segment =

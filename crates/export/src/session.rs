@@ -1,105 +1,115 @@
-//! The seam: one connection's protocol as a pure state machine. Whoever drives it owns the socket, the disk and the
-//! clock; the session owns the rules.
+//! The interface between protocols and drivers.
 //!
-//! The law of the driver: **after any call that takes `&mut self`, call [`Session::poll`] until it returns nothing, before
-//! waiting for anything.** And: call [`Session::poll`] again when segments have been sent, because memory came free.
+//! A [`Session`] is the protocol of one connection as a sans-I/O state machine. The driver owns the
+//! socket, the disk and the clock.
+//!
+//! Contract of the driver: **after any call that takes `&mut self`, call [`Session::poll`] until it
+//! returns `None`, before waiting for anything.** Also call it after segments have been sent,
+//! because that frees memory which the session may be waiting for.
 
 use std::fmt;
 use std::time::Instant;
 
 use crate::{Admitted, Buffer, Event, Outcome, Segment, Ticket};
 
-/// One connection's protocol: bytes and ended requests in, [`Step`]s out.
+/// The protocol of one connection: received bytes and completed requests in, [`Step`]s out.
 pub trait Session {
-    /// Bytes came. Takes as many as it can now and tells how many that is; the rest is offered again, with what came
-    /// after it, once the session is [hungry](Session::can_receive). It may leave a piece that is not yet a whole header.
+    /// Processes received bytes, and returns how many it has consumed. It may leave an incomplete
+    /// header. The driver offers the rest again, followed by newer bytes, once
+    /// [`Session::can_receive`] returns true.
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> usize;
 
-    /// A disk request ended. Called exactly once for each [`Step::Submit`], even after the connection has gone.
+    /// Processes a completed disk request. Called exactly once for each [`Step::Submit`], even
+    /// after the connection was lost.
     fn complete(&mut self, now: Instant, ticket: Ticket, outcome: Outcome);
 
-    /// Something happened outside this connection.
-    fn notify(&mut self, now: Instant, news: &Notice);
+    /// Processes an event from outside this connection.
+    fn notify(&mut self, now: Instant, notice: &Notice);
 
-    /// The [deadline](Session::deadline) passed.
+    /// Processes the expiry of the [deadline](Session::deadline).
     fn tick(&mut self, now: Instant);
 
-    /// What to do next, until there is nothing.
+    /// Returns the next action for the driver, or `None` if there is none for now.
     fn poll(&mut self) -> Option<Step>;
 
-    /// When to call [`Session::tick`].
+    /// Returns when to call [`Session::tick`], if at all.
     fn deadline(&self) -> Option<Instant>;
 
-    /// Whether it would take more bytes now. While it would not, the driver does not read the socket.
+    /// Returns whether the session accepts more bytes now. While it returns false, the driver does
+    /// not read from the socket (back-pressure).
     fn can_receive(&self) -> bool;
 
-    /// Whether the peer has said who it is and been let in. Connections that have not are few and short-lived.
+    /// Returns whether the peer has completed the protocol's handshake and was granted access. The
+    /// driver limits the number and the lifetime of connections that have not.
     fn is_established(&self) -> bool;
 
-    /// Memory that the next bytes of the connection belong in, if they are payload: the driver may receive into it and
-    /// gives it back by [`Session::direct_received`]. While it is out, [`Session::receive`] is not called.
+    /// Lends the driver memory for the next bytes of the stream, if they are payload, to be
+    /// received without a copy. The driver returns it by [`Session::direct_received`], and does not
+    /// call [`Session::receive`] before that.
     fn direct_recv(&mut self) -> Option<DirectRecv> {
         None
     }
 
-    /// The memory comes back, with `got` bytes received into it.
-    fn direct_received(&mut self, _now: Instant, _landing: DirectRecv, _got: usize) {}
+    /// Takes the memory back, with `len` bytes received into it.
+    fn direct_received(&mut self, _now: Instant, _window: DirectRecv, _len: usize) {}
 }
 
-/// Part of a buffer that payload is to be received into.
+/// The part of a buffer that payload is to be received into.
 #[derive(Debug)]
 pub struct DirectRecv {
     /// The whole buffer.
     pub buffer: Buffer,
-    /// Where the next byte belongs.
+    /// Index for the next byte.
     pub start: usize,
-    /// Where the payload that is expected now ends.
+    /// Index of the end of the expected payload.
     pub end: usize,
-    /// The session's own mark.
-    pub mark: u32,
+    /// Identifies the transfer to the session; not for the driver.
+    pub token: u32,
 }
 
-/// What the driver is to do.
+/// An action for the driver.
 #[derive(Debug)]
 pub enum Step {
-    /// Send this, after what was to be sent before.
+    /// Append this to the send queue.
     Send(Segment),
-    /// Carry this out.
+    /// Execute this disk request, and call [`Session::complete`].
     Submit(Admitted),
-    /// Say this.
+    /// Pass this event to the program.
     Report(Event),
-    /// Something that this session shares with others has changed: tell every session [`Notice::StateChanged`].
+    /// State that this session shares with others has changed: pass [`Notice::StateChanged`] to
+    /// every session.
     Notify,
-    /// Send what is still to be sent, then close the connection. No step but [`Step::Report`] and [`Step::Notify`]
-    /// follows.
+    /// Send what is in the send queue, then close the connection. Only [`Step::Report`] and
+    /// [`Step::Notify`] may follow.
     Close(Reason),
 }
 
-/// Something that happened outside a connection.
+/// An event from outside a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Notice {
-    /// Something shared has changed: what is lent, its size, or something that another session said by [`Step::Notify`].
+    /// Shared state has changed: the catalogue, the size of an export, or what another session has
+    /// announced by [`Step::Notify`].
     StateChanged,
-    /// The program is about to stop: say goodbye and close.
+    /// The program is about to stop: shut the connection down in an orderly way.
     Stopping,
-    /// The connection is gone. Nothing can be sent any more; requests under way still end.
+    /// The connection is lost. Nothing can be sent any more; requests in flight still complete.
     Disconnected,
 }
 
 /// Why a connection was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// The peer closed it, or the network broke.
+    /// The peer closed the connection, or it was lost.
     Peer,
-    /// The peer broke a rule of the protocol.
+    /// The peer violated the protocol.
     Violation,
-    /// The peer did not say in time what it had to.
+    /// The peer did not send in time what the protocol requires.
     Timeout,
-    /// The peer was refused.
+    /// The peer was refused access.
     Refused,
-    /// The association that it belonged to has ended.
+    /// The association that the connection belonged to has ended.
     Ended,
-    /// The program stops.
+    /// The program is stopping.
     Stopping,
 }
 

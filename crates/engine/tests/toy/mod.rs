@@ -303,7 +303,7 @@ impl Session for Toy {
                 self.state = State::Away(command);
                 self.landing_out = true;
                 let end = buffer.len();
-                Some(DirectRecv { buffer, start, end, mark: command.tag })
+                Some(DirectRecv { buffer, start, end, token: command.tag })
             }
             state => {
                 self.state = state;
@@ -318,7 +318,7 @@ impl Session for Toy {
         let State::Away(command) = std::mem::replace(&mut self.state, State::Header) else {
             return self.check(false);
         };
-        self.check(direct_recv.mark == command.tag);
+        self.check(direct_recv.token == command.tag);
         self.payload_came(command, direct_recv.buffer, direct_recv.start + got);
     }
 }

@@ -309,7 +309,7 @@ impl Client {
         let left = usize::try_from(chunk.left).ok()?;
         match &mut self.slots.find(chunk.cookie).ok()?.expected {
             Expected::Read { buffer, .. } => {
-                Some(DirectRecv { buffer: buffer.take()?, start, end: start + left, mark: 0 })
+                Some(DirectRecv { buffer: buffer.take()?, start, end: start + left, token: 0 })
             }
             _ => None,
         }

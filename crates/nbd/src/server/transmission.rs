@@ -217,7 +217,7 @@ impl Session {
         let offset = slot.start_of(piece);
         let len = slot.piece().min(slot.end.saturating_sub(offset));
         let Some(link) = self.link.as_ref().filter(|_| tried && is_news(fault)) else { return };
-        let (export, op) = (link.grant.export().clone(), op.word());
+        let (export, op) = (link.grant.export().clone(), op.name());
         self.out.push_back(Step::Report(Event::Fault { export, op, offset, len, fault }));
     }
 

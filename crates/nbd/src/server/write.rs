@@ -154,14 +154,14 @@ impl Session {
         let start = filling.got;
         let buffer = filling.buffer.take_if(|buffer| buffer.len() - start >= LANDING)?;
         let end = buffer.len();
-        Some(DirectRecv { buffer, start, end, mark: filling.at.into() })
+        Some(DirectRecv { buffer, start, end, token: filling.at.into() })
     }
 
     /// It comes back with `got` bytes more.
     pub(super) fn take_landing(&mut self, landing: DirectRecv, got: usize) {
-        let DirectRecv { buffer, start, end, mark } = landing;
+        let DirectRecv { buffer, start, end, token } = landing;
         let Some(Incoming::Fill(filling)) = &mut self.incoming else { return };
-        if u32::from(filling.at) == mark {
+        if u32::from(filling.at) == token {
             filling.buffer = Some(buffer);
             filling.stalled = false;
             filling.advance(got.min(end.saturating_sub(start)));

@@ -454,7 +454,7 @@ impl Queue {
         let incoming = self.incoming()?;
         let start = incoming.got as usize;
         let buffer = incoming.buffer.take()?;
-        Some(DirectRecv { buffer, start, end: start + left as usize, mark: 0 })
+        Some(DirectRecv { buffer, start, end: start + left as usize, token: 0 })
     }
 
     /// The memory comes back, with `got` bytes received into it.

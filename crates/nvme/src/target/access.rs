@@ -55,7 +55,7 @@ impl Queue {
             .host(host)
             .ok_or_else(|| ConnectRefusal::access_denied(refusal_text(Refusal::NotAllowed)))?;
         self.check_identity(host, subsystem)?;
-        let required = match policy_entry.accepts(&self.caller(host)) {
+        let required = match policy_entry.authenticate(&self.caller(host)) {
             Ok(()) => false,
             Err(Refusal::ChapRequired) => true,
             Err(refusal) => return Err(ConnectRefusal::access_denied(refusal_text(refusal))),
@@ -143,7 +143,7 @@ impl Queue {
             let same = host.key == auth.key && host.chap.is_some();
             return if same { Ok(()) } else { Err(Refusal::NotAllowed) };
         }
-        host.accepts(&self.caller(&controller.host.nqn))?;
+        host.authenticate(&self.caller(&controller.host.nqn))?;
         let grant =
             self.target.catalogue.grant(&self.caller(&controller.host.nqn), &controller.subsystem);
         match (controller.kind, grant) {

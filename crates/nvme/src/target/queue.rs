@@ -431,14 +431,14 @@ impl Session for Queue {
 
     fn direct_recv(&mut self) -> Option<DirectRecv> {
         let left = self.deframer.payload_left();
-        let mark = self.incoming?;
+        let token = self.incoming?;
         if left < MIN_DIRECT_RECV || !self.deframer.at_payload() || !self.can_receive() {
             return None;
         }
         let receiving = self.receiving()?;
         let start = receiving.got as usize;
         let buffer = receiving.buffer.take()?;
-        Some(DirectRecv { buffer, start, end: start + left as usize, mark: mark.into() })
+        Some(DirectRecv { buffer, start, end: start + left as usize, token: token.into() })
     }
 
     fn direct_received(&mut self, now: Instant, recv: DirectRecv, got: usize) {

@@ -149,7 +149,7 @@ impl Queue {
         let export = grant.export().clone();
         self.steps.push_back(Step::Report(Event::Fault {
             export,
-            op: op.word(),
+            op: op.name(),
             offset,
             len,
             fault,
