@@ -1,35 +1,33 @@
-//! Sockets that whoever started this program has opened for it (sd_listen_fds(3)): systemd, or a client that starts its own
-//! server.
-//!
-//! Does not know what is spoken there.
+//! Socket activation: sockets passed to this program when it was started (sd_listen_fds(3)), by
+//! systemd or by a client that starts its own server.
 
 use std::env;
 use std::os::fd::{OwnedFd, RawFd};
 
 use crate::syscall;
 
-/// The first of the descriptors.
+/// `SD_LISTEN_FDS_START`.
 const FIRST: RawFd = 3;
 
-/// More than anybody hands over.
+/// Upper bound on the number of sockets taken.
 const MOST: usize = 64;
 
-/// What a descriptor without a name is called.
+/// The name of a descriptor that is not in `LISTEN_FDNAMES`.
 const NAMELESS: &str = "unknown";
 
-/// A descriptor that was handed to this program.
+/// A socket passed to this program.
 #[derive(Debug)]
 pub struct InheritedSocket {
-    /// What the one who handed it over calls it; `unknown` if it has no name.
+    /// Its name from `LISTEN_FDNAMES`, or `unknown`.
     pub name: String,
-    /// It. Programs that this one starts do not get it.
+    /// Close-on-exec.
     pub socket: OwnedFd,
 }
 
-/// Not everything was handed over.
+/// Fewer sockets were passed than `LISTEN_FDS` announces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "LISTEN_FDS announces {announced} sockets to this program, and it was handed {there}; hand it all of them, or start \
+    "LISTEN_FDS announces {announced} sockets to this program, and it was passed {there}; pass all of them, or start \
      it without LISTEN_FDS"
 )]
 pub struct Missing {
@@ -37,13 +35,13 @@ pub struct Missing {
     there: usize,
 }
 
-/// The descriptors that are meant for this process.
+/// Takes the sockets passed to this process.
 ///
-/// The variables that announce them stay in the environment; they name this process, so that no other one takes them to be
-/// meant for itself.
+/// The variables that announce them stay in the environment. They contain the process identifier,
+/// so that children do not use them.
 ///
 /// # Errors
-/// Not all that are announced are there: they were closed, or taken already and have an owner.
+/// Fails if not all announced descriptors are open: they were closed, or taken before.
 pub fn take() -> Result<Vec<InheritedSocket>, Missing> {
     let variable = |name: &str| env::var(name).ok();
     let names = announced(&variable, std::process::id());
@@ -59,7 +57,7 @@ pub fn take() -> Result<Vec<InheritedSocket>, Missing> {
         .collect())
 }
 
-/// The names of those that the variables announce to the process of that number.
+/// Returns the names of the sockets that the variables announce to `process`.
 fn announced(variable: &dyn Fn(&str) -> Option<String>, process: u32) -> Vec<String> {
     let meant = variable("LISTEN_PID").and_then(|text| text.parse::<u32>().ok());
     if meant != Some(process) {
@@ -85,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_meant_for_this_process_is_taken() {
+    fn sockets_for_other_processes_are_not_taken() {
         assert_eq!(names(&[("LISTEN_PID", "77"), ("LISTEN_FDS", "1")]), ["unknown"]);
         let named = [("LISTEN_PID", "77"), ("LISTEN_FDS", "3"), ("LISTEN_FDNAMES", "nbd:nvme")];
         assert_eq!(names(&named), ["nbd", "nvme", "unknown"]);

@@ -1,30 +1,28 @@
-//! Whether this machine lives on its battery, and how long it may.
-//!
-//! Does not know what happens when it is empty.
+//! The battery charge of this machine.
 
 use crate::tree::Tree;
 
 const SUPPLIES: &str = "sys/class/power_supply";
 
-/// The charge in percent of the fullest battery if the machine runs on batteries; nothing if it is plugged in or has
-/// none. What a mouse or a keyboard runs on does not count.
+/// Returns the charge in percent of the fullest discharging battery, or `None` if the machine is on
+/// mains power or has no battery. Batteries of peripherals (mice, keyboards) are ignored.
 pub fn charge(tree: &Tree) -> Option<u8> {
     let supplies = tree.names(SUPPLIES);
-    let said = |name: &str, what: &str| tree.attribute(format!("{SUPPLIES}/{name}/{what}"));
+    let attribute = |name: &str, what: &str| tree.attribute(format!("{SUPPLIES}/{name}/{what}"));
     let is_plugged = supplies
         .iter()
-        .filter(|name| matches!(said(name, "type").as_deref(), Some("Mains" | "USB")))
+        .filter(|name| matches!(attribute(name, "type").as_deref(), Some("Mains" | "USB")))
         .any(|name| tree.flag(format!("{SUPPLIES}/{name}/online")));
     if is_plugged {
         return None;
     }
     let of_machine = |name: &&String| {
-        said(name, "type").as_deref() == Some("Battery")
-            && said(name, "scope").as_deref() != Some("Device")
-            && said(name, "status").as_deref() == Some("Discharging")
+        attribute(name, "type").as_deref() == Some("Battery")
+            && attribute(name, "scope").as_deref() != Some("Device")
+            && attribute(name, "status").as_deref() == Some("Discharging")
     };
     let charges = supplies.iter().filter(of_machine);
-    charges.filter_map(|name| said(name, "capacity")?.parse().ok()).max()
+    charges.filter_map(|name| attribute(name, "capacity")?.parse().ok()).max()
 }
 
 #[cfg(test)]
@@ -32,14 +30,14 @@ mod tests {
     use super::*;
     use crate::tree::fake::Fake;
 
-    fn supply(fake: &Fake, name: &str, said: &[(&str, &str)]) {
-        for (what, value) in said {
+    fn supply(fake: &Fake, name: &str, attributes: &[(&str, &str)]) {
+        for (what, value) in attributes {
             fake.file(&format!("sys/class/power_supply/{name}/{what}"), value);
         }
     }
 
     #[test]
-    fn a_plugged_machine_and_one_without_a_battery_have_no_charge_to_tell() {
+    fn charge_is_reported_only_while_on_battery_power() {
         let fake = Fake::new();
         assert_eq!(charge(&fake.tree()), None);
         supply(
@@ -55,7 +53,7 @@ mod tests {
     }
 
     #[test]
-    fn the_battery_of_a_mouse_is_none_of_the_machine() {
+    fn battery_of_a_mouse_is_ignored() {
         let fake = Fake::new();
         let mouse = [("type", "Battery"), ("status", "Discharging"), ("scope", "Device")];
         supply(&fake, "hidpp_battery_0", &mouse);

@@ -1,6 +1,4 @@
-//! The block devices of the machine, disks and partitions, as the kernel describes them.
-//!
-//! Does not know what is on them, nor whether they may be lent.
+//! The block devices of this machine, disks and partitions, as sysfs describes them.
 
 use crate::hardware::Hardware;
 use crate::transport::Transport;
@@ -17,9 +15,7 @@ const SECTOR: u64 = 512;
 /// A device number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeviceNumber {
-    /// The driver's part.
     pub major: u32,
-    /// The device's part.
     pub minor: u32,
 }
 
@@ -29,7 +25,7 @@ impl fmt::Display for DeviceNumber {
     }
 }
 
-/// No device number: it is not two numbers with a colon between them.
+/// The text is not a device number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a device number is two numbers with a colon between them, as in 8:0")]
 pub struct NoDeviceNumber;
@@ -44,7 +40,7 @@ impl FromStr for DeviceNumber {
     }
 }
 
-/// Which part of which disk a partition is.
+/// The position of a partition on its disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
     /// The whole disk's kernel name.
@@ -55,22 +51,22 @@ pub struct Part {
     pub start: u64,
 }
 
-/// What a stacked device is made of.
+/// Device mapper, md and loop attributes of a device, and what it is stacked on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stacking {
-    /// The device mapper's name for it, as in `/dev/mapper`.
+    /// The device-mapper name, as in `/dev/mapper`.
     pub dm_name: Option<String>,
-    /// The device mapper's identifier: `LVM-…`, `CRYPT-LUKS2-…`, `mpath-…`.
+    /// The device-mapper UUID: `LVM-…`, `CRYPT-LUKS2-…`, `mpath-…`.
     pub dm_uuid: Option<String>,
-    /// The array's level: `raid1`, …
+    /// The md level: `raid1`, …
     pub md_level: Option<String>,
-    /// The array's identifier.
+    /// The md array's UUID.
     pub md_uuid: Option<String>,
     /// The file behind a loop device.
     pub backing_file: Option<String>,
-    /// The devices that are stacked on this one, by kernel name.
+    /// Devices stacked on this one, by kernel name.
     pub holders: Vec<String>,
-    /// The devices that this one is stacked on, by kernel name.
+    /// Devices that this one is stacked on, by kernel name.
     pub slaves: Vec<String>,
 }
 
@@ -81,11 +77,11 @@ pub struct Disk {
     pub name: String,
     /// The device node: `/dev/sda1`.
     pub node: PathBuf,
-    /// The folder in `/sys/devices`, with links followed.
+    /// The directory below `/sys/devices`, with links resolved.
     pub sysfs_path: PathBuf,
-    /// Where the whole disk is connected (PCI slot, port, address on the bus), the same after a reboot.
+    /// Where the whole disk is connected (PCI slot, port, address on the bus). Stable across
+    /// reboots.
     pub address: String,
-    /// The device number.
     pub number: DeviceNumber,
     /// The size in bytes; 0 without a medium.
     pub bytes: u64,
@@ -93,36 +89,34 @@ pub struct Disk {
     pub logical_block: u32,
     /// The physical block size in bytes.
     pub physical_block: u32,
-    /// It cannot be written, by its medium or by hand.
+    /// Read-only, by its medium or by `blockdev --setro`.
     pub read_only: bool,
     /// The medium can be taken out.
     pub removable: bool,
-    /// It turns.
     pub rotational: bool,
-    /// What it says of itself; empty for partitions, whose disk says it.
+    /// Identification reported by the disk; empty for partitions.
     pub hardware: Hardware,
-    /// How it hangs on the machine.
+    /// How it is connected.
     pub transport: Transport,
-    /// Which part of which disk it is; `None` for a whole disk.
+    /// Its place on the disk; `None` for a whole disk.
     pub part: Option<Part>,
-    /// What it is stacked on, and what on it.
     pub stacking: Stacking,
-    /// The disk's number since boot (Linux 5.15).
+    /// The disk's sequence number since boot (Linux 5.15).
     pub diskseq: Option<u64>,
-    /// A write is on stable storage only after a flush.
+    /// It has a volatile write cache: writes are on stable storage only after a flush.
     pub volatile_cache: bool,
-    /// The most bytes of one discard; 0 if it discards nothing.
+    /// Maximum bytes of one discard; 0 if the disk does not support it.
     pub discard_max_bytes: u64,
-    /// The most bytes of one command that writes zeroes; 0 if the kernel has to write them itself.
+    /// Maximum bytes of one Write Zeroes command; 0 if the kernel has to write the zeroes.
     pub write_zeroes_max_bytes: u64,
-    /// `host-managed` or `host-aware` for disks of zones.
+    /// `host-managed` or `host-aware` for a zoned disk.
     pub zoned: Option<String>,
 }
 
 impl Stacking {
-    /// The logical volume that a device of LVM is: `GROUP/VOLUME`. In the device mapper's name a hyphen is between the two,
-    /// and those of the names themselves are doubled (lvm2, `build_dm_name`). Parts of volumes, which have a suffix behind
-    /// the identifiers of group and volume, are none.
+    /// Returns `GROUP/VOLUME` of an LVM logical volume. The device-mapper name separates the two by
+    /// a hyphen, and doubles the hyphens in the names themselves (lvm2, `build_dm_name`). Internal
+    /// volumes, which have a suffix after the UUIDs of group and volume, return `None`.
     pub fn volume(&self) -> Option<String> {
         let identifiers = self.dm_uuid.as_deref()?.strip_prefix("LVM-")?;
         let name = self.dm_name.as_deref().filter(|_| identifiers.len() == 64)?;
@@ -133,14 +127,15 @@ impl Stacking {
 }
 
 impl Disk {
-    /// What people call it: the logical volume (`GROUP/VOLUME`), the device mapper's name (`mapper/NAME`), else the kernel's.
+    /// Returns the name to display: the logical volume (`GROUP/VOLUME`), the device-mapper name
+    /// (`mapper/NAME`), or the kernel's name.
     pub fn display_name(&self) -> String {
         let mapper = || Some(format!("mapper/{}", self.stacking.dm_name.as_ref()?));
         self.stacking.volume().or_else(mapper).unwrap_or_else(|| self.name.clone())
     }
 
-    /// Whether it is called so: by its kernel name, its node, or a name of the device mapper or of LVM; the last three with
-    /// or without `/dev/`.
+    /// Returns whether `name` is its kernel name, its node, or a name of the device mapper or of
+    /// LVM. The last three match with or without `/dev/`.
     pub fn has_name(&self, name: &str) -> bool {
         let short = name.strip_prefix("/dev/").unwrap_or(name);
         let node = self.node.strip_prefix("/dev").is_ok_and(|node| node == Path::new(short));
@@ -153,26 +148,27 @@ impl Disk {
             || (volume.is_some() && volume.as_deref() == Some(short))
     }
 
-    /// The path by which it is best known: that of the device mapper where there is one, else the node.
+    /// Returns its path in `/dev/mapper` if there is one, else its node.
     pub fn path(&self, tree: &Tree) -> PathBuf {
         let mapper = self.stacking.dm_name.as_ref().map(|name| Path::new("/dev/mapper").join(name));
         mapper.filter(|path| tree.path(path).exists()).unwrap_or_else(|| self.node.clone())
     }
 
-    /// The whole disk's kernel name: the disk's own, or that of the disk it is part of.
+    /// Returns the kernel name of the whole disk.
     pub fn whole(&self) -> &str {
         self.part.as_ref().map_or(&self.name, |part| &part.of)
     }
 
-    /// Whether it is a partition.
     pub fn is_partition(&self) -> bool {
         self.part.is_some()
     }
 }
 
-/// Every block device that has a node, sorted as people do. Hidden ones (single paths of NVMe) are left out.
+/// Returns every block device that has a node, in natural order of the names. Hidden devices (the
+/// paths of NVMe multipath) are left out.
 ///
-/// Errors: `/sys/class/block` cannot be read, as when `/sys` is not mounted.
+/// # Errors
+/// Fails if `/sys/class/block` cannot be read, for example if `/sys` is not mounted.
 pub fn scan(tree: &Tree) -> io::Result<Vec<Disk>> {
     std::fs::read_dir(tree.path(CLASS))?;
     let mut disks: Vec<Disk> =
@@ -181,7 +177,7 @@ pub fn scan(tree: &Tree) -> io::Result<Vec<Disk>> {
     Ok(disks)
 }
 
-/// One device by its kernel name; `None` if it is gone, or hidden.
+/// Returns a device by its kernel name, or `None` if it does not exist or is hidden.
 pub fn read(tree: &Tree, name: &str) -> Option<Disk> {
     let sysfs_path = tree.resolve(Path::new(CLASS).join(name))?;
     let number: DeviceNumber = tree.attribute(sysfs_path.join("dev"))?.parse().ok()?;
@@ -222,14 +218,14 @@ pub fn read(tree: &Tree, name: &str) -> Option<Disk> {
     })
 }
 
-/// The device by its number; `None` if there is no such device.
+/// Returns a device by its number, or `None` if it does not exist.
 pub fn by_number(tree: &Tree, number: DeviceNumber) -> Option<Disk> {
     let sysfs_path = tree.resolve(format!("sys/dev/block/{number}"))?;
     read(tree, sysfs_path.file_name()?.to_str()?)
 }
 
-/// Requests to write that the kernel has on their way to a device (Documentation/ABI/stable/sysfs-block); `None` if it
-/// does not count them.
+/// Returns the number of writes in flight on a device (Documentation/ABI/stable/sysfs-block), or
+/// `None` if the kernel does not count them.
 pub fn writes_in_flight(tree: &Tree, number: DeviceNumber) -> Option<u64> {
     let sysfs_path = PathBuf::from(format!("sys/dev/block/{number}"));
     let device = if tree.path(sysfs_path.join("queue")).exists() { "" } else { ".." };
@@ -258,7 +254,7 @@ impl Queue<'_> {
     }
 }
 
-/// A partition's folder lies in its disk's folder.
+/// A partition's directory is inside its disk's directory.
 fn part(tree: &Tree, sysfs_path: &Path) -> Option<Part> {
     let number = u32::try_from(tree.number(sysfs_path.join("partition"))?).ok()?;
     let of = sysfs_path.parent()?.file_name()?.to_str()?.to_owned();
@@ -266,8 +262,9 @@ fn part(tree: &Tree, sysfs_path: &Path) -> Option<Part> {
     Some(Part { of, number, start })
 }
 
-/// The folder in which a disk's folder lies, without the numbers that the kernel gives to buses, host adapters and
-/// controllers in the order in which it finds them. What is left is what `/dev/disk/by-path` is made of.
+/// Returns the parent of the disk's directory without the numbers that the kernel assigns to buses,
+/// host adapters and controllers in the order of discovery. The rest is what `/dev/disk/by-path` is
+/// made of.
 fn address(tree: &Tree, sysfs_path: &Path) -> String {
     let mut path = PathBuf::new();
     let mut address = String::new();
@@ -406,7 +403,7 @@ mod tests {
     }
 
     #[test]
-    fn logical_volume_is_known_by_each_of_its_names() {
+    fn logical_volume_is_found_by_each_of_its_names() {
         let fake = Fake::new();
         let ids = "x".repeat(64);
         for (number, name, uuid) in [
@@ -437,12 +434,12 @@ mod tests {
         }
         assert!(disks.iter().all(|disk| !disk.has_name("") && !disk.has_name("mapper/")));
         let paths: Vec<PathBuf> = disks.iter().map(|disk| disk.path(&fake.tree())).collect();
-        assert_eq!(paths[0], Path::new("/dev/dm-0"), "nobody has made the other node");
+        assert_eq!(paths[0], Path::new("/dev/dm-0"), "the other node does not exist");
         assert_eq!(paths[2], Path::new("/dev/mapper/home"));
     }
 
     #[test]
-    fn hidden_and_broken_devices_are_left_out_and_exclamation_marks_are_folders() {
+    fn hidden_and_broken_devices_are_left_out() {
         let fake = Fake::new();
         fake.disk("virtual", "nvme0c0n1", "259:1", 8).disk("pci0", "cciss!c0d0", "104:0", 8);
         fake.file("sys/class/block/nvme0c0n1/hidden", "1\n");
@@ -453,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_sys_is_an_error_and_this_one_has_disks() {
+    fn scan_fails_without_sys() {
         assert!(scan(&Fake::new().tree()).is_err());
         let disks = scan(&Tree::machine()).unwrap();
         assert!(disks.iter().all(|disk| disk.logical_block >= 512));

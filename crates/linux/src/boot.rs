@@ -1,23 +1,22 @@
-//! What this machine was booted with: the kernel command line, credentials, and the firmware's strings.
-//!
-//! Does not know what any of the words means.
+//! Boot parameters: the kernel command line, credentials, and OEM strings of the firmware.
 
 use std::path::PathBuf;
 
 use crate::tree::Tree;
 
-/// The prefix of the firmware's strings that are credentials (systemd.system-credentials(7)).
+/// The prefix of OEM strings that are credentials (systemd.system-credentials(7)).
 const CREDENTIAL: &str = "io.systemd.credential:";
 
-/// Folders of credentials beside the service's own: those of the whole system, and those that an initrd got.
+/// Directories of system-wide credentials, and of those passed to an initrd.
 const SYSTEM: [&str; 2] = ["run/credentials/@system", "run/credentials/@initrd"];
 
-/// A setting: `storagetm.disk=/dev/sda` has a value, `storagetm.open` has none.
+/// A parameter: `storagetm.disk=/dev/sda` has a value, `storagetm.open` does not.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parameter {
-    /// What stands before the equals sign; `-` and `_` are the same to the kernel, and both are given as `_`.
+    /// The part before the equals sign, with `-` replaced by `_`: the kernel treats them as the
+    /// same.
     pub name: String,
-    /// What stands behind it, without quotes.
+    /// The part after the equals sign, without quotes.
     pub value: Option<String>,
 }
 
@@ -27,13 +26,13 @@ impl Parameter {
     }
 }
 
-/// All words of the kernel command line, in order. What stands behind `--` is for another init, and is left out.
+/// Returns all parameters of the kernel command line, in order, up to `--`: the rest is for init.
 pub fn command_line(tree: &Tree) -> Vec<Parameter> {
     parse_command_line(&tree.text("proc/cmdline").unwrap_or_default())
 }
 
-/// A command line's words as the kernel tells them apart (`next_arg` of its `lib/cmdline.c`): by blanks that are not
-/// between double quotes; quotes around a word or a value are taken off.
+/// Splits a command line as the kernel does (`next_arg` in `lib/cmdline.c`): at blanks that are not
+/// between double quotes. Quotes around a parameter or a value are removed.
 pub fn parse_command_line(line: &str) -> Vec<Parameter> {
     let mut quoted = false;
     let apart = |c: char| {
@@ -56,8 +55,9 @@ fn word(text: &str) -> Parameter {
     }
 }
 
-/// Credentials whose names begin with `prefix`: those of the service in `own`, if it has a folder of them, the system's,
-/// and those in the firmware's strings. A credential's lines are a word each.
+/// Returns the credentials whose names begin with `prefix`: those of the service in the directory
+/// `own`, those of the system, and those in the firmware's OEM strings. Each line of a credential
+/// is a parameter.
 pub fn credentials(tree: &Tree, own: Option<PathBuf>, prefix: &str) -> Vec<Parameter> {
     let folders = own.into_iter().chain(SYSTEM.map(PathBuf::from));
     let mut found: Vec<Parameter> =
@@ -82,7 +82,8 @@ fn lines(name: &str, text: &str) -> Vec<Parameter> {
     if words.is_empty() { vec![Parameter::new(name, None)] } else { words }
 }
 
-/// The firmware's free strings: those of all SMBIOS structures of type 11 (SMBIOS 3.6 §7.12).
+/// Returns the firmware's OEM strings: those of all SMBIOS structures of type 11 (SMBIOS 3.6
+/// §7.12).
 pub fn firmware_strings(tree: &Tree) -> Vec<String> {
     let table = tree.bytes("sys/firmware/dmi/tables/DMI").unwrap_or_default();
     let mut rest = table.as_slice();
@@ -100,16 +101,16 @@ pub fn firmware_strings(tree: &Tree) -> Vec<String> {
 
 const OEM_STRINGS: u8 = 11;
 
-/// What the firmware says of one thing.
+/// An SMBIOS structure.
 struct Structure<'a> {
     kind: u8,
     strings: Vec<&'a [u8]>,
 }
 
 impl<'a> Structure<'a> {
-    /// Takes one off the front of the table; what follows comes back, too. A structure is a formatted area of the length
-    /// in its second byte, strings that each end with a zero byte, and one more zero byte; without strings, two zero
-    /// bytes (SMBIOS 3.6 §6.1.3).
+    /// Parses the first structure of the table; returns it and the rest. A structure is a formatted
+    /// area whose length is in its second byte, strings that each end with a zero byte, and one
+    /// more zero byte; two zero bytes if there are no strings (SMBIOS 3.6 §6.1.3).
     fn parse(table: &'a [u8]) -> Option<(Self, &'a [u8])> {
         let [kind, length, ..] = *table else { return None };
         let mut rest = table.get(usize::from(length).max(4)..)?;
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_told_apart_as_the_kernel_does() {
+    fn command_line_is_split_as_the_kernel_does() {
         let line =
             "quiet storagetm.open a.b-c=1 x=\"two words\" \"y=three more words\" e= -- ip=dhcp\n";
         let wanted = [
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_a_word_a_line() {
+    fn each_line_of_a_credential_is_a_parameter() {
         let fake = Fake::new();
         fake.file("run/credentials/storagetm.service/storagetm.disk", "/dev/sda\n/dev/sdb\n");
         fake.file("run/credentials/@system/storagetm.open", "");
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn the_firmware_has_credentials_too() {
+    fn credentials_are_read_from_oem_strings() {
         let fake = Fake::new();
         fake.file("sys/firmware/dmi/tables/DMI", table());
         let strings = firmware_strings(&fake.tree());
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_cut_anywhere_ends_without_harm() {
+    fn truncated_smbios_table_does_not_panic() {
         let table = table();
         for cut in 0..table.len() {
             let fake = Fake::new();

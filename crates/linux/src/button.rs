@@ -1,6 +1,4 @@
-//! The power button, as the kernel's input devices tell of it.
-//!
-//! Does not know what is done when it is pressed.
+//! The power button, read from the kernel's input devices.
 
 use crate::tree::Tree;
 use std::collections::BTreeMap;
@@ -16,7 +14,7 @@ const EV_KEY: u16 = 1;
 const KEY_POWER: u16 = 116;
 const PRESSED: i32 = 1;
 
-/// All input devices: the power button is one of its own, or a key of a keyboard.
+/// All input devices: the power button is a device of its own, or a key of a keyboard.
 #[derive(Debug)]
 pub struct Buttons {
     tree: Tree,
@@ -24,15 +22,15 @@ pub struct Buttons {
 }
 
 impl Buttons {
-    /// Those that are there.
+    /// Opens all input devices.
     pub fn open(tree: &Tree) -> Self {
         let mut buttons = Self { tree: tree.clone(), devices: BTreeMap::new() };
-        buttons.look();
+        buttons.refresh();
         buttons
     }
 
-    /// Those that have come, too; those that went are left.
-    pub fn look(&mut self) {
+    /// Opens new input devices and closes removed ones.
+    pub fn refresh(&mut self) {
         let names = self.tree.names("dev/input");
         let names = names.into_iter().filter(|name| name.starts_with("event"));
         let known = std::mem::take(&mut self.devices);
@@ -53,12 +51,12 @@ impl Buttons {
         self.tree.path("dev/input").join(name).exists()
     }
 
-    /// Readable when [`Buttons::receive`] may have something.
+    /// Become readable when [`Buttons::receive`] may return an event.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.devices.values().map(AsFd::as_fd)
     }
 
-    /// Whether the power button was pressed since the last call; never waits.
+    /// Returns whether the power button was pressed since the last call. Does not block.
     pub fn receive(&mut self) -> bool {
         let mut pressed = false;
         self.devices.retain(|_, device| {
@@ -103,16 +101,16 @@ mod tests {
         assert!(!has_press(&other));
         let press = [other, event(EV_KEY, KEY_POWER, 1)].concat();
         assert!(has_press(&press));
-        assert!(!has_press(&press[..press.len() - 1]), "an event cut short is none");
+        assert!(!has_press(&press[..press.len() - 1]), "truncated event");
     }
 
     #[test]
-    fn devices_are_read_as_they_come_and_left_as_they_go() {
+    fn new_devices_are_opened_and_removed_ones_closed() {
         let fake = Fake::new();
         let mut buttons = Buttons::open(&fake.tree());
         assert!(!buttons.receive());
         fake.file("dev/input/event0", event(EV_KEY, KEY_POWER, 1)).file("dev/input/mice", "x");
-        buttons.look();
+        buttons.refresh();
         assert_eq!(buttons.descriptors().count(), 1);
         assert!(buttons.receive());
         assert!(!buttons.receive());

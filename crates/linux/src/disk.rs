@@ -1,7 +1,6 @@
-//! Opens what is to be lent, a block device or an image file, locks it, and says what can be done with it.
+//! Opens and locks a block device or an image file for export, and reports its properties.
 //!
-//! Does not know what is mounted (`in_use` does), but never opens for writing what the kernel or a program has for
-//! itself.
+//! Never opens a device for writing that the kernel or a program holds exclusively.
 
 mod error;
 
@@ -26,64 +25,72 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::Duration;
 
-/// The device manager holds a disk's lock while it looks at a disk that has just come: that is waited for.
+/// udev holds the lock of a new disk while it probes it; that is waited for.
 const LOCK_TRIES: u32 = 25;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
-/// The alignment that direct I/O on a file asks for, where the kernel does not say (before Linux 6.1).
+/// The alignment assumed for direct I/O on a file if the kernel does not report it (before Linux
+/// 6.1).
 const COMMON_ALIGNMENT: u32 = 4096;
 
-/// What was opened.
+/// The kind of an opened file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A block device: a disk or a partition.
     Block,
-    /// A regular file, taken for a raw image.
+    /// A regular file, used as a raw image.
     Image,
 }
 
-/// An open disk. The lock and, on block devices, the exclusive hold last as long as this is not dropped.
+/// An open disk. Locks and exclusive access are released when it is dropped.
 #[derive(Debug)]
 pub struct Opened {
-    /// What is read and written; without `O_DIRECT` unless `direct`.
+    /// The descriptor for I/O; `O_DIRECT` if `direct`.
     pub descriptor: OwnedFd,
-    /// The whole disk of a partition, which is locked so that it is not lent as well.
+    /// The whole disk of a partition, locked so that it is not exported as well.
     pub whole: Option<OwnedFd>,
-    /// The path, with links followed.
+    /// The path, with links resolved.
     pub path: PathBuf,
-    /// What it is.
     pub kind: Kind,
-    /// The device's number; for an image that of the file system it is on.
+    /// The device number; of an image that of its file system.
     pub number: DeviceNumber,
-    /// Its whole blocks, in bytes: a multiple of the logical block size.
+    /// Its size in bytes: a multiple of the logical block size.
     pub bytes: u64,
-    /// Bytes behind them that fill no block.
+    /// Bytes after the last whole block.
     pub tail: u64,
-    /// The logical block size in bytes; that of an image is what its partition table was written for, else 512.
+    /// The logical block size in bytes. Of an image the one that its partition table was written
+    /// for, else 512.
     pub logical_block: u32,
     /// The physical block size in bytes.
     pub physical_block: u32,
-    /// The device cannot be written, by its medium or by hand.
+    /// Read-only, by its medium or by `blockdev --setro`.
     pub read_only: bool,
-    /// Nobody else can have it exclusively (mount it, say) while it is open.
+    /// Held exclusively: it cannot be mounted, for example, while it is open.
     pub exclusive: bool,
-    /// Another program that writes to it, which was allowed.
+    /// Another program that writes to it, if that was allowed.
     pub written_by: Option<Holder>,
     /// Reads and writes bypass the page cache.
     pub direct: bool,
-    /// Where buffers must start in memory, in bytes; 1 unless `direct`.
+    /// Alignment of buffers in memory, in bytes; 1 unless `direct`.
     pub memory_alignment: u32,
-    /// A write is on stable storage only after a flush.
+    /// It has a volatile write cache: writes are on stable storage only after a flush.
     pub volatile_cache: bool,
-    /// Ranges can be discarded (block devices: a discard; images: a hole). Known of images only when writing.
+    /// Supports discard (block devices), or punching holes (images). Always false for images opened
+    /// for reading.
     pub can_discard: bool,
-    /// Ranges can be zeroed without sending the zeroes. Known of images only when writing.
+    /// Supports writing zeroes without transferring them. Always false for images opened for
+    /// reading.
     pub can_zero: bool,
 }
 
-/// Opens, checks and locks `path`. Never waits for long: half a second at most for the lock.
+/// Opens, checks and locks `path`. Waits at most half a second, for the lock.
 ///
-/// A block device is held exclusively; with `allow_in_use` one that is opened for reading may have other holders.
-/// A lock of the other kind that udev respects (`flock`) is taken on block devices and images.
+/// A block device is opened exclusively; with `allow_in_use` one that is opened for reading may
+/// have other users. Block devices and images are locked with `flock`, which udev respects, and
+/// with byte-range locks.
+///
+/// # Errors
+/// Fails if `path` is neither a block device nor a regular file, is in use or locked, is empty, or
+/// cannot be opened.
 pub fn open(
     tree: &Tree,
     path: &Path,
@@ -163,7 +170,7 @@ fn open_block(
     })
 }
 
-/// Opens a block device for ourselves alone, or, if that is allowed, with others. Whether it is ours alone.
+/// Opens a block device exclusively, or, if `tolerant`, shared. Returns whether it is exclusive.
 fn hold(path: &Path, access: OpenFor, tolerant: bool) -> Result<(File, bool), OpenError> {
     match open_file(path, access, OFlags::EXCL) {
         Ok(file) => Ok((file, true)),
@@ -178,7 +185,8 @@ fn hold(path: &Path, access: OpenFor, tolerant: bool) -> Result<(File, bool), Op
     }
 }
 
-/// `O_NONBLOCK` is not used: it would open an empty drive. A pipe, which would hang, was ruled out before.
+/// Does not use `O_NONBLOCK`, which would open an empty drive. Pipes, which would block, were ruled
+/// out before.
 fn open_file(path: &Path, access: OpenFor, flags: OFlags) -> io::Result<File> {
     let flags = (flags | OFlags::NOCTTY).bits().cast_signed();
     let write = access == OpenFor::Writing;
@@ -198,7 +206,7 @@ fn nothing(path: &Path, known: Option<&Disk>) -> OpenError {
     }
 }
 
-/// The name may lead elsewhere by the time it is opened.
+/// Checks that `path` was not replaced between `stat` and `open`.
 fn unchanged(path: &Path, file: &File, before: &Metadata) -> Result<(), OpenError> {
     let now = file.metadata().map_err(|error| OpenError::of(path, error))?;
     let identity = |m: &Metadata| (m.dev(), m.ino(), m.rdev(), m.mode() & 0o170_000);
@@ -208,7 +216,6 @@ fn unchanged(path: &Path, file: &File, before: &Metadata) -> Result<(), OpenErro
     }
 }
 
-/// The kind of `flock`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lock {
     Exclusive,
@@ -230,8 +237,8 @@ fn lock(path: &Path, file: impl AsFd, kind: Lock) -> Result<(), OpenError> {
     Err(OpenError::Locked { path: path.to_owned() })
 }
 
-/// Takes the byte-range locks for `purpose` on what is to be opened for `access`, or on a relative of it. Returns the other
-/// program that has them, where that is allowed.
+/// Takes the byte-range locks for `purpose` on what is opened for `access`, or on its whole disk or
+/// partition. Returns the program that holds conflicting locks, if that is allowed.
 fn claim(
     tree: &Tree,
     path: &Path,
@@ -250,7 +257,8 @@ fn claim(
     }
 }
 
-/// Partitions of a disk may be lent beside each other, but not beside the disk: they share its lock.
+/// Locks the whole disk of a partition shared: partitions of a disk may be exported at the same
+/// time, but not together with the disk.
 fn lock_whole(
     tree: &Tree,
     known: Option<&Disk>,
@@ -260,14 +268,15 @@ fn lock_whole(
     let Some(part) = known.and_then(|disk| disk.part.as_ref()) else { return Ok(None) };
     let Some(whole) = block::read(tree, &part.of) else { return Ok(None) };
     let path = tree.path(&whole.node);
-    // Without its node the whole disk cannot be lent by anybody.
+    // Without its node the whole disk cannot be exported.
     let Ok(file) = open_file(&path, OpenFor::Reading, OFlags::empty()) else { return Ok(None) };
     lock(&path, &file, Lock::Shared)?;
     claim(tree, &path, &file, OpenFor::Reading, access, tolerant)?;
     Ok(Some(file.into()))
 }
 
-/// Checks that no other program writes to a partition of the disk: the locks on it are not the disk's.
+/// Checks that no other program writes to a partition of the disk: locks on a partition do not show
+/// on the disk.
 fn check_parts(
     tree: &Tree,
     known: Option<&Disk>,
@@ -279,7 +288,7 @@ fn check_parts(
     let is_its = |other: &&Disk| other.part.as_ref().is_some_and(|part| part.of == disk.name);
     for part in disks.iter().filter(is_its) {
         let path = tree.path(&part.node);
-        // Without its node no program has it.
+        // Without its node no program has opened it.
         let Ok(file) = open_file(&path, OpenFor::Reading, OFlags::empty()) else { continue };
         claim(tree, &path, &file, OpenFor::Reading, access, false)?;
     }
@@ -335,22 +344,24 @@ fn open_image(
     })
 }
 
-/// The file system's block, but no more than disks have.
+/// The file system's block size, at most that of disks.
 fn physical_block(metadata: &Metadata, logical_block: u32) -> u32 {
     let block = metadata.blksize().min(COMMON_ALIGNMENT.into());
     u32::try_from(block).unwrap_or(logical_block).max(logical_block)
 }
 
-/// Whether the file system makes holes: asked beyond the file's end, where it changes nothing.
+/// Returns whether the file system can punch holes. Tries it beyond the end of the file, where it
+/// has no effect.
 fn can_punch(file: &File, size: u64) -> bool {
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     let beyond = size.next_multiple_of(COMMON_ALIGNMENT.into());
     rustix::fs::fallocate(file, flags, beyond, COMMON_ALIGNMENT.into()).is_ok()
 }
 
-/// Turns the page cache off if every aligned block can be moved without it; the alignment of memory it then asks for.
+/// Sets `O_DIRECT` if every aligned block can be transferred with it. Returns the alignment of
+/// memory that it requires.
 fn direct(file: &File, logical_block: u32, guess: u32) -> Option<u32> {
-    let (memory, offset) = asked(file).unwrap_or((guess, guess));
+    let (memory, offset) = required_alignment(file).unwrap_or((guess, guess));
     if offset == 0 || !logical_block.is_multiple_of(offset) {
         return None;
     }
@@ -359,18 +370,18 @@ fn direct(file: &File, logical_block: u32, guess: u32) -> Option<u32> {
     Some(memory.max(1))
 }
 
-/// What the kernel asks of direct I/O on the file: alignment in memory, and on the disk (0: it cannot be had).
-fn asked(file: &File) -> Option<(u32, u32)> {
+/// Returns the alignment that direct I/O on the file requires, in memory and on disk (0: not
+/// supported).
+fn required_alignment(file: &File) -> Option<(u32, u32)> {
     let stat: Statx =
         rustix::fs::statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN).ok()?;
-    let told = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::DIOALIGN);
-    told.then_some((stat.stx_dio_mem_align, stat.stx_dio_offset_align))
+    let is_known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::DIOALIGN);
+    is_known.then_some((stat.stx_dio_mem_align, stat.stx_dio_offset_align))
 }
 
-/// The disks of this machine, asked for real. Reading takes nothing from anybody and tells nobody.
+/// Probes the disks of this machine. Only reads, and takes no locks.
 #[derive(Debug, Clone, Default)]
 pub struct Live {
-    /// Where the device nodes are.
     pub tree: Tree,
 }
 
@@ -384,19 +395,21 @@ impl Probe for Live {
     }
 }
 
-/// What only a disk itself answers. Each of these waits as long as the disk does.
+/// Probes that access the disk itself. Each may block as long as the disk does.
 pub mod examine {
     use super::*;
 
-    /// Returns what is on the device at `node`, which has `bytes` bytes.
+    /// Returns the signatures on the device at `node`, which has `bytes` bytes.
     ///
-    /// Fails if it cannot be opened, or for a reason that is not the disk's.
+    /// # Errors
+    /// Fails if the device cannot be opened, or for a reason other than an I/O error of the disk.
     pub fn contents(node: &Path, bytes: u64) -> io::Result<Contents> {
         signature::probe(&File::open(node)? as &dyn ReadAt, bytes)
     }
 
-    /// Returns whether a program or the kernel has the device at `node` for itself.
+    /// Returns whether a program or the kernel has opened the device at `node` exclusively.
     ///
+    /// # Errors
     /// Fails if it cannot be opened for another reason.
     pub fn is_busy(node: &Path) -> io::Result<bool> {
         match open_file(node, OpenFor::Reading, OFlags::EXCL) {
@@ -423,14 +436,14 @@ pub(crate) mod attached {
     }
 
     impl Attached {
-        /// `None`, with a line that says so, where that cannot be done (no root, no loop devices).
+        /// Prints why and returns `None` where that is impossible (no root, no loop devices).
         pub(crate) fn new(content: &[u8], options: &[&str]) -> Option<Self> {
             let fake = Fake::new();
             let path = fake.file("disk", content).root.join("disk");
             if programs::lacks(TEST, &["losetup"]) {
                 return None;
             }
-            // Between the search for a free device and its use another program may take it.
+            // Another program may take the free device first.
             for _ in 0..5 {
                 let mut run = programs::command("losetup");
                 let run = run.args(options).args(["--find", "--show"]).arg(&path).output().unwrap();
@@ -461,7 +474,7 @@ mod tests {
     use crate::reason::{Asked, Code};
     use crate::tree::fake::Fake;
 
-    /// A folder for images; its `/proc` and `/sys` are empty, so that nothing is in use.
+    /// Makes an image in a directory whose `/proc` and `/sys` are empty, so that nothing is in use.
     fn image(fake: &Fake, name: &str, content: &[u8]) -> PathBuf {
         fake.file(name, content);
         fake.root.join(name)
@@ -472,13 +485,13 @@ mod tests {
     }
 
     #[track_caller]
-    fn assert_says(result: Result<Opened, OpenError>, words: &str) {
-        let said = result.unwrap_err().to_string();
-        assert!(said.contains(words) && !said.contains('\n'), "{said}");
+    fn assert_fails_with(result: Result<Opened, OpenError>, words: &str) {
+        let text = result.unwrap_err().to_string();
+        assert!(text.contains(words) && !text.contains('\n'), "{text}");
     }
 
     #[test]
-    fn an_image_is_opened_with_the_block_size_of_its_partition_table() {
+    fn image_has_the_block_size_of_its_partition_table() {
         let fake = Fake::new();
         for (block, name) in [(512u32, "small"), (4096, "large")] {
             let path = image(&fake, name, &made::gpt(block as usize, 64));
@@ -491,23 +504,23 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_fill_no_block_are_not_lent() {
+    fn bytes_after_the_last_block_are_left_out() {
         let fake = Fake::new();
         let path = image(&fake, "odd", &[1; 1500]);
         let opened = open_it(&fake, &path, OpenFor::Reading).unwrap();
         assert_eq!((opened.bytes, opened.tail), (1024, 476));
-        assert_says(
+        assert_fails_with(
             open_it(&fake, &image(&fake, "tiny", &[1; 100]), OpenFor::Reading),
             "only 100 bytes",
         );
-        assert_says(
+        assert_fails_with(
             open_it(&fake, &image(&fake, "none", &[]), OpenFor::Reading),
             "nothing to lend",
         );
     }
 
     #[test]
-    fn what_is_opened_for_reading_cannot_be_written() {
+    fn descriptor_opened_for_reading_cannot_write() {
         let fake = Fake::new();
         let path = image(&fake, "disk", &[1; 8192]);
         let opened = open_it(&fake, &path, OpenFor::Reading).unwrap();
@@ -515,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn direct_reads_and_writes_work_when_they_are_promised() {
+    fn direct_io_works_if_reported() {
         let fake = Fake::new();
         let path = image(&fake, "disk", &[7; 65536]);
         let opened = open_it(&fake, &path, OpenFor::Writing).unwrap();
@@ -529,37 +542,37 @@ mod tests {
         assert_eq!(
             std::fs::metadata(&path).unwrap().len(),
             65536,
-            "asking for holes changed the size"
+            "the probe for holes changed the size"
         );
     }
 
     #[test]
-    fn an_image_lent_to_be_written_is_lent_once_and_others_to_many() {
+    fn image_has_one_writer_or_many_readers() {
         let fake = Fake::new();
         let path = image(&fake, "disk", &[1; 8192]);
         let first = open_it(&fake, &path, OpenFor::Reading).unwrap();
         let second = open_it(&fake, &path, OpenFor::Reading).unwrap();
-        assert_says(open_it(&fake, &path, OpenFor::Writing), "is locked by another program");
+        assert_fails_with(open_it(&fake, &path, OpenFor::Writing), "is locked by another program");
         drop((first, second));
         let writer = open_it(&fake, &path, OpenFor::Writing).unwrap();
-        assert_says(open_it(&fake, &path, OpenFor::Reading), "is locked");
+        assert_fails_with(open_it(&fake, &path, OpenFor::Reading), "is locked");
         drop(writer);
         open_it(&fake, &path, OpenFor::Reading).unwrap();
     }
 
     #[test]
-    fn an_image_attached_as_a_disk_here_is_in_use() {
+    fn image_attached_to_a_loop_device_is_in_use() {
         let fake = Fake::new();
         let path = image(&fake, "disk", &[1; 8192]);
         fake.disk("virtual", "loop0", "7:0", 16);
         fake.file("sys/class/block/loop0/loop/backing_file", "/disk\n");
-        assert_says(open_it(&fake, &path, OpenFor::Reading), "is in use (attached as loop0)");
-        assert_says(open(&fake.tree(), &path, OpenFor::Writing, true), "is in use");
+        assert_fails_with(open_it(&fake, &path, OpenFor::Reading), "is in use (attached as loop0)");
+        assert_fails_with(open(&fake.tree(), &path, OpenFor::Writing, true), "is in use");
         open(&fake.tree(), &path, OpenFor::Reading, true).unwrap();
     }
 
     #[test]
-    fn what_is_no_disk_is_refused_in_a_sentence_and_at_once() {
+    fn other_file_types_are_refused_without_blocking() {
         let fake = Fake::new();
         let at = |name: &str| fake.root.join(name);
         rustix::fs::mknodat(
@@ -579,12 +592,12 @@ mod tests {
             (PathBuf::from("/dev/null"), "is a character device"),
         ];
         for (path, words) in cases {
-            assert_says(open_it(&fake, &path, OpenFor::Reading), words);
+            assert_fails_with(open_it(&fake, &path, OpenFor::Reading), words);
         }
     }
 
     #[test]
-    fn system_errors_become_sentences() {
+    fn system_errors_have_messages() {
         let cases = [
             (Errno::NOMEDIUM, "no medium in the drive"),
             (Errno::ACCESS, "run this as root"),
@@ -595,7 +608,7 @@ mod tests {
             (Errno::IO, "cannot be opened: Input/output error"),
         ];
         for (errno, words) in cases {
-            assert_says(Err(OpenError::of(Path::new("/dev/x"), errno.into())), words);
+            assert_fails_with(Err(OpenError::of(Path::new("/dev/x"), errno.into())), words);
         }
     }
 
@@ -606,16 +619,16 @@ mod tests {
     }
 
     #[test]
-    fn a_block_device_is_held_and_locked() {
+    fn block_device_is_opened_exclusively_and_locked() {
         let Some(device) = Attached::new(&[5; 1 << 20], &[]) else { return };
         let opened = device.open(OpenFor::Writing, false).unwrap();
         assert_eq!((opened.kind, opened.bytes, opened.logical_block), (Kind::Block, 1 << 20, 512));
         assert!(opened.exclusive && !opened.read_only);
         assert_eq!(opened.number.major, 7);
-        assert_says(device.open(OpenFor::Writing, true), "is in use");
-        assert_says(device.open(OpenFor::Reading, false), "is in use");
-        // Even where use is allowed, what we lend ourselves is locked.
-        assert_says(device.open(OpenFor::Reading, true), "is locked");
+        assert_fails_with(device.open(OpenFor::Writing, true), "is in use");
+        assert_fails_with(device.open(OpenFor::Reading, false), "is in use");
+        // `allow_in_use` does not override our own lock.
+        assert_fails_with(device.open(OpenFor::Reading, true), "is locked");
         drop(opened);
         let opened = device.open(OpenFor::Reading, false).unwrap();
         assert!(opened.exclusive);
@@ -623,24 +636,24 @@ mod tests {
     }
 
     #[test]
-    fn a_device_in_use_is_lent_read_only_beside_its_user() {
+    fn device_in_use_can_be_opened_for_reading() {
         let Some(device) = Attached::new(&[5; 1 << 20], &[]) else { return };
         let user = open_file(&device.node, OpenFor::Reading, OFlags::EXCL).unwrap();
-        assert_says(device.open(OpenFor::Writing, true), "is in use");
+        assert_fails_with(device.open(OpenFor::Writing, true), "is in use");
         let opened = device.open(OpenFor::Reading, true).unwrap();
         assert!(!opened.exclusive);
         drop(user);
     }
 
     #[test]
-    fn a_read_only_medium_is_not_lent_to_be_written() {
+    fn read_only_medium_is_not_opened_for_writing() {
         let Some(device) = Attached::new(&[5; 1 << 20], &["--read-only"]) else { return };
-        assert_says(device.open(OpenFor::Writing, false), "cannot be written");
+        assert_fails_with(device.open(OpenFor::Writing, false), "cannot be written");
         assert!(device.open(OpenFor::Reading, false).unwrap().read_only);
     }
 
     #[test]
-    fn partitions_are_lent_beside_each_other_but_not_beside_their_disk() {
+    fn partitions_exclude_their_disk_but_not_each_other() {
         if programs::lacks("partitions of a disk of the machine", &["addpart"]) {
             return;
         }
@@ -656,11 +669,11 @@ mod tests {
         let opened = open(&tree, &first, OpenFor::Writing, false).unwrap();
         assert_eq!((opened.bytes, opened.whole.is_some()), (51_200, true));
         let beside = open(&tree, &second, OpenFor::Reading, false).unwrap();
-        assert_says(device.open(OpenFor::Reading, false), "is in use");
+        assert_fails_with(device.open(OpenFor::Reading, false), "is in use");
         drop((opened, beside));
         let _whole = device.open(OpenFor::Reading, false).unwrap();
-        assert_says(open(&tree, &first, OpenFor::Reading, false), "is in use");
-        assert_says(open(&tree, &first, OpenFor::Reading, true), "is locked");
+        assert_fails_with(open(&tree, &first, OpenFor::Reading, false), "is in use");
+        assert_fails_with(open(&tree, &first, OpenFor::Reading, true), "is locked");
     }
 
     #[test]
@@ -681,9 +694,9 @@ mod tests {
         };
         for (locked, other) in [(&device.node, &part), (&part, &device.node)] {
             let writer = writer(locked);
-            assert_says(open(&tree, locked, OpenFor::Reading, false), "is in use by another");
-            assert_says(open(&tree, other, OpenFor::Reading, false), "is in use by another");
-            assert_says(open(&tree, other, OpenFor::Writing, true), "is never written");
+            assert_fails_with(open(&tree, locked, OpenFor::Reading, false), "is in use by another");
+            assert_fails_with(open(&tree, other, OpenFor::Reading, false), "is in use by another");
+            assert_fails_with(open(&tree, other, OpenFor::Writing, true), "is never written");
             drop(open(&tree, other, OpenFor::Reading, true).unwrap());
             let noted = open(&tree, locked, OpenFor::Reading, true).unwrap();
             assert!(noted.written_by.is_some());
@@ -693,7 +706,7 @@ mod tests {
     }
 
     #[test]
-    fn the_live_machine_is_judged_by_what_is_on_its_disks() {
+    fn live_machine_is_judged_by_signatures() {
         let mut content = vec![0; 1 << 20];
         content[512..520].copy_from_slice(b"LABELONE");
         content[536..544].copy_from_slice(b"LVM2 001");

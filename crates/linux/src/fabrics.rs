@@ -1,7 +1,5 @@
-//! The kernel's own NVMe/TCP host: has it connect to a disk of another machine, and let go of it again. What is asked for
-//! is written to `/dev/nvme-fabrics`, what there is stands in `/sys/class/nvme`.
-//!
-//! Does not know what is at the other end, nor where keys come from.
+//! The kernel's NVMe/TCP host: connects to and disconnects from remote subsystems. Requests are
+//! written to `/dev/nvme-fabrics`; the state is in `/sys/class/nvme`.
 
 mod controller;
 mod driver;
@@ -21,39 +19,36 @@ pub use controller::{Controller, controllers, disks_of};
 pub use driver::load;
 pub use registry::register;
 
-/// Where a connection is asked for.
 const DEVICE: &str = "dev/nvme-fabrics";
-/// The longest that the kernel takes (`nvmf_dev_write`).
+/// The maximum length of a request (`nvmf_dev_write`).
 const LONGEST: usize = 4096;
 
-/// A connection, as it is asked for: one disk's subsystem of another machine.
+/// The parameters of a connection to a subsystem of another machine.
 #[derive(Debug, Clone, Copy)]
 pub struct Connection<'a> {
-    /// The other machine.
+    /// The target's address.
     pub address: IpAddr,
-    /// Its TCP port.
     pub port: u16,
-    /// The interface behind which it is: needed for a link-local address.
+    /// The interface to use; required for a link-local address.
     pub interface: Option<&'a str>,
-    /// NQN of the subsystem.
     pub subsystem: &'a str,
-    /// NQN of this machine.
+    /// Host NQN of this machine.
     pub host: &'a str,
-    /// Identifier of this machine: a UUID.
+    /// Host identifier of this machine: a UUID.
     pub host_id: &'a str,
-    /// Whether the channel is encrypted: by a key that is in the keyring for NVMe already.
+    /// Use TLS, with a key that is already in the `.nvme` keyring.
     pub tls: bool,
-    /// The secret by which this machine proves itself: `DHHC-1:…`.
+    /// The DH-HMAC-CHAP secret that authenticates this host: `DHHC-1:…`.
     pub chap: Option<&'a [u8]>,
-    /// The secret by which the other machine must prove itself.
+    /// The DH-HMAC-CHAP secret that authenticates the controller.
     pub chap_controller: Option<&'a [u8]>,
-    /// Whether headers and data have digests.
+    /// Use header and data digests.
     pub digests: bool,
-    /// Seconds that the kernel goes on trying while the other machine is away; -1 for ever.
+    /// Seconds during which the kernel tries to reconnect (`ctrl_loss_tmo`); -1 for ever.
     pub loss_timeout: i32,
 }
 
-/// What came of it: the kernel's number of the controller, `nvmeN`, and the controller's own.
+/// A connected controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connected {
     /// N of `nvmeN`.
@@ -62,60 +57,58 @@ pub struct Connected {
     pub controller: u16,
 }
 
-/// Why the kernel does not connect.
+/// Why the kernel cannot connect.
 #[derive(Debug, Error)]
 pub enum FabricsError {
     /// The driver is not loaded.
     #[error("the kernel has no NVMe/TCP host: load its driver with `modprobe nvme-tcp`")]
     Absent,
-    /// Only root may.
-    #[error("only root may have the kernel attach disks, and let go of them: run this as root")]
+    /// The caller is not root.
+    #[error("only root can attach and detach disks: run this as root")]
     Denied,
-    /// A value that would be taken for more than one option.
-    #[error("{0} has a character in it, or a length, that the kernel does not take")]
+    /// A value that would be parsed as several options.
+    #[error("{0} is too long, or contains a character that the kernel does not accept")]
     Value(&'static str),
-    /// There is a connection to the same disk.
+    /// The same subsystem is connected already.
     #[error("it is attached already")]
     Already,
-    /// Nobody listens there.
+    /// Connection refused.
     #[error(
         "the other machine refuses the connection: is `storagetm serve` running there, and is this its address and port?"
     )]
     Refused,
-    /// It is not there.
+    /// The address is unreachable.
     #[error("the other machine cannot be reached: {0}")]
     Unreachable(io::Error),
-    /// It said nothing in time.
+    /// Timed out.
     #[error(
         "the other machine did not answer in time; for an encrypted connection, tlshd (package ktls-utils) must run on this \
          machine"
     )]
     TimedOut,
-    /// There is no key for it.
+    /// No usable TLS key.
     #[error(
         "the kernel has no key for this disk of this machine, or none that the other machine accepts"
     )]
     Key,
-    /// The handshake program does not run.
+    /// `tlshd` does not run.
     #[error("no program does TLS handshakes for the kernel here: start tlshd (package ktls-utils)")]
     Handshake,
-    /// It knows no such option: one that was asked for, or one of ours.
-    #[error("this machine's kernel cannot do that: {0}")]
+    /// The kernel does not support an option.
+    #[error("this machine's kernel does not support that: {0}")]
     Option(&'static str),
-    /// The other machine has no such disk for this one.
-    #[error(
-        "the other machine does not let this one have that disk, or there is none of that name"
-    )]
-    NotLetIn,
-    /// Something else.
-    #[error("the kernel does not connect: {0}")]
+    /// The target denies access, or does not have the subsystem.
+    #[error("access to that disk was denied to this host, or it does not exist")]
+    AccessDenied,
+    /// Another error.
+    #[error("the kernel cannot connect: {0}")]
     Other(io::Error),
 }
 
-/// Has the kernel connect. Waits until it has, or has given up.
+/// Connects. Blocks until the connection is established or has failed.
 ///
 /// # Errors
-/// It does not; nothing is left behind then.
+/// Fails if the kernel cannot connect; no controller is left behind.
 pub fn connect(tree: &Tree, connection: &Connection<'_>) -> Result<Connected, FabricsError> {
     let wanted = connection.options()?;
     let device = OpenOptions::new().read(true).write(true).open(tree.path(DEVICE));
@@ -132,7 +125,7 @@ pub fn connect(tree: &Tree, connection: &Connection<'_>) -> Result<Connected, Fa
 }
 
 impl Connection<'_> {
-    /// The text that the kernel takes (`nvmf_parse_options`).
+    /// Returns the request in the kernel's syntax (`nvmf_parse_options`).
     fn options(&self) -> Result<Zeroizing<Vec<u8>>, FabricsError> {
         let mut text = Text(Zeroizing::new(Vec::with_capacity(LONGEST)));
         text.add("transport", b"tcp")?;
@@ -158,7 +151,8 @@ impl Connection<'_> {
     }
 }
 
-/// Options with commas between them. What holds a comma or a line's end would be two.
+/// Comma-separated options. Values with a comma or a line break are refused: they would be parsed
+/// as two.
 struct Text(Zeroizing<Vec<u8>>);
 
 impl Text {
@@ -172,7 +166,8 @@ impl Text {
 
     fn add(&mut self, name: &'static str, value: &[u8]) -> Result<(), FabricsError> {
         let plain = |byte: &u8| byte.is_ascii_graphic() && *byte != b',';
-        // Room for all is there from the start: a secret leaves no copy behind.
+        // The capacity is reserved in advance, so that no reallocation leaves a copy of a secret
+        // behind.
         let room = LONGEST.saturating_sub(self.0.len()).saturating_sub(64);
         if value.is_empty() || value.len() > room || !value.iter().all(plain) {
             return Err(FabricsError::Value(name));
@@ -194,7 +189,7 @@ impl Text {
     }
 }
 
-/// `instance=1,cntlid=2`.
+/// Parses `instance=1,cntlid=2`.
 fn parse(answer: &[u8]) -> Option<Connected> {
     let text = std::str::from_utf8(answer).ok()?.trim();
     let value = |name: &str| {
@@ -205,7 +200,7 @@ fn parse(answer: &[u8]) -> Option<Connected> {
     Some(Connected { instance: value("instance")?, controller })
 }
 
-/// What the kernel's number means here.
+/// Maps the kernel's error number.
 fn error_of(tree: &Tree, connection: &Connection<'_>, error: io::Error) -> FabricsError {
     let Some(number) = error.raw_os_error().map(Errno::from_raw_os_error) else {
         return FabricsError::Other(error);
@@ -220,20 +215,21 @@ fn error_of(tree: &Tree, connection: &Connection<'_>, error: io::Error) -> Fabri
         Errno::NOKEY | Errno::KEYREJECTED | Errno::KEYEXPIRED | Errno::KEYREVOKED => {
             FabricsError::Key
         }
-        // What comes of a handshake that the other end has ended (net/handshake).
+        // The result of a handshake that the peer has aborted (net/handshake).
         Errno::ACCESS if connection.tls => FabricsError::Key,
         Errno::SRCH if connection.tls => FabricsError::Handshake,
         Errno::ACCESS | Errno::PERM => FabricsError::Denied,
         Errno::INVAL | Errno::OPNOTSUPP => {
             missing(tree, connection).map_or(FabricsError::Other(error), FabricsError::Option)
         }
-        // The answer to Connect: there is no such subsystem, or not for this host.
-        Errno::IO => FabricsError::NotLetIn,
+        // The Connect command failed: the subsystem does not exist, or denies this host.
+        Errno::IO => FabricsError::AccessDenied,
         _ => FabricsError::Other(error),
     }
 }
 
-/// The first of the options asked for that this kernel does not have: it lists those that it has (Linux 5.17).
+/// Returns the first requested option that this kernel lacks, as a clause. The kernel lists its
+/// options since Linux 5.17.
 fn missing(tree: &Tree, connection: &Connection<'_>) -> Option<&'static str> {
     let mut known = [0; 4096];
     let mut device = OpenOptions::new().read(true).open(tree.path(DEVICE)).ok()?;
@@ -245,17 +241,17 @@ fn missing(tree: &Tree, connection: &Connection<'_>) -> Option<&'static str> {
         (
             connection.tls,
             "tls",
-            "it encrypts no NVMe/TCP connections (Linux 6.7 or newer, built with NVMe/TCP TLS)",
+            "it does not encrypt NVMe/TCP connections (requires Linux 6.7, built with NVMe/TCP TLS)",
         ),
         (
             connection.chap.is_some(),
             "dhchap_secret",
-            "it knows no DH-HMAC-CHAP (Linux 6.0 or newer, built with NVMe authentication)",
+            "it does not support DH-HMAC-CHAP (requires Linux 6.0, built with NVMe authentication)",
         ),
         (
             connection.interface.is_some(),
             "host_iface",
-            "it binds no connection to an interface (Linux 5.14 or newer)",
+            "it cannot bind a connection to an interface (requires Linux 5.14)",
         ),
     ];
     let lacks = |(asked, name, _): &&(bool, &str, &str)| *asked && has("transport") && !has(name);
@@ -286,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_is_what_the_kernel_parses() {
+    fn request_has_the_syntax_of_the_kernel() {
         assert_eq!(
             text(&PLAIN),
             "transport=tcp,traddr=192.168.1.5,trsvcid=4420,nqn=nqn.2024-01.test:disk,\
@@ -311,9 +307,9 @@ mod tests {
         ));
     }
 
-    /// A name from the network cannot bring options of its own with it.
+    /// A name from the network cannot inject options.
     #[test]
-    fn a_value_is_one_option() {
+    fn value_cannot_contain_another_option() {
         for wrong in ["", "nqn.a,tls_key=1", "nqn.a\nqueue_size=1", "nqn a", "nqn.\u{e9}", "a\0b"] {
             let bad = Connection { subsystem: wrong, ..PLAIN };
             let error = bad.options().unwrap_err();
@@ -326,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_names_the_controller() {
+    fn reply_is_parsed() {
         let expected = Connected { instance: 12, controller: 3 };
         assert_eq!(parse(b"instance=12,cntlid=3\n"), Some(expected));
         for wrong in [&b""[..], b"instance=-1,cntlid=-1", b"instance=1", b"cntlid=1", b"\xff"] {
@@ -335,14 +331,14 @@ mod tests {
     }
 
     #[test]
-    fn without_the_driver_the_sentence_says_what_to_do() {
+    fn missing_driver_is_reported_with_advice() {
         let fake = Fake::new();
         let error = connect(&fake.tree(), &PLAIN).unwrap_err().to_string();
         assert!(error.contains("modprobe nvme-tcp"), "{error}");
     }
 
     #[test]
-    fn what_the_kernel_says_is_a_sentence() {
+    fn kernel_errors_have_messages() {
         let fake = Fake::new();
         let tls = Connection { tls: true, ..PLAIN };
         let of = |connection: &Connection<'_>, errno: Errno| {
@@ -354,9 +350,9 @@ mod tests {
             (Errno::HOSTUNREACH, "cannot be reached"),
             (Errno::TIMEDOUT, "in time"),
             (Errno::ACCESS, "root"),
-            (Errno::IO, "does not let this one"),
-            (Errno::INVAL, "does not connect"),
-            (Errno::NOMEM, "does not connect"),
+            (Errno::IO, "denied"),
+            (Errno::INVAL, "cannot connect"),
+            (Errno::NOMEM, "cannot connect"),
         ] {
             let sentence = of(&PLAIN, errno);
             assert!(sentence.contains(part), "{errno:?}: {sentence}");
@@ -364,10 +360,10 @@ mod tests {
         assert!(of(&tls, Errno::SRCH).contains("tlshd"));
         assert!(of(&tls, Errno::NOKEY).contains("no key"));
         fake.file(DEVICE, "instance=-1,cntlid=-1,transport=%s,traddr=%s,host_iface=%s\n");
-        assert!(of(&tls, Errno::INVAL).contains("encrypts no"));
+        assert!(of(&tls, Errno::INVAL).contains("does not encrypt"));
         let chap = Connection { chap: Some(b"DHHC-1:"), ..PLAIN };
         assert!(of(&chap, Errno::INVAL).contains("DH-HMAC-CHAP"));
         let behind = Connection { interface: Some("eth0"), ..PLAIN };
-        assert!(of(&behind, Errno::INVAL).contains("does not connect"));
+        assert!(of(&behind, Errno::INVAL).contains("cannot connect"));
     }
 }

@@ -17,9 +17,9 @@ const HEADER_SIZE: u32 = 92;
 /// Bytes of the first sector before the rows of its partition table.
 const BOOT_CODE: usize = 446;
 const MBR_SECTOR: usize = 512;
-/// The block of the entries, unless another one was chosen when the table was made.
+/// The first block of the entries, unless the table was made with another.
 const LIST: u64 = 2;
-/// The type of the row that protects a GPT from programs that do not know it.
+/// The partition type of the protective MBR.
 const PROTECTIVE: u8 = 0xee;
 
 /// A partition of a new table.
@@ -70,8 +70,8 @@ impl Gpt {
         list_blocks(block, &[0; ENTRIES * ENTRY]).saturating_add(1)
     }
 
-    /// What stands at the start of the disk, in whole blocks: the protective MBR, the header, and the entries, unless these
-    /// have another place.
+    /// Returns the start of the disk, in whole blocks: the protective MBR, the header, and the
+    /// entries unless these are elsewhere.
     pub fn start(&self) -> Vec<u8> {
         let mut bytes = self.padded(self.protective_record());
         bytes.extend(self.padded(self.header(1, self.last(), self.list)));
@@ -81,7 +81,7 @@ impl Gpt {
         bytes
     }
 
-    /// What stands in the last blocks: the entries and the header again.
+    /// Returns the last blocks: the backup entries and the backup header.
     pub fn end(&self) -> Vec<u8> {
         let list = self.last().saturating_sub(self.list_blocks());
         let mut bytes = self.padded(self.entries.clone());
@@ -106,7 +106,7 @@ impl Gpt {
         bytes
     }
 
-    /// One partition over the whole disk, of a type that no other program touches (§5.2.3).
+    /// A partition over the whole disk of a type that other programs do not touch (§5.2.3).
     fn protective_record(&self) -> Vec<u8> {
         let mut record = self.boot.clone();
         record.resize(BOOT_CODE, 0);
@@ -166,7 +166,7 @@ pub struct Patch {
     pub bytes: Vec<u8>,
 }
 
-/// A disk to which a table is to be fitted.
+/// The geometry of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     /// Bytes of a logical block: 512 or 4096.
@@ -175,26 +175,26 @@ pub struct Shape {
     pub bytes: u64,
 }
 
-/// Why a table cannot be fitted to another disk. Each is a clause for people.
+/// Why a table cannot be converted. Each is a clause for messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unfit {
-    /// There is no table.
+    /// No partition table.
     NoTable,
-    /// The header is sound and the entries are not, or there is a protective row and no GPT.
+    /// The header is valid and the entries are not, or there is a protective MBR without a GPT.
     Damaged,
-    /// The entries of a GPT are not behind its header.
+    /// The entries do not follow the header.
     List,
-    /// The disk has blocks of neither 512 nor 4096 bytes.
+    /// A block size other than 512 or 4096.
     Block(u32),
     /// The MBR of a GPT disk has partitions of its own.
     Hybrid,
     /// An MBR with an extended partition.
     Extended,
-    /// A partition that does not begin and end at a block of the new size.
+    /// A partition that is not aligned to the new block size.
     Unaligned(u32),
-    /// A partition where the new table has to be.
+    /// A partition overlaps the new table.
     InTheWay(u32),
-    /// A partition beyond what an MBR can describe in blocks of the new size.
+    /// A partition is beyond the range of an MBR with the new block size.
     TooLarge(u32),
 }
 
@@ -222,12 +222,13 @@ impl fmt::Display for Unfit {
     }
 }
 
-/// What is to be written over a disk of the shape `from`, so that its partition table is right for one of the shape `to`,
-/// in the order in which it is to be written; nothing for an MBR that is right already. The partitions stay where they
-/// are, in bytes. `from.block` counts for an MBR only: a GPT shows its own.
+/// Returns the writes that convert the partition table of a disk of the geometry `from` to one of
+/// the geometry `to`, in order; empty for an MBR that needs no change. Partitions keep their byte
+/// offsets. `from.block` is used for an MBR only: a GPT has its own.
 ///
 /// # Errors
-/// The disk cannot be read; inside: the table cannot be fitted.
+/// The outer error is that of reading the disk, the inner one means that the table cannot be
+/// converted.
 pub fn fitted<R: ReadAt + ?Sized>(
     reader: &R,
     from: Shape,
@@ -271,7 +272,7 @@ fn gpt_patches<R: ReadAt + ?Sized>(
     Ok(Ok(patches))
 }
 
-/// The table that is there.
+/// The existing table.
 struct Old {
     header: Header,
     entries: Vec<u8>,
@@ -280,13 +281,13 @@ struct Old {
 }
 
 impl Old {
-    /// The same partitions for another disk.
+    /// Returns a table with the same partitions for another disk.
     fn table(&self, to: Shape) -> Result<Gpt, Unfit> {
         let used = || partition::rows(&self.sector).filter(|row| partition::kind(row).is_some());
         if used().any(|row| partition::kind(row) != Some(PROTECTIVE)) {
             return Err(Unfit::Hybrid);
         }
-        // In blocks of the same size it can stay where it is.
+        // With the same block size it can stay in place.
         let list = self.header.first_entry;
         if list != LIST && (list < LIST || to.block != self.from.block) {
             return Err(Unfit::List);
@@ -304,7 +305,7 @@ impl Old {
             active: used().next().and_then(|row| row.first().copied()).unwrap_or(0),
         };
         let lowest = gpt.list_blocks().saturating_add(list);
-        // More than the old table needed was left free on purpose.
+        // Space beyond the old table was reserved on purpose.
         let needed = list_blocks(self.from.block, &self.entries).saturating_add(list);
         let left_free = self.header.first_usable > needed;
         gpt.first_usable =
@@ -327,7 +328,7 @@ impl Old {
         Ok(gpt)
     }
 
-    /// The new start; what the old one took more is blanked.
+    /// Returns the new start of the disk; zeroes what the old one occupied beyond it.
     fn start(&self, gpt: &Gpt) -> Patch {
         let mut bytes = gpt.start();
         if gpt.list != LIST {
@@ -340,7 +341,7 @@ impl Old {
         Patch { offset: 0, bytes }
     }
 
-    /// Blanks the old backup, if it is there and belongs to no partition.
+    /// Zeroes the old backup table, unless it belongs to a partition.
     fn stale_backup<R: ReadAt + ?Sized>(&self, reader: &R) -> io::Result<Option<Patch>> {
         let block = u64::from(self.from.block);
         let list = list_blocks(self.from.block, &self.entries);
@@ -359,7 +360,7 @@ impl Old {
     }
 }
 
-/// From blocks of one size to blocks of another.
+/// Converts between block sizes.
 #[derive(Clone, Copy)]
 struct Scale {
     from: u64,

@@ -1,14 +1,13 @@
-//! What a disk says of itself: model, serial number, firmware, world-wide names.
+//! Identification of a disk: model, serial number, firmware revision, world-wide names.
 //!
-//! Reads sysfs first, since it is there in any initrd, and the device manager's database for what is missing. Does not
-//! know what the names are used for.
+//! Reads sysfs first, which exists in every initrd, and fills gaps from the udev database.
 
 use crate::transport::Transport;
 use crate::tree::Tree;
 use std::fmt::Write;
 use std::path::Path;
 
-/// What is known of a disk; everything may be missing.
+/// The identification of a disk; every part is optional.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Hardware {
     /// The model, with the vendor in front where they are apart.
@@ -30,7 +29,7 @@ pub struct Hardware {
 }
 
 impl Hardware {
-    /// `place` is the disk's folder with links followed, `number` its `MAJOR:MINOR`.
+    /// Reads it. `place` is the disk's directory with links resolved, `number` its `MAJOR:MINOR`.
     pub(crate) fn read(tree: &Tree, transport: Transport, place: &Path, number: &str) -> Self {
         let seen = match transport {
             Transport::Mmc => mmc(tree, place),
@@ -40,7 +39,7 @@ impl Hardware {
         seen.or(database(tree, number))
     }
 
-    /// What is missing here is taken from `other`.
+    /// Fills gaps from `other`.
     fn or(self, other: Self) -> Self {
         Self {
             model: self.model.or(other.model),
@@ -55,7 +54,7 @@ impl Hardware {
     }
 }
 
-/// NVMe, virtio and all that keep plain attributes.
+/// Reads plain attributes, as NVMe and virtio have them.
 fn plain(tree: &Tree, place: &Path) -> Hardware {
     let device = |name: &str| tree.attribute(place.join("device").join(name));
     let own = |name: &str| tree.attribute(place.join(name));
@@ -78,13 +77,14 @@ fn mmc(tree: &Tree, place: &Path) -> Hardware {
     Hardware { model: device("name"), serial, firmware: device("fwrev"), ..Hardware::default() }
 }
 
-/// A SCSI disk answers INQUIRY: vendor and product, unit serial number (page 80h), identification (page 83h).
+/// Parses INQUIRY data: vendor and product, unit serial number (page 80h), identification (page
+/// 83h).
 fn scsi(tree: &Tree, place: &Path) -> Hardware {
     let device = place.join("device");
     let Some(vendor) = tree.attribute(device.join("vendor")) else { return Hardware::default() };
     let model = tree.attribute(device.join("model"));
     let page = |name: &str| tree.bytes(device.join(name)).unwrap_or_default();
-    // The vendor "ATA" says that the product's 16 characters are a model cut short: page 89h has all of it.
+    // With the vendor "ATA" the product is a model cut to 16 characters: page 89h has all of it.
     let model = match vendor.as_str() {
         "ATA" => ata(tree, place).model.or(model),
         // PCI and virtio devices have a number there.
@@ -147,12 +147,12 @@ fn unit_name(page: &[u8]) -> Option<String> {
     best.map(|(naa, bytes)| format!("{}.{}", if naa { "naa" } else { "eui" }, hex(bytes)))
 }
 
-/// Cheap devices report zeroes or ones.
+/// Rejects placeholders: all zeroes or all ones.
 fn is_real(bytes: &[u8]) -> bool {
     !bytes.iter().all(|byte| *byte == 0) && !bytes.iter().all(|byte| *byte == 0xff)
 }
 
-/// `naa.5000…`, `eui.0025…` as they are; other forms (`t10.`, `nvme.`) are no world-wide names.
+/// Accepts `naa.…` and `eui.…`; other forms (`t10.`, `nvme.`) are not world-wide names.
 fn world_wide(name: &str) -> Option<String> {
     let digits = name.strip_prefix("naa.").or_else(|| name.strip_prefix("eui."))?;
     let bytes = unhex(digits)?;
@@ -162,20 +162,20 @@ fn world_wide(name: &str) -> Option<String> {
     (fits && !local).then(|| name.to_ascii_lowercase())
 }
 
-/// Whether an EUI-64 is unique in the world: the second bit says that it was given locally (IEEE 802 §8.2.2), as by QEMU, whose
-/// virtual machines all have the same ones.
+/// Returns whether an EUI-64 is globally unique: the second bit marks it as locally administered
+/// (IEEE 802 §8.2.2). QEMU assigns the same local ones in all virtual machines.
 fn is_global(eui64: &[u8; 8]) -> bool {
     eui64[0] & 2 == 0
 }
 
-/// `N` bytes in hexadecimal, with dashes or blanks between them; zeroes are none.
+/// Parses `N` hexadecimal bytes, with dashes or blanks between them; `None` for zeroes.
 fn identifier<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits: String = text.chars().filter(|c| !matches!(c, '-' | ' ')).collect();
     let bytes = <[u8; N]>::try_from(unhex(&digits)?).ok()?;
     is_real(&bytes).then_some(bytes)
 }
 
-/// The bytes that lower- or upper-case hexadecimal digits stand for.
+/// Decodes hexadecimal digits of either case.
 pub(crate) fn unhex(digits: &str) -> Option<Vec<u8>> {
     let pairs = digits.as_bytes().chunks(2);
     let digit = |c: &u8| char::from(*c).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
@@ -187,7 +187,7 @@ pub(crate) fn unhex(digits: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// Lower-case hexadecimal digits.
+/// Encodes as lower-case hexadecimal digits.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
         // Writing to a string cannot fail.
@@ -196,7 +196,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// The serial number of the USB device that the disk is in, for disks that report none themselves.
+/// Returns the serial number of the disk's USB device, for disks that do not report one.
 fn usb_serial(tree: &Tree, transport: Transport, place: &Path) -> Option<String> {
     if transport != Transport::Usb {
         return None;
@@ -205,7 +205,7 @@ fn usb_serial(tree: &Tree, transport: Transport, place: &Path) -> Option<String>
     tree.attribute(device.join("serial"))
 }
 
-/// The device manager's database, where it runs.
+/// Reads the udev database, if udev runs.
 fn database(tree: &Tree, number: &str) -> Hardware {
     let text = tree.text(format!("run/udev/data/b{number}")).unwrap_or_default();
     let value = |key: &str| {
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn an_nvme_disk_says_all() {
+    fn nvme_attributes_are_read() {
         let fake = Fake::new();
         file(&fake, "device/model", "Samsung SSD 990 PRO 1TB                 \n");
         file(&fake, "device/serial", "S6Z1NF0W123456      \n");
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn r58_identifier_that_qemu_gives_to_every_disk_is_none() {
+    fn r58_shared_identifier_of_qemu_is_ignored() {
         let fake = Fake::new();
         file(&fake, "device/model", "QEMU NVMe Ctrl\n");
         file(&fake, "wwid", "eui.5254000000000001\n");
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ata_disk_has_its_long_model_from_page_89h() {
+    fn ata_model_is_read_from_page_89h() {
         let fake = Fake::new();
         file(&fake, "device/vendor", "ATA     \n");
         file(&fake, "device/model", "WDC WD40EFRX-68N\n");
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scsi_disk_answers_inquiry() {
+    fn scsi_inquiry_data_is_parsed() {
         let fake = Fake::new();
         file(&fake, "device/vendor", "SEAGATE \n");
         file(&fake, "device/model", "ST4000NM0023    \n");
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_that_lie_about_their_length_are_harmless() {
+    fn page_with_wrong_length_does_not_panic() {
         assert_eq!(unit_serial(&[0, 0x80, 0xff, 0xff, b'A']).as_deref(), Some("A"));
         assert_eq!(unit_serial(&[0, 0x80]), None);
         assert_eq!(unit_name(&[0, 0x83, 0, 9, 1, 3, 0, 200, 1]), None);
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn virtio_mmc_and_usb_have_their_own_places() {
+    fn virtio_mmc_and_usb_attributes_are_read() {
         let fake = Fake::new();
         file(&fake, "serial", "virtual-1\n");
         file(&fake, "device/vendor", "0x1af4\n");
@@ -339,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn the_database_fills_what_is_missing() {
+    fn udev_database_fills_gaps() {
         let fake = Fake::new();
         let lines = "S:disk/by-id/x\nE:ID_MODEL=My_Disk\nE:ID_SERIAL_SHORT=S1\n\
             E:ID_WWN=0x5000c50056789abc\nE:ID_REVISION=\n";

@@ -1,6 +1,4 @@
-//! Names for a lent disk that are the same after a reboot, on another port, or under another kernel name.
-//!
-//! Does not know NVMe beyond the widths of its fields, nor what the names are announced with.
+//! Identifiers of an exported disk that are stable across reboots, ports and kernel names.
 
 use crate::block::Disk;
 use crate::hardware::{Hardware, hex, unhex};
@@ -9,20 +7,19 @@ use crate::tree::Tree;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
-/// Keeps these hashes apart from all others of the same bytes.
+/// Domain separation of these hashes.
 const DOMAIN: &str = "storagetm disk identity 1";
 const SERIAL: usize = 20;
 const MODEL: usize = 40;
 const FIRMWARE: usize = 8;
 
-/// What the names were made from; the surer come first.
+/// What an identity is derived from, in order of preference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Source {
-    /// A world-wide name or an identifier of the namespace.
     WorldWideName,
     /// Serial number and model.
     Serial,
-    /// The identifier of a stacked device (LVM, LUKS, RAID), and this machine.
+    /// The UUID of a stacked device (LVM, LUKS, RAID), and this machine.
     Stack,
     /// The disk GUID of the partition table, and this machine.
     DiskGuid,
@@ -30,14 +27,14 @@ pub enum Source {
     Path,
 }
 
-/// Names of a lent disk.
+/// The identifiers of an exported disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
-    /// Made from the source by hashing (RFC 9562 §5.8, version 8): not the UUID of any disk that is not lent.
+    /// A hash of the source (RFC 9562 §5.8, version 8). Differs from every UUID on the disk itself.
     pub uuid: [u8; 16],
-    /// The disk's own NGUID, or its 16-byte world-wide name in that form.
+    /// The disk's NGUID, or its 16-byte world-wide name in that form.
     pub nguid: Option<[u8; 16]>,
-    /// The disk's own EUI-64, or its 8-byte world-wide name in that form.
+    /// The disk's EUI-64, or its 8-byte world-wide name in that form.
     pub eui64: Option<[u8; 8]>,
     /// The serial number: 1 to 20 printable ASCII characters.
     pub serial: String,
@@ -45,29 +42,27 @@ pub struct Identity {
     pub model: String,
     /// The firmware's revision: 1 to 8 printable ASCII characters.
     pub firmware: String,
-    /// What they were made from.
     pub source: Source,
 }
 
-/// What makes this machine another than all others.
+/// The identifier of this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MachineId {
-    /// The identifier.
     pub bytes: [u8; 16],
-    /// It is the same after a reboot.
+    /// Stable across reboots.
     pub stable: bool,
 }
 
 impl MachineId {
-    /// One that is said to be this machine's: 32 hexadecimal digits, with or without hyphens, and none of those that many
-    /// machines have.
+    /// Parses 32 hexadecimal digits, with or without hyphens. Returns `None` for identifiers that
+    /// many machines share.
     pub fn parse(digits: &str) -> Option<Self> {
         let bytes = <[u8; 16]>::try_from(unhex(&digits.replace('-', ""))?).ok()?;
         (!SHARED.contains(&bytes)).then_some(Self { bytes, stable: true })
     }
 }
 
-/// Identifiers that firmware has where its maker has left out to choose one.
+/// Placeholder UUIDs of firmware whose vendor did not assign one.
 const SHARED: [[u8; 16]; 4] = [
     [0; 16],
     [0xff; 16],
@@ -77,13 +72,13 @@ const SHARED: [[u8; 16]; 4] = [
 
 const FIRMWARE_ID: &str = "sys/class/dmi/id/product_uuid";
 
-/// The firmware's UUID, if it tells one.
+/// Returns the firmware's UUID, if it has one.
 pub fn firmware_id(tree: &Tree) -> Option<MachineId> {
     MachineId::parse(&tree.attribute(FIRMWARE_ID)?)
 }
 
-/// `/etc/machine-id`, else D-Bus's, else the firmware's UUID, else that of this boot. In an initrd the firmware's comes
-/// first: what stands in `/etc/machine-id` there was made up at this boot.
+/// Returns `/etc/machine-id`, else D-Bus's, else the firmware's UUID, else the boot ID. In an
+/// initrd the firmware's UUID is preferred: `/etc/machine-id` there was generated at this boot.
 pub fn machine_id(tree: &Tree) -> MachineId {
     let mut lasting = ["etc/machine-id", "var/lib/dbus/machine-id", FIRMWARE_ID];
     if tree.path("etc/initrd-release").exists() {
@@ -96,8 +91,9 @@ pub fn machine_id(tree: &Tree) -> MachineId {
     })
 }
 
-/// The identity of a block device. `whole` is the disk that a partition is part of, or the disk itself; `table` is that
-/// disk's partition table. Of one that has twins on this machine (see [`has_same_names`]), where it is connected is a part.
+/// Returns the identity of a block device. `whole` is the disk that a partition is part of, or the
+/// disk itself; `table` is that disk's partition table. If it `is_duplicated` on this machine (see
+/// [`has_same_names`]), its connection path is part of the identity.
 pub fn of_block(
     disk: &Disk,
     whole: &Disk,
@@ -130,8 +126,8 @@ pub fn of_block(
     named(hash(&[&key[..], &["partition", own]].concat()), serial.as_deref(), hardware, source)
 }
 
-/// The identity of an image: this machine and the path (links followed). A copy elsewhere is another disk, since both
-/// may be lent at once.
+/// Returns the identity of an image: a hash of this machine's identifier and the path with links
+/// resolved. A copy elsewhere is another disk, since both may be exported at once.
 pub fn of_image(path: &Path, machine: MachineId) -> Identity {
     let path = path.to_string_lossy();
     let uuid = hash(&["image", &hex(&machine.bytes), &path]);
@@ -139,11 +135,13 @@ pub fn of_image(path: &Path, machine: MachineId) -> Identity {
     named(uuid, None, &hardware, Source::Path)
 }
 
-/// Whether two whole disks of one machine have the same names: clones, cheap adapters with one serial number for all, or
-/// two paths to one disk, which look no different. `other_table` reads the other's partition table; it is called only if
-/// nothing else names the two.
+/// Returns whether two whole disks of one machine have the same names: clones, adapters that report
+/// one serial number for all disks, or two paths to one disk, which cannot be told apart.
+/// `other_table` reads the other's partition table; it is called only if nothing else identifies
+/// the two.
 ///
-/// All twins that are there get identities with their place in them, whichever came first: no two ever swap names.
+/// All such disks get identities with their connection path, in whichever order they appeared, so
+/// that two never swap identities.
 pub fn has_same_names(
     disk: &Disk,
     table: Option<&Table>,
@@ -159,20 +157,21 @@ pub fn has_same_names(
     source != Source::Path && own == others
 }
 
-/// Whether only the contents of a whole disk, or its place, can name it.
+/// Returns whether only the contents or the connection path can identify a whole disk.
 pub fn is_named_by_contents(disk: &Disk) -> bool {
     key(disk, None, MachineId { bytes: [0; 16], stable: false }).0 == Source::Path
 }
 
-/// A number that differs between machines, and between the processes of one: where each begins to number its NVMe
-/// controllers.
+/// Returns the first NVMe controller identifier to assign; it differs between machines and between
+/// processes of one machine.
 pub fn first_controller(machine: MachineId, process: u32) -> u16 {
     let [first, second, ..] = hash(&["controllers", &hex(&machine.bytes), &process.to_string()]);
     u16::from_be_bytes([first, second])
 }
 
-/// What names a whole disk, the surest that it has. What comes from its contents is the same on a clone, which another
-/// machine may lend at the same time: it is a name on this machine only.
+/// Returns the preferred source of a whole disk's identity and its parts. Identifiers from the
+/// disk's contents are the same on a clone, which another machine may export: they are combined
+/// with the machine identifier.
 fn key(disk: &Disk, table: Option<&Table>, machine: MachineId) -> (Source, Vec<String>) {
     let here = |mut key: Vec<String>| {
         key.push(hex(&machine.bytes));
@@ -198,11 +197,12 @@ fn world_wide(hardware: &Hardware) -> Option<Vec<String>> {
     name.map(|name| vec!["wwn".to_owned(), name])
 }
 
-/// How models of disks of virtual machines begin: QEMU numbers them the same in every machine (`QM00001`).
+/// Model prefixes of virtual disks: QEMU assigns the same serial numbers in every machine
+/// (`QM00001`).
 const VIRTUAL: [&str; 6] = ["QEMU", "VMware", "VBOX", "Msft", "Virtual", "BHYVE"];
 
-/// A serial number of one repeated character is none. One without a model, or with that of a virtual machine, was chosen by
-/// whoever made the machine: it means something on this machine alone.
+/// Ignores a serial number of one repeated character. Without a model, or with that of a virtual
+/// machine, a serial number is unique on this machine only.
 fn serial(hardware: &Hardware, machine: MachineId) -> Option<Vec<String>> {
     let serial = hardware.serial.clone()?;
     let mut characters = serial.chars();
@@ -224,21 +224,21 @@ fn stack(disk: &Disk) -> Option<Vec<String>> {
     dm.or_else(|| stacking.md_uuid.clone().map(|uuid| vec!["md".to_owned(), uuid]))
 }
 
-/// Where the disk is connected to this machine: the bus, never the kernel's name; of a drive with several namespaces, the
-/// namespace. Only devices that are connected to nothing (`ram0`, `nbd0`, an array without an identifier) have but their
-/// node.
+/// Returns where the disk is connected to this machine: the bus address, never the kernel's name,
+/// and the namespace of a drive with several. Devices without a bus (`ram0`, `nbd0`, an array
+/// without an identifier) have only their node.
 fn place(disk: &Disk, machine: MachineId) -> Vec<String> {
     let stacking = &disk.stacking;
     let made = stacking.backing_file.clone().or_else(|| stacking.dm_name.clone());
-    let hangs_on_nothing = disk.sysfs_path.components().any(|part| part.as_os_str() == "virtual");
+    let has_no_bus = disk.sysfs_path.components().any(|part| part.as_os_str() == "virtual");
     let node = || disk.node.to_string_lossy().into_owned();
-    let path = if hangs_on_nothing { node() } else { disk.address.clone() };
+    let path = if has_no_bus { node() } else { disk.address.clone() };
     let mut place = vec!["path".to_owned(), hex(&machine.bytes), made.unwrap_or(path)];
     place.extend(disk.hardware.namespace.map(|number| format!("namespace {number}")));
     place
 }
 
-/// The first half of SHA-256 over the parts, each behind its length, as a UUID of version 8.
+/// Returns the first half of SHA-256 over the length-prefixed parts, as a UUID of version 8.
 fn hash(parts: &[&str]) -> [u8; 16] {
     let mut digest = Sha256::new();
     for part in [DOMAIN].iter().chain(parts) {
@@ -270,7 +270,8 @@ fn named(uuid: [u8; 16], serial: Option<&str>, hardware: &Hardware, source: Sour
     }
 }
 
-/// Printable ASCII (20h to 7Eh, NVMe Base 2.0 §1.8), cut to `most` characters; `None` if nothing is left.
+/// Returns printable ASCII (20h to 7Eh, NVMe Base 2.0 §1.8), cut to `most` characters; `None` if
+/// nothing is left.
 fn printable(text: &str, most: usize) -> Option<String> {
     let shown = |c: char| if c == ' ' || c.is_ascii_graphic() { c } else { '_' };
     let text: String = text.trim().chars().map(shown).take(most).collect();
@@ -278,14 +279,15 @@ fn printable(text: &str, most: usize) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// Of a long serial number the end, which is what differs between two disks of a kind.
+/// Returns the end of a long serial number, which is the part that differs between disks of a
+/// model.
 fn ending(serial: &str) -> Option<String> {
     let whole = printable(serial, usize::MAX)?;
     let skip = whole.len().saturating_sub(SERIAL);
     printable(whole.get(skip..)?, SERIAL)
 }
 
-/// The disk's serial number with the partition's behind it, in 20 characters.
+/// Returns the disk's serial number with a suffix for the partition, in 20 characters.
 fn suffixed(serial: &str, number: &str) -> String {
     let suffix = format!("-p{number}");
     let room = SERIAL.saturating_sub(suffix.len());
@@ -298,16 +300,16 @@ fn name_bytes<const N: usize>(hardware: &Hardware, prefix: &str) -> Option<[u8; 
     unhex(hardware.wwn.as_deref()?.strip_prefix(prefix)?)?.try_into().ok()
 }
 
-/// An 8-byte name as EUI-64: three bytes of manufacturer, five of its own numbers. NAA 5 (SPC-5 §7.7.6.6.5) keeps the
-/// same two behind a leading digit, which moves between them.
+/// Converts an 8-byte name to EUI-64: a 3-byte OUI and a 5-byte extension. NAA 5 (SPC-5 §7.7.6.6.5)
+/// has the same two after a leading digit, which moves between them.
 fn narrow(hardware: &Hardware) -> Option<[u8; 8]> {
     let naa = name_bytes(hardware, "naa.").map(u64::from_be_bytes).filter(|name| name >> 60 == 5);
     let turned = naa.map(|name| (turn(name)).to_be_bytes());
     turned.or_else(|| name_bytes(hardware, "eui."))
 }
 
-/// A 16-byte name as NGUID: eight bytes of extension, three of manufacturer, five of its own numbers (NVMe Base 2.0
-/// §4.5.2). NAA 6 (SPC-5 §7.7.6.6.6) keeps the extension last.
+/// Converts a 16-byte name to NGUID: an 8-byte extension, a 3-byte OUI and 5 more bytes (NVMe Base
+/// 2.0 §4.5.2). NAA 6 (SPC-5 §7.7.6.6.6) has the extension last.
 fn wide(hardware: &Hardware) -> Option<[u8; 16]> {
     let naa = name_bytes(hardware, "naa.").map(u128::from_be_bytes).filter(|name| name >> 124 == 6);
     let turned = naa.map(|name| {
@@ -318,7 +320,7 @@ fn wide(hardware: &Hardware) -> Option<[u8; 16]> {
     turned.or_else(|| name_bytes(hardware, "eui."))
 }
 
-/// The leading digit moves behind the next six.
+/// Moves the leading digit after the next six.
 fn turn(name: u64) -> u64 {
     let digit = name >> 60;
     let manufacturer = name << 4 >> 40;
@@ -372,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_name_and_the_machine_do_not_matter_to_a_disk_with_a_name_of_its_own() {
+    fn world_wide_name_alone_determines_the_identity() {
         for known in [hardware(Some("naa.5000c50056789abc"), None), hardware(None, Some("S1"))] {
             let (a, b) = (with("vda", known.clone()), with("vdb", known));
             assert_eq!(of(&a), of_block(&b, &b, Some(&table()), OTHER, false));
@@ -380,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn a_virtual_disk_of_another_machine_is_another_though_its_serial_number_is_the_same() {
+    fn serial_of_a_virtual_disk_is_unique_per_machine_only() {
         let disk = with("vda", Hardware { serial: Some("disk0".into()), ..Hardware::default() });
         let (here, there) = (of(&disk), of_block(&disk, &disk, None, OTHER, false));
         assert_eq!((here.serial.as_str(), here.source), ("disk0", Source::Serial));
@@ -388,13 +390,13 @@ mod tests {
     }
 
     #[test]
-    fn the_uuid_is_the_same_in_every_version_of_the_program() {
+    fn uuid_is_the_same_in_every_version() {
         let uuid = of(&with("vda", hardware(Some("naa.5000c50056789abc"), None))).uuid;
         assert_eq!(hex(&uuid), "88266406428685f0bcbd961644ee8d1b");
     }
 
     #[test]
-    fn without_names_the_partition_table_and_then_the_place_tell() {
+    fn partition_table_and_then_path_identify_a_nameless_disk() {
         let (a, b) = (disk("vda"), disk("vdb"));
         let table = table();
         let by_table = of_block(&a, &a, Some(&table), MACHINE, false);
@@ -407,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn stacked_devices_have_their_own_identifier() {
+    fn stacked_device_is_identified_by_its_uuid() {
         let mut dm = disk("vda");
         dm.stacking.dm_uuid = Some("LVM-abc".into());
         assert_eq!(of(&dm).source, Source::Stack);
@@ -417,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_is_named_after_its_disk() {
+    fn partition_identity_is_derived_from_its_disk() {
         let fake = Fake::new();
         fake.disk("pci0/virtio1", "vda", "254:0", 8).part("vda", "vda1", "254:1", 1);
         let part = block::read(&fake.tree(), "vda1").unwrap();
@@ -432,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn world_wide_names_take_the_forms_of_nvme() {
+    fn world_wide_names_are_converted_to_nvme_identifiers() {
         let narrow = of(&with("vda", hardware(Some("naa.5000c50056789abc"), None)));
         assert_eq!(narrow.eui64.map(|bytes| hex(&bytes)).as_deref(), Some("000c505056789abc"));
         let wide = of(&with("vda", hardware(Some("naa.60014055566677778888999900001111"), None)));
@@ -442,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_disk_says_of_itself_is_made_printable() {
+    fn model_and_serial_are_made_printable() {
         let known = Hardware {
             model: Some("Evil\x1b[2J\u{fc} disk with a name of more than forty characters".into()),
             firmware: Some("1234567890".into()),
@@ -466,9 +468,9 @@ mod tests {
         assert_eq!((a.uuid[6] >> 4, a.uuid[8] >> 6), (8, 2));
     }
 
-    /// Disks of two machines that were made from one template: a partition table, a volume, an array.
+    /// Disks of two machines made from one template: a partition table, a volume, an array.
     #[test]
-    fn r58_clones_on_two_machines_have_nothing_in_common() {
+    fn r58_clones_on_two_machines_have_different_identities() {
         let table = table();
         let (mut volume, mut array) = (disk("vda"), disk("vda"));
         volume.stacking.dm_uuid = Some("LVM-abc".into());
@@ -498,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn r58_twins_on_one_machine_are_told_apart_by_their_place() {
+    fn r58_clones_on_one_machine_are_identified_by_path() {
         let table = table();
         for (known, table) in [
             (hardware(Some("naa.5000c50056789abc"), Some("S1")), None),
@@ -545,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn uuid_that_many_machines_have_is_no_machine() {
+    fn uuid_shared_by_many_machines_is_ignored() {
         let fake = Fake::new();
         for uuid in [
             "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF",
@@ -560,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn the_machine_is_known_by_the_first_file_that_knows_it() {
+    fn machine_id_is_read_from_the_first_file_that_has_one() {
         let fake = Fake::new();
         assert!(!machine_id(&fake.tree()).stable);
         fake.file("proc/sys/kernel/random/boot_id", "00112233-4455-6677-8899-aabbccddeeff\n");

@@ -1,29 +1,31 @@
-//! Keeps the machine from going to sleep while it works: an inhibitor lock of logind (systemd-logind(8)), where there is
-//! one.
+//! Prevents the machine from suspending while it serves: holds an inhibitor lock of logind
+//! (systemd-logind(8)), if logind runs.
 //!
-//! The lock is taken and held by `systemd-inhibit`, which keeps it as long as a program runs that waits for the end of a
-//! pipe: it is released however this process ends.
+//! The lock is taken by `systemd-inhibit`, which holds it while its child waits for the end of a
+//! pipe: the lock is released however this process ends.
 
 use crate::tree::Tree;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Where `systemd-inhibit` may be. Not looked for in `PATH`, which may be anybody's.
+/// Candidate paths of `systemd-inhibit`. `PATH` is not searched, since it may be under the control
+/// of others.
 const PROGRAMS: [&str; 3] =
     ["usr/bin/systemd-inhibit", "bin/systemd-inhibit", "run/current-system/sw/bin/systemd-inhibit"];
-/// Where it finds the program that waits.
+/// The `PATH` in which it finds `cat`.
 const PATH: &str = "/usr/bin:/bin:/run/current-system/sw/bin";
-/// What logind makes when it starts.
+/// A directory that logind creates at startup.
 const LOGIND: &str = "run/systemd/seats";
 const WHAT: &str = "--what=sleep:idle:handle-lid-switch";
 
-/// How long the lock is kept when nothing needs it any more: hosts come back after a lost connection.
+/// How long the lock is kept after its last use: hosts reconnect after a lost connection.
 const LINGER: Duration = Duration::from_secs(10);
-/// After an attempt that failed, before the next one.
+/// The delay after a failed attempt.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// The lock, or the wish for one. Dropping it releases the lock. Nothing of this fails or waits.
+/// A lock that is taken when needed. Dropping it releases the lock. None of its methods fails or
+/// blocks.
 #[derive(Debug)]
 pub struct Inhibitor {
     program: Option<PathBuf>,
@@ -34,7 +36,8 @@ pub struct Inhibitor {
 }
 
 impl Inhibitor {
-    /// Without the lock so far. `why` is shown by `systemd-inhibit --list`. Has no effect where logind does not run.
+    /// Does not take the lock yet. `why` is shown by `systemd-inhibit --list`. Has no effect if
+    /// logind does not run.
     pub fn new(tree: &Tree, why: &'static str) -> Self {
         let runs = tree.path(LOGIND).exists();
         let mut programs = PROGRAMS.iter().map(|program| tree.path(program));
@@ -42,7 +45,7 @@ impl Inhibitor {
         Self { program, why, child: None, needed: None, tried: None }
     }
 
-    /// Holds the lock while it is `needed`, and for a while after that.
+    /// Holds the lock while it is `needed`, and for 10 seconds after that.
     pub fn update(&mut self, needed: bool, now: Instant) {
         if let Some(child) = &mut self.child
             && !matches!(child.try_wait(), Ok(None))
@@ -57,7 +60,7 @@ impl Inhibitor {
         }
     }
 
-    /// When to call [`Inhibitor::update`] at the latest.
+    /// Returns the latest time of the next call of [`Inhibitor::update`].
     pub fn due(&self) -> Option<Instant> {
         self.needed.map(|needed| needed + LINGER)
     }
@@ -72,7 +75,7 @@ impl Inhibitor {
         command.args([WHAT, "--mode=block", "--who=storagetm"]).arg(format!("--why={}", self.why));
         command.arg("cat").env_clear().env("PATH", PATH).current_dir("/");
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        // A Ctrl-C is not meant for it.
+        // Its own process group, so that Ctrl-C does not reach it.
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         self.child = command.spawn().ok();
     }
@@ -81,7 +84,7 @@ impl Inhibitor {
         self.needed = None;
         self.tried = None;
         let Some(mut child) = self.child.take() else { return };
-        // The end of the pipe is what it waits for.
+        // Closing the pipe ends it.
         drop(child.stdin.take());
         // Reaps the process on a thread of its own, so that this one does not block.
         let _ = std::thread::Builder::new().spawn(move || child.wait());
@@ -101,7 +104,7 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
-    /// A machine with a `systemd-inhibit` that runs `script` before what it is to run.
+    /// A machine whose `systemd-inhibit` runs `script` before its command.
     fn machine(script: &str) -> Fake {
         let fake = Fake::new();
         fake.file("run/systemd/seats/seat0", "");
@@ -113,7 +116,7 @@ mod tests {
         fake
     }
 
-    /// Takes down its arguments, and whether it is held.
+    /// Records its arguments, and whether the lock is held.
     const HONEST: &str = "echo \"$@\" >>$ROOT/asked; touch $ROOT/held; cat; rm $ROOT/held";
 
     fn wait_for(what: impl Fn() -> bool) {
@@ -125,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_is_held_while_needed_and_a_while_longer() {
+    fn lock_is_held_while_needed_and_a_while_longer() {
         let fake = machine(HONEST);
         let held = fake.tree().path("held");
         let mut inhibitor = Inhibitor::new(&fake.tree(), "disks are attached");
@@ -149,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lock_goes_with_its_owner() {
+    fn lock_is_released_on_drop() {
         let fake = machine(HONEST);
         let held = fake.tree().path("held");
         let mut inhibitor = Inhibitor::new(&fake.tree(), "a disk is copied");
@@ -160,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_that_is_refused_is_asked_for_seldom() {
+    fn refused_lock_is_retried_after_a_delay() {
         let fake = machine("echo asked >>$ROOT/asked; exit 1");
         let count =
             || fs::read_to_string(fake.tree().path("asked")).map_or(0, |it| it.lines().count());

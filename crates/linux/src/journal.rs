@@ -1,6 +1,4 @@
-//! Sends structured entries to the journal by its native protocol, where there is a journal.
-//!
-//! Does not know what is worth logging.
+//! Sends structured entries to the systemd journal by its native protocol.
 
 use crate::tree::Tree;
 use std::io;
@@ -8,23 +6,23 @@ use std::os::unix::net::UnixDatagram;
 
 const SOCKET: &str = "run/systemd/journal/socket";
 
-/// How grave an entry is, by the numbers of syslog (RFC 5424 §6.2.1).
+/// The severity of an entry (RFC 5424 §6.2.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Priority {
-    /// Something failed.
+    /// An error.
     Error = 3,
-    /// Something may fail.
+    /// A warning.
     Warning = 4,
-    /// Normal and worth knowing.
+    /// A normal but significant condition.
     Notice = 5,
-    /// Normal.
+    /// Informational.
     Info = 6,
-    /// For those who look for a fault.
+    /// For debugging.
     Debug = 7,
 }
 
-/// The way to the journal.
+/// A connection to the journal.
 #[derive(Debug)]
 pub struct Journal {
     socket: UnixDatagram,
@@ -32,7 +30,8 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// `None` if this machine has no journal. Entries carry `identifier` as SYSLOG_IDENTIFIER.
+    /// Connects. Returns `None` if this machine has no journal. Entries carry `identifier` as
+    /// SYSLOG_IDENTIFIER.
     pub fn open(tree: &Tree, identifier: &str) -> Option<Self> {
         let socket = UnixDatagram::unbound().ok()?;
         socket.connect(tree.path(SOCKET)).ok()?;
@@ -40,9 +39,12 @@ impl Journal {
         Some(Self { socket, identifier: identifier.to_owned() })
     }
 
-    /// Sends one entry: the message, its priority, and further fields (names of A-Z, 0-9 and `_`; others are left out).
+    /// Sends an entry: the message, its priority, and further fields (names of A-Z, 0-9 and `_`;
+    /// others are left out). Does not block.
     ///
-    /// Never waits. Errors: the journal is gone or behind, or the entry does not fit a datagram.
+    /// # Errors
+    /// Fails if the journal is not running or does not keep up, or if the entry does not fit into a
+    /// datagram.
     pub fn send(
         &self,
         priority: Priority,
@@ -61,7 +63,8 @@ impl Journal {
     }
 }
 
-/// A value with a line break goes in the binary form: name, line break, 64-bit little-endian length, value.
+/// A value with a line break has the binary form: name, line break, 64-bit little-endian length,
+/// value.
 fn emit(entry: &mut Vec<u8>, name: &str, value: &str) {
     entry.extend_from_slice(name.as_bytes());
     if value.contains('\n') {
@@ -74,7 +77,8 @@ fn emit(entry: &mut Vec<u8>, name: &str, value: &str) {
     entry.push(b'\n');
 }
 
-/// What the journal takes from a client: it starts with a letter, a leading `_` is the journal's own.
+/// Valid names from clients start with a letter; those with a leading `_` are reserved for the
+/// journal.
 fn is_field_name(name: &str) -> bool {
     name.len() <= 64
         && name.starts_with(|c: char| c.is_ascii_uppercase())
@@ -87,7 +91,7 @@ mod tests {
     use crate::tree::fake::Fake;
 
     #[test]
-    fn an_entry_is_one_datagram_and_a_line_break_cannot_forge_a_field() {
+    fn line_break_in_a_value_cannot_forge_a_field() {
         let fake = Fake::new();
         fake.file("run/systemd/journal/x", "");
         let daemon = UnixDatagram::bind(fake.root.join(SOCKET)).unwrap();

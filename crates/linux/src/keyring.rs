@@ -1,6 +1,4 @@
-//! The kernel's keyring in which NVMe/TCP looks for the keys of its secured channels.
-//!
-//! Does not know how such a key or its name is made.
+//! The kernel keyring in which the NVMe/TCP host looks for TLS keys.
 
 use std::ffi::CString;
 use std::io;
@@ -11,33 +9,33 @@ use thiserror::Error;
 use crate::syscall::{Serial, add_key, hold_keyring, remove_key};
 use crate::tree::Tree;
 
-/// The keyring that the kernel's NVMe driver makes for itself (`drivers/nvme/common/keyring.c`, Linux 6.7).
+/// The keyring that the kernel's NVMe driver creates (`drivers/nvme/common/keyring.c`, Linux 6.7).
 const NAME: &str = ".nvme";
 
-/// Why a key cannot be handed to the kernel.
+/// Why a key cannot be added to the keyring.
 #[derive(Debug, Error)]
 pub enum KeyringError {
-    /// The driver is not loaded, or has no TLS.
+    /// The driver is not loaded, or was built without TLS.
     #[error(
         "the kernel has no keyring for NVMe keys: load the driver with `modprobe nvme-tcp` (Linux 6.7 or newer, built \
          with NVMe/TCP TLS)"
     )]
     Absent,
-    /// Only root may.
-    #[error("only root may put keys into the kernel's keyring for NVMe: run this as root")]
+    /// The caller is not root.
+    #[error("only root can add keys to the kernel's keyring for NVMe: run this as root")]
     Denied,
-    /// The name has a zero byte in it.
-    #[error("the name of an NVMe key has a zero byte in it, which no kernel takes")]
+    /// The identity contains a zero byte.
+    #[error("the identity of the NVMe key contains a zero byte")]
     Name,
-    /// Something else.
-    #[error("the kernel does not take the key: {0}")]
+    /// Another error.
+    #[error("the kernel refuses the key: {0}")]
     Other(#[from] io::Error),
 }
 
 impl From<Errno> for KeyringError {
     fn from(error: Errno) -> Self {
         match error {
-            // A kind of key that it does not know, and a call that it was built without.
+            // An unknown key type, or a kernel without the system call.
             Errno::NOKEY | Errno::NODEV | Errno::NOSYS => Self::Absent,
             Errno::ACCESS | Errno::PERM => Self::Denied,
             other => Self::Other(other.into()),
@@ -45,21 +43,21 @@ impl From<Errno> for KeyringError {
     }
 }
 
-/// The keyring, found.
+/// The keyring.
 #[derive(Debug)]
 pub struct Keyring {
     serial: Serial,
 }
 
 impl Keyring {
-    /// Looks for it among the keys that this user sees (`/proc/keys`).
+    /// Finds the keyring among the keys that this user can see (`/proc/keys`).
     ///
     /// # Errors
-    /// It is not there, or is not for this user.
+    /// Fails if it does not exist, or this user has no access.
     pub fn find(tree: &Tree) -> Result<Self, KeyringError> {
         let keys = tree.text("proc/keys").unwrap_or_default();
         let Some(serial) = keys.lines().find_map(serial) else {
-            // The keyring is root's: others do not even see it.
+            // The keyring belongs to root: other users cannot see it.
             let root = rustix::process::geteuid().is_root();
             return Err(if root { KeyringError::Absent } else { KeyringError::Denied });
         };
@@ -67,28 +65,27 @@ impl Keyring {
         Ok(Self { serial })
     }
 
-    /// Puts the key of a secured channel into it, under its identity (NVMe/TCP 1.0 §3.6.1.3), in place of one that is
-    /// there.
+    /// Adds a TLS PSK under its identity (NVMe/TCP 1.0 §3.6.1.3), or replaces it.
     ///
     /// # Errors
-    /// The kernel does not take it.
+    /// Fails if the kernel refuses it.
     pub fn insert(&self, identity: &str, psk: &[u8]) -> Result<(), KeyringError> {
         let identity = CString::new(identity).map_err(|_| KeyringError::Name)?;
         add_key(c"psk", &identity, psk, self.serial)?;
         Ok(())
     }
 
-    /// Takes those keys out of it whose identities are `old`: the kernel takes any that is for the host and the
-    /// subsystem, and would find one that the other end no longer has.
+    /// Removes the keys whose identities are `old`: the kernel uses any key for the host and the
+    /// subsystem, and could choose one that the target no longer has.
     ///
     /// # Errors
-    /// The kernel does not let one go.
+    /// Fails if the kernel refuses to remove one.
     pub fn remove(&self, tree: &Tree, old: impl Fn(&str) -> bool) -> Result<(), KeyringError> {
         let keys = tree.text("proc/keys").unwrap_or_default();
         let keys = keys.lines().filter_map(described).filter(|key| key.kind == "psk");
         for key in keys.filter(|key| old(&key.name)) {
             match remove_key(key.serial, self.serial) {
-                // It is in another keyring, or gone meanwhile.
+                // It is in another keyring, or was removed meanwhile.
                 Ok(()) | Err(Errno::NOENT | Errno::NOKEY) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -97,13 +94,12 @@ impl Keyring {
     }
 }
 
-/// The number of the keyring, if the line is its.
+/// Returns the serial number if the line describes the keyring.
 fn serial(line: &str) -> Option<Serial> {
     let found = described(line)?;
     (found.kind == "keyring" && found.name == NAME).then_some(found.serial)
 }
 
-/// A key as the kernel describes it.
 #[derive(Debug, PartialEq, Eq)]
 struct Described {
     serial: Serial,
@@ -111,8 +107,8 @@ struct Described {
     name: String,
 }
 
-/// A line of nine columns: a number, six that do not matter here, the kind, and the name, with a colon and how much is
-/// in it behind (proc_keys(5)).
+/// Parses a line of proc_keys(5): nine columns, of which the first is the serial number, the eighth
+/// the type, and the ninth the description, followed by a colon and the payload size.
 fn described(line: &str) -> Option<Described> {
     let columns: Vec<&str> = line.split_ascii_whitespace().collect();
     let (number, kind) = (columns.first()?, columns.get(7)?);
@@ -134,7 +130,7 @@ mod tests {
 ";
 
     #[test]
-    fn the_keyring_is_the_one_that_the_driver_made() {
+    fn keyring_of_the_driver_is_found() {
         let found: Vec<_> = KEYS.lines().filter_map(serial).collect();
         assert_eq!(found, [0x1c6a_5b0f]);
         let psk = KEYS.lines().filter_map(described).next_back().unwrap();
@@ -147,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn without_the_driver_there_is_none_and_the_sentence_says_what_to_do() {
+    fn missing_keyring_is_reported_with_advice() {
         let fake = Fake::new();
         fake.file("proc/keys", "");
         let error = Keyring::find(&fake.tree()).unwrap_err().to_string();
@@ -164,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_names_no_keyring_is_an_error() {
+    fn invalid_serial_number_is_an_error() {
         let fake = Fake::new();
         fake.file("proc/keys", "00000001 I 1 perm 0 0 0 keyring .nvme: empty\n");
         assert!(Keyring::find(&fake.tree()).is_err());

@@ -1,7 +1,11 @@
-//! What storagetm knows of the Linux machine it runs on: its disks and their use, addresses, signals, the service manager.
+//! Interfaces to Linux: block devices and their use, addresses and links, kernel modules, signals, the service manager.
 //!
-//! Knows no protocol and no other crate of the workspace. Everything that reads `/sys`, `/proc`, `/dev`, `/run` or
-//! `/etc` does so through a [`tree::Tree`], whose root is a parameter, so that a test can stand in for a machine.
+//! Everything that reads `/sys`, `/proc`, `/dev`, `/run` or `/etc` takes a [`tree::Tree`], whose root is a parameter, so
+//! that tests can use a directory instead of the machine.
+#![allow(
+    missing_docs,
+    reason = "only this workspace uses the crate; docs where the name is not enough"
+)]
 #![deny(unsafe_code)]
 
 pub mod activation;

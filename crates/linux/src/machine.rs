@@ -1,12 +1,10 @@
-//! What this machine is, for people: its maker's name for it, and its serial number.
-//!
-//! Does not know its disks.
+//! The vendor, product name and serial number of this machine, for display.
 
 use crate::tree::Tree;
 
 const DMI: &str = "sys/class/dmi/id";
 
-/// What makers write who did not fill the field in.
+/// Placeholders in fields that the vendor did not fill in.
 const FILLERS: [&str; 8] = [
     "to be filled by o.e.m.",
     "default string",
@@ -18,11 +16,11 @@ const FILLERS: [&str; 8] = [
     "0",
 ];
 
-/// `LENOVO 21AH, serial PF2ABC`, or what of that is known; empty if nothing is.
+/// Returns `LENOVO 21AH, serial PF2ABC`, or the known part of it; empty if nothing is known.
 pub fn describe(tree: &Tree) -> String {
-    let dmi = |name: &str| said(tree, &format!("{DMI}/{name}"));
+    let dmi = |name: &str| field(tree, &format!("{DMI}/{name}"));
     let vendor = dmi("sys_vendor");
-    // Where the maker's number means nothing to people, the version is the name.
+    // Lenovo's product name is a type number; the version is the marketing name.
     let product = match (&vendor, dmi("product_version")) {
         (Some(vendor), Some(version)) if vendor == "LENOVO" => Some(version),
         _ => dmi("product_name"),
@@ -33,14 +31,14 @@ pub fn describe(tree: &Tree) -> String {
         }
         (vendor, product) => product.or(vendor),
     };
-    let name = name.or_else(|| said(tree, "proc/device-tree/model"));
-    let serial = dmi("product_serial").or_else(|| said(tree, "proc/device-tree/serial-number"));
+    let name = name.or_else(|| field(tree, "proc/device-tree/model"));
+    let serial = dmi("product_serial").or_else(|| field(tree, "proc/device-tree/serial-number"));
     let serial = serial.map(|serial| format!("serial {serial}"));
     let parts: Vec<String> = [name, serial].into_iter().flatten().collect();
     parts.join(", ")
 }
 
-fn said(tree: &Tree, path: &str) -> Option<String> {
+fn field(tree: &Tree, path: &str) -> Option<String> {
     tree.attribute(path).filter(|text| !FILLERS.contains(&text.to_ascii_lowercase().as_str()))
 }
 
@@ -50,7 +48,7 @@ mod tests {
     use crate::tree::fake::Fake;
 
     #[test]
-    fn a_machine_is_called_as_its_maker_does() {
+    fn vendor_product_and_serial_are_joined() {
         let fake = Fake::new();
         assert_eq!(describe(&fake.tree()), "");
         fake.file("sys/class/dmi/id/sys_vendor", "Dell Inc.\n");
@@ -62,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn a_board_without_such_firmware_has_a_device_tree() {
+    fn device_tree_is_used_without_dmi() {
         let fake = Fake::new();
         fake.file("proc/device-tree/model", "Raspberry Pi 5 Model B\0");
         assert_eq!(describe(&fake.tree()), "Raspberry Pi 5 Model B");

@@ -1,6 +1,4 @@
-//! Reading at an offset from whatever holds a disk's bytes, without trust in its length.
-//!
-//! Does not know what the bytes mean.
+//! Positioned reads from a disk, an image or a slice, without trust in its length.
 
 use rustix::io::Errno;
 use std::cell::Cell;
@@ -8,9 +6,9 @@ use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
 
-/// Something with bytes at offsets: an open disk or image, or a slice.
+/// An open disk or image, or a slice.
 pub trait ReadAt {
-    /// Reads what is at `offset`; fewer bytes than asked for, or none, at the end.
+    /// Reads up to `buffer.len()` bytes at `offset`. Returns fewer, or 0, at the end.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
 }
 
@@ -33,12 +31,13 @@ impl ReadAt for [u8] {
     }
 }
 
-/// The unit in which the kernel's page cache reads, and so fails to read.
+/// The kernel's page cache reads, and fails to read, whole pages.
 const PAGE: u64 = 4096;
-/// Failures after which a disk is not read any more: each may take it half a minute.
+/// The number of failures after which a disk is not read any more: each may take half a minute.
 const MOST_FAILURES: u32 = 8;
 
-/// What the kernel reports if the disk itself, or the way to it, failed a request (`blk_errors` in block/blk-core.c).
+/// The errors with which the kernel reports a failure of the disk or of the path to it
+/// (`blk_errors` in block/blk-core.c).
 const DISK_ERRORS: [Errno; 7] = [
     Errno::IO,
     Errno::NODATA,
@@ -49,7 +48,7 @@ const DISK_ERRORS: [Errno; 7] = [
     Errno::TIMEDOUT,
 ];
 
-/// Reads zeros where the disk fails to read, and keeps the first such place.
+/// Reads zeros where the disk fails to read, and records the lowest such offset.
 pub(crate) struct Tolerant<'a, R: ?Sized> {
     reader: &'a R,
     first: Cell<Option<u64>>,
@@ -67,7 +66,8 @@ impl<'a, R: ReadAt + ?Sized> Tolerant<'a, R> {
         self.first.get()
     }
 
-    /// Takes `offset` down as unreadable; zeros up to the end of its page, at most the whole buffer.
+    /// Records `offset` as unreadable. Fills the buffer with zeros up to the end of the page, and
+    /// returns their number.
     fn skip(&self, buffer: &mut [u8], offset: u64) -> usize {
         self.first.set(Some(self.first.get().map_or(offset, |first| first.min(offset))));
         let left = PAGE.saturating_sub(offset.checked_rem(PAGE).unwrap_or(0));
@@ -96,7 +96,7 @@ fn is_disk_error(error: &io::Error) -> bool {
     Errno::from_io_error(error).is_some_and(|errno| DISK_ERRORS.contains(&errno))
 }
 
-/// Up to `length` bytes from `offset`; what lies beyond the end is missing.
+/// Reads up to `length` bytes from `offset`; fewer if the end comes first.
 pub(crate) fn window<R: ReadAt + ?Sized>(
     reader: &R,
     offset: u64,
@@ -116,29 +116,30 @@ pub(crate) fn window<R: ReadAt + ?Sized>(
     Ok(bytes)
 }
 
-/// `N` bytes at `offset` of a window.
+/// Returns `N` bytes at `offset`.
 pub(crate) fn array<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
     bytes.get(offset..)?.first_chunk().copied()
 }
 
-/// A 32-bit little-endian number at `offset` of a window.
+/// Returns the 32-bit little-endian number at `offset`.
 pub(crate) fn le32(bytes: &[u8], offset: usize) -> Option<u32> {
     array(bytes, offset).map(u32::from_le_bytes)
 }
 
-/// A 64-bit little-endian number at `offset` of a window.
+/// Returns the 64-bit little-endian number at `offset`.
 pub(crate) fn le64(bytes: &[u8], offset: usize) -> Option<u64> {
     array(bytes, offset).map(u64::from_le_bytes)
 }
 
-/// Text for people from the disk: up to the first NUL, trimmed, without control characters; `None` if empty.
+/// Makes text from a disk printable: up to the first NUL, trimmed, control characters replaced.
+/// Returns `None` if it is empty.
 pub(crate) fn label(text: &str) -> Option<String> {
     let text = text.split('\0').next()?.trim();
     let shown = text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
     (!text.is_empty()).then_some(shown)
 }
 
-/// Text in 16-bit characters, little-endian unless `big` says otherwise.
+/// Decodes UTF-16, big-endian if `big`, as [`label`] does.
 pub(crate) fn utf16(bytes: &[u8], big: bool) -> Option<String> {
     let pairs = bytes.chunks_exact(2).filter_map(|pair| pair.first_chunk().copied());
     let units: Vec<u16> =
@@ -151,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_window_ends_where_the_medium_does() {
+    fn window_ends_at_the_end_of_the_medium() {
         let medium: &[u8] = &[1, 2, 3, 4];
         assert_eq!(window(medium, 2, 8).unwrap(), [3, 4]);
         assert_eq!(window(medium, 9, 8).unwrap(), []);
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn r61_a_bad_page_is_passed_over() {
+    fn r61_bad_page_is_skipped() {
         let medium = Failing { bad: 8192..12_288, asked: Cell::new(0) };
         let reader = Tolerant::new(&medium);
         let bytes = window(&reader, 0, 72 << 10).unwrap();
@@ -190,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn r61_a_dead_medium_is_asked_a_few_times_only() {
+    fn r61_dead_medium_is_read_a_few_times_only() {
         let medium = Failing { bad: 0..1 << 20, asked: Cell::new(0) };
         let reader = Tolerant::new(&medium);
         let bytes = window(&reader, 512 << 10, 128 << 10).unwrap();
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn text_from_a_disk_cannot_speak_to_the_terminal() {
+    fn control_characters_in_labels_are_replaced() {
         assert_eq!(label("a\x1b[2J\nb\0rest").as_deref(), Some("a\u{fffd}[2J\u{fffd}b"));
         assert_eq!(label("  \0x"), None);
         assert_eq!(utf16(&[b'h', 0, b'i', 0, 0, 0, b'x', 0], false).as_deref(), Some("hi"));

@@ -1,13 +1,13 @@
-//! The marks of devices that are parts of something larger and keep them at the end or in many copies: RAID, DRBD, ZFS.
-//!
-//! Does not know the other parts.
+//! Signatures of members of arrays and pools that are not at the start of the device: RAID, DRBD,
+//! ZFS.
 
 use crate::medium::{ReadAt, array, label, le32, le64, window};
 use crate::signature::{Kind, Signature, uuid};
 use std::io;
 
 const MD_MAGIC: u32 = 0xa92b_4efc;
-/// Holds every mark counted from the end: the farthest is that of md 0.90, up to 128 KiB away.
+/// Covers every signature counted from the end: the farthest is that of md 0.90, up to 128 KiB
+/// away.
 const TAIL: usize = 128 << 10;
 const TAIL_BYTES: u64 = 128 << 10;
 const MD_UNIT: u64 = 64 << 10;
@@ -17,7 +17,7 @@ const ZFS_MAGIC: u64 = 0x00ba_b10c;
 /// DRBD 8.3, 8.4 (clean and not) and 9.
 const DRBD_MAGIC: [u32; 3] = [0x8374_026b, 0x8374_026c, 0x8374_026d];
 
-/// All such marks on a disk of `bytes` bytes that starts with `head`.
+/// Returns all such signatures on a disk of `bytes` bytes that begins with `head`.
 pub(crate) fn find<R: ReadAt + ?Sized>(
     reader: &R,
     head: &[u8],
@@ -37,7 +37,7 @@ pub(crate) fn find<R: ReadAt + ?Sized>(
     Ok(found)
 }
 
-/// md 0.90: the last 64 KiB that are whole and aligned to 64 KiB.
+/// md 0.90: the last whole 64 KiB aligned to 64 KiB.
 fn md0_place(bytes: u64) -> Option<u64> {
     (bytes & !(MD_UNIT - 1)).checked_sub(MD_UNIT)
 }
@@ -77,18 +77,18 @@ fn drbd(metadata: &[u8]) -> Option<Signature> {
     DRBD_MAGIC.contains(&magic).then(|| Signature::of(Kind::Drbd))
 }
 
-/// Intel's RAID of the firmware, two sectors from the end.
+/// Intel Matrix RAID (firmware), two sectors from the end.
 fn intel(sectors: &[u8]) -> Option<Signature> {
     sectors.starts_with(b"Intel Raid ISM Cfg Sig. ").then(|| Signature::of(Kind::FirmwareRaid))
 }
 
-/// The common format of RAID controllers (SNIA DDF 2.0 §4.2), in the last sector.
+/// The Disk Data Format of RAID controllers (SNIA DDF 2.0 §4.2), in the last sector.
 fn ddf(sector: &[u8]) -> Option<Signature> {
     let anchor = u32::from_be_bytes(array(sector, 0)?);
     matches!(anchor, 0xde11_de11 | 0x11de_11de).then(|| Signature::of(Kind::FirmwareRaid))
 }
 
-/// Four labels, two at each end; the second half of each is a ring of 1 KiB slots that start with a magic number.
+/// Four labels, two at each end; the second half of each is a ring of 1 KiB uberblocks.
 fn zfs<R: ReadAt + ?Sized>(reader: &R, bytes: u64) -> io::Result<Option<Signature>> {
     let end = bytes & !(ZFS_LABEL - 1);
     let places =
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn controllers_and_mirrors_leave_their_mark_at_the_end() {
+    fn firmware_raid_and_drbd_are_found_at_the_end() {
         assert_eq!(only(BYTES - 1024, b"Intel Raid ISM Cfg Sig. 1.3").kind, Kind::FirmwareRaid);
         assert_eq!(only(BYTES - 512, &[0xde, 0x11, 0xde, 0x11]).kind, Kind::FirmwareRaid);
         assert_eq!(only(BYTES - 4096 + 60, &[0x83, 0x74, 2, 0x6b]).kind, Kind::Drbd);

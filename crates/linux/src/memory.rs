@@ -1,6 +1,5 @@
-//! The memory that this process may use: the machine's, or the limit of its control group or its resource limits if that is less.
-//!
-//! Does not know what it is for.
+//! The memory available to this process: that of the machine, or the lowest limit of its control
+//! groups and resource limits.
 
 use std::path::Path;
 
@@ -8,12 +7,12 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::tree::Tree;
 
-/// The size assumed where none can be read, in bytes.
+/// The size assumed if none can be read, in bytes.
 const UNKNOWN: u64 = 1 << 30;
 
-/// Bytes of memory that this process may have.
+/// Returns the memory that this process may use, in bytes.
 pub fn available(tree: &Tree) -> u64 {
-    // Programs and stacks take addresses, too.
+    // The program and its stacks take address space, too.
     let addresses = getrlimit(Resource::As).current.map(|bytes| bytes / 2);
     let data = getrlimit(Resource::Data).current;
     of_machine(tree)
@@ -33,7 +32,7 @@ fn of_machine(tree: &Tree) -> Option<u64> {
     kibibytes.checked_mul(1024)
 }
 
-/// The least `memory.max` of this process's control group and those that it is in (cgroup v2).
+/// The lowest `memory.max` of this process's control group and its ancestors (cgroup v2).
 fn of_group(tree: &Tree) -> Option<u64> {
     let groups = tree.text("proc/self/cgroup").ok()?;
     let own = groups.lines().find_map(|line| line.strip_prefix("0::/"))?;
@@ -50,7 +49,7 @@ mod test {
     use std::fs;
 
     #[test]
-    fn least_of_the_limits_counts() {
+    fn lowest_limit_counts() {
         let folder = std::env::temp_dir().join(format!("storagetm-memory-{}", std::process::id()));
         let write = |path: &str, text: &str| {
             let path = folder.join(path);

@@ -1,7 +1,7 @@
-//! The kernel modules of the hardware that is there: found by its names, loaded, and followed as hardware comes.
+//! Loads kernel modules for the hardware of this machine: at the start (coldplug) and as hardware
+//! is added (hot-plug).
 //!
-//! Knows no disk and no network: what a module is for, only the folder of modules says. What assembles disks to
-//! others ([`refused`]) is never loaded.
+//! Modules that assemble disks ([`refused`]) are never loaded.
 
 mod hardware;
 mod index;
@@ -31,38 +31,39 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
-/// The multicast group in which the kernel itself speaks.
+/// The multicast group of the kernel (udev has another).
 const FROM_KERNEL: u32 = 1;
-/// A driver that waits for its disks to spin up keeps its thread, but no other driver.
+/// Several threads, so that a driver that waits for its disks to spin up does not delay the others.
 const WORKERS: usize = 4;
-/// What no hardware asks for, but the network does.
+/// Modules that the network needs and no modalias asks for.
 const ALWAYS: &[&str] = &["af_packet", "ipv6"];
 
-/// What became of a module.
+/// The result of loading a module.
 #[derive(Debug)]
 pub enum Note {
-    /// It is there now.
+    /// Loaded.
     Loaded(String),
-    /// It is never loaded.
+    /// Refused.
     Refused {
         /// Its name, with underscores.
         name: String,
         /// Why, as a clause: "it would assemble RAID arrays and write to their disks".
         reason: &'static str,
     },
-    /// It could not be loaded.
+    /// Failed.
     Failed {
         /// Its name, with underscores.
         name: String,
-        /// What the kernel, or reading the file, said.
+        /// The error of the kernel, or of reading the file.
         error: io::Error,
     },
 }
 
-/// Loads one module, and what it needs, from a folder of modules, as the kernel command line says; what became of them
-/// comes back. One that is there already is not loaded again.
+/// Loads a module and its dependencies from a directory of modules, with the parameters of the
+/// kernel command line, and returns the results. Does nothing for loaded modules.
 ///
-/// Errors: `modules.dep` cannot be read.
+/// # Errors
+/// Fails if `modules.dep` cannot be read.
 pub fn load(
     tree: &Tree,
     folder: impl AsRef<Path>,
@@ -76,7 +77,7 @@ pub fn load(
     Ok(notes)
 }
 
-/// Loads the modules of the hardware that is there, and that comes.
+/// Loads the modules for all hardware, present and added later.
 #[derive(Debug)]
 pub struct Drivers {
     tree: Tree,
@@ -87,9 +88,10 @@ pub struct Drivers {
 }
 
 impl Drivers {
-    /// Starts listening for hardware, and reads the folder of modules and the kernel command line.
+    /// Opens the uevent socket, and reads the directory of modules and the kernel command line.
     ///
-    /// Errors: `modules.dep` cannot be read; no such sockets here.
+    /// # Errors
+    /// Fails if `modules.dep` cannot be read, or there are no uevent sockets.
     pub fn open(tree: &Tree, folder: impl AsRef<Path>, cmdline: &str) -> io::Result<Self> {
         let index = Index::read(tree.path(folder))?;
         Ok(Self {
@@ -101,30 +103,33 @@ impl Drivers {
         })
     }
 
-    /// Loads what the hardware that is there needs, and that which appears by it, until nothing new does.
+    /// Loads the modules for all present hardware, repeatedly, until no more hardware appears.
     ///
-    /// Errors: the socket or the bell between the threads failed; what cannot be loaded is a note.
+    /// # Errors
+    /// Fails if the socket or the eventfd fails. A module that cannot be loaded is reported as a
+    /// note.
     pub fn coldplug(&mut self, note: &mut dyn FnMut(Note)) -> io::Result<()> {
         let mut first: Vec<String> = ALWAYS.iter().map(|name| (*name).to_owned()).collect();
         first.extend(self.scan());
         self.work(first, note)
     }
 
-    /// Loads what the hardware needs of which the kernel has told since; returns when nothing waits.
+    /// Loads the modules for hardware added since the last call.
     ///
-    /// Errors: as those of [`Drivers::coldplug`].
+    /// # Errors
+    /// As [`Drivers::coldplug`].
     pub fn receive(&mut self, note: &mut dyn FnMut(Note)) -> io::Result<()> {
-        let first = self.hear()?;
+        let first = self.receive_uevents()?;
         self.work(first, note)
     }
 
-    /// The modules for all hardware that is there, as far as they were not asked for before.
+    /// Returns the modules for all present hardware that were not returned before.
     fn scan(&mut self) -> Vec<String> {
         modaliases(&self.tree).into_iter().flat_map(|name| self.wanted(name)).collect()
     }
 
-    /// The modules for the hardware of which the kernel has told.
-    fn hear(&mut self) -> io::Result<Vec<String>> {
+    /// Returns the modules for the hardware of pending uevents.
+    fn receive_uevents(&mut self) -> io::Result<Vec<String>> {
         let mut wanted = Vec::new();
         loop {
             let name = match self.socket.receive()? {
@@ -142,7 +147,7 @@ impl Drivers {
         }
     }
 
-    /// The modules for hardware of that name, if it is the first of that name.
+    /// Returns the modules for a modalias that was not seen before.
     fn wanted(&mut self, modalias: String) -> Vec<String> {
         if self.seen.contains(&modalias) {
             return Vec::new();
@@ -154,31 +159,32 @@ impl Drivers {
         fresh
     }
 
-    /// Loads modules on several threads, and all that is asked for meanwhile.
+    /// Loads modules on several threads, and those for hardware that is added meanwhile.
     fn work(&mut self, first: Vec<String>, note: &mut dyn FnMut(Note)) -> io::Result<()> {
         if first.is_empty() {
             return Ok(());
         }
-        let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let wake_fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let (jobs, waiting) = channel();
-        let (said, answers) = channel();
-        let crew = Crew { loader: Arc::clone(&self.loader), waiting: Mutex::new(waiting), bell };
+        let (sender, answers) = channel();
+        let pool = Pool { loader: Arc::clone(&self.loader), waiting: Mutex::new(waiting), wake_fd };
         thread::scope(|scope| {
             for _ in 0..WORKERS {
-                let said = said.clone();
-                scope.spawn(|| crew.work(said));
+                let sender = sender.clone();
+                scope.spawn(|| pool.work(sender));
             }
-            self.direct(first, jobs, &answers, &crew.bell, note)
+            self.direct(first, jobs, &answers, &pool.wake_fd, note)
         })
     }
 
-    /// Hands out the jobs until all are done and nothing new was asked for; the threads end with `jobs`.
+    /// Queues modules until all are loaded and no new ones are needed; dropping `jobs` ends the
+    /// threads.
     fn direct(
         &mut self,
         first: Vec<String>,
         jobs: Sender<String>,
         answers: &Receiver<Answer>,
-        bell: &OwnedFd,
+        wake_fd: &OwnedFd,
         note: &mut dyn FnMut(Note),
     ) -> io::Result<()> {
         let mut open = 0_usize;
@@ -189,47 +195,47 @@ impl Drivers {
             if open == 0 {
                 return Ok(());
             }
-            wait(&self.socket, bell)?;
+            wait(&self.socket, wake_fd)?;
             for answer in answers.try_iter() {
                 match answer {
-                    Answer::Note(said) => note(said),
+                    Answer::Note(result) => note(result),
                     Answer::Done => open = open.saturating_sub(1),
                 }
             }
-            fresh = self.hear()?;
+            fresh = self.receive_uevents()?;
         }
     }
 }
 
 impl AsFd for Drivers {
-    /// Readable when [`Drivers::receive`] may have something to do.
+    /// Becomes readable when [`Drivers::receive`] may have something to do.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-/// What a thread says.
+/// A message from a thread.
 #[derive(Debug)]
 enum Answer {
     Note(Note),
     Done,
 }
 
-/// What the threads share: the jobs, and a bell to ring when one is done.
+/// State shared by the threads: the job queue, and an eventfd that is signalled after each job.
 #[derive(Debug)]
-struct Crew {
+struct Pool {
     loader: Arc<Loader>,
     waiting: Mutex<Receiver<String>>,
-    bell: OwnedFd,
+    wake_fd: OwnedFd,
 }
 
-impl Crew {
-    /// One thread's work, until there are no more jobs.
-    fn work(&self, said: Sender<Answer>) {
+impl Pool {
+    /// The main function of a thread. Returns when the job queue is closed.
+    fn work(&self, sender: Sender<Answer>) {
         while let Some(name) = self.next() {
-            self.loader.load(&name, &mut |note| drop(said.send(Answer::Note(note))));
-            let _ = said.send(Answer::Done);
-            let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+            self.loader.load(&name, &mut |note| drop(sender.send(Answer::Note(note))));
+            let _ = sender.send(Answer::Done);
+            let _ = rustix::io::write(&self.wake_fd, &1_u64.to_ne_bytes());
         }
     }
 
@@ -238,14 +244,14 @@ impl Crew {
     }
 }
 
-/// Until the kernel tells of hardware, or a thread rings the bell, which is silent again then.
-fn wait(socket: &Socket, bell: &OwnedFd) -> io::Result<()> {
-    let mut both = [PollFd::new(socket, PollFlags::IN), PollFd::new(bell, PollFlags::IN)];
+/// Waits for a uevent or the eventfd, and clears the eventfd.
+fn wait(socket: &Socket, wake_fd: &OwnedFd) -> io::Result<()> {
+    let mut both = [PollFd::new(socket, PollFlags::IN), PollFd::new(wake_fd, PollFlags::IN)];
     match poll(&mut both, None) {
         Ok(_) | Err(Errno::INTR) => {}
         Err(error) => return Err(error.into()),
     }
-    let _ = rustix::io::read(bell, &mut [0_u8; 8]);
+    let _ = rustix::io::read(wake_fd, &mut [0_u8; 8]);
     Ok(())
 }
 
@@ -269,12 +275,12 @@ mod tests {
     }
 
     #[test]
-    fn the_modules_of_the_hardware_are_asked_for_once() {
+    fn modules_for_hardware_are_loaded_once() {
         let fake = machine();
         let mut drivers = Drivers::open(&fake.tree(), "lib", "").unwrap();
         let mut said = Vec::new();
         drivers.coldplug(&mut |note| said.push(note)).unwrap();
-        // There are no files: what would be loaded fails, each module once.
+        // There are no files: loading fails, once for each module.
         let mut names: Vec<String> = said
             .into_iter()
             .map(|note| match note {
@@ -294,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_no_folder_of_modules_is_an_error() {
+    fn directory_without_modules_dep_is_an_error() {
         assert!(Drivers::open(&Fake::new().tree(), "lib", "").is_err());
     }
 }

@@ -1,6 +1,4 @@
-//! What is mounted and swapped to, in every mount namespace that `/proc` shows.
-//!
-//! Does not know which disks the sources stand on.
+//! Mounts and swap areas, in every mount namespace that `/proc` shows.
 
 use crate::block::DeviceNumber;
 use crate::tree::Tree;
@@ -8,18 +6,17 @@ use std::collections::HashSet;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// One mount.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Mount {
-    /// The number that files on it report; an anonymous one (major 0) for file systems of several devices.
+    /// The device number that its files report; major 0 for file systems of several devices.
     pub number: DeviceNumber,
-    /// Where it is mounted.
+    /// The mount point.
     pub point: String,
-    /// The file system's kind.
+    /// The file system type.
     pub kind: String,
-    /// The device, or what the file system calls its source.
+    /// The source: a device, or whatever the file system calls it.
     pub source: String,
-    /// A process in whose mount namespace it is, unless it is in ours.
+    /// A process in whose mount namespace it is, unless that is ours.
     pub process: Option<u32>,
 }
 
@@ -35,7 +32,10 @@ pub fn file_system(own: &[Mount], path: &Path) -> Option<DeviceNumber> {
     above.max_by_key(|mount| Path::new(&mount.point).components().count()).map(|mount| mount.number)
 }
 
-/// Every mount, ours first. Errors: `/proc/self/mountinfo` cannot be read; other processes may be gone.
+/// Returns every mount, those of our namespace first.
+///
+/// # Errors
+/// Fails if `/proc/self/mountinfo` cannot be read. Processes that end meanwhile are skipped.
 pub fn mounts(tree: &Tree) -> io::Result<Vec<Mount>> {
     let mut mounts = own(tree)?;
     let mut views: HashSet<(PathBuf, PathBuf)> = view(tree, "self").into_iter().collect();
@@ -47,7 +47,7 @@ pub fn mounts(tree: &Tree) -> io::Result<Vec<Mount>> {
             continue;
         }
         let Ok(text) = tree.text(format!("proc/{name}/mountinfo")) else { continue };
-        // Only now: of a process that has just ended nothing was seen.
+        // Recorded after reading: a process that has just ended was not read.
         views.extend(view.filter(|_| !text.is_empty()));
         let others = parse(&text, Some(process));
         mounts.extend(others.into_iter().filter(|mount| seen.insert(place(mount))));
@@ -55,11 +55,14 @@ pub fn mounts(tree: &Tree) -> io::Result<Vec<Mount>> {
     Ok(mounts)
 }
 
-/// The paths of the areas that are swapped to. Errors: the list is there and cannot be read.
+/// Returns the paths of the swap areas.
+///
+/// # Errors
+/// Fails if `/proc/swaps` exists and cannot be read.
 pub fn swaps(tree: &Tree) -> io::Result<Vec<String>> {
     match tree.text("proc/swaps") {
         Ok(text) => Ok(text.lines().skip(1).filter_map(first_word).collect()),
-        // A kernel without swap has no list.
+        // A kernel without swap support.
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
     }
@@ -69,7 +72,7 @@ fn first_word(line: &str) -> Option<String> {
     line.split_whitespace().next().map(unescape)
 }
 
-/// What decides which mounts a process is shown: its namespace, and of that what is below its root.
+/// What determines the mounts that a process sees: its namespace and its root.
 fn view(tree: &Tree, process: &str) -> Option<(PathBuf, PathBuf)> {
     let link = |name: &str| std::fs::read_link(tree.path(format!("proc/{process}/{name}"))).ok();
     Some((link("ns/mnt")?, link("root")?))
@@ -97,7 +100,7 @@ fn parse_line(line: &str, process: Option<u32>) -> Option<Mount> {
     })
 }
 
-/// Blanks, tabs, line breaks and backslashes are written as a backslash and three octal digits.
+/// Decodes the octal escapes of blanks, tabs, line breaks and backslashes.
 fn unescape(word: &str) -> String {
     let mut parts = word.split('\\');
     let mut text = parts.next().unwrap_or_default().to_owned();
@@ -144,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn without_our_own_list_nothing_is_known() {
+    fn missing_own_mountinfo_is_an_error() {
         assert!(mounts(&Fake::new().tree()).is_err());
     }
 
@@ -160,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_backslash_stays() {
+    fn lone_backslash_is_kept() {
         assert_eq!(unescape("a\\"), "a\\");
         assert_eq!(unescape("a\\9b\\134"), "a\\9b\\");
     }

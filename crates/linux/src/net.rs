@@ -1,6 +1,5 @@
-//! The addresses of this machine, its name, and a socket that tells when addresses or links change.
-//!
-//! Does not know who listens on them.
+//! The addresses and the host name of this machine, and notification of changes of addresses and
+//! links.
 
 use crate::netlink::{Attributes, Received, Socket, dump};
 use crate::tree::Tree;
@@ -28,44 +27,42 @@ const IFF_UP_AND_RUNNING: u32 = 0x1 | 0x40;
 const RT_SCOPE_LINK: u8 = 253;
 const RT_SCOPE_HOST: u8 = 254;
 
-/// How far an address reaches; the widest comes first.
+/// The scope of an address, the widest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Scope {
-    /// Beyond the cable.
+    /// Routable.
     Global,
-    /// The machines on the same cable: 169.254.0.0/16, fe80::/10.
+    /// Link-local: 169.254.0.0/16, fe80::/10.
     Link,
-    /// This machine alone.
+    /// Loopback.
     Loopback,
 }
 
-/// One address of one interface.
+/// An address of an interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
-    /// The address.
     pub ip: IpAddr,
     /// The interface's name.
     pub interface: String,
-    /// The interface's number, which is an IPv6 link-local address's scope id.
+    /// The interface index, which is the scope id of IPv6 link-local addresses.
     pub scope_id: u32,
-    /// How far it reaches.
     pub scope: Scope,
-    /// It is not known yet that nobody else has it, or it is known that somebody has: nothing can be bound to it.
+    /// Duplicate address detection is not complete, or has failed: it cannot be bound.
     pub tentative: bool,
-    /// It is no longer to be used for new connections.
+    /// Not to be used for new connections.
     pub deprecated: bool,
     /// The interface is up and has a carrier.
     pub running: bool,
 }
 
 impl Address {
-    /// Whether another machine can be told to connect to it now.
+    /// Returns whether other machines can connect to it now.
     pub fn is_usable(&self) -> bool {
         self.running && !self.tentative && !self.deprecated
     }
 }
 
-/// The address, an IPv6 link-local one with its zone (`fe80::1%eth0`; the zone is this machine's, RFC 4007 §11).
+/// Prints the address, an IPv6 link-local one with its zone (`fe80::1%eth0`, RFC 4007 §11).
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.ip {
@@ -75,9 +72,10 @@ impl fmt::Display for Address {
     }
 }
 
-/// All addresses: IPv4 first, then the widest scope, then by interface.
+/// Returns all addresses: IPv4 first, then by scope and interface.
 ///
-/// Errors: those of the kernel's routing socket.
+/// # Errors
+/// Fails if the kernel's routing socket does.
 pub fn addresses() -> io::Result<Vec<Address>> {
     let links = dump(GET_LINK, NEW_LINK, &[0; 16])?;
     let links: HashMap<u32, Link> = links.iter().filter_map(|link| parse_link(link)).collect();
@@ -88,7 +86,7 @@ pub fn addresses() -> io::Result<Vec<Address>> {
     Ok(found)
 }
 
-/// How far an address reaches by its number alone.
+/// Returns the scope that follows from an address itself.
 pub fn scope_of(ip: IpAddr) -> Scope {
     let (loopback, link) = match ip.to_canonical() {
         IpAddr::V4(ip) => (ip.is_loopback(), ip.is_link_local()),
@@ -101,30 +99,30 @@ pub fn scope_of(ip: IpAddr) -> Scope {
     }
 }
 
-/// The machine's name, as `hostname` says it; `unnamed` for one that nobody has named.
+/// Returns the host name, or `unnamed` if none is set.
 pub fn hostname() -> String {
     named(&rustix::system::uname().nodename().to_string_lossy())
 }
 
-/// The kernel calls a machine without a name `(none)`.
+/// The kernel's host name is `(none)` if none is set.
 fn named(name: &str) -> String {
     let name = if matches!(name, "" | "(none)") { "unnamed" } else { name };
     name.to_owned()
 }
 
-/// A socket that tells when addresses or links change.
+/// A socket that is notified of changes of addresses and links.
 #[derive(Debug)]
 pub struct Changes {
     socket: Socket,
 }
 
 impl Changes {
-    /// Starts listening; ask for the addresses after this, and no change is missed.
+    /// Opens the socket. Read the addresses after this, so that no change is missed.
     pub fn open() -> io::Result<Self> {
         Ok(Self { socket: Socket::listening(None, GROUPS)? })
     }
 
-    /// Takes all that waits; whether anything did. Never waits.
+    /// Reads all pending messages. Returns whether there were any. Does not block.
     pub fn receive(&mut self) -> io::Result<bool> {
         let mut changed = false;
         while self.socket.receive()? != Received::Nothing {
@@ -135,7 +133,7 @@ impl Changes {
 }
 
 impl AsFd for Changes {
-    /// Readable when something changed.
+    /// Becomes readable when something changed.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
@@ -169,7 +167,7 @@ fn parse_address(message: &[u8], links: &HashMap<u32, Link>) -> Option<Address> 
     let attribute =
         |wanted| Attributes(list).find_map(|(kind, value)| (kind == wanted).then_some(value));
     let flags = attribute(IFA_FLAGS).and_then(|value| word(value, 0)).unwrap_or(short_flags);
-    // On a point-to-point link the other kind is the peer's address.
+    // On a point-to-point link IFA_ADDRESS is the peer's address.
     let ip = parse_ip(attribute(IFA_LOCAL).or_else(|| attribute(IFA_ADDRESS))?)?;
     let link = links.get(&scope_id)?;
     Some(Address {
@@ -191,7 +189,7 @@ fn parse_ip(bytes: &[u8]) -> Option<IpAddr> {
     }
 }
 
-/// The narrower of what the number says and what the kernel was told.
+/// Returns the narrower of the address's own scope and the kernel's.
 fn scope(ip: IpAddr, kernel: u8) -> Scope {
     let told = match kernel {
         RT_SCOPE_HOST => Scope::Loopback,
@@ -201,21 +199,21 @@ fn scope(ip: IpAddr, kernel: u8) -> Scope {
     told.max(scope_of(ip))
 }
 
-/// A network interface that a device has made, of whatever bus.
+/// The network interface of a device, on whatever bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Card {
     /// The interface's name.
     pub name: String,
-    /// Whether it is up and its cable is connected at both ends.
+    /// Whether it is up and has a carrier.
     pub carrier: bool,
 }
 
-/// The network cards that a driver has taken.
+/// Returns the network interfaces that belong to a device.
 pub fn cards(tree: &Tree) -> Vec<Card> {
     let interfaces = tree.names("sys/class/net").into_iter();
     let of_device =
         interfaces.filter(|name| tree.resolve(format!("sys/class/net/{name}/device")).is_some());
-    // While the interface is down the file cannot be read.
+    // The file cannot be read while the interface is down.
     let carrier = |name: &str| tree.flag(format!("sys/class/net/{name}/carrier"));
     of_device.map(|name| Card { carrier: carrier(&name), name }).collect()
 }
@@ -252,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_a_name_is_called_unnamed() {
+    fn missing_host_name_is_unnamed() {
         assert_eq!((named("(none)"), named("desk")), ("unnamed".to_owned(), "desk".to_owned()));
     }
 
@@ -268,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn the_long_flags_win_and_the_local_address_is_ours() {
+    fn ifa_flags_and_ifa_local_take_precedence() {
         let flags = IFA_F_TENTATIVE.to_ne_bytes();
         let list: [(u16, &[u8]); 3] =
             [(IFA_ADDRESS, &[10, 0, 0, 9]), (IFA_LOCAL, &[10, 0, 0, 1]), (IFA_FLAGS, &flags)];
@@ -279,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn scopes_follow_the_number_even_if_the_kernel_was_told_otherwise() {
+    fn scope_is_the_narrower_of_address_and_kernel() {
         assert_eq!(scope([169, 254, 1, 1].into(), 0), Scope::Link);
         assert_eq!(scope([127, 0, 0, 1].into(), 0), Scope::Loopback);
         assert_eq!(scope([192, 168, 1, 1].into(), RT_SCOPE_HOST), Scope::Loopback);
@@ -288,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_cut_short_is_no_address() {
+    fn truncated_message_is_rejected() {
         let whole = message(2, 0, 0, &[(IFA_LOCAL, &[10, 0, 0, 1])]);
         for cut in 0..whole.len() {
             assert_eq!(parse_address(&whole[..cut], &links(true)), None, "{cut} bytes");

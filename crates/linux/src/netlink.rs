@@ -1,6 +1,4 @@
-//! Sockets on which the kernel speaks of devices and addresses, and the framing of routing messages on them.
-//!
-//! Does not know what the messages say.
+//! Netlink sockets for uevents and routing messages, and the framing of routing messages.
 
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
@@ -11,11 +9,11 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-/// No datagram of the kernel is longer: a dump comes in pieces of 32 KiB at most, a uevent of 4 KiB.
+/// The maximum length of a datagram: a dump comes in pieces of 32 KiB at most, a uevent of 4 KiB.
 const LONGEST: usize = 64 << 10;
-/// What may wait in the socket while the program is busy.
+/// The receive buffer of the socket, in bytes.
 const QUEUE: usize = 1 << 20;
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 const KERNEL: u32 = 0;
 
 const ERROR: u16 = 2;
@@ -24,18 +22,18 @@ const REQUEST_DUMP: u16 = 0x301;
 const REQUEST_ACKNOWLEDGED: u16 = 0x5;
 const INTERRUPTED: u16 = 0x10;
 
-/// What [`Socket::receive`] found.
+/// The result of [`Socket::receive`].
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Received<'a> {
-    /// A datagram of the kernel.
+    /// A datagram from the kernel.
     Datagram(&'a [u8]),
-    /// Nothing waits (or, on a socket that waits, nothing came in time).
+    /// No pending datagram, or, on a blocking socket, none in time.
     Nothing,
     /// Datagrams were lost.
     Lost,
 }
 
-/// A netlink socket, with its buffer.
+/// A netlink socket with its receive buffer.
 #[derive(Debug)]
 pub(crate) struct Socket {
     descriptor: OwnedFd,
@@ -43,14 +41,14 @@ pub(crate) struct Socket {
 }
 
 impl Socket {
-    /// A socket that never waits and listens to the groups in the mask `groups`.
+    /// Opens a non-blocking socket that listens to the groups in the mask `groups`.
     pub(crate) fn listening(protocol: Option<Protocol>, groups: u32) -> io::Result<Self> {
         Self::open(protocol, groups, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)
     }
 
     fn open(protocol: Option<Protocol>, groups: u32, flags: SocketFlags) -> io::Result<Self> {
         let descriptor = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
-        // A larger queue is only a comfort: what is lost is reported, and only root may force it.
+        // Failure is harmless: lost datagrams are reported, and only root may exceed the limit.
         if sockopt::set_socket_recv_buffer_size_force(&descriptor, QUEUE).is_err() {
             let _ = sockopt::set_socket_recv_buffer_size(&descriptor, QUEUE);
         }
@@ -58,7 +56,7 @@ impl Socket {
         Ok(Self { descriptor, buffer: vec![0; LONGEST] })
     }
 
-    /// The next datagram that the kernel itself sent; those of other processes are passed over.
+    /// Returns the next datagram from the kernel; skips those of other processes.
     pub(crate) fn receive(&mut self) -> io::Result<Received<'_>> {
         let length = loop {
             match recvfrom(&self.descriptor, &mut self.buffer[..], RecvFlags::TRUNC) {
@@ -89,11 +87,11 @@ fn is_kernel(sender: &SocketAddrAny) -> bool {
     SocketAddrNetlink::try_from(sender.clone()).is_ok_and(|sender| sender.pid() == KERNEL)
 }
 
-/// Asks the routing socket for all objects of a kind; gives the payloads of the answers of kind `answer`.
+/// Dumps all objects of a kind. Returns the payloads of the replies of type `answer`.
 pub(crate) fn dump(question: u16, answer: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
     let mut socket = Socket::open(None, 0, SocketFlags::CLOEXEC)?;
-    sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
-    // The table may change while it is read; the kernel says so, and it is read again.
+    sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(TIMEOUT))?;
+    // If the table changes during the dump, the dump is repeated.
     for _ in 0..3 {
         socket.send(&request(question, REQUEST_DUMP, body))?;
         if let Some(payloads) = collect(&mut socket, answer)? {
@@ -103,10 +101,11 @@ pub(crate) fn dump(question: u16, answer: u16, body: &[u8]) -> io::Result<Vec<Ve
     Err(io::Error::other("the kernel's table of addresses changes faster than it can be read"))
 }
 
-/// Tells the routing socket to do something, and waits for its answer: `flags` say what if the object is there already.
+/// Sends a request and waits for the acknowledgement. `flags` determine what happens if the object
+/// exists.
 pub(crate) fn command(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
     let mut socket = Socket::open(None, 0, SocketFlags::CLOEXEC)?;
-    sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
+    sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(TIMEOUT))?;
     socket.send(&request(kind, REQUEST_ACKNOWLEDGED | flags, body))?;
     let Received::Datagram(datagram) = socket.receive()? else {
         return Err(io::ErrorKind::TimedOut.into());
@@ -118,7 +117,7 @@ pub(crate) fn command(kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Adds an attribute to a message's body.
+/// Appends an attribute to a message.
 pub(crate) fn put(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     let Ok(length) = u16::try_from(4 + value.len()) else { return };
     body.extend_from_slice(&length.to_ne_bytes());
@@ -138,7 +137,7 @@ fn request(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     message
 }
 
-/// `None` if the table changed underneath.
+/// Returns `None` if the table changed during the dump.
 fn collect(socket: &mut Socket, answer: u16) -> io::Result<Option<Vec<Vec<u8>>>> {
     let mut payloads = Vec::new();
     let mut whole = true;
@@ -165,7 +164,7 @@ fn refusal(payload: &[u8]) -> io::Error {
     io::Error::from_raw_os_error(number.saturating_neg())
 }
 
-/// One routing message (`struct nlmsghdr` and what follows).
+/// A routing message (`struct nlmsghdr` and its payload).
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Message<'a> {
     pub(crate) kind: u16,
@@ -173,7 +172,7 @@ pub(crate) struct Message<'a> {
     pub(crate) payload: &'a [u8],
 }
 
-/// The messages of a datagram; ends at the first that does not fit.
+/// The messages of a datagram. Ends at the first that is truncated.
 #[derive(Debug)]
 pub(crate) struct Messages<'a>(pub(crate) &'a [u8]);
 
@@ -192,7 +191,8 @@ impl<'a> Iterator for Messages<'a> {
     }
 }
 
-/// The attributes (`struct rtattr`: kind and value) behind a message's fixed part; ends at the first that does not fit.
+/// The attributes (`struct rtattr`: type and value) of a message. Ends at the first that is
+/// truncated.
 #[derive(Debug)]
 pub(crate) struct Attributes<'a>(pub(crate) &'a [u8]);
 
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_that_lie_end_the_reading() {
+    fn wrong_lengths_end_the_iteration() {
         for length in [0u32, 3, 15, 17, 0xffff_ffff] {
             let mut bytes = request(7, 0, &[]);
             bytes[..4].copy_from_slice(&length.to_ne_bytes());
@@ -240,13 +240,13 @@ mod tests {
     }
 
     #[test]
-    fn a_question_that_the_kernel_does_not_know_is_its_error() {
+    fn unknown_dump_request_is_an_error() {
         assert!(dump(0xfff0, 0, &[0; 16]).is_err());
     }
 
     #[test]
-    fn a_command_that_the_kernel_refuses_is_its_error() {
-        // No link has this number.
+    fn refused_command_is_an_error() {
+        // No link has this index.
         let mut body = vec![0; 16];
         body[4..8].copy_from_slice(&i32::MAX.to_ne_bytes());
         assert!(command(19, 0, &body).unwrap_err().raw_os_error().is_some());
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn datagrams_of_processes_are_passed_over() {
+    fn datagrams_of_processes_are_skipped() {
         let mut socket = Socket::listening(None, 0).unwrap();
         let own = rustix::net::getsockname(&socket).unwrap();
         let own = SocketAddrNetlink::try_from(own).unwrap();

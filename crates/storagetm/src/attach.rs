@@ -87,7 +87,7 @@ impl Asked<'_> {
         kernel::attach(self.tree, &connection).map_err(|error| {
             let sentence = format!("{} is not attached: {error}", disk.nqn);
             match error {
-                FabricsError::NotLetIn | FabricsError::Key => Failure::refused(sentence),
+                FabricsError::AccessDenied | FabricsError::Key => Failure::refused(sentence),
                 _ => Failure::new(sentence),
             }
         })

@@ -1,14 +1,14 @@
-//! Why a disk could not be opened.
+//! Errors of opening a disk.
 
 use crate::range_lock::{Holder, OpenFor};
 use rustix::io::Errno;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// Why a disk could not be opened: one sentence with the path, what is wrong and what to do.
+/// Why a disk could not be opened: one sentence with the path, the problem and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Nothing has this name.
+    /// The path does not exist.
     #[error(
         "{path}: there is no such disk or file; \"storagetm list\" shows the disks of this machine"
     )]
@@ -16,7 +16,7 @@ pub enum OpenError {
         /// What was asked for.
         path: PathBuf,
     },
-    /// The user may not open it.
+    /// Permission denied.
     #[error(
         "{path}: permission denied; run this as root, or as a user who may open it (disks: group disk)"
     )]
@@ -38,13 +38,13 @@ pub enum OpenError {
         /// What was asked for.
         path: PathBuf,
     },
-    /// It has no bytes.
+    /// Its size is 0.
     #[error("{path} is empty: there is nothing to lend")]
     Empty {
         /// What was asked for.
         path: PathBuf,
     },
-    /// An image that does not fill a single block.
+    /// An image smaller than one block.
     #[error("{path} has only {bytes} bytes, less than one block of {block}; it cannot be lent")]
     TooSmall {
         /// What was asked for.
@@ -54,7 +54,7 @@ pub enum OpenError {
         /// The block size.
         block: u32,
     },
-    /// It is to be written and cannot be.
+    /// It was to be opened for writing and is read-only.
     #[error(
         "{path} cannot be written: the disk or its medium is read-only; lend it without --writable"
     )]
@@ -62,7 +62,7 @@ pub enum OpenError {
         /// What was asked for.
         path: PathBuf,
     },
-    /// The kernel or a program has it for itself.
+    /// The kernel or a program has opened it exclusively.
     #[error("{path} is in use ({why}); stop that first, or lend it read-only with --allow-in-use")]
     InUse {
         /// What was asked for.
@@ -70,7 +70,7 @@ pub enum OpenError {
         /// By what.
         why: String,
     },
-    /// Another program has locked bytes of it, as QEMU does.
+    /// Another program holds byte-range locks, as QEMU does.
     #[error("{path} is in use by {holder}; {}", advice(*.access))]
     Held {
         /// What was asked for.
@@ -80,19 +80,19 @@ pub enum OpenError {
         /// What it was to be opened for.
         access: OpenFor,
     },
-    /// Another program holds the lock.
+    /// Another program holds the `flock`.
     #[error("{path} is locked by another program, perhaps lent already; stop that first")]
     Locked {
         /// What was locked: the disk, or the whole disk of a partition.
         path: PathBuf,
     },
-    /// It changed while it was being opened.
+    /// The path was replaced while it was being opened.
     #[error("{path} became something else while it was being opened; try again")]
     Changed {
         /// What was asked for.
         path: PathBuf,
     },
-    /// The system refuses for another reason.
+    /// Another system error.
     #[error("{path} cannot be opened: {error}")]
     System {
         /// What was asked for.

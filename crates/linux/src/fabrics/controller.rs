@@ -1,6 +1,4 @@
-//! The NVMe/TCP controllers that the kernel is connected to, as `/sys/class/nvme` shows them.
-//!
-//! Does not know how a connection is made.
+//! The NVMe/TCP controllers of the kernel, as `/sys/class/nvme` shows them.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -12,26 +10,25 @@ use crate::tree::Tree;
 
 const CLASS: &str = "sys/class/nvme";
 
-/// A connection that the kernel has, or tries to have again.
+/// A controller that the kernel is connected to, or reconnects to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Controller {
-    /// Its name: `nvme1`.
+    /// The name: `nvme1`.
     pub name: String,
-    /// NQN of the subsystem.
     pub subsystem: String,
-    /// The other machine; none if the kernel's text was not understood.
+    /// The target's address; `None` if the kernel's text was not understood.
     pub address: Option<IpAddr>,
-    /// Its TCP port.
     pub port: Option<u16>,
-    /// The interface that the connection was bound to.
+    /// The interface that the connection is bound to.
     pub interface: Option<String>,
     /// `live`, `connecting`, …
     pub state: String,
-    /// The disks that are reached by it: `nvme1n1`.
+    /// Its disks: `nvme1n1`.
     pub disks: Vec<String>,
 }
 
-/// The controllers that are reached by TCP, in the order of their numbers. Those that only tell of others are left out.
+/// Returns the controllers with the transport TCP, in the order of their numbers. Discovery
+/// controllers are left out.
 pub fn controllers(tree: &Tree) -> Vec<Controller> {
     tree.names(CLASS).into_iter().filter_map(|name| read(tree, name)).collect()
 }
@@ -65,8 +62,8 @@ fn read(tree: &Tree, name: String) -> Option<Controller> {
     })
 }
 
-/// The disks that are reached by the controller `nvmeN`, as programs see them: where several paths may lead to a disk,
-/// the one above the paths.
+/// Returns the disks of the controller `nvmeN` as programs see them: with multipath, the device
+/// above the paths.
 pub fn disks_of(tree: &Tree, controller: &str) -> Vec<String> {
     let inside = tree.names(Path::new(CLASS).join(controller));
     let mut disks: Vec<String> = inside.iter().filter_map(|name| disk(name)).collect();
@@ -74,7 +71,7 @@ pub fn disks_of(tree: &Tree, controller: &str) -> Vec<String> {
     disks
 }
 
-/// The disk in `nvme1n1`, or above the path `nvme1c2n1`.
+/// Returns the disk `nvme1n1`, or the one above the path `nvme1c2n1`.
 fn disk(name: &str) -> Option<String> {
     let (subsystem, rest) = number(name.strip_prefix("nvme")?)?;
     let rest = match rest.strip_prefix('c') {
@@ -85,7 +82,7 @@ fn disk(name: &str) -> Option<String> {
     rest.is_empty().then(|| format!("nvme{subsystem}n{namespace}"))
 }
 
-/// The number that the text begins with, and what follows.
+/// Splits off the number at the start of the text.
 fn number(text: &str) -> Option<(u32, &str)> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, rest) = text.split_at(end);
@@ -93,16 +90,16 @@ fn number(text: &str) -> Option<(u32, &str)> {
 }
 
 impl Controller {
-    /// Has the kernel end the connection; the disk goes with the last connection that leads to it. Waits until it has.
+    /// Disconnects; a disk disappears with its last path. Blocks until it is done.
     ///
     /// # Errors
-    /// It does not.
+    /// Fails if the caller is not root or the kernel refuses.
     pub fn delete(&self, tree: &Tree) -> Result<(), FabricsError> {
         let path = tree.path(Path::new(CLASS).join(&self.name).join("delete_controller"));
         let written =
             OpenOptions::new().write(true).open(path).and_then(|mut file| file.write_all(b"1"));
         match written {
-            // It has gone by itself.
+            // Already gone.
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 Err(FabricsError::Denied)
@@ -129,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_controllers_are_those_that_the_kernel_shows() {
+    fn tcp_controllers_are_listed() {
         let fake = Fake::new();
         let far = "traddr=fe80::1,trsvcid=4420,host_iface=eth0,src_addr=fe80::2";
         controller(&fake, "nvme10", far, "nqn.a");
@@ -159,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_has_its_form() {
+    fn only_namespaces_are_disks() {
         assert_eq!(disk("nvme1n2").as_deref(), Some("nvme1n2"));
         assert_eq!(disk("nvme1c0n2").as_deref(), Some("nvme1n2"));
         for wrong in ["nvme1", "nvme1n", "nvmen1", "nvme1n1p1", "ng1n1", "hwmon3", "nvme1c1"] {
@@ -168,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn letting_go_is_a_word_to_the_kernel() {
+    fn delete_writes_to_sysfs() {
         let fake = Fake::new();
         controller(&fake, "nvme2", "traddr=10.0.0.1,trsvcid=4421", "nqn.b");
         fake.file("sys/class/nvme/nvme2/delete_controller", "");

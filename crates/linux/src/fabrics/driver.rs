@@ -1,6 +1,4 @@
-//! Has the driver of the NVMe/TCP host loaded, if it is not there.
-//!
-//! Does not know what is connected by it.
+//! Loads the kernel's NVMe/TCP host driver.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -10,22 +8,23 @@ use crate::module;
 use crate::tree::Tree;
 
 const NAME: &str = "nvme_tcp";
-/// Where the kernel says which program loads modules for it.
+/// The path of the kernel's module loader.
 const HELPER: &str = "proc/sys/kernel/modprobe";
 
-/// Loads the driver: by the program that the kernel itself uses for it, which knows this machine's rules, else without.
+/// Loads the driver with the kernel's module loader (`modprobe`), which follows the rules of this
+/// machine, or without it if there is none.
 ///
 /// # Errors
-/// It is not there afterwards.
+/// Fails if the driver is not available afterwards.
 pub fn load(tree: &Tree) -> Result<(), FabricsError> {
     if is_there(tree) {
         return Ok(());
     }
     match tree.attribute(HELPER).map(|helper| tree.path(helper)).filter(|helper| helper.exists()) {
-        Some(helper) => by_helper(&helper),
-        None => by_itself(tree),
+        Some(helper) => load_by_helper(&helper),
+        None => load_directly(tree),
     }
-    // Built into the kernel it may have no folder of its own.
+    // A built-in driver may have no directory in `/sys/module`.
     if tree.path(DEVICE).exists() {
         return Ok(());
     }
@@ -38,14 +37,14 @@ fn is_there(tree: &Tree) -> bool {
     module.exists() && tree.path(DEVICE).exists()
 }
 
-/// What it says, if it fails, is no more than that the driver is not there.
-fn by_helper(helper: &Path) {
+/// Errors are ignored: the caller checks whether the driver is available.
+fn load_by_helper(helper: &Path) {
     let mut command = Command::new(helper);
     command.args(["-q", "--", NAME]).env_clear();
     let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
 }
 
-fn by_itself(tree: &Tree) {
+fn load_directly(tree: &Tree) {
     let uname = rustix::system::uname();
     let folder = Path::new("lib/modules").join(uname.release().to_string_lossy().as_ref());
     let line = tree.text("proc/cmdline").unwrap_or_default();
@@ -58,7 +57,7 @@ mod tests {
     use crate::tree::fake::Fake;
 
     #[test]
-    fn a_driver_that_is_there_is_not_loaded_and_one_that_is_nowhere_is_said() {
+    fn loaded_driver_is_kept_and_missing_driver_is_an_error() {
         let fake = Fake::new();
         let error = load(&fake.tree()).unwrap_err();
         assert!(matches!(error, FabricsError::Absent | FabricsError::Denied));
@@ -67,13 +66,13 @@ mod tests {
     }
 
     #[test]
-    fn the_kernels_own_helper_is_asked() {
+    fn module_loader_of_the_kernel_is_called() {
         use std::os::unix::fs::PermissionsExt;
         let fake = Fake::new();
-        let (said, driver) = (fake.root.join("said"), fake.root.join("sys/module/nvme_tcp"));
+        let (arguments, driver) = (fake.root.join("said"), fake.root.join("sys/module/nvme_tcp"));
         let script = format!(
             "#!/bin/sh\necho \"$@\" >{}\n/bin/mkdir -p {} {}\n: >{}\n",
-            said.display(),
+            arguments.display(),
             driver.display(),
             fake.root.join("dev").display(),
             fake.root.join(DEVICE).display()
@@ -82,6 +81,6 @@ mod tests {
         let helper = fake.root.join("sbin/helper");
         std::fs::set_permissions(helper, std::fs::Permissions::from_mode(0o755)).unwrap();
         load(&fake.tree()).unwrap();
-        assert_eq!(std::fs::read_to_string(said).unwrap(), "-q -- nvme_tcp\n");
+        assert_eq!(std::fs::read_to_string(arguments).unwrap(), "-q -- nvme_tcp\n");
     }
 }

@@ -1,18 +1,16 @@
-//! The names by which hardware asks for its module (modaliases): of what is there, and of what comes.
-//!
-//! Does not know the modules.
+//! Modaliases of present hardware, and of hardware that is added.
 
 use crate::tree::Tree;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// The classes of devices that are on no bus and have such names.
+/// Classes of devices that have modaliases and are not on a bus.
 const CLASSES: &[&str] = &["dmi", "input"];
 
-/// The names of all hardware that is there, each once.
+/// Returns the modaliases of all present hardware, each once.
 ///
-/// They are looked for where the kernel lists devices by bus: that is some hundred places, where the tree of all devices
-/// has thousands.
+/// Looks where the kernel lists devices by bus: that is some hundred directories, where the tree of
+/// all devices has thousands.
 pub fn modaliases(tree: &Tree) -> BTreeSet<String> {
     let buses = tree.names("sys/bus").into_iter().map(|bus| format!("sys/bus/{bus}/devices"));
     let classes = CLASSES.iter().map(|class| format!("sys/class/{class}"));
@@ -25,7 +23,7 @@ pub fn modaliases(tree: &Tree) -> BTreeSet<String> {
     found
 }
 
-/// The name of the hardware that an event tells of; `None` if the event is of something that goes, or has no such name.
+/// Returns the modalias in a uevent; `None` for a removal, or without a modalias.
 ///
 /// A datagram is `ACTION@PATH` and `KEY=VALUE` strings, each ended by a NUL byte.
 pub(super) fn hardware_of_event(datagram: &[u8]) -> Option<String> {
@@ -58,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_names_hardware_that_comes() {
+    fn modalias_is_read_from_a_uevent() {
         let event = b"add@/devices/x\0ACTION=add\0SUBSYSTEM=usb\0MODALIAS=usb:v1\0SEQNUM=1\0";
         assert_eq!(hardware_of_event(event).as_deref(), Some("usb:v1"));
         for event in [

@@ -1,6 +1,5 @@
-//! The text files by which `depmod` describes a folder of kernel modules.
-//!
-//! Does not load any, and does not know which hardware there is. A line that makes no sense is passed over.
+//! The index files of a directory of kernel modules, as `depmod` writes them. Malformed lines are
+//! skipped.
 
 use super::pattern::{Aliases, normal};
 use crate::tree::Tree;
@@ -8,21 +7,21 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// One module: its file, relative to the folder, and the names of those that it calls.
+/// A module: its file, relative to the directory, and the names of its dependencies.
 #[derive(Debug)]
 struct Module {
     file: PathBuf,
     needs: Vec<String>,
 }
 
-/// What a module wants to have loaded, without calling it.
+/// Soft dependencies.
 #[derive(Debug, Default)]
 struct Soft {
     before: Vec<String>,
     after: Vec<String>,
 }
 
-/// A folder of modules. Names have underscores, as `/sys/module` shows them; questions may have dashes.
+/// A directory of modules. Names have underscores, as in `/sys/module`; arguments may have dashes.
 #[derive(Debug)]
 pub struct Index {
     folder: PathBuf,
@@ -34,9 +33,11 @@ pub struct Index {
 }
 
 impl Index {
-    /// Reads `modules.dep`, and `modules.alias`, `.softdep`, `.weakdep` and `.builtin` where they are.
+    /// Reads `modules.dep`, and `modules.alias`, `.softdep`, `.weakdep` and `.builtin` if they
+    /// exist.
     ///
-    /// Errors: `modules.dep` cannot be read.
+    /// # Errors
+    /// Fails if `modules.dep` cannot be read.
     pub fn read(folder: impl Into<PathBuf>) -> io::Result<Self> {
         let folder = folder.into();
         let tree = Tree::at(&folder);
@@ -51,56 +52,54 @@ impl Index {
         })
     }
 
-    /// The folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The names of all modules, sorted.
+    /// Returns the names of all modules, sorted.
     pub fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.modules.keys().map(String::as_str).collect();
         names.sort_unstable();
         names
     }
 
-    /// The file of a module, relative to the folder.
+    /// Returns the file of a module, relative to the directory.
     pub fn file(&self, name: &str) -> Option<&Path> {
         Some(&self.modules.get(normal(name).as_ref())?.file)
     }
 
-    /// Whether the kernel has it inside.
+    /// Returns whether a module is built into the kernel.
     pub fn is_builtin(&self, name: &str) -> bool {
         self.builtin.contains(normal(name).as_ref())
     }
 
-    /// The modules for the hardware of that name (a modalias).
+    /// Returns the modules for a modalias.
     pub fn matching(&self, modalias: &str) -> Vec<&str> {
         self.aliases.find(modalias)
     }
 
-    /// The patterns of all modules, with these: in no order.
+    /// Returns all alias patterns with their modules, in no particular order.
     pub fn aliases(&self) -> impl Iterator<Item = (&str, &str)> {
         self.aliases.all()
     }
 
-    /// What a module wants before itself, and after, without calling it.
+    /// Returns the soft dependencies of a module: those before it, and those after.
     pub fn soft(&self, name: &str) -> (&[String], &[String]) {
         self.soft.get(normal(name).as_ref()).map_or((&[], &[]), |soft| (&soft.before, &soft.after))
     }
 
-    /// What a module may ask for as it runs.
+    /// Returns the weak dependencies of a module.
     pub fn weak(&self, name: &str) -> &[String] {
         self.weak.get(normal(name).as_ref()).map_or(&[], Vec::as_slice)
     }
 
-    /// The names of the modules that a module calls directly.
+    /// Returns the direct dependencies of a module.
     pub fn needs(&self, name: &str) -> &[String] {
         self.modules.get(normal(name).as_ref()).map_or(&[], |module| &module.needs)
     }
 
-    /// The names of the modules to load for one, in this order, with itself; none if there is no such module.
-    ///
-    /// What the module only wants, before or after itself, is there as far as it exists.
+    /// Returns the names of the modules to load for a module, in this order, including itself;
+    /// empty if there is no such module. Soft dependencies are included if they exist.
     pub fn closure(&self, name: &str) -> Vec<&str> {
         let mut order = Vec::new();
         self.visit(name, &mut HashSet::new(), &mut order);
@@ -127,7 +126,7 @@ impl Index {
         }
     }
 
-    /// The modules that a name stands for: a module's own, or an alias.
+    /// Resolves a name: that of a module, or an alias.
     pub fn resolve(&self, name: &str) -> Vec<&str> {
         match self.modules.get_key_value(normal(name).as_ref()) {
             Some((name, _)) => vec![name],
@@ -137,7 +136,7 @@ impl Index {
     }
 }
 
-/// The module of a file: `kernel/drivers/nvme/host/nvme-core.ko.xz` is `nvme_core`.
+/// Returns the module name of a file: `kernel/drivers/nvme/host/nvme-core.ko.xz` is `nvme_core`.
 pub fn name_of(file: &str) -> Option<String> {
     let file = file.trim().rsplit('/').next()?;
     let (name, ending) = file.split_once(".ko")?;
@@ -152,7 +151,8 @@ fn module(line: &str) -> Option<(String, Module)> {
     Some((name_of(file)?, Module { file: inside(file.trim())?, needs }))
 }
 
-/// A path that stays below the folder, unless it is absolute: then it is what `depmod` saw elsewhere.
+/// Accepts a path that stays below the directory, or an absolute one, which `depmod` found
+/// elsewhere.
 fn inside(file: &str) -> Option<PathBuf> {
     let up = file.split('/').any(|part| part == "..");
     (!up).then(|| PathBuf::from(file))
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_module_calls_comes_before_it_and_once() {
+    fn dependencies_come_first_and_once() {
         let (_fake, index) = index(&[("modules.dep", DEP)]);
         assert_eq!(index.closure("nvme"), ["t10", "nvme_core", "nvme"]);
         assert_eq!(index.closure("nvme-core"), ["t10", "nvme_core"]);
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_module_wants_stands_around_it_even_by_an_alias() {
+    fn soft_dependencies_are_resolved_by_alias() {
         let soft =
             "# comment\nsoftdep jbd2 pre: crypto-crc32c gone post: late\nsoftdep nvme stray\n";
         let alias = "alias crypto-crc32c crc32c_generic\nalias crypto-crc32c crc32c_intel\n";
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn circles_end() {
+    fn circular_dependencies_end() {
         let soft = "softdep late pre: late post: t10\nsoftdep t10 pre: late\n";
         let (_fake, index) = index(&[("modules.dep", DEP), ("modules.softdep", soft)]);
         assert_eq!(index.closure("a"), ["b", "a"]);
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_built_in_is_known_and_needs_no_file() {
+    fn builtin_module_needs_no_file() {
         let builtin = "kernel/net/ipv6/ipv6.ko\nkernel/drivers/virtio/virtio-ring.ko\n";
         let weak = "weakdep nvme a late\nweakdep\n";
         let (_fake, index) =
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn garbled_lines_are_passed_over() {
+    fn malformed_lines_are_skipped() {
         let dep =
             "\0\n:\n: a.ko\n.ko:\nx\nkernel/x.kox: y\n../../etc/evil.ko:\nkernel/x.ko: : .ko ..\n";
         let alias = "alias\nalias x\n\u{0}\u{fffd}[\nalias [ broken\nalias ok* x\n";
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_without_modules_is_an_error() {
+    fn directory_without_index_is_an_error() {
         assert!(Index::read("/proc/self/absent").is_err());
     }
 }

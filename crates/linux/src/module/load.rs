@@ -1,6 +1,4 @@
-//! Gives modules to the kernel, each once, unpacked if the kernel cannot do that itself.
-//!
-//! Does not know which modules are wanted.
+//! Loads modules into the kernel, each once, and decompresses those that the kernel cannot.
 
 use super::Note;
 use super::index::Index;
@@ -16,18 +14,19 @@ use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-/// No module is larger once unpacked: the largest driver of a distribution has 30 MiB with its symbols.
+/// The maximum size of a decompressed module: the largest driver of a distribution has 30 MiB with
+/// its symbols.
 const LONGEST: u64 = 256 << 20;
 /// `MODULE_INIT_COMPRESSED_FILE` of `linux/module.h` (Linux 5.17).
 const COMPRESSED: i32 = 4;
 
-/// Loads modules; several threads may at once.
+/// Loads modules. Can be used by several threads at once.
 #[derive(Debug)]
 pub(super) struct Loader {
     tree: Tree,
     pub(super) index: Index,
     settings: Settings,
-    /// The ending of the files that the kernel itself unpacks.
+    /// The suffix of the files that the kernel decompresses itself.
     unpacked_by_kernel: Option<&'static str>,
     begun: Mutex<HashMap<String, Arc<OnceLock<()>>>>,
 }
@@ -43,13 +42,13 @@ impl Loader {
         Self { tree, index, settings, unpacked_by_kernel, begun: Mutex::default() }
     }
 
-    /// Loads a module, and what must be before and should be after it.
+    /// Loads a module and its dependencies, hard and soft.
     pub(super) fn load(&self, name: &str, note: &mut dyn FnMut(Note)) {
         for name in self.index.closure(name) {
             let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
             let once = Arc::clone(begun.entry(name.to_owned()).or_default());
             drop(begun);
-            // Another thread that needs the same module waits here until it is there.
+            // A thread that needs a module which another one is loading blocks here.
             once.get_or_init(|| {
                 if let Some(said) = self.load_alone(name) {
                     note(said);
@@ -58,7 +57,7 @@ impl Loader {
         }
     }
 
-    /// `None` if there was nothing to do.
+    /// Returns `None` if there is nothing to do.
     fn load_alone(&self, name: &str) -> Option<Note> {
         let owned = name.to_owned();
         if self.tree.path("sys/module").join(name).exists() || self.settings.is_forbidden(name) {
@@ -82,7 +81,8 @@ impl Loader {
         if !is_packed(ending) || self.unpacked_by_kernel == Some(ending) {
             let flags = if is_packed(ending) { COMPRESSED } else { 0 };
             match finit_module(File::open(&path)?, &parameters, flags) {
-                // A file system, or a rule of the machine, that does not let the kernel read the file itself.
+                // The file system or a security policy does not let the kernel read the file
+                // itself.
                 Err(Errno::INVAL | Errno::OPNOTSUPP | Errno::NOSYS) => {}
                 answer => return Ok(answer?),
             }
@@ -95,7 +95,7 @@ fn init(image: &[u8], parameters: &CStr) -> io::Result<()> {
     Ok(init_module(image, parameters)?)
 }
 
-/// It is there already, or its hardware is not.
+/// Already loaded, or its hardware does not exist.
 fn is_harmless(error: &io::Error) -> bool {
     let number = error.raw_os_error().map(Errno::from_raw_os_error);
     matches!(number, Some(Errno::EXIST | Errno::NODEV))
@@ -109,9 +109,10 @@ fn is_packed(ending: &str) -> bool {
     matches!(ending, "xz" | "zst" | "gz")
 }
 
-/// The bytes of a module or a firmware file, unpacked as the ending of its name says (`.xz`, `.zst`, `.gz`).
+/// Reads a module or a firmware file, and decompresses it by its suffix (`.xz`, `.zst`, `.gz`).
 ///
-/// Errors: those of reading the file, or it is packed wrongly.
+/// # Errors
+/// Fails if the file cannot be read or decompressed.
 pub fn unpack(path: &Path) -> io::Result<Vec<u8>> {
     let file = File::open(path)?;
     match ending(path) {
@@ -160,7 +161,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_packing_is_unpacked() {
+    fn every_compression_is_supported() {
         let fake = Fake::new();
         for name in ["a.ko", "a.ko.gz", "a.ko.xz", "a.ko.zst"] {
             let path = fake.root.join(name);
@@ -183,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_or_must_not_be_loaded_is_said_once() {
+    fn failures_and_refusals_are_reported_once() {
         let fake = Fake::new();
         let loader = loader(&fake);
         let mut said = Vec::new();
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_says_what_it_unpacks() {
+    fn compression_of_the_kernel_is_read_from_sysfs() {
         let fake = Fake::new();
         assert_eq!(loader(&fake).unpacked_by_kernel, None);
         fake.file("sys/module/compression", "zstd\n");

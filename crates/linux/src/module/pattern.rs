@@ -1,15 +1,13 @@
-//! The aliases of modules: patterns of shell wildcards that are matched against the names of hardware.
-//!
-//! Does not know which hardware there is, nor what a module is.
+//! Module aliases: shell wildcard patterns that are matched against modaliases.
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-/// Patterns and the modules that they stand for, found by what stands before the first wildcard.
+/// Patterns and their modules, indexed by the part before the first wildcard.
 ///
-/// There are some ten thousand, and a machine waits for them before it has its disks: they stay in the text that they
-/// came in, and only their places are sorted.
+/// There are some ten thousand, and the machine waits for them before it has disks: they stay in
+/// the text that was read, and only their positions are sorted.
 #[derive(Debug, Default)]
 pub(super) struct Aliases {
     text: String,
@@ -17,7 +15,7 @@ pub(super) struct Aliases {
     lengths: BTreeSet<usize>,
 }
 
-/// Where a pattern, what stands before its first wildcard, and its module are in the text.
+/// The positions of a pattern, the part before its first wildcard, and its module in the text.
 #[derive(Debug)]
 struct Place {
     pattern: Range<usize>,
@@ -26,7 +24,7 @@ struct Place {
 }
 
 impl Aliases {
-    /// Reads lines of `alias PATTERN MODULE`; others are passed over.
+    /// Parses lines of `alias PATTERN MODULE`; skips others.
     pub(super) fn parse(text: &str) -> Self {
         let text = normal(text).into_owned();
         let mut offset = 0_usize;
@@ -41,7 +39,7 @@ impl Aliases {
         Self { text, places, lengths }
     }
 
-    /// The modules whose patterns match, each once, the most general pattern first.
+    /// Returns the modules whose patterns match, each once, the most general pattern first.
     pub(super) fn find(&self, name: &str) -> Vec<&str> {
         let name = normal(name.trim());
         let name = name.as_bytes();
@@ -58,12 +56,11 @@ impl Aliases {
         found
     }
 
-    /// Every pattern with its module.
     pub(super) fn all(&self) -> impl Iterator<Item = (&str, &str)> {
         self.places.iter().map(|place| (self.part(&place.pattern), self.part(&place.module)))
     }
 
-    /// The patterns that have exactly this before their first wildcard.
+    /// Returns the patterns with exactly this prefix before their first wildcard.
     fn starting_with(&self, start: &[u8]) -> impl Iterator<Item = &Place> {
         let of = |place: &Place| self.part(&place.start).as_bytes();
         let first = self.places.partition_point(|place| of(place) < start);
@@ -75,7 +72,7 @@ impl Aliases {
     }
 }
 
-/// The places of a line that begins at `offset`.
+/// Parses a line at `offset`.
 fn place(line: &str, offset: usize) -> Option<Place> {
     let rest = line.strip_prefix("alias ")?;
     let (pattern, module) = rest.split_once(' ')?;
@@ -88,7 +85,7 @@ fn place(line: &str, offset: usize) -> Option<Place> {
     Some(Place { pattern: from..until, start, module: module_from..module_until })
 }
 
-/// In names of modules `-` and `_` are the same, but not inside of brackets.
+/// Replaces `-` by `_`, which are equivalent in module names, except inside of brackets.
 pub(super) fn normal(name: &str) -> Cow<'_, str> {
     if !name.contains('-') {
         return Cow::Borrowed(name);
@@ -105,7 +102,8 @@ fn is_special(byte: u8) -> bool {
     matches!(byte, b'*' | b'?' | b'[' | b'\\')
 }
 
-/// Whether the whole text is what the pattern says: `*`, `?`, `[a-f]`, `[!0]`, and `\` before a plain character.
+/// Returns whether the pattern matches the whole text: `*`, `?`, `[a-f]`, `[!0]`, and `\` before a
+/// plain character.
 pub(super) fn matches(pattern: &[u8], text: &[u8]) -> bool {
     let (mut pattern, mut text) = (pattern, text);
     let mut retry: Option<(&[u8], &[u8])> = None;
@@ -118,7 +116,7 @@ pub(super) fn matches(pattern: &[u8], text: &[u8]) -> bool {
         } else if let Some(next) = step(pattern, text) {
             (pattern, text) = next;
         } else {
-            // The last star takes one byte more.
+            // The last star matches one more byte.
             let Some((after, [_, rest @ ..])) = retry else { return false };
             retry = Some((after, rest));
             (pattern, text) = (after, rest);
@@ -126,7 +124,7 @@ pub(super) fn matches(pattern: &[u8], text: &[u8]) -> bool {
     }
 }
 
-/// What is left of both after one character; `None` if it does not match.
+/// Matches one character. Returns the rest of both, or `None`.
 fn step<'a>(pattern: &'a [u8], text: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
     let (&byte, text) = text.split_first()?;
     let rest = match pattern {
@@ -138,7 +136,7 @@ fn step<'a>(pattern: &'a [u8], text: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
     Some((rest, text))
 }
 
-/// What follows the class if the byte is in it.
+/// Returns the rest of the pattern after the class if the byte is in it.
 fn class(pattern: &[u8], byte: u8) -> Option<&[u8]> {
     let (negated, mut rest) = match pattern {
         [b'!' | b'^', rest @ ..] => (true, rest),
@@ -205,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_of_many_stars_takes_no_time() {
+    fn pattern_of_many_stars_is_matched_quickly() {
         let begun = Instant::now();
         assert!(!is(&"a*".repeat(200), &"a".repeat(4000).replace("aaaaaaaaaa", "b")));
         assert!(begun.elapsed() < Duration::from_secs(20));

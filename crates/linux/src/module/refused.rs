@@ -1,8 +1,6 @@
-//! The modules that are never loaded: they write to disks, or make other disks of them, without being asked.
-//!
-//! Does not know where modules are, nor what asks for them.
+//! Modules that are never loaded: they write to disks, or assemble disks, without being asked.
 
-/// Whole names, with the reason for people.
+/// Module names and the reason shown to users.
 const NAMES: &[(&str, &str)] = &[
     ("bcache", "it would start a cache and write to its disks"),
     ("bcachefs", "it would repair a file system as it finds it"),
@@ -16,7 +14,7 @@ const NAMES: &[(&str, &str)] = &[
     ("zfs", POOL),
 ];
 
-/// What names begin with.
+/// Prefixes of module names.
 const STARTS: &[(&str, &str)] = &[
     ("dm_", "it would build volumes of disks"),
     ("md_cluster", RAID),
@@ -30,7 +28,7 @@ const STARTS: &[(&str, &str)] = &[
 const RAID: &str = "it would assemble RAID arrays and write to their disks";
 const POOL: &str = "it would import pools and write to their disks";
 
-/// Why the module of that name (with underscores) is never loaded; `None` if it may be.
+/// Returns why a module (its name with underscores) is never loaded, or `None` if it may be.
 pub fn refused(name: &str) -> Option<&'static str> {
     let whole = NAMES.iter().find(|(refused, _)| *refused == name);
     let start = || STARTS.iter().find(|(start, _)| name.starts_with(start));
@@ -42,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_assembles_is_refused_and_what_only_sounds_so_is_not() {
+    fn assembling_modules_are_refused() {
         for name in ["md_mod", "dm_mod", "dm_raid", "raid10", "raid456", "bcache", "zfs", "btrfs"] {
             assert!(refused(name).is_some(), "{name}");
         }

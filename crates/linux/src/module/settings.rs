@@ -1,14 +1,11 @@
-//! What the kernel command line says of modules: their parameters, and which must not be loaded.
-//!
-//! Does not load any.
+//! Module settings of the kernel command line: parameters and blacklists.
 
 use super::pattern::normal;
 use std::collections::{HashMap, HashSet};
 
-/// The words by which modules are forbidden: the kernel's own, that of modprobe, and that of dracut.
+/// The parameters that blacklist modules: the kernel's own, that of modprobe, and that of dracut.
 const FORBID: &[&str] = &["module_blacklist", "modprobe.blacklist", "rd.driver.blacklist"];
 
-/// The settings.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Settings {
     forbidden: HashSet<String>,
@@ -19,7 +16,7 @@ impl Settings {
     /// Reads a kernel command line.
     pub(super) fn parse(line: &str) -> Self {
         let mut settings = Self::default();
-        // What stands behind "--" is for the first program.
+        // The part after "--" is for init.
         for word in words(line).into_iter().take_while(|word| word != "--") {
             settings.follow(&word);
         }
@@ -44,18 +41,18 @@ impl Settings {
         }
     }
 
-    /// Whether the module must not be loaded.
+    /// Returns whether the module is blacklisted.
     pub(super) fn is_forbidden(&self, name: &str) -> bool {
         self.forbidden.contains(name)
     }
 
-    /// The parameters of a module, as the kernel takes them.
+    /// Returns the parameters of a module in the kernel's syntax.
     pub(super) fn parameters(&self, name: &str) -> &str {
         self.parameters.get(name).map_or("", String::as_str)
     }
 }
 
-/// The words of a kernel command line: quotes keep blanks together, and are taken off.
+/// Splits a kernel command line: quotes keep blanks together, and are removed.
 fn words(line: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut inside = false;
@@ -80,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parameters_are_gathered_by_module() {
+    fn parameters_are_collected_by_module() {
         let line = "quiet nvme-core.io_timeout=5 console=ttyS0,9600 nvme_core.multipath=N \
             usbcore.x=\"a b\" \"usbcore.y=c d\" loop.flag -- nvme_core.late=1";
         let settings = Settings::parse(line);
@@ -90,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn modules_are_forbidden_by_each_of_the_words() {
+    fn each_blacklist_parameter_is_followed() {
         let line =
             "module_blacklist=a-b,c modprobe.blacklist=d rd.driver.blacklist=e module_blacklist";
         let settings = Settings::parse(line);
@@ -99,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_line_is_no_harm() {
+    fn malformed_command_line_does_not_panic() {
         for line in ["", "\"", "= . .= a. .b=\"", "\0\0=\0.\0"] {
             let _ = Settings::parse(line);
         }

@@ -78,7 +78,7 @@ impl Desk {
 
     /// Buttons that have come since.
     pub(crate) fn look(&mut self) {
-        self.buttons.look();
+        self.buttons.refresh();
     }
 
     /// The last words.
