@@ -12,13 +12,17 @@ use linux::net::{Scope, scope_of};
 
 use crate::happening::name_of;
 
-/// Messages that are kept at most: the latest.
+/// Messages since start-up that are kept at most: the latest.
 const NOTES: usize = 100;
 
 /// What is lent and who has it.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     disks: Vec<Entry>,
+    /// Messages of start-up, all of which are kept: a machine has only so many disks and addresses.
+    startup: Vec<String>,
+    is_started: bool,
+    /// Messages since then.
     notes: VecDeque<String>,
     /// Messages that are not kept any more.
     forgotten: usize,
@@ -81,10 +85,16 @@ impl Ledger {
     pub(crate) fn note(&mut self, sentence: String) {
         self.notes.retain(|known| *known != sentence);
         self.notes.push_back(sentence);
-        while self.notes.len() > NOTES {
+        while self.is_started && self.notes.len() > NOTES {
             self.notes.pop_front();
             self.forgotten += 1;
         }
+    }
+
+    /// Ends start-up: later messages take no room from those that there are.
+    pub(crate) fn start(&mut self) {
+        self.startup.extend(self.notes.drain(..));
+        self.is_started = true;
     }
 
     /// Takes note of how it stands with a subject; nothing if there is nothing to say of it any more.
@@ -111,7 +121,9 @@ impl Ledger {
         let forgotten = (self.forgotten > 0)
             .then(|| format!("{} older messages are not kept any more.", self.forgotten));
         let standing = self.subjects.values().cloned();
-        let notes = standing.chain(forgotten).chain(self.notes.iter().cloned()).collect();
+        let startup = self.startup.iter().filter(|note| !self.notes.contains(note)).cloned();
+        let notes = standing.chain(startup).chain(forgotten);
+        let notes = notes.chain(self.notes.iter().cloned()).collect();
         let disks = self.disks.iter().map(Entry::shown).collect();
         let machine = machine.to_owned();
         let (pairing, asking, target_mode) = (None, None, None);
@@ -272,6 +284,7 @@ mod test {
     #[test]
     fn messages_are_kept_once_and_those_that_are_not_are_counted() {
         let mut ledger = Ledger::default();
+        ledger.start();
         (0..20).for_each(|n| ledger.note(format!("note {}", n % 9)));
         let notes = |ledger: &Ledger| ledger.model("m", Vec::new(), Vec::new(), false).notes;
         assert_eq!(notes(&ledger).len(), 9);
@@ -279,6 +292,22 @@ mod test {
         (0..NOTES).for_each(|n| ledger.note(format!("new {n}")));
         assert_eq!(notes(&ledger).len(), NOTES + 1);
         assert_eq!(notes(&ledger)[0], "9 older messages are not kept any more.");
+    }
+
+    #[test]
+    fn startup_messages_and_later_ones_do_not_push_each_other_out() {
+        let mut ledger = Ledger::default();
+        let first = NOTES + 20;
+        (0..first).for_each(|n| ledger.note(format!("first {n}")));
+        ledger.start();
+        (0..NOTES).for_each(|n| ledger.note(format!("later {n}")));
+        let notes = |ledger: &Ledger| ledger.model("m", Vec::new(), Vec::new(), false).notes;
+        assert_eq!(notes(&ledger).len(), first + NOTES);
+        ledger.note("first 7".to_owned());
+        let shown = notes(&ledger);
+        assert_eq!(shown.len(), first + NOTES, "one goes, its count comes");
+        assert!(shown[0] == "first 0" && shown[first - 1].starts_with("1 older"), "{shown:?}");
+        assert_eq!(shown.last().unwrap(), "first 7");
     }
 
     #[test]

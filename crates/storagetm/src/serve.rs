@@ -232,6 +232,7 @@ impl Server {
         for export in exports {
             self.say_lent(&export);
         }
+        self.ledger.start();
         let model = self.model();
         self.output.show(&model, &self.screen, true);
         self.show_besides(&model);
