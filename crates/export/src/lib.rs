@@ -69,6 +69,7 @@
 //! ```
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 mod budget;
 mod buffer;

@@ -3,6 +3,7 @@
 //! Knows no sockets, no threads and no clock. Sections are those of the protocol's own text (`doc/proto.md`).
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod client;
 pub mod server;

@@ -5,6 +5,7 @@
 //! (keys).
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod auth;
 pub mod command;
