@@ -1,5 +1,4 @@
-//! Parts that are compared one by one after a copy: those that no hash is known of, from both ends, and those that are
-//! no part of a hash tree. It knows no plan.
+//! Byte-wise or hash-wise comparison after a copy, of the ranges that the hash tree does not cover.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,17 +12,17 @@ use crate::sync_io::{SyncIo, SyncIoError};
 use crate::thread_io::OpenedEndpoint;
 use crate::{CopyError, Request, RequestError};
 
-/// A part that is to be compared.
+/// A range to compare.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Item {
-    /// With its hash.
+    /// With its known hash.
     Hashed(RangeHash),
     /// With the source.
     BothEnds(Range<u64>),
 }
 
 impl Item {
-    /// Bytes.
+    /// Length in bytes.
     pub(crate) fn len(&self) -> u64 {
         match self {
             Self::Hashed(hash) => hash.len,
@@ -32,7 +31,7 @@ impl Item {
     }
 }
 
-/// What the threads that compare share.
+/// State shared by the comparing threads.
 pub(crate) struct Compare {
     source: OpenedEndpoint,
     destination: OpenedEndpoint,
@@ -45,11 +44,11 @@ pub(crate) struct Compare {
     shape: TreeShape,
 }
 
-/// A difference is named to this many bytes.
+/// Granularity of reported differences, in bytes.
 const BLOCK: usize = 4096;
 
 impl Compare {
-    /// Compares these, in requests of `chunk` bytes at most.
+    /// Compares `items` in requests of at most `chunk` bytes.
     pub(crate) fn new(
         ends: [&OpenedEndpoint; 2],
         items: Vec<Item>,
@@ -70,23 +69,23 @@ impl Compare {
         }
     }
 
-    /// Bytes that are still to be compared.
+    /// Bytes not yet compared.
     pub(crate) fn remaining(&self) -> u64 {
         self.remaining.load(Ordering::Relaxed)
     }
 
-    /// The ranges that differ.
+    /// Returns and clears the ranges that differ.
     pub(crate) fn take_differing(&self) -> Vec<Range<u64>> {
         std::mem::take(&mut self.differing.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Hashes of what was the same at both ends.
+    /// Returns and clears the hashes of ranges that are the same at both ends.
     pub(crate) fn take_new_hashes(&self) -> HashTree {
         let mut new_hashes = self.new_hashes.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut new_hashes, HashTree::new(self.source.disk.bytes))
     }
 
-    /// The next item, no longer than a request.
+    /// The next item, cut to the size of one request.
     fn take(&self) -> Option<Item> {
         let mut items = self.items.lock().unwrap_or_else(PoisonError::into_inner);
         let item = match items.last_mut()? {
@@ -100,7 +99,7 @@ impl Compare {
         Some(item)
     }
 
-    /// Compares until there is nothing left.
+    /// Compares items until none is left.
     pub(crate) fn run(self: Arc<Self>, stop: &AtomicBool) -> Result<(), SyncIoError> {
         let mut source = SyncIo::new(&self.source, self.reconnect_timeout, stop);
         let mut destination = SyncIo::new(&self.destination, self.reconnect_timeout, stop);
@@ -132,7 +131,7 @@ impl Compare {
         Ok(if same { Vec::new() } else { vec![hash.range()] })
     }
 
-    /// Compares a range from both ends. What cannot be read is not known to be the same.
+    /// Compares a range of both ends. An unreadable range counts as different.
     fn both(
         &self,
         [source, destination]: [&mut SyncIo<'_>; 2],
@@ -155,7 +154,8 @@ impl Compare {
     }
 }
 
-/// Reads a range, again if the end was lost meanwhile; nothing if the disk has an error there.
+/// Reads a range, again if the connection was lost. Returns `None` if the disk has a bad sector
+/// there.
 pub(crate) fn read(
     io: &mut SyncIo<'_>,
     account: &Account,

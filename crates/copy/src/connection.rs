@@ -1,4 +1,4 @@
-//! One way to a disk: what may be asked of it, and how it answers. It knows no plan and no other connection.
+//! Asynchronous requests to one disk: the interface of a connection, and its implementations.
 
 mod file;
 mod nbd;
@@ -14,153 +14,153 @@ pub use file::{FileEndpoint, OpenMode};
 pub use nbd::{NbdEndpoint, start_tls};
 pub use nvme::{DiscoveredDisk, NvmeEndpoint, NvmeHost};
 
-/// How long the other end may answer none of the requests that it has. Longer than a disk takes that is being woken, or that
-/// fights for a sector: a machine that is gone is noticed sooner, by the connection itself.
+/// How long the peer may leave all requests unanswered. Longer than a disk takes to spin up or to
+/// retry a sector; a dead machine is noticed sooner, by TCP keep-alive.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// What is asked of a disk. Offsets and lengths are in bytes, and whole blocks of the disk.
+/// A request to a disk. Offsets and lengths are in bytes, in multiples of the disk's block size.
 #[derive(Debug)]
 pub enum Request {
-    /// Fill the buffer, in all its length, from `offset` on.
+    /// Fill the whole buffer from `offset` on.
     Read {
-        /// The first byte.
         offset: u64,
-        /// At most [`largest`](crate::Disk::largest) bytes.
+        /// At most [`max_transfer`](crate::Disk::max_transfer) bytes.
         buffer: Buffer,
     },
     /// Write a part of the buffer.
     Write {
-        /// Where the part's first byte belongs on the disk.
+        /// Position on the disk of the part's first byte.
         offset: u64,
-        /// The memory.
         buffer: Buffer,
-        /// The part of it: within its length, not empty, at most [`largest`](crate::Disk::largest) bytes.
+        /// The range of the buffer to write: not empty, at most
+        /// [`max_transfer`](crate::Disk::max_transfer) bytes.
         part: std::ops::Range<usize>,
     },
-    /// Have a range read as zeros, without sending them.
+    /// Zero a range without sending the zeros.
     Zero {
-        /// The first byte.
         offset: u64,
-        /// At most [`zeroes`](crate::Disk::zeroes) bytes, not 0.
+        /// At most [`max_zero`](crate::Disk::max_zero) bytes, not 0.
         len: u64,
     },
-    /// Put all that was written through this connection, and has ended, on stable storage.
+    /// Put everything that completed on this connection on stable storage.
     Flush,
-    /// Tell what is data and what is hole. The answer may cover less than the range, from its start on.
+    /// Report data and holes. The answer may cover only the beginning of the range.
     Extents {
-        /// The first byte.
         offset: u64,
         /// Not 0.
         len: u64,
     },
 }
 
-/// How a request ended.
+/// A completed request.
 #[derive(Debug)]
 pub struct Completion {
-    /// The number that it was submitted with.
+    /// The tag that it was submitted with.
     pub tag: u32,
-    /// Well, and then in all its length; or why not.
+    /// `Ok` if the whole request succeeded.
     pub result: Result<(), RequestError>,
-    /// The buffer of the request, if it had one. What it holds after a failed read is of no meaning.
+    /// The buffer of the request, if it had one. Its contents are undefined after a failed read.
     pub buffer: Option<Buffer>,
-    /// The answer to [`Request::Extents`]; empty for all else.
+    /// The answer to [`Request::Extents`]; empty for other requests.
     pub extents: Vec<Extent>,
 }
 
-/// Why a single request failed; the connection goes on.
+/// Why one request failed; the connection remains usable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// The disk has an error in these sectors.
+    /// Unrecoverable medium error.
     #[error("input/output error")]
     Media,
-    /// There is no room left for the write.
+    /// No space left for the write.
     #[error("no space left")]
     NoSpace,
-    /// Nothing may be written there.
+    /// The disk or the range is write-protected.
     #[error("it is read-only")]
     ReadOnly,
-    /// The disk cannot do this; for a [`Request::Zero`] also: not faster than zeros can be written.
+    /// Not supported by the disk; for [`Request::Zero`] also: not faster than writing zeros.
     #[error("the disk cannot do this")]
     Unsupported,
-    /// The range is not on the disk, or not made of whole blocks.
+    /// The range is beyond the end of the disk, or not aligned to its blocks.
     #[error("the disk does not have this range")]
     OutOfRange,
-    /// The other end gave an error that means none of these.
+    /// Any other error of the peer.
     #[error("the other end refused it")]
     Refused,
 }
 
-/// The way to the disk is gone, with all that was under way on it.
+/// The connection was lost, and all requests in flight with it.
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct ConnectionLost {
-    /// A clause for people, as "connection reset by peer".
+    /// A clause for people, such as "connection reset by peer".
     pub reason: String,
-    /// Whether the other end broke the rules of its protocol: nothing that it sends can be relied on.
+    /// Whether the peer violated its protocol: nothing that it sends can be relied on.
     pub violation: bool,
 }
 
 impl ConnectionLost {
-    /// For this reason.
+    /// A loss for this reason.
     pub fn new(reason: impl ToString) -> Self {
         Self { reason: reason.to_string(), violation: false }
     }
 
-    /// Because the other end broke this rule of its protocol.
+    /// A loss because the peer violated this rule of its protocol.
     pub fn violation(rule: impl ToString) -> Self {
         Self { reason: rule.to_string(), violation: true }
     }
 }
 
-/// What a connection is waiting for.
+/// What a connection waits for.
 #[derive(Debug)]
 pub enum Interest<'a> {
-    /// Nothing: nothing is under way, or all that was has already ended.
+    /// Nothing is in flight, or all that was has already completed.
     None,
-    /// That this descriptor is ready.
+    /// Readiness of this descriptor.
     Fd(BorrowedFd<'a>, PollFlags),
 }
 
-/// One way to a disk, used by one thread.
+/// One connection to a disk, used by one thread.
 ///
-/// The caller submits as long as there is [room](Connection::free_slots), then calls [`Connection::advance`], takes all that has
-/// [ended](Connection::ended), and when there is nothing to submit polls what the connection [waits](Connection::interest) for. A connection to a
-/// local disk may do all of a request in [`Connection::submit`].
+/// The caller submits while there are [free slots](Connection::free_slots), then calls
+/// [`Connection::advance`], takes all [completions](Connection::next_completion), and polls the
+/// [descriptor](Connection::interest) when there is nothing to submit. A connection to a local disk
+/// may carry out a request within [`Connection::submit`].
 pub trait Connection {
-    /// Begins a request, named by a number that no request under way has. Called only while there is [room](Connection::free_slots).
+    /// Starts a request. The tag must not be in use by a request in flight, and there must be a
+    /// [free slot](Connection::free_slots).
     fn submit(&mut self, tag: u32, request: Request);
 
-    /// How many requests it takes now.
+    /// The number of requests that can be submitted now.
     fn free_slots(&self) -> usize;
 
-    /// Goes as far as it can without waiting. Also to be called when the [deadline](Connection::deadline) passed.
+    /// Makes progress without blocking. Must also be called when the
+    /// [deadline](Connection::deadline) has passed.
     ///
     /// # Errors
-    /// The way is gone; nothing more ends on it.
+    /// Fails if the connection is lost; no further request completes.
     fn advance(&mut self) -> Result<(), ConnectionLost>;
 
-    /// The next request that has ended, in any order.
+    /// The next completed request, in any order.
     fn next_completion(&mut self) -> Option<Completion>;
 
-    /// What it waits for.
+    /// The descriptor to poll.
     fn interest(&self) -> Interest<'_>;
 
-    /// When to call [`Connection::advance`] at the latest; none if it has no need.
+    /// The latest time of the next [`Connection::advance`]; `None` if there is none.
     fn deadline(&self) -> Option<Instant> {
         None
     }
 
-    /// From now on what is read shall come from the disk itself, not from this machine's memory of what it wrote there.
+    /// Makes subsequent reads come from the disk and not from this machine's page cache.
     fn drop_caches(&mut self) {}
 
-    /// The file or device itself, where it is one of this machine that the kernel can copy from or to.
+    /// The file itself, if it is a local one that the kernel can copy from or to.
     fn local_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 }
 
-/// How long something may still take, for a poll.
+/// The time until `deadline`, at most `most`, as a timeout for poll.
 pub(crate) fn until(deadline: Option<Instant>, now: Instant, most: Duration) -> Duration {
     deadline.map_or(most, |deadline| deadline.saturating_duration_since(now).min(most))
 }

@@ -1,65 +1,67 @@
-//! Where a disk is, and what there is to know about it before a copy begins. It knows no address.
+//! Endpoints of a copy, and the properties of their disks.
 
 use crate::Connection;
 
-/// What a place tells about its disk.
+/// Properties of an endpoint's disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// What people call it: its path or address.
+    /// Name for people: its path or address.
     pub name: String,
-    /// Its length in bytes.
+    /// Length in bytes.
     pub bytes: u64,
-    /// The size of a block in bytes: a power of two, 512 at least for a disk, 1 for a file.
+    /// Block size in bytes: a power of two, at least 512 for a disk, 1 for a file.
     pub block: u32,
-    /// The logical block size in bytes, in which a partition table on it counts; none for a file, or if it is not known.
+    /// Logical block size in bytes, in which a partition table on the disk counts; `None` for a
+    /// file, or if it is not known.
     pub sector: Option<u32>,
-    /// Whether it may be written.
+    /// Whether writes are allowed.
     pub writable: bool,
-    /// Whether it tells what is data and what is hole.
+    /// Whether [`Request::Extents`](crate::Request::Extents) is supported.
     pub reports_extents: bool,
-    /// The longest range of zeros that it makes at once, in bytes; 0 if it makes none.
+    /// Longest [`Request::Zero`](crate::Request::Zero), in bytes; 0 if it is not supported.
     pub max_zero: u64,
-    /// The longest read or write, in bytes: at least one page.
+    /// Longest read or write, in bytes: at least one page.
     pub max_transfer: u32,
-    /// How many connections may be used at once.
+    /// Maximum number of concurrent connections.
     pub max_connections: usize,
-    /// Whether it is reached through something that can break, and what was written and not flushed may then be lost.
+    /// Whether the connection can be lost, and unflushed writes with it.
     pub remote: bool,
-    /// Whether nothing has been written to it yet, and all of it reads as zeros.
+    /// Whether nothing has been written yet, so that all of it reads as zeros.
     pub blank: bool,
-    /// Who it is: the same for one disk for ever, and different for another as far as the other end tells. Empty if unknown;
-    /// one line.
+    /// Stable identity of the disk, on one line: the same for one disk at all times, different for
+    /// different disks as far as the server reports one. Empty if unknown.
     pub identity: String,
 }
 
-/// Where a disk is.
+/// A disk that can be copied from or to.
 pub trait Endpoint: Send + Sync {
-    /// Opens one more way to the same disk.
+    /// Opens one more connection to the disk.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Fails if the disk cannot be reached or opened.
     fn open(&self) -> Result<(Disk, Box<dyn Connection>), EndpointError>;
 
-    /// The disk is to take this many bytes: called once, before the first [`Endpoint::open`] of a destination. A place that
-    /// makes its disk does so now.
+    /// Prepares a destination for `bytes` bytes. Called once, before the first [`Endpoint::open`]
+    /// of a destination. An endpoint that creates its file does so here.
     ///
     /// # Errors
-    /// It cannot.
+    /// Fails if the destination cannot be created or resized.
     fn prepare(&self, _bytes: u64) -> Result<(), EndpointError> {
         Ok(())
     }
 }
 
-/// Why there is no way to a disk. Each is one sentence for people, without a full stop: what, where and what to do.
+/// Why a disk cannot be opened. Each message is one sentence without a full stop: what failed, on
+/// what, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
-    /// It may be different in a while: trying again is of use.
+    /// A temporary error: worth retrying.
     #[error("{0}")]
     Unreachable(String),
-    /// It stays so.
+    /// A permanent error.
     #[error("{0}")]
     Refused(String),
-    /// The other end broke the rules of its protocol: nothing that it sends can be relied on.
+    /// The peer violated its protocol: nothing that it sends can be relied on.
     #[error("{0}")]
     Violation(String),
 }

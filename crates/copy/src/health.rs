@@ -1,9 +1,8 @@
-//! How an end of a copy is doing, over all connections to it: since when it has answered nothing, and for how long it is lost.
+//! State of an endpoint over all connections to it: how long it has been lost or unresponsive.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How an end is doing.
 #[derive(Debug)]
 pub(crate) struct Health(Mutex<State>);
 
@@ -11,9 +10,9 @@ pub(crate) struct Health(Mutex<State>);
 struct State {
     /// Requests in flight on all connections.
     in_flight: usize,
-    /// When a request was answered last, or the first of those in flight was sent.
+    /// When a request was last answered, or the first of those in flight was sent.
     answered: Instant,
-    /// Since when connections to it are lost or cannot be made, with no request answered.
+    /// Since when connections are lost or cannot be made, without an answered request.
     lost: Option<Instant>,
 }
 
@@ -24,7 +23,7 @@ impl Default for Health {
 }
 
 impl Health {
-    /// A request is sent.
+    /// Records a sent request.
     pub(crate) fn sent(&self) {
         let mut state = self.lock();
         if state.in_flight == 0 {
@@ -33,26 +32,26 @@ impl Health {
         state.in_flight += 1;
     }
 
-    /// A request was answered, well or not.
+    /// Records an answered request, successful or not.
     pub(crate) fn answered(&self) {
         let mut state = self.lock();
         state.in_flight = state.in_flight.saturating_sub(1);
         (state.answered, state.lost) = (Instant::now(), None);
     }
 
-    /// A connection was lost with so many requests in flight, or could not be made.
+    /// Records a lost connection with this number of requests in flight, or a failed attempt.
     pub(crate) fn lost(&self, in_flight: usize) {
         let mut state = self.lock();
         state.in_flight = state.in_flight.saturating_sub(in_flight);
         state.lost.get_or_insert_with(Instant::now);
     }
 
-    /// For how long connections have been lost with no request answered in between.
+    /// How long connections have been lost without an answered request in between.
     pub(crate) fn lost_for(&self) -> Duration {
         self.lock().lost.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// For how long the requests in flight have waited with no answer to any of them; nothing without requests.
+    /// How long all requests in flight have been unanswered; `None` if there are none.
     pub(crate) fn stalled_for(&self) -> Option<Duration> {
         let state = self.lock();
         (state.in_flight > 0).then(|| state.answered.elapsed())

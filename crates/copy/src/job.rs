@@ -1,4 +1,4 @@
-//! One copy: what is to be done, how far it is, and how it ended. It knows no way to do it.
+//! One copy: its settings, its progress and its report.
 
 use std::fmt;
 use std::ops::Range;
@@ -13,23 +13,22 @@ use crate::{Endpoint, EndpointError};
 pub enum End {
     /// A disk or a file.
     Disk(Box<dyn Endpoint>),
-    /// A pipe, or whatever is read or written from its start to its end.
+    /// A pipe, or anything that is read or written sequentially.
     Pipe(Pipe),
 }
 
-/// A pipe as an end of a copy.
+/// A pipe as one end of a copy.
 pub struct Pipe {
-    /// The pipe.
     pub descriptor: OwnedFd,
-    /// What was read of it already: it comes before the rest.
+    /// Bytes that were already read from the pipe and precede the rest.
     pub head: Vec<u8>,
-    /// How much comes in all, where that is known.
+    /// Total number of bytes, if it is known.
     pub bytes: Option<u64>,
-    /// Called once it has ended: whether all came, or a sentence why not.
+    /// Called at the end of the pipe: returns a sentence if the data is incomplete.
     pub finish: Option<Finish>,
 }
 
-/// Finds out at the end of a pipe whether all came that should.
+/// Checks at the end of a pipe that the data is complete.
 pub type Finish = Box<dyn FnOnce() -> Result<(), String> + Send>;
 
 impl fmt::Debug for Pipe {
@@ -53,39 +52,37 @@ impl fmt::Debug for End {
     }
 }
 
-/// One copy that is to be made, by [`Job::run`].
+/// A copy, carried out by [`Job::run`].
 #[derive(Debug)]
 pub struct Job {
-    /// Where the data comes from.
     pub source: End,
-    /// Where it goes to.
     pub destination: End,
-    /// StageConfig.
     pub settings: Settings,
 }
 
-/// How a copy is to be made.
+/// Settings of a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// Connections to each end, and threads; an end may allow fewer.
     pub connections: usize,
-    /// Whether to read the destination at the end and to compare it with what was read.
+    /// Whether to read the destination back and compare it with the source.
     pub verify: bool,
-    /// Whether to compute the BLAKE3 hash of the whole disk, holes included, which have to be hashed as well: a second
-    /// for some gigabytes. To a disk it comes only with `verify`.
+    /// Whether to compute the BLAKE3 hash of the whole disk. Holes have to be hashed too, at some
+    /// gigabytes per second. With a disk as the destination it requires `verify`.
     pub hash: bool,
-    /// How often bad sectors are tried again after they were first found.
+    /// Number of retries of bad sectors.
     pub retries: u32,
-    /// Bytes a second, at most.
+    /// Rate limit in bytes per second.
     pub rate: Option<u64>,
-    /// Whether zeros become holes at the destination, where it can; otherwise they are written. Between two files of this
-    /// machine and without `verify` the kernel copies, and only what is a hole of the source becomes one.
+    /// Whether zeros become holes at the destination if possible; otherwise they are written.
+    /// Between two local files without `verify` the kernel copies, and only holes of the source
+    /// become holes.
     pub sparse: bool,
-    /// The file that tells how far the copy is; if it is there, the copy goes on from it.
+    /// Path of the map file; the copy resumes from it if it exists.
     pub map: Option<PathBuf>,
-    /// How long to try to reach an end again that was lost.
+    /// How long a lost end is retried.
     pub reconnect_timeout: Duration,
-    /// Bytes of a request, as large as both ends allow it: a power of two from 64 KiB to 1 MiB.
+    /// Bytes per request, unless an end allows fewer: a power of two from 64 KiB to 1 MiB.
     pub chunk: u32,
 }
 
@@ -105,22 +102,22 @@ impl Default for Settings {
     }
 }
 
-/// What a copy is doing.
+/// Phase of a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Checks both ends; nothing has been written.
+    /// Checking both ends; nothing has been written.
     Checking,
-    /// Copies in large pieces, and skips ahead where it meets bad sectors.
+    /// Copying in large pieces, skipping ahead at bad sectors.
     Copying,
-    /// Finds the edges of bad areas.
+    /// Finding the edges of bad areas.
     Trimming,
-    /// Reads bad areas sector by sector.
+    /// Reading bad areas sector by sector.
     Scraping,
-    /// Tries bad sectors again; which time this is, from 1.
+    /// Retrying bad sectors; the number of the retry, from 1.
     Retrying(u32),
-    /// Has the destination put all on stable storage.
+    /// Flushing the destination.
     Flushing,
-    /// Reads the destination and compares.
+    /// Reading the destination and comparing.
     Verifying,
 }
 
@@ -138,130 +135,116 @@ impl fmt::Display for Phase {
     }
 }
 
-/// How far a copy is.
+/// Progress of a copy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Progress {
-    /// What it is doing.
     pub phase: Phase,
-    /// Bytes that are done with: copied, or found to be zeros, or bad; while verifying, bytes compared. It never falls
-    /// but once, when verifying begins, and is never above `total`.
+    /// Bytes copied, zeroed or found bad; while verifying, bytes compared. Monotonic, except that
+    /// it restarts when verification begins; never above `total`.
     pub done: u64,
-    /// Bytes there are; none for a pipe.
+    /// Total bytes; `None` for a pipe of unknown length.
     pub total: Option<u64>,
-    /// Bytes a second, lately; what was skipped as a hole is counted.
+    /// Current rate in bytes per second, including skipped holes.
     pub rate: u64,
-    /// How long it takes still, if that can be said; without verifying as long as it has not begun.
+    /// Estimated remaining time of the current phase, if it can be estimated. Verification is not
+    /// included before it starts.
     pub eta: Option<Duration>,
-    /// Bytes that could not be read so far.
+    /// Bytes that could not be read.
     pub bad: u64,
-    /// Requests that the source failed so far.
+    /// Failed reads of the source.
     pub errors: u64,
     /// Bytes that were not sent because they are zeros.
     pub zeroes: u64,
-    /// An end that is being reached again just now: its name, and why it was lost.
+    /// An end that is being reconnected: its name, and why it was lost.
     pub reconnecting: Option<(String, String)>,
-    /// An end that has answered none of the requests in flight for some seconds: its name, and for how long.
+    /// An end that has answered none of the requests in flight for some seconds: its name, and for
+    /// how long.
     pub stalled: Option<(String, Duration)>,
-    /// Since the beginning.
+    /// Time since the start.
+    pub elapsed: Duration,
+}
+
+/// Result of a copy.
+#[derive(Debug)]
+pub struct Report {
+    pub outcome: Outcome,
+    /// Length of the source in bytes; 0 if it was not determined.
+    pub bytes: u64,
+    /// Bytes read and written by this run.
+    pub copied: u64,
+    /// Bytes of zeros that this run did not send.
+    pub zeroes: u64,
+    /// Bytes finished by earlier runs.
+    pub earlier: u64,
+    /// Bytes sent again after a lost connection.
+    pub resent: u64,
+    /// Bytes of the destination that were compared, including holes.
+    pub verified: u64,
+    /// Unreadable ranges, in ascending order.
+    pub bad: Vec<Range<u64>>,
+    /// Zeros appended to the data of a pipe to fill the last block of the destination.
+    pub padded: u64,
+    /// BLAKE3 hash of the whole disk, as printed by `b3sum`; `None` if not everything was read or
+    /// it was not requested.
+    pub hash: Option<[u8; 32]>,
+    /// Total time.
     pub elapsed: Duration,
 }
 
 /// How a copy ended.
 #[derive(Debug)]
-pub struct Report {
-    /// StageConfig.
-    pub outcome: Outcome,
-    /// The length of the source in bytes; 0 if it never got so far.
-    pub bytes: u64,
-    /// Bytes that this run read and wrote.
-    pub copied: u64,
-    /// Bytes of zeros that this run did not send.
-    pub zeroes: u64,
-    /// Bytes that were finished by an earlier run.
-    pub earlier: u64,
-    /// Bytes that were sent again after an end was lost.
-    pub resent: u64,
-    /// Bytes of the destination that were compared, holes included.
-    pub verified: u64,
-    /// What could not be read, in rising order.
-    pub bad: Vec<Range<u64>>,
-    /// Zeros that were added to the end of a pipe to fill up the last block of the destination.
-    pub padded: u64,
-    /// BLAKE3 of the whole disk, as `b3sum` tells it; none if not all was read or it was not asked for.
-    pub hash: Option<[u8; 32]>,
-    /// How long it took.
-    pub elapsed: Duration,
-}
-
-/// In which of the ways a copy can end it did.
-#[derive(Debug)]
 pub enum Outcome {
-    /// All was copied, and if asked for, verified.
+    /// Everything was copied and, if requested, verified.
     Success,
-    /// All that could be read was copied, and if asked for, verified; the rest is [`Report::bad`].
+    /// Everything readable was copied and, if requested, verified; the rest is [`Report::bad`].
     BadSectors,
-    /// The destination does not hold what was read: these ranges, in rising order.
+    /// The destination differs from the source in these ranges, in ascending order.
     VerifyFailed(Vec<Range<u64>>),
-    /// It was not begun; nothing was written.
+    /// The copy was refused before anything was written.
     Refused(Refusal),
-    /// It was told to stop. With a map it can go on.
+    /// The copy was interrupted. It can be resumed from a map.
     Interrupted,
-    /// It could not go on. With a map it can be tried again.
+    /// The copy failed. It can be resumed from a map.
     Failed(CopyError),
 }
 
-/// Why a copy was not begun. Each is a sentence for people.
+/// Why a copy was refused. Each message is one sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
     /// The source cannot be opened.
     #[error("{0}")]
     Source(#[source] EndpointError),
-    /// The destination cannot be opened or made.
+    /// The destination cannot be opened or created.
     #[error("{0}")]
     Destination(#[source] EndpointError),
-    /// The destination may not be written.
+    /// The destination is read-only.
     #[error("{destination} is read-only: lend it writable, or choose another destination")]
-    ReadOnly {
-        /// Its name.
-        destination: String,
-    },
+    ReadOnly { destination: String },
     /// The destination is too small.
     #[error("{destination} has {there} bytes, {needed} are needed: choose a larger destination")]
     Smaller {
-        /// Its name.
         destination: String,
-        /// Its length in bytes.
+        /// Length of the destination in bytes.
         there: u64,
-        /// The length of the source in bytes.
+        /// Length of the source in bytes.
         needed: u64,
     },
-    /// The blocks of the source and of the destination do not fit.
+    /// The length of the source is not a multiple of the destination's block size.
     #[error("{destination} has blocks of {block} bytes, and {bytes} bytes are not whole blocks")]
     Blocks {
-        /// Its name.
         destination: String,
-        /// Its block size in bytes.
+        /// Block size of the destination in bytes.
         block: u32,
-        /// The length of the source in bytes.
+        /// Length of the source in bytes.
         bytes: u64,
     },
-    /// The map is of another disk.
+    /// The map belongs to another disk.
     #[error("the map {map} was made for another disk: {why}")]
-    AnotherDisk {
-        /// Its path.
-        map: String,
-        /// What differs.
-        why: String,
-    },
+    AnotherDisk { map: String, why: String },
     /// The map cannot be read or written.
     #[error("the map {map}: {why}")]
-    Map {
-        /// Its path.
-        map: String,
-        /// What is wrong with it.
-        why: String,
-    },
-    /// A pipe can neither be started again nor be compared.
+    Map { map: String, why: String },
+    /// A map was given for a copy from or to a pipe, which cannot be resumed.
     #[error("a pipe cannot go on from a map: leave the map out, or name a file")]
     PipeWithMap,
     /// Both ends are pipes.
@@ -269,101 +252,54 @@ pub enum Refusal {
     Pipes,
 }
 
-/// Why a copy could not go on. Each is a sentence for people.
+/// Why a copy failed. Each message is one sentence.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// The destination failed a write.
+    /// A write to the destination failed.
     #[error("{name}: writing {len} bytes at {offset} failed: {why}")]
-    Write {
-        /// The destination.
-        name: String,
-        /// The first byte.
-        offset: u64,
-        /// Bytes.
-        len: u64,
-        /// StageConfig.
-        why: crate::RequestError,
-    },
-    /// The source failed in a way that trying again does not mend, or is a disk with bad sectors that goes into a pipe.
+    Write { name: String, offset: u64, len: u64, why: crate::RequestError },
+    /// A read of the source failed permanently, or found a bad sector while copying into a pipe.
     #[error("{name}: reading {len} bytes at {offset} failed: {why}")]
-    Read {
-        /// The source.
-        name: String,
-        /// The first byte.
-        offset: u64,
-        /// Bytes.
-        len: u64,
-        /// StageConfig.
-        why: crate::RequestError,
-    },
-    /// The destination could not put the data on stable storage.
+    Read { name: String, offset: u64, len: u64, why: crate::RequestError },
+    /// A flush of the destination failed.
     #[error("{name}: what was written could not be put on stable storage: {why}")]
-    Flush {
-        /// The destination.
-        name: String,
-        /// StageConfig.
-        why: crate::RequestError,
-    },
-    /// An end was lost and did not come back in time.
+    Flush { name: String, why: crate::RequestError },
+    /// A connection was lost and could not be restored in time.
     #[error("{name} was lost ({why}) and did not come back")]
-    Lost {
-        /// Its name.
-        name: String,
-        /// The last reason.
-        why: String,
-    },
-    /// An end came back as another disk.
+    Lost { name: String, why: String },
+    /// Another disk was found after a reconnect.
     #[error("{name} came back as another disk: {why}")]
-    DifferentDisk {
-        /// Its name.
-        name: String,
-        /// What differs.
-        why: String,
-    },
-    /// An end broke the rules of its protocol: nothing that it sends can be relied on.
+    DifferentDisk { name: String, why: String },
+    /// A peer violated its protocol: nothing that it sends can be relied on.
     #[error("{name} broke the rules of its protocol: {why}")]
-    Violation {
-        /// Its name.
-        name: String,
-        /// Which rule.
-        why: String,
-    },
-    /// The map could not be saved.
+    Violation { name: String, why: String },
+    /// The map cannot be saved.
     #[error("the map {map} cannot be saved: {why}")]
-    Map {
-        /// Its path.
-        map: String,
-        /// Why.
-        why: String,
-    },
-    /// A pipe failed.
+    Map { map: String, why: String },
+    /// Reading or writing a pipe failed.
     #[error("the pipe failed: {0}")]
     Pipe(#[source] std::io::Error),
-    /// What came out of a pipe was not all.
+    /// The data of a pipe is incomplete.
     #[error("{0}")]
     Incomplete(String),
-    /// The partition table was to be written anew after the copy, and was not.
+    /// All data was copied, but the partition table could not be rewritten.
     #[error("{name}: all was copied, but its partition table could not be written anew: {why}")]
-    PartitionTable {
-        /// The destination.
-        name: String,
-        /// Why.
-        why: String,
-    },
+    PartitionTable { name: String, why: String },
     /// A pipe ended before its first byte.
     #[error("nothing came from the pipe: see whether the program before it failed")]
     EmptyPipe,
-    /// No thread can be started.
+    /// A thread cannot be started.
     #[error("no thread can be started: {0}")]
     Thread(#[source] std::io::Error),
-    /// A thread of the copy ended by a mistake of ours.
+    /// A thread panicked.
     #[error("a thread of the copy stopped by a mistake in this program; please report it")]
     Internal,
 }
 
 impl Job {
-    /// Makes the copy. Returns when it is done, or could not be, or a while after `stop` was set. `watch` is called in
-    /// this thread, several times a second, also while a disk takes long to answer.
+    /// Runs the copy. Returns when it is complete or has failed, or shortly after `stop` was set.
+    /// `watch` is called in this thread several times per second, even while a disk does not
+    /// answer.
     pub fn run(self, stop: &AtomicBool, watch: &mut dyn FnMut(&Progress)) -> Report {
         crate::run::run(self, stop, watch)
     }

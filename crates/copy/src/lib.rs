@@ -1,13 +1,13 @@
-//! Copies disks: what is to be moved, in which order, how far it is, and whether it arrived.
+//! Copies disks: planning, execution, progress and verification.
 //!
-//! Knows no screen and no option, and makes no connection: it is given them.
+//! The caller makes the connections to other machines ([`Dial`]).
 //!
-//! | word | is |
+//! | term | meaning |
 //! |---|---|
-//! | [`Endpoint`] | where a disk is: a file, a device, another machine |
-//! | [`Connection`] | one way to the disk of a place, used by one thread |
-//! | [`Job`] | one copy, from its first check to its [`Report`] |
-//! | [`Map`] | how far a copy has come, as GNU ddrescue writes it down |
+//! | [`Endpoint`] | a disk that is copied from or to: a file, a device, an export of another machine |
+//! | [`Connection`] | asynchronous requests of one thread to an endpoint |
+//! | [`Job`] | one copy, from its checks to its [`Report`] |
+//! | [`Map`] | the progress of a copy, in the format of GNU ddrescue |
 
 #![forbid(unsafe_code)]
 

@@ -1,29 +1,29 @@
-//! How fast a copy is, and may be. It knows no disk.
+//! Rate limit and rate measurement of a copy.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Holds all threads together to so many bytes a second. What is taken is paid afterwards, so a piece of any size goes.
+/// Rate limit shared by all threads. Bytes are charged when they are taken and waited for
+/// afterwards, so a piece of any size is possible.
 #[derive(Debug)]
 pub(crate) struct RateLimit {
-    /// Bytes a second; none for as fast as it goes.
+    /// Bytes per second; `None` for no limit.
     rate: Option<u64>,
-    /// When all that was taken is paid.
+    /// When the bytes taken so far are paid for.
     available_at: Instant,
 }
 
 impl RateLimit {
-    /// So many bytes a second.
     pub(crate) fn new(rate: Option<u64>, now: Instant) -> Self {
         Self { rate: rate.map(|rate| rate.max(1)), available_at: now }
     }
 
-    /// How long to wait until something may be taken.
+    /// How long to wait before the next [`RateLimit::take`].
     pub(crate) fn wait(&self, now: Instant) -> Duration {
         self.available_at.saturating_duration_since(now)
     }
 
-    /// Takes so many bytes.
+    /// Charges `bytes`.
     pub(crate) fn take(&mut self, bytes: u64, now: Instant) {
         let Some(rate) = self.rate else { return };
         let nanos = u128::from(bytes) * 1_000_000_000 / u128::from(rate);
@@ -32,23 +32,22 @@ impl RateLimit {
     }
 }
 
-/// How fast something grows.
+/// Measures the growth of a counter over a sliding window.
 #[derive(Debug)]
 pub(crate) struct RateMeter {
     samples: VecDeque<(Instant, u64)>,
     max: u64,
 }
 
-/// How far back a meter looks, at most.
+/// Length of the window.
 const WINDOW: Duration = Duration::from_secs(10);
 
 impl RateMeter {
-    /// From this value on.
     pub(crate) fn new(now: Instant, value: u64) -> Self {
         Self { samples: [(now, value)].into(), max: value }
     }
 
-    /// Takes a sample; what it tells never falls.
+    /// Adds a sample and returns the largest value so far.
     pub(crate) fn sample(&mut self, now: Instant, value: u64) -> u64 {
         self.max = self.max.max(value);
         self.samples.push_back((now, self.max));
@@ -61,7 +60,7 @@ impl RateMeter {
         self.max
     }
 
-    /// Growth a second.
+    /// Growth per second.
     pub(crate) fn rate(&self) -> u64 {
         let (Some(first), Some(last)) = (self.samples.front(), self.samples.back()) else {
             return 0;
@@ -71,7 +70,7 @@ impl RateMeter {
         u64::try_from(grown).unwrap_or(u64::MAX)
     }
 
-    /// How long it takes to grow to `total`; nothing if it does not grow.
+    /// Time until the counter reaches `total`; `None` if it does not grow.
     pub(crate) fn eta(&self, total: u64) -> Option<Duration> {
         let rest = total.saturating_sub(self.max);
         let millis =

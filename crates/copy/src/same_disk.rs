@@ -1,4 +1,4 @@
-//! Whether what was reached again is the same disk, and answers: samples of what it held are read once more.
+//! Checks that a reconnected disk is the same as before and answers, by reading samples again.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -10,17 +10,18 @@ use crate::connection::until;
 use crate::sample::Sample;
 use crate::{Connection, ConnectionLost, Interest, Request, RequestError};
 
-/// How long one read may take: as long as a disk that is being woken.
+/// Maximum time of one read: long enough for a disk to spin up.
 const READ_TIMEOUT: Duration = Duration::from_secs(40);
 
-/// How long to wait at once.
+/// Maximum time of one poll.
 const WAIT: Duration = Duration::from_millis(100);
 
-/// Reads samples of the disk again over a new connection, and drops those that are as before. Stops at one that is not, and
-/// returns in what the disk differs. A sample that cannot be read any more proves nothing, unless another one is as before.
+/// Reads samples over a new connection and drops those that are unchanged. Stops at the first
+/// changed one and returns the difference. An unreadable sample is ignored if another one is
+/// unchanged.
 ///
 /// # Errors
-/// The connection was lost; or none of the samples can be read, and then none is left.
+/// Fails if the connection is lost, or if no sample can be read; then no sample is left.
 pub(crate) fn check_samples(
     connection: &mut dyn Connection,
     samples: &mut Vec<Sample>,
@@ -36,7 +37,8 @@ pub(crate) fn check_samples(
             }
             Ok(Err(_)) => unread.push(sample),
             Err(lost) => {
-                // One that was read proves the next connection no less than this one.
+                // A sample that was confirmed also vouches for the unreadable ones on the next
+                // connection.
                 let unread = if confirmed { Vec::new() } else { unread };
                 samples.splice(0..0, unread);
                 samples.push(sample);
@@ -52,10 +54,11 @@ pub(crate) fn check_samples(
     Ok(None)
 }
 
-/// Reads `len` bytes at `offset` over a connection with nothing in flight, and waits for them.
+/// Reads `len` bytes at `offset` over a connection with nothing in flight, and waits for them. The
+/// inner result is that of the read.
 ///
 /// # Errors
-/// The connection was lost, or there was no answer in time; inside, the disk failed the read.
+/// Fails if the connection is lost, or if there is no answer in time.
 pub fn read_sync(
     connection: &mut dyn Connection,
     offset: u64,
@@ -84,7 +87,7 @@ fn wait(connection: &dyn Connection) {
     match connection.interest() {
         Interest::Fd(fd, flags) => {
             let timeout = Timespec::try_from(timeout).unwrap_or_default();
-            // Interrupted, or out of memory for a moment: the caller looks again.
+            // Interrupted or out of memory: the caller tries again.
             let _ = poll(&mut [PollFd::from_borrowed_fd(fd, flags)], Some(&timeout));
         }
         Interest::None => {}

@@ -1,25 +1,26 @@
-//! Samples of what a disk holds: a few blocks with their hashes, which tell after a reconnect whether it is still the same disk.
+//! Samples of a disk: a few blocks with their hashes, to recognize the disk after a reconnect.
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::hash_tree::is_zero;
 
-/// Bytes of a sample, unless a block of the disk is larger.
+/// Bytes of a sample, unless the block size of the disk is larger.
 const LEN: u32 = 4096;
 
-/// A block of a disk, and the hash of what it holds.
+/// The hash of one sampled block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sample {
-    /// The bytes of the disk that it covers: whole blocks.
+    /// The sampled bytes: whole blocks of the disk.
     pub(crate) range: Range<u64>,
     hash: blake3::Hash,
     zero: bool,
 }
 
 impl Sample {
-    /// Takes the first block with something in it of what stands at `offset`, or the first block if all is zeros. `block` is the
-    /// block size of the disk in bytes. Returns nothing for no bytes.
+    /// Samples the first block of `bytes` that is not all zeros, or the first block if all are.
+    /// `offset` is the position of `bytes` on the disk, `block` the block size of the disk in
+    /// bytes. Returns `None` if `bytes` is empty.
     pub(crate) fn of(offset: u64, bytes: &[u8], block: u32) -> Option<Self> {
         let len = usize::try_from(sample_len(block)).unwrap_or(usize::MAX);
         let found = bytes.chunks(len).enumerate().find(|(_, chunk)| !is_zero(chunk));
@@ -29,18 +30,18 @@ impl Sample {
         Some(Self { range, hash: blake3::hash(chunk), zero: found.is_none() })
     }
 
-    /// Whether the block holds the same bytes now.
+    /// Whether `bytes` are the same as those sampled.
     pub(crate) fn is_of(&self, bytes: &[u8]) -> bool {
         blake3::hash(bytes) == self.hash
     }
 }
 
-/// Bytes of a sample of a disk with blocks of that size.
+/// Bytes of a sample of a disk with this block size.
 pub(crate) fn sample_len(block: u32) -> u64 {
     u64::from(block.max(1)).max(u64::from(LEN)).next_multiple_of(block.max(1).into())
 }
 
-/// The first, the last and a random one of the samples that were taken of a disk.
+/// The first, the last and one random sample of a disk.
 #[derive(Debug, Default)]
 pub(crate) struct Samples(Mutex<Reservoir>);
 
@@ -49,12 +50,12 @@ struct Reservoir {
     first: Option<Sample>,
     random: Option<Sample>,
     last: Option<Sample>,
-    /// Samples of more than zeros that were taken.
+    /// Number of samples added, without those of zeros.
     count: u64,
 }
 
 impl Samples {
-    /// Adds a sample. Zeros are kept only as long as there is nothing else: they are alike on most disks.
+    /// Adds a sample. A sample of zeros is kept only if there is no other: most disks have zeros.
     pub(crate) fn add(&self, sample: Sample) {
         let mut reservoir = self.lock();
         if sample.zero {
@@ -67,13 +68,13 @@ impl Samples {
         if reservoir.count == 1 {
             reservoir.first = Some(sample.clone());
         } else if mix(reservoir.count).is_multiple_of(reservoir.count) {
-            // Each of those taken so far stays with the same probability.
+            // Reservoir sampling: each sample so far is kept with the same probability.
             reservoir.random = Some(sample.clone());
         }
         reservoir.last = Some(sample);
     }
 
-    /// Those that are kept, each once.
+    /// The samples that are kept, without duplicates.
     pub(crate) fn all(&self) -> Vec<Sample> {
         let reservoir = self.lock();
         let mut all: Vec<Sample> = Vec::new();
@@ -90,7 +91,7 @@ impl Samples {
     }
 }
 
-/// A number in which the bits of `count` are well mixed (the finaliser of SplitMix64).
+/// The finalizer of SplitMix64: a pseudorandom number from a counter.
 fn mix(count: u64) -> u64 {
     let mut bits = count.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,5 @@
-//! One request at a time at one end, waited for: samples before a copy, comparing after it, and pipes. It knows no plan.
+//! Synchronous requests to one endpoint, one at a time, with reconnection: for samples, comparison
+//! and pipes.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,24 +8,24 @@ use std::time::Duration;
 use crate::thread_io::{IoEvent, OpenedEndpoint, Side, ThreadIo};
 use crate::{Completion, CopyError, Request, RequestError};
 
-/// A way to one end, for one request at a time.
+/// One endpoint, for one request at a time.
 pub(crate) struct SyncIo<'a> {
     target: OpenedEndpoint,
     io: ThreadIo,
     stop: &'a AtomicBool,
 }
 
-/// How long to wait at once.
+/// Maximum time of one poll.
 const WAIT: Duration = Duration::from_millis(100);
 
-/// Why a request was not done.
+/// Why a request was not carried out.
 #[derive(Debug)]
 pub(crate) enum SyncIoError {
-    /// The copy was told to stop.
+    /// The copy was cancelled.
     Cancelled,
-    /// The end was lost; it is there again, and what was not flushed may have been lost.
+    /// The connection was lost and is restored; unflushed writes may be lost.
     Disconnected,
-    /// It cannot be done.
+    /// The copy cannot continue.
     Failed(CopyError),
 }
 
@@ -38,7 +39,7 @@ impl<'a> SyncIo<'a> {
         Self { target: target.clone(), io, stop }
     }
 
-    /// From now on what is read comes from the disk itself.
+    /// Makes subsequent reads come from the disk and not from a cache.
     pub(crate) fn drop_caches(&mut self) -> Result<(), SyncIoError> {
         self.ensure_connected()?;
         if let Some(connection) = self.io.connection(Side::Source) {
@@ -47,7 +48,8 @@ impl<'a> SyncIo<'a> {
         Ok(())
     }
 
-    /// Does a request, and waits for it. How it ended is the caller's to judge.
+    /// Carries out a request and waits for its completion. A failed request is returned as a
+    /// completion.
     pub(crate) fn run(&mut self, request: Request) -> Result<Completion, SyncIoError> {
         self.ensure_connected()?;
         let reads = match request {
@@ -76,7 +78,7 @@ impl<'a> SyncIo<'a> {
         }
     }
 
-    /// Keeps the way alive while nothing is under way on it.
+    /// Keeps the connection alive while nothing is in flight.
     pub(crate) fn keep_alive(&mut self) -> Result<(), SyncIoError> {
         match self.io.next() {
             Some(IoEvent::Disconnected(..)) => {
@@ -89,7 +91,7 @@ impl<'a> SyncIo<'a> {
         self.check_cancelled()
     }
 
-    /// What a read that failed, and not for a bad sector, makes of the copy.
+    /// The error of a read that failed for another reason than a bad sector.
     pub(crate) fn failed(
         &self,
         range: &Range<u64>,
@@ -100,7 +102,7 @@ impl<'a> SyncIo<'a> {
         SyncIoError::Failed(CopyError::Read { name: self.name(), offset, len, why })
     }
 
-    /// Waits until the end is there.
+    /// Waits until the endpoint is connected.
     fn ensure_connected(&mut self) -> Result<(), SyncIoError> {
         while !self.io.has_free_slot(Side::Source) {
             match self.io.next() {

@@ -1,5 +1,5 @@
-//! What one thread has under way at both ends: request is sent, what ended is collected, and an end that is lost is reached
-//! again. It knows no plan.
+//! The connections of one thread to both endpoints: submits requests, collects completions, and
+//! reconnects an endpoint that is lost.
 
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -15,14 +15,14 @@ use crate::{
     Completion, Connection, ConnectionLost, Disk, Endpoint, EndpointError, Interest, Request,
 };
 
-/// One of the two ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Side {
     Source,
     Destination,
 }
 
-/// An end of the copy: where it is, what it was when the copy began, and what is known of it since.
+/// An endpoint with the properties of its disk at the start of the copy, and shared state of all
+/// connections to it.
 #[derive(Clone)]
 pub(crate) struct OpenedEndpoint {
     pub(crate) place: Arc<dyn Endpoint>,
@@ -36,12 +36,12 @@ impl OpenedEndpoint {
         Self { place, disk: Arc::new(disk), samples: Arc::default(), health: Arc::default() }
     }
 
-    /// The same end, of whose content nothing is known: whether it holds what was written is still to be seen.
+    /// The same endpoint without samples: its contents are not known yet.
     pub(crate) fn unknown(&self) -> Self {
         Self { samples: Arc::default(), ..self.clone() }
     }
 
-    /// Keeps a sample of what the disk is known to hold at `offset`. A disk of this machine needs none.
+    /// Keeps a sample of the data at `offset`. Does nothing for a local disk.
     pub(crate) fn keep_sample(&self, offset: u64, bytes: &[u8]) {
         if self.disk.remote
             && let Some(sample) = Sample::of(offset, bytes, self.disk.block)
@@ -51,31 +51,32 @@ impl OpenedEndpoint {
     }
 }
 
-/// What came from an end.
+/// An event of one endpoint.
 #[derive(Debug)]
 pub(crate) enum IoEvent {
-    /// A request ended.
+    /// A request completed, successfully or not.
     Completed(Side, Completion),
-    /// The end was lost, with all that was under way there.
+    /// The connection was lost, and all requests in flight with it.
     Disconnected(Side, String),
-    /// It is there again.
+    /// The endpoint is connected.
     Connected(Side),
-    /// It does not come back.
+    /// The endpoint cannot be reached again.
     Unreachable(Side, String),
-    /// What came back is another disk.
+    /// Another disk is found behind the endpoint.
     DifferentDisk(Side, String),
-    /// It broke the rules of its protocol.
+    /// The peer violated its protocol.
     Violation(Side, String),
 }
 
-/// The ways to both ends, or to one of them alone.
+/// The connections of one thread, to both endpoints or to one of them.
 pub(crate) struct ThreadIo {
     source: Option<Link>,
     destination: Option<Link>,
 }
 
 impl ThreadIo {
-    /// Opens the ways, at the first call of [`ThreadIo::next`]. An end that is lost is tried for as long as `reconnect_timeout`.
+    /// Connects at the first call of [`ThreadIo::next`]. A lost endpoint is retried for
+    /// `reconnect_timeout`.
     pub(crate) fn new(
         source: Option<&OpenedEndpoint>,
         destination: Option<&OpenedEndpoint>,
@@ -96,7 +97,7 @@ impl ThreadIo {
         self.source.iter().chain(&self.destination)
     }
 
-    /// Does not wait for an end that was never there.
+    /// Does not retry an endpoint that was never connected.
     #[must_use]
     pub(crate) fn without_first_wait(mut self) -> Self {
         self.source
@@ -106,24 +107,24 @@ impl ThreadIo {
         self
     }
 
-    /// Whether all ends are there.
+    /// Whether all endpoints are connected.
     pub(crate) fn is_connected(&self) -> bool {
         self.links().all(|link| link.connection.is_some())
     }
 
-    /// Whether an end takes one more request.
+    /// Whether the endpoint accepts one more request.
     pub(crate) fn has_free_slot(&mut self, side: Side) -> bool {
         self.connection(side).is_some_and(|connection| connection.free_slots() > 0)
     }
 
-    /// Begins a request; there must be room.
+    /// Starts a request; there must be a free slot.
     pub(crate) fn submit(&mut self, side: Side, tag: u32, request: Request) {
         if let Some(link) = self.link(side) {
             link.submit(tag, request);
         }
     }
 
-    /// The way to an end, if it is there.
+    /// The connection to an endpoint, if there is one.
     pub(crate) fn connection(&mut self, side: Side) -> Option<&mut dyn Connection> {
         match &mut self.link(side)?.connection {
             Some(connection) => Some(&mut **connection),
@@ -131,7 +132,7 @@ impl ThreadIo {
         }
     }
 
-    /// The file or device of an end, if it is one of this machine.
+    /// The file of an endpoint, if it is a local one.
     pub(crate) fn local_fd(&self, side: Side) -> Option<BorrowedFd<'_>> {
         let link = match side {
             Side::Source => self.source.as_ref(),
@@ -140,13 +141,13 @@ impl ThreadIo {
         link?.connection.as_ref()?.local_fd()
     }
 
-    /// Goes on at both ends; the next thing that came.
+    /// Makes progress on both connections, and returns the next event.
     pub(crate) fn next(&mut self) -> Option<IoEvent> {
         let source = self.source.as_mut().and_then(|link| link.next(Side::Source));
         source.or_else(|| self.destination.as_mut()?.next(Side::Destination))
     }
 
-    /// Waits until something may have come, but not longer than `most`. Tells at once if there is nothing to wait for.
+    /// Waits for an event, at most `most`. Returns `false` at once if there is nothing to wait for.
     pub(crate) fn wait(&self, most: Duration) -> bool {
         let now = Instant::now();
         let connections = || self.links().filter_map(|link| link.connection.as_deref());
@@ -157,7 +158,7 @@ impl ThreadIo {
             return false;
         }
         let timeout = Timespec::try_from(timeout).unwrap_or_default();
-        // Interrupted, or out of memory for a moment: the caller looks and comes again.
+        // Interrupted or out of memory: the caller tries again.
         let _ = poll(&mut fds, Some(&timeout));
         true
     }
@@ -170,30 +171,30 @@ fn poll_fd(connection: &dyn Connection) -> Option<PollFd<'_>> {
     }
 }
 
-/// The connection to one end.
+/// The connection to one endpoint, with its retries.
 struct Link {
     end: OpenedEndpoint,
     connection: Option<Box<dyn Connection>>,
     reconnect_timeout: Duration,
-    /// Whether to try again if there is no connection; not before the first one, where others do the request.
+    /// Whether to retry if there is no connection. Not before the first one if another thread can
+    /// do the work.
     waits_for_first: bool,
     retry_at: Instant,
     backoff: Duration,
-    /// Requests in flight on the connection.
     in_flight: usize,
-    /// Whether it has answered a request.
+    /// Whether the current connection has answered a request.
     answered: bool,
-    /// Connections lost one after the other without an answer to any request.
+    /// Consecutive connections that were lost without an answer to any request.
     failed_in_a_row: u32,
-    /// Why the last one was lost.
+    /// Why the last connection was lost.
     last_error: String,
-    /// Samples that are still to be compared before the disk is taken for the same.
+    /// Samples that must still be compared before the disk counts as the same.
     unchecked_samples: Option<Vec<Sample>>,
-    /// It is of no use to try again.
+    /// Whether a permanent error was found.
     given_up: bool,
 }
 
-/// The pause before an end is tried again, at first and at most.
+/// The first and the longest pause before a retry.
 const BACKOFF: Duration = Duration::from_millis(250);
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
@@ -224,7 +225,7 @@ impl Link {
 
     fn next(&mut self, side: Side) -> Option<IoEvent> {
         let Some(connection) = &mut self.connection else { return self.reconnect(side) };
-        // What has already ended may hold data; a connection that is lost has none any more.
+        // Completions that are queued may hold data; a lost connection has none.
         if let Err(lost) = connection.advance() {
             return Some(self.lost(side, lost));
         }
@@ -235,7 +236,7 @@ impl Link {
         Some(IoEvent::Completed(side, completion))
     }
 
-    /// The connection is lost. One that answered nothing is not made again at once.
+    /// Records the loss of the connection. One that answered nothing is retried after a pause.
     fn lost(&mut self, side: Side, lost: ConnectionLost) -> IoEvent {
         self.connection = None;
         self.end.health.lost(std::mem::take(&mut self.in_flight));
@@ -261,7 +262,7 @@ impl Link {
         if self.given_up || Instant::now() < self.retry_at {
             return None;
         }
-        // Connections that come about and answer nothing are no progress.
+        // Connections that are made and answer nothing are no progress.
         if self.failed_in_a_row > 1 && !self.may_retry() {
             self.given_up = true;
             return Some(IoEvent::Unreachable(side, std::mem::take(&mut self.last_error)));
@@ -280,7 +281,7 @@ impl Link {
         }
     }
 
-    /// There is no connection for now.
+    /// Schedules the next retry, or gives up.
     fn fail(&mut self, side: Side, why: String) -> Option<IoEvent> {
         self.end.health.lost(0);
         if self.may_retry() {
@@ -291,7 +292,7 @@ impl Link {
         Some(IoEvent::Unreachable(side, self.without_name(&why)))
     }
 
-    /// The sentence without the name of the end, which stands beside it.
+    /// The message without its prefix, the name of the endpoint, which the caller adds.
     fn without_name(&self, why: &str) -> String {
         let name = &self.end.disk.name;
         let rest = why.strip_prefix(name.as_str()).and_then(|rest| rest.strip_prefix(": "));
@@ -312,7 +313,7 @@ impl Link {
             self.given_up = true;
             return Some(IoEvent::DifferentDisk(side, why));
         }
-        // A server that ends a connection after a few requests must not get only these.
+        // A server that closes a connection after a few requests must not get only sample reads.
         let most = if self.failed_in_a_row > 0 { 1 } else { usize::MAX };
         let all = || self.end.samples.all().into_iter().take(most).collect();
         let samples = self.unchecked_samples.get_or_insert_with(all);
@@ -328,10 +329,11 @@ impl Link {
                 return Some(IoEvent::Violation(side, lost.reason));
             }
             Err(lost) => {
-                // Some servers end a connection after a few requests: the next one goes on from there.
+                // Some servers close a connection after a few requests: the next connection
+                // continues.
                 let moved = !samples.is_empty() && samples.len() < before;
                 if samples.is_empty() {
-                    // Those that were tried cannot be read: then the others.
+                    // The samples tried so far are unreadable: try the others.
                     *samples = self.end.samples.all();
                 }
                 let gone = self.fail(side, lost.reason);
@@ -345,7 +347,7 @@ impl Link {
     }
 }
 
-/// In what a disk differs from what it was.
+/// The difference between a disk and its earlier state, or `None`.
 pub(crate) fn difference(before: &Disk, now: &Disk) -> Option<String> {
     if now.bytes != before.bytes {
         return Some(format!("it has {} bytes, it had {}", now.bytes, before.bytes));

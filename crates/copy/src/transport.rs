@@ -1,5 +1,4 @@
-//! A connection to another machine, in the clear or not, and how one more is made. It knows no protocol, and makes none
-//! itself: it is given them.
+//! Byte streams to other machines, with or without TLS, and the callbacks that open them.
 
 mod buffered;
 mod send_queue;
@@ -12,20 +11,20 @@ use std::sync::Arc;
 
 pub(crate) use buffered::{BufferedTransport, Protocol, read_before};
 
-/// A stream of bytes to another machine and back.
+/// A bidirectional byte stream.
 pub trait Transport: Read + Write + AsFd + Send {
-    /// Whether reading and writing give up instead of waiting.
+    /// Sets non-blocking mode.
     ///
     /// # Errors
-    /// As for the descriptor.
+    /// Fails as the system call does.
     fn set_nonblocking(&self, on: bool) -> io::Result<()>;
 
-    /// Whether there is something to read of which the descriptor does not tell.
+    /// Whether data is buffered that polling the descriptor does not report.
     fn has_unread(&self) -> bool {
         false
     }
 
-    /// Whether there is something to send that was taken in, and the descriptor did not take.
+    /// Whether accepted data is buffered that the descriptor has not taken yet.
     fn has_unsent(&self) -> bool {
         false
     }
@@ -43,16 +42,16 @@ impl Transport for UnixStream {
     }
 }
 
-/// Why a connection cannot be made.
+/// Why a connection cannot be opened.
 pub type DialError = crate::EndpointError;
 
-/// Makes one more connection to the same place.
+/// Opens one more connection to the same address.
 pub type Dial = Arc<dyn Fn() -> Result<Box<dyn Transport>, DialError> + Send + Sync>;
 
-/// The same to a subsystem of that place, by its NQN: which key a secured connection needs depends on it.
+/// Opens one more connection for the subsystem with this NQN, which determines the TLS key.
 pub type DialSubsystem = Arc<dyn Fn(&str) -> Result<Box<dyn Transport>, DialError> + Send + Sync>;
 
-/// The same connection to whatever subsystem.
+/// A dial callback that ignores the subsystem.
 #[must_use]
 pub fn any_subsystem(dial: Dial) -> DialSubsystem {
     Arc::new(move |_| dial())

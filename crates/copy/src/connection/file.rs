@@ -1,7 +1,9 @@
-//! A disk of this machine: a regular file, through the page cache, or a block device, past it. Knows no network.
+//! Connections to local disks: a regular file through the page cache, or a block device with
+//! `O_DIRECT`.
 //!
-//! All of a request is done when it is submitted: threads make the parallelism. A device is refused while somebody else has
-//! it for himself, and claimed as long as it is a destination.
+//! Requests are carried out synchronously when they are submitted; the threads of a copy provide
+//! the parallelism. A device that another program holds exclusively is refused, and a destination
+//! is claimed exclusively.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -21,54 +23,55 @@ use crate::{
     RequestError,
 };
 
-/// What a destination may do with what is there already.
+/// How a destination treats an existing file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenMode {
-    /// There must be nothing; a block device is what it is.
+    /// The file must not exist. Ignored for a block device.
     CreateNew,
-    /// A file is made empty first, unless its length is right.
+    /// An existing file is truncated first, unless its length is right.
     Replace,
-    /// A file is there, of the right length, and is written further.
+    /// An existing file of the right length is written further.
     Resume,
 }
 
-/// A file or a block device of this machine.
+/// A local file or block device.
 #[derive(Debug)]
 pub struct FileEndpoint {
     path: PathBuf,
-    /// None for a source.
+    /// `None` for a source.
     destination: Option<OpenMode>,
     identity: String,
     opened: Mutex<Option<Arc<Opened>>>,
     blank: AtomicBool,
 }
 
-/// What all connections of a place share.
+/// State shared by all connections of an endpoint.
 #[derive(Debug)]
 struct Opened {
     file: File,
     device: bool,
-    /// After a flush failed: what was written before may be lost, whatever a later flush says. One flush at a time: the
-    /// kernel tells an error to one of those that wait for it.
+    /// Set after a failed flush: earlier writes may be lost, whatever a later flush returns.
+    /// Flushes are serialized because the kernel reports an error to only one of several concurrent
+    /// callers.
     flush_failed: Mutex<bool>,
-    /// The device went away. What has its name later may be another.
+    /// The device was removed. Its name may be that of another device later.
     removed: AtomicBool,
 }
 
-/// Bytes of a hole that is made at once, so that none takes longer than a tick.
+/// Maximum bytes of one hole, to bound the time of a request.
 const MAX_HOLE: u64 = 1 << 30;
 
-/// Extents that one answer tells at most.
+/// Maximum extents per answer.
 const MAX_EXTENTS: usize = 512;
 
 impl FileEndpoint {
-    /// What is copied from. `identity` is what is known of a device besides its size (model and serial number), else
-    /// empty.
+    /// A source. `identity` identifies a device besides its size (model and serial number); empty
+    /// if unknown.
     pub fn source(path: &Path, identity: &str) -> Self {
         Self::new(path, None, identity)
     }
 
-    /// What is copied to.
+    /// A destination.
     pub fn destination(path: &Path, mode: OpenMode, identity: &str) -> Self {
         Self::new(path, Some(mode), identity)
     }
@@ -116,11 +119,12 @@ impl FileEndpoint {
     }
 
     fn open_file(&self) -> io::Result<File> {
-        // Read as well: it is read back.
+        // Readable too, for verification.
         OpenOptions::new().read(true).write(self.destination.is_some()).open(&self.path)
     }
 
-    /// Past the page cache if the device can do that. `O_EXCL` without `O_CREAT` claims it: nobody mounts it meanwhile.
+    /// Opens with `O_DIRECT` if the device supports it. `O_EXCL` without `O_CREAT` claims a
+    /// destination, so that it cannot be mounted meanwhile.
     fn open_device(&self) -> io::Result<File> {
         let claim = if self.destination.is_some() { OFlags::EXCL } else { OFlags::empty() };
         let open = |flags: OFlags| {
@@ -141,18 +145,18 @@ impl FileEndpoint {
         let made = match mode {
             OpenMode::Resume => None,
             OpenMode::CreateNew => Some(open(options.clone().create_new(true))),
-            // Another program may make it at the same moment: then it is there.
+            // A race with another program that creates the file is not an error.
             OpenMode::Replace => open(options.clone().create_new(true)).ok().map(Ok),
         };
         let made = made.transpose().map_err(|error| self.explain(&error))?;
         let is_new = made.is_some();
-        // A link to a file that is not there yet leads to a new one.
+        // A dangling symbolic link is followed.
         let file = made.map_or_else(|| open(options.create(mode == OpenMode::Replace)), Ok);
         let file = file.map_err(|error| self.explain(&error))?;
         if mode == OpenMode::Resume {
             return self.extend(&file, bytes);
         }
-        // Not every file that is written like a disk can change its length.
+        // Not every file-like destination can be resized.
         if !is_new && bytes != 0 && file.metadata().is_ok_and(|meta| meta.len() == bytes) {
             return Ok(());
         }
@@ -163,14 +167,14 @@ impl FileEndpoint {
             }
             return Err(self.explain(&error));
         }
-        // Its name shall outlive a loss of power as well as what is in it, where the file system can promise that.
+        // Makes the directory entry durable where the file system supports it.
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
         let _ = File::open(folder.unwrap_or_else(|| Path::new("."))).and_then(|it| it.sync_all());
         self.blank.store(true, Ordering::Release);
         Ok(())
     }
 
-    /// A copy that ddrescue has begun is no longer than what it has copied.
+    /// Extends a partial copy of ddrescue, which is only as long as the part that was copied.
     fn extend(&self, file: &File, bytes: u64) -> Result<(), EndpointError> {
         let there = file.metadata().map_err(|error| self.explain(&error))?.len();
         let name = self.path.display();
@@ -235,7 +239,7 @@ impl Endpoint for FileEndpoint {
     }
 }
 
-/// One thread's way to the file.
+/// One thread's connection to the file.
 #[derive(Debug)]
 struct FileConnection {
     opened: Arc<Opened>,
@@ -315,7 +319,7 @@ impl Connection for FileConnection {
         }
     }
 
-    /// One at a time: what was read is written while it is still in the processor's cache.
+    /// One request at a time: data is written while it is still in the processor's cache.
     fn free_slots(&self) -> usize {
         usize::from(self.completion.is_empty())
     }
@@ -341,7 +345,7 @@ impl Connection for FileConnection {
     }
 }
 
-/// What an error of the kernel says about the request that met it.
+/// Maps an error of the kernel.
 fn failed(errno: Errno) -> RequestError {
     match errno {
         Errno::NOSPC | Errno::DQUOT | Errno::FBIG => RequestError::NoSpace,
@@ -355,7 +359,7 @@ fn failed(errno: Errno) -> RequestError {
     }
 }
 
-/// Reads until all is there; a disk that ends before is an error, and nothing of the memory was told to be data.
+/// Reads exactly `bytes.len()` bytes. An early end of the file is an error.
 fn read_exact(
     mut bytes: &mut [u8],
     mut offset: u64,
@@ -366,7 +370,7 @@ fn read_exact(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             other => other?,
         };
-        // The file is shorter than it was.
+        // The file was truncated.
         let rest = bytes.get_mut(got..).filter(|_| got != 0).ok_or(Errno::INVAL)?;
         offset = offset.saturating_add(got as u64);
         bytes = rest;
@@ -374,7 +378,7 @@ fn read_exact(
     Ok(())
 }
 
-/// Writes until all is there.
+/// Writes all bytes.
 fn write_all(
     mut bytes: &[u8],
     mut offset: u64,
@@ -392,7 +396,7 @@ fn write_all(
     Ok(())
 }
 
-/// What the file system tells of a range, from its start on.
+/// Data and holes of a range, from its start on.
 fn extents(file: &File, offset: u64, len: u64) -> Result<Vec<Extent>, Errno> {
     let end = offset.saturating_add(len);
     let mut at = offset;

@@ -1,4 +1,4 @@
-//! A disk that another machine, or another program, lends by NBD. It knows how to ask for it, and not how it is reached.
+//! Connections to exports of NBD servers.
 
 use std::collections::VecDeque;
 use std::io;
@@ -21,19 +21,20 @@ use super::{
 use crate::endpoint::{Disk, Endpoint, EndpointError};
 use crate::transport::{BufferedTransport, Dial, Protocol, Transport, read_before};
 
-/// How long a server may take to open an export.
+/// Maximum time to open an export.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Requests that can be under way on one connection.
+/// Maximum requests in flight on one connection.
 const DEPTH: u16 = 64;
 
-/// Zeros that are asked for at once, in bytes, of a server that says when that takes as long as writing them.
+/// Maximum bytes of one request for zeros to a server that fails it if it is not faster than
+/// writing.
 const FAST_ZEROES: u64 = 1 << 30;
 
-/// The same of any other: as many as it can write in a few moments.
+/// The same for other servers: as many as they can write in a moment.
 const SLOW_ZEROES: u64 = 32 << 20;
 
-/// Connections to one server, at most.
+/// Maximum connections to one server.
 const MAX_CONNECTIONS: usize = 16;
 
 /// An export of an NBD server.
@@ -44,7 +45,7 @@ pub struct NbdEndpoint {
     dial: Dial,
     secured: bool,
     violation: Arc<OnceLock<Violation>>,
-    /// Whether it was there before: then a server that does not have it may yet come to itself.
+    /// Whether it was opened before: then a missing export may come back, and is a temporary error.
     opened: Arc<AtomicBool>,
 }
 
@@ -55,8 +56,8 @@ impl std::fmt::Debug for NbdEndpoint {
 }
 
 impl NbdEndpoint {
-    /// The export of that name, or if it is empty the one that the server chooses. People call it `name`, as
-    /// `nbd://host/export`; `dial` connects to the server.
+    /// The export with this name, or the server's default if it is empty. `name` is shown to
+    /// people, such as `nbd://host/export`; `dial` connects to the server.
     #[must_use]
     pub fn new(name: &str, export: &str, dial: Dial) -> Self {
         let (name, export) = (name.to_owned(), export.to_owned());
@@ -70,16 +71,16 @@ impl NbdEndpoint {
         }
     }
 
-    /// The same, where `dial` has agreed on TLS by [`start_tls`] and made the TLS handshake.
+    /// Declares that `dial` has negotiated TLS with [`start_tls`] and completed the handshake.
     #[must_use]
     pub fn secured(self) -> Self {
         Self { secured: true, ..self }
     }
 
-    /// What the server lends.
+    /// The exports of the server.
     ///
     /// # Errors
-    /// It cannot be reached, or does not want to tell.
+    /// Fails if the server cannot be reached or does not list its exports.
     pub fn list(&self) -> Result<Vec<ListEntry>, EndpointError> {
         let (io, step) = self.connect(Purpose::List)?;
         drop(io);
@@ -90,10 +91,10 @@ impl NbdEndpoint {
         }
     }
 
-    /// What the export is like, without using it.
+    /// Information on the export, without opening it.
     ///
     /// # Errors
-    /// As for [`Endpoint::open`].
+    /// Fails as [`Endpoint::open`] does.
     pub fn export_info(&self) -> Result<ExportInfo, EndpointError> {
         let (io, step) = self.connect(Purpose::Info)?;
         drop(io);
@@ -104,7 +105,7 @@ impl NbdEndpoint {
         }
     }
 
-    /// Connects, and goes on to the first step that is no sending.
+    /// Connects, and returns the first step that is not `Send`.
     fn connect(&self, purpose: Purpose) -> Result<(ClientIo, Step), EndpointError> {
         let start = if self.secured { Start::InTls } else { Start::Cleartext };
         let options = Options { purpose, start, depth: DEPTH, ..Options::new(&self.export) };
@@ -141,7 +142,7 @@ impl NbdEndpoint {
         }
     }
 
-    /// What else there is, if the server tells.
+    /// A hint with the other exports of the server, if it lists them.
     fn other_exports(&self) -> String {
         let listed = match self.connect(Purpose::List) {
             Ok((_, Step::Listed(listed))) => listed,
@@ -176,16 +177,17 @@ impl NbdEndpoint {
     }
 }
 
-/// The disk's identity: its UUID if the server announces one, else its name, which another disk may have later.
-fn identity(opened: &ExportInfo, name: &str) -> String {
+/// The identity of the disk: its UUID if the server reports one, else its name, which another disk
+/// may have later.
+fn identity(opened: &Opened, name: &str) -> String {
     match opened.uuid {
         Some(uuid) => format!("nbd uuid {:032x}", u128::from_be_bytes(uuid)),
         None => format!("nbd {}", printable(name)),
     }
 }
 
-/// The longest range of zeros to be asked for at once.
-fn max_zero(opened: &ExportInfo) -> u64 {
+/// Maximum bytes of one request for zeros.
+fn max_zero(opened: &Opened) -> u64 {
     let minimum = u64::from(opened.minimum);
     match (opened.can(flags::SEND_WRITE_ZEROES), opened.can(flags::SEND_FAST_ZERO)) {
         (false, _) => 0,
@@ -194,7 +196,7 @@ fn max_zero(opened: &ExportInfo) -> u64 {
     }
 }
 
-/// A name as it may be shown: on one line.
+/// A name without control characters.
 fn printable(name: &str) -> String {
     name.chars().filter(|c| !c.is_control()).collect()
 }
@@ -212,7 +214,8 @@ impl Endpoint for NbdEndpoint {
                 Ok((disk, Box::new(NbdConnection::new(io, *opened, self.violation.clone()))))
             }
             Step::Refused(refusal) => {
-                // Some servers have one client at a time, and the sentence may take another question.
+                // Disconnects first: some servers accept one client, and the message may need
+                // another connection.
                 drop(io);
                 Err(self.refused(&refusal))
             }
@@ -221,11 +224,12 @@ impl Endpoint for NbdEndpoint {
     }
 }
 
-/// Agrees on TLS with an NBD server on a connection that has just been made (NBD, TLS support): the caller then makes the
-/// TLS handshake, and gives the secured connection to a place that is [`NbdEndpoint::secured`].
+/// Negotiates TLS on a new connection to an NBD server. The caller then performs the TLS handshake
+/// and passes the connection to an endpoint that is [`NbdEndpoint::secured`]. `name` is the name of
+/// the server in errors.
 ///
 /// # Errors
-/// The server cannot be reached, does not want TLS, or broke a rule. `name` is what people call it.
+/// Fails if the server cannot be reached, does not support TLS, or violates the protocol.
 pub fn start_tls(transport: &mut dyn Transport, name: &str) -> Result<(), EndpointError> {
     let mut client = Client::new(Options { start: Start::StartTls, ..Options::new("") });
     let deadline = Instant::now() + CONNECT_TIMEOUT;
@@ -256,7 +260,7 @@ pub fn start_tls(transport: &mut dyn Transport, name: &str) -> Result<(), Endpoi
     }
 }
 
-/// A client on its connection.
+/// A client and its connection.
 struct ClientIo {
     transport: BufferedTransport,
     client: Client,
@@ -281,7 +285,7 @@ impl ClientIo {
         Ok(Self { transport: BufferedTransport::new(transport)?, client: Client::new(options) })
     }
 
-    /// The next step that is no sending.
+    /// The next step that is not `Send`.
     fn poll(&mut self) -> Option<Step> {
         loop {
             match self.client.poll()? {
@@ -304,7 +308,7 @@ impl ClientIo {
 }
 
 impl Drop for ClientIo {
-    /// Says goodbye, if that takes no waiting.
+    /// Sends `NBD_CMD_DISC` if that does not block.
     fn drop(&mut self) {
         self.client.disconnect();
         while self.poll().is_some() {}
@@ -317,13 +321,14 @@ struct NbdConnection {
     io: ClientIo,
     opened: ExportInfo,
     violation: Arc<OnceLock<Violation>>,
-    /// The memory of writes under way, and of those whose bytes are not yet sent though they were answered.
+    /// Buffers of writes in flight, and of answered writes that are not completely sent yet.
     writes: Vec<(u32, Rc<Buffer>)>,
     answered: Vec<(u32, Result<(), RequestError>)>,
-    /// Works under way that the caller can do without.
+    /// Requests in flight that the caller can do without: if one fails, it writes zeros, or treats
+    /// all as data.
     optional: Vec<u32>,
     completion: VecDeque<Completion>,
-    /// When the first of the requests under way was submitted, if nothing came since.
+    /// When the first of the requests in flight was submitted.
     first_submitted: Instant,
 }
 
@@ -354,7 +359,8 @@ impl NbdConnection {
                 self.optional.push(tag);
                 NbdRequest::Zero { offset, len, no_hole: false, fast, durable: false }
             }
-            // A server without this command keeps nothing back (NBD, Ordering of messages and writes).
+            // A server without this command has no volatile cache (NBD, Ordering of messages and
+            // writes).
             Request::Flush if !self.opened.can(flags::SEND_FLUSH) => return None,
             Request::Flush => NbdRequest::Flush,
             Request::Extents { offset, len } => {
@@ -374,8 +380,8 @@ impl NbdConnection {
         Completion { tag, result, buffer, extents: Vec::new() }
     }
 
-    /// A request that the export does not offer, or that there was no room for.
-    fn reject(&mut self, tag: u32, request: SubmitError) {
+    /// Completes a request that the export does not support, or for which there was no slot.
+    fn reject(&mut self, tag: u32, request: NotNow) {
         let (request, failed) = match request {
             SubmitError::Unsupported(request @ NbdRequest::Write { .. })
                 if !self.opened.is_writable() =>
@@ -396,7 +402,7 @@ impl NbdConnection {
         self.completion.push_back(Self::completion(tag, Err(failed), buffer));
     }
 
-    /// Whether the request that ends now is one that the caller can do without.
+    /// Whether the completed request is an optional one; removes it.
     fn is_optional(&mut self, tag: u32) -> bool {
         let at = self.optional.iter().position(|of| *of == tag);
         at.map(|at| self.optional.swap_remove(at)).is_some()
@@ -418,7 +424,7 @@ impl NbdConnection {
 
     fn done(&mut self, done: client::Done) -> Result<(), ConnectionLost> {
         let client::Done { tag, result, buffer, extents } = done;
-        // NBD, Terminating the transmission phase: the client is to leave.
+        // NBD, Terminating the transmission phase: the client must disconnect.
         if result.is_err_and(|error| error.errno == errno::ESHUTDOWN) {
             return Err(ConnectionLost::new("the server is shutting down"));
         }
@@ -431,7 +437,7 @@ impl NbdConnection {
         Ok(())
     }
 
-    /// Ends the writes that were answered and whose memory is no longer needed for sending.
+    /// Completes answered writes whose buffers are no longer needed for sending.
     fn complete_answered_writes(&mut self) {
         let answered = std::mem::take(&mut self.answered);
         for (tag, result) in answered {
@@ -454,7 +460,7 @@ impl NbdConnection {
     }
 }
 
-/// What the server's error stands for (NBD, Error values).
+/// Maps an error of the server (NBD, Error values).
 fn failed(errno: u32, optional: bool) -> RequestError {
     match errno {
         errno::EIO => RequestError::Media,

@@ -1,7 +1,8 @@
-//! A disk that another machine lends by NVMe over TCP. It knows how to ask for it, and not how it is reached.
+//! Connections to disks of NVMe/TCP targets.
 //!
-//! A connection is an association of its own: an Admin queue and one I/O queue. When one is lost, the target has the writes of that
-//! association off its disk before it lets the next one in, so that none of them lands on what was written later.
+//! Each connection is an association of its own: an Admin queue and one I/O queue. When one is
+//! lost, the target waits for the writes of that association before it accepts a new one, so that
+//! no stale write overwrites newer data.
 
 mod association;
 mod discovery;
@@ -28,30 +29,30 @@ use crate::transport::DialSubsystem;
 
 pub use self::discovery::DiscoveredDisk;
 
-/// How long a target may take to attach a disk.
+/// Maximum time to connect to a disk.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// After how long without a word from this host the target may end the association. A flush of the other end may keep the
-/// thread of a connection for long.
+/// Keep-alive timeout (KATO). Long, because a flush of the other end may block the thread of a
+/// connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(120);
 
-/// How often a controller is asked whether it is ready.
+/// Interval of polling for a ready controller.
 const READY_POLL: Duration = Duration::from_millis(50);
 
 /// Entries of an I/O queue.
 const ENTRIES: u16 = 128;
 
-/// Connections to one target, at most.
+/// Maximum connections to one target.
 const MAX_CONNECTIONS: usize = 16;
 
-/// This machine, as targets see it.
+/// This host, as targets see it.
 #[derive(Debug, Clone)]
 pub struct NvmeHost {
     /// Its NQN.
     pub nqn: String,
     /// Its host identifier.
     pub id: [u8; 16],
-    /// What it proves itself with, if a target asks.
+    /// Credentials for DH-HMAC-CHAP, if the target asks for authentication.
     pub credentials: Option<Arc<Credentials>>,
 }
 
@@ -66,7 +67,8 @@ pub struct NvmeEndpoint {
     keep_alive: Duration,
     hint: Option<String>,
     found: Arc<Mutex<Option<String>>>,
-    /// Whether it was there before: then a target that does not have it, or does not want to, may yet come to itself.
+    /// Whether it was opened before: then a missing or refusing target may come back, and is a
+    /// temporary error.
     opened: Arc<AtomicBool>,
 }
 
@@ -77,9 +79,9 @@ impl std::fmt::Debug for NvmeEndpoint {
 }
 
 impl NvmeEndpoint {
-    /// The disk that `wanted` names: an NQN, or what one ends with, as a UUID; its short name at a target of ours, a serial
-    /// number or a model; or nothing, for the only one. People call it `name`, as `nvme://host/wanted`; `dial` connects to
-    /// the target.
+    /// The disk that `wanted` names: an NQN or the end of one, such as a UUID; its short name at a
+    /// storagetm target, a serial number or a model; or empty, for the only one. `name` is shown to
+    /// people, such as `nvme://host/wanted`; `dial` connects to the target.
     #[must_use]
     pub fn new(name: &str, wanted: &str, host: NvmeHost, dial: DialSubsystem) -> Self {
         let (name, wanted) = (name.to_owned(), wanted.to_owned());
@@ -96,28 +98,28 @@ impl NvmeEndpoint {
         }
     }
 
-    /// The same with digests over headers and data.
+    /// Enables header and data digests.
     #[must_use]
     pub fn with_digests(self) -> Self {
         Self { digests: true, ..self }
     }
 
-    /// The same, with the error text for a target that ends the connection before it has answered.
+    /// Sets a hint for the error of a target that closes the connection before it has answered.
     #[must_use]
     pub fn with_hint(self, hint: Option<String>) -> Self {
         Self { hint, ..self }
     }
 
-    /// The same, where the target may end an association after so long without a word: 120 seconds otherwise.
+    /// Sets the keep-alive timeout of an association, 120 seconds by default.
     #[must_use]
     pub fn with_keep_alive(self, keep_alive: Duration) -> Self {
         Self { keep_alive, ..self }
     }
 
-    /// The NQN of the disk; asked for once.
+    /// The NQN of the disk. The target is asked once.
     ///
     /// # Errors
-    /// The target cannot be reached, or has no such disk, or several.
+    /// Fails if the target cannot be reached, has no such disk, or several.
     pub fn nqn(&self) -> Result<String, EndpointError> {
         let known = self.found.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(nqn) = known {
@@ -149,7 +151,7 @@ impl NvmeEndpoint {
         io.map_err(|error| self.failed(&error))
     }
 
-    /// Connects an Admin queue, and learns what there is.
+    /// Connects an Admin queue and identifies the controller.
     fn attach(&self, nqn: &str) -> Result<Attached, EndpointError> {
         let keep_alive = u32::try_from(self.keep_alive.as_millis()).unwrap_or(u32::MAX);
         let options = Options { keep_alive, ..Options::admin() };
@@ -164,8 +166,8 @@ impl NvmeEndpoint {
         Ok(Attached { admin, cntlid, controller, limits })
     }
 
-    /// Learns what there is to know of a controller. One that is not ready yet is asked again, for as long as it says that this
-    /// may take.
+    /// Initializes a controller. One that is not ready yet is polled, for the time in its
+    /// capabilities (CAP.TO).
     fn initialize(
         &self,
         admin: &mut QueueIo,
@@ -192,7 +194,8 @@ impl NvmeEndpoint {
         Ok(())
     }
 
-    /// A controller that was of use before may be so again once its target has started.
+    /// The error of a controller that cannot be used. It is temporary if the disk was opened
+    /// before: the target may be starting.
     fn controller_error(&self, controller_error: nvme::host::Trouble) -> EndpointError {
         match self.opened.load(Ordering::Relaxed) {
             true => EndpointError::Unreachable(format!("{}: {controller_error}", self.name)),
@@ -200,7 +203,7 @@ impl NvmeEndpoint {
         }
     }
 
-    /// The namespace that is meant.
+    /// The wanted namespace.
     fn namespace<'a>(&self, attached: &'a Attached) -> Result<&'a Namespace, EndpointError> {
         let all = attached.controller.namespaces();
         match all {
@@ -226,7 +229,7 @@ impl NvmeEndpoint {
     }
 
     fn failed(&self, error: &queue_io::Error) -> EndpointError {
-        if let queue_io::Error::Completion(end) = error
+        if let queue_io::Error::Closed(end) = error
             && queue_io::lost(*end).violation
         {
             return EndpointError::Violation(format!("{}: {error}", self.name));
@@ -296,7 +299,7 @@ impl Endpoint for NvmeEndpoint {
     }
 }
 
-/// A controller to which an Admin queue was connected.
+/// A controller with a connected Admin queue.
 struct Attached {
     admin: QueueIo,
     cntlid: u16,
@@ -305,8 +308,8 @@ struct Attached {
 }
 
 impl Attached {
-    /// Bytes of zeros that one command makes: WZSL, or where the controller does not tell it what a transfer may move
-    /// (NVM 1.0 §4.1.5.2).
+    /// Maximum bytes of one Write Zeroes: WZSL, or the maximum transfer if the controller does not
+    /// report it (NVM 1.0 §4.1.5.2).
     fn zeroes(&self, shift: u8) -> u64 {
         let oncs = self.controller.identify().map_or(0, |figure| figure.oncs.get());
         if oncs & oncs::WRITE_ZEROES == 0 {
@@ -327,7 +330,7 @@ fn limits_in(status: Status, page: Option<&Buffer>) -> Option<IdentifyController
     IdentifyControllerNvm::read_from_bytes(page.bytes()).ok()
 }
 
-/// What a namespace calls itself for ever, without dashes: UUID, NGUID or EUI-64.
+/// The globally unique identifier of a namespace, without dashes: UUID, NGUID or EUI-64.
 fn identifier(namespace: &Namespace) -> Option<(&'static str, String)> {
     let ids = &namespace.ids;
     let some = |kind, bytes: Option<&[u8]>| {
@@ -351,7 +354,7 @@ fn identity(nqn: &str, attached: &Attached, namespace: &Namespace) -> String {
     }
 }
 
-/// A text field as it may be shown: on one line.
+/// A text field without control characters.
 fn printable(field: &[u8]) -> String {
     parse_ascii(field).chars().filter(|c| !c.is_control()).collect()
 }

@@ -1,5 +1,5 @@
-//! A connection that never blocks, between a [`Transport`] and the pure half of a protocol: what is to be sent waits here, what
-//! comes goes straight to where it belongs. It knows no protocol.
+//! Non-blocking buffered I/O between a [`Transport`] and a sans-I/O protocol. Sent data is queued,
+//! received payload goes directly into its buffer.
 
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,46 +12,48 @@ use rustix::net::sockopt;
 use super::Transport;
 use super::send_queue::SendQueue;
 
-/// The half of a protocol that takes in what comes.
+/// The receiving side of a sans-I/O protocol.
 pub(crate) trait Protocol {
-    /// Bytes came. Tells how many it has taken; the rest is offered again with what comes after it.
+    /// Processes received bytes and returns how many were consumed. The rest is offered again
+    /// together with the bytes that follow.
     fn receive(&mut self, bytes: &[u8]) -> usize;
 
-    /// Memory that the next bytes belong in.
+    /// The buffer that the next bytes belong in, if any.
     fn direct_recv(&mut self) -> Option<DirectRecv>;
 
-    /// The memory comes back, with `got` bytes received into it.
+    /// Returns the buffer after `got` bytes were received into it.
     fn direct_received(&mut self, direct_recv: DirectRecv, got: usize);
 }
 
-/// A connection.
+/// A non-blocking connection with its queues.
 pub(crate) struct BufferedTransport {
     transport: Box<dyn Transport>,
     send_queue: SendQueue,
     recv_buf: Box<[u8]>,
-    /// Bytes at the start of `recv_buf` that were not taken yet.
+    /// Bytes at the start of `recv_buf` that are not consumed yet.
     buffered: usize,
-    /// When something came last.
+    /// When data was last received.
     last_received: Instant,
 }
 
-/// Bytes that are not received in place, at once: a header and little of what follows, which is copied.
+/// Bytes received at once that are not placed directly: a header and little of what follows, which
+/// is copied.
 const HEADER_READ: usize = 8 << 10;
 
-/// Bytes of headers that wait for their end: more than any protocol leaves.
+/// Size of the receive buffer: more than any protocol leaves unconsumed.
 const RECV_BUF: usize = 64 << 10;
 
-/// When a connection on which nothing moves is probed, and how often without an answer: 3 + 3 * 2 seconds. A connection that is
-/// given up for a network that was only slow is made again, and costs what was in flight.
+/// TCP keep-alive of an idle connection: given up after 3 + 3 * 2 seconds without an answer. Giving
+/// up too early costs only a reconnect and the requests in flight.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(3);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 const KEEPALIVE_PROBES: u32 = 3;
 
-/// How long sent bytes may go without a sign that they arrived, in milliseconds.
+/// `TCP_USER_TIMEOUT`: how long sent data may remain unacknowledged, in milliseconds.
 const USER_TIMEOUT_MS: u32 = 10_000;
 
 impl BufferedTransport {
-    /// Takes a connection over.
+    /// Takes over a connection and makes it non-blocking.
     pub(crate) fn new(transport: Box<dyn Transport>) -> io::Result<Self> {
         transport.set_nonblocking(true)?;
         set_socket_options(transport.as_fd());
@@ -65,12 +67,12 @@ impl BufferedTransport {
         })
     }
 
-    /// Takes a segment in; [`BufferedTransport::flush`] sends it.
+    /// Queues a segment; [`BufferedTransport::flush`] sends it.
     pub(crate) fn push(&mut self, segment: Segment) {
         self.send_queue.push(segment);
     }
 
-    /// Sends what the connection takes now.
+    /// Sends as much as possible without blocking.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         self.send_queue.flush(&mut self.transport)?;
         match self.transport.flush() {
@@ -79,10 +81,12 @@ impl BufferedTransport {
         }
     }
 
-    /// Sends and receives what can be without waiting. Tells whether anything came.
+    /// Sends and receives as much as possible without blocking. Returns whether anything was
+    /// received.
     ///
     /// # Errors
-    /// The connection is gone. What came before that is taken in first: it may tell why.
+    /// Fails if the connection is lost. Data received before the loss is processed first: it may
+    /// contain the reason.
     pub(crate) fn exchange(&mut self, protocol: &mut impl Protocol) -> io::Result<bool> {
         let flushed = self.flush();
         match self.receive(protocol)? {
@@ -91,7 +95,7 @@ impl BufferedTransport {
         }
     }
 
-    /// Receives all that is there, and tells whether that is anything.
+    /// Receives until it would block. Returns whether anything was received.
     fn receive(&mut self, protocol: &mut impl Protocol) -> io::Result<bool> {
         let mut came = false;
         loop {
@@ -108,7 +112,7 @@ impl BufferedTransport {
         Ok(came)
     }
 
-    /// Receives once; tells whether there was anything.
+    /// Receives once. Returns whether anything was received.
     fn receive_once(&mut self, protocol: &mut impl Protocol) -> io::Result<bool> {
         match if self.buffered == 0 { protocol.direct_recv() } else { None } {
             Some(direct_recv) => self.receive_in_place(protocol, direct_recv),
@@ -116,7 +120,7 @@ impl BufferedTransport {
         }
     }
 
-    /// Receives into the direct_recv, and what comes behind it as headers.
+    /// Receives into the buffer of the protocol, and what follows into `recv_buf`.
     fn receive_in_place(
         &mut self,
         protocol: &mut impl Protocol,
@@ -143,19 +147,19 @@ impl BufferedTransport {
         Ok(true)
     }
 
-    /// Offers the first `filled` bytes of the recv_buf.
+    /// Passes the first `filled` bytes of `recv_buf` to the protocol.
     fn deliver(&mut self, protocol: &mut impl Protocol, filled: usize) {
         let taken = protocol.receive(self.recv_buf.get(..filled).unwrap_or_default()).min(filled);
         self.recv_buf.copy_within(taken..filled, 0);
         self.buffered = filled - taken;
     }
 
-    /// When something came last, or the connection was made.
+    /// When data was last received, or the connection was opened.
     pub(crate) fn last_received(&self) -> Instant {
         self.last_received
     }
 
-    /// What to wait for on its descriptor.
+    /// The poll flags for its descriptor.
     pub(crate) fn poll_flags(&self) -> PollFlags {
         match self.send_queue.is_empty() && !self.transport.has_unsent() {
             true => PollFlags::IN,
@@ -163,7 +167,7 @@ impl BufferedTransport {
         }
     }
 
-    /// Waits until something comes or can be sent, but not beyond `deadline`.
+    /// Waits until it can receive or send, at most until `deadline`.
     pub(crate) fn wait(&self, deadline: Instant) -> io::Result<()> {
         if self.transport.has_unread() {
             return Ok(());
@@ -187,7 +191,7 @@ impl std::fmt::Debug for BufferedTransport {
 /// Waits until the descriptor is ready.
 ///
 /// # Errors
-/// Timed out: the deadline passed.
+/// Fails with `TimedOut` if the deadline passes.
 fn wait_for(fd: BorrowedFd<'_>, flags: PollFlags, deadline: Instant) -> io::Result<()> {
     let left = deadline.saturating_duration_since(Instant::now());
     let left = Timespec::try_from(left).map_err(|_| ErrorKind::InvalidInput)?;
@@ -198,10 +202,10 @@ fn wait_for(fd: BorrowedFd<'_>, flags: PollFlags, deadline: Instant) -> io::Resu
     }
 }
 
-/// Reads some bytes from a connection that does not block, waiting for them until `deadline`.
+/// Reads some bytes from a non-blocking connection, waiting until `deadline`.
 ///
 /// # Errors
-/// As for reading; the other end closed; or the deadline passed.
+/// Fails if reading fails, the peer closes the connection, or the deadline passes.
 pub(crate) fn read_before(
     transport: &mut dyn Transport,
     into: &mut [u8],
@@ -216,7 +220,7 @@ pub(crate) fn read_before(
     }
 }
 
-/// What a read gave: nothing if it would have had to wait.
+/// Maps the result of a read: `None` if it would block.
 fn io_result(got: io::Result<usize>) -> io::Result<Option<usize>> {
     match got {
         Ok(0) => {
@@ -229,7 +233,8 @@ fn io_result(got: io::Result<usize>) -> io::Result<Option<usize>> {
     }
 }
 
-/// Has the system find out when the other end is gone, and not wait before it sends. For what is no TCP it means nothing.
+/// Enables keep-alive and disables Nagle's algorithm. Errors are ignored: the socket may not be
+/// TCP.
 fn set_socket_options(socket: BorrowedFd<'_>) {
     let _ = sockopt::set_tcp_nodelay(socket, true)
         .and_then(|()| sockopt::set_socket_keepalive(socket, true))

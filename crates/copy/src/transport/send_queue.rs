@@ -1,5 +1,5 @@
-//! What is still to be sent on a connection: small pieces are copied together, large ones are sent from where they lie. It
-//! knows no protocol.
+//! Queue of data to send on a connection: small parts are copied together, large ones are sent
+//! without a copy.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind, IoSlice, Write};
@@ -9,13 +9,12 @@ use export::Segment;
 /// Parts up to this many bytes are copied.
 const COPY_MAX: usize = 1024;
 
-/// Pieces in one gathered send.
+/// Slices per `writev`.
 const MAX_IOV: usize = 64;
 
-/// What is still to be sent.
 #[derive(Debug, Default)]
 pub(super) struct SendQueue {
-    /// Small parts one after the other, of which `start` bytes have been sent.
+    /// Copied parts, of which the first `start` bytes have been sent.
     copied: Vec<u8>,
     start: usize,
     pieces: VecDeque<Piece>,
@@ -23,9 +22,9 @@ pub(super) struct SendQueue {
 
 #[derive(Debug)]
 enum Piece {
-    /// So many bytes of what is staged.
+    /// The next bytes of `copied`.
     Copied(usize),
-    /// The body of a segment from that byte on.
+    /// The body of a segment, from this byte on.
     Body(Segment, usize),
 }
 
@@ -39,7 +38,7 @@ impl Piece {
 }
 
 impl SendQueue {
-    /// Takes a segment in.
+    /// Queues a segment.
     pub(super) fn push(&mut self, segment: Segment) {
         let [head, body, tail] = segment.parts();
         self.copy_in(head);
@@ -69,7 +68,7 @@ impl SendQueue {
         self.pieces.is_empty()
     }
 
-    /// Sends what the connection takes now.
+    /// Sends as much as possible without blocking.
     pub(super) fn flush(&mut self, to: &mut dyn Write) -> io::Result<()> {
         while !self.pieces.is_empty() {
             match self.send_once(to) {
@@ -128,7 +127,7 @@ mod test {
     use super::*;
     use export::{Body, Head, Pool};
 
-    /// Takes a few bytes at a time.
+    /// Accepts a few bytes per write.
     struct Narrow(Vec<u8>);
 
     impl Write for Narrow {

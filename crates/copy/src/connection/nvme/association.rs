@@ -1,5 +1,5 @@
-//! One association with a target: requests become commands of its I/O queue, and its Admin queue keeps it alive. It knows not
-//! how it came about.
+//! One association with a target: requests become commands on its I/O queue, and its Admin queue
+//! sends Keep Alive.
 
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -16,50 +16,50 @@ use crate::connection::{
     Completion, Connection, ConnectionLost, Interest, RESPONSE_TIMEOUT, Request, RequestError,
 };
 
-/// The target is told that this host is there so many times in the time in which it must be.
+/// Keep Alive commands per keep-alive timeout.
 const KEEP_ALIVES_PER_TIMEOUT: u32 = 6;
 
-/// It may take so many beats to answer a Keep Alive; a disk that takes long does not matter.
+/// Intervals until an unanswered Keep Alive means that the connection is lost. Independent of how
+/// slow the disk is.
 const UNANSWERED_INTERVALS: u32 = 2;
 
-/// Memory for parts of buffers that are written by themselves, in bytes.
+/// Memory for parts of buffers that are written separately, in bytes.
 const SPLIT_MEMORY: usize = 64 << 20;
 
-/// One association.
 pub(super) struct NvmeAssociation {
     admin: QueueIo,
     io: QueueIo,
-    /// Commands that can be under way.
+    /// Maximum commands in flight.
     entries: u16,
     nsid: u32,
     shift: u8,
     memory: Account,
     in_flight: Vec<Entry>,
     completion: VecDeque<Completion>,
-    /// Time between two Keep Alives.
+    /// Time between two Keep Alive commands.
     keep_alive_interval: Duration,
-    /// When the next one is due.
+    /// When the next Keep Alive is due.
     next_keep_alive: Instant,
-    /// When the last one was sent, if it was not answered.
+    /// When the unanswered Keep Alive was sent.
     keep_alive_sent: Option<Instant>,
     /// When the first of the commands in flight was submitted.
     first_submitted: Instant,
 }
 
-/// A request under way.
+/// A request in flight.
 struct Entry {
     tag: u32,
     kind: Kind,
-    /// What is sent; more than one as long as it is not all sent.
+    /// The sent buffer; has further references until it is completely sent.
     sent: Option<Rc<Buffer>>,
-    /// The caller's buffer, if what is sent is a copy of a part of it.
+    /// The caller's buffer, if a copy of a part of it is sent.
     whole: Option<Buffer>,
-    /// How it ended, if it could not be told because its memory was still needed.
+    /// The result of a write whose buffer is still needed for sending.
     result: Option<Result<(), RequestError>>,
 }
 
 impl Entry {
-    /// Whether it was answered, and its memory is needed no longer.
+    /// Whether it was answered and its buffer is no longer needed.
     fn can_complete(&self) -> bool {
         let free = self.sent.as_ref().is_some_and(|sent| Rc::strong_count(sent) == 1);
         self.result.is_some() && free
@@ -75,7 +75,7 @@ enum Kind {
 }
 
 impl NvmeAssociation {
-    /// The connection of a connected Admin queue and an I/O queue of `entries` entries.
+    /// A connection from connected Admin and I/O queues. The I/O queue has `entries` entries.
     pub(super) fn new(
         [admin, io]: [QueueIo; 2],
         entries: u16,
@@ -100,7 +100,8 @@ impl NvmeAssociation {
         }
     }
 
-    /// First block and number of blocks, if it is whole blocks and not too many.
+    /// First block and number of blocks; `None` if the range is not aligned, or too long for one
+    /// command.
     fn blocks(&self, offset: u64, len: u64) -> Option<(u64, u32)> {
         let mask = (1_u64 << self.shift) - 1;
         let nlb = u32::try_from(len >> self.shift).ok()?;
@@ -142,7 +143,7 @@ impl NvmeAssociation {
         self.send_command(tag, Kind::Write, command, Payload::Send(Rc::new(sent)), whole);
     }
 
-    /// A buffer with that part of another.
+    /// A copy of a part of a buffer.
     fn copy(&self, from: &Buffer, part: std::ops::Range<usize>) -> Option<Buffer> {
         let bytes = from.bytes().get(part)?;
         let mut copy = self.memory.take(bytes.len())?;
@@ -213,7 +214,7 @@ impl NvmeAssociation {
         Ok(())
     }
 
-    /// Ends a write, unless its memory is still needed for sending.
+    /// Completes a write, unless its buffer is still needed for sending.
     fn complete_write(&mut self, mut entry: Entry) {
         let (Some(sent), Some(result)) = (entry.sent.take(), entry.result) else { return };
         match Rc::try_unwrap(sent) {
@@ -237,13 +238,13 @@ impl NvmeAssociation {
         }
     }
 
-    /// When the target has answered none of the commands in flight for too long; nothing without any.
+    /// When the target must have answered one of the commands in flight; `None` if there are none.
     fn response_deadline(&self) -> Option<Instant> {
         (!self.in_flight.is_empty())
             .then(|| self.io.transport.last_received().max(self.first_submitted) + RESPONSE_TIMEOUT)
     }
 
-    /// Tells the target that this host is there, and sees that the target is.
+    /// Sends Keep Alive when it is due, and checks that the target answers it.
     fn keep_alive(&mut self, now: Instant) -> Result<(), ConnectionLost> {
         self.admin.advance().map_err(ConnectionLost::new)?;
         while let Some(step) = self.admin.poll() {
@@ -275,13 +276,13 @@ impl NvmeAssociation {
     }
 }
 
-/// What a status means for a request, or for the whole association.
+/// Maps a status to the result of a request, or to the loss of the association.
 fn result_of(status: Status, kind: Kind) -> Result<Result<(), RequestError>, ConnectionLost> {
     if status.is_success() {
         return Ok(Ok(()));
     }
     let failed = match status.code() {
-        // The command can be sent again, with a new association as well as with this one.
+        // Transient: the command can be sent again on a new association.
         Status::NAMESPACE_NOT_READY
         | Status::COMMAND_INTERRUPTED
         | Status::TRANSIENT_TRANSPORT_ERROR
@@ -328,7 +329,7 @@ impl Connection for NvmeAssociation {
         self.process_steps()?;
         self.io.advance().map_err(ConnectionLost::new)?;
         self.process_steps()?;
-        // Data that the target has just asked for.
+        // Data for an R2T that was just received.
         self.io.transport.flush().map_err(ConnectionLost::new)?;
         self.complete_answered_writes();
         let now = Instant::now();

@@ -31,7 +31,7 @@ pub(super) enum Error {
     /// The target wants a proof, and there is none to give.
     AuthRequired,
     /// The queue ended.
-    Completion(End),
+    Closed(End),
     /// There is no memory, or no room.
     Full,
 }
@@ -48,7 +48,7 @@ impl Error {
         match self {
             Self::Io(_) | Self::Full => false,
             Self::Refused(status) => !before && status.code() != Status::CONNECT_CONTROLLER_BUSY,
-            Self::AuthRequired | Self::Completion(_) => true,
+            Self::AuthRequired | Self::Closed(_) => true,
         }
     }
 }
@@ -62,7 +62,7 @@ impl fmt::Display for Error {
             }
             Self::Refused(status) => write!(f, "the target refused this host: {status}"),
             Self::AuthRequired => f.write_str("the target wants a key, and none is given"),
-            Self::Completion(end) => f.write_str(&why(*end)),
+            Self::Closed(end) => f.write_str(&why(*end)),
             Self::Full => f.write_str("there is no room for a command"),
         }
     }
@@ -126,7 +126,7 @@ impl QueueIo {
             }
             Step::Connected(response) => Ok((io, response.cntlid)),
             Step::Refused(status, _) => Err(Error::Refused(status)),
-            Step::Close(end) => Err(Error::Completion(end)),
+            Step::Close(end) => Err(Error::Closed(end)),
             _ => Err(Error::Full),
         }
     }
@@ -172,7 +172,7 @@ impl QueueIo {
         self.queue.submit(sqe, payload, 0).map_err(|_| Error::Full)?;
         match self.wait_for_step(deadline)? {
             Step::Done(done) => Ok(done),
-            Step::Close(end) => Err(Error::Completion(end)),
+            Step::Close(end) => Err(Error::Closed(end)),
             _ => Err(Error::Full),
         }
     }
