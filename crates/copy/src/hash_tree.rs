@@ -1,11 +1,13 @@
-//! BLAKE3 of a disk whose parts come in any order. It knows no disk.
+//! BLAKE3 hash tree of a disk whose ranges are hashed in any order.
 //!
-//! A BLAKE3 hash is a binary tree over chunks of 1 KiB. Each part that came is hashed as the largest subtrees that it is
-//! made of; two neighbours that make a larger one are merged, up to a *leaf*, whose hash is kept. So the memory is bounded,
-//! and what came can be compared leaf by leaf with what is read back. The root of the leaves is the hash of the disk.
+//! A BLAKE3 hash is a binary tree over chunks of 1 KiB. Each range is hashed as the largest
+//! subtrees that it contains. Two siblings are merged, up to a *leaf*, whose hash is kept. This
+//! bounds the memory, and the data can be compared leaf by leaf with what is read back. The root of
+//! the leaves is the hash of the disk.
 //!
-//! Zeros are not hashed, they are known as zeros, until a hash of something around them is needed: a disk is mostly
-//! empty. Parts that are no whole chunks (sectors of 512 bytes between bad ones) are kept as pieces by themselves.
+//! Ranges of zeros are recorded as zeros and hashed only when a parent is needed, because a disk is
+//! mostly empty. Ranges that are not whole chunks (512-byte sectors between bad ones) are kept
+//! separately as fragments.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -16,46 +18,47 @@ use blake3::hazmat::{
     HasherExt, Mode, left_subtree_len, merge_subtrees_non_root, merge_subtrees_root,
 };
 
-/// What is known of a range.
+/// Hash of a range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HashValue {
-    /// It is all zeros. A range that is all zeros is always known by this, and never by its hash.
+    /// All zeros. Always used for a range of zeros, instead of its hash.
     Zero,
-    /// Its hash: of a subtree, the chaining value at its place in the tree; of a piece, the hash of its bytes alone.
+    /// Of a subtree, the chaining value at its position in the tree; of a fragment, the hash of its
+    /// bytes alone.
     Hash([u8; 32]),
 }
 
-/// A range and its hash, as it is written down.
+/// A range and its hash, as saved in a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RangeHash {
-    /// The first byte.
+    /// First byte.
     pub offset: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub len: u64,
-    /// What is known of it.
     pub value: HashValue,
 }
 
 impl RangeHash {
-    /// The bytes that it is about.
+    /// The hashed bytes.
     pub fn range(&self) -> Range<u64> {
         self.offset..self.offset.saturating_add(self.len)
     }
 }
 
-/// Bytes of a chunk of BLAKE3.
+/// Bytes of a BLAKE3 chunk.
 const CHUNK: u64 = CHUNK_LEN as u64;
 
-/// The smallest leaf, in bytes.
+/// Minimum bytes of a leaf.
 const MIN_LEAF: u64 = 1 << 20;
 
-/// Leaves that there are at most.
+/// Maximum number of leaves.
 const MAX_LEAVES: u64 = 1 << 15;
 
-/// Pieces that are kept at most: 48 bytes and a bit each. What does not fit is read once more from both ends.
+/// Maximum number of fragments, of about 48 bytes each. Further ranges are compared by reading both
+/// ends.
 const MAX_FRAGMENTS: usize = 1 << 17;
 
-/// The shape of the tree over a disk.
+/// Shape of the tree over a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TreeShape {
     bytes: u64,
@@ -63,20 +66,20 @@ pub(crate) struct TreeShape {
 }
 
 impl TreeShape {
-    /// For a disk of this many bytes.
+    /// The tree over a disk of this length.
     pub(crate) fn new(bytes: u64) -> Self {
         let wanted = (bytes / MAX_LEAVES).next_power_of_two().max(MIN_LEAF);
-        // The root is made of two: neither may be larger than half.
+        // The root is merged from two nodes: neither may be larger than half of the disk.
         let most = if bytes > CHUNK { left_subtree_len(bytes) } else { CHUNK };
         Self { bytes, leaf: wanted.min(most) }
     }
 
-    /// For whole pieces of 1 MiB of something whose end is not known, but for the last.
+    /// The tree over full pieces of 1 MiB of a stream of unknown length, except the last piece.
     pub(crate) fn endless() -> Self {
         Self { bytes: u64::MAX, leaf: MIN_LEAF }
     }
 
-    /// The first subtree of a range, from its start on: its length, and whether it is one of the tree.
+    /// The length of the first part of a range, and whether it is a subtree.
     fn cut(&self, range: &Range<u64>) -> (u64, bool) {
         let len = range.end.saturating_sub(range.start);
         let into_chunk = range.start % CHUNK;
@@ -94,7 +97,7 @@ impl TreeShape {
         }
     }
 
-    /// The parts of a range as the tree has them, with whether each is a subtree.
+    /// The parts of a range, with whether each is a subtree.
     fn parts(self, range: Range<u64>) -> impl Iterator<Item = (Range<u64>, bool)> {
         let mut rest = range;
         std::iter::from_fn(move || {
@@ -105,7 +108,7 @@ impl TreeShape {
         })
     }
 
-    /// Hashes what came, away from any lock.
+    /// Hashes a range. Needs no lock.
     pub(crate) fn hash_range(self, offset: u64, bytes: &[u8]) -> Vec<RangeHash> {
         let end = offset.saturating_add(bytes.len() as u64);
         let one = |(part, subtree): (Range<u64>, bool)| {
@@ -128,7 +131,7 @@ impl TreeShape {
         )
     }
 
-    /// The same for zeros.
+    /// The hashes of a range of zeros.
     pub(crate) fn zeros(self, range: Range<u64>) -> impl Iterator<Item = RangeHash> {
         let hash = |(part, _): (Range<u64>, bool)| RangeHash {
             offset: part.start,
@@ -139,7 +142,7 @@ impl TreeShape {
     }
 }
 
-/// Whether there is nothing but zeros: a look at a few places first, because data is mostly not.
+/// Whether all bytes are zero. Looks at both ends first, because most data differs there.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     let (head, rest) = bytes.split_at(bytes.len().min(16));
     let none = |page: &[u8]| page.iter().fold(0, |all, byte| all | byte) == 0;
@@ -149,7 +152,7 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
 /// Zeros to hash.
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
-/// The hash of a subtree of zeros at its place in the tree.
+/// The hash of a subtree of zeros at its position in the tree.
 fn hash_zeros(offset: u64, mut len: u64) -> [u8; 32] {
     let mut hasher = Hasher::new();
     hasher.set_input_offset(offset);
@@ -161,14 +164,14 @@ fn hash_zeros(offset: u64, mut len: u64) -> [u8; 32] {
     hasher.finalize_non_root()
 }
 
-/// A subtree that is known: `1 << level` bytes, or fewer at the end of the disk.
+/// A hashed subtree of `1 << level` bytes, or fewer at the end of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Node {
     level: u32,
     value: HashValue,
 }
 
-/// Hashes of parts of a disk, merged as far as a leaf.
+/// Hashes of a disk, merged up to the leaves.
 #[derive(Debug, Clone)]
 pub(crate) struct HashTree {
     shape: TreeShape,
@@ -177,7 +180,7 @@ pub(crate) struct HashTree {
 }
 
 impl HashTree {
-    /// Nothing known of a disk of this many bytes.
+    /// An empty tree over a disk of this length.
     pub(crate) fn new(bytes: u64) -> Self {
         Self { shape: TreeShape::new(bytes), nodes: BTreeMap::new(), fragments: BTreeMap::new() }
     }
@@ -192,8 +195,8 @@ impl HashTree {
         self.shape.bytes
     }
 
-    /// Takes the hash of a part, as [`TreeShape::sum`] made it or a map has kept it. One that is part of what is known
-    /// already is passed over, and so is one that does not fit the disk.
+    /// Inserts a hash from [`TreeShape::hash_range`] or a map. Ignores a range that is already
+    /// covered or does not fit the tree.
     pub(crate) fn insert(&mut self, hash: RangeHash) {
         let range = hash.range();
         let mut parts = self.shape.parts(range.clone());
@@ -222,7 +225,7 @@ impl HashTree {
         offset.saturating_add(1 << level).min(self.shape.bytes)
     }
 
-    /// Puts a node in its place and merges it with its neighbour as long as that is there.
+    /// Inserts a node, merging it with its siblings.
     fn insert_node(&mut self, mut offset: u64, mut node: Node) {
         while 1 << node.level < self.shape.leaf {
             let half = 1 << node.level;
@@ -236,7 +239,7 @@ impl HashTree {
                 offset = left;
                 self.nodes.remove(&left);
             } else if offset.saturating_add(half) >= self.shape.bytes {
-                // The end of the disk: there is no right neighbour, and the parent is the same.
+                // At the end of the disk there is no right sibling: the parent has the same hash.
                 node.level += 1;
             } else {
                 let right = offset + half;
@@ -251,7 +254,7 @@ impl HashTree {
         self.nodes.insert(offset, node);
     }
 
-    /// The parent of two; `left` is where the first begins.
+    /// The parent of two siblings; `left` is the position of the first.
     fn merge(&self, left: u64, first: Node, second: Node) -> Node {
         let level = first.level + 1;
         if (first.value, second.value) == (HashValue::Zero, HashValue::Zero) {
@@ -263,7 +266,7 @@ impl HashTree {
         Node { level, value: HashValue::Hash(merge_subtrees_non_root(&first, &second, Mode::Hash)) }
     }
 
-    /// The hash of a subtree, also if it is zeros.
+    /// The chaining value of a subtree, also of zeros.
     fn resolve(&self, offset: u64, level: u32, value: HashValue) -> [u8; 32] {
         match value {
             HashValue::Hash(sum) => sum,
@@ -271,12 +274,12 @@ impl HashTree {
         }
     }
 
-    /// All that is known.
+    /// All hashes.
     pub(crate) fn hashes(&self) -> impl Iterator<Item = RangeHash> + '_ {
         self.nodes().chain(self.fragments())
     }
 
-    /// What is part of the tree, in rising order.
+    /// The nodes of the tree, in ascending order.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = RangeHash> + '_ {
         self.nodes.iter().map(|(&offset, node)| {
             let len = self.end(offset, node.level) - offset;
@@ -284,7 +287,7 @@ impl HashTree {
         })
     }
 
-    /// What no node of the tree is known of, in rising order.
+    /// The ranges that no node covers, in ascending order.
     pub(crate) fn gaps(&self) -> Vec<Range<u64>> {
         let mut at = 0;
         let end = std::iter::once(self.shape.bytes..self.shape.bytes);
@@ -293,19 +296,19 @@ impl HashTree {
         before.filter(|gap| !gap.is_empty()).collect()
     }
 
-    /// What is known and no part of the tree, in rising order.
+    /// The fragments, in ascending order.
     pub(crate) fn fragments(&self) -> impl Iterator<Item = RangeHash> + '_ {
         self.fragments.iter().map(|(&offset, &(len, value))| RangeHash { offset, len, value })
     }
 
-    /// The parts of the tree that are known here and that `other` does not know to be the same.
+    /// The nodes that are missing or different in `other`.
     pub(crate) fn differing(&self, other: &Self) -> Vec<Range<u64>> {
         let nodes =
             self.nodes.iter().filter(|(offset, node)| other.nodes.get(offset) != Some(node));
         nodes.map(|(&offset, node)| offset..self.end(offset, node.level)).collect()
     }
 
-    /// The hash of the whole disk, if all of it is known.
+    /// The hash of the whole disk; `None` if a part of it is missing.
     pub(crate) fn root(&self) -> Option<[u8; 32]> {
         let bytes = self.shape.bytes;
         if bytes == 0 {
@@ -356,7 +359,7 @@ mod test {
         (0..len).map(next).collect()
     }
 
-    /// With leaves that are small, so that a small disk has many.
+    /// A tree with small leaves, so that a small disk has many.
     fn tree(bytes: u64, leaf: u64) -> HashTree {
         let mut tree = HashTree::new(bytes);
         let most = if bytes > CHUNK { left_subtree_len(bytes) } else { CHUNK };

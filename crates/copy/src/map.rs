@@ -1,7 +1,7 @@
-//! How far a copy is, for each byte of the disk, and how GNU ddrescue writes it down. It knows no disk and no file.
+//! Progress of a copy for each byte of the disk, in the format of a GNU ddrescue mapfile.
 //!
-//! The format is that of the chapter "Mapfile structure" of the manual of ddrescue. What storagetm knows besides stands
-//! in comments of its own, which ddrescue does not keep: then nothing but the speed of the verification is lost.
+//! The format is that of the chapter "Mapfile structure" of the ddrescue manual. Additional data is
+//! in comments, which ddrescue drops; then only the speed of the verification is lost.
 
 mod file;
 mod metadata;
@@ -15,27 +15,27 @@ pub use file::{MapReadError, load, save};
 pub use metadata::MapMetadata;
 pub use text::ParseError;
 
-/// How far a part of the disk is. Each stands for a character in the file.
+/// State of a range. Each one is a character in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum State {
-    /// `?`: not tried yet.
+    /// `?`: not tried.
     Untried,
-    /// `*`: a large read failed; its edges are not known.
+    /// `*`: a large read failed; the edges of the bad area are not known.
     Untrimmed,
-    /// `/`: lies between bad sectors; not read sector by sector yet.
+    /// `/`: between bad sectors, not read sector by sector yet.
     Unscraped,
-    /// `-`: sectors that cannot be read.
+    /// `-`: unreadable sectors.
     Bad,
-    /// `+`: done.
+    /// `+`: finished.
     Finished,
 }
 
 impl State {
-    /// Every state.
+    /// All states.
     pub const ALL: [Self; 5] =
         [Self::Untried, Self::Untrimmed, Self::Unscraped, Self::Bad, Self::Finished];
 
-    /// As it stands in the file.
+    /// The character in the file.
     pub fn character(self) -> char {
         match self {
             Self::Untried => '?',
@@ -46,20 +46,21 @@ impl State {
         }
     }
 
-    /// The one that a character stands for.
+    /// The state of a character.
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| text.chars().eq([state.character()]))
     }
 }
 
-/// Where a copy is. The status line of the file.
+/// The status line of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
-    /// The position that is being tried, in bytes.
+    /// The current position in bytes.
     pub at: u64,
-    /// What is being done: untried parts copied, untrimmed ones trimmed, and so on; [`State::Finished`] if all is done.
+    /// The state of the ranges that are being processed; [`State::Finished`] if the copy is
+    /// complete.
     pub doing: State,
-    /// Which pass of it, from 1.
+    /// The pass, from 1.
     pub pass: u32,
 }
 
@@ -69,20 +70,19 @@ impl Default for Position {
     }
 }
 
-/// How far a copy is.
+/// Progress of a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Map {
-    /// Where it is.
     pub position: Position,
-    /// What only storagetm writes down.
+    /// Data that only storagetm uses.
     pub metadata: MapMetadata,
     bytes: u64,
-    /// Where each run of one state begins; the first at 0, neighbours differ.
+    /// The start of each run of one state. The first starts at 0; adjacent runs differ.
     runs: BTreeMap<u64, State>,
 }
 
 impl Map {
-    /// Nothing tried of a disk of `bytes`.
+    /// The map of a disk of `bytes` bytes, all untried.
     pub fn new(bytes: u64) -> Self {
         let runs = if bytes == 0 { BTreeMap::new() } else { [(0, State::Untried)].into() };
         Self { position: Position::default(), metadata: MapMetadata::default(), bytes, runs }
@@ -93,7 +93,7 @@ impl Map {
         self.bytes
     }
 
-    /// Has a range be of a state. What lies beyond the end is left out.
+    /// Sets the state of a range, cut to the length of the disk.
     pub fn set(&mut self, range: Range<u64>, state: State) {
         let range = range.start..range.end.min(self.bytes);
         if range.is_empty() {
@@ -113,18 +113,18 @@ impl Map {
         }
     }
 
-    /// The state of the byte before this one; none at the start.
+    /// The state of the byte before `at`; `None` at the start.
     pub fn before(&self, at: u64) -> Option<State> {
         self.state(at.checked_sub(1)?)
     }
 
-    /// The state of a byte; none beyond the end.
+    /// The state of a byte; `None` beyond the end.
     pub fn state(&self, at: u64) -> Option<State> {
         let run = self.runs.range(..=at).next_back().filter(|_| at < self.bytes);
         run.map(|(_, state)| *state)
     }
 
-    /// All runs of one state each, without a gap.
+    /// All runs, without gaps.
     pub fn runs(&self) -> impl DoubleEndedIterator<Item = (Range<u64>, State)> + '_ {
         self.runs.iter().map(|(&start, &state)| (start..self.end_of(start), state))
     }
@@ -134,7 +134,7 @@ impl Map {
         self.runs.range(after).next().map_or(self.bytes, |(&end, _)| end)
     }
 
-    /// The runs of a state.
+    /// The runs in a state.
     pub fn all(&self, state: State) -> impl DoubleEndedIterator<Item = Range<u64>> + '_ {
         self.runs().filter(move |(_, other)| *other == state).map(|(range, _)| range)
     }
@@ -144,22 +144,22 @@ impl Map {
         self.all(state).map(|range| range.end - range.start).sum()
     }
 
-    /// The first range in a state from `from` on: the rest of a run, or a whole one.
+    /// The first range in a state at or after `from`.
     pub fn next(&self, state: State, from: u64) -> Option<Range<u64>> {
         let start = self.runs.range(..=from).next_back().map_or(0, |(&start, _)| start);
         let found = self.runs.range(start..).find(|(_, other)| **other == state).map(|(&at, _)| at);
-        // The run that `from` lies in may be of the state, but end before it only if `from` is beyond the disk.
+        // The run that contains `from` ends before it only if `from` is beyond the disk.
         let start = found.filter(|_| from < self.bytes)?;
         Some(start.max(from)..self.end_of(start))
     }
 
-    /// The last range in a state before `to`: the beginning of a run, or a whole one.
+    /// The last range in a state before `to`.
     pub fn last(&self, state: State, to: u64) -> Option<Range<u64>> {
         let (&start, _) = self.runs.range(..to).rev().find(|(_, other)| **other == state)?;
         Some(start..self.end_of(start).min(to))
     }
 
-    /// The same, of a disk of another length; what is new is untried.
+    /// The map for a disk of another length. A new range at the end is untried.
     pub(crate) fn resized(mut self, bytes: u64) -> Self {
         let end = self.bytes;
         self.runs.split_off(&bytes);

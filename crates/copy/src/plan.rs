@@ -1,12 +1,12 @@
-//! What is to be read next: pure, knows no disk, no thread and no clock.
+//! Plan of a copy: which range to read next. Pure: no I/O, no threads, no clock.
 //!
-//! A healthy disk is read once, from its start to its end, in large pieces, without its holes. Where a read fails, the
-//! order is that of GNU ddrescue, which spares a dying disk: skip ahead, further each time, and copy all that is easy;
-//! come back from behind; sweep up what is left; then find the edges of the bad areas sector by sector (trimming), read
-//! what lies between them (scraping), and try the bad sectors again (retrying). While a disk is bad, it gets one request
-//! at a time.
+//! A healthy disk is read once, from start to end, in large pieces, without its holes. After a
+//! failed read the order is that of GNU ddrescue, which spares a failing disk: skip ahead, further
+//! each time, and copy everything easy; return backward; sweep up the rest; then find the edges of
+//! the bad areas sector by sector (trimming), read between them (scraping), and retry the bad
+//! sectors. While a disk is bad, one request is in flight at a time.
 //!
-//! All that decides stands in the [`Map`], so that a copy can go on from it, here or with ddrescue.
+//! The whole state is in the [`Map`], so that a copy can be resumed from it, here or with ddrescue.
 
 mod holes;
 
@@ -19,33 +19,34 @@ use crate::Phase;
 use crate::map::{Map, Position, State};
 use holes::HoleMap;
 
-/// What the two ends allow.
+/// Limits of both ends.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// The smallest read that both ends can do, in bytes.
+    /// Smallest read that both ends support, in bytes.
     pub(crate) sector: u64,
-    /// Bytes of a read on a healthy disk.
+    /// Bytes of a read while the disk is healthy.
     pub(crate) chunk: u64,
-    /// Bytes of zeros in one piece.
+    /// Maximum bytes of a piece of zeros.
     pub(crate) zeros: u64,
-    /// Whether the source tells its holes.
+    /// Whether the source reports extents.
     pub(crate) extents: bool,
-    /// How often bad sectors are tried again.
+    /// Number of retries of bad sectors.
     pub(crate) retries: u32,
 }
 
-/// What to do next.
+/// The next action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Read this and write it to the destination; then [`Plan::read`] and [`Plan::written`], or [`Plan::failed`].
+    /// Read the range and write it to the destination; then call [`Plan::read`] and
+    /// [`Plan::written`], or [`Plan::failed`].
     Read(Range<u64>),
-    /// Have it be zeros at the destination; then [`Plan::written`].
+    /// Zero the range at the destination; then call [`Plan::written`].
     Zero(Range<u64>),
-    /// Ask the source for its extents; then [`Plan::told`].
+    /// Query the extents of the source; then call [`Plan::extents_received`].
     QueryExtents(Range<u64>),
-    /// Nothing before something that is under way has ended.
+    /// Nothing until a piece in flight ends.
     Wait,
-    /// Nothing any more.
+    /// The plan is complete.
     Done,
 }
 
@@ -60,43 +61,42 @@ enum Stage {
     Done,
 }
 
-/// What is to be read next.
 #[derive(Debug)]
 pub(crate) struct Plan {
     map: Map,
     limits: Limits,
     stage: Stage,
-    /// Where the stage is; in a backward one, the end of what is still to do.
+    /// Position of the stage; in a backward stage, the end of what is left.
     cursor: u64,
-    /// How far to skip after the next error, in bytes.
+    /// Bytes to skip after the next error.
     skip: u64,
-    /// Bytes that must be read well before more than one request may be under way.
+    /// Bytes to read without an error before more than one request may be in flight.
     cautious_bytes: u64,
-    /// Pieces that were taken, and are neither written nor failed.
+    /// Pieces in flight: taken, and neither written nor failed.
     in_flight: usize,
-    /// Pieces that were taken before and did not come to an end, with whether they are zeros.
+    /// Pieces to do again, with whether they are zeros.
     requeued: VecDeque<(Range<u64>, bool)>,
-    /// How often the way to the source was lost over a piece.
+    /// How often the source was lost while a piece was read, by the start of the piece.
     lost: BTreeMap<u64, u32>,
     holes: HoleMap,
     errors: u64,
 }
 
-/// Bytes that a disk must read well after an error to be trusted again.
+/// Bytes to read without an error after an error before requests are concurrent again.
 const CAUTIOUS_BYTES: u64 = 64 << 20;
 
-/// The largest skip in bytes, and the largest part of the disk.
+/// Maximum skip in bytes, and as a fraction of the disk.
 const SKIP: u64 = 1 << 30;
 const SKIP_PART: u64 = 100;
 
-/// After so many losses of the way to the source over the same piece, the piece counts as bad.
+/// A piece counts as bad after the source was lost this often while reading it.
 const MAX_LOSSES: u32 = 3;
 
-/// Sectors that are scraped at once.
+/// Sectors in flight while scraping.
 const SCRAPE_DEPTH: usize = 4;
 
 impl Plan {
-    /// Goes on from a map; of a new one, begins.
+    /// Starts with a map, which may be new.
     pub(crate) fn new(map: Map, limits: Limits) -> Self {
         let holes = HoleMap::new(map.bytes(), limits.extents);
         let mut plan = Self {
@@ -116,7 +116,8 @@ impl Plan {
         plan
     }
 
-    /// A disk with bad sectors is not tried again where it was left alone.
+    /// Restores the stage of a map with bad sectors, so that skipped areas are not retried too
+    /// early.
     fn resume(&mut self) {
         let bad = [State::Untrimmed, State::Unscraped, State::Bad];
         let Position { at, doing, pass } = self.map.position;
@@ -131,12 +132,11 @@ impl Plan {
         };
     }
 
-    /// How far it is.
     pub(crate) fn map(&self) -> &Map {
         &self.map
     }
 
-    /// The map as it is written down; what is in `volatile` may not have reached the disk and is to be tried again.
+    /// The map to save. Ranges in `volatile` may not be on stable storage and become untried.
     pub(crate) fn snapshot(&self, volatile: impl Iterator<Item = Range<u64>>) -> Map {
         let mut map = self.map.clone();
         volatile.for_each(|range| map.set(range, State::Untried));
@@ -157,7 +157,7 @@ impl Plan {
         Position { at: self.cursor, doing, pass }
     }
 
-    /// What it is doing, for people.
+    /// The phase to report.
     pub(crate) fn phase(&self) -> Phase {
         match self.stage {
             Stage::Forward | Stage::Backward | Stage::Sweep => Phase::Copying,
@@ -168,12 +168,12 @@ impl Plan {
         }
     }
 
-    /// Reads that failed so far.
+    /// Number of failed reads.
     pub(crate) fn errors(&self) -> u64 {
         self.errors
     }
 
-    /// What to do next.
+    /// The next action.
     pub(crate) fn next(&mut self) -> Next {
         loop {
             let next = self.step();
@@ -187,13 +187,13 @@ impl Plan {
         }
     }
 
-    /// Whether nothing is left to do, nor under way.
+    /// Whether nothing is left to do or in flight.
     pub(crate) fn is_done(&self) -> bool {
         let whole = || self.map.next(State::Finished, 0) == Some(0..self.map.bytes());
         self.stage == Stage::Done || (self.in_flight == 0 && self.requeued.is_empty() && whole())
     }
 
-    /// The next piece of the stage; nothing if it has none, or none now.
+    /// The next action of the stage; `None` if it has none now.
     fn step(&mut self) -> Option<Next> {
         if self.in_flight >= self.max_in_flight() {
             return Some(Next::Wait);
@@ -217,7 +217,7 @@ impl Plan {
         }
     }
 
-    /// The first chunk of something that is to be done again, which may have been a long range of zeros.
+    /// The first chunk of a requeued range, which may have been a long range of zeros.
     fn split_chunk(&mut self, range: Range<u64>) -> Range<u64> {
         let end = range.end.min(above(range.start, self.limits.chunk));
         if end < range.end {
@@ -226,7 +226,7 @@ impl Plan {
         range.start..end
     }
 
-    /// Pieces that may be under way at once.
+    /// Maximum pieces in flight.
     fn max_in_flight(&self) -> usize {
         match self.stage {
             Stage::Trim | Stage::Retry(_) => 1,
@@ -236,7 +236,7 @@ impl Plan {
         }
     }
 
-    /// The stage that is to come; tells whether there is one.
+    /// Enters the next stage. Returns `false` if the last one was over.
     fn enter_next_stage(&mut self) -> bool {
         let next = self.next_stage();
         let over = self.stage == Stage::Done;
@@ -290,7 +290,7 @@ impl Plan {
         Some(Next::Read(range))
     }
 
-    /// The first edge of the first untrimmed run, until both of its neighbours are bad sectors.
+    /// The next edge of the first untrimmed run, until both of its neighbours are bad sectors.
     fn trim(&mut self) -> Option<Next> {
         while let Some(run) = self.map.next(State::Untrimmed, 0) {
             self.cursor = run.start;
@@ -327,30 +327,30 @@ impl Plan {
         below(run.end, self.limits.sector).max(run.start)..run.end
     }
 
-    /// The extents that were asked for; none if the source does not tell them after all.
+    /// Records the answer to a query; without extents the source is taken not to support them.
     pub(crate) fn extents_received(&mut self, asked: Range<u64>, extents: &[Extent]) {
         self.holes.answered(asked, extents);
     }
 
-    /// The question for extents did not come to an end.
+    /// Records that a query was lost with its connection.
     pub(crate) fn extents_lost(&mut self) {
         self.holes.query_lost();
     }
 
-    /// A piece was read.
+    /// Records a successful read.
     pub(crate) fn read(&mut self, range: &Range<u64>) {
         self.cautious_bytes = self.cautious_bytes.saturating_sub(range.end - range.start);
         self.skip = self.limits.chunk;
         self.lost.remove(&range.start);
     }
 
-    /// A piece is at the destination.
+    /// Records that a piece is at the destination.
     pub(crate) fn written(&mut self, range: Range<u64>) {
         self.map.set(range, State::Finished);
         self.piece_ended();
     }
 
-    /// A piece could not be read.
+    /// Records a failed read.
     pub(crate) fn failed(&mut self, range: &Range<u64>) {
         let single = range.end - range.start <= self.limits.sector;
         self.map.set(range.clone(), if single { State::Bad } else { State::Untrimmed });
@@ -374,13 +374,13 @@ impl Plan {
         self.piece_ended();
     }
 
-    /// A piece did not come to an end, and is to be done again.
+    /// Requeues a piece that was not completed.
     pub(crate) fn requeue(&mut self, range: Range<u64>, zero: bool) {
         self.requeued.push_back((range, zero));
         self.piece_ended();
     }
 
-    /// The way to the source was lost while a piece was being read.
+    /// Requeues a piece that was being read when the source was lost.
     pub(crate) fn lost(&mut self, range: Range<u64>) {
         let losses = self.lost.entry(range.start).or_default();
         *losses += 1;
@@ -388,14 +388,14 @@ impl Plan {
             self.lost.remove(&range.start);
             return self.failed(&range);
         }
-        // Alone, so that it shows which one it is.
+        // One at a time, to find the piece that causes the loss.
         if *losses > 1 {
             self.cautious_bytes = self.cautious_bytes.max(1);
         }
         self.requeue(range, false);
     }
 
-    /// What was written may not have reached the disk, and is to be done again.
+    /// Requeues a written range that may not have reached stable storage.
     pub(crate) fn invalidate(&mut self, range: Range<u64>) {
         self.map.set(range.clone(), State::Untried);
         self.requeued.push_back((range, false));
@@ -409,12 +409,12 @@ impl Plan {
     }
 }
 
-/// The next multiple of a unit above a position.
+/// The next multiple of `unit` above a position.
 fn above(at: u64, unit: u64) -> u64 {
     (at / unit).saturating_add(1).saturating_mul(unit)
 }
 
-/// The last multiple of a unit below a position.
+/// The last multiple of `unit` below a position.
 fn below(at: u64, unit: u64) -> u64 {
     at.saturating_sub(1) / unit * unit
 }

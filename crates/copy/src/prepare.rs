@@ -1,4 +1,5 @@
-//! The checks before the first byte is written: both ends, their sizes, and whether a map is of these disks.
+//! Checks before the first write: both ends, their sizes, and whether the map belongs to these
+//! disks.
 
 use std::ops::Range;
 use std::path::Path;
@@ -17,22 +18,22 @@ use crate::sync_io::{SyncIo, SyncIoError};
 use crate::thread_io::OpenedEndpoint;
 use crate::{Connection, Disk, Endpoint, EndpointError, Refusal, Settings};
 
-/// A copy that may be begun.
+/// A copy that can start.
 pub(crate) struct PreparedCopy {
     pub(crate) source: OpenedEndpoint,
     pub(crate) destination: OpenedEndpoint,
     pub(crate) map: Map,
 }
 
-/// How long a server may take to be started again that a read has lost, and how often it is tried.
+/// How long a server may take to restart after a read has crashed it, and the retry interval.
 const RESTART_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Samples of what an earlier run has finished, and the bytes of each.
+/// Number of samples of what an earlier run has finished, and bytes per sample.
 const SAMPLES: u64 = 16;
 const SAMPLE: u64 = 4096;
 
-/// Checks all that can be checked before anything is read or written, and makes the destination.
+/// Performs all checks that need no reading, and creates the destination.
 pub(crate) fn prepare(
     source: Arc<dyn Endpoint>,
     destination: Arc<dyn Endpoint>,
@@ -47,12 +48,12 @@ pub(crate) fn prepare(
         (Some(path), Some(map)) => matching_map(path, map, disk)?,
         _ => Map::new(bytes),
     };
-    // Before a file that is there is made empty.
+    // Before an existing file is truncated.
     if let Some(path) = &settings.map {
         map::probe(&map, path).map_err(|error| refused(path, &error))?;
     }
     if let Some(path) = settings.map.as_deref().filter(|_| map.sum(State::Finished) > 0) {
-        // Before a file that is too short is made longer: it may not be the one of the map.
+        // Before a file that is too short is extended: it may not be the one of the map.
         let there = destination.open().ok().map(|(there, _)| there);
         if let Some(there) = there.filter(|there| there.bytes < bytes) {
             let ends = Ends {
@@ -69,14 +70,14 @@ pub(crate) fn prepare(
     if let Some(path) = &settings.map {
         check_identity(path, "destination", &map.metadata.destination, &to.identity)?;
     }
-    // Whatever a map says, there is nothing yet in a file that was just made.
+    // A file that was just created contains nothing of what a map may list.
     let map = if to.blank { Map::new(bytes) } else { map };
     let map = with_metadata(map, disk, &to);
     Ok(PreparedCopy { source, destination: OpenedEndpoint::new(destination, to), map })
 }
 
-/// Opens a source. Of one on another machine samples are taken: all connections to it must lead to the same disk, and a server
-/// that answers no read at all has nothing to copy.
+/// Opens a source. Takes samples of a remote one, because all connections must lead to the same
+/// disk. Fails if the server answers no read at all.
 pub(crate) fn open_source(place: Arc<dyn Endpoint>) -> Result<OpenedEndpoint, Refusal> {
     let (disk, mut connection) = place.open().map_err(Refusal::Source)?;
     let source = OpenedEndpoint::new(place, disk);
@@ -119,7 +120,7 @@ pub(crate) fn open_source(place: Arc<dyn Endpoint>) -> Result<OpenedEndpoint, Re
     }
 }
 
-/// Opens a place whose server a read has just lost: it may take a moment to be started again.
+/// Reopens an endpoint whose server was lost in a read. Waits for the server to restart.
 fn open_again(place: &dyn Endpoint) -> Result<Box<dyn Connection>, EndpointError> {
     let end = Instant::now() + RESTART_TIMEOUT;
     loop {
@@ -133,7 +134,7 @@ fn open_again(place: &dyn Endpoint) -> Result<Box<dyn Connection>, EndpointError
     }
 }
 
-/// Where samples of a source are taken: at its start, in its middle, and at its end.
+/// Offsets of the samples of a source: its start, its middle and its end.
 fn probe_offsets(disk: &Disk) -> Vec<u64> {
     let unit = sample::sample_len(disk.block);
     let last = disk.bytes.saturating_sub(1) / unit * unit;
@@ -154,10 +155,10 @@ fn load(path: &Path) -> Result<Option<Map>, Refusal> {
     map::load(path).map_err(|error| refused(path, &error))
 }
 
-/// The map, if it is of a disk like this one.
+/// The map for this disk, if it belongs to it.
 fn matching_map(path: &Path, map: Map, disk: &Disk) -> Result<Map, Refusal> {
     let recorded = map.metadata.bytes.unwrap_or(disk.bytes);
-    // A map of ddrescue may stop before the end of the disk, but not beyond it.
+    // A ddrescue map may end before the end of the disk, but not beyond it.
     let beyond = map
         .runs()
         .filter(|(range, _)| range.end > disk.bytes)
@@ -171,7 +172,7 @@ fn matching_map(path: &Path, map: Map, disk: &Disk) -> Result<Map, Refusal> {
     Ok(map.resized(disk.bytes))
 }
 
-/// Two names are of the same disk, unless both are known and differ.
+/// Fails if both identities are known and differ.
 fn check_identity(path: &Path, which: &str, before: &str, now: &str) -> Result<(), Refusal> {
     let now = map::MapMetadata::printable(now);
     if before.is_empty() || now.is_empty() || before == now {
@@ -194,7 +195,7 @@ fn check_destination(disk: &Disk, bytes: u64) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// The map with the names of both ends, and without hashes of what is not finished.
+/// The map with the identities of both ends, and without hashes of unfinished ranges.
 fn with_metadata(mut map: Map, source: &Disk, destination: &Disk) -> Map {
     let mut metadata = std::mem::take(&mut map.metadata);
     let finished = |range: Range<u64>| {
@@ -210,7 +211,7 @@ fn with_metadata(mut map: Map, source: &Disk, destination: &Disk) -> Map {
     map
 }
 
-/// Compares samples of what an earlier run has finished, and makes sure that the map can be written.
+/// Compares samples of what an earlier run has finished, and checks that the map can be written.
 pub(crate) fn confirm(
     begun: &PreparedCopy,
     settings: &Settings,
@@ -222,7 +223,7 @@ pub(crate) fn confirm(
     map::save(&begun.map, path).map_err(|error| PrepareError::Refused(refused(path, &error)))
 }
 
-/// Why it was not confirmed that the copy can begin.
+/// Why a copy cannot start.
 #[derive(Debug)]
 pub(crate) enum PrepareError {
     Io(SyncIoError),
@@ -241,14 +242,13 @@ impl From<SyncIoError> for PrepareError {
     }
 }
 
-/// Both ends of a copy.
 struct Ends<'a> {
     source: &'a OpenedEndpoint,
     destination: &'a OpenedEndpoint,
 }
 
-/// Compares samples of what an earlier run has finished at both ends: a map alone does not prove which disks it is of. Where
-/// the destination has ended, it would hold zeros.
+/// Compares samples of what an earlier run has finished at both ends: a map alone does not prove
+/// which disks it belongs to. Beyond the end of the destination, zeros are expected.
 fn compare_samples(
     ends: Ends<'_>,
     map: &Map,
@@ -270,7 +270,7 @@ fn compare_samples(
             true => Some(Vec::new()),
             false => read(&mut destination, &account, &there)?.map(|it| it.bytes().to_vec()),
         };
-        // What cannot be read any more tells nothing.
+        // Unreadable samples are ignored.
         let (Some(one), Some(other)) = (one, other) else { continue };
         let (same, beyond) = one.bytes().split_at(other.len().min(one.len()));
         if same != other || !is_zero(beyond) {
@@ -283,7 +283,7 @@ fn compare_samples(
     Ok(())
 }
 
-/// Places that lie evenly in what is finished.
+/// Ranges distributed evenly over what is finished.
 fn samples(map: &Map, finished: u64) -> Vec<Range<u64>> {
     let step = (finished / SAMPLES).max(1);
     let (mut passed, mut wanted) = (0, 0);

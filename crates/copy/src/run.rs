@@ -1,5 +1,4 @@
-//! The course of a job: checks, copying, verifying, and what is to be told about it. It does none of the work itself: it
-//! is the thread that waits, saves the map, and reports.
+//! Runs a job: checks, copying, verification, and the report.
 
 mod copying;
 mod monitor;
@@ -17,7 +16,7 @@ use crate::{
 };
 pub(crate) use monitor::{Monitor, StageProgress, spawn};
 
-/// Makes a copy.
+/// Runs a copy.
 pub(crate) fn run(job: Job, stop: &AtomicBool, watch: &mut dyn FnMut(&Progress)) -> Report {
     let Job { source, destination, settings } = job;
     let mut monitor = Monitor::new(stop, watch);
@@ -37,7 +36,7 @@ pub(crate) fn run(job: Job, stop: &AtomicBool, watch: &mut dyn FnMut(&Progress))
     monitor.finish(outcome.err())
 }
 
-/// A copy ends early with an outcome; else it is what the report shows.
+/// An early end of the copy; otherwise the outcome follows from the report.
 pub(crate) type StageResult = Result<(), Outcome>;
 
 fn disks(
@@ -56,13 +55,13 @@ fn disks(
     let ended = verifying::verify(source, &destination, &map, tree, settings, monitor);
     if let (Err(Outcome::VerifyFailed(differing_ranges)), Some(path)) = (&ended, &settings.map) {
         let metadata = MapMetadata { hashes, ..prepared.map.metadata };
-        // That it cannot be written down takes nothing from what is told.
+        // If it cannot be saved, the outcome is still that of the verification.
         let _ = map::save(&invalidated(map, metadata, differing_ranges), path);
     }
     ended
 }
 
-/// The map of a copy that was found to be wrong: what differs is to be copied again.
+/// The map after a failed verification: the differing ranges are untried again.
 fn invalidated(mut map: Map, metadata: MapMetadata, differing_ranges: &[Range<u64>]) -> Map {
     differing_ranges.iter().for_each(|range| map.set(range.clone(), State::Untried));
     map.metadata = metadata;
@@ -70,7 +69,8 @@ fn invalidated(mut map: Map, metadata: MapMetadata, differing_ranges: &[Range<u6
     map
 }
 
-/// The checks, in a thread of their own: an address that does not answer must not silence the progress.
+/// Performs the checks in a thread, so that progress is reported even if an address does not
+/// answer.
 fn check(
     source: Arc<dyn Endpoint>,
     destination: Arc<dyn Endpoint>,
@@ -94,7 +94,7 @@ fn prepare_error(prepare_error: PrepareError) -> Outcome {
     }
 }
 
-/// What a single work that was not done makes of the copy.
+/// The outcome of a failed synchronous request.
 pub(crate) fn sync_io_error(sync_io_error: SyncIoError) -> Outcome {
     match sync_io_error {
         SyncIoError::Cancelled => Outcome::Interrupted,

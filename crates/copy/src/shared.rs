@@ -1,4 +1,4 @@
-//! What the threads of a copy share. It knows no way to a disk.
+//! State shared by the threads of a copy.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -13,10 +13,10 @@ use crate::rate::RateLimit;
 use crate::thread_io::OpenedEndpoint;
 use crate::{CopyError, Phase};
 
-/// What all threads of one stage, copying or verifying, share.
+/// State shared by all threads of one stage, copying or verifying.
 pub(crate) struct Shared {
     pub(crate) source: OpenedEndpoint,
-    /// None while verifying: what is read is compared, and written nowhere.
+    /// `None` while verifying: data is read and compared.
     pub(crate) destination: Option<OpenedEndpoint>,
     pub(crate) config: StageConfig,
     plan: Mutex<Plan>,
@@ -25,11 +25,11 @@ pub(crate) struct Shared {
     tree: Option<Mutex<HashTree>>,
     shape: TreeShape,
     limit: Mutex<RateLimit>,
-    /// Threads that may do the request.
+    /// Threads that have not given up.
     active: AtomicUsize,
     halt: AtomicBool,
     error: Mutex<Option<CopyError>>,
-    /// What was written and is not known to be on stable storage: where each piece begins and ends.
+    /// Start and end of written ranges that are not known to be on stable storage.
     unflushed: Mutex<BTreeMap<u64, u64>>,
     reconnecting: Mutex<Vec<(usize, String, String)>>,
     pub(crate) copied: AtomicU64,
@@ -37,29 +37,30 @@ pub(crate) struct Shared {
     pub(crate) resent: AtomicU64,
 }
 
-/// How long an end may answer nothing before that is shown.
+/// How long an end may answer nothing before that is reported.
 const STALLED: Duration = Duration::from_secs(3);
 
-/// How the threads request.
+/// Settings of the threads of one stage.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct StageConfig {
-    /// Threads.
+    /// Number of threads.
     pub(crate) threads: usize,
-    /// Memory of a thread in bytes.
+    /// Memory per thread in bytes.
     pub(crate) memory: usize,
-    /// Bytes of a request.
+    /// Bytes per request.
     pub(crate) chunk: u64,
     /// Whether zeros become holes.
     pub(crate) sparse: bool,
-    /// Whether all of the destination is holes.
+    /// Whether the whole destination reads as zeros.
     pub(crate) blank: bool,
-    /// Whether what was written has to be put on stable storage now and then: it may be lost, or is to be written down.
+    /// Whether written data has to be flushed periodically, because it may be lost or because the
+    /// map records it.
     pub(crate) track_unflushed: bool,
-    /// Bytes that a thread may have written and not put on stable storage.
+    /// Maximum unflushed bytes per thread.
     pub(crate) max_unflushed: u64,
     /// Whether the kernel may copy between two files.
     pub(crate) kernel_copy: bool,
-    /// How long an end is tried that was lost.
+    /// How long a lost end is retried.
     pub(crate) reconnect_timeout: Duration,
 }
 
@@ -93,12 +94,12 @@ impl Shared {
         }
     }
 
-    /// The plan, to be held for a moment.
+    /// Locks the plan; must be held only briefly.
     pub(crate) fn plan(&self) -> MutexGuard<'_, Plan> {
         lock(&self.plan)
     }
 
-    /// Changes the plan and wakes those who wait for that.
+    /// Changes the plan and wakes waiting threads.
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Plan) -> T) -> T {
         let result = change(&mut self.plan());
         if self.waiting.load(Ordering::SeqCst) > 0 {
@@ -107,7 +108,7 @@ impl Shared {
         result
     }
 
-    /// Waits until the plan changes, but not for long.
+    /// Waits until the plan changes, at most `most`.
     pub(crate) fn wait(&self, most: Duration) {
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let plan = self.plan();
@@ -115,7 +116,7 @@ impl Shared {
         self.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 
-    /// Whether the copy ends now, and why does not matter.
+    /// Whether the copy ends now, for whatever reason.
     pub(crate) fn is_halted(&self) -> bool {
         self.halt.load(Ordering::Acquire)
     }
@@ -126,30 +127,29 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Ends the copy for this reason, if there was none before.
+    /// Ends the copy with this error, unless there was one before.
     pub(crate) fn fail(&self, error: CopyError) {
         lock(&self.error).get_or_insert(error);
         self.halt();
     }
 
-    /// A thread gives up before it has begun. Tells whether it was the last that could do the request.
+    /// Records that a thread gives up before it was connected. Returns whether it was the last one.
     pub(crate) fn give_up(&self) -> bool {
         self.active.fetch_sub(1, Ordering::AcqRel) <= 1
     }
 
-    /// Why it ended.
     pub(crate) fn take_error(&self) -> Option<CopyError> {
         lock(&self.error).take()
     }
 
-    /// Hashes what was read, if that is wanted.
+    /// Hashes data that was read, if there is a hash tree.
     pub(crate) fn hash(&self, offset: u64, bytes: &[u8]) -> Option<Vec<RangeHash>> {
         let hashes = self.tree.as_ref().map(|_| self.shape.hash_range(offset, bytes))?;
         self.record(hashes.iter().copied());
         Some(hashes)
     }
 
-    /// Takes note of zeros.
+    /// Records a range of zeros.
     pub(crate) fn hash_zeros(&self, range: Range<u64>) {
         self.record(self.shape.zeros(range));
     }
@@ -161,28 +161,28 @@ impl Shared {
         }
     }
 
-    /// What is known of hashes; what was copied by this stage, or what it was given.
+    /// The hashes so far.
     pub(crate) fn tree(&self) -> Option<HashTree> {
         let tree = lock(self.tree.as_ref()?);
         Some(tree.clone())
     }
 
-    /// How long to wait until more may be read.
+    /// How long to wait for the rate limit.
     pub(crate) fn limit(&self) -> Duration {
         lock(&self.limit).wait(Instant::now())
     }
 
-    /// So much is being read.
+    /// Charges the rate limit.
     pub(crate) fn consume_rate(&self, bytes: u64) {
         lock(&self.limit).take(bytes, Instant::now());
     }
 
-    /// Something was written that may still be lost. To be called before the plan is told.
+    /// Records written data that may be lost. Must be called before the plan is updated.
     pub(crate) fn add_unflushed(&self, range: &Range<u64>) {
         lock(&self.unflushed).insert(range.start, range.end);
     }
 
-    /// It is on stable storage, or is known to be lost.
+    /// Records that ranges are on stable storage, or are lost.
     pub(crate) fn remove_unflushed(&self, ranges: &[Range<u64>]) {
         let mut unflushed = lock(&self.unflushed);
         for range in ranges {
@@ -190,22 +190,22 @@ impl Shared {
         }
     }
 
-    /// The map as it is to be saved, without the notes.
+    /// The map to save, without its metadata.
     pub(crate) fn snapshot(&self) -> Map {
-        // The plan first: what it holds for finished was unsettled before that.
+        // Locked first: what the plan has finished was recorded as unflushed before.
         let plan = self.plan();
         let unflushed = lock(&self.unflushed);
         plan.snapshot(unflushed.iter().map(|(&start, &end)| start..end))
     }
 
-    /// A thread tries to reach an end again, or has done so.
+    /// Records which end a thread is reconnecting, if any.
     pub(crate) fn reconnect(&self, thread: usize, now: Option<(String, String)>) {
         let mut all = lock(&self.reconnecting);
         all.retain(|(other, ..)| *other != thread);
         all.extend(now.map(|(name, why)| (thread, name, why)));
     }
 
-    /// An end that is being reached again.
+    /// An end that is being reconnected, and why it was lost.
     pub(crate) fn reconnecting(&self) -> Option<(String, String)> {
         lock(&self.reconnecting).first().map(|(_, name, why)| (name.clone(), why.clone()))
     }
@@ -220,13 +220,13 @@ impl Shared {
         ends.into_iter().flatten().find_map(stalled)
     }
 
-    /// What is being done.
+    /// The current phase.
     pub(crate) fn phase(&self) -> Phase {
         if self.destination.is_none() { Phase::Verifying } else { self.plan().phase() }
     }
 }
 
-/// A mistake in one thread ends the copy; the others still put their affairs in order.
+/// Ignores poisoning: after a panic in one thread the others still finish cleanly.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,8 +1,7 @@
-//! Copies from a pipe to a disk and from a disk to a pipe: in order, in one thread, without going back. It knows no
-//! plan.
+//! Sequential copies from a pipe to a disk and from a disk to a pipe, in one thread.
 //!
-//! What goes into a pipe cannot be read back: there is a hash of it, and no verification. What comes out of a pipe cannot
-//! be read again: if the way to its destination is lost, the copy ends.
+//! Data written to a pipe cannot be read back: it is hashed and not verified. Data from a pipe
+//! cannot be read again: the copy ends if the connection to its destination is lost.
 
 use std::io::{self, Cursor, Read as _, Write as _};
 use std::os::fd::AsFd;
@@ -30,10 +29,10 @@ use crate::{
 /// Bytes of a piece.
 const PIECE: usize = Pool::MAX_BUFFER;
 
-/// How long to wait at once.
+/// Maximum time of one poll.
 const WAIT: Duration = Duration::from_millis(100);
 
-/// How far it is.
+/// Progress counters.
 #[derive(Debug, Default)]
 struct Counters {
     done: AtomicU64,
@@ -64,7 +63,7 @@ pub(crate) fn into_pipe(
     Ok(())
 }
 
-/// Does the work in a thread of its own, and tells how far it is.
+/// Runs `work` in a thread and reports its progress.
 fn run_with_progress<T: Send + 'static>(
     monitor: &mut Monitor<'_>,
     total: Option<u64>,
@@ -96,7 +95,7 @@ fn disk_to_pipe(
     while at < total {
         let end = total.min(at + PIECE as u64);
         wait_for_rate_limit(&limit, &mut || match io.keep_alive() {
-            // What is read is read again.
+            // The pending read will be repeated.
             Err(SyncIoError::Disconnected) => Ok(()),
             keep_alive => keep_alive.map_err(sync_io_error),
         })?;
@@ -113,7 +112,7 @@ fn disk_to_pipe(
     Ok(*hasher.finalize().as_bytes())
 }
 
-/// Waits until something may be moved. What has to be done meanwhile does `tend`.
+/// Waits for the rate limit, calling `keep_alive` meanwhile.
 fn wait_for_rate_limit(
     limit: &RateLimit,
     keep_alive: &mut dyn FnMut() -> Result<(), Outcome>,
@@ -128,8 +127,8 @@ fn wait_for_rate_limit(
     }
 }
 
-/// Behind what looks like a pipe may be a file or a disk, which fails what it took when it is flushed. Nothing else has
-/// anything to flush, and says so.
+/// Flushes the output, which may be a file or a disk. Real pipes fail with an error that is
+/// ignored.
 fn sync_pipe(pipe: &std::fs::File) -> Result<(), Outcome> {
     match rustix::io::retry_on_intr(|| rustix::fs::fdatasync(pipe)) {
         Ok(()) | Err(Errno::INVAL | Errno::ROFS | Errno::OPNOTSUPP) => Ok(()),
@@ -167,7 +166,7 @@ pub(crate) fn into_disk(
     monitor.report.copied = done.saturating_sub(monitor.report.zeroes);
     let PipeCopied { bytes, padded, tree } = result?;
     monitor.report.padded = padded;
-    // A program that failed leaves an empty pipe.
+    // The program before the pipe may have failed.
     if bytes == 0 {
         let nothing = || {
             CopyError::Incomplete("what was unpacked is empty: there is nothing to copy".to_owned())
@@ -178,7 +177,7 @@ pub(crate) fn into_disk(
     if !verify {
         return Ok(());
     }
-    // A file has grown meanwhile.
+    // A file has grown: reopen for its new size.
     let to = place.clone();
     let opened =
         monitor.run_in_thread(Phase::Verifying, move || to.open().map(|(disk, _)| disk))?;
@@ -193,7 +192,7 @@ fn lost(name: &str, why: &dyn ToString) -> Outcome {
     Outcome::Failed(CopyError::Lost { name: name.to_owned(), why: why.to_string() })
 }
 
-/// The destination, if it can be written at all. How much it is to take is not known.
+/// Opens the destination for an unknown number of bytes, and checks that it is writable.
 fn admit(place: &dyn Endpoint) -> Result<Disk, Outcome> {
     let refused = |why| Outcome::Refused(Refusal::Destination(why));
     place.prepare(0).map_err(refused)?;
@@ -204,7 +203,7 @@ fn admit(place: &dyn Endpoint) -> Result<Disk, Outcome> {
     Err(Outcome::Refused(Refusal::ReadOnly { destination: disk.name }))
 }
 
-/// What comes out of a pipe.
+/// Reads a pipe.
 struct PipeReader {
     head: Cursor<Vec<u8>>,
     pipe: std::fs::File,
@@ -218,7 +217,7 @@ impl PipeReader {
         Self { head: Cursor::new(head), pipe: descriptor.into(), bytes, finish }
     }
 
-    /// Reads what there is, or waits for it; nothing at the end. What has to be done meanwhile does `tend`.
+    /// Reads some bytes, waiting for them; returns 0 at the end. Calls `keep_alive` while waiting.
     fn read(
         &mut self,
         bytes: &mut [u8],
@@ -238,15 +237,15 @@ impl PipeReader {
     }
 }
 
-/// What a pipe has come to at the destination.
+/// Result of copying a pipe to a disk.
 struct PipeCopied {
-    /// Bytes, with those that fill up the last block.
+    /// Total bytes, including the padding of the last block.
     bytes: u64,
     padded: u64,
     tree: HashTree,
 }
 
-/// Writes what comes out of a pipe.
+/// Writes the data of a pipe to a disk.
 struct PipeToDisk<'a> {
     io: SyncIo<'a>,
     disk: Arc<Disk>,
@@ -256,7 +255,7 @@ struct PipeToDisk<'a> {
 }
 
 impl PipeToDisk<'_> {
-    /// Until the pipe ends.
+    /// Copies until the end of the pipe.
     fn copy_from(
         mut self,
         mut stream: PipeReader,
@@ -266,7 +265,7 @@ impl PipeToDisk<'_> {
         let account = Pool::new(4 * PIECE).open();
         let _ = rustix::pipe::fcntl_setpipe_size(&stream.pipe, PIECE);
         let (mut at, mut last) = (0, None);
-        // Each piece waits for the next one: the last is treated in another way.
+        // Writing is delayed by one piece, because the last one is padded.
         while let Some(buffer) = self.next(&mut stream, &account, &limit)? {
             let len = buffer.len() as u64;
             limit.take(len, Instant::now());
@@ -296,7 +295,7 @@ impl PipeToDisk<'_> {
         Ok(PipeCopied { bytes, padded: bytes - at, tree })
     }
 
-    /// The next piece of the pipe. The way to the disk is kept alive meanwhile, however long that takes.
+    /// The next piece of the pipe. Keeps the connection to the disk alive meanwhile.
     fn next(
         &mut self,
         stream: &mut PipeReader,
@@ -316,7 +315,7 @@ impl PipeToDisk<'_> {
     ) -> Result<(), Outcome> {
         let len = buffer.len() as u64;
         let name = self.disk.name.clone();
-        // A file that was just made grows; everything else is as large as it is.
+        // A new file grows; everything else has a fixed size.
         if self.disk.bytes != 0 && offset + len > self.disk.bytes {
             let why = RequestError::NoSpace;
             return Err(Outcome::Failed(CopyError::Write { name, offset, len, why }));
@@ -348,7 +347,7 @@ impl PipeToDisk<'_> {
         Ok(())
     }
 
-    /// Has a range be zeros without writing them; tells whether that could be done.
+    /// Zeroes a range without writing. Returns `false` if that is not possible.
     fn zero(&mut self, offset: u64, len: u64) -> Result<bool, Outcome> {
         if self.disk.blank {
             return Ok(true);
@@ -387,7 +386,7 @@ impl PipeToDisk<'_> {
     }
 }
 
-/// What a work that was not done makes of a copy whose source cannot be read again.
+/// The outcome of a failed request when the source cannot be read again.
 fn outcome(disk: &Disk, error: SyncIoError) -> Outcome {
     match error {
         SyncIoError::Disconnected => {
@@ -397,7 +396,7 @@ fn outcome(disk: &Disk, error: SyncIoError) -> Outcome {
     }
 }
 
-/// The next piece of a pipe, whole but for the last; nothing at its end.
+/// The next piece, full except at the end of the pipe; `None` at the end.
 fn next(
     stream: &mut PipeReader,
     account: &Account,
@@ -419,7 +418,7 @@ fn next(
     }
 }
 
-/// Waits for a pipe, and looks now and then at what else there is to do, and whether to stop.
+/// Waits until the pipe is readable, calling `keep_alive` meanwhile.
 fn wait_for_pipe(
     pipe: &std::fs::File,
     keep_alive: &mut dyn FnMut() -> Result<(), Outcome>,
@@ -438,14 +437,14 @@ fn memory(account: &Account, len: usize) -> Result<Buffer, Outcome> {
     account.take(len).ok_or(Outcome::Failed(CopyError::Internal))
 }
 
-/// The beginning of a buffer.
+/// A copy of the first `len` bytes of a buffer.
 fn cut(buffer: &Buffer, account: &Account, len: usize) -> Result<Buffer, Outcome> {
     let mut short = memory(account, len)?;
     short.bytes_mut().copy_from_slice(buffer.bytes().get(..len).unwrap_or_default());
     Ok(short)
 }
 
-/// A buffer with zeros at its end, so that it is `len` bytes.
+/// The buffer padded with zeros to `len` bytes.
 fn padded(buffer: Buffer, account: &Account, len: u64) -> Result<Buffer, Outcome> {
     let (used, len) = (buffer.len(), usize::try_from(len).unwrap_or(usize::MAX));
     if used == len {

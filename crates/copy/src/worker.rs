@@ -1,5 +1,4 @@
-//! One thread of a copy: takes pieces of the plan, reads them, and writes them or compares them. It decides nothing about
-//! their order.
+//! Worker thread of a copy: takes pieces of the plan, reads them, and writes or verifies them.
 
 mod piece;
 mod write;
@@ -18,55 +17,53 @@ use crate::thread_io::{IoEvent, Side, ThreadIo};
 use crate::{Completion, CopyError, Request, RequestError};
 use piece::{Piece, PieceState, Pieces};
 
-/// One thread of a copy.
 pub(crate) struct Worker {
     number: usize,
     shared: Arc<Shared>,
     io: ThreadIo,
     account: Account,
     pieces: Pieces,
-    /// Pieces that wait for room at the destination, or for memory.
+    /// Pieces that wait for a free slot at the destination, or for memory.
     waiting: VecDeque<u32>,
-    /// What was written and not put on stable storage, and since when; what a flush is under way for.
+    /// Written ranges that are not flushed, and the ranges of the flush in flight.
     unflushed: Vec<Range<u64>>,
     unflushed_since: Option<Instant>,
     unflushed_bytes: u64,
     flushing: Option<Vec<Range<u64>>>,
-    /// A sample of what was written since the last flush, and of what the flush under way is for.
+    /// A sample of the data written since the last flush, and one of the flush in flight.
     sample: Option<Sample>,
     flushing_sample: Option<Sample>,
-    /// The longest range that the destination makes zero by itself, in bytes.
+    /// Maximum bytes that the destination zeroes by itself; 0 once it has refused.
     max_zero: u64,
-    /// Whether the kernel copies.
+    /// Whether to try `copy_file_range`.
     kernel_copy: bool,
-    /// Whether an end was there once.
+    /// Whether both ends were connected once.
     has_connected: bool,
-    /// When it was told to stop.
     stopping_since: Option<Instant>,
 }
 
 /// The tag of a flush: above those of pieces.
 const FLUSH: u32 = 64;
 
-/// Pieces that a thread has under way at most.
+/// Maximum pieces in flight per thread.
 const PIECES: usize = FLUSH as usize;
 
-/// How long something that was written may wait to be put on stable storage: less than a map waits to be saved, so that
-/// each map that is saved tells of it.
+/// Maximum time until written data is flushed. Shorter than the interval of saving the map, so that
+/// each saved map includes it.
 const FLUSH_INTERVAL: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 1500 });
 
-/// How long a thread waits at once.
+/// Maximum time of one poll.
 const WAIT: Duration = Duration::from_millis(100);
 
-/// How long a thread that is told to stop waits for what is under way.
+/// How long a thread that is stopped waits for requests in flight.
 const GRACE: Duration = Duration::from_secs(5);
 
 impl Worker {
-    /// Works until nothing is left to do, or the copy ends.
+    /// Runs until nothing is left to do, or the copy ends.
     pub(crate) fn run(number: usize, shared: Arc<Shared>) {
         let guard = PanicGuard(shared.clone());
         Self::new(number, shared).request();
-        // A copy that ends has reached nothing again.
+        // After a halt, an end that is being reconnected stays in the report.
         if !guard.0.is_halted() {
             guard.0.reconnect(number, None);
         }
@@ -78,7 +75,7 @@ impl Worker {
         let io = ThreadIo::new(Some(&shared.source), destination, config.reconnect_timeout);
         Self {
             number,
-            // One thread must get a way to both ends; the others are welcome if they do.
+            // One thread must connect; the others are optional.
             io: if number == 0 { io } else { io.without_first_wait() },
             account: Pool::new(config.memory).open(),
             pieces: Pieces::default(),
@@ -122,7 +119,7 @@ impl Worker {
         }
     }
 
-    /// The next piece; nothing if none can be taken now.
+    /// The next action; `None` if none can be started now.
     fn take(&mut self) -> Option<Next> {
         let room = self.io.is_connected() && self.io.has_free_slot(Side::Source);
         let chunk = usize::try_from(self.shared.config.chunk).unwrap_or(usize::MAX);
@@ -133,19 +130,19 @@ impl Worker {
         let may =
             room && few && flushed && !self.shared.is_halted() && self.shared.limit().is_zero();
         let next = may.then(|| self.shared.plan().next());
-        // An end that is lost when there is nothing left to do is not waited for.
+        // An end that is lost when nothing is left to do is not waited for.
         let over = next.is_none() && self.pieces.is_empty() && self.shared.plan().is_done();
         if over { Some(Next::Done) } else { next }
     }
 
-    /// Whether there is nothing left to do: all is done and on stable storage, or the copy ends.
+    /// Whether this thread is done: everything is written and flushed, or the copy ends.
     fn is_finished(&mut self, next: Option<&Next>) -> bool {
         let idle = self.pieces.is_empty() && self.flushing.is_none();
         if !self.shared.is_halted() {
             return next == Some(&Next::Done) && idle && self.unflushed_since.is_none();
         }
         let since = *self.stopping_since.get_or_insert_with(Instant::now);
-        // What was written is put on stable storage even if the source is away.
+        // Written data is flushed even if the source is lost.
         let there = self.io.connection(Side::Destination).is_some();
         let idle = idle && (self.unflushed_since.is_none() || !there);
         idle || since.elapsed() > GRACE || !self.has_connected
@@ -183,7 +180,7 @@ impl Worker {
         self.write_next(tag);
     }
 
-    /// Between two files of this machine the kernel can copy, if nothing of it is to be looked at.
+    /// Lets the kernel copy between two local files, if the data is not needed here.
     fn copy_in_kernel(&mut self, range: &Range<u64>) -> bool {
         if !self.kernel_copy {
             return false;
@@ -200,7 +197,7 @@ impl Worker {
         self.kernel_copy
     }
 
-    /// Something came. Tells whether this thread is to end.
+    /// Handles an event. Returns whether this thread must end.
     fn handle_event(&mut self, event: IoEvent) -> bool {
         match event {
             IoEvent::Completed(_, completion) if completion.tag == FLUSH => {
@@ -236,8 +233,8 @@ impl Worker {
         }
     }
 
-    /// One end does not come back. A thread that never got a way there leaves the request to the others, if there are any:
-    /// not every server takes as many connections as it is asked for.
+    /// Handles an end that cannot be reached. A thread that was never connected leaves the work to
+    /// the others, if there are any: some servers accept fewer connections than requested.
     fn unreachable(&mut self, side: Side, why: String) -> bool {
         if self.has_connected || self.shared.give_up() {
             self.shared.fail(CopyError::Lost { name: self.name(side), why });
@@ -250,7 +247,7 @@ impl Worker {
         self.requeue_in_flight(side);
     }
 
-    /// What was under way at an end does not come back.
+    /// Requeues the requests in flight at a lost end.
     fn requeue_in_flight(&mut self, side: Side) {
         match side {
             Side::Source => {
@@ -270,7 +267,7 @@ impl Worker {
         }
     }
 
-    /// What was under way there, and what was not yet on stable storage, is to be done again.
+    /// Requeues the writes in flight and everything not flushed.
     fn requeue_unflushed(&mut self) {
         self.waiting.clear();
         for piece in self.pieces.take_if(|piece| matches!(piece.state, PieceState::Writing)) {
@@ -307,7 +304,7 @@ impl Worker {
 
     fn read_failed(&mut self, range: &Range<u64>, why: RequestError) {
         if self.shared.destination.is_none() {
-            // What cannot be read back is not known to be the same.
+            // Unreadable data counts as different: no hash is recorded.
             return self.finish(range.clone());
         }
         if why == RequestError::Media {
@@ -331,7 +328,7 @@ impl Worker {
     }
 }
 
-/// Ends the copy if this thread ends by a mistake.
+/// Fails the copy if this thread panics.
 struct PanicGuard(Arc<Shared>);
 
 impl Drop for PanicGuard {

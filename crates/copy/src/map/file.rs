@@ -1,4 +1,4 @@
-//! A map as a file: never half written, and the one before it kept beside it. It knows nothing of what is in it.
+//! Map files: saved atomically, with a backup of the previous one.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -10,19 +10,19 @@ use super::{Map, ParseError};
 /// Why a map cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum MapReadError {
-    /// The file itself.
+    /// The file cannot be read.
     #[error(transparent)]
     File(#[from] io::Error),
-    /// What is in it, and no copy of it is better.
+    /// The content is invalid, and so is that of the backup.
     #[error("{0}: repair it, or remove it to begin anew")]
     Content(#[from] ParseError),
 }
 
-/// Reads a map; none if there is no file, or an empty one. If it was cut off or cannot be understood, the copy that was
-/// kept of the one before it is read instead, if that is any better.
+/// Reads a map. Returns `None` if the file does not exist or is empty. If it is truncated or
+/// invalid, its backup is read instead, if that is intact.
 ///
 /// # Errors
-/// Neither can be read.
+/// Fails if neither can be read.
 pub fn load(path: &Path) -> Result<Option<Map>, MapReadError> {
     let Some(text) = read(path)? else { return Ok(None) };
     let map = Map::parse(&text);
@@ -39,37 +39,37 @@ pub fn load(path: &Path) -> Result<Option<Map>, MapReadError> {
 
 fn read(path: &Path) -> io::Result<Option<String>> {
     match std::fs::read(path) {
-        // What is not text is no line of a map, and is told as such.
+        // Bytes that are not text are reported as an invalid line.
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// Replaces a map as one step, on stable storage.
+/// Replaces a map atomically and durably.
 ///
 /// # Errors
-/// The file, or its directory, cannot be written; the old one is still there.
+/// Fails if the file or its directory cannot be written; the old map is still there.
 pub fn save(map: &Map, path: &Path) -> io::Result<()> {
     let fresh = write(map, path)?;
     let kept = beside(path, ".bak");
     let _ = std::fs::remove_file(&kept);
-    // A link: at no moment is there no map. Where there are no links there is no copy, and only that.
+    // A hard link, so that the map exists at any moment. Without hard links there is no backup.
     let _ = std::fs::hard_link(path, &kept);
     std::fs::rename(&fresh, path)?;
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(directory.unwrap_or_else(|| Path::new(".")))?.sync_all()
 }
 
-/// Whether a map can be saved there, without saving it.
+/// Checks that a map can be saved, without replacing the old one.
 ///
 /// # Errors
-/// Why not.
+/// Fails as [`save`] would.
 pub(crate) fn probe(map: &Map, path: &Path) -> io::Result<()> {
     std::fs::remove_file(write(map, path)?)
 }
 
-/// Writes a map beside the one that is there. If there is no room for all of it, nothing of it is left.
+/// Writes a map to a new file beside the old one. Leaves nothing behind on failure.
 fn write(map: &Map, path: &Path) -> io::Result<PathBuf> {
     let fresh = beside(path, ".new");
     let mut file = File::create(&fresh)?;

@@ -1,30 +1,30 @@
-//! What storagetm writes into a map besides what ddrescue knows: who the disks are, and hashes of what was copied. It
-//! knows no hash function.
+//! Data of storagetm in the comments of a map: identities of the disks, and hashes of what was
+//! copied.
 
 use std::fmt::Write as _;
 
 use crate::hash_tree::{HashValue, RangeHash};
 
-/// What the comments of a map tell.
+/// Data in the comments of a map.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct MapMetadata {
-    /// The length of the source in bytes, if storagetm wrote the map.
+    /// Length of the source in bytes, if storagetm wrote the map.
     pub bytes: Option<u64>,
-    /// Who the source is; empty if unknown.
+    /// Identity of the source; empty if unknown.
     pub source: String,
-    /// Who the destination is; empty if unknown.
+    /// Identity of the destination; empty if unknown.
     pub destination: String,
     /// Hashes of what was copied.
     pub hashes: Vec<RangeHash>,
-    /// Whether the file was written to its end.
+    /// Whether the file is complete: its last line was read.
     pub complete: bool,
 }
 
-/// What begins a comment of ours.
+/// Prefix of these comments.
 const PREFIX: &str = "# storagetm ";
 
 impl MapMetadata {
-    /// As comments, without the line that ends the file.
+    /// Appends the comments, without the last line of the file.
     pub(crate) fn emit(&self, text: &mut String) {
         let Some(bytes) = self.bytes else { return };
         let _ = writeln!(text, "{PREFIX}bytes {bytes}");
@@ -41,18 +41,18 @@ impl MapMetadata {
         }
     }
 
-    /// A name as it is written: one line, whatever the other end says that it is called.
+    /// An identity as it is saved: on one line, without control characters.
     pub(crate) fn printable(name: &str) -> String {
         let plain: String = name.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
         plain.trim().to_owned()
     }
 
-    /// The line that ends the file.
+    /// Appends the last line of the file.
     pub(crate) fn emit_end(text: &mut String) {
         let _ = writeln!(text, "{PREFIX}end");
     }
 
-    /// Takes a comment; others than ours are passed over, and so is what a later version may write.
+    /// Parses a comment. Ignores other comments, and those of later versions.
     pub(crate) fn parse(&mut self, line: &str) {
         let Some((word, rest)) =
             line.strip_prefix(PREFIX).map(|ours| ours.split_once(' ').unwrap_or((ours, "")))

@@ -1,19 +1,19 @@
-//! A map as text, as ddrescue reads and writes it. It knows no file.
+//! Text format of a map, as ddrescue reads and writes it.
 
 use std::fmt::Write as _;
 
 use super::{Map, MapMetadata, Position, State};
 
-/// What is wrong with a map.
+/// Why a map is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
-    /// A line that is none of a map.
+    /// Malformed line.
     #[error("line {0} is not a line of a map")]
     BufferedTransport(usize),
-    /// A block that lies before the end of the one before it, or ends beyond all numbers.
+    /// Block that overlaps the previous one, or ends beyond 2^64.
     #[error("the block in line {0} overlaps the one before it")]
     Overlap(usize),
-    /// There is no status line: it is not a map, or was cut off.
+    /// No status line: not a map, or truncated.
     #[error("it has no status line")]
     NoStatus,
 }
@@ -37,10 +37,10 @@ impl Map {
         text
     }
 
-    /// Reads a map. Parts that it does not tell of are untried; a last line without its end is passed over.
+    /// Parses a map. Ranges that are not listed are untried; an incomplete last line is ignored.
     ///
     /// # Errors
-    /// It is not a map.
+    /// Fails if it is not a map.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
         let (mut metadata, mut place, mut blocks) = (MapMetadata::default(), None, Vec::new());
         let mut end = 0;
@@ -71,7 +71,7 @@ impl Map {
     }
 }
 
-/// A line without its comment.
+/// The line without its comment.
 fn code(line: &str) -> &str {
     let comment = |at: &usize| *at == 0 || line[..*at].ends_with(char::is_whitespace);
     let start = line.match_indices('#').map(|(at, _)| at).find(comment);
@@ -84,7 +84,7 @@ fn status(words: &[&str]) -> Option<Position> {
         [at, doing, pass] => (at, doing, *pass),
         _ => return None,
     };
-    // Filling, and a map that was only guessed: all that is to be done stands in its blocks.
+    // Filling and generate mode of ddrescue: the blocks contain all that is needed.
     let doing = match *doing {
         "F" | "G" => State::Untried,
         other => State::parse(other)?,
@@ -97,7 +97,7 @@ fn block(words: &[&str]) -> Option<(u64, u64, State)> {
     Some((number(start)?, number(len)?, State::parse(state)?))
 }
 
-/// A number as C++ writes its constants: `0x` for base 16, `0` for base 8.
+/// Parses a number in C++ notation: `0x` for base 16, `0` for base 8.
 pub(super) fn number(text: &str) -> Option<u64> {
     let lower = text.to_ascii_lowercase();
     let (digits, radix) = match lower.strip_prefix("0x") {

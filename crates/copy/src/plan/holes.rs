@@ -1,37 +1,36 @@
-//! What the source has told of its holes, a good way ahead of where it is read. It knows no disk.
+//! Holes of the source, queried ahead of the position that is read.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use export::Extent;
 
-/// Holes are known in order, from one position to another.
+/// Known holes between two positions.
 #[derive(Debug)]
 pub(super) struct HoleMap {
     bytes: u64,
-    /// Where each hole begins and ends, between `from` and `to`.
+    /// Start and end of each hole between `from` and `to`.
     holes: BTreeMap<u64, u64>,
     from: u64,
     to: u64,
     pending: bool,
-    /// Whether the source tells.
+    /// Whether the source reports extents.
     supported: bool,
 }
 
-/// Holes begin and end at multiples of this, in bytes: a smaller hole is read like data, and found to be zeros.
+/// Holes are cut to multiples of this, in bytes: a smaller hole is read like data.
 pub(super) const GRAIN: u64 = 1 << 16;
 
-/// Bytes that are asked for at once, and how far ahead.
+/// Bytes of a query, and how far to look ahead.
 const QUERY_LEN: u64 = 2 << 30;
 const LOOKAHEAD: u64 = 512 << 20;
 
 impl HoleMap {
-    /// Nothing known yet of a disk.
     pub(super) fn new(bytes: u64, supported: bool) -> Self {
         Self { bytes, holes: BTreeMap::new(), from: 0, to: 0, pending: false, supported }
     }
 
-    /// What is to be asked now, so that `at` and what follows it is known.
+    /// The range to query now, so that the extents at `at` and beyond are known.
     pub(super) fn query(&mut self, at: u64) -> Option<Range<u64>> {
         if !self.supported || self.pending {
             return None;
@@ -48,7 +47,7 @@ impl HoleMap {
         Some(self.to..self.to.saturating_add(QUERY_LEN).min(self.bytes))
     }
 
-    /// The answer. Without one all is data, from now on.
+    /// Records an answer. After an empty one everything counts as data.
     pub(super) fn answered(&mut self, asked: Range<u64>, extents: &[Extent]) {
         self.pending = false;
         let mut at = asked.start;
@@ -63,7 +62,7 @@ impl HoleMap {
         self.to = self.to.max(at);
     }
 
-    /// There was no answer: it is asked again.
+    /// Records that a query was lost: it will be repeated.
     pub(super) fn query_lost(&mut self) {
         self.pending = false;
     }
@@ -77,7 +76,7 @@ impl HoleMap {
         }
     }
 
-    /// Where the zone ends that a position lies in, and whether it is zeros; nothing if that is not known yet.
+    /// The end of the zone at a position, and whether it is a hole; `None` if it is not known yet.
     pub(super) fn at(&self, at: u64) -> Option<(u64, bool)> {
         if !self.supported {
             return Some((self.bytes, false));

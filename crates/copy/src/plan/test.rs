@@ -1,4 +1,4 @@
-//! The plan against disks that exist only as a list of their bad sectors.
+//! Plans over simulated disks, given by their bad sectors.
 
 use proptest::prelude::*;
 
@@ -25,7 +25,8 @@ impl Disk {
         good
     }
 
-    /// Carries a plan out, with up to `depth` requests under way that end in the order of `pick`.
+    /// Executes a plan with up to `depth` requests in flight, which complete in the order of
+    /// `pick`.
     fn copy(&mut self, plan: &mut Plan, depth: usize, mut pick: impl FnMut(usize) -> usize) {
         let mut in_flight = Vec::new();
         for _ in 0..1_000_000 {
@@ -135,7 +136,7 @@ fn r15_good_areas_are_read_before_bad_ones_are_worried() {
     assert_eq!(easy, 63 << 20, "all that is good came first");
     let failed = disk.reads[..first_small].iter().filter(|(_, good)| !good).count();
     assert!(failed <= 16, "{failed} large reads failed");
-    // No sector is tried more often than: once in a large read, once alone, once for each retry.
+    // A sector is read at most once in a large read, once alone, and once per retry.
     for bad in 65_536..67_584u64 {
         let tries =
             disk.reads.iter().filter(|(r, _)| (r.start..r.end).contains(&(bad * 512))).count();

@@ -1,4 +1,4 @@
-//! The stage that copies: threads that work a plan off, and a map that is saved meanwhile. It reads and writes no disk.
+//! Copying stage: worker threads execute the plan while the map is saved periodically.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,33 +19,33 @@ use crate::thread_io::OpenedEndpoint;
 use crate::worker::Worker;
 use crate::{CopyError, Outcome, Settings};
 
-/// What was copied.
+/// Result of the stage.
 pub(super) struct Copied {
     pub(super) map: Map,
     pub(super) tree: Option<HashTree>,
 }
 
-/// How often the map is saved.
+/// Interval of saving the map.
 const SAVE: Duration = Duration::from_millis(if cfg!(test) { 20 } else { 2000 });
 
-/// Memory of all threads together, in bytes.
+/// Memory of all threads, in bytes.
 const MEMORY: usize = 16 << 20;
 
-/// Bytes that all threads together may write before they have them put on stable storage at a place that may lose them:
-/// as much, or this part of the disk. While that is done they write as much once more.
+/// Maximum unflushed bytes of all threads at a remote destination: this, or this fraction of the
+/// disk. The same amount can be written during a flush.
 const UNFLUSHED: u64 = 24 << 20;
 const UNFLUSHED_PART: u64 = 256;
 
-/// Bytes of zeros in one piece.
+/// Maximum bytes of a piece of zeros.
 const ZEROS: u64 = 1 << 30;
 
-/// The threads of a stage.
+/// Number of threads of a stage.
 pub(super) fn threads(settings: &Settings, ends: &[&OpenedEndpoint]) -> usize {
     let connections = ends.iter().map(|end| end.disk.max_connections).min().unwrap_or(1);
     settings.connections.clamp(1, 64).min(connections).max(1)
 }
 
-/// Bytes of a request that all ends allow: a power of two.
+/// Bytes per request that all ends support: a power of two.
 pub(super) fn chunk(settings: &Settings, ends: &[&OpenedEndpoint]) -> u64 {
     let largest =
         ends.iter().map(|end| end.disk.max_transfer).min().unwrap_or(0).min(settings.chunk);
@@ -53,13 +53,12 @@ pub(super) fn chunk(settings: &Settings, ends: &[&OpenedEndpoint]) -> u64 {
     1 << largest.ilog2()
 }
 
-/// The smallest request that all ends allow, in bytes.
+/// Smallest request that all ends support, in bytes.
 pub(super) fn sector(ends: &[&OpenedEndpoint]) -> u64 {
     let block = ends.iter().map(|end| end.disk.block).max().unwrap_or(0);
     u64::from(block).clamp(512, Pool::MAX_BUFFER as u64)
 }
 
-/// How the threads of a stage work.
 pub(super) fn stage_config(settings: &Settings, ends: &[&OpenedEndpoint]) -> StageConfig {
     let threads = threads(settings, ends);
     let bytes = ends.first().map_or(0, |end| end.disk.bytes);
@@ -88,7 +87,7 @@ pub(super) fn start(shared: &Arc<Shared>, threads: usize) -> Result<Vec<JoinHand
     (0..threads).map(one).collect()
 }
 
-/// How far a stage is.
+/// The progress of a stage.
 pub(super) fn now(shared: &Shared) -> StageProgress {
     let phase = shared.phase();
     let plan = shared.plan();
@@ -106,7 +105,7 @@ pub(super) fn now(shared: &Shared) -> StageProgress {
     }
 }
 
-/// Copies what is still to be copied.
+/// Copies everything that is not finished.
 pub(super) fn copy(
     prepared: &PreparedCopy,
     settings: &Settings,
@@ -142,7 +141,7 @@ pub(super) fn copy(
     conclude(&shared, monitor, saved?)
 }
 
-/// What the map knows of hashes.
+/// The hashes of the map.
 fn known(map: &Map) -> HashTree {
     let mut tree = HashTree::new(map.bytes());
     map.metadata.hashes.iter().for_each(|hash| tree.insert(*hash));
@@ -157,7 +156,7 @@ fn count(shared: &Shared, monitor: &mut Monitor<'_>) {
     report.bad = shared.plan().map().all(State::Bad).collect();
 }
 
-/// Copied is what is finished on stable storage, and nothing else.
+/// Checks that everything is copied and flushed, or bad.
 fn conclude(
     shared: &Shared,
     monitor: &Monitor<'_>,
@@ -180,14 +179,14 @@ fn conclude(
     Err(why)
 }
 
-/// Keeps the map on disk, in a thread of its own: a disk that is busy takes long to have it on stable storage.
+/// Saves the map in a thread, because that may take long on a busy disk.
 struct Saver {
     over: Arc<AtomicBool>,
     thread: JoinHandle<Result<(), CopyError>>,
 }
 
 impl Saver {
-    /// Begins, if there is to be a map.
+    /// Starts the thread if there is a map.
     fn start(
         prepared: &PreparedCopy,
         settings: &Settings,
@@ -199,7 +198,7 @@ impl Saver {
             (prepared.map.metadata.clone(), over.clone(), shared.clone());
         let thread = spawn(move || {
             let result = save_often(&shared, &metadata, &path, &theirs);
-            // A copy whose map cannot be saved would have to be done anew.
+            // Fails the copy: without its map it could not be resumed.
             result.map_err(|error| CopyError::Map {
                 map: path.display().to_string(),
                 why: error.to_string(),
@@ -240,7 +239,7 @@ fn save_often(
             shared.halt();
             return Err(error);
         }
-        // The map of a disk in a bad state is long, and takes its time.
+        // The map of a disk with many errors is long and takes time to save.
         pause = SAVE.max(begun.elapsed() * 10);
     }
     save(shared, metadata, path)

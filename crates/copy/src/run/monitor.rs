@@ -1,5 +1,5 @@
-//! Waits for the threads of a job and tells how far they are, several times a second, whatever they wait for. It knows
-//! nothing of what they do.
+//! Waits for the threads of a job and reports progress several times per second, whatever they wait
+//! for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use crate::rate::RateMeter;
 use crate::{CopyError, Outcome, Phase, Progress, Report};
 
-/// What a job has come to, and who is to be told.
+/// The main thread of a job, and its report.
 pub(crate) struct Monitor<'a> {
     stop: &'a AtomicBool,
     watch: &'a mut dyn FnMut(&Progress),
-    /// What the threads look at.
+    /// Tells the threads to stop.
     pub(crate) halt: Arc<AtomicBool>,
     begun: Instant,
     last_report: Option<Instant>,
@@ -22,7 +22,7 @@ pub(crate) struct Monitor<'a> {
     pub(crate) report: Report,
 }
 
-/// What is known of a stage at one moment.
+/// Progress of a stage.
 pub(crate) struct StageProgress {
     pub(crate) phase: Phase,
     pub(crate) done: u64,
@@ -35,7 +35,7 @@ pub(crate) struct StageProgress {
 }
 
 impl StageProgress {
-    /// In a phase of which nothing else is known.
+    /// Progress of a phase without counters.
     pub(crate) fn only(phase: Phase) -> Self {
         Self {
             phase,
@@ -50,12 +50,13 @@ impl StageProgress {
     }
 }
 
-/// How often the threads are looked at, and how often it is told.
+/// Polling interval, its value while a thread is ending, and the reporting interval.
 const POLL: Duration = Duration::from_millis(100);
 const POLL_ENDING: Duration = Duration::from_millis(1);
 const REPORT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// How long threads may take to stop. One that hangs in a call to a broken disk is left behind.
+/// How long threads may take to stop. A thread that hangs in a system call on a broken disk is
+/// abandoned.
 const GRACE: Duration = Duration::from_secs(8);
 
 impl<'a> Monitor<'a> {
@@ -78,7 +79,7 @@ impl<'a> Monitor<'a> {
         Self { stop, watch, halt, begun, last_report: None, stopped: None, meter: None, report }
     }
 
-    /// The end.
+    /// The report of the job.
     pub(crate) fn finish(mut self, early: Option<Outcome>) -> Report {
         let bad = !self.report.bad.is_empty();
         let full = if bad { Outcome::BadSectors } else { Outcome::Success };
@@ -87,18 +88,18 @@ impl<'a> Monitor<'a> {
         self.report
     }
 
-    /// Whether it was told to stop.
+    /// Whether the user has asked to stop.
     pub(crate) fn is_stopped(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }
 
-    /// What comes now may take as long to stop as what was before.
+    /// Grants the next threads a new grace period.
     pub(crate) fn restart_grace(&mut self) {
         self.stopped = None;
     }
 
-    /// Waits for threads. Between looks at them, `tick` is called with whether they are to stop; it tells how far they
-    /// are. Tells whether they ended; a panic in one of them is a [`CopyError::Internal`].
+    /// Waits for threads and returns their results. `tick` is called periodically with whether to
+    /// stop, and returns the progress. A panic of a thread is a [`CopyError::Internal`].
     pub(crate) fn join<T>(
         &mut self,
         threads: Vec<JoinHandle<T>>,
@@ -127,7 +128,7 @@ impl<'a> Monitor<'a> {
         }
     }
 
-    /// Has something done in a thread, and waits for it.
+    /// Runs `work` in a thread and waits for it.
     pub(crate) fn run_in_thread<T: Send + 'static>(
         &mut self,
         phase: Phase,
@@ -146,7 +147,7 @@ impl<'a> Monitor<'a> {
         stop
     }
 
-    /// Tells how far it is.
+    /// Reports progress.
     pub(crate) fn report_progress(&mut self, now: StageProgress) {
         let at = Instant::now();
         let verifying = now.phase == Phase::Verifying;
@@ -176,7 +177,7 @@ impl<'a> Monitor<'a> {
     }
 }
 
-/// Starts a thread, which wakes this one when it ends.
+/// Starts a thread that wakes this one when it ends.
 pub(crate) fn spawn<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<JoinHandle<T>, Outcome> {
@@ -189,7 +190,7 @@ pub(crate) fn spawn<T: Send + 'static>(
     builder.spawn(work).map_err(|error| Outcome::Failed(CopyError::Thread(error)))
 }
 
-/// Wakes a thread, whichever way this one ends.
+/// Wakes a thread when dropped, also on a panic.
 struct Wake(Thread);
 
 impl Drop for Wake {

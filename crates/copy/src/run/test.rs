@@ -1,4 +1,4 @@
-//! Whole jobs over disks in memory that fail as they are told to.
+//! Whole jobs over simulated disks with faults.
 
 mod sim;
 
@@ -45,7 +45,7 @@ fn settings() -> Settings {
     }
 }
 
-/// Runs a job, and holds what it tells against R47.
+/// Runs a job and checks its progress against R47.
 fn run_job(source: &Sim, destination: &Sim, settings: &Settings) -> Report {
     run_until(source, destination, settings, &AtomicBool::new(false))
 }
@@ -54,7 +54,7 @@ fn run_until(source: &Sim, destination: &Sim, settings: &Settings, stop: &Atomic
     run_heard(source, destination, settings, stop, &AtomicUsize::new(0))
 }
 
-/// The same, and counts how often it tells how far it is.
+/// The same; also counts the progress reports.
 fn run_heard(
     source: &Sim,
     destination: &Sim,
@@ -72,7 +72,7 @@ fn run_heard(
         if let Some((last, then)) = &told {
             let verifying = |progress: &Progress| progress.phase == Phase::Verifying;
             assert!(progress.done >= last.done || verifying(progress) != verifying(last));
-            // Four times a second on a machine that has nothing else to do.
+            // Four times per second on an idle machine.
             assert!(then.elapsed() < Duration::from_secs(8), "a silence of {:?}", then.elapsed());
         }
         told = Some((progress.clone(), Instant::now()));
@@ -189,7 +189,8 @@ fn r24_ends_that_are_lost_again_and_again_are_reached_again() {
         let destination = Sim::new("destination", vec![0; 24 * MIB]);
         destination.core().disk.remote = true;
         destination.core().lose_after = Some(171);
-        // A machine that restarts cuts every connection. Here each connection has a machine of its own, so one is used.
+        // A restart cuts every connection of a machine. Connections to a simulated disk are
+        // independent, so one is used.
         destination.core().crash = crash;
         let connections = if crash { 1 } else { 3 };
         let report = run_job(&source, &destination, &Settings { connections, ..settings() });
@@ -281,11 +282,11 @@ fn a_source_that_goes_when_all_is_copied_is_not_missed() {
     assert_eq!(destination.data(), source.data());
 }
 
-/// What a machine holds at the moment at which it is killed.
+/// State on disk at the moment of a kill.
 #[derive(Default)]
 struct Wreck {
     map: Vec<u8>,
-    /// The map before that.
+    /// The previous map.
     backup: Vec<u8>,
     disk: Vec<u8>,
 }
@@ -309,7 +310,7 @@ fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
         if kills < 50 {
             destination.core().hook = Some(Box::new(move |core, number| {
                 if number == moment {
-                    // Every second time the power goes as well.
+                    // Every second time the power is lost as well.
                     let disk = if round % 2 == 0 { &core.durable } else { &core.data };
                     let [map, backup] = [&theirs, &theirs.with_extension("map.bak")]
                         .map(|path| std::fs::read(path).unwrap_or_default());
@@ -331,14 +332,14 @@ fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
                 assert!(written <= (len + (64 << 20)) as u64 * 10);
                 return;
             }
-            // Copied to its end before it was killed often enough: once more from the start.
+            // Finished before the last kill: start again.
             std::fs::remove_file(&map).unwrap();
             disk = vec![0x11; len];
             written = 0;
             continue;
         }
         kills += 1;
-        // Half of the time the map is torn as well.
+        // Half of the time the map is truncated as well.
         let mut text = wreck.map;
         if round % 3 == 0 {
             text.truncate(text.len() * (round % 7) / 7);
@@ -422,7 +423,7 @@ fn r44_a_bit_that_flips_in_the_destination_is_found_and_where() {
 fn what_an_earlier_run_copied_without_hashes_is_compared_from_both_ends() {
     let map = path("foreign.map");
     let data = noise(4 * MIB, 41);
-    // As ddrescue leaves it: a part is copied, nothing is known of its content.
+    // As ddrescue leaves it: a part is copied, without hashes.
     let mut text = Map::new(4 << 20);
     text.set(0..3 << 20, State::Finished);
     std::fs::write(&map, text.emit()).unwrap();
@@ -453,7 +454,7 @@ fn what_an_earlier_run_copied_without_hashes_is_compared_from_both_ends() {
 #[test]
 fn r47_there_is_no_silence_while_a_disk_hangs_and_stopping_does_not_wait_for_it() {
     let source = Sim::new("source", noise(MIB, 1));
-    // Longer than all of this test may take.
+    // Longer than this test may take.
     source.core().slow = Duration::from_secs(40);
     let destination = Sim::new("destination", vec![0; MIB]);
     let (stop, heard, begun) = (AtomicBool::new(false), AtomicUsize::new(0), Instant::now());
@@ -513,11 +514,11 @@ fn r44_what_was_found_to_be_wrong_is_copied_again_from_the_map() {
     assert!(matches!(run_job(&source, &destination, &settings).outcome, Outcome::Success));
 }
 
-/// A file that was made anew holds nothing of what a map says of the one before it.
+/// A new file contains nothing of what the map of an earlier one lists.
 #[test]
 fn r42_a_destination_that_was_just_made_is_copied_from_the_start() {
     let map = path("fresh.map");
-    // What is sampled is zeros, and so looks alike.
+    // The samples are zeros, and so are the same.
     let mut data = vec![0; 4 * MIB];
     data[70_000] = 1;
     let source = Sim::new("source", data.clone());
@@ -544,6 +545,6 @@ fn a_rate_is_held() {
         assert!(report.elapsed >= Duration::from_millis(400), "{:?}", report.elapsed);
         report.elapsed
     };
-    // Nor is it much slower, once the machine has no other work.
+    // Not much slower either, once the machine is idle.
     assert!((0..10).any(|_| took() < Duration::from_millis(900)));
 }

@@ -1,4 +1,4 @@
-//! The stage that reads the destination and compares it with what was read from the source. It reads no disk itself.
+//! Verifying stage: reads the destination back and compares it with the hashes of the source.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,13 +17,14 @@ use crate::shared::Shared;
 use crate::thread_io::OpenedEndpoint;
 use crate::{CopyError, Outcome, Phase, Settings};
 
-/// Ranges that differ are narrowed down if there are not more than this.
+/// Maximum number of differing ranges that are narrowed down.
 const NARROWED: usize = 64;
 
-/// Bytes of zeros that are looked at in one piece.
+/// Maximum bytes of a piece of zeros.
 const ZEROS: u64 = 1 << 30;
 
-/// Compares all that was copied, in this run and in those before it. Without a source nothing is read again from it.
+/// Compares everything copied in this run and earlier ones. Without a source, nothing is read from
+/// it again.
 pub(crate) fn verify(
     source: Option<&OpenedEndpoint>,
     destination: &OpenedEndpoint,
@@ -45,7 +46,7 @@ pub(crate) fn verify(
     let ranges: Vec<_> = tree.nodes().map(|hash| hash.range()).collect();
     let seen = read_back(destination, &ranges, settings, monitor, map.bytes(), later)?;
     let mut differing = tree.differing(&seen);
-    // What can be compared with nothing is not known to be the same.
+    // A range without anything to compare it with counts as different.
     differing.append(&mut unknown);
     let narrow = differing.len() <= NARROWED && monitor.report.bad.is_empty() && source.is_some();
     if narrow {
@@ -86,13 +87,13 @@ fn conclude(
     Ok(())
 }
 
-/// The hash of the whole disk takes a while if there are many holes.
+/// Computes the hash of the whole disk in a thread: it takes a while if there are many holes.
 fn hash(tree: Arc<HashTree>) -> Result<JoinHandle<Option<[u8; 32]>>, Outcome> {
     spawn(move || tree.root())
 }
 
-/// Makes the hashes of a disk whole that was compared, and is the same at both ends: those that were learned meanwhile,
-/// and those of the chunks that were compared in pieces, which come from the destination.
+/// Completes the hash tree of a verified disk with hashes computed while comparing and, for chunks
+/// that were compared in fragments, from the destination.
 fn fill(
     tree: &HashTree,
     new_hashes: &HashTree,
@@ -113,7 +114,7 @@ fn fill(
     Ok(whole)
 }
 
-/// What was finished, and no hash is known of.
+/// Finished ranges without a hash.
 fn unknown(map: &Map, tree: &HashTree) -> Vec<Range<u64>> {
     let mut rest = Map::new(map.bytes());
     rest.set(0..map.bytes(), State::Bad);
@@ -122,7 +123,7 @@ fn unknown(map: &Map, tree: &HashTree) -> Vec<Range<u64>> {
     rest.all(State::Untried).collect()
 }
 
-/// Hashes of what the destination holds in these ranges.
+/// Hashes of these ranges of the destination.
 fn read_back(
     end: &OpenedEndpoint,
     ranges: &[Range<u64>],
@@ -141,7 +142,7 @@ fn read_back(
         extents: end.disk.reports_extents,
         retries: 0,
     };
-    // What does not cross the network holds nobody up.
+    // The rate limit is for the network: a local disk is read without it.
     let limit = RateLimit::new(settings.rate.filter(|_| end.disk.remote), Instant::now());
     let (plan, seen) = (Plan::new(map, limits), Some(HashTree::new(bytes)));
     let shared = Shared::new(end, None, stage_config(settings, &[end]), plan, seen, limit);
@@ -163,7 +164,7 @@ fn read_back(
     shared.tree().ok_or(Outcome::Failed(CopyError::Internal))
 }
 
-/// Compares parts one by one, from both ends or with their own hashes; those that differ.
+/// Compares items one by one. Returns the differing ranges and new hashes.
 fn compare(
     source: &OpenedEndpoint,
     destination: &OpenedEndpoint,
@@ -195,7 +196,7 @@ fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
     one.start < other.end && other.start < one.end
 }
 
-/// In rising order, those that touch made one.
+/// Sorts ranges, and merges adjacent ones.
 fn merged(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     ranges.sort_unstable_by_key(|range| range.start);
     let mut merged: Vec<Range<u64>> = Vec::new();

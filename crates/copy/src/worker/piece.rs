@@ -1,4 +1,4 @@
-//! A piece of a disk on its way: what of it is still to be written. It knows no connection.
+//! Pieces in flight, and which parts of them are still to be written.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -8,33 +8,31 @@ use export::Buffer;
 
 use crate::hash_tree::{HashValue, RangeHash, is_zero};
 
-/// What is being done with a piece.
+/// State of a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PieceState {
-    /// The source is asked for its extents.
+    /// The extents of the source are queried.
     QueryingExtents,
-    /// It is being read.
     Reading,
-    /// It is being written.
     Writing,
 }
 
-/// A piece of a disk on its way.
+/// A piece in flight.
 #[derive(Debug)]
 pub(super) struct Piece {
     pub(super) range: Range<u64>,
     pub(super) state: PieceState,
     /// Whether it is zeros that were not read.
     pub(super) zeros: bool,
-    /// What was read; away while it is being written.
+    /// The data; `None` while it is being written.
     pub(super) buffer: Option<Buffer>,
-    /// What is still to be written, and whether it is zeros.
+    /// Ranges still to be written, and whether each is zeros.
     runs: VecDeque<(Range<u64>, bool)>,
-    /// What is being written: its length, and whether the destination makes it zero by itself.
+    /// Length of the write in flight, and whether it is a request for zeros.
     pub(super) sent: (u64, bool),
 }
 
-/// Zeros that begin or end elsewhere than at a multiple of this are written like data, in bytes.
+/// Granularity of zeros within data, in bytes.
 const GRAIN: usize = 1 << 16;
 
 impl Piece {
@@ -42,14 +40,14 @@ impl Piece {
         Self { range, state, zeros: false, buffer: None, runs: VecDeque::new(), sent: (0, false) }
     }
 
-    /// Zeros that were not read, to be written.
+    /// A piece of zeros that were not read.
     pub(super) fn zeros(range: Range<u64>) -> Self {
         let runs = [(range.clone(), true)].into();
         Self { zeros: true, runs, ..Self::new(range, PieceState::Writing) }
     }
 
-    /// It was read: what is to be written of it. `marks` may tell that it is zeros; without them, if zeros are to
-    /// become holes, they are looked for.
+    /// Divides a piece that was read into data and zeros to write. `hashes` may show that it is
+    /// zeros; otherwise zeros are searched for if `sparse`.
     pub(super) fn divide(&mut self, buffer: Buffer, hashes: Option<&[RangeHash]>, sparse: bool) {
         self.state = PieceState::Writing;
         let zero = |mark: &RangeHash| mark.value == HashValue::Zero;
@@ -75,12 +73,12 @@ impl Piece {
         }
     }
 
-    /// What is to be written next, and whether it is zeros.
+    /// The next range to write, and whether it is zeros.
     pub(super) fn first(&self) -> Option<(Range<u64>, bool)> {
         self.runs.front().cloned()
     }
 
-    /// So much of what was next is written.
+    /// Records that `len` bytes of the next range are written.
     pub(super) fn advance(&mut self, len: u64) {
         if let Some((first, _)) = self.runs.front_mut() {
             first.start = first.start.saturating_add(len);
@@ -91,7 +89,7 @@ impl Piece {
     }
 }
 
-/// The pieces that a thread has under way, by their tags.
+/// The pieces in flight of a thread, by tag.
 #[derive(Debug, Default)]
 pub(super) struct Pieces {
     slots: Vec<Option<Piece>>,
@@ -120,7 +118,7 @@ impl Pieces {
         Some(piece)
     }
 
-    /// Removes those that are meant.
+    /// Removes and returns the matching pieces.
     pub(super) fn take_if(&mut self, meant: impl Fn(&Piece) -> bool) -> Vec<Piece> {
         let meant = |slot: &mut Option<Piece>| slot.take_if(|piece| meant(piece));
         let taken: Vec<Piece> = self.slots.iter_mut().filter_map(meant).collect();
@@ -137,7 +135,7 @@ impl Pieces {
     }
 }
 
-/// Has the kernel copy between two files. Tells whether it did, and all of it.
+/// Copies with `copy_file_range`. Returns whether all of the range was copied.
 pub(super) fn copy(
     source: BorrowedFd<'_>,
     destination: BorrowedFd<'_>,

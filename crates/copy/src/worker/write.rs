@@ -1,5 +1,4 @@
-//! The half of a thread that writes: pieces that were read go to the destination, and on stable storage in time. It knows
-//! nothing of reading.
+//! Writing side of a worker: writes pieces to the destination and flushes them.
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -12,7 +11,7 @@ use crate::thread_io::Side;
 use crate::{Completion, CopyError, Request, RequestError};
 
 impl Worker {
-    /// Writes what is next of a piece, or finishes it.
+    /// Writes the next range of a piece, or finishes it.
     pub(super) fn write_next(&mut self, tag: u32) {
         while let Some((range, zero)) = self.pieces.get(tag).and_then(|piece| piece.first()) {
             if zero && self.is_already_zero() {
@@ -35,7 +34,7 @@ impl Worker {
         }
     }
 
-    /// Keeps a sample of what was written to another machine, one for each flush.
+    /// Keeps a sample of written data for a remote destination, one per flush.
     fn sample_written(&mut self, piece: &Piece) {
         let Some(disk) = self.shared.destination.as_ref().map(|end| &end.disk) else {
             return;
@@ -46,13 +45,13 @@ impl Worker {
         }
     }
 
-    /// Whether zeros need no writing.
+    /// Whether zeros need not be written.
     fn is_already_zero(&self) -> bool {
         let config = &self.shared.config;
         self.shared.destination.is_none() || (config.sparse && config.blank)
     }
 
-    /// Has the destination make zeros, or writes them if it cannot, or should not.
+    /// A request for zeros, or a write of zeros if the destination does not support it.
     fn make_zero(&mut self, tag: u32, range: &Range<u64>) -> Option<(u64, Request)> {
         if !self.shared.config.sparse || self.max_zero == 0 {
             return self.write(tag, range);
@@ -61,7 +60,7 @@ impl Worker {
         Some((len, Request::Zero { offset: range.start, len }))
     }
 
-    /// Writes what was read, or zeros; nothing if there is no memory for them now.
+    /// A write of data or zeros; `None` if there is no memory now.
     fn write(&mut self, tag: u32, range: &Range<u64>) -> Option<(u64, Request)> {
         let piece = self.pieces.get(tag)?;
         let base = piece.range.start;
@@ -80,7 +79,7 @@ impl Worker {
         Some((len, Request::Write { offset: range.start, buffer, part }))
     }
 
-    /// Goes on with pieces that waited.
+    /// Continues waiting pieces.
     pub(super) fn write_waiting(&mut self) {
         for _ in 0..self.waiting.len() {
             if !self.io.has_free_slot(Side::Destination) {
@@ -121,7 +120,7 @@ impl Worker {
         counter.fetch_add(len, Ordering::Relaxed);
     }
 
-    /// A piece is at the destination; or while verifying, it was looked at.
+    /// Records that a piece is written or, while verifying, read.
     pub(super) fn finish(&mut self, range: Range<u64>) {
         if self.shared.destination.is_some() {
             self.unflushed_since.get_or_insert_with(Instant::now);
@@ -134,7 +133,7 @@ impl Worker {
         self.shared.change(|plan| plan.written(range));
     }
 
-    /// Begins a flush if it is time for one. Tells whether it did.
+    /// Starts a flush if one is due. Returns whether it did.
     pub(super) fn flush_if_due(&mut self, done: bool) -> bool {
         let Some(unflushed_since) = self.unflushed_since.filter(|_| self.flushing.is_none()) else {
             return false;
@@ -171,7 +170,7 @@ impl Worker {
         }
     }
 
-    /// Waits until there may be something to do.
+    /// Waits for an event or a change of the plan.
     pub(super) fn wait(&self) {
         let limit = self.shared.limit();
         let most = if limit.is_zero() { WAIT } else { limit.min(WAIT) };

@@ -1,5 +1,5 @@
-//! Which of a target's disks is meant: its discovery log is read, and if need be each disk is asked who it is (NVMe Base 2.0
-//! §5.16.1.23). It knows no request.
+//! Finds the wanted disk of a target by its discovery log and, if necessary, by identifying each
+//! controller (NVMe Base 2.0 §5.16.1.23).
 
 use std::time::{Duration, Instant};
 
@@ -15,31 +15,31 @@ use super::queue_io::QueueIo;
 use super::{CONNECT_TIMEOUT, NvmeEndpoint, printable};
 use crate::endpoint::EndpointError;
 
-/// Entries of a discovery log that are read, at most: what fits in a buffer.
+/// Maximum entries of a discovery log: what fits in a buffer.
 const ENTRIES: u64 = 1023;
 
-/// Disks that are asked who they are, at most, and for how long.
+/// Maximum number of disks to identify, and the maximum time for it.
 const MAX_IDENTIFIED: usize = 256;
 const IDENTIFY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Names in a sentence, at most.
+/// Maximum names in a message.
 const MAX_NAMES: usize = 16;
 
-/// How often a log that changes while it is read is read again.
+/// Attempts to read a log that changes meanwhile.
 const TRIES: usize = 4;
 
-/// A disk that a target lends.
+/// A disk of a target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiscoveredDisk {
-    /// The NQN of its subsystem.
+    /// NQN of its subsystem.
     pub nqn: String,
-    /// What the target calls it, as `sda`; empty if it does not say.
+    /// Short name at a storagetm target, such as `sda`; else empty.
     pub short: String,
-    /// Its serial number; perhaps empty.
+    /// Serial number; may be empty.
     pub serial: String,
-    /// Its model; perhaps empty.
+    /// Model; may be empty.
     pub model: String,
-    /// Bytes of its first namespace; 0 if it has none now.
+    /// Bytes of its first namespace; 0 if there is none.
     pub bytes: u64,
 }
 
@@ -50,7 +50,7 @@ impl DiscoveredDisk {
 }
 
 impl NvmeEndpoint {
-    /// The NQN of the disk that is wanted.
+    /// The NQN of the wanted disk.
     pub(super) fn resolve_nqn(&self) -> Result<String, EndpointError> {
         if self.wanted.starts_with("nqn.") {
             return Ok(self.wanted.clone());
@@ -65,13 +65,13 @@ impl NvmeEndpoint {
         }
     }
 
-    /// The disk whose short name, serial number or model is wanted.
+    /// Finds the disk by its short name, serial number or model.
     fn resolve_by_identify(&self, nqns: &[String]) -> Result<String, EndpointError> {
         let end = Instant::now() + IDENTIFY_TIMEOUT;
         let mut asked = Vec::new();
         for nqn in nqns.iter().take(MAX_IDENTIFIED).take_while(|_| Instant::now() < end) {
             let Ok(found) = self.describe(nqn) else { continue };
-            // The short name is one disk's alone.
+            // Short names are unique.
             if found.is_called(&self.wanted) {
                 return Ok(found.nqn);
             }
@@ -90,10 +90,10 @@ impl NvmeEndpoint {
         }
     }
 
-    /// The disks of the target, each asked who it is.
+    /// Identifies all disks of the target.
     ///
     /// # Errors
-    /// The target cannot be reached, or does not let this host in.
+    /// Fails if the target cannot be reached or refuses this host.
     pub fn disks(&self) -> Result<Vec<DiscoveredDisk>, EndpointError> {
         let nqns = self.exported_nqns()?;
         Ok(nqns.iter().take(MAX_IDENTIFIED).filter_map(|nqn| self.describe(nqn).ok()).collect())
@@ -116,7 +116,7 @@ impl NvmeEndpoint {
         })
     }
 
-    /// The NQNs of what the target lends to this host.
+    /// The NQNs of the discovery log.
     fn exported_nqns(&self) -> Result<Vec<String>, EndpointError> {
         let (mut io, cntlid) = self.connect(DISCOVERY_NQN, CNTLID_DYNAMIC, Options::admin())?;
         let memory = Pool::new(4 << 20).open();
@@ -133,7 +133,7 @@ impl NvmeEndpoint {
         Err(EndpointError::Unreachable(format!("{}: what is nqns changes all the time", self.name)))
     }
 
-    /// The first `records` KiB of the discovery log.
+    /// Reads the first `records` KiB of the discovery log.
     fn log(
         &self,
         io: &mut QueueIo,
@@ -154,7 +154,7 @@ impl NvmeEndpoint {
     }
 }
 
-/// The disks as people may name them.
+/// The names of the disks, for a message.
 fn name_list(asked: &[DiscoveredDisk], nqns: &[String]) -> String {
     let names: Vec<&str> =
         asked.iter().map(|disk| disk.short.as_str()).filter(|name| !name.is_empty()).collect();
@@ -175,7 +175,7 @@ fn header(log: &Buffer) -> Result<DiscoveryHeader, EndpointError> {
     header.map(|(header, _)| header).map_err(short)
 }
 
-/// The NQNs of the disks in a log, each once.
+/// The NQNs of the disks in a log, without duplicates.
 fn names(log: &Buffer, count: u64) -> Vec<String> {
     let entries = log.bytes().chunks_exact(size_of::<DiscoveryEntry>()).skip(1);
     let count = usize::try_from(count).unwrap_or(usize::MAX);
@@ -193,7 +193,7 @@ fn names(log: &Buffer, count: u64) -> Vec<String> {
     names
 }
 
-/// Whether `wanted` names that disk: nothing does if there is no other, else the NQN or the end of it.
+/// Whether `wanted` names this disk. An empty name matches every disk.
 fn matches_nqn(nqn: &str, wanted: &str) -> bool {
     let end = nqn.len().checked_sub(wanted.len()).and_then(|at| nqn.split_at_checked(at));
     end.is_some_and(|(before, end)| {

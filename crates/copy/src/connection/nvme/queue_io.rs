@@ -1,4 +1,4 @@
-//! A queue on its connection. It knows no disk.
+//! Drives one NVMe queue over its connection.
 
 use std::fmt;
 use std::io;
@@ -21,29 +21,29 @@ pub(super) struct QueueIo {
     pub(super) queue: Queue,
 }
 
-/// Why there is no answer.
+/// Why a command has no completion.
 #[derive(Debug)]
 pub(super) enum Error {
     /// The connection failed.
     Io(io::Error),
     /// The target refused Connect.
     Refused(Status),
-    /// The target wants a proof, and there is none to give.
+    /// The target requires authentication, and there are no credentials.
     AuthRequired,
-    /// The queue ended.
+    /// The queue was closed.
     Closed(End),
-    /// There is no memory, or no room.
+    /// No memory, or no free entry.
     Full,
 }
 
 impl Error {
-    /// Whether the target just ended the connection, as one does that wants TLS.
+    /// Whether the target closed the connection without an answer, as one that requires TLS does.
     pub(super) fn is_disconnected(&self) -> bool {
         use io::ErrorKind::{ConnectionReset, UnexpectedEof};
         matches!(self, Self::Io(error) if matches!(error.kind(), ConnectionReset | UnexpectedEof))
     }
 
-    /// Whether trying again is of no use; a target that let this host in `before` may do so again.
+    /// Whether the error is permanent. A target that accepted this host `before` may do so again.
     pub(super) fn is_final(&self, before: bool) -> bool {
         match self {
             Self::Io(_) | Self::Full => false,
@@ -68,7 +68,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// Why a queue ended, for people.
+/// Why a queue was closed, for people.
 fn why(end: End) -> String {
     match end {
         End::Violation(violation) => {
@@ -80,7 +80,8 @@ fn why(end: End) -> String {
     }
 }
 
-/// What the end of a queue makes of the association. A damaged header is the network's doing.
+/// The loss of the association when a queue is closed. A wrong header digest is an error of the
+/// network and not of the target.
 pub(super) fn lost(end: End) -> ConnectionLost {
     match end {
         End::Violation(violation) if violation != Violation::HeaderDigestWrong => {
@@ -105,7 +106,7 @@ impl Protocol for Queue {
 }
 
 impl QueueIo {
-    /// Connects a queue; gives the identifier of its controller, too.
+    /// Connects a queue. Also returns the identifier of its controller.
     pub(super) fn open(
         transport: Box<dyn Transport>,
         options: Options,
@@ -131,7 +132,7 @@ impl QueueIo {
         }
     }
 
-    /// The next step that is no sending.
+    /// The next step that is not `Send`.
     pub(super) fn poll(&mut self) -> Option<Step> {
         loop {
             match self.queue.poll()? {
@@ -141,7 +142,7 @@ impl QueueIo {
         }
     }
 
-    /// Sends and receives what can be without waiting.
+    /// Sends and receives without blocking.
     pub(super) fn advance(&mut self) -> io::Result<()> {
         self.transport.exchange(&mut self.queue).map(drop)
     }
@@ -157,7 +158,7 @@ impl QueueIo {
         }
     }
 
-    /// Sends one command for `len` bytes of data, and waits for its answer.
+    /// Sends a command that returns `len` bytes of data, and waits for its completion.
     pub(super) fn execute(
         &mut self,
         sqe: Sqe,

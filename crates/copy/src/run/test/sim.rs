@@ -1,4 +1,4 @@
-//! Disks that exist only in memory, and fail as they are told to.
+//! Simulated disks in memory with injected faults.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
@@ -11,30 +11,30 @@ use crate::{
     RequestError,
 };
 
-/// What a disk is, has done, and will do.
+/// State and faults of a disk.
 pub(super) struct Core {
     pub(super) disk: Disk,
     pub(super) data: Vec<u8>,
-    /// What a loss of power would leave.
+    /// Contents after a power loss.
     pub(super) durable: Vec<u8>,
-    /// Sectors of 512 bytes that cannot be read.
+    /// Unreadable sectors of 512 bytes.
     pub(super) bad: BTreeSet<u64>,
     pub(super) reads: Vec<Range<u64>>,
     pub(super) writes: usize,
     pub(super) bytes_written: u64,
-    /// The write that fails, from 1.
+    /// The number of the write that fails, from 1.
     pub(super) fail_write: usize,
-    /// Flushes that fail.
+    /// Number of flushes that fail.
     pub(super) fail_flushes: usize,
-    /// Works until the connection that does them is lost, again and again.
+    /// Requests until the connection is lost, repeatedly.
     pub(super) lose_after: Option<u64>,
     /// The byte of which a bit flips when it is written.
     pub(super) flip: Option<usize>,
-    /// Whether a loss takes what was not flushed with it.
+    /// Whether unflushed data is lost with a connection.
     pub(super) crash: bool,
-    /// Every read takes so long.
+    /// Duration of every read.
     pub(super) slow: std::time::Duration,
-    /// Connections that there are, and that there may be.
+    /// Open connections, and their maximum.
     connections: usize,
     pub(super) most: usize,
     /// Whether every connection is lost, idle or not.
@@ -42,13 +42,12 @@ pub(super) struct Core {
     pub(super) losses: u64,
     requests: u64,
     seed: u64,
-    /// Called with each write's number before it is done.
+    /// Called before each write, with its number.
     pub(super) hook: Option<Hook>,
 }
 
 type Hook = Box<dyn FnMut(&mut Core, usize) + Send>;
 
-/// A disk in memory.
 #[derive(Clone)]
 pub(super) struct Sim(Arc<Mutex<Core>>);
 
@@ -114,7 +113,7 @@ impl Endpoint for Sim {
     }
 }
 
-/// Ends its requests in any order.
+/// Completes its requests in random order.
 struct SimConnection {
     sim: Sim,
     queue: Vec<(u32, Request)>,
