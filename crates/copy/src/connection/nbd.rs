@@ -179,7 +179,7 @@ impl NbdEndpoint {
 
 /// The identity of the disk: its UUID if the server reports one, else its name, which another disk
 /// may have later.
-fn identity(opened: &Opened, name: &str) -> String {
+fn identity(opened: &ExportInfo, name: &str) -> String {
     match opened.uuid {
         Some(uuid) => format!("nbd uuid {:032x}", u128::from_be_bytes(uuid)),
         None => format!("nbd {}", printable(name)),
@@ -187,7 +187,7 @@ fn identity(opened: &Opened, name: &str) -> String {
 }
 
 /// Maximum bytes of one request for zeros.
-fn max_zero(opened: &Opened) -> u64 {
+fn max_zero(opened: &ExportInfo) -> u64 {
     let minimum = u64::from(opened.minimum);
     match (opened.can(flags::SEND_WRITE_ZEROES), opened.can(flags::SEND_FAST_ZERO)) {
         (false, _) => 0,
@@ -381,7 +381,7 @@ impl NbdConnection {
     }
 
     /// Completes a request that the export does not support, or for which there was no slot.
-    fn reject(&mut self, tag: u32, request: NotNow) {
+    fn reject(&mut self, tag: u32, request: SubmitError) {
         let (request, failed) = match request {
             SubmitError::Unsupported(request @ NbdRequest::Write { .. })
                 if !self.opened.is_writable() =>
