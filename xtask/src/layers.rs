@@ -22,6 +22,30 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("pair", &["export"]),
     ("image", &["export", "linux"]),
     ("filesystem", &["export", "linux"]),
+    ("failure", &["console"]),
+    ("ipc", &["linux"]),
+    ("keys", &["console", "export", "failure", "linux", "nvme", "pair"]),
+    ("dnssd", &["failure", "ipc", "linux", "nvme"]),
+    (
+        "remote",
+        &["console", "dnssd", "engine", "export", "failure", "keys", "linux", "nbd", "nvme"],
+    ),
+    (
+        "daemon",
+        &[
+            "console",
+            "engine",
+            "export",
+            "failure",
+            "filesystem",
+            "ipc",
+            "keys",
+            "linux",
+            "nbd",
+            "nvme",
+            "pair",
+        ],
+    ),
 ];
 
 /// What only tests and this program may import.

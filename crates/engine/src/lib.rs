@@ -22,12 +22,11 @@ mod security;
 pub mod tls;
 mod uring;
 
-use std::fmt;
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{fmt, io};
 
 use export::{Account, Budget, Event, Notice, Peer, Session};
 

@@ -14,8 +14,7 @@ const ALIGNMENT: u64 = 1 << 20;
 const SYSTEM_PARTITION: [u8; 16] = [
     0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b,
 ];
-/// The name of the one partition, by which a stick that boots into target mode is known.
-pub const PARTITION_NAME: &str = "storagetm";
+pub use linux::boot::PARTITION_NAME;
 
 /// A disk: what stands at its start, and what stands at its end. What is between is of no use.
 #[derive(Debug, Clone, PartialEq, Eq)]

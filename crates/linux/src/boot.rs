@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use crate::tree::Tree;
 
+/// The name of the partition of the disk images from which target mode is booted.
+pub const PARTITION_NAME: &str = "storagetm";
+
 /// The prefix of OEM strings that are credentials (systemd.system-credentials(7)).
 const CREDENTIAL: &str = "io.systemd.credential:";
 

@@ -8,3 +8,6 @@
 pub mod client;
 pub mod server;
 pub mod wire;
+
+/// The TCP port of NBD servers (IANA: nbd).
+pub const PORT: u16 = 10809;

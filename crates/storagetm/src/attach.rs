@@ -15,18 +15,18 @@ use linux::fabrics::{Connection, FabricsError, load};
 use linux::tree::Tree;
 use nvme::auth::{Credentials, chap};
 
-use crate::failure::Failure;
-use crate::find::ask::Disk;
-use crate::find::machine;
 use crate::key::{say, say_json};
-use crate::keyring;
 use crate::options::attach::{Attach, Detach};
 use crate::pair;
-use crate::store::key::{Key, Kind};
-use crate::store::read_key;
-use crate::store::record::Allowed;
+use failure::Failure;
 use kernel::Attached;
+use keys::key::{Key, Kind};
+use keys::keyring;
+use keys::record::Allowed;
+use keys::store::read_key;
 use release::Detached;
+use remote::ask::Disk;
+use remote::machine;
 use wanted::{Search, There, Wanted, interface};
 
 /// Has the kernel attach disks of another machine.
@@ -195,7 +195,7 @@ fn let_go(
     tree: &Tree,
     what: Option<&str>,
     force: bool,
-    known: &[crate::store::target::Target],
+    known: &[keys::target::Target],
 ) -> Result<Vec<Detached>, Failure> {
     let leaving = release::meant(tree, what, known)?;
     if !force {

@@ -11,8 +11,8 @@ mod station;
 
 use std::convert::Infallible;
 
-use crate::failure::Failure;
 use crate::options::Boot;
+use failure::Failure;
 
 /// Runs the machine, or the part of it that this process is.
 ///

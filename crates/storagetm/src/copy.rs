@@ -3,17 +3,16 @@
 
 mod access;
 mod contents;
+mod credentials;
 mod ending;
 mod event;
 mod fit;
 mod interrupt;
-mod keys;
 mod local;
 mod mask;
 mod packed;
 pub(crate) mod rate;
 mod remote;
-pub(crate) mod uri;
 mod view;
 mod voice;
 
@@ -32,15 +31,15 @@ use linux::inhibit::Inhibitor;
 use linux::tree::Tree;
 
 use crate::consent::{self, Stake};
-use crate::failure::Failure;
 use crate::inspect;
 use crate::options::copy::Copy;
+use ::remote::uri::Locator;
 use access::Access;
 use ending::{Told, refused};
 use event::{Event, Finished};
+use failure::Failure;
 use fit::{After, Ends};
 use local::{Local, Permission};
-use uri::Locator;
 use voice::Voice;
 
 /// Makes the copy.

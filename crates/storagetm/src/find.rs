@@ -1,27 +1,21 @@
 //! `storagetm find`: which machines nearby lend disks, and which disks. It knows no disk of this machine.
 
-pub(crate) mod ask;
-mod line;
-pub(crate) mod machine;
 mod outcome;
-pub(crate) mod which;
-pub(crate) mod who;
 
 use std::time::Duration;
 
 use linux::tree::Tree;
 
-use crate::announce;
-use crate::failure::Failure;
 use crate::key::{say, say_json};
 use crate::options::find::Find;
-use crate::pair::place::Place;
-use crate::store::target::Target;
-use ask::{Asking, Disk, Refusal};
-use machine::{Machine, machines};
+use failure::Failure;
+use keys::target::Target;
 use outcome::Row;
-use which::candidates;
-use who::Who;
+use remote::ask::{self, Asking, Disk, Refusal};
+use remote::machine::{self, Machine, machines};
+use remote::place::Place;
+use remote::which::candidates;
+use remote::who::Who;
 
 /// Machines that are asked at most, and at once.
 const MOST: usize = 64;
@@ -33,7 +27,7 @@ const AT_ONCE: usize = 16;
 /// The network cannot be asked.
 pub(crate) fn find(options: &Find) -> Result<(), Failure> {
     let known = machine::known(options.keys.as_deref())?;
-    let found = announce::browse(options.mdns_port, Duration::from_secs(options.timeout))?;
+    let found = dnssd::browse(options.mdns_port, Duration::from_secs(options.timeout))?;
     let mut machines = machines(found);
     machines.truncate(MOST);
     let tree = Tree::machine();

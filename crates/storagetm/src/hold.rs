@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use linux::tty::Raw;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::failure::Failure;
 use crate::options::Hold;
+use failure::Failure;
 
 /// Longer than anybody waits, and no more than a clock can count.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 3600);

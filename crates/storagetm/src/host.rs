@@ -7,15 +7,15 @@ use console::attach::quoted;
 use console::printable;
 use serde::Serialize;
 
-use crate::failure::Failure;
 use crate::key::{say, say_json};
 use crate::options::host::{Add, Host as Options, Remove, Task};
-use crate::store::Store;
-use crate::store::date::Moment;
-use crate::store::key::{Key, Kind};
-use crate::store::name::Name;
-use crate::store::record::{Allowed, Record, Rule, check_nqn};
 use crate::table::table;
+use failure::Failure;
+use keys::date::Moment;
+use keys::key::{Key, Kind};
+use keys::name::Name;
+use keys::record::{Allowed, Record, Rule, check_nqn};
+use keys::store::Store;
 
 /// Does what was asked for.
 ///

@@ -10,16 +10,15 @@ use std::path::Path;
 
 use ::image::choice::{Machine, choose};
 use ::image::disk::Disk;
-use ::image::efi;
 use ::image::initramfs::{self, Contents, Firmware, Initramfs};
 use ::image::kernel::Kernel;
-use ::image::program;
+use ::image::{efi, program};
 use linux::module::modaliases;
 use linux::tree::Tree;
 
 use crate::consent::{self, Stake};
-use crate::failure::Failure;
 use crate::options::image::{For, Image};
+use failure::Failure;
 use inputs::{Inputs, Modules};
 use outcome::{Kind, Outcome};
 use progress::Progress;

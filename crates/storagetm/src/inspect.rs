@@ -15,8 +15,8 @@ use filesystem::{Found, Ranges, Survey, Usage};
 use linux::gpt::{Patch, Shape};
 use linux::medium::ReadAt;
 
-use crate::helper;
 pub(crate) use child::work;
+use ipc::helper;
 use words::{LONGEST_READ, Order, Said, Seen, Sight, Task};
 
 /// How long the other process may be silent: it has nothing to wait for but us.

@@ -12,14 +12,14 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::consent::{self, Stake};
-use crate::failure::Failure;
-use crate::happening::escaped;
-use crate::keyring;
 use crate::options::key::{self, Export, Generate, Import, Key as Options, Task};
-use crate::store::key::{Key, Kind};
-use crate::store::name::Name;
-use crate::store::{self, Store, read_key, record, write_private};
 use crate::table::table;
+use daemon::happening::escaped;
+use failure::Failure;
+use keys::key::{Key, Kind};
+use keys::name::Name;
+use keys::store::{Store, read_key, write_private};
+use keys::{keyring, record};
 
 /// Does what was asked for.
 ///
@@ -106,7 +106,7 @@ fn from_standard_input() -> Result<Key, Failure> {
         return read_key(input, "standard input");
     }
     let _ = write!(io::stderr(), "Paste the key and press Enter (it is not shown): ");
-    let line = prompt::hidden_line(input, store::key::LONGEST);
+    let line = prompt::hidden_line(input, keys::key::LONGEST);
     let _ = writeln!(io::stderr());
     let line =
         line.map_err(|error| Failure::new(format!("the terminal cannot be read: {error}")))?;

@@ -31,49 +31,26 @@
 
 #![forbid(unsafe_code)]
 
-mod admission;
-mod announce;
 mod attach;
 mod boot;
-mod choice;
 mod consent;
-mod contents;
 mod copy;
-mod demo;
-mod device;
-mod examine;
-mod failure;
 mod find;
-mod flush;
-mod follow;
-pub mod happening;
-mod helper;
 mod hold;
 mod host;
 mod image;
 mod inspect;
 mod key;
 mod keyboard;
-mod keyring;
 mod keystroke;
-mod ledger;
-mod lend;
 mod list;
-mod listen;
-mod listeners;
-mod mailbox;
-mod name;
 pub mod options;
 mod outlet;
 mod output;
 mod pair;
 mod serve;
-mod settings;
-mod size;
-mod store;
 mod table;
 mod unpack;
-mod worker;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -116,10 +93,10 @@ pub fn run(line: impl IntoIterator<Item = OsString>) -> ExitCode {
         Task::Hold(options) => hold::hold(&options),
         Task::Inspect => inspect::work(),
         Task::Unpack { format } => unpack::work(&format),
-        Task::Examine => examine::work(),
-        Task::Flush => flush::work(),
-        Task::Worker => worker::work(),
-        Task::Announcer => announce::work(),
+        Task::Examine => daemon::examine::work(),
+        Task::Flush => daemon::flush::work(),
+        Task::Worker => daemon::worker::work(),
+        Task::Announcer => dnssd::work(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

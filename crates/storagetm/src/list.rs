@@ -14,12 +14,12 @@ use linux::transport::Transport;
 use linux::tree::Tree;
 use serde::Serialize;
 
-use crate::examine::{LIMIT, examine};
-use crate::failure::Failure;
-use crate::happening::escaped;
-use crate::lend::block_device;
 use crate::options::List;
 use crate::table;
+use daemon::examine::{LIMIT, examine};
+use daemon::happening::escaped;
+use daemon::lend::block_device;
+use failure::Failure;
 
 /// One disk.
 #[derive(Debug, Serialize)]

@@ -14,17 +14,15 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::listen::{Listen, Protocol};
-use crate::size::Size;
 use attach::{Attach, Detach};
+use daemon::lend::{DEMO, Wanted};
+use daemon::listen::{Listen, Protocol};
+use daemon::size::Size;
 use find::Find;
 use host::Host;
 use image::Image;
 use key::Key;
 use pair::Pair;
-
-/// The name by which the built-in disk of `--demo` is called.
-pub const DEMO: &str = "demo";
 
 const ABOUT: &str = "\
 storagetm makes disks of this machine attachable from another one over the network, by NVMe/TCP, \
@@ -338,15 +336,6 @@ pub enum Io {
 pub enum Format {
     /// The bytes of a disk
     Raw,
-}
-
-/// A disk as it was asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    /// The path, as given.
-    pub path: PathBuf,
-    /// Whether hosts may change it.
-    pub writable: bool,
 }
 
 impl Serve {

@@ -1,10 +1,9 @@
 //! Says what happens: as JSON, on a terminal or in plain lines, to the journal and to the service manager.
 //! It knows no disk and no host.
 
-use std::env;
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
+use std::{env, io};
 
 use console::{Model, Pairing, State, Style, Unavailable, picture, screen, text};
 use linux::journal::{Journal, Priority};
@@ -15,8 +14,8 @@ use linux::tty;
 
 use rustix::event::PollFlags;
 
-use crate::happening::Happening;
 use crate::outlet::Outlet;
+use daemon::happening::Happening;
 
 /// The window of a terminal that does not tell its size.
 const SMALLEST: (u16, u16) = (80, 24);

@@ -2,8 +2,6 @@
 //! where the kernel or nvme-cli find them. It knows no disk.
 
 mod outcome;
-pub(crate) mod own;
-pub(crate) mod place;
 
 use std::fs::File;
 use std::io::{self, BufRead, ErrorKind, IsTerminal, Read, Write};
@@ -20,17 +18,17 @@ use pair::client::{Asking, Failure as Refusal, Paired, Step};
 use pair::{Client, Code, Invite};
 use zeroize::Zeroizing;
 
-use crate::failure::Failure;
 use crate::key::{say, say_json};
-use crate::keyring;
 use crate::options::pair::Pair;
-use crate::store::Store;
-use crate::store::key::Key;
-use crate::store::record::check_nqn;
-use crate::store::target::{Disk, Target};
+use failure::Failure;
+use keys::key::Key;
+use keys::keyring;
+use keys::record::check_nqn;
+use keys::store::Store;
+use keys::target::{Disk, Target};
 use outcome::{Outcome, advice};
-use own::Own;
-use place::Place;
+use remote::own::Own;
+use remote::place::Place;
 
 /// How long the other machine may take for a handshake, and for each answer.
 const PATIENCE: Duration = Duration::from_secs(15);

@@ -2,7 +2,6 @@
 //! data path is the engine's.
 
 mod announcing;
-pub(crate) mod certificates;
 mod disks;
 mod end;
 mod faults;
@@ -28,26 +27,26 @@ use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::admission::{Admission, Caller};
-use crate::announce::Announcer;
 use crate::boot::desk::Desk;
-use crate::failure::Failure;
-use crate::follow::Follow;
-use crate::happening::{Happening, peer_of};
 use crate::keyboard::Keyboard;
-use crate::ledger::{Ledger, advice};
-use crate::lend::Loan;
-use crate::listen::Protocol;
-use crate::listeners::Listeners;
-use crate::mailbox::{Mailbox, Waiting};
-use crate::name;
 use crate::options::{Io, Serve};
 use crate::output::Output;
-use crate::settings::Settings;
-use crate::worker::{Tallied, Worker};
+use daemon::admission::{Admission, Caller};
+use daemon::follow::Follow;
+use daemon::happening::{Happening, peer_of};
+use daemon::ledger::{Ledger, advice};
+use daemon::lend::Loan;
+use daemon::listen::Protocol;
+use daemon::listeners::Listeners;
+use daemon::mailbox::{Mailbox, Waiting};
+use daemon::settings::Settings;
+use daemon::worker::{Tallied, Worker};
+use dnssd::Announcer;
+use failure::Failure;
 use faults::Faults;
 use flushes::Flushes;
 use given::Given;
+use nvme::nqn;
 use reach::beyond;
 
 /// How often counters and buttons are looked at on a machine that does nothing else.
@@ -78,7 +77,7 @@ pub(crate) fn serve(options: &Serve) -> Result<(), Failure> {
     // Before this program opens anything: what it was handed has the next numbers.
     let given = Given::take(options)?;
     if let Some(base) = &options.nqn {
-        name::check_base(base).map_err(Failure::usage)?;
+        nqn::check_base(base).map_err(Failure::usage)?;
     }
     let tree = Tree::machine();
     let settings = if options.boot_settings { Settings::read(&tree) } else { Settings::default() };

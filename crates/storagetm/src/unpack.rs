@@ -16,8 +16,8 @@ use filesystem::Container;
 use filesystem::container::{HEAD, TAIL};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::helper::command;
 pub(crate) use child::work;
+use ipc::helper::command;
 
 /// Bytes of the disk that are taken out of the pipe before the copy: a partition table for blocks of 4096 bytes is in them.
 pub(crate) const FIRST: usize = 32 << 10;

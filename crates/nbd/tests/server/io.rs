@@ -1,9 +1,8 @@
 //! Requests that are right, and those that are answered with an error: in each form of replies.
 
 use export::{Access, Fault, Geometry, Op};
-use nbd::wire::errno;
-use nbd::wire::reply;
 use nbd::wire::request::{self, CACHE, DF, FAST_ZERO, FUA, NO_HOLE, REQ_ONE, TRIM, WRITE_ZEROES};
+use nbd::wire::{errno, reply};
 
 use crate::says::{MODES, Mode, Say, attach, data_of, error_of, read, replies, write};
 use crate::world::{SIZE, World, disk};

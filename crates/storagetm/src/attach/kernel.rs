@@ -10,7 +10,7 @@ use linux::fabrics::{
 use linux::tree::Tree;
 use serde::Serialize;
 
-use crate::store::record::Allowed;
+use keys::record::Allowed;
 
 /// How long a disk may take to come once the kernel is connected.
 const COMES: Duration = Duration::from_secs(5);

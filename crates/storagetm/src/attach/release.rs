@@ -14,10 +14,10 @@ use linux::tree::Tree;
 use serde::Serialize;
 
 use super::wanted::Wanted;
-use crate::failure::Failure;
-use crate::listen::DISKS;
-use crate::pair::place::Place;
-use crate::store::target::Target;
+use failure::Failure;
+use keys::target::Target;
+use nvme::PORT as NVME_PORT;
+use remote::place::Place;
 
 /// A connection that has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -81,7 +81,7 @@ fn addresses(machine: &str, known: &[Target]) -> (Vec<IpAddr>, Option<u16>) {
     let literal = host.split('%').next().and_then(|ip| ip.parse::<IpAddr>().ok());
     let resolved = || place.addresses().map(|all| all.iter().map(SocketAddr::ip).collect());
     let found = literal.map_or_else(|| resolved().unwrap_or_default(), |address| vec![address]);
-    (found, Some(place.port()).filter(|port| *port != DISKS))
+    (found, Some(place.port()).filter(|port| *port != NVME_PORT))
 }
 
 /// Checks that no disk goes away that somebody uses.

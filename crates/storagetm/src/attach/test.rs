@@ -4,8 +4,8 @@ use std::fs;
 use std::net::IpAddr;
 
 use super::*;
-use crate::find::machine::test::target;
-use crate::store::scratch::Scratch;
+use keys::target::Target;
+use testkit::Scratch;
 
 /// A machine with a disk of another one, mounted or not.
 struct Machine(Scratch);
@@ -70,7 +70,7 @@ impl Machine {
 
 #[test]
 fn a_disk_is_let_go_of_by_its_path_its_name_or_its_machine() {
-    let known = [target("desk pc", "10.0.0.1")];
+    let known = [Target::sample("desk pc", "10.0.0.1")];
     for what in [
         "/dev/nvme1n1",
         "nvme1",

@@ -8,16 +8,15 @@ use linux::net::addresses;
 use linux::tree::Tree;
 use nvme::auth::Credentials;
 
-use crate::announce;
-use crate::failure::Failure;
-use crate::find::ask::{self, Asking, Disk, Refusal};
-use crate::find::machine::{Machine, machines};
-use crate::find::which::{self, Which};
-use crate::find::who::Who;
 use crate::options::attach::Attach;
-use crate::pair::place::Place;
-use crate::store::record::check_nqn;
-use crate::store::target::Target;
+use failure::Failure;
+use keys::record::check_nqn;
+use keys::target::Target;
+use remote::ask::{self, Asking, Disk, Refusal};
+use remote::machine::{Machine, machines};
+use remote::place::Place;
+use remote::which::{self, Which};
+use remote::who::Who;
 
 /// How long machines may take to say that they are called so.
 const CALL: Duration = Duration::from_secs(3);
@@ -109,7 +108,7 @@ impl Wanted {
 
 /// Whether a disk is meant by that name: its NQN, the last part of that, or what it is called at its machine.
 fn is_called(disk: &Disk, of: Option<&Target>, name: &str) -> bool {
-    let known = crate::find::machine::name_of(disk, of).unwrap_or_default();
+    let known = remote::machine::name_of(disk, of).unwrap_or_default();
     let last = known.rsplit('/').next().unwrap_or(known);
     let stem = last.rsplit_once('.').map_or(last, |(stem, _)| stem);
     let part = disk.nqn.rsplit(':').next().unwrap_or_default();
@@ -118,7 +117,7 @@ fn is_called(disk: &Disk, of: Option<&Target>, name: &str) -> bool {
 }
 
 fn listed(there: &There<'_>) -> String {
-    let name = |disk: &Disk| match crate::find::machine::name_of(disk, there.target) {
+    let name = |disk: &Disk| match remote::machine::name_of(disk, there.target) {
         Some(name) => format!("{} ({name})", disk.nqn),
         None => disk.nqn.clone(),
     };
@@ -212,7 +211,7 @@ impl<'a> Search<'a> {
         wanted: &Wanted,
         target: Option<&'a Target>,
     ) -> Result<Option<There<'a>>, Failure> {
-        let found = machines(announce::browse(self.options.mdns_port, CALL)?);
+        let found = machines(dnssd::browse(self.options.mdns_port, CALL)?);
         let is_it = |machine: &&Machine| match target {
             Some(_) => machine.keyed == Some(true),
             None => machine.name.eq_ignore_ascii_case(&wanted.machine),
@@ -276,9 +275,8 @@ pub(super) fn interface(place: &Place, at: SocketAddr) -> Option<String> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::find::machine::test::target;
-    use crate::store::record::Allowed;
-    use crate::store::target::Disk as Kept;
+    use keys::record::Allowed;
+    use keys::target::Disk as Kept;
 
     fn disk(nqn: &str) -> Disk {
         let at = "10.0.0.1:4420".parse().unwrap();
@@ -316,7 +314,7 @@ mod test {
 
     #[test]
     fn the_disk_that_is_meant_is_clear_or_it_is_asked_for() {
-        let mut known = target("desk", "10.0.0.1");
+        let mut known = Target::sample("desk", "10.0.0.1");
         known.disks.push(Kept {
             nqn: "nqn.a:uuid:1".to_owned(),
             name: "/dev/sda".to_owned(),

@@ -15,10 +15,10 @@ use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::boot::desk::Desk;
-use crate::failure::Failure;
-use crate::mailbox::Mailbox;
 use crate::serve::{self, End};
-use crate::settings::Settings;
+use daemon::mailbox::Mailbox;
+use daemon::settings::Settings;
+use failure::Failure;
 
 /// Says to this process, in its environment, that it is the station.
 pub(super) const STATION: &str = "STORAGETM_STATION";
@@ -192,9 +192,9 @@ const NO_DEVICE: i32 = rustix::io::Errno::NODEV.raw_os_error();
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::store::scratch::Scratch;
     use linux::network::{Mac, Note as N};
     use std::collections::BTreeMap;
+    use testkit::Scratch;
 
     fn eth0() -> String {
         "eth0".to_owned()

@@ -15,11 +15,11 @@ use super::ending::refused;
 use super::event::Event;
 use super::mask::Mask;
 use super::remote;
-use super::uri::Locator;
 use super::voice::Voice;
-use crate::failure::Failure;
 use crate::inspect;
 use crate::options::copy::Copy;
+use ::remote::uri::Locator;
+use failure::Failure;
 
 /// Owners that are named to people one by one; programs get all.
 const NAMED: usize = 100;

@@ -7,7 +7,7 @@ use console::decimal;
 
 use super::event::{Event, Finished, hexadecimal};
 use super::voice::{Voice, duration};
-use crate::failure::Failure;
+use failure::Failure;
 
 /// It could not go on.
 const FAILED: u8 = 1;

@@ -3,7 +3,7 @@
 use ::copy::{Outcome, Progress, Report};
 use serde::Serialize;
 
-use crate::happening::escaped;
+use daemon::happening::escaped;
 
 /// Something that happened.
 #[derive(Debug, Serialize)]

@@ -11,11 +11,11 @@ use linux::partition::Scheme;
 
 use super::access::Access;
 use super::ending::{padded, refused};
-use super::uri::Locator;
 use super::view::View;
-use crate::failure::Failure;
 use crate::inspect;
 use crate::options::copy::Copy;
+use ::remote::uri::Locator;
+use failure::Failure;
 
 /// What of a container a program does not see from outside.
 const LAYERS: [&str; 7] = ["luks1", "luks2", "bitlocker", "lvm2", "md", "firmware-raid", "zfs"];

@@ -8,7 +8,7 @@ use std::thread;
 use linux::signal::{Signal, Signals};
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::failure::Failure;
+use failure::Failure;
 
 /// The exit status of who does not wait for the end.
 const IMPATIENT: i32 = 6;

@@ -24,12 +24,12 @@ use rustix::io::Errno;
 use super::ending::refused;
 use super::fit::{self, After, Ends};
 use super::packed;
-use super::uri::Locator;
 use crate::consent::Stake;
-use crate::examine::{Findings, examine, limit_for};
-use crate::failure::Failure;
 use crate::image::target::is_among_devices;
-use crate::lend::{block_device, named};
+use ::remote::uri::Locator;
+use daemon::examine::{Findings, examine, limit_for};
+use daemon::lend::{block_device, named};
+use failure::Failure;
 
 /// The device manager holds a disk's lock while it looks at it: that is waited for.
 const LOCK_TRIES: u32 = 25;

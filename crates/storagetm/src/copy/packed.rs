@@ -13,9 +13,9 @@ use linux::partition;
 
 use super::ending::refused;
 use super::local::Local;
-use crate::failure::Failure;
 use crate::options::copy::Copy;
 use crate::unpack;
+use failure::Failure;
 
 /// What is in a packed file, and what is to be said of that; nothing for one that is not packed.
 ///

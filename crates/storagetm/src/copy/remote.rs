@@ -16,16 +16,16 @@ use ::copy::{
 use engine::tls;
 use linux::tree::Tree;
 
+use super::credentials::{self, Keys, Shown};
 use super::ending::refused;
-use super::keys::{self, Keys, Shown};
-use super::uri::{At, Host, Locator, Nbd, Nvme, Tls};
-use crate::failure::Failure;
-use crate::find::machine;
-use crate::find::which::{self, Answer, Which};
-use crate::find::who::Who;
 use crate::options::copy::Copy;
-use crate::pair::place::Place as Machine;
-use crate::store::target::Target;
+use ::remote::uri::{At, Host, Locator, Nbd, Nvme, Tls};
+use failure::Failure;
+use keys::target::Target;
+use remote::machine;
+use remote::place::Place as Machine;
+use remote::which::{self, Answer, Which};
+use remote::who::Who;
 
 /// How long the other machine may take for a handshake.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -142,7 +142,7 @@ fn nbd_place(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Endpoint>
 /// Tries a key with an NBD server.
 fn accepts_nbd(there: &Server, target: &Target, options: &Copy) -> Answer {
     let host = options.hostnqn.as_deref().unwrap_or(&target.host);
-    let Some(psk) = keys::nbd_psk(&target.tls, host) else { return Answer::Rejected };
+    let Some(psk) = credentials::nbd_psk(&target.tls, host) else { return Answer::Rejected };
     let begun = Instant::now();
     let mut socket = match there.socket() {
         Ok(socket) => socket,

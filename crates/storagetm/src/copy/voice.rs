@@ -11,8 +11,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use linux::tty;
 
 use super::event::Event;
-use crate::failure::Failure;
 use crate::outlet::Outlet;
+use failure::Failure;
 
 /// Between two lines where there is no terminal.
 const LINES: Duration = Duration::from_secs(10);

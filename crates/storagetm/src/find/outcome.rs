@@ -5,10 +5,10 @@ use console::{decimal, printable};
 use serde::Serialize;
 
 use super::Answer;
-use super::ask::{Disk, Refusal};
-use super::machine::{Machine, name_of};
-use crate::pair::place::Place;
-use crate::store::record::Allowed;
+use keys::record::Allowed;
+use remote::ask::{Disk, Refusal};
+use remote::machine::{Machine, name_of};
+use remote::place::Place;
 
 /// Characters of a stranger's text that are shown.
 const LONGEST: usize = 64;
@@ -207,10 +207,10 @@ fn lines(row: &Row) -> Vec<String> {
 
 #[cfg(test)]
 mod test {
-    use super::super::machine::machines;
-    use super::super::machine::test::{found, target};
     use super::*;
-    use crate::announce::Kind;
+    use dnssd::{Found, Kind, Place as Spot};
+    use keys::target::Target;
+    use remote::machine::machines;
 
     fn disk(nqn: &str, model: &str) -> Disk {
         Disk {
@@ -229,6 +229,21 @@ mod test {
             found(Kind::Nbd, name, 10809, &[("10.0.0.1", Some("eth0"))]),
         ];
         machines(all).remove(0)
+    }
+
+    fn found(kind: Kind, name: &str, port: u16, spots: &[(&str, Option<&str>)]) -> Found {
+        let place = |(address, interface): &(&str, Option<&str>)| Spot {
+            address: address.parse().unwrap(),
+            interface: interface.map(str::to_owned),
+        };
+        Found {
+            kind,
+            name: name.to_owned(),
+            host: format!("{name}.local."),
+            port,
+            places: spots.iter().map(place).collect(),
+            keyed: None,
+        }
     }
 
     #[test]
@@ -288,7 +303,7 @@ mod test {
         let shown = text(&[row]);
         assert!(shown.contains("  needs a key: storagetm pair fe80::1%eth0\n"), "{shown}");
         assert!(shown.contains("nbds://"), "{shown}");
-        let known = target("desk pc", "fe80::1%eth0");
+        let known = Target::sample("desk pc", "fe80::1%eth0");
         let answer = Answer { of: Some(&known), disks: Ok(vec![disk("nqn.2024-01.test:a", "")]) };
         let shown = text(&[Row::new(&keyed, &answer)]);
         assert!(

@@ -1,14 +1,13 @@
 //! What an image is made of, and where it is on this machine. It knows no image.
 
-use std::env;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{env, fs};
 
 use linux::module::Index;
 use linux::tree::Tree;
 
-use crate::failure::Failure;
 use crate::options::image::Image;
+use failure::Failure;
 
 /// Where the stub is.
 const STUB: &str = "/usr/lib/systemd/boot/efi/linuxx64.efi.stub";
@@ -139,7 +138,8 @@ pub(super) fn time() -> Result<u32, Failure> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::options::{Task, parse};
+    use crate::options::Task;
+    use crate::options::parse;
 
     /// A machine whose running kernel is 6.12, with the modules of that one.
     struct Machine {

@@ -17,9 +17,9 @@ use rustix::fs::{Advice, OFlags, fadvise, fcntl_getfl, fcntl_setfl};
 
 use super::progress::Progress;
 use crate::consent::Stake;
-use crate::examine::{examine, limit_for};
-use crate::failure::Failure;
-use crate::lend::block_device;
+use daemon::examine::{examine, limit_for};
+use daemon::lend::block_device;
+use failure::Failure;
 
 /// What is written, and read back, at once.
 const PIECE: usize = 1 << 20;

@@ -6,8 +6,8 @@ use std::path::Path;
 use console::decimal;
 use serde::Serialize;
 
-use crate::failure::Failure;
-use crate::happening::escaped;
+use daemon::happening::escaped;
+use failure::Failure;
 
 /// What kind of image it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

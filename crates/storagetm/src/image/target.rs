@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use crate::failure::Failure;
+use failure::Failure;
 
 /// Where devices are, and the one folder among them for files.
 const DEVICES: [&str; 2] = ["/dev", "/dev/shm"];

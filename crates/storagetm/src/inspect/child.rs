@@ -11,7 +11,7 @@ use linux::sandbox;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::words::{self, Order, Said, Seen, Sight, Task};
-use crate::failure::Failure;
+use failure::Failure;
 
 /// Bytes of memory that it may have: what a disk says of itself must not cost more.
 const MEMORY: u64 = 4 << 30;

@@ -6,8 +6,8 @@ use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
 use crate::copy::rate::Rate;
-use crate::copy::uri::Locator;
 use crate::options::Format;
+use remote::uri::Locator;
 
 const ABOUT: &str = "\
 Copies a whole disk: from another machine that lends it, to one, or between disks and files of this machine. Nothing \
@@ -187,7 +187,8 @@ pub struct Copy {
 
 #[cfg(test)]
 mod test {
-    use crate::options::{Task, parse};
+    use crate::options::Task;
+    use crate::options::parse;
 
     fn copy(line: &str) -> Result<super::Copy, clap::Error> {
         let words = format!("storagetm copy {line}");

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use crate::store::date::Expiry;
-use crate::store::name::Name;
+use keys::date::Expiry;
+use keys::name::Name;
 
 const ABOUT: &str = "\
 A host is a machine that may have disks of this one, known by its NVMe Qualified Name (on the host: \

@@ -102,7 +102,8 @@ pub enum For {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::options::{Task, parse};
+    use crate::options::Task;
+    use crate::options::parse;
 
     fn image(line: &str) -> Result<Image, clap::Error> {
         let words = format!("storagetm image {line}");

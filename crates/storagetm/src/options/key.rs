@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use crate::store::name::Name;
+use keys::name::Name;
 
 const ABOUT: &str = "\
 A key lets a machine in: who has it may have what `storagetm host add` says, and nobody can read or change what goes \

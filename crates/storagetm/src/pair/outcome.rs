@@ -6,9 +6,9 @@ use console::attach::{Endpoint, quoted};
 use console::{decimal, printable};
 use serde::Serialize;
 
-use super::own::{FILE, Own};
-use crate::store::record::Allowed;
-use crate::store::target::Target;
+use keys::record::Allowed;
+use keys::target::Target;
+use remote::own::{FILE, Own};
 
 /// What came of it.
 #[derive(Debug, Serialize)]
@@ -158,8 +158,9 @@ pub(super) fn advice(own: &Own) -> Option<String> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::store::key::{Key, Kind};
-    use crate::store::target::Disk;
+    use keys::key::Key;
+    use keys::key::Kind;
+    use keys::target::Disk;
 
     fn outcome(is_usual: bool, note: Option<&str>) -> (Outcome, String) {
         let tls = Key::generate(Kind::Tls, None).unwrap();

@@ -8,8 +8,8 @@ use export::{Event, Notice, PairingRequest};
 use pair::{PairingServer, Verdict};
 
 use super::*;
-use crate::store::record::Allowed;
-use crate::store::scratch::Scratch;
+use keys::record::Allowed;
+use testkit::Scratch;
 
 const HOST: &str = "nqn.2024-01.test:laptop";
 

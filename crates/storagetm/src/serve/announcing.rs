@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use export::Auth;
 
-use crate::announce::{Kind, Spot};
-use crate::listen::{Listener, Place, Serves};
+use daemon::listen::{Listener, Place, Serves};
+use dnssd::{Kind, Spot};
 
 use super::Server;
 

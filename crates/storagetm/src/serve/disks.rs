@@ -9,13 +9,13 @@ use export::{Access, Event, Export};
 use super::flushes::Flushes;
 use super::{COALESCE, SIZES, Server};
 use crate::boot::desk::Desk;
-use crate::device::Device;
-use crate::failure::why_not_started;
-use crate::flush::Flush;
-use crate::follow::Change;
-use crate::happening::Happening;
-use crate::lend::{Loan, check_unlike};
-use crate::worker::Writes;
+use daemon::device::Device;
+use daemon::flush::Flush;
+use daemon::follow::Change;
+use daemon::happening::Happening;
+use daemon::lend::{Loan, check_unlike};
+use daemon::worker::Writes;
+use failure::why_not_started;
 
 impl Server {
     /// Has what hosts wrote be on the disk when the last of them has let go: it may be unplugged then.

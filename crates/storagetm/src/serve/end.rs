@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use export::{Access, Export, Fault};
 
 use super::{End, Server, happening};
-use crate::announce::Announcer;
 use crate::boot::desk;
-use crate::flush::Flush;
-use crate::happening::{Happening, Which};
-use crate::worker::Writes;
+use daemon::flush::Flush;
+use daemon::happening::{Happening, Which};
+use daemon::worker::Writes;
+use dnssd::Announcer;
 
 /// How long all of it takes at most, whatever hangs, unless the worker has to be killed: then it is half a second more.
 const WHOLE: Duration = Duration::from_millis(9500);

@@ -10,9 +10,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketType, getpeername, getsockname, sockopt};
 
 use super::Server;
-use crate::failure::Failure;
-use crate::listen::{Listener, Place, Protocols, Serves};
 use crate::options::Serve;
+use daemon::listen::{Listener, Place, Protocols, Serves};
+use failure::Failure;
 
 /// What this program was started with.
 #[derive(Debug)]

@@ -19,23 +19,24 @@ use super::faults::Faults;
 use super::flushes::Flushes;
 use super::given::Given;
 use super::reach::bind;
-use super::{Alerts, Server, certificates};
-use crate::admission::Admission;
-use crate::announce::Announcer;
+use super::{Alerts, Server};
 use crate::boot::desk::Desk;
-use crate::failure::Failure;
-use crate::follow::{Change, Follow};
 use crate::keyboard::Keyboard;
-use crate::ledger::Ledger;
-use crate::lend::{Loan, Terms, block_device, check_unlike, named};
-use crate::listen::{Listener, Plan, Protocols, Reach, plan};
-use crate::listeners::Listeners;
-use crate::mailbox::Mailbox;
-use crate::options::{Io, Serve, Wanted};
+use crate::options::{Io, Serve};
 use crate::output::Output;
-use crate::settings::Settings;
 use crate::unpack;
-use crate::worker::{Config, Worker};
+use daemon::admission::Admission;
+use daemon::certificates;
+use daemon::follow::{Change, Follow};
+use daemon::ledger::Ledger;
+use daemon::lend::{Loan, Terms, Wanted, block_device, check_unlike, named};
+use daemon::listen::{Listener, Plan, Protocols, Reach, plan};
+use daemon::listeners::Listeners;
+use daemon::mailbox::Mailbox;
+use daemon::settings::Settings;
+use daemon::worker::{Config, Worker};
+use dnssd::Announcer;
+use failure::Failure;
 
 /// Bytes of memory for payloads that the connections of all threads share: enough for a fast disk, and little enough for an
 /// initrd.
@@ -86,7 +87,7 @@ impl Server {
             listeners: Listeners::closed(network.plan, network.open),
             worker,
             admission,
-            announcer: (!options.no_announce).then(|| Announcer::new(options.mdns_port, &mailbox)),
+            announcer: (!options.no_announce).then(|| announcer(options, &mailbox)),
             keyboard,
             screen: State::default(),
             no_code: None,
@@ -306,6 +307,11 @@ fn come(changes: Vec<Change>, loans: &mut Vec<Loan>, notes: &mut Vec<String>) {
             Change::Went(_) | Change::Resized(..) => {}
         }
     }
+}
+
+fn announcer(options: &Serve, mailbox: &Mailbox) -> Announcer {
+    let mailbox = mailbox.clone();
+    Announcer::new(options.mdns_port, Arc::new(move |sentence| mailbox.note(sentence)))
 }
 
 /// Starts the process that serves. What the owner should know of what it was given comes with it.

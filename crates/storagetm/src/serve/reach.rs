@@ -11,9 +11,9 @@ use linux::net::{Address, Changes, Scope, addresses, scope_of};
 use linux::tree::Tree;
 
 use super::{COALESCE, Server};
-use crate::listen::{Listener, Place};
-use crate::listeners::path;
-use crate::worker::Worker;
+use daemon::listen::{Listener, Place};
+use daemon::listeners::path;
+use daemon::worker::Worker;
 
 impl Server {
     /// Where hosts reach the disks by NVMe/TCP.

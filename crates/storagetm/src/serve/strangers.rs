@@ -8,9 +8,9 @@ use export::{Access, Event, Policy};
 use pair::{Verdict, View};
 
 use super::Server;
-use crate::admission::{self, Caller};
-use crate::happening::Happening;
-use crate::listen::Protocol;
+use daemon::admission::{self, Caller};
+use daemon::happening::Happening;
+use daemon::listen::Protocol;
 
 impl Server {
     /// Somebody knew the code: it may read. To change disks takes an answer at the screen.

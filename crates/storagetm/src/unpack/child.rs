@@ -9,7 +9,7 @@ use linux::sandbox;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::UNKNOWN;
-use crate::failure::Failure;
+use failure::Failure;
 
 /// Bytes of memory that it may have: what a file says of itself must not cost more.
 const MEMORY: u64 = 1 << 30;

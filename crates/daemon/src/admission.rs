@@ -1,0 +1,295 @@
+//! Whom this machine lets in: the hosts that its owner knows, and those who knew the code on the screen. It knows no
+//! socket and no screen.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use console::attach::Endpoint;
+use console::{Answer, Asking, Pairing};
+use export::{Access, Export, PairingRequest, Peer, Policy};
+use linux::tree::Tree;
+use pair::{Disk, Invite, Shown, View};
+
+use failure::Failure;
+use keys::key::Key;
+use keys::store::{Guest, Store, Watch};
+
+/// When a clock that was set is looked at again.
+const LOOK: Duration = Duration::from_secs(60);
+
+/// When a store that cannot be watched is looked at again: who is let in no longer is out within a second.
+const UNWATCHED: Duration = Duration::from_secs(1);
+
+/// Callers at most that wait for an answer.
+const MOST_WAITING: usize = 64;
+
+/// Somebody who knew the code, and waits for an answer.
+#[derive(Debug)]
+pub struct Caller {
+    /// From where.
+    pub peer: Peer,
+    /// Who, and what for.
+    pub knock: Arc<PairingRequest>,
+}
+
+/// Whom this machine lets in.
+#[derive(Debug, Default)]
+pub struct Admission {
+    store: Option<Store>,
+    watch: Option<Watch>,
+    policy: Policy,
+    /// When to read the list again, whether or not it changes.
+    due: Option<Instant>,
+    complaints: Vec<String>,
+    /// What the code is just now, if there are codes.
+    view: Option<View>,
+    waiting: VecDeque<Caller>,
+    /// Whom the screen asks about: that is whom an answer is for, whoever is the first by then.
+    asked: Option<Arc<PairingRequest>>,
+}
+
+impl Admission {
+    /// Nobody but those that an open auth lets in.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Those in the folder that was asked for, or the usual one; with `boot`, also those whom the machine was booted with.
+    ///
+    /// # Errors
+    /// There is no such folder, and none can be made.
+    pub fn open(asked: Option<&Path>, boot: Option<&Tree>) -> Result<Self, Failure> {
+        let store = Store::open(&Store::place(asked)?)?;
+        let store = match boot {
+            Some(tree) => store.and_boot_settings(tree),
+            None => store,
+        };
+        let watch = store.watch().ok();
+        Ok(Self { store: Some(store), watch, ..Self::default() })
+    }
+
+    /// The same, if there is such a folder already: where no key is needed, none is made.
+    ///
+    /// # Errors
+    /// Others could write into it.
+    pub fn open_existing(asked: Option<&Path>) -> Result<Self, Failure> {
+        match Store::place(asked) {
+            Ok(place) if place.is_dir() => Self::open(Some(&place), None),
+            Ok(_) | Err(_) => Ok(Self::none()),
+        }
+    }
+
+    /// Whether hosts that know the code can be kept.
+    pub fn can_pair(&self) -> bool {
+        self.store.is_some()
+    }
+
+    /// Readable when the list has changed.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.watch.as_ref().map(AsFd::as_fd)
+    }
+
+    /// When to look at the list again, even if nothing was heard.
+    pub fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Whether the list has to be read again at this moment.
+    pub fn has_changed(&mut self, now: Instant) -> bool {
+        let heard = self.watch.as_mut().map(Watch::receive);
+        if let Some(Err(_)) = heard {
+            self.watch = None;
+        }
+        !matches!(heard, None | Some(Ok(false))) || self.due.is_some_and(|due| due <= now)
+    }
+
+    /// Reads the list, and gives it if it is another one. What is wrong with it is in the second part, as far as it was not
+    /// said before.
+    pub fn read(&mut self, now: Instant) -> (Option<Policy>, Vec<String>) {
+        let Some(store) = &self.store else { return (None, Vec::new()) };
+        let time = SystemTime::now();
+        let (policy, next, complaints) = keys::policy::read(store, time);
+        let until = next.map(|next| next.duration_since(time).unwrap_or_default());
+        // A clock that is set moves every end: no sleep is longer than that.
+        let longest = if self.watch.is_none() { UNWATCHED } else { LOOK };
+        let wait = until.or_else(|| self.watch.is_none().then_some(longest));
+        let wait = wait.map(|wait| wait.min(longest));
+        self.due = wait.map(|wait| now + wait.max(Duration::from_millis(10)));
+        let new = complaints.iter().filter(|known| !self.complaints.contains(known)).cloned();
+        let new = new.collect();
+        self.complaints = complaints;
+        let changed = policy != self.policy;
+        self.policy = policy;
+        (changed.then(|| self.policy.clone()), new)
+    }
+
+    /// Whom the owner lets in just now.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// Takes note of the code that is good now. Tells whether it is another one.
+    pub fn show(&mut self, view: View) -> bool {
+        let code = |view: &View| view.shown.as_ref().map(|shown| shown.digits.clone());
+        let changed = self.view.as_ref().map(code) != Some(code(&view));
+        self.waiting.retain(|caller| view.waiting.contains(&caller.knock.number));
+        self.view = Some(view);
+        changed
+    }
+
+    /// Whether too many wrong codes have stopped pairing, as far as was shown.
+    pub fn is_stopped(&self) -> bool {
+        self.view.as_ref().is_some_and(|view| view.stopped)
+    }
+
+    /// The code that is good now, to be typed and for a camera.
+    pub fn code(&self, endpoints: &[Endpoint]) -> Option<(String, String)> {
+        let shown = self.view.as_ref()?.shown.as_ref()?;
+        Some((shown.digits.text().to_owned(), link(shown, endpoints)))
+    }
+
+    /// What the screen says of it.
+    pub fn pairing(&self, endpoints: &[Endpoint]) -> Option<Pairing> {
+        let view = self.view.as_ref()?;
+        if view.stopped {
+            return Some(Pairing::Stopped);
+        }
+        let shown = view.shown.as_ref().filter(|_| view.wait_until.is_none_or(is_over));
+        Some(match shown {
+            None => Pairing::Later,
+            Some(shown) => Pairing::Code {
+                digits: shown.digits.text().to_owned(),
+                link: link(shown, endpoints),
+            },
+        })
+    }
+
+    /// Somebody waits for an answer by the owner.
+    pub fn wait(&mut self, caller: Caller) {
+        // The desk holds fewer: what is beyond comes from no desk.
+        if self.waiting.len() < MOST_WAITING {
+            self.waiting.push_back(caller);
+        }
+    }
+
+    /// Whom the screen asks about.
+    pub fn asking(&self) -> Option<Asking> {
+        let Caller { peer, knock } = self.waiting.front()?;
+        Some(Asking { name: knock.name.clone(), address: peer.remote.ip().to_canonical() })
+    }
+
+    /// The screen asks about the first of them now.
+    pub fn asked(&mut self) {
+        self.asked = self.waiting.front().map(|caller| caller.knock.clone());
+    }
+
+    /// The one that the answer is for: nobody, if the one whom the screen asks about waits no longer.
+    pub fn answered(&mut self) -> Option<Caller> {
+        let asked = self.asked.take()?;
+        self.waiting.pop_front_if(|caller| Arc::ptr_eq(&caller.knock, &asked))
+    }
+
+    /// Lets a host in that knew the code, from now on.
+    ///
+    /// # Errors
+    /// Its key cannot be kept.
+    pub fn let_in(&self, knock: &PairingRequest, access: Access) -> Result<(), Failure> {
+        let Some(store) = &self.store else {
+            return Err(Failure::new("there is no folder to keep its key in"));
+        };
+        let key = Key::of_pairing(&knock.secret);
+        let guest =
+            Guest { nqn: &knock.host, name: &knock.name, tls: key.text(), disks: &[], access };
+        store.let_in(&guest, SystemTime::now()).map(drop)
+    }
+}
+
+/// What a host that was let in may do, by the owner's answer to its wish.
+pub fn allowed(answer: Answer) -> Option<Access> {
+    match answer {
+        Answer::Change => Some(Access::Writable),
+        Answer::Read => Some(Access::ReadOnly),
+        Answer::Nothing => None,
+    }
+}
+
+/// The disks that a host may have now, as it is told of them.
+pub fn told<'a>(exports: impl Iterator<Item = &'a Arc<Export>>, access: Access) -> Vec<Disk> {
+    let disk = |export: &Arc<Export>| Disk {
+        nqn: export.nqn.clone(),
+        name: export.name.clone(),
+        model: export.identity.model.clone(),
+        bytes: export.bytes(),
+        access: if access == Access::Writable { export.access } else { Access::ReadOnly },
+    };
+    exports.map(disk).collect()
+}
+
+fn is_over(until: Instant) -> bool {
+    until <= Instant::now()
+}
+
+/// The code, and where to go with it: one address, or the picture of it would not fit a small screen.
+fn link(shown: &Shown, endpoints: &[Endpoint]) -> String {
+    let keyed = || endpoints.iter().filter(|at| at.keyed);
+    let best = keyed().find(|at| at.address.is_ipv4()).or_else(|| keyed().next());
+    let at = best.map(ToString::to_string).into_iter().collect();
+    Invite { at, code: shown.long.clone() }.to_string()
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use export::{Auth, Secret};
+
+    fn caller(number: u64) -> Caller {
+        let address = "10.0.0.2:1".parse().unwrap();
+        let peer = Peer { remote: address, local: address, auth: Auth::Required, channel: None };
+        let (host, name, secret) = (String::new(), String::new(), Secret::new(vec![1; 32]));
+        let knock = Arc::new(PairingRequest { number, host, name, writable: true, secret });
+        Caller { peer, knock }
+    }
+
+    fn view(waiting: &[u64]) -> View {
+        let waiting = waiting.to_vec();
+        View { shown: None, wait_until: None, stopped: false, failures: 0, stops: 0, waiting }
+    }
+
+    #[test]
+    fn an_answer_is_for_the_one_whom_the_screen_asks_about() {
+        let mut admission = Admission::none();
+        admission.wait(caller(1));
+        assert!(admission.answered().is_none(), "nobody was asked about yet");
+        admission.asked();
+        admission.wait(caller(2));
+        // The first one goes, and the screen does not show it yet.
+        let _ = admission.show(view(&[2]));
+        assert!(admission.answered().is_none());
+        admission.asked();
+        assert_eq!(admission.answered().unwrap().knock.number, 2);
+        assert!(admission.answered().is_none());
+    }
+
+    #[test]
+    fn callers_are_counted() {
+        let mut admission = Admission::none();
+        (0..1000).for_each(|number| admission.wait(caller(number)));
+        assert_eq!(admission.waiting.len(), MOST_WAITING);
+    }
+
+    #[test]
+    fn a_store_that_nobody_watches_is_read_each_second() {
+        let folder = testkit::Scratch::new();
+        let mut admission = Admission::open(Some(&folder.0), None).unwrap();
+        let now = Instant::now();
+        admission.read(now);
+        assert_eq!(admission.due(), None);
+        admission.watch = None;
+        admission.read(now);
+        assert_eq!(admission.due(), Some(now + UNWATCHED));
+        assert!(!admission.has_changed(now) && admission.has_changed(now + UNWATCHED));
+    }
+}

@@ -1,0 +1,513 @@
+//! Examines disks in a process of its own (`storagetm examine`), many at the same time: one that does not answer keeps a
+//! thread of that process waiting, and nothing else.
+//!
+//! The two processes exchange lines of JSON over a socket: a [`Question`] for each disk, and an [`Answer`] to it whenever
+//! the disk has answered.
+
+mod child;
+
+use std::collections::HashMap;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::Child;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use linux::block::Disk;
+use linux::in_use::Probe;
+use linux::signature::Contents;
+use linux::tree::Tree;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::device::Device;
+pub use child::work;
+use ipc::helper;
+
+/// How long a disk may take to be examined before it counts as one that does not answer.
+pub const LIMIT: Duration = Duration::from_secs(5);
+
+/// The same for a rotational disk that was named: it may have to spin up first.
+const SPIN_UP: Duration = Duration::from_secs(20);
+
+/// When a disk is slower than most: what depends on it only a little is not held up any longer.
+pub const SLOW: Duration = Duration::from_secs(1);
+
+/// Bytes of the longest answer: a partition table has a megabyte at most.
+const LONGEST: usize = 16 << 20;
+
+/// What is asked about a disk.
+#[derive(Debug, Serialize, Deserialize)]
+struct Question {
+    number: u64,
+    node: PathBuf,
+    bytes: u64,
+    /// The kernel's name of the whole disk. Its parts cannot be opened exclusively at the same time.
+    whole: String,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Answer {
+    number: u64,
+    contents: Result<Contents, Failed>,
+    is_busy: Result<bool, Failed>,
+}
+
+/// An error as it travels.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Failed {
+    errno: Option<i32>,
+    text: String,
+}
+
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self { errno: error.raw_os_error(), text: error.to_string() }
+    }
+}
+
+impl From<Failed> for io::Error {
+    fn from(failed: Failed) -> Self {
+        let known = failed.errno.map(Self::from_raw_os_error);
+        known.unwrap_or_else(|| Self::other(failed.text))
+    }
+}
+
+/// What was found on one disk.
+#[derive(Debug, Clone)]
+struct Finding {
+    device: Device,
+    contents: Result<Contents, Failed>,
+    is_busy: Result<bool, Failed>,
+}
+
+/// What was found on disks, by their kernel names. A disk that is not among them has not answered.
+#[derive(Debug, Clone, Default)]
+pub struct Findings(HashMap<String, Finding>);
+
+impl Findings {
+    /// Whether that very disk is among them.
+    pub fn has(&self, disk: &Disk) -> bool {
+        self.of(disk).is_ok()
+    }
+
+    fn of(&self, disk: &Disk) -> io::Result<&Finding> {
+        let found = self.0.get(&disk.name).filter(|found| found.device == Device::of(disk));
+        found.ok_or_else(|| ErrorKind::TimedOut.into())
+    }
+}
+
+impl Probe for Findings {
+    fn contents(&self, disk: &Disk) -> io::Result<Contents> {
+        Ok(self.of(disk)?.contents.clone()?)
+    }
+
+    fn is_busy(&self, disk: &Disk) -> io::Result<bool> {
+        Ok(self.of(disk)?.is_busy.clone()?)
+    }
+}
+
+/// The process that examines, with the end of the socket to it.
+type Started = (Option<Child>, UnixStream);
+
+/// Has disks examined, and takes the answers as they come.
+#[derive(Debug)]
+pub struct Examiner {
+    tree: Tree,
+    start: fn() -> io::Result<Started>,
+    running: Option<Running>,
+    /// Processes that have nothing to do any more, until they have ended.
+    leaving: Vec<Child>,
+    pending: HashMap<u64, Pending>,
+    last: u64,
+    findings: Findings,
+}
+
+#[derive(Debug)]
+struct Running {
+    child: Option<Child>,
+    socket: UnixStream,
+    received: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Pending {
+    device: Device,
+    asked: Instant,
+    /// How long it may take.
+    limit: Duration,
+    /// Whether it was found to take longer than [`SLOW`], and than its limit.
+    is_slow: bool,
+    is_late: bool,
+}
+
+/// A disk has answered.
+#[derive(Debug)]
+pub struct Answered {
+    /// The kernel's name.
+    pub name: String,
+    /// Whether it had been taken for one that does not answer.
+    pub is_late: bool,
+}
+
+impl Examiner {
+    /// One for the disks of the machine at `tree`. Nothing is started yet.
+    pub fn new(tree: Tree) -> Self {
+        let start = || helper::converse("examine").map(|(child, socket)| (Some(child), socket));
+        Self {
+            tree,
+            start,
+            running: None,
+            leaving: Vec::new(),
+            pending: HashMap::new(),
+            last: 0,
+            findings: Findings::default(),
+        }
+    }
+
+    /// The same with a thread of this process in place of the other process.
+    #[cfg(test)]
+    pub fn within(mut self) -> Self {
+        self.start = || {
+            let (own, other) = UnixStream::pair()?;
+            thread::spawn(move || child::answer(&other));
+            Ok((None, own))
+        };
+        self
+    }
+
+    /// Has a disk examined anew, unless an earlier examination has not ended: a disk that does not answer is not asked
+    /// again. If nothing can be asked, that is what is found.
+    pub fn ask(&mut self, disk: &Disk, now: Instant) {
+        self.ask_within(disk, LIMIT, now);
+    }
+
+    fn ask_within(&mut self, disk: &Disk, limit: Duration, now: Instant) {
+        let device = Device::of(disk);
+        if self.pending.values().any(|pending| pending.device == device) {
+            return;
+        }
+        self.findings.0.remove(&disk.name);
+        self.last += 1;
+        let question = Question {
+            number: self.last,
+            node: self.tree.path(&disk.node),
+            bytes: disk.bytes,
+            whole: disk.whole().to_owned(),
+        };
+        match self.send(&question) {
+            Ok(()) => {
+                let pending = Pending { device, asked: now, limit, is_slow: false, is_late: false };
+                self.pending.insert(question.number, pending);
+            }
+            Err(error) => self.keep_failed(device, &error.into()),
+        }
+    }
+
+    fn send(&mut self, question: &Question) -> io::Result<()> {
+        if self.running.is_none() {
+            let (child, socket) = (self.start)()?;
+            socket.set_write_timeout(Some(LIMIT))?;
+            self.running = Some(Running { child, socket, received: Vec::new() });
+        }
+        let mut line = serde_json::to_vec(question)?;
+        line.push(b'\n');
+        let running = self.running.as_mut().ok_or(ErrorKind::NotConnected)?;
+        running.socket.write_all(&line)
+    }
+
+    fn keep_failed(&mut self, device: Device, failed: &Failed) {
+        let finding =
+            Finding { contents: Err(failed.clone()), is_busy: Err(failed.clone()), device };
+        self.findings.0.insert(finding.device.name.clone(), finding);
+    }
+
+    /// Takes the answers that have come. Never waits.
+    pub fn receive(&mut self) -> Vec<Answered> {
+        self.leaving.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+        let Some(running) = &mut self.running else { return Vec::new() };
+        let is_over = running.receive().is_err();
+        let lines = running.lines();
+        let mut answered: Vec<Answered> = lines.iter().filter_map(|line| self.take(line)).collect();
+        if is_over {
+            answered.extend(self.lose());
+        } else if self.pending.is_empty() {
+            self.retire();
+        }
+        answered
+    }
+
+    fn take(&mut self, line: &[u8]) -> Option<Answered> {
+        let answer: Answer = serde_json::from_slice(line).ok()?;
+        let Pending { device, is_late, .. } = self.pending.remove(&answer.number)?;
+        let name = device.name.clone();
+        let Answer { contents, is_busy, .. } = answer;
+        self.findings.0.insert(name.clone(), Finding { device, contents, is_busy });
+        Some(Answered { name, is_late })
+    }
+
+    /// The process has ended before it answered: nothing is known of the disks that it was asked about.
+    fn lose(&mut self) -> Vec<Answered> {
+        self.retire();
+        let text = "the process that examines disks has ended".to_owned();
+        let failed = Failed { errno: None, text };
+        let lost: Vec<Pending> = self.pending.drain().map(|(_, pending)| pending).collect();
+        let mut answered = Vec::new();
+        for Pending { device, is_late, .. } in lost {
+            answered.push(Answered { name: device.name.clone(), is_late });
+            self.keep_failed(device, &failed);
+        }
+        answered
+    }
+
+    /// Ends the helper process by closing its socket.
+    fn retire(&mut self) {
+        self.leaving.extend(self.running.take().and_then(|running| running.child));
+    }
+
+    /// Takes those that should have answered by `now` for disks that are slow, or do not answer.
+    pub fn expire(&mut self, now: Instant) {
+        for pending in self.pending.values_mut() {
+            pending.is_slow |= pending.asked + SLOW <= now;
+            pending.is_late |= pending.asked + pending.limit <= now;
+        }
+    }
+
+    /// Whether the disk is taken for a slow one.
+    pub fn is_slow(&self, disk: &Disk) -> bool {
+        self.of(disk).is_some_and(|pending| pending.is_slow)
+    }
+
+    /// Whether the disk is taken for one that does not answer.
+    pub fn is_late(&self, disk: &Disk) -> bool {
+        self.of(disk).is_some_and(|pending| pending.is_late)
+    }
+
+    /// Forgets what was found.
+    pub fn forget(&mut self) {
+        self.findings.0.clear();
+    }
+
+    fn of(&self, disk: &Disk) -> Option<&Pending> {
+        let device = Device::of(disk);
+        self.pending.values().find(|pending| pending.device == device)
+    }
+
+    /// When to call [`Examiner::expire`] next.
+    pub fn due(&self) -> Option<Instant> {
+        let waiting = self.pending.values().filter(|pending| !pending.is_late);
+        waiting.map(|one| one.asked + if one.is_slow { one.limit } else { SLOW }).min()
+    }
+
+    /// When the last of those that have not answered counts as one that does not answer.
+    fn end(&self) -> Option<Instant> {
+        self.pending.values().map(|pending| pending.asked + pending.limit).max()
+    }
+
+    /// What was found so far.
+    pub fn findings(&self) -> &Findings {
+        &self.findings
+    }
+
+    /// Readable when there are answers.
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.running.as_ref().map(|running| running.socket.as_fd())
+    }
+
+    /// Waits until there is an answer, at most until `end`; whether there is.
+    pub fn wait(&self, end: Instant) -> bool {
+        let Some(descriptor) = self.descriptor() else { return false };
+        let mut ends = [PollFd::from_borrowed_fd(descriptor, PollFlags::IN)];
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let left = Timespec::try_from(left).ok();
+            match poll(&mut ends, left.as_ref()) {
+                // A signal is no reason to stop before the time.
+                Err(Errno::INTR) => {}
+                result => return result.is_ok_and(|ready| ready > 0),
+            }
+        }
+    }
+}
+
+impl Drop for Examiner {
+    /// Reaps the helper processes, on a thread of its own where one still runs.
+    fn drop(&mut self) {
+        self.retire();
+        self.leaving.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+        for mut child in self.leaving.drain(..) {
+            // It ends at once, unless it waits for a disk: nothing else may wait for that.
+            let wait = move || drop(child.wait());
+            drop(thread::Builder::new().name("reaper".to_owned()).spawn(wait));
+        }
+    }
+}
+
+impl Running {
+    /// Takes what has come. Fails at the end, and if it is too much.
+    fn receive(&mut self) -> io::Result<()> {
+        self.socket.set_nonblocking(true)?;
+        let mut some = [0; 1 << 14];
+        let result = loop {
+            match (&self.socket).read(&mut some) {
+                Ok(0) => break Err(ErrorKind::UnexpectedEof.into()),
+                Ok(got) => self.received.extend_from_slice(some.get(..got).unwrap_or_default()),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break Ok(()),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => break Err(error),
+            }
+            if self.received.len() > LONGEST {
+                break Err(ErrorKind::InvalidData.into());
+            }
+        };
+        self.socket.set_nonblocking(false)?;
+        result
+    }
+
+    /// The lines that are whole.
+    fn lines(&mut self) -> Vec<Vec<u8>> {
+        let end = self.received.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        let whole: Vec<u8> = self.received.drain(..end).collect();
+        whole.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).map(Into::into).collect()
+    }
+}
+
+/// Examines disks, each for its `limit` at most: those that have not answered by then are not among the findings.
+pub fn examine<'a>(
+    tree: &Tree,
+    disks: impl IntoIterator<Item = &'a Disk>,
+    limit: impl Fn(&Disk) -> Duration,
+) -> Findings {
+    let mut examiner = Examiner::new(tree.clone());
+    for disk in disks {
+        examiner.ask_within(disk, limit(disk), Instant::now());
+    }
+    while examiner.end().is_some_and(|end| examiner.wait(end)) {
+        examiner.receive();
+    }
+    std::mem::take(&mut examiner.findings)
+}
+
+/// How long each disk may take to be examined where `named` is what the user has named: the rotational one is given time
+/// to spin up.
+pub fn limit_for(named: &Disk) -> impl Fn(&Disk) -> Duration {
+    let waits = |disk: &Disk| disk.rotational && disk.whole() == named.whole();
+    move |disk| if waits(disk) { SPIN_UP } else { LIMIT }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::fs;
+    use std::io::{BufRead, BufReader};
+    use std::sync::Mutex;
+
+    /// The other end of the socket of the last examiner that was started.
+    static OTHER: Mutex<Option<UnixStream>> = Mutex::new(None);
+
+    fn start() -> io::Result<Started> {
+        let (own, other) = UnixStream::pair()?;
+        *OTHER.lock().unwrap() = Some(other);
+        Ok((None, own))
+    }
+
+    /// A disk is said not to answer when its time is over, is not asked again, and its answer is known to be late.
+    #[test]
+    fn r60_a_disk_that_does_not_answer_is_asked_once() {
+        let name = format!("storagetm-examine-{}", std::process::id());
+        let root = std::env::temp_dir().join(name);
+        let place = root.join("sys/class/block/sdz");
+        fs::create_dir_all(&place).unwrap();
+        fs::write(place.join("dev"), "8:400\n").unwrap();
+        fs::write(place.join("size"), "2048\n").unwrap();
+        let tree = Tree::at(&root);
+        let disk = linux::block::scan(&tree).unwrap().remove(0);
+        fs::remove_dir_all(&root).unwrap();
+
+        let mut examiner = Examiner::new(tree);
+        examiner.start = start;
+        let begun = Instant::now();
+        examiner.ask(&disk, begun);
+        examiner.ask(&disk, begun);
+        assert_eq!(examiner.due(), Some(begun + SLOW));
+        examiner.expire(begun + SLOW);
+        assert_eq!(examiner.due(), Some(begun + LIMIT));
+        assert!(examiner.is_slow(&disk) && !examiner.is_late(&disk));
+        assert!(examiner.receive().is_empty());
+        examiner.expire(begun + LIMIT);
+        assert!(examiner.is_late(&disk) && examiner.due().is_none());
+        let found = examiner.findings().contents(&disk);
+        assert_eq!(found.unwrap_err().kind(), ErrorKind::TimedOut);
+        examiner.ask(&disk, begun + LIMIT);
+
+        let other = OTHER.lock().unwrap().take().unwrap();
+        let mut lines = BufReader::new(&other).lines();
+        let question: Question = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
+        let contents = Ok(Contents { unreadable: Some(512), ..Contents::default() });
+        let answer = Answer { number: question.number, contents, is_busy: Ok(true) };
+        let line = serde_json::to_string(&answer).unwrap() + "\n";
+        (&other).write_all(line.as_bytes()).unwrap();
+        let answered = examiner.receive();
+        assert!(matches!(&answered[..], [one] if one.name == "sdz" && one.is_late));
+        assert_eq!(examiner.findings().contents(&disk).unwrap().unreadable, Some(512));
+        assert!(examiner.findings().is_busy(&disk).unwrap());
+        assert!(lines.next().is_none(), "nothing more was asked, and nobody is there any more");
+    }
+
+    #[test]
+    fn named_rotational_disk_has_time_to_spin_up() {
+        let name = format!("storagetm-spin-{}", std::process::id());
+        let root = std::env::temp_dir().join(name);
+        for (number, name) in ["sdx", "sdy", "sdz"].into_iter().enumerate() {
+            let place = root.join("sys/class/block").join(name);
+            fs::create_dir_all(place.join("queue")).unwrap();
+            fs::write(place.join("dev"), format!("8:{number}\n")).unwrap();
+            fs::write(place.join("size"), "2048\n").unwrap();
+            fs::write(place.join("queue/rotational"), if name == "sdz" { "0" } else { "1" })
+                .unwrap();
+        }
+        let disks = linux::block::scan(&Tree::at(&root)).unwrap();
+        fs::remove_dir_all(&root).unwrap();
+        let limits = |named| disks.iter().map(limit_for(named)).collect::<Vec<_>>();
+        assert_eq!(limits(&disks[0]), [SPIN_UP, LIMIT, LIMIT]);
+        assert_eq!(limits(&disks[2]), [LIMIT; 3]);
+
+        let mut examiner = Examiner::new(Tree::machine());
+        examiner.start = start;
+        let begun = Instant::now();
+        for disk in &disks {
+            examiner.ask_within(disk, limit_for(&disks[0])(disk), begun);
+        }
+        examiner.expire(begun + LIMIT);
+        let late: Vec<bool> = disks.iter().map(|disk| examiner.is_late(disk)).collect();
+        assert_eq!(late, [false, true, true]);
+        assert_eq!(examiner.due(), Some(begun + SPIN_UP));
+        assert_eq!(examiner.end(), Some(begun + SPIN_UP));
+    }
+
+    #[test]
+    fn dropped_examiner_leaves_no_zombie() {
+        let (socket, _other) = UnixStream::pair().unwrap();
+        let child = std::process::Command::new("/bin/true").spawn().unwrap();
+        let place = PathBuf::from(format!("/proc/{}", child.id()));
+        let mut examiner = Examiner::new(Tree::machine());
+        examiner.running = Some(Running { child: Some(child), socket, received: Vec::new() });
+        drop(examiner);
+        let end = Instant::now() + Duration::from_secs(60);
+        while place.exists() {
+            assert!(Instant::now() < end, "{} is still there", place.display());
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn an_examiner_that_ends_leaves_a_reason() {
+        let failed = Failed { errno: Some(13), text: String::new() };
+        assert_eq!(io::Error::from(failed).kind(), ErrorKind::PermissionDenied);
+        let failed = Failed::from(io::Error::other("some words"));
+        assert_eq!(io::Error::from(failed).to_string(), "some words");
+    }
+}

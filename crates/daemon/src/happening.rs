@@ -1,0 +1,712 @@
+//! What happens while disks are lent, as a line of JSON and as a sentence. It knows no terminal.
+//!
+//! The JSON is a contract: `docs/json-events.md` describes it.
+
+mod sentence;
+
+use std::fmt;
+use std::sync::Arc;
+
+use console::printable;
+use export::{Access, Event, Export, KeyId, PairingRequest, Peer, Policy};
+use serde::{Serialize, Serializer};
+
+use crate::listen::Protocol;
+use crate::worker::Tallied;
+
+/// Something that happened.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub enum Happening {
+    /// Hosts can connect there.
+    Listening {
+        /// What is spoken there: `nvme-tcp` or `nbd`.
+        protocol: &'static str,
+        /// Where.
+        #[serde(flatten)]
+        at: At,
+        /// `disks` or `discovery`, or both.
+        serves: &'static [&'static str],
+        /// Whether hosts must show a key there.
+        keyed: bool,
+    },
+    /// An address that was listened on is gone from this machine.
+    Closed {
+        /// What was spoken there.
+        protocol: &'static str,
+        /// Where.
+        #[serde(flatten)]
+        at: At,
+    },
+    /// A disk is lent.
+    Lent {
+        /// What it is.
+        #[serde(flatten)]
+        disk: Disk,
+        /// The lines that attach it by NVMe/TCP, then those that attach all disks.
+        attach: Vec<String>,
+        /// Where NBD clients find it.
+        nbd: Vec<String>,
+    },
+    /// All that was asked for is lent.
+    Ready,
+    /// A host attached a disk.
+    Attached {
+        /// What it speaks.
+        protocol: &'static str,
+        /// Which disk.
+        #[serde(flatten)]
+        which: Which,
+        /// The NVMe Qualified Name that the host gives itself; by NBD, that of the host whose key it has shown, or nothing.
+        host: String,
+        /// Where the host is, with its port.
+        address: String,
+        /// What it has shown.
+        #[serde(flatten)]
+        shown: Shown,
+    },
+    /// A host gave a disk back, or is gone.
+    Detached {
+        /// What it spoke.
+        protocol: &'static str,
+        /// Which disk.
+        #[serde(flatten)]
+        which: Which,
+        /// The NVMe Qualified Name that the host gave itself.
+        host: String,
+        /// Where the host was, with its port.
+        address: String,
+        /// Why.
+        reason: String,
+        /// Bytes that it has read meanwhile.
+        read: u64,
+        /// Bytes that it has written meanwhile.
+        written: u64,
+        /// What it had shown: the channel.
+        #[serde(flatten)]
+        shown: Shown,
+    },
+    /// A code by which another machine is let in; the one before is good no longer.
+    Pairing {
+        /// The digits to be typed there.
+        code: String,
+        /// The same for a camera, with where to go.
+        link: String,
+    },
+    /// A machine that knew the code wants to change disks, which somebody must allow here.
+    Asking {
+        /// The NVMe Qualified Name that the host will give itself.
+        host: String,
+        /// What the machine calls itself.
+        name: String,
+        /// Where it is, with its port.
+        address: String,
+    },
+    /// A machine that knew the code was let in.
+    Paired {
+        /// The NVMe Qualified Name that the host will give itself.
+        host: String,
+        /// What the machine calls itself.
+        name: String,
+        /// Where it is, with its port.
+        address: String,
+        /// What it may do with disks.
+        #[serde(serialize_with = "in_a_word")]
+        access: Access,
+    },
+    /// A host asked for what it may not have.
+    Refused {
+        /// What it speaks.
+        protocol: &'static str,
+        /// The NVMe Qualified Name that the host gives itself; nothing if it gives none.
+        host: String,
+        /// Where the host is, with its port.
+        address: String,
+        /// The name that it asked for.
+        wanted: String,
+        /// Why not.
+        reason: &'static str,
+        /// How many times within the last second or more; left out if once.
+        #[serde(skip_serializing_if = "is_once")]
+        count: u64,
+    },
+    /// A peer broke a rule of the protocol and was cut off.
+    Violation {
+        /// What it was to speak.
+        protocol: &'static str,
+        /// Where the peer is, with its port.
+        address: String,
+        /// The rule, by name.
+        rule: &'static str,
+        /// How many times within the last second or more; left out if once.
+        #[serde(skip_serializing_if = "is_once")]
+        count: u64,
+    },
+    /// A disk failed a request, or several within the last second or more.
+    Fault {
+        /// Which disk.
+        #[serde(flatten)]
+        which: Which,
+        /// What was asked of it.
+        op: &'static str,
+        /// The first byte concerned.
+        offset: u64,
+        /// Bytes from there to the last one concerned.
+        bytes: u64,
+        /// Requests that failed.
+        count: u64,
+        /// How they failed.
+        reason: String,
+    },
+    /// A disk has another size now.
+    Resized {
+        /// Which disk.
+        #[serde(flatten)]
+        which: Which,
+        /// Bytes that it has now.
+        bytes: u64,
+        /// Bytes that it had.
+        before: u64,
+    },
+    /// A disk is lent no longer.
+    Withdrawn {
+        /// Which disk.
+        #[serde(flatten)]
+        which: Which,
+        /// Why.
+        reason: String,
+    },
+    /// Events before this one were lost: the program that reads them did not.
+    Lost {
+        /// How many.
+        count: u64,
+    },
+    /// Something that is worth knowing and has no event of its own.
+    Note {
+        /// A sentence.
+        message: String,
+    },
+    /// The program ends; nothing follows.
+    Stopped,
+}
+
+/// Where something listens.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum At {
+    /// At an address.
+    Net {
+        /// The address; an IPv6 link-local one with its interface.
+        address: String,
+        /// The TCP port.
+        port: u16,
+    },
+    /// At a Unix socket.
+    Path {
+        /// Its path.
+        path: String,
+    },
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Net { address, port } => write!(f, "the address {address} (port {port})"),
+            Self::Path { path } => write!(f, "the socket {path}"),
+        }
+    }
+}
+
+/// A disk as it is lent.
+#[derive(Debug, Clone, Serialize)]
+pub struct Disk {
+    disk: String,
+    name: String,
+    nqn: String,
+    nsid: u32,
+    bytes: u64,
+    block_size: u32,
+    #[serde(serialize_with = "in_a_word")]
+    access: Access,
+    model: String,
+    serial: String,
+}
+
+fn in_a_word<S: Serializer>(access: &Access, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(access)
+}
+
+/// What a host has shown to be let in.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Shown {
+    /// The owner's name for the host whose keys these are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    /// The cipher suite of the channel, if it speaks in one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tls: Option<String>,
+    /// Whether it has proven within the protocol to know its key (DH-HMAC-CHAP).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    chap: bool,
+}
+
+impl Shown {
+    fn of(peer: &Peer, proven: Option<KeyId>, policy: &Policy) -> Self {
+        let channel = peer.channel.as_ref();
+        Self {
+            key: name_of(peer, proven, policy),
+            tls: channel.map(|channel| channel.cipher.clone()),
+            chap: proven.is_some(),
+        }
+    }
+}
+
+/// The name in the owner's `policy` of the host whose key was shown, within the protocol or by the channel.
+pub fn name_of(peer: &Peer, proven: Option<KeyId>, policy: &Policy) -> Option<String> {
+    let id = proven.or_else(|| peer.channel.as_ref().and_then(|channel| channel.key))?;
+    policy.hosts.iter().find(|host| host.key == id).map(|host| host.name.clone())
+}
+
+/// Which of the disks that are lent.
+#[derive(Debug, Clone, Serialize)]
+pub struct Which {
+    disk: String,
+    nqn: String,
+}
+
+impl Which {
+    /// That one.
+    pub fn of(export: &Export) -> Self {
+        Self { disk: export.name.clone(), nqn: export.nqn.clone() }
+    }
+}
+
+/// Where a peer is that came by no network.
+const UNIX: &str = "unix";
+
+/// Where a peer is, with its port; one that came by no network is at the other end of a Unix socket.
+fn address(peer: &Peer) -> String {
+    if peer.remote == Peer::LOCAL { UNIX.to_owned() } else { peer.remote.to_string() }
+}
+
+/// Whom an event is about.
+pub fn peer_of(event: &Event) -> Option<&Peer> {
+    match event {
+        Event::Attached { peer, .. }
+        | Event::Detached { peer, .. }
+        | Event::Refused { peer, .. }
+        | Event::PairingRequested { peer, .. }
+        | Event::Violation { peer, .. } => Some(peer),
+        Event::Fault { .. } => None,
+    }
+}
+
+impl Happening {
+    /// A disk is lent, attached by these lines, and by NBD found there.
+    pub fn lent(export: &Export, attach: Vec<String>, nbd: Vec<String>) -> Self {
+        let disk = Disk {
+            disk: export.name.clone(),
+            name: export.short.clone(),
+            nqn: export.nqn.clone(),
+            nsid: 1,
+            bytes: export.bytes(),
+            block_size: export.geometry.block(),
+            access: export.access,
+            model: export.identity.model.clone(),
+            serial: export.identity.serial.clone(),
+        };
+        Self::Lent { disk, attach, nbd }
+    }
+
+    /// A disk is lent no longer.
+    pub fn withdrawn(export: &Arc<Export>, reason: &str) -> Self {
+        Self::Withdrawn { which: Which::of(export), reason: reason.to_owned() }
+    }
+
+    /// A disk has another size.
+    pub fn resized(export: &Export, before: u64) -> Self {
+        Self::Resized { which: Which::of(export), bytes: export.bytes(), before }
+    }
+
+    /// A machine that knew the code was let in.
+    pub fn paired(peer: &Peer, knock: &PairingRequest, access: Access) -> Self {
+        Self::Paired {
+            host: knock.host.clone(),
+            name: knock.name.clone(),
+            address: address(peer),
+            access,
+        }
+    }
+
+    /// A sentence.
+    pub fn note(message: impl ToString) -> Self {
+        Self::Note { message: message.to_string() }
+    }
+
+    /// One line of JSON, without a line break; characters that could steer a terminal are escaped.
+    pub fn json(&self) -> String {
+        escaped(&serde_json::to_string(self).unwrap_or_default())
+    }
+
+    /// The same as fields of a journal entry: `STORAGETM_EVENT`, `STORAGETM_HOST` and so on, escaped.
+    pub fn fields(&self) -> Vec<(String, String)> {
+        let Ok(serde_json::Value::Object(members)) = serde_json::to_value(self) else {
+            return Vec::new();
+        };
+        let field = |(name, value): (String, serde_json::Value)| {
+            let value = match value {
+                serde_json::Value::String(text) => printable(&text, true),
+                other => other.to_string(),
+            };
+            (format!("STORAGETM_{}", name.to_ascii_uppercase()), value)
+        };
+        members.into_iter().map(field).collect()
+    }
+
+    /// Whether it is one of the messages of the screen; who has attached what, the screen shows by itself.
+    pub fn is_message(&self) -> bool {
+        let kept = matches!(
+            self,
+            Self::Note { .. } | Self::Paired { .. } | Self::Withdrawn { .. } | Self::Resized { .. }
+        );
+        kept || self.is_bad()
+    }
+
+    /// Whether something went wrong.
+    pub fn is_bad(&self) -> bool {
+        let shrunk = matches!(self, Self::Resized { bytes, before, .. } if bytes < before);
+        shrunk || matches!(self, Self::Refused { .. } | Self::Violation { .. } | Self::Fault { .. })
+    }
+}
+
+fn is_once(count: &u64) -> bool {
+    *count == 1
+}
+
+/// JSON in which characters that could steer a terminal are escaped; it means the same. Line breaks stay.
+pub fn escaped(json: &str) -> String {
+    json.split('\n')
+        .map(|line| line.chars().map(json_escaped).collect())
+        .collect::<Vec<String>>()
+        .join("\n")
+}
+
+/// A character within a JSON string: only there are characters beyond printable ASCII.
+fn json_escaped(c: char) -> String {
+    let shown = printable(c.encode_utf8(&mut [0; 4]), true);
+    if shown.chars().eq([c]) {
+        return shown;
+    }
+    let mut units = [0; 2];
+    c.encode_utf16(&mut units).iter().map(|unit| format!("\\u{unit:04x}")).collect()
+}
+
+impl Happening {
+    /// What the engine says of peers that speak `protocol`; the hosts' names are those of the owner's `policy`.
+    pub fn of(event: impl Into<Tallied>, policy: &Policy, protocol: Protocol) -> Self {
+        let protocol = protocol.name();
+        let Tallied { event, count } = event.into();
+        match event {
+            Event::Attached { export, peer, host, proven } => Self::Attached {
+                protocol,
+                which: Which::of(&export),
+                host,
+                address: address(&peer),
+                shown: Shown::of(&peer, proven, policy),
+            },
+            Event::Detached { export, peer, host, reason, read, written } => Self::Detached {
+                protocol,
+                which: Which::of(&export),
+                host,
+                address: address(&peer),
+                reason: reason.to_string(),
+                read,
+                written,
+                shown: Shown::of(&peer, None, policy),
+            },
+            Event::PairingRequested { peer, request: knock } => Self::Asking {
+                host: knock.host.clone(),
+                name: knock.name.clone(),
+                address: address(&peer),
+            },
+            Event::Refused { peer, host, wanted, why } => {
+                let address = address(&peer);
+                Self::Refused { protocol, host, address, wanted, reason: why, count }
+            }
+            Event::Violation { peer, rule } => {
+                Self::Violation { protocol, address: address(&peer), rule, count }
+            }
+            Event::Fault { export, op, offset, len, fault } => Self::Fault {
+                which: Which::of(&export),
+                op,
+                offset,
+                bytes: len,
+                count,
+                reason: fault.to_string(),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use export::{Channel, Fault, Geometry, Host, Identity, Reason};
+
+    fn export() -> Arc<Export> {
+        let disk = std::fs::File::open("/dev/null").unwrap().into();
+        let identity = Identity {
+            serial: "S1".to_owned(),
+            model: "Example".to_owned(),
+            ..Identity::default()
+        };
+        let geometry = Geometry::new(512, 4096).unwrap();
+        Arc::new(Export::new("disk.img", "nqn.test", identity, geometry, 1 << 20, disk))
+    }
+
+    fn peer() -> Peer {
+        Peer {
+            remote: "10.0.0.2:5000".parse().unwrap(),
+            local: "10.0.0.1:4420".parse().unwrap(),
+            auth: export::Auth::None,
+            channel: None,
+        }
+    }
+
+    #[test]
+    fn the_first_events_have_the_form_of_the_contract() {
+        let listening = Happening::Listening {
+            protocol: Protocol::Nvme.name(),
+            at: At::Net { address: "127.0.0.1".to_owned(), port: 4420 },
+            serves: &["discovery", "disks"],
+            keyed: false,
+        };
+        assert_eq!(
+            listening.json(),
+            r#"{"event":"listening","protocol":"nvme-tcp","address":"127.0.0.1","port":4420,"serves":["discovery","disks"],"keyed":false}"#
+        );
+        let lent = Happening::lent(
+            &export(),
+            vec!["nvme connect".to_owned()],
+            vec!["nbd://x/disk".to_owned()],
+        );
+        assert_eq!(
+            lent.json(),
+            r#"{"event":"lent","disk":"disk.img","name":"disk","nqn":"nqn.test","nsid":1,"bytes":1048576,"block_size":512,"access":"read-only","model":"Example","serial":"S1","attach":["nvme connect"],"nbd":["nbd://x/disk"]}"#
+        );
+        assert_eq!(Happening::Ready.json(), r#"{"event":"ready"}"#);
+        assert_eq!(Happening::Stopped.json(), r#"{"event":"stopped"}"#);
+    }
+
+    #[test]
+    fn what_the_engine_says_has_the_form_of_the_contract() {
+        let (export, peer) = (export(), peer());
+        let host = "nqn.host".to_owned();
+        for (event, json) in [
+            (
+                Event::Attached {
+                    export: export.clone(),
+                    peer: peer.clone(),
+                    host: host.clone(),
+                    proven: None,
+                },
+                r#"{"event":"attached","protocol":"nvme-tcp","disk":"disk.img","nqn":"nqn.test","host":"nqn.host","address":"10.0.0.2:5000"}"#,
+            ),
+            (
+                Event::Detached {
+                    export: export.clone(),
+                    peer: peer.clone(),
+                    host: host.clone(),
+                    reason: Reason::Peer,
+                    read: 1,
+                    written: 2,
+                },
+                r#"{"event":"detached","protocol":"nvme-tcp","disk":"disk.img","nqn":"nqn.test","host":"nqn.host","address":"10.0.0.2:5000","reason":"disconnected","read":1,"written":2}"#,
+            ),
+            (
+                Event::Refused {
+                    peer: peer.clone(),
+                    host,
+                    wanted: "nqn.other".to_owned(),
+                    why: "not lent",
+                },
+                r#"{"event":"refused","protocol":"nvme-tcp","host":"nqn.host","address":"10.0.0.2:5000","wanted":"nqn.other","reason":"not lent"}"#,
+            ),
+            (
+                Event::Violation { peer, rule: "PlenTooShort" },
+                r#"{"event":"violation","protocol":"nvme-tcp","address":"10.0.0.2:5000","rule":"PlenTooShort"}"#,
+            ),
+            (
+                Event::Fault { export, op: "read", offset: 512, len: 1024, fault: Fault::Io },
+                r#"{"event":"fault","disk":"disk.img","nqn":"nqn.test","op":"read","offset":512,"bytes":1024,"count":1,"reason":"the disk reported an error"}"#,
+            ),
+        ] {
+            assert_eq!(Happening::of(event, &Policy::default(), Protocol::Nvme).json(), json);
+        }
+    }
+
+    #[test]
+    fn who_comes_with_a_key_is_told_with_the_key_and_the_channel() {
+        let host = Host {
+            nqn: "nqn.host".to_owned(),
+            name: "laptop".to_owned(),
+            key: KeyId::new(7),
+            tls: None,
+            tls_compat: false,
+            chap: None,
+            chap_controller: None,
+            rules: Vec::new(),
+        };
+        let policy = Policy { hosts: vec![Arc::new(host)] };
+        let channel = Channel {
+            key: Some(KeyId::new(7)),
+            certified: false,
+            identity: "NVMe0R01 a b".to_owned(),
+            cipher: "TLS_AES_128_GCM_SHA256".to_owned(),
+            binding: [0; 32],
+        };
+        let attached = Event::Attached {
+            export: export(),
+            peer: Peer { channel: Some(Arc::new(channel)), ..peer() },
+            host: "nqn.host".to_owned(),
+            proven: Some(KeyId::new(7)),
+        };
+        let happening = Happening::of(attached, &policy, Protocol::Nbd);
+        let json = happening.json();
+        let end = r#","key":"laptop","tls":"TLS_AES_128_GCM_SHA256","chap":true}"#;
+        assert!(json.ends_with(end), "{json}");
+        let wanted = "attached by laptop at 10.0.0.2:5000, encrypted (TLS_AES_128_GCM_SHA256)";
+        assert!(happening.sentence().unwrap().ends_with(wanted));
+    }
+
+    #[test]
+    fn a_pairing_is_a_message_after_the_wrong_code_before_it() {
+        let knock = PairingRequest {
+            number: 1,
+            host: "nqn.host".to_owned(),
+            name: "vm".to_owned(),
+            writable: false,
+            secret: export::Secret::new(vec![1; 32]),
+        };
+        let paired = Happening::paired(&peer(), &knock, Access::ReadOnly);
+        assert!(paired.is_message() && !paired.is_bad());
+        let wanted = "vm at 10.0.0.2:5000 was let in by the code: read-only";
+        assert_eq!(paired.sentence().unwrap(), wanted);
+        assert!(!Happening::Ready.is_message());
+    }
+
+    #[test]
+    fn the_journal_gets_each_member_as_a_field_and_none_that_steers_a_terminal() {
+        let refused = Event::Refused {
+            peer: peer(),
+            host: "a\x1b[2J\nb".to_owned(),
+            wanted: String::new(),
+            why: "no key",
+        };
+        let fields = Happening::of(refused, &Policy::default(), Protocol::Nvme).fields();
+        let find = |name| &fields.iter().find(|(known, _)| known == name).unwrap().1;
+        assert_eq!(find("STORAGETM_EVENT"), "refused");
+        assert_eq!(find("STORAGETM_ADDRESS"), "10.0.0.2:5000");
+        assert!(find("STORAGETM_HOST").chars().all(|c| !c.is_control()));
+    }
+
+    #[test]
+    fn a_code_is_for_programs_that_asked_for_it_and_never_a_sentence() {
+        let pairing =
+            Happening::Pairing { code: "12345678".to_owned(), link: "storagetm:x".to_owned() };
+        assert_eq!(pairing.json(), r#"{"event":"pairing","code":"12345678","link":"storagetm:x"}"#);
+        assert_eq!(pairing.sentence(), None);
+    }
+
+    #[test]
+    fn disks_that_change_or_go_have_the_form_of_the_contract() {
+        let export = export();
+        assert_eq!(
+            Happening::resized(&export, 512).json(),
+            r#"{"event":"resized","disk":"disk.img","nqn":"nqn.test","bytes":1048576,"before":512}"#
+        );
+        assert_eq!(
+            Happening::withdrawn(&export, "unplugged").json(),
+            r#"{"event":"withdrawn","disk":"disk.img","nqn":"nqn.test","reason":"unplugged"}"#
+        );
+        assert_eq!(Happening::note("look").json(), r#"{"event":"note","message":"look"}"#);
+    }
+
+    #[test]
+    fn a_hostile_name_reaches_neither_terminal_nor_log_raw_and_survives_in_json() {
+        let host = "\x1b[2J\u{9b}\u{202e}\u{e0001}\"\n\x7f".to_owned();
+        let happening = Happening::of(
+            Event::Attached { export: export(), peer: peer(), host: host.clone(), proven: None },
+            &Policy::default(),
+            Protocol::Nvme,
+        );
+        let json = happening.json();
+        assert!(json.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{json}");
+        let read: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(read["host"], host);
+        let sentence = happening.sentence().unwrap();
+        assert!(sentence.chars().all(|c| !c.is_control()), "{sentence}");
+    }
+
+    #[test]
+    fn events_that_stand_for_many_have_their_number() {
+        let of = |event, count| {
+            Happening::of(Tallied { event, count }, &Policy::default(), Protocol::Nvme)
+        };
+        let (op, fault) = ("read", Fault::Io);
+        let faults = Event::Fault { export: export(), op, offset: 512, len: 1024, fault };
+        let happening = of(faults, 7);
+        assert!(happening.json().contains(r#""offset":512,"bytes":1024,"count":7,"#));
+        let wanted =
+            "disk.img: 7 read requests between 512 and 1536 failed: the disk reported an error";
+        assert_eq!(happening.sentence().unwrap(), wanted);
+        let happening = of(Event::Violation { peer: peer(), rule: "PlenTooShort" }, 3);
+        assert!(happening.json().ends_with(r#""rule":"PlenTooShort","count":3}"#));
+        assert!(happening.sentence().unwrap().contains("was cut off 3 times"));
+    }
+
+    #[test]
+    fn sentences_say_who_what_and_why() {
+        let detached = Event::Detached {
+            export: export(),
+            peer: peer(),
+            host: "nqn.2014-08.org.nvmexpress:uuid:2f6d1c52-0000-4000-8000-000000000000".to_owned(),
+            reason: Reason::Timeout,
+            read: 4096,
+            written: 0,
+        };
+        assert_eq!(
+            Happening::of(detached, &Policy::default(), Protocol::Nvme).sentence().unwrap(),
+            "disk.img is no longer attached by host 2f6d1c52 at 10.0.0.2:5000: timed out; it has read \
+             4.1 kB and written 0 bytes"
+        );
+    }
+
+    #[test]
+    fn who_gives_no_name_and_comes_by_no_network_is_told_as_such() {
+        let peer = Peer { remote: Peer::LOCAL, local: Peer::LOCAL, ..peer() };
+        let host = String::new();
+        let attached = Event::Attached { export: export(), peer: peer.clone(), host, proven: None };
+        let happening = Happening::of(attached, &Policy::default(), Protocol::Nbd);
+        assert_eq!(
+            happening.json(),
+            r#"{"event":"attached","protocol":"nbd","disk":"disk.img","nqn":"nqn.test","host":"","address":"unix"}"#
+        );
+        assert_eq!(
+            happening.sentence().unwrap(),
+            "disk.img is attached by a host without a name on this machine"
+        );
+        let refused = |wanted: &str| Event::Refused {
+            peer: peer.clone(),
+            host: String::new(),
+            wanted: wanted.to_owned(),
+            why: "not lent",
+        };
+        let said = |event| Happening::of(event, &Policy::default(), Protocol::Nbd).sentence();
+        assert_eq!(
+            said(refused("")).unwrap(),
+            "a host without a name on this machine was refused: not lent"
+        );
+        assert!(said(refused("sdb")).unwrap().contains("asked for sdb and was refused"));
+    }
+}

@@ -1,0 +1,325 @@
+//! What is lent and who has it, from which the screen is made. It knows no terminal and no socket.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use console::attach::{Endpoint, Nbd};
+use console::{Disk, Host, Link, Model};
+use export::{Event, Export, Policy};
+use linux::net::{Scope, scope_of};
+
+use crate::happening::name_of;
+
+/// Messages since start-up that are kept at most: the latest.
+const NOTES: usize = 100;
+
+/// What is lent and who has it.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    disks: Vec<Entry>,
+    /// Messages of start-up, all of which are kept: a machine has only so many disks and addresses.
+    startup: Vec<String>,
+    is_started: bool,
+    /// Messages since then.
+    notes: VecDeque<String>,
+    /// Messages that are not kept any more.
+    forgotten: usize,
+    /// How it stands with what others look after, by subject.
+    subjects: BTreeMap<String, String>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    export: Arc<Export>,
+    hosts: Vec<Attachment>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Attachment {
+    /// The owner's name for the host, if it has shown a key.
+    known_as: Option<String>,
+    host: String,
+    address: SocketAddr,
+}
+
+impl Ledger {
+    /// A disk is lent.
+    pub fn lend(&mut self, export: Arc<Export>) {
+        self.disks.push(Entry { export, hosts: Vec::new() });
+    }
+
+    /// A disk is lent no longer.
+    pub fn withdraw(&mut self, export: &Arc<Export>) {
+        self.disks.retain(|entry| !Arc::ptr_eq(&entry.export, export));
+    }
+
+    /// Takes note of the hosts that attach and detach disks; those that show a key are called as in the owner's `policy`.
+    pub fn record(&mut self, event: &Event, policy: &Policy) {
+        match event {
+            Event::Attached { export, peer, host, proven } => {
+                let known_as = name_of(peer, *proven, policy);
+                if let Some(entry) = self.entry(export) {
+                    let (host, address) = (host.clone(), peer.remote);
+                    entry.hosts.push(Attachment { known_as, host, address });
+                }
+            }
+            Event::Detached { export, peer, host, .. } => {
+                if let Some(entry) = self.entry(export) {
+                    entry.detach(host, peer.remote);
+                }
+            }
+            Event::Refused { .. }
+            | Event::PairingRequested { .. }
+            | Event::Violation { .. }
+            | Event::Fault { .. } => {}
+        }
+    }
+
+    fn entry(&mut self, export: &Arc<Export>) -> Option<&mut Entry> {
+        self.disks.iter_mut().find(|entry| Arc::ptr_eq(&entry.export, export))
+    }
+
+    /// Takes note of a sentence for the screen; one that is there already moves to the end.
+    pub fn note(&mut self, sentence: String) {
+        self.notes.retain(|known| *known != sentence);
+        self.notes.push_back(sentence);
+        while self.is_started && self.notes.len() > NOTES {
+            self.notes.pop_front();
+            self.forgotten += 1;
+        }
+    }
+
+    /// Ends start-up: later messages take no room from those that there are.
+    pub(crate) fn start(&mut self) {
+        self.startup.extend(self.notes.drain(..));
+        self.is_started = true;
+    }
+
+    /// Takes note of how it stands with a subject; nothing if there is nothing to say of it any more.
+    pub fn stand(&mut self, subject: String, sentence: Option<String>) {
+        match sentence {
+            Some(sentence) => drop(self.subjects.insert(subject, sentence)),
+            None => drop(self.subjects.remove(&subject)),
+        }
+    }
+
+    /// The exports, in the order in which they were lent.
+    pub fn exports(&self) -> impl Iterator<Item = &Arc<Export>> {
+        self.disks.iter().map(|entry| &entry.export)
+    }
+
+    /// What the screen shows.
+    pub fn model(
+        &self,
+        machine: &str,
+        endpoints: Vec<Endpoint>,
+        nbd: Vec<Nbd>,
+        digests: bool,
+    ) -> Model {
+        let forgotten = (self.forgotten > 0)
+            .then(|| format!("{} older messages are not kept any more.", self.forgotten));
+        let standing = self.subjects.values().cloned();
+        let startup = self.startup.iter().filter(|note| !self.notes.contains(note)).cloned();
+        let notes = standing.chain(startup).chain(forgotten);
+        let notes = notes.chain(self.notes.iter().cloned()).collect();
+        let disks = self.disks.iter().map(Entry::shown).collect();
+        let machine = machine.to_owned();
+        let (pairing, asking, target_mode) = (None, None, None);
+        let link = Link::default();
+        Model { machine, endpoints, nbd, digests, disks, notes, pairing, asking, link, target_mode }
+    }
+
+    /// Whether somebody has attached this one.
+    pub fn is_attached(&self, export: &Arc<Export>) -> bool {
+        let this = |entry: &&Entry| Arc::ptr_eq(&entry.export, export);
+        self.disks.iter().find(this).is_some_and(|entry| !entry.hosts.is_empty())
+    }
+
+    /// One line for the service manager.
+    pub fn status(&self) -> String {
+        let attached = self.disks.iter().filter(|entry| !entry.hosts.is_empty()).count();
+        match self.disks.len() {
+            1 => format!("Lending 1 disk, {attached} attached"),
+            n => format!("Lending {n} disks, {attached} attached"),
+        }
+    }
+}
+
+/// What to say if no other machine reaches any of these.
+pub fn advice<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> Option<&'static str> {
+    let near = |at: &Endpoint| scope_of(at.address) == Scope::Loopback;
+    let mut endpoints = endpoints.peekable();
+    (endpoints.peek().is_some() && endpoints.all(near)).then_some(
+        "Only this machine itself reaches these addresses: plug in a cable to another machine, or \
+         listen on an address of your network with --listen.",
+    )
+}
+
+impl Entry {
+    fn detach(&mut self, host: &str, address: SocketAddr) {
+        let this = |known: &Attachment| known.host == host && known.address == address;
+        if let Some(at) = self.hosts.iter().position(this) {
+            self.hosts.remove(at);
+        }
+    }
+
+    fn shown(&self) -> Disk {
+        let export = &self.export;
+        let host = |known: &Attachment| Host {
+            known_as: known.known_as.clone(),
+            nqn: known.host.clone(),
+            address: known.address.ip().to_canonical(),
+        };
+        // A host may have many connections, and is one host.
+        let mut attached: Vec<Host> = Vec::new();
+        for host in self.hosts.iter().map(host) {
+            if !attached.contains(&host) {
+                attached.push(host);
+            }
+        }
+        Disk {
+            title: export.name.clone(),
+            nqn: export.nqn.clone(),
+            short: export.short.clone(),
+            size: export.bytes(),
+            block_size: export.geometry.block(),
+            model: export.identity.model.clone(),
+            serial: export.identity.serial.clone(),
+            contents: String::new(),
+            access: export.access,
+            attached,
+            read: export.usage.bytes_read.load(Ordering::Relaxed),
+            written: export.usage.bytes_written.load(Ordering::Relaxed),
+            writes: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use export::{Geometry, Identity, Peer, Reason};
+
+    fn export(name: &str) -> Arc<Export> {
+        let disk = std::fs::File::open("/dev/null").unwrap().into();
+        let geometry = Geometry::new(512, 512).unwrap();
+        Arc::new(Export::new(name, name, Identity::default(), geometry, 1 << 20, disk))
+    }
+
+    fn peer(remote: &str) -> Peer {
+        Peer {
+            remote: remote.parse().unwrap(),
+            local: "10.0.0.1:4420".parse().unwrap(),
+            auth: export::Auth::None,
+            channel: None,
+        }
+    }
+
+    fn attached(export: &Arc<Export>, remote: &str) -> Event {
+        Event::Attached {
+            export: export.clone(),
+            peer: peer(remote),
+            host: "h".to_owned(),
+            proven: None,
+        }
+    }
+
+    #[test]
+    fn attachments_are_counted_in_and_out_one_by_one() {
+        let mut ledger = Ledger::default();
+        let disk = export("a");
+        ledger.lend(disk.clone());
+        ledger.lend(export("b"));
+        let nobody = Policy::default();
+        ledger.record(&attached(&disk, "10.0.0.2:1"), &nobody);
+        ledger.record(&attached(&disk, "10.0.0.2:2"), &nobody);
+        assert_eq!(ledger.status(), "Lending 2 disks, 1 attached");
+        let detached = Event::Detached {
+            export: disk.clone(),
+            peer: peer("10.0.0.2:1"),
+            host: "h".to_owned(),
+            reason: Reason::Peer,
+            read: 0,
+            written: 0,
+        };
+        ledger.record(&detached, &nobody);
+        let model = ledger.model("m", Vec::new(), Vec::new(), false);
+        assert_eq!((model.disks[0].attached.len(), model.disks[1].attached.len()), (1, 0));
+        ledger.record(&attached(&disk, "10.0.0.2:3"), &nobody);
+        let model = ledger.model("m", Vec::new(), Vec::new(), false);
+        assert_eq!(model.disks[0].attached.len(), 1, "one host by two connections");
+        ledger.withdraw(&disk);
+        assert_eq!(ledger.status(), "Lending 1 disk, 0 attached");
+    }
+
+    #[test]
+    fn a_host_that_shows_its_key_is_called_by_its_owners_name() {
+        let (disk, key) = (export("a"), export::KeyId::new(7));
+        let known = export::Host {
+            nqn: "h".to_owned(),
+            name: "vm".to_owned(),
+            key,
+            tls: None,
+            tls_compat: false,
+            chap: None,
+            chap_controller: None,
+            rules: Vec::new(),
+        };
+        let policy = Policy { hosts: vec![Arc::new(known)] };
+        let mut ledger = Ledger::default();
+        ledger.lend(disk.clone());
+        for (proven, name) in [(None, None), (Some(key), Some("vm"))] {
+            let host = "h".to_owned();
+            let peer = peer("10.0.0.2:1");
+            let event = Event::Attached { export: disk.clone(), peer, host, proven };
+            ledger.record(&event, &policy);
+            let model = ledger.model("m", Vec::new(), Vec::new(), false);
+            let last = model.disks[0].attached.last().unwrap();
+            assert_eq!(last.known_as.as_deref(), name);
+        }
+    }
+
+    #[test]
+    fn messages_are_kept_once_and_those_that_are_not_are_counted() {
+        let mut ledger = Ledger::default();
+        ledger.start();
+        (0..20).for_each(|n| ledger.note(format!("note {}", n % 9)));
+        let notes = |ledger: &Ledger| ledger.model("m", Vec::new(), Vec::new(), false).notes;
+        assert_eq!(notes(&ledger).len(), 9);
+        assert_eq!(notes(&ledger).last().unwrap(), "note 1");
+        (0..NOTES).for_each(|n| ledger.note(format!("new {n}")));
+        assert_eq!(notes(&ledger).len(), NOTES + 1);
+        assert_eq!(notes(&ledger)[0], "9 older messages are not kept any more.");
+    }
+
+    #[test]
+    fn startup_messages_and_later_ones_do_not_push_each_other_out() {
+        let mut ledger = Ledger::default();
+        let first = NOTES + 20;
+        (0..first).for_each(|n| ledger.note(format!("first {n}")));
+        ledger.start();
+        (0..NOTES).for_each(|n| ledger.note(format!("later {n}")));
+        let notes = |ledger: &Ledger| ledger.model("m", Vec::new(), Vec::new(), false).notes;
+        assert_eq!(notes(&ledger).len(), first + NOTES);
+        ledger.note("first 7".to_owned());
+        let shown = notes(&ledger);
+        assert_eq!(shown.len(), first + NOTES, "one goes, its count comes");
+        assert!(shown[0] == "first 0" && shown[first - 1].starts_with("1 older"), "{shown:?}");
+        assert_eq!(shown.last().unwrap(), "first 7");
+    }
+
+    #[test]
+    fn addresses_that_only_this_machine_reaches_are_said_to_be_so() {
+        let at = |address: &str| Endpoint {
+            address: address.parse().unwrap(),
+            interface: None,
+            port: 4420,
+            keyed: false,
+        };
+        assert!(advice([at("127.0.0.1"), at("::1")].iter()).is_some());
+        assert!(advice([at("127.0.0.1"), at("169.254.1.1")].iter()).is_none());
+        assert!(advice([].iter()).is_none());
+    }
+}

@@ -1,0 +1,577 @@
+//! From a path to an export: is the disk in use, can it be opened, who is it, what is it called.
+//! It knows no network.
+
+use std::fs::Metadata;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use export::{Access, Cache, Export, Geometry, Identity, PAGE};
+use linux::block::{self, DeviceNumber, Disk};
+use linux::disk::{Kind, OpenFor, Opened, open};
+use linux::identity::{self, MachineId, Source};
+use linux::in_use::{Machine, Probe};
+use linux::reason::{Asked, Code, Verdict, Weight};
+use linux::tree::Tree;
+use rustix::fs::{AtFlags, FileType, OFlags, StatxFlags, statx};
+
+use crate::device::Device;
+use crate::examine::{examine, limit_for};
+use crate::size::Size;
+use crate::{contents, demo};
+use failure::Failure;
+use nvme::nqn;
+
+/// A disk that is to be lent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// The path, as given.
+    pub path: PathBuf,
+    /// Whether hosts may change it.
+    pub writable: bool,
+}
+
+/// The name of the built-in disk.
+pub const DEMO: &str = "demo";
+
+/// How disks are to be lent.
+#[derive(Debug, Clone)]
+pub struct Terms {
+    /// The machine.
+    pub tree: Tree,
+    /// What names begin with; made from identities otherwise.
+    pub base: Option<String>,
+    /// Whether disks in use are lent, read-only.
+    pub allow_in_use: bool,
+    /// Whether disks are lent writable although what is on them cannot be read.
+    pub force: bool,
+    /// Who this machine is.
+    pub machine: MachineId,
+    /// Whether this machine was booted to use none of its disks itself.
+    pub at_rest: bool,
+}
+
+/// A block device, and what is known of it.
+#[allow(missing_debug_implementations, reason = "the probe has none")]
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
+    /// The machine that it belongs to.
+    pub machine: &'a Machine,
+    /// The device.
+    pub disk: &'a Disk,
+    /// What was found on it, its partitions and its whole disk.
+    pub findings: &'a dyn Probe,
+}
+
+/// A disk that is lent, and what must be kept for that.
+#[derive(Debug)]
+pub struct Loan {
+    /// What hosts get.
+    pub export: Arc<Export>,
+    /// Which block device it is, if it is one.
+    pub device: Option<Device>,
+    /// What its owner should know.
+    pub notes: Vec<String>,
+    /// What is on it, in few words; empty if that is not known.
+    pub contents: String,
+    /// What tells this disk from all others that may take its place; nothing if only the place is known.
+    pub fingerprint: Option<[u8; 16]>,
+    /// The lock on the whole disk of a partition.
+    _whole: Option<OwnedFd>,
+}
+
+impl Loan {
+    /// A loan of `export`, which is that block device if it is one.
+    pub fn new(export: Arc<Export>, device: Option<Device>) -> Self {
+        let (notes, contents) = (Vec::new(), String::new());
+        Self { export, device, notes, contents, fingerprint: None, _whole: None }
+    }
+
+    /// The size now of the image file that it is, as far as this machine knows without asking a server that may not
+    /// answer; nothing if it is no file.
+    pub fn file_bytes(&self) -> Option<u64> {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = statx(&*self.export, "", flags, StatxFlags::TYPE | StatxFlags::SIZE).ok()?;
+        let kind = FileType::from_raw_mode(stat.stx_mode.into());
+        (kind == FileType::RegularFile).then_some(stat.stx_size)
+    }
+
+    /// The same, with a note of what could not be read of it.
+    fn noting(mut self, verdict: &Verdict) -> Self {
+        let unread = verdict.of_weight(Weight::Unread);
+        self.notes.extend(unread.map(|reason| format!("{} {reason}", self.export.name)));
+        self
+    }
+
+    /// The same with a short name that none of `others` has: one that is taken gets a number.
+    pub fn named_apart(mut self, others: &[Self]) -> Self {
+        let is_taken = |name: &str| others.iter().any(|other| other.export.short == name);
+        let short = &self.export.short;
+        let numbered = (2u32..).map(|number| format!("{short}-{number}"));
+        let free = std::iter::once(short.clone()).chain(numbered).find(|name| !is_taken(name));
+        // Nobody else has it yet.
+        if let (Some(free), Some(export)) = (free, Arc::get_mut(&mut self.export)) {
+            export.short = free;
+        }
+        self
+    }
+}
+
+impl Terms {
+    /// Opens what was asked for by path.
+    ///
+    /// # Errors
+    /// A sentence: why it cannot be lent, and what to do.
+    pub fn lend(&self, wanted: &Wanted) -> Result<Loan, Failure> {
+        let device = block_device(&wanted.path);
+        let Some(number) = device else { return self.lend_opened(wanted, None, None) };
+        let found = self.look().ok().and_then(|machine| {
+            let disk = machine.disks.iter().find(|disk| disk.number == number)?.clone();
+            Some((machine, disk))
+        });
+        match found {
+            Some((machine, disk)) => {
+                let examined = examined_for(&machine, &disk);
+                let findings = examine(&self.tree, examined, limit_for(&disk));
+                self.lend_examined(
+                    wanted,
+                    &Known { machine: &machine, disk: &disk, findings: &findings },
+                )
+            }
+            None if self.allow_in_use && !wanted.writable => self.lend_opened(wanted, device, None),
+            None => Err(Failure::new(format!(
+                "{}: it cannot be found out whether this disk is in use, since /sys does not show \
+                 it; lend it read-only with --allow-in-use if you know",
+                wanted.path.display()
+            ))),
+        }
+    }
+
+    /// Opens a block device that was examined.
+    ///
+    /// # Errors
+    /// A sentence: why it cannot be lent, and what to do.
+    pub fn lend_examined(&self, wanted: &Wanted, known: &Known<'_>) -> Result<Loan, Failure> {
+        let verdict = known.machine.judge(known.disk, known.findings);
+        self.check(wanted, &verdict)?;
+        let loan = self.lend_opened(wanted, Some(known.disk.number), Some(known))?;
+        let contents = contents::describe(known.machine, known.disk, known.findings);
+        Ok(Loan { contents, ..loan.noting(&verdict) })
+    }
+
+    /// The machine at this moment. Errors: `/sys/class/block` cannot be read.
+    pub fn look(&self) -> std::io::Result<Machine> {
+        let machine = Machine::look(&self.tree)?;
+        Ok(if self.at_rest { machine.at_rest() } else { machine })
+    }
+
+    /// Refuses a disk that is in use, may be, or does not answer. What else there is against it, opening it says better.
+    fn check(&self, wanted: &Wanted, verdict: &Verdict) -> Result<(), Failure> {
+        let asked = if self.allow_in_use { Asked::ByNameInUse } else { Asked::ByName };
+        let asked = if wanted.writable { Asked::ByName } else { asked };
+        let path = wanted.path.display();
+        if let Some(reason) = verdict.reasons.iter().find(|reason| reason.code == Code::Silent) {
+            return Err(Failure::new(format!("{path} is not lent: {reason}")));
+        }
+        if wanted.writable
+            && !self.force
+            && let Some(reason) = verdict.of_weight(Weight::Unread).next()
+        {
+            return Err(Failure::new(format!(
+                "{path} {reason}; lend it read-only, or writable all the same with --force"
+            )));
+        }
+        let Some(reason) = verdict.uses().next().filter(|_| !verdict.allows(asked)) else {
+            return Ok(());
+        };
+        let is_known = reason.code.weight() == Weight::InUse;
+        Err(Failure::new(match (is_known, wanted.writable) {
+            (true, true) => format!(
+                "{path} is in use ({reason}), and a disk in use is never lent writable; stop \
+                 that first"
+            ),
+            (true, false) => format!(
+                "{path} is in use ({reason}); stop that first, or lend it read-only all the same \
+                 with --allow-in-use"
+            ),
+            (false, true) => format!(
+                "whether {path} is in use cannot be found out ({reason}), so it is not lent writable"
+            ),
+            (false, false) => format!(
+                "whether {path} is in use cannot be found out ({reason}); lend it read-only with \
+                 --allow-in-use if you know that it is not"
+            ),
+        }))
+    }
+
+    /// Opens and names it; `number` is that of the block device that was looked at, `known` what is known of it.
+    fn lend_opened(
+        &self,
+        wanted: &Wanted,
+        number: Option<DeviceNumber>,
+        known: Option<&Known<'_>>,
+    ) -> Result<Loan, Failure> {
+        let purpose = if wanted.writable { OpenFor::Writing } else { OpenFor::Reading };
+        let opened =
+            open(&self.tree, &wanted.path, purpose, self.allow_in_use).map_err(Failure::new)?;
+        check_same(wanted, &opened, number)?;
+        if let Some(known) = known.filter(|_| opened.kind == Kind::Block) {
+            check_still(&self.tree, wanted, known.disk)?;
+        }
+        let (identity, twin) = self.identity(&opened, known);
+        let writer = opened.written_by.clone();
+        let mut loan = self.export(wanted, identity, opened, known.map(|known| known.disk))?;
+        let path = wanted.path.display();
+        loan.notes.extend(writer.map(|holder| {
+            format!("{path} is in use by {holder}: what is read of it may be half-written")
+        }));
+        loan.notes.extend(twin.map(|twin| {
+            format!(
+                "{path} has the same serial number or identifier as {}: its NQN is made from where it is \
+                 connected; if both are paths to one disk, lend one of them only",
+                twin.display()
+            )
+        }));
+        loan.fingerprint = known.and_then(|known| self.fingerprint(known));
+        Ok(loan)
+    }
+
+    fn export(
+        &self,
+        wanted: &Wanted,
+        identity: Identity,
+        opened: Opened,
+        disk: Option<&Disk>,
+    ) -> Result<Loan, Failure> {
+        let path = wanted.path.display().to_string();
+        let geometry = Geometry::new(opened.logical_block, opened.physical_block);
+        let geometry = geometry.ok_or_else(|| {
+            Failure::new(format!(
+                "{path} has blocks of {} bytes; only powers of two from 512 to 65536 can be lent",
+                opened.logical_block
+            ))
+        })?;
+        let nqn = self.nqn(&wanted.path, &identity)?;
+        // A device has whole blocks, whatever size it reports.
+        let tail = if opened.kind == Kind::Image { opened.tail } else { 0 };
+        let bytes = opened.bytes + tail;
+        if tail > 0 && wanted.writable {
+            let block = opened.logical_block;
+            return Err(Failure::new(format!(
+                "{path} has {bytes} bytes, which is not a multiple of its block size; lengthen it \
+                 with \"truncate -s %{block} {path}\", or lend it read-only"
+            )));
+        }
+        let filled = (tail > 0).then(|| {
+            let zeros = u64::from(opened.logical_block) - tail;
+            format!(
+                "the last block of {path} is filled up with {zeros} bytes of zeros for hosts that \
+                 attach it over NVMe/TCP"
+            )
+        });
+        keep_aligned(&opened);
+        let Opened { descriptor, volatile_cache, can_discard, whole, .. } = opened;
+        let mut export = Export::new(&path, &nqn, identity, geometry, bytes, descriptor);
+        export.access = if wanted.writable { Access::Writable } else { Access::ReadOnly };
+        export.cache = if volatile_cache { Cache::Volatile } else { Cache::WriteThrough };
+        export.rotational = disk.is_some_and(|disk| disk.rotational);
+        export.discard = can_discard;
+        if let Some(disk) = disk {
+            export.short = device_name(&wanted.path, disk);
+        }
+        let loan = Loan::new(Arc::new(export), disk.map(Device::of));
+        Ok(Loan { notes: filled.into_iter().collect(), _whole: whole, ..loan })
+    }
+
+    fn nqn(&self, path: &Path, identity: &Identity) -> Result<String, Failure> {
+        match &self.base {
+            Some(base) => nqn::under(base, path).map_err(Failure::new),
+            None => Ok(nqn::from_uuid(&identity.uuid)),
+        }
+    }
+
+    /// The identity, and the node of a disk that looks the same.
+    fn identity(&self, opened: &Opened, known: Option<&Known<'_>>) -> (Identity, Option<PathBuf>) {
+        let Some(known) = known.filter(|_| opened.kind == Kind::Block) else {
+            return (announced(identity::of_image(&opened.path, self.machine)), None);
+        };
+        let (identity, twin) = self.of_block(known);
+        (announced(identity), twin.map(|twin| twin.node.clone()))
+    }
+
+    fn of_block<'a>(&self, known: &Known<'a>) -> (identity::Identity, Option<&'a Disk>) {
+        let Known { machine, disk, findings } = *known;
+        let whole = machine.disk(disk.whole()).unwrap_or(disk);
+        let table_of = |disk: &Disk| findings.contents(disk).ok()?.table;
+        let table = table_of(whole);
+        let has_same_names = |other: &&Disk| {
+            let is_other = !other.is_partition() && other.bytes > 0 && other.name != whole.name;
+            is_other && identity::has_same_names(whole, table.as_ref(), other, || table_of(other))
+        };
+        let twin = machine.disks.iter().find(has_same_names);
+        (identity::of_block(disk, whole, table.as_ref(), self.machine, twin.is_some()), twin)
+    }
+
+    /// What tells this disk from all others that may take its place; nothing if only the place is known.
+    pub fn fingerprint(&self, known: &Known<'_>) -> Option<[u8; 16]> {
+        let (identity, _) = self.of_block(known);
+        (identity.source != Source::Path).then_some(identity.uuid)
+    }
+
+    /// The demo disk.
+    ///
+    /// # Errors
+    /// A sentence: no memory for it.
+    pub fn lend_demo(&self, size: Size, writable: bool) -> Result<Loan, Failure> {
+        let path = PathBuf::from(DEMO);
+        let identity = Identity {
+            model: "storagetm demo".to_owned(),
+            ..announced(identity::of_image(&path, self.machine))
+        };
+        let disk = demo::open(size.bytes(), identity.uuid, writable)
+            .map_err(|error| Failure::new(format!("the demo disk cannot be made: {error}")))?;
+        let opened = Opened {
+            descriptor: disk.into(),
+            whole: None,
+            path: path.clone(),
+            kind: Kind::Image,
+            number: DeviceNumber { major: 0, minor: 0 },
+            bytes: size.bytes(),
+            tail: 0,
+            logical_block: demo::BLOCK,
+            physical_block: 4096,
+            read_only: !writable,
+            exclusive: true,
+            written_by: None,
+            direct: false,
+            memory_alignment: 1,
+            volatile_cache: true,
+            can_discard: writable,
+            can_zero: writable,
+        };
+        self.export(&Wanted { path, writable }, identity, opened, None)
+    }
+}
+
+/// The devices that are examined before a disk is judged and named: it, its partitions, its whole disk, and those that
+/// may look the same. None if the disk is not examined.
+pub fn examined_for<'a>(machine: &'a Machine, disk: &'a Disk) -> Vec<&'a Disk> {
+    let mut devices = machine.examined_for(disk);
+    if devices.is_empty() {
+        return devices;
+    }
+    let whole = machine.disk(disk.whole()).unwrap_or(disk);
+    devices.push(whole);
+    if identity::is_named_by_contents(whole) {
+        let others = machine.disks.iter().filter(|other| !other.is_partition());
+        let others = others.filter(|other| identity::is_named_by_contents(other));
+        devices.extend(others.filter(|other| !machine.examined_for(other).is_empty()));
+    }
+    devices
+}
+
+/// What a block device is called for short: the last part of its path, dots and all. What stands in `/dev/disk` is long,
+/// and the kernel's name is short, but changes at every start where the device mapper has one.
+fn device_name(path: &Path, disk: &Disk) -> String {
+    let mapper = disk.stacking.dm_name.as_ref();
+    let kernel = mapper.unwrap_or(&disk.name);
+    let own = path.file_name().filter(|_| !path.starts_with("/dev/disk"));
+    let own = own.map(|name| name.to_string_lossy().into_owned());
+    own.filter(|own| *own != disk.name).unwrap_or_else(|| kernel.clone())
+}
+
+/// The path of what was named: a path that is there, else that of the disk whose name it is (`sda`, `GROUP/VOLUME`,
+/// `/dev/mapper/NAME` where nobody makes such links).
+pub fn named(tree: &Tree, path: &Path) -> PathBuf {
+    let disk = || {
+        let called = path.to_str()?;
+        let disks = block::scan(tree).unwrap_or_default();
+        disks.into_iter().find(|disk| disk.has_name(called))
+    };
+    let found = if path.exists() { None } else { disk() };
+    found.map_or_else(|| path.to_owned(), |disk| disk.path(tree))
+}
+
+/// The path may lead to another disk by now than the one whose use was judged.
+fn check_same(
+    wanted: &Wanted,
+    opened: &Opened,
+    judged: Option<DeviceNumber>,
+) -> Result<(), Failure> {
+    let number = (opened.kind == Kind::Block).then_some(opened.number);
+    if number == judged {
+        return Ok(());
+    }
+    Err(became_another(wanted))
+}
+
+/// Another disk may have come by the number of the one that was judged. The one that is open keeps its number.
+fn check_still(tree: &Tree, wanted: &Wanted, judged: &Disk) -> Result<(), Failure> {
+    let now = block::by_number(tree, judged.number);
+    let is_same = now.is_some_and(|now| Device::of(&now) == Device::of(judged));
+    is_same.then_some(()).ok_or_else(|| became_another(wanted))
+}
+
+fn became_another(wanted: &Wanted) -> Failure {
+    let path = wanted.path.display();
+    Failure::new(format!("{path} became another disk while it was being opened; try again"))
+}
+
+/// Memory for payloads is aligned to a page; what asks for more goes through the page cache.
+fn keep_aligned(opened: &Opened) {
+    if opened.memory_alignment as usize > PAGE
+        && let Ok(flags) = rustix::fs::fcntl_getfl(&opened.descriptor)
+    {
+        let _ = rustix::fs::fcntl_setfl(opened.descriptor.as_fd(), flags - OFlags::DIRECT);
+    }
+}
+
+fn announced(identity: identity::Identity) -> Identity {
+    Identity {
+        uuid: identity.uuid,
+        nguid: identity.nguid,
+        eui64: identity.eui64,
+        serial: identity.serial,
+        model: identity.model,
+        firmware: identity.firmware,
+    }
+}
+
+/// The number of the block device that the path leads to.
+pub fn block_device(path: &Path) -> Option<DeviceNumber> {
+    let metadata: Metadata = path.metadata().ok()?;
+    let number = metadata.rdev();
+    metadata.file_type().is_block_device().then(|| DeviceNumber {
+        major: rustix::fs::major(number),
+        minor: rustix::fs::minor(number),
+    })
+}
+
+/// Refuses two disks that hosts could not tell apart.
+///
+/// # Errors
+/// A sentence that names both.
+pub fn check_unlike(lent: &Export, other: &Export) -> Result<(), Failure> {
+    let (first, second) = (&lent.name, &other.name);
+    if lent.identity.uuid == other.identity.uuid {
+        return Err(Failure::new(format!(
+            "{first} and {second} have the same identity (serial number {}), so hosts would take \
+             them for one disk; lend one of them only",
+            other.identity.serial
+        )));
+    }
+    if lent.nqn == other.nqn {
+        return Err(Failure::new(format!(
+            "{first} and {second} would both be called {}; lend them without --nqn, or from paths \
+             that end differently",
+            other.nqn
+        )));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::fs;
+
+    fn terms() -> Terms {
+        let tree = Tree::machine();
+        let machine = identity::machine_id(&tree);
+        Terms { tree, base: None, allow_in_use: false, force: false, machine, at_rest: false }
+    }
+
+    fn image(name: &str, bytes: u64) -> PathBuf {
+        let path = std::env::temp_dir().join(format!("storagetm-{}-{name}", std::process::id()));
+        fs::File::create(&path).unwrap().set_len(bytes).unwrap();
+        path
+    }
+
+    fn wanted(path: &Path, writable: bool) -> Wanted {
+        Wanted { path: path.to_owned(), writable }
+    }
+
+    #[test]
+    fn image_with_a_part_of_a_block_is_lent_read_only_whole() {
+        let path = image("tail.img", (1 << 20) + 100);
+        let loan = terms().lend(&wanted(&path, false)).unwrap();
+        let export = &loan.export;
+        assert_eq!((export.bytes(), export.blocks()), ((1 << 20) + 100, 2049));
+        assert_eq!((export.geometry.block(), export.access), (512, Access::ReadOnly));
+        assert!(export.nqn.starts_with("nqn.2014-08.org.nvmexpress:uuid:"));
+        assert!(loan.notes[0].contains("412 bytes of zeros"));
+        drop(loan);
+        let refused = terms().lend(&wanted(&path, true)).unwrap_err().to_string();
+        fs::remove_file(&path).unwrap();
+        assert!(refused.contains("truncate -s %512 "), "{refused}");
+    }
+
+    #[test]
+    fn disk_that_came_by_the_same_number_is_another() {
+        let root = std::env::temp_dir().join(format!("storagetm-lend-{}", std::process::id()));
+        let place = root.join("sys/class/block/sdz");
+        fs::create_dir_all(&place).unwrap();
+        fs::create_dir_all(root.join("sys/dev/block")).unwrap();
+        std::os::unix::fs::symlink("../../class/block/sdz", root.join("sys/dev/block/8:400"))
+            .unwrap();
+        fs::write(place.join("dev"), "8:400\n").unwrap();
+        fs::write(place.join("size"), "2048\n").unwrap();
+        fs::write(place.join("diskseq"), "7\n").unwrap();
+        let tree = Tree::at(&root);
+        let judged = block::scan(&tree).unwrap().remove(0);
+        let wanted = wanted(Path::new("/dev/sdz"), true);
+        check_still(&tree, &wanted, &judged).unwrap();
+        fs::write(place.join("diskseq"), "8\n").unwrap();
+        let refused = check_still(&tree, &wanted, &judged).unwrap_err().to_string();
+        fs::remove_dir_all(&root).unwrap();
+        assert!(refused.contains("became another disk"), "{refused}");
+    }
+
+    #[test]
+    fn a_read_only_image_is_open_read_only() {
+        let path = image("ro.img", 1 << 20);
+        let loan = terms().lend(&wanted(&path, false)).unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(rustix::io::write(&loan.export, b"x").is_err());
+    }
+
+    #[test]
+    fn two_images_with_the_same_name_clash_only_below_a_base() {
+        let (a, b) = (image("same.img", 4096), image("other.img", 4096));
+        let named = Terms { base: Some("nqn.2026-01.com.example".to_owned()), ..terms() };
+        let first = named.lend(&wanted(&a, false)).unwrap().export;
+        let second = terms().lend(&wanted(&b, false)).unwrap().export;
+        assert!(check_unlike(&first, &second).is_ok());
+        let error = check_unlike(&first, &named.lend(&wanted(&a, false)).unwrap().export);
+        assert!(error.unwrap_err().to_string().contains("same identity"));
+        for path in [a, b] {
+            fs::remove_file(path).unwrap();
+        }
+    }
+
+    #[test]
+    fn disks_of_one_short_name_are_told_apart_by_a_number() {
+        let images = ["same.one.img", "same.one.raw", "same.one"].map(|name| image(name, 4096));
+        let mut loans: Vec<Loan> = Vec::new();
+        for path in &images {
+            let loan = terms().lend(&wanted(path, false)).unwrap().named_apart(&loans);
+            loans.push(loan);
+        }
+        let own = std::process::id();
+        let names: Vec<String> = loans.iter().map(|loan| loan.export.short.clone()).collect();
+        let wanted =
+            ["same.one", "same.one-2", "same"].map(|name| format!("storagetm-{own}-{name}"));
+        assert_eq!(names, wanted);
+        images.iter().for_each(|path| fs::remove_file(path).unwrap());
+    }
+
+    #[test]
+    fn the_demo_disk_is_the_same_after_a_restart() {
+        let size: Size = "4M".parse().unwrap();
+        let one = terms().lend_demo(size, false).unwrap().export;
+        let two = terms().lend_demo(size, true).unwrap().export;
+        assert_eq!((&one.nqn, &one.identity), (&two.nqn, &two.identity));
+        assert_eq!((one.access, two.access), (Access::ReadOnly, Access::Writable));
+    }
+}

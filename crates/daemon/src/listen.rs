@@ -1,0 +1,673 @@
+//! Where to listen: what `--listen`, `--protocol` and `--open` ask for, the addresses without them, and the rules that nothing
+//! beyond this machine and its cables is listened on unasked, and that hosts elsewhere must show a key. It knows no socket.
+
+mod given;
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::path::PathBuf;
+
+use console::attach::{Endpoint, Nbd};
+use export::Auth;
+use linux::net::{Address, Scope, scope_of};
+
+use failure::Failure;
+pub use given::{Listen, Protocol, Spot};
+
+/// The protocols by which disks are lent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Protocols {
+    nvme: bool,
+    nbd: bool,
+    /// Whether the owner has named them.
+    named: bool,
+}
+
+impl Protocols {
+    /// Those that are named; both if none is.
+    pub fn of(named: &[Protocol]) -> Self {
+        let has = |protocol| named.is_empty() || named.contains(&protocol);
+        let (nvme, nbd) = (has(Protocol::Nvme), has(Protocol::Nbd));
+        Self { nvme, nbd, named: !named.is_empty() }
+    }
+
+    /// Whether this is one of them.
+    pub fn has(self, protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::Nvme => self.nvme,
+            Protocol::Nbd => self.nbd,
+        }
+    }
+
+    /// The one that is meant where none is said and there is room for one only.
+    fn first(self) -> Protocol {
+        if self.nvme { Protocol::Nvme } else { Protocol::Nbd }
+    }
+}
+
+/// What a socket is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serves {
+    /// NVMe/TCP: discovery and disks.
+    All,
+    /// NVMe/TCP: discovery; the disks are at [`nvme::PORT`].
+    Discovery,
+    /// NBD.
+    Nbd,
+}
+
+impl Serves {
+    /// The protocol that is spoken there.
+    pub fn protocol(self) -> Protocol {
+        match self {
+            Self::All | Self::Discovery => Protocol::Nvme,
+            Self::Nbd => Protocol::Nbd,
+        }
+    }
+
+    /// What serves disks by a protocol.
+    fn disks(protocol: Protocol) -> Self {
+        match protocol {
+            Protocol::Nvme => Self::All,
+            Protocol::Nbd => Self::Nbd,
+        }
+    }
+}
+
+/// Where a socket listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// At an address, with its scope, and a port; 0 is any free one.
+    Net(SocketAddr),
+    /// At a path. An empty one is a name that is no file's.
+    Path(PathBuf),
+}
+
+/// Something to be listened on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// Where.
+    pub place: Place,
+    /// The interface, for a link-local IPv6 address.
+    pub interface: Option<String>,
+    /// What for.
+    pub serves: Serves,
+    /// What hosts must show there.
+    pub auth: Auth,
+    /// Whether nobody has asked for it by name: it may be left out if another program has its place.
+    pub spare: bool,
+}
+
+impl Listener {
+    fn new(ip: IpAddr, interface: Option<(&str, u32)>, port: u16, serves: Serves) -> Self {
+        let socket = match (ip, interface) {
+            (IpAddr::V6(ip), Some((_, scope))) => SocketAddrV6::new(ip, port, 0, scope).into(),
+            (ip, _) => SocketAddr::new(ip, port),
+        };
+        let interface = interface.map(|(name, _)| name.to_owned());
+        Self { interface, ..Self::at(Place::Net(socket), serves) }
+    }
+
+    /// At that place.
+    fn at(place: Place, serves: Serves) -> Self {
+        // This machine itself needs no key to what it lends.
+        let is_here = match &place {
+            Place::Net(socket) => scope_of(socket.ip()) == Scope::Loopback,
+            Place::Path(_) => true,
+        };
+        let auth = if is_here { Auth::None } else { Auth::Required };
+        Self { place, interface: None, serves, auth, spare: false }
+    }
+
+    /// That which listens at that place already, and was handed to this program with a name: the name says the protocol,
+    /// or else the place does.
+    pub fn handed(place: Place, name: &str, protocols: Protocols) -> Self {
+        let serves = match &place {
+            Place::Path(_) => Serves::Nbd,
+            Place::Net(_) if name.starts_with("nvme") => Serves::All,
+            Place::Net(_) if name.starts_with("nbd") => Serves::Nbd,
+            Place::Net(socket) if socket.port() == nvme::DISCOVERY_PORT => Serves::Discovery,
+            Place::Net(socket) if socket.port() == nvme::PORT => Serves::All,
+            Place::Net(_) if protocols.nbd => Serves::Nbd,
+            Place::Net(_) => Serves::All,
+        };
+        Self::at(place, serves)
+    }
+
+    /// The standard ports of an address.
+    fn standard(ip: IpAddr, interface: Option<(&str, u32)>, protocols: Protocols) -> Vec<Self> {
+        let at = |port, serves| Self::new(ip, interface, port, serves);
+        let mut all = Vec::new();
+        if protocols.nvme {
+            all.extend([at(nvme::PORT, Serves::All), at(nvme::DISCOVERY_PORT, Serves::Discovery)]);
+        }
+        if protocols.nbd {
+            all.push(Self { spare: !protocols.named, ..at(nbd::PORT, Serves::Nbd) });
+        }
+        all
+    }
+
+    /// The same with its auth open if `open`.
+    pub fn opened(self, open: bool) -> Self {
+        Self { auth: if open { Auth::None } else { self.auth }, ..self }
+    }
+
+    /// The address without its port, an IPv6 link-local one with its interface; the path.
+    pub fn host(&self) -> String {
+        match (&self.place, &self.interface) {
+            (Place::Net(socket), Some(interface)) => format!("{}%{interface}", socket.ip()),
+            (Place::Net(socket), None) => socket.ip().to_string(),
+            (Place::Path(path), _) => path.display().to_string(),
+        }
+    }
+
+    /// The address and the port, if it has one.
+    pub fn socket(&self) -> Option<SocketAddr> {
+        match self.place {
+            Place::Net(socket) => Some(socket),
+            Place::Path(_) => None,
+        }
+    }
+
+    /// Whether connections to `local` come from here.
+    pub fn leads_to(&self, local: SocketAddr) -> bool {
+        self.socket().is_some_and(|own| {
+            let any = own.ip().is_unspecified() || own.ip() == local.ip();
+            any && own.port() == local.port()
+        })
+    }
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.socket() {
+            Some(socket) => write!(f, "{} port {}", self.host(), socket.port()),
+            None => f.write_str(&self.host()),
+        }
+    }
+}
+
+/// Where to listen, and whether that changes with the machine's addresses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Plan {
+    /// There, and nowhere else.
+    Fixed(Vec<Listener>),
+    /// On all addresses of this machine, IPv4 and IPv6 as far as the kernel has them.
+    Everywhere(Protocols),
+    /// On the loopback and link-local addresses that there are.
+    Nearby(Protocols),
+    /// On all addresses that there are, one by one.
+    Present(Protocols),
+    /// At those, from when they are there.
+    Awaited(Vec<Listen>, Protocols),
+}
+
+/// Which addresses are listened on where none is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Loopback and link-local ones.
+    Nearby,
+    /// All that the machine has: it was booted with a request for more than link-local addresses.
+    Present,
+    /// All, whether or not the machine has them yet.
+    Everywhere,
+}
+
+/// Where to listen: at the addresses that are `given`, else by `reach`. At boot the network is not up yet: then addresses
+/// are `awaited`.
+///
+/// # Errors
+/// A link-local address that no interface has, or a protocol that is not to be spoken.
+pub fn plan(
+    given: &[Listen],
+    protocols: Protocols,
+    reach: Reach,
+    awaited: bool,
+    machine: &[Address],
+) -> Result<Plan, Failure> {
+    if given.is_empty() {
+        return Ok(match reach {
+            Reach::Nearby => Plan::Nearby(protocols),
+            Reach::Present => Plan::Present(protocols),
+            Reach::Everywhere => Plan::Everywhere(protocols),
+        });
+    }
+    given.iter().try_for_each(|listen| check_spoken(listen, protocols))?;
+    if awaited {
+        return Ok(Plan::Awaited(given.to_vec(), protocols));
+    }
+    let resolved: Result<Vec<_>, _> =
+        given.iter().map(|listen| resolve(listen, protocols, machine)).collect();
+    Ok(Plan::Fixed(each_once(resolved?.into_iter().flatten())))
+}
+
+fn check_spoken(listen: &Listen, protocols: Protocols) -> Result<(), Failure> {
+    match listen.protocol.filter(|protocol| !protocols.has(*protocol)) {
+        None => Ok(()),
+        Some(Protocol::Nbd) => {
+            Err(Failure::usage("--listen nbd:… or unix:… needs nbd among those of --protocol"))
+        }
+        Some(Protocol::Nvme) => {
+            Err(Failure::usage("--listen nvme:… needs nvme among those of --protocol"))
+        }
+    }
+}
+
+/// The listeners without those that were given before; any free port is another one each time.
+fn each_once(listeners: impl IntoIterator<Item = Listener>) -> Vec<Listener> {
+    let mut once: Vec<Listener> = Vec::new();
+    for listener in listeners {
+        let protocol = listener.serves.protocol();
+        let is_it =
+            |known: &Listener| known.place == listener.place && known.serves.protocol() == protocol;
+        let is_any = listener.socket().is_some_and(|socket| socket.port() == 0);
+        if is_any || !once.iter().any(is_it) {
+            once.push(listener);
+        }
+    }
+    once
+}
+
+fn resolve(
+    listen: &Listen,
+    protocols: Protocols,
+    machine: &[Address],
+) -> Result<Vec<Listener>, Failure> {
+    let (ip, named, port) = match &listen.spot {
+        Spot::Path(path) => return Ok(vec![Listener::at(Place::Path(path.clone()), Serves::Nbd)]),
+        Spot::Address { ip, interface, port } => (*ip, interface.as_deref(), *port),
+    };
+    let found = interface(ip, named, machine)?;
+    let interface = found.as_ref().map(|(name, scope)| (name.as_str(), *scope));
+    let one = |protocol| Protocols::of(&[protocol]);
+    Ok(match port {
+        Some(port) => {
+            let protocol = listen.protocol.unwrap_or_else(|| protocols.first());
+            vec![Listener::new(ip, interface, port, Serves::disks(protocol))]
+        }
+        None => Listener::standard(ip, interface, listen.protocol.map_or(protocols, one)),
+    })
+}
+
+/// The interface of a link-local IPv6 address: the one named, or the one that has it.
+fn interface(
+    ip: IpAddr,
+    named: Option<&str>,
+    machine: &[Address],
+) -> Result<Option<(String, u32)>, Failure> {
+    let is_near = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    if !is_near {
+        return Ok(None);
+    }
+    let is_it = |address: &&Address| match named {
+        Some(name) => address.interface == name,
+        None => address.ip == ip,
+    };
+    match machine.iter().find(is_it) {
+        Some(address) => Ok(Some((address.interface.clone(), address.scope_id))),
+        None => Err(Failure::new(format!(
+            "cannot listen on {ip}{}: no network interface of this machine has it",
+            named.map(|name| format!("%{name}")).unwrap_or_default()
+        ))),
+    }
+}
+
+impl Plan {
+    /// What to listen on while the machine has these addresses.
+    pub fn listeners(&self, machine: &[Address]) -> Vec<Listener> {
+        match self {
+            Self::Fixed(fixed) => fixed.clone(),
+            Self::Everywhere(protocols) => {
+                [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()]
+                    .into_iter()
+                    .flat_map(|ip| Listener::standard(ip, None, *protocols))
+                    .collect()
+            }
+            Self::Nearby(protocols) => {
+                let near = machine.iter().filter(is_near);
+                near.flat_map(|at| Listener::standard(at.ip, scope(at), *protocols)).collect()
+            }
+            Self::Present(protocols) => {
+                let usable = machine.iter().filter(|at| is_near(at) || at.is_usable());
+                usable.flat_map(|at| Listener::standard(at.ip, scope(at), *protocols)).collect()
+            }
+            Self::Awaited(given, protocols) => {
+                let here = given.iter().filter(|listen| listen.is_at(machine));
+                let resolved = here.filter_map(|listen| resolve(listen, *protocols, machine).ok());
+                each_once(resolved.flatten())
+            }
+        }
+    }
+}
+
+impl Listen {
+    /// Whether the machine has the address by now.
+    pub fn is_at(&self, machine: &[Address]) -> bool {
+        let Spot::Address { ip, interface, .. } = &self.spot else { return true };
+        let named =
+            |address: &Address| interface.as_ref().is_none_or(|name| address.interface == *name);
+        let has = |address: &Address| address.ip == *ip && named(address);
+        ip.is_unspecified() || machine.iter().any(|address| has(address) && !address.tentative)
+    }
+
+    /// The address, if that is what it is.
+    pub fn ip(&self) -> Option<IpAddr> {
+        match self.spot {
+            Spot::Address { ip, .. } => Some(ip),
+            Spot::Path(_) => None,
+        }
+    }
+}
+
+/// An address that may be listened on unasked, and that somebody can reach.
+fn is_near(address: &&Address) -> bool {
+    match scope_of(address.ip) {
+        Scope::Loopback => true,
+        Scope::Link => address.is_usable(),
+        Scope::Global => false,
+    }
+}
+
+/// The interface that goes with an address, if the address alone does not tell.
+fn scope(address: &Address) -> Option<(&str, u32)> {
+    match address.ip {
+        IpAddr::V6(ip) if ip.is_unicast_link_local() => {
+            Some((address.interface.as_str(), address.scope_id))
+        }
+        _ => None,
+    }
+}
+
+/// Where hosts reach the disks by NVMe/TCP through `listeners`, the nearest last; all addresses of the machine for one that
+/// listens on all, without the loopback ones unless there are no others.
+pub fn endpoints<'a>(
+    listeners: impl Iterator<Item = &'a Listener>,
+    machine: &[Address],
+) -> Vec<Endpoint> {
+    let disks = listeners.filter(|listener| listener.serves == Serves::All);
+    sorted(disks.flat_map(|listener| reached(listener, machine)).collect())
+}
+
+/// The same by NBD.
+pub fn nbd_endpoints<'a>(
+    listeners: impl Iterator<Item = &'a Listener>,
+    machine: &[Address],
+) -> Vec<Nbd> {
+    let disks: Vec<&Listener> =
+        listeners.filter(|listener| listener.serves == Serves::Nbd).collect();
+    let net = sorted(disks.iter().flat_map(|listener| reached(listener, machine)).collect());
+    let paths = disks.iter().filter_map(|listener| match &listener.place {
+        Place::Path(path) if !path.as_os_str().is_empty() => {
+            Some(Nbd::Path(path.to_string_lossy().into_owned()))
+        }
+        _ => None,
+    });
+    net.into_iter().map(Nbd::Net).chain(paths).collect()
+}
+
+fn sorted(mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
+    endpoints.sort_by_key(|at| (scope_of(at.address), at.address.is_ipv6()));
+    endpoints.dedup();
+    endpoints
+}
+
+fn reached(listener: &Listener, machine: &[Address]) -> Vec<Endpoint> {
+    let Place::Net(socket) = listener.place else { return Vec::new() };
+    let (ip, port) = (socket.ip(), socket.port());
+    let keyed = listener.auth == Auth::Required;
+    if !ip.is_unspecified() {
+        let interface = listener.interface.clone();
+        return vec![Endpoint { address: ip, interface, port, keyed }];
+    }
+    let of_family = |address: &&Address| address.ip.is_ipv6() == ip.is_ipv6();
+    let far = |address: &&Address| address.scope != Scope::Loopback && address.is_usable();
+    let mut these: Vec<&Address> = machine.iter().filter(of_family).filter(far).collect();
+    if these.is_empty() {
+        these = machine.iter().filter(of_family).collect();
+    }
+    let endpoint = |address: &&Address| Endpoint {
+        address: address.ip,
+        interface: scope(address).map(|(name, _)| name.to_owned()),
+        port,
+        keyed,
+    };
+    these.iter().map(endpoint).collect()
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn listen(text: &str) -> Listen {
+        text.parse().unwrap_or_else(|error| panic!("{text}: {error}"))
+    }
+
+    fn address(ip: &str, interface: &str, scope_id: u32) -> Address {
+        let ip: IpAddr = ip.parse().unwrap();
+        Address {
+            ip,
+            interface: interface.to_owned(),
+            scope_id,
+            scope: scope_of(ip),
+            tentative: false,
+            deprecated: false,
+            running: true,
+        }
+    }
+
+    fn machine() -> Vec<Address> {
+        vec![
+            address("192.168.1.5", "eth0", 2),
+            address("169.254.7.9", "thunderbolt0", 3),
+            address("127.0.0.1", "lo", 1),
+            address("2001:db8::5", "eth0", 2),
+            address("fe80::1", "eth0", 2),
+            address("::1", "lo", 1),
+        ]
+    }
+
+    fn nvme() -> Protocols {
+        Protocols::of(&[Protocol::Nvme])
+    }
+
+    fn both() -> Protocols {
+        Protocols::of(&[])
+    }
+
+    fn said(listeners: &[Listener]) -> Vec<String> {
+        listeners.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn addresses_asked_for_at_boot_are_listened_on_with_keys() {
+        let plan = plan(&[], nvme(), Reach::Present, true, &[]).unwrap();
+        let found = plan.listeners(&machine());
+        let at = |ip: &str| found.iter().find(|at| at.host() == ip).map(|at| at.auth);
+        for far in ["192.168.1.5", "2001:db8::5", "169.254.7.9", "fe80::1%eth0"] {
+            assert_eq!(at(far), Some(Auth::Required), "{far}");
+        }
+        assert_eq!(at("127.0.0.1"), Some(Auth::None));
+        let away = Address { tentative: true, ..address("192.168.1.5", "eth0", 2) };
+        assert_eq!(plan.listeners(&[away]), []);
+    }
+
+    #[test]
+    fn an_awaited_address_is_listened_on_from_when_it_is_there() {
+        let given = [listen("192.168.1.5"), listen("[fe80::1%eth0]:4000"), listen("[::1]:0")];
+        let plan = plan(&given, both(), Reach::Everywhere, true, &[]).unwrap();
+        assert_eq!(plan.listeners(&[]), []);
+        let found = said(&plan.listeners(&machine()));
+        let wanted = [
+            "192.168.1.5 port 4420",
+            "192.168.1.5 port 8009",
+            "192.168.1.5 port 10809",
+            "fe80::1%eth0 port 4000",
+        ];
+        assert_eq!(found[..4], wanted);
+    }
+
+    #[test]
+    fn only_this_machine_itself_needs_no_key_unless_the_door_is_open() {
+        let auth = |text| {
+            let listeners = plan(&[listen(text)], nvme(), Reach::Nearby, false, &machine())
+                .unwrap()
+                .listeners(&machine());
+            assert!(listeners.iter().all(|at| at.clone().opened(true).auth == Auth::None));
+            assert!(listeners.iter().all(|at| at.clone().opened(false).auth == at.auth));
+            listeners[0].auth
+        };
+        for far in ["0.0.0.0", "[::]:4420", "192.168.1.5", "[2001:db8::5]"] {
+            assert_eq!(auth(far), Auth::Required, "{far}");
+        }
+        for cable in ["169.254.7.9", "[fe80::1]"] {
+            assert_eq!(auth(cable), Auth::Required, "{cable}");
+        }
+        for near in ["127.0.0.1", "127.1.2.3:1", "[::1]"] {
+            assert_eq!(auth(near), Auth::None, "{near}");
+        }
+    }
+
+    #[test]
+    fn unasked_it_listens_on_loopback_and_link_local_addresses_at_the_standard_ports() {
+        let listeners =
+            plan(&[], nvme(), Reach::Nearby, false, &machine()).unwrap().listeners(&machine());
+        let wanted = [
+            "169.254.7.9 port 4420",
+            "169.254.7.9 port 8009",
+            "127.0.0.1 port 4420",
+            "127.0.0.1 port 8009",
+            "fe80::1%eth0 port 4420",
+            "fe80::1%eth0 port 8009",
+            "::1 port 4420",
+            "::1 port 8009",
+        ];
+        assert_eq!(said(&listeners), wanted);
+        let tentative = Address { tentative: true, ..address("fe80::2", "eth1", 4) };
+        let unplugged = Address { running: false, ..address("fe80::3", "eth2", 5) };
+        assert!(
+            plan(&[], nvme(), Reach::Nearby, false, &[])
+                .unwrap()
+                .listeners(&[tentative, unplugged])
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn open_without_an_address_means_everywhere() {
+        let listeners =
+            plan(&[], nvme(), Reach::Everywhere, false, &machine()).unwrap().listeners(&machine());
+        let wanted = ["0.0.0.0 port 4420", "0.0.0.0 port 8009", ":: port 4420", ":: port 8009"];
+        assert_eq!(said(&listeners), wanted);
+    }
+
+    #[test]
+    fn a_port_that_is_given_serves_both_discovery_and_disks() {
+        let plan = plan(
+            &[listen("127.0.0.1:5000"), listen("127.0.0.1:5000")],
+            both(),
+            Reach::Nearby,
+            false,
+            &[],
+        )
+        .unwrap();
+        let listeners = plan.listeners(&[]);
+        assert_eq!(said(&listeners), ["127.0.0.1 port 5000"]);
+        assert_eq!(listeners[0].serves, Serves::All);
+    }
+
+    #[test]
+    fn a_link_local_address_is_bound_with_its_scope() {
+        for text in ["[fe80::1]:1", "[fe80::1%eth0]:1"] {
+            let listeners = plan(&[listen(text)], nvme(), Reach::Nearby, false, &machine())
+                .unwrap()
+                .listeners(&[]);
+            assert_eq!(listeners[0].socket().unwrap().to_string(), "[fe80::1%2]:1");
+        }
+        let failure =
+            plan(&[listen("[fe80::9]")], nvme(), Reach::Nearby, false, &machine()).unwrap_err();
+        assert_eq!(failure.status(), 1);
+        assert!(failure.to_string().contains("no network interface"), "{failure}");
+    }
+
+    #[test]
+    fn lines_to_be_typed_name_the_addresses_that_others_reach() {
+        let everywhere = Plan::Everywhere(both()).listeners(&[]);
+        let ends: Vec<String> =
+            endpoints(everywhere.iter(), &machine()).iter().map(ToString::to_string).collect();
+        let wanted =
+            ["192.168.1.5:4420", "[2001:db8::5]:4420", "169.254.7.9:4420", "[fe80::1%eth0]:4420"];
+        assert_eq!(ends, wanted);
+        let alone = endpoints(everywhere.iter(), &[address("127.0.0.1", "lo", 1)]);
+        assert_eq!(alone.len(), 1);
+        assert_eq!(alone[0].to_string(), "127.0.0.1:4420");
+    }
+
+    #[test]
+    fn each_protocol_has_its_port_and_one_port_has_one_protocol() {
+        let at = |text: &str, protocols| {
+            let plan = plan(&[listen(text)], protocols, Reach::Nearby, false, &machine()).unwrap();
+            plan.listeners(&[])
+                .into_iter()
+                .map(|at| (at.to_string(), at.serves))
+                .collect::<Vec<_>>()
+        };
+        let nbd = || Protocols::of(&[Protocol::Nbd]);
+        let one = |text: &str, serves| vec![(text.to_owned(), serves)];
+        assert_eq!(at("127.0.0.1", both()).len(), 3);
+        assert_eq!(at("127.0.0.1", nbd()), one("127.0.0.1 port 10809", Serves::Nbd));
+        assert_eq!(at("nbd:127.0.0.1", both()), one("127.0.0.1 port 10809", Serves::Nbd));
+        assert_eq!(at("127.0.0.1:0", both()), one("127.0.0.1 port 0", Serves::All));
+        assert_eq!(at("127.0.0.1:0", nbd()), one("127.0.0.1 port 0", Serves::Nbd));
+        assert_eq!(at("nbd:127.0.0.1:7", both()), one("127.0.0.1 port 7", Serves::Nbd));
+        assert_eq!(at("unix:/run/x", both()), one("/run/x", Serves::Nbd));
+        for (text, protocols) in [("nvme:[::1]", nbd()), ("unix:/run/x", nvme())] {
+            let failure = plan(&[listen(text)], protocols, Reach::Nearby, false, &[]).unwrap_err();
+            assert_eq!(failure.status(), 2, "{failure}");
+        }
+    }
+
+    #[test]
+    fn what_nobody_asked_for_by_name_may_be_left_out() {
+        let spare = |given: &[Listen], protocols| {
+            let plan = plan(given, protocols, Reach::Nearby, false, &machine()).unwrap();
+            let listeners = plan.listeners(&machine());
+            listeners.iter().filter(|at| at.spare).map(|at| at.serves).collect::<Vec<_>>()
+        };
+        assert_eq!(spare(&[], both()), [Serves::Nbd; 4]);
+        assert_eq!(spare(&[listen("127.0.0.1")], both()), [Serves::Nbd]);
+        assert_eq!(spare(&[listen("nbd:127.0.0.1")], both()), []);
+        assert_eq!(spare(&[], Protocols::of(&[Protocol::Nvme, Protocol::Nbd])), []);
+    }
+
+    #[test]
+    fn a_socket_that_was_handed_over_speaks_what_its_name_or_its_place_says() {
+        let net = |text: &str| Place::Net(text.parse().unwrap());
+        for (place, name, serves, auth) in [
+            (Place::Path("/run/x".into()), "unknown", Serves::Nbd, Auth::None),
+            (Place::Path("/run/x".into()), "nvme", Serves::Nbd, Auth::None),
+            (net("127.0.0.1:4420"), "", Serves::All, Auth::None),
+            (net("0.0.0.0:8009"), "storagetm.socket", Serves::Discovery, Auth::Required),
+            (net("[::]:10809"), "", Serves::Nbd, Auth::Required),
+            (net("[::1]:77"), "", Serves::Nbd, Auth::None),
+            (net("[::1]:77"), "nvme-disks", Serves::All, Auth::None),
+            (net("127.0.0.1:4420"), "nbd", Serves::Nbd, Auth::None),
+        ] {
+            let listener = Listener::handed(place, name, both());
+            assert_eq!((listener.serves, listener.auth), (serves, auth), "{listener} {name}");
+        }
+        assert_eq!(Listener::handed(net("[::1]:77"), "", nvme()).serves, Serves::All);
+    }
+
+    #[test]
+    fn nbd_clients_are_told_addresses_and_paths() {
+        let given = ["nbd:127.0.0.1:1", "nvme:127.0.0.1:2", "unix:/run/x"].map(listen);
+        let listeners = plan(&given, both(), Reach::Nearby, false, &[]).unwrap().listeners(&[]);
+        let uris: Vec<String> =
+            nbd_endpoints(listeners.iter(), &[]).iter().map(|at| at.uri("sda")).collect();
+        assert_eq!(uris, ["nbd://127.0.0.1:1/sda", "nbd+unix:///sda?socket=/run/x"]);
+        assert_eq!(endpoints(listeners.iter(), &[]).len(), 1);
+        let local = "127.0.0.1:2".parse().unwrap();
+        let found: Vec<bool> = listeners.iter().map(|at| at.leads_to(local)).collect();
+        assert_eq!(found, [false, true, false]);
+    }
+}

@@ -1,0 +1,234 @@
+//! The value of `--listen`: a protocol, an address and a port, or the path of a Unix socket.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+
+/// A protocol by which disks are lent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Protocol {
+    /// NVMe/TCP, which Linux attaches by itself
+    Nvme,
+    /// NBD, which qemu, libguestfs, nbdcopy and many others speak
+    Nbd,
+}
+
+impl Protocol {
+    /// What programs are told.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nvme => "nvme-tcp",
+            Self::Nbd => "nbd",
+        }
+    }
+}
+
+/// What `--listen` says: `[PROTOCOL:]ADDRESS[:PORT]`, or `[nbd:]unix:PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    /// The protocol, if one was given.
+    pub protocol: Option<Protocol>,
+    /// Where.
+    pub spot: Spot,
+}
+
+/// Where to listen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Spot {
+    /// At an address.
+    Address {
+        /// The address.
+        ip: IpAddr,
+        /// The interface that an IPv6 address is said to be on: `[fe80::1%eth0]`.
+        interface: Option<String>,
+        /// The port, if one was given.
+        port: Option<u16>,
+    },
+    /// At a path.
+    Path(PathBuf),
+}
+
+const BRACKETS: &str = "an IPv6 address stands in brackets, as in [::1]:4420 or [fe80::1%eth0]";
+
+const FORM: &str = "an address looks like 192.168.1.5, 127.0.0.1:4420, [fe80::1%eth0], nbd:[::]:10809 or unix:/run/x.sock";
+
+/// The longest path of a Unix socket (unix(7)).
+const LONGEST_PATH: usize = 107;
+
+impl FromStr for Listen {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (protocol, rest) = protocol(text)?;
+        let Some(path) = rest.strip_prefix("unix:") else {
+            return Ok(Self { protocol, spot: address(rest)? });
+        };
+        if protocol == Some(Protocol::Nvme) {
+            return Err("a Unix socket is for NBD only, as in nbd:unix:/run/x.sock");
+        }
+        Ok(Self { protocol: Some(Protocol::Nbd), spot: self::path(path)? })
+    }
+}
+
+/// Takes the protocol off the front.
+fn protocol(text: &str) -> Result<(Option<Protocol>, &str), &'static str> {
+    match text.split_once(':') {
+        Some(("nvme", rest)) => Ok((Some(Protocol::Nvme), rest)),
+        Some(("nbd", rest)) => Ok((Some(Protocol::Nbd), rest)),
+        Some(("unix", _)) => Ok((None, text)),
+        Some((word, _)) if word.starts_with(|c: char| c.is_ascii_alphabetic()) && !is_v6(text) => {
+            Err("the protocols are nvme and nbd, as in nbd:127.0.0.1:10809")
+        }
+        _ => Ok((None, text)),
+    }
+}
+
+fn path(path: &str) -> Result<Spot, &'static str> {
+    if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
+        return Err("the path of a Unix socket begins with a slash, as in unix:/run/x.sock");
+    }
+    if path.len() > LONGEST_PATH {
+        return Err("the path of a Unix socket has at most 107 bytes");
+    }
+    Ok(Spot::Path(path.into()))
+}
+
+fn address(text: &str) -> Result<Spot, &'static str> {
+    if text.contains('/') {
+        return Err(
+            "an address has no prefix length here: leave out the slash and what follows it",
+        );
+    }
+    let (host, port) = split(text)?;
+    let port = port.map(|port| port.parse().map_err(|_| "a port is a number up to 65535"));
+    let (host, interface) = match host.split_once('%') {
+        Some((host, name)) => (host, Some(name.to_owned())),
+        None => (host, None),
+    };
+    let ip: IpAddr = host.parse().map_err(|_| FORM)?;
+    check_usable(ip)?;
+    let has_zone = matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    if interface.is_some() && !has_zone {
+        return Err("only a link-local IPv6 address has an interface, as in [fe80::1%eth0]");
+    }
+    Ok(Spot::Address { ip, interface, port: port.transpose()? })
+}
+
+/// Refuses an address that no connection can come to.
+fn check_usable(ip: IpAddr) -> Result<(), &'static str> {
+    match ip {
+        IpAddr::V4(ip) if ip.is_broadcast() => Err(
+            "255.255.255.255 is the broadcast address, which takes no connections; use 0.0.0.0 \
+                 for all IPv4 addresses of this machine",
+        ),
+        _ if ip.is_multicast() => {
+            Err("this is a multicast address, which takes no connections; use an address of this \
+                 machine")
+        }
+        IpAddr::V6(ip) if ip.to_ipv4_mapped().is_some() => {
+            Err("this is an IPv4 address in IPv6 form; write it as IPv4, as in 127.0.0.1")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether it is an IPv6 address, perhaps with an interface.
+fn is_v6(text: &str) -> bool {
+    text.split(['%', '/']).next().unwrap_or_default().parse::<Ipv6Addr>().is_ok()
+}
+
+/// The address without brackets, and the port's text.
+fn split(text: &str) -> Result<(&str, Option<&str>), &'static str> {
+    if let Some(rest) = text.strip_prefix('[') {
+        let (host, rest) = rest.split_once(']').ok_or(FORM)?;
+        let is_six = is_v6(host);
+        return match rest.strip_prefix(':') {
+            Some(port) if is_six => Ok((host, Some(port))),
+            None if is_six && rest.is_empty() => Ok((host, None)),
+            _ => Err(FORM),
+        };
+    }
+    match text.split_once(':') {
+        None => Ok((text, None)),
+        Some((_, rest)) if rest.contains(':') => Err(BRACKETS),
+        Some((host, port)) => Ok((host, Some(port))),
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn addresses_in_every_form() {
+        let (nvme, nbd) = (Some(Protocol::Nvme), Some(Protocol::Nbd));
+        for (text, protocol, ip, interface, port) in [
+            ("192.168.1.5", None, "192.168.1.5", None, None),
+            ("127.0.0.1:0", None, "127.0.0.1", None, Some(0)),
+            ("nvme:127.0.0.1:4421", nvme, "127.0.0.1", None, Some(4421)),
+            ("nvme:127.0.0.1", nvme, "127.0.0.1", None, None),
+            ("nbd:127.0.0.1", nbd, "127.0.0.1", None, None),
+            ("nbd:[::]:10809", nbd, "::", None, Some(10809)),
+            ("[::]", None, "::", None, None),
+            ("[::1]:4420", None, "::1", None, Some(4420)),
+            ("nvme:[::1]:4420", nvme, "::1", None, Some(4420)),
+            ("[fe80::1%eth0]:1", None, "fe80::1", Some("eth0"), Some(1)),
+        ] {
+            let (ip, interface) = (ip.parse().unwrap(), interface.map(str::to_owned));
+            let wanted = Listen { protocol, spot: Spot::Address { ip, interface, port } };
+            assert_eq!(text.parse(), Ok(wanted), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_for_nbd() {
+        let wanted = Listen { protocol: Some(Protocol::Nbd), spot: Spot::Path("/run/x y".into()) };
+        for text in ["unix:/run/x y", "nbd:unix:/run/x y"] {
+            assert_eq!(text.parse(), Ok(wanted.clone()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_address_is_said() {
+        let long = format!("unix:/{}", "x".repeat(LONGEST_PATH));
+        for (text, part) in [
+            ("", "looks like"),
+            ("here", "looks like"),
+            ("1.2.3", "looks like"),
+            ("127.0.0.1:", "port"),
+            ("127.0.0.1:65536", "port"),
+            ("::1", "brackets"),
+            ("::1:4420", "brackets"),
+            ("[127.0.0.1]:1", "looks like"),
+            ("[::1", "looks like"),
+            ("[::1]4420", "looks like"),
+            ("iscsi:127.0.0.1:1", "protocols"),
+            ("localhost:4420", "protocols"),
+            ("nvme:", "looks like"),
+            ("nbd:", "looks like"),
+            ("fe80::1%eth0", "brackets"),
+            ("fe80::1%eth0:4420", "brackets"),
+            ("nvme:fe80::1", "brackets"),
+            ("fd00::2/64", "prefix length"),
+            ("[fd00::2]/64", "prefix length"),
+            ("[fd00::2]:/64", "prefix length"),
+            ("192.0.2.1/24", "prefix length"),
+            ("255.255.255.255", "broadcast"),
+            ("224.0.0.251:5353", "multicast"),
+            ("[ff02::1%eth0]", "multicast"),
+            ("[::ffff:127.0.0.1]:4420", "as IPv4"),
+            ("127.0.0.1%lo", "interface"),
+            ("[::1%lo]:1", "interface"),
+            ("nvme:unix:/run/x", "NBD only"),
+            ("unix:", "slash"),
+            ("unix:x.sock", "slash"),
+            ("nbd:unix:/run/", "slash"),
+            (&long, "107"),
+        ] {
+            let error = text.parse::<Listen>().unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,443 @@
+//! The listening sockets: opened at the start, and, where no address was given, with each address that comes; or handed to
+//! this program. It knows no protocol: it is told how to bind.
+
+pub mod path;
+
+use std::io::{self, ErrorKind};
+use std::net::IpAddr;
+
+use console::attach::{Endpoint, Nbd};
+use export::{Auth, Peer};
+use linux::net::Address;
+
+use crate::happening::{At, Happening};
+use crate::listen::{Listener, Place, Plan, Protocol, Serves, endpoints, nbd_endpoints};
+use failure::Failure;
+use path::SocketFile;
+
+/// Binds a listener; the place that it got comes back.
+pub type Bind<'a> = &'a mut dyn FnMut(&Listener) -> io::Result<Place>;
+
+/// The listening sockets.
+#[derive(Debug)]
+pub struct Listeners {
+    plan: Plan,
+    /// Whether hosts need show no key anywhere.
+    open: bool,
+    /// As bound; a socket whose address went stays bound, and serves again when it comes back.
+    bound: Vec<Bound>,
+    /// Those that could not be bound, and were said.
+    failed: Vec<Listener>,
+}
+
+#[derive(Debug)]
+struct Bound {
+    planned: Listener,
+    listener: Listener,
+    here: bool,
+    /// Held to be removed at the end.
+    _file: Option<SocketFile>,
+}
+
+impl Listeners {
+    /// Those of the plan, not opened yet; if `open`, hosts need show no key anywhere.
+    pub fn closed(plan: Plan, open: bool) -> Self {
+        Self { plan, open, bound: Vec::new(), failed: Vec::new() }
+    }
+
+    /// Opens those that the plan has for a machine with these addresses. What could be left out and is comes back, a
+    /// sentence each.
+    ///
+    /// # Errors
+    /// A taken port, or an address that cannot be had.
+    pub fn open(&mut self, machine: &[Address], bind: Bind<'_>) -> Result<Vec<String>, Failure> {
+        let mut left_out = Vec::new();
+        for planned in self.planned(machine) {
+            match bind(&planned) {
+                Ok(place) => self.add(planned, place),
+                Err(error) if self.may_miss(&error) => {}
+                Err(error) if planned.spare => {
+                    left_out.push(refusal(&planned, &error));
+                    self.failed.push(planned);
+                }
+                Err(error) => return Err(Failure::new(refusal(&planned, &error))),
+            }
+        }
+        Ok(left_out)
+    }
+
+    /// Takes in one that listens already. How it is from now on comes back.
+    pub fn take(&mut self, listener: Listener) -> Listener {
+        let planned = listener.opened(self.open);
+        let listener = planned.clone();
+        self.bound.push(Bound { planned, listener: listener.clone(), here: true, _file: None });
+        listener
+    }
+
+    /// What to listen on while the machine has these addresses.
+    fn planned(&self, machine: &[Address]) -> Vec<Listener> {
+        let planned = self.plan.listeners(machine).into_iter();
+        planned.map(|listener| listener.opened(self.open)).collect()
+    }
+
+    /// Whether the plan holds without this one: a machine without IPv6, an address that has just gone.
+    fn may_miss(&self, error: &io::Error) -> bool {
+        let fixed = matches!(self.plan, Plan::Fixed(_));
+        let absent = matches!(error.kind(), ErrorKind::AddrNotAvailable | ErrorKind::Unsupported)
+            || error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
+        !fixed && absent
+    }
+
+    fn add(&mut self, planned: Listener, place: Place) {
+        let _file = match &place {
+            Place::Path(path) => SocketFile::of(path),
+            Place::Net(_) => None,
+        };
+        let listener = Listener { place, ..planned.clone() };
+        self.bound.push(Bound { planned, listener, here: true, _file });
+    }
+
+    /// Follows the machine's addresses, if the plan says so; what changed comes back.
+    pub fn follow(&mut self, machine: &[Address], bind: Bind<'_>) -> Vec<Happening> {
+        if matches!(self.plan, Plan::Fixed(_) | Plan::Everywhere(_)) {
+            return Vec::new();
+        }
+        let planned = self.planned(machine);
+        let mut changes = self.mark(&planned);
+        self.failed.retain(|known| planned.contains(known));
+        for planned in planned {
+            if !self.bound.iter().any(|bound| bound.planned == planned) {
+                changes.extend(self.bind_one(planned, bind));
+            }
+        }
+        changes
+    }
+
+    /// Takes note of which bound addresses are there.
+    fn mark(&mut self, planned: &[Listener]) -> Vec<Happening> {
+        let mut changes = Vec::new();
+        for bound in &mut self.bound {
+            let is_it = |planned: &&Listener| {
+                planned.place == bound.planned.place && planned.serves == bound.planned.serves
+            };
+            let now = planned.iter().find(is_it);
+            let here = now.is_some();
+            if let Some(now) = now.filter(|now| now.interface != bound.planned.interface) {
+                // The interface has another name; the socket serves on.
+                changes.extend(bound.here.then(|| closed(&bound.listener)));
+                bound.planned.interface.clone_from(&now.interface);
+                bound.listener.interface.clone_from(&now.interface);
+                bound.here = false;
+            }
+            if here != bound.here {
+                bound.here = here;
+                changes.push(if here { opened(&bound.listener) } else { closed(&bound.listener) });
+            }
+        }
+        changes
+    }
+
+    fn bind_one(&mut self, planned: Listener, bind: Bind<'_>) -> Option<Happening> {
+        match bind(&planned) {
+            Ok(place) => {
+                self.add(planned, place);
+                self.bound.last().map(|bound| opened(&bound.listener))
+            }
+            Err(_) if self.failed.contains(&planned) => None,
+            Err(error) => {
+                let said = Happening::note(refusal(&planned, &error));
+                self.failed.push(planned);
+                Some(said)
+            }
+        }
+    }
+
+    /// What to say of those that are open.
+    pub fn said(&self) -> Vec<Happening> {
+        self.bound.iter().filter(|bound| bound.here).map(|bound| opened(&bound.listener)).collect()
+    }
+
+    /// Whether the addresses are those that were given, no more and no less.
+    pub fn were_given(&self) -> bool {
+        matches!(self.plan, Plan::Fixed(_) | Plan::Awaited(..))
+    }
+
+    /// Addresses that were given and that the machine does not have yet.
+    pub fn awaited(&self, machine: &[Address]) -> Vec<IpAddr> {
+        match &self.plan {
+            Plan::Awaited(given, _) => {
+                let awaited = given.iter().filter(|listen| !listen.is_at(machine));
+                awaited.filter_map(|listen| listen.ip()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether they are those of this machine and its cables, and no others.
+    pub fn is_nearby(&self) -> bool {
+        matches!(self.plan, Plan::Nearby(_))
+    }
+
+    /// Those that are open.
+    pub fn here(&self) -> impl Iterator<Item = &Listener> {
+        self.bound.iter().filter(|bound| bound.here).map(|bound| &bound.listener)
+    }
+
+    /// Where hosts reach the disks by NVMe/TCP.
+    pub fn endpoints(&self, machine: &[Address]) -> Vec<Endpoint> {
+        endpoints(self.here(), machine)
+    }
+
+    /// Where they reach them by NBD.
+    pub fn nbd_endpoints(&self, machine: &[Address]) -> Vec<Nbd> {
+        nbd_endpoints(self.here(), machine)
+    }
+
+    /// What a peer speaks: by the socket that it came to. Where no network is, only NBD is spoken.
+    pub fn protocol_of(&self, peer: &Peer) -> Protocol {
+        let is_it = |bound: &&Bound| bound.listener.leads_to(peer.local);
+        match self.bound.iter().find(is_it) {
+            Some(bound) => bound.listener.serves.protocol(),
+            None if peer.local == Peer::LOCAL => Protocol::Nbd,
+            None => Protocol::Nvme,
+        }
+    }
+}
+
+fn opened(listener: &Listener) -> Happening {
+    Happening::Listening {
+        protocol: listener.serves.protocol().name(),
+        at: at(listener),
+        serves: match listener.serves {
+            Serves::All => &["discovery", "disks"],
+            Serves::Discovery => &["discovery"],
+            Serves::Nbd => &["disks"],
+        },
+        keyed: listener.auth == Auth::Required,
+    }
+}
+
+fn closed(listener: &Listener) -> Happening {
+    Happening::Closed { protocol: listener.serves.protocol().name(), at: at(listener) }
+}
+
+fn at(listener: &Listener) -> At {
+    match listener.socket() {
+        Some(socket) => At::Net { address: listener.host(), port: socket.port() },
+        None => At::Path { path: listener.host() },
+    }
+}
+
+fn refusal(listener: &Listener, error: &io::Error) -> String {
+    let Some(socket) = listener.socket() else { return path_refusal(listener, error) };
+    let host = listener.host();
+    let host = if socket.is_ipv6() { format!("[{host}]") } else { host };
+    match error.kind() {
+        ErrorKind::AddrInUse if listener.serves == Serves::Nbd => format!(
+            "cannot listen for NBD on {listener}: another program does already; stop it, or choose \
+             another port, as with --listen nbd:{host}:PORT"
+        ),
+        ErrorKind::AddrInUse => format!(
+            "cannot listen on {listener}: another program does already; stop it, or choose another \
+             port, as with --listen {host}:PORT"
+        ),
+        // ip_unprivileged_port_start, ip(7).
+        ErrorKind::PermissionDenied if socket.port() < 1024 => format!(
+            "cannot listen on {listener}: this needs root; choose a port from 1024 on, as with \
+             --listen {host}:PORT"
+        ),
+        ErrorKind::PermissionDenied => format!(
+            "cannot listen on {listener}: {error}; run this as root, or allow it in the policy of \
+             this system (SELinux, AppArmor)"
+        ),
+        ErrorKind::AddrNotAvailable => format!(
+            "cannot listen on {listener}: this machine does not have that address; `ip address` \
+             shows those that it has"
+        ),
+        _ => format!("cannot listen on {listener}: {error}"),
+    }
+}
+
+fn path_refusal(listener: &Listener, error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::AddrInUse => format!(
+            "cannot listen at {listener}: another program does already; stop it, or choose another path"
+        ),
+        ErrorKind::AlreadyExists => format!(
+            "cannot listen at {listener}: there is something that is no socket; remove it, or choose \
+             another path"
+        ),
+        ErrorKind::NotFound => {
+            format!("cannot listen at {listener}: there is no such folder; make it first")
+        }
+        _ => format!("cannot listen at {listener}: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::listen::Protocols;
+    use linux::net::scope_of;
+
+    fn address(ip: &str) -> Address {
+        let ip: IpAddr = ip.parse().unwrap();
+        Address {
+            ip,
+            interface: "eth0".to_owned(),
+            scope_id: 2,
+            scope: scope_of(ip),
+            tentative: false,
+            deprecated: false,
+            running: true,
+        }
+    }
+
+    fn opened_of(
+        plan: Plan,
+        open: bool,
+        machine: &[Address],
+        bind: Bind<'_>,
+    ) -> Result<Listeners, Failure> {
+        let mut listeners = Listeners::closed(plan, open);
+        listeners.open(machine, bind).map(|_| listeners)
+    }
+
+    fn json(happenings: &[Happening]) -> Vec<String> {
+        happenings.iter().map(Happening::json).collect()
+    }
+
+    fn any(listener: &Listener) -> io::Result<Place> {
+        Ok(listener.place.clone())
+    }
+
+    fn nvme() -> Protocols {
+        Protocols::of(&[Protocol::Nvme])
+    }
+
+    #[test]
+    fn addresses_that_come_are_listened_on_and_those_that_go_are_said() {
+        let (lo, link) = (address("127.0.0.1"), address("fe80::1"));
+        let mut listeners =
+            opened_of(Plan::Nearby(nvme()), false, std::slice::from_ref(&lo), &mut any).unwrap();
+        assert_eq!(listeners.said().len(), 2);
+        let both = [lo.clone(), link];
+        let came = json(&listeners.follow(&both, &mut any));
+        assert_eq!(came.len(), 2);
+        assert!(came[0].contains(r#""address":"fe80::1%eth0","port":4420"#), "{came:?}");
+        assert!(listeners.follow(&both, &mut any).is_empty());
+        assert_eq!(listeners.endpoints(&both).len(), 2);
+        let went = json(&listeners.follow(std::slice::from_ref(&lo), &mut any));
+        assert!(went.iter().all(|line| line.contains("closed")), "{went:?}");
+        assert_eq!(listeners.endpoints(&[lo]).len(), 1);
+        let mut never = |_: &Listener| -> io::Result<Place> { panic!("it is still bound") };
+        assert_eq!(listeners.follow(&both, &mut never).len(), 2);
+    }
+
+    #[test]
+    fn an_address_that_was_given_is_awaited_and_listened_on_once() {
+        let given = ["192.168.1.5", "192.168.1.5:4420"].map(|text| text.parse().unwrap());
+        let mut taken = Vec::new();
+        let mut once = |listener: &Listener| -> io::Result<Place> {
+            if taken.contains(&listener.place) {
+                return Err(ErrorKind::AddrInUse.into());
+            }
+            taken.push(listener.place.clone());
+            Ok(listener.place.clone())
+        };
+        let plan = Plan::Awaited(given.to_vec(), nvme());
+        let mut listeners = opened_of(plan.clone(), false, &[], &mut once).unwrap();
+        assert_eq!(listeners.awaited(&[]).len(), 2);
+        let machine = [address("192.168.1.5")];
+        assert!(listeners.awaited(&machine).is_empty());
+        assert_eq!(listeners.follow(&machine, &mut once).len(), 2);
+        taken.clear();
+        let mut once = |listener: &Listener| -> io::Result<Place> {
+            assert!(!taken.contains(&listener.place), "{listener} twice");
+            taken.push(listener.place.clone());
+            Ok(listener.place.clone())
+        };
+        assert!(opened_of(plan, false, &machine, &mut once).is_ok());
+    }
+
+    #[test]
+    fn an_interface_that_gets_another_name_is_not_bound_anew() {
+        let before = [address("fe80::1")];
+        let after = [Address { interface: "enp3s0".to_owned(), ..address("fe80::1") }];
+        let mut listeners = opened_of(Plan::Nearby(nvme()), false, &before, &mut any).unwrap();
+        let mut never = |_: &Listener| -> io::Result<Place> { panic!("it is still bound") };
+        let said = json(&listeners.follow(&after, &mut never));
+        assert_eq!(said.len(), 4, "{said:?}");
+        assert!(said[1].contains("listening") && said[1].contains("fe80::1%enp3s0"), "{said:?}");
+        assert_eq!(listeners.endpoints(&after)[0].interface.as_deref(), Some("enp3s0"));
+    }
+
+    #[test]
+    fn a_taken_port_is_said_with_what_to_do() {
+        let plan = Plan::Fixed(Plan::Nearby(nvme()).listeners(&[address("127.0.0.1")]));
+        let mut taken = |_: &Listener| Err(ErrorKind::AddrInUse.into());
+        let failure = opened_of(plan, false, &[], &mut taken).unwrap_err();
+        assert_eq!(
+            failure.to_string(),
+            "cannot listen on 127.0.0.1 port 4420: another program does already; stop it, or \
+             choose another port, as with --listen 127.0.0.1:PORT"
+        );
+    }
+
+    #[test]
+    fn a_machine_without_ipv6_listens_everywhere_else() {
+        let mut four = |listener: &Listener| {
+            if listener.socket().is_some_and(|socket| socket.is_ipv4()) {
+                return Ok(listener.place.clone());
+            }
+            Err(io::Error::from_raw_os_error(rustix::io::Errno::AFNOSUPPORT.raw_os_error()))
+        };
+        let listeners = opened_of(Plan::Everywhere(nvme()), false, &[], &mut four).unwrap();
+        assert_eq!(listeners.said().len(), 2);
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_had_later_is_said_once() {
+        let mut listeners = opened_of(Plan::Nearby(nvme()), false, &[], &mut any).unwrap();
+        let mut taken = |_: &Listener| Err(ErrorKind::AddrInUse.into());
+        let machine = [address("169.254.1.1")];
+        assert_eq!(listeners.follow(&machine, &mut taken).len(), 2);
+        assert_eq!(listeners.follow(&machine, &mut taken).len(), 0);
+    }
+
+    #[test]
+    fn a_taken_port_for_nbd_is_a_note_unless_nbd_was_asked_for() {
+        let mut taken = |listener: &Listener| match listener.serves {
+            Serves::Nbd => Err(ErrorKind::AddrInUse.into()),
+            _ => Ok(listener.place.clone()),
+        };
+        let machine = [address("127.0.0.1")];
+        let mut listeners = Listeners::closed(Plan::Nearby(Protocols::of(&[])), false);
+        let left_out = listeners.open(&machine, &mut taken).unwrap();
+        assert_eq!(left_out.len(), 1);
+        assert!(left_out[0].contains("127.0.0.1 port 10809: another program"), "{left_out:?}");
+        assert!(left_out[0].contains("--listen nbd:127.0.0.1:PORT"), "{left_out:?}");
+        assert!(listeners.follow(&machine, &mut taken).is_empty(), "it was said");
+        let named = Protocols::of(&[Protocol::Nbd]);
+        let failed = Listeners::closed(Plan::Nearby(named), false).open(&machine, &mut taken);
+        assert!(failed.is_err());
+    }
+
+    #[test]
+    fn what_a_peer_speaks_follows_from_where_it_came_to() {
+        let net = |text: &str| Place::Net(text.parse().unwrap());
+        let mut listeners = Listeners::closed(Plan::Fixed(Vec::new()), false);
+        for place in [net("0.0.0.0:7"), net("127.0.0.1:4420"), Place::Path("/run/x".into())] {
+            drop(listeners.take(Listener::handed(place, "", Protocols::of(&[]))));
+        }
+        let peer = |local| Peer { remote: local, local, auth: Auth::None, channel: None };
+        let speaks = |text: &str| listeners.protocol_of(&peer(text.parse().unwrap()));
+        assert_eq!(speaks("10.0.0.1:7"), Protocol::Nbd);
+        assert_eq!(speaks("127.0.0.1:4420"), Protocol::Nvme);
+        assert_eq!(listeners.protocol_of(&peer(Peer::LOCAL)), Protocol::Nbd);
+        let said = json(&listeners.said());
+        let last = r#"{"event":"listening","protocol":"nbd","path":"/run/x","serves":["disks"],"keyed":false}"#;
+        assert_eq!(said[2], last);
+        assert!(listeners.were_given());
+    }
+}

@@ -1,0 +1,129 @@
+//! A Unix socket that listens at a path: its file takes the place of one that nobody listens at any more, and is removed
+//! at the end. It knows no protocol.
+
+use std::fs::{self, Metadata};
+use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+
+/// Listens at that path.
+///
+/// # Errors
+/// Somebody listens there ([`ErrorKind::AddrInUse`]), there is something else ([`ErrorKind::AlreadyExists`]), or no file can
+/// be made there.
+pub fn bind(path: &Path) -> io::Result<OwnedFd> {
+    let listener = match UnixListener::bind(path) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            clear(path)?;
+            UnixListener::bind(path)?
+        }
+        result => result?,
+    };
+    Ok(listener.into())
+}
+
+/// Removes what somebody has left behind who listens no longer.
+fn clear(path: &Path) -> io::Result<()> {
+    if !fs::symlink_metadata(path)?.file_type().is_socket() {
+        return Err(ErrorKind::AlreadyExists.into());
+    }
+    match knock(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
+        _ => Err(ErrorKind::AddrInUse.into()),
+    }
+}
+
+/// Whether somebody listens there; who has too much to do to answer is not waited for.
+fn knock(path: &Path) -> io::Result<()> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    Ok(connect(&socket, &SocketAddrUnix::new(path)?)?)
+}
+
+/// The file of a socket of ours. Dropping it removes it, unless another one has taken its place.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    identity: (u64, u64),
+}
+
+impl SocketFile {
+    /// That at this path, which was bound just now. Nothing if it is gone already.
+    pub fn of(path: &Path) -> Option<Self> {
+        let identity = identity(&fs::symlink_metadata(path).ok()?);
+        Some(Self { path: path.to_owned(), identity })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let now = fs::symlink_metadata(&self.path).map(|found| identity(&found));
+        if now.is_ok_and(|now| now == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(found: &Metadata) -> (u64, u64) {
+    (found.dev(), found.ino())
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use testkit::Scratch;
+
+    #[test]
+    fn what_was_left_behind_is_replaced_and_nothing_else_is() {
+        let folder = Scratch::new();
+        let path = folder.0.join("x.sock");
+        drop(bind(&path).unwrap());
+        assert!(path.exists());
+        let listener = bind(&path).unwrap();
+        assert_eq!(bind(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
+        drop(listener);
+        let file = folder.0.join("file");
+        fs::write(&file, "precious").unwrap();
+        assert_eq!(bind(&file).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&file).unwrap(), b"precious");
+        assert_eq!(bind(&folder.0.join("no/x")).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn who_listens_and_does_not_answer_is_not_waited_for() {
+        let folder = Scratch::new();
+        let path = folder.0.join("x.sock");
+        let deaf = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+        let deaf = deaf.unwrap();
+        rustix::net::bind(&deaf, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+        rustix::net::listen(&deaf, 0).unwrap();
+        // Those that were not accepted stay in the queue, though they are gone: it is full now.
+        while knock(&path).is_ok() {}
+        assert_eq!(bind(&path).unwrap_err().kind(), ErrorKind::AddrInUse);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn the_file_goes_with_the_socket_unless_it_is_another_ones() {
+        let folder = Scratch::new();
+        let path = folder.0.join("x.sock");
+        let first = bind(&path).unwrap();
+        let file = SocketFile::of(&path).unwrap();
+        drop(first);
+        let second = bind(&path).unwrap();
+        // A file system may give the number of a file that is gone to the next one.
+        if SocketFile::of(&path).map(|it| std::mem::ManuallyDrop::new(it).identity)
+            != Some(file.identity)
+        {
+            drop(file);
+            assert!(path.exists());
+        }
+        drop(SocketFile::of(&path));
+        assert!(!path.exists());
+        drop(second);
+    }
+}

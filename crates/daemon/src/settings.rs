@@ -1,0 +1,215 @@
+//! What the owner said when the machine was booted: `storagetm.` words on the kernel command line, in credentials and in
+//! the firmware's strings. It knows no disk and no socket.
+
+use std::env;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use linux::boot::{Parameter, command_line, credentials};
+use linux::identity::{MachineId, firmware_id};
+use linux::network::Setting;
+use linux::tree::Tree;
+
+use crate::choice::{Called, Choice};
+use crate::listen::{Listen, Protocol};
+
+/// What all our words begin with.
+const PREFIX: &str = "storagetm.";
+
+/// What the credential of a host begins with.
+const HOST: &str = "storagetm.host.";
+
+/// What the owner said.
+#[derive(Debug, Default)]
+pub struct Settings {
+    /// Which disks are lent.
+    pub choice: Choice,
+    /// What to speak; everything if nothing was said.
+    pub protocol: Vec<Protocol>,
+    /// Where to listen.
+    pub listen: Vec<Listen>,
+    /// Whether whoever comes is let in without a key.
+    pub open: bool,
+    /// Whether no code is shown by which other machines are let in.
+    pub no_pairing: bool,
+    /// Whether `ip=` asks for an address that more than the other end of a cable may reach: disks are lent there, too, to
+    /// hosts with a key.
+    pub routable: bool,
+    /// Who this machine is, if that was said.
+    pub machine: Option<MachineId>,
+    /// What could not be followed, a sentence each.
+    pub notes: Vec<String>,
+}
+
+impl Settings {
+    /// Reads them, wherever they are.
+    pub fn read(tree: &Tree) -> Self {
+        let own = env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        let mut settings = Self::default();
+        for word in credentials(tree, own, PREFIX) {
+            // Hosts and their keys are the store's.
+            if !word.name.starts_with(HOST) {
+                settings.take(tree, &word);
+            }
+        }
+        // The command line is what somebody typed: it comes last, and has the last word.
+        for word in command_line(tree) {
+            settings.take(tree, &word);
+        }
+        let (network, _) = Setting::parse_all(&tree.text("proc/cmdline").unwrap_or_default());
+        settings.routable = network.iter().any(Setting::asks_for_routable);
+        settings
+    }
+
+    fn take(&mut self, tree: &Tree, word: &Parameter) {
+        let Some(name) = word.name.strip_prefix(PREFIX) else { return };
+        let value = word.value.as_deref().unwrap_or_default();
+        match (name, value) {
+            (name, _) if name.starts_with("host.") => {
+                let word = Parameter { name: word.name.clone(), value: None };
+                self.note(&word, "keys come in a credential, where not everybody reads them");
+            }
+            ("open", _) => self.open = self.yes(word, value).unwrap_or(self.open),
+            ("pair", _) => {
+                self.no_pairing = self.yes(word, value).map_or(self.no_pairing, |yes| !yes);
+            }
+            ("disk" | "writable" | "protocol" | "listen" | "machine_id", "") => {
+                self.note(word, "it needs a value");
+            }
+            ("disk", disk) => add(&mut self.choice.only, Called::new(disk)),
+            ("writable", disk) => add(&mut self.choice.writable, Called::new(disk)),
+            ("protocol", names) => match protocols(names) {
+                Some(named) => named.into_iter().for_each(|it| add(&mut self.protocol, it)),
+                None => self.note(word, "the protocols are nvme and nbd"),
+            },
+            ("listen", address) => match address.parse() {
+                Ok(address) => add(&mut self.listen, address),
+                Err(reason) => self.note(word, reason),
+            },
+            ("machine_id", "firmware") => match firmware_id(tree) {
+                Some(id) => self.machine = Some(id),
+                None => self.note(word, "the firmware tells none"),
+            },
+            ("machine_id", digits) => match MachineId::parse(digits) {
+                Some(id) => self.machine = Some(id),
+                None => self.note(word, "it is firmware, or 32 hexadecimal digits"),
+            },
+            // It may be a key whose name has a letter wrong.
+            _ => {
+                let word = Parameter { name: word.name.clone(), value: None };
+                self.note(&word, "there is no such setting");
+            }
+        }
+    }
+
+    /// Whether the word says yes; one that says neither is noted.
+    fn yes(&mut self, word: &Parameter, value: &str) -> Option<bool> {
+        match value {
+            "" | "1" | "yes" | "true" | "on" => Some(true),
+            "0" | "no" | "false" | "off" => Some(false),
+            _ => {
+                self.note(word, "it is yes or no");
+                None
+            }
+        }
+    }
+
+    fn note(&mut self, word: &Parameter, reason: &str) {
+        let name = &word.name;
+        let value = word.value.as_ref().map(|value| format!("={value}")).unwrap_or_default();
+        self.notes.push(format!("{name}{value} is ignored: {reason}"));
+    }
+}
+
+/// The protocols of these names, with commas between them.
+fn protocols(names: &str) -> Option<Vec<Protocol>> {
+    names.split(',').map(|name| Protocol::from_str(name, false).ok()).collect()
+}
+
+fn add<T: PartialEq>(list: &mut Vec<T>, item: T) {
+    if !list.contains(&item) {
+        list.push(item);
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use linux::boot::parse_command_line;
+    use testkit::Scratch;
+
+    fn settings(line: &str) -> Settings {
+        let mut settings = Settings::default();
+        for word in parse_command_line(line) {
+            settings.take(&Tree::at("/nonexistent"), &word);
+        }
+        settings
+    }
+
+    #[test]
+    fn every_setting_is_followed_and_other_words_are_not_ours() {
+        let found = settings(
+            "quiet root=off storagetm.disk=/dev/sda storagetm.disk=/dev/sda storagetm.writable=S2 \
+             storagetm.listen=127.0.0.1:4420 storagetm.open storagetm.machine-id=\
+             0123456789abcdef0123456789abcdef",
+        );
+        assert_eq!(found.choice.only, [Called::new("/dev/sda")]);
+        assert_eq!(found.choice.writable, [Called::new("S2")]);
+        assert_eq!((found.listen.len(), found.open), (1, true));
+        assert_eq!(found.machine.unwrap().bytes[..2], [0x01, 0x23]);
+        assert!(found.notes.is_empty(), "{:?}", found.notes);
+    }
+
+    #[test]
+    fn what_cannot_be_followed_is_said_and_stops_nothing() {
+        let found = settings(
+            "storagetm.disk= storagetm.listen=here storagetm.open=perhaps storagetm.speed=9 \
+             storagetm.machine_id=firmware storagetm.machine_id=0 storagetm.disk=sda",
+        );
+        assert_eq!(found.choice.only, [Called::new("sda")]);
+        assert!(!found.open);
+        assert_eq!(found.notes.len(), 6, "{:?}", found.notes);
+        assert!(found.notes.iter().all(|note| note.contains(" is ignored: ")));
+    }
+
+    #[test]
+    fn keys_are_not_taken_from_the_command_line_and_not_shown() {
+        let found = settings("storagetm.host.laptop={secret}");
+        assert!(!found.notes[0].contains("secret"), "{:?}", found.notes);
+        let found = settings("storagetm.hosts.laptop={secret}");
+        assert!(!found.notes[0].contains("secret"), "{:?}", found.notes);
+    }
+
+    #[test]
+    fn the_protocols_are_named_once_or_with_commas() {
+        let named = |line| settings(line).protocol;
+        assert_eq!(named("storagetm.protocol=nvme"), [Protocol::Nvme]);
+        let both = [Protocol::Nbd, Protocol::Nvme];
+        assert_eq!(named("storagetm.protocol=nbd,nvme storagetm.protocol=nbd"), both);
+        assert_eq!(settings("storagetm.protocol=nbd,iscsi storagetm.protocol=").notes.len(), 2);
+    }
+
+    #[test]
+    fn dhcp_and_fixed_addresses_are_lent_at() {
+        for (line, routable) in [
+            ("quiet ip=dhcp", true),
+            ("ip=eth0:any", true),
+            ("ip=192.0.2.5/24:::::eth0", true),
+            ("ip=link-local", false),
+            ("ip=none", false),
+            ("quiet", false),
+        ] {
+            let folder = Scratch::new();
+            std::fs::create_dir(folder.0.join("proc")).unwrap();
+            std::fs::write(folder.0.join("proc/cmdline"), line).unwrap();
+            assert_eq!(Settings::read(&Tree::at(&folder.0)).routable, routable, "{line}");
+        }
+    }
+
+    #[test]
+    fn the_last_word_on_open_counts() {
+        assert!(!settings("storagetm.open storagetm.open=no").open);
+        assert!(settings("storagetm.pair=no").no_pairing);
+        assert!(!settings("storagetm.pair=no storagetm.pair").no_pairing);
+    }
+}

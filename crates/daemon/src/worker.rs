@@ -1,0 +1,496 @@
+//! The process that serves: it is handed sockets that listen and disks that are open, speaks to strangers, and can do
+//! nothing else. This is how the other one, the opener, sees it: what is lent and who is let in goes there, what happens
+//! comes back. It knows no protocol and no screen.
+//!
+//! | file | is |
+//! |---|---|
+//! | `worker` | the opener's handle |
+//! | `keeper` | the opener's thread that hears the worker, and starts another one when it dies |
+//! | `counting` | what has been done with a disk, by all workers together |
+//! | `fence` | what of a worker that cannot be ended may still be written |
+//! | `report` | from what the worker says to what the program knows: an untrusted witness |
+//! | `process` | starting it |
+//! | `channel`, `words` | what they say to each other |
+//! | `duty`, `sessions`, `scribe`, `tally` | the worker itself, without any rights |
+//!
+//! Everything that the worker was told is kept here, so that another one can be told the same.
+
+mod counting;
+mod duty;
+mod fence;
+mod keeper;
+mod process;
+mod report;
+mod scribe;
+mod sessions;
+mod tally;
+mod words;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use engine::{Driver, Running};
+use export::{Access, Auth, Export, Policy};
+use pair::{Tries, Verdict, View};
+use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::certificates::Certificates;
+use crate::listen::Serves;
+use counting::counted;
+pub use duty::work;
+use failure::{Failure, why_not_started};
+use fence::Withheld;
+use ipc::channel::Sender;
+pub use tally::Tallied;
+use words::{Counts, Lent, Order, Start, TriesWord};
+
+/// Beyond the patience with the hosts, before a worker that is told to stop is ended.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// What the worker says, or what is said of it.
+#[derive(Debug)]
+pub enum Said {
+    /// Something happened; disks are the opener's own.
+    Event(Tallied),
+    /// A sentence for the owner.
+    Note(String),
+    /// The code by which machines are let in, as it is from now on.
+    Pairing(View),
+    /// It has died too often, and there is none any more: why, as a sentence. Nothing is served from now on.
+    Lost(String),
+}
+
+/// Takes it. Called on the keeper's thread, so it should not wait for anything, and must not call the [`Worker`].
+pub type Sink = Arc<dyn Fn(Said) + Send + Sync>;
+
+/// How it is to run.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Which driver.
+    pub driver: Driver,
+    /// Its threads.
+    pub threads: usize,
+    /// Bytes of payload buffers a thread.
+    pub memory: usize,
+    /// Bytes of payload buffers in all.
+    pub budget: usize,
+    /// Bytes of memory for connections, beside payloads.
+    pub connections: usize,
+    /// Whether DH-HMAC-CHAP without a Diffie-Hellman exchange will do.
+    pub null_dh: bool,
+    /// What this machine shows to NBD clients that speak TLS with certificates.
+    pub certificates: Option<Certificates>,
+    /// Where the numbers of NVMe controllers begin: elsewhere on every machine.
+    pub first_controller: u16,
+}
+
+/// The process that serves. Dropping it ends it at once.
+#[derive(Debug)]
+pub struct Worker {
+    shared: Arc<Shared>,
+    keeper: Option<JoinHandle<()>>,
+}
+
+/// What the handle and the keeper share.
+struct Shared {
+    sink: Sink,
+    standing: Mutex<Standing>,
+    stopped: Condvar,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Shared")
+    }
+}
+
+/// All that a worker is told, and how it stands with it.
+struct Standing {
+    start: Start,
+    accepted: Vec<Accepted>,
+    /// A connection that it was given.
+    adopted: Option<OwnedFd>,
+    lent: Vec<Loaned>,
+    /// The names of disks that no worker gets just now, once for each reason.
+    withheld: Vec<String>,
+    last_disk: u64,
+    policy: Policy,
+    /// What this machine calls itself to who knows the code, if there is one.
+    pairing: Option<String>,
+    /// The count of wrong codes, as reported by workers.
+    tries: Tries,
+    /// To the worker; none while there is none.
+    sender: Option<Sender>,
+    process: Option<Pid>,
+    running: Option<Running>,
+    unconfined: Vec<String>,
+    /// Whether it is meant to end.
+    stopping: bool,
+    /// Whether it said that it did, and whether in time.
+    stopped: Option<bool>,
+}
+
+/// A listening socket, which stays open here.
+struct Accepted {
+    listener: OwnedFd,
+    auth: Auth,
+    serves: Serves,
+}
+
+/// A disk that a worker has.
+struct Loaned {
+    disk: u64,
+    export: Arc<Export>,
+    withdrawn: bool,
+    /// What workers before this one did with it.
+    before: Counts,
+    being_written: bool,
+}
+
+impl Worker {
+    /// Starts the process, without any disk or socket. What happens goes to `sink`.
+    ///
+    /// # Errors
+    /// It cannot be started, or cannot run as `config` says: one sentence.
+    pub fn start(config: &Config, sink: Sink) -> Result<Self, Failure> {
+        let shared = Arc::new(Shared {
+            sink,
+            standing: Mutex::new(Standing::new(config)),
+            stopped: Condvar::new(),
+        });
+        let (tell, told) = mpsc::channel();
+        let keeper = keeper::start(shared.clone(), tell);
+        let keeper = keeper.map_err(|error| cannot(&why_not_started(&error)))?;
+        let worker = Self { shared, keeper: Some(keeper) };
+        told.recv().unwrap_or_else(|_| Err(cannot(&"its thread ended")))?;
+        Ok(worker)
+    }
+
+    /// The driver that runs there, and why.
+    pub fn driver(&self) -> Running {
+        let unknown = || Running { driver: Driver::Auto, why: "nothing runs".to_owned() };
+        self.shared.authenticate().running.clone().unwrap_or_else(unknown)
+    }
+
+    /// In what it is less confined than it should be, for people.
+    pub fn note(&self) -> Option<String> {
+        let parts = self.shared.authenticate().unconfined.clone();
+        (!parts.is_empty()).then(|| {
+            let parts = parts.join("; ");
+            format!("The process that talks to hosts is less confined than it could be: {parts}.")
+        })
+    }
+
+    /// Has the worker accept connections at a socket that listens.
+    pub fn accept(&self, listener: OwnedFd, auth: Auth, serves: Serves) {
+        let mut standing = self.shared.authenticate();
+        let accepted = Accepted { listener, auth, serves };
+        standing.send_accepted(&accepted);
+        standing.accepted.push(accepted);
+    }
+
+    /// Has the worker serve a connection that is there already. A worker that dies takes it along.
+    pub fn adopt(&self, connection: OwnedFd, auth: Auth, serves: Serves) {
+        let mut standing = self.shared.authenticate();
+        let order = Order::Adopt { keyed: auth == Auth::Required, serves };
+        standing.pass(&order, Some(connection.as_fd()));
+        standing.adopted = Some(connection);
+    }
+
+    /// Lends a disk, in place of one of the same name if there is one.
+    ///
+    /// # Errors
+    /// The disk is to be read-only, and its descriptor is not.
+    pub fn lend(&self, export: &Arc<Export>) -> Result<(), Failure> {
+        check_locked(export).map_err(Failure::new)?;
+        let mut standing = self.shared.authenticate();
+        standing.last_disk += 1;
+        let loaned = Loaned {
+            disk: standing.last_disk,
+            export: export.clone(),
+            withdrawn: false,
+            before: Counts::default(),
+            being_written: false,
+        };
+        standing.send_lent(&loaned);
+        standing.lent.push(loaned);
+        Ok(())
+    }
+
+    /// Lends a disk no longer, and has requests for it fail.
+    pub fn withdraw(&self, export: &Arc<Export>) {
+        export.withdraw();
+        let mut standing = self.shared.authenticate();
+        let is_withheld = standing.withheld.contains(&export.nqn);
+        let Some(loaned) = standing.loaned(export) else { return };
+        loaned.withdrawn = true;
+        let disk = loaned.disk;
+        if is_withheld {
+            // No worker has it, and none will report that it is released.
+            standing.lent.retain(|loaned| loaned.disk != disk);
+        } else {
+            standing.send(&Order::Withdraw { disk });
+        }
+    }
+
+    /// Has hosts see the size that the disk has now: that of `export`.
+    pub fn resize(&self, export: &Arc<Export>) {
+        let mut standing = self.shared.authenticate();
+        let Some(disk) = standing.loaned(export).map(|loaned| loaned.disk) else { return };
+        standing.send(&Order::Resize { disk, bytes: export.bytes() });
+    }
+
+    /// Lets in whom `policy` names from now on, and nobody else where keys are needed.
+    pub fn follow(&self, policy: Policy) {
+        let mut standing = self.shared.authenticate();
+        standing.send(&Order::Follow { hosts: words::hosts(&policy) });
+        standing.policy = policy;
+    }
+
+    /// Has it let in who knows a code, which it says by [`Said::Pairing`]. This machine calls itself `name` then.
+    pub fn pair(&self, name: &str) {
+        let mut standing = self.shared.authenticate();
+        standing.pairing = Some(name.to_owned());
+        standing.send_pairing();
+    }
+
+    /// Has it show another code, and take tries anew: somebody is at this machine.
+    pub fn unlock(&self) {
+        let mut standing = self.shared.authenticate();
+        standing.tries = Tries::default();
+        standing.send(&Order::Unlock);
+    }
+
+    /// Answers [`export::Event::PairingRequested`]: the knock of that number.
+    pub fn answer(&self, number: u64, verdict: Verdict) {
+        let verdict = verdict.into();
+        self.shared.authenticate().send(&Order::Answer { number, verdict });
+    }
+
+    /// Asks whether hosts' writes to a disk are still on their way. What the last of them did may be known a moment later.
+    pub fn writes(&self, export: &Arc<Export>) -> Writes {
+        Writes { shared: self.shared.clone(), export: export.clone() }
+    }
+
+    /// Stops: accepts nothing any more, has hosts let go, and ends. Those that have not let go after `patience` are cut
+    /// off. Tells whether there were none. All that happened has been said when this returns.
+    pub fn stop(mut self, patience: Duration) -> bool {
+        let milliseconds = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+        let mut standing = self.shared.authenticate();
+        standing.stopping = true;
+        standing.send(&Order::Stop { milliseconds });
+        let waits = |standing: &mut Standing| standing.stopped.is_none() && standing.is_alive();
+        let waited = self.shared.stopped.wait_timeout_while(standing, patience + GRACE, waits);
+        let (standing, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let in_time = standing.stopped.unwrap_or(false);
+        drop(standing);
+        self.end();
+        in_time
+    }
+
+    fn end(&mut self) {
+        self.shared.authenticate().end();
+        if let Some(keeper) = self.keeper.take() {
+            // One that panicked has said so.
+            drop(keeper.join());
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Whether hosts' writes to a disk are still on their way; may be asked on any thread.
+#[derive(Debug)]
+pub struct Writes {
+    shared: Arc<Shared>,
+    export: Arc<Export>,
+}
+
+impl Writes {
+    /// Whether there are some.
+    pub fn are_under_way(&self) -> bool {
+        let mut standing = self.shared.authenticate();
+        // Of a disk that is withheld nobody knows yet.
+        standing.withheld.contains(&self.export.nqn)
+            || standing.loaned(&self.export).is_some_and(|loaned| loaned.being_written)
+    }
+}
+
+impl Shared {
+    fn authenticate(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn say(&self, said: Said) {
+        (self.sink)(said);
+    }
+}
+
+impl Standing {
+    fn new(config: &Config) -> Self {
+        Self {
+            start: Start {
+                driver: config.driver.into(),
+                threads: config.threads,
+                memory: config.memory,
+                budget: config.budget,
+                connections: config.connections,
+                null_dh: config.null_dh,
+                certificates: config.certificates.as_ref().map(Into::into),
+                first_controller: config.first_controller,
+            },
+            accepted: Vec::new(),
+            adopted: None,
+            lent: Vec::new(),
+            withheld: Vec::new(),
+            last_disk: 0,
+            policy: Policy::default(),
+            pairing: None,
+            tries: Tries::default(),
+            sender: None,
+            process: None,
+            running: None,
+            unconfined: Vec::new(),
+            stopping: false,
+            stopped: None,
+        }
+    }
+
+    fn is_alive(&self) -> bool {
+        self.sender.is_some()
+    }
+
+    /// Says it, if there is somebody. Who dies just now is noticed by the keeper, and the next one is told all.
+    fn send(&self, order: &Order) {
+        self.pass(order, None);
+    }
+
+    /// An order that was not taken whole makes no sense of the next: such a worker is replaced.
+    fn pass(&self, order: &Order, descriptor: Option<BorrowedFd<'_>>) {
+        let Some(sender) = &self.sender else { return };
+        if sender.send(order, descriptor).is_err() {
+            sender.close();
+        }
+    }
+
+    fn send_accepted(&self, accepted: &Accepted) {
+        let keyed = accepted.auth == Auth::Required;
+        let order = Order::Accept { keyed, serves: accepted.serves };
+        self.pass(&order, Some(accepted.listener.as_fd()));
+    }
+
+    fn send_pairing(&self) {
+        let Some(name) = self.pairing.clone() else { return };
+        let tries = TriesWord::new(&self.tries, Instant::now());
+        self.send(&Order::Pair { name, tries });
+    }
+
+    fn send_lent(&self, loaned: &Loaned) {
+        if self.withheld.contains(&loaned.export.nqn) {
+            return;
+        }
+        let order = Order::Lend(Box::new(Lent::new(loaned.disk, &loaned.export)));
+        self.pass(&order, Some(loaned.export.as_fd()));
+    }
+
+    /// Tells a new worker all that the last one knew. Before disks and sockets it learns whom to let in.
+    fn send_all(&self) {
+        self.send(&Order::Follow { hosts: words::hosts(&self.policy) });
+        self.send_pairing();
+        self.lent.iter().for_each(|loaned| self.send_lent(loaned));
+        self.accepted.iter().for_each(|accepted| self.send_accepted(accepted));
+    }
+
+    fn loaned(&mut self, export: &Arc<Export>) -> Option<&mut Loaned> {
+        self.lent.iter_mut().rev().find(|loaned| Arc::ptr_eq(&loaned.export, export))
+    }
+
+    fn of_number(&mut self, disk: u64) -> Option<&mut Loaned> {
+        self.lent.iter_mut().find(|loaned| loaned.disk == disk)
+    }
+
+    /// The worker is gone, or cannot be ended. What it had begun to write may still be written, so its writable disks are
+    /// withheld until each is released as often as it was.
+    fn lose(&mut self) -> Vec<Withheld> {
+        (self.sender, self.process) = (None, None);
+        // It may have died of a wrong code that it could not report any more.
+        if self.pairing.is_some() {
+            self.tries.fail(Instant::now());
+        }
+        // Nobody else can go on with what was said there.
+        if let Some(connection) = self.adopted.take() {
+            let _ = rustix::net::shutdown(connection, rustix::net::Shutdown::Both);
+        }
+        self.lent.retain(|loaned| !loaned.withdrawn);
+        for loaned in &mut self.lent {
+            loaned.before = counted(&loaned.export);
+        }
+        let lent = self.lent.iter();
+        let writable = lent.filter(|loaned| loaned.export.access == Access::Writable);
+        let withheld: Vec<Withheld> = writable
+            .map(|loaned| Withheld {
+                export: loaned.export.clone(),
+                was_written: loaned.being_written,
+            })
+            .collect();
+        // After the last worker nobody releases them.
+        if !self.stopping {
+            self.withheld.extend(withheld.iter().map(|withheld| withheld.export.nqn.clone()));
+        }
+        withheld
+    }
+
+    /// Nothing that an old worker has begun will be written to the disk of that name any more.
+    fn release(&mut self, nqn: &str) {
+        if let Some(at) = self.withheld.iter().position(|withheld| withheld == nqn) {
+            self.withheld.swap_remove(at);
+        }
+        if self.withheld.iter().any(|withheld| withheld == nqn) {
+            return;
+        }
+        for loaned in self.lent.iter_mut().filter(|loaned| loaned.export.nqn == nqn) {
+            loaned.being_written = false;
+        }
+        let lent = self.lent.iter().filter(|loaned| loaned.export.nqn == nqn && !loaned.withdrawn);
+        lent.for_each(|loaned| self.send_lent(loaned));
+    }
+
+    /// Ends it at once.
+    fn end(&mut self) {
+        self.stopping = true;
+        self.sender.iter().for_each(Sender::close);
+        if let Some(process) = self.process {
+            let _ = kill_process(process, Signal::KILL);
+        }
+    }
+}
+
+/// Refuses a read-only disk whose descriptor could write: both processes look, and neither trusts the other.
+///
+/// # Errors
+/// A sentence.
+fn check_locked(export: &Export) -> Result<(), String> {
+    if export.access == Access::Writable || is_locked(export) {
+        return Ok(());
+    }
+    let name = &export.name;
+    Err(format!("{name} is to be lent read-only, but is open for writing; it is not lent"))
+}
+
+/// Whether nothing can be written through it: it was opened for reading only, or its memory is sealed.
+fn is_locked(descriptor: impl AsFd) -> bool {
+    let mode = fcntl_getfl(&descriptor).map(|flags| flags & OFlags::ACCMODE);
+    let seals = fcntl_get_seals(&descriptor);
+    mode == Ok(OFlags::RDONLY) || seals.is_ok_and(|seals| seals.contains(SealFlags::WRITE))
+}
+
+fn cannot(error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(format!("cannot start to serve: {error}"))
+}

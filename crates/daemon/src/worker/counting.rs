@@ -1,0 +1,53 @@
+//! What has been done with a disk, summed up over the workers that have had it.
+
+use std::sync::atomic::Ordering;
+
+use export::Export;
+
+use super::words::{Counts, Order};
+use super::{Loaned, Writes};
+
+impl Loaned {
+    /// Takes over what the worker counts.
+    pub(super) fn count(&mut self, counts: Counts) {
+        let (usage, before) = (&self.export.usage, self.before);
+        let pairs = [
+            (&usage.reads, before.reads, counts.reads),
+            (&usage.bytes_read, before.bytes_read, counts.bytes_read),
+            (&usage.writes, before.writes, counts.writes),
+            (&usage.bytes_written, before.bytes_written, counts.bytes_written),
+            (&usage.errors, before.errors, counts.errors),
+        ];
+        for (total, before, now) in pairs {
+            total.store(before.saturating_add(now), Ordering::Relaxed);
+        }
+        self.being_written = counts.being_written;
+        if counts.flush_failed {
+            self.export.flush_failed();
+        }
+    }
+}
+
+impl Writes {
+    /// Has all later flushes of the disk fail, since one has failed outside the worker.
+    pub fn fail_flush(&self) {
+        self.export.flush_failed();
+        let mut standing = self.shared.authenticate();
+        let Some(disk) = standing.loaned(&self.export).map(|loaned| loaned.disk) else { return };
+        standing.send(&Order::FailFlush { disk });
+    }
+}
+
+/// What has been done with an export, as it stands there.
+pub(super) fn counted(export: &Export) -> Counts {
+    let usage = &export.usage;
+    Counts {
+        reads: usage.reads.load(Ordering::Relaxed),
+        bytes_read: usage.bytes_read.load(Ordering::Relaxed),
+        writes: usage.writes.load(Ordering::Relaxed),
+        bytes_written: usage.bytes_written.load(Ordering::Relaxed),
+        errors: usage.errors.load(Ordering::Relaxed),
+        being_written: export.is_being_written(),
+        flush_failed: export.has_failed_flush(),
+    }
+}

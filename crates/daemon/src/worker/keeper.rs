@@ -1,0 +1,262 @@
+//! The opener's thread that hears the worker, and starts another one when it dies. It knows no protocol.
+
+use std::collections::VecDeque;
+use std::io;
+use std::process::Child;
+use std::sync::{Arc, mpsc};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use engine::Running;
+use rustix::process::Pid;
+
+use super::process::spawn;
+use super::report::Witness;
+use super::words::{LONGEST_REPORT, Order, Report};
+use super::{Said, Shared, cannot, fence};
+use failure::{Failure, why_not_started};
+use ipc::channel::{self, Receiver};
+
+/// Workers that are started anew at most within [`WHILE`].
+const TRIES: usize = 3;
+const WHILE: Duration = Duration::from_secs(60);
+
+/// Before another try, when one could not even be started.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// How long a worker may take no orders. One that takes none for longer does not work any more, and the program, which
+/// waits for it meanwhile, must not wait for good.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a silent worker is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// A worker that lives.
+struct Live {
+    child: Child,
+    receiver: Receiver,
+}
+
+/// Starts the thread, and it the first worker; `told` hears how that went. The worker ends when the thread does.
+///
+/// # Errors
+/// There is no thread to be had.
+pub(super) fn start(
+    shared: Arc<Shared>,
+    told: mpsc::Sender<Result<(), Failure>>,
+) -> io::Result<JoinHandle<()>> {
+    let keep = move || match begin(&shared) {
+        Ok(live) => {
+            let _ = told.send(Ok(()));
+            drop(told);
+            keep(&shared, live);
+        }
+        Err(failure) => drop(told.send(Err(failure))),
+    };
+    thread::Builder::new().name("worker".to_owned()).spawn(keep)
+}
+
+fn keep(shared: &Arc<Shared>, mut live: Live) {
+    let mut deaths = VecDeque::new();
+    loop {
+        let how = hear(shared, &mut live);
+        let (withheld, is_meant) = {
+            let mut standing = shared.authenticate();
+            (standing.lose(), standing.stopping)
+        };
+        shared.stopped.notify_all();
+        if !is_meant {
+            let stuck = how.is_none().then_some(live.child);
+            fence::start(shared.clone(), stuck, withheld);
+        }
+        let how = how
+            .unwrap_or_else(|| "was killed, but waits for a disk that does not answer".to_owned());
+        let Some(next) = replace(shared, how, &mut deaths) else { return };
+        live = next;
+    }
+}
+
+/// Another worker in place of one that died; nothing if it was meant to, or if this happens too often.
+fn replace(shared: &Arc<Shared>, mut how: String, deaths: &mut VecDeque<Instant>) -> Option<Live> {
+    loop {
+        if shared.authenticate().stopping {
+            return None;
+        }
+        if is_too_often(deaths, Instant::now()) {
+            let sentence = format!("The process that talks to hosts {how} again and again.");
+            shared.say(Said::Lost(sentence));
+            return None;
+        }
+        shared.say(Said::Note(format!(
+            "The process that talks to hosts {how}; another one takes its place, and hosts connect \
+             anew by themselves."
+        )));
+        match begin(shared) {
+            Ok(live) => return Some(live),
+            Err(failure) => how = format!("could not be started ({failure})"),
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+fn is_too_often(deaths: &mut VecDeque<Instant>, now: Instant) -> bool {
+    deaths.retain(|at| now.duration_since(*at) < WHILE);
+    deaths.push_back(now);
+    deaths.len() > TRIES
+}
+
+/// Starts a worker and tells it all.
+fn begin(shared: &Arc<Shared>) -> Result<Live, Failure> {
+    let (mut child, socket) = spawn(shared).map_err(|error| cannot(&why_not_started(&error)))?;
+    let result = introduce(shared, &child, socket);
+    if result.is_err() {
+        shared.authenticate().process = None;
+        let _ = child.kill();
+        // It has had no disk that it could wait for.
+        let _ = end(&mut child);
+    }
+    result.map(|receiver| Live { child, receiver })
+}
+
+fn introduce(
+    shared: &Arc<Shared>,
+    child: &Child,
+    socket: std::os::unix::net::UnixStream,
+) -> Result<Receiver, Failure> {
+    let (sender, mut receiver) =
+        channel::ends(socket, LONGEST_REPORT).map_err(|error| cannot(&error))?;
+    sender.limit(PATIENCE).map_err(|error| cannot(&error))?;
+    let start = {
+        // From here on whoever stops all this can end it, however it goes.
+        let mut standing = shared.authenticate();
+        if standing.stopping {
+            return Err(cannot(&"it is to stop"));
+        }
+        standing.process = Some(Pid::from_child(child));
+        standing.start.clone()
+    };
+    sender.send(&Order::Start(start), None).map_err(|error| cannot(&error))?;
+    let (running, unconfined) = match receiver.receive().map_err(|error| cannot(&error))? {
+        Some((Report::Running { driver, why, unconfined }, _)) => {
+            (Running { driver: driver.into(), why }, unconfined)
+        }
+        Some((Report::Failed { sentence }, _)) => return Err(Failure::new(sentence)),
+        _ => return Err(cannot(&"the process that was to do it ended at once")),
+    };
+    let mut standing = shared.authenticate();
+    standing.running = Some(running);
+    standing.unconfined = unconfined;
+    standing.sender = Some(sender);
+    standing.send_all();
+    if standing.stopping {
+        standing.end();
+    }
+    Ok(receiver)
+}
+
+/// Hears a worker to its end; how that was, as a piece of a sentence. Nothing if its process cannot be ended.
+fn hear(shared: &Shared, live: &mut Live) -> Option<String> {
+    let mut witness = Witness::default();
+    let honest = loop {
+        if !live.receiver.is_ready(LOOK) {
+            if is_dead(&live.child) {
+                break true;
+            }
+            continue;
+        }
+        match live.receiver.receive() {
+            Ok(Some((report, _))) => {
+                if take(shared, &mut witness, report).is_err() {
+                    break false;
+                }
+            }
+            Ok(None) => break true,
+            // A worker that dies in the middle of a word is none that lies.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break true,
+            Err(_) => break false,
+        }
+    };
+    // From here on its number may become another process's.
+    shared.authenticate().process = None;
+    if !honest {
+        let _ = live.child.kill();
+    }
+    let how = end(&mut live.child);
+    witness.lose(shared);
+    let how = how?;
+    Some(if honest { how } else { "said what it cannot know, and was ended".to_owned() })
+}
+
+/// Whether it has ended but for threads that wait for a disk: these keep its end of the socket open.
+fn is_dead(child: &Child) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap_or_default();
+    // The name of the program may have any character in it.
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    state.is_some_and(|rest| rest.starts_with(['Z', 'X']))
+}
+
+fn take(shared: &Shared, witness: &mut Witness, report: Report) -> Result<(), ()> {
+    match report {
+        Report::Happened(happened) => witness.hear(shared, happened)?,
+        // Where no code is to be shown, none is.
+        Report::Pairing(_) if shared.authenticate().pairing.is_none() => return Err(()),
+        Report::Pairing(word) => {
+            let view = word.view(Instant::now()).ok_or(())?;
+            shared.authenticate().tries = view.tries();
+            shared.say(Said::Pairing(view));
+        }
+        Report::Note { sentence } => shared.say(Said::Note(sentence)),
+        Report::Used { disk, counts } => {
+            shared.authenticate().of_number(disk).ok_or(())?.count(counts);
+        }
+        Report::Released { disk } => {
+            let released = |loaned: &super::Loaned| loaned.disk == disk && loaned.withdrawn;
+            shared.authenticate().lent.retain(|loaned| !released(loaned));
+        }
+        // Believed only from a worker that was asked to stop.
+        Report::Stopped { .. } if !shared.authenticate().stopping => return Err(()),
+        Report::Stopped { in_time } => {
+            shared.authenticate().stopped = Some(in_time);
+            shared.stopped.notify_all();
+        }
+        Report::Running { .. } | Report::Failed { .. } => return Err(()),
+    }
+    Ok(())
+}
+
+/// Waits for its end, which has begun; how that was. Nothing if it has not ended although it was killed: it waits for a
+/// disk, and nobody knows for how long.
+fn end(child: &mut Child) -> Option<String> {
+    let how = wait_for(child);
+    if how.is_some() {
+        return how;
+    }
+    let _ = child.kill();
+    wait_for(child)
+}
+
+fn wait_for(child: &mut Child) -> Option<String> {
+    let begun = Instant::now();
+    while begun.elapsed() < PAUSE {
+        match child.try_wait() {
+            Ok(Some(status)) => return Some(format!("ended ({status})")),
+            Ok(None) => thread::sleep(Duration::from_millis(5)),
+            Err(error) => return Some(format!("is lost ({error})")),
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn three_in_a_minute_are_replaced_and_the_fourth_is_not() {
+        let (mut deaths, begun) = (VecDeque::new(), Instant::now());
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let often: Vec<bool> =
+            [0, 1, 2, 61, 62, 63, 64].map(|n| is_too_often(&mut deaths, at(n))).into();
+        assert_eq!(often, [false, false, false, false, false, false, true]);
+    }
+}

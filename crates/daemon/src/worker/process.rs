@@ -1,0 +1,59 @@
+//! Starts the program once more, as the worker. It knows nothing of what the worker does.
+
+use std::io::{self, BufRead, BufReader, PipeReader, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::thread;
+
+use super::{Said, Shared};
+use ipc::helper::program;
+
+/// Lines of the worker's own that are passed on at most, and bytes of each: it should have none.
+const LINES: usize = 64;
+const LINE: u64 = 1000;
+
+/// Starts it. It has one descriptor, the other end of the socket; where others have a standard error, it has a pipe,
+/// whose lines are notes. It gets no environment, and no signal of the terminal.
+///
+/// # Errors
+/// There is no descriptor, no memory, or nothing to start.
+pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<(Child, UnixStream)> {
+    linux::sandbox::set_cloexec_on_all();
+    let (own, other) = UnixStream::pair()?;
+    let (words, pipe) = io::pipe()?;
+    let child = Command::new(program())
+        .arg0("storagetm")
+        .arg("worker")
+        .env_clear()
+        .current_dir("/")
+        .process_group(0)
+        .stdin(OwnedFd::from(other))
+        .stdout(pipe.try_clone()?)
+        .stderr(pipe)
+        .spawn()?;
+    let shared = shared.clone();
+    let listen = move || pass_on(words, &shared);
+    thread::Builder::new().name("words".to_owned()).spawn(listen)?;
+    Ok((child, own))
+}
+
+/// Has what it says besides, as when it panics, be said as a note.
+fn pass_on(words: PipeReader, shared: &Arc<Shared>) {
+    let mut words = BufReader::new(words);
+    for _ in 0..LINES {
+        let mut line = Vec::new();
+        match words.by_ref().take(LINE).read_until(b'\n', &mut line) {
+            Ok(1..) => shared.say(Said::Note(said(&line))),
+            _ => return,
+        }
+    }
+    // Nobody waits for somebody who reads no more.
+    let _ = io::copy(&mut words, &mut io::sink());
+}
+
+fn said(line: &[u8]) -> String {
+    format!("The process that talks to hosts says: {}", String::from_utf8_lossy(line).trim_end())
+}

@@ -1,0 +1,260 @@
+//! From what the worker says to what the program knows. The worker talks to strangers, and one of them may have taken it
+//! over: what it says is a claim, bounded in size and number, about disks that it was given and no others.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use export::{Event, Export, KeyId, PairingRequest, Peer, Reason};
+
+use super::words::{Happened, PeerWord};
+use super::{Said, Shared, Tallied};
+
+/// Attachments there may be at once, above what the engine lets in.
+const ATTACHMENTS: usize = 4096;
+
+/// Different rules and reasons that a worker may name.
+const NAMES: usize = 512;
+
+/// What stands for a name beyond these.
+const ANOTHER: &str = "another";
+
+/// Who has attached what, as the worker said.
+#[derive(Debug, Default)]
+pub(super) struct Witness {
+    attached: Vec<Attachment>,
+}
+
+#[derive(Debug)]
+struct Attachment {
+    export: Arc<Export>,
+    peer: Peer,
+    host: String,
+}
+
+impl Witness {
+    /// Says what happened. Nothing is said of disks that there are not.
+    ///
+    /// # Errors
+    /// No honest worker says this.
+    pub(super) fn hear(&mut self, shared: &Shared, happened: Happened) -> Result<(), ()> {
+        let export = |disk: u64| {
+            shared.authenticate().of_number(disk).map(|loaned| loaned.export.clone()).ok_or(())
+        };
+        let count = happened.count();
+        let event = match happened {
+            Happened::Attached { disk, peer, host, proven } => {
+                self.attach(export(disk)?, peer, host, proven)?
+            }
+            Happened::Detached { disk, peer, host, reason, read, written } => {
+                let (export, peer) = (export(disk)?, Peer::from(peer));
+                self.detach(&export, &peer, &host)?;
+                Event::Detached { export, peer, host, reason, read, written }
+            }
+            Happened::Fault { disk, op, offset, len, fault, .. } => {
+                Event::Fault { export: export(disk)?, op: name(&op), offset, len, fault }
+            }
+            Happened::Refused { peer, host, wanted, why, .. } => {
+                Event::Refused { peer: peer.into(), host, wanted, why: name(&why) }
+            }
+            Happened::Violation { peer, rule, .. } => {
+                Event::Violation { peer: peer.into(), rule: name(&rule) }
+            }
+            // Who was not told to show a code has let nobody try one.
+            Happened::PairingRequested { .. } if shared.authenticate().pairing.is_none() => {
+                return Err(());
+            }
+            Happened::PairingRequested { peer, number, host, name, writable, secret } => {
+                let knock = PairingRequest { number, host, name, writable, secret: secret.0 };
+                Event::PairingRequested { peer: peer.into(), request: Arc::new(knock) }
+            }
+        };
+        shared.say(Said::Event(Tallied { event, count }));
+        Ok(())
+    }
+
+    fn attach(
+        &mut self,
+        export: Arc<Export>,
+        peer: PeerWord,
+        host: String,
+        proven: Option<u64>,
+    ) -> Result<Event, ()> {
+        if self.attached.len() >= ATTACHMENTS {
+            return Err(());
+        }
+        let peer = Peer::from(peer);
+        let attachment = Attachment { export, peer, host };
+        let Attachment { export, peer, host } = &attachment;
+        let event = Event::Attached {
+            export: export.clone(),
+            peer: peer.clone(),
+            host: host.clone(),
+            proven: proven.map(KeyId::new),
+        };
+        self.attached.push(attachment);
+        Ok(event)
+    }
+
+    fn detach(&mut self, export: &Arc<Export>, peer: &Peer, host: &str) -> Result<(), ()> {
+        let is_it = |known: &Attachment| {
+            Arc::ptr_eq(&known.export, export)
+                && known.peer.remote == peer.remote
+                && known.host == host
+        };
+        let at = self.attached.iter().position(is_it).ok_or(())?;
+        self.attached.swap_remove(at);
+        Ok(())
+    }
+
+    /// The worker is gone, and with it all connections.
+    pub(super) fn lose(self, shared: &Shared) {
+        for Attachment { export, peer, host } in self.attached {
+            let reason = Reason::Ended;
+            // How much it was, it took with it.
+            let event = Event::Detached { export, peer, host, reason, read: 0, written: 0 };
+            shared.say(Said::Event(event.into()));
+        }
+    }
+}
+
+/// The name, kept for good: there are as many as there are rules.
+fn name(text: &str) -> &'static str {
+    static KNOWN: Mutex<BTreeSet<&'static str>> = Mutex::new(BTreeSet::new());
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(name) = known.get(text) {
+        return name;
+    }
+    if known.len() >= NAMES || text.len() > 200 {
+        return ANOTHER;
+    }
+    let name: &'static str = Box::leak(text.into());
+    known.insert(name);
+    name
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::worker::Config;
+    use crate::worker::words::Counts;
+    use crate::worker::words::Hidden;
+    use crate::worker::{Loaned, Standing};
+    use engine::Driver;
+    use export::{Auth, Fault, Geometry, Identity, Secret};
+    use std::sync::Condvar;
+
+    /// What is said of a worker that has the disk number 1.
+    fn shared() -> (Shared, Arc<Mutex<Vec<Said>>>) {
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let config = Config {
+            driver: Driver::Auto,
+            threads: 1,
+            memory: 1,
+            budget: 1,
+            connections: 1,
+            null_dh: false,
+            certificates: None,
+            first_controller: 0,
+        };
+        let mut standing = Standing::new(&config);
+        let disk = std::fs::File::open("/dev/null").unwrap().into();
+        let geometry = Geometry::new(512, 512).unwrap();
+        let export = Export::new("d", "n", Identity::default(), geometry, 512, disk);
+        standing.lent.push(Loaned {
+            disk: 1,
+            export: Arc::new(export),
+            withdrawn: false,
+            before: Counts::default(),
+            being_written: false,
+        });
+        let sink = heard.clone();
+        let shared = Shared {
+            sink: Arc::new(move |said| sink.lock().unwrap().push(said)),
+            standing: Mutex::new(standing),
+            stopped: Condvar::new(),
+        };
+        (shared, heard)
+    }
+
+    fn peer() -> PeerWord {
+        let (remote, local) = ("10.0.0.2:1".parse().unwrap(), "10.0.0.1:4420".parse().unwrap());
+        PeerWord::from(&Peer { remote, local, auth: Auth::Required, channel: None })
+    }
+
+    fn attached(disk: u64) -> Happened {
+        Happened::Attached { disk, peer: peer(), host: "h".to_owned(), proven: None }
+    }
+
+    fn detached() -> Happened {
+        let (host, reason) = ("h".to_owned(), Reason::Peer);
+        Happened::Detached { disk: 1, peer: peer(), host, reason, read: 1, written: 2 }
+    }
+
+    #[test]
+    fn a_worker_speaks_of_its_own_disks_and_of_hosts_that_came() {
+        let (shared, heard) = shared();
+        let mut witness = Witness::default();
+        assert!(witness.hear(&shared, detached()).is_err());
+        assert!(witness.hear(&shared, attached(2)).is_err());
+        assert!(witness.hear(&shared, attached(1)).is_ok());
+        assert!(witness.hear(&shared, detached()).is_ok());
+        assert!(witness.hear(&shared, detached()).is_err());
+        assert_eq!(heard.lock().unwrap().len(), 2);
+        while witness.hear(&shared, attached(1)).is_ok() {}
+        assert_eq!(witness.attached.len(), ATTACHMENTS);
+    }
+
+    /// X45: a worker that a stranger has taken over lets nobody in where no code is shown.
+    #[test]
+    fn x45_nobody_knocks_where_no_code_is_shown() {
+        let (shared, heard) = shared();
+        let knocked = || Happened::PairingRequested {
+            peer: peer(),
+            number: 1,
+            host: "h".to_owned(),
+            name: "n".to_owned(),
+            writable: false,
+            secret: Hidden(Secret::new(vec![1; 32])),
+        };
+        assert!(Witness::default().hear(&shared, knocked()).is_err());
+        assert!(heard.lock().unwrap().is_empty());
+        shared.authenticate().pairing = Some("machine".to_owned());
+        assert!(Witness::default().hear(&shared, knocked()).is_ok());
+        assert_eq!(heard.lock().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn hosts_of_a_worker_that_died_are_gone() {
+        let (shared, heard) = shared();
+        let mut witness = Witness::default();
+        witness.hear(&shared, attached(1)).unwrap();
+        witness.lose(&shared);
+        let heard = heard.lock().unwrap();
+        assert!(matches!(
+            heard.last(),
+            Some(Said::Event(Tallied { event: Event::Detached { .. }, .. }))
+        ));
+    }
+
+    #[test]
+    fn words_that_a_worker_coins_are_counted() {
+        let (shared, heard) = shared();
+        let fault = |op: String| Happened::Fault {
+            disk: 1,
+            op,
+            offset: 0,
+            len: 1,
+            count: 1,
+            fault: Fault::Io,
+        };
+        for n in 0..2 * NAMES {
+            Witness::default().hear(&shared, fault(format!("coined {n}"))).unwrap();
+        }
+        let heard = heard.lock().unwrap();
+        let last = heard.last();
+        let Some(Said::Event(Tallied { event: Event::Fault { op, .. }, .. })) = last else {
+            panic!("{last:?}")
+        };
+        assert_eq!(*op, ANOTHER);
+    }
+}

@@ -1,0 +1,226 @@
+//! The sessions of the worker's connections, and the keys with which a channel to them is made. It knows no driver and no
+//! socket.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use engine::tls::{self, Certificates, Psk};
+use engine::{NegotiationStep, Negotiator, NextStep, Open, Security};
+use export::{Auth, Catalogue, Host, KeyId, Peer, Policy, Secret, Session};
+use nbd::server::{self as nbd_server, Next, Reaction};
+use nvme::auth::{self, Group, Rules};
+use nvme::target::{Port, Target};
+use nvme::wire::fabrics::DISCOVERY_NQN;
+use pair::{PairingServer, Tries};
+
+use super::scribe::Disks;
+use crate::listen::{Protocol, Serves};
+use keys::key::nbd_psk;
+
+/// What sessions are made of.
+pub(super) struct Sessions {
+    pub(super) catalogue: Arc<Catalogue>,
+    disks: Arc<Disks>,
+    target: Arc<Target>,
+    nbd: Arc<nbd_server::Server>,
+    /// What is shown to NBD clients that speak TLS without a key.
+    certificates: Option<Certificates>,
+    desk: Mutex<Option<Arc<PairingServer>>>,
+    keys: Mutex<Known>,
+}
+
+/// The keys of the owner's hosts, as of a generation of the catalogue.
+#[derive(Default)]
+struct Known {
+    generation: Option<u64>,
+    nvme: Vec<Psk>,
+    nbd: Vec<Psk>,
+}
+
+impl Sessions {
+    /// Of `disks`. `null_dh`: whether DH-HMAC-CHAP without a Diffie-Hellman exchange will do. Numbers of NVMe controllers
+    /// begin at `first_controller`.
+    pub(super) fn new(
+        disks: Arc<Disks>,
+        null_dh: bool,
+        certificates: Option<Certificates>,
+        first_controller: u16,
+    ) -> Arc<Self> {
+        let catalogue = Arc::new(Catalogue::default());
+        let mut rules = Rules::default();
+        if null_dh {
+            rules.groups.push(Group::Null);
+        }
+        Arc::new(Self {
+            target: Target::with_config(catalogue.clone(), rules, first_controller),
+            nbd: nbd_server::Server::new(catalogue.clone()),
+            certificates,
+            catalogue,
+            disks,
+            desk: Mutex::default(),
+            keys: Mutex::default(),
+        })
+    }
+
+    /// Who pairs machines, if anybody does.
+    pub(super) fn desk(&self) -> Option<Arc<PairingServer>> {
+        lock(&self.desk).clone()
+    }
+
+    /// Pairs machines from `now` on, after those wrong codes. This one calls itself `name`.
+    pub(super) fn pair(&self, name: &str, tries: Tries, now: Instant) {
+        *lock(&self.desk) = Some(PairingServer::resume(name, now, Box::new(fill), tries));
+    }
+
+    /// How a socket's sessions are made.
+    pub(super) fn open(self: &Arc<Self>, serves: Serves) -> Open {
+        let port = match serves {
+            Serves::All => Port::Any,
+            Serves::Discovery => Port::Discovery { disks_at: nvme::PORT },
+            Serves::Nbd => return self.open_nbd(nbd_server::Start::HelloSent),
+        };
+        let sessions = self.clone();
+        Arc::new(move |peer, account, now| {
+            let desk = sessions.desk().filter(|_| wants_to_pair(&peer));
+            match desk {
+                Some(desk) => Box::new(desk.open_session(peer, now)) as Box<dyn Session>,
+                None => Box::new(sessions.target.session(peer, port, account, now)),
+            }
+        })
+    }
+
+    fn open_nbd(&self, start: nbd_server::Start) -> Open {
+        let server = self.nbd.clone();
+        Arc::new(move |peer, account, now| Box::new(server.session(peer, start, account, now)))
+    }
+
+    /// Who is let in at a socket.
+    pub(super) fn security(self: &Arc<Self>, auth: Auth, serves: Serves) -> Security {
+        let (keys, plain) = (self.clone(), self.clone());
+        match serves.protocol() {
+            Protocol::Nvme => Security {
+                auth,
+                keys: Some(Arc::new(move || keys.keys())),
+                plain: Arc::new(move || is_plain_of_use(&plain.catalogue.policy())),
+                ..Security::open()
+            },
+            Protocol::Nbd => Security {
+                auth,
+                keys: Some(Arc::new(move || keys.known(|known| known.nbd.clone()))),
+                // Who it is, a client can show by TLS alone.
+                plain: Arc::new(|| false),
+                negotiation: Some(self.negotiators(auth)),
+                certificates: self.certificates.clone(),
+            },
+        }
+    }
+
+    /// What is said to NBD clients in the clear.
+    fn negotiators(self: &Arc<Self>, auth: Auth) -> Arc<dyn Fn(&Peer) -> Negotiator + Send + Sync> {
+        let sessions = self.clone();
+        Arc::new(move |_| {
+            let sessions = sessions.clone();
+            let mut greeter = nbd_server::greet(auth == Auth::Required, sessions.can_secure());
+            Box::new(move |bytes| sessions.heard(greeter.receive(bytes)))
+        })
+    }
+
+    /// Whether there is a key or a certificate to speak TLS with.
+    fn can_secure(&self) -> bool {
+        self.certificates.is_some() || self.known(|known| !known.nbd.is_empty())
+    }
+
+    fn heard(&self, reaction: Reaction) -> NegotiationStep {
+        let then = match reaction.then {
+            Next::Wait => NextStep::Wait,
+            Next::Plain => NextStep::Plain,
+            Next::Secure { no_zeroes } => {
+                NextStep::Secure(self.open_nbd(nbd_server::Start::InTls { no_zeroes }))
+            }
+            Next::Refuse(why) => NextStep::Refuse(why),
+            Next::Close => NextStep::Close,
+        };
+        NegotiationStep { take: reaction.take, say: reaction.say, then }
+    }
+
+    /// The keys with which a channel for NVMe/TCP may be made just now.
+    fn keys(&self) -> Vec<Psk> {
+        let mut psks = self.known(|known| known.nvme.clone());
+        let generated = self.target.generated_psks(Instant::now());
+        psks.extend(generated.into_iter().filter_map(|(key, psk)| for_tls(psk, key)));
+        psks.extend(self.desk().map(|_| for_pairing()));
+        psks
+    }
+
+    /// Those of the owner's hosts. Made once for each change of what is lent or who is let in.
+    fn known<T>(&self, look: impl FnOnce(&Known) -> T) -> T {
+        let mut known = lock(&self.keys);
+        let generation = self.catalogue.generation();
+        if known.generation != Some(generation) {
+            let policy = self.catalogue.policy();
+            known.nvme = policy.hosts.iter().flat_map(|host| self.of_host(host)).collect();
+            known.nbd = policy.hosts.iter().flat_map(|host| of_nbd(host)).collect();
+            known.generation = Some(generation);
+        }
+        look(&known)
+    }
+
+    /// A host's keys: one for each name that it may connect to.
+    fn of_host(&self, host: &Host) -> Vec<Psk> {
+        let Some(text) = &host.tls else { return Vec::new() };
+        let lent = self.disks.lent();
+        let allowed = lent.iter().filter(|export| host.access(export).is_some());
+        let names = allowed.map(|export| export.nqn.as_str()).chain([DISCOVERY_NQN]);
+        let derived = |name| auth::psk::psks(text, host.tls_compat, &host.nqn, name);
+        // What is wrong with a key was said when it was read.
+        let psks = names.flat_map(|name| derived(name).unwrap_or_default());
+        psks.filter_map(|psk| for_tls(psk, host.key)).collect()
+    }
+}
+
+/// A host's keys for NBD: one for each name by which it may present itself.
+fn of_nbd(host: &Host) -> Vec<Psk> {
+    let Some(secret) = host.tls.as_ref().and_then(nbd_psk) else { return Vec::new() };
+    let named = |name: &String| Psk {
+        identity: name.clone(),
+        secret: secret.clone(),
+        hash: tls::Hash::Sha256,
+        key: Some(host.key),
+    };
+    [&host.name, &host.nqn].map(named).into()
+}
+
+/// Whether the peer came in the channel that everybody can make.
+fn wants_to_pair(peer: &Peer) -> bool {
+    peer.channel.as_ref().is_some_and(|channel| channel.identity == pair::IDENTITY)
+}
+
+/// Whether somebody who speaks in the clear can still show who it is.
+fn is_plain_of_use(policy: &Policy) -> bool {
+    policy.hosts.iter().any(|host| host.chap.is_some() && host.tls.is_none())
+}
+
+fn for_tls(psk: auth::psk::Psk, key: KeyId) -> Option<Psk> {
+    let hash = match psk.hash {
+        auth::Hash::Sha256 => tls::Hash::Sha256,
+        auth::Hash::Sha384 => tls::Hash::Sha384,
+        auth::Hash::Sha512 => return None,
+    };
+    Some(Psk { identity: psk.identity, secret: psk.secret, hash, key: Some(key) })
+}
+
+fn for_pairing() -> Psk {
+    let secret = Secret::new(pair::PSK.to_vec());
+    Psk { identity: pair::IDENTITY.to_owned(), secret, hash: tls::Hash::Sha256, key: None }
+}
+
+/// Without random bytes there is no code that is none to guess.
+fn fill(bytes: &mut [u8]) {
+    if !auth::chap::system_random(bytes) {
+        std::process::abort();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,239 @@
+//! Rate limit for events that a failing disk or a hostile peer causes with each request: those of one kind are merged
+//! and reported at most once a second, with their number.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use export::Event;
+
+/// Between two reports of one kind.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// Kinds that are counted separately. Further ones are merged by the type of the event alone.
+const KINDS: usize = 16;
+
+/// An event, and how many of its kind it stands for.
+#[derive(Debug, Clone)]
+pub struct Tallied {
+    /// What happened.
+    pub event: Event,
+    /// How often.
+    pub count: u64,
+}
+
+impl From<Event> for Tallied {
+    fn from(event: Event) -> Self {
+        Self { event, count: 1 }
+    }
+}
+
+/// Events that wait until their kind may be reported again.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    kinds: Vec<Kind>,
+}
+
+#[derive(Debug)]
+struct Kind {
+    /// One of them.
+    sample: Event,
+    /// Whether all events of the sample's type belong here.
+    is_rest: bool,
+    reported: Instant,
+    waiting: Option<Tallied>,
+}
+
+impl Tally {
+    /// Takes an event that happened `now`; returns it if it is to be reported at once.
+    pub(super) fn put(&mut self, event: Event, now: Instant) -> Option<Tallied> {
+        if !matches!(event, Event::Fault { .. } | Event::Refused { .. } | Event::Violation { .. }) {
+            return Some(event.into());
+        }
+        self.forget(now);
+        let is_full = self.kinds.iter().filter(|kind| !kind.is_rest).count() >= KINDS;
+        let known =
+            self.kinds.iter().position(|kind| !kind.is_rest && is_alike(&kind.sample, &event));
+        let rest =
+            || self.kinds.iter().position(|kind| kind.is_rest && is_of_type(&kind.sample, &event));
+        let at = known.or_else(|| if is_full { rest() } else { None });
+        let Some(kind) = at.and_then(|at| self.kinds.get_mut(at)) else {
+            let sample = event.clone();
+            self.kinds.push(Kind { sample, is_rest: is_full, reported: now, waiting: None });
+            return Some(event.into());
+        };
+        kind.waiting = Some(match kind.waiting.take() {
+            Some(before) => merged(before, event),
+            None => event.into(),
+        });
+        None
+    }
+
+    /// Returns what may be reported `now`.
+    pub(super) fn take_due(&mut self, now: Instant) -> Vec<Tallied> {
+        let due = self.kinds.iter_mut().filter(|kind| kind.reported + EVERY <= now);
+        let taken = due.filter_map(|kind| {
+            let tallied = kind.waiting.take()?;
+            kind.reported = now;
+            Some(tallied)
+        });
+        taken.collect()
+    }
+
+    /// Returns all that waits: nothing follows.
+    pub(super) fn take_all(&mut self) -> Vec<Tallied> {
+        std::mem::take(&mut self.kinds).into_iter().filter_map(|kind| kind.waiting).collect()
+    }
+
+    /// When to call [`Tally::take_due`]; `None` if nothing waits.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let waiting = self.kinds.iter().filter(|kind| kind.waiting.is_some());
+        waiting.map(|kind| kind.reported + EVERY).min()
+    }
+
+    /// Drops the kinds of which nothing happened for a while.
+    fn forget(&mut self, now: Instant) {
+        self.kinds.retain(|kind| kind.waiting.is_some() || kind.reported + EVERY > now);
+    }
+}
+
+fn is_of_type(one: &Event, other: &Event) -> bool {
+    std::mem::discriminant(one) == std::mem::discriminant(other)
+}
+
+/// Whether two events differ in nothing but the place on the disk, or the peer's port.
+fn is_alike(one: &Event, other: &Event) -> bool {
+    match (one, other) {
+        (
+            Event::Fault { export, op, fault, .. },
+            Event::Fault { export: its_export, op: its_op, fault: its_fault, .. },
+        ) => Arc::ptr_eq(export, its_export) && (op, fault) == (its_op, its_fault),
+        (
+            Event::Refused { peer, host, wanted, why },
+            Event::Refused { peer: its_peer, host: its_host, wanted: its_wanted, why: its_why },
+        ) => {
+            peer.remote.ip() == its_peer.remote.ip()
+                && (host, wanted, why) == (its_host, its_wanted, its_why)
+        }
+        (Event::Violation { peer, rule }, Event::Violation { peer: its_peer, rule: its_rule }) => {
+            peer.remote.ip() == its_peer.remote.ip() && rule == its_rule
+        }
+        _ => false,
+    }
+}
+
+/// One event for both: the newer one, which spans the places of both if they are on the same disk.
+fn merged(before: Tallied, mut event: Event) -> Tallied {
+    if let (
+        Event::Fault { export, offset, len, .. },
+        Event::Fault { export: its_export, offset: its_offset, len: its_len, .. },
+    ) = (&before.event, &mut event)
+        && Arc::ptr_eq(export, its_export)
+    {
+        let end = offset.saturating_add(*len).max(its_offset.saturating_add(*its_len));
+        *its_offset = (*its_offset).min(*offset);
+        *its_len = end.saturating_sub(*its_offset);
+    }
+    Tallied { event, count: before.count.saturating_add(1) }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use export::{Auth, Export, Fault, Geometry, Identity, Peer};
+
+    fn export() -> Arc<Export> {
+        let disk = std::fs::File::open("/dev/null").unwrap().into();
+        let geometry = Geometry::new(512, 512).unwrap();
+        Arc::new(Export::new("d", "n", Identity::default(), geometry, 1 << 40, disk))
+    }
+
+    fn fault(export: &Arc<Export>, offset: u64) -> Event {
+        Event::Fault { export: export.clone(), op: "read", offset, len: 512, fault: Fault::Io }
+    }
+
+    fn violation(address: u8, rule: &'static str) -> Event {
+        let remote = format!("10.0.0.{address}:{}", 1000 + u16::from(address)).parse().unwrap();
+        let peer = Peer { remote, local: Peer::LOCAL, auth: Auth::None, channel: None };
+        Event::Violation { peer, rule }
+    }
+
+    fn span(tallied: &Tallied) -> (u64, u64, u64) {
+        let Event::Fault { offset, len, .. } = tallied.event else { panic!("{tallied:?}") };
+        (offset, offset + len, tallied.count)
+    }
+
+    /// Runs events through a tally, one every `step`, as the reporting thread does; the reports with their times.
+    fn run(events: impl Iterator<Item = Event>, step: Duration) -> Vec<(Duration, Tallied)> {
+        let (mut tally, begun) = (Tally::default(), Instant::now());
+        let mut reports = Vec::new();
+        let mut now = begun;
+        for event in events {
+            while let Some(due) = tally.due().filter(|due| *due <= now) {
+                let taken = tally.take_due(due);
+                reports.extend(taken.into_iter().map(|it| (due - begun, it)));
+            }
+            reports.extend(tally.put(event, now).map(|it| (now - begun, it)));
+            now += step;
+        }
+        reports.extend(tally.take_all().into_iter().map(|it| (now - begun, it)));
+        reports
+    }
+
+    /// 1 GiB of unreadable sectors at 10,000 requests a second: 2,097,152 failures in 210 s.
+    #[test]
+    fn r62_a_gibibyte_of_bad_sectors_is_an_event_a_second() {
+        let disk = export();
+        let sectors = (1u64 << 30) / 512;
+        let events = (0..sectors).map(|sector| fault(&disk, sector * 512));
+        let reports = run(events, Duration::from_micros(100));
+        assert!((200..=212).contains(&reports.len()), "{}", reports.len());
+        let close = reports.windows(2).filter(|pair| pair[1].0 - pair[0].0 < EVERY).count();
+        assert!(close <= 1, "only the last one, at the end, may come early");
+        assert_eq!(reports.iter().map(|(_, it)| it.count).sum::<u64>(), sectors, "none is lost");
+        assert_eq!(span(&reports[0].1), (0, 512, 1), "the first is reported at once");
+        let mut end = 0;
+        for (_, report) in &reports {
+            let (from, to, count) = span(report);
+            assert_eq!((from, to - from), (end, count * 512));
+            end = to;
+        }
+    }
+
+    #[test]
+    fn failures_that_are_rare_are_reported_each_at_once() {
+        let disk = export();
+        let reports = run((0..5).map(|n| fault(&disk, n)), Duration::from_secs(2));
+        let times: Vec<u64> = reports.iter().map(|(at, _)| at.as_secs()).collect();
+        assert_eq!(times, [0, 2, 4, 6, 8]);
+    }
+
+    #[test]
+    fn disks_requests_and_peers_are_told_apart() {
+        let (one, other) = (export(), export());
+        let write = Event::Fault {
+            export: one.clone(),
+            op: "write",
+            offset: 0,
+            len: 512,
+            fault: Fault::Io,
+        };
+        let events = [
+            fault(&one, 0),
+            fault(&other, 0),
+            write,
+            violation(1, "rule"),
+            violation(2, "rule"),
+            violation(1, "another rule"),
+        ];
+        let count = events.len();
+        assert_eq!(run(events.into_iter(), Duration::ZERO).len(), count);
+    }
+
+    #[test]
+    fn a_flood_of_many_peers_is_bounded_and_counted() {
+        let events = (0..10_000u32).map(|n| violation((n % 200) as u8, "rule"));
+        let reports = run(events, Duration::from_micros(100));
+        assert!(reports.len() <= 3 * (KINDS + 1), "{}", reports.len());
+        assert_eq!(reports.iter().map(|(_, it)| it.count).sum::<u64>(), 10_000);
+    }
+}

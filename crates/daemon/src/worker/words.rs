@@ -1,0 +1,457 @@
+//! What the two processes say to each other: the orders of the one that opens, the reports of the one that serves. It
+//! knows no socket.
+//!
+//! The types of the workspace stand here once more as they travel. Disks travel by number: each that is lent gets another.
+
+mod happened;
+mod pairing;
+
+use std::sync::Arc;
+
+use engine::{Driver, Running, tls};
+use export::{Access, Auth, Cache, Export, Geometry, Host, Identity, KeyId, Policy, Rule, Secret};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use zeroize::Zeroizing;
+
+use crate::certificates::Certificates;
+use crate::listen::Serves;
+pub(super) use happened::{Happened, PeerWord};
+pub(super) use pairing::{TriesWord, VerdictWord, ViewWord};
+
+/// Bytes of the longest order: a policy of thousands of hosts.
+pub(super) const LONGEST_ORDER: usize = 8 << 20;
+
+/// Bytes of the longest report.
+pub(super) const LONGEST_REPORT: usize = 64 << 10;
+
+/// What the process that opens says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Order {
+    /// How to run. The first order.
+    Start(Start),
+    /// Accept connections; the listening socket comes with it.
+    Accept {
+        keyed: bool,
+        #[serde(with = "ServesWord")]
+        serves: Serves,
+    },
+    /// Serve a connection that is there already; it comes with it.
+    Adopt {
+        keyed: bool,
+        #[serde(with = "ServesWord")]
+        serves: Serves,
+    },
+    /// Lend a disk; its descriptor comes with it.
+    Lend(Box<Lent>),
+    /// Lend it no longer.
+    Withdraw { disk: u64 },
+    /// It is that long now.
+    Resize { disk: u64, bytes: u64 },
+    /// A flush of it has failed elsewhere: no later one succeeds.
+    FailFlush { disk: u64 },
+    /// Let those in, and nobody else.
+    Follow { hosts: Vec<HostWord> },
+    /// Let in who knows the code, from now on. The machine calls itself that, and so many wrong codes were tried already.
+    Pair { name: String, tries: TriesWord },
+    /// Show another code, and take tries anew.
+    Unlock,
+    /// The owner's answer to who has shown the code.
+    Answer { number: u64, verdict: VerdictWord },
+    /// Let hosts go, and end.
+    Stop { milliseconds: u64 },
+}
+
+/// How to run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Start {
+    pub(super) driver: DriverWord,
+    pub(super) threads: usize,
+    pub(super) memory: usize,
+    pub(super) budget: usize,
+    pub(super) connections: usize,
+    pub(super) null_dh: bool,
+    pub(super) certificates: Option<CertificatesWord>,
+    pub(super) first_controller: u16,
+}
+
+/// What a socket is for.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Serves")]
+enum ServesWord {
+    All,
+    Discovery,
+    Nbd,
+}
+
+/// What this machine shows to those who speak TLS with certificates: texts in PEM.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct CertificatesWord {
+    chain: Hidden,
+    key: Hidden,
+    authority: Option<Hidden>,
+}
+
+impl From<&Certificates> for CertificatesWord {
+    fn from(certificates: &Certificates) -> Self {
+        let hidden = |text: &Vec<u8>| Hidden(Secret::new(text.clone()));
+        Self {
+            chain: hidden(&certificates.chain),
+            key: Hidden(certificates.key.clone()),
+            authority: certificates.authority.as_ref().map(hidden),
+        }
+    }
+}
+
+impl CertificatesWord {
+    /// The same as the engine needs it.
+    ///
+    /// # Errors
+    /// A sentence: what of it is of no use.
+    pub(super) fn certificates(&self) -> Result<tls::Certificates, String> {
+        let authority = self.authority.as_ref().map(|hidden| hidden.0.bytes());
+        tls::Certificates::new(self.chain.0.bytes(), &self.key.0, authority)
+            .map_err(|error| format!("--tls-certificates: {error}"))
+    }
+}
+
+/// A driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum DriverWord {
+    Auto,
+    Uring,
+    Blocking,
+}
+
+impl From<Driver> for DriverWord {
+    fn from(driver: Driver) -> Self {
+        match driver {
+            Driver::Auto => Self::Auto,
+            Driver::Uring => Self::Uring,
+            Driver::Blocking => Self::Blocking,
+        }
+    }
+}
+
+impl From<DriverWord> for Driver {
+    fn from(word: DriverWord) -> Self {
+        match word {
+            DriverWord::Auto => Self::Auto,
+            DriverWord::Uring => Self::Uring,
+            DriverWord::Blocking => Self::Blocking,
+        }
+    }
+}
+
+/// What the process that serves says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Report {
+    /// It runs, and how. The first report.
+    Running { driver: DriverWord, why: String, unconfined: Vec<String> },
+    /// It cannot run.
+    Failed { sentence: String },
+    /// Something happened.
+    Happened(Happened),
+    /// Something that the owner should know.
+    Note { sentence: String },
+    /// What has been done with a disk.
+    Used { disk: u64, counts: Counts },
+    /// The code is another one, or may not be tried now.
+    Pairing(ViewWord),
+    /// Nobody uses a disk any more that was withdrawn.
+    Released { disk: u64 },
+    /// All hosts have let go, or were cut off after the time given.
+    Stopped { in_time: bool },
+}
+
+impl Report {
+    /// That it runs.
+    pub(super) fn running(running: &Running, unconfined: Vec<String>) -> Self {
+        Self::Running { driver: running.driver.into(), why: running.why.clone(), unconfined }
+    }
+}
+
+/// A disk as it is lent.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Lent {
+    pub(super) disk: u64,
+    name: String,
+    nqn: String,
+    short: String,
+    #[serde(with = "IdentityWord")]
+    identity: Identity,
+    block: u32,
+    physical: u32,
+    bytes: u64,
+    #[serde(with = "AccessWord")]
+    access: Access,
+    volatile: bool,
+    rotational: bool,
+    discard: bool,
+    discard_zeroes: bool,
+    flush_failed: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Identity")]
+struct IdentityWord {
+    uuid: [u8; 16],
+    nguid: Option<[u8; 16]>,
+    eui64: Option<[u8; 8]>,
+    serial: String,
+    model: String,
+    firmware: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Access")]
+enum AccessWord {
+    ReadOnly,
+    Writable,
+}
+
+impl Lent {
+    /// All of `export` but its descriptor.
+    pub(super) fn new(disk: u64, export: &Export) -> Self {
+        Self {
+            disk,
+            name: export.name.clone(),
+            nqn: export.nqn.clone(),
+            short: export.short.clone(),
+            identity: export.identity.clone(),
+            block: export.geometry.block(),
+            physical: export.geometry.physical,
+            bytes: export.bytes(),
+            access: export.access,
+            volatile: export.cache == Cache::Volatile,
+            rotational: export.rotational,
+            discard: export.discard,
+            discard_zeroes: export.discard_zeroes,
+            flush_failed: export.has_failed_flush(),
+        }
+    }
+
+    /// The export, with its descriptor. Nothing if there is no such disk.
+    pub(super) fn export(self, descriptor: std::os::fd::OwnedFd) -> Option<Export> {
+        let geometry = Geometry::new(self.block, self.physical)?;
+        let (name, nqn) = (&self.name, &self.nqn);
+        let mut export = Export::new(name, nqn, self.identity, geometry, self.bytes, descriptor);
+        export.short = self.short;
+        export.access = self.access;
+        export.cache = if self.volatile { Cache::Volatile } else { Cache::WriteThrough };
+        export.rotational = self.rotational;
+        export.discard = self.discard;
+        export.discard_zeroes = self.discard_zeroes;
+        if self.flush_failed {
+            export.flush_failed();
+        }
+        Some(export)
+    }
+}
+
+/// What has been done with a disk since it was lent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Counts {
+    pub(super) reads: u64,
+    pub(super) bytes_read: u64,
+    pub(super) writes: u64,
+    pub(super) bytes_written: u64,
+    pub(super) errors: u64,
+    pub(super) being_written: bool,
+    pub(super) flush_failed: bool,
+}
+
+/// What a peer must show.
+pub(super) fn auth(keyed: bool) -> Auth {
+    if keyed { Auth::Required } else { Auth::None }
+}
+
+/// A host that the owner knows.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct HostWord {
+    nqn: String,
+    name: String,
+    key: u64,
+    tls: Option<Hidden>,
+    tls_compat: bool,
+    chap: Option<Hidden>,
+    chap_controller: Option<Hidden>,
+    rules: Vec<RuleWord>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct RuleWord {
+    disk: Option<String>,
+    #[serde(with = "AccessWord")]
+    access: Access,
+}
+
+impl From<&Host> for HostWord {
+    fn from(host: &Host) -> Self {
+        let rule = |rule: &Rule| RuleWord { disk: rule.disk.clone(), access: rule.access };
+        Self {
+            nqn: host.nqn.clone(),
+            name: host.name.clone(),
+            key: host.key.number(),
+            tls: host.tls.clone().map(Hidden),
+            tls_compat: host.tls_compat,
+            chap: host.chap.clone().map(Hidden),
+            chap_controller: host.chap_controller.clone().map(Hidden),
+            rules: host.rules.iter().map(rule).collect(),
+        }
+    }
+}
+
+impl From<HostWord> for Host {
+    fn from(word: HostWord) -> Self {
+        let rule = |word: RuleWord| Rule { disk: word.disk, access: word.access };
+        Self {
+            nqn: word.nqn,
+            name: word.name,
+            key: KeyId::new(word.key),
+            tls: word.tls.map(|hidden| hidden.0),
+            tls_compat: word.tls_compat,
+            chap: word.chap.map(|hidden| hidden.0),
+            chap_controller: word.chap_controller.map(|hidden| hidden.0),
+            rules: word.rules.into_iter().map(rule).collect(),
+        }
+    }
+}
+
+/// The hosts of a policy.
+pub(super) fn hosts(policy: &Policy) -> Vec<HostWord> {
+    policy.hosts.iter().map(|host| HostWord::from(&**host)).collect()
+}
+
+/// The policy of these hosts.
+pub(super) fn policy(hosts: Vec<HostWord>) -> Policy {
+    Policy { hosts: hosts.into_iter().map(|word| Arc::new(word.into())).collect() }
+}
+
+/// A secret: two digits a byte, so that it is read from the frame without a copy that would stay.
+#[derive(Debug, Clone)]
+pub(super) struct Hidden(pub(super) Secret);
+
+impl Serialize for Hidden {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let bytes = self.0.bytes();
+        let mut text = Zeroizing::new(String::with_capacity(bytes.len().saturating_mul(2)));
+        for digit in bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]) {
+            text.extend(char::from_digit(digit.into(), 16));
+        }
+        serializer.serialize_str(&text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Hidden {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(Digits).map(|bytes| Self(Secret::new(bytes)))
+    }
+}
+
+struct Digits;
+
+impl de::Visitor<'_> for Digits {
+    type Value = Vec<u8>;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("two digits a byte")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<u8>, E> {
+        let mut bytes = Vec::with_capacity(text.len() / 2);
+        for pair in text.as_bytes().chunks(2) {
+            bytes.push(byte(pair).ok_or_else(|| E::custom("no digits"))?);
+        }
+        Ok(bytes)
+    }
+}
+
+fn byte(pair: &[u8]) -> Option<u8> {
+    let [high, low] = pair else { return None };
+    let digit = |byte: &u8| char::from(*byte).to_digit(16);
+    u8::try_from(digit(high)? << 4 | digit(low)?).ok()
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use pair::{Code, Shown, View};
+    use std::time::{Duration, Instant};
+
+    fn travel<T: Serialize + de::DeserializeOwned>(word: &T) -> T {
+        serde_json::from_str(&serde_json::to_string(word).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_policy_arrives_as_it_left_and_shows_no_key_on_the_way() {
+        let secret = |text: &str| Some(Secret::new(text.as_bytes().to_vec()));
+        let host = Host {
+            nqn: "nqn.2026-01.com.example:laptop".to_owned(),
+            name: "laptop".to_owned(),
+            key: KeyId::new(u64::MAX),
+            tls: secret("NVMeTLSkey-1:secret"),
+            tls_compat: true,
+            chap: secret("\u{0}\"\\"),
+            chap_controller: None,
+            rules: vec![
+                Rule { disk: None, access: Access::ReadOnly },
+                Rule { disk: Some("a".to_owned()), access: Access::Writable },
+            ],
+        };
+        let before = Policy { hosts: vec![Arc::new(host)] };
+        let order = Order::Follow { hosts: hosts(&before) };
+        assert!(!format!("{order:?}").contains("secret"));
+        let Order::Follow { hosts } = travel(&order) else { panic!("another order") };
+        assert_eq!(policy(hosts), before);
+    }
+
+    #[test]
+    fn what_is_no_secret_is_refused() {
+        for text in ["\"0\"", "\"0g\"", "\"é\"", "7"] {
+            assert!(serde_json::from_str::<Hidden>(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_disk_arrives_with_all_that_is_known_of_it() {
+        let disk = || std::fs::File::open("/dev/null").unwrap().into();
+        let geometry = Geometry::new(4096, 16384).unwrap();
+        let identity = Identity {
+            uuid: [1; 16],
+            eui64: Some([2; 8]),
+            serial: "serial".to_owned(),
+            ..Identity::default()
+        };
+        let mut export = Export::new("disk", "nqn", identity, geometry, 1 << 20, disk());
+        export.access = Access::Writable;
+        export.cache = Cache::WriteThrough;
+        export.discard = true;
+        export.flush_failed();
+        let arrived = travel(&Lent::new(9, &export)).export(disk()).unwrap();
+        assert_eq!((&arrived.name, &arrived.nqn), (&export.name, &export.nqn));
+        assert_eq!((&arrived.identity, arrived.geometry), (&export.identity, geometry));
+        assert_eq!((arrived.bytes(), arrived.access), (1 << 20, Access::Writable));
+        assert_eq!((arrived.cache, arrived.discard), (Cache::WriteThrough, true));
+        assert!(arrived.has_failed_flush() && !arrived.rotational);
+    }
+
+    #[test]
+    fn a_code_arrives_with_the_time_that_it_has_left() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(600);
+        let (digits, long) = (Code::digits([7; 8]), Code::long([9; 16]));
+        let shown = Shown { digits: digits.clone(), long, expires: later };
+        let view = View {
+            shown: Some(shown),
+            wait_until: None,
+            stopped: false,
+            failures: 2,
+            stops: 3,
+            waiting: vec![4],
+        };
+        let arrived = travel(&ViewWord::new(&view, now)).view(now).unwrap();
+        let shown = arrived.shown.unwrap();
+        assert_eq!((shown.digits, shown.expires), (digits, later));
+        assert_eq!((arrived.failures, arrived.waiting), (2, vec![4]));
+    }
+}

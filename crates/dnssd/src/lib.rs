@@ -1,0 +1,219 @@
+//! Tells the networks nearby that there are disks to be had here, and hears which machines say so: multicast DNS (RFC 6762,
+//! RFC 6763). What strangers send is read by a process of its own, which has no rights and knows no disk; this is how the
+//! others see it.
+//!
+//! | file | is |
+//! |---|---|
+//! | `announce` | the handle on the process |
+//! | `service` | from where disks are had to what is announced |
+//! | `words` | what both say to each other, a line of JSON each |
+//! | `responder` | the process itself |
+
+mod responder;
+mod service;
+mod words;
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant};
+use std::{fmt, thread};
+
+use linux::net::Address;
+use rustix::fs::{OFlags, fcntl_setfl};
+
+use failure::Failure;
+use ipc::helper::program;
+pub use responder::work;
+pub use service::{Spot, services};
+pub use words::{Found, Kind, Place, Service};
+use words::{LONGEST, MOST, Order, Said};
+
+/// How long the process may take to say goodbye to the networks.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Takes a sentence for the user, on any thread.
+pub type Notes = Arc<dyn Fn(String) + Send + Sync>;
+
+/// Announces where disks are had, by a process that is started when there is something to tell. Dropping it ends that
+/// without a goodbye.
+pub struct Announcer {
+    port: Option<u16>,
+    note: Notes,
+    /// Bytes made up for this run, which stand in names that tell nothing.
+    nonce: [u8; 4],
+    told: Vec<Service>,
+    process: Option<Process>,
+    /// Whether it could not be had, which was said.
+    given_up: bool,
+}
+
+impl fmt::Debug for Announcer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Announcer").field("told", &self.told).finish_non_exhaustive()
+    }
+}
+
+impl Announcer {
+    /// One that has nothing to tell yet; what does not work is passed to `note`, once. At `port` instead of 5353 it speaks
+    /// on the loopback interface, too.
+    pub fn new(port: Option<u16>, note: Notes) -> Self {
+        let mut nonce = [0; 4];
+        let given_up = !nvme::auth::chap::system_random(&mut nonce);
+        Self { port, note, nonce, told: Vec::new(), process: None, given_up }
+    }
+
+    /// Announces from now on that disks are had at these spots of this machine, which is called `machine`, and nowhere
+    /// else. Where a key is needed, that name is not told.
+    pub fn announce(&mut self, machine: &str, spots: &[Spot], addresses: &[Address]) {
+        let services = services(machine, self.nonce, spots, addresses, self.port.is_some());
+        if self.given_up || services == self.told {
+            return;
+        }
+        self.told.clone_from(&services);
+        if let Err(error) = self.tell(services) {
+            (self.note)(cannot(&error));
+            (self.given_up, self.process) = (true, None);
+        }
+    }
+
+    fn tell(&mut self, services: Vec<Service>) -> io::Result<()> {
+        let process = match &mut self.process {
+            Some(process) => process,
+            None => self.process.insert(started(self.port, self.note.clone())?),
+        };
+        process.order(&Order::Announce { services })
+    }
+
+    /// Takes all back, and ends.
+    pub fn stop(mut self) {
+        let Some(process) = &mut self.process else { return };
+        process.orders = None;
+        let end = Instant::now() + GOODBYE;
+        while matches!(process.child.try_wait(), Ok(None)) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// The process, begun. What it has to say is passed to `note`.
+fn started(port: Option<u16>, note: Notes) -> io::Result<Process> {
+    let (mut process, words) = Process::start()?;
+    process.order(&Order::Start { port })?;
+    let pass_on = move || {
+        for said in lines(words) {
+            if let Said::Note(sentence) = said {
+                note(cannot(&sentence));
+            }
+        }
+    };
+    thread::Builder::new().name("announcer".to_owned()).spawn(pass_on)?;
+    Ok(process)
+}
+
+/// What machines on the networks nearby announce, within that time. At `port` instead of 5353, the loopback interface is
+/// asked, too.
+///
+/// # Errors
+/// The network cannot be asked.
+pub fn browse(port: Option<u16>, patience: Duration) -> Result<Vec<Found>, Failure> {
+    let failed = |error: &dyn fmt::Display| {
+        Failure::new(format!("machines nearby cannot be asked for by multicast DNS: {error}"))
+    };
+    let (mut process, words) = Process::start().map_err(|error| failed(&error))?;
+    let orders = [Order::Start { port }, Order::Browse];
+    let told = orders.iter().try_for_each(|order| process.order(order));
+    told.map_err(|error| failed(&error))?;
+    let heard = heard(words).map_err(|error| failed(&error))?;
+    let (mut found, end) = (Vec::new(), Instant::now() + patience);
+    while let Ok(said) = heard.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        match said {
+            Said::Found(one) if one.is_sound() => keep(&mut found, one),
+            Said::Found(_) => {}
+            Said::Note(sentence) => return Err(failed(&sentence)),
+        }
+    }
+    Ok(found)
+}
+
+/// What was resolved anew takes the place of what was known.
+fn keep(found: &mut Vec<Found>, one: Found) {
+    let known = found.iter_mut().find(|known| (known.kind, &known.name) == (one.kind, &one.name));
+    match known {
+        Some(known) => *known = one,
+        None => found.push(one),
+    }
+}
+
+/// What the process says, on a thread of its own, so that waiting for it can end.
+fn heard(words: ChildStdout) -> io::Result<Receiver<Said>> {
+    let (send, receive) = sync_channel(MOST);
+    let listen = move || {
+        let _ = lines(words).try_for_each(|said| send.send(said));
+    };
+    thread::Builder::new().name("announcer".to_owned()).spawn(listen)?;
+    Ok(receive)
+}
+
+/// What the process says, no more than it ought to. A line that is none is left out.
+fn lines(words: ChildStdout) -> impl Iterator<Item = Said> {
+    let mut words = BufReader::new(words);
+    let line = move || {
+        let mut line = Vec::new();
+        let limit = u64::try_from(LONGEST).unwrap_or(u64::MAX);
+        let got = words.by_ref().take(limit).read_until(b'\n', &mut line).ok()?;
+        (got > 0).then_some(line)
+    };
+    std::iter::from_fn(line).take(MOST).filter_map(|line| serde_json::from_slice(&line).ok())
+}
+
+fn cannot(error: &dyn fmt::Display) -> String {
+    format!("Other machines do not find this one by themselves: {error}.")
+}
+
+/// The process, and how it is told what to do. Dropping it ends it.
+#[derive(Debug)]
+struct Process {
+    child: Child,
+    orders: Option<ChildStdin>,
+}
+
+impl Process {
+    /// Starts it. It gets no environment, no descriptor but the two ends of its own, and no signal of the terminal.
+    fn start() -> io::Result<(Self, ChildStdout)> {
+        linux::sandbox::set_cloexec_on_all();
+        let mut child = Command::new(program())
+            .arg0("storagetm")
+            .arg("announcer")
+            .env_clear()
+            .current_dir("/")
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let (orders, words) = (child.stdin.take(), child.stdout.take());
+        let process = Self { child, orders };
+        let words = words.ok_or(io::ErrorKind::BrokenPipe)?;
+        // Who does not listen does not hold up who speaks.
+        let orders = process.orders.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
+        fcntl_setfl(orders, OFlags::NONBLOCK)?;
+        Ok((process, words))
+    }
+
+    fn order(&mut self, order: &Order) -> io::Result<()> {
+        let mut line = serde_json::to_vec(order)?;
+        line.push(b'\n');
+        self.orders.as_mut().ok_or(io::ErrorKind::BrokenPipe)?.write_all(&line)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only if it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,297 @@
+//! `storagetm announcer`: the process that speaks multicast DNS. It takes orders from the one that started it, knows no
+//! disk and no key, and can do nothing but send and receive.
+
+use std::collections::HashMap;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use linux::sandbox;
+use linux::signal::Signals;
+use mdns_sd::{
+    IfKind, MDNS_PORT, ResolvedService, ScopedIp, ServiceDaemon, ServiceEvent, ServiceInfo,
+};
+use nvme::wire::fabrics::DISCOVERY_NQN;
+use rustix::process::{Resource, Rlimit, setrlimit};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::words::{Found, Kind, LONGEST, MOST, Order, Place, Said, Service};
+use failure::Failure;
+
+/// Bytes of memory that strangers can make the process use.
+const MEMORY: u64 = 256 << 20;
+/// How long the networks may take to be told that a service ends.
+const GOODBYE: Duration = Duration::from_millis(300);
+/// A goodbye is said twice, this far apart, in case a packet is lost.
+const TWICE: Duration = Duration::from_millis(150);
+
+/// Speaks multicast DNS as it is told to, until nobody is there to tell.
+///
+/// # Errors
+/// It was not started by this program.
+pub fn work() -> Result<(), Failure> {
+    // What a terminal or a service manager tells all processes is for others to act upon.
+    let _deaf = Signals::open();
+    let Some(parent) = rustix::process::getppid() else { return Ok(()) };
+    if sandbox::drop_privileges(parent).is_err() {
+        return Ok(());
+    }
+    let _ = setrlimit(Resource::Data, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) });
+    let _ = sandbox::restrict_files();
+    let mut orders = orders(io::stdin().lock());
+    let Some(Order::Start { port }) = orders.next() else {
+        return Err(Failure::usage(
+            "storagetm announcer is a part of storagetm serve and storagetm find, which start it by themselves",
+        ));
+    };
+    match Responder::start(port) {
+        Ok(responder) => responder.run(orders),
+        Err(why) => say(&Said::Note(why)),
+    }
+    Ok(())
+}
+
+/// What it is told; what is not understood is the end.
+fn orders(from: impl BufRead) -> impl Iterator<Item = Order> {
+    let mut from = BufReader::new(from);
+    std::iter::from_fn(move || {
+        let mut line = Vec::new();
+        let limit = u64::try_from(LONGEST).unwrap_or(u64::MAX);
+        from.by_ref().take(limit).read_until(b'\n', &mut line).ok()?;
+        serde_json::from_slice(&line).ok()
+    })
+}
+
+fn say(said: &Said) {
+    static OUTPUT: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = OUTPUT.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Ok(mut line) = serde_json::to_vec(said) {
+        line.push(b'\n');
+        // Who reads no more will end this process.
+        let mut output = io::stdout().lock();
+        let _ = output.write_all(&line).and_then(|()| output.flush());
+    }
+}
+
+/// What speaks, and what it has announced by the full names.
+struct Responder {
+    daemon: ServiceDaemon,
+    announced: HashMap<String, Service>,
+    interfaces: Vec<String>,
+}
+
+impl Responder {
+    fn start(port: Option<u16>) -> Result<Self, String> {
+        check(port.unwrap_or(MDNS_PORT)).map_err(|error| error.to_string())?;
+        let daemon = ServiceDaemon::new_with_port(port.unwrap_or(MDNS_PORT));
+        let daemon = daemon.map_err(|error| error.to_string())?;
+        if port.is_none() {
+            // Who is on this machine knows what it lends.
+            let loopback = vec![IfKind::LoopbackV4, IfKind::LoopbackV6];
+            daemon.disable_interface(loopback).map_err(|error| error.to_string())?;
+        }
+        // All threads are there by now.
+        let _ = sandbox::deny_dangerous_syscalls();
+        Ok(Self { daemon, announced: HashMap::new(), interfaces: Vec::new() })
+    }
+
+    fn run(mut self, orders: impl Iterator<Item = Order>) {
+        for order in orders {
+            let done = match order {
+                Order::Start { .. } => Ok(()),
+                Order::Announce { services } => self.announce(services),
+                Order::Browse => self.browse(),
+            };
+            if let Err(error) = done {
+                say(&Said::Note(error.to_string()));
+            }
+        }
+        self.withdraw_all();
+    }
+
+    fn announce(&mut self, services: Vec<Service>) -> mdns_sd::Result<()> {
+        self.speak_on(&services)?;
+        let mut wanted = HashMap::new();
+        for service in services {
+            let info = info(&service)?;
+            let name = info.get_fullname().to_owned();
+            if self.announced.get(&name) != Some(&service) {
+                self.daemon.register(info)?;
+            }
+            wanted.insert(name, service);
+        }
+        for name in self.announced.keys().filter(|name| !wanted.contains_key(*name)) {
+            self.withdraw(name);
+        }
+        self.announced = wanted;
+        Ok(())
+    }
+
+    /// Speaks on the interfaces behind which somebody can have what is announced, and on no others.
+    fn speak_on(&mut self, services: &[Service]) -> mdns_sd::Result<()> {
+        let mut wanted: Vec<String> =
+            services.iter().flat_map(|service| service.interfaces.clone()).collect();
+        wanted.sort();
+        wanted.dedup();
+        if self.announced.is_empty() {
+            self.daemon.disable_interface(IfKind::All)?;
+            self.interfaces.clear();
+        }
+        let named = |name: &String| IfKind::Name(name.clone());
+        let gone = self.interfaces.iter().filter(|name| !wanted.contains(name)).map(named);
+        let (gone, come): (Vec<IfKind>, Vec<IfKind>) = (
+            gone.collect(),
+            wanted.iter().filter(|name| !self.interfaces.contains(name)).map(named).collect(),
+        );
+        for (kinds, enabled) in [(gone, false), (come, true)] {
+            match (kinds.is_empty(), enabled) {
+                (true, _) => {}
+                (_, true) => self.daemon.enable_interface(kinds)?,
+                (_, false) => self.daemon.disable_interface(kinds)?,
+            }
+        }
+        self.interfaces = wanted;
+        Ok(())
+    }
+
+    fn withdraw(&self, name: &str) -> bool {
+        let told = self.daemon.unregister(name).ok();
+        told.is_some_and(|told| told.recv_timeout(GOODBYE).is_ok())
+    }
+
+    /// Says goodbye for all that was announced.
+    fn withdraw_all(&self) {
+        let told = self.announced.keys().map(|name| self.withdraw(name)).filter(|told| *told);
+        if told.count() > 0 {
+            thread::sleep(TWICE);
+        }
+        if let Ok(ended) = self.daemon.shutdown() {
+            let _ = ended.recv_timeout(GOODBYE);
+        }
+    }
+
+    /// Says what is found from now on, each kind on a thread of its own.
+    fn browse(&self) -> mdns_sd::Result<()> {
+        let room = Arc::new(Mutex::new(MOST));
+        for kind in [Kind::Nvme, Kind::Nbd] {
+            let found = self.daemon.browse(kind.service_type())?;
+            let room = room.clone();
+            thread::spawn(move || {
+                for event in found.iter() {
+                    let ServiceEvent::ServiceResolved(service) = event else { continue };
+                    let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
+                    let Some(left) = room.checked_sub(1) else { return };
+                    *room = left;
+                    say(&Said::Found(resolved(kind, &service)));
+                }
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Whether the port can be had, which others may share: what takes it later says nothing of it.
+fn check(port: u16) -> io::Result<()> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port).into())
+}
+
+/// What the networks are told of it.
+fn info(service: &Service) -> mdns_sd::Result<ServiceInfo> {
+    let mut text = vec![("keyed", if service.keyed { "1" } else { "0" })];
+    if service.kind == Kind::Nvme {
+        // NVMe TP 8009: the transport, and whom to ask.
+        text.extend([("p", "tcp"), ("nqn", DISCOVERY_NQN)]);
+    }
+    let host = format!("{}.local.", service.host);
+    let kind = service.kind.service_type();
+    let addresses: &[IpAddr] = &service.addresses;
+    ServiceInfo::new(kind, &service.name, &host, addresses, service.port, &text[..])
+}
+
+fn resolved(kind: Kind, service: &ResolvedService) -> Found {
+    let mut places: Vec<Place> = service.addresses.iter().map(place).collect();
+    // The nearest first: what is on the same cable needs nothing else to work.
+    places.sort_by_key(|place| {
+        (linux::net::scope_of(place.address) != linux::net::Scope::Link, place.clone())
+    });
+    places.truncate(8);
+    Found {
+        kind,
+        name: instance(&service.fullname, kind),
+        host: service.host.clone(),
+        port: service.port,
+        places,
+        keyed: service.get_property_val_str("keyed").map(|value| value == "1"),
+    }
+}
+
+fn place(address: &ScopedIp) -> Place {
+    let interface = match address {
+        ScopedIp::V4(v4) => v4.interface_ids().first().map(|id| id.name.clone()),
+        ScopedIp::V6(v6) => Some(v6.scope_id().name.clone()),
+        _ => None,
+    };
+    let interface = interface.filter(|name| !name.is_empty());
+    Place { address: address.to_ip_addr(), interface }
+}
+
+/// The name of the instance in a full name, in which dots and backslashes have a backslash before them.
+fn instance(full: &str, kind: Kind) -> String {
+    let end = full.len().saturating_sub(kind.service_type().len() + 1);
+    let escaped = full.get(..end).unwrap_or(full);
+    let mut name = String::with_capacity(escaped.len());
+    let mut chars = escaped.chars();
+    while let Some(c) = chars.next() {
+        name.extend(if c == '\\' { chars.next() } else { Some(c) });
+    }
+    name
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn a_name_is_what_its_owner_wrote() {
+        for (full, name) in [
+            ("desk._nvme-disc._tcp.local.", "desk"),
+            ("Anna's pc (2)._nvme-disc._tcp.local.", "Anna's pc (2)"),
+            ("a\\.b\\\\c._nvme-disc._tcp.local.", "a.b\\c"),
+            ("", ""),
+            ("\u{e9}", ""),
+        ] {
+            assert_eq!(instance(full, Kind::Nvme), name, "{full:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_announced_says_whom_to_ask_and_no_more() {
+        let service = Service {
+            kind: Kind::Nvme,
+            name: "storagetm-abcd".to_owned(),
+            host: "storagetm-abcd0102".to_owned(),
+            port: 8009,
+            addresses: vec!["fe80::1".parse().unwrap()],
+            interfaces: vec!["eth0".to_owned()],
+            keyed: true,
+        };
+        let info = info(&service).unwrap();
+        assert_eq!(info.get_fullname(), "storagetm-abcd._nvme-disc._tcp.local.");
+        assert_eq!(info.get_hostname(), "storagetm-abcd0102.local.");
+        let mut text: Vec<String> = info.get_properties().iter().map(|it| it.to_string()).collect();
+        text.sort();
+        assert_eq!(text, ["keyed=1", "nqn=nqn.2014-08.org.nvmexpress.discovery", "p=tcp"]);
+    }
+
+    #[test]
+    fn orders_end_where_they_make_no_sense() {
+        let lines = b"{\"start\":{\"port\":null}}\n\"browse\"\nmount everything\n\"browse\"\n";
+        let orders: Vec<Order> = orders(&lines[..]).collect();
+        assert_eq!(orders, [Order::Start { port: None }, Order::Browse]);
+    }
+}

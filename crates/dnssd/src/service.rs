@@ -1,0 +1,182 @@
+//! From where disks are had on this machine to what the networks are told. It knows no socket.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use linux::net::{Address, Scope, scope_of};
+
+use super::words::{Kind, Service};
+
+/// Bytes of the longest name of an instance (RFC 6763 §4.1.1), with room for a port behind it.
+const LONGEST: usize = 56;
+
+/// Where disks are had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spot {
+    /// What is spoken there.
+    pub kind: Kind,
+    /// An address of this machine, or the unspecified one for all.
+    pub address: IpAddr,
+    /// The TCP port.
+    pub port: u16,
+    /// Whether a key is needed.
+    pub keyed: bool,
+}
+
+/// What is announced of these spots, while the machine has these addresses; with `loopback`, also of those that nobody
+/// else reaches.
+///
+/// Where a key is needed anywhere, nothing is told of the machine: its name is made of `nonce`.
+pub fn services(
+    machine: &str,
+    nonce: [u8; 4],
+    spots: &[Spot],
+    addresses: &[Address],
+    loopback: bool,
+) -> Vec<Service> {
+    let mut reached = each(spots, addresses);
+    reached.retain(|(_, at)| loopback || scope_of(at.ip) != Scope::Loopback);
+    let digits = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let secret = reached.iter().any(|(spot, _)| spot.keyed);
+    let host = format!("storagetm-{}", digits(&nonce));
+    let name = if secret { format!("storagetm-{}", digits(&nonce[..2])) } else { cut(machine) };
+    let mut services: BTreeMap<(Kind, u16), Service> = BTreeMap::new();
+    for (spot, at) in reached {
+        let service = services.entry((spot.kind, spot.port)).or_insert_with(|| Service {
+            kind: spot.kind,
+            name: name.clone(),
+            host: host.clone(),
+            port: spot.port,
+            addresses: Vec::new(),
+            interfaces: Vec::new(),
+            keyed: false,
+        });
+        service.keyed |= spot.keyed;
+        add(&mut service.addresses, at.ip);
+        add(&mut service.interfaces, at.interface.clone());
+    }
+    numbered(services.into_values().collect())
+}
+
+/// Each spot with each address at which it is reached.
+fn each<'a>(spots: &'a [Spot], addresses: &'a [Address]) -> Vec<(&'a Spot, &'a Address)> {
+    let usable = |at: &&Address| at.is_usable() || scope_of(at.ip) == Scope::Loopback;
+    let here = |spot: &Spot, at: &Address| match spot.address.is_unspecified() {
+        true => spot.address.is_ipv4() == at.ip.is_ipv4(),
+        false => spot.address == at.ip,
+    };
+    let of = |spot: &'a Spot| {
+        addresses.iter().filter(usable).filter(move |at| here(spot, at)).map(move |at| (spot, at))
+    };
+    spots.iter().flat_map(of).collect()
+}
+
+fn add<T: PartialEq>(list: &mut Vec<T>, item: T) {
+    if !list.contains(&item) {
+        list.push(item);
+    }
+}
+
+/// One instance has one port: a second one of the same kind has the port in its name.
+fn numbered(mut services: Vec<Service>) -> Vec<Service> {
+    let mut last = None;
+    for service in &mut services {
+        if last.replace(service.kind) == Some(service.kind) {
+            service.name = format!("{} {}", service.name, service.port);
+        }
+    }
+    services
+}
+
+/// As much of the name as an instance may have.
+fn cut(name: &str) -> String {
+    let fits = |end: &usize| name.is_char_boundary(*end);
+    let end = (0..=LONGEST.min(name.len())).rev().find(fits).unwrap_or(0);
+    name[..end].to_owned()
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn address(ip: &str, interface: &str) -> Address {
+        let ip: IpAddr = ip.parse().unwrap();
+        let scope = scope_of(ip);
+        Address {
+            ip,
+            interface: interface.to_owned(),
+            scope_id: 2,
+            scope,
+            tentative: false,
+            deprecated: false,
+            running: true,
+        }
+    }
+
+    fn machine() -> Vec<Address> {
+        vec![
+            address("192.168.1.5", "eth0"),
+            address("fe80::1", "eth0"),
+            address("127.0.0.1", "lo"),
+            Address { running: false, ..address("169.254.1.1", "eth1") },
+        ]
+    }
+
+    fn spot(kind: Kind, address: &str, port: u16, keyed: bool) -> Spot {
+        Spot { kind, address: address.parse().unwrap(), port, keyed }
+    }
+
+    fn of(spots: &[Spot]) -> Vec<Service> {
+        services("Anna's laptop", [0xab, 0xcd, 1, 2], spots, &machine(), false)
+    }
+
+    /// X01: where a key is needed, not even the name of the machine is told, nor that of a disk.
+    #[test]
+    fn x01_a_machine_that_wants_a_key_tells_no_name() {
+        let keyed = of(&[
+            spot(Kind::Nvme, "fe80::1", 8009, true),
+            spot(Kind::Nbd, "fe80::1", 10809, true),
+            spot(Kind::Nvme, "127.0.0.1", 8009, false),
+        ]);
+        assert_eq!(keyed.len(), 2);
+        for service in &keyed {
+            assert_eq!((service.name.as_str(), service.keyed), ("storagetm-abcd", true));
+            assert_eq!(service.host, "storagetm-abcd0102");
+            assert!(!serde_json::to_string(service).unwrap().contains("Anna"));
+        }
+        let mixed = of(&[
+            spot(Kind::Nvme, "fe80::1", 8009, true),
+            spot(Kind::Nbd, "192.168.1.5", 10809, false),
+        ]);
+        assert!(mixed.iter().all(|service| service.name == "storagetm-abcd"));
+    }
+
+    #[test]
+    fn an_open_machine_is_announced_by_its_name_at_each_address() {
+        let open = of(&[
+            spot(Kind::Nvme, "0.0.0.0", 8009, false),
+            spot(Kind::Nvme, "::", 8009, false),
+            spot(Kind::Nbd, "0.0.0.0", 10809, false),
+        ]);
+        assert_eq!(open.len(), 2);
+        assert_eq!(open[0].name, "Anna's laptop");
+        assert_eq!(open[0].addresses.len(), 2, "neither the loopback nor the one without a cable");
+        assert_eq!(open[0].interfaces, ["eth0"]);
+        assert!(!open[0].host.contains("Anna"));
+    }
+
+    #[test]
+    fn a_second_port_has_a_name_of_its_own_and_loopback_is_told_to_nobody() {
+        let two = [
+            spot(Kind::Nvme, "127.0.0.1", 4420, false),
+            spot(Kind::Nvme, "127.0.0.1", 5000, false),
+        ];
+        assert_eq!(of(&two), []);
+        let two = services("Anna's laptop", [0; 4], &two, &machine(), true);
+        let names: Vec<&str> = two.iter().map(|service| service.name.as_str()).collect();
+        assert_eq!(names, ["Anna's laptop", "Anna's laptop 5000"]);
+        assert_eq!(of(&[spot(Kind::Nvme, "10.0.0.1", 4420, false)]), []);
+        assert_eq!(cut(&"\u{e9}".repeat(40)).len(), 56);
+        assert_eq!(cut(&format!("a{}", "\u{e9}".repeat(40))).len(), 55);
+    }
+}

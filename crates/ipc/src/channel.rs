@@ -1,0 +1,245 @@
+//! What the two processes say to each other, frame by frame over a socket, and with a frame perhaps a descriptor. It knows
+//! no word of it.
+//!
+//! A frame is its length in four bytes, least significant first, and that many bytes of JSON. A descriptor comes with the
+//! first byte. Frames carry keys, so their memory is wiped.
+
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recv, recvmsg, sendmsg,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use zeroize::Zeroizing;
+
+/// Bytes before the JSON.
+const HEADER: usize = 4;
+
+/// The end that speaks.
+#[derive(Debug)]
+pub struct Sender(UnixStream);
+
+/// The end that listens.
+#[derive(Debug)]
+pub struct Receiver {
+    socket: UnixStream,
+    longest: usize,
+}
+
+/// Both ends of one side. Frames of more than `longest` bytes are not taken.
+///
+/// # Errors
+/// No descriptor left.
+pub fn ends(socket: UnixStream, longest: usize) -> io::Result<(Sender, Receiver)> {
+    let other = socket.try_clone()?;
+    Ok((Sender(other), Receiver { socket, longest }))
+}
+
+impl Sender {
+    /// Says `word`, and passes a copy of the descriptor. Waits until the other side has room for it.
+    ///
+    /// # Errors
+    /// The other side is gone.
+    pub fn send(
+        &self,
+        word: &impl Serialize,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> io::Result<()> {
+        let frame = frame(word)?;
+        let mut sent = self.send_first(&frame, descriptor)?;
+        while let Some(rest) = frame.get(sent..).filter(|rest| !rest.is_empty()) {
+            sent += again(|| rustix::net::send(&self.0, rest, SendFlags::NOSIGNAL))?;
+        }
+        Ok(())
+    }
+
+    fn send_first(&self, frame: &[u8], passed: Option<BorrowedFd<'_>>) -> io::Result<usize> {
+        let passed: Vec<BorrowedFd<'_>> = passed.into_iter().collect();
+        let pieces = [IoSlice::new(frame)];
+        again(|| {
+            let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut room);
+            if !passed.is_empty() {
+                control.push(SendAncillaryMessage::ScmRights(&passed));
+            }
+            sendmsg(&self.0, &pieces, &mut control, SendFlags::NOSIGNAL)
+        })
+    }
+
+    /// Has [`Sender::send`] fail with the other side that takes nothing for so long. What was begun then is in pieces:
+    /// close it.
+    ///
+    /// # Errors
+    /// It is no time.
+    pub fn limit(&self, patience: Duration) -> io::Result<()> {
+        self.0.set_write_timeout(Some(patience))
+    }
+
+    /// Has both sides see the end.
+    pub fn close(&self) {
+        let _ = self.0.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+impl Receiver {
+    /// Waits for the next word, or the end, at most so long; whether it is there.
+    pub fn is_ready(&self, patience: Duration) -> bool {
+        let patience = Timespec::try_from(patience).ok();
+        let mut ends = [PollFd::new(&self.socket, PollFlags::IN)];
+        poll(&mut ends, patience.as_ref()).is_ok_and(|ready| ready > 0)
+    }
+
+    /// The next word, and the descriptor that came with it. Nothing if the other side is gone.
+    ///
+    /// # Errors
+    /// It breaks the rules of this file.
+    pub fn receive<T: DeserializeOwned>(&mut self) -> io::Result<Option<(T, Option<OwnedFd>)>> {
+        let mut header = [0; HEADER];
+        let (mut got, descriptor) = self.receive_first(&mut header)?;
+        if got == 0 {
+            return Ok(None);
+        }
+        got += self.fill(header.get_mut(got..).unwrap_or_default())?;
+        let length = u32::from_le_bytes(header) as usize;
+        if got < HEADER || length > self.longest {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        let mut body = Zeroizing::new(vec![0; length]);
+        if self.fill(&mut body)? < length {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
+        Ok(Some((serde_json::from_slice(&body)?, descriptor)))
+    }
+
+    fn receive_first(&self, header: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut room);
+        let mut pieces = [IoSliceMut::new(header)];
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let message = again(|| recvmsg(&self.socket, &mut pieces, &mut control, flags))?;
+        let descriptors = control.drain().filter_map(|part| match part {
+            RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+            _ => None,
+        });
+        Ok((message.bytes, descriptors.flatten().next()))
+    }
+
+    /// Fills `bytes`; less only if the other side is gone.
+    fn fill(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        let mut got = 0;
+        while let Some(rest) = bytes.get_mut(got..).filter(|rest| !rest.is_empty()) {
+            match again(|| recv(&self.socket, &mut *rest, RecvFlags::empty()))?.0 {
+                0 => break,
+                n => got += n,
+            }
+        }
+        Ok(got)
+    }
+}
+
+impl AsFd for Receiver {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+fn again<T>(mut act: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
+    loop {
+        match act() {
+            Err(Errno::INTR) => {}
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// The word as a frame. Its memory never grows, as growing would leave a copy behind.
+fn frame(word: &impl Serialize) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut length = Length(0);
+    serde_json::to_writer(&mut length, word)?;
+    let announced = u32::try_from(length.0).map_err(|_| ErrorKind::InvalidData)?;
+    let mut frame = Zeroizing::new(Vec::with_capacity(HEADER + length.0));
+    frame.extend_from_slice(&announced.to_le_bytes());
+    serde_json::to_writer(&mut *frame, word)?;
+    Ok(frame)
+}
+
+/// Counts what is written, and keeps none of it.
+struct Length(usize);
+
+impl Write for Length {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0 += bytes.len();
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::io::Read;
+
+    fn pair(longest: usize) -> (Sender, Receiver) {
+        let (one, two) = UnixStream::pair().unwrap();
+        (Sender(one), Receiver { socket: two, longest })
+    }
+
+    #[test]
+    fn words_come_whole_in_order_and_with_their_own_descriptor() {
+        let (sender, mut receiver) = pair(1 << 20);
+        let (mut reader, writer) = io::pipe().unwrap();
+        let long = "x".repeat(300_000);
+        let said = std::thread::spawn(move || {
+            sender.send(&"one", None).unwrap();
+            sender.send(&long, Some(writer.as_fd())).unwrap();
+            sender.send(&"three", None).unwrap();
+        });
+        let (one, none) = receiver.receive::<String>().unwrap().unwrap();
+        assert_eq!((one.as_str(), none.is_none()), ("one", true));
+        let (long, passed) = receiver.receive::<String>().unwrap().unwrap();
+        assert_eq!(long.len(), 300_000);
+        let (three, none) = receiver.receive::<String>().unwrap().unwrap();
+        assert_eq!((three.as_str(), none.is_none()), ("three", true));
+        assert!(receiver.receive::<String>().unwrap().is_none());
+        said.join().unwrap();
+        rustix::io::write(passed.unwrap(), b"through").unwrap();
+        let mut through = String::new();
+        reader.read_to_string(&mut through).unwrap();
+        assert_eq!(through, "through");
+    }
+
+    #[test]
+    fn who_takes_nothing_is_not_waited_for_for_ever() {
+        let (sender, receiver) = pair(1 << 20);
+        sender.limit(Duration::from_millis(20)).unwrap();
+        let long = "x".repeat(100_000);
+        let failed = (0..100).find_map(|_| sender.send(&long, None).err()).unwrap();
+        assert_eq!(failed.kind(), ErrorKind::WouldBlock);
+        drop(receiver);
+    }
+
+    #[test]
+    fn what_is_too_long_cut_off_or_no_word_is_an_error() {
+        let (sender, mut receiver) = pair(8);
+        sender.send(&"longer than that", None).unwrap();
+        assert!(receiver.receive::<String>().is_err());
+        for bytes in [&b"\x05"[..], b"\x05\0\0\0\"a", b"\x03\0\0\0abc"] {
+            let (mut one, two) = UnixStream::pair().unwrap();
+            one.write_all(bytes).unwrap();
+            drop(one);
+            let mut receiver = Receiver { socket: two, longest: 8 };
+            assert!(receiver.receive::<String>().is_err(), "{bytes:?}");
+        }
+    }
+}

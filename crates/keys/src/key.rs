@@ -1,0 +1,197 @@
+//! A key as the owner handles it: its interchange text, and what that says of it. It knows no file.
+
+use std::fmt;
+
+use export::Secret;
+use hkdf::Hkdf;
+use nvme::auth::psk::Interchange;
+use nvme::auth::{Hash, KeyError, chap};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+/// Bytes of the longest text of a key, with room for what editors put around it.
+pub const LONGEST: usize = 512;
+
+/// What keeps the key for NBD apart from all others that are made of the same.
+const NBD: &[u8] = b"storagetm nbd psk";
+/// Bytes of a key for NBD.
+const NBD_LEN: usize = 32;
+
+/// What a key is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Secured channels: `NVMeTLSkey-1:…`.
+    Tls,
+    /// DH-HMAC-CHAP: `DHHC-1:…`.
+    Chap,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tls => "TLS",
+            Self::Chap => "DH-HMAC-CHAP",
+        })
+    }
+}
+
+/// A key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    kind: Kind,
+    hash: Option<Hash>,
+    text: Secret,
+}
+
+impl Key {
+    /// The key in an interchange text of either kind.
+    ///
+    /// # Errors
+    /// What is wrong with it; never any of it.
+    pub fn parse(text: &[u8]) -> Result<Self, KeyError> {
+        if text.trim_ascii_start().starts_with(b"DHHC-") {
+            return chap::Key::parse(text).map(|key| Self::chap(&key));
+        }
+        Interchange::parse(text).map(|key| Self::tls(&key))
+    }
+
+    /// A new key.
+    ///
+    /// # Errors
+    /// A sentence: there is none of that hash, or the machine gives no random bytes.
+    pub fn generate(kind: Kind, hash: Option<Hash>) -> Result<Self, String> {
+        match kind {
+            Kind::Tls if hash == Some(Hash::Sha512) => {
+                Err("TLS keys are made with none, sha256 or sha384; sha512 is for DH-HMAC-CHAP"
+                    .to_owned())
+            }
+            Kind::Tls => Ok(Self::tls(&Interchange::generate(hash, &*random()?))),
+            Kind::Chap => Ok(Self::chap(&chap::Key::generate(hash, &*random()?))),
+        }
+    }
+
+    /// The TLS key that both machines make of what pairing gave them.
+    pub fn of_pairing(secret: &Secret) -> Self {
+        let key = pair::keys::Derived::of(secret).nvme_tls();
+        Self::tls(&Interchange { hash: Some(Hash::Sha256), key })
+    }
+
+    fn tls(key: &Interchange) -> Self {
+        Self { kind: Kind::Tls, hash: key.hash, text: key.emit() }
+    }
+
+    fn chap(key: &chap::Key) -> Self {
+        Self { kind: Kind::Chap, hash: key.hash, text: key.emit() }
+    }
+
+    /// What it is for.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The hash that it names, in words.
+    pub fn hash(&self) -> &'static str {
+        match self.hash {
+            None => "none",
+            Some(Hash::Sha256) => "sha256",
+            Some(Hash::Sha384) => "sha384",
+            Some(Hash::Sha512) => "sha512",
+        }
+    }
+
+    /// Its text: one line, without its end.
+    pub fn text(&self) -> &Secret {
+        &self.text
+    }
+
+    /// The key with which its holder speaks NBD over TLS; nothing if it is no TLS key.
+    pub fn nbd_psk(&self) -> Option<Secret> {
+        if self.kind == Kind::Tls { nbd_psk(&self.text) } else { None }
+    }
+
+    /// The text as it is kept and printed: with the line's end.
+    pub fn line(&self) -> Zeroizing<Vec<u8>> {
+        let mut line = Zeroizing::new(Vec::with_capacity(LONGEST));
+        line.extend_from_slice(self.text.bytes());
+        line.push(b'\n');
+        line
+    }
+}
+
+/// The PSK for NBD over TLS that follows from a TLS key in the interchange form: HKDF-SHA-256 (RFC 5869) without a salt,
+/// 32 bytes, for cipher suites with SHA-256. One key lets a host in by both protocols, and neither tells the other's.
+pub fn nbd_psk(text: &Secret) -> Option<Secret> {
+    let configured = Interchange::parse(text.bytes()).ok()?.key;
+    let mut psk = vec![0; NBD_LEN];
+    Hkdf::<Sha256>::new(None, configured.bytes()).expand(NBD, &mut psk).ok()?;
+    Some(Secret::new(psk))
+}
+
+/// Random bytes for a key.
+fn random<const N: usize>() -> Result<Zeroizing<[u8; N]>, String> {
+    let mut bytes = Zeroizing::new([0; N]);
+    let filled = chap::system_random(&mut *bytes);
+    filled.then_some(bytes).ok_or_else(|| "this machine gives no random bytes for a key".to_owned())
+}
+
+impl Serialize for Key {
+    /// The text itself: only for files that nobody else reads.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&String::from_utf8_lossy(self.text.bytes()))
+    }
+}
+
+impl<'de> Deserialize<'de> for Key {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Zeroizing::new(String::deserialize(deserializer)?);
+        Self::parse(text.as_bytes()).map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn a_new_key_is_another_each_time_and_reads_as_what_it_is() {
+        for (kind, hash, begins, word) in [
+            (Kind::Tls, None, "NVMeTLSkey-1:00:", "none"),
+            (Kind::Tls, Some(Hash::Sha256), "NVMeTLSkey-1:01:", "sha256"),
+            (Kind::Tls, Some(Hash::Sha384), "NVMeTLSkey-1:02:", "sha384"),
+            (Kind::Chap, None, "DHHC-1:00:", "none"),
+            (Kind::Chap, Some(Hash::Sha512), "DHHC-1:03:", "sha512"),
+        ] {
+            let key = Key::generate(kind, hash).unwrap();
+            assert!(key.text().bytes().starts_with(begins.as_bytes()));
+            assert_eq!((key.kind(), key.hash()), (kind, word));
+            assert_eq!(Key::parse(&key.line()), Ok(key.clone()));
+            assert_ne!(Key::generate(kind, hash).unwrap(), key);
+        }
+        assert!(Key::generate(Kind::Tls, Some(Hash::Sha512)).is_err());
+    }
+
+    /// The figure is Python's: `hmac.digest(hmac.digest(32 zeros, key), b"storagetm nbd psk\x01")`.
+    #[test]
+    fn the_key_for_nbd_follows_from_the_tls_key_alone() {
+        let text = b"NVMeTLSkey-1:01:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh+KfiaR:";
+        let psk = Key::parse(text).unwrap().nbd_psk().unwrap();
+        let hex: String = psk.bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "c66a055c438b5fc2a269c15d1d7e7c7a54401fc3a1e71f3af0434a4a1125237e");
+        assert_eq!(Key::generate(Kind::Chap, None).unwrap().nbd_psk(), None);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_text_is_said_without_the_text() {
+        let key = Key::generate(Kind::Tls, None).unwrap();
+        let text = String::from_utf8(key.text().bytes().to_vec()).unwrap();
+        let mut damaged = text.clone().into_bytes();
+        damaged[20] = if damaged[20] == b'A' { b'B' } else { b'A' };
+        for wrong in [&damaged[..], b"", b"hunter2", &text.as_bytes()[..30]] {
+            let error = Key::parse(wrong).unwrap_err().to_string();
+            assert!(!error.contains("hunter2") && !error.contains(&text[20..40]), "{error}");
+        }
+        assert!(!format!("{key:?}").contains(&text[16..40]));
+    }
+}

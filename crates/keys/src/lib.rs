@@ -1,0 +1,20 @@
+//! Keys, the hosts that hold them, and what each host may access.
+//!
+//! | module | is |
+//! |---|---|
+//! | [`store`] | the folder in which keys and hosts are kept, and its watch |
+//! | [`key`], [`record`], [`target`] | a key; a host that may connect here; a machine that this one may connect to |
+//! | [`policy`] | from records to an [`export::Policy`] |
+//! | [`keyring`] | keys in the forms that the Linux kernel and nvme-cli need |
+#![forbid(unsafe_code)]
+
+pub mod date;
+pub mod key;
+pub mod keyring;
+pub mod name;
+pub mod policy;
+mod private;
+pub mod record;
+pub mod store;
+pub mod target;
+mod watch;

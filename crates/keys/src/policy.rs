@@ -1,0 +1,214 @@
+//! From what is kept to whom is let in now. What is broken, expired or doubtful lets nobody in, and is said. It knows
+//! no clock: the moment is an argument.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use console::printable;
+use export::{Host, KeyId, Policy, Secret};
+use sha2::{Digest, Sha256};
+
+use crate::key::{Key, Kind};
+use crate::name::Name;
+use crate::private::{CREDENTIAL, HOSTS, JSON, KEYS};
+use crate::record::{Record, Rule};
+use crate::store::Store;
+
+/// Hosts that are let in at most: each has keys to be tried at every handshake.
+const MOST: usize = 1024;
+/// A clock that is so far behind what was kept is wrong, and nothing can be said of when it expires.
+const BEHIND: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What was read so far.
+struct Reading<'a> {
+    store: &'a Store,
+    now: SystemTime,
+    hosts: Vec<Arc<Host>>,
+    next: Option<SystemTime>,
+    complaints: Vec<String>,
+}
+
+/// Whom the store lets in, when that changes, and what is wrong with it.
+pub fn read(store: &Store, now: SystemTime) -> (Policy, Option<SystemTime>, Vec<String>) {
+    let mut reading = Reading { store, now, hosts: Vec::new(), next: None, complaints: Vec::new() };
+    reading.look_at_names();
+    for (name, found) in store.hosts() {
+        match found {
+            Ok(record) => reading.take(&name, &record),
+            Err(failure) => reading.complain(&failure.to_string()),
+        }
+    }
+    for credential in &store.credentials {
+        reading.take_credential(&credential.name, credential.text.bytes());
+    }
+    reading.drop_doubles();
+    reading.drop_excess();
+    (Policy { hosts: reading.hosts }, reading.next, reading.complaints)
+}
+
+impl Reading<'_> {
+    fn complain(&mut self, sentence: &str) {
+        self.complaints.push(printable(sentence, true));
+    }
+
+    /// A file whose name is none would be passed over without a word.
+    fn look_at_names(&mut self) {
+        for file in self.store.names(HOSTS) {
+            if file.strip_suffix(JSON).is_none_or(|name| name.parse::<Name>().is_err()) {
+                self.complain(&format!(
+                    "{HOSTS}/{file} lets nobody in: it is not called NAME{JSON}"
+                ));
+            }
+        }
+        for file in self.store.names(KEYS) {
+            if file.parse::<Name>().is_err() {
+                self.complain(&format!(
+                    "{KEYS}/{file} is used by nobody: no key can have that name"
+                ));
+            }
+        }
+    }
+
+    fn take_credential(&mut self, credential: &str, text: &[u8]) {
+        let name = credential.strip_prefix(CREDENTIAL).unwrap_or_default().parse::<Name>();
+        let read = name.map_err(str::to_owned).and_then(|name| Ok((name, Record::parse(text)?)));
+        match read {
+            Ok((name, record)) => self.take(&name, &record),
+            Err(why) => {
+                self.complain(&format!("the credential {credential} lets nobody in: {why}"))
+            }
+        }
+    }
+
+    fn take(&mut self, name: &Name, record: &Record) {
+        match self.host(name, record) {
+            Ok(Some(host)) => self.hosts.push(Arc::new(host)),
+            Ok(None) => {}
+            Err(why) => self.complain(&format!("the host {name} is not let in: {why}")),
+        }
+    }
+
+    /// The host, or nothing if all that it may have has expired.
+    fn host(&mut self, name: &Name, record: &Record) -> Result<Option<Host>, String> {
+        let tls = self.key(&record.tls_key, &record.tls, Kind::Tls)?;
+        let chap = self.key(&record.chap_key, &record.chap, Kind::Chap)?;
+        let controller =
+            self.key(&record.chap_controller_key, &record.chap_controller, Kind::Chap)?;
+        if tls.is_none() && chap.is_none() {
+            return Err("it has no key".to_owned());
+        }
+        let rules = self.rules(name, record);
+        if rules.is_empty() {
+            return Ok(None);
+        }
+        let rules = rules.into_iter();
+        let rules = rules.map(|rule| export::Rule { disk: rule.disk, access: rule.access.into() });
+        Ok(Some(Host {
+            nqn: record.nqn.clone(),
+            name: name.to_string(),
+            key: key_id(&record.nqn, [&tls, &chap, &controller]),
+            tls,
+            tls_compat: record.tls_compat,
+            chap,
+            chap_controller: controller,
+            rules: rules.collect(),
+        }))
+    }
+
+    /// The text of a key that is named or given, and is of that kind.
+    fn key(
+        &self,
+        name: &Option<Name>,
+        inline: &Option<Key>,
+        kind: Kind,
+    ) -> Result<Option<Secret>, String> {
+        let key = match (name, inline) {
+            (None, None) => return Ok(None),
+            (Some(_), Some(_)) => {
+                return Err(format!("it has two {kind} keys, one by its name and one itself"));
+            }
+            (Some(name), None) => self.store.key(name).map_err(|failure| failure.to_string())?,
+            (None, Some(key)) => key.clone(),
+        };
+        if key.kind() == kind {
+            Ok(Some(key.text().clone()))
+        } else {
+            Err(format!("its key for {kind} is one for {}", key.kind()))
+        }
+    }
+
+    /// What still holds, and when the first of it ends.
+    fn rules(&mut self, name: &Name, record: &Record) -> Vec<Rule> {
+        let added = record.added.map_or(SystemTime::UNIX_EPOCH, |added| added.time());
+        let is_behind = self.now.checked_add(BEHIND).is_some_and(|now| now < added);
+        let expires = |rule: &&Rule| rule.expires.is_some();
+        if is_behind && record.rules.iter().any(|rule| expires(&rule)) {
+            self.wait_for(added);
+            self.complain(&format!(
+                "what the host {name} may have for some time only is kept from it: this machine's clock is behind the \
+                 moment at which it was let in, so it cannot be told whether the time is over; set the clock"
+            ));
+        }
+        let rules = record.rules.iter().filter(|rule| rule.holds(self.now));
+        let rules: Vec<Rule> =
+            rules.filter(|rule| !(is_behind && expires(rule))).cloned().collect();
+        for moment in rules.iter().filter_map(|rule| rule.expires) {
+            self.wait_for(moment.time());
+        }
+        rules
+    }
+
+    fn wait_for(&mut self, moment: SystemTime) {
+        self.next = Some(self.next.map_or(moment, |next| next.min(moment)));
+    }
+
+    /// Which of two hosts of one NQN is meant nobody knows.
+    fn drop_doubles(&mut self) {
+        let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for host in &self.hosts {
+            named.entry(host.nqn.clone()).or_default().push(host.name.clone());
+        }
+        named.retain(|_, names| names.len() > 1);
+        self.hosts.retain(|host| !named.contains_key(&host.nqn));
+        for (nqn, names) in named {
+            let names = names.join(" and ");
+            self.complain(&format!(
+                "{nqn} is let in under none of its names, {names}: remove all but one"
+            ));
+        }
+    }
+
+    fn drop_excess(&mut self) {
+        if self.hosts.len() > MOST {
+            let (first, more) = (MOST, self.hosts.len() - MOST);
+            self.complain(&format!(
+                "only the first {first} hosts are let in, {more} are not: remove some"
+            ));
+            self.hosts.truncate(MOST);
+        }
+    }
+}
+
+/// Another number for each host and each of its keys, and another one each time that this program runs, so that it
+/// tells nothing of the keys.
+fn key_id(nqn: &str, keys: [&Option<Secret>; 3]) -> KeyId {
+    static SALT: OnceLock<[u8; 32]> = OnceLock::new();
+    let salt = SALT.get_or_init(|| {
+        let mut salt = [0; 32];
+        // Without it the number would still be another one for another key.
+        let _ = nvme::auth::chap::system_random(&mut salt);
+        salt
+    });
+    let mut hash = Sha256::new_with_prefix(salt);
+    let parts = keys.map(|key| key.as_ref().map(Secret::bytes).unwrap_or_default());
+    for part in [nqn.as_bytes()].into_iter().chain(parts) {
+        hash.update(part.len().to_le_bytes());
+        hash.update(part);
+    }
+    let hash = hash.finalize();
+    KeyId::new(hash.first_chunk().map_or(0, |first| u64::from_le_bytes(*first)))
+}
+
+#[cfg(test)]
+mod test;

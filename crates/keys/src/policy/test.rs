@@ -1,0 +1,350 @@
+//! Whom the store lets in: from files as owners leave them, whole and broken.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::UNIX_EPOCH;
+
+use super::*;
+use crate::record::{Allowed, check_nqn};
+use crate::store::{Credential, Guest};
+use export::Access;
+use testkit::Scratch;
+
+const NQN: &str = "nqn.2024-01.test:laptop";
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// 2026-12-01T00:00:00Z.
+fn now() -> SystemTime {
+    UNIX_EPOCH + Duration::from_secs(1_796_083_200)
+}
+
+fn name(text: &str) -> Name {
+    text.parse().unwrap()
+}
+
+/// A store with a TLS key `laptop` and a CHAP key `chap`.
+fn store() -> (Scratch, Store) {
+    let folder = Scratch::new();
+    let mut store = Store::open(&folder.0.join("state")).unwrap();
+    store.credentials.clear();
+    store.put_key(&name("laptop"), &Key::generate(Kind::Tls, None).unwrap(), false).unwrap();
+    store.put_key(&name("chap"), &Key::generate(Kind::Chap, None).unwrap(), false).unwrap();
+    (folder, store)
+}
+
+fn write(store: &Store, file: &str, text: &str) {
+    let path = store.folder().join(file);
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+fn host(nqn: &str, rest: &str) -> String {
+    format!(r#"{{"nqn": "{nqn}", "tls_key": "laptop", {rest}}}"#)
+}
+
+const READ: &str = r#""rules": [{"access": "read-only"}]"#;
+
+/// The only sentence, and that nobody is let in.
+fn complaint(store: &Store) -> String {
+    let (policy, _, complaints) = read(&store, now());
+    assert_eq!(policy.hosts, []);
+    assert_eq!(complaints.len(), 1, "{complaints:?}");
+    complaints[0].clone()
+}
+
+#[test]
+fn a_host_is_let_in_with_its_keys_and_rules() {
+    let (_folder, store) = store();
+    let rules = r#""chap_key": "chap", "tls_compat": true,
+        "rules": [{"access": "read-only"}, {"disk": "sdb", "access": "writable"}]"#;
+    write(&store, "hosts/one.json", &host(NQN, rules));
+    let (policy, next, complaints) = read(&store, now());
+    assert_eq!((next, complaints.len()), (None, 0), "{complaints:?}");
+    let found = policy.host(NQN).unwrap();
+    assert_eq!((found.name.as_str(), found.tls_compat), ("one", true));
+    assert_eq!(found.tls.as_ref(), Some(store.key(&name("laptop")).unwrap().text()));
+    assert_eq!(found.chap.as_ref(), Some(store.key(&name("chap")).unwrap().text()));
+    assert_eq!(found.rules[1].disk.as_deref(), Some("sdb"));
+    assert_eq!(found.rules[1].access, Access::Writable);
+}
+
+#[test]
+fn the_keys_number_is_another_one_for_each_host_and_key() {
+    let (_folder, store) = store();
+    write(&store, "hosts/one.json", &host(NQN, READ));
+    write(&store, "hosts/two.json", &host("nqn.2024-01.test:two", READ));
+    let numbers = || {
+        let (policy, ..) = read(&store, now());
+        policy.hosts.iter().map(|host| host.key).collect::<Vec<_>>()
+    };
+    let before = numbers();
+    assert_eq!(before, numbers());
+    assert_ne!(before[0], before[1]);
+    store.put_key(&name("laptop"), &Key::generate(Kind::Tls, None).unwrap(), true).unwrap();
+    let after = numbers();
+    assert!(after.iter().all(|number| !before.contains(number)));
+}
+
+#[test]
+fn what_has_expired_is_not_there_and_the_next_end_is_told() {
+    let (_folder, store) = store();
+    let rules = r#""rules": [
+        {"access": "read-only", "expires": "2026-12-01T02:00:00Z"},
+        {"disk": "a", "access": "writable", "expires": "2026-12-01T01:00:00Z"}]"#;
+    write(&store, "hosts/one.json", &host(NQN, rules));
+    let rules_at = |moment| {
+        let (policy, next, complaints) = read(&store, moment);
+        assert!(complaints.is_empty(), "{complaints:?}");
+        (policy.host(NQN).map(|host| host.rules.len()), next)
+    };
+    assert_eq!(rules_at(now()), (Some(2), Some(now() + HOUR)));
+    assert_eq!(rules_at(now() + HOUR), (Some(1), Some(now() + 2 * HOUR)));
+    assert_eq!(rules_at(now() + 2 * HOUR), (None, None));
+}
+
+/// A machine whose clock begins at 1970 would let in everybody whose time was over long ago.
+#[test]
+fn with_a_clock_that_is_behind_nothing_that_expires_is_given() {
+    let (_folder, store) = store();
+    let rules = r#""added": "2026-12-01", "rules": [
+        {"access": "read-only"}, {"disk": "a", "access": "writable", "expires": "2026-12-02"}]"#;
+    write(&store, "hosts/one.json", &host(NQN, rules));
+    let (policy, next, complaints) = read(&store, UNIX_EPOCH + HOUR);
+    assert_eq!(policy.host(NQN).unwrap().rules.len(), 1);
+    assert!(complaints[0].contains("set the clock"), "{complaints:?}");
+    assert_eq!(next, Some(now()));
+    let (policy, _, complaints) = read(&store, now() - HOUR);
+    assert_eq!(policy.host(NQN).unwrap().rules.len(), 2);
+    assert!(complaints.is_empty());
+}
+
+#[test]
+fn a_broken_file_lets_nobody_in_and_is_said() {
+    for (text, word) in [
+        ("".to_owned(), "not understood"),
+        ("{".to_owned(), "not understood"),
+        (host("laptop", READ), "no host NQN"),
+        (
+            host(NQN, r#""rules": [{"access": "read-only", "expire": "2027-01-01"}]"#),
+            "not understood",
+        ),
+        (host(NQN, READ).replace("laptop\",", "other\","), "no key other"),
+        (host(NQN, READ).replace("tls_key", "chap_key"), "is one for TLS"),
+        (host(NQN, READ).replace("\"laptop\"", "\"chap\""), "is one for DH-HMAC-CHAP"),
+        (format!(r#"{{"nqn": "{NQN}", {READ}}}"#), "has no key"),
+        ("x".repeat(70_000), "more than"),
+    ] {
+        let (_folder, store) = store();
+        write(&store, "hosts/one.json", &text);
+        let said = complaint(&store);
+        assert!(said.contains(word) && said.contains("one"), "{text:.80}: {said}");
+    }
+}
+
+#[test]
+fn a_host_with_one_broken_key_is_not_let_in_with_the_other() {
+    let (_folder, store) = store();
+    write(&store, "hosts/one.json", &host(NQN, &format!(r#""chap_key": "chap", {READ}"#)));
+    write(&store, "keys/chap", "DHHC-1:00:hunter2:");
+    let said = complaint(&store);
+    assert!(!said.contains("hunter2"), "{said}");
+}
+
+#[test]
+fn files_that_others_can_read_let_nobody_in() {
+    for file in ["hosts/one.json", "keys/laptop"] {
+        let (_folder, store) = store();
+        write(&store, "hosts/one.json", &host(NQN, READ));
+        fs::set_permissions(store.folder().join(file), fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(complaint(&store).contains("chmod 600"));
+    }
+}
+
+#[test]
+fn one_broken_file_is_no_reason_to_keep_others_out() {
+    let (_folder, store) = store();
+    write(&store, "hosts/one.json", &host(NQN, READ));
+    write(&store, "hosts/two.json", "{");
+    write(&store, "hosts/three.txt", "");
+    write(&store, "hosts/.four.json.new", "");
+    write(&store, "keys/a b", "");
+    let (policy, _, complaints) = read(&store, now());
+    assert!(policy.host(NQN).is_some());
+    assert_eq!(complaints.len(), 3, "{complaints:?}");
+}
+
+#[test]
+fn two_hosts_of_one_name_are_both_left_out() {
+    let (_folder, store) = store();
+    write(&store, "hosts/one.json", &host(NQN, READ));
+    write(&store, "hosts/two.json", &host(NQN, READ));
+    assert!(complaint(&store).contains("one and two"));
+}
+
+#[test]
+fn more_hosts_than_can_be_tried_are_left_out() {
+    let (_folder, store) = store();
+    for number in 0..=MOST {
+        write(
+            &store,
+            &format!("hosts/h{number:04}.json"),
+            &host(&format!("nqn.2024-01.test:{number}"), READ),
+        );
+    }
+    let (policy, _, complaints) = read(&store, now());
+    assert_eq!((policy.hosts.len(), complaints.len()), (MOST, 1));
+}
+
+/// X53: what files and credentials are called cannot steer a terminal.
+#[test]
+fn x53_complaints_are_safe_to_show() {
+    let (_folder, mut store) = store();
+    write(&store, "hosts/\u{1b}[2J.json", "");
+    let credential = |name: &str, text: &str| Credential {
+        name: name.to_owned(),
+        text: Secret::new(text.as_bytes().to_vec()),
+    };
+    store.credentials.push(credential("storagetm.host.\n\u{1b}[31m", "{}"));
+    store
+        .credentials
+        .push(credential("storagetm.host.x", r#"{"nqn": "nqn.\u001b[2J", "rules": []}"#));
+    let (_, _, complaints) = read(&store, now());
+    assert_eq!(complaints.len(), 3, "{complaints:?}");
+    assert!(complaints.iter().all(|said| !said.contains(['\u{1b}', '\n'])), "{complaints:?}");
+}
+
+#[test]
+fn a_credential_holds_a_host_with_its_keys() {
+    let (folder, mut store) = store();
+    let key = Key::generate(Kind::Tls, None).unwrap();
+    let text = String::from_utf8(key.text().bytes().to_vec()).unwrap();
+    let json = format!(r#"{{"nqn": "{NQN}", "tls": "{text}", {READ}}}"#);
+    fs::write(folder.0.join("storagetm.host.laptop"), &json).unwrap();
+    fs::write(folder.0.join("storagetm.disk"), "/dev/sda").unwrap();
+    store.credentials = crate::store::in_folder(&folder.0);
+    let (policy, _, complaints) = read(&store, now());
+    assert!(complaints.is_empty(), "{complaints:?}");
+    assert_eq!(policy.host(NQN).unwrap().tls.as_ref(), Some(key.text()));
+    assert!(!format!("{store:?} {policy:?}").contains(&text[16..40]));
+    // Who knew the code and calls itself so does not put it out.
+    let (nqn, tls) = (NQN, key.text());
+    let guest = Guest { nqn, name: "x", tls, disks: &[], access: Access::ReadOnly };
+    assert!(store.let_in(&guest, now()).is_err());
+    assert_eq!(read(&store, now()).0, policy);
+    // The same host in a file, too: which of them counts is not clear.
+    write(&store, "hosts/one.json", &host(NQN, READ));
+    assert!(complaint(&store).contains("laptop"));
+}
+
+/// X19: a store as it is made lets nobody in.
+#[test]
+fn x19_a_new_store_has_no_key_and_no_host() {
+    let folder = Scratch::new();
+    let mut store = Store::open(&folder.0.join("state")).unwrap();
+    store.credentials.clear();
+    assert_eq!(read(&store, now()), (Policy::default(), None, Vec::new()));
+    assert_eq!(store.key_names(), []);
+}
+
+#[test]
+fn a_guest_is_kept_and_takes_the_place_of_itself() {
+    let (_folder, store) = store();
+    let tls = Key::of_pairing(&Secret::new(vec![7; 32]));
+    let guest =
+        |nqn, name| Guest { nqn, name, tls: tls.text(), disks: &[], access: Access::ReadOnly };
+    let called = store.let_in(&guest(NQN, "laptop"), now()).unwrap();
+    assert_eq!(
+        called.as_str(),
+        "laptop-2",
+        "the key laptop is there already, and is not this host's"
+    );
+    let (policy, ..) = read(&store, now());
+    assert_eq!(policy.host(NQN).unwrap().tls.as_ref(), Some(tls.text()));
+    let disks = ["nqn.2024-01.test:a".to_owned()];
+    let again = Guest { disks: &disks, access: Access::Writable, ..guest(NQN, "another name") };
+    assert_eq!(store.let_in(&again, now()).unwrap(), called);
+    let (policy, _, complaints) = read(&store, now());
+    assert_eq!((policy.hosts.len(), complaints.len()), (1, 0), "{complaints:?}");
+    assert_eq!(policy.host(NQN).unwrap().rules[0].disk.as_deref(), Some("nqn.2024-01.test:a"));
+    // Another host by the same name is another one, whatever it calls itself.
+    let other = store.let_in(&guest("nqn.2024-01.test:b", "\u{1b}laptop-2"), now()).unwrap();
+    assert_ne!(other, called);
+    assert!(store.let_in(&guest("laptop", "x"), now()).is_err());
+    assert!(check_nqn("laptop").is_err());
+}
+
+#[test]
+fn a_removed_host_takes_its_own_key_along_and_no_other() {
+    let (_folder, store) = store();
+    write(&store, "hosts/laptop.json", &host(NQN, READ));
+    write(
+        &store,
+        "hosts/two.json",
+        &host("nqn.2024-01.test:two", &format!(r#""chap_key": "chap", {READ}"#)),
+    );
+    assert!(store.remove_key(&name("laptop")).unwrap_err().to_string().contains("laptop, two"));
+    assert_eq!(store.remove_host(&name("two")).unwrap(), []);
+    assert_eq!(store.remove_host(&name("laptop")).unwrap(), [name("laptop")]);
+    assert_eq!(store.key_names(), [name("chap")]);
+    assert!(store.remove_key(&name("laptop")).is_err());
+    store.remove_key(&name("chap")).unwrap();
+}
+
+/// X16: that a host is taken away is told at once.
+#[test]
+fn x16_changes_are_told_to_whoever_watches() {
+    let (_folder, store) = store();
+    write(&store, "hosts/laptop.json", &host(NQN, READ));
+    let mut watch = store.watch().unwrap();
+    assert!(!watch.receive().unwrap());
+    store.remove_host(&name("laptop")).unwrap();
+    assert!(watch.receive().unwrap());
+    assert!(!watch.receive().unwrap());
+    assert_eq!(read(&store, now()).0, Policy::default());
+    assert!(!watch.receive().unwrap(), "reading changes nothing");
+}
+
+#[test]
+fn an_allowance_reads_as_an_access() {
+    for access in [Access::ReadOnly, Access::Writable] {
+        assert_eq!(Access::from(Allowed::from(access)), access);
+    }
+}
+
+#[test]
+fn the_usual_place_is_the_services_else_the_users() {
+    let place = |set: &[(&str, &str)], root| {
+        let variable =
+            |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, v)| (*v).into());
+        crate::store::usual(&variable, root).map(|path| path.display().to_string())
+    };
+    let home = ("HOME", "/home/a");
+    assert_eq!(place(&[home], false).as_deref(), Some("/home/a/.local/state/storagetm"));
+    assert_eq!(place(&[home], true).as_deref(), Some("/var/lib/storagetm"));
+    assert_eq!(place(&[home, ("XDG_STATE_HOME", "/s")], false).as_deref(), Some("/s/storagetm"));
+    assert_eq!(
+        place(&[home, ("XDG_STATE_HOME", "s")], false).as_deref(),
+        Some("/home/a/.local/state/storagetm")
+    );
+    assert_eq!(place(&[home, ("STATE_DIRECTORY", "/v/a:/v/b")], true).as_deref(), Some("/v/a"));
+    assert_eq!(place(&[], false), None);
+}
+
+#[test]
+fn who_knew_the_code_gets_no_more_disks_and_time_than_the_owner_gave_that_host() {
+    let (_folder, store) = store();
+    let rules = r#""chap_key": "chap",
+        "rules": [{"disk": "sdb", "access": "writable", "expires": "2999-01-01T00:00:00Z"}]"#;
+    write(&store, "hosts/one.json", &host(NQN, rules));
+    let before = read(&store, now());
+    let key = Key::generate(Kind::Tls, None).unwrap();
+    let (nqn, tls) = (NQN, key.text());
+    let guest = Guest { nqn, name: "x", tls, disks: &[], access: Access::ReadOnly };
+    store.let_in(&guest, now()).unwrap();
+    let (policy, next, complaints) = read(&store, now());
+    assert!(complaints.is_empty() && next == before.1, "{complaints:?}");
+    let found = policy.host(NQN).unwrap();
+    assert_eq!((found.tls.as_ref(), found.rules.len()), (Some(tls), 1));
+    let rule = &found.rules[0];
+    assert_eq!((rule.disk.as_deref(), rule.access), (Some("sdb"), Access::ReadOnly));
+}

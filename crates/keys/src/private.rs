@@ -1,0 +1,301 @@
+//! Files that are nobody else's business: read only if nobody else could, written whole or not at all. It knows not
+//! what is in them.
+
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::process::geteuid;
+use zeroize::Zeroizing;
+
+use failure::Failure;
+
+pub(crate) const KEYS: &str = "keys";
+pub(crate) const HOSTS: &str = "hosts";
+pub(crate) const TARGETS: &str = "targets";
+/// What the files of hosts end in.
+pub(crate) const JSON: &str = ".json";
+/// What the credentials that hold a host begin with.
+pub(crate) const CREDENTIAL: &str = "storagetm.host.";
+
+/// Rights of everybody but the owner.
+const OTHERS: u32 = 0o077;
+/// Rights of everybody but the owner to change something.
+const OTHERS_WRITE: u32 = 0o022;
+
+/// Makes a folder that only its owner may enter, and those in which it lies, if it is not there.
+///
+/// # Errors
+/// It cannot be made, or others could put files into it.
+pub(crate) fn make_folder(path: &Path) -> Result<(), Failure> {
+    let made = DirBuilder::new().mode(0o700).recursive(true).create(path);
+    let meta = made.and_then(|()| fs::metadata(path));
+    let meta = meta.map_err(|error| cannot("be made", path, &error))?;
+    check_owner(path, &meta)?;
+    if meta.mode() & OTHERS_WRITE != 0 {
+        return Err(Failure::new(format!(
+            "the folder {} can be changed by others (mode {:04o}), who could let anybody in: chmod 700 it, and look at \
+             what is in it",
+            path.display(),
+            meta.mode() & 0o7777
+        )));
+    }
+    Ok(())
+}
+
+/// What is there is this user's or root's.
+fn check_owner(path: &Path, meta: &Metadata) -> Result<(), Failure> {
+    if meta.uid() == 0 || meta.uid() == geteuid().as_raw() {
+        return Ok(());
+    }
+    let (path, user) = (path.display(), meta.uid());
+    // Root works for the user whose folder it is.
+    if geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "{path} belongs to another user (number {user}): chown it, or name another --keys folder"
+    )))
+}
+
+/// Reads a file of at most `most` bytes that nobody but its owner can read.
+///
+/// # Errors
+/// It cannot be read, others could read it, or it is too long.
+pub(crate) fn read(path: &Path, most: usize) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let flags = i32::from_ne_bytes(flags.bits().to_ne_bytes());
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let file = opened.map_err(|error| cannot("be read", path, &error))?;
+    let meta = file.metadata().map_err(|error| cannot("be read", path, &error))?;
+    check_private(path, &meta)?;
+    bounded(&file, most).map_err(|error| cannot("be read", path, &error))
+}
+
+fn check_private(path: &Path, meta: &Metadata) -> Result<(), Failure> {
+    if !meta.is_file() {
+        return Err(Failure::new(format!("{} is no file", path.display())));
+    }
+    check_owner(path, meta)?;
+    if meta.mode() & OTHERS != 0 {
+        return Err(Failure::new(format!(
+            "{} can be read by others (mode {:04o}), and is not used: chmod 600 it, and make another if others were \
+             on this machine",
+            path.display(),
+            meta.mode() & 0o7777
+        )));
+    }
+    Ok(())
+}
+
+/// All that comes, at most so many bytes; no copy of it is left behind.
+///
+/// # Errors
+/// It cannot be read, or there is more.
+pub fn bounded(from: impl Read, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(most.saturating_add(1)));
+    let limit = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
+    from.take(limit).read_to_end(&mut bytes)?;
+    if bytes.len() > most {
+        return Err(io::Error::new(
+            ErrorKind::FileTooLarge,
+            format!("it has more than {most} bytes"),
+        ));
+    }
+    Ok(bytes)
+}
+
+/// Writes the file with mode 0600: whoever reads finds what was there before, or all of this. Only one may write in a
+/// folder at a time ([`Lock`]).
+///
+/// # Errors
+/// It cannot be written; what was there is there still.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    write_all(&[(path, bytes)])
+}
+
+/// The same for several files that belong together: none is replaced before there is space for all.
+///
+/// # Errors
+/// One of them cannot be written.
+pub(crate) fn write_all(files: &[(&Path, &[u8])]) -> Result<(), Failure> {
+    let cannot = |path, error| cannot("be written", path, &error);
+    let staged = files.iter().try_for_each(|(path, bytes)| {
+        write_beside(&beside(path), bytes).map_err(|error| cannot(path, error))
+    });
+    let written = staged.and_then(|()| {
+        files.iter().try_for_each(|(path, _)| {
+            let renamed = fs::rename(beside(path), path).and_then(|()| sync_folder(path));
+            renamed.map_err(|error| cannot(path, error))
+        })
+    });
+    if written.is_err() {
+        files.iter().for_each(|(path, _)| drop(fs::remove_file(beside(path))));
+    }
+    written
+}
+
+/// Where a file stands while it is written.
+fn beside(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.new"))
+}
+
+fn write_beside(beside: &Path, bytes: &[u8]) -> io::Result<()> {
+    // Of a writer that was killed.
+    let _ = fs::remove_file(beside);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(beside)?;
+    give_to_owner(beside, &file)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+/// What root writes into the folder of a service's user is that user's.
+fn give_to_owner(path: &Path, file: &File) -> io::Result<()> {
+    let folder = fs::metadata(folder_of(path))?;
+    if geteuid().is_root() && folder.uid() != 0 {
+        fchown(file, Some(folder.uid()), Some(folder.gid()))?;
+    }
+    Ok(())
+}
+
+/// Removes the file for good.
+///
+/// # Errors
+/// It cannot be removed.
+pub(crate) fn remove(path: &Path) -> Result<(), Failure> {
+    let removed = fs::remove_file(path).and_then(|()| sync_folder(path));
+    removed.map_err(|error| cannot("be removed", path, &error))
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(folder_of(path))?.sync_all()
+}
+
+fn folder_of(path: &Path) -> PathBuf {
+    match path.parent() {
+        None => PathBuf::from("/"),
+        // A bare name is in the folder that one is in.
+        Some(folder) if folder.as_os_str().is_empty() => PathBuf::from("."),
+        Some(folder) => folder.to_owned(),
+    }
+}
+
+fn cannot(what: &str, path: &Path, error: &io::Error) -> Failure {
+    let hint = if error.kind() == ErrorKind::PermissionDenied {
+        "; is this its owner, or root?"
+    } else {
+        ""
+    };
+    Failure::new(format!("{} cannot {what}: {error}{hint}", path.display())).because_of(error)
+}
+
+/// Held by whoever changes what is in a folder; others wait for it.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Waits until nobody else changes what is in `folder`.
+    ///
+    /// # Errors
+    /// The folder's file `lock` cannot be made or locked.
+    pub(crate) fn take(folder: &Path) -> Result<Self, Failure> {
+        let path = folder.join("lock");
+        let opened = rustix::fs::open(
+            &path,
+            OFlags::RDONLY | OFlags::CREATE | OFlags::CLOEXEC | OFlags::NOFOLLOW,
+            rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR,
+        );
+        let file = opened.map_err(|error| cannot("be opened", &path, &error.into()))?;
+        // It is never written to: that would look like a change to those who watch the folder.
+        flock(&file, FlockOperation::LockExclusive)
+            .map_err(|error| cannot("be locked", &path, &error.into()))?;
+        Ok(Self { _file: file.into() })
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    use testkit::Scratch;
+
+    #[test]
+    fn a_file_is_written_whole_and_private_and_nothing_is_left_beside_it() {
+        let folder = Scratch::new();
+        let path = folder.0.join("a");
+        write(&path, b"one").unwrap();
+        fs::write(folder.0.join(".a.new"), "left by one that was killed").unwrap();
+        write(&path, b"two").unwrap();
+        assert_eq!(read(&path, 3).unwrap().as_slice(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_what_was_there() {
+        let folder = Scratch::new();
+        let path = folder.0.join("a");
+        fs::create_dir(&path).unwrap();
+        let failure = write(&path, b"x").unwrap_err().to_string();
+        assert!(failure.contains("cannot be written"), "{failure}");
+        assert_eq!(fs::read_dir(&folder.0).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_others_could_read_is_not_read() {
+        let folder = Scratch::new();
+        let path = folder.0.join("a");
+        write(&path, b"one").unwrap();
+        for mode in [0o644, 0o640, 0o604, 0o660, 0o602] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let failure = read(&path, 9).unwrap_err().to_string();
+            assert!(failure.contains("chmod 600"), "{mode:o}: {failure}");
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o400)).unwrap();
+        assert!(read(&path, 9).is_ok());
+        // The rights that count are those of what a link leads to.
+        symlink(&path, folder.0.join("link")).unwrap();
+        assert!(read(&folder.0.join("link"), 9).is_ok());
+    }
+
+    #[test]
+    fn what_is_too_long_or_no_file_is_not_read() {
+        let folder = Scratch::new();
+        let path = folder.0.join("a");
+        write(&path, &[b'x'; 10]).unwrap();
+        assert!(read(&path, 9).unwrap_err().to_string().contains("more than 9 bytes"));
+        assert!(read(&folder.0, 9).unwrap_err().to_string().contains("is no file"));
+        assert!(read(Path::new("/dev/null"), 9).unwrap_err().to_string().contains("is no file"));
+        assert!(read(&folder.0.join("b"), 9).unwrap_err().to_string().contains("cannot be read"));
+    }
+
+    #[test]
+    fn a_folder_that_others_can_change_is_not_trusted() {
+        let folder = Scratch::new();
+        let inner = folder.0.join("a/b");
+        make_folder(&inner).unwrap();
+        assert_eq!(fs::metadata(&inner).unwrap().mode() & 0o7777, 0o700);
+        fs::set_permissions(&inner, fs::Permissions::from_mode(0o770)).unwrap();
+        assert!(make_folder(&inner).unwrap_err().to_string().contains("chmod 700"));
+        fs::set_permissions(&inner, fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(make_folder(&inner).is_ok());
+    }
+
+    #[test]
+    fn only_one_has_the_lock() {
+        let folder = Scratch::new();
+        let lock = Lock::take(&folder.0).unwrap();
+        let path = folder.0.clone();
+        let other =
+            std::thread::spawn(move || Lock::take(&path).map(|_| std::time::Instant::now()));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let freed = std::time::Instant::now();
+        drop(lock);
+        assert!(other.join().unwrap().unwrap() >= freed);
+    }
+}

@@ -1,0 +1,377 @@
+//! Where the owner's keys are kept, and the hosts that have them: a folder of small files that is read anew whenever
+//! something in it changes. It knows no connection and no screen.
+//!
+//! ```text
+//! DIR/keys/NAME          one key in the interchange form
+//! DIR/hosts/NAME.json    a host: its NQN, the names of its keys, what it may have and until when
+//! DIR/targets/NAME.json  a machine that has let this one in (storagetm pair)
+//! DIR/lock               held by whoever writes
+//! ```
+
+use std::ffi::OsString;
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+use std::{env, fs};
+
+use export::{Access, Secret};
+use zeroize::Zeroizing;
+
+use crate::date::Moment;
+use crate::key::{self, Key};
+use crate::name::Name;
+use crate::record::{self, Record, Rule};
+use failure::Failure;
+use linux::tree::Tree;
+
+pub use crate::private::bounded;
+use crate::private::{CREDENTIAL, HOSTS, JSON, KEYS};
+pub use crate::watch::Watch;
+
+/// The folder of keys and hosts.
+#[derive(Debug)]
+pub struct Store {
+    folder: PathBuf,
+    pub(crate) credentials: Vec<Credential>,
+}
+
+/// A host that is not in the folder, but was handed to this program.
+#[derive(Debug)]
+pub(crate) struct Credential {
+    pub(crate) name: String,
+    pub(crate) text: Secret,
+}
+
+/// A host that has just been let in by the code on the screen.
+#[derive(Debug)]
+pub struct Guest<'a> {
+    /// Its host NQN, as received.
+    pub nqn: &'a str,
+    /// What its owner calls it, as received.
+    pub name: &'a str,
+    /// Its key for secured channels, in the interchange form.
+    pub tls: &'a Secret,
+    /// The disks that it may have, by NQN; none for each that is lent.
+    pub disks: &'a [String],
+    /// What it may do with them.
+    pub access: Access,
+}
+
+impl Store {
+    /// The folder that was asked for, else the service's (`$STATE_DIRECTORY`), else this user's.
+    ///
+    /// # Errors
+    /// The user has no home.
+    pub fn place(asked: Option<&Path>) -> Result<PathBuf, Failure> {
+        let root = rustix::process::geteuid().is_root();
+        let place = asked.map(Path::to_owned).or_else(|| usual(&|name| env::var_os(name), root));
+        place.ok_or_else(|| {
+            Failure::new("it is not known where keys are kept, since $HOME is not set: name a folder by --keys DIR")
+        })
+    }
+
+    /// Opens the folder, and makes it if it is not there. The hosts in this service's credentials belong to it.
+    ///
+    /// # Errors
+    /// It cannot be made, or others could write into it.
+    pub fn open(folder: &Path) -> Result<Self, Failure> {
+        for inner in ["", KEYS, HOSTS] {
+            crate::private::make_folder(&folder.join(inner))?;
+        }
+        let own = env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+        let credentials = own.map(|own| in_folder(&own)).unwrap_or_default();
+        Ok(Self { folder: folder.to_owned(), credentials })
+    }
+
+    /// With the hosts in the credentials of the whole system, too, and of the firmware (systemd.system-credentials(7)).
+    pub fn and_boot_settings(mut self, tree: &Tree) -> Self {
+        for folder in ["run/credentials/@system", "run/credentials/@initrd"] {
+            self.credentials.extend(in_folder(&tree.path(folder)));
+        }
+        let strings = linux::boot::firmware_strings(tree).into_iter().map(Zeroizing::new);
+        self.credentials.extend(strings.filter_map(|text| in_string(&text)));
+        self
+    }
+
+    /// The folder itself.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A descriptor that tells when something in the folder changes.
+    ///
+    /// # Errors
+    /// This machine watches too many folders already.
+    pub fn watch(&self) -> io::Result<Watch> {
+        Watch::open(&self.folder)
+    }
+
+    /// The names of all keys.
+    pub fn key_names(&self) -> Vec<Name> {
+        self.names(KEYS).into_iter().filter_map(|name| name.parse().ok()).collect()
+    }
+
+    /// Whether there is a key of that name.
+    pub fn has_key(&self, name: &Name) -> bool {
+        self.key_path(name).symlink_metadata().is_ok()
+    }
+
+    /// The key of that name.
+    ///
+    /// # Errors
+    /// There is none, others could read it, or it is no key.
+    pub fn key(&self, name: &Name) -> Result<Key, Failure> {
+        let path = self.key_path(name);
+        if !self.has_key(name) {
+            return Err(Failure::new(format!(
+                "there is no key {name} in {}",
+                self.folder.display()
+            )));
+        }
+        let text = crate::private::read(&path, key::LONGEST)?;
+        Key::parse(&text).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+    }
+
+    /// Keeps the key under that name.
+    ///
+    /// # Errors
+    /// There is one of that name and it is not to be replaced, or it cannot be written.
+    pub fn put_key(&self, name: &Name, key: &Key, replace: bool) -> Result<(), Failure> {
+        let _lock = self.lock()?;
+        if self.has_key(name) && !replace {
+            return Err(Failure::new(format!(
+                "there is a key {name} already: choose another name, or say --replace"
+            )));
+        }
+        crate::private::write(&self.key_path(name), &key.line())
+    }
+
+    /// Removes the key of that name, unless a host uses it.
+    ///
+    /// # Errors
+    /// There is none, or a host uses it, or it cannot be removed.
+    pub fn remove_key(&self, name: &Name) -> Result<(), Failure> {
+        let _lock = self.lock()?;
+        let users: Vec<String> = self.users(name).iter().map(Name::to_string).collect();
+        if !users.is_empty() {
+            let users = users.join(", ");
+            return Err(Failure::new(format!(
+                "the key {name} is used by {users}: storagetm host remove takes away what a host may have"
+            )));
+        }
+        if !self.has_key(name) {
+            return Err(Failure::new(format!(
+                "there is no key {name} in {}",
+                self.folder.display()
+            )));
+        }
+        crate::private::remove(&self.key_path(name))
+    }
+
+    /// The hosts that use the key of that name.
+    pub fn users(&self, key: &Name) -> Vec<Name> {
+        let hosts = self.hosts().into_iter();
+        let uses = |record: &Record| record.key_names().any(|name| name == key);
+        hosts.filter(|(_, found)| found.as_ref().is_ok_and(uses)).map(|(name, _)| name).collect()
+    }
+
+    /// All hosts in the folder, by name; a file that cannot be used is the reason why not.
+    pub fn hosts(&self) -> Vec<(Name, Result<Record, Failure>)> {
+        let names = self.names(HOSTS).into_iter();
+        let names = names.filter_map(|name| name.strip_suffix(JSON)?.parse::<Name>().ok());
+        names.map(|name| (name.clone(), self.host(&name))).collect()
+    }
+
+    /// Whether there is a host of that name.
+    pub fn has_host(&self, name: &Name) -> bool {
+        self.host_path(name).symlink_metadata().is_ok()
+    }
+
+    /// The host of that name.
+    ///
+    /// # Errors
+    /// There is none, others could read it, or it is not understood.
+    pub fn host(&self, name: &Name) -> Result<Record, Failure> {
+        let path = self.host_path(name);
+        let text = crate::private::read(&path, record::LONGEST)?;
+        Record::parse(&text).map_err(|why| Failure::new(format!("{}: {why}", path.display())))
+    }
+
+    /// The host that is called so, or has that NQN.
+    pub fn find_host(&self, called: &str) -> Option<Name> {
+        let by_name = || self.hosts().into_iter().find(|(name, _)| name.as_str() == called);
+        self.host_of(called).or_else(|| by_name().map(|(name, _)| name))
+    }
+
+    /// What the host of that NQN is called here.
+    pub fn host_of(&self, nqn: &str) -> Option<Name> {
+        let has_nqn = |found: &Result<Record, Failure>| found.as_ref().is_ok_and(|r| r.nqn == nqn);
+        self.hosts().into_iter().find(|(_, found)| has_nqn(found)).map(|(name, _)| name)
+    }
+
+    /// Keeps the host under that name, and what was kept under it before no longer.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn put_host(&self, name: &Name, record: &Record) -> Result<(), Failure> {
+        let _lock = self.lock()?;
+        crate::private::write(&self.host_path(name), &record.emit())
+    }
+
+    /// Lets the host of that name in no longer. Returns the names of keys that nobody uses now and that are called as
+    /// the host was: they are removed with it.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn remove_host(&self, name: &Name) -> Result<Vec<Name>, Failure> {
+        let _lock = self.lock()?;
+        let record = self.host(name);
+        crate::private::remove(&self.host_path(name))?;
+        let Ok(record) = record else { return Ok(Vec::new()) };
+        let own = |key: &&Name| key.is_of(name);
+        let unused = |key: &&Name| self.users(key).is_empty() && self.has_key(key);
+        let mut gone: Vec<Name> = record.key_names().filter(own).filter(unused).cloned().collect();
+        gone.dedup();
+        gone.iter().try_for_each(|key| crate::private::remove(&self.key_path(key)))?;
+        Ok(gone)
+    }
+
+    /// Lets in a host that has proven to know the code, in place of one of the same NQN: which disks that one might have,
+    /// and until when, stays. Returns what it is called from now on.
+    ///
+    /// # Errors
+    /// Its NQN or its key is none, or it cannot be written.
+    pub fn let_in(&self, guest: &Guest<'_>, now: SystemTime) -> Result<Name, Failure> {
+        record::check_nqn(guest.nqn).map_err(Failure::new)?;
+        if self.is_in_credential(guest.nqn) {
+            // Two of one name would lock both out.
+            return Err(Failure::new(format!(
+                "{} is let in by a credential, and only who gave that can change it",
+                guest.nqn
+            )));
+        }
+        let key = Key::parse(guest.tls.bytes()).map_err(Failure::new)?;
+        let name = self.host_of(guest.nqn).unwrap_or_else(|| {
+            Name::of(guest.name).unless(|name| self.has_key(name) || self.has_host(name))
+        });
+        let known = self.host(&name).ok().filter(|_| guest.disks.is_empty());
+        let known = known.and_then(|record| narrowed(record, guest, now));
+        // A key that others use, too, stays theirs.
+        let others = |key: &Name| self.has_key(key) && self.users(key) != [name.clone()];
+        let key_name = name.clone().unless(others);
+        let rule = |disk| Rule { disk, access: guest.access.into(), expires: None };
+        let disks = guest.disks.iter().map(|disk| rule(Some(disk.clone())));
+        let record = Record {
+            nqn: guest.nqn.to_owned(),
+            tls_key: Some(key_name.clone()),
+            chap_key: None,
+            chap_controller_key: None,
+            tls: None,
+            chap: None,
+            chap_controller: None,
+            tls_compat: false,
+            rules: known.unwrap_or_else(|| {
+                if guest.disks.is_empty() { vec![rule(None)] } else { disks.collect() }
+            }),
+            added: Some(Moment::new(now)),
+        };
+        let _lock = self.lock()?;
+        let (key_path, host_path) = (self.key_path(&key_name), self.host_path(&name));
+        crate::private::write_all(&[(&key_path, &key.line()), (&host_path, &record.emit())])?;
+        Ok(name)
+    }
+
+    fn is_in_credential(&self, nqn: &str) -> bool {
+        let mut records = self.credentials.iter().map(|it| Record::parse(it.text.bytes()));
+        records.any(|record| record.is_ok_and(|record| record.nqn == nqn))
+    }
+
+    /// The names of the files in one of the folders, in order. What begins with a dot is being written.
+    pub(crate) fn names(&self, inner: &str) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.folder.join(inner)) else { return Vec::new() };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut names: Vec<String> = names.filter(|name| !name.starts_with('.')).collect();
+        names.sort();
+        names
+    }
+
+    fn key_path(&self, name: &Name) -> PathBuf {
+        self.folder.join(KEYS).join(name.as_str())
+    }
+
+    fn host_path(&self, name: &Name) -> PathBuf {
+        self.folder.join(HOSTS).join(format!("{name}{JSON}"))
+    }
+
+    pub(crate) fn lock(&self) -> Result<crate::private::Lock, Failure> {
+        crate::private::Lock::take(&self.folder)
+    }
+}
+
+/// What the owner's rules for a host leave to it with the access that it has now; nothing if all have expired.
+fn narrowed(record: Record, guest: &Guest<'_>, now: SystemTime) -> Option<Vec<Rule>> {
+    let holding = record.rules.into_iter().filter(|rule| rule.holds(now));
+    let rules: Vec<Rule> =
+        holding.map(|rule| Rule { access: guest.access.into(), ..rule }).collect();
+    (!rules.is_empty()).then_some(rules)
+}
+
+/// Where keys are kept if nothing else was said.
+pub(crate) fn usual(variable: &dyn Fn(&str) -> Option<OsString>, root: bool) -> Option<PathBuf> {
+    let folder = |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    // systemd names all of the service's folders, with colons between them.
+    let service = variable("STATE_DIRECTORY").and_then(|all| {
+        let first = all.to_str()?.split(':').next()?.to_owned();
+        Some(PathBuf::from(first)).filter(|path| path.is_absolute())
+    });
+    let home = || {
+        let state = folder("XDG_STATE_HOME");
+        let state = state.or_else(|| Some(folder("HOME")?.join(".local/state")));
+        state.map(|state| state.join("storagetm"))
+    };
+    service.or_else(|| if root { Some(PathBuf::from("/var/lib/storagetm")) } else { home() })
+}
+
+/// The hosts among the credentials in a folder. Who may read them is the service manager's to say.
+pub(crate) fn in_folder(folder: &Path) -> Vec<Credential> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| name.starts_with(CREDENTIAL)).collect();
+    names.sort();
+    names.into_iter().map(|name| in_file(folder, name)).collect()
+}
+
+/// What cannot be read is an empty text, which is no host, and is said to be none.
+fn in_file(folder: &Path, name: String) -> Credential {
+    let opened = fs::File::open(folder.join(&name));
+    let text = opened.and_then(|file| bounded(file, record::LONGEST));
+    let mut text = text.unwrap_or_default();
+    Credential { name, text: Secret::new(std::mem::take(&mut text)) }
+}
+
+/// A host in one of the firmware's strings: `io.systemd.credential:NAME=TEXT`.
+fn in_string(text: &str) -> Option<Credential> {
+    let (name, text) = text.strip_prefix("io.systemd.credential:")?.split_once('=')?;
+    let text = Secret::new(text.as_bytes().to_vec());
+    name.starts_with(CREDENTIAL).then(|| Credential { name: name.to_owned(), text })
+}
+
+/// Writes something secret to a file that somebody named: only its owner can read it.
+///
+/// # Errors
+/// It cannot be written.
+pub fn write_private(path: &Path, text: &[u8]) -> Result<(), Failure> {
+    crate::private::write(path, text)
+}
+
+/// A key's text from a file that somebody named, or from standard input.
+///
+/// # Errors
+/// It cannot be read, or is too long for a key.
+pub fn read_key(from: impl Read, what: &str) -> Result<Key, Failure> {
+    let text = bounded(from, key::LONGEST).map_err(|error| match error.kind() {
+        ErrorKind::FileTooLarge => Failure::new(format!("{what} is no key: {error}")),
+        _ => Failure::new(format!("{what} cannot be read: {error}")),
+    })?;
+    Key::parse(&text).map_err(|error| Failure::new(format!("{what}: {error}")))
+}

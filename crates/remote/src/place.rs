@@ -1,0 +1,321 @@
+//! Where the other machine is: as it is typed, and a connection to it. It knows not what is said there.
+
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::time::Duration;
+use std::{fmt, io};
+
+use console::attach::Endpoint;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use linux::net::{Address, Scope};
+
+use failure::Failure;
+use nvme::PORT as NVME_PORT;
+
+/// How long one address may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A machine, as it was typed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    host: String,
+    interface: Option<String>,
+    port: u16,
+}
+
+const FORM: &str = "a machine is 192.168.1.5, name.local or fe80::1%eth0, with a port 192.168.1.5:4420 or [fe80::1%eth0]:4420";
+
+impl Place {
+    /// The machine in `HOST`, `HOST:PORT`, `[HOST]` or `[HOST]:PORT`; a host may end in `%INTERFACE`. An interface that
+    /// is said apart is for a link-local address without one.
+    ///
+    /// # Errors
+    /// A sentence.
+    pub fn parse(text: &str, interface: Option<&str>) -> Result<Self, String> {
+        let (host, port) = split(text).ok_or(FORM)?;
+        let port = port
+            .map_or(Ok(NVME_PORT), str::parse)
+            .map_err(|_| "a port is a number from 1 to 65535")?;
+        let (host, zone) = match host.split_once('%') {
+            Some((host, zone)) => (host, Some(zone)),
+            None => (host, None),
+        };
+        let interface = zone.or(interface).map(str::to_owned);
+        let plain = |text: &str| text.chars().all(|c| c.is_ascii_graphic() && c != '%' && c != '/');
+        let named = interface.as_deref().is_none_or(|name| !name.is_empty() && plain(name));
+        if host.is_empty() || port == 0 || !plain(host) || !named {
+            return Err(FORM.to_owned());
+        }
+        if is_link_local_6(host) && interface.is_none() {
+            return Err(format!(
+                "{host} is a link-local address: say behind which interface, as in {host}%eth0"
+            ));
+        }
+        Ok(Self { host: host.to_owned(), interface, port })
+    }
+
+    /// The machine at an address; a link-local one is behind that interface.
+    pub fn at(address: IpAddr, interface: Option<&str>, port: u16) -> Self {
+        let near = linux::net::scope_of(address) == Scope::Link;
+        let interface = interface.filter(|_| near).map(str::to_owned);
+        Self { host: address.to_string(), interface, port }
+    }
+
+    /// The same machine, another port of it.
+    pub fn with_port(&self, port: u16) -> Self {
+        Self { port, ..self.clone() }
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its name or its address, an address with the interface behind which it is.
+    pub fn host(&self) -> String {
+        let zone = self.interface.as_ref().map(|name| format!("%{name}")).unwrap_or_default();
+        format!("{}{zone}", self.host)
+    }
+
+    /// Whether it is this machine itself: a loopback address, or `localhost`. Any other name may lead elsewhere at each look.
+    pub fn is_loopback(&self) -> bool {
+        let address: Option<IpAddr> = self.host.parse().ok();
+        address.map_or_else(|| self.is_localhost(), is_loopback)
+    }
+
+    /// Connects to the first of its addresses that answers.
+    ///
+    /// # Errors
+    /// None does.
+    pub fn connect(&self) -> Result<TcpStream, Failure> {
+        if let Some(zone) = &self.interface {
+            self.check_interface(zone, &linux::net::addresses().unwrap_or_default())?;
+        }
+        let addresses = self.addresses().map_err(|error| self.unreachable(&error))?;
+        let mut last = io::Error::new(io::ErrorKind::NotFound, "no address is known for it");
+        for address in addresses {
+            match self.reach(address) {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(self.unreachable(&last))
+    }
+
+    /// What stands behind `%` is an interface of this machine: the other one's screen shows its own.
+    fn check_interface(&self, zone: &str, own: &[Address]) -> Result<(), Failure> {
+        if own.is_empty() || own.iter().any(|address| address.interface == zone) {
+            return Ok(());
+        }
+        let near = |address: &&Address| address.scope == Scope::Link && address.running;
+        let mut names: Vec<&str> =
+            own.iter().filter(near).map(|address| address.interface.as_str()).collect();
+        names.dedup();
+        let hint = match names.as_slice() {
+            [] => "none of its interfaces is connected just now".to_owned(),
+            names => {
+                let tried = names.iter().map(|name| format!("{}%{name}", self.host));
+                format!("try {}", tried.collect::<Vec<_>>().join(" or "))
+            }
+        };
+        Err(Failure::new(format!(
+            "{self} cannot be reached: this machine has no interface {zone} with an address, and what stands behind % is its own \
+             interface, not that of the other machine; {hint}"
+        )))
+    }
+
+    /// Whether it is called so: a name that is kept for loopback addresses (RFC 6761, section 6.3).
+    fn is_localhost(&self) -> bool {
+        self.host.eq_ignore_ascii_case("localhost")
+    }
+
+    /// The addresses that it has; of `localhost` only those of the loopback interface.
+    ///
+    /// # Errors
+    /// Nobody knows any.
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        let zone = self.interface.as_ref().filter(|_| is_link_local_6(&self.host));
+        let host = match zone {
+            Some(interface) => format!("{}%{interface}", self.host),
+            None => self.host.clone(),
+        };
+        let all = (host, self.port).to_socket_addrs()?;
+        Ok(all.filter(|it| !self.is_localhost() || is_loopback(it.ip())).collect())
+    }
+
+    fn reach(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        if let Some(interface) = &self.interface {
+            socket.bind_device(Some(interface.as_bytes()))?;
+        }
+        socket.connect_timeout(&address.into(), PATIENCE)?;
+        socket.set_tcp_nodelay(true)?;
+        Ok(socket.into())
+    }
+
+    fn unreachable(&self, error: &io::Error) -> Failure {
+        Failure::new(format!(
+            "{self} cannot be reached: {error}; are its address and port those on its screen?"
+        ))
+    }
+
+    /// The same place as the lines for `nvme` have it, once the connection has shown its address.
+    pub fn endpoint(&self, reached: SocketAddr) -> Endpoint {
+        let address = reached.ip();
+        let local = match address {
+            IpAddr::V4(ip) => ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        let interface = self.interface.clone().filter(|_| local);
+        Endpoint { address, interface, port: reached.port(), keyed: true }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let zone = self.interface.as_ref().map(|name| format!("%{name}")).unwrap_or_default();
+        match (self.host.contains(':'), self.port) {
+            (_, NVME_PORT) => write!(f, "{}{zone}", self.host),
+            (true, port) => write!(f, "[{}{zone}]:{port}", self.host),
+            (false, port) => write!(f, "{}{zone}:{port}", self.host),
+        }
+    }
+}
+
+fn is_loopback(address: IpAddr) -> bool {
+    address.to_canonical().is_loopback()
+}
+
+fn is_link_local_6(host: &str) -> bool {
+    host.parse().is_ok_and(|ip: std::net::Ipv6Addr| ip.is_unicast_link_local())
+}
+
+/// The host without brackets, and the port's text.
+fn split(text: &str) -> Option<(&str, Option<&str>)> {
+    if let Some(rest) = text.strip_prefix('[') {
+        let (host, rest) = rest.split_once(']')?;
+        return match rest.strip_prefix(':') {
+            Some(port) => Some((host, Some(port))),
+            None => rest.is_empty().then_some((host, None)),
+        };
+    }
+    match text.split_once(':') {
+        Some((_, rest)) if rest.contains(':') => Some((text, None)),
+        Some((host, port)) => Some((host, Some(port))),
+        None => Some((text, None)),
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn a_machine_is_found_however_it_is_typed() {
+        for (text, expected) in [
+            ("192.168.1.5", "192.168.1.5"),
+            ("192.168.1.5:4420", "192.168.1.5"),
+            ("name.local:8009", "name.local:8009"),
+            ("::1", "::1"),
+            ("[::1]:1", "[::1]:1"),
+            ("fe80::1%eth0", "fe80::1%eth0"),
+            ("[fe80::1%eth0]", "fe80::1%eth0"),
+            ("[fe80::1%eth0]:99", "[fe80::1%eth0]:99"),
+        ] {
+            assert_eq!(Place::parse(text, None).unwrap().to_string(), expected, "{text}");
+        }
+        assert_eq!(Place::parse("fe80::1", Some("eth1")).unwrap().to_string(), "fe80::1%eth1");
+        assert_eq!(Place::parse("fe80::1%eth0", Some("eth1")).unwrap().to_string(), "fe80::1%eth0");
+    }
+
+    #[test]
+    fn only_loopback_addresses_and_localhost_are_this_machine() {
+        let parse = |text: &str| Place::parse(text, None).unwrap();
+        for (text, expected) in [
+            ("127.0.0.1", true),
+            ("[::1]:4420", true),
+            ("::ffff:127.0.0.1", true),
+            ("LocalHost", true),
+            ("192.0.2.1", false),
+            // The same addresses by now; a name that is resolved again may lead elsewhere.
+            ("127.1", false),
+            ("localhost.", false),
+        ] {
+            assert_eq!(parse(text).is_loopback(), expected, "{text}");
+        }
+        let addresses = parse("localhost").addresses().unwrap_or_default();
+        assert!(addresses.iter().all(|it| it.ip().is_loopback()), "{addresses:?}");
+    }
+
+    #[test]
+    fn what_is_no_machine_is_refused() {
+        for wrong in [
+            "",
+            ":1",
+            "host:",
+            "host:0",
+            "host:65536",
+            "host:x",
+            "[::1",
+            "[::1]x",
+            "fe80::1",
+            "fe80::1%",
+            "a b",
+            "a\u{1b}[2J",
+            "a/b",
+            "%eth0",
+            "a%b%c",
+        ] {
+            assert!(Place::parse(wrong, None).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_lines_name_the_interface_of_a_link_local_address_only() {
+        let place = Place::parse("169.254.1.1%eth0", None).unwrap();
+        let there = place.endpoint("169.254.1.1:4420".parse().unwrap());
+        assert_eq!(
+            there.attach_all(false),
+            "nvme connect-all -t tcp -a 169.254.1.1 -s 4420 --host-iface eth0 --tls"
+        );
+        let there = place.endpoint("10.0.0.1:4420".parse().unwrap());
+        assert_eq!(there.interface, None);
+    }
+
+    #[test]
+    fn interface_of_the_other_machine_is_explained() {
+        let address = |interface: &str, ip: &str, running| Address {
+            ip: ip.parse().unwrap(),
+            interface: interface.to_owned(),
+            scope_id: 2,
+            scope: linux::net::scope_of(ip.parse().unwrap()),
+            tentative: false,
+            deprecated: false,
+            running,
+        };
+        let own = [
+            address("lo", "127.0.0.1", true),
+            address("eth0", "10.0.0.1", true),
+            address("eth0", "fe80::1", true),
+            address("eth1", "fe80::2", false),
+            address("wlan0", "fe80::3", true),
+        ];
+        let place = |text: &str| Place::parse(text, None).unwrap();
+        let check = |text: &str, own: &[Address]| {
+            let place = place(text);
+            place.check_interface(place.interface.as_deref().unwrap(), own)
+        };
+        assert!(check("fe80::9%eth0", &own).is_ok());
+        let said = check("fe80::9%enp3s0", &own).unwrap_err().to_string();
+        assert!(said.ends_with("try fe80::9%eth0 or fe80::9%wlan0"), "{said}");
+        let said = check("fe80::9%enp3s0", &own[..2]).unwrap_err().to_string();
+        assert!(said.ends_with("none of its interfaces is connected just now"), "{said}");
+    }
+
+    #[test]
+    fn a_machine_that_is_not_there_is_said() {
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let place = Place::parse(&nobody.to_string(), None).unwrap();
+        assert!(place.connect().unwrap_err().to_string().contains("cannot be reached"));
+    }
+}

@@ -1,0 +1,276 @@
+//! With what a connection to another machine is secured: a key that was named, the one that pairing has left, a file of
+//! keys, or certificates. It knows no connection.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use engine::tls::{Hash, Psk, Trust};
+use export::Secret;
+use linux::tree::Tree;
+use nvme::auth::{Credentials, chap};
+use zeroize::Zeroizing;
+
+use super::ending::refused;
+use crate::options::copy::Copy;
+use ::remote::uri::Tls;
+use failure::Failure;
+use keys::key::{Key, Kind};
+use keys::record::check_nqn;
+use keys::store::{bounded, read_key};
+use keys::target::{Disk, Target};
+use remote::own::Own;
+
+/// Bytes of the longest file of keys or of certificates.
+const LONGEST: usize = 256 << 10;
+
+/// What this machine shows to another one.
+#[derive(Debug, Clone)]
+pub(super) struct Keys {
+    /// Its host NQN.
+    pub(super) host: String,
+    /// The key of secured channels.
+    tls: Option<Key>,
+    /// The key by which it proves who it is within NVMe.
+    pub(super) chap: Option<Arc<Credentials>>,
+    /// The disks that the machine had when it let this one in.
+    disks: Vec<Disk>,
+}
+
+/// How an NBD connection is secured.
+#[derive(Debug, Clone)]
+pub(super) enum Shown {
+    /// By a key that both ends have.
+    Psk(Psk),
+    /// By certificates.
+    Certificates(Arc<Trust>),
+}
+
+impl Keys {
+    /// What there is for that machine: the key that was named, else the one that pairing has left.
+    ///
+    /// # Errors
+    /// A key cannot be read. Then there is no connection, rather than one without it.
+    pub(super) fn find(
+        tree: &Tree,
+        options: &Copy,
+        target: Option<Target>,
+    ) -> Result<Self, Failure> {
+        let asked = options.hostnqn.as_deref().or_else(|| Some(target.as_ref()?.host.as_str()));
+        let nqn = Own::find(tree, asked).nqn;
+        check_nqn(&nqn).map_err(Failure::usage)?;
+        let (known, disks) = target.map(|target| (target.tls, target.disks)).unzip();
+        let key = options.key.as_deref().map(named).transpose()?.or(known);
+        let none = Self { host: nqn, tls: None, chap: None, disks: disks.unwrap_or_default() };
+        match key {
+            Some(key) if key.kind() == Kind::Chap => {
+                let key = chap::Key::parse(key.text().bytes()).map_err(refused)?;
+                Ok(Self { chap: Some(Arc::new(Credentials::new(key))), ..none })
+            }
+            tls => Ok(Self { tls, ..none }),
+        }
+    }
+
+    /// Whether there is nothing to secure a connection with, nor to prove itself by.
+    pub(super) fn is_clear(&self) -> bool {
+        self.tls.is_none() && self.chap.is_none()
+    }
+
+    /// The key for a secured channel to that subsystem; nothing if the connection is to be in the clear.
+    ///
+    /// # Errors
+    /// None can be derived for that name.
+    pub(super) fn nvme(&self, subsystem: &str) -> Result<Option<Psk>, String> {
+        let Some(key) = &self.tls else { return Ok(None) };
+        let psks = nvme::auth::psk::psks(key.text(), false, &self.host, subsystem);
+        let psks = psks.map_err(|error| error.to_string())?;
+        let hash = |hash| match hash {
+            nvme::auth::Hash::Sha384 => Hash::Sha384,
+            _ => Hash::Sha256,
+        };
+        let psk = psks.into_iter().next().map(|psk| Psk {
+            identity: psk.identity,
+            secret: psk.secret,
+            hash: hash(psk.hash),
+            key: None,
+        });
+        psk.map(Some).ok_or_else(|| "no key can be derived for it".to_owned())
+    }
+
+    /// How an NBD connection is secured that is to be.
+    ///
+    /// # Errors
+    /// Nothing is known to secure it with.
+    pub(super) fn nbd(&self, tls: &Tls, host: &str) -> Result<Shown, Failure> {
+        if let Some(folder) = &tls.certificates {
+            let name = tls.hostname.as_deref().unwrap_or(host);
+            return trust(folder, name).map(|trust| Shown::Certificates(Arc::new(trust)));
+        }
+        if let Some(path) = &tls.psk_file {
+            return listed(path, tls.user.as_deref()).map(Shown::Psk);
+        }
+        let key =
+            self.tls.as_ref().and_then(|key| nbd_psk(key, tls.user.as_ref().unwrap_or(&self.host)));
+        key.map(Shown::Psk).ok_or_else(|| {
+            refused(format!(
+                "there is no key for {host}: get one by \"storagetm pair\", or name one by --key, \
+                 ?tls-psk-file= or ?tls-certificates="
+            ))
+        })
+    }
+
+    /// The NQN of the disk that the other machine called so when it let this one in: `sda` is `/dev/sda`, and `disk` is
+    /// `/srv/disk.img`.
+    pub(super) fn disk(&self, name: &str) -> Option<String> {
+        let parts = |disk: &Disk| {
+            let path = Path::new(&disk.name);
+            let stem = |part: Option<&OsStr>| part.is_some_and(|part| part == name);
+            disk.name == name || stem(path.file_name()) || stem(path.file_stem())
+        };
+        let found = self.disks.iter().filter(|disk| !name.is_empty() && parts(disk));
+        let nqns: Vec<&String> = found.map(|disk| &disk.nqn).collect();
+        match nqns.as_slice() {
+            [only] => Some((*only).clone()),
+            _ => None,
+        }
+    }
+}
+
+/// The key of an NBD connection, by which a host of that name goes.
+pub(super) fn nbd_psk(key: &Key, host: &str) -> Option<Psk> {
+    Some(psk(host.to_owned(), key.nbd_psk()?))
+}
+
+fn psk(identity: String, secret: Secret) -> Psk {
+    Psk { identity, secret, hash: Hash::Sha256, key: None }
+}
+
+fn named(path: &Path) -> Result<Key, Failure> {
+    let what = path.display().to_string();
+    let file =
+        File::open(path).map_err(|error| refused(format!("{what} cannot be read: {error}")))?;
+    read_key(file, &what).map_err(|failure| refused(format!("{what}: {failure}")))
+}
+
+/// The key of that name in a file of lines `NAME:HEX`, or the only one.
+fn listed(path: &Path, user: Option<&str>) -> Result<Psk, Failure> {
+    let text = read(path)?;
+    let shown = path.display();
+    let keys: Vec<(&[u8], &[u8])> = text
+        .split(|byte| *byte == b'\n')
+        .map(<[u8]>::trim_ascii)
+        .filter(|line| !line.is_empty() && !line.starts_with(b"#"))
+        .filter_map(|line| Some((line, line.iter().rposition(|byte| *byte == b':')?)))
+        .map(|(line, at)| {
+            (line.get(..at).unwrap_or_default(), line.get(at + 1..).unwrap_or_default())
+        })
+        .collect();
+    let found = match (user, keys.as_slice()) {
+        (Some(user), keys) => keys.iter().find(|(name, _)| *name == user.as_bytes()),
+        (None, [only]) => Some(only),
+        (None, _) => {
+            return Err(refused(format!(
+                "{shown} has {} keys; say by whose name to go: nbds://NAME@…",
+                keys.len()
+            )));
+        }
+    };
+    let (name, digits) =
+        found.ok_or_else(|| refused(format!("{shown} has no key of that name")))?;
+    let name = std::str::from_utf8(name);
+    let secret = unhex(digits).filter(|secret| secret.bytes().len() >= 16);
+    match (name, secret) {
+        (Ok(name), Some(secret)) => Ok(psk(name.to_owned(), secret)),
+        _ => Err(refused(format!(
+            "{shown}: a line is NAME:HEX, with 32 hexadecimal digits at least"
+        ))),
+    }
+}
+
+fn unhex(digits: &[u8]) -> Option<Secret> {
+    let digit =
+        |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+    let pairs = digits.chunks(2);
+    let mut bytes = Vec::with_capacity(digits.len() / 2);
+    for pair in pairs {
+        let [high, low] = pair else { return None };
+        bytes.push(digit(high)? << 4 | digit(low)?);
+    }
+    Some(Secret::new(bytes))
+}
+
+/// What is in a folder as libnbd, nbdkit and qemu have it.
+fn trust(folder: &Path, name: &str) -> Result<Trust, Failure> {
+    let authority = read(&folder.join("ca-cert.pem"))?.to_vec();
+    let (chain, key) = (folder.join("client-cert.pem"), folder.join("client-key.pem"));
+    let own = match chain.exists() || key.exists() {
+        true => Some((read(&chain)?.to_vec(), Secret::new(std::mem::take(&mut *read(&key)?)))),
+        false => None,
+    };
+    Ok(Trust { authority, name: name.to_owned(), own })
+}
+
+fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let text = File::open(path).and_then(|file| bounded(file, LONGEST));
+    text.map_err(|error| refused(format!("{} cannot be read: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::fs;
+    use testkit::Scratch;
+
+    #[test]
+    fn a_disk_is_known_by_the_name_that_it_had_there_if_only_one_had_it() {
+        let disk = |name: &str| Disk {
+            nqn: format!("nqn.2024-01.test:{name}"),
+            name: name.to_owned(),
+            bytes: 1,
+            access: keys::record::Allowed::ReadOnly,
+        };
+        let disks = vec![disk("/dev/sda"), disk("/a/disk.img"), disk("/b/disk.raw"), disk("demo")];
+        let keys = Keys { host: String::new(), tls: None, chap: None, disks };
+        let known =
+            |name: &str| keys.disk(name).and_then(|nqn| Some(nqn.split_once(':')?.1.to_owned()));
+        assert_eq!(known("sda").as_deref(), Some("/dev/sda"));
+        assert_eq!(known("/dev/sda").as_deref(), Some("/dev/sda"));
+        assert_eq!(known("disk.img").as_deref(), Some("/a/disk.img"));
+        assert_eq!(known("demo").as_deref(), Some("demo"));
+        assert_eq!((known("disk"), known("sdb"), known("")), (None, None, None));
+    }
+
+    #[test]
+    fn keys_come_from_a_list_by_name() {
+        let folder = Scratch::new();
+        let path = folder.0.join("psk");
+        let line = |name: &str, byte: &str| format!("{name}:{}\n", byte.repeat(32));
+        fs::write(&path, line("nqn.2024-01.test:a", "aB") + "# no\n\n" + &line("b", "02")).unwrap();
+        let found = |user| listed(&path, user).map(|psk| (psk.identity, psk.secret.bytes()[0]));
+        assert_eq!(found(Some("nqn.2024-01.test:a")).unwrap().1, 0xab);
+        assert_eq!(found(Some("b")).unwrap(), ("b".to_owned(), 2));
+        assert!(found(Some("c")).is_err());
+        assert!(found(None).unwrap_err().to_string().contains("2 keys"));
+        fs::write(&path, line("b", "02")).unwrap();
+        assert_eq!(found(None).unwrap().0, "b");
+        for wrong in ["b:zz", "b:0", "b:0011"] {
+            fs::write(&path, wrong).unwrap();
+            let said = found(None).unwrap_err().to_string();
+            assert!(said.contains("NAME:HEX") && !said.contains("0011"), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_named_is_one_or_the_copy_is_refused() {
+        let folder = Scratch::new();
+        let path = folder.0.join("key");
+        assert_eq!(named(&path).unwrap_err().status(), 5);
+        fs::write(&path, "no key").unwrap();
+        let failure = named(&path).unwrap_err();
+        assert!(failure.status() == 5 && !failure.to_string().contains("no key\n"));
+        let key = Key::generate(Kind::Chap, None).unwrap();
+        fs::write(&path, &*key.line()).unwrap();
+        assert_eq!(named(&path).unwrap(), key);
+    }
+}
