@@ -42,7 +42,6 @@ pub enum Scope {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Address {
     pub ip: IpAddr,
-    /// The interface's name.
     pub interface: String,
     /// The interface index, which is the scope id of IPv6 link-local addresses.
     pub scope_id: u32,
@@ -202,7 +201,6 @@ fn scope(ip: IpAddr, kernel: u8) -> Scope {
 /// The network interface of a device, on whatever bus.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Card {
-    /// The interface's name.
     pub name: String,
     /// Whether it is up and has a carrier.
     pub carrier: bool,

@@ -1,11 +1,11 @@
-//! The network of a machine that has no service for it: interfaces up, link-local addresses always, others as asked.
+//! Configures the network of a machine without a network service: sets interfaces up, assigns
+//! link-local addresses always, and others as configured.
 //!
-//! Does not know who listens on the addresses, nor who shows the notes.
-//!
-//! Every wired interface gets an IPv4 link-local address (RFC 3927) and the kernel's IPv6 one, so that two machines
-//! and one cable are enough; DHCP, the prefixes of IPv6 routers and fixed addresses come beside them, as the `ip=`
-//! words of the kernel command line ask ([`Setting`]). Interfaces may come and go at any time. Everything is done by
-//! one thread, which sleeps when there is nothing to do; the state machines know neither sockets nor clocks.
+//! Every wired interface gets an IPv4 link-local address (RFC 3927) and the kernel's IPv6 one, so
+//! that two machines and one cable are enough. DHCP, prefixes of IPv6 routers and fixed addresses
+//! are added as the `ip=` parameters of the kernel command line demand ([`Setting`]). Interfaces
+//! may be added and removed at any time. One thread does everything; the protocol state machines
+//! are pure.
 
 mod dhcp;
 mod ether;
@@ -33,106 +33,111 @@ use std::os::unix::net::UnixStream;
 use std::thread::{Builder, JoinHandle};
 use worker::Worker;
 
-/// What happened, for the person at the screen.
+/// An event, to be shown on the console.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Note {
-    /// There is somebody at the other end of the cable.
+    /// The interface has a carrier.
     LinkUp {
         /// The interface.
         interface: String,
     },
-    /// The interface is there, and its cable leads nowhere.
+    /// The interface has no carrier.
     LinkDown {
         /// The interface.
         interface: String,
     },
-    /// The interface is gone.
+    /// The interface was removed.
     Gone {
         /// The interface.
         interface: String,
     },
-    /// An address can be used.
+    /// An address was assigned.
     Address {
         /// The interface.
         interface: String,
         /// The address.
         address: IpAddr,
     },
-    /// An address is gone.
+    /// An address was removed.
     AddressGone {
         /// The interface.
         interface: String,
         /// The address.
         address: IpAddr,
     },
-    /// A DHCP server lent an address.
+    /// A DHCP lease was obtained.
     Lease {
         /// The interface.
         interface: String,
         /// What was lent.
         lease: Lease,
     },
-    /// A lent address ended, or its server took it back.
+    /// A DHCP lease expired or was withdrawn.
     LeaseLost {
         /// The interface.
         interface: String,
         /// What was lent.
         lease: Lease,
     },
-    /// No DHCP server answers.
     NoAnswer {
         /// The interface.
         interface: String,
     },
-    /// Another machine has the link-local address that was wanted or used.
+    /// Address conflict: another machine has the link-local address.
     Conflict {
         /// The interface.
         interface: String,
         /// The address.
         address: Ipv4Addr,
-        /// The card of the other machine.
+        /// The MAC address of the other machine.
         other: Mac,
     },
-    /// A link-local address is used without having asked whether it is free.
+    /// A link-local address is used without conflict detection.
     Unasked {
         /// The interface.
         interface: String,
         /// The address.
         address: Ipv4Addr,
     },
-    /// A setting names an interface that has not come.
+    /// A setting names an interface that does not exist.
     Missing {
         /// The interface.
         interface: String,
     },
-    /// The kernel refused something.
+    /// The kernel refused a change.
     Failed {
         /// The interface.
         interface: String,
-        /// What it could not be: "brought up".
+        /// The change, as a participle: "brought up".
         what: String,
-        /// Why.
         error: io::Error,
     },
 }
 
-/// One sentence.
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::LinkUp { interface } => write!(f, "{interface}: connected"),
             Self::LinkDown { interface } => {
-                write!(f, "{interface}: no cable, or nobody at its other end")
+                write!(f, "{interface}: no carrier (no cable, or the other end is off)")
             }
             Self::Gone { interface } => write!(f, "{interface}: gone"),
             Self::Address { interface, address } => write!(f, "{interface}: {address}"),
             Self::AddressGone { interface, address } => write!(f, "{interface}: {address} is gone"),
             Self::Lease { interface, lease } => {
-                write!(f, "{interface}: {} lent by the DHCP server {}", lease.address, lease.server)
+                write!(
+                    f,
+                    "{interface}: {} leased by the DHCP server {}",
+                    lease.address, lease.server
+                )
             }
             Self::LeaseLost { interface, lease } => {
-                write!(f, "{interface}: {} is no longer lent by {}", lease.address, lease.server)
+                write!(
+                    f,
+                    "{interface}: the lease of {} from {} has ended",
+                    lease.address, lease.server
+                )
             }
             Self::NoAnswer { interface } => {
                 write!(f, "{interface}: no DHCP server answers yet, still asking")
@@ -142,11 +147,11 @@ impl fmt::Display for Note {
             }
             Self::Unasked { interface, address } => write!(
                 f,
-                "{interface}: {address} is used without asking whether it is free: the driver af_packet is missing"
+                "{interface}: {address} is used without conflict detection: the driver af_packet is missing"
             ),
             Self::Missing { interface } => write!(
                 f,
-                "{interface}: ip= names this interface, but there is none so far; its name may be another one here"
+                "{interface}: ip= names this interface, which does not exist so far; it may have another name here"
             ),
             Self::Failed { interface, what, error } => {
                 write!(f, "{interface}: could not be {what}: {error}")
@@ -155,20 +160,22 @@ impl fmt::Display for Note {
     }
 }
 
-/// The running thread. When it is dropped the thread ends; addresses stay as they are.
+/// The network thread. Dropping it ends the thread; addresses are kept.
 #[derive(Debug)]
 pub struct Network {
-    /// Closing it ends the thread.
+    /// Closing it stops the thread.
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Network {
-    /// Brings the network up by the settings, or with link-local addresses if there are none, and keeps it up.
+    /// Starts the thread, which applies the settings, or link-local addresses if there are none.
     ///
-    /// The sink is called from the thread; what it waits for, the network waits for.
+    /// `sink` is called on the thread and must not block.
     ///
-    /// Errors: no routing sockets, no thread. What fails later is a [`Note::Failed`].
+    /// # Errors
+    /// Fails without routing sockets or if no thread can be started. Later errors are reported as
+    /// [`Note::Failed`].
     pub fn start(
         settings: Vec<Setting>,
         sink: impl FnMut(Note) + Send + 'static,
@@ -179,7 +186,7 @@ impl Network {
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 
-    /// Ends the thread and waits for it.
+    /// Stops the thread and joins it.
     pub fn stop(self) {
         drop(self);
     }
@@ -189,7 +196,7 @@ impl Drop for Network {
     fn drop(&mut self) {
         drop(self.stop.take());
         if let Some(thread) = self.thread.take() {
-            // A panic there has told its reason already.
+            // The panic message was printed already.
             let _ = thread.join();
         }
     }

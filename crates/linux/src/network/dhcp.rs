@@ -1,8 +1,7 @@
-//! How a card borrows an IPv4 address from a server (RFC 2131 §4.4), as a pure state machine.
+//! DHCPv4 client (RFC 2131 §4.4), as a pure state machine.
 //!
-//! Does not know the sockets on which its messages travel, nor how an address is given to the kernel. It takes the
-//! first offer, starts at once instead of after 1 to 10 seconds, and leaves it to the server to see that nobody else
-//! has the address.
+//! It accepts the first offer, starts at once instead of after 1 to 10 seconds, and relies on the
+//! server for conflict detection.
 
 mod message;
 
@@ -13,62 +12,59 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-/// The port of clients (RFC 2131 §4.1).
+/// The client port (RFC 2131 §4.1).
 pub(super) const CLIENT_PORT: u16 = 68;
-/// The port of servers.
+/// The server port.
 pub(super) const SERVER_PORT: u16 = 67;
 
-/// Before the second sending; doubled each time (RFC 2131 §4.1), give or take a second.
+/// The delay before the first retransmission, doubled each time (RFC 2131 §4.1), ± 1 second.
 const FIRST_PAUSE: Duration = Duration::from_secs(4);
 const LONGEST_PAUSE: Duration = Duration::from_secs(64);
 const SECOND: Duration = Duration::from_secs(1);
-/// Unanswered questions after which the person at the screen is told, which is after 12 seconds.
-const SILENT_AFTER: u32 = 2;
-/// How often an offered address is asked for.
+/// Unanswered DISCOVERs after which [`Step::NoAnswer`] is emitted, which is after 12 seconds.
+const NO_ANSWER_AFTER: u32 = 2;
+/// Transmissions of a REQUEST for an offered address.
 const REQUESTS: u32 = 4;
-/// How often the server is asked whether an address is still good, when the cable was put back.
+/// Transmissions of a REQUEST for the previous address after a new carrier (INIT-REBOOT).
 const REBOOT_REQUESTS: u32 = 2;
-/// A server that offers an address and then refuses it is not asked at once again.
+/// The delay after a NAK.
 const AFTER_REFUSAL: Duration = Duration::from_secs(10);
-/// Between two attempts to renew (RFC 2131 §4.4.5).
+/// The minimum interval between renewals (RFC 2131 §4.4.5).
 const SHORTEST_RENEWAL: Duration = Duration::from_secs(60);
-/// Shorter leases are taken for as long as this; else a server could keep the machine busy.
+/// Shorter leases are extended to this, so that a server cannot keep the machine busy.
 const SHORTEST_LEASE: Duration = Duration::from_secs(10);
 
-/// An address that is lent by a server.
+/// A leased address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {
-    /// The address.
     pub address: Ipv4Addr,
-    /// The length of the network's prefix, in bits.
+    /// The prefix length, in bits.
     pub prefix: u8,
-    /// The server.
     pub server: Ipv4Addr,
-    /// The default router.
     pub router: Option<Ipv4Addr>,
-    /// The longest packet on this network, in bytes, if the server says so and it is at least 1280.
+    /// The MTU in bytes, if the server announces one of at least 1280.
     pub mtu: Option<u32>,
 }
 
-/// What is to be done.
+/// An action for the driver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Send the message to every server, from this address.
+    /// Broadcast the message from this source address.
     Broadcast(Ipv4Addr, Vec<u8>),
     /// Send the message to this server.
     Send(Ipv4Addr, Vec<u8>),
-    /// Use the address.
+    /// Assign the address.
     Take(Lease),
-    /// Use the address no longer.
+    /// Remove the address.
     Drop(Lease),
-    /// Nobody answers; it goes on asking.
-    Silence,
+    /// No server answers; the client continues to try.
+    NoAnswer,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Closed,
-    /// INIT and SELECTING: so many questions were sent.
+    /// INIT and SELECTING, with the number of DISCOVERs sent.
     Selecting(u32),
     /// REQUESTING; without a server it is REBOOTING.
     Requesting {
@@ -81,9 +77,9 @@ enum State {
     Rebinding,
 }
 
-/// A lease and its ends; none of them for one that is for ever.
+/// A lease and its times; `None` for an infinite lease.
 #[derive(Debug, Clone, Copy)]
-struct Held {
+struct Binding {
     lease: Lease,
     ends: Option<Ends>,
 }
@@ -95,7 +91,7 @@ struct Ends {
     expiry: Instant,
 }
 
-/// The machine of one card.
+/// The client of one interface.
 #[derive(Debug)]
 pub(super) struct Dhcp {
     mac: Mac,
@@ -106,13 +102,13 @@ pub(super) struct Dhcp {
     began: Instant,
     asked: Instant,
     due: Option<Instant>,
-    held: Option<Held>,
-    silence_told: bool,
+    held: Option<Binding>,
+    no_answer_reported: bool,
     steps: VecDeque<Step>,
 }
 
 impl Dhcp {
-    /// The machine of a card; it does nothing until it is opened. The name is told to the server.
+    /// Creates a client, which does nothing until it is opened. `hostname` is sent to the server.
     pub(super) fn new(now: Instant, mac: Mac, hostname: Option<String>) -> Self {
         Self {
             mac,
@@ -124,40 +120,40 @@ impl Dhcp {
             asked: now,
             due: None,
             held: None,
-            silence_told: false,
+            no_answer_reported: false,
             steps: VecDeque::new(),
         }
     }
 
-    /// The cable is in: asks for the address it had, or for any.
+    /// The interface has a carrier: requests the previous address, or any.
     pub(super) fn open(&mut self, now: Instant) {
         let state = self.held.map_or(State::Selecting(0), |held| State::Requesting {
             address: held.lease.address,
             server: None,
             sent: 0,
         });
-        self.silence_told = false;
+        self.no_answer_reported = false;
         self.begin(now, state);
     }
 
-    /// The cable is out. The address stays until the lease ends.
+    /// The interface has lost its carrier. The address is kept until the lease expires.
     pub(super) fn close(&mut self) {
         self.state = State::Closed;
         self.due = None;
     }
 
-    /// When [`Dhcp::tick`] is to be called.
+    /// Returns when to call [`Dhcp::tick`].
     pub(super) fn deadline(&self) -> Option<Instant> {
         let expiry = self.ends().map(|ends| ends.expiry);
         [self.due, expiry].into_iter().flatten().min()
     }
 
-    /// The next thing to do.
+    /// Returns the next action.
     pub(super) fn poll(&mut self) -> Option<Step> {
         self.steps.pop_front()
     }
 
-    /// Does what is due.
+    /// Handles expired timers.
     pub(super) fn tick(&mut self, now: Instant) {
         if self.ends().is_some_and(|ends| ends.expiry <= now) {
             self.expire(now);
@@ -177,7 +173,7 @@ impl Dhcp {
         }
     }
 
-    /// A message came, from whomever.
+    /// Handles a received datagram, from any sender.
     pub(super) fn receive(&mut self, now: Instant, bytes: &[u8]) {
         let Some(answer) = message::parse(bytes, self.mac, self.xid) else { return };
         match (self.state, answer) {
@@ -203,7 +199,7 @@ impl Dhcp {
         self.held.and_then(|held| held.ends)
     }
 
-    /// A new exchange, under a new number.
+    /// Starts an exchange with a new transaction id.
     fn begin(&mut self, now: Instant, state: State) {
         self.xid = self.random.word();
         self.began = now;
@@ -211,7 +207,7 @@ impl Dhcp {
         self.due = Some(now);
     }
 
-    fn question(&mut self, now: Instant, ask: Ask) -> Vec<u8> {
+    fn message(&mut self, now: Instant, ask: Ask) -> Vec<u8> {
         self.asked = now;
         let elapsed = now.saturating_duration_since(self.began);
         let hostname = self.hostname.as_deref();
@@ -219,7 +215,7 @@ impl Dhcp {
     }
 
     fn broadcast(&mut self, now: Instant, source: Ipv4Addr, ask: Ask) {
-        let message = self.question(now, ask);
+        let message = self.message(now, ask);
         self.steps.push_back(Step::Broadcast(source, message));
     }
 
@@ -229,9 +225,9 @@ impl Dhcp {
     }
 
     fn discover(&mut self, now: Instant, sent: u32) {
-        if sent >= SILENT_AFTER && !self.silence_told {
-            self.silence_told = true;
-            self.steps.push_back(Step::Silence);
+        if sent >= NO_ANSWER_AFTER && !self.no_answer_reported {
+            self.no_answer_reported = true;
+            self.steps.push_back(Step::NoAnswer);
         }
         self.broadcast(now, Ipv4Addr::UNSPECIFIED, Ask::Discover);
         self.state = State::Selecting(sent.saturating_add(1));
@@ -249,7 +245,7 @@ impl Dhcp {
         self.due = Some(now + self.pause(sent));
     }
 
-    /// First the server that lent the address is asked, later any (RFC 2131 §4.4.5).
+    /// Asks the leasing server first, any server later (RFC 2131 §4.4.5).
     fn renew(&mut self, now: Instant) {
         let Some((lease, ends)) = self.held.and_then(|held| Some((held.lease, held.ends?))) else {
             return;
@@ -257,7 +253,7 @@ impl Dhcp {
         let ask = Ask::Renew { address: lease.address };
         let until = if now < ends.rebinding {
             self.state = State::Renewing;
-            let message = self.question(now, ask);
+            let message = self.message(now, ask);
             self.steps.push_back(Step::Send(lease.server, message));
             ends.rebinding
         } else {
@@ -282,10 +278,10 @@ impl Dhcp {
             self.drop_lease();
             self.steps.push_back(Step::Take(lease));
         }
-        self.held = Some(Held { lease, ends });
+        self.held = Some(Binding { lease, ends });
         self.state = State::Bound;
         self.due = ends.map(|ends| ends.renewal);
-        self.silence_told = false;
+        self.no_answer_reported = false;
     }
 
     fn refuse(&mut self, now: Instant, again: Instant) {
@@ -306,8 +302,8 @@ impl Dhcp {
     }
 }
 
-/// T1 and T2 are a half and seven eighths of the lease unless the server says otherwise (RFC 2131 §4.4.5). What it says
-/// is followed if it is in that order, and if the machine is not asked to renew without a pause.
+/// T1 and T2 default to 0.5 and 0.875 of the lease (RFC 2131 §4.4.5). The server's values are used
+/// if they are in order and do not cause continuous renewal.
 fn ends(asked: Instant, lease: Duration, terms: &Terms) -> Ends {
     let lease = lease.max(SHORTEST_LEASE);
     let soonest = SHORTEST_LEASE / 2;
@@ -330,7 +326,7 @@ mod tests {
     const NAK: u8 = 6;
     const ADDRESS: [u8; 4] = [10, 0, 0, 5];
 
-    /// A machine, its clock, and the last message that it sent.
+    /// A client, its clock, and the last message that it sent.
     struct Bench {
         machine: Dhcp,
         start: Instant,
@@ -356,14 +352,14 @@ mod tests {
             steps
         }
 
-        /// Runs until the next deadline; whether and how it asked there.
+        /// Advances to the next deadline. Returns the actions.
         fn next(&mut self) -> Vec<Step> {
             self.now = self.machine.deadline().unwrap();
             self.machine.tick(self.now);
             self.steps()
         }
 
-        fn hear(&mut self, kind: u8, lease: u32) -> Vec<Step> {
+        fn receive(&mut self, kind: u8, lease: u32) -> Vec<Step> {
             let lease = lease.to_be_bytes();
             let options: [(u8, &[u8]); 5] = [
                 (53, &[kind]),
@@ -379,8 +375,8 @@ mod tests {
 
         fn bind(&mut self, lease: u32) -> Lease {
             self.next();
-            self.hear(OFFER, lease);
-            match self.hear(ACK, lease)[..] {
+            self.receive(OFFER, lease);
+            match self.receive(ACK, lease)[..] {
                 [Step::Take(lease)] => lease,
                 ref other => panic!("{other:?}"),
             }
@@ -394,11 +390,14 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_offered_requested_and_taken() {
+    fn offered_address_is_requested_and_assigned() {
         let mut bench = Bench::open();
         assert!(matches!(bench.next()[..], [Step::Broadcast(Ipv4Addr::UNSPECIFIED, _)]));
         assert_eq!(bench.asked(), (1, false, [0; 4]));
-        assert!(matches!(bench.hear(OFFER, 100)[..], [Step::Broadcast(Ipv4Addr::UNSPECIFIED, _)]));
+        assert!(matches!(
+            bench.receive(OFFER, 100)[..],
+            [Step::Broadcast(Ipv4Addr::UNSPECIFIED, _)]
+        ));
         assert_eq!(bench.asked(), (3, true, [0; 4]));
         let lease = Lease {
             address: ADDRESS.into(),
@@ -407,30 +406,30 @@ mod tests {
             router: Some([10, 0, 0, 1].into()),
             mtu: None,
         };
-        assert_eq!(bench.hear(ACK, 100), [Step::Take(lease)]);
+        assert_eq!(bench.receive(ACK, 100), [Step::Take(lease)]);
         assert_eq!(bench.now, bench.start, "nothing waits for a clock");
-        assert_eq!(bench.hear(ACK, 100), [], "a second answer is passed over");
+        assert_eq!(bench.receive(ACK, 100), [], "a second answer is passed over");
     }
 
     #[test]
-    fn it_asks_ever_more_rarely_and_says_once_that_nobody_answers() {
+    fn discover_backs_off_and_missing_server_is_reported_once() {
         let mut bench = Bench::open();
         let mut pauses = Vec::new();
-        let mut silences = 0;
+        let mut no_answers = 0;
         for _ in 0..8 {
             let then = bench.now;
-            silences += bench.next().iter().filter(|step| **step == Step::Silence).count();
+            no_answers += bench.next().iter().filter(|step| **step == Step::NoAnswer).count();
             pauses.push((bench.now - then).as_secs_f32());
         }
         for (pause, expected) in pauses.iter().skip(1).zip([4.0, 8.0, 16.0, 32.0, 64.0, 64.0, 64.0])
         {
             assert!((pause - expected).abs() <= 1.0, "{pauses:?}");
         }
-        assert_eq!(silences, 1);
+        assert_eq!(no_answers, 1);
     }
 
     #[test]
-    fn a_lease_is_renewed_at_its_half() {
+    fn lease_is_renewed_at_its_half() {
         let mut bench = Bench::open();
         bench.bind(1000);
         let steps = bench.next();
@@ -439,12 +438,12 @@ mod tests {
         );
         assert_eq!(bench.now - bench.start, Duration::from_secs(500));
         assert_eq!(bench.asked(), (3, false, ADDRESS));
-        assert_eq!(bench.hear(ACK, 1000), [], "nothing changes");
+        assert_eq!(bench.receive(ACK, 1000), [], "nothing changes");
         assert_eq!(bench.machine.deadline(), Some(bench.now + Duration::from_secs(500)));
     }
 
     #[test]
-    fn a_server_cannot_have_it_renew_without_a_pause() {
+    fn server_cannot_cause_continuous_renewal() {
         for (renewal, rebinding) in [(0u32, 800u32), (0, 0), (1, 2)] {
             let mut bench = Bench::open();
             bench.bind(1000);
@@ -465,7 +464,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_nobody_renews_is_rebound_and_then_lost() {
+    fn lease_is_rebound_and_then_expires() {
         let mut bench = Bench::open();
         let lease = bench.bind(1000);
         let mut asked = Vec::new();
@@ -488,22 +487,22 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_starts_it_anew_after_a_while() {
+    fn nak_restarts_after_a_delay() {
         let mut bench = Bench::open();
         bench.next();
-        bench.hear(OFFER, 100);
-        assert_eq!(bench.hear(NAK, 0), []);
+        bench.receive(OFFER, 100);
+        assert_eq!(bench.receive(NAK, 0), []);
         assert_eq!(bench.machine.deadline(), Some(bench.now + AFTER_REFUSAL));
         let lease = bench.bind(100);
         bench.next();
-        assert_eq!(bench.hear(NAK, 0), [Step::Drop(lease)]);
+        assert_eq!(bench.receive(NAK, 0), [Step::Drop(lease)]);
     }
 
     #[test]
-    fn a_server_that_offers_and_is_gone_is_forgotten() {
+    fn server_that_does_not_acknowledge_is_given_up() {
         let mut bench = Bench::open();
         bench.next();
-        bench.hear(OFFER, 100);
+        bench.receive(OFFER, 100);
         for _ in 1..REQUESTS {
             bench.next();
             assert_eq!(bench.asked().0, 3);
@@ -514,7 +513,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cable_put_back_asks_whether_the_address_is_still_good() {
+    fn new_carrier_verifies_the_lease() {
         let mut bench = Bench::open();
         let lease = bench.bind(1000);
         bench.machine.close();
@@ -522,15 +521,15 @@ mod tests {
         bench.machine.open(bench.now);
         assert!(matches!(bench.next()[..], [Step::Broadcast(Ipv4Addr::UNSPECIFIED, _)]));
         assert_eq!(bench.asked(), (3, false, [0; 4]));
-        assert_eq!(bench.hear(ACK, 1000), [], "it is");
+        assert_eq!(bench.receive(ACK, 1000), [], "it is");
         bench.machine.open(bench.now);
         bench.next();
-        assert_eq!(bench.hear(NAK, 0), [Step::Drop(lease)], "it is not");
+        assert_eq!(bench.receive(NAK, 0), [Step::Drop(lease)], "it is not");
         bench.bind(1000);
     }
 
     #[test]
-    fn a_lease_ends_also_while_the_cable_is_out() {
+    fn lease_expires_without_carrier() {
         let mut bench = Bench::open();
         let lease = bench.bind(1000);
         bench.machine.close();
@@ -539,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_for_ever_has_no_deadline_and_one_of_no_time_keeps_nobody_busy() {
+    fn infinite_and_zero_leases_are_handled() {
         let mut bench = Bench::open();
         bench.bind(u32::MAX);
         assert_eq!(bench.machine.deadline(), None);
@@ -549,10 +548,10 @@ mod tests {
     }
 
     #[test]
-    fn another_server_s_acknowledgement_is_passed_over() {
+    fn acknowledgement_of_another_server_is_ignored() {
         let mut bench = Bench::open();
         bench.next();
-        bench.hear(OFFER, 100);
+        bench.receive(OFFER, 100);
         let options: [(u8, &[u8]); 3] = [(53, &[ACK]), (54, &[10, 0, 0, 9]), (51, &[0, 0, 1, 0])];
         let bytes = answer(&bench.sent, ADDRESS, &options);
         bench.machine.receive(bench.now, &bytes);
@@ -560,7 +559,8 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever a neighbour answers and whenever: few steps at a time, and no lease without an end to the last.
+        /// Any replies at any time: the number of actions is bounded, and every assigned address is
+        /// removed at the end.
         #[test]
         fn any_answers_at_any_time(
             events in proptest::collection::vec((0..7u8, 0..900_000u64, 0..2000u32), 0..200)
@@ -573,9 +573,9 @@ mod tests {
                 match kind {
                     0 => bench.machine.open(bench.now),
                     1 => bench.machine.close(),
-                    2 if !bench.sent.is_empty() => steps.extend(bench.hear(OFFER, lease)),
-                    3 if !bench.sent.is_empty() => steps.extend(bench.hear(ACK, lease)),
-                    4 if !bench.sent.is_empty() => steps.extend(bench.hear(NAK, lease)),
+                    2 if !bench.sent.is_empty() => steps.extend(bench.receive(OFFER, lease)),
+                    3 if !bench.sent.is_empty() => steps.extend(bench.receive(ACK, lease)),
+                    4 if !bench.sent.is_empty() => steps.extend(bench.receive(NAK, lease)),
                     _ => bench.now += Duration::from_millis(wait),
                 }
                 assert!(steps.len() <= 6);

@@ -1,21 +1,19 @@
-//! Hardware addresses, address resolution packets (RFC 826), and the headers of a datagram that is sent by hand.
-//!
-//! Does not know what the packets are for, nor how they are sent.
+//! MAC addresses, ARP packets (RFC 826), and IPv4 and UDP headers of broadcast datagrams.
 
 use std::fmt;
 use std::net::Ipv4Addr;
 use zerocopy::byteorder::network_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// The hardware address of a network card.
+/// A MAC address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// All machines on the cable.
+    /// The broadcast address.
     pub const BROADCAST: Self = Self([0xff; 6]);
 
-    /// Reads `52:54:00:12:34:56` or `52-54-00-12-34-56`.
+    /// Parses `52:54:00:12:34:56` or `52-54-00-12-34-56`.
     pub fn parse(text: &str) -> Option<Self> {
         let mut bytes = [0; 6];
         let mut parts = text.split([':', '-']);
@@ -27,7 +25,7 @@ impl Mac {
         parts.next().is_none().then_some(Self(bytes))
     }
 
-    /// Whether one card can have it: neither a group's address nor all zeroes.
+    /// Returns whether it is neither a group address nor zero.
     pub fn is_unicast(self) -> bool {
         self.0[0] & 1 == 0 && self.0 != [0; 6]
     }
@@ -40,7 +38,7 @@ impl fmt::Display for Mac {
     }
 }
 
-/// An address resolution packet for IPv4 over Ethernet (RFC 826).
+/// An ARP packet for IPv4 over Ethernet (RFC 826).
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
 )]
@@ -63,10 +61,10 @@ const ETHERNET: u16 = 1;
 const IPV4: u16 = 0x0800;
 const REQUEST: u16 = 1;
 
-/// What an address resolution packet says.
+/// An ARP packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Arp {
-    /// It asks; otherwise it answers.
+    /// A request; otherwise a reply.
     pub(super) request: bool,
     pub(super) sender_mac: Mac,
     pub(super) sender: Ipv4Addr,
@@ -74,17 +72,17 @@ pub(super) struct Arp {
 }
 
 impl Arp {
-    /// Asks whether anybody has `target`, without claiming it (RFC 5227 §1.1).
+    /// An ARP probe: asks for `target` without claiming it (RFC 5227 §1.1).
     pub(super) fn probe(mac: Mac, target: Ipv4Addr) -> Self {
         Self { request: true, sender_mac: mac, sender: Ipv4Addr::UNSPECIFIED, target }
     }
 
-    /// Tells everybody that `mac` has `address` (RFC 5227 §1.1).
+    /// An ARP announcement: `mac` has `address` (RFC 5227 §1.1).
     pub(super) fn announcement(mac: Mac, address: Ipv4Addr) -> Self {
         Self { request: true, sender_mac: mac, sender: address, target: address }
     }
 
-    /// `None` for anything but a request or an answer for IPv4 over Ethernet; padding behind it is passed over.
+    /// Returns `None` for anything but a request or reply for IPv4 over Ethernet; ignores padding.
     pub(super) fn parse(bytes: &[u8]) -> Option<Self> {
         let (wire, _) = Wire::ref_from_prefix(bytes).ok()?;
         let kind = (wire.hardware.get(), wire.protocol.get());
@@ -117,7 +115,7 @@ impl Arp {
     }
 }
 
-/// The header of IPv4 without options (RFC 791 §3.1), and that of UDP (RFC 768).
+/// The IPv4 header without options (RFC 791 §3.1), and the UDP header (RFC 768).
 #[derive(Debug, Clone, Copy, IntoBytes, Immutable, Unaligned)]
 #[repr(C)]
 struct Headers {
@@ -141,8 +139,8 @@ const _: () = assert!(size_of::<Headers>() == 28);
 
 const UDP: u8 = 17;
 
-/// A datagram to everybody on the cable, from an address that the kernel would not choose: 0.0.0.0 above all.
-/// A payload longer than 65 507 bytes is cut.
+/// Returns a broadcast datagram from a source address that the kernel would not choose, such as
+/// 0.0.0.0. A payload longer than 65 507 bytes is truncated.
 pub(super) fn broadcast(source: (Ipv4Addr, u16), port: u16, payload: &[u8]) -> Vec<u8> {
     let payload = payload.get(..65_507).unwrap_or(payload);
     let udp_length = u16::try_from(payload.len() + 8).unwrap_or(u16::MAX);
@@ -164,7 +162,7 @@ pub(super) fn broadcast(source: (Ipv4Addr, u16), port: u16, payload: &[u8]) -> V
     };
     let pseudo = sum(&source.0.octets()) + sum(&[0xff; 4]) + u64::from(UDP) + u64::from(udp_length);
     let datagram = sum(headers.as_bytes().get(20..).unwrap_or_default()) + sum(payload);
-    // A sum of zero is sent as its complement: zero means that there is none (RFC 768).
+    // A checksum of zero is sent as its complement: zero means none (RFC 768).
     let udp_checksum = fold(pseudo + datagram);
     headers.udp_checksum = if udp_checksum == 0 { u16::MAX } else { udp_checksum }.into();
     headers.checksum = fold(sum(headers.as_bytes().get(..20).unwrap_or_default())).into();
@@ -173,7 +171,7 @@ pub(super) fn broadcast(source: (Ipv4Addr, u16), port: u16, payload: &[u8]) -> V
     bytes
 }
 
-/// The sum of the 16-bit words; an odd byte at the end is the upper half of one (RFC 1071).
+/// Returns the sum of the 16-bit words; an odd byte at the end is the upper half of one (RFC 1071).
 fn sum(bytes: &[u8]) -> u64 {
     let word = |pair: &[u8]| match pair {
         [high, low] => u64::from(u16::from_be_bytes([*high, *low])),
@@ -197,7 +195,7 @@ mod tests {
     const MAC: Mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
 
     #[test]
-    fn hardware_addresses_are_read_and_printed() {
+    fn mac_addresses_are_parsed_and_printed() {
         assert_eq!(Mac::parse("52:54:00:12:34:56"), Some(MAC));
         assert_eq!(Mac::parse("52-54-00-12-34-56"), Some(MAC));
         assert_eq!(MAC.to_string(), "52:54:00:12:34:56");
@@ -209,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_is_these_bytes() {
+    fn arp_probe_golden_bytes() {
         let bytes = [
             0, 1, 8, 0, 6, 4, 0, 1, // Ethernet, IPv4, their lengths, a request
             0x52, 0x54, 0, 0x12, 0x34, 0x56, 0, 0, 0,
@@ -224,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn other_packets_are_none() {
+    fn other_packets_are_rejected() {
         let bytes = Arp::announcement(MAC, [169, 254, 7, 9].into()).emit();
         for cut in 0..bytes.len() {
             assert_eq!(Arp::parse(&bytes[..cut]), None, "{cut} bytes");
@@ -237,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn the_checksums_of_a_datagram_come_out_even() {
+    fn checksums_of_a_datagram_are_right() {
         let source = Ipv4Addr::new(10, 0, 0, 5);
         for payload in [&b"odd"[..], b"even", b""] {
             let bytes = broadcast((source, 68), 67, payload);
@@ -251,7 +249,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_bytes_are_a_packet_or_none(bytes in proptest::collection::vec(0..=255u8, 0..64)) {
+        fn any_bytes_parse_without_panic(bytes in proptest::collection::vec(0..=255u8, 0..64)) {
             if let Some(packet) = Arp::parse(&bytes) {
                 assert_eq!(Arp::parse(&packet.emit()), Some(packet));
             }

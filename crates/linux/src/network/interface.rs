@@ -1,6 +1,4 @@
-//! One interface: its state machines, the sockets they speak on, and what they make of the kernel.
-//!
-//! Does not know the other interfaces.
+//! One interface: its state machines, their sockets, and the configuration of the kernel.
 
 use super::Note;
 use super::dhcp::{self, CLIENT_PORT, Dhcp, Lease, SERVER_PORT};
@@ -18,31 +16,31 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Instant;
 
-/// What is read of a socket before the others have their turn.
+/// Packets read from a socket before the others get their turn.
 const BURST: usize = 32;
 
-/// One interface that is looked after.
+/// A managed interface.
 #[derive(Debug)]
 pub(super) struct Interface {
     index: u32,
     name: String,
     mac: Mac,
     plan: Plan,
-    /// `None` until the kernel has told of it.
+    /// `None` until the first report of the kernel.
     running: Option<bool>,
     link_local: Option<LinkLocal>,
     dhcp: Option<Dhcp>,
     packets: Option<PacketSocket>,
     answers: Option<LeaseSocket>,
-    /// That an address is used unasked was told; once is enough.
+    /// Use without conflict detection was reported already.
     unasked: bool,
     notes: Vec<Note>,
 }
 
 impl Interface {
-    /// Brings the interface up; the addresses come when it has a carrier.
+    /// Sets the interface up; addresses follow when it has a carrier.
     pub(super) fn open(now: Instant, link: &Link, mac: Mac, plan: Plan, tree: &Tree) -> Self {
-        let mut port = Self {
+        let mut interface = Self {
             index: link.index,
             name: link.name.clone(),
             mac,
@@ -55,17 +53,17 @@ impl Interface {
             unasked: false,
             notes: Vec::new(),
         };
-        port.set_kernel(tree);
-        port.set_hardware();
-        port.link_local = port.plan.link_local.then(|| LinkLocal::new(port.mac));
-        let hostname = port.plan.hostname.clone();
-        port.dhcp = port.plan.dhcp.then(|| Dhcp::new(now, port.mac, hostname));
-        let result = route::set_up(port.index);
-        port.check("brought up", result);
-        for fixed in std::mem::take(&mut port.plan.fixed) {
-            port.place(&fixed);
+        interface.set_kernel(tree);
+        interface.set_hardware();
+        interface.link_local = interface.plan.link_local.then(|| LinkLocal::new(interface.mac));
+        let hostname = interface.plan.hostname.clone();
+        interface.dhcp = interface.plan.dhcp.then(|| Dhcp::new(now, interface.mac, hostname));
+        let result = route::set_up(interface.index);
+        interface.check("brought up", result);
+        for fixed in std::mem::take(&mut interface.plan.fixed) {
+            interface.place(&fixed);
         }
-        port
+        interface
     }
 
     pub(super) fn name(&self) -> &str {
@@ -76,17 +74,17 @@ impl Interface {
         self.mac
     }
 
-    /// Whether settings name it; else it is one of all wired ones.
+    /// Returns whether a setting names it.
     pub(super) fn is_named(&self) -> bool {
         self.plan.named
     }
 
-    /// What happened since the last call.
+    /// Takes the notes since the last call.
     pub(super) fn notes(&mut self) -> Vec<Note> {
         std::mem::take(&mut self.notes)
     }
 
-    /// Gives it a fixed address and its default route.
+    /// Assigns a fixed address and its default route.
     pub(super) fn place(&mut self, fixed: &Fixed) {
         let Fixed { address, prefix, peer, gateway } = *fixed;
         let result = Assignment { index: self.index, address, prefix, peer }.add();
@@ -96,7 +94,7 @@ impl Interface {
         }
     }
 
-    /// The carrier came or went, or neither.
+    /// Updates the state of the carrier.
     pub(super) fn set_running(&mut self, now: Instant, running: bool) {
         if self.running.replace(running) == Some(running) {
             return;
@@ -109,14 +107,14 @@ impl Interface {
         if running { self.start(now) } else { self.pause() }
     }
 
-    /// When [`Interface::tick`] is to be called.
+    /// Returns when to call [`Interface::tick`].
     pub(super) fn deadline(&self) -> Option<Instant> {
         let link_local = self.link_local.as_ref().and_then(LinkLocal::deadline);
         let dhcp = self.dhcp.as_ref().and_then(Dhcp::deadline);
         [link_local, dhcp].into_iter().flatten().min()
     }
 
-    /// Does what is due.
+    /// Handles expired timers.
     pub(super) fn tick(&mut self, now: Instant) {
         if let Some(machine) = &mut self.link_local {
             machine.tick(now);
@@ -127,7 +125,7 @@ impl Interface {
         self.follow();
     }
 
-    /// Takes what waits in the sockets; packets of this machine's own cards are not listened to.
+    /// Handles pending packets; ignores those from this machine's own interfaces.
     pub(super) fn receive(&mut self, now: Instant, own: &[Mac]) {
         if let (Some(machine), Some(socket)) = (&mut self.link_local, &self.packets) {
             let waiting = std::iter::from_fn(|| socket.receive()).take(BURST);
@@ -145,27 +143,29 @@ impl Interface {
         self.follow();
     }
 
-    /// The sockets to wait for.
+    /// Returns the sockets to poll.
     pub(super) fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let packets = self.packets.as_ref().map(AsFd::as_fd);
         packets.into_iter().chain(self.answers.as_ref().map(AsFd::as_fd))
     }
 
-    /// How the kernel treats IPv6 routers and address resolution here; where a file is missing, so is what it rules.
+    /// Sets the sysctls for router advertisements and ARP; skips those that do not exist.
     fn set_kernel(&self, tree: &Tree) {
         let set = |family: &str, key: &str, value: &str| {
             let file = format!("proc/sys/net/{family}/conf/{}/{key}", self.name);
-            // Without IPv6 in the kernel there is no such file, and nothing to be ruled.
+            // The files do not exist if the kernel lacks IPv6.
             let _ = std::fs::write(tree.path(file), value);
         };
         let routers = if self.plan.routers { "1" } else { "0" };
         set("ipv6", "accept_ra", routers);
         set("ipv6", "autoconf", routers);
         set("ipv6", "disable_ipv6", "0");
-        // The link-local address is made of the card's own number: nobody on a cable waits a second for a rival. The
-        // price is that a rival of another address of this interface goes unnoticed, too.
+        // The link-local address is derived from the MAC address: it skips duplicate address
+        // detection, which takes a second. Consequence: conflicts of other addresses of this
+        // interface are not detected either.
         set("ipv6", "accept_dad", "0");
-        // Two interfaces on one cable must not answer for each other, nor claim each other's addresses.
+        // Two interfaces on one cable must not answer for each other, nor claim each other's
+        // addresses.
         set("ipv4", "arp_ignore", "1");
         set("ipv4", "arp_announce", "2");
     }
@@ -184,7 +184,8 @@ impl Interface {
         }
     }
 
-    /// The carrier is there. What could not be opened before is tried again: a driver may have come since.
+    /// The interface has a carrier. Retries what could not be opened before: the driver may have
+    /// been loaded since.
     fn start(&mut self, now: Instant) {
         if self.packets.is_none() && (self.plan.link_local || self.plan.dhcp) {
             self.packets = PacketSocket::open(self.index).ok();
@@ -227,12 +228,12 @@ impl Interface {
         let interface = self.name.clone();
         match step {
             link_local::Step::Send(packet) => {
-                // A packet that does not leave is like one that is lost on the cable.
+                // A packet that cannot be sent counts as lost.
                 let _ = self.packets.as_ref().map(|socket| socket.send_arp(&packet.emit()));
             }
             link_local::Step::Claim(address) => self.claim(address),
             link_local::Step::Release(address) => {
-                let _ = route::leave_cable(self.index, address);
+                let _ = route::remove_link_rule(self.index, address);
                 let result = self.assignment(address, 16).delete();
                 self.check(format_args!("relieved of {address}"), result);
             }
@@ -246,7 +247,7 @@ impl Interface {
         let result = self.assignment(address, 16).add();
         self.check(format_args!("given the address {address}"), result);
         // Where the kernel has no routing rules, a second cable answers by the first: no reason to refuse the first.
-        let _ = route::keep_on_cable(self.index, address);
+        let _ = route::keep_on_link(self.index, address);
         if self.packets.is_none() && !self.unasked {
             self.unasked = true;
             self.notes.push(Note::Unasked { interface: self.name.clone(), address });
@@ -260,7 +261,7 @@ impl Interface {
             dhcp::Step::Send(server, message) => self.ask(server, &message),
             dhcp::Step::Take(lease) => self.take(lease),
             dhcp::Step::Drop(lease) => self.drop_lease(lease),
-            dhcp::Step::Silence => self.notes.push(Note::NoAnswer { interface }),
+            dhcp::Step::NoAnswer => self.notes.push(Note::NoAnswer { interface }),
         }
     }
 
@@ -270,12 +271,12 @@ impl Interface {
                 let packet = broadcast((source, CLIENT_PORT), SERVER_PORT, message);
                 let _ = socket.send_ipv4(&packet);
             }
-            // The kernel then chooses the source; most servers do not look at it.
+            // The kernel then chooses the source; most servers ignore it.
             None => self.ask(Ipv4Addr::BROADCAST, message),
         }
     }
 
-    /// A message that does not leave is like one that is lost: it is sent again.
+    /// A message that cannot be sent counts as lost: it is retransmitted.
     fn ask(&self, server: Ipv4Addr, message: &[u8]) {
         let _ = self.answers.as_ref().map(|socket| socket.send(server, SERVER_PORT, message));
     }
@@ -294,7 +295,7 @@ impl Interface {
     }
 
     fn drop_lease(&mut self, lease: Lease) {
-        // The kernel may have taken the route with the address or the carrier.
+        // The kernel may have removed the route with the address or the carrier.
         let _ = lease.router.map(|router| route::delete_default_route(self.index, router.into()));
         let result = self.assignment(lease.address, lease.prefix).delete();
         self.check(format_args!("relieved of {}", lease.address), result);
@@ -310,7 +311,7 @@ impl Interface {
         Assignment { index: self.index, address: address.into(), prefix, peer: None }
     }
 
-    /// Makes a note of an error: what the interface could not be.
+    /// Records an error as [`Note::Failed`].
     fn check<T>(&mut self, what: impl fmt::Display, result: io::Result<T>) -> Option<T> {
         result
             .map_err(|error| {

@@ -1,6 +1,4 @@
-//! The network interfaces that the kernel tells of, and which of them are cables.
-//!
-//! Does not know their addresses.
+//! The kernel's network interfaces, and which of them are wired.
 
 use super::ether::Mac;
 use crate::netlink::{Attributes, dump};
@@ -15,7 +13,7 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_INFO_KIND: u16 = 1;
-/// The upper bits of an attribute's kind are flags.
+/// The upper bits of an attribute's type are flags.
 const KIND: u16 = 0x3fff;
 
 const ARPHRD_ETHER: u16 = 1;
@@ -31,30 +29,33 @@ pub(super) struct Link {
     pub(super) name: String,
     pub(super) mac: Option<Mac>,
     pub(super) up: bool,
-    /// It is up, and there is somebody at the other end of the cable.
+    /// Up, with a carrier.
     pub(super) running: bool,
     pub(super) loopback: bool,
-    /// Ethernet, or what looks like it (Thunderbolt, USB).
+    /// Ethernet, or a device that looks like it (Thunderbolt, USB).
     pub(super) ethernet: bool,
-    /// Made by software (bridges, tunnels, veth), or part of such a one.
+    /// Virtual (bridge, tunnel, veth), or a port of such a device.
     pub(super) made: bool,
 }
 
 impl Link {
-    /// Whether it is a cable's end on its own: Ethernet that is neither made by software nor wireless.
+    /// Returns whether it is Ethernet that is neither virtual nor wireless.
     pub(super) fn is_wired(&self, tree: &Tree) -> bool {
         self.ethernet && !self.made && !is_wireless(tree, &self.name)
     }
 }
 
-/// `wlan`, `wwan` and `bluetooth` say so in their uevent.
+/// Wireless devices have DEVTYPE `wlan`, `wwan` or `bluetooth` in their uevent.
 fn is_wireless(tree: &Tree, name: &str) -> bool {
     let uevent = tree.text(format!("sys/class/net/{name}/uevent")).unwrap_or_default();
     let kind = uevent.lines().find_map(|line| line.strip_prefix("DEVTYPE="));
     matches!(kind, Some("wlan" | "wwan" | "bluetooth"))
 }
 
-/// All interfaces there are. Errors: those of the kernel's routing socket.
+/// Returns all interfaces.
+///
+/// # Errors
+/// Fails if the kernel's routing socket does.
 pub(super) fn links() -> io::Result<Vec<Link>> {
     let links = dump(GET_LINK, NEW_LINK, &[0; 16])?;
     Ok(links.iter().filter_map(|link| parse(link)).collect())
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_with_a_carrier_is_wired_and_running() {
+    fn ethernet_with_carrier_is_wired_and_running() {
         let link = parse(&message(ARPHRD_ETHER, IFF_UP | IFF_RUNNING, &[])).unwrap();
         assert_eq!((link.index, link.name.as_str()), (2, "eth0"));
         assert_eq!(link.mac.unwrap().to_string(), "52:54:00:12:34:56");
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_software_made_and_parts_of_it_are_not() {
+    fn virtual_interfaces_and_their_ports_are_not_wired() {
         let mut info = Vec::new();
         put(&mut info, IFLA_INFO_KIND, b"veth\0");
         for extra in [
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_cut_short_is_no_link() {
+    fn truncated_message_is_rejected() {
         let bytes = message(ARPHRD_ETHER, IFF_UP, &[]);
         for cut in 0..25 {
             assert_eq!(parse(&bytes[..cut]), None, "{cut} bytes");

@@ -1,6 +1,4 @@
-//! How a card comes to an IPv4 link-local address and keeps it (RFC 3927), as a pure state machine.
-//!
-//! Does not know the sockets on which its packets travel, nor how an address is given to the kernel.
+//! IPv4 link-local address configuration (RFC 3927), as a pure state machine.
 
 use super::ether::{Arp, Mac};
 use super::random::Random;
@@ -8,25 +6,26 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-/// How long questions take (RFC 3927 §9).
+/// Timing of probes (RFC 3927 §9).
 #[derive(Debug, Clone, Copy)]
-struct Pace {
-    /// Between two probes, at least and at most.
+struct Timing {
+    /// Minimum and maximum interval between two probes.
     between: (Duration, Duration),
-    /// From the last probe to the use of the address.
-    patience: Duration,
+    /// Delay from the last probe to the claim of the address.
+    announce_wait: Duration,
 }
 
-/// PROBE_MIN, PROBE_MAX and ANNOUNCE_WAIT: 4 to 6 seconds from the first probe to the address.
-const BY_THE_BOOK: Pace = Pace {
+/// PROBE_MIN, PROBE_MAX and ANNOUNCE_WAIT: 4 to 6 seconds from the first probe to the claim.
+const STANDARD: Timing = Timing {
     between: (Duration::from_secs(1), Duration::from_secs(2)),
-    patience: Duration::from_secs(2),
+    announce_wait: Duration::from_secs(2),
 };
-/// The first address is the card's own and most cables have two ends: it is asked for faster, in about a second, which
-/// is still hundreds of times what a machine needs to answer. Once anybody objected, the pace is the standard's.
-const UNCONTESTED: Pace = Pace {
+/// The first candidate is derived from the MAC address, and most cables have two ends: it is probed
+/// faster, in about a second, which is still hundreds of times what a machine needs to answer.
+/// After a conflict, the timing of the standard is used.
+const UNCONTESTED: Timing = Timing {
     between: (Duration::from_millis(250), Duration::from_millis(350)),
-    patience: Duration::from_millis(500),
+    announce_wait: Duration::from_millis(500),
 };
 
 /// The longest pause before the first probe after a conflict; at the start there is none, since one machine was started.
@@ -41,37 +40,37 @@ const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
 const FIRST: u32 = 0xa9fe_0100;
 const COUNT: u64 = 254 * 256;
 
-/// What is to be done.
+/// An action for the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
-    /// Send this to everybody.
+    /// Broadcast this packet.
     Send(Arp),
     /// The address is ours: use it.
     Claim(Ipv4Addr),
-    /// The address is used no longer.
+    /// Remove the address.
     Release(Ipv4Addr),
-    /// Somebody else has the address; another one is tried.
+    /// Another machine has the address; another candidate is tried.
     Conflict(Ipv4Addr, Mac),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Nobody is there to ask.
+    /// No carrier.
     Closed,
-    /// So many probes were sent.
+    /// The number of probes sent.
     Probing(u8),
-    /// So many announcements were sent.
+    /// The number of announcements sent.
     Bound(u8),
 }
 
-/// The machine of one card.
+/// The state machine of one interface.
 #[derive(Debug)]
 pub(super) struct LinkLocal {
     mac: Mac,
     addresses: Random,
     pauses: Random,
     candidate: Ipv4Addr,
-    /// The address in use; it is kept while the cable is away and while it is asked for again.
+    /// The address in use; kept without carrier and while it is probed again.
     held: Option<Ipv4Addr>,
     state: State,
     due: Option<Instant>,
@@ -81,7 +80,8 @@ pub(super) struct LinkLocal {
 }
 
 impl LinkLocal {
-    /// The machine of a card; it does nothing until it is opened. The same card tries the same addresses each time.
+    /// Creates the state machine, which does nothing until it is opened. The same MAC address gives
+    /// the same sequence of candidates.
     pub(super) fn new(mac: Mac) -> Self {
         let mut addresses = Random::of(mac);
         Self {
@@ -104,19 +104,19 @@ impl LinkLocal {
         self.due = Some(now);
     }
 
-    /// The cable is out. The address stays, so that connections outlive a cable that is put back.
+    /// The interface has lost its carrier. The address is kept, so that connections survive.
     pub(super) fn close(&mut self) {
         self.state = State::Closed;
         self.due = None;
     }
 
-    /// Takes the address without asking, where packets can be neither sent nor seen.
+    /// Claims the address without probing, if packets can be neither sent nor received.
     pub(super) fn claim_unasked(&mut self) {
         self.claim();
         self.due = None;
     }
 
-    /// A packet came.
+    /// Handles a received packet.
     pub(super) fn receive(&mut self, now: Instant, packet: &Arp) {
         if packet.sender_mac == self.mac {
             return;
@@ -132,12 +132,12 @@ impl LinkLocal {
         }
     }
 
-    /// When [`LinkLocal::tick`] is to be called.
+    /// Returns when to call [`LinkLocal::tick`].
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.due
     }
 
-    /// Does what is due.
+    /// Handles expired timers.
     pub(super) fn tick(&mut self, now: Instant) {
         if self.due.is_none_or(|due| now < due) {
             return;
@@ -153,20 +153,21 @@ impl LinkLocal {
         }
     }
 
-    /// The next thing to do.
+    /// Returns the next action.
     pub(super) fn poll(&mut self) -> Option<Step> {
         self.steps.pop_front()
     }
 
-    fn pace(&self) -> Pace {
-        if self.conflicts == 0 { UNCONTESTED } else { BY_THE_BOOK }
+    fn timing(&self) -> Timing {
+        if self.conflicts == 0 { UNCONTESTED } else { STANDARD }
     }
 
     fn probe(&mut self, now: Instant, sent: u8) {
         self.steps.push_back(Step::Send(Arp::probe(self.mac, self.candidate)));
-        let (least, most) = self.pace().between;
+        let (least, most) = self.timing().between;
         let last = sent + 1 >= PROBE_NUM;
-        let wait = if last { self.pace().patience } else { self.pauses.between(least, most) };
+        let wait =
+            if last { self.timing().announce_wait } else { self.pauses.between(least, most) };
         self.state = State::Probing(sent + 1);
         self.due = Some(now + wait);
     }
@@ -186,13 +187,15 @@ impl LinkLocal {
         self.due = (sent + 1 < ANNOUNCE_NUM).then(|| now + ANNOUNCE_INTERVAL);
     }
 
-    /// Somebody has the address, or asks for the same one at the same time (RFC 3927 §2.2.1).
+    /// Returns whether another machine has the address, or probes for it at the same time (RFC 3927
+    /// §2.2.1).
     fn is_contested_by(&self, packet: &Arp) -> bool {
         let asks = packet.request && packet.sender.is_unspecified();
         packet.sender == self.candidate || (asks && packet.target == self.candidate)
     }
 
-    /// Defends once; the second conflict within ten seconds makes it give up (RFC 3927 §2.5).
+    /// Defends the address once; gives it up at the second conflict within ten seconds (RFC 3927
+    /// §2.5).
     fn defend(&mut self, now: Instant, other: Mac) {
         let recent = |then: Instant| now.saturating_duration_since(then) < DEFEND_INTERVAL;
         if self.defended.is_some_and(recent) {
@@ -203,7 +206,7 @@ impl LinkLocal {
         }
     }
 
-    /// Another address is tried; after ten conflicts only one a minute (RFC 3927 §2.2.1).
+    /// Tries another candidate; after ten conflicts only one a minute (RFC 3927 §2.2.1).
     fn retreat(&mut self, now: Instant, other: Mac) {
         self.steps.push_back(Step::Conflict(self.candidate, other));
         self.release();
@@ -237,7 +240,7 @@ mod tests {
     const MAC: Mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
     const OTHER: Mac = Mac([0x52, 0x54, 0, 0x12, 0x34, 0x57]);
 
-    /// A machine and its clock.
+    /// A state machine and its clock.
     struct Bench {
         machine: LinkLocal,
         start: Instant,
@@ -256,14 +259,14 @@ mod tests {
             std::iter::from_fn(|| self.machine.poll()).collect()
         }
 
-        /// Runs until the next deadline and gives what is done there.
+        /// Advances to the next deadline. Returns the actions.
         fn next(&mut self) -> Vec<Step> {
             self.now = self.machine.deadline().unwrap();
             self.machine.tick(self.now);
             self.steps()
         }
 
-        fn hear(&mut self, packet: Arp) -> Vec<Step> {
+        fn receive(&mut self, packet: Arp) -> Vec<Step> {
             self.machine.receive(self.now, &packet);
             self.steps()
         }
@@ -286,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_asked_for_three_times_and_announced_twice() {
+    fn address_is_probed_three_times_and_announced_twice() {
         let mut bench = Bench::open();
         let address = bench.machine.candidate;
         let probe = Step::Send(Arp::probe(MAC, address));
@@ -301,7 +304,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_card_has_the_same_address_at_every_boot_and_all_are_in_the_range() {
+    fn candidates_are_stable_and_within_the_range() {
         assert_eq!(Bench::open().bind(), Bench::open().bind());
         let mut addresses = Random::of(MAC);
         for _ in 0..10_000 {
@@ -311,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_conflict_leads_to_another_address_by_the_pace_of_the_standard() {
+    fn conflict_leads_to_another_candidate_with_standard_timing() {
         for reply in [
             |address| Arp {
                 request: false,
@@ -324,7 +327,7 @@ mod tests {
             let mut bench = Bench::open();
             let first = bench.machine.candidate;
             bench.next();
-            assert_eq!(bench.hear(reply(first)), [Step::Conflict(first, OTHER)]);
+            assert_eq!(bench.receive(reply(first)), [Step::Conflict(first, OTHER)]);
             bench.next();
             let then = bench.now;
             assert_ne!(bench.bind(), first);
@@ -333,47 +336,47 @@ mod tests {
     }
 
     #[test]
-    fn packets_that_do_not_matter_change_nothing() {
+    fn unrelated_packets_are_ignored() {
         let mut bench = Bench::open();
         let address = bench.machine.candidate;
-        assert_eq!(bench.hear(Arp::announcement(OTHER, address)), [], "nothing was asked yet");
+        assert_eq!(bench.receive(Arp::announcement(OTHER, address)), [], "nothing was asked yet");
         bench.next();
-        assert_eq!(bench.hear(Arp::announcement(MAC, address)), [], "our own echo");
-        assert_eq!(bench.hear(Arp::probe(OTHER, [169, 254, 0, 1].into())), []);
+        assert_eq!(bench.receive(Arp::announcement(MAC, address)), [], "our own echo");
+        assert_eq!(bench.receive(Arp::probe(OTHER, [169, 254, 0, 1].into())), []);
         let asks =
             Arp { request: true, sender_mac: OTHER, sender: [10, 0, 0, 1].into(), target: address };
-        assert_eq!(bench.hear(asks), []);
+        assert_eq!(bench.receive(asks), []);
         assert_eq!(bench.bind(), address);
-        assert_eq!(bench.hear(Arp::probe(OTHER, address)), [], "the kernel answers a probe");
+        assert_eq!(bench.receive(Arp::probe(OTHER, address)), [], "the kernel answers a probe");
     }
 
     #[test]
-    fn an_address_is_defended_once_and_given_up_at_the_second_conflict() {
+    fn address_is_defended_once_and_then_given_up() {
         let mut bench = Bench::open();
         let address = bench.bind();
         let claim = Arp::announcement(OTHER, address);
         let defence = [Step::Send(Arp::announcement(MAC, address))];
-        assert_eq!(bench.hear(claim), defence);
+        assert_eq!(bench.receive(claim), defence);
         bench.now += DEFEND_INTERVAL;
-        assert_eq!(bench.hear(claim), defence);
+        assert_eq!(bench.receive(claim), defence);
         bench.now += Duration::from_secs(9);
-        assert_eq!(bench.hear(claim), [Step::Conflict(address, OTHER), Step::Release(address)]);
+        assert_eq!(bench.receive(claim), [Step::Conflict(address, OTHER), Step::Release(address)]);
         assert_ne!(bench.bind(), address);
     }
 
     #[test]
-    fn a_neighbour_that_contests_everything_slows_it_down() {
+    fn repeated_conflicts_are_rate_limited() {
         let mut bench = Bench::open();
         for _ in 0..MAX_CONFLICTS {
             bench.next();
             let address = bench.machine.candidate;
-            bench.hear(Arp::probe(OTHER, address));
+            bench.receive(Arp::probe(OTHER, address));
         }
         assert_eq!(bench.machine.deadline(), Some(bench.now + RATE_LIMIT_INTERVAL));
     }
 
     #[test]
-    fn the_address_stays_while_the_cable_is_out_and_is_asked_for_again() {
+    fn address_is_kept_without_carrier_and_probed_again() {
         let mut bench = Bench::open();
         let address = bench.bind();
         bench.machine.close();
@@ -389,12 +392,12 @@ mod tests {
         );
         bench.machine.open(bench.now);
         bench.next();
-        let steps = bench.hear(Arp::announcement(OTHER, address));
+        let steps = bench.receive(Arp::announcement(OTHER, address));
         assert_eq!(steps, [Step::Conflict(address, OTHER), Step::Release(address)]);
     }
 
     #[test]
-    fn where_nothing_can_be_sent_the_address_is_taken() {
+    fn address_is_claimed_if_nothing_can_be_sent() {
         let mut machine = LinkLocal::new(MAC);
         let address = machine.candidate;
         machine.claim_unasked();
@@ -405,7 +408,8 @@ mod tests {
     }
 
     proptest::proptest! {
-        /// Whatever comes, steps are bounded, and an address is released before another is claimed.
+        /// Any packets at any time: the number of actions is bounded, and an address is released
+        /// before another is claimed.
         #[test]
         fn any_packets_at_any_time(
             events in proptest::collection::vec((0..4u8, 0..30_000u64), 0..200)

@@ -1,6 +1,7 @@
-//! The network in two real namespaces with a cable between them: link-local addresses, a conflict, a DHCP server.
+//! Tests of the network in two network namespaces with a veth pair between them: link-local
+//! addresses, a conflict, a DHCP server.
 //!
-//! Needs root and `ip`: without them the tests are skipped.
+//! Skipped without root or `ip`.
 
 use super::ether::Mac;
 use super::link_local::LinkLocal;
@@ -15,30 +16,32 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 const MACS: [&str; 2] = ["52:54:00:00:00:0a", "52:54:00:00:00:0b"];
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Two namespaces, `NAMEa` and `NAMEb`, with the interfaces `NAMEa` and `NAMEb` at the ends of a cable.
+/// Two namespaces, `NAMEa` and `NAMEb`, with the interfaces `NAMEa` and `NAMEb` at the ends of a
+/// veth pair.
 struct Cable {
     name: String,
 }
 
 impl Cable {
-    /// `None`, and the reason on the screen, where there can be none.
+    /// Prints why and returns `None` where that is impossible.
     ///
-    /// Interfaces of tests that run at the same time differ by the letter; a name has 15 bytes at most.
-    fn lay(letter: char, test: &str) -> Option<Self> {
+    /// Interfaces of tests that run at the same time differ by the letter; a name has 15 bytes at
+    /// most.
+    fn new(letter: char, test: &str) -> Option<Self> {
         if programs::lacks(test, &["ip"]) {
             return None;
         }
         let cable = Self { name: format!("stm{}{letter}", std::process::id() % 100_000) };
-        let laid = cable.try_lay();
+        let laid = cable.try_new();
         if let Err(reason) = &laid {
             println!("skip {test}: {reason}");
         }
         laid.is_ok().then_some(cable)
     }
 
-    fn try_lay(&self) -> Result<(), String> {
+    fn try_new(&self) -> Result<(), String> {
         let [a, b] = [self.end(0), self.end(1)];
         ip(&["netns", "add", &a])?;
         ip(&["netns", "add", &b])?;
@@ -57,7 +60,7 @@ impl Cable {
         PathBuf::from("/run/netns").join(end)
     }
 
-    /// Does something in the namespace of a side, on a thread of its own.
+    /// Runs `work` in the namespace of a side, on its own thread.
     fn within<T: Send>(&self, side: usize, work: impl FnOnce() -> T + Send) -> T {
         let file = File::open(Self::file(&self.end(side))).unwrap();
         std::thread::scope(|scope| {
@@ -107,7 +110,7 @@ fn ip(words: &[&str]) -> Result<String, String> {
     }
 }
 
-/// A network and what it tells.
+/// A network and its notes.
 struct Running {
     _network: Network,
     notes: Receiver<Note>,
@@ -116,7 +119,7 @@ struct Running {
 impl Running {
     /// Waits for a note.
     fn wait<T>(&self, wanted: impl Fn(&Note) -> Option<T>) -> T {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         let mut seen = Vec::new();
         loop {
             let left = end.saturating_duration_since(Instant::now());
@@ -147,7 +150,7 @@ fn is_link_local4(address: &IpAddr) -> bool {
     matches!(address, IpAddr::V4(address) if address.is_link_local())
 }
 
-/// A link-local address that the card of a side takes if nobody objects.
+/// The link-local address that the interface of a side claims without conflict.
 fn favourite(side: usize) -> Ipv4Addr {
     let mut machine = LinkLocal::new(Mac::parse(MACS[side]).unwrap());
     machine.claim_unasked();
@@ -158,11 +161,11 @@ fn favourite(side: usize) -> Ipv4Addr {
 }
 
 #[test]
-fn two_machines_and_a_cable_reach_each_other() {
-    let Some(cable) = Cable::lay('t', "two_machines_and_a_cable_reach_each_other") else { return };
+fn two_machines_on_a_cable_reach_each_other() {
+    let Some(cable) = Cable::new('t', "two_machines_on_a_cable_reach_each_other") else { return };
     let a = cable.start(0, Method::LinkLocal);
     let b = cable.start(1, Method::LinkLocal);
-    // Nobody is asked for that one: it is there first.
+    // This one is assigned by hand, without a probe.
     b.wait_for_address(IpAddr::is_ipv6);
     let address = b.wait_for_address(is_link_local4);
     a.wait_for_address(is_link_local4);
@@ -170,16 +173,17 @@ fn two_machines_and_a_cable_reach_each_other() {
     let listener =
         cable.within(1, || TcpListener::bind(SocketAddr::from(([0, 0, 0, 0], 0))).unwrap());
     let there = SocketAddr::new(address, listener.local_addr().unwrap().port());
-    cable.within(0, || TcpStream::connect_timeout(&there, PATIENCE).unwrap());
+    cable.within(0, || TcpStream::connect_timeout(&there, TIMEOUT).unwrap());
     let end = cable.end(1);
     let file = format!("/proc/sys/net/ipv6/conf/{end}/accept_ra");
     assert_eq!(cable.within(1, || std::fs::read_to_string(file).unwrap()).trim(), "0");
 }
 
-/// Both ends of both cables have routes to 169.254.0.0/16 by the first; only the rules bring answers to the second.
+/// Both ends of both cables have routes to 169.254.0.0/16 over the first; only the rules send
+/// replies over the second.
 #[test]
-fn a_second_cable_between_the_same_machines_works_too() {
-    let Some(cable) = Cable::lay('s', "a_second_cable_between_the_same_machines_works_too") else {
+fn second_cable_between_two_machines_works() {
+    let Some(cable) = Cable::new('s', "second_cable_between_two_machines_works") else {
         return;
     };
     let ends = [0, 1].map(|side| cable.end(side));
@@ -208,13 +212,13 @@ fn a_second_cable_between_the_same_machines_works_too() {
         let socket =
             socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.bind(&SocketAddr::new(a, 0).into()).unwrap();
-        socket.connect_timeout(&there.into(), PATIENCE).unwrap();
+        socket.connect_timeout(&there.into(), TIMEOUT).unwrap();
     });
 }
 
 #[test]
-fn an_address_of_another_machine_is_not_taken() {
-    let Some(cable) = Cable::lay('a', "an_address_of_another_machine_is_not_taken") else { return };
+fn conflicting_address_is_not_claimed() {
+    let Some(cable) = Cable::new('a', "conflicting_address_is_not_claimed") else { return };
     let (end, taken) = (cable.end(1), favourite(0));
     cable.ip(1, &["link", "set", &end, "up"]);
     cable.ip(1, &["address", "add", &format!("{taken}/16"), "dev", &end]);
@@ -226,7 +230,7 @@ fn an_address_of_another_machine_is_not_taken() {
     assert_eq!(other.to_string(), MACS[1]);
     let address = a.wait_for_address(is_link_local4);
     assert_ne!(address, taken);
-    // Now the other machine takes that one as well, and says so twice.
+    // Now the other machine takes that one as well, and announces it twice.
     cable.ip(1, &["address", "add", &format!("{address}/16"), "dev", &end]);
     for _ in 0..2 {
         let words = ["netns", "exec", &end, "busybox", "arping", "-A", "-c", "1", "-I", &end];
@@ -239,9 +243,8 @@ fn an_address_of_another_machine_is_not_taken() {
 }
 
 #[test]
-fn a_cable_that_is_pulled_and_put_back_keeps_the_address() {
-    let Some(cable) = Cable::lay('p', "a_cable_that_is_pulled_and_put_back_keeps_the_address")
-    else {
+fn address_is_kept_when_the_cable_is_replugged() {
+    let Some(cable) = Cable::new('p', "address_is_kept_when_the_cable_is_replugged") else {
         return;
     };
     let a = cable.start(0, Method::LinkLocal);
@@ -260,10 +263,8 @@ fn a_cable_that_is_pulled_and_put_back_keeps_the_address() {
 }
 
 #[test]
-fn fixed_addresses_come_with_their_router_beside_the_link_local_ones() {
-    let Some(cable) =
-        Cable::lay('f', "fixed_addresses_come_with_their_router_beside_the_link_local_ones")
-    else {
+fn fixed_address_has_its_router() {
+    let Some(cable) = Cable::new('f', "fixed_address_has_its_router") else {
         return;
     };
     let (end, other) = (cable.end(0), cable.end(1));
@@ -284,7 +285,7 @@ fn fixed_addresses_come_with_their_router_beside_the_link_local_ones() {
     assert!(cable.ip(0, &["-6", "route"]).contains("default via fe80::1"));
 }
 
-/// busybox's DHCP server on side 1, ended when dropped.
+/// busybox's DHCP server on side 1, stopped on drop.
 struct Server {
     child: Child,
     folder: PathBuf,
@@ -314,9 +315,9 @@ impl Server {
         server
     }
 
-    /// Until it listens, a moment after it wrote its number.
+    /// Waits until it listens, a moment after it wrote its PID file.
     fn wait(&self) {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         while !self.folder.join("pid").exists() && Instant::now() < end {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -333,8 +334,8 @@ impl Drop for Server {
 }
 
 #[test]
-fn a_dhcp_server_lends_an_address_renews_it_and_takes_it_away() {
-    const TEST: &str = "a_dhcp_server_lends_an_address_renews_it_and_takes_it_away";
+fn dhcp_lease_is_obtained_renewed_and_lost() {
+    const TEST: &str = "dhcp_lease_is_obtained_renewed_and_lost";
     if programs::lacks(TEST, &["busybox"]) {
         return;
     }
@@ -343,7 +344,7 @@ fn a_dhcp_server_lends_an_address_renews_it_and_takes_it_away() {
         println!("skip {TEST}: this busybox has no udhcpd");
         return;
     }
-    let Some(cable) = Cable::lay('d', TEST) else { return };
+    let Some(cable) = Cable::new('d', TEST) else { return };
     let server = Server::start(&cable, "10.99.0.20");
     let a = cable.start(0, Method::Dhcp);
     let lease = a.wait_for_lease();
@@ -352,13 +353,13 @@ fn a_dhcp_server_lends_an_address_renews_it_and_takes_it_away() {
     let end = cable.end(0);
     assert!(cable.ip(0, &["route"]).contains(&format!("default via 10.99.0.1 dev {end}")));
     assert!(cable.ip(0, &["link", "show", &end]).contains("mtu 1400"));
-    // Longer than the lease of ten seconds: it lives only by being renewed.
+    // Longer than the lease of ten seconds: the lease was renewed.
     std::thread::sleep(Duration::from_secs(11));
     let addresses = cable.ip(0, &["address"]);
     assert!(addresses.contains("10.99.0.20"), "renewed");
     assert!(addresses.contains(&favourite(0).to_string()), "beside the link-local one");
     drop(server);
-    // The cable is put into another network, whose server knows nothing of the lease.
+    // The cable is plugged into another network, whose server has no record of the lease.
     let other = cable.end(1);
     cable.ip(1, &["link", "set", &other, "down"]);
     a.wait(|note| matches!(note, Note::LinkDown { .. }).then_some(()));

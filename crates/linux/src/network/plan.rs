@@ -1,19 +1,16 @@
-//! What is to be done with one interface, by all settings together.
-//!
-//! Does not know how it is done.
+//! The configuration of one interface, from all settings.
 
 use super::ether::Mac;
 use super::setting::{Fixed, Method, Setting};
 
-/// What one interface is to get.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Plan {
-    /// Settings name it; else it is one of all wired ones.
+    /// Named by a setting, rather than one of all wired interfaces.
     pub(super) named: bool,
-    /// IPv4 link-local addresses; those of IPv6 are the kernel's.
+    /// Assign an IPv4 link-local address; IPv6 ones are the kernel's.
     pub(super) link_local: bool,
     pub(super) dhcp: bool,
-    /// Believe IPv6 routers.
+    /// Accept router advertisements.
     pub(super) routers: bool,
     pub(super) fixed: Vec<Fixed>,
     pub(super) hostname: Option<String>,
@@ -22,9 +19,11 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// By the settings that name the interface, or else by those for every wired one; `None` leaves it alone.
+    /// Returns the plan by the settings that name the interface, or else by those for every wired
+    /// one; `None` leaves it alone.
     ///
-    /// Fixed addresses that name no interface are not in it: one interface gets them, see [`unplaced`].
+    /// Fixed addresses without an interface are not included: one interface gets them, see
+    /// [`unplaced`].
     pub(super) fn of(name: &str, mac: Mac, wired: bool, settings: &[Setting]) -> Option<Self> {
         let named = settings.iter().any(|setting| names(setting, name, mac));
         let applies = |setting: &&Setting| match named {
@@ -37,7 +36,7 @@ impl Plan {
             any |= setting.method != Method::Off || setting.fixed.is_some();
             plan.add(setting);
         }
-        // Settings for other interfaces alone say nothing of this one.
+        // Settings that all name other interfaces leave this one at the default.
         let others = !named && settings.iter().all(|setting| setting.interface.is_some());
         if wired && others {
             plan.add(&Setting::link_local());
@@ -65,7 +64,7 @@ fn names(setting: &Setting, name: &str, mac: Mac) -> bool {
     setting.interface.as_deref().is_some_and(fits)
 }
 
-/// Fixed addresses that name no interface: the first wired one with a carrier gets them.
+/// Returns the fixed addresses without an interface: the first wired one with a carrier gets them.
 pub(super) fn unplaced(settings: &[Setting]) -> Vec<Fixed> {
     let unnamed = settings.iter().filter(|setting| setting.interface.is_none());
     unnamed.filter_map(|setting| setting.fixed).collect()
@@ -87,14 +86,14 @@ mod tests {
     }
 
     #[test]
-    fn without_a_word_every_wired_interface_is_link_local() {
+    fn wired_interfaces_are_link_local_by_default() {
         assert_eq!(plan(&[], true), Some(link_local()));
         assert_eq!(plan(&[], false), None);
         assert_eq!(plan(&["eth1:dhcp"], true), Some(link_local()));
     }
 
     #[test]
-    fn link_local_addresses_stand_beside_all_others() {
+    fn other_methods_include_link_local_addresses() {
         let dhcp = Plan { dhcp: true, ..link_local() };
         assert_eq!(plan(&["dhcp"], true), Some(dhcp.clone()));
         assert_eq!(plan(&["any"], true), Some(Plan { routers: true, ..dhcp }));
@@ -105,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_that_is_named_follows_its_own_words_alone_also_if_it_is_not_wired() {
+    fn named_interface_follows_only_its_own_settings() {
         assert!(plan(&["dhcp", "eth0:link-local"], false).is_some_and(|plan| !plan.dhcp));
         assert!(
             plan(&["link-local", "52-54-00-12-34-56:dhcp"], true).is_some_and(|plan| plan.dhcp)
@@ -115,13 +114,13 @@ mod tests {
     }
 
     #[test]
-    fn off_leaves_it_alone() {
+    fn off_leaves_the_interface_alone() {
         assert_eq!(plan(&["off"], true), None);
         assert_eq!(plan(&["dhcp", "eth0:off"], true), None);
     }
 
     #[test]
-    fn an_address_for_no_interface_is_for_the_first_that_works() {
+    fn address_without_interface_is_unplaced() {
         let setting = Setting::parse("10.0.0.5/24").unwrap();
         assert_eq!(unplaced(std::slice::from_ref(&setting)).len(), 1);
         assert_eq!(Plan::of("eth0", MAC, true, &[setting]), Some(link_local()));

@@ -1,6 +1,4 @@
-//! What the kernel is told about interfaces, addresses and routes.
-//!
-//! Does not know why.
+//! Changes of interfaces, addresses, routes and rules by routing messages.
 
 use super::ether::Mac;
 use crate::netlink::{command, put};
@@ -42,15 +40,15 @@ const RT_TABLE_UNSPEC: u8 = 0;
 const RT_TABLE_MAIN: u8 = 254;
 const RTPROT_STATIC: u8 = 4;
 const RTN_UNICAST: u8 = 1;
-/// The router is on this cable, whatever the prefix says.
+/// The router is on this link, whatever the prefix.
 const RTNH_F_ONLINK: u32 = 4;
 const FR_ACT_TO_TBL: u8 = 1;
 
-/// A default route by a fixed or borrowed address is worse than one that somebody else has set.
+/// The metric of our default routes: those set by others take precedence.
 const METRIC: u32 = 1024;
-/// Before the kernel's own rules for its main table (32766).
+/// Precedes the kernel's rules for its main table (32766).
 const RULE_PRIORITY: u32 = 1000;
-/// The routing tables of link-local addresses are numbered from here, by the interface.
+/// The base of routing table numbers for link-local addresses; the interface index is added.
 const TABLES: u32 = 0x5354_0000;
 
 /// `struct ifinfomsg`, with the flag "up" as the only change.
@@ -65,20 +63,20 @@ fn link(index: u32, flags: u32, change: u32) -> Vec<u8> {
 /// Sets an interface up.
 pub(super) fn set_up(index: u32) -> io::Result<()> {
     command(NEW_LINK, 0, &link(index, IFF_UP, IFF_UP))?;
-    // Since 6.9 the kernel acts on a new carrier when it is asked for the link, and else once a second. Its answer is
-    // not needed: the change is told to everybody.
+    // Since 6.9 the kernel acts on a new carrier at once if the link is queried, and else once a
+    // second. The reply is not needed: the change is broadcast.
     let _ = command(GET_LINK, 0, &link(index, 0, 0));
     Ok(())
 }
 
-/// Sets the longest packet, in bytes.
+/// Sets the MTU, in bytes.
 pub(super) fn set_mtu(index: u32, mtu: u32) -> io::Result<()> {
     let mut body = link(index, 0, 0);
     put(&mut body, IFLA_MTU, &mtu.to_ne_bytes());
     command(NEW_LINK, 0, &body)
 }
 
-/// Sets the hardware address; most cards want to be down for it.
+/// Sets the MAC address; most drivers require the interface to be down.
 pub(super) fn set_mac(index: u32, mac: Mac) -> io::Result<()> {
     let mut body = link(index, 0, 0);
     put(&mut body, IFLA_ADDRESS, &mac.0);
@@ -95,12 +93,12 @@ pub(super) struct Assignment {
 }
 
 impl Assignment {
-    /// Gives the address to the interface; it may have it already.
+    /// Assigns the address to the interface, which may have it already.
     pub(super) fn add(&self) -> io::Result<()> {
         command(NEW_ADDRESS, CREATE | REPLACE, &self.body())
     }
 
-    /// Takes the address away.
+    /// Removes the address.
     pub(super) fn delete(&self) -> io::Result<()> {
         command(DELETE_ADDRESS, 0, &self.body())
     }
@@ -122,12 +120,12 @@ impl Assignment {
     }
 }
 
-/// The default route by a router at the cable of an interface.
+/// Adds a default route over a router on the link.
 pub(super) fn add_default_route(index: u32, router: IpAddr) -> io::Result<()> {
     command(NEW_ROUTE, CREATE | REPLACE, &default_route(index, router))
 }
 
-/// Takes the default route away.
+/// Removes the default route.
 pub(super) fn delete_default_route(index: u32, router: IpAddr) -> io::Result<()> {
     command(DELETE_ROUTE, 0, &default_route(index, router))
 }
@@ -147,10 +145,11 @@ fn route(family: u8, prefix: u8, table: u8, scope: u8, flags: u32) -> Vec<u8> {
     body
 }
 
-/// Answers from a link-local address leave by its own interface.
+/// Adds a rule and a route so that replies from a link-local address leave by its own interface.
 ///
-/// With two cables there are two routes to 169.254.0.0/16, and the kernel would take the first for both.
-pub(super) fn keep_on_cable(index: u32, address: Ipv4Addr) -> io::Result<()> {
+/// With two cables there are two routes to 169.254.0.0/16, and the kernel would use the first for
+/// both.
+pub(super) fn keep_on_link(index: u32, address: Ipv4Addr) -> io::Result<()> {
     let table = TABLES.saturating_add(index).to_ne_bytes();
     let mut body = route(AF_INET, 16, RT_TABLE_UNSPEC, RT_SCOPE_LINK, 0);
     put(&mut body, RTA_DST, &[169, 254, 0, 0]);
@@ -160,8 +159,8 @@ pub(super) fn keep_on_cable(index: u32, address: Ipv4Addr) -> io::Result<()> {
     command(NEW_RULE, CREATE, &rule(index, address))
 }
 
-/// Takes back what [`keep_on_cable`] said; the route goes with the last address.
-pub(super) fn leave_cable(index: u32, address: Ipv4Addr) -> io::Result<()> {
+/// Removes the rule of [`keep_on_link`]; the route disappears with the last address.
+pub(super) fn remove_link_rule(index: u32, address: Ipv4Addr) -> io::Result<()> {
     command(DELETE_RULE, 0, &rule(index, address))
 }
 
@@ -195,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_goes_with_its_broadcast_address_and_scope() {
+    fn address_has_its_broadcast_address_and_scope() {
         let ours = Assignment { index: 2, address: [10, 0, 0, 5].into(), prefix: 20, peer: None };
         let body = ours.body();
         assert_eq!(body[..8], [2, 20, 0, RT_SCOPE_UNIVERSE, 2, 0, 0, 0]);
@@ -213,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_refuses_what_belongs_to_no_interface() {
+    fn invalid_interface_is_an_error() {
         let nobody = i32::MAX.unsigned_abs();
         let address =
             Assignment { index: nobody, address: [10, 0, 0, 5].into(), prefix: 24, peer: None };

@@ -1,4 +1,4 @@
-//! The words of the kernel command line about the network, in the syntax of dracut.cmdline(7) and
+//! Network parameters of the kernel command line, in the syntax of dracut.cmdline(7) and
 //! systemd-network-generator(8).
 
 use super::ether::Mac;
@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use thiserror::Error;
 
-/// How an interface comes to its addresses, beside those that are fixed.
+/// How an interface gets addresses, besides fixed ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
     /// `link-local`: IPv4 and IPv6 link-local addresses, nothing else.
@@ -18,108 +18,101 @@ pub enum Method {
     Dhcp,
     /// `on`, `any`: DHCPv4 and the prefixes that IPv6 routers announce, beside the link-local addresses.
     Any,
-    /// `auto6`, `dhcp6`, `either6`: the prefixes that IPv6 routers announce, beside the link-local addresses.
-    /// DHCPv6 itself is not spoken.
+    /// `auto6`, `dhcp6`, `either6`: the prefixes that IPv6 routers announce, beside the link-local
+    /// addresses. DHCPv6 itself is not supported.
     Auto6,
-    /// `none`, `off`: nothing but the fixed address; without one the interface is left alone.
+    /// `none`, `off`: only the fixed address; without one the interface is left alone.
     Off,
 }
 
-/// An address that is given by hand.
+/// A fixed address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fixed {
-    /// The address.
     pub address: IpAddr,
-    /// The length of the network's prefix, in bits: 1 to 32, or to 128.
+    /// The prefix length, in bits: 1 to 32, or to 128.
     pub prefix: u8,
     /// The other end of a point-to-point link.
     pub peer: Option<IpAddr>,
-    /// The default router.
     pub gateway: Option<IpAddr>,
 }
 
-/// What one `ip=` word asks for.
+/// An `ip=` parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
-    /// The interface, by its name or its hardware address (`52-54-00-12-34-56`); `None` is every wired one.
+    /// The interface, by name or MAC address (`52-54-00-12-34-56`); `None` for every wired one.
     pub interface: Option<String>,
-    /// How it comes to its addresses.
     pub method: Method,
-    /// An address given by hand.
     pub fixed: Option<Fixed>,
-    /// The name that this machine is to have.
+    /// The host name to set.
     pub hostname: Option<String>,
-    /// The longest packet of the interface, in bytes.
+    /// The MTU, in bytes.
     pub mtu: Option<u32>,
-    /// The hardware address that the interface is to have.
+    /// The MAC address to set.
     pub mac: Option<Mac>,
 }
 
-/// A word about the network that is not followed.
+/// A network parameter that is ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{word} on the kernel command line is ignored: {problem}")]
 pub struct BadSetting {
-    /// The whole word, such as `ip=dhpc`.
+    /// The whole parameter, such as `ip=dhpc`.
     pub word: String,
-    /// What is wrong with it.
     pub problem: Problem,
 }
 
-/// What is wrong with a word about the network; the part is quoted as it was read.
+/// What is wrong with a network parameter.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Problem {
-    /// Nothing follows `ip=`.
     #[error("nothing follows the equals sign; write a method, such as ip=link-local")]
     Empty,
-    /// A method that is not known.
+    /// An unknown method.
     #[error(
         "\"{0}\" is no method; known are link-local, link6, dhcp, on, any, auto6, dhcp6, none and off"
     )]
     Method(String),
     /// An IPv6 address without brackets.
-    #[error("an IPv6 address stands in brackets: ip=[2001:db8::2]/64:::::eth0:none")]
+    #[error("put IPv6 addresses in brackets: ip=[2001:db8::2]/64:::::eth0:none")]
     NoBrackets,
-    /// A prefix length that does not follow its address.
-    #[error("the prefix length \"{0}\" stands directly behind the address: 192.0.2.5/24")]
+    /// A prefix length in the place of another field.
+    #[error("put the prefix length \"{0}\" directly after the address: 192.0.2.5/24")]
     Prefix(String),
-    /// `BOOTIF` as the interface, without the word that says which one that is.
-    #[error("it names BOOTIF, and there is no word BOOTIF=MAC-ADDRESS")]
+    /// `BOOTIF` as the interface, without a parameter `BOOTIF=`.
+    #[error("it names BOOTIF, but BOOTIF=MAC-ADDRESS is missing")]
     NoBootInterface,
-    /// An interface that would have to be made: `vlan=`, `bond=`, `team=`, `bridge=`.
-    #[error("{0} interfaces are not made here; each network card is used by itself, without tags")]
+    /// A virtual interface: `vlan=`, `bond=`, `team=`, `bridge=`.
+    #[error("{0} interfaces are not supported; each network card is used by itself, without tags")]
     Unsupported(&'static str),
-    /// A bracket that is not closed, or text behind it.
+    /// Unbalanced brackets, or text after them.
     #[error("the brackets around an IPv6 address do not match")]
     Brackets,
-    /// A part that should be an address.
-    #[error("\"{0}\" is no address; IPv6 addresses stand in brackets")]
+    /// Not an address.
+    #[error("\"{0}\" is not an address; put IPv6 addresses in brackets")]
     Address(String),
-    /// An address that no machine can have.
-    #[error("{0} is no address that a machine can have")]
+    /// Not a unicast address.
+    #[error("{0} is not a unicast address")]
     Unfit(IpAddr),
-    /// Addresses of both families in one word.
-    #[error("{0} is of another family than the machine's own address")]
+    /// Addresses of both families in one parameter.
+    #[error("{0} and the machine's own address are not of the same family")]
     Family(IpAddr),
-    /// No netmask.
     #[error("the netmask or prefix length is missing")]
     NoNetmask,
-    /// A part that should be a netmask.
-    #[error("\"{0}\" is no netmask or prefix length")]
+    /// Not a netmask.
+    #[error("\"{0}\" is not a netmask or prefix length")]
     Netmask(String),
-    /// A part that should be an interface.
-    #[error("\"{0}\" is no name of a network interface")]
+    /// Not an interface name.
+    #[error("\"{0}\" is not the name of a network interface")]
     Interface(String),
-    /// A part that should be an MTU.
-    #[error("\"{0}\" is no MTU between 68 and 65535")]
+    /// Not an MTU.
+    #[error("\"{0}\" is not an MTU between 68 and 65535")]
     Mtu(String),
-    /// A part that should be a hardware address.
-    #[error("\"{0}\" is no hardware address of a network card")]
+    /// Not a MAC address.
+    #[error("\"{0}\" is not a MAC address")]
     Mac(String),
 }
 
 impl Setting {
-    /// What is done where no `ip=` word says otherwise: link-local addresses on every wired interface.
+    /// Returns the default: link-local addresses on every wired interface.
     pub fn link_local() -> Self {
         Self::by(Method::LinkLocal)
     }
@@ -128,16 +121,18 @@ impl Setting {
         Self { interface: None, method, fixed: None, hostname: None, mtu: None, mac: None }
     }
 
-    /// Reads what stands behind `ip=`.
+    /// Parses the value of an `ip=` parameter.
     ///
-    /// Errors: the word and what is wrong with it, as a sentence.
+    /// # Errors
+    /// Returns the parameter and what is wrong with it, as a sentence.
     pub fn parse(word: &str) -> Result<Self, BadSetting> {
         let word = word.trim();
         setting(word).map_err(|problem| BadSetting { word: format!("ip={word}"), problem })
     }
 
-    /// Parses all words of a kernel command line that are about the network: `ip=`, and `ifname=` and `BOOTIF=`, which
-    /// name interfaces. Returns what they ask for, and the words that are not followed; a bad one stops none of the others.
+    /// Parses all network parameters of a kernel command line: `ip=`, and `ifname=` and `BOOTIF=`,
+    /// which name interfaces. Returns the settings and the ignored parameters; a bad one does not
+    /// affect the others.
     pub fn parse_all(command_line: &str) -> (Vec<Self>, Vec<BadSetting>) {
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         let words = parse_command_line(command_line);
@@ -161,18 +156,18 @@ impl Setting {
         (good, bad)
     }
 
-    /// Whether it asks for an address that more than the other end of a cable may reach.
+    /// Returns whether it may assign an address that is reachable beyond the link.
     pub fn asks_for_routable(&self) -> bool {
         self.fixed.is_some() || matches!(self.method, Method::Dhcp | Method::Any | Method::Auto6)
     }
 }
 
-/// Words that ask for an interface that software makes, and what that is.
+/// Parameters that create virtual interfaces, and their kind.
 const MADE: [(&str, &str); 4] =
     [("vlan", "VLAN"), ("bond", "bonding"), ("team", "team"), ("bridge", "bridge")];
 
-/// The interfaces that other words give a name: `ifname=NAME:MAC`, and `BOOTIF=01-MAC` for the one that the firmware
-/// booted from (PXELINUX writes the hardware type 01 in front).
+/// Interface names defined by other parameters: `ifname=NAME:MAC`, and `BOOTIF=01-MAC` for the one
+/// that the firmware booted from (PXELINUX adds the hardware type 01 in front).
 struct Names(Vec<(String, Mac)>);
 
 impl Names {
@@ -195,7 +190,7 @@ impl Names {
         Self(words.iter().filter_map(name).collect())
     }
 
-    /// Puts the hardware address in place of a name that one of those words gave.
+    /// Replaces such a name by the MAC address.
     fn resolve(&self, mut setting: Setting, word: &str) -> Result<Setting, BadSetting> {
         let Some(interface) = &setting.interface else { return Ok(setting) };
         match self.0.iter().find(|(name, _)| name == interface) {
@@ -212,7 +207,7 @@ impl Names {
 
 const BOOTIF: &str = "BOOTIF";
 
-/// The three forms: a method; an interface and a method; an address and what belongs to it.
+/// Parses the three forms: a method; an interface and a method; an address and its fields.
 fn setting(word: &str) -> Result<Setting, Problem> {
     let fields = fields(word)?;
     let (first, rest) = fields.split_first().ok_or(Problem::Empty)?;
@@ -237,8 +232,9 @@ fn setting(word: &str) -> Result<Setting, Problem> {
     Ok(setting)
 }
 
-/// `CLIENT:PEER:GATEWAY:NETMASK:HOSTNAME:INTERFACE:METHOD`, each of which may be empty. Without a method and an address
-/// DHCP is meant (`ip=:::::eth0`, `ip=::::NAME:BOOTIF`), as with the kernel's own `ip=` and with ipconfig of klibc.
+/// Parses `CLIENT:PEER:GATEWAY:NETMASK:HOSTNAME:INTERFACE:METHOD`, each of which may be empty.
+/// Without a method and an address the default is DHCP (`ip=:::::eth0`, `ip=::::NAME:BOOTIF`), as
+/// with the kernel's own `ip=` and with ipconfig of klibc.
 fn long_form(fields: &[&str]) -> Result<Setting, Problem> {
     let field = |number: usize| fields.get(number).copied().filter(|field| !field.is_empty());
     let unnamed = if field(0).is_some() { Method::Off } else { Method::Dhcp };
@@ -250,7 +246,7 @@ fn long_form(fields: &[&str]) -> Result<Setting, Problem> {
     Ok(setting)
 }
 
-/// Splits at the colons that are not within brackets.
+/// Splits at colons outside of brackets.
 fn fields(word: &str) -> Result<Vec<&str>, Problem> {
     let mut depth = 0i32;
     let mut wrong = false;
@@ -269,7 +265,7 @@ fn is_address(field: &str) -> bool {
     field.starts_with('[') || address.parse::<Ipv4Addr>().is_ok()
 }
 
-/// Whether the word begins with an IPv6 address that is not in brackets.
+/// Returns whether the value begins with an IPv6 address without brackets.
 fn is_bare_ipv6(word: &str) -> bool {
     let fields: Vec<&str> = word.split('/').next().unwrap_or_default().split(':').collect();
     (3..=fields.len()).any(|n| fields[..n].join(":").parse::<Ipv6Addr>().is_ok())
@@ -287,7 +283,7 @@ fn parse_method(field: &str) -> Result<Method, Problem> {
     }
 }
 
-/// A name that the kernel could give (15 bytes at most), or a hardware address with hyphens.
+/// Parses an interface name (at most 15 bytes), or a MAC address with hyphens.
 fn parse_interface(field: &str) -> Result<String, Problem> {
     let fits = |c: char| c.is_ascii_graphic() && !matches!(c, '/' | '[' | ']');
     let name = (1..=15).contains(&field.len()) && field.chars().all(fits);
@@ -342,14 +338,14 @@ fn parse_netmask(field: &str, of: IpAddr) -> Result<u8, Problem> {
     prefix.ok_or_else(|| Problem::Netmask(field.to_owned()))
 }
 
-/// The prefix length of a netmask; `None` if its ones are not all in front.
+/// Returns the prefix length of a netmask; `None` if its ones are not contiguous.
 pub(super) fn prefix_of(mask: Ipv4Addr) -> Option<u8> {
     let bits = mask.to_bits();
     let ones = bits.leading_ones();
     (bits.count_ones() == ones).then(|| u8::try_from(ones).ok()).flatten()
 }
 
-/// `MTU:MAC`, or addresses of name servers and time servers, which are passed over.
+/// Parses `MTU:MAC`; ignores addresses of name servers and time servers.
 fn parse_hardware(fields: &[&str], setting: &mut Setting) -> Result<(), Problem> {
     let Some((first, rest)) = fields.split_first() else { return Ok(()) };
     if is_address(first) {
@@ -373,7 +369,7 @@ fn parse_mac(field: &str) -> Result<Mac, Problem> {
     mac.ok_or_else(|| Problem::Mac(field.to_owned()))
 }
 
-/// The word as it would stand on the command line, without its hardware fields.
+/// Prints the parameter as on the command line, without MTU and MAC address.
 impl fmt::Display for Method {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -400,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_method_alone_is_for_every_interface() {
+    fn method_alone_applies_to_every_interface() {
         for (word, method) in [
             ("link-local", Method::LinkLocal),
             ("link6", Method::LinkLocal6),
@@ -418,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_may_have_an_mtu_and_a_hardware_address() {
+    fn interface_may_have_an_mtu_and_a_mac_address() {
         let eth0 = Setting { interface: Some("eth0".into()), ..Setting::by(Method::Dhcp) };
         assert_eq!(of("eth0:dhcp"), eth0);
         assert_eq!(of("eth0:dhcp:9000"), Setting { mtu: Some(9000), ..eth0.clone() });
@@ -432,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fixed_address_may_have_a_mask_or_a_prefix_and_name_servers() {
+    fn fixed_address_has_a_mask_or_a_prefix() {
         let fixed = Fixed {
             address: [192, 168, 7, 2].into(),
             prefix: 24,
@@ -457,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_addresses_stand_in_brackets() {
+    fn ipv6_addresses_are_in_brackets() {
         let setting = of("[2001:db8::2]::[fe80::1]:64::thunderbolt0:none");
         let fixed = setting.fixed.unwrap();
         assert_eq!((fixed.address.to_string().as_str(), fixed.prefix), ("2001:db8::2", 64));
@@ -466,14 +462,14 @@ mod tests {
     }
 
     #[test]
-    fn a_host_name_can_go_with_dhcp() {
+    fn dhcp_can_have_a_host_name() {
         let setting = of("::::box:eth0:dhcp");
         assert_eq!((setting.method, setting.hostname.as_deref()), (Method::Dhcp, Some("box")));
         assert_eq!(setting.fixed, None);
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn errors_name_the_wrong_part() {
         assert_eq!(problem(""), Problem::Empty);
         assert_eq!(problem("dhpc"), Problem::Method("dhpc".into()));
         assert_eq!(problem("eth0:ibft"), Problem::Method("ibft".into()));
@@ -506,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_word_stops_none_of_the_others() {
+    fn bad_parameter_does_not_affect_the_others() {
         let line = "quiet ip=dhpc ip=eth0:dhcp \"ip=link-local\" rd.ip=x ip=";
         let (good, bad) = Setting::parse_all(line);
         assert_eq!(good.len(), 2);
@@ -524,14 +520,14 @@ mod tests {
     }
 
     #[test]
-    fn bootif_and_ifname_stand_for_hardware_addresses() {
+    fn bootif_and_ifname_resolve_to_mac_addresses() {
         let of_line = |line: &str| Setting::parse_all(line);
         for (word, mac) in [
             ("BOOTIF=01-52-54-00-12-34-56", "52:54:00:12:34:56"),
             ("BOOTIF=01-52-54-00-AB-CD-EF", "52:54:00:ab:cd:ef"),
             ("BOOTIF=52:54:00:12:34:56", "52:54:00:12:34:56"),
         ] {
-            // MAAS writes it so.
+            // The form of MAAS.
             let (good, bad) = of_line(&format!("{word} ip=::::maas-enlist:BOOTIF"));
             assert!(bad.is_empty(), "{bad:?}");
             let interface = good[0].interface.as_deref().and_then(Mac::parse);
@@ -544,7 +540,7 @@ mod tests {
     }
 
     #[test]
-    fn interfaces_that_are_not_made_are_named() {
+    fn virtual_interfaces_are_refused() {
         let line = "vlan=eth0.5:eth0 bond=bond0:eth0,eth1:mode=802.3ad team=t:eth0 bridge=b:eth0";
         let (good, bad) = Setting::parse_all(line);
         assert!(good.is_empty());
@@ -562,7 +558,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn no_word_panics(word in "[a-z0-9:./\\[\\]-]{0,60}") {
+        fn any_value_parses_without_panic(word in "[a-z0-9:./\\[\\]-]{0,60}") {
             let _ = Setting::parse(&word);
         }
     }

@@ -1,6 +1,4 @@
-//! The sockets on which one interface's packets travel.
-//!
-//! Does not know what the packets say.
+//! The sockets of one interface: packet socket and DHCP.
 
 use super::dhcp::CLIENT_PORT;
 use super::ether::Mac;
@@ -17,10 +15,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 const ARP: u16 = 0x0806;
 const IPV4: u16 = 0x0800;
-/// The longest packet of Ethernet that is read; a longer one is cut.
+/// The maximum length of a received packet; longer ones are truncated.
 const LONGEST: usize = 1500;
 
-/// Hears address resolution, and sends that and whole IPv4 packets to everybody at the cable.
+/// Receives ARP, and broadcasts ARP and IPv4 packets.
 #[derive(Debug)]
 pub(super) struct PacketSocket {
     descriptor: OwnedFd,
@@ -28,20 +26,22 @@ pub(super) struct PacketSocket {
 }
 
 impl PacketSocket {
-    /// Errors: the kernel has no packet sockets (the module `af_packet`), or they are forbidden.
+    /// # Errors
+    /// Fails if the kernel has no packet sockets (the module `af_packet`), or without the right to
+    /// open one.
     pub(super) fn open(index: u32) -> io::Result<Self> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        // Without a protocol nothing is heard before it is bound to the interface.
+        // Without a protocol nothing is received before it is bound to the interface.
         let descriptor =
             socket_with(AddressFamily::PACKET, SocketType::DGRAM, flags, None::<Protocol>)?;
         bind(&descriptor, &PacketAddress::new(index, ARP, Mac::BROADCAST.0))?;
         Ok(Self { descriptor, index })
     }
 
-    /// The next packet; `None` if none waits.
+    /// Returns the next packet; `None` if there is none. Does not block.
     pub(super) fn receive(&self) -> Option<Vec<u8>> {
         let mut buffer = vec![0; LONGEST];
-        // That the interface went down is told once as an error, and by the kernel's own messages.
+        // ENETDOWN is reported once, and by the routing socket, too.
         let length = match recv(&self.descriptor, &mut buffer[..], RecvFlags::empty()) {
             Ok((_, length)) => length,
             Err(Errno::INTR) => return self.receive(),
@@ -51,12 +51,12 @@ impl PacketSocket {
         Some(buffer)
     }
 
-    /// Sends address resolution to everybody.
+    /// Broadcasts an ARP packet.
     pub(super) fn send_arp(&self, packet: &[u8]) -> io::Result<()> {
         self.send(ARP, packet)
     }
 
-    /// Sends an IPv4 packet to everybody.
+    /// Broadcasts an IPv4 packet.
     pub(super) fn send_ipv4(&self, packet: &[u8]) -> io::Result<()> {
         self.send(IPV4, packet)
     }
@@ -74,12 +74,13 @@ impl AsFd for PacketSocket {
     }
 }
 
-/// Hears a DHCP server's answers at one interface, whether it has an address or not.
+/// Receives the replies of DHCP servers at one interface, with or without an address.
 #[derive(Debug)]
 pub(super) struct LeaseSocket(UdpSocket);
 
 impl LeaseSocket {
-    /// Errors: another client is at work, or not the rights.
+    /// # Errors
+    /// Fails if another client uses the port, or without the right to bind it.
     pub(super) fn open(interface: &str) -> io::Result<Self> {
         let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
         socket.bind_device(Some(interface.as_bytes()))?;
@@ -90,7 +91,7 @@ impl LeaseSocket {
         Ok(Self(socket.into()))
     }
 
-    /// The next message and where it came from; `None` if none waits.
+    /// Returns the next message and its source port; `None` if there is none. Does not block.
     pub(super) fn receive(&self) -> Option<(Vec<u8>, u16)> {
         let mut buffer = vec![0; LONGEST];
         let (length, sender) = self.0.recv_from(&mut buffer).ok()?;
@@ -98,7 +99,7 @@ impl LeaseSocket {
         Some((buffer, sender.port()))
     }
 
-    /// Sends a message to a server, from the address that the kernel chooses.
+    /// Sends a message to a server; the kernel chooses the source address.
     pub(super) fn send(&self, server: Ipv4Addr, port: u16, message: &[u8]) -> io::Result<()> {
         self.0.send_to(message, (server, port)).map(drop)
     }

@@ -1,7 +1,5 @@
-//! The thread that looks after all interfaces: one loop, which sleeps until the kernel, a neighbour or a clock has
-//! something for it.
-//!
-//! Does not know how an interface comes to its addresses.
+//! The network thread: one loop over the events of the kernel, the sockets and the timers of all
+//! interfaces.
 
 use super::Note;
 use super::ether::Mac;
@@ -23,29 +21,32 @@ use std::time::{Duration, Instant};
 
 /// RTMGRP_LINK, RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR.
 const GROUPS: u32 = 0x1 | 0x10 | 0x100;
-/// After an error of the kernel's routing socket it is asked again.
-const AGAIN: Duration = Duration::from_secs(1);
-/// An interface that is named and has not come by then is reported; it may still come.
+/// The delay before a retry after an error of the routing socket.
+const RETRY: Duration = Duration::from_secs(1);
+/// The delay after which a missing interface that a setting names is reported.
 const MISSING_AFTER: Duration = Duration::from_secs(10);
 
-/// What the thread knows.
+/// The state of the thread.
 pub(super) struct Worker<S> {
     settings: Vec<Setting>,
-    /// Fixed addresses that wait for the first interface with a carrier.
+    /// Fixed addresses for the first interface with a carrier.
     unplaced: Vec<Fixed>,
-    /// Interfaces that settings name and that nobody has seen yet, and when this is told.
+    /// Interfaces that settings name and that were not seen yet, and when to report them.
     missing: BTreeSet<String>,
     missing_due: Option<Instant>,
     events: Socket,
-    again: Option<Instant>,
-    ports: BTreeMap<u32, Interface>,
+    retry_at: Option<Instant>,
+    interfaces: BTreeMap<u32, Interface>,
     addresses: BTreeSet<(String, IpAddr)>,
     tree: Tree,
     sink: S,
 }
 
 impl<S: FnMut(Note)> Worker<S> {
-    /// Starts listening to the kernel. Errors: no routing sockets here.
+    /// Opens the routing socket.
+    ///
+    /// # Errors
+    /// Fails without routing sockets.
     pub(super) fn open(settings: Vec<Setting>, sink: S) -> io::Result<Self> {
         let missing: BTreeSet<String> =
             settings.iter().filter_map(|setting| setting.interface.clone()).collect();
@@ -55,27 +56,27 @@ impl<S: FnMut(Note)> Worker<S> {
             missing,
             settings,
             events: Socket::listening(None, GROUPS)?,
-            again: None,
-            ports: BTreeMap::new(),
+            retry_at: None,
+            interfaces: BTreeMap::new(),
             addresses: BTreeSet::new(),
             tree: Tree::machine(),
             sink,
         })
     }
 
-    /// Works until the other end of `stop` is closed.
+    /// Runs until the other end of `stop` is closed.
     pub(super) fn run(mut self, stop: &UnixStream) {
         self.set_hostname();
-        self.look();
+        self.scan();
         while !self.wait(stop) {
             let now = Instant::now();
-            let own: Vec<Mac> = self.ports.values().map(Interface::mac).collect();
-            for port in self.ports.values_mut() {
-                port.receive(now, &own);
-                port.tick(now);
+            let own: Vec<Mac> = self.interfaces.values().map(Interface::mac).collect();
+            for interface in self.interfaces.values_mut() {
+                interface.receive(now, &own);
+                interface.tick(now);
             }
-            if self.is_to_look(now) {
-                self.look();
+            if self.needs_scan(now) {
+                self.scan();
             }
             self.report_missing(now);
             self.report();
@@ -96,54 +97,54 @@ impl<S: FnMut(Note)> Worker<S> {
         }
     }
 
-    /// Sleeps until there is something to do; whether it is time to end.
+    /// Waits for an event or a deadline. Returns whether to stop.
     fn wait(&self, stop: &UnixStream) -> bool {
         let timeout =
             self.deadline().map(|due| timespec(due.saturating_duration_since(Instant::now())));
         let mut watched =
             vec![PollFd::new(stop, PollFlags::IN), PollFd::new(&self.events, PollFlags::IN)];
-        for socket in self.ports.values().flat_map(Interface::sockets) {
+        for socket in self.interfaces.values().flat_map(Interface::sockets) {
             watched.push(PollFd::from_borrowed_fd(socket, PollFlags::IN));
         }
         match poll(&mut watched, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
-            // Nothing can be waited for; the loop must not run hot.
-            Err(_) => std::thread::sleep(AGAIN),
+            // `poll` failed: sleep, so that the loop does not spin.
+            Err(_) => std::thread::sleep(RETRY),
         }
         watched.first().is_some_and(|stop| !stop.revents().is_empty())
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let ports = self.ports.values().filter_map(Interface::deadline);
-        ports.chain(self.again).chain(self.missing_due).min()
+        let interfaces = self.interfaces.values().filter_map(Interface::deadline);
+        interfaces.chain(self.retry_at).chain(self.missing_due).min()
     }
 
-    /// Takes all that the kernel says; whether anything of it is a reason to look.
-    fn is_to_look(&mut self, now: Instant) -> bool {
-        let mut look = self.again.is_some_and(|again| again <= now);
+    /// Reads all pending messages. Returns whether the tables must be read again.
+    fn needs_scan(&mut self, now: Instant) -> bool {
+        let mut look = self.retry_at.is_some_and(|again| again <= now);
         loop {
             match self.events.receive() {
                 Ok(Received::Nothing) => return look,
                 Ok(_) => look = true,
-                // The socket is asked again when the tables are.
+                // The socket is read again after the tables.
                 Err(_) => return true,
             }
         }
     }
 
-    /// Reads the kernel's tables, which is right also after messages were lost.
-    fn look(&mut self) {
-        self.again = None;
-        let looked = self.look_at_links().and_then(|()| self.look_at_addresses());
+    /// Reads the kernel's tables. Correct also after lost messages.
+    fn scan(&mut self) {
+        self.retry_at = None;
+        let looked = self.scan_links().and_then(|()| self.scan_addresses());
         if let Err(error) = looked {
-            self.again = Some(Instant::now() + AGAIN);
+            self.retry_at = Some(Instant::now() + RETRY);
             let what = "read from the kernel's tables".to_owned();
             (self.sink)(Note::Failed { interface: "the network".into(), what, error });
         }
         self.report();
     }
 
-    fn look_at_links(&mut self) -> io::Result<()> {
+    fn scan_links(&mut self) -> io::Result<()> {
         let links = link::links()?;
         self.forget(&links);
         for link in &links {
@@ -157,13 +158,14 @@ impl<S: FnMut(Note)> Worker<S> {
         Ok(())
     }
 
-    /// Those that are gone, or have another name and thus other settings.
+    /// Drops interfaces that are gone, or were renamed and thus have other settings.
     fn forget(&mut self, links: &[Link]) {
         let sink = &mut self.sink;
-        self.ports.retain(|index, port| {
-            let stays = links.iter().any(|link| link.index == *index && link.name == port.name());
+        self.interfaces.retain(|index, interface| {
+            let stays =
+                links.iter().any(|link| link.index == *index && link.name == interface.name());
             if !stays {
-                sink(Note::Gone { interface: port.name().to_owned() });
+                sink(Note::Gone { interface: interface.name().to_owned() });
             }
             stays
         });
@@ -172,21 +174,21 @@ impl<S: FnMut(Note)> Worker<S> {
     fn attend(&mut self, link: &Link, mac: Mac) {
         let now = Instant::now();
         self.missing.retain(|name| Mac::parse(name) != Some(mac));
-        if !self.ports.contains_key(&link.index) {
+        if !self.interfaces.contains_key(&link.index) {
             let wired = link.is_wired(&self.tree);
             let Some(plan) = Plan::of(&link.name, mac, wired, &self.settings) else { return };
-            self.ports.insert(link.index, Interface::open(now, link, mac, plan, &self.tree));
+            self.interfaces.insert(link.index, Interface::open(now, link, mac, plan, &self.tree));
         }
-        let Some(port) = self.ports.get_mut(&link.index) else { return };
-        port.set_running(now, link.running);
-        if link.running && !port.is_named() {
-            self.unplaced.drain(..).for_each(|fixed| port.place(&fixed));
+        let Some(interface) = self.interfaces.get_mut(&link.index) else { return };
+        interface.set_running(now, link.running);
+        if link.running && !interface.is_named() {
+            self.unplaced.drain(..).for_each(|fixed| interface.place(&fixed));
         }
     }
 
-    /// Tells of addresses that can be used now and of those that went.
-    fn look_at_addresses(&mut self) -> io::Result<()> {
-        if self.ports.is_empty() {
+    /// Reinterfaces addresses that became usable or were removed.
+    fn scan_addresses(&mut self) -> io::Result<()> {
+        if self.interfaces.is_empty() {
             return Ok(());
         }
         let found = net::addresses()?;
@@ -196,7 +198,7 @@ impl<S: FnMut(Note)> Worker<S> {
             (self.sink)(Note::AddressGone { interface, address });
         }
         self.addresses.retain(|address| there.contains(address));
-        let names: BTreeSet<&str> = self.ports.values().map(Interface::name).collect();
+        let names: BTreeSet<&str> = self.interfaces.values().map(Interface::name).collect();
         for address in found.iter().filter(|address| names.contains(address.interface.as_str())) {
             if address.is_usable() && self.addresses.insert(key(address)) {
                 let interface = address.interface.clone();
@@ -217,12 +219,12 @@ impl<S: FnMut(Note)> Worker<S> {
     }
 
     fn report(&mut self) {
-        let notes: Vec<Note> = self.ports.values_mut().flat_map(Interface::notes).collect();
+        let notes: Vec<Note> = self.interfaces.values_mut().flat_map(Interface::notes).collect();
         notes.into_iter().for_each(&mut self.sink);
     }
 }
 
-/// Rounded up to the millisecond: waking just before a deadline would be for nothing.
+/// Rounds up to the millisecond: waking just before a deadline would be useless.
 fn timespec(wait: Duration) -> Timespec {
     let wait = wait.saturating_add(Duration::from_millis(1));
     Timespec {
