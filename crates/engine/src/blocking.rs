@@ -84,6 +84,7 @@ struct Connection<'a> {
     closing: Option<Instant>,
     /// Whether nothing can be sent any more.
     broken: bool,
+    established: bool,
     link: Arc<Link>,
 }
 
@@ -109,6 +110,7 @@ impl<'a> Connection<'a> {
             ended: None,
             closing: None,
             broken: false,
+            established: false,
             link,
         }
     }
@@ -142,13 +144,11 @@ impl<'a> Connection<'a> {
                 break;
             }
         }
-        if self.session.is_established() {
-            self.link.establish();
-        }
         self.retry = self.pool.was_short().then(|| Instant::now() + RETRY);
     }
 
     fn drain(&mut self) {
+        self.establish();
         while let Some(step) = self.session.poll() {
             match step {
                 Step::Report(event) => (self.shared.sink)(event),
@@ -160,6 +160,14 @@ impl<'a> Connection<'a> {
                 }
                 Step::Close(_) => self.closing = Some(Instant::now() + GRACE),
             }
+        }
+    }
+
+    /// Takes note that the peer was let in, before it can know of it and before its first write begins.
+    fn establish(&mut self) {
+        if !self.established && self.session.is_established() {
+            self.established = true;
+            self.link.establish(self.session.fence());
         }
     }
 
@@ -271,7 +279,12 @@ impl<'a> Connection<'a> {
         self.inbox.clear_wake();
         for message in self.inbox.take() {
             match message {
-                Message::Notice(notice) => self.session.notify(Instant::now(), &notice),
+                Message::Notice(notice) => {
+                    self.session.notify(Instant::now(), &notice);
+                    if self.established {
+                        self.link.establish(self.session.fence());
+                    }
+                }
                 Message::Quit => self.broken = true,
                 Message::Adopt(..) | Message::Ran(..) => {}
             }

@@ -212,7 +212,7 @@ impl Engine {
     /// # Errors
     /// No thread or descriptor is to be had, or io_uring was asked for and cannot be used.
     pub fn start(config: Config, sink: Sink) -> io::Result<Self> {
-        let table = Arc::<ConnectionTable>::default();
+        let table = ConnectionTable::open()?;
         let (budget, post) = (Budget::new(config.budget), Inboxes::default());
         let shared = Arc::new(Shared { sink, post, table: table.clone(), budget });
         let (driver_threads, running) = ActiveDriver::start(&config, &shared)?;
@@ -220,7 +220,7 @@ impl Engine {
         let driver_threads = Arc::new(driver_threads);
         let adopters = driver_threads.clone();
         let adopt = Arc::new(move |link, open| adopters.adopt(link, open));
-        let acceptor = Acceptor::start(table, shared.sink.clone(), adopt, config.limits)?;
+        let acceptor = Acceptor::start(shared.clone(), adopt, config.limits)?;
         Ok(Self { acceptor, driver_threads, shared, running })
     }
 

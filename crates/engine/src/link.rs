@@ -1,13 +1,16 @@
-//! A connection's socket, and the count of all connections with the bounds on it. It knows no session.
+//! A connection's socket, and all connections: the bounds on their number, and which of their peers are gone.
 
 use std::collections::HashMap;
 use std::fmt;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use export::{Channel, Network, Peer, Tenant};
+use export::{Channel, Fence, Network, Peer, Tenant};
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
 use rustix::net::Shutdown;
 
 /// A connection's socket. The last owner to let go closes it.
@@ -17,11 +20,31 @@ pub(crate) struct Link {
     /// What protects the connection, once its handshake is over.
     channel: OnceLock<Arc<Channel>>,
     established: AtomicBool,
+    /// Different from that of all other connections.
+    number: u64,
+    /// The session's right to write.
+    right: Mutex<Right>,
     /// Whether it was cut for another one.
     is_cut: AtomicBool,
     /// Bytes that were received already, for the session.
     came: Mutex<Vec<u8>>,
     table: Arc<ConnectionTable>,
+}
+
+/// A session's right to write, which ends when its peer has closed its sending side.
+#[derive(Debug, Default)]
+struct Right {
+    fence: Weak<Fence>,
+    has_ended: bool,
+}
+
+impl Right {
+    /// Closes the fence if the peer has closed its sending side.
+    fn check(&self) {
+        if let Some(fence) = self.fence.upgrade().filter(|_| self.has_ended) {
+            fence.close();
+        }
+    }
 }
 
 impl Link {
@@ -52,9 +75,27 @@ impl Link {
         self.table.has_room(&links, self.peer().tenant())
     }
 
-    /// Takes note that the session let its peer in: it is no longer among those that may be cut for others.
-    pub(crate) fn establish(&self) {
-        self.established.store(true, Ordering::Release);
+    /// Takes note that the session let its peer in: it is no longer among those that may be cut for others, and `fence` is
+    /// closed when the peer closes its sending side. To be called again when the session may have got another fence.
+    pub(crate) fn establish(&self, fence: Option<&Arc<Fence>>) {
+        let mut right = self.right();
+        right.fence = fence.map(Arc::downgrade).unwrap_or_default();
+        right.check();
+        drop(right);
+        if !self.established.swap(true, Ordering::AcqRel) {
+            self.table.watch(self);
+        }
+    }
+
+    /// Ends the session's right to write: the peer has closed its sending side.
+    fn fence_off(&self) {
+        let mut right = self.right();
+        right.has_ended = true;
+        right.check();
+    }
+
+    fn right(&self) -> MutexGuard<'_, Right> {
+        self.right.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends no more, receives no more, or both; what is under way on the socket ends.
@@ -107,8 +148,8 @@ pub(crate) struct Bounds {
     pub(crate) newcomers: usize,
 }
 
-/// The count of connections.
-#[derive(Debug, Default)]
+/// All connections.
+#[derive(Debug)]
 pub(crate) struct ConnectionTable {
     /// None before the drivers run.
     bounds: OnceLock<Bounds>,
@@ -117,13 +158,35 @@ pub(crate) struct ConnectionTable {
     links: Mutex<Vec<Weak<Link>>>,
     /// Rung when the last connection has gone.
     empty: Condvar,
+    /// The number of the next connection.
+    next: AtomicU64,
+    /// Waits for the peers of established connections to close their sending sides.
+    ends: OwnedFd,
 }
+
+/// Ends of connections that are fetched at once.
+const ENDS: usize = 64;
 
 impl ConnectionTable {
     /// No connection yet.
+    ///
+    /// # Errors
+    /// There is no descriptor to be had.
+    pub(crate) fn open() -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            bounds: OnceLock::new(),
+            total: AtomicUsize::new(0),
+            links: Mutex::default(),
+            empty: Condvar::new(),
+            next: AtomicU64::new(0),
+            ends: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+        }))
+    }
+
+    /// No connection yet, and so many as there may be.
     #[cfg(test)]
     pub(crate) fn new(bounds: Bounds) -> Arc<Self> {
-        let table = Arc::<Self>::default();
+        let table = Self::open().unwrap();
         table.limit(bounds);
         table
     }
@@ -159,9 +222,11 @@ impl ConnectionTable {
             least.cut();
         }
         self.total.fetch_add(1, Ordering::AcqRel);
-        let (established, is_cut) = Default::default();
+        let (established, right, is_cut) = Default::default();
         let (channel, came, table) = (OnceLock::new(), Mutex::default(), self.clone());
-        let link = Arc::new(Link { socket, peer, channel, established, is_cut, came, table });
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let link = Link { socket, peer, channel, established, number, right, is_cut, came, table };
+        let link = Arc::new(link);
         links.push(Arc::downgrade(&link));
         Some(link)
     }
@@ -177,6 +242,32 @@ impl ConnectionTable {
             own += usize::from(link.peer().tenant() == tenant);
         }
         own == 0 || own < self.bounds().total.saturating_sub(all)
+    }
+
+    /// Has [`ConnectionTable::fence_off`] notice when the peer closes its sending side, once. Nothing has to be undone when the
+    /// connection ends: the kernel forgets the socket when it is closed.
+    fn watch(&self, link: &Link) {
+        let (number, what) = (epoll::EventData::new_u64(link.number), epoll::EventFlags::RDHUP);
+        // Without memory for it the end is noticed when the session has read all that came before.
+        let _ = epoll::add(&self.ends, link, number, what | epoll::EventFlags::ONESHOT);
+    }
+
+    /// Ends the right to write of the sessions whose peers have closed their sending sides, whatever their threads are at.
+    /// Returns whether there were such; then all sessions are to be told that something changed.
+    pub(crate) fn fence_off(&self) -> bool {
+        let mut any = false;
+        let mut ended = Vec::with_capacity(ENDS);
+        while let Ok(1..) =
+            epoll::wait(&self.ends, spare_capacity(&mut ended), Some(&Timespec::default()))
+        {
+            any = true;
+            let links: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
+            for event in ended.drain(..) {
+                let number = event.data.u64();
+                links.iter().filter(|link| link.number == number).for_each(|link| link.fence_off());
+            }
+        }
+        any
     }
 
     fn leave(&self) {
@@ -204,6 +295,13 @@ impl ConnectionTable {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Weak<Link>>> {
         self.links.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl AsFd for ConnectionTable {
+    /// Readable when [`ConnectionTable::fence_off`] has something to do.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.ends.as_fd()
     }
 }
 
@@ -298,7 +396,7 @@ mod test {
             let more = std::iter::from_fn(|| {
                 let (link, peer) = enter_from(&table, from);
                 let link = link?;
-                link.establish();
+                link.establish(None);
                 Some((link, peer))
             });
             let more: Vec<_> = more.collect();
@@ -314,7 +412,7 @@ mod test {
     fn established_connections_are_never_cut_and_fill_the_house() {
         let table = ConnectionTable::new(BOUNDS);
         let held: Vec<_> = (0..3).map(|_| enter(&table)).collect();
-        held.iter().for_each(|(link, _)| link.as_ref().unwrap().establish());
+        held.iter().for_each(|(link, _)| link.as_ref().unwrap().establish(None));
         assert!(enter(&table).0.is_none());
         assert_eq!(table.total(), 3);
         assert!(!table.wait_until_empty(Duration::from_millis(1)));

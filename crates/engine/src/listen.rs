@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use export::{Auth, Peer};
+use export::{Auth, Notice, Peer};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
@@ -17,7 +17,7 @@ use crate::inbox::{Inbox, Message};
 use crate::link::{ConnectionTable, Link};
 use crate::security::{CLEAR, CROWD, Detected, ListenerConfig, OUTSIDE, Security, refuse};
 use crate::tls::{Handshaker, Incoming, ReportLimit};
-use crate::{Limits, Open, Sink};
+use crate::{Limits, Open, Shared};
 
 /// Connections that the kernel holds for us while we accept others.
 const BACKLOG: i32 = 128;
@@ -87,19 +87,14 @@ impl Acceptor {
     ///
     /// # Errors
     /// There is no thread or no descriptor to be had.
-    pub(crate) fn start(
-        table: Arc<ConnectionTable>,
-        sink: Sink,
-        adopt: Adopt,
-        limits: Limits,
-    ) -> io::Result<Self> {
+    pub(crate) fn start(shared: Arc<Shared>, adopt: Adopt, limits: Limits) -> io::Result<Self> {
         let (fresh, inbox) = (Arc::new(Fresh::default()), Inbox::new()?);
+        let table = shared.table.clone();
         let mut loop_of = Loop {
             fresh: fresh.clone(),
             inbox: inbox.clone(),
-            handshaker: Handshaker::start(limits, sink.clone(), adopt.clone())?,
-            table: table.clone(),
-            sink,
+            handshaker: Handshaker::start(limits, shared.sink.clone(), adopt.clone())?,
+            shared,
             adopt,
             listeners: Vec::new(),
             silent: Vec::new(),
@@ -160,7 +155,7 @@ impl Acceptor {
     fn notify(&self, add: impl FnOnce(&mut Arrivals)) {
         self.fresh.with(add);
         // Wakes the thread; what it is told is in the list.
-        self.inbox.put(Message::Notice(export::Notice::StateChanged));
+        self.inbox.put(Message::Notice(Notice::StateChanged));
     }
 
     /// Closes the listening sockets and ends the thread.
@@ -209,8 +204,7 @@ pub fn bind(address: SocketAddr, interface: Option<&str>) -> io::Result<OwnedFd>
 struct Loop {
     fresh: Arc<Fresh>,
     inbox: Arc<Inbox>,
-    table: Arc<ConnectionTable>,
-    sink: Sink,
+    shared: Arc<Shared>,
     adopt: Adopt,
     handshaker: Handshaker,
     listeners: Vec<Listener>,
@@ -232,6 +226,7 @@ impl Loop {
         let mut paused = false;
         loop {
             let ready = self.wait(paused);
+            self.fence_off();
             if self.inbox.is_full() && self.read_inbox() {
                 return;
             }
@@ -244,7 +239,8 @@ impl Loop {
     /// peers something to say; a paused wait looks at no listener.
     fn wait(&self, paused: bool) -> Ready {
         let heard = if paused { &[] } else { &self.listeners[..] };
-        let mut fds = vec![PollFd::from_borrowed_fd(self.inbox.as_fd(), PollFlags::IN)];
+        let others = [self.inbox.as_fd(), self.shared.table.as_fd()];
+        let mut fds: Vec<_> = others.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).into();
         fds.extend(heard.iter().map(|listener| PollFd::new(&listener.socket, PollFlags::IN)));
         let silent = self.silent.iter().map(|incoming| incoming.link.as_fd());
         fds.extend(silent.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
@@ -252,11 +248,18 @@ impl Loop {
             return Ready::default();
         }
         let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
-        let (before, spoke) = fds.split_at(1 + heard.len());
-        let listeners = before.iter().skip(1).enumerate().filter(|(_, fd)| is_ready(fd));
+        let (before, spoke) = fds.split_at(others.len() + heard.len());
+        let listeners = before.iter().skip(others.len()).enumerate().filter(|(_, fd)| is_ready(fd));
         Ready {
             listeners: listeners.map(|(at, _)| at).collect(),
             spoke: spoke.iter().map(is_ready).collect(),
+        }
+    }
+
+    /// Ends the right to write of the sessions whose peers have closed their sending sides.
+    fn fence_off(&self) {
+        if self.shared.table.fence_off() {
+            self.shared.post.notify(Notice::StateChanged, None);
         }
     }
 
@@ -322,26 +325,28 @@ impl Loop {
         let Ok(peer) = peer_of(&socket, config.security.auth) else { return };
         if is_loopback && !is_local(&socket, &peer) {
             if self.refused.allows(Instant::now()) {
-                refuse(&self.sink, peer, OUTSIDE);
+                refuse(&self.shared.sink, peer, OUTSIDE);
             }
             return;
         }
         tune(&socket, &peer);
-        match self.table.enter(socket, peer.clone()) {
+        match self.shared.table.enter(socket, peer.clone()) {
             Some(link) => self.greet(Incoming { link, config, until: Instant::now() + PATIENCE }),
-            None if self.refused.allows(Instant::now()) => refuse(&self.sink, peer, CROWD),
+            None if self.refused.allows(Instant::now()) => refuse(&self.shared.sink, peer, CROWD),
             None => {}
         }
     }
 
     /// Shows a peer the way that its first byte asks for, or has it wait until it says one.
     fn greet(&mut self, incoming: Incoming) {
+        // Its host may have closed another connection before this one, which then must not write any more.
+        self.fence_off();
         match incoming.config.detect(&incoming.link) {
             Detected::Unknown => self.silent.push(incoming),
             Detected::Plain => (self.adopt)(incoming.link, incoming.config.open.clone()),
             Detected::Greeted | Detected::Secured => self.handshaker.admit(incoming),
             Detected::Refused if self.refused.allows(Instant::now()) => {
-                refuse(&self.sink, incoming.link.peer(), CLEAR);
+                refuse(&self.shared.sink, incoming.link.peer(), CLEAR);
             }
             Detected::Refused | Detected::Gone => {}
         }

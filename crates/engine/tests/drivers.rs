@@ -10,6 +10,7 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use engine::{Config, Driver};
@@ -49,6 +50,8 @@ with_both_drivers! {
     many_small_requests_are_all_answered_in_memory
     bytes_may_come_one_at_a_time
     a_half_closed_connection_is_answered_to_the_end
+    r55_peer_that_goes_while_its_thread_hangs_writes_no_more
+    r55_half_closed_peer_is_answered_and_writes_no_more
     a_peer_that_does_not_read_is_not_served_without_end
     a_peer_that_does_not_read_is_not_served_without_end_in_memory
     a_peer_that_vanishes_leaves_nothing_behind
@@ -213,6 +216,52 @@ fn a_half_closed_connection_is_answered_to_the_end(way: Way) {
         let (_, status, data) = client.hear().unwrap();
         assert_eq!((status, data.len()), (0, 64 << 10));
     }
+    assert!(client.is_closed());
+    stop(served);
+}
+
+/// A connection whose thread hangs, with a write in flight and another one that it has not read.
+fn hanging(served: &Served) -> Client {
+    let mut client = Client::connect(served.address);
+    client.say(b'H', 2, 0, BLOCK);
+    wait_for("the thread to hang", || Log::read(&served.log.hanging) == 1);
+    client.say_write(4, 0, &pattern(1, BLOCK));
+    client
+}
+
+fn release(served: &Served) {
+    served.log.released.store(true, Ordering::SeqCst);
+}
+
+fn r55_peer_that_goes_while_its_thread_hangs_writes_no_more(way: Way) {
+    let Some(served) = start(way) else { return };
+    let client = hanging(&served);
+    assert!(!served.export.has_orphans());
+    drop(client);
+    wait_for("its writes to count as orphaned", || served.export.has_orphans());
+    let mut other = Client::connect(served.address);
+    assert_eq!(other.ask(b'E', 1), 0);
+    assert_eq!(other.write(0, &pattern(2, BLOCK)), 100 + Fault::Busy as u32);
+    release(&served);
+    wait_for("its write to end", || !served.export.has_orphans());
+    assert_eq!(other.write(0, &pattern(2, BLOCK)), 0);
+    wait_for("the connection to go", || served.engine.connections() == 1);
+    assert_eq!(other.read(0, BLOCK).unwrap(), pattern(2, BLOCK));
+    drop(other);
+    stop(served);
+}
+
+fn r55_half_closed_peer_is_answered_and_writes_no_more(way: Way) {
+    let Some(served) = start(way) else { return };
+    let mut client = hanging(&served);
+    client.say(b'R', 6, 0, BLOCK);
+    client.0.shutdown(Shutdown::Write).unwrap();
+    wait_for("its writes to count as orphaned", || served.export.has_orphans());
+    release(&served);
+    let mut heard: Vec<_> = (0..3).map(|_| client.hear().unwrap()).collect();
+    heard.sort();
+    let answers: Vec<_> = heard.iter().map(|answer| (answer.0, answer.1)).collect();
+    assert_eq!(answers, [(2, 0), (4, 100 + Fault::Gone as u32), (6, 0)]);
     assert!(client.is_closed());
     stop(served);
 }

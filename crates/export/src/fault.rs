@@ -18,7 +18,7 @@ pub enum Fault {
     Misaligned,
     /// The disk does not support the operation.
     Unsupported,
-    /// The disk was removed or withdrawn.
+    /// The disk was removed or withdrawn, or the connection may no longer write.
     Gone,
     /// Another request has exclusive access: retry after the next
     /// [`Notice::StateChanged`](crate::Notice::StateChanged).

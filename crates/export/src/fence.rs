@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::Export;
+use crate::{Export, Fault};
 
 /// The writes of one connection to one export.
 ///
 /// Once the fence is closed, no write of the connection begins, and those in flight are *orphaned*:
-/// the host does not learn their result and may send newer data over another connection. Until the
+/// the host may not learn their result and may send newer data over another connection. Until the
 /// last of them has completed, [`Export::has_orphans`] returns true and no other write to the
-/// export begins.
+/// export begins. A connection that lives on, because the peer has closed only its sending side,
+/// still answers them.
 ///
 /// Dropping the fence closes it, so that a session that panics leaves no write uncounted. The
 /// [`Grant`](crate::Grant)s of the connection hold the fence.
@@ -55,19 +56,27 @@ impl Fence {
         self.0.state.load(Ordering::Acquire) & CLOSED != 0
     }
 
-    /// Counts a write as in flight. Returns `None` if the fence is closed or the export admits no
-    /// write now. If the fence is closed during the call, the export has counted the write briefly,
-    /// and [`Export::was_released`] returns true.
-    pub(crate) fn begin_write(&self, exclusive: bool) -> Option<WriteGuard> {
-        if self.is_closed() || !self.0.export.begin_write(exclusive) {
-            return None;
+    /// Counts a write as in flight.
+    ///
+    /// # Errors
+    /// Returns [`Fault::Gone`] if the fence is closed, and [`Fault::Busy`] if the export admits no
+    /// write now. Also `Busy` if the fence is closed during the call: the export has then counted
+    /// the write briefly, and [`Export::was_released`] returns true.
+    pub(crate) fn begin_write(&self, exclusive: bool) -> Result<WriteGuard, Fault> {
+        if self.is_closed() {
+            return Err(Fault::Gone);
+        }
+        if !self.0.export.begin_write(exclusive) {
+            return Err(Fault::Busy);
         }
         let more = |state: u32| (state & CLOSED == 0).then_some(state + 1);
-        let entered = self.0.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).is_ok();
-        if !entered {
-            self.0.export.cancel_write();
+        match self.0.state.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
+            Ok(_) => Ok(WriteGuard(self.0.clone())),
+            Err(_) => {
+                self.0.export.cancel_write();
+                Err(Fault::Busy)
+            }
         }
-        entered.then(|| WriteGuard(self.0.clone()))
     }
 }
 
@@ -94,7 +103,7 @@ impl Drop for WriteGuard {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::{Access, Admitted, Fault, Geometry, Grant, Identity, Op, Pool, Request, Ticket};
+    use crate::{Access, Admitted, Geometry, Grant, Identity, Op, Pool, Request, Ticket};
 
     fn export() -> Arc<Export> {
         let disk = std::fs::File::open("/dev/null").unwrap().into();
@@ -119,7 +128,7 @@ mod test {
         one.fence().close();
         one.fence().close();
         assert!(export.has_orphans());
-        assert_eq!(write(&one).err(), Some(Fault::Busy));
+        assert_eq!(write(&one).err(), Some(Fault::Gone));
         for admitted in in_flight {
             assert!(!export.is_contended());
             assert_eq!(write(&other).err(), Some(Fault::Busy));
@@ -128,7 +137,7 @@ mod test {
         assert!(export.is_contended(), "waiting sessions must be notified");
         assert!(!export.is_contended(), "once");
         assert!(!export.has_orphans() && write(&other).is_ok());
-        assert_eq!(write(&one).err(), Some(Fault::Busy));
+        assert_eq!(write(&one).err(), Some(Fault::Gone));
     }
 
     #[test]

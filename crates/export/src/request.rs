@@ -153,9 +153,9 @@ impl Grant {
     ///
     /// # Errors
     /// Returns the request with the reason: the export is gone, the access read-only, the range out
-    /// of bounds, the length of the buffer wrong, or an earlier flush failed. [`Fault::Busy`] for a
-    /// write while another request has the [`Exclusive`] right, while there are orphaned writes,
-    /// and once the [`Fence`] of the connection is closed.
+    /// of bounds, the length of the buffer wrong, or an earlier flush failed. For a write,
+    /// [`Fault::Gone`] once the [`Fence`] of the connection is closed, and [`Fault::Busy`] while
+    /// another request has the [`Exclusive`] right and while there are orphaned writes.
     pub fn admit(&self, request: Request) -> Result<Admitted, Box<Denied>> {
         self.check_and_enter(request, None)
     }
@@ -182,10 +182,11 @@ impl Grant {
             Err(fault) => return Err(Box::new(Denied { fault, request })),
         };
         let exclusive = right.is_some_and(|right| right.is_for(&self.export));
-        let guard = if request.op.mutates() { self.fence.begin_write(exclusive) } else { None };
-        if request.op.mutates() && guard.is_none() {
-            return Err(Box::new(Denied { fault: Fault::Busy, request }));
-        }
+        let writes = request.op.mutates();
+        let guard = match writes.then(|| self.fence.begin_write(exclusive)).transpose() {
+            Ok(guard) => guard,
+            Err(fault) => return Err(Box::new(Denied { fault, request })),
+        };
         let Request { op, buffer, ticket, .. } = request;
         let export = self.export.clone();
         Ok(Admitted { export, op, offset, len, stored, buffer, ticket, guard })

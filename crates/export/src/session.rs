@@ -8,9 +8,10 @@
 //! because that frees memory which the session may be waiting for.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Instant;
 
-use crate::{Admitted, Buffer, Event, Outcome, Segment, Ticket};
+use crate::{Admitted, Buffer, Event, Fence, Outcome, Segment, Ticket};
 
 /// The protocol of one connection: received bytes and completed requests in, [`Step`]s out.
 pub trait Session {
@@ -42,6 +43,14 @@ pub trait Session {
     /// Returns whether the peer has completed the protocol's handshake and was granted access. The
     /// driver limits the number and the lifetime of connections that have not.
     fn is_established(&self) -> bool;
+
+    /// Returns what ends the connection's right to write, while it has one. The driver closes it as
+    /// soon as the peer has closed its sending side: the peer may be gone, and its host may send newer
+    /// data over another connection. Called once [`Session::is_established`] returns true, and after
+    /// each [`Notice`].
+    fn fence(&self) -> Option<&Arc<Fence>> {
+        None
+    }
 
     /// Lends the driver memory for the next bytes of the stream, if they are payload, to be
     /// received without a copy. The driver returns it by [`Session::direct_received`], and does not

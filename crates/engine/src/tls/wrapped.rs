@@ -2,11 +2,12 @@
 //! drivers carry it as any other; it knows no socket and no protocol.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Instant;
 
 use export::{
-    Account, Body, DirectRecv, Event, Head, Notice, Outcome, Peer, Reason, Segment, Session, Step,
-    Ticket,
+    Account, Body, DirectRecv, Event, Fence, Head, Notice, Outcome, Peer, Reason, Segment, Session,
+    Step, Ticket,
 };
 
 use super::outbox::Outbox;
@@ -296,6 +297,10 @@ impl Session for Wrapped {
 
     fn is_established(&self) -> bool {
         self.session.is_established()
+    }
+
+    fn fence(&self) -> Option<&Arc<Fence>> {
+        self.session.fence()
     }
 }
 

@@ -200,6 +200,9 @@ impl Connection {
         self.disk = self.disk.take().filter(|(disk, _)| disk.strong_count() > 0);
         if self.is_open() {
             self.session.notify(now, &notice);
+            if self.established {
+                self.link.establish(self.session.fence());
+            }
         }
     }
 
@@ -302,6 +305,7 @@ impl Connection {
     }
 
     fn drain(&mut self, turn: &mut Turn) {
+        self.establish();
         while let Some(step) = self.session.poll() {
             match step {
                 Step::Report(event) => (turn.sink)(event),
@@ -407,7 +411,6 @@ impl Connection {
     /// Sends what is to be sent: as much as the socket takes at once now, the rest by the ring. Tells whether any was
     /// sent now.
     fn send(&mut self, turn: &mut Turn) -> bool {
-        self.establish();
         if self.phase == Phase::Draining {
             return false;
         }
@@ -430,11 +433,11 @@ impl Connection {
         any
     }
 
-    /// Takes note that the peer was let in, before it can know of it: from then on it is not cut for others.
+    /// Takes note that the peer was let in, before it can know of it and before its first write begins.
     fn establish(&mut self) {
         if !self.established && self.session.is_established() {
             self.established = true;
-            self.link.establish();
+            self.link.establish(self.session.fence());
         }
     }
 

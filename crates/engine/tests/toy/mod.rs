@@ -12,14 +12,14 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use engine::{Config, Driver, Engine, Limits, Open, Security};
 use export::{
     Access, Account, Admitted, Body, Buffer, DirectRecv, Event, Exclusive, Export, Extent, Extents,
-    Geometry, Grant, Head, Identity, Notice, Op, Outcome, Reason, Request, Segment, Session, Step,
-    Ticket,
+    Fence, Geometry, Grant, Head, Identity, Notice, Op, Outcome, Reason, Request, Segment, Session,
+    Step, Ticket,
 };
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
@@ -40,6 +40,9 @@ pub(crate) struct Log {
     pub(crate) disconnected: AtomicUsize,
     pub(crate) ticks: AtomicUsize,
     pub(crate) dropped: AtomicUsize,
+    /// Threads that hang, until they are released.
+    pub(crate) hanging: AtomicUsize,
+    pub(crate) released: AtomicBool,
     /// Sessions that were treated against the rules.
     pub(crate) wronged: AtomicUsize,
 }
@@ -145,6 +148,13 @@ impl Toy {
                 self.answer(command.tag, 0, None);
             }
             b'P' => panic!("as the test wants it"),
+            b'H' => {
+                self.submit(Command { op: b'D', ..command }, None);
+                Log::add(&self.log.hanging, 1);
+                while !self.log.released.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
             b'C' => {
                 self.answer(command.tag, 0, None);
                 self.close(Reason::Ended);
@@ -295,6 +305,10 @@ impl Session for Toy {
 
     fn is_established(&self) -> bool {
         self.established
+    }
+
+    fn fence(&self) -> Option<&Arc<Fence>> {
+        Some(self.grant.fence())
     }
 
     fn direct_recv(&mut self) -> Option<DirectRecv> {

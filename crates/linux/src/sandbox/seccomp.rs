@@ -48,6 +48,8 @@ const NEEDED: &[c_long] = &[
     libc::SYS_getpeername,
     libc::SYS_getsockopt,
     libc::SYS_ppoll,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
     libc::SYS_eventfd2,
     libc::SYS_futex,
     libc::SYS_nanosleep,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use export::{
-    Account, DirectRecv, Event, Grant, Head, Notice, Outcome, Peer, Purpose, Reason, Request,
-    Segment, Step, Ticket,
+    Account, DirectRecv, Event, Fence, Grant, Head, Notice, Outcome, Peer, Purpose, Reason,
+    Request, Segment, Step, Ticket,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -284,6 +284,10 @@ impl export::Session for Session {
 
     fn is_established(&self) -> bool {
         self.link.is_some()
+    }
+
+    fn fence(&self) -> Option<&Arc<Fence>> {
+        self.link.as_ref().map(|link| link.grant.fence())
     }
 
     fn direct_recv(&mut self) -> Option<DirectRecv> {

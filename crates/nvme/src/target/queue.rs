@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use export::{
-    Account, Buffer, DirectRecv, Event, KeyId, Notice, Outcome, Peer, Purpose, Reason, Session,
-    Step, Ticket,
+    Account, Buffer, DirectRecv, Event, Fence, Grant, KeyId, Notice, Outcome, Peer, Purpose,
+    Reason, Session, Step, Ticket,
 };
 use zerocopy::IntoBytes;
 
@@ -427,6 +427,10 @@ impl Session for Queue {
 
     fn is_established(&self) -> bool {
         self.binding.is_some() && !self.is_unauthenticated()
+    }
+
+    fn fence(&self) -> Option<&Arc<Fence>> {
+        self.binding.as_ref()?.grant.as_ref().map(Grant::fence)
     }
 
     fn direct_recv(&mut self) -> Option<DirectRecv> {
