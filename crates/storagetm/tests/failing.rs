@@ -11,6 +11,10 @@ mod device;
 mod foreign;
 #[path = "failing/hang.rs"]
 mod hang;
+#[path = "failing/lost.rs"]
+mod lost;
+#[path = "nbd/raw.rs"]
+mod raw;
 #[path = "failing/reader.rs"]
 mod reader;
 #[path = "failing/sectors.rs"]

@@ -10,6 +10,8 @@ mod device;
 mod foreign;
 #[path = "nbd/information.rs"]
 mod information;
+#[path = "nbd/raw.rs"]
+mod raw;
 #[path = "nbd/rude.rs"]
 mod rude;
 #[path = "nbd/secured.rs"]

@@ -13,7 +13,7 @@ use crate::serve::{PROGRAM, Serve};
 const END: Duration = Duration::from_secs(10 + 10);
 
 /// Two devices, of which the first is to hang.
-fn two(folder: &Folder) -> Option<[Device; 2]> {
+pub(crate) fn two(folder: &Folder) -> Option<[Device; 2]> {
     let device = |name: &str| {
         let image = folder.noise(&format!("{name}.img"), 16 * MIB);
         Device::pausing(folder, name, &image)
@@ -21,15 +21,15 @@ fn two(folder: &Folder) -> Option<[Device; 2]> {
     Some([device("hanging")?, device("healthy")?])
 }
 
-fn name(device: &Device) -> &str {
+pub(crate) fn name(device: &Device) -> &str {
     device.path.strip_prefix("/dev/").unwrap()
 }
 
-fn is_lent(event: &Value, device: &Device) -> bool {
+pub(crate) fn is_lent(event: &Value, device: &Device) -> bool {
     event["event"] == "lent" && event["disk"] == *device.path
 }
 
-fn uri(events: &[Value], device: &Device) -> String {
+pub(crate) fn uri(events: &[Value], device: &Device) -> String {
     let lent = events.iter().find(|event| is_lent(event, device)).unwrap();
     lent["nbd"][0].as_str().unwrap().to_owned()
 }
@@ -42,7 +42,7 @@ fn write_to(folder: &Folder, uri: &str) -> Background {
 }
 
 /// Requests to write that the kernel has on their way to a disk.
-fn writes_in_flight(device: &Device) -> u64 {
+pub(crate) fn writes_in_flight(device: &Device) -> u64 {
     let text = fs::read_to_string(format!("/sys/block/{}/inflight", name(device))).unwrap();
     text.split_whitespace().nth(1).unwrap().parse().unwrap()
 }

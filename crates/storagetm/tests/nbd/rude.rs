@@ -1,5 +1,5 @@
 //! Clients that break off, lie about lengths, or never say anything: none of them may end the server, or keep it from the
-//! next one. Knows the bytes of NBD that it takes to be rude.
+//! next one.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,55 +7,17 @@ use std::time::Duration;
 
 use socket2::SockRef;
 
-use crate::foreign::{Folder, LONG, MIB};
+use crate::foreign::{Folder, MIB};
+use crate::raw::{EXPORT_NAME, READ, WRITE, haggling, option, reply, request};
 use crate::server::{DRIVERS, Server};
 
-const FIXED_NO_ZEROES: u32 = 3;
-const EXPORT_NAME: u32 = 1;
 const STRUCTURED_REPLY: u32 = 8;
-const READ: u16 = 0;
-const WRITE: u16 = 1;
 const WRITE_ZEROES: u16 = 6;
 const FAST_ZERO: u16 = 1 << 4;
 
-/// A client that has come as far as the option haggling.
-fn haggling(port: u16) -> TcpStream {
-    let mut socket = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
-    socket.set_nodelay(true).unwrap();
-    socket.set_read_timeout(Some(LONG)).unwrap();
-    let mut hello = [0; 18];
-    socket.read_exact(&mut hello).unwrap();
-    assert_eq!(&hello[..16], b"NBDMAGICIHAVEOPT");
-    socket.write_all(&FIXED_NO_ZEROES.to_be_bytes()).unwrap();
-    socket
-}
-
-fn option(number: u32, data: &[u8]) -> Vec<u8> {
-    let len = u32::try_from(data.len()).unwrap();
-    [&b"IHAVEOPT"[..], &number.to_be_bytes(), &len.to_be_bytes(), data].concat()
-}
-
 /// A client that may ask for data.
 fn transmitting(port: u16) -> TcpStream {
-    let mut socket = haggling(port);
-    socket.write_all(&option(EXPORT_NAME, b"disk")).unwrap();
-    let mut size_and_flags = [0; 10];
-    socket.read_exact(&mut size_and_flags).unwrap();
-    socket
-}
-
-fn request(flags: u16, kind: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
-    let head = [&0x2560_9513u32.to_be_bytes()[..], &flags.to_be_bytes(), &kind.to_be_bytes()];
-    let tail = [&cookie.to_be_bytes()[..], &offset.to_be_bytes(), &len.to_be_bytes()];
-    [head.concat(), tail.concat()].concat()
-}
-
-/// The error of a simple reply.
-fn reply(socket: &mut TcpStream) -> u32 {
-    let mut bytes = [0; 16];
-    socket.read_exact(&mut bytes).unwrap();
-    assert_eq!(bytes[..4], 0x6744_6698u32.to_be_bytes());
-    u32::from_be_bytes(bytes[4..8].try_into().unwrap())
+    crate::raw::transmitting(port, "disk")
 }
 
 /// Goes away so that the server hears of it by a reset, whatever it is about to send.
