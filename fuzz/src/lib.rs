@@ -30,9 +30,9 @@ mod world;
 #[allow(dead_code, reason = "the tests need more of it")]
 mod nbd_client_messages;
 
-#[path = "../../crates/nbd/tests/server/says.rs"]
+#[path = "../../crates/nbd/tests/server/messages.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]
-mod nbd_says;
+mod nbd_messages;
 #[path = "../../crates/nbd/tests/server/world.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]
 mod nbd_world;

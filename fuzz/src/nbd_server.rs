@@ -1,6 +1,7 @@
-//! Any sequence of what can happen to the NBD server: bytes, right and wrong options and requests, payloads whole and in
-//! part, requests that end well or badly and late, disks that come and go, time, and connections that open and close.
-//! Every request must end once, memory stays bounded, and in the end nothing is left.
+//! The NBD server under arbitrary events: valid and invalid bytes, options and requests, partial
+//! payloads, late and failed completions, added and removed disks, time, new and closed
+//! connections. Checks that every disk request completes once, memory is bounded, and nothing
+//! leaks.
 
 use std::time::Duration;
 
@@ -11,72 +12,72 @@ use nbd::wire::option::{self, InfoRequest};
 use nbd::wire::request;
 
 use crate::input::Input;
-use crate::nbd_says::{MODES, Mode, Say, attach, flags, option as say_option};
+use crate::nbd_messages::{MODES, Mode, RequestHeader, attach, flags, option as encode_option};
 use crate::nbd_world::{DISK, Id, World, disk, peer};
 
-/// Connections at most.
-const MOST: usize = 5;
+/// Maximum number of connections.
+const MAX_CONNECTIONS: usize = 5;
 
-/// Bytes of the disk.
+/// Size of the disk in bytes.
 const SIZE: usize = 1 << 20;
 
-struct Play<'a> {
+struct Harness<'a> {
     input: Input<'a>,
     world: World,
-    links: Vec<(Id, Mode)>,
+    connections: Vec<(Id, Mode)>,
 }
 
-/// Plays `data`.
+/// Runs the target on `data`.
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let settings = input.byte();
     if settings & 0x80 != 0 {
-        return play_greeter(&mut input, settings);
+        return run_greeter(&mut input, settings);
     }
     let block = if settings & 8 == 0 { 512 } else { 4096 };
-    let mut play = Play { input, world: World::small(SIZE, block), links: Vec::new() };
+    let mut harness = Harness { input, world: World::small(SIZE, block), connections: Vec::new() };
     for mode in MODES {
-        let id = attach(&mut play.world, mode);
-        play.world.conn(id).hold = settings & 4 == 0;
-        play.links.push((id, mode));
+        let id = attach(&mut harness.world, mode);
+        harness.world.conn(id).hold = settings & 4 == 0;
+        harness.connections.push((id, mode));
     }
     for _ in 0..300 {
-        if play.input.is_over() {
+        if harness.input.is_over() {
             break;
         }
-        play.act();
+        harness.step();
     }
-    play.world.end_all();
+    harness.world.end_all();
 }
 
-fn play_greeter(input: &mut Input<'_>, settings: u8) {
+fn run_greeter(input: &mut Input<'_>, settings: u8) {
     let mut greeter = greet(settings & 1 == 0, settings & 2 == 0);
-    let (mut came, mut first) = (Vec::new(), true);
+    let (mut received, mut first) = (Vec::new(), true);
     for _ in 0..100 {
-        let reaction = greeter.receive(&came);
-        assert!(reaction.take <= came.len());
-        assert_eq!(reaction.say.starts_with(b"NBDMAGIC"), std::mem::replace(&mut first, false));
-        came.drain(..reaction.take);
-        if reaction.then != Next::Wait || input.is_over() {
+        let reaction = greeter.receive(&received);
+        assert!(reaction.consumed <= received.len());
+        assert_eq!(reaction.reply.starts_with(b"NBDMAGIC"), std::mem::replace(&mut first, false));
+        received.drain(..reaction.consumed);
+        if reaction.next != Next::Wait || input.is_over() {
             return;
         }
         let more = match input.byte() % 4 {
             0 => flags().to_vec(),
-            1 => say_option(u32::from(input.byte() % 14), &[]),
-            2 => say_option(u32::from(input.byte() % 14), b"data"),
+            1 => encode_option(u32::from(input.byte() % 14), &[]),
+            2 => encode_option(u32::from(input.byte() % 14), b"data"),
             _ => {
                 let len = input.byte();
                 input.take(len.into()).to_vec()
             }
         };
-        came.extend(more);
+        received.extend(more);
     }
 }
 
-impl Play<'_> {
-    fn act(&mut self) {
-        let at = self.input.below(self.links.len());
-        let (id, mode) = self.links[at];
+impl Harness<'_> {
+    fn step(&mut self) {
+        let at = self.input.below(self.connections.len());
+        let (id, mode) = self.connections[at];
         match self.input.byte() % 12 {
             0 => {
                 let len = self.input.byte();
@@ -86,15 +87,15 @@ impl Play<'_> {
             1..=4 => self.request(id, mode),
             5 => self.option(id),
             6 | 7 => self.finish(id),
-            8 => self.news(id),
-            9 => self.lend(),
-            10 => self.pour(id),
+            8 => self.event(id),
+            9 => self.change_export(),
+            10 => self.receive_payload(id),
             _ => self.open(),
         }
         self.world.conn(id).wire.clear();
     }
 
-    /// A request that is right but for a few bytes, with some of its payload.
+    /// Sends a request, possibly with a corrupted byte, and perhaps its payload.
     fn request(&mut self, id: Id, mode: Mode) {
         let command = u16::from(self.input.byte() % 10);
         let flags = match self.input.byte() {
@@ -109,7 +110,7 @@ impl Play<'_> {
             0 => u64::from(self.input.dword()),
             byte => u64::from(byte) * 64 * unit,
         };
-        let mut bytes = Say { command, flags, cookie: len, offset, len }.bytes(mode);
+        let mut bytes = RequestHeader { command, flags, cookie: len, offset, len }.bytes(mode);
         if self.input.byte() == 1 {
             let (place, value) = (self.input.below(bytes.len()), self.input.byte());
             bytes[place] ^= value;
@@ -133,7 +134,7 @@ impl Play<'_> {
             }
             _ => Vec::new(),
         };
-        let mut bytes = say_option(which, &data);
+        let mut bytes = encode_option(which, &data);
         if self.input.byte() == 1 {
             let (place, value) = (self.input.below(bytes.len()), self.input.byte());
             bytes[place] ^= value;
@@ -141,7 +142,7 @@ impl Play<'_> {
         self.world.send(id, &bytes);
     }
 
-    /// A request ends, not the oldest perhaps.
+    /// Completes any held disk request.
     fn finish(&mut self, id: Id) {
         let held = self.world.conn(id).jobs.len();
         if held == 0 {
@@ -152,20 +153,20 @@ impl Play<'_> {
         self.world.finish(id, which, fault.map_or(Ok(()), Err));
     }
 
-    fn news(&mut self, id: Id) {
+    fn event(&mut self, id: Id) {
         match self.input.byte() % 10 {
             0 => self.world.disconnect(id),
             1 if self.input.byte() == 7 => self.world.notify(Notice::Stopping),
-            2 => self.world.conn(id).deaf = true,
-            3 | 4 => self.world.listen(id),
-            5 => self.world.pass(Duration::from_millis(u64::from(self.input.word()))),
+            2 => self.world.conn(id).not_receiving = true,
+            3 | 4 => self.world.receive_all(id),
+            5 => self.world.advance(Duration::from_millis(u64::from(self.input.word()))),
             6 => self.world.conn(id).hold = false,
             _ => self.world.notify(Notice::StateChanged),
         }
     }
 
-    /// The owner lends, withdraws or resizes the disk.
-    fn lend(&mut self) {
+    /// Publishes, withdraws or resizes the disk.
+    fn change_export(&mut self) {
         let size = SIZE as u64;
         match self.input.byte() % 6 {
             0 => drop(self.world.catalogue.withdraw(DISK)),
@@ -184,18 +185,18 @@ impl Play<'_> {
         }
     }
 
-    /// Payload comes, and is received where it belongs or not.
-    fn pour(&mut self, id: Id) {
+    /// Delivers payload, directly or not.
+    fn receive_payload(&mut self, id: Id) {
         let len = usize::from(self.input.word()) * 8;
         if self.input.bit() {
-            self.world.land(id, 7, len);
+            self.world.receive_directly(id, 7, len);
         } else {
             self.world.send(id, &vec![7; len]);
         }
     }
 
     fn open(&mut self) {
-        if self.links.len() >= MOST {
+        if self.connections.len() >= MAX_CONNECTIONS {
             return;
         }
         let (start, auth) = match self.input.byte() % 4 {
@@ -209,6 +210,6 @@ impl Play<'_> {
         if start != (Start::InTls { no_zeroes: true }) && self.input.bit() {
             self.world.send(id, &flags());
         }
-        self.links.push((id, MODES[self.input.below(3)]));
+        self.connections.push((id, MODES[self.input.below(3)]));
     }
 }

@@ -1,22 +1,23 @@
-//! The server of NBD. It knows exports and peers; no socket, no disk, no clock.
+//! The server side of NBD.
 //!
-//! A [`Session`] is one connection, from the hello to the last reply; a [`Greeter`] is its beginning in the clear where TLS
-//! may follow. `haggle` answers options (with `offer`, what is said of an export, and `standing`, which asks the policy),
-//! `transmission` takes requests, `read`, `long`, `write` and `status` carry them out in pieces through `slots`, and
-//! `answer` makes replies. What the connections share hangs on the [`Server`].
+//! A [`Session`] is one connection, from the hello to the last reply; a [`Greeter`] is its start in
+//! the clear where TLS may follow. `negotiation` answers options (with `offer`, the description of
+//! an export, and `access`, the access checks), `transmission` processes requests, `read`,
+//! `streamed_read`, `write` and `status` execute them in pieces through `slots`, and `reply`
+//! encodes replies. The [`Server`] holds what connections share.
 
-mod answer;
+mod access;
 mod command;
 mod fault;
 mod greeter;
-mod haggle;
-mod long;
+mod negotiation;
 mod offer;
 mod read;
+mod reply;
 mod session;
 mod slots;
-mod standing;
 mod status;
+mod streamed_read;
 mod transmission;
 mod violation;
 mod write;
@@ -30,69 +31,72 @@ pub use greeter::{Greeter, Next, Reaction, greet};
 pub use session::Session;
 pub use violation::Violation;
 
-/// Bytes of the longest payload of a request or a reply, as the block sizes say it.
+/// Maximum payload of a request or a reply in bytes, as advertised in the block sizes.
 pub const MAX_PAYLOAD: u32 = 32 << 20;
 
-/// Requests that a connection may have under way; the next is not read before one has ended.
-pub const REQUESTS: u8 = 128;
+/// Maximum number of requests in flight per connection. Reception stops at the limit.
+pub const MAX_IN_FLIGHT: u8 = 128;
 
-/// A connection must have chosen an export within this time.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Timeout of the negotiation.
+const NEGOTIATION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Options that a connection may send: a client that lists all of many exports needs some for each.
-const OPTIONS: u32 = 1024;
+/// Maximum number of options per connection. A client that queries every listed export sends
+/// several for each.
+const MAX_OPTIONS: u32 = 1024;
 
-/// Bytes of data that an option may have: a name and room for many queries.
-const OPTION_DATA: u32 = 16 << 10;
+/// Maximum length of option data in bytes: a name and many queries.
+const MAX_OPTION_DATA: u32 = 16 << 10;
 
-/// Bytes that are read and dropped, of an option or a payload that is too long, before the connection is given up instead.
-const DRAIN: u64 = 64 << 20;
+/// Maximum length of an invalid option or payload that is skipped, in bytes. The connection is
+/// closed if it is longer.
+const MAX_SKIP: u64 = 64 << 20;
 
-/// Bytes of a piece: a request for more goes to the disk in several.
+/// Maximum length of a piece in bytes. Longer requests are split.
 const PIECE: u64 = 256 << 10;
 
-/// Bytes of a piece of a request that moves no data.
-const STRIDE: u64 = 1 << 30;
+/// Maximum length of a piece that transfers no data, in bytes.
+const PIECE_WITHOUT_DATA: u64 = 1 << 30;
 
-/// Pieces of one request that the disk has at once.
-const AHEAD: u16 = 4;
+/// Maximum number of pieces of one request in flight.
+const MAX_PIECES_IN_FLIGHT: u16 = 4;
 
-/// With this many bytes to be sent it takes no more requests.
-const OWED: usize = 256 << 10;
+/// Reception stops while this many bytes wait to be sent.
+const MAX_SEND_BACKLOG: usize = 256 << 10;
 
-/// Bytes that answers to reads may hold while they wait for the peer to take them.
-const HELD: usize = 4 << 20;
+/// Maximum memory of read data that waits to be sent, in bytes.
+const MAX_READ_MEMORY: usize = 4 << 20;
 
-/// A payload with less than this still to come is not worth receiving by itself, in bytes.
-const LANDING: usize = 8192;
+/// Minimum number of outstanding payload bytes for a direct receive.
+const MIN_DIRECT_RECV: usize = 8192;
 
-/// What all connections of NBD share.
+/// State shared by all connections.
 #[derive(Debug)]
 pub struct Server {
     catalogue: Arc<Catalogue>,
 }
 
-/// How a connection begins.
+/// The state in which a session starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// With the hello.
+    /// Before the hello.
     Hello,
-    /// The hello was said; the client's flags are to come.
+    /// After the hello, before the client flags.
     HelloSent,
-    /// TLS has begun: options are to come.
+    /// Inside TLS, before the first option.
     InTls {
-        /// Whether the client's flags had [`crate::wire::handshake::C_NO_ZEROES`].
+        /// Whether the client sent [`crate::wire::handshake::C_NO_ZEROES`].
         no_zeroes: bool,
     },
 }
 
 impl Server {
-    /// A server that lends what is in `catalogue`. Tell the sessions [`export::Notice::StateChanged`] when that changes.
+    /// Creates a server of the exports in `catalogue`. When that changes, sessions must be notified
+    /// with [`export::Notice::StateChanged`].
     pub fn new(catalogue: Arc<Catalogue>) -> Arc<Self> {
         Arc::new(Self { catalogue })
     }
 
-    /// The session of a new connection. Its payloads are drawn from `account` and siblings of it.
+    /// Creates the session of a new connection. Payloads use memory of `account` and its siblings.
     pub fn session(
         self: &Arc<Self>,
         peer: Peer,

@@ -125,8 +125,8 @@ fn negotiation() -> Security {
         let mut greeter = nbd::server::greet(false, false);
         Box::new(move |bytes: &[u8]| {
             let reaction = greeter.receive(bytes);
-            assert_eq!(reaction.then, Next::Plain);
-            NegotiationStep { take: reaction.take, say: reaction.say, then: NextStep::Plain }
+            assert_eq!(reaction.next, Next::Plain);
+            NegotiationStep { take: reaction.consumed, say: reaction.reply, then: NextStep::Plain }
         }) as Negotiator
     };
     Security { negotiation: Some(Arc::new(greet)), ..Security::open() }

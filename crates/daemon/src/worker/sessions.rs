@@ -131,16 +131,16 @@ impl Sessions {
     }
 
     fn heard(&self, reaction: Reaction) -> NegotiationStep {
-        let then = match reaction.then {
+        let then = match reaction.next {
             Next::Wait => NextStep::Wait,
             Next::Plain => NextStep::Plain,
-            Next::Secure { no_zeroes } => {
+            Next::StartTls { no_zeroes } => {
                 NextStep::Secure(self.open_nbd(nbd_server::Start::InTls { no_zeroes }))
             }
             Next::Refuse(why) => NextStep::Refuse(why),
             Next::Close => NextStep::Close,
         };
-        NegotiationStep { take: reaction.take, say: reaction.say, then }
+        NegotiationStep { take: reaction.consumed, say: reaction.reply, then }
     }
 
     /// The keys with which a channel for NVMe/TCP may be made just now.

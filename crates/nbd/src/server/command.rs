@@ -1,15 +1,15 @@
-//! Requests as they come, cut out of the stream and made typed commands: which flags each may have, and which the export
-//! offers (NBD, Request types, Command flags). It knows no session.
+//! Parses request headers to typed commands, and checks command flags (NBD, Request types, Command
+//! flags).
 
 use export::Op;
 use zerocopy::FromBytes;
 
 use super::Violation;
-use super::answer::Mode;
+use super::reply::Mode;
 use crate::wire::errno;
 use crate::wire::request::{self, ExtendedRequest, Request, flags};
 
-/// A request's header, whatever its form was.
+/// A request header, compact or extended.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Header {
     pub(super) flags: u16,
@@ -19,7 +19,7 @@ pub(super) struct Header {
     pub(super) len: u64,
 }
 
-/// What a request asks for.
+/// A command with its flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Command {
     Read { whole: bool },
@@ -33,7 +33,7 @@ pub(super) enum Command {
 }
 
 impl Header {
-    /// The header that `bytes` begin with, and its length; nothing if it has not come whole.
+    /// Parses a header. Returns it with its length, or `None` if it is incomplete.
     pub(super) fn parse(bytes: &[u8], mode: Mode) -> Result<Option<(Self, usize)>, Violation> {
         if mode == Mode::Extended { Self::extended(bytes) } else { Self::compact(bytes) }
     }
@@ -68,8 +68,8 @@ impl Header {
         Ok(Some((header, size_of::<ExtendedRequest>())))
     }
 
-    /// Bytes of payload that follow it. A write has one whether or not it says so; with extended headers any other
-    /// command may say so.
+    /// Returns the length of the payload. A write always has one; with extended headers other
+    /// commands may have one, too.
     pub(super) fn payload(&self, mode: Mode) -> u64 {
         let says = mode == Mode::Extended && self.flags & request::PAYLOAD_LEN != 0;
         if self.command == request::WRITE || says { self.len } else { 0 }
@@ -77,11 +77,11 @@ impl Header {
 }
 
 impl Command {
-    /// The command of `header` for an export with those transmission flags; `status` tells whether block status was
-    /// agreed on.
+    /// Parses the command of `header`. `offered` are the transmission flags of the export; `status`
+    /// is set if block status was negotiated.
     ///
     /// # Errors
-    /// The error value, if there is no such command or one of its flags was not agreed on.
+    /// Returns EINVAL if the command is unknown or one of its flags was not negotiated.
     pub(super) fn parse(
         header: &Header,
         mode: Mode,
@@ -108,11 +108,12 @@ impl Command {
             _ => return Err(errno::EINVAL),
         };
         let allowed = allowed | request::FUA;
-        let agreed = header.flags & !allowed == 0 && header.flags & !known(mode, offered) == 0;
+        let agreed =
+            header.flags & !allowed == 0 && header.flags & !negotiated_flags(mode, offered) == 0;
         if agreed || command == Self::Disc { Ok(command) } else { Err(errno::EINVAL) }
     }
 
-    /// What it asks of the disk.
+    /// Returns the disk operation.
     pub(super) fn op(self) -> Op {
         match self {
             Self::Read { .. } => Op::Read,
@@ -125,7 +126,8 @@ impl Command {
         }
     }
 
-    /// Whether the export offers it, if the client may write at all: else it is EPERM that it gets.
+    /// Returns whether the export supports the command. Read-only access is checked before, and
+    /// fails with EPERM.
     pub(super) fn is_offered(self, offered: u16) -> bool {
         match self {
             Self::Trim { .. } => offered & flags::SEND_TRIM != 0,
@@ -135,8 +137,8 @@ impl Command {
     }
 }
 
-/// The command flags that were agreed on.
-fn known(mode: Mode, offered: u16) -> u16 {
+/// Returns the negotiated command flags.
+fn negotiated_flags(mode: Mode, offered: u16) -> u16 {
     let when = |flag: u16, command: u16| if offered & flag != 0 { command } else { 0 };
     let payload = if mode == Mode::Extended { request::PAYLOAD_LEN } else { 0 };
     request::NO_HOLE

@@ -1,10 +1,10 @@
-//! How a failed disk request is said in the protocol: one total table (NBD, Error values). It knows no session.
+//! Maps disk faults to error values (NBD, Error values).
 
 use export::{Fault, Op};
 
 use crate::wire::errno;
 
-/// The error value for `fault` of `op`.
+/// Returns the error value for `fault` of `op`.
 pub(super) fn errno(fault: Fault, op: Op) -> u32 {
     match fault {
         Fault::Io | Fault::Busy => errno::EIO,
@@ -22,7 +22,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn every_fault_has_an_error_that_the_protocol_knows() {
+    fn every_fault_maps_to_a_defined_error() {
         let ops = [Op::Read, Op::Write { durable: true }, Op::Flush, Op::Discard, Op::Extents];
         let known = [1, 5, 12, 22, 28, 75, 95, 108];
         for (fault, op) in Fault::ALL.into_iter().flat_map(|fault| ops.map(|op| (fault, op))) {
@@ -31,7 +31,7 @@ mod test {
     }
 
     #[test]
-    fn beyond_the_end_a_write_finds_no_space_and_a_read_is_invalid() {
+    fn out_of_range_is_enospc_for_writes_else_einval() {
         assert_eq!(errno(Fault::OutOfRange, Op::Write { durable: false }), errno::ENOSPC);
         let zero = Op::Zero { unmap: true, durable: false, fast: true };
         assert_eq!(errno(Fault::OutOfRange, zero), errno::ENOSPC);

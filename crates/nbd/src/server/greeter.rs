@@ -1,111 +1,116 @@
-//! The beginning of a connection in the clear, where TLS may or must follow: the hello, and options until STARTTLS (NBD,
-//! TLS support). Nothing that is said here counts later but one client flag. It knows no socket and no export.
+//! The start of a connection in the clear, where TLS may or must follow: the hello, and options
+//! until STARTTLS (NBD, TLS support). Of what is negotiated here only one client flag carries over
+//! to the session.
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{DRAIN, OPTION_DATA, Violation};
+use super::{MAX_OPTION_DATA, MAX_SKIP, Violation};
 use crate::wire::handshake::{C_FIXED_NEWSTYLE, C_NO_ZEROES, ClientFlags, Hello, IHAVEOPT};
 use crate::wire::option::{self, OptionHeader, ReplyHeader};
 
-/// Options that are answered before a client is given up that does not send STARTTLS.
-const OPTIONS: u32 = 64;
+/// Maximum number of options before STARTTLS.
+const MAX_OPTIONS: u32 = 64;
 
-/// What becomes of the connection.
+/// What happens to the connection next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// More must come.
+    /// Receive more.
     Wait,
-    /// A session goes on in the clear, with [`super::Start::HelloSent`] and all bytes that were not taken.
+    /// Create a session in the clear with [`super::Start::HelloSent`], and pass it all bytes not
+    /// consumed.
     Plain,
-    /// TLS begins once all is said, and then a session with [`super::Start::InTls`].
-    Secure {
+    /// Start TLS once the reply is sent, and create a session with [`super::Start::InTls`] inside
+    /// it.
+    StartTls {
         /// Whether the client's flags had [`C_NO_ZEROES`].
         no_zeroes: bool,
     },
-    /// The client broke a rule, as a piece of a sentence says: close.
+    /// Close: the client violated the protocol, as the clause describes.
     Refuse(&'static str),
-    /// The client is done: say what there is to say, and close.
+    /// Send the reply and close: the client is done.
     Close,
 }
 
-/// What a [`Greeter`] does about bytes.
+/// The result of [`Greeter::receive`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reaction {
-    /// So many of them are done with; the others are to be offered again, with what came after them.
-    pub take: usize,
-    /// To be sent.
-    pub say: Vec<u8>,
-    /// What becomes of the connection.
-    pub then: Next,
+    /// Number of bytes consumed. The rest must be passed again together with what follows.
+    pub consumed: usize,
+    /// Bytes to send.
+    pub reply: Vec<u8>,
+    /// What happens next.
+    pub next: Next,
 }
 
-/// Speaks first on a connection.
+/// The server side of a connection before its session exists.
 #[derive(Debug)]
 pub struct Greeter {
-    secured_only: bool,
-    tls: bool,
-    said_hello: bool,
-    /// The client's flags, once they have come.
+    require_tls: bool,
+    tls_available: bool,
+    hello_sent: bool,
+    /// The client flags, once received.
     flags: Option<u32>,
     options: u32,
-    /// Data of an option that is dropped.
+    /// Bytes of option data still to be skipped.
     skip: u64,
 }
 
-/// A greeter: where `secured_only`, nothing is answered before TLS; where not even `tls` is to be had, it only says hello.
+/// Creates a greeter. With `require_tls`, no option is answered before TLS. Without
+/// `tls_available`, only the hello is sent.
 #[must_use]
-pub fn greet(secured_only: bool, tls: bool) -> Greeter {
-    Greeter { secured_only, tls, said_hello: false, flags: None, options: 0, skip: 0 }
+pub fn greet(require_tls: bool, tls_available: bool) -> Greeter {
+    Greeter { require_tls, tls_available, hello_sent: false, flags: None, options: 0, skip: 0 }
 }
 
 impl Greeter {
-    /// To be called once with no bytes, and then with all that have come and were not taken, whenever more came.
+    /// Processes received bytes. Must be called once with no bytes, and then whenever more have
+    /// arrived, with all bytes not consumed so far.
     pub fn receive(&mut self, bytes: &[u8]) -> Reaction {
-        let mut reaction = Reaction { take: 0, say: Vec::new(), then: Next::Wait };
-        if !std::mem::replace(&mut self.said_hello, true) {
-            reaction.say.extend_from_slice(Hello::new().as_bytes());
+        let mut reaction = Reaction { consumed: 0, reply: Vec::new(), next: Next::Wait };
+        if !std::mem::replace(&mut self.hello_sent, true) {
+            reaction.reply.extend_from_slice(Hello::new().as_bytes());
         }
-        reaction.then = if self.secured_only {
-            self.insist(bytes, &mut reaction)
-        } else if self.tls {
-            self.look(bytes, &mut reaction)
+        reaction.next = if self.require_tls {
+            self.require_starttls(bytes, &mut reaction)
+        } else if self.tls_available {
+            self.detect_starttls(bytes, &mut reaction)
         } else {
             Next::Plain
         };
         reaction
     }
 
-    /// TLS is the client's choice: nothing is taken until it is known that it comes.
-    fn look(&self, bytes: &[u8], reaction: &mut Reaction) -> Next {
+    /// Optional TLS: consumes nothing unless the first option is STARTTLS.
+    fn detect_starttls(&self, bytes: &[u8], reaction: &mut Reaction) -> Next {
         let Ok((flags, rest)) = ClientFlags::read_from_prefix(bytes) else { return Next::Wait };
         let Ok((header, rest)) = OptionHeader::read_from_prefix(rest) else { return Next::Wait };
         let asks = header.magic.get() == IHAVEOPT
             && (header.option.get(), header.len.get()) == (option::STARTTLS, 0);
         match check_flags(flags.get(), true) {
             Ok(()) if asks => {
-                reaction.take = bytes.len() - rest.len();
+                reaction.consumed = bytes.len() - rest.len();
                 start_tls(flags.get(), rest, reaction)
             }
             _ => Next::Plain,
         }
     }
 
-    /// TLS must come (NBD, FORCEDTLS mode).
-    fn insist(&mut self, bytes: &[u8], reaction: &mut Reaction) -> Next {
+    /// Required TLS (NBD, FORCEDTLS mode).
+    fn require_starttls(&mut self, bytes: &[u8], reaction: &mut Reaction) -> Next {
         let mut left = bytes;
         let next = loop {
             match self.step(&mut left, reaction) {
                 Ok(Some(Next::Wait)) => {}
                 Ok(Some(next)) => break next,
                 Ok(None) => break Next::Wait,
-                Err(violation) => break Next::Refuse(violation.why()),
+                Err(violation) => break Next::Refuse(violation.description()),
             }
         };
-        reaction.take = bytes.len() - left.len();
+        reaction.consumed = bytes.len() - left.len();
         next
     }
 
-    /// One thing more; nothing if it has not come whole.
+    /// Processes client flags or one option. Returns `None` if it is incomplete.
     fn step(
         &mut self,
         left: &mut &[u8],
@@ -145,29 +150,29 @@ impl Greeter {
         if header.magic.get() != IHAVEOPT {
             return Err(Violation::OptionMagicWrong);
         }
-        if self.options > OPTIONS {
+        if self.options > MAX_OPTIONS {
             return Err(Violation::OptionsTooMany);
         }
-        if self.skip > DRAIN / u64::from(OPTIONS) {
+        if self.skip > MAX_SKIP / u64::from(MAX_OPTIONS) {
             return Err(Violation::OptionTooLong);
         }
         match option {
             option::STARTTLS if len == 0 => return Ok(start_tls(flags, rest, reaction)),
-            option::STARTTLS => say(reaction, option, option::ERR_INVALID),
+            option::STARTTLS => push_reply(reaction, option, option::ERR_INVALID),
             option::ABORT => {
-                say(reaction, option, option::ACK);
+                push_reply(reaction, option, option::ACK);
                 return Ok(Next::Close);
             }
-            // It cannot be answered with an error.
+            // Has no error reply.
             option::EXPORT_NAME => return Ok(Next::Close),
-            _ if len > OPTION_DATA => say(reaction, option, option::ERR_TOO_BIG),
-            _ => say(reaction, option, option::ERR_TLS_REQD),
+            _ if len > MAX_OPTION_DATA => push_reply(reaction, option, option::ERR_TOO_BIG),
+            _ => push_reply(reaction, option, option::ERR_TLS_REQD),
         }
         Ok(Next::Wait)
     }
 }
 
-/// The client's flags (NBD, Client flags): those that the hello offers, and the fixed newstyle where TLS is `needed`.
+/// Checks the client flags (NBD, Client flags). TLS needs the fixed newstyle.
 pub(super) fn check_flags(flags: u32, needed: bool) -> Result<(), Violation> {
     if flags & !(C_FIXED_NEWSTYLE | C_NO_ZEROES) != 0 {
         return Err(Violation::ClientFlagsUnknown);
@@ -178,15 +183,16 @@ pub(super) fn check_flags(flags: u32, needed: bool) -> Result<(), Violation> {
     Ok(())
 }
 
-/// What follows in the clear was put there by somebody else: the client waits for the answer.
+/// Accepts STARTTLS. Fails if cleartext follows: the client has to wait for the reply, so it may be
+/// injected.
 fn start_tls(flags: u32, rest: &[u8], reaction: &mut Reaction) -> Next {
     if !rest.is_empty() {
-        return Next::Refuse(Violation::BytesAfterStartTls.why());
+        return Next::Refuse(Violation::BytesAfterStartTls.description());
     }
-    say(reaction, option::STARTTLS, option::ACK);
-    Next::Secure { no_zeroes: flags & C_NO_ZEROES != 0 }
+    push_reply(reaction, option::STARTTLS, option::ACK);
+    Next::StartTls { no_zeroes: flags & C_NO_ZEROES != 0 }
 }
 
-fn say(reaction: &mut Reaction, option: u32, kind: u32) {
-    reaction.say.extend_from_slice(ReplyHeader::new(option, kind, 0).as_bytes());
+fn push_reply(reaction: &mut Reaction, option: u32, kind: u32) {
+    reaction.reply.extend_from_slice(ReplyHeader::new(option, kind, 0).as_bytes());
 }

@@ -1,10 +1,10 @@
-//! What is said of an export: its size, its flags, its block sizes, its names. It knows no connection.
+//! How an export is described to clients: size, flags, block sizes, names.
 
 use export::{Access, Export, Grant};
 use zerocopy::IntoBytes;
 
 use super::MAX_PAYLOAD;
-use super::answer::Mode;
+use super::reply::Mode;
 use crate::wire::description;
 use crate::wire::option::{InfoBlockSize, InfoExport, ServerEntry, info};
 use crate::wire::request::flags::{
@@ -12,13 +12,14 @@ use crate::wire::request::flags::{
     SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES,
 };
 
-/// The smallest preferred block, in bytes (NBD, Block size constraints).
+/// Minimum for the preferred block size, in bytes (NBD, Block size constraints).
 const PREFERRED: u32 = 4096;
 
-/// Characters of an export's name in its description, at most.
+/// Maximum number of characters of the export name in its description.
 const NAME: usize = 512;
 
-/// The transmission flags (NBD, Transmission flags). A flush is one of the descriptor that all connections share.
+/// Returns the transmission flags (NBD, Transmission flags). CAN_MULTI_CONN holds because all
+/// connections share one descriptor.
 pub(super) fn flags(grant: &Grant, mode: Mode) -> u16 {
     let export = grant.export();
     let when = |is: bool, flag: u16| if is { flag } else { 0 };
@@ -35,40 +36,40 @@ pub(super) fn flags(grant: &Grant, mode: Mode) -> u16 {
         | when(mode != Mode::Simple, SEND_DF)
 }
 
-/// The information of that `kind`; nothing for one that is not known.
+/// Encodes the information of that `kind`. Returns `None` if the type is unknown.
 pub(super) fn information(grant: &Grant, mode: Mode, kind: u16) -> Option<Vec<u8>> {
     let export = grant.export();
     match kind {
         info::EXPORT => {
             Some(InfoExport::new(export.bytes(), flags(grant, mode)).as_bytes().to_vec())
         }
-        info::NAME => Some(named(kind, &export.short)),
-        info::DESCRIPTION => Some(named(kind, &described(export))),
+        info::NAME => Some(string_info(kind, &export.short)),
+        info::DESCRIPTION => Some(string_info(kind, &describe(export))),
         info::BLOCK_SIZE => Some(block_size(export).as_bytes().to_vec()),
         _ => None,
     }
 }
 
-/// Its entry in the list.
+/// Encodes the list entry of an export.
 pub(super) fn entry(export: &Export) -> Vec<u8> {
     ServerEntry { name: &export.short, details: &export.name }.emit()
 }
 
-/// For people, and with the UUID for programs: `/dev/sda urn:uuid:6d1c3b02-…` (RFC 9562 §4). By it a client that connects again
-/// sees whether this is the same disk.
-fn described(export: &Export) -> String {
+/// Formats the description: name and UUID, as `/dev/sda urn:uuid:6d1c3b02-…` (RFC 9562 §4). A
+/// client that reconnects recognizes the disk by the UUID.
+fn describe(export: &Export) -> String {
     let urn = description::urn(&export.identity.uuid);
     let name: String = export.name.chars().take(NAME).collect();
     format!("{name} {urn}")
 }
 
-fn named(kind: u16, string: &str) -> Vec<u8> {
+fn string_info(kind: u16, string: &str) -> Vec<u8> {
     [&kind.to_be_bytes(), crate::wire::cut(string).as_bytes()].concat()
 }
 
 fn block_size(export: &Export) -> InfoBlockSize {
     let geometry = export.geometry;
-    // qemu refuses a size that is not a multiple of the minimum block size.
+    // QEMU rejects a size that is not a multiple of the minimum block size.
     let whole = export.bytes().is_multiple_of(geometry.block().into());
     let smallest = if whole { geometry.block() } else { 1 };
     InfoBlockSize::new(smallest, geometry.physical.max(PREFERRED), MAX_PAYLOAD)

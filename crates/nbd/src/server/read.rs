@@ -1,12 +1,13 @@
-//! Reads: each piece is answered when it comes, cut to the bytes that were asked for. It knows no header.
+//! Reads: each piece is answered as it completes, clipped to the requested bytes.
 
 use export::Buffer;
 
-use super::answer::{Part, To};
+use super::reply::{BufferPart, ReplyTo};
 use super::session::Session;
 use super::slots::Slot;
 
-/// Where the part of a piece that was asked for begins on the disk, and where it lies in its buffer.
+/// Clips a piece to the requested range. Returns its offset on the disk, its offset in the buffer
+/// and its length.
 pub(super) fn clip(slot: &Slot, piece: u32, held: usize) -> (u64, usize, usize) {
     let start = slot.start_of(piece);
     let from = slot.offset.max(start);
@@ -16,35 +17,40 @@ pub(super) fn clip(slot: &Slot, piece: u32, held: usize) -> (u64, usize, usize) 
 }
 
 impl Session {
-    /// A piece of a read has come, or failed.
+    /// Completes a piece of a read; `buffer` is `None` if it failed.
     pub(super) fn read_ended(&mut self, at: u8, piece: u32, buffer: Option<Buffer>) {
         let Some(slot) = self.slots.get(at) else { return };
-        let (to, done, error, unsaid) = (
-            To { cookie: slot.cookie, offset: slot.offset },
+        let (to, done, error, error_pending) = (
+            ReplyTo { cookie: slot.cookie, offset: slot.offset },
             slot.is_done(),
             slot.error,
-            slot.unsaid,
+            slot.error_pending,
         );
         match buffer {
             Some(buffer) => {
                 let (offset, start, len) = clip(slot, piece, buffer.len());
                 self.count_read(len);
-                self.answer_data(to, offset, Part { buffer, start, len }, done && !unsaid);
-                if done && unsaid {
-                    self.answer(to, error, true);
+                self.send_data(
+                    to,
+                    offset,
+                    BufferPart { buffer, start, len },
+                    done && !error_pending,
+                );
+                if done && error_pending {
+                    self.send_result(to, error, true);
                 }
             }
             None => {
                 let (offset, ..) = clip(slot, piece, 0);
-                self.answer_failed_part(to, offset, error, done);
+                self.send_piece_error(to, offset, error, done);
             }
         }
         if done { self.release(at) } else { self.advance(at) }
     }
 
     pub(super) fn count_read(&mut self, len: usize) {
-        if let Some(link) = &mut self.link {
-            link.read = link.read.saturating_add(len as u64);
+        if let Some(attachment) = &mut self.attachment {
+            attachment.read = attachment.read.saturating_add(len as u64);
         }
     }
 }

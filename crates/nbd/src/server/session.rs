@@ -1,4 +1,4 @@
-//! One connection, from the first byte to the last: its phases, and who is asked in each. It knows no socket.
+//! One connection: its phases, and the dispatch of input in each.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use export::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::answer::Mode;
 use super::greeter::check_flags;
-use super::haggle::Haggle;
-use super::long::Long;
+use super::negotiation::Negotiation;
+use super::reply::Mode;
 use super::slots::Slots;
-use super::write::Incoming;
-use super::{HANDSHAKE, OWED, Server, Start, Violation};
+use super::streamed_read::StreamedRead;
+use super::write::Payload;
+use super::{MAX_SEND_BACKLOG, NEGOTIATION_TIMEOUT, Server, Start, Violation};
 use crate::wire::handshake::{C_NO_ZEROES, ClientFlags, Hello};
 
-/// One connection, as the server sees it.
+/// The server side of one connection.
 #[derive(Debug)]
 pub struct Session {
     pub(super) server: Arc<Server>,
@@ -28,71 +28,72 @@ pub struct Session {
     opened: Instant,
     pub(super) phase: Phase,
     pub(super) out: VecDeque<Step>,
-    /// Bytes to be sent in `out` and `later`.
-    pub(super) owed: usize,
-    pub(super) haggle: Haggle,
-    /// The export, once one is chosen.
-    pub(super) link: Option<Link>,
+    /// Bytes in `out` and `delayed` not handed to the driver yet.
+    pub(super) send_backlog: usize,
+    pub(super) negotiation: Negotiation,
+    /// The export, once chosen.
+    pub(super) attachment: Option<Attachment>,
     pub(super) slots: Slots,
-    /// The payload that is coming.
-    pub(super) incoming: Option<Incoming>,
-    /// Memory for answers to reads.
-    pub(super) reads: Account,
-    /// Memory for writes. It has its own account: a write that waits for it stops the stream, so it must not wait for
-    /// answers that the peer takes only when it has sent all of the write.
-    pub(super) writes: Account,
-    /// Memory for the read that sends its simple reply piece by piece, once there is such: it must not wait for replies
-    /// that wait for its end.
-    pub(super) long_reads: Option<Account>,
-    /// Slots that wait for memory of `reads`, in order.
+    /// The payload being received.
+    pub(super) payload: Option<Payload>,
+    /// Memory for the data of reads.
+    pub(super) read_memory: Account,
+    /// Memory for the data of writes. A separate account: a write that waits for memory stops
+    /// reception, and must not wait for read replies, which the peer may not receive before it has
+    /// sent the whole write.
+    pub(super) write_memory: Account,
+    /// Memory for streamed reads, created with the first one. A separate account: the streamed read
+    /// must not wait for replies that are delayed until it ends.
+    pub(super) streamed_memory: Option<Account>,
+    /// Slots waiting for memory of `read_memory`, in order.
     pub(super) starved: VecDeque<u8>,
-    /// Requests that wait for their turn to write, while another has the disk for itself.
-    pub(super) contending: VecDeque<Request>,
-    /// The read that may send its simple reply piece by piece.
-    pub(super) long: Option<Box<Long>>,
-    /// Those that wait for that.
-    pub(super) longs: VecDeque<u8>,
-    /// Replies that wait until such a reply is over.
-    pub(super) later: VecDeque<Segment>,
-    /// Requests that the driver has.
-    pub(super) on_disk: u32,
+    /// Writes waiting until another request releases its exclusive access to the disk.
+    pub(super) blocked_writes: VecDeque<Request>,
+    /// The active streamed read.
+    pub(super) streamed: Option<Box<StreamedRead>>,
+    /// Streamed reads waiting for the active one.
+    pub(super) streamed_queue: VecDeque<u8>,
+    /// Replies delayed until the active streamed read is sent.
+    pub(super) delayed: VecDeque<Segment>,
+    /// Number of requests submitted to the driver and not completed.
+    pub(super) submitted: u32,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// The client's flags are to come.
+    /// Waits for the client flags.
     Flags,
-    /// Options are to come.
+    /// Option negotiation.
     Options,
-    /// Requests are to come.
-    Live,
-    /// The client has said that it is done: what it asked for is answered.
-    Leaving,
-    /// The program stops: what the disk has is finished, the rest is refused.
+    /// Transmission.
+    Transmission,
+    /// The client sent DISC: requests in flight complete, then the connection is closed.
+    Disconnecting,
+    /// The server shuts down: submitted requests complete, all others are refused.
     Stopping,
     /// Closed, or about to be.
     Closed,
 }
 
-/// An export that was chosen.
+/// The chosen export.
 #[derive(Debug)]
-pub(super) struct Link {
-    /// What the client may do with it.
+pub(super) struct Attachment {
+    /// The client's access to it.
     pub(super) grant: Grant,
-    /// The transmission flags that were sent.
+    /// The transmission flags sent to the client.
     pub(super) flags: u16,
     pub(super) mode: Mode,
-    /// Whether `base:allocation` was chosen.
+    /// Whether `base:allocation` is selected.
     pub(super) status: bool,
-    /// What the owner calls the client, or it itself.
+    /// Name of the host for events; its TLS identity if it is not a configured host.
     pub(super) host: String,
-    /// Whether it was reported as attached and not yet as detached.
+    /// Attached was reported and Detached was not.
     pub(super) attached: bool,
-    /// What the catalogue's number was when it was last asked.
+    /// Generation of the catalogue at the last access check.
     pub(super) generation: u64,
-    /// Bytes that it has read.
+    /// Bytes read.
     pub(super) read: u64,
-    /// Bytes that it has written.
+    /// Bytes written.
     pub(super) written: u64,
 }
 
@@ -113,43 +114,46 @@ impl Session {
             opened: now,
             phase: if secured { Phase::Options } else { Phase::Flags },
             out: VecDeque::new(),
-            owed: 0,
-            haggle: Haggle::new(no_zeroes, secured),
-            link: None,
+            send_backlog: 0,
+            negotiation: Negotiation::new(no_zeroes, secured),
+            attachment: None,
             slots: Slots::new(),
-            incoming: None,
-            writes: account.sibling(Purpose::Stream),
-            reads: account,
-            long_reads: None,
+            payload: None,
+            write_memory: account.sibling(Purpose::Stream),
+            read_memory: account,
+            streamed_memory: None,
             starved: VecDeque::new(),
-            contending: VecDeque::new(),
-            long: None,
-            longs: VecDeque::new(),
-            later: VecDeque::new(),
-            on_disk: 0,
+            blocked_writes: VecDeque::new(),
+            streamed: None,
+            streamed_queue: VecDeque::new(),
+            delayed: VecDeque::new(),
+            submitted: 0,
         };
         if start == Start::Hello {
-            session.say(Segment::head(Head::new(Hello::new().as_bytes())));
+            session.send(Segment::head(Head::new(Hello::new().as_bytes())));
         }
         session
     }
 
-    /// What the bytes begin with; gives how many of them that was, none if it has not come whole.
+    /// Processes one message from the start of `left`. Returns the number of bytes consumed; zero
+    /// if it is incomplete.
     fn step(&mut self, left: &[u8]) -> Result<usize, Violation> {
         match self.phase {
             Phase::Flags => self.client_flags(left),
             Phase::Options => self.option(left),
-            Phase::Live | Phase::Stopping if self.incoming.is_some() => Ok(self.payload(left)),
-            Phase::Live | Phase::Stopping => self.request(left),
-            Phase::Leaving | Phase::Closed => Ok(0),
+            Phase::Transmission | Phase::Stopping if self.payload.is_some() => {
+                Ok(self.receive_payload(left))
+            }
+            Phase::Transmission | Phase::Stopping => self.request(left),
+            Phase::Disconnecting | Phase::Closed => Ok(0),
         }
     }
 
-    /// NBD, Client flags.
+    /// Processes the client flags (NBD, Client flags).
     fn client_flags(&mut self, left: &[u8]) -> Result<usize, Violation> {
         let Ok((flags, _)) = ClientFlags::read_from_prefix(left) else { return Ok(0) };
         check_flags(flags.get(), false)?;
-        self.haggle.no_zeroes = flags.get() & C_NO_ZEROES != 0;
+        self.negotiation.no_zeroes = flags.get() & C_NO_ZEROES != 0;
         self.phase = Phase::Options;
         Ok(size_of::<ClientFlags>())
     }
@@ -162,49 +166,50 @@ impl Session {
 
     pub(super) fn close(&mut self, reason: Reason) {
         if self.phase != Phase::Closed {
-            self.leave(reason);
+            self.tear_down(reason);
             self.out.push_back(Step::Close(reason));
         }
     }
 
-    /// The connection is over.
-    fn leave(&mut self, reason: Reason) {
+    /// Drops all state of the connection and reports the detachment.
+    fn tear_down(&mut self, reason: Reason) {
         self.phase = Phase::Closed;
-        self.haggle.held = None;
-        self.incoming = None;
+        self.negotiation.pending_choice = None;
+        self.payload = None;
         self.starved.clear();
-        self.contending.clear();
-        self.longs.clear();
-        self.long = None;
-        self.owed = self.owed.saturating_sub(self.later.iter().map(Segment::len).sum());
-        self.later.clear();
+        self.blocked_writes.clear();
+        self.streamed_queue.clear();
+        self.streamed = None;
+        self.send_backlog =
+            self.send_backlog.saturating_sub(self.delayed.iter().map(Segment::len).sum());
+        self.delayed.clear();
         self.detach(reason);
-        // Writes that the disk has count as orphaned from now on.
-        self.link = None;
+        // From now on, writes in flight count as orphaned.
+        self.attachment = None;
     }
 
-    /// What the program's end, or the client's, still waits for.
-    fn wind_up(&mut self) {
+    /// Closes the connection once the last request has completed after DISC or at shutdown.
+    fn close_if_idle(&mut self) {
         match self.phase {
-            Phase::Stopping if self.on_disk == 0 => self.close(Reason::Stopping),
-            Phase::Leaving if self.slots.are_free() => self.close(Reason::Peer),
+            Phase::Stopping if self.submitted == 0 => self.close(Reason::Stopping),
+            Phase::Disconnecting if self.slots.is_idle() => self.close(Reason::Peer),
             _ => {}
         }
     }
 
-    /// The program stops: requests that the disk does not have yet are refused, and those after them.
+    /// Starts the shutdown: refuses all requests that are not submitted yet, and later ones.
     fn stop(&mut self) {
-        if self.link.is_none() {
+        if self.attachment.is_none() {
             return self.close(Reason::Stopping);
         }
         self.phase = Phase::Stopping;
-        self.cut_short();
+        self.refuse_unsubmitted();
     }
 
-    /// When a client is given up that has not chosen an export.
-    fn due(&self) -> Option<Instant> {
-        let haggling = matches!(self.phase, Phase::Flags | Phase::Options);
-        haggling.then(|| self.opened + HANDSHAKE)
+    /// Returns the deadline of the negotiation.
+    fn negotiation_deadline(&self) -> Option<Instant> {
+        let negotiating = matches!(self.phase, Phase::Flags | Phase::Options);
+        negotiating.then(|| self.opened + NEGOTIATION_TIMEOUT)
     }
 }
 
@@ -228,17 +233,17 @@ impl export::Session for Session {
 
     fn complete(&mut self, now: Instant, ticket: Ticket, outcome: Outcome) {
         self.now = now;
-        self.on_disk = self.on_disk.saturating_sub(1);
+        self.submitted = self.submitted.saturating_sub(1);
         if self.phase != Phase::Closed {
             self.ended(&ticket, outcome, true);
         }
     }
 
-    fn notify(&mut self, now: Instant, news: &Notice) {
+    fn notify(&mut self, now: Instant, notice: &Notice) {
         self.now = now;
-        match (self.phase, news) {
+        match (self.phase, notice) {
             (Phase::Closed, _) => {}
-            (_, Notice::Disconnected) => self.leave(Reason::Peer),
+            (_, Notice::Disconnected) => self.tear_down(Reason::Peer),
             (_, Notice::Stopping) => self.stop(),
             (_, Notice::StateChanged) => self.changed(),
         }
@@ -246,44 +251,47 @@ impl export::Session for Session {
 
     fn tick(&mut self, now: Instant) {
         self.now = now;
-        if self.due().is_some_and(|due| due <= now) {
-            self.report_waiting();
+        if self
+            .negotiation_deadline()
+            .is_some_and(|negotiation_deadline| negotiation_deadline <= now)
+        {
+            self.report_choice_timeout();
             self.close(Reason::Timeout);
         }
     }
 
     fn poll(&mut self) -> Option<Step> {
         if self.out.is_empty() {
-            self.feed();
+            self.resume_starved();
             if self.out.is_empty() {
-                self.wind_up();
+                self.close_if_idle();
             }
         }
         let step = self.out.pop_front()?;
         if let Step::Send(segment) = &step {
-            self.owed = self.owed.saturating_sub(segment.len());
+            self.send_backlog = self.send_backlog.saturating_sub(segment.len());
         }
         Some(step)
     }
 
     fn deadline(&self) -> Option<Instant> {
-        self.due()
+        self.negotiation_deadline()
     }
 
     fn can_receive(&self) -> bool {
         let may = match self.phase {
-            Phase::Flags | Phase::Options => self.haggle.held.is_none(),
-            Phase::Live | Phase::Stopping => match &self.incoming {
-                Some(incoming) => !incoming.is_stalled(),
+            Phase::Flags | Phase::Options => self.negotiation.pending_choice.is_none(),
+            Phase::Transmission | Phase::Stopping => match &self.payload {
+                Some(payload) => !payload.is_stalled(),
                 None => self.slots.has_room(),
             },
-            Phase::Leaving | Phase::Closed => false,
+            Phase::Disconnecting | Phase::Closed => false,
         };
-        may && self.owed < OWED
+        may && self.send_backlog < MAX_SEND_BACKLOG
     }
 
     fn is_established(&self) -> bool {
-        self.link.is_some()
+        self.attachment.is_some()
     }
 
     fn fence(&self) -> Option<&Arc<Fence>> {
@@ -291,11 +299,11 @@ impl export::Session for Session {
     }
 
     fn direct_recv(&mut self) -> Option<DirectRecv> {
-        if self.can_receive() { self.offer_landing() } else { None }
+        if self.can_receive() { self.offer_direct_recv() } else { None }
     }
 
-    fn direct_received(&mut self, now: Instant, landing: DirectRecv, got: usize) {
+    fn direct_received(&mut self, now: Instant, window: DirectRecv, got: usize) {
         self.now = now;
-        self.take_landing(landing, got);
+        self.end_direct_recv(window, got);
     }
 }

@@ -1,56 +1,55 @@
-//! The requests that a connection has under way, each in a slot; a slot's number and that of a piece are the ticket of a
-//! disk request. It knows no reply.
+//! The requests of a connection in flight, one per slot. A ticket consists of the slot number and
+//! the piece number.
 
 use export::{Op, Ticket};
 
 use super::command::Command;
-use super::{AHEAD, PIECE, REQUESTS, STRIDE};
+use super::{MAX_IN_FLIGHT, MAX_PIECES_IN_FLIGHT, PIECE, PIECE_WITHOUT_DATA};
 
-/// A request under way.
+/// A request in flight.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Slot {
-    /// The client's name for it.
+    /// Chosen by the client, returned in replies.
     pub(super) cookie: u64,
-    /// The first byte that the client asked for.
+    /// The requested offset.
     pub(super) offset: u64,
-    /// Bytes that the client asked for.
+    /// The requested length.
     pub(super) len: u64,
-    pub(super) work: Work,
-    /// The first byte of the blocks that are concerned.
+    pub(super) task: Task,
+    /// Start of the affected blocks, in bytes.
     pub(super) first: u64,
-    /// Where they end.
+    /// End of the affected blocks, in bytes.
     pub(super) end: u64,
-    /// Where the part begins that the disk was not asked for yet.
+    /// Start of the part not submitted yet.
     pub(super) next: u64,
-    /// Pieces that were asked for and have not ended.
-    pub(super) under_way: u16,
-    /// The error of the first piece that failed; zero if none has.
+    /// Number of pieces submitted and not completed.
+    pub(super) in_flight: u16,
+    /// The error of the first failed piece; zero if none failed.
     pub(super) error: u32,
-    /// Whether that error must still be said.
-    pub(super) unsaid: bool,
-    /// Whether its payload is still coming.
-    pub(super) filling: bool,
-    /// Whether it waits for memory.
+    /// The error has not been sent yet.
+    pub(super) error_pending: bool,
+    /// The payload is still being received.
+    pub(super) receiving: bool,
+    /// Waits for memory.
     pub(super) starving: bool,
 }
 
-/// What a request is about.
+/// What the slot is used for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Work {
-    /// No request.
+pub(super) enum Task {
     Free,
-    /// A command, as it came.
+    /// A command.
     Command(Command),
-    /// A read whose simple reply takes several pieces.
-    Long,
-    /// The flush that makes a trim durable.
-    Settle,
+    /// A read whose simple reply is sent in several pieces.
+    StreamedRead,
+    /// The flush after a trim with FUA.
+    FinalFlush,
 }
 
-/// Bits of a ticket that are the slot's number.
+/// Number of bits of a ticket used for the slot number.
 const SLOT_BITS: u32 = 8;
 
-/// The largest number of a piece in a ticket.
+/// The maximum piece number in a ticket.
 const LAST_PIECE: u32 = (1 << (32 - SLOT_BITS)) - 1;
 
 impl Slot {
@@ -58,77 +57,84 @@ impl Slot {
         cookie: 0,
         offset: 0,
         len: 0,
-        work: Work::Free,
+        task: Task::Free,
         first: 0,
         end: 0,
         next: 0,
-        under_way: 0,
+        in_flight: 0,
         error: 0,
-        unsaid: false,
-        filling: false,
+        error_pending: false,
+        receiving: false,
         starving: false,
     };
 
-    /// A request for the bytes that the client named, whose blocks are `[first, end)`.
-    pub(super) fn new(cookie: u64, asked: (u64, u64), work: Work, blocks: (u64, u64)) -> Self {
+    /// Creates the slot of a request for `asked` (offset, length) that affects the blocks `[first,
+    /// end)`.
+    pub(super) fn new(cookie: u64, asked: (u64, u64), task: Task, blocks: (u64, u64)) -> Self {
         let ((offset, len), (first, end)) = (asked, blocks);
-        Self { cookie, offset, len, work, first, end, next: first, ..Self::FREE }
+        Self { cookie, offset, len, task, first, end, next: first, ..Self::FREE }
     }
 
-    /// Whether there is nothing more to come.
+    /// Returns whether the request has completed.
     pub(super) fn is_done(&self) -> bool {
-        self.under_way == 0 && !self.filling && (self.error != 0 || self.next >= self.end)
+        self.in_flight == 0 && !self.receiving && (self.error != 0 || self.next >= self.end)
     }
 
-    /// Whether the disk is to be asked for another piece now.
+    /// Returns whether another piece may be submitted now.
     pub(super) fn has_more(&self) -> bool {
-        self.error == 0 && !self.filling && self.next < self.end && self.under_way < self.ahead()
+        self.error == 0
+            && !self.receiving
+            && self.next < self.end
+            && self.in_flight < self.max_in_flight()
     }
 
-    fn ahead(&self) -> u16 {
-        match self.work {
-            Work::Command(Command::Read { .. }) | Work::Long => AHEAD,
+    fn max_in_flight(&self) -> u16 {
+        match self.task {
+            Task::Command(Command::Read { .. }) | Task::StreamedRead => MAX_PIECES_IN_FLIGHT,
             _ => 1,
         }
     }
 
-    /// Bytes of its pieces, but for the last.
+    /// Returns the length of a piece in bytes. The last one may be shorter.
     pub(super) fn piece(&self) -> u64 {
-        match self.work {
-            Work::Command(Command::Read { whole: true } | Command::Status { .. }) => u64::MAX,
-            Work::Command(Command::Read { .. } | Command::Write { .. }) | Work::Long => PIECE,
-            _ => STRIDE,
+        match self.task {
+            Task::Command(Command::Read { whole: true } | Command::Status { .. }) => u64::MAX,
+            Task::Command(Command::Read { .. } | Command::Write { .. }) | Task::StreamedRead => {
+                PIECE
+            }
+            _ => PIECE_WITHOUT_DATA,
         }
     }
 
-    /// The first byte of the blocks of that piece.
+    /// Returns the start of a piece in bytes.
     pub(super) fn start_of(&self, piece: u32) -> u64 {
         self.first.saturating_add(self.piece().saturating_mul(piece.into()))
     }
 
-    /// The piece that begins there. Of those that move no data there may be more than a ticket can number.
+    /// Returns the number of the piece that starts at `start`, limited to [`LAST_PIECE`]: only
+    /// pieces without data can exceed it.
     pub(super) fn piece_at(&self, start: u64) -> u32 {
         let piece = start.saturating_sub(self.first) / self.piece();
         u32::try_from(piece).map_or(LAST_PIECE, |piece| piece.min(LAST_PIECE))
     }
 
-    /// What it asks of the disk.
+    /// Returns the disk operation.
     pub(super) fn op(&self) -> Op {
-        match self.work {
-            Work::Command(command) => command.op(),
-            Work::Long => Op::Read,
-            Work::Settle | Work::Free => Op::Flush,
+        match self.task {
+            Task::Command(command) => command.op(),
+            Task::StreamedRead => Op::Read,
+            Task::FinalFlush | Task::Free => Op::Flush,
         }
     }
 }
 
-/// The ticket of a piece of the request in slot `at`.
+/// Creates the ticket of a piece of the request in slot `at`.
 pub(super) fn ticket(at: u8, piece: u32) -> Ticket {
     Ticket::new(u32::from(at) | piece << SLOT_BITS)
 }
 
-/// The slot and the piece of a ticket.
-pub(super) fn of_ticket(ticket: &Ticket) -> (u8, u32) {
+/// Returns slot and piece of a ticket.
+pub(super) fn split_ticket(ticket: &Ticket) -> (u8, u32) {
     let [at, ..] = ticket.number().to_le_bytes();
     (at, ticket.number() >> SLOT_BITS)
 }
@@ -143,46 +149,45 @@ pub(super) struct Slots {
 impl Slots {
     pub(super) fn new() -> Self {
         Self {
-            slots: vec![Slot::FREE; REQUESTS.into()].into(),
-            free: (0..REQUESTS).rev().collect(),
+            slots: vec![Slot::FREE; MAX_IN_FLIGHT.into()].into(),
+            free: (0..MAX_IN_FLIGHT).rev().collect(),
         }
     }
 
-    /// Puts a request into a slot; nothing if all are taken.
+    /// Stores a request. Returns its slot, or `None` if all are in use.
     pub(super) fn claim(&mut self, slot: Slot) -> Option<u8> {
         let at = self.free.pop()?;
         *self.get(at)? = slot;
         Some(at)
     }
 
-    /// Frees a slot.
     pub(super) fn release(&mut self, at: u8) {
-        if let Some(slot) = self.get(at).filter(|slot| slot.work != Work::Free) {
-            slot.work = Work::Free;
+        if let Some(slot) = self.get(at).filter(|slot| slot.task != Task::Free) {
+            slot.task = Task::Free;
             self.free.push(at);
         }
     }
 
-    /// The slot of that number, if there is such.
+    /// Returns the slot with that number.
     pub(super) fn get(&mut self, at: u8) -> Option<&mut Slot> {
         self.slots.get_mut(usize::from(at))
     }
 
-    /// Whether another request has room.
+    /// Returns whether a slot is free.
     pub(super) fn has_room(&self) -> bool {
         !self.free.is_empty()
     }
 
-    /// Whether no request is under way.
-    pub(super) fn are_free(&self) -> bool {
+    /// Returns whether no request is in flight.
+    pub(super) fn is_idle(&self) -> bool {
         self.free.len() == self.slots.len()
     }
 
-    /// The numbers of the slots with a request.
+    /// Returns the numbers of the slots in use.
     pub(super) fn busy(&self) -> Vec<u8> {
         let busy =
-            |at: &u8| self.slots.get(usize::from(*at)).is_some_and(|slot| slot.work != Work::Free);
-        (0..REQUESTS).filter(busy).collect()
+            |at: &u8| self.slots.get(usize::from(*at)).is_some_and(|slot| slot.task != Task::Free);
+        (0..MAX_IN_FLIGHT).filter(busy).collect()
     }
 }
 
@@ -191,20 +196,20 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_ticket_names_slot_and_piece() {
-        assert_eq!(of_ticket(&ticket(127, 130)), (127, 130));
-        assert_eq!(of_ticket(&ticket(0, (1 << 24) - 1)), (0, (1 << 24) - 1));
+    fn ticket_round_trips() {
+        assert_eq!(split_ticket(&ticket(127, 130)), (127, 130));
+        assert_eq!(split_ticket(&ticket(0, (1 << 24) - 1)), (0, (1 << 24) - 1));
     }
 
     #[test]
-    fn no_more_requests_than_slots() {
+    fn requests_in_flight_are_bounded() {
         let mut slots = Slots::new();
-        let slot = Slot::new(7, (0, 512), Work::Command(Command::Flush), (0, 0));
-        let claimed: Vec<u8> = (0..REQUESTS).map(|_| slots.claim(slot).unwrap()).collect();
+        let slot = Slot::new(7, (0, 512), Task::Command(Command::Flush), (0, 0));
+        let claimed: Vec<u8> = (0..MAX_IN_FLIGHT).map(|_| slots.claim(slot).unwrap()).collect();
         assert!(slots.claim(slot).is_none() && !slots.has_room());
         assert_eq!(slots.busy().len(), claimed.len());
         claimed.iter().for_each(|&at| slots.release(at));
         claimed.iter().for_each(|&at| slots.release(at));
-        assert!(slots.are_free() && slots.busy().is_empty());
+        assert!(slots.is_idle() && slots.busy().is_empty());
     }
 }

@@ -1,49 +1,50 @@
-//! Block status: the extents of `base:allocation` as descriptors, written over the records that the disk gave (NBD,
-//! Metadata querying). It knows no disk.
+//! Block status: encodes the extents of `base:allocation` in place, over the records returned by
+//! the driver (NBD, Metadata querying).
 
 use export::{Buffer, Extent, Extents, Head};
 use zerocopy::IntoBytes;
 use zerocopy::byteorder::big_endian::U32;
 
-use super::answer::{Mode, Part, To, chunk};
 use super::command::Command;
-use super::haggle::CONTEXT;
+use super::negotiation::CONTEXT;
+use super::reply::{BufferPart, Mode, ReplyTo, chunk};
 use super::session::Session;
-use super::slots::{Slot, Work};
+use super::slots::{Slot, Task};
 use crate::wire::errno::EIO;
 use crate::wire::meta::{Descriptor, ExtendedDescriptor, STATE_HOLE, STATE_ZERO};
 use crate::wire::reply::{BLOCK_STATUS, BLOCK_STATUS_EXT, BlockStatusExt};
 
 impl Session {
-    /// The extents have come; `known` tells whether the disk knows them.
+    /// Completes a block status request. With `known` unset the disk cannot report extents, and the
+    /// range is reported as data.
     pub(super) fn status_ended(&mut self, at: u8, buffer: Option<Buffer>, known: bool) {
         let Some(slot) = self.slots.get(at) else { return };
-        let (slot, to) = (*slot, To { cookie: slot.cookie, offset: slot.offset });
+        let (slot, to) = (*slot, ReplyTo { cookie: slot.cookie, offset: slot.offset });
         match buffer {
             Some(mut buffer) => {
                 if !known {
                     buffer.bytes_mut().fill(0);
                 }
-                self.answer_status(&slot, to, buffer);
+                self.send_status(&slot, to, buffer);
             }
-            None => self.answer(to, if slot.error == 0 { EIO } else { slot.error }, true),
+            None => self.send_result(to, if slot.error == 0 { EIO } else { slot.error }, true),
         }
         self.release(at);
     }
 
-    fn answer_status(&mut self, slot: &Slot, to: To, mut buffer: Buffer) {
+    fn send_status(&mut self, slot: &Slot, to: ReplyTo, mut buffer: Buffer) {
         let mode = self.mode();
-        let one = matches!(slot.work, Work::Command(Command::Status { one: true }));
+        let one = matches!(slot.task, Task::Command(Command::Status { one: true }));
         let range = (slot.offset.saturating_sub(slot.first), slot.len);
         let most = if one { 1 } else { usize::MAX };
         let (count, len) = describe(buffer.bytes_mut(), range, mode, most);
-        let head = heading(mode, to, count, len);
-        self.say(Part { buffer, start: 0, len }.behind(head));
+        let head = status_head(mode, to, count, len);
+        self.send(BufferPart { buffer, start: 0, len }.with_head(head));
     }
 }
 
-/// The header of the chunk, and what stands before the descriptors.
-fn heading(mode: Mode, to: To, count: u32, len: usize) -> Head {
+/// Encodes the chunk header and the fixed part before the descriptors.
+fn status_head(mode: Mode, to: ReplyTo, count: u32, len: usize) -> Head {
     if mode == Mode::Extended {
         let status = BlockStatusExt { context: CONTEXT.into(), count: count.into() };
         let whole = size_of::<BlockStatusExt>() + len;
@@ -56,8 +57,9 @@ fn heading(mode: Mode, to: To, count: u32, len: usize) -> Head {
     head
 }
 
-/// Replaces the records in `bytes` by descriptors of at most `most` extents of the range: so many bytes from behind the
-/// first `skip` on. Gives the number of descriptors, and their bytes. What is not known is data.
+/// Replaces the records in `bytes` by descriptors of at most `most` extents of the range: `len`
+/// bytes after the first `skip`. Returns the number of descriptors and their length in bytes.
+/// Returns one data extent if there is no record for the range.
 fn describe(bytes: &mut [u8], (skip, len): (u64, u64), mode: Mode, most: usize) -> (u32, usize) {
     let (mut skip, mut left) = (skip, len);
     let (mut count, mut used) = (0, 0);
@@ -77,7 +79,8 @@ fn describe(bytes: &mut [u8], (skip, len): (u64, u64), mode: Mode, most: usize) 
     if count == 0 { (1, put(bytes, 0, Extent::data(len), mode)) } else { (count, used) }
 }
 
-/// Writes a descriptor at a place that was read already: it is no longer than a record. Gives its length.
+/// Writes a descriptor at an offset whose record has been read: it is no longer than a record.
+/// Returns its length.
 fn put(bytes: &mut [u8], at: usize, extent: Extent, mode: Mode) -> usize {
     let hole = if extent.hole { STATE_HOLE } else { 0 };
     let flags = if extent.zero { hole | STATE_ZERO } else { hole };
@@ -103,7 +106,7 @@ mod test {
     }
 
     #[test]
-    fn extents_are_cut_to_the_range() {
+    fn extents_are_clipped_to_the_range() {
         let mut bytes = records(&[Extent::data(512), Extent::hole(1024), Extent::data(512)]);
         let (count, len) = describe(&mut bytes, (100, 1500), Mode::Structured, usize::MAX);
         assert_eq!((count, len), (3, 24));
@@ -116,7 +119,7 @@ mod test {
     }
 
     #[test]
-    fn one_is_one_and_an_extent_before_the_range_is_none() {
+    fn req_one_returns_the_first_extent_in_the_range() {
         let mut bytes = records(&[Extent::data(512), Extent::hole(1 << 40), Extent::data(512)]);
         let (count, len) = describe(&mut bytes, (512, 1 << 39), Mode::Extended, 1);
         assert_eq!((count, len), (1, 16));
@@ -124,7 +127,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_not_known_is_data() {
+    fn unknown_extents_are_reported_as_data() {
         let mut bytes = [0; 16];
         assert_eq!(describe(&mut bytes, (0, 4096), Mode::Structured, 1), (1, 8));
         assert_eq!(bytes[..8], [0, 0, 0x10, 0, 0, 0, 0, 0]);

@@ -1,6 +1,6 @@
-//! The rules of the protocol that a client can break, one name each: the connection ends. It knows no connection.
+//! The rules of NBD that a client can violate, one name each.
 
-/// A rule that the client broke.
+/// A protocol violation of the client. The connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[allow(missing_docs, reason = "the name is the rule")]
 pub enum Violation {
@@ -17,7 +17,7 @@ pub enum Violation {
 }
 
 impl Violation {
-    /// Its name, for the journal.
+    /// Returns the name of the rule, for the journal.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -34,21 +34,23 @@ impl Violation {
         }
     }
 
-    /// What the client did, as a piece of a sentence for people.
+    /// Returns what the client did, as a clause for people.
     #[must_use]
-    pub fn why(self) -> &'static str {
+    pub fn description(self) -> &'static str {
         match self {
-            Self::BytesAfterStartTls => "went on in the clear after it had asked for TLS",
-            Self::ClientFlagsUnknown => "sent flags that there are not",
-            Self::ExportNameMalformed => "asked for a disk by no name",
+            Self::BytesAfterStartTls => "sent cleartext after STARTTLS",
+            Self::ClientFlagsUnknown => "sent unknown client flags",
+            Self::ExportNameMalformed => "sent an invalid export name",
             Self::ExportNameWithExtendedHeaders => {
-                "asked for a disk in a way that it had ruled out"
+                "sent EXPORT_NAME after negotiating extended headers"
             }
             Self::OptionMagicWrong | Self::RequestMagicWrong => "did not speak NBD",
             Self::OptionTooLong => "sent an option that is too long",
             Self::OptionsTooMany => "sent too many options",
             Self::PayloadTooLong => "sent a request that is too long",
-            Self::TlsWithoutFixedNewstyle => "speaks an NBD that is too old for TLS",
+            Self::TlsWithoutFixedNewstyle => {
+                "does not support the fixed newstyle handshake, which TLS requires"
+            }
         }
     }
 }

@@ -1,47 +1,49 @@
-//! Payloads: those of writes go into buffers, and piece by piece to the disk; those of requests that are refused go nowhere.
+//! Payloads: write data is received into buffers and submitted piece by piece; payloads of refused
+//! requests are skipped.
 
 use export::{Buffer, DirectRecv};
 
-use super::answer::To;
+use super::reply::ReplyTo;
 use super::session::Session;
-use super::{LANDING, PIECE};
+use super::{MIN_DIRECT_RECV, PIECE};
 
-/// A payload that is coming.
+/// A payload being received.
 #[derive(Debug)]
-pub(super) enum Incoming {
-    /// Of a request that is refused: the error is said when it has come.
+pub(super) enum Payload {
+    /// Of a refused request: the error is sent after it has been skipped.
     Refused {
-        /// Bytes still to come.
+        /// Bytes not received yet.
         left: u64,
-        to: To,
+        to: ReplyTo,
         error: u32,
     },
     /// Of a write.
-    Fill(Filling),
+    Write(WritePayload),
 }
 
 /// The payload of a write.
 #[derive(Debug)]
-pub(super) struct Filling {
+pub(super) struct WritePayload {
     at: u8,
-    /// Bytes still to come, of this piece and those after it.
+    /// Bytes not received yet, of this and later pieces.
     left: u64,
-    /// The piece; nothing while there is no memory, while the driver receives into it, or if the write has failed already.
+    /// The current piece; `None` while there is no memory, while the driver receives into it, or if
+    /// the write has failed.
     buffer: Option<Buffer>,
-    /// Bytes of it that have come.
+    /// Bytes of the current piece received.
     got: usize,
     stalled: bool,
 }
 
-impl Incoming {
-    /// Whether it waits for memory.
+impl Payload {
+    /// Returns whether it waits for memory.
     pub(super) fn is_stalled(&self) -> bool {
-        matches!(self, Self::Fill(filling) if filling.stalled)
+        matches!(self, Self::Write(write) if write.stalled)
     }
 }
 
-impl Filling {
-    /// Takes as many bytes as the piece has room for. Tells how many.
+impl WritePayload {
+    /// Copies bytes into the current piece. Returns how many were consumed.
     fn take(&mut self, bytes: &[u8]) -> usize {
         let left = usize::try_from(self.left).unwrap_or(usize::MAX);
         let n = match &mut self.buffer {
@@ -64,8 +66,8 @@ impl Filling {
         self.got += n;
     }
 
-    /// The piece, if it is full.
-    fn full(&mut self) -> Option<Buffer> {
+    /// Takes the current piece if it is full.
+    fn take_if_full(&mut self) -> Option<Buffer> {
         let got = self.got;
         let buffer = self.buffer.take_if(|buffer| got >= buffer.len())?;
         self.got = 0;
@@ -74,69 +76,69 @@ impl Filling {
 }
 
 impl Session {
-    /// The payload of a write is coming.
+    /// Starts to receive the payload of a write.
     pub(super) fn expect_payload(&mut self, at: u8, len: u64) {
         if len == 0 {
-            return self.settle(at);
+            return self.finish_if_done(at);
         }
         if let Some(slot) = self.slots.get(at) {
-            slot.filling = true;
+            slot.receiving = true;
         }
-        let filling = Filling { at, left: len, buffer: None, got: 0, stalled: false };
-        self.incoming = Some(Incoming::Fill(filling));
-        self.prepare();
+        let write = WritePayload { at, left: len, buffer: None, got: 0, stalled: false };
+        self.payload = Some(Payload::Write(write));
+        self.allocate_piece();
     }
 
-    /// Has memory for the piece that is coming, if there is any to be had. A write that has failed needs none.
-    pub(super) fn prepare(&mut self) {
-        let Some(Incoming::Fill(filling)) = &mut self.incoming else { return };
-        let failed = self.slots.get(filling.at).is_none_or(|slot| slot.error != 0);
-        if failed || filling.buffer.is_some() {
-            filling.stalled = false;
+    /// Allocates memory for the current piece. A write that has failed needs none.
+    pub(super) fn allocate_piece(&mut self) {
+        let Some(Payload::Write(write)) = &mut self.payload else { return };
+        let failed = self.slots.get(write.at).is_none_or(|slot| slot.error != 0);
+        if failed || write.buffer.is_some() {
+            write.stalled = false;
             return;
         }
-        let len = usize::try_from(filling.left.min(PIECE)).unwrap_or(0);
-        filling.buffer = self.writes.take(len);
-        filling.stalled = filling.buffer.is_none();
+        let len = usize::try_from(write.left.min(PIECE)).unwrap_or(0);
+        write.buffer = self.write_memory.take(len);
+        write.stalled = write.buffer.is_none();
     }
 
-    /// Bytes of a payload came. Tells how many were taken.
-    pub(super) fn payload(&mut self, bytes: &[u8]) -> usize {
-        match &mut self.incoming {
+    /// Processes bytes of a payload. Returns how many were consumed.
+    pub(super) fn receive_payload(&mut self, bytes: &[u8]) -> usize {
+        match &mut self.payload {
             None => 0,
-            Some(Incoming::Fill(filling)) => {
-                let n = filling.take(bytes);
-                self.filled();
+            Some(Payload::Write(write)) => {
+                let n = write.take(bytes);
+                self.submit_if_full();
                 n
             }
-            Some(Incoming::Refused { left, to, error }) => {
+            Some(Payload::Refused { left, to, error }) => {
                 let n = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
                 *left -= n as u64;
                 let (left, to, error) = (*left, *to, *error);
                 if left == 0 {
-                    self.incoming = None;
-                    self.answer(to, error, true);
+                    self.payload = None;
+                    self.send_result(to, error, true);
                 }
                 n
             }
         }
     }
 
-    /// Hands a full piece to the disk, and ends the payload if it was the last.
-    fn filled(&mut self) {
-        let Some(Incoming::Fill(filling)) = &mut self.incoming else { return };
-        let (at, left, buffer) = (filling.at, filling.left, filling.full());
+    /// Submits the current piece if it is full, and ends the payload if it was the last.
+    fn submit_if_full(&mut self) {
+        let Some(Payload::Write(write)) = &mut self.payload else { return };
+        let (at, left, buffer) = (write.at, write.left, write.take_if_full());
         if let Some(buffer) = buffer {
             self.write_piece(at, buffer);
         }
         if left == 0 {
-            self.incoming = None;
+            self.payload = None;
             if let Some(slot) = self.slots.get(at) {
-                slot.filling = false;
+                slot.receiving = false;
             }
-            self.settle(at);
+            self.finish_if_done(at);
         } else {
-            self.prepare();
+            self.allocate_piece();
         }
     }
 
@@ -148,24 +150,24 @@ impl Session {
         self.submit(at, op, (start, len), Some(buffer));
     }
 
-    /// The piece that is coming, for the driver to receive into.
-    pub(super) fn offer_landing(&mut self) -> Option<DirectRecv> {
-        let Some(Incoming::Fill(filling)) = &mut self.incoming else { return None };
-        let start = filling.got;
-        let buffer = filling.buffer.take_if(|buffer| buffer.len() - start >= LANDING)?;
+    /// Returns the current piece for a direct receive, if enough of it is outstanding.
+    pub(super) fn offer_direct_recv(&mut self) -> Option<DirectRecv> {
+        let Some(Payload::Write(write)) = &mut self.payload else { return None };
+        let start = write.got;
+        let buffer = write.buffer.take_if(|buffer| buffer.len() - start >= MIN_DIRECT_RECV)?;
         let end = buffer.len();
-        Some(DirectRecv { buffer, start, end, token: filling.at.into() })
+        Some(DirectRecv { buffer, start, end, token: write.at.into() })
     }
 
-    /// It comes back with `got` bytes more.
-    pub(super) fn take_landing(&mut self, landing: DirectRecv, got: usize) {
-        let DirectRecv { buffer, start, end, token } = landing;
-        let Some(Incoming::Fill(filling)) = &mut self.incoming else { return };
-        if u32::from(filling.at) == token {
-            filling.buffer = Some(buffer);
-            filling.stalled = false;
-            filling.advance(got.min(end.saturating_sub(start)));
-            self.filled();
+    /// Returns the buffer of a direct receive, with `got` bytes received into it.
+    pub(super) fn end_direct_recv(&mut self, window: DirectRecv, got: usize) {
+        let DirectRecv { buffer, start, end, token } = window;
+        let Some(Payload::Write(write)) = &mut self.payload else { return };
+        if u32::from(write.at) == token {
+            write.buffer = Some(buffer);
+            write.stalled = false;
+            write.advance(got.min(end.saturating_sub(start)));
+            self.submit_if_full();
         }
     }
 }

@@ -80,10 +80,10 @@ fn x02_only_starttls_is_negotiated_in_the_clear() {
         let (mut to_server, mut secured) = (Vec::new(), false);
         for _ in 0..10 {
             let reaction = greeter.receive(&to_server);
-            to_server.drain(..reaction.take);
-            assert_eq!(client.receive(&reaction.say), reaction.say.len());
-            if reaction.then != Next::Wait {
-                assert_eq!(reaction.then, Next::Secure { no_zeroes: true });
+            to_server.drain(..reaction.consumed);
+            assert_eq!(client.receive(&reaction.reply), reaction.reply.len());
+            if reaction.next != Next::Wait {
+                assert_eq!(reaction.next, Next::StartTls { no_zeroes: true });
                 secured = true;
             }
             while let Some(step) = client.poll() {

@@ -1,4 +1,4 @@
-//! Plays what the fuzz target has found and kept, so that nothing comes back. It knows no fuzzer.
+//! Replays the fuzz corpus as regression test.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ fn x21_corpus_of_nbd_server_is_replayed() {
     let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));
     let mut inputs: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
     inputs.sort();
-    assert!(inputs.len() >= 10, "the corpus is there");
+    assert!(inputs.len() >= 10, "the corpus is missing");
     for input in inputs {
         println!("{}", input.display());
         nbd_server::run(&std::fs::read(&input).unwrap());

@@ -1,4 +1,4 @@
-//! A client that breaks rules: each message in each state, and lengths that are lies.
+//! Malicious clients: each message in each state, and false lengths.
 
 use export::Reason;
 use nbd::wire::handshake::IHAVEOPT;
@@ -6,18 +6,20 @@ use nbd::wire::option::{self, OptionHeader};
 use nbd::wire::request::{self, Request};
 use zerocopy::IntoBytes;
 
-use crate::says::{MODES, Mode, Say, attach, data_of, flags, go, option, read, write};
+use crate::messages::{
+    MODES, Mode, RequestHeader, attach, data_of, flags, go, option, read, write,
+};
 use crate::world::{Id, World};
 
-type Bring = fn(&mut World) -> Id;
+type Setup = fn(&mut World) -> Id;
 
-/// A connection in each state, by name.
-fn states() -> [(&'static str, Bring); 7] {
+/// Connections in each state, by name.
+fn states() -> [(&'static str, Setup); 7] {
     [
         ("flags", World::open),
         ("options", |world| {
             let id = world.open();
-            world.ask(id, &flags());
+            world.exchange(id, &flags());
             id
         }),
         ("simple", |world| attach(world, Mode::Simple)),
@@ -33,13 +35,13 @@ fn states() -> [(&'static str, Bring); 7] {
             let id = attach(world, Mode::Simple);
             world.conn(id).hold = true;
             world.send(id, &read(1, 0, 512).bytes(Mode::Simple));
-            world.send(id, &Say::new(request::DISC, 1, 0, 0).bytes(Mode::Simple));
+            world.send(id, &RequestHeader::new(request::DISC, 1, 0, 0).bytes(Mode::Simple));
             id
         }),
     ]
 }
 
-/// Every message that there is, and a few that there are not.
+/// Every message of the protocol, and some invalid ones.
 fn messages() -> Vec<Vec<u8>> {
     let mut all = vec![flags().to_vec(), vec![0xff; 40], vec![0; 40], b"GET / HTTP/1.1".to_vec()];
     for which in 0..14 {
@@ -49,8 +51,8 @@ fn messages() -> Vec<Vec<u8>> {
     }
     for (command, mode) in (0..10).flat_map(|command| MODES.map(|mode| (command, mode))) {
         for len in [0, 1, 512, 0xffff_ffff] {
-            all.push(Say::new(command, 7, 512, len).bytes(mode));
-            all.push(Say::new(command, 7, 512, len).flags(0xffff).bytes(mode));
+            all.push(RequestHeader::new(command, 7, 512, len).bytes(mode));
+            all.push(RequestHeader::new(command, 7, 512, len).flags(0xffff).bytes(mode));
         }
     }
     all
@@ -58,12 +60,12 @@ fn messages() -> Vec<Vec<u8>> {
 
 /// Case X25.
 #[test]
-fn x25_each_message_in_each_state_has_a_defined_end_and_leaves_nothing() {
-    for (name, bring) in states() {
+fn x25_any_message_in_any_state_leaks_nothing() {
+    for (name, setup) in states() {
         for message in messages() {
             for again in [1, 3] {
                 let mut world = World::small(1 << 20, 512);
-                let id = bring(&mut world);
+                let id = setup(&mut world);
                 world.send(id, &message.repeat(again));
                 if let Some(reason) = world.conn(id).closed {
                     let known = matches!(
@@ -80,45 +82,45 @@ fn x25_each_message_in_each_state_has_a_defined_end_and_leaves_nothing() {
 
 /// Case X22.
 #[test]
-fn x22_every_length_field_at_its_edges() {
+fn x22_length_fields_at_their_limits() {
     let edges = [0, 1, 2, 3, 4, 5, 27, 28, 511, 4096, 16383, 16384, 16385, 1 << 31, u32::MAX];
     for (which, len) in (1..12).flat_map(|which| edges.map(|len| (which, len))) {
         for inner in edges {
             let mut world = World::small(1 << 20, 512);
             let id = world.open();
-            let mut said = flags().to_vec();
-            said.extend(option(option::STRUCTURED_REPLY, &[]));
-            said.extend(OptionHeader::new(which, len).as_bytes());
-            said.extend(inner.to_be_bytes());
-            said.extend(vec![0; 64]);
-            world.send(id, &said);
-            assert!(world.waiting(id) <= said.len());
+            let mut sent = flags().to_vec();
+            sent.extend(option(option::STRUCTURED_REPLY, &[]));
+            sent.extend(OptionHeader::new(which, len).as_bytes());
+            sent.extend(inner.to_be_bytes());
+            sent.extend(vec![0; 64]);
+            world.send(id, &sent);
+            assert!(world.waiting(id) <= sent.len());
             world.end_all();
         }
     }
 }
 
 #[test]
-fn wrong_magics_end_the_connection_by_name() {
+fn wrong_magics_close_with_their_violation() {
     let mut world = World::new();
     let id = world.open();
-    world.ask(id, &flags());
+    world.exchange(id, &flags());
     let wrong = OptionHeader { magic: (IHAVEOPT + 1).into(), ..OptionHeader::new(3, 0) };
     world.send(id, wrong.as_bytes());
-    assert_eq!(world.conn(id).told(), ["violation OptionMagicWrong"]);
+    assert_eq!(world.conn(id).reported(), ["violation OptionMagicWrong"]);
     for mode in MODES {
         let id = attach(&mut world, mode);
         let other = if mode == Mode::Extended { Mode::Simple } else { Mode::Extended };
         world.send(id, &[read(1, 0, 1).bytes(other), vec![0; 8]].concat());
-        assert_eq!(world.conn(id).told()[1], "violation RequestMagicWrong");
+        assert_eq!(world.conn(id).reported()[1], "violation RequestMagicWrong");
         assert_eq!(world.conn(id).closed, Some(Reason::Violation));
     }
     world.end_all();
 }
 
-/// Another server was ended by this: the client goes while answers are on their way.
+/// The client disconnects while replies are being sent. This crashed another server.
 #[test]
-fn a_client_that_goes_while_it_is_answered_harms_nobody() {
+fn disconnect_during_replies_affects_no_other_connection() {
     for mode in MODES {
         let mut world = World::new();
         let (id, other) = (attach(&mut world, mode), attach(&mut world, mode));
@@ -128,14 +130,14 @@ fn a_client_that_goes_while_it_is_answered_harms_nobody() {
         }
         world.finish(id, 0, Ok(()));
         world.disconnect(id);
-        let heard = world.ask(other, &read(1, 512, 2).bytes(mode));
-        assert_eq!(data_of(&heard, 512, 2).unwrap(), [1, 1]);
+        let received = world.exchange(other, &read(1, 512, 2).bytes(mode));
+        assert_eq!(data_of(&received, 512, 2).unwrap(), [1, 1]);
         world.end_all();
     }
 }
 
 #[test]
-fn no_more_requests_are_taken_than_may_be_under_way() {
+fn requests_in_flight_are_bounded() {
     let mut world = World::new();
     let id = attach(&mut world, Mode::Simple);
     world.conn(id).hold = true;
@@ -144,12 +146,12 @@ fn no_more_requests_are_taken_than_may_be_under_way() {
     assert_eq!(world.conn(id).jobs.len(), 128);
     assert_eq!(world.waiting(id), (300 - 128) * size_of::<Request>());
     world.finish_all(id);
-    assert_eq!(world.heard(id).len(), 300 * (16 + 512));
+    assert_eq!(world.received(id).len(), 300 * (16 + 512));
     world.end_all();
 }
 
 #[test]
-fn options_after_go_and_requests_before_it_are_no_requests_and_no_options() {
+fn options_after_go_and_requests_before_it_close() {
     let mut world = World::new();
     let id = attach(&mut world, Mode::Simple);
     world.send(id, &[go("sda"), go("sda")].concat());

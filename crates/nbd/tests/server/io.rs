@@ -1,10 +1,12 @@
-//! Requests that are right, and those that are answered with an error: in each form of replies.
+//! Valid requests, and requests answered with an error, in each form of replies.
 
 use export::{Access, Fault, Geometry, Op};
 use nbd::wire::request::{self, CACHE, DF, FAST_ZERO, FUA, NO_HOLE, REQ_ONE, TRIM, WRITE_ZEROES};
 use nbd::wire::{errno, reply};
 
-use crate::says::{MODES, Mode, Say, attach, data_of, error_of, read, replies, write};
+use crate::messages::{
+    MODES, Mode, RequestHeader, attach, data_of, error_of, read, replies, write,
+};
 use crate::world::{SIZE, World, disk};
 
 const KI: usize = 1 << 10;
@@ -13,19 +15,19 @@ const KI: usize = 1 << 10;
 fn golden_replies_to_a_read() {
     let mut world = World::new();
     let id = attach(&mut world, Mode::Simple);
-    let heard = world.ask(id, &read(0x0102_0304_0506_0708, 512, 4).bytes(Mode::Simple));
-    assert_eq!(heard, [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 1, 1, 1, 1]);
+    let received = world.exchange(id, &read(0x0102_0304_0506_0708, 512, 4).bytes(Mode::Simple));
+    assert_eq!(received, [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 1, 1, 1, 1]);
     let id = attach(&mut world, Mode::Structured);
-    let heard = world.ask(id, &read(0x0102_0304_0506_0708, 512, 2).bytes(Mode::Structured));
+    let received = world.exchange(id, &read(0x0102_0304_0506_0708, 512, 2).bytes(Mode::Structured));
     #[rustfmt::skip]
-    assert_eq!(heard, [
+    assert_eq!(received, [
         0x66, 0x8e, 0x33, 0xef, 0, 1, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 10,
         0, 0, 0, 0, 0, 0, 2, 0, 1, 1,
     ]);
     let id = attach(&mut world, Mode::Extended);
-    let heard = world.ask(id, &read(0x0102_0304_0506_0708, 512, 2).bytes(Mode::Extended));
+    let received = world.exchange(id, &read(0x0102_0304_0506_0708, 512, 2).bytes(Mode::Extended));
     #[rustfmt::skip]
-    assert_eq!(heard, [
+    assert_eq!(received, [
         0x6e, 0x8a, 0x27, 0x8c, 0, 1, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8,
         0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 10,
         0, 0, 0, 0, 0, 0, 2, 0, 1, 1,
@@ -33,53 +35,56 @@ fn golden_replies_to_a_read() {
 }
 
 #[test]
-fn a_write_is_acknowledged_and_read_back() {
+fn written_data_is_read_back() {
     for mode in MODES {
         let mut world = World::new();
         let id = attach(&mut world, mode);
         let data: Vec<u8> = (0..300 * KI).map(|at| u8::try_from(at % 251).unwrap()).collect();
-        assert_eq!(error_of(&world.ask(id, &write(mode, 9, 1024, &data))), 0);
+        assert_eq!(error_of(&world.exchange(id, &write(mode, 9, 1024, &data))), 0);
         assert_eq!(world.disk[1024..1024 + data.len()], data);
-        let heard = world.ask(id, &read(10, 1024, data.len() as u64).bytes(mode));
-        assert_eq!(data_of(&heard, 1024, data.len()).unwrap(), data);
+        let received = world.exchange(id, &read(10, 1024, data.len() as u64).bytes(mode));
+        assert_eq!(data_of(&received, 1024, data.len()).unwrap(), data);
         world.end_all();
     }
 }
 
-/// Case R12: a read may be anywhere; what changes the disk is whole blocks, or nothing.
+/// Case R12: reads are served at any byte; writes of incomplete blocks are refused.
 #[test]
-fn r12_reads_are_served_at_any_byte_and_writes_that_are_not_whole_blocks_touch_nothing() {
+fn r12_unaligned_reads_succeed_and_writes_fail() {
     for (mode, block) in MODES.into_iter().flat_map(|mode| [512, 4096].map(|block| (mode, block))) {
         let mut world = World::new();
         world.catalogue.publish(disk(Access::Writable, block, SIZE as u64));
         let id = attach(&mut world, mode);
         let before = world.disk.clone();
         for (offset, len) in [(0, 1), (511, 2), (4095, 4098), (1, 600 * KI), (SIZE - 1, 1)] {
-            let heard = world.ask(id, &read(1, offset as u64, len as u64).bytes(mode));
-            assert_eq!(data_of(&heard, offset as u64, len).unwrap(), before[offset..offset + len]);
+            let received = world.exchange(id, &read(1, offset as u64, len as u64).bytes(mode));
+            assert_eq!(
+                data_of(&received, offset as u64, len).unwrap(),
+                before[offset..offset + len]
+            );
         }
         let block = block as usize;
         for (offset, len) in [(1, block), (0, block - 1), (block / 2, block / 2), (block, 1)] {
-            let heard = world.ask(id, &write(mode, 2, offset as u64, &vec![7; len]));
-            assert_eq!(error_of(&heard), errno::EINVAL);
-            let zero = Say::new(WRITE_ZEROES, 3, offset as u64, len as u64);
-            assert_eq!(error_of(&world.ask(id, &zero.bytes(mode))), errno::EINVAL);
+            let received = world.exchange(id, &write(mode, 2, offset as u64, &vec![7; len]));
+            assert_eq!(error_of(&received), errno::EINVAL);
+            let zero = RequestHeader::new(WRITE_ZEROES, 3, offset as u64, len as u64);
+            assert_eq!(error_of(&world.exchange(id, &zero.bytes(mode))), errno::EINVAL);
         }
         assert!(world.disk == before);
         world.end_all();
     }
 }
 
-/// Cases R13 and X37: nothing beyond the end, and nothing around the corner of 64 bits.
+/// Cases R13 and X37: requests beyond the end, also with sums that overflow 64 bits.
 #[test]
-fn r13_x37_the_last_byte_is_there_and_the_next_is_not() {
+fn r13_x37_requests_beyond_the_end_fail() {
     for mode in MODES {
         let mut world = World::new();
         let id = attach(&mut world, mode);
         let size = SIZE as u64;
         let submitted = world.conn(id).submitted;
         let ask = |world: &mut World, command, offset, len| {
-            error_of(&world.ask(id, &Say::new(command, 1, offset, len).bytes(mode)))
+            error_of(&world.exchange(id, &RequestHeader::new(command, 1, offset, len).bytes(mode)))
         };
         for (offset, len) in [
             (size, 1_u64),
@@ -93,14 +98,14 @@ fn r13_x37_the_last_byte_is_there_and_the_next_is_not() {
             assert_eq!(ask(&mut world, TRIM, offset, len), errno::EINVAL);
             assert_eq!(ask(&mut world, CACHE, offset, len), errno::EINVAL);
             assert_eq!(ask(&mut world, WRITE_ZEROES, offset, len), errno::ENOSPC);
-            let heard = world.ask(id, &write(mode, 1, offset, &[0; 1024]));
-            assert_eq!(error_of(&heard), errno::ENOSPC);
+            let received = world.exchange(id, &write(mode, 1, offset, &[0; 1024]));
+            assert_eq!(error_of(&received), errno::ENOSPC);
         }
         for command in [request::READ, TRIM, CACHE, WRITE_ZEROES] {
-            assert_eq!(ask(&mut world, command, size, 0), 0, "nothing at the end is nothing");
+            assert_eq!(ask(&mut world, command, size, 0), 0, "length zero at the end succeeds");
             assert_ne!(ask(&mut world, command, size + 512, 0), 0);
         }
-        assert_eq!(world.conn(id).submitted, submitted, "the disk was not asked");
+        assert_eq!(world.conn(id).submitted, submitted, "no disk request");
         assert_eq!(ask(&mut world, WRITE_ZEROES, size - 512, 512), 0);
         world.end_all();
     }
@@ -108,26 +113,26 @@ fn r13_x37_the_last_byte_is_there_and_the_next_is_not() {
 
 /// Case X17.
 #[test]
-fn x17_a_read_only_export_is_never_written_to() {
+fn x17_read_only_export_is_never_written() {
     for mode in MODES {
         let mut world = World::new();
         world.catalogue.publish(disk(Access::ReadOnly, 512, SIZE as u64));
         let id = attach(&mut world, mode);
-        assert_eq!(error_of(&world.ask(id, &write(mode, 1, 0, &[1; 512]))), errno::EPERM);
+        assert_eq!(error_of(&world.exchange(id, &write(mode, 1, 0, &[1; 512]))), errno::EPERM);
         for command in [TRIM, WRITE_ZEROES] {
-            let heard = world.ask(id, &Say::new(command, 1, 0, 512).bytes(mode));
-            assert_eq!(error_of(&heard), errno::EPERM);
+            let received = world.exchange(id, &RequestHeader::new(command, 1, 0, 512).bytes(mode));
+            assert_eq!(error_of(&received), errno::EPERM);
         }
         assert_eq!(world.conn(id).submitted, 0);
-        let flush = Say::new(request::FLUSH, 1, 0, 0);
-        assert_eq!(error_of(&world.ask(id, &flush.bytes(mode))), 0);
+        let flush = RequestHeader::new(request::FLUSH, 1, 0, 0);
+        assert_eq!(error_of(&world.exchange(id, &flush.bytes(mode))), 0);
         world.end_all();
     }
 }
 
-/// The command of a request becomes the request of the disk that it names.
+/// Each command is executed as the matching disk operation.
 #[test]
-fn every_command_asks_the_disk_for_what_it_says() {
+fn every_command_submits_the_matching_disk_request() {
     for mode in MODES {
         let mut world = World::new();
         let id = attach(&mut world, mode);
@@ -143,62 +148,68 @@ fn every_command_asks_the_disk_for_what_it_says() {
             (request::READ, FUA, Op::Read),
         ] {
             let len = if command == request::FLUSH { 0 } else { 1024 };
-            world.send(id, &Say::new(command, 1, 0, len).flags(flags).bytes(mode));
+            world.send(id, &RequestHeader::new(command, 1, 0, len).flags(flags).bytes(mode));
             assert_eq!(world.conn(id).jobs[0].op(), op);
             assert_eq!(world.conn(id).jobs[0].len(), len);
-            assert!(world.heard(id).is_empty(), "not answered before it is done");
+            assert!(world.received(id).is_empty(), "no reply before completion");
             world.finish(id, 0, Ok(()));
-            assert!(!world.heard(id).is_empty());
+            assert!(!world.received(id).is_empty());
         }
         world.end_all();
     }
 }
 
 #[test]
-fn a_durable_write_and_a_durable_trim_are_on_stable_storage_when_they_are_answered() {
+fn fua_replies_follow_stable_storage() {
     for mode in MODES {
         let mut world = World::new();
         let id = attach(&mut world, mode);
         world.conn(id).hold = true;
         let payload = if mode == Mode::Extended { request::PAYLOAD_LEN } else { 0 };
-        let header = Say::new(request::WRITE, 1, 0, 512).flags(FUA | payload).bytes(mode);
+        let header = RequestHeader::new(request::WRITE, 1, 0, 512).flags(FUA | payload).bytes(mode);
         world.send(id, &[header, vec![1; 512]].concat());
         assert_eq!(world.conn(id).jobs[0].op(), Op::Write { durable: true });
         world.finish(id, 0, Ok(()));
-        world.heard(id);
-        world.send(id, &Say::new(TRIM, 2, 0, 512).flags(FUA).bytes(mode));
+        world.received(id);
+        world.send(id, &RequestHeader::new(TRIM, 2, 0, 512).flags(FUA).bytes(mode));
         world.finish(id, 0, Ok(()));
-        assert!(world.heard(id).is_empty());
+        assert!(world.received(id).is_empty());
         assert_eq!(world.conn(id).jobs[0].op(), Op::Flush);
         world.finish(id, 0, Err(Fault::Io));
-        assert_eq!(error_of(&world.heard(id)), errno::EIO);
+        assert_eq!(error_of(&world.received(id)), errno::EIO);
         world.end_all();
     }
 }
 
 #[test]
-fn a_trim_is_shrunk_to_whole_blocks_and_one_of_no_whole_block_is_done() {
+fn trim_is_shrunk_to_whole_blocks() {
     let mut world = World::new();
     let id = attach(&mut world, Mode::Simple);
     world.conn(id).hold = true;
-    world.send(id, &Say::new(TRIM, 1, 100, 2000).bytes(Mode::Simple));
+    world.send(id, &RequestHeader::new(TRIM, 1, 100, 2000).bytes(Mode::Simple));
     let job = &world.conn(id).jobs[0];
     assert_eq!((job.offset(), job.len()), (512, 1536));
     world.finish(id, 0, Ok(()));
-    world.heard(id);
-    assert_eq!(error_of(&world.ask(id, &Say::new(TRIM, 1, 100, 600).bytes(Mode::Simple))), 0);
+    world.received(id);
+    assert_eq!(
+        error_of(&world.exchange(id, &RequestHeader::new(TRIM, 1, 100, 600).bytes(Mode::Simple))),
+        0
+    );
     world.end_all();
 }
 
 #[test]
-fn a_disk_that_cannot_trim_is_not_asked_to_and_one_that_finds_it_cannot_is_no_error() {
+fn unsupported_trim_is_refused_or_ignored() {
     let mut world = World::new();
     let id = attach(&mut world, Mode::Simple);
     world.faults.push_back(Err(Fault::Unsupported));
-    assert_eq!(error_of(&world.ask(id, &Say::new(TRIM, 1, 0, 512).bytes(Mode::Simple))), 0);
+    assert_eq!(
+        error_of(&world.exchange(id, &RequestHeader::new(TRIM, 1, 0, 512).bytes(Mode::Simple))),
+        0
+    );
     world.faults.push_back(Err(Fault::Unsupported));
-    let fast = Say::new(WRITE_ZEROES, 1, 0, 512).flags(FAST_ZERO).bytes(Mode::Simple);
-    assert_eq!(error_of(&world.ask(id, &fast)), errno::ENOTSUP);
+    let fast = RequestHeader::new(WRITE_ZEROES, 1, 0, 512).flags(FAST_ZERO).bytes(Mode::Simple);
+    assert_eq!(error_of(&world.exchange(id, &fast)), errno::ENOTSUP);
     let file = std::fs::File::open("/dev/null").unwrap().into();
     let geometry = Geometry::new(512, 512).unwrap();
     let mut plain =
@@ -206,13 +217,14 @@ fn a_disk_that_cannot_trim_is_not_asked_to_and_one_that_finds_it_cannot_is_no_er
     plain.access = Access::Writable;
     world.catalogue.publish(plain.into());
     let id = attach(&mut world, Mode::Simple);
-    let heard = world.ask(id, &Say::new(TRIM, 1, 0, 512).bytes(Mode::Simple));
-    assert_eq!(error_of(&heard), errno::EINVAL);
+    let received = world.exchange(id, &RequestHeader::new(TRIM, 1, 0, 512).bytes(Mode::Simple));
+    assert_eq!(error_of(&received), errno::EINVAL);
 }
 
-/// Flags that no command of that kind has, or that were not agreed on: another server was ended by one of them.
+/// Command flags that the command does not have or that were not negotiated. One of them crashed
+/// another server.
 #[test]
-fn flags_that_were_not_agreed_on_are_invalid_and_end_nothing() {
+fn command_flags_not_negotiated_are_einval() {
     for mode in MODES {
         let mut world = World::new();
         let id = attach(&mut world, mode);
@@ -229,70 +241,74 @@ fn flags_that_were_not_agreed_on_are_invalid_and_end_nothing() {
             (request::RESIZE, 0),
             (0xffff, 0),
         ] {
-            let heard = world.ask(id, &Say::new(command, 1, 0, 512).flags(flags).bytes(mode));
-            assert_eq!(error_of(&heard), errno::EINVAL, "{command} {flags:x} {mode:?}");
+            let received = world
+                .exchange(id, &RequestHeader::new(command, 1, 0, 512).flags(flags).bytes(mode));
+            assert_eq!(error_of(&received), errno::EINVAL, "{command} {flags:x} {mode:?}");
         }
-        let heard = world.ask(id, &read(1, 0, 512).flags(DF).bytes(mode));
+        let received = world.exchange(id, &read(1, 0, 512).flags(DF).bytes(mode));
         let expected = if mode == Mode::Simple { Err(errno::EINVAL) } else { Ok(vec![0; 512]) };
-        assert_eq!(data_of(&heard, 0, 512), expected);
-        let flush = Say::new(request::FLUSH, 1, 512, 0).bytes(mode);
-        assert_eq!(error_of(&world.ask(id, &flush)), errno::EINVAL);
+        assert_eq!(data_of(&received, 0, 512), expected);
+        let flush = RequestHeader::new(request::FLUSH, 1, 512, 0).bytes(mode);
+        assert_eq!(error_of(&world.exchange(id, &flush)), errno::EINVAL);
         world.end_all();
     }
 }
 
 #[test]
-fn a_payload_that_no_command_wants_is_dropped_and_the_command_invalid() {
+fn unexpected_payload_is_skipped_with_einval() {
     let mut world = World::new();
     let id = attach(&mut world, Mode::Extended);
     let header = read(1, 0, 700).flags(request::PAYLOAD_LEN).bytes(Mode::Extended);
     world.send(id, &header);
-    assert!(world.heard(id).is_empty(), "answered when it has come");
-    assert_eq!(error_of(&world.ask(id, &[9; 700])), errno::EINVAL);
-    let heard = world.ask(id, &read(2, 512, 2).bytes(Mode::Extended));
-    assert_eq!(data_of(&heard, 512, 2).unwrap(), [1, 1]);
-    // One that forgets to say that a payload follows is understood.
-    let write = Say::new(request::WRITE, 3, 0, 512).bytes(Mode::Extended);
-    assert_eq!(error_of(&world.ask(id, &[write, vec![5; 512]].concat())), 0);
+    assert!(world.received(id).is_empty(), "no reply before the payload");
+    assert_eq!(error_of(&world.exchange(id, &[9; 700])), errno::EINVAL);
+    let received = world.exchange(id, &read(2, 512, 2).bytes(Mode::Extended));
+    assert_eq!(data_of(&received, 512, 2).unwrap(), [1, 1]);
+    // A write without PAYLOAD_LEN is accepted.
+    let write = RequestHeader::new(request::WRITE, 3, 0, 512).bytes(Mode::Extended);
+    assert_eq!(error_of(&world.exchange(id, &[write, vec![5; 512]].concat())), 0);
     world.end_all();
 }
 
 /// Case X26.
 #[test]
-fn x26_requests_up_to_the_longest_payload_and_one_byte_more() {
+fn x26_requests_up_to_the_maximum_payload_succeed() {
     let max = 32 << 20;
     for mode in MODES {
         let mut world = World::small(40 << 20, 512);
         let id = attach(&mut world, mode);
         for (len, ok) in [(max - 1, true), (max, true), (max + 1, false)] {
-            let heard = world.ask(id, &read(1, 0, len).bytes(mode));
-            assert_eq!(data_of(&heard, 0, usize::try_from(len).unwrap()).is_ok(), ok, "{len}");
+            let received = world.exchange(id, &read(1, 0, len).bytes(mode));
+            assert_eq!(data_of(&received, 0, usize::try_from(len).unwrap()).is_ok(), ok, "{len}");
         }
         for (len, error) in [(max, 0), (max + 512, errno::EINVAL), (max - 1, errno::EINVAL)] {
             let data = vec![1; usize::try_from(len).unwrap()];
-            assert_eq!(error_of(&world.ask(id, &write(mode, 2, 0, &data))), error, "{len}");
+            assert_eq!(error_of(&world.exchange(id, &write(mode, 2, 0, &data))), error, "{len}");
         }
         if mode != Mode::Simple {
-            let heard = world.ask(id, &read(1, 0, 64 << 10).flags(DF).bytes(mode));
-            assert_eq!(replies(&heard, |_| 0).len(), 1);
-            let heard = world.ask(id, &read(1, 0, 1 << 20).flags(DF).bytes(mode));
-            assert_eq!(replies(&heard, |_| 0).len(), 1);
-            let heard = world.ask(id, &read(1, 0, 1 + (1 << 20)).flags(DF).bytes(mode));
-            assert_eq!(error_of(&heard), errno::EOVERFLOW);
+            let received = world.exchange(id, &read(1, 0, 64 << 10).flags(DF).bytes(mode));
+            assert_eq!(replies(&received, |_| 0).len(), 1);
+            let received = world.exchange(id, &read(1, 0, 1 << 20).flags(DF).bytes(mode));
+            assert_eq!(replies(&received, |_| 0).len(), 1);
+            let received = world.exchange(id, &read(1, 0, 1 + (1 << 20)).flags(DF).bytes(mode));
+            assert_eq!(error_of(&received), errno::EOVERFLOW);
         }
         let flags = if mode == Mode::Extended { request::PAYLOAD_LEN } else { 0 };
-        world.send(id, &Say::new(request::WRITE, 1, 0, 0xffff_fe00).flags(flags).bytes(mode));
+        world.send(
+            id,
+            &RequestHeader::new(request::WRITE, 1, 0, 0xffff_fe00).flags(flags).bytes(mode),
+        );
         assert_eq!(world.conn(id).closed, Some(export::Reason::Violation));
     }
 }
 
 #[test]
-fn a_very_long_range_of_zeros_goes_to_the_disk_in_strides() {
+fn long_zero_request_is_split() {
     let mut world = World::small(0, 512);
     world.catalogue.publish(disk(Access::Writable, 512, 10 << 30));
     let id = attach(&mut world, Mode::Extended);
     world.conn(id).hold = true;
-    world.send(id, &Say::new(WRITE_ZEROES, 1, 512, 5 << 30).bytes(Mode::Extended));
+    world.send(id, &RequestHeader::new(WRITE_ZEROES, 1, 512, 5 << 30).bytes(Mode::Extended));
     let mut total = 0;
     while let Some(job) = world.conn(id).jobs.pop_front() {
         assert_eq!(job.offset(), 512 + total);
@@ -303,44 +319,44 @@ fn a_very_long_range_of_zeros_goes_to_the_disk_in_strides() {
         world.run();
     }
     assert_eq!(total, 5 << 30);
-    assert_eq!(error_of(&world.heard(id)), 0);
+    assert_eq!(error_of(&world.received(id)), 0);
 }
 
-/// Each fault of the disk is an error of that request, is told to the owner, and ends nothing else.
+/// A disk fault fails the request, is reported, and does not close the connection.
 #[test]
-fn a_fault_fails_the_request_that_met_it() {
+fn disk_fault_fails_only_its_request() {
     for (mode, fault) in MODES.into_iter().flat_map(|mode| Fault::ALL.map(|fault| (mode, fault))) {
         let mut world = World::new();
         let id = attach(&mut world, mode);
         let fail = |world: &mut World, bytes: &[u8]| {
             world.faults.push_back(Err(fault));
-            let error = error_of(&world.ask(id, bytes));
+            let error = error_of(&world.exchange(id, bytes));
             assert_ne!(error, 0, "{fault}");
             error
         };
         fail(&mut world, &read(1, 512, 1024).bytes(mode));
         fail(&mut world, &write(mode, 2, 0, &[1; 1024]));
-        fail(&mut world, &Say::new(WRITE_ZEROES, 3, 0, 512).bytes(mode));
-        let told = world.conn(id).told();
+        fail(&mut world, &RequestHeader::new(WRITE_ZEROES, 3, 0, 512).bytes(mode));
+        let reported = world.conn(id).reported();
         let quiet = matches!(fault, Fault::Gone | Fault::Unsupported | Fault::Busy);
         let expected =
             ["attached ", "fault read 512 1024", "fault write 0 1024", "fault zero 0 512"];
-        assert_eq!(told, if quiet { &expected[..1] } else { &expected[..] });
-        let heard = world.ask(id, &read(4, 0, 512).bytes(mode));
-        assert_eq!(data_of(&heard, 0, 512).unwrap(), [0; 512]);
+        assert_eq!(reported, if quiet { &expected[..1] } else { &expected[..] });
+        let received = world.exchange(id, &read(4, 0, 512).bytes(mode));
+        assert_eq!(data_of(&received, 0, 512).unwrap(), [0; 512]);
         world.end_all();
     }
 }
 
-/// Case R41's ground: with structured replies a failed part has its place, and the other parts come.
+/// Case R41: with structured replies the error has an offset, and the other parts are sent.
 #[test]
-fn a_failed_part_of_a_long_read_has_its_place() {
+fn failed_part_of_a_long_read_has_its_offset() {
     for mode in [Mode::Structured, Mode::Extended] {
         let mut world = World::new();
         let id = attach(&mut world, mode);
         world.faults.extend([Ok(()), Err(Fault::Io), Ok(())]);
-        let heard = world.ask(id, &read(1, 100, 1 << 20).bytes(mode));
-        let parts = replies(&heard, |_| 0);
+        let received = world.exchange(id, &read(1, 100, 1 << 20).bytes(mode));
+        let parts = replies(&received, |_| 0);
         let failed: Vec<_> = parts.iter().filter(|part| part.error != 0).collect();
         assert_eq!((failed.len(), failed[0].kind), (1, reply::ERROR_OFFSET));
         assert_eq!(failed[0].data[6..], (256_u64 << 10).to_be_bytes());
@@ -352,26 +368,26 @@ fn a_failed_part_of_a_long_read_has_its_place() {
 
 /// Case R17.
 #[test]
-fn r17_after_a_failed_flush_no_later_one_succeeds() {
+fn r17_no_flush_succeeds_after_a_failed_one() {
     let mut world = World::new();
     let id = attach(&mut world, Mode::Simple);
-    let flush = Say::new(request::FLUSH, 1, 0, 0).bytes(Mode::Simple);
-    assert_eq!(error_of(&world.ask(id, &flush)), 0);
+    let flush = RequestHeader::new(request::FLUSH, 1, 0, 0).bytes(Mode::Simple);
+    assert_eq!(error_of(&world.exchange(id, &flush)), 0);
     world.faults.push_back(Err(Fault::Io));
-    assert_eq!(error_of(&world.ask(id, &flush)), errno::EIO);
-    assert_eq!(error_of(&world.ask(id, &flush)), errno::EIO);
+    assert_eq!(error_of(&world.exchange(id, &flush)), errno::EIO);
+    assert_eq!(error_of(&world.exchange(id, &flush)), errno::EIO);
     let other = attach(&mut world, Mode::Simple);
-    assert_eq!(error_of(&world.ask(other, &flush)), errno::EIO, "on every connection");
+    assert_eq!(error_of(&world.exchange(other, &flush)), errno::EIO, "on every connection");
 }
 
-/// Case R14: a flush on one connection is asked of the one descriptor that all share.
+/// Case R10: a flush on one connection is executed on the descriptor that all connections share.
 #[test]
 fn r10_flush_covers_writes_of_other_connections() {
     let mut world = World::new();
     let (a, b) = (attach(&mut world, Mode::Simple), attach(&mut world, Mode::Simple));
-    assert_eq!(error_of(&world.ask(a, &write(Mode::Simple, 1, 0, &[9; 512]))), 0);
+    assert_eq!(error_of(&world.exchange(a, &write(Mode::Simple, 1, 0, &[9; 512]))), 0);
     world.conn(b).hold = true;
-    world.send(b, &Say::new(request::FLUSH, 1, 0, 0).bytes(Mode::Simple));
+    world.send(b, &RequestHeader::new(request::FLUSH, 1, 0, 0).bytes(Mode::Simple));
     assert_eq!(world.conn(b).jobs[0].op(), Op::Flush);
     let export = world.export();
     assert!(std::sync::Arc::ptr_eq(world.conn(b).jobs[0].export(), &export));
@@ -380,15 +396,15 @@ fn r10_flush_covers_writes_of_other_connections() {
 }
 
 #[test]
-fn while_another_request_has_the_disk_for_itself_a_write_waits() {
+fn write_waits_for_exclusive_access_of_another_request() {
     let mut world = World::new();
     let id = attach(&mut world, Mode::Simple);
     let right = export::Exclusive::claim(&world.export()).unwrap();
     world.send(id, &write(Mode::Simple, 1, 0, &[9; 600 << 10]));
-    assert!(world.heard(id).is_empty());
+    assert!(world.received(id).is_empty());
     drop(right);
     world.notify(export::Notice::StateChanged);
-    assert_eq!(error_of(&world.heard(id)), 0);
+    assert_eq!(error_of(&world.received(id)), 0);
     assert!(world.disk[..600 << 10].iter().all(|&byte| byte == 9));
     world.end_all();
 }

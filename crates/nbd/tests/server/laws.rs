@@ -1,13 +1,15 @@
-//! Laws over random inputs: how bytes are cut never matters, requests may end in any order, and whatever is done to the
-//! disk is what is done to a `Vec<u8>`.
+//! Properties: the split of received bytes and the order of completions do not matter, and the disk
+//! behaves like a `Vec<u8>`.
 
 use nbd::wire::request::{TRIM, WRITE_ZEROES};
 use proptest::prelude::*;
 
-use crate::says::{MODES, Mode, Say, attach, data_of, error_of, read, replies, write};
+use crate::messages::{
+    MODES, Mode, RequestHeader, attach, data_of, error_of, read, replies, write,
+};
 use crate::world::World;
 
-/// Bytes of the disk.
+/// Size of the disk in bytes.
 const DISK: usize = 1 << 20;
 
 #[derive(Debug, Clone)]
@@ -37,7 +39,7 @@ fn mode() -> impl Strategy<Value = Mode> {
     prop::sample::select(MODES.to_vec())
 }
 
-/// Does a step to the model, and gives the bytes that ask for it.
+/// Applies a step to the model. Returns the request bytes, and whether it must succeed.
 fn model(vec: &mut [u8], step: &Step, mode: Mode, cookie: u64) -> (Vec<u8>, bool) {
     let range = |start: usize, len: usize| (start + len <= DISK).then(|| start..start + len);
     match *step {
@@ -54,7 +56,8 @@ fn model(vec: &mut [u8], step: &Step, mode: Mode, cookie: u64) -> (Vec<u8>, bool
         Step::Zero { block, blocks } => {
             let range = range(block * 512, blocks * 512);
             let ok = range.map(|range| vec[range].fill(0)).is_some();
-            let say = Say::new(WRITE_ZEROES, cookie, block as u64 * 512, blocks as u64 * 512);
+            let say =
+                RequestHeader::new(WRITE_ZEROES, cookie, block as u64 * 512, blocks as u64 * 512);
             (say.bytes(mode), ok)
         }
         Step::Trim { offset, len } => {
@@ -64,7 +67,7 @@ fn model(vec: &mut [u8], step: &Step, mode: Mode, cookie: u64) -> (Vec<u8>, bool
             if ok && first < end {
                 vec[first..end].fill(0);
             }
-            (Say::new(TRIM, cookie, offset as u64, len as u64).bytes(mode), ok)
+            (RequestHeader::new(TRIM, cookie, offset as u64, len as u64).bytes(mode), ok)
         }
     }
 }
@@ -83,15 +86,15 @@ proptest! {
         let mut vec = vec![0; DISK];
         for step in &steps {
             let (bytes, ok) = model(&mut vec, step, mode, 1);
-            let heard = world.ask(id, &bytes);
+            let received = world.exchange(id, &bytes);
             if let Step::Read { offset, len } = *step {
-                let data = data_of(&heard, offset as u64, len);
+                let data = data_of(&received, offset as u64, len);
                 prop_assert_eq!(data.is_ok(), ok);
                 if let Ok(data) = data {
                     prop_assert!(data == vec[offset..offset + len]);
                 }
             } else {
-                prop_assert_eq!(error_of(&heard) == 0, ok);
+                prop_assert_eq!(error_of(&received) == 0, ok);
             }
         }
         prop_assert!(world.disk == vec);
@@ -99,7 +102,7 @@ proptest! {
     }
 
     #[test]
-    fn how_bytes_are_cut_never_matters(
+    fn split_of_received_bytes_does_not_matter(
         steps in prop::collection::vec(step(), 1..6),
         cuts in prop::collection::vec(1..70_000_usize, 1..60),
         mode in mode(),
@@ -108,11 +111,11 @@ proptest! {
             let mut world = World::small(DISK, 512);
             let id = attach(&mut world, mode);
             let mut vec = vec![0; DISK];
-            let said: Vec<u8> = (0..)
+            let sent: Vec<u8> = (0..)
                 .zip(&steps)
                 .flat_map(|(cookie, step)| model(&mut vec, step, mode, cookie).0)
                 .collect();
-            let mut left = &said[..];
+            let mut left = &sent[..];
             for &cut in cuts {
                 let (now, later) = left.split_at(cut.min(left.len()));
                 world.send(id, now);
@@ -123,12 +126,12 @@ proptest! {
                 Step::Read { len, .. } => len,
                 _ => 0,
             };
-            let mut ends: Vec<(u64, u32)> = replies(&world.heard(id), lens)
+            let mut ends: Vec<(u64, u32)> = replies(&world.received(id), lens)
                 .iter()
                 .filter(|reply| reply.done)
                 .map(|reply| (reply.cookie, reply.error))
                 .collect();
-            // Requests that are under way together may be answered in any order.
+            // Requests in flight at the same time may be answered in any order.
             ends.sort_unstable();
             let disk = world.disk.clone();
             world.end_all();
@@ -138,7 +141,7 @@ proptest! {
     }
 
     #[test]
-    fn requests_may_end_in_any_order(
+    fn requests_complete_in_any_order(
         reads in prop::collection::vec((0..DISK as u64 / 2, 1..400_000_u64), 1..12),
         order in prop::collection::vec(0..1000_usize, 80),
         cut in 1..100_usize,
@@ -149,11 +152,11 @@ proptest! {
         world.disk = (0..DISK).map(pattern).collect();
         let id = attach(&mut world, mode);
         world.conn(id).hold = true;
-        let asked = reads.iter().enumerate().flat_map(|(cookie, &(offset, len))| {
+        let request = reads.iter().enumerate().flat_map(|(cookie, &(offset, len))| {
             read(cookie as u64, offset, len).bytes(mode)
         });
-        let asked: Vec<u8> = asked.collect();
-        asked.chunks(cut).for_each(|part| world.send(id, part));
+        let request: Vec<u8> = request.collect();
+        request.chunks(cut).for_each(|part| world.send(id, part));
         for which in order {
             let held = world.conn(id).jobs.len();
             if held != 0 {
@@ -162,7 +165,7 @@ proptest! {
         }
         world.finish_all(id);
         let len = |cookie: u64| usize::try_from(reads[usize::try_from(cookie).unwrap()].1).unwrap();
-        let parts = replies(&world.heard(id), len);
+        let parts = replies(&world.received(id), len);
         let mut got = vec![0; reads.len()];
         for part in &parts {
             let cookie = usize::try_from(part.cookie).unwrap();

@@ -1,5 +1,5 @@
-//! What a client may say, right and wrong, and what the server then does: raw bytes against its sessions, with bytes cut
-//! anywhere and requests ended in any order. It knows nothing of what is inside the server.
+//! The server against scripted clients: raw bytes to its sessions, split anywhere, with disk
+//! requests completed in any order.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod corpus;
@@ -11,13 +11,13 @@ mod input;
 mod io;
 mod laws;
 mod life;
-mod long;
 mod memory;
+mod messages;
 mod options;
-mod says;
 mod states;
 mod status;
+mod streamed_read;
 mod world;
 
-use says as nbd_says;
+use messages as nbd_messages;
 use world as nbd_world;

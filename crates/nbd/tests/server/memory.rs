@@ -1,36 +1,36 @@
-//! Memory is bounded, and being short of it stops nothing for good.
+//! Memory is bounded, and a shortage only delays requests.
 
 use std::sync::Arc;
 
 use export::{Budget, Buffer, KeyId, PAGE, Pool, Purpose, Tenant};
 
-use crate::says::{MODES, Mode, attach, data_of, error_of, read, replies, write};
+use crate::messages::{MODES, Mode, attach, data_of, error_of, read, replies, write};
 use crate::world::{POISON, SIZE, World};
 
-/// Case R33: as many and as long requests as there may be, with memory for one piece.
+/// Case R33: many long requests with memory for a single piece.
 #[test]
-fn r33_many_long_requests_with_little_memory_all_end() {
+fn r33_long_requests_complete_with_little_memory() {
     for mode in MODES {
         let mut world = World::with_pool(256 << 10);
         let id = attach(&mut world, mode);
         let other = attach(&mut world, mode);
-        let mut asked = Vec::new();
+        let mut request = Vec::new();
         for cookie in 0..40 {
-            asked.extend(read(cookie, 0, 1 << 20).bytes(mode));
-            asked.extend(write(mode, 100 + cookie, 1 << 20, &vec![7; 300 << 10]));
+            request.extend(read(cookie, 0, 1 << 20).bytes(mode));
+            request.extend(write(mode, 100 + cookie, 1 << 20, &vec![7; 300 << 10]));
         }
-        let short = world.ask(other, &read(1, 0, 4096).bytes(mode));
+        let short = world.exchange(other, &read(1, 0, 4096).bytes(mode));
         assert_eq!(data_of(&short, 0, 4096).unwrap(), world.disk[..4096]);
-        world.send(id, &asked);
+        world.send(id, &request);
         let lens = |cookie| if cookie < 100 { 1 << 20 } else { 0 };
-        let all = replies(&world.heard(id), lens);
+        let all = replies(&world.received(id), lens);
         assert_eq!(all.iter().filter(|reply| reply.done).count(), 80);
         assert!(all.iter().all(|reply| reply.error == 0));
         world.end_all();
     }
 }
 
-/// Case R33: each of several long requests gets on.
+/// Case R33: several long requests all make progress.
 #[test]
 fn r33_long_requests_take_turns() {
     let mut world = World::with_pool(1 << 20);
@@ -42,34 +42,34 @@ fn r33_long_requests_take_turns() {
     for _ in 0..8 {
         world.finish(id, 0, Ok(()));
     }
-    let heard = world.heard(id);
-    let parts = replies(&heard, |_| 0);
+    let received = world.received(id);
+    let parts = replies(&received, |_| 0);
     for cookie in 0..4 {
-        assert!(parts.iter().any(|part| part.cookie == cookie), "{cookie} got on");
+        assert!(parts.iter().any(|part| part.cookie == cookie), "{cookie} made progress");
     }
     world.end_all();
 }
 
-/// Case R37: a client that asks and does not listen.
+/// Case R37: a client that sends requests and does not receive.
 #[test]
-fn r37_a_client_that_does_not_listen_holds_little_memory() {
+fn r37_client_that_does_not_receive_holds_little_memory() {
     for mode in MODES {
         let mut world = World::with_pool(256 << 20);
         let id = attach(&mut world, mode);
-        world.conn(id).deaf = true;
+        world.conn(id).not_receiving = true;
         for cookie in 0..200 {
             world.send(id, &read(cookie, 0, SIZE as u64).bytes(mode));
         }
         let sent = world.conn(id).wire.len();
         assert!(sent <= 5 << 20, "{sent}");
-        assert!(world.waiting(id) > 0, "no more than so many requests are taken");
-        // It may still write: that does not wait for it to listen.
+        assert!(world.waiting(id) > 0, "reception stops");
+        // Its writes still complete: they do not wait for it to receive.
         let writer = attach(&mut world, mode);
-        world.conn(writer).deaf = true;
+        world.conn(writer).not_receiving = true;
         for cookie in 0..20 {
             world.send(writer, &read(cookie, 0, 1 << 20).bytes(mode));
         }
-        world.heard(writer);
+        world.received(writer);
         world.send(writer, &write(mode, 99, 0, &[7; 512 << 10]));
         assert_eq!(world.waiting(writer), 0);
         assert_eq!(world.disk[..512 << 10], [7; 512 << 10]);
@@ -79,30 +79,30 @@ fn r37_a_client_that_does_not_listen_holds_little_memory() {
     }
 }
 
-/// Case X38: what a client gets was put there for it.
+/// Case X38: replies contain no stale memory.
 #[test]
-fn x38_memory_that_was_not_written_to_is_never_sent() {
+fn x38_stale_memory_is_never_sent() {
     for mode in MODES {
         let mut world = World::new();
         let id = attach(&mut world, mode);
-        let mut heard = Vec::new();
+        let mut received = Vec::new();
         for (cookie, len) in [1, 511, 512, 4096, 5000, 70_000, 300_000].into_iter().enumerate() {
             let cookie = cookie as u64;
-            heard.extend(world.ask(id, &read(cookie, 3, len).bytes(mode)));
+            received.extend(world.exchange(id, &read(cookie, 3, len).bytes(mode)));
             let status = nbd::wire::request::BLOCK_STATUS;
-            let status = crate::says::Say::new(status, cookie, 3, len);
-            heard.extend(world.ask(id, &status.bytes(mode)));
-            heard.extend(world.ask(id, &read(cookie, SIZE as u64, 1).bytes(mode)));
+            let status = crate::messages::RequestHeader::new(status, cookie, 3, len);
+            received.extend(world.exchange(id, &status.bytes(mode)));
+            received.extend(world.exchange(id, &read(cookie, SIZE as u64, 1).bytes(mode)));
         }
-        // The magic of an extended chunk has no such byte; that of a structured one has one.
-        let poison = heard.windows(2).filter(|two| two == &[POISON; 2]).count();
+        // The magic of a structured chunk contains the byte once.
+        let poison = received.windows(2).filter(|two| two == &[POISON; 2]).count();
         assert_eq!(poison, 0);
         world.end_all();
     }
 }
 
 #[test]
-fn a_payload_is_received_where_it_belongs_in_pieces_of_any_size() {
+fn payload_is_received_directly_in_pieces_of_any_size() {
     for (mode, size) in
         MODES.into_iter().flat_map(|mode| [9000, 100_000, 1 << 20].map(|n| (mode, n)))
     {
@@ -113,7 +113,7 @@ fn a_payload_is_received_where_it_belongs_in_pieces_of_any_size() {
         world.send(id, &whole[..header + 100]);
         let mut left = (700 << 10) - 100;
         while left > 0 {
-            match world.land(id, 5, size) {
+            match world.receive_directly(id, 5, size) {
                 Some(got) => left -= got,
                 None => {
                     let n = left.min(3000);
@@ -122,17 +122,17 @@ fn a_payload_is_received_where_it_belongs_in_pieces_of_any_size() {
                 }
             }
         }
-        assert_eq!(error_of(&world.heard(id)), 0);
+        assert_eq!(error_of(&world.received(id)), 0);
         assert_eq!(world.disk[512..512 + (700 << 10)], [5; 700 << 10]);
         assert_eq!(world.disk[512 + (700 << 10)], u8::try_from(1401 % 199).unwrap());
         world.end_all();
     }
 }
 
-/// Other hosts that take all the memory there is for every purpose, and let it go when they are dropped.
-struct Greedy(#[allow(dead_code, reason = "what is held")] Vec<Buffer>);
+/// Other hosts that allocate all memory for every purpose. Frees it on drop.
+struct MemoryHog(#[allow(dead_code, reason = "what is held")] Vec<Buffer>);
 
-impl Greedy {
+impl MemoryHog {
     fn new(budget: &Arc<Budget>) -> Self {
         let pool = Pool::with_budget(usize::MAX, budget.clone());
         let mut held = Vec::new();
@@ -150,33 +150,33 @@ impl Greedy {
     }
 }
 
-/// Case R34: now and then there is no memory at all. What needs some waits for it, and nothing is lost or mixed.
+/// Case R34: temporarily no memory at all. Requests wait for it, and no data is lost or mixed up.
 #[test]
-fn r34_memory_refused_now_and_then_costs_no_data() {
+fn r34_temporary_memory_shortage_loses_no_data() {
     for mode in MODES {
         let budget = Budget::new(0);
         let mut world = World::of(Pool::with_budget(8 << 20, budget.clone()));
         let id = attach(&mut world, mode);
         let mut refused = 0;
         for round in 0..63_u64 {
-            let greedy = (round % 3 == 0).then(|| Greedy::new(&budget));
-            let mut said = Vec::new();
+            let hog = (round % 3 == 0).then(|| MemoryHog::new(&budget));
+            let mut sent = Vec::new();
             let len = [700, 70_000, 200_000][usize::try_from(round / 3 % 3).unwrap()];
             for cookie in 0..4 {
-                said.extend(read(cookie, 300_000 * cookie + round % 100, len).bytes(mode));
-                // Writes go where nobody reads.
+                sent.extend(read(cookie, 300_000 * cookie + round % 100, len).bytes(mode));
+                // Writes go to a range that is not read.
                 let bytes = [u8::try_from(round % 251).unwrap(); 66_048];
-                said.extend(write(mode, 10 + cookie, (1 << 20) + 512 * 400 * cookie, &bytes));
+                sent.extend(write(mode, 10 + cookie, (1 << 20) + 512 * 400 * cookie, &bytes));
             }
             let before = world.disk.clone();
-            world.send(id, &said);
-            let early = world.heard(id);
-            drop(greedy);
+            world.send(id, &sent);
+            let early = world.received(id);
+            drop(hog);
             world.run();
-            let heard = [early.clone(), world.heard(id)].concat();
-            refused += usize::from(heard.len() != early.len());
+            let received = [early.clone(), world.received(id)].concat();
+            refused += usize::from(received.len() != early.len());
             let lens = |cookie| if cookie < 10 { usize::try_from(len).unwrap() } else { 0 };
-            let all = replies(&heard, lens);
+            let all = replies(&received, lens);
             assert!(all.iter().all(|reply| reply.error == 0), "{mode:?} {round}");
             assert_eq!(all.iter().filter(|reply| reply.done).count(), 8, "{mode:?} {round}");
             for cookie in 0..4_u64 {

@@ -1,4 +1,4 @@
-//! Options: each in each state, what they tell, and whom.
+//! Options: replies in each state, and access checks.
 
 use export::{Access, Auth, Host, KeyId, Notice, Policy, Reason, Rule, Secret};
 use nbd::server::Start;
@@ -9,39 +9,39 @@ use nbd::wire::option::{self, InfoBlockSize, InfoExport, InfoRequest, OptionHead
 use nbd::wire::request::flags;
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::says::{HELLO, Mode, attach, flags, go, kinds, option, option_replies};
+use crate::messages::{HELLO, Mode, attach, flags, go, kinds, option, option_replies};
 use crate::world::{DISK, Id, SIZE, World, certified, disk, named, peer};
 
-/// A connection whose client's flags have come.
-fn haggling(world: &mut World) -> Id {
+/// Opens a connection in the option phase.
+fn in_options(world: &mut World) -> Id {
     let id = world.open();
-    assert_eq!(world.ask(id, &flags()).len(), HELLO);
+    assert_eq!(world.exchange(id, &flags()).len(), HELLO);
     id
 }
 
-fn sole(heard: &[u8]) -> u32 {
-    let kinds = kinds(heard);
+fn only_type(received: &[u8]) -> u32 {
+    let kinds = kinds(received);
     assert_eq!(kinds.len(), 1);
     kinds[0]
 }
 
 #[test]
-fn the_hello_comes_unasked_and_unknown_client_flags_end_the_connection() {
+fn unknown_client_flags_close() {
     let mut world = World::new();
     let id = world.open();
-    assert_eq!(&world.heard(id)[..], b"NBDMAGICIHAVEOPT\x00\x03");
+    assert_eq!(&world.received(id)[..], b"NBDMAGICIHAVEOPT\x00\x03");
     world.send(id, &[0, 0, 0, 4]);
     assert_eq!(world.conn(id).closed, Some(Reason::Violation));
-    assert_eq!(world.conn(id).told(), ["violation ClientFlagsUnknown"]);
+    assert_eq!(world.conn(id).reported(), ["violation ClientFlagsUnknown"]);
 }
 
 #[test]
-fn go_tells_size_flags_and_block_sizes_and_what_was_asked() {
+fn go_sends_size_flags_block_sizes_and_requested_info() {
     let mut world = World::new();
-    let id = haggling(&mut world);
-    let asked = InfoRequest::emit("sda", &[info::NAME, 77, info::DESCRIPTION]);
-    let heard = option_replies(&world.ask(id, &option(option::GO, &asked)));
-    let infos: Vec<&[u8]> = heard.iter().map(|(_, _, data)| &data[..]).collect();
+    let id = in_options(&mut world);
+    let request = InfoRequest::emit("sda", &[info::NAME, 77, info::DESCRIPTION]);
+    let received = option_replies(&world.exchange(id, &option(option::GO, &request)));
+    let infos: Vec<&[u8]> = received.iter().map(|(_, _, data)| &data[..]).collect();
     let offered = flags::HAS_FLAGS
         | flags::SEND_FLUSH
         | flags::SEND_FUA
@@ -55,17 +55,17 @@ fn go_tells_size_flags_and_block_sizes_and_what_was_asked() {
     let description = b"\0\x02/dev/sda urn:uuid:07070707-0707-0707-0707-070707070707";
     assert_eq!(infos[2], description);
     assert_eq!(infos[3], InfoBlockSize::new(512, 4096, 32 << 20).as_bytes());
-    assert_eq!((heard[4].1, heard.len()), (option::ACK, 5));
-    assert_eq!(world.conn(id).told(), ["attached "]);
+    assert_eq!((received[4].1, received.len()), (option::ACK, 5));
+    assert_eq!(world.conn(id).reported(), ["attached "]);
 }
 
 #[test]
-fn info_says_what_go_says_and_haggling_goes_on() {
+fn info_replies_like_go_and_negotiation_continues() {
     let mut world = World::new();
-    let id = haggling(&mut world);
-    let asked = InfoRequest::emit("", &[]);
-    let info = option_replies(&world.ask(id, &option(option::INFO, &asked)));
-    let go = option_replies(&world.ask(id, &option(option::GO, &asked)));
+    let id = in_options(&mut world);
+    let request = InfoRequest::emit("", &[]);
+    let info = option_replies(&world.exchange(id, &option(option::INFO, &request)));
+    let go = option_replies(&world.exchange(id, &option(option::GO, &request)));
     let data = |replies: &[(u32, u32, Vec<u8>)]| -> Vec<Vec<u8>> {
         replies.iter().map(|(_, _, data)| data.clone()).collect()
     };
@@ -73,59 +73,59 @@ fn info_says_what_go_says_and_haggling_goes_on() {
 }
 
 #[test]
-fn export_name_is_answered_without_a_header_and_with_zeroes_unless_they_are_left_out() {
+fn export_name_reply_has_zeroes_unless_omitted() {
     for (client, len) in [(3_u32, 10), (1, 134), (0, 134)] {
         let mut world = World::new();
         let id = world.open();
-        world.heard(id);
+        world.received(id);
         world.send(id, &client.to_be_bytes());
-        let heard = world.ask(id, &option(option::EXPORT_NAME, b"sda"));
-        assert_eq!(heard.len(), len);
-        let (reply, zeroes) = ExportReply::read_from_prefix(&heard).unwrap();
+        let received = world.exchange(id, &option(option::EXPORT_NAME, b"sda"));
+        assert_eq!(received.len(), len);
+        let (reply, zeroes) = ExportReply::read_from_prefix(&received).unwrap();
         assert_eq!(reply.size.get(), SIZE as u64);
         assert!(zeroes.iter().all(|&byte| byte == 0));
     }
 }
 
 #[test]
-fn a_read_only_export_says_so_and_offers_no_writes() {
+fn read_only_export_advertises_no_writes() {
     let mut world = World::new();
     world.catalogue.publish(disk(Access::ReadOnly, 512, SIZE as u64));
-    let id = haggling(&mut world);
-    let heard = option_replies(&world.ask(id, &go("sda")));
-    let export = InfoExport::read_from_bytes(&heard[0].2).unwrap();
+    let id = in_options(&mut world);
+    let received = option_replies(&world.exchange(id, &go("sda")));
+    let export = InfoExport::read_from_bytes(&received[0].2).unwrap();
     let writes = flags::SEND_TRIM | flags::SEND_WRITE_ZEROES | flags::SEND_FAST_ZERO;
     assert_eq!(export.flags.get() & (flags::READ_ONLY | writes), flags::READ_ONLY);
 }
 
 #[test]
-fn the_list_names_what_is_lent_and_abort_is_acknowledged() {
+fn exports_are_listed_and_abort_is_acknowledged() {
     let mut world = World::new();
     world.catalogue.publish(named("/srv/b.img", "nqn.b", Access::ReadOnly, 512, 4096));
-    let id = haggling(&mut world);
-    let heard = option_replies(&world.ask(id, &option(option::LIST, &[])));
-    assert_eq!(heard[0], (option::LIST, option::SERVER, b"\0\0\0\x03sda/dev/sda".to_vec()));
-    assert_eq!(heard[1], (option::LIST, option::SERVER, b"\0\0\0\x01b/srv/b.img".to_vec()));
-    assert_eq!((heard[2].1, heard.len()), (option::ACK, 3));
-    assert_eq!(sole(&world.ask(id, &option(option::ABORT, &[]))), option::ACK);
+    let id = in_options(&mut world);
+    let received = option_replies(&world.exchange(id, &option(option::LIST, &[])));
+    assert_eq!(received[0], (option::LIST, option::SERVER, b"\0\0\0\x03sda/dev/sda".to_vec()));
+    assert_eq!(received[1], (option::LIST, option::SERVER, b"\0\0\0\x01b/srv/b.img".to_vec()));
+    assert_eq!((received[2].1, received.len()), (option::ACK, 3));
+    assert_eq!(only_type(&world.exchange(id, &option(option::ABORT, &[]))), option::ACK);
     assert_eq!(world.conn(id).closed, Some(Reason::Peer));
 }
 
 #[test]
-fn the_empty_name_is_the_only_disk_and_no_disk_when_there_are_two() {
+fn empty_name_is_the_only_disk_or_unknown() {
     let mut world = World::new();
-    let id = haggling(&mut world);
-    let asked = option(option::INFO, &InfoRequest::emit("", &[]));
-    assert_eq!(kinds(&world.ask(id, &asked)).last(), Some(&option::ACK));
+    let id = in_options(&mut world);
+    let request = option(option::INFO, &InfoRequest::emit("", &[]));
+    assert_eq!(kinds(&world.exchange(id, &request)).last(), Some(&option::ACK));
     world.catalogue.publish(named("b", "nqn.b", Access::ReadOnly, 512, 4096));
-    assert_eq!(sole(&world.ask(id, &asked)), option::ERR_UNKNOWN);
+    assert_eq!(only_type(&world.exchange(id, &request)), option::ERR_UNKNOWN);
 }
 
 #[test]
-fn data_where_none_belongs_unknown_options_and_malformed_ones_are_errors_and_no_end() {
+fn invalid_options_get_errors_and_do_not_close() {
     let mut world = World::new();
-    let id = haggling(&mut world);
-    for (asked, data, answer) in [
+    let id = in_options(&mut world);
+    for (request, data, answer) in [
         (option::LIST, &b"x"[..], option::ERR_INVALID),
         (option::STARTTLS, b"x", option::ERR_INVALID),
         (option::STRUCTURED_REPLY, b"x", option::ERR_INVALID),
@@ -140,52 +140,52 @@ fn data_where_none_belongs_unknown_options_and_malformed_ones_are_errors_and_no_
         (option::GO, b"\0\0\0\x03sda\0\x02\0\x01", option::ERR_INVALID),
         (option::SET_META_CONTEXT, b"\0\0\0\x03sda\0\0\0\0", option::ERR_INVALID),
     ] {
-        assert_eq!(sole(&world.ask(id, &option(asked, data))), answer, "{asked}");
+        assert_eq!(only_type(&world.exchange(id, &option(request, data))), answer, "{request}");
     }
-    assert_eq!(kinds(&world.ask(id, &go("sda"))).last(), Some(&option::ACK));
+    assert_eq!(kinds(&world.exchange(id, &go("sda"))).last(), Some(&option::ACK));
 }
 
 #[test]
-fn structured_replies_and_extended_headers_are_agreed_on_once_and_in_that_order() {
+fn extended_headers_supersede_structured_replies() {
     let mut world = World::new();
-    let id = haggling(&mut world);
+    let id = in_options(&mut world);
     let (structured, extended) =
         (option(option::STRUCTURED_REPLY, &[]), option(option::EXTENDED_HEADERS, &[]));
-    assert_eq!(sole(&world.ask(id, &structured)), option::ACK);
-    assert_eq!(sole(&world.ask(id, &structured)), option::ERR_INVALID);
-    assert_eq!(sole(&world.ask(id, &extended)), option::ACK);
-    assert_eq!(sole(&world.ask(id, &extended)), option::ERR_INVALID);
-    assert_eq!(sole(&world.ask(id, &structured)), option::ERR_EXT_HEADER_REQD);
+    assert_eq!(only_type(&world.exchange(id, &structured)), option::ACK);
+    assert_eq!(only_type(&world.exchange(id, &structured)), option::ERR_INVALID);
+    assert_eq!(only_type(&world.exchange(id, &extended)), option::ACK);
+    assert_eq!(only_type(&world.exchange(id, &extended)), option::ERR_INVALID);
+    assert_eq!(only_type(&world.exchange(id, &structured)), option::ERR_EXT_HEADER_REQD);
     world.send(id, &option(option::EXPORT_NAME, b"sda"));
     assert_eq!(world.conn(id).closed, Some(Reason::Violation));
 }
 
 #[test]
-fn contexts_are_listed_by_wildcard_and_chosen_by_name_only() {
+fn contexts_are_listed_by_wildcard_and_set_by_name() {
     let mut world = World::new();
-    let id = haggling(&mut world);
-    world.ask(id, &option(option::STRUCTURED_REPLY, &[]));
+    let id = in_options(&mut world);
+    world.exchange(id, &option(option::STRUCTURED_REPLY, &[]));
     let mut ask = |which: u32, name: &str, queries: &[&str]| {
-        option_replies(&world.ask(id, &option(which, &MetaRequest::emit(name, queries))))
+        option_replies(&world.exchange(id, &option(which, &MetaRequest::emit(name, queries))))
     };
     let listed = (option::LIST_META_CONTEXT, option::SET_META_CONTEXT);
     for queries in [&[][..], &["base:"], &["x:y", BASE_ALLOCATION], &["base:", BASE_ALLOCATION]] {
-        let heard = ask(listed.0, "sda", queries);
-        let context = Context::parse(&heard[0].2).unwrap();
-        assert_eq!((context.id, context.name, heard.len()), (0, BASE_ALLOCATION, 2));
+        let received = ask(listed.0, "sda", queries);
+        let context = Context::parse(&received[0].2).unwrap();
+        assert_eq!((context.id, context.name, received.len()), (0, BASE_ALLOCATION, 2));
     }
     for queries in [&[][..], &["base:"], &["qemu:dirty-bitmap:x"], &["base:allocation "]] {
         assert_eq!(ask(listed.1, "sda", queries).len(), 1, "{queries:?}");
     }
-    let heard = ask(listed.1, "sda", &[BASE_ALLOCATION, BASE_ALLOCATION]);
-    assert_eq!(Context::parse(&heard[0].2).unwrap().id, 1);
-    assert_eq!(heard.len(), 2);
+    let received = ask(listed.1, "sda", &[BASE_ALLOCATION, BASE_ALLOCATION]);
+    assert_eq!(Context::parse(&received[0].2).unwrap().id, 1);
+    assert_eq!(received.len(), 2);
     assert_eq!(ask(listed.1, "sdb", &[BASE_ALLOCATION])[0].1, option::ERR_UNKNOWN);
 }
 
 /// Case X23.
 #[test]
-fn x23_names_of_every_length_are_an_error_of_the_protocol_or_the_end() {
+fn x23_names_of_any_length_are_refused_or_close() {
     for (len, answer) in [
         (256, option::ERR_UNKNOWN),
         (257, option::ERR_UNKNOWN),
@@ -193,63 +193,63 @@ fn x23_names_of_every_length_are_an_error_of_the_protocol_or_the_end() {
         (4097, option::ERR_INVALID),
     ] {
         let mut world = World::new();
-        let id = haggling(&mut world);
+        let id = in_options(&mut world);
         let mut data = u32::try_from(len).unwrap().to_be_bytes().to_vec();
         data.extend(vec![b'a'; len]);
         data.extend([0, 0]);
-        assert_eq!(sole(&world.ask(id, &option(option::INFO, &data))), answer, "{len}");
+        assert_eq!(only_type(&world.exchange(id, &option(option::INFO, &data))), answer, "{len}");
         let by_name = option(option::EXPORT_NAME, &vec![b'a'; len]);
         world.send(id, &by_name);
-        assert!(world.conn(id).closed.is_some() && world.heard(id).is_empty());
+        assert!(world.conn(id).closed.is_some() && world.received(id).is_empty());
     }
     let mut world = World::new();
-    let id = haggling(&mut world);
+    let id = in_options(&mut world);
     world.send(id, OptionHeader::new(option::GO, 1 << 31).as_bytes());
     assert_eq!(world.conn(id).closed, Some(Reason::Violation));
 }
 
 #[test]
-fn an_option_that_is_too_long_is_dropped_as_it_comes_and_the_next_is_heard() {
+fn too_long_option_is_skipped() {
     let mut world = World::new();
-    let id = haggling(&mut world);
+    let id = in_options(&mut world);
     let long = option(option::GO, &vec![0; 100_000]);
     for part in long.chunks(7000) {
         world.send(id, part);
         assert_eq!(world.waiting(id), 0);
     }
-    assert_eq!(sole(&world.heard(id)), option::ERR_TOO_BIG);
-    assert_eq!(kinds(&world.ask(id, &go("sda"))).last(), Some(&option::ACK));
+    assert_eq!(only_type(&world.received(id)), option::ERR_TOO_BIG);
+    assert_eq!(kinds(&world.exchange(id, &go("sda"))).last(), Some(&option::ACK));
 }
 
 /// Case X24.
 #[test]
-fn x24_options_without_end_and_handshakes_without_end_are_dropped() {
+fn x24_endless_options_and_handshakes_close() {
     let mut world = World::new();
-    let id = haggling(&mut world);
+    let id = in_options(&mut world);
     let lists = option(option::LIST, &[]).repeat(500);
     (0..3).for_each(|_| world.send(id, &lists));
-    assert_eq!(world.conn(id).told().last().unwrap(), "violation OptionsTooMany");
+    assert_eq!(world.conn(id).reported().last().unwrap(), "violation OptionsTooMany");
     let slow = world.open();
-    world.pass(std::time::Duration::from_secs(9));
+    world.advance(std::time::Duration::from_secs(9));
     world.send(slow, &flags());
     assert_eq!(world.conn(slow).closed, None);
-    world.pass(std::time::Duration::from_secs(1));
+    world.advance(std::time::Duration::from_secs(1));
     assert_eq!(world.conn(slow).closed, Some(Reason::Timeout));
 }
 
 /// Case X40.
 #[test]
-fn x40_names_are_compared_and_nothing_else_is_done_with_them() {
+fn x40_names_are_only_compared() {
     let mut world = World::new();
-    let id = haggling(&mut world);
+    let id = in_options(&mut world);
     for name in ["../sda", "/dev/sda", "sda/", ".", "SDA", "sdä", "sda\n"] {
-        let asked = option(option::INFO, &InfoRequest::emit(name, &[]));
-        assert_eq!(sole(&world.ask(id, &asked)), option::ERR_UNKNOWN, "{name}");
+        let request = option(option::INFO, &InfoRequest::emit(name, &[]));
+        assert_eq!(only_type(&world.exchange(id, &request)), option::ERR_UNKNOWN, "{name}");
     }
     let nul = option(option::INFO, b"\0\0\0\x04sd\0a\0\0");
-    assert_eq!(sole(&world.ask(id, &nul)), option::ERR_INVALID);
-    let told = world.conn(id).told();
-    assert_eq!(told.len(), 4, "a stranger cannot fill the journal");
+    assert_eq!(only_type(&world.exchange(id, &nul)), option::ERR_INVALID);
+    let reported = world.conn(id).reported();
+    assert_eq!(reported.len(), 4, "a client cannot flood the journal");
 }
 
 fn host(key: u64, rules: Vec<Rule>) -> Host {
@@ -265,7 +265,7 @@ fn host(key: u64, rules: Vec<Rule>) -> Host {
     }
 }
 
-fn keyed(access: Access, disk: &str) -> World {
+fn with_rules(access: Access, disk: &str) -> World {
     let world = World::new();
     world.catalogue.publish(named("/dev/sdb", "nqn.b", Access::Writable, 512, 4096));
     let rules = vec![Rule { disk: Some(disk.to_owned()), access }];
@@ -273,35 +273,36 @@ fn keyed(access: Access, disk: &str) -> World {
     world
 }
 
-/// Case X01 and X17: what the owner has not lent to a host is not there for it.
+/// Cases X01 and X17: a host sees only the exports that its rules allow.
 #[test]
-fn x17_a_host_is_known_by_its_key_and_sees_and_has_what_its_rules_give() {
-    let mut world = keyed(Access::ReadOnly, DISK);
+fn x17_host_is_identified_by_key_and_limited_by_rules() {
+    let mut world = with_rules(Access::ReadOnly, DISK);
     let secured = Start::InTls { no_zeroes: true };
     let id = world.open_as(peer(Auth::Required, Some(7)), secured);
-    assert_eq!(kinds(&world.ask(id, &option(option::STARTTLS, &[]))), [option::ERR_INVALID]);
-    let list = option_replies(&world.ask(id, &option(option::LIST, &[])));
+    assert_eq!(kinds(&world.exchange(id, &option(option::STARTTLS, &[]))), [option::ERR_INVALID]);
+    let list = option_replies(&world.exchange(id, &option(option::LIST, &[])));
     assert_eq!((list.len(), &list[0].2[4..7]), (2, &b"sda"[..]));
-    assert_eq!(sole(&world.ask(id, &go("sdb"))), option::ERR_UNKNOWN);
-    let heard = option_replies(&world.ask(id, &go("")));
-    let export = InfoExport::read_from_bytes(&heard[0].2).unwrap();
+    assert_eq!(only_type(&world.exchange(id, &go("sdb"))), option::ERR_UNKNOWN);
+    let received = option_replies(&world.exchange(id, &go("")));
+    let export = InfoExport::read_from_bytes(&received[0].2).unwrap();
     assert_ne!(export.flags.get() & flags::READ_ONLY, 0);
-    assert_eq!(world.conn(id).told(), ["refused sdb", "attached nqn.host"]);
+    assert_eq!(world.conn(id).reported(), ["refused sdb", "attached nqn.host"]);
 }
 
-/// A certificate of the owner's authority is good for the host that it names, for as long as the owner lets that in.
+/// A certificate of the configured authority authenticates the host it names while that host is
+/// configured.
 #[test]
-fn a_certificate_is_good_while_its_host_is_let_in() {
-    let mut world = keyed(Access::ReadOnly, DISK);
+fn certificate_is_valid_while_its_host_is_configured() {
+    let mut world = with_rules(Access::ReadOnly, DISK);
     let start = Start::InTls { no_zeroes: true };
-    let stranger = world.open_as(certified("visitor"), start);
-    assert_eq!(option_replies(&world.ask(stranger, &option(option::LIST, &[]))).len(), 1);
-    assert_eq!(sole(&world.ask(stranger, &go("sda"))), option::ERR_UNKNOWN);
-    assert_eq!(world.conn(stranger).told(), ["refused sda"]);
+    let unknown_host = world.open_as(certified("visitor"), start);
+    assert_eq!(option_replies(&world.exchange(unknown_host, &option(option::LIST, &[]))).len(), 1);
+    assert_eq!(only_type(&world.exchange(unknown_host, &go("sda"))), option::ERR_UNKNOWN);
+    assert_eq!(world.conn(unknown_host).reported(), ["refused sda"]);
     let id = world.open_as(certified("laptop"), start);
-    assert_eq!(option_replies(&world.ask(id, &option(option::LIST, &[]))).len(), 2);
-    let heard = option_replies(&world.ask(id, &go("sda")));
-    let export = InfoExport::read_from_bytes(&heard[0].2).unwrap();
+    assert_eq!(option_replies(&world.exchange(id, &option(option::LIST, &[]))).len(), 2);
+    let received = option_replies(&world.exchange(id, &go("sda")));
+    let export = InfoExport::read_from_bytes(&received[0].2).unwrap();
     assert_ne!(export.flags.get() & flags::READ_ONLY, 0);
     world.catalogue.set_policy(Policy::default());
     world.notify(Notice::StateChanged);
@@ -310,53 +311,54 @@ fn a_certificate_is_good_while_its_host_is_let_in() {
 
 /// Case X01.
 #[test]
-fn x01_whoever_shows_no_key_of_a_host_learns_nothing() {
-    let mut world = keyed(Access::Writable, DISK);
+fn x01_client_without_a_known_key_learns_nothing() {
+    let mut world = with_rules(Access::Writable, DISK);
     for (key, list) in [(None, option::ERR_TLS_REQD), (Some(8), option::ACK)] {
         let start = Start::InTls { no_zeroes: false };
         let id = world.open_as(peer(Auth::Required, key), start);
-        assert_eq!(sole(&world.ask(id, &option(option::LIST, &[]))), list);
+        assert_eq!(only_type(&world.exchange(id, &option(option::LIST, &[]))), list);
         let refusal = if key.is_none() { option::ERR_TLS_REQD } else { option::ERR_UNKNOWN };
-        let known = world.ask(id, &go("sda"));
-        assert_eq!(sole(&known), refusal);
-        let unknown = world.ask(id, &go("sdx"));
-        assert_eq!(known, unknown, "one answer for what is there and what is not");
+        let known = world.exchange(id, &go("sda"));
+        assert_eq!(only_type(&known), refusal);
+        let unknown = world.exchange(id, &go("sdx"));
+        assert_eq!(known, unknown, "same reply whether it exists or not");
         world.send(id, &option(option::EXPORT_NAME, b"sda"));
         assert_eq!(world.conn(id).closed, Some(Reason::Refused));
-        assert!(world.heard(id).is_empty());
+        assert!(world.received(id).is_empty());
     }
 }
 
 #[test]
-fn options_that_come_together_are_answered_in_order() {
+fn options_sent_together_are_answered_in_order() {
     let mut world = World::new();
     let id = attach(&mut world, Mode::Extended);
     assert!(world.conn(id).session_is_established());
 }
 
-/// A disk whose last block is only a part of one is as long as it is, to the byte.
+/// A disk whose last block is incomplete is readable to its last byte.
 #[test]
 fn read_only_disk_of_odd_size_is_read_to_its_last_byte() {
-    for mode in crate::says::MODES {
+    for mode in crate::messages::MODES {
         let mut world = World::new();
         let odd = 1_000_001;
         world.catalogue.publish(disk(Access::ReadOnly, 512, odd));
         let id = world.open();
-        let asked = option(option::INFO, &InfoRequest::emit("sda", &[]));
-        let heard = option_replies(&world.ask(id, &[&flags()[..], &asked].concat())[HELLO..]);
-        let (export, rest) = InfoExport::read_from_prefix(&heard[0].2).unwrap();
+        let request = option(option::INFO, &InfoRequest::emit("sda", &[]));
+        let received =
+            option_replies(&world.exchange(id, &[&flags()[..], &request].concat())[HELLO..]);
+        let (export, rest) = InfoExport::read_from_prefix(&received[0].2).unwrap();
         assert_eq!((export.size.get(), rest.len()), (odd, 0));
-        assert_eq!(heard[1].2, InfoBlockSize::new(1, 4096, 32 << 20).as_bytes());
+        assert_eq!(received[1].2, InfoBlockSize::new(1, 4096, 32 << 20).as_bytes());
         let id = attach(&mut world, mode);
         for (offset, len) in [(odd - 1, 1), (odd - 65, 65), (odd - 577, 577), (999_000, 1001)] {
-            let heard = world.ask(id, &crate::says::read(1, offset, len).bytes(mode));
+            let received = world.exchange(id, &crate::messages::read(1, offset, len).bytes(mode));
             let place = usize::try_from(offset).unwrap();
-            let data = crate::says::data_of(&heard, offset, usize::try_from(len).unwrap());
+            let data = crate::messages::data_of(&received, offset, usize::try_from(len).unwrap());
             assert_eq!(data.unwrap(), world.disk[place..1_000_001]);
         }
         for (offset, len) in [(odd, 1), (odd - 1, 2), (999_936, 512), (0, 1_000_448)] {
-            let heard = world.ask(id, &crate::says::read(1, offset, len).bytes(mode));
-            assert_eq!(crate::says::error_of(&heard), errno::EINVAL, "{offset} {len}");
+            let received = world.exchange(id, &crate::messages::read(1, offset, len).bytes(mode));
+            assert_eq!(crate::messages::error_of(&received), errno::EINVAL, "{offset} {len}");
         }
         world.end_all();
     }

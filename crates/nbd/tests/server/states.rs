@@ -1,4 +1,4 @@
-//! Case X25: each option and each request in each phase of a connection, with what comes of it as a table.
+//! Case X25: the result of each option and request in each phase of a connection, as a table.
 
 use export::{Auth, Notice, Reason};
 use nbd::server::Start;
@@ -6,52 +6,54 @@ use nbd::wire::meta::{BASE_ALLOCATION, MetaRequest};
 use nbd::wire::option::{self, InfoRequest};
 use nbd::wire::request;
 
-use crate::says::{HELLO, Mode, Say, attach, flags, go, kinds, option, read, replies, write};
+use crate::messages::{
+    HELLO, Mode, RequestHeader, attach, flags, go, kinds, option, read, replies, write,
+};
 use crate::world::{Id, World, peer};
 
-/// A connection in a phase, the form of its messages, and whether it may use the disk there.
+/// A connection in a phase, the form of its messages, and whether requests may reach the disk.
 struct State {
     mode: Option<Mode>,
-    may: bool,
-    bring: fn() -> (World, Id),
+    may_submit: bool,
+    setup: fn() -> (World, Id),
 }
 
-fn fresh() -> World {
+fn small_world() -> World {
     World::small(1 << 20, 512)
 }
 
-fn live(mode: Mode) -> (World, Id) {
-    let mut world = fresh();
+fn in_transmission(mode: Mode) -> (World, Id) {
+    let mut world = small_world();
     let id = attach(&mut world, mode);
     (world, id)
 }
 
 fn option_phase(auth: Auth, key: Option<u64>) -> (World, Id) {
-    let mut world = fresh();
+    let mut world = small_world();
     let id = world.open_as(peer(auth, key), Start::Hello);
     world.send(id, &flags());
     (world, id)
 }
 
-/// The client's flags are to come; options, where a key is needed and none was shown, and where not; a choice waits for lost
-/// writes; requests, in each form; the payload of a write; the client has said that it goes; the program stops.
+/// Before the client flags; options, with TLS missing and not required; a choice delayed by lost
+/// writes; transmission, in each form; inside the payload of a write; after DISC; during shutdown.
 const STATES: [State; 10] = [
     State {
         mode: None,
-        may: false,
-        bring: || {
-            let mut world = fresh();
+        may_submit: false,
+        setup: || {
+            let mut world = small_world();
             let id = world.open();
             (world, id)
         },
     },
-    State { mode: None, may: false, bring: || option_phase(Auth::Required, None) },
-    State { mode: None, may: true, bring: || option_phase(Auth::None, None) },
+    State { mode: None, may_submit: false, setup: || option_phase(Auth::Required, None) },
+    State { mode: None, may_submit: true, setup: || option_phase(Auth::None, None) },
     State {
         mode: None,
-        may: false,
-        bring: || {
-            let (mut world, old) = live(Mode::Simple);
+        may_submit: false,
+        setup: || {
+            let (mut world, old) = in_transmission(Mode::Simple);
             world.conn(old).hold = true;
             world.send(old, &write(Mode::Simple, 1, 0, &[1; 512]));
             world.disconnect(old);
@@ -60,34 +62,42 @@ const STATES: [State; 10] = [
             (world, id)
         },
     },
-    State { mode: Some(Mode::Simple), may: true, bring: || live(Mode::Simple) },
-    State { mode: Some(Mode::Structured), may: true, bring: || live(Mode::Structured) },
-    State { mode: Some(Mode::Extended), may: true, bring: || live(Mode::Extended) },
+    State { mode: Some(Mode::Simple), may_submit: true, setup: || in_transmission(Mode::Simple) },
+    State {
+        mode: Some(Mode::Structured),
+        may_submit: true,
+        setup: || in_transmission(Mode::Structured),
+    },
+    State {
+        mode: Some(Mode::Extended),
+        may_submit: true,
+        setup: || in_transmission(Mode::Extended),
+    },
     State {
         mode: Some(Mode::Simple),
-        may: true,
-        bring: || {
-            let (mut world, id) = live(Mode::Simple);
+        may_submit: true,
+        setup: || {
+            let (mut world, id) = in_transmission(Mode::Simple);
             world.send(id, &write(Mode::Simple, 1, 0, &[1; 8192])[..100]);
             (world, id)
         },
     },
     State {
         mode: Some(Mode::Simple),
-        may: false,
-        bring: || {
-            let (mut world, id) = live(Mode::Simple);
+        may_submit: false,
+        setup: || {
+            let (mut world, id) = in_transmission(Mode::Simple);
             world.conn(id).hold = true;
             world.send(id, &read(1, 0, 512).bytes(Mode::Simple));
-            world.send(id, &Say::new(request::DISC, 1, 0, 0).bytes(Mode::Simple));
+            world.send(id, &RequestHeader::new(request::DISC, 1, 0, 0).bytes(Mode::Simple));
             (world, id)
         },
     },
     State {
         mode: Some(Mode::Simple),
-        may: false,
-        bring: || {
-            let (mut world, id) = live(Mode::Simple);
+        may_submit: false,
+        setup: || {
+            let (mut world, id) = in_transmission(Mode::Simple);
             world.conn(id).hold = true;
             world.send(id, &read(1, 0, 512).bytes(Mode::Simple));
             world.notify(Notice::Stopping);
@@ -96,15 +106,15 @@ const STATES: [State; 10] = [
     },
 ];
 
-/// A message by name, in each form.
+/// The name of a message, and its encoding in each form.
 type Message = (&'static str, Box<dyn Fn(Mode) -> Vec<u8>>);
 
 fn messages() -> Vec<Message> {
-    let asked = InfoRequest::emit("sda", &[]);
+    let request = InfoRequest::emit("sda", &[]);
     let contexts = MetaRequest::emit("sda", &[BASE_ALLOCATION]);
     let fixed = |name, bytes: Vec<u8>| -> Message { (name, Box::new(move |_| bytes.clone())) };
     let say = |name, command, len| -> Message {
-        (name, Box::new(move |mode| Say::new(command, 9, 0, len).bytes(mode)))
+        (name, Box::new(move |mode| RequestHeader::new(command, 9, 0, len).bytes(mode)))
     };
     vec![
         fixed("flags", flags().to_vec()),
@@ -113,8 +123,8 @@ fn messages() -> Vec<Message> {
         fixed("LIST", option(option::LIST, &[])),
         fixed("PEEK", option(option::PEEK_EXPORT, &[])),
         fixed("STARTTLS", option(option::STARTTLS, &[])),
-        fixed("INFO", option(option::INFO, &asked)),
-        fixed("GO", option(option::GO, &asked)),
+        fixed("INFO", option(option::INFO, &request)),
+        fixed("GO", option(option::GO, &request)),
         fixed("STRUCT", option(option::STRUCTURED_REPLY, &[])),
         fixed("LIST_META", option(option::LIST_META_CONTEXT, &contexts)),
         fixed("SET_META", option(option::SET_META_CONTEXT, &contexts)),
@@ -135,23 +145,24 @@ fn messages() -> Vec<Message> {
     ]
 }
 
-/// What comes of a message: the kinds of replies to options, or the error of a reply, and how the connection ended.
+/// Formats the result of a message: types of option replies or errors of replies, and why the
+/// connection was closed.
 fn outcome(world: &mut World, id: Id, state: &State, message: &[u8]) -> String {
-    let greeted = world.heard(id).len() >= HELLO;
-    assert!(greeted || state.mode.is_some());
+    let greeter_after_hello = world.received(id).len() >= HELLO;
+    assert!(greeter_after_hello || state.mode.is_some());
     world.send(id, message);
-    let heard = world.heard(id);
-    let mut words: Vec<String> = if state.mode.is_some() {
-        // Of the simple replies only that to a read has data.
-        let len = if heard.len() > 512 { 512 } else { 0 };
-        let done = replies(&heard, |_| len).into_iter().filter(|reply| reply.done);
+    let received = world.received(id);
+    let mut results: Vec<String> = if state.mode.is_some() {
+        // Only the simple reply to a read has data.
+        let len = if received.len() > 512 { 512 } else { 0 };
+        let done = replies(&received, |_| len).into_iter().filter(|reply| reply.done);
         done.map(|reply| reply.error.to_string()).collect()
-    } else if heard.is_empty() || heard[..8] == option::REPLY_MAGIC.to_be_bytes() {
+    } else if received.is_empty() || received[..8] == option::REPLY_MAGIC.to_be_bytes() {
         let kind = |kind: u32| match kind & option::ERROR {
             0 => kind.to_string(),
             _ => format!("e{}", kind & !option::ERROR),
         };
-        kinds(&heard).into_iter().map(kind).collect()
+        kinds(&received).into_iter().map(kind).collect()
     } else {
         vec!["size".to_owned()]
     };
@@ -161,8 +172,8 @@ fn outcome(world: &mut World, id: Id, state: &State, message: &[u8]) -> String {
         Reason::Refused => "refused",
         _ => "end",
     };
-    words.extend(world.conn(id).closed.map(|reason| end(reason).to_owned()));
-    if words.is_empty() { "-".to_owned() } else { words.join("+") }
+    results.extend(world.conn(id).closed.map(|reason| end(reason).to_owned()));
+    if results.is_empty() { "-".to_owned() } else { results.join("+") }
 }
 
 /// A row for each message, a column for each of [`STATES`].
@@ -195,22 +206,22 @@ rubbish   broke    broke    broke    -        broke    broke    broke    -      
 ";
 
 #[test]
-fn x25_each_message_in_each_phase_ends_as_in_the_table() {
+fn x25_message_in_each_phase_has_the_tabulated_result() {
     let mut table = String::from("\n");
     for (name, message) in messages() {
         let mut row = format!("{name:9}");
         for (number, state) in STATES.iter().enumerate() {
-            let (mut world, id) = (state.bring)();
+            let (mut world, id) = (state.setup)();
             let before = world.conn(id).submitted;
             let mut message = message(state.mode.unwrap_or(Mode::Simple));
             if state.mode.is_some() {
-                // As long as a whole header, or nothing could come of it.
+                // Padded to a complete header.
                 message.resize(message.len().max(32), 0);
             }
             let outcome = outcome(&mut world, id, state, &message);
             row.push_str(&format!(" {outcome:8}"));
-            let asked = world.conn(id).submitted != before;
-            assert!(!asked || state.may, "{name} in {number} reaches the disk");
+            let request = world.conn(id).submitted != before;
+            assert!(!request || state.may_submit, "{name} in {number} reaches the disk");
             world.end_all();
         }
         table.push_str(row.trim_end());

@@ -1,15 +1,15 @@
-//! Reads whose simple reply takes several pieces.
+//! Reads whose simple reply is sent in several pieces.
 
 use export::{Fault, Reason};
 use nbd::wire::errno;
 
-use crate::says::{Mode, Say, attach, data_of, error_of, read, replies};
+use crate::messages::{Mode, RequestHeader, attach, data_of, error_of, read, replies};
 use crate::world::{SIZE, World};
 
 const MODE: Mode = Mode::Simple;
 
 #[test]
-fn pieces_that_come_in_any_order_are_sent_in_order() {
+fn pieces_completed_in_any_order_are_sent_in_order() {
     for order in [[0, 0, 0, 0], [3, 2, 1, 0], [1, 1, 0, 0], [2, 0, 1, 0]] {
         let mut world = World::new();
         let id = attach(&mut world, MODE);
@@ -19,30 +19,30 @@ fn pieces_that_come_in_any_order_are_sent_in_order() {
             world.finish(id, which, Ok(()));
         }
         world.finish_all(id);
-        let heard = world.heard(id);
-        assert_eq!(data_of(&heard, 700, 1 << 20).unwrap(), world.disk[700..700 + (1 << 20)]);
+        let received = world.received(id);
+        assert_eq!(data_of(&received, 700, 1 << 20).unwrap(), world.disk[700..700 + (1 << 20)]);
         world.end_all();
     }
 }
 
 #[test]
-fn nothing_comes_between_and_what_waited_comes_after() {
+fn other_replies_wait_for_a_streamed_read() {
     let mut world = World::new();
     let id = attach(&mut world, MODE);
     world.conn(id).hold = true;
     world.send(id, &read(1, 0, 600 << 10).bytes(MODE));
     world.send(id, &read(2, 0, 512).bytes(MODE));
     world.send(id, &read(3, 0, 600 << 10).bytes(MODE));
-    world.send(id, &Say::new(nbd::wire::request::FLUSH, 4, 0, 0).bytes(MODE));
+    world.send(id, &RequestHeader::new(nbd::wire::request::FLUSH, 4, 0, 0).bytes(MODE));
     assert_eq!(world.conn(id).jobs.len(), 5, "the second long read waits");
     world.finish(id, 3, Ok(()));
-    assert_eq!(replies(&world.heard(id), |_| 512).len(), 1, "nothing has begun yet");
+    assert_eq!(replies(&world.received(id), |_| 512).len(), 1, "nothing has begun yet");
     world.finish(id, 0, Ok(()));
     world.finish(id, 2, Ok(()));
-    assert_eq!(world.heard(id).len(), 16 + (256 << 10), "the flush's reply waits");
+    assert_eq!(world.received(id).len(), 16 + (256 << 10), "the flush's reply waits");
     world.finish_all(id);
-    let heard = world.heard(id);
-    let (first, rest) = heard.split_at(344 << 10);
+    let received = world.received(id);
+    let (first, rest) = received.split_at(344 << 10);
     assert!(first == &world.disk[256 << 10..600 << 10]);
     let lens = |cookie| if cookie == 3 { 600 << 10 } else { 0 };
     let rest = replies(rest, lens);
@@ -51,16 +51,16 @@ fn nothing_comes_between_and_what_waited_comes_after() {
     world.end_all();
 }
 
-/// NBD, Simple reply: an error after the header has no other way to be said.
+/// NBD, Simple reply: after the header an error can only be signalled by closing.
 #[test]
-fn a_piece_that_fails_is_an_error_before_the_header_and_the_end_after_it() {
+fn failed_piece_is_an_error_or_closes_after_the_header() {
     let mut world = World::new();
     let id = attach(&mut world, MODE);
     world.conn(id).hold = true;
     world.send(id, &read(1, 0, SIZE as u64).bytes(MODE));
     world.finish(id, 1, Err(Fault::Io));
     world.finish_all(id);
-    assert_eq!(error_of(&world.heard(id)), errno::EIO);
+    assert_eq!(error_of(&world.received(id)), errno::EIO);
     world.send(id, &read(2, 0, SIZE as u64).bytes(MODE));
     world.finish(id, 0, Ok(()));
     world.finish(id, 0, Err(Fault::Io));
@@ -69,18 +69,18 @@ fn a_piece_that_fails_is_an_error_before_the_header_and_the_end_after_it() {
 }
 
 #[test]
-fn it_takes_little_memory_however_long_it_is() {
+fn streamed_read_memory_is_bounded() {
     let mut world = World::with_pool(1 << 20);
     let id = attach(&mut world, MODE);
-    world.conn(id).deaf = true;
+    world.conn(id).not_receiving = true;
     world.send(id, &read(1, 0, SIZE as u64).bytes(MODE));
-    assert!(world.conn(id).wire.len() <= 16 + (1 << 20), "the peer reads nothing");
+    assert!(world.conn(id).wire.len() <= 16 + (1 << 20), "the peer does not receive");
     while world.conn(id).wire.len() < 16 + SIZE {
-        world.listen(id);
-        world.conn(id).deaf = true;
+        world.receive_all(id);
+        world.conn(id).not_receiving = true;
         world.run();
     }
-    let heard = world.heard(id);
-    assert_eq!(data_of(&heard, 0, SIZE).unwrap(), world.disk);
+    let received = world.received(id);
+    assert_eq!(data_of(&received, 0, SIZE).unwrap(), world.disk);
     world.end_all();
 }

@@ -1,4 +1,4 @@
-//! What a client says, right or wrong, and what it hears, as bytes. It knows nothing of sessions.
+//! Encodes client messages, valid or not, and parses replies.
 
 use nbd::wire::errno;
 use nbd::wire::handshake::{C_FIXED_NEWSTYLE, C_NO_ZEROES};
@@ -10,7 +10,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::nbd_world::{Id, World};
 
-/// Bytes of the hello.
+/// Length of the hello.
 pub(crate) const HELLO: usize = 18;
 
 /// The form of requests and replies.
@@ -24,25 +24,25 @@ pub(crate) enum Mode {
 /// Every form.
 pub(crate) const MODES: [Mode; 3] = [Mode::Simple, Mode::Structured, Mode::Extended];
 
-/// The client's flags that every client of today sends.
+/// The client flags sent by current clients.
 pub(crate) fn flags() -> [u8; 4] {
     (C_FIXED_NEWSTYLE | C_NO_ZEROES).to_be_bytes()
 }
 
-/// An option with its data.
+/// Encodes an option with its data.
 pub(crate) fn option(option: u32, data: &[u8]) -> Vec<u8> {
     let header = OptionHeader::new(option, u32::try_from(data.len()).unwrap());
     [header.as_bytes(), data].concat()
 }
 
-/// GO to the export of that name.
+/// Encodes GO for an export.
 pub(crate) fn go(name: &str) -> Vec<u8> {
     option(option::GO, &InfoRequest::emit(name, &[]))
 }
 
 /// A request of the transmission phase.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Say {
+pub(crate) struct RequestHeader {
     pub(crate) command: u16,
     pub(crate) flags: u16,
     pub(crate) cookie: u64,
@@ -50,7 +50,7 @@ pub(crate) struct Say {
     pub(crate) len: u64,
 }
 
-impl Say {
+impl RequestHeader {
     pub(crate) fn new(command: u16, cookie: u64, offset: u64, len: u64) -> Self {
         Self { command, flags: 0, cookie, offset, len }
     }
@@ -59,7 +59,7 @@ impl Say {
         Self { flags, ..self }
     }
 
-    /// Its header.
+    /// Encodes the header.
     pub(crate) fn bytes(self, mode: Mode) -> Vec<u8> {
         let Self { command, flags, cookie, offset, len } = self;
         let (command, cookie, offset) = (command.into(), cookie.into(), offset.into());
@@ -74,22 +74,22 @@ impl Say {
     }
 }
 
-/// A read.
-pub(crate) fn read(cookie: u64, offset: u64, len: u64) -> Say {
-    Say::new(request::READ, cookie, offset, len)
+/// Creates a read.
+pub(crate) fn read(cookie: u64, offset: u64, len: u64) -> RequestHeader {
+    RequestHeader::new(request::READ, cookie, offset, len)
 }
 
-/// A write with its data.
+/// Encodes a write with its data.
 pub(crate) fn write(mode: Mode, cookie: u64, offset: u64, data: &[u8]) -> Vec<u8> {
     let flags = if mode == Mode::Extended { request::PAYLOAD_LEN } else { 0 };
-    let say = Say::new(request::WRITE, cookie, offset, data.len() as u64).flags(flags);
+    let say = RequestHeader::new(request::WRITE, cookie, offset, data.len() as u64).flags(flags);
     [say.bytes(mode), data.to_vec()].concat()
 }
 
-/// A reply to an option: option, kind, data.
+/// An option reply: option, type, data.
 pub(crate) type OptionReply = (u32, u32, Vec<u8>);
 
-/// Cuts replies to options out of what was heard.
+/// Parses option replies.
 pub(crate) fn option_replies(mut bytes: &[u8]) -> Vec<OptionReply> {
     let mut replies = Vec::new();
     while !bytes.is_empty() {
@@ -102,14 +102,14 @@ pub(crate) fn option_replies(mut bytes: &[u8]) -> Vec<OptionReply> {
     replies
 }
 
-/// The kinds of the replies to options.
+/// Parses option replies and returns their types.
 pub(crate) fn kinds(bytes: &[u8]) -> Vec<u32> {
     option_replies(bytes).into_iter().map(|(_, kind, _)| kind).collect()
 }
 
-/// A reply, or a part of one.
+/// A simple reply or a chunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Heard {
+pub(crate) struct Reply {
     pub(crate) cookie: u64,
     /// Zero for a simple reply.
     pub(crate) kind: u16,
@@ -118,18 +118,18 @@ pub(crate) struct Heard {
     pub(crate) data: Vec<u8>,
 }
 
-/// Cuts replies out of what was heard. `lens` tells how long the data of a simple reply without an error is.
-pub(crate) fn replies(mut bytes: &[u8], lens: impl Fn(u64) -> usize) -> Vec<Heard> {
-    let mut heard = Vec::new();
+/// Parses replies. `lens` returns the data length of a successful simple reply by cookie.
+pub(crate) fn replies(mut bytes: &[u8], lens: impl Fn(u64) -> usize) -> Vec<Reply> {
+    let mut received = Vec::new();
     while !bytes.is_empty() {
-        let (reply, rest) = one_reply(bytes, &lens).expect("replies come whole");
-        heard.push(reply);
+        let (reply, rest) = one_reply(bytes, &lens).expect("incomplete reply");
+        received.push(reply);
         bytes = rest;
     }
-    heard
+    received
 }
 
-fn one_reply<'a>(bytes: &'a [u8], lens: &impl Fn(u64) -> usize) -> Option<(Heard, &'a [u8])> {
+fn one_reply<'a>(bytes: &'a [u8], lens: &impl Fn(u64) -> usize) -> Option<(Reply, &'a [u8])> {
     let magic = u32::from_be_bytes(*bytes.first_chunk()?);
     match magic {
         reply::SIMPLE_MAGIC => {
@@ -137,7 +137,7 @@ fn one_reply<'a>(bytes: &'a [u8], lens: &impl Fn(u64) -> usize) -> Option<(Heard
             let (cookie, error) = (simple.cookie.get(), simple.error.get());
             let len = if error == 0 { lens(cookie) } else { 0 };
             let (data, rest) = rest.split_at_checked(len)?;
-            Some((Heard { cookie, kind: 0, done: true, error, data: data.to_vec() }, rest))
+            Some((Reply { cookie, kind: 0, done: true, error, data: data.to_vec() }, rest))
         }
         reply::CHUNK_MAGIC => {
             let (chunk, rest) = Chunk::read_from_prefix(bytes).ok()?;
@@ -155,7 +155,7 @@ fn one_reply<'a>(bytes: &'a [u8], lens: &impl Fn(u64) -> usize) -> Option<(Heard
     }
 }
 
-fn part(cookie: u64, kind: u16, flags: u16, data: &[u8]) -> Heard {
+fn part(cookie: u64, kind: u16, flags: u16, data: &[u8]) -> Reply {
     assert_eq!(flags & !reply::DONE, 0);
     let error = if kind & reply::ERROR_BIT == 0 {
         errno::OK
@@ -163,10 +163,10 @@ fn part(cookie: u64, kind: u16, flags: u16, data: &[u8]) -> Heard {
         u32::from_be_bytes(*data.first_chunk().unwrap())
     };
     let done = flags & reply::DONE != 0;
-    Heard { cookie, kind, done, error, data: data.to_vec() }
+    Reply { cookie, kind, done, error, data: data.to_vec() }
 }
 
-/// Flags and GO to the disk with that form of replies, and `base:allocation` where it can be had.
+/// Opens a connection to the disk with that form of replies, and `base:allocation` if possible.
 pub(crate) fn attach(world: &mut World, mode: Mode) -> Id {
     let id = world.open();
     let mut bytes = flags().to_vec();
@@ -180,24 +180,24 @@ pub(crate) fn attach(world: &mut World, mode: Mode) -> Id {
         bytes.extend(option(option::SET_META_CONTEXT, &data));
     }
     bytes.extend(go("sda"));
-    let heard = world.ask(id, &bytes);
-    assert_eq!(kinds(&heard[HELLO..]).last(), Some(&option::ACK));
+    let received = world.exchange(id, &bytes);
+    assert_eq!(kinds(&received[HELLO..]).last(), Some(&option::ACK));
     id
 }
 
-/// The one reply that a request without data in its answer gets: its error.
-pub(crate) fn error_of(heard: &[u8]) -> u32 {
-    let all = replies(heard, |_| 0);
+/// Returns the error of the single reply to a request without reply data.
+pub(crate) fn error_of(received: &[u8]) -> u32 {
+    let all = replies(received, |_| 0);
     assert_eq!(all.len(), 1, "{all:?}");
     assert!(all[0].done);
     all[0].error
 }
 
-/// The data of a read, put together, or its error.
-pub(crate) fn data_of(heard: &[u8], offset: u64, len: usize) -> Result<Vec<u8>, u32> {
+/// Reassembles the data of a read, or returns its error.
+pub(crate) fn data_of(received: &[u8], offset: u64, len: usize) -> Result<Vec<u8>, u32> {
     let mut data = vec![0xaa; len];
     let (mut got, mut error) = (0, 0);
-    let all = replies(heard, |_| len);
+    let all = replies(received, |_| len);
     assert!(all.last().is_some_and(|last| last.done), "{all:?}");
     for part in all {
         error = if error == 0 { part.error } else { error };
