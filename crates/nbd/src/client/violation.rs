@@ -85,7 +85,7 @@ mod test {
     #[test]
     fn violation_is_formatted_with_its_name() {
         let text = Violation::Oldstyle.to_string();
-        assert!(text.starts_with("the server uses the oldstyle"), "{text}");
+        assert!(text.starts_with("the server uses the obsolete oldstyle"), "{text}");
         assert!(text.ends_with("(Oldstyle)"), "{text}");
     }
 }
