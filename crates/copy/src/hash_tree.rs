@@ -379,7 +379,7 @@ mod test {
         #![proptest_config(ProptestConfig::with_cases(300))]
 
         #[test]
-        fn the_root_is_the_hash_whatever_the_order(
+        fn root_is_the_hash_in_any_order(
             len in 0usize..70_000,
             at in prop::collection::vec(0usize..80, 0..12),
             zeros in prop::collection::vec((0usize..70, 0usize..20), 0..6),
@@ -408,7 +408,7 @@ mod test {
         }
 
         #[test]
-        fn r44_any_flipped_bit_is_seen_and_where(len in 1usize..40_000, at in prop::collection::vec(0usize..40_000, 0..12), bit: usize, seed: u64) {
+        fn r44_flipped_bit_is_located(len in 1usize..40_000, at in prop::collection::vec(0usize..40_000, 0..12), bit: usize, seed: u64) {
             let disk = noise(len, seed);
             let mut flipped = disk.clone();
             let byte = bit / 8 % len;
@@ -429,7 +429,7 @@ mod test {
     }
 
     #[test]
-    fn memory_is_bounded_and_a_leaf_is_never_the_whole() {
+    fn leaves_are_bounded_and_smaller_than_disk() {
         for log in 11..63u32 {
             let shape = TreeShape::new((1 << log) + 512);
             assert!(shape.leaf <= 1 << log && shape.bytes / shape.leaf <= MAX_LEAVES * 2);
@@ -438,7 +438,7 @@ mod test {
     }
 
     #[test]
-    fn a_disk_of_zeros_costs_nothing_until_its_hash_is_asked_for() {
+    fn zeros_are_hashed_only_for_the_root() {
         let mut tree = HashTree::new(5 << 20);
         tree.shape().zeros(0..5 << 20).for_each(|hash| tree.insert(hash));
         assert!(tree.nodes.values().all(|node| node.value == HashValue::Zero));
@@ -446,7 +446,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_missing_gives_no_root_and_a_lying_mark_does_no_harm() {
+    fn incomplete_tree_has_no_root_and_bad_hashes_are_ignored() {
         let mut tree = HashTree::new(5 << 20);
         tree.shape().zeros(0..4 << 20).for_each(|hash| tree.insert(hash));
         assert_eq!(tree.root(), None);
@@ -459,7 +459,7 @@ mod test {
     }
 
     #[test]
-    fn zeros_are_found_wherever_the_one_is() {
+    fn nonzero_byte_is_found_anywhere() {
         for len in [0, 1, 15, 16, 17, 4096, 9000] {
             let mut bytes = vec![0; len];
             assert!(is_zero(&bytes));

@@ -183,7 +183,7 @@ mod test {
 
     proptest! {
         #[test]
-        fn a_map_is_what_an_array_of_states_is(ops in prop::collection::vec((0u64..60, 0u64..30, 0usize..5), 0..40)) {
+        fn map_equals_an_array_of_states(ops in prop::collection::vec((0u64..60, 0u64..30, 0usize..5), 0..40)) {
             let mut map = Map::new(64);
             let mut model = vec![State::Untried; 64];
             for (start, len, state) in ops {
@@ -207,7 +207,7 @@ mod test {
     }
 
     #[test]
-    fn a_map_grows_and_shrinks() {
+    fn map_grows_and_shrinks() {
         let mut map = Map::new(10);
         map.set(0..10, State::Finished);
         let map = map.resized(20);

@@ -78,9 +78,9 @@ pub(crate) fn prepare(
 
 /// Opens a source. Takes samples of a remote one, because all connections must lead to the same
 /// disk. Fails if the server answers no read at all.
-pub(crate) fn open_source(place: Arc<dyn Endpoint>) -> Result<OpenedEndpoint, Refusal> {
-    let (disk, mut connection) = place.open().map_err(Refusal::Source)?;
-    let source = OpenedEndpoint::new(place, disk);
+pub(crate) fn open_source(endpoint: Arc<dyn Endpoint>) -> Result<OpenedEndpoint, Refusal> {
+    let (disk, mut connection) = endpoint.open().map_err(Refusal::Source)?;
+    let source = OpenedEndpoint::new(endpoint, disk);
     let disk = &source.disk;
     if !disk.remote {
         return Ok(source);
@@ -89,7 +89,7 @@ pub(crate) fn open_source(place: Arc<dyn Endpoint>) -> Result<OpenedEndpoint, Re
     for offset in probe_offsets(disk) {
         if lost.is_some() {
             drop(connection);
-            connection = match open_again(&*source.place) {
+            connection = match open_again(&*source.endpoint) {
                 Ok(connection) => connection,
                 Err(_) if answers => return Ok(source),
                 Err(error) => return Err(Refusal::Source(error)),
@@ -121,10 +121,10 @@ pub(crate) fn open_source(place: Arc<dyn Endpoint>) -> Result<OpenedEndpoint, Re
 }
 
 /// Reopens an endpoint whose server was lost in a read. Waits for the server to restart.
-fn open_again(place: &dyn Endpoint) -> Result<Box<dyn Connection>, EndpointError> {
+fn open_again(endpoint: &dyn Endpoint) -> Result<Box<dyn Connection>, EndpointError> {
     let end = Instant::now() + RESTART_TIMEOUT;
     loop {
-        match place.open() {
+        match endpoint.open() {
             Ok((_, connection)) => return Ok(connection),
             Err(EndpointError::Unreachable(_)) if Instant::now() < end => {
                 std::thread::sleep(RETRY_INTERVAL)
@@ -307,7 +307,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn samples_lie_in_what_is_finished_and_over_all_of_it() {
+    fn samples_cover_the_finished_ranges() {
         let mut map = Map::new(1 << 30);
         map.set(0..100 << 20, State::Finished);
         map.set(500 << 20..1 << 30, State::Finished);

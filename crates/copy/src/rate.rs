@@ -84,7 +84,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_limit_holds_over_any_pieces() {
+    fn rate_limit_holds_for_any_piece_size() {
         let start = Instant::now();
         let mut limit = RateLimit::new(Some(1 << 20), start);
         let mut now = start;
@@ -101,7 +101,7 @@ mod test {
     }
 
     #[test]
-    fn r47_a_meter_never_falls_and_tells_when_it_is_done() {
+    fn r47_meter_is_monotonic_and_estimates_remaining_time() {
         let start = Instant::now();
         let mut meter = RateMeter::new(start, 1000);
         for second in 1..=20u64 {

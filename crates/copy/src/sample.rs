@@ -104,7 +104,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn sample_is_a_block_with_something_in_it() {
+    fn sample_prefers_a_block_with_data() {
         let mut bytes = vec![0; 20000];
         let sample = Sample::of(1 << 20, &bytes, 512).unwrap();
         assert!(sample.zero && sample.range == (1 << 20..(1 << 20) + 4096));
@@ -118,7 +118,7 @@ mod test {
     }
 
     #[test]
-    fn first_last_and_one_between_are_kept_and_zeros_only_alone() {
+    fn first_last_and_random_sample_are_kept() {
         let samples = Samples::default();
         let add = |at: u64, fill: u8| samples.add(Sample::of(at, &[fill; 4096], 512).unwrap());
         let starts = || samples.all().iter().map(|sample| sample.range.start).collect::<Vec<_>>();

@@ -41,12 +41,12 @@ struct Counters {
 
 /// Copies a disk into a pipe.
 pub(crate) fn into_pipe(
-    place: Arc<dyn Endpoint>,
+    endpoint: Arc<dyn Endpoint>,
     pipe: Pipe,
     settings: &Settings,
     monitor: &mut Monitor<'_>,
 ) -> StageResult {
-    let looked = monitor.run_in_thread(Phase::Checking, move || prepare::open_source(place))?;
+    let looked = monitor.run_in_thread(Phase::Checking, move || prepare::open_source(endpoint))?;
     let source = looked.map_err(Outcome::Refused)?;
     let total = source.disk.bytes;
     monitor.report.bytes = total;
@@ -143,13 +143,13 @@ fn broken(error: io::Error) -> Outcome {
 /// Copies a pipe to a disk.
 pub(crate) fn into_disk(
     pipe: Pipe,
-    place: Arc<dyn Endpoint>,
+    endpoint: Arc<dyn Endpoint>,
     settings: &Settings,
     monitor: &mut Monitor<'_>,
 ) -> StageResult {
-    let to = place.clone();
+    let to = endpoint.clone();
     let disk = monitor.run_in_thread(Phase::Checking, move || admit(&*to))??;
-    let end = OpenedEndpoint::new(place.clone(), disk.clone());
+    let end = OpenedEndpoint::new(endpoint.clone(), disk.clone());
     let (halt, reconnect_timeout, verify, sparse) =
         (monitor.halt.clone(), settings.reconnect_timeout, settings.verify, settings.sparse);
     let limit = RateLimit::new(settings.rate, Instant::now());
@@ -178,13 +178,13 @@ pub(crate) fn into_disk(
         return Ok(());
     }
     // A file has grown: reopen for its new size.
-    let to = place.clone();
+    let to = endpoint.clone();
     let opened =
         monitor.run_in_thread(Phase::Verifying, move || to.open().map(|(disk, _)| disk))?;
     let disk = opened.map_err(|why| lost(&disk.name, &why))?;
     let mut map = Map::new(bytes);
     map.set(0..bytes, State::Finished);
-    let end = OpenedEndpoint::new(place, disk);
+    let end = OpenedEndpoint::new(endpoint, disk);
     verifying::verify(None, &end, &map, tree, settings, monitor)
 }
 
@@ -193,10 +193,10 @@ fn lost(name: &str, why: &dyn ToString) -> Outcome {
 }
 
 /// Opens the destination for an unknown number of bytes, and checks that it is writable.
-fn admit(place: &dyn Endpoint) -> Result<Disk, Outcome> {
+fn admit(endpoint: &dyn Endpoint) -> Result<Disk, Outcome> {
     let refused = |why| Outcome::Refused(Refusal::Destination(why));
-    place.prepare(0).map_err(refused)?;
-    let (disk, _) = place.open().map_err(refused)?;
+    endpoint.prepare(0).map_err(refused)?;
+    let (disk, _) = endpoint.open().map_err(refused)?;
     if disk.writable {
         return Ok(disk);
     }

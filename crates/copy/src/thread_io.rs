@@ -25,15 +25,15 @@ pub(crate) enum Side {
 /// connections to it.
 #[derive(Clone)]
 pub(crate) struct OpenedEndpoint {
-    pub(crate) place: Arc<dyn Endpoint>,
+    pub(crate) endpoint: Arc<dyn Endpoint>,
     pub(crate) disk: Arc<Disk>,
     pub(crate) samples: Arc<Samples>,
     pub(crate) health: Arc<Health>,
 }
 
 impl OpenedEndpoint {
-    pub(crate) fn new(place: Arc<dyn Endpoint>, disk: Disk) -> Self {
-        Self { place, disk: Arc::new(disk), samples: Arc::default(), health: Arc::default() }
+    pub(crate) fn new(endpoint: Arc<dyn Endpoint>, disk: Disk) -> Self {
+        Self { endpoint, disk: Arc::new(disk), samples: Arc::default(), health: Arc::default() }
     }
 
     /// The same endpoint without samples: its contents are not known yet.
@@ -267,7 +267,7 @@ impl Link {
             self.given_up = true;
             return Some(IoEvent::Unreachable(side, std::mem::take(&mut self.last_error)));
         }
-        match self.end.place.open() {
+        match self.end.endpoint.open() {
             Ok((disk, connection)) => self.connected(side, &disk, connection),
             Err(EndpointError::Unreachable(why)) => self.fail(side, why),
             Err(EndpointError::Violation(why)) => {

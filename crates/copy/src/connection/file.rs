@@ -443,12 +443,12 @@ mod test {
     }
 
     #[test]
-    fn a_new_file_is_made_sparse_written_and_read_back() {
+    fn new_file_is_sparse_and_read_back() {
         let path = path("new");
         let _ = std::fs::remove_file(&path);
-        let place = FileEndpoint::destination(&path, OpenMode::CreateNew, "");
-        place.prepare(1 << 20).unwrap();
-        let (disk, mut connection) = place.open().unwrap();
+        let endpoint = FileEndpoint::destination(&path, OpenMode::CreateNew, "");
+        endpoint.prepare(1 << 20).unwrap();
+        let (disk, mut connection) = endpoint.open().unwrap();
         assert!(disk.blank && disk.writable && disk.bytes == 1 << 20);
         let account = account();
         let mut buffer = account.take(8192).unwrap();
@@ -467,22 +467,22 @@ mod test {
         assert!(told.iter().any(|extent| extent.hole), "{told:?}");
         one(&mut *connection, Request::Zero { offset: 4096, len: 4096 }).result.unwrap();
         assert!(std::fs::read(&path).unwrap().iter().all(|byte| *byte == 0));
-        assert!(place.prepare(1 << 20).is_err(), "it exists now");
+        assert!(endpoint.prepare(1 << 20).is_err(), "it exists now");
     }
 
     #[test]
-    fn a_file_that_is_to_be_continued_has_the_right_length() {
+    fn resumed_file_must_have_right_length() {
         let path = path("continued");
         std::fs::write(&path, [1; 5000]).unwrap();
-        let place = FileEndpoint::destination(&path, OpenMode::Resume, "");
-        assert!(place.prepare(4999).is_err());
-        place.prepare(5000).unwrap();
-        assert!(!place.open().unwrap().0.blank);
+        let endpoint = FileEndpoint::destination(&path, OpenMode::Resume, "");
+        assert!(endpoint.prepare(4999).is_err());
+        endpoint.prepare(5000).unwrap();
+        assert!(!endpoint.open().unwrap().0.blank);
         assert_eq!(std::fs::read(&path).unwrap(), [1; 5000]);
     }
 
     #[test]
-    fn r21_short_and_interrupted_transfers_are_carried_on_and_an_early_end_is_an_error() {
+    fn r21_short_and_interrupted_transfers_are_continued() {
         let disk: Vec<u8> = (0..=255).cycle().take(1000).collect();
         let mut turn = 0;
         let mut read = |rest: &mut [u8], at: u64| {

@@ -252,8 +252,8 @@ pub fn start_tls(transport: &mut dyn Transport, name: &str) -> Result<(), Endpoi
             };
             return Err(EndpointError::Refused(format!("{name}: {refused}")));
         }
-        let place = bytes.get_mut(kept..).unwrap_or_default();
-        kept += read_before(transport, place, deadline).map_err(unreachable)?;
+        let endpoint = bytes.get_mut(kept..).unwrap_or_default();
+        kept += read_before(transport, endpoint, deadline).map_err(unreachable)?;
         let taken = client.receive(bytes.get(..kept).unwrap_or_default());
         bytes.copy_within(taken..kept, 0);
         kept -= taken;

@@ -92,7 +92,7 @@ mod test {
     use crate::map::State;
 
     #[test]
-    fn r41_a_torn_map_is_replaced_by_the_one_before() {
+    fn r41_truncated_map_is_replaced_by_its_backup() {
         let dir = std::env::temp_dir().join(format!("storagetm-map-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let path = dir.join("map");

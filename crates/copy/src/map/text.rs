@@ -9,7 +9,7 @@ use super::{Map, MapMetadata, Position, State};
 pub enum ParseError {
     /// Malformed line.
     #[error("line {0} is not a line of a map")]
-    BufferedTransport(usize),
+    Line(usize),
     /// Block that overlaps the previous one, or ends beyond 2^64.
     #[error("the block in line {0} overlaps the one before it")]
     Overlap(usize),
@@ -42,21 +42,18 @@ impl Map {
     /// # Errors
     /// Fails if it is not a map.
     pub fn parse(text: &str) -> Result<Self, ParseError> {
-        let (mut metadata, mut place, mut blocks) = (MapMetadata::default(), None, Vec::new());
+        let (mut metadata, mut position, mut blocks) = (MapMetadata::default(), None, Vec::new());
         let mut end = 0;
         let lines = text.split_inclusive('\n').enumerate().filter(|(_, line)| line.ends_with('\n'));
         for (number, line) in lines {
             let number = number.saturating_add(1);
             metadata.parse(line.trim_end());
             let words: Vec<&str> = code(line).split_ascii_whitespace().collect();
-            match (words.as_slice(), &place) {
+            match (words.as_slice(), &position) {
                 ([], _) => {}
-                (words, None) => {
-                    place = Some(status(words).ok_or(ParseError::BufferedTransport(number))?)
-                }
+                (words, None) => position = Some(status(words).ok_or(ParseError::Line(number))?),
                 (words, Some(_)) => {
-                    let (start, len, state) =
-                        block(words).ok_or(ParseError::BufferedTransport(number))?;
+                    let (start, len, state) = block(words).ok_or(ParseError::Line(number))?;
                     let next = start.checked_add(len).filter(|_| start >= end);
                     end = next.ok_or(ParseError::Overlap(number))?;
                     blocks.push((start..end, state));
@@ -65,7 +62,7 @@ impl Map {
         }
         let mut map = Self::new(end);
         blocks.into_iter().for_each(|(range, state)| map.set(range, state));
-        map.position = place.ok_or(ParseError::NoStatus)?;
+        map.position = position.ok_or(ParseError::NoStatus)?;
         map.metadata = metadata;
         Ok(map)
     }
@@ -131,7 +128,7 @@ mod test {
 ";
 
     #[test]
-    fn r46_a_map_of_ddrescue_is_read() {
+    fn r46_ddrescue_map_is_parsed() {
         let map = Map::parse(DDRESCUE).unwrap();
         assert_eq!(map.position, Position { at: 0x12_0000, doing: State::Untried, pass: 1 });
         assert_eq!((map.bytes(), map.sum(State::Finished)), (0x16_8000, 0x11_7000));
@@ -141,13 +138,9 @@ mod test {
     }
 
     #[test]
-    fn numbers_and_comments_are_those_of_the_manual() {
+    fn numbers_and_comments_follow_the_ddrescue_manual() {
         let map = Map::parse("16 + 2 # done\n#\n 0 010 +#\n").err();
-        assert_eq!(
-            map,
-            Some(ParseError::BufferedTransport(3)),
-            "a comment needs white space before it"
-        );
+        assert_eq!(map, Some(ParseError::Line(3)), "a comment needs white space before it");
         let map = Map::parse("16 + 2 # done\n\n0 010 + # eight\n8 0x8 -\n32 1 ?\n").unwrap();
         assert_eq!(map.position, Position { at: 16, doing: State::Finished, pass: 2 });
         let runs = [(0..8, State::Finished), (8..16, State::Bad), (16..33, State::Untried)];
@@ -156,23 +149,23 @@ mod test {
     }
 
     #[test]
-    fn what_is_not_a_map_is_refused_with_its_line() {
+    fn invalid_map_is_refused_with_its_line() {
         for (text, error) in [
             ("", ParseError::NoStatus),
             ("0 ? 1", ParseError::NoStatus),
             ("0 ? 1\n0 5 +\n4 5 +\n", ParseError::Overlap(3)),
             ("0 ? 1\n0 18446744073709551615 +\n18446744073709551615 5 +\n", ParseError::Overlap(3)),
-            ("0 ? 1\n0 5 X\n", ParseError::BufferedTransport(2)),
-            ("0 ? x\n", ParseError::BufferedTransport(1)),
-            ("0 ? 1\n\0\0\0\n", ParseError::BufferedTransport(2)),
-            ("0 ? 1\n0 +5 +\n", ParseError::BufferedTransport(2)),
+            ("0 ? 1\n0 5 X\n", ParseError::Line(2)),
+            ("0 ? x\n", ParseError::Line(1)),
+            ("0 ? 1\n\0\0\0\n", ParseError::Line(2)),
+            ("0 ? 1\n0 +5 +\n", ParseError::Line(2)),
         ] {
             assert_eq!(Map::parse(text).unwrap_err(), error, "{text:?}");
         }
     }
 
     #[test]
-    fn r41_a_map_that_was_cut_off_tells_nothing_wrong() {
+    fn r41_truncated_map_lists_nothing_wrong() {
         let text = sample().emit();
         for len in 0..text.len() {
             let Some(Ok(map)) = text.get(..len).map(Map::parse) else { continue };
@@ -205,7 +198,7 @@ mod test {
     }
 
     #[test]
-    fn what_only_storagetm_knows_comes_back() {
+    fn metadata_round_trips() {
         assert_eq!(Map::parse(&sample().emit()).unwrap(), sample());
         let mut evil = sample();
         evil.metadata.source = "a\n0 0 +\n".into();
@@ -214,14 +207,14 @@ mod test {
 
     proptest! {
         #[test]
-        fn every_map_comes_back(sets in prop::collection::vec((0u64..1 << 40, 1u64..1 << 36, 0usize..5), 0..30)) {
+        fn map_round_trips(sets in prop::collection::vec((0u64..1 << 40, 1u64..1 << 36, 0usize..5), 0..30)) {
             let mut map = Map::new(1 << 40);
             sets.into_iter().for_each(|(start, len, state)| map.set(start..start + len, State::ALL[state]));
             prop_assert_eq!(Map::parse(&map.emit()).unwrap(), map);
         }
 
         #[test]
-        fn no_text_is_too_strange(text in "[#?*/+\\-0-9xX \n\\PC]{0,200}") {
+        fn any_text_is_parsed_without_panic(text in "[#?*/+\\-0-9xX \n\\PC]{0,200}") {
             let _ = Map::parse(&text);
         }
     }

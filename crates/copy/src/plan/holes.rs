@@ -104,7 +104,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn holes_are_cut_to_the_grain_and_joined() {
+    fn holes_are_aligned_and_merged() {
         let bytes = 16 * GRAIN + 100;
         let mut holes = HoleMap::new(bytes, true);
         let asked = holes.query(0).unwrap();
@@ -124,7 +124,7 @@ mod test {
     }
 
     #[test]
-    fn a_source_that_does_not_tell_is_all_data() {
+    fn source_without_extents_is_all_data() {
         let mut holes = HoleMap::new(1 << 40, true);
         let asked = holes.query(5).unwrap();
         assert_eq!(asked, 5..5 + QUERY_LEN);

@@ -75,7 +75,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
     #[test]
-    fn r15_the_bad_sectors_that_are_found_are_those_that_are_there(
+    fn r15_all_bad_sectors_are_found_and_no_others(
         bad in prop::collection::btree_set(0u64..20_000, 0..500),
         depth in 1usize..9,
         seed: usize,
@@ -92,7 +92,7 @@ proptest! {
     }
 
     #[test]
-    fn a_copy_that_is_cut_off_anywhere_goes_on_from_its_map(bad in prop::collection::btree_set(0u64..4_000, 0..60), cut in 1usize..400) {
+    fn interrupted_copy_resumes_from_its_map(bad in prop::collection::btree_set(0u64..4_000, 0..60), cut in 1usize..400) {
         let mut disk = Disk::new(bad.iter().copied());
         let mut plan = Plan::new(Map::new(4_000 * 512), LIMITS);
         for _ in 0..cut {
@@ -109,7 +109,7 @@ proptest! {
 }
 
 #[test]
-fn a_healthy_disk_is_read_once_in_order_in_large_pieces() {
+fn healthy_disk_is_read_once_in_order_in_large_pieces() {
     let mut disk = Disk::new([]);
     let mut plan = Plan::new(Map::new(10 << 20), LIMITS);
     disk.copy(&mut plan, 4, |_| 0);
@@ -121,7 +121,7 @@ fn a_healthy_disk_is_read_once_in_order_in_large_pieces() {
 }
 
 #[test]
-fn r15_good_areas_are_read_before_bad_ones_are_worried() {
+fn r15_good_areas_are_read_before_bad_ones() {
     // A scratch of 1 MiB in the middle of 64 MiB.
     let mut disk = Disk::new(65_536..67_584);
     let mut plan = Plan::new(Map::new(64 << 20), LIMITS);
@@ -145,7 +145,7 @@ fn r15_good_areas_are_read_before_bad_ones_are_worried() {
 }
 
 #[test]
-fn while_a_disk_is_bad_it_gets_one_request_at_a_time() {
+fn bad_disk_gets_one_request_at_a_time() {
     let mut plan = Plan::new(Map::new(1 << 30), LIMITS);
     let Next::Read(first) = plan.next() else { panic!() };
     assert!(matches!(plan.next(), Next::Read(_)));
@@ -154,7 +154,7 @@ fn while_a_disk_is_bad_it_gets_one_request_at_a_time() {
 }
 
 #[test]
-fn a_piece_over_which_the_source_is_lost_again_and_again_counts_as_bad() {
+fn piece_that_loses_the_source_repeatedly_is_bad() {
     let mut plan = Plan::new(Map::new(1 << 20), LIMITS);
     let Next::Read(first) = plan.next() else { panic!() };
     for _ in 0..2 {
@@ -166,7 +166,7 @@ fn a_piece_over_which_the_source_is_lost_again_and_again_counts_as_bad() {
 }
 
 #[test]
-fn what_did_not_reach_the_disk_is_done_again_even_at_the_end() {
+fn unflushed_range_is_requeued_even_at_the_end() {
     let mut disk = Disk::new([]);
     let mut plan = Plan::new(Map::new(1 << 20), LIMITS);
     disk.copy(&mut plan, 2, |_| 0);

@@ -51,11 +51,11 @@ fn run_job(source: &Sim, destination: &Sim, settings: &Settings) -> Report {
 }
 
 fn run_until(source: &Sim, destination: &Sim, settings: &Settings, stop: &AtomicBool) -> Report {
-    run_heard(source, destination, settings, stop, &AtomicUsize::new(0))
+    run_counting_reports(source, destination, settings, stop, &AtomicUsize::new(0))
 }
 
 /// The same; also counts the progress reports.
-fn run_heard(
+fn run_counting_reports(
     source: &Sim,
     destination: &Sim,
     settings: &Settings,
@@ -89,7 +89,7 @@ fn path(name: &str) -> PathBuf {
 }
 
 #[test]
-fn a_disk_arrives_whole_and_its_hash_is_that_of_b3sum() {
+fn disk_is_copied_and_hash_equals_b3sum() {
     for (extents, zeroes, fresh) in [(false, 0, false), (true, 1 << 20, false), (true, 0, true)] {
         let data = sparse(9 * MIB + 512, 7);
         let source = Sim::new("source", data.clone());
@@ -119,7 +119,7 @@ fn a_disk_arrives_whole_and_its_hash_is_that_of_b3sum() {
 }
 
 #[test]
-fn zeros_are_written_where_that_is_asked_for() {
+fn zeros_are_written_if_requested() {
     let source = Sim::new("source", sparse(4 * MIB, 7));
     source.core().disk.reports_extents = true;
     let destination = Sim::new("destination", vec![0; 4 * MIB]);
@@ -131,7 +131,7 @@ fn zeros_are_written_where_that_is_asked_for() {
 }
 
 #[test]
-fn r15_bad_sectors_are_told_and_all_others_arrive() {
+fn r15_bad_sectors_are_reported_and_others_copied() {
     let data = noise(8 * MIB, 5);
     let source = Sim::new("source", data.clone());
     source.core().bad = (0..500).map(|n: u64| n * n * 13 % (16 * 1024)).collect();
@@ -154,7 +154,7 @@ fn r15_bad_sectors_are_told_and_all_others_arrive() {
 }
 
 #[test]
-fn r16_a_write_that_fails_is_never_a_success() {
+fn r16_failed_write_is_never_success() {
     let data = noise(200 << 16, 9);
     for write in 1..=200 {
         let source = Sim::new("source", data.clone());
@@ -170,7 +170,7 @@ fn r16_a_write_that_fails_is_never_a_success() {
 }
 
 #[test]
-fn r17_a_flush_that_fails_once_is_never_a_success() {
+fn r17_failed_flush_is_never_success() {
     for map in [None, Some(path("r17.map"))] {
         let source = Sim::new("source", noise(4 * MIB, 9));
         let destination = Sim::new("destination", vec![0; 4 * MIB]);
@@ -181,7 +181,7 @@ fn r17_a_flush_that_fails_once_is_never_a_success() {
 }
 
 #[test]
-fn r24_ends_that_are_lost_again_and_again_are_reached_again() {
+fn r24_repeatedly_lost_ends_are_reconnected() {
     for crash in [false, true] {
         let data = noise(24 * MIB, 11);
         let source = Sim::new("source", data.clone());
@@ -202,7 +202,7 @@ fn r24_ends_that_are_lost_again_and_again_are_reached_again() {
 }
 
 #[test]
-fn an_end_that_comes_back_as_another_disk_ends_the_copy() {
+fn different_disk_after_reconnect_fails_copy() {
     let source = Sim::new("source", noise(8 * MIB, 11));
     source.core().disk.identity = "serial 1".to_owned();
     let destination = Sim::new("destination", vec![0; 8 * MIB]);
@@ -221,7 +221,7 @@ fn an_end_that_comes_back_as_another_disk_ends_the_copy() {
 
 /// Another disk of the same size behind the same address, which fails each read.
 #[test]
-fn end_that_comes_back_unreadable_is_not_taken_for_the_same() {
+fn unreadable_disk_after_reconnect_is_not_the_same() {
     let source = Sim::new("source", noise(8 * MIB, 11));
     source.core().disk.remote = true;
     source.core().lose_after = Some(50);
@@ -240,7 +240,7 @@ fn end_that_comes_back_unreadable_is_not_taken_for_the_same() {
 }
 
 #[test]
-fn a_server_that_takes_one_connection_is_enough() {
+fn server_with_one_connection_is_enough() {
     let source = Sim::new("source", noise(4 * MIB, 11));
     source.core().most = 1;
     let destination = Sim::new("destination", vec![0; 4 * MIB]);
@@ -251,7 +251,7 @@ fn a_server_that_takes_one_connection_is_enough() {
 }
 
 #[test]
-fn an_end_that_does_not_come_back_ends_the_copy() {
+fn end_that_stays_lost_fails_copy() {
     let source = Sim::new("source", noise(4 * MIB, 11));
     let other = source.clone();
     let destination = Sim::new("destination", vec![0; 4 * MIB]);
@@ -265,7 +265,7 @@ fn an_end_that_does_not_come_back_ends_the_copy() {
 }
 
 #[test]
-fn a_source_that_goes_when_all_is_copied_is_not_missed() {
+fn source_lost_after_last_read_is_ignored() {
     let source = Sim::new("source", noise(4 * MIB, 11));
     let other = source.clone();
     let destination = Sim::new("destination", vec![0; 4 * MIB]);
@@ -284,7 +284,7 @@ fn a_source_that_goes_when_all_is_copied_is_not_missed() {
 
 /// State on disk at the moment of a kill.
 #[derive(Default)]
-struct Wreck {
+struct CrashState {
     map: Vec<u8>,
     /// The previous map.
     backup: Vec<u8>,
@@ -292,7 +292,7 @@ struct Wreck {
 }
 
 #[test]
-fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
+fn r41_copy_killed_fifty_times_is_correct() {
     let map = path("r41.map");
     let len = 6 * MIB;
     let data = sparse(len, 17);
@@ -302,8 +302,8 @@ fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
         source.core().bad.insert(777);
         source.core().slow = Duration::from_micros(100);
         let destination = Sim::new("destination", std::mem::take(&mut disk));
-        let wreck: Arc<Mutex<Wreck>> = Arc::default();
-        let (saved, theirs) = (wreck.clone(), map.clone());
+        let crash_state: Arc<Mutex<CrashState>> = Arc::default();
+        let (saved, theirs) = (crash_state.clone(), map.clone());
         let stop = Arc::new(AtomicBool::new(false));
         let theirs_stop = stop.clone();
         let moment = 3 + round * 7 % 30;
@@ -314,7 +314,7 @@ fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
                     let disk = if round % 2 == 0 { &core.durable } else { &core.data };
                     let [map, backup] = [&theirs, &theirs.with_extension("map.bak")]
                         .map(|path| std::fs::read(path).unwrap_or_default());
-                    *saved.lock().unwrap() = Wreck { map, backup, disk: disk.clone() };
+                    *saved.lock().unwrap() = CrashState { map, backup, disk: disk.clone() };
                     theirs_stop.store(true, Ordering::Release);
                 }
             }));
@@ -322,8 +322,8 @@ fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
         let settings = Settings { map: Some(map.clone()), retries: 0, ..settings() };
         let report = run_until(&source, &destination, &settings, &stop);
         written += destination.core().bytes_written;
-        let wreck = std::mem::take(&mut *wreck.lock().unwrap());
-        if wreck.disk.is_empty() {
+        let crash_state = std::mem::take(&mut *crash_state.lock().unwrap());
+        if crash_state.disk.is_empty() {
             assert!(matches!(report.outcome, Outcome::BadSectors), "{report:?}");
             let mut expected = data.clone();
             expected[777 * 512..778 * 512].fill(0x11);
@@ -340,19 +340,19 @@ fn r41_a_copy_that_is_killed_fifty_times_ends_equal() {
         }
         kills += 1;
         // Half of the time the map is truncated as well.
-        let mut text = wreck.map;
+        let mut text = crash_state.map;
         if round % 3 == 0 {
             text.truncate(text.len() * (round % 7) / 7);
         }
         std::fs::write(&map, text).unwrap();
-        std::fs::write(map.with_extension("map.bak"), wreck.backup).unwrap();
-        disk = wreck.disk;
+        std::fs::write(map.with_extension("map.bak"), crash_state.backup).unwrap();
+        disk = crash_state.disk;
     }
     panic!("it never ended");
 }
 
 #[test]
-fn r42_a_map_of_another_disk_is_refused_and_nothing_is_written() {
+fn r42_map_of_another_disk_is_refused_before_writing() {
     let map = path("r42.map");
     let data = noise(4 * MIB, 21);
     let begin = |source: &Sim, destination: &Sim| {
@@ -386,7 +386,7 @@ fn r42_a_map_of_another_disk_is_refused_and_nothing_is_written() {
 }
 
 #[test]
-fn r43_a_destination_that_is_too_small_or_read_only_is_refused_before_the_first_write() {
+fn r43_unfit_destination_is_refused_before_writing() {
     let source = Sim::new("source", noise(4 * MIB, 1));
     let small = Sim::new("small", vec![0; 4 * MIB - 512]);
     let locked = Sim::new("locked", vec![0; 4 * MIB]);
@@ -402,7 +402,7 @@ fn r43_a_destination_that_is_too_small_or_read_only_is_refused_before_the_first_
 }
 
 #[test]
-fn r44_a_bit_that_flips_in_the_destination_is_found_and_where() {
+fn r44_flipped_bit_in_destination_is_located() {
     for round in 0..100u64 {
         let len = 3 * MIB as u64;
         let source = Sim::new("source", noise(3 * MIB, 31));
@@ -420,7 +420,7 @@ fn r44_a_bit_that_flips_in_the_destination_is_found_and_where() {
 }
 
 #[test]
-fn what_an_earlier_run_copied_without_hashes_is_compared_from_both_ends() {
+fn ranges_without_hashes_are_compared_from_both_ends() {
     let map = path("foreign.map");
     let data = noise(4 * MIB, 41);
     // As ddrescue leaves it: a part is copied, without hashes.
@@ -452,14 +452,15 @@ fn what_an_earlier_run_copied_without_hashes_is_compared_from_both_ends() {
 }
 
 #[test]
-fn r47_there_is_no_silence_while_a_disk_hangs_and_stopping_does_not_wait_for_it() {
+fn r47_hung_disk_delays_neither_progress_nor_stop() {
     let source = Sim::new("source", noise(MIB, 1));
     // Longer than this test may take.
     source.core().slow = Duration::from_secs(40);
     let destination = Sim::new("destination", vec![0; MIB]);
     let (stop, heard, begun) = (AtomicBool::new(false), AtomicUsize::new(0), Instant::now());
     std::thread::scope(|scope| {
-        let copy = scope.spawn(|| run_heard(&source, &destination, &settings(), &stop, &heard));
+        let copy =
+            scope.spawn(|| run_counting_reports(&source, &destination, &settings(), &stop, &heard));
         while heard.load(Ordering::Relaxed) < 6 && !copy.is_finished() {
             assert!(begun.elapsed() < Duration::from_secs(20), "it says nothing");
             std::thread::sleep(Duration::from_millis(10));
@@ -471,7 +472,7 @@ fn r47_there_is_no_silence_while_a_disk_hangs_and_stopping_does_not_wait_for_it(
 }
 
 #[test]
-fn an_interrupted_copy_goes_on_from_its_map_and_knows_its_hashes() {
+fn resumed_copy_reuses_hashes_of_its_map() {
     let map = path("interrupted.map");
     let data = noise(8 * MIB, 51);
     let source = Sim::new("source", data.clone());
@@ -496,7 +497,7 @@ fn an_interrupted_copy_goes_on_from_its_map_and_knows_its_hashes() {
 }
 
 #[test]
-fn r44_what_was_found_to_be_wrong_is_copied_again_from_the_map() {
+fn r44_differing_range_is_copied_again_from_map() {
     let map = path("wrong.map");
     let data = noise(4 * MIB, 61);
     let source = Sim::new("source", data.clone());
@@ -516,7 +517,7 @@ fn r44_what_was_found_to_be_wrong_is_copied_again_from_the_map() {
 
 /// A new file contains nothing of what the map of an earlier one lists.
 #[test]
-fn r42_a_destination_that_was_just_made_is_copied_from_the_start() {
+fn r42_new_destination_is_copied_from_the_start() {
     let map = path("fresh.map");
     // The samples are zeros, and so are the same.
     let mut data = vec![0; 4 * MIB];
@@ -535,7 +536,7 @@ fn r42_a_destination_that_was_just_made_is_copied_from_the_start() {
 }
 
 #[test]
-fn a_rate_is_held() {
+fn rate_limit_holds() {
     let settings = Settings { rate: Some(8 << 20), verify: false, ..settings() };
     let took = || {
         let source = Sim::new("source", noise(4 * MIB, 1));

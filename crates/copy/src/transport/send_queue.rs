@@ -143,7 +143,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_sent_in_small_steps_is_what_was_taken_in() {
+    fn short_writes_keep_order_and_data() {
         let mut queue = SendQueue::default();
         let mut expected = Vec::new();
         for (len, fill) in [(16, 1), (5000, 2), (1024, 3), (3000, 4)] {

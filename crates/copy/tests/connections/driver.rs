@@ -1,4 +1,4 @@
-//! Drives a connection as a copy does: submits, advances, waits, and takes what has ended.
+//! Drives a connection as a worker thread does: submits, advances, polls, and takes completions.
 
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use copy::{Completion, Connection, ConnectionLost, Interest, Request, RequestErr
 use export::{Account, Buffer, Extent, Pool};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// How long anything here may take.
+/// Timeout of any step.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A connection, and memory for its requests.
@@ -40,7 +40,7 @@ impl Driven {
         tag
     }
 
-    /// Goes on until that many requests have completed.
+    /// Waits for this number of completions.
     pub(crate) fn wait(&mut self, count: usize) -> Result<Vec<Completion>, ConnectionLost> {
         let (mut completions, until) = (Vec::new(), Instant::now() + PATIENCE);
         loop {
@@ -59,7 +59,7 @@ impl Driven {
         }
     }
 
-    /// One request, to its end.
+    /// Carries out one request.
     pub(crate) fn one(&mut self, request: Request) -> Completion {
         let tag = self.submit(request);
         let completion = self.wait(1).expect("the connection is there").remove(0);
@@ -111,7 +111,7 @@ pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
     (0..len).map(|_| next()).collect()
 }
 
-/// A number below `below`.
+/// Pseudorandom numbers.
 pub(crate) struct Chance(pub(crate) u64);
 
 impl Chance {
@@ -123,8 +123,8 @@ impl Chance {
     }
 }
 
-/// Many requests under way at once, each on blocks of its own; the disk equals a `Vec<u8>` in the end.
-pub(crate) fn random_works_equal_a_vec(
+/// Random concurrent requests to disjoint blocks; at the end the disk equals the model.
+pub(crate) fn random_requests_match_model(
     connection: Box<dyn Connection>,
     mut model: Vec<u8>,
     seed: u64,
@@ -137,30 +137,30 @@ pub(crate) fn random_works_equal_a_vec(
         for area in 0..areas {
             let start = area * AREA + chance.below(64) * 512;
             let len = (chance.below(350) + 1) * 512;
-            let (place, offset) = (start..start + len, start as u64);
+            let (range, offset) = (start..start + len, start as u64);
             match chance.below(4) {
                 0 => {
-                    model[place].fill(0);
+                    model[range].fill(0);
                     driven.submit(Request::Zero { offset, len: len as u64 });
                 }
                 1 => {
                     let bytes = pattern(seed + round, len + 4096);
-                    model[place].copy_from_slice(&bytes[1024..1024 + len]);
+                    model[range].copy_from_slice(&bytes[1024..1024 + len]);
                     let (buffer, part) = (driven.filled(&bytes), 1024..1024 + len);
                     driven.submit(Request::Write { offset, buffer, part });
                 }
                 _ => {
                     let buffer = driven.buffer(len);
                     let tag = driven.submit(Request::Read { offset, buffer });
-                    reads.push((tag, place));
+                    reads.push((tag, range));
                 }
             }
         }
         for completion in driven.wait(areas).expect("the connection is there") {
             assert_eq!(completion.result, Ok(()));
-            if let Some((_, place)) = reads.iter().find(|(tag, _)| *tag == completion.tag) {
+            if let Some((_, range)) = reads.iter().find(|(tag, _)| *tag == completion.tag) {
                 let read = completion.buffer.expect("a read gives its buffer back");
-                assert!(read.bytes() == &model[place.clone()], "round {round}, {place:?}");
+                assert!(read.bytes() == &model[range.clone()], "round {round}, {range:?}");
             }
         }
     }

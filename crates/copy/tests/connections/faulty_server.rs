@@ -1,4 +1,4 @@
-//! NBD servers that tell no identity and lose their connections, at the other end of a socket: what a copy makes of them.
+//! Copies from and to NBD servers that lose connections, change disks or report no identity.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -21,52 +21,52 @@ use crate::driver::pattern;
 
 const BYTES: usize = 4 << 20;
 
-/// What is done with a request.
+/// The reaction to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Act {
     Answer,
-    /// The connection is ended, and with it all others.
+    /// Closes this connection and all others.
     Cut,
-    /// The answer is one to another request.
+    /// Answers with the cookie of another request.
     WrongCookie,
 }
 
-/// Decides what is done with a request.
-type Judge = Box<dyn Fn(&Server, &Request) -> Act + Send + Sync>;
+/// Chooses the reaction to a request.
+type Policy = Box<dyn Fn(&Server, &Request) -> Act + Send + Sync>;
 
-/// A server that lends one disk at a time, by no identity but its name.
+/// A server of one disk at a time, without an identity other than its name.
 struct Server {
     disks: Mutex<Vec<Vec<u8>>>,
-    /// Which of the disks the next connections lead to.
-    lends: AtomicUsize,
-    /// Whether each connection leads to the next disk.
+    /// The disk of new connections.
+    served_disk: AtomicUsize,
+    /// Whether each connection gets the next disk.
     alternates: AtomicBool,
-    /// Connections of an earlier generation are ended.
+    /// Connections of an earlier generation are closed.
     generation: AtomicUsize,
     connections: AtomicUsize,
-    /// Reads that one connection is good for.
+    /// Maximum reads per connection.
     limit: AtomicUsize,
     reads: AtomicUsize,
     flushes: AtomicUsize,
-    judge: Judge,
+    policy: Policy,
 }
 
 impl Server {
-    fn new(judge: impl Fn(&Self, &Request) -> Act + Send + Sync + 'static) -> Arc<Self> {
+    fn new(policy: impl Fn(&Self, &Request) -> Act + Send + Sync + 'static) -> Arc<Self> {
         Arc::new(Self {
             disks: Mutex::new(vec![pattern(1, BYTES), pattern(2, BYTES)]),
-            lends: AtomicUsize::new(0),
+            served_disk: AtomicUsize::new(0),
             alternates: AtomicBool::new(false),
             generation: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             limit: AtomicUsize::new(usize::MAX),
             reads: AtomicUsize::new(0),
             flushes: AtomicUsize::new(0),
-            judge: Box::new(judge),
+            policy: Box::new(policy),
         })
     }
 
-    fn place(self: &Arc<Self>) -> End {
+    fn endpoint(self: &Arc<Self>) -> End {
         let server = self.clone();
         let dial: Dial = Arc::new(move || {
             let (mine, theirs) = UnixStream::pair().unwrap();
@@ -74,18 +74,18 @@ impl Server {
             let server = server.clone();
             let disk = match server.alternates.load(Ordering::SeqCst) {
                 true => count % 2,
-                false => server.lends.load(Ordering::SeqCst),
+                false => server.served_disk.load(Ordering::SeqCst),
             };
-            // Whether the client hangs up on it is the client's affair.
+            // Errors of a client that disconnects are ignored.
             thread::spawn(move || drop(server.serve(theirs, disk)));
             Ok(Box::new(mine) as Box<dyn Transport>)
         });
         End::Disk(Box::new(NbdEndpoint::new("nbd://rude", "disk", dial)))
     }
 
-    /// Ends all connections, and lends that disk from now on.
+    /// Closes all connections, and serves this disk from now on.
     fn restart(&self, disk: usize) {
-        self.lends.store(disk, Ordering::SeqCst);
+        self.served_disk.store(disk, Ordering::SeqCst);
         self.generation.fetch_add(1, Ordering::SeqCst);
     }
 
@@ -112,7 +112,7 @@ impl Server {
             if kind == command::READ {
                 left = left.checked_sub(1).ok_or(std::io::ErrorKind::ConnectionAborted)?;
             }
-            let act = (self.judge)(self, &request);
+            let act = (self.policy)(self, &request);
             if act == Act::Cut || generation != self.generation.load(Ordering::SeqCst) {
                 return Ok(());
             }
@@ -129,7 +129,7 @@ impl Server {
     }
 }
 
-/// Opens the export in the oldest manner.
+/// Opens the export with `NBD_OPT_EXPORT_NAME`.
 fn open(stream: &mut UnixStream) -> std::io::Result<()> {
     stream.write_all(Hello::new().as_bytes())?;
     stream.read_exact(&mut [0; 4])?;
@@ -150,7 +150,7 @@ fn open(stream: &mut UnixStream) -> std::io::Result<()> {
     }
 }
 
-/// A file that is gone when the test is over.
+/// A file that is removed at the end of the test.
 struct Image(std::path::PathBuf);
 
 impl Image {
@@ -183,7 +183,7 @@ fn run(source: End, destination: End, settings: Settings) -> Report {
 }
 
 fn copy_from(server: &Arc<Server>, test: &str) -> Report {
-    run(server.place(), Image::new(test).end(), settings())
+    run(server.endpoint(), Image::new(test).end(), settings())
 }
 
 fn is_read(request: &Request) -> bool {
@@ -191,7 +191,7 @@ fn is_read(request: &Request) -> bool {
 }
 
 #[track_caller]
-fn came_back_as_another(report: &Report) {
+fn assert_different_disk(report: &Report) {
     let Outcome::Failed(CopyError::DifferentDisk { why, .. }) = &report.outcome else {
         panic!("{report:?}")
     };
@@ -199,18 +199,18 @@ fn came_back_as_another(report: &Report) {
 }
 
 #[test]
-fn r56_source_that_comes_back_as_another_disk_ends_copy() {
+fn r56_different_source_after_reconnect_fails_copy() {
     let server = Server::new(|server, request| {
         if is_read(request) && server.reads.load(Ordering::SeqCst) == 20 {
             server.restart(1);
         }
         Act::Answer
     });
-    came_back_as_another(&copy_from(&server, "source"));
+    assert_different_disk(&copy_from(&server, "source"));
 }
 
 #[test]
-fn r56_destination_that_comes_back_as_another_ends_copy() {
+fn r56_different_destination_after_reconnect_fails_copy() {
     let image = Image::new("destination");
     std::fs::write(&image.0, pattern(9, BYTES)).unwrap();
     let server = Server::new(|server, request| {
@@ -222,18 +222,18 @@ fn r56_destination_that_comes_back_as_another_ends_copy() {
     });
     let source = End::Disk(Box::new(FileEndpoint::source(&image.0, "")));
     let slow = Settings { rate: Some(1 << 20), connections: 1, ..settings() };
-    came_back_as_another(&run(source, server.place(), slow));
+    assert_different_disk(&run(source, server.endpoint(), slow));
 }
 
 #[test]
-fn r56_connections_that_lead_to_two_disks_end_copy() {
+fn r56_connections_to_different_disks_fail_copy() {
     let server = Server::new(|_, _| Act::Answer);
     server.alternates.store(true, Ordering::SeqCst);
-    came_back_as_another(&copy_from(&server, "two"));
+    assert_different_disk(&copy_from(&server, "two"));
 }
 
 #[test]
-fn r56_same_disk_after_a_restart_is_copied_on() {
+fn r56_copy_continues_after_server_restart() {
     let server = Server::new(|server, request| {
         if is_read(request) && server.reads.load(Ordering::SeqCst).is_multiple_of(20) {
             server.restart(0);
@@ -246,17 +246,17 @@ fn r56_same_disk_after_a_restart_is_copied_on() {
 }
 
 #[test]
-fn server_that_ends_connections_after_two_reads_is_copied() {
+fn server_that_drops_after_two_reads_is_copied() {
     let server = Server::new(|_, _| Act::Answer);
     server.limit.store(2, Ordering::SeqCst);
     let large = Settings { chunk: 1 << 20, connections: 1, ..settings() };
-    let report = run(server.place(), Image::new("two-reads").end(), large);
+    let report = run(server.endpoint(), Image::new("two-reads").end(), large);
     assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
     assert_eq!(report.hash, Some(*blake3::hash(&pattern(1, BYTES)).as_bytes()));
 }
 
 #[test]
-fn x41_protocol_violation_ends_copy_at_once() {
+fn x41_protocol_violation_fails_copy_at_once() {
     let server = Server::new(|server, request| {
         let later = is_read(request) && server.reads.load(Ordering::SeqCst) > 20;
         if later { Act::WrongCookie } else { Act::Answer }
@@ -283,7 +283,7 @@ fn server_that_drops_every_read_is_refused() {
 }
 
 #[test]
-fn server_that_drops_every_read_later_is_lost_and_not_bad() {
+fn server_that_later_drops_every_read_is_not_bad() {
     let server = Server::new(|server, request| {
         let later = is_read(request) && server.reads.load(Ordering::SeqCst) > 20;
         if later { Act::Cut } else { Act::Answer }
@@ -296,7 +296,7 @@ fn server_that_drops_every_read_later_is_lost_and_not_bad() {
 }
 
 #[test]
-fn server_that_drops_every_write_is_lost_after_patience() {
+fn server_that_drops_every_write_times_out() {
     let image = Image::new("writes");
     std::fs::write(&image.0, pattern(9, BYTES)).unwrap();
     let server =
@@ -306,13 +306,13 @@ fn server_that_drops_every_write_is_lost_after_patience() {
             },
         );
     let source = End::Disk(Box::new(FileEndpoint::source(&image.0, "")));
-    let report = run(source, server.place(), settings());
+    let report = run(source, server.endpoint(), settings());
     assert!(matches!(report.outcome, Outcome::Failed(CopyError::Lost { .. })), "{report:?}");
     assert!(server.connections.load(Ordering::SeqCst) < 60, "it is not tried all the time");
 }
 
 #[test]
-fn place_that_kills_the_server_costs_its_sector_only() {
+fn sector_that_crashes_the_server_is_bad_alone() {
     const KILLS: u64 = (1 << 20) + 5 * 512;
     let server = Server::new(|server, request| {
         let (start, len) = (request.offset.get(), u64::from(request.len.get()));

@@ -1,4 +1,4 @@
-//! The connection to an NBD server, against the servers of other people. Where one is not installed, its tests are skipped.
+//! Connections to other projects' NBD servers. Tests of a server that is not installed are skipped.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -12,13 +12,13 @@ use copy::{
 };
 use export::Extent;
 
-use crate::driver::{Driven, pattern, random_works_equal_a_vec};
+use crate::driver::{Driven, pattern, random_requests_match_model};
 use crate::machine::{BYTES, eventually};
 
-/// A folder of its own, for a socket and what is lent.
-struct Folder(PathBuf);
+/// A directory for a socket and a disk image.
+struct TestDir(PathBuf);
 
-impl Folder {
+impl TestDir {
     fn new(test: &str) -> Self {
         let path = std::env::temp_dir().join(format!("connection-{}-{test}", std::process::id()));
         std::fs::create_dir_all(&path).unwrap();
@@ -29,7 +29,7 @@ impl Folder {
         self.0.join("socket")
     }
 
-    /// A file with data in its first and last quarter, and what it holds.
+    /// A file with data in its first and last quarter, and its contents.
     fn image(&self) -> (PathBuf, Vec<u8>) {
         let path = self.0.join("disk.img");
         let file = File::create(&path).unwrap();
@@ -44,20 +44,20 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for TestDir {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
-/// Somebody else's server.
+/// A server process.
 struct Server {
     child: Child,
     socket: PathBuf,
 }
 
 impl Server {
-    /// Starts a program that is to listen at `socket`; nothing if there is no such program.
+    /// Starts a server that listens at `socket`; `None` if it is not installed.
     fn start(socket: &Path, program: &str, options: &[&str]) -> Option<Self> {
         if programs::lacks(&format!("a connection to {program}"), &[program]) {
             return None;
@@ -71,29 +71,29 @@ impl Server {
             .spawn()
             .unwrap();
         let mut server = Self { child, socket: socket.to_owned() };
-        eventually(|| server.listens().then_some(()));
+        eventually(|| server.is_listening().then_some(()));
         Some(server)
     }
 
-    fn listens(&mut self) -> bool {
+    fn is_listening(&mut self) -> bool {
         assert_eq!(self.child.try_wait().unwrap(), None, "the server ended at once");
-        // Whether it listens is asked without connecting: some servers serve a single client.
+        // Checked without connecting: some servers accept a single client.
         let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
         let path = self.socket.to_str().unwrap();
-        // The fourth column has the flags; this one is of those that listen.
+        // The fourth column has the flags; this one marks a listening socket.
         let listens = |line: &str| line.split_whitespace().nth(3) == Some("00010000");
         sockets.lines().any(|line| line.ends_with(path) && listens(line))
     }
 
-    fn nbdkit(folder: &Folder, options: &[&str]) -> Option<Self> {
-        let socket = folder.socket();
+    fn nbdkit(dir: &TestDir, options: &[&str]) -> Option<Self> {
+        let socket = dir.socket();
         let mut all = vec!["-f", "-U", socket.to_str().unwrap()];
         all.extend_from_slice(options);
         Self::start(&socket, "nbdkit", &all)
     }
 
-    fn qemu(folder: &Folder, options: &[&str]) -> Option<Self> {
-        let socket = folder.socket();
+    fn qemu(dir: &TestDir, options: &[&str]) -> Option<Self> {
+        let socket = dir.socket();
         let mut all = vec!["-t", "-f", "raw", "-k", socket.to_str().unwrap()];
         all.extend_from_slice(options);
         Self::start(&socket, "qemu-nbd", &all)
@@ -116,48 +116,48 @@ fn dial(socket: &Path) -> Dial {
     })
 }
 
-fn place(folder: &Folder, export: &str) -> NbdEndpoint {
-    NbdEndpoint::new("nbd://there", export, dial(&folder.socket()))
+fn endpoint(dir: &TestDir, export: &str) -> NbdEndpoint {
+    NbdEndpoint::new("nbd://there", export, dial(&dir.socket()))
 }
 
-fn connection(folder: &Folder, export: &str) -> Driven {
-    Driven::new(place(folder, export).open().unwrap().1)
+fn connection(dir: &TestDir, export: &str) -> Driven {
+    Driven::new(endpoint(dir, export).open().unwrap().1)
 }
 
-fn refused(folder: &Folder, export: &str) -> String {
-    match place(folder, export).open().err() {
+fn refused(dir: &TestDir, export: &str) -> String {
+    match endpoint(dir, export).open().err() {
         Some(EndpointError::Refused(sentence) | EndpointError::Violation(sentence)) => sentence,
         other => panic!("{other:?}"),
     }
 }
 
 #[test]
-fn random_works_to_nbdkit_equal_a_vec() {
+fn nbdkit_random_requests_match_model() {
     let manners: [&[&str]; 3] = [&[], &["--no-sr"], &["--mask-handshake=1"]];
     for (at, manner) in manners.into_iter().enumerate() {
-        let folder = Folder::new(&format!("nbdkit{at}"));
-        let (path, bytes) = folder.image();
+        let dir = TestDir::new(&format!("nbdkit{at}"));
+        let (path, bytes) = dir.image();
         let options = [manner, &["file", path.to_str().unwrap()]].concat();
-        let Some(_server) = Server::nbdkit(&folder, &options) else { return };
-        random_works_equal_a_vec(place(&folder, "").open().unwrap().1, bytes, at as u64 + 1);
+        let Some(_server) = Server::nbdkit(&dir, &options) else { return };
+        random_requests_match_model(endpoint(&dir, "").open().unwrap().1, bytes, at as u64 + 1);
     }
 }
 
 #[test]
-fn random_works_to_qemu_nbd_equal_a_vec() {
-    let folder = Folder::new("qemu");
-    let (path, bytes) = folder.image();
+fn qemu_nbd_random_requests_match_model() {
+    let dir = TestDir::new("qemu");
+    let (path, bytes) = dir.image();
     let options = ["-x", "disk", "--discard=unmap", path.to_str().unwrap()];
-    let Some(_server) = Server::qemu(&folder, &options) else { return };
-    random_works_equal_a_vec(place(&folder, "disk").open().unwrap().1, bytes, 3);
+    let Some(_server) = Server::qemu(&dir, &options) else { return };
+    random_requests_match_model(endpoint(&dir, "disk").open().unwrap().1, bytes, 3);
 }
 
 /// A server without structured replies, block status and fast zeros.
 #[test]
-fn random_works_to_nbd_server_equal_a_vec() {
-    let folder = Folder::new("nbd-server");
-    let (path, bytes) = folder.image();
-    let (socket, configuration) = (folder.socket(), folder.0.join("configuration"));
+fn nbd_server_random_requests_match_model() {
+    let dir = TestDir::new("nbd-server");
+    let (path, bytes) = dir.image();
+    let (socket, configuration) = (dir.socket(), dir.0.join("configuration"));
     let text = format!(
         "[generic]\nunixsock = {}\nallowlist = true\n[disk]\nexportname = {}\nflush = true\n\
          fua = true\ntrim = true\n",
@@ -167,7 +167,7 @@ fn random_works_to_nbd_server_equal_a_vec() {
     std::fs::write(&configuration, text).unwrap();
     let options = ["-d", "-C", configuration.to_str().unwrap()];
     let Some(_server) = Server::start(&socket, "nbd-server", &options) else { return };
-    let (disk, connection) = place(&folder, "disk").open().unwrap();
+    let (disk, connection) = endpoint(&dir, "disk").open().unwrap();
     assert_eq!((disk.bytes, disk.reports_extents), (BYTES as u64, false));
     let mut driven = Driven::new(connection);
     for offset in (0..BYTES).step_by(1 << 18) {
@@ -181,17 +181,17 @@ fn random_works_to_nbd_server_equal_a_vec() {
 }
 
 #[test]
-fn what_is_data_and_what_is_not_is_told() {
+fn extents_are_reported() {
     for qemu in [false, true] {
-        let folder = Folder::new(&format!("extents{qemu}"));
-        let (path, _) = folder.image();
+        let dir = TestDir::new(&format!("extents{qemu}"));
+        let (path, _) = dir.image();
         let path = path.to_str().unwrap();
         let server = match qemu {
-            true => Server::qemu(&folder, &["-r", path]),
-            false => Server::nbdkit(&folder, &["file", path]),
+            true => Server::qemu(&dir, &["-r", path]),
+            false => Server::nbdkit(&dir, &["file", path]),
         };
         let Some(_server) = server else { continue };
-        let (disk, connection) = place(&folder, "").open().unwrap();
+        let (disk, connection) = endpoint(&dir, "").open().unwrap();
         assert!(disk.reports_extents);
         let quarter = BYTES as u64 / 4;
         let told = Driven::new(connection).extents(0, BYTES as u64).unwrap();
@@ -202,17 +202,17 @@ fn what_is_data_and_what_is_not_is_told() {
 }
 
 #[test]
-fn errors_are_told_as_what_they_are() {
+fn errors_are_mapped() {
     let cases = [
         ("error-pread=EIO", "error-pread-rate=100%", RequestError::Media),
         ("error-pwrite=ENOSPC", "error-pwrite-rate=100%", RequestError::NoSpace),
         ("error-zero=EINVAL", "error-zero-rate=100%", RequestError::Unsupported),
     ];
     for (at, (what, how_often, expected)) in cases.into_iter().enumerate() {
-        let folder = Folder::new(&format!("errors{at}"));
+        let dir = TestDir::new(&format!("errors{at}"));
         let options = ["--filter=error", "memory", "8M", what, how_often];
-        let Some(_server) = Server::nbdkit(&folder, &options) else { return };
-        let mut driven = connection(&folder, "");
+        let Some(_server) = Server::nbdkit(&dir, &options) else { return };
+        let mut driven = connection(&dir, "");
         let (read, write) = (driven.read(0, 4096).map(|_| ()), driven.write(0, &[7; 4096]));
         let results = [read, write, driven.zero(0, 4096)];
         for (which, result) in results.into_iter().enumerate() {
@@ -223,11 +223,11 @@ fn errors_are_told_as_what_they_are() {
 
 /// NBD, Terminating the transmission phase.
 #[test]
-fn a_server_that_shuts_down_is_left() {
-    let folder = Folder::new("shutdown");
+fn server_shutdown_disconnects() {
+    let dir = TestDir::new("shutdown");
     let options = ["--filter=error", "memory", "8M", "error-pread=ESHUTDOWN", "error-rate=100%"];
-    let Some(_server) = Server::nbdkit(&folder, &options) else { return };
-    let mut driven = connection(&folder, "");
+    let Some(_server) = Server::nbdkit(&dir, &options) else { return };
+    let mut driven = connection(&dir, "");
     let buffer = driven.buffer(4096);
     driven.submit(Request::Read { offset: 0, buffer });
     let lost = driven.wait(1).map(|completions| completions.len()).unwrap_err();
@@ -235,74 +235,74 @@ fn a_server_that_shuts_down_is_left() {
 }
 
 #[test]
-fn a_read_only_export_is_not_written() {
-    let folder = Folder::new("read-only");
-    let Some(_server) = Server::nbdkit(&folder, &["-r", "memory", "8M"]) else { return };
-    let (disk, connection) = place(&folder, "").open().unwrap();
+fn read_only_export_is_not_written() {
+    let dir = TestDir::new("read-only");
+    let Some(_server) = Server::nbdkit(&dir, &["-r", "memory", "8M"]) else { return };
+    let (disk, connection) = endpoint(&dir, "").open().unwrap();
     assert!(!disk.writable);
     let mut driven = Driven::new(connection);
     assert_eq!(driven.write(0, &[1; 512]), Err(RequestError::ReadOnly));
     assert_eq!(driven.read(0, 512), Ok(vec![0; 512]));
 }
 
-/// R24: the server is killed in the middle of a read, and started again.
+/// R24: the server is killed in the middle of a read, and restarted.
 #[test]
-fn r24_a_connection_that_is_lost_in_a_read_is_opened_again() {
-    let folder = Folder::new("killed");
+fn r24_connection_lost_in_a_read_is_reopened() {
+    let dir = TestDir::new("killed");
     let options = ["--filter=delay", "memory", "8M", "rdelay=10"];
-    let Some(server) = Server::nbdkit(&folder, &options) else { return };
-    let place = place(&folder, "");
-    let (before, connection) = place.open().unwrap();
+    let Some(server) = Server::nbdkit(&dir, &options) else { return };
+    let endpoint = endpoint(&dir, "");
+    let (before, connection) = endpoint.open().unwrap();
     let mut driven = Driven::new(connection);
     let buffer = driven.buffer(4096);
     driven.submit(Request::Read { offset: 0, buffer });
     driven.connection.advance().unwrap();
     drop(server);
     assert!(driven.wait(1).is_err());
-    assert!(matches!(place.open().err(), Some(EndpointError::Unreachable(_))));
-    let Some(_server) = Server::nbdkit(&folder, &["memory", "8M"]) else { return };
-    let (after, connection) = place.open().unwrap();
+    assert!(matches!(endpoint.open().err(), Some(EndpointError::Unreachable(_))));
+    let Some(_server) = Server::nbdkit(&dir, &["memory", "8M"]) else { return };
+    let (after, connection) = endpoint.open().unwrap();
     assert_eq!((&after.identity, after.bytes), (&before.identity, before.bytes));
     assert_eq!(Driven::new(connection).read(0, 4096), Ok(vec![0; 4096]));
 }
 
 #[test]
-fn a_server_of_another_time_or_kind_is_refused_by_name() {
-    let folder = Folder::new("oldstyle");
-    let Some(_server) = Server::nbdkit(&folder, &["-o", "memory", "8M"]) else { return };
-    assert!(refused(&folder, "").contains("(Oldstyle)"));
+fn incompatible_server_is_refused_by_name() {
+    let dir = TestDir::new("oldstyle");
+    let Some(_server) = Server::nbdkit(&dir, &["-o", "memory", "8M"]) else { return };
+    assert!(refused(&dir, "").contains("(Oldstyle)"));
 }
 
 #[test]
-fn what_the_server_has_is_listed_and_named_where_the_name_is_wrong() {
-    let folder = Folder::new("list");
-    let (path, _) = folder.image();
+fn exports_are_listed_for_a_wrong_name() {
+    let dir = TestDir::new("list");
+    let (path, _) = dir.image();
     let options = ["-x", "some disk", "-D", "of a test", path.to_str().unwrap()];
-    let Some(_server) = Server::qemu(&folder, &options) else { return };
-    let listed = place(&folder, "").list().unwrap();
+    let Some(_server) = Server::qemu(&dir, &options) else { return };
+    let listed = endpoint(&dir, "").list().unwrap();
     assert_eq!(
         (listed[0].name.as_str(), listed[0].description.as_str()),
         ("some disk", "of a test")
     );
-    let sentence = refused(&folder, "none");
+    let sentence = refused(&dir, "none");
     assert!(sentence.contains("name one of some disk"), "{sentence}");
-    assert_eq!(place(&folder, "some disk").export_info().unwrap().bytes, BYTES as u64);
+    assert_eq!(endpoint(&dir, "some disk").export_info().unwrap().bytes, BYTES as u64);
 }
 
 #[test]
-fn tls_is_agreed_on_or_refused_and_never_left_out() {
-    let folder = Folder::new("tls");
-    let keys = folder.0.join("keys");
+fn tls_is_negotiated_or_refused() {
+    let dir = TestDir::new("tls");
+    let keys = dir.0.join("keys");
     std::fs::write(&keys, format!("me:{}\n", "5a".repeat(32))).unwrap();
     let keys = format!("--tls-psk={}", keys.display());
     let options = ["--tls=require", &keys, "memory", "8M"];
-    let Some(server) = Server::nbdkit(&folder, &options) else { return };
-    let connect = || UnixStream::connect(folder.socket()).unwrap();
+    let Some(server) = Server::nbdkit(&dir, &options) else { return };
+    let connect = || UnixStream::connect(dir.socket()).unwrap();
     start_tls(&mut connect(), "nbds://there").unwrap();
-    let sentence = refused(&folder, "");
+    let sentence = refused(&dir, "");
     assert!(sentence.contains("wants TLS"), "{sentence}");
     drop(server);
-    let Some(_server) = Server::nbdkit(&folder, &["memory", "8M"]) else { return };
+    let Some(_server) = Server::nbdkit(&dir, &["memory", "8M"]) else { return };
     let Err(EndpointError::Refused(sentence)) = start_tls(&mut connect(), "nbds://there") else {
         panic!("it was not refused");
     };

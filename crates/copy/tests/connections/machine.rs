@@ -1,4 +1,5 @@
-//! Another machine in this process: our own targets on the loopback device, which lend files in memory.
+//! A target machine in this process: NVMe/TCP and NBD targets on the loopback device, with files as
+//! disks.
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -18,20 +19,20 @@ use rustix::fs::{MemfdFlags, memfd_create};
 /// Bytes of a disk.
 pub(crate) const BYTES: usize = 8 << 20;
 
-/// A machine that lends disks.
+/// A machine with exports.
 pub(crate) struct Machine {
     engine: Option<Engine>,
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) address: SocketAddr,
-    /// Where it speaks NBD.
+    /// The NBD address.
     pub(crate) nbd: SocketAddr,
     pub(crate) files: Vec<File>,
-    /// Whether hosts must prove who they are.
+    /// Whether hosts must authenticate.
     pub(crate) keyed: bool,
 }
 
 impl Machine {
-    /// A machine that lends nothing yet.
+    /// A machine without exports.
     pub(crate) fn new() -> Self {
         let catalogue = Arc::new(Catalogue::default());
         let any = ([127, 0, 0, 1], 0).into();
@@ -47,18 +48,18 @@ impl Machine {
         machine
     }
 
-    /// Lends one more disk: that number stands in its names, and is the seed of what is on it.
-    pub(crate) fn lend(&mut self, number: u8) -> Vec<u8> {
+    /// Exports one more disk; `number` is part of its names, and the seed of its contents.
+    pub(crate) fn export_disk(&mut self, number: u8) -> Vec<u8> {
         let file = File::from(memfd_create("disk", MemfdFlags::CLOEXEC).expect("memory"));
         let bytes = crate::driver::pattern(number.into(), BYTES);
         file.write_all_at(&bytes, 0).expect("memory");
-        self.lend_file(number, &file);
+        self.export_file(number, &file);
         self.files.push(file);
         bytes
     }
 
-    /// Lends a file as one more disk of that number.
-    pub(crate) fn lend_file(&self, number: u8, file: &File) {
+    /// Exports a file as one more disk.
+    pub(crate) fn export_file(&self, number: u8, file: &File) {
         let disk: OwnedFd = file.try_clone().expect("a descriptor").into();
         let identity = Identity {
             uuid: [number; 16],
@@ -75,7 +76,7 @@ impl Machine {
         self.catalogue.publish(Arc::new(export));
     }
 
-    /// What is on a disk now.
+    /// The contents of a disk.
     pub(crate) fn bytes(&self, at: usize) -> Vec<u8> {
         let mut file = self.files[at].try_clone().expect("a descriptor");
         let mut bytes = Vec::new();
@@ -83,7 +84,7 @@ impl Machine {
         bytes
     }
 
-    /// Begins to serve, at the address where it served before.
+    /// Starts to serve, at the same addresses as before.
     pub(crate) fn start(&mut self) {
         let target = Target::new(self.catalogue.clone());
         let open = Arc::new(move |peer, account, now| {
@@ -101,7 +102,7 @@ impl Machine {
         self.engine = Some(engine);
     }
 
-    /// Serves no longer.
+    /// Stops serving.
     pub(crate) fn stop(&mut self) {
         if let Some(engine) = self.engine.take() {
             engine.stop(Duration::from_millis(200));
@@ -119,7 +120,7 @@ impl Drop for Machine {
     }
 }
 
-/// The auth of a server that speaks first, and has no TLS.
+/// NBD without TLS.
 fn negotiation() -> Security {
     let greet = |_: &Peer| {
         let mut greeter = nbd::server::greet(false, false);
@@ -132,7 +133,7 @@ fn negotiation() -> Security {
     Security { negotiation: Some(Arc::new(greet)), ..Security::open() }
 }
 
-/// Connects to that address.
+/// Connects to this address.
 pub(crate) fn dial(address: SocketAddr) -> Dial {
     Arc::new(move || {
         let socket = TcpStream::connect(address);
@@ -141,7 +142,7 @@ pub(crate) fn dial(address: SocketAddr) -> Dial {
     })
 }
 
-/// Tries again until it is so, or it takes too long.
+/// Retries until `attempt` succeeds or a timeout passes.
 pub(crate) fn eventually<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + crate::driver::PATIENCE;
     loop {

@@ -1,4 +1,4 @@
-//! The connections to other machines: against our own target in this process, and against other people's servers.
+//! Connections to other machines: our own targets in this process, and other projects' servers.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 

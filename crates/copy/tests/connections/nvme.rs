@@ -1,4 +1,4 @@
-//! The connection to an NVMe/TCP target.
+//! Connections to our own NVMe/TCP target.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use export::{Access, Host, KeyId, Policy, Rule, Secret};
 use nvme::auth::chap::Key;
 use nvme::auth::{Credentials, Hash};
 
-use crate::driver::{Driven, pattern, random_works_equal_a_vec};
+use crate::driver::{Driven, pattern, random_requests_match_model};
 use crate::machine::{BYTES, Machine, eventually};
 
 fn host() -> NvmeHost {
@@ -17,21 +17,21 @@ fn host() -> NvmeHost {
     NvmeHost { nqn, id: [3; 16], credentials: None }
 }
 
-fn place(machine: &Machine, wanted: &str) -> NvmeEndpoint {
+fn endpoint(machine: &Machine, wanted: &str) -> NvmeEndpoint {
     let name = format!("nvme://{}/{wanted}", machine.address);
     NvmeEndpoint::new(&name, wanted, host(), any_subsystem(machine.dial()))
 }
 
 fn machine() -> (Machine, Vec<u8>) {
     let mut machine = Machine::new();
-    let bytes = machine.lend(1);
+    let bytes = machine.export_disk(1);
     (machine, bytes)
 }
 
 #[test]
-fn a_disk_tells_what_it_is() {
+fn disk_properties_are_reported() {
     let (machine, _) = machine();
-    let (disk, _lane) = place(&machine, "").open().unwrap();
+    let (disk, _lane) = endpoint(&machine, "").open().unwrap();
     assert_eq!((disk.bytes, disk.block, disk.writable), (BYTES as u64, 512, true));
     assert_eq!((disk.reports_extents, disk.remote, disk.blank), (false, true, false));
     assert_eq!(disk.max_zero, 65536 * 512);
@@ -43,25 +43,25 @@ fn a_disk_tells_what_it_is() {
 }
 
 #[test]
-fn random_works_in_any_number_at_once_equal_a_vec() {
+fn concurrent_random_requests_match_model() {
     for seed in [1, 77] {
         let (machine, bytes) = machine();
-        let (_, connection) = place(&machine, "").open().unwrap();
-        random_works_equal_a_vec(connection, bytes, seed);
+        let (_, connection) = endpoint(&machine, "").open().unwrap();
+        random_requests_match_model(connection, bytes, seed);
     }
 }
 
 #[test]
-fn with_digests_as_well() {
+fn digests_work() {
     let (machine, bytes) = machine();
-    let (_, connection) = place(&machine, "").with_digests().open().unwrap();
-    random_works_equal_a_vec(connection, bytes, 5);
+    let (_, connection) = endpoint(&machine, "").with_digests().open().unwrap();
+    random_requests_match_model(connection, bytes, 5);
 }
 
 #[test]
-fn what_is_no_whole_blocks_or_not_there_is_refused() {
+fn unaligned_or_out_of_range_request_fails() {
     let (machine, _) = machine();
-    let mut driven = Driven::new(place(&machine, "").open().unwrap().1);
+    let mut driven = Driven::new(endpoint(&machine, "").open().unwrap().1);
     assert_eq!(driven.read(1, 512), Err(RequestError::OutOfRange));
     assert_eq!(driven.read(BYTES as u64, 512), Err(RequestError::OutOfRange));
     assert_eq!(driven.write(100, &[1; 512]), Err(RequestError::OutOfRange));
@@ -71,29 +71,29 @@ fn what_is_no_whole_blocks_or_not_there_is_refused() {
 }
 
 #[test]
-fn a_disk_is_found_by_what_it_is_called() {
+fn disk_is_found_by_any_of_its_names() {
     let (mut machine, _) = machine();
     let first = "nqn.2014-08.org.nvmexpress:uuid:1".to_owned();
-    assert_eq!(place(&machine, "").nqn().unwrap(), first);
-    machine.lend(2);
+    assert_eq!(endpoint(&machine, "").nqn().unwrap(), first);
+    machine.export_disk(2);
     for wanted in ["1", "uuid:1", "disk1", "SN1", "sn1", "Model 1", &first] {
-        assert_eq!(place(&machine, wanted).nqn().unwrap(), first, "{wanted}");
+        assert_eq!(endpoint(&machine, wanted).nqn().unwrap(), first, "{wanted}");
     }
     for wanted in ["", "3", "SN3"] {
-        let Err(EndpointError::Refused(sentence)) = place(&machine, wanted).nqn() else {
+        let Err(EndpointError::Refused(sentence)) = endpoint(&machine, wanted).nqn() else {
             panic!("{wanted} is there");
         };
         assert!(sentence.contains("name one of disk1, disk2"), "{sentence}");
     }
-    let disks = place(&machine, "").disks().unwrap();
+    let disks = endpoint(&machine, "").disks().unwrap();
     assert_eq!(disks.len(), 2);
     assert_eq!((disks[1].model.as_str(), disks[1].bytes), ("Model 2", BYTES as u64));
 }
 
 #[test]
-fn a_disk_that_is_not_there_is_refused_in_a_sentence() {
+fn missing_disk_is_refused_with_a_message() {
     let (machine, _) = machine();
-    match place(&machine, "nqn.2026-01.org.example:none").open().err() {
+    match endpoint(&machine, "nqn.2026-01.org.example:none").open().err() {
         Some(EndpointError::Refused(sentence)) => {
             assert!(sentence.contains("refused this host"), "{sentence}");
         }
@@ -101,12 +101,12 @@ fn a_disk_that_is_not_there_is_refused_in_a_sentence() {
     }
 }
 
-/// R23, R24: whatever becomes of the target, the connection is lost and another one opened, with the same disk at its end.
+/// R23, R24: after any loss, a new connection leads to the same disk.
 #[test]
-fn r23_a_connection_that_is_lost_is_opened_again() {
+fn r23_lost_connection_is_reopened() {
     let (mut machine, bytes) = machine();
-    let place = place(&machine, "");
-    let (before, connection) = place.open().unwrap();
+    let endpoint = endpoint(&machine, "");
+    let (before, connection) = endpoint.open().unwrap();
     let mut driven = Driven::new(connection);
     for _ in 0..3 {
         assert!(driven.read(4096, 65536).unwrap() == bytes[4096..4096 + 65536]);
@@ -115,19 +115,19 @@ fn r23_a_connection_that_is_lost_is_opened_again() {
         driven.submit(Request::Read { offset: 0, buffer });
         let lost = driven.wait(1).map(|completions| completions.len()).unwrap_err();
         assert!(!lost.reason.is_empty());
-        assert!(matches!(place.open().err(), Some(EndpointError::Unreachable(_))));
+        assert!(matches!(endpoint.open().err(), Some(EndpointError::Unreachable(_))));
         machine.start();
-        let (after, connection) = eventually(|| place.open().ok());
+        let (after, connection) = eventually(|| endpoint.open().ok());
         assert_eq!(after, before);
         driven = Driven::new(connection);
     }
 }
 
 #[test]
-fn several_connection_work_on_one_disk() {
+fn several_connections_share_one_disk() {
     let (machine, mut bytes) = machine();
-    let place = place(&machine, "");
-    let mut connections: Vec<_> = (0..4).map(|_| Driven::new(place.open().unwrap().1)).collect();
+    let endpoint = endpoint(&machine, "");
+    let mut connections: Vec<_> = (0..4).map(|_| Driven::new(endpoint.open().unwrap().1)).collect();
     for (at, connection) in connections.iter_mut().enumerate() {
         let data = pattern(at as u64, 1 << 20);
         let largest = 256 << 10;
@@ -144,7 +144,7 @@ fn key(byte: u8) -> Key {
     Key { hash: Some(Hash::Sha256), key: Secret::new(vec![byte; 32]) }
 }
 
-/// A machine that lets in who proves that it knows `key(1)`, and proves itself with `key(2)`.
+/// A machine that accepts hosts with `key(1)`, and authenticates itself with `key(2)`.
 fn keyed_machine() -> (Machine, Vec<u8>) {
     let (mut machine, bytes) = machine();
     machine.stop();
@@ -172,7 +172,7 @@ fn with_key(machine: &Machine, own: u8, theirs: u8) -> NvmeEndpoint {
 }
 
 #[test]
-fn where_a_key_is_needed_both_prove_who_they_are() {
+fn both_sides_authenticate_if_required() {
     let (machine, bytes) = keyed_machine();
     let mut driven = Driven::new(with_key(&machine, 1, 2).open().unwrap().1);
     assert!(driven.read(0, 4096).unwrap() == bytes[..4096]);
@@ -184,19 +184,19 @@ fn where_a_key_is_needed_both_prove_who_they_are() {
             other => panic!("{own} {theirs}: {other:?}"),
         }
     }
-    match place(&machine, "").open().err() {
+    match endpoint(&machine, "").open().err() {
         Some(EndpointError::Refused(sentence)) => assert!(sentence.contains("key"), "{sentence}"),
         other => panic!("{other:?}"),
     }
 }
 
-/// A connection that is driven by its deadlines lives on without request; one that is not is lost, and says so.
+/// An idle connection stays alive if it is driven at its deadlines, else it is lost.
 #[test]
-fn an_idle_connection_is_kept_alive() {
+fn idle_connection_is_kept_alive() {
     let (machine, bytes) = machine();
-    let place = place(&machine, "").with_keep_alive(Duration::from_secs(4));
+    let endpoint = endpoint(&machine, "").with_keep_alive(Duration::from_secs(4));
     let (mut driven, mut left) =
-        (Driven::new(place.open().unwrap().1), Driven::new(place.open().unwrap().1));
+        (Driven::new(endpoint.open().unwrap().1), Driven::new(endpoint.open().unwrap().1));
     let until = Instant::now() + Duration::from_secs(10);
     while Instant::now() < until {
         let deadline = driven.connection.deadline().unwrap();
@@ -210,11 +210,11 @@ fn an_idle_connection_is_kept_alive() {
 }
 
 #[test]
-fn disk_beyond_the_thirty_second_is_found_by_its_name() {
+fn disk_beyond_the_32nd_is_found_by_name() {
     let (machine, _) = machine();
-    (2..=40).for_each(|number| machine.lend_file(number, &machine.files[0]));
-    let last = place(&machine, "disk40").nqn().unwrap();
+    (2..=40).for_each(|number| machine.export_file(number, &machine.files[0]));
+    let last = endpoint(&machine, "disk40").nqn().unwrap();
     assert_eq!(last, "nqn.2014-08.org.nvmexpress:uuid:40");
-    let Err(EndpointError::Refused(sentence)) = place(&machine, "none").nqn() else { panic!() };
+    let Err(EndpointError::Refused(sentence)) = endpoint(&machine, "none").nqn() else { panic!() };
     assert!(sentence.contains("disk1, ") && sentence.contains("and 24 others"), "{sentence}");
 }

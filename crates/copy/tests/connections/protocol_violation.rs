@@ -1,4 +1,5 @@
-//! Servers that lie, at the other end of a socket (X41): the connection is lost, and the place is not opened again.
+//! Servers that violate their protocol (X41): the connection is lost, and the endpoint is not
+//! opened again.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -17,14 +18,16 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use crate::driver::Driven;
 
-/// Each connection leads to a new thread that says this.
-fn liar(says: fn(UnixStream) -> std::io::Result<()>) -> (Dial, Arc<Mutex<Vec<JoinHandle<()>>>>) {
+/// A server that runs `behavior` in a thread for each connection.
+fn serve_with(
+    behavior: fn(UnixStream) -> std::io::Result<()>,
+) -> (Dial, Arc<Mutex<Vec<JoinHandle<()>>>>) {
     let threads = Arc::new(Mutex::new(Vec::new()));
     let started = threads.clone();
     let dial: Dial = Arc::new(move || {
         let (mine, theirs) = UnixStream::pair().unwrap();
-        // Whether the client hangs up on it is the client's affair.
-        let thread = thread::spawn(move || drop(says(theirs)));
+        // Errors of a client that disconnects are ignored.
+        let thread = thread::spawn(move || drop(behavior(theirs)));
         started.lock().unwrap().push(thread);
         Ok(Box::new(mine) as Box<dyn Transport>)
     });
@@ -35,7 +38,7 @@ fn skip(stream: &mut UnixStream, count: usize) -> std::io::Result<()> {
     stream.read_exact(&mut vec![0; count])
 }
 
-/// Opens an export of so many bytes to whoever asks, in the oldest manner.
+/// Opens an export of this size with `NBD_OPT_EXPORT_NAME`.
 fn open(stream: &mut UnixStream, bytes: u64) -> std::io::Result<()> {
     stream.write_all(Hello::new().as_bytes())?;
     skip(stream, 4)?;
@@ -56,7 +59,7 @@ fn open(stream: &mut UnixStream, bytes: u64) -> std::io::Result<()> {
 }
 
 /// Answers the first read twice.
-fn answers_twice(mut stream: UnixStream) -> std::io::Result<()> {
+fn reply_twice(mut stream: UnixStream) -> std::io::Result<()> {
     open(&mut stream, 1 << 20)?;
     let mut header = [0; size_of::<Request>()];
     stream.read_exact(&mut header)?;
@@ -67,23 +70,23 @@ fn answers_twice(mut stream: UnixStream) -> std::io::Result<()> {
     skip(&mut stream, usize::MAX >> 40)
 }
 
-/// Says that the export has 2^63 bytes.
-fn boasts(mut stream: UnixStream) -> std::io::Result<()> {
+/// Announces an export of 2^63 bytes.
+fn announce_impossible_size(mut stream: UnixStream) -> std::io::Result<()> {
     open(&mut stream, 1 << 63)
 }
 
 #[test]
-fn x41_a_server_that_answers_twice_is_not_asked_again() {
-    let (dial, threads) = liar(answers_twice);
-    let place = NbdEndpoint::new("nbd://liar", "", dial);
-    let mut driven = Driven::new(place.open().unwrap().1);
+fn x41_duplicate_reply_disconnects_for_good() {
+    let (dial, threads) = serve_with(reply_twice);
+    let endpoint = NbdEndpoint::new("nbd://server", "", dial);
+    let mut driven = Driven::new(endpoint.open().unwrap().1);
     let buffer = driven.buffer(4096);
     driven.submit(DiskRequest::Read { offset: 0, buffer });
-    // The right answer counts, if it comes before the wrong one.
+    // The correct reply counts if it comes before the wrong one.
     let lost = driven.wait(2).map(|completions| completions.len()).unwrap_err();
     assert!(lost.reason.contains("CookieUnknown"), "{}", lost.reason);
     drop(driven);
-    match place.open().err() {
+    match endpoint.open().err() {
         Some(EndpointError::Violation(sentence)) => {
             assert!(sentence.contains("(CookieUnknown)"), "{sentence}");
         }
@@ -95,9 +98,9 @@ fn x41_a_server_that_answers_twice_is_not_asked_again() {
 }
 
 #[test]
-fn x41_a_server_that_boasts_is_refused() {
-    let (dial, _threads) = liar(boasts);
-    match NbdEndpoint::new("nbd://liar", "", dial).open().err() {
+fn x41_impossible_export_size_is_refused() {
+    let (dial, _threads) = serve_with(announce_impossible_size);
+    match NbdEndpoint::new("nbd://server", "", dial).open().err() {
         Some(EndpointError::Violation(sentence)) => {
             assert!(sentence.contains("2^63 bytes or more (SizeImpossible)"), "{sentence}");
         }
@@ -105,20 +108,20 @@ fn x41_a_server_that_boasts_is_refused() {
     }
 }
 
-/// Sends what is no PDU of a target.
-fn babbles(mut stream: UnixStream) -> std::io::Result<()> {
+/// Sends bytes that are not a PDU.
+fn send_garbage(mut stream: UnixStream) -> std::io::Result<()> {
     stream.write_all(&[1; 4096])?;
     skip(&mut stream, usize::MAX >> 40)
 }
 
 #[test]
-fn x41_nvme_target_that_breaks_its_protocol_is_refused() {
-    let (dial, _threads) = liar(babbles);
+fn x41_nvme_protocol_violation_is_refused() {
+    let (dial, _threads) = serve_with(send_garbage);
     let nqn = "nqn.2014-08.org.nvmexpress:uuid:host".to_owned();
     let host = NvmeHost { nqn, id: [3; 16], credentials: None };
-    let place =
-        NvmeEndpoint::new("nvme://liar", "nqn.2024-01.test:disk", host, any_subsystem(dial));
-    match place.open().err() {
+    let endpoint =
+        NvmeEndpoint::new("nvme://target", "nqn.2024-01.test:disk", host, any_subsystem(dial));
+    match endpoint.open().err() {
         Some(EndpointError::Violation(sentence)) => {
             assert!(sentence.contains("broke a rule of NVMe/TCP"), "{sentence}");
         }

@@ -1,4 +1,4 @@
-//! Whole copies from and to another machine, by both protocols, and with the machine going away meanwhile.
+//! Whole copies from and to another machine, by both protocols, also with restarts of the target.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ use copy::{
 use crate::driver::pattern;
 use crate::machine::{BYTES, Machine, dial, eventually};
 
-/// Which way the machine is spoken to.
+/// The protocol.
 #[derive(Debug, Clone, Copy)]
 enum Wire {
     Nvme,
@@ -23,7 +23,7 @@ enum Wire {
 
 const WAYS: [Wire; 2] = [Wire::Nvme, Wire::Nbd];
 
-fn place(machine: &Machine, way: Wire) -> Box<dyn Endpoint> {
+fn endpoint(machine: &Machine, way: Wire) -> Box<dyn Endpoint> {
     match way {
         Wire::Nvme => {
             let nqn = "nqn.2014-08.org.nvmexpress:uuid:host".to_owned();
@@ -39,7 +39,7 @@ fn place(machine: &Machine, way: Wire) -> Box<dyn Endpoint> {
     }
 }
 
-/// A file that is gone when the test is over.
+/// A file that is removed at the end of the test.
 struct Image(PathBuf);
 
 impl Image {
@@ -51,7 +51,7 @@ impl Image {
         End::Disk(Box::new(FileEndpoint::destination(&self.0, OpenMode::Replace, "")))
     }
 
-    /// How much of it takes room on the disk by now.
+    /// Bytes of the file that are allocated on disk.
     fn arrived(&self) -> Option<u64> {
         std::fs::metadata(&self.0).ok().map(|metadata| metadata.blocks() * 512)
     }
@@ -73,15 +73,15 @@ fn run(source: End, destination: End, settings: Settings) -> Report {
 
 fn machine() -> (Machine, Vec<u8>) {
     let mut machine = Machine::new();
-    let bytes = machine.lend(1);
+    let bytes = machine.export_disk(1);
     (machine, bytes)
 }
 
 #[test]
-fn a_disk_comes_over_and_is_verified() {
+fn remote_disk_is_copied_and_verified() {
     for way in WAYS {
         let ((machine, bytes), image) = (machine(), Image::new(&format!("over{way:?}")));
-        let source = End::Disk(place(&machine, way));
+        let source = End::Disk(endpoint(&machine, way));
         let report = run(source, image.destination(), Settings::default());
         assert!(matches!(report.outcome, Outcome::Success), "{way:?} {report:?}");
         assert_eq!(report.verified, BYTES as u64);
@@ -90,23 +90,23 @@ fn a_disk_comes_over_and_is_verified() {
 }
 
 #[test]
-fn a_file_goes_over_and_is_verified() {
+fn file_is_copied_to_remote_disk_and_verified() {
     for way in WAYS {
         let ((machine, _), image) = (machine(), Image::new(&format!("back{way:?}")));
         let mut bytes = pattern(5, BYTES);
         bytes[1 << 20..4 << 20].fill(0);
         std::fs::write(&image.0, &bytes).unwrap();
         let source = End::Disk(Box::new(FileEndpoint::source(&image.0, "")));
-        let report = run(source, End::Disk(place(&machine, way)), Settings::default());
+        let report = run(source, End::Disk(endpoint(&machine, way)), Settings::default());
         assert!(matches!(report.outcome, Outcome::Success), "{way:?} {report:?}");
         assert!(machine.bytes(0) == bytes, "{way:?}");
     }
 }
 
-/// Copies slowly; in the middle the machine goes away, something is done to it, and it comes back.
+/// Copies slowly; in the middle the target is stopped, changed and restarted.
 fn interrupted(way: Wire, image: &Image, meanwhile: fn(&mut Machine)) -> (Report, Vec<u8>) {
     let (mut machine, bytes) = machine();
-    let (source, destination) = (End::Disk(place(&machine, way)), image.destination());
+    let (source, destination) = (End::Disk(endpoint(&machine, way)), image.destination());
     let settings = Settings {
         rate: Some(4 << 20),
         connections: 2,
@@ -123,9 +123,9 @@ fn interrupted(way: Wire, image: &Image, meanwhile: fn(&mut Machine)) -> (Report
     (copy.join().unwrap(), bytes)
 }
 
-/// R24: what is sent again is little, and the end is the same.
+/// R24: little is sent again, and the result is correct.
 #[test]
-fn r24_a_copy_goes_on_when_the_machine_comes_back() {
+fn r24_copy_continues_after_target_restart() {
     for way in WAYS {
         let image = Image::new(&format!("resumed{way:?}"));
         let (report, bytes) = interrupted(way, &image, |_| {});
@@ -135,9 +135,9 @@ fn r24_a_copy_goes_on_when_the_machine_comes_back() {
     }
 }
 
-/// X41: what comes back smaller is another disk.
+/// X41: a smaller disk is another disk.
 #[test]
-fn x41_a_disk_that_comes_back_smaller_ends_the_copy() {
+fn x41_smaller_disk_after_reconnect_fails_copy() {
     for way in WAYS {
         let image = Image::new(&format!("shrunk{way:?}"));
         let (report, _) = interrupted(way, &image, |machine| {

@@ -1,4 +1,4 @@
-//! Copies between files and pipes of this machine, and maps that go to GNU ddrescue and nbdkit and come back.
+//! Copies between local files and pipes, and interchange of maps with GNU ddrescue and nbdkit.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -69,7 +69,7 @@ fn assert_success(report: &Report) {
     assert!(matches!(report.outcome, Outcome::Success), "{report:?}");
 }
 
-/// 8 MiB and a bit, with a hole.
+/// A sparse file of a bit more than 8 MiB.
 fn image(path: &Path) -> Vec<u8> {
     let mut data = noise(8 * MIB + 777, 3);
     data[2 * MIB..5 * MIB].fill(0);
@@ -81,7 +81,7 @@ fn image(path: &Path) -> Vec<u8> {
 }
 
 #[test]
-fn a_file_arrives_whole_and_sparse() {
+fn file_is_copied_sparse() {
     let dir = Dir::new("file");
     let data = image(&dir.path("from"));
     for verify in [true, false] {
@@ -105,7 +105,7 @@ fn a_file_arrives_whole_and_sparse() {
 }
 
 #[test]
-fn a_file_that_is_overwritten_holds_nothing_of_what_was_there() {
+fn overwritten_file_keeps_no_old_data() {
     let dir = Dir::new("over");
     let data = image(&dir.path("from"));
     fs::write(dir.path("to"), noise(9 * MIB, 9)).unwrap();
@@ -115,7 +115,7 @@ fn a_file_that_is_overwritten_holds_nothing_of_what_was_there() {
 }
 
 #[test]
-fn r43_a_file_is_left_as_it_is_if_the_map_cannot_be_written() {
+fn r43_file_is_unchanged_if_map_cannot_be_written() {
     let dir = Dir::new("unmapped");
     image(&dir.path("from"));
     fs::write(dir.path("to"), "precious").unwrap();
@@ -127,7 +127,7 @@ fn r43_a_file_is_left_as_it_is_if_the_map_cannot_be_written() {
 }
 
 #[test]
-fn x43_an_image_of_a_virtual_machine_is_copied_as_it_is() {
+fn x43_virtual_machine_image_is_copied_raw() {
     let dir = Dir::new("x43");
     let mut data = noise(MIB, 4);
     data[..8].copy_from_slice(b"QFI\xfb\0\0\0\x03");
@@ -139,7 +139,7 @@ fn x43_an_image_of_a_virtual_machine_is_copied_as_it_is() {
 }
 
 #[test]
-fn an_empty_file_and_small_ones_arrive() {
+fn empty_and_small_files_are_copied() {
     let dir = Dir::new("small");
     for len in [0, 1, 511, 512, 1024, 1025, 65_536, 70_001] {
         let data = noise(len, 5);
@@ -152,9 +152,9 @@ fn an_empty_file_and_small_ones_arrive() {
     }
 }
 
-/// What was copied before a kill ends within a chunk of the hash, and is known by no hash.
+/// What was copied before a kill ends within a BLAKE3 chunk, and has no hash.
 #[test]
-fn a_disk_that_was_copied_in_two_runs_has_its_hash() {
+fn disk_copied_in_two_runs_has_a_hash() {
     let dir = Dir::new("runs");
     let data = noise(5 * MIB + 512, 8);
     for edge in [512, 70_144, 2 * MIB, 3 * MIB + 512, 5 * MIB] {
@@ -175,7 +175,7 @@ fn a_disk_that_was_copied_in_two_runs_has_its_hash() {
 }
 
 #[test]
-fn a_pipe_is_copied_to_a_file_and_a_file_to_a_pipe() {
+fn pipe_and_file_are_copied_both_ways() {
     let dir = Dir::new("pipe");
     for (len, hole) in
         [(777, 0), (MIB, 0), (2 * MIB, MIB), (5 * MIB + 3, 3 * MIB), (4 * MIB, 4 * MIB)]
@@ -206,7 +206,7 @@ fn a_pipe_is_copied_to_a_file_and_a_file_to_a_pipe() {
 }
 
 #[test]
-fn less_or_more_than_was_announced_is_no_copy() {
+fn length_other_than_announced_fails() {
     let dir = Dir::new("announced");
     for (announced, success) in [(1000, true), (999, false), (1001, false)] {
         let (output, mut input) = std::io::pipe().unwrap();
@@ -223,7 +223,7 @@ fn less_or_more_than_was_announced_is_no_copy() {
 }
 
 #[test]
-fn file_of_another_copy_is_not_made_longer() {
+fn file_of_another_copy_is_not_extended() {
     let dir = Dir::new("longer");
     let data = noise(MIB, 9);
     let [from, to, map] = ["from", "to", "map"].map(|name| dir.path(name));
@@ -241,9 +241,9 @@ fn file_of_another_copy_is_not_made_longer() {
     }
 }
 
-/// A program that failed leaves an empty pipe: that is no copy, of a disk or of a file.
+/// An empty pipe of a failed program is an error.
 #[test]
-fn empty_pipe_is_no_copy_into_a_file() {
+fn empty_pipe_fails() {
     let dir = Dir::new("empty-pipe");
     let mut no = Command::new("true").stdout(Stdio::piped()).spawn().unwrap();
     let pipe = End::Pipe(OwnedFd::from(no.stdout.take().unwrap()).into());
@@ -261,10 +261,10 @@ fn file_of_the_right_length_is_not_truncated() {
     fs::write(dir.path("from"), &data).unwrap();
     fs::write(dir.path("to"), noise(MIB, 7)).unwrap();
     let blocks = fs::metadata(dir.path("to")).unwrap().blocks();
-    let place = FileEndpoint::destination(&dir.path("to"), OpenMode::Replace, "");
-    place.prepare(MIB as u64).unwrap();
+    let endpoint = FileEndpoint::destination(&dir.path("to"), OpenMode::Replace, "");
+    endpoint.prepare(MIB as u64).unwrap();
     assert_eq!(fs::metadata(dir.path("to")).unwrap().blocks(), blocks);
-    assert!(!place.open().unwrap().0.blank);
+    assert!(!endpoint.open().unwrap().0.blank);
     let report = run(
         source(&dir.path("from")),
         destination(&dir.path("to"), OpenMode::Replace),
@@ -274,9 +274,9 @@ fn file_of_the_right_length_is_not_truncated() {
     assert!(fs::read(dir.path("to")).unwrap() == data);
 }
 
-/// Pieces of 1 MiB are paid after they were moved: the 9th waits for 8.
+/// A piece of 1 MiB is charged after it was moved: the 9th waits for 8.
 #[test]
-fn a_rate_is_held_by_pipes_as_well() {
+fn rate_limit_holds_for_pipes() {
     let dir = Dir::new("pipe-rate");
     let data = image(&dir.path("from"));
     let settings = Settings { rate: Some(16 << 20), ..Settings::default() };
@@ -296,7 +296,7 @@ fn a_rate_is_held_by_pipes_as_well() {
 }
 
 #[test]
-fn a_pipe_that_breaks_is_no_success() {
+fn broken_pipe_fails() {
     let dir = Dir::new("broken");
     fs::write(dir.path("from"), noise(8 * MIB, 6)).unwrap();
     let mut head = Command::new("head")
@@ -321,7 +321,7 @@ fn ddrescue(arguments: &[&Path]) -> bool {
 }
 
 #[test]
-fn r46_ddrescue_goes_on_from_our_map_and_leaves_alone_what_is_done() {
+fn r46_ddrescue_resumes_from_our_map() {
     let dir = Dir::new("ours");
     let data = noise(4 * MIB, 7);
     let [from, to, map] = ["from", "to", "map"].map(|name| dir.path(name));
@@ -331,7 +331,8 @@ fn r46_ddrescue_goes_on_from_our_map_and_leaves_alone_what_is_done() {
     let text = fs::read_to_string(&map).unwrap();
     let mut ours = Map::parse(&text).unwrap();
     assert_eq!(ours.sum(State::Finished), 4 << 20);
-    // Something is still to do; what is done is marked in the destination, to see that it is left alone.
+    // Some is left to do; what is finished is marked in the destination, to show that it is not
+    // copied again.
     ours.set(1 << 20..2 << 20, State::Untried);
     ours.set(3 << 20..(3 << 20) + 65_536, State::Untrimmed);
     fs::write(&map, ours.emit()).unwrap();
@@ -351,7 +352,7 @@ fn r46_ddrescue_goes_on_from_our_map_and_leaves_alone_what_is_done() {
 }
 
 #[test]
-fn r46_we_go_on_from_a_map_of_ddrescue() {
+fn r46_copy_resumes_from_ddrescue_map() {
     let dir = Dir::new("theirs");
     let data = noise(4 * MIB, 8);
     let [from, to, map] = ["from", "to", "map"].map(|name| dir.path(name));
@@ -367,7 +368,7 @@ fn r46_we_go_on_from_a_map_of_ddrescue() {
     assert!(fs::read(&to).unwrap() == data);
 }
 
-/// nbdkit with a file of which it can read what a map of ddrescue says.
+/// nbdkit with a file whose bad sectors are those of a ddrescue map.
 struct Nbdkit(Child);
 
 impl Nbdkit {
@@ -384,7 +385,7 @@ impl Nbdkit {
             .args(["file", &setting("file", file), &setting("ddrescue-mapfile", map)])
             .spawn()
             .unwrap();
-        // Its name is there before it listens.
+        // The socket exists before nbdkit listens.
         for _ in 0..6000 {
             if UnixStream::connect(&socket).is_ok() {
                 break;
@@ -406,17 +407,18 @@ impl Drop for Nbdkit {
     }
 }
 
-/// What is bad on a disk of nbdkit, and the map that the copy left.
+/// Copies a disk of nbdkit with bad sectors, and returns the report and the map.
 fn rescue(dir: &Dir, from: &Path, bad: &Path, name: &str) -> Option<(Report, PathBuf)> {
-    let (_server, place) = Nbdkit::start(dir, from, bad)?;
+    let (_server, endpoint) = Nbdkit::start(dir, from, bad)?;
     let (to, map) = (dir.path(name), dir.path(&format!("{name}.map")));
     let settings = Settings { map: Some(map.clone()), ..Settings::default() };
-    let report = run(End::Disk(Box::new(place)), destination(&to, OpenMode::CreateNew), &settings);
+    let report =
+        run(End::Disk(Box::new(endpoint)), destination(&to, OpenMode::CreateNew), &settings);
     Some((report, map))
 }
 
 #[test]
-fn r15_r46_nbdkit_reads_our_map_and_has_the_bad_sectors_that_we_found() {
+fn r15_r46_nbdkit_serves_the_bad_sectors_of_our_map() {
     let dir = Dir::new("rescue");
     let data = noise(16 * MIB, 9);
     fs::write(dir.path("from"), &data).unwrap();

@@ -207,7 +207,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_disk_is_named_by_its_nqn_or_the_end_of_it() {
+    fn disk_is_named_by_its_nqn_or_its_suffix() {
         let nqn = "nqn.2014-08.org.nvmexpress:uuid:6d1c3b02-0f3a-4b53-9d9e-0d8a2f6f7a11";
         for wanted in [
             "",
