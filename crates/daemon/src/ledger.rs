@@ -92,7 +92,7 @@ impl Ledger {
     }
 
     /// Ends start-up: later messages take no room from those that there are.
-    pub(crate) fn start(&mut self) {
+    pub fn start(&mut self) {
         self.startup.extend(self.notes.drain(..));
         self.is_started = true;
     }
