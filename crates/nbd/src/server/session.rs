@@ -295,7 +295,7 @@ impl export::Session for Session {
     }
 
     fn fence(&self) -> Option<&Arc<Fence>> {
-        self.link.as_ref().map(|link| link.grant.fence())
+        self.attachment.as_ref().map(|attachment| attachment.grant.fence())
     }
 
     fn direct_recv(&mut self) -> Option<DirectRecv> {
