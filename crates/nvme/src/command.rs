@@ -1,7 +1,4 @@
-//! What a command asks for: a submission queue entry, parsed into a typed command.
-//!
-//! Zero's-based numbers become counts here and nowhere else. Knows the rules of a single entry, not
-//! of the queue, the controller or the namespace that it is sent to.
+//! Typed commands, parsed from submission queue entries. Zero's-based numbers are converted here.
 
 use zerocopy::FromZeros;
 use zerocopy::little_endian::U32;
@@ -18,21 +15,21 @@ pub use admin::AdminCommand;
 pub use fabrics::{FabricsCommand, PropertySize};
 pub use io::IoCommand;
 
-/// A command of any set.
+/// A command of any command set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// On the Admin queue.
+    /// Admin queue.
     Admin(AdminCommand),
-    /// On any queue.
+    /// Any queue.
     Fabrics(FabricsCommand),
-    /// On an I/O queue.
+    /// I/O queue.
     Io(IoCommand),
 }
 
-/// What data goes with a command, in bytes.
+/// Data transfer of a command, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transfer {
-    /// None.
+    /// No data.
     None,
     /// From the controller to the host.
     ToHost(u64),
@@ -41,7 +38,7 @@ pub enum Transfer {
 }
 
 impl Transfer {
-    /// Bytes in either direction.
+    /// Returns the length in bytes.
     #[must_use]
     pub const fn len(self) -> u64 {
         match self {
@@ -50,7 +47,7 @@ impl Transfer {
         }
     }
 
-    /// Whether no byte goes either way.
+    /// Returns whether there is no data.
     #[must_use]
     pub const fn is_empty(self) -> bool {
         self.len() == 0
@@ -65,26 +62,26 @@ impl Transfer {
     }
 }
 
-/// Where the data of a command is, over TCP.
+/// Location of the data of a command over TCP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataPointer {
-    /// In the capsule, right behind the command.
+    /// In-capsule data.
     InCapsule {
-        /// Bytes.
+        /// Length in bytes.
         length: u32,
     },
-    /// In data PDUs.
+    /// Data PDUs.
     Transport {
-        /// Bytes.
+        /// Length in bytes.
         length: u32,
     },
 }
 
 impl DataPointer {
-    /// The place that an SGL descriptor names (NVMe/TCP 1.0 §3.3.2).
+    /// Parses an SGL descriptor (NVMe/TCP 1.0 §3.3.2).
     ///
     /// # Errors
-    /// A type other than the two, or an offset into the capsule that is not 0 (ICDOFF is 0).
+    /// Fails for another descriptor type, or an offset other than 0 (ICDOFF is 0).
     pub fn parse(sgl: &Sgl) -> Result<Self, Status> {
         let length = sgl.length.get();
         match sgl.id {
@@ -95,7 +92,7 @@ impl DataPointer {
         }
     }
 
-    /// Bytes, wherever they are.
+    /// Returns the length in bytes.
     #[must_use]
     pub const fn length(self) -> u32 {
         match self {
@@ -105,11 +102,11 @@ impl DataPointer {
 }
 
 impl Command {
-    /// The command in an entry that came on queue `qid`.
+    /// Parses an entry received on queue `qid`.
     ///
     /// # Errors
-    /// Invalid Command Opcode for what no set has, Invalid Field for PRPs, a fused command that
-    /// cannot be, and values that no controller allows. All with Do Not Retry.
+    /// Fails with Invalid Command Opcode for unknown opcodes, and with Invalid Field for PRPs, invalid
+    /// FUSE, or values that are never valid. Do Not Retry is set.
     pub fn parse(sqe: &Sqe, qid: u16) -> Result<Self, Status> {
         match (sqe.opcode, qid) {
             (opcode::fabrics::OPCODE, _) => FabricsCommand::parse(sqe).map(Self::Fabrics),
@@ -118,8 +115,8 @@ impl Command {
         }
     }
 
-    /// The data that goes with the command. `block_shift` is the block size of its namespace as a
-    /// power of two, and counts for I/O commands only.
+    /// Returns the data transfer. `block_shift` is the binary logarithm of the block size; it matters
+    /// for I/O commands only.
     #[must_use]
     pub fn data_len(&self, block_shift: u8) -> Transfer {
         match self {
@@ -129,11 +126,11 @@ impl Command {
         }
     }
 
-    /// Whether an SGL of `length` bytes fits the command. Blocks have to fit exactly; elsewhere the
-    /// host may give more room: Linux sends 4096 bytes with any Dataset Management.
+    /// Checks the SGL length. It must match blocks exactly, and be sufficient for data structures:
+    /// Linux sends 4096 bytes with any Dataset Management.
     ///
     /// # Errors
-    /// Data SGL Length Invalid, with Do Not Retry.
+    /// Fails with Data SGL Length Invalid. Do Not Retry is set.
     pub fn check_sgl_length(&self, length: u32, block_shift: u8) -> Result<(), Status> {
         let (length, needed) = (u64::from(length), self.data_len(block_shift).len());
         let fits = match self {
@@ -144,18 +141,18 @@ impl Command {
     }
 }
 
-/// An entry with this opcode, an SGL of no bytes, and all else 0.
+/// Returns an entry with that opcode, an SGL of length 0, and zeros.
 fn entry(opcode: u8) -> Sqe {
     let flags = Sqe::PSDT_SGL << 6;
     Sqe { opcode, flags, sgl1: Sgl::transport(0), ..Sqe::new_zeroed() }
 }
 
-/// NVMe/TCP 1.0 §3.3.2: a data pointer is an SGL, never PRPs.
+/// Checks PSDT: over TCP a data pointer is an SGL, never PRPs (NVMe/TCP 1.0 §3.3.2).
 fn check_psdt(sqe: &Sqe) -> Result<(), Status> {
     if sqe.psdt() == Sqe::PSDT_SGL { Ok(()) } else { Err(invalid_field()) }
 }
 
-/// NVMe Base 2.0 §3.4.2: only I/O commands are fused.
+/// Checks that the command is not fused: only I/O commands are (NVMe Base 2.0 §3.4.2).
 fn check_alone(sqe: &Sqe) -> Result<(), Status> {
     check_psdt(sqe)?;
     if sqe.fuse() == Fuse::Normal { Ok(()) } else { Err(invalid_field()) }
@@ -165,7 +162,7 @@ const fn invalid_field() -> Status {
     Status::INVALID_FIELD.dnr()
 }
 
-/// Bits of a dword, from `first` on, as many as the type has.
+/// Returns bits of a dword from `first`.
 fn byte(dword: U32, first: u32) -> u8 {
     (dword.get() >> first & 0xff) as u8
 }
@@ -178,17 +175,17 @@ fn bit(dword: U32, number: u32) -> bool {
     dword.get() >> number & 1 != 0
 }
 
-/// A bit of a dword to be emitted.
+/// Returns a dword with bit `number` set if `on`.
 fn flag(on: bool, number: u32) -> u32 {
     u32::from(on) << number
 }
 
-/// A 64-bit number from its lower and its upper dword.
+/// Returns a 64-bit number from its lower and upper dword.
 fn quad(lower: U32, upper: U32) -> u64 {
     u64::from(upper.get()) << 32 | u64::from(lower.get())
 }
 
-/// The lower and the upper dword of a 64-bit number.
+/// Returns the lower and upper dword of a 64-bit number.
 fn dwords(value: u64) -> (U32, U32) {
     let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
     (U32::from_bytes([a, b, c, d]), U32::from_bytes([e, f, g, h]))

@@ -1,22 +1,21 @@
-//! How a command ends: every status that this target or its host gives or meets, by name.
-//!
-//! Knows which status a disk's fault becomes; does not know who gives which status when.
+//! Status codes of completions, by name.
 
 use core::fmt;
 
 use export::Fault;
 
 /// A status: code in bits 7:0, code type in bits 10:8, retry delay in 12:11, More in 13, Do Not
-/// Retry in 14 (NVMe Base 2.0 §3.3.3.2.1). The status field of a completion without its phase.
+/// Retry in 14 (NVMe Base 2.0 §3.3.3.2.1). This is the status field of a completion without its
+/// phase tag.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Status(u16);
 
-/// Which way the data of a failed request went.
+/// Direction of a failed disk request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// From the disk.
+    /// A read.
     Read,
-    /// To the disk, and what only changes or secures what is on it.
+    /// A write, flush, discard or other change.
     Write,
 }
 
@@ -25,70 +24,70 @@ impl Status {
     const MORE: u16 = 1 << 13;
     const DNR: u16 = 1 << 14;
 
-    /// Any status, by code type (3 bits) and code.
+    /// Creates a status from code type (3 bits) and code.
     #[must_use]
     pub const fn new(sct: u8, sc: u8) -> Self {
         Self(u16::from_be_bytes([sct & 0b111, sc]))
     }
 
-    /// The same with Do Not Retry: the command fails the same way again.
+    /// Returns the status with Do Not Retry: the command would fail again.
     #[must_use]
     pub const fn dnr(self) -> Self {
         Self(self.0 | Self::DNR)
     }
 
-    /// The same with More: the error log tells more of it.
+    /// Returns the status with More: the error log has details.
     #[must_use]
     pub const fn more(self) -> Self {
         Self(self.0 | Self::MORE)
     }
 
-    /// The status alone, without More, Do Not Retry and retry delay: what to compare by name.
+    /// Returns the status without More, Do Not Retry and retry delay, for comparisons.
     #[must_use]
     pub const fn code(self) -> Self {
         Self(self.0 & Self::CODE)
     }
 
-    /// Status code type: 0 generic, 1 command specific, 2 media, 3 path.
+    /// Returns the status code type: 0 generic, 1 command specific, 2 media, 3 path.
     #[must_use]
     pub const fn sct(self) -> u8 {
         let [sct, _] = self.code().0.to_be_bytes();
         sct
     }
 
-    /// Status code.
+    /// Returns the status code.
     #[must_use]
     pub const fn sc(self) -> u8 {
         let [_, sc] = self.0.to_be_bytes();
         sc
     }
 
-    /// Whether the host is told not to retry.
+    /// Returns whether Do Not Retry is set.
     #[must_use]
     pub const fn is_dnr(self) -> bool {
         self.0 & Self::DNR != 0
     }
 
-    /// Whether the command succeeded.
+    /// Returns whether the command succeeded.
     #[must_use]
     pub const fn is_success(self) -> bool {
         self.code().0 == 0
     }
 
-    /// The 16 bits of a completion, with phase tag 0.
+    /// Returns the 16-bit field of a completion, with phase tag 0.
     #[must_use]
     pub const fn to_field(self) -> u16 {
         self.0 << 1
     }
 
-    /// The status in the 16 bits of a completion, whatever its phase tag.
+    /// Parses the 16-bit field of a completion; ignores the phase tag.
     #[must_use]
     pub const fn from_field(field: u16) -> Self {
         Self(field >> 1)
     }
 
-    /// What the host is told of a disk's fault. Do Not Retry is set where the same command would
-    /// fail again: the kernel below has already retried a failed sector.
+    /// Returns the status for a fault of the disk. Do Not Retry is set if the command would fail again:
+    /// the kernel has retried failed sectors already.
     #[must_use]
     pub const fn from_fault(fault: Fault, direction: Direction) -> Self {
         match (fault, direction) {
@@ -105,7 +104,7 @@ impl Status {
     }
 }
 
-/// The table of statuses: name, code type, code, sentence.
+/// Table of statuses: name, code type, code, text.
 macro_rules! statuses {
     ($($name:ident $sct:literal $sc:literal $sentence:literal)*) => {
         impl Status { $(
@@ -113,10 +112,10 @@ macro_rules! statuses {
             pub const $name: Self = Self::new($sct, $sc);
         )* }
 
-        /// Every status that has a name.
+        /// All statuses with a name.
         pub const ALL: &[Status] = &[$(Status::$name),*];
 
-        /// Name and sentence of a status without flags.
+        /// Returns name and text of a status without flags.
         fn row(code: Status) -> Option<(&'static str, &'static str)> {
             match code {
                 $(Status::$name => Some((stringify!($name), $sentence)),)*
@@ -128,85 +127,84 @@ macro_rules! statuses {
 
 statuses! {
     SUCCESS                        0 0x00 "the command succeeded"
-    INVALID_OPCODE                 0 0x01 "the controller has no such command"
-    INVALID_FIELD                  0 0x02 "a field of the command has a value that is not allowed"
-    COMMAND_ID_CONFLICT            0 0x03 "another command is under way with the same identifier"
-    DATA_TRANSFER_ERROR            0 0x04 "the data did not come over whole"
-    ABORTED_POWER_LOSS             0 0x05 "the command ended for want of power"
-    INTERNAL_ERROR                 0 0x06 "the controller failed inside"
-    ABORT_REQUESTED                0 0x07 "an Abort ended the command"
-    ABORTED_SQ_DELETION            0 0x08 "the command ended with its queue"
+    INVALID_OPCODE                 0 0x01 "invalid command opcode"
+    INVALID_FIELD                  0 0x02 "invalid field in the command"
+    COMMAND_ID_CONFLICT            0 0x03 "the command identifier is in use"
+    DATA_TRANSFER_ERROR            0 0x04 "data transfer error"
+    ABORTED_POWER_LOSS             0 0x05 "the command was aborted because of a power loss"
+    INTERNAL_ERROR                 0 0x06 "internal error of the controller"
+    ABORT_REQUESTED                0 0x07 "the command was aborted on request"
+    ABORTED_SQ_DELETION            0 0x08 "the command was aborted because its queue was deleted"
     ABORTED_FAILED_FUSED           0 0x09 "the other command of the fused pair failed"
     ABORTED_MISSING_FUSED          0 0x0a "the other command of the fused pair is missing"
-    INVALID_NAMESPACE              0 0x0b "there is no such namespace, or not in this form"
-    COMMAND_SEQUENCE_ERROR         0 0x0c "the command came at the wrong time"
-    INVALID_SGL_SEGMENT            0 0x0d "an SGL segment descriptor is wrong"
-    INVALID_SGL_COUNT              0 0x0e "the number of SGL descriptors is wrong"
-    DATA_SGL_LENGTH_INVALID        0 0x0f "the SGL is shorter or longer than the data"
-    METADATA_SGL_LENGTH_INVALID    0 0x10 "the SGL is shorter or longer than the metadata"
-    SGL_TYPE_INVALID               0 0x11 "the SGL descriptor has a type that is not supported"
-    INVALID_PRP_OFFSET             0 0x13 "the offset of a PRP entry is wrong"
-    ATOMIC_WRITE_UNIT_EXCEEDED     0 0x14 "the write is larger than the atomic unit"
-    OPERATION_DENIED               0 0x15 "the host may not do this"
-    SGL_OFFSET_INVALID             0 0x16 "the offset of the SGL is outside the capsule"
-    HOST_ID_INCONSISTENT           0 0x18 "the host identifier has another length than before"
-    KEEP_ALIVE_EXPIRED             0 0x19 "the host kept silent too long"
-    KEEP_ALIVE_INVALID             0 0x1a "the Keep Alive timeout is not allowed"
-    ABORTED_PREEMPT                0 0x1b "a reservation ended the command"
+    INVALID_NAMESPACE              0 0x0b "invalid namespace"
+    COMMAND_SEQUENCE_ERROR         0 0x0c "command sequence error"
+    INVALID_SGL_SEGMENT            0 0x0d "invalid SGL segment descriptor"
+    INVALID_SGL_COUNT              0 0x0e "invalid number of SGL descriptors"
+    DATA_SGL_LENGTH_INVALID        0 0x0f "the SGL length does not match the data"
+    METADATA_SGL_LENGTH_INVALID    0 0x10 "the SGL length does not match the metadata"
+    SGL_TYPE_INVALID               0 0x11 "unsupported SGL descriptor type"
+    INVALID_PRP_OFFSET             0 0x13 "invalid PRP offset"
+    ATOMIC_WRITE_UNIT_EXCEEDED     0 0x14 "the write is larger than the atomic write unit"
+    OPERATION_DENIED               0 0x15 "operation denied"
+    SGL_OFFSET_INVALID             0 0x16 "the SGL offset is outside the capsule"
+    HOST_ID_INCONSISTENT           0 0x18 "the format of the host identifier is inconsistent"
+    KEEP_ALIVE_EXPIRED             0 0x19 "the keep-alive timer expired"
+    KEEP_ALIVE_INVALID             0 0x1a "invalid keep-alive timeout"
+    ABORTED_PREEMPT                0 0x1b "the command was aborted by a reservation preempt"
     SANITIZE_FAILED                0 0x1c "the last sanitize failed"
-    SANITIZE_IN_PROGRESS           0 0x1d "a sanitize is under way"
-    SGL_GRANULARITY_INVALID        0 0x1e "an SGL address or length is not a whole dword"
+    SANITIZE_IN_PROGRESS           0 0x1d "a sanitize operation is in progress"
+    SGL_GRANULARITY_INVALID        0 0x1e "an SGL address or length is not a multiple of four bytes"
     NAMESPACE_WRITE_PROTECTED      0 0x20 "the namespace is write protected"
-    COMMAND_INTERRUPTED            0 0x21 "the command had to give way: try it again"
-    TRANSIENT_TRANSPORT_ERROR      0 0x22 "the transport damaged the data: try it again"
-    COMMAND_PROHIBITED             0 0x23 "the command is locked down"
-    LBA_OUT_OF_RANGE               0 0x80 "the blocks lie beyond the end of the namespace"
-    CAPACITY_EXCEEDED              0 0x81 "there is no room left for the data"
-    NAMESPACE_NOT_READY            0 0x82 "the namespace is not there now"
+    COMMAND_INTERRUPTED            0 0x21 "the command was interrupted: retry it"
+    TRANSIENT_TRANSPORT_ERROR      0 0x22 "transient transport error: retry the command"
+    COMMAND_PROHIBITED             0 0x23 "the command is prohibited by a lockdown"
+    LBA_OUT_OF_RANGE               0 0x80 "the blocks are beyond the end of the namespace"
+    CAPACITY_EXCEEDED              0 0x81 "no space left"
+    NAMESPACE_NOT_READY            0 0x82 "the namespace is not ready"
     RESERVATION_CONFLICT           0 0x83 "another host holds a reservation"
-    FORMAT_IN_PROGRESS             0 0x84 "a format is under way"
-    INVALID_QUEUE_IDENTIFIER       1 0x01 "there is no such queue, or it is in use"
-    INVALID_QUEUE_SIZE             1 0x02 "the queue is too small or too large"
-    ABORT_LIMIT_EXCEEDED           1 0x03 "too many Aborts at once"
-    ASYNC_EVENT_LIMIT_EXCEEDED     1 0x05 "too many Asynchronous Event Requests at once"
-    INVALID_LOG_PAGE               1 0x09 "there is no such log page"
-    INVALID_FORMAT                 1 0x0a "the format is not supported"
-    FEATURE_NOT_SAVEABLE           1 0x0d "the feature cannot be saved"
-    FEATURE_NOT_CHANGEABLE         1 0x0e "the feature cannot be changed"
-    FEATURE_NOT_NAMESPACE_SPECIFIC 1 0x0f "the feature is not of a namespace"
-    OVERLAPPING_RANGE              1 0x14 "ranges overlap"
-    INVALID_CONTROLLER_IDENTIFIER  1 0x1f "there is no such controller"
+    FORMAT_IN_PROGRESS             0 0x84 "a format is in progress"
+    INVALID_QUEUE_IDENTIFIER       1 0x01 "invalid queue identifier"
+    INVALID_QUEUE_SIZE             1 0x02 "invalid queue size"
+    ABORT_LIMIT_EXCEEDED           1 0x03 "too many outstanding Aborts"
+    ASYNC_EVENT_LIMIT_EXCEEDED     1 0x05 "too many outstanding Asynchronous Event Requests"
+    INVALID_LOG_PAGE               1 0x09 "invalid log page"
+    INVALID_FORMAT                 1 0x0a "invalid format"
+    FEATURE_NOT_SAVEABLE           1 0x0d "the feature is not saveable"
+    FEATURE_NOT_CHANGEABLE         1 0x0e "the feature is not changeable"
+    FEATURE_NOT_NAMESPACE_SPECIFIC 1 0x0f "the feature is not namespace specific"
+    OVERLAPPING_RANGE              1 0x14 "overlapping ranges"
+    INVALID_CONTROLLER_IDENTIFIER  1 0x1f "invalid controller identifier"
     COMMAND_SET_NOT_SUPPORTED      1 0x29 "the command set is not supported"
     COMMAND_SET_NOT_ENABLED        1 0x2a "the command set is not enabled"
-    COMMAND_SETS_REJECTED          1 0x2b "this combination of command sets is not supported"
-    INVALID_COMMAND_SET            1 0x2c "there is no such command set"
+    COMMAND_SETS_REJECTED          1 0x2b "the combination of command sets is not supported"
+    INVALID_COMMAND_SET            1 0x2c "invalid command set"
     CONNECT_INCOMPATIBLE_FORMAT    1 0x80 "the record format of Connect is not supported"
-    CONNECT_CONTROLLER_BUSY        1 0x81 "the controller has a host already"
-    CONNECT_INVALID_PARAMETERS     1 0x82 "a parameter of Connect is wrong"
-    CONNECT_RESTART_DISCOVERY      1 0x83 "the subsystem is elsewhere: ask the discovery service"
-    CONNECT_INVALID_HOST           1 0x84 "the host may not use this subsystem"
-    INVALID_QUEUE_TYPE             1 0x85 "this queue cannot be disconnected alone"
+    CONNECT_CONTROLLER_BUSY        1 0x81 "the controller is busy"
+    CONNECT_INVALID_PARAMETERS     1 0x82 "invalid Connect parameters"
+    CONNECT_RESTART_DISCOVERY      1 0x83 "restart discovery: the subsystem is at another address"
+    CONNECT_INVALID_HOST           1 0x84 "the host is not allowed to use this subsystem"
+    INVALID_QUEUE_TYPE             1 0x85 "this type of queue cannot be disconnected alone"
     DISCOVER_RESTART               1 0x90 "the discovery log changed: read it again"
-    AUTHENTICATION_REQUIRED        1 0x91 "the host has to authenticate first"
-    WRITE_FAULT                    2 0x80 "the disk could not write"
-    UNRECOVERED_READ_ERROR         2 0x81 "the disk could not read"
-    GUARD_CHECK_ERROR              2 0x82 "the guard tag does not match"
-    APPLICATION_TAG_CHECK_ERROR    2 0x83 "the application tag does not match"
-    REFERENCE_TAG_CHECK_ERROR      2 0x84 "the reference tag does not match"
+    AUTHENTICATION_REQUIRED        1 0x91 "authentication required"
+    WRITE_FAULT                    2 0x80 "write error of the disk"
+    UNRECOVERED_READ_ERROR         2 0x81 "read error of the disk"
+    GUARD_CHECK_ERROR              2 0x82 "guard check error"
+    APPLICATION_TAG_CHECK_ERROR    2 0x83 "application tag check error"
+    REFERENCE_TAG_CHECK_ERROR      2 0x84 "reference tag check error"
     COMPARE_FAILURE                2 0x85 "the blocks differ from the data"
-    ACCESS_DENIED                  2 0x86 "the host may not access these blocks"
-    DEALLOCATED_BLOCK              2 0x87 "the blocks were never written"
-    INTERNAL_PATH_ERROR            3 0x00 "the controller cannot reach the namespace"
-    ANA_PERSISTENT_LOSS            3 0x01 "this path to the namespace is gone for good"
-    ANA_INACCESSIBLE               3 0x02 "this path to the namespace is closed now"
-    ANA_TRANSITION                 3 0x03 "this path to the namespace is changing"
-    CONTROLLER_PATH_ERROR          3 0x60 "the controller lost the path"
-    HOST_PATH_ERROR                3 0x70 "the host lost the path"
-    ABORTED_BY_HOST                3 0x71 "the host ended the command"
+    ACCESS_DENIED                  2 0x86 "access to these blocks is denied"
+    DEALLOCATED_BLOCK              2 0x87 "the blocks are deallocated or unwritten"
+    INTERNAL_PATH_ERROR            3 0x00 "internal path error of the controller"
+    ANA_PERSISTENT_LOSS            3 0x01 "the path to the namespace is permanently lost"
+    ANA_INACCESSIBLE               3 0x02 "the path to the namespace is inaccessible"
+    ANA_TRANSITION                 3 0x03 "the path to the namespace is in transition"
+    CONTROLLER_PATH_ERROR          3 0x60 "path error detected by the controller"
+    HOST_PATH_ERROR                3 0x70 "path error detected by the host"
+    ABORTED_BY_HOST                3 0x71 "the command was aborted by the host"
 }
 
-/// Commands that share numbers with others: the code means this for I/O commands, where it means
-/// something of Connect's for Fabrics commands.
+/// I/O command statuses whose numbers mean something else for Fabrics commands.
 impl Status {
     /// Conflicting attributes of Dataset Management (1h/80h).
     pub const CONFLICTING_ATTRIBUTES: Self = Self::new(1, 0x80);
@@ -248,7 +246,7 @@ mod test {
     }
 
     #[test]
-    fn every_status_keeps_its_numbers_through_the_field() {
+    fn numbers_survive_the_completion_field() {
         for &status in ALL {
             let back = Status::from_field(status.dnr().more().to_field());
             assert_eq!((back.sct(), back.sc(), back.is_dnr()), (status.sct(), status.sc(), true));
@@ -259,7 +257,7 @@ mod test {
     }
 
     #[test]
-    fn no_two_names_have_the_same_numbers() {
+    fn numbers_are_unique() {
         let distinct: std::collections::HashSet<_> = ALL.iter().collect();
         assert_eq!(distinct.len(), ALL.len());
     }
@@ -287,7 +285,7 @@ mod test {
     }
 
     #[test]
-    fn a_status_shows_by_name() {
+    fn statuses_are_shown_by_name() {
         assert_eq!(format!("{:?}", Status::INVALID_FIELD.dnr()), "INVALID_FIELD|DNR");
         assert_eq!(format!("{:?}", Status::new(7, 0xff)), "7h/ffh");
         assert_eq!(Status::COMPARE_FAILURE.to_string(), "the blocks differ from the data (2h/85h)");

@@ -1,5 +1,5 @@
-//! DH-HMAC-CHAP: its keys, and what a response is made of (NVMe Base 2.0 §8.13.5). The conversation is in `controller` and
-//! `host`. It knows no command.
+//! DH-HMAC-CHAP: secrets, and the calculation of responses (NVMe Base 2.0 §8.13.5). `controller`
+//! and `host` hold the message exchange.
 
 use std::fmt;
 
@@ -14,20 +14,20 @@ use crate::wire::auth::sc_c;
 
 const NAME: &str = "DHHC-1";
 
-/// A key, as its owner copies it from one machine to another: `DHHC-1:HH:…:`.
+/// A DH-HMAC-CHAP secret: `DHHC-1:HH:…:`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// The hash by which it is bound to the name of who holds it; nothing if it is used as it is.
+    /// Hash that transforms the secret with the NQN; `None` if it is used untransformed.
     pub hash: Option<Hash>,
-    /// The key: 32, 48 or 64 bytes.
+    /// The secret: 32, 48 or 64 bytes.
     pub key: Secret,
 }
 
 impl Key {
-    /// The key in a text of the interchange form. White space around it is ignored.
+    /// Parses the secret representation. White space around it is ignored.
     ///
     /// # Errors
-    /// What is wrong with the text.
+    /// Fails if the text is malformed, or if hash, length or checksum is invalid.
     pub fn parse(text: &[u8]) -> Result<Self, KeyError> {
         let (hash, key) = interchange::parse(NAME, text)?;
         match (hash, Hash::parse(hash)) {
@@ -36,20 +36,20 @@ impl Key {
         }
     }
 
-    /// The text of the key.
+    /// Returns the secret representation.
     #[must_use]
     pub fn emit(&self) -> Secret {
         interchange::emit(NAME, self.hash.map_or(0, Hash::id), self.key.bytes())
     }
 
-    /// A new key out of `random` bytes: as many of the first as the hash has, or 32 without.
+    /// Creates a secret from `random`. Uses as many bytes as the hash has, or 32 without a hash.
     #[must_use]
     pub fn generate(hash: Option<Hash>, random: &[u8; 64]) -> Self {
         let key = random.get(..hash.map_or(32, Hash::size)).unwrap_or(random);
         Self { hash, key: Secret::new(key.to_vec()) }
     }
 
-    /// The key as whoever is called `nqn` uses it (NVMe Base 2.0 §8.13.5.7).
+    /// Returns the secret transformed with the NQN of its owner (NVMe Base 2.0 §8.13.5.7).
     fn transformed(&self, nqn: &str) -> Zeroizing<Vec<u8>> {
         match self.hash {
             None => Zeroizing::new(self.key.bytes().to_vec()),
@@ -58,33 +58,33 @@ impl Key {
     }
 }
 
-/// Whose response it is.
+/// The end that calculates a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Prover {
     Host,
     Controller,
 }
 
-/// Between whom: both names are part of every response.
+/// NQNs of both ends; every response covers them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Names {
     pub(crate) host: String,
     pub(crate) subsystem: String,
 }
 
-/// What a response answers.
+/// Inputs of a response.
 pub(super) struct Question<'a> {
     pub(super) hash: Hash,
     pub(super) t_id: u16,
     pub(super) sc_c: u8,
     pub(super) sequence: u32,
     pub(super) challenge: &'a [u8],
-    /// What the exchange agreed on, if there was one.
+    /// DH shared secret, unless the NULL group is used.
     pub(super) agreed: Option<&'a Secret>,
 }
 
 impl Question<'_> {
-    /// The response of one of the two, who has `key` (NVMe Base 2.0 §8.13.5.4, §8.13.5.5).
+    /// Calculates the response of `role` with its secret (NVMe Base 2.0 §8.13.5.4, §8.13.5.5).
     pub(super) fn response(&self, key: &Key, names: &Names, by: Prover) -> Zeroizing<Vec<u8>> {
         let Names { host, subsystem } = names;
         let (role, own, other) = match by {
@@ -106,12 +106,13 @@ impl Question<'_> {
         )
     }
 
-    /// The same as hosts make it that leave SC_C out of it, as Linux did when it learned to ask for a secured channel.
+    /// Returns the inputs with SC_C zero. Some Linux versions calculate the response so, although they
+    /// requested secure channel concatenation.
     pub(super) fn without_sc_c(&self) -> Question<'_> {
         Question { sc_c: sc_c::NONE, ..*self }
     }
 
-    /// The challenge, with what was agreed on (NVMe Base 2.0 §8.13.5.4, Ca).
+    /// Returns the challenge augmented with the DH shared secret (Ca, NVMe Base 2.0 §8.13.5.4).
     fn augmented(&self) -> Zeroizing<Vec<u8>> {
         match self.agreed {
             None => Zeroizing::new(self.challenge.to_vec()),
@@ -120,16 +121,17 @@ impl Question<'_> {
     }
 }
 
-/// The generated PSK, which both ends have after DH-HMAC-CHAP with a secured channel to follow: HMAC of both challenges
-/// with what was agreed on (NVMe Base 2.0 §8.13.5.9). The key of HMAC is hashed by HMAC itself: it is longer than a block.
+/// Returns the generated PSK for secure channel concatenation: HMAC of both challenges with the DH
+/// shared secret (NVMe Base 2.0 §8.13.5.9).
 pub(super) fn generated_psk(hash: Hash, agreed: &Secret, c1: &[u8], c2: &[u8]) -> Secret {
     Secret::new(hash.mac(agreed.bytes(), &[c1, c2]).to_vec())
 }
 
-/// Where random bytes come from. Tells whether there are any.
+/// Source of random bytes. Fills the slice; returns `false` on failure.
 pub type Random = fn(&mut [u8]) -> bool;
 
-/// Random bytes of the system's generator, by its system call: there may be no file to open.
+/// Fills `bytes` from getrandom(2). Needs no device file, unlike `/dev/urandom`. Returns `false` on
+/// failure.
 #[must_use]
 pub fn system_random(bytes: &mut [u8]) -> bool {
     let mut rest = bytes;
@@ -143,17 +145,17 @@ pub fn system_random(bytes: &mut [u8]) -> bool {
     true
 }
 
-/// An error of [`Random`].
+/// Failure of a [`RandomSource`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct NoRandomness;
 
 impl fmt::Display for NoRandomness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the system gives no random bytes")
+        f.write_str("cannot get random bytes from the system")
     }
 }
 
-/// That many random bytes.
+/// Returns `N` random bytes.
 pub(super) fn draw<const N: usize>(random: Random) -> Result<Zeroizing<[u8; N]>, NoRandomness> {
     let mut bytes = Zeroizing::new([0; N]);
     if random(bytes.as_mut()) { Ok(bytes) } else { Err(NoRandomness) }
@@ -179,7 +181,7 @@ mod test {
     const LONG: &str = "DHHC-1:03:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vMDEyMzQ1Njc4OTo7PD0+P4zODhA=:";
 
     #[test]
-    fn the_interchange_form_there_and_back() {
+    fn secret_representation_round_trip() {
         assert_eq!(Key::parse(TEXT.as_bytes()), Ok(key(Some(Hash::Sha256), 32)));
         assert_eq!(Key::parse(LONG.as_bytes()), Ok(key(Some(Hash::Sha512), 64)));
         assert_eq!(key(Some(Hash::Sha256), 32).emit().bytes(), TEXT.as_bytes());
@@ -190,7 +192,7 @@ mod test {
         }
     }
 
-    /// X14: a short secret, an unknown hash (MD5 has no number here), a damaged key.
+    /// X14: a secret that is too short, an unknown hash, a wrong checksum.
     #[test]
     fn x14_weak_or_damaged_keys_are_refused() {
         let why = |text: &str| Key::parse(text.as_bytes()).unwrap_err();
@@ -201,7 +203,7 @@ mod test {
         assert_eq!(Key::parse(short.bytes()), Err(KeyError::Length(16)));
     }
 
-    /// Computed elsewhere.
+    /// Computed by an independent implementation.
     #[test]
     fn known_responses() {
         let agreed = Secret::new(vec![0xdd; 256]);
@@ -235,10 +237,11 @@ mod test {
         );
     }
 
-    /// Set for the child processes of the test, which only print what they draw.
+    /// Set for the child processes of the test, which print random values and exit.
     const DRAWS: &str = "STORAGETM_TEST_DRAWS";
 
-    /// X12: no challenge comes twice, in one process or after a restart, nor does a source without randomness give any.
+    /// X12: challenges do not repeat, neither in a process nor across restarts. Fails without a random
+    /// source.
     #[test]
     fn x12_random_bytes_do_not_repeat_after_restarts() {
         if std::env::var_os(DRAWS).is_some() {

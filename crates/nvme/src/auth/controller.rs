@@ -1,5 +1,5 @@
-//! The controller's end of DH-HMAC-CHAP: messages in, messages out (NVMe Base 2.0 §8.13.5). It knows no command, and no
-//! policy: the keys are given.
+//! The controller side of DH-HMAC-CHAP (NVMe Base 2.0 §8.13.5): a state machine from messages to
+//! messages. The caller supplies the secrets.
 
 use std::time::Duration;
 
@@ -12,20 +12,20 @@ use super::hash::Hash;
 use super::psk::{self, Psk};
 use crate::wire::auth::{Challenge, Explanation, FromController, FromHost, Negotiate, Reply, sc_c};
 
-/// What is asked of hosts, and where random bytes come from.
+/// Authentication settings of a target.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// The hashes that may be used, the one that is liked best first; where a TLS key is to come of it, the shortest.
+    /// Accepted hashes in order of preference. With secure channel concatenation the shortest is used.
     pub hashes: Vec<Hash>,
-    /// The groups that may be used, the one that is liked best first.
+    /// Accepted DH groups in order of preference.
     ///
-    /// By default all but [`Group::Null`], the smallest first. A peer that has proven nothing yet has us calculate in the
-    /// group: with ffdhe2048 for two milliseconds, with ffdhe8192 for twenty times as long; and the keys, of 256 bits,
-    /// are what is proven: the group adds that nobody can try keys on what he overheard, however many there are.
+    /// Default: all but [`Group::Null`], the smallest first. An unauthenticated peer makes the
+    /// controller calculate in the group: about 2 ms with ffdhe2048, 20 times as long with ffdhe8192.
+    /// The secrets have 256 bits or more; the group prevents offline attacks on weak ones.
     pub groups: Vec<Group>,
-    /// Whether connections in a secured channel can be had: a generated key is of use for nothing else.
+    /// Whether TLS is available. Required for secure channel concatenation.
     pub tls: bool,
-    /// Random bytes.
+    /// Source of random bytes.
     pub random: Random,
 }
 
@@ -41,7 +41,7 @@ impl Default for Rules {
 }
 
 impl Rules {
-    /// The same, but a host may also do without a group, if it has none that may be used.
+    /// Accepts the NULL group from hosts that support no other accepted group.
     #[must_use]
     pub fn allow_null_group(mut self) -> Self {
         if !self.groups.contains(&Group::Null) {
@@ -56,8 +56,8 @@ impl Rules {
         if offer.sc_c == sc_c::NONE {
             return mine.next();
         }
-        // It is the hash of the TLS key, too: no cipher suite has SHA-512, and hosts whose TLS library is GnuTLS before
-        // 3.8.11 cannot use a key of SHA-384.
+        // The hash also selects the TLS cipher suite. None uses SHA-512, and hosts with GnuTLS before
+        // 3.8.11 cannot use a PSK with SHA-384.
         mine.filter(|hash| *hash != Hash::Sha512).min_by_key(|hash| hash.id())
     }
 
@@ -67,7 +67,7 @@ impl Rules {
         if offer.sc_c == sc_c::NONE {
             return mine.next();
         }
-        // The group protects not only a proof then, but all that goes through the channel: 128 bits, if there are.
+        // The group protects the TLS channel as well: prefers a strength of at least 128 bits.
         let mine: Vec<Group> = mine.filter(|group| *group != Group::Null).collect();
         mine.iter()
             .copied()
@@ -76,61 +76,62 @@ impl Rules {
     }
 }
 
-/// The keys of one host.
+/// The secrets of one host.
 #[derive(Clone, Debug)]
 pub(crate) struct Keys {
     pub(crate) id: KeyId,
-    /// What the host proves to know.
+    /// Secret of the host.
     pub(crate) host: Key,
-    /// What the controller proves to know, if the host asks.
+    /// Secret of the controller, for bidirectional authentication.
     pub(crate) controller: Option<Key>,
-    /// Whether a generated key is derived as Linux 6.15 did.
+    /// Whether to derive generated PSKs as Linux 6.15 does.
     pub(crate) compat: bool,
 }
 
-/// One end of a conversation on one queue.
+/// The controller side of authentication on one queue.
 #[derive(Debug)]
 pub(crate) struct Controller {
     names: Names,
     rules: Rules,
     setting: Setting,
     t_id: u16,
-    /// How often the host has begun since it last proved anything.
+    /// Negotiations since the host last authenticated.
     begun: u8,
     stage: Stage,
 }
 
-/// How often a host may begin before it proves anything: each beginning has us calculate.
+/// Maximum of negotiations before the host authenticates: each one costs calculation time.
 const BEGINNINGS: u8 = 2;
 
-/// Where the conversation takes place.
+/// Properties of the queue that authenticates.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Setting {
-    /// On the Admin queue: a secured channel can be asked for there only.
+    /// Admin queue. Secure channel concatenation is valid only there.
     pub(crate) admin: bool,
-    /// In a secured channel.
+    /// The connection uses TLS.
     pub(crate) secured: bool,
 }
 
 #[derive(Debug)]
 enum Stage {
-    /// AUTH_Negotiate is due.
+    /// Expects AUTH_Negotiate.
     Idle,
-    /// The challenge waits to be fetched.
+    /// DH-HMAC-CHAP_Challenge is to be read.
     Challenge(Box<Asked>, Vec<u8>),
-    /// DH-HMAC-CHAP_Reply is due.
+    /// Expects DH-HMAC-CHAP_Reply.
     Reply(Box<Asked>),
-    /// Success1 waits to be fetched; then Success2 is due, or all is done.
+    /// DH-HMAC-CHAP_Success1 is to be read. Then expects DH-HMAC-CHAP_Success2, if authentication is
+    /// bidirectional.
     Success1(Vec<u8>, Option<Box<Shown>>),
-    /// DH-HMAC-CHAP_Success2 is due.
+    /// Expects DH-HMAC-CHAP_Success2.
     Success2(Box<Shown>),
-    /// AUTH_Failure1 waits to be fetched.
+    /// AUTH_Failure1 is to be read.
     Failure1(Vec<u8>),
-    /// It failed, and the host has been told, or said so itself.
+    /// Failed; no message is left.
     Over,
 }
 
-/// What the host was asked.
+/// A challenge sent to the host.
 #[derive(Debug)]
 struct Asked {
     keys: Keys,
@@ -141,27 +142,27 @@ struct Asked {
     challenge: Vec<u8>,
 }
 
-/// What a host has shown.
+/// Result of a successful authentication.
 #[derive(Debug)]
 pub(crate) struct Shown {
-    /// It knows this key.
+    /// Key identifier of the host.
     pub(crate) key: KeyId,
-    /// The keys for a secured channel that came out of it, if it asked for one.
+    /// Generated TLS PSKs, if the host requested secure channel concatenation.
     pub(crate) psks: Vec<Psk>,
-    /// Whether nothing is left for the host to fetch.
+    /// Whether no message is left for the host to read.
     pub(crate) settled: bool,
 }
 
-/// How far a message has brought the conversation.
+/// Result of a message.
 #[derive(Debug)]
 pub(crate) enum Progress {
-    /// On.
+    /// The exchange continues.
     Going,
-    /// The host knows its key, and asks nothing more of us: it is done once it fetched Success1.
+    /// The host is authenticated. In the unidirectional case it still reads Success1.
     Proven(Box<Shown>),
-    /// It failed; the host can fetch why.
+    /// Authentication failed; AUTH_Failure1 is to be read.
     Failed(Explanation),
-    /// The host gave up.
+    /// The host sent AUTH_Failure2.
     GivenUp,
 }
 
@@ -170,7 +171,7 @@ impl Controller {
         Self { names, rules, setting, t_id: 0, begun: 0, stage: Stage::Idle }
     }
 
-    /// A message came. `keys` are those that the host has just now.
+    /// Processes a message of Authentication Send. `keys` are the current secrets of the host.
     pub(crate) fn send(&mut self, bytes: &[u8], keys: Option<&Keys>) -> Progress {
         match self.hear(bytes, keys) {
             Ok(progress) => {
@@ -183,13 +184,13 @@ impl Controller {
         }
     }
 
-    /// Ends it: the host finds `why` in place of what it waits for.
+    /// Fails the exchange: the next message that the host reads is AUTH_Failure1.
     pub(crate) fn refuse(&mut self, why: Explanation) -> Progress {
         self.stage = Stage::Failure1(FromController::Failure1(why).emit(self.t_id, 0));
         Progress::Failed(why)
     }
 
-    /// How much calculation the message would cost, before who sent it has proven anything.
+    /// Estimates the calculation time of a message from an unauthenticated host.
     pub(crate) fn cost(&self, bytes: &[u8]) -> Duration {
         match FromHost::parse(bytes) {
             Ok((_, FromHost::Negotiate(offer))) if self.begun < BEGINNINGS => {
@@ -199,12 +200,12 @@ impl Controller {
         }
     }
 
-    /// Whether it failed: no message changes that, even if the host has not been told yet.
+    /// Returns whether the exchange failed, whether or not the host has read AUTH_Failure1.
     pub(crate) fn has_failed(&self) -> bool {
         matches!(self.stage, Stage::Failure1(_) | Stage::Over)
     }
 
-    /// Whether nothing more is to be said or heard after a failure.
+    /// Returns whether the exchange failed and no message is left.
     pub(crate) fn is_over(&self) -> bool {
         matches!(self.stage, Stage::Over)
     }
@@ -232,7 +233,7 @@ impl Controller {
         }
     }
 
-    /// A new transaction, whatever became of the one before (NVMe Base 2.0 §8.13.5.2).
+    /// Starts a new transaction, whatever the state of the previous one (NVMe Base 2.0 §8.13.5.2).
     fn negotiate(&mut self, offer: &Negotiate<'_>, keys: Option<&Keys>) -> Result<(), Explanation> {
         if self.begun == BEGINNINGS {
             return Err(Explanation::IncorrectMessage);
@@ -267,11 +268,11 @@ impl Controller {
         if fits { Ok(()) } else { Err(Explanation::ConcatenationMismatch) }
     }
 
-    /// Nothing if there are no random bytes.
+    /// Creates a challenge. Returns `None` without random bytes.
     fn ask(&self, hash: Hash, group: Group, sc_c: u8, keys: Keys) -> Option<Asked> {
         let random = self.rules.random;
         let challenge = draw::<64>(random).ok()?.get(..hash.size())?.to_vec();
-        // Zero would mean that there is none (NVMe Base 2.0 §8.13.5.3).
+        // Zero is reserved: it means no sequence number (NVMe Base 2.0 §8.13.5.3).
         let sequence = u32::from_le_bytes(*draw::<4>(random).ok()?).max(1);
         let exchange = match group {
             Group::Null => None,
@@ -307,7 +308,8 @@ impl Controller {
         }
     }
 
-    /// The host asks for a proof, too. Its challenge is not ours sent back.
+    /// Calculates the response to the host's challenge. Fails if that repeats the controller's own
+    /// challenge (reflection).
     fn respond(
         &self,
         asked: &Asked,
@@ -323,7 +325,7 @@ impl Controller {
         Ok(question.response(key, &self.names, Prover::Controller))
     }
 
-    /// The keys for the secured channel that the host asked for.
+    /// Derives the TLS PSKs for secure channel concatenation, if requested.
     fn psks(
         &self,
         asked: &Asked,
@@ -341,10 +343,10 @@ impl Controller {
         Ok(psk::generated(psk.bytes(), asked.hash, asked.keys.compat, host, subsystem))
     }
 
-    /// The message that the host fetches, if it has room for it. It may fetch a challenge or Success1 once.
+    /// Returns the message for Authentication Receive. Challenge and Success1 can be read once.
     ///
     /// # Errors
-    /// Bytes that the message has, if they are more than `room`.
+    /// Fails with the length of the message if it exceeds `room`.
     pub(crate) fn receive(&mut self, room: usize) -> Result<Vec<u8>, usize> {
         if let Some(len) = self.ready().filter(|&len| len > room) {
             return Err(len);
@@ -354,7 +356,7 @@ impl Controller {
             Stage::Success1(bytes, None) => (bytes, Stage::Idle),
             Stage::Success1(bytes, Some(shown)) => (bytes, Stage::Success2(shown)),
             Stage::Failure1(bytes) => (bytes, Stage::Over),
-            // Nothing is there to be fetched.
+            // No message to read.
             _ => {
                 let why = FromController::Failure1(Explanation::IncorrectMessage);
                 (why.emit(self.t_id, 0), Stage::Over)
@@ -375,7 +377,7 @@ impl Controller {
 }
 
 impl Asked {
-    /// What both agree on, if they were to (NVMe Base 2.0 §8.13.5.4).
+    /// Calculates the DH shared secret (NVMe Base 2.0 §8.13.5.4).
     fn agree(&self, public: &[u8]) -> Result<Option<Secret>, Explanation> {
         match &self.exchange {
             None if public.is_empty() => Ok(None),
@@ -394,7 +396,7 @@ impl Asked {
         Question { hash: self.hash, t_id, sc_c: self.sc_c, sequence, challenge, agreed }
     }
 
-    /// Whether it is the right response, in the time that it takes whatever it is.
+    /// Verifies the host's response in constant time.
     fn is_answered(
         &self,
         t_id: u16,

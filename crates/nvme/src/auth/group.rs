@@ -1,5 +1,5 @@
-//! The Diffie-Hellman groups of DH-HMAC-CHAP: the safe primes of RFC 7919, and an exchange in one of them in constant
-//! time. It knows no message.
+//! Diffie-Hellman groups of DH-HMAC-CHAP: safe primes of RFC 7919, and a key exchange in constant
+//! time.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -10,10 +10,10 @@ use crypto_bigint::{BoxedUint, Limb, NonZero, Odd};
 use export::Secret;
 use zeroize::Zeroize;
 
-/// A group, by its identifier in messages (NVMe Base 2.0 §8.13.5.3).
+/// A DH group (NVMe Base 2.0 §8.13.5.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Group {
-    /// None: the keys alone prove anything. Identifier 0.
+    /// NULL: no DH exchange. Identifier 0.
     Null,
     /// Identifier 1.
     Ffdhe2048,
@@ -27,11 +27,11 @@ pub enum Group {
     Ffdhe8192,
 }
 
-/// Bytes of randomness that an exchange takes: the longest private exponent.
+/// Bytes of randomness for one exchange: the longest private exponent.
 pub const PRIVATE: usize = 56;
 
 impl Group {
-    /// All, the smallest first.
+    /// All groups, the smallest first.
     pub const ALL: [Self; 6] = [
         Self::Null,
         Self::Ffdhe2048,
@@ -41,19 +41,19 @@ impl Group {
         Self::Ffdhe8192,
     ];
 
-    /// The group of that identifier.
+    /// Returns the group with that identifier.
     #[must_use]
     pub fn parse(id: u8) -> Option<Self> {
         Self::ALL.get(usize::from(id)).copied()
     }
 
-    /// Its identifier: 0 to 5.
+    /// Returns the identifier: 0 to 5.
     #[must_use]
     pub const fn id(self) -> u8 {
         self as u8
     }
 
-    /// Bits of the prime; none for [`Group::Null`].
+    /// Returns the size of the prime in bits; 0 for [`Group::Null`].
     #[must_use]
     pub const fn bits(self) -> u32 {
         match self {
@@ -66,15 +66,15 @@ impl Group {
         }
     }
 
-    /// Bytes of a public value and of what both ends agree on.
+    /// Returns the length of a public value and of the shared secret in bytes.
     #[must_use]
     pub const fn size(self) -> usize {
         self.bits() as usize / 8
     }
 
-    /// Bits of a private exponent. RFC 7919 §A gives 225 to 400 as twice the strength of each group, which is what a
-    /// short exponent needs in a group of a safe prime (§5.2); these are the next multiples of 64. Long ones would cost a
-    /// peer that has proven nothing yet twenty times as much of our time, for nothing.
+    /// Bits of a private exponent: RFC 7919 §A recommends 225 to 400, twice the strength of each group,
+    /// which suffices with safe primes (§5.2). These are the next multiples of 64. Longer exponents
+    /// would cost up to twenty times the calculation time for unauthenticated peers.
     const fn private_bits(self) -> u32 {
         match self {
             Self::Null => 0,
@@ -85,7 +85,7 @@ impl Group {
         }
     }
 
-    /// The number X of RFC 7919 §A that makes the prime safe.
+    /// Returns X of RFC 7919 §A, which makes the prime safe.
     const fn offset(self) -> u64 {
         match self {
             Self::Null => 0,
@@ -97,8 +97,8 @@ impl Group {
         }
     }
 
-    /// The prime, as RFC 7919 §A defines it: 2^b - 2^(b-64) + (floor(2^(b-130) e) + X) 2^64 - 1. In bytes that is eight
-    /// of FFh, the bracket less one, and eight of FFh.
+    /// Returns the prime as RFC 7919 §A defines it: 2^b - 2^(b-64) + (floor(2^(b-130) e) + X) 2^64 - 1.
+    /// In bytes: eight of FFh, the bracket minus one, eight of FFh.
     fn prime(self) -> Vec<u8> {
         let middle = euler(self.bits()).wrapping_add(BoxedUint::from(self.offset() - 1));
         let bytes = middle.to_be_bytes();
@@ -110,7 +110,7 @@ impl Group {
         prime
     }
 
-    /// What calculations in the group start from: made once.
+    /// Returns the Montgomery parameters of the group, calculated once.
     fn params(self) -> Option<&'static BoxedMontyParams> {
         static PARAMS: [OnceLock<Option<BoxedMontyParams>>; 6] = [const { OnceLock::new() }; 6];
         let made = PARAMS.get(usize::from(self.id()))?.get_or_init(|| match self {
@@ -124,7 +124,7 @@ impl Group {
     }
 }
 
-/// floor(2^(bits-130) e), with 64 bits more while it is summed up: e is the sum of 1/n!.
+/// Returns floor(2^(bits-130) e): sums 1/n! with 64 additional bits.
 fn euler(bits: u32) -> BoxedUint {
     let mut term = BoxedUint::one_with_precision(bits).wrapping_shl_vartime(bits - 66);
     let mut sum = term.clone();
@@ -139,7 +139,7 @@ fn euler(bits: u32) -> BoxedUint {
     sum.wrapping_shr_vartime(64)
 }
 
-/// One end of an exchange: a private exponent, and the public value that belongs to it.
+/// One side of a DH exchange.
 pub struct Exchange {
     group: Group,
     private: BoxedUint,
@@ -147,10 +147,10 @@ pub struct Exchange {
 }
 
 impl Exchange {
-    /// An exchange whose private exponent is taken from `random`. Nothing for [`Group::Null`].
+    /// Starts an exchange with a private exponent from `random`. Returns `None` for [`Group::Null`].
     ///
-    /// The group calculates in constant time. What it leaves in memory meanwhile is powers of the public value, of which
-    /// no single one tells the exponent.
+    /// Calculates in constant time. Powers of the public value may remain in memory; they do not
+    /// disclose the exponent.
     #[must_use]
     pub fn open(group: Group, random: &[u8; PRIVATE]) -> Option<Self> {
         let params = group.params()?;
@@ -161,7 +161,7 @@ impl Exchange {
         Some(Self { group, private, public: public.retrieve().to_be_bytes().into() })
     }
 
-    /// About how long the whole exchange takes a processor, both powers together.
+    /// Estimates the calculation time of a whole exchange: two exponentiations.
     #[must_use]
     pub(crate) fn cost(group: Group) -> Duration {
         Duration::from_millis(match group {
@@ -174,15 +174,14 @@ impl Exchange {
         })
     }
 
-    /// The public value: as many bytes as the group has.
+    /// Returns the public value, as long as the prime.
     #[must_use]
     pub fn public(&self) -> &[u8] {
         &self.public
     }
 
-    /// What both ends agree on, as many bytes as the group has, given the other's public value. Nothing for a value of
-    /// another length, for 0, 1 and p-1, with which anybody knows the result, for p and above, and for our own value sent
-    /// back.
+    /// Returns the shared secret, as long as the prime. Returns `None` if the peer's public value has
+    /// another length, is 0, 1, p-1 (small subgroups), p or above, or equals our own (reflection).
     #[must_use]
     pub fn agree(&self, other: &[u8]) -> Option<Secret> {
         let params = self.group.params()?;
@@ -227,7 +226,7 @@ mod test {
     }
 
     fn counted(first: u8) -> [u8; PRIVATE] {
-        // The exponent is the last bytes; what is before them is cut off.
+        // Only the last bytes are used for the exponent.
         let mut bytes = [0xaa; PRIVATE];
         for (at, byte) in (0..32).zip(&mut bytes[PRIVATE - 32..]) {
             *byte = first + at;
@@ -238,10 +237,9 @@ mod test {
     const GROUPS: [Group; 5] =
         [Group::Ffdhe2048, Group::Ffdhe3072, Group::Ffdhe4096, Group::Ffdhe6144, Group::Ffdhe8192];
 
-    /// SHA-256 of each prime, computed elsewhere from the same definition and tested for being safe primes, and the last
-    /// words before the ones as RFC 7919 prints them.
+    /// SHA-256 of each prime, calculated independently, and the last words as RFC 7919 prints them.
     #[test]
-    fn the_primes_of_rfc_7919() {
+    fn primes_match_rfc_7919() {
         for (group, tail, digest) in [
             (
                 Group::Ffdhe2048,
@@ -276,9 +274,9 @@ mod test {
         }
     }
 
-    /// Computed elsewhere: the exponents 01 02 … 20h and C8 C9 … E7h.
+    /// Calculated independently, with the exponents 01 02 … 20h and C8 C9 … E7h.
     #[test]
-    fn a_known_exchange() {
+    fn exchange_matches_a_known_result() {
         let [one, other] = [1, 200].map(|first| {
             let random = counted(first);
             Exchange::open(Group::Ffdhe2048, &random).unwrap()
@@ -295,7 +293,7 @@ mod test {
     }
 
     #[test]
-    fn both_ends_agree_in_every_group() {
+    fn both_sides_get_the_same_secret_in_every_group() {
         for group in GROUPS {
             let one = Exchange::open(group, &[0x5a; PRIVATE]).unwrap();
             let other = Exchange::open(group, &[0xc3; PRIVATE]).unwrap();
@@ -306,9 +304,9 @@ mod test {
         assert!(Exchange::open(Group::Null, &[1; PRIVATE]).is_none());
     }
 
-    /// NVMe Base 2.0 §8.13.5.4: 0, 1, p-1 and all that is no element of the group.
+    /// NVMe Base 2.0 §8.13.5.4: 0, 1, p-1 and values outside the group.
     #[test]
-    fn values_with_which_anybody_knows_the_result_are_refused() {
+    fn weak_public_values_are_refused() {
         for group in GROUPS {
             let exchange = Exchange::open(group, &[0x5a; PRIVATE]).unwrap();
             let mut low = vec![0; group.size()];
@@ -329,7 +327,7 @@ mod test {
     }
 
     #[test]
-    fn an_identifier_names_its_group() {
+    fn group_identifiers_round_trip() {
         for group in Group::ALL {
             assert_eq!(Group::parse(group.id()), Some(group));
             assert!(group.private_bits() as usize <= PRIVATE * 8);
@@ -339,7 +337,7 @@ mod test {
 
     #[test]
     #[ignore = "a measurement"]
-    fn what_an_exchange_costs() {
+    fn measure_exchange() {
         for group in GROUPS {
             let other = Exchange::open(group, &[0xc3; PRIVATE]).unwrap();
             let start = std::time::Instant::now();

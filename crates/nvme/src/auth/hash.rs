@@ -1,11 +1,10 @@
-//! The hash functions of NVMe's authentication, and what is made with them: digests, HMAC and HKDF. It knows not what is
-//! hashed. What comes out may be secret and is wiped.
+//! Hash functions of NVMe authentication, with HMAC and HKDF. Results are zeroized on drop.
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256, Sha384, Sha512};
 use zeroize::Zeroizing;
 
-/// A hash function, by its identifier in keys, messages and PSK identities.
+/// A hash function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hash {
     /// SHA-256, identifier 1.
@@ -17,16 +16,16 @@ pub enum Hash {
 }
 
 impl Hash {
-    /// All, the weakest first.
+    /// All hash functions, the shortest first.
     pub const ALL: [Self; 3] = [Self::Sha256, Self::Sha384, Self::Sha512];
 
-    /// The function of that identifier.
+    /// Returns the function with that identifier.
     #[must_use]
     pub fn parse(id: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|hash| hash.id() == id)
     }
 
-    /// Its identifier: 1, 2 or 3.
+    /// Returns the identifier: 1, 2 or 3.
     #[must_use]
     pub const fn id(self) -> u8 {
         match self {
@@ -36,7 +35,7 @@ impl Hash {
         }
     }
 
-    /// Bytes of its output: 32, 48 or 64.
+    /// Returns the output length in bytes: 32, 48 or 64.
     #[must_use]
     pub const fn size(self) -> usize {
         match self {
@@ -46,7 +45,7 @@ impl Hash {
         }
     }
 
-    /// The hash of `bytes`.
+    /// Returns the hash of `bytes`.
     pub(crate) fn digest(self, bytes: &[u8]) -> Zeroizing<Vec<u8>> {
         Zeroizing::new(match self {
             Self::Sha256 => Sha256::digest(bytes).to_vec(),
@@ -55,7 +54,7 @@ impl Hash {
         })
     }
 
-    /// HMAC of `parts`, one after another, with `key`.
+    /// Returns the HMAC of the concatenated `parts`.
     pub(crate) fn mac(self, key: &[u8], parts: &[&[u8]]) -> Zeroizing<Vec<u8>> {
         match self {
             Self::Sha256 => mac::<Hmac<Sha256>>(key, parts),
@@ -64,7 +63,7 @@ impl Hash {
         }
     }
 
-    /// HKDF of RFC 5869 with no salt, `info` in pieces; as many bytes as the hash has, which is one round of it.
+    /// Returns one output block of HKDF (RFC 5869) with no salt and the concatenated `info`.
     pub(crate) fn hkdf(self, secret: &[u8], info: &[&[u8]]) -> Zeroizing<Vec<u8>> {
         let salt = [0; 64];
         let extracted = self.mac(salt.get(..self.size()).unwrap_or(&salt), &[secret]);
@@ -91,7 +90,7 @@ mod test {
     }
 
     #[test]
-    fn an_identifier_names_its_hash() {
+    fn hash_identifiers_round_trip() {
         for hash in Hash::ALL {
             assert_eq!(Hash::parse(hash.id()), Some(hash));
             assert_eq!(hash.digest(b"").len(), hash.size());
@@ -102,7 +101,7 @@ mod test {
 
     /// RFC 4231 §4.3, test case 2.
     #[test]
-    fn the_vector_of_rfc_4231() {
+    fn hmac_matches_rfc_4231() {
         let mac = |hash: Hash| hex(&hash.mac(b"Jefe", &[b"what do ya want ", b"for nothing?"]));
         assert_eq!(
             mac(Hash::Sha256),
@@ -114,7 +113,7 @@ mod test {
 
     /// RFC 5869 §A.3: no salt, no info, the first 32 bytes.
     #[test]
-    fn the_vector_of_rfc_5869() {
+    fn hkdf_matches_rfc_5869() {
         assert_eq!(
             hex(&Hash::Sha256.hkdf(&[0x0b; 22], &[])),
             "8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d"

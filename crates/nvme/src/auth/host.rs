@@ -1,4 +1,4 @@
-//! The host's end of DH-HMAC-CHAP: messages in, messages out (NVMe Base 2.0 §8.13.5). It knows no command.
+//! The host side of DH-HMAC-CHAP (NVMe Base 2.0 §8.13.5): a state machine from messages to messages.
 
 use std::sync::Arc;
 
@@ -11,25 +11,26 @@ use super::hash::Hash;
 use super::psk::{self, Psk};
 use crate::wire::auth::{Challenge, Explanation, FromController, FromHost, Negotiate, Reply, sc_c};
 
-/// With what a host proves who it is, and what it asks of the controller.
+/// Credentials and settings of a host for authentication.
 #[derive(Clone, Debug)]
 pub struct Credentials {
-    /// The host's own key.
+    /// Secret of the host.
     pub key: Key,
-    /// The controller's, if the controller must prove who it is: a connection on which it does not is none.
+    /// Secret of the controller. If set, the controller must authenticate, or the connection fails.
     pub controller: Option<Key>,
-    /// The hashes that are offered.
+    /// Hashes to offer.
     pub hashes: Vec<Hash>,
-    /// The groups that are offered.
+    /// DH groups to offer.
     pub groups: Vec<Group>,
-    /// Whether a key for a secured channel is to come out of it. For an Admin queue in the clear.
+    /// Whether to request secure channel concatenation. Only for an Admin queue without TLS.
     pub concatenate: bool,
-    /// Random bytes.
+    /// Source of random bytes.
     pub random: Random,
 }
 
 impl Credentials {
-    /// With that key: every hash, every group but [`Group::Null`], no proof of the controller.
+    /// Creates credentials with all hashes, all groups but [`Group::Null`], and unidirectional
+    /// authentication.
     #[must_use]
     pub fn new(key: Key) -> Self {
         Self {
@@ -47,7 +48,7 @@ impl Credentials {
     }
 }
 
-/// One end of a conversation on one queue.
+/// The host side of authentication on one queue.
 #[derive(Debug)]
 pub(crate) struct Host {
     names: Names,
@@ -58,9 +59,9 @@ pub(crate) struct Host {
 
 #[derive(Debug)]
 enum Stage {
-    /// The challenge is due.
+    /// Expects DH-HMAC-CHAP_Challenge.
     Challenge,
-    /// Success1 is due, with this response if any.
+    /// Expects DH-HMAC-CHAP_Success1, with this response if authentication is bidirectional.
     Success1 {
         response: Option<Secret>,
         psks: Vec<Psk>,
@@ -68,20 +69,19 @@ enum Stage {
     Over,
 }
 
-/// What to do after a message of the controller.
+/// Action after a message of the controller.
 #[derive(Debug)]
 pub(crate) enum Next {
-    /// Send this, then fetch the answer.
+    /// Send this message, then read the reply.
     Ask(Vec<u8>),
-    /// Send this if there is anything to be sent; then all is done. With the keys for a secured channel, if one was
-    /// asked for.
+    /// Success. Send the message if any. With the generated PSKs, if requested.
     Done(Option<Vec<u8>>, Vec<Psk>),
-    /// Send this if there is anything to be sent; it failed.
+    /// Failure. Send the message if any.
     Failed(Option<Vec<u8>>, Explanation),
 }
 
 impl Host {
-    /// A conversation, and the message that it begins with.
+    /// Starts a transaction. Returns the first message.
     pub(crate) fn open(names: Names, credentials: Arc<Credentials>, t_id: u16) -> (Self, Vec<u8>) {
         let ids = |hashes: &[Hash]| hashes.iter().map(|hash| hash.id()).collect::<Vec<u8>>();
         let groups: Vec<u8> = credentials.groups.iter().map(|group| group.id()).collect();
@@ -91,7 +91,7 @@ impl Host {
         (Self { names, credentials, t_id, stage: Stage::Challenge }, message)
     }
 
-    /// A message came.
+    /// Processes a message of the controller.
     pub(crate) fn receive(&mut self, bytes: &[u8]) -> Next {
         self.hear(bytes).unwrap_or_else(|why| {
             self.stage = Stage::Over;
@@ -141,7 +141,7 @@ impl Host {
         let response = first.response(&self.credentials.key, &self.names, Prover::Host);
         let drawn = draw::<64>(random).map_err(|_| Explanation::Failed)?;
         let own = drawn.get(..hash.size()).unwrap_or_default();
-        // Zero if the challenge is there only to have a key made of it.
+        // Zero if the challenge serves only for the generated PSK.
         let sequence = match &self.credentials.controller {
             Some(_) => self.sequence()?,
             None => 0,
@@ -167,7 +167,7 @@ impl Host {
         Ok(u32::from_le_bytes(*drawn).max(1))
     }
 
-    /// The controller may choose only what was offered.
+    /// Checks that the controller chose from the offer, and the lengths.
     fn check(&self, challenge: &Challenge<'_>) -> Result<(Hash, Group), Explanation> {
         let hash =
             Hash::parse(challenge.hash).filter(|hash| self.credentials.hashes.contains(hash));

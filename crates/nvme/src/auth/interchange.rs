@@ -1,5 +1,5 @@
-//! The interchange form that TLS and DH-HMAC-CHAP keys share: `NAME-1:HH:base64(key ‖ CRC-32):` (NVMe/TCP 1.0 §3.6.1.5,
-//! NVMe Base 2.0 §8.13.5.8). It knows not what a key is for.
+//! The format that PSKs and DH-HMAC-CHAP secrets share: `NAME-1:HH:base64(key ‖ CRC-32):` (NVMe/TCP
+//! 1.0 §3.6.1.5, NVMe Base 2.0 §8.13.5.8).
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -7,37 +7,33 @@ use crc_fast::{CrcAlgorithm, checksum};
 use export::Secret;
 use zeroize::Zeroizing;
 
-/// Why a text is no key. It never holds any of the text.
+/// Why a text is not a valid key. Contains nothing of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// Not of the form.
-    #[error("this is no key of the form {0}:HH:…: (one line, ended by a colon)")]
+    /// Not in the expected format.
+    #[error("not a key in the form {0}:HH:…: (one line that ends with a colon)")]
     Form(&'static str),
-    /// A hash that there is not.
-    #[error(
-        "the key names the hash {0:02}, which there is not: it may be 00, 01 or 02, and 03 for DHHC-1"
-    )]
+    /// Unknown hash.
+    #[error("unknown hash {0:02} in the key: it must be 00, 01 or 02, or 03 for DHHC-1")]
     Hash(u8),
-    /// What is between the last two colons is no Base64.
-    #[error("the key was damaged: its last part is no Base64; copy it once more")]
+    /// Invalid Base64.
+    #[error("the key is damaged (invalid Base64): copy it again")]
     Base64,
-    /// A length that there is not, in bytes.
-    #[error(
-        "the key has {0} bytes, which does not fit its hash; copy it once more, or make a new one"
-    )]
+    /// Invalid length in bytes.
+    #[error("a key of {0} bytes does not match its hash: copy it again, or generate a new one")]
     Length(usize),
-    /// The checksum is wrong.
-    #[error("the key was damaged: its checksum is wrong; copy it once more")]
+    /// Wrong checksum.
+    #[error("the key is damaged (wrong checksum): copy it again")]
     Checksum,
-    /// A name too long to derive anything for, or with a space in it.
-    #[error("the NQN is too long, or has a space in it: no key can be derived for it")]
+    /// An NQN that is empty, too long, or contains a space.
+    #[error("cannot derive a key for an NQN that is empty, too long, or contains a space")]
     Name,
 }
 
-/// Bytes of the longest key.
+/// Maximum length of a key in bytes.
 const LONGEST: usize = 64;
 
-/// The number of the hash, and the key. White space around `text` is ignored.
+/// Returns the hash identifier and the key. White space around `text` is ignored.
 pub(super) fn parse(name: &'static str, text: &[u8]) -> Result<(u8, Secret), KeyError> {
     let text = text.trim_ascii();
     let rest = text.strip_prefix(name.as_bytes()).and_then(|rest| rest.strip_prefix(b":"));
@@ -62,7 +58,7 @@ fn decode(coded: &[u8]) -> Result<Secret, KeyError> {
     if checksum_of(key) == *sum { Ok(Secret::new(key.to_vec())) } else { Err(KeyError::Checksum) }
 }
 
-/// The text of a key.
+/// Formats a key.
 pub(super) fn emit(name: &str, hash: u8, key: &[u8]) -> Secret {
     let mut bytes = Zeroizing::new(Vec::with_capacity(key.len() + 4));
     bytes.extend_from_slice(key);

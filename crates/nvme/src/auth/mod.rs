@@ -1,5 +1,5 @@
-//! Keys, and how both ends prove that they know one without saying it: TLS pre-shared keys and DH-HMAC-CHAP
-//! (NVMe Base 2.0 §8.13, NVMe/TCP 1.0 §3.6.1). It knows no connection; randomness comes in as bytes.
+//! Keys and authentication: TLS pre-shared keys and DH-HMAC-CHAP (NVMe Base 2.0 §8.13, NVMe/TCP 1.0
+//! §3.6.1).
 
 pub mod chap;
 mod controller;

@@ -1,5 +1,5 @@
-//! Pre-shared keys for TLS: the interchange form, the identity under which a host presents a key, and the secret that
-//! belongs to it (NVMe/TCP 1.0 §3.6.1.2 to §3.6.1.5; RFC 8446 §7.1). It knows no TLS.
+//! Pre-shared keys for TLS: interchange format, PSK identities, and the derivation of TLS PSKs
+//! (NVMe/TCP 1.0 §3.6.1.2 to §3.6.1.5; RFC 8446 §7.1).
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -11,23 +11,23 @@ use super::interchange::{self, KeyError};
 
 const NAME: &str = "NVMeTLSkey-1";
 
-/// The longest context of a derivation, in bytes: its length is one byte (RFC 8446 §7.1).
+/// Maximum context of HKDF-Expand-Label in bytes: its length field is one byte (RFC 8446 §7.1).
 const CONTEXT: usize = 255;
 
-/// A configured key: what its owner copies from one machine to another, as `NVMeTLSkey-1:HH:…:`.
+/// A configured PSK: `NVMeTLSkey-1:HH:…:`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interchange {
-    /// The hash by which each host's own key is made of it; nothing if it is used as it is.
+    /// Hash that derives the retained PSK; `None` if the PSK is used unchanged.
     pub hash: Option<Hash>,
-    /// The key: 32 bytes, or 48 with SHA-384; either without a hash.
+    /// The PSK: 32 bytes with SHA-256, 48 with SHA-384, either without a hash.
     pub key: Secret,
 }
 
 impl Interchange {
-    /// The key in a text of the interchange form. White space around it is ignored.
+    /// Parses the PSK interchange format. White space around it is ignored.
     ///
     /// # Errors
-    /// What is wrong with the text.
+    /// Fails if the text is malformed, or if hash, length or checksum is invalid.
     pub fn parse(text: &[u8]) -> Result<Self, KeyError> {
         let (hash, key) = interchange::parse(NAME, text)?;
         let (hash, fits) = match hash {
@@ -39,13 +39,14 @@ impl Interchange {
         if fits { Ok(Self { hash, key }) } else { Err(KeyError::Length(key.bytes().len())) }
     }
 
-    /// The text of the key.
+    /// Returns the PSK interchange format.
     #[must_use]
     pub fn emit(&self) -> Secret {
         interchange::emit(NAME, self.hash.map_or(0, Hash::id), self.key.bytes())
     }
 
-    /// A new key out of `random` bytes: the first 32 of them, or all 48 for SHA-384. There is none for SHA-512.
+    /// Creates a PSK from `random`: 32 bytes, or 48 for SHA-384. SHA-512 is not defined and becomes
+    /// SHA-384.
     #[must_use]
     pub fn generate(hash: Option<Hash>, random: &[u8; 48]) -> Self {
         let (hash, len) = match hash {
@@ -57,12 +58,12 @@ impl Interchange {
         Self { hash, key: Secret::new(key.to_vec()) }
     }
 
-    /// The hash of the cipher suites that the key is for: by its length.
+    /// Returns the hash of the TLS cipher suite, given by the length of the PSK.
     fn suite(&self) -> Hash {
         if self.key.bytes().len() == 48 { Hash::Sha384 } else { Hash::Sha256 }
     }
 
-    /// The key that the host of that name holds (NVMe/TCP 1.0 §3.6.1.3).
+    /// Returns the retained PSK of the host (NVMe/TCP 1.0 §3.6.1.3).
     fn retained(&self, host: &str, label: Label) -> Result<Zeroizing<Vec<u8>>, KeyError> {
         match self.hash {
             None => Ok(Zeroizing::new(self.key.bytes().to_vec())),
@@ -71,31 +72,32 @@ impl Interchange {
     }
 }
 
-/// A key as TLS needs it.
+/// A TLS PSK.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Psk {
-    /// The name under which a host presents it.
+    /// PSK identity in the TLS handshake.
     pub identity: String,
     /// The secret: 32 bytes, or 48 with SHA-384.
     pub secret: Secret,
-    /// The hash of the cipher suites that it is for: SHA-256 (TLS_AES_128_GCM_SHA256) or SHA-384
+    /// Hash of the cipher suite: SHA-256 (TLS_AES_128_GCM_SHA256) or SHA-384
     /// (TLS_AES_256_GCM_SHA384).
     pub hash: Hash,
 }
 
-/// How HKDF's label is written.
+/// Encoding of HkdfLabel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Label {
-    /// As RFC 8446 §7.1 has it.
+    /// RFC 8446 §7.1.
     Standard,
-    /// As libnvme up to 1.13 wrote it: the length little-endian, label and context without their lengths.
+    /// libnvme up to 1.13: length in little-endian; label and context without length fields.
     Libnvme,
-    /// As Linux 6.15 wrote it for generated keys: label and context without their lengths.
+    /// Linux 6.15 for generated PSKs: label and context without length fields.
     Linux,
 }
 
 impl Label {
-    /// HKDF-Expand-Label of HKDF-Extract of `secret`, as long as the hash's output.
+    /// Calculates HKDF-Expand-Label(HKDF-Extract(secret), label, context) with the output length of
+    /// the hash.
     fn expand(
         self,
         hash: Hash,
@@ -118,15 +120,16 @@ impl Label {
     }
 }
 
-/// Each identity under which the host of that name may present the key in `text` to that subsystem, and its secret.
-/// No identity comes twice.
+/// Derives the TLS PSKs of a host and subsystem from the configured PSK in `text`. No identity
+/// occurs twice.
 ///
-/// libnvme up to 1.13, which distributions still have, derives other secrets than the specification. Where they come with
-/// other identities (version 1 of a key with a hash) both are here; where two secrets have one identity (version 0, and keys
-/// without a hash) it is the specification's, or with `compat` libnvme's. Neither derivation is weaker than the other.
+/// libnvme up to 1.13, which distributions still ship, derives other secrets than the
+/// specification. If the identities differ (version 1 with a hash), the result contains both. If
+/// two secrets have the same identity (version 0, and PSKs without a hash), it contains that of the
+/// specification, or that of libnvme if `compat` is set. Both derivations are equally strong.
 ///
 /// # Errors
-/// What is wrong with the key, or a name for which nothing can be derived.
+/// Fails if the configured PSK or an NQN is invalid.
 pub fn psks(
     text: &Secret,
     compat: bool,
@@ -151,8 +154,8 @@ pub fn psks(
     Ok(all)
 }
 
-/// The keys that both ends make of a generated PSK, which DH-HMAC-CHAP left them with. With `compat`, as Linux 6.15
-/// derived it. Empty if no cipher suite is of that `hash`.
+/// Derives the TLS PSKs from a generated PSK (secure channel concatenation); as Linux 6.15 does if
+/// `compat` is set. Returns none if no cipher suite uses `hash`.
 pub(crate) fn generated(
     psk: &[u8],
     hash: Hash,
@@ -169,13 +172,13 @@ pub(crate) fn generated(
     all.into_iter().flatten().collect()
 }
 
-/// A name with a space would make an identity that reads in two ways.
+/// Checks the NQNs. A space would make the identity ambiguous.
 fn check_names(host: &str, subsystem: &str) -> Result<(), KeyError> {
     let fits = |nqn: &str| !nqn.is_empty() && nqn.len() <= CONTEXT && !nqn.contains(' ');
     if fits(host) && fits(subsystem) { Ok(()) } else { Err(KeyError::Name) }
 }
 
-/// What an identity is made of.
+/// Fields of a PSK identity.
 struct Parts<'a> {
     kind: char,
     hash: Hash,
@@ -189,7 +192,7 @@ impl Parts<'_> {
         format!("NVMe{version}{kind}{:02} {host} {subsystem}", hash.id())
     }
 
-    /// Version 1: the identity ends in a digest of the key (NVMe/TCP 1.0 §3.6.1.3).
+    /// Returns version 1, whose identity contains a PSK digest (NVMe/TCP 1.0 §3.6.1.3).
     fn version_1(&self, key: &[u8], label: Label) -> Option<Psk> {
         let names = [self.host, " ", self.subsystem, " NVMe-over-Fabrics"].map(str::as_bytes);
         let digest = STANDARD.encode(&*self.hash.mac(key, &names));
@@ -198,7 +201,7 @@ impl Parts<'_> {
         Some(self.psk(format!("{} {digest}", self.prefix(1)), &secret))
     }
 
-    /// Version 0: no digest. Nothing for names so long that the identity does not fit the derivation.
+    /// Returns version 0, without a digest, or `None` if the NQNs are too long for the derivation.
     fn version_0(&self, key: &[u8], label: Label) -> Option<Psk> {
         let identity = self.prefix(0);
         let secret = label.expand(self.hash, key, "nvme-tls-psk", identity.as_bytes()).ok()?;
@@ -210,25 +213,25 @@ impl Parts<'_> {
     }
 }
 
-/// A PSK identity, taken apart: `NVMe{0|1}{R|G}HH HOSTNQN SUBNQN[ DIGEST]` (NVMe/TCP 1.0 §3.6.1.2).
+/// A parsed PSK identity: `NVMe{0|1}{R|G}HH HOSTNQN SUBNQN[ DIGEST]` (NVMe/TCP 1.0 §3.6.1.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity<'a> {
-    /// 0 or 1.
+    /// Version: 0 or 1.
     pub version: u8,
-    /// Whether the key came out of DH-HMAC-CHAP; else it is one that an owner gave out.
+    /// Whether the PSK was generated by DH-HMAC-CHAP; otherwise it is a configured (retained) one.
     pub generated: bool,
-    /// The hash of its cipher suites: SHA-256 or SHA-384.
+    /// Hash of the cipher suite: SHA-256 or SHA-384.
     pub hash: Hash,
-    /// NQN of the host.
+    /// Host NQN.
     pub host: &'a str,
-    /// NQN of the subsystem.
+    /// Subsystem NQN.
     pub subsystem: &'a str,
-    /// Base64 of the digest of the key, in version 1.
+    /// Base64 of the PSK digest; version 1 only.
     pub digest: Option<&'a str>,
 }
 
 impl<'a> Identity<'a> {
-    /// The parts of an identity. Nothing if it is none of NVMe's.
+    /// Parses a PSK identity. Returns `None` if it is not one of NVMe/TCP.
     #[must_use]
     pub fn parse(identity: &'a str) -> Option<Self> {
         let mut parts = identity.split(' ');
@@ -246,7 +249,7 @@ impl<'a> Identity<'a> {
         (whole && named).then_some(Self { version, generated, hash, host, subsystem, digest })
     }
 
-    /// Whether it is of this host and this subsystem: a key may be used for nothing else.
+    /// Returns whether the identity is for this host and subsystem.
     #[must_use]
     pub fn is_of(&self, host: &str, subsystem: &str) -> bool {
         self.host == host && self.subsystem == subsystem
@@ -259,7 +262,7 @@ mod test {
 
     const HOST: &str = "nqn.psk-test-host";
     const SUBSYSTEM: &str = "nqn.psk-test-subsys";
-    /// A key of libnvme's own tests, without a hash, with SHA-256 and with SHA-384.
+    /// A key of libnvme's tests: without a hash, with SHA-256, with SHA-384.
     const NONE: &str = "NVMeTLSkey-1:00:VRLbtnN9AQb2WXW3c9+wEf/DRLz0QuLdbYvEhwtdWwNf9LrZ:";
     const SHORT: &str = "NVMeTLSkey-1:01:VRLbtnN9AQb2WXW3c9+wEf/DRLz0QuLdbYvEhwtdWwNf9LrZ:";
     const LONG: &str =
@@ -279,7 +282,7 @@ mod test {
     }
 
     #[test]
-    fn the_interchange_form_there_and_back() {
+    fn interchange_format_round_trip() {
         for (form, hash, len) in
             [(NONE, None, 32), (SHORT, Some(Hash::Sha256), 32), (LONG, Some(Hash::Sha384), 48)]
         {
@@ -293,7 +296,7 @@ mod test {
     }
 
     #[test]
-    fn a_text_that_is_no_key_says_why() {
+    fn malformed_keys_are_refused_with_the_reason() {
         let why = |text: &str| Interchange::parse(text.as_bytes()).unwrap_err();
         assert_eq!(why(""), KeyError::Form("NVMeTLSkey-1"));
         assert_eq!(why(&SHORT.replace("key-1", "key-2")), KeyError::Form("NVMeTLSkey-1"));
@@ -312,9 +315,9 @@ mod test {
         ));
     }
 
-    /// The identities of libnvme's tests/psk.c; the secrets by an independent computation.
+    /// Identities of libnvme's tests/psk.c; secrets calculated independently.
     #[test]
-    fn the_vectors_of_libnvme() {
+    fn derivation_matches_libnvme_vectors() {
         let short = of(SHORT, false);
         assert_eq!(
             short[0].0,
@@ -350,9 +353,9 @@ mod test {
         );
     }
 
-    /// What nvme-cli 2.13 with libnvme 1.13 put into a keyring: version 1, and version 0 where it was tried.
+    /// Keyring contents of nvme-cli 2.13 with libnvme 1.13: version 1, and some of version 0.
     #[test]
-    fn the_keys_that_nvme_cli_2_13_inserts() {
+    fn derivation_matches_nvme_cli_2_13() {
         let host = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555";
         let subsystem = "nqn.2024-01.test:disk0";
         for (key, digest, version_1, version_0) in [
@@ -387,7 +390,7 @@ mod test {
     }
 
     #[test]
-    fn the_switch_decides_where_two_secrets_have_one_identity() {
+    fn compat_selects_among_secrets_of_one_identity() {
         for key in [NONE, SHORT, LONG] {
             let (now, then) = (of(key, false), of(key, true));
             let secret = |all: &[(String, String)], identity: &str| {
@@ -402,9 +405,9 @@ mod test {
         }
     }
 
-    /// Independent computation; the digest needs no label.
+    /// Calculated independently.
     #[test]
-    fn generated_keys() {
+    fn generated_psks_match_known_results() {
         let psk: Vec<u8> = (100..148).collect();
         let short = generated(&psk[..32], Hash::Sha256, false, HOST, SUBSYSTEM);
         assert_eq!(
@@ -425,19 +428,19 @@ mod test {
     }
 
     #[test]
-    fn names_that_would_read_in_two_ways_get_no_key() {
+    fn ambiguous_names_are_refused() {
         let long = "n".repeat(223);
         for (host, subsystem) in [("", "s"), ("h", ""), ("h x", "s"), ("h", "s x")] {
             assert_eq!(psks(&text(SHORT), false, host, subsystem), Err(KeyError::Name));
         }
-        // Version 0 names both in a context of 255 bytes at most.
+        // Version 0 has both NQNs in a context of at most 255 bytes.
         let all = psks(&text(SHORT), false, &long, &long).unwrap();
         assert_eq!(all.len(), 2);
         assert!(all.iter().all(|psk| psk.identity.starts_with("NVMe1")));
     }
 
     #[test]
-    fn an_identity_taken_apart() {
+    fn identities_are_parsed() {
         for psk in psks(&text(SHORT), false, HOST, SUBSYSTEM).unwrap() {
             let identity = Identity::parse(&psk.identity).unwrap();
             assert_eq!((identity.host, identity.subsystem), (HOST, SUBSYSTEM));

@@ -1,4 +1,4 @@
-//! Both ends of DH-HMAC-CHAP face to face, and every wrong message that a host may send.
+//! Tests of both sides of DH-HMAC-CHAP together, and of invalid messages.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::wire::auth::{Challenge, Explanation, FromController, FromHost, Negotiate, Reply, sc_c};
 
-/// Bytes that differ from call to call.
+/// Deterministic bytes that differ from call to call.
 fn counted(bytes: &mut [u8]) -> bool {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let number = NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes();
@@ -49,7 +49,7 @@ fn credentials() -> Credentials {
     Credentials { random: counted, ..Credentials::new(key(1)) }
 }
 
-/// How a conversation ended: what the controller says, what the host says.
+/// Outcome of an exchange on both sides.
 #[derive(Debug, Default)]
 struct Ended {
     proven: Option<KeyId>,
@@ -89,7 +89,7 @@ fn talk(controller: &mut Controller, keys: &Keys, credentials: Credentials) -> E
 }
 
 #[test]
-fn every_group_with_every_hash_in_one_and_both_directions() {
+fn all_groups_and_hashes_in_both_directions() {
     for group in Group::ALL {
         for hash in Hash::ALL {
             for both in [false, true] {
@@ -106,9 +106,9 @@ fn every_group_with_every_hash_in_one_and_both_directions() {
     }
 }
 
-/// X13: a wrong key, on either side, and a controller that has none to show.
+/// X13: wrong secrets on either side, and a controller without a secret.
 #[test]
-fn x13_a_wrong_key_proves_nothing() {
+fn x13_a_wrong_key_does_not_authenticate() {
     let wrong = Credentials { key: key(9), ..credentials() };
     let ended = talk(&mut controller(), &keys(None), wrong);
     assert_eq!((ended.proven, ended.failed), (None, Some(Explanation::Failed)));
@@ -117,13 +117,13 @@ fn x13_a_wrong_key_proves_nothing() {
     assert_eq!((ended.proven, ended.given_up, ended.done), (None, true, false));
     let ended = talk(&mut controller(), &keys(None), demanding(2));
     assert_eq!((ended.proven, ended.failed), (None, Some(Explanation::Failed)));
-    // A key without which nothing can be proven is no key.
+    // No secrets configured.
     let mut controller = controller();
     let offer = FromHost::Negotiate(Negotiate { sc_c: 0, hashes: &[1], groups: &[1] }).emit(1);
     assert!(matches!(controller.send(&offer, None), Progress::Failed(Explanation::Failed)));
 }
 
-/// X13: the NULL group is refused unless it is allowed, and even then not taken if the host has another.
+/// X13: the NULL group is refused unless it is allowed, and avoided if the host offers another.
 #[test]
 fn x13_the_null_group_is_refused_unless_allowed() {
     let null = || Credentials { groups: vec![Group::Null], ..credentials() };
@@ -144,7 +144,7 @@ fn x13_the_null_group_is_refused_unless_allowed() {
 }
 
 #[test]
-fn it_can_be_done_again_on_the_same_queue() {
+fn authentication_can_be_repeated_on_a_queue() {
     let mut controller = controller();
     for _ in 0..3 {
         assert!(talk(&mut controller, &keys(None), credentials()).done);
@@ -153,7 +153,7 @@ fn it_can_be_done_again_on_the_same_queue() {
 }
 
 #[test]
-fn both_ends_have_the_same_keys_for_a_secured_channel() {
+fn both_sides_generate_the_same_psks() {
     let ask = || Credentials { concatenate: true, ..credentials() };
     let ended = talk(&mut controller(), &keys(None), ask());
     assert!(ended.done);
@@ -161,13 +161,13 @@ fn both_ends_have_the_same_keys_for_a_secured_channel() {
     assert_eq!(ours, theirs);
     assert_eq!(ours[0].hash, Hash::Sha256);
     assert!(ours[0].identity.starts_with("NVMe1G01 nqn.host nqn.disk "));
-    // A controller that must prove itself does so here, too.
+    // Bidirectional authentication together with concatenation.
     let demanding = |byte| Credentials { controller: Some(key(byte)), ..ask() };
     let ended = talk(&mut controller(), &keys(Some(2)), demanding(2));
     assert!(ended.done && ended.psks[0] == ended.psks[1] && !ended.psks[0].is_empty());
     let ended = talk(&mut controller(), &keys(Some(2)), demanding(3));
     assert!(ended.given_up && ended.psks == [vec![], vec![]]);
-    // Only once for each conversation.
+    // Each exchange generates others.
     let again = talk(&mut controller(), &keys(None), ask());
     assert_ne!(again.psks[0], ended.psks[0]);
     for (setting, tls) in [
@@ -186,7 +186,7 @@ fn offer(sc_c: u8) -> Vec<u8> {
     FromHost::Negotiate(Negotiate { sc_c, hashes: &[1], groups: &[1] }).emit(7)
 }
 
-/// A conversation in which a reply is due, and the challenge.
+/// Returns a controller that expects a reply, and its challenge.
 fn challenged() -> (Controller, Vec<u8>) {
     let mut controller = controller();
     assert!(matches!(controller.send(&offer(0), Some(&keys(None))), Progress::Going));
@@ -203,7 +203,7 @@ fn failure(controller: &mut Controller, message: &[u8]) -> Option<Explanation> {
 }
 
 #[test]
-fn a_message_that_is_not_due_ends_it() {
+fn unexpected_messages_fail_the_exchange() {
     let reply = Reply { sequence: 0, response: &[0; 32], challenge: None, public: &[] };
     let messages = [
         FromHost::Reply(reply).emit(0),
@@ -215,12 +215,12 @@ fn a_message_that_is_not_due_ends_it() {
     for message in &messages {
         assert_eq!(failure(&mut controller(), message), Some(Explanation::IncorrectMessage));
     }
-    // The challenge has not been fetched.
+    // The challenge was not read yet.
     let mut early = controller();
     early.send(&offer(0), Some(&keys(None)));
     let reply = FromHost::Reply(reply).emit(7);
     assert_eq!(failure(&mut early, &reply), Some(Explanation::IncorrectMessage));
-    // Nothing is there to be fetched.
+    // No message to read.
     let mut mute = controller();
     let told = mute.receive(4096).unwrap();
     let why = FromController::Failure1(Explanation::IncorrectMessage);
@@ -229,7 +229,7 @@ fn a_message_that_is_not_due_ends_it() {
 }
 
 #[test]
-fn a_reply_with_wrong_fields_ends_it() {
+fn replies_with_invalid_fields_fail_the_exchange() {
     let public = Exchange::open(Group::Ffdhe2048, &[3; super::PRIVATE]).unwrap().public().to_vec();
     let good = Reply { sequence: 0, response: &[0; 32], challenge: None, public: &public };
     let zero = vec![0; 256];
@@ -250,15 +250,15 @@ fn a_reply_with_wrong_fields_ends_it() {
         let message = FromHost::Reply(reply).emit(t_id);
         assert_eq!(failure(&mut controller, &message), Some(why), "{reply:?}");
     }
-    // Nothing is heard after the end.
+    // No message is accepted after a failure.
     let (mut controller, _) = challenged();
     assert!(failure(&mut controller, &[]).is_some());
     assert!(matches!(controller.send(&offer(0), Some(&keys(None))), Progress::Failed(_)));
 }
 
-/// X14: a host that sends our own challenge or public value back does not learn what it would need.
+/// X14: a host that reflects the controller's challenge or public value gains nothing.
 #[test]
-fn x14_what_we_sent_does_not_come_back() {
+fn x14_reflected_values_are_refused() {
     let (mut controller, bytes) = challenged();
     let (_, FromController::Challenge(challenge)) = FromController::parse(&bytes).unwrap() else {
         panic!("a challenge")
@@ -271,7 +271,7 @@ fn x14_what_we_sent_does_not_come_back() {
     };
     let message = FromHost::Reply(reply).emit(7);
     assert_eq!(failure(&mut controller, &message), Some(Explanation::GroupUnusable));
-    // A host that knows the key, but whose challenge is ours.
+    // A host with the right secret that reflects the challenge.
     let rules = Rules {
         groups: vec![Group::Null],
         random: |bytes| {
@@ -294,9 +294,9 @@ fn x14_what_we_sent_does_not_come_back() {
     assert_eq!((ended.proven, ended.failed), (None, Some(Explanation::Failed)));
 }
 
-/// X13: a whole conversation that was overheard proves nothing the next time.
+/// X13: replayed messages do not authenticate.
 #[test]
-fn x13_a_replay_proves_nothing() {
+fn x13_a_replay_does_not_authenticate() {
     let mut first = controller();
     let (mut host, negotiate) = Host::open(names(), Arc::new(credentials()), 7);
     first.send(&negotiate, Some(&keys(None)));
@@ -309,7 +309,7 @@ fn x13_a_replay_proves_nothing() {
 }
 
 #[test]
-fn a_room_too_small_leaves_the_message_where_it_is() {
+fn short_allocation_length_keeps_the_message() {
     let mut controller = controller();
     controller.send(&offer(0), Some(&keys(None)));
     assert_eq!(controller.receive(16 + 32 + 255), Err(16 + 32 + 256));
@@ -317,9 +317,9 @@ fn a_room_too_small_leaves_the_message_where_it_is() {
     assert_eq!(controller.receive(7), Err(8));
 }
 
-/// A host takes only what it offered, and only a proof that is one.
+/// The host accepts only what it offered, and only a valid response.
 #[test]
-fn a_controller_that_breaks_the_rules_is_given_up() {
+fn host_refuses_invalid_controller_messages() {
     let message = |group: u8, hash: u8, public: &[u8], sequence: u32| {
         let challenge = &[5; 32];
         let asked = Challenge { hash, group, sequence, challenge, public };
@@ -345,7 +345,8 @@ fn a_controller_that_breaks_the_rules_is_given_up() {
     }
 }
 
-/// A host's own reply to a challenge in ffdhe2048 with SHA-256, with these fields; and what the controller makes of it.
+/// Sends a host's reply with these fields for ffdhe2048 and SHA-256. Returns the controller's
+/// reaction.
 fn replied(asks: u8, hashes: u8, sequence: u32, own: Option<&[u8]>) -> (Controller, Progress) {
     let rules = Rules { groups: vec![Group::Ffdhe2048], hashes: vec![Hash::Sha256], ..rules() };
     let mut controller = Controller::new(names(), rules, ADMIN);
@@ -370,9 +371,9 @@ fn replied(asks: u8, hashes: u8, sequence: u32, own: Option<&[u8]>) -> (Controll
     (controller, sent)
 }
 
-/// A host that leaves SC_C out of its response, as Linux did for a while, is understood.
+/// Some Linux versions leave SC_C out of the response.
 #[test]
-fn a_response_without_sc_c_is_taken() {
+fn response_without_sc_c_is_accepted() {
     for hashes in [sc_c::NONE, sc_c::NEW_TLS_PSK] {
         let (_, sent) = replied(sc_c::NEW_TLS_PSK, hashes, 0, Some(&[4; 32]));
         let Progress::Proven(shown) = sent else { panic!("{sent:?}") };
@@ -382,9 +383,9 @@ fn a_response_without_sc_c_is_taken() {
     assert!(matches!(sent, Progress::Failed(Explanation::Failed)), "{sent:?}");
 }
 
-/// Linux numbers its reply even if it asks for nothing, and is done with Success1.
+/// Linux sends a sequence number in unidirectional authentication, too.
 #[test]
-fn a_number_without_a_challenge_asks_for_nothing() {
+fn sequence_number_without_a_challenge_is_ignored() {
     let (mut controller, sent) = replied(sc_c::NONE, sc_c::NONE, 0x1234_5678, None);
     assert!(matches!(sent, Progress::Proven(_)), "{sent:?}");
     let bytes = controller.receive(4096).unwrap();

@@ -1,4 +1,4 @@
-//! Admin commands (NVMe Base 2.0 §5); does not know which pages and features a controller has.
+//! Admin commands (NVMe Base 2.0 §5).
 
 use zerocopy::little_endian::U32;
 
@@ -12,89 +12,89 @@ use crate::wire::{Sgl, Sqe};
 /// An Admin command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdminCommand {
-    /// A piece of a log page (§5.16).
+    /// Get Log Page (§5.16).
     GetLogPage {
-        /// Namespace, 0 or FFFFFFFFh for the controller.
+        /// NSID; 0 or FFFFFFFFh for the controller.
         nsid: u32,
-        /// Which page: see [`crate::wire::log::lid`].
+        /// Log page identifier: see [`crate::wire::log::lid`].
         lid: u8,
         /// Log specific parameter: 7 bits.
         lsp: u8,
-        /// Retain the asynchronous event that the page would clear.
+        /// Retain Asynchronous Event.
         rae: bool,
         /// Log specific identifier.
         lsi: u16,
-        /// Bytes asked for: 4 to 16 GiB, whole dwords.
+        /// Length in bytes: 4 to 16 GiB, a multiple of 4.
         numd: u64,
-        /// Where the piece begins: in bytes (whole dwords), or an index if `ot`.
+        /// Offset in bytes (a multiple of 4), or an index if `ot` is set.
         offset: u64,
-        /// The offset is an index.
+        /// Offset Type: the offset is an index.
         ot: bool,
-        /// Index into the list of UUIDs.
+        /// UUID Index.
         uuid: u8,
-        /// Command set.
+        /// Command Set Identifier.
         csi: u8,
     },
-    /// A structure of 4096 bytes (§5.17).
+    /// Identify (§5.17): 4096 bytes of data.
     Identify {
-        /// Which structure: see [`crate::wire::identify::cns`].
+        /// Controller or Namespace Structure: see [`crate::wire::identify::cns`].
         cns: u8,
-        /// Controller, for some structures.
+        /// Controller identifier, for some CNS values.
         cntid: u16,
-        /// Namespace, for some structures.
+        /// NSID, for some CNS values.
         nsid: u32,
-        /// Command set, for some structures.
+        /// Command Set Identifier, for some CNS values.
         csi: u8,
     },
-    /// Ends another command (§5.1).
+    /// Abort (§5.1).
     Abort {
-        /// Its queue.
+        /// Queue of the command to abort.
         sqid: u16,
-        /// Its identifier.
+        /// Identifier of the command to abort.
         cid: u16,
     },
-    /// Changes a feature (§5.27).
+    /// Set Features (§5.27).
     SetFeatures {
-        /// Which: see [`feature::fid`].
+        /// Feature identifier: see [`feature::fid`].
         fid: u8,
-        /// The value is to survive a power cycle.
+        /// Save across power cycles.
         save: bool,
-        /// Namespace, for some features.
+        /// NSID, for some features.
         nsid: u32,
-        /// The value, for most features.
+        /// Value of most features.
         cdw11: u32,
-        /// More of it, for some.
+        /// Feature specific.
         cdw12: u32,
-        /// More of it, for some.
+        /// Feature specific.
         cdw13: u32,
-        /// More of it, for some.
+        /// Feature specific.
         cdw14: u32,
-        /// More of it, for some.
+        /// Feature specific.
         cdw15: u32,
     },
-    /// Reads a feature (§5.15).
+    /// Get Features (§5.15).
     GetFeatures {
-        /// Which: see [`feature::fid`].
+        /// Feature identifier: see [`feature::fid`].
         fid: u8,
-        /// Which value of it: see [`sel`].
+        /// Select: see [`sel`].
         sel: u8,
-        /// Namespace, for some features.
+        /// NSID, for some features.
         nsid: u32,
-        /// What is asked for, for some features.
+        /// Feature specific.
         cdw11: u32,
     },
-    /// Waits for an event (§5.2).
+    /// Asynchronous Event Request (§5.2).
     AsyncEventRequest,
-    /// The host is there (§5.18).
+    /// Keep Alive (§5.18).
     KeepAlive,
 }
 
 impl AdminCommand {
-    /// The command in an entry of the Admin queue.
+    /// Parses an entry of the Admin queue.
     ///
     /// # Errors
-    /// Invalid Command Opcode for what is not in the list; Invalid Field for PRPs, a fused command,
-    /// or a log page offset that is no whole dword.
+    /// Fails with Invalid Command Opcode for unknown opcodes; with Invalid Field for PRPs, a fused
+    /// command, or a log page offset that is not a multiple of 4.
     pub fn parse(sqe: &Sqe) -> Result<Self, Status> {
         check_alone(sqe)?;
         match sqe.opcode {
@@ -112,7 +112,7 @@ impl AdminCommand {
     fn parse_get_log_page(sqe: &Sqe) -> Result<Self, Status> {
         let numd = u64::from(word(sqe.cdw11, 0)) << 16 | u64::from(word(sqe.cdw10, 16));
         let (offset, ot) = (quad(sqe.cdw12, sqe.cdw13), bit(sqe.cdw14, 23));
-        // NVMe Base 2.0 §5.16: an offset in bytes has bits 1:0 clear.
+        // Bits 1:0 of an offset in bytes must be clear (NVMe Base 2.0 §5.16).
         if !ot && offset & 0b11 != 0 {
             return Err(invalid_field());
         }
@@ -161,7 +161,7 @@ impl AdminCommand {
         }
     }
 
-    /// The data that goes with the command. A feature read for its capabilities has none.
+    /// Returns the data transfer. Get Features has none for supported capabilities.
     #[must_use]
     pub const fn data_len(&self) -> Transfer {
         match *self {
@@ -178,8 +178,8 @@ impl AdminCommand {
         }
     }
 
-    /// The entry of the command, with command identifier 0 and an SGL for data PDUs; the length of a
-    /// log page beyond 32 bits becomes the largest that an SGL has.
+    /// Returns the entry, with command identifier 0 and an SGL for data PDUs. A log page length
+    /// beyond 32 bits is clamped in the SGL.
     #[must_use]
     pub fn emit(&self) -> Sqe {
         let sqe = match *self {
@@ -238,13 +238,13 @@ impl AdminCommand {
         }
     }
 
-    /// Identify, with what is not named 0.
+    /// Returns Identify with all other fields zero.
     #[must_use]
     pub const fn identify(cns: u8, nsid: u32) -> Self {
         Self::Identify { cns, cntid: 0, nsid, csi: 0 }
     }
 
-    /// Get Log Page for `len` bytes (whole dwords) from byte `offset`, of the whole controller.
+    /// Returns Get Log Page for `len` bytes from `offset`, both multiples of 4, with NSID FFFFFFFFh.
     #[must_use]
     pub const fn log_page(lid: u8, offset: u64, len: u64) -> Self {
         Self::GetLogPage {
@@ -261,7 +261,7 @@ impl AdminCommand {
         }
     }
 
-    /// Set Features with a value of one dword, not saved, of the whole controller.
+    /// Returns Set Features with a value in dword 11, not saved, with NSID 0.
     #[must_use]
     pub const fn set_features(fid: u8, cdw11: u32) -> Self {
         Self::SetFeatures {
@@ -276,7 +276,7 @@ impl AdminCommand {
         }
     }
 
-    /// Get Features for the value in force, of the whole controller.
+    /// Returns Get Features for the current value, with NSID 0.
     #[must_use]
     pub const fn get_features(fid: u8) -> Self {
         Self::GetFeatures { fid, sel: sel::CURRENT, nsid: 0, cdw11: 0 }

@@ -1,4 +1,4 @@
-//! Fabrics commands (NVMe Base 2.0 §6); does not know what a controller answers.
+//! Fabrics commands (NVMe Base 2.0 §6).
 
 use zerocopy::little_endian::{U16, U32, U64};
 
@@ -12,36 +12,36 @@ use crate::wire::{Sgl, Sqe};
 /// A Fabrics command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FabricsCommand {
-    /// Makes this connection a queue of a controller; [`ConnectData`] goes with it.
+    /// Connect (§6.3), with [`ConnectData`].
     Connect {
-        /// Record format: 0 is the only one.
+        /// Record format: 0.
         recfmt: u16,
-        /// Queue identifier: 0 is the Admin queue.
+        /// Queue identifier; 0 is the Admin queue.
         qid: u16,
-        /// Entries of the queue: 1 (which is not allowed) to 65536.
+        /// Queue size as a count: 1 (invalid) to 65536.
         sqsize: u32,
         /// Attributes: see [`crate::wire::fabrics::cattr`].
         cattr: u8,
-        /// Keep Alive Timeout in milliseconds; 0 is none.
+        /// Keep Alive Timeout in milliseconds; 0 disables it.
         kato: u32,
     },
-    /// Reads a property.
+    /// Property Get (§6.5).
     PropertyGet {
-        /// How long the property is.
+        /// Size of the property.
         attrib: PropertySize,
-        /// Which property: see [`crate::wire::fabrics::property`].
+        /// Offset of the property: see [`crate::wire::fabrics::property`].
         offset: u32,
     },
-    /// Writes a property.
+    /// Property Set (§6.6).
     PropertySet {
-        /// How long the property is.
+        /// Size of the property.
         attrib: PropertySize,
-        /// Which property: see [`crate::wire::fabrics::property`].
+        /// Offset of the property: see [`crate::wire::fabrics::property`].
         offset: u32,
-        /// The value: 32 bits of it for a 4-byte property.
+        /// The value; the lower 32 bits for a 4-byte property.
         value: u64,
     },
-    /// Sends an authentication message.
+    /// Authentication Send (§6.2).
     AuthSend {
         /// Security protocol: E9h for NVMe.
         secp: u8,
@@ -50,7 +50,7 @@ pub enum FabricsCommand {
         /// Transfer Length in bytes.
         tl: u32,
     },
-    /// Asks for an authentication message.
+    /// Authentication Receive (§6.1).
     AuthReceive {
         /// Security protocol: E9h for NVMe.
         secp: u8,
@@ -59,14 +59,14 @@ pub enum FabricsCommand {
         /// Allocation Length in bytes.
         al: u32,
     },
-    /// Ends the queue.
+    /// Disconnect (§6.4).
     Disconnect {
-        /// Record format: 0 is the only one.
+        /// Record format: 0.
         recfmt: u16,
     },
 }
 
-/// How long a property is.
+/// Size of a property.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PropertySize {
     /// 4 bytes.
@@ -86,11 +86,11 @@ impl PropertySize {
 }
 
 impl FabricsCommand {
-    /// The command in an entry with the Fabrics opcode.
+    /// Parses an entry with the Fabrics opcode.
     ///
     /// # Errors
-    /// Invalid Command Opcode for an unknown command type; Invalid Field for PRPs, a fused command,
-    /// or a property that is neither 4 nor 8 bytes.
+    /// Fails with Invalid Command Opcode for an unknown command type; with Invalid Field for PRPs, a
+    /// fused command, or an invalid property size.
     pub fn parse(sqe: &Sqe) -> Result<Self, Status> {
         check_alone(sqe)?;
         match sqe.fctype() {
@@ -133,7 +133,7 @@ impl FabricsCommand {
         Ok(Self::PropertySet { attrib, offset: cmd.ofst.get(), value })
     }
 
-    /// The data that goes with the command.
+    /// Returns the data transfer.
     #[must_use]
     pub const fn data_len(&self) -> Transfer {
         match *self {
@@ -146,8 +146,8 @@ impl FabricsCommand {
         }
     }
 
-    /// The entry of the command, with command identifier 0 and the SGL for its data: in the capsule
-    /// from the host, in data PDUs to it.
+    /// Returns the entry, with command identifier 0 and an SGL: in-capsule for data from the host, data
+    /// PDUs for data to the host.
     #[must_use]
     pub fn emit(&self) -> Sqe {
         match *self {

@@ -1,4 +1,4 @@
-//! I/O commands of the NVM command set (NVM 1.0 §3); does not know the disk that they are for.
+//! I/O commands of the NVM command set (NVM 1.0 §3).
 
 use zerocopy::little_endian::U32;
 
@@ -13,109 +13,109 @@ const FUA: u32 = 30;
 const DEALLOCATE: u32 = 25;
 const AD: u32 = 2;
 
-/// An I/O command. `nlb` counts blocks: 1 to 65536.
+/// An I/O command. `nlb` is a count: 1 to 65536.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IoCommand {
-    /// What was written before is to be on stable storage.
+    /// Flush: earlier writes are on stable storage when it completes.
     Flush {
-        /// Namespace, or FFFFFFFFh for all.
+        /// NSID, or FFFFFFFFh for all namespaces.
         nsid: u32,
     },
-    /// Blocks from the disk.
+    /// Read.
     Read {
-        /// Namespace.
+        /// NSID.
         nsid: u32,
         /// First block.
         slba: u64,
-        /// Blocks.
+        /// Number of blocks.
         nlb: u32,
-        /// From stable storage.
+        /// Force Unit Access: read from stable storage.
         fua: bool,
-        /// No long retries.
+        /// Limited Retry.
         limited_retry: bool,
     },
-    /// Blocks to the disk.
+    /// Write.
     Write {
-        /// Namespace.
+        /// NSID.
         nsid: u32,
         /// First block.
         slba: u64,
-        /// Blocks.
+        /// Number of blocks.
         nlb: u32,
-        /// On stable storage before the answer.
+        /// Force Unit Access: on stable storage when it completes.
         fua: bool,
-        /// No long retries.
+        /// Limited Retry.
         limited_retry: bool,
     },
-    /// Whether blocks on the disk equal those that are sent.
+    /// Compare: fails unless the blocks equal the data.
     Compare {
-        /// Namespace.
+        /// NSID.
         nsid: u32,
         /// First block.
         slba: u64,
-        /// Blocks.
+        /// Number of blocks.
         nlb: u32,
-        /// From stable storage.
+        /// Force Unit Access: read from stable storage.
         fua: bool,
-        /// No long retries.
+        /// Limited Retry.
         limited_retry: bool,
     },
-    /// Zeroes to the disk.
+    /// Write Zeroes.
     WriteZeroes {
-        /// Namespace.
+        /// NSID.
         nsid: u32,
         /// First block.
         slba: u64,
-        /// Blocks.
+        /// Number of blocks.
         nlb: u32,
-        /// On stable storage before the answer.
+        /// Force Unit Access: on stable storage when it completes.
         fua: bool,
-        /// The blocks may be deallocated if they then read as zeroes.
+        /// Deallocate: allows deallocation if the blocks then read as zeros.
         deallocate: bool,
     },
-    /// Whether blocks can be read.
+    /// Verify: checks that the blocks are readable.
     Verify {
-        /// Namespace.
+        /// NSID.
         nsid: u32,
         /// First block.
         slba: u64,
-        /// Blocks.
+        /// Number of blocks.
         nlb: u32,
-        /// From stable storage.
+        /// Force Unit Access: read from stable storage.
         fua: bool,
-        /// No long retries.
+        /// Limited Retry.
         limited_retry: bool,
     },
-    /// What is to become of ranges; the list of [`DsmRange`] goes with it.
+    /// Dataset Management, with a list of [`DsmRange`].
     DatasetManagement {
-        /// Namespace.
+        /// NSID.
         nsid: u32,
-        /// Ranges in the list: 1 to 256.
+        /// Number of ranges: 1 to 256.
         ranges: u16,
-        /// The ranges may be deallocated. Without it the command is a hint.
+        /// Attribute Deallocate. Other attributes are hints.
         deallocate: bool,
     },
-    /// Blocks to another place; the list of sources goes with it.
+    /// Copy, with a list of source ranges.
     Copy {
-        /// Namespace.
+        /// NSID.
         nsid: u32,
         /// First block of the destination.
         sdlba: u64,
-        /// Source ranges in the list: 1 to 256.
+        /// Number of source ranges: 1 to 256.
         ranges: u16,
-        /// Format of the list: 0 for [`CopyRange0`], 1 for [`CopyRange1`], no other.
+        /// Descriptor format: 0 for [`CopyRange0`], 1 for [`CopyRange1`].
         format: u8,
-        /// On stable storage before the answer.
+        /// Force Unit Access: on stable storage when it completes.
         fua: bool,
     },
 }
 
 impl IoCommand {
-    /// The command in an entry of an I/O queue.
+    /// Parses an entry of an I/O queue.
     ///
     /// # Errors
-    /// Invalid Command Opcode for what is not in the list; Invalid Field for PRPs, FUSE 11b, or an
-    /// unknown Copy format.
+    /// Fails with Invalid Command Opcode for unknown opcodes; with Invalid Field for PRPs, FUSE 11b, or
+    /// an unknown Copy format.
     pub fn parse(sqe: &Sqe) -> Result<Self, Status> {
         check_psdt(sqe)?;
         if sqe.fuse() == Fuse::Reserved {
@@ -134,7 +134,7 @@ impl IoCommand {
         }
     }
 
-    /// The commands that name blocks by SLBA and NLB.
+    /// Parses a command with SLBA and NLB.
     fn parse_blocks(sqe: &Sqe) -> Result<Self, Status> {
         let nsid = sqe.nsid.get();
         let slba = quad(sqe.cdw10, sqe.cdw11);
@@ -155,7 +155,7 @@ impl IoCommand {
 
     fn parse_copy(sqe: &Sqe) -> Result<Self, Status> {
         let format = byte(sqe.cdw12, 8) & 0xf;
-        // NVM 1.0 §3.2.2: a format that the controller does not support is an Invalid Field.
+        // An unsupported format is an invalid field (NVM 1.0 §3.2.2).
         copy_range_len(format).ok_or_else(invalid_field)?;
         Ok(Self::Copy {
             nsid: sqe.nsid.get(),
@@ -166,7 +166,7 @@ impl IoCommand {
         })
     }
 
-    /// The namespace that the command is for.
+    /// Returns the NSID.
     #[must_use]
     pub const fn nsid(&self) -> u32 {
         match *self {
@@ -181,8 +181,8 @@ impl IoCommand {
         }
     }
 
-    /// The data that goes with the command, on a namespace with blocks of `2^block_shift` bytes. A
-    /// length beyond 64 bits becomes the largest, which no SGL has.
+    /// Returns the data transfer for blocks of `2^block_shift` bytes. Saturates at 64 bits, which no
+    /// SGL matches.
     #[must_use]
     pub fn data_len(&self, block_shift: u8) -> Transfer {
         match *self {
@@ -196,14 +196,13 @@ impl IoCommand {
         }
     }
 
-    /// Whether the data of the command is blocks of the namespace.
+    /// Returns whether the data consists of blocks of the namespace.
     #[must_use]
     pub const fn moves_blocks(&self) -> bool {
         matches!(self, Self::Read { .. } | Self::Write { .. } | Self::Compare { .. })
     }
 
-    /// The entry of the command, with command identifier 0 and an SGL of no bytes: `with_data` gives
-    /// it the right one.
+    /// Returns the entry, with command identifier 0 and an SGL of length 0; set it by `with_data`.
     #[must_use]
     pub fn emit(&self) -> Sqe {
         let sqe = match *self {
@@ -251,12 +250,12 @@ fn control(fua: bool, limited_retry: bool) -> u32 {
     flag(fua, FUA) | flag(limited_retry, LIMITED_RETRY)
 }
 
-/// A count of 1 to 65536 as the wire has it; one out of range becomes the nearest that is in it.
+/// Converts a count of 1 to 65536 to zero's based; clamps other values.
 pub(super) fn zeros_based(count: u32) -> u16 {
     u16::try_from(count.saturating_sub(1)).unwrap_or(u16::MAX)
 }
 
-/// NR, bits 7:0 of a dword: 1 to 256 ranges.
+/// Parses NR, bits 7:0 of a dword: 1 to 256 ranges.
 fn ranges(dword: U32) -> u16 {
     u16::from(byte(dword, 0)).saturating_add(1)
 }

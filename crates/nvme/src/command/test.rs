@@ -1,4 +1,4 @@
-//! Commands against golden entries and against each other; knows no controller.
+//! Tests of commands: golden entries and round trips.
 
 use proptest::prelude::*;
 use zerocopy::little_endian::U64;
@@ -72,13 +72,13 @@ fn golden_get_log_page() {
 }
 
 #[test]
-fn the_largest_log_page_does_not_wrap() {
+fn largest_log_page_length_does_not_wrap() {
     let sqe = with_dwords(0x02, [0xffff_0002, 0x0000_ffff, 0, 0, 0, 0]);
     assert_eq!(AdminCommand::parse(&sqe).map(|log| log.data_len()), Ok(Transfer::ToHost(1 << 34)));
 }
 
 #[test]
-fn a_log_offset_is_whole_dwords_unless_an_index() {
+fn log_page_offset_is_a_multiple_of_four_or_an_index() {
     let odd = with_dwords(0x02, [0x70, 0, 2, 0, 0, 0]);
     assert_eq!(AdminCommand::parse(&odd), Err(invalid_field()));
     let index = with_dwords(0x02, [0x70, 0, 2, 0, 1 << 23, 0]);
@@ -120,7 +120,7 @@ fn golden_features() {
 }
 
 #[test]
-fn a_feature_moves_its_data_both_ways_but_not_for_its_capabilities() {
+fn feature_data_length_depends_on_select() {
     let get = |sel| AdminCommand::GetFeatures { fid: fid::HOST_IDENTIFIER, sel, nsid: 0, cdw11: 1 };
     assert_eq!(get(sel::CURRENT).data_len(), Transfer::ToHost(16));
     assert_eq!(get(sel::SUPPORTED_CAPABILITIES).data_len(), Transfer::None);
@@ -175,7 +175,7 @@ fn golden_authentication_and_disconnect() {
 }
 
 #[test]
-fn unknown_commands_are_refused_for_good() {
+fn unknown_commands_are_refused_with_dnr() {
     let refused = Err(Status::INVALID_OPCODE.dnr());
     for opcode in [0x03, 0x04, 0x0d, 0x11, 0x15, 0x79, 0x80, 0xff] {
         assert_eq!(Command::parse(&entry(opcode), 1), refused, "I/O {opcode:#x}");
@@ -190,7 +190,7 @@ fn unknown_commands_are_refused_for_good() {
 }
 
 #[test]
-fn fabrics_commands_are_known_on_every_queue() {
+fn fabrics_commands_are_parsed_on_every_queue() {
     let sqe = FabricsCommand::Disconnect { recfmt: 0 }.emit();
     for qid in [0, 1, u16::MAX] {
         assert_eq!(
@@ -201,7 +201,7 @@ fn fabrics_commands_are_known_on_every_queue() {
 }
 
 #[test]
-fn only_sgls_are_data_pointers() {
+fn only_sgls_are_valid_data_pointers() {
     for psdt in [0b00, 0b10, 0b11] {
         for (opcode, qid) in [(0x02, 1), (0x06, 0), (0x7f, 0)] {
             let sqe = Sqe { flags: psdt << 6, ..entry(opcode) };
@@ -225,7 +225,7 @@ fn only_io_commands_are_fused() {
 }
 
 #[test]
-fn a_data_pointer_is_in_the_capsule_or_in_data_pdus() {
+fn data_pointer_is_in_capsule_or_transport() {
     assert_eq!(DataPointer::parse(&Sgl::transport(9)), Ok(DataPointer::Transport { length: 9 }));
     assert_eq!(
         DataPointer::parse(&Sgl::in_capsule(0, 9)),
@@ -240,7 +240,7 @@ fn a_data_pointer_is_in_the_capsule_or_in_data_pdus() {
 }
 
 #[test]
-fn blocks_fit_exactly_and_lists_at_least() {
+fn sgl_length_is_exact_for_blocks_and_minimum_for_lists() {
     let refused = Err(Status::DATA_SGL_LENGTH_INVALID.dnr());
     let read = IoCommand::Read { nsid: 1, slba: 0, nlb: 8, fua: false, limited_retry: false };
     assert_eq!(Command::Io(read).check_sgl_length(4096, 9), Ok(()));
@@ -257,7 +257,7 @@ fn blocks_fit_exactly_and_lists_at_least() {
 }
 
 #[test]
-fn constructors_make_the_entries_that_hosts_send() {
+fn constructors_match_entries_of_linux() {
     let identify = AdminCommand::identify(1, 0).emit();
     assert_eq!(
         (identify.opcode, identify.flags, identify.sgl1),
@@ -290,16 +290,16 @@ fn io_command() -> impl Strategy<Value = IoCommand> {
 }
 
 proptest! {
-    /// Whatever can be emitted is parsed back.
+    /// Parsing an emitted command returns the same command.
     #[test]
     fn io_commands_survive_the_wire(command in io_command()) {
         prop_assert_eq!(IoCommand::parse(&command.emit()), Ok(command));
     }
 
-    /// Any 64 bytes are a command or a status with Do Not Retry; never a panic, and what was parsed
-    /// means the same when it is emitted and parsed again.
+    /// Any 64 bytes parse to a command or to a status with Do Not Retry, without a panic. A parsed
+    /// command survives emit and parse.
     #[test]
-    fn any_bytes_are_answered(bytes in prop::array::uniform32(any::<[u8; 2]>()), opcode in 0..0x20_u8, qid in 0..2_u16, shift: u8) {
+    fn any_bytes_are_parsed_or_refused(bytes in prop::array::uniform32(any::<[u8; 2]>()), opcode in 0..0x20_u8, qid in 0..2_u16, shift: u8) {
         let mut sqe: Sqe = zerocopy::transmute!(bytes);
         sqe.flags = 0x40;
         sqe.opcode = if opcode == 0x1f { opcode::fabrics::OPCODE } else { opcode };

@@ -1,5 +1,5 @@
-//! Proving who the host is, on one connection: the commands that carry DH-HMAC-CHAP (NVMe Base 2.0 §6.1, §6.2). What the
-//! messages say is in `auth`.
+//! In-band authentication of a queue: Authentication Send and Receive (NVMe Base 2.0 §6.1, §6.2).
+//! `crate::auth` holds the protocol.
 
 use std::sync::Arc;
 
@@ -17,26 +17,26 @@ use crate::wire::Sgl;
 use crate::wire::auth::{Explanation, SECP, SPSP};
 use crate::wire::fabrics::ConnectResponse;
 
-/// Bytes that there is room for in the controller's messages: as Linux has.
+/// Maximum message length of the controller in bytes, the same as in Linux.
 const ROOM: u32 = 4096;
 
-/// What this host proves itself with.
+/// Authentication state of a queue.
 #[derive(Debug)]
 pub(super) struct Proof {
     credentials: Arc<Credentials>,
     conversation: Option<(Host, Then)>,
-    /// How it ends once the last message was taken.
+    /// Result of the exchange, while its last message is being sent.
     verdict: Option<Result<(), Explanation>>,
     psks: Vec<Psk>,
     t_id: u16,
 }
 
-/// What a proof is needed for.
+/// Reason for an authentication.
 #[derive(Debug, Clone, Copy)]
 enum Then {
-    /// The queue is connected.
+    /// Completes Connect.
     Connect(ConnectResponse),
-    /// Whoever asked for it is told, by this tag.
+    /// Requested by the user: completes with this tag.
     Tell(u32),
 }
 
@@ -47,23 +47,24 @@ impl Proof {
 }
 
 impl Queue {
-    /// Proves once more who the host is, on a queue that is connected and was given credentials; [`Step::Done`] with `tag`
-    /// tells whether it succeeded. Tells whether it has begun.
+    /// Authenticates again on a connected queue with credentials. [`Step::Completed`] with `tag` has
+    /// the result. Returns whether authentication was started.
     pub fn prove(&mut self, tag: u32) -> bool {
         self.has_room() && self.begin_proof(Then::Tell(tag))
     }
 
-    /// The keys for a secured channel that came out of the last proof, if the credentials ask for them.
+    /// Returns the PSKs that the last authentication generated, if the credentials request them.
     pub fn take_psks(&mut self) -> Vec<Psk> {
         self.proof.as_mut().map(|proof| std::mem::take(&mut proof.psks)).unwrap_or_default()
     }
 
-    /// Whether the controller must prove itself, whatever it says of the host.
+    /// Returns whether the controller must authenticate.
     pub(super) fn wants_proof(&self) -> bool {
         self.proof.as_ref().is_some_and(|proof| proof.credentials.controller.is_some())
     }
 
-    /// The controller wants a proof before anything else. Tells whether there is one to give.
+    /// Starts the authentication that the controller requires after Connect. Returns `false` without
+    /// credentials.
     pub(super) fn prove_to_connect(&mut self, response: ConnectResponse) -> bool {
         self.begin_proof(Then::Connect(response))
     }
@@ -102,7 +103,7 @@ impl Queue {
         self.enter(sqe.with_data(Sgl::transport(ROOM)), Data::Incoming(incoming), 0);
     }
 
-    /// A message was taken.
+    /// Handles the completion of Authentication Send.
     pub(super) fn message_sent(&mut self, status: Status) {
         let Some(proof) = &mut self.proof else { return };
         match proof.verdict.take() {
@@ -112,7 +113,7 @@ impl Queue {
         }
     }
 
-    /// A message was fetched.
+    /// Handles the completion of Authentication Receive.
     pub(super) fn message_fetched(&mut self, status: Status, bytes: &[u8]) {
         if !status.is_success() {
             return self.end_proof(status);

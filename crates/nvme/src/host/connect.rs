@@ -1,38 +1,36 @@
-//! The beginning of a connection: Initialize Connection Request and Response, then Connect (NVMe/TCP 1.0 §3.1.1,
-//! NVMe Base 2.0 §6.3). It knows no command after them.
+//! Parameters of a connection: ICReq, ICResp and Connect (NVMe/TCP 1.0 §3.1.1, NVMe Base 2.0 §6.3).
 
 use crate::command::FabricsCommand;
 use crate::tcp::{Violation, pdu};
 use crate::wire::Sqe;
 use crate::wire::fabrics::cattr;
 
-/// How a queue is to be connected.
+/// Parameters of a queue.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Ask for header digests.
+    /// Requests header digests.
     pub header_digest: bool,
-    /// Ask for data digests.
+    /// Requests data digests.
     pub data_digest: bool,
-    /// Host PDU data alignment, in dwords, zero's based: 0 to 31.
+    /// HPDA: alignment of data in PDUs to the host, in dwords, zero's based: 0 to 31.
     pub hpda: u8,
-    /// Queue identifier: zero is the Admin queue.
+    /// Queue identifier; zero is the Admin queue.
     pub qid: u16,
-    /// Entries of the submission queue: 2 to 4096. One less than this many commands can be under way.
+    /// Submission queue entries: 2 to 4096. The maximum number of commands in flight is one less.
     pub entries: u16,
-    /// Whether the controller reports how far it has read the submission queue. Without, it may leave out the answer to
-    /// a read that succeeded.
+    /// SQ flow control. If disabled, the controller may omit the response to a successful read.
     pub flow_control: bool,
-    /// Keep Alive Timeout in milliseconds; zero is none. For the Admin queue only.
+    /// Keep Alive Timeout in milliseconds; zero disables it. Admin queue only.
     pub keep_alive: u32,
-    /// Bytes of data that a capsule may carry; for an I/O queue, what Identify's IOCCSZ says less the command itself.
+    /// Maximum in-capsule data in bytes: for an I/O queue IOCCSZ of Identify, minus the command.
     pub capsule_data: u32,
 }
 
-/// Bytes of data that every controller takes in a capsule of its Admin queue (NVMe/TCP 1.0 §3.3.2.1).
+/// In-capsule data that every controller accepts on the Admin queue (NVMe/TCP 1.0 §3.3.2.1).
 const ADMIN_CAPSULE_DATA: u32 = 8192;
 
 impl Options {
-    /// An Admin queue of 32 entries, as Linux asks for it.
+    /// Returns an Admin queue with 32 entries, as Linux has it.
     #[must_use]
     pub fn admin() -> Self {
         Self {
@@ -47,13 +45,13 @@ impl Options {
         }
     }
 
-    /// I/O queue `qid`, with `entries` entries and room for `capsule_data` bytes in a capsule.
+    /// Returns I/O queue `qid` with `entries` entries and `capsule_data` bytes of in-capsule data.
     #[must_use]
     pub fn io(qid: u16, entries: u16, capsule_data: u32) -> Self {
         Self { qid, entries, capsule_data, ..Self::admin() }
     }
 
-    /// DGST of the Initialize Connection Request.
+    /// Returns DGST.
     pub(super) fn digests(&self) -> u8 {
         u8::from(self.header_digest) | u8::from(self.data_digest) << 1
     }
@@ -68,11 +66,11 @@ impl Options {
         FabricsCommand::Connect { recfmt: 0, qid, sqsize, cattr, kato }.emit()
     }
 
-    /// What Initialize Connection Response must say (NVMe/TCP 1.0 §3.6.2.3).
+    /// Checks ICResp (NVMe/TCP 1.0 §3.6.2.3).
     ///
     /// # Errors
-    /// The field that is wrong. Digests must be those that were asked for: a controller that leaves them out would
-    /// have the host believe in a protection that is not there.
+    /// Fails if a field is invalid, or the digests are not those requested: a controller must not
+    /// silently disable them.
     pub(super) fn check(&self, response: &pdu::IcResp) -> Result<(), Violation> {
         let maxh2cdata = response.maxh2cdata.get();
         if response.pfv.get() != 0 {

@@ -1,5 +1,5 @@
-//! The sequence of Admin commands by which a host gets to know a controller, in the order and with the demands of Linux
-//! (NVMe Base 2.0 §3.5.3). It knows no connection: it says what to ask next and is told the answer.
+//! Controller initialization (NVMe Base 2.0 §3.5.3): the sequence of Admin commands, in the order
+//! and with the checks of Linux.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -19,7 +19,10 @@ use crate::wire::identify::{
 use crate::wire::log::{CommandEffects, lid};
 use crate::wire::text::parse_nqn;
 
-/// What a host knows of a controller, and what it asks next.
+/// State machine of controller initialization, and the data it has read.
+///
+/// Take the next command from [`Controller::next_command`], and pass its result to
+/// [`Controller::complete`], until there is none.
 #[derive(Debug)]
 pub struct Controller {
     stage: Stage,
@@ -38,11 +41,11 @@ pub struct Controller {
 /// A namespace of a controller.
 #[derive(Debug, Clone)]
 pub struct Namespace {
-    /// Its identifier.
+    /// Namespace identifier.
     pub nsid: u32,
-    /// Who it is.
+    /// Namespace Identification Descriptors.
     pub ids: NamespaceIds,
-    /// What it is.
+    /// Identify Namespace.
     pub figure: Box<IdentifyNamespace>,
 }
 
@@ -65,23 +68,23 @@ enum Stage {
     Done,
 }
 
-/// A command to be sent, and how many bytes of data come back.
+/// A command of the initialization.
 #[derive(Debug, Clone, Copy)]
 pub struct Ask {
-    /// The command.
+    /// Submission queue entry.
     pub sqe: Sqe,
-    /// Bytes of data from the controller.
+    /// Length of the data from the controller in bytes.
     pub len: usize,
 }
 
-/// Why a controller is of no use to a host.
+/// Failure of the initialization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
-    /// It failed a command that it must carry out.
+    /// A mandatory command failed.
     Failed(&'static str, Status),
-    /// CSTS says that it cannot become ready.
+    /// CSTS.CFS is set.
     Fatal,
-    /// What it says of itself cannot be: the field.
+    /// A field has an invalid value.
     Impossible(&'static str),
 }
 
@@ -91,7 +94,7 @@ impl fmt::Display for Trouble {
             Self::Failed(what, status) => write!(f, "the controller failed {what}: {status}"),
             Self::Fatal => f.write_str("the controller reports a fatal status"),
             Self::Impossible(field) => {
-                write!(f, "the controller's {field} has a value that no host can work with")
+                write!(f, "the controller reports an invalid value of {field}")
             }
         }
     }
@@ -100,7 +103,7 @@ impl fmt::Display for Trouble {
 impl std::error::Error for Trouble {}
 
 impl Controller {
-    /// The controller that Connect gave as `cntlid`, of which `queues` I/O queues are wanted.
+    /// Starts the initialization of controller `cntlid`, with `queues` I/O queues.
     #[must_use]
     pub fn new(cntlid: u16, queues: u16) -> Self {
         Self {
@@ -118,44 +121,44 @@ impl Controller {
         }
     }
 
-    /// CAP.
+    /// Returns CAP.
     #[must_use]
     pub fn capabilities(&self) -> Cap {
         self.capabilities
     }
 
-    /// VS.
+    /// Returns VS.
     #[must_use]
     pub fn version(&self) -> u32 {
         self.version
     }
 
-    /// Identify Controller, once it was asked.
+    /// Returns Identify Controller, once it was read.
     #[must_use]
     pub fn identify(&self) -> Option<&IdentifyController> {
         self.identify.as_deref()
     }
 
-    /// I/O queues that were granted.
+    /// Returns the number of I/O queues granted.
     #[must_use]
     pub fn queues(&self) -> u16 {
         self.queues
     }
 
-    /// Events that were asked for: bits of [`crate::wire::feature::aec`].
+    /// Returns the events that were enabled: bits of [`crate::wire::feature::aec`].
     #[must_use]
     pub fn events(&self) -> u32 {
         self.events
     }
 
-    /// Bytes of data that a capsule of an I/O queue may carry.
+    /// Returns the maximum in-capsule data of I/O queues in bytes.
     #[must_use]
     pub fn capsule_data(&self) -> u32 {
         let ioccsz = self.identify().map_or(4, |figure| figure.ioccsz.get());
         ioccsz.saturating_sub(4).saturating_mul(16)
     }
 
-    /// Bytes that one command may move.
+    /// Returns the maximum data transfer of a command in bytes (MDTS).
     #[must_use]
     pub fn largest_transfer(&self) -> u64 {
         match self.identify().map_or(0, |figure| figure.mdts) {
@@ -164,25 +167,25 @@ impl Controller {
         }
     }
 
-    /// The namespaces that were found.
+    /// Returns the active namespaces.
     #[must_use]
     pub fn namespaces(&self) -> &[Namespace] {
         &self.namespaces
     }
 
-    /// Whether it was enabled and CSTS.RDY is not set yet: it is to be polled again after a while.
+    /// Returns whether CSTS.RDY is not set yet. Wait before you send the next command.
     #[must_use]
     pub fn is_enabling(&self) -> bool {
         self.stage == Stage::Ready
     }
 
-    /// How long it may take to become ready (CAP.TO, NVMe Base 2.0 §3.1.3.1).
+    /// Returns the time limit for becoming ready (CAP.TO, NVMe Base 2.0 §3.1.3.1).
     #[must_use]
     pub fn ready_within(&self) -> Duration {
         Duration::from_millis(self.capabilities.to().saturating_mul(500))
     }
 
-    /// What to ask next; nothing once everything is known.
+    /// Returns the next command, or `None` after the last one.
     #[must_use]
     pub fn ask(&self) -> Option<Ask> {
         let property = |attrib, offset| Ask {
@@ -225,10 +228,10 @@ impl Controller {
         Cc::default().with_iosqes(6).with_iocqes(4).with_css(css)
     }
 
-    /// The answer to what [`Controller::ask`] asked.
+    /// Processes the completion of the command of [`Controller::next_command`].
     ///
     /// # Errors
-    /// The reason for which Linux, too, gives a controller up.
+    /// Fails if Linux would refuse the controller, too.
     pub fn answer(&mut self, status: Status, result: u64, data: &[u8]) -> Result<(), Trouble> {
         if !status.is_success() && !self.is_optional() {
             return Err(Trouble::Failed(self.stage.word(), status));
@@ -237,7 +240,7 @@ impl Controller {
         Ok(())
     }
 
-    /// Whether hosts go on without an answer to this.
+    /// Returns whether the command may fail.
     fn is_optional(&self) -> bool {
         matches!(self.stage, Stage::Effects | Stage::Limits | Stage::Events)
     }
@@ -329,7 +332,7 @@ impl Controller {
         self.unseen.pop_front().map_or(Stage::Done, Stage::Descriptors)
     }
 
-    /// A namespace without capacity went away in the meantime.
+    /// Handles Identify Namespace. A namespace without capacity was removed in the meantime.
     fn learn_namespace(&mut self, well: bool, nsid: u32, data: &[u8]) -> Result<Stage, Trouble> {
         let figure = IdentifyNamespace::read_from_bytes(data);
         let figure = Box::new(figure.map_err(|_| Trouble::Impossible("namespace"))?);
@@ -358,7 +361,7 @@ impl Controller {
 }
 
 impl Namespace {
-    /// Binary logarithm of the block size.
+    /// Returns the binary logarithm of the block size.
     #[must_use]
     pub fn shift(&self) -> u8 {
         self.figure.block_shift().unwrap_or(9)
@@ -402,7 +405,7 @@ fn page(data: &[u8]) -> Result<&[u8; IDENTIFY_LEN], Trouble> {
     data.try_into().map_err(|_| Trouble::Impossible("namespace identifiers"))
 }
 
-/// The demands of Linux on Identify Controller over fabrics.
+/// Checks that Linux makes on Identify Controller over fabrics.
 fn check_controller(figure: &IdentifyController, cntlid: u16) -> Result<(), Trouble> {
     let io = figure.cntrltype != cntrltype::DISCOVERY;
     let demands = [

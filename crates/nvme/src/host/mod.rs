@@ -1,8 +1,6 @@
-//! The host side of NVMe/TCP, as pure as the target: bytes and commands in, bytes and ended commands out. It knows no
-//! socket, no disk and no clock.
+//! The host side of NVMe/TCP.
 //!
-//! One [`Queue`] is one connection. [`Controller`] is the sequence of Admin commands by which a host gets to know a
-//! controller and its namespaces, in the order in which Linux sends them.
+//! One [`Queue`] is one connection. [`Controller`] is the initialization sequence of a controller.
 
 mod auth;
 mod connect;
@@ -23,54 +21,54 @@ use crate::status::Status;
 use crate::tcp::Violation;
 use crate::wire::fabrics::ConnectResponse;
 
-/// The data that goes with a command.
+/// The data of a command.
 #[derive(Debug)]
 pub enum Payload {
-    /// None.
+    /// No data.
     None,
-    /// From the controller; the buffer is as long as the data, and comes back in [`Done`].
+    /// Data from the controller. The buffer is as long as the data, and is returned in [`Completion`].
     Receive(Buffer),
-    /// To the controller: in the capsule if it fits there, else when the controller asks for it.
+    /// Data to the controller: in-capsule if it fits, otherwise by R2T.
     Send(Rc<Buffer>),
-    /// To the controller when it asks for it, even if it would fit in the capsule.
+    /// Data to the controller, always by R2T.
     Offer(Rc<Buffer>),
 }
 
-/// What whoever drives a [`Queue`] is to do or to know.
+/// Output of a [`Queue`].
 #[derive(Debug)]
 pub enum Step {
-    /// Send this, after what was to be sent before.
+    /// Send this segment, in order.
     Send(Segment),
-    /// The controller accepted the connection as a queue: commands may be submitted.
+    /// Connected: commands may be submitted.
     Connected(ConnectResponse),
-    /// The controller refused the connection: the status, and dword 0, which may name the field that is wrong. Also if
-    /// one of both did not prove who it is: then with Authentication Required.
+    /// Connect failed: status, and dword 0, which may name the invalid field. Authentication Required
+    /// if authentication failed.
     Refused(Status, u32),
-    /// A command ended.
+    /// A command completed.
     Done(Done),
-    /// Send what is still to be sent, then close the connection. Nothing follows; commands under way have no answer.
+    /// Send the segments before, then close the connection. Commands in flight get no completion.
     Close(End),
 }
 
-/// A command that ended.
+/// Completion of a command.
 #[derive(Debug)]
 pub struct Done {
-    /// What the submitter calls it.
+    /// Tag of [`Queue::submit`].
     pub tag: u32,
-    /// How it ended.
+    /// Status.
     pub status: Status,
-    /// Dwords 0 and 1 of its answer.
+    /// Dwords 0 and 1.
     pub result: u64,
-    /// The buffer of [`Payload::Receive`]; after success, filled in all its length.
+    /// The buffer of [`Payload::Receive`]. After success it is filled.
     pub buffer: Option<Buffer>,
 }
 
 /// Why a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// The controller broke a rule, and was told which.
+    /// The controller violated the protocol. H2CTermReq was sent.
     Violation(Violation),
-    /// The controller says that this host broke a rule: fatal error status and information (NVMe/TCP 1.0 §3.6.2.5).
+    /// The controller sent C2HTermReq (NVMe/TCP 1.0 §3.6.2.5).
     Terminated {
         /// Fatal error status.
         fes: u16,
@@ -79,11 +77,11 @@ pub enum End {
     },
 }
 
-/// A command that cannot be submitted now, with its payload.
+/// A command that cannot be submitted; returns its payload.
 #[derive(Debug)]
 pub enum NotNow {
-    /// As many commands are under way as the queue holds.
+    /// The queue is full.
     Full(Payload),
-    /// The queue is not connected, or closed.
+    /// The queue is not connected.
     NotConnected(Payload),
 }

@@ -1,5 +1,5 @@
-//! One connection as the host sees it: commands in, their answers out. What the controller sends is checked strictly:
-//! it is trusted no more than a target trusts a host. It knows no socket and no meaning of a command.
+//! The host side of one connection. PDUs of the controller are checked as strictly as the target
+//! checks those of hosts.
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -18,7 +18,7 @@ use crate::tcp::{Deframer, Framer, Pdu, Piece, Side, Violation, pdu};
 use crate::wire::fabrics::{ConnectData, ConnectResponse};
 use crate::wire::{Cqe, Sgl, Sqe};
 
-/// One connection, as the host sees it.
+/// The host side of one connection.
 #[derive(Debug)]
 pub struct Queue {
     options: Options,
@@ -30,29 +30,29 @@ pub struct Queue {
     pub(super) out: VecDeque<Step>,
     slots: Slots,
     ring: Ring,
-    /// The command that the payload which is coming belongs to, and whether it ends with it.
+    /// Command that receives the payload of the current PDU, and whether the PDU completes it.
     coming: Option<(u16, bool)>,
-    /// What the host can prove itself with.
+    /// Authentication state, if there are credentials.
     pub(super) proof: Option<Box<Proof>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// Initialize Connection Response is to come.
+    /// Expects ICResp.
     Opening,
-    /// The answer to Connect is to come.
+    /// Expects the response to Connect.
     Connecting,
     Live,
     Closed,
 }
 
-/// How full the submission queue is.
+/// State of the submission queue.
 #[derive(Debug)]
 struct Ring {
     entries: u16,
-    /// Entries that the controller has not yet taken, as far as it has told.
+    /// Entries after the last reported head.
     untaken: u16,
-    /// The head that the controller told last.
+    /// The last reported head.
     head: u16,
     flow_control: bool,
     under_way: u16,
@@ -69,7 +69,7 @@ impl Ring {
         self.untaken = self.untaken.saturating_add(1);
     }
 
-    /// The controller tells how far it has read (NVMe Base 2.0 §3.3.3.2, SQHD).
+    /// Processes SQHD (NVMe Base 2.0 §3.3.3.2).
     fn taken(&mut self, head: u16) -> Result<(), Violation> {
         if !self.flow_control {
             return Ok(());
@@ -84,15 +84,15 @@ impl Ring {
     }
 }
 
-/// A payload with less than this still to come is not worth receiving by itself, in bytes.
+/// Minimum rest of a payload in bytes to receive it directly into its buffer.
 const LANDING: u32 = 8192;
 
-/// Entries of a queue, at least and at most.
+/// Valid queue sizes.
 const ENTRIES: std::ops::RangeInclusive<u16> = 2..=4096;
 
 impl Queue {
-    /// A connection that has just been made. It opens itself and then connects as `options` and `data` say, until
-    /// [`Step::Connected`] or [`Step::Refused`].
+    /// Creates the session of a new TCP connection. It initializes the connection and sends Connect,
+    /// until [`Step::Connected`] or [`Step::Refused`].
     #[must_use]
     pub fn new(options: Options, data: ConnectData) -> Self {
         let entries = options.entries.clamp(*ENTRIES.start(), *ENTRIES.end());
@@ -115,8 +115,8 @@ impl Queue {
         queue
     }
 
-    /// The same, and the host proves itself with these if the controller wants it to. Without them a queue whose
-    /// [`ConnectResponse`] asks for a proof is connected, and of no use.
+    /// Like [`Queue::new`], with credentials for authentication. A queue without credentials is of no
+    /// use if [`ConnectResponse::authentication_required`] is set.
     #[must_use]
     pub fn with_credentials(
         options: Options,
@@ -129,11 +129,11 @@ impl Queue {
 
     // ---- commands
 
-    /// Sends a command. Its command identifier and data pointer are set here; `tag` comes back with [`Done`].
-    /// Gives the command identifier, which is what an Abort names.
+    /// Submits a command. Sets its command identifier and data pointer; `tag` is returned in
+    /// [`Completion`]. Returns the command identifier, for Abort.
     ///
     /// # Errors
-    /// The queue is full or not connected; the payload comes back.
+    /// Returns the payload if the queue is full or not connected.
     pub fn submit(&mut self, sqe: Sqe, payload: Payload, tag: u32) -> Result<u16, NotNow> {
         if self.phase != Phase::Live {
             return Err(NotNow::NotConnected(payload));
@@ -144,13 +144,13 @@ impl Queue {
         Ok(self.send_command(sqe, payload, tag))
     }
 
-    /// Whether a command could be submitted now.
+    /// Returns whether a command can be submitted now.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.phase == Phase::Live && self.ring.has_room()
     }
 
-    /// Commands under way.
+    /// Returns the number of commands in flight.
     #[must_use]
     pub fn under_way(&self) -> u16 {
         self.ring.under_way
@@ -174,7 +174,7 @@ impl Queue {
         }
     }
 
-    /// A command whose data goes with its capsule.
+    /// Sends a command with in-capsule data.
     fn send_whole(&mut self, sqe: Sqe, buffer: Rc<Buffer>, tag: u32) -> u16 {
         let (sqe, len) = (sqe.with_data(Sgl::in_capsule(0, length(&buffer))), buffer.len());
         let cid = self.claim(Data::None, tag);
@@ -184,7 +184,7 @@ impl Queue {
         cid
     }
 
-    /// A command whose capsule carries no data.
+    /// Sends a command without in-capsule data.
     pub(super) fn enter(&mut self, sqe: Sqe, data: Data, tag: u32) -> u16 {
         let cid = self.claim(data, tag);
         let out = &mut self.out;
@@ -192,7 +192,7 @@ impl Queue {
         cid
     }
 
-    /// There are as many slots as entries, and [`Ring`] keeps one of them free.
+    /// Allocates a slot. There are as many as entries, and [`SubmissionQueue`] keeps one free.
     pub(super) fn claim(&mut self, data: Data, tag: u32) -> u16 {
         self.ring.advance();
         self.slots.claim(Command { tag, data }).unwrap_or_default()
@@ -200,8 +200,8 @@ impl Queue {
 
     // ---- what comes in
 
-    /// Bytes came. Takes as many as it can and tells how many that is; the rest is offered again with what comes after
-    /// it: it is a piece of a header.
+    /// Processes received bytes. Returns how many were consumed; the rest is an incomplete header, to
+    /// be passed again together with further bytes.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
         let mut taken = 0;
         while self.phase != Phase::Closed {
@@ -218,7 +218,7 @@ impl Queue {
         if self.phase == Phase::Closed { bytes.len() } else { taken }
     }
 
-    /// What to do next, until there is nothing.
+    /// Returns the next output, or `None`.
     pub fn poll(&mut self) -> Option<Step> {
         self.out.pop_front()
     }
@@ -273,13 +273,13 @@ impl Queue {
         self.framer.command_with(sqe, Body::Shared(Arc::from(data)), data.len(), &mut send);
     }
 
-    /// A response capsule.
+    /// Handles a response capsule.
     fn response(&mut self, cqe: Cqe) -> Result<(), Violation> {
         let cid = cqe.cid.get();
         let status = cqe.outcome();
         let command = self.slots.find(cid)?;
         match &command.data {
-            // Success means that all the data came.
+            // After success the data must be complete.
             Data::Incoming(incoming) if status.is_success() && incoming.got != incoming.want => {
                 return Err(Violation::DataMissing);
             }
@@ -307,7 +307,7 @@ impl Queue {
                 return Ok(());
             }
             Data::Incoming(Incoming { buffer, damaged, .. }) => {
-                // NVMe/TCP 1.0 §3.3.1.1: the command failed, the connection goes on.
+                // The command fails, the connection continues (NVMe/TCP 1.0 §3.3.1.1).
                 let status = if damaged { Status::TRANSIENT_TRANSPORT_ERROR } else { status };
                 Step::Done(Done { tag, status, result, buffer })
             }
@@ -319,7 +319,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Nothing while the host has to prove itself.
+    /// Handles the response to Connect. Returns `None` if authentication was started.
     fn connected(&mut self, status: Status, result: u64) -> Option<Step> {
         #[allow(clippy::cast_possible_truncation, reason = "dword 0 of two")]
         let dw0 = result as u32;
@@ -339,7 +339,7 @@ impl Queue {
         self.phase = Phase::Live;
     }
 
-    /// Data of a C2HData PDU is coming (NVMe/TCP 1.0 §3.6.2.9): in order, and no more than was asked for.
+    /// Handles the header of a C2HData PDU (NVMe/TCP 1.0 §3.6.2.9): in order, within the buffer.
     fn data(
         &mut self,
         cid: u16,
@@ -405,8 +405,8 @@ impl Queue {
         }
     }
 
-    /// Ready to Transfer (NVMe/TCP 1.0 §3.6.2.10): the controller asks for the data of a command, in order. A request
-    /// for anything but data that was offered would have the host disclose its memory.
+    /// Handles R2T (NVMe/TCP 1.0 §3.6.2.10): in order, within the buffer. Any other request would make
+    /// the host disclose its memory.
     fn ready(&mut self, cid: u16, ttag: u16, offset: u32, len: u32) -> Result<(), Violation> {
         let Data::Offered { buffer, asked } = &mut self.slots.find(cid)?.data else {
             return Err(Violation::R2tUnexpected);
@@ -426,7 +426,7 @@ impl Queue {
         Ok(())
     }
 
-    /// The data that was asked for, in PDUs of at most MAXH2CDATA.
+    /// Sends the requested data, in PDUs of at most MAXH2CDATA.
     fn transfer(&mut self, cid: u16, ttag: u16, buffer: &Rc<Buffer>, offset: u32, len: u32) {
         let (mut start, mut left) = (offset, len);
         while left != 0 {
@@ -444,8 +444,8 @@ impl Queue {
 
     // ---- payload that is received in place
 
-    /// Memory that the next bytes of the connection belong in, if they are payload: the driver may receive into it and
-    /// gives it back by [`Queue::direct_received`]. While it is out, [`Queue::receive`] is not called.
+    /// Returns a buffer for the next bytes of the connection, if they are payload. The driver receives
+    /// into it, and returns it by [`Queue::direct_received`] before it calls [`Queue::receive`] again.
     pub fn direct_recv(&mut self) -> Option<DirectRecv> {
         let left = self.deframer.payload_left();
         if left < LANDING || !self.deframer.at_payload() || self.phase == Phase::Closed {
@@ -457,7 +457,7 @@ impl Queue {
         Some(DirectRecv { buffer, start, end: start + left as usize, token: 0 })
     }
 
-    /// The memory comes back, with `got` bytes received into it.
+    /// Takes the buffer back, with `got` bytes received.
     pub fn direct_received(&mut self, landing: DirectRecv, got: usize) {
         let DirectRecv { buffer, start, end, .. } = landing;
         let got = got.min(end - start);
@@ -491,7 +491,7 @@ impl Queue {
     }
 }
 
-/// Bytes of a buffer, which is far below 4 GiB.
+/// Returns the length of a buffer, which is far below 4 GiB.
 fn length(buffer: &Buffer) -> u32 {
     u32::try_from(buffer.len()).unwrap_or(u32::MAX)
 }

@@ -1,4 +1,4 @@
-//! The commands that a queue has under way, by command identifier. It knows no PDU.
+//! The commands in flight of a queue, by command identifier.
 
 use std::rc::Rc;
 
@@ -6,52 +6,52 @@ use export::Buffer;
 
 use crate::tcp::Violation;
 
-/// A command under way.
+/// A command in flight.
 #[derive(Debug)]
 pub(super) struct Command {
     pub(super) tag: u32,
     pub(super) data: Data,
 }
 
-/// The data of a command, and how much of it has gone over.
+/// Data transfer of a command.
 #[derive(Debug)]
 pub(super) enum Data {
-    /// None, or gone with the capsule.
+    /// No data, or in-capsule data.
     None,
-    /// It is Connect.
+    /// Connect.
     Connect,
-    /// It is Authentication Send.
+    /// Authentication Send.
     Proof,
-    /// Data that comes from the controller.
+    /// Receives data from the controller.
     Incoming(Incoming),
-    /// Data that the controller may ask for; it has asked for the first `asked` bytes.
+    /// Sends data by R2T; the first `asked` bytes were requested.
     Offered { buffer: Rc<Buffer>, asked: u32 },
 }
 
-/// Data that comes from the controller.
+/// Data transfer from the controller.
 #[derive(Debug)]
 pub(super) struct Incoming {
-    /// Nothing while the driver receives into it.
+    /// `None` while the driver receives into it.
     pub(super) buffer: Option<Buffer>,
     pub(super) want: u32,
     pub(super) got: u32,
-    /// The last data PDU has come.
+    /// LAST_PDU was received.
     pub(super) ended: bool,
     /// A data digest was wrong.
     pub(super) damaged: bool,
-    /// It is of Authentication Receive.
+    /// Authentication Receive.
     pub(super) proof: bool,
 }
 
 impl Incoming {
-    /// That many bytes, of which none has come.
+    /// Returns a transfer of `want` bytes.
     pub(super) fn of(want: u32) -> Self {
         Self { buffer: None, want, got: 0, ended: false, damaged: false, proof: false }
     }
 }
 
-/// The slots of one queue. A command identifier is a slot's number below a count of its uses, so that an answer that
-/// comes twice names no command.
+/// The slots of one queue. A command identifier combines the slot number with a count of its uses, so
+/// that a repeated response does not match another command.
 #[derive(Debug)]
 pub(super) struct Slots {
     slots: Vec<Slot>,
@@ -64,18 +64,18 @@ struct Slot {
     command: Option<Command>,
 }
 
-/// Bits of a command identifier that are the slot's number.
+/// Bits of a command identifier with the slot number.
 const NUMBER: u16 = 0x0fff;
 
 impl Slots {
-    /// That many slots, at most 4096.
+    /// Creates `count` slots, at most 4096.
     pub(super) fn new(count: u16) -> Self {
         let count = count.min(NUMBER + 1);
         let slots = (0..count).map(|at| Slot { cid: at, command: None }).collect();
         Self { slots, free: (0..count).rev().collect() }
     }
 
-    /// Takes `command` in and gives it an identifier; nothing if all are taken.
+    /// Allocates a slot. Returns the command identifier, or `None` if all are in use.
     pub(super) fn claim(&mut self, command: Command) -> Option<u16> {
         let at = self.free.pop()?;
         let slot = self.slots.get_mut(usize::from(at))?;
@@ -83,13 +83,13 @@ impl Slots {
         Some(slot.cid)
     }
 
-    /// The command of that identifier.
+    /// Returns the command with that identifier.
     pub(super) fn find(&mut self, cid: u16) -> Result<&mut Command, Violation> {
         let slot = self.slots.get_mut(usize::from(cid & NUMBER)).filter(|slot| slot.cid == cid);
         slot.and_then(|slot| slot.command.as_mut()).ok_or(Violation::CommandUnknown)
     }
 
-    /// Lets go of a command.
+    /// Frees the slot of a command.
     pub(super) fn release(&mut self, cid: u16) -> Result<Command, Violation> {
         let at = cid & NUMBER;
         let slot = self.slots.get_mut(usize::from(at)).filter(|slot| slot.cid == cid);
@@ -110,7 +110,7 @@ mod test {
     }
 
     #[test]
-    fn an_identifier_names_a_command_until_it_is_released() {
+    fn identifier_is_valid_until_it_is_released() {
         let mut slots = Slots::new(1);
         let cid = slots.claim(command()).unwrap();
         assert_eq!(slots.find(cid).unwrap().tag, 7);

@@ -1,5 +1,5 @@
-//! Cuts a byte stream into protocol data units and checks everything that can be checked without knowing the commands
-//! under way: types, lengths, alignment, flags and digests (NVMe/TCP 1.0 §3.5, §3.6). It knows no command and no socket.
+//! Parses a byte stream into PDUs. Checks what does not depend on the commands in flight: types,
+//! lengths, alignment, flags and digests (NVMe/TCP 1.0 §3.5, §3.6).
 
 use zerocopy::FromBytes;
 
@@ -9,33 +9,33 @@ use super::violation::Violation;
 use crate::wire::command::Sqe;
 use crate::wire::completion::Cqe;
 
-/// Which end of the connection does the reading.
+/// The side that receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
-    /// The controller: it reads what hosts send.
+    /// Controller: receives PDUs of the host.
     Target,
-    /// The host: it reads what controllers send.
+    /// Host: receives PDUs of the controller.
     Host,
 }
 
-/// A PDU's header, its fields checked as far as they can be.
+/// A PDU header with checked fields.
 #[derive(Debug, Clone, Copy)]
 #[allow(missing_docs, reason = "the fields are those of the PDU in `pdu`")]
 pub enum Pdu {
     IcReq(pdu::IcReq),
     IcResp(pdu::IcResp),
-    /// A Terminate Connection Request of the other side.
+    /// H2CTermReq or C2HTermReq.
     Term {
         fes: u16,
         fei: u32,
     },
-    /// A command, and how many bytes of data follow in the capsule.
+    /// Command capsule, with `data` bytes of in-capsule data to follow.
     Command {
         sqe: Sqe,
         data: u32,
     },
     Response(Cqe),
-    /// Data for the command `cccid`, of which `len` bytes follow.
+    /// H2CData or C2HData, with `len` bytes to follow.
     Data {
         cccid: u16,
         ttag: u16,
@@ -52,22 +52,22 @@ pub enum Pdu {
     },
 }
 
-/// What the next bytes of the stream are.
+/// The next element of the stream.
 #[derive(Debug)]
 pub enum Piece<'a> {
-    /// Not enough bytes to tell: the same bytes and more, please.
+    /// More bytes are needed. Nothing was consumed.
     Short,
-    /// A header that took `.0` bytes.
+    /// A header, and its length in bytes.
     Header(usize, Pdu),
-    /// Payload of the PDU whose header came last.
+    /// Payload of the current PDU.
     Payload(&'a [u8]),
-    /// Padding that took that many bytes.
+    /// Padding, and its length in bytes.
     Padding(usize),
-    /// The end of a payload, which took that many bytes; whether its digest (if it has one) is right.
+    /// The end of a payload: length of the data digest in bytes, and whether the digest is correct.
     End(usize, bool),
 }
 
-/// What is left of the PDU whose header came last.
+/// Remaining parts of the current PDU.
 #[derive(Debug, Clone, Copy, Default)]
 struct Rest {
     padding: u32,
@@ -75,37 +75,38 @@ struct Rest {
     digest: bool,
 }
 
-/// The reader of one connection.
+/// PDU parser of one connection.
 #[derive(Debug)]
 pub struct Deframer {
     side: Side,
     header_digest: bool,
     data_digest: bool,
-    /// Bytes of data in a command capsule at most.
+    /// Maximum in-capsule data in bytes.
     capsule_data: u32,
     rest: Option<Rest>,
     crc: Crc32c,
 }
 
-/// Bytes of data in a Terminate Connection Request at most (§3.6.2.4).
+/// Maximum data of a Terminate Connection Request in bytes (§3.6.2.4).
 const TERM_DATA: u32 = 128;
 
 impl Deframer {
-    /// A reader at the start of a connection, without digests. A capsule may carry `capsule_data` bytes.
+    /// Creates the parser of a new connection, without digests. `capsule_data` is the maximum
+    /// in-capsule data in bytes.
     pub fn new(side: Side, capsule_data: u32) -> Self {
         let crc = Crc32c::new();
         Self { side, header_digest: false, data_digest: false, capsule_data, rest: None, crc }
     }
 
-    /// From the next PDU on, headers and data have digests as told.
+    /// Enables or disables digests from the next PDU on.
     pub fn set_digests(&mut self, header: bool, data: bool) {
         (self.header_digest, self.data_digest) = (header, data);
     }
 
-    /// What `bytes`, the next bytes of the stream, begin with.
+    /// Parses the next element at the start of `bytes`.
     ///
     /// # Errors
-    /// The rule that the peer broke; nothing sensible can follow.
+    /// Fails if the peer violated the protocol. The connection must be closed.
     pub fn next<'a>(&mut self, bytes: &'a [u8]) -> Result<Piece<'a>, Violation> {
         match self.rest {
             None => self.header(bytes),
@@ -113,17 +114,17 @@ impl Deframer {
         }
     }
 
-    /// Bytes of payload that are still to come of the PDU whose header came last.
+    /// Returns the number of payload bytes left of the current PDU.
     pub fn payload_left(&self) -> u32 {
         self.rest.map_or(0, |rest| rest.payload)
     }
 
-    /// Whether payload is what comes next.
+    /// Returns whether payload is next.
     pub fn at_payload(&self) -> bool {
         self.rest.is_some_and(|rest| rest.padding == 0 && rest.payload != 0)
     }
 
-    /// Takes note that `bytes` of payload were received without [`Deframer::next`].
+    /// Accounts for payload that was received directly into its buffer.
     pub fn skip_payload(&mut self, bytes: &[u8]) {
         if let Some(rest) = self.rest {
             let _ = self.payload(rest, bytes);
@@ -149,7 +150,7 @@ impl Deframer {
         Ok(Piece::Header(before_data as usize, pdu))
     }
 
-    /// The type must be known and come from the other side, and have its header length.
+    /// Checks PDU type, direction and header length.
     fn check_kind(&self, ch: &CommonHeader) -> Result<u8, Violation> {
         let hlen = pdu::hlen_of(ch.pdu_type).ok_or(Violation::PduTypeUnknown)?;
         let from_host = matches!(
@@ -165,7 +166,7 @@ impl Deframer {
         Ok(hlen)
     }
 
-    /// A length that no PDU of the type can have is refused before anything is waited for.
+    /// Checks PLEN against the limits of the type, before more is received.
     fn check_plen(&self, ch: &CommonHeader, before_data: u32) -> Result<(), Violation> {
         let plen = ch.plen.get();
         let most_padding = 128;
@@ -186,7 +187,7 @@ impl Deframer {
         }
     }
 
-    /// Digest flags must say what was agreed (§3.6.1).
+    /// Checks digest flags against those negotiated (§3.6.1).
     fn check_flags(&self, ch: &CommonHeader) -> Result<(), Violation> {
         if !has_digests(ch.pdu_type) {
             return Ok(());
@@ -256,7 +257,7 @@ impl Deframer {
         Ok((Pdu::Data { cccid, ttag, offset, len, last, success }, rest))
     }
 
-    /// How a PDU with data goes on after its header: PDO says where the data begins, PLEN where it ends.
+    /// Checks PDO and PLEN, and returns what follows the header of a PDU with data.
     fn data_rest(&self, ch: &CommonHeader, before: u32) -> Result<Rest, Violation> {
         let digest = if self.data_digest { DIGEST } else { 0 };
         let (pdo, plen) = (u32::from(ch.pdo), ch.plen.get());
@@ -312,18 +313,18 @@ impl Deframer {
         Piece::End(digest.len(), right)
     }
 
-    /// Whether a payload without digest has come whole but its end was not yet told.
+    /// Returns whether a payload without digest is complete and its [`Piece::PayloadEnd`] is pending.
     pub fn at_end(&self) -> bool {
         self.rest.is_some_and(|rest| rest.padding == 0 && rest.payload == 0 && !rest.digest)
     }
 }
 
-/// Bytes there are, but not more than `most`.
+/// Returns the length of `bytes`, at most `max`.
 fn shorter(bytes: &[u8], most: u32) -> u32 {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX).min(most)
 }
 
-/// Connection set-up and termination never carry digests (§3.6.2.2 to §3.6.2.5).
+/// ICReq, ICResp and TermReq have no digests (§3.6.2.2 to §3.6.2.5).
 fn has_digests(pdu_type: u8) -> bool {
     !matches!(pdu_type, kind::IC_REQ | kind::IC_RESP | kind::H2C_TERM_REQ | kind::C2H_TERM_REQ)
 }
@@ -337,7 +338,7 @@ fn check_header_digest(header: &[u8], hlen: usize) -> Result<(), Violation> {
     if *digest == crc32c(fields).to_le_bytes() { Ok(()) } else { Err(Violation::HeaderDigestWrong) }
 }
 
-/// The header as a figure; its length was checked.
+/// Reads the header, whose length was checked.
 fn view<T: FromBytes + zerocopy::KnownLayout + zerocopy::Immutable>(
     header: &[u8],
 ) -> Result<T, Violation> {

@@ -1,18 +1,18 @@
-//! CRC32C, the digest of headers and data (NVMe/TCP 1.0 §3.3.1.1). It knows no PDU.
+//! CRC32C, the digest of headers and data (NVMe/TCP 1.0 §3.3.1.1).
 
 use crc_fast::{CrcAlgorithm, Digest, checksum};
 
-/// The CRC32C of `bytes`.
+/// Returns the CRC32C of `bytes`.
 #[allow(clippy::cast_possible_truncation, reason = "a 32-bit checksum in a 64-bit value")]
 pub fn crc32c(bytes: &[u8]) -> u32 {
     checksum(CrcAlgorithm::Crc32Iscsi, bytes) as u32
 }
 
-/// A CRC32C over bytes that come piece by piece.
+/// An incremental CRC32C.
 pub struct Crc32c(Digest);
 
 impl Crc32c {
-    /// The checksum of nothing yet.
+    /// Creates the checksum of no bytes.
     pub fn new() -> Self {
         Self(Digest::new(CrcAlgorithm::Crc32Iscsi))
     }
@@ -22,7 +22,7 @@ impl Crc32c {
         self.0.update(bytes);
     }
 
-    /// The checksum of what was added.
+    /// Returns the checksum of the bytes added.
     #[allow(clippy::cast_possible_truncation, reason = "a 32-bit checksum in a 64-bit value")]
     pub fn value(&self) -> u32 {
         self.0.finalize() as u32
@@ -47,7 +47,7 @@ mod test {
 
     /// RFC 3720 §B.4.
     #[test]
-    fn the_vectors_of_rfc_3720() {
+    fn crc32c_matches_rfc_3720() {
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
         assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
         let rising: Vec<u8> = (0..32).collect();
@@ -55,7 +55,7 @@ mod test {
     }
 
     #[test]
-    fn pieces_give_the_same_as_the_whole() {
+    fn incremental_crc_equals_that_of_the_whole() {
         let bytes: Vec<u8> = (0..=255).cycle().take(5000).collect();
         for cut in [0, 1, 7, 64, 4096, 5000] {
             let mut crc = Crc32c::new();

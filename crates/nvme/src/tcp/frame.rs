@@ -1,4 +1,4 @@
-//! Makes protocol data units, with digests and padding as agreed (NVMe/TCP 1.0 §3.6.2). It knows no command.
+//! Builds PDUs with the negotiated digests and padding (NVMe/TCP 1.0 §3.6.2).
 
 use std::sync::Arc;
 
@@ -11,12 +11,12 @@ use super::pdu::{self, CommonHeader, DIGEST, flag, kind};
 use crate::wire::command::Sqe;
 use crate::wire::completion::Cqe;
 
-/// The writer of one connection.
+/// PDU builder of one connection.
 #[derive(Debug, Clone)]
 pub struct Framer {
     header_digest: bool,
     data_digest: bool,
-    /// Data begins at a multiple of this many bytes: 4 to 128.
+    /// Alignment of data in bytes: 4 to 128.
     alignment: u32,
     padding: Arc<[u8]>,
 }
@@ -33,31 +33,32 @@ impl Default for Framer {
 }
 
 impl Framer {
-    /// From the next PDU on: digests as told, and data aligned to `pda` + 1 dwords (HPDA or CPDA, 0 to 31).
+    /// Sets digests, and the alignment of data to `pda` + 1 dwords (HPDA or CPDA, 0 to 31), from the
+    /// next PDU on.
     pub fn set(&mut self, header: bool, data: bool, pda: u8) {
         (self.header_digest, self.data_digest) = (header, data);
         self.alignment = (u32::from(pda.min(31)) + 1) * 4;
     }
 
-    /// A Response Capsule.
+    /// Builds a response capsule.
     pub fn response(&self, cqe: Cqe) -> Segment {
         let ch = self.header(kind::CAPSULE_RESP, 24);
         self.closed(pdu::CapsuleResp { ch, cqe }.as_bytes())
     }
 
-    /// A Ready to Transfer PDU for `len` bytes from `offset` on.
+    /// Builds an R2T for `len` bytes from `offset`.
     pub fn r2t(&self, cccid: u16, ttag: u16, offset: u32, len: u32) -> Segment {
         let ch = self.header(kind::R2T, 24);
         self.closed(pdu::R2t::new(ch, cccid, ttag, offset, len).as_bytes())
     }
 
-    /// A Command Capsule without data.
+    /// Builds a command capsule without data.
     pub fn command(&self, sqe: Sqe, send: &mut impl FnMut(Segment)) {
         let ch = self.header(kind::CAPSULE_CMD, 72);
         self.long(pdu::CapsuleCmd { ch, sqe }.as_bytes(), send);
     }
 
-    /// A Command Capsule with `data` in it.
+    /// Builds a command capsule with in-capsule data.
     pub fn command_with(&self, sqe: Sqe, data: Body, len: usize, send: &mut impl FnMut(Segment)) {
         #[allow(clippy::cast_possible_truncation, reason = "the caller keeps to the capsule size")]
         let ch = self.data_header(kind::CAPSULE_CMD, 72, 0, len as u32);
@@ -65,7 +66,8 @@ impl Framer {
         self.payload(Head::new(&[]), u32::from(ch.pdo) - self.header_len(72), data, 0, len, send);
     }
 
-    /// A data PDU of `kind` with `len` bytes of `body` from `start` on, which belong at `start` of the command's data.
+    /// Builds an H2CData or C2HData PDU with `len` bytes of `body` from `start`, which is also the
+    /// offset in the command's data.
     #[allow(clippy::too_many_arguments, reason = "the fields of the PDU")]
     pub fn data(
         &self,
@@ -86,12 +88,12 @@ impl Framer {
         self.payload(head, u32::from(ch.pdo) - self.header_len(24), body, start, len, send);
     }
 
-    /// Connection set-up PDUs, which have neither digest nor data.
+    /// Builds ICReq or ICResp, which have neither digest nor data.
     pub fn plain(figure: &[u8]) -> Segment {
         Segment::with_shared(Head::new(&[]), Arc::from(figure))
     }
 
-    /// A Terminate Connection Request of `pdu_type` that carries the header it complains of (at most 128 bytes).
+    /// Builds an H2CTermReq or C2HTermReq with the header of the offending PDU, at most 128 bytes.
     pub fn terminate(pdu_type: u8, fes: u16, fei: u32, header: &[u8]) -> Segment {
         let header = header.get(..128).unwrap_or(header);
         #[allow(clippy::cast_possible_truncation, reason = "at most 128")]
@@ -121,7 +123,7 @@ impl Framer {
         Segment::head(self.digested(header))
     }
 
-    /// The header with its digest.
+    /// Returns the header with its digest.
     fn digested(&self, header: &[u8]) -> Head {
         let mut head = Head::new(header);
         if self.header_digest {
@@ -130,7 +132,7 @@ impl Framer {
         head
     }
 
-    /// A header too long for one [`Head`].
+    /// Sends a header that is too long for one [`Head`].
     fn long(&self, header: &[u8], send: &mut impl FnMut(Segment)) {
         let (first, second) = header.split_at(header.len().min(48));
         let mut rest = Head::new(second);

@@ -1,7 +1,6 @@
-//! NVMe/TCP's protocol data units: their layouts, cutting them out of a byte stream, and making them. It knows no
-//! command beyond its 64 bytes, and no socket. Both sides use it.
+//! NVMe/TCP PDUs: layout, parser and builder, for both sides.
 //!
-//! Sections are those of the NVMe/TCP Transport Specification 1.0.
+//! Section numbers refer to the NVMe/TCP Transport Specification 1.0.
 
 mod deframe;
 mod digest;

@@ -1,4 +1,4 @@
-//! The layouts of NVMe/TCP's protocol data units (NVMe/TCP 1.0 §3.6.2). Field names are the specification's.
+//! Layout of the PDUs (NVMe/TCP 1.0 §3.6.2). Field names are those of the specification.
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -30,32 +30,32 @@ pub mod kind {
 
 /// Bits of [`CommonHeader::flags`].
 pub mod flag {
-    /// The header is followed by a digest.
+    /// HDGSTF: a header digest follows the header.
     pub const HDGSTF: u8 = 0x01;
-    /// The data is followed by a digest.
+    /// DDGSTF: a data digest follows the data.
     pub const DDGSTF: u8 = 0x02;
-    /// The last data PDU of its transfer.
+    /// LAST_PDU: the last data PDU of the transfer.
     pub const LAST_PDU: u8 = 0x04;
-    /// The command succeeded: no response capsule follows.
+    /// SUCCESS: the command succeeded, and no response capsule follows.
     pub const SUCCESS: u8 = 0x08;
 }
 
-/// Bytes of a digest.
+/// Length of a digest in bytes.
 pub const DIGEST: u32 = 4;
 
-/// What every PDU begins with (§3.6.1).
+/// PDU common header (§3.6.1).
 #[derive(Debug, Clone, Copy, Default, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct CommonHeader {
-    /// One of [`kind`].
+    /// PDU type: see [`kind`].
     pub pdu_type: u8,
-    /// Bits of [`flag`].
+    /// Flags: see [`flag`].
     pub flags: u8,
-    /// Bytes of the header, without its digest.
+    /// Header length in bytes, without digest.
     pub hlen: u8,
-    /// Where the data begins, in bytes from the start of the PDU; zero if there is none.
+    /// PDU data offset in bytes; zero without data.
     pub pdo: u8,
-    /// Bytes of the whole PDU with digests and padding.
+    /// PDU length in bytes, with digests and padding.
     pub plen: U32,
 }
 
@@ -69,7 +69,7 @@ pub struct IcReq {
     pub pfv: U16,
     /// Host PDU data alignment, in dwords, zero's based: 0 to 31.
     pub hpda: u8,
-    /// Which digests are to be used: bit 0 header, bit 1 data.
+    /// Digests requested: bit 0 header, bit 1 data.
     pub dgst: u8,
     /// Outstanding R2T PDUs per command, zero's based.
     pub maxr2t: U32,
@@ -86,14 +86,14 @@ pub struct IcResp {
     pub pfv: U16,
     /// Controller PDU data alignment, in dwords, zero's based: 0 to 31.
     pub cpda: u8,
-    /// Which digests are used: bit 0 header, bit 1 data.
+    /// Digests enabled: bit 0 header, bit 1 data.
     pub dgst: u8,
-    /// Bytes of data in one H2CData PDU at most; at least 4096.
+    /// Maximum data of one H2CData PDU in bytes; at least 4096.
     pub maxh2cdata: U32,
     rsvd: [u8; 112],
 }
 
-/// Terminate Connection Request of either side (§3.6.2.4, §3.6.2.5), without its data.
+/// H2CTermReq or C2HTermReq (§3.6.2.4, §3.6.2.5), without its data.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct TermReq {
@@ -101,12 +101,12 @@ pub struct TermReq {
     pub ch: CommonHeader,
     /// Fatal error status.
     pub fes: U16,
-    /// Fatal error information: for a bad header field, its offset in bytes.
+    /// Fatal error information: for an invalid header field, its offset in bytes.
     pub fei: U32,
     rsvd: [u8; 10],
 }
 
-/// Command Capsule (§3.6.2.6), without its data.
+/// Command capsule (§3.6.2.6), without its data.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct CapsuleCmd {
@@ -116,7 +116,7 @@ pub struct CapsuleCmd {
     pub sqe: Sqe,
 }
 
-/// Response Capsule (§3.6.2.7).
+/// Response capsule (§3.6.2.7).
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct CapsuleResp {
@@ -126,19 +126,19 @@ pub struct CapsuleResp {
     pub cqe: Cqe,
 }
 
-/// Data of either direction (§3.6.2.8, §3.6.2.9), without the data itself.
+/// H2CData or C2HData (§3.6.2.8, §3.6.2.9), without its data.
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 pub struct Data {
     /// Common header.
     pub ch: CommonHeader,
-    /// Command identifier of the command that it belongs to.
+    /// Command identifier.
     pub cccid: U16,
-    /// To the controller: the tag of the R2T that it answers.
+    /// H2CData: transfer tag of the R2T.
     pub ttag: U16,
-    /// Where it belongs in the command's data, in bytes.
+    /// Offset in the command's data in bytes.
     pub datao: U32,
-    /// Bytes of data.
+    /// Length of the data in bytes.
     pub datal: U32,
     rsvd: [u8; 4],
 }
@@ -149,13 +149,13 @@ pub struct Data {
 pub struct R2t {
     /// Common header.
     pub ch: CommonHeader,
-    /// Command identifier of the command that it belongs to.
+    /// Command identifier.
     pub cccid: U16,
-    /// The tag that the data must carry.
+    /// Transfer tag for the H2CData PDUs.
     pub ttag: U16,
-    /// First byte of the command's data that is asked for.
+    /// Offset of the requested data in bytes.
     pub r2to: U32,
-    /// Bytes that are asked for.
+    /// Length of the requested data in bytes.
     pub r2tl: U32,
     rsvd: [u8; 4],
 }
@@ -171,7 +171,7 @@ const _: () = {
     assert!(size_of::<R2t>() == 24);
 };
 
-/// The header length that a PDU type must have, or nothing for an unknown type.
+/// Returns the header length of a PDU type, or `None` if the type is unknown.
 pub fn hlen_of(pdu_type: u8) -> Option<u8> {
     Some(match pdu_type {
         kind::IC_REQ | kind::IC_RESP => 128,
@@ -187,7 +187,7 @@ pub fn hlen_of(pdu_type: u8) -> Option<u8> {
 }
 
 impl IcReq {
-    /// A request with these parameters; `hpda` and `maxr2t` zero's based.
+    /// Creates an ICReq; `hpda` and `maxr2t` are zero's based.
     pub fn new(hpda: u8, dgst: u8, maxr2t: u32) -> Self {
         let ch = CommonHeader {
             pdu_type: kind::IC_REQ,
@@ -200,7 +200,7 @@ impl IcReq {
 }
 
 impl IcResp {
-    /// A response with these parameters; `cpda` zero's based, `maxh2cdata` in bytes.
+    /// Creates an ICResp; `cpda` is zero's based, `maxh2cdata` in bytes.
     pub fn new(cpda: u8, dgst: u8, maxh2cdata: u32) -> Self {
         let ch = CommonHeader {
             pdu_type: kind::IC_RESP,
@@ -213,7 +213,7 @@ impl IcResp {
 }
 
 impl TermReq {
-    /// A request of that type that carries `data` bytes.
+    /// Creates a TermReq of that type with `data` bytes of data.
     pub fn new(pdu_type: u8, fes: u16, fei: u32, data: u32) -> Self {
         let ch =
             CommonHeader { pdu_type, hlen: 24, plen: U32::new(24 + data), ..Default::default() };
@@ -222,7 +222,7 @@ impl TermReq {
 }
 
 impl Data {
-    /// A data header; lengths that depend on digests and padding are the framer's to set in `ch`.
+    /// Creates a data header; the framer sets the lengths in `ch`, which depend on digests and padding.
     pub fn new(ch: CommonHeader, cccid: u16, ttag: u16, datao: u32, datal: u32) -> Self {
         let (cccid, ttag) = (U16::new(cccid), U16::new(ttag));
         Self { ch, cccid, ttag, datao: U32::new(datao), datal: U32::new(datal), rsvd: [0; 4] }
@@ -230,7 +230,7 @@ impl Data {
 }
 
 impl R2t {
-    /// A request for `r2tl` bytes from `r2to` on.
+    /// Creates an R2T for `r2tl` bytes from `r2to`.
     pub fn new(ch: CommonHeader, cccid: u16, ttag: u16, r2to: u32, r2tl: u32) -> Self {
         let (cccid, ttag) = (U16::new(cccid), U16::new(ttag));
         Self { ch, cccid, ttag, r2to: U32::new(r2to), r2tl: U32::new(r2tl), rsvd: [0; 4] }

@@ -1,5 +1,5 @@
-//! The rules of NVMe/TCP that a peer can break, one name each, and what the other side is then told (NVMe/TCP 1.0
-//! §3.5, §3.6.2.4, §3.6.2.5). It knows no connection.
+//! Protocol violations of a peer, and the Terminate Connection Request for each (NVMe/TCP 1.0 §3.5,
+//! §3.6.2.4, §3.6.2.5).
 
 /// Fatal error status of a Terminate Connection Request.
 pub(super) mod fes {
@@ -17,9 +17,9 @@ pub(super) mod fes {
     pub(super) const UNSUPPORTED_PARAMETER: u16 = 0x06;
 }
 
-/// A rule that the peer broke: the connection ends.
+/// A protocol violation. It terminates the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[allow(missing_docs, reason = "the name is the rule; `fes` and `fei` say which field")]
+#[allow(missing_docs, reason = "the names are self-explanatory; `fes_fei` has the field")]
 pub enum Violation {
     CapsuleTooLong,
     DataBeyondTransfer,
@@ -64,7 +64,7 @@ pub enum Violation {
     R2tUnexpected,
 }
 
-/// Offsets of fields in their PDUs, for FEI.
+/// Offsets of PDU fields for FEI.
 mod offset {
     pub(super) const TYPE: u32 = 0;
     pub(super) const FLAGS: u32 = 1;
@@ -82,7 +82,7 @@ mod offset {
 }
 
 impl Violation {
-    /// Fatal error status and fatal error information of the Terminate Connection Request that it is answered with.
+    /// Returns fatal error status and fatal error information for the Terminate Connection Request.
     pub fn fes_fei(self) -> (u16, u32) {
         use fes::{
             HEADER_DIGEST, INVALID_HEADER_FIELD as FIELD, LIMIT_EXCEEDED, OUT_OF_RANGE, SEQUENCE,
@@ -127,7 +127,7 @@ impl Violation {
         }
     }
 
-    /// Its name, for the log.
+    /// Returns the name, for the log.
     pub fn name(self) -> &'static str {
         match self {
             Self::CapsuleTooLong => "CapsuleTooLong",
