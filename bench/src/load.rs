@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use export::{Account, Buffer};
 use nvme::command::IoCommand;
-use nvme::host::{Done, Payload, Step};
+use nvme::host::{Completion, Payload, Step};
 
 use crate::latency::Latency;
 use crate::wire::{Attached, why};
@@ -157,7 +157,7 @@ impl<'a> Generator<'a> {
 
     fn drain(&mut self) -> Result<()> {
         let until = Instant::now() + Duration::from_secs(10);
-        while self.attached.io.queue.under_way() != 0 {
+        while self.attached.io.queue.in_flight() != 0 {
             self.turn()?;
             if self.now > until {
                 bail!("the target does not answer any more");
@@ -180,7 +180,7 @@ impl<'a> Generator<'a> {
     fn take_steps(&mut self) -> Result<()> {
         while let Some(step) = self.attached.io.poll() {
             match step {
-                Step::Done(done) => self.done(done)?,
+                Step::Completed(done) => self.done(done)?,
                 Step::Close(end) => bail!("{}", why(end)),
                 step => bail!("unexpected: {step:?}"),
             }
@@ -188,7 +188,7 @@ impl<'a> Generator<'a> {
         Ok(())
     }
 
-    fn done(&mut self, done: Done) -> Result<()> {
+    fn done(&mut self, done: Completion) -> Result<()> {
         if !done.status.is_success() {
             bail!("the target failed a request: {}", done.status);
         }

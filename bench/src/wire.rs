@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use export::{Buffer, DirectRecv};
 use nvme::command::AdminCommand;
-use nvme::host::{Controller, Done, End, Options, Payload, Queue, Step};
+use nvme::host::{CloseReason, Completion, Controller, Options, Payload, Queue, Step};
 use nvme::wire::Sqe;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -126,12 +126,12 @@ impl Wire {
     }
 
     /// Sends one command and waits for its answer.
-    pub(crate) fn ask(&mut self, sqe: Sqe, payload: Payload) -> Result<Done> {
+    pub(crate) fn ask(&mut self, sqe: Sqe, payload: Payload) -> Result<Completion> {
         if self.queue.submit(sqe, payload, 0).is_err() {
             bail!("the queue has no room");
         }
         match self.wait_for_step()? {
-            Step::Done(done) => Ok(done),
+            Step::Completed(done) => Ok(done),
             Step::Close(end) => bail!("{}", why(end)),
             step => bail!("the target answered with {step:?}"),
         }
@@ -139,10 +139,14 @@ impl Wire {
 }
 
 /// Why a connection ended, for people.
-pub(crate) fn why(end: End) -> String {
+pub(crate) fn why(end: CloseReason) -> String {
     match end {
-        End::Violation(violation) => format!("the target broke a rule: {}", violation.name()),
-        End::Terminated { fes, fei } => format!("the target complains: FES {fes:#x}, FEI {fei:#x}"),
+        CloseReason::Violation(violation) => {
+            format!("the target broke a rule: {}", violation.name())
+        }
+        CloseReason::Terminated { fes, fei } => {
+            format!("the target complains: FES {fes:#x}, FEI {fei:#x}")
+        }
     }
 }
 
@@ -194,18 +198,18 @@ pub(crate) fn attach(
     let (mut admin, cntlid) =
         Wire::open(address, manner.cipher, with(Options::admin()), data(CNTLID_DYNAMIC)?)?;
     let mut controller = Controller::new(cntlid, 1);
-    while let Some(ask) = controller.ask() {
+    while let Some(ask) = controller.next_command() {
         let payload = match ask.len {
             0 => Payload::None,
             len => Payload::Receive(memory(len).context("no memory for a page")?),
         };
-        let Done { status, result, buffer, .. } = admin.ask(ask.sqe, payload)?;
-        controller.answer(status, result, buffer.as_ref().map_or(&[], Buffer::bytes))?;
+        let Completion { status, result, buffer, .. } = admin.ask(ask.sqe, payload)?;
+        controller.complete(status, result, buffer.as_ref().map_or(&[], Buffer::bytes))?;
     }
     let _ = admin.ask(AdminCommand::KeepAlive.emit(), Payload::None)?;
     let namespace = controller.namespaces().first().context("the subsystem has no namespace")?;
     let options = Options::io(1, depth + 1, controller.capsule_data());
     let (io, _) = Wire::open(address, manner.cipher, with(options), data(cntlid)?)?;
-    let (shift, blocks) = (namespace.shift(), namespace.figure.nsze.get());
+    let (shift, blocks) = (namespace.shift(), namespace.identify.nsze.get());
     Ok(Attached { _admin: admin, io, shift, blocks })
 }

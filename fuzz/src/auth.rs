@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use export::{Access, Event, Host, KeyId, Policy, Rule, Secret};
 use nvme::auth::chap::Key;
-use nvme::auth::{Credentials, Group, Hash, Rules};
+use nvme::auth::{AuthConfig, Credentials, Group, Hash};
 use nvme::command::FabricsCommand;
 use nvme::host::{Options, Queue, Step};
 use nvme::wire::auth::{Explanation, FromHost, Negotiate, Reply, SECP, SPSP};
@@ -57,8 +57,8 @@ fn group(settings: u8) -> Group {
     if settings & 0xf0 == 0xf0 { Group::Ffdhe2048 } else { Group::Null }
 }
 
-fn rules(settings: u8) -> Rules {
-    Rules { groups: vec![group(settings)], random: counted, ..Rules::default() }
+fn rules(settings: u8) -> AuthConfig {
+    AuthConfig { groups: vec![group(settings)], random: counted, ..AuthConfig::default() }
 }
 
 fn key(byte: u8) -> Key {
@@ -97,7 +97,7 @@ impl Play<'_> {
             10 => self.say(),
             11 => self.world.pass(Duration::from_millis(u64::from(self.input.byte()) * 40)),
             12 => self.decide(),
-            13 => drop(self.host.prove(1)),
+            13 => drop(self.host.reauthenticate(1)),
             14 => self.fetch(),
             _ => self.world.changed(),
         }

@@ -53,7 +53,7 @@ fn step(reader: &mut Deframer, bytes: &[u8], found: &mut Found) -> bool {
         return false;
     }
     let taken = match reader.next(bytes) {
-        Ok(Piece::Short) => return false,
+        Ok(Piece::Incomplete) => return false,
         Ok(Piece::Header(n, pdu)) => {
             found.headers.push(format!("{pdu:?}"));
             n
@@ -64,7 +64,7 @@ fn step(reader: &mut Deframer, bytes: &[u8], found: &mut Found) -> bool {
             data.len()
         }
         Ok(Piece::Padding(n)) => n,
-        Ok(Piece::End(n, right)) => {
+        Ok(Piece::PayloadEnd(n, right)) => {
             assert_eq!(reader.payload_left(), 0);
             found.ends.push(right);
             n

@@ -118,7 +118,7 @@ impl Play<'_> {
         let (command, payload, held) = match kind % 4 {
             0 => (command(false), Payload::Receive(buffer), len),
             1 => (command(true), Payload::Send(Rc::new(buffer)), 0),
-            2 => (command(true), Payload::Offer(Rc::new(buffer)), 0),
+            2 => (command(true), Payload::SendByR2t(Rc::new(buffer)), 0),
             _ => (IoCommand::Flush { nsid: 1 }, Payload::None, 0),
         };
         if let Ok(cid) = self.queue.submit(command.emit(), payload, self.next) {
@@ -207,7 +207,7 @@ impl Play<'_> {
                 Step::Send(segment) => {
                     segment.parts().iter().for_each(|part| self.sent.extend_from_slice(part));
                 }
-                Step::Done(done) => {
+                Step::Completed(done) => {
                     let held = done.buffer.as_ref().map_or(0, Buffer::len);
                     let known = self.waiting.remove(&(done.tag, held));
                     assert!(known, "a command ends once, with its buffer: {done:?}");
@@ -224,7 +224,7 @@ impl Play<'_> {
         let mut at = 0;
         while at < self.sent.len() || self.reader.at_end() {
             match self.reader.next(&self.sent[at..]).expect("a host keeps the rules") {
-                Piece::Short => break,
+                Piece::Incomplete => break,
                 Piece::Header(n, Pdu::IcReq(request)) => {
                     at += n;
                     assert_eq!(request.dgst & 1 != 0, self.digests.header);
@@ -232,7 +232,7 @@ impl Play<'_> {
                 }
                 Piece::Header(n, _) | Piece::Padding(n) => at += n,
                 Piece::Payload(data) => at += data.len(),
-                Piece::End(n, right) => {
+                Piece::PayloadEnd(n, right) => {
                     assert!(right);
                     at += n;
                 }

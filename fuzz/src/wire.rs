@@ -2,7 +2,7 @@
 //! again.
 
 use nvme::auth::chap::Key;
-use nvme::auth::psk::{Identity, Interchange};
+use nvme::auth::psk::{ConfiguredPsk, Identity};
 use nvme::command::{Command, DataPointer};
 use nvme::status::Status;
 use nvme::wire::auth::{FromController, FromHost};
@@ -98,12 +98,12 @@ fn keys(data: &[u8]) {
     if let Ok(key) = Key::parse(data) {
         assert_eq!(Key::parse(key.emit().bytes()), Ok(key));
     }
-    if let Ok(key) = Interchange::parse(data) {
-        assert_eq!(Interchange::parse(key.emit().bytes()), Ok(key));
+    if let Ok(key) = ConfiguredPsk::parse(data) {
+        assert_eq!(ConfiguredPsk::parse(key.emit().bytes()), Ok(key));
     }
     if let Ok(identity) = std::str::from_utf8(data)
         && let Some(parts) = Identity::parse(identity)
     {
-        assert!(parts.is_of(parts.host, parts.subsystem));
+        assert!(parts.is_for(parts.host, parts.subsystem));
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use export::Secret;
 use hkdf::Hkdf;
-use nvme::auth::psk::Interchange;
+use nvme::auth::psk::ConfiguredPsk;
 use nvme::auth::{Hash, KeyError, chap};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::Sha256;
@@ -54,7 +54,7 @@ impl Key {
         if text.trim_ascii_start().starts_with(b"DHHC-") {
             return chap::Key::parse(text).map(|key| Self::chap(&key));
         }
-        Interchange::parse(text).map(|key| Self::tls(&key))
+        ConfiguredPsk::parse(text).map(|key| Self::tls(&key))
     }
 
     /// A new key.
@@ -67,7 +67,7 @@ impl Key {
                 Err("TLS keys are made with none, sha256 or sha384; sha512 is for DH-HMAC-CHAP"
                     .to_owned())
             }
-            Kind::Tls => Ok(Self::tls(&Interchange::generate(hash, &*random()?))),
+            Kind::Tls => Ok(Self::tls(&ConfiguredPsk::generate(hash, &*random()?))),
             Kind::Chap => Ok(Self::chap(&chap::Key::generate(hash, &*random()?))),
         }
     }
@@ -75,10 +75,10 @@ impl Key {
     /// The TLS key that both machines make of what pairing gave them.
     pub fn of_pairing(secret: &Secret) -> Self {
         let key = pair::keys::Derived::of(secret).nvme_tls();
-        Self::tls(&Interchange { hash: Some(Hash::Sha256), key })
+        Self::tls(&ConfiguredPsk { hash: Some(Hash::Sha256), key })
     }
 
-    fn tls(key: &Interchange) -> Self {
+    fn tls(key: &ConfiguredPsk) -> Self {
         Self { kind: Kind::Tls, hash: key.hash, text: key.emit() }
     }
 
@@ -123,7 +123,7 @@ impl Key {
 /// The PSK for NBD over TLS that follows from a TLS key in the interchange form: HKDF-SHA-256 (RFC 5869) without a salt,
 /// 32 bytes, for cipher suites with SHA-256. One key lets a host in by both protocols, and neither tells the other's.
 pub fn nbd_psk(text: &Secret) -> Option<Secret> {
-    let configured = Interchange::parse(text.bytes()).ok()?.key;
+    let configured = ConfiguredPsk::parse(text.bytes()).ok()?.key;
     let mut psk = vec![0; NBD_LEN];
     Hkdf::<Sha256>::new(None, configured.bytes()).expand(NBD, &mut psk).ok()?;
     Some(Secret::new(psk))

@@ -2,7 +2,7 @@
 //! that nvme-cli imports. It knows not where the key is kept.
 
 use export::Secret;
-use nvme::auth::psk::{Identity, Interchange, Psk};
+use nvme::auth::psk::{ConfiguredPsk, Identity, Psk};
 use nvme::wire::fabrics::DISCOVERY_NQN as DISCOVERY;
 use zeroize::Zeroizing;
 
@@ -21,7 +21,7 @@ pub fn psks(key: &Secret, host: &str, subsystems: &[&str]) -> Result<Vec<Psk>, F
     wanted.extend(subsystems.iter().filter(|nqn| **nqn != DISCOVERY));
     let mut found = Vec::new();
     for subsystem in wanted {
-        let psks = nvme::auth::psk::psks(key, false, host, subsystem)
+        let psks = nvme::auth::psk::derive_psks(key, false, host, subsystem)
             .map_err(|error| Failure::new(format!("{subsystem}: {error}")))?;
         let is_newer = |psk: &Psk| Identity::parse(&psk.identity).is_some_and(|it| it.version == 1);
         // Those that the specification has come first.
@@ -37,7 +37,7 @@ pub fn psks(key: &Secret, host: &str, subsystems: &[&str]) -> Result<Vec<Psk>, F
 pub fn import_lines(psks: &[Psk]) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let mut lines = Zeroizing::new(Vec::with_capacity(psks.len().saturating_mul(LONGEST)));
     for psk in psks {
-        let key = Interchange { hash: Some(psk.hash), key: psk.secret.clone() }.emit();
+        let key = ConfiguredPsk { hash: Some(psk.hash), key: psk.secret.clone() }.emit();
         let length = psk.identity.len().saturating_add(key.bytes().len()).saturating_add(2);
         if length > LONGEST {
             return Err(Failure::new(
@@ -72,11 +72,12 @@ mod test {
         assert_eq!(found.len(), 2, "discovery is asked once");
         assert!(found[0].starts_with(&format!("NVMe1R01 {HOST} {DISCOVERY} ")));
         let (identity, text) = found[1].rsplit_once(' ').unwrap();
-        let all = nvme::auth::psk::psks(&Secret::new(key.as_bytes().to_vec()), false, HOST, DISK)
-            .unwrap();
+        let all =
+            nvme::auth::psk::derive_psks(&Secret::new(key.as_bytes().to_vec()), false, HOST, DISK)
+                .unwrap();
         let psk = all.iter().find(|psk| psk.identity == identity).unwrap();
-        assert!(Identity::parse(identity).unwrap().is_of(HOST, DISK));
-        assert_eq!(Interchange::parse(text.as_bytes()).unwrap().key, psk.secret);
+        assert!(Identity::parse(identity).unwrap().is_for(HOST, DISK));
+        assert_eq!(ConfiguredPsk::parse(text.as_bytes()).unwrap().key, psk.secret);
         let long = lines(
             "NVMeTLSkey-1:02:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8gISIjJCUmJygpKissLS4vcSEgBQ==:",
             &[DISK],

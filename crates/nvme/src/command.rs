@@ -153,7 +153,7 @@ fn check_psdt(sqe: &Sqe) -> Result<(), Status> {
 }
 
 /// Checks that the command is not fused: only I/O commands are (NVMe Base 2.0 §3.4.2).
-fn check_alone(sqe: &Sqe) -> Result<(), Status> {
+fn check_not_fused(sqe: &Sqe) -> Result<(), Status> {
     check_psdt(sqe)?;
     if sqe.fuse() == Fuse::Normal { Ok(()) } else { Err(invalid_field()) }
 }

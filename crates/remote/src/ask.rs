@@ -123,7 +123,10 @@ fn bound(socket: &TcpStream) -> std::io::Result<()> {
 
 /// The key of a channel to that subsystem, in the form that the specification has first.
 fn psk(key: &Key, host: &str, subsystem: &str) -> Option<Psk> {
-    let psk = nvme::auth::psk::psks(key.text(), false, host, subsystem).ok()?.into_iter().next()?;
+    let psk = nvme::auth::psk::derive_psks(key.text(), false, host, subsystem)
+        .ok()?
+        .into_iter()
+        .next()?;
     let hash = match psk.hash {
         nvme::auth::Hash::Sha384 => tls::Hash::Sha384,
         _ => tls::Hash::Sha256,
@@ -208,9 +211,9 @@ fn look(place: &Place, asking: &Asking<'_>, disk: &mut Disk, end: Instant) {
 /// The size of all that is behind the controller, and what may be done with it.
 fn size(controller: &Controller) -> Option<(u64, Allowed)> {
     let bytes = |namespace: &Namespace| {
-        namespace.figure.nsze.get().checked_shl(namespace.shift().into()).unwrap_or(u64::MAX)
+        namespace.identify.nsze.get().checked_shl(namespace.shift().into()).unwrap_or(u64::MAX)
     };
-    let locked = |it: &Namespace| it.figure.nsattr & NSATTR_WRITE_PROTECTED != 0;
+    let locked = |it: &Namespace| it.identify.nsattr & NSATTR_WRITE_PROTECTED != 0;
     let first = controller.namespaces().first()?;
     let sum = controller.namespaces().iter().map(bytes).fold(0, u64::saturating_add);
     Some((sum, if locked(first) { Allowed::ReadOnly } else { Allowed::Writable }))

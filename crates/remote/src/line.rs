@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::time::Instant;
 
 use export::{Account, Buffer, Pool};
-use nvme::host::{Controller, Done, Options, Payload, Queue, Step};
+use nvme::host::{Completion, Controller, Options, Payload, Queue, Step};
 use nvme::wire::Sqe;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
 
@@ -57,10 +57,10 @@ impl Line {
             return Err("it wants a proof by DH-HMAC-CHAP".to_owned());
         }
         let mut controller = Controller::new(response.cntlid, 1);
-        while let Some(ask) = controller.ask() {
+        while let Some(ask) = controller.next_command() {
             let done = line.command(ask.sqe, ask.len)?;
             let bytes = done.buffer.as_ref().map_or(&[][..], Buffer::bytes);
-            let learned = controller.answer(done.status, done.result, bytes);
+            let learned = controller.complete(done.status, done.result, bytes);
             learned.map_err(|trouble| trouble.to_string())?;
             if controller.is_enabling() {
                 std::thread::sleep(LOOK);
@@ -73,7 +73,7 @@ impl Line {
     ///
     /// # Errors
     /// The connection broke: a clause.
-    pub(super) fn command(&mut self, sqe: Sqe, len: usize) -> Result<Done, String> {
+    pub(super) fn command(&mut self, sqe: Sqe, len: usize) -> Result<Completion, String> {
         let payload = match len {
             0 => Payload::None,
             len => {
@@ -83,7 +83,7 @@ impl Line {
         let submitted = self.queue.submit(sqe, payload, 0);
         submitted.map_err(|_| "it takes no command".to_owned())?;
         match self.step()? {
-            Step::Done(done) => Ok(done),
+            Step::Completed(done) => Ok(done),
             _ => Err("it ended the connection".to_owned()),
         }
     }

@@ -256,7 +256,7 @@ pub(crate) fn insert(tree: &Tree, psks: &[nvme::auth::psk::Psk]) -> Result<(), K
         let Some(new) = Identity::parse(&psk.identity) else { continue };
         keyring.remove(tree, |old| {
             let parsed = Identity::parse(old).filter(|old| !old.generated);
-            old != psk.identity && parsed.is_some_and(|old| old.is_of(new.host, new.subsystem))
+            old != psk.identity && parsed.is_some_and(|old| old.is_for(new.host, new.subsystem))
         })?;
         keyring.insert(&psk.identity, psk.secret.bytes())?;
     }

@@ -371,7 +371,7 @@ fn hosts_with_keys_are_let_in_without_rights() {
         let running = Running::serve(&line);
         let (address, names) = running.ready();
         let secret = export::Secret::new(TLS.as_bytes().to_vec());
-        let psk = nvme::auth::psk::psks(&secret, false, NQN, &names[0]).unwrap().remove(0);
+        let psk = nvme::auth::psk::derive_psks(&secret, false, NQN, &names[0]).unwrap().remove(0);
         let connect = || {
             let hash = tls::Hash::Sha256;
             let (identity, secret) = (psk.identity.clone(), psk.secret.clone());

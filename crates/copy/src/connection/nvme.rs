@@ -175,11 +175,11 @@ impl NvmeEndpoint {
         memory: &Account,
     ) -> Result<(), EndpointError> {
         let (deadline, mut enabled) = (Instant::now() + CONNECT_TIMEOUT, None);
-        while let Some(ask) = controller.ask() {
+        while let Some(ask) = controller.next_command() {
             let done = admin.execute(ask.sqe, ask.len, memory, deadline);
             let done = done.map_err(|error| self.failed(&error))?;
             let data = done.buffer.as_ref().map_or(&[][..], Buffer::bytes);
-            let answered = controller.answer(done.status, done.result, data);
+            let answered = controller.complete(done.status, done.result, data);
             answered.map_err(|controller_error| self.controller_error(controller_error))?;
             if controller.is_enabling() {
                 let since: Instant = *enabled.get_or_insert_with(Instant::now);
@@ -196,7 +196,7 @@ impl NvmeEndpoint {
 
     /// The error of a controller that cannot be used. It is temporary if the disk was opened
     /// before: the target may be starting.
-    fn controller_error(&self, controller_error: nvme::host::Trouble) -> EndpointError {
+    fn controller_error(&self, controller_error: nvme::host::InitError) -> EndpointError {
         match self.opened.load(Ordering::Relaxed) {
             true => EndpointError::Unreachable(format!("{}: {controller_error}", self.name)),
             false => self.refuse(&controller_error),
@@ -250,17 +250,17 @@ impl NvmeEndpoint {
         namespace: &Namespace,
     ) -> Result<Disk, EndpointError> {
         let shift = u32::from(namespace.shift());
-        let blocks = namespace.figure.nsze.get();
+        let blocks = namespace.identify.nsze.get();
         let bytes = blocks.checked_mul(1 << shift).filter(|bytes| i64::try_from(*bytes).is_ok());
         let bytes = bytes.ok_or_else(|| self.refuse(&"the disk says a size that cannot be"))?;
-        let most = attached.controller.largest_transfer().min(Pool::MAX_BUFFER as u64);
+        let most = attached.controller.max_transfer().min(Pool::MAX_BUFFER as u64);
         let most = u32::try_from(most).unwrap_or(u32::MAX);
         Ok(Disk {
             name: self.name.clone(),
             bytes,
             block: 1 << shift,
             sector: Some(1 << shift),
-            writable: namespace.figure.nsattr & NSATTR_WRITE_PROTECTED == 0,
+            writable: namespace.identify.nsattr & NSATTR_WRITE_PROTECTED == 0,
             reports_extents: false,
             max_zero: attached.zeroes(namespace.shift()),
             max_transfer: most & !((1 << shift) - 1),
@@ -316,7 +316,7 @@ impl Attached {
             return 0;
         }
         let told = match &self.limits {
-            None => self.controller.largest_transfer(),
+            None => self.controller.max_transfer(),
             Some(limits) if limits.wzsl == 0 => u64::MAX,
             Some(limits) => 4096_u64.checked_shl(limits.wzsl.into()).unwrap_or(u64::MAX),
         };

@@ -8,7 +8,7 @@ use engine::tls::{self, Certificates, Psk};
 use engine::{NegotiationStep, Negotiator, NextStep, Open, Security};
 use export::{Auth, Catalogue, Host, KeyId, Peer, Policy, Secret, Session};
 use nbd::server::{self as nbd_server, Next, Reaction};
-use nvme::auth::{self, Group, Rules};
+use nvme::auth::{self, AuthConfig, Group};
 use nvme::target::{Port, Target};
 use nvme::wire::fabrics::DISCOVERY_NQN;
 use pair::{PairingServer, Tries};
@@ -47,7 +47,7 @@ impl Sessions {
         first_controller: u16,
     ) -> Arc<Self> {
         let catalogue = Arc::new(Catalogue::default());
-        let mut rules = Rules::default();
+        let mut rules = AuthConfig::default();
         if null_dh {
             rules.groups.push(Group::Null);
         }
@@ -171,7 +171,7 @@ impl Sessions {
         let lent = self.disks.lent();
         let allowed = lent.iter().filter(|export| host.access(export).is_some());
         let names = allowed.map(|export| export.nqn.as_str()).chain([DISCOVERY_NQN]);
-        let derived = |name| auth::psk::psks(text, host.tls_compat, &host.nqn, name);
+        let derived = |name| auth::psk::derive_psks(text, host.tls_compat, &host.nqn, name);
         // What is wrong with a key was said when it was read.
         let psks = names.flat_map(|name| derived(name).unwrap_or_default());
         psks.filter_map(|psk| for_tls(psk, host.key)).collect()

@@ -60,7 +60,7 @@ impl Key {
 
 /// The end that calculates a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Prover {
+pub(super) enum Role {
     Host,
     Controller,
 }
@@ -73,23 +73,28 @@ pub(crate) struct Names {
 }
 
 /// Inputs of a response.
-pub(super) struct Question<'a> {
+pub(super) struct ResponseInput<'a> {
     pub(super) hash: Hash,
     pub(super) t_id: u16,
     pub(super) sc_c: u8,
     pub(super) sequence: u32,
     pub(super) challenge: &'a [u8],
     /// DH shared secret, unless the NULL group is used.
-    pub(super) agreed: Option<&'a Secret>,
+    pub(super) shared_secret: Option<&'a Secret>,
 }
 
-impl Question<'_> {
+impl ResponseInput<'_> {
     /// Calculates the response of `role` with its secret (NVMe Base 2.0 §8.13.5.4, §8.13.5.5).
-    pub(super) fn response(&self, key: &Key, names: &Names, by: Prover) -> Zeroizing<Vec<u8>> {
+    pub(super) fn response(
+        &self,
+        key: &Key,
+        names: &Names,
+        role_label: Role,
+    ) -> Zeroizing<Vec<u8>> {
         let Names { host, subsystem } = names;
-        let (role, own, other) = match by {
-            Prover::Host => ("HostHost", host, subsystem),
-            Prover::Controller => ("Controller", subsystem, host),
+        let (role_label, own, other) = match role_label {
+            Role::Host => ("HostHost", host, subsystem),
+            Role::Controller => ("Controller", subsystem, host),
         };
         self.hash.mac(
             &key.transformed(own),
@@ -98,7 +103,7 @@ impl Question<'_> {
                 &self.sequence.to_le_bytes(),
                 &self.t_id.to_le_bytes(),
                 &[self.sc_c],
-                role.as_bytes(),
+                role_label.as_bytes(),
                 own.as_bytes(),
                 &[0],
                 other.as_bytes(),
@@ -108,27 +113,29 @@ impl Question<'_> {
 
     /// Returns the inputs with SC_C zero. Some Linux versions calculate the response so, although they
     /// requested secure channel concatenation.
-    pub(super) fn without_sc_c(&self) -> Question<'_> {
-        Question { sc_c: sc_c::NONE, ..*self }
+    pub(super) fn without_sc_c(&self) -> ResponseInput<'_> {
+        ResponseInput { sc_c: sc_c::NONE, ..*self }
     }
 
     /// Returns the challenge augmented with the DH shared secret (Ca, NVMe Base 2.0 §8.13.5.4).
     fn augmented(&self) -> Zeroizing<Vec<u8>> {
-        match self.agreed {
+        match self.shared_secret {
             None => Zeroizing::new(self.challenge.to_vec()),
-            Some(agreed) => self.hash.mac(&self.hash.digest(agreed.bytes()), &[self.challenge]),
+            Some(shared_secret) => {
+                self.hash.mac(&self.hash.digest(shared_secret.bytes()), &[self.challenge])
+            }
         }
     }
 }
 
 /// Returns the generated PSK for secure channel concatenation: HMAC of both challenges with the DH
 /// shared secret (NVMe Base 2.0 §8.13.5.9).
-pub(super) fn generated_psk(hash: Hash, agreed: &Secret, c1: &[u8], c2: &[u8]) -> Secret {
-    Secret::new(hash.mac(agreed.bytes(), &[c1, c2]).to_vec())
+pub(super) fn generated_psk(hash: Hash, shared_secret: &Secret, c1: &[u8], c2: &[u8]) -> Secret {
+    Secret::new(hash.mac(shared_secret.bytes(), &[c1, c2]).to_vec())
 }
 
 /// Source of random bytes. Fills the slice; returns `false` on failure.
-pub type Random = fn(&mut [u8]) -> bool;
+pub type RandomSource = fn(&mut [u8]) -> bool;
 
 /// Fills `bytes` from getrandom(2). Needs no device file, unlike `/dev/urandom`. Returns `false` on
 /// failure.
@@ -147,18 +154,20 @@ pub fn system_random(bytes: &mut [u8]) -> bool {
 
 /// Failure of a [`RandomSource`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NoRandomness;
+pub(super) struct RandomError;
 
-impl fmt::Display for NoRandomness {
+impl fmt::Display for RandomError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("cannot get random bytes from the system")
     }
 }
 
 /// Returns `N` random bytes.
-pub(super) fn draw<const N: usize>(random: Random) -> Result<Zeroizing<[u8; N]>, NoRandomness> {
+pub(super) fn random_bytes<const N: usize>(
+    random: RandomSource,
+) -> Result<Zeroizing<[u8; N]>, RandomError> {
     let mut bytes = Zeroizing::new([0; N]);
-    if random(bytes.as_mut()) { Ok(bytes) } else { Err(NoRandomness) }
+    if random(bytes.as_mut()) { Ok(bytes) } else { Err(RandomError) }
 }
 
 #[cfg(test)]
@@ -206,31 +215,31 @@ mod test {
     /// Computed by an independent implementation.
     #[test]
     fn known_responses() {
-        let agreed = Secret::new(vec![0xdd; 256]);
-        let question = |hash, t_id, sc_c, sequence, challenge, agreed| Question {
+        let shared_secret = Secret::new(vec![0xdd; 256]);
+        let input = |hash, t_id, sc_c, sequence, challenge, shared_secret| ResponseInput {
             hash,
             t_id,
             sc_c,
             sequence,
             challenge,
-            agreed,
+            shared_secret,
         };
-        let plain = question(Hash::Sha256, 0x5566, 0, 0x1122_3344, &[0xc1; 32], None);
+        let plain = input(Hash::Sha256, 0x5566, 0, 0x1122_3344, &[0xc1; 32], None);
         assert_eq!(
-            hex(&plain.response(&key(None, 32), &names(), Prover::Host)),
+            hex(&plain.response(&key(None, 32), &names(), Role::Host)),
             "a3945194d33b52c368eb4ab5aa7a520542306b346cf0233b018475535cd4c5eb"
         );
-        let augmented = question(Hash::Sha384, 1, 2, 7, &[0xc1; 48], Some(&agreed));
+        let augmented = input(Hash::Sha384, 1, 2, 7, &[0xc1; 48], Some(&shared_secret));
         assert_eq!(
-            hex(&augmented.response(&key(Some(Hash::Sha256), 32), &names(), Prover::Host)),
+            hex(&augmented.response(&key(Some(Hash::Sha256), 32), &names(), Role::Host)),
             "e2b5ae9a64d930ca1fd5fb18f842e02a088fb5ea5886b3cb5720fc938ea62d7cff2dbca657546acd8a50cd9e29b0933b"
         );
-        let controller = question(Hash::Sha512, 1, 0, 9, &[0xc2; 64], Some(&agreed));
+        let controller = input(Hash::Sha512, 1, 0, 9, &[0xc2; 64], Some(&shared_secret));
         assert_eq!(
-            hex(&controller.response(&key(Some(Hash::Sha512), 64), &names(), Prover::Controller)),
+            hex(&controller.response(&key(Some(Hash::Sha512), 64), &names(), Role::Controller)),
             "282663862294e99eb41b96116a9d8306c2aef77a70574bcacdc3107a0c9e67ffb701371c5d12e0564cc6832f828b11df6c5e9205b47c1ae5daa15150f21b6b2a"
         );
-        let psk = generated_psk(Hash::Sha256, &agreed, &[0xc1; 32], &[0xc2; 32]);
+        let psk = generated_psk(Hash::Sha256, &shared_secret, &[0xc1; 32], &[0xc2; 32]);
         assert_eq!(
             hex(psk.bytes()),
             "b6042b1206d65cec7ae0972d3139063063b7336cadae4c8ee17f88e49f581349"
@@ -245,8 +254,9 @@ mod test {
     #[test]
     fn x12_random_bytes_do_not_repeat_after_restarts() {
         if std::env::var_os(DRAWS).is_some() {
-            let drawn = (0..1000).map(|_| hex(&draw::<32>(system_random).unwrap()[..8]) + "\n");
-            print!("\n{}", drawn.collect::<String>());
+            let random =
+                (0..1000).map(|_| hex(&random_bytes::<32>(system_random).unwrap()[..8]) + "\n");
+            print!("\n{}", random.collect::<String>());
             return;
         }
         let mut seen = std::collections::HashSet::new();
@@ -263,6 +273,6 @@ mod test {
             }
         }
         assert_eq!(seen.len(), 100_000);
-        assert_eq!(draw::<32>(|_| false).unwrap_err(), NoRandomness);
+        assert_eq!(random_bytes::<32>(|_| false).unwrap_err(), RandomError);
     }
 }

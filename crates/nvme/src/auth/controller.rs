@@ -6,15 +6,15 @@ use std::time::Duration;
 use export::{KeyId, Secret};
 use subtle::ConstantTimeEq;
 
-use super::chap::{Key, Names, Prover, Question, Random, draw, generated_psk};
-use super::group::{Exchange, Group, PRIVATE};
+use super::chap::{Key, Names, RandomSource, ResponseInput, Role, generated_psk, random_bytes};
+use super::group::{DhExchange, Group, PRIVATE_KEY_LEN};
 use super::hash::Hash;
 use super::psk::{self, Psk};
 use crate::wire::auth::{Challenge, Explanation, FromController, FromHost, Negotiate, Reply, sc_c};
 
 /// Authentication settings of a target.
 #[derive(Clone, Debug)]
-pub struct Rules {
+pub struct AuthConfig {
     /// Accepted hashes in order of preference. With secure channel concatenation the shortest is used.
     pub hashes: Vec<Hash>,
     /// Accepted DH groups in order of preference.
@@ -26,10 +26,10 @@ pub struct Rules {
     /// Whether TLS is available. Required for secure channel concatenation.
     pub tls: bool,
     /// Source of random bytes.
-    pub random: Random,
+    pub random: RandomSource,
 }
 
-impl Default for Rules {
+impl Default for AuthConfig {
     fn default() -> Self {
         Self {
             hashes: vec![Hash::Sha512, Hash::Sha384, Hash::Sha256],
@@ -40,7 +40,7 @@ impl Default for Rules {
     }
 }
 
-impl Rules {
+impl AuthConfig {
     /// Accepts the NULL group from hosts that support no other accepted group.
     #[must_use]
     pub fn allow_null_group(mut self) -> Self {
@@ -90,22 +90,22 @@ pub(crate) struct Keys {
 
 /// The controller side of authentication on one queue.
 #[derive(Debug)]
-pub(crate) struct Controller {
+pub(crate) struct ControllerAuth {
     names: Names,
-    rules: Rules,
-    setting: Setting,
+    config: AuthConfig,
+    context: QueueContext,
     t_id: u16,
     /// Negotiations since the host last authenticated.
-    begun: u8,
-    stage: Stage,
+    negotiations: u8,
+    state: State,
 }
 
 /// Maximum of negotiations before the host authenticates: each one costs calculation time.
-const BEGINNINGS: u8 = 2;
+const MAX_NEGOTIATIONS: u8 = 2;
 
 /// Properties of the queue that authenticates.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Setting {
+pub(crate) struct QueueContext {
     /// Admin queue. Secure channel concatenation is valid only there.
     pub(crate) admin: bool,
     /// The connection uses TLS.
@@ -113,30 +113,30 @@ pub(crate) struct Setting {
 }
 
 #[derive(Debug)]
-enum Stage {
+enum State {
     /// Expects AUTH_Negotiate.
     Idle,
     /// DH-HMAC-CHAP_Challenge is to be read.
-    Challenge(Box<Asked>, Vec<u8>),
+    Challenge(Box<PendingChallenge>, Vec<u8>),
     /// Expects DH-HMAC-CHAP_Reply.
-    Reply(Box<Asked>),
+    Reply(Box<PendingChallenge>),
     /// DH-HMAC-CHAP_Success1 is to be read. Then expects DH-HMAC-CHAP_Success2, if authentication is
     /// bidirectional.
-    Success1(Vec<u8>, Option<Box<Shown>>),
+    Success1(Vec<u8>, Option<Box<Authentication>>),
     /// Expects DH-HMAC-CHAP_Success2.
-    Success2(Box<Shown>),
+    Success2(Box<Authentication>),
     /// AUTH_Failure1 is to be read.
     Failure1(Vec<u8>),
     /// Failed; no message is left.
-    Over,
+    Closed,
 }
 
 /// A challenge sent to the host.
 #[derive(Debug)]
-struct Asked {
+struct PendingChallenge {
     keys: Keys,
     hash: Hash,
-    exchange: Option<Exchange>,
+    exchange: Option<DhExchange>,
     sc_c: u8,
     sequence: u32,
     challenge: Vec<u8>,
@@ -144,39 +144,39 @@ struct Asked {
 
 /// Result of a successful authentication.
 #[derive(Debug)]
-pub(crate) struct Shown {
+pub(crate) struct Authentication {
     /// Key identifier of the host.
     pub(crate) key: KeyId,
     /// Generated TLS PSKs, if the host requested secure channel concatenation.
     pub(crate) psks: Vec<Psk>,
     /// Whether no message is left for the host to read.
-    pub(crate) settled: bool,
+    pub(crate) is_last: bool,
 }
 
 /// Result of a message.
 #[derive(Debug)]
 pub(crate) enum Progress {
     /// The exchange continues.
-    Going,
+    Continue,
     /// The host is authenticated. In the unidirectional case it still reads Success1.
-    Proven(Box<Shown>),
+    Authenticated(Box<Authentication>),
     /// Authentication failed; AUTH_Failure1 is to be read.
     Failed(Explanation),
     /// The host sent AUTH_Failure2.
-    GivenUp,
+    AbortedByHost,
 }
 
-impl Controller {
-    pub(crate) fn new(names: Names, rules: Rules, setting: Setting) -> Self {
-        Self { names, rules, setting, t_id: 0, begun: 0, stage: Stage::Idle }
+impl ControllerAuth {
+    pub(crate) fn new(names: Names, config: AuthConfig, context: QueueContext) -> Self {
+        Self { names, config, context, t_id: 0, negotiations: 0, state: State::Idle }
     }
 
     /// Processes a message of Authentication Send. `keys` are the current secrets of the host.
     pub(crate) fn send(&mut self, bytes: &[u8], keys: Option<&Keys>) -> Progress {
-        match self.hear(bytes, keys) {
+        match self.handle(bytes, keys) {
             Ok(progress) => {
-                if matches!(progress, Progress::Proven(_)) {
-                    self.begun = 0;
+                if matches!(progress, Progress::Authenticated(_)) {
+                    self.negotiations = 0;
                 }
                 progress
             }
@@ -186,15 +186,15 @@ impl Controller {
 
     /// Fails the exchange: the next message that the host reads is AUTH_Failure1.
     pub(crate) fn refuse(&mut self, why: Explanation) -> Progress {
-        self.stage = Stage::Failure1(FromController::Failure1(why).emit(self.t_id, 0));
+        self.state = State::Failure1(FromController::Failure1(why).emit(self.t_id, 0));
         Progress::Failed(why)
     }
 
     /// Estimates the calculation time of a message from an unauthenticated host.
     pub(crate) fn cost(&self, bytes: &[u8]) -> Duration {
         match FromHost::parse(bytes) {
-            Ok((_, FromHost::Negotiate(offer))) if self.begun < BEGINNINGS => {
-                self.rules.group(&offer).map_or(Duration::ZERO, Exchange::cost)
+            Ok((_, FromHost::Negotiate(offer))) if self.negotiations < MAX_NEGOTIATIONS => {
+                self.config.group(&offer).map_or(Duration::ZERO, DhExchange::cost)
             }
             _ => Duration::ZERO,
         }
@@ -202,32 +202,34 @@ impl Controller {
 
     /// Returns whether the exchange failed, whether or not the host has read AUTH_Failure1.
     pub(crate) fn has_failed(&self) -> bool {
-        matches!(self.stage, Stage::Failure1(_) | Stage::Over)
+        matches!(self.state, State::Failure1(_) | State::Closed)
     }
 
     /// Returns whether the exchange failed and no message is left.
-    pub(crate) fn is_over(&self) -> bool {
-        matches!(self.stage, Stage::Over)
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed)
     }
 
-    fn hear(&mut self, bytes: &[u8], keys: Option<&Keys>) -> Result<Progress, Explanation> {
+    fn handle(&mut self, bytes: &[u8], keys: Option<&Keys>) -> Result<Progress, Explanation> {
         if self.has_failed() {
             return Err(Explanation::IncorrectMessage);
         }
         let (t_id, message) = FromHost::parse(bytes)?;
         if let FromHost::Negotiate(offer) = message {
             self.t_id = t_id;
-            return self.negotiate(&offer, keys).map(|()| Progress::Going);
+            return self.negotiate(&offer, keys).map(|()| Progress::Continue);
         }
         if t_id != self.t_id {
             return Err(Explanation::IncorrectPayload);
         }
-        match (std::mem::replace(&mut self.stage, Stage::Idle), message) {
-            (Stage::Reply(asked), FromHost::Reply(reply)) => self.reply(&asked, &reply),
-            (Stage::Success2(shown), FromHost::Success2) => Ok(Progress::Proven(shown)),
-            (Stage::Reply(_) | Stage::Success2(_), FromHost::Failure2(_)) => {
-                self.stage = Stage::Over;
-                Ok(Progress::GivenUp)
+        match (std::mem::replace(&mut self.state, State::Idle), message) {
+            (State::Reply(pending), FromHost::Reply(reply)) => self.reply(&pending, &reply),
+            (State::Success2(authentication), FromHost::Success2) => {
+                Ok(Progress::Authenticated(authentication))
+            }
+            (State::Reply(_) | State::Success2(_), FromHost::Failure2(_)) => {
+                self.state = State::Closed;
+                Ok(Progress::AbortedByHost)
             }
             _ => Err(Explanation::IncorrectMessage),
         }
@@ -235,76 +237,95 @@ impl Controller {
 
     /// Starts a new transaction, whatever the state of the previous one (NVMe Base 2.0 §8.13.5.2).
     fn negotiate(&mut self, offer: &Negotiate<'_>, keys: Option<&Keys>) -> Result<(), Explanation> {
-        if self.begun == BEGINNINGS {
+        if self.negotiations == MAX_NEGOTIATIONS {
             return Err(Explanation::IncorrectMessage);
         }
-        self.begun += 1;
+        self.negotiations += 1;
         self.check_channel(offer.sc_c)?;
-        let hash = self.rules.hash(offer).ok_or(Explanation::HashUnusable)?;
-        let group = self.rules.group(offer).ok_or(Explanation::GroupUnusable)?;
+        let hash = self.config.hash(offer).ok_or(Explanation::HashUnusable)?;
+        let group = self.config.group(offer).ok_or(Explanation::GroupUnusable)?;
         let keys = keys.ok_or(Explanation::Failed)?.clone();
-        let asked = self.ask(hash, group, offer.sc_c, keys).ok_or(Explanation::Failed)?;
-        let public = asked.exchange.as_ref().map_or(&[][..], Exchange::public);
+        let pending =
+            self.create_challenge(hash, group, offer.sc_c, keys).ok_or(Explanation::Failed)?;
+        let public = pending.exchange.as_ref().map_or(&[][..], DhExchange::public);
         let message = FromController::Challenge(Challenge {
             hash: hash.id(),
             group: group.id(),
-            sequence: asked.sequence,
-            challenge: &asked.challenge,
+            sequence: pending.sequence,
+            challenge: &pending.challenge,
             public,
         });
         let bytes = message.emit(self.t_id, hash.size());
-        self.stage = Stage::Challenge(Box::new(asked), bytes);
+        self.state = State::Challenge(Box::new(pending), bytes);
         Ok(())
     }
 
     fn check_channel(&self, sc_c: u8) -> Result<(), Explanation> {
-        let Setting { admin, secured } = self.setting;
-        let fits = match sc_c {
+        let QueueContext { admin, secured } = self.context;
+        let is_valid = match sc_c {
             sc_c::NONE => true,
-            sc_c::NEW_TLS_PSK => admin && !secured && self.rules.tls,
-            sc_c::REPLACE_TLS_PSK => admin && secured && self.rules.tls,
+            sc_c::NEW_TLS_PSK => admin && !secured && self.config.tls,
+            sc_c::REPLACE_TLS_PSK => admin && secured && self.config.tls,
             _ => false,
         };
-        if fits { Ok(()) } else { Err(Explanation::ConcatenationMismatch) }
+        if is_valid { Ok(()) } else { Err(Explanation::ConcatenationMismatch) }
     }
 
     /// Creates a challenge. Returns `None` without random bytes.
-    fn ask(&self, hash: Hash, group: Group, sc_c: u8, keys: Keys) -> Option<Asked> {
-        let random = self.rules.random;
-        let challenge = draw::<64>(random).ok()?.get(..hash.size())?.to_vec();
+    fn create_challenge(
+        &self,
+        hash: Hash,
+        group: Group,
+        sc_c: u8,
+        keys: Keys,
+    ) -> Option<PendingChallenge> {
+        let random = self.config.random;
+        let challenge = random_bytes::<64>(random).ok()?.get(..hash.size())?.to_vec();
         // Zero is reserved: it means no sequence number (NVMe Base 2.0 §8.13.5.3).
-        let sequence = u32::from_le_bytes(*draw::<4>(random).ok()?).max(1);
+        let sequence = u32::from_le_bytes(*random_bytes::<4>(random).ok()?).max(1);
         let exchange = match group {
             Group::Null => None,
-            _ => Some(Exchange::open(group, &*draw::<PRIVATE>(random).ok()?)?),
+            _ => {
+                Some(DhExchange::generate(group, &*random_bytes::<PRIVATE_KEY_LEN>(random).ok()?)?)
+            }
         };
-        Some(Asked { keys, hash, exchange, sc_c, sequence, challenge })
+        Some(PendingChallenge { keys, hash, exchange, sc_c, sequence, challenge })
     }
 
-    fn reply(&mut self, asked: &Asked, reply: &Reply<'_>) -> Result<Progress, Explanation> {
-        let agreed = asked.agree(reply.public)?;
-        if reply.response.len() != asked.hash.size() {
+    fn reply(
+        &mut self,
+        pending: &PendingChallenge,
+        reply: &Reply<'_>,
+    ) -> Result<Progress, Explanation> {
+        let shared_secret = pending.shared_secret(reply.public)?;
+        if reply.response.len() != pending.hash.size() {
             return Err(Explanation::IncorrectPayload);
         }
-        if !asked.is_answered(self.t_id, &self.names, agreed.as_ref(), reply.response) {
+        if !pending.is_valid_response(
+            self.t_id,
+            &self.names,
+            shared_secret.as_ref(),
+            reply.response,
+        ) {
             return Err(Explanation::Failed);
         }
-        let psks = self.psks(asked, agreed.as_ref(), reply.challenge)?;
+        let psks = self.psks(pending, shared_secret.as_ref(), reply.challenge)?;
         let response = match reply.challenge.filter(|_| reply.sequence != 0) {
             None => None,
             Some(challenge) => {
-                Some(self.respond(asked, reply.sequence, challenge, agreed.as_ref())?)
+                Some(self.respond(pending, reply.sequence, challenge, shared_secret.as_ref())?)
             }
         };
         let message = FromController::Success1(response.as_ref().map(|response| &***response));
-        let bytes = message.emit(self.t_id, asked.hash.size());
-        let shown = Box::new(Shown { key: asked.keys.id, psks, settled: response.is_some() });
-        if shown.settled {
-            self.stage = Stage::Success1(bytes, Some(shown));
-            Ok(Progress::Going)
+        let bytes = message.emit(self.t_id, pending.hash.size());
+        let authentication =
+            Box::new(Authentication { key: pending.keys.id, psks, is_last: response.is_some() });
+        if authentication.is_last {
+            self.state = State::Success1(bytes, Some(authentication));
+            Ok(Progress::Continue)
         } else {
-            self.stage = Stage::Success1(bytes, None);
-            Ok(Progress::Proven(shown))
+            self.state = State::Success1(bytes, None);
+            Ok(Progress::Authenticated(authentication))
         }
     }
 
@@ -312,35 +333,35 @@ impl Controller {
     /// challenge (reflection).
     fn respond(
         &self,
-        asked: &Asked,
+        pending: &PendingChallenge,
         sequence: u32,
         challenge: &[u8],
-        agreed: Option<&Secret>,
+        shared_secret: Option<&Secret>,
     ) -> Result<zeroize::Zeroizing<Vec<u8>>, Explanation> {
-        let key = asked.keys.controller.as_ref().ok_or(Explanation::Failed)?;
-        if challenge == asked.challenge {
+        let key = pending.keys.controller.as_ref().ok_or(Explanation::Failed)?;
+        if challenge == pending.challenge {
             return Err(Explanation::Failed);
         }
-        let question = asked.question(self.t_id, sequence, challenge, agreed);
-        Ok(question.response(key, &self.names, Prover::Controller))
+        let input = pending.input(self.t_id, sequence, challenge, shared_secret);
+        Ok(input.response(key, &self.names, Role::Controller))
     }
 
     /// Derives the TLS PSKs for secure channel concatenation, if requested.
     fn psks(
         &self,
-        asked: &Asked,
-        agreed: Option<&Secret>,
+        pending: &PendingChallenge,
+        shared_secret: Option<&Secret>,
         challenge: Option<&[u8]>,
     ) -> Result<Vec<Psk>, Explanation> {
-        if asked.sc_c == sc_c::NONE {
+        if pending.sc_c == sc_c::NONE {
             return Ok(Vec::new());
         }
-        let (Some(agreed), Some(challenge)) = (agreed, challenge) else {
+        let (Some(shared_secret), Some(challenge)) = (shared_secret, challenge) else {
             return Err(Explanation::Failed);
         };
-        let psk = generated_psk(asked.hash, agreed, &asked.challenge, challenge);
+        let psk = generated_psk(pending.hash, shared_secret, &pending.challenge, challenge);
         let Names { host, subsystem } = &self.names;
-        Ok(psk::generated(psk.bytes(), asked.hash, asked.keys.compat, host, subsystem))
+        Ok(psk::derive_generated(psk.bytes(), pending.hash, pending.keys.compat, host, subsystem))
     }
 
     /// Returns the message for Authentication Receive. Challenge and Success1 can be read once.
@@ -351,24 +372,26 @@ impl Controller {
         if let Some(len) = self.ready().filter(|&len| len > room) {
             return Err(len);
         }
-        let (bytes, next) = match std::mem::replace(&mut self.stage, Stage::Idle) {
-            Stage::Challenge(asked, bytes) => (bytes, Stage::Reply(asked)),
-            Stage::Success1(bytes, None) => (bytes, Stage::Idle),
-            Stage::Success1(bytes, Some(shown)) => (bytes, Stage::Success2(shown)),
-            Stage::Failure1(bytes) => (bytes, Stage::Over),
+        let (bytes, next) = match std::mem::replace(&mut self.state, State::Idle) {
+            State::Challenge(pending, bytes) => (bytes, State::Reply(pending)),
+            State::Success1(bytes, None) => (bytes, State::Idle),
+            State::Success1(bytes, Some(authentication)) => {
+                (bytes, State::Success2(authentication))
+            }
+            State::Failure1(bytes) => (bytes, State::Closed),
             // No message to read.
             _ => {
                 let why = FromController::Failure1(Explanation::IncorrectMessage);
-                (why.emit(self.t_id, 0), Stage::Over)
+                (why.emit(self.t_id, 0), State::Closed)
             }
         };
-        self.stage = next;
+        self.state = next;
         if bytes.len() > room { Err(bytes.len()) } else { Ok(bytes) }
     }
 
     fn ready(&self) -> Option<usize> {
-        match &self.stage {
-            Stage::Challenge(_, bytes) | Stage::Success1(bytes, _) | Stage::Failure1(bytes) => {
+        match &self.state {
+            State::Challenge(_, bytes) | State::Success1(bytes, _) | State::Failure1(bytes) => {
                 Some(bytes.len())
             }
             _ => None,
@@ -376,37 +399,39 @@ impl Controller {
     }
 }
 
-impl Asked {
+impl PendingChallenge {
     /// Calculates the DH shared secret (NVMe Base 2.0 §8.13.5.4).
-    fn agree(&self, public: &[u8]) -> Result<Option<Secret>, Explanation> {
+    fn shared_secret(&self, public: &[u8]) -> Result<Option<Secret>, Explanation> {
         match &self.exchange {
             None if public.is_empty() => Ok(None),
             None => Err(Explanation::IncorrectPayload),
-            Some(exchange) => exchange.agree(public).map(Some).ok_or(Explanation::GroupUnusable),
+            Some(exchange) => {
+                exchange.shared_secret(public).map(Some).ok_or(Explanation::GroupUnusable)
+            }
         }
     }
 
-    fn question<'a>(
+    fn input<'a>(
         &'a self,
         t_id: u16,
         sequence: u32,
         challenge: &'a [u8],
-        agreed: Option<&'a Secret>,
-    ) -> Question<'a> {
-        Question { hash: self.hash, t_id, sc_c: self.sc_c, sequence, challenge, agreed }
+        shared_secret: Option<&'a Secret>,
+    ) -> ResponseInput<'a> {
+        ResponseInput { hash: self.hash, t_id, sc_c: self.sc_c, sequence, challenge, shared_secret }
     }
 
     /// Verifies the host's response in constant time.
-    fn is_answered(
+    fn is_valid_response(
         &self,
         t_id: u16,
         names: &Names,
-        agreed: Option<&Secret>,
+        shared_secret: Option<&Secret>,
         response: &[u8],
     ) -> bool {
-        let question = self.question(t_id, self.sequence, &self.challenge, agreed);
-        let right = question.response(&self.keys.host, names, Prover::Host);
-        let older = question.without_sc_c().response(&self.keys.host, names, Prover::Host);
-        (right.ct_eq(response) | older.ct_eq(response)).into()
+        let input = self.input(t_id, self.sequence, &self.challenge, shared_secret);
+        let expected = input.response(&self.keys.host, names, Role::Host);
+        let without_sc_c = input.without_sc_c().response(&self.keys.host, names, Role::Host);
+        (expected.ct_eq(response) | without_sc_c.ct_eq(response)).into()
     }
 }

@@ -28,7 +28,7 @@ pub enum Group {
 }
 
 /// Bytes of randomness for one exchange: the longest private exponent.
-pub const PRIVATE: usize = 56;
+pub const PRIVATE_KEY_LEN: usize = 56;
 
 impl Group {
     /// All groups, the smallest first.
@@ -140,19 +140,19 @@ fn euler(bits: u32) -> BoxedUint {
 }
 
 /// One side of a DH exchange.
-pub struct Exchange {
+pub struct DhExchange {
     group: Group,
     private: BoxedUint,
     public: Vec<u8>,
 }
 
-impl Exchange {
+impl DhExchange {
     /// Starts an exchange with a private exponent from `random`. Returns `None` for [`Group::Null`].
     ///
     /// Calculates in constant time. Powers of the public value may remain in memory; they do not
     /// disclose the exponent.
     #[must_use]
-    pub fn open(group: Group, random: &[u8; PRIVATE]) -> Option<Self> {
+    pub fn generate(group: Group, random: &[u8; PRIVATE_KEY_LEN]) -> Option<Self> {
         let params = group.params()?;
         let bits = group.private_bits();
         let private = BoxedUint::from_be_slice_truncated(random, bits);
@@ -183,7 +183,7 @@ impl Exchange {
     /// Returns the shared secret, as long as the prime. Returns `None` if the peer's public value has
     /// another length, is 0, 1, p-1 (small subgroups), p or above, or equals our own (reflection).
     #[must_use]
-    pub fn agree(&self, other: &[u8]) -> Option<Secret> {
+    pub fn shared_secret(&self, other: &[u8]) -> Option<Secret> {
         let params = self.group.params()?;
         if other.len() != self.group.size() || other == self.public {
             return None;
@@ -204,13 +204,13 @@ impl Exchange {
     }
 }
 
-impl Drop for Exchange {
+impl Drop for DhExchange {
     fn drop(&mut self) {
         self.private.zeroize();
     }
 }
 
-impl fmt::Debug for Exchange {
+impl fmt::Debug for DhExchange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Exchange({:?})", self.group)
     }
@@ -225,10 +225,10 @@ mod test {
         Hash::Sha256.digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    fn counted(first: u8) -> [u8; PRIVATE] {
+    fn counted(first: u8) -> [u8; PRIVATE_KEY_LEN] {
         // Only the last bytes are used for the exponent.
-        let mut bytes = [0xaa; PRIVATE];
-        for (at, byte) in (0..32).zip(&mut bytes[PRIVATE - 32..]) {
+        let mut bytes = [0xaa; PRIVATE_KEY_LEN];
+        for (at, byte) in (0..32).zip(&mut bytes[PRIVATE_KEY_LEN - 32..]) {
             *byte = first + at;
         }
         bytes
@@ -279,13 +279,13 @@ mod test {
     fn exchange_matches_a_known_result() {
         let [one, other] = [1, 200].map(|first| {
             let random = counted(first);
-            Exchange::open(Group::Ffdhe2048, &random).unwrap()
+            DhExchange::generate(Group::Ffdhe2048, &random).unwrap()
         });
         assert_eq!(
             hash(one.public()),
             "53b37a098c5882b9f56495d787706d354ac8ebc273e680a7047c70228ce24ad3"
         );
-        let secret = one.agree(other.public()).unwrap();
+        let secret = one.shared_secret(other.public()).unwrap();
         assert_eq!(
             hash(secret.bytes()),
             "d1fb08f8d3dad7be7033b4b6ea54e5b0b78202698bb5688e7658d759f3f5507d"
@@ -295,34 +295,37 @@ mod test {
     #[test]
     fn both_sides_get_the_same_secret_in_every_group() {
         for group in GROUPS {
-            let one = Exchange::open(group, &[0x5a; PRIVATE]).unwrap();
-            let other = Exchange::open(group, &[0xc3; PRIVATE]).unwrap();
-            let agreed = one.agree(other.public()).unwrap();
-            assert_eq!(agreed, other.agree(one.public()).unwrap());
-            assert_eq!((agreed.bytes().len(), one.public().len()), (group.size(), group.size()));
+            let one = DhExchange::generate(group, &[0x5a; PRIVATE_KEY_LEN]).unwrap();
+            let other = DhExchange::generate(group, &[0xc3; PRIVATE_KEY_LEN]).unwrap();
+            let shared_secret = one.shared_secret(other.public()).unwrap();
+            assert_eq!(shared_secret, other.shared_secret(one.public()).unwrap());
+            assert_eq!(
+                (shared_secret.bytes().len(), one.public().len()),
+                (group.size(), group.size())
+            );
         }
-        assert!(Exchange::open(Group::Null, &[1; PRIVATE]).is_none());
+        assert!(DhExchange::generate(Group::Null, &[1; PRIVATE_KEY_LEN]).is_none());
     }
 
     /// NVMe Base 2.0 §8.13.5.4: 0, 1, p-1 and values outside the group.
     #[test]
     fn weak_public_values_are_refused() {
         for group in GROUPS {
-            let exchange = Exchange::open(group, &[0x5a; PRIVATE]).unwrap();
+            let exchange = DhExchange::generate(group, &[0x5a; PRIVATE_KEY_LEN]).unwrap();
             let mut low = vec![0; group.size()];
-            assert!(exchange.agree(&low).is_none());
+            assert!(exchange.shared_secret(&low).is_none());
             *low.last_mut().unwrap() = 1;
-            assert!(exchange.agree(&low).is_none());
+            assert!(exchange.shared_secret(&low).is_none());
             *low.last_mut().unwrap() = 2;
-            assert!(exchange.agree(&low).is_some());
-            assert!(exchange.agree(&low[1..]).is_none());
+            assert!(exchange.shared_secret(&low).is_some());
+            assert!(exchange.shared_secret(&low[1..]).is_none());
             let mut high = group.prime();
-            assert!(exchange.agree(&high).is_none());
+            assert!(exchange.shared_secret(&high).is_none());
             *high.last_mut().unwrap() -= 1;
-            assert!(exchange.agree(&high).is_none());
-            assert!(exchange.agree(&vec![0xff; group.size()]).is_none());
-            assert!(exchange.agree(exchange.public()).is_none());
-            assert!(exchange.agree(&[]).is_none());
+            assert!(exchange.shared_secret(&high).is_none());
+            assert!(exchange.shared_secret(&vec![0xff; group.size()]).is_none());
+            assert!(exchange.shared_secret(exchange.public()).is_none());
+            assert!(exchange.shared_secret(&[]).is_none());
         }
     }
 
@@ -330,7 +333,7 @@ mod test {
     fn group_identifiers_round_trip() {
         for group in Group::ALL {
             assert_eq!(Group::parse(group.id()), Some(group));
-            assert!(group.private_bits() as usize <= PRIVATE * 8);
+            assert!(group.private_bits() as usize <= PRIVATE_KEY_LEN * 8);
         }
         assert_eq!(Group::parse(6), None);
     }
@@ -339,11 +342,11 @@ mod test {
     #[ignore = "a measurement"]
     fn measure_exchange() {
         for group in GROUPS {
-            let other = Exchange::open(group, &[0xc3; PRIVATE]).unwrap();
+            let other = DhExchange::generate(group, &[0xc3; PRIVATE_KEY_LEN]).unwrap();
             let start = std::time::Instant::now();
             for _ in 0..10 {
-                let one = Exchange::open(group, &[0x5a; PRIVATE]).unwrap();
-                assert!(one.agree(other.public()).is_some());
+                let one = DhExchange::generate(group, &[0x5a; PRIVATE_KEY_LEN]).unwrap();
+                assert!(one.shared_secret(other.public()).is_some());
             }
             println!("{group:?}: {:?}", start.elapsed() / 10);
         }

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use export::Secret;
 use subtle::ConstantTimeEq;
 
-use super::chap::{Key, Names, Prover, Question, Random, draw, generated_psk, system_random};
-use super::group::{Exchange, Group, PRIVATE};
+use super::chap::{
+    Key, Names, RandomSource, ResponseInput, Role, generated_psk, random_bytes, system_random,
+};
+use super::group::{DhExchange, Group, PRIVATE_KEY_LEN};
 use super::hash::Hash;
 use super::psk::{self, Psk};
 use crate::wire::auth::{Challenge, Explanation, FromController, FromHost, Negotiate, Reply, sc_c};
@@ -25,7 +27,7 @@ pub struct Credentials {
     /// Whether to request secure channel concatenation. Only for an Admin queue without TLS.
     pub concatenate: bool,
     /// Source of random bytes.
-    pub random: Random,
+    pub random: RandomSource,
 }
 
 impl Credentials {
@@ -50,15 +52,15 @@ impl Credentials {
 
 /// The host side of authentication on one queue.
 #[derive(Debug)]
-pub(crate) struct Host {
+pub(crate) struct HostAuth {
     names: Names,
     credentials: Arc<Credentials>,
     t_id: u16,
-    stage: Stage,
+    state: State,
 }
 
 #[derive(Debug)]
-enum Stage {
+enum State {
     /// Expects DH-HMAC-CHAP_Challenge.
     Challenge,
     /// Expects DH-HMAC-CHAP_Success1, with this response if authentication is bidirectional.
@@ -66,21 +68,21 @@ enum Stage {
         response: Option<Secret>,
         psks: Vec<Psk>,
     },
-    Over,
+    Closed,
 }
 
 /// Action after a message of the controller.
 #[derive(Debug)]
-pub(crate) enum Next {
+pub(crate) enum HostAction {
     /// Send this message, then read the reply.
-    Ask(Vec<u8>),
+    Send(Vec<u8>),
     /// Success. Send the message if any. With the generated PSKs, if requested.
     Done(Option<Vec<u8>>, Vec<Psk>),
     /// Failure. Send the message if any.
     Failed(Option<Vec<u8>>, Explanation),
 }
 
-impl Host {
+impl HostAuth {
     /// Starts a transaction. Returns the first message.
     pub(crate) fn open(names: Names, credentials: Arc<Credentials>, t_id: u16) -> (Self, Vec<u8>) {
         let ids = |hashes: &[Hash]| hashes.iter().map(|hash| hash.id()).collect::<Vec<u8>>();
@@ -88,59 +90,61 @@ impl Host {
         let hashes = ids(&credentials.hashes);
         let offer = Negotiate { sc_c: credentials.sc_c(), hashes: &hashes, groups: &groups };
         let message = FromHost::Negotiate(offer).emit(t_id);
-        (Self { names, credentials, t_id, stage: Stage::Challenge }, message)
+        (Self { names, credentials, t_id, state: State::Challenge }, message)
     }
 
     /// Processes a message of the controller.
-    pub(crate) fn receive(&mut self, bytes: &[u8]) -> Next {
-        self.hear(bytes).unwrap_or_else(|why| {
-            self.stage = Stage::Over;
-            Next::Failed(Some(FromHost::Failure2(why).emit(self.t_id)), why)
+    pub(crate) fn receive(&mut self, bytes: &[u8]) -> HostAction {
+        self.handle(bytes).unwrap_or_else(|why| {
+            self.state = State::Closed;
+            HostAction::Failed(Some(FromHost::Failure2(why).emit(self.t_id)), why)
         })
     }
 
-    fn hear(&mut self, bytes: &[u8]) -> Result<Next, Explanation> {
+    fn handle(&mut self, bytes: &[u8]) -> Result<HostAction, Explanation> {
         let (t_id, message) = FromController::parse(bytes)?;
         if let FromController::Failure1(why) = message {
-            self.stage = Stage::Over;
-            return Ok(Next::Failed(None, why));
+            self.state = State::Closed;
+            return Ok(HostAction::Failed(None, why));
         }
         if t_id != self.t_id {
             return Err(Explanation::IncorrectPayload);
         }
-        match (std::mem::replace(&mut self.stage, Stage::Over), message) {
-            (Stage::Challenge, FromController::Challenge(challenge)) => self.challenged(&challenge),
-            (Stage::Success1 { response, psks }, FromController::Success1(proof)) => {
+        match (std::mem::replace(&mut self.state, State::Closed), message) {
+            (State::Challenge, FromController::Challenge(challenge)) => self.challenged(&challenge),
+            (State::Success1 { response, psks }, FromController::Success1(proof)) => {
                 self.succeeded(response, psks, proof)
             }
             _ => Err(Explanation::IncorrectMessage),
         }
     }
 
-    fn challenged(&mut self, challenge: &Challenge<'_>) -> Result<Next, Explanation> {
+    fn challenged(&mut self, challenge: &Challenge<'_>) -> Result<HostAction, Explanation> {
         let (hash, group) = self.check(challenge)?;
         let random = self.credentials.random;
         let exchange = match group {
             Group::Null => None,
             _ => Some(open(group, random).ok_or(Explanation::Failed)?),
         };
-        let agreed = match &exchange {
+        let shared_secret = match &exchange {
             None => None,
-            Some(own) => Some(own.agree(challenge.public).ok_or(Explanation::GroupUnusable)?),
+            Some(own) => {
+                Some(own.shared_secret(challenge.public).ok_or(Explanation::GroupUnusable)?)
+            }
         };
         let (t_id, sc_c) = (self.t_id, self.credentials.sc_c());
-        let question = |sequence, challenge| Question {
+        let input = |sequence, challenge| ResponseInput {
             hash,
             t_id,
             sc_c,
             sequence,
             challenge,
-            agreed: agreed.as_ref(),
+            shared_secret: shared_secret.as_ref(),
         };
-        let first = question(challenge.sequence, challenge.challenge);
-        let response = first.response(&self.credentials.key, &self.names, Prover::Host);
-        let drawn = draw::<64>(random).map_err(|_| Explanation::Failed)?;
-        let own = drawn.get(..hash.size()).unwrap_or_default();
+        let first = input(challenge.sequence, challenge.challenge);
+        let response = first.response(&self.credentials.key, &self.names, Role::Host);
+        let random = random_bytes::<64>(random).map_err(|_| Explanation::Failed)?;
+        let own = random.get(..hash.size()).unwrap_or_default();
         // Zero if the challenge serves only for the generated PSK.
         let sequence = match &self.credentials.controller {
             Some(_) => self.sequence()?,
@@ -148,23 +152,23 @@ impl Host {
         };
         let asks = sequence != 0 || sc_c != sc_c::NONE;
         let proof = self.credentials.controller.as_ref().filter(|_| sequence != 0).map(|key| {
-            let right = question(sequence, own).response(key, &self.names, Prover::Controller);
-            Secret::new(right.to_vec())
+            let expected = input(sequence, own).response(key, &self.names, Role::Controller);
+            Secret::new(expected.to_vec())
         });
-        let psks = self.psks(hash, agreed.as_ref(), challenge.challenge, own);
+        let psks = self.psks(hash, shared_secret.as_ref(), challenge.challenge, own);
         let reply = FromHost::Reply(Reply {
             sequence,
             response: &response,
             challenge: asks.then_some(own),
-            public: exchange.as_ref().map_or(&[][..], Exchange::public),
+            public: exchange.as_ref().map_or(&[][..], DhExchange::public),
         });
-        self.stage = Stage::Success1 { response: proof, psks };
-        Ok(Next::Ask(reply.emit(t_id)))
+        self.state = State::Success1 { response: proof, psks };
+        Ok(HostAction::Send(reply.emit(t_id)))
     }
 
     fn sequence(&self) -> Result<u32, Explanation> {
-        let drawn = draw::<4>(self.credentials.random).map_err(|_| Explanation::Failed)?;
-        Ok(u32::from_le_bytes(*drawn).max(1))
+        let random = random_bytes::<4>(self.credentials.random).map_err(|_| Explanation::Failed)?;
+        Ok(u32::from_le_bytes(*random).max(1))
     }
 
     /// Checks that the controller chose from the offer, and the lengths.
@@ -175,18 +179,18 @@ impl Host {
         let group =
             Group::parse(challenge.group).filter(|group| self.credentials.groups.contains(group));
         let group = group.ok_or(Explanation::GroupUnusable)?;
-        let fits = challenge.challenge.len() == hash.size()
+        let is_valid = challenge.challenge.len() == hash.size()
             && challenge.public.len() == group.size()
             && challenge.sequence != 0;
-        if fits { Ok((hash, group)) } else { Err(Explanation::IncorrectPayload) }
+        if is_valid { Ok((hash, group)) } else { Err(Explanation::IncorrectPayload) }
     }
 
-    fn psks(&self, hash: Hash, agreed: Option<&Secret>, c1: &[u8], c2: &[u8]) -> Vec<Psk> {
-        let Some(agreed) = agreed.filter(|_| self.credentials.concatenate) else {
+    fn psks(&self, hash: Hash, shared_secret: Option<&Secret>, c1: &[u8], c2: &[u8]) -> Vec<Psk> {
+        let Some(shared_secret) = shared_secret.filter(|_| self.credentials.concatenate) else {
             return Vec::new();
         };
-        let psk = generated_psk(hash, agreed, c1, c2);
-        psk::generated(psk.bytes(), hash, false, &self.names.host, &self.names.subsystem)
+        let psk = generated_psk(hash, shared_secret, c1, c2);
+        psk::derive_generated(psk.bytes(), hash, false, &self.names.host, &self.names.subsystem)
     }
 
     fn succeeded(
@@ -194,17 +198,17 @@ impl Host {
         response: Option<Secret>,
         psks: Vec<Psk>,
         proof: Option<&[u8]>,
-    ) -> Result<Next, Explanation> {
-        let Some(right) = response else { return Ok(Next::Done(None, psks)) };
-        let proven: bool = proof.is_some_and(|proof| right.bytes().ct_eq(proof).into());
+    ) -> Result<HostAction, Explanation> {
+        let Some(expected) = response else { return Ok(HostAction::Done(None, psks)) };
+        let proven: bool = proof.is_some_and(|proof| expected.bytes().ct_eq(proof).into());
         if proven {
-            Ok(Next::Done(Some(FromHost::Success2.emit(self.t_id)), psks))
+            Ok(HostAction::Done(Some(FromHost::Success2.emit(self.t_id)), psks))
         } else {
             Err(Explanation::Failed)
         }
     }
 }
 
-fn open(group: Group, random: Random) -> Option<Exchange> {
-    Exchange::open(group, &*draw::<PRIVATE>(random).ok()?)
+fn open(group: Group, random: RandomSource) -> Option<DhExchange> {
+    DhExchange::generate(group, &*random_bytes::<PRIVATE_KEY_LEN>(random).ok()?)
 }

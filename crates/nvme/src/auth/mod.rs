@@ -9,12 +9,12 @@ mod host;
 mod interchange;
 pub mod psk;
 
-pub use controller::Rules;
-pub(crate) use controller::{Controller, Keys, Progress, Setting, Shown};
-pub use group::{Exchange, Group, PRIVATE};
+pub use controller::AuthConfig;
+pub(crate) use controller::{Authentication, ControllerAuth, Keys, Progress, QueueContext};
+pub use group::{DhExchange, Group, PRIVATE_KEY_LEN};
 pub use hash::Hash;
 pub use host::Credentials;
-pub(crate) use host::{Host, Next};
+pub(crate) use host::{HostAction, HostAuth};
 pub use interchange::KeyError;
 #[cfg(test)]
 mod test;

@@ -12,31 +12,31 @@ use super::interchange::{self, KeyError};
 const NAME: &str = "NVMeTLSkey-1";
 
 /// Maximum context of HKDF-Expand-Label in bytes: its length field is one byte (RFC 8446 §7.1).
-const CONTEXT: usize = 255;
+const MAX_CONTEXT: usize = 255;
 
 /// A configured PSK: `NVMeTLSkey-1:HH:…:`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Interchange {
+pub struct ConfiguredPsk {
     /// Hash that derives the retained PSK; `None` if the PSK is used unchanged.
     pub hash: Option<Hash>,
     /// The PSK: 32 bytes with SHA-256, 48 with SHA-384, either without a hash.
     pub key: Secret,
 }
 
-impl Interchange {
+impl ConfiguredPsk {
     /// Parses the PSK interchange format. White space around it is ignored.
     ///
     /// # Errors
     /// Fails if the text is malformed, or if hash, length or checksum is invalid.
     pub fn parse(text: &[u8]) -> Result<Self, KeyError> {
         let (hash, key) = interchange::parse(NAME, text)?;
-        let (hash, fits) = match hash {
+        let (hash, is_valid) = match hash {
             0 => (None, [32, 48].contains(&key.bytes().len())),
             1 => (Some(Hash::Sha256), key.bytes().len() == 32),
             2 => (Some(Hash::Sha384), key.bytes().len() == 48),
             other => return Err(KeyError::Hash(other)),
         };
-        if fits { Ok(Self { hash, key }) } else { Err(KeyError::Length(key.bytes().len())) }
+        if is_valid { Ok(Self { hash, key }) } else { Err(KeyError::Length(key.bytes().len())) }
     }
 
     /// Returns the PSK interchange format.
@@ -64,7 +64,7 @@ impl Interchange {
     }
 
     /// Returns the retained PSK of the host (NVMe/TCP 1.0 §3.6.1.3).
-    fn retained(&self, host: &str, label: Label) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    fn retained(&self, host: &str, label: LabelEncoding) -> Result<Zeroizing<Vec<u8>>, KeyError> {
         match self.hash {
             None => Ok(Zeroizing::new(self.key.bytes().to_vec())),
             Some(hash) => label.expand(hash, self.key.bytes(), "HostNQN", host.as_bytes()),
@@ -86,7 +86,7 @@ pub struct Psk {
 
 /// Encoding of HkdfLabel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Label {
+enum LabelEncoding {
     /// RFC 8446 §7.1.
     Standard,
     /// libnvme up to 1.13: length in little-endian; label and context without length fields.
@@ -95,7 +95,7 @@ enum Label {
     Linux,
 }
 
-impl Label {
+impl LabelEncoding {
     /// Calculates HKDF-Expand-Label(HKDF-Extract(secret), label, context) with the output length of
     /// the hash.
     fn expand(
@@ -130,23 +130,27 @@ impl Label {
 ///
 /// # Errors
 /// Fails if the configured PSK or an NQN is invalid.
-pub fn psks(
+pub fn derive_psks(
     text: &Secret,
     compat: bool,
     host_nqn: &str,
     subsystem_nqn: &str,
 ) -> Result<Vec<Psk>, KeyError> {
-    let key = Interchange::parse(text.bytes())?;
+    let key = ConfiguredPsk::parse(text.bytes())?;
     check_names(host_nqn, subsystem_nqn)?;
-    let mut labels = [Label::Standard, Label::Libnvme];
+    let mut labels = [LabelEncoding::Standard, LabelEncoding::Libnvme];
     if compat {
         labels.reverse();
     }
     let mut all: Vec<Psk> = Vec::new();
     for label in labels {
         let retained = key.retained(host_nqn, label)?;
-        let parts =
-            Parts { kind: 'R', hash: key.suite(), host: host_nqn, subsystem: subsystem_nqn };
+        let parts = IdentityParts {
+            kind: 'R',
+            hash: key.suite(),
+            host: host_nqn,
+            subsystem: subsystem_nqn,
+        };
         for psk in [parts.version_1(&retained, label), parts.version_0(&retained, label)] {
             all.extend(psk.filter(|psk| all.iter().all(|other| other.identity != psk.identity)));
         }
@@ -156,7 +160,7 @@ pub fn psks(
 
 /// Derives the TLS PSKs from a generated PSK (secure channel concatenation); as Linux 6.15 does if
 /// `compat` is set. Returns none if no cipher suite uses `hash`.
-pub(crate) fn generated(
+pub(crate) fn derive_generated(
     psk: &[u8],
     hash: Hash,
     compat: bool,
@@ -166,34 +170,34 @@ pub(crate) fn generated(
     if hash == Hash::Sha512 || check_names(host_nqn, subsystem_nqn).is_err() {
         return Vec::new();
     }
-    let label = if compat { Label::Linux } else { Label::Standard };
-    let parts = Parts { kind: 'G', hash, host: host_nqn, subsystem: subsystem_nqn };
+    let label = if compat { LabelEncoding::Linux } else { LabelEncoding::Standard };
+    let parts = IdentityParts { kind: 'G', hash, host: host_nqn, subsystem: subsystem_nqn };
     let all = [parts.version_1(psk, label), parts.version_0(psk, label)];
     all.into_iter().flatten().collect()
 }
 
 /// Checks the NQNs. A space would make the identity ambiguous.
 fn check_names(host: &str, subsystem: &str) -> Result<(), KeyError> {
-    let fits = |nqn: &str| !nqn.is_empty() && nqn.len() <= CONTEXT && !nqn.contains(' ');
-    if fits(host) && fits(subsystem) { Ok(()) } else { Err(KeyError::Name) }
+    let is_valid = |nqn: &str| !nqn.is_empty() && nqn.len() <= MAX_CONTEXT && !nqn.contains(' ');
+    if is_valid(host) && is_valid(subsystem) { Ok(()) } else { Err(KeyError::Name) }
 }
 
 /// Fields of a PSK identity.
-struct Parts<'a> {
+struct IdentityParts<'a> {
     kind: char,
     hash: Hash,
     host: &'a str,
     subsystem: &'a str,
 }
 
-impl Parts<'_> {
+impl IdentityParts<'_> {
     fn prefix(&self, version: u8) -> String {
         let Self { kind, hash, host, subsystem } = self;
         format!("NVMe{version}{kind}{:02} {host} {subsystem}", hash.id())
     }
 
     /// Returns version 1, whose identity contains a PSK digest (NVMe/TCP 1.0 §3.6.1.3).
-    fn version_1(&self, key: &[u8], label: Label) -> Option<Psk> {
+    fn version_1(&self, key: &[u8], label: LabelEncoding) -> Option<Psk> {
         let names = [self.host, " ", self.subsystem, " NVMe-over-Fabrics"].map(str::as_bytes);
         let digest = STANDARD.encode(&*self.hash.mac(key, &names));
         let context = format!("{:02} {digest}", self.hash.id());
@@ -202,7 +206,7 @@ impl Parts<'_> {
     }
 
     /// Returns version 0, without a digest, or `None` if the NQNs are too long for the derivation.
-    fn version_0(&self, key: &[u8], label: Label) -> Option<Psk> {
+    fn version_0(&self, key: &[u8], label: LabelEncoding) -> Option<Psk> {
         let identity = self.prefix(0);
         let secret = label.expand(self.hash, key, "nvme-tls-psk", identity.as_bytes()).ok()?;
         Some(self.psk(identity, &secret))
@@ -251,7 +255,7 @@ impl<'a> Identity<'a> {
 
     /// Returns whether the identity is for this host and subsystem.
     #[must_use]
-    pub fn is_of(&self, host: &str, subsystem: &str) -> bool {
+    pub fn is_for(&self, host: &str, subsystem: &str) -> bool {
         self.host == host && self.subsystem == subsystem
     }
 }
@@ -277,7 +281,7 @@ mod test {
     }
 
     fn of(key: &str, compat: bool) -> Vec<(String, String)> {
-        let all = psks(&text(key), compat, HOST, SUBSYSTEM).unwrap();
+        let all = derive_psks(&text(key), compat, HOST, SUBSYSTEM).unwrap();
         all.iter().map(|psk| (psk.identity.clone(), hex(psk.secret.bytes()))).collect()
     }
 
@@ -286,18 +290,18 @@ mod test {
         for (form, hash, len) in
             [(NONE, None, 32), (SHORT, Some(Hash::Sha256), 32), (LONG, Some(Hash::Sha384), 48)]
         {
-            let key = Interchange::parse(format!(" {form}\n").as_bytes()).unwrap();
+            let key = ConfiguredPsk::parse(format!(" {form}\n").as_bytes()).unwrap();
             assert_eq!((key.hash, key.key.bytes().len()), (hash, len));
             assert_eq!(key.emit(), text(form));
         }
-        let key = Interchange::generate(Some(Hash::Sha384), &[7; 48]);
-        assert_eq!(Interchange::parse(key.emit().bytes()), Ok(key));
-        assert_eq!(Interchange::generate(None, &[7; 48]).key.bytes().len(), 32);
+        let key = ConfiguredPsk::generate(Some(Hash::Sha384), &[7; 48]);
+        assert_eq!(ConfiguredPsk::parse(key.emit().bytes()), Ok(key));
+        assert_eq!(ConfiguredPsk::generate(None, &[7; 48]).key.bytes().len(), 32);
     }
 
     #[test]
     fn malformed_keys_are_refused_with_the_reason() {
-        let why = |text: &str| Interchange::parse(text.as_bytes()).unwrap_err();
+        let why = |text: &str| ConfiguredPsk::parse(text.as_bytes()).unwrap_err();
         assert_eq!(why(""), KeyError::Form("NVMeTLSkey-1"));
         assert_eq!(why(&SHORT.replace("key-1", "key-2")), KeyError::Form("NVMeTLSkey-1"));
         assert_eq!(why(&SHORT[..SHORT.len() - 1]), KeyError::Form("NVMeTLSkey-1"));
@@ -378,7 +382,7 @@ mod test {
                 "FVSfWVIFFYbAqfaxXrO8HVveTZyAz3sgJ4lZqdX7iBB+WXBUMdAHC9WHD4p8rMFKrbyM5Q==",
             ),
         ] {
-            let all = psks(&text(key), true, host, subsystem).unwrap();
+            let all = derive_psks(&text(key), true, host, subsystem).unwrap();
             let derived = |psk: &Psk| {
                 let form = interchange::emit("", 0, psk.secret.bytes());
                 String::from_utf8(form.bytes()[4..].to_vec()).unwrap()
@@ -392,16 +396,16 @@ mod test {
     #[test]
     fn compat_selects_among_secrets_of_one_identity() {
         for key in [NONE, SHORT, LONG] {
-            let (now, then) = (of(key, false), of(key, true));
+            let (standard, compat) = (of(key, false), of(key, true));
             let secret = |all: &[(String, String)], identity: &str| {
                 all.iter().find(|psk| psk.0 == identity).unwrap().1.clone()
             };
-            for (identity, of_now) in &now {
-                let of_then = secret(&then, identity);
+            for (identity, of_standard) in &standard {
+                let of_compat = secret(&compat, identity);
                 let apart = key != NONE && identity.starts_with("NVMe1");
-                assert_eq!(*of_now == of_then, apart, "{identity}");
+                assert_eq!(*of_standard == of_compat, apart, "{identity}");
             }
-            assert_eq!((now.len(), then.len()), if key == NONE { (2, 2) } else { (3, 3) });
+            assert_eq!((standard.len(), compat.len()), if key == NONE { (2, 2) } else { (3, 3) });
         }
     }
 
@@ -409,7 +413,7 @@ mod test {
     #[test]
     fn generated_psks_match_known_results() {
         let psk: Vec<u8> = (100..148).collect();
-        let short = generated(&psk[..32], Hash::Sha256, false, HOST, SUBSYSTEM);
+        let short = derive_generated(&psk[..32], Hash::Sha256, false, HOST, SUBSYSTEM);
         assert_eq!(
             short[0].identity,
             format!("NVMe1G01 {HOST} {SUBSYSTEM} 7IzffYRvF3cK6qcbTb/XuFTymk33xjFiok2o82qxmOY=")
@@ -419,34 +423,34 @@ mod test {
             "47588d3b3ecdc93549cf79e243e35b2083eb1de9eabbd5617850b5f876908e38"
         );
         assert_eq!(short[1].identity, format!("NVMe0G01 {HOST} {SUBSYSTEM}"));
-        let linux = generated(&psk, Hash::Sha384, true, HOST, SUBSYSTEM);
+        let linux = derive_generated(&psk, Hash::Sha384, true, HOST, SUBSYSTEM);
         assert_eq!(
             hex(linux[0].secret.bytes()),
             "c67b50b1582643ec22c0940c8e88f7200c2f96603170137ce72138298841a7d2a3538182e48efbe1c64ca44df3274c78"
         );
-        assert!(generated(&[0; 64], Hash::Sha512, false, HOST, SUBSYSTEM).is_empty());
+        assert!(derive_generated(&[0; 64], Hash::Sha512, false, HOST, SUBSYSTEM).is_empty());
     }
 
     #[test]
     fn ambiguous_names_are_refused() {
         let long = "n".repeat(223);
         for (host, subsystem) in [("", "s"), ("h", ""), ("h x", "s"), ("h", "s x")] {
-            assert_eq!(psks(&text(SHORT), false, host, subsystem), Err(KeyError::Name));
+            assert_eq!(derive_psks(&text(SHORT), false, host, subsystem), Err(KeyError::Name));
         }
         // Version 0 has both NQNs in a context of at most 255 bytes.
-        let all = psks(&text(SHORT), false, &long, &long).unwrap();
+        let all = derive_psks(&text(SHORT), false, &long, &long).unwrap();
         assert_eq!(all.len(), 2);
         assert!(all.iter().all(|psk| psk.identity.starts_with("NVMe1")));
     }
 
     #[test]
     fn identities_are_parsed() {
-        for psk in psks(&text(SHORT), false, HOST, SUBSYSTEM).unwrap() {
+        for psk in derive_psks(&text(SHORT), false, HOST, SUBSYSTEM).unwrap() {
             let identity = Identity::parse(&psk.identity).unwrap();
             assert_eq!((identity.host, identity.subsystem), (HOST, SUBSYSTEM));
             assert_eq!((identity.hash, identity.generated), (psk.hash, false));
             assert_eq!(identity.digest.is_some(), identity.version == 1);
-            assert!(identity.is_of(HOST, SUBSYSTEM) && !identity.is_of(SUBSYSTEM, HOST));
+            assert!(identity.is_for(HOST, SUBSYSTEM) && !identity.is_for(SUBSYSTEM, HOST));
         }
         assert!(Identity::parse("NVMe0G02 h s").unwrap().generated);
         for wrong in [

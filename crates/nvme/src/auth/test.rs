@@ -7,7 +7,8 @@ use export::{KeyId, Secret};
 
 use super::chap::{Key, Names};
 use super::{
-    Controller, Credentials, Exchange, Group, Hash, Host, Keys, Next, Progress, Rules, Setting,
+    AuthConfig, ControllerAuth, Credentials, DhExchange, Group, Hash, HostAction, HostAuth, Keys,
+    Progress, QueueContext,
 };
 use crate::wire::auth::{Challenge, Explanation, FromController, FromHost, Negotiate, Reply, sc_c};
 
@@ -35,14 +36,14 @@ fn keys(controller: Option<u8>) -> Keys {
     Keys { id: KeyId::new(5), host: key(1), controller, compat: false }
 }
 
-const ADMIN: Setting = Setting { admin: true, secured: false };
+const ADMIN: QueueContext = QueueContext { admin: true, secured: false };
 
-fn rules() -> Rules {
-    Rules { random: counted, ..Rules::default() }
+fn config() -> AuthConfig {
+    AuthConfig { random: counted, ..AuthConfig::default() }
 }
 
-fn controller() -> Controller {
-    Controller::new(names(), rules(), ADMIN)
+fn controller() -> ControllerAuth {
+    ControllerAuth::new(names(), config(), ADMIN)
 }
 
 fn credentials() -> Credentials {
@@ -59,28 +60,28 @@ struct Ended {
     psks: [Vec<super::psk::Psk>; 2],
 }
 
-fn talk(controller: &mut Controller, keys: &Keys, credentials: Credentials) -> Ended {
+fn talk(controller: &mut ControllerAuth, keys: &Keys, credentials: Credentials) -> Ended {
     let mut ended = Ended::default();
-    let (mut host, message) = Host::open(names(), Arc::new(credentials), 7);
+    let (mut host, message) = HostAuth::open(names(), Arc::new(credentials), 7);
     let mut next = Some(message);
     while let Some(message) = next.take() {
         match controller.send(&message, Some(keys)) {
-            Progress::Going => {}
-            Progress::Proven(shown) => {
-                (ended.proven, ended.psks[0]) = (Some(shown.key), shown.psks)
+            Progress::Continue => {}
+            Progress::Authenticated(authentication) => {
+                (ended.proven, ended.psks[0]) = (Some(authentication.key), authentication.psks)
             }
             Progress::Failed(why) => ended.failed = Some(why),
-            Progress::GivenUp => ended.given_up = true,
+            Progress::AbortedByHost => ended.given_up = true,
         }
         if ended.done || ended.given_up || (ended.proven.is_some() && ended.failed.is_some()) {
             break;
         }
         match host.receive(&controller.receive(4096).unwrap()) {
-            Next::Ask(message) => next = Some(message),
-            Next::Done(message, psks) => {
+            HostAction::Send(message) => next = Some(message),
+            HostAction::Done(message, psks) => {
                 (ended.done, ended.psks[1], next) = (true, psks, message);
             }
-            Next::Failed(message, why) => {
+            HostAction::Failed(message, why) => {
                 (ended.failed, next) = (Some(ended.failed.unwrap_or(why)), message);
             }
         }
@@ -93,8 +94,8 @@ fn all_groups_and_hashes_in_both_directions() {
     for group in Group::ALL {
         for hash in Hash::ALL {
             for both in [false, true] {
-                let rules = Rules { hashes: vec![hash], groups: vec![group], ..rules() };
-                let mut controller = Controller::new(names(), rules, ADMIN);
+                let config = AuthConfig { hashes: vec![hash], groups: vec![group], ..config() };
+                let mut controller = ControllerAuth::new(names(), config, ADMIN);
                 let mut credentials = credentials();
                 credentials.groups = Group::ALL.to_vec();
                 credentials.controller = both.then(|| key(2));
@@ -129,10 +130,10 @@ fn x13_the_null_group_is_refused_unless_allowed() {
     let null = || Credentials { groups: vec![Group::Null], ..credentials() };
     let ended = talk(&mut controller(), &keys(None), null());
     assert_eq!(ended.failed, Some(Explanation::GroupUnusable));
-    let mut lax = Controller::new(names(), rules().allow_null_group(), ADMIN);
+    let mut lax = ControllerAuth::new(names(), config().allow_null_group(), ADMIN);
     assert!(talk(&mut lax, &keys(None), null()).done);
     let offers = |sc_c, groups: &'static [u8]| Negotiate { sc_c, hashes: &[1, 2, 3], groups };
-    let lax = rules().allow_null_group();
+    let lax = config().allow_null_group();
     assert_eq!(lax.group(&offers(0, &[0, 1, 2, 3, 4, 5])), Some(Group::Ffdhe2048));
     assert_eq!(lax.group(&offers(0, &[5, 4])), Some(Group::Ffdhe6144));
     assert_eq!(lax.group(&offers(0, &[0, 77])), Some(Group::Null));
@@ -149,7 +150,7 @@ fn authentication_can_be_repeated_on_a_queue() {
     for _ in 0..3 {
         assert!(talk(&mut controller, &keys(None), credentials()).done);
     }
-    assert!(!controller.is_over());
+    assert!(!controller.is_closed());
 }
 
 #[test]
@@ -170,13 +171,13 @@ fn both_sides_generate_the_same_psks() {
     // Each exchange generates others.
     let again = talk(&mut controller(), &keys(None), ask());
     assert_ne!(again.psks[0], ended.psks[0]);
-    for (setting, tls) in [
-        (Setting { admin: false, secured: false }, true),
-        (Setting { admin: true, secured: true }, true),
+    for (context, tls) in [
+        (QueueContext { admin: false, secured: false }, true),
+        (QueueContext { admin: true, secured: true }, true),
         (ADMIN, false),
     ] {
-        let rules = Rules { tls, ..rules() };
-        let mut controller = Controller::new(names(), rules, setting);
+        let config = AuthConfig { tls, ..config() };
+        let mut controller = ControllerAuth::new(names(), config, context);
         let ended = talk(&mut controller, &keys(None), ask());
         assert_eq!(ended.failed, Some(Explanation::ConcatenationMismatch), "{setting:?}");
     }
@@ -187,18 +188,18 @@ fn offer(sc_c: u8) -> Vec<u8> {
 }
 
 /// Returns a controller that expects a reply, and its challenge.
-fn challenged() -> (Controller, Vec<u8>) {
+fn challenged() -> (ControllerAuth, Vec<u8>) {
     let mut controller = controller();
-    assert!(matches!(controller.send(&offer(0), Some(&keys(None))), Progress::Going));
+    assert!(matches!(controller.send(&offer(0), Some(&keys(None))), Progress::Continue));
     let challenge = controller.receive(4096).unwrap();
     (controller, challenge)
 }
 
-fn failure(controller: &mut Controller, message: &[u8]) -> Option<Explanation> {
+fn failure(controller: &mut ControllerAuth, message: &[u8]) -> Option<Explanation> {
     let Progress::Failed(why) = controller.send(message, Some(&keys(None))) else { return None };
     let told = controller.receive(4096).unwrap();
     assert_eq!(FromController::parse(&told).unwrap().1, FromController::Failure1(why));
-    assert!(controller.is_over());
+    assert!(controller.is_closed());
     Some(why)
 }
 
@@ -225,12 +226,15 @@ fn unexpected_messages_fail_the_exchange() {
     let told = mute.receive(4096).unwrap();
     let why = FromController::Failure1(Explanation::IncorrectMessage);
     assert_eq!(FromController::parse(&told), Ok((0, why)));
-    assert!(mute.is_over());
+    assert!(mute.is_closed());
 }
 
 #[test]
 fn replies_with_invalid_fields_fail_the_exchange() {
-    let public = Exchange::open(Group::Ffdhe2048, &[3; super::PRIVATE]).unwrap().public().to_vec();
+    let public = DhExchange::generate(Group::Ffdhe2048, &[3; super::PRIVATE_KEY_LEN])
+        .unwrap()
+        .public()
+        .to_vec();
     let good = Reply { sequence: 0, response: &[0; 32], challenge: None, public: &public };
     let zero = vec![0; 256];
     let mut last = vec![0xff; 256];
@@ -272,15 +276,15 @@ fn x14_reflected_values_are_refused() {
     let message = FromHost::Reply(reply).emit(7);
     assert_eq!(failure(&mut controller, &message), Some(Explanation::GroupUnusable));
     // A host with the right secret that reflects the challenge.
-    let rules = Rules {
+    let config = AuthConfig {
         groups: vec![Group::Null],
         random: |bytes| {
             bytes.fill(0x33);
             true
         },
-        ..rules()
+        ..config()
     };
-    let mut controller = Controller::new(names(), rules, ADMIN);
+    let mut controller = ControllerAuth::new(names(), config, ADMIN);
     let mirror = Credentials {
         controller: Some(key(2)),
         groups: vec![Group::Null],
@@ -298,10 +302,12 @@ fn x14_reflected_values_are_refused() {
 #[test]
 fn x13_a_replay_does_not_authenticate() {
     let mut first = controller();
-    let (mut host, negotiate) = Host::open(names(), Arc::new(credentials()), 7);
+    let (mut host, negotiate) = HostAuth::open(names(), Arc::new(credentials()), 7);
     first.send(&negotiate, Some(&keys(None)));
-    let Next::Ask(reply) = host.receive(&first.receive(4096).unwrap()) else { panic!("a reply") };
-    assert!(matches!(first.send(&reply, Some(&keys(None))), Progress::Proven(_)));
+    let HostAction::Send(reply) = host.receive(&first.receive(4096).unwrap()) else {
+        panic!("a reply")
+    };
+    assert!(matches!(first.send(&reply, Some(&keys(None))), Progress::Authenticated(_)));
     let mut second = controller();
     second.send(&negotiate, Some(&keys(None)));
     second.receive(4096).unwrap();
@@ -322,10 +328,13 @@ fn short_allocation_length_keeps_the_message() {
 fn host_refuses_invalid_controller_messages() {
     let message = |group: u8, hash: u8, public: &[u8], sequence: u32| {
         let challenge = &[5; 32];
-        let asked = Challenge { hash, group, sequence, challenge, public };
-        FromController::Challenge(asked).emit(7, 32)
+        let pending = Challenge { hash, group, sequence, challenge, public };
+        FromController::Challenge(pending).emit(7, 32)
     };
-    let public = Exchange::open(Group::Ffdhe2048, &[3; super::PRIVATE]).unwrap().public().to_vec();
+    let public = DhExchange::generate(Group::Ffdhe2048, &[3; super::PRIVATE_KEY_LEN])
+        .unwrap()
+        .public()
+        .to_vec();
     for (bytes, why) in [
         (message(0, 1, &[], 1), Explanation::GroupUnusable),
         (message(9, 1, &[], 1), Explanation::GroupUnusable),
@@ -338,8 +347,10 @@ fn host_refuses_invalid_controller_messages() {
         (FromController::Success1(None).emit(8, 32), Explanation::IncorrectPayload),
         (vec![], Explanation::IncorrectPayload),
     ] {
-        let (mut host, _) = Host::open(names(), Arc::new(credentials()), 7);
-        let Next::Failed(Some(told), found) = host.receive(&bytes) else { panic!("{bytes:?}") };
+        let (mut host, _) = HostAuth::open(names(), Arc::new(credentials()), 7);
+        let HostAction::Failed(Some(told), found) = host.receive(&bytes) else {
+            panic!("{bytes:?}")
+        };
         assert_eq!(found, why);
         assert_eq!(FromHost::parse(&told), Ok((7, FromHost::Failure2(why))));
     }
@@ -347,25 +358,26 @@ fn host_refuses_invalid_controller_messages() {
 
 /// Sends a host's reply with these fields for ffdhe2048 and SHA-256. Returns the controller's
 /// reaction.
-fn replied(asks: u8, hashes: u8, sequence: u32, own: Option<&[u8]>) -> (Controller, Progress) {
-    let rules = Rules { groups: vec![Group::Ffdhe2048], hashes: vec![Hash::Sha256], ..rules() };
-    let mut controller = Controller::new(names(), rules, ADMIN);
+fn replied(asks: u8, hashes: u8, sequence: u32, own: Option<&[u8]>) -> (ControllerAuth, Progress) {
+    let config =
+        AuthConfig { groups: vec![Group::Ffdhe2048], hashes: vec![Hash::Sha256], ..config() };
+    let mut controller = ControllerAuth::new(names(), config, ADMIN);
     controller.send(&offer(asks), Some(&keys(None)));
     let bytes = controller.receive(4096).unwrap();
-    let (_, FromController::Challenge(asked)) = FromController::parse(&bytes).unwrap() else {
+    let (_, FromController::Challenge(pending)) = FromController::parse(&bytes).unwrap() else {
         panic!("a challenge")
     };
-    let exchange = Exchange::open(Group::Ffdhe2048, &[3; super::PRIVATE]).unwrap();
-    let agreed = exchange.agree(asked.public);
-    let question = super::chap::Question {
+    let exchange = DhExchange::generate(Group::Ffdhe2048, &[3; super::PRIVATE_KEY_LEN]).unwrap();
+    let shared_secret = exchange.shared_secret(pending.public);
+    let input = super::chap::ResponseInput {
         hash: Hash::Sha256,
         t_id: 7,
         sc_c: hashes,
-        sequence: asked.sequence,
-        challenge: asked.challenge,
-        agreed: agreed.as_ref(),
+        sequence: pending.sequence,
+        challenge: pending.challenge,
+        shared_secret: shared_secret.as_ref(),
     };
-    let response = question.response(&key(1), &names(), super::chap::Prover::Host);
+    let response = input.response(&key(1), &names(), super::chap::Role::Host);
     let reply = Reply { sequence, response: &response, challenge: own, public: exchange.public() };
     let sent = controller.send(&FromHost::Reply(reply).emit(7), Some(&keys(None)));
     (controller, sent)
@@ -376,8 +388,8 @@ fn replied(asks: u8, hashes: u8, sequence: u32, own: Option<&[u8]>) -> (Controll
 fn response_without_sc_c_is_accepted() {
     for hashes in [sc_c::NONE, sc_c::NEW_TLS_PSK] {
         let (_, sent) = replied(sc_c::NEW_TLS_PSK, hashes, 0, Some(&[4; 32]));
-        let Progress::Proven(shown) = sent else { panic!("{sent:?}") };
-        assert_eq!(shown.psks.len(), 2);
+        let Progress::Authenticated(authentication) = sent else { panic!("{sent:?}") };
+        assert_eq!(authentication.psks.len(), 2);
     }
     let (_, sent) = replied(sc_c::NONE, sc_c::NEW_TLS_PSK, 0, None);
     assert!(matches!(sent, Progress::Failed(Explanation::Failed)), "{sent:?}");
@@ -387,9 +399,9 @@ fn response_without_sc_c_is_accepted() {
 #[test]
 fn sequence_number_without_a_challenge_is_ignored() {
     let (mut controller, sent) = replied(sc_c::NONE, sc_c::NONE, 0x1234_5678, None);
-    assert!(matches!(sent, Progress::Proven(_)), "{sent:?}");
+    assert!(matches!(sent, Progress::Authenticated(_)), "{sent:?}");
     let bytes = controller.receive(4096).unwrap();
     assert_eq!(FromController::parse(&bytes), Ok((7, FromController::Success1(None))));
     assert_eq!((bytes[6], bytes.len()), (32, 16));
-    assert!(!controller.is_over());
+    assert!(!controller.is_closed());
 }

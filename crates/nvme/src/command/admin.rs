@@ -2,7 +2,7 @@
 
 use zerocopy::little_endian::U32;
 
-use super::{Transfer, bit, byte, check_alone, dwords, entry, flag, invalid_field, quad, word};
+use super::{Transfer, bit, byte, check_not_fused, dwords, entry, flag, invalid_field, quad, word};
 use crate::status::Status;
 use crate::wire::feature::{self, sel};
 use crate::wire::identify::IDENTIFY_LEN;
@@ -96,7 +96,7 @@ impl AdminCommand {
     /// Fails with Invalid Command Opcode for unknown opcodes; with Invalid Field for PRPs, a fused
     /// command, or a log page offset that is not a multiple of 4.
     pub fn parse(sqe: &Sqe) -> Result<Self, Status> {
-        check_alone(sqe)?;
+        check_not_fused(sqe)?;
         match sqe.opcode {
             opcode::GET_LOG_PAGE => Self::parse_get_log_page(sqe),
             opcode::IDENTIFY => Ok(Self::parse_identify(sqe)),

@@ -2,7 +2,7 @@
 
 use zerocopy::little_endian::{U16, U32, U64};
 
-use super::{Transfer, check_alone, entry, invalid_field, word};
+use super::{Transfer, check_not_fused, entry, invalid_field, word};
 use crate::status::Status;
 use crate::wire::command::{AuthCmd, ConnectCmd, PropertyGetCmd, PropertySetCmd};
 use crate::wire::fabrics::ConnectData;
@@ -92,7 +92,7 @@ impl FabricsCommand {
     /// Fails with Invalid Command Opcode for an unknown command type; with Invalid Field for PRPs, a
     /// fused command, or an invalid property size.
     pub fn parse(sqe: &Sqe) -> Result<Self, Status> {
-        check_alone(sqe)?;
+        check_not_fused(sqe)?;
         match sqe.fctype() {
             fctype::CONNECT => Ok(Self::parse_connect(ConnectCmd::view(sqe))),
             fctype::PROPERTY_GET => Self::parse_property_get(PropertyGetCmd::view(sqe)),

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use export::{Body, Pool};
 
 use super::queue::Queue;
-use super::slots::{Data, Incoming};
-use super::{Done, Step};
+use super::slots::{Data, Receiving};
+use super::{Completion, Step};
 use crate::auth::chap::Names;
 use crate::auth::psk::Psk;
-use crate::auth::{Credentials, Host, Next};
+use crate::auth::{Credentials, HostAction, HostAuth};
 use crate::command::FabricsCommand;
 use crate::status::Status;
 use crate::wire::Sgl;
@@ -18,65 +18,65 @@ use crate::wire::auth::{Explanation, SECP, SPSP};
 use crate::wire::fabrics::ConnectResponse;
 
 /// Maximum message length of the controller in bytes, the same as in Linux.
-const ROOM: u32 = 4096;
+const MAX_MESSAGE: u32 = 4096;
 
 /// Authentication state of a queue.
 #[derive(Debug)]
-pub(super) struct Proof {
+pub(super) struct InBandAuth {
     credentials: Arc<Credentials>,
-    conversation: Option<(Host, Then)>,
+    transaction: Option<(HostAuth, OnSuccess)>,
     /// Result of the exchange, while its last message is being sent.
-    verdict: Option<Result<(), Explanation>>,
+    result: Option<Result<(), Explanation>>,
     psks: Vec<Psk>,
     t_id: u16,
 }
 
 /// Reason for an authentication.
 #[derive(Debug, Clone, Copy)]
-enum Then {
+enum OnSuccess {
     /// Completes Connect.
     Connect(ConnectResponse),
     /// Requested by the user: completes with this tag.
-    Tell(u32),
+    Report(u32),
 }
 
-impl Proof {
+impl InBandAuth {
     pub(super) fn new(credentials: Arc<Credentials>) -> Self {
-        Self { credentials, conversation: None, verdict: None, psks: Vec::new(), t_id: 0 }
+        Self { credentials, transaction: None, result: None, psks: Vec::new(), t_id: 0 }
     }
 }
 
 impl Queue {
     /// Authenticates again on a connected queue with credentials. [`Step::Completed`] with `tag` has
     /// the result. Returns whether authentication was started.
-    pub fn prove(&mut self, tag: u32) -> bool {
-        self.has_room() && self.begin_proof(Then::Tell(tag))
+    pub fn reauthenticate(&mut self, tag: u32) -> bool {
+        self.can_submit() && self.start_auth(OnSuccess::Report(tag))
     }
 
     /// Returns the PSKs that the last authentication generated, if the credentials request them.
     pub fn take_psks(&mut self) -> Vec<Psk> {
-        self.proof.as_mut().map(|proof| std::mem::take(&mut proof.psks)).unwrap_or_default()
+        self.auth.as_mut().map(|auth| std::mem::take(&mut auth.psks)).unwrap_or_default()
     }
 
     /// Returns whether the controller must authenticate.
-    pub(super) fn wants_proof(&self) -> bool {
-        self.proof.as_ref().is_some_and(|proof| proof.credentials.controller.is_some())
+    pub(super) fn requires_controller_auth(&self) -> bool {
+        self.auth.as_ref().is_some_and(|auth| auth.credentials.controller.is_some())
     }
 
     /// Starts the authentication that the controller requires after Connect. Returns `false` without
     /// credentials.
-    pub(super) fn prove_to_connect(&mut self, response: ConnectResponse) -> bool {
-        self.begin_proof(Then::Connect(response))
+    pub(super) fn authenticate_for_connect(&mut self, response: ConnectResponse) -> bool {
+        self.start_auth(OnSuccess::Connect(response))
     }
 
-    fn begin_proof(&mut self, then: Then) -> bool {
+    fn start_auth(&mut self, on_success: OnSuccess) -> bool {
         let names = self.names();
-        let Some(proof) = self.proof.as_mut().filter(|proof| proof.conversation.is_none()) else {
+        let Some(auth) = self.auth.as_mut().filter(|auth| auth.transaction.is_none()) else {
             return false;
         };
-        proof.t_id = proof.t_id.wrapping_add(1);
-        let (host, message) = Host::open(names, proof.credentials.clone(), proof.t_id);
-        (proof.conversation, proof.verdict) = (Some((host, then)), None);
+        auth.t_id = auth.t_id.wrapping_add(1);
+        let (host, message) = HostAuth::open(names, auth.credentials.clone(), auth.t_id);
+        (auth.transaction, auth.result) = (Some((host, on_success)), None);
         self.send_message(&message);
         true
     }
@@ -89,69 +89,75 @@ impl Queue {
     fn send_message(&mut self, message: &[u8]) {
         let tl = u32::try_from(message.len()).unwrap_or(u32::MAX);
         let sqe = FabricsCommand::AuthSend { secp: SECP, spsp: SPSP, tl }.emit();
-        let cid = self.claim(Data::Proof, 0);
+        let cid = self.claim(Data::Auth, 0);
         let sqe = sqe.with_data(Sgl::in_capsule(0, tl)).with_cid(cid);
-        let out = &mut self.out;
-        let mut send = |segment| out.push_back(Step::Send(segment));
+        let steps = &mut self.steps;
+        let mut send = |segment| steps.push_back(Step::Send(segment));
         self.framer.command_with(sqe, Body::Shared(Arc::from(message)), message.len(), &mut send);
     }
 
-    fn fetch_message(&mut self) {
-        let sqe = FabricsCommand::AuthReceive { secp: SECP, spsp: SPSP, al: ROOM }.emit();
-        let buffer = Pool::new(ROOM as usize).open().take(ROOM as usize);
-        let incoming = Incoming { buffer, proof: true, ..Incoming::of(ROOM) };
-        self.enter(sqe.with_data(Sgl::transport(ROOM)), Data::Incoming(incoming), 0);
+    fn receive_message(&mut self) {
+        let sqe = FabricsCommand::AuthReceive { secp: SECP, spsp: SPSP, al: MAX_MESSAGE }.emit();
+        let buffer = Pool::new(MAX_MESSAGE as usize).open().take(MAX_MESSAGE as usize);
+        let receiving = Receiving { buffer, auth: true, ..Receiving::new(MAX_MESSAGE) };
+        self.send_capsule(
+            sqe.with_data(Sgl::transport(MAX_MESSAGE)),
+            Data::Receiving(receiving),
+            0,
+        );
     }
 
     /// Handles the completion of Authentication Send.
     pub(super) fn message_sent(&mut self, status: Status) {
-        let Some(proof) = &mut self.proof else { return };
-        match proof.verdict.take() {
-            _ if !status.is_success() => self.end_proof(status),
-            Some(verdict) => self.end_proof(outcome(verdict)),
-            None => self.fetch_message(),
+        let Some(auth) = &mut self.auth else { return };
+        match auth.result.take() {
+            _ if !status.is_success() => self.finish_auth(status),
+            Some(result) => self.finish_auth(status_of(result)),
+            None => self.receive_message(),
         }
     }
 
     /// Handles the completion of Authentication Receive.
-    pub(super) fn message_fetched(&mut self, status: Status, bytes: &[u8]) {
+    pub(super) fn message_received(&mut self, status: Status, bytes: &[u8]) {
         if !status.is_success() {
-            return self.end_proof(status);
+            return self.finish_auth(status);
         }
-        let Some(proof) = &mut self.proof else { return };
-        let Some((host, _)) = &mut proof.conversation else { return };
-        let (message, verdict) = match host.receive(bytes) {
-            Next::Ask(message) => (Some(message), None),
-            Next::Done(message, psks) => {
-                proof.psks = psks;
+        let Some(auth) = &mut self.auth else { return };
+        let Some((host, _)) = &mut auth.transaction else { return };
+        let (message, result) = match host.receive(bytes) {
+            HostAction::Send(message) => (Some(message), None),
+            HostAction::Done(message, psks) => {
+                auth.psks = psks;
                 (message, Some(Ok(())))
             }
-            Next::Failed(message, why) => (message, Some(Err(why))),
+            HostAction::Failed(message, why) => (message, Some(Err(why))),
         };
-        match (message, verdict) {
-            (Some(message), verdict) => {
-                proof.verdict = verdict;
+        match (message, result) {
+            (Some(message), result) => {
+                auth.result = result;
                 self.send_message(&message);
             }
-            (None, verdict) => self.end_proof(outcome(verdict.unwrap_or(Ok(())))),
+            (None, result) => self.finish_auth(status_of(result.unwrap_or(Ok(())))),
         }
     }
 
-    fn end_proof(&mut self, status: Status) {
-        let conversation = self.proof.as_mut().and_then(|proof| proof.conversation.take());
-        let Some((_, then)) = conversation else { return };
-        let step = match then {
-            Then::Connect(response) if status.is_success() => {
+    fn finish_auth(&mut self, status: Status) {
+        let transaction = self.auth.as_mut().and_then(|auth| auth.transaction.take());
+        let Some((_, on_success)) = transaction else { return };
+        let step = match on_success {
+            OnSuccess::Connect(response) if status.is_success() => {
                 self.go_live();
                 Step::Connected(response)
             }
-            Then::Connect(_) => Step::Refused(status, 0),
-            Then::Tell(tag) => Step::Done(Done { tag, status, result: 0, buffer: None }),
+            OnSuccess::Connect(_) => Step::Refused(status, 0),
+            OnSuccess::Report(tag) => {
+                Step::Completed(Completion { tag, status, result: 0, buffer: None })
+            }
         };
-        self.out.push_back(step);
+        self.steps.push_back(step);
     }
 }
 
-fn outcome(verdict: Result<(), Explanation>) -> Status {
-    verdict.map_or(Status::AUTHENTICATION_REQUIRED.dnr(), |()| Status::SUCCESS)
+fn status_of(result: Result<(), Explanation>) -> Status {
+    result.map_or(Status::AUTHENTICATION_REQUIRED.dnr(), |()| Status::SUCCESS)
 }

@@ -25,16 +25,16 @@ use crate::wire::text::parse_nqn;
 /// [`Controller::complete`], until there is none.
 #[derive(Debug)]
 pub struct Controller {
-    stage: Stage,
+    state: State,
     cntlid: u16,
-    wanted_queues: u16,
+    requested_queues: u16,
     events: u32,
     capabilities: Cap,
     version: u32,
     identify: Option<Box<IdentifyController>>,
     queues: u16,
-    unseen: VecDeque<u32>,
-    named: NamespaceIds,
+    pending_namespaces: VecDeque<u32>,
+    descriptors: NamespaceIds,
     namespaces: Vec<Namespace>,
 }
 
@@ -46,11 +46,11 @@ pub struct Namespace {
     /// Namespace Identification Descriptors.
     pub ids: NamespaceIds,
     /// Identify Namespace.
-    pub figure: Box<IdentifyNamespace>,
+    pub identify: Box<IdentifyNamespace>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
+enum State {
     Capabilities,
     Configure,
     CapabilitiesAgain,
@@ -70,7 +70,7 @@ enum Stage {
 
 /// A command of the initialization.
 #[derive(Debug, Clone, Copy)]
-pub struct Ask {
+pub struct InitCommand {
     /// Submission queue entry.
     pub sqe: Sqe,
     /// Length of the data from the controller in bytes.
@@ -79,44 +79,44 @@ pub struct Ask {
 
 /// Failure of the initialization.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trouble {
+pub enum InitError {
     /// A mandatory command failed.
     Failed(&'static str, Status),
     /// CSTS.CFS is set.
     Fatal,
     /// A field has an invalid value.
-    Impossible(&'static str),
+    InvalidField(&'static str),
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for InitError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed(what, status) => write!(f, "the controller failed {what}: {status}"),
             Self::Fatal => f.write_str("the controller reports a fatal status"),
-            Self::Impossible(field) => {
+            Self::InvalidField(field) => {
                 write!(f, "the controller reports an invalid value of {field}")
             }
         }
     }
 }
 
-impl std::error::Error for Trouble {}
+impl std::error::Error for InitError {}
 
 impl Controller {
     /// Starts the initialization of controller `cntlid`, with `queues` I/O queues.
     #[must_use]
     pub fn new(cntlid: u16, queues: u16) -> Self {
         Self {
-            stage: Stage::Capabilities,
+            state: State::Capabilities,
             cntlid,
-            wanted_queues: queues.max(1),
+            requested_queues: queues.max(1),
             events: 0,
             capabilities: Cap::default(),
             version: 0,
             identify: None,
             queues: 0,
-            unseen: VecDeque::new(),
-            named: NamespaceIds::default(),
+            pending_namespaces: VecDeque::new(),
+            descriptors: NamespaceIds::default(),
             namespaces: Vec::new(),
         }
     }
@@ -154,14 +154,14 @@ impl Controller {
     /// Returns the maximum in-capsule data of I/O queues in bytes.
     #[must_use]
     pub fn capsule_data(&self) -> u32 {
-        let ioccsz = self.identify().map_or(4, |figure| figure.ioccsz.get());
+        let ioccsz = self.identify().map_or(4, |identify| identify.ioccsz.get());
         ioccsz.saturating_sub(4).saturating_mul(16)
     }
 
     /// Returns the maximum data transfer of a command in bytes (MDTS).
     #[must_use]
-    pub fn largest_transfer(&self) -> u64 {
-        match self.identify().map_or(0, |figure| figure.mdts) {
+    pub fn max_transfer(&self) -> u64 {
+        match self.identify().map_or(0, |identify| identify.mdts) {
             0 => u64::MAX,
             mdts => 4096_u64.checked_shl(mdts.into()).unwrap_or(u64::MAX),
         }
@@ -176,7 +176,7 @@ impl Controller {
     /// Returns whether CSTS.RDY is not set yet. Wait before you send the next command.
     #[must_use]
     pub fn is_enabling(&self) -> bool {
-        self.stage == Stage::Ready
+        self.state == State::Ready
     }
 
     /// Returns the time limit for becoming ready (CAP.TO, NVMe Base 2.0 §3.1.3.1).
@@ -187,39 +187,39 @@ impl Controller {
 
     /// Returns the next command, or `None` after the last one.
     #[must_use]
-    pub fn ask(&self) -> Option<Ask> {
-        let property = |attrib, offset| Ask {
+    pub fn next_command(&self) -> Option<InitCommand> {
+        let property = |attrib, offset| InitCommand {
             sqe: FabricsCommand::PropertyGet { attrib, offset }.emit(),
             len: 0,
         };
         let page = |cns, nsid| admin(AdminCommand::identify(cns, nsid));
-        Some(match self.stage {
-            Stage::Capabilities | Stage::CapabilitiesAgain => {
+        Some(match self.state {
+            State::Capabilities | State::CapabilitiesAgain => {
                 property(PropertySize::Eight, property::CAP)
             }
-            Stage::Configure => configure(self.configuration()),
-            Stage::Enable => configure(self.configuration().with_en(1)),
-            Stage::Ready => property(PropertySize::Four, property::CSTS),
-            Stage::Version => property(PropertySize::Four, property::VS),
-            Stage::Identify => page(cns::CONTROLLER, 0),
-            Stage::Effects => admin(AdminCommand::log_page(
+            State::Configure => configure(self.configuration()),
+            State::Enable => configure(self.configuration().with_en(1)),
+            State::Ready => property(PropertySize::Four, property::CSTS),
+            State::Version => property(PropertySize::Four, property::VS),
+            State::Identify => page(cns::CONTROLLER, 0),
+            State::Effects => admin(AdminCommand::log_page(
                 lid::COMMAND_EFFECTS,
                 0,
                 size_of::<CommandEffects>() as u64,
             )),
-            Stage::Queues => {
-                let count = u32::from(self.wanted_queues);
+            State::Queues => {
+                let count = u32::from(self.requested_queues);
                 let queues = NumberOfQueues { submission: count, completion: count };
                 admin(AdminCommand::set_features(fid::NUMBER_OF_QUEUES, queues.emit()))
             }
-            Stage::Events => {
+            State::Events => {
                 admin(AdminCommand::set_features(fid::ASYNC_EVENT_CONFIGURATION, self.events))
             }
-            Stage::Limits => page(cns::CONTROLLER_SPECIFIC, 0),
-            Stage::Namespaces => page(cns::ACTIVE_NAMESPACES, 0),
-            Stage::Descriptors(nsid) => page(cns::NAMESPACE_DESCRIPTORS, nsid),
-            Stage::Namespace(nsid) => page(cns::NAMESPACE, nsid),
-            Stage::Done => return None,
+            State::Limits => page(cns::CONTROLLER_SPECIFIC, 0),
+            State::Namespaces => page(cns::ACTIVE_NAMESPACES, 0),
+            State::Descriptors(nsid) => page(cns::NAMESPACE_DESCRIPTORS, nsid),
+            State::Namespace(nsid) => page(cns::NAMESPACE, nsid),
+            State::Done => return None,
         })
     }
 
@@ -232,130 +232,136 @@ impl Controller {
     ///
     /// # Errors
     /// Fails if Linux would refuse the controller, too.
-    pub fn answer(&mut self, status: Status, result: u64, data: &[u8]) -> Result<(), Trouble> {
+    pub fn complete(&mut self, status: Status, result: u64, data: &[u8]) -> Result<(), InitError> {
         if !status.is_success() && !self.is_optional() {
-            return Err(Trouble::Failed(self.stage.word(), status));
+            return Err(InitError::Failed(self.state.description(), status));
         }
-        self.stage = self.learn(status.is_success(), result, data)?;
+        self.state = self.handle(status.is_success(), result, data)?;
         Ok(())
     }
 
     /// Returns whether the command may fail.
     fn is_optional(&self) -> bool {
-        matches!(self.stage, Stage::Effects | Stage::Limits | Stage::Events)
+        matches!(self.state, State::Effects | State::Limits | State::Events)
     }
 
     #[allow(clippy::cast_possible_truncation, reason = "dword 0 of two")]
-    fn learn(&mut self, well: bool, result: u64, data: &[u8]) -> Result<Stage, Trouble> {
-        Ok(match self.stage {
-            Stage::Capabilities => {
+    fn handle(&mut self, succeeded: bool, result: u64, data: &[u8]) -> Result<State, InitError> {
+        Ok(match self.state {
+            State::Capabilities => {
                 self.capabilities = Cap(result);
-                Stage::Configure
+                State::Configure
             }
-            Stage::Configure => Stage::CapabilitiesAgain,
-            Stage::CapabilitiesAgain => {
+            State::Configure => State::CapabilitiesAgain,
+            State::CapabilitiesAgain => {
                 self.capabilities = Cap(result);
                 self.check_capabilities()?
             }
-            Stage::Enable => Stage::Ready,
-            Stage::Ready => self.check_ready(Csts(result as u32))?,
-            Stage::Version => {
+            State::Enable => State::Ready,
+            State::Ready => self.check_ready(Csts(result as u32))?,
+            State::Version => {
                 self.version = result as u32;
-                Stage::Identify
+                State::Identify
             }
-            Stage::Identify => self.learn_controller(data)?,
-            Stage::Effects => Stage::Queues,
-            Stage::Queues => self.learn_queues(result as u32)?,
-            Stage::Events if self.is_discovery() => Stage::Done,
-            Stage::Events => Stage::Limits,
-            Stage::Limits => Stage::Namespaces,
-            Stage::Namespaces => self.learn_namespaces(data)?,
-            Stage::Descriptors(nsid) => {
-                self.named = NamespaceIds::parse(page(data)?);
-                Stage::Namespace(nsid)
+            State::Identify => self.handle_identify(data)?,
+            State::Effects => State::Queues,
+            State::Queues => self.handle_queues(result as u32)?,
+            State::Events if self.is_discovery() => State::Done,
+            State::Events => State::Limits,
+            State::Limits => State::Namespaces,
+            State::Namespaces => self.handle_namespace_list(data)?,
+            State::Descriptors(nsid) => {
+                self.descriptors = NamespaceIds::parse(page(data)?);
+                State::Namespace(nsid)
             }
-            Stage::Namespace(nsid) => self.learn_namespace(well, nsid, data)?,
-            Stage::Done => Stage::Done,
+            State::Namespace(nsid) => self.handle_namespace(succeeded, nsid, data)?,
+            State::Done => State::Done,
         })
     }
 
-    fn check_capabilities(&self) -> Result<Stage, Trouble> {
+    fn check_capabilities(&self) -> Result<State, InitError> {
         match (self.capabilities.mqes(), self.capabilities.to(), self.capabilities.mpsmin()) {
-            (0, _, _) => Err(Trouble::Impossible("CAP.MQES")),
-            (_, 0, _) => Err(Trouble::Impossible("CAP.TO")),
-            (_, _, 0) => Ok(Stage::Enable),
-            _ => Err(Trouble::Impossible("CAP.MPSMIN")),
+            (0, _, _) => Err(InitError::InvalidField("CAP.MQES")),
+            (_, 0, _) => Err(InitError::InvalidField("CAP.TO")),
+            (_, _, 0) => Ok(State::Enable),
+            _ => Err(InitError::InvalidField("CAP.MPSMIN")),
         }
     }
 
-    fn check_ready(&self, status: Csts) -> Result<Stage, Trouble> {
+    fn check_ready(&self, status: Csts) -> Result<State, InitError> {
         match (status.cfs(), status.rdy()) {
-            (1, _) => Err(Trouble::Fatal),
-            (_, 1) => Ok(Stage::Version),
-            _ => Ok(Stage::Ready),
+            (1, _) => Err(InitError::Fatal),
+            (_, 1) => Ok(State::Version),
+            _ => Ok(State::Ready),
         }
     }
 
-    fn learn_controller(&mut self, data: &[u8]) -> Result<Stage, Trouble> {
-        let figure = IdentifyController::read_from_bytes(data);
-        let figure = Box::new(figure.map_err(|_| Trouble::Impossible("Identify"))?);
-        check_controller(&figure, self.cntlid)?;
-        let has_effects = figure.lpa & lpa::COMMAND_EFFECTS != 0;
-        self.events = figure.oaes.get();
-        self.identify = Some(figure);
+    fn handle_identify(&mut self, data: &[u8]) -> Result<State, InitError> {
+        let identify = IdentifyController::read_from_bytes(data);
+        let identify = Box::new(identify.map_err(|_| InitError::InvalidField("Identify"))?);
+        check_controller(&identify, self.cntlid)?;
+        let has_effects = identify.lpa & lpa::COMMAND_EFFECTS != 0;
+        self.events = identify.oaes.get();
+        self.identify = Some(identify);
         Ok(match (self.is_discovery(), has_effects) {
-            (true, _) => Stage::Events,
-            (_, true) => Stage::Effects,
-            _ => Stage::Queues,
+            (true, _) => State::Events,
+            (_, true) => State::Effects,
+            _ => State::Queues,
         })
     }
 
     fn is_discovery(&self) -> bool {
-        self.identify().is_some_and(|figure| figure.cntrltype == cntrltype::DISCOVERY)
+        self.identify().is_some_and(|identify| identify.cntrltype == cntrltype::DISCOVERY)
     }
 
-    fn learn_queues(&mut self, result: u32) -> Result<Stage, Trouble> {
-        let granted = NumberOfQueues::parse(result).ok_or(Trouble::Impossible("queue count"))?;
+    fn handle_queues(&mut self, result: u32) -> Result<State, InitError> {
+        let granted =
+            NumberOfQueues::parse(result).ok_or(InitError::InvalidField("queue count"))?;
         let both = granted.submission.min(granted.completion);
-        self.queues = u16::try_from(both).unwrap_or(u16::MAX).min(self.wanted_queues);
-        Ok(if self.events == 0 { Stage::Limits } else { Stage::Events })
+        self.queues = u16::try_from(both).unwrap_or(u16::MAX).min(self.requested_queues);
+        Ok(if self.events == 0 { State::Limits } else { State::Events })
     }
 
-    fn learn_namespaces(&mut self, data: &[u8]) -> Result<Stage, Trouble> {
+    fn handle_namespace_list(&mut self, data: &[u8]) -> Result<State, InitError> {
         let list = NamespaceList::read_from_bytes(data);
-        let list = list.map_err(|_| Trouble::Impossible("namespace list"))?;
-        self.unseen = list.iter().collect();
+        let list = list.map_err(|_| InitError::InvalidField("namespace list"))?;
+        self.pending_namespaces = list.iter().collect();
         Ok(self.next_namespace())
     }
 
-    fn next_namespace(&mut self) -> Stage {
-        self.unseen.pop_front().map_or(Stage::Done, Stage::Descriptors)
+    fn next_namespace(&mut self) -> State {
+        self.pending_namespaces.pop_front().map_or(State::Done, State::Descriptors)
     }
 
     /// Handles Identify Namespace. A namespace without capacity was removed in the meantime.
-    fn learn_namespace(&mut self, well: bool, nsid: u32, data: &[u8]) -> Result<Stage, Trouble> {
-        let figure = IdentifyNamespace::read_from_bytes(data);
-        let figure = Box::new(figure.map_err(|_| Trouble::Impossible("namespace"))?);
-        let ids = std::mem::take(&mut self.named);
-        if well && figure.ncap.get() != 0 {
-            self.check_namespace(&figure, &ids)?;
-            self.namespaces.push(Namespace { nsid, ids, figure });
+    fn handle_namespace(
+        &mut self,
+        succeeded: bool,
+        nsid: u32,
+        data: &[u8],
+    ) -> Result<State, InitError> {
+        let identify = IdentifyNamespace::read_from_bytes(data);
+        let identify = Box::new(identify.map_err(|_| InitError::InvalidField("namespace"))?);
+        let ids = std::mem::take(&mut self.descriptors);
+        if succeeded && identify.ncap.get() != 0 {
+            self.check_namespace(&identify, &ids)?;
+            self.namespaces.push(Namespace { nsid, ids, identify });
         }
         Ok(self.next_namespace())
     }
 
     fn check_namespace(
         &self,
-        figure: &IdentifyNamespace,
+        identify: &IdentifyNamespace,
         ids: &NamespaceIds,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), InitError> {
         let several_sets = self.capabilities.css() & Cap::CSS_IOCS != 0;
         if several_sets && ids.csi != Some(CSI_NVM) {
-            return Err(Trouble::Impossible("command set identifier"));
+            return Err(InitError::InvalidField("command set identifier"));
         }
-        match figure.block_shift() {
+        match identify.block_shift() {
             Some(9..=12) => Ok(()),
-            _ => Err(Trouble::Impossible("block size")),
+            _ => Err(InitError::InvalidField("block size")),
         }
     }
 }
@@ -364,12 +370,12 @@ impl Namespace {
     /// Returns the binary logarithm of the block size.
     #[must_use]
     pub fn shift(&self) -> u8 {
-        self.figure.block_shift().unwrap_or(9)
+        self.identify.block_shift().unwrap_or(9)
     }
 }
 
-impl Stage {
-    fn word(self) -> &'static str {
+impl State {
+    fn description(self) -> &'static str {
         match self {
             Self::Capabilities | Self::CapabilitiesAgain => "Property Get of CAP",
             Self::Configure | Self::Enable => "Property Set of CC",
@@ -387,37 +393,37 @@ impl Stage {
     }
 }
 
-fn admin(command: AdminCommand) -> Ask {
+fn admin(command: AdminCommand) -> InitCommand {
     let len = match command.data_len() {
         crate::command::Transfer::ToHost(len) => usize::try_from(len).unwrap_or(0),
         _ => 0,
     };
-    Ask { sqe: command.emit(), len }
+    InitCommand { sqe: command.emit(), len }
 }
 
-fn configure(cc: Cc) -> Ask {
+fn configure(cc: Cc) -> InitCommand {
     let (attrib, offset) = (PropertySize::Four, property::CC);
     let value = u64::from(cc.0);
-    Ask { sqe: FabricsCommand::PropertySet { attrib, offset, value }.emit(), len: 0 }
+    InitCommand { sqe: FabricsCommand::PropertySet { attrib, offset, value }.emit(), len: 0 }
 }
 
-fn page(data: &[u8]) -> Result<&[u8; IDENTIFY_LEN], Trouble> {
-    data.try_into().map_err(|_| Trouble::Impossible("namespace identifiers"))
+fn page(data: &[u8]) -> Result<&[u8; IDENTIFY_LEN], InitError> {
+    data.try_into().map_err(|_| InitError::InvalidField("namespace identifiers"))
 }
 
 /// Checks that Linux makes on Identify Controller over fabrics.
-fn check_controller(figure: &IdentifyController, cntlid: u16) -> Result<(), Trouble> {
-    let io = figure.cntrltype != cntrltype::DISCOVERY;
-    let demands = [
-        ("CNTLID", figure.cntlid.get() == cntlid),
-        ("KAS", figure.kas.get() != 0),
-        ("IOCCSZ", !io || figure.ioccsz.get() >= 4),
-        ("IORCSZ", !io || figure.iorcsz.get() >= 1),
-        ("MAXCMD", figure.maxcmd.get() != 0),
-        ("ICDOFF", figure.icdoff.get() == 0),
-        ("SGLS", figure.sgls.get() & 0b11 != 0),
-        ("SUBNQN", parse_nqn(&figure.subnqn).is_ok()),
+fn check_controller(identify: &IdentifyController, cntlid: u16) -> Result<(), InitError> {
+    let io = identify.cntrltype != cntrltype::DISCOVERY;
+    let checks = [
+        ("CNTLID", identify.cntlid.get() == cntlid),
+        ("KAS", identify.kas.get() != 0),
+        ("IOCCSZ", !io || identify.ioccsz.get() >= 4),
+        ("IORCSZ", !io || identify.iorcsz.get() >= 1),
+        ("MAXCMD", identify.maxcmd.get() != 0),
+        ("ICDOFF", identify.icdoff.get() == 0),
+        ("SGLS", identify.sgls.get() & 0b11 != 0),
+        ("SUBNQN", parse_nqn(&identify.subnqn).is_ok()),
     ];
-    let broken = demands.into_iter().find(|&(_, met)| !met);
-    broken.map_or(Ok(()), |(field, _)| Err(Trouble::Impossible(field)))
+    let failed = checks.into_iter().find(|&(_, passed)| !passed);
+    failed.map_or(Ok(()), |(field, _)| Err(InitError::InvalidField(field)))
 }

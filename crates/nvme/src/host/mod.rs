@@ -13,7 +13,7 @@ use std::rc::Rc;
 use export::{Buffer, Segment};
 
 pub use connect::Options;
-pub use controller::{Ask, Controller, Namespace, Trouble};
+pub use controller::{Controller, InitCommand, InitError, Namespace};
 pub use queue::Queue;
 
 pub use crate::auth::Credentials;
@@ -31,7 +31,7 @@ pub enum Payload {
     /// Data to the controller: in-capsule if it fits, otherwise by R2T.
     Send(Rc<Buffer>),
     /// Data to the controller, always by R2T.
-    Offer(Rc<Buffer>),
+    SendByR2t(Rc<Buffer>),
 }
 
 /// Output of a [`Queue`].
@@ -45,14 +45,14 @@ pub enum Step {
     /// if authentication failed.
     Refused(Status, u32),
     /// A command completed.
-    Done(Done),
+    Completed(Completion),
     /// Send the segments before, then close the connection. Commands in flight get no completion.
-    Close(End),
+    Close(CloseReason),
 }
 
 /// Completion of a command.
 #[derive(Debug)]
-pub struct Done {
+pub struct Completion {
     /// Tag of [`Queue::submit`].
     pub tag: u32,
     /// Status.
@@ -65,7 +65,7 @@ pub struct Done {
 
 /// Why a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
+pub enum CloseReason {
     /// The controller violated the protocol. H2CTermReq was sent.
     Violation(Violation),
     /// The controller sent C2HTermReq (NVMe/TCP 1.0 §3.6.2.5).
@@ -79,7 +79,7 @@ pub enum End {
 
 /// A command that cannot be submitted; returns its payload.
 #[derive(Debug)]
-pub enum NotNow {
+pub enum SubmitError {
     /// The queue is full.
     Full(Payload),
     /// The queue is not connected.

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use export::{Body, Buffer, DirectRecv, Segment};
 use zerocopy::IntoBytes;
 
-use super::auth::Proof;
+use super::auth::InBandAuth;
 use super::connect::Options;
-use super::slots::{Command, Data, Incoming, Slots};
-use super::{Done, End, NotNow, Payload, Step};
+use super::slots::{Command, Data, Receiving, Slots};
+use super::{CloseReason, Completion, Payload, Step, SubmitError};
 use crate::auth::Credentials;
 use crate::status::Status;
 use crate::tcp::{Deframer, Framer, Pdu, Piece, Side, Violation, pdu};
@@ -23,91 +23,91 @@ use crate::wire::{Cqe, Sgl, Sqe};
 pub struct Queue {
     options: Options,
     pub(super) data: Box<ConnectData>,
-    phase: Phase,
+    state: ConnectionState,
     deframer: Deframer,
     pub(super) framer: Framer,
     maxh2cdata: u32,
-    pub(super) out: VecDeque<Step>,
+    pub(super) steps: VecDeque<Step>,
     slots: Slots,
-    ring: Ring,
+    sq: SubmissionQueue,
     /// Command that receives the payload of the current PDU, and whether the PDU completes it.
-    coming: Option<(u16, bool)>,
+    receiving: Option<(u16, bool)>,
     /// Authentication state, if there are credentials.
-    pub(super) proof: Option<Box<Proof>>,
+    pub(super) auth: Option<Box<InBandAuth>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+enum ConnectionState {
     /// Expects ICResp.
-    Opening,
+    AwaitingIcResp,
     /// Expects the response to Connect.
-    Connecting,
+    AwaitingConnect,
     Live,
     Closed,
 }
 
 /// State of the submission queue.
 #[derive(Debug)]
-struct Ring {
+struct SubmissionQueue {
     entries: u16,
     /// Entries after the last reported head.
-    untaken: u16,
+    unacknowledged: u16,
     /// The last reported head.
     head: u16,
     flow_control: bool,
-    under_way: u16,
+    in_flight: u16,
 }
 
-impl Ring {
-    fn has_room(&self) -> bool {
+impl SubmissionQueue {
+    fn can_submit(&self) -> bool {
         let full = self.entries.saturating_sub(1);
-        self.under_way < full && (!self.flow_control || self.untaken < full)
+        self.in_flight < full && (!self.flow_control || self.unacknowledged < full)
     }
 
     fn advance(&mut self) {
-        self.under_way = self.under_way.saturating_add(1);
-        self.untaken = self.untaken.saturating_add(1);
+        self.in_flight = self.in_flight.saturating_add(1);
+        self.unacknowledged = self.unacknowledged.saturating_add(1);
     }
 
     /// Processes SQHD (NVMe Base 2.0 §3.3.3.2).
-    fn taken(&mut self, head: u16) -> Result<(), Violation> {
+    fn update_head(&mut self, head: u16) -> Result<(), Violation> {
         if !self.flow_control {
             return Ok(());
         }
         let forward = u32::from(head) + u32::from(self.entries) - u32::from(self.head);
-        let taken = u16::try_from(forward % u32::from(self.entries)).unwrap_or(u16::MAX);
-        if head >= self.entries || taken > self.untaken {
+        let consumed = u16::try_from(forward % u32::from(self.entries)).unwrap_or(u16::MAX);
+        if head >= self.entries || consumed > self.unacknowledged {
             return Err(Violation::HeadOutOfRange);
         }
-        (self.head, self.untaken) = (head, self.untaken - taken);
+        (self.head, self.unacknowledged) = (head, self.unacknowledged - consumed);
         Ok(())
     }
 }
 
 /// Minimum rest of a payload in bytes to receive it directly into its buffer.
-const LANDING: u32 = 8192;
+const MIN_DIRECT_RECV: u32 = 8192;
 
 /// Valid queue sizes.
-const ENTRIES: std::ops::RangeInclusive<u16> = 2..=4096;
+const VALID_ENTRIES: std::ops::RangeInclusive<u16> = 2..=4096;
 
 impl Queue {
     /// Creates the session of a new TCP connection. It initializes the connection and sends Connect,
     /// until [`Step::Connected`] or [`Step::Refused`].
     #[must_use]
     pub fn new(options: Options, data: ConnectData) -> Self {
-        let entries = options.entries.clamp(*ENTRIES.start(), *ENTRIES.end());
+        let entries = options.entries.clamp(*VALID_ENTRIES.start(), *VALID_ENTRIES.end());
         let options = Options { entries, ..options };
         let flow_control = options.flow_control;
         let mut queue = Self {
-            phase: Phase::Opening,
+            state: ConnectionState::AwaitingIcResp,
             deframer: Deframer::new(Side::Host, 0),
             framer: Framer::default(),
             maxh2cdata: 0,
-            out: VecDeque::new(),
+            steps: VecDeque::new(),
             slots: Slots::new(entries),
-            ring: Ring { entries, untaken: 0, head: 0, flow_control, under_way: 0 },
-            coming: None,
-            proof: None,
+            sq: SubmissionQueue { entries, unacknowledged: 0, head: 0, flow_control, in_flight: 0 },
+            receiving: None,
+            auth: None,
             data: Box::new(data),
             options,
         };
@@ -123,8 +123,8 @@ impl Queue {
         data: ConnectData,
         credentials: Arc<Credentials>,
     ) -> Self {
-        let proof = Some(Box::new(Proof::new(credentials)));
-        Self { proof, ..Self::new(options, data) }
+        let auth = Some(Box::new(InBandAuth::new(credentials)));
+        Self { auth, ..Self::new(options, data) }
     }
 
     // ---- commands
@@ -134,67 +134,71 @@ impl Queue {
     ///
     /// # Errors
     /// Returns the payload if the queue is full or not connected.
-    pub fn submit(&mut self, sqe: Sqe, payload: Payload, tag: u32) -> Result<u16, NotNow> {
-        if self.phase != Phase::Live {
-            return Err(NotNow::NotConnected(payload));
+    pub fn submit(&mut self, sqe: Sqe, payload: Payload, tag: u32) -> Result<u16, SubmitError> {
+        if self.state != ConnectionState::Live {
+            return Err(SubmitError::NotConnected(payload));
         }
-        if !self.ring.has_room() {
-            return Err(NotNow::Full(payload));
+        if !self.sq.can_submit() {
+            return Err(SubmitError::Full(payload));
         }
         Ok(self.send_command(sqe, payload, tag))
     }
 
     /// Returns whether a command can be submitted now.
     #[must_use]
-    pub fn has_room(&self) -> bool {
-        self.phase == Phase::Live && self.ring.has_room()
+    pub fn can_submit(&self) -> bool {
+        self.state == ConnectionState::Live && self.sq.can_submit()
     }
 
     /// Returns the number of commands in flight.
     #[must_use]
-    pub fn under_way(&self) -> u16 {
-        self.ring.under_way
+    pub fn in_flight(&self) -> u16 {
+        self.sq.in_flight
     }
 
     fn send_command(&mut self, sqe: Sqe, payload: Payload, tag: u32) -> u16 {
         match payload {
-            Payload::None => self.enter(sqe, Data::None, tag),
+            Payload::None => self.send_capsule(sqe, Data::None, tag),
             Payload::Receive(buffer) => {
                 let want = length(&buffer);
-                let incoming = Incoming { buffer: Some(buffer), ..Incoming::of(want) };
-                self.enter(sqe.with_data(Sgl::transport(want)), Data::Incoming(incoming), tag)
+                let receiving = Receiving { buffer: Some(buffer), ..Receiving::new(want) };
+                self.send_capsule(
+                    sqe.with_data(Sgl::transport(want)),
+                    Data::Receiving(receiving),
+                    tag,
+                )
             }
             Payload::Send(buffer) if length(&buffer) <= self.options.capsule_data => {
-                self.send_whole(sqe, buffer, tag)
+                self.send_in_capsule(sqe, buffer, tag)
             }
-            Payload::Send(buffer) | Payload::Offer(buffer) => {
+            Payload::Send(buffer) | Payload::SendByR2t(buffer) => {
                 let sqe = sqe.with_data(Sgl::transport(length(&buffer)));
-                self.enter(sqe, Data::Offered { buffer, asked: 0 }, tag)
+                self.send_capsule(sqe, Data::AwaitingR2t { buffer, requested: 0 }, tag)
             }
         }
     }
 
     /// Sends a command with in-capsule data.
-    fn send_whole(&mut self, sqe: Sqe, buffer: Rc<Buffer>, tag: u32) -> u16 {
+    fn send_in_capsule(&mut self, sqe: Sqe, buffer: Rc<Buffer>, tag: u32) -> u16 {
         let (sqe, len) = (sqe.with_data(Sgl::in_capsule(0, length(&buffer))), buffer.len());
         let cid = self.claim(Data::None, tag);
-        let out = &mut self.out;
-        let mut send = |segment| out.push_back(Step::Send(segment));
+        let steps = &mut self.steps;
+        let mut send = |segment| steps.push_back(Step::Send(segment));
         self.framer.command_with(sqe.with_cid(cid), Body::Part(buffer), len, &mut send);
         cid
     }
 
     /// Sends a command without in-capsule data.
-    pub(super) fn enter(&mut self, sqe: Sqe, data: Data, tag: u32) -> u16 {
+    pub(super) fn send_capsule(&mut self, sqe: Sqe, data: Data, tag: u32) -> u16 {
         let cid = self.claim(data, tag);
-        let out = &mut self.out;
-        self.framer.command(sqe.with_cid(cid), &mut |segment| out.push_back(Step::Send(segment)));
+        let steps = &mut self.steps;
+        self.framer.command(sqe.with_cid(cid), &mut |segment| steps.push_back(Step::Send(segment)));
         cid
     }
 
     /// Allocates a slot. There are as many as entries, and [`SubmissionQueue`] keeps one free.
     pub(super) fn claim(&mut self, data: Data, tag: u32) -> u16 {
-        self.ring.advance();
+        self.sq.advance();
         self.slots.claim(Command { tag, data }).unwrap_or_default()
     }
 
@@ -203,64 +207,64 @@ impl Queue {
     /// Processes received bytes. Returns how many were consumed; the rest is an incomplete header, to
     /// be passed again together with further bytes.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
-        let mut taken = 0;
-        while self.phase != Phase::Closed {
-            let left = bytes.get(taken..).unwrap_or_default();
+        let mut consumed = 0;
+        while self.state != ConnectionState::Closed {
+            let left = bytes.get(consumed..).unwrap_or_default();
             if left.is_empty() && !self.deframer.at_end() {
                 break;
             }
             match self.deframer.next(left).and_then(|piece| self.piece(piece)) {
-                Ok(Some(n)) => taken += n,
+                Ok(Some(n)) => consumed += n,
                 Ok(None) => break,
                 Err(violation) => self.violated(violation, left),
             }
         }
-        if self.phase == Phase::Closed { bytes.len() } else { taken }
+        if self.state == ConnectionState::Closed { bytes.len() } else { consumed }
     }
 
     /// Returns the next output, or `None`.
     pub fn poll(&mut self) -> Option<Step> {
-        self.out.pop_front()
+        self.steps.pop_front()
     }
 
     fn piece(&mut self, piece: Piece<'_>) -> Result<Option<usize>, Violation> {
         match piece {
-            Piece::Short => Ok(None),
+            Piece::Incomplete => Ok(None),
             Piece::Header(n, pdu) => self.pdu(pdu).map(|()| Some(n)),
             Piece::Padding(n) => Ok(Some(n)),
             Piece::Payload(data) => {
                 self.payload(data);
                 Ok(Some(data.len()))
             }
-            Piece::End(n, undamaged) => self.payload_ended(undamaged).map(|()| Some(n)),
+            Piece::PayloadEnd(n, digest_ok) => self.payload_end(digest_ok).map(|()| Some(n)),
         }
     }
 
     fn pdu(&mut self, pdu: Pdu) -> Result<(), Violation> {
-        match (self.phase, pdu) {
+        match (self.state, pdu) {
             (_, Pdu::Term { fes, fei }) => {
-                self.close(End::Terminated { fes, fei });
+                self.close(CloseReason::Terminated { fes, fei });
                 Ok(())
             }
-            (Phase::Opening, Pdu::IcResp(response)) => self.opened(&response),
-            (Phase::Opening, _) => Err(Violation::IcRespMissing),
+            (ConnectionState::AwaitingIcResp, Pdu::IcResp(response)) => self.initialized(&response),
+            (ConnectionState::AwaitingIcResp, _) => Err(Violation::IcRespMissing),
             (_, Pdu::IcResp(_)) => Err(Violation::IcRespRepeated),
             (_, Pdu::Response(cqe)) => self.response(cqe),
             (_, Pdu::Data { cccid, offset, len, last, success, .. }) => {
                 self.data(cccid, offset, len, last, success)
             }
-            (_, Pdu::R2t { cccid, ttag, offset, len }) => self.ready(cccid, ttag, offset, len),
+            (_, Pdu::R2t { cccid, ttag, offset, len }) => self.r2t(cccid, ttag, offset, len),
             _ => Err(Violation::PduTypeWrongDirection),
         }
     }
 
-    fn opened(&mut self, response: &pdu::IcResp) -> Result<(), Violation> {
+    fn initialized(&mut self, response: &pdu::IcResp) -> Result<(), Violation> {
         self.options.check(response)?;
         let (header, data) = (self.options.header_digest, self.options.data_digest);
-        self.framer.set(header, data, response.cpda);
+        self.framer.set_layout(header, data, response.cpda);
         self.deframer.set_digests(header, data);
         self.maxh2cdata = response.maxh2cdata.get();
-        self.phase = Phase::Connecting;
+        self.state = ConnectionState::AwaitingConnect;
         self.connect();
         Ok(())
     }
@@ -268,8 +272,8 @@ impl Queue {
     fn connect(&mut self) {
         let cid = self.claim(Data::Connect, 0);
         let (sqe, data) = (self.options.connect().with_cid(cid), self.data.as_bytes());
-        let out = &mut self.out;
-        let mut send = |segment| out.push_back(Step::Send(segment));
+        let steps = &mut self.steps;
+        let mut send = |segment| steps.push_back(Step::Send(segment));
         self.framer.command_with(sqe, Body::Shared(Arc::from(data)), data.len(), &mut send);
     }
 
@@ -280,42 +284,44 @@ impl Queue {
         let command = self.slots.find(cid)?;
         match &command.data {
             // After success the data must be complete.
-            Data::Incoming(incoming) if status.is_success() && incoming.got != incoming.want => {
+            Data::Receiving(receiving)
+                if status.is_success() && receiving.got != receiving.want =>
+            {
                 return Err(Violation::DataMissing);
             }
             _ => {}
         }
-        self.ring.taken(cqe.sqhd.get())?;
-        self.end(cid, status, cqe.result())
+        self.sq.update_head(cqe.sqhd.get())?;
+        self.finish(cid, status, cqe.result())
     }
 
-    fn end(&mut self, cid: u16, status: Status, result: u64) -> Result<(), Violation> {
+    fn finish(&mut self, cid: u16, status: Status, result: u64) -> Result<(), Violation> {
         let Command { tag, data } = self.slots.release(cid)?;
-        self.ring.under_way = self.ring.under_way.saturating_sub(1);
+        self.sq.in_flight = self.sq.in_flight.saturating_sub(1);
         let step = match data {
             Data::Connect => match self.connected(status, result) {
                 Some(step) => step,
                 None => return Ok(()),
             },
-            Data::Proof => {
+            Data::Auth => {
                 self.message_sent(status);
                 return Ok(());
             }
-            Data::Incoming(Incoming { buffer, damaged, proof: true, .. }) => {
-                let status = if damaged { Status::TRANSIENT_TRANSPORT_ERROR } else { status };
-                self.message_fetched(status, buffer.as_ref().map_or(&[], Buffer::bytes));
+            Data::Receiving(Receiving { buffer, digest_error, auth: true, .. }) => {
+                let status = if digest_error { Status::TRANSIENT_TRANSPORT_ERROR } else { status };
+                self.message_received(status, buffer.as_ref().map_or(&[], Buffer::bytes));
                 return Ok(());
             }
-            Data::Incoming(Incoming { buffer, damaged, .. }) => {
+            Data::Receiving(Receiving { buffer, digest_error, .. }) => {
                 // The command fails, the connection continues (NVMe/TCP 1.0 §3.3.1.1).
-                let status = if damaged { Status::TRANSIENT_TRANSPORT_ERROR } else { status };
-                Step::Done(Done { tag, status, result, buffer })
+                let status = if digest_error { Status::TRANSIENT_TRANSPORT_ERROR } else { status };
+                Step::Completed(Completion { tag, status, result, buffer })
             }
-            Data::None | Data::Offered { .. } => {
-                Step::Done(Done { tag, status, result, buffer: None })
+            Data::None | Data::AwaitingR2t { .. } => {
+                Step::Completed(Completion { tag, status, result, buffer: None })
             }
         };
-        self.out.push_back(step);
+        self.steps.push_back(step);
         Ok(())
     }
 
@@ -327,8 +333,8 @@ impl Queue {
             return Some(Step::Refused(status, dw0));
         }
         let response = ConnectResponse::parse(dw0);
-        let asked = response.authentication_required || self.wants_proof();
-        if asked && self.prove_to_connect(response) {
+        let requested = response.authentication_required || self.requires_controller_auth();
+        if requested && self.authenticate_for_connect(response) {
             return None;
         }
         self.go_live();
@@ -336,7 +342,7 @@ impl Queue {
     }
 
     pub(super) fn go_live(&mut self) {
-        self.phase = Phase::Live;
+        self.state = ConnectionState::Live;
     }
 
     /// Handles the header of a C2HData PDU (NVMe/TCP 1.0 §3.6.2.9): in order, within the buffer.
@@ -348,14 +354,14 @@ impl Queue {
         last: bool,
         success: bool,
     ) -> Result<(), Violation> {
-        let Data::Incoming(incoming) = &mut self.slots.find(cid)?.data else {
+        let Data::Receiving(receiving) = &mut self.slots.find(cid)?.data else {
             return Err(Violation::DataUnsolicited);
         };
-        let left = incoming.want.saturating_sub(incoming.got);
-        if incoming.ended {
+        let left = receiving.want.saturating_sub(receiving.got);
+        if receiving.ended {
             return Err(Violation::DataUnsolicited);
         }
-        if offset != incoming.got {
+        if offset != receiving.got {
             return Err(Violation::DataOffsetNotExpected);
         }
         if len > left {
@@ -370,24 +376,24 @@ impl Queue {
         if success && len != left {
             return Err(Violation::DataMissing);
         }
-        incoming.ended = last;
-        self.coming = Some((cid, success));
+        receiving.ended = last;
+        self.receiving = Some((cid, success));
         Ok(())
     }
 
-    fn incoming(&mut self) -> Option<&mut Incoming> {
-        let (cid, _) = self.coming?;
+    fn receiving(&mut self) -> Option<&mut Receiving> {
+        let (cid, _) = self.receiving?;
         match &mut self.slots.find(cid).ok()?.data {
-            Data::Incoming(incoming) => Some(incoming),
+            Data::Receiving(receiving) => Some(receiving),
             _ => None,
         }
     }
 
     fn payload(&mut self, data: &[u8]) {
-        let Some(Incoming { buffer: Some(buffer), got, .. }) = self.incoming() else { return };
+        let Some(Receiving { buffer: Some(buffer), got, .. }) = self.receiving() else { return };
         let start = *got as usize;
-        if let Some(place) = buffer.bytes_mut().get_mut(start..start + data.len()) {
-            place.copy_from_slice(data);
+        if let Some(target) = buffer.bytes_mut().get_mut(start..start + data.len()) {
+            target.copy_from_slice(data);
         }
         #[allow(clippy::cast_possible_truncation, reason = "a piece of a transfer")]
         {
@@ -395,47 +401,47 @@ impl Queue {
         }
     }
 
-    fn payload_ended(&mut self, undamaged: bool) -> Result<(), Violation> {
-        if let Some(incoming) = self.incoming() {
-            incoming.damaged |= !undamaged;
+    fn payload_end(&mut self, digest_ok: bool) -> Result<(), Violation> {
+        if let Some(receiving) = self.receiving() {
+            receiving.digest_error |= !digest_ok;
         }
-        match self.coming.take() {
-            Some((cid, true)) => self.end(cid, Status::SUCCESS, 0),
+        match self.receiving.take() {
+            Some((cid, true)) => self.finish(cid, Status::SUCCESS, 0),
             _ => Ok(()),
         }
     }
 
     /// Handles R2T (NVMe/TCP 1.0 §3.6.2.10): in order, within the buffer. Any other request would make
     /// the host disclose its memory.
-    fn ready(&mut self, cid: u16, ttag: u16, offset: u32, len: u32) -> Result<(), Violation> {
-        let Data::Offered { buffer, asked } = &mut self.slots.find(cid)?.data else {
+    fn r2t(&mut self, cid: u16, ttag: u16, offset: u32, len: u32) -> Result<(), Violation> {
+        let Data::AwaitingR2t { buffer, requested } = &mut self.slots.find(cid)?.data else {
             return Err(Violation::R2tUnexpected);
         };
         if len == 0 {
             return Err(Violation::R2tLengthZero);
         }
-        if offset != *asked {
+        if offset != *requested {
             return Err(Violation::R2tOffsetNotExpected);
         }
         if len > length(buffer).saturating_sub(offset) {
             return Err(Violation::R2tBeyondTransfer);
         }
-        *asked += len;
+        *requested += len;
         let buffer = buffer.clone();
-        self.transfer(cid, ttag, &buffer, offset, len);
+        self.send_data(cid, ttag, &buffer, offset, len);
         Ok(())
     }
 
     /// Sends the requested data, in PDUs of at most MAXH2CDATA.
-    fn transfer(&mut self, cid: u16, ttag: u16, buffer: &Rc<Buffer>, offset: u32, len: u32) {
+    fn send_data(&mut self, cid: u16, ttag: u16, buffer: &Rc<Buffer>, offset: u32, len: u32) {
         let (mut start, mut left) = (offset, len);
         while left != 0 {
             let piece = left.min(self.maxh2cdata.max(1));
             left -= piece;
             let flags = if left == 0 { pdu::flag::LAST_PDU } else { 0 };
             let (kind, body) = (pdu::kind::H2C_DATA, Body::Part(buffer.clone()));
-            let out = &mut self.out;
-            let mut send = |segment| out.push_back(Step::Send(segment));
+            let steps = &mut self.steps;
+            let mut send = |segment| steps.push_back(Step::Send(segment));
             let (from, len) = (start as usize, piece as usize);
             self.framer.data(kind, flags, cid, ttag, body, from, len, &mut send);
             start += piece;
@@ -448,26 +454,29 @@ impl Queue {
     /// into it, and returns it by [`Queue::direct_received`] before it calls [`Queue::receive`] again.
     pub fn direct_recv(&mut self) -> Option<DirectRecv> {
         let left = self.deframer.payload_left();
-        if left < LANDING || !self.deframer.at_payload() || self.phase == Phase::Closed {
+        if left < MIN_DIRECT_RECV
+            || !self.deframer.at_payload()
+            || self.state == ConnectionState::Closed
+        {
             return None;
         }
-        let incoming = self.incoming()?;
-        let start = incoming.got as usize;
-        let buffer = incoming.buffer.take()?;
+        let receiving = self.receiving()?;
+        let start = receiving.got as usize;
+        let buffer = receiving.buffer.take()?;
         Some(DirectRecv { buffer, start, end: start + left as usize, token: 0 })
     }
 
     /// Takes the buffer back, with `got` bytes received.
-    pub fn direct_received(&mut self, landing: DirectRecv, got: usize) {
-        let DirectRecv { buffer, start, end, .. } = landing;
+    pub fn direct_received(&mut self, recv: DirectRecv, got: usize) {
+        let DirectRecv { buffer, start, end, .. } = recv;
         let got = got.min(end - start);
         self.deframer.skip_payload(buffer.bytes().get(start..start + got).unwrap_or_default());
-        if let Some(incoming) = self.incoming() {
+        if let Some(receiving) = self.receiving() {
             #[allow(clippy::cast_possible_truncation, reason = "a piece of a transfer")]
             {
-                incoming.got += got as u32;
+                receiving.got += got as u32;
             }
-            incoming.buffer = Some(buffer);
+            receiving.buffer = Some(buffer);
         }
         let _ = self.receive(&[]);
     }
@@ -475,19 +484,19 @@ impl Queue {
     // ---- what goes out
 
     fn send(&mut self, segment: Segment) {
-        self.out.push_back(Step::Send(segment));
+        self.steps.push_back(Step::Send(segment));
     }
 
     fn violated(&mut self, violation: Violation, header: &[u8]) {
         let (fes, fei) = violation.fes_fei();
         let header = header.get(..header.len().min(24)).unwrap_or_default();
         self.send(Framer::terminate(pdu::kind::H2C_TERM_REQ, fes, fei, header));
-        self.close(End::Violation(violation));
+        self.close(CloseReason::Violation(violation));
     }
 
-    fn close(&mut self, end: End) {
-        self.phase = Phase::Closed;
-        self.out.push_back(Step::Close(end));
+    fn close(&mut self, end: CloseReason) {
+        self.state = ConnectionState::Closed;
+        self.steps.push_back(Step::Close(end));
     }
 }
 

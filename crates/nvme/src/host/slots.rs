@@ -21,16 +21,16 @@ pub(super) enum Data {
     /// Connect.
     Connect,
     /// Authentication Send.
-    Proof,
+    Auth,
     /// Receives data from the controller.
-    Incoming(Incoming),
+    Receiving(Receiving),
     /// Sends data by R2T; the first `asked` bytes were requested.
-    Offered { buffer: Rc<Buffer>, asked: u32 },
+    AwaitingR2t { buffer: Rc<Buffer>, requested: u32 },
 }
 
 /// Data transfer from the controller.
 #[derive(Debug)]
-pub(super) struct Incoming {
+pub(super) struct Receiving {
     /// `None` while the driver receives into it.
     pub(super) buffer: Option<Buffer>,
     pub(super) want: u32,
@@ -38,15 +38,15 @@ pub(super) struct Incoming {
     /// LAST_PDU was received.
     pub(super) ended: bool,
     /// A data digest was wrong.
-    pub(super) damaged: bool,
+    pub(super) digest_error: bool,
     /// Authentication Receive.
-    pub(super) proof: bool,
+    pub(super) auth: bool,
 }
 
-impl Incoming {
+impl Receiving {
     /// Returns a transfer of `want` bytes.
-    pub(super) fn of(want: u32) -> Self {
-        Self { buffer: None, want, got: 0, ended: false, damaged: false, proof: false }
+    pub(super) fn new(want: u32) -> Self {
+        Self { buffer: None, want, got: 0, ended: false, digest_error: false, auth: false }
     }
 }
 
@@ -65,38 +65,38 @@ struct Slot {
 }
 
 /// Bits of a command identifier with the slot number.
-const NUMBER: u16 = 0x0fff;
+const INDEX_MASK: u16 = 0x0fff;
 
 impl Slots {
     /// Creates `count` slots, at most 4096.
     pub(super) fn new(count: u16) -> Self {
-        let count = count.min(NUMBER + 1);
-        let slots = (0..count).map(|at| Slot { cid: at, command: None }).collect();
+        let count = count.min(INDEX_MASK + 1);
+        let slots = (0..count).map(|index| Slot { cid: index, command: None }).collect();
         Self { slots, free: (0..count).rev().collect() }
     }
 
     /// Allocates a slot. Returns the command identifier, or `None` if all are in use.
     pub(super) fn claim(&mut self, command: Command) -> Option<u16> {
-        let at = self.free.pop()?;
-        let slot = self.slots.get_mut(usize::from(at))?;
+        let index = self.free.pop()?;
+        let slot = self.slots.get_mut(usize::from(index))?;
         slot.command = Some(command);
         Some(slot.cid)
     }
 
     /// Returns the command with that identifier.
     pub(super) fn find(&mut self, cid: u16) -> Result<&mut Command, Violation> {
-        let slot = self.slots.get_mut(usize::from(cid & NUMBER)).filter(|slot| slot.cid == cid);
+        let slot = self.slots.get_mut(usize::from(cid & INDEX_MASK)).filter(|slot| slot.cid == cid);
         slot.and_then(|slot| slot.command.as_mut()).ok_or(Violation::CommandUnknown)
     }
 
     /// Frees the slot of a command.
     pub(super) fn release(&mut self, cid: u16) -> Result<Command, Violation> {
-        let at = cid & NUMBER;
-        let slot = self.slots.get_mut(usize::from(at)).filter(|slot| slot.cid == cid);
+        let index = cid & INDEX_MASK;
+        let slot = self.slots.get_mut(usize::from(index)).filter(|slot| slot.cid == cid);
         let slot = slot.ok_or(Violation::CommandUnknown)?;
         let command = slot.command.take().ok_or(Violation::CommandUnknown)?;
-        slot.cid = cid.wrapping_add(NUMBER + 1);
-        self.free.push(at);
+        slot.cid = cid.wrapping_add(INDEX_MASK + 1);
+        self.free.push(index);
         Ok(command)
     }
 }

@@ -65,7 +65,7 @@ impl Queue {
         }
         let names = Names { host: host.to_owned(), subsystem: subsystem.to_owned() };
         let secured = self.peer.channel.is_some();
-        let transaction = transaction(names, &self.target.rules, qid, secured);
+        let transaction = transaction(names, &self.target.config, qid, secured);
         Ok(Some(InBandAuth::new(
             transaction,
             policy_entry.key,
@@ -78,7 +78,7 @@ impl Queue {
     fn check_identity(&self, host: &str, subsystem: &str) -> Result<(), ConnectRefusal> {
         let Some(channel) = &self.peer.channel else { return Ok(()) };
         let identity = Identity::parse(&channel.identity);
-        if identity.is_some_and(|identity| identity.is_of(host, subsystem)) {
+        if identity.is_some_and(|identity| identity.is_for(host, subsystem)) {
             Ok(())
         } else {
             Err(ConnectRefusal::access_denied("its TLS key is for another host or disk"))

@@ -14,7 +14,7 @@ use super::io::Work;
 use super::queue::Queue;
 use super::transfer::LengthCheck;
 use crate::auth::chap::{Key, Names};
-use crate::auth::{Controller, Keys, Progress, Rules, Setting, Shown};
+use crate::auth::{AuthConfig, Authentication, ControllerAuth, Keys, Progress, QueueContext};
 use crate::command::FabricsCommand;
 use crate::status::Status;
 use crate::wire::auth::{Explanation, SECP, SPSP};
@@ -27,7 +27,7 @@ const MAX_MESSAGE: u32 = 4096;
 /// Authentication state of a queue.
 #[derive(Debug)]
 pub(super) struct InBandAuth {
-    transaction: Controller,
+    transaction: ControllerAuth,
     /// Identifier of the host's keys at the time of Connect.
     pub(super) key: KeyId,
     /// Whether the host must authenticate before it uses the queue.
@@ -43,7 +43,7 @@ pub(super) struct InBandAuth {
 impl InBandAuth {
     /// State of a queue that must authenticate before `until` if `required` is set.
     pub(super) fn new(
-        transaction: Controller,
+        transaction: ControllerAuth,
         key: KeyId,
         required: bool,
         deadline: Instant,
@@ -59,8 +59,13 @@ impl InBandAuth {
 }
 
 /// Returns the controller side of an authentication transaction on queue `qid`.
-pub(super) fn transaction(names: Names, rules: &Rules, qid: u16, secured: bool) -> Controller {
-    Controller::new(names, rules.clone(), Setting { admin: qid == 0, secured })
+pub(super) fn transaction(
+    names: Names,
+    config: &AuthConfig,
+    qid: u16,
+    secured: bool,
+) -> ControllerAuth {
+    ControllerAuth::new(names, config.clone(), QueueContext { admin: qid == 0, secured })
 }
 
 /// Returns the DH-HMAC-CHAP keys of `host`, or `None` if it has none.
@@ -164,9 +169,9 @@ impl Queue {
         } else {
             auth.transaction.refuse(Explanation::Failed)
         };
-        let is_over = self.progress(progress);
+        let is_closed = self.progress(progress);
         self.finish(tag, Status::SUCCESS);
-        if is_over {
+        if is_closed {
             self.close(Reason::Refused);
         }
     }
@@ -174,13 +179,13 @@ impl Queue {
     /// Applies the result of a message. Returns whether the connection must close.
     fn progress(&mut self, progress: Progress) -> bool {
         match progress {
-            Progress::Going => false,
-            Progress::Proven(shown) => self.on_authenticated(*shown),
+            Progress::Continue => false,
+            Progress::Authenticated(authentication) => self.on_authenticated(*authentication),
             Progress::Failed(why) => {
                 self.authentication_failed(why.why());
                 false
             }
-            Progress::GivenUp => {
+            Progress::AbortedByHost => {
                 self.authentication_failed(
                     "it aborted DH-HMAC-CHAP authentication (check the controller key)",
                 );
@@ -198,22 +203,22 @@ impl Queue {
 
     /// Grants access after authentication. Returns whether the connection must close because access
     /// was denied after the last message of the transaction.
-    fn on_authenticated(&mut self, shown: Shown) -> bool {
+    fn on_authenticated(&mut self, authentication: Authentication) -> bool {
         let Some(auth) = &mut self.auth else { return true };
         let spent = std::mem::take(&mut auth.spent);
         self.target.rate_limiter().refund(self.peer.remote.ip(), spent, self.now);
-        let first = auth.authenticated.replace(shown.key).is_none() && auth.required;
-        (auth.key, auth.deadline) = (shown.key, None);
+        let first = auth.authenticated.replace(authentication.key).is_none() && auth.required;
+        (auth.key, auth.deadline) = (authentication.key, None);
         if first && let Err(why) = self.authorize() {
             self.authentication_failed(why);
             let Some(auth) = &mut self.auth else { return true };
             auth.transaction.refuse(Explanation::Failed);
             auth.deadline = Some(self.now + HANDSHAKE_TIMEOUT);
-            return shown.settled;
+            return authentication.is_last;
         }
-        if let Some(binding) = self.binding.as_ref().filter(|_| !shown.psks.is_empty()) {
+        if let Some(binding) = self.binding.as_ref().filter(|_| !authentication.psks.is_empty()) {
             binding.controller.set_concatenated();
-            self.target.store_generated(shown.key, shown.psks, self.now);
+            self.target.store_generated(authentication.key, authentication.psks, self.now);
         }
         false
     }
@@ -246,13 +251,13 @@ impl Queue {
     fn auth_receive(&mut self, tag: u16, room: usize) -> Result<(), Status> {
         let Some(auth) = &mut self.auth else { return Err(Status::INVALID_OPCODE.dnr()) };
         let reply = auth.transaction.receive(room);
-        let is_over = auth.transaction.is_over();
+        let is_closed = auth.transaction.is_closed();
         let Ok(mut message) = reply else {
             return Err(Status::INVALID_FIELD.dnr());
         };
         message.resize(room, 0);
         self.finish_with_data(tag, Body::Shared(message.into()), room);
-        if is_over {
+        if is_closed {
             self.close(Reason::Refused);
         }
         Ok(())

@@ -38,7 +38,7 @@ use generated::GeneratedPsks;
 pub use queue::Queue;
 use rate_limit::RateLimiter;
 
-use crate::auth::Rules;
+use crate::auth::AuthConfig;
 use crate::auth::psk::Psk;
 
 /// What a port serves.
@@ -85,7 +85,7 @@ const KEEP_ALIVE_GRACE: Duration = Duration::from_secs(1);
 pub struct Target {
     catalogue: Arc<Catalogue>,
     start: Instant,
-    rules: Rules,
+    config: AuthConfig,
     registry: Mutex<Registry>,
     generated: Mutex<GeneratedPsks>,
     rate_limit: Mutex<RateLimiter>,
@@ -118,7 +118,7 @@ impl Target {
     /// Creates a target that serves the exports of `catalogue`. Its sessions need
     /// [`export::Notice::StateChanged`] whenever the catalogue changes.
     pub fn new(catalogue: Arc<Catalogue>) -> Arc<Self> {
-        Self::with_config(catalogue, Rules::default(), 0)
+        Self::with_config(catalogue, AuthConfig::default(), 0)
     }
 
     /// Like [`Target::new`], with authentication settings and an offset for controller identifiers.
@@ -126,10 +126,10 @@ impl Target {
     /// A host treats controllers of one subsystem as paths to one disk, and refuses two with the
     /// same identifier. Targets on several machines should use different values of `start`; any
     /// number is valid.
-    pub fn with_config(catalogue: Arc<Catalogue>, rules: Rules, start: u16) -> Arc<Self> {
+    pub fn with_config(catalogue: Arc<Catalogue>, config: AuthConfig, start: u16) -> Arc<Self> {
         let (generated, rate_limit) = Default::default();
         let registry = Mutex::new(Registry::starting_at(start));
-        Arc::new(Self { catalogue, start: Instant::now(), rules, registry, generated, rate_limit })
+        Arc::new(Self { catalogue, start: Instant::now(), config, registry, generated, rate_limit })
     }
 
     /// Returns the TLS PSKs that DH-HMAC-CHAP generated, each with the key that the host

@@ -132,14 +132,14 @@ impl Queue {
 
     fn piece(&mut self, piece: Piece<'_>) -> Result<usize, Violation> {
         match piece {
-            Piece::Short => Ok(0),
+            Piece::Incomplete => Ok(0),
             Piece::Header(n, pdu) => self.pdu(pdu).map(|()| n),
             Piece::Padding(n) => Ok(n),
             Piece::Payload(data) => {
                 self.payload_received(data);
                 Ok(data.len())
             }
-            Piece::End(n, digest_ok) => {
+            Piece::PayloadEnd(n, digest_ok) => {
                 self.payload_end(digest_ok);
                 Ok(n)
             }
@@ -182,7 +182,7 @@ impl Queue {
         let response = pdu::IcResp::new(0, digests, MAX_TRANSFER as u32);
         self.send(Framer::plain(response.as_bytes()));
         self.deframer.set_digests(header, data);
-        self.framer.set(header, data, request.hpda);
+        self.framer.set_layout(header, data, request.hpda);
         self.state = ConnectionState::AwaitingConnect;
         Ok(())
     }
@@ -328,7 +328,7 @@ impl Session for Queue {
                 break;
             };
             match self.deframer.next(left).and_then(|piece| match piece {
-                Piece::Short => Ok(None),
+                Piece::Incomplete => Ok(None),
                 piece => self.piece(piece).map(Some),
             }) {
                 Ok(Some(n)) => consumed += n,
@@ -461,7 +461,7 @@ impl Session for Queue {
         // Regardless of back-pressure: no further bytes may arrive that would trigger the end of
         // this payload.
         if self.deframer.at_end()
-            && let Ok(Piece::End(_, digest_ok)) = self.deframer.next(&[])
+            && let Ok(Piece::PayloadEnd(_, digest_ok)) = self.deframer.next(&[])
         {
             self.payload_end(digest_ok);
         }

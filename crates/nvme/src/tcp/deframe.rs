@@ -56,7 +56,7 @@ pub enum Pdu {
 #[derive(Debug)]
 pub enum Piece<'a> {
     /// More bytes are needed. Nothing was consumed.
-    Short,
+    Incomplete,
     /// A header, and its length in bytes.
     Header(usize, Pdu),
     /// Payload of the current PDU.
@@ -64,12 +64,12 @@ pub enum Piece<'a> {
     /// Padding, and its length in bytes.
     Padding(usize),
     /// The end of a payload: length of the data digest in bytes, and whether the digest is correct.
-    End(usize, bool),
+    PayloadEnd(usize, bool),
 }
 
 /// Remaining parts of the current PDU.
 #[derive(Debug, Clone, Copy, Default)]
-struct Rest {
+struct Remaining {
     padding: u32,
     payload: u32,
     digest: bool,
@@ -83,7 +83,7 @@ pub struct Deframer {
     data_digest: bool,
     /// Maximum in-capsule data in bytes.
     capsule_data: u32,
-    rest: Option<Rest>,
+    remaining: Option<Remaining>,
     crc: Crc32c,
 }
 
@@ -95,7 +95,7 @@ impl Deframer {
     /// in-capsule data in bytes.
     pub fn new(side: Side, capsule_data: u32) -> Self {
         let crc = Crc32c::new();
-        Self { side, header_digest: false, data_digest: false, capsule_data, rest: None, crc }
+        Self { side, header_digest: false, data_digest: false, capsule_data, remaining: None, crc }
     }
 
     /// Enables or disables digests from the next PDU on.
@@ -108,31 +108,33 @@ impl Deframer {
     /// # Errors
     /// Fails if the peer violated the protocol. The connection must be closed.
     pub fn next<'a>(&mut self, bytes: &'a [u8]) -> Result<Piece<'a>, Violation> {
-        match self.rest {
+        match self.remaining {
             None => self.header(bytes),
-            Some(rest) => Ok(self.rest(rest, bytes)),
+            Some(remaining) => Ok(self.remaining(remaining, bytes)),
         }
     }
 
     /// Returns the number of payload bytes left of the current PDU.
     pub fn payload_left(&self) -> u32 {
-        self.rest.map_or(0, |rest| rest.payload)
+        self.remaining.map_or(0, |remaining| remaining.payload)
     }
 
     /// Returns whether payload is next.
     pub fn at_payload(&self) -> bool {
-        self.rest.is_some_and(|rest| rest.padding == 0 && rest.payload != 0)
+        self.remaining.is_some_and(|remaining| remaining.padding == 0 && remaining.payload != 0)
     }
 
     /// Accounts for payload that was received directly into its buffer.
     pub fn skip_payload(&mut self, bytes: &[u8]) {
-        if let Some(rest) = self.rest {
-            let _ = self.payload(rest, bytes);
+        if let Some(remaining) = self.remaining {
+            let _ = self.payload(remaining, bytes);
         }
     }
 
     fn header(&mut self, bytes: &[u8]) -> Result<Piece<'static>, Violation> {
-        let Ok((ch, _)) = CommonHeader::ref_from_prefix(bytes) else { return Ok(Piece::Short) };
+        let Ok((ch, _)) = CommonHeader::ref_from_prefix(bytes) else {
+            return Ok(Piece::Incomplete);
+        };
         let hlen = self.check_kind(ch)?;
         let digest = self.header_digest && has_digests(ch.pdu_type);
         let (plen, before_data) = (ch.plen.get(), header_end(hlen, digest));
@@ -140,13 +142,13 @@ impl Deframer {
             return Err(Violation::PlenTooShort);
         }
         self.check_plen(ch, before_data)?;
-        let Some(header) = bytes.get(..before_data as usize) else { return Ok(Piece::Short) };
+        let Some(header) = bytes.get(..before_data as usize) else { return Ok(Piece::Incomplete) };
         self.check_flags(ch)?;
         if digest {
             check_header_digest(header, usize::from(hlen))?;
         }
-        let (pdu, rest) = self.open(ch, header, before_data)?;
-        self.rest = (rest.payload != 0).then_some(rest);
+        let (pdu, remaining) = self.parse_pdu(ch, header, before_data)?;
+        self.remaining = (remaining.payload != 0).then_some(remaining);
         Ok(Piece::Header(before_data as usize, pdu))
     }
 
@@ -169,11 +171,11 @@ impl Deframer {
     /// Checks PLEN against the limits of the type, before more is received.
     fn check_plen(&self, ch: &CommonHeader, before_data: u32) -> Result<(), Violation> {
         let plen = ch.plen.get();
-        let most_padding = 128;
+        let max_padding = 128;
         match ch.pdu_type {
             kind::CAPSULE_CMD => {
-                let most = before_data + most_padding + self.capsule_data + DIGEST;
-                if plen > most { Err(Violation::CapsuleTooLong) } else { Ok(()) }
+                let max = before_data + max_padding + self.capsule_data + DIGEST;
+                if plen > max { Err(Violation::CapsuleTooLong) } else { Ok(()) }
             }
             kind::H2C_TERM_REQ | kind::C2H_TERM_REQ if plen > before_data + TERM_DATA => {
                 Err(Violation::TermReqTooLong)
@@ -207,58 +209,68 @@ impl Deframer {
         Ok(())
     }
 
-    fn open(
+    fn parse_pdu(
         &self,
         ch: &CommonHeader,
         header: &[u8],
         before: u32,
-    ) -> Result<(Pdu, Rest), Violation> {
-        let none = Rest::default();
+    ) -> Result<(Pdu, Remaining), Violation> {
+        let none = Remaining::default();
         Ok(match ch.pdu_type {
             kind::IC_REQ => (Pdu::IcReq(view(header)?), none),
             kind::IC_RESP => (Pdu::IcResp(view(header)?), none),
             kind::H2C_TERM_REQ | kind::C2H_TERM_REQ => {
                 let term: pdu::TermReq = view(header)?;
                 let payload = ch.plen.get() - before;
-                (Pdu::Term { fes: term.fes.get(), fei: term.fei.get() }, Rest { payload, ..none })
+                (
+                    Pdu::Term { fes: term.fes.get(), fei: term.fei.get() },
+                    Remaining { payload, ..none },
+                )
             }
             kind::CAPSULE_CMD => {
-                let rest = if ch.plen.get() == before { none } else { self.data_rest(ch, before)? };
-                if rest.payload > self.capsule_data {
+                let remaining = if ch.plen.get() == before {
+                    none
+                } else {
+                    self.parse_data_layout(ch, before)?
+                };
+                if remaining.payload > self.capsule_data {
                     return Err(Violation::CapsuleTooLong);
                 }
                 (
-                    Pdu::Command { sqe: view::<pdu::CapsuleCmd>(header)?.sqe, data: rest.payload },
-                    rest,
+                    Pdu::Command {
+                        sqe: view::<pdu::CapsuleCmd>(header)?.sqe,
+                        data: remaining.payload,
+                    },
+                    remaining,
                 )
             }
             kind::CAPSULE_RESP => (Pdu::Response(view::<pdu::CapsuleResp>(header)?.cqe), none),
-            kind::R2T => (open_r2t(&view(header)?), none),
-            _ => self.open_data(ch, &view(header)?, before)?,
+            kind::R2T => (parse_r2t(&view(header)?), none),
+            _ => self.parse_data(ch, &view(header)?, before)?,
         })
     }
 
-    fn open_data(
+    fn parse_data(
         &self,
         ch: &CommonHeader,
         data: &pdu::Data,
         before: u32,
-    ) -> Result<(Pdu, Rest), Violation> {
+    ) -> Result<(Pdu, Remaining), Violation> {
         let len = data.datal.get();
         if len == 0 {
             return Err(Violation::DataLengthZero);
         }
-        let rest = self.data_rest(ch, before)?;
-        if rest.payload != len {
+        let remaining = self.parse_data_layout(ch, before)?;
+        if remaining.payload != len {
             return Err(Violation::DataLengthNotPlen);
         }
         let (last, success) = (ch.flags & flag::LAST_PDU != 0, ch.flags & flag::SUCCESS != 0);
         let (cccid, ttag, offset) = (data.cccid.get(), data.ttag.get(), data.datao.get());
-        Ok((Pdu::Data { cccid, ttag, offset, len, last, success }, rest))
+        Ok((Pdu::Data { cccid, ttag, offset, len, last, success }, remaining))
     }
 
     /// Checks PDO and PLEN, and returns what follows the header of a PDU with data.
-    fn data_rest(&self, ch: &CommonHeader, before: u32) -> Result<Rest, Violation> {
+    fn parse_data_layout(&self, ch: &CommonHeader, before: u32) -> Result<Remaining, Violation> {
         let digest = if self.data_digest { DIGEST } else { 0 };
         let (pdo, plen) = (u32::from(ch.pdo), ch.plen.get());
         let padding = pdo.checked_sub(before).ok_or(Violation::PdoOutOfRange)?;
@@ -273,55 +285,59 @@ impl Deframer {
         if self.data_digest && ch.flags & flag::DDGSTF == 0 {
             return Err(Violation::DigestFlagMissing);
         }
-        Ok(Rest { padding, payload, digest: self.data_digest })
+        Ok(Remaining { padding, payload, digest: self.data_digest })
     }
 
-    fn rest<'a>(&mut self, rest: Rest, bytes: &'a [u8]) -> Piece<'a> {
-        if bytes.is_empty() && !(rest.padding == 0 && rest.payload == 0 && !rest.digest) {
-            return Piece::Short;
+    fn remaining<'a>(&mut self, remaining: Remaining, bytes: &'a [u8]) -> Piece<'a> {
+        if bytes.is_empty()
+            && !(remaining.padding == 0 && remaining.payload == 0 && !remaining.digest)
+        {
+            return Piece::Incomplete;
         }
-        if rest.padding != 0 {
-            let n = shorter(bytes, rest.padding);
-            self.rest = Some(Rest { padding: rest.padding - n, ..rest });
+        if remaining.padding != 0 {
+            let n = clamp_len(bytes, remaining.padding);
+            self.remaining = Some(Remaining { padding: remaining.padding - n, ..remaining });
             return Piece::Padding(n as usize);
         }
-        if rest.payload != 0 {
-            return Piece::Payload(self.payload(rest, bytes));
+        if remaining.payload != 0 {
+            return Piece::Payload(self.payload(remaining, bytes));
         }
-        self.end(rest, bytes)
+        self.end(remaining, bytes)
     }
 
-    fn payload<'a>(&mut self, rest: Rest, bytes: &'a [u8]) -> &'a [u8] {
-        let n = shorter(bytes, rest.payload);
+    fn payload<'a>(&mut self, remaining: Remaining, bytes: &'a [u8]) -> &'a [u8] {
+        let n = clamp_len(bytes, remaining.payload);
         let (data, _) = bytes.split_at(n as usize);
-        if rest.digest {
+        if remaining.digest {
             self.crc.update(data);
         }
-        self.rest = Some(Rest { payload: rest.payload - n, ..rest });
+        self.remaining = Some(Remaining { payload: remaining.payload - n, ..remaining });
         data
     }
 
-    fn end(&mut self, rest: Rest, bytes: &[u8]) -> Piece<'static> {
-        if !rest.digest {
-            self.rest = None;
-            return Piece::End(0, true);
+    fn end(&mut self, remaining: Remaining, bytes: &[u8]) -> Piece<'static> {
+        if !remaining.digest {
+            self.remaining = None;
+            return Piece::PayloadEnd(0, true);
         }
-        let Some(digest) = bytes.first_chunk::<4>() else { return Piece::Short };
+        let Some(digest) = bytes.first_chunk::<4>() else { return Piece::Incomplete };
         let right = u32::from_le_bytes(*digest) == self.crc.value();
         self.crc = Crc32c::new();
-        self.rest = None;
-        Piece::End(digest.len(), right)
+        self.remaining = None;
+        Piece::PayloadEnd(digest.len(), right)
     }
 
     /// Returns whether a payload without digest is complete and its [`Piece::PayloadEnd`] is pending.
     pub fn at_end(&self) -> bool {
-        self.rest.is_some_and(|rest| rest.padding == 0 && rest.payload == 0 && !rest.digest)
+        self.remaining.is_some_and(|remaining| {
+            remaining.padding == 0 && remaining.payload == 0 && !remaining.digest
+        })
     }
 }
 
 /// Returns the length of `bytes`, at most `max`.
-fn shorter(bytes: &[u8], most: u32) -> u32 {
-    u32::try_from(bytes.len()).unwrap_or(u32::MAX).min(most)
+fn clamp_len(bytes: &[u8], max: u32) -> u32 {
+    u32::try_from(bytes.len()).unwrap_or(u32::MAX).min(max)
 }
 
 /// ICReq, ICResp and TermReq have no digests (§3.6.2.2 to §3.6.2.5).
@@ -342,10 +358,10 @@ fn check_header_digest(header: &[u8], hlen: usize) -> Result<(), Violation> {
 fn view<T: FromBytes + zerocopy::KnownLayout + zerocopy::Immutable>(
     header: &[u8],
 ) -> Result<T, Violation> {
-    T::read_from_prefix(header).map(|(figure, _)| figure).map_err(|_| Violation::HeaderLengthWrong)
+    T::read_from_prefix(header).map(|(value, _)| value).map_err(|_| Violation::HeaderLengthWrong)
 }
 
-fn open_r2t(r2t: &pdu::R2t) -> Pdu {
+fn parse_r2t(r2t: &pdu::R2t) -> Pdu {
     let (offset, len) = (r2t.r2to.get(), r2t.r2tl.get());
     Pdu::R2t { cccid: r2t.cccid.get(), ttag: r2t.ttag.get(), offset, len }
 }

@@ -35,7 +35,7 @@ impl Default for Framer {
 impl Framer {
     /// Sets digests, and the alignment of data to `pda` + 1 dwords (HPDA or CPDA, 0 to 31), from the
     /// next PDU on.
-    pub fn set(&mut self, header: bool, data: bool, pda: u8) {
+    pub fn set_layout(&mut self, header: bool, data: bool, pda: u8) {
         (self.header_digest, self.data_digest) = (header, data);
         self.alignment = (u32::from(pda.min(31)) + 1) * 4;
     }
@@ -43,26 +43,26 @@ impl Framer {
     /// Builds a response capsule.
     pub fn response(&self, cqe: Cqe) -> Segment {
         let ch = self.header(kind::CAPSULE_RESP, 24);
-        self.closed(pdu::CapsuleResp { ch, cqe }.as_bytes())
+        self.single_segment(pdu::CapsuleResp { ch, cqe }.as_bytes())
     }
 
     /// Builds an R2T for `len` bytes from `offset`.
     pub fn r2t(&self, cccid: u16, ttag: u16, offset: u32, len: u32) -> Segment {
         let ch = self.header(kind::R2T, 24);
-        self.closed(pdu::R2t::new(ch, cccid, ttag, offset, len).as_bytes())
+        self.single_segment(pdu::R2t::new(ch, cccid, ttag, offset, len).as_bytes())
     }
 
     /// Builds a command capsule without data.
     pub fn command(&self, sqe: Sqe, send: &mut impl FnMut(Segment)) {
         let ch = self.header(kind::CAPSULE_CMD, 72);
-        self.long(pdu::CapsuleCmd { ch, sqe }.as_bytes(), send);
+        self.send_long_header(pdu::CapsuleCmd { ch, sqe }.as_bytes(), send);
     }
 
     /// Builds a command capsule with in-capsule data.
     pub fn command_with(&self, sqe: Sqe, data: Body, len: usize, send: &mut impl FnMut(Segment)) {
         #[allow(clippy::cast_possible_truncation, reason = "the caller keeps to the capsule size")]
         let ch = self.data_header(kind::CAPSULE_CMD, 72, 0, len as u32);
-        self.long(pdu::CapsuleCmd { ch, sqe }.as_bytes(), send);
+        self.send_long_header(pdu::CapsuleCmd { ch, sqe }.as_bytes(), send);
         self.payload(Head::new(&[]), u32::from(ch.pdo) - self.header_len(72), data, 0, len, send);
     }
 
@@ -84,13 +84,13 @@ impl Framer {
         let (datao, datal) = (start as u32, len as u32);
         let ch = self.data_header(pdu_type, 24, flags, datal);
         let header = pdu::Data::new(ch, cccid, ttag, datao, datal);
-        let head = self.digested(header.as_bytes());
+        let head = self.with_digest(header.as_bytes());
         self.payload(head, u32::from(ch.pdo) - self.header_len(24), body, start, len, send);
     }
 
     /// Builds ICReq or ICResp, which have neither digest nor data.
-    pub fn plain(figure: &[u8]) -> Segment {
-        Segment::with_shared(Head::new(&[]), Arc::from(figure))
+    pub fn plain(pdu: &[u8]) -> Segment {
+        Segment::with_shared(Head::new(&[]), Arc::from(pdu))
     }
 
     /// Builds an H2CTermReq or C2HTermReq with the header of the offending PDU, at most 128 bytes.
@@ -119,12 +119,12 @@ impl Framer {
         u32::from(hlen) + if self.header_digest { DIGEST } else { 0 }
     }
 
-    fn closed(&self, header: &[u8]) -> Segment {
-        Segment::head(self.digested(header))
+    fn single_segment(&self, header: &[u8]) -> Segment {
+        Segment::head(self.with_digest(header))
     }
 
     /// Returns the header with its digest.
-    fn digested(&self, header: &[u8]) -> Head {
+    fn with_digest(&self, header: &[u8]) -> Head {
         let mut head = Head::new(header);
         if self.header_digest {
             head.push(&crc32c(header).to_le_bytes());
@@ -133,7 +133,7 @@ impl Framer {
     }
 
     /// Sends a header that is too long for one [`Head`].
-    fn long(&self, header: &[u8], send: &mut impl FnMut(Segment)) {
+    fn send_long_header(&self, header: &[u8], send: &mut impl FnMut(Segment)) {
         let (first, second) = header.split_at(header.len().min(48));
         let mut rest = Head::new(second);
         if self.header_digest {

@@ -55,7 +55,7 @@ fn a_write_whose_data_is_coming_is_aborted_and_the_data_goes_nowhere() {
     let (client, io) = world.attach_plainly();
     let before = world.disk().bytes.clone();
     let data = world.filled(&pattern(1, 65_536));
-    let cid = world.submit(io, write(0, 128), Payload::Offer(data), 1);
+    let cid = world.submit(io, write(0, 128), Payload::SendByR2t(data), 1);
     while world.said(io).len() < 65_536 {
         world.run_a_little(1);
     }
@@ -77,7 +77,7 @@ fn data_that_was_asked_for_before_an_abort_goes_nowhere_when_it_comes_after() {
     world.chunks = Chunks::Fixed(64);
     let before = world.disk().bytes.clone();
     let data = world.filled(&pattern(1, 65_536));
-    let cid = world.submit(io, write(0, 128), Payload::Offer(data), 1);
+    let cid = world.submit(io, write(0, 128), Payload::SendByR2t(data), 1);
     // On its way when the data of the first is asked for, so that it comes before that data.
     let data = world.filled(&pattern(3, 16_384));
     world.submit(io, write(1000, 32), Payload::Send(data), 3);

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use export::Buffer;
 use nvme::command::{AdminCommand, FabricsCommand, IoCommand, PropertySize};
-use nvme::host::{Controller, Done, Options, Payload, Trouble};
+use nvme::host::{Completion, Controller, InitError, Options, Payload};
 use nvme::status::Status;
 use nvme::wire::Sqe;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, Cc, ConnectData, DISCOVERY_NQN, property};
@@ -120,15 +120,15 @@ impl World {
         &mut self,
         line: usize,
         controller: &mut Controller,
-    ) -> Result<(), Trouble> {
-        while let Some(ask) = controller.ask() {
+    ) -> Result<(), InitError> {
+        while let Some(ask) = controller.next_command() {
             let payload = match ask.len {
                 0 => Payload::None,
                 len => Payload::Receive(self.buffer(len)),
             };
             let done = self.command(line, ask.sqe, payload);
             let page = done.buffer.as_ref().map_or(&[][..], Buffer::bytes);
-            controller.answer(done.status, done.result, page)?;
+            controller.complete(done.status, done.result, page)?;
         }
         Ok(())
     }
@@ -139,7 +139,7 @@ impl World {
     }
 
     /// Sends a command, and runs until its answer is there.
-    pub(crate) fn command(&mut self, line: usize, sqe: Sqe, payload: Payload) -> Done {
+    pub(crate) fn command(&mut self, line: usize, sqe: Sqe, payload: Payload) -> Completion {
         self.submit(line, sqe, payload, u32::MAX);
         self.run();
         self.taken(line, u32::MAX).unwrap_or_else(|| {
@@ -154,7 +154,7 @@ impl World {
     }
 
     /// The answer to a command, if it is there.
-    pub(crate) fn taken(&mut self, line: usize, tag: u32) -> Option<Done> {
+    pub(crate) fn taken(&mut self, line: usize, tag: u32) -> Option<Completion> {
         let done = &mut self.lines[line].done;
         let at = done.iter().position(|done| done.tag == tag)?;
         Some(done.remove(at))
@@ -166,7 +166,7 @@ impl World {
     }
 
     /// A command without data.
-    pub(crate) fn say(&mut self, line: usize, sqe: Sqe) -> Done {
+    pub(crate) fn say(&mut self, line: usize, sqe: Sqe) -> Completion {
         self.command(line, sqe, Payload::None)
     }
 
@@ -220,7 +220,7 @@ impl World {
 
 /// How a connection ended.
 struct Line {
-    host_end: Option<nvme::host::End>,
+    host_end: Option<nvme::host::CloseReason>,
     target_end: Option<export::Reason>,
 }
 

@@ -26,9 +26,9 @@ fn pair(world: &mut World, io: usize, lba: u64, expected: &[u8], new: &[u8], tag
     let (expected, new) = (world.filled(expected), world.filled(new));
     let (first, second) = match way {
         Way::InCapsule => (Payload::Send(expected), Payload::Send(new)),
-        Way::Asked => (Payload::Offer(expected), Payload::Offer(new)),
-        Way::CompareInCapsule => (Payload::Send(expected), Payload::Offer(new)),
-        Way::WriteInCapsule => (Payload::Offer(expected), Payload::Send(new)),
+        Way::Asked => (Payload::SendByR2t(expected), Payload::SendByR2t(new)),
+        Way::CompareInCapsule => (Payload::Send(expected), Payload::SendByR2t(new)),
+        Way::WriteInCapsule => (Payload::SendByR2t(expected), Payload::Send(new)),
     };
     world.submit(io, compare(lba, nlb).with_fuse(Fuse::First), first, tag);
     world.submit(io, write(lba, nlb).with_fuse(Fuse::Second), second, tag + 1);
@@ -162,7 +162,8 @@ fn a_pair_waits_for_writes_that_are_under_way() {
 fn a_half_without_its_other_half_is_aborted() {
     let mut world = World::new();
     let (_, io) = world.attach_plainly();
-    for payload in [Payload::Send(world.filled(&[1; 512])), Payload::Offer(world.filled(&[1; 512]))]
+    for payload in
+        [Payload::Send(world.filled(&[1; 512])), Payload::SendByR2t(world.filled(&[1; 512]))]
     {
         world.submit(io, compare(0, 1).with_fuse(Fuse::First), payload, 0);
         world.run();

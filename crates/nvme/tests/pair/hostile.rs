@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use export::{Account, Body, Buffer, Pool};
-use nvme::host::{Done, End, Options, Payload, Queue, Step};
+use nvme::host::{CloseReason, Completion, Options, Payload, Queue, Step};
 use nvme::status::Status;
 use nvme::tcp::{Framer, Violation, pdu};
 use nvme::wire::completion::Cqe;
@@ -19,8 +19,8 @@ struct Rogue {
     framer: Framer,
     account: Account,
     sent: Vec<u8>,
-    done: Vec<Done>,
-    end: Option<End>,
+    done: Vec<Completion>,
+    end: Option<CloseReason>,
 }
 
 impl Rogue {
@@ -56,7 +56,7 @@ impl Rogue {
                 Step::Send(segment) => {
                     segment.parts().iter().for_each(|part| self.sent.extend_from_slice(part))
                 }
-                Step::Done(done) => self.done.push(done),
+                Step::Completed(done) => self.done.push(done),
                 Step::Close(end) => assert_eq!(self.end.replace(end), None),
                 Step::Connected(_) | Step::Refused(..) => {}
             }
@@ -98,7 +98,7 @@ impl Rogue {
 
     fn write(&mut self, nlb: u32) -> u16 {
         let data = Rc::new(self.secret(nlb as usize * 512));
-        self.submit(write(0, nlb), Payload::Offer(data))
+        self.submit(write(0, nlb), Payload::SendByR2t(data))
     }
 
     fn secret(&self, len: usize) -> Buffer {
@@ -116,7 +116,7 @@ impl Rogue {
 
     /// The host named this rule, told the controller, and sent nothing else.
     fn assert_violated(&self, violation: Violation) {
-        assert_eq!(self.end, Some(End::Violation(violation)));
+        assert_eq!(self.end, Some(CloseReason::Violation(violation)));
         assert_eq!(self.sent[0], pdu::kind::H2C_TERM_REQ, "{violation:?}");
         let plen = u32::from_le_bytes(self.sent[4..8].try_into().unwrap());
         assert_eq!(self.sent.len(), plen as usize, "{violation:?}");
@@ -342,7 +342,7 @@ fn a_controller_that_terminates_is_believed() {
     rogue.sent.clear();
     let term = Framer::terminate(pdu::kind::C2H_TERM_REQ, 1, 4, &[0; 24]);
     rogue.say_bytes(&term.parts().concat());
-    assert_eq!(rogue.end, Some(End::Terminated { fes: 1, fei: 4 }));
+    assert_eq!(rogue.end, Some(CloseReason::Terminated { fes: 1, fei: 4 }));
     assert!(rogue.sent.is_empty());
     // What follows is not read any more.
     rogue.answer(Cqe::new(0, Status::SUCCESS));

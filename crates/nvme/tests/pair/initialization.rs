@@ -1,9 +1,9 @@
 //! A host gets to know a controller, in the steps of Linux.
 
 use export::Access;
-use nvme::auth::Rules;
+use nvme::auth::AuthConfig;
 use nvme::command::{AdminCommand, FabricsCommand, PropertySize};
-use nvme::host::{Controller, Options, Trouble};
+use nvme::host::{Controller, InitError, Options};
 use nvme::status::Status;
 use nvme::target::Target;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectField, DISCOVERY_NQN, property};
@@ -24,12 +24,12 @@ fn everything_that_linux_asks_is_answered_as_it_demands() {
     assert_eq!(figure.vwc & vwc::PRESENT, vwc::PRESENT);
     assert_ne!(figure.oncs.get() & oncs::DATASET_MANAGEMENT, 0);
     assert_eq!(client.controller.capsule_data(), 16384);
-    assert_eq!(client.controller.largest_transfer(), 1 << 20);
+    assert_eq!(client.controller.max_transfer(), 1 << 20);
     let [namespace] = client.controller.namespaces() else { panic!("one namespace") };
     assert_eq!((namespace.nsid, namespace.shift()), (1, 9));
-    assert_eq!(namespace.figure.nsze.get(), BYTES as u64 / 512);
+    assert_eq!(namespace.identify.nsze.get(), BYTES as u64 / 512);
     assert_eq!((namespace.ids.uuid, namespace.ids.nguid), (Some([7; 16]), Some([9; 16])));
-    assert_eq!(namespace.figure.nsattr & NSATTR_WRITE_PROTECTED, 0);
+    assert_eq!(namespace.identify.nsattr & NSATTR_WRITE_PROTECTED, 0);
 }
 
 /// ESXi and Windows attach no namespace whose NGUID and EUI-64 are both zero.
@@ -55,7 +55,7 @@ fn own_eui64_is_announced_in_both_places() {
     let mut world = World::with(|export| export.identity.eui64 = Some([1, 2, 3, 4, 5, 6, 7, 8]));
     let client = world.attach(&Manner::default());
     let namespace = &client.controller.namespaces()[0];
-    assert_eq!((namespace.figure.nguid, namespace.figure.eui64), ([9; 16], eui64));
+    assert_eq!((namespace.identify.nguid, namespace.identify.eui64), ([9; 16], eui64));
     assert_eq!(namespace.ids.eui64, Some(eui64));
 }
 
@@ -72,7 +72,7 @@ fn what_cannot_be_written_says_so() {
     let mut world = World::with(|export| export.access = Access::ReadOnly);
     let client = world.attach(&Manner::default());
     let namespace = &client.controller.namespaces()[0];
-    assert_eq!(namespace.figure.nsattr & NSATTR_WRITE_PROTECTED, NSATTR_WRITE_PROTECTED);
+    assert_eq!(namespace.identify.nsattr & NSATTR_WRITE_PROTECTED, NSATTR_WRITE_PROTECTED);
 }
 
 #[test]
@@ -111,7 +111,7 @@ fn controllers_have_identifiers_of_their_own() {
 fn r58_two_machines_share_no_controller_identifier() {
     let identifiers = |start| {
         let mut world = World::new();
-        world.target = Target::with_config(world.catalogue.clone(), Rules::default(), start);
+        world.target = Target::with_config(world.catalogue.clone(), AuthConfig::default(), start);
         let discovery = Manner { subsystem: DISCOVERY_NQN, ..Manner::default() };
         let disk = Manner::default();
         [&discovery, &disk, &discovery, &disk].map(|manner| world.open_admin(manner).1)
@@ -208,7 +208,7 @@ fn a_host_gives_a_controller_up_that_lies_about_its_identifier() {
     let (admin, cntlid) = world.open_admin(&Manner::default());
     let mut controller = Controller::new(cntlid + 1, 1);
     let trouble = world.initialize(admin, &mut controller).unwrap_err();
-    assert_eq!(trouble, Trouble::Impossible("CNTLID"));
+    assert_eq!(trouble, InitError::InvalidField("CNTLID"));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use export::{Access, Auth, Channel, Event, Host, KeyId, Notice, Policy, Reason, Rule, Secret};
 use nvme::auth::chap::Key;
-use nvme::auth::{Credentials, Group, Hash, Rules};
+use nvme::auth::{AuthConfig, Credentials, Group, Hash};
 use nvme::command::{AdminCommand, FabricsCommand, IoCommand, PropertySize};
 use nvme::host::{Options, Payload};
 use nvme::status::Status;
@@ -109,7 +109,8 @@ fn a_disk_is_attached_with_every_group_hash_and_direction() {
         // The largest take their time; both directions of each are tried where there are no queues.
         let ways: &[bool] = if group > Group::Ffdhe2048 { &[true] } else { &[false, true] };
         for &both in ways {
-            let rules = Rules { groups: vec![group], hashes: vec![hash], ..Rules::default() };
+            let rules =
+                AuthConfig { groups: vec![group], hashes: vec![hash], ..AuthConfig::default() };
             let mut world = World::with_rules(|_| {}, rules);
             world.auth = Auth::Required;
             world.catalogue.set_policy(Policy { hosts: vec![Arc::new(host(true, false, ALL))] });
@@ -156,7 +157,7 @@ fn x13_a_live_queue_proves_itself_again() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
     let (client, io) = world.attach_plainly();
     for line in [client.admin, io] {
-        assert!(world.lines[line].host.prove(77));
+        assert!(world.lines[line].host.reauthenticate(77));
         world.run();
         assert_eq!(world.status(line, 77), Status::SUCCESS);
     }
@@ -173,7 +174,7 @@ fn a_live_queue_that_fails_to_prove_itself_again_is_closed() {
     // The owner gave the host another key under the same identifier: the old one proves nothing.
     let changed = Host { chap: Some(key(5).emit()), ..host(true, false, ALL) };
     world.catalogue.set_policy(Policy { hosts: vec![Arc::new(changed)] });
-    assert!(world.lines[io].host.prove(77));
+    assert!(world.lines[io].host.reauthenticate(77));
     world.run();
     assert_eq!(world.status(io, 77), Status::AUTHENTICATION_REQUIRED.dnr());
     assert_eq!(world.lines[io].target_end, Some(Reason::Refused));

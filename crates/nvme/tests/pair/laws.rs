@@ -54,7 +54,9 @@ fn submit(world: &mut World, io: usize, act: &Act, tag: u32) {
         Act::Read { lba, nlb } => {
             (read(lba, nlb), Payload::Receive(world.buffer(nlb as usize * 512)))
         }
-        Act::Write { lba, nlb, asked: true } => (write(lba, nlb), Payload::Offer(data(world, nlb))),
+        Act::Write { lba, nlb, asked: true } => {
+            (write(lba, nlb), Payload::SendByR2t(data(world, nlb)))
+        }
         Act::Write { lba, nlb, asked: false } => (write(lba, nlb), Payload::Send(data(world, nlb))),
         Act::Compare { lba, nlb } => (compare(lba, nlb), Payload::Send(data(world, nlb))),
         Act::Flush => (flush(), Payload::None),
@@ -187,7 +189,7 @@ proptest! {
         }
         prop_assert!(world.lines[io].done.is_empty());
         prop_assert_eq!(world.lines[io].submitted, world.lines[io].completed);
-        prop_assert_eq!(world.lines[io].host.under_way(), 0);
+        prop_assert_eq!(world.lines[io].host.in_flight(), 0);
     }
 
     /// However the bytes are cut into pieces, the same bytes are answered.

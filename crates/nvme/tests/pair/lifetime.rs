@@ -379,7 +379,7 @@ fn r30_hundred_resets_and_disconnects_during_io_leave_nothing() {
         world.disk().held = true;
         for (tag, &io) in (0..).zip(client.io.iter().cycle().take(16)) {
             let data = world.filled(&pattern(round, 4096));
-            world.submit(io, write(8 * u64::from(tag), 8), Payload::Offer(data), tag);
+            world.submit(io, write(8 * u64::from(tag), 8), Payload::SendByR2t(data), tag);
             let turns = world.random(4);
             world.run_a_little(turns);
         }

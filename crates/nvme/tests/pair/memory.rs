@@ -32,7 +32,7 @@ fn a_mixture_of_everything_ends_in_the_least_memory() {
                     }
                     2 => {
                         let data = world.filled(&pattern(tag.into(), len));
-                        world.submit(io, write(lba, nlb), Payload::Offer(data), tag);
+                        world.submit(io, write(lba, nlb), Payload::SendByR2t(data), tag);
                     }
                     _ => {
                         let data = world.filled(&pattern(tag.into(), len));
@@ -62,11 +62,11 @@ fn pairs_end_in_the_least_memory_though_large_writes_are_in_their_way() {
         for pair in 0..20_u32 {
             let len = 65_536;
             let (first, second) = (world.filled(&vec![0; len]), world.filled(&vec![1; len]));
-            let (first, second) = (Payload::Offer(first), Payload::Offer(second));
+            let (first, second) = (Payload::SendByR2t(first), Payload::SendByR2t(second));
             world.submit(io, compare(0, 128).with_fuse(Fuse::First), first, pair * 3);
             world.submit(io, write(0, 128).with_fuse(Fuse::Second), second, pair * 3 + 1);
             let data = world.filled(&pattern(pair.into(), 1 << 20));
-            world.submit(io, write(2048, 2048), Payload::Offer(data), pair * 3 + 2);
+            world.submit(io, write(2048, 2048), Payload::SendByR2t(data), pair * 3 + 2);
         }
         world.run();
         for tag in 0..60 {
@@ -175,13 +175,13 @@ fn r34_memory_refused_now_and_then_costs_no_data() {
                 }
                 _ => {
                     let data = world.filled(&bytes);
-                    world.submit(io, write(lba, nlb), Payload::Offer(data), tag);
+                    world.submit(io, write(lba, nlb), Payload::SendByR2t(data), tag);
                 }
             }
             model[place].copy_from_slice(&bytes);
         }
         world.run();
-        refused += world.lines[io].host.under_way();
+        refused += world.lines[io].host.in_flight();
         greedy.take();
         // What waits with its data in the stream takes more of it only in the next turn.
         (0..3).for_each(|_| world.run());

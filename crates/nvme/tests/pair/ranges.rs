@@ -75,7 +75,7 @@ fn a_host_may_send_more_than_its_ranges_and_256_of_them() {
     let (_, io) = world.attach_plainly();
     let mut page = list(&[(16, 8)]);
     page.resize(4096, 0xff);
-    for payload in [Payload::Send(world.filled(&page)), Payload::Offer(world.filled(&page))] {
+    for payload in [Payload::Send(world.filled(&page)), Payload::SendByR2t(world.filled(&page))] {
         assert_eq!(world.command(io, discard(1), payload).status, Status::SUCCESS);
     }
     let many: Vec<_> = (0..256).map(|at| (at * 8, 4)).collect();

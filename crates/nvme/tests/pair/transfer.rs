@@ -100,13 +100,13 @@ fn pdus(world: &World, line: usize, from: usize) -> Vec<Pdu> {
         (Deframer::new(Side::Host, 0), &world.heard(line)[from..], Vec::new());
     loop {
         match reader.next(bytes).unwrap() {
-            Piece::Short => return found,
+            Piece::Incomplete => return found,
             Piece::Header(n, pdu) => {
                 found.push(pdu);
                 bytes = &bytes[n..];
             }
             Piece::Payload(data) => bytes = &bytes[data.len()..],
-            Piece::Padding(n) | Piece::End(n, _) => bytes = &bytes[n..],
+            Piece::Padding(n) | Piece::PayloadEnd(n, _) => bytes = &bytes[n..],
         }
     }
 }
@@ -167,14 +167,14 @@ fn a_full_queue_ends_every_command_once_in_any_order() {
             let client = world.attach(&Manner { entries: 64, flow_control, ..Manner::default() });
             let io = client.io[0];
             let mut tag = 0;
-            while world.lines[io].host.has_room() {
+            while world.lines[io].host.can_submit() {
                 let buffer = world.buffer(4096);
                 world.submit(io, read(u64::from(tag) * 8, 8), Payload::Receive(buffer), tag);
                 tag += 1;
             }
             assert_eq!(tag, 63);
             let refused = world.lines[io].host.submit(read(0, 1), Payload::None, 99);
-            assert!(matches!(refused, Err(nvme::host::NotNow::Full(_))));
+            assert!(matches!(refused, Err(nvme::host::SubmitError::Full(_))));
             world.run();
             for tag in 0..63 {
                 let done = world.taken(io, tag).unwrap();
@@ -215,7 +215,7 @@ fn a_buffer_of_another_length_than_the_blocks_is_refused() {
         assert_eq!(done.status, Status::DATA_SGL_LENGTH_INVALID.dnr());
         for payload in [
             Payload::Send(world.filled(&vec![1; len])),
-            Payload::Offer(world.filled(&vec![1; len])),
+            Payload::SendByR2t(world.filled(&vec![1; len])),
         ] {
             let done = world.command(io, write(0, 2), payload);
             assert_eq!(done.status, Status::DATA_SGL_LENGTH_INVALID.dnr());

@@ -10,8 +10,8 @@ use export::{
     Access, Account, Admitted, Auth, Catalogue, Channel, Event, Export, Fault, Geometry, Identity,
     Notice, Op, Peer, Pool, Reason, Segment, Session, Step,
 };
-use nvme::auth::{Credentials, Rules};
-use nvme::host::{self, Done, End, Options};
+use nvme::auth::{AuthConfig, Credentials};
+use nvme::host::{self, CloseReason, Completion, Options};
 use nvme::status::Status;
 use nvme::target::{Port, Target};
 use nvme::wire::fabrics::{ConnectData, ConnectResponse};
@@ -86,10 +86,10 @@ pub(crate) struct Line {
     session: Option<nvme::target::Queue>,
     to_target: Way,
     to_host: Way,
-    pub(crate) done: Vec<Done>,
+    pub(crate) done: Vec<Completion>,
     pub(crate) connected: Option<ConnectResponse>,
     pub(crate) refused: Option<(Status, u32)>,
-    pub(crate) host_end: Option<End>,
+    pub(crate) host_end: Option<CloseReason>,
     pub(crate) target_end: Option<Reason>,
     pub(crate) submitted: usize,
     pub(crate) completed: usize,
@@ -131,11 +131,11 @@ impl World {
 
     /// The same with a changed disk.
     pub(crate) fn with(change: Change) -> Self {
-        Self::with_rules(change, Rules::default())
+        Self::with_rules(change, AuthConfig::default())
     }
 
     /// The same with other rules of authentication.
-    pub(crate) fn with_rules(change: Change, rules: Rules) -> Self {
+    pub(crate) fn with_rules(change: Change, rules: AuthConfig) -> Self {
         let catalogue = Arc::new(Catalogue::default());
         let target = Target::with_config(catalogue.clone(), rules, 0);
         let mut world = Self {
@@ -359,7 +359,7 @@ impl World {
             moved = true;
             match step {
                 host::Step::Send(segment) => line.to_target.push(&segment),
-                host::Step::Done(done) => line.done.push(done),
+                host::Step::Completed(done) => line.done.push(done),
                 host::Step::Connected(response) => line.connected = Some(response),
                 host::Step::Refused(status, dw0) => line.refused = Some((status, dw0)),
                 host::Step::Close(end) => line.host_end = Some(end),

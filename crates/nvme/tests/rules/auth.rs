@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use export::{Access, Event, Host, KeyId, Reason, Rule, Secret};
 use nvme::auth::chap::Key;
-use nvme::auth::{Group, Hash, Rules};
+use nvme::auth::{AuthConfig, Group, Hash};
 use nvme::command::FabricsCommand;
 use nvme::status::Status;
 use nvme::wire::auth::{
@@ -33,7 +33,7 @@ pub(crate) fn host() -> Host {
 }
 
 fn world() -> World {
-    World::keyed(host(), Rules::default())
+    World::keyed(host(), AuthConfig::default())
 }
 
 /// A connection of the host, which has proven nothing.

@@ -1,7 +1,7 @@
 //! Case X25: each message in each state of a queue, with what comes of it as a table.
 
 use export::{Access, Reason};
-use nvme::auth::Rules;
+use nvme::auth::AuthConfig;
 use nvme::command::{FabricsCommand, IoCommand};
 use nvme::status::Status;
 use nvme::tcp::pdu::kind;
@@ -55,7 +55,7 @@ const STATES: [State; 11] = [
         name: "unproven",
         may: false,
         bring: || {
-            let mut world = World::keyed(crate::auth::host(), Rules::default());
+            let mut world = World::keyed(crate::auth::host(), AuthConfig::default());
             let id = world.initialized(PLAIN);
             world.ask(id, &connect_sqe(0, 32), connect_data(0xffff).as_bytes());
             (world, id)

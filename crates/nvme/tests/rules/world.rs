@@ -10,7 +10,7 @@ use export::{
     Access, Account, Admitted, Auth, Catalogue, Event, Export, Fault, Geometry, Host, Identity,
     Notice, Op, Peer, Policy, Pool, Reason, Session, Step,
 };
-use nvme::auth::Rules;
+use nvme::auth::AuthConfig;
 use nvme::target::{Port, Queue, Target};
 use nvme::tcp::{Deframer, Pdu, Piece, Side, pdu};
 use nvme::wire::completion::Cqe;
@@ -97,7 +97,7 @@ impl World {
     }
 
     /// A world in which that host is let in, and nobody else.
-    pub(crate) fn keyed(host: Host, rules: Rules) -> Self {
+    pub(crate) fn keyed(host: Host, rules: AuthConfig) -> Self {
         let mut world = Self::with_pool(1 << 20);
         world.target = Target::with_config(world.catalogue.clone(), rules, 0);
         world.auth = Auth::Required;
@@ -408,7 +408,7 @@ fn parse(reader: &mut Deframer, bytes: &[u8]) -> Vec<Reply> {
     let mut open = None;
     while at < bytes.len() || reader.at_end() {
         match reader.next(&bytes[at..]).expect("what the target sends keeps the rules") {
-            Piece::Short => panic!("the target sent a part of a PDU: {:02x?}", &bytes[at..]),
+            Piece::Incomplete => panic!("the target sent a part of a PDU: {:02x?}", &bytes[at..]),
             Piece::Header(n, pdu) => {
                 at += n;
                 match figure(pdu) {
@@ -428,7 +428,7 @@ fn parse(reader: &mut Deframer, bytes: &[u8]) -> Vec<Reply> {
                 payload.extend_from_slice(data);
                 at += data.len();
             }
-            Piece::End(n, right) => {
+            Piece::PayloadEnd(n, right) => {
                 assert!(right, "data digests of the target are right");
                 at += n;
                 replies.push(with_payload(open.take().unwrap(), std::mem::take(&mut payload)));

@@ -193,13 +193,13 @@ impl World {
 
     fn initialize(&mut self, admin: usize, cntlid: u16) {
         let mut controller = Controller::new(cntlid, 2);
-        while let Some(ask) = controller.ask() {
+        while let Some(ask) = controller.next_command() {
             let payload = match ask.len {
                 0 => Payload::None,
                 len => Payload::Receive(self.memory.take(len).unwrap()),
             };
             let (_, result, page) = self.command(admin, ask.sqe, payload);
-            controller.answer(nvme::status::Status::SUCCESS, result, &page).unwrap();
+            controller.complete(nvme::status::Status::SUCCESS, result, &page).unwrap();
             // A controller that is not ready waits for the disk.
             self.end_one();
         }
@@ -417,7 +417,7 @@ impl Line {
                             (self.open, self.cntlid) = (true, response.cntlid);
                         }
                         nvme::host::Step::Refused(..) => self.refused = true,
-                        nvme::host::Step::Done(done) => {
+                        nvme::host::Step::Completed(done) => {
                             let page = done.buffer.map(|buffer| buffer.bytes().to_vec());
                             let well = done.status.is_success();
                             self.done = Some((well, done.result, page.unwrap_or_default()));

@@ -83,7 +83,7 @@ impl Keys {
     /// None can be derived for that name.
     pub(super) fn nvme(&self, subsystem: &str) -> Result<Option<Psk>, String> {
         let Some(key) = &self.tls else { return Ok(None) };
-        let psks = nvme::auth::psk::psks(key.text(), false, &self.host, subsystem);
+        let psks = nvme::auth::psk::derive_psks(key.text(), false, &self.host, subsystem);
         let psks = psks.map_err(|error| error.to_string())?;
         let hash = |hash| match hash {
             nvme::auth::Hash::Sha384 => Hash::Sha384,

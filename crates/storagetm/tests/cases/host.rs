@@ -12,7 +12,7 @@ use export::{Account, Buffer, Pool, Secret};
 use nvme::auth::chap::{Key, system_random};
 use nvme::auth::{Credentials, Group, Hash, psk};
 use nvme::command::IoCommand;
-use nvme::host::{Controller, Done, Options, Payload, Queue, Step};
+use nvme::host::{Completion, Controller, Options, Payload, Queue, Step};
 use nvme::wire::Sqe;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
 
@@ -65,14 +65,14 @@ impl Guest {
         let (mut admin, cntlid) =
             Wire::open(connect()?, self.queue(Options::admin(), CNTLID_DYNAMIC))?;
         let mut controller = Controller::new(cntlid, 1);
-        while let Some(ask) = controller.ask() {
+        while let Some(ask) = controller.next_command() {
             let payload = match ask.len {
                 0 => Payload::None,
                 len => Payload::Receive(memory.take(len).unwrap()),
             };
-            let Done { status, result, buffer, .. } = admin.ask(ask.sqe, payload)?;
+            let Completion { status, result, buffer, .. } = admin.ask(ask.sqe, payload)?;
             let bytes = buffer.as_ref().map_or(&[][..], Buffer::bytes);
-            controller.answer(status, result, bytes).map_err(|trouble| format!("{trouble:?}"))?;
+            controller.complete(status, result, bytes).map_err(|trouble| format!("{trouble:?}"))?;
         }
         let options = Options::io(1, self.depth, controller.capsule_data());
         let (io, _) = Wire::open(connect()?, self.queue(options, cntlid))?;
@@ -97,7 +97,7 @@ impl Guest {
 /// The key with which that host makes a channel to that disk.
 pub(crate) fn known(key: &str, host: &str, disk: &str) -> tls::Psk {
     let key = Secret::new(key.as_bytes().to_vec());
-    let psk = psk::psks(&key, false, host, disk).unwrap().remove(0);
+    let psk = psk::derive_psks(&key, false, host, disk).unwrap().remove(0);
     tls::Psk { identity: psk.identity, secret: psk.secret, hash: tls::Hash::Sha256, key: None }
 }
 
@@ -166,16 +166,16 @@ impl<S: Read + Write> Wire<S> {
         Ok(())
     }
 
-    fn ask(&mut self, sqe: Sqe, payload: Payload) -> Result<Done, String> {
+    fn ask(&mut self, sqe: Sqe, payload: Payload) -> Result<Completion, String> {
         self.queue.submit(sqe, payload, 0).map_err(|not_now| format!("{not_now:?}"))?;
         match self.step()? {
-            Step::Done(done) => Ok(done),
+            Step::Completed(done) => Ok(done),
             step => Err(format!("{step:?}")),
         }
     }
 }
 
-fn succeeded(done: Done) -> Result<(), String> {
+fn succeeded(done: Completion) -> Result<(), String> {
     if done.status.is_success() { Ok(()) } else { Err(format!("{:?}", done.status)) }
 }
 

@@ -143,7 +143,7 @@ fn interop_openssl_speaks_tls_at_a_loopback_address() {
     let folder = Folder::new();
     let (_running, address, name, key) = scene(&folder);
     let secret = export::Secret::new(key.as_bytes().to_vec());
-    let derived = nvme::auth::psk::psks(&secret, false, LAPTOP, &name).unwrap();
+    let derived = nvme::auth::psk::derive_psks(&secret, false, LAPTOP, &name).unwrap();
     let sha256 = derived.iter().filter(|psk| psk.hash == nvme::auth::Hash::Sha256);
     let mut versions = Vec::new();
     for psk in sha256 {

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 
 use export::{Account, Buffer, Pool};
 use nvme::command::IoCommand;
-use nvme::host::{Controller, Credentials, Done, Options, Payload, Queue, Step};
+use nvme::host::{Completion, Controller, Credentials, Options, Payload, Queue, Step};
 use nvme::wire::Sqe;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
 
@@ -60,10 +60,10 @@ impl<S: Read + Write> Wire<S> {
         self.kept.drain(..taken);
     }
 
-    fn ask(&mut self, sqe: Sqe, payload: Payload) -> Done {
+    fn ask(&mut self, sqe: Sqe, payload: Payload) -> Completion {
         self.queue.submit(sqe, payload, 0).unwrap();
         match self.step() {
-            Step::Done(done) => done,
+            Step::Completed(done) => done,
             step => panic!("{step:?}"),
         }
     }
@@ -91,14 +91,14 @@ pub(crate) fn attach<S: Read + Write>(
     let first = queue(Options::admin(), data(CNTLID_DYNAMIC));
     let (mut admin, cntlid) = Wire::open(connect(), first);
     let mut controller = Controller::new(cntlid, 1);
-    while let Some(ask) = controller.ask() {
+    while let Some(ask) = controller.next_command() {
         let payload = match ask.len {
             0 => Payload::None,
             len => Payload::Receive(memory.take(len).unwrap()),
         };
-        let Done { status, result, buffer, .. } = admin.ask(ask.sqe, payload);
+        let Completion { status, result, buffer, .. } = admin.ask(ask.sqe, payload);
         let bytes = buffer.as_ref().map_or(&[][..], Buffer::bytes);
-        controller.answer(status, result, bytes).unwrap();
+        controller.complete(status, result, bytes).unwrap();
     }
     let options = Options::io(1, 8, controller.capsule_data());
     let (io, _) = Wire::open(connect(), queue(options, data(cntlid)));

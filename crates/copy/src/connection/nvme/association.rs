@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use export::{Account, Buffer, Pool};
 use nvme::command::{AdminCommand, IoCommand};
-use nvme::host::{Done, NotNow, Payload, Step};
+use nvme::host::{self, Payload, Step, SubmitError};
 use nvme::status::Status;
 
 use super::queue_io::{self, QueueIo};
@@ -174,7 +174,7 @@ impl NvmeAssociation {
         };
         match self.io.queue.submit(command.emit(), payload, tag) {
             Ok(_) => self.in_flight.push(Entry { tag, kind, sent, whole, result: None }),
-            Err(NotNow::Full(payload) | NotNow::NotConnected(payload)) => {
+            Err(SubmitError::Full(payload) | SubmitError::NotConnected(payload)) => {
                 drop(sent);
                 let buffer = match payload {
                     Payload::Receive(buffer) => Some(buffer),
@@ -189,7 +189,7 @@ impl NvmeAssociation {
     fn process_steps(&mut self) -> Result<(), ConnectionLost> {
         while let Some(step) = self.io.poll() {
             match step {
-                Step::Done(done) => self.done(done)?,
+                Step::Completed(done) => self.done(done)?,
                 Step::Close(end) => return Err(queue_io::lost(end)),
                 _ => {}
             }
@@ -197,8 +197,8 @@ impl NvmeAssociation {
         Ok(())
     }
 
-    fn done(&mut self, done: Done) -> Result<(), ConnectionLost> {
-        let Done { tag, status, buffer, .. } = done;
+    fn done(&mut self, done: host::Completion) -> Result<(), ConnectionLost> {
+        let host::Completion { tag, status, buffer, .. } = done;
         let Some(at) = self.in_flight.iter().position(|entry| entry.tag == tag) else {
             return Ok(());
         };
@@ -249,8 +249,8 @@ impl NvmeAssociation {
         self.admin.advance().map_err(ConnectionLost::new)?;
         while let Some(step) = self.admin.poll() {
             match step {
-                Step::Done(done) if done.status.is_success() => self.keep_alive_sent = None,
-                Step::Done(done) => return Err(ConnectionLost::new(done.status)),
+                Step::Completed(done) if done.status.is_success() => self.keep_alive_sent = None,
+                Step::Completed(done) => return Err(ConnectionLost::new(done.status)),
                 Step::Close(end) => return Err(queue_io::lost(end)),
                 _ => {}
             }
@@ -321,7 +321,7 @@ impl Connection for NvmeAssociation {
     }
 
     fn free_slots(&self) -> usize {
-        let submitted = self.io.queue.under_way().into();
+        let submitted = self.io.queue.in_flight().into();
         usize::from(self.entries).saturating_sub(self.in_flight.len().max(submitted))
     }
 

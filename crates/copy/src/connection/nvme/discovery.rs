@@ -110,7 +110,7 @@ impl NvmeEndpoint {
             serial: field(identify.map(|figure| &figure.sn[..])),
             model: field(identify.map(|figure| &figure.mn[..])),
             bytes: first.map_or(0, |namespace| {
-                let bytes = namespace.figure.nsze.get().checked_mul(1 << namespace.shift());
+                let bytes = namespace.identify.nsze.get().checked_mul(1 << namespace.shift());
                 bytes.unwrap_or(0)
             }),
         })

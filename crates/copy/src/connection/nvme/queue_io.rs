@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use export::{Account, DirectRecv};
-use nvme::host::{Credentials, Done, End, Options, Payload, Queue, Step};
+use nvme::host::{CloseReason, Completion, Credentials, Options, Payload, Queue, Step};
 use nvme::status::Status;
 use nvme::tcp::Violation;
 use nvme::wire::Sqe;
@@ -31,7 +31,7 @@ pub(super) enum Error {
     /// The target requires authentication, and there are no credentials.
     AuthRequired,
     /// The queue was closed.
-    Closed(End),
+    Closed(CloseReason),
     /// No memory, or no free entry.
     Full,
 }
@@ -69,12 +69,12 @@ impl fmt::Display for Error {
 }
 
 /// Why a queue was closed, for people.
-fn why(end: End) -> String {
+fn why(end: CloseReason) -> String {
     match end {
-        End::Violation(violation) => {
+        CloseReason::Violation(violation) => {
             format!("the target broke a rule of NVMe/TCP ({})", violation.name())
         }
-        End::Terminated { fes, fei } => {
+        CloseReason::Terminated { fes, fei } => {
             format!("the target says that a rule was broken (FES {fes:#x}, FEI {fei:#x})")
         }
     }
@@ -82,9 +82,9 @@ fn why(end: End) -> String {
 
 /// The loss of the association when a queue is closed. A wrong header digest is an error of the
 /// network and not of the target.
-pub(super) fn lost(end: End) -> ConnectionLost {
+pub(super) fn lost(end: CloseReason) -> ConnectionLost {
     match end {
-        End::Violation(violation) if violation != Violation::HeaderDigestWrong => {
+        CloseReason::Violation(violation) if violation != Violation::HeaderDigestWrong => {
             ConnectionLost::violation(why(end))
         }
         _ => ConnectionLost::new(why(end)),
@@ -165,14 +165,14 @@ impl QueueIo {
         len: usize,
         memory: &Account,
         deadline: Instant,
-    ) -> Result<Done, Error> {
+    ) -> Result<Completion, Error> {
         let payload = match len {
             0 => Payload::None,
             len => Payload::Receive(memory.take(len).ok_or(Error::Full)?),
         };
         self.queue.submit(sqe, payload, 0).map_err(|_| Error::Full)?;
         match self.wait_for_step(deadline)? {
-            Step::Done(done) => Ok(done),
+            Step::Completed(done) => Ok(done),
             Step::Close(end) => Err(Error::Closed(end)),
             _ => Err(Error::Full),
         }
