@@ -14,8 +14,8 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 
 use crate::inbox::{Inbox, Message};
 use crate::link::Link;
-use crate::recv_buffer::{RecvBuffer, room};
-use crate::{GRACE, LINGER, Open, RETRY, Shared, UNSENT};
+use crate::recv_buffer::{RecvBuffer, window};
+use crate::{GRACE, LINGER, MakeSession, RETRY, Shared, UNSENT};
 
 /// Bytes of a connection's stack. Calculations for DH-HMAC-CHAP and for pairing are the deepest that is done on it.
 pub(crate) const STACK: usize = 512 << 10;
@@ -34,15 +34,15 @@ pub(crate) fn adopt(
     shared: &Arc<Shared>,
     memory: usize,
     link: Arc<Link>,
-    open: Open,
+    open: MakeSession,
 ) -> io::Result<()> {
     let inbox = Inbox::new()?;
     let shared = shared.clone();
     let work = move || {
-        shared.post.join(&inbox);
+        shared.inboxes.register(&inbox);
         let _farewell = Farewell { shared: &shared, inbox: &inbox };
         // Without memory for it the connection is closed: its peer may try again.
-        let Some(recv_buffer) = RecvBuffer::with(&link.take()) else { return };
+        let Some(recv_buffer) = RecvBuffer::with_bytes(&link.take()) else { return };
         let pool = Pool::with_budget(memory, shared.budget.clone());
         let account = pool.open_for(link.peer().tenant());
         let session = open(link.peer(), account, Instant::now());
@@ -60,8 +60,8 @@ struct Farewell<'a> {
 
 impl Drop for Farewell<'_> {
     fn drop(&mut self) {
-        self.shared.post.leave(self.inbox);
-        self.shared.post.notify(Notice::StateChanged, None);
+        self.shared.inboxes.unregister(self.inbox);
+        self.shared.inboxes.notify(Notice::StateChanged, None);
     }
 }
 
@@ -137,7 +137,7 @@ impl<'a> Connection<'a> {
     fn settle(&mut self) {
         self.drain();
         while self.takes_more() && !self.recv_buffer.is_empty() {
-            let taken = self.session.receive(Instant::now(), self.recv_buffer.waiting());
+            let taken = self.session.receive(Instant::now(), self.recv_buffer.unread());
             self.recv_buffer.consume(taken);
             self.drain();
             if taken == 0 {
@@ -152,7 +152,7 @@ impl<'a> Connection<'a> {
         while let Some(step) = self.session.poll() {
             match step {
                 Step::Report(event) => (self.shared.sink)(event),
-                Step::Notify => self.shared.post.notify(Notice::StateChanged, None),
+                Step::Notify => self.shared.inboxes.notify(Notice::StateChanged, None),
                 Step::Submit(admitted) => self.carry_out(admitted),
                 Step::Send(segment) => {
                     self.unsent += segment.len();
@@ -175,7 +175,7 @@ impl<'a> Connection<'a> {
         let written = admitted.op().mutates().then(|| admitted.export().clone());
         let (ticket, outcome) = crate::disk::carry_out(admitted);
         if written.is_some_and(|export| export.is_contended()) {
-            self.shared.post.notify(Notice::StateChanged, None);
+            self.shared.inboxes.notify(Notice::StateChanged, None);
         }
         self.session.complete(Instant::now(), ticket, outcome);
     }
@@ -242,7 +242,7 @@ impl<'a> Connection<'a> {
             self.receive();
         }
         self.broken |= !reads && seen.intersects(PollFlags::HUP | PollFlags::ERR);
-        if self.inbox.is_full() {
+        if self.inbox.has_messages() {
             self.read_inbox();
         }
         // What the peer said meanwhile counts, however late this thread is: a host that spoke in time is not given up.
@@ -259,7 +259,7 @@ impl<'a> Connection<'a> {
         let direct_recv =
             if self.recv_buffer.is_empty() { self.session.direct_recv() } else { None };
         let came = if let Some(mut direct_recv) = direct_recv {
-            let came = rustix::net::recv(&self.link, room(&mut direct_recv), RecvFlags::DONTWAIT);
+            let came = rustix::net::recv(&self.link, window(&mut direct_recv), RecvFlags::DONTWAIT);
             let got = came.map_or(0, |(got, _)| got);
             self.session.direct_received(Instant::now(), direct_recv, got);
             came
@@ -286,7 +286,7 @@ impl<'a> Connection<'a> {
                     }
                 }
                 Message::Quit => self.broken = true,
-                Message::Adopt(..) | Message::Ran(..) => {}
+                Message::Adopt(..) | Message::BlockingOpDone(..) => {}
             }
         }
     }
@@ -318,7 +318,7 @@ impl<'a> Connection<'a> {
         match rustix::net::recv(&self.link, self.recv_buffer.spare(), RecvFlags::DONTWAIT) {
             Ok((0, _)) => self.ended = Some(Instant::now() + GRACE),
             Err(errno) if errno != Errno::AGAIN && errno != Errno::INTR => self.broken = true,
-            _ if self.inbox.is_full() => self.read_inbox(),
+            _ if self.inbox.has_messages() => self.read_inbox(),
             _ => {}
         }
     }

@@ -8,18 +8,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use export::Notice;
 use rustix::event::EventfdFlags;
 
-use crate::Open;
+use crate::MakeSession;
 use crate::blocking_op::Answer;
 use crate::link::Link;
 
 /// What one thread says to another.
 pub(crate) enum Message {
     /// This connection is yours from now on.
-    Adopt(Arc<Link>, Open),
+    Adopt(Arc<Link>, MakeSession),
     /// Tell all sessions.
     Notice(Notice),
     /// The blocking_op of that number was run.
-    Ran(u64, Answer),
+    BlockingOpDone(u64, Answer),
     /// Cut all connections and end.
     Quit,
 }
@@ -29,7 +29,7 @@ impl fmt::Debug for Message {
         match self {
             Self::Adopt(link, _) => write!(f, "Adopt({link:?})"),
             Self::Notice(notice) => write!(f, "Notice({notice:?})"),
-            Self::Ran(number, _) => write!(f, "Ran({number})"),
+            Self::BlockingOpDone(number, _) => write!(f, "BlockingOpDone({number})"),
             Self::Quit => f.write_str("Quit"),
         }
     }
@@ -40,7 +40,7 @@ impl fmt::Debug for Message {
 pub(crate) struct Inbox {
     messages: Mutex<Vec<Message>>,
     /// Whether there are messages: looked at by a spinning reader, without a lock or a system call.
-    full: AtomicBool,
+    has_messages: AtomicBool,
     /// Written with each message that makes the box full; the reader empties it. It blocks when read, as io_uring needs
     /// it to wait.
     wake_fd: OwnedFd,
@@ -50,32 +50,36 @@ impl Inbox {
     /// An empty one.
     pub(crate) fn new() -> std::io::Result<Arc<Self>> {
         let wake_fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
-        Ok(Arc::new(Self { messages: Mutex::default(), full: AtomicBool::new(false), wake_fd }))
+        Ok(Arc::new(Self {
+            messages: Mutex::default(),
+            has_messages: AtomicBool::new(false),
+            wake_fd,
+        }))
     }
 
     /// Adds a message and wakes the reader.
-    pub(crate) fn put(&self, message: Message) {
+    pub(crate) fn push(&self, message: Message) {
         let mut messages = lock(&self.messages);
-        if !is_said_already(&messages, &message) {
+        if !is_repeated(&messages, &message) {
             messages.push(message);
         }
-        let was_full = self.full.swap(true, Ordering::AcqRel);
+        let had_messages = self.has_messages.swap(true, Ordering::AcqRel);
         drop(messages);
-        if !was_full {
+        if !had_messages {
             // Fails only if the counter is at its end, and then the reader wakes all the same.
             let _ = rustix::io::write(&self.wake_fd, &1u64.to_ne_bytes());
         }
     }
 
     /// Whether there are messages.
-    pub(crate) fn is_full(&self) -> bool {
-        self.full.load(Ordering::Acquire)
+    pub(crate) fn has_messages(&self) -> bool {
+        self.has_messages.load(Ordering::Acquire)
     }
 
     /// All messages, in order.
     pub(crate) fn take(&self) -> Vec<Message> {
         let mut messages = lock(&self.messages);
-        self.full.store(false, Ordering::Release);
+        self.has_messages.store(false, Ordering::Release);
         std::mem::take(&mut messages)
     }
 
@@ -92,7 +96,7 @@ impl AsFd for Inbox {
 }
 
 /// "Something changed" twice in a row says no more than once, and must not fill memory.
-fn is_said_already(messages: &[Message], message: &Message) -> bool {
+fn is_repeated(messages: &[Message], message: &Message) -> bool {
     matches!(
         (messages.last(), message),
         (Some(Message::Notice(Notice::StateChanged)), Message::Notice(Notice::StateChanged))
@@ -116,36 +120,36 @@ struct Registered {
 
 impl Inboxes {
     /// Adds a inbox. It gets at once what all were told that lasts: to stop, to end.
-    pub(crate) fn join(&self, inbox: &Arc<Inbox>) {
-        let mut boxes = lock(&self.0);
-        boxes.all.push(inbox.clone());
-        if boxes.stopping {
-            inbox.put(Message::Notice(Notice::Stopping));
+    pub(crate) fn register(&self, inbox: &Arc<Inbox>) {
+        let mut registered = lock(&self.0);
+        registered.all.push(inbox.clone());
+        if registered.stopping {
+            inbox.push(Message::Notice(Notice::Stopping));
         }
-        if boxes.quitting {
-            inbox.put(Message::Quit);
+        if registered.quitting {
+            inbox.push(Message::Quit);
         }
     }
 
     /// Removes a inbox.
-    pub(crate) fn leave(&self, inbox: &Arc<Inbox>) {
+    pub(crate) fn unregister(&self, inbox: &Arc<Inbox>) {
         lock(&self.0).all.retain(|other| !Arc::ptr_eq(other, inbox));
     }
 
     /// Puts `notice` in all mailboxes, but `own`.
     pub(crate) fn notify(&self, notice: Notice, own: Option<&Arc<Inbox>>) {
-        let mut boxes = lock(&self.0);
-        boxes.stopping |= notice == Notice::Stopping;
+        let mut registered = lock(&self.0);
+        registered.stopping |= notice == Notice::Stopping;
         let is_own = |other: &&Arc<Inbox>| own.is_some_and(|own| Arc::ptr_eq(other, own));
-        let others = boxes.all.iter().filter(|other| !is_own(other));
-        others.for_each(|other| other.put(Message::Notice(notice)));
+        let others = registered.all.iter().filter(|other| !is_own(other));
+        others.for_each(|other| other.push(Message::Notice(notice)));
     }
 
     /// Has all readers end.
     pub(crate) fn quit(&self) {
-        let mut boxes = lock(&self.0);
-        boxes.quitting = true;
-        boxes.all.iter().for_each(|inbox| inbox.put(Message::Quit));
+        let mut registered = lock(&self.0);
+        registered.quitting = true;
+        registered.all.iter().for_each(|inbox| inbox.push(Message::Quit));
     }
 }
 
@@ -159,26 +163,26 @@ mod test {
         for notice in
             [Notice::StateChanged, Notice::StateChanged, Notice::Stopping, Notice::StateChanged]
         {
-            inbox.put(Message::Notice(notice));
+            inbox.push(Message::Notice(notice));
         }
-        assert!(inbox.is_full());
+        assert!(inbox.has_messages());
         inbox.clear_wake();
-        let said: Vec<_> = inbox.take().iter().map(|message| format!("{message:?}")).collect();
-        assert_eq!(said, ["Notice(Changed)", "Notice(Stopping)", "Notice(Changed)"]);
-        assert!(!inbox.is_full());
+        let messages: Vec<_> = inbox.take().iter().map(|message| format!("{message:?}")).collect();
+        assert_eq!(messages, ["Notice(Changed)", "Notice(Stopping)", "Notice(Changed)"]);
+        assert!(!inbox.has_messages());
     }
 
     #[test]
     fn news_reach_all_but_the_speaker_until_they_leave() {
-        let post = Inboxes::default();
+        let inboxes = Inboxes::default();
         let (one, two) = (Inbox::new().unwrap(), Inbox::new().unwrap());
-        post.join(&one);
-        post.notify(Notice::Stopping, None);
-        post.join(&two);
-        post.notify(Notice::StateChanged, Some(&one));
+        inboxes.register(&one);
+        inboxes.notify(Notice::Stopping, None);
+        inboxes.register(&two);
+        inboxes.notify(Notice::StateChanged, Some(&one));
         assert_eq!((one.take().len(), two.take().len()), (1, 2));
-        post.leave(&two);
-        post.quit();
+        inboxes.unregister(&two);
+        inboxes.quit();
         assert_eq!((one.take().len(), two.take().len()), (1, 0));
     }
 }

@@ -67,7 +67,7 @@ const MEMORY_SHARE: usize = 8;
 const LAST_WAIT: Duration = Duration::from_millis(500);
 
 /// Makes the session of a new connection. Called on the connection's own thread, as sessions stay on it.
-pub type Open = Arc<dyn Fn(Peer, Account, Instant) -> Box<dyn Session> + Send + Sync>;
+pub type MakeSession = Arc<dyn Fn(Peer, Account, Instant) -> Box<dyn Session> + Send + Sync>;
 
 /// Takes what sessions report. Called on their threads, so it should not wait for anything.
 pub type Sink = Arc<dyn Fn(Event) + Send + Sync>;
@@ -146,7 +146,7 @@ impl Default for Config {
 /// What all threads share.
 struct Shared {
     sink: Sink,
-    post: Inboxes,
+    inboxes: Inboxes,
     table: Arc<ConnectionTable>,
     budget: Arc<Budget>,
 }
@@ -174,10 +174,10 @@ impl ActiveDriver {
             return Ok((blocking, chosen(Driver::Blocking, "it was asked for")));
         }
         match uring::spawn(config, shared) {
-            Ok(staff) if config.driver == Driver::Auto => {
-                Ok((Self::Uring(staff), chosen(Driver::Uring, "the kernel has io_uring")))
+            Ok(workers) if config.driver == Driver::Auto => {
+                Ok((Self::Uring(workers), chosen(Driver::Uring, "the kernel has io_uring")))
             }
-            Ok(staff) => Ok((Self::Uring(staff), chosen(Driver::Uring, "it was asked for"))),
+            Ok(workers) => Ok((Self::Uring(workers), chosen(Driver::Uring, "it was asked for"))),
             Err(error) if config.driver == Driver::Auto => {
                 let why = format!("io_uring cannot be used here: {error}");
                 Ok((blocking, chosen(Driver::Blocking, &why)))
@@ -189,9 +189,9 @@ impl ActiveDriver {
         }
     }
 
-    fn adopt(&self, link: Arc<Link>, open: Open) {
+    fn adopt(&self, link: Arc<Link>, open: MakeSession) {
         match self {
-            Self::Uring(staff) => staff.adopt(link, open),
+            Self::Uring(workers) => workers.adopt(link, open),
             // Without a thread for it, the connection is closed: its peer may try again.
             Self::Blocking { shared, memory } => drop(blocking::adopt(shared, *memory, link, open)),
         }
@@ -213,8 +213,8 @@ impl Engine {
     /// No thread or descriptor is to be had, or io_uring was asked for and cannot be used.
     pub fn start(config: Config, sink: Sink) -> io::Result<Self> {
         let table = ConnectionTable::open()?;
-        let (budget, post) = (Budget::new(config.budget), Inboxes::default());
-        let shared = Arc::new(Shared { sink, post, table: table.clone(), budget });
+        let (budget, inboxes) = (Budget::new(config.budget), Inboxes::default());
+        let shared = Arc::new(Shared { sink, inboxes, table: table.clone(), budget });
         let (driver_threads, running) = ActiveDriver::start(&config, &shared)?;
         table.limit(bounds(config.connections, running.driver));
         let driver_threads = Arc::new(driver_threads);
@@ -234,7 +234,7 @@ impl Engine {
         &self,
         listener: OwnedFd,
         security: Security,
-        open: Open,
+        open: MakeSession,
     ) -> io::Result<SocketAddr> {
         self.acceptor.accept(listener, security, open)
     }
@@ -244,7 +244,7 @@ impl Engine {
     ///
     /// # Errors
     /// It is not a connected TCP or Unix stream, or there is no room for it.
-    pub fn adopt(&self, socket: OwnedFd, security: Security, open: Open) -> io::Result<()> {
+    pub fn adopt(&self, socket: OwnedFd, security: Security, open: MakeSession) -> io::Result<()> {
         self.acceptor.adopt(socket, security, open)
     }
 
@@ -257,14 +257,14 @@ impl Engine {
         address: SocketAddr,
         interface: Option<&str>,
         security: Security,
-        open: Open,
+        open: MakeSession,
     ) -> io::Result<SocketAddr> {
         self.accept(bind(address, interface)?, security, open)
     }
 
     /// Tells every session on every thread.
     pub fn notify(&self, notice: Notice) {
-        self.shared.post.notify(notice, None);
+        self.shared.inboxes.notify(notice, None);
     }
 
     /// Connections there are now.
@@ -281,9 +281,9 @@ impl Engine {
     /// close. Those that are left after `patience` are cut. Tells whether there were none.
     pub fn stop(mut self, patience: Duration) -> bool {
         self.acceptor.stop();
-        self.shared.post.notify(Notice::Stopping, None);
+        self.shared.inboxes.notify(Notice::Stopping, None);
         let in_time = self.shared.table.wait_until_empty(patience);
-        self.shared.post.quit();
+        self.shared.inboxes.quit();
         let gone = self.shared.table.wait_until_empty(LAST_WAIT);
         if gone {
             self.join();
@@ -295,8 +295,8 @@ impl Engine {
     fn join(self) {
         let driver_threads = self.driver_threads.clone();
         drop(self);
-        if let Some(ActiveDriver::Uring(staff)) = Arc::into_inner(driver_threads) {
-            staff.join();
+        if let Some(ActiveDriver::Uring(workers)) = Arc::into_inner(driver_threads) {
+            workers.join();
         }
     }
 }
@@ -304,7 +304,7 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.acceptor.stop();
-        self.shared.post.quit();
+        self.shared.inboxes.quit();
     }
 }
 

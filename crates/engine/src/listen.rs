@@ -15,9 +15,11 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 
 use crate::inbox::{Inbox, Message};
 use crate::link::{ConnectionTable, Link};
-use crate::security::{CLEAR, CROWD, Detected, ListenerConfig, OUTSIDE, Security, refuse};
+use crate::security::{
+    Detected, ListenerConfig, NOT_LOCAL, PLAIN_REFUSED, Security, TOO_MANY, refuse,
+};
 use crate::tls::{Handshaker, Incoming, ReportLimit};
-use crate::{Limits, Open, Shared};
+use crate::{Limits, MakeSession, Shared};
 
 /// Connections that the kernel holds for us while we accept others.
 const BACKLOG: i32 = 128;
@@ -42,7 +44,7 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::fro
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Takes an accepted connection over.
-pub(crate) type Adopt = Arc<dyn Fn(Arc<Link>, Open) + Send + Sync>;
+pub(crate) type Adopt = Arc<dyn Fn(Arc<Link>, MakeSession) + Send + Sync>;
 
 /// The thread, and the one for handshakes.
 #[derive(Debug)]
@@ -115,7 +117,7 @@ impl Acceptor {
         &self,
         socket: OwnedFd,
         security: Security,
-        open: Open,
+        open: MakeSession,
     ) -> io::Result<SocketAddr> {
         let bound = match Kind::of(&socket)? {
             Kind::Tcp => rustix::net::getsockname(&socket)?.try_into()?,
@@ -136,10 +138,15 @@ impl Acceptor {
     ///
     /// # Errors
     /// It is none, or there is no room for it.
-    pub(crate) fn adopt(&self, socket: OwnedFd, security: Security, open: Open) -> io::Result<()> {
+    pub(crate) fn adopt(
+        &self,
+        socket: OwnedFd,
+        security: Security,
+        open: MakeSession,
+    ) -> io::Result<()> {
         let peer = peer_of(&socket, security.auth)?;
         if peer.local.ip().to_canonical().is_loopback() && !is_local(&socket, &peer) {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, OUTSIDE));
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, NOT_LOCAL));
         }
         // One that was made by somebody else may not block, and then could not be waited for in a ring.
         rustix::io::ioctl_fionbio(&socket, false)?;
@@ -155,12 +162,12 @@ impl Acceptor {
     fn notify(&self, add: impl FnOnce(&mut Arrivals)) {
         self.fresh.with(add);
         // Wakes the thread; what it is told is in the list.
-        self.inbox.put(Message::Notice(Notice::StateChanged));
+        self.inbox.push(Message::Notice(Notice::StateChanged));
     }
 
     /// Closes the listening sockets and ends the thread.
     pub(crate) fn stop(&mut self) {
-        self.inbox.put(Message::Quit);
+        self.inbox.push(Message::Quit);
         if let Some(thread) = self.thread.take() {
             // One that panicked has said so.
             drop(thread.join());
@@ -227,7 +234,7 @@ impl Loop {
         loop {
             let ready = self.wait(paused);
             self.fence_off();
-            if self.inbox.is_full() && self.read_inbox() {
+            if self.inbox.has_messages() && self.read_inbox() {
                 return;
             }
             self.hear(&ready.spoke);
@@ -259,7 +266,7 @@ impl Loop {
     /// Ends the right to write of the sessions whose peers have closed their sending sides.
     fn fence_off(&self) {
         if self.shared.table.fence_off() {
-            self.shared.post.notify(Notice::StateChanged, None);
+            self.shared.inboxes.notify(Notice::StateChanged, None);
         }
     }
 
@@ -325,14 +332,16 @@ impl Loop {
         let Ok(peer) = peer_of(&socket, config.security.auth) else { return };
         if is_loopback && !is_local(&socket, &peer) {
             if self.refused.allows(Instant::now()) {
-                refuse(&self.shared.sink, peer, OUTSIDE);
+                refuse(&self.shared.sink, peer, NOT_LOCAL);
             }
             return;
         }
         tune(&socket, &peer);
         match self.shared.table.enter(socket, peer.clone()) {
             Some(link) => self.greet(Incoming { link, config, until: Instant::now() + PATIENCE }),
-            None if self.refused.allows(Instant::now()) => refuse(&self.shared.sink, peer, CROWD),
+            None if self.refused.allows(Instant::now()) => {
+                refuse(&self.shared.sink, peer, TOO_MANY)
+            }
             None => {}
         }
     }
@@ -344,11 +353,11 @@ impl Loop {
         match incoming.config.detect(&incoming.link) {
             Detected::Unknown => self.silent.push(incoming),
             Detected::Plain => (self.adopt)(incoming.link, incoming.config.open.clone()),
-            Detected::Greeted | Detected::Secured => self.handshaker.admit(incoming),
+            Detected::ServerFirst | Detected::Tls => self.handshaker.admit(incoming),
             Detected::Refused if self.refused.allows(Instant::now()) => {
-                refuse(&self.shared.sink, incoming.link.peer(), CLEAR);
+                refuse(&self.shared.sink, incoming.link.peer(), PLAIN_REFUSED);
             }
-            Detected::Refused | Detected::Gone => {}
+            Detected::Refused | Detected::Closed => {}
         }
     }
 }
@@ -397,7 +406,7 @@ impl Kind {
 }
 
 fn full() -> io::Error {
-    io::Error::new(io::ErrorKind::QuotaExceeded, "there are as many connections as there may be")
+    io::Error::new(io::ErrorKind::QuotaExceeded, "too many connections")
 }
 
 fn peer_of(socket: &OwnedFd, auth: Auth) -> Result<Peer, Errno> {

@@ -7,92 +7,100 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 
-use crate::Open;
+use crate::MakeSession;
 use crate::link::Link;
 use crate::security::{NegotiationStep, Negotiator, NextStep};
 
 /// The most bytes that may wait for the negotiation to take them.
-const WAITING: usize = 8 << 10;
+const MAX_UNCONSUMED: usize = 8 << 10;
 
 /// More bytes than anybody says in the clear before it is known how it goes on.
-const MOST: usize = 16 << 10;
+const MAX_TOTAL: usize = 16 << 10;
 
-const TALKATIVE: &str = "says too much before it says how it goes on";
-const EARLY: &str = "spoke in the clear after it had asked for TLS";
+const TOO_LONG: &str = "sent too much data during negotiation";
+const DATA_BEFORE_TLS: &str = "sent clear text after it had requested TLS";
 
 /// A negotiation on its way.
 pub(crate) struct Negotiation {
-    negotiation: Negotiator,
-    /// Bytes that came and were not taken.
-    came: Vec<u8>,
-    /// Whether they may hold more than the negotiation has heard: it took some, and these were behind.
-    is_behind: bool,
-    /// Bytes that came in all.
-    heard: usize,
+    negotiator: Negotiator,
+    /// Bytes that received and were not taken.
+    received: Vec<u8>,
+    /// Whether they may hold more than the negotiation has total_received: it took some, and these were behind.
+    has_unprocessed: bool,
+    /// Bytes that received in all.
+    total_received: usize,
     /// What is still to be said, and what follows then.
-    say: Vec<u8>,
-    then: NextStep,
+    reply: Vec<u8>,
+    next: NextStep,
 }
 
-/// How a prelude goes on.
+/// How a negotiation goes on.
 pub(crate) enum Progress {
     /// It waits for that.
     Waits(PollFlags),
-    /// A driver takes over, with these bytes that came and were not taken.
+    /// A driver takes over, with these bytes that received and were not taken.
     Plain(Vec<u8>),
     /// TLS follows, and then a session of this maker.
-    Secure(Open),
+    Secure(MakeSession),
     /// The peer is refused.
     Refuse(&'static str),
     /// It is over.
-    Gone,
+    Closed,
 }
 
 impl Negotiation {
     /// One that has said nothing yet.
-    pub(crate) fn new(mut negotiation: Negotiator) -> Self {
-        let NegotiationStep { say, then, .. } = attempt(&mut negotiation, &[]);
-        Self { negotiation, came: Vec::new(), is_behind: false, heard: 0, say, then }
+    pub(crate) fn new(mut negotiator: Negotiator) -> Self {
+        let NegotiationStep { reply, next, .. } = call(&mut negotiator, &[]);
+        Self {
+            negotiator,
+            received: Vec::new(),
+            has_unprocessed: false,
+            total_received: 0,
+            reply,
+            next,
+        }
     }
 
-    /// Does what can be done now. A peer can keep this going only for as many bytes as it may say in all.
+    /// Does what can be done now. A peer can keep this going only for as many bytes as it may reply in all.
     pub(crate) fn advance(&mut self, link: &Link) -> Progress {
         loop {
-            if matches!(self.then, NextStep::Secure(_)) && (!self.came.is_empty() || has_more(link))
+            if matches!(self.next, NextStep::Secure(_))
+                && (!self.received.is_empty() || has_more(link))
             {
-                return Progress::Refuse(EARLY);
+                return Progress::Refuse(DATA_BEFORE_TLS);
             }
             match self.send(link) {
                 Ok(true) => {}
                 Ok(false) => return Progress::Waits(PollFlags::OUT),
-                Err(_) => return Progress::Gone,
+                Err(_) => return Progress::Closed,
             }
-            match std::mem::replace(&mut self.then, NextStep::Wait) {
-                NextStep::Wait if self.is_behind => self.hear(),
-                NextStep::Wait if self.is_full() => return Progress::Refuse(TALKATIVE),
-                NextStep::Wait => match self.listen(link) {
-                    Ok(()) => self.hear(),
+            match std::mem::replace(&mut self.next, NextStep::Wait) {
+                NextStep::Wait if self.has_unprocessed => self.process(),
+                NextStep::Wait if self.is_over_limit() => return Progress::Refuse(TOO_LONG),
+                NextStep::Wait => match self.receive(link) {
+                    Ok(()) => self.process(),
                     Err(next) => return next,
                 },
-                NextStep::Plain => return Progress::Plain(std::mem::take(&mut self.came)),
+                NextStep::Plain => return Progress::Plain(std::mem::take(&mut self.received)),
                 NextStep::Secure(open) => return Progress::Secure(open),
                 NextStep::Refuse(why) => return Progress::Refuse(why),
-                NextStep::Close => return Progress::Gone,
+                NextStep::Close => return Progress::Closed,
             }
         }
     }
 
     /// Whether the peer has said all that it may.
-    fn is_full(&self) -> bool {
-        self.came.len() >= WAITING || self.heard >= MOST
+    fn is_over_limit(&self) -> bool {
+        self.received.len() >= MAX_UNCONSUMED || self.total_received >= MAX_TOTAL
     }
 
     /// Sends what the socket takes now of what is to be said. Tells whether that was all.
     fn send(&mut self, link: &Link) -> Result<bool, Errno> {
-        while !self.say.is_empty() {
+        while !self.reply.is_empty() {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            match rustix::net::send(link, &self.say, flags) {
-                Ok(sent) => drop(self.say.drain(..sent.min(self.say.len()))),
+            match rustix::net::send(link, &self.reply, flags) {
+                Ok(sent) => drop(self.reply.drain(..sent.min(self.reply.len()))),
                 Err(Errno::AGAIN) => return Ok(false),
                 Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno),
@@ -102,38 +110,38 @@ impl Negotiation {
     }
 
     /// Receives what has come.
-    fn listen(&mut self, link: &Link) -> Result<(), Progress> {
-        let have = self.came.len();
-        self.came.resize(WAITING, 0);
-        let room = self.came.get_mut(have..).unwrap_or_default();
+    fn receive(&mut self, link: &Link) -> Result<(), Progress> {
+        let have = self.received.len();
+        self.received.resize(MAX_UNCONSUMED, 0);
+        let room = self.received.get_mut(have..).unwrap_or_default();
         let got = rustix::net::recv(link, room, RecvFlags::DONTWAIT).map(|(got, _)| got);
-        self.came.truncate(have + got.unwrap_or(0));
+        self.received.truncate(have + got.unwrap_or(0));
         match got {
-            Ok(0) => Err(Progress::Gone),
+            Ok(0) => Err(Progress::Closed),
             Ok(got) => {
-                self.heard += got;
+                self.total_received += got;
                 Ok(())
             }
             Err(Errno::AGAIN | Errno::INTR) => Err(Progress::Waits(PollFlags::IN)),
-            Err(_) => Err(Progress::Gone),
+            Err(_) => Err(Progress::Closed),
         }
     }
 
     /// Has the negotiation hear what has come.
-    fn hear(&mut self) {
-        let NegotiationStep { take, say, then } = attempt(&mut self.negotiation, &self.came);
-        self.came.drain(..take.min(self.came.len()));
-        self.is_behind = take > 0 && !self.came.is_empty();
-        (self.say, self.then) = (say, then);
+    fn process(&mut self) {
+        let NegotiationStep { consumed, reply, next } = call(&mut self.negotiator, &self.received);
+        self.received.drain(..consumed.min(self.received.len()));
+        self.has_unprocessed = consumed > 0 && !self.received.is_empty();
+        (self.reply, self.next) = (reply, next);
     }
 }
 
 /// Has the negotiation hear something. One that panics costs its own connection and no other: it is not called again.
-fn attempt(negotiation: &mut Negotiator, bytes: &[u8]) -> NegotiationStep {
-    catch_unwind(AssertUnwindSafe(|| negotiation(bytes))).unwrap_or(NegotiationStep {
-        take: 0,
-        say: Vec::new(),
-        then: NextStep::Close,
+fn call(negotiator: &mut Negotiator, bytes: &[u8]) -> NegotiationStep {
+    catch_unwind(AssertUnwindSafe(|| negotiator(bytes))).unwrap_or(NegotiationStep {
+        consumed: 0,
+        reply: Vec::new(),
+        next: NextStep::Close,
     })
 }
 
@@ -162,19 +170,19 @@ mod test {
         let table = ConnectionTable::new(Bounds { total: 1, newcomers: 1 });
         let link = table.enter(near.into(), peer).unwrap();
         let negotiation = |bytes: &[u8]| {
-            let then = if bytes.len() < 4 { NextStep::Wait } else { NextStep::Plain };
-            let say = if bytes.is_empty() { b"hello".to_vec() } else { Vec::new() };
-            NegotiationStep { take: 0, say, then }
+            let next = if bytes.len() < 4 { NextStep::Wait } else { NextStep::Plain };
+            let reply = if bytes.is_empty() { b"hello".to_vec() } else { Vec::new() };
+            NegotiationStep { consumed: 0, reply, next }
         };
-        let mut prelude = Negotiation::new(Box::new(negotiation));
+        let mut negotiation = Negotiation::new(Box::new(negotiation));
         for word in [&b""[..], b"a", b"bc"] {
             far.write_all(word).unwrap();
-            assert!(matches!(prelude.advance(&link), Progress::Waits(PollFlags::IN)));
+            assert!(matches!(negotiation.advance(&link), Progress::Waits(PollFlags::IN)));
             assert!(!has_more(&link));
         }
         far.read_exact(&mut [0; 5]).unwrap();
         far.write_all(b"de").unwrap();
-        let Progress::Plain(came) = prelude.advance(&link) else { panic!("it waits") };
-        assert_eq!(came, b"abcde");
+        let Progress::Plain(received) = negotiation.advance(&link) else { panic!("it waits") };
+        assert_eq!(received, b"abcde");
     }
 }

@@ -1,4 +1,4 @@
-//! Bytes that came from a socket and wait to be taken by a session. It knows neither.
+//! Bytes that received from a socket and wait to be taken by a session. It knows neither.
 
 use export::DirectRecv;
 use zerocopy::FromZeros;
@@ -21,16 +21,16 @@ impl RecvBuffer {
         Some(Self { bytes, start: 0, end: 0 })
     }
 
-    /// One of [`RECV_BUFFER`] bytes, in which `came` wait. Nothing if there is no memory for it.
-    pub(crate) fn with(came: &[u8]) -> Option<Self> {
-        let mut recv_buffer = Self::new(RECV_BUFFER.max(came.len()))?;
-        recv_buffer.spare().get_mut(..came.len()).unwrap_or_default().copy_from_slice(came);
-        recv_buffer.fill(came.len());
+    /// One of [`RECV_BUFFER`] bytes, in which `received` wait. Nothing if there is no memory for it.
+    pub(crate) fn with_bytes(received: &[u8]) -> Option<Self> {
+        let mut recv_buffer = Self::new(RECV_BUFFER.max(received.len()))?;
+        recv_buffer.spare().get_mut(..received.len()).unwrap_or_default().copy_from_slice(received);
+        recv_buffer.fill(received.len());
         Some(recv_buffer)
     }
 
     /// The bytes that wait.
-    pub(crate) fn waiting(&self) -> &[u8] {
+    pub(crate) fn unread(&self) -> &[u8] {
         self.bytes.get(self.start..self.end).unwrap_or_default()
     }
 
@@ -48,9 +48,9 @@ impl RecvBuffer {
     }
 
     /// Moves the first of them into `into`, as far as there is room. Tells how many.
-    pub(crate) fn pour(&mut self, into: &mut [u8]) -> usize {
-        let len = into.len().min(self.waiting().len());
-        if let (Some(into), Some(from)) = (into.get_mut(..len), self.waiting().get(..len)) {
+    pub(crate) fn read_into(&mut self, into: &mut [u8]) -> usize {
+        let len = into.len().min(self.unread().len());
+        if let (Some(into), Some(from)) = (into.get_mut(..len), self.unread().get(..len)) {
             into.copy_from_slice(from);
         }
         self.consume(len);
@@ -72,14 +72,14 @@ impl RecvBuffer {
         self.bytes.get_mut(self.end..).unwrap_or_default()
     }
 
-    /// The first `came` bytes of the room were filled.
-    pub(crate) fn fill(&mut self, came: usize) {
-        self.end = self.end.saturating_add(came).min(self.bytes.len());
+    /// The first `received` bytes of the room were filled.
+    pub(crate) fn fill(&mut self, received: usize) {
+        self.end = self.end.saturating_add(received).min(self.bytes.len());
     }
 }
 
 /// The memory that a direct_recv wants filled.
-pub(crate) fn room(direct_recv: &mut DirectRecv) -> &mut [u8] {
+pub(crate) fn window(direct_recv: &mut DirectRecv) -> &mut [u8] {
     direct_recv.buffer.bytes_mut().get_mut(direct_recv.start..direct_recv.end).unwrap_or_default()
 }
 
@@ -93,14 +93,14 @@ mod test {
         let (mut next_in, mut next_out) = (0u8, 0u8);
         for step in 0..1000 {
             let room = recv_buffer.spare();
-            let came = room.len().min(1 + step % 7);
-            for byte in &mut room[..came] {
+            let received = room.len().min(1 + step % 7);
+            for byte in &mut room[..received] {
                 *byte = next_in;
                 next_in = next_in.wrapping_add(1);
             }
-            recv_buffer.fill(came);
-            let taken = recv_buffer.waiting().len().min(step % 5);
-            for &byte in &recv_buffer.waiting()[..taken] {
+            recv_buffer.fill(received);
+            let taken = recv_buffer.unread().len().min(step % 5);
+            for &byte in &recv_buffer.unread()[..taken] {
                 assert_eq!(byte, next_out);
                 next_out = next_out.wrapping_add(1);
             }

@@ -9,7 +9,7 @@ use rustix::net::RecvFlags;
 
 use crate::link::Link;
 use crate::tls::{Certificates, Keys};
-use crate::{Open, Sink};
+use crate::{MakeSession, Sink};
 
 /// Tells whether something is so just now.
 pub type Predicate = Arc<dyn Fn() -> bool + Send + Sync>;
@@ -28,23 +28,23 @@ pub type MakeNegotiator = Arc<dyn Fn(&Peer) -> Negotiator + Send + Sync>;
 /// What a [`Negotiator`] makes of what it was called with.
 pub struct NegotiationStep {
     /// How many of the bytes, from the first on, are done with. The others are offered again, with what came after them.
-    pub take: usize,
+    pub consumed: usize,
     /// What is to be said now.
-    pub say: Vec<u8>,
+    pub reply: Vec<u8>,
     /// How it goes on when that is said.
-    pub then: NextStep,
+    pub next: NextStep,
 }
 
 /// How a connection goes on after what its [`Negotiator`] said.
 pub enum NextStep {
     /// With more of the same, once more has come.
     Wait,
-    /// In the clear: a driver's session takes over, of the socket's own [`Open`], and is given what was not taken. Where a
+    /// In the clear: a driver's session takes over, of the socket's own [`MakeSession`], and is given what was not taken. Where a
     /// key is needed the peer is refused instead.
     Plain,
     /// With a TLS handshake, and then with a session of this maker. Bytes that have come already are nobody's: the peer is
     /// refused.
-    Secure(Open),
+    Secure(MakeSession),
     /// Not at all, for a reason that is reported: a piece of a sentence.
     Refuse(&'static str),
     /// Not at all.
@@ -53,7 +53,13 @@ pub enum NextStep {
 
 impl fmt::Debug for NegotiationStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "NegotiationStep({} taken, {} said, {:?})", self.take, self.say.len(), self.then)
+        write!(
+            f,
+            "NegotiationStep({} consumed, {} to send, {:?})",
+            self.consumed,
+            self.reply.len(),
+            self.next
+        )
     }
 }
 
@@ -108,7 +114,7 @@ impl fmt::Debug for Security {
 /// A listening socket's rules, and the sessions that it leads to.
 pub(crate) struct ListenerConfig {
     pub(crate) security: Security,
-    pub(crate) open: Open,
+    pub(crate) open: MakeSession,
 }
 
 /// The way in that a peer takes.
@@ -117,53 +123,53 @@ pub(crate) enum Detected {
     /// It has said nothing yet.
     Unknown,
     /// It waits to be spoken to.
-    Greeted,
+    ServerFirst,
     /// It speaks in the clear, and may.
     Plain,
     /// It speaks TLS.
-    Secured,
+    Tls,
     /// It speaks in the clear, and must not.
     Refused,
     /// It is gone.
-    Gone,
+    Closed,
 }
 
 impl ListenerConfig {
     /// Which way the peer goes: by its first byte, which stays to be received, unless this end speaks first.
     pub(crate) fn detect(&self, link: &Link) -> Detected {
         if self.security.negotiation.is_some() {
-            return Detected::Greeted;
+            return Detected::ServerFirst;
         }
         let mut first = [0; 1];
         let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
         match rustix::net::recv(link, &mut first, flags) {
-            Ok((0, _)) => Detected::Gone,
-            Ok(_) if first == [HANDSHAKE_RECORD] && self.speaks_tls() => Detected::Secured,
-            Ok(_) if self.lets_plain_in() => Detected::Plain,
+            Ok((0, _)) => Detected::Closed,
+            Ok(_) if first == [HANDSHAKE_RECORD] && self.accepts_tls() => Detected::Tls,
+            Ok(_) if self.allows_plain() => Detected::Plain,
             Ok(_) => Detected::Refused,
             Err(Errno::AGAIN | Errno::INTR) => Detected::Unknown,
-            Err(_) => Detected::Gone,
+            Err(_) => Detected::Closed,
         }
     }
 
-    fn speaks_tls(&self) -> bool {
+    fn accepts_tls(&self) -> bool {
         self.security.keys.is_some() || self.security.certificates.is_some()
     }
 
     /// Whether who speaks in the clear is let in now.
-    pub(crate) fn lets_plain_in(&self) -> bool {
+    pub(crate) fn allows_plain(&self) -> bool {
         self.security.auth == Auth::None || (self.security.plain)()
     }
 }
 
 /// Why a peer was refused that must not speak in the clear, for people.
-pub(crate) const CLEAR: &str = "in the clear, where a key is needed";
+pub(crate) const PLAIN_REFUSED: &str = "TLS is required here";
 
 /// Why a peer was refused that reached a loopback address by another interface, for people.
-pub(crate) const OUTSIDE: &str = "reached a loopback address from outside this machine";
+pub(crate) const NOT_LOCAL: &str = "connected to a loopback address from another machine";
 
 /// Why a peer was refused whose host has too many connections, for people.
-pub(crate) const CROWD: &str = "too many connections at once";
+pub(crate) const TOO_MANY: &str = "too many connections";
 
 /// Reports that a peer was refused before it could say who it is.
 pub(crate) fn refuse(sink: &Sink, peer: Peer, why: &'static str) {

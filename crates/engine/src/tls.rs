@@ -9,9 +9,9 @@ mod outbox;
 mod record;
 mod records;
 mod s2n;
+mod session;
 mod stream;
 mod suite;
-mod wrapped;
 
 use std::fmt;
 use std::io;

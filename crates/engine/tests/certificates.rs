@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use engine::tls::{self, Certificates, Hash, Psk, Stream, Trust};
-use engine::{Config, Driver, Engine, Open, Security};
+use engine::{Config, Driver, Engine, MakeSession, Security};
 use export::{Auth, Event, Peer, Secret};
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -113,7 +113,7 @@ fn house(auth: Auth, certificates: Certificates) -> House {
     let engine = Engine::start(config, sink).unwrap();
     let (log, peers) = (Arc::new(Log::default()), Arc::new(Mutex::new(Vec::new())));
     let (inner, seen) = (opener(&log, &lend(1 << 20), Manner::default()), peers.clone());
-    let open: Open = Arc::new(move |peer, account, now| {
+    let open: MakeSession = Arc::new(move |peer, account, now| {
         seen.lock().unwrap().push(peer.clone());
         inner(peer, account, now)
     });
@@ -207,7 +207,7 @@ fn a_client_without_a_certificate_is_let_in_only_where_nothing_is_needed() {
         open.stop();
         let keyed = house(Auth::Required, certificates(&authority.server(), knows));
         keyed.is_refused(&nothing);
-        let refused = "with no key that is known here";
+        let refused = "no valid key or certificate";
         let events = keyed.events.lock().unwrap();
         assert!(matches!(events[..], [Event::Refused { why, .. }] if why == refused), "{events:?}");
         drop(events);

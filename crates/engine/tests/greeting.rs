@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use engine::tls::{self, Hash, Psk, Stream};
 use engine::{
-    Config, Driver, Engine, Limits, NegotiationStep, Negotiator, NextStep, Open, Security,
+    Config, Driver, Engine, Limits, MakeSession, NegotiationStep, Negotiator, NextStep, Security,
 };
 use export::{Auth, Event, KeyId, Secret};
 use toy::{BLOCK, Client, FREE, Log, Manner, lend, opener, pattern, wait_for};
@@ -23,27 +23,27 @@ const LONG: usize = 8 << 20;
 
 /// The words: `tls.` goes on in TLS, `deny` is answered, `long` at length, `bye.` ends it, `ugly` is refused, `boom` a mistake.
 /// `more` waits for more, and never takes it. All else is the session's.
-fn hear(bytes: &[u8], open: &Open) -> NegotiationStep {
-    let said = |say: &[u8], then| NegotiationStep { take: 4, say: say.to_vec(), then };
+fn hear(bytes: &[u8], open: &MakeSession) -> NegotiationStep {
+    let said = |say: &[u8], next| NegotiationStep { consumed: 4, reply: say.to_vec(), next };
     match bytes.get(..4) {
-        None => NegotiationStep { take: 0, say: Vec::new(), then: NextStep::Wait },
+        None => NegotiationStep { consumed: 0, reply: Vec::new(), next: NextStep::Wait },
         Some(b"tls.") => said(b"yes.", NextStep::Secure(open.clone())),
         Some(b"deny") => said(b"no..", NextStep::Wait),
         Some(b"long") => said(&vec![b'!'; LONG], NextStep::Wait),
         Some(b"bye.") => said(b"bye.", NextStep::Close),
         Some(b"ugly") => said(b"", NextStep::Refuse("with an ugly word")),
         Some(b"boom") => panic!("as the test wants it"),
-        Some(b"more") => NegotiationStep { take: 0, say: Vec::new(), then: NextStep::Wait },
-        Some(_) => NegotiationStep { take: 0, say: Vec::new(), then: NextStep::Plain },
+        Some(b"more") => NegotiationStep { consumed: 0, reply: Vec::new(), next: NextStep::Wait },
+        Some(_) => NegotiationStep { consumed: 0, reply: Vec::new(), next: NextStep::Plain },
     }
 }
 
-fn negotiation(open: Open) -> Negotiator {
+fn negotiation(open: MakeSession) -> Negotiator {
     let mut greeted = false;
     Box::new(move |bytes| {
         if !std::mem::replace(&mut greeted, true) {
             assert!(bytes.is_empty());
-            return NegotiationStep { take: 0, say: HELLO.to_vec(), then: NextStep::Wait };
+            return NegotiationStep { consumed: 0, reply: HELLO.to_vec(), next: NextStep::Wait };
         }
         hear(bytes, &open)
     })
@@ -198,7 +198,7 @@ fn x02_the_clear_leads_nowhere_where_a_key_is_needed() {
     assert_eq!(hears(&mut client, 4), b"no..");
     client.0.write_all(&Client::command(b'E', 1, 0, 0)).unwrap();
     assert_eq!(rest(&mut client), b"");
-    wait_for("the report", || house.refusals() == ["in the clear, where a key is needed"]);
+    wait_for("the report", || house.refusals() == ["TLS is required here"]);
     assert_eq!(house.opened(), (0, 0));
     house.stop();
 }
@@ -220,7 +220,7 @@ fn x04_bytes_behind_the_request_for_tls_end_it() {
         client.0.write_all(b"denytls.tls.").unwrap();
         let _ = rest(&mut client);
         wait_for("the house to empty", || house.engine.connections() == 0);
-        assert_eq!(house.refusals(), ["spoke in the clear after it had asked for TLS"; 5]);
+        assert_eq!(house.refusals(), ["sent clear text after it had requested TLS"; 5]);
         assert_eq!(house.opened(), (0, 0));
         ask(&mut house.secure().unwrap(), 1);
         house.stop();
@@ -267,7 +267,7 @@ fn an_end_is_an_end_and_a_refusal_is_reported() {
     let _ = client.0.write_all(&b"deny".repeat(4 << 10));
     assert!(rest(&mut client).len() <= 16 << 10);
     wait_for("the house to empty", || house.engine.connections() == 0);
-    let talks = "says too much before it says how it goes on";
+    let talks = "sent too much data during negotiation";
     assert_eq!(house.refusals(), ["with an ugly word", talks, talks]);
     assert_eq!(house.opened(), (0, 0));
     house.stop();
@@ -333,6 +333,6 @@ fn r36_slow_words_are_given_up_and_keep_nobody_out() {
         std::thread::sleep(Duration::from_millis(500));
         assert!(began.elapsed() < Duration::from_secs(60), "{}", house.engine.connections());
     }
-    assert!(house.refusals().iter().all(|&why| why == "without a key in time"));
+    assert!(house.refusals().iter().all(|&why| why == "the handshake timed out"));
     house.stop();
 }

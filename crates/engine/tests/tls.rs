@@ -42,7 +42,7 @@ fn house(driver: Driver, limits: Limits, security: Security) -> House {
     let (log, peers) = (Arc::new(Log::default()), Arc::new(Mutex::new(Vec::new())));
     let inner = opener(&log, &lend(8 << 20), Manner::default());
     let seen = peers.clone();
-    let open: engine::Open = Arc::new(move |peer, account, now| {
+    let open: engine::MakeSession = Arc::new(move |peer, account, now| {
         seen.lock().unwrap().push(peer.clone());
         inner(peer, account, now)
     });
@@ -151,7 +151,7 @@ fn x02_who_speaks_in_the_clear_is_refused_where_a_key_is_needed() {
     }
     wait_for("the house to empty", || house.engine.connections() == 0);
     assert_eq!(Log::read(&house.log.opened), 0);
-    assert_eq!(house.refusals(), ["in the clear, where a key is needed"; 3]);
+    assert_eq!(house.refusals(), ["TLS is required here"; 3]);
     house.stop();
 }
 
@@ -198,7 +198,7 @@ fn x20_a_server_without_the_key_is_refused() {
         assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
     }
     wait_for("the reports", || house.refusals().len() == 2);
-    assert_eq!(house.refusals(), ["with no key that is known here"; 2]);
+    assert_eq!(house.refusals(), ["no valid key or certificate"; 2]);
     assert_eq!(Log::read(&house.log.opened), 0);
     house.stop();
 }
@@ -362,7 +362,7 @@ fn x54_a_flood_from_one_address_is_cheap_and_keeps_no_other_out() {
     let tried = tried.load(Ordering::SeqCst) - legit;
     assert!(tried <= 40 + 20 * seconds, "{tried} of {attempts} were tried in {seconds} s");
     assert!(worst < Duration::from_secs(8), "a neighbour took {worst:?}");
-    assert!(house.refusals().contains(&"too many attempts from one address"));
+    assert!(house.refusals().contains(&"too many connection attempts from this address"));
     house.stop();
 }
 

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use engine::{Config, Driver, Engine, Open, Security, tls};
+use engine::{Config, Driver, Engine, MakeSession, Security, tls};
 use export::{Auth, Peer};
 use toy::{BLOCK, Client, FREE, Log, Manner, lend, opener, pattern, tunnel, wait_for};
 
@@ -21,7 +21,7 @@ const DRIVERS: [Driver; 2] = [Driver::Auto, Driver::Blocking];
 struct House {
     engine: Engine,
     log: Arc<Log>,
-    open: Open,
+    open: MakeSession,
     peers: Arc<Mutex<Vec<Peer>>>,
 }
 
@@ -31,7 +31,7 @@ fn house(driver: Driver) -> House {
     let (log, peers) = (Arc::new(Log::default()), Arc::new(Mutex::new(Vec::new())));
     let inner = opener(&log, &lend(8 << 20), Manner::default());
     let seen = peers.clone();
-    let open: Open = Arc::new(move |peer, account, now| {
+    let open: MakeSession = Arc::new(move |peer, account, now| {
         seen.lock().unwrap().push(peer.clone());
         inner(peer, account, now)
     });

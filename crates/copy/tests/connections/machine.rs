@@ -127,7 +127,11 @@ fn negotiation() -> Security {
         Box::new(move |bytes: &[u8]| {
             let reaction = greeter.receive(bytes);
             assert_eq!(reaction.next, Next::Plain);
-            NegotiationStep { take: reaction.consumed, say: reaction.reply, then: NextStep::Plain }
+            NegotiationStep {
+                consumed: reaction.consumed,
+                reply: reaction.reply,
+                next: NextStep::Plain,
+            }
         }) as Negotiator
     };
     Security { negotiation: Some(Arc::new(greet)), ..Security::open() }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use engine::tls::{self, Certificates, Psk};
-use engine::{NegotiationStep, Negotiator, NextStep, Open, Security};
+use engine::{MakeSession, NegotiationStep, Negotiator, NextStep, Security};
 use export::{Auth, Catalogue, Host, KeyId, Peer, Policy, Secret, Session};
 use nbd::server::{self as nbd_server, Next, Reaction};
 use nvme::auth::{self, AuthConfig, Group};
@@ -73,7 +73,7 @@ impl Sessions {
     }
 
     /// How a socket's sessions are made.
-    pub(super) fn open(self: &Arc<Self>, serves: Serves) -> Open {
+    pub(super) fn open(self: &Arc<Self>, serves: Serves) -> MakeSession {
         let port = match serves {
             Serves::All => Port::Any,
             Serves::Discovery => Port::Discovery { disks_at: nvme::PORT },
@@ -89,7 +89,7 @@ impl Sessions {
         })
     }
 
-    fn open_nbd(&self, start: nbd_server::Start) -> Open {
+    fn open_nbd(&self, start: nbd_server::Start) -> MakeSession {
         let server = self.nbd.clone();
         Arc::new(move |peer, account, now| Box::new(server.session(peer, start, account, now)))
     }
@@ -131,7 +131,7 @@ impl Sessions {
     }
 
     fn heard(&self, reaction: Reaction) -> NegotiationStep {
-        let then = match reaction.next {
+        let next = match reaction.next {
             Next::Wait => NextStep::Wait,
             Next::Plain => NextStep::Plain,
             Next::StartTls { no_zeroes } => {
@@ -140,7 +140,7 @@ impl Sessions {
             Next::Refuse(why) => NextStep::Refuse(why),
             Next::Close => NextStep::Close,
         };
-        NegotiationStep { take: reaction.consumed, say: reaction.reply, then }
+        NegotiationStep { consumed: reaction.consumed, reply: reaction.reply, next }
     }
 
     /// The keys with which a channel for NVMe/TCP may be made just now.

@@ -20,7 +20,7 @@ const NAME: usize = 255;
 #[derive(Clone)]
 pub struct Certificates {
     config: Config,
-    knows_clients: bool,
+    verifies_clients: bool,
 }
 
 impl Certificates {
@@ -39,21 +39,21 @@ impl Certificates {
             trusted.map_err(|error| useless("the authority's certificate", &error))?;
         }
         let config = builder.build().map_err(|error| useless("TLS", &error))?;
-        Ok(Self { config, knows_clients: authority.is_some() })
+        Ok(Self { config, verifies_clients: authority.is_some() })
     }
 
     pub(super) fn config(&self) -> Config {
         self.config.clone()
     }
 
-    pub(super) fn knows_clients(&self) -> bool {
-        self.knows_clients
+    pub(super) fn verifies_clients(&self) -> bool {
+        self.verifies_clients
     }
 }
 
 impl fmt::Debug for Certificates {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Certificates(knows clients: {})", self.knows_clients)
+        write!(f, "Certificates(knows clients: {})", self.verifies_clients)
     }
 }
 
@@ -102,16 +102,16 @@ fn useless(what: &str, error: &Error) -> io::Error {
 /// Takes note of the first name that a client's certificate shows, whatever it is: that it is the authority's is checked
 /// elsewhere, and who is called so is the policy's. One that could be taken for another when it is shown is no name.
 #[derive(Clone, Default)]
-pub(super) struct Shown(Arc<OnceLock<String>>);
+pub(super) struct PeerName(Arc<OnceLock<String>>);
 
-impl Shown {
+impl PeerName {
     /// The name; empty if none was shown.
     pub(super) fn name(&self) -> String {
         self.0.get().cloned().unwrap_or_default()
     }
 }
 
-impl VerifyHostNameCallback for Shown {
+impl VerifyHostNameCallback for PeerName {
     fn verify_host_name(&self, name: &str) -> bool {
         let is_one = name.len() <= NAME && !name.chars().any(char::is_control);
         self.0.get_or_init(|| if is_one { name.to_owned() } else { String::new() });

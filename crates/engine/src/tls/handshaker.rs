@@ -16,16 +16,16 @@ use rustix::net::{RecvFlags, SendFlags};
 use super::hello::{self, Hello};
 use super::limit::HandshakeLimiter;
 use super::records::Records;
-use super::s2n::{Agreed, Failed, Handshake, Progress};
-use super::wrapped::Wrapped;
+use super::s2n::{Established, Handshake, HandshakeError, Progress};
+use super::session::TlsSession;
 use super::{Hash, Psk};
 use crate::inbox::{Inbox, Message};
 use crate::link::Link;
 use crate::listen::Adopt;
 use crate::negotiation::{Negotiation, Progress as NegotiationProgress};
 use crate::recv_buffer::RecvBuffer as Bytes;
-use crate::security::{CLEAR, CROWD, ListenerConfig, refuse};
-use crate::{Limits, Open, Sink};
+use crate::security::{ListenerConfig, PLAIN_REFUSED, TOO_MANY, refuse};
+use crate::{Limits, MakeSession, Sink};
 
 /// A peer that has not yet been let in.
 pub(crate) struct Incoming {
@@ -37,7 +37,7 @@ pub(crate) struct Incoming {
 
 /// The thread.
 pub(crate) struct Handshaker {
-    auth: Arc<Mutex<Vec<Incoming>>>,
+    queue: Arc<Mutex<Vec<Incoming>>>,
     inbox: Arc<Inbox>,
     thread: Option<JoinHandle<()>>,
 }
@@ -48,38 +48,38 @@ impl Handshaker {
     /// # Errors
     /// There is no thread or no descriptor to be had.
     pub(crate) fn start(limits: Limits, sink: Sink, adopt: Adopt) -> io::Result<Self> {
-        let (auth, inbox) = (Arc::new(Mutex::default()), Inbox::new()?);
-        let (entry, wake_fd) = (auth.clone(), inbox.clone());
-        let host = move || {
-            let host = Host {
-                auth: entry,
+        let (queue, inbox) = (Arc::new(Mutex::default()), Inbox::new()?);
+        let (entry, wake_fd) = (queue.clone(), inbox.clone());
+        let run = move || {
+            let thread = HandshakeThread {
+                queue: entry,
                 inbox: wake_fd,
                 limiter: HandshakeLimiter::new(limits),
                 at_once: limits.at_once.max(1),
                 pending: Vec::new(),
-                reported: ReportLimit::default(),
-                flooded: ReportLimit::default(),
+                failure_reports: ReportLimit::default(),
+                flood_reports: ReportLimit::default(),
                 sink,
                 adopt,
             };
-            host.run();
+            thread.run();
         };
-        let thread = std::thread::Builder::new().name("handshake".to_owned()).spawn(host)?;
-        Ok(Self { auth, inbox, thread: Some(thread) })
+        let thread = std::thread::Builder::new().name("handshake".to_owned()).spawn(run)?;
+        Ok(Self { queue, inbox, thread: Some(thread) })
     }
 
     /// Takes a peer in, to be greeted, or to make a handshake with it.
     pub(crate) fn admit(&self, incoming: Incoming) {
-        self.auth.lock().unwrap_or_else(PoisonError::into_inner).push(incoming);
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(incoming);
         // Wakes the thread; who has come is in the list.
-        self.inbox.put(Message::Notice(export::Notice::StateChanged));
+        self.inbox.push(Message::Notice(export::Notice::StateChanged));
     }
 }
 
 impl Drop for Handshaker {
     /// Ends the thread, and all handshakes with it.
     fn drop(&mut self) {
-        self.inbox.put(Message::Quit);
+        self.inbox.push(Message::Quit);
         if let Some(thread) = self.thread.take() {
             // One that panicked has said so.
             drop(thread.join());
@@ -90,7 +90,7 @@ impl Drop for Handshaker {
 /// Lets a few of many things through: so many in a row, and one a second in the long run.
 #[derive(Debug, Default)]
 pub(crate) struct ReportLimit {
-    lately: u32,
+    recent: u32,
     since: Option<Instant>,
 }
 
@@ -98,7 +98,7 @@ pub(crate) struct ReportLimit {
 const REPORTS: u32 = 10;
 
 impl ReportLimit {
-    /// Whether one more is not too often.
+    /// Whether one more is not too limit.
     pub(crate) fn allows(&mut self, now: Instant) -> bool {
         let since = *self.since.get_or_insert(now);
         let passed = now.saturating_duration_since(since).as_secs();
@@ -106,24 +106,24 @@ impl ReportLimit {
         if passed > 0 {
             self.since = Some(now);
         }
-        self.lately = self.lately.saturating_sub(passed);
-        let rare = self.lately < REPORTS;
-        self.lately += u32::from(rare);
+        self.recent = self.recent.saturating_sub(passed);
+        let rare = self.recent < REPORTS;
+        self.recent += u32::from(rare);
         rare
     }
 }
 
 /// What the thread knows.
-struct Host {
-    auth: Arc<Mutex<Vec<Incoming>>>,
+struct HandshakeThread {
+    queue: Arc<Mutex<Vec<Incoming>>>,
     inbox: Arc<Inbox>,
     limiter: HandshakeLimiter,
     at_once: usize,
     /// MakeNegotiator and handshakes on their way, the oldest first.
     pending: Vec<PendingHandshake>,
-    /// How often it was reported lately that a handshake failed, and that one was not begun.
-    reported: ReportLimit,
-    flooded: ReportLimit,
+    /// How limit it was failure_reports recent that a handshake failed, and that one was not begun.
+    failure_reports: ReportLimit,
+    flood_reports: ReportLimit,
     sink: Sink,
     adopt: Adopt,
 }
@@ -134,46 +134,46 @@ struct PendingHandshake {
     source: Network,
     phase: Phase,
     /// What makes its session in the end.
-    open: Open,
+    open: MakeSession,
     /// What it waits for.
-    waits: PollFlags,
+    interest: PollFlags,
 }
 
 enum Phase {
     /// It is spoken in the clear.
-    Negotiator(Box<Negotiation>),
+    Negotiation(Box<Negotiation>),
     /// The ClientHello is coming.
     Hello(Vec<u8>),
     /// The library has it.
-    Shake(Handshake),
+    Handshake(Handshake),
 }
 
 /// What became of a step.
 enum Step {
-    Waits,
+    Pending,
     /// It goes on in the clear, with these bytes first.
     Plain(Vec<u8>),
     /// A handshake follows, and then a session of this maker.
-    Secured(Open),
-    Done(Box<Agreed>),
-    Failed(&'static str),
-    Gone,
+    StartTls(MakeSession),
+    Done(Box<Established>),
+    HandshakeError(&'static str),
+    Closed,
 }
 
 /// Why a peer was refused, for people.
-const UNKNOWN: &str = "with no key that is known here";
-const LATE: &str = "without a key in time";
-const FLOOD: &str = "too many attempts from one address";
+const UNKNOWN: &str = "no valid key or certificate";
+const LATE: &str = "the handshake timed out";
+const FLOOD: &str = "too many connection attempts from this address";
 
-impl Host {
+impl HandshakeThread {
     fn run(mut self) {
         loop {
             let ready = self.wait();
-            if self.inbox.is_full() && self.read_inbox() {
+            if self.inbox.has_messages() && self.read_inbox() {
                 return;
             }
             self.advance(&ready);
-            self.welcome();
+            self.start_new();
         }
     }
 
@@ -181,7 +181,7 @@ impl Host {
         let mut fds = vec![PollFd::from_borrowed_fd(self.inbox.as_fd(), PollFlags::IN)];
         let pending = self.pending.iter();
         fds.extend(
-            pending.map(|handshake| PollFd::from_borrowed_fd(handshake.fd(), handshake.waits)),
+            pending.map(|handshake| PollFd::from_borrowed_fd(handshake.fd(), handshake.interest)),
         );
         let oldest = self.pending.iter().map(|handshake| handshake.incoming.until).min();
         let left = oldest.map(|until| until.saturating_duration_since(Instant::now()));
@@ -201,55 +201,55 @@ impl Host {
     /// Goes on with those that are ready, and gives up those that are late.
     fn advance(&mut self, ready: &[bool]) {
         let pending = std::mem::take(&mut self.pending);
-        let mut secured = Vec::new();
+        let mut start_tls = Vec::new();
         for (mut handshake, ready) in
             pending.into_iter().zip(ready.iter().chain(std::iter::repeat(&false)))
         {
             let late = handshake.incoming.until <= Instant::now();
             let step = match ready {
                 true => handshake.advance(),
-                false => Step::Waits,
+                false => Step::Pending,
             };
             match step {
-                Step::Waits if late => self.report_late(&handshake),
-                Step::Waits => self.pending.push(handshake),
-                Step::Plain(came) => self.let_in(handshake, came),
-                Step::Secured(open) => secured.push(PendingHandshake { open, ..handshake }),
-                Step::Done(agreed) => self.hand_over(handshake, *agreed),
-                Step::Failed(why) => self.report(&handshake, why),
-                Step::Gone => {}
+                Step::Pending if late => self.report_late(&handshake),
+                Step::Pending => self.pending.push(handshake),
+                Step::Plain(came) => self.adopt_plain(handshake, came),
+                Step::StartTls(open) => start_tls.push(PendingHandshake { open, ..handshake }),
+                Step::Done(established) => self.adopt_tls(handshake, *established),
+                Step::HandshakeError(why) => self.report(&handshake, why),
+                Step::Closed => {}
             }
         }
         // Not before all others are back in the list, in which those of the same address are counted.
-        secured.into_iter().for_each(|handshake| self.shake_hands(handshake));
+        start_tls.into_iter().for_each(|handshake| self.start_handshake(handshake));
     }
 
     /// Begins with those that came.
-    fn welcome(&mut self) {
-        let fresh = std::mem::take(&mut *self.auth.lock().unwrap_or_else(PoisonError::into_inner));
+    fn start_new(&mut self) {
+        let fresh = std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner));
         for incoming in fresh {
             let peer = incoming.link.peer();
             let source = Network::of(peer.remote);
             let open = incoming.config.open.clone();
             let negotiation = incoming.config.security.negotiation.clone();
             let phase = match negotiation.map(|negotiation| negotiation(&peer)) {
-                Some(negotiation) => Phase::Negotiator(Box::new(Negotiation::new(negotiation))),
+                Some(negotiation) => Phase::Negotiation(Box::new(Negotiation::new(negotiation))),
                 None => Phase::Hello(Vec::new()),
             };
             let handshake =
-                PendingHandshake { incoming, source, phase, open, waits: PollFlags::OUT };
-            match handshake.is_greeted() {
+                PendingHandshake { incoming, source, phase, open, interest: PollFlags::OUT };
+            match handshake.is_negotiating() {
                 true => self.pending.push(handshake),
-                false => self.shake_hands(handshake),
+                false => self.start_handshake(handshake),
             }
         }
     }
 
     /// Begins a handshake, if the address has one left. A negotiation costs so little that it is not counted.
-    fn shake_hands(&mut self, mut handshake: PendingHandshake) {
+    fn start_handshake(&mut self, mut handshake: PendingHandshake) {
         if self.limiter.take(handshake.source, Instant::now()) {
             self.make_room(handshake.source);
-            (handshake.phase, handshake.waits) = (Phase::Hello(Vec::new()), PollFlags::IN);
+            (handshake.phase, handshake.interest) = (Phase::Hello(Vec::new()), PollFlags::IN);
             self.pending.push(handshake);
         } else {
             self.report(&handshake, FLOOD);
@@ -259,63 +259,68 @@ impl Host {
     /// Gives up the one of an address that has waited longest, if it has too many: who opens connections and says nothing
     /// cannot keep a neighbour out who does.
     fn make_room(&mut self, source: Network) {
-        let of_it =
-            |handshake: &PendingHandshake| handshake.source == source && !handshake.is_greeted();
-        if self.pending.iter().filter(|handshake| of_it(handshake)).count() >= self.at_once {
-            let oldest = self.pending.iter().position(of_it);
+        let same_source = |handshake: &PendingHandshake| {
+            handshake.source == source && !handshake.is_negotiating()
+        };
+        if self.pending.iter().filter(|handshake| same_source(handshake)).count() >= self.at_once {
+            let oldest = self.pending.iter().position(same_source);
             oldest.into_iter().for_each(|at| drop(self.pending.remove(at)));
         }
     }
 
     /// Where nothing need be shown, nobody was refused who did not go on.
     fn report_late(&mut self, handshake: &PendingHandshake) {
-        if handshake.incoming.config.security.auth == Auth::Required || !handshake.is_greeted() {
+        if handshake.incoming.config.security.auth == Auth::Required || !handshake.is_negotiating()
+        {
             self.report(handshake, LATE);
         }
     }
 
     fn report(&mut self, handshake: &PendingHandshake, why: &'static str) {
-        let often = if why == FLOOD { &mut self.flooded } else { &mut self.reported };
-        if often.allows(Instant::now()) {
+        let limit = if why == FLOOD { &mut self.flood_reports } else { &mut self.failure_reports };
+        if limit.allows(Instant::now()) {
             refuse(&self.sink, handshake.incoming.link.peer(), why);
         }
     }
 
     /// Gives a connection in the clear to a driver, if that is let in now.
-    fn let_in(&mut self, handshake: PendingHandshake, came: Vec<u8>) {
-        if !handshake.incoming.config.lets_plain_in() {
-            return self.report(&handshake, CLEAR);
+    fn adopt_plain(&mut self, handshake: PendingHandshake, came: Vec<u8>) {
+        if !handshake.incoming.config.allows_plain() {
+            return self.report(&handshake, PLAIN_REFUSED);
         }
         handshake.incoming.link.leave(came);
         (self.adopt)(handshake.incoming.link, handshake.open);
     }
 
     /// Gives the connection to a driver.
-    fn hand_over(&mut self, handshake: PendingHandshake, agreed: Agreed) {
+    fn adopt_tls(&mut self, handshake: PendingHandshake, established: Established) {
         // A key that everybody knows proves nothing, and costs as much as a wrong one.
-        if agreed.channel.key.is_some() {
+        if established.channel.key.is_some() {
             self.limiter.give_back(handshake.source);
         }
-        handshake.incoming.link.secure(agreed.channel.clone());
+        handshake.incoming.link.secure(established.channel.clone());
         if !handshake.incoming.link.has_room() {
-            return self.report(&handshake, CROWD);
+            return self.report(&handshake, TOO_MANY);
         }
         // Without memory for it the connection is closed: its peer may try again.
-        let Some(phase) = Wrapped::recv_buffer() else { return };
-        (self.adopt)(handshake.incoming.link, wrap(Records::new(agreed), phase, handshake.open));
+        let Some(plain) = TlsSession::recv_buffer() else { return };
+        (self.adopt)(
+            handshake.incoming.link,
+            tls_session_maker(Records::new(established), plain, handshake.open),
+        );
     }
 }
 
 /// Makes sessions that speak through `records`: one, as there is one connection.
-fn wrap(records: Records, phase: Bytes, open: Open) -> Open {
-    let records = Mutex::new(Some((records, phase)));
+fn tls_session_maker(records: Records, plain: Bytes, open: MakeSession) -> MakeSession {
+    let records = Mutex::new(Some((records, plain)));
     Arc::new(move |peer: Peer, account, now| {
         let records = records.lock().unwrap_or_else(PoisonError::into_inner).take();
         let sealed = account.sibling(Purpose::TlsRecords);
         let session = open(peer.clone(), account, now);
         match records {
-            Some((records, phase)) => {
-                Box::new(Wrapped::new(records, phase, session, sealed, peer, now))
+            Some((records, plain)) => {
+                Box::new(TlsSession::new(records, plain, session, sealed, peer, now))
             }
             None => session,
         }
@@ -327,44 +332,44 @@ impl PendingHandshake {
         self.incoming.link.as_fd()
     }
 
-    fn is_greeted(&self) -> bool {
-        matches!(self.phase, Phase::Negotiator(_))
+    fn is_negotiating(&self) -> bool {
+        matches!(self.phase, Phase::Negotiation(_))
     }
 
     fn advance(&mut self) -> Step {
         match &mut self.phase {
-            Phase::Negotiator(prelude) => match prelude.advance(&self.incoming.link) {
+            Phase::Negotiation(negotiation) => match negotiation.advance(&self.incoming.link) {
                 NegotiationProgress::Waits(wanted) => {
-                    self.waits = wanted;
-                    Step::Waits
+                    self.interest = wanted;
+                    Step::Pending
                 }
                 NegotiationProgress::Plain(came) => Step::Plain(came),
-                NegotiationProgress::Secure(open) => Step::Secured(open),
-                NegotiationProgress::Refuse(why) => Step::Failed(why),
-                NegotiationProgress::Gone => Step::Gone,
+                NegotiationProgress::Secure(open) => Step::StartTls(open),
+                NegotiationProgress::Refuse(why) => Step::HandshakeError(why),
+                NegotiationProgress::Closed => Step::Closed,
             },
-            Phase::Hello(came) => match hear(&self.incoming.link, came) {
+            Phase::Hello(came) => match receive_hello(&self.incoming.link, came) {
                 Ok(Some(name)) => self.begin(&name),
-                Ok(None) => Step::Waits,
+                Ok(None) => Step::Pending,
                 Err(step) => step,
             },
-            Phase::Shake(_) => self.shake(),
+            Phase::Handshake(_) => self.continue_handshake(),
         }
     }
 
     /// Has the library go on from the ClientHello, with the key of the name that it offers first.
     fn begin(&mut self, name: &[u8]) -> Step {
-        let Phase::Hello(came) = &mut self.phase else { return Step::Gone };
+        let Phase::Hello(came) = &mut self.phase else { return Step::Closed };
         let came = std::mem::take(came);
         match self.serve(came, name) {
-            Ok(handshake) => self.phase = Phase::Shake(handshake),
+            Ok(handshake) => self.phase = Phase::Handshake(handshake),
             Err(failed) => return self.fail(&failed),
         }
-        self.shake()
+        self.continue_handshake()
     }
 
     /// By certificates, if there are some, with who offers no key.
-    fn serve(&self, came: Vec<u8>, name: &[u8]) -> Result<Handshake, Failed> {
+    fn serve(&self, came: Vec<u8>, name: &[u8]) -> Result<Handshake, HandshakeError> {
         let (security, socket) = (&self.incoming.config.security, self.incoming.link.clone());
         match &security.certificates {
             Some(certificates) if name.is_empty() => {
@@ -378,37 +383,37 @@ impl PendingHandshake {
         }
     }
 
-    fn shake(&mut self) -> Step {
-        let Phase::Shake(handshake) = &mut self.phase else { return Step::Gone };
+    fn continue_handshake(&mut self) -> Step {
+        let Phase::Handshake(handshake) = &mut self.phase else { return Step::Closed };
         match handshake.advance() {
-            Ok(Progress::Reads) => self.waits = PollFlags::IN,
-            Ok(Progress::Writes) => self.waits = PollFlags::OUT,
-            Ok(Progress::Done(agreed)) => return Step::Done(agreed),
+            Ok(Progress::WantRead) => self.interest = PollFlags::IN,
+            Ok(Progress::WantWrite) => self.interest = PollFlags::OUT,
+            Ok(Progress::Done(established)) => return Step::Done(established),
             Err(failed) => return self.fail(&failed),
         }
-        Step::Waits
+        Step::Pending
     }
 
     /// Tells the peer that its key is not the right one, whatever it was that is not right: who has no key is not to
     /// learn which names are known (RFC 8446 §6.2, on unknown_psk_identity).
-    fn fail(&self, failed: &Failed) -> Step {
+    fn fail(&self, failed: &HandshakeError) -> Step {
         const DECRYPT_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 51];
         if failed.is_early {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             // A peer that is gone does not care.
             let _ = rustix::net::send(&self.incoming.link, &DECRYPT_ERROR, flags);
         }
-        Step::Failed(UNKNOWN)
+        Step::HandshakeError(UNKNOWN)
     }
 }
 
 /// Receives what is still missing of the ClientHello, and not a byte more. Gives the first name in it once it is whole.
-fn hear(link: &Link, came: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Step> {
+fn receive_hello(link: &Link, came: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Step> {
     loop {
         let missing = match hello::parse(came) {
-            Hello::Part(missing) => missing,
-            Hello::Whole(name) => return Ok(Some(name)),
-            Hello::Alien => return Err(Step::Failed(UNKNOWN)),
+            Hello::Incomplete(missing) => missing,
+            Hello::Complete(name) => return Ok(Some(name)),
+            Hello::Invalid => return Err(Step::HandshakeError(UNKNOWN)),
         };
         let have = came.len();
         came.resize(have + missing, 0);
@@ -416,10 +421,10 @@ fn hear(link: &Link, came: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Step> {
         let got = rustix::net::recv(link, room, RecvFlags::DONTWAIT).map(|(got, _)| got);
         came.truncate(have + got.unwrap_or(0));
         match got {
-            Ok(0) => return Err(Step::Gone),
+            Ok(0) => return Err(Step::Closed),
             Ok(_) => {}
             Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
-            Err(_) => return Err(Step::Gone),
+            Err(_) => return Err(Step::Closed),
         }
     }
 }
@@ -429,11 +434,11 @@ fn hear(link: &Link, came: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Step> {
 /// offered another's name before its own would learn from which of the two is taken whether the other is known.
 fn choose(known: Vec<Psk>, name: &[u8]) -> Option<Psk> {
     let key = known.into_iter().find(|key| key.identity.as_bytes() == name);
-    key.or_else(|| nobody(name))
+    key.or_else(|| random_psk(name))
 }
 
 /// A key that nobody knows.
-fn nobody(name: &[u8]) -> Option<Psk> {
+fn random_psk(name: &[u8]) -> Option<Psk> {
     let identity = String::from_utf8(name.to_vec()).ok().filter(|name| !name.is_empty())?;
     let mut secret = vec![0; 32];
     aws_lc_rs::rand::fill(&mut secret).ok()?;
@@ -463,11 +468,11 @@ mod test {
 
     #[test]
     fn reports_of_what_anybody_can_bring_about_are_few() {
-        let (mut often, now) = (ReportLimit::default(), Instant::now());
-        let count = |often: &mut ReportLimit, at| (0..1000).filter(|_| often.allows(at)).count();
-        assert_eq!(count(&mut often, now), 10);
-        assert_eq!(count(&mut often, now + Duration::from_millis(900)), 0);
-        assert_eq!(count(&mut often, now + Duration::from_millis(3100)), 3);
-        assert_eq!(count(&mut often, now + Duration::from_secs(3600)), 10);
+        let (mut limit, now) = (ReportLimit::default(), Instant::now());
+        let count = |limit: &mut ReportLimit, at| (0..1000).filter(|_| limit.allows(at)).count();
+        assert_eq!(count(&mut limit, now), 10);
+        assert_eq!(count(&mut limit, now + Duration::from_millis(900)), 0);
+        assert_eq!(count(&mut limit, now + Duration::from_millis(3100)), 3);
+        assert_eq!(count(&mut limit, now + Duration::from_secs(3600)), 10);
     }
 }

@@ -16,11 +16,11 @@ const PRE_SHARED_KEY: u16 = 41;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Hello {
     /// Not yet a whole ClientHello: so many bytes are still to come, at least.
-    Part(usize),
+    Incomplete(usize),
     /// A whole one: the name that it offers first, empty if there is none.
-    Whole(Vec<u8>),
+    Complete(Vec<u8>),
     /// No ClientHello, or a longer one than anybody needs.
-    Alien,
+    Invalid,
 }
 
 /// Looks at the bytes from the start of the connection.
@@ -29,15 +29,15 @@ pub(super) fn parse(bytes: &[u8]) -> Hello {
     let mut rest = bytes;
     for _ in 0..RECORDS {
         let Some((header, behind)) = rest.split_first_chunk::<RECORD_HEADER>() else {
-            return Hello::Part(RECORD_HEADER - rest.len());
+            return Hello::Incomplete(RECORD_HEADER - rest.len());
         };
         let [kind, major, _, high, low] = *header;
         let len = usize::from(u16::from_be_bytes([high, low]));
         if kind != HANDSHAKE || major != 3 || len == 0 || bytes.len() - behind.len() + len > MOST {
-            return Hello::Alien;
+            return Hello::Invalid;
         }
         let Some((fragment, behind)) = behind.split_at_checked(len) else {
-            return Hello::Part(len - behind.len());
+            return Hello::Incomplete(len - behind.len());
         };
         message.extend_from_slice(fragment);
         if let Some(hello) = whole(&message) {
@@ -45,7 +45,7 @@ pub(super) fn parse(bytes: &[u8]) -> Hello {
         }
         rest = behind;
     }
-    Hello::Alien
+    Hello::Invalid
 }
 
 /// The name in the message, once it is whole.
@@ -53,11 +53,11 @@ fn whole(message: &[u8]) -> Option<Hello> {
     let (&[kind, a, b, c], body) = message.split_first_chunk::<4>()?;
     let len = u32::from_be_bytes([0, a, b, c]) as usize;
     if kind != CLIENT_HELLO || len > MOST {
-        return Some(Hello::Alien);
+        return Some(Hello::Invalid);
     }
     let body = body.get(..len)?;
     // A hello without keys, or one that makes no sense, is the library's to refuse.
-    Some(Hello::Whole(name(&mut Reader(body)).unwrap_or_default().to_vec()))
+    Some(Hello::Complete(name(&mut Reader(body)).unwrap_or_default().to_vec()))
 }
 
 fn name<'a>(hello: &mut Reader<'a>) -> Option<&'a [u8]> {
@@ -129,7 +129,7 @@ mod test {
     #[test]
     fn the_first_name_is_found_however_the_message_is_cut_into_records() {
         let message = message(&[b"one", b"two"]);
-        let expected = Hello::Whole(b"one".to_vec());
+        let expected = Hello::Complete(b"one".to_vec());
         for each in [10, 17, 100, 10_000] {
             assert_eq!(parse(&records(&message, each)), expected);
         }
@@ -139,7 +139,7 @@ mod test {
     fn what_is_still_to_come_is_told_and_never_too_much() {
         let bytes = records(&message(&[b"one"]), 50);
         let mut have = 0;
-        while let Hello::Part(more) = parse(&bytes[..have]) {
+        while let Hello::Incomplete(more) = parse(&bytes[..have]) {
             assert!(more > 0 && have + more <= bytes.len(), "{more} at {have}");
             have += 1;
         }
@@ -148,16 +148,16 @@ mod test {
 
     #[test]
     fn nonsense_is_alien_or_offers_nothing() {
-        assert_eq!(parse(b"\x16\x03\x01\x00\x00"), Hello::Alien);
-        assert_eq!(parse(b"\x16\x03\x01\xff\xff"), Hello::Alien);
-        assert_eq!(parse(b"GET / HTTP/1.0"), Hello::Alien);
-        assert_eq!(parse(&records(&[2, 0, 0, 0], 9)), Hello::Alien);
-        assert_eq!(parse(&records(&[1, 0, 0, 0], 9)), Hello::Whole(Vec::new()));
+        assert_eq!(parse(b"\x16\x03\x01\x00\x00"), Hello::Invalid);
+        assert_eq!(parse(b"\x16\x03\x01\xff\xff"), Hello::Invalid);
+        assert_eq!(parse(b"GET / HTTP/1.0"), Hello::Invalid);
+        assert_eq!(parse(&records(&[2, 0, 0, 0], 9)), Hello::Invalid);
+        assert_eq!(parse(&records(&[1, 0, 0, 0], 9)), Hello::Complete(Vec::new()));
         let whole = message(&[b"one"]);
         for cut in 0..whole.len() - 4 {
             let mut short = whole[..4 + cut].to_vec();
             short[3] = u8::try_from(cut).unwrap();
-            assert!(matches!(parse(&records(&short, 999)), Hello::Whole(_)));
+            assert!(matches!(parse(&records(&short, 999)), Hello::Complete(_)));
         }
     }
 
@@ -165,7 +165,7 @@ mod test {
     fn a_hello_cut_into_crumbs_is_given_up_early() {
         let crumbs = records(&[&[1, 0, 0x3f, 0xff][..], &[0; 2000]].concat(), 1);
         let mut have = 0;
-        while let Hello::Part(more) = parse(&crumbs[..have]) {
+        while let Hello::Incomplete(more) = parse(&crumbs[..have]) {
             have += more;
         }
         assert!(have < 6 * 20, "{have} bytes were looked at");
@@ -174,6 +174,6 @@ mod test {
     #[test]
     fn a_hello_of_endless_records_is_given_up() {
         let endless = records(&[&[1, 0, 0x3f, 0xff][..], &[0; 20_000]].concat(), 100);
-        assert_eq!(parse(&endless), Hello::Alien);
+        assert_eq!(parse(&endless), Hello::Invalid);
     }
 }

@@ -73,12 +73,12 @@ impl Outbox {
             self.advance(len);
             return sealed;
         }
-        let len = self.rx_coalescing(most);
+        let len = self.coalesce(most);
         sealer.seal(Kind::Data, self.scratch.get(..len).unwrap_or_default(), out)
     }
 
     /// Puts small pieces together, up to `most` bytes. Gives how many.
-    fn rx_coalescing(&mut self, most: usize) -> usize {
+    fn coalesce(&mut self, most: usize) -> usize {
         let mut len = 0;
         let mut scratch = std::mem::take(&mut self.scratch);
         while let Some(piece) = self.piece().filter(|piece| piece.len() < LARGE) {

@@ -27,7 +27,7 @@ pub(super) const OPENED: usize = BODY - TAG;
 /// Blocks of the cipher that are sealed with one key: 8 TiB, after which who sees them all tells them from noise with an
 /// advantage of 2^-51 at most. RFC 8446 §5.5 recommends 2^34.5 blocks, for 2^-60; but Linux as a host does not survive a
 /// change of keys (its requests time out, and it connects anew), and 256 GiB are read in minutes.
-const WORN: u64 = 1 << 39;
+const KEY_LIMIT: u64 = 1 << 39;
 
 /// Bytes of a block.
 const BLOCK: u64 = 16;
@@ -42,7 +42,7 @@ pub(super) enum Kind {
 
 /// How a peer broke a rule of the record layer. Each is fatal; the names are those of the alerts (RFC 8446 §6.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Broken {
+pub(super) enum RecordError {
     BadRecordMac,
     RecordOverflow,
     UnexpectedMessage,
@@ -50,7 +50,7 @@ pub(super) enum Broken {
     IllegalParameter,
 }
 
-impl Broken {
+impl RecordError {
     /// Its name, for people.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -75,7 +75,7 @@ impl Broken {
 }
 
 /// One direction: its secret, and the keys that come of it.
-struct Way {
+struct Direction {
     suite: Suite,
     secret: Traffic,
     keys: Keys,
@@ -84,7 +84,7 @@ struct Way {
     blocks: u64,
 }
 
-impl Way {
+impl Direction {
     fn new(suite: Suite, secret: Traffic) -> Option<Self> {
         Some(Self { keys: suite.keys(&secret)?, suite, secret, count: 0, blocks: 0 })
     }
@@ -107,12 +107,12 @@ impl Way {
 }
 
 /// Seals what is sent.
-pub(super) struct Sealer(Way);
+pub(super) struct Sealer(Direction);
 
 impl Sealer {
     /// Begins with that secret; nothing if it is not one of the suite.
     pub(super) fn new(suite: Suite, secret: Traffic) -> Option<Self> {
-        Way::new(suite, secret).map(Self)
+        Direction::new(suite, secret).map(Self)
     }
 
     /// Seals `content`, at most [`CONTENT`] bytes, as one record at the start of `out`. Gives its length. `out` must have
@@ -141,8 +141,8 @@ impl Sealer {
     }
 
     /// Whether it is time for other keys. ChaCha20-Poly1305 does not wear (RFC 8446 §5.5).
-    pub(super) fn is_worn(&self) -> bool {
-        self.0.blocks >= WORN && self.0.suite != Suite::ChaCha20
+    pub(super) fn needs_key_update(&self) -> bool {
+        self.0.blocks >= KEY_LIMIT && self.0.suite != Suite::ChaCha20
     }
 
     /// Says that other keys follow (RFC 8446 §4.6.3), with `both` that the peer is to change its own, too, and goes on with
@@ -157,26 +157,26 @@ impl Sealer {
 }
 
 /// Opens what comes.
-pub(super) struct Opener(Way);
+pub(super) struct Opener(Direction);
 
 impl Opener {
     /// Begins with that secret; nothing if it is not one of the suite.
     pub(super) fn new(suite: Suite, secret: Traffic) -> Option<Self> {
-        Way::new(suite, secret).map(Self)
+        Direction::new(suite, secret).map(Self)
     }
 
     /// The body of the record that `bytes` begin with, and nothing while it has not come whole.
     ///
     /// # Errors
     /// That is no record of this recv_buffer of the protocol.
-    pub(super) fn body(bytes: &[u8]) -> Result<Option<&[u8]>, Broken> {
+    pub(super) fn body(bytes: &[u8]) -> Result<Option<&[u8]>, RecordError> {
         let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() else { return Ok(None) };
         let [kind, _, _, high, low] = *header;
         let len = usize::from(u16::from_be_bytes([high, low]));
         match len {
-            _ if kind != Kind::Data as u8 => Err(Broken::UnexpectedMessage),
-            len if len > BODY => Err(Broken::RecordOverflow),
-            len if len <= TAG => Err(Broken::BadRecordMac),
+            _ if kind != Kind::Data as u8 => Err(RecordError::UnexpectedMessage),
+            len if len > BODY => Err(RecordError::RecordOverflow),
+            len if len <= TAG => Err(RecordError::BadRecordMac),
             len => Ok(rest.get(..len)),
         }
     }
@@ -191,22 +191,26 @@ impl Opener {
     ///
     /// # Errors
     /// It is not what the peer sealed as its next record.
-    pub(super) fn open(&mut self, body: &[u8], out: &mut [u8]) -> Result<(Kind, usize), Broken> {
+    pub(super) fn open(
+        &mut self,
+        body: &[u8],
+        out: &mut [u8],
+    ) -> Result<(Kind, usize), RecordError> {
         let room = Self::room(body);
-        let (sealed, tag) = body.split_at_checked(room).ok_or(Broken::BadRecordMac)?;
-        let out = out.get_mut(..room).ok_or(Broken::RecordOverflow)?;
+        let (sealed, tag) = body.split_at_checked(room).ok_or(RecordError::BadRecordMac)?;
+        let out = out.get_mut(..room).ok_or(RecordError::RecordOverflow)?;
         let nonce = self.0.nonce();
         let aad = Aad::from(head(body.len()));
         let done = self.0.keys.key.open_separate_gather(nonce, aad, sealed, tag, out);
-        done.map_err(|_| Broken::BadRecordMac)?;
+        done.map_err(|_| RecordError::BadRecordMac)?;
         // The last byte that is not zero is the kind; zeros behind it are padding (RFC 8446 §5.4).
-        let len = out.iter().rposition(|&byte| byte != 0).ok_or(Broken::UnexpectedMessage)?;
+        let len = out.iter().rposition(|&byte| byte != 0).ok_or(RecordError::UnexpectedMessage)?;
         let kind = match out.get(len) {
-            _ if len > CONTENT => return Err(Broken::RecordOverflow),
+            _ if len > CONTENT => return Err(RecordError::RecordOverflow),
             Some(21) => Kind::Alert,
             Some(22) => Kind::Handshake,
             Some(23) => Kind::Data,
-            _ => return Err(Broken::UnexpectedMessage),
+            _ => return Err(RecordError::UnexpectedMessage),
         };
         Ok((kind, len))
     }
@@ -247,7 +251,7 @@ mod test {
         (Sealer::new(suite, secret.clone()).unwrap(), Opener::new(suite, secret).unwrap())
     }
 
-    fn open(opener: &mut Opener, record: &[u8]) -> Result<(Kind, Vec<u8>), Broken> {
+    fn open(opener: &mut Opener, record: &[u8]) -> Result<(Kind, Vec<u8>), RecordError> {
         let body = Opener::body(record)?.unwrap();
         let mut out = vec![0xee; OPENED];
         let (kind, len) = opener.open(body, &mut out)?;
@@ -280,14 +284,14 @@ mod test {
         for suite in [Suite::Aes128, Suite::Aes256, Suite::ChaCha20] {
             let (mut sealer, _) = ends(suite);
             sealer.seal(Kind::Data, &[0; CONTENT], &mut out);
-            assert_eq!(WORN * BLOCK, 8 << 40);
-            sealer.0.blocks = WORN - 5;
+            assert_eq!(KEY_LIMIT * BLOCK, 8 << 40);
+            sealer.0.blocks = KEY_LIMIT - 5;
             sealer.seal(Kind::Data, &[0; 24], &mut out);
-            assert!(!sealer.is_worn());
+            assert!(!sealer.needs_key_update());
             sealer.seal(Kind::Data, &[0; 24], &mut out);
-            assert_eq!(sealer.is_worn(), suite != Suite::ChaCha20);
+            assert_eq!(sealer.needs_key_update(), suite != Suite::ChaCha20);
             sealer.update(false, &mut out);
-            assert!(!sealer.is_worn());
+            assert!(!sealer.needs_key_update());
         }
     }
 
@@ -312,22 +316,22 @@ mod test {
             let (mut sealer, mut opener) = ends(Suite::Aes256);
             let mut record = sealed(&mut sealer);
             record[at] ^= 1;
-            assert_eq!(open(&mut opener, &record), Err(Broken::BadRecordMac));
+            assert_eq!(open(&mut opener, &record), Err(RecordError::BadRecordMac));
         }
         let (mut sealer, mut opener) = ends(Suite::Aes128);
         let (first, second) = (sealed(&mut sealer), sealed(&mut sealer));
         assert!(open(&mut opener, &first).is_ok());
-        assert_eq!(open(&mut opener, &first), Err(Broken::BadRecordMac));
+        assert_eq!(open(&mut opener, &first), Err(RecordError::BadRecordMac));
         let (_, mut opener) = ends(Suite::Aes128);
-        assert_eq!(open(&mut opener, &second), Err(Broken::BadRecordMac));
+        assert_eq!(open(&mut opener, &second), Err(RecordError::BadRecordMac));
     }
 
     #[test]
     fn lengths_and_kinds_that_cannot_be_are_refused() {
-        assert_eq!(Opener::body(&[23, 3, 3, 0x41, 0x01]), Err(Broken::RecordOverflow));
+        assert_eq!(Opener::body(&[23, 3, 3, 0x41, 0x01]), Err(RecordError::RecordOverflow));
         assert_eq!(Opener::body(&[23, 3, 3, 0x41, 0x00]), Ok(None));
-        assert_eq!(Opener::body(&[23, 3, 3, 0, 16]), Err(Broken::BadRecordMac));
-        assert_eq!(Opener::body(&[21, 3, 3, 0, 2, 2, 40]), Err(Broken::UnexpectedMessage));
+        assert_eq!(Opener::body(&[23, 3, 3, 0, 16]), Err(RecordError::BadRecordMac));
+        assert_eq!(Opener::body(&[21, 3, 3, 0, 2, 2, 40]), Err(RecordError::UnexpectedMessage));
         assert_eq!(Opener::body(&[23, 3, 3, 0]), Ok(None));
     }
 }

@@ -34,7 +34,7 @@ use s2n_tls::psk::Psk as Key;
 use s2n_tls::security::Policy;
 use zeroize::Zeroizing;
 
-use super::certificates::{Address, Certificates, Shown, Trust};
+use super::certificates::{Address, Certificates, PeerName, Trust};
 use super::record::{Opener, Sealer};
 use super::suite::{Suite, Traffic};
 use super::{Hash, Psk};
@@ -47,7 +47,7 @@ const POLICY: &str = "20240503";
 const CERTIFIED: &str = "CloudFront-Upstream-TLS-1-3-2025";
 
 /// For what the value is that both ends of a channel know (RFC 8446 §7.5).
-const BINDING: &[u8] = b"EXPORTER-storagetm-channel";
+const EXPORTER_LABEL: &[u8] = b"EXPORTER-storagetm-channel";
 
 /// More bytes than a peer says in a handshake. The library would go on with what means nothing for as long as it comes.
 const MOST: usize = 64 << 10;
@@ -61,16 +61,16 @@ pub(super) type Socket = Arc<dyn AsFd + Send + Sync>;
 /// How far a handshake has come.
 pub(super) enum Progress {
     /// Bytes must come first.
-    Reads,
+    WantRead,
     /// Bytes must leave first.
-    Writes,
+    WantWrite,
     /// It is over, and this is what came of it.
-    Done(Box<Agreed>),
+    Done(Box<Established>),
 }
 
-/// What two ends agreed on.
+/// What two ends established on.
 #[derive(Debug)]
-pub(super) struct Agreed {
+pub(super) struct Established {
     pub(super) channel: Channel,
     /// Whether we are the end that began, to which alone tickets are sent.
     pub(super) is_client: bool,
@@ -80,7 +80,7 @@ pub(super) struct Agreed {
 
 /// Why a handshake failed.
 #[derive(Debug)]
-pub(super) struct Failed {
+pub(super) struct HandshakeError {
     /// What the library says.
     pub(super) why: &'static str,
     /// Whether the peer has seen nothing of ours yet, so that an alert to it is in the clear.
@@ -104,7 +104,7 @@ enum Proof {
     /// That it knows one of these.
     Keys(Vec<Psk>),
     /// We are the server, and our certificates show who we are; theirs, if it must or wants to show one, who they are.
-    Client { shown: Shown, must: bool },
+    Client { shown: PeerName, required: bool },
     /// Its certificates, which are those of a server of this name.
     Server(String),
 }
@@ -133,7 +133,7 @@ struct Secret(Role, Traffic);
 
 thread_local! {
     /// What [`tell`] heard during the call into the library that is under way on this thread.
-    static HEARD: RefCell<Vec<Secret>> = const { RefCell::new(Vec::new()) };
+    static SECRETS: RefCell<Vec<Secret>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Has the library load all that it needs of the system, by a handshake with itself: once, before the process gives its
@@ -147,7 +147,7 @@ pub(super) fn prepare() -> io::Result<()> {
         let secret = export::Secret::new(vec![1; 32]);
         Psk { identity: "nobody".to_owned(), secret, hash: Hash::Sha256, key: None }
     };
-    let failed = |failed: Failed| io::Error::other(failed.why);
+    let failed = |failed: HandshakeError| io::Error::other(failed.why);
     let mut client = Handshake::begin(Arc::new(near), key()).map_err(failed)?;
     let mut server = Handshake::serve(Arc::new(far), Vec::new(), vec![key()]).map_err(failed)?;
     for _ in 0..ROUNDS {
@@ -178,7 +178,7 @@ fn builder(policy: &str) -> Result<Builder, Error> {
     builder.with_system_certs(false)?;
     builder.set_security_policy(&Policy::from_version(policy)?)?;
     // SAFETY: the context is null, and `tell` does not use it.
-    unsafe { builder.set_key_log_callback(Some(notify), ptr::null_mut())? };
+    unsafe { builder.set_key_log_callback(Some(on_secret), ptr::null_mut())? };
     Ok(builder)
 }
 
@@ -187,7 +187,11 @@ impl Handshake {
     ///
     /// # Errors
     /// There is no memory for it, or a key that the library does not take.
-    pub(super) fn serve(socket: Socket, early: Vec<u8>, keys: Vec<Psk>) -> Result<Self, Failed> {
+    pub(super) fn serve(
+        socket: Socket,
+        early: Vec<u8>,
+        keys: Vec<Psk>,
+    ) -> Result<Self, HandshakeError> {
         Self::with_keys(Mode::Server, socket, early, keys).map_err(|error| failed(&error, true))
     }
 
@@ -195,7 +199,7 @@ impl Handshake {
     ///
     /// # Errors
     /// There is no memory for it, or the library does not take the key.
-    pub(super) fn begin(socket: Socket, key: Psk) -> Result<Self, Failed> {
+    pub(super) fn begin(socket: Socket, key: Psk) -> Result<Self, HandshakeError> {
         Self::with_keys(Mode::Client, socket, Vec::new(), vec![key])
             .map_err(|error| failed(&error, true))
     }
@@ -209,20 +213,20 @@ impl Handshake {
         early: Vec<u8>,
         certificates: &Certificates,
         auth: Auth,
-    ) -> Result<Self, Failed> {
-        let must = auth == Auth::Required;
-        let wanted = match (certificates.knows_clients(), must) {
+    ) -> Result<Self, HandshakeError> {
+        let required = auth == Auth::Required;
+        let wanted = match (certificates.verifies_clients(), required) {
             (true, true) => ClientAuthType::Required,
             (true, false) => ClientAuthType::Optional,
             (false, false) => ClientAuthType::None,
             (false, true) => {
                 let why = "no authority is known";
-                return Err(Failed { why, is_early: true, is_cut: false });
+                return Err(HandshakeError { why, is_early: true, is_cut: false });
             }
         };
-        let shown = Shown::default();
+        let shown = PeerName::default();
         let make = || {
-            let proof = Proof::Client { shown: shown.clone(), must };
+            let proof = Proof::Client { shown: shown.clone(), required };
             let config = certificates.config();
             let mut this = Self::new(Mode::Server, socket, early, config, proof)?;
             if let Some(connection) = &mut this.connection {
@@ -238,7 +242,7 @@ impl Handshake {
     ///
     /// # Errors
     /// There is no memory for it, or no sense in what is trusted.
-    pub(super) fn begin_certified(socket: Socket, trust: &Trust) -> Result<Self, Failed> {
+    pub(super) fn begin_certified(socket: Socket, trust: &Trust) -> Result<Self, HandshakeError> {
         let make = || {
             let proof = Proof::Server(trust.name.clone());
             let mut this = Self::new(Mode::Client, socket, Vec::new(), trust.config()?, proof)?;
@@ -305,14 +309,16 @@ impl Handshake {
     ///
     /// # Errors
     /// The two do not come together; nothing more is to be done on this connection but to close it.
-    pub(super) fn advance(&mut self) -> Result<Progress, Failed> {
-        let Some(connection) = &mut self.connection else { return Ok(Progress::Reads) };
+    pub(super) fn advance(&mut self) -> Result<Progress, HandshakeError> {
+        let Some(connection) = &mut self.connection else { return Ok(Progress::WantRead) };
         let progress = connection.poll_negotiate().map_ok(drop);
-        HEARD.with_borrow_mut(|heard| self.secrets.append(heard));
+        SECRETS.with_borrow_mut(|secrets| self.secrets.append(secrets));
         match progress {
-            Poll::Pending if self.wire().is_full => Ok(Progress::Writes),
-            Poll::Pending => Ok(Progress::Reads),
-            Poll::Ready(Ok(())) => self.agree().map(|agreed| Progress::Done(Box::new(agreed))),
+            Poll::Pending if self.wire().is_full => Ok(Progress::WantWrite),
+            Poll::Pending => Ok(Progress::WantRead),
+            Poll::Ready(Ok(())) => {
+                self.agree().map(|established| Progress::Done(Box::new(established)))
+            }
             Poll::Ready(Err(error)) => Err(failed(&error, self.wire().sent == 0)),
         }
     }
@@ -322,8 +328,8 @@ impl Handshake {
         unsafe { self.wire.as_ref() }
     }
 
-    fn agree(&mut self) -> Result<Agreed, Failed> {
-        let late = |why| Failed { why, is_early: false, is_cut: false };
+    fn agree(&mut self) -> Result<Established, HandshakeError> {
+        let late = |why| HandshakeError { why, is_early: false, is_cut: false };
         let connection = self.connection.as_ref().ok_or_else(|| late("it is over"))?;
         let read = read(connection).map_err(|error| failed(&error, false))?;
         let (identity, cipher, binding) = read;
@@ -336,7 +342,7 @@ impl Handshake {
             Proof::Client { shown, .. } if connection.client_cert_used() => {
                 (None, true, shown.name())
             }
-            Proof::Client { must: true, .. } => return Err(late("no certificate was shown")),
+            Proof::Client { required: true, .. } => return Err(late("no certificate was shown")),
             Proof::Client { .. } => (None, false, String::new()),
             Proof::Server(name) => (None, true, name.clone()),
         };
@@ -354,7 +360,7 @@ impl Handshake {
         let opener = Opener::new(suite, secret(theirs)?)
             .ok_or_else(|| late("a secret of another length"))?;
         let channel = Channel { key, certified, identity, cipher, binding };
-        Ok(Agreed { channel, is_client: self.mode == Mode::Client, sealer, opener })
+        Ok(Established { channel, is_client: self.mode == Mode::Client, sealer, opener })
     }
 }
 
@@ -374,7 +380,7 @@ fn read(connection: &Connection) -> Result<(String, String, [u8; 32]), Error> {
         connection.negotiated_psk_identity(&mut identity)?;
     }
     let mut binding = [0; 32];
-    connection.tls_exporter(BINDING, &[], &mut binding)?;
+    connection.tls_exporter(EXPORTER_LABEL, &[], &mut binding)?;
     let is_new = connection.actual_protocol_version()? == Version::TLS13;
     let cipher = if is_new { connection.cipher_suite()? } else { "" };
     Ok((String::from_utf8(identity).unwrap_or_default(), cipher.to_owned(), binding))
@@ -391,9 +397,9 @@ fn emit(key: &Psk) -> Result<Key, Error> {
     builder.build()
 }
 
-fn failed(error: &Error, is_early: bool) -> Failed {
+fn failed(error: &Error, is_early: bool) -> HandshakeError {
     let is_cut = matches!(error.kind(), ErrorType::IOError | ErrorType::ConnectionClosed);
-    Failed { why: error.message(), is_early, is_cut }
+    HandshakeError { why: error.message(), is_early, is_cut }
 }
 
 /// The library wants up to `len` bytes at `into`.
@@ -443,7 +449,7 @@ unsafe extern "C" fn send(context: *mut c_void, from: *const u8, len: u32) -> i3
 ///
 /// # Safety
 /// `line` is the address of `len` bytes.
-unsafe extern "C" fn notify(
+unsafe extern "C" fn on_secret(
     _: *mut c_void,
     _: *mut s2n_connection,
     line: *mut u8,
@@ -455,7 +461,7 @@ unsafe extern "C" fn notify(
     // SAFETY: as the caller promises, and it is not null.
     let line = unsafe { slice::from_raw_parts(line, len) };
     if let Some(secret) = parse(line) {
-        HEARD.with_borrow_mut(|heard| heard.push(secret));
+        SECRETS.with_borrow_mut(|secrets| secrets.push(secret));
     }
     0
 }
@@ -501,8 +507,8 @@ mod test {
         let mut server = Handshake::serve(far.clone(), Vec::new(), vec![key(hash)]).unwrap();
         loop {
             let _ = client.advance().unwrap();
-            if let Progress::Done(agreed) = server.advance().unwrap() {
-                return (client, Records::new(*agreed), far);
+            if let Progress::Done(established) = server.advance().unwrap() {
+                return (client, Records::new(*established), far);
             }
         }
     }
@@ -542,7 +548,7 @@ mod test {
         let mut said = vec![0; 4096];
         let len = (&far).read(&mut said).unwrap();
         said.truncate(len);
-        assert_eq!(hello::parse(&said), Hello::Whole(b"guess".to_vec()));
+        assert_eq!(hello::parse(&said), Hello::Complete(b"guess".to_vec()));
         let far: Socket = Arc::new(far);
         let serve = |key| Handshake::serve(far.clone(), said.clone(), vec![key]).unwrap().advance();
         assert!(serve(named("guess", 1)).is_err_and(|failed| failed.is_early));
@@ -560,7 +566,7 @@ mod test {
         let mut server =
             Handshake::serve(Arc::new(far), Vec::new(), vec![key(Hash::Sha256)]).unwrap();
         let _ = client.advance().unwrap();
-        assert!(matches!(server.advance(), Ok(Progress::Reads)));
+        assert!(matches!(server.advance(), Ok(Progress::WantRead)));
         let mut said = 0;
         while server.advance().is_ok() {
             assert!(said <= MOST, "{said} bytes were heard");
@@ -583,7 +589,7 @@ mod test {
                     assert!(matches!(library.poll_send(&said), Poll::Ready(Ok(n)) if n == len));
                     let heard = loop {
                         match open(&mut records, &socket).unwrap() {
-                            (Opened::Nothing, _) => {}
+                            (Opened::Control, _) => {}
                             (_, heard) => break heard,
                         }
                     };

@@ -10,9 +10,9 @@ use std::time::Instant;
 use export::Channel;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use super::record::{Broken, CONTENT, Kind, OPENED, Opener};
+use super::record::{CONTENT, Kind, OPENED, Opener, RecordError};
 use super::records::{Opened, Records, SMALL, sealed_len};
-use super::s2n::{Agreed, Failed, Handshake, Progress};
+use super::s2n::{Established, Handshake, HandshakeError, Progress};
 use super::{Psk, Trust};
 use crate::recv_buffer::RecvBuffer;
 
@@ -54,19 +54,19 @@ fn shake(
     socket: Arc<TcpStream>,
     mut handshake: Handshake,
     deadline: Instant,
-    refused: fn(Failed) -> io::Error,
+    refused: fn(HandshakeError) -> io::Error,
 ) -> io::Result<Stream> {
-    let agreed = loop {
+    let established = loop {
         match handshake.advance().map_err(refused)? {
-            Progress::Done(agreed) => break *agreed,
-            Progress::Reads => wait(&socket, PollFlags::IN, deadline)?,
-            Progress::Writes => wait(&socket, PollFlags::OUT, deadline)?,
+            Progress::Done(established) => break *established,
+            Progress::WantRead => wait(&socket, PollFlags::IN, deadline)?,
+            Progress::WantWrite => wait(&socket, PollFlags::OUT, deadline)?,
         }
     };
-    Stream::new(socket, agreed).ok_or_else(|| ErrorKind::OutOfMemory.into())
+    Stream::new(socket, established).ok_or_else(|| ErrorKind::OutOfMemory.into())
 }
 
-fn refused(failed: Failed) -> io::Error {
+fn refused(failed: HandshakeError) -> io::Error {
     let why = failed.why;
     match failed.is_cut {
         true => cut(),
@@ -77,7 +77,7 @@ fn refused(failed: Failed) -> io::Error {
     }
 }
 
-fn distrusted(failed: Failed) -> io::Error {
+fn distrusted(failed: HandshakeError) -> io::Error {
     let why = failed.why;
     match failed.is_cut {
         true => cut(),
@@ -125,10 +125,10 @@ pub struct Stream {
 }
 
 impl Stream {
-    fn new(socket: Arc<TcpStream>, agreed: Agreed) -> Option<Self> {
+    fn new(socket: Arc<TcpStream>, established: Established) -> Option<Self> {
         let (inbox, plain) = (RecvBuffer::new(INBOX)?, RecvBuffer::new(OPENED)?);
-        let (channel, outbox) = (agreed.channel.clone(), Vec::new());
-        let records = Records::new(agreed);
+        let (channel, outbox) = (established.channel.clone(), Vec::new());
+        let records = Records::new(established);
         Some(Self {
             socket,
             channel,
@@ -159,7 +159,7 @@ impl Stream {
 
     /// Whether there are bytes to read that have come already: the socket does not tell.
     pub fn has_unread(&self) -> bool {
-        let whole = Opener::body(self.inbox.waiting()).is_ok_and(|body| body.is_some());
+        let whole = Opener::body(self.inbox.unread()).is_ok_and(|body| body.is_some());
         whole || !self.plain.is_empty()
     }
 
@@ -197,23 +197,25 @@ impl Stream {
     /// has come whole.
     fn open(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
         let opened = self.open_record(into);
-        self.broken =
-            !matches!(opened, Ok(Some(Opened::Data(_) | Opened::Nothing | Opened::End) | None));
-        let broken = |broken: Broken| io::Error::new(ErrorKind::InvalidData, broken.name());
+        self.broken = !matches!(
+            opened,
+            Ok(Some(Opened::Data(_) | Opened::Control | Opened::CloseNotify) | None)
+        );
+        let broken = |broken: RecordError| io::Error::new(ErrorKind::InvalidData, broken.name());
         Ok(match opened.map_err(broken)? {
             None => None,
             Some(Opened::Data(len)) => Some(len),
-            Some(Opened::Nothing) => Some(0),
-            Some(Opened::End) => {
+            Some(Opened::Control) => Some(0),
+            Some(Opened::CloseNotify) => {
                 self.ended = true;
                 Some(0)
             }
-            Some(Opened::Alert) => return Err(given_up()),
+            Some(Opened::FatalAlert) => return Err(given_up()),
         })
     }
 
-    fn open_record(&mut self, into: &mut [u8]) -> Result<Option<Opened>, Broken> {
-        let Some(body) = Opener::body(self.inbox.waiting())? else { return Ok(None) };
+    fn open_record(&mut self, into: &mut [u8]) -> Result<Option<Opened>, RecordError> {
+        let Some(body) = Opener::body(self.inbox.unread())? else { return Ok(None) };
         let len = Records::len(body);
         let opened = if into.len() >= Opener::room(body) {
             self.records.open(body, into)?
@@ -221,7 +223,7 @@ impl Stream {
             match self.records.open(body, self.plain.spare())? {
                 Opened::Data(len) => {
                     self.plain.fill(len);
-                    Opened::Data(self.plain.pour(into))
+                    Opened::Data(self.plain.read_into(into))
                 }
                 other => other,
             }
@@ -238,7 +240,7 @@ impl Stream {
     /// Puts in front of the next data what must go before it.
     fn answer_updates(&mut self) {
         let mut small = [0; SMALL];
-        let len = self.records.due(&mut small);
+        let len = self.records.pending_update(&mut small);
         self.outbox.extend_from_slice(small.get(..len).unwrap_or_default());
     }
 
@@ -267,7 +269,7 @@ impl Read for Stream {
     /// ends without it is an error.
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.check()?;
-        let mut got = self.plain.pour(into);
+        let mut got = self.plain.read_into(into);
         while got < into.len() && !self.ended {
             let room = into.get_mut(got..).unwrap_or_default();
             match self.open(room)? {

@@ -11,7 +11,7 @@ use crate::blocking_op::BlockingOp;
 use crate::disk::Job;
 use crate::inbox::{Inbox, Message};
 
-/// The threads, and the requests whose errands they run.
+/// The threads, and the requests whose sender they run.
 pub(crate) struct BlockingPool {
     inbox: Arc<Inbox>,
     waiting: Slots<(Key, Job)>,
@@ -21,7 +21,7 @@ pub(crate) struct BlockingPool {
 /// A thread, which ends when this is dropped.
 struct DiskThread {
     disk: Weak<Export>,
-    errands: Sender<(u64, BlockingOp)>,
+    sender: Sender<(u64, BlockingOp)>,
 }
 
 impl BlockingPool {
@@ -43,7 +43,7 @@ impl BlockingPool {
         self.threads.retain(|thread| thread.disk.strong_count() > 0);
         let key = self.waiting.insert((owner, job));
         let thread = self.thread(blocking_op.export());
-        if thread.is_some_and(|thread| thread.errands.send((key.number(), blocking_op)).is_ok()) {
+        if thread.is_some_and(|thread| thread.sender.send((key.number(), blocking_op)).is_ok()) {
             return Ok(());
         }
         self.waiting.remove(key).map_or(Ok(()), |(_, job)| Err(job))
@@ -57,24 +57,24 @@ impl BlockingPool {
     fn thread(&mut self, disk: &Arc<Export>) -> Option<&DiskThread> {
         let of_it = |thread: &DiskThread| thread.disk.as_ptr() == Arc::as_ptr(disk);
         if !self.threads.iter().any(of_it) {
-            let errands = start(self.inbox.clone())?;
-            self.threads.push(DiskThread { disk: Arc::downgrade(disk), errands });
+            let sender = start(self.inbox.clone())?;
+            self.threads.push(DiskThread { disk: Arc::downgrade(disk), sender });
         }
         self.threads.iter().find(|thread| of_it(thread))
     }
 }
 
 fn start(inbox: Arc<Inbox>) -> Option<Sender<(u64, BlockingOp)>> {
-    let (way, errands) = mpsc::channel();
-    let run = move || run(&errands, &inbox);
-    std::thread::Builder::new().name("errands".to_owned()).spawn(run).ok().map(|_| way)
+    let (way, sender) = mpsc::channel();
+    let run = move || run(&sender, &inbox);
+    std::thread::Builder::new().name("sender".to_owned()).spawn(run).ok().map(|_| way)
 }
 
-fn run(errands: &Receiver<(u64, BlockingOp)>, inbox: &Inbox) {
-    while let Ok((number, blocking_op)) = errands.recv() {
+fn run(sender: &Receiver<(u64, BlockingOp)>, inbox: &Inbox) {
+    while let Ok((number, blocking_op)) = sender.recv() {
         let answer = blocking_op.run();
         // Not kept open by this thread while the request is over.
         drop(blocking_op);
-        inbox.put(Message::Ran(number, answer));
+        inbox.push(Message::BlockingOpDone(number, answer));
     }
 }

@@ -12,7 +12,7 @@ use rustix::net::Shutdown;
 
 use super::blocking_pool::BlockingPool;
 use super::broken::Broken;
-use super::files::File;
+use super::files::FixedFile;
 use super::receiving::{LARGE, Receiving};
 use super::ring::Ring;
 use super::rx_coalescing::RxCoalescing;
@@ -21,7 +21,7 @@ use super::slots::Key;
 use crate::blocking_op::BlockingOp;
 use crate::disk::{Job, Pace};
 use crate::link::Link;
-use crate::recv_buffer::{RecvBuffer, room};
+use crate::recv_buffer::{RecvBuffer, window};
 use crate::{GRACE, LINGER, Sink, UNSENT};
 
 /// What all connections of a thread share during a turn.
@@ -78,7 +78,7 @@ pub(crate) struct Connection {
     /// Whether its disk answers at once.
     pace: Pace,
     /// The disk that it used last, and its place in the ring's table. That keeps it open, but not after it is gone.
-    disk: Option<(Weak<Export>, Rc<File>)>,
+    disk: Option<(Weak<Export>, Rc<FixedFile>)>,
     /// How many requests to wait for.
     rx_coalescing: RxCoalescing,
     /// Bytes that the socket waits for.
@@ -103,7 +103,7 @@ impl Connection {
     pub(crate) fn open(
         key: Key,
         link: Arc<Link>,
-        file: Rc<File>,
+        file: Rc<FixedFile>,
         recv_buffer: RecvBuffer,
         session: Box<dyn Session>,
         now: Instant,
@@ -145,7 +145,7 @@ impl Connection {
         self.came = self.came.saturating_add(came);
         let mut direct_recv = receiving.direct_recv.take();
         let landed =
-            direct_recv.as_mut().map_or(0, |direct_recv| came.min(room(direct_recv).len()));
+            direct_recv.as_mut().map_or(0, |direct_recv| came.min(window(direct_recv).len()));
         receiving.recv_buffer.fill(came - landed);
         self.receiving = Some(receiving);
         if let Some(direct_recv) = direct_recv {
@@ -339,7 +339,7 @@ impl Connection {
             self.jobs += 1;
             return self.send_out(turn, job, blocking_op);
         }
-        match self.place(turn, &job) {
+        match self.disk_file(turn, &job) {
             Ok(file) => {
                 self.jobs += 1;
                 turn.ring.carry_out(self.key, job, file);
@@ -361,7 +361,7 @@ impl Connection {
     }
 
     /// The place of the request's disk in the ring's table.
-    fn place(&mut self, turn: &mut Turn, job: &Job) -> io::Result<Rc<File>> {
+    fn disk_file(&mut self, turn: &mut Turn, job: &Job) -> io::Result<Rc<FixedFile>> {
         let export = job.admitted().export();
         if let Some((known, file)) = &self.disk
             && known.as_ptr() == Arc::as_ptr(export)
@@ -382,7 +382,7 @@ impl Connection {
         if receiving.recv_buffer.is_empty() {
             return false;
         }
-        let taken = self.session.receive(now, receiving.recv_buffer.waiting());
+        let taken = self.session.receive(now, receiving.recv_buffer.unread());
         receiving.recv_buffer.consume(taken);
         taken > 0
     }
@@ -457,7 +457,7 @@ impl Connection {
             return;
         }
         let Some(receiving) = &mut self.receiving else { return };
-        receiving.is_bulky = self.rx_coalescing.latest() >= LARGE;
+        receiving.is_large = self.rx_coalescing.latest() >= LARGE;
         if closing {
             receiving.recv_buffer.clear();
         } else if receiving.recv_buffer.is_empty() {
@@ -480,18 +480,18 @@ impl Connection {
     /// Has the next receive wait for as many requests as it should.
     fn expect(&mut self, turn: &Turn) {
         let wanted =
-            self.rx_coalescing.wanted().filter(|_| self.is_open() && turn.ring.can_gather());
+            self.rx_coalescing.wanted().filter(|_| self.is_open() && turn.ring.can_coalesce());
         self.want(wanted.map_or(1, |(bytes, _)| bytes));
         self.until = wanted.map(|(_, patience)| turn.now + patience);
         if let Some(receiving) = &mut self.receiving {
-            receiving.gathers = wanted.is_some();
+            receiving.coalesces = wanted.is_some();
         }
     }
 
     fn want(&mut self, bytes: usize) {
         if self.wanted != bytes {
             self.wanted = bytes;
-            Ring::wait_for(self.link.as_fd(), bytes);
+            Ring::set_low_water_mark(self.link.as_fd(), bytes);
         }
     }
 

@@ -1,68 +1,68 @@
-//! The ring's own table of files. An entry names a file by its place there and can name no other: what is not in the table
-//! the ring does not touch. It knows places, and no descriptor but while one is put in.
+//! The ring's own table of files. An entry names a file by its index there and can name no other: what is not in the table
+//! the ring does not touch. It knows indices, and no descriptor but while one is put in.
 
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
-/// A place in the table, for as long as anybody has a share of it. It stays free of other files until the ring has swept.
-pub(crate) struct File {
-    place: u32,
-    places: Rc<RefCell<Places>>,
+/// A index in the table, for as long as anybody has a share of it. It stays free of other files until the ring has swept.
+pub(crate) struct FixedFile {
+    index: u32,
+    indices: Rc<RefCell<Indices>>,
 }
 
-/// The places.
+/// The indices.
 #[derive(Debug)]
-struct Places {
+struct Indices {
     free: Vec<u32>,
     /// Those that nobody has any more, but whose file is still there.
-    left: Vec<u32>,
+    released: Vec<u32>,
 }
 
 /// The table.
 #[derive(Debug)]
-pub(super) struct Files(Rc<RefCell<Places>>);
+pub(super) struct FileTable(Rc<RefCell<Indices>>);
 
-impl Files {
-    /// One with so many places, all free.
-    pub(super) fn new(places: u32) -> Self {
-        let free = (0..places).rev().collect();
-        Self(Rc::new(RefCell::new(Places { free, left: Vec::new() })))
+impl FileTable {
+    /// One with so many indices, all free.
+    pub(super) fn new(indices: u32) -> Self {
+        let free = (0..indices).rev().collect();
+        Self(Rc::new(RefCell::new(Indices { free, released: Vec::new() })))
     }
 
-    /// A free place, to put a file in.
-    pub(super) fn claim(&self) -> Option<Rc<File>> {
-        let place = self.0.borrow_mut().free.pop()?;
-        Some(Rc::new(File { place, places: self.0.clone() }))
+    /// A free index, to put a file in.
+    pub(super) fn allocate(&self) -> Option<Rc<FixedFile>> {
+        let index = self.0.borrow_mut().free.pop()?;
+        Some(Rc::new(FixedFile { index, indices: self.0.clone() }))
     }
 
-    /// Has each place cleared that was let go of. One that cannot be is not used again.
+    /// Has each index cleared that was let go of. One that cannot be is not used again.
     pub(super) fn sweep(&self, clear: impl Fn(u32) -> bool) {
-        if self.0.borrow().left.is_empty() {
+        if self.0.borrow().released.is_empty() {
             return;
         }
-        let left = std::mem::take(&mut self.0.borrow_mut().left);
-        let cleared = left.into_iter().filter(|&place| clear(place));
+        let released = std::mem::take(&mut self.0.borrow_mut().released);
+        let cleared = released.into_iter().filter(|&index| clear(index));
         self.0.borrow_mut().free.extend(cleared);
     }
 }
 
-impl File {
-    /// Its place.
-    pub(super) fn place(&self) -> u32 {
-        self.place
+impl FixedFile {
+    /// Its index.
+    pub(super) fn index(&self) -> u32 {
+        self.index
     }
 }
 
-impl Drop for File {
+impl Drop for FixedFile {
     fn drop(&mut self) {
-        self.places.borrow_mut().left.push(self.place);
+        self.indices.borrow_mut().released.push(self.index);
     }
 }
 
-impl fmt::Debug for File {
+impl fmt::Debug for FixedFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "File({})", self.place)
+        write!(f, "FixedFile({})", self.index)
     }
 }
 
@@ -72,22 +72,22 @@ mod test {
 
     #[test]
     fn a_place_is_given_again_only_after_it_was_cleared() {
-        let files = Files::new(2);
-        let (a, b) = (files.claim().unwrap(), files.claim().unwrap());
-        assert_eq!((a.place(), b.place()), (0, 1));
-        assert!(files.claim().is_none());
+        let files = FileTable::new(2);
+        let (a, b) = (files.allocate().unwrap(), files.allocate().unwrap());
+        assert_eq!((a.index(), b.index()), (0, 1));
+        assert!(files.allocate().is_none());
         let share = a.clone();
         drop(a);
         files.sweep(|_| true);
-        assert!(files.claim().is_none());
+        assert!(files.allocate().is_none());
         drop(share);
-        assert!(files.claim().is_none());
-        files.sweep(|place| place == 0);
-        assert_eq!(files.claim().unwrap().place(), 0);
+        assert!(files.allocate().is_none());
+        files.sweep(|index| index == 0);
+        assert_eq!(files.allocate().unwrap().index(), 0);
         drop(b);
-        files.sweep(|place| place == 0);
-        let again = files.claim().unwrap();
-        assert_eq!(again.place(), 0);
-        assert!(files.claim().is_none());
+        files.sweep(|index| index == 0);
+        let again = files.allocate().unwrap();
+        assert_eq!(again.index(), 0);
+        assert!(files.allocate().is_none());
     }
 }

@@ -10,18 +10,18 @@ use io_uring::types::Fixed;
 use io_uring::{opcode, squeue};
 use libc::{iovec, msghdr};
 
-use super::files::File;
+use super::files::FixedFile;
 use super::ring::{header, length};
 use super::slots::Key;
 use crate::link::Link;
-use crate::recv_buffer::{RECV_BUFFER, RecvBuffer, room};
+use crate::recv_buffer::{RECV_BUFFER, RecvBuffer, window};
 
 /// A direct_recv from this size on is large, and so is a request.
 pub(super) const LARGE: usize = 16 << 10;
 
 /// Bytes that the recv_buffer takes behind a large direct_recv, and while requests are large: where one large payload came, the
 /// header of the next is close, and what is received behind that would have to be copied.
-const SLIT: usize = 4 << 10;
+const MIN_RECV: usize = 4 << 10;
 
 /// `IORING_RECVSEND_POLL_FIRST`, since Linux 5.19: without it the first try takes whatever has come.
 const POLL_FIRST: u16 = 1;
@@ -38,11 +38,11 @@ pub(crate) struct Receiving {
     pub(crate) direct_recv: Option<DirectRecv>,
     /// The socket is open as long as this is.
     _link: Arc<Link>,
-    file: Rc<File>,
+    file: Rc<FixedFile>,
     /// Whether to take nothing before as much has come as the socket was told to wait for.
-    pub(crate) gathers: bool,
+    pub(crate) coalesces: bool,
     /// Whether the requests that came last were large.
-    pub(crate) is_bulky: bool,
+    pub(crate) is_large: bool,
     header: msghdr,
     vectors: [iovec; 2],
 }
@@ -52,7 +52,7 @@ impl Receiving {
     pub(crate) fn new(
         owner: Key,
         link: Arc<Link>,
-        file: Rc<File>,
+        file: Rc<FixedFile>,
         recv_buffer: RecvBuffer,
     ) -> Box<Self> {
         let (header, vectors) = (header(&mut []), [NOTHING; 2]);
@@ -62,8 +62,8 @@ impl Receiving {
             direct_recv: None,
             _link: link,
             file,
-            gathers: false,
-            is_bulky: false,
+            coalesces: false,
+            is_large: false,
             header,
             vectors,
         })
@@ -71,18 +71,18 @@ impl Receiving {
 
     /// Names the direct_recv, if there is one, and the recv_buffer's room. To be asked by the ring only, which then owns this.
     pub(super) fn entry(&mut self) -> squeue::Entry {
-        let fd = Fixed(self.file.place());
+        let fd = Fixed(self.file.index());
         let lands =
-            self.direct_recv.as_mut().is_some_and(|direct_recv| room(direct_recv).len() >= LARGE);
+            self.direct_recv.as_mut().is_some_and(|direct_recv| window(direct_recv).len() >= LARGE);
         let spare = self.recv_buffer.spare();
-        let len = spare.len().min(if lands || self.is_bulky { SLIT } else { RECV_BUFFER });
+        let len = spare.len().min(if lands || self.is_large { MIN_RECV } else { RECV_BUFFER });
         let spare = spare.get_mut(..len).unwrap_or_default();
-        let when = if self.gathers { POLL_FIRST } else { 0 };
+        let when = if self.coalesces { POLL_FIRST } else { 0 };
         let Some(direct_recv) = &mut self.direct_recv else {
             let receive = opcode::Recv::new(fd, spare.as_mut_ptr(), length(spare));
             return receive.ioprio(when).build();
         };
-        self.vectors = [vector(room(direct_recv)), vector(spare)];
+        self.vectors = [vector(window(direct_recv)), vector(spare)];
         self.header = header(&mut self.vectors);
         opcode::RecvMsg::new(fd, &raw mut self.header).ioprio(when).build()
     }
@@ -90,7 +90,7 @@ impl Receiving {
 
 impl fmt::Debug for Receiving {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Receiving({} bytes wait)", self.recv_buffer.waiting().len())
+        write!(f, "Receiving({} bytes wait)", self.recv_buffer.unread().len())
     }
 }
 

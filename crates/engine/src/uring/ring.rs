@@ -11,15 +11,15 @@
 //!   allocation of their own, which stays when the `Job` itself is moved;
 //! - a [`Receiving`] and a [`Sending`] are boxed; they own the message header and vectors that the entry names, the
 //!   memory that the vectors name (the recv_buffer, a direct_recv's buffer, the segments) and a share of the socket;
-//! - a [`Bell`] owns the eight bytes that its eventfd is read into;
-//! - all of them own a share of the [`File`] that the entry names, whose place is not given to another file before.
+//! - a [`Wake`] owns the eight bytes that its eventfd is read into;
+//! - all of them own a share of the [`FixedFile`] that the entry names, whose place is not given to another file before.
 //!
 //! The key of the value is the entry's `user_data`, and each entry has one completion: it finds its own value.
 //! Dropping the ring while entries are under way would free what they name: then it is leaked instead.
 //!
 //! # What the ring can do
 //!
-//! The kernel is told, before the ring runs, which entries it is to carry out: those of [`NEEDED`], on files of the ring's
+//! The kernel is told, before the ring runs, which entries it is to carry out: those of [`REQUIRED_OPS`], on files of the ring's
 //! own table, which this thread fills. Whatever is written into the ring's memory later, it cannot open a file, make a
 //! socket, or reach a descriptor that is not in the table.
 
@@ -43,7 +43,7 @@ use libc::{iovec, msghdr};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
-use super::files::{File, Files};
+use super::files::{FileTable, FixedFile};
 use super::receiving::Receiving;
 use super::sending::Sending;
 use super::slots::{Key, Slots};
@@ -59,15 +59,15 @@ const COMPLETIONS: u32 = 8192;
 /// Threads of the kernel that may wait for disks at once: several disks may hang before the others notice.
 const DISK_THREADS: u32 = 64;
 
-/// Files in the ring's table, if the process may have so many open: sockets, disks and a wake_fd.
+/// FileTable in the ring's table, if the process may have so many open: sockets, disks and a wake_fd.
 const FILES: u32 = 4096;
 
 /// What may be done with a ring that runs: to change its table of files (`IORING_REGISTER_FILES_UPDATE`), and to give it
 /// up (`IORING_UNREGISTER_FILES`).
-const ABOUT_FILES: [u8; 2] = [6, 3];
+const RUNTIME_REGISTER_OPS: [u8; 2] = [6, 3];
 
 /// What the engine needs of the kernel, and all that the ring may do. All are older than Linux 6.1.
-const NEEDED: [u8; 7] = [
+const REQUIRED_OPS: [u8; 7] = [
     opcode::Read::CODE,
     opcode::Write::CODE,
     opcode::Fsync::CODE,
@@ -83,18 +83,18 @@ pub(crate) struct Ring {
     pending: ManuallyDrop<Slots<Pending>>,
     /// Entries that found the submission queue full.
     backlog: VecDeque<squeue::Entry>,
-    files: Files,
+    files: FileTable,
     /// Disks in the table.
-    disks: Vec<(sync::Weak<Export>, Weak<File>)>,
+    disks: Vec<(sync::Weak<Export>, Weak<FixedFile>)>,
     inbox: Arc<Inbox>,
-    wake_fd: Rc<File>,
+    wake_fd: Rc<FixedFile>,
 }
 
 enum Pending {
-    Disk(Key, Job, Rc<File>),
+    Disk(Key, Job, Rc<FixedFile>),
     Receive(Box<Receiving>),
     Send(Box<Sending>),
-    Bell(Box<Bell>),
+    Wake(Box<Wake>),
 }
 
 /// Something that ended.
@@ -107,7 +107,7 @@ pub(crate) enum Done {
     /// That many bytes were sent; the rest of the batch is to be sent again.
     Sent(Box<Sending>, Result<usize, Errno>),
     /// The inbox was written to.
-    Bell,
+    Wake,
 }
 
 impl Ring {
@@ -124,7 +124,7 @@ impl Ring {
             && parameters.is_feature_nodrop()
             && parameters.is_feature_submit_stable()
             && parameters.is_feature_fast_poll()
-            && NEEDED.iter().all(|&code| probe.is_supported(code));
+            && REQUIRED_OPS.iter().all(|&code| probe.is_supported(code));
         if !complete {
             return Err(Errno::OPNOTSUPP.into());
         }
@@ -140,7 +140,7 @@ impl Ring {
     ///
     /// # Errors
     /// The table is full, or there is no memory.
-    pub(crate) fn put(&mut self, file: BorrowedFd<'_>) -> io::Result<Rc<File>> {
+    pub(crate) fn put(&mut self, file: BorrowedFd<'_>) -> io::Result<Rc<FixedFile>> {
         self.sweep();
         put(&self.ring, &self.files, file)
     }
@@ -149,7 +149,7 @@ impl Ring {
     ///
     /// # Errors
     /// As for [`Ring::put`].
-    pub(crate) fn put_disk(&mut self, disk: &Arc<Export>) -> io::Result<Rc<File>> {
+    pub(crate) fn put_disk(&mut self, disk: &Arc<Export>) -> io::Result<Rc<FixedFile>> {
         self.disks.retain(|(_, file)| file.strong_count() > 0);
         let known = self.disks.iter().find(|(known, _)| known.as_ptr() == Arc::as_ptr(disk));
         if let Some(file) = known.and_then(|(_, file)| file.upgrade()) {
@@ -162,13 +162,13 @@ impl Ring {
 
     /// Takes the files out of the table that nobody has a share of any more.
     fn sweep(&self) {
-        let clear = |place| self.ring.submitter().register_files_update(place, &[-1]).is_ok();
+        let clear = |index| self.ring.submitter().register_files_update(index, &[-1]).is_ok();
         self.files.sweep(clear);
     }
 
     /// Begins or continues a disk request of the connection `owner`; `file` is the place of its disk. It comes back when it
     /// has ended.
-    pub(crate) fn carry_out(&mut self, owner: Key, job: Job, file: Rc<File>) {
+    pub(crate) fn carry_out(&mut self, owner: Key, job: Job, file: Rc<FixedFile>) {
         let key = self.pending.insert(Pending::Disk(owner, job, file));
         self.start(key);
     }
@@ -203,13 +203,13 @@ impl Ring {
 
     /// Whether a receive can be made to wait for more than the first bytes: kernels that are older than that lack this flag,
     /// too.
-    pub(crate) fn can_gather(&self) -> bool {
+    pub(crate) fn can_coalesce(&self) -> bool {
         self.ring.params().is_setup_single_issuer()
     }
 
-    /// Has the receives of a socket wait for so many bytes, if they [can](Ring::can_gather). Those that wait already look
+    /// Has the receives of a socket wait for so many bytes, if they [can](Ring::can_coalesce). Those that wait already look
     /// again.
-    pub(crate) fn wait_for(socket: BorrowedFd<'_>, bytes: usize) {
+    pub(crate) fn set_low_water_mark(socket: BorrowedFd<'_>, bytes: usize) {
         let bytes = libc::c_int::try_from(bytes).unwrap_or(1);
         let (value, len) = ((&raw const bytes).cast(), size_of_val(&bytes));
         let (fd, len) = (socket.as_raw_fd(), u32::try_from(len).unwrap_or(0));
@@ -219,10 +219,10 @@ impl Ring {
     }
 
     /// Waits for the inbox's wake_fd.
-    pub(crate) fn listen(&mut self) {
+    pub(crate) fn arm_wake(&mut self) {
         let (inbox, file) = (self.inbox.clone(), self.wake_fd.clone());
-        let wake_fd = Bell { count: [0; 8], _mailbox: inbox, file };
-        let key = self.pending.insert(Pending::Bell(Box::new(wake_fd)));
+        let wake = Wake { count: [0; 8], _inbox: inbox, file };
+        let key = self.pending.insert(Pending::Wake(Box::new(wake)));
         self.start(key);
     }
 
@@ -232,7 +232,7 @@ impl Ring {
             Pending::Disk(_, job, file) => disk_entry(job, file),
             Pending::Receive(receiving) => receiving.entry(),
             Pending::Send(sending) => sending.entry(),
-            Pending::Bell(wake_fd) => wake_fd.entry(),
+            Pending::Wake(wake) => wake.entry(),
         };
         self.push(entry.user_data(key.number()));
     }
@@ -284,7 +284,7 @@ impl Ring {
     }
 
     /// Whether entries wait to be told to the kernel.
-    pub(crate) fn has_news(&mut self) -> bool {
+    pub(crate) fn has_unsubmitted(&mut self) -> bool {
         !self.backlog.is_empty() || !self.ring.submission().is_empty()
     }
 
@@ -294,7 +294,7 @@ impl Ring {
     }
 
     /// Whether the kernel has something that ends with the next [`Ring::enter`]. A look at memory.
-    pub(crate) fn is_called(&mut self) -> bool {
+    pub(crate) fn has_task_work(&mut self) -> bool {
         self.ring.submission().taskrun()
     }
 
@@ -318,7 +318,7 @@ impl Ring {
             Pending::Receive(_) | Pending::Send(_) => {
                 matches!(result, Err(Errno::INTR | Errno::AGAIN))
             }
-            Pending::Bell(_) => false,
+            Pending::Wake(_) => false,
         };
         if again {
             self.start(key);
@@ -331,7 +331,7 @@ impl Ring {
                 sending.sent(result.unwrap_or(0));
                 Done::Sent(sending, result)
             }
-            Pending::Bell(_) => Done::Bell,
+            Pending::Wake(_) => Done::Wake,
         })
     }
 }
@@ -378,26 +378,26 @@ fn build() -> io::Result<IoUring> {
 }
 
 /// Gives the ring its table of files, tells the kernel what the ring may do, and has it run.
-fn restrict(ring: &IoUring) -> io::Result<Files> {
+fn restrict(ring: &IoUring) -> io::Result<FileTable> {
     let most = getrlimit(Resource::Nofile).current.and_then(|most| u32::try_from(most).ok());
     let places = most.map_or(FILES, |most| most.min(FILES));
     ring.submitter().register_files(&vec![-1; places as usize])?;
-    let mut rules: Vec<_> = NEEDED.into_iter().map(Restriction::sqe_op).collect();
+    let mut rules: Vec<_> = REQUIRED_OPS.into_iter().map(Restriction::sqe_op).collect();
     rules.push(Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()));
-    rules.extend(ABOUT_FILES.map(Restriction::register_op));
+    rules.extend(RUNTIME_REGISTER_OPS.map(Restriction::register_op));
     ring.submitter().register_restrictions(&mut rules)?;
     ring.submitter().register_enable_rings()?;
-    Ok(Files::new(places))
+    Ok(FileTable::new(places))
 }
 
-fn put(ring: &IoUring, files: &Files, file: BorrowedFd<'_>) -> io::Result<Rc<File>> {
-    let place = files.claim().ok_or(Errno::MFILE)?;
-    ring.submitter().register_files_update(place.place(), &[file.as_raw_fd()])?;
+fn put(ring: &IoUring, files: &FileTable, file: BorrowedFd<'_>) -> io::Result<Rc<FixedFile>> {
+    let place = files.allocate().ok_or(Errno::MFILE)?;
+    ring.submitter().register_files_update(place.index(), &[file.as_raw_fd()])?;
     Ok(place)
 }
 
-fn disk_entry(job: &mut Job, file: &File) -> squeue::Entry {
-    let fd = Fixed(file.place());
+fn disk_entry(job: &mut Job, file: &FixedFile) -> squeue::Entry {
+    let fd = Fixed(file.index());
     match job.call() {
         Call::Read { offset, into } => {
             opcode::Read::new(fd, into.as_mut_ptr(), length(into)).offset(offset).build()
@@ -421,16 +421,16 @@ pub(super) fn length(bytes: &[u8]) -> u32 {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX)
 }
 
-struct Bell {
+struct Wake {
     count: [u8; 8],
     /// Whose eventfd it is.
-    _mailbox: Arc<Inbox>,
-    file: Rc<File>,
+    _inbox: Arc<Inbox>,
+    file: Rc<FixedFile>,
 }
 
-impl Bell {
+impl Wake {
     fn entry(&mut self) -> squeue::Entry {
-        let fd = Fixed(self.file.place());
+        let fd = Fixed(self.file.index());
         opcode::Read::new(fd, self.count.as_mut_ptr(), length(&self.count)).build()
     }
 }
@@ -489,13 +489,13 @@ mod test {
         let disk = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
         let file = ring.put(disk.as_fd()).unwrap();
         let write = |file| opcode::Write::new(file, BYTES.as_ptr(), 4).build();
-        assert_eq!(result(&mut ring, write(Fixed(file.place()))), 4);
+        assert_eq!(result(&mut ring, write(Fixed(file.index()))), 4);
         let denied = -Errno::ACCESS.raw_os_error();
         let entries = [
             opcode::Nop::new().build(),
             opcode::OpenAt::new(Fd(libc::AT_FDCWD), c"/etc/passwd".as_ptr()).build(),
             opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
-            opcode::Connect::new(Fixed(file.place()), std::ptr::null(), 0).build(),
+            opcode::Connect::new(Fixed(file.index()), std::ptr::null(), 0).build(),
             opcode::Statx::new(Fd(0), c"".as_ptr(), std::ptr::null_mut()).build(),
             // A descriptor that is open, but not in the table.
             opcode::Write::new(Fd(disk.as_raw_fd()), BYTES.as_ptr(), 4).build(),
@@ -503,13 +503,13 @@ mod test {
         for entry in entries {
             assert_eq!(result(&mut ring, entry), denied);
         }
-        let empty = Fixed(file.place() + 1);
+        let empty = Fixed(file.index() + 1);
         let bad = -Errno::BADF.raw_os_error();
         assert_eq!(result(&mut ring, write(empty)), bad);
         let error = ring.ring.submitter().register_eventfd(disk.as_raw_fd()).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EACCES));
         // What nobody has a share of is gone with the next call.
-        let place = Fixed(file.place());
+        let place = Fixed(file.index());
         drop(file);
         ring.enter(None).unwrap();
         assert_eq!(result(&mut ring, write(place)), bad);

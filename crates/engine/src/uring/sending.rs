@@ -10,7 +10,7 @@ use io_uring::types::Fixed;
 use io_uring::{opcode, squeue};
 use libc::{iovec, msghdr};
 
-use super::files::File;
+use super::files::FixedFile;
 use super::receiving::vector;
 use super::ring::header;
 use super::slots::Key;
@@ -35,10 +35,10 @@ pub(crate) struct Sending {
     /// The connection that it is of.
     pub(crate) owner: Key,
     link: Arc<Link>,
-    file: Rc<File>,
+    file: Rc<FixedFile>,
     segments: Vec<Segment>,
     /// How many segments are in the window.
-    gathered: usize,
+    in_window: usize,
     /// The window; the vectors before `sent_vectors` have been sent.
     vectors: Vec<iovec>,
     sent_vectors: usize,
@@ -49,13 +49,13 @@ pub(crate) struct Sending {
 
 impl Sending {
     /// With nothing to send.
-    pub(crate) fn new(owner: Key, link: Arc<Link>, file: Rc<File>) -> Box<Self> {
+    pub(crate) fn new(owner: Key, link: Arc<Link>, file: Rc<FixedFile>) -> Box<Self> {
         Box::new(Self {
             owner,
             link,
             file,
             segments: Vec::new(),
-            gathered: 0,
+            in_window: 0,
             vectors: Vec::new(),
             sent_vectors: 0,
             scratch: vec![0; SCRATCH].into_boxed_slice(),
@@ -81,30 +81,30 @@ impl Sending {
         let (_, header) = self.message();
         #[allow(clippy::cast_sign_loss, reason = "bits, not a number")]
         let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
-        opcode::SendMsg::new(Fixed(self.file.place()), header).flags(flags).build()
+        opcode::SendMsg::new(Fixed(self.file.index()), header).flags(flags).build()
     }
 
     /// The socket, and a header that names the rest of the window, or the next one. For the ring only: what it names is
     /// there as long as this is, and is not changed otherwise.
     pub(super) fn message(&mut self) -> (RawFd, *const msghdr) {
         if self.sent_vectors == self.vectors.len() {
-            self.rx_coalescing();
+            self.fill_window();
         }
         self.header = header(self.vectors.get_mut(self.sent_vectors..).unwrap_or_default());
         (self.link.as_fd().as_raw_fd(), &raw const self.header)
     }
 
     /// Names the next window.
-    fn rx_coalescing(&mut self) {
-        (self.gathered, self.sent_vectors, self.scratch_used) = (0, 0, 0);
+    fn fill_window(&mut self) {
+        (self.in_window, self.sent_vectors, self.scratch_used) = (0, 0, 0);
         self.vectors.clear();
         let mut bytes = 0;
         let mut at = 0;
         while at < self.segments.len() && self.has_room(bytes) {
-            bytes += self.gather_segment(at);
+            bytes += self.add_segment(at);
             at += 1;
         }
-        self.gathered = at;
+        self.in_window = at;
     }
 
     fn has_room(&self, bytes: usize) -> bool {
@@ -113,7 +113,7 @@ impl Sending {
             && self.scratch_used + 3 * SMALL <= self.scratch.len()
     }
 
-    fn gather_segment(&mut self, at: usize) -> usize {
+    fn add_segment(&mut self, at: usize) -> usize {
         let Some(segment) = self.segments.get(at) else { return 0 };
         for part in segment.parts() {
             let next = if part.len() > SMALL {
@@ -142,8 +142,8 @@ impl Sending {
             }
             self.sent_vectors += 1;
         }
-        self.segments.drain(..self.gathered);
-        self.gathered = 0;
+        self.segments.drain(..self.in_window);
+        self.in_window = 0;
     }
 }
 

@@ -1,7 +1,7 @@
-//! A list of values with stable keys. An old key does not find the value that has its place now (not before that place was
+//! A list of values with stable keys. An old key does not find the value that has its index now (not before that index was
 //! used 2^32 times). It knows nothing of what it keeps.
 
-/// Names a value: its place in the low half, and in the high half how often the place was used before.
+/// Names a value: its index in the low half, and in the high half how often the index was used before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Key(u64);
 
@@ -16,12 +16,12 @@ impl Key {
         Self(number)
     }
 
-    fn new(place: u32, uses: u32) -> Self {
-        Self(u64::from(uses) << 32 | u64::from(place))
+    fn new(index: u32, uses: u32) -> Self {
+        Self(u64::from(uses) << 32 | u64::from(index))
     }
 
     #[allow(clippy::cast_possible_truncation, reason = "the low half is meant")]
-    fn place(self) -> u32 {
+    fn index(self) -> u32 {
         self.0 as u32
     }
 
@@ -67,38 +67,38 @@ impl<T> Slots<T> {
 
     /// Keeps a value that knows its own key.
     pub(crate) fn insert_with(&mut self, make: impl FnOnce(Key) -> T) -> Key {
-        let place = self.free.pop().unwrap_or_else(|| {
+        let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot { uses: 0, value: None });
             u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
         });
-        let slot = &mut self.slots[place as usize];
-        let key = Key::new(place, slot.uses);
+        let slot = &mut self.slots[index as usize];
+        let key = Key::new(index, slot.uses);
         slot.value = Some(make(key));
         key
     }
 
     /// The value of that key, if it is still kept.
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
-        let slot = self.slots.get_mut(key.place() as usize)?;
+        let slot = self.slots.get_mut(key.index() as usize)?;
         if slot.uses == key.uses() { slot.value.as_mut() } else { None }
     }
 
     /// Gives the value of that key back.
     pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
-        let slot = self.slots.get_mut(key.place() as usize)?;
+        let slot = self.slots.get_mut(key.index() as usize)?;
         if slot.uses != key.uses() {
             return None;
         }
         let value = slot.value.take()?;
         slot.uses = slot.uses.wrapping_add(1);
-        self.free.push(key.place());
+        self.free.push(key.index());
         Some(value)
     }
 
     /// All values with their keys.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (Key, &mut T)> {
-        self.slots.iter_mut().zip(0u32..).filter_map(|(slot, place)| {
-            let key = Key::new(place, slot.uses);
+        self.slots.iter_mut().zip(0u32..).filter_map(|(slot, index)| {
+            let key = Key::new(index, slot.uses);
             slot.value.as_mut().map(|value| (key, value))
         })
     }
@@ -114,7 +114,7 @@ mod test {
         let (a, b) = (slots.insert('a'), slots.insert('b'));
         assert_eq!(slots.remove(a), Some('a'));
         let c = slots.insert('c');
-        assert_eq!(c.place(), a.place());
+        assert_eq!(c.index(), a.index());
         assert_eq!((slots.remove(a), slots.get_mut(a)), (None, None));
         assert_eq!(slots.get_mut(c).copied(), Some('c'));
         assert_eq!(Key::from_number(b.number()), b);

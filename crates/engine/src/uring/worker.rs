@@ -20,7 +20,7 @@ use crate::blocking_op::Answer;
 use crate::inbox::{Inbox, Message};
 use crate::link::Link;
 use crate::recv_buffer::RecvBuffer;
-use crate::{Config, Open, RETRY, Shared};
+use crate::{Config, MakeSession, RETRY, Shared};
 
 /// After so long without anything to do, free buffers go back to the system.
 const IDLE: Duration = Duration::from_secs(1);
@@ -32,10 +32,10 @@ const SLEEP: Duration = Duration::from_secs(3600);
 const TICK: Duration = Duration::from_millis(1);
 
 /// A thread that comes so much later than it wanted was stopped, or kept waiting by the machine.
-const ABSENCE: Duration = Duration::from_millis(100);
+const STALL: Duration = Duration::from_millis(100);
 
 /// So long it then listens to what peers said meanwhile before it holds any of them to its deadline.
-const CATCHING_UP: Duration = Duration::from_millis(10);
+const CATCH_UP: Duration = Duration::from_millis(10);
 
 /// The threads of an engine.
 #[derive(Debug)]
@@ -54,37 +54,37 @@ struct WorkerHandle {
 /// # Errors
 /// A thread or its ring cannot be made; then none is left behind.
 pub(crate) fn spawn(config: &Config, shared: &Arc<Shared>) -> io::Result<Workers> {
-    let mut staff = Workers(Vec::new());
+    let mut workers = Workers(Vec::new());
     for _ in 0..config.threads.max(1) {
         match spawn_one(config, shared) {
-            Ok(seat) => staff.0.push(seat),
+            Ok(worker) => workers.0.push(worker),
             Err(error) => {
-                staff.0.iter().for_each(|seat| seat.inbox.put(Message::Quit));
-                staff.join();
+                workers.0.iter().for_each(|worker| worker.inbox.push(Message::Quit));
+                workers.join();
                 return Err(error);
             }
         }
     }
-    Ok(staff)
+    Ok(workers)
 }
 
 fn spawn_one(config: &Config, shared: &Arc<Shared>) -> io::Result<WorkerHandle> {
     let inbox = Inbox::new()?;
     let load = Arc::new(AtomicUsize::new(0));
-    let (say, hear) = mpsc::channel();
-    let plan = (config.clone(), shared.clone(), inbox.clone(), load.clone());
+    let (report, reported) = mpsc::channel();
+    let state = (config.clone(), shared.clone(), inbox.clone(), load.clone());
     let work = move || {
-        let (config, shared, inbox, load) = plan;
+        let (config, shared, inbox, load) = state;
         let ring = Ring::open(inbox.clone());
         let opened = ring.as_ref().map(drop).map_err(clone);
         // The other side waits for this and goes away only after.
-        let _ = say.send(opened);
+        let _ = report.send(opened);
         if let Ok(ring) = ring {
             Worker::new(ring, &config, shared, inbox, load).run();
         }
     };
     let thread = std::thread::Builder::new().name("ring".to_owned()).spawn(work)?;
-    hear.recv().map_err(|_| io::Error::other("the ring's thread ended before it began"))??;
+    reported.recv().map_err(|_| io::Error::other("the ring's thread ended before it began"))??;
     Ok(WorkerHandle { inbox, load, thread })
 }
 
@@ -94,19 +94,19 @@ fn clone(error: &io::Error) -> io::Error {
 
 impl Workers {
     /// Gives a connection to the thread that has the fewest. One that broke gets none; if all did, it is closed.
-    pub(crate) fn adopt(&self, link: Arc<Link>, open: Open) {
-        let load = |seat: &&WorkerHandle| seat.load.load(Ordering::Relaxed);
-        let works = |seat: &&WorkerHandle| !seat.thread.is_finished();
-        if let Some(seat) = self.0.iter().filter(works).min_by_key(load) {
-            seat.load.fetch_add(1, Ordering::Relaxed);
-            seat.inbox.put(Message::Adopt(link, open));
+    pub(crate) fn adopt(&self, link: Arc<Link>, open: MakeSession) {
+        let load = |worker: &&WorkerHandle| worker.load.load(Ordering::Relaxed);
+        let works = |worker: &&WorkerHandle| !worker.thread.is_finished();
+        if let Some(worker) = self.0.iter().filter(works).min_by_key(load) {
+            worker.load.fetch_add(1, Ordering::Relaxed);
+            worker.inbox.push(Message::Adopt(link, open));
         }
     }
 
     /// Waits for the threads to end.
     pub(crate) fn join(self) {
         // A thread that panicked has said so.
-        self.0.into_iter().for_each(|seat| drop(seat.thread.join()));
+        self.0.into_iter().for_each(|worker| drop(worker.thread.join()));
     }
 }
 
@@ -127,7 +127,7 @@ struct Worker {
     /// Whether deadlines were put off once, because the thread itself came late.
     catching_up: bool,
     /// Whether the sessions of this thread are to be told next turn that something changed.
-    changed: bool,
+    state_changed: bool,
     stopping: bool,
     quitting: bool,
 }
@@ -140,7 +140,7 @@ impl Worker {
         inbox: Arc<Inbox>,
         load: Arc<AtomicUsize>,
     ) -> Self {
-        shared.post.join(&inbox);
+        shared.inboxes.register(&inbox);
         let blocking_pool = BlockingPool::new(inbox.clone());
         let (now, sink) = (Instant::now(), shared.sink.clone());
         let turn = Turn { ring, blocking_pool, now, notify_all: false, sink };
@@ -156,14 +156,14 @@ impl Worker {
             next_tick: None,
             next_flush: None,
             catching_up: false,
-            changed: false,
+            state_changed: false,
             stopping: false,
             quitting: false,
         }
     }
 
     fn run(mut self) {
-        self.turn.ring.listen();
+        self.turn.ring.arm_wake();
         while !(self.quitting && self.connections.is_empty()) {
             if let Err(error) = self.wait() {
                 // The ring is broken: nothing can be received, sent or read any more. Dropping cuts the connections.
@@ -175,15 +175,15 @@ impl Worker {
             self.tick();
             self.flush_coalesced();
             self.settle();
-            self.pass_on();
+            self.broadcast();
         }
         self.end_wake_wait();
     }
 
     /// Ends the wait for the wake_fd, so that nothing is under way in the ring any more.
     fn end_wake_wait(&mut self) {
-        self.inbox.put(Message::Quit);
-        while !matches!(self.turn.ring.reap(), Some(Done::Bell)) {
+        self.inbox.push(Message::Quit);
+        while !matches!(self.turn.ring.reap(), Some(Done::Wake)) {
             if self.turn.ring.enter(Some(IDLE)).is_err() {
                 return;
             }
@@ -195,7 +195,7 @@ impl Worker {
     fn wait(&mut self) -> io::Result<()> {
         let stays = self.has_work() || self.budget().is_some();
         // Who goes to sleep tells the kernel what is to be done in the same call.
-        if stays && (self.turn.ring.has_news() || self.turn.ring.is_called()) {
+        if stays && (self.turn.ring.has_unsubmitted() || self.turn.ring.has_task_work()) {
             self.turn.ring.enter(None)?;
         }
         if self.has_work() {
@@ -217,8 +217,8 @@ impl Worker {
     }
 
     fn has_work(&mut self) -> bool {
-        let waiting = self.changed || !self.dirty.is_empty();
-        waiting || self.turn.ring.is_ready() || self.inbox.is_full()
+        let waiting = self.state_changed || !self.dirty.is_empty();
+        waiting || self.turn.ring.is_ready() || self.inbox.has_messages()
     }
 
     /// How long to watch now, if at all. While requests are to rx_coalescing, looking out for the first is of no use.
@@ -232,7 +232,7 @@ impl Worker {
         let Some(budget) = self.budget() else { return Ok(false) };
         while began.elapsed() < budget {
             for _ in 0..16 {
-                if self.turn.ring.is_called() {
+                if self.turn.ring.has_task_work() {
                     self.turn.ring.enter(None)?;
                 }
                 if self.has_work() {
@@ -266,7 +266,7 @@ impl Worker {
                     let key = sending.owner;
                     self.with(key, |connection, turn| connection.sent(turn, sending, result));
                 }
-                Done::Bell => self.turn.ring.listen(),
+                Done::Wake => self.turn.ring.arm_wake(),
             }
         }
     }
@@ -291,10 +291,10 @@ impl Worker {
     }
 
     fn read_inbox(&mut self) {
-        if std::mem::take(&mut self.changed) {
+        if std::mem::take(&mut self.state_changed) {
             self.with_all(|connection, turn| connection.notify(turn.now, Notice::StateChanged));
         }
-        if !self.inbox.is_full() {
+        if !self.inbox.has_messages() {
             return;
         }
         for message in self.inbox.take() {
@@ -304,7 +304,7 @@ impl Worker {
                     self.stopping |= notice == Notice::Stopping;
                     self.with_all(|connection, turn| connection.notify(turn.now, notice));
                 }
-                Message::Ran(number, answer) => self.take_back(number, answer),
+                Message::BlockingOpDone(number, answer) => self.take_back(number, answer),
                 Message::Quit => {
                     self.quitting = true;
                     self.with_all(Connection::disconnect);
@@ -321,7 +321,7 @@ impl Worker {
         }
     }
 
-    fn adopt(&mut self, link: Arc<Link>, open: &Open) {
+    fn adopt(&mut self, link: Arc<Link>, open: &MakeSession) {
         if self.quitting {
             return;
         }
@@ -330,7 +330,7 @@ impl Worker {
             self.load.fetch_sub(1, Ordering::Relaxed);
             return;
         };
-        let Some(recv_buffer) = RecvBuffer::with(&link.take()) else {
+        let Some(recv_buffer) = RecvBuffer::with_bytes(&link.take()) else {
             // There is no memory left; the peer may try again.
             self.load.fetch_sub(1, Ordering::Relaxed);
             return;
@@ -351,9 +351,9 @@ impl Worker {
     fn tick(&mut self) {
         let now = self.turn.now;
         let Some(at) = self.next_tick.filter(|&at| at <= now) else { return };
-        let absent = now.duration_since(at) >= ABSENCE;
-        if absent && !std::mem::replace(&mut self.catching_up, true) {
-            self.next_tick = Some(now + CATCHING_UP);
+        let stalled = now.duration_since(at) >= STALL;
+        if stalled && !std::mem::replace(&mut self.catching_up, true) {
+            self.next_tick = Some(now + CATCH_UP);
             return;
         }
         self.catching_up = false;
@@ -404,10 +404,10 @@ impl Worker {
 
     /// Tells all other threads, and this one in its next turn, that something changed. Once a turn, however often it
     /// was said.
-    fn pass_on(&mut self) {
+    fn broadcast(&mut self) {
         if std::mem::take(&mut self.turn.notify_all) {
-            self.changed = true;
-            self.shared.post.notify(Notice::StateChanged, Some(&self.inbox));
+            self.state_changed = true;
+            self.shared.inboxes.notify(Notice::StateChanged, Some(&self.inbox));
         }
     }
 }
@@ -416,10 +416,10 @@ impl Drop for Worker {
     /// However the thread ends: nobody waits for it any more. What a broken ring still holds keeps its sockets open, so
     /// they are shut here.
     fn drop(&mut self) {
-        self.shared.post.leave(&self.inbox);
+        self.shared.inboxes.unregister(&self.inbox);
         self.connections.iter_mut().for_each(|(_, connection)| connection.shut());
         if !self.connections.is_empty() {
-            self.shared.post.notify(Notice::StateChanged, None);
+            self.shared.inboxes.notify(Notice::StateChanged, None);
         }
     }
 }

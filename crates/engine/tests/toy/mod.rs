@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use engine::{Config, Driver, Engine, Limits, Open, Security};
+use engine::{Config, Driver, Engine, Limits, MakeSession, Security};
 use export::{
     Access, Account, Admitted, Body, Buffer, DirectRecv, Event, Exclusive, Export, Extent, Extents,
     Fence, Geometry, Grant, Head, Identity, Notice, Op, Outcome, Reason, Request, Segment, Session,
@@ -459,7 +459,7 @@ impl Served {
 }
 
 /// Makes sessions that write in `log`.
-pub(crate) fn opener(log: &Arc<Log>, export: &Arc<Export>, manner: Manner) -> Open {
+pub(crate) fn opener(log: &Arc<Log>, export: &Arc<Export>, manner: Manner) -> MakeSession {
     let (log, export) = (log.clone(), export.clone());
     Arc::new(move |_, account, now| {
         Log::add(&log.opened, 1);

@@ -43,7 +43,7 @@ impl There {
         };
         let keys = Arc::new(move || vec![everybodys.clone()]);
         let visits = desk.clone();
-        let open: engine::Open =
+        let open: engine::MakeSession =
             Arc::new(move |peer, _, now| Box::new(visits.open_session(peer, now)));
         let any = "127.0.0.1:0".parse().unwrap();
         let address = engine.listen(any, None, Security::keyed(keys), open).unwrap();

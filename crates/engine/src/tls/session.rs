@@ -11,9 +11,9 @@ use export::{
 };
 
 use super::outbox::Outbox;
-use super::record::{Broken, OPENED, Opener};
+use super::record::{OPENED, Opener, RecordError};
 use super::records::{Opened, Records, SMALL, sealed_len};
-use crate::recv_buffer::{RecvBuffer, room};
+use crate::recv_buffer::{RecvBuffer, window};
 use crate::{GRACE, UNSENT};
 
 /// Bytes of sealed records that are sent at once, and come from the connection's memory in one piece.
@@ -41,7 +41,7 @@ enum Phase {
 }
 
 /// A session in TLS.
-pub(crate) struct Wrapped {
+pub(crate) struct TlsSession {
     session: Box<dyn Session>,
     records: Records,
     peer: Peer,
@@ -58,7 +58,7 @@ pub(crate) struct Wrapped {
     now: Instant,
 }
 
-impl Wrapped {
+impl TlsSession {
     /// Room for opened bytes. Nothing if there is no memory for it.
     pub(crate) fn recv_buffer() -> Option<RecvBuffer> {
         RecvBuffer::new(OPEN)
@@ -92,7 +92,7 @@ impl Wrapped {
     }
 
     /// Opens the record that `bytes` begin with. Gives its length, or nothing while it has not come whole.
-    fn open(&mut self, bytes: &[u8]) -> Result<Option<usize>, Broken> {
+    fn open(&mut self, bytes: &[u8]) -> Result<Option<usize>, RecordError> {
         let Some(body) = self.records.body(bytes)? else { return Ok(None) };
         let direct_recv = if self.plain.is_empty() { self.session.direct_recv() } else { None };
         let opened = match direct_recv {
@@ -100,15 +100,15 @@ impl Wrapped {
             None => self.open_staged(body),
         };
         match opened? {
-            Opened::End => self.phase = Phase::Ended(self.now + GRACE),
-            Opened::Alert => self.cut(Reason::Peer),
-            Opened::Data(_) | Opened::Nothing => {}
+            Opened::CloseNotify => self.phase = Phase::Ended(self.now + GRACE),
+            Opened::FatalAlert => self.cut(Reason::Peer),
+            Opened::Data(_) | Opened::Control => {}
         }
         Ok(Some(Records::len(body)))
     }
 
     /// Opens a record for the recv_buffer.
-    fn open_staged(&mut self, body: &[u8]) -> Result<Opened, Broken> {
+    fn open_staged(&mut self, body: &[u8]) -> Result<Opened, RecordError> {
         let opened = self.records.open(body, self.plain.spare());
         if let Ok(Opened::Data(len)) = opened {
             self.plain.fill(len);
@@ -117,14 +117,18 @@ impl Wrapped {
     }
 
     /// Opens a record into the memory that the session wants filled, if it has room for all of it.
-    fn open_into(&mut self, mut direct_recv: DirectRecv, body: &[u8]) -> Result<Opened, Broken> {
-        let into = room(&mut direct_recv);
+    fn open_into(
+        &mut self,
+        mut direct_recv: DirectRecv,
+        body: &[u8],
+    ) -> Result<Opened, RecordError> {
+        let into = window(&mut direct_recv);
         let (opened, got) = if into.len() >= Opener::room(body) {
             let opened = self.records.open(body, into);
             (opened, if let Ok(Opened::Data(len)) = opened { len } else { 0 })
         } else {
             let opened = self.open_staged(body);
-            (opened, self.plain.pour(into))
+            (opened, self.plain.read_into(into))
         };
         self.session.direct_received(self.now, direct_recv, got);
         opened
@@ -135,7 +139,7 @@ impl Wrapped {
         if self.plain.is_empty() || !self.takes_more() {
             return false;
         }
-        let taken = self.session.receive(self.now, self.plain.waiting());
+        let taken = self.session.receive(self.now, self.plain.unread());
         self.plain.consume(taken);
         taken > 0
     }
@@ -167,7 +171,7 @@ impl Wrapped {
             let len = sealed_len(self.outbox.len(), 2 * self.outbox.segments()).min(CHUNK);
             let Some(mut buffer) = self.account.take(len) else { return };
             let mut small = [0; SMALL];
-            let due = self.records.due(&mut small);
+            let due = self.records.pending_update(&mut small);
             self.send_small(small.get(..due).unwrap_or_default());
             let filled = self.outbox.seal(&mut self.records.sealer, buffer.bytes_mut());
             let segment = Segment::with_body(Head::new(&[]), Body::Whole(buffer), 0, filled);
@@ -210,9 +214,9 @@ impl Wrapped {
     }
 
     /// The peer broke a rule of TLS, or somebody else changed what it sent.
-    fn give_up(&mut self, broken: Broken) {
+    fn give_up(&mut self, broken: RecordError) {
         let mut small = [0; SMALL];
-        let len = self.records.complain(broken, &mut small);
+        let len = self.records.alert_record(broken, &mut small);
         self.send_small(small.get(..len).unwrap_or_default());
         let rule = broken.name();
         self.steps.push_back(Step::Report(Event::Violation { peer: self.peer.clone(), rule }));
@@ -220,7 +224,7 @@ impl Wrapped {
     }
 }
 
-impl Session for Wrapped {
+impl Session for TlsSession {
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> usize {
         self.now = now;
         let mut taken = 0;
@@ -313,7 +317,7 @@ mod test {
     use zeroize::Zeroizing;
 
     use super::super::record::{CONTENT, Kind, Sealer};
-    use super::super::s2n::Agreed;
+    use super::super::s2n::Established;
     use super::super::suite::Suite;
     use super::*;
 
@@ -355,9 +359,9 @@ mod test {
         Zeroizing::new(vec![byte; 32])
     }
 
-    fn agreed(ours: u8, theirs: u8) -> Agreed {
+    fn established(ours: u8, theirs: u8) -> Established {
         let (identity, cipher) = (String::new(), String::new());
-        Agreed {
+        Established {
             channel: Channel { key: None, certified: false, identity, cipher, binding: [0; 32] },
             is_client: false,
             sealer: Sealer::new(Suite::Aes128, secret(ours)).unwrap(),
@@ -367,7 +371,7 @@ mod test {
 
     /// A wrapped echo, and the peer's end, with a driver of the simplest kind between them.
     struct Bench {
-        wrapped: Wrapped,
+        wrapped: TlsSession,
         peer: Records,
         waiting: Vec<u8>,
         sent: Vec<Segment>,
@@ -384,9 +388,9 @@ mod test {
                 Peer { remote: nowhere, local: nowhere, auth: Auth::Required, channel: None };
             let (account, now) = (Pool::new(memory).open(), Instant::now());
             let (records, recv_buffer) =
-                (Records::new(agreed(1, 2)), Wrapped::recv_buffer().unwrap());
+                (Records::new(established(1, 2)), TlsSession::recv_buffer().unwrap());
             Self {
-                wrapped: Wrapped::new(
+                wrapped: TlsSession::new(
                     records,
                     recv_buffer,
                     Box::new(Echo::default()),
@@ -394,7 +398,7 @@ mod test {
                     peer,
                     now,
                 ),
-                peer: Records::new(agreed(2, 1)),
+                peer: Records::new(established(2, 1)),
                 waiting: Vec::new(),
                 sent: Vec::new(),
                 heard: Vec::new(),
@@ -435,7 +439,7 @@ mod test {
         }
 
         /// The peer hears what was sent; what it took gives memory back.
-        fn hear(&mut self) -> Result<bool, Broken> {
+        fn hear(&mut self) -> Result<bool, RecordError> {
             let bytes: Vec<u8> = self.sent.drain(..).flat_map(|s| s.parts().concat()).collect();
             let mut at = 0;
             let mut ended = false;
@@ -443,8 +447,8 @@ mod test {
                 let mut out = vec![0; OPENED];
                 match self.peer.open(body, &mut out)? {
                     Opened::Data(len) => self.heard.extend_from_slice(&out[..len]),
-                    Opened::Nothing => {}
-                    Opened::End | Opened::Alert => ended = true,
+                    Opened::Control => {}
+                    Opened::CloseNotify | Opened::FatalAlert => ended = true,
                 }
                 at += Records::len(body);
             }
