@@ -1,6 +1,5 @@
-//! Tells the service manager how the program is doing, by the `sd_notify` datagrams.
-//!
-//! Does not know what the states mean to the program; without a service manager every call does nothing.
+//! Reports the state of the program to the service manager by `sd_notify` datagrams. Does nothing
+//! without a service manager.
 
 use std::env;
 use std::ffi::OsString;
@@ -10,7 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
-/// The way to the service manager, if there is one.
+/// A connection to the service manager, if there is one.
 #[derive(Debug)]
 pub struct Notifier {
     socket: Option<UnixDatagram>,
@@ -18,7 +17,10 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// Follows `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`. Errors: the socket named there cannot be reached.
+    /// Connects as `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID` demand.
+    ///
+    /// # Errors
+    /// Fails if the socket cannot be reached.
     pub fn open() -> io::Result<Self> {
         let socket = env::var_os("NOTIFY_SOCKET").map(connect).transpose()?;
         let pid = env::var("WATCHDOG_PID").ok();
@@ -26,27 +28,27 @@ impl Notifier {
         Ok(Self { socket, watchdog: interval(watchdog.as_deref(), pid.as_deref()) })
     }
 
-    /// How often the service manager wants to hear [`Notifier::watchdog`]: twice in the time it allows.
+    /// Returns the interval for [`Notifier::watchdog`]: half of the watchdog timeout.
     pub fn watchdog_interval(&self) -> Option<Duration> {
         self.socket.as_ref().and(self.watchdog).map(|time| time / 2)
     }
 
-    /// The program serves now.
+    /// Reports that startup is complete.
     pub fn ready(&self) -> io::Result<()> {
         self.send("READY=1")
     }
 
-    /// The program is about to end.
+    /// Reports that the program shuts down.
     pub fn stopping(&self) -> io::Result<()> {
         self.send("STOPPING=1")
     }
 
-    /// The program is alive.
+    /// Sends a watchdog keep-alive.
     pub fn watchdog(&self) -> io::Result<()> {
         self.send("WATCHDOG=1")
     }
 
-    /// One line for people who ask the service manager; line breaks become blanks.
+    /// Sets the status line that `systemctl status` shows; line breaks become blanks.
     pub fn status(&self, status: &str) -> io::Result<()> {
         self.send(&format!("STATUS={}", status.replace(['\n', '\r'], " ")))
     }
@@ -82,14 +84,14 @@ mod tests {
     use super::*;
     use crate::tree::fake::Fake;
 
-    fn heard(socket: &UnixDatagram) -> String {
+    fn received(socket: &UnixDatagram) -> String {
         let mut bytes = [0; 200];
         let length = socket.recv(&mut bytes).unwrap();
         String::from_utf8(bytes[..length].to_vec()).unwrap()
     }
 
     #[test]
-    fn states_arrive_one_datagram_each() {
+    fn each_state_is_one_datagram() {
         let fake = Fake::new();
         let path = fake.root.join("notify");
         let manager = UnixDatagram::bind(&path).unwrap();
@@ -99,29 +101,29 @@ mod tests {
         notifier.status("two\nlines").unwrap();
         notifier.watchdog().unwrap();
         notifier.stopping().unwrap();
-        let states: Vec<String> = (0..4).map(|_| heard(&manager)).collect();
+        let states: Vec<String> = (0..4).map(|_| received(&manager)).collect();
         assert_eq!(states, ["READY=1", "STATUS=two lines", "WATCHDOG=1", "STOPPING=1"]);
         assert_eq!(notifier.watchdog_interval(), Some(Duration::from_secs(2)));
     }
 
     #[test]
-    fn an_abstract_socket_is_reached() {
+    fn abstract_socket_is_supported() {
         let name = format!("storagetm-notify-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let manager = UnixDatagram::bind_addr(&address).unwrap();
         connect(format!("@{name}").into()).unwrap().send(b"READY=1").unwrap();
-        assert_eq!(heard(&manager), "READY=1");
+        assert_eq!(received(&manager), "READY=1");
     }
 
     #[test]
-    fn without_a_manager_nothing_is_sent_and_nothing_fails() {
+    fn without_a_service_manager_nothing_is_sent() {
         let notifier = Notifier { socket: None, watchdog: Some(Duration::from_secs(4)) };
         notifier.ready().unwrap();
         assert_eq!(notifier.watchdog_interval(), None);
     }
 
     #[test]
-    fn the_watchdog_of_another_process_is_not_ours() {
+    fn watchdog_of_another_process_is_ignored() {
         let own = std::process::id().to_string();
         assert_eq!(interval(Some("2000000"), Some(&own)), Some(Duration::from_secs(2)));
         assert_eq!(interval(Some("2000000"), None), Some(Duration::from_secs(2)));

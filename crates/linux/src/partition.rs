@@ -1,34 +1,31 @@
-//! Partition tables: GPT (UEFI 2.10 §5) and MBR, from bytes that may be hostile.
-//!
-//! Does not know what is in the partitions.
+//! Parses partition tables, GPT (UEFI 2.10 §5) and MBR, from untrusted bytes.
 
 use crate::medium::{ReadAt, array, le32, le64, utf16, window};
 use serde::{Deserialize, Serialize};
 use std::io;
 
-/// The block sizes that a GPT is looked for with.
+/// The block sizes with which a GPT is searched.
 const BLOCK_SIZES: [u32; 2] = [512, 4096];
-/// More than any real table: 128 entries of 128 bytes is the rule.
+/// The maximum size of the entries; 128 entries of 128 bytes are usual.
 const LONGEST_TABLE: u64 = 1 << 20;
-/// Logical partitions are a chain, which may be a loop.
+/// The maximum length of the chain of logical partitions, which may be a loop.
 const LONGEST_CHAIN: u32 = 128;
 const MBR_SECTOR: u64 = 512;
 
-/// The kind of table.
+/// The type of a partition table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Scheme {
     /// GUID partition table.
     Gpt,
-    /// The PC's older table.
+    /// Master boot record.
     Mbr,
 }
 
 /// A partition table.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
-    /// Its kind.
     pub scheme: Scheme,
-    /// The logical block size that it was written for, in bytes.
+    /// The logical block size that the table was written for, in bytes.
     pub block_size: u32,
     /// The disk's GUID, in the order of its text form (GPT only).
     pub guid: Option<[u8; 16]>,
@@ -36,24 +33,26 @@ pub struct Table {
     pub entries: Vec<Entry>,
 }
 
-/// One partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// Its number, from 1; logical partitions of an MBR from 5.
+    /// The number, from 1; logical partitions of an MBR from 5.
     pub number: u32,
     /// The type: a GUID's text, or two hexadecimal digits.
     pub kind: String,
-    /// Its own GUID, in the order of its text form (GPT only).
+    /// The partition GUID, in the order of its text form (GPT only).
     pub guid: Option<[u8; 16]>,
-    /// Its name (GPT only).
+    /// The name (GPT only).
     pub name: Option<String>,
-    /// Where it starts, in bytes.
+    /// The start, in bytes.
     pub start: u64,
-    /// Its length in bytes.
+    /// The length in bytes.
     pub bytes: u64,
 }
 
-/// The partition table, if there is one. Errors: the medium cannot be read.
+/// Reads the partition table, if there is one.
+///
+/// # Errors
+/// Fails if the medium cannot be read.
 pub fn read<R: ReadAt + ?Sized>(reader: &R) -> io::Result<Option<Table>> {
     for block_size in BLOCK_SIZES {
         if let Some(table) = gpt(reader, block_size)? {
@@ -68,8 +67,8 @@ pub fn read<R: ReadAt + ?Sized>(reader: &R) -> io::Result<Option<Table>> {
     Ok(Some(Table { scheme: Scheme::Mbr, block_size: 512, guid: None, entries }))
 }
 
-/// The logical block size that an image's partition table was written for: a GPT's own, 512 for an MBR or any other
-/// boot sector, `None` if nothing tells.
+/// Returns the logical block size that an image's partition table was written for: a GPT's own, 512
+/// for an MBR or any other boot sector, else `None`.
 pub fn block_size<R: ReadAt + ?Sized>(reader: &R) -> io::Result<Option<u32>> {
     for block_size in BLOCK_SIZES {
         if header(reader, block_size)?.is_some() {
@@ -79,13 +78,13 @@ pub fn block_size<R: ReadAt + ?Sized>(reader: &R) -> io::Result<Option<u32>> {
     Ok(window(reader, 0, 512)?.ends_with(&[0x55, 0xaa]).then_some(512))
 }
 
-/// What a GPT header says (UEFI 2.10 §5.3.2).
+/// A GPT header (UEFI 2.10 §5.3.2).
 pub(crate) struct Header {
     /// The disk's GUID, as it stands on disk.
     pub(crate) raw_guid: [u8; 16],
-    /// The block of the other header.
+    /// The block of the backup header.
     pub(crate) alternate: u64,
-    /// The first block that a partition may have.
+    /// The first usable block.
     pub(crate) first_usable: u64,
     /// Bytes of an entry.
     pub(crate) entry_size: u32,
@@ -95,7 +94,7 @@ pub(crate) struct Header {
     entries_crc: u32,
 }
 
-/// The primary header; `None` unless its signature, place and checksum are right.
+/// Returns the primary header; `None` unless its signature, position and checksum are right.
 pub(crate) fn header<R: ReadAt + ?Sized>(
     reader: &R,
     block_size: u32,
@@ -125,7 +124,7 @@ fn parse_header(block: &[u8]) -> Option<Header> {
     })
 }
 
-/// A table whose header is sound but whose entries are not has no entries.
+/// If the header is valid but the entries are not, the table has no entries.
 fn gpt<R: ReadAt + ?Sized>(reader: &R, block_size: u32) -> io::Result<Option<Table>> {
     let Some(header) = header(reader, block_size)? else { return Ok(None) };
     let entries = entries(reader, &header, block_size)?;
@@ -148,7 +147,7 @@ fn entries<R: ReadAt + ?Sized>(
     Ok(numbered.filter_map(|(number, entry)| parse_entry(number, entry, block_size)).collect())
 }
 
-/// The entries as they stand on disk; `None` unless their number is sane and their checksum is right.
+/// Returns the raw entries; `None` unless their number is plausible and their checksum is right.
 pub(crate) fn entry_bytes<R: ReadAt + ?Sized>(
     reader: &R,
     header: &Header,
@@ -165,13 +164,13 @@ pub(crate) fn entry_bytes<R: ReadAt + ?Sized>(
     Ok((bytes.len() == length && crc32(&bytes) == header.entries_crc).then_some(bytes))
 }
 
-/// The first and the last block of an entry in use.
+/// Returns the first and the last block of an entry in use.
 pub(crate) fn extent(entry: &[u8]) -> Option<(u64, u64)> {
     let kind: [u8; 16] = array(entry, 0)?;
     (kind != [0; 16]).then_some((le64(entry, 32)?, le64(entry, 40)?))
 }
 
-/// UEFI 2.10 §5.3.3; a type of zeroes is an unused entry.
+/// UEFI 2.10 §5.3.3; an entry with a type of zeroes is unused.
 fn parse_entry(number: u32, entry: &[u8], block_size: u32) -> Option<Entry> {
     let kind: [u8; 16] = array(entry, 0)?;
     let (first, last) = (le64(entry, 32)?, le64(entry, 40)?);
@@ -187,7 +186,7 @@ fn parse_entry(number: u32, entry: &[u8], block_size: u32) -> Option<Entry> {
     })
 }
 
-/// A GUID is kept with its first three fields turned round (UEFI 2.10 appendix A).
+/// GUIDs are stored with the first three fields in little-endian order (UEFI 2.10 appendix A).
 fn text_order(mut guid: [u8; 16]) -> [u8; 16] {
     let (fields, _) = guid.split_at_mut(8);
     let (first, rest) = fields.split_at_mut(4);
@@ -198,7 +197,7 @@ fn text_order(mut guid: [u8; 16]) -> [u8; 16] {
     guid
 }
 
-/// The text of 16 bytes as a UUID: `00112233-4455-6677-8899-aabbccddeeff`.
+/// Formats 16 bytes as a UUID: `00112233-4455-6677-8899-aabbccddeeff`.
 pub fn guid_text(guid: &[u8; 16]) -> String {
     let mut text = crate::hardware::hex(guid);
     for dash in [20, 16, 12, 8] {
@@ -207,13 +206,15 @@ pub fn guid_text(guid: &[u8; 16]) -> String {
     text
 }
 
-/// CRC-32 with the reflected polynomial EDB88320h, as UEFI wants it. The tables are short: no need of a fast one.
+/// CRC-32 with the reflected polynomial EDB88320h, as UEFI specifies. The tables are short: a slow
+/// implementation is enough.
 pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     let turn = |crc: u32| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 };
     !bytes.iter().fold(!0, |crc, byte| (0..8).fold(crc ^ u32::from(*byte), |crc, _| turn(crc)))
 }
 
-/// A boot sector of a file system has the same last bytes; its code gives it away where the table would be.
+/// A boot sector of a file system has the same signature; it is recognized by code in the place of
+/// the table.
 fn is_mbr(sector: &[u8]) -> bool {
     let flags_are_sound = rows(sector).all(|row| row.first().is_some_and(|flag| flag & 0x7f == 0));
     let used = rows(sector).any(|row| slot(row).is_some());
@@ -235,14 +236,14 @@ pub(crate) fn rows(sector: &[u8]) -> impl Iterator<Item = &[u8]> {
     sector.get(446..510).unwrap_or_default().chunks_exact(16)
 }
 
-/// Type, first sector and length of a row in use.
+/// Returns the type, first sector and length of a row in use.
 fn slot(row: &[u8]) -> Option<(u8, u64, u64)> {
     let kind = *row.get(4)?;
     let (first, length) = (le32(row, 8)?.into(), le32(row, 12)?.into());
     (kind != 0 && length > 0).then_some((kind, first, length))
 }
 
-/// The type of a row in use.
+/// Returns the type of a row in use.
 pub(crate) fn kind(row: &[u8]) -> Option<u8> {
     slot(row).map(|(kind, _, _)| kind)
 }
@@ -251,7 +252,8 @@ pub(crate) fn is_extended(kind: u8) -> bool {
     matches!(kind, 0x05 | 0x0f | 0x85)
 }
 
-/// A row as an entry; `base` is the sector from which it counts. 32-bit sectors cannot overflow 64-bit bytes.
+/// Converts a row to an entry; `base` is added to its first sector. 32-bit sectors cannot overflow
+/// 64-bit bytes.
 fn mbr_entry(number: u32, row: (u8, u64, u64), base: u64) -> Entry {
     let (kind, first, length) = row;
     Entry {
@@ -280,7 +282,8 @@ fn mbr_entries<R: ReadAt + ?Sized>(reader: &R, sector: &[u8]) -> io::Result<Vec<
     Ok(entries)
 }
 
-/// The chain of logical partitions: each link counts its partition from itself, the next link from the chain's start.
+/// Follows the chain of logical partitions: the partition of each link is relative to the link, the
+/// next link to the start of the chain.
 fn logical<R: ReadAt + ?Sized>(reader: &R, start: u64, entries: &mut Vec<Entry>) -> io::Result<()> {
     let mut link = start;
     for number in 5..5 + LONGEST_CHAIN {
@@ -348,12 +351,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_checksum_is_the_one_of_the_standard() {
+    fn crc32_matches_the_standard() {
         assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
     }
 
     #[test]
-    fn a_gpt_is_found_with_either_block_size() {
+    fn gpt_is_found_with_either_block_size() {
         for block in [512u32, 4096] {
             let disk = made::gpt(block as usize, 64);
             assert_eq!(block_size(&disk[..]).unwrap(), Some(block));
@@ -369,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_gpt_with_a_wrong_checksum_is_none() {
+    fn gpt_with_a_wrong_checksum_is_ignored() {
         let mut disk = made::gpt(512, 64);
         disk[512 + 60] ^= 1;
         assert_eq!(block_size(&disk[..]).unwrap(), None);
@@ -384,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_claims_a_huge_table_costs_nothing() {
+    fn huge_table_is_not_allocated() {
         let mut disk = made::gpt(512, 64);
         disk[512 + 72..512 + 88].fill(0xff);
         disk[512 + 16..512 + 20].fill(0);
@@ -402,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn an_mbr_with_logical_partitions_is_read() {
+    fn logical_partitions_are_read() {
         let mut disk = vec![0; 512 * 300];
         made::row(&mut disk, 0, 0x83, 10, 20);
         made::row(&mut disk, 1, 0x05, 100, 200);
@@ -417,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_that_bites_its_tail_ends() {
+    fn circular_chain_ends() {
         let mut disk = vec![0; 512 * 300];
         made::row(&mut disk, 0, 0x05, 100, 200);
         made::row(&mut disk[512 * 100..], 0, 0x83, 1, 9);
@@ -427,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_boot_sector_of_a_file_system_is_no_table() {
+    fn boot_sector_of_a_file_system_is_not_a_table() {
         let mut disk = vec![0; 4096];
         made::row(&mut disk, 0, 0x83, 10, 20);
         disk[82..87].copy_from_slice(b"FAT32");

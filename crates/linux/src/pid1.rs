@@ -1,6 +1,5 @@
-//! What the first program of a machine must do: mount what the kernel offers, take the dead in, end the machine.
-//!
-//! Does not know what else runs.
+//! Duties of PID 1: mount the kernel's file systems, reap orphaned processes, power off the
+//! machine.
 
 use std::io;
 use std::path::Path;
@@ -9,7 +8,7 @@ use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, WaitOptions, wait};
 use rustix::system::{RebootCommand, reboot};
 
-/// File systems that are made of nothing but what the kernel knows: where, which, and with what options.
+/// The kernel's virtual file systems: mount point, type and options.
 const MOUNTS: [(&str, &str, &str); 4] = [
     ("/dev", "devtmpfs", "mode=0755"),
     ("/proc", "proc", ""),
@@ -17,7 +16,7 @@ const MOUNTS: [(&str, &str, &str); 4] = [
     ("/run", "tmpfs", "mode=0755,size=16m"),
 ];
 
-/// Mounts them where nothing is mounted yet; what failed comes back, a sentence each.
+/// Mounts them unless something is mounted there. Returns a sentence for each failure.
 pub fn mount_all() -> Vec<String> {
     let failed = |(place, kind, options): &(&str, &str, &str)| {
         mount_one(place, kind, options)
@@ -43,29 +42,29 @@ fn is_mounted(place: &Path) -> io::Result<bool> {
     Ok(device(place)? != device(Path::new("/"))?)
 }
 
-/// Keeps the kernel's messages off the consoles, but for what is the end of the machine.
+/// Keeps kernel messages off the console, except emergencies.
 pub fn quiet_kernel() -> io::Result<()> {
     std::fs::write("/proc/sys/kernel/printk", "1")
 }
 
-/// Has Ctrl-Alt-Del come as SIGINT, instead of restarting the machine at once.
+/// Makes Ctrl-Alt-Del send SIGINT to PID 1, instead of restarting the machine at once.
 pub fn catch_ctrl_alt_del() -> io::Result<()> {
     Ok(reboot(RebootCommand::CadOff)?)
 }
 
-/// How a program ended.
+/// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// By itself, with this status.
+    /// Exited with this status.
     Exited(i32),
-    /// By this signal.
+    /// Killed by this signal.
     Killed(i32),
 }
 
-/// Waits for a child, and takes in all others that end meanwhile: the first program inherits the orphans.
+/// Waits for a child, and reaps all other children meanwhile: PID 1 inherits orphans.
 ///
 /// # Errors
-/// There is no such child.
+/// Fails if there is no such child.
 pub fn wait_for(child: Pid) -> io::Result<Exit> {
     loop {
         let ended = match wait(WaitOptions::empty()) {
@@ -82,16 +81,15 @@ pub fn wait_for(child: Pid) -> io::Result<Exit> {
     }
 }
 
-/// How the machine ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Power {
-    /// It is off.
+    /// Power off.
     Off,
-    /// It starts again.
+    /// Restart.
     Restart,
 }
 
-/// Ends the machine. It returns only if that did not work.
+/// Powers off or restarts the machine. Returns only on failure.
 pub fn shut_down(how: Power) -> io::Error {
     let command = match how {
         Power::Off => RebootCommand::PowerOff,

@@ -1,29 +1,27 @@
-//! Shows a line on the boot splash (plymouth), where there is one.
-//!
-//! Does not know what the line says. Nothing here waits, and nothing fails: without a splash nothing happens.
+//! Shows a line on the boot splash (plymouth), if there is one. Never blocks or fails.
 
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::net::{connect, recv, send, socket_with};
 
-/// The abstract socket of plymouthd, which answers none but root.
+/// The abstract socket of plymouthd, which accepts only root.
 const SOCKET: &[u8] = b"/org/freedesktop/plymouthd";
 
-/// The length of an argument is one byte on the wire, and counts the NUL behind the text.
+/// The length of an argument is one byte, and includes the terminating NUL.
 const LONGEST: usize = 254;
 
 const SHOW_MESSAGE: u8 = b'M';
 const HIDE_MESSAGE: u8 = b'm';
 const PAUSE_PROGRESS: u8 = b'A';
 const UNPAUSE_PROGRESS: u8 = b'a';
-/// Stands between a request and its argument.
+/// Separates a request from its argument.
 const ARGUMENT: u8 = 2;
 
-/// The way to the splash.
+/// A connection to plymouthd.
 ///
-/// plymouthd keeps every message until it is told to hide just that one, and shows them all when the splash comes back.
-/// So what was shown is hidden before anything else is, also when this is dropped.
+/// plymouthd keeps every message until exactly that one is hidden, and shows them all when the
+/// splash is shown again. So the previous line is hidden before another is shown, and on drop.
 #[derive(Debug)]
 pub struct Plymouth {
     name: &'static [u8],
@@ -38,7 +36,7 @@ impl Default for Plymouth {
 }
 
 impl Plymouth {
-    /// Looks for no splash yet: [`Plymouth::show`] does, each time anew while there is none.
+    /// Does not connect yet: [`Plymouth::show`] does, on each call until it succeeds.
     pub fn open() -> Self {
         Self::at(SOCKET)
     }
@@ -47,17 +45,17 @@ impl Plymouth {
         Self { name, link: None, shown: None }
     }
 
-    /// Shows one line of at most 254 bytes instead of the one shown before; what is longer is cut.
+    /// Replaces the line shown. A line of more than 254 bytes is truncated.
     ///
-    /// Call it again now and then with the same line: that costs a system call or two, and shows the line to a splash
-    /// that came, or came back, since.
+    /// Call it again periodically with the same line: that costs a system call or two, and shows
+    /// the line on a splash that was started, or restarted, since.
     pub fn show(&mut self, text: &str) {
         let text = fit(text);
         let is_new_link = self.reach();
         if self.link.is_none() || (!is_new_link && self.shown.as_deref() == Some(text)) {
             return;
         }
-        // Also on a new link: it may lead to the same daemon, which still has the line of the last one.
+        // Also on a new connection: the daemon may still have the line of the previous one.
         let mut requests = self.hide_request();
         emit(&mut requests, SHOW_MESSAGE, Some(text));
         emit(&mut requests, PAUSE_PROGRESS, None);
@@ -65,7 +63,7 @@ impl Plymouth {
         self.shown = Some(text.to_owned());
     }
 
-    /// Takes the line away, and lets the splash's progress bar go on.
+    /// Hides the line, and resumes the progress bar of the splash.
     pub fn hide(&mut self) {
         if self.shown.is_none() {
             return;
@@ -85,7 +83,7 @@ impl Plymouth {
         requests
     }
 
-    /// Connects if there is no link, or none any more. Returns whether the link is a new one.
+    /// Connects if not connected. Returns whether the connection is new.
     fn reach(&mut self) -> bool {
         self.link.take_if(|link| is_gone(link));
         if self.link.is_some() {
@@ -95,7 +93,7 @@ impl Plymouth {
         self.link.is_some()
     }
 
-    /// All or nothing: a splash that does not take it at once is not waited for, but asked anew the next time.
+    /// Sends all or nothing: if the socket is full, the next call tries again.
     fn send(&mut self, requests: &[u8]) {
         let Some(link) = &self.link else { return };
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
@@ -118,7 +116,7 @@ fn dial(name: &[u8]) -> Result<OwnedFd, Errno> {
     Ok(socket)
 }
 
-/// Reads the answers, of which none matters, up to the end of the link if it has one.
+/// Discards replies. Returns whether the connection was closed.
 fn is_gone(link: &OwnedFd) -> bool {
     let mut answers = [0; 64];
     loop {
@@ -131,13 +129,13 @@ fn is_gone(link: &OwnedFd) -> bool {
     }
 }
 
-/// Up to the first NUL, which would end the text on the other side, and no longer than one byte can say.
+/// Truncates at the first NUL, and to what one byte can count.
 fn fit(text: &str) -> &str {
     let text = text.split('\0').next().unwrap_or_default();
     text.get(..text.floor_char_boundary(LONGEST)).unwrap_or(text)
 }
 
-/// Adds a request: its letter, and its argument if it has one, or NUL. The text must [`fit`].
+/// Appends a request: its letter, and its argument or NUL. The text must be [`fit`].
 fn emit(requests: &mut Vec<u8>, request: u8, argument: Option<&str>) {
     requests.push(request);
     let length = argument.map(|text| u8::try_from(text.len() + 1).unwrap_or(u8::MAX));
@@ -169,7 +167,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn assert_heard(client: &mut UnixStream, requests: &[u8]) {
+    fn assert_received(client: &mut UnixStream, requests: &[u8]) {
         let mut heard = vec![0; requests.len()];
         client.read_exact(&mut heard).unwrap();
         assert_eq!(heard.escape_ascii().to_string(), requests.escape_ascii().to_string());
@@ -182,36 +180,36 @@ mod tests {
     }
 
     #[test]
-    fn the_old_line_is_hidden_before_the_new_one_is_shown() {
+    fn old_line_is_hidden_before_the_new_one_is_shown() {
         let name = name("replace");
         let daemon = daemon(name);
         let mut plymouth = Plymouth::at(name);
         plymouth.show("first");
         let mut client = accept(&daemon);
-        assert_heard(&mut client, b"M\x02\x06first\0A\0");
+        assert_received(&mut client, b"M\x02\x06first\0A\0");
         plymouth.show("second");
-        assert_heard(&mut client, b"m\x02\x06first\0M\x02\x07second\0A\0");
+        assert_received(&mut client, b"m\x02\x06first\0M\x02\x07second\0A\0");
         plymouth.show("second");
         assert_silent(&mut client);
         drop(plymouth);
-        assert_heard(&mut client, b"m\x02\x07second\0a\0");
+        assert_received(&mut client, b"m\x02\x07second\0a\0");
         assert_eq!(client.read(&mut [0]).unwrap(), 0);
     }
 
     #[test]
-    fn a_splash_that_starts_late_or_starts_again_is_shown_the_line() {
+    fn splash_that_is_started_later_shows_the_line() {
         let name = name("late");
         let mut plymouth = Plymouth::at(name);
         plymouth.show("line");
         let first = daemon(name);
         plymouth.show("line");
         let mut client = accept(&first);
-        assert_heard(&mut client, b"M\x02\x05line\0A\0");
+        assert_received(&mut client, b"M\x02\x05line\0A\0");
         drop((client, first));
         plymouth.show("line");
         let second = daemon(name);
         plymouth.show("line");
-        assert_heard(&mut accept(&second), b"m\x02\x05line\0M\x02\x05line\0A\0");
+        assert_received(&mut accept(&second), b"m\x02\x05line\0M\x02\x05line\0A\0");
     }
 
     #[test]
@@ -224,11 +222,11 @@ mod tests {
     }
 
     #[test]
-    fn a_splash_that_does_not_answer_is_not_waited_for() {
+    fn stalled_splash_does_not_block() {
         let name = name("stuck");
         let daemon = daemon(name);
         let mut plymouth = Plymouth::at(name);
-        // Far more than a socket holds: the daemon reads none of it.
+        // Far more than the socket buffer holds: the daemon reads none of it.
         for number in 0..10_000 {
             plymouth.show(&format!("{number:0>200}"));
         }
@@ -237,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_cut_to_what_one_byte_can_count_and_never_inside_a_letter() {
+    fn long_line_is_cut_at_a_character_boundary() {
         assert_eq!(fit(&"x".repeat(300)).len(), 254);
         let long = format!("x{}", "ä".repeat(200));
         assert_eq!(fit(&long).len(), 253);

@@ -1,8 +1,10 @@
-//! Byte-range locks (fcntl(2)): finds those of other programs on a disk or an image, and holds some that keep others away.
+//! Byte-range locks (fcntl(2)): detects those of other programs on a disk or an image, and holds
+//! our own.
 //!
-//! The locks belong to the open file description, so they stay with the descriptor wherever it is handed. They collide with
-//! those of processes (POSIX locks). QEMU's scheme is that of its `block/file-posix.c`: every permission is a bit; who takes
-//! it holds a shared lock on byte 100 + bit, who does not let others take it one on byte 200 + bit.
+//! They are open file description locks: they stay with the descriptor when it is passed to another
+//! process, and conflict with POSIX locks of processes. The scheme is QEMU's
+//! (`block/file-posix.c`): every permission is a bit; a program that uses it holds a shared lock on
+//! byte 100 + bit, a program that does not share it one on byte 200 + bit.
 
 use crate::syscall::{Conflict, RangeLock, conflict, lock_range};
 use crate::tree::Tree;
@@ -12,41 +14,41 @@ use std::fs::Metadata;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 
-/// What a disk is opened for.
+/// The access for which a disk is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenFor {
-    /// The descriptor cannot write.
+    /// Read-only.
     Reading,
-    /// The descriptor reads and writes.
+    /// Reading and writing.
     Writing,
 }
 
-/// Where QEMU's bytes of permissions taken begin.
+/// The first byte of QEMU's used permissions.
 const TAKEN: i64 = 100;
-/// Where QEMU's bytes of permissions not shared begin.
+/// The first byte of QEMU's unshared permissions.
 const UNSHARED: i64 = 200;
-/// Behind all bytes that QEMU locks.
+/// After the last byte that QEMU locks.
 const BEYOND_QEMU: i64 = 300;
-/// Reads data that does not change in between.
+/// Reads data that others do not change.
 const CONSISTENT_READ: i64 = 0;
 /// Changes data.
 const WRITE: i64 = 1;
 /// Changes the size.
 const RESIZE: i64 = 3;
 
-/// What is held meanwhile, beside the first byte: that is for POSIX lockers of the whole file, and is the byte that libvirt's
-/// virtlockd locks. The second byte stays free: libvirt waits for it.
+/// The bytes that we lock, besides the first: that is for POSIX lockers of the whole file, and is
+/// what libvirt's virtlockd locks. The second byte is not locked: libvirt waits for it.
 const READING: [i64; 2] = [TAKEN + CONSISTENT_READ, UNSHARED + WRITE];
 const WRITING: [i64; 4] =
     [TAKEN + CONSISTENT_READ, TAKEN + WRITE, UNSHARED + WRITE, UNSHARED + RESIZE];
 
-/// Bytes whose QEMU locks forbid others to read: it writes, or does not share reading.
+/// Bytes whose QEMU locks forbid others to read: the program writes, or does not share reading.
 const FORBIDS_READING: [i64; 3] = [TAKEN + WRITE, TAKEN + RESIZE, UNSHARED + CONSISTENT_READ];
 
-/// Another program that has locked a disk or an image.
+/// Another program that holds locks on a disk or an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Holder {
-    /// Its process identifier, if that can be found out.
+    /// The process identifier, if it can be determined.
     pub process: Option<u32>,
     /// The name of the process.
     pub name: Option<String>,
@@ -63,27 +65,31 @@ impl fmt::Display for Holder {
     }
 }
 
-/// Why no lock was taken.
+/// Why the locks cannot be taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LockError {
-    /// Another program has it.
+    /// Another program holds conflicting locks.
     #[error("in use by {0}")]
     Held(Holder),
-    /// The system refuses.
+    /// A system error.
     #[error("cannot be locked: {0}")]
     System(Errno),
 }
 
-/// Takes the locks for reading or writing `file`, for as long as its open file description is open; never waits.
+/// Takes the locks for reading or writing `file`, held until its open file description is closed.
+/// Does not block.
 ///
-/// For writing, `file` must be open for reading and writing, and no other program may have locked any byte. For reading, it
-/// must be open for reading, and no other program may be writing by what its locks say; a lock for reading is no obstacle.
-/// Where the kernel or the file system has no such locks, nothing is locked and nothing found.
+/// For writing, `file` must be open for reading and writing, and no other program may have locked
+/// any byte. For reading, it must be open for reading, and the locks of other programs must not
+/// show that they write; locks of readers do not conflict. If the kernel or the file system does
+/// not support such locks, nothing is locked and no conflict is found.
 ///
-/// Errors: another program has it, or the system refuses. Then nothing is locked.
+/// # Errors
+/// Fails if another program holds conflicting locks, or on a system error. Then nothing is locked.
 pub fn claim(tree: &Tree, file: impl AsFd, access: OpenFor) -> Result<(), LockError> {
     let file = file.as_fd();
-    // Locks first: of two programs that do this at once, one at least finds the other's.
+    // Lock first, then check: of two programs that do this at once, at least one finds the locks of
+    // the other.
     let found = take(file, access).and_then(|is_free| {
         let other = match access {
             OpenFor::Writing => conflict(file, RangeLock::Write, 0, 0),
@@ -94,17 +100,17 @@ pub fn claim(tree: &Tree, file: impl AsFd, access: OpenFor) -> Result<(), LockEr
     let error = match found {
         Ok((true, None)) => return Ok(()),
         Err(Errno::INVAL | Errno::NOLCK | Errno::OPNOTSUPP | Errno::NOSYS) => return Ok(()),
-        // One that has gone meanwhile had it all the same.
+        // A lock that was released meanwhile is a conflict all the same.
         Ok((false, None)) => LockError::Held(Holder::default()),
         Ok((_, Some(lock))) => LockError::Held(holder(tree, file, lock)),
         Err(error) => LockError::System(error),
     };
-    // What was not locked is unlocked as well.
+    // Unlocks also the bytes that were not locked.
     let _ = lock_range(file, RangeLock::Unlocked, 0, 0);
     Err(error)
 }
 
-/// Takes the locks; whether none of them is another's already.
+/// Takes the locks. Returns whether no other program holds one of them.
 fn take(file: BorrowedFd<'_>, access: OpenFor) -> Result<bool, Errno> {
     let (first, shared) = match access {
         OpenFor::Reading => (RangeLock::Read, &READING[..]),
@@ -121,7 +127,8 @@ fn take(file: BorrowedFd<'_>, access: OpenFor) -> Result<bool, Errno> {
     Ok(true)
 }
 
-/// The lock of a program that writes. One that is shared, and of other bytes than QEMU's, is that of a reader.
+/// Returns the lock of a program that writes. A shared lock on other bytes than QEMU's is that of a
+/// reader.
 fn writer(file: BorrowedFd<'_>) -> Result<Option<Conflict>, Errno> {
     if let Some(found) = conflict(file, RangeLock::Read, 0, 0)? {
         return Ok(Some(found));
@@ -139,16 +146,17 @@ fn writer(file: BorrowedFd<'_>) -> Result<Option<Conflict>, Errno> {
     Ok(None)
 }
 
-/// The process that holds the lock.
+/// Returns the process that holds the lock.
 fn holder(tree: &Tree, file: BorrowedFd<'_>, lock: Conflict) -> Holder {
     let known = u32::try_from(lock.process).ok().filter(|process| *process > 0);
-    let process = known.or_else(|| searched(tree, file));
+    let process = known.or_else(|| find_holder(tree, file));
     let name = process.and_then(|process| tree.attribute(format!("proc/{process}/comm")));
     Holder { process, name: name.map(|name| name.escape_default().to_string()) }
 }
 
-/// The kernel does not tell whose a lock of an open file description is: the process that has one of this file open.
-fn searched(tree: &Tree, file: BorrowedFd<'_>) -> Option<u32> {
+/// The kernel does not report the owner of an open file description lock: searches for the process
+/// that has one on this file.
+fn find_holder(tree: &Tree, file: BorrowedFd<'_>) -> Option<u32> {
     let own = file.try_clone_to_owned().ok().map(std::fs::File::from)?.metadata().ok()?;
     let this = std::process::id();
     let numbers = tree.names("proc").into_iter().filter_map(|name| name.parse::<u32>().ok());
@@ -157,8 +165,8 @@ fn searched(tree: &Tree, file: BorrowedFd<'_>) -> Option<u32> {
 
 fn has_locked(tree: &Tree, process: u32, file: &Metadata) -> bool {
     let same = |other: &Metadata| (other.dev(), other.ino()) == (file.dev(), file.ino());
-    // A lock as in proc(5): `lock: 1: OFDLCK ADVISORY WRITE -1 08:01:1234 0 EOF`. The device is not compared: that of
-    // a btrfs subvolume is another than its files report.
+    // A lock in the format of proc(5): `lock: 1: OFDLCK ADVISORY WRITE -1 08:01:1234 0 EOF`. The
+    // device is not compared: that of a btrfs subvolume differs from the one that its files report.
     let inode = format!(":{} ", file.ino());
     let is_locked = |number: &str| {
         let info = tree.text(format!("proc/{process}/fdinfo/{number}")).unwrap_or_default();
@@ -168,7 +176,8 @@ fn has_locked(tree: &Tree, process: u32, file: &Metadata) -> bool {
     };
     let numbers = tree.names(format!("proc/{process}/fd")).into_iter();
     numbers.into_iter().any(|number| {
-        // No other files are looked at: they may be on a file server that does not answer.
+        // `stat` is called only for files of this inode: others may be on a file server that does
+        // not respond.
         let open = || tree.path(format!("proc/{process}/fd/{number}")).metadata();
         is_locked(&number) && open().is_ok_and(|open| same(&open))
     })
@@ -183,11 +192,12 @@ mod tests {
     use std::path::{Path, PathBuf};
     use std::process::{Child, Stdio};
 
-    /// A process that locks `bytes` of a file; it ends when this is dropped.
+    /// A process that locks `bytes` of a file; killed on drop.
     struct Locker(Child);
 
     impl Locker {
-        /// `None`, with a line that says so, where there is no Python. `how` is `OFD` or `POSIX`, `kind` `RDLCK` or `WRLCK`.
+        /// Prints why and returns `None` without Python. `how` is `OFD` or `POSIX`, `kind` `RDLCK`
+        /// or `WRLCK`.
         fn new(path: &Path, how: &str, kind: &str, bytes: &[(i64, i64)]) -> Option<Self> {
             let script = format!(
                 "import fcntl, struct, sys\n\
@@ -243,7 +253,7 @@ mod tests {
     const WHOLE: &[(i64, i64)] = &[(0, 0)];
 
     #[test]
-    fn r57_any_lock_of_another_program_is_an_obstacle_to_writing() {
+    fn r57_any_lock_of_another_program_prevents_writing() {
         let fake = Fake::new();
         let path = image(&fake);
         for how in ["OFD", "POSIX"] {
@@ -262,10 +272,10 @@ mod tests {
     }
 
     #[test]
-    fn r57_writer_is_an_obstacle_to_reading_and_a_reader_is_not() {
+    fn r57_writer_prevents_reading_and_reader_does_not() {
         let fake = Fake::new();
         let path = image(&fake);
-        // What QEMU holds of an image that its guest writes to, and of one that it only reads.
+        // QEMU's locks on an image that its guest writes to, and on one that it only reads.
         let writer: &[(i64, i64)] = &[(100, 1), (101, 1), (103, 1), (201, 1), (203, 1)];
         let reader: &[(i64, i64)] = &[(100, 1), (201, 1), (203, 1)];
         for (how, kind, bytes, free) in [
@@ -287,25 +297,25 @@ mod tests {
         }
     }
 
-    /// What another program would find.
+    /// Whether another program would find a conflict.
     fn seen(path: &Path, kind: RangeLock, start: i64, len: i64) -> bool {
         conflict(open(path).as_fd(), kind, start, len).unwrap().is_some()
     }
 
     #[test]
-    fn r57_lent_image_is_locked_as_qemu_and_posix_lockers_see_it() {
+    fn r57_our_locks_conflict_with_qemu_and_posix_locks() {
         let fake = Fake::new();
         let path = image(&fake);
         let reading = try_claim(&path, OpenFor::Reading).unwrap();
         assert!(seen(&path, RangeLock::Write, 0, 0) && !seen(&path, RangeLock::Read, 0, 0));
-        // A writing QEMU asks for byte 201, a reading one for 101 and 200.
+        // A writing QEMU tests byte 201, a reading one 101 and 200.
         let asked = |byte| seen(&path, RangeLock::Write, byte, 1);
         assert!(asked(201) && !asked(101) && !asked(200));
         let again = try_claim(&path, OpenFor::Reading).unwrap();
         assert!(matches!(try_claim(&path, OpenFor::Writing), Err(LockError::Held(_))));
         drop(again);
         assert!(asked(201), "one that could not have it has taken nothing away");
-        // The lock goes with the descriptor, as to another process.
+        // The lock stays with the descriptor, also in another process.
         let handed = reading.try_clone().unwrap();
         drop(reading);
         assert!(asked(201));
@@ -319,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn locked_files_of_other_inodes_are_not_looked_at() {
+    fn files_of_other_inodes_are_not_accessed() {
         let fake = Fake::new();
         let path = image(&fake);
         let file = File::open(&path).unwrap().metadata().unwrap();
@@ -333,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn r57_file_that_cannot_be_locked_is_an_error_and_not_free() {
+    fn r57_failure_to_lock_is_an_error() {
         let fake = Fake::new();
         let file = File::open(image(&fake)).unwrap();
         let result = claim(&Tree::machine(), &file, OpenFor::Writing);

@@ -1,55 +1,54 @@
-//! Why a disk is not lent: codes for programs, sentences for people, and what may override them.
-//!
-//! Does not know how the reasons are found.
+//! Reasons against exporting a disk: codes for programs, sentences for people, and what overrides
+//! them.
 
 use crate::signature::Kind;
 use crate::transport::Transport;
 use std::fmt;
 
-/// What it takes to lend the disk in spite of a reason; the heavier come later.
+/// What overrides a reason, in ascending order of severity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Weight {
-    /// Nothing: it is only to be known.
+    /// Informational.
     Note,
-    /// Nothing to read it; to write it, explicit permission, since what is on it is not known.
+    /// Prevents writing without `--force`: the contents are not known.
     Unread,
-    /// To name the disk: it is only not among all disks.
+    /// Overridden by naming the disk: excludes it only from `--all`.
     Unasked,
-    /// To allow disks in use: whether this one is could not be found out.
+    /// Overridden by allowing disks in use: whether this one is in use cannot be determined.
     Unknown,
-    /// To allow disks in use, which are lent read-only then.
+    /// Overridden by allowing disks in use, which are then exported read-only.
     InUse,
-    /// It cannot be lent.
+    /// Cannot be overridden.
     Never,
 }
 
-/// How the disk was asked for.
+/// How a disk was selected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
-    /// All disks were.
+    /// `--all`.
     ForAll,
-    /// It was, by its name.
+    /// By its name.
     ByName,
-    /// It was, by its name, and disks in use are allowed.
+    /// By its name, and disks in use are allowed.
     ByNameInUse,
 }
 
-/// The kind of a reason, with a stable word for programs.
+/// The code of a reason, with a stable word for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Code {
-    /// It holds the root file system.
+    /// Holds the root file system.
     Root,
-    /// A file system on it is mounted.
+    /// Holds a mounted file system.
     Mounted,
-    /// It is swapped to.
+    /// Active swap space.
     Swap,
-    /// It holds the image of a machine that sleeps.
+    /// Holds a hibernation image.
     Hibernation,
     /// Part of a RAID array.
     Md,
     /// Part of an LVM volume group.
     Lvm,
-    /// An open encrypted volume stands on it.
+    /// Holds an open encrypted volume.
     Crypt,
     /// A path of a multipath disk.
     Multipath,
@@ -63,50 +62,50 @@ pub enum Code {
     Drbd,
     /// Part of another pool or file system of several devices.
     Member,
-    /// Another device stands on it.
+    /// Another device is stacked on it.
     Held,
-    /// A program has it for itself.
+    /// A program has opened it exclusively.
     Busy,
-    /// It comes from another machine.
+    /// A disk of another machine.
     Network,
-    /// A file as a disk.
+    /// A loop device.
     Loop,
-    /// Compressed memory.
+    /// A zram device.
     Zram,
-    /// Memory.
+    /// A RAM disk.
     Ram,
     /// A diskette drive.
     Floppy,
     /// A drive for optical discs.
     Optical,
-    /// Raw flash of the machine's own firmware.
+    /// The flash memory of the firmware.
     Flash,
-    /// The area of an eMMC from which the machine starts.
+    /// A boot partition of an eMMC.
     BootArea,
-    /// A device for tests that keeps nothing.
+    /// The kernel's null block device, which stores nothing.
     Null,
-    /// A disk that a program makes.
+    /// A disk emulated by a program.
     Program,
-    /// A disk of zones that must be written in order.
+    /// A host-managed zoned disk.
     Zoned,
-    /// A partition: the disk is lent as a whole.
+    /// A partition of a disk that is exported as a whole.
     Partition,
     /// The drive is empty.
     NoMedium,
-    /// It has no bytes.
+    /// Its size is 0.
     Empty,
     /// Whether it is in use could not be found out.
     Doubt,
-    /// A part of it that was examined cannot be read.
+    /// A region that was examined cannot be read.
     Unreadable,
     /// It does not answer requests.
     Silent,
-    /// It cannot be written.
+    /// Read-only.
     ReadOnly,
 }
 
 impl Code {
-    /// The stable word.
+    /// Returns the stable word.
     pub fn word(self) -> &'static str {
         match self {
             Self::Root => "root",
@@ -145,7 +144,7 @@ impl Code {
         }
     }
 
-    /// What it takes to lend the disk all the same.
+    /// Returns the severity.
     pub fn weight(self) -> Weight {
         match self {
             Self::ReadOnly => Weight::Note,
@@ -168,7 +167,7 @@ impl Code {
         }
     }
 
-    /// A transport that keeps a disk from being lent unasked, and the words for it.
+    /// Returns the reason that follows from a transport, and its text.
     pub(crate) fn of_transport(transport: Transport) -> Option<(Self, &'static str)> {
         Some(match transport {
             Transport::Loop => (Self::Loop, "it is a file on another disk of this machine"),
@@ -183,7 +182,8 @@ impl Code {
         })
     }
 
-    /// What it means that another device stands on the disk: by that device's transport and identifier.
+    /// Returns the reason that follows from a holder: by the transport and the UUID of the device
+    /// stacked on the disk.
     pub(crate) fn of_holder(transport: Transport, dm_uuid: &str) -> (Self, &'static str) {
         match transport {
             Transport::Md => (Self::Md, "part of the RAID array"),
@@ -196,7 +196,8 @@ impl Code {
         }
     }
 
-    /// A mark that says that the disk is part of something larger; `devices` is how many parts the mark tells of.
+    /// Returns the reason if a signature marks the disk as a member of something larger; `devices`
+    /// is the number of members.
     pub(crate) fn of_mark(kind: Kind, devices: u64) -> Option<(Self, &'static str)> {
         Some(match kind {
             Kind::Lvm2 => (Self::Lvm, "part of an LVM volume group"),
@@ -223,12 +224,10 @@ impl Code {
     }
 }
 
-/// One reason: the code, and words for people without a full stop ("mounted at /home (partition sda2)").
+/// A reason: the code, and a text without a full stop ("mounted at /home (partition sda2)").
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reason {
-    /// The kind.
     pub code: Code,
-    /// The words.
     pub text: String,
 }
 
@@ -241,19 +240,19 @@ impl fmt::Display for Reason {
 /// Whether a disk may be lent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verdict {
-    /// What speaks against it, the heaviest first, each said once.
+    /// The reasons against it, the most severe first, without duplicates.
     pub reasons: Vec<Reason>,
 }
 
 impl Verdict {
-    /// Orders the reasons and drops repetitions.
+    /// Sorts the reasons and removes duplicates.
     pub fn new(mut reasons: Vec<Reason>) -> Self {
         reasons.sort_by_key(|reason| (std::cmp::Reverse(reason.code.weight()), reason.code));
         reasons.dedup();
         Self { reasons }
     }
 
-    /// Whether the disk may be lent when it is asked for in this way.
+    /// Returns whether the disk may be exported if it is selected in this way.
     pub fn allows(&self, asked: Asked) -> bool {
         let most = match asked {
             Asked::ForAll => Weight::Unread,
@@ -263,8 +262,8 @@ impl Verdict {
         self.reasons.iter().all(|reason| reason.code.weight() <= most)
     }
 
-    /// Whether it may be lent to be written: never a disk in use, nor one that cannot be written; with `force` one whose
-    /// content cannot be read.
+    /// Returns whether it may be exported for writing: never a disk in use or a read-only one; with
+    /// `force` one whose contents cannot be read.
     pub fn allows_writing(&self, force: bool) -> bool {
         let forbids = |reason: &Reason| {
             reason.code == Code::ReadOnly || (reason.code.weight() == Weight::Unread && !force)
@@ -272,17 +271,17 @@ impl Verdict {
         self.allows(Asked::ByName) && !self.reasons.iter().any(forbids)
     }
 
-    /// The reasons of that weight.
+    /// Returns the reasons of a severity.
     pub fn of_weight(&self, weight: Weight) -> impl Iterator<Item = &Reason> {
         self.reasons.iter().filter(move |reason| reason.code.weight() == weight)
     }
 
-    /// Whether the disk is in use, or may be.
+    /// Returns whether the disk is in use, or may be.
     pub fn is_in_use(&self) -> bool {
         self.uses().next().is_some()
     }
 
-    /// The uses of the disk, known ones before possible ones.
+    /// Returns the uses of the disk, known ones before possible ones.
     pub fn uses(&self) -> impl Iterator<Item = &Reason> {
         self.of_weight(Weight::InUse).chain(self.of_weight(Weight::Unknown))
     }
@@ -298,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_overrides_what_it_may() {
+    fn selection_overrides_reasons() {
         let allowed = |codes: &[Code]| {
             let verdict = verdict(codes);
             let asked = [Asked::ForAll, Asked::ByName, Asked::ByNameInUse];
@@ -318,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_told_apart_from_use() {
+    fn unknown_use_differs_from_known_use() {
         let doubt = verdict(&[Code::Doubt]);
         assert!(doubt.is_in_use() && doubt.of_weight(Weight::InUse).next().is_none());
         let broken = verdict(&[Code::Unreadable]);
@@ -327,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn the_heaviest_reason_comes_first_and_each_once() {
+    fn reasons_are_sorted_and_unique() {
         let verdict = verdict(&[Code::ReadOnly, Code::Loop, Code::Swap, Code::Root, Code::Swap]);
         let codes: Vec<_> = verdict.reasons.iter().map(|reason| reason.code).collect();
         assert_eq!(codes, [Code::Root, Code::Swap, Code::Loop, Code::ReadOnly]);

@@ -1,11 +1,12 @@
-//! Gives rights away, for a process that talks to strangers: its user, its capabilities, the file system, the network
-//! that it does not have yet, and nearly all system calls. What it holds open it keeps.
+//! Sandboxes a process that handles untrusted peers: drops its user, capabilities, access to the
+//! file system, new sockets, and nearly all system calls. Open descriptors stay usable.
 //!
-//! Does not know what the process does with what is left. A kernel that lacks a part is no reason to stop: what could not
-//! be given away comes back as a sentence, so that somebody can be told.
+//! If the kernel lacks a feature, the rest is applied and the gap is returned as a sentence, to be
+//! reported.
 //!
-//! The order matters. [`drop_privileges`] and [`restrict_files`] hold for the calling thread and for those that it starts, so they
-//! come first; [`restrict_syscalls`] holds for all threads, and comes when everything has been opened that ever is.
+//! The order matters. [`drop_privileges`] and [`restrict_files`] apply to the calling thread and
+//! its children, so they are called first, before other threads exist; [`restrict_syscalls`]
+//! applies to all threads, and is called when everything has been opened.
 
 mod landlock;
 mod privileges;

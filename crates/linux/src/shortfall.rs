@@ -1,5 +1,5 @@
-//! Hardware that is there and cannot be used: controllers without a driver, disks hidden by the firmware's RAID mode, a
-//! machine without a network card, firmware files that a driver asked for in vain.
+//! Hardware that cannot be used: controllers without a driver, disks hidden by the firmware's RAID
+//! mode, missing network interfaces, missing firmware files.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,7 +14,7 @@ use crate::tree::Tree;
 
 const PCI: &str = "sys/bus/pci/devices";
 
-/// What a PCI device is for, by the base class of its class code (PCI Code and ID Assignment Specification §1).
+/// The class of a PCI device, from its base class (PCI Code and ID Assignment Specification §1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
     /// 01h: mass storage controller.
@@ -23,37 +23,35 @@ pub enum Class {
     Network,
 }
 
-/// Something that keeps a disk or a network from being used.
+/// A reason why a disk or a network cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Shortfall {
     /// A controller in Intel's RST mode keeps NVMe disks behind its own registers (`remapped_nvme` of the driver ahci).
     RemappedNvme {
         /// The PCI address of the controller.
         address: String,
-        /// How many disks it hides.
+        /// The number of hidden disks.
         disks: u64,
     },
-    /// No driver has taken the device.
+    /// No driver is bound to the device.
     NoDriver {
-        /// Its PCI address.
+        /// The PCI address.
         address: String,
-        /// What it is for.
         class: Class,
         /// Vendor and device, as lspci(8) prints them: `8086:15f3`.
         id: String,
     },
-    /// A driver asked for a firmware file that is not there.
+    /// A driver requested a missing firmware file.
     NoFirmware {
         /// The PCI address of its device.
         address: String,
         /// The file, below `/lib/firmware`.
         file: String,
     },
-    /// There is no network interface but the loopback one.
+    /// There are no network interfaces besides loopback.
     NoNetworkCard,
 }
 
-/// One sentence: what it is, and what to do.
 impl fmt::Display for Shortfall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -76,16 +74,17 @@ impl fmt::Display for Shortfall {
                 }
             ),
             Self::NoFirmware { address, file } => {
-                write!(f, "The device {address} needs the firmware file {file}, which is not here.")
+                write!(f, "The device {address} needs the firmware file {file}, which is missing.")
             }
             Self::NoNetworkCard => {
-                f.write_str("This machine has no network card that a driver here knows.")
+                f.write_str("No driver here supports a network card of this machine.")
             }
         }
     }
 }
 
-/// Looks at the machine: all of it but firmware files, which only the kernel's log names ([`FirmwareLog`]).
+/// Finds everything except missing firmware files, which are only in the kernel's log
+/// ([`FirmwareLog`]).
 pub fn survey(tree: &Tree) -> BTreeSet<Shortfall> {
     let devices = tree.names(PCI);
     let mut found: BTreeSet<_> =
@@ -126,7 +125,7 @@ fn class_code(tree: &Tree, address: &str) -> Option<u32> {
     u32::from_str_radix(text.strip_prefix("0x")?, 16).ok()
 }
 
-/// The firmware files that drivers asked for in vain, as far as disks and Ethernet depend on them, from the kernel's log.
+/// Finds missing firmware files of disks and Ethernet in the kernel's log.
 #[derive(Debug)]
 pub struct FirmwareLog {
     log: File,
@@ -137,14 +136,15 @@ pub struct FirmwareLog {
 impl FirmwareLog {
     /// Opens `/dev/kmsg`, from the oldest record on.
     ///
-    /// Fails if there is no such device, or if this process may not read it.
+    /// # Errors
+    /// Fails if the device does not exist, or this process may not read it.
     pub fn open(tree: &Tree) -> io::Result<Self> {
         let flags = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
         let log = OpenOptions::new().read(true).custom_flags(flags).open(tree.path("dev/kmsg"))?;
         Ok(Self { log, tree: tree.clone(), found: BTreeSet::new() })
     }
 
-    /// Reads what has been logged since, and returns all that was found so far.
+    /// Reads new records, and returns all that was found so far.
     pub fn look(&mut self) -> &BTreeSet<Shortfall> {
         let mut record = [0; 8192];
         loop {
@@ -154,7 +154,8 @@ impl FirmwareLog {
                     let text = String::from_utf8_lossy(&record[..n]);
                     self.found.extend(missing_firmware(&self.tree, &text));
                 }
-                // Records were overwritten before they were read: the next read has the oldest that is left.
+                // Records were overwritten before they were read: the next read returns the oldest
+                // that is left.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => break,
@@ -164,8 +165,9 @@ impl FirmwareLog {
     }
 }
 
-/// What a record of `/dev/kmsg` (Documentation/ABI/testing/dev-kmsg) says about a firmware file, if a disk or an Ethernet
-/// card depends on it. Others, such as wireless cards, ask for several names and take the first that is there.
+/// Returns the missing firmware file that a record of `/dev/kmsg`
+/// (Documentation/ABI/testing/dev-kmsg) reports, if a disk or an Ethernet device depends on it.
+/// Others, such as wireless devices, request several names and use the first that exists.
 fn missing_firmware(tree: &Tree, record: &str) -> Option<Shortfall> {
     let (head, dictionary) = record.split_once('\n')?;
     let (_, message) = head.split_once(';')?;
@@ -203,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn machine_with_all_drivers_lacks_nothing() {
+    fn machine_with_all_drivers_has_no_shortfall() {
         let fake = Fake::new();
         device(&fake, "0000:00:01.0", "0x010802", true);
         device(&fake, "0000:00:02.0", "0x020000", true);
@@ -223,7 +225,7 @@ mod tests {
             [
                 "No driver for the storage controller 0000:00:01.0 (8086:15f3): its disks cannot be used.",
                 "No driver for the network card 0000:00:02.0 (8086:15f3): it cannot be used.",
-                "This machine has no network card that a driver here knows.",
+                "No driver here supports a network card of this machine.",
             ]
         );
     }
@@ -259,7 +261,7 @@ mod tests {
         let found = missing_firmware(&fake.tree(), &record("0000:02:00.0")).unwrap();
         assert_eq!(
             found.to_string(),
-            "The device 0000:02:00.0 needs the firmware file bnx2/bnx2-mips-09-6.2.1b.fw, which is not here."
+            "The device 0000:02:00.0 needs the firmware file bnx2/bnx2-mips-09-6.2.1b.fw, which is missing."
         );
         assert_eq!(missing_firmware(&fake.tree(), &record("0000:03:00.0")), None, "wireless");
         for other in ["", "6,1,2,-;hello\n", "4,1,2,-;x: Direct firmware load for y\n"] {

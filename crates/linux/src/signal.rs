@@ -1,6 +1,4 @@
-//! The signals that end or redraw the program, or have it let pairing go on, as a descriptor that can be polled.
-//!
-//! Does not know what is done about them.
+//! A signalfd for the signals that stop or redraw the program, or resume pairing.
 
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGWINCH, SIGXFSZ};
 use signal_hook::iterator::backend::SignalDelivery;
@@ -9,20 +7,19 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 
-/// A signal that came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGINT: Ctrl-C.
+    /// SIGINT (Ctrl-C).
     Interrupt,
-    /// SIGTERM: the service manager asks to stop.
+    /// SIGTERM: stop.
     Terminate,
-    /// SIGHUP: the terminal is gone.
+    /// SIGHUP: the terminal was closed.
     HangUp,
-    /// SIGWINCH: the terminal's window has another size.
+    /// SIGWINCH: the terminal was resized.
     WindowChange,
-    /// SIGCONT: the process goes on after it was stopped, as by `fg` in a shell.
+    /// SIGCONT: the process was resumed, as by `fg` in a shell.
     Continue,
-    /// SIGUSR1: pairing is to go on.
+    /// SIGUSR1: resume pairing.
     ReopenPairing,
 }
 
@@ -40,37 +37,40 @@ impl Signal {
     }
 }
 
-/// From its opening on the process no longer dies of these signals; they wait here.
+/// While it exists, these signals do not have their default action, and are queued here.
 #[derive(Debug)]
 pub struct Signals {
     delivery: SignalDelivery<UnixStream, SignalOnly>,
 }
 
 impl Signals {
-    /// Starts catching. Errors: no descriptors left.
+    /// Blocks the signals and opens the descriptor.
+    ///
+    /// # Errors
+    /// Fails if there are no descriptors left.
     pub fn open() -> io::Result<Self> {
         let (read, write) = UnixStream::pair()?;
         read.set_nonblocking(true)?;
-        // A write beyond the limit for files fails with EFBIG and is reported as that.
+        // A write beyond the file size limit fails with EFBIG, which is reported.
         let mut numbers = vec![SIGINT, SIGTERM, SIGWINCH, SIGCONT, SIGUSR1, SIGXFSZ];
         numbers.extend((!hang_up_is_ignored()).then_some(SIGHUP));
         let delivery = SignalDelivery::with_pipe(read, write, SignalOnly, numbers)?;
         Ok(Self { delivery })
     }
 
-    /// The signals that came since the last call, each kind once; never waits.
+    /// Returns the signals since the last call, each kind once. Does not block.
     pub fn receive(&mut self) -> Vec<Signal> {
         self.delivery.pending().filter_map(Signal::of).collect()
     }
 }
 
-/// Whether the program was started to outlive its terminal, as by `nohup`.
+/// Returns whether SIGHUP is ignored, as by `nohup`.
 fn hang_up_is_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     ignores(&status, SIGHUP)
 }
 
-/// Whether `proc_pid_status(5)` has the signal among those that are ignored.
+/// Returns whether proc_pid_status(5) lists the signal as ignored.
 fn ignores(status: &str, signal: i32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|digits| u64::from_str_radix(digits.trim(), 16).ok());
@@ -78,7 +78,7 @@ fn ignores(status: &str, signal: i32) -> bool {
 }
 
 impl AsFd for Signals {
-    /// Readable when [`Signals::receive`] has something.
+    /// Becomes readable when [`Signals::receive`] has something.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.delivery.get_read().as_fd()
     }
@@ -90,7 +90,7 @@ mod tests {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
     #[test]
-    fn what_nohup_had_ignored_stays_ignored() {
+    fn signal_ignored_by_nohup_stays_ignored() {
         let status = |mask: &str| format!("Name:\tx\nSigIgn:\t{mask}\nSigCgt:\tffffffffffffffff\n");
         assert!(ignores(&status("0000000000001001"), SIGHUP));
         assert!(!ignores(&status("0000000000001000"), SIGHUP));
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_raised_signal_makes_the_descriptor_readable_and_comes_once() {
+    fn raised_signal_is_received_once() {
         let mut signals = Signals::open().unwrap();
         assert!(!readable(&signals, 0));
         signal_hook::low_level::raise(SIGWINCH).unwrap();

@@ -1,6 +1,5 @@
-//! What is on a disk, by the marks that file systems, volume managers and encryption leave at fixed places.
-//!
-//! Does not know whether anything of it is in use, and trusts no number it reads.
+//! Recognizes the contents of a disk by the signatures of file systems, volume managers and
+//! encryption. Input is untrusted.
 
 use crate::medium::{ReadAt, Tolerant, array, label, le32, le64, utf16, window};
 use crate::member;
@@ -8,10 +7,10 @@ use crate::partition::{self, Table, guid_text};
 use serde::{Deserialize, Serialize};
 use std::io;
 
-/// The head holds every mark but those counted from the end: the last is btrfs's at 64 KiB.
+/// Covers every signature except those counted from the end: the last is that of btrfs at 64 KiB.
 const HEAD: usize = 72 << 10;
 
-/// What left the mark.
+/// The format of a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[allow(missing_docs)] // The names are those of the formats; `word` has them in lower case.
 pub enum Kind {
@@ -53,7 +52,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// A stable word for it, where there is one the word of `blkid`.
+    /// Returns a stable word: that of `blkid` if it has one.
     pub fn word(self) -> &'static str {
         match self {
             Self::Ext2 => "ext2",
@@ -95,35 +94,37 @@ impl Kind {
     }
 }
 
-/// One mark found.
+/// A signature.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature {
-    /// What left it.
+    /// The format.
     pub kind: Kind,
-    /// The identifier, as the format's own tools print it.
+    /// The UUID, as the format's own tools print it.
     pub uuid: Option<String>,
-    /// The name, without control characters.
+    /// The label, without control characters.
     pub label: Option<String>,
-    /// How many devices belong together (btrfs, bcachefs, md); 1 for all others.
+    /// The number of member devices (btrfs, bcachefs, md); 1 for all others.
     pub devices: u64,
     /// The RAID level (md).
     pub level: Option<i32>,
 }
 
-/// All that was found on a disk.
+/// All signatures of a disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Contents {
     /// The partition table.
     pub table: Option<Table>,
-    /// The marks, in the order of [`Kind`].
+    /// The signatures, in the order of [`Kind`].
     pub signatures: Vec<Signature>,
-    /// The first place that was examined and that the disk failed to read, in bytes. What is marked there is not known.
+    /// The first examined offset that the disk failed to read, in bytes. Signatures there are not
+    /// known.
     pub unreadable: Option<u64>,
 }
 
-/// Looks at `bytes` bytes of a disk. Reads less than a megabyte; what the disk fails to read is passed over.
+/// Probes a disk of `bytes` bytes. Reads less than a megabyte; unreadable regions are skipped.
 ///
-/// Fails if reading fails for a reason that is not the disk's.
+/// # Errors
+/// Fails if reading fails for a reason other than an I/O error of the disk.
 pub fn probe<R: ReadAt + ?Sized>(reader: &R, bytes: u64) -> io::Result<Contents> {
     let reader = &Tolerant::new(reader);
     let head = window(reader, 0, HEAD)?;
@@ -136,12 +137,12 @@ pub fn probe<R: ReadAt + ?Sized>(reader: &R, bytes: u64) -> io::Result<Contents>
     Ok(Contents { table, signatures, unreadable: reader.first_failure() })
 }
 
-/// Where and in which form a format keeps its identifier.
+/// The position and form of a UUID.
 enum Uuid {
     None,
     /// 16 bytes.
     Bytes(usize),
-    /// Characters, this many at most.
+    /// Characters, at most this many.
     Text(usize, usize),
     /// 32 characters, printed in groups as LVM does.
     Lvm(usize),
@@ -151,29 +152,30 @@ enum Uuid {
     Long(usize),
 }
 
-/// Where and in which form a format keeps its name: offset and length in bytes.
+/// The position of a label: offset and length in bytes.
 enum Label {
     None,
     Text(usize, usize),
     Utf16(usize, usize),
 }
 
-/// From the kind, the head and the place of the mark to what it is exactly, and of how many devices.
+/// Refines the kind and the number of devices, from the kind, the head and the offset of the
+/// signature.
 type Refine = fn(Kind, &[u8], usize) -> Option<(Kind, u64)>;
 
-/// One format. Offsets count from the start of the disk.
+/// A format. Offsets are from the start of the disk.
 struct Row {
     kind: Kind,
-    /// Where the mark may be, from the start of the disk.
+    /// Offsets of the signature.
     places: &'static [usize],
     marks: &'static [&'static [u8]],
     uuid: Uuid,
     label: Label,
-    /// Looks closer; `None` if it is not this format after all.
+    /// Refines the match; `None` if it is not this format.
     refine: Refine,
 }
 
-/// The usual sizes of a memory page, at whose end swap space has its mark.
+/// The ends of the usual page sizes, where swap space has its signature.
 const PAGE_ENDS: [usize; 5] = [4086, 8182, 16374, 32758, 65526];
 
 const fn row(
@@ -234,7 +236,7 @@ pub(crate) fn uuid(bytes: &[u8], at: usize) -> Option<String> {
     (uuid != [0; 16]).then(|| guid_text(&uuid))
 }
 
-/// The formats whose marks are counted from the start.
+/// The formats with signatures at the start.
 static ROWS: &[Row] = &[
     row(Kind::Ext2, &[0x438], &[b"\x53\xef"], Uuid::Bytes(0x468), Label::Text(0x478, 16))
         .refined(ext),
@@ -284,7 +286,7 @@ static ROWS: &[Row] = &[
 const BCACHE: &[u8] = b"\xc6\x85\x73\xf6\x4e\x1a\x45\xca\x82\x65\xf5\x7f\x48\xba\x6d\x81";
 const BCACHEFS: &[u8] = b"\xc6\x85\x73\xf6\x66\xce\x90\xa9\xd9\x6a\x60\xcf\x80\x3d\xf7\xef";
 const STRATIS: &[u8] = b"!Stra0tis\x86\xff\x02^\x41rh";
-/// What the kernel and the program for hibernation write over the mark of swap space.
+/// What hibernation writes over the signature of swap space.
 const HIBERNATION: &[&[u8]] = &[b"S1SUSPEND", b"S2SUSPEND", b"ULSUSPEND", b"LINHIB0001"];
 
 /// LVM prints its identifiers as groups of 6, 4, 4, 4, 4, 4 and 6 characters.
@@ -297,7 +299,7 @@ fn grouped(characters: &[u8]) -> Option<String> {
     Some(text)
 }
 
-/// The second version has a journal; the fourth has extents or any of the other features the third refuses.
+/// ext3 has a journal; ext4 has extents or another feature that ext3 refuses.
 fn ext(_: Kind, head: &[u8], _: usize) -> Option<(Kind, u64)> {
     let (compatible, incompatible, read_only) =
         (le32(head, 0x45c)?, le32(head, 0x460)?, le32(head, 0x464)?);
@@ -336,7 +338,7 @@ fn udf(head: &[u8]) -> Option<Signature> {
 }
 
 impl Signature {
-    /// A mark without more than its kind.
+    /// Returns a signature with nothing but its kind.
     pub(crate) fn of(kind: Kind) -> Self {
         Self { kind, uuid: None, label: None, devices: 1, level: None }
     }
@@ -364,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mark_of_the_table_is_found_at_each_of_its_places() {
+    fn every_signature_is_found_at_each_offset() {
         for row in ROWS {
             for (place, mark) in
                 row.places.iter().flat_map(|p| row.marks.iter().map(move |m| (*p, *m)))
@@ -378,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn identifiers_and_names_are_read() {
+    fn uuids_and_labels_are_read() {
         let bytes: [u8; 16] = std::array::from_fn(|i| u8::try_from(i).unwrap());
         let xfs = only(&[(0, b"XFSB"), (32, &bytes), (108, b"home\0junk")]);
         assert_eq!(xfs.uuid.as_deref(), Some("00010203-0405-0607-0809-0a0b0c0d0e0f"));
@@ -401,14 +403,14 @@ mod tests {
     }
 
     #[test]
-    fn btrfs_and_bcachefs_tell_of_how_many_devices_they_are() {
+    fn number_of_devices_is_read() {
         let btrfs = only(&[(0x10040, b"_BHRfS_M"), (0x10088, &[3]), (0x1012b, b"pool")]);
         assert_eq!((btrfs.devices, btrfs.label.as_deref()), (3, Some("pool")));
         assert_eq!(only(&[(4120, BCACHEFS), (4219, &[2])]).devices, 2);
     }
 
     #[test]
-    fn the_versions_of_ext_are_told_apart() {
+    fn versions_of_ext_are_distinguished() {
         let mark: (usize, &[u8]) = (0x438, b"\x53\xef");
         let kinds = [
             (0x460, 0x42, Kind::Ext4),
@@ -423,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn udf_is_found_behind_an_iso_descriptor() {
+    fn udf_is_found_after_an_iso_descriptor() {
         let disk = disk(&[(32769, b"CD001"), (34817, b"BEA01"), (36865, b"NSR03")]);
         let found = probe(&disk[..], disk.len() as u64).unwrap().signatures;
         let kinds: Vec<_> = found.iter().map(|found| found.kind).collect();
@@ -431,7 +433,7 @@ mod tests {
     }
 
     #[test]
-    fn hostile_bytes_and_short_disks_are_harmless() {
+    fn hostile_bytes_and_short_disks_do_not_panic() {
         let full = vec![0xff; 200_000];
         for cut in [0, 1, 511, 512, 1080, 4095, 65_536, 70_000, 199_999] {
             for claimed in [0, 1, cut as u64, u64::MAX] {
@@ -449,7 +451,8 @@ mod tests {
         }
     }
 
-    /// Makes an image with a tool of this machine; `None`, with a line that says so, if the tool is not here.
+    /// Makes an image with a tool of this machine; prints why and returns `None` if the tool is
+    /// missing.
     fn made_by(tool: &str, options: &[&str]) -> Option<Contents> {
         let fake = crate::tree::fake::Fake::new();
         let path = fake.root.join("image");
@@ -471,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn what_real_tools_write_is_recognised() {
+    fn formats_of_real_tools_are_recognized() {
         const ID: &str = "0f0e0d0c-0b0a-0908-0706-050403020100";
         let tools: [(&str, &[&str], Kind); 6] = [
             ("mkfs.ext4", &["-q", "-F", "-U", ID, "-L", "name"], Kind::Ext4),

@@ -1,8 +1,6 @@
-//! The questions to a block device that only an ioctl answers, byte-range locks, the one address that no crate can write, the calls for
-//! the kernel's keyrings, the descriptors that this program was started with, and with them the only unsafe code of the
+//! System calls without a safe wrapper in the crates that we use: ioctls of block devices,
+//! byte-range locks, packet addresses, keyrings, inherited descriptors. The only unsafe code of the
 //! crate.
-//!
-//! Does not know what the answers, the address and the keys are for.
 #![allow(unsafe_code)] // An ioctl is unsafe to call, an address to define; each is wrapped here with its reason.
 
 use rustix::io::{Errno, Result};
@@ -17,37 +15,37 @@ const BLKROGET: Opcode = opcode::none(0x12, 94);
 /// `_IOR(0x12, 114, size_t)` of `linux/fs.h`; the kernel writes 64 bits on every machine.
 const BLKGETSIZE64: Opcode = opcode::read::<usize>(0x12, 114);
 
-/// The size of a block device, in bytes.
+/// Returns the size of a block device, in bytes.
 pub(crate) fn size(device: impl AsFd) -> Result<u64> {
     // SAFETY: BLKGETSIZE64 writes a u64.
     unsafe { ioctl(device, Getter::<BLKGETSIZE64, u64>::new()) }
 }
 
-/// Whether a block device is set read-only, by its medium or by hand.
+/// Returns whether a block device is read-only, by its medium or by `blockdev --setro`.
 pub(crate) fn is_read_only(device: impl AsFd) -> Result<bool> {
     // SAFETY: BLKROGET writes an int.
     unsafe { ioctl(device, Getter::<BLKROGET, i32>::new()) }.map(|flag| flag != 0)
 }
 
-/// The kind of a byte-range lock (fcntl(2)).
+/// The type of a byte-range lock (fcntl(2)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RangeLock {
-    /// Shared with other locks of this kind.
+    /// F_RDLCK.
     Read,
-    /// Shared with none.
+    /// F_WRLCK.
     Write,
-    /// None.
+    /// F_UNLCK.
     Unlocked,
 }
 
-/// Another lock that is in the way.
+/// A conflicting lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Conflict {
-    /// Its first byte.
+    /// The first byte.
     pub(crate) start: i64,
-    /// Its length; 0 is to the end, whatever that is.
+    /// The length; 0 is to the end of the file.
     pub(crate) len: i64,
-    /// The process whose lock it is; not positive where that is not known, as for locks of open file descriptions.
+    /// The process that holds it; not positive if unknown, as for open file description locks.
     pub(crate) process: i32,
 }
 
@@ -57,13 +55,14 @@ fn range(kind: RangeLock, start: i64, len: i64) -> libc::flock {
         RangeLock::Write => libc::F_WRLCK,
         RangeLock::Unlocked => libc::F_UNLCK,
     };
-    // A process identifier of 0 is demanded, and the constants are small numbers.
+    // The process identifier must be 0, and the constants are small numbers.
     #[allow(clippy::cast_possible_truncation)]
     let (l_type, l_whence) = (l_type as libc::c_short, libc::SEEK_SET as libc::c_short);
     libc::flock { l_type, l_whence, l_start: start, l_len: len, l_pid: 0 }
 }
 
-/// Locks `len` bytes from `start` for the open file description, without waiting (F_OFD_SETLK); a length of 0 is to the end.
+/// Locks `len` bytes from `start` for the open file description, without blocking (F_OFD_SETLK); a
+/// length of 0 is to the end.
 pub(crate) fn lock_range(
     file: BorrowedFd<'_>,
     kind: RangeLock,
@@ -76,7 +75,7 @@ pub(crate) fn lock_range(
     if result == 0 { Ok(()) } else { Err(last_error()) }
 }
 
-/// The first lock of another that such a lock would collide with (F_OFD_GETLK).
+/// Returns the first conflicting lock of another open file description or process (F_OFD_GETLK).
 pub(crate) fn conflict(
     file: BorrowedFd<'_>,
     kind: RangeLock,
@@ -93,7 +92,7 @@ pub(crate) fn conflict(
     Ok((i32::from(lock.l_type) != libc::F_UNLCK).then_some(found))
 }
 
-/// Has all descriptors from `first` on be closed when another program is started in this process or a child of it.
+/// Sets close-on-exec on all descriptors from `first`.
 pub(crate) fn close_on_exec(first: u32) -> Result<()> {
     let flags = libc::CLOSE_RANGE_CLOEXEC;
     // SAFETY: close_range with this flag closes nothing; it names no memory, and no descriptor's owner sees a change.
@@ -101,8 +100,8 @@ pub(crate) fn close_on_exec(first: u32) -> Result<()> {
     if result == 0 { Ok(()) } else { Err(last_error()) }
 }
 
-/// The descriptors from `first` on that whoever started this program has left open for it, `count` at most; up to the first
-/// that is not open. From now on programs that this one starts do not get them. There are none the second time.
+/// Takes ownership of the inherited descriptors from `first`, at most `count`, up to the first that
+/// is not open. Sets close-on-exec. Returns none on the second call.
 pub(crate) fn take_inherited(first: RawFd, count: usize) -> Vec<OwnedFd> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {
@@ -120,7 +119,7 @@ fn take_one(number: RawFd) -> Option<OwnedFd> {
     Some(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// `struct sockaddr_ll` of `linux/if_packet.h`: an interface, and a card at the other end of its cable.
+/// `struct sockaddr_ll` of `linux/if_packet.h`: an interface and a MAC address.
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub(crate) struct PacketAddress {
@@ -138,7 +137,7 @@ const _: () = assert!(size_of::<PacketAddress>() == 20);
 const AF_PACKET: u16 = 17;
 
 impl PacketAddress {
-    /// The card `mac` at the cable of interface number `index`; packets are of the Ethernet type `protocol`.
+    /// The address `mac` on the interface number `index`; packets have the EtherType `protocol`.
     pub(crate) fn new(index: u32, protocol: u16, mac: [u8; 6]) -> Self {
         let [a, b, c, d, e, f] = mac;
         Self {
@@ -164,17 +163,17 @@ unsafe impl SocketAddrArg for PacketAddress {
     }
 }
 
-/// Names a key or a keyring to the kernel.
+/// The serial number of a key or a keyring.
 pub(crate) type Serial = i32;
 
 /// `KEYCTL_LINK` of `linux/keyctl.h`.
 const KEYCTL_LINK: libc::c_long = 8;
 /// `KEYCTL_UNLINK` of `linux/keyctl.h`.
 const KEYCTL_UNLINK: libc::c_long = 9;
-/// `KEY_SPEC_PROCESS_KEYRING` of `linux/keyctl.h`: gone with the process.
+/// `KEY_SPEC_PROCESS_KEYRING` of `linux/keyctl.h`: released with the process.
 const OF_THIS_PROCESS: libc::c_long = -2;
 
-/// Puts a key of that kind and name into `keyring`, in place of one that is there already (add_key(2)).
+/// Adds a key to `keyring`, or replaces it (add_key(2)).
 pub(crate) fn add_key(kind: &CStr, name: &CStr, key: &[u8], keyring: Serial) -> Result<Serial> {
     let ring = libc::c_long::from(keyring);
     let (from, len) = (key.as_ptr(), key.len());
@@ -184,7 +183,8 @@ pub(crate) fn add_key(kind: &CStr, name: &CStr, key: &[u8], keyring: Serial) -> 
     answer(serial)
 }
 
-/// Lets this process have what is in `keyring`, as whoever holds it may (keyctl_link(3)).
+/// Links `keyring` to the keyring of this process, which grants it possessor rights
+/// (keyctl_link(3)).
 pub(crate) fn hold_keyring(keyring: Serial) -> Result<()> {
     let ring = libc::c_long::from(keyring);
     // SAFETY: the arguments of this operation are three numbers.
@@ -192,7 +192,7 @@ pub(crate) fn hold_keyring(keyring: Serial) -> Result<()> {
     answer(done).map(|_| ())
 }
 
-/// Takes a key out of `keyring` (keyctl_unlink(3)).
+/// Removes a key from `keyring` (keyctl_unlink(3)).
 pub(crate) fn remove_key(key: Serial, keyring: Serial) -> Result<()> {
     let (key, ring) = (libc::c_long::from(key), libc::c_long::from(keyring));
     // SAFETY: the arguments of this operation are three numbers.
@@ -217,22 +217,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_that_is_no_disk_is_an_error() {
+    fn ioctl_on_another_device_is_an_error() {
         let null = std::fs::File::open("/dev/null").unwrap();
         assert!(size(&null).is_err());
         assert!(is_read_only(&null).is_err());
     }
 
     #[test]
-    fn a_keyring_that_is_not_there_is_an_error() {
-        // Number 1 is never given out, and a sandbox may allow none of it.
+    fn missing_keyring_is_an_error() {
+        // Serial number 1 is never assigned, and a sandbox may deny the call.
         assert!(hold_keyring(1).is_err());
         assert!(add_key(c"user", c"storagetm test", b"x", 1).is_err());
         assert!(remove_key(1, 1).is_err());
     }
 
     #[test]
-    fn a_key_goes_into_a_keyring_and_out_of_it() {
+    fn key_is_added_and_removed() {
         const OURS: Serial = -2;
         let Ok(key) = add_key(c"user", c"storagetm test", b"x", OURS) else {
             println!("skip keys of the kernel: no keys can be made here");

@@ -1,11 +1,9 @@
-//! How a disk hangs on the machine, from its name and its place in `/sys/devices`.
-//!
-//! Does not know whether that makes it fit to be lent.
+//! How a disk is connected, derived from its name and its path in `/sys/devices`.
 
 use crate::tree::Tree;
 use std::path::Path;
 
-/// The way between the machine and the disk's medium.
+/// The transport between the machine and the medium.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Transport {
     /// NVMe on the PCI bus, or built in.
@@ -68,12 +66,12 @@ pub enum Transport {
     Floppy,
     /// The kernel's test device that keeps nothing.
     Null,
-    /// None of these.
+    /// Unknown.
     Unknown,
 }
 
 impl Transport {
-    /// A stable word for it.
+    /// Returns a stable word.
     pub fn word(self) -> &'static str {
         match self {
             Self::Nvme => "nvme",
@@ -110,7 +108,7 @@ impl Transport {
         }
     }
 
-    /// Whether the data come from another machine.
+    /// Returns whether the data are on another machine.
     pub fn is_network(self) -> bool {
         matches!(
             self,
@@ -118,7 +116,7 @@ impl Transport {
         )
     }
 
-    /// The transport of disk `name`, whose folder is `place` (with links followed).
+    /// Returns the transport of the disk `name`, whose directory is `place` (with links resolved).
     pub(crate) fn of(tree: &Tree, name: &str, place: &Path) -> Self {
         let by_name = NAMES.iter().find(|(prefix, _)| has_prefix(name, prefix));
         match by_name {
@@ -129,7 +127,7 @@ impl Transport {
     }
 }
 
-/// The kernel's names, each followed by a number or a letter.
+/// Prefixes of kernel names, each followed by a number or a letter.
 const NAMES: [(&str, Transport); 24] = [
     ("loop", Transport::Loop),
     ("zram", Transport::Zram),
@@ -157,17 +155,17 @@ const NAMES: [(&str, Transport); 24] = [
     ("xvd", Transport::Xen),
 ];
 
-/// Whether the name is the prefix and a number, or for the lettered kinds a letter.
+/// Returns whether the name is the prefix and a number, or for the lettered kinds a letter.
 fn has_prefix(name: &str, prefix: &str) -> bool {
     let lettered = matches!(prefix, "vd" | "xvd" | "dasd");
     let rest = name.strip_prefix(prefix).and_then(|rest| rest.chars().next());
-    // Arrays may be called by a name too: md_home.
+    // Arrays may have names, too: md_home.
     let named_array = prefix == "md" && rest == Some('_');
     rest.is_some_and(|c| if lettered { c.is_ascii_lowercase() } else { c.is_ascii_digit() })
         || named_array
 }
 
-/// What the path of a SCSI disk goes through; the first that fits.
+/// Components of the path of a SCSI disk; the first match counts.
 const PLACES: [(&str, Transport); 7] = [
     ("/usb", Transport::Usb),
     ("/session", Transport::Iscsi),
@@ -189,7 +187,8 @@ fn by_place(place: &str) -> Transport {
     found.map_or(Transport::Unknown, |(_, transport)| *transport)
 }
 
-/// A namespace hangs on a controller, or (several paths) on a subsystem that lists its controllers.
+/// A namespace is below a controller, or, with multipath, below a subsystem that lists its
+/// controllers.
 fn nvme(tree: &Tree, place: &Path) -> Transport {
     let device = place.join("device");
     let controllers = tree.names(&device).into_iter().filter(|name| name.starts_with("nvme"));
@@ -199,7 +198,7 @@ fn nvme(tree: &Tree, place: &Path) -> Transport {
         .collect();
     let local = |word: &String| matches!(word.as_str(), "pcie" | "apple-nvme");
     match words.as_slice() {
-        // Without a word the disk is taken for a foreign one: doubt means that it is not lent on.
+        // An unknown transport counts as a network: in doubt the disk is not exported again.
         [] => Transport::NvmeFabrics,
         words if words.iter().all(local) => Transport::Nvme,
         _ => Transport::NvmeFabrics,
@@ -216,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn names_tell() {
+    fn transport_is_derived_from_the_name() {
         let wanted = [
             ("loop0", "loop"),
             ("zram0", "zram"),
@@ -251,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn places_tell_of_scsi_disks() {
+    fn transport_of_scsi_is_derived_from_the_path() {
         let wanted = [
             ("pci0/usb2/2-1/2-1:1.0/host6/target6:0:0/6:0:0:0/block/sdb", "usb"),
             ("pci0/ata1/host0/target0:0:0/0:0:0:0/block/sda", "sata"),
@@ -267,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn nvme_is_local_only_when_every_controller_says_so() {
+    fn nvme_is_local_only_if_every_controller_is() {
         let place = "/sys/devices/nvme-subsys0/nvme0n1";
         let with = |paths: &[(&str, &str)]| {
             let fake = Fake::new();

@@ -1,15 +1,14 @@
-//! Bounded reading of the small text files by which the kernel describes the machine, below a root path.
-//!
-//! Does not know what any of the files means.
+//! Bounded reads of small files in `/sys`, `/proc`, `/etc`, below a root path that tests can
+//! replace.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-/// The most that is read of one file: `/proc/<pid>/mountinfo` of a large machine is the longest.
+/// The maximum bytes read of a file: `/proc/<pid>/mountinfo` of a large machine is the longest.
 const LONGEST: u64 = 16 << 20;
 
-/// A root path, `/` unless a test says otherwise.
+/// A root path: `/` except in tests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tree {
     root: PathBuf,
@@ -22,7 +21,7 @@ impl Default for Tree {
 }
 
 impl Tree {
-    /// This machine: the root is `/`.
+    /// The tree of this machine: the root is `/`.
     pub fn machine() -> Self {
         Self::at("/")
     }
@@ -32,47 +31,51 @@ impl Tree {
         Self { root: root.into() }
     }
 
-    /// The path of `inside` (absolute or relative, it makes no difference) below the root.
+    /// Returns the path of `inside` (absolute or relative, without a difference) below the root.
     pub fn path(&self, inside: impl AsRef<Path>) -> PathBuf {
         let inside = inside.as_ref();
         self.root.join(inside.strip_prefix("/").unwrap_or(inside))
     }
 
-    /// The reverse of [`Tree::path`]: where `outside` is as seen from the root.
+    /// The reverse of [`Tree::path`]: returns `outside` as seen from the root.
     pub fn inside(&self, outside: &Path) -> PathBuf {
         Path::new("/").join(outside.strip_prefix(&self.root).unwrap_or(outside))
     }
 
-    /// The bytes of a file, 16 MiB at most. Errors are those of opening and reading it.
+    /// Reads a file, at most 16 MiB.
+    ///
+    /// # Errors
+    /// Fails if it cannot be opened or read.
     pub fn bytes(&self, inside: impl AsRef<Path>) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         File::open(self.path(inside))?.take(LONGEST).read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 
-    /// The text of a file; what is not UTF-8 is replaced.
+    /// Reads a text file; invalid UTF-8 is replaced.
     pub fn text(&self, inside: impl AsRef<Path>) -> io::Result<String> {
         self.bytes(inside).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// An attribute: the file's text without blanks and NUL bytes around it; `None` if absent or empty.
+    /// Reads an attribute: the text without surrounding blanks and NUL bytes; `None` if absent or
+    /// empty.
     pub fn attribute(&self, inside: impl AsRef<Path>) -> Option<String> {
         let text = self.text(inside).ok()?;
         let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
         (!text.is_empty()).then(|| text.to_owned())
     }
 
-    /// A number in decimal; `None` if absent or no such number.
+    /// Reads a decimal number; `None` if absent or not a number.
     pub fn number(&self, inside: impl AsRef<Path>) -> Option<u64> {
         self.attribute(inside)?.parse().ok()
     }
 
-    /// A flag: the attribute is a number other than 0. An absent one is `false`.
+    /// Reads a flag: whether the attribute is a number other than 0; `false` if absent.
     pub fn flag(&self, inside: impl AsRef<Path>) -> bool {
         self.number(inside).is_some_and(|number| number != 0)
     }
 
-    /// The names in a folder, sorted naturally; none if it cannot be read.
+    /// Returns the names in a directory in natural order; empty if it cannot be read.
     pub fn names(&self, inside: impl AsRef<Path>) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.path(inside)) else { return Vec::new() };
         let mut names: Vec<String> =
@@ -81,7 +84,7 @@ impl Tree {
         names
     }
 
-    /// Where a path leads once its links are followed, as seen from the root (it starts with `/`).
+    /// Resolves links; returns the path as seen from the root (it starts with `/`).
     pub fn resolve(&self, inside: impl AsRef<Path>) -> Option<PathBuf> {
         let target = self.path(inside).canonicalize().ok()?;
         let root = self.root.canonicalize().ok()?;
@@ -90,12 +93,12 @@ impl Tree {
     }
 }
 
-/// Orders names as people do: `sda2` before `sda10`.
+/// Natural order: `sda2` before `sda10`.
 pub fn natural(a: &str, b: &str) -> std::cmp::Ordering {
     key(a).cmp(&key(b)).then_with(|| a.cmp(b))
 }
 
-/// Runs of digits become their value, kept behind the text before them.
+/// Splits a name into texts, each with the value of the digits after it.
 fn key(name: &str) -> Vec<(String, u64)> {
     let mut parts = Vec::new();
     let mut rest = name;
@@ -112,13 +115,13 @@ fn key(name: &str) -> Vec<(String, u64)> {
 
 #[cfg(test)]
 pub(crate) mod fake {
-    //! A folder that stands in for the machine in tests.
+    //! A directory that replaces the machine in tests.
 
     use super::Tree;
     use std::path::{Path, PathBuf};
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    /// A fresh folder, removed when dropped.
+    /// A temporary directory, removed on drop.
     #[derive(Debug)]
     pub(crate) struct Fake {
         pub(crate) root: PathBuf,
@@ -145,7 +148,7 @@ pub(crate) mod fake {
             self
         }
 
-        /// `link` becomes a link to `target`, both below the root.
+        /// Makes `link` a link to `target`, both below the root.
         pub(crate) fn link(&self, link: &str, target: &str) -> &Self {
             let up = "../".repeat(Path::new(link).components().count() - 1);
             let path = self.root.join(link);
@@ -155,13 +158,13 @@ pub(crate) mod fake {
             self
         }
 
-        /// A whole disk at `/sys/devices/DEVICE/block/NAME`.
+        /// Makes a whole disk at `/sys/devices/DEVICE/block/NAME`.
         pub(crate) fn disk(&self, device: &str, name: &str, number: &str, sectors: u64) -> &Self {
             self.node(&format!("sys/devices/{device}/block/{name}"), name, number, sectors);
             self.file(&format!("sys/class/block/{name}/queue/logical_block_size"), "512\n")
         }
 
-        /// Partition `number` of `disk`, which must exist.
+        /// Makes partition `number` of `disk`, which must exist.
         pub(crate) fn part(&self, disk: &str, part: &str, dev: &str, number: u32) -> &Self {
             let place = self.tree().resolve(format!("sys/class/block/{disk}")).unwrap();
             let place = place.strip_prefix("/").unwrap().join(part);
@@ -178,7 +181,7 @@ pub(crate) mod fake {
             self.file(&format!("dev/{name}"), "")
         }
 
-        /// `upper` is stacked on `lower`.
+        /// Stacks `upper` on `lower`.
         pub(crate) fn hold(&self, lower: &str, upper: &str) -> &Self {
             self.file(&format!("sys/class/block/{lower}/holders/{upper}"), "");
             self.file(&format!("sys/class/block/{upper}/slaves/{lower}"), "")
@@ -210,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_sorted_as_people_do() {
+    fn names_are_in_natural_order() {
         let fake = Fake::new();
         for name in ["sda10", "sda2", "sdb", "nvme10n1", "nvme2n1", "sda"] {
             fake.file(&format!("d/{name}"), "");
@@ -220,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_leaves_the_tree_leads_nowhere() {
+    fn link_out_of_the_tree_is_not_followed() {
         let fake = Fake::new();
         std::os::unix::fs::symlink("/etc", fake.root.join("out")).unwrap();
         fake.file("in/file", "").link("to", "in/file");

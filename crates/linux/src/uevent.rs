@@ -1,73 +1,70 @@
-//! What the kernel tells of block devices as they come, go and change.
-//!
-//! Does not know which of them are lent, nor what the device manager (udev) makes of the same events.
+//! Kernel uevents of block devices.
 
 use crate::netlink::{Received, Socket};
 use rustix::net::netlink::KOBJECT_UEVENT;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// The multicast group in which the kernel itself speaks (group 2 is udev's).
+/// The multicast group of the kernel (group 2 is udev's).
 const FROM_KERNEL: u32 = 1;
 
-/// What happened to the device.
+/// The action of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// It is here now.
+    /// Added.
     Add,
-    /// It is gone.
+    /// Removed.
     Remove,
-    /// It changed: its size, its medium, its read-only flag, its partitions.
+    /// Changed: its size, medium, read-only flag or partitions.
     Change,
     /// Anything else (`move`, `online`, `bind`, …).
     Other,
 }
 
-/// One event of a block device.
+/// An event of a block device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Uevent {
-    /// What happened.
     pub action: Action,
-    /// The kernel's name, with `/` where there is a folder below `/dev`: `sda`, `cciss/c0d0`.
+    /// The kernel's name, with `/` for directories below `/dev`: `sda`, `cciss/c0d0`.
     pub devname: String,
     /// `disk` or `partition`.
     pub devtype: String,
-    /// The major device number.
     pub major: u32,
-    /// The minor device number.
     pub minor: u32,
-    /// The disk's number since boot: another disk by the same name has another one (Linux 5.15).
+    /// The disk's sequence number since boot (Linux 5.15): differs for another disk with the same
+    /// name.
     pub diskseq: Option<u64>,
     /// The size changed.
     pub resize: bool,
-    /// The medium came or went.
+    /// The medium was inserted or removed.
     pub media_change: bool,
 }
 
-/// What [`Uevents::receive`] brings.
+/// The result of [`Uevents::receive`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message {
-    /// An event.
     Event(Uevent),
-    /// The kernel had more to say than the socket could hold: scan again.
+    /// Events were lost because the socket buffer was full: scan again.
     Lost,
 }
 
-/// The socket on which block device events come.
+/// A socket for block device events.
 #[derive(Debug)]
 pub struct Uevents {
     socket: Socket,
 }
 
 impl Uevents {
-    /// Starts listening; scan the devices after this, and none is missed.
+    /// Opens the socket. Scan the devices after this, so that none is missed.
     ///
-    /// Errors: no such sockets here. In a container with its own user namespace the socket opens and stays silent.
+    /// # Errors
+    /// Fails if there are no such sockets. In a container with its own user namespace the socket
+    /// opens but never receives anything.
     pub fn open() -> io::Result<Self> {
         Ok(Self { socket: Socket::listening(Some(KOBJECT_UEVENT), FROM_KERNEL)? })
     }
 
-    /// The next news of a block device, `None` if nothing waits. Never waits itself.
+    /// Returns the next event of a block device, `None` if there is none. Does not block.
     pub fn receive(&mut self) -> io::Result<Option<Message>> {
         loop {
             let event = match self.socket.receive()? {
@@ -83,13 +80,14 @@ impl Uevents {
 }
 
 impl AsFd for Uevents {
-    /// Readable when [`Uevents::receive`] may have something.
+    /// Becomes readable when [`Uevents::receive`] may have something.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
-/// A datagram is `ACTION@PATH` and `KEY=VALUE` strings, each ended by a NUL byte. `None` for other subsystems.
+/// Parses a datagram: `ACTION@PATH` and `KEY=VALUE` strings, each ended by a NUL byte. Returns
+/// `None` for other subsystems.
 fn parse(datagram: &[u8]) -> Option<Uevent> {
     let text = std::str::from_utf8(datagram).ok()?;
     let value =
@@ -128,7 +126,7 @@ mod tests {
         DEVNAME=loop0\0DEVTYPE=disk\0DISKSEQ=12\0SEQNUM=99\0";
 
     #[test]
-    fn an_event_is_parsed() {
+    fn event_is_parsed() {
         let event = parse(CHANGE.as_bytes()).unwrap();
         assert_eq!(event.action, Action::Change);
         assert_eq!((event.devname.as_str(), event.devtype.as_str()), ("loop0", "disk"));
@@ -137,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn other_subsystems_and_broken_events_are_none() {
+    fn other_subsystems_and_malformed_events_are_ignored() {
         assert_eq!(parse(CHANGE.replace("=block", "=net").as_bytes()), None);
         assert_eq!(parse(CHANGE.replace("MAJOR=7", "MAJOR=x").as_bytes()), None);
         assert_eq!(parse(CHANGE.replace("DEVNAME=loop0", "X=1").as_bytes()), None);
@@ -146,18 +144,19 @@ mod tests {
     }
 
     #[test]
-    fn an_action_of_the_future_is_other() {
+    fn unknown_action_is_other() {
         let event = parse(CHANGE.replace("ACTION=change", "ACTION=vanish").as_bytes()).unwrap();
         assert_eq!(event.action, Action::Other);
     }
 
     #[test]
-    fn a_disk_that_comes_and_goes_is_told() {
+    fn added_and_removed_disks_are_reported() {
         let mut uevents = Uevents::open().unwrap();
         let Some(device) = Attached::new(&[0; 1 << 20], &[]) else { return };
         let name = device.node.file_name().unwrap().to_str().unwrap().to_owned();
         drop(device);
-        // Other tests attach disks at the same time; the kernel may also still be speaking of the detachment.
+        // Other tests attach disks at the same time; events of the detachment may also still be
+        // pending.
         for _ in 0..1000 {
             while let Some(news) = uevents.receive().unwrap() {
                 match news {

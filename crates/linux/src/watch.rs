@@ -1,6 +1,4 @@
-//! Folders in which something changed, as a descriptor to wait for.
-//!
-//! Does not know what is in them: it says that something changed, and no more.
+//! Watches directories for changes (inotify). Reports only that something changed.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -10,10 +8,9 @@ use std::path::PathBuf;
 use rustix::fs::inotify::{CreateFlags, Reader, WatchFlags, add_watch, init};
 use rustix::io::Errno;
 
-/// Room for the events of one read, in bytes; the longest has a name of 255.
+/// The size of the read buffer, in bytes; the longest event has a name of 255.
 const ROOM: usize = 4096;
 
-/// Folders that are watched.
 #[derive(Debug)]
 pub struct Watch {
     queue: OwnedFd,
@@ -21,12 +18,14 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Watches these folders, not what is below them. Read what is there after this, and no change is missed.
+    /// Watches these directories, without subdirectories. Read their contents after this, so that
+    /// no change is missed.
     ///
-    /// A folder that is not there yet is watched as soon as it comes, if the one in which it comes is among them.
+    /// A directory that does not exist is watched as soon as it is created, if its parent is
+    /// watched.
     ///
     /// # Errors
-    /// None of them can be watched, or this machine watches too many already.
+    /// Fails if none of them can be watched, or the limit of watches is reached.
     pub fn open(folders: impl IntoIterator<Item = PathBuf>) -> io::Result<Self> {
         let queue = init(CreateFlags::NONBLOCK | CreateFlags::CLOEXEC)?;
         let watch = Self { queue, folders: folders.into_iter().collect() };
@@ -37,14 +36,15 @@ impl Watch {
         }
     }
 
-    /// Whether something changed since the last time: a file was written, came, went, or got other rights. Never waits.
+    /// Returns whether something changed since the last call: a file was written, created, deleted,
+    /// or its permissions changed. Does not block.
     ///
     /// # Errors
-    /// The kernel does not tell.
+    /// Fails if the kernel does.
     pub fn receive(&mut self) -> io::Result<bool> {
         let changed = self.drain()?;
         if changed {
-            // One of the folders may be another one now. To watch one twice changes nothing.
+            // A directory may have been replaced. Adding a watch twice has no effect.
             self.renew();
         }
         Ok(changed)
@@ -64,7 +64,7 @@ impl Watch {
         }
     }
 
-    /// Watches each folder that is there. How many these are, and the last reason against one.
+    /// Watches each existing directory. Returns their number, and the last error.
     fn renew(&self) -> (usize, Option<Errno>) {
         let kinds = WatchFlags::CLOSE_WRITE
             | WatchFlags::CREATE
@@ -83,7 +83,7 @@ impl Watch {
 }
 
 impl AsFd for Watch {
-    /// Readable when [`Watch::receive`] has something.
+    /// Becomes readable when [`Watch::receive`] has something.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.queue.as_fd()
     }
@@ -97,7 +97,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
-    fn each_change_is_told_once_and_nothing_else_is() {
+    fn each_change_is_reported_once() {
         let fake = Fake::new();
         fake.file("state/keys/a", "1");
         let folder = fake.root.join("state/keys");
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_that_is_replaced_is_still_watched() {
+    fn replaced_directory_is_still_watched() {
         let fake = Fake::new();
         fake.file("state/keys/a", "1");
         let (state, keys) = (fake.root.join("state"), fake.root.join("state/keys"));
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn more_changes_than_there_is_room_for_are_still_a_change() {
+    fn queue_overflow_is_a_change() {
         let fake = Fake::new();
         fake.file("a", "");
         let mut watch = Watch::open([fake.root.clone()]).unwrap();
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn without_any_folder_there_is_nothing_to_watch() {
+    fn watching_no_directory_is_an_error() {
         let error = Watch::open([PathBuf::from("/nonexistent/storagetm")]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }

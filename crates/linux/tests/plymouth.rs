@@ -1,4 +1,4 @@
-//! What a real plymouthd shows of what it is told. It knows no more of the splash than its terminal and its own log.
+//! Tests with a real plymouthd. They observe its terminal and its log.
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -11,16 +11,17 @@ use linux::plymouth::Plymouth;
 
 const INSIDE: &str = "STORAGETM_TEST_PLYMOUTH";
 
-/// Its terminal is the one that `script` makes, and it takes that one for the machine's only console.
+/// The daemon takes the terminal of `script` for the machine's only console.
 const DAEMON: &str = r#"
 tty=$(tty) && echo "${tty#/dev/}" > console && mount --bind console /sys/class/tty/console/active
 exec plymouthd --no-daemon --debug --mode=boot --no-boot-log --pid-file=pid --tty="$tty" \
     --kernel-command-line="plymouth.ignore-udev"
 "#;
 
-/// Only one daemon fits a network namespace, whose abstract sockets are its own: the test goes on inside a new one.
+/// Abstract sockets belong to a network namespace, so that there is one daemon in each: the test
+/// continues in a new one.
 #[test]
-fn interop_a_real_plymouthd_shows_the_newest_line_only() {
+fn interop_plymouthd_shows_the_newest_line_only() {
     if let Some(folder) = std::env::var_os(INSIDE) {
         return inside(Path::new(&folder));
     }
@@ -35,7 +36,7 @@ fn interop_a_real_plymouthd_shows_the_newest_line_only() {
     fs::create_dir_all(&folder).unwrap();
     let mut test = programs::command("unshare");
     test.args(["--net", "--mount", "--"]).arg(std::env::current_exe().unwrap());
-    test.args(["--exact", "interop_a_real_plymouthd_shows_the_newest_line_only", "--nocapture"]);
+    test.args(["--exact", "interop_plymouthd_shows_the_newest_line_only", "--nocapture"]);
     let output = test.env(INSIDE, &folder).output().unwrap();
     let _ = fs::remove_dir_all(&folder);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -53,14 +54,14 @@ fn forbidden() -> Option<&'static str> {
 
 fn inside(folder: &Path) {
     let mut plymouth = Plymouth::open();
-    plymouth.show("nobody sees this");
+    plymouth.show("not shown");
     let mut daemon = Daemon::start(folder);
     plymouth.show("the first line");
     client(&["show-splash"]);
     daemon.wait_for("the first line");
     plymouth.show("the second line");
     daemon.wait_for("the second line");
-    // A splash that comes back shows all that the daemon still keeps.
+    // A splash that is shown again shows all messages that the daemon has.
     client(&["hide-splash"]);
     let before = daemon.screen().len();
     let shown = |daemon: &Daemon| daemon.screen().get(before..).unwrap_or_default().to_owned();
@@ -74,7 +75,7 @@ fn inside(folder: &Path) {
     daemon.wait_for("the second line");
     drop(plymouth);
     daemon.wait(|daemon| daemon.log().contains("hiding message the second line"));
-    assert!(!daemon.screen().contains("nobody sees this"));
+    assert!(!daemon.screen().contains("not shown"));
     daemon.end();
 }
 
@@ -116,12 +117,12 @@ impl Daemon {
         }
     }
 
-    /// What a person sees.
+    /// The text on the screen.
     fn screen(&self) -> String {
         self.lines(|line| !line.contains(".c:"))
     }
 
-    /// What the daemon says of its doings, on the same terminal.
+    /// The daemon's debug log, on the same terminal.
     fn log(&self) -> String {
         self.lines(|line| line.contains(".c:"))
     }

@@ -1,5 +1,5 @@
-//! X45: what a process can no longer do once it has given its rights away. Each attempt is made by a process of its own,
-//! which may die of it: this test program, started once more.
+//! X45: what a sandboxed process cannot do. Each attempt runs in its own process, which may be
+//! killed: this test program, started again.
 
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
@@ -18,13 +18,14 @@ use rustix::mount::{MountFlags, mount};
 use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{DumpableBehavior, PidfdFlags, Signal, Uid};
 
-/// Says which attempt this process is to make.
+/// Names the attempt of this process.
 const ATTEMPT: &str = "LINUX_TEST_ATTEMPT";
 
-/// What begins an attempt with the system calls denied, and nothing else: Landlock would hide what they allow.
+/// Prefix of an attempt with the system call filter alone: Landlock would hide what the filter
+/// allows.
 const CALLS_ALONE: &str = "calls alone: ";
 
-/// What ends a process that no honest path led there: SIGSYS.
+/// SIGSYS.
 const KILLED: i32 = 31;
 
 /// Runs an attempt in a process of its own.
@@ -36,21 +37,21 @@ fn run(attempt: &str) -> Output {
         .unwrap()
 }
 
-fn said(output: &Output) -> String {
+fn text(output: &Output) -> String {
     String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned()
 }
 
 fn is_denied(attempt: &str) {
     let output = run(attempt);
-    assert!(output.status.success(), "{attempt}: {:?} {}", output.status, said(&output));
+    assert!(output.status.success(), "{attempt}: {:?} {}", output.status, text(&output));
 }
 
-fn is_deadly(attempt: &str) {
+fn is_fatal(attempt: &str) {
     let output = run(attempt);
-    assert_eq!(output.status.signal(), Some(KILLED), "{attempt}: {}", said(&output));
+    assert_eq!(output.status.signal(), Some(KILLED), "{attempt}: {}", text(&output));
 }
 
-/// Not a test of its own: what the others start.
+/// Entry point of the attempts; does nothing as a test.
 #[test]
 fn attempt() {
     let Ok(attempt) = std::env::var(ATTEMPT) else { return };
@@ -74,7 +75,7 @@ fn attempt() {
         return files_alone(&files);
     }
     assert_eq!(restrict_syscalls(), Vec::<String>::new());
-    // What still works: threads, what is open, memory.
+    // Still allowed: threads, open descriptors, memory.
     thread::spawn(move || TcpStream::from(socket).set_nodelay(true)).join().unwrap().unwrap();
     listener.set_nonblocking(true).unwrap();
     assert_eq!(listener.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
@@ -111,7 +112,7 @@ fn try_to(what: &str, address: std::net::SocketAddr) {
     }
 }
 
-/// Without Landlock, and as the user that it is: the system calls are a wall of their own.
+/// Without Landlock and with the original user: the filter must hold on its own.
 fn calls_alone(attempt: &str) {
     let socket = || rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
     let (ours, listener) = (socket(), TcpListener::bind("127.0.0.1:0").unwrap());
@@ -145,7 +146,7 @@ fn calls_alone(attempt: &str) {
     assert_eq!(error, Errno::PERM, "{attempt}");
 }
 
-/// Without the system calls denied: Landlock is a wall of its own.
+/// Without the filter: Landlock must hold on its own.
 fn files_alone(left: &[String]) {
     if !left.is_empty() {
         println!("skip Landlock: {left:?}");
@@ -166,9 +167,9 @@ fn x45_nothing_new_is_opened() {
     }
 }
 
-/// Each of them by the list of system calls alone.
+/// Each of them by the system call filter alone.
 #[test]
-fn x45_calls_alone_open_nothing_new() {
+fn x45_filter_alone_denies_new_descriptors() {
     for what in [
         "open",
         "open beneath",
@@ -197,21 +198,21 @@ fn hidden_memory_is_in_no_core_dump() {
 }
 
 #[test]
-fn x45_no_new_kind_of_socket_is_to_be_had() {
+fn x45_no_other_kind_of_socket_is_opened() {
     ["netlink", "packet", "unix"].into_iter().for_each(is_denied);
 }
 
 #[test]
-fn x45_nobody_is_reached_but_by_what_is_open() {
+fn x45_only_open_descriptors_reach_others() {
     ["ioctl", "signal", "spawn"].into_iter().for_each(is_denied);
 }
 
 #[test]
-fn x45_what_no_honest_path_leads_to_ends_the_process() {
-    ["execute", "mount", "change root", "trace", "another user"].into_iter().for_each(is_deadly);
+fn x45_dangerous_calls_kill_the_process() {
+    ["execute", "mount", "change root", "trace", "another user"].into_iter().for_each(is_fatal);
 }
 
 #[test]
-fn x45_files_are_out_of_reach_even_if_all_calls_were_allowed() {
+fn x45_landlock_alone_denies_files() {
     is_denied("files alone");
 }

@@ -1,5 +1,6 @@
-//! Programs of other projects that the tests run. One table names the Debian package of each and what is not tested without
-//! it; `cargo xtask test --install` installs from it, and tests are skipped by it. Imported by tests and by xtask only.
+//! External programs that the tests run. One table names the Debian package of each and what is not
+//! tested without it: `cargo xtask test --install` installs them, and tests are skipped if they are
+//! missing. Imported by tests and by xtask only.
 #![forbid(unsafe_code)]
 
 use std::path::{Path, PathBuf};
@@ -8,7 +9,7 @@ use std::process::{Command, Stdio};
 /// A program that tests run.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Program {
-    /// The file name; with `:MODULE` behind the path of a Python, a module of that Python.
+    /// The file name; or a Python with `:MODULE`, a module of that Python.
     pub name: &'static str,
     /// The Debian package that contains it.
     pub package: &'static str,
@@ -32,12 +33,12 @@ const TLS: &str = "TLS with certificates";
 const PACKED: &str = "images that are packed by their own programs";
 const MACHINES: &str = "test machines (cargo xtask vm)";
 
-/// Every program that a test or `cargo xtask test` runs, but those of packages that Debian calls essential.
+/// Every program that a test or `cargo xtask test` runs, except those of essential Debian packages.
 pub const PROGRAMS: &[Program] = &[
     row("addpart", "util-linux", BLOCK),
     row("apt-get", "apt", MACHINES),
     row("blkdiscard", "util-linux", "block devices over NBD (FUSE)"),
-    row("blkid", "util-linux", "disks of the test machines, as libblkid sees them"),
+    row("blkid", "util-linux", "disks of the test machines, with libblkid"),
     row("busybox", "busybox-static", "DHCP"),
     row("cmp", "diffutils", NBD),
     row("ddrescue", "gddrescue", RESCUE),
@@ -79,7 +80,7 @@ pub const PROGRAMS: &[Program] = &[
     row("plymouthd", "plymouth", "the boot splash"),
     row("python3", "python3", "locks of other programs"),
     row("/usr/bin/python3:nbd", "python3-libnbd", "what NBD clients can ask for (libnbd)"),
-    row("qemu-img", "qemu-utils", "NBD as QEMU speaks it, qcow2 images"),
+    row("qemu-img", "qemu-utils", "NBD with QEMU, qcow2 images"),
     row("qemu-io", "qemu-utils", NBD),
     row("qemu-nbd", "qemu-utils", COPY),
     row("qemu-system-x86_64", "qemu-system-x86", MACHINES),
@@ -87,7 +88,7 @@ pub const PROGRAMS: &[Program] = &[
     row("sfdisk", "fdisk", "partition tables"),
     row("sgdisk", "gdisk", "partition tables"),
     row("shellcheck", "shellcheck", "the shell scripts of initrds"),
-    row("strace", "strace", "what a copy calls the kernel for"),
+    row("strace", "strace", "system calls of a copy"),
     row("systemd-analyze", "systemd", "systemd units"),
     row("taskset", "util-linux", "figures (cargo xtask bench)"),
     row("unshare", "util-linux", NETWORK),
@@ -95,7 +96,7 @@ pub const PROGRAMS: &[Program] = &[
     row("zstd", "zstd", PACKED),
 ];
 
-/// Folders of programs for administrators, which are not in every user's PATH.
+/// Directories for administrators, which are not in every user's PATH.
 const ADMINISTRATION: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
 /// Returns the programs of the table that are not on this machine.
@@ -103,7 +104,7 @@ pub fn missing() -> Vec<&'static Program> {
     PROGRAMS.iter().filter(|program| !is_installed(program.name)).collect()
 }
 
-/// Whether a program of the table is on this machine.
+/// Returns whether a program of the table is installed.
 pub fn is_installed(name: &str) -> bool {
     match name.split_once(':') {
         Some((python, module)) => has_module(python, module),
@@ -118,7 +119,7 @@ fn has_module(python: &str, module: &str) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-/// Returns the path of a program: from PATH, or from the folders of an administrator's programs.
+/// Returns the path of a program in PATH or in the directories for administrators.
 pub fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(ADMINISTRATION.map(PathBuf::from));
@@ -130,8 +131,8 @@ pub fn command(name: &str) -> Command {
     Command::new(find(name).unwrap_or_else(|| Path::new(name).to_owned()))
 }
 
-/// Whether a program is missing without which a test must be skipped. Then prints the line that `cargo xtask test` counts:
-/// `skip TEST: not installed: NAMES`.
+/// Returns whether a program that a test requires is missing. Then prints the line that `cargo
+/// xtask test` counts: `skip TEST: not installed: NAMES`.
 ///
 /// # Panics
 ///
@@ -147,7 +148,7 @@ pub fn lacks(test: &str, names: &[&str]) -> bool {
     !missing.is_empty()
 }
 
-/// What stands before the names in the reason of a test that lacks programs.
+/// Prefix of the reason of a test that lacks programs.
 pub const NOT_INSTALLED: &str = "not installed: ";
 
 #[cfg(test)]
@@ -155,7 +156,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_is_sorted_and_names_each_program_once() {
+    fn table_is_sorted_and_has_no_duplicates() {
         let names: Vec<&str> = PROGRAMS.iter().map(|row| file_name(row.name)).collect();
         assert!(names.is_sorted_by(|one, next| one < next), "{names:?}");
     }
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_program_is_not_found_and_a_present_one_is() {
+    fn installed_programs_are_found() {
         assert!(is_installed("sh"));
         assert!(!is_installed("no-such-program"));
         assert!(!is_installed("/usr/bin/no-such-python:nbd"));
@@ -173,7 +174,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "is not in PROGRAMS")]
-    fn a_program_that_nothing_installs_is_not_relied_on() {
+    fn program_that_is_not_in_the_table_panics() {
         lacks("a test", &["no-such-program"]);
     }
 }

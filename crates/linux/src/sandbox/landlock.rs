@@ -1,20 +1,18 @@
-//! No file can be opened any more, nothing be bound or connected, nobody outside be signalled (Landlock).
-//!
-//! Does not know descriptors: those that are open stay as they are.
+//! File system, network and signal restrictions (Landlock). Open descriptors are not affected.
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, LandlockStatus, RestrictionStatus, Ruleset, RulesetAttr,
     RulesetError, Scope,
 };
 
-/// What is known of Landlock here. A kernel that knows less does what it can.
+/// The newest supported ABI. Older kernels apply what they support.
 const NEWEST: ABI = ABI::V6;
 
-/// Denies the calling thread, and those that it starts, all of the file system and all new addresses. What the kernel
-/// cannot deny comes back, a sentence each.
+/// Denies the calling thread and its children all access to the file system, new addresses, and
+/// signals to other processes. Returns a sentence for each gap.
 pub fn restrict_files() -> Vec<String> {
     match restrict() {
-        Ok(status) => said(&status).into_iter().collect(),
+        Ok(status) => gap(&status).into_iter().collect(),
         Err(error) => vec![format!("Landlock cannot be used ({error})")],
     }
 }
@@ -28,13 +26,14 @@ fn restrict() -> Result<RestrictionStatus, RulesetError> {
         .restrict_self()
 }
 
-fn said(status: &RestrictionStatus) -> Option<String> {
+fn gap(status: &RestrictionStatus) -> Option<String> {
     match status.landlock {
         LandlockStatus::NotImplemented => Some("this kernel has no Landlock".to_owned()),
         LandlockStatus::NotEnabled => {
             Some("Landlock is switched off (lsm= on the kernel command line)".to_owned())
         }
-        // Older ones do not know addresses (6.7) or signals (6.12); system calls are restricted besides.
+        // Kernels before 6.7 do not restrict addresses, those before 6.12 not signals; system calls
+        // are filtered as well.
         LandlockStatus::Available { .. } => None,
     }
 }

@@ -1,6 +1,5 @@
-//! The user, the capabilities and the limits of a process that gives them away.
-//!
-//! Does not know threads: all of this holds for the one that calls, so there must be no other yet.
+//! Drops the user, the capabilities and the limits of the calling process. They apply to the
+//! calling thread, so no others may exist yet.
 
 use rustix::io::Errno;
 use rustix::process::{
@@ -13,20 +12,20 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid,
 };
 
-/// The first of the user identifiers that neither people, services, containers nor systemd's own ranges have: the
-/// process takes the one at its own number from here, so that no other process on the machine is of its user. As
-/// `nobody` it would share one with whatever else runs as `nobody`, and that could trace and signal it.
+/// The base of an unassigned range of user identifiers: not used by people, services, containers or
+/// systemd. The process identifier is added, so that no other process has the same user. As
+/// `nobody` it would share a user with other processes, which could trace and signal it.
 const FIRST_USER: u32 = 0x7000_0000;
 
-/// Where user identifiers are few, as in a container.
+/// If user identifiers are limited, as in a container.
 const NOBODY: u32 = 65534;
 
-/// Gives away the user, the capabilities, and whatever a program that is started could have more; has the process end
-/// with the one that started it, which is `parent`, leave no trace of its memory, and be traced by nobody. What could not
-/// be done comes back, a sentence each.
+/// Drops the user, the capabilities, and privileges by executing programs. Makes the process die
+/// with its parent, excludes its memory from core dumps, and prevents others from tracing it.
+/// Returns a sentence for each gap.
 ///
 /// # Errors
-/// `parent` is gone already.
+/// Fails if `parent` has ended already.
 pub fn drop_privileges(parent: Pid) -> Result<Vec<String>, Errno> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     if getppid() != Some(parent) {
@@ -34,9 +33,9 @@ pub fn drop_privileges(parent: Pid) -> Result<Vec<String>, Errno> {
     }
     let mut left = Vec::new();
     empty_bounding_set();
-    // A root without capabilities is one whose service manager has taken even this right away.
+    // Root without capabilities: the service manager has removed even the right to change the user.
     let is_able = !permitted().is_empty();
-    if rustix::process::geteuid().is_root() && !become_another() && is_able {
+    if rustix::process::geteuid().is_root() && !change_user() && is_able {
         left.push("its user could not be changed, and stays root".to_owned());
     }
     if empty_capabilities().is_err() {
@@ -54,7 +53,7 @@ pub fn drop_privileges(parent: Pid) -> Result<Vec<String>, Errno> {
     if getppid() == Some(parent) { Ok(left) } else { Err(Errno::SRCH) }
 }
 
-/// Needs `CAP_SETPCAP`. Who does not have it has nothing to gain, with `no_new_privs`.
+/// Requires `CAP_SETPCAP`. Without it there is nothing to gain, with `no_new_privs`.
 fn empty_bounding_set() {
     for number in 0..u64::BITS {
         let capability = CapabilitySet::from_bits_retain(1 << number);
@@ -62,8 +61,8 @@ fn empty_bounding_set() {
     }
 }
 
-/// Whether this process is of a user without any rights now.
-fn become_another() -> bool {
+/// Changes to an unprivileged user. Returns whether that succeeded.
+fn change_user() -> bool {
     let own = u32::try_from(getpid().as_raw_nonzero().get()).ok();
     let own = own.and_then(|own| FIRST_USER.checked_add(own));
     own.into_iter().chain([NOBODY]).any(|number| become_user(number).is_ok())
@@ -77,12 +76,12 @@ fn become_user(number: u32) -> Result<(), Errno> {
 }
 
 fn empty_capabilities() -> Result<(), Errno> {
-    // Needs nothing; a kernel without it has no ambient capabilities either.
+    // Failure is harmless: the kernel has no ambient capabilities then.
     let _ = clear_ambient_capability_set();
     let none = CapabilitySet::empty();
     let sets = CapabilitySets { effective: none, permitted: none, inheritable: none };
     match set_capabilities(None, sets) {
-        // Who has none may not be allowed to say so.
+        // A process without capabilities may not be allowed to set them.
         Err(_) if permitted().is_empty() => Ok(()),
         result => result,
     }
@@ -92,18 +91,18 @@ fn permitted() -> CapabilitySet {
     capabilities(None).map_or(CapabilitySet::all(), |sets| sets.permitted)
 }
 
-/// Keeps the memory of this process, which may hold keys, from other processes of its user, and out of core dumps. Programs
-/// that it starts write no core dumps either.
+/// Protects the memory of this process, which may hold keys, from other processes of its user, and
+/// excludes it from core dumps. Child processes do not dump core either.
 ///
 /// # Errors
-/// One of the two is not allowed.
+/// Fails if one of the two is not allowed.
 pub fn protect_memory() -> Result<(), Errno> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })
 }
 
-/// Has no program that this one starts inherit a descriptor that it is not given: some come from whoever started this one,
-/// and from there from anywhere. On a kernel before 5.11 it is as it always was.
+/// Sets close-on-exec on all descriptors from 3: some are inherited from the parent of this
+/// process. Has no effect before Linux 5.11.
 pub fn set_cloexec_on_all() {
     let _ = crate::syscall::close_on_exec(3);
 }

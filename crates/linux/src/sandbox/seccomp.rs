@@ -1,11 +1,11 @@
-//! The system calls that are left to a process that serves disks which it holds open, to peers that it accepts (seccomp).
+//! System call filters (seccomp) for a process that serves open disks to peers that it accepts.
+//! Independent of the restrictions of files and privileges.
 //!
-//! Does not know files and rights: this is one more wall, and the first one that a stranger's code would stand before.
-//!
-//! There are three kinds. What is needed is allowed, where it matters only with the arguments that are needed. What no
-//! honest path leads to (a program started, another process traced, something mounted) ends the process at once: that is
-//! an attack, and the one who watches over the process hears of it. All else fails with EPERM, since libraries try this
-//! and that (a locale, a processor count, a backtrace) and go on without.
+//! There are three classes. Required calls are allowed, where it matters only with certain
+//! arguments. Calls that no legitimate code path makes (starting a program, tracing a process,
+//! mounting) kill the process: that is an attack, and the supervisor is informed. All others fail
+//! with EPERM, since libraries try some (for a locale, the number of processors, a backtrace) and
+//! continue without.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use seccompiler::{
     SeccompFilter, SeccompRule, apply_filter_all_threads,
 };
 
-/// The calls that are needed, whatever their arguments: disks, connections, threads, memory, time.
+/// Required calls, with any arguments: disks, connections, threads, memory, time.
 const NEEDED: &[c_long] = &[
     libc::SYS_io_uring_enter,
     libc::SYS_io_uring_register,
@@ -66,7 +66,7 @@ const NEEDED: &[c_long] = &[
     libc::SYS_mlock,
     libc::SYS_munlock,
     libc::SYS_membarrier,
-    // Refused by a filter of its own, whose error would else be overruled.
+    // Refused by a separate filter, whose error would otherwise be overruled.
     libc::SYS_clone3,
     libc::SYS_set_robust_list,
     libc::SYS_rseq,
@@ -89,14 +89,14 @@ const NEEDED: &[c_long] = &[
     libc::SYS_exit_group,
 ];
 
-/// More of the same by an older name, which only some machines have.
+/// Older names of the same, which only some architectures have.
 #[cfg(target_arch = "x86_64")]
 const OLDER: &[c_long] = &[libc::SYS_poll, libc::SYS_time];
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[c_long] = &[];
 
-/// The calls that no honest path leads to.
-const DEADLY: &[c_long] = &[
+/// Calls that no legitimate code path makes.
+const DANGEROUS: &[c_long] = &[
     libc::SYS_execve,
     libc::SYS_execveat,
     libc::SYS_ptrace,
@@ -157,7 +157,7 @@ const DEADLY: &[c_long] = &[
 ];
 
 #[cfg(target_arch = "x86_64")]
-const DEADLY_HERE: &[c_long] = &[
+const DANGEROUS_HERE: &[c_long] = &[
     libc::SYS_fork,
     libc::SYS_vfork,
     libc::SYS_mknod,
@@ -167,11 +167,11 @@ const DEADLY_HERE: &[c_long] = &[
     libc::SYS_kexec_file_load,
 ];
 #[cfg(not(target_arch = "x86_64"))]
-const DEADLY_HERE: &[c_long] = &[];
+const DANGEROUS_HERE: &[c_long] = &[];
 
 /// `prctl`: the name of a thread, and of a piece of memory.
 const PR_SET_VMA: u64 = 0x5356_4d41;
-/// `fcntl`: what a pipe or file cannot be had by.
+/// `fcntl`: the allowed operations.
 const FCNTL: [i32; 7] = [
     libc::F_GETFL,
     libc::F_SETFL,
@@ -181,30 +181,30 @@ const FCNTL: [i32; 7] = [
     libc::F_GET_SEALS,
     libc::F_GETPIPE_SZ,
 ];
-/// `setsockopt`: of sockets, of TCP, and of its encryption in the kernel.
+/// `setsockopt`: the allowed levels: sockets, TCP, and kernel TLS.
 const SOCKET_LEVELS: [i32; 3] = [libc::SOL_SOCKET, libc::IPPROTO_TCP, libc::SOL_TLS];
 
-/// Leaves all threads of the process, and those to come, only the calls that serving needs. What could not be denied
-/// comes back, a sentence.
+/// Allows all threads of the process, and those started later, only the calls that serving
+/// requires. Returns a sentence for each gap.
 pub fn restrict_syscalls() -> Vec<String> {
     let left =
         restrict().err().map(|error| format!("its system calls are not restricted ({error})"));
     left.into_iter().collect()
 }
 
-/// Leaves all threads of the process, and those to come, every call but those that no honest path leads to: for a process
-/// that opens sockets of its own. What could not be denied comes back, a sentence.
+/// Denies all threads of the process, and those started later, the calls that no legitimate code
+/// path makes: for a process that opens sockets. Returns a sentence for each gap.
 pub fn deny_dangerous_syscalls() -> Vec<String> {
-    let left = deadly().and_then(|filter| apply_filter_all_threads(&filter));
+    let left = dangerous().and_then(|filter| apply_filter_all_threads(&filter));
     left.err()
         .map(|error| format!("its system calls are not restricted ({error})"))
         .into_iter()
         .collect()
 }
 
-/// The last filter denies to add another one.
+/// The last filter denies adding another one.
 fn restrict() -> seccompiler::Result<()> {
-    for filter in [deadly()?, without_clone3()?, needed()?] {
+    for filter in [dangerous()?, without_clone3()?, needed()?] {
         apply_filter_all_threads(&filter)?;
     }
     Ok(())
@@ -225,12 +225,13 @@ fn any(calls: &[c_long]) -> impl Iterator<Item = (c_long, Vec<SeccompRule>)> {
     calls.iter().map(|call| (*call, Vec::new()))
 }
 
-fn deadly() -> seccompiler::Result<BpfProgram> {
-    let rules = any(DEADLY).chain(any(DEADLY_HERE)).collect();
+fn dangerous() -> seccompiler::Result<BpfProgram> {
+    let rules = any(DANGEROUS).chain(any(DANGEROUS_HERE)).collect();
     compile(rules, SeccompAction::Allow, SeccompAction::KillProcess)
 }
 
-/// Its arguments are in memory, where a filter does not see them. The C library falls back to `clone`.
+/// Its arguments are in memory, where a filter cannot see them. The C library falls back to
+/// `clone`.
 fn without_clone3() -> seccompiler::Result<BpfProgram> {
     let rules = any(&[libc::SYS_clone3]).collect();
     compile(rules, SeccompAction::Allow, SeccompAction::Errno(libc::ENOSYS.unsigned_abs()))
@@ -242,7 +243,7 @@ fn needed() -> seccompiler::Result<BpfProgram> {
     compile(rules, SeccompAction::Errno(libc::EPERM.unsigned_abs()), SeccompAction::Allow)
 }
 
-/// The calls that are needed with certain arguments only.
+/// Required calls that are allowed with certain arguments only.
 fn bounded() -> seccompiler::Result<Rules> {
     let own = u64::from(std::process::id());
     let not_executable = bits(2, libc::PROT_EXEC, 0)?;
@@ -250,16 +251,16 @@ fn bounded() -> seccompiler::Result<Rules> {
     Ok([
         (libc::SYS_mmap, vec![not_executable.clone()]),
         (libc::SYS_mprotect, vec![not_executable]),
-        // A thread of this process, in all the namespaces of this process.
+        // A thread of this process, in the same namespaces.
         (libc::SYS_clone, vec![bits(0, THREAD | NAMESPACES, THREAD)?]),
         (libc::SYS_fcntl, one_of(1, FCNTL)?),
         (libc::SYS_setsockopt, one_of(1, SOCKET_LEVELS)?),
-        // Whether a socket waits. No ioctl reaches a disk.
+        // Non-blocking mode. No ioctl for disks is allowed.
         (libc::SYS_ioctl, vec![word(1, u64::from(FIONBIO))?]),
         (libc::SYS_newfstatat, vec![by_descriptor(3)?]),
         (libc::SYS_statx, vec![by_descriptor(2)?]),
         (libc::SYS_prctl, vec![word(0, name_of_a_thread())?, word(0, PR_SET_VMA)?]),
-        // Limits are read, not set; nor are those of others.
+        // Limits of this process can be read, not set.
         (libc::SYS_prlimit64, vec![rule(2, Width::Qword, Is::Eq, 0)?]),
         (libc::SYS_tgkill, vec![word(0, own)?]),
     ]
@@ -290,7 +291,7 @@ fn word(argument: u8, value: u64) -> seccompiler::Result<SeccompRule> {
     rule(argument, Width::Dword, Is::Eq, value)
 }
 
-/// Of the bits `mask` of an argument, those of `value` are set and no others.
+/// Matches if the bits `mask` of an argument equal `value`.
 fn bits(argument: u8, mask: i32, value: i32) -> seccompiler::Result<SeccompRule> {
     let mask = Is::MaskedEq(u64::from(mask.cast_unsigned()));
     rule(argument, Width::Dword, mask, u64::from(value.cast_unsigned()))
@@ -305,8 +306,8 @@ mod test {
     use super::*;
 
     #[test]
-    fn x45_what_is_deadly_is_not_needed_and_the_worst_of_it_is_there() {
-        let deadly = |call: &c_long| DEADLY.contains(call) || DEADLY_HERE.contains(call);
+    fn x45_dangerous_calls_are_not_allowed() {
+        let deadly = |call: &c_long| DANGEROUS.contains(call) || DANGEROUS_HERE.contains(call);
         assert!(!NEEDED.iter().chain(OLDER).any(deadly));
         let bounded = bounded().unwrap();
         assert!(!bounded.keys().any(deadly));
@@ -316,9 +317,9 @@ mod test {
         }
     }
 
-    /// Whatever opens, binds, connects, names or signals something new is on no list.
+    /// Calls that open, bind, connect, name or signal something new are on no list.
     #[test]
-    fn x45_what_opens_something_new_is_not_needed() {
+    fn x45_calls_that_open_something_are_not_allowed() {
         let new = [
             libc::SYS_openat,
             libc::SYS_openat2,
@@ -356,8 +357,8 @@ mod test {
     }
 
     #[test]
-    fn the_filters_fit_into_what_the_kernel_takes() {
-        for filter in [deadly().unwrap(), without_clone3().unwrap(), needed().unwrap()] {
+    fn filters_do_not_exceed_the_kernel_limit() {
+        for filter in [dangerous().unwrap(), without_clone3().unwrap(), needed().unwrap()] {
             assert!(filter.len() < 4096, "{}", filter.len());
         }
     }
