@@ -1,5 +1,5 @@
-//! The disk requests that take more than one system call, of kinds that no ring carries out: what of a disk is data, and
-//! reading ahead. An blocking_op may be run on any thread. It knows no session and no buffer.
+//! Disk requests that need several blocking system calls and have no io_uring operation: extents
+//! and prefetch. They can run on any thread.
 
 use std::num::NonZeroU64;
 use std::sync::Arc;
@@ -8,13 +8,13 @@ use export::{Admitted, Export, Extent, Op};
 use rustix::fs::{Advice, FileType, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-/// What came of an blocking_op: the extents that were asked for, or none.
+/// The result of a [`BlockingOp`]: the extents, or nothing for a prefetch.
 pub(crate) type Answer = Vec<Extent>;
 
-/// Bytes that are read ahead by one call: the kernel makes little more of a longer one.
+/// Bytes per `posix_fadvise` call. The kernel limits read-ahead of longer ones.
 const STEP: u64 = 1 << 20;
 
-/// The most bytes that are read ahead for one request.
+/// Most bytes that are read ahead for one request.
 const AHEAD: u64 = 64 << 20;
 
 /// Such a request.
@@ -24,24 +24,25 @@ pub(crate) struct BlockingOp {
     op: Op,
     start: u64,
     end: u64,
-    /// How many extents there is room for.
+    /// Capacity of the request's buffer, in extents.
     room: usize,
 }
 
 impl BlockingOp {
-    /// What that request asks for, with room for so many extents.
+    /// Returns the operation of `admitted`, for a buffer of `room` extents.
     pub(crate) fn new(admitted: &Admitted, room: usize) -> Self {
         let (start, len) = (admitted.offset(), admitted.len());
         let export = admitted.export().clone();
         Self { export, op: admitted.op(), start, end: start.saturating_add(len), room }
     }
 
-    /// The disk.
+    /// Returns the disk.
     pub(crate) fn export(&self) -> &Arc<Export> {
         &self.export
     }
 
-    /// Does it, waiting for the disk. What cannot be found out is data, and what cannot be read ahead is not.
+    /// Executes the operation, blocking. Errors are not reported: a range with unknown status
+    /// counts as data, and a failed prefetch is ignored.
     pub(crate) fn run(&self) -> Answer {
         if self.op == Op::Extents {
             return self.map();
@@ -77,7 +78,8 @@ impl BlockingOp {
         }
     }
 
-    /// Maps up to `size`, where the file ends; what is lent behind that cannot be read, so it is no hole.
+    /// Maps the file up to `size`, its end. An export that is longer than its file is not a hole
+    /// there, because reads fail.
     fn map_file(&self, size: u64) -> Answer {
         let mut extents = Vec::new();
         let mut at = self.start;
@@ -98,12 +100,12 @@ impl BlockingOp {
         extents
     }
 
-    /// Where the next data or the next hole begins: from `least` on, and at `size` at the latest. A file system that does not
-    /// tell has only data.
+    /// Returns the start of the next data or hole, clamped to `least..=size`. Without support by
+    /// the file system, everything counts as data.
     fn seek(&self, to: SeekFrom, least: u64, size: u64) -> u64 {
         match rustix::fs::seek(&self.export, to) {
             Ok(found) => found.max(least).min(size),
-            // There are no data from there on.
+            // No data after this offset.
             Err(Errno::NXIO) => size,
             Err(_) if matches!(to, SeekFrom::Data(_)) => least.min(size),
             Err(_) => size,

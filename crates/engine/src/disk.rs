@@ -1,5 +1,5 @@
-//! One disk request, from its first system call to its last: which call is next and what its result means. Both drivers
-//! carry requests out by this; it knows neither ring nor session.
+//! Execution of one disk request as a sequence of system calls, independent of how the driver makes
+//! them.
 
 use std::cell::RefCell;
 use std::ptr;
@@ -12,17 +12,17 @@ use rustix::io::{Errno, ReadWriteFlags};
 
 use crate::blocking_op::{Answer, BlockingOp};
 
-/// Interruptions in a row after which a request fails: the disk makes no progress.
+/// Consecutive interrupted calls without progress after which a request fails.
 const PATIENCE: u8 = 100;
 
-/// A request on its way.
+/// A request being executed.
 #[derive(Debug)]
 pub(crate) struct Job {
     admitted: Admitted,
     phase: Phase,
-    /// Bytes that were read or written.
+    /// Bytes read or written so far.
     done: u64,
-    /// Interruptions since the last progress.
+    /// Interrupted calls since the last progress.
     interrupted: u8,
     zeros: Option<Rc<Buffer>>,
 }
@@ -31,20 +31,20 @@ pub(crate) struct Job {
 enum Phase {
     /// Reading or writing the buffer.
     Transfer,
-    /// Something that no single system call does, and a ring never.
+    /// A [`BlockingOp`].
     BlockingOp,
-    /// Dropping the blocks.
+    /// Deallocating the blocks.
     Punch,
-    /// Having the disk make zeros.
+    /// Zeroing the blocks by `FALLOC_FL_ZERO_RANGE`.
     ZeroRange,
-    /// Writing zeros, because the disk makes none.
+    /// Writing zeros, because the disk supports neither.
     Fill,
-    /// Putting it on stable storage.
+    /// Flushing.
     Sync,
     Over(Result<(), Fault>),
 }
 
-/// The system call that is next.
+/// The next system call.
 #[derive(Debug)]
 pub(crate) enum Call<'a> {
     /// `preadv`.
@@ -58,10 +58,10 @@ pub(crate) enum Call<'a> {
 }
 
 impl Job {
-    /// A request that has not begun.
+    /// Returns a request that has not started.
     pub(crate) fn new(admitted: Admitted) -> Self {
         let phase = match admitted.op() {
-            // There is nothing to put anywhere, and a disk that nobody writes to is not to count a write for it.
+            // Nothing to flush. A disk in use elsewhere must not count a flush as a write.
             Op::Flush if admitted.export().access == Access::ReadOnly => Phase::Over(Ok(())),
             Op::Flush => Phase::Sync,
             _ if admitted.is_empty() => Phase::Over(Ok(())),
@@ -76,12 +76,12 @@ impl Job {
         Self { admitted, phase, done: 0, interrupted: 0, zeros: None }
     }
 
-    /// The request.
+    /// Returns the request.
     pub(crate) fn admitted(&self) -> &Admitted {
         &self.admitted
     }
 
-    /// How it ended, once it has.
+    /// Returns the result, once the request is complete.
     pub(crate) fn result(&self) -> Option<Result<(), Fault>> {
         match self.phase {
             Phase::Over(result) => Some(result),
@@ -89,7 +89,8 @@ impl Job {
         }
     }
 
-    /// What to do instead of a [`Job::call`], if it is such a request; it may take its time.
+    /// Returns the operation to run instead of a [`Job::call`], for requests that need one. It may
+    /// block.
     pub(crate) fn blocking_op(&mut self) -> Option<BlockingOp> {
         if self.phase != Phase::BlockingOp {
             return None;
@@ -98,14 +99,15 @@ impl Job {
         Some(BlockingOp::new(&self.admitted, room))
     }
 
-    /// Takes what came of the [`Job::blocking_op`].
+    /// Completes the request with the result of its [`Job::blocking_op`].
     pub(crate) fn answer(&mut self, answer: Answer) {
         let mut extents = Extents::emit(self.admitted.bytes_mut());
         answer.into_iter().all(|extent| extents.push(extent));
         self.end(Ok(()));
     }
 
-    /// What to do next. To be asked only while there is no [`Job::result`], and for no [`Job::blocking_op`].
+    /// Returns the next system call. Only for a request without a [`Job::result`] and without a
+    /// [`Job::blocking_op`].
     pub(crate) fn call(&mut self) -> Call<'_> {
         let (offset, left) =
             (self.admitted.offset() + self.done, self.admitted.len().saturating_sub(self.done));
@@ -146,7 +148,7 @@ impl Job {
         matches!(self.admitted.op(), Op::Write { durable: true } | Op::Zero { durable: true, .. })
     }
 
-    /// Takes the result of the [`Job::call`].
+    /// Processes the result of the [`Job::call`].
     pub(crate) fn advance(&mut self, result: Result<usize, Errno>) {
         match result {
             Ok(moved) => self.succeed(moved),
@@ -166,18 +168,19 @@ impl Job {
 
     fn progress(&mut self, moved: u64) {
         self.done = self.done.saturating_add(moved);
-        // Of a last block that is only a part of one there is no more to read.
+        // A partial last block has no more bytes.
         if self.done >= self.admitted.stored() {
             self.end(Ok(()));
         } else if moved == 0 {
-            // The disk is shorter than it was when it was lent.
+            // The disk is shorter than it was when it was opened.
             self.end(Err(Fault::Io));
         }
     }
 
     fn fail(&mut self, errno: Errno) {
         match self.phase {
-            // A discard is a hint (NVM 1.0 §3.2.3, deallocate): a disk that cannot has done its duty.
+            // A discard is advisory (NVM Command Set 1.0 §3.2.3, deallocate): it succeeds on a disk
+            // that does not support it.
             Phase::Punch if lacks(errno) && self.admitted.op() == Op::Discard => self.end(Ok(())),
             Phase::Punch if lacks(errno) && self.is_fast() && is_device(self.admitted.export()) => {
                 self.end(Err(Fault::Unsupported));
@@ -196,8 +199,9 @@ impl Job {
         }
     }
 
-    /// Whether this was the one chance to hear that something written earlier is lost: the kernel says so once, to whoever
-    /// asks first that it be on stable storage. What goes past the page cache fails for itself alone.
+    /// Returns whether this call has consumed the error of an earlier cached write: the kernel
+    /// reports a writeback error once per descriptor, to the first sync. Direct I/O fails on its
+    /// own account only.
     fn has_taken_a_flushs_error(&self, errno: Errno) -> bool {
         let is_cached = || {
             let flags = rustix::fs::fcntl_getfl(self.admitted.export());
@@ -220,7 +224,8 @@ impl Job {
 
     fn end(&mut self, result: Result<(), Fault>) {
         if self.admitted.op() == Op::Read {
-            // What the memory held before must not be sent: after a failure, and behind the end of the disk.
+            // Old contents of the buffer must not be sent, neither after a failure nor beyond the
+            // end of the disk.
             let read = if result.is_ok() { self.admitted.stored() } else { self.done };
             let read = usize::try_from(read).unwrap_or(0);
             self.admitted.bytes_mut().get_mut(read..).unwrap_or_default().fill(0);
@@ -229,12 +234,12 @@ impl Job {
         self.phase = Phase::Over(result);
     }
 
-    /// Ends it before it has begun.
+    /// Fails the request before it has started.
     pub(crate) fn refuse(&mut self, fault: Fault) {
         self.end(Err(fault));
     }
 
-    /// Makes all its calls, waiting for each.
+    /// Executes the request, blocking.
     pub(crate) fn run(&mut self) {
         let export = self.admitted.export().clone();
         if let Some(blocking_op) = self.blocking_op() {
@@ -246,28 +251,28 @@ impl Job {
         }
     }
 
-    /// What goes back to the session; a request that has not ended fails.
+    /// Returns what to pass to the session. A request that is not complete fails.
     pub(crate) fn finish(self) -> (Ticket, Outcome) {
         let result = self.result().unwrap_or(Err(Fault::Io));
         self.admitted.finish(result)
     }
 }
 
-/// Whether the errno of `fallocate` says that this file or disk cannot do such a thing, as against failing at it.
-/// `ENODEV` is what character devices say, `EINVAL` file systems that know the mode but not this range.
+/// Returns whether the errno of `fallocate` means that the operation is not supported. Character
+/// devices return `ENODEV`, and file systems return `EINVAL` for ranges that they do not support.
 fn lacks(errno: Errno) -> bool {
     matches!(errno, Errno::OPNOTSUPP | Errno::NOSYS | Errno::NOTTY | Errno::NODEV | Errno::INVAL)
 }
 
-/// Whether it is a device of blocks. The kernel makes zeros there without dropping blocks by writing them, if the device does
-/// not do it itself; only for holes it says whether that is so.
+/// Returns whether it is a block device. There the kernel implements `FALLOC_FL_ZERO_RANGE` by
+/// writing zeros if the device has no such command, and fails only `FALLOC_FL_PUNCH_HOLE`.
 fn is_device(disk: &Export) -> bool {
     let is_block =
         |stat: rustix::fs::Stat| FileType::from_raw_mode(stat.st_mode) == FileType::BlockDevice;
     rustix::fs::fstat(disk).is_ok_and(is_block)
 }
 
-/// 1 MiB of zeros, shared by all requests of a thread that write zeros just now.
+/// Returns 1 MiB of zeros, shared by all requests of a thread that are writing zeros.
 fn zeros() -> Option<Rc<Buffer>> {
     thread_local! {
         static ZEROS: RefCell<std::rc::Weak<Buffer>> =
@@ -285,30 +290,32 @@ fn zeros() -> Option<Rc<Buffer>> {
     })
 }
 
-/// Carries out a whole request by plain system calls, waiting for each.
+/// Executes a request by system calls, blocking.
 pub(crate) fn carry_out(admitted: Admitted) -> (Ticket, Outcome) {
     let mut job = Job::new(admitted);
     job.run();
     job.finish()
 }
 
-/// Whether the disk that a connection used last answers at once. Such a request is better made at once, too: handed to
-/// the kernel for later, a read of memory costs three times as much, as Linux gives it to a thread of its own.
+/// Whether requests to the disk that a connection used last complete immediately. Such requests are
+/// executed inline: through io_uring a read of memory costs three times as much, because Linux
+/// passes it to a kernel thread.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
-    /// Names the disk, and does not keep it open.
+    /// Identifies the disk, without keeping it open.
     export: Weak<Export>,
     at_once: bool,
 }
 
-/// `statfs` of tmpfs, and so of a memfd.
+/// `TMPFS_MAGIC`, also the type of a memfd.
 const TMPFS: u32 = 0x0102_1994;
 
-/// The character devices that are memory, or nothing: `/dev/null`, `/dev/zero`.
+/// Major number of the memory devices: `/dev/null`, `/dev/zero`.
 const MEMORY_DEVICES: u32 = 1;
 
 impl Pace {
-    /// Whether the request ends without waiting for anything. What may concern the whole disk does not.
+    /// Returns whether the request completes immediately. Operations that may cover the whole disk
+    /// do not.
     pub(crate) fn is_at_once(&mut self, admitted: &Admitted) -> bool {
         let known = ptr::eq(self.export.as_ptr(), Arc::as_ptr(admitted.export()));
         if !known {
@@ -412,7 +419,7 @@ mod test {
 
     #[test]
     fn last_part_of_a_block_is_filled_up_with_zeros() {
-        // The file may have grown meanwhile, which is not lent yet.
+        // The file may have grown since it was opened.
         for more in [0_usize, 100] {
             let bytes = 4 * BLOCK as u64 + 65;
             let disk = memory(bytes + u64::try_from(more).unwrap());
@@ -445,7 +452,7 @@ mod test {
             for lba in [0, 4000] {
                 assert_eq!(carry_out(admit(&grant, WRITE, lba, 2, 9)).1.result, Ok(()));
             }
-            // A memfd punches holes but has no zero ranges: both ways are walked.
+            // A memfd supports punching holes but no zero ranges: both paths are covered.
             let op = Op::Zero { unmap, durable: true, fast: false };
             assert_eq!(carry_out(admit(&grant, op, 1, 4000, 0)).1.result, Ok(()));
             assert_eq!(read(&grant, 0, 1).buffer.unwrap().bytes(), [9; BLOCK]);

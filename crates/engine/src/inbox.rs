@@ -1,4 +1,4 @@
-//! How threads speak to each other: a list of messages and an eventfd that wakes the reader. It knows no socket.
+//! Messages between threads: a queue, and an eventfd that wakes the reader.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,13 +12,13 @@ use crate::MakeSession;
 use crate::blocking_op::Answer;
 use crate::link::Link;
 
-/// What one thread says to another.
+/// A message to a thread.
 pub(crate) enum Message {
-    /// This connection is yours from now on.
+    /// Take over this connection.
     Adopt(Arc<Link>, MakeSession),
-    /// Tell all sessions.
+    /// Pass this to all sessions.
     Notice(Notice),
-    /// The blocking_op of that number was run.
+    /// The [`BlockingOp`](crate::blocking_op::BlockingOp) with this number is complete.
     BlockingOpDone(u64, Answer),
     /// Cut all connections and end.
     Quit,
@@ -35,19 +35,19 @@ impl fmt::Debug for Message {
     }
 }
 
-/// The messages for one thread.
+/// The message queue of one thread.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     messages: Mutex<Vec<Message>>,
-    /// Whether there are messages: looked at by a spinning reader, without a lock or a system call.
+    /// Whether there are messages. Read by a polling reader without a lock or a system call.
     has_messages: AtomicBool,
-    /// Written with each message that makes the box full; the reader empties it. It blocks when read, as io_uring needs
-    /// it to wait.
+    /// eventfd, written when the queue becomes non-empty and cleared by the reader. Reads of it
+    /// block, which io_uring needs in order to wait for it.
     wake_fd: OwnedFd,
 }
 
 impl Inbox {
-    /// An empty one.
+    /// Returns an empty inbox.
     pub(crate) fn new() -> std::io::Result<Arc<Self>> {
         let wake_fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
         Ok(Arc::new(Self {
@@ -66,24 +66,24 @@ impl Inbox {
         let had_messages = self.has_messages.swap(true, Ordering::AcqRel);
         drop(messages);
         if !had_messages {
-            // Fails only if the counter is at its end, and then the reader wakes all the same.
+            // Fails only if the counter would overflow, and then the reader is woken anyway.
             let _ = rustix::io::write(&self.wake_fd, &1u64.to_ne_bytes());
         }
     }
 
-    /// Whether there are messages.
+    /// Returns whether there are messages.
     pub(crate) fn has_messages(&self) -> bool {
         self.has_messages.load(Ordering::Acquire)
     }
 
-    /// All messages, in order.
+    /// Removes and returns all messages, in order.
     pub(crate) fn take(&self) -> Vec<Message> {
         let mut messages = lock(&self.messages);
         self.has_messages.store(false, Ordering::Release);
         std::mem::take(&mut messages)
     }
 
-    /// Silences the wake_fd after it rang. Waits if it did not.
+    /// Clears the wake-up. Blocks if there was none.
     pub(crate) fn clear_wake(&self) {
         let _ = rustix::io::read(&self.wake_fd, &mut [0u8; 8]);
     }
@@ -95,7 +95,8 @@ impl AsFd for Inbox {
     }
 }
 
-/// "Something changed" twice in a row says no more than once, and must not fill memory.
+/// Returns whether `message` repeats the last one. `StateChanged` is idempotent; without this
+/// check, a reader that is slow would let the queue grow without limit.
 fn is_repeated(messages: &[Message], message: &Message) -> bool {
     matches!(
         (messages.last(), message),
@@ -107,7 +108,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// All mailboxes that notice go to.
+/// The inboxes that notices are sent to.
 #[derive(Debug, Default)]
 pub(crate) struct Inboxes(Mutex<Registered>);
 
@@ -119,7 +120,7 @@ struct Registered {
 }
 
 impl Inboxes {
-    /// Adds a inbox. It gets at once what all were told that lasts: to stop, to end.
+    /// Adds an inbox. It immediately receives `Stopping` and `Quit` if they were sent before.
     pub(crate) fn register(&self, inbox: &Arc<Inbox>) {
         let mut registered = lock(&self.0);
         registered.all.push(inbox.clone());
@@ -131,12 +132,12 @@ impl Inboxes {
         }
     }
 
-    /// Removes a inbox.
+    /// Removes an inbox.
     pub(crate) fn unregister(&self, inbox: &Arc<Inbox>) {
         lock(&self.0).all.retain(|other| !Arc::ptr_eq(other, inbox));
     }
 
-    /// Puts `notice` in all mailboxes, but `own`.
+    /// Sends `notice` to all inboxes except `own`.
     pub(crate) fn notify(&self, notice: Notice, own: Option<&Arc<Inbox>>) {
         let mut registered = lock(&self.0);
         registered.stopping |= notice == Notice::Stopping;
@@ -145,7 +146,7 @@ impl Inboxes {
         others.for_each(|other| other.push(Message::Notice(notice)));
     }
 
-    /// Has all readers end.
+    /// Sends `Quit` to all inboxes.
     pub(crate) fn quit(&self) {
         let mut registered = lock(&self.0);
         registered.quitting = true;

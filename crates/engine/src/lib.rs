@@ -1,12 +1,15 @@
-//! Drives sessions: sockets, disks and time. It knows no protocol; a protocol is a [`Session`], which the engine feeds
-//! with bytes and ended requests, and whose steps it carries out.
+//! Drivers for protocol sessions: sockets, disks, time, threads and TLS.
 //!
-//! There are two drivers of the same sessions. `uring` is the fast one: a few threads with a ring each, network and disk
-//! in the same ring. `blocking` is the reference and the fallback: a thread a connection, plain system calls. One more
-//! thread accepts connections and gives them away; a connection stays on its thread for life.
+//! A protocol is a [`Session`], a sans-I/O state machine. The engine feeds it with received bytes
+//! and completed disk requests, and executes its steps.
 //!
-//! Who comes with TLS ([`tls`]) shows its key on a thread for that, and then goes to a driver like everyone else: its
-//! session is wrapped in one that opens and seals records, and neither side knows.
+//! There are two drivers for the same sessions. `uring` is the fast one: a few worker threads, each
+//! with one io_uring for network and disk. `blocking` is the reference and the fallback: one thread
+//! per connection and plain system calls. One more thread accepts connections and assigns each to a
+//! driver thread, where it stays.
+//!
+//! TLS handshakes ([`tls`]) run on a thread of their own. After the handshake a session is wrapped
+//! in one that decrypts and encrypts records, so that drivers and protocols are unaware of TLS.
 
 #![deny(unsafe_code)]
 
@@ -38,49 +41,50 @@ use inbox::Inboxes;
 use link::{Bounds, ConnectionTable, Link};
 use listen::Acceptor;
 
-/// The least and the most connections, however much memory there is for them.
+/// Smallest and largest limit on the number of connections, however much memory there is.
 const CONNECTIONS: (usize, usize) = (64, 1024);
 
-/// How many connections there may be at most of peers that have not yet been let in, and which part of all.
+/// Limit on connections that are not yet established: an absolute number, and a part of the limit
+/// on all connections.
 const NEWCOMERS: usize = 128;
 const NEWCOMERS_PART: usize = 4;
 
-/// When memory is asked for again that only other connections can give back.
+/// Retry interval for memory that only other connections can free.
 const RETRY: Duration = Duration::from_millis(20);
 
-/// Bytes that may wait for a peer to read them before no more is taken from it.
+/// Limit on the send queue in bytes, above which nothing more is received (back-pressure).
 const UNSENT: usize = 4 << 20;
 
-/// How long a connection that is to be closed may take to send what is still to be sent.
+/// How long a connection that is being closed may take to flush its send queue.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// How long the peer may take to read that and close, in its turn.
+/// How long the peer may then take to read the rest and close its side.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// The least memory for payloads of a connection that has a thread of its own: two payloads of the largest size.
+/// Smallest pool of a connection with its own thread: two payloads of the largest size.
 const LEAST_MEMORY: usize = 2 << 20;
 
-/// How a connection with a thread of its own shares in the memory of a thread with many.
+/// The pool of a connection with its own thread, as a fraction of the pool of a worker thread.
 const MEMORY_SHARE: usize = 8;
 
-/// How long [`Engine::stop`] waits for its threads after all connections have been cut.
+/// How long [`Engine::stop`] waits for its threads after it has cut all connections.
 const LAST_WAIT: Duration = Duration::from_millis(500);
 
-/// Makes the session of a new connection. Called on the connection's own thread, as sessions stay on it.
+/// Makes the session of a new connection. Called on the thread that drives the connection.
 pub type MakeSession = Arc<dyn Fn(Peer, Account, Instant) -> Box<dyn Session> + Send + Sync>;
 
-/// Takes what sessions report. Called on their threads, so it should not wait for anything.
+/// Receives the events of sessions. Called on the driver threads, so it must not block.
 pub type Sink = Arc<dyn Fn(Event) + Send + Sync>;
 
-/// Which driver is to run.
+/// Selects the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Driver {
-    /// `Uring` if the kernel allows it, else `Blocking`.
+    /// `Uring` if the kernel supports and permits it, else `Blocking`.
     #[default]
     Auto,
-    /// A ring a thread.
+    /// io_uring, on a fixed number of worker threads.
     Uring,
-    /// A thread a connection.
+    /// System calls, on one thread per connection.
     Blocking,
 }
 
@@ -94,12 +98,12 @@ impl fmt::Display for Driver {
     }
 }
 
-/// The driver that runs, and why it is that one. Displayed as a piece of a sentence: `blocking, because …`.
+/// The driver in use, and why it was chosen. `Display` prints a phrase: `blocking, because …`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Running {
     /// [`Driver::Uring`] or [`Driver::Blocking`].
     pub driver: Driver,
-    /// Why, for people.
+    /// The reason, for people.
     pub why: String,
 }
 
@@ -109,23 +113,24 @@ impl fmt::Display for Running {
     }
 }
 
-/// How the engine is to run.
+/// Configuration of an [`Engine`].
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Which driver.
+    /// The driver.
     pub driver: Driver,
-    /// Threads of the uring driver; at least one.
+    /// Number of worker threads of the uring driver; at least one.
     pub threads: usize,
-    /// Bytes of payload buffers that a thread's connections share.
+    /// Payload memory that the connections of one thread share, in bytes.
     pub memory: usize,
-    /// Bytes of payload buffers in all; half as much again may be kept for the next requests.
+    /// Limit on payload memory of all connections, in bytes. Up to half as much again may be
+    /// cached.
     pub budget: usize,
-    /// Bytes of memory for connections, beside payloads: bounds their number.
+    /// Memory for connections apart from payloads, in bytes. Limits their number.
     pub connections: usize,
-    /// The longest moment for which a thread of the uring driver watches for the next event before it sleeps. It does so
-    /// only while events follow each other that closely. Zero: it always sleeps.
+    /// How long a worker thread polls for the next event before it sleeps. It polls only while the
+    /// usual interval between events is shorter than this. Zero disables polling.
     pub spin: Duration,
-    /// How many TLS handshakes an address may have us do.
+    /// Rate limits on TLS handshakes, per address.
     pub limits: Limits,
 }
 
@@ -143,7 +148,7 @@ impl Default for Config {
     }
 }
 
-/// What all threads share.
+/// State shared by all threads.
 struct Shared {
     sink: Sink,
     inboxes: Inboxes,
@@ -151,7 +156,7 @@ struct Shared {
     budget: Arc<Budget>,
 }
 
-/// The running engine. Dropping it cuts all connections.
+/// A running engine. Dropping it cuts all connections.
 pub struct Engine {
     acceptor: Acceptor,
     driver_threads: Arc<ActiveDriver>,
@@ -159,7 +164,7 @@ pub struct Engine {
     running: Running,
 }
 
-/// Those who take accepted connections over.
+/// The driver threads.
 enum ActiveDriver {
     Uring(uring::Workers),
     Blocking { shared: Arc<Shared>, memory: usize },
@@ -192,13 +197,13 @@ impl ActiveDriver {
     fn adopt(&self, link: Arc<Link>, open: MakeSession) {
         match self {
             Self::Uring(workers) => workers.adopt(link, open),
-            // Without a thread for it, the connection is closed: its peer may try again.
+            // If no thread can be created, the connection is closed and the peer may retry.
             Self::Blocking { shared, memory } => drop(blocking::adopt(shared, *memory, link, open)),
         }
     }
 }
 
-/// How many connections there may be with so many bytes of memory.
+/// Returns the limits on connections for `bytes` of memory.
 fn bounds(bytes: usize, driver: Driver) -> Bounds {
     let stack = if driver == Driver::Blocking { blocking::STACK } else { 0 };
     let (least, most) = CONNECTIONS;
@@ -207,10 +212,11 @@ fn bounds(bytes: usize, driver: Driver) -> Bounds {
 }
 
 impl Engine {
-    /// Starts the threads. What sessions report goes to `sink`.
+    /// Starts the threads. Events of sessions are passed to `sink`.
     ///
     /// # Errors
-    /// No thread or descriptor is to be had, or io_uring was asked for and cannot be used.
+    /// Fails if a thread or descriptor cannot be created, or if [`Driver::Uring`] was requested and
+    /// is not available.
     pub fn start(config: Config, sink: Sink) -> io::Result<Self> {
         let table = ConnectionTable::open()?;
         let (budget, inboxes) = (Budget::new(config.budget), Inboxes::default());
@@ -224,12 +230,12 @@ impl Engine {
         Ok(Self { acceptor, driver_threads, shared, running })
     }
 
-    /// Accepts connections at `listener`, a socket of [`bind`] or any other that listens on TCP or a Unix address, and has
-    /// `open` make a session for each that `security` lets in. Returns the address at which it listens, and
-    /// [`Peer::LOCAL`] for one that is no network's.
+    /// Accepts connections from `listener`, a socket of [`bind`] or any other listening TCP or Unix
+    /// socket. `open` makes the session of each connection that `security` admits. Returns the
+    /// bound address, or [`Peer::LOCAL`] for a Unix socket.
     ///
     /// # Errors
-    /// It is not such a socket.
+    /// Fails if it is not such a socket.
     pub fn accept(
         &self,
         listener: OwnedFd,
@@ -239,19 +245,19 @@ impl Engine {
         self.acceptor.accept(listener, security, open)
     }
 
-    /// Takes in a connection that is there already, as if it had been accepted just now: `security` and `open` as for
+    /// Adds an existing connection as if it had just been accepted; `security` and `open` as for
     /// [`Engine::accept`].
     ///
     /// # Errors
-    /// It is not a connected TCP or Unix stream, or there is no room for it.
+    /// Fails if it is not a connected TCP or Unix stream, or if there are too many connections.
     pub fn adopt(&self, socket: OwnedFd, security: Security, open: MakeSession) -> io::Result<()> {
         self.acceptor.adopt(socket, security, open)
     }
 
-    /// [Binds](bind) `address` and [accepts](Engine::accept) there.
+    /// [Binds](bind) `address` and [accepts](Engine::accept) connections.
     ///
     /// # Errors
-    /// The address is taken, not one of this machine, or not allowed.
+    /// Fails if the address is in use, does not belong to this machine, or is not permitted.
     pub fn listen(
         &self,
         address: SocketAddr,
@@ -262,23 +268,24 @@ impl Engine {
         self.accept(bind(address, interface)?, security, open)
     }
 
-    /// Tells every session on every thread.
+    /// Passes `notice` to every session.
     pub fn notify(&self, notice: Notice) {
         self.shared.inboxes.notify(notice, None);
     }
 
-    /// Connections there are now.
+    /// Returns the number of connections.
     pub fn connections(&self) -> usize {
         self.shared.table.total()
     }
 
-    /// The driver that runs, and why.
+    /// Returns the driver in use, and why it was chosen.
     pub fn driver(&self) -> &Running {
         &self.running
     }
 
-    /// Stops: accepts nothing any more, tells all sessions that the program stops, and waits for their connections to
-    /// close. Those that are left after `patience` are cut. Tells whether there were none.
+    /// Stops the engine: accepts no more connections, passes [`Notice::Stopping`] to all sessions
+    /// and waits for them to close. After `patience` the remaining connections are cut. Returns
+    /// whether there were none.
     pub fn stop(mut self, patience: Duration) -> bool {
         self.acceptor.stop();
         self.shared.inboxes.notify(Notice::Stopping, None);
@@ -291,7 +298,7 @@ impl Engine {
         in_time
     }
 
-    /// Waits for the threads, all of whose connections have gone.
+    /// Waits for the threads, which have no connections left.
     fn join(self) {
         let driver_threads = self.driver_threads.clone();
         drop(self);

@@ -1,4 +1,5 @@
-//! A connection's socket, and all connections: the bounds on their number, and which of their peers are gone.
+//! The socket of a connection, and the table of all connections with its limits. The table also
+//! detects when peers close their sending side.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,25 +14,25 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::net::Shutdown;
 
-/// A connection's socket. The last owner to let go closes it.
+/// The socket of a connection. Closed when the last reference is dropped.
 pub(crate) struct Link {
     socket: OwnedFd,
     peer: Peer,
-    /// What protects the connection, once its handshake is over.
+    /// The TLS channel, once its handshake is complete.
     channel: OnceLock<Arc<Channel>>,
     established: AtomicBool,
-    /// Different from that of all other connections.
+    /// Unique identifier of the connection.
     number: u64,
     /// The session's right to write.
     right: Mutex<Right>,
-    /// Whether it was cut for another one.
+    /// Whether the connection was closed to make room for another.
     is_cut: AtomicBool,
-    /// Bytes that were received already, for the session.
+    /// Bytes received before the session existed.
     came: Mutex<Vec<u8>>,
     table: Arc<ConnectionTable>,
 }
 
-/// A session's right to write, which ends when its peer has closed its sending side.
+/// A session's right to write. Revoked when the peer has closed its sending side.
 #[derive(Debug, Default)]
 struct Right {
     fence: Weak<Fence>,
@@ -48,35 +49,37 @@ impl Right {
 }
 
 impl Link {
-    /// Who is at the other end, and what protects the connection.
+    /// Returns the peer, with its TLS channel if the handshake is complete.
     pub(crate) fn peer(&self) -> Peer {
         Peer { channel: self.channel.get().cloned(), ..self.peer.clone() }
     }
 
-    /// Takes note of what protects the connection from now on.
+    /// Sets the TLS channel.
     pub(crate) fn secure(&self, channel: Channel) {
-        // Nobody makes a second handshake on a connection.
+        // There is at most one handshake on a connection.
         let _ = self.channel.set(Arc::new(channel));
     }
 
-    /// Leaves bytes that were received already for the session, which gets them before all others.
+    /// Stores bytes that were received before the session exists. The session gets them first.
     pub(crate) fn leave(&self, came: Vec<u8>) {
         *self.came.lock().unwrap_or_else(PoisonError::into_inner) = came;
     }
 
-    /// Those bytes, once.
+    /// Returns these bytes, once.
     pub(crate) fn take(&self) -> Vec<u8> {
         std::mem::take(&mut self.came.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether its host has room for one more connection, now that is known who it is.
+    /// Returns whether the tenant may have this connection. To be called when the peer has
+    /// authenticated, which changes its tenant.
     pub(crate) fn has_room(&self) -> bool {
         let links = self.table.lock();
         self.table.has_room(&links, self.peer().tenant())
     }
 
-    /// Takes note that the session let its peer in: it is no longer among those that may be cut for others, and `fence` is
-    /// closed when the peer closes its sending side. To be called again when the session may have got another fence.
+    /// Marks the connection as established, so that it is not closed to make room for others.
+    /// `fence` is closed when the peer closes its sending side. To be called again when the session
+    /// may have another fence.
     pub(crate) fn establish(&self, fence: Option<&Arc<Fence>>) {
         let mut right = self.right();
         right.fence = fence.map(Arc::downgrade).unwrap_or_default();
@@ -87,7 +90,7 @@ impl Link {
         }
     }
 
-    /// Ends the session's right to write: the peer has closed its sending side.
+    /// Revokes the session's right to write: the peer has closed its sending side.
     fn fence_off(&self) {
         let mut right = self.right();
         right.has_ended = true;
@@ -98,9 +101,9 @@ impl Link {
         self.right.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends no more, receives no more, or both; what is under way on the socket ends.
+    /// Shuts down one or both directions of the socket. Operations in flight on it complete.
     pub(crate) fn shut(&self, how: Shutdown) {
-        // Fails only if the connection is gone already.
+        // Fails only if the connection is already lost.
         let _ = rustix::net::shutdown(&self.socket, how);
     }
 
@@ -108,7 +111,7 @@ impl Link {
         self.established.load(Ordering::Acquire)
     }
 
-    /// Whether it may be cut for another one.
+    /// Returns whether the connection may be closed to make room for another.
     fn is_newcomer(&self) -> bool {
         !self.is_established() && !self.is_cut.load(Ordering::Acquire)
     }
@@ -132,46 +135,46 @@ impl fmt::Debug for Link {
 }
 
 impl Drop for Link {
-    /// Ends the connection, also where another process has kept its socket.
+    /// Shuts the connection down, even if another process holds a copy of the socket.
     fn drop(&mut self) {
         self.shut(Shutdown::Both);
         self.table.leave();
     }
 }
 
-/// How many connections there may be.
+/// Limits on the number of connections.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Bounds {
-    /// In all.
+    /// In total.
     pub(crate) total: usize,
-    /// Whose peers have not yet been let in.
+    /// Not yet established.
     pub(crate) newcomers: usize,
 }
 
 /// All connections.
 #[derive(Debug)]
 pub(crate) struct ConnectionTable {
-    /// None before the drivers run.
+    /// Empty until the drivers run.
     bounds: OnceLock<Bounds>,
     total: AtomicUsize,
-    /// All of them, the oldest first; looked through only when another comes.
+    /// In order of age, the oldest first. Scanned only when a connection is added.
     links: Mutex<Vec<Weak<Link>>>,
-    /// Rung when the last connection has gone.
+    /// Notified when the last connection has ended.
     empty: Condvar,
-    /// The number of the next connection.
+    /// Identifier of the next connection.
     next: AtomicU64,
-    /// Waits for the peers of established connections to close their sending sides.
+    /// epoll instance that detects when peers of established connections close their sending side.
     ends: OwnedFd,
 }
 
-/// Ends of connections that are fetched at once.
+/// Number of events fetched in one call.
 const ENDS: usize = 64;
 
 impl ConnectionTable {
-    /// No connection yet.
+    /// Returns an empty table.
     ///
     /// # Errors
-    /// There is no descriptor to be had.
+    /// Fails if no descriptor is available.
     pub(crate) fn open() -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             bounds: OnceLock::new(),
@@ -183,7 +186,7 @@ impl ConnectionTable {
         }))
     }
 
-    /// No connection yet, and so many as there may be.
+    /// Returns an empty table with limits.
     #[cfg(test)]
     pub(crate) fn new(bounds: Bounds) -> Arc<Self> {
         let table = Self::open().unwrap();
@@ -191,7 +194,7 @@ impl ConnectionTable {
         table
     }
 
-    /// Sets the limit, once.
+    /// Sets the limits, once.
     pub(crate) fn limit(&self, bounds: Bounds) {
         let _ = self.bounds.set(bounds);
     }
@@ -200,13 +203,14 @@ impl ConnectionTable {
         self.bounds.get().copied().unwrap_or_default()
     }
 
-    /// How many connections there are.
+    /// Returns the number of connections.
     pub(crate) fn total(&self) -> usize {
         self.total.load(Ordering::Acquire)
     }
 
-    /// Counts a connection in, if its host has room for it, and there is room or an older one can be cut that has not said
-    /// who it is: a peer that opens connections and says nothing cannot keep others out, nor can one that says something.
+    /// Adds a connection. Returns `None` if its tenant is at its limit, or if the table is full and
+    /// no unestablished connection can be closed to make room. Peers that open connections without
+    /// authenticating therefore cannot keep others out.
     pub(crate) fn enter(self: &Arc<Self>, socket: OwnedFd, peer: Peer) -> Option<Arc<Link>> {
         let mut links = self.lock();
         links.retain(|link| link.strong_count() > 0);
@@ -216,7 +220,7 @@ impl ConnectionTable {
         let (bounds, total) = (self.bounds(), self.total());
         let newcomers: Vec<_> = newcomers(&links).collect();
         if newcomers.len() >= bounds.newcomers || total >= bounds.total {
-            // Those that were cut count until their owners have let go of them.
+            // Connections that were cut count until their threads have dropped them.
             let has_room = total < bounds.total + bounds.newcomers;
             let least = has_room.then(|| least(&newcomers))??;
             least.cut();
@@ -231,8 +235,8 @@ impl ConnectionTable {
         Some(link)
     }
 
-    /// Whether a host may have one more connection: as many as there are still free. One host alone gets a half, two get a
-    /// third each, and there is always room for another.
+    /// Returns whether `tenant` may have one more connection: as many as are still free. One tenant
+    /// alone gets a half, two get a third each, and a newcomer always gets one.
     fn has_room(&self, links: &[Weak<Link>], tenant: Tenant) -> bool {
         let established: Vec<_> = links.iter().filter_map(Weak::upgrade).collect();
         let established = established.iter().filter(|link| link.is_established());
@@ -244,16 +248,17 @@ impl ConnectionTable {
         own == 0 || own < self.bounds().total.saturating_sub(all)
     }
 
-    /// Has [`ConnectionTable::fence_off`] notice when the peer closes its sending side, once. Nothing has to be undone when the
-    /// connection ends: the kernel forgets the socket when it is closed.
+    /// Registers the connection for [`ConnectionTable::fence_off`], for one event. The kernel
+    /// removes the registration when the socket is closed.
     fn watch(&self, link: &Link) {
         let (number, what) = (epoll::EventData::new_u64(link.number), epoll::EventFlags::RDHUP);
-        // Without memory for it the end is noticed when the session has read all that came before.
+        // If this fails for want of memory, the end is detected when the session has read all data
+        // before it.
         let _ = epoll::add(&self.ends, link, number, what | epoll::EventFlags::ONESHOT);
     }
 
-    /// Ends the right to write of the sessions whose peers have closed their sending sides, whatever their threads are at.
-    /// Returns whether there were such; then all sessions are to be told that something changed.
+    /// Revokes the right to write of sessions whose peers have closed their sending side, whatever
+    /// their threads are doing. Returns whether there were any; then all sessions must be notified.
     pub(crate) fn fence_off(&self) -> bool {
         let mut any = false;
         let mut ended = Vec::with_capacity(ENDS);
@@ -272,12 +277,12 @@ impl ConnectionTable {
 
     fn leave(&self) {
         if self.total.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // Without the lock: `enter` holds it and may be the one that drops the last owner.
+            // Without the lock: `enter` holds it, and may be what drops the last reference.
             self.empty.notify_all();
         }
     }
 
-    /// Waits until no connection is left, at most `patience`. Tells whether none is.
+    /// Waits until no connection is left, at most `patience`. Returns whether none is left.
     pub(crate) fn wait_until_empty(&self, patience: Duration) -> bool {
         let until = Instant::now() + patience;
         let mut guard = self.lock();
@@ -286,7 +291,7 @@ impl ConnectionTable {
             if left.is_zero() {
                 return false;
             }
-            // A ring between the look and the wait is missed, so the wait is short.
+            // A notification between the check and the wait is lost, so the wait is short.
             let nap = left.min(Duration::from_millis(10));
             guard = self.empty.wait_timeout(guard, nap).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -305,13 +310,13 @@ impl AsFd for ConnectionTable {
     }
 }
 
-/// Those not yet established, the oldest first.
+/// Returns the unestablished connections, the oldest first.
 fn newcomers(links: &[Weak<Link>]) -> impl Iterator<Item = Arc<Link>> {
     links.iter().filter_map(Weak::upgrade).filter(|link| link.is_newcomer())
 }
 
-/// Which incoming goes for the next: the oldest of the address that has the most, so that who opens many pays for it, and
-/// not who comes from elsewhere.
+/// Selects the connection to close for a new one: the oldest of the network that has the most, so
+/// that a flood from one network closes its own connections.
 fn least(newcomers: &[Arc<Link>]) -> Option<&Arc<Link>> {
     let network = |link: &Arc<Link>| Network::of(link.peer.remote);
     let mut counts = HashMap::new();
@@ -372,7 +377,7 @@ mod test {
         assert!(!is_cut(&peer_b));
     }
 
-    /// X54: who opens many connections cuts its own.
+    /// X54: a flood closes only its own connections.
     #[test]
     fn x54_a_neighbour_is_not_cut_for_a_flood() {
         let table = ConnectionTable::new(Bounds { total: 6, newcomers: 4 });
@@ -381,12 +386,12 @@ mod test {
             (0..6).map(|_| enter_from(&table, Ipv4Addr::new(10, 0, 0, 1))).collect();
         assert!(!is_cut(&neighbour));
         assert_eq!(flood.iter().filter(|(_, peer)| is_cut(peer)).count(), 3);
-        // However slowly those that were cut go, there are never more than both bounds together.
+        // However slowly the cut connections end, the number never exceeds both limits together.
         let more: Vec<_> = (0..10).map(|_| enter(&table).0).collect();
         assert_eq!((table.total(), more.iter().flatten().count()), (10, 3));
     }
 
-    /// X61: one host's connections, however many and for however long, leave room for others.
+    /// X61: one host cannot use up all connections.
     #[test]
     fn x61_a_host_has_at_most_half_of_all_connections() {
         let table = ConnectionTable::new(Bounds { total: 16, newcomers: 4 });

@@ -1,5 +1,5 @@
-//! Listening sockets, and the one thread that accepts from all of them and waits for each peer's first byte. It knows no
-//! driver but by the one call that gives a connection away.
+//! Listening sockets, and the thread that accepts from all of them and waits for the first byte of
+//! each connection.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -21,32 +21,35 @@ use crate::security::{
 use crate::tls::{Handshaker, Incoming, ReportLimit};
 use crate::{Limits, MakeSession, Shared};
 
-/// Connections that the kernel holds for us while we accept others.
+/// Length of the listen backlog.
 const BACKLOG: i32 = 128;
 
-/// Connections accepted of one socket before the next has its turn.
+/// Connections accepted from one socket before the next one is served.
 const ROUND: usize = 64;
 
-/// How long nothing is accepted when there is no descriptor left for it: the connection waits in the backlog meanwhile.
+/// How long no connections are accepted after descriptors or memory ran out. They wait in the
+/// backlog.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// How a connection to the next machine finds its pace, where the system allows it: by loss, not by a timer. BBR, which
-/// some systems prefer, spends a tenth of the processor on timers for a link that nobody else is on.
+/// Congestion control for directly connected peers, where permitted. BBR, the default of some
+/// systems, spends a tenth of the CPU on pacing timers, without benefit on a link that is not
+/// shared.
 const UNPACED: &str = "cubic";
 
-/// How long sent bytes may stay unacknowledged before the connection counts as broken.
+/// How long sent data may remain unacknowledged before the connection is considered broken
+/// (`TCP_USER_TIMEOUT`).
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// After how much silence the kernel asks whether the peer is still there, and how long it waits between asking again.
+/// Idle time before the first keep-alive probe, and interval between probes.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 
-/// How long a peer may take until it has shown its key; the first byte is part of that.
+/// Time limit for the handshake, including the wait for the first byte.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Takes an accepted connection over.
+/// Passes an accepted connection to a driver.
 pub(crate) type Adopt = Arc<dyn Fn(Arc<Link>, MakeSession) + Send + Sync>;
 
-/// The thread, and the one for handshakes.
+/// Handle of the accept thread.
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     fresh: Arc<Fresh>,
@@ -55,7 +58,8 @@ pub(crate) struct Acceptor {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What the thread has not seen: listening sockets, and peers that came in another way.
+/// What was handed to the thread and not yet fetched: listening sockets, and connections that were
+/// not accepted here.
 #[derive(Default)]
 struct Fresh(Mutex<Arrivals>);
 
@@ -68,7 +72,7 @@ struct Arrivals {
 struct Listener {
     socket: OwnedFd,
     config: Arc<ListenerConfig>,
-    /// Whether it is at a loopback address, where only this machine itself may connect.
+    /// Whether the address is a loopback address, which only this machine may connect to.
     is_loopback: bool,
 }
 
@@ -88,7 +92,7 @@ impl Acceptor {
     /// Starts the thread.
     ///
     /// # Errors
-    /// There is no thread or no descriptor to be had.
+    /// Fails if a thread or descriptor cannot be created.
     pub(crate) fn start(shared: Arc<Shared>, adopt: Adopt, limits: Limits) -> io::Result<Self> {
         let (fresh, inbox) = (Arc::new(Fresh::default()), Inbox::new()?);
         let table = shared.table.clone();
@@ -109,10 +113,11 @@ impl Acceptor {
         Ok(Self { fresh, table, inbox, thread })
     }
 
-    /// Accepts from `socket` from now on. Returns the address with the port that it has; [`Peer::LOCAL`] for a Unix socket.
+    /// Accepts from `socket` from now on. Returns the bound address; [`Peer::LOCAL`] for a Unix
+    /// socket.
     ///
     /// # Errors
-    /// It is no such socket.
+    /// Fails if it is not a listening TCP or Unix socket.
     pub(crate) fn accept(
         &self,
         socket: OwnedFd,
@@ -126,7 +131,7 @@ impl Acceptor {
         if !sockopt::socket_acceptconn(&socket)? {
             return Err(Errno::INVAL.into());
         }
-        // One that was made by somebody else may block, and this thread has others to listen to.
+        // An inherited socket may be blocking, and would stall this thread.
         rustix::io::ioctl_fionbio(&socket, true)?;
         let config = Arc::new(ListenerConfig { security, open });
         let is_loopback = bound.ip().to_canonical().is_loopback();
@@ -134,10 +139,10 @@ impl Acceptor {
         Ok(bound)
     }
 
-    /// Takes in a connection that is there already.
+    /// Adds an existing connection.
     ///
     /// # Errors
-    /// It is none, or there is no room for it.
+    /// Fails if it is not a connected TCP or Unix stream, or if there are too many connections.
     pub(crate) fn adopt(
         &self,
         socket: OwnedFd,
@@ -148,7 +153,7 @@ impl Acceptor {
         if peer.local.ip().to_canonical().is_loopback() && !is_local(&socket, &peer) {
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, NOT_LOCAL));
         }
-        // One that was made by somebody else may not block, and then could not be waited for in a ring.
+        // An inherited socket may be non-blocking, and then io_uring would not wait for it.
         rustix::io::ioctl_fionbio(&socket, false)?;
         tune(&socket, &peer);
         let link = self.table.enter(socket, peer).ok_or_else(full)?;
@@ -158,10 +163,10 @@ impl Acceptor {
         Ok(())
     }
 
-    /// Tells the thread of something new.
+    /// Hands something to the thread.
     fn notify(&self, add: impl FnOnce(&mut Arrivals)) {
         self.fresh.with(add);
-        // Wakes the thread; what it is told is in the list.
+        // Only wakes the thread; what is handed over is in the list.
         self.inbox.push(Message::Notice(Notice::StateChanged));
     }
 
@@ -169,7 +174,7 @@ impl Acceptor {
     pub(crate) fn stop(&mut self) {
         self.inbox.push(Message::Quit);
         if let Some(thread) = self.thread.take() {
-            // One that panicked has said so.
+            // The panic of a thread has already been printed.
             drop(thread.join());
         }
     }
@@ -181,13 +186,15 @@ impl Drop for Acceptor {
     }
 }
 
-/// A socket that listens on `address`, for [`Engine::accept`](crate::Engine::accept). An IPv6 address is never also an
-/// IPv4 one. With an `interface`, only what comes in there is accepted: Linux takes a packet for any of its addresses on
-/// every interface, also for a link-local IPv4 one. A loopback address is bound to the loopback interface, as far as the
-/// system allows it; [`Engine::accept`](crate::Engine::accept) checks each connection besides.
+/// Returns a socket that listens on `address`, for [`Engine::accept`](crate::Engine::accept).
+///
+/// An IPv6 socket does not accept IPv4. With an `interface`, only connections over that interface
+/// are accepted: otherwise Linux accepts packets for any local address on every interface, even for
+/// a link-local IPv4 address. A socket at a loopback address is bound to the loopback interface, if
+/// the system permits it; [`Engine::accept`](crate::Engine::accept) checks each connection as well.
 ///
 /// # Errors
-/// The address is taken, not one of this machine, or not allowed.
+/// Fails if the address is in use, does not belong to this machine, or is not permitted.
 pub fn bind(address: SocketAddr, interface: Option<&str>) -> io::Result<OwnedFd> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -199,7 +206,7 @@ pub fn bind(address: SocketAddr, interface: Option<&str>) -> io::Result<OwnedFd>
     if let Some(interface) = interface {
         socket2::SockRef::from(&socket).bind_device(Some(interface.as_bytes()))?;
     } else if address.ip().to_canonical().is_loopback() {
-        // Before Linux 5.7 this takes a capability.
+        // Requires a capability before Linux 5.7.
         let _ = socket2::SockRef::from(&socket).bind_device(Some(LOOPBACK.as_bytes()));
     }
     rustix::net::bind(&socket, &address)?;
@@ -207,7 +214,7 @@ pub fn bind(address: SocketAddr, interface: Option<&str>) -> io::Result<OwnedFd>
     Ok(socket)
 }
 
-/// What the thread knows.
+/// State of the thread.
 struct Loop {
     fresh: Arc<Fresh>,
     inbox: Arc<Inbox>,
@@ -215,13 +222,13 @@ struct Loop {
     adopt: Adopt,
     handshaker: Handshaker,
     listeners: Vec<Listener>,
-    /// Peers that have said nothing yet, the oldest first.
+    /// Connections without a first byte yet, the oldest first.
     silent: Vec<Incoming>,
-    /// How often it was reported lately that somebody was refused.
+    /// Rate limit on reports of refused connections.
     refused: ReportLimit,
 }
 
-/// What there is to look at.
+/// What is ready after a wait.
 #[derive(Default)]
 struct Ready {
     listeners: Vec<usize>,
@@ -242,8 +249,8 @@ impl Loop {
         }
     }
 
-    /// Waits until there is something to accept or to read. Returns which listeners have a connection, and which silent
-    /// peers something to say; a paused wait looks at no listener.
+    /// Waits for something to accept or to read. Returns which listeners have a connection and
+    /// which waiting connections are readable. With `paused`, listeners are not polled.
     fn wait(&self, paused: bool) -> Ready {
         let heard = if paused { &[] } else { &self.listeners[..] };
         let others = [self.inbox.as_fd(), self.shared.table.as_fd()];
@@ -263,7 +270,7 @@ impl Loop {
         }
     }
 
-    /// Ends the right to write of the sessions whose peers have closed their sending sides.
+    /// Revokes the right to write of sessions whose peers have closed their sending side.
     fn fence_off(&self) {
         if self.shared.table.fence_off() {
             self.shared.inboxes.notify(Notice::StateChanged, None);
@@ -277,7 +284,7 @@ impl Loop {
         left.into_iter().chain(pause).min().and_then(|timeout| Timespec::try_from(timeout).ok())
     }
 
-    /// Tells whether to end.
+    /// Returns whether to end the thread.
     fn read_inbox(&mut self) -> bool {
         self.inbox.clear_wake();
         let quit = self.inbox.take().iter().any(|message| matches!(message, Message::Quit));
@@ -287,7 +294,7 @@ impl Loop {
         quit
     }
 
-    /// Lets in who has spoken now, and gives up who has taken too long.
+    /// Dispatches the connections that are readable, and drops those that have timed out.
     fn hear(&mut self, spoke: &[bool]) {
         if self.silent.is_empty() {
             return;
@@ -304,10 +311,10 @@ impl Loop {
         }
     }
 
-    /// Accepts what there is.
+    /// Accepts what is in the backlog.
     ///
     /// # Errors
-    /// There is nothing left to accept it with.
+    /// Fails if descriptors or memory have run out.
     fn accept_round(&mut self, at: usize) -> Result<(), Errno> {
         for _ in 0..ROUND {
             let Some(listener) = self.listeners.get(at) else { break };
@@ -320,14 +327,14 @@ impl Loop {
                 Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
                     return Err(errno);
                 }
-                // The peer has gone meanwhile, or the network said something about it.
+                // The peer has already closed the connection, or a network error is pending on it.
                 Err(_) => {}
             }
         }
         Ok(())
     }
 
-    /// Takes a connection in, if there is room and the peer is still there.
+    /// Adds a connection to the table, if the limits permit it.
     fn admit(&mut self, socket: OwnedFd, config: Arc<ListenerConfig>, is_loopback: bool) {
         let Ok(peer) = peer_of(&socket, config.security.auth) else { return };
         if is_loopback && !is_local(&socket, &peer) {
@@ -346,9 +353,10 @@ impl Loop {
         }
     }
 
-    /// Shows a peer the way that its first byte asks for, or has it wait until it says one.
+    /// Dispatches a connection by its first byte, or keeps it until there is one.
     fn greet(&mut self, incoming: Incoming) {
-        // Its host may have closed another connection before this one, which then must not write any more.
+        // The host may have closed an earlier connection before this one. That one must not write
+        // any more.
         self.fence_off();
         match incoming.config.detect(&incoming.link) {
             Detected::Unknown => self.silent.push(incoming),
@@ -362,7 +370,7 @@ impl Loop {
     }
 }
 
-/// Whether nothing lies between the peer and us but a cable, or not even that.
+/// Returns whether the peer is on this machine or on the same link.
 fn is_near(peer: IpAddr) -> bool {
     match peer.to_canonical() {
         IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
@@ -370,12 +378,13 @@ fn is_near(peer: IpAddr) -> bool {
     }
 }
 
-/// The loopback interface.
+/// Name of the loopback interface.
 const LOOPBACK: &str = "lo";
 
-/// Whether a connection to a loopback address was made on this machine. With `net.ipv4.conf.IF.route_localnet` Linux takes
-/// packets for 127.0.0.0/8 from other interfaces, too. Such a connection has neither the loopback interface's socket nor
-/// a loopback address at its other end: to one of those nothing is ever sent but by the loopback interface.
+/// Returns whether a connection to a loopback address comes from this machine. With
+/// `net.ipv4.conf.IF.route_localnet` Linux accepts packets for 127.0.0.0/8 from other interfaces as
+/// well. Such a connection has neither a socket bound to the loopback interface nor a loopback
+/// address at the other end, to which packets are sent over the loopback interface only.
 fn is_local(socket: &OwnedFd, peer: &Peer) -> bool {
     peer.remote.ip().to_canonical().is_loopback() || is_bound_to_loopback(socket)
 }
@@ -385,7 +394,7 @@ fn is_bound_to_loopback(socket: &OwnedFd) -> bool {
     device.is_ok_and(|device| device.is_some_and(|name| name == LOOPBACK.as_bytes()))
 }
 
-/// What a connection goes over.
+/// Kind of transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Tcp,
@@ -420,7 +429,7 @@ fn peer_of(socket: &OwnedFd, auth: Auth) -> Result<Peer, Errno> {
     Ok(Peer { remote: remote.try_into()?, local: local.try_into()?, auth, channel: None })
 }
 
-/// Has the kernel treat the connection as it is best for disks. Without that it works, if less well.
+/// Sets socket options for storage traffic. Failures are ignored: they only cost performance.
 fn tune(socket: &OwnedFd, peer: &Peer) {
     if Kind::of(socket) != Ok(Kind::Tcp) {
         return;

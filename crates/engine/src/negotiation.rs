@@ -1,5 +1,5 @@
-//! What is said in the clear before it is known how a connection goes on, where this end speaks first: the bytes' way between
-//! a socket and its [`Negotiator`]. It knows no protocol and no TLS.
+//! Cleartext negotiation before a session or TLS starts, where this end sends first: moves bytes
+//! between a socket and its [`Negotiator`].
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -11,45 +11,46 @@ use crate::MakeSession;
 use crate::link::Link;
 use crate::security::{NegotiationStep, Negotiator, NextStep};
 
-/// The most bytes that may wait for the negotiation to take them.
+/// Limit on received bytes that the negotiator has not consumed.
 const MAX_UNCONSUMED: usize = 8 << 10;
 
-/// More bytes than anybody says in the clear before it is known how it goes on.
+/// Limit on received bytes in total.
 const MAX_TOTAL: usize = 16 << 10;
 
 const TOO_LONG: &str = "sent too much data during negotiation";
 const DATA_BEFORE_TLS: &str = "sent clear text after it had requested TLS";
 
-/// A negotiation on its way.
+/// A negotiation in progress.
 pub(crate) struct Negotiation {
     negotiator: Negotiator,
-    /// Bytes that received and were not taken.
+    /// Received bytes that were not consumed.
     received: Vec<u8>,
-    /// Whether they may hold more than the negotiation has total_received: it took some, and these were behind.
+    /// Whether `received` has bytes that the negotiator may consume without more data: it has
+    /// consumed some, and these follow.
     has_unprocessed: bool,
-    /// Bytes that received in all.
+    /// Bytes received in total.
     total_received: usize,
-    /// What is still to be said, and what follows then.
+    /// Data still to be sent, and what follows then.
     reply: Vec<u8>,
     next: NextStep,
 }
 
-/// How a negotiation goes on.
+/// State of a negotiation after [`Negotiation::advance`].
 pub(crate) enum Progress {
-    /// It waits for that.
+    /// It waits for this event on the socket.
     Waits(PollFlags),
-    /// A driver takes over, with these bytes that received and were not taken.
+    /// A session takes over in clear text. These bytes were not consumed.
     Plain(Vec<u8>),
-    /// TLS follows, and then a session of this maker.
+    /// A TLS handshake follows, and then a session of this maker.
     Secure(MakeSession),
-    /// The peer is refused.
+    /// The peer is refused for this reason.
     Refuse(&'static str),
-    /// It is over.
+    /// The connection is to be closed.
     Closed,
 }
 
 impl Negotiation {
-    /// One that has said nothing yet.
+    /// Starts a negotiation with the greeting.
     pub(crate) fn new(mut negotiator: Negotiator) -> Self {
         let NegotiationStep { reply, next, .. } = call(&mut negotiator, &[]);
         Self {
@@ -62,7 +63,8 @@ impl Negotiation {
         }
     }
 
-    /// Does what can be done now. A peer can keep this going only for as many bytes as it may reply in all.
+    /// Sends, receives and calls the negotiator until it has to wait. The limits on received bytes
+    /// bound the number of iterations.
     pub(crate) fn advance(&mut self, link: &Link) -> Progress {
         loop {
             if matches!(self.next, NextStep::Secure(_))
@@ -90,12 +92,12 @@ impl Negotiation {
         }
     }
 
-    /// Whether the peer has said all that it may.
+    /// Returns whether the peer has reached one of the limits.
     fn is_over_limit(&self) -> bool {
         self.received.len() >= MAX_UNCONSUMED || self.total_received >= MAX_TOTAL
     }
 
-    /// Sends what the socket takes now of what is to be said. Tells whether that was all.
+    /// Sends without blocking. Returns whether everything was sent.
     fn send(&mut self, link: &Link) -> Result<bool, Errno> {
         while !self.reply.is_empty() {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
@@ -109,7 +111,7 @@ impl Negotiation {
         Ok(true)
     }
 
-    /// Receives what has come.
+    /// Receives without blocking.
     fn receive(&mut self, link: &Link) -> Result<(), Progress> {
         let have = self.received.len();
         self.received.resize(MAX_UNCONSUMED, 0);
@@ -127,7 +129,7 @@ impl Negotiation {
         }
     }
 
-    /// Has the negotiation hear what has come.
+    /// Passes the received bytes to the negotiator.
     fn process(&mut self) {
         let NegotiationStep { consumed, reply, next } = call(&mut self.negotiator, &self.received);
         self.received.drain(..consumed.min(self.received.len()));
@@ -136,7 +138,7 @@ impl Negotiation {
     }
 }
 
-/// Has the negotiation hear something. One that panics costs its own connection and no other: it is not called again.
+/// Calls the negotiator. If it panics, only its own connection is closed.
 fn call(negotiator: &mut Negotiator, bytes: &[u8]) -> NegotiationStep {
     catch_unwind(AssertUnwindSafe(|| negotiator(bytes))).unwrap_or(NegotiationStep {
         consumed: 0,
@@ -145,7 +147,7 @@ fn call(negotiator: &mut Negotiator, bytes: &[u8]) -> NegotiationStep {
     })
 }
 
-/// Whether bytes wait in the socket.
+/// Returns whether bytes are waiting in the socket.
 fn has_more(link: &Link) -> bool {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
     rustix::net::recv(link, &mut [0u8; 1], flags).is_ok_and(|(got, _)| got > 0)
@@ -161,7 +163,8 @@ mod test {
     use super::*;
     use crate::link::{Bounds, ConnectionTable};
 
-    /// Half a word that nobody takes must not have its socket look ready for ever.
+    /// Bytes that the negotiator does not consume must be removed from the socket, or polling it
+    /// would never block.
     #[test]
     fn what_is_not_taken_does_not_wait_in_the_socket() {
         let (near, mut far) = UnixStream::pair().unwrap();

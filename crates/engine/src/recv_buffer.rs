@@ -1,12 +1,12 @@
-//! Bytes that received from a socket and wait to be taken by a session. It knows neither.
+//! Receive buffer: bytes from a socket that a session has not consumed yet.
 
 use export::DirectRecv;
 use zerocopy::FromZeros;
 
-/// Bytes of a recv_buffer: room for a batch of small commands with their data in one receive.
+/// Size in bytes: a batch of small commands with their data fits into one receive.
 pub(crate) const RECV_BUFFER: usize = 128 << 10;
 
-/// A fixed piece of memory that is filled behind and emptied in front.
+/// A buffer of fixed size that is filled at the end and consumed from the start.
 #[derive(Debug)]
 pub(crate) struct RecvBuffer {
     bytes: Box<[u8]>,
@@ -15,13 +15,14 @@ pub(crate) struct RecvBuffer {
 }
 
 impl RecvBuffer {
-    /// An empty recv_buffer of `len` bytes. Nothing if there is no memory for it.
+    /// Returns an empty buffer of `len` bytes, or `None` if there is no memory.
     pub(crate) fn new(len: usize) -> Option<Self> {
         let bytes = <[u8]>::new_box_zeroed_with_elems(len).ok()?;
         Some(Self { bytes, start: 0, end: 0 })
     }
 
-    /// One of [`RECV_BUFFER`] bytes, in which `received` wait. Nothing if there is no memory for it.
+    /// Returns a buffer of at least [`RECV_BUFFER`] bytes that contains `received`, or `None` if
+    /// there is no memory.
     pub(crate) fn with_bytes(received: &[u8]) -> Option<Self> {
         let mut recv_buffer = Self::new(RECV_BUFFER.max(received.len()))?;
         recv_buffer.spare().get_mut(..received.len()).unwrap_or_default().copy_from_slice(received);
@@ -29,17 +30,17 @@ impl RecvBuffer {
         Some(recv_buffer)
     }
 
-    /// The bytes that wait.
+    /// Returns the unread bytes.
     pub(crate) fn unread(&self) -> &[u8] {
         self.bytes.get(self.start..self.end).unwrap_or_default()
     }
 
-    /// Whether none wait.
+    /// Returns whether there are no unread bytes.
     pub(crate) fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
-    /// The first `taken` were taken.
+    /// Removes the first `taken` unread bytes.
     pub(crate) fn consume(&mut self, taken: usize) {
         self.start = self.start.saturating_add(taken).min(self.end);
         if self.is_empty() {
@@ -47,7 +48,7 @@ impl RecvBuffer {
         }
     }
 
-    /// Moves the first of them into `into`, as far as there is room. Tells how many.
+    /// Moves unread bytes into `into`, as many as fit. Returns how many.
     pub(crate) fn read_into(&mut self, into: &mut [u8]) -> usize {
         let len = into.len().min(self.unread().len());
         if let (Some(into), Some(from)) = (into.get_mut(..len), self.unread().get(..len)) {
@@ -57,13 +58,13 @@ impl RecvBuffer {
         len
     }
 
-    /// Drops all.
+    /// Removes all bytes.
     pub(crate) fn clear(&mut self) {
         (self.start, self.end) = (0, 0);
     }
 
-    /// Room for more, behind those that wait; they are moved to the front only if less than half would be free. Empty
-    /// only when the recv_buffer is full.
+    /// Returns the free space after the unread bytes, which are first moved to the start if less
+    /// than half of the buffer would be free. Empty only if the buffer is full.
     pub(crate) fn spare(&mut self) -> &mut [u8] {
         if self.start > 0 && self.bytes.len() - self.end < self.bytes.len() / 2 {
             self.bytes.copy_within(self.start..self.end, 0);
@@ -72,13 +73,13 @@ impl RecvBuffer {
         self.bytes.get_mut(self.end..).unwrap_or_default()
     }
 
-    /// The first `received` bytes of the room were filled.
+    /// Adds the first `received` bytes of the free space to the unread ones.
     pub(crate) fn fill(&mut self, received: usize) {
         self.end = self.end.saturating_add(received).min(self.bytes.len());
     }
 }
 
-/// The memory that a direct_recv wants filled.
+/// Returns the memory that is to be received into.
 pub(crate) fn window(direct_recv: &mut DirectRecv) -> &mut [u8] {
     direct_recv.buffer.bytes_mut().get_mut(direct_recv.start..direct_recv.end).unwrap_or_default()
 }

@@ -1,4 +1,4 @@
-//! What a peer must show at an address, and the way in that its first byte asks for. It knows no driver and no cipher.
+//! Security of a listener, and the classification of connections by their first byte.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,43 +11,44 @@ use crate::link::Link;
 use crate::tls::{Certificates, Keys};
 use crate::{MakeSession, Sink};
 
-/// Tells whether something is so just now.
+/// A condition that is evaluated for each connection.
 pub type Predicate = Arc<dyn Fn() -> bool + Send + Sync>;
 
-/// The first byte of a TLS record that holds a ClientHello (RFC 8446 §5.1). No protocol that is spoken in the clear here
-/// begins with it.
+/// Content type of a TLS handshake record (RFC 8446 §5.1). None of our cleartext protocols begins
+/// with this byte.
 const HANDSHAKE_RECORD: u8 = 0x16;
 
-/// Speaks first on a connection, in the clear, until it is known how that goes on. Called once without bytes, to say hello,
-/// and then with all that have come and that it has not taken.
+/// A cleartext negotiation in which this end sends first, before the session or TLS starts (NBD
+/// with STARTTLS). Called once without bytes, for the greeting, and then with all received bytes
+/// that it has not consumed.
 pub type Negotiator = Box<dyn FnMut(&[u8]) -> NegotiationStep + Send>;
 
-/// Makes the negotiation of a peer. Called once for each, on the thread for handshakes.
+/// Makes the negotiator of a connection. Called once per connection, on the handshake thread.
 pub type MakeNegotiator = Arc<dyn Fn(&Peer) -> Negotiator + Send + Sync>;
 
-/// What a [`Negotiator`] makes of what it was called with.
+/// The result of a call of a [`Negotiator`].
 pub struct NegotiationStep {
-    /// How many of the bytes, from the first on, are done with. The others are offered again, with what came after them.
+    /// Number of bytes consumed. The rest is passed again, followed by newer bytes.
     pub consumed: usize,
-    /// What is to be said now.
+    /// Data to send.
     pub reply: Vec<u8>,
-    /// How it goes on when that is said.
+    /// What follows when that is sent.
     pub next: NextStep,
 }
 
-/// How a connection goes on after what its [`Negotiator`] said.
+/// How a connection continues after a step of its [`Negotiator`].
 pub enum NextStep {
-    /// With more of the same, once more has come.
+    /// Call the negotiator again when more bytes have arrived.
     Wait,
-    /// In the clear: a driver's session takes over, of the socket's own [`MakeSession`], and is given what was not taken. Where a
-    /// key is needed the peer is refused instead.
+    /// Start the listener's session in clear text, with the bytes that were not consumed. Refused
+    /// if the listener requires TLS.
     Plain,
-    /// With a TLS handshake, and then with a session of this maker. Bytes that have come already are nobody's: the peer is
-    /// refused.
+    /// Start a TLS handshake, and then a session of this maker. If bytes have already arrived, the
+    /// connection is refused: cleartext data must not be injected into the TLS session.
     Secure(MakeSession),
-    /// Not at all, for a reason that is reported: a piece of a sentence.
+    /// Refuse the peer and report this reason, a phrase.
     Refuse(&'static str),
-    /// Not at all.
+    /// Close the connection.
     Close,
 }
 
@@ -75,29 +76,30 @@ impl fmt::Debug for NextStep {
     }
 }
 
-/// Who is let in at a listening socket, and how.
+/// Security settings of a listener.
 #[derive(Clone)]
 pub struct Security {
-    /// What a peer must show there.
+    /// Whether authentication is required.
     pub auth: Auth,
-    /// The keys with which a channel may be made there; nothing if TLS is not spoken at all.
+    /// The PSKs for TLS; `None` to disable TLS with PSKs.
     pub keys: Option<Keys>,
-    /// Whether who speaks in the clear is let in now at a [`Auth::Required`]: because it can prove in the protocol who it is.
+    /// With [`Auth::Required`]: whether clear text is accepted now, because the peer can
+    /// authenticate within the protocol.
     pub plain: Predicate,
-    /// Makes what speaks first there, for each peer; nothing if the peer speaks first.
+    /// Makes the negotiator of a connection; `None` if the peer sends first.
     pub negotiation: Option<MakeNegotiator>,
-    /// What this end shows to a peer that speaks TLS without a key, if it may do so.
+    /// Certificates for peers that use TLS without a PSK; `None` to refuse them.
     pub certificates: Option<Certificates>,
 }
 
 impl Security {
-    /// Nothing is asked, and no TLS is spoken.
+    /// Returns settings without authentication and without TLS.
     pub fn open() -> Self {
         let plain = Arc::new(|| true);
         Self { auth: Auth::None, keys: None, plain, negotiation: None, certificates: None }
     }
 
-    /// Asks for a channel that is made with one of `keys`, and lets nobody in without.
+    /// Returns settings that require TLS with one of `keys`.
     pub fn keyed(keys: Keys) -> Self {
         Self { auth: Auth::Required, keys: Some(keys), plain: Arc::new(|| false), ..Self::open() }
     }
@@ -111,31 +113,31 @@ impl fmt::Debug for Security {
     }
 }
 
-/// A listening socket's rules, and the sessions that it leads to.
+/// Settings of a listener, and the maker of its sessions.
 pub(crate) struct ListenerConfig {
     pub(crate) security: Security,
     pub(crate) open: MakeSession,
 }
 
-/// The way in that a peer takes.
+/// What the first byte of a connection shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Detected {
-    /// It has said nothing yet.
+    /// No byte has arrived yet.
     Unknown,
-    /// It waits to be spoken to.
+    /// This end sends first.
     ServerFirst,
-    /// It speaks in the clear, and may.
+    /// Clear text, which is accepted.
     Plain,
-    /// It speaks TLS.
+    /// TLS.
     Tls,
-    /// It speaks in the clear, and must not.
+    /// Clear text, which is refused.
     Refused,
-    /// It is gone.
+    /// The peer has closed the connection.
     Closed,
 }
 
 impl ListenerConfig {
-    /// Which way the peer goes: by its first byte, which stays to be received, unless this end speaks first.
+    /// Classifies a connection by its first byte, without removing it from the socket.
     pub(crate) fn detect(&self, link: &Link) -> Detected {
         if self.security.negotiation.is_some() {
             return Detected::ServerFirst;
@@ -156,22 +158,22 @@ impl ListenerConfig {
         self.security.keys.is_some() || self.security.certificates.is_some()
     }
 
-    /// Whether who speaks in the clear is let in now.
+    /// Returns whether clear text is accepted now.
     pub(crate) fn allows_plain(&self) -> bool {
         self.security.auth == Auth::None || (self.security.plain)()
     }
 }
 
-/// Why a peer was refused that must not speak in the clear, for people.
+/// Reason for a refused peer: clear text where TLS is required.
 pub(crate) const PLAIN_REFUSED: &str = "TLS is required here";
 
-/// Why a peer was refused that reached a loopback address by another interface, for people.
+/// Reason for a refused peer: a loopback address reached over another interface.
 pub(crate) const NOT_LOCAL: &str = "connected to a loopback address from another machine";
 
-/// Why a peer was refused whose host has too many connections, for people.
+/// Reason for a refused peer: limit on connections.
 pub(crate) const TOO_MANY: &str = "too many connections";
 
-/// Reports that a peer was refused before it could say who it is.
+/// Reports a peer that was refused before it could identify itself.
 pub(crate) fn refuse(sink: &Sink, peer: Peer, why: &'static str) {
     sink(Event::Refused { peer, host: String::new(), wanted: String::new(), why });
 }
