@@ -1,5 +1,5 @@
-//! The fast driver: one thread, one ring, network and disk in the same ring. What a turn of it is stands in `worker`,
-//! who owns which memory in `ring`.
+//! The fast driver: one io_uring per worker thread, for network and disk. The event loop is in
+//! `worker`; the ownership of memory that the kernel uses is documented in `ring`.
 
 mod blocking_pool;
 mod broken;

@@ -1,10 +1,10 @@
-//! What stands in the place of a session that broke. It knows nothing any more.
+//! Placeholder for a session that has panicked.
 
 use std::time::Instant;
 
 use export::{Notice, Outcome, Session, Step, Ticket};
 
-/// Nothing is to be expected of it.
+/// Ignores everything.
 pub(crate) struct Broken;
 
 impl Session for Broken {

@@ -1,42 +1,43 @@
-//! The ring's own table of files. An entry names a file by its index there and can name no other: what is not in the table
-//! the ring does not touch. It knows indices, and no descriptor but while one is put in.
+//! Indices of the ring's fixed files (registered file table). Ring entries refer to files by index,
+//! so that the ring cannot reach a descriptor that is not in the table.
 
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::Rc;
 
-/// A index in the table, for as long as anybody has a share of it. It stays free of other files until the ring has swept.
+/// An index in the table, reference-counted. It is reused only after [`FileTable::sweep`] has
+/// removed the file.
 pub(crate) struct FixedFile {
     index: u32,
     indices: Rc<RefCell<Indices>>,
 }
 
-/// The indices.
 #[derive(Debug)]
 struct Indices {
     free: Vec<u32>,
-    /// Those that nobody has any more, but whose file is still there.
+    /// Indices without references whose file is still in the table.
     released: Vec<u32>,
 }
 
-/// The table.
+/// The allocator of indices.
 #[derive(Debug)]
 pub(super) struct FileTable(Rc<RefCell<Indices>>);
 
 impl FileTable {
-    /// One with so many indices, all free.
+    /// Returns a table of free indices `0..indices`.
     pub(super) fn new(indices: u32) -> Self {
         let free = (0..indices).rev().collect();
         Self(Rc::new(RefCell::new(Indices { free, released: Vec::new() })))
     }
 
-    /// A free index, to put a file in.
+    /// Allocates an index.
     pub(super) fn allocate(&self) -> Option<Rc<FixedFile>> {
         let index = self.0.borrow_mut().free.pop()?;
         Some(Rc::new(FixedFile { index, indices: self.0.clone() }))
     }
 
-    /// Has each index cleared that was let go of. One that cannot be is not used again.
+    /// Calls `clear` for each index without references, to remove its file from the table. An index
+    /// for which this fails is not reused.
     pub(super) fn sweep(&self, clear: impl Fn(u32) -> bool) {
         if self.0.borrow().released.is_empty() {
             return;
@@ -48,7 +49,7 @@ impl FileTable {
 }
 
 impl FixedFile {
-    /// Its index.
+    /// Returns the index.
     pub(super) fn index(&self) -> u32 {
         self.index
     }

@@ -1,4 +1,4 @@
-//! What a connection receives into, and the ring entry that names it. It knows no session.
+//! Receive buffers of a connection, and the ring entry that refers to them.
 
 use std::fmt;
 use std::ptr;
@@ -16,39 +16,42 @@ use super::slots::Key;
 use crate::link::Link;
 use crate::recv_buffer::{RECV_BUFFER, RecvBuffer, window};
 
-/// A direct_recv from this size on is large, and so is a request.
+/// From this size on a direct receive, or a request, counts as large.
 pub(super) const LARGE: usize = 16 << 10;
 
-/// Bytes that the recv_buffer takes behind a large direct_recv, and while requests are large: where one large payload came, the
-/// header of the next is close, and what is received behind that would have to be copied.
+/// Bytes received into the receive buffer after a large direct receive, and while requests are
+/// large: the header of the next request is expected there, and anything beyond it would have to be
+/// copied.
 const MIN_RECV: usize = 4 << 10;
 
-/// `IORING_RECVSEND_POLL_FIRST`, since Linux 5.19: without it the first try takes whatever has come.
+/// `IORING_RECVSEND_POLL_FIRST`, since Linux 5.19. Without it the first attempt takes whatever has
+/// arrived, regardless of `SO_RCVLOWAT`.
 const POLL_FIRST: u16 = 1;
 
 const NOTHING: iovec = iovec { iov_base: ptr::null_mut(), iov_len: 0 };
 
-/// What a connection receives into. With the connection while nothing is under way, with the ring while it is.
+/// Receive buffers of a connection. Owned by the connection while no receive is in flight, and by
+/// the ring while one is.
 pub(crate) struct Receiving {
-    /// The connection that it is of.
+    /// The connection.
     pub(crate) owner: Key,
-    /// Bytes that wait for the session, and room for more.
+    /// Unread bytes, and free space.
     pub(crate) recv_buffer: RecvBuffer,
-    /// Where the session wants the next bytes.
+    /// Memory of the session for the next bytes.
     pub(crate) direct_recv: Option<DirectRecv>,
-    /// The socket is open as long as this is.
+    /// Keeps the socket open.
     _link: Arc<Link>,
     file: Rc<FixedFile>,
-    /// Whether to take nothing before as much has come as the socket was told to wait for.
+    /// Whether to wait for `SO_RCVLOWAT` bytes.
     pub(crate) coalesces: bool,
-    /// Whether the requests that came last were large.
+    /// Whether the latest requests were large.
     pub(crate) is_large: bool,
     header: msghdr,
     vectors: [iovec; 2],
 }
 
 impl Receiving {
-    /// For the recv_buffer.
+    /// Returns buffers without a direct receive.
     pub(crate) fn new(
         owner: Key,
         link: Arc<Link>,
@@ -69,7 +72,8 @@ impl Receiving {
         })
     }
 
-    /// Names the direct_recv, if there is one, and the recv_buffer's room. To be asked by the ring only, which then owns this.
+    /// Builds an entry that receives into the direct receive, if there is one, and the receive
+    /// buffer. Called by the ring only, which owns `self` until completion.
     pub(super) fn entry(&mut self) -> squeue::Entry {
         let fd = Fixed(self.file.index());
         let lands =
@@ -94,7 +98,7 @@ impl fmt::Debug for Receiving {
     }
 }
 
-/// The vector that names `bytes`.
+/// Returns a vector for `bytes`.
 pub(super) fn vector(bytes: &mut [u8]) -> iovec {
     iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() }
 }

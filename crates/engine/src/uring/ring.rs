@@ -1,27 +1,31 @@
-//! An io_uring instance behind an interface without unsafe. It knows sockets and disk requests, and no session.
+//! A safe interface to io_uring.
 //!
-//! # Who owns the memory that the kernel reads and writes
+//! # Ownership of memory that the kernel reads and writes
 //!
-//! A ring entry names memory by address, and the kernel uses it until the entry's completion is posted. So everything an
-//! entry names must stay where it is, untouched, until then. This file has one rule for it: **what an entry names is
-//! owned by a value in `pending` from before the entry is pushed until its completion is reaped.** Nothing
-//! outside this file reaches a value while it is there, so nobody can touch, move or free what it owns:
+//! A ring entry refers to memory by address, and the kernel uses it until the completion of the
+//! entry is posted. Everything that an entry refers to must therefore stay in place, untouched,
+//! until then. Invariant: **what an entry refers to is owned by a value in `pending` from before
+//! the entry is pushed until its completion is reaped.** No code outside this file has access to a
+//! value while it is there, so that nothing it owns can be used, moved or freed:
 //!
-//! - a [`Job`] owns its request, and that owns the payload's buffer and the disk's descriptor. A buffer's pages are an
-//!   allocation of their own, which stays when the `Job` itself is moved;
-//! - a [`Receiving`] and a [`Sending`] are boxed; they own the message header and vectors that the entry names, the
-//!   memory that the vectors name (the recv_buffer, a direct_recv's buffer, the segments) and a share of the socket;
+//! - a [`Job`] owns its request, which owns the payload buffer and the disk's descriptor. The pages
+//!   of a buffer are an allocation of their own, which stays in place when the `Job` is moved;
+//! - a [`Receiving`] and a [`Sending`] are boxed; they own the message header and the vectors that
+//!   the entry refers to, the memory that the vectors refer to (receive buffer, buffer of the
+//!   direct receive, segments), and a reference to the socket;
 //! - a [`Wake`] owns the eight bytes that its eventfd is read into;
-//! - all of them own a share of the [`FixedFile`] that the entry names, whose place is not given to another file before.
+//! - each of them owns a reference to the [`FixedFile`] of the entry, whose index is not reused
+//!   before.
 //!
-//! The key of the value is the entry's `user_data`, and each entry has one completion: it finds its own value.
-//! Dropping the ring while entries are under way would free what they name: then it is leaked instead.
+//! The key of the value is the entry's `user_data`, and each entry has exactly one completion.
+//! Dropping the ring while entries are in flight would free memory that they refer to; it is leaked
+//! instead.
 //!
-//! # What the ring can do
+//! # Restrictions of the ring
 //!
-//! The kernel is told, before the ring runs, which entries it is to carry out: those of [`REQUIRED_OPS`], on files of the ring's
-//! own table, which this thread fills. Whatever is written into the ring's memory later, it cannot open a file, make a
-//! socket, or reach a descriptor that is not in the table.
+//! Before the ring is enabled, the kernel is told which operations it may execute: those of
+//! [`REQUIRED_OPS`], on fixed files only. Whatever is written into the ring's memory later, it
+//! cannot open a file, create a socket, or reach a descriptor that is not in the table.
 
 #![allow(unsafe_code, reason = "the one file of the crate that hands addresses to the kernel")]
 
@@ -50,23 +54,23 @@ use super::slots::{Key, Slots};
 use crate::disk::{Call, Job};
 use crate::inbox::Inbox;
 
-/// Entries of the submission queue: a turn that has more to say enters the kernel more than once.
+/// Entries of the submission queue. If it is full, the kernel is entered early.
 const ENTRIES: u32 = 512;
 
-/// Entries of the completion queue. More completions than this at once are kept by the kernel, more slowly.
+/// Entries of the completion queue. The kernel keeps further completions on a slower overflow list.
 const COMPLETIONS: u32 = 8192;
 
-/// Threads of the kernel that may wait for disks at once: several disks may hang before the others notice.
+/// Kernel threads for blocking operations: several disks may hang before others are affected.
 const DISK_THREADS: u32 = 64;
 
-/// FileTable in the ring's table, if the process may have so many open: sockets, disks and a wake_fd.
+/// Size of the fixed file table, if the process may open that many: sockets, disks and an eventfd.
 const FILES: u32 = 4096;
 
-/// What may be done with a ring that runs: to change its table of files (`IORING_REGISTER_FILES_UPDATE`), and to give it
-/// up (`IORING_UNREGISTER_FILES`).
+/// Register operations that remain permitted: `IORING_REGISTER_FILES_UPDATE` and
+/// `IORING_UNREGISTER_FILES`.
 const RUNTIME_REGISTER_OPS: [u8; 2] = [6, 3];
 
-/// What the engine needs of the kernel, and all that the ring may do. All are older than Linux 6.1.
+/// The operations that the engine needs; all others are denied. All exist since before Linux 6.1.
 const REQUIRED_OPS: [u8; 7] = [
     opcode::Read::CODE,
     opcode::Write::CODE,
@@ -77,14 +81,14 @@ const REQUIRED_OPS: [u8; 7] = [
     opcode::SendMsg::CODE,
 ];
 
-/// The ring, and what its entries name.
+/// The ring, and the values that its entries refer to.
 pub(crate) struct Ring {
     ring: IoUring,
     pending: ManuallyDrop<Slots<Pending>>,
-    /// Entries that found the submission queue full.
+    /// Entries that did not fit into the submission queue.
     backlog: VecDeque<squeue::Entry>,
     files: FileTable,
-    /// Disks in the table.
+    /// Disks in the file table.
     disks: Vec<(sync::Weak<Export>, Weak<FixedFile>)>,
     inbox: Arc<Inbox>,
     wake_fd: Rc<FixedFile>,
@@ -97,24 +101,24 @@ enum Pending {
     Wake(Box<Wake>),
 }
 
-/// Something that ended.
+/// A completed operation.
 #[derive(Debug)]
 pub(crate) enum Done {
-    /// A disk request of that connection.
+    /// A disk request of this connection.
     Disk(Key, Job),
-    /// Bytes came, or none any more (`Ok(0)`).
+    /// Received bytes, or the end of the stream (`Ok(0)`).
     Received(Box<Receiving>, Result<usize, Errno>),
-    /// That many bytes were sent; the rest of the batch is to be sent again.
+    /// Sent bytes. What remains of the batch must be sent again.
     Sent(Box<Sending>, Result<usize, Errno>),
-    /// The inbox was written to.
+    /// The inbox has a message.
     Wake,
 }
 
 impl Ring {
-    /// Opens a ring for this thread, which also hears the wake_fd of `inbox`.
+    /// Opens a ring for this thread, which also waits for the eventfd of `inbox`.
     ///
     /// # Errors
-    /// The kernel has no io_uring, forbids it, or lacks a part that is needed.
+    /// Fails if the kernel has no io_uring, forbids it, or lacks a required operation or feature.
     pub(crate) fn open(inbox: Arc<Inbox>) -> io::Result<Self> {
         let ring = build()?;
         let parameters = ring.params();
@@ -128,7 +132,7 @@ impl Ring {
         if !complete {
             return Err(Errno::OPNOTSUPP.into());
         }
-        // Only since Linux 5.15; without it, the kernel's own bound holds.
+        // Since Linux 5.15; before, the kernel's default limit applies.
         let _ = ring.submitter().register_iowq_max_workers(&mut [DISK_THREADS, 0]);
         let files = restrict(&ring)?;
         let wake_fd = put(&ring, &files, inbox.as_fd())?;
@@ -136,16 +140,16 @@ impl Ring {
         Ok(Self { ring, pending, backlog, files, disks, inbox, wake_fd })
     }
 
-    /// Takes a file into the ring's table. It stays there until nobody has a share of it any more.
+    /// Adds a file to the table. It is removed when the last reference is dropped.
     ///
     /// # Errors
-    /// The table is full, or there is no memory.
+    /// Fails if the table is full or there is no memory.
     pub(crate) fn put(&mut self, file: BorrowedFd<'_>) -> io::Result<Rc<FixedFile>> {
         self.sweep();
         put(&self.ring, &self.files, file)
     }
 
-    /// The place of a disk in the ring's table.
+    /// Returns the index of a disk in the table, which is added if necessary.
     ///
     /// # Errors
     /// As for [`Ring::put`].
@@ -160,38 +164,40 @@ impl Ring {
         Ok(file)
     }
 
-    /// Takes the files out of the table that nobody has a share of any more.
+    /// Removes files without references from the table.
     fn sweep(&self) {
         let clear = |index| self.ring.submitter().register_files_update(index, &[-1]).is_ok();
         self.files.sweep(clear);
     }
 
-    /// Begins or continues a disk request of the connection `owner`; `file` is the place of its disk. It comes back when it
-    /// has ended.
+    /// Starts or continues a disk request of the connection `owner`; `file` is the index of its
+    /// disk. Returned by [`Ring::reap`] when complete.
     pub(crate) fn carry_out(&mut self, owner: Key, job: Job, file: Rc<FixedFile>) {
         let key = self.pending.insert(Pending::Disk(owner, job, file));
         self.start(key);
     }
 
-    /// Receives into the direct_recv, if there is one, and the recv_buffer.
+    /// Starts a receive.
     pub(crate) fn receive(&mut self, receiving: Box<Receiving>) {
         let key = self.pending.insert(Pending::Receive(receiving));
         self.start(key);
     }
 
-    /// Sends what the batch still holds.
+    /// Starts to send the rest of the batch.
     pub(crate) fn send(&mut self, sending: Box<Sending>) {
         let key = self.pending.insert(Pending::Send(sending));
         self.start(key);
     }
 
-    /// Sends what the socket takes at once of the batch, without the ring. Gives how many bytes that is.
+    /// Sends from the batch what the socket takes immediately, by a system call. Returns the number
+    /// of bytes.
     ///
     /// # Errors
-    /// [`Errno::AGAIN`] if it takes none now; else the connection is broken.
+    /// [`Errno::AGAIN`] if the socket takes none now; any other if the connection is broken.
     pub(crate) fn send_now(sending: &mut Sending) -> Result<usize, Errno> {
         let (socket, header) = sending.message();
-        // SAFETY: the header, its vectors and what they name belong to `sending`, which is borrowed until this returns.
+        // SAFETY: the header, its vectors and the memory they refer to belong to `sending`, which
+        // is borrowed until the call returns.
         let sent =
             unsafe { libc::sendmsg(socket, header, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) };
         let Ok(sent) = usize::try_from(sent) else {
@@ -201,24 +207,24 @@ impl Ring {
         Ok(sent)
     }
 
-    /// Whether a receive can be made to wait for more than the first bytes: kernels that are older than that lack this flag,
-    /// too.
+    /// Returns whether a receive can wait for more than one byte. Kernels without the needed
+    /// poll-first flag also lack the setup flag that is checked here.
     pub(crate) fn can_coalesce(&self) -> bool {
         self.ring.params().is_setup_single_issuer()
     }
 
-    /// Has the receives of a socket wait for so many bytes, if they [can](Ring::can_coalesce). Those that wait already look
-    /// again.
+    /// Sets the number of bytes that receives on a socket wait for (`SO_RCVLOWAT`), if
+    /// [supported](Ring::can_coalesce). Receives in flight are re-evaluated.
     pub(crate) fn set_low_water_mark(socket: BorrowedFd<'_>, bytes: usize) {
         let bytes = libc::c_int::try_from(bytes).unwrap_or(1);
         let (value, len) = ((&raw const bytes).cast(), size_of_val(&bytes));
         let (fd, len) = (socket.as_raw_fd(), u32::try_from(len).unwrap_or(0));
-        // SAFETY: the value is an integer of that length, which is read before the call returns. Fails only for a socket
-        // that knows no such thing, and then nothing is waited for.
+        // SAFETY: the value is an integer of this length, which is read before the call returns. A
+        // failure leaves the mark as it was.
         unsafe { libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT, value, len) };
     }
 
-    /// Waits for the inbox's wake_fd.
+    /// Starts to wait for the eventfd of the inbox.
     pub(crate) fn arm_wake(&mut self) {
         let (inbox, file) = (self.inbox.clone(), self.wake_fd.clone());
         let wake = Wake { count: [0; 8], _inbox: inbox, file };
@@ -237,12 +243,12 @@ impl Ring {
         self.push(entry.user_data(key.number()));
     }
 
-    /// Takes an entry whose `user_data` is the key of the value that owns all that it names.
+    /// Queues an entry. Its `user_data` is the key of the value that owns everything it refers to.
     fn push(&mut self, entry: squeue::Entry) {
         if self.backlog.is_empty() && self.try_push(&entry) {
             return;
         }
-        // Whatever goes wrong here goes wrong again on the next entry into the kernel, and is told there.
+        // An error will recur, and be reported, at the next `enter`.
         let _ = self.enter(None);
         if !self.backlog.is_empty() || !self.try_push(&entry) {
             self.backlog.push_back(entry);
@@ -250,15 +256,16 @@ impl Ring {
     }
 
     fn try_push(&mut self, entry: &squeue::Entry) -> bool {
-        // SAFETY: all that the entry names is owned by a value in `pending` until the completion is reaped, see above.
+        // SAFETY: everything the entry refers to is owned by a value in `pending` until the
+        // completion is reaped, see above.
         unsafe { self.ring.submission().push(entry).is_ok() }
     }
 
-    /// Tells the kernel what is to be done, and lets it finish what it can; with a `timeout`, waits that long for
-    /// something to end.
+    /// Submits the queued entries and lets the kernel run deferred work. With a `timeout`, also
+    /// waits that long for a completion.
     ///
     /// # Errors
-    /// What the kernel says; an interrupted or expired wait is no error.
+    /// The error of the system call. An interrupted or expired wait is not an error.
     pub(crate) fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.sweep();
         while let Some(entry) = self.backlog.pop_front() {
@@ -283,22 +290,23 @@ impl Ring {
         }
     }
 
-    /// Whether entries wait to be told to the kernel.
+    /// Returns whether entries have not been submitted.
     pub(crate) fn has_unsubmitted(&mut self) -> bool {
         !self.backlog.is_empty() || !self.ring.submission().is_empty()
     }
 
-    /// Whether something has ended. A look at memory.
+    /// Returns whether there is a completion. Reads memory only.
     pub(crate) fn is_ready(&mut self) -> bool {
         !self.ring.completion().is_empty()
     }
 
-    /// Whether the kernel has something that ends with the next [`Ring::enter`]. A look at memory.
+    /// Returns whether the kernel has deferred work, to be run by [`Ring::enter`]. Reads memory
+    /// only.
     pub(crate) fn has_task_work(&mut self) -> bool {
         self.ring.submission().taskrun()
     }
 
-    /// The next thing that ended.
+    /// Returns the next completed operation.
     pub(crate) fn reap(&mut self) -> Option<Done> {
         loop {
             let entry = self.ring.completion().next()?;
@@ -339,10 +347,11 @@ impl Ring {
 impl Drop for Ring {
     fn drop(&mut self) {
         if self.pending.is_empty() {
-            // Left to itself the kernel lets go of them up to a second after the ring is gone (Linux 6.1), and so long the
-            // disks seem to be in use.
+            // Otherwise the kernel releases the files up to a second after the ring is closed
+            // (Linux 6.1), and the disks appear to be in use until then.
             let _ = self.ring.submitter().unregister_files();
-            // SAFETY: dropped here and nowhere else; nothing is under way, so the kernel uses none of it.
+            // SAFETY: dropped here and nowhere else; nothing is in flight, so the kernel uses none
+            // of it.
             unsafe { ManuallyDrop::drop(&mut self.pending) };
         }
     }
@@ -354,8 +363,8 @@ impl fmt::Debug for Ring {
     }
 }
 
-/// The newest ways that this kernel knows: work is done when this thread asks for it (Linux 6.1), or at least without
-/// interrupting it (5.19), or as ever.
+/// Sets up the ring with the best mode that the kernel supports: deferred task work (Linux 6.1),
+/// cooperative task work (5.19), or the default.
 fn build() -> io::Result<IoUring> {
     let mut newest = IoUring::builder();
     newest.setup_cqsize(COMPLETIONS).setup_submit_all().setup_clamp().setup_r_disabled();
@@ -377,7 +386,7 @@ fn build() -> io::Result<IoUring> {
     result
 }
 
-/// Gives the ring its table of files, tells the kernel what the ring may do, and has it run.
+/// Registers an empty file table and the restrictions, and enables the ring.
 fn restrict(ring: &IoUring) -> io::Result<FileTable> {
     let most = getrlimit(Resource::Nofile).current.and_then(|most| u32::try_from(most).ok());
     let places = most.map_or(FILES, |most| most.min(FILES));
@@ -416,14 +425,14 @@ fn disk_entry(job: &mut Job, file: &FixedFile) -> squeue::Entry {
     }
 }
 
-/// The length of a piece as the ring has it; one of 4 GiB would only be cut, and continued as any short transfer.
+/// Returns the length as a 32-bit number. A buffer above 4 GiB would be transferred in parts.
 pub(super) fn length(bytes: &[u8]) -> u32 {
     u32::try_from(bytes.len()).unwrap_or(u32::MAX)
 }
 
 struct Wake {
     count: [u8; 8],
-    /// Whose eventfd it is.
+    /// Keeps the eventfd open.
     _inbox: Arc<Inbox>,
     file: Rc<FixedFile>,
 }
@@ -435,9 +444,9 @@ impl Wake {
     }
 }
 
-/// A message header that names `vectors`.
+/// Returns a message header for `vectors`.
 pub(super) fn header(vectors: &mut [iovec]) -> msghdr {
-    // SAFETY: integers and pointers, for all of which zero is a value.
+    // SAFETY: integers and pointers, for which zero is a valid value.
     let mut header: msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = vectors.as_mut_ptr();
     header.msg_iovlen = vectors.len() as _;
@@ -451,20 +460,21 @@ mod test {
 
     use super::*;
 
-    /// A ring, or nothing where there is no io_uring.
+    /// Returns a ring, or `None` where io_uring is not available.
     fn ring() -> Option<Ring> {
         Ring::open(Inbox::new().unwrap()).ok()
     }
 
-    /// What the kernel makes of an entry.
+    /// Returns the result of an entry.
     fn result(ring: &mut Ring, entry: squeue::Entry) -> i32 {
-        // SAFETY: the entries of these tests name static memory, or none.
+        // SAFETY: the entries of these tests refer to static memory, or none.
         unsafe { ring.ring.submission().push(&entry).unwrap() };
         ring.ring.submit_and_wait(1).unwrap();
         ring.ring.completion().next().unwrap().result()
     }
 
-    /// What the ring still holds when it goes is free at once, so that the next one may have the disk.
+    /// Files of a ring that was dropped are released immediately, so that a disk can be opened
+    /// exclusively.
     #[test]
     fn a_ring_that_is_gone_holds_no_file() {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -473,7 +483,8 @@ mod test {
         let file = ring.put(theirs.as_fd()).unwrap();
         drop(theirs);
         drop(ring);
-        // By itself the kernel takes tens of milliseconds, and some a second; here it has a clock's tick.
+        // Without unregistering, the kernel takes tens of milliseconds, sometimes a second; the
+        // test allows one clock tick.
         let tick = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
         let mut end = [PollFd::new(&ours, PollFlags::empty())];
         assert_eq!(poll(&mut end, Some(&tick)), Ok(1));
@@ -482,7 +493,7 @@ mod test {
 
     static BYTES: [u8; 4] = *b"data";
 
-    /// X45, the ring's part: what the engine does not need, the ring does not do.
+    /// X45, the ring's part: operations that the engine does not need are denied.
     #[test]
     fn x45_the_ring_does_nothing_but_what_it_is_for() {
         let Some(mut ring) = ring() else { return };
@@ -497,7 +508,7 @@ mod test {
             opcode::Socket::new(libc::AF_INET, libc::SOCK_STREAM, 0).build(),
             opcode::Connect::new(Fixed(file.index()), std::ptr::null(), 0).build(),
             opcode::Statx::new(Fd(0), c"".as_ptr(), std::ptr::null_mut()).build(),
-            // A descriptor that is open, but not in the table.
+            // An open descriptor that is not in the table.
             opcode::Write::new(Fd(disk.as_raw_fd()), BYTES.as_ptr(), 4).build(),
         ];
         for entry in entries {
@@ -508,7 +519,7 @@ mod test {
         assert_eq!(result(&mut ring, write(empty)), bad);
         let error = ring.ring.submitter().register_eventfd(disk.as_raw_fd()).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EACCES));
-        // What nobody has a share of is gone with the next call.
+        // A file without references is removed by the next call.
         let place = Fixed(file.index());
         drop(file);
         ring.enter(None).unwrap();

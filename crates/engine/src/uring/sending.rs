@@ -1,4 +1,4 @@
-//! What a connection sends, and the ring entry that names it. It knows no session.
+//! Send buffers of a connection, and the ring entry that refers to them.
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -16,30 +16,30 @@ use super::ring::header;
 use super::slots::Key;
 use crate::link::Link;
 
-/// The most vectors of one send; the kernel takes 1024.
+/// Most vectors of one send; the kernel accepts 1024.
 const VECTORS: usize = 256;
 
-/// The most bytes of one send.
+/// Most bytes of one send.
 const WINDOW: usize = 1 << 20;
 
-/// Parts of a segment up to this many bytes are copied together rather than named one by one: a vector of its own costs
-/// about as much as copying so few bytes.
+/// Parts of a segment up to this size are copied into a common buffer: a vector of its own costs
+/// about as much as copying that many bytes.
 const SMALL: usize = 256;
 
-/// Room for small parts; a segment brings at most three.
+/// Size of that buffer; a segment has at most three parts.
 const SCRATCH: usize = 16 << 10;
 
-/// A batch of segments that a connection sends. With the connection while nothing is under way, with the ring while it
-/// is. It is sent in windows of [`WINDOW`] bytes and [`VECTORS`] vectors.
+/// A batch of segments being sent. Owned by the connection while no send is in flight, and by the
+/// ring while one is. Sent in windows of [`WINDOW`] bytes and [`VECTORS`] vectors.
 pub(crate) struct Sending {
-    /// The connection that it is of.
+    /// The connection.
     pub(crate) owner: Key,
     link: Arc<Link>,
     file: Rc<FixedFile>,
     segments: Vec<Segment>,
-    /// How many segments are in the window.
+    /// Number of segments in the window.
     in_window: usize,
-    /// The window; the vectors before `sent_vectors` have been sent.
+    /// The window. The vectors before `sent_vectors` have been sent.
     vectors: Vec<iovec>,
     sent_vectors: usize,
     scratch: Box<[u8]>,
@@ -48,7 +48,7 @@ pub(crate) struct Sending {
 }
 
 impl Sending {
-    /// With nothing to send.
+    /// Returns an empty batch.
     pub(crate) fn new(owner: Key, link: Arc<Link>, file: Rc<FixedFile>) -> Box<Self> {
         Box::new(Self {
             owner,
@@ -64,19 +64,21 @@ impl Sending {
         })
     }
 
-    /// Whether all is sent.
+    /// Returns whether everything has been sent.
     pub(crate) fn is_empty(&self) -> bool {
         self.segments.is_empty()
     }
 
-    /// Takes all of `queue`, if all that it had is sent. The queue gets the emptied list for its next segments.
+    /// Takes all segments of `queue`, if the previous batch is sent. The queue gets the empty list
+    /// in exchange, to reuse its memory.
     pub(crate) fn load(&mut self, queue: &mut Vec<Segment>) {
         if self.segments.is_empty() {
             std::mem::swap(&mut self.segments, queue);
         }
     }
 
-    /// Names the rest of the window, or the next one, for the ring, which then owns this.
+    /// Builds an entry that sends the rest of the window, or the next one. Called by the ring only,
+    /// which owns `self` until completion.
     pub(super) fn entry(&mut self) -> squeue::Entry {
         let (_, header) = self.message();
         #[allow(clippy::cast_sign_loss, reason = "bits, not a number")]
@@ -84,8 +86,8 @@ impl Sending {
         opcode::SendMsg::new(Fixed(self.file.index()), header).flags(flags).build()
     }
 
-    /// The socket, and a header that names the rest of the window, or the next one. For the ring only: what it names is
-    /// there as long as this is, and is not changed otherwise.
+    /// Returns the socket, and a header for the rest of the window or the next one. For the ring
+    /// only: the header is valid while `self` exists and is not modified.
     pub(super) fn message(&mut self) -> (RawFd, *const msghdr) {
         if self.sent_vectors == self.vectors.len() {
             self.fill_window();
@@ -94,7 +96,7 @@ impl Sending {
         (self.link.as_fd().as_raw_fd(), &raw const self.header)
     }
 
-    /// Names the next window.
+    /// Builds the next window.
     fn fill_window(&mut self) {
         (self.in_window, self.sent_vectors, self.scratch_used) = (0, 0, 0);
         self.vectors.clear();
@@ -130,7 +132,7 @@ impl Sending {
         segment.len()
     }
 
-    /// The kernel took that many bytes of the window.
+    /// Removes `bytes` sent bytes from the window.
     pub(super) fn sent(&mut self, mut bytes: usize) {
         while let Some(vector) = self.vectors.get_mut(self.sent_vectors) {
             let part = bytes.min(vector.iov_len);
@@ -147,7 +149,7 @@ impl Sending {
     }
 }
 
-/// Adds a vector, or makes the last longer if it goes on where that ends.
+/// Appends a vector, or extends the last one if it is contiguous.
 fn append(vectors: &mut Vec<iovec>, next: iovec) {
     match vectors.last_mut() {
         _ if next.iov_len == 0 => {}

@@ -1,17 +1,17 @@
-//! A list of values with stable keys. An old key does not find the value that has its index now (not before that index was
-//! used 2^32 times). It knows nothing of what it keeps.
+//! A slab with generation-checked keys: the key of a removed value does not find a later value at
+//! the same index (until an index was reused 2^32 times).
 
-/// Names a value: its index in the low half, and in the high half how often the index was used before.
+/// The index in the low half, and the generation in the high half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Key(u64);
 
 impl Key {
-    /// The key as a number.
+    /// Returns the key as a number.
     pub(crate) fn number(self) -> u64 {
         self.0
     }
 
-    /// The key of that number.
+    /// Returns the key with this number.
     pub(crate) fn from_number(number: u64) -> Self {
         Self(number)
     }
@@ -30,7 +30,7 @@ impl Key {
     }
 }
 
-/// The list.
+/// The slab.
 #[derive(Debug)]
 pub(crate) struct Slots<T> {
     slots: Vec<Slot<T>>,
@@ -50,22 +50,22 @@ impl<T> Default for Slots<T> {
 }
 
 impl<T> Slots<T> {
-    /// How many values there are.
+    /// Returns the number of values.
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no values.
     pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Keeps a value.
+    /// Adds a value.
     pub(crate) fn insert(&mut self, value: T) -> Key {
         self.insert_with(|_| value)
     }
 
-    /// Keeps a value that knows its own key.
+    /// Adds a value that contains its own key.
     pub(crate) fn insert_with(&mut self, make: impl FnOnce(Key) -> T) -> Key {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot { uses: 0, value: None });
@@ -77,13 +77,13 @@ impl<T> Slots<T> {
         key
     }
 
-    /// The value of that key, if it is still kept.
+    /// Returns the value with this key, if it has not been removed.
     pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut T> {
         let slot = self.slots.get_mut(key.index() as usize)?;
         if slot.uses == key.uses() { slot.value.as_mut() } else { None }
     }
 
-    /// Gives the value of that key back.
+    /// Removes the value with this key.
     pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
         let slot = self.slots.get_mut(key.index() as usize)?;
         if slot.uses != key.uses() {
@@ -95,7 +95,7 @@ impl<T> Slots<T> {
         Some(value)
     }
 
-    /// All values with their keys.
+    /// Returns all values with their keys.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (Key, &mut T)> {
         self.slots.iter_mut().zip(0u32..).filter_map(|(slot, index)| {
             let key = Key::new(index, slot.uses);

@@ -1,50 +1,50 @@
-//! Whether to watch for the next event for a moment before sleeping. It knows only how long the last waits were, and which of
-//! them were watched.
+//! Whether to poll for the next event before sleeping, from the length of the latest waits.
 
 use std::time::Duration;
 
-/// Waits longer than this many budgets count as this many, so that one pause is forgotten after a few short waits.
+/// Waits count for at most this multiple of the polling time, so that a few short waits outweigh
+/// one long pause.
 const CAP: u32 = 8;
 
-/// The usual length of the waits between events, and what may be spent on watching.
+/// The usual length of waits, and the limit on polling.
 #[derive(Debug)]
 pub(crate) struct Spin {
     most: Duration,
     usual: Duration,
-    /// Waits that are not to be watched.
+    /// Number of waits during which polling is suspended.
     blind: u32,
-    /// The same after the next that is watched in vain.
+    /// The value of `blind` after the next poll without success.
     next_blind: u32,
 }
 
-/// After watching in vain so often, only one wait in so many is watched.
+/// Upper limit of `blind`.
 const BLIND: u32 = 256;
 
 impl Spin {
-    /// Watches for `most` at most before each sleep.
+    /// Returns a state that polls for at most `most` before each sleep.
     pub(crate) fn new(most: Duration) -> Self {
         Self { most, usual: most * CAP, blind: 0, next_blind: 1 }
     }
 
-    /// How long to watch now; nothing if the wait will probably be longer than that.
+    /// Returns how long to poll now; `None` if the wait will probably be longer than that.
     pub(crate) fn budget(&self) -> Option<Duration> {
         let watches = !self.most.is_zero() && self.usual <= self.most && self.blind == 0;
         watches.then_some(self.most)
     }
 
-    /// Takes note of the length of a wait.
+    /// Records the length of a wait.
     pub(crate) fn waited(&mut self, wait: Duration) {
         self.usual = (self.usual * 3 + wait.min(self.most * CAP)) / 4;
         self.blind = self.blind.saturating_sub(1);
     }
 
-    /// Takes note whether something came while it watched. If it often does not, though waits are short, then who is waited
-    /// for shares the processor, and gets it only when this sleeps.
+    /// Records whether an event arrived during a poll. If often none arrives although waits are
+    /// short, the thread that would cause it shares this CPU, and runs only while this one sleeps.
     pub(crate) fn watched(&mut self, came: bool) {
         if came {
             (self.blind, self.next_blind) = (0, 1);
         } else {
-            // The wait that is under way is counted when it ends.
+            // The current wait is counted when it ends.
             self.blind = self.next_blind + 1;
             self.next_blind = (self.next_blind * 2).min(BLIND);
         }

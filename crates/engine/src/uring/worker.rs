@@ -1,5 +1,6 @@
-//! A thread with a ring. Its turn: tell the kernel all that is to be done, in one call; reap what ended and give it to
-//! the sessions; have each session that anything happened to say what is next. It knows no protocol.
+//! A worker thread with a ring. Each turn of its event loop submits all queued operations in one
+//! system call, reaps completions and passes them to the sessions, and then settles each session
+//! that has changed.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -22,29 +23,30 @@ use crate::link::Link;
 use crate::recv_buffer::RecvBuffer;
 use crate::{Config, MakeSession, RETRY, Shared};
 
-/// After so long without anything to do, free buffers go back to the system.
+/// After this idle time cached buffers are freed.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// The longest sleep. Anything that happens ends it.
+/// Longest sleep. Every event ends it.
 const SLEEP: Duration = Duration::from_secs(3600);
 
-/// The shortest time between two ticks of a session, whatever it says its deadline is.
+/// Shortest interval between two ticks of a session, whatever its deadline.
 const TICK: Duration = Duration::from_millis(1);
 
-/// A thread that comes so much later than it wanted was stopped, or kept waiting by the machine.
+/// A thread that wakes up this much late was stopped or starved.
 const STALL: Duration = Duration::from_millis(100);
 
-/// So long it then listens to what peers said meanwhile before it holds any of them to its deadline.
+/// After a stall: time for processing what peers have sent meanwhile, before deadlines are
+/// enforced.
 const CATCH_UP: Duration = Duration::from_millis(10);
 
-/// The threads of an engine.
+/// The worker threads.
 #[derive(Debug)]
 pub(crate) struct Workers(Vec<WorkerHandle>);
 
 #[derive(Debug)]
 struct WorkerHandle {
     inbox: Arc<Inbox>,
-    /// Connections of the thread.
+    /// Number of its connections.
     load: Arc<AtomicUsize>,
     thread: JoinHandle<()>,
 }
@@ -52,7 +54,7 @@ struct WorkerHandle {
 /// Starts the threads.
 ///
 /// # Errors
-/// A thread or its ring cannot be made; then none is left behind.
+/// Fails if a thread or its ring cannot be created; those already started are stopped.
 pub(crate) fn spawn(config: &Config, shared: &Arc<Shared>) -> io::Result<Workers> {
     let mut workers = Workers(Vec::new());
     for _ in 0..config.threads.max(1) {
@@ -77,7 +79,7 @@ fn spawn_one(config: &Config, shared: &Arc<Shared>) -> io::Result<WorkerHandle> 
         let (config, shared, inbox, load) = state;
         let ring = Ring::open(inbox.clone());
         let opened = ring.as_ref().map(drop).map_err(clone);
-        // The other side waits for this and goes away only after.
+        // Cannot fail: the other side waits for this message.
         let _ = report.send(opened);
         if let Ok(ring) = ring {
             Worker::new(ring, &config, shared, inbox, load).run();
@@ -93,7 +95,8 @@ fn clone(error: &io::Error) -> io::Error {
 }
 
 impl Workers {
-    /// Gives a connection to the thread that has the fewest. One that broke gets none; if all did, it is closed.
+    /// Assigns a connection to the thread with the fewest. Threads that have panicked are skipped;
+    /// if all have, the connection is closed.
     pub(crate) fn adopt(&self, link: Arc<Link>, open: MakeSession) {
         let load = |worker: &&WorkerHandle| worker.load.load(Ordering::Relaxed);
         let works = |worker: &&WorkerHandle| !worker.thread.is_finished();
@@ -105,7 +108,7 @@ impl Workers {
 
     /// Waits for the threads to end.
     pub(crate) fn join(self) {
-        // A thread that panicked has said so.
+        // The panic of a thread has already been printed.
         self.0.into_iter().for_each(|worker| drop(worker.thread.join()));
     }
 }
@@ -120,13 +123,13 @@ struct Worker {
     inbox: Arc<Inbox>,
     load: Arc<AtomicUsize>,
     spin: Spin,
-    /// No session's deadline is before this.
+    /// The earliest deadline of a session.
     next_tick: Option<Instant>,
-    /// No connection has waited long enough for more requests before this.
+    /// The earliest timeout of a coalescing wait.
     next_flush: Option<Instant>,
-    /// Whether deadlines were put off once, because the thread itself came late.
+    /// Whether deadlines were already postponed because of a stall.
     catching_up: bool,
-    /// Whether the sessions of this thread are to be told next turn that something changed.
+    /// Whether to notify the sessions of this thread in the next turn.
     state_changed: bool,
     stopping: bool,
     quitting: bool,
@@ -166,7 +169,8 @@ impl Worker {
         self.turn.ring.arm_wake();
         while !(self.quitting && self.connections.is_empty()) {
             if let Err(error) = self.wait() {
-                // The ring is broken: nothing can be received, sent or read any more. Dropping cuts the connections.
+                // The ring is unusable: nothing can be received, sent or read. Unwinding cuts the
+                // connections.
                 panic!("io_uring_enter failed: {error}");
             }
             self.turn.now = Instant::now();
@@ -180,7 +184,7 @@ impl Worker {
         self.end_wake_wait();
     }
 
-    /// Ends the wait for the wake_fd, so that nothing is under way in the ring any more.
+    /// Ends the wait for the eventfd, so that nothing is in flight in the ring.
     fn end_wake_wait(&mut self) {
         self.inbox.push(Message::Quit);
         while !matches!(self.turn.ring.reap(), Some(Done::Wake)) {
@@ -190,11 +194,11 @@ impl Worker {
         }
     }
 
-    /// Submits, and waits until there is something to do: watching for a moment if it will probably come soon, asleep
-    /// if not.
+    /// Submits, and waits until there is something to do: polls first if an event is likely soon,
+    /// then sleeps.
     fn wait(&mut self) -> io::Result<()> {
         let stays = self.has_work() || self.budget().is_some();
-        // Who goes to sleep tells the kernel what is to be done in the same call.
+        // When about to sleep, submits and waits in one `io_uring_enter`.
         if stays && (self.turn.ring.has_unsubmitted() || self.turn.ring.has_task_work()) {
             self.turn.ring.enter(None)?;
         }
@@ -221,13 +225,14 @@ impl Worker {
         waiting || self.turn.ring.is_ready() || self.inbox.has_messages()
     }
 
-    /// How long to watch now, if at all. While requests are to rx_coalescing, looking out for the first is of no use.
+    /// Returns how long to poll now. There is no polling during a coalescing wait, which the first
+    /// request does not end.
     fn budget(&self) -> Option<Duration> {
         let is_idle = self.connections.is_empty() || self.next_flush.is_some();
         self.spin.budget().filter(|_| !is_idle)
     }
 
-    /// Watches memory for something to do. Tells whether there is.
+    /// Polls memory for something to do. Returns whether there is.
     fn watch(&mut self, began: Instant) -> io::Result<bool> {
         let Some(budget) = self.budget() else { return Ok(false) };
         while began.elapsed() < budget {
@@ -271,7 +276,7 @@ impl Worker {
         }
     }
 
-    /// Does something with a connection, which is then to be settled.
+    /// Calls `act` with a connection, and marks it to be settled.
     fn with(&mut self, key: Key, act: impl FnOnce(&mut Connection, &mut Turn)) {
         let Some(connection) = self.connections.get_mut(key) else { return };
         attempt(connection, &mut self.turn, act);
@@ -280,7 +285,7 @@ impl Worker {
         }
     }
 
-    /// The same with all.
+    /// Does the same with all connections.
     fn with_all(&mut self, act: impl Fn(&mut Connection, &mut Turn)) {
         for (key, connection) in self.connections.iter_mut() {
             attempt(connection, &mut self.turn, &act);
@@ -313,7 +318,7 @@ impl Worker {
         }
     }
 
-    /// A request ended that the ring could not do.
+    /// Completes a request of the thread pool.
     fn take_back(&mut self, number: u64, answer: Answer) {
         if let Some((key, mut job)) = self.turn.blocking_pool.take_back(number) {
             job.answer(answer);
@@ -326,12 +331,12 @@ impl Worker {
             return;
         }
         let Ok(file) = self.turn.ring.put(link.as_fd()) else {
-            // The ring's table is full; the peer may try again.
+            // The file table is full; the peer may retry.
             self.load.fetch_sub(1, Ordering::Relaxed);
             return;
         };
         let Some(recv_buffer) = RecvBuffer::with_bytes(&link.take()) else {
-            // There is no memory left; the peer may try again.
+            // Out of memory; the peer may retry.
             self.load.fetch_sub(1, Ordering::Relaxed);
             return;
         };
@@ -361,7 +366,7 @@ impl Worker {
         self.with_all(|connection, turn| connection.tick(turn));
     }
 
-    /// Has the connections go on that have waited long enough for more requests.
+    /// Continues connections whose coalescing wait has timed out.
     fn flush_coalesced(&mut self) {
         let now = self.turn.now;
         if self.next_flush.take_if(|at| *at <= now).is_some() {
@@ -387,7 +392,7 @@ impl Worker {
             } else if over.unwrap_or_else(|| connection.is_over()) {
                 self.connections.remove(key);
                 self.load.fetch_sub(1, Ordering::Relaxed);
-                // Its association may have ended with it.
+                // An association may have ended with the connection.
                 self.turn.notify_all = true;
             } else {
                 let tick = connection.deadline().map(|at| at.max(self.turn.now + TICK));
@@ -402,8 +407,8 @@ impl Worker {
         }
     }
 
-    /// Tells all other threads, and this one in its next turn, that something changed. Once a turn, however often it
-    /// was said.
+    /// Notifies all other threads, and this one in its next turn, that shared state has changed. At
+    /// most once per turn.
     fn broadcast(&mut self) {
         if std::mem::take(&mut self.turn.notify_all) {
             self.state_changed = true;
@@ -413,8 +418,8 @@ impl Worker {
 }
 
 impl Drop for Worker {
-    /// However the thread ends: nobody waits for it any more. What a broken ring still holds keeps its sockets open, so
-    /// they are shut here.
+    /// Runs even if the thread panics. Operations in a broken ring keep the sockets open, so they
+    /// are shut down here.
     fn drop(&mut self) {
         self.shared.inboxes.unregister(&self.inbox);
         self.connections.iter_mut().for_each(|(_, connection)| connection.shut());
@@ -428,13 +433,13 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
     one.into_iter().chain(other).min()
 }
 
-/// Does something with a connection, which is given up if its session panics in it.
+/// Calls `act` with a connection. If its session panics, the connection is closed.
 fn attempt<T>(
     connection: &mut Connection,
     turn: &mut Turn,
     act: impl FnOnce(&mut Connection, &mut Turn) -> T,
 ) -> Option<T> {
-    // What a panic may leave half done is the session's, and that is dropped.
+    // Only the session can be left in an inconsistent state, and it is dropped.
     let result = catch_unwind(AssertUnwindSafe(|| act(connection, turn)));
     if result.is_err() {
         connection.give_up(turn);
