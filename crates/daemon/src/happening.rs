@@ -12,7 +12,7 @@ use export::{Access, Event, Export, KeyId, PairingRequest, Peer, Policy};
 use serde::{Serialize, Serializer};
 
 use crate::listen::Protocol;
-use crate::worker::Tallied;
+use crate::tally::Tallied;
 
 /// Something that happened.
 #[derive(Debug, Clone, Serialize)]

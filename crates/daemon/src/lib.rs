@@ -18,4 +18,5 @@ pub mod listeners;
 pub mod mailbox;
 pub mod settings;
 pub mod size;
+pub mod tally;
 pub mod worker;

@@ -8,7 +8,20 @@ use export::Event;
 use pair::View;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::worker::{Said, Tallied};
+use crate::tally::Tallied;
+
+/// What the supervisor of the worker process passes on.
+#[derive(Debug)]
+pub enum Said {
+    /// Something happened; disks are the opener's own.
+    Event(Tallied),
+    /// A sentence for the owner.
+    Note(String),
+    /// The code by which machines are let in, as it is from now on.
+    Pairing(View),
+    /// It has died too often, and there is none any more: why, as a sentence. Nothing is served from now on.
+    Lost(String),
+}
 
 /// Events that wait at most; a failing disk or a hostile peer makes many, and those of a kind are alike.
 const MOST: usize = 4096;

@@ -16,6 +16,7 @@
 //! Everything that the worker was told is kept here, so that another one can be told the same.
 
 mod counting;
+mod disks;
 mod duty;
 mod fence;
 mod keeper;
@@ -23,7 +24,6 @@ mod process;
 mod report;
 mod scribe;
 mod sessions;
-mod tally;
 mod words;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,35 +33,22 @@ use std::time::{Duration, Instant};
 
 use engine::{Driver, Running};
 use export::{Access, Auth, Export, Policy};
-use pair::{Tries, Verdict, View};
+use pair::{Tries, Verdict};
 use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::certificates::Certificates;
 use crate::listen::Serves;
+use crate::mailbox::Said;
 use counting::counted;
 pub use duty::work;
 use failure::{Failure, why_not_started};
 use fence::Withheld;
 use ipc::channel::Sender;
-pub use tally::Tallied;
 use words::{Counts, Lent, Order, Start, TriesWord};
 
 /// Beyond the patience with the hosts, before a worker that is told to stop is ended.
 const GRACE: Duration = Duration::from_secs(1);
-
-/// What the worker says, or what is said of it.
-#[derive(Debug)]
-pub enum Said {
-    /// Something happened; disks are the opener's own.
-    Event(Tallied),
-    /// A sentence for the owner.
-    Note(String),
-    /// The code by which machines are let in, as it is from now on.
-    Pairing(View),
-    /// It has died too often, and there is none any more: why, as a sentence. Nothing is served from now on.
-    Lost(String),
-}
 
 /// Takes it. Called on the keeper's thread, so it should not wait for anything, and must not call the [`Worker`].
 pub type Sink = Arc<dyn Fn(Said) + Send + Sync>;
@@ -97,7 +84,7 @@ pub struct Worker {
 /// What the handle and the keeper share.
 struct Shared {
     sink: Sink,
-    standing: Mutex<Standing>,
+    state: Mutex<State>,
     stopped: Condvar,
 }
 
@@ -108,7 +95,7 @@ impl std::fmt::Debug for Shared {
 }
 
 /// All that a worker is told, and how it stands with it.
-struct Standing {
+struct State {
     start: Start,
     accepted: Vec<Accepted>,
     /// A connection that it was given.
@@ -158,7 +145,7 @@ impl Worker {
     pub fn start(config: &Config, sink: Sink) -> Result<Self, Failure> {
         let shared = Arc::new(Shared {
             sink,
-            standing: Mutex::new(Standing::new(config)),
+            state: Mutex::new(State::new(config)),
             stopped: Condvar::new(),
         });
         let (tell, told) = mpsc::channel();
@@ -172,12 +159,12 @@ impl Worker {
     /// The driver that runs there, and why.
     pub fn driver(&self) -> Running {
         let unknown = || Running { driver: Driver::Auto, why: "nothing runs".to_owned() };
-        self.shared.authenticate().running.clone().unwrap_or_else(unknown)
+        self.shared.state().running.clone().unwrap_or_else(unknown)
     }
 
     /// In what it is less confined than it should be, for people.
     pub fn note(&self) -> Option<String> {
-        let parts = self.shared.authenticate().unconfined.clone();
+        let parts = self.shared.state().unconfined.clone();
         (!parts.is_empty()).then(|| {
             let parts = parts.join("; ");
             format!("The process that talks to hosts is less confined than it could be: {parts}.")
@@ -186,18 +173,18 @@ impl Worker {
 
     /// Has the worker accept connections at a socket that listens.
     pub fn accept(&self, listener: OwnedFd, auth: Auth, serves: Serves) {
-        let mut standing = self.shared.authenticate();
+        let mut state = self.shared.state();
         let accepted = Accepted { listener, auth, serves };
-        standing.send_accepted(&accepted);
-        standing.accepted.push(accepted);
+        state.send_accepted(&accepted);
+        state.accepted.push(accepted);
     }
 
     /// Has the worker serve a connection that is there already. A worker that dies takes it along.
     pub fn adopt(&self, connection: OwnedFd, auth: Auth, serves: Serves) {
-        let mut standing = self.shared.authenticate();
+        let mut state = self.shared.state();
         let order = Order::Adopt { keyed: auth == Auth::Required, serves };
-        standing.pass(&order, Some(connection.as_fd()));
-        standing.adopted = Some(connection);
+        state.pass(&order, Some(connection.as_fd()));
+        state.adopted = Some(connection);
     }
 
     /// Lends a disk, in place of one of the same name if there is one.
@@ -206,68 +193,68 @@ impl Worker {
     /// The disk is to be read-only, and its descriptor is not.
     pub fn lend(&self, export: &Arc<Export>) -> Result<(), Failure> {
         check_locked(export).map_err(Failure::new)?;
-        let mut standing = self.shared.authenticate();
-        standing.last_disk += 1;
+        let mut state = self.shared.state();
+        state.last_disk += 1;
         let loaned = Loaned {
-            disk: standing.last_disk,
+            disk: state.last_disk,
             export: export.clone(),
             withdrawn: false,
             before: Counts::default(),
             being_written: false,
         };
-        standing.send_lent(&loaned);
-        standing.lent.push(loaned);
+        state.send_lent(&loaned);
+        state.lent.push(loaned);
         Ok(())
     }
 
     /// Lends a disk no longer, and has requests for it fail.
     pub fn withdraw(&self, export: &Arc<Export>) {
         export.withdraw();
-        let mut standing = self.shared.authenticate();
-        let is_withheld = standing.withheld.contains(&export.nqn);
-        let Some(loaned) = standing.loaned(export) else { return };
+        let mut state = self.shared.state();
+        let is_withheld = state.withheld.contains(&export.nqn);
+        let Some(loaned) = state.loaned(export) else { return };
         loaned.withdrawn = true;
         let disk = loaned.disk;
         if is_withheld {
             // No worker has it, and none will report that it is released.
-            standing.lent.retain(|loaned| loaned.disk != disk);
+            state.lent.retain(|loaned| loaned.disk != disk);
         } else {
-            standing.send(&Order::Withdraw { disk });
+            state.send(&Order::Withdraw { disk });
         }
     }
 
     /// Has hosts see the size that the disk has now: that of `export`.
     pub fn resize(&self, export: &Arc<Export>) {
-        let mut standing = self.shared.authenticate();
-        let Some(disk) = standing.loaned(export).map(|loaned| loaned.disk) else { return };
-        standing.send(&Order::Resize { disk, bytes: export.bytes() });
+        let mut state = self.shared.state();
+        let Some(disk) = state.loaned(export).map(|loaned| loaned.disk) else { return };
+        state.send(&Order::Resize { disk, bytes: export.bytes() });
     }
 
     /// Lets in whom `policy` names from now on, and nobody else where keys are needed.
     pub fn follow(&self, policy: Policy) {
-        let mut standing = self.shared.authenticate();
-        standing.send(&Order::Follow { hosts: words::hosts(&policy) });
-        standing.policy = policy;
+        let mut state = self.shared.state();
+        state.send(&Order::Follow { hosts: words::hosts(&policy) });
+        state.policy = policy;
     }
 
     /// Has it let in who knows a code, which it says by [`Said::Pairing`]. This machine calls itself `name` then.
     pub fn pair(&self, name: &str) {
-        let mut standing = self.shared.authenticate();
-        standing.pairing = Some(name.to_owned());
-        standing.send_pairing();
+        let mut state = self.shared.state();
+        state.pairing = Some(name.to_owned());
+        state.send_pairing();
     }
 
     /// Has it show another code, and take tries anew: somebody is at this machine.
     pub fn unlock(&self) {
-        let mut standing = self.shared.authenticate();
-        standing.tries = Tries::default();
-        standing.send(&Order::Unlock);
+        let mut state = self.shared.state();
+        state.tries = Tries::default();
+        state.send(&Order::Unlock);
     }
 
     /// Answers [`export::Event::PairingRequested`]: the knock of that number.
     pub fn answer(&self, number: u64, verdict: Verdict) {
         let verdict = verdict.into();
-        self.shared.authenticate().send(&Order::Answer { number, verdict });
+        self.shared.state().send(&Order::Answer { number, verdict });
     }
 
     /// Asks whether hosts' writes to a disk are still on their way. What the last of them did may be known a moment later.
@@ -279,20 +266,20 @@ impl Worker {
     /// off. Tells whether there were none. All that happened has been said when this returns.
     pub fn stop(mut self, patience: Duration) -> bool {
         let milliseconds = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
-        let mut standing = self.shared.authenticate();
-        standing.stopping = true;
-        standing.send(&Order::Stop { milliseconds });
-        let waits = |standing: &mut Standing| standing.stopped.is_none() && standing.is_alive();
-        let waited = self.shared.stopped.wait_timeout_while(standing, patience + GRACE, waits);
-        let (standing, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        let in_time = standing.stopped.unwrap_or(false);
-        drop(standing);
+        let mut state = self.shared.state();
+        state.stopping = true;
+        state.send(&Order::Stop { milliseconds });
+        let waits = |state: &mut State| state.stopped.is_none() && state.is_alive();
+        let waited = self.shared.stopped.wait_timeout_while(state, patience + GRACE, waits);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let in_time = state.stopped.unwrap_or(false);
+        drop(state);
         self.end();
         in_time
     }
 
     fn end(&mut self) {
-        self.shared.authenticate().end();
+        self.shared.state().end();
         if let Some(keeper) = self.keeper.take() {
             // One that panicked has said so.
             drop(keeper.join());
@@ -316,16 +303,16 @@ pub struct Writes {
 impl Writes {
     /// Whether there are some.
     pub fn are_under_way(&self) -> bool {
-        let mut standing = self.shared.authenticate();
+        let mut state = self.shared.state();
         // Of a disk that is withheld nobody knows yet.
-        standing.withheld.contains(&self.export.nqn)
-            || standing.loaned(&self.export).is_some_and(|loaned| loaned.being_written)
+        state.withheld.contains(&self.export.nqn)
+            || state.loaned(&self.export).is_some_and(|loaned| loaned.being_written)
     }
 }
 
 impl Shared {
-    fn authenticate(&self) -> MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn say(&self, said: Said) {
@@ -333,7 +320,7 @@ impl Shared {
     }
 }
 
-impl Standing {
+impl State {
     fn new(config: &Config) -> Self {
         Self {
             start: Start {

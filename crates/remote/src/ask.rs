@@ -140,7 +140,7 @@ fn discover(
     asking: &Asking<'_>,
     end: Instant,
 ) -> Result<Vec<DiscoveryEntry>, String> {
-    let (mut line, _) = Line::open(stream, asking, DISCOVERY_NQN, end)?;
+    let (mut line, _) = Line::open(stream, asking.who, asking.proof.as_ref(), DISCOVERY_NQN, end)?;
     let head = page(&mut line, 0, size_of::<DiscoveryHeader>())?;
     let head = DiscoveryHeader::read_from_prefix(&head).map_err(|_| "its log is cut off")?.0;
     let count = usize::try_from(head.numrec.get()).unwrap_or(DISKS).min(DISKS);
@@ -199,7 +199,10 @@ fn text(field: &[u8]) -> &[u8] {
 fn look(place: &Place, asking: &Asking<'_>, disk: &mut Disk, end: Instant) {
     let there = place.with_port(disk.at.port());
     let Ok((stream, _)) = asking.connect(&there, &disk.nqn) else { return };
-    let Ok((_, controller)) = Line::open(stream, asking, &disk.nqn, end) else { return };
+    let Ok((_, controller)) = Line::open(stream, asking.who, asking.proof.as_ref(), &disk.nqn, end)
+    else {
+        return;
+    };
     if let Some(figure) = controller.identify() {
         disk.name = figure.short_name();
         disk.model = parse_ascii(text(&figure.mn));

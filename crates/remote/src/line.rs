@@ -2,14 +2,16 @@
 //! no address and no disk.
 
 use std::io::{self, Read, Write};
+use std::sync::Arc;
 use std::time::Instant;
 
 use export::{Account, Buffer, Pool};
+use nvme::auth::Credentials;
 use nvme::host::{Completion, Controller, Options, Payload, Queue, Step};
 use nvme::wire::Sqe;
 use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectData};
 
-use super::ask::Asking;
+use super::who::Who;
 
 /// Bytes of memory for answers.
 const MEMORY: usize = 256 << 10;
@@ -37,14 +39,14 @@ impl Line {
     /// It refuses, breaks the protocol, or is not done at `end`: a clause.
     pub(super) fn open(
         stream: Box<dyn Talk>,
-        asking: &Asking<'_>,
+        who: &Who,
+        proof: Option<&Arc<Credentials>>,
         subsystem: &str,
         end: Instant,
     ) -> Result<(Self, Controller), String> {
-        let who = asking.who;
         let data = ConnectData::emit(who.id, CNTLID_DYNAMIC, subsystem, &who.nqn);
         let data = data.map_err(|error| error.to_string())?;
-        let queue = match &asking.proof {
+        let queue = match proof {
             Some(proof) => Queue::with_credentials(Options::admin(), data, proof.clone()),
             None => Queue::new(Options::admin(), data),
         };
@@ -53,7 +55,7 @@ impl Line {
         let Step::Connected(response) = line.step()? else {
             return Err("it lets this machine not have that".to_owned());
         };
-        if asking.proof.is_none() && response.authentication_required {
+        if proof.is_none() && response.authentication_required {
             return Err("it wants a proof by DH-HMAC-CHAP".to_owned());
         }
         let mut controller = Controller::new(response.cntlid, 1);

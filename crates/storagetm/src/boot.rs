@@ -4,9 +4,7 @@
 //! and ends the machine. That second process (`station`) does the rest, so that whatever happens to it, there is still
 //! somebody who can say so on the screen.
 
-pub(crate) mod desk;
 mod init;
-mod screen;
 mod station;
 
 use std::convert::Infallible;

@@ -11,7 +11,6 @@ mod interrupt;
 mod local;
 mod mask;
 mod packed;
-pub(crate) mod rate;
 mod remote;
 mod view;
 mod voice;
@@ -33,6 +32,7 @@ use linux::tree::Tree;
 use crate::consent::{self, Stake};
 use crate::inspect;
 use crate::options::copy::Copy;
+use crate::options::rate::Rate;
 use ::remote::uri::Locator;
 use access::Access;
 use ending::{Told, refused};
@@ -136,7 +136,7 @@ fn prepare(options: &Copy) -> Result<Ready, Failure> {
     let raw = options.format.is_some();
     let source = match &options.source {
         Locator::Path(path) => local::source(&tree, path, options.allow_in_use, raw)?,
-        Locator::Pipe => packed::stream(local::standard(io::stdin())?, raw)?,
+        Locator::Pipe => local::stream(local::standard(io::stdin())?, raw)?,
         there => Local::there(remote::place(&tree, options, there)?),
     };
     let mut source = if options.allocated { source.used(&options.source)? } else { source };
@@ -201,7 +201,7 @@ fn destination(tree: &Tree, options: &Copy, resumes: bool) -> Result<Local, Fail
             };
             local::destination(tree, path, permission, from)
         }
-        Locator::Pipe => local::standard(io::stdout()),
+        Locator::Pipe => local::standard(io::stdout()).map(Local::pipe),
         there => Ok(Local::there(remote::place(tree, options, there)?)),
     }
 }
@@ -353,7 +353,7 @@ fn settings(options: &Copy) -> Settings {
         verify,
         hash: verify,
         retries: options.retries,
-        rate: options.rate.map(rate::Rate::bytes),
+        rate: options.rate.map(Rate::bytes),
         sparse: !options.no_sparse,
         map: options.map.clone(),
         reconnect_timeout: Duration::from_secs(options.patience),

@@ -35,6 +35,7 @@ mod attach;
 mod boot;
 mod consent;
 mod copy;
+mod desk;
 mod find;
 mod hold;
 mod host;

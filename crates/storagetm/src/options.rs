@@ -8,6 +8,7 @@ pub mod host;
 pub mod image;
 pub mod key;
 pub mod pair;
+pub mod rate;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -27,7 +27,7 @@ use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::boot::desk::Desk;
+use crate::desk::Desk;
 use crate::keyboard::Keyboard;
 use crate::options::{Io, Serve};
 use crate::output::Output;
@@ -40,7 +40,8 @@ use daemon::listen::Protocol;
 use daemon::listeners::Listeners;
 use daemon::mailbox::{Mailbox, Waiting};
 use daemon::settings::Settings;
-use daemon::worker::{Tallied, Worker};
+use daemon::tally::Tallied;
+use daemon::worker::Worker;
 use dnssd::Announcer;
 use failure::Failure;
 use faults::Faults;

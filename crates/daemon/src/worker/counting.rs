@@ -32,9 +32,9 @@ impl Writes {
     /// Has all later flushes of the disk fail, since one has failed outside the worker.
     pub fn fail_flush(&self) {
         self.export.flush_failed();
-        let mut standing = self.shared.authenticate();
-        let Some(disk) = standing.loaned(&self.export).map(|loaned| loaned.disk) else { return };
-        standing.send(&Order::FailFlush { disk });
+        let mut state = self.shared.state();
+        let Some(disk) = state.loaned(&self.export).map(|loaned| loaned.disk) else { return };
+        state.send(&Order::FailFlush { disk });
     }
 }
 

@@ -13,13 +13,14 @@ use linux::sandbox;
 use linux::signal::Signals;
 use rustix::net::{AddressFamily, getsockname};
 
-use super::scribe::{Disks, Scribe, nudge};
+use super::disks::Disks;
+use super::scribe::{Scribe, nudge};
 use super::sessions::Sessions;
-use super::tally::Tally;
 use super::words::{self, CertificatesWord, LONGEST_ORDER, Lent, Order, Report, Start};
 use super::{check_locked, words::auth};
 use crate::listen::Serves;
 use crate::mailbox::Mailbox;
+use crate::tally::Tally;
 use failure::{Failure, why_not_started};
 use ipc::channel::{self, Receiver, Sender};
 

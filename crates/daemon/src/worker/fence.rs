@@ -15,8 +15,9 @@ use linux::block::{DeviceNumber, writes_in_flight};
 use linux::tree::Tree;
 use rustix::fs::{FileType, fstat};
 
-use super::{Said, Shared};
+use super::Shared;
 use crate::flush::Flush;
+use crate::mailbox::Said;
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -110,7 +111,7 @@ impl Check {
     }
 
     fn release(&self, shared: &Shared) {
-        shared.authenticate().release(&self.withheld.export.nqn);
+        shared.state().release(&self.withheld.export.nqn);
         if self.is_reported {
             shared.say(Said::Note(format!("{} is lent again.", self.withheld.export.name)));
         }

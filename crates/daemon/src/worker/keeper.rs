@@ -13,7 +13,8 @@ use rustix::process::Pid;
 use super::process::spawn;
 use super::report::Witness;
 use super::words::{LONGEST_REPORT, Order, Report};
-use super::{Said, Shared, cannot, fence};
+use super::{Shared, cannot, fence};
+use crate::mailbox::Said;
 use failure::{Failure, why_not_started};
 use ipc::channel::{self, Receiver};
 
@@ -61,8 +62,8 @@ fn keep(shared: &Arc<Shared>, mut live: Live) {
     loop {
         let how = hear(shared, &mut live);
         let (withheld, is_meant) = {
-            let mut standing = shared.authenticate();
-            (standing.lose(), standing.stopping)
+            let mut state = shared.state();
+            (state.lose(), state.stopping)
         };
         shared.stopped.notify_all();
         if !is_meant {
@@ -79,7 +80,7 @@ fn keep(shared: &Arc<Shared>, mut live: Live) {
 /// Another worker in place of one that died; nothing if it was meant to, or if this happens too often.
 fn replace(shared: &Arc<Shared>, mut how: String, deaths: &mut VecDeque<Instant>) -> Option<Live> {
     loop {
-        if shared.authenticate().stopping {
+        if shared.state().stopping {
             return None;
         }
         if is_too_often(deaths, Instant::now()) {
@@ -110,7 +111,7 @@ fn begin(shared: &Arc<Shared>) -> Result<Live, Failure> {
     let (mut child, socket) = spawn(shared).map_err(|error| cannot(&why_not_started(&error)))?;
     let result = introduce(shared, &child, socket);
     if result.is_err() {
-        shared.authenticate().process = None;
+        shared.state().process = None;
         let _ = child.kill();
         // It has had no disk that it could wait for.
         let _ = end(&mut child);
@@ -128,12 +129,12 @@ fn introduce(
     sender.limit(PATIENCE).map_err(|error| cannot(&error))?;
     let start = {
         // From here on whoever stops all this can end it, however it goes.
-        let mut standing = shared.authenticate();
-        if standing.stopping {
+        let mut state = shared.state();
+        if state.stopping {
             return Err(cannot(&"it is to stop"));
         }
-        standing.process = Some(Pid::from_child(child));
-        standing.start.clone()
+        state.process = Some(Pid::from_child(child));
+        state.start.clone()
     };
     sender.send(&Order::Start(start), None).map_err(|error| cannot(&error))?;
     let (running, unconfined) = match receiver.receive().map_err(|error| cannot(&error))? {
@@ -143,13 +144,13 @@ fn introduce(
         Some((Report::Failed { sentence }, _)) => return Err(Failure::new(sentence)),
         _ => return Err(cannot(&"the process that was to do it ended at once")),
     };
-    let mut standing = shared.authenticate();
-    standing.running = Some(running);
-    standing.unconfined = unconfined;
-    standing.sender = Some(sender);
-    standing.send_all();
-    if standing.stopping {
-        standing.end();
+    let mut state = shared.state();
+    state.running = Some(running);
+    state.unconfined = unconfined;
+    state.sender = Some(sender);
+    state.send_all();
+    if state.stopping {
+        state.end();
     }
     Ok(receiver)
 }
@@ -177,7 +178,7 @@ fn hear(shared: &Shared, live: &mut Live) -> Option<String> {
         }
     };
     // From here on its number may become another process's.
-    shared.authenticate().process = None;
+    shared.state().process = None;
     if !honest {
         let _ = live.child.kill();
     }
@@ -199,24 +200,24 @@ fn take(shared: &Shared, witness: &mut Witness, report: Report) -> Result<(), ()
     match report {
         Report::Happened(happened) => witness.hear(shared, happened)?,
         // Where no code is to be shown, none is.
-        Report::Pairing(_) if shared.authenticate().pairing.is_none() => return Err(()),
+        Report::Pairing(_) if shared.state().pairing.is_none() => return Err(()),
         Report::Pairing(word) => {
             let view = word.view(Instant::now()).ok_or(())?;
-            shared.authenticate().tries = view.tries();
+            shared.state().tries = view.tries();
             shared.say(Said::Pairing(view));
         }
         Report::Note { sentence } => shared.say(Said::Note(sentence)),
         Report::Used { disk, counts } => {
-            shared.authenticate().of_number(disk).ok_or(())?.count(counts);
+            shared.state().of_number(disk).ok_or(())?.count(counts);
         }
         Report::Released { disk } => {
             let released = |loaned: &super::Loaned| loaned.disk == disk && loaned.withdrawn;
-            shared.authenticate().lent.retain(|loaned| !released(loaned));
+            shared.state().lent.retain(|loaned| !released(loaned));
         }
         // Believed only from a worker that was asked to stop.
-        Report::Stopped { .. } if !shared.authenticate().stopping => return Err(()),
+        Report::Stopped { .. } if !shared.state().stopping => return Err(()),
         Report::Stopped { in_time } => {
-            shared.authenticate().stopped = Some(in_time);
+            shared.state().stopped = Some(in_time);
             shared.stopped.notify_all();
         }
         Report::Running { .. } | Report::Failed { .. } => return Err(()),

@@ -8,7 +8,8 @@ use std::process::{Child, Command};
 use std::sync::Arc;
 use std::thread;
 
-use super::{Said, Shared};
+use super::Shared;
+use crate::mailbox::Said;
 use ipc::helper::program;
 
 /// Lines of the worker's own that are passed on at most, and bytes of each: it should have none.

@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use export::{Event, Export, KeyId, PairingRequest, Peer, Reason};
 
+use super::Shared;
 use super::words::{Happened, PeerWord};
-use super::{Said, Shared, Tallied};
+use crate::mailbox::Said;
+use crate::tally::Tallied;
 
 /// Attachments there may be at once, above what the engine lets in.
 const ATTACHMENTS: usize = 4096;
@@ -38,7 +40,7 @@ impl Witness {
     /// No honest worker says this.
     pub(super) fn hear(&mut self, shared: &Shared, happened: Happened) -> Result<(), ()> {
         let export = |disk: u64| {
-            shared.authenticate().of_number(disk).map(|loaned| loaned.export.clone()).ok_or(())
+            shared.state().of_number(disk).map(|loaned| loaned.export.clone()).ok_or(())
         };
         let count = happened.count();
         let event = match happened {
@@ -60,7 +62,7 @@ impl Witness {
                 Event::Violation { peer: peer.into(), rule: name(&rule) }
             }
             // Who was not told to show a code has let nobody try one.
-            Happened::PairingRequested { .. } if shared.authenticate().pairing.is_none() => {
+            Happened::PairingRequested { .. } if shared.state().pairing.is_none() => {
                 return Err(());
             }
             Happened::PairingRequested { peer, number, host, name, writable, secret } => {
@@ -138,7 +140,7 @@ mod test {
     use crate::worker::Config;
     use crate::worker::words::Counts;
     use crate::worker::words::Hidden;
-    use crate::worker::{Loaned, Standing};
+    use crate::worker::{Loaned, State};
     use engine::Driver;
     use export::{Auth, Fault, Geometry, Identity, Secret};
     use std::sync::Condvar;
@@ -156,11 +158,11 @@ mod test {
             certificates: None,
             first_controller: 0,
         };
-        let mut standing = Standing::new(&config);
+        let mut state = State::new(&config);
         let disk = std::fs::File::open("/dev/null").unwrap().into();
         let geometry = Geometry::new(512, 512).unwrap();
         let export = Export::new("d", "n", Identity::default(), geometry, 512, disk);
-        standing.lent.push(Loaned {
+        state.lent.push(Loaned {
             disk: 1,
             export: Arc::new(export),
             withdrawn: false,
@@ -170,7 +172,7 @@ mod test {
         let sink = heard.clone();
         let shared = Shared {
             sink: Arc::new(move |said| sink.lock().unwrap().push(said)),
-            standing: Mutex::new(standing),
+            state: Mutex::new(state),
             stopped: Condvar::new(),
         };
         (shared, heard)
@@ -218,7 +220,7 @@ mod test {
         };
         assert!(Witness::default().hear(&shared, knocked()).is_err());
         assert!(heard.lock().unwrap().is_empty());
-        shared.authenticate().pairing = Some("machine".to_owned());
+        shared.state().pairing = Some("machine".to_owned());
         assert!(Witness::default().hear(&shared, knocked()).is_ok());
         assert_eq!(heard.lock().unwrap().len(), 1);
     }

@@ -4,18 +4,18 @@
 //! It is a thread of its own so that orders are always taken, however much there is to report: the opener may wait until
 //! an order is taken, and hear reports no sooner.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use export::{Event, Export};
+use export::Event;
 use pair::PairingServer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::counted;
+use super::disks::{Disks, Held};
 use super::sessions::Sessions;
-use super::tally::{Tallied, Tally};
-use super::words::{Counts, Happened, Report, ViewWord};
+use super::words::{Happened, Report, ViewWord};
 use crate::mailbox::Mailbox;
+use crate::tally::{Tallied, Tally};
 use ipc::channel::Sender;
 
 /// How often disks are looked at that are used, and those that are attached and rest. Nobody looks at others.
@@ -24,68 +24,6 @@ const SELDOM: Duration = Duration::from_secs(1);
 
 /// The subject of a note to the scribe itself: there is something new to look at.
 const LOOK: &str = "look";
-
-/// The disks that this worker has.
-#[derive(Debug, Default)]
-pub(super) struct Disks(Mutex<Vec<Held>>);
-
-#[derive(Debug)]
-struct Held {
-    disk: u64,
-    export: Arc<Export>,
-    withdrawn: bool,
-    told: Counts,
-}
-
-impl Disks {
-    /// Another disk.
-    pub(super) fn add(&self, disk: u64, export: Arc<Export>) {
-        let told = counted(&export);
-        self.held().push(Held { disk, export, withdrawn: false, told });
-    }
-
-    /// The disk of that number.
-    pub(super) fn find(&self, disk: u64) -> Option<Arc<Export>> {
-        let held = self.held();
-        held.iter().find(|held| held.disk == disk).map(|held| held.export.clone())
-    }
-
-    /// It is lent no longer; sessions may still have it for a while.
-    pub(super) fn withdraw(&self, disk: u64) {
-        let mut held = self.held();
-        held.iter_mut().filter(|held| held.disk == disk).for_each(|held| held.withdrawn = true);
-    }
-
-    /// All that are lent.
-    pub(super) fn lent(&self) -> Vec<Arc<Export>> {
-        let held = self.held();
-        held.iter().filter(|held| !held.withdrawn).map(|held| held.export.clone()).collect()
-    }
-
-    fn number(&self, export: &Arc<Export>) -> Option<u64> {
-        let held = self.held();
-        held.iter().find(|held| Arc::ptr_eq(&held.export, export)).map(|held| held.disk)
-    }
-
-    fn held(&self) -> MutexGuard<'_, Vec<Held>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Held {
-    /// What is to be told, if it is not what was told last.
-    fn news(&mut self) -> Option<Report> {
-        let counts = counted(&self.export);
-        let is_news = counts != self.told;
-        self.told = counts;
-        is_news.then_some(Report::Used { disk: self.disk, counts })
-    }
-
-    /// Whether nobody but this table has it any more.
-    fn is_released(&self) -> bool {
-        self.withdrawn && Arc::strong_count(&self.export) == 1
-    }
-}
 
 /// Who reports.
 pub(super) struct Scribe {
@@ -203,7 +141,7 @@ impl Scribe {
 
     /// When the disks must be looked at again; never, if nobody uses any.
     fn next_look(&self, changed: bool) -> Option<Duration> {
-        let waits = self.disks.held().iter().any(|held| held.withdrawn || held.told.being_written);
+        let waits = self.disks.held().iter().any(Held::may_change);
         (self.attached > 0 || waits).then_some(if changed || waits { OFTEN } else { SELDOM })
     }
 
@@ -232,7 +170,7 @@ fn deadline(desk: &PairingServer, now: Instant) -> Option<Instant> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use export::{Geometry, Identity};
+    use export::{Export, Geometry, Identity};
 
     #[test]
     fn a_disk_is_released_when_nobody_has_it_any_more() {

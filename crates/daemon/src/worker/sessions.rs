@@ -13,7 +13,7 @@ use nvme::target::{Port, Target};
 use nvme::wire::fabrics::DISCOVERY_NQN;
 use pair::{PairingServer, Tries};
 
-use super::scribe::Disks;
+use super::disks::Disks;
 use crate::listen::{Protocol, Serves};
 use keys::key::nbd_psk;
 

@@ -13,8 +13,8 @@ use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, kill_process};
 
-use crate::boot::screen::Screens;
 use crate::boot::station::{POWER_OFF, RESTART, STATION};
+use crate::desk::screens::Screens;
 
 /// How long the station may take to let its hosts go.
 const PATIENCE: Duration = Duration::from_secs(15);

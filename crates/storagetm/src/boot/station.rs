@@ -14,7 +14,7 @@ use linux::shortfall::{FirmwareLog, Shortfall, survey};
 use linux::tree::Tree;
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::boot::desk::Desk;
+use crate::desk::Desk;
 use crate::serve::{self, End};
 use daemon::mailbox::Mailbox;
 use daemon::settings::Settings;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use ::copy::{CopyError, Outcome, Report};
 use console::decimal;
 
-use super::event::{Event, Finished, hexadecimal};
+use super::event::{Event, Finished, hexadecimal, length, unlike};
 use super::voice::{Voice, duration};
 use failure::Failure;
 
@@ -75,11 +75,6 @@ pub(super) fn padded(destination: &str, zeros: u64) -> String {
     format!("the last block of {destination} is filled up with {zeros} bytes of zeros")
 }
 
-/// Bytes in the ranges.
-pub(super) fn length(ranges: &[Range<u64>]) -> u64 {
-    ranges.iter().map(|range| range.end.saturating_sub(range.start)).fold(0, u64::saturating_add)
-}
-
 fn failure(report: &Report, told: Told<'_>) -> Option<Failure> {
     Some(match &report.outcome {
         Outcome::Success => return None,
@@ -133,14 +128,6 @@ fn interrupted(told: Told<'_>) -> String {
 
 fn counted(number: usize, what: &str) -> String {
     if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
-}
-
-/// The ranges in which the destination does not hold what was read.
-pub(super) fn unlike(report: &Report) -> &[Range<u64>] {
-    match &report.outcome {
-        Outcome::VerifyFailed(ranges) => ranges,
-        _ => &[],
-    }
 }
 
 /// What could not be read, and what differs: the first ranges.

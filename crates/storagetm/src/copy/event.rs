@@ -1,5 +1,7 @@
 //! What `storagetm copy --json` says: an event a line. It knows no stream.
 
+use std::ops::Range;
+
 use ::copy::{Outcome, Progress, Report};
 use serde::Serialize;
 
@@ -150,9 +152,9 @@ impl Finished {
             earlier: report.earlier,
             resent: report.resent,
             verified: report.verified,
-            bad: super::ending::length(&report.bad),
+            bad: length(&report.bad),
             bad_ranges: report.bad.len(),
-            mismatches: super::ending::unlike(report).len(),
+            mismatches: unlike(report).len(),
             hash: report.hash.as_ref().map(hexadecimal),
             seconds: tenths(report.elapsed),
         }
@@ -197,6 +199,19 @@ pub(super) fn hexadecimal(hash: &[u8; 32]) -> String {
 /// Seconds, to a tenth.
 fn tenths(time: std::time::Duration) -> f64 {
     (time.as_secs_f64() * 10.0).round() / 10.0
+}
+
+/// Bytes in the ranges.
+pub(super) fn length(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end.saturating_sub(range.start)).fold(0, u64::saturating_add)
+}
+
+/// The ranges in which the destination does not hold what was read.
+pub(super) fn unlike(report: &Report) -> &[Range<u64>] {
+    match &report.outcome {
+        Outcome::VerifyFailed(ranges) => ranges,
+        _ => &[],
+    }
 }
 
 #[cfg(test)]

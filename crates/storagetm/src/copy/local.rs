@@ -87,7 +87,7 @@ pub(super) fn source(
         kind if kind.is_file() => source_file(tree, path, allow_in_use, raw),
         kind if is_stream(&kind) => {
             let file = File::open(path).map_err(|error| cannot(path, "be opened", &error))?;
-            packed::stream(Local::pipe(file.into()), raw)
+            stream(OwnedFd::from(file).into(), raw)
         }
         _ => Err(no_disk(path)),
     }
@@ -120,7 +120,8 @@ pub(super) fn destination(
         Ok(meta) if meta.is_file() => destination_file(tree, path, permission),
         Ok(meta) if is_stream(&meta.file_type()) => {
             let file = OpenOptions::new().write(true).open(path);
-            Ok(Local::pipe(file.map_err(|error| cannot(path, "be opened", &error))?.into()))
+            let file = file.map_err(|error| cannot(path, "be opened", &error))?;
+            Ok(Local::pipe(OwnedFd::from(file).into()))
         }
         Ok(_) => Err(no_disk(path)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => new_file(path, permission),
@@ -132,9 +133,18 @@ pub(super) fn destination(
 ///
 /// # Errors
 /// There is no descriptor left.
-pub(super) fn standard(stream: impl std::os::fd::AsFd) -> Result<Local, Failure> {
+pub(super) fn standard(stream: impl std::os::fd::AsFd) -> Result<Pipe, Failure> {
     let copied = rustix::io::dup(stream);
-    copied.map(Local::pipe).map_err(|error| refused(format!("the pipe cannot be used: {error}")))
+    copied.map(Pipe::from).map_err(|error| refused(format!("the pipe cannot be used: {error}")))
+}
+
+/// Returns a pipe that is read from, unpacked if it is packed.
+///
+/// # Errors
+/// Fails if it is packed in a way that cannot be unpacked here, or cannot be read.
+pub(super) fn stream(pipe: Pipe, raw: bool) -> Result<Local, Failure> {
+    let (pipe, note) = packed::stream(pipe, raw)?;
+    Ok(Local::of_pipe(pipe, note, Hold::Nothing))
 }
 
 impl Local {
@@ -177,13 +187,14 @@ impl Local {
         Self { note, ..Self::plain(End::Pipe(pipe), hold) }
     }
 
+    /// Standard output, or another pipe that is written to.
+    pub(super) fn pipe(pipe: Pipe) -> Self {
+        Self::plain(End::Pipe(pipe), Hold::Nothing)
+    }
+
     /// The end, and what is to be held until the copy is over.
     pub(super) fn split(self) -> (End, Hold) {
         (self.end, self.hold)
-    }
-
-    fn pipe(descriptor: OwnedFd) -> Self {
-        Self::plain(End::Pipe(descriptor.into()), Hold::Nothing)
     }
 
     /// Neither a disk nor at stake, and with nothing to be said of it.

@@ -5,14 +5,13 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-use ::copy::{End, Pipe};
+use ::copy::Pipe;
 use console::attach::quoted;
 use filesystem::Container;
 use filesystem::container::HEAD;
 use linux::partition;
 
 use super::ending::refused;
-use super::local::Local;
 use crate::options::copy::Copy;
 use crate::unpack;
 use failure::Failure;
@@ -50,10 +49,7 @@ pub(super) fn looks_like(path: &Path) -> Option<String> {
 ///
 /// # Errors
 /// It is packed in a way that cannot be unpacked here, or cannot be read.
-pub(super) fn stream(local: Local, raw: bool) -> Result<Local, Failure> {
-    let (End::Pipe(pipe), hold) = local.split() else {
-        return Err(refused("the pipe cannot be used"));
-    };
+pub(super) fn stream(pipe: Pipe, raw: bool) -> Result<(Pipe, Option<String>), Failure> {
     let cannot = |error: std::io::Error| refused(format!("the pipe cannot be read: {error}"));
     let (mut from, mut head) = (File::from(pipe.descriptor), Vec::new());
     unpack::take(&mut from, unpack::FIRST, &mut head, None).map_err(cannot)?;
@@ -68,7 +64,7 @@ pub(super) fn stream(local: Local, raw: bool) -> Result<Local, Failure> {
         }
         Some(container) => return Err(foreign(name, container)),
     };
-    Ok(Local::of_pipe(pipe, note, hold))
+    Ok((pipe, note))
 }
 
 /// Refuses what a stream cannot do: it cannot be gone on with, and its partition table cannot be written anew.

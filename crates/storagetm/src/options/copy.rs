@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 
-use crate::copy::rate::Rate;
 use crate::options::Format;
+use crate::options::rate::Rate;
 use remote::uri::Locator;
 
 const ABOUT: &str = "\

@@ -8,7 +8,7 @@ use export::{Access, Event, Export};
 
 use super::flushes::Flushes;
 use super::{COALESCE, SIZES, Server};
-use crate::boot::desk::Desk;
+use crate::desk::Desk;
 use daemon::device::Device;
 use daemon::flush::Flush;
 use daemon::follow::Change;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use export::{Access, Export, Fault};
 
 use super::{End, Server, happening};
-use crate::boot::desk;
+use crate::desk;
 use daemon::flush::Flush;
 use daemon::happening::{Happening, Which};
 use daemon::worker::Writes;

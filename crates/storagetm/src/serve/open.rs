@@ -20,7 +20,7 @@ use super::flushes::Flushes;
 use super::given::Given;
 use super::reach::bind;
 use super::{Alerts, Server};
-use crate::boot::desk::Desk;
+use crate::desk::Desk;
 use crate::keyboard::Keyboard;
 use crate::options::{Io, Serve};
 use crate::output::Output;

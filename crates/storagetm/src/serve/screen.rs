@@ -5,7 +5,7 @@ use std::time::Instant;
 use console::Command;
 
 use super::{End, Server};
-use crate::boot::desk::Desk;
+use crate::desk::Desk;
 use crate::keyboard::Keyboard;
 
 impl Server {

@@ -7,7 +7,7 @@ use export::{Auth, Channel, Event, Export, Fault, KeyId, Peer, Reason};
 use serde::{Deserialize, Serialize};
 
 use super::{Hidden, auth};
-use crate::worker::Tallied;
+use crate::tally::Tallied;
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Serialize, Deserialize)]

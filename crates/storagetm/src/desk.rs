@@ -1,5 +1,7 @@
 //! What a machine in target mode is operated by: its consoles, their keys, the power button.
 
+pub(crate) mod screens;
+
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ use linux::button::Buttons;
 use linux::tree::Tree;
 use rustix::event::PollFlags;
 
-use crate::boot::screen::Screens;
+use crate::desk::screens::Screens;
 
 /// Consoles, keys and the power button.
 #[derive(Debug)]

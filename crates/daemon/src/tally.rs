@@ -29,7 +29,7 @@ impl From<Event> for Tallied {
 
 /// Events that wait until their kind may be reported again.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(crate) struct Tally {
     kinds: Vec<Kind>,
 }
 
@@ -45,7 +45,7 @@ struct Kind {
 
 impl Tally {
     /// Takes an event that happened `now`; returns it if it is to be reported at once.
-    pub(super) fn put(&mut self, event: Event, now: Instant) -> Option<Tallied> {
+    pub(crate) fn put(&mut self, event: Event, now: Instant) -> Option<Tallied> {
         if !matches!(event, Event::Fault { .. } | Event::Refused { .. } | Event::Violation { .. }) {
             return Some(event.into());
         }
@@ -69,7 +69,7 @@ impl Tally {
     }
 
     /// Returns what may be reported `now`.
-    pub(super) fn take_due(&mut self, now: Instant) -> Vec<Tallied> {
+    pub(crate) fn take_due(&mut self, now: Instant) -> Vec<Tallied> {
         let due = self.kinds.iter_mut().filter(|kind| kind.reported + EVERY <= now);
         let taken = due.filter_map(|kind| {
             let tallied = kind.waiting.take()?;
@@ -80,12 +80,12 @@ impl Tally {
     }
 
     /// Returns all that waits: nothing follows.
-    pub(super) fn take_all(&mut self) -> Vec<Tallied> {
+    pub(crate) fn take_all(&mut self) -> Vec<Tallied> {
         std::mem::take(&mut self.kinds).into_iter().filter_map(|kind| kind.waiting).collect()
     }
 
     /// When to call [`Tally::take_due`]; `None` if nothing waits.
-    pub(super) fn due(&self) -> Option<Instant> {
+    pub(crate) fn due(&self) -> Option<Instant> {
         let waiting = self.kinds.iter().filter(|kind| kind.waiting.is_some());
         waiting.map(|kind| kind.reported + EVERY).min()
     }
