@@ -1,5 +1,5 @@
-//! ext2, ext3 and ext4: what its bitmaps say is used, and which file has which block. Numbers are little-endian; the words
-//! are those of the kernel's documentation (Documentation/filesystems/ext4).
+//! ext2, ext3 and ext4: used blocks from the block bitmaps, and the file that a block belongs to.
+//! All numbers are little-endian. Terms are those of Documentation/filesystems/ext4.
 
 mod directory;
 mod group;
@@ -12,25 +12,25 @@ use std::ops::Range;
 use linux::medium::ReadAt;
 
 use crate::window::{le16, le32, read};
-use crate::{Opaque, Owner, Ranges};
+use crate::{OpaqueReason, Owner, Ranges};
 use inode::Inodes;
 
-/// Where the superblock is, and its length.
+/// Position of the superblock.
 const SUPERBLOCK: Range<u64> = 1024..2048;
 const MAGIC: u16 = 0xef53;
 
-/// Incompatible features that change nothing of what is looked at here, or are taken into account: file types, extents,
-/// 64 bits, multiple mount protection, flexible groups, values in inodes of their own, checksum seeds, large directories,
-/// data within inodes, encryption, case folding.
-const KNOWN: u32 =
+/// Supported incompatible features. They do not matter here or are handled: file types, extents, 64
+/// bits, multiple mount protection, flexible groups, values in inodes of their own, checksum seeds,
+/// large directories, inline data, encryption, case folding.
+const SUPPORTED_INCOMPAT: u32 =
     0x2 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x2000 | 0x4000 | 0x8000 | 0x1_0000 | 0x2_0000;
-/// The journal holds something that has not reached its place.
+/// The journal has to be replayed.
 const RECOVER: u32 = 0x4;
 const SIXTY_FOUR: u32 = 0x80;
-/// What a file system may be read without, but its bitmaps not: snapshots, and what is not known here. Known are sparse
-/// superblocks, large files, huge files, checksums of descriptors, many links, large inodes, quota, bigalloc, checksums,
-/// read-only, projects, verity, the orphan file and its use.
-const KNOWN_READ_ONLY: u32 = 0x1
+/// Read-only compatible features with which the bitmaps can still be trusted: sparse superblocks,
+/// large files, huge files, descriptor checksums, many links, large inodes, quota, bigalloc,
+/// checksums, read-only, projects, verity, orphan file and its use. Not among them: snapshots.
+const SUPPORTED_RO_COMPAT: u32 = 0x1
     | 0x2
     | 0x8
     | 0x10
@@ -43,9 +43,9 @@ const KNOWN_READ_ONLY: u32 = 0x1
     | 0x2000
     | 0x8000
     | 0x1_0000;
-/// Whether the descriptors have checksums: only then do their flags count.
+/// Descriptor checksums: only with them are the flags of a descriptor valid.
 const CHECKSUMS: u32 = 0x10 | 0x400;
-/// Files in the orphan file have still to be cut.
+/// The orphan file lists files that have to be truncated.
 const ORPHANS: u32 = 0x1_0000;
 const BIGALLOC: u32 = 0x200;
 const SPARSE_SUPER: u32 = 0x1;
@@ -53,15 +53,15 @@ const SPARSE_SUPER_2: u32 = 0x200;
 const CLEAN: u16 = 1;
 const MOST_GROUPS: u64 = 1 << 22;
 
-/// The file system as its superblock describes it.
+/// Layout of a file system from its superblock.
 #[derive(Debug, Clone)]
 struct Layout {
-    /// Where it begins on the disk, in bytes.
+    /// Start on the disk, in bytes.
     start: u64,
-    /// Bytes of a block.
+    /// Block size in bytes.
     block: u64,
     blocks: u64,
-    /// Blocks for which a bit of a bitmap stands.
+    /// Blocks per bit of a bitmap.
     cluster: u64,
     first_data_block: u64,
     blocks_per_group: u64,
@@ -69,14 +69,14 @@ struct Layout {
     inode_size: u64,
     descriptor: u64,
     groups: u64,
-    /// Blocks behind the descriptors that are kept for more of them.
+    /// Reserved blocks for additional descriptors.
     reserved: u64,
     compatible: u32,
     read_only: u32,
     backups: [u32; 2],
 }
 
-/// Whether there is one at `start`.
+/// Whether there is a superblock for a file system at `start`.
 pub(crate) fn is_at<R: ReadAt + ?Sized>(disk: &R, start: u64) -> io::Result<bool> {
     let bytes = superblock(disk, start)?;
     Ok(bytes.is_some_and(|bytes| le16(&bytes, 56) == Some(MAGIC)))
@@ -87,35 +87,39 @@ fn superblock<R: ReadAt + ?Sized>(disk: &R, start: u64) -> io::Result<Option<Vec
     read(disk, at, SUPERBLOCK.end - SUPERBLOCK.start)
 }
 
-/// What is used of the one at `place`, in bytes of the disk.
+/// The used bytes of the file system at `place`, as positions on the disk.
 pub(crate) fn usage<R: ReadAt + ?Sized>(
     disk: &R,
     place: &Range<u64>,
-) -> io::Result<Result<Ranges, Opaque>> {
+) -> io::Result<Result<Ranges, OpaqueReason>> {
     let layout = match layout(disk, place)? {
         Ok(layout) => layout,
         Err(why) => return Ok(Err(why)),
     };
-    let Some(groups) = group::Groups::read(disk, &layout)? else { return Ok(Err(Opaque::Damaged)) };
-    let Some(blocks) = groups.used(disk)? else { return Ok(Err(Opaque::Damaged)) };
+    let Some(groups) = group::Groups::read(disk, &layout)? else {
+        return Ok(Err(OpaqueReason::Damaged));
+    };
+    let Some(blocks) = groups.used(disk)? else { return Ok(Err(OpaqueReason::Damaged)) };
     let mut used: Ranges = blocks.iter().map(|blocks| layout.bytes(&blocks)).collect();
-    // The boot sector, which may be in a block that is free, and what is behind the last block.
+    // The boot sector, which may be in a free block, and what follows the last block.
     used.insert(place.start..place.start.saturating_add(SUPERBLOCK.end));
     used.insert(layout.start.saturating_add(layout.blocks.saturating_mul(layout.block))..place.end);
     Ok(Ok(used))
 }
 
-/// Whose the bytes are.
+/// The owners of byte ranges.
 pub(crate) fn owners<R: ReadAt + ?Sized>(
     disk: &R,
     place: &Range<u64>,
     wanted: &Ranges,
-) -> io::Result<Result<BTreeSet<Owner>, Opaque>> {
+) -> io::Result<Result<BTreeSet<Owner>, OpaqueReason>> {
     let layout = match layout(disk, place)? {
         Ok(layout) => layout,
         Err(why) => return Ok(Err(why)),
     };
-    let Some(groups) = group::Groups::read(disk, &layout)? else { return Ok(Err(Opaque::Damaged)) };
+    let Some(groups) = group::Groups::read(disk, &layout)? else {
+        return Ok(Err(OpaqueReason::Damaged));
+    };
     let wanted: Ranges = wanted.iter().map(|bytes| layout.blocks_of(&bytes)).collect();
     let inodes = Inodes { disk, layout: &layout, groups: &groups };
     let (held, structure) = inodes.holding(&wanted)?;
@@ -123,29 +127,33 @@ pub(crate) fn owners<R: ReadAt + ?Sized>(
     let mut rest = wanted.clone();
     structure.iter().for_each(|blocks| rest.remove(blocks));
     let fixed = groups.structure();
-    found.extend(rest.iter().any(|blocks| fixed.meets(&blocks)).then_some(Owner::Structure));
+    found.extend(rest.iter().any(|blocks| fixed.intersects(&blocks)).then_some(Owner::Structure));
     fixed.iter().for_each(|blocks| rest.remove(blocks));
     found.extend((!rest.is_empty()).then_some(Owner::Free));
     Ok(Ok(found))
 }
 
-fn layout<R: ReadAt + ?Sized>(disk: &R, place: &Range<u64>) -> io::Result<Result<Layout, Opaque>> {
-    let Some(bytes) = superblock(disk, place.start)? else { return Ok(Err(Opaque::Damaged)) };
-    Ok(understood(&bytes).and_then(|()| {
-        let layout = Layout::parse(&bytes, place.start).filter(|layout| layout.fits(place));
-        layout.ok_or(Opaque::Damaged)
+fn layout<R: ReadAt + ?Sized>(
+    disk: &R,
+    place: &Range<u64>,
+) -> io::Result<Result<Layout, OpaqueReason>> {
+    let Some(bytes) = superblock(disk, place.start)? else { return Ok(Err(OpaqueReason::Damaged)) };
+    Ok(check_features(&bytes).and_then(|()| {
+        let layout =
+            Layout::parse(&bytes, place.start).filter(|layout| layout.is_consistent(place));
+        layout.ok_or(OpaqueReason::Damaged)
     }))
 }
 
-/// Whether all that matters is known here, and nothing waits to be put in order.
-fn understood(bytes: &[u8]) -> Result<(), Opaque> {
+/// Checks that all features are supported and no recovery is needed.
+fn check_features(bytes: &[u8]) -> Result<(), OpaqueReason> {
     let flags = |offset| le32(bytes, offset).unwrap_or(u32::MAX);
     let (incompatible, read_only) = (flags(96), flags(100));
     if incompatible & RECOVER != 0 || read_only & ORPHANS != 0 || le16(bytes, 58) != Some(CLEAN) {
-        return Err(Opaque::Unclean);
+        return Err(OpaqueReason::Unclean);
     }
-    if incompatible & !KNOWN != 0 || read_only & !KNOWN_READ_ONLY != 0 {
-        return Err(Opaque::Feature);
+    if incompatible & !SUPPORTED_INCOMPAT != 0 || read_only & !SUPPORTED_RO_COMPAT != 0 {
+        return Err(OpaqueReason::Feature);
     }
     Ok(())
 }
@@ -188,15 +196,15 @@ impl Layout {
         })
     }
 
-    /// Whether its numbers can be, and it is within its partition.
-    fn fits(&self, place: &Range<u64>) -> bool {
+    /// Whether the layout is consistent and within the partition.
+    fn is_consistent(&self, place: &Range<u64>) -> bool {
         let end = self.blocks.checked_mul(self.block).and_then(|len| len.checked_add(self.start));
         let bits = self.block.saturating_mul(8);
         end.is_some_and(|end| end <= place.end)
             && (1..=MOST_GROUPS).contains(&self.groups)
             && (1..=bits.saturating_mul(self.cluster)).contains(&self.blocks_per_group)
             && self.blocks_per_group.is_multiple_of(self.cluster)
-            // What lies before the first block of data is in no bitmap.
+            // Blocks before the first data block are in no bitmap.
             && self.first_data_block <= 1
             && (1..=bits).contains(&self.inodes_per_group)
             && self.inode_size.is_power_of_two()
@@ -211,12 +219,13 @@ impl Layout {
         start..start.saturating_add(self.blocks_per_group).min(self.blocks)
     }
 
-    /// The block of the superblock. With blocks as small as it, it is the second one, also where the first one is data.
+    /// The block of the superblock. With 1 KiB blocks it is the second one, even where the first
+    /// data block is 0.
     fn superblock(&self) -> u64 {
         SUPERBLOCK.start / self.block
     }
 
-    /// Blocks that hold the descriptors of all groups.
+    /// Number of blocks of the descriptors of all groups.
     fn descriptor_blocks(&self) -> u64 {
         self.groups.saturating_mul(self.descriptor).div_ceil(self.block)
     }
@@ -237,19 +246,19 @@ impl Layout {
         group <= 1 || !sparse || power(3) || power(5) || power(7)
     }
 
-    /// Where blocks are on the disk.
+    /// The position of blocks on the disk.
     fn bytes(&self, blocks: &Range<u64>) -> Range<u64> {
         let at = |block: u64| self.start.saturating_add(block.saturating_mul(self.block));
         at(blocks.start)..at(blocks.end)
     }
 
-    /// The blocks that bytes of the disk are in.
+    /// The blocks that contain these bytes of the disk.
     fn blocks_of(&self, bytes: &Range<u64>) -> Range<u64> {
         let at = |byte: u64| byte.saturating_sub(self.start);
         at(bytes.start) / self.block..at(bytes.end).div_ceil(self.block).min(self.blocks)
     }
 
-    /// A block's bytes; nothing if there is no such block.
+    /// Reads a block; `None` if there is no such block.
     fn read<R: ReadAt + ?Sized>(&self, disk: &R, block: u64) -> io::Result<Option<Vec<u8>>> {
         if block >= self.blocks {
             return Ok(None);

@@ -1,4 +1,5 @@
-//! NTFS: what its bitmap and its file records say is used, and which file has which cluster. Numbers are little-endian.
+//! NTFS: used clusters from the bitmap and the file records, and the file that a cluster belongs
+//! to. All numbers are little-endian.
 
 mod journal;
 mod record;
@@ -10,52 +11,52 @@ use std::ops::Range;
 use linux::medium::ReadAt;
 
 use crate::window::{le16, le64, read, runs};
-use crate::{Named, Opaque, Owner, Ranges, path, shown};
+use crate::{DirEntries, OpaqueReason, Owner, Ranges, path, printable};
 use record::{Content, Record};
 
 const NAME: &[u8] = b"NTFS    ";
-/// Records with a fixed number.
+/// Numbers of metadata records.
 const MFT: u64 = 0;
 const JOURNAL: u64 = 2;
 const VOLUME: u64 = 3;
 const ROOT: u64 = 5;
 const BITMAP: u64 = 6;
-/// The first record that is a file's of somebody.
+/// First record of a user's file.
 const FIRST: u64 = 24;
-/// The volume was not put in order when it was last used.
+/// Volume flag: not cleanly unmounted.
 const DIRTY: u16 = 1;
 const MOST_RECORDS: u64 = 1 << 28;
-/// Bytes of records that are read at once.
+/// Bytes of records per read.
 const BATCH: u64 = 1 << 20;
 
-/// The volume as its boot sector describes it.
+/// Layout of a volume from its boot sector.
 #[derive(Debug, Clone)]
 struct Volume {
     start: u64,
     cluster: u64,
     clusters: u64,
     record: u64,
-    /// Where the file records are: clusters, in their order.
+    /// Clusters of the MFT, in order.
     mft: Vec<Range<u64>>,
 }
 
-/// Whether there is one at `start`.
+/// Whether there is a boot sector of NTFS at `start`.
 pub(crate) fn is_at<R: ReadAt + ?Sized>(disk: &R, start: u64) -> bool {
     let boot = read(disk, start, 512);
     boot.is_ok_and(|boot| boot.is_some_and(|boot| boot.get(3..11) == Some(NAME)))
 }
 
-/// What is used of the one at `place`, in bytes of the disk. Clusters that a file has count even if the bitmap has them
-/// free.
+/// The used bytes of the volume at `place`, as positions on the disk. Clusters of a file count even
+/// if the bitmap has them free.
 pub(crate) fn usage<R: ReadAt + ?Sized>(
     disk: &R,
     place: &Range<u64>,
-) -> io::Result<Result<Ranges, Opaque>> {
+) -> io::Result<Result<Ranges, OpaqueReason>> {
     let volume = match Volume::open(disk, place)? {
         Ok(volume) => volume,
         Err(why) => return Ok(Err(why)),
     };
-    let Some(mut used) = volume.bitmap(disk)? else { return Ok(Err(Opaque::Damaged)) };
+    let Some(mut used) = volume.bitmap(disk)? else { return Ok(Err(OpaqueReason::Damaged)) };
     volume.each_record(disk, &mut |_, record| {
         record.clusters().into_iter().for_each(|clusters| used.insert(clusters));
     })?;
@@ -66,29 +67,29 @@ pub(crate) fn usage<R: ReadAt + ?Sized>(
     Ok(Ok(bytes))
 }
 
-/// Whose the bytes are.
+/// The owners of byte ranges.
 pub(crate) fn owners<R: ReadAt + ?Sized>(
     disk: &R,
     place: &Range<u64>,
     wanted: &Ranges,
-) -> io::Result<Result<BTreeSet<Owner>, Opaque>> {
+) -> io::Result<Result<BTreeSet<Owner>, OpaqueReason>> {
     let volume = match Volume::open(disk, place)? {
         Ok(volume) => volume,
         Err(why) => return Ok(Err(why)),
     };
     let wanted: Ranges = wanted.iter().map(|bytes| volume.clusters_of(&bytes)).collect();
     let (mut rest, mut held) = (wanted.clone(), BTreeSet::new());
-    let mut named = Named::new();
+    let mut named = DirEntries::new();
     volume.each_record(disk, &mut |number, record| {
         let number = record.base().unwrap_or(number);
         for clusters in record.clusters() {
-            if wanted.meets(&clusters) {
+            if wanted.intersects(&clusters) {
                 held.insert(number);
                 rest.remove(clusters);
             }
         }
         if let Some((parent, name)) = record.name() {
-            named.insert(number, (parent, shown(&name)));
+            named.insert(number, (parent, printable(&name)));
         }
     })?;
     let owner = |number: &u64| match path(&named, ROOT, *number) {
@@ -102,17 +103,20 @@ pub(crate) fn owners<R: ReadAt + ?Sized>(
 }
 
 impl Volume {
-    fn open<R: ReadAt + ?Sized>(disk: &R, place: &Range<u64>) -> io::Result<Result<Self, Opaque>> {
+    fn open<R: ReadAt + ?Sized>(
+        disk: &R,
+        place: &Range<u64>,
+    ) -> io::Result<Result<Self, OpaqueReason>> {
         let boot = read(disk, place.start, 512)?;
         let volume = boot.and_then(|boot| Self::parse(&boot, place));
-        let Some(mut volume) = volume else { return Ok(Err(Opaque::Damaged)) };
+        let Some(mut volume) = volume else { return Ok(Err(OpaqueReason::Damaged)) };
         // The first record tells where the others are.
-        let Some(own) = volume.record(disk, MFT)? else { return Ok(Err(Opaque::Damaged)) };
+        let Some(own) = volume.record(disk, MFT)? else { return Ok(Err(OpaqueReason::Damaged)) };
         match own.data() {
-            // More of it is told in other records.
-            _ if own.is_split() => return Ok(Err(Opaque::Feature)),
+            // Further records have the rest of it.
+            _ if own.is_split() => return Ok(Err(OpaqueReason::Feature)),
             Some(Content::Clusters(runs, _)) => volume.mft = runs,
-            _ => return Ok(Err(Opaque::Damaged)),
+            _ => return Ok(Err(OpaqueReason::Damaged)),
         }
         Ok(volume.check(disk)?.map(|()| volume))
     }
@@ -136,39 +140,39 @@ impl Volume {
             && (256..=65536).contains(&record)
             && record.is_power_of_two()
             && end <= place.end;
-        // The first record alone, until it has told of the others.
+        // At first only the record of the MFT itself, which locates the others.
         let mft = std::iter::once(first..first + record.div_ceil(cluster)).collect();
         possible.then_some(Self { start: place.start, cluster, clusters, record, mft })
     }
 
-    /// Whether the volume was put in order when it was last used.
-    fn check<R: ReadAt + ?Sized>(&self, disk: &R) -> io::Result<Result<(), Opaque>> {
+    /// Checks that the volume was cleanly unmounted.
+    fn check<R: ReadAt + ?Sized>(&self, disk: &R) -> io::Result<Result<(), OpaqueReason>> {
         let volume = self.record(disk, VOLUME)?;
         Ok(match volume.and_then(|record| record.volume_flags()) {
-            None => Err(Opaque::Damaged),
-            Some(flags) if flags & DIRTY != 0 => Err(Opaque::Unclean),
-            Some(_) if !self.is_at_rest(disk)? => Err(Opaque::Unclean),
+            None => Err(OpaqueReason::Damaged),
+            Some(flags) if flags & DIRTY != 0 => Err(OpaqueReason::Unclean),
+            Some(_) if !self.is_clean(disk)? => Err(OpaqueReason::Unclean),
             Some(_) => Ok(()),
         })
     }
 
-    /// Whether all that the journal holds has reached its place. A Windows that sleeps, or is only said to be shut down
-    /// (fast startup), marks the volume in no other way.
-    fn is_at_rest<R: ReadAt + ?Sized>(&self, disk: &R) -> io::Result<bool> {
+    /// Whether the journal needs no replay. A Windows that is hibernated or has used fast startup
+    /// marks the volume in no other way.
+    fn is_clean<R: ReadAt + ?Sized>(&self, disk: &R) -> io::Result<bool> {
         let Some(record) = self.record(disk, JOURNAL)? else { return Ok(false) };
         let Some(Content::Clusters(runs, len)) = record.data() else { return Ok(false) };
         let Some(first) = runs.first().map(|run| self.bytes(run)) else { return Ok(false) };
         let len = len.min(first.end - first.start).min(journal::HEAD);
-        Ok(read(disk, first.start, len)?.is_some_and(|head| journal::is_at_rest(&head)))
+        Ok(read(disk, first.start, len)?.is_some_and(|head| journal::is_clean(&head)))
     }
 
-    /// The clusters that the bitmap has as used.
+    /// The clusters that are used in the bitmap.
     fn bitmap<R: ReadAt + ?Sized>(&self, disk: &R) -> io::Result<Option<Ranges>> {
         let Some(record) = self.record(disk, BITMAP)? else { return Ok(None) };
         let bytes = match record.data() {
             _ if record.is_split() => return Ok(None),
             Some(Content::Clusters(runs, len)) => self.content(disk, &runs, len)?,
-            Some(Content::Here(bytes)) => Some(bytes),
+            Some(Content::Resident(bytes)) => Some(bytes),
             None => None,
         };
         let long_enough = |bytes: &Vec<u8>| bytes.len() as u64 >= self.clusters.div_ceil(8);
@@ -199,14 +203,14 @@ impl Volume {
         Ok(Some(bytes))
     }
 
-    /// A record by its number; nothing if there is none in use.
+    /// A record by its number; `None` if it is not in use.
     fn record<R: ReadAt + ?Sized>(&self, disk: &R, number: u64) -> io::Result<Option<Record>> {
-        let Some(at) = self.place_of(number) else { return Ok(None) };
+        let Some(at) = self.record_range(number) else { return Ok(None) };
         Ok(read(disk, at, self.record)?.and_then(|bytes| Record::parse(bytes, self.clusters)))
     }
 
-    /// Where a record is on the disk, in bytes.
-    fn place_of(&self, number: u64) -> Option<u64> {
+    /// The position of a record on the disk, in bytes.
+    fn record_range(&self, number: u64) -> Option<u64> {
         let mut offset = number.checked_mul(self.record)?;
         for run in &self.mft {
             let place = self.bytes(run);
@@ -218,7 +222,7 @@ impl Volume {
         None
     }
 
-    /// Tells all records that are in use, with their numbers.
+    /// Calls `take` for each record in use, with its number.
     fn each_record<R: ReadAt + ?Sized>(
         &self,
         disk: &R,

@@ -1,6 +1,7 @@
-//! Reads qcow2 images (QEMU, docs/interop/qcow2.txt), versions 2 and 3, as one stream: what is allocated, what is zeros,
-//! what is compressed. No other file is ever opened: images with a backing file or an external data file are refused, and so
-//! are encrypted and corrupt ones. All figures come from a file that may be hostile.
+//! Sequential reader of qcow2 images (QEMU, docs/interop/qcow2.txt), versions 2 and 3, with zero
+//! and compressed clusters. Opens no other file: images with a backing file or an external data
+//! file are refused, as are encrypted and corrupt ones. All numbers are from a possibly hostile
+//! file.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
@@ -11,19 +12,19 @@ use zstd::stream::read::Decoder;
 
 use crate::window;
 
-/// Bits of an address of a cluster.
+/// Mask of the cluster offset in a table entry.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// Bits of an L1 and of an L2 entry that must be zero.
+/// Reserved bits of L1 and L2 entries.
 const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
 const L2_RESERVED: u64 = 0x3f00_0000_0000_01fe;
 const COMPRESSED: u64 = 1 << 62;
 const ZERO: u64 = 1;
-/// Sizes that QEMU allows: of a cluster as a power of two, and of the L1 table in bytes.
+/// Limits of QEMU: the cluster size as a power of two, and the size of the L1 table in bytes.
 const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 const L1_MOST: u64 = 32 << 20;
 /// Unit of the length of a compressed cluster, in bytes.
 const SECTOR: u64 = 512;
-/// Bytes of a header of version 3 without additional fields, and with the type of compression.
+/// Length of a version 3 header without additional fields, and with the compression type.
 const HEADER: u64 = 104;
 
 mod incompatible {
@@ -33,24 +34,24 @@ mod incompatible {
     pub(super) const COMPRESSION: u64 = 1 << 3;
 }
 
-/// Why an image is not read. Each is a clause for people.
+/// Why an image cannot be read. Each message is a clause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unreadable {
-    /// The header is missing or inconsistent.
+    /// Missing or inconsistent header.
     Header,
-    /// A version that is not known.
+    /// Unsupported version.
     Version(u32),
-    /// Another file holds what is not in this one.
+    /// The image has a backing file.
     Backing,
-    /// Another file holds the data.
+    /// The image has an external data file.
     DataFile,
-    /// It is encrypted.
+    /// The image is encrypted.
     Encrypted,
-    /// It is marked as corrupt.
+    /// The image is marked as corrupt.
     Corrupt,
-    /// A feature that is not known.
+    /// Unsupported feature bits.
     Feature(u64),
-    /// A method of compression that is not known.
+    /// Unsupported compression type.
     Compression(u8),
 }
 
@@ -79,19 +80,19 @@ impl From<Unreadable> for io::Error {
     }
 }
 
-/// An image.
+/// A qcow2 image.
 #[derive(Debug)]
 pub struct Qcow2<'a, R: ?Sized> {
     file: &'a R,
     bits: u32,
     bytes: u64,
     is_zstd: bool,
-    /// Whether an L2 entry may mark its cluster as all zeros (version 3).
+    /// Whether an L2 entry can mark a cluster of zeros (version 3).
     has_zeros: bool,
     l1: Vec<u64>,
 }
 
-/// Where a cluster is.
+/// Location of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cluster {
     Zeros,
@@ -100,10 +101,10 @@ enum Cluster {
 }
 
 impl<'a, R: ReadAt + ?Sized> Qcow2<'a, R> {
-    /// The image in a file.
+    /// Opens an image.
     ///
     /// # Errors
-    /// It cannot be read, or is not understood ([`Unreadable`]).
+    /// Fails if the file cannot be read or is not supported ([`Unreadable`]).
     pub fn open(file: &'a R) -> io::Result<Self> {
         let head = window::read(file, 0, 72)?.ok_or(Unreadable::Header)?;
         let version = be32(&head, 4);
@@ -128,7 +129,7 @@ impl<'a, R: ReadAt + ?Sized> Qcow2<'a, R> {
         Ok(Self { file, bits, bytes, is_zstd, has_zeros: version == 3, l1 })
     }
 
-    /// Bytes of the disk in it.
+    /// Bytes of the virtual disk.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -137,10 +138,10 @@ impl<'a, R: ReadAt + ?Sized> Qcow2<'a, R> {
         1 << self.bits
     }
 
-    /// Writes the disk from its first to its last byte.
+    /// Writes the virtual disk from its first to its last byte.
     ///
     /// # Errors
-    /// The image is damaged or cut off, or one of the two cannot be read or written.
+    /// Fails if the image is damaged or truncated, or if reading or writing fails.
     pub fn write_to(&self, output: &mut impl Write) -> io::Result<()> {
         let zeros = vec![0; usize::try_from(self.cluster()).unwrap_or(0)];
         let span = self.cluster() << (self.bits - 3);
@@ -164,7 +165,7 @@ impl<'a, R: ReadAt + ?Sized> Qcow2<'a, R> {
                         output.write_all(&bytes.ok_or_else(cut_off)?)?;
                     }
                     Cluster::Compressed { offset, len } => {
-                        let bytes = self.inflated(offset, len)?;
+                        let bytes = self.decompressed(offset, len)?;
                         output.write_all(bytes.get(..len_here).unwrap_or_default())?;
                     }
                 }
@@ -174,7 +175,7 @@ impl<'a, R: ReadAt + ?Sized> Qcow2<'a, R> {
         Ok(())
     }
 
-    /// The table that an L1 entry names; nothing if all of it is unallocated.
+    /// The L2 table of an L1 entry; `None` if it is unallocated.
     fn l2(&self, entry: u64) -> io::Result<Option<Vec<u8>>> {
         let offset = entry & OFFSET;
         if entry & L1_RESERVED != 0 || !offset.is_multiple_of(self.cluster()) {
@@ -203,8 +204,8 @@ impl<'a, R: ReadAt + ?Sized> Qcow2<'a, R> {
         Ok(if is_zero || offset == 0 { Cluster::Zeros } else { Cluster::At(offset) })
     }
 
-    /// A compressed cluster; its last sector may end behind the end of the file.
-    fn inflated(&self, offset: u64, len: u64) -> io::Result<Vec<u8>> {
+    /// A decompressed cluster; its last sector may end beyond the end of the file.
+    fn decompressed(&self, offset: u64, len: u64) -> io::Result<Vec<u8>> {
         let mut packed = vec![0; usize::try_from(len).unwrap_or(0)];
         let mut filled = 0;
         while let Some(rest) = packed.get_mut(filled..).filter(|rest| !rest.is_empty()) {
@@ -229,12 +230,13 @@ impl<'a, R: ReadAt + ?Sized> Qcow2<'a, R> {
     }
 }
 
-/// The features of version 3; whether zstd compresses.
+/// Checks the features of version 3. Returns whether the compression is zstd.
 fn features<R: ReadAt + ?Sized>(file: &R) -> io::Result<bool> {
     use incompatible::{COMPRESSION, CORRUPT, DATA_FILE, DIRTY};
     let head = window::read(file, 0, HEADER)?.ok_or(Unreadable::Header)?;
     let bits = be64(&head, 72);
-    // Extended L2 entries are unknown as well. Dirty: counts of references may be wrong, which nobody needs who only reads.
+    // Dirty is accepted: only reference counts may be wrong, which do not matter for reading.
+    // Extended L2 entries are not supported.
     let unknown = bits & !(DIRTY | CORRUPT | DATA_FILE | COMPRESSION);
     if bits & DATA_FILE != 0 {
         return Err(Unreadable::DataFile.into());
@@ -256,7 +258,7 @@ fn features<R: ReadAt + ?Sized>(file: &R) -> io::Result<bool> {
     }
 }
 
-/// The entries of the L1 table that the disk needs.
+/// The L1 entries for the size of the disk.
 fn l1<R: ReadAt + ?Sized>(file: &R, head: &[u8], bits: u32, bytes: u64) -> io::Result<Vec<u64>> {
     let needed = bytes.div_ceil(1 << (bits + bits - 3));
     let (entries, offset) = (u64::from(be32(head, 36)), be64(head, 40));

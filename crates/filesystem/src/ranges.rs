@@ -1,14 +1,14 @@
-//! Sets of bytes as ranges. It knows no disk.
+//! Sets of bytes, as ranges.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Bytes, as ranges that neither touch nor overlap.
+/// Bytes as ordered ranges that neither touch nor overlap.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Ranges(BTreeMap<u64, u64>);
 
 impl Ranges {
-    /// One range.
+    /// The set of one range.
     pub fn of(range: Range<u64>) -> Self {
         let mut ranges = Self::default();
         ranges.insert(range);
@@ -30,7 +30,7 @@ impl Ranges {
         self.0.insert(start, end);
     }
 
-    /// Takes a range away.
+    /// Removes a range.
     pub fn remove(&mut self, range: Range<u64>) {
         if range.start >= range.end {
             return;
@@ -49,35 +49,35 @@ impl Ranges {
         }
     }
 
-    /// Adds all of another set.
+    /// Adds all ranges of another set.
     pub fn extend(&mut self, other: &Self) {
         other.iter().for_each(|range| self.insert(range));
     }
 
-    /// Those within `place`.
+    /// The intersection with `place`.
     pub fn within(&self, place: Range<u64>) -> Self {
         let cut = |(&at, &to): (&u64, &u64)| (at.max(place.start), to.min(place.end));
         let before = self.0.range(..place.end).map(cut);
         Self(before.filter(|(at, to)| at < to).collect())
     }
 
-    /// Whether it has a byte of the range.
-    pub fn meets(&self, range: &Range<u64>) -> bool {
+    /// Whether any byte of the range is in the set.
+    pub fn intersects(&self, range: &Range<u64>) -> bool {
         let last = self.0.range(..range.end).next_back();
         range.start < range.end && last.is_some_and(|(_, to)| *to > range.start)
     }
 
-    /// The ranges, in order.
+    /// The ranges in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.0.iter().map(|(at, to)| *at..*to)
     }
 
-    /// Bytes in all.
+    /// Total number of bytes.
     pub fn bytes(&self) -> u64 {
         self.0.iter().map(|(at, to)| to - at).sum()
     }
 
-    /// Whether there is none.
+    /// Whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -130,7 +130,7 @@ mod test {
             prop_assert!(ends.windows(2).all(|two| two[0].end < two[1].start));
             let inside: Vec<u64> = ranges.within(at..at + len).iter().flatten().collect();
             let wanted: Vec<u64> = model.into_iter().filter(|b| (at..at + len).contains(b)).collect();
-            prop_assert_eq!(!wanted.is_empty(), ranges.meets(&(at..at + len)));
+            prop_assert_eq!(!wanted.is_empty(), ranges.intersects(&(at..at + len)));
             prop_assert_eq!(inside, wanted);
         }
     }

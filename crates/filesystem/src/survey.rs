@@ -1,4 +1,5 @@
-//! What is on a disk in few words, and for which block size it was made.
+//! Summary of a disk: its partition table, its file systems, and the block size that they were made
+//! for.
 
 use std::fmt;
 use std::io;
@@ -9,59 +10,59 @@ use linux::medium::ReadAt;
 use linux::partition::{Entry, Scheme, Table};
 use linux::signature::{self, Kind, Signature};
 
-use crate::{CONTAINERS, Inside, window};
+use crate::{EXTENDED, PartitionView, window};
 
-/// Partitions that are looked into at most.
-const PARTITIONS: usize = 32;
-/// Bytes at each end of a disk that must be zeros for it to look empty, and bytes that are read of them at once.
+/// Maximum number of partitions to probe.
+const MAX_PARTITIONS: usize = 32;
+/// Bytes at each end of a disk that must be zeros for it to look empty, and bytes per read.
 const MARGIN: u64 = 1 << 20;
-const PIECE: u64 = 64 << 10;
-/// Bytes at the start of a disk in which a partition table is.
+const READ_LEN: u64 = 64 << 10;
+/// Bytes at the start of a disk that contain a partition table.
 const HEAD: u64 = 32 << 10;
-/// Blocks in which an MBR is taken to count where nothing else is known.
-const USUAL: u32 = 512;
-/// The other block size that disks have, and partitions in which one is looked for.
-const LARGE: u32 = 4096;
-const PROBED: usize = 4;
+/// Default block size of an MBR.
+const DEFAULT_BLOCK: u32 = 512;
+/// The other block size of disks, and the number of partitions that are probed for it.
+const LARGE_BLOCK: u32 = 4096;
+const MAX_PROBED: usize = 4;
 
-/// What is on a disk.
+/// Summary of a disk.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Survey {
-    /// The kind of partition table.
+    /// Kind of the partition table.
     pub table: Option<Scheme>,
-    /// The block size that the table is for; 0 without a table.
+    /// Block size of the table; 0 without a table.
     pub block: u32,
-    /// Partitions in the table.
+    /// Number of partitions.
     pub partitions: u32,
-    /// Where the backup of a GPT ends, in bytes.
+    /// End of the backup GPT, in bytes.
     pub backup_end: Option<u64>,
-    /// What was recognised on the disk and in its partitions.
+    /// Signatures found on the disk and in its partitions.
     pub contents: Vec<Content>,
-    /// Whether nothing was recognised and both ends of the disk are zeros.
+    /// Whether no signature was found and both ends of the disk are zeros.
     pub empty: bool,
 }
 
-/// A file system, or whatever else is recognised by its mark.
+/// A file system or other content that has a signature.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Content {
-    /// The partition's number; 0 for the whole disk.
+    /// Partition number; 0 for the whole disk.
     pub partition: u32,
-    /// The word for it, as `blkid` has it.
+    /// Type, as printed by `blkid`.
     pub kind: String,
-    /// Its name.
     pub label: Option<String>,
-    /// The smallest unit that it reads and writes, in bytes: it cannot be mounted from a disk with larger blocks. None where
-    /// that is not known, or the disk's blocks do not matter.
+    /// Sector or block size in bytes: it cannot be mounted from a disk with larger logical blocks.
+    /// `None` if it is not known or does not matter.
     pub unit: Option<u32>,
 }
 
-/// What is on a disk of `bytes` bytes. `block` is its logical block size, if it has one: an MBR counts in that.
+/// Surveys a disk of `bytes` bytes. `block` is its logical block size, if it has one, in which an
+/// MBR counts.
 ///
 /// # Errors
-/// The disk cannot be read where it must be.
+/// Fails if the disk cannot be read where it must be.
 pub fn survey<R: ReadAt + ?Sized>(disk: &R, bytes: u64, block: Option<u32>) -> io::Result<Survey> {
     let found = signature::probe(disk, bytes)?;
-    // A row of an MBR that protects a GPT is no table by itself.
+    // A protective MBR is not a table by itself.
     let protects = |table: &Table| table.entries.iter().any(|entry| entry.kind == "ee");
     let hidden = found.table.as_ref().is_none_or(protects);
     if hidden && found.unreadable.is_some_and(|at| at < HEAD) {
@@ -80,44 +81,45 @@ pub fn survey<R: ReadAt + ?Sized>(disk: &R, bytes: u64, block: Option<u32>) -> i
             survey.backup_end = backup_end(disk, table.block_size)?;
         }
         let scale = u64::from(survey.block / table.block_size.max(1)).max(1);
-        for entry in table.entries.iter().take(PARTITIONS) {
+        for entry in table.entries.iter().take(MAX_PARTITIONS) {
             let Some(place) = place(entry, scale, bytes) else { continue };
-            let inside = Inside { disk, place: place.clone() };
+            let inside = PartitionView { disk, place: place.clone() };
             let found = signature::probe(&inside, place.end - place.start)?;
             survey.contents.extend(contents(&inside, entry.number, &found.signatures)?);
         }
     }
     let nothing = survey.table.is_none() && survey.contents.is_empty();
-    // What cannot be read may be anything.
+    // Unreadable ranges may hold data.
     survey.empty = nothing && found.unreadable.is_none() && zeros(disk, bytes).unwrap_or(false);
     Ok(survey)
 }
 
-/// The block size in which an MBR counts: the one with which something is recognised at the start of a partition, else the
-/// one that the disk has.
+/// The block size of an MBR: the one with which a signature is found at the start of a partition,
+/// else that of the disk.
 fn mbr_block<R: ReadAt + ?Sized>(
     disk: &R,
     entries: &[Entry],
     bytes: u64,
     block: Option<u32>,
 ) -> io::Result<u32> {
-    let told = block.filter(|block| *block >= USUAL).unwrap_or(USUAL);
-    for block in [told, USUAL, LARGE] {
-        let scale = u64::from(block / USUAL);
-        for place in entries.iter().take(PROBED).filter_map(|entry| place(entry, scale, bytes)) {
-            let inside = Inside { disk, place: place.clone() };
+    let default = block.filter(|block| *block >= DEFAULT_BLOCK).unwrap_or(DEFAULT_BLOCK);
+    for block in [default, DEFAULT_BLOCK, LARGE_BLOCK] {
+        let scale = u64::from(block / DEFAULT_BLOCK);
+        for place in entries.iter().take(MAX_PROBED).filter_map(|entry| place(entry, scale, bytes))
+        {
+            let inside = PartitionView { disk, place: place.clone() };
             if !signature::probe(&inside, place.end - place.start)?.signatures.is_empty() {
                 return Ok(block);
             }
         }
     }
-    Ok(told)
+    Ok(default)
 }
 
 fn place(entry: &Entry, scale: u64, bytes: u64) -> Option<Range<u64>> {
     let start = entry.start.checked_mul(scale)?;
     let end = entry.bytes.checked_mul(scale)?.checked_add(start)?;
-    let plain = entry.bytes > 0 && !CONTAINERS.contains(&&*entry.kind);
+    let plain = entry.bytes > 0 && !EXTENDED.contains(&&*entry.kind);
     (plain && end <= bytes).then_some(start..end)
 }
 
@@ -137,7 +139,7 @@ fn contents<R: ReadAt + ?Sized>(
     signatures.iter().map(content).collect()
 }
 
-/// The smallest unit that a file system reads and writes, in bytes.
+/// The sector or block size of a file system, in bytes.
 fn unit<R: ReadAt + ?Sized>(disk: &R, kind: Kind) -> io::Result<Option<u32>> {
     let field = |at: u64, len: u64| window::read(disk, at, len);
     let number = |bytes: Option<Vec<u8>>| {
@@ -161,10 +163,10 @@ fn unit<R: ReadAt + ?Sized>(disk: &R, kind: Kind) -> io::Result<Option<u32>> {
 
 fn zeros<R: ReadAt + ?Sized>(disk: &R, bytes: u64) -> io::Result<bool> {
     let tail = bytes.saturating_sub(MARGIN);
-    let step = usize::try_from(PIECE).unwrap_or(1);
+    let step = usize::try_from(READ_LEN).unwrap_or(1);
     let head = (0..MARGIN.min(bytes)).step_by(step);
     for at in head.chain((tail.max(MARGIN)..bytes).step_by(step)) {
-        let piece = window::read(disk, at, PIECE.min(bytes - at))?;
+        let piece = window::read(disk, at, READ_LEN.min(bytes - at))?;
         if piece.is_none_or(|piece| piece.iter().any(|byte| *byte != 0)) {
             return Ok(false);
         }
@@ -173,17 +175,18 @@ fn zeros<R: ReadAt + ?Sized>(disk: &R, bytes: u64) -> io::Result<bool> {
 }
 
 impl Survey {
-    /// The file systems that cannot be mounted from a disk with blocks of that size.
+    /// The file systems that cannot be mounted from a disk with this logical block size.
     pub fn unmountable(&self, block: u32) -> impl Iterator<Item = &Content> {
         self.contents.iter().filter(move |content| content.unit.is_some_and(|unit| unit < block))
     }
 
-    /// Whether the block size of the table was seen and not guessed: a GPT shows it, an MBR only by what its partitions hold.
-    pub fn shows_block(&self) -> bool {
+    /// Whether the block size of the table is certain: a GPT shows it, an MBR only by the contents
+    /// of its partitions.
+    pub fn block_is_certain(&self) -> bool {
         self.table == Some(Scheme::Gpt) || self.contents.iter().any(|it| it.partition > 0)
     }
 
-    /// What would be lost, in few words.
+    /// A short description of what would be overwritten.
     pub fn describe(&self) -> String {
         let table = self.table.map(|scheme| {
             let scheme = match scheme {
@@ -260,7 +263,7 @@ mod test {
         }
     }
 
-    /// A disk with an MBR for blocks of that size, and a FAT in its only partition.
+    /// A disk with an MBR for this block size, and a FAT in its only partition.
     fn with_mbr(block: usize) -> Vec<u8> {
         let mut disk = disk(512);
         disk[..1 << 20].fill(0);
@@ -274,10 +277,10 @@ mod test {
 
     #[test]
     fn mbr_counts_in_the_blocks_with_which_it_leads_somewhere() {
-        for (block, told) in [(512, None), (512, Some(4096)), (4096, None), (4096, Some(512))] {
+        for (block, default) in [(512, None), (512, Some(4096)), (4096, None), (4096, Some(512))] {
             let disk = with_mbr(usize::try_from(block).unwrap());
-            let survey = survey(&disk[..], 4 << 20, told).unwrap();
-            assert_eq!((survey.table, survey.block), (Some(Scheme::Mbr), block), "{told:?}");
+            let survey = survey(&disk[..], 4 << 20, default).unwrap();
+            assert_eq!((survey.table, survey.block), (Some(Scheme::Mbr), block), "{default:?}");
             assert_eq!(survey.contents.len(), 1);
         }
         let mut disk = with_mbr(512);
@@ -285,7 +288,7 @@ mod test {
         assert_eq!(survey(&disk[..], 4 << 20, Some(4096)).unwrap().block, 4096);
     }
 
-    /// A disk of which a page cannot be read.
+    /// A disk with an unreadable page.
     struct Broken(Vec<u8>, u64);
 
     impl ReadAt for Broken {

@@ -1,5 +1,5 @@
-//! Unpacks compressed streams. The bytes may be hostile: memory is bounded, and what is cut off or damaged is an error, at
-//! the latest at its end.
+//! Decompresses streams with bounded memory. Truncated or damaged input fails, at the latest at its
+//! end.
 
 use std::io::{self, BufRead, BufReader, ErrorKind, Read, Write};
 
@@ -9,40 +9,40 @@ use zstd::stream::read::Decoder;
 
 use crate::Container;
 
-/// Bytes that are read of the packed stream at once.
+/// Bytes per read of the compressed stream.
 const PIECE: usize = 256 << 10;
-/// Memory that the dictionary of an xz stream may take, in KiB: that of `xz -9` takes 64 MiB.
+/// Maximum memory of an xz dictionary, in KiB; `xz -9` takes 64 MiB.
 const XZ_MEMORY: u32 = 256 << 10;
-/// The largest window of zstd, as a power of two: what the program `zstd` takes unless it is told otherwise.
+/// Maximum window of zstd, as a power of two: the default limit of the `zstd` program.
 const ZSTD_WINDOW: u32 = 27;
 
-/// Writes what is packed in `input` to `output`, to its end.
+/// Decompresses `input` to `output`, to its end.
 ///
 /// # Errors
-/// The stream is damaged, ends too early, needs too much memory, or is of no format that is known; or one of the two cannot
-/// be read or written.
+/// Fails if the stream is damaged, truncated, needs too much memory or has an unsupported format,
+/// or if reading or writing fails.
 pub fn unpack(container: Container, input: impl Read, output: &mut impl Write) -> io::Result<()> {
     let mut input = BufReader::with_capacity(PIECE, input);
     match container {
         Container::Gzip => gzip(input, output),
         Container::Xz => {
-            pour(&mut XzReader::new_mem_limit(&mut input, true, XZ_MEMORY), output)?;
+            copy_all(&mut XzReader::new_mem_limit(&mut input, true, XZ_MEMORY), output)?;
             at_end(&mut input)
         }
         Container::Zstd => {
             let mut decoder = Decoder::with_buffer(input)?;
             decoder.window_log_max(ZSTD_WINDOW)?;
-            pour(&mut decoder, output)
+            copy_all(&mut decoder, output)
         }
         _ => Err(io::Error::new(ErrorKind::Unsupported, "it is not unpacked here")),
     }
 }
 
-/// RFC 1952: members one after the other; zeros may follow, as on a tape.
+/// RFC 1952: concatenated members, possibly followed by zeros, as on a tape.
 fn gzip(mut input: impl BufRead, output: &mut impl Write) -> io::Result<()> {
     loop {
         let mut decoder = GzDecoder::new(input);
-        pour(&mut decoder, output)?;
+        copy_all(&mut decoder, output)?;
         input = decoder.into_inner();
         match input.fill_buf()?.first() {
             None => return Ok(()),
@@ -52,7 +52,7 @@ fn gzip(mut input: impl BufRead, output: &mut impl Write) -> io::Result<()> {
     }
 }
 
-/// Nothing follows but zeros.
+/// Checks that only zeros follow.
 fn at_end(input: &mut impl BufRead) -> io::Result<()> {
     loop {
         let rest = input.fill_buf()?;
@@ -67,7 +67,7 @@ fn at_end(input: &mut impl BufRead) -> io::Result<()> {
     }
 }
 
-fn pour(from: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
+fn copy_all(from: &mut impl Read, output: &mut impl Write) -> io::Result<()> {
     let mut bytes = vec![0; PIECE];
     loop {
         match from.read(&mut bytes) {
@@ -130,7 +130,7 @@ mod test {
         for container in ALL {
             let bytes = packed(container, &data);
             for cut in [0, 3, 20, bytes.len() / 2, bytes.len() - 9, bytes.len() - 1] {
-                // Nothing at all is no stream, and is never recognised as one.
+                // An empty stream is never detected as one.
                 let result = unpacked(container, &bytes[..cut]);
                 assert!(result.is_err() || cut == 0, "{container} cut at {cut}");
             }

@@ -1,19 +1,19 @@
-//! Numbers at offsets of bytes that may be too short. It knows no meaning of them.
+//! Bounds-checked reads of bytes and little-endian numbers.
 
 use std::io;
 
 use linux::medium::ReadAt;
 
-/// Bytes that are read at once at most.
-const MOST: u64 = 16 << 20;
+/// Maximum bytes per read.
+const MAX_LEN: u64 = 16 << 20;
 
-/// `length` bytes from `offset`; nothing if they are not all there, or more than anybody needs.
+/// Reads `length` bytes at `offset`; `None` if they are not all there, or too many.
 pub(crate) fn read<R: ReadAt + ?Sized>(
     disk: &R,
     offset: u64,
     length: u64,
 ) -> io::Result<Option<Vec<u8>>> {
-    let Some(size) = usize::try_from(length).ok().filter(|_| length <= MOST) else {
+    let Some(size) = usize::try_from(length).ok().filter(|_| length <= MAX_LEN) else {
         return Ok(None);
     };
     let mut bytes = vec![0; size];
@@ -49,7 +49,7 @@ pub(crate) fn le64(bytes: &[u8], offset: usize) -> Option<u64> {
     array(bytes, offset).map(u64::from_le_bytes)
 }
 
-/// The runs of bits that are set, as ranges of numbers, of the first `count`.
+/// The runs of set bits among the first `count` bits, as ranges of bit numbers.
 pub(crate) fn runs(bitmap: &[u8], count: u64) -> Vec<std::ops::Range<u64>> {
     let (mut runs, mut start) = (Vec::new(), None);
     for bit in 0..count {

@@ -1,4 +1,4 @@
-//! Against file systems that their own programs made, and against the answers of their own programs.
+//! Inspects file systems made by mke2fs, mkntfs and others, and compares with their own tools.
 
 #![allow(
     clippy::unwrap_used,
@@ -12,9 +12,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use filesystem::{Kind, Opaque, Owner, Ranges, owners, usage};
+use filesystem::{OpaqueReason, Owner, PartKind, Ranges, owners, usage};
 
-/// A folder that is gone with its owner.
+/// A directory that is removed when dropped.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -49,7 +49,7 @@ fn run(program: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A tree of files of many sizes, one of them in many pieces.
+/// A tree of files of many sizes, one of them fragmented.
 fn tree(folder: &Folder) -> PathBuf {
     let tree = folder.path("tree");
     fs::create_dir_all(tree.join("a/deep/er")).unwrap();
@@ -85,7 +85,7 @@ const EXT: [&[&str]; 7] = [
     &["-t", "ext2", "-b", "1024"],
 ];
 
-/// The file system with all that is free overwritten.
+/// Overwrites all free bytes of an image. Returns their number.
 fn scorched(image: &Path, used: &Ranges) -> u64 {
     let file = File::options().read(true).write(true).open(image).unwrap();
     let mut free = Ranges::of(0..file.metadata().unwrap().len());
@@ -107,7 +107,7 @@ fn r45_what_is_not_used_can_be_lost_and_nothing_is_missed() {
         let image = image(&folder, 96 << 20, options);
         let file = File::open(&image).unwrap();
         let usage = usage(&file, 96 << 20).unwrap();
-        assert_eq!(usage.parts[0].kind, Kind::Ext, "{options:?}");
+        assert_eq!(usage.parts[0].kind, PartKind::Ext, "{options:?}");
         let free = scorched(&image, &usage.used);
         assert!(free > 60 << 20, "{options:?}: {free} bytes are free");
         let name = image.to_str().unwrap();
@@ -171,7 +171,7 @@ fn a_file_system_that_was_in_use_counts_as_used_whole() {
     let image = image(&folder, 32 << 20, EXT[0]);
     run("debugfs", &["-w", "-R", "ssv state 0", image.to_str().unwrap()]);
     let usage = usage(&File::open(&image).unwrap(), 32 << 20).unwrap();
-    assert_eq!(usage.parts[0].kind, Kind::Opaque(Opaque::Unclean));
+    assert_eq!(usage.parts[0].kind, PartKind::Opaque(OpaqueReason::Unclean));
     assert_eq!(usage.used, Ranges::of(0..32 << 20));
 }
 
@@ -196,14 +196,14 @@ fn partitions_are_found_and_what_is_between_them_is_kept() {
     whole.write_all_at(&fs::read(inner).unwrap(), 1 << 20).unwrap();
     let usage = usage(&File::open(&disk).unwrap(), 100 << 20).unwrap();
     let kinds: Vec<_> = usage.parts.iter().map(|part| (part.number, part.kind)).collect();
-    assert_eq!(kinds, [(1, Kind::Ext), (2, Kind::Opaque(Opaque::Unknown))]);
+    assert_eq!(kinds, [(1, PartKind::Ext), (2, PartKind::Opaque(OpaqueReason::Unknown))]);
     let kept = [0..1 << 20, 33 << 20..100 << 20];
     assert!(
         kept.iter()
             .all(|range| usage.used.within(range.clone()).bytes() == range.end - range.start)
     );
     assert!(usage.used.bytes() < 90 << 20);
-    // A GPT that the older table does not leave the disk to is a leftover.
+    // A GPT without a protective MBR is stale.
     whole.write_all_at(&[0x83], 450).unwrap();
     let usage = filesystem::usage(&File::open(&disk).unwrap(), 100 << 20).unwrap();
     assert_eq!((usage.used, usage.parts), (Ranges::of(0..100 << 20), Vec::new()));
@@ -224,8 +224,8 @@ fn r45_ntfs_keeps_what_files_have_and_names_them() {
     run("ntfscp", &["-q", name, folder.path("content").to_str().unwrap(), "picture.raw"]);
     let file = File::open(&image).unwrap();
     let usage = usage(&file, 64 << 20).unwrap();
-    assert_eq!(usage.parts[0].kind, Kind::Ntfs);
-    // The file's own cluster is found again under its name.
+    assert_eq!(usage.parts[0].kind, PartKind::Ntfs);
+    // The file's own cluster belongs to it by name.
     let at = find(&fs::read(&image).unwrap(), &content[1 << 20..(1 << 20) + 4096]);
     let found = owners(&file, 64 << 20, &Ranges::of(at..at + 512)).unwrap();
     let found: Vec<Owner> = found.into_iter().map(|found| found.owner).collect();
@@ -235,7 +235,7 @@ fn r45_ntfs_keeps_what_files_have_and_names_them() {
     assert_eq!(output.stdout, content);
 }
 
-/// A Windows that was only half shut down has written to files that just its journal knows.
+/// A Windows that used fast startup has written files that only its journal contains.
 #[test]
 fn an_ntfs_whose_journal_is_in_use_counts_as_used_whole() {
     if lacks(&["mkntfs"]) {
@@ -246,16 +246,16 @@ fn an_ntfs_whose_journal_is_in_use_counts_as_used_whole() {
     File::create(&image).unwrap().set_len(64 << 20).unwrap();
     run("mkntfs", &["-q", "-F", "-Q", image.to_str().unwrap()]);
     let mut bytes = fs::read(&image).unwrap();
-    assert_eq!(usage(&bytes[..], 64 << 20).unwrap().parts[0].kind, Kind::Ntfs);
-    // The journal is empty, and the longest run of ones.
+    assert_eq!(usage(&bytes[..], 64 << 20).unwrap().parts[0].kind, PartKind::Ntfs);
+    // The empty journal is the longest run of ones.
     let at = bytes.chunks(512).position(|chunk| chunk.iter().all(|byte| *byte == 0xff)).unwrap();
     bytes[at * 512..at * 512 + 4].copy_from_slice(b"RSTR");
     let usage = usage(&bytes[..], 64 << 20).unwrap();
-    assert_eq!(usage.parts[0].kind, Kind::Opaque(Opaque::Unclean));
+    assert_eq!(usage.parts[0].kind, PartKind::Opaque(OpaqueReason::Unclean));
     assert_eq!(usage.used, Ranges::of(0..64 << 20));
 }
 
-/// ZFS wipes neither the superblock nor the bitmaps of what was there before.
+/// ZFS wipes neither the superblock nor the bitmaps of an earlier file system.
 #[test]
 fn what_bears_two_marks_counts_as_used_whole() {
     if lacks(&["mke2fs"]) {
@@ -267,7 +267,7 @@ fn what_bears_two_marks_counts_as_used_whole() {
     bytes[512..520].copy_from_slice(b"LABELONE");
     bytes[536..544].copy_from_slice(b"LVM2 001");
     let usage = usage(&bytes[..], 32 << 20).unwrap();
-    assert_eq!(usage.parts[0].kind, Kind::Opaque(Opaque::Unknown));
+    assert_eq!(usage.parts[0].kind, PartKind::Opaque(OpaqueReason::Unknown));
     assert_eq!(usage.used, Ranges::of(0..32 << 20));
 }
 
@@ -290,7 +290,7 @@ fn x44_crafted_bytes_end_in_an_answer() {
             seed = seed
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1_442_695_040_888_963_407);
-            // Where the structures are: the superblock, the descriptors, the first inodes and directories.
+            // The offsets of the superblock, the descriptors, the first inodes and directories.
             let at = 1024 + usize::try_from(seed >> 33).unwrap() % 600_000;
             bytes[at] = (seed >> 20) as u8;
         }

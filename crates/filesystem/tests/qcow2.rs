@@ -1,4 +1,4 @@
-//! qcow2 images against those that QEMU makes, and against images that are damaged.
+//! qcow2 images made by QEMU, compared with QEMU's reading, and damaged images.
 
 #![allow(
     clippy::unwrap_used,
@@ -48,7 +48,7 @@ fn qemu_img(words: &[&str]) {
     assert!(output.status.success(), "{words:?}: {said}");
 }
 
-/// Some data with holes, of so many blocks of 512 bytes.
+/// Data with holes, in `blocks` blocks of 512 bytes.
 fn raw(path: &str, blocks: u64, pieces: &[(u64, u64)]) {
     let file = File::create(path).unwrap();
     file.set_len(blocks * 512).unwrap();
@@ -136,7 +136,8 @@ fn x58_images_that_need_another_file_or_a_key_are_refused() {
     assert!(error().contains("features"), "{}", error());
     qemu_img(&["create", "-q", "-f", "qcow2", &image, "1M"]);
     let mut whole = fs::read(&image).unwrap();
-    // crypt_method: LUKS. qemu-img would measure this machine for a new key, which fails on a busy one.
+    // crypt_method LUKS. qemu-img would benchmark this machine for a new key, which fails under
+    // load.
     whole[32..36].copy_from_slice(&2u32.to_be_bytes());
     fs::write(&image, whole).unwrap();
     assert!(error().contains("encrypted"), "{}", error());

@@ -1,7 +1,5 @@
-//! Writes the archive format of an initramfs: cpio "newc", as the kernel's documentation
-//! (driver-api/early-userspace/buffer-format) describes it.
-//!
-//! Does not know what a machine needs in it.
+//! Writer of the initramfs archive format: cpio "newc", as documented in
+//! driver-api/early-userspace/buffer-format of the kernel.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +8,13 @@ const OPEN_FOLDER: u32 = 0o041_777;
 const FILE: u32 = 0o100_644;
 const PROGRAM: u32 = 0o100_755;
 const LINK: u32 = 0o120_777;
-/// What a mode has beside the kind of the entry.
+/// Permission bits of a mode.
 const PERMISSIONS: u32 = 0o7_777;
 const CONSOLE: u32 = 0o020_600;
-/// Archives follow each other at multiples of this.
+/// Alignment of concatenated archives.
 const BLOCK: usize = 512;
 
-/// An archive in the making. Files have the numbers in which they come, and all the same time.
+/// An archive being written. Inode numbers are consecutive; all files have the same time.
 #[derive(Debug, Default)]
 pub struct Archive {
     bytes: Vec<u8>,
@@ -26,18 +24,18 @@ pub struct Archive {
 }
 
 impl Archive {
-    /// An archive whose files were all changed at `time`, in seconds since 1970.
+    /// An empty archive with this modification time of all files, in seconds since 1970.
     pub fn new(time: u32) -> Self {
         Self { time, ..Self::default() }
     }
 
-    /// Adds a folder, and those above it.
-    pub fn folder(&mut self, path: &str) {
+    /// Adds a directory and its parents.
+    pub fn directory(&mut self, path: &str) {
         self.folder_of_mode(path, FOLDER);
     }
 
-    /// Adds a folder in which everybody may put files.
-    pub fn open_folder(&mut self, path: &str) {
+    /// Adds a world-writable directory with the sticky bit.
+    pub fn world_writable_directory(&mut self, path: &str) {
         self.folder_of_mode(path, OPEN_FOLDER);
     }
 
@@ -54,14 +52,14 @@ impl Archive {
         self.entry(path, FILE, (0, 0), content);
     }
 
-    /// Adds a program.
+    /// Adds an executable.
     pub fn program(&mut self, path: &str, content: &[u8]) {
         self.above(path);
         self.entry(path, PROGRAM, (0, 0), content);
     }
 
     /// Adds a file with these permissions.
-    pub fn file_with(&mut self, path: &str, permissions: u32, content: &[u8]) {
+    pub fn file_with_mode(&mut self, path: &str, permissions: u32, content: &[u8]) {
         self.above(path);
         self.entry(path, (FILE & !PERMISSIONS) | (permissions & PERMISSIONS), (0, 0), content);
     }
@@ -72,13 +70,13 @@ impl Archive {
         self.entry(path, LINK, (0, 0), to.as_bytes());
     }
 
-    /// Adds the node of the console, which the first program has open from its start.
+    /// Adds the console device, which is opened for the first process.
     pub fn console(&mut self, path: &str) {
         self.above(path);
         self.entry(path, CONSOLE, (5, 1), &[]);
     }
 
-    /// The finished archive.
+    /// The complete archive.
     pub fn finish(mut self) -> Vec<u8> {
         self.time = 0;
         self.entries = u32::MAX;
@@ -89,13 +87,13 @@ impl Archive {
 
     fn above(&mut self, path: &str) {
         if let Some((above, _)) = path.rsplit_once('/') {
-            self.folder(above);
+            self.directory(above);
         }
     }
 
     fn entry(&mut self, path: &str, mode: u32, device: (u32, u32), content: &[u8]) {
         self.entries = self.entries.wrapping_add(1);
-        // No file of an archive comes near 4 GiB: the largest is the program.
+        // All files are far below 4 GiB: the largest is the program.
         let length = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
         let name = length(path.len().saturating_add(1));
         // inode, mode, uid, gid, links, mtime, size, device (2), device of the node (2), length of the name, checksum
@@ -132,12 +130,12 @@ impl Archive {
 
 #[cfg(test)]
 pub(crate) mod read {
-    //! Reads archives back in tests.
+    //! Reader of archives, for tests.
 
     /// Name, mode and content.
     pub(crate) type Entry = (String, u32, Vec<u8>);
 
-    /// Every entry up to the trailer, and what follows it.
+    /// Every entry up to the trailer, and the bytes after it.
     pub(crate) fn entries(mut bytes: &[u8]) -> (Vec<Entry>, &[u8]) {
         let mut found = Vec::new();
         loop {
@@ -182,11 +180,11 @@ mod tests {
     fn folders_come_before_what_is_in_them_and_once() {
         let mut archive = Archive::new(0);
         archive.file("lib/modules/x", b"x");
-        archive.open_folder("tmp");
-        archive.folder("lib/modules");
+        archive.world_writable_directory("tmp");
+        archive.directory("lib/modules");
         archive.console("dev/console");
         archive.link("bin/sh", "busybox");
-        archive.file_with("bin/su", 0o104_755, b"");
+        archive.file_with_mode("bin/su", 0o104_755, b"");
         let bytes = archive.finish();
         let (entries, rest) = read::entries(&bytes);
         let names: Vec<_> = entries.iter().map(|(name, mode, _)| (name.as_str(), *mode)).collect();

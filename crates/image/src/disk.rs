@@ -1,43 +1,43 @@
-//! A disk from which EFI firmware starts a program: a GUID partition table, and an EFI system partition with the program
-//! as `\EFI\BOOT\BOOTX64.EFI` (UEFI 2.10 §3.5).
-//!
-//! Does not know what the program does, nor where the disk is.
+//! A disk that EFI firmware boots: a GUID partition table, and an EFI system partition with the
+//! program as `\EFI\BOOT\BOOTX64.EFI` (UEFI 2.10 §3.5).
 
 use crate::error::Error;
-use crate::file_system::{Volume, blocks_for};
+use crate::fat32::{Volume, blocks_for};
 use linux::gpt::{Gpt, Partition};
 use sha2::{Digest, Sha256};
 
-/// Partitions begin and end at multiples of this.
+/// Alignment of partitions.
 const ALIGNMENT: u64 = 1 << 20;
-/// C12A7328-F81F-11D2-BA4B-00A0C93EC93B, as it stands on disk: the EFI system partition.
+/// C12A7328-F81F-11D2-BA4B-00A0C93EC93B, in its on-disk form: the type of an EFI system partition.
 const SYSTEM_PARTITION: [u8; 16] = [
     0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b,
 ];
 pub use linux::boot::PARTITION_NAME;
 
-/// A disk: what stands at its start, and what stands at its end. What is between is of no use.
+/// The start and the end of a disk. The bytes between them do not matter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// The size of the disk, in bytes.
+    /// Size of the disk in bytes.
     pub bytes: u64,
-    /// From the first byte on.
+    /// The first bytes.
     pub start: Vec<u8>,
-    /// Up to the last byte.
+    /// The last bytes.
     pub end: Vec<u8>,
 }
 
 impl Disk {
-    /// The smallest disk image that holds the program.
+    /// The smallest disk image for the program.
     ///
-    /// Errors: it is too large.
+    /// # Errors
+    /// Fails if the program is too large.
     pub fn image(program: &[u8]) -> Result<Self, Error> {
         Self::on(program, needed(program, 512)?, 512)
     }
 
-    /// A disk of `bytes` bytes, in blocks of `block`, which is 512 or 4096.
+    /// The layout for a disk of `bytes` bytes. `block` is its logical block size, 512 or 4096.
     ///
-    /// Errors: there is too little room; no such blocks.
+    /// # Errors
+    /// Fails if the disk is too small, or for another block size.
     pub fn on(program: &[u8], bytes: u64, block: u32) -> Result<Self, Error> {
         if block != 512 && block != 4096 {
             return Err(Error::Block(block));
@@ -55,7 +55,7 @@ impl Disk {
         Ok(Self { bytes, start, end })
     }
 
-    /// All of it, as a file holds it.
+    /// The whole disk, as a file.
     pub fn whole(&self) -> Vec<u8> {
         let end = usize::try_from(self.bytes).unwrap_or_default().saturating_sub(self.end.len());
         let mut whole = self.start.clone();
@@ -65,11 +65,11 @@ impl Disk {
     }
 }
 
-/// How large a disk must be, in bytes.
+/// Minimum size of a disk in bytes.
 fn needed(program: &[u8], block: u32) -> Result<u64, Error> {
     let program = u32::try_from(program.len()).map_err(|_| Error::TooLarge)?;
     let volume = blocks_for(program.into(), block).saturating_mul(block.into());
-    // Before and after the partition: the tables, and what was there before of other tables.
+    // Space for the tables before and after the partition, and to overwrite those of other tables.
     Ok(volume.next_multiple_of(ALIGNMENT).saturating_add(2 * ALIGNMENT))
 }
 
@@ -91,7 +91,7 @@ fn table(bytes: u64, block: u32, partition: u64, digest: &[u8]) -> Gpt {
     Gpt::new(block, blocks(bytes), identity(digest, 0), &[system])
 }
 
-/// The last mebibyte, so that nothing older is found there.
+/// The last mebibyte, to overwrite stale tables.
 fn end(table: &Gpt) -> Vec<u8> {
     let backup = table.end();
     let length = usize::try_from(ALIGNMENT).unwrap_or_default().saturating_sub(backup.len());
@@ -100,7 +100,7 @@ fn end(table: &Gpt) -> Vec<u8> {
     end
 }
 
-/// An identity made of what is on the disk (RFC 9562 §5.8), with the first fields in the order of GUIDs on disk.
+/// A GUID derived from the contents of the disk (RFC 9562 §5.8), in its on-disk form.
 fn identity(digest: &[u8], from: usize) -> [u8; 16] {
     let mut identity = [0; 16];
     for (to, from) in identity.iter_mut().zip(digest.iter().skip(from)) {
@@ -115,7 +115,7 @@ fn identity(digest: &[u8], from: usize) -> [u8; 16] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::file_system::read::file;
+    use crate::fat32::read::file;
     use ::gpt::disk::LogicalBlockSize;
     use ::gpt::{GptConfig, partition_types};
     use std::io::Cursor;

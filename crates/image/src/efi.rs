@@ -1,7 +1,5 @@
-//! A kernel, an initramfs and a command line as one EFI program: a unified kernel image, as the UAPI group's
-//! specification of that name has it. Firmware starts the stub, which finds the rest in its own sections.
-//!
-//! Knows the form of EFI programs (PE/COFF) as far as sections are added to one; does not sign it.
+//! A unified kernel image (UAPI group specification): a kernel, an initramfs and a command line in
+//! one EFI program. Firmware starts the stub, which finds the rest in its own sections. Not signed.
 
 use crate::error::Error;
 use crate::kernel::Kernel;
@@ -13,8 +11,8 @@ use object::pe::{
 };
 use object::read::pe::PeFile;
 
-/// Where things stand in the headers, in bytes from the start of the PE signature (PE Format, "COFF File Header" and
-/// "Optional Header"); the optional header begins at 24.
+/// Offsets from the PE signature (PE Format, "COFF File Header" and "Optional Header"). The
+/// optional header starts at 24.
 mod at {
     pub(super) const SECTIONS: usize = 6;
     pub(super) const SIZE_OF_DATA: usize = 24 + 8;
@@ -23,27 +21,25 @@ mod at {
     pub(super) const DIRECTORIES: usize = 24 + 112;
 }
 
-/// The size of one section's header.
+/// Size of a section header.
 const SECTION: usize = 40;
 
-/// What the image is made of.
+/// Parts of the image.
 #[derive(Debug)]
 pub struct Parts<'a> {
     /// The stub: systemd's `linuxx64.efi.stub`.
     pub stub: &'a [u8],
-    /// The kernel.
     pub kernel: &'a Kernel<'a>,
-    /// The initramfs.
     pub initramfs: &'a [u8],
-    /// The kernel command line.
     pub command_line: &'a str,
-    /// What boot loaders show, in the form of os-release(5).
+    /// Name for boot loaders, in the format of os-release(5).
     pub os_release: &'a str,
 }
 
 /// Makes the EFI program.
 ///
-/// Errors: the stub is none, or has no room in its header; more than 4 GiB.
+/// # Errors
+/// Fails if the stub is invalid or has no room in its header, or if the result would exceed 4 GiB.
 pub fn make(parts: &Parts<'_>) -> Result<Vec<u8>, Error> {
     let mut image = Image::open(parts.stub)?;
     let length = |bytes: &[u8]| u32::try_from(bytes.len()).map_err(|_| Error::TooLarge);
@@ -58,7 +54,8 @@ pub fn make(parts: &Parts<'_>) -> Result<Vec<u8>, Error> {
         let flags = IMAGE_SCN_CNT_INITIALIZED_DATA | IMAGE_SCN_MEM_READ;
         image.add(name, bytes, length(bytes)?, flags.0)?;
     }
-    // The kernel is the last: older stubs start it where it is, and it unpacks itself over what follows.
+    // The kernel must be last: older stubs start it in place, and it unpacks itself over what
+    // follows.
     let kernel = parts.kernel;
     let flags = IMAGE_SCN_CNT_CODE | IMAGE_SCN_MEM_EXECUTE | IMAGE_SCN_MEM_READ;
     image.add(b".linux\0\0", kernel.bytes, length(kernel.bytes)?.max(kernel.memory), flags.0)?;
@@ -69,13 +66,13 @@ pub fn make(parts: &Parts<'_>) -> Result<Vec<u8>, Error> {
 #[derive(Debug)]
 struct Image {
     bytes: Vec<u8>,
-    /// Where the PE signature is.
+    /// Offset of the PE signature.
     header: usize,
-    /// Where the next section's header goes, and where the headers end.
+    /// Offset of the next section header, and end of the headers.
     next: usize,
     headers_end: usize,
     sections: u16,
-    /// Where in memory the next section goes.
+    /// Address of the next section in memory.
     address: u32,
     memory_alignment: u32,
     file_alignment: u32,
@@ -118,7 +115,7 @@ impl Image {
         if end > self.headers_end { Err(Error::FullStub(sections)) } else { Ok(()) }
     }
 
-    /// Adds a section that takes `memory` bytes once it is loaded.
+    /// Adds a section that takes `memory` bytes when loaded.
     fn add(
         &mut self,
         name: &[u8; 8],
@@ -151,7 +148,7 @@ impl Image {
         let words = [
             (at::SIZE_OF_DATA, self.data),
             (at::SIZE_OF_IMAGE, memory),
-            // Firmware does not look at it for programs, and 0 means that there is none.
+            // Not checked by firmware for programs; 0 means none.
             (at::CHECKSUM, 0),
         ];
         for (place, word) in words {
@@ -174,12 +171,12 @@ impl Image {
     }
 }
 
-/// Whether it is no stub any more: a kernel is in it, which would be started instead of the one that is added.
+/// Whether the stub is already a complete image, whose own kernel would be started.
 fn is_image(file: &PeFile<'_, ImageNtHeaders64>) -> bool {
     file.section_table().iter().any(|section| section.name == *b".linux\0\0")
 }
 
-/// Where in the file the first section is, and where in memory the last one ends, whatever the header says.
+/// Offset of the first section in the file, and end of the last one in memory.
 fn taken(file: &PeFile<'_, ImageNtHeaders64>) -> (usize, u32) {
     let sections = file.section_table();
     let offsets = sections.iter().map(|section| section.pointer_to_raw_data.get(LE));
@@ -191,13 +188,13 @@ fn taken(file: &PeFile<'_, ImageNtHeaders64>) -> (usize, u32) {
     (first.and_then(|offset| usize::try_from(offset).ok()).unwrap_or(usize::MAX), end)
 }
 
-/// The stub without its signature, which would not fit what is made of it.
+/// The stub without its signature, which would be invalid afterwards.
 fn unsigned(stub: &[u8], file: &PeFile<'_, ImageNtHeaders64>) -> Result<Vec<u8>, Error> {
     let mut bytes = stub.to_vec();
     let Some(signature) = file.data_directory(IMAGE_DIRECTORY_ENTRY_SECURITY) else {
         return Ok(bytes);
     };
-    // Alone of all directories this one gives an offset in the file.
+    // Unlike other directories this one contains a file offset.
     let offset = usize::try_from(signature.virtual_address.get(LE)).map_err(|_| Error::NoStub)?;
     if offset > 0 {
         bytes.truncate(offset);

@@ -1,7 +1,7 @@
-//! The program and the drivers as an initramfs: archives that the kernel unpacks one after the other.
+//! Builds an initramfs with the program and the drivers, of two concatenated archives.
 //!
-//! The first is not packed as a whole, since each module in it is: what the machine does not need is never unpacked. The
-//! second is, and holds the rest. Does not know which drivers a machine needs.
+//! The first one is not compressed as a whole, since each module in it is: modules that the machine
+//! does not need are never decompressed. The second one is compressed and contains everything else.
 
 use crate::cpio::Archive;
 use crate::error::Error;
@@ -15,51 +15,53 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Slow to pack, and as quick to unpack as any other.
+/// Compression level: slow to compress, as fast to decompress as any other.
 const LEVEL: i32 = 19;
-/// Where the machine mounts what the kernel offers, and where files may be put.
-const FOLDERS: &[&str] = &["dev", "etc", "proc", "run", "sys"];
-/// The endings that firmware has on disk, the plain one first.
-const FIRMWARE_ENDINGS: &[&str] = &["", ".zst", ".xz"];
+/// Mount points and directories for files.
+const DIRECTORIES: &[&str] = &["dev", "etc", "proc", "run", "sys"];
+/// Suffixes of firmware files, the uncompressed one first.
+const FIRMWARE_SUFFIXES: &[&str] = &["", ".zst", ".xz"];
 
-/// What is to be in it.
+/// Contents of an initramfs.
 #[derive(Debug)]
 pub struct Contents<'a> {
-    /// The modules of the kernel.
+    /// Modules of the kernel.
     pub index: &'a Index,
-    /// Those that are chosen, by name.
+    /// Names of the selected modules.
     pub modules: &'a [String],
-    /// The release of the kernel, which names the folder of its modules.
+    /// Kernel release, which names the module directory.
     pub release: &'a str,
-    /// The first program, stripped.
+    /// The init program, stripped.
     pub program: &'a [u8],
-    /// Where firmware is, if any is to be in it.
+    /// Firmware to include, if any.
     pub firmware: Option<Firmware<'a>>,
-    /// When its files were changed, in seconds since 1970; the same in, the same out.
+    /// Modification time of all files, in seconds since 1970. Fixed, so that the result is
+    /// reproducible.
     pub time: u32,
 }
 
-/// Firmware, which drivers load into devices.
+/// Firmware files that drivers load.
 #[derive(Debug, Clone, Copy)]
 pub struct Firmware<'a> {
-    /// Its folder, usually `/lib/firmware`.
+    /// The firmware directory, usually `/lib/firmware`.
     pub folder: &'a Path,
-    /// Larger files are left out, in bytes as they are on disk.
+    /// Maximum size of a file, in bytes on disk; larger ones are left out.
     pub largest: u64,
 }
 
-/// An initramfs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Initramfs {
     /// The archives.
     pub bytes: Vec<u8>,
-    /// The firmware files in it, relative to their folder.
+    /// Included firmware files, relative to the firmware directory.
     pub firmware: Vec<String>,
 }
 
-/// Makes an initramfs; `progress` is told how many modules are packed, from several threads.
+/// Builds an initramfs. Calls `progress` with the number of modules compressed so far, from several
+/// threads.
 ///
-/// Errors: a file cannot be read or unpacked.
+/// # Errors
+/// Fails if a file cannot be read or decompressed.
 pub fn make(
     contents: &Contents<'_>,
     progress: &(dyn Fn(usize) + Sync),
@@ -82,25 +84,25 @@ pub fn make(
 }
 
 fn add_base(archive: &mut Archive, program: &[u8]) {
-    for folder in FOLDERS {
-        archive.folder(folder);
+    for folder in DIRECTORIES {
+        archive.directory(folder);
     }
-    archive.open_folder("tmp");
+    archive.world_writable_directory("tmp");
     archive.console("dev/console");
     archive.program("init", program);
 }
 
-/// A module as it stands in the archive.
+/// A module as stored in the archive.
 #[derive(Debug)]
 struct Packed {
     name: String,
-    /// Relative to the folder of modules, with its new ending.
+    /// Path relative to the module directory, with its new suffix.
     file: String,
     packed: Vec<u8>,
     firmware: Vec<String>,
 }
 
-/// Packs all modules, on as many threads as there are processors, in the order of their names.
+/// Compresses all modules with one thread per processor, in the order of their names.
 fn pack_all(
     contents: &Contents<'_>,
     progress: &(dyn Fn(usize) + Sync),
@@ -139,26 +141,27 @@ fn pack(index: &Index, name: &str) -> Result<Packed, Error> {
     })
 }
 
-/// `…/nvme.ko.xz` becomes `…/nvme.ko.zst`; one from outside of the folder comes into it.
+/// `…/nvme.ko.xz` becomes `…/nvme.ko.zst`. A module outside of the module directory is moved into
+/// it.
 fn packed_name(file: &Path) -> String {
     let file = file.to_string_lossy();
     let plain = file.find(".ko").and_then(|at| file.get(..at)).unwrap_or(&file);
     format!("{}.ko.zst", plain.trim_start_matches('/'))
 }
 
-/// The files that a module says it may load into its device: the `firmware=` strings of its section `.modinfo`.
+/// The firmware files of a module: the `firmware=` entries of its section `.modinfo`.
 fn firmware_names(module: &[u8]) -> Vec<String> {
     let file: Option<ElfFile64<'_>> = ElfFile64::parse(module).ok();
     let section = file.as_ref().and_then(|file| file.section_by_name(".modinfo")?.data().ok());
     let strings = section.unwrap_or_default().split(|&byte| byte == 0);
     let names =
         strings.filter_map(|string| std::str::from_utf8(string.strip_prefix(b"firmware=")?).ok());
-    // A name that leaves the folder is no name of a firmware file.
+    // Rejects names that leave the directory.
     let leaves = |name: &&str| name.starts_with('/') || name.split('/').any(|part| part == "..");
     names.filter(|name| !leaves(name)).map(str::to_owned).collect()
 }
 
-/// What `depmod` says of the modules, reduced to those that are there.
+/// The files of `depmod`, reduced to the included modules.
 fn descriptions(contents: &Contents<'_>, modules: &[Packed]) -> [(&'static str, String); 4] {
     let index = contents.index;
     let there: BTreeSet<&str> = modules.iter().map(|module| module.name.as_str()).collect();
@@ -210,7 +213,7 @@ fn softdeps(index: &Index, there: &BTreeSet<&str>) -> String {
     text
 }
 
-/// Adds what the modules may load, as far as it is there and not too large, as the distribution packed it.
+/// Adds the firmware of the modules as far as it exists and is not too large, compressed as it is.
 fn add_firmware(
     archive: &mut Archive,
     contents: &Contents<'_>,
@@ -228,9 +231,9 @@ fn add_firmware(
 }
 
 impl Firmware<'_> {
-    /// The file of that name, and its name with the ending that it has.
+    /// The file with this name, and its name with suffix.
     fn find(self, name: &str) -> Option<(PathBuf, String)> {
-        FIRMWARE_ENDINGS.iter().find_map(|ending| {
+        FIRMWARE_SUFFIXES.iter().find_map(|ending| {
             let name = format!("{name}{ending}");
             let path = self.folder.join(&name);
             let file = path.metadata().ok().filter(|file| file.is_file())?;
@@ -246,12 +249,12 @@ pub(crate) mod fake;
 mod tests {
     use super::fake::{Modules, PROGRAM};
     use super::*;
-    use crate::choice::{Machine, choose};
     use crate::cpio::read::{Entry, entries};
+    use crate::drivers::{Machine, select};
 
     fn made(modules: &Modules, firmware: Option<Firmware<'_>>) -> Initramfs {
         let index = modules.index();
-        let chosen = choose(&index, Machine::Any);
+        let chosen = select(&index, Machine::Any);
         let contents = Contents {
             index: &index,
             modules: &chosen,

@@ -1,35 +1,34 @@
-//! What is to be known of a kernel image: its version, and what firmware must reserve for it.
-//!
-//! Knows the x86 form only (the kernel's documentation, arch/x86/boot).
+//! Version and memory size of a kernel image. x86 only (Documentation/arch/x86/boot).
 
 use crate::error::Error;
 use object::LittleEndian;
 use object::pe::ImageNtHeaders64;
 use object::read::pe::PeFile;
 
-/// Where the header of the boot protocol has its magic word.
+/// Offset of the magic number of the boot protocol.
 const MAGIC: usize = 0x202;
-/// Where it says how far behind [`START`] the version is.
+/// Offset of the pointer to the version, relative to [`START`].
 const VERSION: usize = 0x20e;
 const START: usize = 0x200;
-/// No version is longer.
-const LONGEST: usize = 256;
+/// Maximum length of the version.
+const MAX_LEN: usize = 256;
 
 /// A kernel image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kernel<'a> {
-    /// All of it.
+    /// The whole file.
     pub bytes: &'a [u8],
-    /// The release, as `uname -r` says it: `6.12.117+deb13-amd64`.
+    /// Release as printed by `uname -r`, such as `6.12.117+deb13-amd64`.
     pub release: String,
-    /// What it takes in memory where firmware starts it, in bytes.
+    /// Bytes of memory where firmware starts it.
     pub memory: u32,
 }
 
 impl<'a> Kernel<'a> {
-    /// Reads a bzImage with an EFI part.
+    /// Parses a bzImage with an EFI stub.
     ///
-    /// Errors: it is none.
+    /// # Errors
+    /// Fails if it is not one.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Error> {
         let release = release(bytes).ok_or(Error::NoKernel)?;
         let file = PeFile::<ImageNtHeaders64>::parse(bytes).map_err(|_| Error::NoKernel)?;
@@ -38,14 +37,14 @@ impl<'a> Kernel<'a> {
     }
 }
 
-/// The first word of the version, which is the release.
+/// The release: the first word of the version.
 fn release(bytes: &[u8]) -> Option<String> {
     if bytes.get(MAGIC..MAGIC.checked_add(4)?)? != b"HdrS" {
         return None;
     }
     let offset = bytes.get(VERSION..)?.first_chunk::<2>()?;
     let text = bytes.get(START.checked_add(usize::from(u16::from_le_bytes(*offset)))?..)?;
-    let text = text.get(..text.len().min(LONGEST))?.split(|&byte| byte == 0).next()?;
+    let text = text.get(..text.len().min(MAX_LEN))?.split(|&byte| byte == 0).next()?;
     let word = std::str::from_utf8(text).ok()?.split_whitespace().next()?;
     Some(word.to_owned())
 }

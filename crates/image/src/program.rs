@@ -1,6 +1,4 @@
-//! The program that goes into the image: static, and without what only debuggers read.
-//!
-//! Does not know what the program does.
+//! Prepares the program for an image: checks that it is static, and strips it.
 
 use crate::error::Error;
 use object::elf::{FileHeader64, PT_INTERP};
@@ -8,9 +6,10 @@ use object::endian::LittleEndian;
 use object::pod::bytes_of_mut;
 use object::read::elf::{FileHeader, ProgramHeader};
 
-/// The program as it is loaded, and nothing else: symbols and the table of sections stand behind that, and go.
+/// Strips symbols and the section table, which follow the loaded segments.
 ///
-/// Errors: it is no 64-bit ELF program, or not static.
+/// # Errors
+/// Fails if it is not a static 64-bit ELF program.
 pub fn strip(program: &[u8]) -> Result<Vec<u8>, Error> {
     let order = LittleEndian;
     let parsed = FileHeader64::<LittleEndian>::parse(program).map_err(|_| Error::NoProgram)?;
@@ -44,7 +43,7 @@ mod tests {
 
     #[test]
     fn a_stripped_program_is_smaller_and_still_runs() {
-        // The tests themselves are built as the program is.
+        // The test binary is built in the same way as the program.
         let whole = std::fs::read("/proc/self/exe").unwrap();
         let stripped = strip(&whole).unwrap();
         assert!(stripped.len() < whole.len());

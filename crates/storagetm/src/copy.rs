@@ -216,7 +216,7 @@ fn examine(destination: Local, to: Option<&Disk>, options: &Copy) -> (Local, Opt
         let sector = access.disk().sector;
         inspect::survey(&access, to.bytes, sector)
     });
-    let block = survey.as_ref().ok().filter(|it| it.table.is_some() && it.shows_block());
+    let block = survey.as_ref().ok().filter(|it| it.table.is_some() && it.block_is_certain());
     let block = block.map(|it| it.block);
     let path = options.destination.to_string();
     let name = path.rsplit('/').next().unwrap_or_default();

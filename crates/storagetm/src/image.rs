@@ -8,8 +8,8 @@ pub(crate) mod target;
 
 use std::path::Path;
 
-use ::image::choice::{Machine, choose};
 use ::image::disk::Disk;
+use ::image::drivers::{Machine, select};
 use ::image::initramfs::{self, Contents, Firmware, Initramfs};
 use ::image::kernel::Kernel;
 use ::image::{efi, program};
@@ -148,8 +148,8 @@ fn make_initramfs(
     let program = program::strip(&inputs.program()?).map_err(Failure::new)?;
     let machine = inputs.options.machine;
     let chosen = match machine {
-        For::Generic => choose(&modules.index, Machine::Any),
-        For::ThisMachine => choose(&modules.index, Machine::Of(&modaliases(&inputs.tree))),
+        For::Generic => select(&modules.index, Machine::Any),
+        For::ThisMachine => select(&modules.index, Machine::Of(&modaliases(&inputs.tree))),
     };
     let contents = Contents {
         index: &modules.index,

@@ -11,7 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::time::Duration;
 
-use filesystem::{Found, Ranges, Survey, Usage};
+use filesystem::{RangeOwner, Ranges, Survey, Usage};
 use linux::gpt::{Patch, Shape};
 use linux::medium::ReadAt;
 
@@ -49,7 +49,7 @@ pub(crate) fn owners(
     disk: &dyn ReadAt,
     bytes: u64,
     ranges: &Ranges,
-) -> Result<BTreeSet<Found>, String> {
+) -> Result<BTreeSet<RangeOwner>, String> {
     match ask(disk, &Order { bytes, task: Task::Owners(ranges.clone()) })? {
         Sight::Owners(found) => Ok(found),
         _ => Err(STRANGE.to_owned()),
@@ -233,7 +233,7 @@ mod test {
         assert_eq!((usage.used, usage.parts.len()), (Ranges::of(0..1 << 20), 1));
         let order = Order { task: Task::Owners(Ranges::of(512..1024)), ..order };
         let Seen::Sight(Sight::Owners(found)) = look(disk, &order) else { panic!("owners") };
-        let found: Vec<Found> = found.into_iter().collect();
-        assert_eq!(found, [Found { partition: 0, owner: filesystem::Owner::Unknown }]);
+        let found: Vec<RangeOwner> = found.into_iter().collect();
+        assert_eq!(found, [RangeOwner { partition: 0, owner: filesystem::Owner::Unknown }]);
     }
 }

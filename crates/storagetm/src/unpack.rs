@@ -32,7 +32,7 @@ pub(super) const UNKNOWN: u64 = u64::MAX;
 ///
 /// # Errors
 /// It cannot be read.
-pub(crate) fn recognise(file: &File) -> io::Result<Option<Container>> {
+pub(crate) fn detect(file: &File) -> io::Result<Option<Container>> {
     let bytes = file.metadata()?.len();
     let part = |offset: u64, most: usize| {
         let len = usize::try_from(bytes.saturating_sub(offset)).unwrap_or(most).min(most);
@@ -41,7 +41,7 @@ pub(crate) fn recognise(file: &File) -> io::Result<Option<Container>> {
     };
     let head = part(0, HEAD)?;
     let tail = part(bytes.saturating_sub(TAIL as u64), TAIL)?;
-    Ok(Container::recognise(&head, &tail))
+    Ok(Container::detect(&head, &tail))
 }
 
 /// What is in a pipe, of which its beginning was read; the rest is read by a thread.
@@ -128,7 +128,7 @@ struct Unpacker {
 
 impl Unpacker {
     fn spawn(container: Container, input: OwnedFd, name: &str) -> io::Result<Self> {
-        let mut child = command(&["unpack", container.word()], input)
+        let mut child = command(&["unpack", container.name()], input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;

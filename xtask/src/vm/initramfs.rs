@@ -78,7 +78,7 @@ pub(super) struct Job<'a> {
 pub(super) fn write(bench: &Bench, kernel: &Kernel, job: &Job<'_>, to: &Path) -> Result<()> {
     let mut archive = Archive::default();
     for folder in ["dev", "proc", "sys", "run", "tmp", "mnt", "root", "var/run"] {
-        archive.folder(folder);
+        archive.directory(folder);
     }
     let (mut modules, mut libraries) = (MODULES.to_vec(), Libraries::new());
     add_tools(&mut archive, &bench.cache.tools(kernel), &mut libraries)?;

@@ -41,7 +41,7 @@ fn leaf(
     let source = root.join(path);
     let about = source.symlink_metadata()?;
     if about.is_dir() {
-        archive.folder(path);
+        archive.directory(path);
         return branch(archive, root, path, wanted);
     }
     if about.is_symlink() {
@@ -49,7 +49,7 @@ fn leaf(
         archive.link(path, to.to_str().context("a link that is no UTF-8")?);
     } else {
         let content = fs::read(&source).with_context(|| source.display().to_string())?;
-        archive.file_with(path, about.permissions().mode(), &content);
+        archive.file_with_mode(path, about.permissions().mode(), &content);
     }
     Ok(())
 }

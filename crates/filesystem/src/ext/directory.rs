@@ -1,4 +1,4 @@
-//! Directories: the paths by which inodes are reached. It knows no block of a file.
+//! Directories: resolves inode numbers to paths.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -7,14 +7,14 @@ use linux::medium::ReadAt;
 
 use super::inode::{Inodes, ROOT};
 use crate::window::{le16, le32};
-use crate::{Named, Owner, path, shown};
+use crate::{DirEntries, Owner, path, printable};
 
-/// The file type of a directory in an entry.
+/// File type of a directory in a directory entry.
 const DIRECTORY: u8 = 2;
-/// Directories that are looked into at most.
-const MOST: usize = 4 << 20;
+/// Maximum number of directories to read.
+const MAX_LEN: usize = 4 << 20;
 
-/// The paths of the inodes; those that no directory names are told by their number.
+/// The paths of the inodes. An inode without a directory entry is named by its number.
 pub(super) fn names<R: ReadAt + ?Sized>(
     inodes: &Inodes<'_, R>,
     wanted: &BTreeSet<u64>,
@@ -31,9 +31,12 @@ pub(super) fn names<R: ReadAt + ?Sized>(
     Ok(wanted.iter().map(owner).collect())
 }
 
-/// Looks into every directory once, and keeps the names of directories and of what is wanted.
-fn walk<R: ReadAt + ?Sized>(inodes: &Inodes<'_, R>, wanted: &BTreeSet<u64>) -> io::Result<Named> {
-    let (mut named, mut seen, mut todo) = (Named::new(), BTreeSet::from([ROOT]), vec![ROOT]);
+/// Reads every directory once, and collects the names of directories and of wanted inodes.
+fn walk<R: ReadAt + ?Sized>(
+    inodes: &Inodes<'_, R>,
+    wanted: &BTreeSet<u64>,
+) -> io::Result<DirEntries> {
+    let (mut named, mut seen, mut todo) = (DirEntries::new(), BTreeSet::from([ROOT]), vec![ROOT]);
     while let Some(directory) = todo.pop() {
         let Some(inode) = inodes.find(directory)? else { continue };
         for blocks in inodes.directory(&inode)? {
@@ -43,7 +46,7 @@ fn walk<R: ReadAt + ?Sized>(inodes: &Inodes<'_, R>, wanted: &BTreeSet<u64>) -> i
                     if is_directory || wanted.contains(&inode) {
                         named.entry(inode).or_insert_with(|| (directory, name));
                     }
-                    if is_directory && seen.len() < MOST && seen.insert(inode) {
+                    if is_directory && seen.len() < MAX_LEN && seen.insert(inode) {
                         todo.push(inode);
                     }
                 }
@@ -53,7 +56,7 @@ fn walk<R: ReadAt + ?Sized>(inodes: &Inodes<'_, R>, wanted: &BTreeSet<u64>) -> i
     Ok(named)
 }
 
-/// The entries of a block of a directory: inode, whether it is a directory, name.
+/// The entries of a directory block: inode, whether it is a directory, name.
 fn entries(block: &[u8]) -> impl Iterator<Item = (u64, bool, String)> + '_ {
     let mut rest = block;
     let every = std::iter::from_fn(move || {
@@ -66,6 +69,6 @@ fn entries(block: &[u8]) -> impl Iterator<Item = (u64, bool, String)> + '_ {
     });
     let real = every.filter(|(inode, _, name)| *inode != 0 && !matches!(*name, b"" | b"." | b".."));
     real.map(|(inode, is_directory, name)| {
-        (inode, is_directory, shown(&String::from_utf8_lossy(name)))
+        (inode, is_directory, printable(&String::from_utf8_lossy(name)))
     })
 }

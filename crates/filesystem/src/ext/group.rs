@@ -1,4 +1,4 @@
-//! Block groups: where their bitmaps and inode tables are, and what the bitmaps say. It knows no inode.
+//! Block groups: their descriptors, bitmaps and inode tables.
 
 use std::io;
 use std::ops::Range;
@@ -9,11 +9,11 @@ use super::{CHECKSUMS, Layout};
 use crate::Ranges;
 use crate::window::{le16, le32, read, runs};
 
-/// The inode table, the bitmap of blocks: not written yet, and all of it free but for what is fixed.
+/// Flags of a descriptor: the inode table or the block bitmap is uninitialized, so that everything
+/// except the metadata is free.
 const INODES_UNUSED: u16 = 1;
 const BLOCKS_UNUSED: u16 = 2;
 
-/// A group's descriptor.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Group {
     block_bitmap: u64,
@@ -24,7 +24,7 @@ pub(super) struct Group {
     unused_inodes: u64,
 }
 
-/// All groups.
+/// All block groups.
 #[derive(Debug)]
 pub(super) struct Groups<'a> {
     layout: &'a Layout,
@@ -32,7 +32,7 @@ pub(super) struct Groups<'a> {
 }
 
 impl<'a> Groups<'a> {
-    /// Reads the descriptors; nothing if they say what cannot be.
+    /// Reads the descriptors; `None` if they are inconsistent.
     pub(super) fn read<R: ReadAt + ?Sized>(
         disk: &R,
         layout: &'a Layout,
@@ -69,7 +69,7 @@ impl<'a> Groups<'a> {
         bytes.div_ceil(self.layout.block)
     }
 
-    /// Blocks that belong to the file system itself: superblocks, descriptors, bitmaps, inode tables.
+    /// Blocks of metadata: superblocks, descriptors, bitmaps, inode tables.
     pub(super) fn structure(&self) -> Ranges {
         let mut fixed = Ranges::default();
         let table = self.table_blocks();
@@ -83,12 +83,12 @@ impl<'a> Groups<'a> {
                 fixed.insert(start..start.saturating_add(1 + more));
             }
         }
-        // With small blocks the boot sector has one of its own before the first group.
+        // With 1 KiB blocks the boot block precedes the first group.
         fixed.insert(0..self.layout.superblock() + 1);
         fixed
     }
 
-    /// The blocks that are used; nothing if a bitmap does not agree with its descriptor.
+    /// The used blocks; `None` if a bitmap contradicts its descriptor.
     pub(super) fn used<R: ReadAt + ?Sized>(&self, disk: &R) -> io::Result<Option<Ranges>> {
         let fixed = self.structure();
         let mut used = fixed.clone();
@@ -105,7 +105,7 @@ impl<'a> Groups<'a> {
         Ok(Some(used))
     }
 
-    /// Whether a group that says of itself that it holds nothing but what is fixed has as much free as that leaves.
+    /// Whether the free count of a group with an uninitialized bitmap matches its metadata.
     fn is_unused(&self, at: u64, group: &Group, fixed: &Ranges) -> bool {
         let (place, cluster) = (self.layout.group(at), self.layout.cluster);
         let clusters = (place.end - place.start).div_ceil(cluster);
@@ -136,7 +136,7 @@ impl<'a> Groups<'a> {
         Ok(Some(runs.iter().map(blocks).collect()))
     }
 
-    /// The inode table of a group, as far as it is in use: bytes of the disk.
+    /// The used part of the inode table of a group, as bytes of the disk.
     pub(super) fn table<R: ReadAt + ?Sized>(&self, disk: &R, group: &Group) -> io::Result<Vec<u8>> {
         if group.flags & INODES_UNUSED != 0 {
             return Ok(Vec::new());

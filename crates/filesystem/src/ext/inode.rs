@@ -1,4 +1,4 @@
-//! Inodes: which blocks each one has. It knows no name.
+//! Inodes and their blocks.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,11 +18,11 @@ const FORMAT: u16 = 0xf000;
 const EXTENTS: u32 = 0x8_0000;
 const INLINE: u32 = 0x1000_0000;
 const EXTENT_MAGIC: u16 = 0xf30a;
-/// The inode of the root directory, and the first that is a file's.
+/// The root directory, and the first inode that is not reserved.
 pub(super) const ROOT: u64 = 2;
-/// A tree of blocks is never deeper than this.
-const DEEPEST: u32 = 6;
-/// An extent with more blocks than this has not been written yet; it has so many less.
+/// Maximum depth of an extent tree.
+const MAX_DEPTH: u32 = 6;
+/// A longer extent is unwritten; its length is reduced by this.
 const UNWRITTEN: u64 = 32768;
 
 /// All inodes of a file system.
@@ -32,11 +32,11 @@ pub(super) struct Inodes<'a, R: ReadAt + ?Sized> {
     pub(super) groups: &'a Groups<'a>,
 }
 
-/// The inodes that hold some blocks, and those of the blocks that they hold.
+/// Inodes that hold some of the wanted blocks, and those of the blocks that they hold.
 type Holding = (BTreeSet<u64>, Ranges);
 
 impl<R: ReadAt + ?Sized> Inodes<'_, R> {
-    /// The inodes in use that have any of the blocks, and which of these blocks they have.
+    /// The inodes in use that hold any of the wanted blocks, and these blocks.
     pub(super) fn holding(&self, wanted: &Ranges) -> io::Result<Holding> {
         let (mut found, mut held) = (BTreeSet::new(), Ranges::default());
         for (group, first) in self.groups.groups.iter().zip((1..).step_by(self.per_group())) {
@@ -73,7 +73,7 @@ impl<R: ReadAt + ?Sized> Inodes<'_, R> {
         crate::window::read(self.disk, at, self.layout.inode_size)
     }
 
-    /// The blocks of a directory, in the order in which they lie.
+    /// The blocks of a directory, in logical order.
     pub(super) fn directory(&self, inode: &[u8]) -> io::Result<Vec<Range<u64>>> {
         let mut blocks = Vec::new();
         if is(inode, DIRECTORY) {
@@ -82,25 +82,25 @@ impl<R: ReadAt + ?Sized> Inodes<'_, R> {
         Ok(blocks)
     }
 
-    /// Tells all blocks of an inode, with those that say where they are.
+    /// Calls `take` for all blocks of an inode, including those of its block map.
     fn blocks(&self, inode: &[u8], take: &mut dyn FnMut(Range<u64>)) -> io::Result<()> {
         let (Some(links), Some(flags)) = (le16(inode, 26), le32(inode, 32)) else { return Ok(()) };
         let kept = is(inode, REGULAR) || is(inode, DIRECTORY) || is(inode, SYMLINK);
         let map = inode.get(40..100).unwrap_or_default();
-        // Attributes that do not fit into the inode.
+        // The block of extended attributes.
         let attributes = le32(inode, 104).map_or(0, u64::from);
         let high = le16(inode, 118).map_or(0, u64::from);
         let attributes = attributes | high << 32;
         if links > 0 && attributes > 0 {
             take(attributes..attributes.saturating_add(1));
         }
-        // A short symbolic link stands where the map would be.
+        // A fast symbolic link is stored in place of the block map.
         let short = is(inode, SYMLINK) && flags & EXTENTS == 0 && le32(inode, 4) < Some(60);
         if links == 0 || !kept || flags & INLINE != 0 || short {
             return Ok(());
         }
         if flags & EXTENTS != 0 {
-            self.extents(map, DEEPEST, take)
+            self.extents(map, MAX_DEPTH, take)
         } else {
             self.pointers(map, take)
         }
@@ -130,7 +130,7 @@ impl<R: ReadAt + ?Sized> Inodes<'_, R> {
                 let child = low(4) | high(8) << 32;
                 take(child..child.saturating_add(1));
                 let bytes = self.layout.read(self.disk, child)?.unwrap_or_default();
-                // A tree that does not become shallower is a loop.
+                // A tree whose depth does not decrease has a loop.
                 if le16(&bytes, 6).is_some_and(|below| below < depth) {
                     self.extents(&bytes, depth_left - 1, take)?;
                 }

@@ -1,22 +1,22 @@
-//! The journal of NTFS (`$LogFile`), as far as it tells whether all that it holds has reached its place. It knows no volume.
+//! Restart pages of the NTFS journal (`$LogFile`): whether it needs a replay.
 
 use crate::window::{le16, le32, le64};
 
-/// Bytes of its beginning that are looked at: both restart pages of the largest size.
+/// Bytes to read: both restart pages of the largest size.
 pub(super) const HEAD: u64 = 128 << 10;
 
 const SMALLEST_PAGE: usize = 512;
 const LARGEST_PAGE: usize = 64 << 10;
-/// Nobody has the journal open.
-const NOBODY: u16 = 0xffff;
-/// The volume was left in order, though somebody has it open.
+/// No client has the journal open.
+const NO_CLIENT: u16 = 0xffff;
+/// The volume was cleanly unmounted, although a client has the journal open.
 const CLEAN: u16 = 2;
-/// Version 2 is of a volume that its Windows has not let go of: at the end it goes back to 1.1.
+/// Version 2 is that of a mounted volume: unmounting sets it back to 1.1.
 const VERSION: u16 = 1;
 
-/// Whether the volume was left in order, by the beginning of its journal. One that is filled with ones is new, or was
-/// emptied by who had brought the volume in order. Of the two restart pages the later counts.
-pub(super) fn is_at_rest(head: &[u8]) -> bool {
+/// Whether the journal needs no replay, by its first bytes. A journal filled with ones is new, or
+/// was emptied after a repair. The later of the two restart pages counts.
+pub(super) fn is_clean(head: &[u8]) -> bool {
     if !head.is_empty() && head.iter().all(|byte| *byte == 0xff) {
         return true;
     }
@@ -27,16 +27,16 @@ pub(super) fn is_at_rest(head: &[u8]) -> bool {
         (Some(one), Some(other)) if one.number == other.number => one.clean && other.clean,
         (Some(one), Some(other)) if one.number > other.number => one.clean,
         (Some(_), Some(other)) => other.clean,
-        // Which of the two is the later cannot be told.
+        // The order of the two pages is unknown.
         _ => false,
     }
 }
 
 /// A restart page.
 struct Restart {
-    /// Bytes of it.
+    /// Page size in bytes.
     page: usize,
-    /// The last number of a record when it was written.
+    /// The log sequence number when it was written.
     number: u64,
     clean: bool,
 }
@@ -48,10 +48,10 @@ impl Restart {
         if !bytes.starts_with(b"RSTR") || !possible {
             return None;
         }
-        // The area ends before the first two bytes that are kept elsewhere.
+        // The area must end before the first two bytes of the update sequence array.
         let area = bytes.get(usize::from(le16(bytes, 24)?)..SMALLEST_PAGE - 2)?;
         let (user, flags) = (le16(area, 12)?, le16(area, 14)?);
-        let clean = le16(bytes, 28)? == VERSION && (user == NOBODY || flags & CLEAN != 0);
+        let clean = le16(bytes, 28)? == VERSION && (user == NO_CLIENT || flags & CLEAN != 0);
         Some(Self { page, number: le64(area, 0)?, clean })
     }
 }
@@ -74,21 +74,21 @@ mod test {
     }
 
     fn rests(one: Vec<u8>, other: Vec<u8>) -> bool {
-        is_at_rest(&[one, other, vec![7; 4096]].concat())
+        is_clean(&[one, other, vec![7; 4096]].concat())
     }
 
     #[test]
     fn an_empty_journal_is_at_rest_and_none_is_not() {
-        assert!(is_at_rest(&[0xff; 8192]));
-        assert!(!is_at_rest(&[]));
-        assert!(!is_at_rest(&[0; 8192]));
-        assert!(!is_at_rest(&page(1, NOBODY, 0, 1)));
+        assert!(is_clean(&[0xff; 8192]));
+        assert!(!is_clean(&[]));
+        assert!(!is_clean(&[0; 8192]));
+        assert!(!is_clean(&page(1, NO_CLIENT, 0, 1)));
     }
 
     #[test]
     fn the_later_page_counts() {
         assert!(rests(page(2, 0, CLEAN, 1), page(1, 0, 0, 1)));
-        assert!(rests(page(1, 0, 0, 1), page(2, NOBODY, 0, 1)));
+        assert!(rests(page(1, 0, 0, 1), page(2, NO_CLIENT, 0, 1)));
         assert!(!rests(page(1, 0, CLEAN, 1), page(2, 0, 0, 1)));
         assert!(!rests(page(2, 0, CLEAN, 1), page(2, 0, 0, 1)));
         assert!(!rests(page(2, 0, CLEAN, 1), vec![0; 4096]));

@@ -1,4 +1,4 @@
-//! A file record of NTFS: its attributes, and the clusters that they have. It knows no other record.
+//! File records of NTFS: attributes and their clusters.
 
 use std::ops::Range;
 
@@ -10,43 +10,44 @@ const FILE_NAME: u32 = 0x30;
 const VOLUME_INFORMATION: u32 = 0x70;
 const DATA: u32 = 0x80;
 const END: u32 = u32::MAX;
-/// A name for programs of another age, which has a better one beside it.
+/// Namespace of a DOS 8.3 name, which has a long name beside it.
 const SHORT: u8 = 2;
-/// The part of a reference that is a record's number.
+/// Mask of the record number in a file reference.
 const NUMBER: u64 = (1 << 48) - 1;
-/// Bytes of which the last two are kept elsewhere, to tell whether all of a record was written.
+/// Bytes per update sequence number, to detect torn writes.
 const STRIDE: usize = 512;
 
-/// A record in use.
+/// A file record in use.
 #[derive(Debug)]
 pub(super) struct Record {
     bytes: Vec<u8>,
-    /// Clusters of the volume.
+    /// Number of clusters of the volume.
     clusters: u64,
 }
 
-/// What an attribute holds.
+/// Contents of an attribute.
 #[derive(Debug)]
 pub(super) enum Content {
-    /// It stands in the record.
-    Here(Vec<u8>),
-    /// In these clusters, and so many bytes of them.
+    /// Resident in the record.
+    Resident(Vec<u8>),
+    /// Clusters, and the length in bytes.
     Clusters(Vec<Range<u64>>, u64),
 }
 
 impl Record {
-    /// The record in these bytes, on a volume of so many clusters; nothing if it is not in use, or was not written whole.
+    /// Parses a record of a volume with this number of clusters. Returns `None` if it is not in use
+    /// or was torn.
     pub(super) fn parse(bytes: Vec<u8>, clusters: u64) -> Option<Self> {
         let (at, count) = (usize::from(le16(&bytes, 4)?), usize::from(le16(&bytes, 6)?));
         if !bytes.starts_with(b"FILE") || le16(&bytes, 22)? & IN_USE == 0 {
             return None;
         }
         let mut this = Self { bytes, clusters };
-        this.restore(at, count).then_some(this)
+        this.apply_fixups(at, count).then_some(this)
     }
 
-    /// Puts the last bytes of each stride back. Tells whether they are of one writing.
-    fn restore(&mut self, at: usize, count: usize) -> bool {
+    /// Applies the update sequence array. Returns whether all sectors are of the same write.
+    fn apply_fixups(&mut self, at: usize, count: usize) -> bool {
         let Some(mark) = le16(&self.bytes, at) else { return false };
         if count != self.bytes.len() / STRIDE + 1 {
             return false;
@@ -75,23 +76,23 @@ impl Record {
         })
     }
 
-    /// The record that this one goes on for.
+    /// The base record, if this one is an extension.
     pub(super) fn base(&self) -> Option<u64> {
         le64(&self.bytes, 32).map(|base| base & NUMBER).filter(|base| *base != 0)
     }
 
-    /// Whether other records go on for this one.
+    /// Whether there are extension records.
     pub(super) fn is_split(&self) -> bool {
         self.attributes().any(|(kind, _)| kind == ATTRIBUTE_LIST)
     }
 
-    /// What the file itself holds.
+    /// The unnamed data attribute.
     pub(super) fn data(&self) -> Option<Content> {
         let unnamed =
             |(kind, attribute): &(u32, &[u8])| *kind == DATA && attribute.get(9) == Some(&0);
         let (_, attribute) = self.attributes().find(unnamed)?;
         if is_resident(attribute) {
-            return value(attribute).map(|value| Content::Here(value.to_vec()));
+            return value(attribute).map(|value| Content::Resident(value.to_vec()));
         }
         Some(Content::Clusters(self.runs(attribute), le64(attribute, 48)?))
     }
@@ -102,7 +103,7 @@ impl Record {
         outside.flat_map(|(_, attribute)| self.runs(attribute)).collect()
     }
 
-    /// The record of the directory that it is in, and its name there.
+    /// Parent directory and name.
     pub(super) fn name(&self) -> Option<(u64, String)> {
         let names = self.attributes().filter(|(kind, _)| *kind == FILE_NAME);
         let values: Vec<&[u8]> = names.filter_map(|(_, attribute)| value(attribute)).collect();
@@ -114,13 +115,13 @@ impl Record {
         Some((le64(value, 0)? & NUMBER, String::from_utf16_lossy(&units)))
     }
 
-    /// The flags of the volume, in the record that has them.
+    /// Volume flags; only in the record of the volume.
     pub(super) fn volume_flags(&self) -> Option<u16> {
         let (_, attribute) = self.attributes().find(|(kind, _)| *kind == VOLUME_INFORMATION)?;
         le16(value(attribute)?, 10)
     }
 
-    /// The clusters of an attribute outside the record; those that would be beyond the volume's end are left out.
+    /// The data runs of a non-resident attribute, without those beyond the end of the volume.
     fn runs(&self, attribute: &[u8]) -> Vec<Range<u64>> {
         let at = le16(attribute, 32).map_or(usize::MAX, usize::from);
         let (mut rest, mut from) = (attribute.get(at..).unwrap_or_default(), 0_i64);
@@ -133,7 +134,7 @@ impl Record {
             let (Some(len), Some(step)) = (signed(len), signed(offset)) else { break };
             let Some(next) = from.checked_add(step) else { break };
             from = next;
-            // Without an offset there is nothing stored.
+            // A run without an offset is sparse.
             let start = u64::try_from(from).ok().filter(|_| offsets > 0);
             let end = start.zip(u64::try_from(len).ok()).and_then(|(at, len)| at.checked_add(len));
             if let Some((start, end)) = start.zip(end).filter(|(_, end)| *end <= self.clusters) {
@@ -154,7 +155,7 @@ fn value(attribute: &[u8]) -> Option<&[u8]> {
     attribute.get(at..at.checked_add(len)?).filter(|_| is_resident(attribute))
 }
 
-/// A little-endian number of up to eight bytes, the highest bit of which is its sign.
+/// A signed little-endian number of up to eight bytes.
 fn signed(bytes: &[u8]) -> Option<i64> {
     let negative = bytes.last().is_some_and(|byte| *byte & 0x80 != 0);
     let mut whole = [if negative { 0xff } else { 0 }; 8];

@@ -1,6 +1,6 @@
-//! EFI programs that stand in for a stub and a kernel in tests.
+//! Minimal EFI programs as stub and kernel, for tests.
 
-/// Where the PE signature is in them.
+/// Offset of the PE signature.
 pub(crate) const HEADER: usize = 0x80;
 
 /// A stub with one section, and room for `room` more.
@@ -8,7 +8,7 @@ pub(crate) fn stub(room: usize) -> Vec<u8> {
     program(room, 0x2000)
 }
 
-/// A kernel image that says it is of that version, and takes 4 MiB.
+/// A kernel image of this version that takes 4 MiB.
 pub(crate) fn kernel(version: &str) -> Vec<u8> {
     let mut bytes = program(8, 0x40_0000);
     bytes[0x202..0x206].copy_from_slice(b"HdrS");

@@ -1,11 +1,11 @@
-//! A folder of modules that stands in for a kernel's in tests.
+//! A module directory of a fake kernel, for tests.
 
 use linux::module::Index;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What stands in for the program.
+/// Contents of the fake program.
 pub(crate) const PROGRAM: &[u8] = b"the program";
 
 const DEP: &str = "\
@@ -27,7 +27,7 @@ kernel/drivers/gpu/drm/i915.ko:
 
 const ALIAS: &str = "alias pci:nvme* nvme\nalias pci:gpu* i915\nalias pci:raid* raid1\n";
 
-/// The folder, removed when dropped.
+/// The directory, removed when dropped.
 #[derive(Debug)]
 pub(crate) struct Modules {
     root: PathBuf,
@@ -61,7 +61,7 @@ impl Modules {
         fs::remove_file(self.root.join(file)).unwrap();
     }
 
-    /// A folder of firmware files of these sizes.
+    /// A directory of firmware files of these sizes.
     pub(crate) fn firmware(&self, files: &[(&str, usize)]) -> PathBuf {
         for (name, size) in files {
             self.file(&format!("firmware/{name}"), &vec![1; *size]);
@@ -82,7 +82,7 @@ impl Drop for Modules {
     }
 }
 
-/// A relocatable ELF file with nothing but a section `.modinfo`.
+/// A relocatable ELF file with only a section `.modinfo`.
 fn module(modinfo: &str) -> Vec<u8> {
     const NAMES: &[u8] = b"\0.modinfo\0.shstrtab\0";
     let (info, names) = (64, 64 + modinfo.len());

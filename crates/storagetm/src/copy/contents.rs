@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use ::copy::End;
 use console::decimal;
-use filesystem::{Found, Kind, Owner, Part, Ranges};
+use filesystem::{Owner, Part, PartKind, RangeOwner, Ranges};
 use linux::medium::ReadAt;
 use linux::tree::Tree;
 
@@ -46,7 +46,7 @@ pub(super) fn only_used(end: End) -> Result<(End, Vec<String>), Failure> {
 }
 
 fn taken_whole(part: &Part) -> Option<String> {
-    let Kind::Opaque(why) = part.kind else { return None };
+    let PartKind::Opaque(why) = part.kind else { return None };
     let what = match part.number {
         0 => "the disk".to_owned(),
         number => format!("partition {number}"),
@@ -75,7 +75,10 @@ pub(super) fn tell_owners(options: &Copy, bad: &[Range<u64>], voice: &mut Voice)
     }
 }
 
-fn owners(options: &Copy, bad: &[Range<u64>]) -> Result<std::collections::BTreeSet<Found>, String> {
+fn owners(
+    options: &Copy,
+    bad: &[Range<u64>],
+) -> Result<std::collections::BTreeSet<RangeOwner>, String> {
     let ranges: Ranges = bad.iter().cloned().collect();
     let look = |disk: &dyn ReadAt, bytes| inspect::owners(disk, bytes, &ranges);
     match &options.destination {
@@ -94,14 +97,14 @@ fn owners(options: &Copy, bad: &[Range<u64>]) -> Result<std::collections::BTreeS
     }
 }
 
-fn word(found: &Found) -> Option<&str> {
+fn word(found: &RangeOwner) -> Option<&str> {
     match &found.owner {
         Owner::File(path) => Some(path),
         _ => None,
     }
 }
 
-fn sentence(found: &Found) -> String {
+fn sentence(found: &RangeOwner) -> String {
     let place = match found.partition {
         0 => String::new(),
         number => format!("partition {number}: "),

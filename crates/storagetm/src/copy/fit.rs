@@ -234,7 +234,7 @@ fn patches(
         return Err(another_block(ends, survey, sector));
     }
     // What is recognised in a partition shows where that is, and so in which blocks an MBR counts.
-    if ends.from.sector.is_none() && !survey.shows_block() {
+    if ends.from.sector.is_none() && !survey.block_is_certain() {
         return Err(refused(format!(
             "it cannot be told for which block size the MBR of {} was written; --keep-sectors copies it as it is",
             ends.options.source

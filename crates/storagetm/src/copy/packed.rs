@@ -23,8 +23,8 @@ use failure::Failure;
 pub(super) fn file(path: &Path, file: &File) -> Result<Option<(Pipe, Option<String>)>, Failure> {
     let name = path.display().to_string();
     let cannot = |error: std::io::Error| refused(format!("{name} cannot be read: {error}"));
-    let Some(container) = unpack::recognise(file).map_err(cannot)? else { return Ok(None) };
-    if !container.is_unpacked() {
+    let Some(container) = unpack::detect(file).map_err(cannot)? else { return Ok(None) };
+    if !container.is_supported() {
         return Err(foreign(&name, container));
     }
     // From its first byte, wherever others are in it.
@@ -38,7 +38,7 @@ pub(super) fn file(path: &Path, file: &File) -> Result<Option<(Pipe, Option<Stri
 pub(super) fn looks_like(path: &Path) -> Option<String> {
     let mut head = vec![0; HEAD];
     File::open(path).and_then(|mut file| file.read_exact(&mut head)).ok()?;
-    let container = Container::recognise(&head, &[])?;
+    let container = Container::detect(&head, &[])?;
     let name = path.display();
     Some(format!(
         "{name} begins like {container}; it is copied as it is, since a device is a disk itself"
@@ -53,12 +53,12 @@ pub(super) fn stream(pipe: Pipe, raw: bool) -> Result<(Pipe, Option<String>), Fa
     let cannot = |error: std::io::Error| refused(format!("the pipe cannot be read: {error}"));
     let (mut from, mut head) = (File::from(pipe.descriptor), Vec::new());
     unpack::take(&mut from, unpack::FIRST, &mut head, None).map_err(cannot)?;
-    let container = Container::recognise(&head, &[]).filter(|_| !raw);
+    let container = Container::detect(&head, &[]).filter(|_| !raw);
     let pipe = Pipe { head, ..Pipe::from(std::os::fd::OwnedFd::from(from)) };
     let name = "what comes from the pipe";
     let (pipe, note) = match container {
         None => (pipe, None),
-        Some(container) if container.is_unpacked() && container.is_stream() => {
+        Some(container) if container.is_supported() && container.is_stream() => {
             let pipe = unpack::unpack_pipe(container, pipe).map_err(|why| raw_or(&why))?;
             (pipe, Some(unpacked(name, container)))
         }
@@ -115,8 +115,8 @@ fn raw_or(why: &str) -> Failure {
 fn foreign(name: &str, container: Container) -> Failure {
     let path = quoted(name);
     let way = match container.is_stream() {
-        true => format!("{} | storagetm copy - DST", container.unpacked_by(&path)),
-        false => container.unpacked_by(&path),
+        true => format!("{} | storagetm copy - DST", container.unpack_command(&path)),
+        false => container.unpack_command(&path),
     };
     refused(format!(
         "{name} is {container}, and a copy of its bytes would be no disk: unpack it first ({way}), or copy it as it is with \

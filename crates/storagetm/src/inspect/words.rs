@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Range;
 
-use filesystem::{Found, Ranges, Survey, Usage};
+use filesystem::{RangeOwner, Ranges, Survey, Usage};
 use linux::gpt::{Patch, Shape};
 
 mod survey;
@@ -67,7 +67,7 @@ pub(super) enum Seen {
 #[derive(Debug)]
 pub(super) enum Sight {
     Usage(Usage),
-    Owners(BTreeSet<Found>),
+    Owners(BTreeSet<RangeOwner>),
     Survey(Survey),
     /// What to write; or why the table cannot be fitted.
     Fit(Result<Vec<Patch>, String>),
@@ -272,7 +272,7 @@ fn nonsense() -> io::Error {
 #[cfg(test)]
 mod test {
     use super::*;
-    use filesystem::{Content, Kind, Opaque, Owner, Part};
+    use filesystem::{Content, OpaqueReason, Owner, Part, PartKind};
 
     #[test]
     fn survey_and_patches_come_back_as_they_were_said() {
@@ -314,8 +314,8 @@ mod test {
     fn what_is_said_comes_back() {
         let used: Ranges = [0..10, 20..30, 1 << 20..2 << 20].into_iter().collect();
         let parts = vec![
-            Part { number: 1, place: 0..5, kind: Kind::Ntfs },
-            Part { number: 7, place: 5..9, kind: Kind::Opaque(Opaque::Unclean) },
+            Part { number: 1, place: 0..5, kind: PartKind::Ntfs },
+            Part { number: 7, place: 5..9, kind: PartKind::Opaque(OpaqueReason::Unclean) },
         ];
         let usage = Usage { used, parts: parts.clone() };
         let Said::Seen(Seen::Sight(Sight::Usage(usage))) =
@@ -327,7 +327,7 @@ mod test {
         let used: Vec<_> = usage.used.iter().collect();
         assert_eq!((used, usage.parts), (vec![0..30, 1 << 20..2 << 20], parts));
         let found = [Owner::File("/a\u{1b}[2J".to_owned()), Owner::Structure, Owner::Free];
-        let found = found.map(|owner| Found { partition: 2, owner });
+        let found = found.map(|owner| RangeOwner { partition: 2, owner });
         let said = Said::Seen(Seen::Sight(Sight::Owners(found.into())));
         let Said::Seen(Seen::Sight(Sight::Owners(found))) = back(&said) else { panic!("owners") };
         assert_eq!(found.first().unwrap().owner, Owner::File("/a[2J".to_owned()));

@@ -263,13 +263,13 @@ fn check_raw(path: &Path) -> Result<(), Failure> {
     if !path.is_file() {
         return Ok(());
     }
-    let container = File::open(path).and_then(|file| unpack::recognise(&file));
+    let container = File::open(path).and_then(|file| unpack::detect(&file));
     let Ok(Some(container)) = container else { return Ok(()) };
     let name = path.display();
     let quoted = quoted(&name.to_string());
     let way = match container.is_stream() {
-        true => format!("{} > disk.img", container.unpacked_by(&quoted)),
-        false => container.unpacked_by(&quoted),
+        true => format!("{} > disk.img", container.unpack_command(&quoted)),
+        false => container.unpack_command(&quoted),
     };
     Err(Failure::new(format!(
         "{name} is {container}, and hosts would get its bytes as they are: unpack it first ({way}), or lend it as it is with \

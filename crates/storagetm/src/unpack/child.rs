@@ -21,7 +21,7 @@ const MEMORY: u64 = 1 << 30;
 pub(crate) fn work(format: &str) -> Result<(), Failure> {
     let stranger =
         || Failure::usage("storagetm unpack is a part of storagetm copy, which starts it");
-    let container = Container::named(format).ok_or_else(stranger)?;
+    let container = Container::from_name(format).ok_or_else(stranger)?;
     let own = |stream: std::os::fd::BorrowedFd<'_>| stream.try_clone_to_owned().map(File::from);
     let input = own(io::stdin().as_fd()).map_err(|_| stranger())?;
     let output = own(io::stdout().as_fd()).map_err(|_| stranger())?;

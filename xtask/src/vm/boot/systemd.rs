@@ -81,7 +81,7 @@ pub(super) fn write(
     let packages = packages(bench)?;
     let mut archive = Archive::default();
     for folder in ["dev", "proc", "sys", "run", "tmp", "root", "var/tmp"] {
-        archive.folder(folder);
+        archive.directory(folder);
     }
     let wanted =
         |path: &str| !LEFT_OUT.contains(&path) && path != "etc/passwd" && path != "etc/group";

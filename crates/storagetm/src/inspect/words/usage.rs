@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, Read};
 
-use filesystem::{Found, Kind, Opaque, Owner, Part, Usage};
+use filesystem::{OpaqueReason, Owner, Part, PartKind, RangeOwner, Usage};
 
 use super::{
     MOST, byte, count_or_number, joined, list, long, nonsense, put_count, put_ranges, put_text,
@@ -15,15 +15,15 @@ pub(super) fn put_usage(bytes: &mut Vec<u8>, usage: &Usage) {
     put_count(bytes, usage.parts.len());
     for part in &usage.parts {
         bytes.extend(part.number.to_le_bytes());
-        bytes.extend(part.place.start.to_le_bytes());
-        bytes.extend(part.place.end.to_le_bytes());
+        bytes.extend(part.range.start.to_le_bytes());
+        bytes.extend(part.range.end.to_le_bytes());
         bytes.push(match part.kind {
-            Kind::Ext => 0,
-            Kind::Ntfs => 1,
-            Kind::Opaque(Opaque::Unknown) => 2,
-            Kind::Opaque(Opaque::Unclean) => 3,
-            Kind::Opaque(Opaque::Feature) => 4,
-            Kind::Opaque(Opaque::Damaged) => 5,
+            PartKind::Ext => 0,
+            PartKind::Ntfs => 1,
+            PartKind::Opaque(OpaqueReason::Unknown) => 2,
+            PartKind::Opaque(OpaqueReason::Unclean) => 3,
+            PartKind::Opaque(OpaqueReason::Feature) => 4,
+            PartKind::Opaque(OpaqueReason::Damaged) => 5,
         });
     }
     put_ranges(bytes, joined(&usage.used));
@@ -33,26 +33,26 @@ pub(super) fn put_usage(bytes: &mut Vec<u8>, usage: &Usage) {
 pub(super) fn usage(from: &mut impl Read) -> io::Result<Usage> {
     let part = |from: &mut _| {
         let number = count_or_number(from)?;
-        let place = long(from)?..long(from)?;
+        let range = long(from)?..long(from)?;
         let kind = match byte(from)? {
-            0 => Kind::Ext,
-            1 => Kind::Ntfs,
-            2 => Kind::Opaque(Opaque::Unknown),
-            3 => Kind::Opaque(Opaque::Unclean),
-            4 => Kind::Opaque(Opaque::Feature),
-            5 => Kind::Opaque(Opaque::Damaged),
+            0 => PartKind::Ext,
+            1 => PartKind::Ntfs,
+            2 => PartKind::Opaque(OpaqueReason::Unknown),
+            3 => PartKind::Opaque(OpaqueReason::Unclean),
+            4 => PartKind::Opaque(OpaqueReason::Feature),
+            5 => PartKind::Opaque(OpaqueReason::Damaged),
             _ => return Err(nonsense()),
         };
-        Ok(Part { number, place, kind })
+        Ok(Part { number, range, kind })
     };
     let parts = list(from, MOST, part)?;
     Ok(Usage { parts, used: ranges(from)? })
 }
 
 /// Whose some bytes are.
-pub(super) fn put_owners(bytes: &mut Vec<u8>, found: &BTreeSet<Found>) {
+pub(super) fn put_owners(bytes: &mut Vec<u8>, found: &BTreeSet<RangeOwner>) {
     put_count(bytes, found.len());
-    for Found { partition, owner } in found {
+    for RangeOwner { partition, owner } in found {
         bytes.extend(partition.to_le_bytes());
         match owner {
             Owner::File(path) => {
@@ -67,7 +67,7 @@ pub(super) fn put_owners(bytes: &mut Vec<u8>, found: &BTreeSet<Found>) {
 }
 
 /// Whose some bytes are.
-pub(super) fn owners(from: &mut impl Read) -> io::Result<BTreeSet<Found>> {
+pub(super) fn owners(from: &mut impl Read) -> io::Result<BTreeSet<RangeOwner>> {
     let found = |from: &mut _| {
         let partition = count_or_number(from)?;
         let owner = match byte(from)? {
@@ -77,7 +77,7 @@ pub(super) fn owners(from: &mut impl Read) -> io::Result<BTreeSet<Found>> {
             3 => Owner::Unknown,
             _ => return Err(nonsense()),
         };
-        Ok(Found { partition, owner })
+        Ok(RangeOwner { partition, owner })
     };
     Ok(list(from, MOST, found)?.into_iter().collect())
 }

@@ -1,14 +1,13 @@
 //! A FAT32 file system with one file, `\EFI\BOOT\BOOTX64.EFI` (Microsoft's FAT specification 1.03).
-//!
-//! Does not know what the file does. A cluster is a block here; all dates are the format's first, 1 January 1980.
+//! A cluster is one block; all dates are the earliest possible, 1 January 1980.
 
-/// What stands before the file allocation tables, in blocks.
+/// Reserved blocks before the file allocation tables.
 const RESERVED: u32 = 32;
-/// Where the second copy of the boot record is, in blocks.
+/// Block of the backup boot record.
 const BACKUP: usize = 6;
-/// There are no fewer clusters in a FAT32 (§3.5); some more, as the specification advises.
-const FEWEST: u32 = 65_525 + 16;
-/// The clusters of the folders, and where the file begins.
+/// Minimum number of clusters of FAT32 (§3.5), and a margin as the specification advises.
+const MIN_CLUSTERS: u32 = 65_525 + 16;
+/// Clusters of the directories, and the first cluster of the file.
 const ROOT: u32 = 2;
 const EFI: u32 = 3;
 const BOOT: u32 = 4;
@@ -21,29 +20,29 @@ const VOLUME: u8 = 0x08;
 const ARCHIVE: u8 = 0x20;
 const FIRST_DATE: u16 = 0x0021;
 
-/// The form of a file system.
+/// Layout of a file system.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Volume {
-    /// The size of a block in bytes.
+    /// Block size in bytes.
     pub(crate) block: u32,
-    /// How many blocks it has.
+    /// Number of blocks.
     pub(crate) blocks: u32,
-    /// How many blocks of the disk are before it.
+    /// Number of blocks of the disk before it.
     pub(crate) before: u32,
-    /// Its serial number.
+    /// Serial number.
     pub(crate) number: u32,
 }
 
-/// How many blocks it takes to hold a file of so many bytes.
+/// Number of blocks for a file of `file` bytes.
 pub(crate) fn blocks_for(file: u64, block: u32) -> u64 {
     let clusters =
-        file.div_ceil(u64::from(block)).saturating_add(u64::from(FILE)).max(FEWEST.into());
+        file.div_ceil(u64::from(block)).saturating_add(u64::from(FILE)).max(MIN_CLUSTERS.into());
     let table = clusters.saturating_mul(4).div_ceil(u64::from(block)).saturating_add(1);
     clusters.saturating_add(table.saturating_mul(2)).saturating_add(RESERVED.into())
 }
 
 impl Volume {
-    /// The file system with the file in it; it ends behind the file, and what would follow is zero.
+    /// The file system with the file, up to the end of the file; the rest is zeros.
     pub(crate) fn with(&self, file: &[u8]) -> Vec<u8> {
         let length = u32::try_from(file.len()).unwrap_or(u32::MAX);
         let mut bytes = self.reserved(length);
@@ -57,7 +56,7 @@ impl Volume {
         bytes
     }
 
-    /// The size of one file allocation table in blocks (§3.5).
+    /// Blocks of one file allocation table (§3.5).
     fn table_blocks(&self) -> u32 {
         self.blocks
             .saturating_sub(RESERVED)
@@ -80,7 +79,7 @@ impl Volume {
         bytes
     }
 
-    /// The boot record and the count of free clusters, twice, and nothing behind them.
+    /// The reserved blocks: boot record and FSInfo, twice.
     fn reserved(&self, file: u32) -> Vec<u8> {
         let block = usize::try_from(self.block).unwrap_or(512);
         let mut both = self.padded(self.boot_record());
@@ -92,19 +91,20 @@ impl Volume {
         bytes
     }
 
-    /// §3.1 and §3.3
+    /// Boot record (§3.1, §3.3).
     fn boot_record(&self) -> Vec<u8> {
         let mut record = b"\xeb\x58\x90STORAGTM".to_vec();
         let block = u16::try_from(self.block).unwrap_or_default();
         record.extend(block.to_le_bytes());
-        // One block a cluster, the reserved blocks, two tables, no root folder and no size of the older forms.
+        // One block per cluster, the reserved blocks, two tables, and zero in the fields of FAT12
+        // and FAT16.
         record.extend([1, 32, 0, 2, 0, 0, 0, 0, 0xf8, 0, 0]);
-        // 63 sectors a track and 255 heads, which no disk has had for long.
+        // 63 sectors per track and 255 heads.
         record.extend([63, 0, 255, 0]);
         for word in [self.before, self.blocks, self.table_blocks(), 0, ROOT] {
             record.extend(word.to_le_bytes());
         }
-        // The free count's block, and the backup's.
+        // The blocks of FSInfo and of the backup.
         record.extend([1, 0, 6, 0]);
         record.extend([0; 12]);
         record.extend([0x80, 0, 0x29]);
@@ -116,7 +116,7 @@ impl Volume {
         record
     }
 
-    /// §5: how many clusters are free, and where the first is.
+    /// FSInfo (§5): the number of free clusters, and the first of them.
     fn free(&self, file: u32) -> Vec<u8> {
         let next = FILE.saturating_add(self.used(file));
         let free = self.clusters().saturating_sub(next.saturating_sub(ROOT));
@@ -130,7 +130,7 @@ impl Volume {
         bytes
     }
 
-    /// §4: which cluster follows which.
+    /// The file allocation table (§4).
     fn table(&self, file: u32) -> Vec<u8> {
         let last = FILE.saturating_add(self.used(file));
         let chain = FILE.saturating_add(1)..last;
@@ -144,9 +144,9 @@ impl Volume {
     }
 }
 
-/// The root folder, `\EFI` and `\EFI\BOOT`.
+/// The directories `\`, `\EFI` and `\EFI\BOOT`.
 fn folders(file: u32) -> [Vec<u8>; 3] {
-    // The folder above is 0 if it is the root (§6.5).
+    // The cluster of the parent is 0 if that is the root (§6.5).
     let inside = |here, above| {
         [entry(b".          ", FOLDER, here, 0), entry(b"..         ", FOLDER, above, 0)].concat()
     };
@@ -158,12 +158,13 @@ fn folders(file: u32) -> [Vec<u8>; 3] {
     ]
 }
 
-/// §6
+/// Directory entry (§6).
 fn entry(name: &[u8; 11], attributes: u8, cluster: u32, size: u32) -> Vec<u8> {
     let [low, lower, high, higher] = cluster.to_le_bytes();
     let [day, month] = FIRST_DATE.to_le_bytes();
     let mut entry = name.to_vec();
-    // Attributes; made at, made on, read on; half of the cluster; written at, written on; the other half.
+    // Attributes; times of creation and access; high half of the cluster; time of writing; low
+    // half.
     entry.extend([
         attributes, 0, 0, 0, 0, day, month, day, month, high, higher, 0, 0, day, month, low, lower,
     ]);
@@ -173,7 +174,7 @@ fn entry(name: &[u8; 11], attributes: u8, cluster: u32, size: u32) -> Vec<u8> {
 
 #[cfg(test)]
 pub(crate) mod read {
-    //! Reads the file back in tests, by following what the file system says.
+    //! Reads the file back in tests, by following the file system's structures.
 
     fn word(bytes: &[u8], at: usize) -> usize {
         u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
@@ -195,7 +196,7 @@ pub(crate) mod read {
         content
     }
 
-    /// The file of that path, with names as they stand on disk.
+    /// The file at this path, with names in their on-disk form.
     pub(crate) fn file(volume: &[u8], path: &[&[u8; 11]]) -> Vec<u8> {
         let mut content = chain(volume, word(volume, 44));
         for name in path {

@@ -1,21 +1,22 @@
-//! Which drivers go into an image, out of all that a kernel comes with.
+//! Selection of the drivers of an image from all modules of a kernel.
 //!
-//! Knows folders of the kernel's source, in which drivers of a kind stand together; reads no module.
+//! Selects by directories of the kernel source, in which drivers of a kind are together.
 
 use linux::module::{Index, refused};
 use std::collections::BTreeSet;
 
-/// For which machine.
+/// The machine that an image is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Machine<'a> {
-    /// Any of this architecture.
+    /// Any machine of this architecture.
     Any,
-    /// One whose hardware has these names (modaliases), and what may be plugged into it.
+    /// A machine with this hardware (modaliases), and hot-pluggable devices.
     Of(&'a BTreeSet<String>),
 }
 
-/// Where drivers stand that lending a disk needs: disks, wired networks, what these hang on, and keyboards.
-const KINDS: &[&str] = &[
+/// Directories of drivers needed to export disks: storage, wired networks, their buses, and
+/// keyboards.
+const INCLUDED: &[&str] = &[
     "arch/x86/crypto/crc",
     "drivers/acpi/ac.",
     "drivers/acpi/battery.",
@@ -61,10 +62,10 @@ const KINDS: &[&str] = &[
     "net/packet/af_packet.",
 ];
 
-/// What stands in these folders and is left out: disks of elsewhere, which are not this machine's to lend (iSCSI, fibre
-/// channel); tapes, and devices that only tests have; radio; and network cards of switches and data centres
-/// whose drivers are as large as all others together, or are of no use without firmware that is larger still.
-const LEFT_OUT: &[&str] = &[
+/// Excluded directories: remote storage (iSCSI, Fibre Channel), which must not be exported again;
+/// tapes and test devices; wireless; and network cards of switches and data centers, whose drivers
+/// are very large or need very large firmware.
+const EXCLUDED: &[&str] = &[
     "drivers/net/ethernet/mellanox/mlxsw/",
     "drivers/net/ethernet/netronome/",
     "drivers/net/ethernet/qlogic/qed",
@@ -93,8 +94,8 @@ const LEFT_OUT: &[&str] = &[
     "drivers/scsi/st.",
 ];
 
-/// What the hardware of one known machine may also need to come up; for any machine it is far too much.
-const AROUND: &[&str] = &[
+/// Platform drivers that the hardware of one known machine may also need; too many for any machine.
+const PLATFORM: &[&str] = &[
     "drivers/bus/",
     "drivers/clk/",
     "drivers/dma/",
@@ -111,8 +112,8 @@ const AROUND: &[&str] = &[
     "drivers/usb/typec/",
 ];
 
-/// What is plugged in later, and what no hardware asks for.
-const BESIDE: &[&str] = &[
+/// Drivers of devices that are plugged in later, and of software that no modalias matches.
+const HOT_PLUG: &[&str] = &[
     "af_packet",
     "evdev",
     "hid_generic",
@@ -124,8 +125,9 @@ const BESIDE: &[&str] = &[
     "usbhid",
 ];
 
-/// The chosen modules, with all that they need, sorted. What would assemble disks is never among them.
-pub fn choose(index: &Index, machine: Machine<'_>) -> Vec<String> {
+/// The selected modules and their dependencies, sorted. Never includes modules that assemble disks
+/// (RAID, LVM).
+pub fn select(index: &Index, machine: Machine<'_>) -> Vec<String> {
     let mut chosen = BTreeSet::new();
     for name in wanted(index, machine) {
         let closure = closure(index, name);
@@ -136,7 +138,7 @@ pub fn choose(index: &Index, machine: Machine<'_>) -> Vec<String> {
     chosen.into_iter().collect()
 }
 
-/// A module with what it needs, and what it may ask for as it runs.
+/// A module with its dependencies, hard and soft.
 fn closure<'a>(index: &'a Index, name: &'a str) -> Vec<&'a str> {
     let weak = index.weak(name).iter().flat_map(|weak| index.closure(weak));
     let weak = weak.filter(|name| refused(name).is_none());
@@ -148,11 +150,11 @@ fn wanted<'a>(index: &'a Index, machine: Machine<'_>) -> Vec<&'a str> {
         index.file(name).and_then(|file| file.to_str()).is_some_and(|file| stands_in(file, kinds))
     };
     match machine {
-        Machine::Any => index.names().into_iter().filter(|name| is(name, &[KINDS])).collect(),
+        Machine::Any => index.names().into_iter().filter(|name| is(name, &[INCLUDED])).collect(),
         Machine::Of(modaliases) => {
             let found = modaliases.iter().flat_map(|name| index.matching(name));
-            let found = found.filter(|name| is(name, &[KINDS, AROUND]));
-            found.chain(BESIDE.iter().flat_map(|name| index.resolve(name))).collect()
+            let found = found.filter(|name| is(name, &[INCLUDED, PLATFORM]));
+            found.chain(HOT_PLUG.iter().flat_map(|name| index.resolve(name))).collect()
         }
     }
 }
@@ -160,7 +162,7 @@ fn wanted<'a>(index: &'a Index, machine: Machine<'_>) -> Vec<&'a str> {
 fn stands_in(file: &str, kinds: &[&[&str]]) -> bool {
     let file = file.strip_prefix("kernel/").unwrap_or(file);
     let begins = |start: &&str| file.starts_with(start);
-    kinds.iter().any(|kind| kind.iter().any(begins)) && !LEFT_OUT.iter().any(begins)
+    kinds.iter().any(|kind| kind.iter().any(begins)) && !EXCLUDED.iter().any(begins)
 }
 
 #[cfg(test)]
@@ -171,7 +173,7 @@ mod tests {
     #[test]
     fn for_any_machine_disks_and_networks_are_chosen_and_no_radio() {
         let modules = Modules::new();
-        let chosen = choose(&modules.index(), Machine::Any);
+        let chosen = select(&modules.index(), Machine::Any);
         for name in ["nvme", "nvme_core", "ahci", "sd_mod", "raid_class", "virtio_net", "crc_t10"] {
             assert!(chosen.iter().any(|chosen| chosen == name), "{name} of {chosen:?}");
         }
@@ -184,7 +186,7 @@ mod tests {
     fn for_one_machine_only_its_hardware_is_chosen() {
         let modules = Modules::new();
         let hardware = ["pci:nvme1", "pci:gpu", "pci:raid"].map(str::to_owned).into();
-        let chosen = choose(&modules.index(), Machine::Of(&hardware));
+        let chosen = select(&modules.index(), Machine::Of(&hardware));
         assert_eq!(chosen, ["crc_t10", "nvme", "nvme_core", "sd_mod"]);
     }
 }
