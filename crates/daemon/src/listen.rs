@@ -142,7 +142,7 @@ impl Listener {
             all.extend([at(nvme::PORT, Serves::All), at(nvme::DISCOVERY_PORT, Serves::Discovery)]);
         }
         if protocols.nbd {
-            all.push(Self { spare: !protocols.named, ..at(nbd::PORT, Serves::Nbd) });
+            all.push(Self { spare: !protocols.named, ..at(nbd::wire::PORT, Serves::Nbd) });
         }
         all
     }

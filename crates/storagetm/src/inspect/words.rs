@@ -314,8 +314,8 @@ mod test {
     fn what_is_said_comes_back() {
         let used: Ranges = [0..10, 20..30, 1 << 20..2 << 20].into_iter().collect();
         let parts = vec![
-            Part { number: 1, place: 0..5, kind: PartKind::Ntfs },
-            Part { number: 7, place: 5..9, kind: PartKind::Opaque(OpaqueReason::Unclean) },
+            Part { number: 1, range: 0..5, kind: PartKind::Ntfs },
+            Part { number: 7, range: 5..9, kind: PartKind::Opaque(OpaqueReason::Unclean) },
         ];
         let usage = Usage { used, parts: parts.clone() };
         let Said::Seen(Seen::Sight(Sight::Usage(usage))) =
