@@ -105,8 +105,8 @@ impl Command {
     /// Parses an entry received on queue `qid`.
     ///
     /// # Errors
-    /// Fails with Invalid Command Opcode for unknown opcodes, and with Invalid Field for PRPs, invalid
-    /// FUSE, or values that are never valid. Do Not Retry is set.
+    /// Fails with Invalid Command Opcode for unknown opcodes, and with Invalid Field for PRPs,
+    /// invalid FUSE, or values that are never valid. Do Not Retry is set.
     pub fn parse(sqe: &Sqe, qid: u16) -> Result<Self, Status> {
         match (sqe.opcode, qid) {
             (opcode::fabrics::OPCODE, _) => FabricsCommand::parse(sqe).map(Self::Fabrics),
@@ -115,8 +115,8 @@ impl Command {
         }
     }
 
-    /// Returns the data transfer. `block_shift` is the binary logarithm of the block size; it matters
-    /// for I/O commands only.
+    /// Returns the data transfer. `block_shift` is the binary logarithm of the block size; it
+    /// matters for I/O commands only.
     #[must_use]
     pub fn data_len(&self, block_shift: u8) -> Transfer {
         match self {

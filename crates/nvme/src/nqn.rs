@@ -22,7 +22,8 @@ fn hyphenated(uuid: &[u8; 16]) -> String {
     text
 }
 
-/// `BASE.NAME`, where the name is the last part of `path`; what a qualified name cannot hold becomes `_`.
+/// `BASE.NAME`, where the name is the last part of `path`; what a qualified name cannot hold
+/// becomes `_`.
 ///
 /// # Errors
 /// A sentence: the whole is too long.
@@ -39,8 +40,9 @@ pub fn under(base: &str, path: &Path) -> Result<String, String> {
     Ok(nqn)
 }
 
-/// Checks what `--nqn` gives: a word of printable ASCII without a slash. It should be a qualified name (`nqn.YYYY-MM.` and a
-/// domain in reverse), but no host checks that, and short ones are at home in tests and at a bench.
+/// Checks what `--nqn` gives: a word of printable ASCII without a slash. It should be a qualified
+/// name (`nqn.YYYY-MM.` and a domain in reverse), but no host checks that, and short ones are at
+/// home in tests and at a bench.
 ///
 /// # Errors
 /// A sentence.

@@ -86,8 +86,8 @@ impl Status {
         Self(field >> 1)
     }
 
-    /// Returns the status for a fault of the disk. Do Not Retry is set if the command would fail again:
-    /// the kernel has retried failed sectors already.
+    /// Returns the status for a fault of the disk. Do Not Retry is set if the command would fail
+    /// again: the kernel has retried failed sectors already.
     #[must_use]
     pub const fn from_fault(fault: Fault, direction: Direction) -> Self {
         match (fault, direction) {

@@ -111,8 +111,8 @@ impl ResponseInput<'_> {
         )
     }
 
-    /// Returns the inputs with SC_C zero. Some Linux versions calculate the response so, although they
-    /// requested secure channel concatenation.
+    /// Returns the inputs with SC_C zero. Some Linux versions calculate the response so, although
+    /// they requested secure channel concatenation.
     pub(super) fn without_sc_c(&self) -> ResponseInput<'_> {
         ResponseInput { sc_c: sc_c::NONE, ..*self }
     }
@@ -249,8 +249,8 @@ mod test {
     /// Set for the child processes of the test, which print random values and exit.
     const DRAWS: &str = "STORAGETM_TEST_DRAWS";
 
-    /// X12: challenges do not repeat, neither in a process nor across restarts. Fails without a random
-    /// source.
+    /// X12: challenges do not repeat, neither in a process nor across restarts. Fails without a
+    /// random source.
     #[test]
     fn x12_random_bytes_do_not_repeat_after_restarts() {
         if std::env::var_os(DRAWS).is_some() {

@@ -15,13 +15,15 @@ use crate::wire::auth::{Challenge, Explanation, FromController, FromHost, Negoti
 /// Authentication settings of a target.
 #[derive(Clone, Debug)]
 pub struct AuthConfig {
-    /// Accepted hashes in order of preference. With secure channel concatenation the shortest is used.
+    /// Accepted hashes in order of preference. With secure channel concatenation the shortest is
+    /// used.
     pub hashes: Vec<Hash>,
     /// Accepted DH groups in order of preference.
     ///
     /// Default: all but [`Group::Null`], the smallest first. An unauthenticated peer makes the
-    /// controller calculate in the group: about 2 ms with ffdhe2048, 20 times as long with ffdhe8192.
-    /// The secrets have 256 bits or more; the group prevents offline attacks on weak ones.
+    /// controller calculate in the group: about 2 ms with ffdhe2048, 20 times as long with
+    /// ffdhe8192. The secrets have 256 bits or more; the group prevents offline attacks on weak
+    /// ones.
     pub groups: Vec<Group>,
     /// Whether TLS is available. Required for secure channel concatenation.
     pub tls: bool,
@@ -56,8 +58,8 @@ impl AuthConfig {
         if offer.sc_c == sc_c::NONE {
             return mine.next();
         }
-        // The hash also selects the TLS cipher suite. None uses SHA-512, and hosts with GnuTLS before
-        // 3.8.11 cannot use a PSK with SHA-384.
+        // The hash also selects the TLS cipher suite. None uses SHA-512, and hosts with GnuTLS
+        // before 3.8.11 cannot use a PSK with SHA-384.
         mine.filter(|hash| *hash != Hash::Sha512).min_by_key(|hash| hash.id())
     }
 
@@ -120,8 +122,8 @@ enum State {
     Challenge(Box<PendingChallenge>, Vec<u8>),
     /// Expects DH-HMAC-CHAP_Reply.
     Reply(Box<PendingChallenge>),
-    /// DH-HMAC-CHAP_Success1 is to be read. Then expects DH-HMAC-CHAP_Success2, if authentication is
-    /// bidirectional.
+    /// DH-HMAC-CHAP_Success1 is to be read. Then expects DH-HMAC-CHAP_Success2, if authentication
+    /// is bidirectional.
     Success1(Vec<u8>, Option<Box<Authentication>>),
     /// Expects DH-HMAC-CHAP_Success2.
     Success2(Box<Authentication>),

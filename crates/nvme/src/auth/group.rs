@@ -72,9 +72,9 @@ impl Group {
         self.bits() as usize / 8
     }
 
-    /// Bits of a private exponent: RFC 7919 §A recommends 225 to 400, twice the strength of each group,
-    /// which suffices with safe primes (§5.2). These are the next multiples of 64. Longer exponents
-    /// would cost up to twenty times the calculation time for unauthenticated peers.
+    /// Bits of a private exponent: RFC 7919 §A recommends 225 to 400, twice the strength of each
+    /// group, which suffices with safe primes (§5.2). These are the next multiples of 64. Longer
+    /// exponents would cost up to twenty times the calculation time for unauthenticated peers.
     const fn private_bits(self) -> u32 {
         match self {
             Self::Null => 0,
@@ -97,8 +97,8 @@ impl Group {
         }
     }
 
-    /// Returns the prime as RFC 7919 §A defines it: 2^b - 2^(b-64) + (floor(2^(b-130) e) + X) 2^64 - 1.
-    /// In bytes: eight of FFh, the bracket minus one, eight of FFh.
+    /// Returns the prime as RFC 7919 §A defines it: 2^b - 2^(b-64) + (floor(2^(b-130) e) + X) 2^64
+    /// - 1. In bytes: eight of FFh, the bracket minus one, eight of FFh.
     fn prime(self) -> Vec<u8> {
         let middle = euler(self.bits()).wrapping_add(BoxedUint::from(self.offset() - 1));
         let bytes = middle.to_be_bytes();
@@ -147,7 +147,8 @@ pub struct DhExchange {
 }
 
 impl DhExchange {
-    /// Starts an exchange with a private exponent from `random`. Returns `None` for [`Group::Null`].
+    /// Starts an exchange with a private exponent from `random`. Returns `None` for
+    /// [`Group::Null`].
     ///
     /// Calculates in constant time. Powers of the public value may remain in memory; they do not
     /// disclose the exponent.
@@ -180,8 +181,9 @@ impl DhExchange {
         &self.public
     }
 
-    /// Returns the shared secret, as long as the prime. Returns `None` if the peer's public value has
-    /// another length, is 0, 1, p-1 (small subgroups), p or above, or equals our own (reflection).
+    /// Returns the shared secret, as long as the prime. Returns `None` if the peer's public value
+    /// has another length, is 0, 1, p-1 (small subgroups), p or above, or equals our own
+    /// (reflection).
     #[must_use]
     pub fn shared_secret(&self, other: &[u8]) -> Option<Secret> {
         let params = self.group.params()?;

@@ -1,4 +1,5 @@
-//! The host side of DH-HMAC-CHAP (NVMe Base 2.0 §8.13.5): a state machine from messages to messages.
+//! The host side of DH-HMAC-CHAP (NVMe Base 2.0 §8.13.5): a state machine from messages to
+//! messages.
 
 use std::sync::Arc;
 

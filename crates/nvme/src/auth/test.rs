@@ -13,7 +13,7 @@ use super::{
 use crate::wire::auth::{Challenge, Explanation, FromController, FromHost, Negotiate, Reply, sc_c};
 
 /// Deterministic bytes that differ from call to call.
-fn counted(bytes: &mut [u8]) -> bool {
+fn deterministic(bytes: &mut [u8]) -> bool {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let number = NEXT.fetch_add(1, Ordering::Relaxed).to_le_bytes();
     for (at, byte) in bytes.iter_mut().enumerate() {
@@ -39,7 +39,7 @@ fn keys(controller: Option<u8>) -> Keys {
 const ADMIN: QueueContext = QueueContext { admin: true, secured: false };
 
 fn config() -> AuthConfig {
-    AuthConfig { random: counted, ..AuthConfig::default() }
+    AuthConfig { random: deterministic, ..AuthConfig::default() }
 }
 
 fn controller() -> ControllerAuth {
@@ -47,46 +47,46 @@ fn controller() -> ControllerAuth {
 }
 
 fn credentials() -> Credentials {
-    Credentials { random: counted, ..Credentials::new(key(1)) }
+    Credentials { random: deterministic, ..Credentials::new(key(1)) }
 }
 
 /// Outcome of an exchange on both sides.
 #[derive(Debug, Default)]
-struct Ended {
-    proven: Option<KeyId>,
+struct Outcome {
+    authenticated: Option<KeyId>,
     failed: Option<Explanation>,
-    given_up: bool,
+    aborted: bool,
     done: bool,
     psks: [Vec<super::psk::Psk>; 2],
 }
 
-fn talk(controller: &mut ControllerAuth, keys: &Keys, credentials: Credentials) -> Ended {
-    let mut ended = Ended::default();
+fn run(controller: &mut ControllerAuth, keys: &Keys, credentials: Credentials) -> Outcome {
+    let mut outcome = Outcome::default();
     let (mut host, message) = HostAuth::open(names(), Arc::new(credentials), 7);
     let mut next = Some(message);
     while let Some(message) = next.take() {
         match controller.send(&message, Some(keys)) {
             Progress::Continue => {}
             Progress::Authenticated(authentication) => {
-                (ended.proven, ended.psks[0]) = (Some(authentication.key), authentication.psks)
+                (outcome.authenticated, outcome.psks[0]) = (Some(authentication.key), authentication.psks)
             }
-            Progress::Failed(why) => ended.failed = Some(why),
-            Progress::AbortedByHost => ended.given_up = true,
+            Progress::Failed(why) => outcome.failed = Some(why),
+            Progress::AbortedByHost => outcome.aborted = true,
         }
-        if ended.done || ended.given_up || (ended.proven.is_some() && ended.failed.is_some()) {
+        if outcome.done || outcome.aborted || (outcome.authenticated.is_some() && outcome.failed.is_some()) {
             break;
         }
         match host.receive(&controller.receive(4096).unwrap()) {
             HostAction::Send(message) => next = Some(message),
             HostAction::Done(message, psks) => {
-                (ended.done, ended.psks[1], next) = (true, psks, message);
+                (outcome.done, outcome.psks[1], next) = (true, psks, message);
             }
             HostAction::Failed(message, why) => {
-                (ended.failed, next) = (Some(ended.failed.unwrap_or(why)), message);
+                (outcome.failed, next) = (Some(outcome.failed.unwrap_or(why)), message);
             }
         }
     }
-    ended
+    outcome
 }
 
 #[test]
@@ -99,9 +99,9 @@ fn all_groups_and_hashes_in_both_directions() {
                 let mut credentials = credentials();
                 credentials.groups = Group::ALL.to_vec();
                 credentials.controller = both.then(|| key(2));
-                let ended = talk(&mut controller, &keys(Some(2)), credentials);
-                let proven = (ended.proven, ended.done, ended.failed);
-                assert_eq!(proven, (Some(KeyId::new(5)), true, None), "{group:?} {hash:?} {both}");
+                let outcome = run(&mut controller, &keys(Some(2)), credentials);
+                let authenticated = (outcome.authenticated, outcome.done, outcome.failed);
+                assert_eq!(authenticated, (Some(KeyId::new(5)), true, None), "{group:?} {hash:?} {both}");
             }
         }
     }
@@ -111,13 +111,13 @@ fn all_groups_and_hashes_in_both_directions() {
 #[test]
 fn x13_a_wrong_key_does_not_authenticate() {
     let wrong = Credentials { key: key(9), ..credentials() };
-    let ended = talk(&mut controller(), &keys(None), wrong);
-    assert_eq!((ended.proven, ended.failed), (None, Some(Explanation::Failed)));
+    let outcome = run(&mut controller(), &keys(None), wrong);
+    assert_eq!((outcome.authenticated, outcome.failed), (None, Some(Explanation::Failed)));
     let demanding = |byte| Credentials { controller: Some(key(byte)), ..credentials() };
-    let ended = talk(&mut controller(), &keys(Some(2)), demanding(3));
-    assert_eq!((ended.proven, ended.given_up, ended.done), (None, true, false));
-    let ended = talk(&mut controller(), &keys(None), demanding(2));
-    assert_eq!((ended.proven, ended.failed), (None, Some(Explanation::Failed)));
+    let outcome = run(&mut controller(), &keys(Some(2)), demanding(3));
+    assert_eq!((outcome.authenticated, outcome.aborted, outcome.done), (None, true, false));
+    let outcome = run(&mut controller(), &keys(None), demanding(2));
+    assert_eq!((outcome.authenticated, outcome.failed), (None, Some(Explanation::Failed)));
     // No secrets configured.
     let mut controller = controller();
     let offer = FromHost::Negotiate(Negotiate { sc_c: 0, hashes: &[1], groups: &[1] }).emit(1);
@@ -128,27 +128,27 @@ fn x13_a_wrong_key_does_not_authenticate() {
 #[test]
 fn x13_the_null_group_is_refused_unless_allowed() {
     let null = || Credentials { groups: vec![Group::Null], ..credentials() };
-    let ended = talk(&mut controller(), &keys(None), null());
-    assert_eq!(ended.failed, Some(Explanation::GroupUnusable));
-    let mut lax = ControllerAuth::new(names(), config().allow_null_group(), ADMIN);
-    assert!(talk(&mut lax, &keys(None), null()).done);
+    let outcome = run(&mut controller(), &keys(None), null());
+    assert_eq!(outcome.failed, Some(Explanation::GroupUnusable));
+    let mut permissive = ControllerAuth::new(names(), config().allow_null_group(), ADMIN);
+    assert!(run(&mut permissive, &keys(None), null()).done);
     let offers = |sc_c, groups: &'static [u8]| Negotiate { sc_c, hashes: &[1, 2, 3], groups };
-    let lax = config().allow_null_group();
-    assert_eq!(lax.group(&offers(0, &[0, 1, 2, 3, 4, 5])), Some(Group::Ffdhe2048));
-    assert_eq!(lax.group(&offers(0, &[5, 4])), Some(Group::Ffdhe6144));
-    assert_eq!(lax.group(&offers(0, &[0, 77])), Some(Group::Null));
-    assert_eq!(lax.group(&offers(2, &[0, 1, 2, 3])), Some(Group::Ffdhe3072));
-    assert_eq!(lax.group(&offers(2, &[0, 1])), Some(Group::Ffdhe2048));
-    assert_eq!(lax.group(&offers(2, &[0])), None);
-    assert_eq!(lax.hash(&offers(0, &[1])), Some(Hash::Sha512));
-    assert_eq!(lax.hash(&offers(2, &[1])), Some(Hash::Sha256));
+    let permissive = config().allow_null_group();
+    assert_eq!(permissive.group(&offers(0, &[0, 1, 2, 3, 4, 5])), Some(Group::Ffdhe2048));
+    assert_eq!(permissive.group(&offers(0, &[5, 4])), Some(Group::Ffdhe6144));
+    assert_eq!(permissive.group(&offers(0, &[0, 77])), Some(Group::Null));
+    assert_eq!(permissive.group(&offers(2, &[0, 1, 2, 3])), Some(Group::Ffdhe3072));
+    assert_eq!(permissive.group(&offers(2, &[0, 1])), Some(Group::Ffdhe2048));
+    assert_eq!(permissive.group(&offers(2, &[0])), None);
+    assert_eq!(permissive.hash(&offers(0, &[1])), Some(Hash::Sha512));
+    assert_eq!(permissive.hash(&offers(2, &[1])), Some(Hash::Sha256));
 }
 
 #[test]
 fn authentication_can_be_repeated_on_a_queue() {
     let mut controller = controller();
     for _ in 0..3 {
-        assert!(talk(&mut controller, &keys(None), credentials()).done);
+        assert!(run(&mut controller, &keys(None), credentials()).done);
     }
     assert!(!controller.is_closed());
 }
@@ -156,21 +156,21 @@ fn authentication_can_be_repeated_on_a_queue() {
 #[test]
 fn both_sides_generate_the_same_psks() {
     let ask = || Credentials { concatenate: true, ..credentials() };
-    let ended = talk(&mut controller(), &keys(None), ask());
-    assert!(ended.done);
-    let [ours, theirs] = &ended.psks;
+    let outcome = run(&mut controller(), &keys(None), ask());
+    assert!(outcome.done);
+    let [ours, theirs] = &outcome.psks;
     assert_eq!(ours, theirs);
     assert_eq!(ours[0].hash, Hash::Sha256);
     assert!(ours[0].identity.starts_with("NVMe1G01 nqn.host nqn.disk "));
     // Bidirectional authentication together with concatenation.
     let demanding = |byte| Credentials { controller: Some(key(byte)), ..ask() };
-    let ended = talk(&mut controller(), &keys(Some(2)), demanding(2));
-    assert!(ended.done && ended.psks[0] == ended.psks[1] && !ended.psks[0].is_empty());
-    let ended = talk(&mut controller(), &keys(Some(2)), demanding(3));
-    assert!(ended.given_up && ended.psks == [vec![], vec![]]);
+    let outcome = run(&mut controller(), &keys(Some(2)), demanding(2));
+    assert!(outcome.done && outcome.psks[0] == outcome.psks[1] && !outcome.psks[0].is_empty());
+    let outcome = run(&mut controller(), &keys(Some(2)), demanding(3));
+    assert!(outcome.aborted && outcome.psks == [vec![], vec![]]);
     // Each exchange generates others.
-    let again = talk(&mut controller(), &keys(None), ask());
-    assert_ne!(again.psks[0], ended.psks[0]);
+    let again = run(&mut controller(), &keys(None), ask());
+    assert_ne!(again.psks[0], outcome.psks[0]);
     for (context, tls) in [
         (QueueContext { admin: false, secured: false }, true),
         (QueueContext { admin: true, secured: true }, true),
@@ -178,8 +178,8 @@ fn both_sides_generate_the_same_psks() {
     ] {
         let config = AuthConfig { tls, ..config() };
         let mut controller = ControllerAuth::new(names(), config, context);
-        let ended = talk(&mut controller, &keys(None), ask());
-        assert_eq!(ended.failed, Some(Explanation::ConcatenationMismatch), "{setting:?}");
+        let outcome = run(&mut controller, &keys(None), ask());
+        assert_eq!(outcome.failed, Some(Explanation::ConcatenationMismatch), "{setting:?}");
     }
 }
 
@@ -188,7 +188,7 @@ fn offer(sc_c: u8) -> Vec<u8> {
 }
 
 /// Returns a controller that expects a reply, and its challenge.
-fn challenged() -> (ControllerAuth, Vec<u8>) {
+fn challenge_sent() -> (ControllerAuth, Vec<u8>) {
     let mut controller = controller();
     assert!(matches!(controller.send(&offer(0), Some(&keys(None))), Progress::Continue));
     let challenge = controller.receive(4096).unwrap();
@@ -197,8 +197,8 @@ fn challenged() -> (ControllerAuth, Vec<u8>) {
 
 fn failure(controller: &mut ControllerAuth, message: &[u8]) -> Option<Explanation> {
     let Progress::Failed(why) = controller.send(message, Some(&keys(None))) else { return None };
-    let told = controller.receive(4096).unwrap();
-    assert_eq!(FromController::parse(&told).unwrap().1, FromController::Failure1(why));
+    let reply = controller.receive(4096).unwrap();
+    assert_eq!(FromController::parse(&reply).unwrap().1, FromController::Failure1(why));
     assert!(controller.is_closed());
     Some(why)
 }
@@ -222,11 +222,11 @@ fn unexpected_messages_fail_the_exchange() {
     let reply = FromHost::Reply(reply).emit(7);
     assert_eq!(failure(&mut early, &reply), Some(Explanation::IncorrectMessage));
     // No message to read.
-    let mut mute = controller();
-    let told = mute.receive(4096).unwrap();
+    let mut idle = controller();
+    let reply = idle.receive(4096).unwrap();
     let why = FromController::Failure1(Explanation::IncorrectMessage);
-    assert_eq!(FromController::parse(&told), Ok((0, why)));
-    assert!(mute.is_closed());
+    assert_eq!(FromController::parse(&reply), Ok((0, why)));
+    assert!(idle.is_closed());
 }
 
 #[test]
@@ -250,12 +250,12 @@ fn replies_with_invalid_fields_fail_the_exchange() {
         (Reply { public: &last, ..good }, 7, Explanation::GroupUnusable),
         (Reply { public: &long, ..good }, 7, Explanation::GroupUnusable),
     ] {
-        let (mut controller, _) = challenged();
+        let (mut controller, _) = challenge_sent();
         let message = FromHost::Reply(reply).emit(t_id);
         assert_eq!(failure(&mut controller, &message), Some(why), "{reply:?}");
     }
     // No message is accepted after a failure.
-    let (mut controller, _) = challenged();
+    let (mut controller, _) = challenge_sent();
     assert!(failure(&mut controller, &[]).is_some());
     assert!(matches!(controller.send(&offer(0), Some(&keys(None))), Progress::Failed(_)));
 }
@@ -263,7 +263,7 @@ fn replies_with_invalid_fields_fail_the_exchange() {
 /// X14: a host that reflects the controller's challenge or public value gains nothing.
 #[test]
 fn x14_reflected_values_are_refused() {
-    let (mut controller, bytes) = challenged();
+    let (mut controller, bytes) = challenge_sent();
     let (_, FromController::Challenge(challenge)) = FromController::parse(&bytes).unwrap() else {
         panic!("a challenge")
     };
@@ -285,7 +285,7 @@ fn x14_reflected_values_are_refused() {
         ..config()
     };
     let mut controller = ControllerAuth::new(names(), config, ADMIN);
-    let mirror = Credentials {
+    let reflecting = Credentials {
         controller: Some(key(2)),
         groups: vec![Group::Null],
         random: |bytes| {
@@ -294,8 +294,8 @@ fn x14_reflected_values_are_refused() {
         },
         ..credentials()
     };
-    let ended = talk(&mut controller, &keys(Some(2)), mirror);
-    assert_eq!((ended.proven, ended.failed), (None, Some(Explanation::Failed)));
+    let outcome = run(&mut controller, &keys(Some(2)), reflecting);
+    assert_eq!((outcome.authenticated, outcome.failed), (None, Some(Explanation::Failed)));
 }
 
 /// X13: replayed messages do not authenticate.
@@ -348,11 +348,11 @@ fn host_refuses_invalid_controller_messages() {
         (vec![], Explanation::IncorrectPayload),
     ] {
         let (mut host, _) = HostAuth::open(names(), Arc::new(credentials()), 7);
-        let HostAction::Failed(Some(told), found) = host.receive(&bytes) else {
+        let HostAction::Failed(Some(reply), found) = host.receive(&bytes) else {
             panic!("{bytes:?}")
         };
         assert_eq!(found, why);
-        assert_eq!(FromHost::parse(&told), Ok((7, FromHost::Failure2(why))));
+        assert_eq!(FromHost::parse(&reply), Ok((7, FromHost::Failure2(why))));
     }
 }
 

@@ -244,7 +244,8 @@ impl AdminCommand {
         Self::Identify { cns, cntid: 0, nsid, csi: 0 }
     }
 
-    /// Returns Get Log Page for `len` bytes from `offset`, both multiples of 4, with NSID FFFFFFFFh.
+    /// Returns Get Log Page for `len` bytes from `offset`, both multiples of 4, with NSID
+    /// FFFFFFFFh.
     #[must_use]
     pub const fn log_page(lid: u8, offset: u64, len: u64) -> Self {
         Self::GetLogPage {

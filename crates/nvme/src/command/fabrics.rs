@@ -89,8 +89,8 @@ impl FabricsCommand {
     /// Parses an entry with the Fabrics opcode.
     ///
     /// # Errors
-    /// Fails with Invalid Command Opcode for an unknown command type; with Invalid Field for PRPs, a
-    /// fused command, or an invalid property size.
+    /// Fails with Invalid Command Opcode for an unknown command type; with Invalid Field for PRPs,
+    /// a fused command, or an invalid property size.
     pub fn parse(sqe: &Sqe) -> Result<Self, Status> {
         check_not_fused(sqe)?;
         match sqe.fctype() {
@@ -146,8 +146,8 @@ impl FabricsCommand {
         }
     }
 
-    /// Returns the entry, with command identifier 0 and an SGL: in-capsule for data from the host, data
-    /// PDUs for data to the host.
+    /// Returns the entry, with command identifier 0 and an SGL: in-capsule for data from the host,
+    /// data PDUs for data to the host.
     #[must_use]
     pub fn emit(&self) -> Sqe {
         match *self {

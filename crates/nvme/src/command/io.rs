@@ -114,8 +114,8 @@ impl IoCommand {
     /// Parses an entry of an I/O queue.
     ///
     /// # Errors
-    /// Fails with Invalid Command Opcode for unknown opcodes; with Invalid Field for PRPs, FUSE 11b, or
-    /// an unknown Copy format.
+    /// Fails with Invalid Command Opcode for unknown opcodes; with Invalid Field for PRPs, FUSE
+    /// 11b, or an unknown Copy format.
     pub fn parse(sqe: &Sqe) -> Result<Self, Status> {
         check_psdt(sqe)?;
         if sqe.fuse() == Fuse::Reserved {
@@ -181,8 +181,8 @@ impl IoCommand {
         }
     }
 
-    /// Returns the data transfer for blocks of `2^block_shift` bytes. Saturates at 64 bits, which no
-    /// SGL matches.
+    /// Returns the data transfer for blocks of `2^block_shift` bytes. Saturates at 64 bits, which
+    /// no SGL matches.
     #[must_use]
     pub fn data_len(&self, block_shift: u8) -> Transfer {
         match *self {

@@ -47,8 +47,8 @@ impl InBandAuth {
 }
 
 impl Queue {
-    /// Authenticates again on a connected queue with credentials. [`Step::Completed`] with `tag` has
-    /// the result. Returns whether authentication was started.
+    /// Authenticates again on a connected queue with credentials. [`Step::Completed`] with `tag`
+    /// has the result. Returns whether authentication was started.
     pub fn reauthenticate(&mut self, tag: u32) -> bool {
         self.can_submit() && self.start_auth(OnSuccess::Report(tag))
     }
@@ -63,8 +63,8 @@ impl Queue {
         self.auth.as_ref().is_some_and(|auth| auth.credentials.controller.is_some())
     }
 
-    /// Starts the authentication that the controller requires after Connect. Returns `false` without
-    /// credentials.
+    /// Starts the authentication that the controller requires after Connect. Returns `false`
+    /// without credentials.
     pub(super) fn authenticate_for_connect(&mut self, response: ConnectResponse) -> bool {
         self.start_auth(OnSuccess::Connect(response))
     }

@@ -26,7 +26,8 @@ use crate::wire::fabrics::ConnectResponse;
 pub enum Payload {
     /// No data.
     None,
-    /// Data from the controller. The buffer is as long as the data, and is returned in [`Completion`].
+    /// Data from the controller. The buffer is as long as the data, and is returned in
+    /// [`Completion`].
     Receive(Buffer),
     /// Data to the controller: in-capsule if it fits, otherwise by R2T.
     Send(Rc<Buffer>),
@@ -41,8 +42,8 @@ pub enum Step {
     Send(Segment),
     /// Connected: commands may be submitted.
     Connected(ConnectResponse),
-    /// Connect failed: status, and dword 0, which may name the invalid field. Authentication Required
-    /// if authentication failed.
+    /// Connect failed: status, and dword 0, which may name the invalid field. Authentication
+    /// Required if authentication failed.
     Refused(Status, u32),
     /// A command completed.
     Completed(Completion),

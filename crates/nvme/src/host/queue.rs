@@ -91,8 +91,8 @@ const MIN_DIRECT_RECV: u32 = 8192;
 const VALID_ENTRIES: std::ops::RangeInclusive<u16> = 2..=4096;
 
 impl Queue {
-    /// Creates the session of a new TCP connection. It initializes the connection and sends Connect,
-    /// until [`Step::Connected`] or [`Step::Refused`].
+    /// Creates the session of a new TCP connection. It initializes the connection and sends
+    /// Connect, until [`Step::Connected`] or [`Step::Refused`].
     #[must_use]
     pub fn new(options: Options, data: ConnectData) -> Self {
         let entries = options.entries.clamp(*VALID_ENTRIES.start(), *VALID_ENTRIES.end());
@@ -115,8 +115,8 @@ impl Queue {
         queue
     }
 
-    /// Like [`Queue::new`], with credentials for authentication. A queue without credentials is of no
-    /// use if [`ConnectResponse::authentication_required`] is set.
+    /// Like [`Queue::new`], with credentials for authentication. A queue without credentials is of
+    /// no use if [`ConnectResponse::authentication_required`] is set.
     #[must_use]
     pub fn with_credentials(
         options: Options,
@@ -204,8 +204,8 @@ impl Queue {
 
     // ---- what comes in
 
-    /// Processes received bytes. Returns how many were consumed; the rest is an incomplete header, to
-    /// be passed again together with further bytes.
+    /// Processes received bytes. Returns how many were consumed; the rest is an incomplete header,
+    /// to be passed again together with further bytes.
     pub fn receive(&mut self, bytes: &[u8]) -> usize {
         let mut consumed = 0;
         while self.state != ConnectionState::Closed {
@@ -411,8 +411,8 @@ impl Queue {
         }
     }
 
-    /// Handles R2T (NVMe/TCP 1.0 §3.6.2.10): in order, within the buffer. Any other request would make
-    /// the host disclose its memory.
+    /// Handles R2T (NVMe/TCP 1.0 §3.6.2.10): in order, within the buffer. Any other request would
+    /// make the host disclose its memory.
     fn r2t(&mut self, cid: u16, ttag: u16, offset: u32, len: u32) -> Result<(), Violation> {
         let Data::AwaitingR2t { buffer, requested } = &mut self.slots.find(cid)?.data else {
             return Err(Violation::R2tUnexpected);
@@ -450,8 +450,9 @@ impl Queue {
 
     // ---- payload that is received in place
 
-    /// Returns a buffer for the next bytes of the connection, if they are payload. The driver receives
-    /// into it, and returns it by [`Queue::direct_received`] before it calls [`Queue::receive`] again.
+    /// Returns a buffer for the next bytes of the connection, if they are payload. The driver
+    /// receives into it, and returns it by [`Queue::direct_received`] before it calls
+    /// [`Queue::receive`] again.
     pub fn direct_recv(&mut self) -> Option<DirectRecv> {
         let left = self.deframer.payload_left();
         if left < MIN_DIRECT_RECV

@@ -50,8 +50,8 @@ impl Receiving {
     }
 }
 
-/// The slots of one queue. A command identifier combines the slot number with a count of its uses, so
-/// that a repeated response does not match another command.
+/// The slots of one queue. A command identifier combines the slot number with a count of its uses,
+/// so that a repeated response does not match another command.
 #[derive(Debug)]
 pub(super) struct Slots {
     slots: Vec<Slot>,

@@ -327,7 +327,8 @@ impl Deframer {
         Piece::PayloadEnd(digest.len(), right)
     }
 
-    /// Returns whether a payload without digest is complete and its [`Piece::PayloadEnd`] is pending.
+    /// Returns whether a payload without digest is complete and its [`Piece::PayloadEnd`] is
+    /// pending.
     pub fn at_end(&self) -> bool {
         self.remaining.is_some_and(|remaining| {
             remaining.padding == 0 && remaining.payload == 0 && !remaining.digest

@@ -33,8 +33,8 @@ impl Default for Framer {
 }
 
 impl Framer {
-    /// Sets digests, and the alignment of data to `pda` + 1 dwords (HPDA or CPDA, 0 to 31), from the
-    /// next PDU on.
+    /// Sets digests, and the alignment of data to `pda` + 1 dwords (HPDA or CPDA, 0 to 31), from
+    /// the next PDU on.
     pub fn set_layout(&mut self, header: bool, data: bool, pda: u8) {
         (self.header_digest, self.data_digest) = (header, data);
         self.alignment = (u32::from(pda.min(31)) + 1) * 4;

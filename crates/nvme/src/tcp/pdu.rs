@@ -222,7 +222,8 @@ impl TermReq {
 }
 
 impl Data {
-    /// Creates a data header; the framer sets the lengths in `ch`, which depend on digests and padding.
+    /// Creates a data header; the framer sets the lengths in `ch`, which depend on digests and
+    /// padding.
     pub fn new(ch: CommonHeader, cccid: u16, ttag: u16, datao: u32, datal: u32) -> Self {
         let (cccid, ttag) = (U16::new(cccid), U16::new(ttag));
         Self { ch, cccid, ttag, datao: U32::new(datao), datal: U32::new(datal), rsvd: [0; 4] }

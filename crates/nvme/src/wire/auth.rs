@@ -1,20 +1,18 @@
-//! The messages of authentication: what Authentication Send and Receive carry (NVMe Base 2.0 §8.13.4, §8.13.5).
-//!
-//! Knows the form of each message and that its parts lie inside it; not which message may come when, nor what its
-//! values prove.
+//! Messages of DH-HMAC-CHAP authentication, the data of Authentication Send and Receive (NVMe Base
+//! 2.0 §8.13.4, §8.13.5). Checks lengths only; `crate::auth` checks sequence and values.
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-/// SECP of the two commands: NVMe's own protocols.
+/// SECP for NVMe authentication.
 pub const SECP: u8 = 0xe9;
 
-/// SPSP0 and SPSP1 of the two commands.
+/// SPSP0 and SPSP1 for NVMe authentication.
 pub const SPSP: u16 = 0x0101;
 
-/// AUTH_TYPE: messages that all protocols share.
+/// AUTH_TYPE of common messages.
 const COMMON: u8 = 0;
-/// AUTH_TYPE: messages of DH-HMAC-CHAP.
+/// AUTH_TYPE of DH-HMAC-CHAP messages.
 const DHCHAP: u8 = 1;
 
 /// AUTH_ID of each message.
@@ -28,32 +26,32 @@ mod id {
     pub(super) const FAILURE1: u8 = 0xf1;
 }
 
-/// Values of SC_C: what is to become of the channel.
+/// Values of SC_C (secure channel concatenation).
 pub mod sc_c {
-    /// Nothing.
+    /// No concatenation.
     pub const NONE: u8 = 0;
-    /// A TLS key comes out of it, for a connection to come.
+    /// Generates a TLS PSK for further connections.
     pub const NEW_TLS_PSK: u8 = 2;
-    /// A TLS key comes out of it in place of the one that the channel was made with.
+    /// Replaces the TLS PSK of this connection.
     pub const REPLACE_TLS_PSK: u8 = 3;
 }
 
-/// Why an authentication failed: reason code explanation, with reason code 01h.
+/// Reason code explanation of a failure; the reason code is 01h.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Explanation {
-    /// What was to be proven was not.
+    /// Authentication failed.
     Failed,
-    /// No protocol that both have.
+    /// No common authentication protocol.
     ProtocolUnusable,
-    /// The secure channel that is asked for cannot be.
+    /// Secure channel concatenation mismatch.
     ConcatenationMismatch,
-    /// No hash that both have.
+    /// No common hash.
     HashUnusable,
-    /// No group that both have, or a public value that proves nothing.
+    /// No common DH group, or an invalid public value.
     GroupUnusable,
-    /// A message whose fields cannot be.
+    /// Incorrect payload.
     IncorrectPayload,
-    /// A message that was not due.
+    /// Incorrect protocol message.
     IncorrectMessage,
 }
 
@@ -68,34 +66,34 @@ impl Explanation {
         Self::IncorrectMessage,
     ];
 
-    /// Its code: 1 to 7.
+    /// Returns the code: 1 to 7.
     #[must_use]
     pub const fn code(self) -> u8 {
         self as u8 + 1
     }
 
-    /// What a code means; an unknown one that it failed.
+    /// Returns the explanation of a code; [`Self::Failed`] if it is unknown.
     #[must_use]
     pub fn parse(code: u8) -> Self {
-        Self::ALL.into_iter().find(|known| known.code() == code).unwrap_or(Self::Failed)
+        Self::ALL.into_iter().find(|explanation| explanation.code() == code).unwrap_or(Self::Failed)
     }
 
-    /// The sentence for the machine's owner.
+    /// Returns the reason for the administrator.
     #[must_use]
     pub const fn why(self) -> &'static str {
         match self {
-            Self::Failed => "did not prove that it knows its key",
-            Self::ProtocolUnusable => "offers no way to prove its key that is known here",
-            Self::ConcatenationMismatch => "asked for a secured channel that cannot be had",
-            Self::HashUnusable => "offers no hash that is known here",
-            Self::GroupUnusable => "offers no Diffie-Hellman group that is allowed here",
-            Self::IncorrectPayload => "sent an authentication message with wrong fields",
-            Self::IncorrectMessage => "sent an authentication message that was not due",
+            Self::Failed => "DH-HMAC-CHAP authentication failed (check the key)",
+            Self::ProtocolUnusable => "it offers no supported authentication protocol",
+            Self::ConcatenationMismatch => "it requests a TLS connection that is not available",
+            Self::HashUnusable => "it offers no supported DH-HMAC-CHAP hash",
+            Self::GroupUnusable => "it offers no allowed Diffie-Hellman group",
+            Self::IncorrectPayload => "it sent an authentication message with invalid fields",
+            Self::IncorrectMessage => "it sent an unexpected authentication message",
         }
     }
 }
 
-/// The first bytes of every message: 6 bytes.
+/// Common header of all messages: 6 bytes.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -119,7 +117,7 @@ impl Prefix {
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
 #[repr(C)]
-struct NegotiateFigure {
+struct NegotiateHeader {
     prefix: Prefix,
     sc_c: u8,
     napd: u8,
@@ -130,17 +128,18 @@ struct NegotiateFigure {
     /// 30 hash identifiers, 30 group identifiers.
     idlist: [u8; 60],
 }
-const _: () = assert!(size_of::<NegotiateFigure>() == 72);
+const _: () = assert!(size_of::<NegotiateHeader>() == 72);
 
 /// AUTHID of DH-HMAC-CHAP.
 const AUTHID: u8 = 1;
 
-/// The head of DH-HMAC-CHAP_Challenge: 16 bytes (NVMe Base 2.0 §8.13.5.3). The challenge follows, then the public value.
+/// Header of DH-HMAC-CHAP_Challenge: 16 bytes (NVMe Base 2.0 §8.13.5.3). The challenge and the
+/// public value follow.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
 #[repr(C)]
-struct ChallengeFigure {
+struct ChallengeHeader {
     prefix: Prefix,
     hl: u8,
     _rsvd7: u8,
@@ -149,15 +148,15 @@ struct ChallengeFigure {
     dhvlen: U16,
     seqnum: U32,
 }
-const _: () = assert!(size_of::<ChallengeFigure>() == 16);
+const _: () = assert!(size_of::<ChallengeHeader>() == 16);
 
-/// The head of DH-HMAC-CHAP_Reply: 16 bytes (NVMe Base 2.0 §8.13.5.4). The response follows, then the host's own
-/// challenge, as long, then the public value.
+/// Header of DH-HMAC-CHAP_Reply: 16 bytes (NVMe Base 2.0 §8.13.5.4). The response, the host's
+/// challenge of the same length, and the public value follow.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
 #[repr(C)]
-struct ReplyFigure {
+struct ReplyHeader {
     prefix: Prefix,
     hl: u8,
     _rsvd7: u8,
@@ -166,49 +165,49 @@ struct ReplyFigure {
     dhvlen: U16,
     seqnum: U32,
 }
-const _: () = assert!(size_of::<ReplyFigure>() == 16);
+const _: () = assert!(size_of::<ReplyHeader>() == 16);
 
-/// The head of DH-HMAC-CHAP_Success1: 16 bytes (NVMe Base 2.0 §8.13.5.5). The response follows.
+/// Header of DH-HMAC-CHAP_Success1: 16 bytes (NVMe Base 2.0 §8.13.5.5). The response follows.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
 #[repr(C)]
-struct Success1Figure {
+struct Success1Header {
     prefix: Prefix,
     hl: u8,
     _rsvd7: u8,
     rvalid: u8,
     _rsvd9: [u8; 7],
 }
-const _: () = assert!(size_of::<Success1Figure>() == 16);
+const _: () = assert!(size_of::<Success1Header>() == 16);
 
 /// DH-HMAC-CHAP_Success2: 16 bytes (NVMe Base 2.0 §8.13.5.6).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
 #[repr(C)]
-struct Success2Figure {
+struct Success2Header {
     prefix: Prefix,
     _rsvd6: [u8; 10],
 }
-const _: () = assert!(size_of::<Success2Figure>() == 16);
+const _: () = assert!(size_of::<Success2Header>() == 16);
 
 /// AUTH_Failure1 and AUTH_Failure2: 8 bytes (NVMe Base 2.0 §8.13.4.2).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
 #[repr(C)]
-struct FailureFigure {
+struct FailureHeader {
     prefix: Prefix,
     rescode: u8,
     rescode_exp: u8,
 }
-const _: () = assert!(size_of::<FailureFigure>() == 8);
+const _: () = assert!(size_of::<FailureHeader>() == 8);
 
-/// The one reason code: authentication failure.
+/// Reason code: authentication failure.
 const FAILED: u8 = 1;
 
-/// What a host offers.
+/// AUTH_Negotiate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Negotiate<'a> {
     /// See [`sc_c`].
@@ -219,35 +218,35 @@ pub struct Negotiate<'a> {
     pub groups: &'a [u8],
 }
 
-/// What a controller asks.
+/// DH-HMAC-CHAP_Challenge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Challenge<'a> {
-    /// The hash to be used.
+    /// Identifier of the selected hash.
     pub hash: u8,
-    /// The group to be used.
+    /// Identifier of the selected DH group.
     pub group: u8,
     /// Sequence number S1: not 0.
     pub sequence: u32,
     /// Challenge C1.
     pub challenge: &'a [u8],
-    /// The controller's public value; empty without a group.
+    /// DH public value of the controller; empty for the NULL group.
     pub public: &'a [u8],
 }
 
-/// What a host answers.
+/// DH-HMAC-CHAP_Reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply<'a> {
-    /// Sequence number S2: 0 if the controller need not answer the challenge.
+    /// Sequence number S2; 0 for unidirectional authentication.
     pub sequence: u32,
     /// Response R1.
     pub response: &'a [u8],
-    /// Challenge C2, as long as the response, if there is one.
+    /// Challenge C2, as long as the response.
     pub challenge: Option<&'a [u8]>,
-    /// The host's public value; empty without a group.
+    /// DH public value of the host; empty for the NULL group.
     pub public: &'a [u8],
 }
 
-/// A message from a host.
+/// A message of the host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FromHost<'a> {
     /// AUTH_Negotiate.
@@ -260,37 +259,40 @@ pub enum FromHost<'a> {
     Failure2(Explanation),
 }
 
-/// A message from a controller.
+/// A message of the controller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FromController<'a> {
     /// DH-HMAC-CHAP_Challenge.
     Challenge(Challenge<'a>),
-    /// DH-HMAC-CHAP_Success1, with response R2 if the controller was asked for one.
+    /// DH-HMAC-CHAP_Success1, with response R2 in bidirectional authentication.
     Success1(Option<&'a [u8]>),
     /// AUTH_Failure1.
     Failure1(Explanation),
 }
 
 impl<'a> FromHost<'a> {
-    /// The message in what Authentication Send carries, and its transaction identifier. Bytes after it are of no concern.
+    /// Parses the data of Authentication Send. Returns the transaction identifier and the message;
+    /// ignores trailing bytes.
     ///
     /// # Errors
-    /// The message is none of a host's, or its parts reach beyond it.
+    /// Fails if the message is unknown, too short, or not from a host.
     pub fn parse(bytes: &'a [u8]) -> Result<(u16, Self), Explanation> {
-        let (prefix, _) = figure::<Prefix>(bytes)?;
+        let (prefix, _) = parse_header::<Prefix>(bytes)?;
         let message = match (prefix.auth_type, prefix.auth_id) {
             (COMMON, id::NEGOTIATE) => Self::Negotiate(parse_negotiate(bytes)?),
             (DHCHAP, id::REPLY) => Self::Reply(parse_reply(bytes)?),
-            (DHCHAP, id::SUCCESS2) => figure::<Success2Figure>(bytes).map(|_| Self::Success2)?,
-            (COMMON, id::FAILURE2) => {
-                Self::Failure2(Explanation::parse(figure::<FailureFigure>(bytes)?.0.rescode_exp))
+            (DHCHAP, id::SUCCESS2) => {
+                parse_header::<Success2Header>(bytes).map(|_| Self::Success2)?
             }
+            (COMMON, id::FAILURE2) => Self::Failure2(Explanation::parse(
+                parse_header::<FailureHeader>(bytes)?.0.rescode_exp,
+            )),
             _ => return Err(Explanation::IncorrectMessage),
         };
         Ok((prefix.t_id.get(), message))
     }
 
-    /// The bytes of the message.
+    /// Returns the bytes of the message.
     #[must_use]
     pub fn emit(&self, t_id: u16) -> Vec<u8> {
         match self {
@@ -298,7 +300,7 @@ impl<'a> FromHost<'a> {
             Self::Reply(reply) => emit_reply(t_id, reply),
             Self::Success2 => {
                 let prefix = Prefix::new(DHCHAP, id::SUCCESS2, t_id);
-                Success2Figure { prefix, ..Success2Figure::new_zeroed() }.as_bytes().to_vec()
+                Success2Header { prefix, ..Success2Header::new_zeroed() }.as_bytes().to_vec()
             }
             Self::Failure2(why) => emit_failure(id::FAILURE2, t_id, *why),
         }
@@ -306,28 +308,30 @@ impl<'a> FromHost<'a> {
 }
 
 impl<'a> FromController<'a> {
-    /// The message in what Authentication Receive brought, and its transaction identifier.
+    /// Parses the data of Authentication Receive. Returns the transaction identifier and the
+    /// message.
     ///
     /// # Errors
-    /// The message is none of a controller's, or its parts reach beyond it.
+    /// Fails if the message is unknown, too short, or not from a controller.
     pub fn parse(bytes: &'a [u8]) -> Result<(u16, Self), Explanation> {
-        let (prefix, _) = figure::<Prefix>(bytes)?;
+        let (prefix, _) = parse_header::<Prefix>(bytes)?;
         let message = match (prefix.auth_type, prefix.auth_id) {
             (DHCHAP, id::CHALLENGE) => Self::Challenge(parse_challenge(bytes)?),
             (DHCHAP, id::SUCCESS1) => {
-                let (head, rest) = figure::<Success1Figure>(bytes)?;
+                let (head, rest) = parse_header::<Success1Header>(bytes)?;
                 let response = head.rvalid & 1 != 0;
                 Self::Success1(if response { Some(split(rest, head.hl.into())?.0) } else { None })
             }
-            (COMMON, id::FAILURE1) => {
-                Self::Failure1(Explanation::parse(figure::<FailureFigure>(bytes)?.0.rescode_exp))
-            }
+            (COMMON, id::FAILURE1) => Self::Failure1(Explanation::parse(
+                parse_header::<FailureHeader>(bytes)?.0.rescode_exp,
+            )),
             _ => return Err(Explanation::IncorrectMessage),
         };
         Ok((prefix.t_id.get(), message))
     }
 
-    /// The bytes of the message. `hash_len` are the bytes of the hash in use, which Success1 names in any case.
+    /// Returns the bytes of the message. `hash_len` is the output length of the selected hash,
+    /// which Success1 contains even without a response.
     #[must_use]
     pub fn emit(&self, t_id: u16, hash_len: usize) -> Vec<u8> {
         match self {
@@ -335,7 +339,7 @@ impl<'a> FromController<'a> {
             Self::Success1(response) => {
                 let prefix = Prefix::new(DHCHAP, id::SUCCESS1, t_id);
                 let (hl, rvalid) = (len8(hash_len), response.is_some().into());
-                let head = Success1Figure { prefix, hl, rvalid, ..Success1Figure::new_zeroed() };
+                let head = Success1Header { prefix, hl, rvalid, ..Success1Header::new_zeroed() };
                 [head.as_bytes(), response.unwrap_or_default()].concat()
             }
             Self::Failure1(why) => emit_failure(id::FAILURE1, t_id, *why),
@@ -345,46 +349,46 @@ impl<'a> FromController<'a> {
 
 fn parse_negotiate(bytes: &[u8]) -> Result<Negotiate<'_>, Explanation> {
     let head = bytes.first_chunk::<8>().ok_or(Explanation::IncorrectPayload)?;
-    // Only DH-HMAC-CHAP is known; it must be the first of what the host can do.
+    // DH-HMAC-CHAP must be the first protocol in the list.
     if head[7] == 0 {
         return Err(Explanation::IncorrectPayload);
     }
-    let (figure, _) =
-        NegotiateFigure::ref_from_prefix(bytes).map_err(|_| Explanation::IncorrectPayload)?;
-    if figure.authid != AUTHID {
+    let (header, _) =
+        NegotiateHeader::ref_from_prefix(bytes).map_err(|_| Explanation::IncorrectPayload)?;
+    if header.authid != AUTHID {
         return Err(Explanation::ProtocolUnusable);
     }
-    let (hashes, groups) = figure.idlist.split_at(30);
+    let (hashes, groups) = header.idlist.split_at(30);
     let listed = |list: &'_ [u8], len: u8| -> Result<usize, Explanation> {
         Some(usize::from(len)).filter(|&len| len <= list.len()).ok_or(Explanation::IncorrectPayload)
     };
-    let (halen, dhlen) = (listed(hashes, figure.halen)?, listed(groups, figure.dhlen)?);
+    let (halen, dhlen) = (listed(hashes, header.halen)?, listed(groups, header.dhlen)?);
     let (hashes, groups) = (split(hashes, halen)?.0, split(groups, dhlen)?.0);
-    Ok(Negotiate { sc_c: figure.sc_c, hashes, groups })
+    Ok(Negotiate { sc_c: header.sc_c, hashes, groups })
 }
 
 fn emit_negotiate(t_id: u16, negotiate: &Negotiate<'_>) -> Vec<u8> {
-    let mut figure = NegotiateFigure {
+    let mut header = NegotiateHeader {
         prefix: Prefix::new(COMMON, id::NEGOTIATE, t_id),
         sc_c: negotiate.sc_c,
         napd: 1,
         authid: AUTHID,
-        ..NegotiateFigure::new_zeroed()
+        ..NegotiateHeader::new_zeroed()
     };
-    let (hashes, groups) = figure.idlist.split_at_mut(30);
-    figure.halen = fill(hashes, negotiate.hashes);
-    figure.dhlen = fill(groups, negotiate.groups);
-    figure.as_bytes().to_vec()
+    let (hashes, groups) = header.idlist.split_at_mut(30);
+    header.halen = fill(hashes, negotiate.hashes);
+    header.dhlen = fill(groups, negotiate.groups);
+    header.as_bytes().to_vec()
 }
 
-/// Writes as many identifiers as there is room for, and tells how many.
+/// Writes as many identifiers as fit. Returns their number.
 fn fill(list: &mut [u8], ids: &[u8]) -> u8 {
-    list.iter_mut().zip(ids).for_each(|(place, id)| *place = *id);
+    list.iter_mut().zip(ids).for_each(|(entry, id)| *entry = *id);
     len8(ids.len().min(list.len()))
 }
 
 fn parse_challenge(bytes: &[u8]) -> Result<Challenge<'_>, Explanation> {
-    let (head, rest) = figure::<ChallengeFigure>(bytes)?;
+    let (head, rest) = parse_header::<ChallengeHeader>(bytes)?;
     let (challenge, rest) = split(rest, head.hl.into())?;
     let (public, _) = split(rest, head.dhvlen.get().into())?;
     let (hash, group, sequence) = (head.hashid, head.dhgid, head.seqnum.get());
@@ -392,22 +396,22 @@ fn parse_challenge(bytes: &[u8]) -> Result<Challenge<'_>, Explanation> {
 }
 
 fn emit_challenge(t_id: u16, challenge: &Challenge<'_>) -> Vec<u8> {
-    let head = ChallengeFigure {
+    let head = ChallengeHeader {
         prefix: Prefix::new(DHCHAP, id::CHALLENGE, t_id),
         hl: len8(challenge.challenge.len()),
         hashid: challenge.hash,
         dhgid: challenge.group,
         dhvlen: len16(challenge.public.len()).into(),
         seqnum: U32::new(challenge.sequence),
-        ..ChallengeFigure::new_zeroed()
+        ..ChallengeHeader::new_zeroed()
     };
     [head.as_bytes(), challenge.challenge, challenge.public].concat()
 }
 
 fn parse_reply(bytes: &[u8]) -> Result<Reply<'_>, Explanation> {
-    let (head, rest) = figure::<ReplyFigure>(bytes)?;
+    let (head, rest) = parse_header::<ReplyHeader>(bytes)?;
     let (response, rest) = split(rest, head.hl.into())?;
-    // There is room for the host's challenge whether it is valid or not.
+    // The field for the host's challenge is present even if it is not valid.
     let (challenge, rest) = split(rest, head.hl.into())?;
     let (public, _) = split(rest, head.dhvlen.get().into())?;
     let challenge = Some(challenge).filter(|_| head.cvalid & 1 != 0);
@@ -415,13 +419,13 @@ fn parse_reply(bytes: &[u8]) -> Result<Reply<'_>, Explanation> {
 }
 
 fn emit_reply(t_id: u16, reply: &Reply<'_>) -> Vec<u8> {
-    let head = ReplyFigure {
+    let head = ReplyHeader {
         prefix: Prefix::new(DHCHAP, id::REPLY, t_id),
         hl: len8(reply.response.len()),
         cvalid: reply.challenge.is_some().into(),
         dhvlen: len16(reply.public.len()).into(),
         seqnum: U32::new(reply.sequence),
-        ..ReplyFigure::new_zeroed()
+        ..ReplyHeader::new_zeroed()
     };
     let none = vec![0; reply.response.len()];
     [head.as_bytes(), reply.response, reply.challenge.unwrap_or(&none), reply.public].concat()
@@ -429,11 +433,11 @@ fn emit_reply(t_id: u16, reply: &Reply<'_>) -> Vec<u8> {
 
 fn emit_failure(auth_id: u8, t_id: u16, why: Explanation) -> Vec<u8> {
     let prefix = Prefix::new(COMMON, auth_id, t_id);
-    FailureFigure { prefix, rescode: FAILED, rescode_exp: why.code() }.as_bytes().to_vec()
+    FailureHeader { prefix, rescode: FAILED, rescode_exp: why.code() }.as_bytes().to_vec()
 }
 
-/// The figure at the front of a message, and what follows it.
-fn figure<T: FromBytes + KnownLayout + Immutable + Unaligned>(
+/// Splits a message into its header and the rest.
+fn parse_header<T: FromBytes + KnownLayout + Immutable + Unaligned>(
     bytes: &[u8],
 ) -> Result<(&T, &[u8]), Explanation> {
     T::ref_from_prefix(bytes).map_err(|_| Explanation::IncorrectPayload)
@@ -443,7 +447,7 @@ fn split(bytes: &[u8], at: usize) -> Result<(&[u8], &[u8]), Explanation> {
     bytes.split_at_checked(at).ok_or(Explanation::IncorrectPayload)
 }
 
-/// Lengths of hashes and of groups' values, which fit.
+/// Converts the length of a hash or public value, which fits.
 fn len8(len: usize) -> u8 {
     u8::try_from(len).unwrap_or(u8::MAX)
 }
@@ -456,7 +460,7 @@ fn len16(len: usize) -> u16 {
 mod test {
     use super::*;
 
-    /// What Linux 6.12 sends.
+    /// As sent by Linux 6.12.
     #[test]
     fn golden_negotiate() {
         let mut bytes = vec![0, 0, 0, 0, 0x34, 0x12]; // common messages, negotiate, T_ID
@@ -472,9 +476,9 @@ mod test {
         assert_eq!(message.emit(0x1234), bytes);
     }
 
-    /// X32: lists that reach beyond their room.
+    /// X32: list lengths beyond the fields.
     #[test]
-    fn x32_a_negotiate_that_reaches_beyond_itself_is_refused() {
+    fn x32_negotiate_with_excessive_lengths_is_refused() {
         let good = FromHost::Negotiate(Negotiate { sc_c: 0, hashes: &[1], groups: &[1] }).emit(1);
         let with = |at: usize, byte: u8| {
             let mut bytes = good.clone();
@@ -527,14 +531,14 @@ mod test {
         for len in 0..bytes.len() {
             assert_eq!(FromHost::parse(&bytes[..len]), Err(Explanation::IncorrectPayload));
         }
-        // Without a challenge its room stays, and holds zeros.
+        // Without a challenge the field contains zeros.
         let alone = FromHost::Reply(Reply { challenge: None, sequence: 0, ..reply }).emit(7);
         assert_eq!(alone.len(), bytes.len());
         assert_eq!((alone[8], &alone[18..20]), (0, [0, 0].as_slice()));
     }
 
     #[test]
-    fn golden_ends() {
+    fn golden_success_and_failure() {
         let mut success1 = vec![1, 3, 0, 0, 7, 0, 2, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0xb1, 0xb2];
         let message = FromController::Success1(Some(&[0xb1, 0xb2]));
         assert_eq!(FromController::parse(&success1), Ok((7, message)));
@@ -559,7 +563,7 @@ mod test {
     }
 
     #[test]
-    fn every_explanation_keeps_its_code() {
+    fn explanation_codes_round_trip() {
         for why in Explanation::ALL {
             assert_eq!(Explanation::parse(why.code()), why);
         }

@@ -1,6 +1,4 @@
-//! The submission queue entry, its data pointer, and the views that Fabrics commands have of it.
-//!
-//! Knows where the fields are; what they mean for a command is decided in [`crate::command`].
+//! The submission queue entry, its data pointer, and its layouts for Fabrics commands.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -42,25 +40,25 @@ pub struct Sqe {
 }
 const _: () = assert!(size_of::<Sqe>() == 64);
 
-/// Whether a command is one half of a fused pair (NVMe Base 2.0 §3.3.3.1, CDW0.FUSE).
+/// Part of a fused operation (CDW0.FUSE, NVMe Base 2.0 §3.3.3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fuse {
-    /// 00b: stands alone.
+    /// 00b: not fused.
     Normal,
-    /// 01b: the first of a pair.
+    /// 01b: first command.
     First,
-    /// 10b: the second of a pair.
+    /// 10b: second command.
     Second,
     /// 11b.
     Reserved,
 }
 
 impl Sqe {
-    /// PSDT 01b: the data pointer is an SGL, the metadata pointer an address. The only one that
-    /// fabrics have.
+    /// PSDT 01b: the data pointer is an SGL, the metadata pointer an address. Required over
+    /// fabrics.
     pub const PSDT_SGL: u8 = 0b01;
 
-    /// CDW0.FUSE, bits 1:0 of the flags.
+    /// Returns CDW0.FUSE, bits 1:0 of the flags.
     #[must_use]
     pub const fn fuse(&self) -> Fuse {
         match self.flags & 0b11 {
@@ -71,34 +69,34 @@ impl Sqe {
         }
     }
 
-    /// CDW0.PSDT, bits 7:6 of the flags: 00b PRP, 01b SGL, 10b SGL for metadata too.
+    /// Returns CDW0.PSDT, bits 7:6 of the flags: 00b PRP, 01b SGL, 10b SGL with metadata SGL.
     #[must_use]
     pub const fn psdt(&self) -> u8 {
         self.flags >> 6
     }
 
-    /// FCTYPE: byte 4 of a Fabrics command.
+    /// Returns FCTYPE, byte 4 of a Fabrics command.
     #[must_use]
     pub const fn fctype(&self) -> u8 {
         let [fctype, ..] = self.nsid.to_bytes();
         fctype
     }
 
-    /// The same command with another identifier.
+    /// Sets the command identifier.
     #[must_use]
     pub const fn with_cid(mut self, cid: u16) -> Self {
         self.cid = U16::new(cid);
         self
     }
 
-    /// The same command with its data at `sgl`.
+    /// Sets the data pointer.
     #[must_use]
     pub const fn with_data(mut self, sgl: Sgl) -> Self {
         self.sgl1 = sgl;
         self
     }
 
-    /// The same command as a half of a fused pair, or alone.
+    /// Sets CDW0.FUSE.
     #[must_use]
     pub const fn with_fuse(mut self, fuse: Fuse) -> Self {
         self.flags = (self.flags & !0b11) | fuse as u8;
@@ -123,45 +121,45 @@ pub struct Sgl {
 const _: () = assert!(size_of::<Sgl>() == 16);
 
 impl Sgl {
-    /// Data block at an address: means nothing over TCP.
+    /// Data block at an address; not valid over TCP.
     pub const DATA_BLOCK: u8 = 0x00;
     /// Data block at an offset from the start of the in-capsule data.
     pub const OFFSET: u8 = 0x01;
-    /// Transport data block: the transport moves the data (NVMe/TCP 1.0 §3.3.2).
+    /// Transport data block (NVMe/TCP 1.0 §3.3.2).
     pub const TRANSPORT: u8 = 0x5a;
 
-    /// A descriptor with any identifier.
+    /// Creates a descriptor.
     #[must_use]
     pub const fn new(id: u8, addr: u64, length: u32) -> Self {
         Self { addr: U64::new(addr), length: U32::new(length), _reserved: [0; 3], id }
     }
 
-    /// `length` bytes that stand in the capsule, from `offset` bytes into its data.
+    /// Returns a descriptor for `length` bytes of in-capsule data at `offset`.
     #[must_use]
     pub const fn in_capsule(offset: u64, length: u32) -> Self {
         Self::new(Self::OFFSET, offset, length)
     }
 
-    /// `length` bytes that data PDUs move.
+    /// Returns a descriptor for `length` bytes in data PDUs.
     #[must_use]
     pub const fn transport(length: u32) -> Self {
         Self::new(Self::TRANSPORT, 0, length)
     }
 
-    /// Descriptor type, bits 7:4 of the identifier.
+    /// Returns the descriptor type, bits 7:4 of the identifier.
     #[must_use]
     pub const fn kind(&self) -> u8 {
         self.id >> 4
     }
 
-    /// Descriptor subtype, bits 3:0 of the identifier.
+    /// Returns the descriptor subtype, bits 3:0 of the identifier.
     #[must_use]
     pub const fn subtype(&self) -> u8 {
         self.id & 0x0f
     }
 }
 
-/// Connect, as a view of the entry (NVMe Base 2.0 §6.3).
+/// Layout of Connect (NVMe Base 2.0 §6.3).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -169,31 +167,31 @@ impl Sgl {
 pub struct ConnectCmd {
     /// 7Fh.
     pub opcode: u8,
-    /// As in [`Sqe`].
+    /// See [`Sqe::flags`].
     pub flags: u8,
     /// Command identifier.
     pub cid: U16,
     /// 01h.
     pub fctype: u8,
     pub(crate) _rsvd5: [u8; 19],
-    /// Where the 1024 bytes of [`super::fabrics::ConnectData`] are.
+    /// SGL of the 1024 bytes of [`super::fabrics::ConnectData`].
     pub sgl1: Sgl,
-    /// Record format: 0 is the only one.
+    /// Record format: 0.
     pub recfmt: U16,
-    /// Queue identifier: 0 is the Admin queue.
+    /// Queue identifier; 0 is the Admin queue.
     pub qid: U16,
-    /// Entries of the submission queue, zero's-based.
+    /// Submission queue size, zero's based.
     pub sqsize: U16,
     /// Connect attributes: see [`super::fabrics::cattr`].
     pub cattr: u8,
     pub(crate) _rsvd47: u8,
-    /// Keep Alive Timeout in milliseconds; 0 is none.
+    /// Keep Alive Timeout in milliseconds; 0 disables it.
     pub kato: U32,
     pub(crate) _rsvd52: [u8; 12],
 }
 const _: () = assert!(size_of::<ConnectCmd>() == 64);
 
-/// Property Get, as a view of the entry (NVMe Base 2.0 §6.5).
+/// Layout of Property Get (NVMe Base 2.0 §6.5).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -201,7 +199,7 @@ const _: () = assert!(size_of::<ConnectCmd>() == 64);
 pub struct PropertyGetCmd {
     /// 7Fh.
     pub opcode: u8,
-    /// As in [`Sqe`].
+    /// See [`Sqe::flags`].
     pub flags: u8,
     /// Command identifier.
     pub cid: U16,
@@ -217,7 +215,7 @@ pub struct PropertyGetCmd {
 }
 const _: () = assert!(size_of::<PropertyGetCmd>() == 64);
 
-/// Property Set, as a view of the entry (NVMe Base 2.0 §6.6).
+/// Layout of Property Set (NVMe Base 2.0 §6.6).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -225,7 +223,7 @@ const _: () = assert!(size_of::<PropertyGetCmd>() == 64);
 pub struct PropertySetCmd {
     /// 7Fh.
     pub opcode: u8,
-    /// As in [`Sqe`].
+    /// See [`Sqe::flags`].
     pub flags: u8,
     /// Command identifier.
     pub cid: U16,
@@ -243,7 +241,7 @@ pub struct PropertySetCmd {
 }
 const _: () = assert!(size_of::<PropertySetCmd>() == 64);
 
-/// Authentication Send and Receive, as a view of the entry (NVMe Base 2.0 §6.1, §6.2).
+/// Layout of Authentication Send and Receive (NVMe Base 2.0 §6.1, §6.2).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -251,14 +249,14 @@ const _: () = assert!(size_of::<PropertySetCmd>() == 64);
 pub struct AuthCmd {
     /// 7Fh.
     pub opcode: u8,
-    /// As in [`Sqe`].
+    /// See [`Sqe::flags`].
     pub flags: u8,
     /// Command identifier.
     pub cid: U16,
-    /// 05h to send, 06h to receive.
+    /// 05h for Send, 06h for Receive.
     pub fctype: u8,
     pub(crate) _rsvd5: [u8; 19],
-    /// Where the message is.
+    /// SGL of the message.
     pub sgl1: Sgl,
     pub(crate) _rsvd40: u8,
     /// SP Specific 0.
@@ -273,11 +271,11 @@ pub struct AuthCmd {
 }
 const _: () = assert!(size_of::<AuthCmd>() == 64);
 
-/// Each view reads the same 64 bytes by other names.
+/// Conversions between [`Sqe`] and the layouts of commands.
 macro_rules! views {
     ($($view:ident)*) => { $(
         impl $view {
-            /// These 64 bytes by the names of this command.
+            /// Reinterprets the entry with the layout of this command.
             #[must_use]
             pub fn view(sqe: &Sqe) -> &Self {
                 zerocopy::transmute_ref!(sqe)
@@ -300,7 +298,7 @@ mod test {
     use zerocopy::FromZeros;
 
     #[test]
-    fn the_entry_has_the_offsets_of_the_specification() {
+    fn entry_offsets_match_the_specification() {
         assert_eq!(offset_of!(Sqe, opcode), 0);
         assert_eq!(offset_of!(Sqe, flags), 1);
         assert_eq!(offset_of!(Sqe, cid), 2);
@@ -389,7 +387,7 @@ mod test {
     }
 
     #[test]
-    fn every_fuse_is_kept() {
+    fn fuse_round_trips() {
         for fuse in [Fuse::Normal, Fuse::First, Fuse::Second, Fuse::Reserved] {
             let sqe = Sqe { flags: 0x43, ..Sqe::new_zeroed() }.with_fuse(fuse);
             assert_eq!((sqe.fuse(), sqe.psdt()), (fuse, Sqe::PSDT_SGL));

@@ -1,4 +1,4 @@
-//! The completion queue entry; does not know which command it answers.
+//! The completion queue entry.
 
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -11,36 +11,36 @@ use crate::status::Status;
 )]
 #[repr(C)]
 pub struct Cqe {
-    /// Dword 0: the result of the command, by its own rules.
+    /// Dword 0: command specific.
     pub dw0: U32,
-    /// Dword 1: the upper half of an 8-byte result, else 0.
+    /// Dword 1: upper half of an 8-byte result, otherwise 0.
     pub dw1: U32,
-    /// Submission queue head; reserved when the queue runs without flow control.
+    /// Submission queue head; reserved if SQ flow control is disabled.
     pub sqhd: U16,
-    /// Submission queue identifier: reserved in fabrics, 0.
+    /// Submission queue identifier: reserved over fabrics, 0.
     pub sqid: U16,
-    /// Identifier of the command that is answered.
+    /// Command identifier.
     pub cid: U16,
-    /// Status field in bits 15:1; bit 0 is the phase tag, always 0 in fabrics.
+    /// Status field in bits 15:1; bit 0 is the phase tag, 0 over fabrics.
     pub status: U16,
 }
 const _: () = assert!(size_of::<Cqe>() == 16);
 
 impl Cqe {
-    /// The answer to command `cid`, with no result and head 0.
+    /// Creates a completion of command `cid` with result and SQHD 0.
     #[must_use]
     pub fn new(cid: u16, status: Status) -> Self {
         Self { cid: U16::new(cid), status: U16::new(status.to_field()), ..Self::new_zeroed() }
     }
 
-    /// The same answer with a 4-byte result.
+    /// Sets a 4-byte result.
     #[must_use]
     pub const fn with_dw0(mut self, dw0: u32) -> Self {
         self.dw0 = U32::new(dw0);
         self
     }
 
-    /// The same answer with an 8-byte result (Property Get).
+    /// Sets an 8-byte result.
     #[must_use]
     pub fn with_result(mut self, value: u64) -> Self {
         let [a, b, c, d, e, f, g, h] = value.to_le_bytes();
@@ -49,20 +49,20 @@ impl Cqe {
         self
     }
 
-    /// The same answer with a submission queue head.
+    /// Sets the submission queue head.
     #[must_use]
     pub const fn with_sqhd(mut self, sqhd: u16) -> Self {
         self.sqhd = U16::new(sqhd);
         self
     }
 
-    /// Both dwords as one 8-byte result.
+    /// Returns both dwords as an 8-byte result.
     #[must_use]
     pub fn result(&self) -> u64 {
         u64::from(self.dw1.get()) << 32 | u64::from(self.dw0.get())
     }
 
-    /// How the command ended.
+    /// Returns the status.
     #[must_use]
     pub fn outcome(&self) -> Status {
         Status::from_field(self.status.get())
@@ -74,7 +74,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn golden_refusal() {
+    fn golden_failure() {
         #[rustfmt::skip]
         let bytes: [u8; 16] = [
             0x00, 0x01, 0x01, 0x00, // dword 0: offset 256 in the data
@@ -92,7 +92,7 @@ mod test {
     }
 
     #[test]
-    fn a_long_result_fills_both_dwords() {
+    fn eight_byte_result_uses_both_dwords() {
         let cqe = Cqe::new(1, Status::SUCCESS).with_result(0x1122_3344_5566_7788);
         assert_eq!(cqe.as_bytes()[..8], [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
         assert_eq!(cqe.result(), 0x1122_3344_5566_7788);

@@ -1,4 +1,4 @@
-//! Lists of block ranges that Dataset Management and Copy carry as data; checks none of them.
+//! Range lists of Dataset Management and Copy.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -11,7 +11,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub struct DsmRange {
     /// Context attributes: hints only.
     pub cattr: U32,
-    /// Length in logical blocks: not zero's-based.
+    /// Length in logical blocks, not zero's based.
     pub nlb: U32,
     /// First logical block.
     pub slba: U64,
@@ -27,7 +27,7 @@ pub struct CopyRange0 {
     pub(crate) _rsvd0: [u8; 8],
     /// First logical block.
     pub slba: U64,
-    /// Length in logical blocks, zero's-based: read it by [`Self::blocks`].
+    /// Length in logical blocks, zero's based: see [`Self::blocks`].
     pub nlb: U16,
     pub(crate) _rsvd18: [u8; 6],
     /// Expected initial logical block reference tag.
@@ -48,7 +48,7 @@ pub struct CopyRange1 {
     pub(crate) _rsvd0: [u8; 8],
     /// First logical block.
     pub slba: U64,
-    /// Length in logical blocks, zero's-based: read it by [`Self::blocks`].
+    /// Length in logical blocks, zero's based: see [`Self::blocks`].
     pub nlb: U16,
     pub(crate) _rsvd18: [u8; 8],
     /// Expected logical block storage and reference tags.
@@ -61,7 +61,7 @@ pub struct CopyRange1 {
 const _: () = assert!(size_of::<CopyRange1>() == 40);
 
 impl CopyRange0 {
-    /// Length in logical blocks: 1 to 65536.
+    /// Returns the length in logical blocks: 1 to 65536.
     #[must_use]
     pub fn blocks(&self) -> u32 {
         u32::from(self.nlb.get()).saturating_add(1)
@@ -69,7 +69,7 @@ impl CopyRange0 {
 }
 
 impl CopyRange1 {
-    /// Length in logical blocks: 1 to 65536.
+    /// Returns the length in logical blocks: 1 to 65536.
     #[must_use]
     pub fn blocks(&self) -> u32 {
         u32::from(self.nlb.get()).saturating_add(1)

@@ -1,16 +1,14 @@
-//! What Fabrics commands carry: the data of Connect, its answer, and the controller's properties.
-//!
-//! Knows the bits of CAP, CC and CSTS, not the controller that moves them.
+//! Data structures of Fabrics commands: Connect data, Connect response, properties.
 
 use zerocopy::little_endian::U16;
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::text::{self, NQN_FIELD, NqnError};
 
-/// The NQN by which every discovery service answers (NVMe Base 2.0 §4.5).
+/// Well-known discovery service NQN (NVMe Base 2.0 §4.5).
 pub const DISCOVERY_NQN: &str = "nqn.2014-08.org.nvmexpress.discovery";
 
-/// CNTLID of a Connect that asks for any free controller (the dynamic controller model).
+/// CNTLID that requests any controller (dynamic controller model).
 pub const CNTLID_DYNAMIC: u16 = 0xffff;
 
 /// The data of Connect: 1024 bytes (NVMe Base 2.0 §6.3).
@@ -19,24 +17,24 @@ pub const CNTLID_DYNAMIC: u16 = 0xffff;
 )]
 #[repr(C)]
 pub struct ConnectData {
-    /// Host identifier, as Set Features 81h would give it.
+    /// Host identifier.
     pub hostid: [u8; 16],
-    /// The controller to join, or [`CNTLID_DYNAMIC`].
+    /// Controller identifier, or [`CNTLID_DYNAMIC`].
     pub cntlid: U16,
     pub(crate) _rsvd18: [u8; 238],
-    /// NQN of the subsystem.
+    /// Subsystem NQN.
     pub subnqn: [u8; NQN_FIELD],
-    /// NQN of the host.
+    /// Host NQN.
     pub hostnqn: [u8; NQN_FIELD],
     pub(crate) _rsvd768: [u8; 256],
 }
 const _: () = assert!(size_of::<ConnectData>() == 1024);
 
 impl ConnectData {
-    /// The data with which a host asks for a controller.
+    /// Creates the data of Connect.
     ///
     /// # Errors
-    /// An NQN is empty, longer than 223 bytes, or holds a NUL.
+    /// Fails if an NQN is empty, longer than 223 bytes, or contains a NUL.
     pub fn emit(
         hostid: [u8; 16],
         cntlid: u16,
@@ -47,18 +45,18 @@ impl ConnectData {
         Ok(Self { hostid, cntlid: U16::new(cntlid), subnqn, hostnqn, ..Self::new_zeroed() })
     }
 
-    /// NQN of the subsystem that the host wants.
+    /// Returns the subsystem NQN.
     ///
     /// # Errors
-    /// The field holds no NQN.
+    /// Fails if the field is not a valid NQN.
     pub fn subnqn(&self) -> Result<&str, NqnError> {
         text::parse_nqn(&self.subnqn)
     }
 
-    /// NQN of the host.
+    /// Returns the host NQN.
     ///
     /// # Errors
-    /// The field holds no NQN.
+    /// Fails if the field is not a valid NQN.
     pub fn hostnqn(&self) -> Result<&str, NqnError> {
         text::parse_nqn(&self.hostnqn)
     }
@@ -68,13 +66,13 @@ impl ConnectData {
 pub mod cattr {
     /// Priority class, bits 1:0.
     pub const PRIORITY: u8 = 0b11;
-    /// The host wants this queue without submission queue flow control.
+    /// Disable SQ Flow Control.
     pub const DISABLE_SQ_FLOW_CONTROL: u8 = 1 << 2;
-    /// The host may delete I/O queues one by one (Disconnect).
+    /// Individual I/O Queue Deletion Support (Disconnect).
     pub const INDIVIDUAL_IO_QUEUE_DELETION: u8 = 1 << 3;
 }
 
-/// The field that a refused Connect names in dword 0 of its answer (NVMe Base 2.0 §6.3).
+/// Invalid field of Connect, reported in dword 0 (NVMe Base 2.0 §6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectField {
     /// RECFMT in the command.
@@ -98,8 +96,8 @@ pub enum ConnectField {
 }
 
 impl ConnectField {
-    /// Dword 0 of an answer with Connect Invalid Parameters: the offset of the field in bits 15:0,
-    /// and bit 16 if it is in the data.
+    /// Returns dword 0 for Connect Invalid Parameters: offset of the field in bits 15:0; bit 16 is
+    /// set for a field of the data.
     #[must_use]
     pub const fn dw0(self) -> u32 {
         const IN_DATA: u32 = 1 << 16;
@@ -117,14 +115,14 @@ impl ConnectField {
     }
 }
 
-/// Dword 0 of the answer to a Connect that succeeded (NVMe Base 2.0 §6.3).
+/// Dword 0 of the response to a successful Connect (NVMe Base 2.0 §6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectResponse {
-    /// The controller that the queue belongs to.
+    /// Controller identifier.
     pub cntlid: u16,
-    /// ATR, bit 17: the host has to authenticate before anything else.
+    /// ATR, bit 17: authentication required.
     pub authentication_required: bool,
-    /// ASCR, bit 18: the host has to authenticate and set up a secure channel.
+    /// ASCR, bit 18: authentication and secure channel required.
     pub secure_channel_required: bool,
 }
 
@@ -132,13 +130,13 @@ impl ConnectResponse {
     const ATR: u32 = 1 << 17;
     const ASCR: u32 = 1 << 18;
 
-    /// The answer of a controller that asks for no authentication.
+    /// Creates a response without required authentication.
     #[must_use]
     pub const fn new(cntlid: u16) -> Self {
         Self { cntlid, authentication_required: false, secure_channel_required: false }
     }
 
-    /// The fields of dword 0.
+    /// Parses dword 0.
     #[must_use]
     pub const fn parse(dw0: u32) -> Self {
         Self {
@@ -148,7 +146,7 @@ impl ConnectResponse {
         }
     }
 
-    /// Dword 0 from the fields.
+    /// Returns dword 0.
     #[must_use]
     pub fn emit(self) -> u32 {
         let atr = if self.authentication_required { Self::ATR } else { 0 };
@@ -163,9 +161,9 @@ pub mod property {
     pub const CAP: u32 = 0x00;
     /// Version: 4 bytes.
     pub const VS: u32 = 0x08;
-    /// Interrupt Mask Set: not in fabrics.
+    /// Interrupt Mask Set: not used over fabrics.
     pub const INTMS: u32 = 0x0c;
-    /// Interrupt Mask Clear: not in fabrics.
+    /// Interrupt Mask Clear: not used over fabrics.
     pub const INTMC: u32 = 0x10;
     /// Controller Configuration: 4 bytes.
     pub const CC: u32 = 0x14;
@@ -179,13 +177,13 @@ pub mod property {
     pub const CRTO: u32 = 0x68;
 }
 
-/// VS, the version of the specification that a controller follows (NVMe Base 2.0 §3.1.3.2).
+/// Returns VS for a version of the specification (NVMe Base 2.0 §3.1.3.2).
 #[must_use]
 pub fn version(major: u16, minor: u8, tertiary: u8) -> u32 {
     u32::from(major) << 16 | u32::from(minor) << 8 | u32::from(tertiary)
 }
 
-/// A property as its bit fields: first bit and width of each, read and written by the same name.
+/// Defines a property with its bit fields: first bit and width of each.
 macro_rules! bit_fields {
     ($(#[$doc:meta])* $name:ident: $int:ident { $($(#[$field_doc:meta])* $get:ident, $set:ident: $first:literal, $width:literal;)* }) => {
         $(#[$doc])*
@@ -199,7 +197,7 @@ macro_rules! bit_fields {
                 self.0 >> $first & ((1 << $width) - 1)
             }
 
-            #[doc = concat!("The same with another value of [`Self::", stringify!($get), "`]; bits that do not fit are dropped.")]
+            #[doc = concat!("Sets [`Self::", stringify!($get), "`]. Excess bits of the value are dropped.")]
             #[must_use]
             pub const fn $set(self, value: $int) -> Self {
                 let mask = ((1 << $width) - 1) << $first;
@@ -212,29 +210,29 @@ macro_rules! bit_fields {
 bit_fields! {
     /// CAP, Controller Capabilities (NVMe Base 2.0 §3.1.3.1).
     Cap: u64 {
-        /// Entries of the largest queue, zero's-based.
+        /// Maximum Queue Entries Supported, zero's based.
         mqes, with_mqes: 0, 16;
-        /// Queues must be contiguous: 1 in fabrics.
+        /// Contiguous Queues Required: 1 over fabrics.
         cqr, with_cqr: 16, 1;
-        /// Arbitration mechanisms beyond round robin.
+        /// Arbitration Mechanism Supported.
         ams, with_ams: 17, 2;
-        /// The longest wait for CSTS.RDY, in units of 500 ms.
+        /// Timeout for CSTS.RDY, in units of 500 ms.
         to, with_to: 24, 8;
-        /// Doorbell stride: 0 in fabrics.
+        /// Doorbell Stride: 0 over fabrics.
         dstrd, with_dstrd: 32, 4;
-        /// NVM Subsystem Reset is supported.
+        /// NVM Subsystem Reset Supported.
         nssrs, with_nssrs: 36, 1;
-        /// Command sets: bit 0 NVM, bit 6 selected by Identify, bit 7 none.
+        /// Command Sets Supported: see the constants.
         css, with_css: 37, 8;
-        /// Smallest memory page: 2^(12 + n) bytes.
+        /// Memory Page Size Minimum: 2^(12 + n) bytes.
         mpsmin, with_mpsmin: 48, 4;
-        /// Largest memory page: 2^(12 + n) bytes.
+        /// Memory Page Size Maximum: 2^(12 + n) bytes.
         mpsmax, with_mpsmax: 52, 4;
-        /// NVM Subsystem Shutdown is supported.
+        /// NVM Subsystem Shutdown Supported.
         nsss, with_nsss: 58, 1;
-        /// Ready with media is supported (CRMS.CRWMS).
+        /// Controller Ready With Media Support (CRMS.CRWMS).
         crwms, with_crwms: 59, 1;
-        /// Ready independent of media is supported (CRMS.CRIMS).
+        /// Controller Ready Independent of Media Support (CRMS.CRIMS).
         crims, with_crims: 60, 1;
     }
 }
@@ -242,7 +240,7 @@ bit_fields! {
 impl Cap {
     /// CSS bit 0: the NVM command set.
     pub const CSS_NVM: u64 = 1 << 0;
-    /// CSS bit 6: one or more command sets, told by Identify.
+    /// CSS bit 6: one or more command sets, reported by Identify.
     pub const CSS_IOCS: u64 = 1 << 6;
     /// CSS bit 7: no I/O command set.
     pub const CSS_NONE: u64 = 1 << 7;
@@ -286,7 +284,7 @@ bit_fields! {
         rdy, with_rdy: 0, 1;
         /// Controller fatal status.
         cfs, with_cfs: 1, 1;
-        /// Shutdown status: 0 none, 1 going on, 2 complete.
+        /// Shutdown status: 0 normal operation, 1 occurring, 2 complete.
         shst, with_shst: 2, 2;
         /// NVM subsystem reset occurred.
         nssro, with_nssro: 4, 1;
@@ -305,9 +303,9 @@ impl Csts {
 bit_fields! {
     /// CRTO, Controller Ready Timeouts (NVMe Base 2.0 §3.1.3.20).
     Crto: u32 {
-        /// The longest wait for ready with media, in units of 500 ms.
+        /// Controller Ready With Media Timeout, in units of 500 ms.
         crwmt, with_crwmt: 0, 16;
-        /// The longest wait for ready independent of media, in units of 500 ms.
+        /// Controller Ready Independent of Media Timeout, in units of 500 ms.
         crimt, with_crimt: 16, 16;
     }
 }
@@ -332,7 +330,7 @@ mod test {
     }
 
     #[test]
-    fn an_nqn_without_nul_is_refused() {
+    fn nqn_without_nul_is_refused() {
         let mut data = ConnectData::emit([0; 16], 1, "nqn.s", "nqn.h").unwrap();
         data.subnqn = [b'a'; NQN_FIELD];
         assert_eq!(data.subnqn(), Err(NqnError::NotTerminated));
@@ -341,7 +339,7 @@ mod test {
     }
 
     #[test]
-    fn a_refused_connect_names_its_field() {
+    fn connect_field_offsets_match_the_layout() {
         let named = [
             (ConnectField::Recfmt, offset_of!(ConnectCmd, recfmt), 40),
             (ConnectField::Qid, offset_of!(ConnectCmd, qid), 42),
@@ -384,7 +382,7 @@ mod test {
 
     #[test]
     fn golden_cc_and_csts() {
-        let cc = Cc(0x0046_0061); // what Linux sets with all command sets: EN, CSS 6, IOSQES 6, IOCQES 4
+        let cc = Cc(0x0046_0061); // Linux with all command sets: EN, CSS 6, IOSQES 6, IOCQES 4
         assert_eq!((cc.en(), cc.css(), cc.mps(), cc.shn()), (1, Cc::CSS_IOCS, 0, 0));
         assert_eq!((cc.iosqes(), cc.iocqes(), cc.crime()), (6, 4, 0));
         assert_eq!(Cc::default().with_shn(Cc::SHN_NORMAL).0, 0x4000);
@@ -394,7 +392,7 @@ mod test {
     }
 
     #[test]
-    fn a_written_field_leaves_the_others_alone() {
+    fn setting_a_field_keeps_the_others() {
         assert_eq!(Cc(u32::MAX).with_shn(0).0, 0xffff_3fff);
         assert_eq!(Cc(0).with_en(3).0, 1);
         assert_eq!(version(2, 0, 0), 0x0002_0000);

@@ -1,6 +1,4 @@
-//! Identifiers and values of features, and the results of asynchronous events.
-//!
-//! Knows the bits of a value and how much data goes with it; not which features a controller has.
+//! Feature identifiers and values, and results of asynchronous events.
 
 use zerocopy::little_endian::U64;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -21,9 +19,9 @@ pub mod fid {
     pub const VOLATILE_WRITE_CACHE: u8 = 0x06;
     /// Number of Queues.
     pub const NUMBER_OF_QUEUES: u8 = 0x07;
-    /// Interrupt Coalescing: not in fabrics.
+    /// Interrupt Coalescing: not used over fabrics.
     pub const INTERRUPT_COALESCING: u8 = 0x08;
-    /// Interrupt Vector Configuration: not in fabrics.
+    /// Interrupt Vector Configuration: not used over fabrics.
     pub const INTERRUPT_VECTOR: u8 = 0x09;
     /// Write Atomicity Normal.
     pub const WRITE_ATOMICITY: u8 = 0x0a;
@@ -31,7 +29,7 @@ pub mod fid {
     pub const ASYNC_EVENT_CONFIGURATION: u8 = 0x0b;
     /// Autonomous Power State Transition.
     pub const AUTONOMOUS_POWER_STATE: u8 = 0x0c;
-    /// Host Memory Buffer: not in fabrics.
+    /// Host Memory Buffer: not used over fabrics.
     pub const HOST_MEMORY_BUFFER: u8 = 0x0d;
     /// Timestamp.
     pub const TIMESTAMP: u8 = 0x0e;
@@ -65,36 +63,36 @@ pub mod fid {
     pub const NAMESPACE_WRITE_PROTECTION: u8 = 0x84;
 }
 
-/// SEL of Get Features: which value is asked for (NVMe Base 2.0 §5.15).
+/// SEL of Get Features (NVMe Base 2.0 §5.15).
 pub mod sel {
-    /// The value in force.
+    /// Current value.
     pub const CURRENT: u8 = 0;
-    /// The value of the factory.
+    /// Default value.
     pub const DEFAULT: u8 = 1;
-    /// The value that survives a power cycle.
+    /// Saved value.
     pub const SAVED: u8 = 2;
-    /// What can be done with the feature: see [`super::capability`].
+    /// Supported capabilities: see [`super::capability`].
     pub const SUPPORTED_CAPABILITIES: u8 = 3;
 }
 
 /// Bits of dword 0 for [`sel::SUPPORTED_CAPABILITIES`].
 pub mod capability {
-    /// The value can be saved.
+    /// Saveable.
     pub const SAVEABLE: u32 = 1 << 0;
-    /// The value belongs to a namespace.
+    /// Namespace specific.
     pub const NAMESPACE_SPECIFIC: u32 = 1 << 1;
-    /// The value can be changed.
+    /// Changeable.
     pub const CHANGEABLE: u32 = 1 << 2;
 }
 
-/// EXHID, bit 0 of dword 11: the host identifier has 16 bytes and not 8.
+/// EXHID, bit 0 of dword 11: host identifier of 16 bytes instead of 8.
 pub const EXTENDED_HOST_IDENTIFIER: u32 = 1 << 0;
 
-/// WCE, bit 0 of dword 11: the volatile write cache is on.
+/// WCE, bit 0 of dword 11: volatile write cache enabled.
 pub const VOLATILE_WRITE_CACHE_ENABLE: u32 = 1 << 0;
 
-/// Bytes of data that go with a feature: 0 for most, whose value is dword 11 alone
-/// (NVMe Base 2.0 §5.27.1).
+/// Returns the length of a feature's data in bytes; 0 if dword 11 is the whole value (NVMe Base 2.0
+/// §5.27.1).
 #[must_use]
 pub const fn data_len(fid: u8, cdw11: u32) -> u64 {
     match fid {
@@ -111,7 +109,7 @@ pub const fn data_len(fid: u8, cdw11: u32) -> u64 {
     }
 }
 
-/// The value of Number of Queues, as counts: 1 to 65535 each (NVMe Base 2.0 §5.27.1.5).
+/// Number of Queues, as counts: 1 to 65535 (NVMe Base 2.0 §5.27.1.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NumberOfQueues {
     /// I/O submission queues.
@@ -121,7 +119,7 @@ pub struct NumberOfQueues {
 }
 
 impl NumberOfQueues {
-    /// The counts in a dword, or `None` if one is FFFFh, which is not allowed.
+    /// Parses a dword. Returns `None` if a field is FFFFh, which is invalid.
     #[must_use]
     pub const fn parse(dword: u32) -> Option<Self> {
         let (submission, completion) = (dword & 0xffff, dword >> 16);
@@ -134,7 +132,7 @@ impl NumberOfQueues {
         })
     }
 
-    /// The dword with these counts; a count out of range becomes the nearest that is in it.
+    /// Returns the dword; clamps counts to the valid range.
     #[must_use]
     pub fn emit(self) -> u32 {
         let zeros_based = |count: u32| count.clamp(1, 0xffff).saturating_sub(1);
@@ -168,33 +166,33 @@ pub struct AsyncEvent {
     pub kind: u8,
     /// Event information, bits 15:8.
     pub info: u8,
-    /// The log page that tells more and clears the event, bits 23:16.
+    /// Log page with details; reading it unmasks the event. Bits 23:16.
     pub lid: u8,
 }
 
 impl AsyncEvent {
-    /// Event type 0: an error.
+    /// Event type 0: error.
     pub const ERROR: u8 = 0;
     /// Event type 1: SMART / health.
     pub const SMART: u8 = 1;
-    /// Event type 2: a notice.
+    /// Event type 2: notice.
     pub const NOTICE: u8 = 2;
 
-    /// A namespace came, went or changed: read the Changed Namespace List.
+    /// Attached Namespace Attribute Changed.
     pub const NAMESPACE_CHANGED: Self = Self { kind: Self::NOTICE, info: 0x00, lid: 0x04 };
-    /// The discovery log changed.
+    /// Discovery Log Page Change.
     pub const DISCOVERY_CHANGED: Self = Self { kind: Self::NOTICE, info: 0xf0, lid: 0x70 };
-    /// The disk answers with errors: NVM subsystem reliability, read SMART.
+    /// NVM subsystem reliability degraded.
     pub const RELIABILITY: Self = Self { kind: Self::SMART, info: 0x00, lid: 0x02 };
 
-    /// The fields of dword 0.
+    /// Parses dword 0.
     #[must_use]
     pub const fn parse(dw0: u32) -> Self {
         let [kind, info, lid, _] = dw0.to_le_bytes();
         Self { kind: kind & 0b111, info, lid }
     }
 
-    /// Dword 0 from the fields.
+    /// Returns dword 0.
     #[must_use]
     pub const fn emit(self) -> u32 {
         u32::from_le_bytes([self.kind & 0b111, self.info, self.lid, 0])
@@ -207,14 +205,14 @@ impl AsyncEvent {
 )]
 #[repr(C)]
 pub struct LbaRange {
-    /// What the range holds: 0 is general purpose.
+    /// Type: 0 is general purpose.
     pub kind: u8,
     /// Bit 0: may be overwritten; bit 1: hidden from the operating system.
     pub attributes: u8,
     pub(crate) _rsvd2: [u8; 14],
     /// First logical block.
     pub slba: U64,
-    /// Length in logical blocks, zero's-based.
+    /// Length in logical blocks, zero's based.
     pub nlb: U64,
     /// Unique identifier of the range.
     pub guid: [u8; 16],
@@ -244,26 +242,26 @@ const _: () = assert!(size_of::<HostBehavior>() == 512);
 )]
 #[repr(C)]
 pub struct Timestamp {
-    /// Milliseconds since 1970, 48 bits, little endian.
+    /// Milliseconds since 1970: 48 bits, little endian.
     pub milliseconds: [u8; 6],
-    /// Bit 0: the clock stopped at some time; bits 3:1: 1 if Set Features gave the time.
+    /// Bit 0: the clock may have stopped; bits 3:1: origin.
     pub attributes: u8,
     pub(crate) _rsvd7: u8,
 }
 const _: () = assert!(size_of::<Timestamp>() == 8);
 
 impl Timestamp {
-    /// ORIGIN 001b: the time was given by Set Features.
+    /// ORIGIN 001b: set by Set Features.
     pub const SET_BY_HOST: u8 = 1 << 1;
 
-    /// A time in milliseconds, of which the lower 48 bits are kept.
+    /// Creates a timestamp from the lower 48 bits of `milliseconds`.
     #[must_use]
     pub const fn new(milliseconds: u64, attributes: u8) -> Self {
         let [a, b, c, d, e, f, ..] = milliseconds.to_le_bytes();
         Self { milliseconds: [a, b, c, d, e, f], attributes, _rsvd7: 0 }
     }
 
-    /// The time in milliseconds.
+    /// Returns the time in milliseconds.
     #[must_use]
     pub const fn get(self) -> u64 {
         let [a, b, c, d, e, f] = self.milliseconds;
@@ -295,7 +293,7 @@ mod test {
     }
 
     #[test]
-    fn features_with_data_say_how_much() {
+    fn feature_data_lengths() {
         assert_eq!(data_len(fid::HOST_IDENTIFIER, 0), 8);
         assert_eq!(data_len(fid::HOST_IDENTIFIER, 1), 16);
         assert_eq!(data_len(fid::TIMESTAMP, 0), 8);

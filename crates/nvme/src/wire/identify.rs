@@ -1,6 +1,4 @@
-//! Identify: the structures (in the submodules), and the lists that fill 4096 bytes.
-//!
-//! Knows no disk and no subsystem: it is told what to write.
+//! Identify data structures (in the submodules) and lists.
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -12,34 +10,34 @@ mod short;
 pub use controller::*;
 pub use namespace::*;
 
-/// Bytes of the answer to any Identify (NVMe Base 2.0 §5.17).
+/// Length of all Identify data structures in bytes (NVMe Base 2.0 §5.17).
 pub const IDENTIFY_LEN: usize = 4096;
 
 /// Values of CNS (NVMe Base 2.0 §5.17.1).
 pub mod cns {
-    /// A namespace, of the NVM command set.
+    /// Namespace, NVM command set.
     pub const NAMESPACE: u8 = 0x00;
-    /// The controller.
+    /// Controller.
     pub const CONTROLLER: u8 = 0x01;
-    /// Active namespace identifiers above NSID.
+    /// Active namespace list.
     pub const ACTIVE_NAMESPACES: u8 = 0x02;
     /// Namespace identification descriptors.
     pub const NAMESPACE_DESCRIPTORS: u8 = 0x03;
     /// NVM sets.
     pub const NVM_SETS: u8 = 0x04;
-    /// A namespace, specific to the command set CSI.
+    /// Namespace, specific to command set CSI.
     pub const NAMESPACE_SPECIFIC: u8 = 0x05;
-    /// The controller, specific to the command set CSI.
+    /// Controller, specific to command set CSI.
     pub const CONTROLLER_SPECIFIC: u8 = 0x06;
-    /// Active namespace identifiers of the command set CSI.
+    /// Active namespace list of command set CSI.
     pub const ACTIVE_NAMESPACES_SPECIFIC: u8 = 0x07;
-    /// A namespace, independent of the command set.
+    /// Namespace, command set independent.
     pub const NAMESPACE_INDEPENDENT: u8 = 0x08;
-    /// Allocated namespace identifiers above NSID.
+    /// Allocated namespace list.
     pub const ALLOCATED_NAMESPACES: u8 = 0x10;
-    /// An allocated namespace.
+    /// Allocated namespace.
     pub const ALLOCATED_NAMESPACE: u8 = 0x11;
-    /// Controllers that a namespace is attached to.
+    /// Controllers attached to the namespace.
     pub const ATTACHED_CONTROLLERS: u8 = 0x12;
     /// Controllers of the subsystem.
     pub const CONTROLLERS: u8 = 0x13;
@@ -47,22 +45,22 @@ pub mod cns {
     pub const PRIMARY_CONTROLLER: u8 = 0x14;
     /// Secondary controllers.
     pub const SECONDARY_CONTROLLERS: u8 = 0x15;
-    /// Namespace granularities.
+    /// Namespace granularity list.
     pub const NAMESPACE_GRANULARITY: u8 = 0x16;
-    /// UUIDs of vendors.
+    /// UUID list.
     pub const UUIDS: u8 = 0x17;
-    /// Combinations of command sets.
+    /// Command set combinations.
     pub const COMMAND_SETS: u8 = 0x1c;
 }
 
 /// CSI of the NVM command set.
 pub const CSI_NVM: u8 = 0x00;
 
-/// NSID that stands for all namespaces.
+/// Broadcast NSID.
 pub const NSID_ALL: u32 = 0xffff_ffff;
 
-/// A namespace list: up to 1024 identifiers in increasing order, filled up with 0
-/// (NVMe Base 2.0 §4.4.2). The Changed Namespace List log (04h) has the same form.
+/// Namespace list: up to 1024 identifiers in ascending order, padded with 0 (NVMe Base 2.0 §4.4.2).
+/// The Changed Namespace List log page (04h) has the same layout.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
@@ -74,26 +72,26 @@ pub struct NamespaceList {
 const _: () = assert!(size_of::<NamespaceList>() == IDENTIFY_LEN);
 
 impl NamespaceList {
-    /// The first 1024 of `nsids`, which come in increasing order.
+    /// Creates the list of the first 1024 of `nsids`, which must be ascending.
     pub fn emit(nsids: impl IntoIterator<Item = u32>) -> Self {
         let mut list = Self::new_zeroed();
         list.nsid.iter_mut().zip(nsids).for_each(|(entry, nsid)| entry.set(nsid));
         list
     }
 
-    /// The identifiers in the list.
+    /// Returns the identifiers.
     pub fn iter(&self) -> impl Iterator<Item = u32> {
         self.nsid.iter().map(|nsid| nsid.get()).take_while(|&nsid| nsid != 0)
     }
 }
 
-/// A controller list: up to 2047 identifiers in increasing order (NVMe Base 2.0 §4.4.1).
+/// Controller list: up to 2047 identifiers in ascending order (NVMe Base 2.0 §4.4.1).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
 #[repr(C)]
 pub struct ControllerList {
-    /// How many identifiers follow.
+    /// Number of identifiers.
     pub num: U16,
     /// Identifiers.
     pub cntlid: [U16; 2047],
@@ -101,7 +99,7 @@ pub struct ControllerList {
 const _: () = assert!(size_of::<ControllerList>() == IDENTIFY_LEN);
 
 impl ControllerList {
-    /// The first 2047 of `cntlids`, which come in increasing order.
+    /// Creates the list of the first 2047 of `cntlids`, which must be ascending.
     pub fn emit(cntlids: impl IntoIterator<Item = u16>) -> Self {
         let mut list = Self::new_zeroed();
         let mut num: u16 = 0;
@@ -113,26 +111,26 @@ impl ControllerList {
         list
     }
 
-    /// The identifiers in the list; a count beyond the list is cut.
+    /// Returns the identifiers; ignores an excess count.
     pub fn iter(&self) -> impl Iterator<Item = u16> {
         self.cntlid.iter().take(self.num.get().into()).map(|cntlid| cntlid.get())
     }
 }
 
-/// The combinations of command sets that can be enabled, CNS 1Ch: 512 vectors in which bit n is
-/// command set n (NVMe Base 2.0 §5.17.2.21).
+/// Command set combinations, CNS 1Ch: 512 vectors; bit n of a vector is command set n (NVMe Base
+/// 2.0 §5.17.2.21).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
 #[repr(C)]
 pub struct CommandSets {
-    /// Vectors; 0 is an unused one.
+    /// Vectors; 0 if unused.
     pub vector: [U64; 512],
 }
 const _: () = assert!(size_of::<CommandSets>() == IDENTIFY_LEN);
 
 impl CommandSets {
-    /// One combination: the NVM command set alone.
+    /// Returns one combination: the NVM command set.
     #[must_use]
     pub fn nvm() -> Self {
         let mut sets = Self::new_zeroed();
@@ -141,21 +139,21 @@ impl CommandSets {
     }
 }
 
-/// The identifiers of a namespace, CNS 03h (NVMe Base 2.0 §5.17.2.3).
+/// Namespace identification descriptors, CNS 03h (NVMe Base 2.0 §5.17.2.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct NamespaceIds {
     /// NIDT 1: IEEE extended unique identifier.
     pub eui64: Option<[u8; 8]>,
     /// NIDT 2: namespace globally unique identifier.
     pub nguid: Option<[u8; 16]>,
-    /// NIDT 3: UUID, in the byte order in which it is written.
+    /// NIDT 3: UUID, in the byte order of its text form.
     pub uuid: Option<[u8; 16]>,
     /// NIDT 4: command set identifier.
     pub csi: Option<u8>,
 }
 
 impl NamespaceIds {
-    /// The descriptors, one after another, filled up with 0.
+    /// Returns the descriptor list, padded with 0.
     #[must_use]
     pub fn emit(&self) -> [u8; IDENTIFY_LEN] {
         let mut list = Vec::with_capacity(64);
@@ -168,20 +166,20 @@ impl NamespaceIds {
         bytes
     }
 
-    /// The identifiers in a list of descriptors: those with an unknown type or a wrong length are
-    /// passed over, and a descriptor that does not fit ends the list.
+    /// Parses a descriptor list. Ignores descriptors of an unknown type or wrong length; stops at
+    /// one that is incomplete.
     #[must_use]
     pub fn parse(mut list: &[u8]) -> Self {
         let mut ids = Self::default();
         while let [nidt @ 1..=u8::MAX, nidl, _, _, rest @ ..] = list {
             let Some((nid, next)) = rest.split_at_checked((*nidl).into()) else { break };
-            ids.learn(*nidt, nid);
+            ids.set(*nidt, nid);
             list = next;
         }
         ids
     }
 
-    fn learn(&mut self, nidt: u8, nid: &[u8]) {
+    fn set(&mut self, nidt: u8, nid: &[u8]) {
         match nidt {
             1 => self.eui64 = nid.try_into().ok(),
             2 => self.nguid = nid.try_into().ok(),
@@ -192,7 +190,7 @@ impl NamespaceIds {
     }
 }
 
-/// Adds NIDT, NIDL, two reserved bytes and NID. No identifier has more than 16 bytes.
+/// Appends a descriptor: NIDT, NIDL, two reserved bytes, NID of at most 16 bytes.
 fn descriptor(list: &mut Vec<u8>, nidt: u8, nid: Option<&[u8]>) {
     let Some(nid) = nid else { return };
     let nidl = u8::try_from(nid.len()).unwrap_or(u8::MAX);
@@ -218,8 +216,8 @@ mod test {
         assert_eq!(list.as_bytes()[..8], [2, 0, 1, 0, 3, 2, 0, 0]);
         assert_eq!(list.iter().collect::<Vec<_>>(), [1, 0x0203]);
         assert_eq!(ControllerList::emit(1..=4000).num.get(), 2047);
-        let lying = ControllerList { num: U16::new(u16::MAX), ..list };
-        assert_eq!(lying.iter().count(), 2047);
+        let excessive = ControllerList { num: U16::new(u16::MAX), ..list };
+        assert_eq!(excessive.iter().count(), 2047);
     }
 
     #[test]
@@ -248,7 +246,7 @@ mod test {
     }
 
     #[test]
-    fn descriptors_of_a_careless_peer_are_survived() {
+    fn malformed_descriptors_are_ignored() {
         assert_eq!(NamespaceIds::parse(&[2, 16, 0, 0, 1, 2]), NamespaceIds::default());
         assert_eq!(NamespaceIds::parse(&[2, 16, 0]), NamespaceIds::default());
         assert_eq!(NamespaceIds::parse(&[0xff; 4096]), NamespaceIds::default());

@@ -1,4 +1,4 @@
-//! Log pages that Get Log Page returns; knows their layout, not what is counted in them.
+//! Log pages.
 
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -35,7 +35,7 @@ pub mod lid {
 )]
 #[repr(C)]
 pub struct SupportedLogPages {
-    /// By log page identifier: bit 0 supported, bit 1 an index offset is supported.
+    /// By log page identifier: bit 0 LSUPP, bit 1 index offset supported.
     pub lids: [U32; 256],
 }
 const _: () = assert!(size_of::<SupportedLogPages>() == 1024);
@@ -44,10 +44,10 @@ impl SupportedLogPages {
     /// Bit 0 of an entry: LSUPP.
     pub const SUPPORTED: u32 = 1 << 0;
 
-    /// The page that names these log pages and no others.
+    /// Creates the page for these log pages.
     #[must_use]
     pub fn emit(lids: &[u8]) -> Self {
-        Self { lids: marked(lids, Self::SUPPORTED) }
+        Self { lids: table_of(lids, Self::SUPPORTED) }
     }
 }
 
@@ -57,21 +57,21 @@ impl SupportedLogPages {
 )]
 #[repr(C)]
 pub struct ErrorEntry {
-    /// Number of this error, from 1; 0 is an empty entry.
+    /// Error count, from 1; 0 is an empty entry.
     pub error_count: U64,
     /// Submission queue of the command.
     pub sqid: U16,
     /// Command identifier.
     pub cid: U16,
-    /// Status field as in the completion, phase included.
+    /// Status field of the completion, with phase tag.
     pub status: U16,
-    /// Byte in bits 7:0 and bit in 10:8 of the command that is wrong; FFFFh is none.
+    /// Parameter Error Location: byte in bits 7:0, bit in 10:8; FFFFh if none.
     pub parameter_error_location: U16,
-    /// First block that failed.
+    /// First failed block.
     pub lba: U64,
-    /// Namespace.
+    /// NSID.
     pub nsid: U32,
-    /// Vendor specific log page with more, or 0.
+    /// Vendor specific log page with details, or 0.
     pub vs: u8,
     /// Transport type: 3 is TCP.
     pub trtype: u8,
@@ -84,7 +84,7 @@ pub struct ErrorEntry {
     /// Transport specific information.
     pub trtype_info: U16,
     pub(crate) _rsvd42: [u8; 21],
-    /// Version of this entry: 1 where TRTYPE to TRTYPE_INFO are there.
+    /// Version of this entry: 1 if TRTYPE to TRTYPE_INFO are valid.
     pub lpver: u8,
 }
 const _: () = assert!(size_of::<ErrorEntry>() == 64);
@@ -97,42 +97,42 @@ const _: () = assert!(size_of::<ErrorEntry>() == 64);
 pub struct SmartLog {
     /// Critical warnings: see [`critical_warning`].
     pub critical_warning: u8,
-    /// Temperature in kelvins; 0 is not known.
+    /// Composite Temperature in kelvins; 0 if unknown.
     pub ctemp: U16,
-    /// Spare capacity left, in percent.
+    /// Available Spare in percent.
     pub avsp: u8,
-    /// Spare capacity below which a warning is due, in percent.
+    /// Available Spare Threshold in percent.
     pub avspt: u8,
-    /// Life used, in percent; may pass 100.
+    /// Percentage Used; may exceed 100.
     pub pused: u8,
     /// Endurance group critical warnings.
     pub egcws: u8,
     pub(crate) _rsvd7: [u8; 25],
-    /// Data read, in units of 1000 times 512 bytes, rounded up.
+    /// Data Units Read, in units of 1000 times 512 bytes, rounded up.
     pub dur: U128,
-    /// Data written, in units of 1000 times 512 bytes, rounded up.
+    /// Data Units Written, in units of 1000 times 512 bytes, rounded up.
     pub duw: U128,
-    /// Read (and Compare, Verify) commands.
+    /// Host Read Commands (with Compare and Verify).
     pub hrc: U128,
-    /// Write commands.
+    /// Host Write Commands.
     pub hwc: U128,
-    /// Time busy with I/O, in minutes.
+    /// Controller Busy Time in minutes.
     pub cbt: U128,
     /// Power cycles.
     pub pwrc: U128,
-    /// Hours of power.
+    /// Power On Hours.
     pub poh: U128,
-    /// Power losses without shutdown.
+    /// Unexpected Power Losses.
     pub upl: U128,
     /// Media and data integrity errors.
     pub mdie: U128,
-    /// Entries ever made in the error log.
+    /// Number of Error Information Log Entries.
     pub neile: U128,
-    /// Minutes above the warning temperature.
+    /// Warning Composite Temperature Time in minutes.
     pub wctt: U32,
-    /// Minutes above the critical temperature.
+    /// Critical Composite Temperature Time in minutes.
     pub cctt: U32,
-    /// Temperature sensors in kelvins; 0 is none.
+    /// Temperature sensors in kelvins; 0 if absent.
     pub tsen: [U16; 8],
     pub(crate) _rsvd216: [u8; 296],
 }
@@ -140,13 +140,13 @@ const _: () = assert!(size_of::<SmartLog>() == 512);
 
 /// Bits of the critical warning.
 pub mod critical_warning {
-    /// Spare capacity has run low.
+    /// Available spare below the threshold.
     pub const SPARE: u8 = 1 << 0;
-    /// The temperature is out of range.
+    /// Temperature out of range.
     pub const TEMPERATURE: u8 = 1 << 1;
-    /// Reliability is degraded by media errors.
+    /// NVM subsystem reliability degraded.
     pub const RELIABILITY: u8 = 1 << 2;
-    /// The media went read-only (not a namespace that is lent so).
+    /// Media read-only (other than by namespace write protection).
     pub const READ_ONLY: u8 = 1 << 3;
 }
 
@@ -156,17 +156,17 @@ pub mod critical_warning {
 )]
 #[repr(C)]
 pub struct FirmwareSlot {
-    /// Active slot in bits 2:0, slot of the next reset in bits 6:4.
+    /// Active slot in bits 2:0, slot after the next reset in bits 6:4.
     pub afi: u8,
     pub(crate) _rsvd1: [u8; 7],
-    /// Revision in each slot, ASCII; all 0 is an empty slot.
+    /// Firmware revision of each slot, ASCII; 0 if empty.
     pub frs: [[u8; 8]; 7],
     pub(crate) _rsvd64: [u8; 448],
 }
 const _: () = assert!(size_of::<FirmwareSlot>() == 512);
 
 impl FirmwareSlot {
-    /// One slot, active, with this revision.
+    /// Creates the page with one active slot.
     #[must_use]
     pub fn emit(revision: [u8; 8]) -> Self {
         let mut log = Self::new_zeroed();
@@ -182,22 +182,22 @@ impl FirmwareSlot {
 )]
 #[repr(C)]
 pub struct CommandEffects {
-    /// By opcode of the Admin command set: see [`effect`].
+    /// By opcode of Admin commands: see [`effect`].
     pub acs: [U32; 256],
-    /// By opcode of the I/O command set: see [`effect`].
+    /// By opcode of I/O commands: see [`effect`].
     pub iocs: [U32; 256],
     pub(crate) _rsvd2048: [u8; 2048],
 }
 const _: () = assert!(size_of::<CommandEffects>() == 4096);
 
 impl CommandEffects {
-    /// Admin commands that change nothing but their own feature, I/O commands that only read, and
-    /// I/O commands that change blocks.
+    /// Creates the page. `admin` are Admin commands without effects, `reading` and `writing` I/O
+    /// commands that read and write blocks.
     #[must_use]
     pub fn emit(admin: &[u8], reading: &[u8], writing: &[u8]) -> Self {
         let mut log = Self::new_zeroed();
-        log.acs = marked(admin, effect::SUPPORTED);
-        log.iocs = marked(reading, effect::SUPPORTED);
+        log.acs = table_of(admin, effect::SUPPORTED);
+        log.iocs = table_of(reading, effect::SUPPORTED);
         for (opcode, entry) in (0..=u8::MAX).zip(&mut log.iocs) {
             if writing.contains(&opcode) {
                 entry.set(effect::SUPPORTED | effect::BLOCK_CONTENT_CHANGE);
@@ -211,13 +211,13 @@ impl CommandEffects {
 pub mod effect {
     /// CSUPP: the command is supported.
     pub const SUPPORTED: u32 = 1 << 0;
-    /// LBCC: it changes blocks.
+    /// LBCC: logical block content change.
     pub const BLOCK_CONTENT_CHANGE: u32 = 1 << 1;
-    /// NCC: it changes what a namespace can do.
+    /// NCC: namespace capability change.
     pub const NAMESPACE_CAPABILITY_CHANGE: u32 = 1 << 2;
-    /// NIC: it changes which namespaces there are.
+    /// NIC: namespace inventory change.
     pub const NAMESPACE_INVENTORY_CHANGE: u32 = 1 << 3;
-    /// CCC: it changes what the controller can do.
+    /// CCC: controller capability change.
     pub const CONTROLLER_CAPABILITY_CHANGE: u32 = 1 << 4;
 }
 
@@ -227,7 +227,7 @@ pub mod effect {
 )]
 #[repr(C)]
 pub struct FeatureEffects {
-    /// By feature identifier: bit 0 supported, bit 1 changes user data, bits 31:20 scope.
+    /// By feature identifier: bit 0 FSUPP, bit 1 user data content change, bits 31:20 scope.
     pub fids: [U32; 256],
 }
 const _: () = assert!(size_of::<FeatureEffects>() == 1024);
@@ -235,20 +235,20 @@ const _: () = assert!(size_of::<FeatureEffects>() == 1024);
 impl FeatureEffects {
     /// Bit 0 of an entry: FSUPP.
     pub const SUPPORTED: u32 = 1 << 0;
-    /// Scope, bit 20: the feature belongs to a namespace.
+    /// Scope, bit 20: namespace.
     pub const SCOPE_NAMESPACE: u32 = 1 << 20;
-    /// Scope, bit 21: the feature belongs to a controller.
+    /// Scope, bit 21: controller.
     pub const SCOPE_CONTROLLER: u32 = 1 << 21;
 
-    /// The page that names these features of a controller and no others.
+    /// Creates the page for these features of a controller.
     #[must_use]
     pub fn emit(fids: &[u8]) -> Self {
-        Self { fids: marked(fids, Self::SUPPORTED | Self::SCOPE_CONTROLLER) }
+        Self { fids: table_of(fids, Self::SUPPORTED | Self::SCOPE_CONTROLLER) }
     }
 }
 
-/// A table by number in which `bits` stand at each of `numbers`.
-fn marked(numbers: &[u8], bits: u32) -> [U32; 256] {
+/// Returns a table with `bits` at the indexes `numbers`.
+fn table_of(numbers: &[u8], bits: u32) -> [U32; 256] {
     let mut table = [U32::ZERO; 256];
     for (number, entry) in (0..=u8::MAX).zip(&mut table) {
         if numbers.contains(&number) {
@@ -258,13 +258,13 @@ fn marked(numbers: &[u8], bits: u32) -> [U32; 256] {
     table
 }
 
-/// The head of the Discovery log page, 70h: 1024 bytes (NVMe Base 2.0 §5.16.1.23).
+/// Header of the Discovery log page, 70h: 1024 bytes (NVMe Base 2.0 §5.16.1.23).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
 )]
 #[repr(C)]
 pub struct DiscoveryHeader {
-    /// Generation counter: moves with every change of the entries.
+    /// Generation counter: changes with the entries.
     pub genctr: U64,
     /// Number of entries.
     pub numrec: U64,
@@ -275,7 +275,7 @@ pub struct DiscoveryHeader {
 const _: () = assert!(size_of::<DiscoveryHeader>() == 1024);
 
 impl DiscoveryHeader {
-    /// The head of a log with this many entries.
+    /// Creates the header of a log with `numrec` entries.
     #[must_use]
     pub fn emit(genctr: u64, numrec: u64) -> Self {
         Self { genctr: U64::new(genctr), numrec: U64::new(numrec), ..Self::new_zeroed() }
@@ -298,21 +298,21 @@ pub struct DiscoveryEntry {
     pub treq: u8,
     /// Port identifier.
     pub portid: U16,
-    /// Controller identifier: FFFFh for the dynamic controller model.
+    /// Controller identifier: FFFFh for dynamic controllers.
     pub cntlid: U16,
-    /// Most entries of the Admin submission queue: at least 32.
+    /// Maximum Admin submission queue entries: at least 32.
     pub asqsz: U16,
     /// Entry flags: see [`eflags`].
     pub eflags: U16,
     pub(crate) _rsvd12: [u8; 20],
-    /// Port number, ASCII.
+    /// TCP port, ASCII.
     pub trsvcid: [u8; 32],
     pub(crate) _rsvd64: [u8; 192],
-    /// NQN of the subsystem, NUL-terminated.
+    /// Subsystem NQN, NUL-terminated.
     pub subnqn: [u8; NQN_FIELD],
-    /// Address, ASCII.
+    /// IP address, ASCII.
     pub traddr: [u8; 256],
-    /// TSAS byte 0, SECTYPE: 0 none, 1 TLS 1.2, 2 TLS 1.3.
+    /// TSAS byte 0: see [`sectype`].
     pub sectype: u8,
     pub(crate) _rsvd769: [u8; 255],
 }
@@ -322,11 +322,11 @@ impl DiscoveryEntry {
     /// TRTYPE of TCP.
     pub const TRTYPE_TCP: u8 = 3;
 
-    /// An entry of a subsystem that is reached over TCP without security: dynamic controllers, an
-    /// Admin queue of 32 entries, and flow control that can be switched off.
+    /// Creates an entry for TCP without security: dynamic controllers, an Admin queue of 32
+    /// entries, SQ flow control optional.
     ///
     /// # Errors
-    /// `subnqn` is empty, longer than 223 bytes, or holds a NUL.
+    /// Fails if `subnqn` is empty, longer than 223 bytes, or contains a NUL.
     pub fn emit(
         subtype: u8,
         adrfam: u8,
@@ -348,7 +348,7 @@ impl DiscoveryEntry {
         })
     }
 
-    /// The same entry, with bits 1:0 of [`treq`] and a [`sectype`].
+    /// Sets bits 1:0 of [`treq`], and [`sectype`].
     #[must_use]
     pub fn secured(self, treq: u8, sectype: u8) -> Self {
         Self { treq: self.treq & !0b11 | treq & 0b11, sectype, ..self }
@@ -373,31 +373,31 @@ pub mod adrfam {
 
 /// Values of SUBTYPE.
 pub mod subtype {
-    /// Referral to another discovery service.
+    /// Referral to another discovery subsystem.
     pub const REFERRAL: u8 = 1;
-    /// A subsystem with namespaces.
+    /// NVM subsystem.
     pub const NVM: u8 = 2;
-    /// The discovery service that is being asked.
+    /// Current discovery subsystem.
     pub const CURRENT_DISCOVERY: u8 = 3;
 }
 
 /// Bits of TREQ.
 pub mod treq {
-    /// Bits 1:0: nothing said about a secure channel.
+    /// Bits 1:0: secure channel not specified.
     pub const NOT_SPECIFIED: u8 = 0;
-    /// Bits 1:0: a secure channel is required.
+    /// Bits 1:0: secure channel required.
     pub const REQUIRED: u8 = 1;
-    /// Bits 1:0: a secure channel is not required.
+    /// Bits 1:0: secure channel not required.
     pub const NOT_REQUIRED: u8 = 2;
-    /// Submission queue flow control can be switched off.
+    /// Disabling of SQ flow control supported.
     pub const DISABLE_SQ_FLOW_CONTROL: u8 = 1 << 2;
 }
 
 /// Bits of EFLAGS.
 pub mod eflags {
-    /// The same information is had from another port.
+    /// Duplicate Returned Information: another port returns the same.
     pub const DUPLICATE: u16 = 1 << 0;
-    /// Explicit persistent connections to this discovery service are supported.
+    /// Explicit Persistent Connection Support for Discovery.
     pub const PERSISTENT_CONNECTIONS: u16 = 1 << 1;
 }
 
@@ -438,7 +438,7 @@ mod test {
     }
 
     #[test]
-    fn smart_has_the_offsets_of_the_specification() {
+    fn smart_offsets_match_the_specification() {
         assert_eq!(offset_of!(SmartLog, ctemp), 1);
         assert_eq!(offset_of!(SmartLog, avsp), 3);
         assert_eq!(offset_of!(SmartLog, avspt), 4);

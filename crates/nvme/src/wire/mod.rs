@@ -1,8 +1,7 @@
-//! The figures of the NVMe specifications as structs, byte for byte.
+//! Data structures of the NVMe specifications.
 //!
-//! A struct here has the size, the order and the (lower case) field names of its figure; bit fields
-//! are read through named accessors. Nothing here knows what a value means to a controller: that is
-//! [`crate::command`] and above.
+//! Each struct has the size, order and (lower case) field names of its figure in the specification.
+//! Bit fields have accessors.
 
 pub mod auth;
 pub mod command;

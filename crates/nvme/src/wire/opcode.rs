@@ -1,4 +1,4 @@
-//! Opcodes of the command sets that a fabric target meets; knows nothing of their fields.
+//! Opcodes.
 
 /// Opcodes of the Admin command set (NVMe Base 2.0 §5, figure "Opcodes for Admin Commands").
 pub mod admin {
@@ -40,7 +40,7 @@ pub mod io {
 
 /// The Fabrics opcode and its command types (NVMe Base 2.0 §6, figure "Fabrics Command Type").
 pub mod fabrics {
-    /// The opcode that all Fabrics commands share, on any queue.
+    /// Opcode of all Fabrics commands.
     pub const OPCODE: u8 = 0x7f;
     /// Property Set.
     pub const PROPERTY_SET: u8 = 0x00;

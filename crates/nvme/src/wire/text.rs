@@ -1,45 +1,43 @@
-//! The two kinds of text field: ASCII padded with spaces, and NQNs ended by NUL.
-//!
-//! Does not know which field holds which text, nor what an NQN names.
+//! Text fields: ASCII strings padded with spaces, and NQNs terminated by NUL.
 
 use core::fmt;
 
-/// Bytes of an NQN field on the wire.
+/// Length of an NQN field in bytes.
 pub const NQN_FIELD: usize = 256;
 
-/// The most bytes that an NQN may have, without its NUL (NVMe Base 2.0 §4.5).
+/// Maximum length of an NQN in bytes, without NUL (NVMe Base 2.0 §4.5).
 pub const NQN_MAX: usize = 223;
 
-/// Why a field holds no NQN, or a text cannot become one.
+/// Why a field or text is not a valid NQN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NqnError {
-    /// No NUL inside the field.
+    /// The field contains no NUL.
     NotTerminated,
-    /// The NUL comes first.
+    /// Empty.
     Empty,
     /// More than 223 bytes.
     TooLong,
-    /// Not UTF-8, or a NUL inside the text.
+    /// Not UTF-8, or contains a NUL.
     NotText,
 }
 
 impl fmt::Display for NqnError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NotTerminated => "the NQN has no NUL inside its field",
+            Self::NotTerminated => "the NQN is not terminated by NUL",
             Self::Empty => "the NQN is empty",
             Self::TooLong => "the NQN is longer than 223 bytes",
-            Self::NotText => "the NQN is not UTF-8 text free of NUL",
+            Self::NotText => "the NQN is not valid UTF-8 or contains NUL",
         })
     }
 }
 
 impl core::error::Error for NqnError {}
 
-/// The NQN in a field: what stands before the first NUL (NVMe Base 2.0 §4.5).
+/// Returns the NQN in a field: the text before the first NUL (NVMe Base 2.0 §4.5).
 ///
 /// # Errors
-/// Every way in which a peer can get it wrong: see [`NqnError`].
+/// Fails with [`NqnError`] if the field is not a valid NQN.
 pub fn parse_nqn(field: &[u8; NQN_FIELD]) -> Result<&str, NqnError> {
     let mut parts = field.splitn(2, |&byte| byte == 0);
     let (text, rest) = (parts.next().unwrap_or_default(), parts.next());
@@ -51,13 +49,13 @@ pub fn parse_nqn(field: &[u8; NQN_FIELD]) -> Result<&str, NqnError> {
     Ok(nqn)
 }
 
-/// The field that holds `nqn`, filled up with NUL.
+/// Returns the field for `nqn`, padded with NUL.
 ///
 /// # Errors
-/// The text is empty, longer than 223 bytes, or holds a NUL.
+/// Fails if the text is empty, longer than 223 bytes, or contains a NUL.
 pub fn emit_nqn(nqn: &str) -> Result<[u8; NQN_FIELD], NqnError> {
     check_nqn(nqn)?;
-    Ok(filled(nqn.as_bytes(), 0))
+    Ok(padded(nqn.as_bytes(), 0))
 }
 
 fn check_nqn(nqn: &str) -> Result<(), NqnError> {
@@ -69,21 +67,21 @@ fn check_nqn(nqn: &str) -> Result<(), NqnError> {
     }
 }
 
-/// An ASCII string field: left justified, cut at `N`, padded with spaces; what is not printable
-/// ASCII becomes `?` (NVMe Base 2.0 §1.4.2, "ASCII string").
+/// Returns an ASCII string field: left justified, truncated to `N` bytes, padded with spaces;
+/// `?` replaces characters that are not printable ASCII (NVMe Base 2.0 §1.4.2).
 #[must_use]
 pub fn emit_ascii<const N: usize>(text: &str) -> [u8; N] {
     let printable = text.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' });
-    filled(printable.collect::<String>().as_bytes(), b' ')
+    padded(printable.collect::<String>().as_bytes(), b' ')
 }
 
-/// The text of an ASCII string field, without padding (spaces or NULs) at its end.
+/// Returns the text of an ASCII string field, without trailing spaces and NULs.
 #[must_use]
 pub fn parse_ascii(field: &[u8]) -> String {
     String::from_utf8_lossy(field).trim_end_matches(['\0', ' ']).to_owned()
 }
 
-fn filled<const N: usize>(text: &[u8], padding: u8) -> [u8; N] {
+fn padded<const N: usize>(text: &[u8], padding: u8) -> [u8; N] {
     let mut field = [padding; N];
     field.iter_mut().zip(text).for_each(|(to, from)| *to = *from);
     field
@@ -94,11 +92,11 @@ mod test {
     use super::*;
 
     fn field(text: &[u8]) -> [u8; NQN_FIELD] {
-        filled(text, 0)
+        padded(text, 0)
     }
 
     #[test]
-    fn an_nqn_ends_at_its_nul() {
+    fn nqn_ends_at_the_first_nul() {
         assert_eq!(
             parse_nqn(&field(b"nqn.2014-08.org.example:a\0rest")),
             Ok("nqn.2014-08.org.example:a")
@@ -107,7 +105,7 @@ mod test {
     }
 
     #[test]
-    fn a_field_that_is_no_nqn_is_named() {
+    fn invalid_nqn_fields_are_refused() {
         assert_eq!(parse_nqn(&[b'a'; NQN_FIELD]), Err(NqnError::NotTerminated));
         assert_eq!(parse_nqn(&[0; NQN_FIELD]), Err(NqnError::Empty));
         assert_eq!(parse_nqn(&field(&[b'a'; 224])), Err(NqnError::TooLong));
@@ -116,7 +114,7 @@ mod test {
     }
 
     #[test]
-    fn an_emitted_nqn_is_parsed_again() {
+    fn nqn_round_trips() {
         assert_eq!(parse_nqn(&emit_nqn("nqn.x").unwrap()), Ok("nqn.x"));
         assert_eq!(emit_nqn(""), Err(NqnError::Empty));
         assert_eq!(emit_nqn("a\0b"), Err(NqnError::NotText));
@@ -124,7 +122,7 @@ mod test {
     }
 
     #[test]
-    fn ascii_is_cut_and_padded() {
+    fn ascii_is_truncated_and_padded() {
         assert_eq!(&emit_ascii::<8>("1.0"), b"1.0     ");
         assert_eq!(&emit_ascii::<4>("abcdef"), b"abcd");
         assert_eq!(&emit_ascii::<4>("a\u{e9}\n"), b"a?? ");

@@ -1,6 +1,4 @@
-//! What Identify tells of a controller: CNS 01h, and CNS 06h for the NVM command set.
-//!
-//! Knows the fields and their bits; which of them a controller sets is not decided here.
+//! Identify Controller: CNS 01h, and CNS 06h for the NVM command set.
 
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -13,7 +11,7 @@ use crate::wire::text::NQN_FIELD;
 )]
 #[repr(C)]
 pub struct IdentifyController {
-    /// PCI vendor identifier: 0 where there is no PCI.
+    /// PCI vendor identifier; 0 without PCI.
     pub vid: U16,
     /// PCI subsystem vendor identifier.
     pub ssvid: U16,
@@ -29,17 +27,17 @@ pub struct IdentifyController {
     pub ieee: [u8; 3],
     /// Multi-path and sharing: see [`cmic`].
     pub cmic: u8,
-    /// Largest transfer: 2^n memory pages; 0 is no limit.
+    /// Maximum Data Transfer Size: 2^n memory pages; 0 is no limit.
     pub mdts: u8,
-    /// Controller identifier, the one of Connect.
+    /// Controller identifier.
     pub cntlid: U16,
-    /// Version of the specification, as in VS.
+    /// Version, as VS.
     pub ver: U32,
     /// Runtime D3 resume latency in microseconds.
     pub rtd3r: U32,
     /// Runtime D3 entry latency in microseconds.
     pub rtd3e: U32,
-    /// Asynchronous events: the bits of [`crate::wire::feature::aec`].
+    /// Optional asynchronous events: bits of [`crate::wire::feature::aec`].
     pub oaes: U32,
     /// Controller attributes: see [`ctratt`].
     pub ctratt: U32,
@@ -72,17 +70,17 @@ pub struct IdentifyController {
     pub mec: u8,
     /// Optional Admin commands: see [`oacs`].
     pub oacs: U16,
-    /// Abort commands at once, zero's-based.
+    /// Abort Command Limit, zero's based.
     pub acl: u8,
-    /// Asynchronous Event Requests at once, zero's-based.
+    /// Asynchronous Event Request Limit, zero's based.
     pub aerl: u8,
     /// Firmware updates: bit 0 slot 1 read-only, bits 3:1 slots.
     pub frmw: u8,
     /// Log page attributes: see [`lpa`].
     pub lpa: u8,
-    /// Entries of the error log, zero's-based.
+    /// Error log entries, zero's based.
     pub elpe: u8,
-    /// Power states, zero's-based.
+    /// Power states, zero's based.
     pub npss: u8,
     /// Admin vendor specific command configuration.
     pub avscc: u8,
@@ -92,11 +90,11 @@ pub struct IdentifyController {
     pub wctemp: U16,
     /// Critical composite temperature in kelvins.
     pub cctemp: U16,
-    /// Longest firmware activation, in units of 100 ms.
+    /// Maximum time for firmware activation, in units of 100 ms.
     pub mtfa: U16,
-    /// Host memory buffer preferred size, in 4 KiB.
+    /// Host memory buffer preferred size, in units of 4 KiB.
     pub hmpre: U32,
-    /// Host memory buffer smallest size, in 4 KiB.
+    /// Host memory buffer minimum size, in units of 4 KiB.
     pub hmmin: U32,
     /// Total capacity in bytes.
     pub tnvmcap: U128,
@@ -110,47 +108,47 @@ pub struct IdentifyController {
     pub dsto: u8,
     /// Firmware update granularity.
     pub fwug: u8,
-    /// Keep Alive granularity, in units of 100 ms; 0 is no Keep Alive.
+    /// Keep Alive granularity, in units of 100 ms; 0 if unsupported.
     pub kas: U16,
     /// Host controlled thermal management attributes.
     pub hctma: U16,
-    /// Lowest thermal management temperature in kelvins.
+    /// Minimum thermal management temperature in kelvins.
     pub mntmt: U16,
-    /// Highest thermal management temperature in kelvins.
+    /// Maximum thermal management temperature in kelvins.
     pub mxtmt: U16,
     /// Sanitize capabilities.
     pub sanicap: U32,
-    /// Host memory buffer smallest descriptor, in 4 KiB.
+    /// Host memory buffer minimum descriptor size, in units of 4 KiB.
     pub hmminds: U32,
-    /// Host memory buffer most descriptors.
+    /// Host memory buffer maximum descriptors.
     pub hmmaxd: U16,
-    /// Largest NVM set identifier.
+    /// NVM set identifier maximum.
     pub nsetidmax: U16,
-    /// Largest endurance group identifier.
+    /// Endurance group identifier maximum.
     pub endgidmax: U16,
-    /// Longest ANA transition in seconds.
+    /// ANA transition time in seconds.
     pub anatt: u8,
     /// ANA capabilities.
     pub anacap: u8,
-    /// Largest ANA group identifier.
+    /// ANA group identifier maximum.
     pub anagrpmax: U32,
     /// Number of ANA group identifiers.
     pub nanagrpid: U32,
-    /// Persistent event log size, in 64 KiB.
+    /// Persistent event log size, in units of 64 KiB.
     pub pels: U32,
     /// Domain identifier.
     pub domainid: U16,
     pub(crate) _rsvd358: [u8; 10],
-    /// Largest endurance group capacity in bytes.
+    /// Maximum endurance group capacity in bytes.
     pub megcap: U128,
     pub(crate) _rsvd384: [u8; 128],
-    /// Submission queue entry: smallest 2^n in bits 3:0, largest in 7:4.
+    /// Submission queue entry size: minimum 2^n in bits 3:0, maximum in 7:4.
     pub sqes: u8,
-    /// Completion queue entry: smallest 2^n in bits 3:0, largest in 7:4.
+    /// Completion queue entry size: minimum 2^n in bits 3:0, maximum in 7:4.
     pub cqes: u8,
-    /// Most outstanding commands of a queue; mandatory in fabrics.
+    /// Maximum outstanding commands of a queue; mandatory over fabrics.
     pub maxcmd: U16,
-    /// Number of namespaces: the largest valid identifier.
+    /// Number of namespaces: the maximum NSID.
     pub nn: U32,
     /// Optional NVM commands: see [`oncs`].
     pub oncs: U16,
@@ -160,28 +158,28 @@ pub struct IdentifyController {
     pub fna: u8,
     /// Volatile write cache: see [`vwc`].
     pub vwc: u8,
-    /// Atomic write unit normal, in blocks, zero's-based.
+    /// Atomic write unit normal, in blocks, zero's based.
     pub awun: U16,
-    /// Atomic write unit at power fail, in blocks, zero's-based.
+    /// Atomic write unit power fail, in blocks, zero's based.
     pub awupf: U16,
     /// I/O command set vendor specific command configuration.
     pub icsvscc: u8,
     /// Namespace write protection capabilities.
     pub nwpc: u8,
-    /// Atomic Compare and Write unit, in blocks, zero's-based.
+    /// Atomic compare and write unit, in blocks, zero's based.
     pub acwu: U16,
-    /// Optional Copy formats: bit n is format n.
+    /// Optional Copy formats: bit n for format n.
     pub ocfs: U16,
     /// SGL support: see [`sgls`].
     pub sgls: U32,
-    /// Most allowed namespaces; 0 is as many as NN.
+    /// Maximum number of allowed namespaces; 0 means NN.
     pub mnan: U32,
-    /// Most domain namespace attachments.
+    /// Maximum domain namespace attachments.
     pub maxdna: U128,
-    /// Most I/O controller namespace attachments.
+    /// Maximum I/O controller namespace attachments.
     pub maxcna: U32,
     pub(crate) _rsvd564: [u8; 204],
-    /// NQN of the subsystem, NUL-terminated.
+    /// Subsystem NQN, NUL-terminated.
     pub subnqn: [u8; NQN_FIELD],
     pub(crate) _rsvd1024: [u8; 768],
     /// I/O command capsule size, in units of 16 bytes: at least 4.
@@ -192,14 +190,14 @@ pub struct IdentifyController {
     pub icdoff: U16,
     /// Fabrics controller attributes: bit 0 static controllers.
     pub fcatt: u8,
-    /// Most SGL data block descriptors of a command.
+    /// Maximum SGL data block descriptors of a command.
     pub msdbd: u8,
     /// Optional Fabrics commands: bit 0 Disconnect.
     pub ofcs: U16,
-    /// Discovery controller type: 0 not said, 1 direct, 2 central.
+    /// Discovery controller type: 0 not reported, 1 DDC, 2 CDC.
     pub dctype: u8,
     pub(crate) _rsvd1807: [u8; 241],
-    /// Power states.
+    /// Power state descriptors.
     pub psd: [PowerState; 32],
     /// Vendor specific.
     pub vs: [u8; 1024],
@@ -212,7 +210,7 @@ const _: () = assert!(size_of::<IdentifyController>() == 4096);
 )]
 #[repr(C)]
 pub struct PowerState {
-    /// Most power, in centiwatts unless bit 0 of the flags is set.
+    /// Maximum power, in centiwatts unless bit 0 of the flags is set.
     pub mp: U16,
     pub(crate) _rsvd2: u8,
     /// Bit 0: MP is in units of 0.0001 W; bit 1: non-operational.
@@ -231,12 +229,12 @@ pub struct PowerState {
     pub rwl: u8,
     /// Idle power.
     pub idlp: U16,
-    /// Scale of the idle power, bits 7:6.
+    /// Idle power scale, bits 7:6.
     pub ips: u8,
     pub(crate) _rsvd19: u8,
     /// Active power.
     pub actp: U16,
-    /// Workload in bits 2:0 and scale of the active power in bits 7:6.
+    /// Workload in bits 2:0, active power scale in bits 7:6.
     pub apws: u8,
     pub(crate) _rsvd23: [u8; 9],
 }
@@ -249,17 +247,17 @@ const _: () = assert!(size_of::<PowerState>() == 32);
 )]
 #[repr(C)]
 pub struct IdentifyControllerNvm {
-    /// Largest Verify: 2^n memory pages; 0 is no limit.
+    /// Verify size limit: 2^n memory pages; 0 is no limit.
     pub vsl: u8,
-    /// Largest Write Zeroes: 2^n memory pages; 0 is no limit.
+    /// Write Zeroes size limit: 2^n memory pages; 0 is no limit.
     pub wzsl: u8,
-    /// Largest Write Uncorrectable: 2^n memory pages; 0 is no limit.
+    /// Write Uncorrectable size limit: 2^n memory pages; 0 is no limit.
     pub wusl: u8,
-    /// Most ranges of Dataset Management; 0 is no limit.
+    /// Dataset Management ranges limit; 0 is no limit.
     pub dmrl: u8,
-    /// Most blocks of a Dataset Management range; 0 is no limit.
+    /// Dataset Management range size limit in blocks; 0 is no limit.
     pub dmrsl: U32,
-    /// Most blocks of a Dataset Management command; 0 is no limit.
+    /// Dataset Management size limit in blocks; 0 is no limit.
     pub dmsl: U64,
     pub(crate) _rsvd16: [u8; 4080],
 }
@@ -277,9 +275,9 @@ pub mod cmic {
 
 /// Bits of CTRATT.
 pub mod ctratt {
-    /// Host identifiers of 128 bits.
+    /// Host identifiers of 128 bits supported.
     pub const HOST_ID_128: u32 = 1 << 0;
-    /// Traffic based Keep Alive: any command restarts the timer.
+    /// Traffic Based Keep Alive Support: any command restarts the timer.
     pub const TRAFFIC_KEEP_ALIVE: u32 = 1 << 6;
     /// Extended LBA formats.
     pub const EXTENDED_LBA_FORMATS: u32 = 1 << 15;
@@ -287,9 +285,9 @@ pub mod ctratt {
 
 /// Values of CNTRLTYPE.
 pub mod cntrltype {
-    /// An I/O controller.
+    /// I/O controller.
     pub const IO: u8 = 1;
-    /// A discovery controller.
+    /// Discovery controller.
     pub const DISCOVERY: u8 = 2;
 }
 
@@ -345,28 +343,28 @@ pub const FUSES_COMPARE_AND_WRITE: u16 = 1 << 0;
 /// OFCS bit 0: Disconnect.
 pub const OFCS_DISCONNECT: u16 = 1 << 0;
 
-/// FCATT bit 0: the controllers are static. Clear: dynamic.
+/// FCATT bit 0: static controllers; if clear, dynamic.
 pub const FCATT_STATIC: u8 = 1 << 0;
 
 /// Bits of VWC.
 pub mod vwc {
-    /// There is a volatile write cache.
+    /// Volatile write cache present.
     pub const PRESENT: u8 = 1 << 0;
-    /// Flush to NSID FFFFFFFFh is refused.
+    /// Flush with NSID FFFFFFFFh is not supported.
     pub const FLUSH_ALL_REFUSED: u8 = 0b10 << 1;
-    /// Flush to NSID FFFFFFFFh is done.
+    /// Flush with NSID FFFFFFFFh is supported.
     pub const FLUSH_ALL: u8 = 0b11 << 1;
 }
 
 /// Bits of SGLS.
 pub mod sgls {
-    /// SGLs with no alignment.
+    /// SGLs supported without alignment requirements.
     pub const SUPPORTED: u32 = 0b01;
-    /// Keyed data blocks.
+    /// Keyed data block descriptors supported.
     pub const KEYED: u32 = 1 << 2;
-    /// Offsets into the capsule.
+    /// In-capsule offsets supported.
     pub const OFFSET: u32 = 1 << 20;
-    /// Transport data blocks.
+    /// Transport data block descriptors supported.
     pub const TRANSPORT: u32 = 1 << 21;
 }
 
@@ -376,7 +374,7 @@ mod test {
     use core::mem::offset_of;
 
     #[test]
-    fn the_controller_has_the_offsets_of_the_specification() {
+    fn controller_offsets_match_the_specification() {
         assert_eq!(offset_of!(IdentifyController, vid), 0);
         assert_eq!(offset_of!(IdentifyController, ssvid), 2);
         assert_eq!(offset_of!(IdentifyController, sn), 4);
@@ -471,7 +469,7 @@ mod test {
     }
 
     #[test]
-    fn the_smaller_figures_have_the_offsets_of_the_specification() {
+    fn other_offsets_match_the_specification() {
         assert_eq!(offset_of!(PowerState, mp), 0);
         assert_eq!(offset_of!(PowerState, flags), 3);
         assert_eq!(offset_of!(PowerState, enlat), 4);
@@ -505,30 +503,30 @@ mod test {
         bytes[520..526].copy_from_slice(&[0x8d, 0x01, 1, 0, 0, 0x07]); // ONCS, FUSES, FNA, VWC
         bytes[536..540].copy_from_slice(&[0x01, 0, 0x30, 0]); // SGLS
         bytes[1792..1800].copy_from_slice(&[0x04, 0x04, 0, 0, 1, 0, 0, 0]); // IOCCSZ 1028, IORCSZ 1
-        let figure = IdentifyController::read_from_bytes(&bytes).unwrap();
-        assert_eq!(&figure.sn, b"SERIAL              ");
-        assert_eq!((figure.mdts, figure.cntlid.get(), figure.ver.get()), (5, 258, 0x0002_0000));
-        assert_eq!(figure.oaes.get(), 1 << 31 | 1 << 8);
-        assert_eq!((figure.kas.get(), figure.maxcmd.get()), (10, 128));
+        let data = IdentifyController::read_from_bytes(&bytes).unwrap();
+        assert_eq!(&data.sn, b"SERIAL              ");
+        assert_eq!((data.mdts, data.cntlid.get(), data.ver.get()), (5, 258, 0x0002_0000));
+        assert_eq!(data.oaes.get(), 1 << 31 | 1 << 8);
+        assert_eq!((data.kas.get(), data.maxcmd.get()), (10, 128));
         let commands = oncs::COMPARE
             | oncs::DATASET_MANAGEMENT
             | oncs::WRITE_ZEROES
             | oncs::VERIFY
             | oncs::COPY;
-        assert_eq!(figure.oncs.get(), commands);
-        assert_eq!(figure.fuses.get(), FUSES_COMPARE_AND_WRITE);
-        assert_eq!(figure.vwc, vwc::PRESENT | vwc::FLUSH_ALL);
-        assert_eq!(figure.sgls.get(), sgls::SUPPORTED | sgls::OFFSET | sgls::TRANSPORT);
-        assert_eq!((figure.ioccsz.get(), figure.iorcsz.get()), (4 + 16384 / 16, 1));
-        assert_eq!(figure.as_bytes(), bytes);
+        assert_eq!(data.oncs.get(), commands);
+        assert_eq!(data.fuses.get(), FUSES_COMPARE_AND_WRITE);
+        assert_eq!(data.vwc, vwc::PRESENT | vwc::FLUSH_ALL);
+        assert_eq!(data.sgls.get(), sgls::SUPPORTED | sgls::OFFSET | sgls::TRANSPORT);
+        assert_eq!((data.ioccsz.get(), data.iorcsz.get()), (4 + 16384 / 16, 1));
+        assert_eq!(data.as_bytes(), bytes);
     }
 
     #[test]
     fn golden_controller_nvm() {
         let mut bytes = [0; 4096];
         bytes[..8].copy_from_slice(&[9, 8, 7, 0xff, 0, 0, 1, 0]); // VSL, WZSL, WUSL, DMRL, DMRSL
-        let figure = IdentifyControllerNvm::read_from_bytes(&bytes).unwrap();
-        assert_eq!((figure.vsl, figure.wzsl, figure.wusl, figure.dmrl), (9, 8, 7, 255));
-        assert_eq!((figure.dmrsl.get(), figure.dmsl.get()), (65536, 0));
+        let data = IdentifyControllerNvm::read_from_bytes(&bytes).unwrap();
+        assert_eq!((data.vsl, data.wzsl, data.wusl, data.dmrl), (9, 8, 7, 255));
+        assert_eq!((data.dmrsl.get(), data.dmsl.get()), (65536, 0));
     }
 }

@@ -1,6 +1,4 @@
-//! What Identify tells of a namespace: CNS 00h, CNS 05h for the NVM command set, and CNS 08h.
-//!
-//! Knows the fields and their bits; which of them a disk sets is not decided here.
+//! Identify Namespace: CNS 00h, CNS 05h for the NVM command set, and CNS 08h.
 
 use zerocopy::little_endian::{U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -14,75 +12,75 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub struct IdentifyNamespace {
     /// Size in blocks.
     pub nsze: U64,
-    /// Capacity in blocks; 0 is an inactive namespace.
+    /// Capacity in blocks; 0 if the namespace is inactive.
     pub ncap: U64,
-    /// Blocks in use.
+    /// Utilization in blocks.
     pub nuse: U64,
     /// Features: see [`nsfeat`].
     pub nsfeat: u8,
-    /// Number of LBA formats, zero's-based.
+    /// Number of LBA formats, zero's based.
     pub nlbaf: u8,
-    /// The LBA format in use, bits 3:0 and 6:5.
+    /// Formatted LBA size: format index in bits 3:0 and 6:5.
     pub flbas: u8,
     /// Metadata capabilities.
     pub mc: u8,
-    /// Protection capabilities.
+    /// End-to-end data protection capabilities.
     pub dpc: u8,
-    /// Protection in use.
+    /// End-to-end data protection settings.
     pub dps: u8,
-    /// Sharing: see [`NMIC_SHARED`].
+    /// Multi-path and sharing: see [`NMIC_SHARED`].
     pub nmic: u8,
     /// Reservation capabilities.
     pub rescap: u8,
-    /// Format progress.
+    /// Format progress indicator.
     pub fpi: u8,
-    /// Deallocated blocks: see [`dlfeat`].
+    /// Deallocated block features: see [`dlfeat`].
     pub dlfeat: u8,
-    /// Atomic write unit normal, in blocks, zero's-based.
+    /// Atomic write unit normal, in blocks, zero's based.
     pub nawun: U16,
-    /// Atomic write unit at power fail, in blocks, zero's-based.
+    /// Atomic write unit power fail, in blocks, zero's based.
     pub nawupf: U16,
-    /// Atomic Compare and Write unit, in blocks, zero's-based.
+    /// Atomic compare and write unit, in blocks, zero's based.
     pub nacwu: U16,
-    /// Atomic boundary size normal, in blocks, zero's-based.
+    /// Atomic boundary size normal, in blocks, zero's based.
     pub nabsn: U16,
     /// Atomic boundary offset, in blocks.
     pub nabo: U16,
-    /// Atomic boundary size at power fail, in blocks, zero's-based.
+    /// Atomic boundary size power fail, in blocks, zero's based.
     pub nabspf: U16,
-    /// Optimal I/O boundary in blocks; 0 is none.
+    /// Optimal I/O boundary in blocks; 0 if none.
     pub noiob: U16,
     /// Capacity in bytes.
     pub nvmcap: U128,
-    /// Preferred write granularity, in blocks, zero's-based.
+    /// Preferred write granularity, in blocks, zero's based.
     pub npwg: U16,
-    /// Preferred write alignment, in blocks, zero's-based.
+    /// Preferred write alignment, in blocks, zero's based.
     pub npwa: U16,
-    /// Preferred deallocate granularity, in blocks, zero's-based.
+    /// Preferred deallocate granularity, in blocks, zero's based.
     pub npdg: U16,
-    /// Preferred deallocate alignment, in blocks, zero's-based.
+    /// Preferred deallocate alignment, in blocks, zero's based.
     pub npda: U16,
-    /// Optimal write size, in blocks, zero's-based.
+    /// Optimal write size, in blocks, zero's based.
     pub nows: U16,
-    /// Most blocks of a Copy source range.
+    /// Maximum Single Source Range Length of Copy in blocks.
     pub mssrl: U16,
-    /// Most blocks of a Copy command.
+    /// Maximum Copy Length in blocks.
     pub mcl: U32,
-    /// Most source ranges of a Copy command, zero's-based.
+    /// Maximum Source Range Count of Copy, zero's based.
     pub msrc: u8,
     pub(crate) _rsvd81: [u8; 11],
-    /// ANA group.
+    /// ANA group identifier.
     pub anagrpid: U32,
     pub(crate) _rsvd96: [u8; 3],
     /// Attributes: see [`NSATTR_WRITE_PROTECTED`].
     pub nsattr: u8,
-    /// NVM set.
+    /// NVM set identifier.
     pub nvmsetid: U16,
-    /// Endurance group.
+    /// Endurance group identifier.
     pub endgid: U16,
-    /// Globally unique identifier; all 0 is none.
+    /// Globally unique identifier; 0 if none.
     pub nguid: [u8; 16],
-    /// IEEE extended unique identifier; all 0 is none.
+    /// IEEE extended unique identifier; 0 if none.
     pub eui64: [u8; 8],
     /// LBA formats.
     pub lbaf: [LbaFormat; 64],
@@ -131,22 +129,22 @@ const _: () = assert!(size_of::<IdentifyNamespaceNvm>() == 4096);
 )]
 #[repr(C)]
 pub struct IdentifyNamespaceIndependent {
-    /// Features common to all command sets: see [`independent`].
+    /// Command set independent features: see [`independent`].
     pub nsfeat: u8,
-    /// Sharing: see [`NMIC_SHARED`].
+    /// Multi-path and sharing: see [`NMIC_SHARED`].
     pub nmic: u8,
     /// Reservation capabilities.
     pub rescap: u8,
-    /// Format progress.
+    /// Format progress indicator.
     pub fpi: u8,
-    /// ANA group.
+    /// ANA group identifier.
     pub anagrpid: U32,
     /// Attributes: see [`NSATTR_WRITE_PROTECTED`].
     pub nsattr: u8,
     pub(crate) _rsvd9: u8,
-    /// NVM set.
+    /// NVM set identifier.
     pub nvmsetid: U16,
-    /// Endurance group.
+    /// Endurance group identifier.
     pub endgid: U16,
     /// Status: see [`independent`].
     pub nstat: u8,
@@ -158,20 +156,20 @@ const _: () = assert!(size_of::<IdentifyNamespaceIndependent>() == 4096);
 pub mod nsfeat {
     /// Thin provisioned.
     pub const THIN: u8 = 1 << 0;
-    /// The atomic fields are of this namespace, not of the controller.
+    /// NAWUN, NAWUPF and NACWU are defined for this namespace.
     pub const ATOMIC: u8 = 1 << 1;
     /// Deallocated or unwritten block error.
     pub const DULBE: u8 = 1 << 2;
-    /// NGUID and EUI64 are never used again.
+    /// NGUID and EUI64 are not reused.
     pub const UID_REUSE: u8 = 1 << 3;
     /// NPWG, NPWA, NPDG, NPDA and NOWS are defined.
     pub const OPTIMAL_PERFORMANCE: u8 = 1 << 4;
 }
 
-/// NMIC bit 0: more than one controller may have this namespace.
+/// NMIC bit 0: several controllers may have the namespace attached.
 pub const NMIC_SHARED: u8 = 1 << 0;
 
-/// NSATTR bit 0: this namespace is write protected now.
+/// NSATTR bit 0: currently write protected.
 pub const NSATTR_WRITE_PROTECTED: u8 = 1 << 0;
 
 /// Bits of DLFEAT.
@@ -184,18 +182,18 @@ pub mod dlfeat {
 
 /// Bits of CNS 08h.
 pub mod independent {
-    /// NSFEAT: identifiers are never used again.
+    /// NSFEAT: identifiers are not reused.
     pub const NSFEAT_UID_REUSE: u8 = 1 << 3;
     /// NSFEAT: rotational media.
     pub const NSFEAT_ROTATIONAL: u8 = 1 << 4;
-    /// NSFEAT: a volatile write cache is not present for this namespace.
+    /// NSFEAT: no volatile write cache for this namespace.
     pub const NSFEAT_NO_WRITE_CACHE: u8 = 1 << 5;
     /// NSTAT: ready.
     pub const NSTAT_READY: u8 = 1 << 0;
 }
 
 impl IdentifyNamespace {
-    /// The block size in use as a shift, by FLBAS; `None` if it names no format.
+    /// Returns the binary logarithm of the block size, or `None` if FLBAS is invalid.
     #[must_use]
     pub fn block_shift(&self) -> Option<u8> {
         let index = usize::from(self.flbas & 0x0f | self.flbas >> 1 & 0x30);
@@ -209,7 +207,7 @@ mod test {
     use core::mem::offset_of;
 
     #[test]
-    fn the_namespace_has_the_offsets_of_the_specification() {
+    fn namespace_offsets_match_the_specification() {
         assert_eq!(offset_of!(IdentifyNamespace, nsze), 0);
         assert_eq!(offset_of!(IdentifyNamespace, ncap), 8);
         assert_eq!(offset_of!(IdentifyNamespace, nuse), 16);
@@ -250,7 +248,7 @@ mod test {
     }
 
     #[test]
-    fn the_smaller_figures_have_the_offsets_of_the_specification() {
+    fn other_offsets_match_the_specification() {
         assert_eq!(offset_of!(IdentifyNamespaceIndependent, nsfeat), 0);
         assert_eq!(offset_of!(IdentifyNamespaceIndependent, nmic), 1);
         assert_eq!(offset_of!(IdentifyNamespaceIndependent, rescap), 2);
@@ -275,15 +273,15 @@ mod test {
         bytes[104..120].copy_from_slice(&[0xab; 16]); // NGUID
         bytes[130] = 9; // first format: 512 bytes
         bytes[134] = 12; // second format: 4096 bytes
-        let figure = IdentifyNamespace::read_from_bytes(&bytes).unwrap();
-        assert_eq!((figure.nsze.get(), figure.block_shift()), (1 << 24, Some(12)));
-        assert_eq!(figure.dlfeat, dlfeat::READS_ZEROES | dlfeat::WRITE_ZEROES_DEALLOCATE);
-        assert_eq!((figure.nsattr, figure.nguid), (NSATTR_WRITE_PROTECTED, [0xab; 16]));
-        assert_eq!(figure.as_bytes(), bytes);
+        let data = IdentifyNamespace::read_from_bytes(&bytes).unwrap();
+        assert_eq!((data.nsze.get(), data.block_shift()), (1 << 24, Some(12)));
+        assert_eq!(data.dlfeat, dlfeat::READS_ZEROES | dlfeat::WRITE_ZEROES_DEALLOCATE);
+        assert_eq!((data.nsattr, data.nguid), (NSATTR_WRITE_PROTECTED, [0xab; 16]));
+        assert_eq!(data.as_bytes(), bytes);
     }
 
     #[test]
-    fn flbas_has_two_more_bits_of_the_format() {
+    fn flbas_has_a_six_bit_format_index() {
         let mut bytes = [0; 4096];
         bytes[26] = 0x6f; // format 63
         bytes[128 + 63 * 4 + 2] = 16;
@@ -296,12 +294,9 @@ mod test {
         bytes[0] = 0x18; // NSFEAT: rotational, identifiers not used again
         bytes[8] = 1; // NSATTR: write protected
         bytes[14] = 1; // NSTAT: ready
-        let figure = IdentifyNamespaceIndependent::read_from_bytes(&bytes).unwrap();
-        assert_eq!(figure.nsfeat, independent::NSFEAT_ROTATIONAL | independent::NSFEAT_UID_REUSE);
-        assert_eq!(
-            (figure.nsattr, figure.nstat),
-            (NSATTR_WRITE_PROTECTED, independent::NSTAT_READY)
-        );
+        let data = IdentifyNamespaceIndependent::read_from_bytes(&bytes).unwrap();
+        assert_eq!(data.nsfeat, independent::NSFEAT_ROTATIONAL | independent::NSFEAT_UID_REUSE);
+        assert_eq!((data.nsattr, data.nstat), (NSATTR_WRITE_PROTECTED, independent::NSTAT_READY));
     }
 
     #[test]
@@ -309,7 +304,7 @@ mod test {
         let mut bytes = [0; 4096];
         bytes[8] = 1; // PIC
         bytes[16] = 0x80; // the second extended format: PIF 1
-        let figure = IdentifyNamespaceNvm::read_from_bytes(&bytes).unwrap();
-        assert_eq!((figure.pic, figure.elbaf[1].get()), (1, 0x80));
+        let data = IdentifyNamespaceNvm::read_from_bytes(&bytes).unwrap();
+        assert_eq!((data.pic, data.elbaf[1].get()), (1, 0x80));
     }
 }
