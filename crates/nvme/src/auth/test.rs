@@ -68,12 +68,16 @@ fn run(controller: &mut ControllerAuth, keys: &Keys, credentials: Credentials) -
         match controller.send(&message, Some(keys)) {
             Progress::Continue => {}
             Progress::Authenticated(authentication) => {
-                (outcome.authenticated, outcome.psks[0]) = (Some(authentication.key), authentication.psks)
+                (outcome.authenticated, outcome.psks[0]) =
+                    (Some(authentication.key), authentication.psks)
             }
             Progress::Failed(why) => outcome.failed = Some(why),
             Progress::AbortedByHost => outcome.aborted = true,
         }
-        if outcome.done || outcome.aborted || (outcome.authenticated.is_some() && outcome.failed.is_some()) {
+        if outcome.done
+            || outcome.aborted
+            || (outcome.authenticated.is_some() && outcome.failed.is_some())
+        {
             break;
         }
         match host.receive(&controller.receive(4096).unwrap()) {
@@ -101,7 +105,11 @@ fn all_groups_and_hashes_in_both_directions() {
                 credentials.controller = both.then(|| key(2));
                 let outcome = run(&mut controller, &keys(Some(2)), credentials);
                 let authenticated = (outcome.authenticated, outcome.done, outcome.failed);
-                assert_eq!(authenticated, (Some(KeyId::new(5)), true, None), "{group:?} {hash:?} {both}");
+                assert_eq!(
+                    authenticated,
+                    (Some(KeyId::new(5)), true, None),
+                    "{group:?} {hash:?} {both}"
+                );
             }
         }
     }
