@@ -187,7 +187,7 @@ fn both_sides_generate_the_same_psks() {
         let config = AuthConfig { tls, ..config() };
         let mut controller = ControllerAuth::new(names(), config, context);
         let outcome = run(&mut controller, &keys(None), ask());
-        assert_eq!(outcome.failed, Some(Explanation::ConcatenationMismatch), "{setting:?}");
+        assert_eq!(outcome.failed, Some(Explanation::ConcatenationMismatch), "{context:?}");
     }
 }
 

@@ -29,7 +29,7 @@ impl Rogue {
         let mut rogue = Self::unopened(options.clone());
         let digests = u8::from(options.header_digest) | u8::from(options.data_digest) << 1;
         rogue.say_bytes(pdu::IcResp::new(0, digests, 65_536).as_bytes());
-        rogue.framer.set(options.header_digest, options.data_digest, 0);
+        rogue.framer.set_layout(options.header_digest, options.data_digest, 0);
         let dw0 = ConnectResponse::new(7).emit();
         rogue.answer(Cqe::new(0, Status::SUCCESS).with_dw0(dw0).with_sqhd(1));
         assert_eq!(rogue.end, None);

@@ -63,7 +63,7 @@ fn own_eui64_is_announced_in_both_places() {
 fn optimal_write_size_is_a_multiple_of_the_granularity() {
     let mut world = World::new();
     let client = world.attach(&Manner::default());
-    let figure = &client.controller.namespaces()[0].figure;
+    let figure = &client.controller.namespaces()[0].identify;
     assert_eq!([figure.npwg.get(), figure.npwa.get(), figure.nows.get()], [7, 7, 7]);
 }
 
@@ -226,7 +226,7 @@ fn read_only_disk_of_odd_size_has_its_last_block() {
         export.resize(1_000_001);
     });
     let client = world.attach(&Manner::default());
-    let figure = &client.controller.namespaces()[0].figure;
+    let figure = &client.controller.namespaces()[0].identify;
     assert_eq!((figure.nsze.get(), figure.nvmcap.get()), (1954, 1954 * 512));
     assert!(world.read(client.io[0], 1953, 1).is_ok());
     assert_eq!(
@@ -238,6 +238,6 @@ fn read_only_disk_of_odd_size_has_its_last_block() {
         export.resize(1_000_001);
     });
     let client = world.attach(&Manner { subsystem: "nqn.x:writable", ..Manner::default() });
-    assert_eq!(client.controller.namespaces()[0].figure.nsze.get(), 1953);
+    assert_eq!(client.controller.namespaces()[0].identify.nsze.get(), 1953);
     assert_eq!(world.disks[1].export.bytes(), 999_936);
 }
