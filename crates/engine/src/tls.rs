@@ -1,5 +1,5 @@
-//! TLS 1.3 with keys that both ends know beforehand (RFC 8446, external PSKs), or with certificates of an authority that is
-//! named; never with those that the system trusts. It knows no protocol above it, and nothing of where keys are kept.
+//! TLS 1.3 with external PSKs (RFC 8446 §2.2) or with certificates of a configured certification
+//! authority. The system's trust store is never used.
 
 mod certificates;
 mod handshaker;
@@ -24,7 +24,8 @@ pub use stream::{Stream, connect, connect_certified};
 
 pub(crate) use handshaker::{Handshaker, Incoming, ReportLimit};
 
-/// The hash that belongs to a key, and so the cipher suites that it is used with (RFC 8446 §4.2.11).
+/// Hash algorithm of a PSK, which restricts the cipher suites it can be used with (RFC 8446
+/// §4.2.11).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Hash {
     /// For TLS_AES_128_GCM_SHA256.
@@ -33,21 +34,21 @@ pub enum Hash {
     Sha384,
 }
 
-/// A key that both ends know, by its name.
+/// A pre-shared key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Psk {
-    /// The name under which a peer presents it.
+    /// PSK identity.
     pub identity: String,
-    /// The key itself: 16 bytes at least.
+    /// The key: at least 16 bytes.
     pub secret: Secret,
-    /// The hash that belongs to it.
+    /// Its hash algorithm.
     pub hash: Hash,
-    /// The owner's name for the keys of the host that it is of; none for a key that everybody knows.
+    /// Identifies the host's keys in the policy; `None` for a key that is public.
     pub key: Option<KeyId>,
 }
 
-/// Gives the keys that open a auth just now. Called once for each handshake, on the thread for handshakes. Of several with
-/// one name the first counts.
+/// Returns the PSKs that a listener accepts now. Called once per handshake, on the handshake
+/// thread. Of several with the same identity the first counts.
 pub type Keys = Arc<dyn Fn() -> Vec<Psk> + Send + Sync>;
 
 impl fmt::Display for Hash {
@@ -59,11 +60,11 @@ impl fmt::Display for Hash {
     }
 }
 
-/// Loads all that TLS needs of the system (random numbers, the library's tables): for a process that is about to give its
-/// rights up. Without this it happens with the first connection.
+/// Initializes the TLS library (random numbers, tables), for a process that is about to drop
+/// privileges. Otherwise this happens with the first connection.
 ///
 /// # Errors
-/// TLS cannot be spoken here.
+/// Fails if the TLS library cannot be used.
 pub fn prepare() -> io::Result<()> {
     s2n::prepare()
 }

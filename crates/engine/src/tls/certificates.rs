@@ -1,5 +1,4 @@
-//! What the two ends show each other where no key is known beforehand: certificates (RFC 8446 §4.4.2), of an authority that is
-//! named for just this. It knows no socket and no file.
+//! Certificates (RFC 8446 §4.4.2) of a configured certification authority.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -13,10 +12,10 @@ use s2n_tls::error::Error;
 
 use super::s2n;
 
-/// The most bytes of a name that a certificate shows.
-const NAME: usize = 255;
+/// Longest accepted name in a certificate, in bytes.
+const MAX_NAME: usize = 255;
 
-/// What a server shows, and whose clients it knows. Read once; cheap to clone.
+/// A server's certificate, and the authority of its clients. Parsed once; cheap to clone.
 #[derive(Clone)]
 pub struct Certificates {
     config: Config,
@@ -24,21 +23,24 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// The server's certificate with those that lead from it to its authority, and its private key; all in PEM. With an
-    /// `authority`, a client that shows a certificate of it is known ([`export::Channel::certified`]), and where a key is
-    /// needed must show one; without, clients show nothing, and are let in with certificates only where no key is needed.
+    /// Returns the configuration of a server from its certificate chain and private key in PEM.
+    ///
+    /// With an `authority` (PEM), a client with a certificate of it is authenticated
+    /// ([`export::Channel::certified`]), and such a certificate is mandatory with
+    /// [`Auth::Required`](export::Auth::Required). Without, no client certificate is requested, and
+    /// certificates are accepted only with [`Auth::None`](export::Auth::None).
     ///
     /// # Errors
-    /// One of them cannot be used. The error tells which, in a sentence, and nothing of the key.
+    /// Fails if one of them cannot be used. The message names it, and contains nothing of the key.
     pub fn new(chain: &[u8], key: &Secret, authority: Option<&[u8]>) -> io::Result<Self> {
-        let mut builder = s2n::certified().map_err(|error| useless("TLS", &error))?;
+        let mut builder = s2n::certified().map_err(|error| unusable("TLS", &error))?;
         let own = builder.load_pem(chain, key.bytes());
-        own.map_err(|error| useless("the server's certificate with its key", &error))?;
+        own.map_err(|error| unusable("the server's certificate with its key", &error))?;
         if let Some(authority) = authority {
             let trusted = builder.trust_pem(authority);
-            trusted.map_err(|error| useless("the authority's certificate", &error))?;
+            trusted.map_err(|error| unusable("the authority's certificate", &error))?;
         }
-        let config = builder.build().map_err(|error| useless("TLS", &error))?;
+        let config = builder.build().map_err(|error| unusable("TLS", &error))?;
         Ok(Self { config, verifies_clients: authority.is_some() })
     }
 
@@ -57,29 +59,29 @@ impl fmt::Debug for Certificates {
     }
 }
 
-/// Which servers a client takes for the right ones, and what it shows them.
+/// What a client requires of a server's certificate, and the client's own certificate.
 #[derive(Debug, Clone)]
 pub struct Trust {
-    /// The authority's certificates, in PEM. No others are trusted.
+    /// Certificates of the authority, in PEM. No others are trusted.
     pub authority: Vec<u8>,
-    /// The name, or the address, that the server's certificate must have.
+    /// The name or address that the server's certificate must contain.
     pub name: String,
-    /// A certificate of one's own with those that lead to its authority, and its private key, in PEM.
+    /// The client's certificate chain and private key, in PEM.
     pub own: Option<(Vec<u8>, Secret)>,
 }
 
 impl Trust {
-    /// Whether all of it can be used.
+    /// Checks that the certificates and the key can be used.
     ///
     /// # Errors
-    /// One of them cannot. The error tells which, in a sentence.
+    /// Fails if one of them cannot. The message names it.
     pub fn check(&self) -> io::Result<()> {
-        let mut builder = s2n::certified().map_err(|error| useless("TLS", &error))?;
+        let mut builder = s2n::certified().map_err(|error| unusable("TLS", &error))?;
         let trusted = builder.trust_pem(&self.authority);
-        trusted.map_err(|error| useless("the authority's certificate", &error))?;
+        trusted.map_err(|error| unusable("the authority's certificate", &error))?;
         if let Some((chain, key)) = &self.own {
             let own = builder.load_pem(chain, key.bytes());
-            own.map_err(|error| useless("the client's certificate with its key", &error))?;
+            own.map_err(|error| unusable("the client's certificate with its key", &error))?;
         }
         Ok(())
     }
@@ -94,18 +96,19 @@ impl Trust {
     }
 }
 
-fn useless(what: &str, error: &Error) -> io::Error {
+fn unusable(what: &str, error: &Error) -> io::Error {
     let why = error.message();
     io::Error::new(ErrorKind::InvalidData, format!("{what} cannot be used: {why}"))
 }
 
-/// Takes note of the first name that a client's certificate shows, whatever it is: that it is the authority's is checked
-/// elsewhere, and who is called so is the policy's. One that could be taken for another when it is shown is no name.
+/// Records the first name in a client's certificate and accepts any: the certificate itself is
+/// verified by the TLS library, and the name is authorized by the policy. Names with control
+/// characters, which could be displayed deceptively, are discarded.
 #[derive(Clone, Default)]
 pub(super) struct PeerName(Arc<OnceLock<String>>);
 
 impl PeerName {
-    /// The name; empty if none was shown.
+    /// Returns the name; empty if there was none.
     pub(super) fn name(&self) -> String {
         self.0.get().cloned().unwrap_or_default()
     }
@@ -113,16 +116,16 @@ impl PeerName {
 
 impl VerifyHostNameCallback for PeerName {
     fn verify_host_name(&self, name: &str) -> bool {
-        let is_one = name.len() <= NAME && !name.chars().any(char::is_control);
-        self.0.get_or_init(|| if is_one { name.to_owned() } else { String::new() });
+        let is_valid = name.len() <= MAX_NAME && !name.chars().any(char::is_control);
+        self.0.get_or_init(|| if is_valid { name.to_owned() } else { String::new() });
         true
     }
 }
 
-/// Takes a server's certificate for right that has this address.
-pub(super) struct Address(pub(super) IpAddr);
+/// Accepts a server certificate that contains this address.
+pub(super) struct ExpectedAddress(pub(super) IpAddr);
 
-impl VerifyHostNameCallback for Address {
+impl VerifyHostNameCallback for ExpectedAddress {
     fn verify_host_name(&self, name: &str) -> bool {
         name.parse() == Ok(self.0)
     }

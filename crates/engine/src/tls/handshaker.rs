@@ -1,6 +1,6 @@
-//! The thread for all that comes before a session: negotiators in the clear where this end speaks first, and handshakes; many
-//! at once, each with a deadline, few handshakes of each address. It knows no driver but by the one call that gives a
-//! connection away, and no cipher.
+//! The handshake thread: everything that precedes a session. It runs cleartext negotiations, where
+//! this end sends first, and TLS handshakes; many concurrently, each with a deadline, with rate
+//! limits per address.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -27,15 +27,15 @@ use crate::recv_buffer::RecvBuffer as Bytes;
 use crate::security::{ListenerConfig, PLAIN_REFUSED, TOO_MANY, refuse};
 use crate::{Limits, MakeSession, Sink};
 
-/// A peer that has not yet been let in.
+/// A connection without a session yet.
 pub(crate) struct Incoming {
     pub(crate) link: Arc<Link>,
     pub(crate) config: Arc<ListenerConfig>,
-    /// When it is given up.
+    /// Deadline of the handshake.
     pub(crate) until: Instant,
 }
 
-/// The thread.
+/// Handle of the handshake thread.
 pub(crate) struct Handshaker {
     queue: Arc<Mutex<Vec<Incoming>>>,
     inbox: Arc<Inbox>,
@@ -46,7 +46,7 @@ impl Handshaker {
     /// Starts the thread.
     ///
     /// # Errors
-    /// There is no thread or no descriptor to be had.
+    /// Fails if a thread or descriptor cannot be created.
     pub(crate) fn start(limits: Limits, sink: Sink, adopt: Adopt) -> io::Result<Self> {
         let (queue, inbox) = (Arc::new(Mutex::default()), Inbox::new()?);
         let (entry, wake_fd) = (queue.clone(), inbox.clone());
@@ -68,10 +68,10 @@ impl Handshaker {
         Ok(Self { queue, inbox, thread: Some(thread) })
     }
 
-    /// Takes a peer in, to be greeted, or to make a handshake with it.
+    /// Starts a negotiation or a handshake on a connection.
     pub(crate) fn admit(&self, incoming: Incoming) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(incoming);
-        // Wakes the thread; who has come is in the list.
+        // Only wakes the thread; the connection is in the queue.
         self.inbox.push(Message::Notice(export::Notice::StateChanged));
     }
 }
@@ -81,24 +81,24 @@ impl Drop for Handshaker {
     fn drop(&mut self) {
         self.inbox.push(Message::Quit);
         if let Some(thread) = self.thread.take() {
-            // One that panicked has said so.
+            // The panic of a thread has already been printed.
             drop(thread.join());
         }
     }
 }
 
-/// Lets a few of many things through: so many in a row, and one a second in the long run.
+/// Rate limit for reports that any peer can cause: a burst, and one per second on average.
 #[derive(Debug, Default)]
 pub(crate) struct ReportLimit {
     recent: u32,
     since: Option<Instant>,
 }
 
-/// Reports in a row of things that anybody can bring about.
+/// Size of the burst.
 const REPORTS: u32 = 10;
 
 impl ReportLimit {
-    /// Whether one more is not too limit.
+    /// Returns whether one more report is within the limit, and counts it.
     pub(crate) fn allows(&mut self, now: Instant) -> bool {
         let since = *self.since.get_or_insert(now);
         let passed = now.saturating_duration_since(since).as_secs();
@@ -113,54 +113,54 @@ impl ReportLimit {
     }
 }
 
-/// What the thread knows.
+/// State of the thread.
 struct HandshakeThread {
     queue: Arc<Mutex<Vec<Incoming>>>,
     inbox: Arc<Inbox>,
     limiter: HandshakeLimiter,
     at_once: usize,
-    /// MakeNegotiator and handshakes on their way, the oldest first.
+    /// Negotiations and handshakes in progress, the oldest first.
     pending: Vec<PendingHandshake>,
-    /// How limit it was failure_reports recent that a handshake failed, and that one was not begun.
+    /// Rate limits on reports of failed handshakes, and of refused attempts.
     failure_reports: ReportLimit,
     flood_reports: ReportLimit,
     sink: Sink,
     adopt: Adopt,
 }
 
-/// A negotiation or a handshake on its way.
+/// A negotiation or a handshake in progress.
 struct PendingHandshake {
     incoming: Incoming,
     source: Network,
     phase: Phase,
-    /// What makes its session in the end.
+    /// Makes the session in the end.
     open: MakeSession,
-    /// What it waits for.
+    /// The events on the socket that it waits for.
     interest: PollFlags,
 }
 
 enum Phase {
-    /// It is spoken in the clear.
+    /// Cleartext negotiation.
     Negotiation(Box<Negotiation>),
-    /// The ClientHello is coming.
+    /// Receiving the ClientHello.
     Hello(Vec<u8>),
-    /// The library has it.
+    /// The TLS handshake itself.
     Handshake(Handshake),
 }
 
-/// What became of a step.
+/// Result of [`PendingHandshake::advance`].
 enum Step {
     Pending,
-    /// It goes on in the clear, with these bytes first.
+    /// Start a cleartext session, which gets these bytes first.
     Plain(Vec<u8>),
-    /// A handshake follows, and then a session of this maker.
+    /// Start a handshake, and then a session of this maker.
     StartTls(MakeSession),
     Done(Box<Established>),
     HandshakeError(&'static str),
     Closed,
 }
 
-/// Why a peer was refused, for people.
+/// Reasons for a refused peer, as phrases.
 const UNKNOWN: &str = "no valid key or certificate";
 const LATE: &str = "the handshake timed out";
 const FLOOD: &str = "too many connection attempts from this address";
@@ -192,13 +192,13 @@ impl HandshakeThread {
         fds.iter().skip(1).map(|fd| !fd.revents().is_empty()).collect()
     }
 
-    /// Tells whether to end.
+    /// Returns whether to end the thread.
     fn read_inbox(&self) -> bool {
         self.inbox.clear_wake();
         self.inbox.take().iter().any(|message| matches!(message, Message::Quit))
     }
 
-    /// Goes on with those that are ready, and gives up those that are late.
+    /// Continues those that are ready, and drops those that have timed out.
     fn advance(&mut self, ready: &[bool]) {
         let pending = std::mem::take(&mut self.pending);
         let mut start_tls = Vec::new();
@@ -220,11 +220,12 @@ impl HandshakeThread {
                 Step::Closed => {}
             }
         }
-        // Not before all others are back in the list, in which those of the same address are counted.
+        // Only after all others are back in the list, because those of the same address are counted
+        // there.
         start_tls.into_iter().for_each(|handshake| self.start_handshake(handshake));
     }
 
-    /// Begins with those that came.
+    /// Starts negotiations and handshakes on new connections.
     fn start_new(&mut self) {
         let fresh = std::mem::take(&mut *self.queue.lock().unwrap_or_else(PoisonError::into_inner));
         for incoming in fresh {
@@ -245,7 +246,8 @@ impl HandshakeThread {
         }
     }
 
-    /// Begins a handshake, if the address has one left. A negotiation costs so little that it is not counted.
+    /// Starts a handshake, if the address is within its rate limit. A negotiation is cheap and not
+    /// counted.
     fn start_handshake(&mut self, mut handshake: PendingHandshake) {
         if self.limiter.take(handshake.source, Instant::now()) {
             self.make_room(handshake.source);
@@ -256,8 +258,8 @@ impl HandshakeThread {
         }
     }
 
-    /// Gives up the one of an address that has waited longest, if it has too many: who opens connections and says nothing
-    /// cannot keep a neighbour out who does.
+    /// Drops the oldest handshake of an address that has too many, so that idle connections of one
+    /// host do not keep another host at the same address out.
     fn make_room(&mut self, source: Network) {
         let same_source = |handshake: &PendingHandshake| {
             handshake.source == source && !handshake.is_negotiating()
@@ -268,7 +270,8 @@ impl HandshakeThread {
         }
     }
 
-    /// Where nothing need be shown, nobody was refused who did not go on.
+    /// Reports a timeout, except for a cleartext negotiation where no authentication is required:
+    /// such a peer was not refused.
     fn report_late(&mut self, handshake: &PendingHandshake) {
         if handshake.incoming.config.security.auth == Auth::Required || !handshake.is_negotiating()
         {
@@ -283,7 +286,7 @@ impl HandshakeThread {
         }
     }
 
-    /// Gives a connection in the clear to a driver, if that is let in now.
+    /// Passes a cleartext connection to a driver, if clear text is accepted.
     fn adopt_plain(&mut self, handshake: PendingHandshake, came: Vec<u8>) {
         if !handshake.incoming.config.allows_plain() {
             return self.report(&handshake, PLAIN_REFUSED);
@@ -292,9 +295,9 @@ impl HandshakeThread {
         (self.adopt)(handshake.incoming.link, handshake.open);
     }
 
-    /// Gives the connection to a driver.
+    /// Passes a connection with an established channel to a driver.
     fn adopt_tls(&mut self, handshake: PendingHandshake, established: Established) {
-        // A key that everybody knows proves nothing, and costs as much as a wrong one.
+        // A public key does not authenticate, so it counts as a failed attempt.
         if established.channel.key.is_some() {
             self.limiter.give_back(handshake.source);
         }
@@ -302,7 +305,7 @@ impl HandshakeThread {
         if !handshake.incoming.link.has_room() {
             return self.report(&handshake, TOO_MANY);
         }
-        // Without memory for it the connection is closed: its peer may try again.
+        // Out of memory: the connection is closed, and the peer may retry.
         let Some(plain) = TlsSession::recv_buffer() else { return };
         (self.adopt)(
             handshake.incoming.link,
@@ -311,7 +314,8 @@ impl HandshakeThread {
     }
 }
 
-/// Makes sessions that speak through `records`: one, as there is one connection.
+/// Wraps a session maker, so that its session uses `records`. It makes one session, since there is
+/// one connection.
 fn tls_session_maker(records: Records, plain: Bytes, open: MakeSession) -> MakeSession {
     let records = Mutex::new(Some((records, plain)));
     Arc::new(move |peer: Peer, account, now| {
@@ -357,7 +361,7 @@ impl PendingHandshake {
         }
     }
 
-    /// Has the library go on from the ClientHello, with the key of the name that it offers first.
+    /// Passes the ClientHello to the TLS library, with the key of the first identity in it.
     fn begin(&mut self, name: &[u8]) -> Step {
         let Phase::Hello(came) = &mut self.phase else { return Step::Closed };
         let came = std::mem::take(came);
@@ -368,7 +372,7 @@ impl PendingHandshake {
         self.continue_handshake()
     }
 
-    /// By certificates, if there are some, with who offers no key.
+    /// Selects certificates, if configured, for a peer that offers no PSK; else PSKs.
     fn serve(&self, came: Vec<u8>, name: &[u8]) -> Result<Handshake, HandshakeError> {
         let (security, socket) = (&self.incoming.config.security, self.incoming.link.clone());
         match &security.certificates {
@@ -394,20 +398,21 @@ impl PendingHandshake {
         Step::Pending
     }
 
-    /// Tells the peer that its key is not the right one, whatever it was that is not right: who has no key is not to
-    /// learn which names are known (RFC 8446 §6.2, on unknown_psk_identity).
+    /// Sends a decrypt_error alert, whatever the reason: a peer without a key must not learn which
+    /// identities exist (RFC 8446 §6.2, unknown_psk_identity).
     fn fail(&self, failed: &HandshakeError) -> Step {
         const DECRYPT_ERROR: [u8; 7] = [21, 3, 3, 0, 2, 2, 51];
         if failed.is_early {
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            // A peer that is gone does not care.
+            // The peer may have closed the connection.
             let _ = rustix::net::send(&self.incoming.link, &DECRYPT_ERROR, flags);
         }
         Step::HandshakeError(UNKNOWN)
     }
 }
 
-/// Receives what is still missing of the ClientHello, and not a byte more. Gives the first name in it once it is whole.
+/// Receives the rest of the ClientHello, and not a byte more. Returns the first identity in it when
+/// it is complete.
 fn receive_hello(link: &Link, came: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Step> {
     loop {
         let missing = match hello::parse(came) {
@@ -429,15 +434,16 @@ fn receive_hello(link: &Link, came: &mut Vec<u8>) -> Result<Option<Vec<u8>>, Ste
     }
 }
 
-/// The key of the name that the peer offers first. If we know none, one under that name that nobody knows: the same work is
-/// done, and fails in the same way, whether the name is unknown or the key is wrong. The names behind it do not count: who
-/// offered another's name before its own would learn from which of the two is taken whether the other is known.
+/// Returns the key of the first identity that the peer offers, or a random one if there is none:
+/// the same work is done, with the same failure, whether the identity is unknown or the key wrong.
+/// Further identities are ignored. Otherwise a peer could offer another host's identity before its
+/// own, and learn from the selected one whether the other exists.
 fn choose(known: Vec<Psk>, name: &[u8]) -> Option<Psk> {
     let key = known.into_iter().find(|key| key.identity.as_bytes() == name);
     key.or_else(|| random_psk(name))
 }
 
-/// A key that nobody knows.
+/// Returns a key that no peer has.
 fn random_psk(name: &[u8]) -> Option<Psk> {
     let identity = String::from_utf8(name.to_vec()).ok().filter(|name| !name.is_empty())?;
     let mut secret = vec![0; 32];

@@ -1,39 +1,44 @@
-//! What of a ClientHello must be known before any cipher is asked: the name of the key that it offers first (RFC 8446
-//! §4.1.2, §4.2.11). All else is left to the TLS library. It knows no socket and no key.
+//! Parses a ClientHello for the first PSK identity (RFC 8446 §4.1.2, §4.2.11), which must be known
+//! before the TLS library is set up. Everything else is left to the library.
 
-/// The most bytes of a ClientHello, in all its records.
-pub(super) const MOST: usize = 16 << 10;
+/// Longest accepted ClientHello including record headers, in bytes.
+pub(super) const MAX_HELLO: usize = 16 << 10;
 
-/// The most records of one. Nobody needs more than two, and each is looked at again whenever more has come.
-const RECORDS: usize = 16;
+/// Most records of one. No client needs more than two, and all are parsed again whenever more bytes
+/// arrive.
+const MAX_RECORDS: usize = 16;
 
 const RECORD_HEADER: usize = 5;
 const HANDSHAKE: u8 = 22;
 const CLIENT_HELLO: u8 = 1;
 const PRE_SHARED_KEY: u16 = 41;
 
-/// What the records that came so far hold.
+/// Result of parsing the received records.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Hello {
-    /// Not yet a whole ClientHello: so many bytes are still to come, at least.
+    /// Incomplete: at least this many more bytes are needed.
     Incomplete(usize),
-    /// A whole one: the name that it offers first, empty if there is none.
+    /// Complete. The first identity; empty if there is none.
     Complete(Vec<u8>),
-    /// No ClientHello, or a longer one than anybody needs.
+    /// Not a ClientHello, or too long.
     Invalid,
 }
 
-/// Looks at the bytes from the start of the connection.
+/// Parses the bytes from the start of the connection.
 pub(super) fn parse(bytes: &[u8]) -> Hello {
     let mut message = Vec::new();
     let mut rest = bytes;
-    for _ in 0..RECORDS {
+    for _ in 0..MAX_RECORDS {
         let Some((header, behind)) = rest.split_first_chunk::<RECORD_HEADER>() else {
             return Hello::Incomplete(RECORD_HEADER - rest.len());
         };
         let [kind, major, _, high, low] = *header;
         let len = usize::from(u16::from_be_bytes([high, low]));
-        if kind != HANDSHAKE || major != 3 || len == 0 || bytes.len() - behind.len() + len > MOST {
+        if kind != HANDSHAKE
+            || major != 3
+            || len == 0
+            || bytes.len() - behind.len() + len > MAX_HELLO
+        {
             return Hello::Invalid;
         }
         let Some((fragment, behind)) = behind.split_at_checked(len) else {
@@ -48,34 +53,34 @@ pub(super) fn parse(bytes: &[u8]) -> Hello {
     Hello::Invalid
 }
 
-/// The name in the message, once it is whole.
+/// Returns the identity in the message, once the message is complete.
 fn whole(message: &[u8]) -> Option<Hello> {
     let (&[kind, a, b, c], body) = message.split_first_chunk::<4>()?;
     let len = u32::from_be_bytes([0, a, b, c]) as usize;
-    if kind != CLIENT_HELLO || len > MOST {
+    if kind != CLIENT_HELLO || len > MAX_HELLO {
         return Some(Hello::Invalid);
     }
     let body = body.get(..len)?;
-    // A hello without keys, or one that makes no sense, is the library's to refuse.
-    Some(Hello::Complete(name(&mut Reader(body)).unwrap_or_default().to_vec()))
+    // A ClientHello without PSKs, or a malformed one, is left to the library.
+    Some(Hello::Complete(first_identity(&mut Reader(body)).unwrap_or_default().to_vec()))
 }
 
-fn name<'a>(hello: &mut Reader<'a>) -> Option<&'a [u8]> {
+fn first_identity<'a>(hello: &mut Reader<'a>) -> Option<&'a [u8]> {
     hello.take(2 + 32)?;
-    hello.short()?;
-    hello.long()?;
-    hello.short()?;
-    let mut extensions = Reader(hello.long()?);
+    hello.opaque8()?;
+    hello.opaque16()?;
+    hello.opaque8()?;
+    let mut extensions = Reader(hello.opaque16()?);
     loop {
-        let kind = extensions.number()?;
-        let body = extensions.long()?;
+        let kind = extensions.u16()?;
+        let body = extensions.opaque16()?;
         if kind == PRE_SHARED_KEY {
-            return Reader(Reader(body).long()?).long();
+            return Reader(Reader(body).opaque16()?).opaque16();
         }
     }
 }
 
-/// Bytes that are read from the front.
+/// A parser of bytes from the front.
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -85,20 +90,20 @@ impl<'a> Reader<'a> {
         Some(front)
     }
 
-    fn number(&mut self) -> Option<u16> {
+    fn u16(&mut self) -> Option<u16> {
         let bytes = self.take(2)?;
         Some(u16::from_be_bytes(bytes.try_into().ok()?))
     }
 
-    /// Bytes with one byte of length before them.
-    fn short(&mut self) -> Option<&'a [u8]> {
+    /// Reads bytes with a one-byte length prefix.
+    fn opaque8(&mut self) -> Option<&'a [u8]> {
         let len = self.take(1)?.first().copied()?;
         self.take(len.into())
     }
 
-    /// Bytes with two bytes of length before them.
-    fn long(&mut self) -> Option<&'a [u8]> {
-        let len = self.number()?;
+    /// Reads bytes with a two-byte length prefix.
+    fn opaque16(&mut self) -> Option<&'a [u8]> {
+        let len = self.u16()?;
         self.take(len.into())
     }
 }

@@ -1,19 +1,20 @@
-//! How many handshakes an address may have us do, so that nobody can keep this machine busy without a key. It knows
-//! addresses and time, and no cipher.
+//! Rate limit on TLS handshakes per address, against exhaustion of the CPU by unauthenticated
+//! peers: a token bucket for each.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use export::Network;
 
-/// How many TLS handshakes an address may have us do. For IPv6 a /64 counts as one address, unless it is link-local.
+/// Limits on TLS handshakes per address. An IPv6 /64 counts as one address, unless it is
+/// link-local.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// At once. One more ends the one that has waited longest.
+    /// Concurrent handshakes. One more drops the oldest.
     pub at_once: usize,
-    /// Each second, in the long run. Those that succeed with a key of the owner's are not counted.
+    /// Handshakes per second on average. Those that authenticate a host do not count.
     pub each_second: u32,
-    /// In a row.
+    /// Size of a burst.
     pub burst: u32,
 }
 
@@ -23,57 +24,57 @@ impl Default for Limits {
     }
 }
 
-/// Addresses that are remembered. Beyond these the one that was heard of least lately is forgotten.
-const MOST: usize = 1024;
+/// Number of buckets. Beyond that the least recently used is evicted.
+const MAX_BUCKETS: usize = 1024;
 
-/// What each address has left.
+/// The buckets of all addresses.
 #[derive(Debug)]
 pub(crate) struct HandshakeLimiter {
     limits: Limits,
-    left: HashMap<Network, Bucket>,
+    buckets: HashMap<Network, Bucket>,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Bucket {
-    /// Handshakes, in thousandths.
-    millis: u64,
+    /// Thousandths of a token.
+    milli_tokens: u64,
     at: Instant,
 }
 
 impl HandshakeLimiter {
-    /// Nobody has had any.
+    /// Returns a limiter with full buckets.
     pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, left: HashMap::new() }
+        Self { limits, buckets: HashMap::new() }
     }
 
-    /// Takes one handshake of what the address has left. Tells whether there was one.
+    /// Takes one token from the bucket of an address. Returns whether there was one.
     pub(crate) fn take(&mut self, source: Network, now: Instant) -> bool {
-        if self.left.len() >= MOST && !self.left.contains_key(&source) {
-            self.forget(now);
+        if self.buckets.len() >= MAX_BUCKETS && !self.buckets.contains_key(&source) {
+            self.evict(now);
         }
         let limits = self.limits;
-        let bucket = self.left.entry(source).or_insert_with(|| Bucket::full(limits, now));
-        *bucket = bucket.filled(limits, now);
-        let Some(left) = bucket.millis.checked_sub(1000) else { return false };
-        bucket.millis = left;
+        let bucket = self.buckets.entry(source).or_insert_with(|| Bucket::full(limits, now));
+        *bucket = bucket.refilled(limits, now);
+        let Some(left) = bucket.milli_tokens.checked_sub(1000) else { return false };
+        bucket.milli_tokens = left;
         true
     }
 
-    /// Gives one back: it succeeded.
+    /// Returns the token of a handshake that succeeded.
     pub(crate) fn give_back(&mut self, source: Network) {
-        if let Some(bucket) = self.left.get_mut(&source) {
-            bucket.millis = bucket.millis.saturating_add(1000).min(full(self.limits));
+        if let Some(bucket) = self.buckets.get_mut(&source) {
+            bucket.milli_tokens = bucket.milli_tokens.saturating_add(1000).min(full(self.limits));
         }
     }
 
-    /// Makes room: forgets those that have all they may have, and if there are none the one heard of least lately.
-    fn forget(&mut self, now: Instant) {
+    /// Evicts full buckets, or else the least recently used one.
+    fn evict(&mut self, now: Instant) {
         let limits = self.limits;
-        self.left.retain(|_, bucket| bucket.filled(limits, now).millis < full(limits));
-        if self.left.len() >= MOST {
-            let oldest = self.left.iter().min_by_key(|(_, bucket)| bucket.at);
+        self.buckets.retain(|_, bucket| bucket.refilled(limits, now).milli_tokens < full(limits));
+        if self.buckets.len() >= MAX_BUCKETS {
+            let oldest = self.buckets.iter().min_by_key(|(_, bucket)| bucket.at);
             if let Some(oldest) = oldest.map(|(source, _)| *source) {
-                self.left.remove(&oldest);
+                self.buckets.remove(&oldest);
             }
         }
     }
@@ -81,18 +82,18 @@ impl HandshakeLimiter {
 
 impl Bucket {
     fn full(limits: Limits, at: Instant) -> Self {
-        Self { millis: full(limits), at }
+        Self { milli_tokens: full(limits), at }
     }
 
-    fn filled(self, limits: Limits, now: Instant) -> Self {
+    fn refilled(self, limits: Limits, now: Instant) -> Self {
         let passed = now.saturating_duration_since(self.at);
         let passed = u64::try_from(passed.min(Duration::from_secs(3600)).as_micros()).unwrap_or(0);
         let gained = passed.saturating_mul(limits.each_second.into()) / 1000;
         if gained == 0 {
-            // Else who asks all the time would never get anything.
+            // Keep the time, or frequent calls would never gain a token.
             return self;
         }
-        Self { millis: self.millis.saturating_add(gained).min(full(limits)), at: now }
+        Self { milli_tokens: self.milli_tokens.saturating_add(gained).min(full(limits)), at: now }
     }
 }
 
@@ -119,7 +120,7 @@ mod test {
         assert!(limiter.take(other, now));
         let later = now + Duration::from_millis(250);
         assert_eq!((0..5).filter(|_| limiter.take(flood, later)).count(), 2);
-        // A whole night does not save up more than a burst.
+        // Idle time earns at most one burst.
         let morning = later + Duration::from_secs(1 << 20);
         assert_eq!((0..5).filter(|_| limiter.take(flood, morning)).count(), 3);
     }
@@ -159,6 +160,6 @@ mod test {
             let at = Network::of(SocketAddr::new(IpAddr::from(n.to_be_bytes()), 1));
             assert!(limiter.take(at, now + Duration::from_micros(n.into())));
         }
-        assert!(limiter.left.len() <= MOST);
+        assert!(limiter.buckets.len() <= MAX_BUCKETS);
     }
 }

@@ -1,5 +1,5 @@
-//! Segments that wait to be sealed, cut into records: small pieces are put together, large ones sealed from where they lie.
-//! It knows no session.
+//! Queue of segments to be encrypted: cuts them into records. Small pieces are coalesced, large
+//! ones are encrypted without copying.
 
 use std::collections::VecDeque;
 
@@ -7,18 +7,18 @@ use export::Segment;
 
 use super::record::{CONTENT, Kind, OVERHEAD, Sealer};
 
-/// A piece from this size on is sealed from where it lies.
+/// A piece from this size on is not copied.
 const LARGE: usize = 4 << 10;
 
-/// What waits.
+/// The queue.
 pub(super) struct Outbox {
     segments: VecDeque<Segment>,
-    /// The part of the first segment that is next, and how much of it was sealed.
+    /// The current part of the first segment, and how many of its bytes are encrypted.
     part: usize,
     done: usize,
-    /// Bytes that wait.
+    /// Bytes in the queue.
     len: usize,
-    /// Small pieces, put together.
+    /// Coalesced small pieces.
     scratch: Box<[u8]>,
 }
 
@@ -33,28 +33,29 @@ impl Outbox {
         self.segments.push_back(segment);
     }
 
-    /// Bytes that wait.
+    /// Returns the number of bytes in the queue.
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// Segments that wait.
+    /// Returns the number of segments in the queue.
     pub(super) fn segments(&self) -> usize {
         self.segments.len()
     }
 
-    /// Drops what waits.
+    /// Empties the queue.
     pub(super) fn clear(&mut self) {
         self.segments.clear();
         (self.part, self.done, self.len) = (0, 0, 0);
     }
 
-    /// Seals as much as `out` has room for. Gives how much of it was filled.
+    /// Encrypts as much as fits into `out`. Returns the number of bytes written.
     pub(super) fn seal(&mut self, sealer: &mut Sealer, out: &mut [u8]) -> usize {
         let mut filled = 0;
         while self.len > 0 {
             let room = out.get_mut(filled..).unwrap_or_default();
-            // Not a record for the last few bytes of the room, if a full one can be made in the next.
+            // Do not put a short record into the rest of `out` if the next buffer has room for a
+            // full one.
             if room.len() < OVERHEAD + self.len.min(LARGE) {
                 break;
             }
@@ -63,7 +64,7 @@ impl Outbox {
         filled
     }
 
-    /// Seals one record.
+    /// Encrypts one record.
     fn seal_one(&mut self, sealer: &mut Sealer, out: &mut [u8]) -> usize {
         let most = (out.len() - OVERHEAD).min(CONTENT);
         if let Some(piece) = self.piece().filter(|piece| piece.len() >= LARGE) {
@@ -77,7 +78,7 @@ impl Outbox {
         sealer.seal(Kind::Data, self.scratch.get(..len).unwrap_or_default(), out)
     }
 
-    /// Puts small pieces together, up to `most` bytes. Gives how many.
+    /// Copies small pieces together, at most `most` bytes. Returns their length.
     fn coalesce(&mut self, most: usize) -> usize {
         let mut len = 0;
         let mut scratch = std::mem::take(&mut self.scratch);
@@ -97,13 +98,13 @@ impl Outbox {
         len
     }
 
-    /// What is next, of one segment's one part.
+    /// Returns the rest of the current part.
     fn piece(&self) -> Option<&[u8]> {
         let parts = self.segments.front()?.parts();
         parts.get(self.part)?.get(self.done..)
     }
 
-    /// That many bytes of the piece are sealed.
+    /// Marks `bytes` of the current part as encrypted.
     fn advance(&mut self, bytes: usize) {
         self.len -= bytes;
         self.done += bytes;

@@ -1,5 +1,5 @@
-//! Records after the handshake (RFC 8446 §5): one direction's bytes sealed and opened, each in one pass from where they lie
-//! to where they go. It knows no socket and no session.
+//! Record protection after the handshake (RFC 8446 §5), for one direction. Records are encrypted
+//! and decrypted in one pass from source to destination.
 
 use std::fmt;
 
@@ -7,32 +7,33 @@ use aws_lc_rs::aead::{Aad, Nonce};
 
 use super::suite::{Keys, Suite, Traffic};
 
-/// The most bytes of content that a record holds.
+/// Most bytes of content in a record.
 pub(super) const CONTENT: usize = 1 << 14;
 
-/// Bytes of a record's header.
+/// Length of a record header in bytes.
 pub(super) const HEADER: usize = 5;
 
 const TAG: usize = 16;
 
-/// What a record adds to its content: header, type and tag.
+/// Overhead of a record: header, content type and tag.
 pub(super) const OVERHEAD: usize = HEADER + 1 + TAG;
 
-/// The most bytes of a record's body (RFC 8446 §5.2).
+/// Longest record body in bytes (RFC 8446 §5.2).
 const BODY: usize = CONTENT + 256;
 
-/// Memory into which any record can be opened.
+/// Buffer size that is sufficient to decrypt any record.
 pub(super) const OPENED: usize = BODY - TAG;
 
-/// Blocks of the cipher that are sealed with one key: 8 TiB, after which who sees them all tells them from noise with an
-/// advantage of 2^-51 at most. RFC 8446 §5.5 recommends 2^34.5 blocks, for 2^-60; but Linux as a host does not survive a
-/// change of keys (its requests time out, and it connects anew), and 256 GiB are read in minutes.
+/// Cipher blocks encrypted with one key before it is updated. At 8 TiB the advantage of a
+/// distinguisher that sees all records is at most 2^-51. RFC 8446 §5.5 recommends 2^34.5 blocks for
+/// 2^-60, but a Linux host does not survive a key update (its requests time out, and it
+/// reconnects), and 256 GiB are read in minutes.
 const KEY_LIMIT: u64 = 1 << 39;
 
-/// Bytes of a block.
+/// Length of a block in bytes.
 const BLOCK: u64 = 16;
 
-/// The kind of a record's content (RFC 8446 §5.1).
+/// Content type of a record (RFC 8446 §5.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Alert = 21,
@@ -40,7 +41,8 @@ pub(super) enum Kind {
     Data = 23,
 }
 
-/// How a peer broke a rule of the record layer. Each is fatal; the names are those of the alerts (RFC 8446 §6.2).
+/// Violations of the record protocol. All are fatal; they are named after the alerts (RFC 8446
+/// §6.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RecordError {
     BadRecordMac,
@@ -51,7 +53,7 @@ pub(super) enum RecordError {
 }
 
 impl RecordError {
-    /// Its name, for people.
+    /// Returns the name, for reports.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::BadRecordMac => "TlsBadRecordMac",
@@ -62,7 +64,7 @@ impl RecordError {
         }
     }
 
-    /// Its number as an alert.
+    /// Returns the alert description.
     pub(super) fn alert(self) -> u8 {
         match self {
             Self::BadRecordMac => 20,
@@ -74,12 +76,12 @@ impl RecordError {
     }
 }
 
-/// One direction: its secret, and the keys that come of it.
+/// Traffic secret and keys of one direction.
 struct Direction {
     suite: Suite,
     secret: Traffic,
     keys: Keys,
-    /// Records so far with these keys, and about how many blocks that is.
+    /// Records processed with the current keys, and the approximate number of blocks in them.
     count: u64,
     blocks: u64,
 }
@@ -89,7 +91,8 @@ impl Direction {
         Some(Self { keys: suite.keys(&secret)?, suite, secret, count: 0, blocks: 0 })
     }
 
-    /// The next record's nonce (RFC 8446 §5.3): the IV, mixed with the record's number.
+    /// Returns the nonce of the next record: the IV, XORed with the sequence number (RFC 8446
+    /// §5.3).
     fn nonce(&mut self) -> Nonce {
         let mut nonce = self.keys.iv;
         let number = self.count.to_be_bytes();
@@ -98,25 +101,26 @@ impl Direction {
         Nonce::assume_unique_for_key(nonce)
     }
 
-    /// Goes on with the next secret.
+    /// Switches to the next traffic secret.
     fn update(&mut self) {
         let next = self.suite.next(&self.secret).and_then(|next| Self::new(self.suite, next));
-        // The lengths are right since the first secret was taken.
+        // The lengths were checked for the first secret.
         *self = next.unwrap_or_else(|| unreachable!("a secret makes another of its length"));
     }
 }
 
-/// Seals what is sent.
+/// Encrypts records.
 pub(super) struct Sealer(Direction);
 
 impl Sealer {
-    /// Begins with that secret; nothing if it is not one of the suite.
+    /// Returns a sealer with this traffic secret; `None` if its length does not match the suite.
     pub(super) fn new(suite: Suite, secret: Traffic) -> Option<Self> {
         Direction::new(suite, secret).map(Self)
     }
 
-    /// Seals `content`, at most [`CONTENT`] bytes, as one record at the start of `out`. Gives its length. `out` must have
-    /// room for [`OVERHEAD`] bytes more than `content`: else nothing is done, and that is 0.
+    /// Encrypts `content`, at most [`CONTENT`] bytes, as one record at the start of `out`. Returns
+    /// the length of the record, or 0 if `out` has less than [`OVERHEAD`] bytes more than
+    /// `content`.
     pub(super) fn seal(&mut self, kind: Kind, content: &[u8], out: &mut [u8]) -> usize {
         let len = content.len() + OVERHEAD;
         let Some((header, body)) = out.get_mut(..len).and_then(|o| o.split_at_mut_checked(HEADER))
@@ -140,13 +144,15 @@ impl Sealer {
         if done.is_ok() { len } else { 0 }
     }
 
-    /// Whether it is time for other keys. ChaCha20-Poly1305 does not wear (RFC 8446 §5.5).
+    /// Returns whether the key has reached its limit. There is none for ChaCha20-Poly1305 (RFC 8446
+    /// §5.5).
     pub(super) fn needs_key_update(&self) -> bool {
         self.0.blocks >= KEY_LIMIT && self.0.suite != Suite::ChaCha20
     }
 
-    /// Says that other keys follow (RFC 8446 §4.6.3), with `both` that the peer is to change its own, too, and goes on with
-    /// them. Gives the record's length, or 0 without enough room.
+    /// Emits a KeyUpdate message (RFC 8446 §4.6.3), which with `both` requests one from the peer,
+    /// and switches to the next keys. Returns the length of the record, or 0 if there is not enough
+    /// room.
     pub(super) fn update(&mut self, both: bool, out: &mut [u8]) -> usize {
         let len = self.seal(Kind::Handshake, &[24, 0, 0, 1, u8::from(both)], out);
         if len > 0 {
@@ -156,19 +162,19 @@ impl Sealer {
     }
 }
 
-/// Opens what comes.
+/// Decrypts records.
 pub(super) struct Opener(Direction);
 
 impl Opener {
-    /// Begins with that secret; nothing if it is not one of the suite.
+    /// Returns an opener with this traffic secret; `None` if its length does not match the suite.
     pub(super) fn new(suite: Suite, secret: Traffic) -> Option<Self> {
         Direction::new(suite, secret).map(Self)
     }
 
-    /// The body of the record that `bytes` begin with, and nothing while it has not come whole.
+    /// Returns the body of the first record in `bytes`; `None` if it is incomplete.
     ///
     /// # Errors
-    /// That is no record of this recv_buffer of the protocol.
+    /// Fails if the header is not one of an encrypted record.
     pub(super) fn body(bytes: &[u8]) -> Result<Option<&[u8]>, RecordError> {
         let Some((header, rest)) = bytes.split_first_chunk::<HEADER>() else { return Ok(None) };
         let [kind, _, _, high, low] = *header;
@@ -181,16 +187,16 @@ impl Opener {
         }
     }
 
-    /// How much memory it takes to open that body.
+    /// Returns the buffer size that is needed to decrypt `body`.
     pub(super) fn room(body: &[u8]) -> usize {
         body.len().saturating_sub(TAG)
     }
 
-    /// Opens a body into the start of `out`, which has [`Opener::room`] for it. Gives what kind of content that is, and
-    /// how long. What is in `out` behind that, or if it fails, means nothing.
+    /// Decrypts a body into the start of `out`, which has [`Opener::room`] bytes. Returns the
+    /// content type and length. The rest of `out`, and all of it after a failure, is unspecified.
     ///
     /// # Errors
-    /// It is not what the peer sealed as its next record.
+    /// Fails if it is not the next record as encrypted by the peer.
     pub(super) fn open(
         &mut self,
         body: &[u8],
@@ -203,7 +209,8 @@ impl Opener {
         let aad = Aad::from(head(body.len()));
         let done = self.0.keys.key.open_separate_gather(nonce, aad, sealed, tag, out);
         done.map_err(|_| RecordError::BadRecordMac)?;
-        // The last byte that is not zero is the kind; zeros behind it are padding (RFC 8446 §5.4).
+        // The last byte that is not zero is the content type; zeros after it are padding (RFC 8446
+        // §5.4).
         let len = out.iter().rposition(|&byte| byte != 0).ok_or(RecordError::UnexpectedMessage)?;
         let kind = match out.get(len) {
             _ if len > CONTENT => return Err(RecordError::RecordOverflow),
@@ -215,13 +222,13 @@ impl Opener {
         Ok((kind, len))
     }
 
-    /// Goes on with other keys, as the peer said.
+    /// Switches to the next keys, after a KeyUpdate of the peer.
     pub(super) fn update(&mut self) {
         self.0.update();
     }
 }
 
-/// A record's header. Its type says data, whatever it holds (RFC 8446 §5.2).
+/// Returns a record header. Its type is always application_data (RFC 8446 §5.2).
 fn head(body: usize) -> [u8; HEADER] {
     #[allow(clippy::cast_possible_truncation, reason = "the body of a record is below 2^15 bytes")]
     let [high, low] = (body as u16).to_be_bytes();

@@ -1,13 +1,13 @@
-//! Both directions of a channel after its handshake, with what the two ends say to each other below the application: key
-//! updates, alerts, tickets (RFC 8446 §4.6, §6). It knows no socket and no session.
+//! Both directions of an established channel, with the messages below the application: key updates,
+//! alerts and tickets (RFC 8446 §4.6, §6).
 
 use super::record::{CONTENT, HEADER, Kind, OVERHEAD, Opener, RecordError, Sealer};
 use super::s2n::Established;
 
-/// The most bytes of a message to a server that is not data.
+/// Longest handshake message to a server.
 const MESSAGE: usize = 4 << 10;
 
-/// The same to a client: a ticket, in which its own certificates may be.
+/// Longest handshake message to a client: a ticket, which may contain the client's certificates.
 const TICKET: usize = 32 << 10;
 
 const NEW_SESSION_TICKET: u8 = 4;
@@ -16,7 +16,7 @@ const KEY_UPDATE: u8 = 24;
 const CLOSE_NOTIFY: u8 = 0;
 const USER_CANCELED: u8 = 90;
 
-/// Room for any record that is sent for the channel's own sake.
+/// Buffer size that is sufficient for any KeyUpdate or alert record.
 pub(super) const SMALL: usize = 64;
 
 /// Both directions.
@@ -24,26 +24,26 @@ pub(super) const SMALL: usize = 64;
 pub(super) struct Records {
     pub(super) sealer: Sealer,
     opener: Opener,
-    /// Whether tickets may come.
+    /// Whether tickets are accepted.
     is_client: bool,
-    /// A message to us that has not come whole.
+    /// An incomplete handshake message.
     message: Vec<u8>,
-    /// Whether the peer wants to see other keys of ours.
+    /// Whether the peer has requested a KeyUpdate.
     update_requested: bool,
-    /// How often the peer has changed its keys.
+    /// Number of key updates by the peer.
     updates: u64,
 }
 
-/// What a record was.
+/// Content of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Opened {
-    /// So many bytes of data, at the start of the memory.
+    /// This many bytes of application data, at the start of the buffer.
     Data(usize),
-    /// Something for the channel itself.
+    /// A message for the channel itself.
     Control,
-    /// The peer's last word: it sends no more.
+    /// The peer has closed its sending side.
     CloseNotify,
-    /// The peer has given the channel up: nothing more is to be sent.
+    /// A fatal alert of the peer: nothing more may be sent.
     FatalAlert,
 }
 
@@ -53,36 +53,36 @@ impl Records {
         Self { sealer, opener, is_client, message: Vec::new(), update_requested: false, updates: 0 }
     }
 
-    /// The body of the first record in `bytes`, and nothing while it has not come whole.
+    /// Returns the body of the first record in `bytes`; `None` if it is incomplete.
     ///
     /// # Errors
-    /// That is no record of this recv_buffer of the protocol.
+    /// Fails if the header is not one of an encrypted record.
     pub(super) fn body<'a>(&self, bytes: &'a [u8]) -> Result<Option<&'a [u8]>, RecordError> {
         Opener::body(bytes)
     }
 
-    /// Bytes of the record that has this body.
+    /// Returns the length of the record with this body.
     pub(super) fn len(body: &[u8]) -> usize {
         HEADER + body.len()
     }
 
-    /// Opens the next record into `out`, which has [`Opener::room`] for it.
+    /// Decrypts the next record into `out`, which has [`Opener::room`] bytes.
     ///
     /// # Errors
-    /// The peer broke a rule, or somebody changed what it sent.
+    /// Fails if the peer has violated the protocol, or the record was modified.
     pub(super) fn open(&mut self, body: &[u8], out: &mut [u8]) -> Result<Opened, RecordError> {
         let (kind, len) = self.opener.open(body, out)?;
         let content = out.get(..len).unwrap_or_default();
         match kind {
             Kind::Data if self.message.is_empty() => Ok(Opened::Data(len)),
             Kind::Alert if self.message.is_empty() => parse_alert(content),
-            // RFC 8446 §5.1: nothing between the parts of a message.
+            // No other record may come between the fragments of a message (RFC 8446 §5.1).
             Kind::Data | Kind::Alert => Err(RecordError::UnexpectedMessage),
             Kind::Handshake => self.handshake_message(content).map(|()| Opened::Control),
         }
     }
 
-    /// How often the peer has changed its keys.
+    /// Returns the number of key updates by the peer.
     pub(super) fn updates_seen(&self) -> u64 {
         self.updates
     }
@@ -98,7 +98,8 @@ impl Records {
             let Some((body, rest)) = rest.split_at_checked(len) else { break };
             match (kind, body) {
                 (NEW_SESSION_TICKET, _) if self.is_client => {}
-                // RFC 8446 §5.1: what follows comes with other keys, so nothing may follow in the same record.
+                // The next record has other keys, so nothing may follow in this one (RFC 8446
+                // §5.1).
                 (KEY_UPDATE, _) if !rest.is_empty() => return Err(RecordError::UnexpectedMessage),
                 (KEY_UPDATE, &[wants @ (0 | 1)]) => {
                     self.update_requested |= wants == 1;
@@ -114,8 +115,9 @@ impl Records {
         Ok(())
     }
 
-    /// A record that must go before the next one with data, if there is one: at the start of `out`. Not to be asked without
-    /// such data, so that any number of the peer's changes is answered once (RFC 8446 §4.6.3).
+    /// Writes the KeyUpdate record that must precede the next application data, if there is one.
+    /// Returns its length, else 0. Only called when there is such data, so that any number of
+    /// requests is answered once (RFC 8446 §4.6.3).
     pub(super) fn pending_update(&mut self, out: &mut [u8; SMALL]) -> usize {
         if self.update_requested || self.sealer.needs_key_update() {
             self.update_requested = false;
@@ -124,18 +126,19 @@ impl Records {
         0
     }
 
-    /// Says that nothing follows (RFC 8446 §6.1).
+    /// Writes a close_notify alert (RFC 8446 §6.1). Returns its length.
     pub(super) fn close(&mut self, out: &mut [u8; SMALL]) -> usize {
         self.sealer.seal(Kind::Alert, &[1, CLOSE_NOTIFY], out)
     }
 
-    /// Says that the peer broke a rule.
+    /// Writes the alert for a violation by the peer. Returns its length.
     pub(super) fn alert_record(&mut self, broken: RecordError, out: &mut [u8; SMALL]) -> usize {
         self.sealer.seal(Kind::Alert, &[2, broken.alert()], out)
     }
 }
 
-/// How many bytes `content` bytes of data may take when they are sealed in up to `pieces` records more than needed.
+/// Returns an upper bound on the length of `content` bytes when encrypted in up to `pieces` more
+/// records than necessary.
 pub(super) fn sealed_len(content: usize, pieces: usize) -> usize {
     content + (content / CONTENT + pieces + 1) * OVERHEAD
 }
@@ -144,7 +147,7 @@ fn parse_alert(content: &[u8]) -> Result<Opened, RecordError> {
     match content {
         [_, CLOSE_NOTIFY] => Ok(Opened::CloseNotify),
         [_, USER_CANCELED] => Ok(Opened::Control),
-        // Any other is an error, also one that is not known, whatever its level says (RFC 8446 §6.2).
+        // All other alerts are fatal, unknown ones included, whatever their level (RFC 8446 §6.2).
         [_, _] => Ok(Opened::FatalAlert),
         _ => Err(RecordError::DecodeError),
     }

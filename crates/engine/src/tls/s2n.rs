@@ -1,16 +1,16 @@
-//! A handshake by the TLS library (s2n-tls) behind an interface without unsafe. It knows sockets and keys, no session, and
-//! no record after the handshake.
+//! TLS handshakes by s2n-tls, behind a safe interface.
 //!
-//! # What the library calls back, and when
+//! # Callbacks
 //!
-//! The library is given three functions. It calls them only from within [`Handshake::advance`], on the thread that called
-//! that, and keeps no pointer that it hands to them:
+//! The library is given three functions. It calls them only from within [`Handshake::advance`], on
+//! the calling thread, and retains none of the pointers that it passes to them:
 //!
-//! - [`receive`] and [`send`] move bytes of the socket. Their context is the address of a [`Wire`], which is on the heap,
-//!   belongs to the [`Handshake`] and is freed after the connection. Between two calls into the library nobody but
-//!   [`Handshake`] touches it, and during one nobody but these two functions.
-//! - [`tell`] hears the secrets that the handshake makes, as text. It has no context: what it hears goes to a list of the
-//!   thread's own, which is emptied after each call into the library.
+//! - [`receive`] and [`send`] transfer bytes from and to the socket. Their context is the address
+//!   of a [`Wire`], which is on the heap, belongs to the [`Handshake`] and is freed after the
+//!   connection. Between two calls into the library only [`Handshake`] accesses it, and during one
+//!   only these two functions.
+//! - [`on_secret`] receives the traffic secrets in text form. It has no context: the secrets go to
+//!   a thread-local list, which is emptied after each call into the library.
 
 #![allow(unsafe_code, reason = "the one file of the crate that the TLS library calls back into")]
 
@@ -34,45 +34,45 @@ use s2n_tls::psk::Psk as Key;
 use s2n_tls::security::Policy;
 use zeroize::Zeroizing;
 
-use super::certificates::{Address, Certificates, PeerName, Trust};
+use super::certificates::{Certificates, ExpectedAddress, PeerName, Trust};
 use super::record::{Opener, Sealer};
 use super::suite::{Suite, Traffic};
 use super::{Hash, Psk};
 
-/// What is offered and taken with keys: TLS 1.3 with AES-GCM or ChaCha20-Poly1305, and X25519 or a NIST curve. The versions
-/// before, which the policy also names, need a certificate, and there is none.
+/// Security policy with PSKs: TLS 1.3 with AES-GCM or ChaCha20-Poly1305, and X25519 or a NIST
+/// curve. The earlier versions in this policy require a certificate, and none is configured.
 const POLICY: &str = "20240503";
 
-/// The same with certificates, and nothing before TLS 1.3: ECDSA with a NIST curve, or RSA.
+/// Security policy with certificates: TLS 1.3 only; ECDSA with a NIST curve, or RSA.
 const CERTIFIED: &str = "CloudFront-Upstream-TLS-1-3-2025";
 
-/// For what the value is that both ends of a channel know (RFC 8446 §7.5).
+/// Label of the channel binding (RFC 8446 §7.5).
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-storagetm-channel";
 
-/// More bytes than a peer says in a handshake. The library would go on with what means nothing for as long as it comes.
-const MOST: usize = 64 << 10;
+/// Limit on received bytes. The library would process meaningless records forever.
+const MAX_HANDSHAKE: usize = 64 << 10;
 
-/// More turns than a handshake between two ends of one machine takes.
-const ROUNDS: usize = 10;
+/// More steps than a handshake within one process takes.
+const MAX_STEPS: usize = 10;
 
-/// A socket that handshakes are made on.
+/// A socket for a handshake.
 pub(super) type Socket = Arc<dyn AsFd + Send + Sync>;
 
-/// How far a handshake has come.
+/// State of a handshake.
 pub(super) enum Progress {
-    /// Bytes must come first.
+    /// Waits for the socket to become readable.
     WantRead,
-    /// Bytes must leave first.
+    /// Waits for the socket to become writable.
     WantWrite,
-    /// It is over, and this is what came of it.
+    /// Complete.
     Done(Box<Established>),
 }
 
-/// What two ends established on.
+/// The result of a handshake.
 #[derive(Debug)]
 pub(super) struct Established {
     pub(super) channel: Channel,
-    /// Whether we are the end that began, to which alone tickets are sent.
+    /// Whether this end is the client, which may receive tickets.
     pub(super) is_client: bool,
     pub(super) sealer: Sealer,
     pub(super) opener: Opener,
@@ -81,45 +81,45 @@ pub(super) struct Established {
 /// Why a handshake failed.
 #[derive(Debug)]
 pub(super) struct HandshakeError {
-    /// What the library says.
+    /// Message of the library.
     pub(super) why: &'static str,
-    /// Whether the peer has seen nothing of ours yet, so that an alert to it is in the clear.
+    /// Whether nothing was sent yet, so that an alert must be in clear text.
     pub(super) is_early: bool,
-    /// Whether the connection ended before the peer answered with an alert.
+    /// Whether the connection was lost before an alert of the peer.
     pub(super) is_cut: bool,
 }
 
-/// A handshake on its way.
+/// A handshake in progress.
 pub(super) struct Handshake {
-    /// Here until it is dropped, which is before the wire is.
+    /// `Some` until it is dropped, which happens before `wire` is freed.
     connection: Option<Connection>,
     wire: NonNull<Wire>,
-    proof: Proof,
+    peer_auth: PeerAuth,
     secrets: Vec<Secret>,
     mode: Mode,
 }
 
-/// What shows who the other end is.
-enum Proof {
-    /// That it knows one of these.
+/// How the peer is authenticated.
+enum PeerAuth {
+    /// By one of these PSKs.
     Keys(Vec<Psk>),
-    /// We are the server, and our certificates show who we are; theirs, if it must or wants to show one, who they are.
-    Client { shown: PeerName, required: bool },
-    /// Its certificates, which are those of a server of this name.
+    /// A client, by its certificate if it has one or must have one.
+    Client { name: PeerName, required: bool },
+    /// A server, by a certificate with this name.
     Server(String),
 }
 
-/// The bytes' way between the library and the socket.
+/// Transport between the library and the socket.
 struct Wire {
     socket: Socket,
-    /// Bytes that came before the library was asked, of which it has `taken` so many.
+    /// Bytes that were received before the handshake, of which `taken` were passed to the library.
     early: Vec<u8>,
     taken: usize,
-    /// Bytes that the library took in all.
+    /// Bytes passed to the library in total.
     came: usize,
-    /// Bytes that were sent.
+    /// Bytes sent.
     sent: usize,
-    /// Whether the socket took none at the last try.
+    /// Whether the socket has refused the last send.
     is_full: bool,
 }
 
@@ -132,15 +132,14 @@ enum Role {
 struct Secret(Role, Traffic);
 
 thread_local! {
-    /// What [`tell`] heard during the call into the library that is under way on this thread.
+    /// Secrets that [`on_secret`] has received during the current call into the library.
     static SECRETS: RefCell<Vec<Secret>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Has the library load all that it needs of the system, by a handshake with itself: once, before the process gives its
-/// rights up.
+/// Initializes the library by a handshake with itself, before the process drops privileges.
 ///
 /// # Errors
-/// The library cannot be used here.
+/// Fails if the library cannot be used.
 pub(super) fn prepare() -> io::Result<()> {
     let (near, far) = UnixStream::pair()?;
     let key = || {
@@ -150,13 +149,13 @@ pub(super) fn prepare() -> io::Result<()> {
     let failed = |failed: HandshakeError| io::Error::other(failed.why);
     let mut client = Handshake::begin(Arc::new(near), key()).map_err(failed)?;
     let mut server = Handshake::serve(Arc::new(far), Vec::new(), vec![key()]).map_err(failed)?;
-    for _ in 0..ROUNDS {
+    for _ in 0..MAX_STEPS {
         client.advance().map_err(failed)?;
         if let Progress::Done(_) = server.advance().map_err(failed)? {
             return Ok(());
         }
     }
-    Err(io::Error::other("the two ends do not come together"))
+    Err(io::Error::other("the handshake does not complete"))
 }
 
 fn config() -> Result<Config, &'static str> {
@@ -165,10 +164,10 @@ fn config() -> Result<Config, &'static str> {
     CONFIG.get_or_init(|| build().map_err(|error: Error| error.message())).clone()
 }
 
-/// The beginning of what the library is told about handshakes with certificates; it tells us their secrets.
+/// Returns the base configuration for handshakes with certificates.
 ///
 /// # Errors
-/// There is no memory.
+/// Fails if there is no memory.
 pub(super) fn certified() -> Result<Builder, Error> {
     builder(CERTIFIED)
 }
@@ -177,16 +176,16 @@ fn builder(policy: &str) -> Result<Builder, Error> {
     let mut builder = Config::builder();
     builder.with_system_certs(false)?;
     builder.set_security_policy(&Policy::from_version(policy)?)?;
-    // SAFETY: the context is null, and `tell` does not use it.
+    // SAFETY: the context is null, and `on_secret` does not use it.
     unsafe { builder.set_key_log_callback(Some(on_secret), ptr::null_mut())? };
     Ok(builder)
 }
 
 impl Handshake {
-    /// One of the end that waits for the other, which said `early` already.
+    /// Starts a handshake as server with PSKs; `early` was already received.
     ///
     /// # Errors
-    /// There is no memory for it, or a key that the library does not take.
+    /// Fails if there is no memory, or the library does not accept a key.
     pub(super) fn serve(
         socket: Socket,
         early: Vec<u8>,
@@ -195,19 +194,21 @@ impl Handshake {
         Self::with_keys(Mode::Server, socket, early, keys).map_err(|error| failed(&error, true))
     }
 
-    /// One of the end that begins.
+    /// Starts a handshake as client with a PSK.
     ///
     /// # Errors
-    /// There is no memory for it, or the library does not take the key.
+    /// Fails if there is no memory, or the library does not accept the key.
     pub(super) fn begin(socket: Socket, key: Psk) -> Result<Self, HandshakeError> {
         Self::with_keys(Mode::Client, socket, Vec::new(), vec![key])
             .map_err(|error| failed(&error, true))
     }
 
-    /// One of the end that waits for the other, by certificates. At a [`Auth::Required`] the other end must show one, too.
+    /// Starts a handshake as server with certificates. With [`Auth::Required`] the client must
+    /// present one.
     ///
     /// # Errors
-    /// There is no memory for it; or the other end must show a certificate, and there is no authority that says which.
+    /// Fails if there is no memory, or a client certificate is required and no authority is
+    /// configured.
     pub(super) fn serve_certified(
         socket: Socket,
         early: Vec<u8>,
@@ -220,36 +221,36 @@ impl Handshake {
             (true, false) => ClientAuthType::Optional,
             (false, false) => ClientAuthType::None,
             (false, true) => {
-                let why = "no authority is known";
+                let why = "no certification authority is configured";
                 return Err(HandshakeError { why, is_early: true, is_cut: false });
             }
         };
-        let shown = PeerName::default();
+        let name = PeerName::default();
         let make = || {
-            let proof = Proof::Client { shown: shown.clone(), required };
+            let peer_auth = PeerAuth::Client { name: name.clone(), required };
             let config = certificates.config();
-            let mut this = Self::new(Mode::Server, socket, early, config, proof)?;
+            let mut this = Self::new(Mode::Server, socket, early, config, peer_auth)?;
             if let Some(connection) = &mut this.connection {
                 connection.set_client_auth_type(wanted)?;
-                connection.set_verify_host_callback(shown)?;
+                connection.set_verify_host_callback(name)?;
             }
             Ok(this)
         };
         make().map_err(|error| failed(&error, true))
     }
 
-    /// One of the end that begins, by certificates.
+    /// Starts a handshake as client with certificates.
     ///
     /// # Errors
-    /// There is no memory for it, or no sense in what is trusted.
+    /// Fails if there is no memory, or `trust` cannot be used.
     pub(super) fn begin_certified(socket: Socket, trust: &Trust) -> Result<Self, HandshakeError> {
         let make = || {
-            let proof = Proof::Server(trust.name.clone());
-            let mut this = Self::new(Mode::Client, socket, Vec::new(), trust.config()?, proof)?;
+            let peer_auth = PeerAuth::Server(trust.name.clone());
+            let mut this = Self::new(Mode::Client, socket, Vec::new(), trust.config()?, peer_auth)?;
             match (trust.name.parse(), &mut this.connection) {
-                // An address is no name to ask a server for (RFC 6066 §3).
+                // An address must not be used as a server name (RFC 6066 §3).
                 (Ok(address), Some(connection)) => {
-                    connection.set_verify_host_callback(Address(address))?;
+                    connection.set_verify_host_callback(ExpectedAddress(address))?;
                 }
                 (Err(_), Some(connection)) => drop(connection.set_server_name(&trust.name)?),
                 (_, None) => {}
@@ -266,10 +267,10 @@ impl Handshake {
         keys: Vec<Psk>,
     ) -> Result<Self, Error> {
         let config = config().map_err(|why| Error::application(why.into()))?;
-        let emitted = keys.iter().map(emit).collect::<Result<Vec<_>, _>>()?;
-        let mut this = Self::new(mode, socket, early, config, Proof::Keys(keys))?;
+        let psks = keys.iter().map(psk).collect::<Result<Vec<_>, _>>()?;
+        let mut this = Self::new(mode, socket, early, config, PeerAuth::Keys(keys))?;
         if let Some(connection) = &mut this.connection {
-            emitted.iter().try_for_each(|key| connection.append_psk(key))?;
+            psks.iter().try_for_each(|key| connection.append_psk(key))?;
         }
         Ok(this)
     }
@@ -279,7 +280,7 @@ impl Handshake {
         socket: Socket,
         early: Vec<u8>,
         config: Config,
-        proof: Proof,
+        peer_auth: PeerAuth,
     ) -> Result<Self, Error> {
         let mut connection = Connection::new(mode);
         connection.set_config(config)?;
@@ -287,7 +288,7 @@ impl Handshake {
         let wire = Wire { socket, early, taken: 0, came: 0, sent: 0, is_full: false };
         let wire = NonNull::from(Box::leak(Box::new(wire)));
         let connection = Some(connection);
-        let mut this = Self { connection, wire, proof, secrets: Vec::new(), mode };
+        let mut this = Self { connection, wire, peer_auth, secrets: Vec::new(), mode };
         this.attach()?;
         Ok(this)
     }
@@ -305,10 +306,10 @@ impl Handshake {
         Ok(())
     }
 
-    /// Does what can be done now.
+    /// Continues the handshake without blocking.
     ///
     /// # Errors
-    /// The two do not come together; nothing more is to be done on this connection but to close it.
+    /// Fails if the handshake has failed. The connection can only be closed then.
     pub(super) fn advance(&mut self) -> Result<Progress, HandshakeError> {
         let Some(connection) = &mut self.connection else { return Ok(Progress::WantRead) };
         let progress = connection.poll_negotiate().map_ok(drop);
@@ -324,7 +325,8 @@ impl Handshake {
     }
 
     fn wire(&self) -> &Wire {
-        // SAFETY: it is there until this is dropped, and the library, which has its address too, is not running.
+        // SAFETY: the wire exists until this is dropped, and the library, which also has its
+        // address, is not running.
         unsafe { self.wire.as_ref() }
     }
 
@@ -333,18 +335,20 @@ impl Handshake {
         let connection = self.connection.as_ref().ok_or_else(|| late("it is over"))?;
         let read = read(connection).map_err(|error| failed(&error, false))?;
         let (identity, cipher, binding) = read;
-        let (key, certified, identity) = match &self.proof {
-            // Both ends know the key by now; of several with one name it may be any, and all are the same host's.
-            Proof::Keys(keys) => {
+        let (key, certified, identity) = match &self.peer_auth {
+            // The key is proven by now. All keys with this identity belong to the same host.
+            PeerAuth::Keys(keys) => {
                 let key = keys.iter().find(|key| key.identity == identity);
                 (key.ok_or_else(|| late("no key was used"))?.key, false, identity)
             }
-            Proof::Client { shown, .. } if connection.client_cert_used() => {
-                (None, true, shown.name())
+            PeerAuth::Client { name, .. } if connection.client_cert_used() => {
+                (None, true, name.name())
             }
-            Proof::Client { required: true, .. } => return Err(late("no certificate was shown")),
-            Proof::Client { .. } => (None, false, String::new()),
-            Proof::Server(name) => (None, true, name.clone()),
+            PeerAuth::Client { required: true, .. } => {
+                return Err(late("no certificate was shown"));
+            }
+            PeerAuth::Client { .. } => (None, false, String::new()),
+            PeerAuth::Server(name) => (None, true, name.clone()),
         };
         let suite = Suite::named(&cipher).ok_or_else(|| late("another cipher suite"))?;
         let (ours, theirs) = match self.mode {
@@ -367,13 +371,13 @@ impl Handshake {
 impl Drop for Handshake {
     fn drop(&mut self) {
         self.connection = None;
-        // SAFETY: it was leaked from a box in `new`, and is freed here and nowhere else. The connection that had its
-        // address is gone.
+        // SAFETY: it was leaked from a box in `new`, and is freed here and nowhere else. The
+        // connection that had its address is gone.
         drop(unsafe { Box::from_raw(self.wire.as_ptr()) });
     }
 }
 
-/// The name of the key that was used, the cipher suite, and the value that only this channel has.
+/// Returns the selected PSK identity, the cipher suite, and the channel binding.
 fn read(connection: &Connection) -> Result<(String, String, [u8; 32]), Error> {
     let mut identity = vec![0; connection.negotiated_psk_identity_length()?];
     if !identity.is_empty() {
@@ -386,7 +390,7 @@ fn read(connection: &Connection) -> Result<(String, String, [u8; 32]), Error> {
     Ok((String::from_utf8(identity).unwrap_or_default(), cipher.to_owned(), binding))
 }
 
-fn emit(key: &Psk) -> Result<Key, Error> {
+fn psk(key: &Psk) -> Result<Key, Error> {
     let mut builder = Key::builder()?;
     builder.set_identity(key.identity.as_bytes())?;
     builder.set_secret(key.secret.bytes())?;
@@ -402,15 +406,16 @@ fn failed(error: &Error, is_early: bool) -> HandshakeError {
     HandshakeError { why: error.message(), is_early, is_cut }
 }
 
-/// The library wants up to `len` bytes at `into`.
+/// Called by the library to receive up to `len` bytes to `into`.
 ///
 /// # Safety
-/// `context` is the address of a [`Wire`] that nobody else uses now, and `into` that of `len` bytes to be written.
+/// `context` is the address of a [`Wire`] with no other reference to it in use, and `into` that of
+/// `len` writable bytes.
 unsafe extern "C" fn receive(context: *mut c_void, into: *mut u8, len: u32) -> i32 {
-    // SAFETY: as the caller promises.
+    // SAFETY: guaranteed by the caller.
     let wire = unsafe { &mut *context.cast::<Wire>() };
-    if wire.came >= MOST {
-        // As if the peer had gone.
+    if wire.came >= MAX_HANDSHAKE {
+        // As if the peer had closed the connection.
         return 0;
     }
     let early = wire.early.get(wire.taken..).unwrap_or_default();
@@ -423,29 +428,32 @@ unsafe extern "C" fn receive(context: *mut c_void, into: *mut u8, len: u32) -> i
         return i32::try_from(some).unwrap_or(-1);
     }
     let socket = wire.socket.as_fd().as_raw_fd();
-    // SAFETY: the socket is open, as the wire owns a share of it, and there is room for `len` bytes.
+    // SAFETY: the socket is open, as the wire owns a reference to it, and there is room for `len`
+    // bytes.
     let got = unsafe { libc::recv(socket, into.cast(), len as usize, libc::MSG_DONTWAIT) };
     wire.came += usize::try_from(got).unwrap_or(0);
     i32::try_from(got).unwrap_or(-1)
 }
 
-/// The library wants the `len` bytes at `from` sent.
+/// Called by the library to send the `len` bytes at `from`.
 ///
 /// # Safety
-/// `context` is the address of a [`Wire`] that nobody else uses now, and `from` that of `len` bytes.
+/// `context` is the address of a [`Wire`] with no other reference to it in use, and `from` that of
+/// `len` bytes.
 unsafe extern "C" fn send(context: *mut c_void, from: *const u8, len: u32) -> i32 {
-    // SAFETY: as the caller promises.
+    // SAFETY: guaranteed by the caller.
     let wire = unsafe { &mut *context.cast::<Wire>() };
     let socket = wire.socket.as_fd().as_raw_fd();
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: the socket is open, as the wire owns a share of it, and `from` has `len` bytes.
+    // SAFETY: the socket is open, as the wire owns a reference to it, and `from` has `len` bytes.
     let sent = unsafe { libc::send(socket, from.cast(), len as usize, flags) };
     wire.is_full = sent < 0;
     wire.sent += usize::try_from(sent).unwrap_or(0);
     i32::try_from(sent).unwrap_or(-1)
 }
 
-/// The library tells a secret: its name, a number of the client's, and the secret in hexadecimal digits.
+/// Called by the library with a line of its key log: label, client random, and the secret in
+/// hexadecimal (NSS key log format).
 ///
 /// # Safety
 /// `line` is the address of `len` bytes.
@@ -458,7 +466,7 @@ unsafe extern "C" fn on_secret(
     if line.is_null() {
         return -1;
     }
-    // SAFETY: as the caller promises, and it is not null.
+    // SAFETY: guaranteed by the caller, and it is not null.
     let line = unsafe { slice::from_raw_parts(line, len) };
     if let Some(secret) = parse(line) {
         SECRETS.with_borrow_mut(|secrets| secrets.push(secret));
@@ -466,7 +474,7 @@ unsafe extern "C" fn on_secret(
     0
 }
 
-/// The two secrets that the records after the handshake are made with; of the others we want nothing.
+/// Parses one of the two application traffic secrets; the others are ignored.
 fn parse(line: &[u8]) -> Option<Secret> {
     let mut words = line.split(|&byte| byte == b' ');
     let role = match words.next()? {
@@ -499,8 +507,9 @@ mod test {
         Psk { identity: "name".to_owned(), secret, hash, key: None }
     }
 
-    /// A handshake in which the client is the library's, and stays with it; the server's end, and its socket.
-    fn shake(hash: Hash) -> (Handshake, Records, Arc<UnixStream>) {
+    /// Completes a handshake. Returns the client, as the library's connection, and the server's
+    /// records and socket.
+    fn handshake(hash: Hash) -> (Handshake, Records, Arc<UnixStream>) {
         let (near, far) = UnixStream::pair().unwrap();
         let far = Arc::new(far);
         let mut client = Handshake::begin(Arc::new(near), key(hash)).unwrap();
@@ -513,7 +522,7 @@ mod test {
         }
     }
 
-    /// Opens one record that the library has sent.
+    /// Decrypts one record that the library has sent.
     fn open(records: &mut Records, socket: &UnixStream) -> Result<(Opened, Vec<u8>), ()> {
         use std::io::Read;
         let mut record = vec![0; 5];
@@ -529,8 +538,8 @@ mod test {
         Ok((opened, out))
     }
 
-    /// X05: who has a key, be it one that everybody knows, finds out no other name by offering it before that: the first
-    /// name decides, known or not.
+    /// X05: a peer with a key, even a public one, cannot probe for identities by offering one
+    /// before its own: the first identity decides, whether it exists or not.
     #[test]
     fn x05_a_name_before_a_good_key_tells_nothing() {
         use super::super::hello::{self, Hello};
@@ -552,11 +561,11 @@ mod test {
         let far: Socket = Arc::new(far);
         let serve = |key| Handshake::serve(far.clone(), said.clone(), vec![key]).unwrap().advance();
         assert!(serve(named("guess", 1)).is_err_and(|failed| failed.is_early));
-        // The key behind it would have been good.
+        // The key behind it would have been accepted.
         assert!(serve(named("mine", 7)).is_ok());
     }
 
-    /// A peer that says meaningless things without end does not keep the thread.
+    /// A peer that sends meaningless records without end does not occupy the thread.
     #[test]
     fn a_handshake_without_end_is_given_up() {
         use std::io::Write;
@@ -569,19 +578,20 @@ mod test {
         assert!(matches!(server.advance(), Ok(Progress::WantRead)));
         let mut said = 0;
         while server.advance().is_ok() {
-            assert!(said <= MOST, "{said} bytes were heard");
+            assert!(said <= MAX_HANDSHAKE, "{said} bytes were heard");
             let meaningless = [20, 3, 3, 0, 1, 1].repeat(1000);
             (&*near).write_all(&meaningless).unwrap();
             said += meaningless.len();
         }
     }
 
-    /// Our records are those of another implementation, in both directions and through changes of keys.
+    /// Our records interoperate with another implementation, in both directions and across key
+    /// updates.
     #[test]
     fn records_are_those_of_the_library() {
         use std::io::Write;
         for hash in [Hash::Sha256, Hash::Sha384] {
-            let (mut client, mut records, socket) = shake(hash);
+            let (mut client, mut records, socket) = handshake(hash);
             let library = client.connection.as_mut().unwrap();
             for round in 0..6u8 {
                 for len in [1, 100, if round == 0 { CONTENT } else { 5000 }] {

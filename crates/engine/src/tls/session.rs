@@ -1,5 +1,5 @@
-//! A session that speaks through TLS: it opens the records that come for the session in it, and seals what that says. Both
-//! drivers carry it as any other; it knows no socket and no protocol.
+//! A session over TLS: wraps the protocol's session, decrypts its input and encrypts its output. To
+//! a driver it is a session like any other.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -16,55 +16,55 @@ use super::records::{Opened, Records, SMALL, sealed_len};
 use crate::recv_buffer::{RecvBuffer, window};
 use crate::{GRACE, UNSENT};
 
-/// Bytes of sealed records that are sent at once, and come from the connection's memory in one piece.
+/// Size of the buffers for encrypted records, each of which is sent as one segment.
 const CHUNK: usize = 256 << 10;
 
-/// With this many bytes to be sealed they are, while they are still in the processor's cache.
+/// Amount of queued output that is encrypted at once, while it is still in the CPU cache.
 const SOON: usize = 64 << 10;
 
-/// Room for opened bytes: what of a header has come, and two records.
+/// Size of the buffer for decrypted bytes: an incomplete header and several records.
 const OPEN: usize = 4 * OPENED;
 
-/// Records that are opened before what they brought about is carried out.
+/// Records decrypted before their effects are processed.
 const ROUND: usize = 16;
 
-/// How far the channel has come.
+/// State of the channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,
-    /// The peer has said that it sends no more, and is to close until then.
+    /// The peer has closed its sending side, and has to close the connection by this time.
     Ended(Instant),
-    /// The session wants to close; what it said before is sealed until then.
+    /// The session has closed; its output is encrypted until this time.
     Closing(Reason, Instant),
-    /// Nothing more is said.
+    /// Nothing more is sent.
     Over,
 }
 
-/// A session in TLS.
+/// A session over TLS.
 pub(crate) struct TlsSession {
     session: Box<dyn Session>,
     records: Records,
     peer: Peer,
-    /// Memory for sealed records.
+    /// Memory for encrypted records.
     account: Account,
-    /// Opened bytes that the session has not taken.
+    /// Decrypted bytes that the session has not consumed.
     plain: RecvBuffer,
-    /// What the session says, to be sealed.
+    /// Output of the session, to be encrypted.
     outbox: Outbox,
-    /// What the driver is to do.
+    /// Steps for the driver.
     steps: VecDeque<Step>,
     phase: Phase,
-    /// The last time that was told.
+    /// The time of the latest call.
     now: Instant,
 }
 
 impl TlsSession {
-    /// Room for opened bytes. Nothing if there is no memory for it.
+    /// Returns a buffer for decrypted bytes, or `None` if there is no memory.
     pub(crate) fn recv_buffer() -> Option<RecvBuffer> {
         RecvBuffer::new(OPEN)
     }
 
-    /// Wraps `session`; sealed records are held in memory of `account`, opened bytes in `plain`.
+    /// Wraps `session`. Encrypted records use memory of `account`, decrypted bytes use `plain`.
     pub(crate) fn new(
         records: Records,
         plain: RecvBuffer,
@@ -86,12 +86,12 @@ impl TlsSession {
         }
     }
 
-    /// Whether the session may be given more.
+    /// Returns whether the session accepts more input, and its output queue permits it.
     fn takes_more(&self) -> bool {
         self.phase == Phase::Open && self.outbox.len() <= UNSENT && self.session.can_receive()
     }
 
-    /// Opens the record that `bytes` begin with. Gives its length, or nothing while it has not come whole.
+    /// Decrypts the first record in `bytes`. Returns its length, or `None` if it is incomplete.
     fn open(&mut self, bytes: &[u8]) -> Result<Option<usize>, RecordError> {
         let Some(body) = self.records.body(bytes)? else { return Ok(None) };
         let direct_recv = if self.plain.is_empty() { self.session.direct_recv() } else { None };
@@ -107,7 +107,7 @@ impl TlsSession {
         Ok(Some(Records::len(body)))
     }
 
-    /// Opens a record for the recv_buffer.
+    /// Decrypts a record into the buffer.
     fn open_staged(&mut self, body: &[u8]) -> Result<Opened, RecordError> {
         let opened = self.records.open(body, self.plain.spare());
         if let Ok(Opened::Data(len)) = opened {
@@ -116,7 +116,7 @@ impl TlsSession {
         opened
     }
 
-    /// Opens a record into the memory that the session wants filled, if it has room for all of it.
+    /// Decrypts a record into the memory lent by the session, if it fits.
     fn open_into(
         &mut self,
         mut direct_recv: DirectRecv,
@@ -134,7 +134,7 @@ impl TlsSession {
         opened
     }
 
-    /// Offers the session what is opened. Tells whether it took any.
+    /// Passes decrypted bytes to the session. Returns whether it has consumed any.
     fn feed(&mut self) -> bool {
         if self.plain.is_empty() || !self.takes_more() {
             return false;
@@ -144,7 +144,7 @@ impl TlsSession {
         taken > 0
     }
 
-    /// Has the session say what it has to say.
+    /// Collects the steps of the session.
     fn collect(&mut self) {
         while let Some(step) = self.session.poll() {
             match step {
@@ -162,7 +162,7 @@ impl TlsSession {
         }
     }
 
-    /// Seals what waits, as far as there is memory.
+    /// Encrypts queued output, as far as there is memory.
     fn seal(&mut self) {
         if self.phase == Phase::Over {
             return self.outbox.clear();
@@ -185,7 +185,7 @@ impl TlsSession {
         }
     }
 
-    /// Ends the channel once the session wants to and all that it said is sealed.
+    /// Closes the channel when the session has closed and its output is encrypted, or on timeout.
     fn finish(&mut self) {
         match self.phase {
             Phase::Closing(reason, until) if self.outbox.len() == 0 || until <= self.now => {
@@ -197,7 +197,7 @@ impl TlsSession {
     }
 
     fn close(&mut self, reason: Reason) {
-        // What could not be said any more is missing: then that was not all.
+        // No close_notify if output is missing: the peer must see the truncation.
         if self.outbox.len() == 0 {
             let mut small = [0; SMALL];
             let len = self.records.close(&mut small);
@@ -206,14 +206,14 @@ impl TlsSession {
         self.cut(reason);
     }
 
-    /// Says nothing more.
+    /// Sends nothing more.
     fn cut(&mut self, reason: Reason) {
         self.steps.push_back(Step::Close(reason));
         self.phase = Phase::Over;
         self.outbox.clear();
     }
 
-    /// The peer broke a rule of TLS, or somebody else changed what it sent.
+    /// Reports a violation of TLS by the peer, or a modified record, and closes.
     fn give_up(&mut self, broken: RecordError) {
         let mut small = [0; SMALL];
         let len = self.records.alert_record(broken, &mut small);
@@ -242,7 +242,7 @@ impl Session for TlsSession {
             }
             self.collect();
         }
-        // What comes after the end is nobody's.
+        // Bytes after the end are discarded.
         if matches!(self.phase, Phase::Ended(_) | Phase::Over) { bytes.len() } else { taken }
     }
 
@@ -295,7 +295,7 @@ impl Session for TlsSession {
     }
 
     fn can_receive(&self) -> bool {
-        // After the end bytes are taken and dropped, so that the end of the stream is seen.
+        // After the end, bytes are accepted and discarded, so that the end of the stream is seen.
         self.takes_more() || matches!(self.phase, Phase::Ended(_) | Phase::Over)
     }
 
@@ -321,7 +321,7 @@ mod test {
     use super::super::suite::Suite;
     use super::*;
 
-    /// Says back what it hears, in segments of its own; `!` closes it.
+    /// Echoes its input in segments of its own; `!` closes it.
     #[derive(Default)]
     struct Echo {
         steps: VecDeque<Step>,
@@ -369,7 +369,7 @@ mod test {
         }
     }
 
-    /// A wrapped echo, and the peer's end, with a driver of the simplest kind between them.
+    /// A wrapped echo session and its peer, with a minimal driver between them.
     struct Bench {
         wrapped: TlsSession,
         peer: Records,
@@ -438,7 +438,7 @@ mod test {
             }
         }
 
-        /// The peer hears what was sent; what it took gives memory back.
+        /// The peer decrypts what was sent, which frees its memory.
         fn hear(&mut self) -> Result<bool, RecordError> {
             let bytes: Vec<u8> = self.sent.drain(..).flat_map(|s| s.parts().concat()).collect();
             let mut at = 0;
@@ -495,7 +495,7 @@ mod test {
         assert_eq!((bench.hear(), &bench.heard[..]), (Ok(false), &b"data"[..]));
         assert_eq!(bench.peer.updates_seen(), 1);
 
-        // Nor are they while what is to be said waits for memory.
+        // Nor while output waits for memory.
         let mut deaf = Bench::new(0);
         for _ in 0..40 {
             let record = deaf.say(Kind::Data, &[1; CONTENT]);
@@ -586,7 +586,7 @@ mod test {
         let mut bench = Bench::new(1 << 20);
         let record = [bench.say(Kind::Data, b"last"), bench.say(Kind::Alert, &[1, 0])].concat();
         bench.receive(&record);
-        // What follows is dropped, whatever it is.
+        // What follows is discarded.
         bench.receive(&[0; 100]);
         assert!(bench.waiting.is_empty() && bench.closed.is_none());
         assert_eq!((bench.hear(), &bench.heard[..]), (Ok(false), &b"last"[..]));
@@ -616,7 +616,7 @@ mod test {
             bench.receive(&[0; 10]);
             assert_eq!((bench.hear(), bench.reports), (Ok(true), 1));
         }
-        // Nothing comes between the parts of a message.
+        // No record may come between the fragments of a message.
         let mut bench = Bench::new(1 << 20);
         let record =
             [bench.say(Kind::Handshake, &[24, 0]), bench.say(Kind::Data, b"data")].concat();

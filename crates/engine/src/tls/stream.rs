@@ -1,4 +1,4 @@
-//! A channel as a stream of bytes on a socket of one's own: for who connects. It knows no session and no protocol.
+//! A TLS channel as a blocking or non-blocking byte stream, for clients.
 
 use std::fmt;
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
@@ -16,29 +16,31 @@ use super::s2n::{Established, Handshake, HandshakeError, Progress};
 use super::{Psk, Trust};
 use crate::recv_buffer::RecvBuffer;
 
-/// Bytes that are received at once.
-const INBOX: usize = 512 << 10;
+/// Size of a receive in bytes.
+const RECV_SIZE: usize = 512 << 10;
 
-/// Sealed bytes that may wait for the socket before no more are taken.
-const OUTBOX: usize = 1 << 20;
+/// Encrypted bytes queued for the socket, above which no more are accepted.
+const MAX_SEND_BUFFER: usize = 1 << 20;
 
-/// Makes a channel on `socket` with that key, by `deadline` at the latest. Whether the socket blocks stays as it is, and
-/// is how the [`Stream`] reads and writes.
+/// Establishes a channel on `socket` with a PSK, by `deadline` at the latest. The socket stays
+/// blocking or non-blocking, and so is the [`Stream`].
 ///
 /// # Errors
-/// Permission denied: the other end does not know that key, or does not speak TLS 1.3. Any other kind: the connection ended or
-/// broke during the handshake, or the other end took too long; trying again may help.
+/// `PermissionDenied`: the other end does not know the key, or does not support TLS 1.3. Any other
+/// kind: the connection was lost during the handshake, or the other end took too long; a retry may
+/// help.
 pub fn connect(socket: TcpStream, key: Psk, deadline: Instant) -> io::Result<Stream> {
     let socket = Arc::new(socket);
-    let handshake = Handshake::begin(socket.clone(), key).map_err(refused)?;
-    shake(socket, handshake, deadline, refused)
+    let handshake = Handshake::begin(socket.clone(), key).map_err(key_refused)?;
+    complete(socket, handshake, deadline, key_refused)
 }
 
-/// The same with certificates: the other end must show one that `trust` is about.
+/// Establishes a channel with certificates: that of the other end must satisfy `trust`.
 ///
 /// # Errors
-/// The other end has no such certificate, does not speak TLS 1.3, or takes too long; or the connection broke; or what is to be
-/// trusted makes no sense. That our own certificate does not please the other end may be seen only with the first read.
+/// Fails if the other end has no such certificate, does not support TLS 1.3 or takes too long, if
+/// the connection is lost, or if `trust` cannot be used. That the other end does not accept our
+/// certificate may become visible only at the first read.
 pub fn connect_certified(
     socket: TcpStream,
     trust: &Trust,
@@ -46,11 +48,12 @@ pub fn connect_certified(
 ) -> io::Result<Stream> {
     trust.check()?;
     let socket = Arc::new(socket);
-    let handshake = Handshake::begin_certified(socket.clone(), trust).map_err(distrusted)?;
-    shake(socket, handshake, deadline, distrusted)
+    let handshake =
+        Handshake::begin_certified(socket.clone(), trust).map_err(certificate_refused)?;
+    complete(socket, handshake, deadline, certificate_refused)
 }
 
-fn shake(
+fn complete(
     socket: Arc<TcpStream>,
     mut handshake: Handshake,
     deadline: Instant,
@@ -66,10 +69,10 @@ fn shake(
     Stream::new(socket, established).ok_or_else(|| ErrorKind::OutOfMemory.into())
 }
 
-fn refused(failed: HandshakeError) -> io::Error {
+fn key_refused(failed: HandshakeError) -> io::Error {
     let why = failed.why;
     match failed.is_cut {
-        true => cut(),
+        true => connection_lost(),
         false => io::Error::new(
             ErrorKind::PermissionDenied,
             format!("the other end did not accept the key, or does not have it: {why}"),
@@ -77,10 +80,10 @@ fn refused(failed: HandshakeError) -> io::Error {
     }
 }
 
-fn distrusted(failed: HandshakeError) -> io::Error {
+fn certificate_refused(failed: HandshakeError) -> io::Error {
     let why = failed.why;
     match failed.is_cut {
-        true => cut(),
+        true => connection_lost(),
         false => io::Error::new(
             ErrorKind::PermissionDenied,
             format!("the two ends do not accept each other's certificates: {why}"),
@@ -88,13 +91,17 @@ fn distrusted(failed: HandshakeError) -> io::Error {
     }
 }
 
-/// The peer went away in the handshake: it may be restarting, and has refused nothing.
-fn cut() -> io::Error {
-    io::Error::new(ErrorKind::ConnectionAborted, "the connection ended during the TLS handshake")
+/// The peer closed the connection during the handshake. It may be restarting, and has not refused
+/// anything.
+fn connection_lost() -> io::Error {
+    io::Error::new(
+        ErrorKind::ConnectionAborted,
+        "the connection end_of_stream during the TLS handshake",
+    )
 }
 
-fn given_up() -> io::Error {
-    io::Error::new(ErrorKind::ConnectionAborted, "an end of the channel has given it up")
+fn aborted() -> io::Error {
+    io::Error::new(ErrorKind::ConnectionAborted, "the TLS session was aborted")
 }
 
 fn wait(socket: &TcpStream, wanted: PollFlags, deadline: Instant) -> io::Result<()> {
@@ -108,25 +115,26 @@ fn wait(socket: &TcpStream, wanted: PollFlags, deadline: Instant) -> io::Result<
     }
 }
 
-/// A channel as a stream of bytes. Dropping it cuts the connection; [`Stream::close`] says before that nothing follows.
+/// A TLS channel as a byte stream. Dropping it cuts the connection; call [`Stream::close`] first to
+/// end it properly.
 pub struct Stream {
     socket: Arc<TcpStream>,
     channel: Channel,
     records: Records,
     inbox: RecvBuffer,
-    /// Opened bytes that nobody has read.
+    /// Decrypted bytes that were not read yet.
     plain: RecvBuffer,
-    /// Sealed bytes, of which the socket took `sent`.
+    /// Encrypted bytes, of which `sent` were sent.
     outbox: Vec<u8>,
     sent: usize,
-    ended: bool,
-    /// Whether an end broke a rule: nothing is read or sent any more.
+    end_of_stream: bool,
+    /// Whether one end has violated the protocol: nothing is read or sent any more.
     broken: bool,
 }
 
 impl Stream {
     fn new(socket: Arc<TcpStream>, established: Established) -> Option<Self> {
-        let (inbox, plain) = (RecvBuffer::new(INBOX)?, RecvBuffer::new(OPENED)?);
+        let (inbox, plain) = (RecvBuffer::new(RECV_SIZE)?, RecvBuffer::new(OPENED)?);
         let (channel, outbox) = (established.channel.clone(), Vec::new());
         let records = Records::new(established);
         Some(Self {
@@ -137,33 +145,35 @@ impl Stream {
             plain,
             outbox,
             sent: 0,
-            ended: false,
+            end_of_stream: false,
             broken: false,
         })
     }
 
-    /// What protects it.
+    /// Returns the properties of the channel.
     pub fn channel(&self) -> &Channel {
         &self.channel
     }
 
-    /// The socket: to change how it waits, or to wait for it.
+    /// Returns the socket, to change its mode or to wait for it.
     pub fn socket(&self) -> &TcpStream {
         &self.socket
     }
 
-    /// Whether there are bytes to send that the socket did not take.
+    /// Returns whether there are queued bytes that the socket has not taken.
     pub fn has_unsent(&self) -> bool {
         self.sent < self.outbox.len()
     }
 
-    /// Whether there are bytes to read that have come already: the socket does not tell.
+    /// Returns whether there are bytes to read that have already been received, which polling the
+    /// socket does not show.
     pub fn has_unread(&self) -> bool {
         let whole = Opener::body(self.inbox.unread()).is_ok_and(|body| body.is_some());
         whole || !self.plain.is_empty()
     }
 
-    /// Changes the keys with which this end seals, and with `both` asks the other end to change its own (RFC 8446 §4.6.3).
+    /// Updates the keys of this end, and with `both` requests the other end to do so (RFC 8446
+    /// §4.6.3).
     ///
     /// # Errors
     /// As for sending.
@@ -175,12 +185,12 @@ impl Stream {
         self.flush()
     }
 
-    /// How often the other end has changed its keys.
+    /// Returns the number of key updates by the other end.
     pub fn updates_seen(&self) -> u64 {
         self.records.updates_seen()
     }
 
-    /// Says that nothing follows.
+    /// Sends a close_notify alert and closes the sending side.
     ///
     /// # Errors
     /// As for sending.
@@ -193,8 +203,8 @@ impl Stream {
         self.socket.shutdown(std::net::Shutdown::Write)
     }
 
-    /// Opens one record that has come, into `into` if it fits. Gives how many bytes of it are there, and nothing if none
-    /// has come whole.
+    /// Decrypts one received record, into `into` if it fits. Returns the number of bytes there, or
+    /// `None` if no record is complete.
     fn open(&mut self, into: &mut [u8]) -> io::Result<Option<usize>> {
         let opened = self.open_record(into);
         self.broken = !matches!(
@@ -207,10 +217,10 @@ impl Stream {
             Some(Opened::Data(len)) => Some(len),
             Some(Opened::Control) => Some(0),
             Some(Opened::CloseNotify) => {
-                self.ended = true;
+                self.end_of_stream = true;
                 Some(0)
             }
-            Some(Opened::FatalAlert) => return Err(given_up()),
+            Some(Opened::FatalAlert) => return Err(aborted()),
         })
     }
 
@@ -232,19 +242,19 @@ impl Stream {
         Ok(Some(opened))
     }
 
-    /// That nothing was broken yet.
+    /// Fails after a violation.
     fn check(&self) -> io::Result<()> {
-        if self.broken { Err(given_up()) } else { Ok(()) }
+        if self.broken { Err(aborted()) } else { Ok(()) }
     }
 
-    /// Puts in front of the next data what must go before it.
-    fn answer_updates(&mut self) {
+    /// Queues the KeyUpdate that must precede the next data, if any.
+    fn queue_pending_update(&mut self) {
         let mut small = [0; SMALL];
         let len = self.records.pending_update(&mut small);
         self.outbox.extend_from_slice(small.get(..len).unwrap_or_default());
     }
 
-    /// Sends what the socket takes; that it takes none now is no error.
+    /// Sends what the socket takes. `WouldBlock` is not an error.
     fn send(&mut self) -> io::Result<()> {
         match self.flush() {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
@@ -252,7 +262,7 @@ impl Stream {
         }
     }
 
-    /// Seals `bytes` behind what waits.
+    /// Encrypts `bytes` to the end of the queue.
     fn seal(&mut self, bytes: &[u8]) {
         let mut used = self.outbox.len();
         self.outbox.resize(used + sealed_len(bytes.len(), 0), 0);
@@ -265,12 +275,12 @@ impl Stream {
 }
 
 impl Read for Stream {
-    /// Reads what has come, and waits for more only if that is nothing. 0 is the end that the peer said; a connection that
-    /// ends without it is an error.
+    /// Reads what was received, and waits for more only if there is nothing. Returns 0 after a
+    /// close_notify; fails if the connection ends without one.
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.check()?;
         let mut got = self.plain.read_into(into);
-        while got < into.len() && !self.ended {
+        while got < into.len() && !self.end_of_stream {
             let room = into.get_mut(got..).unwrap_or_default();
             match self.open(room)? {
                 Some(len) => got += len,
@@ -289,25 +299,26 @@ impl Read for Stream {
 }
 
 impl Write for Stream {
-    /// Seals and sends. What the socket does not take waits: [`Write::flush`] tells when all is sent.
+    /// Encrypts and sends. What the socket does not take is queued: [`Write::flush`] sends the
+    /// rest.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.write_vectored(&[IoSlice::new(bytes)])
     }
 
     fn write_vectored(&mut self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
         self.check()?;
-        if self.outbox.len() - self.sent >= OUTBOX {
+        if self.outbox.len() - self.sent >= MAX_SEND_BUFFER {
             self.flush()?;
         }
-        // What is sent must not pile up while something always waits.
+        // Drop the sent part, or the queue would grow without limit while it is never empty.
         if self.sent > self.outbox.len() / 2 {
             self.outbox.drain(..self.sent);
             self.sent = 0;
         }
-        self.answer_updates();
+        self.queue_pending_update();
         let mut taken = 0;
         for piece in pieces {
-            let piece = piece.get(..OUTBOX - taken).unwrap_or(piece);
+            let piece = piece.get(..MAX_SEND_BUFFER - taken).unwrap_or(piece);
             self.seal(piece);
             taken += piece.len();
         }

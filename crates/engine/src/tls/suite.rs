@@ -1,5 +1,5 @@
-//! The cipher suites of TLS 1.3 that are spoken here, and how each turns a traffic secret into keys (RFC 8446 §7). It knows
-//! no record.
+//! The supported cipher suites of TLS 1.3, and their key schedule after the handshake (RFC 8446
+//! §7).
 
 use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Algorithm, CHACHA20_POLY1305};
 use aws_lc_rs::aead::{LessSafeKey, UnboundKey};
@@ -20,13 +20,13 @@ pub(super) enum Suite {
     ChaCha20,
 }
 
-/// What seals or opens the records of one direction.
+/// Key and IV of one direction.
 pub(super) struct Keys {
     pub(super) key: LessSafeKey,
     pub(super) iv: [u8; 12],
 }
 
-/// The length of what HKDF is to make.
+/// Output length for HKDF.
 struct Length(usize);
 
 impl KeyType for Length {
@@ -36,7 +36,7 @@ impl KeyType for Length {
 }
 
 impl Suite {
-    /// The suite of that name.
+    /// Returns the suite with this name.
     pub(super) fn named(name: &str) -> Option<Self> {
         Some(match name {
             "TLS_AES_128_GCM_SHA256" => Self::Aes128,
@@ -58,12 +58,13 @@ impl Suite {
         if self == Self::Aes256 { HKDF_SHA384 } else { HKDF_SHA256 }
     }
 
-    /// Bytes of a traffic secret.
+    /// Returns the length of a traffic secret in bytes.
     pub(super) fn secret_len(self) -> usize {
         if self == Self::Aes256 { 48 } else { 32 }
     }
 
-    /// The keys of a direction (RFC 8446 §7.3). Nothing if the secret is not one of this suite.
+    /// Derives the keys of a direction (RFC 8446 §7.3). Returns `None` if the length of the secret
+    /// does not match the suite.
     pub(super) fn keys(self, secret: &Traffic) -> Option<Keys> {
         let mut key = Zeroizing::new([0; 32]);
         let key = key.get_mut(..self.cipher().key_len())?;
@@ -74,7 +75,7 @@ impl Suite {
         Some(Keys { key, iv })
     }
 
-    /// The secret that follows after a key update (RFC 8446 §7.2).
+    /// Derives the secret that follows a key update (RFC 8446 §7.2).
     pub(super) fn next(self, secret: &Traffic) -> Option<Traffic> {
         let mut next = Zeroizing::new(vec![0; self.secret_len()]);
         self.expand(secret, b"traffic upd", &mut next)?;
