@@ -13,6 +13,7 @@
 //! | [`auth`] | DH-HMAC-CHAP, and the derivation of TLS PSKs |
 //! | [`target`] | controllers, as an [`export::Session`] for each connection |
 //! | [`host`] | the host side of a connection, and controller initialization |
+//! | [`nqn`] | NVMe Qualified Names |
 //!
 //! # Example
 //!
@@ -65,11 +66,19 @@
 //! ```
 
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
 
 pub mod auth;
 pub mod command;
 pub mod host;
+pub mod nqn;
 pub mod status;
 pub mod target;
 pub mod tcp;
 pub mod wire;
+
+/// TCP port of NVM subsystems and their discovery controllers (IANA: nvme).
+pub const PORT: u16 = 4420;
+
+/// TCP port of dedicated discovery controllers (IANA: nvme-disc).
+pub const DISCOVERY_PORT: u16 = 8009;
