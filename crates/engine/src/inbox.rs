@@ -169,7 +169,7 @@ mod test {
         assert!(inbox.has_messages());
         inbox.clear_wake();
         let messages: Vec<_> = inbox.take().iter().map(|message| format!("{message:?}")).collect();
-        assert_eq!(messages, ["Notice(Changed)", "Notice(Stopping)", "Notice(Changed)"]);
+        assert_eq!(messages, ["Notice(StateChanged)", "Notice(Stopping)", "Notice(StateChanged)"]);
         assert!(!inbox.has_messages());
     }
 
