@@ -1,5 +1,6 @@
-//! The plain driver: a thread a connection, which carries out each disk request before it does anything else. It is the
-//! fallback where io_uring is forbidden, and the reference for what a driver does. It knows no protocol.
+//! The blocking driver: one thread per connection, which executes each disk request before it
+//! continues. It is the fallback where io_uring is not permitted, and the reference for the
+//! behaviour of a driver.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -15,21 +16,22 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 use crate::inbox::{Inbox, Message};
 use crate::link::Link;
 use crate::recv_buffer::{RecvBuffer, window};
-use crate::{GRACE, LINGER, MakeSession, RETRY, Shared, UNSENT};
+use crate::{GRACE, LINGER, MAX_UNSENT, MEMORY_RETRY, MakeSession, Shared};
 
-/// Bytes of a connection's stack. Calculations for DH-HMAC-CHAP and for pairing are the deepest that is done on it.
+/// Stack size of a connection's thread in bytes. The deepest computations on it are those of
+/// DH-HMAC-CHAP and of pairing.
 pub(crate) const STACK: usize = 512 << 10;
 
-/// After so long without a word, free buffers go back to the system.
+/// After this idle time cached buffers are freed.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// The most pieces of one send.
-const PIECES: usize = 256;
+/// Most vectors of one send.
+const MAX_VECTORS: usize = 256;
 
-/// Gives a connection a thread of its own, with a pool of `memory` bytes.
+/// Drives a connection on a new thread, with a pool of `memory` bytes.
 ///
 /// # Errors
-/// There is no thread to be had; the connection is closed.
+/// Fails if no thread can be created; the connection is closed.
 pub(crate) fn adopt(
     shared: &Arc<Shared>,
     memory: usize,
@@ -40,9 +42,9 @@ pub(crate) fn adopt(
     let shared = shared.clone();
     let work = move || {
         shared.inboxes.register(&inbox);
-        let _farewell = Farewell { shared: &shared, inbox: &inbox };
-        // Without memory for it the connection is closed: its peer may try again.
-        let Some(recv_buffer) = RecvBuffer::with_bytes(&link.take()) else { return };
+        let _notify = NotifyOnExit { shared: &shared, inbox: &inbox };
+        // Out of memory: the connection is closed, and the peer may retry.
+        let Some(recv_buffer) = RecvBuffer::with_bytes(&link.take_early_data()) else { return };
         let pool = Pool::with_budget(memory, shared.budget.clone());
         let account = pool.open_for(link.peer().tenant());
         let session = open(link.peer(), account, Instant::now());
@@ -52,13 +54,14 @@ pub(crate) fn adopt(
     thread.spawn(work).map(drop)
 }
 
-/// Dropped after the session: an association may have ended with it, and the others are to see that.
-struct Farewell<'a> {
+/// Dropped after the session, even if it panics: an association may have ended with it, so the
+/// other sessions are notified.
+struct NotifyOnExit<'a> {
     shared: &'a Shared,
     inbox: &'a Arc<Inbox>,
 }
 
-impl Drop for Farewell<'_> {
+impl Drop for NotifyOnExit<'_> {
     fn drop(&mut self) {
         self.shared.inboxes.unregister(self.inbox);
         self.shared.inboxes.notify(Notice::StateChanged, None);
@@ -70,19 +73,20 @@ struct Connection<'a> {
     session: Box<dyn Session>,
     inbox: Arc<Inbox>,
     pool: Pool,
-    /// When memory that was refused is to be asked for again.
-    retry: Option<Instant>,
+    /// When to poll the session again after it was refused memory.
+    retry_at: Option<Instant>,
     recv_buffer: RecvBuffer,
     queue: VecDeque<Segment>,
-    /// Bytes of the first segment that are sent.
+    /// Bytes of the first segment that have been sent.
     sent: usize,
-    /// Bytes of all segments that are not.
+    /// Bytes of all segments that have not been sent.
     unsent: usize,
-    /// Set when the peer sends no more: what it asked for is answered, as long as it reads some until then.
-    ended: Option<Instant>,
-    /// Set when the session wants to close: what it said before is sent until then.
+    /// Set when the peer has closed its sending side. Requests in flight are answered until this
+    /// time, which moves on as long as the peer reads.
+    half_closed: Option<Instant>,
+    /// Set when the session has closed. Its output is sent until this time.
     closing: Option<Instant>,
-    /// Whether nothing can be sent any more.
+    /// Whether the connection is lost.
     broken: bool,
     established: bool,
     link: Arc<Link>,
@@ -102,12 +106,12 @@ impl<'a> Connection<'a> {
             session,
             inbox,
             pool,
-            retry: None,
+            retry_at: None,
             recv_buffer,
             queue: VecDeque::new(),
             sent: 0,
             unsent: 0,
-            ended: None,
+            half_closed: None,
             closing: None,
             broken: false,
             established: false,
@@ -118,11 +122,11 @@ impl<'a> Connection<'a> {
     fn run(&mut self) {
         loop {
             self.settle();
-            // What was sent gives memory back, and the session may go on.
+            // Sending frees memory which the session may be waiting for.
             if self.send() {
                 continue;
             }
-            let ends = self.closing.is_some() || self.ended.is_some();
+            let ends = self.closing.is_some() || self.half_closed.is_some();
             if self.broken || (ends && self.unsent == 0) {
                 break;
             }
@@ -133,10 +137,10 @@ impl<'a> Connection<'a> {
         self.linger();
     }
 
-    /// Has the session say all that it has to say, and take all that it can take.
+    /// Processes steps of the session and received bytes, until there is nothing left to do.
     fn settle(&mut self) {
         self.drain();
-        while self.takes_more() && !self.recv_buffer.is_empty() {
+        while self.can_receive() && !self.recv_buffer.is_empty() {
             let taken = self.session.receive(Instant::now(), self.recv_buffer.unread());
             self.recv_buffer.consume(taken);
             self.drain();
@@ -144,7 +148,7 @@ impl<'a> Connection<'a> {
                 break;
             }
         }
-        self.retry = self.pool.was_short().then(|| Instant::now() + RETRY);
+        self.retry_at = self.pool.was_short().then(|| Instant::now() + MEMORY_RETRY);
     }
 
     fn drain(&mut self) {
@@ -163,11 +167,12 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Takes note that the peer was let in, before it can know of it and before its first write begins.
+    /// Marks the connection as established as soon as the session is, before the peer learns of it
+    /// and before its first write begins.
     fn establish(&mut self) {
         if !self.established && self.session.is_established() {
             self.established = true;
-            self.link.establish(self.session.fence());
+            self.link.set_established(self.session.fence());
         }
     }
 
@@ -180,12 +185,12 @@ impl<'a> Connection<'a> {
         self.session.complete(Instant::now(), ticket, outcome);
     }
 
-    /// Whether the peer may ask for more: not while it does not read the answers.
-    fn takes_more(&self) -> bool {
-        self.closing.is_none() && self.unsent <= UNSENT && self.session.can_receive()
+    /// Returns whether the session accepts more, and the peer reads the answers (back-pressure).
+    fn can_receive(&self) -> bool {
+        self.closing.is_none() && self.unsent <= MAX_UNSENT && self.session.can_receive()
     }
 
-    /// Sends what the socket takes now. Tells whether that was any.
+    /// Sends what the socket takes without blocking. Returns whether that was anything.
     fn send(&mut self) -> bool {
         let before = self.unsent;
         while self.unsent > 0 && !self.broken {
@@ -198,23 +203,24 @@ impl<'a> Connection<'a> {
                 skip = if part.is_empty() { skip } else { 0 };
                 (!part.is_empty()).then(|| IoSlice::new(part))
             });
-            let pieces: Vec<_> = parts.take(PIECES).collect();
+            let vectors: Vec<_> = parts.take(MAX_VECTORS).collect();
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
             let mut nothing = SendAncillaryBuffer::default();
-            match rustix::net::sendmsg(&self.link, &pieces, &mut nothing, flags) {
-                Ok(bytes) => self.forget(bytes),
+            match rustix::net::sendmsg(&self.link, &vectors, &mut nothing, flags) {
+                Ok(bytes) => self.mark_sent(bytes),
                 Err(Errno::AGAIN) => break,
                 Err(Errno::INTR) => {}
                 Err(_) => self.broken = true,
             }
         }
         let any = self.unsent < before;
-        self.ended = self.ended.map(|until| if any { Instant::now() + GRACE } else { until });
+        self.half_closed =
+            self.half_closed.map(|until| if any { Instant::now() + GRACE } else { until });
         any
     }
 
-    /// That many bytes more are sent.
-    fn forget(&mut self, bytes: usize) {
+    /// Removes `bytes` sent bytes from the queue.
+    fn mark_sent(&mut self, bytes: usize) {
         self.unsent -= bytes;
         self.sent += bytes;
         while let Some(len) = self.queue.front().map(Segment::len).filter(|&len| len <= self.sent) {
@@ -223,9 +229,9 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Waits until something happens, and takes note of it.
+    /// Waits for an event or a deadline, and processes it.
     fn wait(&mut self) {
-        let reads = self.ended.is_none() && self.takes_more();
+        let reads = self.half_closed.is_none() && self.can_receive();
         let mut wanted = PollFlags::empty();
         wanted.set(PollFlags::IN, reads);
         wanted.set(PollFlags::OUT, self.unsent > 0);
@@ -245,31 +251,34 @@ impl<'a> Connection<'a> {
         if self.inbox.has_messages() {
             self.read_inbox();
         }
-        // What the peer said meanwhile counts, however late this thread is: a host that spoke in time is not given up.
+        // Received bytes are processed before deadlines: a host that sent in time is not
+        // disconnected because this thread is late.
         self.settle();
         self.tick();
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let deadlines = [self.session.deadline(), self.ended, self.closing, self.retry];
+        let deadlines = [self.session.deadline(), self.half_closed, self.closing, self.retry_at];
         deadlines.into_iter().flatten().min()
     }
 
     fn receive(&mut self) {
         let direct_recv =
             if self.recv_buffer.is_empty() { self.session.direct_recv() } else { None };
-        let came = if let Some(mut direct_recv) = direct_recv {
-            let came = rustix::net::recv(&self.link, window(&mut direct_recv), RecvFlags::DONTWAIT);
-            let got = came.map_or(0, |(got, _)| got);
+        let received = if let Some(mut direct_recv) = direct_recv {
+            let received =
+                rustix::net::recv(&self.link, window(&mut direct_recv), RecvFlags::DONTWAIT);
+            let got = received.map_or(0, |(got, _)| got);
             self.session.direct_received(Instant::now(), direct_recv, got);
-            came
+            received
         } else {
-            let came = rustix::net::recv(&self.link, self.recv_buffer.spare(), RecvFlags::DONTWAIT);
-            self.recv_buffer.fill(came.map_or(0, |(got, _)| got));
-            came
+            let received =
+                rustix::net::recv(&self.link, self.recv_buffer.spare(), RecvFlags::DONTWAIT);
+            self.recv_buffer.fill(received.map_or(0, |(got, _)| got));
+            received
         };
-        match came {
-            Ok((0, _)) => self.ended = Some(Instant::now() + GRACE),
+        match received {
+            Ok((0, _)) => self.half_closed = Some(Instant::now() + GRACE),
             Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
             Err(_) => self.broken = true,
         }
@@ -282,7 +291,7 @@ impl<'a> Connection<'a> {
                 Message::Notice(notice) => {
                     self.session.notify(Instant::now(), &notice);
                     if self.established {
-                        self.link.establish(self.session.fence());
+                        self.link.set_established(self.session.fence());
                     }
                 }
                 Message::Quit => self.broken = true,
@@ -296,27 +305,28 @@ impl<'a> Connection<'a> {
         if self.session.deadline().is_some_and(|deadline| deadline <= now) {
             self.session.tick(now);
         }
-        let last = [self.ended, self.closing].into_iter().flatten().min();
+        let last = [self.half_closed, self.closing].into_iter().flatten().min();
         self.broken |= last.is_some_and(|until| until <= now);
     }
 
-    /// Gives the peer a moment to read what was sent: closing a socket that holds unread bytes would destroy that.
+    /// Closes the sending side and gives the peer time to read: closing a socket with unread bytes
+    /// would reset the connection and discard what was sent.
     fn linger(&mut self) {
         let how = if self.broken { Shutdown::Both } else { Shutdown::Write };
         self.link.shut(how);
         let until = Instant::now() + LINGER;
-        while !self.broken && self.ended.is_none() && Instant::now() < until {
+        while !self.broken && self.half_closed.is_none() && Instant::now() < until {
             let timeout = Some(until.saturating_duration_since(Instant::now()));
             poll(&self.inbox, &self.link, PollFlags::IN, timeout);
             self.recv_buffer.clear();
-            self.receive_nothing();
+            self.discard_received();
         }
     }
 
-    /// Receives and drops.
-    fn receive_nothing(&mut self) {
+    /// Receives and discards.
+    fn discard_received(&mut self) {
         match rustix::net::recv(&self.link, self.recv_buffer.spare(), RecvFlags::DONTWAIT) {
-            Ok((0, _)) => self.ended = Some(Instant::now() + GRACE),
+            Ok((0, _)) => self.half_closed = Some(Instant::now() + GRACE),
             Err(errno) if errno != Errno::AGAIN && errno != Errno::INTR => self.broken = true,
             _ if self.inbox.has_messages() => self.read_inbox(),
             _ => {}
@@ -324,7 +334,8 @@ impl<'a> Connection<'a> {
     }
 }
 
-/// Waits for the inbox, and for what is `wanted` of the link. Returns what the link has.
+/// Waits for the inbox, and for the events `wanted` on the socket. Returns the events on the
+/// socket.
 fn poll(inbox: &Inbox, link: &Link, wanted: PollFlags, timeout: Option<Duration>) -> PollFlags {
     let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
     let mut fds = [

@@ -42,18 +42,18 @@ use link::{Bounds, ConnectionTable, Link};
 use listen::Acceptor;
 
 /// Smallest and largest limit on the number of connections, however much memory there is.
-const CONNECTIONS: (usize, usize) = (64, 1024);
+const CONNECTION_RANGE: (usize, usize) = (64, 1024);
 
 /// Limit on connections that are not yet established: an absolute number, and a part of the limit
 /// on all connections.
-const NEWCOMERS: usize = 128;
-const NEWCOMERS_PART: usize = 4;
+const MAX_UNESTABLISHED: usize = 128;
+const UNESTABLISHED_PART: usize = 4;
 
 /// Retry interval for memory that only other connections can free.
-const RETRY: Duration = Duration::from_millis(20);
+const MEMORY_RETRY: Duration = Duration::from_millis(20);
 
 /// Limit on the send queue in bytes, above which nothing more is received (back-pressure).
-const UNSENT: usize = 4 << 20;
+const MAX_UNSENT: usize = 4 << 20;
 
 /// How long a connection that is being closed may take to flush its send queue.
 const GRACE: Duration = Duration::from_secs(2);
@@ -62,13 +62,13 @@ const GRACE: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_millis(500);
 
 /// Smallest pool of a connection with its own thread: two payloads of the largest size.
-const LEAST_MEMORY: usize = 2 << 20;
+const MIN_MEMORY: usize = 2 << 20;
 
 /// The pool of a connection with its own thread, as a fraction of the pool of a worker thread.
 const MEMORY_SHARE: usize = 8;
 
 /// How long [`Engine::stop`] waits for its threads after it has cut all connections.
-const LAST_WAIT: Duration = Duration::from_millis(500);
+const JOIN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Makes the session of a new connection. Called on the thread that drives the connection.
 pub type MakeSession = Arc<dyn Fn(Peer, Account, Instant) -> Box<dyn Session> + Send + Sync>;
@@ -173,7 +173,7 @@ enum ActiveDriver {
 impl ActiveDriver {
     fn start(config: &Config, shared: &Arc<Shared>) -> io::Result<(Self, Running)> {
         let chosen = |driver, why: &str| Running { driver, why: why.to_owned() };
-        let memory = (config.memory / MEMORY_SHARE).max(LEAST_MEMORY);
+        let memory = (config.memory / MEMORY_SHARE).max(MIN_MEMORY);
         let blocking = Self::Blocking { shared: shared.clone(), memory };
         if config.driver == Driver::Blocking {
             return Ok((blocking, chosen(Driver::Blocking, "it was asked for")));
@@ -206,9 +206,9 @@ impl ActiveDriver {
 /// Returns the limits on connections for `bytes` of memory.
 fn bounds(bytes: usize, driver: Driver) -> Bounds {
     let stack = if driver == Driver::Blocking { blocking::STACK } else { 0 };
-    let (least, most) = CONNECTIONS;
+    let (least, most) = CONNECTION_RANGE;
     let total = (bytes / (recv_buffer::RECV_BUFFER + stack)).clamp(least, most);
-    Bounds { total, newcomers: NEWCOMERS.min(total / NEWCOMERS_PART) }
+    Bounds { total, unestablished: MAX_UNESTABLISHED.min(total / UNESTABLISHED_PART) }
 }
 
 impl Engine {
@@ -222,7 +222,7 @@ impl Engine {
         let (budget, inboxes) = (Budget::new(config.budget), Inboxes::default());
         let shared = Arc::new(Shared { sink, inboxes, table: table.clone(), budget });
         let (driver_threads, running) = ActiveDriver::start(&config, &shared)?;
-        table.limit(bounds(config.connections, running.driver));
+        table.set_bounds(bounds(config.connections, running.driver));
         let driver_threads = Arc::new(driver_threads);
         let adopters = driver_threads.clone();
         let adopt = Arc::new(move |link, open| adopters.adopt(link, open));
@@ -291,7 +291,7 @@ impl Engine {
         self.shared.inboxes.notify(Notice::Stopping, None);
         let in_time = self.shared.table.wait_until_empty(patience);
         self.shared.inboxes.quit();
-        let gone = self.shared.table.wait_until_empty(LAST_WAIT);
+        let gone = self.shared.table.wait_until_empty(JOIN_TIMEOUT);
         if gone {
             self.join();
         }

@@ -22,27 +22,27 @@ pub(crate) struct Link {
     channel: OnceLock<Arc<Channel>>,
     established: AtomicBool,
     /// Unique identifier of the connection.
-    number: u64,
+    id: u64,
     /// The session's right to write.
-    right: Mutex<Right>,
+    right: Mutex<WriteRight>,
     /// Whether the connection was closed to make room for another.
-    is_cut: AtomicBool,
+    is_evicted: AtomicBool,
     /// Bytes received before the session existed.
-    came: Mutex<Vec<u8>>,
+    early_data: Mutex<Vec<u8>>,
     table: Arc<ConnectionTable>,
 }
 
 /// A session's right to write. Revoked when the peer has closed its sending side.
 #[derive(Debug, Default)]
-struct Right {
+struct WriteRight {
     fence: Weak<Fence>,
-    has_ended: bool,
+    is_revoked: bool,
 }
 
-impl Right {
+impl WriteRight {
     /// Closes the fence if the peer has closed its sending side.
     fn check(&self) {
-        if let Some(fence) = self.fence.upgrade().filter(|_| self.has_ended) {
+        if let Some(fence) = self.fence.upgrade().filter(|_| self.is_revoked) {
             fence.close();
         }
     }
@@ -55,19 +55,19 @@ impl Link {
     }
 
     /// Sets the TLS channel.
-    pub(crate) fn secure(&self, channel: Channel) {
+    pub(crate) fn set_channel(&self, channel: Channel) {
         // There is at most one handshake on a connection.
         let _ = self.channel.set(Arc::new(channel));
     }
 
     /// Stores bytes that were received before the session exists. The session gets them first.
-    pub(crate) fn leave(&self, came: Vec<u8>) {
-        *self.came.lock().unwrap_or_else(PoisonError::into_inner) = came;
+    pub(crate) fn set_early_data(&self, early_data: Vec<u8>) {
+        *self.early_data.lock().unwrap_or_else(PoisonError::into_inner) = early_data;
     }
 
     /// Returns these bytes, once.
-    pub(crate) fn take(&self) -> Vec<u8> {
-        std::mem::take(&mut self.came.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(crate) fn take_early_data(&self) -> Vec<u8> {
+        std::mem::take(&mut self.early_data.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Returns whether the tenant may have this connection. To be called when the peer has
@@ -80,7 +80,7 @@ impl Link {
     /// Marks the connection as established, so that it is not closed to make room for others.
     /// `fence` is closed when the peer closes its sending side. To be called again when the session
     /// may have another fence.
-    pub(crate) fn establish(&self, fence: Option<&Arc<Fence>>) {
+    pub(crate) fn set_established(&self, fence: Option<&Arc<Fence>>) {
         let mut right = self.right();
         right.fence = fence.map(Arc::downgrade).unwrap_or_default();
         right.check();
@@ -93,11 +93,11 @@ impl Link {
     /// Revokes the session's right to write: the peer has closed its sending side.
     fn fence_off(&self) {
         let mut right = self.right();
-        right.has_ended = true;
+        right.is_revoked = true;
         right.check();
     }
 
-    fn right(&self) -> MutexGuard<'_, Right> {
+    fn right(&self) -> MutexGuard<'_, WriteRight> {
         self.right.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -112,12 +112,12 @@ impl Link {
     }
 
     /// Returns whether the connection may be closed to make room for another.
-    fn is_newcomer(&self) -> bool {
-        !self.is_established() && !self.is_cut.load(Ordering::Acquire)
+    fn may_be_evicted(&self) -> bool {
+        !self.is_established() && !self.is_evicted.load(Ordering::Acquire)
     }
 
-    fn cut(&self) {
-        self.is_cut.store(true, Ordering::Release);
+    fn evict(&self) {
+        self.is_evicted.store(true, Ordering::Release);
         self.shut(Shutdown::Both);
     }
 }
@@ -138,7 +138,7 @@ impl Drop for Link {
     /// Shuts the connection down, even if another process holds a copy of the socket.
     fn drop(&mut self) {
         self.shut(Shutdown::Both);
-        self.table.leave();
+        self.table.remove();
     }
 }
 
@@ -148,7 +148,7 @@ pub(crate) struct Bounds {
     /// In total.
     pub(crate) total: usize,
     /// Not yet established.
-    pub(crate) newcomers: usize,
+    pub(crate) unestablished: usize,
 }
 
 /// All connections.
@@ -162,13 +162,13 @@ pub(crate) struct ConnectionTable {
     /// Notified when the last connection has ended.
     empty: Condvar,
     /// Identifier of the next connection.
-    next: AtomicU64,
+    next_id: AtomicU64,
     /// epoll instance that detects when peers of established connections close their sending side.
-    ends: OwnedFd,
+    epoll: OwnedFd,
 }
 
 /// Number of events fetched in one call.
-const ENDS: usize = 64;
+const MAX_EVENTS: usize = 64;
 
 impl ConnectionTable {
     /// Returns an empty table.
@@ -181,8 +181,8 @@ impl ConnectionTable {
             total: AtomicUsize::new(0),
             links: Mutex::default(),
             empty: Condvar::new(),
-            next: AtomicU64::new(0),
-            ends: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            next_id: AtomicU64::new(0),
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
         }))
     }
 
@@ -190,12 +190,12 @@ impl ConnectionTable {
     #[cfg(test)]
     pub(crate) fn new(bounds: Bounds) -> Arc<Self> {
         let table = Self::open().unwrap();
-        table.limit(bounds);
+        table.set_bounds(bounds);
         table
     }
 
     /// Sets the limits, once.
-    pub(crate) fn limit(&self, bounds: Bounds) {
+    pub(crate) fn set_bounds(&self, bounds: Bounds) {
         let _ = self.bounds.set(bounds);
     }
 
@@ -211,25 +211,26 @@ impl ConnectionTable {
     /// Adds a connection. Returns `None` if its tenant is at its limit, or if the table is full and
     /// no unestablished connection can be closed to make room. Peers that open connections without
     /// authenticating therefore cannot keep others out.
-    pub(crate) fn enter(self: &Arc<Self>, socket: OwnedFd, peer: Peer) -> Option<Arc<Link>> {
+    pub(crate) fn insert(self: &Arc<Self>, socket: OwnedFd, peer: Peer) -> Option<Arc<Link>> {
         let mut links = self.lock();
         links.retain(|link| link.strong_count() > 0);
         if !self.has_room(&links, peer.tenant()) {
             return None;
         }
         let (bounds, total) = (self.bounds(), self.total());
-        let newcomers: Vec<_> = newcomers(&links).collect();
-        if newcomers.len() >= bounds.newcomers || total >= bounds.total {
+        let unestablished: Vec<_> = unestablished(&links).collect();
+        if unestablished.len() >= bounds.unestablished || total >= bounds.total {
             // Connections that were cut count until their threads have dropped them.
-            let has_room = total < bounds.total + bounds.newcomers;
-            let least = has_room.then(|| least(&newcomers))??;
-            least.cut();
+            let has_room = total < bounds.total + bounds.unestablished;
+            let eviction_candidate = has_room.then(|| eviction_candidate(&unestablished))??;
+            eviction_candidate.evict();
         }
         self.total.fetch_add(1, Ordering::AcqRel);
-        let (established, right, is_cut) = Default::default();
-        let (channel, came, table) = (OnceLock::new(), Mutex::default(), self.clone());
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let link = Link { socket, peer, channel, established, number, right, is_cut, came, table };
+        let (established, right, is_evicted) = Default::default();
+        let (channel, early_data, table) = (OnceLock::new(), Mutex::default(), self.clone());
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let link =
+            Link { socket, peer, channel, established, id, right, is_evicted, early_data, table };
         let link = Arc::new(link);
         links.push(Arc::downgrade(&link));
         Some(link)
@@ -251,33 +252,33 @@ impl ConnectionTable {
     /// Registers the connection for [`ConnectionTable::fence_off`], for one event. The kernel
     /// removes the registration when the socket is closed.
     fn watch(&self, link: &Link) {
-        let (number, what) = (epoll::EventData::new_u64(link.number), epoll::EventFlags::RDHUP);
+        let (id, what) = (epoll::EventData::new_u64(link.id), epoll::EventFlags::RDHUP);
         // If this fails for want of memory, the end is detected when the session has read all data
         // before it.
-        let _ = epoll::add(&self.ends, link, number, what | epoll::EventFlags::ONESHOT);
+        let _ = epoll::add(&self.epoll, link, id, what | epoll::EventFlags::ONESHOT);
     }
 
     /// Revokes the right to write of sessions whose peers have closed their sending side, whatever
     /// their threads are doing. Returns whether there were any; then all sessions must be notified.
     pub(crate) fn fence_off(&self) -> bool {
         let mut any = false;
-        let mut ended = Vec::with_capacity(ENDS);
+        let mut ended = Vec::with_capacity(MAX_EVENTS);
         while let Ok(1..) =
-            epoll::wait(&self.ends, spare_capacity(&mut ended), Some(&Timespec::default()))
+            epoll::wait(&self.epoll, spare_capacity(&mut ended), Some(&Timespec::default()))
         {
             any = true;
             let links: Vec<_> = self.lock().iter().filter_map(Weak::upgrade).collect();
             for event in ended.drain(..) {
-                let number = event.data.u64();
-                links.iter().filter(|link| link.number == number).for_each(|link| link.fence_off());
+                let id = event.data.u64();
+                links.iter().filter(|link| link.id == id).for_each(|link| link.fence_off());
             }
         }
         any
     }
 
-    fn leave(&self) {
+    fn remove(&self) {
         if self.total.fetch_sub(1, Ordering::AcqRel) == 1 {
-            // Without the lock: `enter` holds it, and may be what drops the last reference.
+            // Without the lock: `insert` holds it, and may be what drops the last reference.
             self.empty.notify_all();
         }
     }
@@ -306,23 +307,23 @@ impl ConnectionTable {
 impl AsFd for ConnectionTable {
     /// Readable when [`ConnectionTable::fence_off`] has something to do.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.ends.as_fd()
+        self.epoll.as_fd()
     }
 }
 
 /// Returns the unestablished connections, the oldest first.
-fn newcomers(links: &[Weak<Link>]) -> impl Iterator<Item = Arc<Link>> {
-    links.iter().filter_map(Weak::upgrade).filter(|link| link.is_newcomer())
+fn unestablished(links: &[Weak<Link>]) -> impl Iterator<Item = Arc<Link>> {
+    links.iter().filter_map(Weak::upgrade).filter(|link| link.may_be_evicted())
 }
 
 /// Selects the connection to close for a new one: the oldest of the network that has the most, so
 /// that a flood from one network closes its own connections.
-fn least(newcomers: &[Arc<Link>]) -> Option<&Arc<Link>> {
+fn eviction_candidate(unestablished: &[Arc<Link>]) -> Option<&Arc<Link>> {
     let network = |link: &Arc<Link>| Network::of(link.peer.remote);
     let mut counts = HashMap::new();
-    newcomers.iter().for_each(|link| *counts.entry(network(link)).or_insert(0) += 1);
+    unestablished.iter().for_each(|link| *counts.entry(network(link)).or_insert(0) += 1);
     let most = counts.values().copied().max()?;
-    newcomers.iter().find(|link| counts.get(&network(link)) == Some(&most))
+    unestablished.iter().find(|link| counts.get(&network(link)) == Some(&most))
 }
 
 #[cfg(test)]
@@ -334,19 +335,19 @@ mod test {
     use super::*;
     use export::Auth;
 
-    const BOUNDS: Bounds = Bounds { total: 3, newcomers: 2 };
+    const BOUNDS: Bounds = Bounds { total: 3, unestablished: 2 };
 
-    fn enter(table: &Arc<ConnectionTable>) -> (Option<Arc<Link>>, OwnedFd) {
-        enter_from(table, Ipv4Addr::LOCALHOST)
+    fn connect(table: &Arc<ConnectionTable>) -> (Option<Arc<Link>>, OwnedFd) {
+        connect_from(table, Ipv4Addr::LOCALHOST)
     }
 
-    fn enter_from(table: &Arc<ConnectionTable>, from: Ipv4Addr) -> (Option<Arc<Link>>, OwnedFd) {
+    fn connect_from(table: &Arc<ConnectionTable>, from: Ipv4Addr) -> (Option<Arc<Link>>, OwnedFd) {
         let nowhere = SocketAddr::from((from, 0));
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .unwrap();
         let peer = Peer { remote: nowhere, local: nowhere, auth: Auth::None, channel: None };
-        (table.enter(ours, peer), theirs)
+        (table.insert(ours, peer), theirs)
     }
 
     fn is_cut(peer: &OwnedFd) -> bool {
@@ -357,7 +358,7 @@ mod test {
     #[test]
     fn a_socket_that_somebody_has_kept_ends_with_its_link() {
         let table = ConnectionTable::new(BOUNDS);
-        let (link, peer) = enter(&table);
+        let (link, peer) = connect(&table);
         let link = link.unwrap();
         let kept = link.as_fd().try_clone_to_owned().unwrap();
         assert!(!is_cut(&peer));
@@ -369,10 +370,10 @@ mod test {
     #[test]
     fn the_oldest_newcomer_is_cut_for_the_next() {
         let table = ConnectionTable::new(BOUNDS);
-        let (_a, peer_a) = enter(&table);
-        let (_b, peer_b) = enter(&table);
+        let (_a, peer_a) = connect(&table);
+        let (_b, peer_b) = connect(&table);
         assert!(!is_cut(&peer_a));
-        let (_c, _peer_c) = enter(&table);
+        let (_c, _peer_c) = connect(&table);
         assert!(is_cut(&peer_a));
         assert!(!is_cut(&peer_b));
     }
@@ -380,28 +381,28 @@ mod test {
     /// X54: a flood closes only its own connections.
     #[test]
     fn x54_a_neighbour_is_not_cut_for_a_flood() {
-        let table = ConnectionTable::new(Bounds { total: 6, newcomers: 4 });
-        let (_a, neighbour) = enter(&table);
+        let table = ConnectionTable::new(Bounds { total: 6, unestablished: 4 });
+        let (_a, neighbour) = connect(&table);
         let flood: Vec<_> =
-            (0..6).map(|_| enter_from(&table, Ipv4Addr::new(10, 0, 0, 1))).collect();
+            (0..6).map(|_| connect_from(&table, Ipv4Addr::new(10, 0, 0, 1))).collect();
         assert!(!is_cut(&neighbour));
         assert_eq!(flood.iter().filter(|(_, peer)| is_cut(peer)).count(), 3);
         // However slowly the cut connections end, the number never exceeds both limits together.
-        let more: Vec<_> = (0..10).map(|_| enter(&table).0).collect();
+        let more: Vec<_> = (0..10).map(|_| connect(&table).0).collect();
         assert_eq!((table.total(), more.iter().flatten().count()), (10, 3));
     }
 
     /// X61: one host cannot use up all connections.
     #[test]
     fn x61_a_host_has_at_most_half_of_all_connections() {
-        let table = ConnectionTable::new(Bounds { total: 16, newcomers: 4 });
+        let table = ConnectionTable::new(Bounds { total: 16, unestablished: 4 });
         let mut held = Vec::new();
         let mut fill = |host| {
             let from = Ipv4Addr::new(10, 0, 0, host);
             let more = std::iter::from_fn(|| {
-                let (link, peer) = enter_from(&table, from);
+                let (link, peer) = connect_from(&table, from);
                 let link = link?;
-                link.establish(None);
+                link.set_established(None);
                 Some((link, peer))
             });
             let more: Vec<_> = more.collect();
@@ -416,9 +417,9 @@ mod test {
     #[test]
     fn established_connections_are_never_cut_and_fill_the_house() {
         let table = ConnectionTable::new(BOUNDS);
-        let held: Vec<_> = (0..3).map(|_| enter(&table)).collect();
-        held.iter().for_each(|(link, _)| link.as_ref().unwrap().establish(None));
-        assert!(enter(&table).0.is_none());
+        let held: Vec<_> = (0..3).map(|_| connect(&table)).collect();
+        held.iter().for_each(|(link, _)| link.as_ref().unwrap().set_established(None));
+        assert!(connect(&table).0.is_none());
         assert_eq!(table.total(), 3);
         assert!(!table.wait_until_empty(Duration::from_millis(1)));
         drop(held);

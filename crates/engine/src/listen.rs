@@ -25,16 +25,16 @@ use crate::{Limits, MakeSession, Shared};
 const BACKLOG: i32 = 128;
 
 /// Connections accepted from one socket before the next one is served.
-const ROUND: usize = 64;
+const ACCEPT_BATCH: usize = 64;
 
 /// How long no connections are accepted after descriptors or memory ran out. They wait in the
 /// backlog.
-const PAUSE: Duration = Duration::from_millis(50);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// Congestion control for directly connected peers, where permitted. BBR, the default of some
 /// systems, spends a tenth of the CPU on pacing timers, without benefit on a link that is not
 /// shared.
-const UNPACED: &str = "cubic";
+const LOCAL_CONGESTION_CONTROL: &str = "cubic";
 
 /// How long sent data may remain unacknowledged before the connection is considered broken
 /// (`TCP_USER_TIMEOUT`).
@@ -44,7 +44,7 @@ const USER_TIMEOUT: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
 
 /// Time limit for the handshake, including the wait for the first byte.
-const PATIENCE: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Passes an accepted connection to a driver.
 pub(crate) type Adopt = Arc<dyn Fn(Arc<Link>, MakeSession) + Send + Sync>;
@@ -52,7 +52,7 @@ pub(crate) type Adopt = Arc<dyn Fn(Arc<Link>, MakeSession) + Send + Sync>;
 /// Handle of the accept thread.
 #[derive(Debug)]
 pub(crate) struct Acceptor {
-    fresh: Arc<Fresh>,
+    queue: Arc<HandoverQueue>,
     table: Arc<ConnectionTable>,
     inbox: Arc<Inbox>,
     thread: Option<JoinHandle<()>>,
@@ -61,12 +61,12 @@ pub(crate) struct Acceptor {
 /// What was handed to the thread and not yet fetched: listening sockets, and connections that were
 /// not accepted here.
 #[derive(Default)]
-struct Fresh(Mutex<Arrivals>);
+struct HandoverQueue(Mutex<Handover>);
 
 #[derive(Default)]
-struct Arrivals {
+struct Handover {
     listeners: Vec<Listener>,
-    newcomers: Vec<Incoming>,
+    connections: Vec<Incoming>,
 }
 
 struct Listener {
@@ -76,14 +76,14 @@ struct Listener {
     is_loopback: bool,
 }
 
-impl std::fmt::Debug for Fresh {
+impl std::fmt::Debug for HandoverQueue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Fresh")
+        f.write_str("HandoverQueue")
     }
 }
 
-impl Fresh {
-    fn with<T>(&self, act: impl FnOnce(&mut Arrivals) -> T) -> T {
+impl HandoverQueue {
+    fn with<T>(&self, act: impl FnOnce(&mut Handover) -> T) -> T {
         act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -94,23 +94,23 @@ impl Acceptor {
     /// # Errors
     /// Fails if a thread or descriptor cannot be created.
     pub(crate) fn start(shared: Arc<Shared>, adopt: Adopt, limits: Limits) -> io::Result<Self> {
-        let (fresh, inbox) = (Arc::new(Fresh::default()), Inbox::new()?);
+        let (queue, inbox) = (Arc::new(HandoverQueue::default()), Inbox::new()?);
         let table = shared.table.clone();
-        let mut loop_of = Loop {
-            fresh: fresh.clone(),
+        let mut state = AcceptThread {
+            queue: queue.clone(),
             inbox: inbox.clone(),
             handshaker: Handshaker::start(limits, shared.sink.clone(), adopt.clone())?,
             shared,
             adopt,
             listeners: Vec::new(),
-            silent: Vec::new(),
+            waiting: Vec::new(),
             refused: ReportLimit::default(),
         };
         let thread = std::thread::Builder::new()
             .name("accept".to_owned())
-            .spawn(move || loop_of.run())
+            .spawn(move || state.run())
             .map(Some)?;
-        Ok(Self { fresh, table, inbox, thread })
+        Ok(Self { queue, table, inbox, thread })
     }
 
     /// Accepts from `socket` from now on. Returns the bound address; [`Peer::LOCAL`] for a Unix
@@ -124,9 +124,9 @@ impl Acceptor {
         security: Security,
         open: MakeSession,
     ) -> io::Result<SocketAddr> {
-        let bound = match Kind::of(&socket)? {
-            Kind::Tcp => rustix::net::getsockname(&socket)?.try_into()?,
-            Kind::Unix => Peer::LOCAL,
+        let bound = match Transport::of(&socket)? {
+            Transport::Tcp => rustix::net::getsockname(&socket)?.try_into()?,
+            Transport::Unix => Peer::LOCAL,
         };
         if !sockopt::socket_acceptconn(&socket)? {
             return Err(Errno::INVAL.into());
@@ -135,7 +135,7 @@ impl Acceptor {
         rustix::io::ioctl_fionbio(&socket, true)?;
         let config = Arc::new(ListenerConfig { security, open });
         let is_loopback = bound.ip().to_canonical().is_loopback();
-        self.notify(|fresh| fresh.listeners.push(Listener { socket, config, is_loopback }));
+        self.notify(|queue| queue.listeners.push(Listener { socket, config, is_loopback }));
         Ok(bound)
     }
 
@@ -156,16 +156,16 @@ impl Acceptor {
         // An inherited socket may be non-blocking, and then io_uring would not wait for it.
         rustix::io::ioctl_fionbio(&socket, false)?;
         tune(&socket, &peer);
-        let link = self.table.enter(socket, peer).ok_or_else(full)?;
+        let link = self.table.insert(socket, peer).ok_or_else(too_many)?;
         let config = Arc::new(ListenerConfig { security, open });
-        let incoming = Incoming { link, config, until: Instant::now() + PATIENCE };
-        self.notify(|fresh| fresh.newcomers.push(incoming));
+        let incoming = Incoming { link, config, until: Instant::now() + HANDSHAKE_TIMEOUT };
+        self.notify(|queue| queue.connections.push(incoming));
         Ok(())
     }
 
     /// Hands something to the thread.
-    fn notify(&self, add: impl FnOnce(&mut Arrivals)) {
-        self.fresh.with(add);
+    fn notify(&self, add: impl FnOnce(&mut Handover)) {
+        self.queue.with(add);
         // Only wakes the thread; what is handed over is in the list.
         self.inbox.push(Message::Notice(Notice::StateChanged));
     }
@@ -215,15 +215,15 @@ pub fn bind(address: SocketAddr, interface: Option<&str>) -> io::Result<OwnedFd>
 }
 
 /// State of the thread.
-struct Loop {
-    fresh: Arc<Fresh>,
+struct AcceptThread {
+    queue: Arc<HandoverQueue>,
     inbox: Arc<Inbox>,
     shared: Arc<Shared>,
     adopt: Adopt,
     handshaker: Handshaker,
     listeners: Vec<Listener>,
     /// Connections without a first byte yet, the oldest first.
-    silent: Vec<Incoming>,
+    waiting: Vec<Incoming>,
     /// Rate limit on reports of refused connections.
     refused: ReportLimit,
 }
@@ -232,10 +232,10 @@ struct Loop {
 #[derive(Default)]
 struct Ready {
     listeners: Vec<usize>,
-    spoke: Vec<bool>,
+    readable: Vec<bool>,
 }
 
-impl Loop {
+impl AcceptThread {
     fn run(&mut self) {
         let mut paused = false;
         loop {
@@ -244,7 +244,7 @@ impl Loop {
             if self.inbox.has_messages() && self.read_inbox() {
                 return;
             }
-            self.hear(&ready.spoke);
+            self.dispatch_waiting(&ready.readable);
             paused = ready.listeners.into_iter().any(|at| self.accept_round(at).is_err());
         }
     }
@@ -252,21 +252,21 @@ impl Loop {
     /// Waits for something to accept or to read. Returns which listeners have a connection and
     /// which waiting connections are readable. With `paused`, listeners are not polled.
     fn wait(&self, paused: bool) -> Ready {
-        let heard = if paused { &[] } else { &self.listeners[..] };
+        let polled = if paused { &[] } else { &self.listeners[..] };
         let others = [self.inbox.as_fd(), self.shared.table.as_fd()];
         let mut fds: Vec<_> = others.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).into();
-        fds.extend(heard.iter().map(|listener| PollFd::new(&listener.socket, PollFlags::IN)));
-        let silent = self.silent.iter().map(|incoming| incoming.link.as_fd());
-        fds.extend(silent.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
+        fds.extend(polled.iter().map(|listener| PollFd::new(&listener.socket, PollFlags::IN)));
+        let waiting = self.waiting.iter().map(|incoming| incoming.link.as_fd());
+        fds.extend(waiting.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
         if rustix::event::poll(&mut fds, self.timeout(paused).as_ref()).is_err() {
             return Ready::default();
         }
         let is_ready = |fd: &PollFd<'_>| !fd.revents().is_empty();
-        let (before, spoke) = fds.split_at(others.len() + heard.len());
+        let (before, readable) = fds.split_at(others.len() + polled.len());
         let listeners = before.iter().skip(others.len()).enumerate().filter(|(_, fd)| is_ready(fd));
         Ready {
             listeners: listeners.map(|(at, _)| at).collect(),
-            spoke: spoke.iter().map(is_ready).collect(),
+            readable: readable.iter().map(is_ready).collect(),
         }
     }
 
@@ -278,9 +278,9 @@ impl Loop {
     }
 
     fn timeout(&self, paused: bool) -> Option<Timespec> {
-        let oldest = self.silent.first().map(|incoming| incoming.until);
+        let oldest = self.waiting.first().map(|incoming| incoming.until);
         let left = oldest.map(|until| until.saturating_duration_since(Instant::now()));
-        let pause = paused.then_some(PAUSE);
+        let pause = paused.then_some(ACCEPT_BACKOFF);
         left.into_iter().chain(pause).min().and_then(|timeout| Timespec::try_from(timeout).ok())
     }
 
@@ -288,24 +288,25 @@ impl Loop {
     fn read_inbox(&mut self) -> bool {
         self.inbox.clear_wake();
         let quit = self.inbox.take().iter().any(|message| matches!(message, Message::Quit));
-        let Arrivals { mut listeners, newcomers } = self.fresh.with(std::mem::take);
+        let Handover { mut listeners, connections } = self.queue.with(std::mem::take);
         self.listeners.append(&mut listeners);
-        newcomers.into_iter().for_each(|incoming| self.greet(incoming));
+        connections.into_iter().for_each(|incoming| self.dispatch(incoming));
         quit
     }
 
     /// Dispatches the connections that are readable, and drops those that have timed out.
-    fn hear(&mut self, spoke: &[bool]) {
-        if self.silent.is_empty() {
+    fn dispatch_waiting(&mut self, readable: &[bool]) {
+        if self.waiting.is_empty() {
             return;
         }
         let now = Instant::now();
-        let all = std::mem::take(&mut self.silent);
-        for (incoming, spoke) in all.into_iter().zip(spoke.iter().chain(std::iter::repeat(&false)))
+        let all = std::mem::take(&mut self.waiting);
+        for (incoming, readable) in
+            all.into_iter().zip(readable.iter().chain(std::iter::repeat(&false)))
         {
-            match spoke {
-                true => self.greet(incoming),
-                false if incoming.until > now => self.silent.push(incoming),
+            match readable {
+                true => self.dispatch(incoming),
+                false if incoming.until > now => self.waiting.push(incoming),
                 false => {}
             }
         }
@@ -316,7 +317,7 @@ impl Loop {
     /// # Errors
     /// Fails if descriptors or memory have run out.
     fn accept_round(&mut self, at: usize) -> Result<(), Errno> {
-        for _ in 0..ROUND {
+        for _ in 0..ACCEPT_BATCH {
             let Some(listener) = self.listeners.get(at) else { break };
             match rustix::net::accept_with(&listener.socket, SocketFlags::CLOEXEC) {
                 Ok(socket) => {
@@ -344,8 +345,10 @@ impl Loop {
             return;
         }
         tune(&socket, &peer);
-        match self.shared.table.enter(socket, peer.clone()) {
-            Some(link) => self.greet(Incoming { link, config, until: Instant::now() + PATIENCE }),
+        match self.shared.table.insert(socket, peer.clone()) {
+            Some(link) => {
+                self.dispatch(Incoming { link, config, until: Instant::now() + HANDSHAKE_TIMEOUT })
+            }
             None if self.refused.allows(Instant::now()) => {
                 refuse(&self.shared.sink, peer, TOO_MANY)
             }
@@ -354,12 +357,12 @@ impl Loop {
     }
 
     /// Dispatches a connection by its first byte, or keeps it until there is one.
-    fn greet(&mut self, incoming: Incoming) {
+    fn dispatch(&mut self, incoming: Incoming) {
         // The host may have closed an earlier connection before this one. That one must not write
         // any more.
         self.fence_off();
         match incoming.config.detect(&incoming.link) {
-            Detected::Unknown => self.silent.push(incoming),
+            Detected::Unknown => self.waiting.push(incoming),
             Detected::Plain => (self.adopt)(incoming.link, incoming.config.open.clone()),
             Detected::ServerFirst | Detected::Tls => self.handshaker.admit(incoming),
             Detected::Refused if self.refused.allows(Instant::now()) => {
@@ -371,7 +374,7 @@ impl Loop {
 }
 
 /// Returns whether the peer is on this machine or on the same link.
-fn is_near(peer: IpAddr) -> bool {
+fn is_on_link(peer: IpAddr) -> bool {
     match peer.to_canonical() {
         IpAddr::V4(ip) => ip.is_loopback() || ip.is_link_local(),
         IpAddr::V6(ip) => ip.is_loopback() || ip.is_unicast_link_local(),
@@ -394,14 +397,14 @@ fn is_bound_to_loopback(socket: &OwnedFd) -> bool {
     device.is_ok_and(|device| device.is_some_and(|name| name == LOOPBACK.as_bytes()))
 }
 
-/// Kind of transport.
+/// Transport of transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum Transport {
     Tcp,
     Unix,
 }
 
-impl Kind {
+impl Transport {
     fn of(socket: &OwnedFd) -> Result<Self, Errno> {
         if sockopt::socket_type(socket)? != SocketType::STREAM {
             return Err(Errno::PROTOTYPE);
@@ -414,14 +417,14 @@ impl Kind {
     }
 }
 
-fn full() -> io::Error {
+fn too_many() -> io::Error {
     io::Error::new(io::ErrorKind::QuotaExceeded, "too many connections")
 }
 
 fn peer_of(socket: &OwnedFd, auth: Auth) -> Result<Peer, Errno> {
-    let kind = Kind::of(socket)?;
+    let transport = Transport::of(socket)?;
     let remote = rustix::net::getpeername(socket)?;
-    if kind == Kind::Unix {
+    if transport == Transport::Unix {
         return Ok(Peer { remote: Peer::LOCAL, local: Peer::LOCAL, auth, channel: None });
     }
     let local = rustix::net::getsockname(socket)?;
@@ -431,12 +434,12 @@ fn peer_of(socket: &OwnedFd, auth: Auth) -> Result<Peer, Errno> {
 
 /// Sets socket options for storage traffic. Failures are ignored: they only cost performance.
 fn tune(socket: &OwnedFd, peer: &Peer) {
-    if Kind::of(socket) != Ok(Kind::Tcp) {
+    if Transport::of(socket) != Ok(Transport::Tcp) {
         return;
     }
     let _ = tune_tcp(socket);
-    if is_near(peer.remote.ip()) {
-        let _ = sockopt::set_tcp_congestion(socket, UNPACED);
+    if is_on_link(peer.remote.ip()) {
+        let _ = sockopt::set_tcp_congestion(socket, LOCAL_CONGESTION_CONTROL);
     }
 }
 
@@ -456,7 +459,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_taken_port_says_so_and_both_families_share_one() {
+    fn bind_fails_on_a_used_port_and_families_are_separate() {
         let one = bind((Ipv4Addr::UNSPECIFIED, 0).into(), None).unwrap();
         let bound: SocketAddr = rustix::net::getsockname(&one).unwrap().try_into().unwrap();
         let error = bind(bound, None).unwrap_err();

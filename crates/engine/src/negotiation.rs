@@ -170,8 +170,8 @@ mod test {
         let (near, mut far) = UnixStream::pair().unwrap();
         let peer =
             Peer { remote: Peer::LOCAL, local: Peer::LOCAL, auth: Auth::None, channel: None };
-        let table = ConnectionTable::new(Bounds { total: 1, newcomers: 1 });
-        let link = table.enter(near.into(), peer).unwrap();
+        let table = ConnectionTable::new(Bounds { total: 1, unestablished: 1 });
+        let link = table.insert(near.into(), peer).unwrap();
         let negotiation = |bytes: &[u8]| {
             let next = if bytes.len() < 4 { NextStep::Wait } else { NextStep::Plain };
             let reply = if bytes.is_empty() { b"hello".to_vec() } else { Vec::new() };

@@ -2,8 +2,9 @@
 //! `worker`; the ownership of memory that the kernel uses is documented in `ring`.
 
 mod blocking_pool;
-mod broken;
+
 mod connection;
+mod failed_session;
 mod files;
 mod receiving;
 mod ring;

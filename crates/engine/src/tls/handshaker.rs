@@ -291,7 +291,7 @@ impl HandshakeThread {
         if !handshake.incoming.config.allows_plain() {
             return self.report(&handshake, PLAIN_REFUSED);
         }
-        handshake.incoming.link.leave(came);
+        handshake.incoming.link.set_early_data(came);
         (self.adopt)(handshake.incoming.link, handshake.open);
     }
 
@@ -301,7 +301,7 @@ impl HandshakeThread {
         if established.channel.key.is_some() {
             self.limiter.give_back(handshake.source);
         }
-        handshake.incoming.link.secure(established.channel.clone());
+        handshake.incoming.link.set_channel(established.channel.clone());
         if !handshake.incoming.link.has_room() {
             return self.report(&handshake, TOO_MANY);
         }

@@ -14,7 +14,7 @@ use super::outbox::Outbox;
 use super::record::{OPENED, Opener, RecordError};
 use super::records::{Opened, Records, SMALL, sealed_len};
 use crate::recv_buffer::{RecvBuffer, window};
-use crate::{GRACE, UNSENT};
+use crate::{GRACE, MAX_UNSENT};
 
 /// Size of the buffers for encrypted records, each of which is sent as one segment.
 const CHUNK: usize = 256 << 10;
@@ -88,7 +88,7 @@ impl TlsSession {
 
     /// Returns whether the session accepts more input, and its output queue permits it.
     fn takes_more(&self) -> bool {
-        self.phase == Phase::Open && self.outbox.len() <= UNSENT && self.session.can_receive()
+        self.phase == Phase::Open && self.outbox.len() <= MAX_UNSENT && self.session.can_receive()
     }
 
     /// Decrypts the first record in `bytes`. Returns its length, or `None` if it is incomplete.
@@ -536,7 +536,7 @@ mod test {
         }
         assert!(bench.wrapped.account.held() <= CHUNK);
         assert!(
-            bench.wrapped.outbox.len() <= UNSENT + 17 * CONTENT,
+            bench.wrapped.outbox.len() <= MAX_UNSENT + 17 * CONTENT,
             "{}",
             bench.wrapped.outbox.len()
         );

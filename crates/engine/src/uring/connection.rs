@@ -1,4 +1,5 @@
-//! One connection on a ring's thread: its session, its socket, and what of it is under way in the ring.
+//! A connection of a worker thread: its session, its socket, and its operations in flight in the
+//! ring.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -11,7 +12,7 @@ use rustix::io::Errno;
 use rustix::net::Shutdown;
 
 use super::blocking_pool::BlockingPool;
-use super::broken::Broken;
+use super::failed_session::FailedSession;
 use super::files::FixedFile;
 use super::receiving::{LARGE, Receiving};
 use super::ring::Ring;
@@ -22,84 +23,86 @@ use crate::blocking_op::BlockingOp;
 use crate::disk::{Job, Pace};
 use crate::link::Link;
 use crate::recv_buffer::{RecvBuffer, window};
-use crate::{GRACE, LINGER, Sink, UNSENT};
+use crate::{GRACE, LINGER, MAX_UNSENT, Sink};
 
-/// What all connections of a thread share during a turn.
+/// State that the connections of a thread share during a turn.
 pub(crate) struct Turn {
-    /// The ring.
     pub(crate) ring: Ring,
-    /// Those who do what the ring cannot.
+    /// Threads for operations that the ring cannot execute.
     pub(crate) blocking_pool: BlockingPool,
     /// The time at which the turn began.
     pub(crate) now: Instant,
-    /// Whether all sessions are to be told that something changed.
+    /// Whether to notify all sessions that shared state has changed.
     pub(crate) notify_all: bool,
-    /// Where reports go.
+    /// Receives events.
     pub(crate) sink: Sink,
 }
 
-/// With this many bytes to be sent a connection sends before its turn ends: the peer then works on the first answers
-/// while the last are made.
-const EARLY: usize = 512 << 10;
+/// Output above this size is sent before the turn ends, so that the peer processes the first
+/// answers while the last are made.
+const FLUSH_THRESHOLD: usize = 512 << 10;
 
-/// How often in one turn a connection takes commands and sends answers.
-const ROUNDS: usize = 8;
+/// Rounds of processing commands and sending answers in one turn.
+const MAX_ROUNDS: usize = 8;
 
-/// How far a connection has come.
+/// State of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Open,
-    /// The peer sends no more; what it asked for is answered, as long as it reads some until then.
-    HalfOpen(Instant),
-    /// The session wants to close; what it said before is sent until then.
+    /// The peer has closed its sending side. Requests in flight are answered until this time, which
+    /// moves on as long as the peer reads.
+    HalfClosed(Instant),
+    /// The session has closed; its output is sent until this time.
     Flushing(Instant),
-    /// Nothing more is sent; the peer may read the rest and close until then.
+    /// Our sending side is closed. The peer may read the rest and close until this time.
     Lingering(Instant),
-    /// The socket is shut; what is under way ends.
+    /// The socket is shut down; operations in flight complete.
     Draining,
 }
 
-/// One connection.
+/// A connection.
 pub(crate) struct Connection {
     key: Key,
     link: Arc<Link>,
     session: Box<dyn Session>,
-    /// Here while no receive is under way.
+    /// `None` while a receive is in flight.
     receiving: Option<Box<Receiving>>,
-    /// Here while no send is under way.
+    /// `None` while a send is in flight.
     sending: Option<Box<Sending>>,
     queue: Vec<Segment>,
     /// Bytes of segments that the kernel has not taken.
     unsent: usize,
-    /// Bytes of segments since the last send.
+    /// Bytes of segments added since the last send.
     unflushed: usize,
-    /// Disk requests under way.
+    /// Number of disk requests in flight.
     jobs: usize,
-    /// Whether its disk answers at once.
+    /// Whether its disk completes requests immediately.
     pace: Pace,
-    /// The disk that it used last, and its place in the ring's table. That keeps it open, but not after it is gone.
+    /// The disk it used last, and its index in the file table. Keeps the file in the table, until
+    /// the export is gone.
     disk: Option<(Weak<Export>, Rc<FixedFile>)>,
     /// How many requests to wait for.
     rx_coalescing: RxCoalescing,
-    /// Bytes that the socket waits for.
-    wanted: usize,
-    /// When it has waited long enough for so many, if it waits.
-    pub(crate) until: Option<Instant>,
-    /// Bytes that came, and segments that are to be sent, since such were counted last.
-    came: usize,
+    /// `SO_RCVLOWAT` of the socket.
+    low_water_mark: usize,
+    /// When the coalescing wait times out, if there is one.
+    pub(crate) coalescing_until: Option<Instant>,
+    /// Received bytes and sent segments since the last report to `rx_coalescing`.
+    received_bytes: usize,
     answers: u32,
     phase: Phase,
-    /// Whether the peer's end of stream was seen.
-    ended: bool,
+    /// Whether the peer has closed its sending side.
+    end_of_stream: bool,
     established: bool,
-    /// Whether it is to be settled this turn.
+    /// Whether it is in the list of connections to be settled.
     pub(crate) is_dirty: bool,
-    /// Whether it had more to do than one turn is for.
+    /// Whether it has more to do than fits into one turn.
     pub(crate) is_unfinished: bool,
 }
 
 impl Connection {
-    /// A connection that has just been accepted; `file` is the place of its socket, `recv_buffer` has what came already.
+    /// Returns a connection that was just accepted. `file` is the index of its socket;
+    /// `recv_buffer` contains what was received already.
     pub(crate) fn open(
         key: Key,
         link: Arc<Link>,
@@ -121,52 +124,52 @@ impl Connection {
             pace: Pace::default(),
             disk: None,
             rx_coalescing: RxCoalescing::new(now),
-            wanted: 1,
-            until: None,
-            came: 0,
+            low_water_mark: 1,
+            coalescing_until: None,
+            received_bytes: 0,
             answers: 0,
             phase: Phase::Open,
-            ended: false,
+            end_of_stream: false,
             established: false,
             is_dirty: false,
             is_unfinished: false,
         }
     }
 
-    /// A receive ended.
+    /// Processes a completed receive.
     pub(crate) fn received(
         &mut self,
         turn: &mut Turn,
         mut receiving: Box<Receiving>,
         result: Result<usize, Errno>,
     ) {
-        let came = result.unwrap_or(0);
-        self.until = None;
-        self.came = self.came.saturating_add(came);
+        let received = result.unwrap_or(0);
+        self.coalescing_until = None;
+        self.received_bytes = self.received_bytes.saturating_add(received);
         let mut direct_recv = receiving.direct_recv.take();
-        let landed =
-            direct_recv.as_mut().map_or(0, |direct_recv| came.min(window(direct_recv).len()));
-        receiving.recv_buffer.fill(came - landed);
+        let direct_len =
+            direct_recv.as_mut().map_or(0, |direct_recv| received.min(window(direct_recv).len()));
+        receiving.recv_buffer.fill(received - direct_len);
         self.receiving = Some(receiving);
         if let Some(direct_recv) = direct_recv {
-            self.session.direct_received(turn.now, direct_recv, landed);
+            self.session.direct_received(turn.now, direct_recv, direct_len);
         }
         match result {
-            Ok(0) => self.end(turn.now),
+            Ok(0) => self.end_of_stream(turn.now),
             Ok(_) => {}
             Err(_) => self.disconnect(turn),
         }
     }
 
-    /// The peer sends no more.
-    fn end(&mut self, now: Instant) {
-        self.ended = true;
+    /// Processes the end of the peer's stream.
+    fn end_of_stream(&mut self, now: Instant) {
+        self.end_of_stream = true;
         if self.phase == Phase::Open {
-            self.phase = Phase::HalfOpen(now + GRACE);
+            self.phase = Phase::HalfClosed(now + GRACE);
         }
     }
 
-    /// A send ended.
+    /// Processes a completed send.
     pub(crate) fn sent(
         &mut self,
         turn: &mut Turn,
@@ -175,12 +178,12 @@ impl Connection {
     ) {
         self.sending = Some(sending);
         match result {
-            Ok(bytes) => self.account(turn.now, bytes),
+            Ok(bytes) => self.mark_sent(turn.now, bytes),
             Err(_) => self.disconnect(turn),
         }
     }
 
-    /// A disk request ended.
+    /// Processes a completed disk request.
     pub(crate) fn completed(&mut self, turn: &mut Turn, job: Job) {
         self.jobs -= 1;
         self.complete(turn, job);
@@ -190,36 +193,38 @@ impl Connection {
         let admitted = job.admitted();
         let written = admitted.op().mutates().then(|| admitted.export().clone());
         let (ticket, outcome) = job.finish();
-        // After the request was counted out, or the one that waits for it would not be told.
+        // Checked after the request is no longer counted, or the session that waits for it would
+        // not be notified.
         turn.notify_all |= written.is_some_and(|export| export.is_contended());
         self.session.complete(turn.now, ticket, outcome);
     }
 
-    /// Something happened outside.
+    /// Passes a notice to the session.
     pub(crate) fn notify(&mut self, now: Instant, notice: Notice) {
         self.disk = self.disk.take().filter(|(disk, _)| disk.strong_count() > 0);
         if self.is_open() {
             self.session.notify(now, &notice);
             if self.established {
-                self.link.establish(self.session.fence());
+                self.link.set_established(self.session.fence());
             }
         }
     }
 
-    /// Time passed: does what was due.
+    /// Processes expired deadlines.
     pub(crate) fn tick(&mut self, turn: &mut Turn) {
         let now = turn.now;
         match self.phase {
-            Phase::HalfOpen(until) | Phase::Flushing(until) if until <= now => {
+            Phase::HalfClosed(until) | Phase::Flushing(until) if until <= now => {
                 self.disconnect(turn);
             }
             Phase::Lingering(until) if until <= now => self.shut(),
-            Phase::Open | Phase::HalfOpen(_) if self.is_late(now) => {
-                // What the peer said meanwhile counts: a host that spoke in time is not given up.
+            Phase::Open | Phase::HalfClosed(_) if self.is_past_deadline(now) => {
+                // Received bytes are processed first: a host that sent in time is not disconnected
+                // because this thread is late.
                 while self.feed(now) {
                     self.drain(turn);
                 }
-                if self.is_late(now) {
+                if self.is_past_deadline(now) {
                     self.session.tick(now);
                 }
             }
@@ -227,15 +232,15 @@ impl Connection {
         }
     }
 
-    fn is_late(&self, now: Instant) -> bool {
+    fn is_past_deadline(&self, now: Instant) -> bool {
         self.session.deadline().is_some_and(|deadline| deadline <= now)
     }
 
-    /// When to be ticked next.
+    /// Returns when to call [`Connection::tick`].
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match self.phase {
             Phase::Open => self.session.deadline(),
-            Phase::HalfOpen(until) => {
+            Phase::HalfClosed(until) => {
                 Some(self.session.deadline().map_or(until, |deadline| deadline.min(until)))
             }
             Phase::Flushing(until) | Phase::Lingering(until) => Some(until),
@@ -243,13 +248,15 @@ impl Connection {
         }
     }
 
-    /// Does all that can be done now. Tells whether the connection has come to its end and may be dropped.
+    /// Does everything that is possible without waiting. Returns whether the connection has ended
+    /// and can be dropped.
     pub(crate) fn settle(&mut self, turn: &mut Turn) -> bool {
         self.is_dirty = false;
         self.drain(turn);
-        // What was sent is free memory, with which the session may go on. Not without end: others have their turn, too.
+        // Sending frees memory which the session may be waiting for. The number of rounds is
+        // limited, so that other connections are not starved.
         self.is_unfinished = true;
-        for _ in 0..ROUNDS {
+        for _ in 0..MAX_ROUNDS {
             if !(self.feed(turn.now) || self.send(turn)) {
                 self.is_unfinished = false;
                 break;
@@ -260,12 +267,12 @@ impl Connection {
             return false;
         }
         self.close_when_done(turn);
-        self.count(turn.now);
+        self.report_answers(turn.now);
         self.receive(turn);
         self.is_over()
     }
 
-    /// Whether the socket is shut and nothing is under way.
+    /// Returns whether the socket is shut down and nothing is in flight.
     pub(crate) fn is_over(&self) -> bool {
         self.phase == Phase::Draining
             && self.jobs == 0
@@ -273,7 +280,7 @@ impl Connection {
             && self.sending.is_some()
     }
 
-    /// Cuts the connection now.
+    /// Cuts the connection.
     pub(crate) fn disconnect(&mut self, turn: &mut Turn) {
         let known = matches!(self.phase, Phase::Lingering(_) | Phase::Draining);
         self.shut();
@@ -283,14 +290,14 @@ impl Connection {
         }
     }
 
-    /// Cuts the connection of a session that panicked: a mistake in one must not cost the others their disks.
-    pub(crate) fn give_up(&mut self, turn: &mut Turn) {
+    /// Cuts the connection of a session that panicked, without affecting other connections.
+    pub(crate) fn fail(&mut self, turn: &mut Turn) {
         turn.notify_all = true;
-        self.session = Box::new(Broken);
+        self.session = Box::new(FailedSession);
         self.shut();
     }
 
-    /// Lets the peer see that the connection is over: for a thread that breaks.
+    /// Shuts the socket down. Does not inform the session.
     pub(crate) fn shut(&mut self) {
         if self.phase != Phase::Draining {
             self.phase = Phase::Draining;
@@ -299,9 +306,9 @@ impl Connection {
         }
     }
 
-    /// Whether the session may still say things to the peer.
+    /// Returns whether the session may still send.
     fn is_open(&self) -> bool {
-        matches!(self.phase, Phase::Open | Phase::HalfOpen(_))
+        matches!(self.phase, Phase::Open | Phase::HalfClosed(_))
     }
 
     fn drain(&mut self, turn: &mut Turn) {
@@ -317,7 +324,7 @@ impl Connection {
                     self.unflushed += segment.len();
                     self.queue.push(segment);
                     self.answers += 1;
-                    if self.unflushed >= EARLY {
+                    if self.unflushed >= FLUSH_THRESHOLD {
                         self.send(turn);
                     }
                 }
@@ -337,14 +344,14 @@ impl Connection {
         }
         if let Some(blocking_op) = job.blocking_op() {
             self.jobs += 1;
-            return self.send_out(turn, job, blocking_op);
+            return self.submit_blocking(turn, job, blocking_op);
         }
         match self.disk_file(turn, &job) {
             Ok(file) => {
                 self.jobs += 1;
                 turn.ring.carry_out(self.key, job, file);
             }
-            // The ring's table is full.
+            // The file table is full.
             Err(_) => {
                 job.refuse(Fault::Io);
                 self.complete(turn, job);
@@ -352,15 +359,15 @@ impl Connection {
         }
     }
 
-    /// Has a request carried out that the ring cannot.
-    fn send_out(&mut self, turn: &mut Turn, job: Job, blocking_op: BlockingOp) {
+    /// Passes a request to the thread pool.
+    fn submit_blocking(&mut self, turn: &mut Turn, job: Job, blocking_op: BlockingOp) {
         if let Err(mut job) = turn.blocking_pool.send(self.key, job, blocking_op) {
             job.refuse(Fault::Io);
             self.completed(turn, job);
         }
     }
 
-    /// The place of the request's disk in the ring's table.
+    /// Returns the index of the request's disk in the file table.
     fn disk_file(&mut self, turn: &mut Turn, job: &Job) -> io::Result<Rc<FixedFile>> {
         let export = job.admitted().export();
         if let Some((known, file)) = &self.disk
@@ -373,9 +380,9 @@ impl Connection {
         Ok(file)
     }
 
-    /// Offers the session what waits. Tells whether it took any.
+    /// Passes unread bytes to the session. Returns whether it has consumed any.
     fn feed(&mut self, now: Instant) -> bool {
-        if !self.takes_more() {
+        if !self.can_receive() {
             return false;
         }
         let Some(receiving) = &mut self.receiving else { return false };
@@ -387,29 +394,29 @@ impl Connection {
         taken > 0
     }
 
-    /// Whether the peer may ask for more: not while it does not read the answers.
-    fn takes_more(&self) -> bool {
-        self.is_open() && self.unsent <= UNSENT && self.session.can_receive()
+    /// Returns whether the session accepts more, and the peer reads the answers (back-pressure).
+    fn can_receive(&self) -> bool {
+        self.is_open() && self.unsent <= MAX_UNSENT && self.session.can_receive()
     }
 
     fn close_when_done(&mut self, turn: &mut Turn) {
         let is_sent = self.unsent == 0;
         match self.phase {
-            Phase::HalfOpen(_) if is_sent && self.jobs == 0 => self.disconnect(turn),
-            Phase::Flushing(_) if is_sent && self.ended => self.disconnect(turn),
+            Phase::HalfClosed(_) if is_sent && self.jobs == 0 => self.disconnect(turn),
+            Phase::Flushing(_) if is_sent && self.end_of_stream => self.disconnect(turn),
             Phase::Flushing(_) if is_sent => {
                 self.phase = Phase::Lingering(turn.now + LINGER);
                 self.link.shut(Shutdown::Write);
                 self.session.notify(turn.now, &Notice::Disconnected);
                 self.drain(turn);
             }
-            Phase::Lingering(_) if self.ended => self.shut(),
+            Phase::Lingering(_) if self.end_of_stream => self.shut(),
             _ => {}
         }
     }
 
-    /// Sends what is to be sent: as much as the socket takes at once now, the rest by the ring. Tells whether any was
-    /// sent now.
+    /// Sends what the socket takes immediately, and the rest through the ring. Returns whether
+    /// anything was sent immediately.
     fn send(&mut self, turn: &mut Turn) -> bool {
         if self.phase == Phase::Draining {
             return false;
@@ -420,8 +427,8 @@ impl Connection {
         let mut any = false;
         while !sending.is_empty() {
             match Ring::send_now(&mut sending) {
-                Ok(bytes) => self.account(turn.now, bytes),
-                // Whatever else is wrong, the ring will tell.
+                Ok(bytes) => self.mark_sent(turn.now, bytes),
+                // Any other error will be reported by the ring.
                 Err(_) => {
                     turn.ring.send(sending);
                     return any;
@@ -433,27 +440,28 @@ impl Connection {
         any
     }
 
-    /// Takes note that the peer was let in, before it can know of it and before its first write begins.
+    /// Marks the connection as established as soon as the session is, before the peer learns of it
+    /// and before its first write begins.
     fn establish(&mut self) {
         if !self.established && self.session.is_established() {
             self.established = true;
-            self.link.establish(self.session.fence());
+            self.link.set_established(self.session.fence());
         }
     }
 
-    /// The kernel took `bytes` of what was to be sent.
-    fn account(&mut self, now: Instant, bytes: usize) {
+    /// Counts `bytes` as sent.
+    fn mark_sent(&mut self, now: Instant, bytes: usize) {
         self.unsent = self.unsent.saturating_sub(bytes);
-        if let Phase::HalfOpen(until) = &mut self.phase {
+        if let Phase::HalfClosed(until) = &mut self.phase {
             *until = now + GRACE;
         }
     }
 
-    /// Receives more, if the session would take it. While bytes wait that it would not take now, they must not be away
-    /// in the ring when it would.
+    /// Starts a receive, if the session accepts more. Not while it has unread bytes but does not
+    /// accept them: the buffer must be here when it does.
     fn receive(&mut self, turn: &mut Turn) {
         let closing = matches!(self.phase, Phase::Flushing(_) | Phase::Lingering(_));
-        if self.ended || !(closing || self.takes_more()) {
+        if self.end_of_stream || !(closing || self.can_receive()) {
             return;
         }
         let Some(receiving) = &mut self.receiving else { return };
@@ -464,42 +472,42 @@ impl Connection {
             receiving.direct_recv = self.session.direct_recv();
         }
         if !receiving.recv_buffer.spare().is_empty() {
-            self.expect(turn);
+            self.set_coalescing(turn);
             self.receiving.take().into_iter().for_each(|receiving| turn.ring.receive(receiving));
         }
     }
 
-    /// Counts what was answered.
-    fn count(&mut self, now: Instant) {
+    /// Reports the answered requests to `rx_coalescing`.
+    fn report_answers(&mut self, now: Instant) {
         if self.answers > 0 {
-            let came = std::mem::take(&mut self.came);
-            self.rx_coalescing.answered(now, std::mem::take(&mut self.answers), came);
+            let received = std::mem::take(&mut self.received_bytes);
+            self.rx_coalescing.answered(now, std::mem::take(&mut self.answers), received);
         }
     }
 
-    /// Has the next receive wait for as many requests as it should.
-    fn expect(&mut self, turn: &Turn) {
+    /// Sets how many bytes the next receive waits for.
+    fn set_coalescing(&mut self, turn: &Turn) {
         let wanted =
             self.rx_coalescing.wanted().filter(|_| self.is_open() && turn.ring.can_coalesce());
-        self.want(wanted.map_or(1, |(bytes, _)| bytes));
-        self.until = wanted.map(|(_, patience)| turn.now + patience);
+        self.set_low_water_mark(wanted.map_or(1, |(bytes, _)| bytes));
+        self.coalescing_until = wanted.map(|(_, patience)| turn.now + patience);
         if let Some(receiving) = &mut self.receiving {
             receiving.coalesces = wanted.is_some();
         }
     }
 
-    fn want(&mut self, bytes: usize) {
-        if self.wanted != bytes {
-            self.wanted = bytes;
+    fn set_low_water_mark(&mut self, bytes: usize) {
+        if self.low_water_mark != bytes {
+            self.low_water_mark = bytes;
             Ring::set_low_water_mark(self.link.as_fd(), bytes);
         }
     }
 
-    /// Takes what has come, if it has waited long enough for more.
+    /// Ends the coalescing wait if it has timed out.
     pub(crate) fn flush_coalesced(&mut self, now: Instant) {
-        if self.until.take_if(|until| *until <= now).is_some() {
+        if self.coalescing_until.take_if(|until| *until <= now).is_some() {
             self.rx_coalescing.timed_out(now);
-            self.want(1);
+            self.set_low_water_mark(1);
         }
     }
 }

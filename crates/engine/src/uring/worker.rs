@@ -21,7 +21,7 @@ use crate::blocking_op::Answer;
 use crate::inbox::{Inbox, Message};
 use crate::link::Link;
 use crate::recv_buffer::RecvBuffer;
-use crate::{Config, MakeSession, RETRY, Shared};
+use crate::{Config, MEMORY_RETRY, MakeSession, Shared};
 
 /// After this idle time cached buffers are freed.
 const IDLE: Duration = Duration::from_secs(1);
@@ -335,7 +335,7 @@ impl Worker {
             self.load.fetch_sub(1, Ordering::Relaxed);
             return;
         };
-        let Some(recv_buffer) = RecvBuffer::with_bytes(&link.take()) else {
+        let Some(recv_buffer) = RecvBuffer::with_bytes(&link.take_early_data()) else {
             // Out of memory; the peer may retry.
             self.load.fetch_sub(1, Ordering::Relaxed);
             return;
@@ -372,7 +372,7 @@ impl Worker {
         if self.next_flush.take_if(|at| *at <= now).is_some() {
             for (_, connection) in self.connections.iter_mut() {
                 connection.flush_coalesced(now);
-                self.next_flush = earlier(self.next_flush, connection.until);
+                self.next_flush = earlier(self.next_flush, connection.coalescing_until);
             }
         }
     }
@@ -397,13 +397,13 @@ impl Worker {
             } else {
                 let tick = connection.deadline().map(|at| at.max(self.turn.now + TICK));
                 self.next_tick = earlier(self.next_tick, tick);
-                self.next_flush = earlier(self.next_flush, connection.until);
+                self.next_flush = earlier(self.next_flush, connection.coalescing_until);
             }
         }
         dirty.append(&mut unfinished);
         self.dirty = dirty;
         if self.pool.was_short() {
-            self.next_tick = earlier(self.next_tick, Some(self.turn.now + RETRY));
+            self.next_tick = earlier(self.next_tick, Some(self.turn.now + MEMORY_RETRY));
         }
     }
 
@@ -442,7 +442,7 @@ fn attempt<T>(
     // Only the session can be left in an inconsistent state, and it is dropped.
     let result = catch_unwind(AssertUnwindSafe(|| act(connection, turn)));
     if result.is_err() {
-        connection.give_up(turn);
+        connection.fail(turn);
     }
     result.ok()
 }

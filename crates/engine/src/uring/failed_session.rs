@@ -5,9 +5,9 @@ use std::time::Instant;
 use export::{Notice, Outcome, Session, Step, Ticket};
 
 /// Ignores everything.
-pub(crate) struct Broken;
+pub(crate) struct FailedSession;
 
-impl Session for Broken {
+impl Session for FailedSession {
     fn receive(&mut self, _: Instant, bytes: &[u8]) -> usize {
         bytes.len()
     }
