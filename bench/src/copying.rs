@@ -1,5 +1,5 @@
-//! Copying a whole disk beside other programs that copy: the same source, turn by turn in one run, as ratios to the fastest
-//! of the others. It knows no protocol.
+//! Copying a whole disk beside other programs that copy: the same source, turn by turn in one run,
+//! as ratios to the fastest of the others.
 
 use std::fs::{self, File};
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! How long things took, in buckets that are exact to three percent. It knows no clock.
+//! How long things took, in buckets that are exact to three percent.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The load generator: one I/O queue, kept at a depth, pinned to a processor. It knows no target.
+//! The load generator: one I/O queue, kept at a depth, pinned to a processor.
 
 use std::fmt;
 use std::rc::Rc;

@@ -1,5 +1,5 @@
-//! The limit of the machine: two threads that move messages of the same sizes with no protocol, at the same depth.
-//! It knows the sizes of NVMe/TCP's messages, and nothing else of it.
+//! The limit of the machine: two threads that move messages of the same sizes with no protocol, at
+//! the same depth.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};

@@ -1,4 +1,4 @@
-//! Measures storagetm beside the limit of the machine, in one run. It knows no part of the program but what it measures.
+//! Measures storagetm beside the limit of the machine, in one run.
 
 #![forbid(unsafe_code)]
 

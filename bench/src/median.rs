@@ -1,4 +1,4 @@
-//! The middle of several figures. It knows not what they are of.
+//! The middle of several figures.
 
 /// The middle one, or the mean of the two in the middle; nothing of nothing.
 pub(crate) fn median(mut figures: Vec<f64>) -> Option<f64> {

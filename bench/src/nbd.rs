@@ -1,5 +1,5 @@
-//! NBD beside other servers of it: each workload by each client against each server, turn by turn in one run, as ratios
-//! to the best of the others. It knows neither how a server is started nor how a client measures.
+//! NBD beside other servers of it: each workload by each client against each server, turn by turn
+//! in one run, as ratios to the best of the others.
 
 mod link;
 mod load;

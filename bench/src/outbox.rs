@@ -1,5 +1,5 @@
-//! What is still to be sent on a connection: small pieces are copied together, large ones are sent from where they lie.
-//! It knows no protocol.
+//! What is still to be sent on a connection: small pieces are copied together, large ones are sent
+//! from where they lie.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice, Write};

@@ -1,4 +1,4 @@
-//! Processors: pinning to one, and how much time of them a process used. It knows no workload.
+//! Processors: pinning to one, and how much time of them a process used.
 
 use std::fs;
 use std::time::Duration;

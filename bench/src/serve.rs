@@ -1,5 +1,5 @@
-//! A target to be measured: the engine and the NVMe target with one disk and nothing around them, in a process of its
-//! own. It knows no workload.
+//! A target to be measured: the engine and the NVMe target with one disk and nothing around them,
+//! in a process of its own.
 
 use std::fs::File;
 use std::io::Write;

@@ -1,4 +1,4 @@
-//! A connection to the target, in the clear or in TLS with a key that is no secret. It knows no queue.
+//! A connection to the target, in the clear or in TLS with a key that is no secret.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;

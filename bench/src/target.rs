@@ -1,4 +1,4 @@
-//! The target process that is measured. It knows how to start it and what it used of its processor.
+//! The target process that is measured.
 
 use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};

@@ -1,4 +1,4 @@
-//! A host queue on a socket that never blocks. It knows no workload.
+//! A host queue on a socket that never blocks.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};

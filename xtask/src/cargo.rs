@@ -1,5 +1,4 @@
 //! Runs cargo: commands that must succeed, metadata, and the path of a built program.
-//! Does not know what is built or why.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -7,13 +6,13 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-/// The top folder of the workspace.
+/// Returns the root directory of the workspace.
 pub(crate) fn workspace() -> PathBuf {
     let own = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     own.parent().map_or_else(|| own.clone(), PathBuf::from)
 }
 
-/// A cargo command that runs in the workspace.
+/// Returns a cargo command that runs in the workspace.
 pub(crate) fn command(arguments: &[&str]) -> Command {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(program);
@@ -21,21 +20,24 @@ pub(crate) fn command(arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs cargo on the terminal; its failure is an error that names the command.
+/// Runs cargo with inherited output.
+///
+/// # Errors
+/// Fails if cargo does, with the command.
 pub(crate) fn run(arguments: &[&str]) -> Result<()> {
     let status = command(arguments).status().context("cargo cannot be started")?;
     ensure!(status.success(), "cargo {} failed", arguments.join(" "));
     Ok(())
 }
 
-/// Whether `cargo NAME` exists on this machine.
+/// Returns whether `cargo NAME` is installed.
 pub(crate) fn has(subcommand: &str) -> bool {
     let mut probe = command(&[subcommand, "--version"]);
     probe.stdout(Stdio::null()).stderr(Stdio::null());
     probe.status().is_ok_and(|status| status.success())
 }
 
-/// What `cargo metadata` says, of the members only or of all dependencies.
+/// Returns `cargo metadata`, of the members only or of all dependencies.
 pub(crate) fn metadata(dependencies: bool) -> Result<Value> {
     let mut arguments = vec!["metadata", "--format-version", "1"];
     if !dependencies {
@@ -46,19 +48,19 @@ pub(crate) fn metadata(dependencies: bool) -> Result<Value> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// The folder that builds go to.
+/// Returns the target directory.
 pub(crate) fn target_directory() -> Result<PathBuf> {
     let metadata = metadata(false)?;
     let path = metadata.get("target_directory").and_then(Value::as_str);
     Ok(PathBuf::from(path.context("cargo metadata names no target directory")?))
 }
 
-/// The list under a key of a JSON object; empty if there is none.
+/// Returns the array under a key of a JSON object; empty if there is none.
 pub(crate) fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-/// The text under a key of a JSON object; empty if there is none.
+/// Returns the string under a key of a JSON object; empty if there is none.
 pub(crate) fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or_default()
 }
@@ -77,7 +79,7 @@ pub(crate) fn build_program(package: &str) -> Result<PathBuf> {
     }
 }
 
-/// The program that one of cargo's build messages names, if it is the one of this name.
+/// Returns the executable in a build message of cargo, if it is that of `name`.
 fn executable(message: &str, name: &str) -> Option<PathBuf> {
     let message: Value = serde_json::from_str(message).ok()?;
     let path = message.get("executable")?.as_str()?;
@@ -89,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_named_program_is_taken() {
+    fn only_the_named_executable_is_returned() {
         let message = r#"{"target":{"name":"storagetm"},"executable":"/t/storagetm"}"#;
         assert_eq!(executable(message, "storagetm"), Some(PathBuf::from("/t/storagetm")));
         assert_eq!(executable(message, "other"), None);

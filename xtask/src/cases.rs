@@ -11,9 +11,9 @@ use crate::layers::sources;
 use crate::tally::Tally;
 
 const PAGE: &str = "docs/cases.md";
-/// The heading of the list of cases that no test names, which ends the page.
+/// The heading of the list of cases without a test, which ends the page.
 const UNTESTED: &str = "## Without a test of its name\n";
-/// The longest line of the page.
+/// The maximum line length of the page.
 const WIDTH: usize = 120;
 
 /// Writes the list of cases without a test into the page.
@@ -58,19 +58,19 @@ fn read() -> Result<String> {
     fs::read_to_string(workspace().join(PAGE)).context(PAGE)
 }
 
-/// The ids of the page's tables.
+/// Returns the ids in the page's tables.
 fn defined(page: &str) -> BTreeSet<String> {
     let cells = page.lines().filter_map(|line| line.strip_prefix("| ")?.split_once(" |"));
     cells.map(|(id, _)| id.to_owned()).filter(|id| is_id(id)).collect()
 }
 
-/// The ids in the page's list of untested cases.
+/// Returns the ids in the page's list of untested cases.
 fn listed(page: &str) -> BTreeSet<String> {
     let list = page.split_once(UNTESTED).map_or("", |(_, list)| list);
     list.split([',', ' ', '\n']).filter(|word| is_id(word)).map(str::to_owned).collect()
 }
 
-/// The ids that names of tests begin with.
+/// Returns the ids with which names of tests begin.
 fn named() -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     for folder in ["crates", "xtask/src", "bench/src"] {
@@ -82,7 +82,7 @@ fn named() -> Result<BTreeSet<String>> {
     Ok(found)
 }
 
-/// The ids at the beginning of the function's name that a line of code declares.
+/// Returns the ids at the beginning of the function name that a line of code declares.
 fn ids(line: &str) -> Vec<String> {
     let Some((_, name)) = line.split_once("fn ") else { return Vec::new() };
     let words = name.split('_').map(str::to_ascii_uppercase);
@@ -126,16 +126,16 @@ mod tests {
     #[test]
     fn ids_are_read_from_names_of_functions_only() {
         assert_eq!(ids("    fn r15_r46_nbdkit_reads_our_map() {"), ["R15", "R46"]);
-        assert_eq!(ids("fn interop_x02_who_comes_in_the_clear() {"), ["X02"]);
+        assert_eq!(ids("fn interop_x02_plain_connection() {"), ["X02"]);
         assert!(ids("fn read_x01(x86: u8) {").is_empty());
         assert!(ids("// r15_ is a prefix").is_empty());
     }
 
     #[test]
-    fn a_case_that_is_undefined_or_lost_its_test_fails() {
+    fn undefined_and_untested_cases_fail() {
         let page = format!("| id | case |\n| R01 | a |\n| X02 | b |\n{UNTESTED}\nX02\n");
         assert!(compare(&page, &set(&["R01"])).is_ok());
-        // A test more is no failure: whoever adds it need not touch the page.
+        // A new test does not fail the check, so that it can be added without a change of the page.
         assert!(compare(&page, &set(&["R01", "X02"])).is_ok());
         let unknown = compare(&page, &set(&["R01", "R99"])).unwrap_err().to_string();
         assert!(unknown.starts_with("tests name R99"), "{unknown}");
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_is_read_as_it_is_written() {
+    fn list_of_untested_cases_round_trips() {
         let ids: BTreeSet<String> = (0..99).map(|number| format!("R{number:02}")).collect();
         let page = format!("{UNTESTED}\n{}", lines(&ids));
         assert_eq!(listed(&page), ids);

@@ -1,5 +1,4 @@
-//! A directory with a small Debian in it, to try what is made for one without touching this machine.
-//! Does not know what is tried.
+//! A directory with a minimal Debian, to test packages without changing this machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +9,10 @@ use anyhow::{Context, Result, ensure};
 use crate::cargo;
 use crate::vm::mirror;
 
-/// The release that is tried.
+/// The Debian release.
 const SUITE: &str = "trixie";
 
-/// Why this machine cannot make one, if it cannot.
+/// Returns why this machine cannot make one, if it cannot.
 pub(crate) fn missing() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("it needs root".to_owned());
@@ -42,14 +41,13 @@ ln -s /proc/self/fd dev/fd
 exec chroot . /bin/sh -ec "$1"
 "#;
 
-/// The directory.
 #[derive(Debug)]
 pub(crate) struct Chroot {
     root: PathBuf,
 }
 
 impl Chroot {
-    /// Makes the directory of this name with these packages, or takes the one that an earlier run made.
+    /// Makes the directory `name` with these packages, or reuses that of an earlier run.
     pub(crate) fn open(name: &str, packages: &[&str]) -> Result<Self> {
         let root = cargo::target_directory()?.join("chroot").join(name);
         let marker = root.with_extension("complete");
@@ -66,7 +64,7 @@ impl Chroot {
         Ok(Self { root })
     }
 
-    /// Its place on this machine.
+    /// Returns its path on this machine.
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }

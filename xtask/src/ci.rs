@@ -1,13 +1,12 @@
-//! `cargo xtask ci`: the test command, and a limit on what may be skipped.
-//! Does not know what is tested.
+//! `cargo xtask ci`: like `cargo xtask test`, but limits what may be skipped.
 
 use anyhow::Result;
 
 use crate::tally::Tally;
 use crate::test;
 
-/// Reasons for which a test may be skipped on a machine that `.ci/run` has prepared: what a machine is, no package brings.
-/// A run that skips for any other has lost a tool that it should have: it fails.
+/// The reasons for which a test may be skipped on a machine prepared by `.ci/run`: properties of
+/// the machine that no package changes. Any other reason is a missing tool and fails the run.
 const KNOWN: [&str; 4] = [
     "no /dev/fuse here",
     "no loop devices here",
@@ -15,7 +14,7 @@ const KNOWN: [&str; 4] = [
     "processes may not be traced here",
 ];
 
-/// Runs everything; a test that is skipped for no good reason is a failure of its own.
+/// Runs everything. A skipped test fails the run unless its reason is in [`KNOWN`].
 pub(crate) fn run(options: &test::Options) -> Result<Tally> {
     let mut tally = test::run(options)?;
     match lost(tally.skips()) {
@@ -25,7 +24,7 @@ pub(crate) fn run(options: &test::Options) -> Result<Tally> {
     Ok(tally)
 }
 
-/// The skips for which the machine is no excuse.
+/// Returns the skips for other reasons.
 fn lost(skips: &[(String, String)]) -> Vec<String> {
     let known = |reason: &str| reason.split("; ").all(|part| KNOWN.contains(&part));
     let unknown = skips.iter().filter(|(_, reason)| !known(reason));
@@ -37,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lost_tool_is_no_excuse_and_another_machine_is_one() {
+    fn skip_because_of_a_missing_tool_fails() {
         let skip = |name: &str, reason: &str| (name.to_owned(), reason.to_owned());
         let two = "no /dev/fuse here; no loop devices here";
         let skips = [skip("a", two), skip("b", "not installed: nbdkit")];

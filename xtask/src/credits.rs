@@ -1,5 +1,5 @@
-//! The papers that go with the program: its own licences, and those of everything that is linked into it.
-//! Does not know which licences are allowed; `licences` does.
+//! The documents that are distributed with the program: its own licences, and those of everything
+//! that is linked into it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -12,20 +12,20 @@ use serde_json::Value;
 use crate::cargo::{self, list, text, workspace};
 use crate::install::Piece;
 
-/// What the names of licence files start with.
+/// Prefixes of the names of licence files.
 const NAMES: [&str; 4] = ["LICENSE", "LICENCE", "COPYING", "UNLICENSE"];
 
-/// Standing before the list.
+/// The introduction of the list.
 const HEAD: &str = "\
 The program storagetm is linked with the crates below, and with the standard library of Rust (Apache-2.0 OR MIT).
 Where it was built for the GNU C library, it also holds parts of that library, under LGPL-2.1-or-later; to relink it with
 another version, build it again from its source.
 ";
 
-/// Where papers go.
+/// The directory of the documents.
 pub(crate) const FOLDER: &str = "share/doc/storagetm";
 
-/// All papers.
+/// Returns all documents.
 pub(crate) fn pieces() -> Result<Vec<Piece>> {
     let mut pieces = vec![paper("third-party-licences.txt", third_parties()?.into_bytes())];
     for name in ["LICENSE-APACHE", "LICENSE-MIT"] {
@@ -34,7 +34,7 @@ pub(crate) fn pieces() -> Result<Vec<Piece>> {
     Ok(pieces)
 }
 
-/// A paper of this name.
+/// Returns a document.
 pub(crate) fn paper(name: &str, content: Vec<u8>) -> Piece {
     Piece { path: format!("{FOLDER}/{name}"), content, is_program: false }
 }
@@ -69,7 +69,7 @@ fn metadata() -> Result<Value> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// The packages that storagetm holds when it runs, by their identifiers.
+/// Returns the identifiers of the packages that are linked into storagetm.
 fn linked(metadata: &Value) -> Result<BTreeSet<&str>> {
     let nodes = list(metadata.get("resolve").context("nothing is resolved")?, "nodes");
     let packages = list(metadata, "packages");
@@ -88,7 +88,7 @@ fn linked(metadata: &Value) -> Result<BTreeSet<&str>> {
     Ok(linked)
 }
 
-/// A macro runs in the compiler only.
+/// Procedural macros run in the compiler only.
 fn is_macro(package: &Value) -> bool {
     let mut kinds = list(package, "targets").iter().flat_map(|target| list(target, "kind"));
     kinds.any(|kind| kind.as_str() == Some("proc-macro"))
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_linked_is_credited_and_tools_are_not() {
+    fn linked_crates_are_credited_and_build_tools_are_not() {
         let page = third_parties().unwrap();
         assert!(page.contains("\nrustix "));
         assert!(page.contains("\nclap "));

@@ -1,5 +1,4 @@
-//! `cargo xtask deb`: a Debian package of what `install` lays, the same byte for byte from the same source.
-//! Does not know what the pieces are for.
+//! `cargo xtask deb`: builds a reproducible Debian package of what `install` installs.
 
 mod check;
 
@@ -48,15 +47,15 @@ License: Apache-2.0
 License: Expat
 ";
 
-/// It is one static program, so that it runs in every initrd as the only file there.
+/// A static binary, so that it runs in every initrd without other files.
 const OVERRIDES: &str = "\
 storagetm: statically-linked-binary [usr/bin/storagetm]
 storagetm: shared-library-lacks-prerequisites [usr/bin/storagetm]
 storagetm: initial-upload-closes-no-bugs [usr/share/doc/storagetm/changelog.gz:1]
 ";
 
-/// Has systemd read its units again, after an installation and after a removal. The initramfs is made anew only where its
-/// owner wants the program in it; dpkg does that once, at the end (initramfs-tools turns the call into a trigger).
+/// Reloads systemd after installation and removal. The initramfs is rebuilt only if it contains the
+/// program; dpkg does that once, at the end (initramfs-tools turns the call into a trigger).
 const RELOAD: &str = "\
 #!/bin/sh
 set -e
@@ -68,7 +67,7 @@ if command -v update-initramfs > /dev/null && grep -qsx 'STORAGETM=yes' /etc/ini
 fi
 ";
 
-/// Makes the package, and tries it if asked.
+/// Builds the package, and tests it if requested.
 pub(crate) fn run(options: &Options) -> Result<Tally> {
     let mut tally = Tally::default();
     let built = || cargo::build_program("storagetm");
@@ -107,7 +106,7 @@ pub(crate) fn build(program: &Path) -> Result<PathBuf> {
     Ok(package)
 }
 
-/// Everybody may look into folders, whatever the umask of who makes the package.
+/// Sets the permissions of directories independently of the umask.
 fn open_folders(folder: &Path) -> Result<()> {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
     for entry in folder.read_dir()? {
@@ -126,7 +125,8 @@ fn version() -> Result<String> {
     Ok(text(own.context("storagetm is no package")?, "version").to_owned())
 }
 
-/// The time of the newest commit, in seconds: so the package does not depend on when it is made.
+/// Returns the time of the newest commit, in seconds: the package must not depend on the build
+/// time.
 fn epoch() -> Result<String> {
     if let Ok(epoch) = std::env::var("SOURCE_DATE_EPOCH") {
         return Ok(epoch);
@@ -137,14 +137,15 @@ fn epoch() -> Result<String> {
     Ok(String::from_utf8_lossy(&told).trim().to_owned())
 }
 
-/// Writes the program without symbols and debug information.
+/// Writes the stripped program.
 pub(crate) fn strip(program: &Path, to: &Path) -> Result<()> {
     let mut strip = Command::new("strip");
     strip.args(["--strip-all", "--remove-section=.comment", "--remove-section=.note", "-o"]);
     succeed(strip.arg(to).arg(program), &[]).map(drop)
 }
 
-/// The pieces in Debian's ways: manual and papers compressed, zsh's completion where Debian's zsh looks.
+/// Adapts the files to Debian: compresses manual and documents, and moves zsh's completion to
+/// Debian's directory.
 fn contents(program: &Path, version: &str) -> Result<Vec<Piece>> {
     let mut all = pieces(program)?;
     for piece in &mut all {
@@ -173,7 +174,7 @@ fn compress(piece: &mut Piece) -> Result<()> {
     Ok(())
 }
 
-/// Debian's form, which asks for an entry a version; what is new stands in the project's own.
+/// Debian's changelog, which requires an entry for each version and refers to the project's own.
 fn changelog(version: &str) -> Result<String> {
     let when = format!("@{}", epoch()?);
     let date = succeed(Command::new("date").args(["--utc", "-R", "-d", &when]), &[])?;
@@ -191,7 +192,7 @@ fn copyright() -> Result<String> {
     Ok(format!("{COPYRIGHT}{}", licence.trim().lines().map(line).collect::<String>()))
 }
 
-/// Writes what dpkg reads.
+/// Writes the control files.
 fn describe(root: &Path, pieces: &[Piece], version: &str) -> Result<()> {
     let folder = root.join("DEBIAN");
     fs::create_dir_all(&folder)?;
@@ -230,7 +231,7 @@ fn sums(root: &Path, pieces: &[Piece]) -> Result<Vec<u8>> {
     succeed(Command::new("md5sum").args(paths).current_dir(root), &[])
 }
 
-/// Runs a program with this on its standard input; returns its standard output.
+/// Runs a program with `input` on its standard input; returns its standard output.
 fn succeed(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
     let name = command.get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -239,7 +240,7 @@ fn succeed(command: &mut Command, input: &[u8]) -> Result<Vec<u8>> {
     let input = input.to_owned();
     let writer = std::thread::spawn(move || stdin.write_all(&input));
     let output = child.wait_with_output()?;
-    // A program that does not read all of it says why by its status.
+    // A program that does not read all input reports an error by its status.
     drop(writer.join());
     let complaint = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{name} failed: {}", complaint.trim());

@@ -1,5 +1,5 @@
-//! The documents that are installed with the program, in the folders that they have in the tree. A link to what is not
-//! installed becomes one to the repository, so that none is dead.
+//! The documents that are installed with the program, in the same directories as in the tree. Links
+//! to files that are not installed are replaced by links to the repository.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,15 +10,15 @@ use crate::cargo::workspace;
 use crate::credits::FOLDER;
 use crate::install::{Piece, list};
 
-/// Where the files of the tree can be read.
+/// The URL of the files of the tree.
 const REPOSITORY: &str = "https://github.com/storagetm/storagetm/blob/main";
-/// Documents at the top of the tree, and folders of documents with the ending of their files.
+/// Documents in the root, and directories of documents with the suffix of their files.
 const TOP: [&str; 3] = ["README.md", "CHANGELOG.md", "SECURITY.md"];
 const FOLDERS: [(&str, &str); 2] = [("docs", ".md"), ("docs/conformance", ".md")];
-/// Those that are for people who work on the program.
+/// Documents for contributors, which are not installed.
 const INTERNAL: [&str; 1] = ["docs/cases.md"];
 
-/// Reads all of them.
+/// Reads all documents.
 pub(crate) fn documents() -> Result<Vec<Piece>> {
     let paths = paths()?;
     let read = |path: &String| {
@@ -38,7 +38,8 @@ fn paths() -> Result<BTreeSet<String>> {
     Ok(paths)
 }
 
-/// The text of the document at `from`, whose links lead to installed documents or to the repository.
+/// Returns the text of the document at `from`, with links to installed documents or to the
+/// repository.
 fn relinked(text: &str, from: &str, installed: &BTreeSet<String>) -> String {
     let mut result = String::new();
     let mut rest = text;
@@ -54,7 +55,7 @@ fn relinked(text: &str, from: &str, installed: &BTreeSet<String>) -> String {
     result + rest
 }
 
-/// The path in the tree that a link in the document at `from` leads to; `None` for one that leads elsewhere.
+/// Returns the path in the tree of a link in the document at `from`; `None` for an external link.
 fn resolved(from: &str, target: &str) -> Option<String> {
     let path = target.split('#').next().filter(|path| !path.is_empty() && !path.contains(':'))?;
     let mut parts: Vec<&str> = from.split('/').collect();
@@ -73,13 +74,13 @@ fn resolved(from: &str, target: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// The targets of a document's links.
+    /// Returns the targets of a document's links.
     fn targets(text: &str) -> impl Iterator<Item = &str> {
         text.split("](").skip(1).filter_map(|rest| rest.split(')').next())
     }
 
     #[test]
-    fn no_installed_document_has_a_dead_link() {
+    fn installed_documents_have_no_dead_links() {
         let pieces = documents().unwrap();
         let installed: BTreeSet<&str> = pieces.iter().map(|piece| piece.path.as_str()).collect();
         for path in ["README.md", "docs/boot.md", "docs/conformance/nbd.md"] {

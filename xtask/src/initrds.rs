@@ -1,5 +1,5 @@
-//! `cargo xtask initrds`: has dracut, initramfs-tools and mkosi make initrds with storagetm in them, in a small Debian.
-//! Does not boot them. It takes minutes and the network: it is for every night, not for every change.
+//! `cargo xtask initrds`: builds initrds with storagetm by dracut, initramfs-tools and mkosi, in a
+//! minimal Debian. Does not boot them. Needs minutes and the network: a nightly job.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,16 +42,17 @@ const PACKAGES: [&str; 16] = [
     "zstd",
 ];
 
-/// One way to make an initrd.
+/// An initrd generator.
 struct Maker {
     name: &'static str,
-    /// Makes `/initrds/NAME.img` for the kernel `$kernel`, and unpacks it into the folder where it runs.
+    /// Builds `/initrds/NAME.img` for the kernel `$kernel`, and unpacks it into the working
+    /// directory.
     script: &'static str,
-    /// What must be in it.
+    /// The files that it must contain.
     holds: &'static [&'static str],
 }
 
-/// What a systemd in an initrd needs to enter the target.
+/// What systemd in an initrd needs to enter the target.
 const UNITS: &[&str] = &[
     "usr/bin/storagetm",
     "usr/bin/systemd-tmpfiles",
@@ -139,7 +140,7 @@ KernelModulesInclude=
 WithDocs=no
 ";
 
-/// Makes all of them, or the one asked for.
+/// Builds all of them, or the selected one.
 pub(crate) fn run(options: &Options) -> Result<Tally> {
     let mut tally = Tally::default();
     let wanted = |maker: &&Maker| options.only.as_deref().is_none_or(|name| name == maker.name);
@@ -155,7 +156,7 @@ pub(crate) fn run(options: &Options) -> Result<Tally> {
     Ok(tally)
 }
 
-/// A Debian with the package of storagetm in it.
+/// Returns a Debian with the package of storagetm installed.
 fn prepare(options: &Options) -> Result<Chroot> {
     let built = || cargo::build_program("storagetm");
     let program = options.program.clone().map_or_else(built, Ok)?;
@@ -170,7 +171,7 @@ fn prepare(options: &Options) -> Result<Chroot> {
     Ok(chroot)
 }
 
-/// mkosi's own list names archives that not every mirror has.
+/// mkosi's own list has archives that not every mirror carries.
 fn sources() -> Result<String> {
     let mirror = mirror::of_this_machine()?;
     let stanza = |address: &str, suite: &str| {
@@ -199,7 +200,8 @@ fn make(chroot: &Chroot, maker: &Maker, kernel: &str) -> Result<()> {
     Ok(())
 }
 
-/// The list of modules names it: drivers of disks are there anyway, those of networks because of storagetm.
+/// Checks that the list of modules names a network driver: drivers of disks are included anyway,
+/// those of networks because of storagetm.
 fn has_driver(unpacked: &Path, name: &str, kernel: &str) -> Result<()> {
     let list = unpacked.join("usr/lib/modules").join(kernel).join("modules.dep");
     let text = fs::read_to_string(&list).with_context(|| list.display().to_string())?;

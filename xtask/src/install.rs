@@ -1,5 +1,4 @@
-//! `cargo xtask install`: lays the program and all that belongs to it where a system looks for each.
-//! Does not know packages; `deb` lays the same pieces.
+//! `cargo xtask install`: installs the program and its files where a system expects them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -27,18 +26,17 @@ pub(crate) struct Options {
     program: Option<PathBuf>,
 }
 
-/// A file to be laid.
+/// A file to install.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Piece {
-    /// Where, below the prefix.
+    /// The path below the prefix.
     pub(crate) path: String,
-    /// What is in it.
     pub(crate) content: Vec<u8>,
-    /// Whether it is a program.
+    /// Whether it is executable.
     pub(crate) is_program: bool,
 }
 
-/// Lays everything.
+/// Installs everything.
 pub(crate) fn run(options: &Options) -> Result<Tally> {
     let mut tally = Tally::default();
     tally.check("install", install(options));
@@ -70,7 +68,7 @@ fn install(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// A copy of the program without symbols and debug information, which are four fifths of it.
+/// Returns a stripped copy of the program; symbols and debug information are four fifths of it.
 fn stripped(program: &Path) -> Result<PathBuf> {
     let to = cargo::target_directory()?.join("install").join("storagetm");
     fs::create_dir_all(to.parent().context("no folder")?)?;
@@ -78,7 +76,7 @@ fn stripped(program: &Path) -> Result<PathBuf> {
     Ok(to)
 }
 
-/// The values of DESTDIR and PREFIX.
+/// Returns the values of DESTDIR and PREFIX.
 fn settings(words: &[String]) -> Result<[String; 2]> {
     let mut values = ["DESTDIR", "PREFIX"].map(|name| std::env::var(name).unwrap_or_default());
     for word in words {
@@ -91,7 +89,7 @@ fn settings(words: &[String]) -> Result<[String; 2]> {
     Ok(values)
 }
 
-/// Writes the pieces below a folder.
+/// Writes the files below a directory.
 pub(crate) fn lay(pieces: &[Piece], root: &Path) -> Result<()> {
     for piece in pieces {
         let path = root.join(&piece.path);
@@ -104,7 +102,7 @@ pub(crate) fn lay(pieces: &[Piece], root: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A program that runs cannot be written, but another can take its name.
+/// A running program cannot be written, but another file can replace it.
 fn replace(path: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
     let beside = path.with_added_extension("new");
     fs::write(&beside, content)
@@ -113,10 +111,10 @@ fn replace(path: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
         .inspect_err(|_| drop(fs::remove_file(&beside)))
 }
 
-/// Where systemd looks for units.
+/// The directory of systemd units.
 pub(crate) const UNITS: &str = "lib/systemd/system";
 
-/// Single files of the tree, and the folder each goes to.
+/// Files of the tree, and the directories to which they go.
 const FILES: &[(&str, &str)] = &[
     ("units/storage-target-mode.target", "share/storagetm"),
     ("units/hands-off.conf", "lib/storagetm"),
@@ -133,7 +131,8 @@ const FILES: &[(&str, &str)] = &[
     ("initrd/mkosi.uki-profiles/50-storagetm.conf", "share/storagetm/mkosi.uki-profiles"),
 ];
 
-/// The program and everything of the tree, but the target that systemd may bring itself, and papers.
+/// Returns the program, the files of the tree, except the target that systemd may bring itself, and
+/// the documents.
 pub(crate) fn pieces(program: &Path) -> Result<Vec<Piece>> {
     let content = fs::read(program).with_context(|| program.display().to_string())?;
     let mut pieces = vec![Piece { path: "bin/storagetm".to_owned(), content, is_program: true }];
@@ -154,7 +153,7 @@ pub(crate) fn pieces(program: &Path) -> Result<Vec<Piece>> {
     Ok(pieces)
 }
 
-/// What is in a folder of the tree, in order.
+/// Returns the files in a directory of the tree, sorted.
 pub(crate) fn list(folder: &str) -> Result<Vec<String>> {
     let entries = workspace().join(folder).read_dir().with_context(|| folder.to_owned())?;
     let name = |entry: std::io::Result<fs::DirEntry>| {
@@ -165,18 +164,18 @@ pub(crate) fn list(folder: &str) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// A file of the tree; it is a program if it is one there.
+/// Returns a file of the tree; it is executable if it is so in the tree.
 fn text(from: &str, folder: &str) -> Result<Piece> {
     let place = workspace().join(from);
     let content = fs::read(&place).with_context(|| place.display().to_string())?;
     let is_program = fs::metadata(&place)?.permissions().mode() & 0o111 != 0;
     let name = from.rsplit('/').next().unwrap_or(from);
-    // By the name of the program, not of the shell: so bash finds it when it is needed.
+    // By the name of the program, not of the shell: bash finds it by that name.
     let name = name.strip_suffix(".bash").unwrap_or(name);
     Ok(Piece { path: format!("{folder}/{name}"), content, is_program })
 }
 
-/// Where the makers of initrds look.
+/// The directories of initrd generators.
 const INITRDS: [&str; 4] =
     ["lib/dracut/", "lib/initcpio/", "share/initramfs-tools/", "share/storagetm/mkosi"];
 
@@ -185,7 +184,7 @@ impl Piece {
         INITRDS.iter().any(|folder| self.path.starts_with(folder))
     }
 
-    /// Has the text speak of another prefix than /usr.
+    /// Replaces the prefix /usr in the text.
     fn move_to(&mut self, prefix: &str) {
         if prefix == "/usr" || self.path == "bin/storagetm" {
             return;
@@ -203,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_has_its_place_and_speaks_of_the_prefix() {
+    fn files_are_installed_below_the_prefix() {
         let program = workspace().join("Cargo.toml");
         let pieces = pieces(&program).unwrap();
         let find = |path: &str| pieces.iter().find(|piece| piece.path == path).cloned();
@@ -226,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn settings_are_named() {
+    fn unknown_variables_are_reported() {
         let words = ["DESTDIR=/d".to_owned(), "PREFIX=/p".to_owned()];
         assert_eq!(settings(&words).unwrap(), ["/d", "/p"]);
         assert!(settings(&["prefix=/p".to_owned()]).is_err());

@@ -1,5 +1,4 @@
-//! Checks the arrows between the crates, and that unsafe code stands only where it may.
-//! Knows the names of the crates; does not read what they do.
+//! Checks the dependencies between the crates, and where unsafe code is.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +8,8 @@ use serde_json::Value;
 use crate::cargo::{list, metadata, text, workspace};
 use crate::tally::Tally;
 
-/// What each crate may import of ours. A crate that is not named here may import all: it is a
-/// program, a test or a tool, and nobody may import it.
+/// The crates of the workspace that each crate may import. A crate that is not listed may import
+/// all: it is a program, a test or a tool, and no crate may import it.
 const ARROWS: &[(&str, &[&str])] = &[
     ("export", &[]),
     ("nvme", &["export"]),
@@ -48,7 +47,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// What only tests and this program may import.
+/// A crate that only tests and this program may import.
 const OF_TESTS: (&str, &str) = ("programs", "xtask");
 
 /// The only files that may hold unsafe code.
@@ -58,7 +57,7 @@ const UNSAFE_FILES: &[&str] = &[
     "crates/linux/src/syscall.rs",
 ];
 
-/// The crates that those files are in: they deny unsafe code where the others forbid it.
+/// The crates of those files: they deny unsafe code, the others forbid it.
 const UNSAFE_CRATES: &[&str] = &["engine", "linux"];
 
 /// Checks the workspace as three tests.
@@ -87,7 +86,7 @@ fn members() -> Result<Vec<Member>> {
 }
 
 fn member(package: &Value, ours: &[&str]) -> Member {
-    // A dependency that only tests have is no arrow.
+    // Dependencies of tests are not restricted.
     let dependencies =
         list(package, "dependencies").iter().filter(|it| text(it, "kind").is_empty());
     let imports = dependencies.map(|it| text(it, "name")).filter(|name| ours.contains(name));
@@ -161,7 +160,7 @@ pub(crate) fn sources(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Whether a line of code, not of comment, says `unsafe`.
+/// Returns whether the code of a line, not its comment, contains `unsafe`.
 fn has_unsafe(line: &str) -> bool {
     let code = line.split("//").next().unwrap_or_default();
     code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe")
@@ -177,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn an_arrow_the_wrong_way_is_named() {
+    fn forbidden_import_is_reported() {
         assert!(check_arrows(&[member_of("nvme", &["export"])]).is_ok());
         assert!(check_arrows(&[member_of("storagetm", &["nvme", "engine", "linux"])]).is_ok());
         let wrong = check_arrows(&[member_of("nvme", &["export", "engine"])]).unwrap_err();

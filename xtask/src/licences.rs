@@ -1,5 +1,4 @@
-//! Checks the licence of every dependency against the list in `deny.toml`.
-//! For machines without cargo-deny; knows the operators of licence expressions, not the licences.
+//! Checks the licence of every dependency against `deny.toml`, for machines without cargo-deny.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +7,7 @@ use anyhow::{Context, Result};
 use crate::cargo::{list, metadata, text, workspace};
 use crate::tally::Tally;
 
-/// Checks all dependencies as one test.
+/// Checks all dependencies.
 pub(crate) fn run() -> Result<Tally> {
     let mut tally = Tally::default();
     tally.check("licences", check());
@@ -33,7 +32,7 @@ fn check() -> Result<()> {
     Ok(())
 }
 
-/// The allowed licences of `deny.toml`.
+/// Returns the allowed licences of `deny.toml`.
 fn allowed(deny: &str) -> Result<BTreeSet<String>> {
     let deny: toml::Table = deny.parse()?;
     let names = deny.get("licenses").and_then(|section| section.get("allow")?.as_array());
@@ -41,9 +40,9 @@ fn allowed(deny: &str) -> Result<BTreeSet<String>> {
     Ok(names.iter().filter_map(|name| Some(name.as_str()?.to_owned())).collect())
 }
 
-/// Whether an expression can be satisfied with allowed licences only.
+/// Returns whether an expression can be satisfied by allowed licences.
 fn permits(expression: &str, allowed: &BTreeSet<String>) -> bool {
-    // The slash is the old way to write OR.
+    // The slash is the old notation of OR.
     let spaced = expression.replace('/', " OR ").replace('(', " ( ").replace(')', " ) ");
     let words: Vec<&str> = spaced.split_whitespace().collect();
     let mut words = words.into_iter().peekable();

@@ -1,5 +1,4 @@
 //! The project's tools, called as `cargo xtask COMMAND`: tests, checks and test machines.
-//! Knows nothing of the protocols; it only runs what the other crates build.
 #![forbid(unsafe_code)]
 
 mod cargo;
@@ -34,14 +33,13 @@ struct Arguments {
     command: Command,
 }
 
-/// One tool.
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Everything that must pass: format, lints, layers, licences, unit, doc and interop tests, test machines
     Test(test::Options),
     /// The same as `test`, but a test that is skipped although a package would help fails the run
     Ci(test::Options),
-    /// Check which crate imports which, and where unsafe code stands
+    /// Check the imports of each crate, and where unsafe code is
     Layers,
     /// Write the list of test cases without a test into docs/cases.md
     Cases,
@@ -53,21 +51,21 @@ enum Command {
     Man(man::Options),
     /// Check the systemd units and the scripts of the initrds with the tools of this machine
     Units,
-    /// Lay the program, units, manual, completions and initrd pieces where a system looks for them
+    /// Install the program, units, manual, completions and initrd files
     Install(install::Options),
-    /// Make a Debian package, and with --check install, try and remove it in a small Debian
+    /// Build a Debian package, and with --check install, test and remove it in a minimal Debian
     Deb(deb::Options),
-    /// Have dracut, initramfs-tools and mkosi make initrds in a small Debian; for every night
+    /// Build initrds by dracut, initramfs-tools and mkosi in a minimal Debian (nightly)
     Initrds(initrds::Options),
-    /// Measure storagetm beside the limit of the machine; arguments are those of `bench run`
+    /// Compare storagetm with the limit of the machine; arguments are those of `bench run`
     Bench {
-        /// Passed on as they are
+        /// Passed on unchanged
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Copy to and from a target for hours while something is broken each minute; for every night, as root
+    /// Copy to and from a target for hours with a fault each minute (nightly, as root)
     Soak(soak::Options),
-    /// Boot distribution kernels under qemu and attach disks that storagetm lends
+    /// Boot distribution kernels under qemu and attach disks that storagetm serves
     Vm(vm::Options),
 }
 
@@ -100,7 +98,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the measuring program, built as it must be for figures.
+/// Runs the benchmark program as a release build.
 fn bench(arguments: &[String]) -> anyhow::Result<tally::Tally> {
     let mut line = vec!["run", "--release", "--package", "bench", "--", "run"];
     line.extend(arguments.iter().map(String::as_str));

@@ -1,5 +1,5 @@
-//! Writes the man pages and shell completions out of the program's own table of options, or checks
-//! that those in the tree are what it would write.
+//! Generates the man pages and shell completions from the program's own options, or checks that
+//! those in the tree are up to date.
 
 mod page;
 
@@ -20,7 +20,7 @@ pub(crate) struct Options {
     check: bool,
 }
 
-/// Writes or checks all pages.
+/// Writes or checks all files.
 pub(crate) fn run(options: &Options) -> Result<Tally> {
     let mut tally = Tally::default();
     if options.check {
@@ -31,7 +31,7 @@ pub(crate) fn run(options: &Options) -> Result<Tally> {
     Ok(tally)
 }
 
-/// Whether the files in the tree are up to date.
+/// Checks that the files in the tree are up to date.
 pub(crate) fn check() -> Result<()> {
     for (path, content) in pages()? {
         let found = fs::read(&path).unwrap_or_default();
@@ -49,7 +49,7 @@ fn write() -> Result<()> {
     Ok(())
 }
 
-/// Every file with its content.
+/// Returns every file with its content.
 fn pages() -> Result<Vec<(PathBuf, Vec<u8>)>> {
     let docs = workspace().join("docs");
     let mut command = storagetm::options::command().disable_help_subcommand(true);
@@ -75,12 +75,12 @@ fn manual(command: &clap::Command, folder: &Path) -> Result<(PathBuf, Vec<u8>)> 
     Ok((path, page::render(command, manual)?.into_bytes()))
 }
 
-/// The name of a command's page.
+/// Returns the name of a command's page.
 fn title(command: &clap::Command) -> &str {
     command.get_display_name().unwrap_or_else(|| command.get_name())
 }
 
-/// The section of the manual: what only an administrator's machine runs is in 8.
+/// Returns the section of the manual: 8 for commands of administrators.
 fn section(name: &str) -> &'static str {
     match name {
         "storagetm-boot" => "8",
@@ -97,9 +97,9 @@ fn completion(shell: Shell, folder: &Path) -> (PathBuf, Vec<u8>) {
     (folder.join(name), script)
 }
 
-/// The same command without hidden options and commands, which clap_complete would offer.
+/// Returns the command without hidden options and subcommands, which clap_complete would offer.
 fn visible(command: &clap::Command) -> clap::Command {
-    // Names are kept to the end of the program, which comes soon.
+    // Names are leaked; the program ends soon.
     let mut copy = clap::Command::new(&*command.get_name().to_owned().leak())
         .args(command.get_arguments().filter(|argument| !argument.is_hide_set()))
         .subcommands(command.get_subcommands().filter(|part| !part.is_hide_set()).map(visible))

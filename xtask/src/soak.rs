@@ -1,5 +1,6 @@
-//! The soak test (R40): a disk is copied to and from a target for hours, all contents are compared, and each minute a process
-//! is killed in the middle of a copy. Memory and descriptors of the target must stay level.
+//! The soak test (R40): copies a disk to and from a target for hours, compares all contents, and
+//! kills a process in the middle of a copy each minute. Memory and descriptors of the target must
+//! stay constant.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
@@ -15,19 +16,18 @@ use crate::cargo;
 use crate::tally::Tally;
 
 const MINUTE: Duration = Duration::from_mins(1);
-/// Bytes of the disk, which one copy takes two seconds for while something is broken.
+/// The size of the disk in bytes; a copy with a fault takes two seconds.
 const BYTES: u64 = 32 << 20;
 const RATE: &str = "16M";
-/// KiB by which memory may grow in an hour, and by chance.
+/// KiB by which memory may grow in an hour, and the tolerance.
 const GROWTH: [u64; 2] = [1 << 10, 2 << 10];
 
-/// How the soak test is run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// How long it goes on
+    /// Duration
     #[arg(long, default_value_t = 120)]
     minutes: u32,
-    /// The program that is tested, instead of a release build
+    /// The program to test, instead of a release build
     #[arg(long)]
     program: Option<PathBuf>,
 }
@@ -64,7 +64,8 @@ fn r40_soak(options: &Options) -> Result<()> {
                 let mut copy = copy(&program, &["--rate", RATE, &source, place])?;
                 thread::sleep(MINUTE / 60);
                 ensure!(copy.0.try_wait()?.is_none(), "the copy ended too early");
-                // A new worker hides what the old one has leaked: none is killed in the half that is measured.
+                // A new worker hides the leaks of the old one: none is killed in the half that is
+                // measured.
                 if faults % 2 == 1 && begun.elapsed() < all / 2 {
                     kill_process(worker(&target)?, Signal::KILL)?;
                     ensure!(copy.0.wait()?.success(), "{place}: the copy has not gone on");
@@ -84,7 +85,7 @@ fn r40_soak(options: &Options) -> Result<()> {
     is_level(&samples, all)
 }
 
-/// A process that is killed at the end.
+/// A process that is killed on drop.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -94,7 +95,7 @@ impl Drop for Killed {
     }
 }
 
-/// Waits until the target is ready; the places of its disk.
+/// Waits until the target is ready; returns the URIs of its disk.
 fn ready(target: &mut Child) -> Result<Vec<String>> {
     let mut lines = BufReader::new(target.stdout.take().context("no output")?).lines();
     let mut places = Vec::new();
@@ -110,7 +111,7 @@ fn ready(target: &mut Child) -> Result<Vec<String>> {
             _ => {}
         }
     }
-    // A target whose reader is gone ends.
+    // The target exits if its standard output is closed.
     thread::spawn(move || lines.map_while(io::Result::ok).for_each(drop));
     Ok(places)
 }
@@ -122,7 +123,7 @@ fn copy(program: &Path, words: &[&str]) -> Result<Killed> {
     Ok(Killed(copy.spawn()?))
 }
 
-/// The process of the target that talks to hosts.
+/// Returns the worker process of the target.
 fn worker(target: &Killed) -> Result<Pid> {
     let parent = format!("\nPPid:\t{}\n", target.0.id());
     let mut processes = fs::read_dir("/proc")?.map_while(io::Result::ok).map(|it| it.path());
@@ -134,7 +135,7 @@ fn worker(target: &Killed) -> Result<Pid> {
     Pid::from_raw(id.context("no worker")?.parse()?).context("no worker")
 }
 
-/// KiB of memory and descriptors of the target and its worker.
+/// Returns memory in KiB and descriptors of the target and its worker.
 fn sample(target: &Killed) -> Result<[u64; 2]> {
     let mut sum = [0; 2];
     for id in [Pid::from_child(&target.0), worker(target)?].map(Pid::as_raw_pid) {
@@ -148,7 +149,7 @@ fn sample(target: &Killed) -> Result<[u64; 2]> {
     Ok(sum)
 }
 
-/// The least of the last quarter is not above the least of the third.
+/// Checks that the minimum of the last quarter is not above that of the third.
 fn is_level(samples: &[(Duration, [u64; 2])], all: Duration) -> Result<()> {
     let least = |from: Duration, to: Duration| {
         let within = samples.iter().filter(|(at, _)| (from..to).contains(at)).map(|it| it.1);

@@ -1,5 +1,4 @@
-//! Counts what passed, failed and was skipped, and says each as it happens.
-//! Does not know what a test is.
+//! Counts tests that passed, failed or were skipped, and prints each.
 
 /// The results of a run, by name.
 #[derive(Debug, Default)]
@@ -10,13 +9,13 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Says and counts a passed test.
+    /// Prints and counts a passed test.
     pub(crate) fn pass(&mut self, name: &str) {
         println!("ok {name}");
         self.passed += 1;
     }
 
-    /// Says and counts a failed test, with the reason.
+    /// Prints and counts a failed test, with the reason.
     pub(crate) fn fail(&mut self, name: &str, reason: &str) {
         println!("not ok {name}");
         for line in reason.lines() {
@@ -25,14 +24,14 @@ impl Tally {
         self.failed.push(name.to_owned());
     }
 
-    /// Says and counts a skipped test, with the reason.
+    /// Prints and counts a skipped test, with the reason.
     pub(crate) fn skip(&mut self, name: &str, reason: &str) {
         let reason = reason.trim().replace('\n', " ");
         println!("skip {name}: {reason}");
         self.skipped.push((name.to_owned(), reason));
     }
 
-    /// Says and counts a check that has either succeeded or a reason why not.
+    /// Prints and counts the outcome of a check.
     pub(crate) fn check(&mut self, name: &str, outcome: anyhow::Result<()>) {
         match outcome {
             Ok(()) => self.pass(name),
@@ -40,7 +39,7 @@ impl Tally {
         }
     }
 
-    /// Counts tests that another program has already named on the terminal.
+    /// Counts tests that another program has printed.
     pub(crate) fn count(&mut self, passed: usize, failed: Vec<String>) {
         self.passed += passed;
         self.failed.extend(failed);
@@ -53,22 +52,22 @@ impl Tally {
         self.skipped.extend(other.skipped);
     }
 
-    /// Whether nothing failed and something ran.
+    /// Returns whether nothing failed and something ran.
     pub(crate) fn all_passed(&self) -> bool {
         self.failed.is_empty() && (self.passed > 0 || !self.skipped.is_empty())
     }
 
-    /// The names of the failed tests.
+    /// Returns the names of the failed tests.
     pub(crate) fn failures(&self) -> &[String] {
         &self.failed
     }
 
-    /// The skipped tests, each with its reason.
+    /// Returns the skipped tests, each with its reason.
     pub(crate) fn skips(&self) -> &[(String, String)] {
         &self.skipped
     }
 
-    /// The closing line.
+    /// Returns the last line.
     pub(crate) fn summary(&self) -> String {
         let (failed, skipped) = (self.failed.len(), self.skipped.len());
         format!("{} passed, {failed} failed, {skipped} skipped", self.passed)
@@ -80,10 +79,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_failure_fails_the_run_and_is_named() {
+    fn one_failure_fails_the_run() {
         let mut tally = Tally::default();
         tally.pass("a");
-        // Not by `skip`, which says so: whoever reads the output of tests would take it for one.
+        // Not by `skip`: the printed line would count as a skip of this test.
         tally.skipped.push(("b".to_owned(), "no such tool".to_owned()));
         let mut other = Tally::default();
         other.check("c", Err(anyhow::anyhow!("broken")));
@@ -94,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_of_nothing_is_no_success() {
+    fn empty_run_is_not_a_success() {
         assert!(!Tally::default().all_passed());
     }
 }

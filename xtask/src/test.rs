@@ -1,5 +1,4 @@
-//! `cargo xtask test`: everything that must pass, in the order in which a mistake shows soonest.
-//! Does not know what the tests test; it reads their runners' closing lines.
+//! `cargo xtask test`: all checks and tests, fast ones first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read};
@@ -21,28 +20,29 @@ pub(crate) struct Options {
     install: bool,
 }
 
-/// A test runner, by the form of its output. nextest's holds that of cargo's runner for each test.
+/// The output format of a test runner. That of nextest includes that of cargo's runner for each
+/// test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Runner {
     Nextest,
     Cargo,
 }
 
-/// What a runner's output tells.
+/// The parsed output of a runner.
 #[derive(Debug, Default)]
 struct Report {
-    /// The binary and the test whose output is being read.
+    /// The binary and the test of the current output.
     binary: String,
     current: String,
     passed: usize,
     failed: Vec<String>,
     ignored: usize,
-    /// The reasons by test: one that was skipped in part counts as skipped.
+    /// The reasons by test. A test that was skipped in part counts as skipped.
     skips: BTreeMap<String, BTreeSet<String>>,
     interop: Vec<String>,
 }
 
-/// Runs everything, whatever fails on the way.
+/// Runs everything, also after failures.
 pub(crate) fn run(options: &Options) -> Result<Tally> {
     tools::provide(options.install)?;
     let mut tally = Tally::default();
@@ -71,8 +71,8 @@ fn clippy() -> Result<()> {
     cargo::run(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])
 }
 
-/// Unit, integration and interop tests, then the examples in the documentation. Returns the names of
-/// the interop tests that ran.
+/// Runs unit, integration and interop tests, then documentation tests. Returns the names of the
+/// interop tests that ran.
 fn run_tests(tally: &mut Tally) -> Result<Vec<String>> {
     let mut interop = Vec::new();
     if cargo::has("nextest") {
@@ -88,7 +88,7 @@ fn run_tests(tally: &mut Tally) -> Result<Vec<String>> {
     Ok(interop)
 }
 
-/// Runs a test runner on the terminal, reads what it says, and counts it.
+/// Runs a test runner, shows and parses its output, and counts the results.
 fn follow(
     name: &str,
     runner: Runner,
@@ -104,7 +104,7 @@ fn follow(
         tally.skip(&test, &Vec::from_iter(reasons).join("; "));
     }
     if report.ignored > 0 {
-        // Whoever marked them said why, and asks for them by name: they are no lost tools.
+        // Tests with `#[ignore]` are not missing tools.
         println!("# {} tests are marked as not to be run by default", report.ignored);
     }
     if !explained {
@@ -113,9 +113,9 @@ fn follow(
     Ok(report.interop)
 }
 
-/// Runs a command, shows all it prints, and returns whether it succeeded and what it printed.
+/// Runs a command and shows its output. Returns whether it succeeded and the output.
 fn echo(command: &mut Command) -> Result<(bool, String)> {
-    // One pipe for both streams keeps their order.
+    // One pipe for both streams preserves their order.
     let (reader, writer) = std::io::pipe()?;
     let mut child = command
         .stdin(Stdio::null())
@@ -123,7 +123,7 @@ fn echo(command: &mut Command) -> Result<(bool, String)> {
         .stderr(writer)
         .env("CARGO_TERM_COLOR", "never")
         .spawn()?;
-    // The command still holds this process's ends of the pipe: without them it would never end.
+    // The command still holds write ends of the pipe; without this there would be no end of file.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let output = copy(reader)?;
     Ok((child.wait()?.success(), output))
@@ -156,12 +156,12 @@ impl Report {
         report.failed.dedup();
         let failed = &report.failed;
         report.skips.retain(|test, _| !failed.contains(test));
-        // The runners count them as passed.
+        // Runners count them as passed.
         report.passed = report.passed.saturating_sub(report.skips.len());
         report
     }
 
-    /// A test that lacks a foreign program prints `skip NAME: reason`.
+    /// A test that is skipped prints `skip NAME: reason`.
     fn skip_line(&mut self, line: &str) {
         if let Some((_, reason)) = line.strip_prefix("skip ").and_then(|it| it.split_once(": ")) {
             let test = format!("{}{}", self.binary, self.current);
@@ -213,7 +213,7 @@ impl Report {
     }
 }
 
-/// The name behind nextest's `(3/9)`.
+/// Returns the name after nextest's `(3/9)`.
 fn after_number(rest: &str) -> &str {
     rest.split_once(") ").map_or(rest, |(_, name)| name).trim()
 }
@@ -223,7 +223,7 @@ fn number_before(line: &str, word: &str) -> usize {
     before.rsplit(' ').next().and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
-/// Says once more what matters: which foreign programs took part, what was skipped, what failed.
+/// Prints the summary: interop tests that ran, skips, and failures.
 fn conclude(tally: &Tally, interop: &[String]) {
     println!();
     for name in interop {
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nextest_is_understood() {
+    fn nextest_output_is_parsed() {
         let report = Report::read(
             Runner::Nextest,
             "        PASS [   0.010s] (1/3) tests::interop nbdinfo\n        \
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn cargo_test_is_understood() {
+    fn cargo_test_output_is_parsed() {
         let report = Report::read(
             Runner::Cargo,
             "  Running unittests src/lib.rs (target/debug/deps/nvme-0123)\n\

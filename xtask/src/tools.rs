@@ -1,4 +1,4 @@
-//! The programs that the tests run: reports which are missing on this machine, and installs them with apt-get.
+//! External programs that the tests run: reports the missing ones, and installs them with apt-get.
 //! The table of them is in the crate `programs`.
 
 use std::collections::BTreeSet;
@@ -8,8 +8,11 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use programs::Program;
 
-/// Installs what is missing if `install` says so or somebody at a terminal agrees to it; otherwise prints that tests will
-/// be skipped. Fails if the installation was wanted and something is still missing after it.
+/// Installs missing programs if `install`, or if the user agrees on the terminal; otherwise prints
+/// that tests will be skipped.
+///
+/// # Errors
+/// Fails if programs are still missing after an installation.
 pub(crate) fn provide(install: bool) -> Result<()> {
     let missing = programs::missing();
     if missing.is_empty() {
@@ -25,7 +28,7 @@ pub(crate) fn provide(install: bool) -> Result<()> {
     Ok(())
 }
 
-/// Prints what is not tested on this machine, by the missing program.
+/// Prints which tests do not run on this machine, by missing program.
 pub(crate) fn report() {
     for program in programs::missing() {
         let Program { name, package, tests } = program;
@@ -41,7 +44,7 @@ fn packages(programs: &[&Program]) -> BTreeSet<&'static str> {
     programs.iter().map(|program| program.package).collect()
 }
 
-/// Asks on the terminal, if there is one, and if apt-get could do it.
+/// Asks the user, if there is a terminal and apt-get.
 fn is_agreed_to(missing: &[&Program]) -> Result<bool> {
     let mut input = std::io::stdin();
     let can_ask = input.is_terminal() && std::io::stdout().is_terminal();
@@ -56,9 +59,12 @@ fn is_agreed_to(missing: &[&Program]) -> Result<bool> {
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
-/// Installs until nothing is missing. apt-get may remove a package to make room for another (qemu-utils of a newer release
-/// for qemu-system-x86), so it is called again with all packages that were asked for so far. Fails if the same programs are
-/// missing for a second time.
+/// Installs until nothing is missing. apt-get may remove a package to make room for another
+/// (qemu-utils of a newer release for qemu-system-x86), so it is called again with all packages
+/// requested so far.
+///
+/// # Errors
+/// Fails if the same programs are missing for a second time.
 fn until_complete(
     mut missing: impl FnMut() -> Vec<&'static Program>,
     mut install: impl FnMut(&BTreeSet<&str>) -> Result<()>,
@@ -78,7 +84,7 @@ fn until_complete(
     }
 }
 
-/// Installs packages as root, by sudo if need be.
+/// Installs packages as root, by sudo if necessary.
 fn apt_get(packages: &BTreeSet<&str>) -> Result<()> {
     let list: Vec<&str> = packages.iter().copied().collect();
     println!("# apt-get install {}", list.join(" "));
@@ -95,7 +101,7 @@ fn run(is_root: bool, words: &[&str]) -> Result<()> {
     let mut command = Command::new(if is_root { "env" } else { "sudo" });
     command.args((!is_root).then_some("env"));
     command.args(["DEBIAN_FRONTEND=noninteractive", "apt-get", "-q"]);
-    // Another apt-get may be at work, on a machine that has just started.
+    // Another apt-get may run on a machine that has just started.
     command.args(["-o", "DPkg::Lock::Timeout=300"]).args(words);
     let status = command.status().context("apt-get cannot be started")?;
     ensure!(status.success(), "apt-get {} failed", words[0]);
@@ -110,7 +116,8 @@ mod tests {
         programs::PROGRAMS.iter().find(|program| program.name == name).unwrap()
     }
 
-    /// Answers what is missing, one list after the other; returns the packages of each installation, and the outcome.
+    /// Simulates lists of missing programs. Returns the packages of each installation, and the
+    /// outcome.
     fn played(lists: &[&[&str]]) -> (Vec<String>, Result<()>) {
         let mut lists = lists.iter();
         let mut installed = Vec::new();
@@ -123,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_an_installation_removed_is_installed_again() {
+    fn removed_program_is_installed_again() {
         let (installed, outcome) =
             played(&[&["qemu-system-x86_64"], &["qemu-img", "qemu-nbd"], &[]]);
         assert_eq!(installed, ["qemu-system-x86", "qemu-system-x86 qemu-utils"]);
@@ -133,11 +140,11 @@ mod tests {
     }
 
     #[test]
-    fn packages_that_exclude_each_other_are_named() {
+    fn conflicting_packages_are_reported() {
         let (system, utils) = (&["qemu-system-x86_64"][..], &["qemu-img"][..]);
         let (installed, outcome) = played(&[system, utils, system]);
         assert_eq!(installed.len(), 2);
-        let said = outcome.unwrap_err().to_string();
-        assert_eq!(said, "still not installed: qemu-system-x86_64 (qemu-system-x86)");
+        let error = outcome.unwrap_err().to_string();
+        assert_eq!(error, "still not installed: qemu-system-x86_64 (qemu-system-x86)");
     }
 }

@@ -1,5 +1,4 @@
-//! Checks the systemd units: that systemd understands them, and that what hosts can reach is confined.
-//! Does not know what the units are for.
+//! Checks the systemd units: that systemd accepts them, and that reachable services are sandboxed.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -12,11 +11,11 @@ use crate::cargo::{self, workspace};
 use crate::install::UNITS;
 use crate::tally::Tally;
 
-/// The most that a unit which hosts can reach may be exposed, in tenths (`systemd-analyze security`).
+/// The maximum exposure of a reachable unit, in tenths (`systemd-analyze security`).
 const EXPOSURE: &str = "20";
-/// The units that hosts can reach.
+/// The units that hosts can connect to.
 const REACHED: [&str; 2] = ["storagetm.service", "storagetm@.service"];
-/// What systemd loads: a template only as one of its instances.
+/// The units to load; a template as one of its instances.
 const LOADED: [&str; 6] = [
     "storage-target-mode.target",
     "storagetm.service",
@@ -25,10 +24,10 @@ const LOADED: [&str; 6] = [
     "storagetm-failure.service",
     "storagetm-hands-off.service",
 ];
-/// Where distributions keep systemd's own units.
+/// The directories of systemd's own units.
 const SYSTEMD: [&str; 2] = ["/usr/lib/systemd/system", "/lib/systemd/system"];
 
-/// Checks the units with the systemd of this machine, and the scripts with its shellcheck.
+/// Checks the units with systemd, and the scripts with shellcheck.
 pub(crate) fn run() -> Result<Tally> {
     let mut tally = Tally::default();
     if programs::is_installed("systemd-analyze") {
@@ -48,7 +47,7 @@ pub(crate) fn run() -> Result<Tally> {
     Ok(tally)
 }
 
-/// In a root of their own, with systemd's units beside ours, which ours refer to.
+/// Verifies in a separate root, with systemd's units, to which ours refer.
 fn verify() -> Result<()> {
     let root = cargo::target_directory()?.join("units");
     if root.exists() {
@@ -65,7 +64,8 @@ fn verify() -> Result<()> {
     silent(&mut analyze)
 }
 
-/// systemd-tmpfiles does what hands-off.conf says: it masks rules, and keeps the kernel's messages off the console.
+/// Checks the effect of hands-off.conf with systemd-tmpfiles: it masks rules, and keeps kernel
+/// messages off the console.
 fn hands_off() -> Result<()> {
     let root = cargo::target_directory()?.join("units");
     let level = root.join("proc/sys/kernel/printk");
@@ -77,7 +77,7 @@ fn hands_off() -> Result<()> {
     let rule = root.join("run/udev/rules.d/64-md-raid-assembly.rules");
     ensure!(fs::read_link(&rule)? == Path::new("/dev/null"), "{} is not masked", rule.display());
     let found = fs::read_to_string(&level)?;
-    // A file of the kernel takes the one number for the first of its four.
+    // The kernel takes a single number for the first of four.
     ensure!(found.starts_with("1\t"), "the console's log level is {found}");
     Ok(())
 }
@@ -88,7 +88,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     silent(copy.args(["-r", "--no-dereference", "-T"]).arg(from).arg(to))
 }
 
-/// An empty program, which systemd only wants to be there.
+/// Writes an empty program; systemd requires that it exists.
 fn stand_in(path: &Path) -> Result<()> {
     fs::create_dir_all(path.parent().context("no folder")?)?;
     fs::write(path, "#!/bin/sh\n")?;
@@ -99,8 +99,8 @@ fn x48_exposure(unit: &str) -> Result<()> {
     let mut analyze = Command::new("systemd-analyze");
     analyze.args(["security", "--no-pager", "--offline=true", "--threshold", EXPOSURE]);
     let output = analyze.arg(workspace().join("units").join(unit)).output()?;
-    let told = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "{}", told.lines().last().unwrap_or_default());
+    let report = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{}", report.lines().last().unwrap_or_default());
     Ok(())
 }
 
@@ -113,7 +113,7 @@ fn scripts() -> Result<()> {
     Ok(())
 }
 
-/// The shell that will run a script; `None` if it is none.
+/// Returns the shell of a script; `None` if it is not a script.
 fn shell(script: &Path) -> Option<&'static str> {
     let place = script.to_string_lossy();
     if place.ends_with(".conf") {
@@ -121,7 +121,7 @@ fn shell(script: &Path) -> Option<&'static str> {
     } else if place.contains("/dracut/") || place.contains("/mkinitcpio/install/") {
         Some("bash")
     } else {
-        // That of busybox, in the initramfs of mkinitcpio, is of its kind.
+        // busybox's shell, in the initramfs of mkinitcpio, is compatible.
         Some("dash")
     }
 }
@@ -136,11 +136,11 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Keys that a systemd before 254 does not know; it does without them, as the units say.
+/// Keys that systemd before 254 does not support and ignores.
 const NEWER: [&str; 2] =
     ["Unknown key 'ImportCredential' in section", "Unknown key 'RestartMode' in section"];
 
-/// Runs a check that must succeed and have nothing to say.
+/// Runs a check that must succeed without output.
 fn silent(command: &mut Command) -> Result<()> {
     let output = command.env("LC_ALL", "C").output()?;
     let told = [output.stdout, output.stderr].concat();

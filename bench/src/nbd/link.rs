@@ -1,4 +1,4 @@
-//! A connection to an NBD server, for load alone: it says hello, asks, and counts answers. It knows no workload.
+//! A connection to an NBD server, for load alone: it says hello, asks, and counts answers.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};

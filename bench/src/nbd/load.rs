@@ -1,4 +1,4 @@
-//! Load on one connection to an NBD server, kept at a depth. It knows no server.
+//! Load on one connection to an NBD server, kept at a depth.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
-//! The servers of NBD that are compared: how each is started on one processor, and what it used of it. It knows no client.
+//! The servers of NBD that are compared: how each is started on one processor, and what it used of
+//! it.
 
 use std::fmt;
 use std::fs;

@@ -1,4 +1,4 @@
-//! Replies of an NBD server, cut out of a stream; payload is skipped. It knows no socket.
+//! Replies of an NBD server, cut out of a stream; payload is skipped.
 
 use anyhow::{Context, Result, bail};
 

@@ -1,5 +1,5 @@
-//! The clients that measure a server: our own load, which costs the client least, and the programs that people have.
-//! It knows no server.
+//! The clients that measure a server: our own load, which costs the client least, and the programs
+//! that people have.
 
 use std::fmt;
 use std::process::{Command, Stdio};

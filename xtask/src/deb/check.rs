@@ -1,5 +1,4 @@
-//! Tries the package where it does no harm: in a small Debian of its own.
-//! Does not know how it was made.
+//! Tests the package in a minimal Debian of its own.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,7 +12,7 @@ use crate::tally::Tally;
 
 const PACKAGES: [&str; 5] = ["bash-completion", "man-db", "mandoc", "systemd", "udev"];
 
-/// What must work once the package is there.
+/// Commands that must work after installation.
 const PROMISES: [(&str, &str); 8] = [
     ("the program runs", "storagetm --version | grep -q '^storagetm '"),
     ("its files are whole", "test -z \"$(dpkg --verify storagetm)\""),
@@ -48,7 +47,7 @@ const PROMISES: [(&str, &str); 8] = [
     ),
 ];
 
-/// Installs the package, looks at what it promises, removes it, and looks at what is left.
+/// Installs the package, checks its contents, removes it, and checks what is left.
 pub(super) fn run(package: &Path, tally: &mut Tally) -> Result<()> {
     lintian(package, tally);
     if let Some(reason) = chroot::missing() {
@@ -86,7 +85,7 @@ fn remove(chroot: &Chroot, before: &BTreeSet<String>) -> Result<()> {
     Ok(())
 }
 
-/// Every path, but those that dpkg and man-db write for themselves.
+/// Lists every path except those that dpkg and man-db write.
 fn files(root: &Path) -> Result<BTreeSet<String>> {
     let own = ["/var/lib/dpkg/", "/var/cache/man/", "/var/log/", "/var/cache/debconf/"];
     let output = Command::new("find").arg(root).args(["-xdev", "-printf", "/%P\n"]).output()?;

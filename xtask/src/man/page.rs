@@ -1,5 +1,5 @@
-//! One page of the manual: what clap_mangen writes of the options, then the text that stands behind them in the program's
-//! help as sections of their own, and the sections FILES, EXIT STATUS and SEE ALSO.
+//! One page of the manual: the options by clap_mangen, then sections from the text after the
+//! options in the program's help, and the sections FILES, EXIT STATUS and SEE ALSO.
 
 use std::fmt::Write;
 
@@ -14,7 +14,7 @@ const HEADINGS: [(&str, &str); 3] = [
     ("On the kernel command line:", "KERNEL COMMAND LINE"),
 ];
 
-/// What commands exit with whose help says nothing of it.
+/// The exit status of commands whose help does not list it.
 const EXIT_STATUS: &str = "0 if it was done, 1 if not, 2 if the options are wrong.";
 
 /// Files by the page that they belong to; those of keys go with the option `--keys`.
@@ -59,7 +59,7 @@ const KEYS: (&str, &str) = (
     "hosts, keys and the machines that were paired with, for root and for others; $STATE_DIRECTORY in a service",
 );
 
-/// Pages beside storagetm(1) that a page refers to.
+/// Pages besides storagetm(1) to which a page refers.
 const RELATED: &[(&str, &[&str])] = &[
     ("storagetm", &["storage-target-mode.target", "nvme(1)", "nbdkit(1)"]),
     (
@@ -119,7 +119,7 @@ pub(super) fn render(command: &clap::Command, manual: clap_mangen::Man) -> Resul
     Ok(page)
 }
 
-/// clap_mangen begins each section with the definition of the apostrophe: once is enough.
+/// clap_mangen begins each section with the definition of the apostrophe: keeps one.
 fn without_repeated_preamble(page: &str) -> String {
     let is_preamble = |line: &str| line.starts_with(".ie ") || line.starts_with(".el ");
     let lines = page.lines().enumerate();
@@ -127,7 +127,7 @@ fn without_repeated_preamble(page: &str) -> String {
     kept.map(|(_, line)| format!("{line}\n")).collect()
 }
 
-/// Divides the text behind the options. What stands before the first heading are notes.
+/// Splits the text after the options into sections. Text before the first heading becomes NOTES.
 fn sections(text: &str) -> Vec<(String, String)> {
     let mut sections = vec![("NOTES".to_owned(), String::new())];
     for line in text.lines() {
@@ -146,7 +146,7 @@ fn sections(text: &str) -> Vec<(String, String)> {
     sections
 }
 
-/// Indented lines stay as they are, others are filled.
+/// Keeps indented lines as they are, fills others.
 fn paragraphs(text: &str) -> String {
     let mut page = String::new();
     let mut is_fixed = false;
@@ -165,7 +165,7 @@ fn paragraphs(text: &str) -> String {
     page
 }
 
-/// Text that troff takes for nothing else.
+/// Escapes text for troff.
 fn escaped(line: &str) -> String {
     let text = line.replace('\\', "\\\\").replace('-', "\\-").replace('\'', "\\*(Aq");
     if text.starts_with('.') { format!("\\&{text}") } else { text }
@@ -182,7 +182,7 @@ fn files(command: &clap::Command, name: &str) -> String {
     if all.is_empty() { text } else { format!(".SH FILES\n{text}") }
 }
 
-/// The page's relatives, and the pages of the command's parts or of what it is a part of.
+/// Returns the related pages, and those of the command's subcommands or parent.
 fn related(command: &clap::Command, name: &str) -> String {
     let mut names: Vec<String> = Vec::new();
     if name != "storagetm" {
@@ -199,7 +199,7 @@ fn related(command: &clap::Command, name: &str) -> String {
     format!(".SH \"SEE ALSO\"\n{}\n", pages.join(",\n"))
 }
 
-/// The reference to a page: of ours by its name, of others with its section.
+/// Returns a reference to a page: one of ours by its name, others with the section.
 fn reference(name: &str) -> String {
     let (page, section) = match name.strip_suffix(')').and_then(|name| name.split_once('(')) {
         Some(parts) => parts,
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn examples_keep_their_lines_and_have_sections_of_their_own() {
+    fn examples_keep_their_lines() {
         let help = "First words.\n\nExamples:\n  Do it:\n    storagetm it\n\n  Again.\n\nAll of it.\n\n\
                     Exit status: 0 if it's done.";
         let sections = sections(help);
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn every_page_has_its_sections_and_a_whole_header() {
+    fn pages_have_all_sections_and_a_header() {
         let mut command = storagetm::options::command();
         command.build();
         let key = command.get_subcommands().find(|part| part.get_name() == "key").unwrap();

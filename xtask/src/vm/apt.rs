@@ -1,5 +1,5 @@
-//! Fetches Debian packages with a private apt state: the machine's own apt and dpkg are not touched.
-//! Does not know what the packages are for.
+//! Fetches Debian packages with a private apt state: the machine's own apt and dpkg are not
+//! touched.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ pub(super) struct Apt {
 }
 
 impl Apt {
-    /// Makes the private state in a folder and reads the archive's package lists.
+    /// Initializes the private state in a directory and updates the package lists.
     pub(super) fn open(folder: &Path, mirror: &Mirror, suite: &str) -> Result<Self> {
         for part in ["state/lists/partial", "cache/archives/partial"] {
             fs::create_dir_all(folder.join(part))?;
@@ -31,8 +31,7 @@ impl Apt {
         Ok(apt)
     }
 
-    /// What a package of no content of its own stands for: all that it depends on, and that in turn, whose names end
-    /// so.
+    /// Returns the transitive dependencies of a metapackage whose names have this suffix.
     pub(super) fn parts_of(&self, package: &str, ending: &str) -> Result<Vec<String>> {
         let mut parts = vec![package.to_owned()];
         let mut next = 0;
@@ -50,7 +49,7 @@ impl Apt {
         Ok(parts)
     }
 
-    /// Fetches packages, with all that they depend on if asked, and unpacks them.
+    /// Fetches packages, optionally with dependencies, and unpacks them.
     pub(super) fn unpack(&self, packages: &[&str], closure: bool, into: &Path) -> Result<()> {
         let archives = self.folder.join("cache/archives");
         clear(&archives)?;
@@ -90,8 +89,8 @@ fn configuration(folder: &Path) -> String {
     let path = |part: &str| folder.join(part).display().to_string();
     let (state, status) = (path("state"), path("status"));
     let (cache, sources) = (path("cache"), path("sources.list"));
-    // apt drops to a user of its own for downloads, who may not be able to read the cache folder.
-    // What the machine's own configuration runs after an update, and fetches beside it, is left out.
+    // apt downloads as a user that may not be able to read the cache directory. Hooks and
+    // additional downloads of the machine's own configuration are disabled.
     format!(
         "Dir::State \"{state}\";\nDir::State::status \"{status}\";\nDir::Cache \"{cache}\";\n\
          Dir::Etc::sourcelist \"{sources}\";\nDir::Etc::sourceparts \"/dev/null\";\n\
@@ -113,7 +112,10 @@ fn clear(folder: &Path) -> Result<()> {
     debs(folder)?.iter().try_for_each(|path| Ok(fs::remove_file(path)?))
 }
 
-/// Runs a program to its end and returns what it printed; its failure is an error with its words.
+/// Runs a program and returns its output.
+///
+/// # Errors
+/// Fails if the program does, with its output.
 pub(super) fn succeed(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command.stdin(Stdio::null()).output();

@@ -1,5 +1,4 @@
 //! Scenario: storagetm on this machine's loopback, a guest's kernel as its host.
-//! Knows the disks and what the host must see afterwards; the guest's scripts hold the tests.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -8,14 +7,14 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::Bench;
 use super::cache::Kernel;
-use super::case::{Board, Scenario};
+use super::case::{Results, Scenario};
 use super::events::Lent;
 use super::guest::Guest;
 use super::image::{self, MIB};
 use super::initramfs::Job;
 use super::target::Target;
 
-/// A whole run takes about two minutes on two cores; a guest that hangs must not hold up the rest.
+/// A run takes about two minutes on two cores; limits a guest that hangs.
 const PATIENCE: Duration = Duration::from_secs(900);
 
 pub(super) fn scenario() -> Scenario {
@@ -28,7 +27,7 @@ pub(super) fn scenario() -> Scenario {
     }
 }
 
-/// The lent images: one read-only with partitions, one for file systems, one for random writes.
+/// The served images: one read-only with partitions, one for file systems, one for random writes.
 #[derive(Debug)]
 struct Images {
     ro: PathBuf,
@@ -54,7 +53,12 @@ impl Images {
     }
 }
 
-fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<'_>) -> Result<()> {
+fn run(
+    bench: &Bench,
+    kernel: &'static Kernel,
+    folder: &Path,
+    results: &mut Results<'_>,
+) -> Result<()> {
     let images = Images::make(folder)?;
     let hash = image::sha256(&images.ro)?;
     let mut target =
@@ -62,22 +66,22 @@ fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<
     let job = Job {
         scenario: "attach",
         role: "client",
-        variables: variables(&mut target, &images, &hash, board)?,
+        variables: variables(&mut target, &images, &hash, results)?,
         files: Vec::new(),
         has_keys: false,
     };
     let mut guest = Guest::boot(bench, kernel, folder, &job, &network())?;
-    let values = board.follow(&guest.console, PATIENCE, |board, what| match what {
+    let values = results.follow(&guest.console, PATIENCE, |results, what| match what {
         "crash" => target.crash_and_restart(Duration::from_secs(5)),
-        "terminate" => terminate(&mut target, board),
+        "terminate" => terminate(&mut target, results),
         _ => bail!("the guest asks for {what}, which nobody knows"),
     })?;
     guest.wait(Duration::from_secs(90))?;
     drop(target);
-    board.decide("image-unchanged", same(&hash, &image::sha256(&images.ro)?));
+    results.decide("image-unchanged", same(&hash, &image::sha256(&images.ro)?));
     let told = values.get("rw_sha256").context("the guest told no checksum");
     let outcome = told.and_then(|told| same(told, &image::sha256(&images.rw)?));
-    board.decide("written-back", outcome);
+    results.decide("written-back", outcome);
     Ok(())
 }
 
@@ -94,12 +98,12 @@ fn network() -> Vec<String> {
     words.map(str::to_owned).to_vec()
 }
 
-/// What the guest's scripts are told.
+/// The variables of the guest's scripts.
 fn variables(
     target: &mut Target,
     images: &Images,
     hash: &str,
-    board: &Board<'_>,
+    results: &Results<'_>,
 ) -> Result<Vec<(&'static str, String)>> {
     let lent = target.events()?.lent();
     let find = |path: &Path| find(&lent, path);
@@ -108,8 +112,8 @@ fn variables(
     ensure!(rw.access == "writable", "{} is lent {}", rw.disk, rw.access);
     let port = target.port()?;
     Ok(vec![
-        // The host's own tests need the shutdown.
-        ("wanted", format!("{} shutdown", board.names())),
+        // The host's own tests require the shutdown.
+        ("wanted", format!("{} shutdown", results.names())),
         ("interface", "127.0.0.15/8".to_owned()),
         ("address", "127.0.0.1".to_owned()),
         ("port", port.to_string()),
@@ -132,30 +136,30 @@ fn find<'a>(lent: &'a [Lent], path: &Path) -> Result<&'a Lent> {
     found.with_context(|| format!("storagetm did not say that it lends {}", path.display()))
 }
 
-/// The line that attaches one disk, as it is printed.
+/// Returns the line that attaches one disk, as printed.
 fn line(lent: &Lent) -> Result<String> {
     let line = lent.attach.iter().find(|line| line.starts_with("nvme connect "));
     Ok(line.with_context(|| format!("no line attaches {}", lent.disk))?.clone())
 }
 
-/// The line that attaches all disks: as it is printed, if the events carry it.
+/// Returns the line that attaches all disks, if the events have it.
 fn connect_all(lent: &Lent, port: u64) -> String {
     let printed = lent.attach.iter().find(|line| line.starts_with("nvme connect-all"));
     printed.cloned().unwrap_or_else(|| format!("nvme connect-all -t tcp -a 127.0.0.1 -s {port}"))
 }
 
-/// Ends storagetm while the guest is attached.
-fn terminate(target: &mut Target, board: &mut Board<'_>) -> Result<()> {
+/// Stops storagetm while the guest is attached.
+fn terminate(target: &mut Target, results: &mut Results<'_>) -> Result<()> {
     let ended = target.terminate(Duration::from_secs(30)).and_then(|status| {
         ensure!(status.success(), "storagetm ended with {status}");
         said(target, "stopped")
     });
-    board.decide("sigterm", ended);
-    board.decide("events", said(target, "attached").and_then(|()| said(target, "detached")));
+    results.decide("sigterm", ended);
+    results.decide("events", said(target, "attached").and_then(|()| said(target, "detached")));
     Ok(())
 }
 
-/// Whether an event was printed; what a process has printed last may take a moment to be read.
+/// Returns whether an event was printed; waits a moment for pending output.
 fn said(target: &mut Target, event: &str) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !target.events()?.has(event) {

@@ -1,5 +1,5 @@
-//! Scenario: storagetm on both sides: one machine lends, the other finds it on the network, has its kernel attach
-//! the disks, and lets go of them. Knows the disks; the guest's scripts hold the tests.
+//! Scenario: storagetm on both sides: one machine lends, the other finds it on the network, has its
+//! kernel attach the disks, and lets go of them.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::Bench;
 use super::cache::Kernel;
-use super::case::{Board, Scenario};
+use super::case::{Results, Scenario};
 use super::guest::{Guest, link};
 use super::image::{self, MIB};
 use super::initramfs::Job;
@@ -28,19 +28,24 @@ pub(super) fn scenario() -> Scenario {
     }
 }
 
-fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<'_>) -> Result<()> {
+fn run(
+    bench: &Bench,
+    kernel: &'static Kernel,
+    folder: &Path,
+    results: &mut Results<'_>,
+) -> Result<()> {
     let (ro, rw) = (folder.join("ro.img"), folder.join("rw.img"));
     image::filled(&ro, 12 * MIB)?;
     image::empty(&rw, 16 * MIB)?;
     let hash = image::sha256(&ro)?;
     let target = lender::boot(bench, kernel, folder, "attaching", [&ro, &rw])?;
-    let mut client = boot_client(bench, kernel, folder, &hash, board)?;
-    board.follow(&client.console, PATIENCE, |_, what| {
+    let mut client = boot_client(bench, kernel, folder, &hash, results)?;
+    results.follow(&client.console, PATIENCE, |_, what| {
         bail!("the guest asks for {what}, which nobody knows")
     })?;
     client.wait(Duration::from_secs(90))?;
     drop(target);
-    board.decide("image-unchanged", same(&hash, &ro));
+    results.decide("image-unchanged", same(&hash, &ro));
     Ok(())
 }
 
@@ -49,13 +54,13 @@ fn boot_client(
     kernel: &Kernel,
     folder: &Path,
     hash: &str,
-    board: &Board<'_>,
+    results: &Results<'_>,
 ) -> Result<Guest> {
     let job = Job {
         scenario: "attaching",
         role: "client",
         variables: vec![
-            ("wanted", board.names()),
+            ("wanted", results.names()),
             ("interface", "192.168.50.2/24".to_owned()),
             ("address", "192.168.50.1".to_owned()),
             ("ro_sha256", hash.to_owned()),

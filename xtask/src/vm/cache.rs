@@ -1,5 +1,4 @@
-//! The kernels and guest tools on this machine: fetched once, kept in a folder.
-//! Does not know what is done with them.
+//! The cache of kernels and guest tools, fetched once.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,14 +10,14 @@ use super::mirror;
 use super::modules;
 use crate::cargo;
 
-/// A kernel that the tests boot.
+/// A kernel to boot.
 #[derive(Debug)]
 pub(super) struct Kernel {
-    /// Its version as people say it.
+    /// The version.
     pub(super) name: &'static str,
-    /// The Debian release that ships it.
+    /// Its Debian release.
     suite: &'static str,
-    /// The release that the guest's programs are taken from.
+    /// The release of the guest's programs.
     tools: &'static str,
 }
 
@@ -28,27 +27,27 @@ pub(super) const KERNELS: &[Kernel] = &[
     Kernel { name: "6.12", suite: "trixie", tools: TOOLS_SUITE },
 ];
 
-/// The kernel of the next release. It changes every week: only who asks for it by name gets it.
+/// The kernel of the next release. It changes weekly, so it is used only if selected by name.
 pub(super) const NEXT: Kernel = Kernel { name: "next", suite: "forky", tools: "forky" };
 
-/// The newest of the stable releases.
+/// The newest stable release.
 const TOOLS_SUITE: &str = "trixie";
-/// What the names of all packages of the kernels end in.
+/// The suffix of the names of kernel packages.
 const FLAVOUR: &str = "cloud-amd64";
 const TOOLS: &[&str] =
     &["bash", "busybox-static", "e2fsprogs", "fdisk", "fio", "nvme-cli", "parted", "util-linux"];
 
-/// Programs of the host that the tests cannot do without.
+/// Required programs of the host.
 const HOST_TOOLS: &[&str] = &["qemu-system-x86_64", "apt-get", "apt-cache", "dpkg-deb", "xz"];
 
-/// Why this machine cannot run the tests, if it cannot.
+/// Returns why this machine cannot run the tests, if it cannot.
 pub(super) fn missing_tools() -> Option<String> {
     let missing = |name: &&&str| !programs::is_installed(name);
     let names: Vec<&str> = HOST_TOOLS.iter().filter(missing).copied().collect();
     (!names.is_empty()).then(|| format!("{}{}", programs::NOT_INSTALLED, names.join(", ")))
 }
 
-/// The folder of fetched things.
+/// The cache directory.
 #[derive(Debug)]
 pub(super) struct Cache {
     folder: PathBuf,
@@ -122,7 +121,7 @@ impl Cache {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             name == "vmlinuz" || name.starts_with("vmlinuz-")
         };
-        // Newer packages have it beside its modules.
+        // Newer packages have it next to the modules.
         for place in [folder.join("boot"), modules::folder(&folder)?.1] {
             let entries = place.read_dir().into_iter().flatten();
             let mut paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
@@ -133,7 +132,7 @@ impl Cache {
         anyhow::bail!("{} holds no kernel: delete it to fetch it again", folder.display())
     }
 
-    /// An empty folder for the images and logs of one run.
+    /// Returns an empty directory for the images and logs of a run.
     pub(super) fn run_folder(&self, name: &str) -> Result<PathBuf> {
         let folder = self.folder.join("runs").join(name);
         if folder.exists() {
@@ -148,7 +147,7 @@ impl Cache {
         Apt::open(&self.folder.join(format!("apt-{suite}")), &mirror, suite)
     }
 
-    /// Fills a folder unless an earlier run has filled it completely.
+    /// Fills a directory, unless an earlier run has done so completely.
     fn once(&self, folder: &Path, fill: impl FnOnce() -> Result<()>) -> Result<()> {
         let mut marker = folder.as_os_str().to_owned();
         marker.push(".complete");

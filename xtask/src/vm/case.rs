@@ -1,5 +1,4 @@
-//! The tests by name: which there are, and what became of each.
-//! Does not know what a test does: guest scripts and scenarios decide that.
+//! The tests by name, and their results.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,27 +8,27 @@ use anyhow::{Context, Result, anyhow};
 
 use super::Bench;
 use super::cache::Kernel;
-use super::console::{Console, Saying};
+use super::console::{Console, Message};
 use crate::cargo;
 use crate::tally::Tally;
 
-/// One arrangement of machines in which several tests run after one another.
+/// A set of machines in which several tests run in sequence.
 #[derive(Debug)]
 pub(super) struct Scenario {
-    /// Its name, and the folder of its scripts under `tests/vm`.
+    /// The name, which is that of the directory of its scripts in `tests/vm`.
     pub(super) name: &'static str,
-    /// The kernels that can do what it tests.
+    /// The kernels that support it.
     pub(super) kernels: &'static [&'static str],
-    /// Scripts that only the newest of the kernels, or its programs, can run.
+    /// Scripts that require the newest kernel or its programs.
     pub(super) newest: &'static [&'static str],
-    /// Tests that the host itself decides, after the guest's.
+    /// Tests that the host decides, after those of the guest.
     pub(super) on_host: &'static [&'static str],
-    /// Boots the machines and reports each test to the board.
-    pub(super) run: fn(&Bench, &'static Kernel, &Path, &mut Board<'_>) -> Result<()>,
+    /// Boots the machines and reports the result of each test.
+    pub(super) run: fn(&Bench, &'static Kernel, &Path, &mut Results<'_>) -> Result<()>,
 }
 
 impl Scenario {
-    /// Its tests for one kernel, in the order in which they run.
+    /// Returns its tests for a kernel, in order.
     pub(super) fn cases(&self, kernel: &str) -> Result<Vec<Case>> {
         if !self.kernels.contains(&kernel) {
             return Ok(Vec::new());
@@ -71,40 +70,40 @@ pub(super) fn name_of(script: &Path) -> Option<String> {
 /// One test on one kernel.
 #[derive(Debug, Clone)]
 pub(super) struct Case {
-    /// What the result is reported under: `vm 6.12 attach/discover`.
+    /// The name in the report: `vm 6.12 attach/discover`.
     pub(super) title: String,
     /// Its name within the scenario: `discover`.
     pub(super) name: String,
 }
 
-/// The tests of a scenario that are still to be decided.
+/// The undecided tests of a scenario.
 #[derive(Debug)]
-pub(super) struct Board<'a> {
+pub(super) struct Results<'a> {
     open: Vec<Case>,
     tally: &'a mut Tally,
     notes: String,
 }
 
-impl<'a> Board<'a> {
-    /// A board with all of these tests undecided.
+impl<'a> Results<'a> {
+    /// Starts with all of these tests undecided.
     pub(super) fn new(open: Vec<Case>, tally: &'a mut Tally) -> Self {
         Self { open, tally, notes: String::new() }
     }
 
-    /// The names of the undecided tests, as the guests are told them.
+    /// Returns the names of the undecided tests, as passed to guests.
     pub(super) fn names(&self) -> String {
         let names: Vec<&str> = self.open.iter().map(|case| case.name.as_str()).collect();
         names.join(" ")
     }
 
-    /// Keeps a line that explains the next result.
+    /// Records a line for the report of the next result.
     pub(super) fn note(&mut self, line: &str) {
         self.notes.push_str(line);
         self.notes.push('\n');
     }
 
-    /// Follows a guest to its end, deciding what it reports; what it asks for is done by `answer`.
-    /// Returns the values that it told.
+    /// Processes the output of a guest until it ends; `answer` handles its requests. Returns the
+    /// values that it reported.
     pub(super) fn follow(
         &mut self,
         console: &Console,
@@ -115,18 +114,18 @@ impl<'a> Board<'a> {
         let mut values = BTreeMap::new();
         loop {
             match console.next(deadline)? {
-                Saying::Passed(name) => self.decide(&name, Ok(())),
-                Saying::Failed(name) => self.decide(&name, Err(anyhow!("failed in the guest"))),
-                Saying::Note(line) => self.note(&line),
-                Saying::Ask(what) => answer(self, &what)?,
-                Saying::Value(name, value) => drop(values.insert(name, value)),
-                Saying::Event(_) => {}
-                Saying::End => return Ok(values),
+                Message::Passed(name) => self.decide(&name, Ok(())),
+                Message::Failed(name) => self.decide(&name, Err(anyhow!("failed in the guest"))),
+                Message::Note(line) => self.note(&line),
+                Message::Ask(what) => answer(self, &what)?,
+                Message::Value(name, value) => drop(values.insert(name, value)),
+                Message::Event(_) => {}
+                Message::End => return Ok(values),
             }
         }
     }
 
-    /// Decides one test.
+    /// Records the result of a test.
     pub(super) fn decide(&mut self, name: &str, outcome: Result<()>) {
         let notes = std::mem::take(&mut self.notes);
         let Some(at) = self.open.iter().position(|case| case.name == name) else { return };
@@ -137,7 +136,7 @@ impl<'a> Board<'a> {
         }
     }
 
-    /// Decides what is left: a test without a result has failed.
+    /// Ends the scenario: a test without a result has failed.
     pub(super) fn finish(mut self, outcome: Result<()>) {
         let reason = match outcome {
             Ok(()) => "the guest never reported it".to_owned(),
@@ -162,14 +161,14 @@ mod tests {
     }
 
     #[test]
-    fn a_test_that_nobody_decided_has_failed() {
+    fn test_without_a_result_has_failed() {
         let case = |name: &str| Case { title: format!("vm 1 a/{name}"), name: name.to_owned() };
         let mut tally = Tally::default();
-        let mut board = Board::new(vec![case("x"), case("y")], &mut tally);
-        board.decide("x", Ok(()));
-        board.decide("unknown", Ok(()));
-        assert_eq!(board.names(), "y");
-        board.finish(Ok(()));
+        let mut results = Results::new(vec![case("x"), case("y")], &mut tally);
+        results.decide("x", Ok(()));
+        results.decide("unknown", Ok(()));
+        assert_eq!(results.names(), "y");
+        results.finish(Ok(()));
         assert_eq!(tally.failures(), ["vm 1 a/y"]);
         assert_eq!(tally.summary(), "1 passed, 1 failed, 0 skipped");
     }

@@ -1,5 +1,4 @@
-//! A guest's serial console: whole lines, and what the guest's scripts mean by them.
-//! Does not know the machine behind it.
+//! A guest's serial console: parses the messages of its scripts.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -9,27 +8,27 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// What a guest said.
+/// A message of a guest.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Saying {
+pub(super) enum Message {
     /// A test passed.
     Passed(String),
     /// A test failed; the notes before say how.
     Failed(String),
-    /// A line that explains the next result.
+    /// A line for the report of the next result.
     Note(String),
-    /// The guest wants the host to do something.
+    /// A request to the host.
     Ask(String),
     /// A value for the host, by name.
     Value(String, String),
     /// A JSON event of the storagetm that runs in the guest.
     Event(String),
-    /// The guest's scripts are through.
+    /// The scripts have ended.
     End,
 }
 
-impl Saying {
-    /// Reads one whole line; what the kernel or firmware said means nothing.
+impl Message {
+    /// Parses a line; `None` for output of the kernel or firmware.
     fn parse(line: &str) -> Option<Self> {
         if line.starts_with('{') {
             return Some(Self::Event(line.to_owned()));
@@ -59,21 +58,24 @@ pub(super) struct Console {
 }
 
 impl Console {
-    /// Follows what comes out of a machine, and keeps it in a log with times.
+    /// Reads the output of a machine, and logs it with times.
     pub(super) fn follow(name: &str, stream: impl Read + Send + 'static, log: File) -> Self {
         let (sender, lines) = channel();
         thread::spawn(move || copy(stream, log, &sender));
         Self { name: name.to_owned(), lines }
     }
 
-    /// The next thing the guest says; its silence until the deadline, or its end, is an error.
-    pub(super) fn next(&self, deadline: Instant) -> Result<Saying> {
+    /// Returns the next message.
+    ///
+    /// # Errors
+    /// Fails at the deadline, or if the machine has ended.
+    pub(super) fn next(&self, deadline: Instant) -> Result<Message> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(left) {
                 Ok(line) => {
-                    if let Some(saying) = Saying::parse(&line) {
-                        return Ok(saying);
+                    if let Some(message) = Message::parse(&line) {
+                        return Ok(message);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => bail!("{} did not end in time", self.name),
@@ -82,9 +84,9 @@ impl Console {
         }
     }
 
-    /// What has been said so far and not been heard yet, without waiting.
-    pub(super) fn pending(&self) -> Vec<Saying> {
-        self.lines.try_iter().filter_map(|line| Saying::parse(&line)).collect()
+    /// Returns all pending messages. Does not block.
+    pub(super) fn pending(&self) -> Vec<Message> {
+        self.lines.try_iter().filter_map(|line| Message::parse(&line)).collect()
     }
 }
 
@@ -95,7 +97,7 @@ fn copy(stream: impl Read, mut log: File, lines: &Sender<String>) {
     while matches!(stream.read_until(b'\n', &mut bytes), Ok(read) if read > 0) {
         let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
         bytes.clear();
-        // A log that cannot be written must not end the test that it is about.
+        // Failure to write the log must not fail the test.
         let _ = writeln!(log, "{:8.3} {line}", seconds(start.elapsed()));
         if lines.send(line).is_err() {
             return;
@@ -112,26 +114,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_whole_marked_lines_mean_something() {
-        let said = |line| Saying::parse(line);
-        assert_eq!(said("vmtest ok discover"), Some(Saying::Passed("discover".into())));
-        assert_eq!(said("vmtest failed a b"), Some(Saying::Failed("a b".into())));
-        assert_eq!(said("vmtest value k=v=w"), Some(Saying::Value("k".into(), "v=w".into())));
-        assert_eq!(said("vmtest end"), Some(Saying::End));
-        assert_eq!(said("[ 1.0] vmtest ok discover"), None);
-        assert_eq!(said("vmtest okay"), None);
+    fn only_whole_marked_lines_are_messages() {
+        let parse = |line| Message::parse(line);
+        assert_eq!(parse("vmtest ok discover"), Some(Message::Passed("discover".into())));
+        assert_eq!(parse("vmtest failed a b"), Some(Message::Failed("a b".into())));
+        assert_eq!(parse("vmtest value k=v=w"), Some(Message::Value("k".into(), "v=w".into())));
+        assert_eq!(parse("vmtest end"), Some(Message::End));
+        assert_eq!(parse("[ 1.0] vmtest ok discover"), None);
+        assert_eq!(parse("vmtest okay"), None);
         assert_eq!(
-            said(r#"{"event":"ready"}"#),
-            Some(Saying::Event(r#"{"event":"ready"}"#.into()))
+            parse(r#"{"event":"ready"}"#),
+            Some(Message::Event(r#"{"event":"ready"}"#.into()))
         );
     }
 
     #[test]
-    fn the_end_of_a_machine_is_noticed() {
+    fn end_of_a_machine_is_an_error() {
         let log = File::options().write(true).open("/dev/null").unwrap();
         let console = Console::follow("guest", &b"boot\nvmtest note x\r\n"[..], log);
         let deadline = Instant::now() + Duration::from_secs(30);
-        assert_eq!(console.next(deadline).unwrap(), Saying::Note("x".into()));
+        assert_eq!(console.next(deadline).unwrap(), Message::Note("x".into()));
         assert_eq!(console.next(deadline).unwrap_err().to_string(), "guest ended early");
     }
 }

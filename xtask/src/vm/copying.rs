@@ -15,8 +15,8 @@ use serde_json::Value;
 use super::Bench;
 use super::apt::succeed;
 use super::cache::Kernel;
-use super::case::{Board, Scenario};
-use super::console::Saying;
+use super::case::{Results, Scenario};
+use super::console::Message;
 use super::events::Events;
 use super::guest::{Guest, virtio_disk};
 use super::image::{self, MIB};
@@ -40,17 +40,22 @@ pub(super) fn scenario() -> Scenario {
     }
 }
 
-fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<'_>) -> Result<()> {
+fn run(
+    bench: &Bench,
+    kernel: &'static Kernel,
+    folder: &Path,
+    results: &mut Results<'_>,
+) -> Result<()> {
     let (disk, copied) = (folder.join("disk.img"), folder.join("copied.img"));
     fill(&disk)?;
     let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
     let guest = boot(bench, kernel, folder, &disk, port)?;
     let nqn = lent(&guest)?;
-    board.decide("whole-disk", copy(bench, &format!("nvme://127.0.0.1:{port}/{nqn}"), &copied));
+    results.decide("whole-disk", copy(bench, &format!("nvme://127.0.0.1:{port}/{nqn}"), &copied));
     drop(guest);
     let paths = [&disk, &copied];
-    board.decide("equal", succeed(Command::new("cmp").args(paths)).map(drop));
-    board.decide("holes-kept", thin(&copied));
+    results.decide("equal", succeed(Command::new("cmp").args(paths)).map(drop));
+    results.decide("holes-kept", thin(&copied));
     // Nobody looks at eight gigabytes again.
     paths.into_iter().try_for_each(fs::remove_file)?;
     Ok(())
@@ -97,9 +102,9 @@ fn lent(guest: &Guest) -> Result<String> {
     let (deadline, mut events) = (Instant::now() + BOOT, Events::default());
     while !events.has("ready") || events.lent().is_empty() {
         match guest.console.next(deadline)? {
-            Saying::Event(line) => events.receive(&line)?,
-            Saying::Note(line) => bail!("{line}"),
-            Saying::End => bail!("the machine ended"),
+            Message::Event(line) => events.receive(&line)?,
+            Message::Note(line) => bail!("{line}"),
+            Message::End => bail!("the machine ended"),
             _ => {}
         }
     }

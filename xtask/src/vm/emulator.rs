@@ -1,23 +1,23 @@
-//! Failures of the emulator itself, told apart from failures of what is tested by what the kernel of the machine said last.
-//! Tests that failed in such a machine are run once more; any other end of a machine counts.
+//! Failures of the emulator itself, recognized by the last messages of the guest's kernel. Tests
+//! that failed in such a machine are run once more.
 
 use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
 
-use super::case::{Board, Case};
+use super::case::{Case, Results};
 use crate::tally::Tally;
 
 /// A failure of the emulator.
 struct Signature {
-    /// What the machine's log then contains.
+    /// The text in the machine's log.
     log: &'static str,
-    /// What went wrong.
+    /// A description.
     fault: &'static str,
 }
 
-/// Of qemu without hardware support (TCG), with kernels that are sound elsewhere.
+/// Failures of qemu without hardware support (TCG), with kernels that work elsewhere.
 const SIGNATURES: &[Signature] = &[
     // Once in some thirty boots (qemu 10.0): an instruction runs as it was before the kernel rewrote it (text_poke, for
     // static keys), an `int3` that is no longer there.
@@ -30,13 +30,13 @@ const SIGNATURES: &[Signature] = &[
     Signature { log: "IO-APIC + timer doesn't work!", fault: "its timer stood still at boot" },
 ];
 
-/// Runs the tests of one arrangement of machines, whose logs are in these folders; once more if the emulator broke one
-/// of them.
+/// Runs the tests of a scenario, whose machines log to these directories; again if the emulator
+/// failed in one of them.
 pub(super) fn attempt(
     folders: &[&Path],
     cases: &[Case],
     tally: &mut Tally,
-    mut run: impl FnMut(&mut Board<'_>) -> Result<()>,
+    mut run: impl FnMut(&mut Results<'_>) -> Result<()>,
 ) {
     let first = once(cases, &mut run);
     let broken = || folders.iter().find_map(|folder| signature(folder));
@@ -48,15 +48,15 @@ pub(super) fn attempt(
     tally.absorb(once(cases, &mut run));
 }
 
-fn once(cases: &[Case], run: &mut impl FnMut(&mut Board<'_>) -> Result<()>) -> Tally {
+fn once(cases: &[Case], run: &mut impl FnMut(&mut Results<'_>) -> Result<()>) -> Tally {
     let mut tally = Tally::default();
-    let mut board = Board::new(cases.to_vec(), &mut tally);
-    let outcome = run(&mut board);
-    board.finish(outcome);
+    let mut results = Results::new(cases.to_vec(), &mut tally);
+    let outcome = run(&mut results);
+    results.finish(outcome);
     tally
 }
 
-/// The failure of the emulator that a log in this folder shows.
+/// Returns the failure of the emulator that a log in this directory shows.
 fn signature(folder: &Path) -> Option<&'static Signature> {
     logs(folder).iter().find_map(|log| {
         let said = fs::read(log).unwrap_or_default();
@@ -93,13 +93,13 @@ mod tests {
         fs::create_dir_all(&folder).unwrap();
         let mut tally = Tally::default();
         let mut runs = 0;
-        attempt(&[&folder], &[case()], &mut tally, |board| {
+        attempt(&[&folder], &[case()], &mut tally, |results| {
             runs += 1;
             if runs == 1 {
                 fs::write(folder.join("machine.log"), said)?;
                 bail!("the machine ended");
             }
-            board.decide("x", Ok(()));
+            results.decide("x", Ok(()));
             Ok(())
         });
         fs::remove_dir_all(&folder).unwrap();
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_emulator_broke_is_run_once_more() {
+    fn tests_are_repeated_only_after_emulator_failures() {
         assert_eq!(run("stale", "[1.8] Oops: int3: 0000 [#1] PREEMPT SMP"), (2, 0));
         assert_eq!(
             run("timer", "Kernel panic - not syncing: IO-APIC + timer doesn't work!"),

@@ -1,35 +1,35 @@
 //! The events that `storagetm serve --json` prints, as far as the tests use them.
-//! Does not know how the program was started.
 
 use serde_json::Value;
 
 use crate::cargo::{list, text};
 
-/// One lent disk.
+/// An exported disk.
 #[derive(Debug, Clone)]
 pub(super) struct Lent {
-    /// The path that was given.
+    /// The path.
     pub(super) disk: String,
-    /// The name that hosts connect to.
+    /// The subsystem NQN.
     pub(super) nqn: String,
-    /// The model that hosts are told.
     pub(super) model: String,
-    /// The serial number that hosts are told.
     pub(super) serial: String,
     /// `read-only` or `writable`.
     pub(super) access: String,
-    /// The lines to type on the other machine.
+    /// The attach commands.
     pub(super) attach: Vec<String>,
 }
 
-/// Everything that one run of storagetm has said.
+/// All events of one run of storagetm.
 #[derive(Debug, Default)]
 pub(super) struct Events {
     seen: Vec<Value>,
 }
 
 impl Events {
-    /// Takes one line of output; a line that is no event is an error in the contract.
+    /// Parses a line of output.
+    ///
+    /// # Errors
+    /// Fails if the line is not an event.
     pub(super) fn receive(&mut self, line: &str) -> anyhow::Result<()> {
         let event: Value = serde_json::from_str(line)?;
         anyhow::ensure!(!text(&event, "event").is_empty(), "no event: {line}");
@@ -37,22 +37,22 @@ impl Events {
         Ok(())
     }
 
-    /// Whether an event of this name was seen.
+    /// Returns whether an event of this name was printed.
     pub(super) fn has(&self, name: &str) -> bool {
         self.named(name).next().is_some()
     }
 
-    /// Whether the event of this name was seen for this disk.
+    /// Returns whether an event of this name was printed for this disk.
     pub(super) fn has_of(&self, name: &str, nqn: &str) -> bool {
         self.named(name).any(|event| text(event, "nqn") == nqn)
     }
 
-    /// The first port that is listened on.
+    /// Returns the first port that is listened on.
     pub(super) fn port(&self) -> Option<u64> {
         self.named("listening").find_map(|event| event.get("port")?.as_u64())
     }
 
-    /// The lent disks, in order.
+    /// Returns the exported disks, in order.
     pub(super) fn lent(&self) -> Vec<Lent> {
         self.named("lent").map(lent).collect()
     }
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_are_read_as_the_contract_says() {
+    fn events_are_parsed() {
         let mut events = Events::default();
         let listening =
             r#"{"event":"listening","protocol":"nvme-tcp","address":"127.0.0.1","port":4420}"#;

@@ -1,5 +1,4 @@
-//! One machine under qemu: started, followed on its serial console, and ended with its handle.
-//! Does not know what runs in it.
+//! A virtual machine under qemu, with its serial console.
 
 use std::fs::File;
 use std::io::Write;
@@ -14,16 +13,16 @@ use super::cache::Kernel;
 use super::console::Console;
 use super::initramfs::{self, Job};
 
-/// A running machine; it is killed when dropped.
+/// A running machine; killed on drop.
 #[derive(Debug)]
 pub(super) struct Guest {
     child: Child,
-    /// What it says.
+    /// Its serial console.
     pub(super) console: Console,
 }
 
 impl Guest {
-    /// Boots a machine with a job; further qemu arguments give it its devices.
+    /// Boots a machine with a job; `devices` are further arguments of qemu.
     pub(super) fn boot(
         bench: &Bench,
         kernel: &Kernel,
@@ -57,7 +56,7 @@ impl Guest {
         Ok(writeln!(keyboard, "{line}")?)
     }
 
-    /// Waits for the machine to power off by itself.
+    /// Waits until the machine has powered off.
     pub(super) fn wait(&mut self, patience: Duration) -> Result<()> {
         let deadline = Instant::now() + patience;
         while self.child.try_wait()?.is_none() {
@@ -76,8 +75,8 @@ impl Drop for Guest {
     }
 }
 
-/// Arguments of every machine. Emulation is forced: a /dev/kvm that cannot run stock kernels exists,
-/// and emulated boots take four seconds.
+/// Arguments of every machine. KVM is not used: some machines have a /dev/kvm that cannot run
+/// distribution kernels, and emulated boots take four seconds.
 fn machine() -> [String; 19] {
     let words = [
         "-accel",
@@ -98,14 +97,14 @@ fn machine() -> [String; 19] {
         "-serial",
         "stdio",
         "-append",
-        // The kernel tries out each of its ciphers and groups when it is first asked for: emulated, that takes so long
-        // for the largest group that no handshake lasts.
+        // The self-tests of ciphers and groups are disabled: emulated, the largest group takes so
+        // long that handshakes time out.
         "console=ttyS0 quiet loglevel=1 panic=-1 nvme_core.multipath=Y cryptomgr.notests",
     ];
     words.map(str::to_owned)
 }
 
-/// A disk image as a virtio disk with a serial number.
+/// Returns the arguments for an image as a virtio disk with a serial number.
 pub(super) fn virtio_disk(image: &Path, serial: &str, read_only: bool) -> [String; 4] {
     let access = if read_only { "on" } else { "off" };
     let image = image.display();
@@ -117,7 +116,8 @@ pub(super) fn virtio_disk(image: &Path, serial: &str, read_only: bool) -> [Strin
     ]
 }
 
-/// A network card on a private link to another machine: the first end waits for the second.
+/// Returns the arguments for a network card on a private link to another machine: the first end
+/// listens.
 pub(super) fn link(socket: &Path, end: u8) -> [String; 4] {
     let server = if end == 1 { "on" } else { "off" };
     let socket = socket.display();

@@ -1,5 +1,5 @@
-//! Scenario: storagetm in a machine of its own, lending every disk; another machine attaches them
-//! while disks are plugged and pulled. Knows the disks; the guest's scripts hold the tests.
+//! Scenario: storagetm in a machine that serves all disks; another machine attaches them while
+//! disks are added and removed.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail};
 
 use super::Bench;
 use super::cache::Kernel;
-use super::case::{Board, Scenario};
-use super::console::Saying;
+use super::case::{Results, Scenario};
+use super::console::Message;
 use super::events::Events;
 use super::guest::{Guest, link, virtio_disk};
 use super::image::{self, MIB};
@@ -30,12 +30,17 @@ pub(super) fn scenario() -> Scenario {
     }
 }
 
-fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<'_>) -> Result<()> {
+fn run(
+    bench: &Bench,
+    kernel: &'static Kernel,
+    folder: &Path,
+    results: &mut Results<'_>,
+) -> Result<()> {
     let hot = folder.join("hot.img");
     image::filled(&hot, 16 * MIB)?;
     let server = boot_server(bench, kernel, folder)?;
     let mut events = Events::default();
-    until_ready(&server, &mut events, board)?;
+    until_ready(&server, &mut events, results)?;
     let mut qmp = Qmp::connect(&folder.join("qmp"))?;
     let job = Job {
         scenario: "hotplug",
@@ -45,18 +50,18 @@ fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<
         has_keys: false,
     };
     let mut client = Guest::boot(bench, kernel, folder, &job, &link(&folder.join("link"), 2))?;
-    board.follow(&client.console, PATIENCE, |_, what| match what {
+    results.follow(&client.console, PATIENCE, |_, what| match what {
         "plug" => qmp.plug(&hot, PLUGGED),
         "unplug" => qmp.unplug(PLUGGED),
-        _ => bail!("the guest asks for {what}, which nobody knows"),
+        _ => bail!("the guest requests {what}, which is unknown"),
     })?;
     client.wait(Duration::from_secs(90))?;
-    hear(&server, &mut events)?;
-    board.decide("withdrawn-event", withdrawn(&events));
+    receive(&server, &mut events)?;
+    results.decide("withdrawn-event", withdrawn(&events));
     Ok(())
 }
 
-/// A machine with two disks, one of them write-protected, and room for more.
+/// Boots a machine with two disks, one of them write-protected.
 fn boot_server(bench: &Bench, kernel: &Kernel, folder: &Path) -> Result<Guest> {
     let image = |name: &str| -> Result<PathBuf> {
         let path = folder.join(format!("{name}.img"));
@@ -79,27 +84,27 @@ fn boot_server(bench: &Bench, kernel: &Kernel, folder: &Path) -> Result<Guest> {
     Guest::boot(bench, kernel, folder, &job, &devices)
 }
 
-fn until_ready(server: &Guest, events: &mut Events, board: &mut Board<'_>) -> Result<()> {
+fn until_ready(server: &Guest, events: &mut Events, results: &mut Results<'_>) -> Result<()> {
     let deadline = Instant::now() + BOOT;
     while !events.has("ready") {
         match server.console.next(deadline).context("storagetm in the guest")? {
-            Saying::Event(line) => events.receive(&line)?,
-            Saying::Passed(name) => board.decide(&name, Ok(())),
-            Saying::Failed(name) => board.decide(&name, Err(anyhow::anyhow!("failed"))),
-            Saying::Note(line) => board.note(&line),
-            Saying::End => bail!("storagetm ended in the guest before it was ready"),
-            Saying::Ask(_) | Saying::Value(..) => {}
+            Message::Event(line) => events.receive(&line)?,
+            Message::Passed(name) => results.decide(&name, Ok(())),
+            Message::Failed(name) => results.decide(&name, Err(anyhow::anyhow!("failed"))),
+            Message::Note(line) => results.note(&line),
+            Message::End => bail!("storagetm ended in the guest before it was ready"),
+            Message::Ask(_) | Message::Value(..) => {}
         }
     }
     Ok(())
 }
 
 fn client_variables(events: &Events) -> Result<Vec<(&'static str, String)>> {
-    let port = events.port().context("storagetm told no port")?;
+    let port = events.port().context("storagetm reported no port")?;
     let lent = events.lent();
     let nqns: Vec<&str> = lent.iter().map(|lent| lent.nqn.as_str()).collect();
     Ok(vec![
-        // Each of these tests goes on where the one before has ended: all are run, always.
+        // Each of these tests depends on the previous one: all are run, always.
         ("wanted", "all-devices hot-add hot-remove".to_owned()),
         ("interface", "192.168.50.2/24".to_owned()),
         ("address", "192.168.50.1".to_owned()),
@@ -109,10 +114,10 @@ fn client_variables(events: &Events) -> Result<Vec<(&'static str, String)>> {
     ])
 }
 
-/// Takes the events that the server has printed since.
-fn hear(server: &Guest, events: &mut Events) -> Result<()> {
-    for saying in server.console.pending() {
-        if let Saying::Event(line) = saying {
+/// Processes pending events of the server.
+fn receive(server: &Guest, events: &mut Events) -> Result<()> {
+    for message in server.console.pending() {
+        if let Message::Event(line) = message {
             events.receive(&line)?;
         }
     }

@@ -1,5 +1,4 @@
 //! Disk images for the tests: filled so that a wrong block shows, with or without partitions.
-//! Does not know who lends them.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};

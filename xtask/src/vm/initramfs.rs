@@ -1,5 +1,4 @@
 //! Builds the file system that a test machine boots into: modules, tools, and the guest's scripts.
-//! Does not know what the scripts test.
 
 use std::collections::BTreeMap;
 use std::fs;

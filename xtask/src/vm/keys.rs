@@ -1,5 +1,5 @@
-//! Scenario: storagetm in a machine of its own, at an address where a key is needed; another machine comes
-//! with keys, with wrong ones, and with none. Knows the disks; the guest's scripts hold the tests.
+//! Scenario: storagetm in a machine of its own, at an address where a key is needed; another
+//! machine comes with keys, with wrong ones, and with none.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,8 +8,8 @@ use anyhow::{Result, bail, ensure};
 
 use super::Bench;
 use super::cache::Kernel;
-use super::case::{Board, Scenario};
-use super::console::Saying;
+use super::case::{Results, Scenario};
+use super::console::Message;
 use super::guest::{Guest, link};
 use super::image::{self, MIB};
 use super::initramfs::Job;
@@ -37,25 +37,30 @@ struct Images {
     rw: PathBuf,
 }
 
-fn run(bench: &Bench, kernel: &'static Kernel, folder: &Path, board: &mut Board<'_>) -> Result<()> {
+fn run(
+    bench: &Bench,
+    kernel: &'static Kernel,
+    folder: &Path,
+    results: &mut Results<'_>,
+) -> Result<()> {
     let images = Images { ro: folder.join("ro.img"), rw: folder.join("rw.img") };
     image::filled(&images.ro, 12 * MIB)?;
     image::filled(&images.rw, 16 * MIB)?;
     let hash = image::sha256(&images.ro)?;
     let target = lender::boot(bench, kernel, folder, "keys", [&images.ro, &images.rw])?;
-    let mut client = boot_client(bench, kernel, folder, &hash, board)?;
-    let values = board.follow(&client.console, PATIENCE, |_, what| {
+    let mut client = boot_client(bench, kernel, folder, &hash, results)?;
+    let values = results.follow(&client.console, PATIENCE, |_, what| {
         bail!("the guest asks for {what}, which nobody knows")
     })?;
     client.wait(Duration::from_secs(90))?;
-    for saying in target.console.pending() {
-        if let Saying::Note(line) = saying {
-            board.note(&line);
+    for message in target.console.pending() {
+        if let Message::Note(line) = message {
+            results.note(&line);
         }
     }
     drop(target);
-    board.decide("image-unchanged", same(Some(&hash), &images.ro));
-    board.decide("written-back", same(values.get("rw_sha256"), &images.rw));
+    results.decide("image-unchanged", same(Some(&hash), &images.ro));
+    results.decide("written-back", same(values.get("rw_sha256"), &images.rw));
     Ok(())
 }
 
@@ -64,14 +69,14 @@ fn boot_client(
     kernel: &Kernel,
     folder: &Path,
     hash: &str,
-    board: &Board<'_>,
+    results: &Results<'_>,
 ) -> Result<Guest> {
     let job = Job {
         scenario: "keys",
         role: "client",
         variables: vec![
             // The host's own test needs what is written.
-            ("wanted", format!("{} write", board.names())),
+            ("wanted", format!("{} write", results.names())),
             ("interface", "192.168.50.2/24".to_owned()),
             ("address", "192.168.50.1".to_owned()),
             ("port", "4420".to_owned()),

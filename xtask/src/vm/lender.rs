@@ -1,5 +1,4 @@
-//! A machine that lends two disks on a private link to another one, and does what that one orders. Does not know what is
-//! tested.
+//! A machine that lends two disks on a private link to another one, and does what that one orders.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -1,5 +1,4 @@
-//! `cargo xtask vm`: boots distribution kernels and attaches disks that storagetm lends.
-//! Knows the order of things; each step has its own file. Does not know NVMe.
+//! `cargo xtask vm`: boots distribution kernels and attaches disks that storagetm serves.
 
 mod apt;
 mod attach;
@@ -33,7 +32,7 @@ use crate::tally::Tally;
 use cache::{Cache, KERNELS, Kernel, NEXT};
 use case::{Case, Scenario};
 
-/// The arrangements in which disks are attached.
+/// The scenarios in which disks are attached.
 const SCENARIOS: [fn() -> Scenario; 5] =
     [attach::scenario, attaching::scenario, copying::scenario, hotplug::scenario, keys::scenario];
 
@@ -56,7 +55,7 @@ pub(crate) struct Options {
     list: bool,
 }
 
-/// A part of the tests that is run alone.
+/// A part of the tests.
 #[derive(Debug, clap::Subcommand)]
 enum Part {
     /// Only the machines that are booted into target mode, with the table of times
@@ -72,7 +71,7 @@ impl Options {
         Self { kernel: "all".to_owned(), ..Self::default() }
     }
 
-    /// The kernels that attach what storagetm lends without being booted for it.
+    /// Returns the kernels for the scenarios.
     fn kernels(&self) -> impl Iterator<Item = &'static Kernel> {
         let named = |kernel: &&Kernel| self.kernel == "all" || self.kernel == kernel.name;
         let next = (self.kernel == NEXT.name).then_some(&NEXT);
@@ -80,7 +79,8 @@ impl Options {
         kernels.filter(|_| self.part.is_none())
     }
 
-    /// The options of the machines that are booted into target mode, unless a kernel was asked for by name.
+    /// Returns the options for the machines that are booted into target mode, unless a kernel was
+    /// selected.
     fn boot(&self) -> Option<boot::Options> {
         match &self.part {
             Some(Part::Boot(options)) => Some(options.clone()),
@@ -94,14 +94,14 @@ impl Options {
     }
 }
 
-/// What every scenario needs: the program under test, and what was fetched.
+/// What every scenario needs: the program under test, and the cache.
 #[derive(Debug)]
 struct Bench {
     program: PathBuf,
     cache: Cache,
 }
 
-/// Runs the chosen tests; a machine that cannot run them skips each by name.
+/// Runs the selected tests; skips each if this machine cannot run them.
 pub(crate) fn run(options: &Options) -> Result<Tally> {
     let mut tally = Tally::default();
     if let Some(Part::Narrow(options)) = &options.part {
@@ -135,7 +135,7 @@ fn skip_all(options: &Options, reason: &str, tally: &mut Tally) -> Result<()> {
     Ok(())
 }
 
-/// Why nothing can be run.
+/// Why no test can be run.
 enum Unable {
     /// This machine lacks something: the tests are skipped.
     Here(String),
@@ -174,10 +174,10 @@ fn run_kernel(
         let name = format!("{}-{}", scenario.name, kernel.name);
         let folder = bench.cache.run_folder(&name)?;
         let context = || format!("serial logs are in {}", folder.display());
-        emulator::attempt(&[&folder], &cases, tally, |board| {
-            // Sockets and images of a run before are in the way of the next.
+        emulator::attempt(&[&folder], &cases, tally, |results| {
+            // Sockets and images of an earlier run would be in the way.
             let folder = bench.cache.run_folder(&name)?;
-            (scenario.run)(bench, kernel, &folder, board).with_context(context)
+            (scenario.run)(bench, kernel, &folder, results).with_context(context)
         });
     }
     Ok(())

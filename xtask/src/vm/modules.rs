@@ -1,5 +1,4 @@
 //! Kernel modules and what they depend on, in the order in which they must be loaded.
-//! Does not know which modules a test needs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

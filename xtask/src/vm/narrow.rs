@@ -1,6 +1,6 @@
-//! Somebody between a host and its target who takes away all groups but one of those that the host offers for
-//! DH-HMAC-CHAP (NVMe Base 2.0 §8.13.5.2): so each group is tried with a host that always offers all. Runs in the
-//! host's own machine. Knows nothing else of NVMe/TCP.
+//! Somebody between a host and its target who takes away all groups but one of those that the host
+//! offers for DH-HMAC-CHAP (NVMe Base 2.0 §8.13.5.2): so each group is tried with a host that
+//! always offers all. Runs in the host's own machine.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

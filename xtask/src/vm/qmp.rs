@@ -1,5 +1,5 @@
-//! Talks to qemu's machine protocol: disks are plugged and pulled, buttons pressed, counters read with it.
-//! Does not know what the guest makes of it.
+//! Talks to qemu's machine protocol: disks are plugged and pulled, buttons pressed, counters read
+//! with it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;

@@ -1,5 +1,4 @@
 //! The storagetm under test as a process of the host: started, killed, ended, started again.
-//! Does not know who connects to it.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};

@@ -1,5 +1,4 @@
 //! Puts folders of this machine into an archive.
-//! Does not know what a machine needs in it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

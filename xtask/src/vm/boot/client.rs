@@ -1,5 +1,5 @@
-//! The second machine: a distribution's kernel and nvme-cli, and somebody who types what the first one shows.
-//! It stays on while the first machines come and go. Does not know how those are booted.
+//! The second machine: a distribution's kernel and nvme-cli, and somebody who types what the first
+//! one shows. It stays on while the first machines come and go.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::vm::Bench;
 use crate::vm::cache::Kernel;
-use crate::vm::console::Saying;
+use crate::vm::console::Message;
 use crate::vm::guest::{Guest, link};
 use crate::vm::initramfs::Job;
 
@@ -118,12 +118,12 @@ impl Client {
         let (mut value, mut notes) = (None, String::new());
         loop {
             match self.guest.console.next(deadline)? {
-                Saying::Passed(step) if step == name => return Ok(value),
-                Saying::Failed(step) => bail!("{step} failed on the second machine:\n{notes}"),
-                Saying::Value(_, told) => value = Some(told),
-                Saying::Note(note) => notes.extend([&note, "\n"]),
-                Saying::Passed(_) | Saying::Ask(_) | Saying::Event(_) => {}
-                Saying::End => bail!("the second machine ended"),
+                Message::Passed(step) if step == name => return Ok(value),
+                Message::Failed(step) => bail!("{step} failed on the second machine:\n{notes}"),
+                Message::Value(_, told) => value = Some(told),
+                Message::Note(note) => notes.extend([&note, "\n"]),
+                Message::Passed(_) | Message::Ask(_) | Message::Event(_) => {}
+                Message::End => bail!("the second machine ended"),
             }
         }
     }

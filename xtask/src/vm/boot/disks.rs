@@ -1,5 +1,4 @@
 //! The disks of a machine that is booted into target mode: what is on them must stay as it is.
-//! Does not know how the machine is booted.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};

@@ -1,5 +1,5 @@
-//! How a machine in target mode ends: by its buttons and keys, and not by itself when it cannot lend.
-//! Does not know the disks.
+//! How a machine in target mode ends: by its buttons and keys, and not by itself when it cannot
+//! lend.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::disks::Disks;
 use super::machine::{Machine, network_card};
 use super::trial::{BOOT, SOON};
 use super::ways::Way;
-use crate::vm::case::Board;
+use crate::vm::case::Results;
 
 /// How long a machine that could not lend must stay as it is.
 const A_WHILE: Duration = Duration::from_secs(5);
@@ -24,38 +24,46 @@ pub(super) fn power_button(machine: &mut Machine) -> Result<()> {
 }
 
 /// Ctrl-Alt-Del restarts it.
-pub(super) fn ctrl_alt_del(lab: &mut Lab<'_>, folder: &Path, board: &mut Board<'_>) -> Result<()> {
+pub(super) fn ctrl_alt_del(
+    lab: &mut Lab<'_>,
+    folder: &Path,
+    results: &mut Results<'_>,
+) -> Result<()> {
     let mut machine = boot(lab, folder, "", &network_card(lab.maker.folder))?;
     machine.screen.shows("r restart", 0, BOOT)?;
     let mut control = machine.control()?;
     control.press(&["ctrl", "alt", "delete"])?;
     let ended = control.ending(SOON).and_then(|how| ends(&mut machine, &how, "guest-reset"));
-    board.decide("ctrl-alt-del", ended);
+    results.decide("ctrl-alt-del", ended);
     Ok(())
 }
 
 /// A machine that cannot lend says why, and waits for a key.
-pub(super) fn failure(lab: &mut Lab<'_>, folder: &Path, board: &mut Board<'_>) -> Result<()> {
+pub(super) fn failure(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_>) -> Result<()> {
     let address = "203.0.113.9";
     let card = network_card(lab.maker.folder);
     let mut machine = boot(lab, folder, &format!("storagetm.listen={address}:4420"), &card)?;
-    board.decide("shown", machine.screen.shows(address, 0, BOOT).map(drop));
-    board.decide("waits", machine.stays_on(A_WHILE));
+    results.decide("shown", machine.screen.shows(address, 0, BOOT).map(drop));
+    results.decide("waits", machine.stays_on(A_WHILE));
     let mut control = machine.control()?;
     machine.type_key("p")?;
     let ended = control.ending(SOON).and_then(|how| ends(&mut machine, &how, "guest-shutdown"));
-    board.decide("key", ended);
+    results.decide("key", ended);
     Ok(())
 }
 
 /// A machine without a network, whose only disk is not there, says both and waits.
-pub(super) fn no_network(lab: &mut Lab<'_>, folder: &Path, board: &mut Board<'_>) -> Result<()> {
+pub(super) fn no_network(
+    lab: &mut Lab<'_>,
+    folder: &Path,
+    results: &mut Results<'_>,
+) -> Result<()> {
     let mut machine = boot(lab, folder, "storagetm.disk=/dev/nosuch", &[])?;
     let screen = &mut machine.screen;
     let shown = screen.shows("/dev/nosuch", 0, BOOT);
     let shown = shown.and_then(|_| screen.shows("No network address", 0, SOON));
-    board.decide("shown", shown.map(drop));
-    board.decide("waits", machine.stays_on(A_WHILE));
+    results.decide("shown", shown.map(drop));
+    results.decide("waits", machine.stays_on(A_WHILE));
     Ok(())
 }
 

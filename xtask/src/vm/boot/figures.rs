@@ -1,4 +1,4 @@
-//! How long each way into target mode takes, as a table in Markdown. Does not know how it was measured.
+//! How long each way into target mode takes, as a table in Markdown.
 
 use std::time::Duration;
 

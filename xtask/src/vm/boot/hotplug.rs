@@ -1,4 +1,4 @@
-//! A disk that is plugged into a machine in target mode. Does not know how the machine was booted.
+//! A disk that is plugged into a machine in target mode.
 
 use std::path::Path;
 

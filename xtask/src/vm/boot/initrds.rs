@@ -1,5 +1,4 @@
 //! The initrds that `cargo xtask initrds` has made with the tools of distributions, booted.
-//! Does not know how they were made.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +10,7 @@ use super::lines::{Family, attach_line};
 use super::machine::{Machine, Start, network_card};
 use super::trial::{BOOT, Trial, compare, untouched};
 use super::ways::{OPEN, TARGET};
-use crate::vm::case::Board;
+use crate::vm::case::Results;
 
 const TESTS: &[&str] = &["ipv4", "untouched"];
 
@@ -20,22 +19,22 @@ pub(super) const TRIALS: &[Trial] = &[
     Trial {
         name: "dracut",
         tests: TESTS,
-        run: |lab, folder, board| boot(lab, "dracut", folder, board),
+        run: |lab, folder, results| boot(lab, "dracut", folder, results),
     },
     Trial {
         name: "initramfs-tools",
         tests: TESTS,
-        run: |lab, folder, board| boot(lab, "initramfs-tools", folder, board),
+        run: |lab, folder, results| boot(lab, "initramfs-tools", folder, results),
     },
     Trial {
         name: "mkosi",
         tests: TESTS,
-        run: |lab, folder, board| boot(lab, "mkosi", folder, board),
+        run: |lab, folder, results| boot(lab, "mkosi", folder, results),
     },
 ];
 
 /// The disks of a machine that was booted from it are attached and compared.
-fn boot(lab: &mut Lab<'_>, name: &str, folder: &Path, board: &mut Board<'_>) -> Result<()> {
+fn boot(lab: &mut Lab<'_>, name: &str, folder: &Path, results: &mut Results<'_>) -> Result<()> {
     let from = lab.initrds.clone().context("no folder of initrds was named")?;
     let initramfs = from.join(format!("{name}.img"));
     let start = Start::Direct {
@@ -51,8 +50,8 @@ fn boot(lab: &mut Lab<'_>, name: &str, folder: &Path, board: &mut Board<'_>) -> 
     let line = |text: &str| Family::V4.filter(attach_line(text));
     let (_, line) = machine.screen.find("a line to attach", 0, BOOT, line)?;
     let attached = lab.client()?.attach(&line, 2);
-    board.decide("ipv4", attached.and_then(|_| compare(lab, &disks)));
-    board.decide("untouched", untouched(&machine, &disks));
+    results.decide("ipv4", attached.and_then(|_| compare(lab, &disks)));
+    results.decide("untouched", untouched(&machine, &disks));
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! The lines that attach disks, found on a screen. Does not know whose screen it is.
+//! The lines that attach disks, found on a screen.
 
 /// The addresses of a line to type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,4 @@
 //! The first machine: powered on one way or another, with the disks that it is to lend.
-//! Does not know what runs in it, nor what is expected of it.
 
 use std::fs::File;
 use std::io::Write;

@@ -1,5 +1,5 @@
-//! `cargo xtask vm boot`: machines that are booted into target mode, and a second machine that attaches
-//! their disks. Knows the order of things; each step has its own file.
+//! `cargo xtask vm boot`: machines that are booted into target mode, and a second machine that
+//! attaches their disks.
 
 mod client;
 mod disks;
@@ -145,14 +145,14 @@ fn run_trial(trial: &Trial, round: u32, lab: &mut Lab<'_>, cases: Vec<Case>, tal
     let shared = lab.maker.folder;
     let own = folder_of(shared, trial, round);
     let mut runs = 0;
-    emulator::attempt(&[&own, shared], &cases, tally, |board| {
+    emulator::attempt(&[&own, shared], &cases, tally, |results| {
         runs += 1;
         if runs > 1 {
             // It may have been the second machine that was broken.
             lab.client = None;
         }
         std::fs::create_dir_all(&own)?;
-        (trial.run)(lab, &own, board).with_context(|| logs(&own))
+        (trial.run)(lab, &own, results).with_context(|| logs(&own))
     });
     // Whatever went wrong, the next trial starts with nothing attached.
     let _ = lab.client.as_mut().map(Client::detach);

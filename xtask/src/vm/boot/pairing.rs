@@ -1,5 +1,5 @@
-//! A machine in target mode lets another one in by the code on its screen, and nobody else. Whoever sits at the second
-//! machine types only what the first one shows. Does not know what goes over the wire.
+//! A machine in target mode lets another one in by the code on its screen, and nobody else. Whoever
+//! sits at the second machine types only what the first one shows.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ use super::lines::{attach_line, code, pair_line};
 use super::machine::{Machine, network_card};
 use super::trial::{BOOT, SOON};
 use super::ways::Way;
-use crate::vm::case::Board;
+use crate::vm::case::Results;
 
 /// What `storagetm pair` exits with if the other machine said no.
 const REFUSED: i32 = 3;
@@ -27,25 +27,25 @@ struct Sight {
 }
 
 /// Codes that are wrong and right, and what each of them opens.
-pub(super) fn trial(lab: &mut Lab<'_>, folder: &Path, board: &mut Board<'_>) -> Result<()> {
+pub(super) fn trial(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_>) -> Result<()> {
     let disks = Disks::make(folder)?;
     let mut machine = power_on(lab, folder, &disks)?;
     let (_, line) = machine.screen.find("a line to be let in", 0, BOOT, pair_line)?;
     let (_, code) = machine.screen.find("a code", 0, BOOT, code)?;
     let mut sight = Sight { line, code };
-    board.decide("code", Ok(()));
-    board.decide("strangers", strangers(lab, &mut machine));
-    board.decide("wrong-code", wrong(lab, &mut machine, &mut sight));
+    results.decide("code", Ok(()));
+    results.decide("strangers", strangers(lab, &mut machine));
+    results.decide("wrong-code", wrong(lab, &mut machine, &mut sight));
     let (lines, paired) = lines_of(typed(lab, &mut machine, &mut sight, None).and_then(let_in));
-    board.decide("pair", paired);
-    board.decide("compare", compare(lab, &lines, &disks));
+    results.decide("pair", paired);
+    results.decide("compare", compare(lab, &lines, &disks));
     sight.line.push_str(" --writable");
     let refused = typed(lab, &mut machine, &mut sight, Some("n")).and_then(turned_away);
-    board.decide("write-refused", refused);
+    results.decide("write-refused", refused);
     let allowed = typed(lab, &mut machine, &mut sight, Some("y")).and_then(let_in);
     let (lines, allowed) = lines_of(allowed);
-    board.decide("write-allowed", allowed);
-    board.decide("written", written(lab, &lines, &disks));
+    results.decide("write-allowed", allowed);
+    results.decide("written", written(lab, &lines, &disks));
     Ok(())
 }
 

@@ -1,5 +1,5 @@
-//! What a machine's serial terminal shows: lines of text, without what moves the cursor or colours it.
-//! Knows when each line was complete. Does not know what the lines mean.
+//! What a machine's serial terminal shows: lines of text, without what moves the cursor or colours
+//! it.
 
 use std::fs::File;
 use std::io::{Read, Write};

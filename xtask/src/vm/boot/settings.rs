@@ -1,6 +1,5 @@
-//! What the owner says when the machine is booted, on the kernel's command line and in the firmware's
-//! strings.
-//! Does not know how settings are read.
+//! What the owner says when the machine is booted, on the kernel's command line and in the
+//! firmware's strings.
 
 use std::path::Path;
 
@@ -12,22 +11,26 @@ use super::lines::attach_line;
 use super::machine::{Machine, network_card};
 use super::trial::BOOT;
 use super::ways::{OPEN, Way};
-use crate::vm::case::Board;
+use crate::vm::case::Results;
 
 /// `storagetm.disk=` lends that disk alone.
-pub(super) fn command_line(lab: &mut Lab<'_>, folder: &Path, board: &mut Board<'_>) -> Result<()> {
+pub(super) fn command_line(
+    lab: &mut Lab<'_>,
+    folder: &Path,
+    results: &mut Results<'_>,
+) -> Result<()> {
     let line = format!("storagetm.disk={}", Disks::VIRTIO);
     let wanted = [format!("{}:ro", Disks::VIRTIO_SIZE)];
-    board.decide("command-line", lent(lab, folder, "line", &line, &[], &wanted));
+    results.decide("command-line", lent(lab, folder, "line", &line, &[], &wanted));
     Ok(())
 }
 
 /// `storagetm.writable=` in a string of the firmware, as a credential of systemd, makes that disk writable.
-pub(super) fn firmware(lab: &mut Lab<'_>, folder: &Path, board: &mut Board<'_>) -> Result<()> {
+pub(super) fn firmware(lab: &mut Lab<'_>, folder: &Path, results: &mut Results<'_>) -> Result<()> {
     let setting = format!("io.systemd.credential:storagetm.writable={}", Disks::VIRTIO);
     let strings = ["-smbios".to_owned(), format!("type=11,value={setting}")];
     let wanted = [format!("{}:ro", Disks::NVME_SIZE), format!("{}:rw", Disks::VIRTIO_SIZE)];
-    board.decide("firmware", lent(lab, folder, "firmware", "", &strings, &wanted));
+    results.decide("firmware", lent(lab, folder, "firmware", "", &strings, &wanted));
     Ok(())
 }
 

@@ -1,5 +1,5 @@
-//! The initrd of a distribution's systemd, put together from its packages: with the storage target mode that
-//! systemd brings, or with this project's units. Does not know how it is booted.
+//! The initrd of a distribution's systemd, put together from its packages: with the storage target
+//! mode that systemd brings, or with this project's units.
 
 use std::fs;
 use std::path::{Path, PathBuf};

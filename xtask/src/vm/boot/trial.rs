@@ -1,5 +1,5 @@
-//! One boot of one machine, and the tests that it decides: which there are, and what all have in common.
-//! Does not know how the machine's software was made.
+//! One boot of one machine, and the tests that it decides: which there are, and what all have in
+//! common.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +17,7 @@ use super::machine::{Machine, network_card};
 use super::pairing;
 use super::settings;
 use super::ways::{OPEN, Way};
-use crate::vm::case::Board;
+use crate::vm::case::Results;
 
 /// Emulated machines on a busy computer.
 pub(super) const BOOT: Duration = Duration::from_secs(300);
@@ -29,7 +29,7 @@ pub(super) const SOON: Duration = Duration::from_secs(90);
 pub(super) struct Trial {
     pub(super) name: &'static str,
     pub(super) tests: &'static [&'static str],
-    pub(super) run: fn(&mut Lab<'_>, &Path, &mut Board<'_>) -> Result<()>,
+    pub(super) run: fn(&mut Lab<'_>, &Path, &mut Results<'_>) -> Result<()>,
 }
 
 /// All trials, the timed ones first.
@@ -37,12 +37,12 @@ pub(super) const TRIALS: &[Trial] = &[
     Trial {
         name: "upstream",
         tests: &["line", "ipv4", "ipv6", "untouched"],
-        run: |lab, folder, board| attach(lab, Way::Upstream, folder, board).map(drop),
+        run: |lab, folder, results| attach(lab, Way::Upstream, folder, results).map(drop),
     },
     Trial {
         name: "units",
         tests: &["line", "shown-attached", "ipv4", "ipv6", "untouched"],
-        run: |lab, folder, board| attach(lab, Way::Units, folder, board).map(drop),
+        run: |lab, folder, results| attach(lab, Way::Units, folder, results).map(drop),
     },
     Trial {
         name: "init",
@@ -56,11 +56,11 @@ pub(super) const TRIALS: &[Trial] = &[
             "hot-plug",
             "power-button",
         ],
-        run: |lab, folder, board| {
-            let Some(mut machine) = attach(lab, Way::Init, folder, board)? else { return Ok(()) };
-            board.decide("write-counter", write_counter(&mut machine));
-            board.decide("hot-plug", hotplug::plug(lab, &mut machine, folder));
-            board.decide("power-button", ending::power_button(&mut machine));
+        run: |lab, folder, results| {
+            let Some(mut machine) = attach(lab, Way::Init, folder, results)? else { return Ok(()) };
+            results.decide("write-counter", write_counter(&mut machine));
+            results.decide("hot-plug", hotplug::plug(lab, &mut machine, folder));
+            results.decide("power-button", ending::power_button(&mut machine));
             Ok(())
         },
     },
@@ -76,12 +76,12 @@ pub(super) const TRIALS: &[Trial] = &[
             "write-counter",
             "power-button",
         ],
-        run: |lab, folder, board| {
-            let Some(mut machine) = attach(lab, Way::Uki, folder, board)? else { return Ok(()) };
+        run: |lab, folder, results| {
+            let Some(mut machine) = attach(lab, Way::Uki, folder, results)? else { return Ok(()) };
             let said = machine.screen.shows("a stick that boots into target mode", 0, SOON);
-            board.decide("stick-left-out", said.map(drop));
-            board.decide("write-counter", write_counter(&mut machine));
-            board.decide("power-button", ending::power_button(&mut machine));
+            results.decide("stick-left-out", said.map(drop));
+            results.decide("write-counter", write_counter(&mut machine));
+            results.decide("power-button", ending::power_button(&mut machine));
             Ok(())
         },
     },
@@ -112,12 +112,12 @@ fn attach(
     lab: &mut Lab<'_>,
     way: Way,
     folder: &Path,
-    board: &mut Board<'_>,
+    results: &mut Results<'_>,
 ) -> Result<Option<Machine>> {
     let disks = Disks::make(folder)?;
     let mut machine = power_on(lab, way, &disks, folder)?;
     let (shown, first) = machine.screen.find("a line to attach", 0, BOOT, attach_line)?;
-    board.decide("line", Ok(()));
+    results.decide("line", Ok(()));
     let family = Family::of(&first);
     let attached = attached_at(lab, &mut machine, way, family);
     if let Ok(attached) = attached {
@@ -129,15 +129,15 @@ fn attach(
     }
     if way.is_ours() {
         let shows = machine.screen.find("a host", 0, SOON, attached_by);
-        board.decide("shown-attached", shows.map(drop));
+        results.decide("shown-attached", shows.map(drop));
     }
     lab.picture(&machine, way.name())?;
     let compared = attached.and_then(|_| compare(lab, &disks));
-    board.decide(family.name(), compared);
+    results.decide(family.name(), compared);
     let other = family.other();
     let compared = attached_at(lab, &mut machine, way, other);
-    board.decide(other.name(), compared.and_then(|_| compare(lab, &disks)));
-    board.decide("untouched", untouched(&machine, &disks));
+    results.decide(other.name(), compared.and_then(|_| compare(lab, &disks)));
+    results.decide("untouched", untouched(&machine, &disks));
     Ok(Some(machine))
 }
 

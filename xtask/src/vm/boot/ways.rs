@@ -1,4 +1,4 @@
-//! The ways into target mode, and what each starts with. Does not know what is expected of a machine in it.
+//! The ways into target mode, and what each starts with.
 
 use std::fs;
 use std::path::{Path, PathBuf};
