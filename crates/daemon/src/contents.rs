@@ -83,7 +83,7 @@ mod test {
             let link = folder.0.join("sys/class/block").join(name);
             std::os::unix::fs::symlink(format!("../../devices/{place}"), link).unwrap();
         }
-        Machine::look(&Tree::at(&folder.0)).unwrap()
+        Machine::snapshot(&Tree::at(&folder.0)).unwrap()
     }
 
     #[test]

@@ -546,7 +546,7 @@ mod test {
 
     /// Asks a question about the first disk as it is now.
     fn known<T>(fake: &Fake, question: impl FnOnce(&Known<'_>) -> T) -> T {
-        let machine = Machine::look(&Tree::at(&fake.0)).unwrap();
+        let machine = Machine::snapshot(&Tree::at(&fake.0)).unwrap();
         let findings = linux::disk::Live { tree: Tree::at(&fake.0) };
         question(&Known { machine: &machine, disk: &machine.disks[0], findings: &findings })
     }

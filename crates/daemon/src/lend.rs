@@ -162,7 +162,7 @@ impl Terms {
 
     /// The machine at this moment. Errors: `/sys/class/block` cannot be read.
     pub fn look(&self) -> std::io::Result<Machine> {
-        let machine = Machine::look(&self.tree)?;
+        let machine = Machine::snapshot(&self.tree)?;
         Ok(if self.at_rest { machine.at_rest() } else { machine })
     }
 

@@ -711,7 +711,7 @@ mod tests {
         content[512..520].copy_from_slice(b"LABELONE");
         content[536..544].copy_from_slice(b"LVM2 001");
         let Some(device) = Attached::new(&content, &[]) else { return };
-        let machine = Machine::look(&Tree::machine()).unwrap();
+        let machine = Machine::snapshot(&Tree::machine()).unwrap();
         let disk = machine.disks.iter().find(|disk| disk.node == device.node).unwrap();
         let codes = || {
             let verdict = machine.judge(disk, &Live::default());

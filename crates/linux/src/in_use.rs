@@ -1,7 +1,8 @@
-//! Whether a disk may be lent: everything on this machine that uses it, or may.
+//! Decides whether a disk may be exported: finds everything on this machine that uses it, or may.
 //!
-//! Reads no disk itself: what is on one, and whether a program has it for itself, is asked of the caller's [`Probe`].
-//! What cannot be found out counts as use, but for content that the disk itself fails to read.
+//! Does not read disks: the caller's [`Probe`] reports their contents and whether they are opened
+//! exclusively. What cannot be determined counts as use, except contents that the disk itself fails
+//! to read.
 
 use crate::block::{self, DeviceNumber, Disk};
 use crate::mount::{self, Mount};
@@ -15,18 +16,18 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-/// Where the kernel's NVMe target keeps its subsystems.
+/// The subsystems of the kernel's NVMe target.
 const TARGET: &str = "sys/kernel/config/nvmet/subsystems";
 
-/// The questions that only the disk itself answers.
+/// Queries that access the disk itself.
 pub trait Probe {
-    /// What is on it.
+    /// Returns the signatures on the disk.
     fn contents(&self, disk: &Disk) -> io::Result<Contents>;
-    /// Whether a program, or the kernel, has it for itself.
+    /// Returns whether a program or the kernel has opened it exclusively.
     fn is_busy(&self, disk: &Disk) -> io::Result<bool>;
 }
 
-/// A file system in use, or swap space, on one device.
+/// A use of a device: a mounted file system, swap space, ...
 #[derive(Debug, Clone)]
 struct Use {
     device: String,
@@ -34,10 +35,9 @@ struct Use {
     text: String,
 }
 
-/// The machine at one moment.
+/// A snapshot of the machine's disks and their use.
 #[derive(Debug, Clone)]
 pub struct Machine {
-    /// Every block device.
     pub disks: Vec<Disk>,
     uses: Vec<Use>,
     doubts: Vec<Reason>,
@@ -45,14 +45,18 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Looks at the machine. Errors: `/sys/class/block` cannot be read; what else cannot be read is a doubt.
-    pub fn look(tree: &Tree) -> io::Result<Self> {
+    /// Takes a snapshot.
+    ///
+    /// # Errors
+    /// Fails if `/sys/class/block` cannot be read. What else cannot be read becomes a reason
+    /// against every disk.
+    pub fn snapshot(tree: &Tree) -> io::Result<Self> {
         let disks = block::scan(tree)?;
         let mut machine = Self { disks, uses: Vec::new(), doubts: Vec::new(), at_rest: false };
         let mounts = mount::mounts(tree);
-        let mounts = machine.or_doubt(mounts, "what is mounted cannot be found out");
+        let mounts = machine.or_reason(mounts, "what is mounted cannot be found out");
         let swaps = mount::swaps(tree);
-        let swaps = machine.or_doubt(swaps, "what is swapped to cannot be found out");
+        let swaps = machine.or_reason(swaps, "what is swapped to cannot be found out");
         machine.uses = machine.mounted(tree, &mounts);
         machine.uses.extend(machine.swapped(tree, &swaps));
         machine.uses.extend(machine.looped(tree));
@@ -60,26 +64,26 @@ impl Machine {
         Ok(machine)
     }
 
-    /// The same machine, if it was booted to use none of its disks. A mark on a disk (part of a RAID array, of a volume
-    /// group) then tells only how it was used before, and one that cannot be read is a broken disk, which is what its
-    /// owner is here for. What is used all the same still counts.
+    /// For target mode, in which the machine uses none of its disks: a signature (of a RAID array,
+    /// of a volume group) then only shows how the disk was used before, and an unreadable disk is
+    /// one to be rescued. Actual use still counts.
     pub fn at_rest(self) -> Self {
         Self { at_rest: true, ..self }
     }
 
-    fn or_doubt<T: Default>(&mut self, result: io::Result<T>, doubt: &str) -> T {
+    fn or_reason<T: Default>(&mut self, result: io::Result<T>, doubt: &str) -> T {
         result.unwrap_or_else(|error| {
             self.doubts.push(Reason { code: Code::Doubt, text: format!("{doubt}: {error}") });
             T::default()
         })
     }
 
-    /// The device of a kernel name.
+    /// Returns the device with a kernel name.
     pub fn disk(&self, name: &str) -> Option<&Disk> {
         self.disks.iter().find(|disk| disk.name == name)
     }
 
-    /// Whether `disk` may be lent.
+    /// Returns the reasons against exporting `disk`.
     pub fn judge(&self, disk: &Disk, probe: &dyn Probe) -> Verdict {
         let mut reasons = self.doubts.clone();
         reasons.extend(self.own(disk));
@@ -90,9 +94,10 @@ impl Machine {
         Verdict::new(reasons)
     }
 
-    /// The devices that `probe` is asked about to judge `disk`: it and its partitions. None if the disk is not examined.
+    /// Returns the devices to be probed to judge `disk`: the disk and its partitions; empty if the
+    /// disk is not examined.
     pub fn examined_for<'a>(&'a self, disk: &'a Disk) -> Vec<&'a Disk> {
-        // An empty diskette drive takes seconds to say so.
+        // An empty floppy drive takes seconds to report that.
         if disk.bytes == 0 || disk.transport == Transport::Floppy {
             return Vec::new();
         }
@@ -100,33 +105,33 @@ impl Machine {
         parts.filter(|other| other.name == disk.name || !disk.is_partition()).collect()
     }
 
-    /// What the disk is, by itself.
+    /// Returns the reasons that follow from the disk itself.
     fn own(&self, disk: &Disk) -> Vec<Reason> {
         let mut reasons = Vec::new();
-        let mut say = |code, text: String| reasons.push(Reason { code, text });
+        let mut add = |code, text: String| reasons.push(Reason { code, text });
         if disk.bytes == 0 {
             match disk.removable {
-                true => say(Code::NoMedium, "there is no medium in the drive".to_owned()),
-                false => say(Code::Empty, "its size is zero".to_owned()),
+                true => add(Code::NoMedium, "there is no medium in the drive".to_owned()),
+                false => add(Code::Empty, "its size is zero".to_owned()),
             }
         }
         if let Some((code, text)) = Code::of_transport(disk.transport) {
-            say(code, text.to_owned());
+            add(code, text.to_owned());
         }
         if let Some(lower) = self.lowest(disk).into_iter().find(|d| d.transport.is_network()) {
-            say(Code::Network, from_elsewhere(disk, lower));
+            add(Code::Network, from_elsewhere(disk, lower));
         }
         if let Some(part) = &disk.part {
-            say(Code::Partition, format!("it is a partition: {} is lent as a whole", part.of));
+            add(Code::Partition, format!("it is a partition: {} is lent as a whole", part.of));
         }
         if disk.transport == Transport::Mmc && disk.whole().contains("boot") {
-            say(Code::BootArea, "it is the area from which this machine starts".to_owned());
+            add(Code::BootArea, "it is the area from which this machine starts".to_owned());
         }
         if disk.zoned.as_deref() == Some("host-managed") {
-            say(Code::Zoned, "its zones must be written in order".to_owned());
+            add(Code::Zoned, "its zones must be written in order".to_owned());
         }
         if disk.read_only {
-            say(
+            add(
                 Code::ReadOnly,
                 "it cannot be written: the disk or its medium is read-only".to_owned(),
             );
@@ -134,7 +139,7 @@ impl Machine {
         reasons
     }
 
-    /// The disk, its partitions, and for a partition the whole disk.
+    /// Returns the disk, its partitions, and for a partition the whole disk.
     fn family<'a>(&'a self, disk: &'a Disk) -> Vec<&'a Disk> {
         let related = |other: &&Disk| {
             let is_part = other.part.as_ref().is_some_and(|part| part.of == disk.name);
@@ -144,19 +149,21 @@ impl Machine {
         std::iter::once(disk).chain(self.disks.iter().filter(related)).collect()
     }
 
-    /// What stands on a device, directly or not: holders, their partitions, and so on.
+    /// Returns the devices stacked on a device, directly or indirectly: holders, their partitions,
+    /// and so on.
     fn above<'a>(&'a self, device: &'a Disk) -> Vec<&'a Disk> {
         self.follow(device, |disk| {
             let parts =
                 self.disks.iter().filter(|d| d.part.as_ref().is_some_and(|p| p.of == disk.name));
             let holders = disk.stacking.holders.iter().map(String::as_str);
-            // The partitions of the device itself are its family's business.
+            // The partitions of the device itself are in `family`.
             let parts = parts.filter(|_| disk.name != device.name).map(|part| part.name.as_str());
             holders.chain(parts).collect()
         })
     }
 
-    /// What a device stands on, directly or not, with itself and the whole disks.
+    /// Returns the device, its whole disk, and the devices that it is stacked on, directly or
+    /// indirectly.
     fn lowest<'a>(&'a self, device: &'a Disk) -> Vec<&'a Disk> {
         let mut all = self.follow(device, |disk| {
             disk.stacking.slaves.iter().map(String::as_str).chain([disk.whole()]).collect()
@@ -165,7 +172,7 @@ impl Machine {
         all
     }
 
-    /// All that `next` leads to, each once, without the start.
+    /// Returns the transitive closure of `next`, each device once, without the start.
     fn follow<'a>(
         &'a self,
         start: &'a Disk,
@@ -186,7 +193,8 @@ impl Machine {
         found
     }
 
-    /// The uses of one member of the disk's family, of all that stands on it, and its holders themselves.
+    /// Returns the uses of a member of the disk's family and of all that is stacked on it, and its
+    /// holders themselves.
     fn used(&self, disk: &Disk, member: &Disk) -> Vec<Reason> {
         let above = self.above(member);
         let mut reasons = Vec::new();
@@ -211,7 +219,8 @@ impl Machine {
         Reason { code, text: format!("{text} {name}{}", place(disk, member, None)) }
     }
 
-    /// The marks on the disk and its partitions, and whether it is opened exclusively.
+    /// Returns the reasons from signatures on the disk and its partitions, and whether it is opened
+    /// exclusively.
     fn examined(&self, disk: &Disk, probe: &dyn Probe) -> Vec<Reason> {
         let mut reasons = Vec::new();
         let examined = self.examined_for(disk);
@@ -222,7 +231,7 @@ impl Machine {
             match probe.contents(member) {
                 Ok(contents) => {
                     if !self.at_rest {
-                        reasons.extend(marks(disk, member, &contents));
+                        reasons.extend(signature_reasons(disk, member, &contents));
                     }
                     reasons.extend(contents.unreadable.map(|at| unreadable(disk, member, at)));
                 }
@@ -233,26 +242,27 @@ impl Machine {
             Ok(false) => {}
             Ok(true) => reasons.push(Reason {
                 code: Code::Busy,
-                text: "opened for itself alone by another program or by the kernel".to_owned(),
+                text: "opened exclusively by another program or by the kernel".to_owned(),
             }),
             Err(error) => reasons.push(unexamined(disk, disk, &error)),
         }
         reasons
     }
 
-    /// Mounts as uses of devices.
+    /// Converts mounts to uses of devices.
     fn mounted(&self, tree: &Tree, mounts: &[Mount]) -> Vec<Use> {
         let pools = btrfs_pools(tree);
         let mut uses = Vec::new();
         for mount in mounts {
-            // A container's root is a mount like any other.
+            // The root of a container is an ordinary mount.
             let ours = matches!(mount.process, None | Some(1));
             let code = if ours && mount.point == "/" { Code::Root } else { Code::Mounted };
             for device in self.devices_of(tree, mount, &pools) {
-                uses.push(Use { device, code, text: said(mount) });
+                uses.push(Use { device, code, text: describe(mount) });
             }
         }
-        // A pool is listed only while it is mounted somewhere, be it where nobody can see it.
+        // A pool is listed only while it is mounted somewhere, perhaps in a namespace that is not
+        // visible.
         for device in pools.into_iter().flatten() {
             if !uses.iter().any(|found| found.device == device) {
                 let text = "part of a mounted btrfs file system".to_owned();
@@ -262,7 +272,7 @@ impl Machine {
         uses
     }
 
-    /// The devices under a mount: by number, by source, and all of the pool that one of them belongs to.
+    /// Returns the devices of a mount: by number, by source, and all devices of their btrfs pool.
     fn devices_of(&self, tree: &Tree, mount: &Mount, pools: &[Vec<String>]) -> Vec<String> {
         let by_number = self.disks.iter().find(|disk| disk.number == mount.number);
         let mut names: Vec<String> = by_number.map(|disk| disk.name.clone()).into_iter().collect();
@@ -275,15 +285,15 @@ impl Machine {
         names
     }
 
-    /// The devices that a source names; several have a colon between them.
+    /// Returns the devices in the source of a mount; several are separated by colons.
     fn sources(&self, tree: &Tree, source: &str) -> Vec<String> {
         let paths =
             std::iter::once(source).chain(source.split(':').filter(|_| source.contains(':')));
         paths.filter_map(|path| self.at_path(tree, path)).collect()
     }
 
-    /// The device whose node a path leads to. Only nodes in `/dev` are found: other paths, such as that in
-    /// `server:/path`, may be on a file server that does not answer.
+    /// Returns the device of a path. Only nodes in `/dev` are found: other paths, such as that in
+    /// `server:/path`, may be on a file server that does not respond.
     fn at_path(&self, tree: &Tree, path: &str) -> Option<String> {
         if !path.starts_with("/dev/") {
             return None;
@@ -301,7 +311,7 @@ impl Machine {
         devices.map(|device| Use { device, code: Code::Swap, text: text.clone() }).collect()
     }
 
-    /// Disks behind loop devices: these hold them neither exclusively nor visibly.
+    /// Returns the disks behind loop devices, which hold them neither exclusively nor as `holders`.
     fn looped(&self, tree: &Tree) -> Vec<Use> {
         let backed = self.disks.iter().filter_map(|disk| {
             let device = self.at_path(tree, disk.stacking.backing_file.as_deref()?)?;
@@ -311,7 +321,8 @@ impl Machine {
         backed.collect()
     }
 
-    /// Disks that the kernel's own NVMe target lends: it does not hold them exclusively.
+    /// Returns the disks exported by the kernel's NVMe target, which does not hold them
+    /// exclusively.
     fn exported(&self, tree: &Tree) -> Vec<Use> {
         let mut uses = Vec::new();
         for subsystem in tree.names(TARGET) {
@@ -328,13 +339,15 @@ impl Machine {
     }
 }
 
-/// Why an image file may not be lent: it is swapped to, or attached as a disk of this machine. Doubt is a reason too.
+/// Returns the reasons against exporting an image file: it is swap space, or attached as a disk of
+/// this machine. What cannot be determined is a reason, too.
 pub fn judge_image(tree: &Tree, path: &Path) -> Verdict {
     let mut reasons = Vec::new();
-    // By the file itself: a hard link or a bind mount has another path.
+    // Compares inodes: a hard link or a bind mount has another path.
     let file = |path: &Path| path.metadata().ok().map(|found| (found.dev(), found.ino()));
     let this = file(path);
-    // A file on another file system is another file. It is not looked at: its server may not answer.
+    // A file on another file system is another file. It is not accessed: its server may not
+    // respond.
     let mounts = mount::own(tree).unwrap_or_default();
     let home = mount::file_system(&mounts, &tree.inside(path));
     let is_near = |other: &str| mount::file_system(&mounts, Path::new(other)) == home;
@@ -358,18 +371,18 @@ pub fn judge_image(tree: &Tree, path: &Path) -> Verdict {
     Verdict::new(reasons)
 }
 
-/// The number of a device as `stat` has it.
+/// Converts a device number of `stat`.
 pub(crate) fn number(rdev: u64) -> DeviceNumber {
     DeviceNumber { major: rustix::fs::major(rdev), minor: rustix::fs::minor(rdev) }
 }
 
-/// The devices of each mounted btrfs file system.
+/// Returns the devices of each mounted btrfs file system.
 fn btrfs_pools(tree: &Tree) -> Vec<Vec<String>> {
     let pools = tree.names("sys/fs/btrfs").into_iter();
     pools.map(|pool| tree.names(format!("sys/fs/btrfs/{pool}/devices"))).collect()
 }
 
-fn said(mount: &Mount) -> String {
+fn describe(mount: &Mount) -> String {
     let whose = mount.process.map(|process| format!(" for process {process}"));
     format!("mounted at {}{}", mount.point, whose.unwrap_or_default())
 }
@@ -379,12 +392,12 @@ fn from_elsewhere(disk: &Disk, lower: &Disk) -> String {
     match disk.whole() == lower.whole() {
         true => format!("it comes from another machine ({word})"),
         false => {
-            format!("it stands on {}, which comes from another machine ({word})", lower.whole())
+            format!("it is stacked on {}, which comes from another machine ({word})", lower.whole())
         }
     }
 }
 
-/// " (partition sda2, through dm-0)", as much of it as is not the disk itself.
+/// Returns " (partition sda2, through dm-0)", without the parts that are the disk itself.
 fn place(disk: &Disk, member: &Disk, device: Option<&Disk>) -> String {
     let member_words = match (member.name == disk.name, member.is_partition()) {
         (true, _) => None,
@@ -399,7 +412,7 @@ fn place(disk: &Disk, member: &Disk, device: Option<&Disk>) -> String {
     if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) }
 }
 
-fn marks(disk: &Disk, member: &Disk, contents: &Contents) -> Vec<Reason> {
+fn signature_reasons(disk: &Disk, member: &Disk, contents: &Contents) -> Vec<Reason> {
     let signatures = contents.signatures.iter();
     let found = signatures.filter_map(|mark| Code::of_mark(mark.kind, mark.devices));
     found
@@ -407,7 +420,7 @@ fn marks(disk: &Disk, member: &Disk, contents: &Contents) -> Vec<Reason> {
         .collect()
 }
 
-/// The disk failed to read what was to be examined: its content is not known, which is not use.
+/// The disk failed to read a region to be examined: its contents are unknown, which is not use.
 fn unreadable(disk: &Disk, member: &Disk, at: u64) -> Reason {
     let place = place(disk, member, None);
     let text = format!("cannot be read at {at}{place}: what is on it is not known");
@@ -490,7 +503,7 @@ mod tests {
     }
 
     fn judge_with(fake: &Fake, name: &str, probe: &dyn Probe) -> Verdict {
-        let machine = Machine::look(&fake.tree()).unwrap();
+        let machine = Machine::snapshot(&fake.tree()).unwrap();
         machine.judge(machine.disk(name).unwrap(), probe)
     }
 
@@ -500,10 +513,10 @@ mod tests {
     }
 
     #[track_caller]
-    fn assert_said(fake: &Fake, name: &str, wanted: &[(&str, &str)]) {
-        let said = judge(fake, name);
-        let said: Vec<_> = said.iter().map(|(code, text)| (*code, text.as_str())).collect();
-        assert_eq!(said, wanted, "{name}");
+    fn assert_reasons(fake: &Fake, name: &str, wanted: &[(&str, &str)]) {
+        let reasons = judge(fake, name);
+        let reasons: Vec<_> = reasons.iter().map(|(code, text)| (*code, text.as_str())).collect();
+        assert_eq!(reasons, wanted, "{name}");
     }
 
     fn mount(fake: &Fake, line: &str) {
@@ -511,18 +524,22 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_that_nobody_uses_is_lent() {
+    fn unused_disk_is_allowed() {
         let fake = machine();
-        assert_said(&fake, "sda", &[]);
+        assert_reasons(&fake, "sda", &[]);
         assert!(judge_with(&fake, "sdb", &Marked::default()).allows(Asked::ForAll));
-        assert_said(&fake, "sda1", &[("partition", "it is a partition: sda is lent as a whole")]);
+        assert_reasons(
+            &fake,
+            "sda1",
+            &[("partition", "it is a partition: sda is lent as a whole")],
+        );
     }
 
     #[test]
-    fn in_a_machine_at_rest_marks_and_broken_sectors_are_no_use_and_a_holder_is() {
+    fn in_target_mode_signatures_do_not_count_and_holders_do() {
         let fake = machine();
         let judge = |probe: &Marked| {
-            let machine = Machine::look(&fake.tree()).unwrap().at_rest();
+            let machine = Machine::snapshot(&fake.tree()).unwrap().at_rest();
             machine.judge(machine.disk("sdb").unwrap(), probe).allows(Asked::ForAll)
         };
         let marked = Marked { marks: HashMap::from([("sdb", (Kind::Md, 2))]), ..Marked::default() };
@@ -536,40 +553,40 @@ mod tests {
     }
 
     #[test]
-    fn a_mounted_partition_keeps_its_disk_but_not_its_neighbour() {
+    fn mounted_partition_affects_its_disk_only() {
         let fake = machine();
         mount(&fake, "9 1 8:2 / /home rw - ext4 /dev/sda2 rw");
-        assert_said(&fake, "sda", &[("mounted", "mounted at /home (partition sda2)")]);
+        assert_reasons(&fake, "sda", &[("mounted", "mounted at /home (partition sda2)")]);
         assert_eq!(judge(&fake, "sda2")[0], ("mounted", "mounted at /home".to_owned()));
         assert!(judge_with(&fake, "sda1", &Marked::default()).allows(Asked::ByName));
-        assert_said(&fake, "sdb", &[]);
+        assert_reasons(&fake, "sdb", &[]);
     }
 
     #[test]
-    fn a_mounted_whole_disk_keeps_its_partitions() {
+    fn mounted_whole_disk_affects_its_partitions() {
         let fake = machine();
         mount(&fake, "9 1 8:0 / /mnt rw - xfs /dev/sda rw");
         assert_eq!(judge(&fake, "sda1")[0].1, "mounted at /mnt (the whole disk sda)");
     }
 
     #[test]
-    fn a_mount_in_another_namespace_counts() {
+    fn mount_in_another_namespace_counts() {
         let fake = machine();
         fake.file("proc/42/mountinfo", "9 1 8:16 / /data rw - xfs /dev/sdb rw\n");
-        assert_said(&fake, "sdb", &[("mounted", "mounted at /data for process 42")]);
+        assert_reasons(&fake, "sdb", &[("mounted", "mounted at /data for process 42")]);
     }
 
     #[test]
-    fn the_root_of_a_container_is_not_ours_but_that_of_the_first_process_is() {
+    fn root_of_a_container_is_an_ordinary_mount() {
         let fake = machine();
         fake.file("proc/42/mountinfo", "9 1 8:16 / / rw - xfs /dev/sdb rw\n");
-        assert_said(&fake, "sdb", &[("mounted", "mounted at / for process 42")]);
+        assert_reasons(&fake, "sdb", &[("mounted", "mounted at / for process 42")]);
         fake.file("proc/1/mountinfo", "9 1 8:0 / / rw - xfs /dev/sda rw\n");
-        assert_said(&fake, "sda", &[("root", "mounted at / for process 1")]);
+        assert_reasons(&fake, "sda", &[("root", "mounted at / for process 1")]);
     }
 
     #[test]
-    fn the_root_file_system_is_found_through_encryption_and_volumes() {
+    fn root_is_found_through_luks_and_lvm() {
         let fake = machine();
         fake.disk("virtual", "dm-0", "253:0", 9).disk("virtual", "dm-1", "253:1", 9);
         fake.hold("sda2", "dm-0").hold("dm-0", "dm-1");
@@ -579,12 +596,12 @@ mod tests {
         }
         fake.file("proc/self/mountinfo", "1 0 253:1 / / rw - ext4 /dev/mapper/vg-root rw\n");
         let crypt = ("crypt", "opened as the encrypted volume vault (partition sda2)");
-        assert_said(
+        assert_reasons(
             &fake,
             "sda",
             &[("root", "mounted at / (partition sda2, through vg-root)"), crypt],
         );
-        assert_said(
+        assert_reasons(
             &fake,
             "dm-0",
             &[
@@ -595,12 +612,12 @@ mod tests {
     }
 
     #[test]
-    fn members_of_an_array_that_holds_the_root_are_kept() {
+    fn members_of_the_root_array_are_in_use() {
         let fake = machine();
         fake.disk("virtual", "md0", "9:0", 9).part("md0", "md0p1", "259:0", 1);
         fake.hold("sda1", "md0").hold("sdb", "md0");
         fake.file("proc/self/mountinfo", "1 0 259:0 / / rw - ext4 /dev/md0p1 rw\n");
-        assert_said(
+        assert_reasons(
             &fake,
             "sdb",
             &[("root", "mounted at / (through md0p1)"), ("md", "part of the RAID array md0")],
@@ -610,41 +627,41 @@ mod tests {
     }
 
     #[test]
-    fn btrfs_is_found_by_its_source_and_on_all_its_devices() {
+    fn btrfs_is_in_use_on_all_its_devices() {
         let fake = machine();
         mount(&fake, "9 1 0:44 / /pool rw - btrfs /dev/sda2 rw");
-        assert_said(&fake, "sda", &[("mounted", "mounted at /pool (partition sda2)")]);
-        assert_said(&fake, "sdb", &[]);
+        assert_reasons(&fake, "sda", &[("mounted", "mounted at /pool (partition sda2)")]);
+        assert_reasons(&fake, "sdb", &[]);
         fake.file("sys/fs/btrfs/abc/devices/sda2", "").file("sys/fs/btrfs/abc/devices/sdb", "");
         fake.file("sys/fs/btrfs/features/x", "");
-        assert_said(&fake, "sdb", &[("mounted", "mounted at /pool")]);
+        assert_reasons(&fake, "sdb", &[("mounted", "mounted at /pool")]);
         fake.file("proc/self/mountinfo", ROOT_ELSEWHERE);
-        assert_said(&fake, "sdb", &[("mounted", "part of a mounted btrfs file system")]);
+        assert_reasons(&fake, "sdb", &[("mounted", "part of a mounted btrfs file system")]);
     }
 
     #[test]
-    fn a_source_may_be_a_link_or_several_devices() {
+    fn mount_source_may_be_a_link_or_several_devices() {
         let fake = machine();
         std::os::unix::fs::symlink("../sda1", fake.root.join("dev").join("link")).unwrap();
         std::fs::create_dir(fake.root.join("dev/mapper")).unwrap();
         std::os::unix::fs::symlink("../sdb", fake.root.join("dev/mapper/data")).unwrap();
         mount(&fake, "9 1 0:44 / /x rw - bcachefs /dev/sda1:/dev/mapper/data rw");
-        assert_said(&fake, "sdb", &[("mounted", "mounted at /x")]);
+        assert_reasons(&fake, "sdb", &[("mounted", "mounted at /x")]);
         assert_eq!(judge(&fake, "sda")[0].1, "mounted at /x (partition sda1)");
     }
 
     #[test]
-    fn swap_space_is_kept() {
+    fn swap_space_is_in_use() {
         let fake = machine();
         fake.file(
             "proc/swaps",
             "Filename Type\n/dev/sda1 partition 1 0 -2\n/swapfile file 1 0 -3\n",
         );
-        assert_said(&fake, "sda", &[("swap", "in use as swap space (partition sda1)")]);
+        assert_reasons(&fake, "sda", &[("swap", "in use as swap space (partition sda1)")]);
     }
 
     #[test]
-    fn a_holder_keeps_its_disk_by_the_name_of_its_kind() {
+    fn holders_are_reported_by_kind() {
         let holders = [
             ("bcache0", "", "bcache"),
             ("drbd0", "", "drbd"),
@@ -662,11 +679,11 @@ mod tests {
         }
         let fake = machine();
         fake.file("sys/class/block/sdb/holders/unseen", "");
-        assert_said(&fake, "sdb", &[("held", "held by unseen")]);
+        assert_reasons(&fake, "sdb", &[("held", "held by unseen")]);
     }
 
     #[test]
-    fn a_mark_of_a_larger_whole_keeps_the_disk() {
+    fn signature_of_a_member_counts() {
         let marks = [
             (Kind::Lvm2, 1, "lvm"),
             (Kind::Md, 2, "md"),
@@ -701,7 +718,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_opened_exclusively_is_kept() {
+    fn disk_opened_exclusively_is_in_use() {
         let fake = machine();
         let probe = Marked { busy: vec!["sdb"], ..Marked::default() };
         let verdict = judge_with(&fake, "sdb", &probe);
@@ -710,7 +727,7 @@ mod tests {
     }
 
     #[test]
-    fn r61_an_unreadable_disk_is_read_and_not_called_in_use() {
+    fn r61_unreadable_disk_is_not_reported_as_in_use() {
         let fake = machine();
         let probe = Marked { unreadable: Some(4096), ..Marked::default() };
         let verdict = judge_with(&fake, "sdb", &probe);
@@ -729,7 +746,7 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_a_disk_from_being_examined_is_named() {
+    fn failure_to_examine_is_reported_with_the_cause() {
         let fake = machine();
         for (error, code, words) in [
             (Errno::NOENT, "doubt", "its device node /dev/sdb is missing"),
@@ -748,7 +765,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rotational_disk_without_answer_may_be_starting() {
+    fn rotational_disk_that_times_out_may_be_starting() {
         let fake = machine();
         fake.file("sys/class/block/sda/queue/rotational", "1\n");
         let probe = Marked { error: Some(Errno::TIMEDOUT), ..Marked::default() };
@@ -758,7 +775,7 @@ mod tests {
     }
 
     #[test]
-    fn doubt_means_no() {
+    fn failure_to_find_uses_is_a_reason() {
         let fake = machine();
         let probe = Marked { error: Some(Errno::ACCESS), ..Marked::default() };
         let verdict = judge_with(&fake, "sdb", &probe);
@@ -774,7 +791,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_drive_is_never_lent() {
+    fn drive_without_medium_is_refused() {
         let fake = machine();
         fake.disk("pci0/usb1/1-1/host6/target6:0:0/6:0:0:0", "sdc", "8:32", 0);
         fake.file("sys/class/block/sdc/removable", "1");
@@ -788,7 +805,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_from_another_machine_is_not_lent_on_unasked() {
+    fn network_disk_is_not_exported_unless_named() {
         let fake = machine();
         fake.disk("platform/host2/session1/target2:0:0/2:0:0:1", "sdc", "8:32", 9);
         fake.part("sdc", "sdc1", "8:33", 1);
@@ -796,10 +813,10 @@ mod tests {
         let verdict = judge_with(&fake, "sdc", &Marked::default());
         let network = verdict.reasons.iter().find(|reason| reason.code == Code::Network).unwrap();
         assert_eq!(network.text, "it comes from another machine (iscsi)");
-        assert_said(
+        assert_reasons(
             &fake,
             "dm-0",
-            &[("network", "it stands on sdc, which comes from another machine (iscsi)")],
+            &[("network", "it is stacked on sdc, which comes from another machine (iscsi)")],
         );
         for (name, number) in
             [("nbd0", "43:0"), ("rbd0", "250:0"), ("drbd1", "147:1"), ("nvme0n1", "259:9")]
@@ -810,7 +827,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_that_are_no_disks_are_lent_only_by_name() {
+    fn ram_and_test_devices_are_exported_only_by_name() {
         let kinds = [
             ("loop0", "loop"),
             ("zram0", "zram"),
@@ -833,7 +850,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_only_medium_and_zones_are_said() {
+    fn read_only_medium_and_zones_are_reported() {
         let fake = machine();
         fake.file("sys/class/block/sdb/ro", "1");
         let verdict = judge_with(&fake, "sdb", &Marked::default());
@@ -844,7 +861,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_of_holders_ends() {
+    fn circular_holders_end() {
         let fake = machine();
         fake.disk("virtual", "dm-0", "253:0", 9).disk("virtual", "dm-1", "253:1", 9);
         fake.hold("dm-0", "dm-1").hold("dm-1", "dm-0");
@@ -852,14 +869,14 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_behind_a_loop_device_or_lent_by_the_kernel_is_in_use() {
+    fn disk_of_a_loop_device_or_nvmet_is_in_use() {
         let fake = machine();
         fake.disk("virtual", "loop0", "7:0", 9);
         fake.file("sys/class/block/loop0/loop/backing_file", "/dev/sdb\n");
-        assert_said(&fake, "sdb", &[("held", "attached as loop0")]);
+        assert_reasons(&fake, "sdb", &[("held", "attached as loop0")]);
         let place = "sys/kernel/config/nvmet/subsystems/nqn.x/namespaces/1/device_path";
         fake.file(place, "/dev/sda1\n");
-        assert_said(
+        assert_reasons(
             &fake,
             "sda",
             &[("held", "lent by the kernel's own NVMe target (partition sda1)")],
@@ -867,7 +884,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_that_is_swapped_to_or_attached_is_in_use() {
+    fn image_used_as_swap_or_attached_is_in_use() {
         let fake = machine();
         fake.file("img", "x").disk("virtual", "loop3", "7:3", 9);
         let codes = |fake: &Fake| {
@@ -882,7 +899,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_other_file_systems_are_not_looked_at() {
+    fn files_of_other_file_systems_are_not_accessed() {
         let fake = machine();
         fake.file("img", "x").file("mnt/file", "").disk("virtual", "loop3", "7:3", 9);
         std::fs::hard_link(fake.root.join("img"), fake.root.join("mnt/img")).unwrap();
@@ -895,17 +912,17 @@ mod tests {
     }
 
     #[test]
-    fn sources_outside_of_dev_are_not_looked_at() {
+    fn sources_outside_of_dev_are_not_accessed() {
         let fake = machine();
         std::os::unix::fs::symlink("dev/sdb", fake.root.join("home")).unwrap();
         mount(&fake, "9 1 0:44 / /mnt rw - nfs4 server:/home rw");
         fake.file("proc/swaps", "Filename\n/home file 1 0 -3\n");
-        assert_said(&fake, "sdb", &[]);
+        assert_reasons(&fake, "sdb", &[]);
     }
 
     #[test]
-    fn the_disk_that_this_machine_runs_from_is_in_use() {
-        let machine = Machine::look(&Tree::machine()).unwrap();
+    fn disk_of_this_machines_root_is_in_use() {
+        let machine = Machine::snapshot(&Tree::machine()).unwrap();
         let root = machine.uses.iter().find(|found| found.code == Code::Root);
         // Where the root is no disk (a container, an initrd) there is nothing to find.
         if let Some(found) = root {

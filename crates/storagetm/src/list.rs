@@ -65,7 +65,7 @@ struct Why {
 /// The machine does not tell which disks it has.
 pub(crate) fn list(options: &List) -> Result<(), Failure> {
     let tree = Tree::machine();
-    let machine = Machine::look(&tree).map_err(|error| {
+    let machine = Machine::snapshot(&tree).map_err(|error| {
         Failure::new(format!(
             "the disks of this machine cannot be listed: {error}; is /sys mounted?"
         ))
@@ -288,7 +288,7 @@ sda     500.1 GB  Example  -       usb        gpt                yes
         write("sys/devices/virtual/block/sda/sda1/partition", "1");
         write("sys/devices/virtual/block/dm-0/dm/name", "group-home");
         write("sys/devices/virtual/block/dm-0/dm/uuid", &format!("LVM-{}", "x".repeat(64)));
-        let machine = Machine::look(&Tree::at(&root)).unwrap();
+        let machine = Machine::snapshot(&Tree::at(&root)).unwrap();
         std::fs::remove_dir_all(&root).unwrap();
         let names = |names: &[&str]| -> Result<Vec<&str>, Failure> {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();

@@ -96,7 +96,7 @@ pub(super) fn check_unused(tree: &Tree, leaving: &[Controller]) -> Result<(), Fa
     // A disk that another connection leads to stays.
     let stays = |disk: &str| staying.iter().any(|it| it.disks.iter().any(|other| other == disk));
     let going = leaving.iter().flat_map(|it| &it.disks).filter(|disk| !stays(disk));
-    let machine = Machine::look(tree).map_err(|error| {
+    let machine = Machine::snapshot(tree).map_err(|error| {
         Failure::new(format!("it cannot be found out whether disks are in use: {error}"))
     })?;
     let probe = Quick(Live { tree: tree.clone() });

@@ -371,7 +371,7 @@ fn find(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
     let unknown = |why: String| {
         refused(format!("{}: whether it is in use cannot be found out: {why}", path.display()))
     };
-    let machine = Machine::look(tree).map_err(|error| unknown(error.to_string()))?;
+    let machine = Machine::snapshot(tree).map_err(|error| unknown(error.to_string()))?;
     let number = block_device(path);
     let disk = machine.disks.iter().find(|disk| Some(disk.number) == number).cloned();
     let disk = disk.ok_or_else(|| unknown("/sys does not show this disk".to_owned()))?;

@@ -72,7 +72,7 @@ fn forbids(code: Code) -> bool {
 }
 
 fn find(tree: &Tree, path: &Path) -> Result<(Machine, Disk), Failure> {
-    let machine = Machine::look(tree).map_err(|error| {
+    let machine = Machine::snapshot(tree).map_err(|error| {
         Failure::new(format!("whether {} is in use cannot be found out: {error}", path.display()))
     })?;
     let number = block_device(path);
