@@ -396,7 +396,7 @@ mod test {
     }
 
     #[test]
-    fn what_was_written_is_read() {
+    fn written_data_is_read_back() {
         let grant = grant(memory(1 << 16), 1 << 16);
         for op in [WRITE, Op::Write { durable: true }] {
             assert_eq!(carry_out(admit(&grant, op, 2, 3, 7)).1.result, Ok(()));
@@ -418,7 +418,7 @@ mod test {
     }
 
     #[test]
-    fn last_part_of_a_block_is_filled_up_with_zeros() {
+    fn partial_last_block_is_padded_with_zeros() {
         // The file may have grown since it was opened.
         for more in [0_usize, 100] {
             let bytes = 4 * BLOCK as u64 + 65;
@@ -437,7 +437,7 @@ mod test {
     }
 
     #[test]
-    fn last_part_of_a_block_that_is_gone_fails() {
+    fn read_of_a_truncated_partial_block_fails() {
         let grant = Grant::new(Arc::new(export(memory(4 * BLOCK as u64), 4 * BLOCK as u64 + 65)));
         let outcome = read(&grant, 3, 2);
         assert_eq!(outcome.result, Err(Fault::Io));
@@ -445,7 +445,7 @@ mod test {
     }
 
     #[test]
-    fn zeros_are_written_where_the_disk_makes_none() {
+    fn zeroing_falls_back_to_writing_zeros() {
         let len = 3 << 20;
         let grant = grant(memory(len), len);
         for unmap in [false, true] {
@@ -463,14 +463,14 @@ mod test {
     }
 
     #[test]
-    fn a_discard_is_a_hint() {
+    fn unsupported_discard_succeeds() {
         let null = OwnedFd::from(std::fs::File::options().write(true).open("/dev/null").unwrap());
         let grant = grant(null, 1 << 16);
         assert_eq!(carry_out(admit(&grant, Op::Discard, 0, 8, 0)).1.result, Ok(()));
     }
 
     #[test]
-    fn a_full_disk_and_a_read_only_descriptor_say_so() {
+    fn full_disk_and_read_only_descriptor_are_reported() {
         let full = OwnedFd::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
         let outcome = carry_out(admit(&grant(full, 1 << 16), WRITE, 0, 1, 0)).1;
         assert_eq!(outcome.result, Err(Fault::NoSpace));
@@ -480,7 +480,7 @@ mod test {
     }
 
     #[test]
-    fn r21_short_transfers_go_on_and_interruptions_are_bounded() {
+    fn r21_short_transfers_continue_and_interruptions_are_bounded() {
         let grant = grant(memory(1 << 16), 1 << 16);
         let mut job = Job::new(admit(&grant, WRITE, 4, 2, 1));
         job.advance(Err(Errno::INTR));
@@ -495,7 +495,7 @@ mod test {
     }
 
     #[test]
-    fn what_takes_the_error_of_a_flush_makes_later_flushes_fail() {
+    fn failed_durable_write_makes_later_flushes_fail() {
         let durable =
             [Op::Write { durable: true }, Op::Zero { unmap: true, durable: true, fast: false }];
         for op in durable {
@@ -517,7 +517,7 @@ mod test {
     }
 
     #[test]
-    fn requests_of_no_blocks_end_at_once() {
+    fn empty_requests_complete_immediately() {
         let grant = grant(memory(1 << 16), 1 << 16);
         for op in
             [Op::Read, WRITE, Op::Discard, Op::Zero { unmap: true, durable: false, fast: false }]
@@ -527,7 +527,7 @@ mod test {
     }
 
     #[test]
-    fn memory_answers_at_once_and_files_do_not() {
+    fn only_memory_is_considered_immediate() {
         let mut pace = Pace::default();
         let file = OwnedFd::from(std::fs::File::open("/proc/version").unwrap());
         let (memory, file) = (grant(memory(1 << 16), 1 << 16), grant(file, 1 << 16));

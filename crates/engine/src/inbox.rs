@@ -159,7 +159,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn repeated_news_are_said_once_and_the_order_is_kept() {
+    fn repeated_notices_are_merged_and_order_is_kept() {
         let inbox = Inbox::new().unwrap();
         for notice in
             [Notice::StateChanged, Notice::StateChanged, Notice::Stopping, Notice::StateChanged]
@@ -174,7 +174,7 @@ mod test {
     }
 
     #[test]
-    fn news_reach_all_but_the_speaker_until_they_leave() {
+    fn notices_reach_all_registered_inboxes_but_the_senders() {
         let inboxes = Inboxes::default();
         let (one, two) = (Inbox::new().unwrap(), Inbox::new().unwrap());
         inboxes.register(&one);

@@ -356,7 +356,7 @@ mod test {
     }
 
     #[test]
-    fn a_socket_that_somebody_has_kept_ends_with_its_link() {
+    fn duplicated_socket_is_shut_down_with_its_link() {
         let table = ConnectionTable::new(BOUNDS);
         let (link, peer) = connect(&table);
         let link = link.unwrap();
@@ -368,7 +368,7 @@ mod test {
     }
 
     #[test]
-    fn the_oldest_newcomer_is_cut_for_the_next() {
+    fn oldest_unestablished_connection_is_evicted() {
         let table = ConnectionTable::new(BOUNDS);
         let (_a, peer_a) = connect(&table);
         let (_b, peer_b) = connect(&table);
@@ -380,7 +380,7 @@ mod test {
 
     /// X54: a flood closes only its own connections.
     #[test]
-    fn x54_a_neighbour_is_not_cut_for_a_flood() {
+    fn x54_flood_evicts_only_its_own_connections() {
         let table = ConnectionTable::new(Bounds { total: 6, unestablished: 4 });
         let (_a, neighbour) = connect(&table);
         let flood: Vec<_> =

@@ -166,7 +166,7 @@ mod test {
     /// Bytes that the negotiator does not consume must be removed from the socket, or polling it
     /// would never block.
     #[test]
-    fn what_is_not_taken_does_not_wait_in_the_socket() {
+    fn unconsumed_bytes_do_not_stay_in_the_socket() {
         let (near, mut far) = UnixStream::pair().unwrap();
         let peer =
             Peer { remote: Peer::LOCAL, local: Peer::LOCAL, auth: Auth::None, channel: None };

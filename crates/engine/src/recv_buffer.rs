@@ -89,7 +89,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn bytes_come_out_in_order_whatever_is_taken_and_moved() {
+    fn bytes_stay_in_order_when_consumed_and_moved() {
         let mut recv_buffer = RecvBuffer::new(10).unwrap();
         let (mut next_in, mut next_out) = (0u8, 0u8);
         for step in 0..1000 {
@@ -111,7 +111,7 @@ mod test {
     }
 
     #[test]
-    fn only_a_full_stage_has_no_room() {
+    fn only_a_full_buffer_has_no_free_space() {
         let mut recv_buffer = RecvBuffer::new(8).unwrap();
         recv_buffer.fill(8);
         assert!(recv_buffer.spare().is_empty());

@@ -174,7 +174,7 @@ fn ask(stream: &mut Stream) -> std::io::Result<()> {
 }
 
 #[test]
-fn a_client_of_the_authority_is_known_at_both_doors() {
+fn client_with_a_certificate_is_authenticated() {
     let authority = Authority::new();
     for auth in [Auth::None, Auth::Required] {
         let house = house(auth, certificates(&authority.server(), Some(&authority)));
@@ -197,7 +197,7 @@ fn a_client_of_the_authority_is_known_at_both_doors() {
 }
 
 #[test]
-fn a_client_without_a_certificate_is_let_in_only_where_nothing_is_needed() {
+fn certificate_is_required_only_with_auth_required() {
     let authority = Authority::new();
     let nothing = trust(&authority, "localhost", None);
     for knows in [Some(&authority), None] {
@@ -220,7 +220,7 @@ fn a_client_without_a_certificate_is_let_in_only_where_nothing_is_needed() {
 }
 
 #[test]
-fn a_client_of_another_authority_or_another_time_is_refused_at_both_doors() {
+fn foreign_or_expired_client_certificate_is_refused() {
     let (authority, other) = (Authority::new(), Authority::new());
     let mut late = expired();
     late.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -238,7 +238,7 @@ fn a_client_of_another_authority_or_another_time_is_refused_at_both_doors() {
 
 /// X20: a client goes on with no server but the one that it asked for.
 #[test]
-fn x20_a_server_of_another_name_authority_or_time_is_refused() {
+fn x20_wrong_server_certificate_is_refused() {
     let (authority, other) = (Authority::new(), Authority::new());
     let refuses = |server: &Pair, name: &str| {
         let house = house(Auth::None, certificates(server, None));
@@ -274,7 +274,7 @@ fn x20_a_server_of_another_name_authority_or_time_is_refused() {
 
 /// What most tools make.
 #[test]
-fn rsa_is_spoken() {
+fn rsa_certificates_work() {
     let authority = Authority::new();
     let key = KeyPair::generate_for(&PKCS_RSA_SHA256).unwrap();
     let mut params = named(&["localhost"]);
@@ -289,7 +289,7 @@ fn rsa_is_spoken() {
 }
 
 #[test]
-fn names_may_be_addresses_and_have_a_star() {
+fn addresses_and_wildcards_match() {
     let authority = Authority::new();
     let server = authority.sign(&named(&["::1", "*.example.org", "10.1.2.3"]));
     let house = house(Auth::None, certificates(&server, None));
@@ -303,7 +303,7 @@ fn names_may_be_addresses_and_have_a_star() {
 }
 
 #[test]
-fn what_is_no_certificate_is_said_at_once_and_keys_are_not() {
+fn invalid_pem_is_reported_without_the_key() {
     let authority = Authority::new();
     let (one, other) = (authority.server(), authority.server());
     let ask = |chain: &[u8], key: &[u8], trusted: Option<&[u8]>| {
@@ -372,7 +372,7 @@ fn start(command: &[&str]) -> Option<Program> {
 
 /// Others' clients: their echo comes back through a session of ours.
 #[test]
-fn openssl_and_gnutls_are_let_in() {
+fn openssl_and_gnutls_clients_connect() {
     let (authority, files) = (Authority::new(), Files::new("clients"));
     let house = house(Auth::Required, certificates(&authority.server(), Some(&authority)));
     let own = authority.client("foreign");
@@ -432,7 +432,7 @@ fn free_port() -> u16 {
 
 /// Others' servers, which want a certificate of ours. They send tickets, which hold it.
 #[test]
-fn openssl_and_gnutls_let_us_in() {
+fn openssl_and_gnutls_servers_accept_us() {
     let (authority, files) = (Authority::new(), Files::new("servers"));
     let (server, own) = (authority.server(), authority.client("ours"));
     let (ca, cert) = (files.put("ca", &authority.pem()), files.put("cert", &server.chain));
@@ -497,7 +497,7 @@ fn openssl_and_gnutls_let_us_in() {
 
 /// X20: nobody has us speak an older TLS.
 #[test]
-fn x20_older_versions_are_not_spoken() {
+fn x20_older_tls_versions_are_refused() {
     let (authority, files) = (Authority::new(), Files::new("older"));
     let house = house(Auth::None, certificates(&authority.server(), Some(&authority)));
     let (ca, at) = (files.put("ca", &authority.pem()), house.address.to_string());

@@ -33,7 +33,7 @@ fn third_free() -> u64 {
 }
 
 #[test]
-fn r35_accepting_pauses_while_there_are_no_descriptors() {
+fn r35_accept_pauses_while_descriptors_are_exhausted() {
     for driver in [Driver::Uring, Driver::Blocking] {
         limit(1024);
         let config = Config { driver, ..Config::default() };

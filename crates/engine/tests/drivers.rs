@@ -43,39 +43,39 @@ macro_rules! with_both_drivers {
 }
 
 with_both_drivers! {
-    what_is_written_is_read
-    what_is_written_is_read_in_memory
-    large_payloads_land_in_their_buffers
+    written_data_is_read_back
+    written_data_is_read_back_in_memory
+    large_payloads_are_received_directly
     many_small_requests_are_all_answered
     many_small_requests_are_all_answered_in_memory
-    bytes_may_come_one_at_a_time
-    a_half_closed_connection_is_answered_to_the_end
-    r55_peer_that_goes_while_its_thread_hangs_writes_no_more
+    commands_may_arrive_byte_by_byte
+    half_closed_connection_is_answered_completely
+    r55_peer_lost_while_its_thread_hangs_writes_no_more
     r55_half_closed_peer_is_answered_and_writes_no_more
-    a_peer_that_does_not_read_is_not_served_without_end
-    a_peer_that_does_not_read_is_not_served_without_end_in_memory
-    a_peer_that_vanishes_leaves_nothing_behind
-    a_peer_that_vanishes_leaves_nothing_behind_in_memory
+    peer_that_does_not_read_is_throttled
+    peer_that_does_not_read_is_throttled_in_memory
+    lost_peer_leaks_nothing
+    lost_peer_leaks_nothing_in_memory
     stopping_closes_busy_connections
-    stopping_cuts_those_that_do_not_close
-    news_reach_every_session
-    a_roused_session_rouses_all
-    an_exclusive_write_rouses_all_when_it_ends
+    stopping_cuts_connections_that_do_not_close
+    notices_reach_every_session
+    step_notify_reaches_all_sessions
+    end_of_an_exclusive_write_notifies_all
     deadlines_tick
     three_hundred_connections_are_served
-    silent_newcomers_are_cut_for_others
-    a_disk_that_got_shorter_fails_reads
-    last_part_of_a_block_is_filled_up_with_zeros
-    last_part_of_a_block_is_filled_up_with_zeros_in_memory
+    idle_unestablished_connections_are_evicted
+    reads_beyond_a_truncated_disk_fail
+    partial_last_block_is_padded_with_zeros
+    partial_last_block_is_padded_with_zeros_in_memory
     zeros_discards_and_flushes_work
     zeros_discards_and_flushes_work_in_memory
-    holes_are_told_from_data
-    holes_are_told_from_data_in_memory
-    fast_zeros_are_zeros_or_refused
-    errands_end_though_nobody_waits_for_them
-    a_session_that_closes_says_its_last_word
-    a_peer_that_never_closes_is_cut_in_the_end
-    a_session_that_panics_harms_no_other
+    extents_distinguish_holes_and_data
+    extents_distinguish_holes_and_data_in_memory
+    fast_zero_requests_succeed_or_are_refused
+    blocking_operations_end_after_connection_loss
+    closing_session_flushes_its_output
+    peer_that_never_closes_is_cut
+    panic_in_a_session_affects_only_its_connection
 }
 
 fn config(way: Way) -> Config {
@@ -105,15 +105,15 @@ fn assert_is_over(log: &Log) {
     assert_eq!(Log::read(&log.wronged), 0, "sessions treated against the rules");
 }
 
-fn what_is_written_is_read(way: Way) {
-    start(way).into_iter().for_each(what_is_written_is_read_by);
+fn written_data_is_read_back(way: Way) {
+    start(way).into_iter().for_each(written_data_is_read_back_by);
 }
 
-fn what_is_written_is_read_in_memory(way: Way) {
-    start_in_memory(way).into_iter().for_each(what_is_written_is_read_by);
+fn written_data_is_read_back_in_memory(way: Way) {
+    start_in_memory(way).into_iter().for_each(written_data_is_read_back_by);
 }
 
-fn what_is_written_is_read_by(served: Served) {
+fn written_data_is_read_back_by(served: Served) {
     let mut client = Client::connect(served.address);
     for (at, len) in [BLOCK, 4096, 5 * BLOCK, 64 << 10].into_iter().enumerate() {
         let (lba, data) = (u32::try_from(at * 512).unwrap(), pattern(at, len));
@@ -126,7 +126,7 @@ fn what_is_written_is_read_by(served: Served) {
     stop(served);
 }
 
-fn large_payloads_land_in_their_buffers(way: Way) {
+fn large_payloads_are_received_directly(way: Way) {
     let Some(served) = start(way) else { return };
     let mut client = Client::connect(served.address);
     let mut writer = Client(client.0.try_clone().unwrap());
@@ -191,7 +191,7 @@ fn many_small_requests_are_all_answered_by(served: Served) {
     stop(served);
 }
 
-fn bytes_may_come_one_at_a_time(way: Way) {
+fn commands_may_arrive_byte_by_byte(way: Way) {
     let Some(served) = start(way) else { return };
     let mut client = Client::connect(served.address);
     let data = pattern(3, BLOCK);
@@ -205,7 +205,7 @@ fn bytes_may_come_one_at_a_time(way: Way) {
     stop(served);
 }
 
-fn a_half_closed_connection_is_answered_to_the_end(way: Way) {
+fn half_closed_connection_is_answered_completely(way: Way) {
     let Some(served) = start(way) else { return };
     let mut client = Client::connect(served.address);
     for tag in 0..100 {
@@ -233,7 +233,7 @@ fn release(served: &Served) {
     served.log.released.store(true, Ordering::SeqCst);
 }
 
-fn r55_peer_that_goes_while_its_thread_hangs_writes_no_more(way: Way) {
+fn r55_peer_lost_while_its_thread_hangs_writes_no_more(way: Way) {
     let Some(served) = start(way) else { return };
     let client = hanging(&served);
     assert!(!served.export.has_orphans());
@@ -266,17 +266,17 @@ fn r55_half_closed_peer_is_answered_and_writes_no_more(way: Way) {
     stop(served);
 }
 
-fn a_peer_that_does_not_read_is_not_served_without_end(way: Way) {
-    start(way).into_iter().for_each(a_peer_that_does_not_read_is_not_served_without_end_by);
+fn peer_that_does_not_read_is_throttled(way: Way) {
+    start(way).into_iter().for_each(peer_that_does_not_read_is_throttled_by);
 }
 
-fn a_peer_that_does_not_read_is_not_served_without_end_in_memory(way: Way) {
+fn peer_that_does_not_read_is_throttled_in_memory(way: Way) {
     start_in_memory(way)
         .into_iter()
-        .for_each(a_peer_that_does_not_read_is_not_served_without_end_by);
+        .for_each(peer_that_does_not_read_is_throttled_by);
 }
 
-fn a_peer_that_does_not_read_is_not_served_without_end_by(served: Served) {
+fn peer_that_does_not_read_is_throttled_by(served: Served) {
     let mut deaf = Client::connect(served.address);
     deaf.0.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
     // A quarter of a gigabyte of answers.
@@ -297,15 +297,15 @@ fn a_peer_that_does_not_read_is_not_served_without_end_by(served: Served) {
     stop(served);
 }
 
-fn a_peer_that_vanishes_leaves_nothing_behind(way: Way) {
-    start(way).into_iter().for_each(a_peer_that_vanishes_leaves_nothing_behind_by);
+fn lost_peer_leaks_nothing(way: Way) {
+    start(way).into_iter().for_each(lost_peer_leaks_nothing_by);
 }
 
-fn a_peer_that_vanishes_leaves_nothing_behind_in_memory(way: Way) {
-    start_in_memory(way).into_iter().for_each(a_peer_that_vanishes_leaves_nothing_behind_by);
+fn lost_peer_leaks_nothing_in_memory(way: Way) {
+    start_in_memory(way).into_iter().for_each(lost_peer_leaks_nothing_by);
 }
 
-fn a_peer_that_vanishes_leaves_nothing_behind_by(served: Served) {
+fn lost_peer_leaks_nothing_by(served: Served) {
     for round in 0..20 {
         let mut client = Client::connect(served.address);
         for tag in 0..200 {
@@ -360,7 +360,7 @@ fn stopping_closes_busy_connections(way: Way) {
     assert!(std::net::TcpStream::connect(address).is_err());
 }
 
-fn stopping_cuts_those_that_do_not_close(way: Way) {
+fn stopping_cuts_connections_that_do_not_close(way: Way) {
     let Some(served) = start(way) else { return };
     let mut client = Client::connect(served.address);
     // Half a payload, and answers that the peer does not read: the last word cannot be said.
@@ -384,7 +384,7 @@ fn stopping_cuts_those_that_do_not_close(way: Way) {
     assert_is_over(&log);
 }
 
-fn news_reach_every_session(way: Way) {
+fn notices_reach_every_session(way: Way) {
     let Some(served) = start(way) else { return };
     let mut clients: Vec<_> = (0..50).map(|_| Client::connect(served.address)).collect();
     clients.iter_mut().for_each(|client| assert_eq!(client.ask(b'E', 1), 0));
@@ -395,7 +395,7 @@ fn news_reach_every_session(way: Way) {
     stop(served);
 }
 
-fn a_roused_session_rouses_all(way: Way) {
+fn step_notify_reaches_all_sessions(way: Way) {
     let Some(served) = start(way) else { return };
     let mut clients: Vec<_> = (0..10).map(|_| Client::connect(served.address)).collect();
     clients.iter_mut().for_each(|client| assert_eq!(client.ask(b'E', 1), 0));
@@ -411,7 +411,7 @@ fn a_roused_session_rouses_all(way: Way) {
     stop(served);
 }
 
-fn an_exclusive_write_rouses_all_when_it_ends(way: Way) {
+fn end_of_an_exclusive_write_notifies_all(way: Way) {
     let Some(served) = start(way) else { return };
     let mut other = Client::connect(served.address);
     assert_eq!(other.ask(b'E', 1), 0);
@@ -457,7 +457,7 @@ fn three_hundred_connections_are_served(way: Way) {
     stop(served);
 }
 
-fn silent_newcomers_are_cut_for_others(way: Way) {
+fn idle_unestablished_connections_are_evicted(way: Way) {
     let manner = Manner { strict: true, ..way.manner() };
     let Some(served) = serve(config(way), lend(1 << 20), manner) else { return };
     let mut early = Client::connect(served.address);
@@ -475,7 +475,7 @@ fn silent_newcomers_are_cut_for_others(way: Way) {
     stop(served);
 }
 
-fn a_disk_that_got_shorter_fails_reads(way: Way) {
+fn reads_beyond_a_truncated_disk_fail(way: Way) {
     let disk = rustix::fs::memfd_create("short", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     rustix::fs::ftruncate(&disk, 10 * BLOCK as u64).unwrap();
     let export = lend_fd(disk, 1 << 20);
@@ -488,16 +488,16 @@ fn a_disk_that_got_shorter_fails_reads(way: Way) {
     stop(served);
 }
 
-fn last_part_of_a_block_is_filled_up_with_zeros(way: Way) {
-    last_part_of_a_block_is_filled_up_with_zeros_on(way, toy::file(1_000_001));
+fn partial_last_block_is_padded_with_zeros(way: Way) {
+    partial_last_block_is_padded_with_zeros_on(way, toy::file(1_000_001));
 }
 
-fn last_part_of_a_block_is_filled_up_with_zeros_in_memory(way: Way) {
+fn partial_last_block_is_padded_with_zeros_in_memory(way: Way) {
     let disk = rustix::fs::memfd_create("odd", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    last_part_of_a_block_is_filled_up_with_zeros_on(way, disk);
+    partial_last_block_is_padded_with_zeros_on(way, disk);
 }
 
-fn last_part_of_a_block_is_filled_up_with_zeros_on(way: Way, disk: OwnedFd) {
+fn partial_last_block_is_padded_with_zeros_on(way: Way, disk: OwnedFd) {
     rustix::io::pwrite(&disk, &[7; 1_000_001], 0).unwrap();
     let export = toy::lend_for(export::Access::ReadOnly, disk, 1_000_001);
     let Some(served) = serve(config(way), export, way.manner()) else { return };
@@ -538,15 +538,15 @@ fn zeros_discards_and_flushes_work_by(served: Served) {
     stop(served);
 }
 
-fn holes_are_told_from_data(way: Way) {
-    start(way).into_iter().for_each(holes_are_told_from_data_by);
+fn extents_distinguish_holes_and_data(way: Way) {
+    start(way).into_iter().for_each(extents_distinguish_holes_and_data_by);
 }
 
-fn holes_are_told_from_data_in_memory(way: Way) {
-    start_in_memory(way).into_iter().for_each(holes_are_told_from_data_by);
+fn extents_distinguish_holes_and_data_in_memory(way: Way) {
+    start_in_memory(way).into_iter().for_each(extents_distinguish_holes_and_data_by);
 }
 
-fn holes_are_told_from_data_by(served: Served) {
+fn extents_distinguish_holes_and_data_by(served: Served) {
     let mut client = Client::connect(served.address);
     let (disk, piece) = (8 << 20, 64 << 10);
     assert_eq!(client.map(0, disk), [Extent::hole(8 << 20)]);
@@ -581,7 +581,7 @@ fn holes_are_told_from_data_by(served: Served) {
 }
 
 /// A memory file makes holes and no zeros; of those that write them it says so.
-fn fast_zeros_are_zeros_or_refused(way: Way) {
+fn fast_zero_requests_succeed_or_are_refused(way: Way) {
     let Some(served) = start_in_memory(way) else { return };
     let mut client = Client::connect(served.address);
     assert_eq!(client.write(0, &pattern(1, 8 * BLOCK)), 0);
@@ -594,7 +594,7 @@ fn fast_zeros_are_zeros_or_refused(way: Way) {
     stop(served);
 }
 
-fn errands_end_though_nobody_waits_for_them(way: Way) {
+fn blocking_operations_end_after_connection_loss(way: Way) {
     let Some(served) = start(way) else { return };
     for _ in 0..10 {
         let mut client = Client::connect(served.address);
@@ -606,7 +606,7 @@ fn errands_end_though_nobody_waits_for_them(way: Way) {
     stop(served);
 }
 
-fn a_session_that_closes_says_its_last_word(way: Way) {
+fn closing_session_flushes_its_output(way: Way) {
     let Some(served) = start(way) else { return };
     let mut client = Client::connect(served.address);
     client.say(b'R', 1, 0, 1 << 20);
@@ -623,7 +623,7 @@ fn a_session_that_closes_says_its_last_word(way: Way) {
     stop(served);
 }
 
-fn a_peer_that_never_closes_is_cut_in_the_end(way: Way) {
+fn peer_that_never_closes_is_cut(way: Way) {
     let Some(served) = start(way) else { return };
     let mut client = Client::connect(served.address);
     assert_eq!(client.ask(b'C', 1), 0);
@@ -634,7 +634,7 @@ fn a_peer_that_never_closes_is_cut_in_the_end(way: Way) {
     stop(served);
 }
 
-fn a_session_that_panics_harms_no_other(way: Way) {
+fn panic_in_a_session_affects_only_its_connection(way: Way) {
     let Some(served) = start(way) else { return };
     let mut others: Vec<_> = (0..8).map(|_| Client::connect(served.address)).collect();
     others.iter_mut().for_each(|other| assert_eq!(other.ask(b'E', 1), 0));
@@ -683,7 +683,7 @@ fn r20_slow_disk_delays_no_other() {
 }
 
 #[test]
-fn a_connection_that_died_waits_for_its_disk() {
+fn lost_connection_waits_for_its_disk_requests() {
     let config = Config { driver: Driver::Uring, threads: 1, ..Config::default() };
     let Some(served) = serve(config, lend(1 << 20), Manner::default()) else { return };
     let (export, other) = slow_disk();
@@ -704,7 +704,7 @@ fn a_connection_that_died_waits_for_its_disk() {
 }
 
 #[test]
-fn the_fast_driver_is_chosen_where_it_runs() {
+fn uring_is_chosen_where_available() {
     let start =
         |driver| engine::Engine::start(config(Way { driver, secured: false }), Arc::new(|_| {}));
     let auto = start(Driver::Auto).unwrap();

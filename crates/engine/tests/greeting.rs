@@ -147,7 +147,7 @@ fn ask(stream: &mut Stream, tag: u32) {
 }
 
 #[test]
-fn who_speaks_in_the_clear_goes_on_and_no_byte_is_lost() {
+fn cleartext_continues_without_losing_bytes() {
     for driver in [Driver::Auto, Driver::Blocking] {
         let house = house(driver, FREE, Auth::None);
         // Alone; after other words; with all that follows in one piece; byte by byte.
@@ -175,7 +175,7 @@ fn who_speaks_in_the_clear_goes_on_and_no_byte_is_lost() {
 }
 
 #[test]
-fn who_asks_for_tls_gets_the_session_for_it() {
+fn starttls_gets_its_own_session() {
     for driver in [Driver::Auto, Driver::Blocking] {
         for auth in [Auth::None, Auth::Required] {
             let house = house(driver, FREE, auth);
@@ -191,7 +191,7 @@ fn who_asks_for_tls_gets_the_session_for_it() {
 
 /// X02, the clear part of it: where a key is needed nothing is let in without, whatever the negotiation says.
 #[test]
-fn x02_the_clear_leads_nowhere_where_a_key_is_needed() {
+fn x02_cleartext_is_refused_where_auth_is_required() {
     let house = house(Driver::Auto, FREE, Auth::Required);
     let mut client = house.enter();
     client.0.write_all(b"deny").unwrap();
@@ -206,7 +206,7 @@ fn x02_the_clear_leads_nowhere_where_a_key_is_needed() {
 /// X04: bytes that come in the segment of the request for TLS, or before its answer, are nobody's: not the handshake's, and
 /// not the session's behind it.
 #[test]
-fn x04_bytes_behind_the_request_for_tls_end_it() {
+fn x04_bytes_after_the_starttls_request_end_it() {
     for auth in [Auth::None, Auth::Required] {
         let house = house(Driver::Auto, FREE, auth);
         let junk: [&[u8]; 4] = [b"x", b"deny", &[22, 3, 1, 0, 9], &Client::command(b'E', 1, 0, 0)];
@@ -229,7 +229,7 @@ fn x04_bytes_behind_the_request_for_tls_end_it() {
 
 /// X03: who was told to speak TLS and goes on in the clear gets nowhere.
 #[test]
-fn x03_going_on_in_the_clear_after_asking_for_tls_ends_it() {
+fn x03_cleartext_after_the_starttls_request_ends_it() {
     let house = house(Driver::Auto, FREE, Auth::None);
     let words: [&[u8]; 3] = [&Client::command(b'E', 1, 0, 0), b"tls.tls.", &[0; 300]];
     for words in words {
@@ -251,7 +251,7 @@ fn x03_going_on_in_the_clear_after_asking_for_tls_ends_it() {
 }
 
 #[test]
-fn an_end_is_an_end_and_a_refusal_is_reported() {
+fn negotiation_can_close_or_refuse() {
     let house = house(Driver::Auto, FREE, Auth::None);
     let mut client = house.enter();
     client.0.write_all(b"bye.").unwrap();
@@ -274,7 +274,7 @@ fn an_end_is_an_end_and_a_refusal_is_reported() {
 }
 
 #[test]
-fn a_greeting_that_panics_harms_no_other() {
+fn panic_in_a_negotiator_affects_only_its_connection() {
     let house = house(Driver::Auto, FREE, Auth::None);
     let mut other = house.enter();
     let mut client = house.enter();
@@ -287,7 +287,7 @@ fn a_greeting_that_panics_harms_no_other() {
 }
 
 #[test]
-fn who_does_not_read_what_is_said_keeps_nobody_out() {
+fn peer_that_does_not_read_does_not_block_others() {
     let house = house(Driver::Auto, FREE, Auth::None);
     let mut deaf: Vec<_> = (0..5).map(|_| house.enter()).collect();
     deaf.iter_mut().for_each(|client| client.0.write_all(b"long").unwrap());
@@ -301,7 +301,7 @@ fn who_does_not_read_what_is_said_keeps_nobody_out() {
 
 /// Handshakes are few from one address, and negotiators are none.
 #[test]
-fn greetings_cost_no_handshake() {
+fn negotiations_do_not_count_as_handshakes() {
     let limits = Limits { at_once: 2, each_second: 0, burst: 2 };
     let house = house(Driver::Auto, limits, Auth::Required);
     let mut silent: Vec<_> = (0..50).map(|_| house.enter()).collect();
@@ -316,7 +316,7 @@ fn greetings_cost_no_handshake() {
 
 /// R36, for those who are greeted: they are dropped in time, half a word or none, and keep nobody out meanwhile.
 #[test]
-fn r36_slow_words_are_given_up_and_keep_nobody_out() {
+fn r36_slow_negotiations_time_out_and_block_nobody() {
     let house = house(Driver::Auto, Limits::default(), Auth::Required);
     let began = Instant::now();
     let mut slow: Vec<_> = (0..200).map(|_| house.raw()).collect();

@@ -19,7 +19,7 @@ fn used() -> Duration {
 }
 
 #[test]
-fn an_idle_server_uses_no_processor() {
+fn idle_server_uses_no_cpu_time() {
     let ways = [Driver::Uring, Driver::Blocking].map(|driver| [(driver, false), (driver, true)]);
     for (driver, secured) in ways.into_iter().flatten() {
         let config = Config { driver, threads: 2, ..Config::default() };

@@ -73,7 +73,7 @@ fn writes(served: &Served, depth: u32, len: usize) -> (f64, f64) {
 
 #[test]
 #[ignore = "a measurement"]
-fn operations_a_second() {
+fn operations_per_second() {
     let disks = [("memory", lend as fn(u64) -> _), ("file", lend_file)];
     for (driver, (kind, lend)) in [Driver::Uring, Driver::Blocking]
         .into_iter()

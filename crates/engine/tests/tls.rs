@@ -118,7 +118,7 @@ fn hello(key: Psk) -> Vec<u8> {
 }
 
 #[test]
-fn both_ends_know_the_same_of_their_channel() {
+fn both_ends_agree_on_the_channel() {
     let keys = || vec![key("one", 1, Hash::Sha256), key("two", 2, Hash::Sha384)];
     for driver in [Driver::Auto, Driver::Blocking] {
         let house = house(driver, FREE, keyed(keys));
@@ -142,7 +142,7 @@ fn both_ends_know_the_same_of_their_channel() {
 
 /// X02.
 #[test]
-fn x02_who_speaks_in_the_clear_is_refused_where_a_key_is_needed() {
+fn x02_cleartext_is_refused_where_tls_is_required() {
     let house = house(Driver::Auto, FREE, keyed(|| vec![tunnel::key()]));
     for first in [&Client::command(b'E', 1, 0, 0)[..], b"\x00", b"GET / HTTP/1.0\r\n\r\n"] {
         let mut stream = house.raw();
@@ -156,7 +156,7 @@ fn x02_who_speaks_in_the_clear_is_refused_where_a_key_is_needed() {
 }
 
 #[test]
-fn plain_connections_are_let_in_while_the_door_says_so() {
+fn cleartext_is_accepted_while_permitted() {
     let lets_in = Arc::new(AtomicBool::new(true));
     let asked = lets_in.clone();
     let plain = Arc::new(move || asked.load(Ordering::SeqCst));
@@ -177,7 +177,7 @@ fn plain_connections_are_let_in_while_the_door_says_so() {
 }
 
 #[test]
-fn keys_are_those_of_the_moment() {
+fn current_keys_are_used() {
     let keys = Arc::new(Mutex::new(vec![key("old", 1, Hash::Sha256)]));
     let current = keys.clone();
     let house = house(Driver::Auto, FREE, keyed(move || current.lock().unwrap().clone()));
@@ -191,7 +191,7 @@ fn keys_are_those_of_the_moment() {
 
 /// X20: who connects finds out, too, that the other end does not have the key.
 #[test]
-fn x20_a_server_without_the_key_is_refused() {
+fn x20_server_without_the_key_is_refused() {
     let house = house(Driver::Auto, FREE, keyed(|| vec![key("name", 1, Hash::Sha256)]));
     for wrong in [key("name", 2, Hash::Sha256), key("other", 1, Hash::Sha256)] {
         let error = house.connect(wrong).unwrap_err();
@@ -205,7 +205,7 @@ fn x20_a_server_without_the_key_is_refused() {
 
 /// X05: neither what is said nor how long it takes tells whether a name is known.
 #[test]
-fn x05_an_unknown_name_and_a_wrong_key_look_alike() {
+fn x05_unknown_identity_and_wrong_key_look_alike() {
     let house = house(Driver::Auto, FREE, keyed(|| vec![key("NVMe1R01 known", 1, Hash::Sha256)]));
     let hellos = ["NVMe1R01 known", "NVMe1R01 other"].map(|name| hello(key(name, 9, Hash::Sha256)));
     let medians = || medians(&house, &hellos);
@@ -261,7 +261,7 @@ fn x04_junk_around_the_handshake_ends_it() {
 
 /// R39, the part before a session: what makes no sense is refused, and leaves nothing behind.
 #[test]
-fn r39_malformed_hellos_leave_nothing_behind() {
+fn r39_malformed_hellos_leak_nothing() {
     let house = house(Driver::Auto, FREE, keyed(|| vec![tunnel::key()]));
     let good = hello(tunnel::key());
     for at in 0..good.len() {
@@ -284,7 +284,7 @@ fn r39_malformed_hellos_leave_nothing_behind() {
 
 /// R36: slow handshakes are dropped in time, and keep nobody out meanwhile.
 #[test]
-fn r36_a_hundred_slow_handshakes_keep_nobody_out() {
+fn r36_slow_handshakes_time_out_and_block_nobody() {
     let house = house(Driver::Auto, Limits::default(), keyed(|| vec![tunnel::key()]));
     let good = hello(tunnel::key());
     let began = Instant::now();
@@ -313,7 +313,7 @@ fn r36_a_hundred_slow_handshakes_keep_nobody_out() {
 
 /// R38, shortened: a flood of connections that close at once leaves nothing behind.
 #[test]
-fn r38_a_flood_of_connections_leaves_nothing_behind() {
+fn r38_connection_flood_leaks_nothing() {
     let house = house(Driver::Auto, Limits::default(), keyed(|| vec![tunnel::key()]));
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let (good, before) = (hello(tunnel::key()), descriptors());
@@ -331,7 +331,7 @@ fn r38_a_flood_of_connections_leaves_nothing_behind() {
 
 /// X54: who has no key has us do little work, and a neighbour comes in meanwhile.
 #[test]
-fn x54_a_flood_from_one_address_is_cheap_and_keeps_no_other_out() {
+fn x54_handshake_flood_is_cheap_and_blocks_nobody() {
     let tried = Arc::new(AtomicUsize::new(0));
     let counter = tried.clone();
     let security = keyed(move || {
@@ -376,7 +376,7 @@ fn from(local: [u8; 4], to: SocketAddr) -> TcpStream {
 }
 
 #[test]
-fn keys_change_on_the_way_and_nobody_notices() {
+fn key_updates_are_transparent() {
     for driver in [Driver::Auto, Driver::Blocking] {
         let house = house(driver, FREE, keyed(|| vec![tunnel::key()]));
         let mut stream = house.connect(tunnel::key()).unwrap();
@@ -402,7 +402,7 @@ fn keys_change_on_the_way_and_nobody_notices() {
 }
 
 #[test]
-fn the_last_word_is_said_and_a_cut_connection_is_no_end() {
+fn close_notify_is_sent_and_truncation_is_an_error() {
     for driver in [Driver::Auto, Driver::Blocking] {
         let house = house(driver, FREE, keyed(|| vec![tunnel::key()]));
         // The session closes: its answer, close_notify, the end.
@@ -429,7 +429,7 @@ fn the_last_word_is_said_and_a_cut_connection_is_no_end() {
 
 /// Somebody on the way changes a byte: the connection ends, and its session has seen nothing of it.
 #[test]
-fn what_is_changed_on_the_way_ends_the_connection() {
+fn modified_record_ends_the_connection() {
     let house = house(Driver::Auto, FREE, keyed(|| vec![tunnel::key()]));
     let mut stream = house.connect(tunnel::key()).unwrap();
     ask(&mut stream, 1);
@@ -446,7 +446,7 @@ fn what_is_changed_on_the_way_ends_the_connection() {
 }
 
 #[test]
-fn a_door_that_stops_lets_go_of_those_in_front_of_it() {
+fn stopping_drops_pending_handshakes() {
     let house = house(Driver::Auto, FREE, keyed(|| vec![tunnel::key()]));
     let silent: Vec<_> = (0..5).map(|_| house.raw()).collect();
     let mut slow = house.raw();

@@ -65,7 +65,7 @@ fn works(client: &mut Client) {
 }
 
 #[test]
-fn a_unix_socket_is_served_like_any_other() {
+fn unix_socket_is_served() {
     for driver in DRIVERS {
         let (house, path) = (house(driver), path(&format!("served-{driver}")));
         // It blocks, as one made by somebody else may.
@@ -87,7 +87,7 @@ fn a_unix_socket_is_served_like_any_other() {
 }
 
 #[test]
-fn keys_may_be_asked_for_at_a_unix_socket_too() {
+fn unix_socket_can_require_tls() {
     let (house, path) = (house(Driver::Auto), path("keyed"));
     let listener = UnixListener::bind(&path).unwrap();
     house.engine.accept(listener.into(), tunnel::security(), house.open.clone()).unwrap();
@@ -101,7 +101,7 @@ fn keys_may_be_asked_for_at_a_unix_socket_too() {
 }
 
 #[test]
-fn a_listening_socket_that_blocks_is_no_trouble() {
+fn blocking_listener_is_accepted_from() {
     let house = house(Driver::Auto);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -117,7 +117,7 @@ fn a_listening_socket_that_blocks_is_no_trouble() {
 }
 
 #[test]
-fn a_connection_that_is_there_already_is_taken_in() {
+fn existing_connection_is_adopted() {
     for driver in DRIVERS {
         let house = house(driver);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -141,7 +141,7 @@ fn a_connection_that_is_there_already_is_taken_in() {
 }
 
 #[test]
-fn what_is_no_such_socket_is_refused() {
+fn other_descriptors_are_refused() {
     let house = house(Driver::Auto);
     let listener = || OwnedFd::from(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
     let pair = || UnixStream::pair().unwrap().0.into();

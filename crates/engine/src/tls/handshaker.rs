@@ -463,7 +463,7 @@ mod test {
     }
 
     #[test]
-    fn only_the_key_that_is_offered_is_tried_and_an_unknown_name_gets_one_nobody_has() {
+    fn unknown_identity_gets_a_random_key() {
         let (known, name) = ([key("NVMe1R01 a"), key("NVMe1R01 b")], b"NVMe1R01 b");
         assert_eq!(choose(known.to_vec(), name), Some(key("NVMe1R01 b")));
         let [one, two] = [(), ()].map(|()| choose(vec![key("NVMe1R01 a")], name).unwrap());
@@ -473,7 +473,7 @@ mod test {
     }
 
     #[test]
-    fn reports_of_what_anybody_can_bring_about_are_few() {
+    fn reports_are_rate_limited() {
         let (mut limit, now) = (ReportLimit::default(), Instant::now());
         let count = |limit: &mut ReportLimit, at| (0..1000).filter(|_| limit.allows(at)).count();
         assert_eq!(count(&mut limit, now), 10);

@@ -132,7 +132,7 @@ mod test {
     }
 
     #[test]
-    fn the_first_name_is_found_however_the_message_is_cut_into_records() {
+    fn first_identity_is_found_across_record_boundaries() {
         let message = message(&[b"one", b"two"]);
         let expected = Hello::Complete(b"one".to_vec());
         for each in [10, 17, 100, 10_000] {
@@ -141,7 +141,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_still_to_come_is_told_and_never_too_much() {
+    fn missing_length_never_exceeds_the_message() {
         let bytes = records(&message(&[b"one"]), 50);
         let mut have = 0;
         while let Hello::Incomplete(more) = parse(&bytes[..have]) {
@@ -152,7 +152,7 @@ mod test {
     }
 
     #[test]
-    fn nonsense_is_alien_or_offers_nothing() {
+    fn malformed_hello_is_invalid_or_has_no_identity() {
         assert_eq!(parse(b"\x16\x03\x01\x00\x00"), Hello::Invalid);
         assert_eq!(parse(b"\x16\x03\x01\xff\xff"), Hello::Invalid);
         assert_eq!(parse(b"GET / HTTP/1.0"), Hello::Invalid);
@@ -167,7 +167,7 @@ mod test {
     }
 
     #[test]
-    fn a_hello_cut_into_crumbs_is_given_up_early() {
+    fn hello_in_tiny_records_is_refused_early() {
         let crumbs = records(&[&[1, 0, 0x3f, 0xff][..], &[0; 2000]].concat(), 1);
         let mut have = 0;
         while let Hello::Incomplete(more) = parse(&crumbs[..have]) {
@@ -177,7 +177,7 @@ mod test {
     }
 
     #[test]
-    fn a_hello_of_endless_records_is_given_up() {
+    fn hello_in_endless_records_is_refused() {
         let endless = records(&[&[1, 0, 0x3f, 0xff][..], &[0; 20_000]].concat(), 100);
         assert_eq!(parse(&endless), Hello::Invalid);
     }

@@ -112,7 +112,7 @@ mod test {
     }
 
     #[test]
-    fn a_flood_is_cut_and_others_are_not() {
+    fn flood_is_limited_and_other_addresses_are_not() {
         let mut limiter = HandshakeLimiter::new(Limits { at_once: 1, each_second: 10, burst: 3 });
         let now = Instant::now();
         let (flood, other) = (source("192.0.2.1"), source("192.0.2.2"));
@@ -126,7 +126,7 @@ mod test {
     }
 
     #[test]
-    fn who_asks_all_the_time_gets_its_share_all_the_same() {
+    fn frequent_attempts_still_get_their_rate() {
         let mut limiter = HandshakeLimiter::new(Limits { at_once: 1, each_second: 10, burst: 1 });
         let (now, flood) = (Instant::now(), source("192.0.2.1"));
         let times = (0..20_000).map(|n| now + Duration::from_micros(n * 100));
@@ -135,7 +135,7 @@ mod test {
     }
 
     #[test]
-    fn what_succeeds_costs_nothing() {
+    fn successful_handshakes_cost_no_tokens() {
         let mut limiter = HandshakeLimiter::new(Limits { at_once: 1, each_second: 0, burst: 1 });
         let (now, host) = (Instant::now(), source("192.0.2.1"));
         for _ in 0..1000 {
@@ -145,7 +145,7 @@ mod test {
     }
 
     #[test]
-    fn one_network_is_one_address_and_the_cable_is_not() {
+    fn ipv6_prefixes_share_a_bucket_unless_link_local() {
         assert_eq!(source("2001:db8::1"), source("2001:db8::ffff:2"));
         assert_ne!(source("2001:db8::1"), source("2001:db8:0:1::1"));
         assert_eq!(source("::ffff:192.0.2.1"), source("192.0.2.1"));
@@ -153,7 +153,7 @@ mod test {
     }
 
     #[test]
-    fn memory_is_bounded_however_many_addresses_come() {
+    fn number_of_buckets_is_bounded() {
         let mut limiter = HandshakeLimiter::new(Limits::default());
         let now = Instant::now();
         for n in 0..5000u32 {

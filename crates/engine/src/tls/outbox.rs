@@ -130,7 +130,7 @@ mod test {
     use zeroize::Zeroizing;
 
     #[test]
-    fn what_goes_in_comes_out_whatever_the_room() {
+    fn segments_round_trip_at_any_buffer_size() {
         let secret = Zeroizing::new(vec![3; 32]);
         for room in [5000, 20_000, 1 << 18] {
             let mut sealer = Sealer::new(Suite::Aes128, secret.clone()).unwrap();

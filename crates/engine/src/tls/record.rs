@@ -267,7 +267,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_sealed_is_opened_in_order_and_through_updates() {
+    fn records_round_trip_across_key_updates() {
         for suite in [Suite::Aes128, Suite::Aes256, Suite::ChaCha20] {
             let (mut sealer, mut opener) = ends(suite);
             let mut out = vec![0; CONTENT + OVERHEAD];
@@ -286,7 +286,7 @@ mod test {
     }
 
     #[test]
-    fn a_key_is_worn_by_what_it_seals() {
+    fn key_limit_is_reached_by_sealed_bytes() {
         let mut out = vec![0; CONTENT + OVERHEAD];
         for suite in [Suite::Aes128, Suite::Aes256, Suite::ChaCha20] {
             let (mut sealer, _) = ends(suite);
@@ -303,7 +303,7 @@ mod test {
     }
 
     #[test]
-    fn nothing_is_sealed_without_room_for_it() {
+    fn seal_without_room_does_nothing() {
         let (mut sealer, mut opener) = ends(Suite::Aes128);
         let mut out = [0; 100];
         assert_eq!(sealer.seal(Kind::Data, &[1; 79], &mut out), 0);
@@ -312,7 +312,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_changed_repeated_or_left_out_is_refused() {
+    fn modified_repeated_and_missing_records_are_refused() {
         let sealed = |sealer: &mut Sealer| {
             let mut out = vec![0; 100];
             let len = sealer.seal(Kind::Data, b"data", &mut out);
@@ -334,7 +334,7 @@ mod test {
     }
 
     #[test]
-    fn lengths_and_kinds_that_cannot_be_are_refused() {
+    fn invalid_record_headers_are_refused() {
         assert_eq!(Opener::body(&[23, 3, 3, 0x41, 0x01]), Err(RecordError::RecordOverflow));
         assert_eq!(Opener::body(&[23, 3, 3, 0x41, 0x00]), Ok(None));
         assert_eq!(Opener::body(&[23, 3, 3, 0, 16]), Err(RecordError::BadRecordMac));

@@ -541,7 +541,7 @@ mod test {
     /// X05: a peer with a key, even a public one, cannot probe for identities by offering one
     /// before its own: the first identity decides, whether it exists or not.
     #[test]
-    fn x05_a_name_before_a_good_key_tells_nothing() {
+    fn x05_first_identity_decides_whether_known_or_not() {
         use super::super::hello::{self, Hello};
         use std::io::Read;
         let named = |name: &str, byte| Psk {
@@ -567,7 +567,7 @@ mod test {
 
     /// A peer that sends meaningless records without end does not occupy the thread.
     #[test]
-    fn a_handshake_without_end_is_given_up() {
+    fn endless_handshake_is_ended() {
         use std::io::Write;
         let (near, far) = UnixStream::pair().unwrap();
         let near = Arc::new(near);
@@ -588,7 +588,7 @@ mod test {
     /// Our records interoperate with another implementation, in both directions and across key
     /// updates.
     #[test]
-    fn records_are_those_of_the_library() {
+    fn records_interoperate_with_s2n() {
         use std::io::Write;
         for hash in [Hash::Sha256, Hash::Sha384] {
             let (mut client, mut records, socket) = handshake(hash);

@@ -458,7 +458,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_said_comes_back_however_it_is_cut_and_whatever_keys_change() {
+    fn data_round_trips_at_any_cut_and_across_key_updates() {
         for cut in [1, 7, 1000, 20_000, 100_000] {
             let mut bench = Bench::new(1 << 20);
             let (mut bytes, mut expected) = (Vec::new(), Vec::new());
@@ -482,7 +482,7 @@ mod test {
     }
 
     #[test]
-    fn keys_that_change_all_the_time_are_answered_once_before_the_next_data() {
+    fn repeated_update_requests_are_answered_once() {
         let mut bench = Bench::new(1 << 20);
         for _ in 0..5000 {
             let mut small = [0; SMALL];
@@ -511,7 +511,7 @@ mod test {
     }
 
     #[test]
-    fn after_an_alert_nothing_more_is_said() {
+    fn nothing_is_sent_after_a_fatal_alert() {
         let mut bench = Bench::new(0);
         for _ in 0..40 {
             let record = bench.say(Kind::Data, &[1; CONTENT]);
@@ -525,7 +525,7 @@ mod test {
     }
 
     #[test]
-    fn without_memory_what_is_said_waits_and_no_more_is_taken() {
+    fn output_waits_for_memory_and_input_stops() {
         let mut bench = Bench::new(0);
         let mut expected = Vec::new();
         for round in 0..600u32 {
@@ -551,7 +551,7 @@ mod test {
     }
 
     #[test]
-    fn a_session_that_closes_says_all_and_goodbye_or_is_closed_in_time() {
+    fn closing_session_flushes_or_times_out() {
         let mut bench = Bench::new(0);
         for _ in 0..40 {
             let record = bench.say(Kind::Data, &[1; CONTENT]);
@@ -582,7 +582,7 @@ mod test {
     }
 
     #[test]
-    fn a_peer_that_says_goodbye_and_stays_is_closed_in_time() {
+    fn peer_that_stays_after_close_notify_is_closed() {
         let mut bench = Bench::new(1 << 20);
         let record = [bench.say(Kind::Data, b"last"), bench.say(Kind::Alert, &[1, 0])].concat();
         bench.receive(&record);
@@ -596,7 +596,7 @@ mod test {
     }
 
     #[test]
-    fn broken_rules_are_reported_once_and_end_it() {
+    fn violations_are_reported_once_and_close() {
         let cases: [(Kind, &[u8]); 8] = [
             (Kind::Handshake, &[24, 0, 0, 1, 2]),
             (Kind::Handshake, &[24, 0, 0, 2, 0, 0]),

@@ -120,7 +120,7 @@ mod test {
     }
 
     #[test]
-    fn a_secret_of_another_suite_is_none() {
+    fn secret_of_another_suite_is_refused() {
         assert!(Suite::Aes256.keys(&Zeroizing::new(vec![1; 32])).is_none());
         assert!(Suite::Aes128.next(&Zeroizing::new(vec![1; 48])).is_none());
         assert_eq!(Suite::named("TLS_AES_128_CCM_SHA256"), None);

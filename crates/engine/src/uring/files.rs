@@ -72,7 +72,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_place_is_given_again_only_after_it_was_cleared() {
+    fn index_is_reused_only_after_it_was_cleared() {
         let files = FileTable::new(2);
         let (a, b) = (files.allocate().unwrap(), files.allocate().unwrap());
         assert_eq!((a.index(), b.index()), (0, 1));

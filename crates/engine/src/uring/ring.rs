@@ -476,7 +476,7 @@ mod test {
     /// Files of a ring that was dropped are released immediately, so that a disk can be opened
     /// exclusively.
     #[test]
-    fn a_ring_that_is_gone_holds_no_file() {
+    fn dropped_ring_holds_no_file() {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let Some(mut ring) = ring() else { return };
         let (ours, theirs) = io::pipe().unwrap();
@@ -495,7 +495,7 @@ mod test {
 
     /// X45, the ring's part: operations that the engine does not need are denied.
     #[test]
-    fn x45_the_ring_does_nothing_but_what_it_is_for() {
+    fn x45_ring_denies_operations_it_does_not_need() {
         let Some(mut ring) = ring() else { return };
         let disk = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
         let file = ring.put(disk.as_fd()).unwrap();

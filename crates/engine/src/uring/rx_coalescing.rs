@@ -194,7 +194,7 @@ mod test {
     const TRIALS: u32 = 1 + 2 * TRIAL;
 
     #[test]
-    fn a_number_that_costs_the_client_nothing_stays_and_is_tried_anew_at_last() {
+    fn good_level_is_kept_and_tried_again_later() {
         let mut coalescing = RxCoalescing::new(Instant::now());
         assert_eq!(pass(&mut coalescing, TRIALS + 2 * TRIAL, |_| 10), MOST);
         assert_eq!(coalescing.wanted().unwrap().0, MOST * 28);
@@ -203,7 +203,7 @@ mod test {
     }
 
     #[test]
-    fn a_number_that_slows_the_client_is_given_up_for_longer_and_longer() {
+    fn bad_level_is_abandoned_with_growing_intervals() {
         let slow = |level| if level == 0 { 10 } else { 12 };
         let mut coalescing = RxCoalescing::new(Instant::now());
         for rest in [REST, 2 * REST, 4 * REST] {
@@ -217,7 +217,7 @@ mod test {
     }
 
     #[test]
-    fn who_asks_for_one_thing_at_a_time_is_never_kept_waiting() {
+    fn queue_depth_of_one_is_never_delayed() {
         let mut now = Instant::now();
         let mut coalescing = RxCoalescing::new(now);
         for _ in 0..100 * SLICE {
@@ -228,7 +228,7 @@ mod test {
     }
 
     #[test]
-    fn waits_that_were_for_nothing_end_waiting_and_large_requests_begin_none() {
+    fn timeouts_and_large_requests_disable_coalescing() {
         let now = Instant::now();
         let mut coalescing = RxCoalescing::new(now);
         assert_eq!(pass(&mut coalescing, 1, |_| 10), FEWEST);

@@ -109,7 +109,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn an_old_key_does_not_find_the_new_value_of_its_place() {
+    fn stale_key_does_not_find_a_later_value() {
         let mut slots = Slots::default();
         let (a, b) = (slots.insert('a'), slots.insert('b'));
         assert_eq!(slots.remove(a), Some('a'));

@@ -58,7 +58,7 @@ mod test {
     const MOST: Duration = Duration::from_micros(50);
 
     #[test]
-    fn short_waits_are_watched_and_long_ones_slept() {
+    fn only_short_waits_are_polled() {
         let mut spin = Spin::new(MOST);
         assert_eq!(spin.budget(), None);
         (0..20).for_each(|_| spin.waited(Duration::from_micros(10)));
@@ -70,7 +70,7 @@ mod test {
     }
 
     #[test]
-    fn watching_in_vain_is_done_less_and_less() {
+    fn unsuccessful_polling_is_reduced() {
         let mut spin = Spin::new(MOST);
         let mut watched = 0;
         for _ in 0..4 * BLIND {
@@ -86,7 +86,7 @@ mod test {
     }
 
     #[test]
-    fn no_budget_is_no_watching() {
+    fn zero_polling_time_disables_polling() {
         let mut spin = Spin::new(Duration::ZERO);
         spin.waited(Duration::ZERO);
         assert_eq!(spin.budget(), None);
