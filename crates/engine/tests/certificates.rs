@@ -1,5 +1,5 @@
-//! What TLS with certificates promises: whom a server lets in by them, which servers a client takes for the right ones, and
-//! that others' programs agree. Over loopback TCP, with the toy protocol.
+//! TLS with certificates: which clients a server accepts, which servers a client accepts, and
+//! interoperability with OpenSSL and GnuTLS. Over loopback TCP, with the toy protocol.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -23,10 +23,10 @@ use toy::{Client, FREE, Log, Manner, lend, opener, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// An authority, in which all certificates of a test are made.
+/// A certification authority for all certificates of a test.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
-/// A certificate and its key, in PEM.
+/// A certificate and its private key, in PEM.
 #[derive(Clone)]
 struct Pair {
     chain: Vec<u8>,
@@ -53,12 +53,12 @@ impl Authority {
         Pair { chain, key: key.serialize_pem().into_bytes() }
     }
 
-    /// A server's, for `localhost` and 127.0.0.1.
+    /// Returns a server certificate for `localhost` and 127.0.0.1.
     fn server(&self) -> Pair {
         self.sign(&named(&["localhost", "127.0.0.1"]))
     }
 
-    /// A client's, with that common name.
+    /// Returns a client certificate with this common name.
     fn client(&self, name: &str) -> Pair {
         let mut params = named(&[]);
         params.distinguished_name.push(DnType::CommonName, name);
@@ -131,7 +131,7 @@ impl House {
         connect(self.address, trust)
     }
 
-    /// Connects, and sees that a session is behind it. Gives who it takes us for.
+    /// Connects, checks that a session answers, and returns the peer as the session sees it.
     fn enter(&self, trust: &Trust) -> Peer {
         let mut stream = self.connect(trust).unwrap();
         ask(&mut stream).unwrap();
@@ -143,10 +143,11 @@ impl House {
         peer
     }
 
-    /// Connects, and sees that nothing is behind it.
+    /// Connects, and checks that no session answers.
     fn is_refused(&self, trust: &Trust) {
         let before = Log::read(&self.log.opened);
-        // In TLS 1.3 a client may be done before the server has looked at its certificate.
+        // In TLS 1.3 the client's handshake may complete before the server has verified its
+        // certificate.
         if let Ok(mut stream) = self.connect(trust) {
             assert!(ask(&mut stream).is_err());
         }
@@ -185,7 +186,7 @@ fn client_with_a_certificate_is_authenticated() {
             assert_eq!((channel.certified, channel.key), (true, None));
             assert_eq!((&channel.identity[..], peer.auth), ("laptop", auth));
         }
-        // Who has a key is known by that.
+        // A client with a PSK is identified by it.
         let socket = TcpStream::connect(house.address).unwrap();
         let mut stream = tls::connect(socket, key(), Instant::now() + PATIENCE).unwrap();
         ask(&mut stream).unwrap();
@@ -213,7 +214,7 @@ fn certificate_is_required_only_with_auth_required() {
         drop(events);
         keyed.stop();
     }
-    // A certificate is of no use where no authority says which are good.
+    // Client certificates are useless without an authority.
     let keyed = house(Auth::Required, certificates(&authority.server(), None));
     keyed.is_refused(&trust(&authority, "localhost", Some(&authority.client("laptop"))));
     keyed.stop();
@@ -236,7 +237,7 @@ fn foreign_or_expired_client_certificate_is_refused() {
     }
 }
 
-/// X20: a client goes on with no server but the one that it asked for.
+/// X20: a client refuses every server but the one it asked for.
 #[test]
 fn x20_wrong_server_certificate_is_refused() {
     let (authority, other) = (Authority::new(), Authority::new());
@@ -257,7 +258,7 @@ fn x20_wrong_server_certificate_is_refused() {
     let mut bare = named(&[]);
     bare.distinguished_name.push(DnType::CommonName, "127.0.0.1");
     refuses(&authority.sign(&bare), "127.0.0.1");
-    // Nor one that knows keys only, nor one that speaks in the clear.
+    // Nor a server with PSKs only, nor one without TLS.
     let keyed = house(Auth::None, certificates(&other.server(), None));
     assert!(keyed.connect(&trust(&authority, "localhost", None)).is_err());
     keyed.stop();
@@ -272,7 +273,7 @@ fn x20_wrong_server_certificate_is_refused() {
     clear.join().unwrap();
 }
 
-/// What most tools make.
+/// The key type that most tools create.
 #[test]
 fn rsa_certificates_work() {
     let authority = Authority::new();
@@ -327,7 +328,7 @@ fn invalid_pem_is_reported_without_the_key() {
     assert!(mixed.check().unwrap_err().to_string().starts_with("the client's certificate"));
 }
 
-/// Files of a test; gone with it.
+/// Temporary files of a test, removed on drop.
 struct Files(PathBuf);
 
 impl Files {
@@ -350,7 +351,7 @@ impl Drop for Files {
     }
 }
 
-/// Another's program, ended with the test.
+/// An external program, killed on drop.
 struct Program(Child);
 
 impl Drop for Program {
@@ -360,7 +361,7 @@ impl Drop for Program {
     }
 }
 
-/// Starts a program, or says that it is not here.
+/// Starts a program, or skips the test if it is missing.
 fn start(command: &[&str]) -> Option<Program> {
     if programs::lacks("certificates with other TLS programs", &[command[0]]) {
         return None;
@@ -370,7 +371,7 @@ fn start(command: &[&str]) -> Option<Program> {
     Some(Program(program.stderr(Stdio::null()).spawn().unwrap()))
 }
 
-/// Others' clients: their echo comes back through a session of ours.
+/// Clients of other implementations: their commands are answered by a session.
 #[test]
 fn openssl_and_gnutls_clients_connect() {
     let (authority, files) = (Authority::new(), Files::new("clients"));
@@ -413,7 +414,7 @@ fn openssl_and_gnutls_clients_connect() {
     for command in [&openssl[..], &gnutls[..]] {
         let Some(mut program) = start(command) else { continue };
         let mut say = program.0.stdin.take().unwrap();
-        // Neither of the two may take a line for an order.
+        // Neither program may interpret a line as an interactive command.
         say.write_all(&Client::command(b'E', 3, 0, 0)).unwrap();
         say.flush().unwrap();
         let mut answer = [0; 16];
@@ -425,12 +426,13 @@ fn openssl_and_gnutls_clients_connect() {
     house.stop();
 }
 
-/// A port that nobody has just now.
+/// Returns a port that is free now.
 fn free_port() -> u16 {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
 }
 
-/// Others' servers, which want a certificate of ours. They send tickets, which hold it.
+/// Servers of other implementations, which require a certificate of ours. They send tickets that
+/// contain it.
 #[test]
 fn openssl_and_gnutls_servers_accept_us() {
     let (authority, files) = (Authority::new(), Files::new("servers"));
@@ -495,7 +497,7 @@ fn openssl_and_gnutls_servers_accept_us() {
     }
 }
 
-/// X20: nobody has us speak an older TLS.
+/// X20: older versions of TLS are refused.
 #[test]
 fn x20_older_tls_versions_are_refused() {
     let (authority, files) = (Authority::new(), Files::new("older"));

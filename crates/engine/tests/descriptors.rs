@@ -1,5 +1,5 @@
-//! Without a descriptor left, nothing is accepted, nothing spins, and it goes on when there are some again. A test
-//! program of its own, as the limit is the process's.
+//! Exhausted descriptors: nothing is accepted, nothing spins, and accepting continues when some are
+//! free again. A test program of its own, because the limit applies to the process.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -24,8 +24,8 @@ fn used() -> Duration {
     Duration::new(time.tv_sec.try_into().unwrap(), time.tv_nsec.try_into().unwrap())
 }
 
-/// The number of the third descriptor that would be opened now: a limit of it leaves room for two. Counting the open ones
-/// does not tell, as those that were inherited may have any number.
+/// Returns the number of the third descriptor that would be opened now: with that limit there is
+/// room for two. Counting open ones is not sufficient, because inherited ones may have any number.
 fn third_free() -> u64 {
     let next = || std::fs::File::open("/dev/null").unwrap();
     let (_first, _second, third) = (next(), next(), next());
@@ -44,7 +44,7 @@ fn r35_accept_pauses_while_descriptors_are_exhausted() {
         wait_for("all to be accepted", || served.engine.connections() == 21);
         let socket = |_| socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
         let late: Vec<_> = (0..8).map(socket).collect();
-        // Of the eight that come now, the last find no descriptor at the other end.
+        // Of these eight connections, the last find no descriptor at the server.
         limit(third_free());
         late.iter().for_each(|socket| connect(socket, &served.address).unwrap());
         let waits = || {

@@ -1,5 +1,5 @@
-//! What both drivers promise to sessions and to peers, over loopback TCP, with the toy protocol. Each test runs for each
-//! driver, in the clear and in TLS.
+//! Behaviour of both drivers towards sessions and peers, over loopback TCP, with the toy protocol.
+//! Each test runs with each driver, with and without TLS.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -90,7 +90,7 @@ fn start_in_memory(way: Way) -> Option<Served> {
     serve(config(way), lend(8 << 20), way.manner())
 }
 
-/// Stops, and sees that all was done by the rules.
+/// Stops the engine, and checks that the contract of sessions was kept.
 fn stop(served: Served) {
     let Served { engine, log, .. } = served;
     assert!(engine.stop(Duration::from_secs(30)), "a connection did not close");
@@ -119,7 +119,7 @@ fn written_data_is_read_back_by(served: Served) {
         let (lba, data) = (u32::try_from(at * 512).unwrap(), pattern(at, len));
         assert_eq!(client.write(lba, &data), 0);
         assert_eq!(client.read(lba, len).unwrap(), data);
-        // Another connection, on another thread perhaps.
+        // Another connection, possibly on another thread.
         assert_eq!(Client::connect(served.address).read(lba, len).unwrap(), data);
     }
     assert_eq!(client.read(1 << 20, BLOCK), Err(100 + Fault::OutOfRange as u32));
@@ -220,7 +220,8 @@ fn half_closed_connection_is_answered_completely(way: Way) {
     stop(served);
 }
 
-/// A connection whose thread hangs, with a write in flight and another one that it has not read.
+/// Returns a connection whose thread hangs, with one write in flight and another one received but
+/// not processed.
 fn hanging(served: &Served) -> Client {
     let mut client = Client::connect(served.address);
     client.say(b'H', 2, 0, BLOCK);
@@ -271,24 +272,23 @@ fn peer_that_does_not_read_is_throttled(way: Way) {
 }
 
 fn peer_that_does_not_read_is_throttled_in_memory(way: Way) {
-    start_in_memory(way)
-        .into_iter()
-        .for_each(peer_that_does_not_read_is_throttled_by);
+    start_in_memory(way).into_iter().for_each(peer_that_does_not_read_is_throttled_by);
 }
 
 fn peer_that_does_not_read_is_throttled_by(served: Served) {
     let mut deaf = Client::connect(served.address);
     deaf.0.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
-    // A quarter of a gigabyte of answers.
+    // 256 MiB of answers.
     let batch: Vec<u8> =
         (0..4096).flat_map(|tag| Client::command(b'R', tag, 0, 64 << 10)).collect();
     let _ = deaf.0.write_all(&batch);
     std::thread::sleep(Duration::from_millis(300));
     let begun = Log::read(&served.log.submitted);
-    // 4 MiB unsent, the socket's buffers, and what one recv_buffer of commands asks for before the sum is known.
+    // 4 MiB unsent, the socket buffers, and what one receive buffer of commands asks for before the
+    // total is known.
     assert!(begun * (64 << 10) < 64 << 20, "{begun} requests of 64 KiB were begun");
     assert_eq!(Client::connect(served.address).read(0, BLOCK).unwrap().len(), BLOCK);
-    // It wakes up and gets all.
+    // It continues and gets everything.
     let mut total = 0;
     while total < 4096 {
         assert_eq!(deaf.hear().unwrap().2.len(), 64 << 10);
@@ -326,7 +326,7 @@ fn lost_peer_leaks_nothing_by(served: Served) {
     stop(served);
 }
 
-/// A client that asks for as much as it can until it is cut off.
+/// A client that sends requests as fast as it can until it is disconnected.
 fn hammer(served: &Served) -> std::thread::JoinHandle<usize> {
     let mut client = Client::connect(served.address);
     std::thread::spawn(move || {
@@ -363,11 +363,12 @@ fn stopping_closes_busy_connections(way: Way) {
 fn stopping_cuts_connections_that_do_not_close(way: Way) {
     let Some(served) = start(way) else { return };
     let mut client = Client::connect(served.address);
-    // Half a payload, and answers that the peer does not read: the last word cannot be said.
+    // Half a payload, and answers that the peer does not read: closing cannot flush them.
     for tag in 0..400 {
         client.say(b'R', tag, 0, 64 << 10);
     }
-    // As much as is ever begun: less may all fit into the sockets, and then nothing is in the way of the last word.
+    // The most that is ever started: less might fit into the socket buffers, and then nothing would
+    // block the flush.
     let (begun, since) = (Cell::new(0), Cell::new(Instant::now()));
     wait_for("nothing more to be begun", || {
         let now = Log::read(&served.log.submitted);
@@ -401,10 +402,10 @@ fn step_notify_reaches_all_sessions(way: Way) {
     clients.iter_mut().for_each(|client| assert_eq!(client.ask(b'E', 1), 0));
     assert_eq!(clients[3].ask(b'N', 1), 0);
     wait_for("the notice", || Log::read(&served.log.changed) == 10);
-    // Said once: nobody answers notice with notice.
+    // Sent once: a notice does not cause another one.
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(Log::read(&served.log.changed), 10);
-    // The end of a session is told to those that stay.
+    // The end of a session is notified to the remaining ones.
     clients.pop();
     wait_for("the other notice", || Log::read(&served.log.changed) >= 19);
     drop(clients);
@@ -466,7 +467,7 @@ fn idle_unestablished_connections_are_evicted(way: Way) {
     let mut late = Client::connect(served.address);
     assert_eq!(late.ask(b'X', 1), 0);
     assert_eq!(late.read(0, BLOCK).unwrap().len(), BLOCK);
-    // Who was let in before stays, who came first and said nothing goes.
+    // The established connection stays; the oldest unestablished one is evicted.
     assert_eq!(early.read(0, BLOCK).unwrap().len(), BLOCK);
     assert!(silent[..50].iter_mut().all(Client::is_closed));
     wait_for("the house to empty", || served.engine.connections() <= 130);
@@ -503,7 +504,7 @@ fn partial_last_block_is_padded_with_zeros_on(way: Way, disk: OwnedFd) {
     let Some(served) = serve(config(way), export, way.manner()) else { return };
     let mut client = Client::connect(served.address);
     for (lba, blocks) in [(1953, 1), (1900, 54), (0, 1954), (1946, 8)] {
-        // The memory of these answers is used again for the next.
+        // The memory of these answers is reused for the next ones.
         for _ in 0..8 {
             let read = client.read(0, blocks * BLOCK).unwrap();
             assert!(read.iter().take(1_000_001).all(|&byte| byte == 7));
@@ -556,23 +557,23 @@ fn extents_distinguish_holes_and_data_by(served: Served) {
     let (data, gap) = (Extent::data(64 << 10), (2 << 20) - (64 << 10));
     let last = Extent::hole((6 << 20) - (128 << 10));
     assert_eq!(client.map(0, disk), [data, Extent::hole(gap), data, last, data]);
-    // From the middle of one to the middle of another, and of one alone.
+    // From the middle of one extent to the middle of another, and within one.
     let part = [Extent::data(32 << 10), Extent::hole(gap), Extent::data(512)];
     assert_eq!(client.map(64, (2 << 20) - (32 << 10) + 512), part);
     assert_eq!(client.map(4096, BLOCK), [Extent::data(512)]);
     assert_eq!(client.map(8192, BLOCK), [Extent::hole(512)]);
     assert_eq!(client.map(16384 - 128, piece), [data]);
-    // Reading ahead changes nothing.
+    // A prefetch changes nothing.
     client.say(b'G', 3, 0, disk);
     assert_eq!(client.hear().unwrap(), (3, 0, Vec::new()));
     assert_eq!(client.read(4096, piece).unwrap(), pattern(1, piece));
-    // As many as there is room for: sixteen.
+    // As many as fit: sixteen.
     for at in 0..20 {
         assert_eq!(client.write(at * 256, &pattern(1, piece)), 0);
     }
     let many = client.map(0, disk);
     assert_eq!((many.len(), many[15]), (16, Extent::hole(64 << 10)));
-    // What was lent and is not there any more is no hole, as it cannot be read.
+    // Beyond the end of the truncated file there is no hole, because reads fail.
     rustix::fs::ftruncate(&*served.export, 1 << 20).unwrap();
     assert_eq!(client.map(8192, BLOCK), [Extent::data(512)]);
     assert_eq!(client.map(1920, 128 * BLOCK), [Extent::hole(64 << 10)]);
@@ -580,7 +581,7 @@ fn extents_distinguish_holes_and_data_by(served: Served) {
     stop(served);
 }
 
-/// A memory file makes holes and no zeros; of those that write them it says so.
+/// A memfd supports punching holes but no zero ranges: fast zeroing by the latter is refused.
 fn fast_zero_requests_succeed_or_are_refused(way: Way) {
     let Some(served) = start_in_memory(way) else { return };
     let mut client = Client::connect(served.address);
@@ -614,7 +615,7 @@ fn closing_session_flushes_its_output(way: Way) {
     client.hear().unwrap();
     client.hear().unwrap();
     client.say(b'C', 3, 0, 0);
-    // What comes after is not read by the session, and does not destroy the answer.
+    // What follows is not read by the session, and must not destroy the answer.
     let _ = client.0.write_all(&[0; 10_000]);
     assert_eq!(client.hear().unwrap(), (3, 0, Vec::new()));
     assert!(client.is_closed());
@@ -651,7 +652,7 @@ fn panic_in_a_session_affects_only_its_connection(way: Way) {
     assert_eq!(Log::read(&served.log.dropped), 12);
 }
 
-/// A disk that answers a read when something is written to the other end.
+/// A disk that completes a read only when something is written to the other end.
 fn slow_disk() -> (Arc<Export>, OwnedFd) {
     let (disk, other) = rustix::pipe::pipe().unwrap();
     (lend_fd(disk, 1 << 20), other)
@@ -670,7 +671,7 @@ fn r20_slow_disk_delays_no_other() {
     for at in 0..100 {
         assert_eq!(fast.write(at, &[1; BLOCK]), 0);
     }
-    // Nor does it delay another request of its own connection that needs no disk.
+    // Nor does it delay another request of the same connection that needs no disk.
     assert_eq!(slow.ask(b'E', 100), 0);
     assert_eq!(Log::read(&log.completed), 0);
     for _ in 0..8 {
@@ -694,7 +695,7 @@ fn lost_connection_waits_for_its_disk_requests() {
     set_socket_linger(&client.0, Some(Duration::ZERO)).unwrap();
     drop(client);
     wait_for("the session to be told", || Log::read(&log.disconnected) == 1);
-    // The kernel still may write to the buffer: the session and its memory stay.
+    // The kernel may still write to the buffer: the session and its memory must stay.
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!((Log::read(&log.completed), Log::read(&log.dropped)), (0, 0));
     rustix::io::write(&other, &[7; BLOCK]).unwrap();

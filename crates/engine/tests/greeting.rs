@@ -1,5 +1,6 @@
-//! What a auth promises at which this end speaks first: what is said in the clear, who goes on in TLS and who without, and
-//! what those can cost who do neither. With the toy protocol behind a toy negotiation of four-byte words, over loopback TCP.
+//! Listeners where this end sends first: cleartext negotiation, how connections continue with and
+//! without TLS, and what idle ones can cost. A toy negotiation of four-byte words precedes the toy
+//! protocol, over loopback TCP.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -21,8 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const HELLO: [u8; 6] = *b"hello\n";
 const LONG: usize = 8 << 20;
 
-/// The words: `tls.` goes on in TLS, `deny` is answered, `long` at length, `bye.` ends it, `ugly` is refused, `boom` a mistake.
-/// `more` waits for more, and never takes it. All else is the session's.
+/// The words: `tls.` starts TLS, `deny` is answered, `long` is answered at length, `bye.` closes,
+/// `ugly` is refused, `boom` panics. `more` waits for more without consuming. Everything else is
+/// for the session.
 fn hear(bytes: &[u8], open: &MakeSession) -> NegotiationStep {
     let said = |say: &[u8], next| NegotiationStep { consumed: 4, reply: say.to_vec(), next };
     match bytes.get(..4) {
@@ -52,7 +54,7 @@ fn negotiation(open: MakeSession) -> Negotiator {
 struct House {
     engine: Engine,
     address: SocketAddr,
-    /// What those did that spoke in the clear, and in TLS.
+    /// Logs of the cleartext sessions, and of those over TLS.
     plain: Arc<Log>,
     secured: Arc<Log>,
     events: Arc<Mutex<Vec<Event>>>,
@@ -84,7 +86,7 @@ fn house(driver: Driver, limits: Limits, auth: Auth) -> House {
 }
 
 impl House {
-    /// A connection that was greeted.
+    /// Connects and reads the greeting.
     fn enter(&self) -> Client {
         let mut client = self.raw();
         assert_eq!(hears(&mut client, HELLO.len()), HELLO);
@@ -129,7 +131,7 @@ fn hears(client: &mut Client, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// All that the other end says until it closes.
+/// Reads until the other end closes.
 fn rest(client: &mut Client) -> Vec<u8> {
     let mut bytes = Vec::new();
     match client.0.read_to_end(&mut bytes) {
@@ -150,7 +152,7 @@ fn ask(stream: &mut Stream, tag: u32) {
 fn cleartext_continues_without_losing_bytes() {
     for driver in [Driver::Auto, Driver::Blocking] {
         let house = house(driver, FREE, Auth::None);
-        // Alone; after other words; with all that follows in one piece; byte by byte.
+        // Alone; after other words; with all that follows in one segment; byte by byte.
         let mut client = house.enter();
         assert_eq!(client.ask(b'E', 1), 0);
         let mut client = house.enter();
@@ -189,7 +191,8 @@ fn starttls_gets_its_own_session() {
     }
 }
 
-/// X02, the clear part of it: where a key is needed nothing is let in without, whatever the negotiation says.
+/// X02, negotiation: where authentication is required, cleartext is refused whatever the negotiator
+/// decides.
 #[test]
 fn x02_cleartext_is_refused_where_auth_is_required() {
     let house = house(Driver::Auto, FREE, Auth::Required);
@@ -203,8 +206,8 @@ fn x02_cleartext_is_refused_where_auth_is_required() {
     house.stop();
 }
 
-/// X04: bytes that come in the segment of the request for TLS, or before its answer, are nobody's: not the handshake's, and
-/// not the session's behind it.
+/// X04: bytes in the segment of the TLS request, or before its answer, are passed neither to the
+/// handshake nor to the session.
 #[test]
 fn x04_bytes_after_the_starttls_request_end_it() {
     for auth in [Auth::None, Auth::Required] {
@@ -215,7 +218,7 @@ fn x04_bytes_after_the_starttls_request_end_it() {
             client.0.write_all(&[b"tls.", junk].concat()).unwrap();
             assert_eq!(rest(&mut client), b"");
         }
-        // With all that was said at once, before the negotiation was heard.
+        // Everything in one segment, before the greeting is read.
         let mut client = house.raw();
         client.0.write_all(b"denytls.tls.").unwrap();
         let _ = rest(&mut client);
@@ -227,7 +230,7 @@ fn x04_bytes_after_the_starttls_request_end_it() {
     }
 }
 
-/// X03: who was told to speak TLS and goes on in the clear gets nowhere.
+/// X03: a peer that continues in clear text after it requested TLS is disconnected.
 #[test]
 fn x03_cleartext_after_the_starttls_request_ends_it() {
     let house = house(Driver::Auto, FREE, Auth::None);
@@ -237,7 +240,7 @@ fn x03_cleartext_after_the_starttls_request_ends_it() {
         client.0.write_all(b"tls.").unwrap();
         assert_eq!(hears(&mut client, 4), b"yes.");
         client.0.write_all(words).unwrap();
-        // An alert may come, and nothing of a session.
+        // There may be an alert, but nothing of a session.
         assert!(rest(&mut client).len() <= 7);
     }
     let mut client = house.enter();
@@ -259,7 +262,7 @@ fn negotiation_can_close_or_refuse() {
     let mut client = house.enter();
     client.0.write_all(b"ugly").unwrap();
     assert_eq!(rest(&mut client), b"");
-    // More than is ever waited for, and words without end.
+    // More than the limit on unconsumed bytes, and endless words.
     let mut client = house.enter();
     let _ = client.0.write_all(&b"more".repeat(4 << 10));
     assert_eq!(rest(&mut client), b"");
@@ -299,14 +302,14 @@ fn peer_that_does_not_read_does_not_block_others() {
     house.stop();
 }
 
-/// Handshakes are few from one address, and negotiators are none.
+/// Handshakes are rate-limited per address, negotiations are not.
 #[test]
 fn negotiations_do_not_count_as_handshakes() {
     let limits = Limits { at_once: 2, each_second: 0, burst: 2 };
     let house = house(Driver::Auto, limits, Auth::Required);
     let mut silent: Vec<_> = (0..50).map(|_| house.enter()).collect();
     ask(&mut house.secure().unwrap(), 1);
-    // Nor do handshakes push out those who are greeted.
+    // Nor do handshakes evict negotiations.
     for client in &mut silent {
         client.0.write_all(b"deny").unwrap();
         assert_eq!(hears(client, 4), b"no..");
@@ -314,7 +317,7 @@ fn negotiations_do_not_count_as_handshakes() {
     house.stop();
 }
 
-/// R36, for those who are greeted: they are dropped in time, half a word or none, and keep nobody out meanwhile.
+/// R36, negotiation: slow peers time out, and do not keep others out.
 #[test]
 fn r36_slow_negotiations_time_out_and_block_nobody() {
     let house = house(Driver::Auto, Limits::default(), Auth::Required);
@@ -328,7 +331,7 @@ fn r36_slow_negotiations_time_out_and_block_nobody() {
     while house.engine.connections() > 0 {
         let connecting = Instant::now();
         ask(&mut house.secure().unwrap(), 1);
-        // Less than the ten seconds after which the slow ones make room.
+        // Less than the ten seconds after which slow peers time out.
         assert!(connecting.elapsed() < Duration::from_secs(8));
         std::thread::sleep(Duration::from_millis(500));
         assert!(began.elapsed() < Duration::from_secs(60), "{}", house.engine.connections());

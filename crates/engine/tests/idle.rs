@@ -1,4 +1,4 @@
-//! A server that has nothing to do uses no processor. A test program of its own, as it measures the whole process.
+//! An idle server uses no CPU time. A test program of its own, because it measures the process.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -12,7 +12,7 @@ use engine::{Config, Driver};
 use rustix::time::{ClockId, clock_gettime};
 use toy::{BLOCK, Client, Manner, at_best, lend, serve, wait_for};
 
-/// Processor time of this process so far.
+/// Returns the CPU time of this process.
 fn used() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec.try_into().unwrap(), time.tv_nsec.try_into().unwrap())
@@ -29,7 +29,7 @@ fn idle_server_uses_no_cpu_time() {
         for client in &mut clients {
             (0..100).for_each(|_| drop(client.read(0, BLOCK).unwrap()));
         }
-        // R39: those that make no sense, and are gone. Some of them have the first byte of TLS.
+        // R39: malformed connections that end. Some begin with the first byte of TLS.
         for at in 0..200u8 {
             let mut junk = TcpStream::connect(served.address).unwrap();
             let _ = junk.write_all(&[if at % 2 == 0 { 0x16 } else { at }, 3, 1, at, 9, 9]);

@@ -1,6 +1,6 @@
-//! How many reads and writes a second each driver answers, and what of the processor its threads use for one; printed, not judged.
-//! Engine and client have a core each. Run by
-//! `cargo test --release -p engine --test throughput -- --ignored --nocapture`.
+//! Requests per second of each driver, and CPU time of its threads per request; printed, not
+//! checked. Engine and client have one core each. Run by `cargo test --release -p engine --test
+//! throughput -- --ignored --nocapture`.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -16,11 +16,11 @@ use toy::{Client, Manner, Served, lend, lend_file, serve};
 fn pin(core: usize) {
     let mut cores = CpuSet::new();
     cores.set(core);
-    // On a machine of one core, all share it.
+    // With one core, all share it.
     let _ = sched_setaffinity(None, &cores);
 }
 
-/// Processor time of all threads but this.
+/// Returns the CPU time of all threads but this one.
 fn used_by_others() -> f64 {
     let seconds = |clock| {
         let time = clock_gettime(clock);
@@ -29,8 +29,8 @@ fn used_by_others() -> f64 {
     (seconds(ClockId::ProcessCPUTime) - seconds(ClockId::ThreadCPUTime)).as_secs_f64()
 }
 
-/// Reads of `len` bytes with `depth` under way, for a second. Returns how many a second, and the
-/// engine's processor time for each in microseconds.
+/// Reads `len` bytes at queue depth `depth` for a second. Returns requests per second, and the
+/// engine's CPU time per request in microseconds.
 fn reads(served: &Served, depth: u32, len: usize) -> (f64, f64) {
     let mut client = Client::connect(served.address);
     let (began, used) = (Instant::now(), used_by_others());
@@ -54,7 +54,7 @@ fn reads(served: &Served, depth: u32, len: usize) -> (f64, f64) {
     (answers / began.elapsed().as_secs_f64(), used * 1e6 / answers)
 }
 
-/// Writes of `len` bytes with `depth` under way, measured as [`reads`].
+/// Writes `len` bytes at queue depth `depth`, measured as for [`reads`].
 fn writes(served: &Served, depth: u32, len: usize) -> (f64, f64) {
     let mut client = Client::connect(served.address);
     let data = vec![7; len];

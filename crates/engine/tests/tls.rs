@@ -1,5 +1,5 @@
-//! What TLS promises at a auth: who is let in, what those who are not learn, and what they can cost. With both drivers where
-//! they have a part in it; over loopback TCP, with the toy protocol.
+//! TLS at a listener: who is accepted, what others can learn, and what they can cost. With both
+//! drivers where they are involved; over loopback TCP, with the toy protocol.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -19,7 +19,7 @@ use toy::{BLOCK, Client, FREE, Log, Manner, at_best, lend, opener, pattern, tunn
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// An engine that serves the toy protocol at one auth.
+/// An engine with one listener for the toy protocol.
 struct House {
     engine: Engine,
     address: SocketAddr,
@@ -84,7 +84,7 @@ fn key(name: &str, byte: u8, hash: Hash) -> Psk {
     Psk { identity: name.to_owned(), secret, hash, key: Some(KeyId::new(byte.into())) }
 }
 
-/// What the toy answers to a command without data: its tag, status 0.
+/// Sends a command without data and checks the answer: its tag, status 0.
 fn ask(stream: &mut Stream, tag: u32) {
     stream.write_all(&Client::command(b'E', tag, 0, 0)).unwrap();
     let mut answer = [0; 16];
@@ -92,7 +92,7 @@ fn ask(stream: &mut Stream, tag: u32) {
     assert_eq!((&answer[..4], &answer[4..]), (&tag.to_le_bytes()[..], &[0; 12][..]));
 }
 
-/// All that the other end says until it closes.
+/// Reads until the other end closes.
 fn rest(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     match stream.read_to_end(&mut bytes) {
@@ -102,7 +102,7 @@ fn rest(stream: &mut TcpStream) -> Vec<u8> {
     bytes
 }
 
-/// The first bytes that our end says with that key.
+/// Returns the ClientHello of our client with this key.
 fn hello(key: Psk) -> Vec<u8> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -168,7 +168,7 @@ fn cleartext_is_accepted_while_permitted() {
     let mut late = house.raw();
     late.write_all(&Client::command(b'E', 1, 0, 0)).unwrap();
     assert_eq!(rest(&mut late), b"");
-    // Who is in stays.
+    // An established connection stays.
     assert_eq!(client.ask(b'E', 2), 0);
     assert_eq!(house.peers.lock().unwrap()[0].channel, None);
     ask(&mut house.connect(tunnel::key()).unwrap(), 3);
@@ -189,7 +189,7 @@ fn current_keys_are_used() {
     house.stop();
 }
 
-/// X20: who connects finds out, too, that the other end does not have the key.
+/// X20: a client detects that the server does not have the key.
 #[test]
 fn x20_server_without_the_key_is_refused() {
     let house = house(Driver::Auto, FREE, keyed(|| vec![key("name", 1, Hash::Sha256)]));
@@ -203,7 +203,7 @@ fn x20_server_without_the_key_is_refused() {
     house.stop();
 }
 
-/// X05: neither what is said nor how long it takes tells whether a name is known.
+/// X05: neither the answer nor its timing reveals whether an identity exists.
 #[test]
 fn x05_unknown_identity_and_wrong_key_look_alike() {
     let house = house(Driver::Auto, FREE, keyed(|| vec![key("NVMe1R01 known", 1, Hash::Sha256)]));
@@ -216,7 +216,7 @@ fn x05_unknown_identity_and_wrong_key_look_alike() {
     house.stop();
 }
 
-/// How long the answer to each of them takes.
+/// Returns the median time to the answer for each of them.
 fn medians(house: &House, hellos: &[Vec<u8>; 2]) -> [Duration; 2] {
     let mut took = [const { Vec::new() }; 2];
     for _ in 0..1000 {
@@ -225,7 +225,7 @@ fn medians(house: &House, hellos: &[Vec<u8>; 2]) -> [Duration; 2] {
             stream.set_nodelay(true).unwrap();
             let began = Instant::now();
             stream.write_all(hello).unwrap();
-            // Decrypt error (RFC 8446 §6.2), and the end.
+            // decrypt_error (RFC 8446 §6.2), and the end of the stream.
             assert_eq!(rest(&mut stream), [21, 3, 3, 0, 2, 2, 51]);
             took.push(began.elapsed());
         }
@@ -236,7 +236,7 @@ fn medians(house: &House, hellos: &[Vec<u8>; 2]) -> [Duration; 2] {
     })
 }
 
-/// X03, X04: what comes in the clear around the handshake is nobody's.
+/// X03, X04: clear text around the handshake reaches no session.
 #[test]
 fn x04_junk_around_the_handshake_ends_it() {
     let house = house(Driver::Auto, FREE, keyed(|| vec![tunnel::key()]));
@@ -250,7 +250,7 @@ fn x04_junk_around_the_handshake_ends_it() {
         let _ = stream.write_all(junk);
         let _ = stream.write_all(&[0x5a; 64]);
         let _ = stream.shutdown(Shutdown::Write);
-        // Our hello may come, and nothing of a session.
+        // There may be a ServerHello, but nothing of a session.
         let _ = rest(&mut stream);
     }
     wait_for("the house to empty", || house.engine.connections() == 0);
@@ -259,7 +259,7 @@ fn x04_junk_around_the_handshake_ends_it() {
     house.stop();
 }
 
-/// R39, the part before a session: what makes no sense is refused, and leaves nothing behind.
+/// R39, before a session: malformed hellos are refused, and leak nothing.
 #[test]
 fn r39_malformed_hellos_leak_nothing() {
     let house = house(Driver::Auto, FREE, keyed(|| vec![tunnel::key()]));
@@ -282,13 +282,13 @@ fn r39_malformed_hellos_leak_nothing() {
     house.stop();
 }
 
-/// R36: slow handshakes are dropped in time, and keep nobody out meanwhile.
+/// R36: slow handshakes time out, and do not keep others out.
 #[test]
 fn r36_slow_handshakes_time_out_and_block_nobody() {
     let house = house(Driver::Auto, Limits::default(), keyed(|| vec![tunnel::key()]));
     let good = hello(tunnel::key());
     let began = Instant::now();
-    // Silent ones, and ones that say a byte now and then.
+    // Idle connections, and others that send a byte now and then.
     let silent: Vec<_> = (0..20).map(|_| house.raw()).collect();
     let mut slow: Vec<_> = (0..38).map(|_| (house.raw(), 0)).collect();
     wait_for("them to be accepted", || house.engine.connections() == 58);
@@ -300,7 +300,7 @@ fn r36_slow_handshakes_time_out_and_block_nobody() {
         let connecting = Instant::now();
         let mut stream = house.connect(tunnel::key()).unwrap();
         ask(&mut stream, 1);
-        // Less than the ten seconds after which the slow ones make room.
+        // Less than the ten seconds after which slow handshakes time out.
         assert!(connecting.elapsed() < Duration::from_secs(8));
         stream.close().unwrap();
         drop(stream);
@@ -311,7 +311,7 @@ fn r36_slow_handshakes_time_out_and_block_nobody() {
     house.stop();
 }
 
-/// R38, shortened: a flood of connections that close at once leaves nothing behind.
+/// R38, shortened: a flood of connections that close immediately leaks nothing.
 #[test]
 fn r38_connection_flood_leaks_nothing() {
     let house = house(Driver::Auto, Limits::default(), keyed(|| vec![tunnel::key()]));
@@ -322,14 +322,14 @@ fn r38_connection_flood_leaks_nothing() {
         let _ = stream.write_all(&good[..at % good.len()]);
     }
     wait_for("the house to empty", || house.engine.connections() == 0);
-    // Other tests of this program have some, too.
+    // Other tests of this program have descriptors, too.
     assert!(descriptors() < before + 600, "{} descriptors, {before} before", descriptors());
     thread::sleep(Duration::from_millis(200));
     ask(&mut house.connect(tunnel::key()).unwrap(), 1);
     house.stop();
 }
 
-/// X54: who has no key has us do little work, and a neighbour comes in meanwhile.
+/// X54: peers without a key cause little work, and another address can connect meanwhile.
 #[test]
 fn x54_handshake_flood_is_cheap_and_blocks_nobody() {
     let tried = Arc::new(AtomicUsize::new(0));
@@ -366,7 +366,7 @@ fn x54_handshake_flood_is_cheap_and_blocks_nobody() {
     house.stop();
 }
 
-/// A connection from that address of this machine.
+/// Connects from this local address.
 fn from(local: [u8; 4], to: SocketAddr) -> TcpStream {
     use socket2::{Domain, Socket, Type};
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
@@ -383,7 +383,8 @@ fn key_updates_are_transparent() {
         for round in 0..20u32 {
             let data = pattern(round as usize, 64 << 10);
             stream.write_all(&Client::command(b'W', 8, round * 128, data.len())).unwrap();
-            // In the middle of a payload; every other time the other end is to change its keys, too.
+            // In the middle of a payload; every other time a key update of the other end is
+            // requested, too.
             stream.write_all(&data[..1000]).unwrap();
             stream.update(round % 2 == 0).unwrap();
             stream.write_all(&data[1000..]).unwrap();
@@ -405,19 +406,19 @@ fn key_updates_are_transparent() {
 fn close_notify_is_sent_and_truncation_is_an_error() {
     for driver in [Driver::Auto, Driver::Blocking] {
         let house = house(driver, FREE, keyed(|| vec![tunnel::key()]));
-        // The session closes: its answer, close_notify, the end.
+        // The session closes: its answer, close_notify, end of stream.
         let mut stream = house.connect(tunnel::key()).unwrap();
         stream.write_all(&Client::command(b'C', 1, 0, 0)).unwrap();
         let mut said = Vec::new();
         stream.read_to_end(&mut said).unwrap();
         assert_eq!(said.len(), 16);
-        // We say that nothing follows, in the middle of a payload: the other end says the same, and is gone.
+        // We send close_notify in the middle of a payload: the other end does the same and closes.
         let mut stream = house.connect(tunnel::key()).unwrap();
         stream.write_all(&Client::command(b'W', 1, 0, BLOCK)).unwrap();
         stream.write_all(&[1; 100]).unwrap();
         stream.close().unwrap();
         wait_for("the connection to go", || house.engine.connections() == 1);
-        // A cut without a word.
+        // Truncation without close_notify.
         let mut stream = house.connect(tunnel::key()).unwrap();
         ask(&mut stream, 1);
         drop(stream);
@@ -427,7 +428,8 @@ fn close_notify_is_sent_and_truncation_is_an_error() {
     }
 }
 
-/// Somebody on the way changes a byte: the connection ends, and its session has seen nothing of it.
+/// A byte is modified in transit: the connection ends, and its session has seen nothing of the
+/// record.
 #[test]
 fn modified_record_ends_the_connection() {
     let house = house(Driver::Auto, FREE, keyed(|| vec![tunnel::key()]));
@@ -435,7 +437,7 @@ fn modified_record_ends_the_connection() {
     ask(&mut stream, 1);
     (&mut stream.socket()).write_all(&[&[23, 3, 3, 0, 40][..], &[0x5a; 40]].concat()).unwrap();
     let mut rest = Vec::new();
-    // The other end's alert is the end of what it says.
+    // The alert of the other end is the last that it sends.
     let _ = stream.read_to_end(&mut rest);
     assert_eq!(rest, b"");
     wait_for("the connection to go", || house.engine.connections() == 0);
@@ -454,7 +456,7 @@ fn stopping_drops_pending_handshakes() {
     wait_for("them to be accepted", || house.engine.connections() == 6);
     let began = Instant::now();
     house.stop();
-    // Less than the ten seconds that a handshake may take.
+    // Less than the handshake timeout of ten seconds.
     assert!(began.elapsed() < Duration::from_secs(8));
     assert_eq!(rest(&mut slow), b"");
     drop(silent);

@@ -1,4 +1,5 @@
-//! Connections that came by no network: Unix sockets, listening ones made by others, and connections that are there already.
+//! Connections that do not come over a network: Unix sockets, inherited listening sockets, and
+//! existing connections.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -51,7 +52,7 @@ fn path(name: &str) -> PathBuf {
     std::env::temp_dir().join(name)
 }
 
-/// The toy's client on any stream.
+/// Returns a client of the toy protocol on any stream.
 fn client(stream: impl Into<OwnedFd>) -> Client {
     let stream = TcpStream::from(stream.into());
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -68,7 +69,7 @@ fn works(client: &mut Client) {
 fn unix_socket_is_served() {
     for driver in DRIVERS {
         let (house, path) = (house(driver), path(&format!("served-{driver}")));
-        // It blocks, as one made by somebody else may.
+        // A blocking socket, as it may be inherited.
         let listener = UnixListener::bind(&path).unwrap();
         let security = Security::open();
         let at = house.engine.accept(listener.into(), security, house.open.clone()).unwrap();
@@ -127,7 +128,7 @@ fn existing_connection_is_adopted() {
         let ends: [(OwnedFd, OwnedFd, _); 2] =
             [(tcp.into(), far_tcp.into(), from), (unix.into(), far_unix.into(), Peer::LOCAL)];
         for (near, far, from) in ends {
-            // One that does not block works as well, and nothing waits by trying.
+            // A non-blocking one works as well, without busy waiting.
             rustix::io::ioctl_fionbio(&far, true).unwrap();
             house.engine.adopt(far, Security::open(), house.open.clone()).unwrap();
             let mut client = client(near);

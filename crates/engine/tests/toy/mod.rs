@@ -1,7 +1,8 @@
-//! A toy protocol for the tests of the drivers: a session, and a client for it. It knows nothing of how it is driven.
+//! A toy protocol for tests of the drivers: a session and a client.
 //!
-//! A command is sixteen bytes: operation, flag, two unused, tag, first block, bytes (little-endian, four bytes each); a
-//! write's data follow. An answer is sixteen bytes: tag, status, bytes, unused; a read's data follow.
+//! A command is sixteen bytes: operation, flag, two unused, tag, first block, length in bytes
+//! (little-endian, four bytes each); the data of a write follow. An answer is sixteen bytes: tag,
+//! status, length, unused; the data of a read follow.
 
 #![allow(dead_code, reason = "each test program uses a part")]
 
@@ -25,7 +26,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 pub(crate) const BLOCK: usize = 512;
 const HEADER: usize = 16;
-/// Bytes for the extents of an answer: sixteen of them.
+/// Buffer size for the extents of an answer: sixteen of them.
 const MAP: usize = 256;
 
 /// What the sessions of a test did.
@@ -40,10 +41,10 @@ pub(crate) struct Log {
     pub(crate) disconnected: AtomicUsize,
     pub(crate) ticks: AtomicUsize,
     pub(crate) dropped: AtomicUsize,
-    /// Threads that hang, until they are released.
+    /// Threads that hang until they are released.
     pub(crate) hanging: AtomicUsize,
     pub(crate) released: AtomicBool,
-    /// Sessions that were treated against the rules.
+    /// Sessions whose contract the driver has violated.
     pub(crate) wronged: AtomicUsize,
 }
 
@@ -75,10 +76,10 @@ struct Toy {
 
 enum State {
     Header,
-    /// No memory for it yet.
+    /// Waits for memory.
     Starved(Command),
     Payload(Command, Buffer, usize),
-    /// The payload is received elsewhere.
+    /// The payload is being received directly.
     Away(Command),
 }
 
@@ -167,7 +168,7 @@ impl Toy {
         self.feed();
     }
 
-    /// Gives a command that waits for memory its buffer.
+    /// Allocates the buffer of a command that waits for memory.
     fn feed(&mut self) {
         let State::Starved(command) = self.state else { return };
         let len = if command.op == b'M' { MAP } else { command.len as usize };
@@ -351,19 +352,19 @@ fn is_read(tag: u32) -> bool {
     tag & READ != 0
 }
 
-/// A disk in memory, lent writable.
+/// Returns a writable export in memory.
 pub(crate) fn lend(bytes: u64) -> Arc<Export> {
     let disk = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&disk, bytes).unwrap();
     lend_fd(disk, bytes)
 }
 
-/// A disk in a file that nobody else sees, lent writable: its requests go through the ring.
+/// Returns a writable export in an unlinked file: its requests go through the ring.
 pub(crate) fn lend_file(bytes: u64) -> Arc<Export> {
     lend_fd(file(bytes), bytes)
 }
 
-/// A file of zeros that nobody else sees.
+/// Returns an unlinked file of zeros.
 pub(crate) fn file(bytes: u64) -> OwnedFd {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -387,18 +388,18 @@ pub(crate) fn lend_for(access: Access, disk: OwnedFd, bytes: u64) -> Arc<Export>
     Arc::new(export)
 }
 
-/// How the sessions of a test are.
+/// Behaviour of the sessions of a test.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Manner {
-    /// They tick so often.
+    /// They set a deadline at this interval.
     pub(crate) every: Option<Duration>,
-    /// They let a peer in only when it says X.
+    /// They are established only by the command X.
     pub(crate) strict: bool,
-    /// They are spoken to in TLS.
+    /// The listener requires TLS.
     pub(crate) secured: bool,
 }
 
-/// A driver, and whether it carries TLS.
+/// A driver, and whether TLS is used.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Way {
     pub(crate) driver: Driver,
@@ -411,7 +412,7 @@ impl Way {
     }
 }
 
-/// No limits: the tests' clients all have one address.
+/// No limits: all clients of the tests have one address.
 pub(crate) const FREE: Limits = Limits { at_once: 1000, each_second: 10_000, burst: 10_000 };
 
 /// An engine that serves the toy protocol.
@@ -422,12 +423,12 @@ pub(crate) struct Served {
     pub(crate) export: Arc<Export>,
 }
 
-/// The toy says nothing itself; at the auth, those may be refused that a test sends there for it.
+/// The toy protocol reports nothing; the listener may report connections that a test has refused.
 fn report(event: Event) {
     assert!(matches!(event, Event::Refused { .. }), "{event:?}");
 }
 
-/// Serves `export`, or says why the driver cannot run here.
+/// Serves `export`, or prints why the driver cannot run here.
 pub(crate) fn serve(config: Config, export: Arc<Export>, manner: Manner) -> Option<Served> {
     let asked = config.driver;
     let engine = match Engine::start(config, Arc::new(report)) {
@@ -447,7 +448,7 @@ pub(crate) fn serve(config: Config, export: Arc<Export>, manner: Manner) -> Opti
 }
 
 impl Served {
-    /// Serves another disk, beside the first. Returns its address and what its sessions do.
+    /// Serves another disk as well. Returns its address and the log of its sessions.
     pub(crate) fn also(&self, export: &Arc<Export>) -> (SocketAddr, Arc<Log>) {
         let log = Arc::new(Log::default());
         let open = opener(&log, export, Manner::default());
@@ -458,7 +459,7 @@ impl Served {
     }
 }
 
-/// Makes sessions that write in `log`.
+/// Returns a maker of sessions that write to `log`.
 pub(crate) fn opener(log: &Arc<Log>, export: &Arc<Export>, manner: Manner) -> MakeSession {
     let (log, export) = (log.clone(), export.clone());
     Arc::new(move |_, account, now| {
@@ -481,8 +482,8 @@ pub(crate) fn opener(log: &Arc<Log>, export: &Arc<Export>, manner: Manner) -> Ma
     })
 }
 
-/// Looks a few times until `measure` finds what is wanted; the last that it found. For figures that a machine with other
-/// work to do makes worse than they are, and nothing makes better.
+/// Repeats `measure` a few times until `wanted` is satisfied, and returns the last result. For
+/// figures that other load on the machine can only make worse.
 pub(crate) fn at_best<T>(measure: impl Fn() -> T, wanted: impl Fn(&T) -> bool) -> T {
     let mut found = measure();
     for _ in 0..9 {
@@ -494,7 +495,7 @@ pub(crate) fn at_best<T>(measure: impl Fn() -> T, wanted: impl Fn(&T) -> bool) -
     found
 }
 
-/// Waits until `condition` holds, a minute at most.
+/// Waits until `condition` is true, a minute at most.
 pub(crate) fn wait_for(what: &str, condition: impl Fn() -> bool) {
     let until = Instant::now() + Duration::from_secs(60);
     while !condition() {
@@ -514,7 +515,7 @@ impl Client {
         Self(stream)
     }
 
-    /// The bytes of a command.
+    /// Returns the bytes of a command.
     pub(crate) fn command(op: u8, tag: u32, lba: u32, len: usize) -> [u8; HEADER] {
         let tag = if op == b'R' || op == b'M' { tag | READ } else { tag };
         let len = u32::try_from(len).unwrap();
@@ -530,7 +531,7 @@ impl Client {
         self.0.write_all(data).unwrap();
     }
 
-    /// The next answer: tag, status, data.
+    /// Receives an answer: tag, status, data.
     pub(crate) fn hear(&mut self) -> std::io::Result<(u32, u32, Vec<u8>)> {
         let mut header = [0; HEADER];
         self.0.read_exact(&mut header)?;
@@ -540,7 +541,7 @@ impl Client {
         Ok((word(0) & !READ, word(4), data))
     }
 
-    /// Says a command without data and hears its answer.
+    /// Sends a command without data and returns the status of its answer.
     pub(crate) fn ask(&mut self, op: u8, tag: u32) -> u32 {
         self.say(op, tag, 0, 0);
         let (heard, status, _) = self.hear().unwrap();
@@ -555,7 +556,7 @@ impl Client {
         if status == 0 { Ok(data) } else { Err(status) }
     }
 
-    /// What of so many bytes is data, and what holes.
+    /// Returns the extents of a range.
     pub(crate) fn map(&mut self, lba: u32, len: usize) -> Vec<Extent> {
         self.say(b'M', 9, lba, len);
         let (tag, status, data) = self.hear().unwrap();
@@ -568,7 +569,7 @@ impl Client {
         self.hear().unwrap().1
     }
 
-    /// Whether the server has closed the connection; waits for it.
+    /// Returns whether the server closes the connection, waiting for it.
     pub(crate) fn is_closed(&mut self) -> bool {
         match self.0.read(&mut [0; 1]) {
             Ok(n) => n == 0,
@@ -577,7 +578,7 @@ impl Client {
     }
 }
 
-/// Bytes that tell where they belong.
+/// Returns bytes that depend on their position.
 pub(crate) fn pattern(seed: usize, len: usize) -> Vec<u8> {
     (0..len).map(|at| u8::try_from((seed * 31 + at * 7 + at / 251) % 256).unwrap()).collect()
 }

@@ -1,5 +1,5 @@
-//! What the tests' clients reach a secured server through: a thread for each connection, which carries the bytes of a plain
-//! socket in TLS, both ways and with both ends. It knows nothing of what they mean.
+//! TLS for the clients of the tests: a thread per connection forwards bytes between a plain socket
+//! and a TLS stream, with the end of each direction.
 
 use std::collections::HashSet;
 use std::io::{self, ErrorKind, Read, Write};
@@ -24,12 +24,12 @@ pub(crate) fn key() -> Psk {
     }
 }
 
-/// Lets in who has that key.
+/// Returns settings that require this key.
 pub(crate) fn security() -> Security {
     Security::keyed(Arc::new(|| vec![key()]))
 }
 
-/// Takes note of whether TLS is spoken at that address; it may have been another's before.
+/// Records whether TLS is required at this address, which another test may have used before.
 pub(crate) fn expect(address: SocketAddr, secured: bool) {
     let mut all = SECURED.lock().unwrap();
     let all = all.get_or_insert_default();
@@ -40,7 +40,7 @@ pub(crate) fn expect(address: SocketAddr, secured: bool) {
     }
 }
 
-/// Connects, in TLS if that is spoken there.
+/// Connects, with TLS if required at that address.
 pub(crate) fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let outer = TcpStream::connect(address)?;
     if !SECURED.lock().unwrap().as_ref().is_some_and(|all| all.contains(&address)) {
@@ -55,20 +55,20 @@ pub(crate) fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(near)
 }
 
-/// Bytes that are carried at once.
+/// Bytes forwarded at once.
 const PIECE: usize = 256 << 10;
 
 struct Tunnel {
     far: TcpStream,
     stream: Stream,
-    /// Bytes for the client that its socket did not take.
+    /// Bytes for the client that its socket has not taken.
     back: Vec<u8>,
-    /// Whether the client, and the server, may still say something.
+    /// Whether the client, and the server, may still send.
     client: bool,
     server: bool,
 }
 
-/// Carries until both ends are done, or one breaks; then both see it.
+/// Forwards until both directions have ended or one fails; then both are closed.
 fn carry(far: TcpStream, stream: Stream) {
     far.set_nodelay(true).unwrap();
     far.set_nonblocking(true).unwrap();
@@ -117,7 +117,7 @@ impl Tunnel {
         }
         if !self.server && self.back.is_empty() {
             self.far.shutdown(Shutdown::Write)?;
-            // Nobody waits for more of a client whose server is done.
+            // The server has finished: nothing more is expected from the client.
             return Err(ErrorKind::BrokenPipe.into());
         }
         Ok(())
