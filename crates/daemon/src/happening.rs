@@ -45,7 +45,7 @@ pub enum Happening {
         disk: Disk,
         /// The lines that attach it by NVMe/TCP, then those that attach all disks.
         attach: Vec<String>,
-        /// Where NBD clients find it.
+        /// Its addresses for NBD clients; where a key is needed, by `nbds://`.
         nbd: Vec<String>,
     },
     /// All that was asked for is lent.

@@ -2,6 +2,7 @@
 //! data path is the engine's.
 
 mod announcing;
+mod churn;
 mod disks;
 mod end;
 mod faults;
@@ -31,6 +32,7 @@ use crate::desk::Desk;
 use crate::keyboard::Keyboard;
 use crate::options::{Io, Serve};
 use crate::output::Output;
+use churn::Churn;
 use daemon::admission::{Admission, Caller};
 use daemon::follow::Follow;
 use daemon::happening::{Happening, peer_of};
@@ -158,6 +160,7 @@ struct Server {
     ledger: Ledger,
     /// What disks have failed to do.
     faults: Faults,
+    churn: Churn,
     /// Keeps the machine from sleeping while a disk is attached.
     awake: Inhibitor,
     follow: Follow,
@@ -366,6 +369,7 @@ impl Server {
         let alerts = &self.alerts;
         let shown = [alerts.draw, alerts.look, alerts.code];
         let own = shown.into_iter().chain([alerts.addresses, alerts.watchdog, alerts.sizes]);
+        let own = own.chain([self.churn.due()]);
         let others =
             [self.follow.due(), self.admission.due(), self.keyboard_due(), self.awake.due()];
         own.chain(others).flatten().min()
@@ -381,6 +385,9 @@ impl Server {
         let is_due = |alert: Option<Instant>| alert.is_some_and(|at| at <= now);
         if is_due(self.follow.due()) {
             self.follow_disks(now);
+        }
+        if is_due(self.churn.due()) {
+            self.report_churn(now);
         }
         if is_due(self.alerts.sizes) {
             self.follow_sizes(now);
@@ -470,6 +477,9 @@ impl Server {
             }
             Event::Detached { ref export, .. } if !export.is_gone() => self.settle(export),
             _ => {}
+        }
+        if self.churn.hides(&event, now) {
+            return self.draw_soon(false);
         }
         let shrunk = self.file_end_before(&event);
         let mut happening = happening(Tallied { event, count }, &self.listeners, &self.admission);

@@ -45,10 +45,18 @@ impl Server {
         let in_time = self.worker.stop(PATIENCE.saturating_sub(begun.elapsed()));
         for tallied in self.mailbox.receive().events {
             self.faults.record(&tallied.event, tallied.count);
+            if self.churn.hides(&tallied.event, begun) {
+                continue;
+            }
             let happening = happening(tallied, &self.listeners, &self.admission);
             self.output.say(&happening);
         }
-        for total in self.faults.totals() {
+        let (held_back, left_out) = self.churn.take_all();
+        for event in held_back {
+            let happening = happening(event.into(), &self.listeners, &self.admission);
+            self.output.say(&happening);
+        }
+        for total in left_out.into_iter().chain(self.faults.totals()) {
             self.output.say(&Happening::note(total));
         }
         if !in_time {

@@ -15,6 +15,7 @@ use linux::inhibit::Inhibitor;
 use linux::net::{Address, Changes, addresses, hostname};
 use linux::tree::Tree;
 
+use super::churn::Churn;
 use super::faults::Faults;
 use super::flushes::Flushes;
 use super::given::Given;
@@ -109,6 +110,7 @@ impl Server {
             desk,
             only_peer: None,
             flushes: Flushes::default(),
+            churn: Churn::default(),
         };
         server.begin(disks.loans)?;
         let own = note.into_iter().chain(warning).collect();
