@@ -350,6 +350,22 @@ mod test {
     }
 
     #[test]
+    fn nbd_addresses_of_lent_disks_are_taken_as_they_are() {
+        use console::attach::{Endpoint, Nbd as Lent};
+        for (keyed, scheme) in [(true, "nbds"), (false, "nbd")] {
+            for address in ["192.168.1.5", "fe80::1"] {
+                let interface = address.starts_with('f').then(|| "eth0".to_owned());
+                let address = address.parse().unwrap();
+                let at = Lent::Net(Endpoint { address, interface, port: 10809, keyed });
+                let uri = at.uri("a disk");
+                assert!(uri.starts_with(&format!("{scheme}://")), "{uri}");
+                assert_eq!(nbd_of(&uri).tls.is_some(), keyed, "{uri}");
+            }
+        }
+        nbd_of(&Lent::Path("/run/x y.sock".into()).uri("sda"));
+    }
+
+    #[test]
     fn addresses_are_taken_apart_and_shown_as_they_were_typed() {
         for text in [
             "nvme://192.168.1.5/sda",
