@@ -19,7 +19,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P384_SHA384, PKCS_RSA_SHA256, date_time_ymd,
 };
-use toy::{Client, FREE, Log, Manner, lend, opener, wait_for};
+use toy::{Client, Log, SessionOptions, UNLIMITED, memory_export, session_maker, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -97,7 +97,7 @@ fn key() -> Psk {
     Psk { identity: "host".to_owned(), secret, hash: Hash::Sha256, key: None }
 }
 
-struct House {
+struct TestServer {
     engine: Engine,
     address: SocketAddr,
     log: Arc<Log>,
@@ -105,14 +105,15 @@ struct House {
     events: Arc<Mutex<Vec<Event>>>,
 }
 
-fn house(auth: Auth, certificates: Certificates) -> House {
+fn start_server(auth: Auth, certificates: Certificates) -> TestServer {
     let events = Arc::new(Mutex::new(Vec::new()));
-    let heard = events.clone();
-    let sink = Arc::new(move |event| heard.lock().unwrap().push(event));
-    let config = Config { driver: Driver::Auto, limits: FREE, ..Config::default() };
+    let events_in = events.clone();
+    let sink = Arc::new(move |event| events_in.lock().unwrap().push(event));
+    let config = Config { driver: Driver::Auto, limits: UNLIMITED, ..Config::default() };
     let engine = Engine::start(config, sink).unwrap();
     let (log, peers) = (Arc::new(Log::default()), Arc::new(Mutex::new(Vec::new())));
-    let (inner, seen) = (opener(&log, &lend(1 << 20), Manner::default()), peers.clone());
+    let (inner, seen) =
+        (session_maker(&log, &memory_export(1 << 20), SessionOptions::default()), peers.clone());
     let open: MakeSession = Arc::new(move |peer, account, now| {
         seen.lock().unwrap().push(peer.clone());
         inner(peer, account, now)
@@ -123,10 +124,10 @@ fn house(auth: Auth, certificates: Certificates) -> House {
         ..Security::keyed(Arc::new(|| vec![key()]))
     };
     let address = engine.listen((Ipv4Addr::LOCALHOST, 0).into(), None, security, open).unwrap();
-    House { engine, address, log, peers, events }
+    TestServer { engine, address, log, peers, events }
 }
 
-impl House {
+impl TestServer {
     fn connect(&self, trust: &Trust) -> std::io::Result<Stream> {
         connect(self.address, trust)
     }
@@ -151,7 +152,7 @@ impl House {
         if let Ok(mut stream) = self.connect(trust) {
             assert!(ask(&mut stream).is_err());
         }
-        wait_for("the house to empty", || self.engine.connections() == 0);
+        wait_for("all connections to end", || self.engine.connections() == 0);
         assert_eq!(Log::read(&self.log.opened), before);
     }
 
@@ -178,22 +179,22 @@ fn ask(stream: &mut Stream) -> std::io::Result<()> {
 fn client_with_a_certificate_is_authenticated() {
     let authority = Authority::new();
     for auth in [Auth::None, Auth::Required] {
-        let house = house(auth, certificates(&authority.server(), Some(&authority)));
+        let listener = start_server(auth, certificates(&authority.server(), Some(&authority)));
         let laptop = authority.client("laptop");
         for name in ["localhost", "127.0.0.1"] {
-            let peer = house.enter(&trust(&authority, name, Some(&laptop)));
+            let peer = listener.enter(&trust(&authority, name, Some(&laptop)));
             let channel = peer.channel.unwrap();
             assert_eq!((channel.certified, channel.key), (true, None));
             assert_eq!((&channel.identity[..], peer.auth), ("laptop", auth));
         }
         // A client with a PSK is identified by it.
-        let socket = TcpStream::connect(house.address).unwrap();
+        let socket = TcpStream::connect(listener.address).unwrap();
         let mut stream = tls::connect(socket, key(), Instant::now() + PATIENCE).unwrap();
         ask(&mut stream).unwrap();
-        let channel = house.peers.lock().unwrap().pop().unwrap().channel.unwrap();
+        let channel = listener.peers.lock().unwrap().pop().unwrap().channel.unwrap();
         assert_eq!((channel.certified, &channel.identity[..]), (false, "host"));
         drop(stream);
-        house.stop();
+        listener.stop();
     }
 }
 
@@ -202,11 +203,11 @@ fn certificate_is_required_only_with_auth_required() {
     let authority = Authority::new();
     let nothing = trust(&authority, "localhost", None);
     for knows in [Some(&authority), None] {
-        let open = house(Auth::None, certificates(&authority.server(), knows));
+        let open = start_server(Auth::None, certificates(&authority.server(), knows));
         let channel = open.enter(&nothing).channel.unwrap();
         assert_eq!((channel.certified, channel.key, &channel.identity[..]), (false, None, ""));
         open.stop();
-        let keyed = house(Auth::Required, certificates(&authority.server(), knows));
+        let keyed = start_server(Auth::Required, certificates(&authority.server(), knows));
         keyed.is_refused(&nothing);
         let refused = "no valid key or certificate";
         let events = keyed.events.lock().unwrap();
@@ -215,7 +216,7 @@ fn certificate_is_required_only_with_auth_required() {
         keyed.stop();
     }
     // Client certificates are useless without an authority.
-    let keyed = house(Auth::Required, certificates(&authority.server(), None));
+    let keyed = start_server(Auth::Required, certificates(&authority.server(), None));
     keyed.is_refused(&trust(&authority, "localhost", Some(&authority.client("laptop"))));
     keyed.stop();
 }
@@ -229,11 +230,11 @@ fn foreign_or_expired_client_certificate_is_refused() {
     server.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let wrong = [other.client("laptop"), authority.sign(&late), authority.sign(&server)];
     for auth in [Auth::None, Auth::Required] {
-        let house = house(auth, certificates(&authority.server(), Some(&authority)));
+        let listener = start_server(auth, certificates(&authority.server(), Some(&authority)));
         for own in &wrong {
-            house.is_refused(&trust(&authority, "localhost", Some(own)));
+            listener.is_refused(&trust(&authority, "localhost", Some(own)));
         }
-        house.stop();
+        listener.stop();
     }
 }
 
@@ -242,12 +243,12 @@ fn foreign_or_expired_client_certificate_is_refused() {
 fn x20_wrong_server_certificate_is_refused() {
     let (authority, other) = (Authority::new(), Authority::new());
     let refuses = |server: &Pair, name: &str| {
-        let house = house(Auth::None, certificates(server, None));
-        let error = house.connect(&trust(&authority, name, None)).unwrap_err();
+        let listener = start_server(Auth::None, certificates(server, None));
+        let error = listener.connect(&trust(&authority, name, None)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
         assert!(error.to_string().contains("certificates"), "{error}");
-        house.is_refused(&trust(&authority, name, None));
-        house.stop();
+        listener.is_refused(&trust(&authority, name, None));
+        listener.stop();
     };
     refuses(&other.server(), "localhost");
     refuses(&authority.server(), "example.org");
@@ -259,7 +260,7 @@ fn x20_wrong_server_certificate_is_refused() {
     bare.distinguished_name.push(DnType::CommonName, "127.0.0.1");
     refuses(&authority.sign(&bare), "127.0.0.1");
     // Nor a server with PSKs only, nor one without TLS.
-    let keyed = house(Auth::None, certificates(&other.server(), None));
+    let keyed = start_server(Auth::None, certificates(&other.server(), None));
     assert!(keyed.connect(&trust(&authority, "localhost", None)).is_err());
     keyed.stop();
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -282,25 +283,25 @@ fn rsa_certificates_work() {
     params.distinguished_name.push(DnType::CommonName, "heavy");
     let chain = params.signed_by(&key, &authority.0).unwrap().pem().into_bytes();
     let pair = Pair { chain, key: key.serialize_pem().into_bytes() };
-    let house = house(Auth::Required, certificates(&pair, Some(&authority)));
-    let channel = house.enter(&trust(&authority, "localhost", Some(&pair))).channel.unwrap();
+    let listener = start_server(Auth::Required, certificates(&pair, Some(&authority)));
+    let channel = listener.enter(&trust(&authority, "localhost", Some(&pair))).channel.unwrap();
     // The first of its names.
     assert_eq!(channel.identity, "localhost");
-    house.stop();
+    listener.stop();
 }
 
 #[test]
 fn addresses_and_wildcards_match() {
     let authority = Authority::new();
     let server = authority.sign(&named(&["::1", "*.example.org", "10.1.2.3"]));
-    let house = house(Auth::None, certificates(&server, None));
+    let listener = start_server(Auth::None, certificates(&server, None));
     for name in ["::1", "0:0::1", "a.example.org", "10.1.2.3"] {
-        house.enter(&trust(&authority, name, None));
+        listener.enter(&trust(&authority, name, None));
     }
     for name in ["example.org", "a.b.example.org", "10.1.2.4"] {
-        house.is_refused(&trust(&authority, name, None));
+        listener.is_refused(&trust(&authority, name, None));
     }
-    house.stop();
+    listener.stop();
 }
 
 #[test]
@@ -375,11 +376,12 @@ fn start(command: &[&str]) -> Option<Program> {
 #[test]
 fn openssl_and_gnutls_clients_connect() {
     let (authority, files) = (Authority::new(), Files::new("clients"));
-    let house = house(Auth::Required, certificates(&authority.server(), Some(&authority)));
+    let listener =
+        start_server(Auth::Required, certificates(&authority.server(), Some(&authority)));
     let own = authority.client("foreign");
     let (ca, cert) = (files.put("ca", &authority.pem()), files.put("cert", &own.chain));
-    let (key, port) = (files.put("key", &own.key), house.address.port().to_string());
-    let at = house.address.to_string();
+    let (key, port) = (files.put("key", &own.key), listener.address.port().to_string());
+    let at = listener.address.to_string();
     let openssl = [
         "openssl",
         "s_client",
@@ -413,17 +415,17 @@ fn openssl_and_gnutls_clients_connect() {
     ];
     for command in [&openssl[..], &gnutls[..]] {
         let Some(mut program) = start(command) else { continue };
-        let mut say = program.0.stdin.take().unwrap();
+        let mut stdin = program.0.stdin.take().unwrap();
         // Neither program may interpret a line as an interactive command.
-        say.write_all(&Client::command(b'E', 3, 0, 0)).unwrap();
-        say.flush().unwrap();
+        stdin.write_all(&Client::command(b'E', 3, 0, 0)).unwrap();
+        stdin.flush().unwrap();
         let mut answer = [0; 16];
         program.0.stdout.as_mut().unwrap().read_exact(&mut answer).unwrap();
         assert_eq!(answer[..4], 3u32.to_le_bytes(), "{command:?}");
-        let peer = house.peers.lock().unwrap().pop().unwrap();
+        let peer = listener.peers.lock().unwrap().pop().unwrap();
         assert_eq!(peer.channel.unwrap().identity, "foreign");
     }
-    house.stop();
+    listener.stop();
 }
 
 /// Returns a port that is free now.
@@ -473,7 +475,7 @@ fn openssl_and_gnutls_servers_accept_us() {
         "--require-client-cert",
         "--verify-client-cert",
     ];
-    for (command, port, said) in
+    for (command, port, sent) in
         [(&openssl[..], port.clone(), "olleh"), (&gnutls[..], other.clone(), "hello")]
     {
         let Some(_program) = start(command) else { continue };
@@ -482,17 +484,17 @@ fn openssl_and_gnutls_servers_accept_us() {
         for round in 0..2 {
             let mut stream = connect(address, &trust(&authority, "localhost", Some(&own))).unwrap();
             stream.write_all(b"hello\n").unwrap();
-            let mut heard = [0; 5];
-            stream.read_exact(&mut heard).unwrap();
-            assert_eq!(heard, said.as_bytes(), "{command:?} {round}");
+            let mut received = [0; 5];
+            stream.read_exact(&mut received).unwrap();
+            assert_eq!(received, sent.as_bytes(), "{command:?} {round}");
             let _ = stream.close();
         }
         let nobody = connect(address, &trust(&authority, "localhost", None));
-        let heard = nobody.and_then(|mut stream| {
+        let received = nobody.and_then(|mut stream| {
             stream.write_all(b"hello\n")?;
             stream.read_exact(&mut [0; 5])
         });
-        assert!(heard.is_err(), "{command:?}");
+        assert!(received.is_err(), "{command:?}");
         assert!(connect(address, &trust(&Authority::new(), "localhost", Some(&own))).is_err());
     }
 }
@@ -501,14 +503,14 @@ fn openssl_and_gnutls_servers_accept_us() {
 #[test]
 fn x20_older_tls_versions_are_refused() {
     let (authority, files) = (Authority::new(), Files::new("older"));
-    let house = house(Auth::None, certificates(&authority.server(), Some(&authority)));
-    let (ca, at) = (files.put("ca", &authority.pem()), house.address.to_string());
+    let listener = start_server(Auth::None, certificates(&authority.server(), Some(&authority)));
+    let (ca, at) = (files.put("ca", &authority.pem()), listener.address.to_string());
     let old = ["openssl", "s_client", "-tls1_2", "-connect", &at, "-CAfile", &ca];
     if let Some(mut program) = start(&old) {
-        let mut said = String::new();
+        let mut sent = String::new();
         drop(program.0.stdin.take());
-        program.0.stdout.take().unwrap().read_to_string(&mut said).unwrap();
-        assert!(said.contains("Cipher is (NONE)"), "{said}");
+        program.0.stdout.take().unwrap().read_to_string(&mut sent).unwrap();
+        assert!(sent.contains("Cipher is (NONE)"), "{sent}");
         assert!(!program.0.wait().unwrap().success());
     }
     let server = authority.server();
@@ -524,6 +526,6 @@ fn x20_older_tls_versions_are_refused() {
         wait_for("it to listen", || TcpStream::connect(address).is_ok());
         assert!(connect(address, &trust(&authority, "localhost", None)).is_err());
     }
-    assert_eq!(Log::read(&house.log.opened), 0);
-    house.stop();
+    assert_eq!(Log::read(&listener.log.opened), 0);
+    listener.stop();
 }

@@ -12,7 +12,7 @@ use engine::{Config, Driver};
 use rustix::net::{AddressFamily, SocketType, connect, socket};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
-use toy::{BLOCK, Client, Manner, at_best, lend, serve, wait_for};
+use toy::{BLOCK, Client, SessionOptions, at_best, memory_export, serve, wait_for};
 
 fn limit(descriptors: u64) {
     let maximum = getrlimit(Resource::Nofile).maximum;
@@ -37,7 +37,9 @@ fn r35_accept_pauses_while_descriptors_are_exhausted() {
     for driver in [Driver::Uring, Driver::Blocking] {
         limit(1024);
         let config = Config { driver, ..Config::default() };
-        let Some(served) = serve(config, lend(1 << 20), Manner::default()) else { continue };
+        let Some(served) = serve(config, memory_export(1 << 20), SessionOptions::default()) else {
+            continue;
+        };
         let mut first = Client::connect(served.address);
         assert_eq!(first.ask(b'E', 1), 0);
         let waiting: Vec<_> = (0..20).map(|_| Client::connect(served.address)).collect();

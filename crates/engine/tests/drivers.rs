@@ -17,27 +17,27 @@ use engine::{Config, Driver};
 use export::{Export, Extent, Fault, Notice};
 use rustix::net::sockopt::set_socket_linger;
 use toy::{
-    BLOCK, Client, FREE, Log, Manner, Served, Way, lend, lend_fd, lend_file, pattern, serve,
-    wait_for,
+    BLOCK, Client, Log, Served, SessionOptions, Setup, UNLIMITED, file_export, lend_fd,
+    memory_export, pattern, serve, wait_for,
 };
 
 macro_rules! with_both_drivers {
     ($($name:ident)*) => {
         mod uring {
-            use super::{Driver, Way};
-            $(#[test] fn $name() { super::$name(Way { driver: Driver::Uring, secured: false }) })*
+            use super::{Driver, Setup};
+            $(#[test] fn $name() { super::$name(Setup { driver: Driver::Uring, secured: false }) })*
         }
         mod blocking {
-            use super::{Driver, Way};
-            $(#[test] fn $name() { super::$name(Way { driver: Driver::Blocking, secured: false }) })*
+            use super::{Driver, Setup};
+            $(#[test] fn $name() { super::$name(Setup { driver: Driver::Blocking, secured: false }) })*
         }
         mod uring_tls {
-            use super::{Driver, Way};
-            $(#[test] fn $name() { super::$name(Way { driver: Driver::Uring, secured: true }) })*
+            use super::{Driver, Setup};
+            $(#[test] fn $name() { super::$name(Setup { driver: Driver::Uring, secured: true }) })*
         }
         mod blocking_tls {
-            use super::{Driver, Way};
-            $(#[test] fn $name() { super::$name(Way { driver: Driver::Blocking, secured: true }) })*
+            use super::{Driver, Setup};
+            $(#[test] fn $name() { super::$name(Setup { driver: Driver::Blocking, secured: true }) })*
         }
     };
 }
@@ -78,16 +78,16 @@ with_both_drivers! {
     panic_in_a_session_affects_only_its_connection
 }
 
-fn config(way: Way) -> Config {
-    Config { driver: way.driver, threads: 2, limits: FREE, ..Config::default() }
+fn config(setup: Setup) -> Config {
+    Config { driver: setup.driver, threads: 2, limits: UNLIMITED, ..Config::default() }
 }
 
-fn start(way: Way) -> Option<Served> {
-    serve(config(way), lend_file(8 << 20), way.manner())
+fn start(setup: Setup) -> Option<Served> {
+    serve(config(setup), file_export(8 << 20), setup.options())
 }
 
-fn start_in_memory(way: Way) -> Option<Served> {
-    serve(config(way), lend(8 << 20), way.manner())
+fn start_in_memory(setup: Setup) -> Option<Served> {
+    serve(config(setup), memory_export(8 << 20), setup.options())
 }
 
 /// Stops the engine, and checks that the contract of sessions was kept.
@@ -102,15 +102,15 @@ fn assert_is_over(log: &Log) {
     assert_eq!(Log::read(&log.dropped), opened, "sessions dropped");
     assert_eq!(Log::read(&log.disconnected), opened, "sessions told of their end");
     assert_eq!(Log::read(&log.completed), Log::read(&log.submitted), "requests that ended");
-    assert_eq!(Log::read(&log.wronged), 0, "sessions treated against the rules");
+    assert_eq!(Log::read(&log.violations), 0, "sessions treated against the rules");
 }
 
-fn written_data_is_read_back(way: Way) {
-    start(way).into_iter().for_each(written_data_is_read_back_by);
+fn written_data_is_read_back(setup: Setup) {
+    start(setup).into_iter().for_each(written_data_is_read_back_by);
 }
 
-fn written_data_is_read_back_in_memory(way: Way) {
-    start_in_memory(way).into_iter().for_each(written_data_is_read_back_by);
+fn written_data_is_read_back_in_memory(setup: Setup) {
+    start_in_memory(setup).into_iter().for_each(written_data_is_read_back_by);
 }
 
 fn written_data_is_read_back_by(served: Served) {
@@ -126,8 +126,8 @@ fn written_data_is_read_back_by(served: Served) {
     stop(served);
 }
 
-fn large_payloads_are_received_directly(way: Way) {
-    let Some(served) = start(way) else { return };
+fn large_payloads_are_received_directly(setup: Setup) {
+    let Some(served) = start(setup) else { return };
     let mut client = Client::connect(served.address);
     let mut writer = Client(client.0.try_clone().unwrap());
     let writes = std::thread::spawn(move || {
@@ -135,10 +135,10 @@ fn large_payloads_are_received_directly(way: Way) {
             writer.say_write(at, at % 8 * 2048, &pattern(at as usize, 1 << 20));
         }
     });
-    let mut heard: Vec<_> = (0..64).map(|_| client.hear().unwrap()).collect();
+    let mut received: Vec<_> = (0..64).map(|_| client.receive().unwrap()).collect();
     writes.join().unwrap();
-    heard.sort();
-    assert!(heard.iter().zip(0..).all(|(answer, tag)| (answer.0, answer.1) == (tag, 0)));
+    received.sort();
+    assert!(received.iter().zip(0..).all(|(answer, tag)| (answer.0, answer.1) == (tag, 0)));
     assert!(Log::read(&served.log.landed) > 32 << 20, "landed {:?}", served.log.landed);
     for at in 0..8u32 {
         let data = client.read(at * 2048, 1 << 20).unwrap();
@@ -148,12 +148,12 @@ fn large_payloads_are_received_directly(way: Way) {
     stop(served);
 }
 
-fn many_small_requests_are_all_answered(way: Way) {
-    start(way).into_iter().for_each(many_small_requests_are_all_answered_by);
+fn many_small_requests_are_all_answered(setup: Setup) {
+    start(setup).into_iter().for_each(many_small_requests_are_all_answered_by);
 }
 
-fn many_small_requests_are_all_answered_in_memory(way: Way) {
-    start_in_memory(way).into_iter().for_each(many_small_requests_are_all_answered_by);
+fn many_small_requests_are_all_answered_in_memory(setup: Setup) {
+    start_in_memory(setup).into_iter().for_each(many_small_requests_are_all_answered_by);
 }
 
 fn many_small_requests_are_all_answered_by(served: Served) {
@@ -169,16 +169,16 @@ fn many_small_requests_are_all_answered_by(served: Served) {
                         batch.extend(pattern((lba + round) as usize, BLOCK));
                     }
                     client.0.write_all(&batch).unwrap();
-                    let mut tags: Vec<_> = (0..128).map(|_| client.hear().unwrap()).collect();
+                    let mut tags: Vec<_> = (0..128).map(|_| client.receive().unwrap()).collect();
                     tags.sort();
                     assert!(
                         tags.iter().zip(0..).all(|(answer, tag)| (answer.0, answer.1) == (tag, 0))
                     );
                     for tag in 0..128 {
-                        client.say(b'R', tag, who * 1024 + tag, BLOCK);
+                        client.send(b'R', tag, who * 1024 + tag, BLOCK);
                     }
                     for _ in 0..128 {
-                        let (tag, status, data) = client.hear().unwrap();
+                        let (tag, status, data) = client.receive().unwrap();
                         let expected = pattern((who * 1024 + tag + round) as usize, BLOCK);
                         assert_eq!((status, data), (0, expected));
                     }
@@ -191,8 +191,8 @@ fn many_small_requests_are_all_answered_by(served: Served) {
     stop(served);
 }
 
-fn commands_may_arrive_byte_by_byte(way: Way) {
-    let Some(served) = start(way) else { return };
+fn commands_may_arrive_byte_by_byte(setup: Setup) {
+    let Some(served) = start(setup) else { return };
     let mut client = Client::connect(served.address);
     let data = pattern(3, BLOCK);
     let mut bytes = Client::command(b'W', 1, 9, BLOCK).to_vec();
@@ -200,20 +200,20 @@ fn commands_may_arrive_byte_by_byte(way: Way) {
     for byte in bytes {
         client.0.write_all(&[byte]).unwrap();
     }
-    assert_eq!(client.hear().unwrap(), (1, 0, Vec::new()));
+    assert_eq!(client.receive().unwrap(), (1, 0, Vec::new()));
     assert_eq!(client.read(9, BLOCK).unwrap(), data);
     stop(served);
 }
 
-fn half_closed_connection_is_answered_completely(way: Way) {
-    let Some(served) = start(way) else { return };
+fn half_closed_connection_is_answered_completely(setup: Setup) {
+    let Some(served) = start(setup) else { return };
     let mut client = Client::connect(served.address);
     for tag in 0..100 {
-        client.say(b'R', tag, 0, 64 << 10);
+        client.send(b'R', tag, 0, 64 << 10);
     }
     client.0.shutdown(Shutdown::Write).unwrap();
     for _ in 0..100 {
-        let (_, status, data) = client.hear().unwrap();
+        let (_, status, data) = client.receive().unwrap();
         assert_eq!((status, data.len()), (0, 64 << 10));
     }
     assert!(client.is_closed());
@@ -224,7 +224,7 @@ fn half_closed_connection_is_answered_completely(way: Way) {
 /// not processed.
 fn hanging(served: &Served) -> Client {
     let mut client = Client::connect(served.address);
-    client.say(b'H', 2, 0, BLOCK);
+    client.send(b'H', 2, 0, BLOCK);
     wait_for("the thread to hang", || Log::read(&served.log.hanging) == 1);
     client.say_write(4, 0, &pattern(1, BLOCK));
     client
@@ -234,8 +234,8 @@ fn release(served: &Served) {
     served.log.released.store(true, Ordering::SeqCst);
 }
 
-fn r55_peer_lost_while_its_thread_hangs_writes_no_more(way: Way) {
-    let Some(served) = start(way) else { return };
+fn r55_peer_lost_while_its_thread_hangs_writes_no_more(setup: Setup) {
+    let Some(served) = start(setup) else { return };
     let client = hanging(&served);
     assert!(!served.export.has_orphans());
     drop(client);
@@ -252,27 +252,27 @@ fn r55_peer_lost_while_its_thread_hangs_writes_no_more(way: Way) {
     stop(served);
 }
 
-fn r55_half_closed_peer_is_answered_and_writes_no_more(way: Way) {
-    let Some(served) = start(way) else { return };
+fn r55_half_closed_peer_is_answered_and_writes_no_more(setup: Setup) {
+    let Some(served) = start(setup) else { return };
     let mut client = hanging(&served);
-    client.say(b'R', 6, 0, BLOCK);
+    client.send(b'R', 6, 0, BLOCK);
     client.0.shutdown(Shutdown::Write).unwrap();
     wait_for("its writes to count as orphaned", || served.export.has_orphans());
     release(&served);
-    let mut heard: Vec<_> = (0..3).map(|_| client.hear().unwrap()).collect();
-    heard.sort();
-    let answers: Vec<_> = heard.iter().map(|answer| (answer.0, answer.1)).collect();
+    let mut received: Vec<_> = (0..3).map(|_| client.receive().unwrap()).collect();
+    received.sort();
+    let answers: Vec<_> = received.iter().map(|answer| (answer.0, answer.1)).collect();
     assert_eq!(answers, [(2, 0), (4, 100 + Fault::Gone as u32), (6, 0)]);
     assert!(client.is_closed());
     stop(served);
 }
 
-fn peer_that_does_not_read_is_throttled(way: Way) {
-    start(way).into_iter().for_each(peer_that_does_not_read_is_throttled_by);
+fn peer_that_does_not_read_is_throttled(setup: Setup) {
+    start(setup).into_iter().for_each(peer_that_does_not_read_is_throttled_by);
 }
 
-fn peer_that_does_not_read_is_throttled_in_memory(way: Way) {
-    start_in_memory(way).into_iter().for_each(peer_that_does_not_read_is_throttled_by);
+fn peer_that_does_not_read_is_throttled_in_memory(setup: Setup) {
+    start_in_memory(setup).into_iter().for_each(peer_that_does_not_read_is_throttled_by);
 }
 
 fn peer_that_does_not_read_is_throttled_by(served: Served) {
@@ -291,31 +291,31 @@ fn peer_that_does_not_read_is_throttled_by(served: Served) {
     // It continues and gets everything.
     let mut total = 0;
     while total < 4096 {
-        assert_eq!(deaf.hear().unwrap().2.len(), 64 << 10);
+        assert_eq!(deaf.receive().unwrap().2.len(), 64 << 10);
         total += 1;
     }
     stop(served);
 }
 
-fn lost_peer_leaks_nothing(way: Way) {
-    start(way).into_iter().for_each(lost_peer_leaks_nothing_by);
+fn lost_peer_leaks_nothing(setup: Setup) {
+    start(setup).into_iter().for_each(lost_peer_leaks_nothing_by);
 }
 
-fn lost_peer_leaks_nothing_in_memory(way: Way) {
-    start_in_memory(way).into_iter().for_each(lost_peer_leaks_nothing_by);
+fn lost_peer_leaks_nothing_in_memory(setup: Setup) {
+    start_in_memory(setup).into_iter().for_each(lost_peer_leaks_nothing_by);
 }
 
 fn lost_peer_leaks_nothing_by(served: Served) {
     for round in 0..20 {
         let mut client = Client::connect(served.address);
         for tag in 0..200 {
-            client.say(b'R', tag, 0, 16 << 10);
+            client.send(b'R', tag, 0, 16 << 10);
             if tag % 3 == 0 {
                 client.say_write(tag, 64, &pattern(1, 4096));
             }
         }
         // In the middle of a payload.
-        client.say(b'W', 1, 0, 1 << 20);
+        client.send(b'W', 1, 0, 1 << 20);
         client.0.write_all(&[1; 1000]).unwrap();
         if round % 2 == 0 {
             set_socket_linger(&client.0, Some(Duration::ZERO)).unwrap();
@@ -336,20 +336,20 @@ fn hammer(served: &Served) -> std::thread::JoinHandle<usize> {
             batch.extend(Client::command(b'W', tag, 64, 4096));
             batch.extend([5; 4096]);
         }
-        let mut heard = 0;
+        let mut received = 0;
         while client.0.write_all(&batch).is_ok() {
-            let answers = (0..64).map_while(|_| client.hear().ok()).count();
-            heard += answers;
+            let answers = (0..64).map_while(|_| client.receive().ok()).count();
+            received += answers;
             if answers < 64 {
                 break;
             }
         }
-        heard
+        received
     })
 }
 
-fn stopping_closes_busy_connections(way: Way) {
-    let Some(served) = start(way) else { return };
+fn stopping_closes_busy_connections(setup: Setup) {
+    let Some(served) = start(setup) else { return };
     let clients: Vec<_> = (0..4).map(|_| hammer(&served)).collect();
     wait_for("some traffic", || Log::read(&served.log.completed) > 2000);
     let address = served.address;
@@ -360,12 +360,12 @@ fn stopping_closes_busy_connections(way: Way) {
     assert!(std::net::TcpStream::connect(address).is_err());
 }
 
-fn stopping_cuts_connections_that_do_not_close(way: Way) {
-    let Some(served) = start(way) else { return };
+fn stopping_cuts_connections_that_do_not_close(setup: Setup) {
+    let Some(served) = start(setup) else { return };
     let mut client = Client::connect(served.address);
     // Half a payload, and answers that the peer does not read: closing cannot flush them.
     for tag in 0..400 {
-        client.say(b'R', tag, 0, 64 << 10);
+        client.send(b'R', tag, 0, 64 << 10);
     }
     // The most that is ever started: less might fit into the socket buffers, and then nothing would
     // block the flush.
@@ -385,8 +385,8 @@ fn stopping_cuts_connections_that_do_not_close(way: Way) {
     assert_is_over(&log);
 }
 
-fn notices_reach_every_session(way: Way) {
-    let Some(served) = start(way) else { return };
+fn notices_reach_every_session(setup: Setup) {
+    let Some(served) = start(setup) else { return };
     let mut clients: Vec<_> = (0..50).map(|_| Client::connect(served.address)).collect();
     clients.iter_mut().for_each(|client| assert_eq!(client.ask(b'E', 1), 0));
     assert_eq!(Log::read(&served.log.changed), 0);
@@ -396,8 +396,8 @@ fn notices_reach_every_session(way: Way) {
     stop(served);
 }
 
-fn step_notify_reaches_all_sessions(way: Way) {
-    let Some(served) = start(way) else { return };
+fn step_notify_reaches_all_sessions(setup: Setup) {
+    let Some(served) = start(setup) else { return };
     let mut clients: Vec<_> = (0..10).map(|_| Client::connect(served.address)).collect();
     clients.iter_mut().for_each(|client| assert_eq!(client.ask(b'E', 1), 0));
     assert_eq!(clients[3].ask(b'N', 1), 0);
@@ -412,22 +412,23 @@ fn step_notify_reaches_all_sessions(way: Way) {
     stop(served);
 }
 
-fn end_of_an_exclusive_write_notifies_all(way: Way) {
-    let Some(served) = start(way) else { return };
+fn end_of_an_exclusive_write_notifies_all(setup: Setup) {
+    let Some(served) = start(setup) else { return };
     let mut other = Client::connect(served.address);
     assert_eq!(other.ask(b'E', 1), 0);
     let mut client = Client::connect(served.address);
-    client.say(b'A', 1, 0, BLOCK);
+    client.send(b'A', 1, 0, BLOCK);
     client.0.write_all(&[9; BLOCK]).unwrap();
-    assert_eq!(client.hear().unwrap(), (1, 0, Vec::new()));
+    assert_eq!(client.receive().unwrap(), (1, 0, Vec::new()));
     wait_for("the notice", || Log::read(&served.log.changed) >= 2);
     assert_eq!(other.read(0, BLOCK).unwrap(), [9; BLOCK]);
     stop(served);
 }
 
-fn deadlines_tick(way: Way) {
-    let manner = Manner { every: Some(Duration::from_millis(20)), ..way.manner() };
-    let Some(served) = serve(config(way), lend(1 << 20), manner) else { return };
+fn deadlines_tick(setup: Setup) {
+    let options =
+        SessionOptions { tick_interval: Some(Duration::from_millis(20)), ..setup.options() };
+    let Some(served) = serve(config(setup), memory_export(1 << 20), options) else { return };
     let began = Instant::now();
     let mut clients: Vec<_> = (0..4).map(|_| Client::connect(served.address)).collect();
     clients.iter_mut().for_each(|client| assert_eq!(client.ask(b'E', 1), 0));
@@ -440,8 +441,8 @@ fn deadlines_tick(way: Way) {
     stop(served);
 }
 
-fn three_hundred_connections_are_served(way: Way) {
-    let Some(served) = start(way) else { return };
+fn three_hundred_connections_are_served(setup: Setup) {
+    let Some(served) = start(setup) else { return };
     let mut clients = Vec::new();
     for at in 0..300usize {
         let mut client = Client::connect(served.address);
@@ -458,9 +459,9 @@ fn three_hundred_connections_are_served(way: Way) {
     stop(served);
 }
 
-fn idle_unestablished_connections_are_evicted(way: Way) {
-    let manner = Manner { strict: true, ..way.manner() };
-    let Some(served) = serve(config(way), lend(1 << 20), manner) else { return };
+fn idle_unestablished_connections_are_evicted(setup: Setup) {
+    let options = SessionOptions { needs_hello: true, ..setup.options() };
+    let Some(served) = serve(config(setup), memory_export(1 << 20), options) else { return };
     let mut early = Client::connect(served.address);
     assert_eq!(early.ask(b'X', 1), 0);
     let mut silent: Vec<_> = (0..200).map(|_| Client::connect(served.address)).collect();
@@ -470,17 +471,17 @@ fn idle_unestablished_connections_are_evicted(way: Way) {
     // The established connection stays; the oldest unestablished one is evicted.
     assert_eq!(early.read(0, BLOCK).unwrap().len(), BLOCK);
     assert!(silent[..50].iter_mut().all(Client::is_closed));
-    wait_for("the house to empty", || served.engine.connections() <= 130);
+    wait_for("the server to empty", || served.engine.connections() <= 130);
     assert_eq!(silent[199].ask(b'E', 1), 0);
     drop(silent);
     stop(served);
 }
 
-fn reads_beyond_a_truncated_disk_fail(way: Way) {
+fn reads_beyond_a_truncated_disk_fail(setup: Setup) {
     let disk = rustix::fs::memfd_create("short", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
     rustix::fs::ftruncate(&disk, 10 * BLOCK as u64).unwrap();
     let export = lend_fd(disk, 1 << 20);
-    let Some(served) = serve(config(way), export, way.manner()) else { return };
+    let Some(served) = serve(config(setup), export, setup.options()) else { return };
     let mut client = Client::connect(served.address);
     assert_eq!(client.read(8, 2 * BLOCK).unwrap(), [0; 2 * BLOCK]);
     assert_eq!(client.read(8, 3 * BLOCK), Err(100 + Fault::Io as u32));
@@ -489,19 +490,19 @@ fn reads_beyond_a_truncated_disk_fail(way: Way) {
     stop(served);
 }
 
-fn partial_last_block_is_padded_with_zeros(way: Way) {
-    partial_last_block_is_padded_with_zeros_on(way, toy::file(1_000_001));
+fn partial_last_block_is_padded_with_zeros(setup: Setup) {
+    partial_last_block_is_padded_with_zeros_on(setup, toy::file(1_000_001));
 }
 
-fn partial_last_block_is_padded_with_zeros_in_memory(way: Way) {
+fn partial_last_block_is_padded_with_zeros_in_memory(setup: Setup) {
     let disk = rustix::fs::memfd_create("odd", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    partial_last_block_is_padded_with_zeros_on(way, disk);
+    partial_last_block_is_padded_with_zeros_on(setup, disk);
 }
 
-fn partial_last_block_is_padded_with_zeros_on(way: Way, disk: OwnedFd) {
+fn partial_last_block_is_padded_with_zeros_on(setup: Setup, disk: OwnedFd) {
     rustix::io::pwrite(&disk, &[7; 1_000_001], 0).unwrap();
     let export = toy::lend_for(export::Access::ReadOnly, disk, 1_000_001);
-    let Some(served) = serve(config(way), export, way.manner()) else { return };
+    let Some(served) = serve(config(setup), export, setup.options()) else { return };
     let mut client = Client::connect(served.address);
     for (lba, blocks) in [(1953, 1), (1900, 54), (0, 1954), (1946, 8)] {
         // The memory of these answers is reused for the next ones.
@@ -517,20 +518,20 @@ fn partial_last_block_is_padded_with_zeros_on(way: Way, disk: OwnedFd) {
     stop(served);
 }
 
-fn zeros_discards_and_flushes_work(way: Way) {
-    start(way).into_iter().for_each(zeros_discards_and_flushes_work_by);
+fn zeros_discards_and_flushes_work(setup: Setup) {
+    start(setup).into_iter().for_each(zeros_discards_and_flushes_work_by);
 }
 
-fn zeros_discards_and_flushes_work_in_memory(way: Way) {
-    start_in_memory(way).into_iter().for_each(zeros_discards_and_flushes_work_by);
+fn zeros_discards_and_flushes_work_in_memory(setup: Setup) {
+    start_in_memory(setup).into_iter().for_each(zeros_discards_and_flushes_work_by);
 }
 
 fn zeros_discards_and_flushes_work_by(served: Served) {
     let mut client = Client::connect(served.address);
     assert_eq!(client.write(0, &pattern(5, 1 << 20)), 0);
     for (tag, op, lba) in [(1, b'Z', 8), (2, b'D', 16), (3, b'Z', 24)] {
-        client.say(op, tag, lba, 8 * BLOCK);
-        assert_eq!(client.hear().unwrap(), (tag, 0, Vec::new()));
+        client.send(op, tag, lba, 8 * BLOCK);
+        assert_eq!(client.receive().unwrap(), (tag, 0, Vec::new()));
     }
     assert_eq!(client.ask(b'F', 4), 0);
     let mut expected = pattern(5, 1 << 20);
@@ -539,12 +540,12 @@ fn zeros_discards_and_flushes_work_by(served: Served) {
     stop(served);
 }
 
-fn extents_distinguish_holes_and_data(way: Way) {
-    start(way).into_iter().for_each(extents_distinguish_holes_and_data_by);
+fn extents_distinguish_holes_and_data(setup: Setup) {
+    start(setup).into_iter().for_each(extents_distinguish_holes_and_data_by);
 }
 
-fn extents_distinguish_holes_and_data_in_memory(way: Way) {
-    start_in_memory(way).into_iter().for_each(extents_distinguish_holes_and_data_by);
+fn extents_distinguish_holes_and_data_in_memory(setup: Setup) {
+    start_in_memory(setup).into_iter().for_each(extents_distinguish_holes_and_data_by);
 }
 
 fn extents_distinguish_holes_and_data_by(served: Served) {
@@ -564,8 +565,8 @@ fn extents_distinguish_holes_and_data_by(served: Served) {
     assert_eq!(client.map(8192, BLOCK), [Extent::hole(512)]);
     assert_eq!(client.map(16384 - 128, piece), [data]);
     // A prefetch changes nothing.
-    client.say(b'G', 3, 0, disk);
-    assert_eq!(client.hear().unwrap(), (3, 0, Vec::new()));
+    client.send(b'G', 3, 0, disk);
+    assert_eq!(client.receive().unwrap(), (3, 0, Vec::new()));
     assert_eq!(client.read(4096, piece).unwrap(), pattern(1, piece));
     // As many as fit: sixteen.
     for at in 0..20 {
@@ -582,50 +583,50 @@ fn extents_distinguish_holes_and_data_by(served: Served) {
 }
 
 /// A memfd supports punching holes but no zero ranges: fast zeroing by the latter is refused.
-fn fast_zero_requests_succeed_or_are_refused(way: Way) {
-    let Some(served) = start_in_memory(way) else { return };
+fn fast_zero_requests_succeed_or_are_refused(setup: Setup) {
+    let Some(served) = start_in_memory(setup) else { return };
     let mut client = Client::connect(served.address);
     assert_eq!(client.write(0, &pattern(1, 8 * BLOCK)), 0);
-    client.say(b'Q', 2, 0, 8 * BLOCK);
-    assert_eq!(client.hear().unwrap().1, 100 + Fault::Unsupported as u32);
+    client.send(b'Q', 2, 0, 8 * BLOCK);
+    assert_eq!(client.receive().unwrap().1, 100 + Fault::Unsupported as u32);
     assert_eq!(client.read(0, 8 * BLOCK).unwrap(), pattern(1, 8 * BLOCK));
-    client.say(b'Q', 3, 0, 8 * BLOCK);
-    assert_eq!(client.hear().unwrap().1, 0);
+    client.send(b'Q', 3, 0, 8 * BLOCK);
+    assert_eq!(client.receive().unwrap().1, 0);
     assert_eq!(client.read(0, 8 * BLOCK).unwrap(), vec![0; 8 * BLOCK]);
     stop(served);
 }
 
-fn blocking_operations_end_after_connection_loss(way: Way) {
-    let Some(served) = start(way) else { return };
+fn blocking_operations_end_after_connection_loss(setup: Setup) {
+    let Some(served) = start(setup) else { return };
     for _ in 0..10 {
         let mut client = Client::connect(served.address);
         for tag in 0..200 {
             let op = if tag % 2 == 0 { b'M' } else { b'G' };
-            client.say(op, tag, 0, 8 << 20);
+            client.send(op, tag, 0, 8 << 20);
         }
     }
     stop(served);
 }
 
-fn closing_session_flushes_its_output(way: Way) {
-    let Some(served) = start(way) else { return };
+fn closing_session_flushes_its_output(setup: Setup) {
+    let Some(served) = start(setup) else { return };
     let mut client = Client::connect(served.address);
-    client.say(b'R', 1, 0, 1 << 20);
-    client.say(b'R', 2, 0, 1 << 20);
-    client.hear().unwrap();
-    client.hear().unwrap();
-    client.say(b'C', 3, 0, 0);
+    client.send(b'R', 1, 0, 1 << 20);
+    client.send(b'R', 2, 0, 1 << 20);
+    client.receive().unwrap();
+    client.receive().unwrap();
+    client.send(b'C', 3, 0, 0);
     // What follows is not read by the session, and must not destroy the answer.
     let _ = client.0.write_all(&[0; 10_000]);
-    assert_eq!(client.hear().unwrap(), (3, 0, Vec::new()));
+    assert_eq!(client.receive().unwrap(), (3, 0, Vec::new()));
     assert!(client.is_closed());
     drop(client);
     wait_for("the connection to go", || served.engine.connections() == 0);
     stop(served);
 }
 
-fn peer_that_never_closes_is_cut(way: Way) {
-    let Some(served) = start(way) else { return };
+fn peer_that_never_closes_is_cut(setup: Setup) {
+    let Some(served) = start(setup) else { return };
     let mut client = Client::connect(served.address);
     assert_eq!(client.ask(b'C', 1), 0);
     let mut rest = Vec::new();
@@ -635,14 +636,14 @@ fn peer_that_never_closes_is_cut(way: Way) {
     stop(served);
 }
 
-fn panic_in_a_session_affects_only_its_connection(way: Way) {
-    let Some(served) = start(way) else { return };
+fn panic_in_a_session_affects_only_its_connection(setup: Setup) {
+    let Some(served) = start(setup) else { return };
     let mut others: Vec<_> = (0..8).map(|_| Client::connect(served.address)).collect();
     others.iter_mut().for_each(|other| assert_eq!(other.ask(b'E', 1), 0));
     for _ in 0..4 {
         let mut client = Client::connect(served.address);
-        client.say(b'R', 1, 0, 1 << 20);
-        client.say(b'P', 2, 0, 0);
+        client.send(b'R', 1, 0, 1 << 20);
+        client.send(b'P', 2, 0, 0);
         let mut rest = Vec::new();
         let _ = client.0.read_to_end(&mut rest);
     }
@@ -661,11 +662,13 @@ fn slow_disk() -> (Arc<Export>, OwnedFd) {
 #[test]
 fn r20_slow_disk_delays_no_other() {
     let config = Config { driver: Driver::Uring, threads: 1, ..Config::default() };
-    let Some(served) = serve(config, lend(1 << 20), Manner::default()) else { return };
+    let Some(served) = serve(config, memory_export(1 << 20), SessionOptions::default()) else {
+        return;
+    };
     let (export, other) = slow_disk();
-    let (address, log) = served.also(&export);
+    let (address, log) = served.serve_another(&export);
     let mut slow = Client::connect(address);
-    (0..8).for_each(|tag| slow.say(b'R', tag, 0, BLOCK));
+    (0..8).for_each(|tag| slow.send(b'R', tag, 0, BLOCK));
     wait_for("the requests", || Log::read(&log.submitted) == 8);
     let mut fast = Client::connect(served.address);
     for at in 0..100 {
@@ -676,7 +679,7 @@ fn r20_slow_disk_delays_no_other() {
     assert_eq!(Log::read(&log.completed), 0);
     for _ in 0..8 {
         rustix::io::write(&other, &[7; BLOCK]).unwrap();
-        assert_eq!(slow.hear().unwrap().2, [7; BLOCK]);
+        assert_eq!(slow.receive().unwrap().2, [7; BLOCK]);
     }
     drop((slow, fast));
     stop(served);
@@ -686,11 +689,13 @@ fn r20_slow_disk_delays_no_other() {
 #[test]
 fn lost_connection_waits_for_its_disk_requests() {
     let config = Config { driver: Driver::Uring, threads: 1, ..Config::default() };
-    let Some(served) = serve(config, lend(1 << 20), Manner::default()) else { return };
+    let Some(served) = serve(config, memory_export(1 << 20), SessionOptions::default()) else {
+        return;
+    };
     let (export, other) = slow_disk();
-    let (address, log) = served.also(&export);
+    let (address, log) = served.serve_another(&export);
     let mut client = Client::connect(address);
-    client.say(b'R', 1, 0, BLOCK);
+    client.send(b'R', 1, 0, BLOCK);
     wait_for("the request", || Log::read(&log.submitted) == 1);
     set_socket_linger(&client.0, Some(Duration::ZERO)).unwrap();
     drop(client);
@@ -707,7 +712,7 @@ fn lost_connection_waits_for_its_disk_requests() {
 #[test]
 fn uring_is_chosen_where_available() {
     let start =
-        |driver| engine::Engine::start(config(Way { driver, secured: false }), Arc::new(|_| {}));
+        |driver| engine::Engine::start(config(Setup { driver, secured: false }), Arc::new(|_| {}));
     let auto = start(Driver::Auto).unwrap();
     let expected = if start(Driver::Uring).is_ok() { Driver::Uring } else { Driver::Blocking };
     assert_eq!(auto.driver().driver, expected);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use engine::{Config, Driver};
 use rustix::time::{ClockId, clock_gettime};
-use toy::{BLOCK, Client, Manner, at_best, lend, serve, wait_for};
+use toy::{BLOCK, Client, SessionOptions, at_best, memory_export, serve, wait_for};
 
 /// Returns the CPU time of this process.
 fn used() -> Duration {
@@ -23,8 +23,8 @@ fn idle_server_uses_no_cpu_time() {
     let ways = [Driver::Uring, Driver::Blocking].map(|driver| [(driver, false), (driver, true)]);
     for (driver, secured) in ways.into_iter().flatten() {
         let config = Config { driver, threads: 2, ..Config::default() };
-        let manner = Manner { secured, ..Manner::default() };
-        let Some(served) = serve(config, lend(1 << 20), manner) else { continue };
+        let options = SessionOptions { secured, ..SessionOptions::default() };
+        let Some(served) = serve(config, memory_export(1 << 20), options) else { continue };
         let mut clients: Vec<_> = (0..8).map(|_| Client::connect(served.address)).collect();
         for client in &mut clients {
             (0..100).for_each(|_| drop(client.read(0, BLOCK).unwrap()));

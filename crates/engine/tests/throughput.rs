@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use engine::{Config, Driver};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
-use toy::{Client, Manner, Served, lend, lend_file, serve};
+use toy::{Client, Served, SessionOptions, file_export, memory_export, serve};
 
 fn pin(core: usize) {
     let mut cores = CpuSet::new();
@@ -35,7 +35,7 @@ fn reads(served: &Served, depth: u32, len: usize) -> (f64, f64) {
     let mut client = Client::connect(served.address);
     let (began, used) = (Instant::now(), used_by_others());
     let mut answers = 0u32;
-    (0..depth).for_each(|tag| client.say(b'R', tag, tag * 8, len));
+    (0..depth).for_each(|tag| client.send(b'R', tag, tag * 8, len));
     let mut buffer = vec![0; (16 + len) * depth as usize];
     let mut have = 0;
     while began.elapsed() < Duration::from_secs(1) {
@@ -62,7 +62,7 @@ fn writes(served: &Served, depth: u32, len: usize) -> (f64, f64) {
     let mut answers = 0u32;
     (0..depth).for_each(|tag| client.say_write(tag * 2, 0, &data));
     while began.elapsed() < Duration::from_secs(1) {
-        let (tag, status, _) = client.hear().unwrap();
+        let (tag, status, _) = client.receive().unwrap();
         assert_eq!(status, 0);
         client.say_write(tag, tag * 64, &data);
         answers += 1;
@@ -74,14 +74,16 @@ fn writes(served: &Served, depth: u32, len: usize) -> (f64, f64) {
 #[test]
 #[ignore = "a measurement"]
 fn operations_per_second() {
-    let disks = [("memory", lend as fn(u64) -> _), ("file", lend_file)];
-    for (driver, (kind, lend)) in [Driver::Uring, Driver::Blocking]
+    let disks = [("memory", memory_export as fn(u64) -> _), ("file", file_export)];
+    for (driver, (kind, memory_export)) in [Driver::Uring, Driver::Blocking]
         .into_iter()
         .flat_map(|driver| disks.map(|disk| (driver, disk)))
     {
         pin(0);
         let config = Config { driver, ..Config::default() };
-        let Some(served) = serve(config, lend(16 << 20), Manner::default()) else { continue };
+        let Some(served) = serve(config, memory_export(16 << 20), SessionOptions::default()) else {
+            continue;
+        };
         pin(1);
         for (depth, len) in [(1, 4096), (32, 4096), (128, 4096), (32, 128 << 10)] {
             let (rate, cost) = reads(&served, depth, len);

@@ -15,12 +15,15 @@ use std::time::{Duration, Instant};
 use engine::tls::{self, Hash, Psk, Stream};
 use engine::{Config, Driver, Engine, Limits, Security};
 use export::{Auth, Channel, Event, KeyId, Peer, Secret};
-use toy::{BLOCK, Client, FREE, Log, Manner, at_best, lend, opener, pattern, tunnel, wait_for};
+use toy::{
+    BLOCK, Client, Log, SessionOptions, UNLIMITED, at_best, memory_export, pattern, session_maker,
+    tunnel, wait_for,
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An engine with one listener for the toy protocol.
-struct House {
+struct TestServer {
     engine: Engine,
     address: SocketAddr,
     log: Arc<Log>,
@@ -32,7 +35,7 @@ fn keyed(keys: impl Fn() -> Vec<Psk> + Send + Sync + 'static) -> Security {
     Security::keyed(Arc::new(keys))
 }
 
-fn house(driver: Driver, limits: Limits, security: Security) -> House {
+fn start(driver: Driver, limits: Limits, security: Security) -> TestServer {
     let events = Arc::new(Mutex::new(Vec::new()));
     let sink = {
         let events = events.clone();
@@ -40,17 +43,17 @@ fn house(driver: Driver, limits: Limits, security: Security) -> House {
     };
     let engine = Engine::start(Config { driver, limits, ..Config::default() }, sink).unwrap();
     let (log, peers) = (Arc::new(Log::default()), Arc::new(Mutex::new(Vec::new())));
-    let inner = opener(&log, &lend(8 << 20), Manner::default());
+    let inner = session_maker(&log, &memory_export(8 << 20), SessionOptions::default());
     let seen = peers.clone();
     let open: engine::MakeSession = Arc::new(move |peer, account, now| {
         seen.lock().unwrap().push(peer.clone());
         inner(peer, account, now)
     });
     let address = engine.listen((Ipv4Addr::LOCALHOST, 0).into(), None, security, open).unwrap();
-    House { engine, address, log, events, peers }
+    TestServer { engine, address, log, events, peers }
 }
 
-impl House {
+impl TestServer {
     fn refusals(&self) -> Vec<&'static str> {
         let events = self.events.lock().unwrap();
         let why = |event: &Event| match event {
@@ -74,7 +77,7 @@ impl House {
 
     fn stop(self) {
         assert!(self.engine.stop(PATIENCE));
-        assert_eq!(Log::read(&self.log.wronged), 0);
+        assert_eq!(Log::read(&self.log.violations), 0);
     }
 }
 
@@ -121,11 +124,11 @@ fn hello(key: Psk) -> Vec<u8> {
 fn both_ends_agree_on_the_channel() {
     let keys = || vec![key("one", 1, Hash::Sha256), key("two", 2, Hash::Sha384)];
     for driver in [Driver::Auto, Driver::Blocking] {
-        let house = house(driver, FREE, keyed(keys));
+        let server = start(driver, UNLIMITED, keyed(keys));
         for (key, cipher) in keys().into_iter().zip(["AES_128_GCM", "AES_256_GCM"]) {
-            let mut stream = house.connect(key.clone()).unwrap();
+            let mut stream = server.connect(key.clone()).unwrap();
             ask(&mut stream, 7);
-            let peer = house.peers.lock().unwrap().pop().unwrap();
+            let peer = server.peers.lock().unwrap().pop().unwrap();
             let Channel { identity, binding, .. } = stream.channel();
             let theirs = peer.channel.as_ref().unwrap();
             assert!(theirs.cipher.contains(cipher), "{}", theirs.cipher);
@@ -133,26 +136,26 @@ fn both_ends_agree_on_the_channel() {
             assert_eq!((&theirs.identity, &theirs.binding), (identity, binding));
             assert_eq!(*identity, key.identity);
             assert_eq!(peer.remote, stream.socket().local_addr().unwrap());
-            let other = house.connect(key).unwrap();
+            let other = server.connect(key).unwrap();
             assert_ne!(other.channel().binding, *binding);
         }
-        house.stop();
+        server.stop();
     }
 }
 
 /// X02.
 #[test]
 fn x02_cleartext_is_refused_where_tls_is_required() {
-    let house = house(Driver::Auto, FREE, keyed(|| vec![tunnel::key()]));
+    let server = start(Driver::Auto, UNLIMITED, keyed(|| vec![tunnel::key()]));
     for first in [&Client::command(b'E', 1, 0, 0)[..], b"\x00", b"GET / HTTP/1.0\r\n\r\n"] {
-        let mut stream = house.raw();
+        let mut stream = server.raw();
         stream.write_all(first).unwrap();
         assert_eq!(rest(&mut stream), b"");
     }
-    wait_for("the house to empty", || house.engine.connections() == 0);
-    assert_eq!(Log::read(&house.log.opened), 0);
-    assert_eq!(house.refusals(), ["TLS is required here"; 3]);
-    house.stop();
+    wait_for("the server to empty", || server.engine.connections() == 0);
+    assert_eq!(Log::read(&server.log.opened), 0);
+    assert_eq!(server.refusals(), ["TLS is required here"; 3]);
+    server.stop();
 }
 
 #[test]
@@ -161,67 +164,68 @@ fn cleartext_is_accepted_while_permitted() {
     let asked = lets_in.clone();
     let plain = Arc::new(move || asked.load(Ordering::SeqCst));
     let security = Security { plain, ..keyed(|| vec![tunnel::key()]) };
-    let house = house(Driver::Auto, FREE, security);
-    let mut client = Client::connect(house.address);
+    let server = start(Driver::Auto, UNLIMITED, security);
+    let mut client = Client::connect(server.address);
     assert_eq!(client.ask(b'E', 1), 0);
     lets_in.store(false, Ordering::SeqCst);
-    let mut late = house.raw();
+    let mut late = server.raw();
     late.write_all(&Client::command(b'E', 1, 0, 0)).unwrap();
     assert_eq!(rest(&mut late), b"");
     // An established connection stays.
     assert_eq!(client.ask(b'E', 2), 0);
-    assert_eq!(house.peers.lock().unwrap()[0].channel, None);
-    ask(&mut house.connect(tunnel::key()).unwrap(), 3);
+    assert_eq!(server.peers.lock().unwrap()[0].channel, None);
+    ask(&mut server.connect(tunnel::key()).unwrap(), 3);
     drop(client);
-    house.stop();
+    server.stop();
 }
 
 #[test]
 fn current_keys_are_used() {
     let keys = Arc::new(Mutex::new(vec![key("old", 1, Hash::Sha256)]));
     let current = keys.clone();
-    let house = house(Driver::Auto, FREE, keyed(move || current.lock().unwrap().clone()));
-    ask(&mut house.connect(key("old", 1, Hash::Sha256)).unwrap(), 1);
+    let server = start(Driver::Auto, UNLIMITED, keyed(move || current.lock().unwrap().clone()));
+    ask(&mut server.connect(key("old", 1, Hash::Sha256)).unwrap(), 1);
     *keys.lock().unwrap() = vec![key("new", 2, Hash::Sha256)];
-    let refused = house.connect(key("old", 1, Hash::Sha256)).unwrap_err();
+    let refused = server.connect(key("old", 1, Hash::Sha256)).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
-    ask(&mut house.connect(key("new", 2, Hash::Sha256)).unwrap(), 1);
-    house.stop();
+    ask(&mut server.connect(key("new", 2, Hash::Sha256)).unwrap(), 1);
+    server.stop();
 }
 
 /// X20: a client detects that the server does not have the key.
 #[test]
 fn x20_server_without_the_key_is_refused() {
-    let house = house(Driver::Auto, FREE, keyed(|| vec![key("name", 1, Hash::Sha256)]));
+    let server = start(Driver::Auto, UNLIMITED, keyed(|| vec![key("name", 1, Hash::Sha256)]));
     for wrong in [key("name", 2, Hash::Sha256), key("other", 1, Hash::Sha256)] {
-        let error = house.connect(wrong).unwrap_err();
+        let error = server.connect(wrong).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{error}");
     }
-    wait_for("the reports", || house.refusals().len() == 2);
-    assert_eq!(house.refusals(), ["no valid key or certificate"; 2]);
-    assert_eq!(Log::read(&house.log.opened), 0);
-    house.stop();
+    wait_for("the reports", || server.refusals().len() == 2);
+    assert_eq!(server.refusals(), ["no valid key or certificate"; 2]);
+    assert_eq!(Log::read(&server.log.opened), 0);
+    server.stop();
 }
 
 /// X05: neither the answer nor its timing reveals whether an identity exists.
 #[test]
 fn x05_unknown_identity_and_wrong_key_look_alike() {
-    let house = house(Driver::Auto, FREE, keyed(|| vec![key("NVMe1R01 known", 1, Hash::Sha256)]));
+    let server =
+        start(Driver::Auto, UNLIMITED, keyed(|| vec![key("NVMe1R01 known", 1, Hash::Sha256)]));
     let hellos = ["NVMe1R01 known", "NVMe1R01 other"].map(|name| hello(key(name, 9, Hash::Sha256)));
-    let medians = || medians(&house, &hellos);
+    let medians = || medians(&server, &hellos);
     let [known, unknown] =
         at_best(medians, |[known, unknown]| known.abs_diff(*unknown) < Duration::from_millis(1));
     println!("medians: {known:?} with a known name, {unknown:?} with an unknown one");
     assert!(known.abs_diff(unknown) < Duration::from_millis(1), "{known:?} and {unknown:?}");
-    house.stop();
+    server.stop();
 }
 
 /// Returns the median time to the answer for each of them.
-fn medians(house: &House, hellos: &[Vec<u8>; 2]) -> [Duration; 2] {
+fn medians(server: &TestServer, hellos: &[Vec<u8>; 2]) -> [Duration; 2] {
     let mut took = [const { Vec::new() }; 2];
     for _ in 0..1000 {
         for (hello, took) in hellos.iter().zip(&mut took) {
-            let mut stream = house.raw();
+            let mut stream = server.raw();
             stream.set_nodelay(true).unwrap();
             let began = Instant::now();
             stream.write_all(hello).unwrap();
@@ -239,12 +243,12 @@ fn medians(house: &House, hellos: &[Vec<u8>; 2]) -> [Duration; 2] {
 /// X03, X04: clear text around the handshake reaches no session.
 #[test]
 fn x04_junk_around_the_handshake_ends_it() {
-    let house = house(Driver::Auto, FREE, keyed(|| vec![tunnel::key()]));
+    let server = start(Driver::Auto, UNLIMITED, keyed(|| vec![tunnel::key()]));
     let good = hello(tunnel::key());
     let junk: [&[u8]; 4] =
         [&[23, 3, 3, 0, 17], &[21, 3, 3, 0, 2, 2, 40], &[0; 64], &[22, 3, 3, 0, 0]];
     for junk in junk {
-        let mut stream = house.raw();
+        let mut stream = server.raw();
         stream.write_all(&good).unwrap();
         // The server may have closed the connection already.
         let _ = stream.write_all(junk);
@@ -253,16 +257,16 @@ fn x04_junk_around_the_handshake_ends_it() {
         // There may be a ServerHello, but nothing of a session.
         let _ = rest(&mut stream);
     }
-    wait_for("the house to empty", || house.engine.connections() == 0);
-    assert_eq!(Log::read(&house.log.opened), 0);
-    ask(&mut house.connect(tunnel::key()).unwrap(), 1);
-    house.stop();
+    wait_for("the server to empty", || server.engine.connections() == 0);
+    assert_eq!(Log::read(&server.log.opened), 0);
+    ask(&mut server.connect(tunnel::key()).unwrap(), 1);
+    server.stop();
 }
 
 /// R39, before a session: malformed hellos are refused, and leak nothing.
 #[test]
 fn r39_malformed_hellos_leak_nothing() {
-    let house = house(Driver::Auto, FREE, keyed(|| vec![tunnel::key()]));
+    let server = start(Driver::Auto, UNLIMITED, keyed(|| vec![tunnel::key()]));
     let good = hello(tunnel::key());
     for at in 0..good.len() {
         let mut bad = good.clone();
@@ -270,63 +274,63 @@ fn r39_malformed_hellos_leak_nothing() {
         if bad[0] != 0x16 || at == 3 || at == 4 {
             bad.truncate(at + 5);
         }
-        let mut stream = house.raw();
+        let mut stream = server.raw();
         stream.write_all(&bad).unwrap();
         let _ = stream.shutdown(Shutdown::Write);
         let _ = rest(&mut stream);
     }
-    wait_for("the house to empty", || house.engine.connections() == 0);
-    assert_eq!(Log::read(&house.log.opened), 0);
-    assert!(house.refusals().len() < 40, "{} reports", house.refusals().len());
-    ask(&mut house.connect(tunnel::key()).unwrap(), 1);
-    house.stop();
+    wait_for("the server to empty", || server.engine.connections() == 0);
+    assert_eq!(Log::read(&server.log.opened), 0);
+    assert!(server.refusals().len() < 40, "{} reports", server.refusals().len());
+    ask(&mut server.connect(tunnel::key()).unwrap(), 1);
+    server.stop();
 }
 
 /// R36: slow handshakes time out, and do not keep others out.
 #[test]
 fn r36_slow_handshakes_time_out_and_block_nobody() {
-    let house = house(Driver::Auto, Limits::default(), keyed(|| vec![tunnel::key()]));
+    let server = start(Driver::Auto, Limits::default(), keyed(|| vec![tunnel::key()]));
     let good = hello(tunnel::key());
     let began = Instant::now();
     // Idle connections, and others that send a byte now and then.
-    let silent: Vec<_> = (0..20).map(|_| house.raw()).collect();
-    let mut slow: Vec<_> = (0..38).map(|_| (house.raw(), 0)).collect();
-    wait_for("them to be accepted", || house.engine.connections() == 58);
-    while house.engine.connections() > 0 {
-        for (stream, said) in &mut slow {
-            let byte = &good[*said..=*said];
-            *said += usize::from(stream.write_all(byte).is_ok());
+    let silent: Vec<_> = (0..20).map(|_| server.raw()).collect();
+    let mut slow: Vec<_> = (0..38).map(|_| (server.raw(), 0)).collect();
+    wait_for("them to be accepted", || server.engine.connections() == 58);
+    while server.engine.connections() > 0 {
+        for (stream, sent) in &mut slow {
+            let byte = &good[*sent..=*sent];
+            *sent += usize::from(stream.write_all(byte).is_ok());
         }
         let connecting = Instant::now();
-        let mut stream = house.connect(tunnel::key()).unwrap();
+        let mut stream = server.connect(tunnel::key()).unwrap();
         ask(&mut stream, 1);
         // Less than the ten seconds after which slow handshakes time out.
         assert!(connecting.elapsed() < Duration::from_secs(8));
         stream.close().unwrap();
         drop(stream);
         thread::sleep(Duration::from_millis(300));
-        assert!(began.elapsed() < Duration::from_secs(60), "{} left", house.engine.connections());
+        assert!(began.elapsed() < Duration::from_secs(60), "{} left", server.engine.connections());
     }
     drop(silent);
-    house.stop();
+    server.stop();
 }
 
 /// R38, shortened: a flood of connections that close immediately leaks nothing.
 #[test]
 fn r38_connection_flood_leaks_nothing() {
-    let house = house(Driver::Auto, Limits::default(), keyed(|| vec![tunnel::key()]));
+    let server = start(Driver::Auto, Limits::default(), keyed(|| vec![tunnel::key()]));
     let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let (good, before) = (hello(tunnel::key()), descriptors());
     for at in 0..2000 {
-        let mut stream = house.raw();
+        let mut stream = server.raw();
         let _ = stream.write_all(&good[..at % good.len()]);
     }
-    wait_for("the house to empty", || house.engine.connections() == 0);
+    wait_for("the server to empty", || server.engine.connections() == 0);
     // Other tests of this program have descriptors, too.
     assert!(descriptors() < before + 600, "{} descriptors, {before} before", descriptors());
     thread::sleep(Duration::from_millis(200));
-    ask(&mut house.connect(tunnel::key()).unwrap(), 1);
-    house.stop();
+    ask(&mut server.connect(tunnel::key()).unwrap(), 1);
+    server.stop();
 }
 
 /// X54: peers without a key cause little work, and another address can connect meanwhile.
@@ -338,19 +342,19 @@ fn x54_handshake_flood_is_cheap_and_blocks_nobody() {
         counter.fetch_add(1, Ordering::SeqCst);
         vec![tunnel::key()]
     });
-    let house = house(Driver::Auto, Limits::default(), security);
+    let server = start(Driver::Auto, Limits::default(), security);
     let wrong = hello(key("NVMe1R02 host subsystem", 9, Hash::Sha384));
     let began = Instant::now();
     let mut attempts = 0;
     let mut worst = Duration::ZERO;
     while began.elapsed() < Duration::from_secs(2) || attempts <= 400 {
         for _ in 0..50 {
-            let mut stream = house.raw();
+            let mut stream = server.raw();
             let _ = stream.write_all(&wrong);
             attempts += 1;
         }
         let connecting = Instant::now();
-        let stream = from([127, 0, 0, 2], house.address);
+        let stream = from([127, 0, 0, 2], server.address);
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let stream =
             tls::connect(stream.try_clone().unwrap(), tunnel::key(), connecting + PATIENCE);
@@ -358,12 +362,12 @@ fn x54_handshake_flood_is_cheap_and_blocks_nobody() {
         worst = worst.max(connecting.elapsed());
     }
     let seconds = usize::try_from(began.elapsed().as_secs()).unwrap() + 1;
-    let legit = Log::read(&house.log.opened);
+    let legit = Log::read(&server.log.opened);
     let tried = tried.load(Ordering::SeqCst) - legit;
     assert!(tried <= 40 + 20 * seconds, "{tried} of {attempts} were tried in {seconds} s");
     assert!(worst < Duration::from_secs(8), "a neighbour took {worst:?}");
-    assert!(house.refusals().contains(&"too many connection attempts from this address"));
-    house.stop();
+    assert!(server.refusals().contains(&"too many connection attempts from this address"));
+    server.stop();
 }
 
 /// Connects from this local address.
@@ -378,8 +382,8 @@ fn from(local: [u8; 4], to: SocketAddr) -> TcpStream {
 #[test]
 fn key_updates_are_transparent() {
     for driver in [Driver::Auto, Driver::Blocking] {
-        let house = house(driver, FREE, keyed(|| vec![tunnel::key()]));
-        let mut stream = house.connect(tunnel::key()).unwrap();
+        let server = start(driver, UNLIMITED, keyed(|| vec![tunnel::key()]));
+        let mut stream = server.connect(tunnel::key()).unwrap();
         for round in 0..20u32 {
             let data = pattern(round as usize, 64 << 10);
             stream.write_all(&Client::command(b'W', 8, round * 128, data.len())).unwrap();
@@ -398,33 +402,33 @@ fn key_updates_are_transparent() {
         }
         assert!(stream.updates_seen() >= 9, "{} changes of the other end", stream.updates_seen());
         stream.close().unwrap();
-        house.stop();
+        server.stop();
     }
 }
 
 #[test]
 fn close_notify_is_sent_and_truncation_is_an_error() {
     for driver in [Driver::Auto, Driver::Blocking] {
-        let house = house(driver, FREE, keyed(|| vec![tunnel::key()]));
+        let server = start(driver, UNLIMITED, keyed(|| vec![tunnel::key()]));
         // The session closes: its answer, close_notify, end of stream.
-        let mut stream = house.connect(tunnel::key()).unwrap();
+        let mut stream = server.connect(tunnel::key()).unwrap();
         stream.write_all(&Client::command(b'C', 1, 0, 0)).unwrap();
-        let mut said = Vec::new();
-        stream.read_to_end(&mut said).unwrap();
-        assert_eq!(said.len(), 16);
+        let mut sent = Vec::new();
+        stream.read_to_end(&mut sent).unwrap();
+        assert_eq!(sent.len(), 16);
         // We send close_notify in the middle of a payload: the other end does the same and closes.
-        let mut stream = house.connect(tunnel::key()).unwrap();
+        let mut stream = server.connect(tunnel::key()).unwrap();
         stream.write_all(&Client::command(b'W', 1, 0, BLOCK)).unwrap();
         stream.write_all(&[1; 100]).unwrap();
         stream.close().unwrap();
-        wait_for("the connection to go", || house.engine.connections() == 1);
+        wait_for("the connection to go", || server.engine.connections() == 1);
         // Truncation without close_notify.
-        let mut stream = house.connect(tunnel::key()).unwrap();
+        let mut stream = server.connect(tunnel::key()).unwrap();
         ask(&mut stream, 1);
         drop(stream);
-        wait_for("the house to empty", || house.engine.connections() <= 1);
-        wait_for("the sessions' ends", || Log::read(&house.log.disconnected) == 3);
-        house.stop();
+        wait_for("the server to empty", || server.engine.connections() <= 1);
+        wait_for("the sessions' ends", || Log::read(&server.log.disconnected) == 3);
+        server.stop();
     }
 }
 
@@ -432,30 +436,30 @@ fn close_notify_is_sent_and_truncation_is_an_error() {
 /// record.
 #[test]
 fn modified_record_ends_the_connection() {
-    let house = house(Driver::Auto, FREE, keyed(|| vec![tunnel::key()]));
-    let mut stream = house.connect(tunnel::key()).unwrap();
+    let server = start(Driver::Auto, UNLIMITED, keyed(|| vec![tunnel::key()]));
+    let mut stream = server.connect(tunnel::key()).unwrap();
     ask(&mut stream, 1);
     (&mut stream.socket()).write_all(&[&[23, 3, 3, 0, 40][..], &[0x5a; 40]].concat()).unwrap();
     let mut rest = Vec::new();
     // The alert of the other end is the last that it sends.
     let _ = stream.read_to_end(&mut rest);
     assert_eq!(rest, b"");
-    wait_for("the connection to go", || house.engine.connections() == 0);
-    let events = house.events.lock().unwrap();
+    wait_for("the connection to go", || server.engine.connections() == 0);
+    let events = server.events.lock().unwrap();
     assert!(matches!(events[..], [Event::Violation { rule: "TlsBadRecordMac", .. }]), "{events:?}");
     drop(events);
-    house.stop();
+    server.stop();
 }
 
 #[test]
 fn stopping_drops_pending_handshakes() {
-    let house = house(Driver::Auto, FREE, keyed(|| vec![tunnel::key()]));
-    let silent: Vec<_> = (0..5).map(|_| house.raw()).collect();
-    let mut slow = house.raw();
+    let server = start(Driver::Auto, UNLIMITED, keyed(|| vec![tunnel::key()]));
+    let silent: Vec<_> = (0..5).map(|_| server.raw()).collect();
+    let mut slow = server.raw();
     slow.write_all(&hello(tunnel::key())[..50]).unwrap();
-    wait_for("them to be accepted", || house.engine.connections() == 6);
+    wait_for("them to be accepted", || server.engine.connections() == 6);
     let began = Instant::now();
-    house.stop();
+    server.stop();
     // Less than the handshake timeout of ten seconds.
     assert!(began.elapsed() < Duration::from_secs(8));
     assert_eq!(rest(&mut slow), b"");

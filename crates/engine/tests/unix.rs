@@ -15,34 +15,37 @@ use std::time::{Duration, Instant};
 
 use engine::{Config, Driver, Engine, MakeSession, Security, tls};
 use export::{Auth, Peer};
-use toy::{BLOCK, Client, FREE, Log, Manner, lend, opener, pattern, tunnel, wait_for};
+use toy::{
+    BLOCK, Client, Log, SessionOptions, UNLIMITED, memory_export, pattern, session_maker, tunnel,
+    wait_for,
+};
 
 const DRIVERS: [Driver; 2] = [Driver::Auto, Driver::Blocking];
 
-struct House {
+struct TestServer {
     engine: Engine,
     log: Arc<Log>,
     open: MakeSession,
     peers: Arc<Mutex<Vec<Peer>>>,
 }
 
-fn house(driver: Driver) -> House {
-    let config = Config { driver, limits: FREE, ..Config::default() };
+fn server(driver: Driver) -> TestServer {
+    let config = Config { driver, limits: UNLIMITED, ..Config::default() };
     let engine = Engine::start(config, Arc::new(|event| panic!("{event:?}"))).unwrap();
     let (log, peers) = (Arc::new(Log::default()), Arc::new(Mutex::new(Vec::new())));
-    let inner = opener(&log, &lend(8 << 20), Manner::default());
+    let inner = session_maker(&log, &memory_export(8 << 20), SessionOptions::default());
     let seen = peers.clone();
     let open: MakeSession = Arc::new(move |peer, account, now| {
         seen.lock().unwrap().push(peer.clone());
         inner(peer, account, now)
     });
-    House { engine, log, open, peers }
+    TestServer { engine, log, open, peers }
 }
 
-impl House {
+impl TestServer {
     fn stop(self) {
         assert!(self.engine.stop(Duration::from_secs(30)));
-        assert_eq!(Log::read(&self.log.wronged), 0);
+        assert_eq!(Log::read(&self.log.violations), 0);
         assert_eq!(Log::read(&self.log.dropped), Log::read(&self.log.opened));
     }
 }
@@ -68,59 +71,59 @@ fn works(client: &mut Client) {
 #[test]
 fn unix_socket_is_served() {
     for driver in DRIVERS {
-        let (house, path) = (house(driver), path(&format!("served-{driver}")));
+        let (server, path) = (server(driver), path(&format!("served-{driver}")));
         // A blocking socket, as it may be inherited.
         let listener = UnixListener::bind(&path).unwrap();
         let security = Security::open();
-        let at = house.engine.accept(listener.into(), security, house.open.clone()).unwrap();
+        let at = server.engine.accept(listener.into(), security, server.open.clone()).unwrap();
         assert_eq!(at, Peer::LOCAL);
         let mut clients: Vec<_> =
             (0..10).map(|_| client(UnixStream::connect(&path).unwrap())).collect();
         clients.iter_mut().for_each(works);
         let here =
             Peer { remote: Peer::LOCAL, local: Peer::LOCAL, auth: Auth::None, channel: None };
-        assert_eq!(house.peers.lock().unwrap()[..], vec![here; 10]);
+        assert_eq!(server.peers.lock().unwrap()[..], vec![here; 10]);
         drop(clients);
-        wait_for("the clients to go", || house.engine.connections() == 0);
-        house.stop();
+        wait_for("the clients to go", || server.engine.connections() == 0);
+        server.stop();
         std::fs::remove_file(path).unwrap();
     }
 }
 
 #[test]
 fn unix_socket_can_require_tls() {
-    let (house, path) = (house(Driver::Auto), path("keyed"));
+    let (server, path) = (server(Driver::Auto), path("keyed"));
     let listener = UnixListener::bind(&path).unwrap();
-    house.engine.accept(listener.into(), tunnel::security(), house.open.clone()).unwrap();
+    server.engine.accept(listener.into(), tunnel::security(), server.open.clone()).unwrap();
     let socket = TcpStream::from(OwnedFd::from(UnixStream::connect(&path).unwrap()));
     let until = Instant::now() + Duration::from_secs(60);
     let stream = tls::connect(socket, tunnel::key(), until).unwrap();
-    wait_for("the session", || Log::read(&house.log.opened) == 1);
+    wait_for("the session", || Log::read(&server.log.opened) == 1);
     drop(stream);
-    house.stop();
+    server.stop();
     std::fs::remove_file(path).unwrap();
 }
 
 #[test]
 fn blocking_listener_is_accepted_from() {
-    let house = house(Driver::Auto);
+    let server = server(Driver::Auto);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     let security = Security::open();
-    let at = house.engine.accept(listener.into(), security.clone(), house.open.clone()).unwrap();
+    let at = server.engine.accept(listener.into(), security.clone(), server.open.clone()).unwrap();
     assert_eq!(at, address);
     let other: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
-    let other = house.engine.listen(other, None, security, house.open.clone()).unwrap();
+    let other = server.engine.listen(other, None, security, server.open.clone()).unwrap();
     for address in [address, other, address, other] {
         works(&mut client(TcpStream::connect(address).unwrap()));
     }
-    house.stop();
+    server.stop();
 }
 
 #[test]
 fn existing_connection_is_adopted() {
     for driver in DRIVERS {
-        let house = house(driver);
+        let server = server(driver);
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let tcp = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (far_tcp, from) = listener.accept().unwrap();
@@ -130,33 +133,33 @@ fn existing_connection_is_adopted() {
         for (near, far, from) in ends {
             // A non-blocking one works as well, without busy waiting.
             rustix::io::ioctl_fionbio(&far, true).unwrap();
-            house.engine.adopt(far, Security::open(), house.open.clone()).unwrap();
+            server.engine.adopt(far, Security::open(), server.open.clone()).unwrap();
             let mut client = client(near);
             works(&mut client);
-            assert_eq!(house.peers.lock().unwrap().pop().unwrap().remote, from);
+            assert_eq!(server.peers.lock().unwrap().pop().unwrap().remote, from);
             drop(client);
-            wait_for("it to go", || house.engine.connections() == 0);
+            wait_for("it to go", || server.engine.connections() == 0);
         }
-        house.stop();
+        server.stop();
     }
 }
 
 #[test]
 fn other_descriptors_are_refused() {
-    let house = house(Driver::Auto);
+    let server = server(Driver::Auto);
     let listener = || OwnedFd::from(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
     let pair = || UnixStream::pair().unwrap().0.into();
     let file = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
     let udp = || OwnedFd::from(UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
     let datagrams = || OwnedFd::from(UnixDatagram::pair().unwrap().0);
     for wrong in [file(), udp(), datagrams(), listener()] {
-        let adopted = house.engine.adopt(wrong, Security::open(), house.open.clone());
+        let adopted = server.engine.adopt(wrong, Security::open(), server.open.clone());
         assert!(adopted.is_err());
     }
     for wrong in [file(), udp(), datagrams(), pair()] {
-        let accepted = house.engine.accept(wrong, Security::open(), house.open.clone());
+        let accepted = server.engine.accept(wrong, Security::open(), server.open.clone());
         assert_ne!(accepted.unwrap_err().kind(), ErrorKind::WouldBlock);
     }
-    assert_eq!(house.engine.connections(), 0);
-    house.stop();
+    assert_eq!(server.engine.connections(), 0);
+    server.stop();
 }

@@ -278,8 +278,8 @@ mod test {
                 let (kind, opened) = open(&mut opener, &out[..sealed]).unwrap();
                 assert_eq!((kind, opened), (Kind::Data, content));
                 let sealed = sealer.update(false, &mut out);
-                let said = open(&mut opener, &out[..sealed]).unwrap();
-                assert_eq!(said, (Kind::Handshake, vec![24, 0, 0, 1, 0]));
+                let sent = open(&mut opener, &out[..sealed]).unwrap();
+                assert_eq!(sent, (Kind::Handshake, vec![24, 0, 0, 1, 0]));
                 opener.update();
             }
         }

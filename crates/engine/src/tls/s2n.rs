@@ -554,12 +554,12 @@ mod test {
         let mut client =
             Handshake::with_keys(Mode::Client, Arc::new(near), Vec::new(), keys).unwrap();
         let _ = client.advance().unwrap();
-        let mut said = vec![0; 4096];
-        let len = (&far).read(&mut said).unwrap();
-        said.truncate(len);
-        assert_eq!(hello::parse(&said), Hello::Complete(b"guess".to_vec()));
+        let mut sent = vec![0; 4096];
+        let len = (&far).read(&mut sent).unwrap();
+        sent.truncate(len);
+        assert_eq!(hello::parse(&sent), Hello::Complete(b"guess".to_vec()));
         let far: Socket = Arc::new(far);
-        let serve = |key| Handshake::serve(far.clone(), said.clone(), vec![key]).unwrap().advance();
+        let serve = |key| Handshake::serve(far.clone(), sent.clone(), vec![key]).unwrap().advance();
         assert!(serve(named("guess", 1)).is_err_and(|failed| failed.is_early));
         // The key behind it would have been accepted.
         assert!(serve(named("mine", 7)).is_ok());
@@ -576,12 +576,12 @@ mod test {
             Handshake::serve(Arc::new(far), Vec::new(), vec![key(Hash::Sha256)]).unwrap();
         let _ = client.advance().unwrap();
         assert!(matches!(server.advance(), Ok(Progress::WantRead)));
-        let mut said = 0;
+        let mut sent = 0;
         while server.advance().is_ok() {
-            assert!(said <= MAX_HANDSHAKE, "{said} bytes were heard");
+            assert!(sent <= MAX_HANDSHAKE, "{sent} bytes were received");
             let meaningless = [20, 3, 3, 0, 1, 1].repeat(1000);
             (&*near).write_all(&meaningless).unwrap();
-            said += meaningless.len();
+            sent += meaningless.len();
         }
     }
 
@@ -595,23 +595,23 @@ mod test {
             let library = client.connection.as_mut().unwrap();
             for round in 0..6u8 {
                 for len in [1, 100, if round == 0 { CONTENT } else { 5000 }] {
-                    let said = vec![round; len];
-                    assert!(matches!(library.poll_send(&said), Poll::Ready(Ok(n)) if n == len));
-                    let heard = loop {
+                    let sent = vec![round; len];
+                    assert!(matches!(library.poll_send(&sent), Poll::Ready(Ok(n)) if n == len));
+                    let received = loop {
                         match open(&mut records, &socket).unwrap() {
                             (Opened::Control, _) => {}
-                            (_, heard) => break heard,
+                            (_, received) => break received,
                         }
                     };
-                    assert!(heard == said);
+                    assert!(received == sent);
                     let mut out = vec![0; CONTENT + 100];
-                    let sealed = records.sealer.seal(Kind::Data, &said, &mut out);
+                    let sealed = records.sealer.seal(Kind::Data, &sent, &mut out);
                     (&*socket).write_all(&out[..sealed]).unwrap();
-                    let mut heard = vec![0; len];
+                    let mut received = vec![0; len];
                     assert!(
-                        matches!(library.poll_recv(&mut heard), Poll::Ready(Ok(n)) if n == len)
+                        matches!(library.poll_recv(&mut received), Poll::Ready(Ok(n)) if n == len)
                     );
-                    assert!(heard == said);
+                    assert!(received == sent);
                 }
                 library.request_key_update(PeerKeyUpdate::KeyUpdateNotRequested).unwrap();
                 let mut small = [0; SMALL];

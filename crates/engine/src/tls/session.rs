@@ -20,13 +20,13 @@ use crate::{GRACE, MAX_UNSENT};
 const CHUNK: usize = 256 << 10;
 
 /// Amount of queued output that is encrypted at once, while it is still in the CPU cache.
-const SOON: usize = 64 << 10;
+const ENCRYPT_THRESHOLD: usize = 64 << 10;
 
 /// Size of the buffer for decrypted bytes: an incomplete header and several records.
-const OPEN: usize = 4 * OPENED;
+const PLAIN_BUFFER: usize = 4 * OPENED;
 
 /// Records decrypted before their effects are processed.
-const ROUND: usize = 16;
+const MAX_RECORDS: usize = 16;
 
 /// State of the channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +61,7 @@ pub(crate) struct TlsSession {
 impl TlsSession {
     /// Returns a buffer for decrypted bytes, or `None` if there is no memory.
     pub(crate) fn recv_buffer() -> Option<RecvBuffer> {
-        RecvBuffer::new(OPEN)
+        RecvBuffer::new(PLAIN_BUFFER)
     }
 
     /// Wraps `session`. Encrypted records use memory of `account`, decrypted bytes use `plain`.
@@ -87,7 +87,7 @@ impl TlsSession {
     }
 
     /// Returns whether the session accepts more input, and its output queue permits it.
-    fn takes_more(&self) -> bool {
+    fn accepts_input(&self) -> bool {
         self.phase == Phase::Open && self.outbox.len() <= MAX_UNSENT && self.session.can_receive()
     }
 
@@ -101,7 +101,7 @@ impl TlsSession {
         };
         match opened? {
             Opened::CloseNotify => self.phase = Phase::Ended(self.now + GRACE),
-            Opened::FatalAlert => self.cut(Reason::Peer),
+            Opened::FatalAlert => self.abort(Reason::Peer),
             Opened::Data(_) | Opened::Control => {}
         }
         Ok(Some(Records::len(body)))
@@ -136,7 +136,7 @@ impl TlsSession {
 
     /// Passes decrypted bytes to the session. Returns whether it has consumed any.
     fn feed(&mut self) -> bool {
-        if self.plain.is_empty() || !self.takes_more() {
+        if self.plain.is_empty() || !self.accepts_input() {
             return false;
         }
         let taken = self.session.receive(self.now, self.plain.unread());
@@ -156,7 +156,7 @@ impl TlsSession {
                 }
                 step => self.steps.push_back(step),
             }
-            if self.outbox.len() >= SOON {
+            if self.outbox.len() >= ENCRYPT_THRESHOLD {
                 self.seal();
             }
         }
@@ -203,24 +203,24 @@ impl TlsSession {
             let len = self.records.close(&mut small);
             self.send_small(small.get(..len).unwrap_or_default());
         }
-        self.cut(reason);
+        self.abort(reason);
     }
 
     /// Sends nothing more.
-    fn cut(&mut self, reason: Reason) {
+    fn abort(&mut self, reason: Reason) {
         self.steps.push_back(Step::Close(reason));
         self.phase = Phase::Over;
         self.outbox.clear();
     }
 
     /// Reports a violation of TLS by the peer, or a modified record, and closes.
-    fn give_up(&mut self, broken: RecordError) {
+    fn fail(&mut self, broken: RecordError) {
         let mut small = [0; SMALL];
         let len = self.records.alert_record(broken, &mut small);
         self.send_small(small.get(..len).unwrap_or_default());
         let rule = broken.name();
         self.steps.push_back(Step::Report(Event::Violation { peer: self.peer.clone(), rule }));
-        self.cut(Reason::Violation);
+        self.abort(Reason::Violation);
     }
 }
 
@@ -228,17 +228,17 @@ impl Session for TlsSession {
     fn receive(&mut self, now: Instant, bytes: &[u8]) -> usize {
         self.now = now;
         let mut taken = 0;
-        for _ in 0..ROUND {
+        for _ in 0..MAX_RECORDS {
             while self.feed() {
                 self.collect();
             }
-            if !self.takes_more() || self.plain.spare().len() < OPENED {
+            if !self.accepts_input() || self.plain.spare().len() < OPENED {
                 break;
             }
             match self.open(bytes.get(taken..).unwrap_or_default()) {
                 Ok(Some(len)) => taken += len,
                 Ok(None) => break,
-                Err(broken) => self.give_up(broken),
+                Err(broken) => self.fail(broken),
             }
             self.collect();
         }
@@ -296,7 +296,7 @@ impl Session for TlsSession {
 
     fn can_receive(&self) -> bool {
         // After the end, bytes are accepted and discarded, so that the end of the stream is seen.
-        self.takes_more() || matches!(self.phase, Phase::Ended(_) | Phase::Over)
+        self.accepts_input() || matches!(self.phase, Phase::Ended(_) | Phase::Over)
     }
 
     fn is_established(&self) -> bool {
@@ -370,18 +370,18 @@ mod test {
     }
 
     /// A wrapped echo session and its peer, with a minimal driver between them.
-    struct Bench {
+    struct Pair {
         wrapped: TlsSession,
         peer: Records,
         waiting: Vec<u8>,
         sent: Vec<Segment>,
-        heard: Vec<u8>,
+        received: Vec<u8>,
         closed: Option<Reason>,
         reports: usize,
         now: Instant,
     }
 
-    impl Bench {
+    impl Pair {
         fn new(memory: usize) -> Self {
             let nowhere = (Ipv4Addr::LOCALHOST, 0).into();
             let peer =
@@ -401,14 +401,14 @@ mod test {
                 peer: Records::new(established(2, 1)),
                 waiting: Vec::new(),
                 sent: Vec::new(),
-                heard: Vec::new(),
+                received: Vec::new(),
                 closed: None,
                 reports: 0,
                 now,
             }
         }
 
-        fn say(&mut self, kind: Kind, content: &[u8]) -> Vec<u8> {
+        fn record(&mut self, kind: Kind, content: &[u8]) -> Vec<u8> {
             let mut out = vec![0; CONTENT + 22];
             let len = self.peer.sealer.seal(kind, content, &mut out);
             out.truncate(len);
@@ -439,14 +439,14 @@ mod test {
         }
 
         /// The peer decrypts what was sent, which frees its memory.
-        fn hear(&mut self) -> Result<bool, RecordError> {
+        fn peer_receive(&mut self) -> Result<bool, RecordError> {
             let bytes: Vec<u8> = self.sent.drain(..).flat_map(|s| s.parts().concat()).collect();
             let mut at = 0;
             let mut ended = false;
             while let Some(body) = self.peer.body(&bytes[at..])? {
                 let mut out = vec![0; OPENED];
                 match self.peer.open(body, &mut out)? {
-                    Opened::Data(len) => self.heard.extend_from_slice(&out[..len]),
+                    Opened::Data(len) => self.received.extend_from_slice(&out[..len]),
                     Opened::Control => {}
                     Opened::CloseNotify | Opened::FatalAlert => ended = true,
                 }
@@ -460,139 +460,140 @@ mod test {
     #[test]
     fn data_round_trips_at_any_cut_and_across_key_updates() {
         for cut in [1, 7, 1000, 20_000, 100_000] {
-            let mut bench = Bench::new(1 << 20);
+            let mut pair = Pair::new(1 << 20);
             let (mut bytes, mut expected) = (Vec::new(), Vec::new());
             for (round, len) in [1, 0, 16, 4096, CONTENT, 300, CONTENT].into_iter().enumerate() {
                 let content = vec![b'a' + u8::try_from(round).unwrap(); len];
-                bytes.extend(bench.say(Kind::Data, &content));
+                bytes.extend(pair.record(Kind::Data, &content));
                 expected.extend(content);
                 let mut small = [0; SMALL];
-                let len = bench.peer.sealer.update(round % 2 == 0, &mut small);
+                let len = pair.peer.sealer.update(round % 2 == 0, &mut small);
                 bytes.extend_from_slice(&small[..len]);
             }
             for piece in bytes.chunks(cut) {
-                bench.receive(piece);
-                assert_eq!(bench.hear(), Ok(false));
-                bench.drain();
+                pair.receive(piece);
+                assert_eq!(pair.peer_receive(), Ok(false));
+                pair.drain();
             }
-            assert!(bench.heard == expected, "cut {cut}");
-            assert!(bench.peer.updates_seen() >= 1);
-            assert_eq!((bench.closed, bench.reports), (None, 0));
+            assert!(pair.received == expected, "cut {cut}");
+            assert!(pair.peer.updates_seen() >= 1);
+            assert_eq!((pair.closed, pair.reports), (None, 0));
         }
     }
 
     #[test]
     fn repeated_update_requests_are_answered_once() {
-        let mut bench = Bench::new(1 << 20);
+        let mut pair = Pair::new(1 << 20);
         for _ in 0..5000 {
             let mut small = [0; SMALL];
-            let len = bench.peer.sealer.update(true, &mut small);
-            bench.receive(&small[..len]);
+            let len = pair.peer.sealer.update(true, &mut small);
+            pair.receive(&small[..len]);
         }
-        assert!(bench.sent.is_empty(), "{} answers", bench.sent.len());
-        let record = bench.say(Kind::Data, b"data");
-        bench.receive(&record);
-        assert_eq!((bench.hear(), &bench.heard[..]), (Ok(false), &b"data"[..]));
-        assert_eq!(bench.peer.updates_seen(), 1);
+        assert!(pair.sent.is_empty(), "{} answers", pair.sent.len());
+        let record = pair.record(Kind::Data, b"data");
+        pair.receive(&record);
+        assert_eq!((pair.peer_receive(), &pair.received[..]), (Ok(false), &b"data"[..]));
+        assert_eq!(pair.peer.updates_seen(), 1);
 
         // Nor while output waits for memory.
-        let mut deaf = Bench::new(0);
+        let mut stalled = Pair::new(0);
         for _ in 0..40 {
-            let record = deaf.say(Kind::Data, &[1; CONTENT]);
-            deaf.receive(&record);
+            let record = stalled.record(Kind::Data, &[1; CONTENT]);
+            stalled.receive(&record);
         }
-        let said = deaf.sent.len();
+        let sent = stalled.sent.len();
         for _ in 0..1000 {
             let mut small = [0; SMALL];
-            let len = deaf.peer.sealer.update(true, &mut small);
-            deaf.receive(&small[..len]);
+            let len = stalled.peer.sealer.update(true, &mut small);
+            stalled.receive(&small[..len]);
         }
-        assert_eq!((deaf.sent.len(), deaf.wrapped.records.updates_seen()), (said, 1000));
+        assert_eq!((stalled.sent.len(), stalled.wrapped.records.updates_seen()), (sent, 1000));
     }
 
     #[test]
     fn nothing_is_sent_after_a_fatal_alert() {
-        let mut bench = Bench::new(0);
+        let mut pair = Pair::new(0);
         for _ in 0..40 {
-            let record = bench.say(Kind::Data, &[1; CONTENT]);
-            bench.receive(&record);
+            let record = pair.record(Kind::Data, &[1; CONTENT]);
+            pair.receive(&record);
         }
-        assert_eq!(bench.hear(), Ok(false));
-        let record = [bench.say(Kind::Alert, &[2, 20]), bench.say(Kind::Data, b"data")].concat();
-        bench.receive(&record);
-        bench.drain();
-        assert_eq!((bench.closed, bench.sent.len(), bench.reports), (Some(Reason::Peer), 0, 0));
+        assert_eq!(pair.peer_receive(), Ok(false));
+        let record =
+            [pair.record(Kind::Alert, &[2, 20]), pair.record(Kind::Data, b"data")].concat();
+        pair.receive(&record);
+        pair.drain();
+        assert_eq!((pair.closed, pair.sent.len(), pair.reports), (Some(Reason::Peer), 0, 0));
     }
 
     #[test]
     fn output_waits_for_memory_and_input_stops() {
-        let mut bench = Bench::new(0);
+        let mut pair = Pair::new(0);
         let mut expected = Vec::new();
         for round in 0..600u32 {
             let content = vec![u8::try_from(round % 200).unwrap() | 0x80; CONTENT];
-            let record = bench.say(Kind::Data, &content);
-            bench.receive(&record);
+            let record = pair.record(Kind::Data, &content);
+            pair.receive(&record);
             expected.extend(content);
         }
-        assert!(bench.wrapped.account.held() <= CHUNK);
+        assert!(pair.wrapped.account.held() <= CHUNK);
         assert!(
-            bench.wrapped.outbox.len() <= MAX_UNSENT + 17 * CONTENT,
+            pair.wrapped.outbox.len() <= MAX_UNSENT + 17 * CONTENT,
             "{}",
-            bench.wrapped.outbox.len()
+            pair.wrapped.outbox.len()
         );
-        assert!(!bench.wrapped.can_receive() && !bench.waiting.is_empty());
-        while bench.heard.len() < expected.len() {
-            assert!(!bench.sent.is_empty());
-            assert_eq!(bench.hear(), Ok(false));
-            bench.drain();
-            bench.receive(&[]);
+        assert!(!pair.wrapped.can_receive() && !pair.waiting.is_empty());
+        while pair.received.len() < expected.len() {
+            assert!(!pair.sent.is_empty());
+            assert_eq!(pair.peer_receive(), Ok(false));
+            pair.drain();
+            pair.receive(&[]);
         }
-        assert!(bench.heard == expected);
+        assert!(pair.received == expected);
     }
 
     #[test]
     fn closing_session_flushes_or_times_out() {
-        let mut bench = Bench::new(0);
+        let mut pair = Pair::new(0);
         for _ in 0..40 {
-            let record = bench.say(Kind::Data, &[1; CONTENT]);
-            bench.receive(&record);
+            let record = pair.record(Kind::Data, &[1; CONTENT]);
+            pair.receive(&record);
         }
-        let record = bench.say(Kind::Data, b"!");
-        bench.receive(&record);
-        assert_eq!(bench.closed, None);
-        while bench.closed.is_none() {
-            assert_eq!(bench.hear(), Ok(false));
-            bench.drain();
+        let record = pair.record(Kind::Data, b"!");
+        pair.receive(&record);
+        assert_eq!(pair.closed, None);
+        while pair.closed.is_none() {
+            assert_eq!(pair.peer_receive(), Ok(false));
+            pair.drain();
         }
-        assert_eq!((bench.closed, bench.hear()), (Some(Reason::Ended), Ok(true)));
-        assert_eq!(bench.heard.len(), 40 * CONTENT + 1);
+        assert_eq!((pair.closed, pair.peer_receive()), (Some(Reason::Ended), Ok(true)));
+        assert_eq!(pair.received.len(), 40 * CONTENT + 1);
 
-        let mut deaf = Bench::new(0);
+        let mut stalled = Pair::new(0);
         for _ in 0..40 {
-            let record = deaf.say(Kind::Data, &[1; CONTENT]);
-            deaf.receive(&record);
+            let record = stalled.record(Kind::Data, &[1; CONTENT]);
+            stalled.receive(&record);
         }
-        let record = deaf.say(Kind::Data, b"!");
-        deaf.receive(&record);
-        let until = deaf.wrapped.deadline().unwrap();
-        assert!(until <= deaf.now + GRACE);
-        deaf.wrapped.tick(until);
-        deaf.drain();
-        assert_eq!(deaf.closed, Some(Reason::Ended));
+        let record = stalled.record(Kind::Data, b"!");
+        stalled.receive(&record);
+        let until = stalled.wrapped.deadline().unwrap();
+        assert!(until <= stalled.now + GRACE);
+        stalled.wrapped.tick(until);
+        stalled.drain();
+        assert_eq!(stalled.closed, Some(Reason::Ended));
     }
 
     #[test]
     fn peer_that_stays_after_close_notify_is_closed() {
-        let mut bench = Bench::new(1 << 20);
-        let record = [bench.say(Kind::Data, b"last"), bench.say(Kind::Alert, &[1, 0])].concat();
-        bench.receive(&record);
+        let mut pair = Pair::new(1 << 20);
+        let record = [pair.record(Kind::Data, b"last"), pair.record(Kind::Alert, &[1, 0])].concat();
+        pair.receive(&record);
         // What follows is discarded.
-        bench.receive(&[0; 100]);
-        assert!(bench.waiting.is_empty() && bench.closed.is_none());
-        assert_eq!((bench.hear(), &bench.heard[..]), (Ok(false), &b"last"[..]));
-        bench.wrapped.tick(bench.now + GRACE + Duration::from_millis(1));
-        bench.drain();
-        assert_eq!((bench.closed, bench.hear()), (Some(Reason::Peer), Ok(true)));
+        pair.receive(&[0; 100]);
+        assert!(pair.waiting.is_empty() && pair.closed.is_none());
+        assert_eq!((pair.peer_receive(), &pair.received[..]), (Ok(false), &b"last"[..]));
+        pair.wrapped.tick(pair.now + GRACE + Duration::from_millis(1));
+        pair.drain();
+        assert_eq!((pair.closed, pair.peer_receive()), (Some(Reason::Peer), Ok(true)));
     }
 
     #[test]
@@ -609,18 +610,18 @@ mod test {
             (Kind::Handshake, &[4; CONTENT]),
         ];
         for (kind, content) in cases {
-            let mut bench = Bench::new(1 << 20);
-            let record = bench.say(kind, content);
-            bench.receive(&record);
-            assert_eq!((bench.closed, bench.reports), (Some(Reason::Violation), 1), "{content:?}");
-            bench.receive(&[0; 10]);
-            assert_eq!((bench.hear(), bench.reports), (Ok(true), 1));
+            let mut pair = Pair::new(1 << 20);
+            let record = pair.record(kind, content);
+            pair.receive(&record);
+            assert_eq!((pair.closed, pair.reports), (Some(Reason::Violation), 1), "{content:?}");
+            pair.receive(&[0; 10]);
+            assert_eq!((pair.peer_receive(), pair.reports), (Ok(true), 1));
         }
         // No record may come between the fragments of a message.
-        let mut bench = Bench::new(1 << 20);
+        let mut pair = Pair::new(1 << 20);
         let record =
-            [bench.say(Kind::Handshake, &[24, 0]), bench.say(Kind::Data, b"data")].concat();
-        bench.receive(&record);
-        assert_eq!((bench.closed, bench.reports), (Some(Reason::Violation), 1));
+            [pair.record(Kind::Handshake, &[24, 0]), pair.record(Kind::Data, b"data")].concat();
+        pair.receive(&record);
+        assert_eq!((pair.closed, pair.reports), (Some(Reason::Violation), 1));
     }
 }

@@ -45,7 +45,7 @@ pub(crate) struct Log {
     pub(crate) hanging: AtomicUsize,
     pub(crate) released: AtomicBool,
     /// Sessions whose contract the driver has violated.
-    pub(crate) wronged: AtomicUsize,
+    pub(crate) violations: AtomicUsize,
 }
 
 impl Log {
@@ -77,10 +77,10 @@ struct Toy {
 enum State {
     Header,
     /// Waits for memory.
-    Starved(Command),
+    WaitingForMemory(Command),
     Payload(Command, Buffer, usize),
     /// The payload is being received directly.
-    Away(Command),
+    ReceivingDirect(Command),
 }
 
 #[derive(Clone, Copy)]
@@ -142,7 +142,7 @@ impl Toy {
 
     fn begin(&mut self, command: Command) {
         match command.op {
-            b'R' | b'W' | b'A' | b'M' => self.state = State::Starved(command),
+            b'R' | b'W' | b'A' | b'M' => self.state = State::WaitingForMemory(command),
             b'F' | b'Z' | b'D' | b'Q' | b'G' => self.submit(command, None),
             b'N' => {
                 self.steps.push_back(Step::Notify);
@@ -170,7 +170,7 @@ impl Toy {
 
     /// Allocates the buffer of a command that waits for memory.
     fn feed(&mut self) {
-        let State::Starved(command) = self.state else { return };
+        let State::WaitingForMemory(command) = self.state else { return };
         let len = if command.op == b'M' { MAP } else { command.len as usize };
         let Some(buffer) = self.account.take(len) else { return };
         self.state = State::Header;
@@ -221,7 +221,7 @@ impl Toy {
 
     fn check(&self, rule: bool) {
         if !rule {
-            Log::add(&self.log.wronged, 1);
+            Log::add(&self.log.violations, 1);
         }
     }
 }
@@ -241,7 +241,7 @@ impl Session for Toy {
                 self.payload_came(command, buffer, filled + n);
                 n
             }
-            state @ (State::Starved(_) | State::Away(_)) => {
+            state @ (State::WaitingForMemory(_) | State::ReceivingDirect(_)) => {
                 self.state = state;
                 self.check(false);
                 0
@@ -301,7 +301,7 @@ impl Session for Toy {
     }
 
     fn can_receive(&self) -> bool {
-        !self.closing && !self.stopping && !matches!(self.state, State::Starved(_))
+        !self.closing && !self.stopping && !matches!(self.state, State::WaitingForMemory(_))
     }
 
     fn is_established(&self) -> bool {
@@ -315,7 +315,7 @@ impl Session for Toy {
     fn direct_recv(&mut self) -> Option<DirectRecv> {
         match std::mem::replace(&mut self.state, State::Header) {
             State::Payload(command, buffer, start) => {
-                self.state = State::Away(command);
+                self.state = State::ReceivingDirect(command);
                 self.landing_out = true;
                 let end = buffer.len();
                 Some(DirectRecv { buffer, start, end, token: command.tag })
@@ -330,7 +330,8 @@ impl Session for Toy {
     fn direct_received(&mut self, _: Instant, direct_recv: DirectRecv, got: usize) {
         self.landing_out = false;
         Log::add(&self.log.landed, got);
-        let State::Away(command) = std::mem::replace(&mut self.state, State::Header) else {
+        let State::ReceivingDirect(command) = std::mem::replace(&mut self.state, State::Header)
+        else {
             return self.check(false);
         };
         self.check(direct_recv.token == command.tag);
@@ -353,14 +354,14 @@ fn is_read(tag: u32) -> bool {
 }
 
 /// Returns a writable export in memory.
-pub(crate) fn lend(bytes: u64) -> Arc<Export> {
+pub(crate) fn memory_export(bytes: u64) -> Arc<Export> {
     let disk = memfd_create("disk", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&disk, bytes).unwrap();
     lend_fd(disk, bytes)
 }
 
 /// Returns a writable export in an unlinked file: its requests go through the ring.
-pub(crate) fn lend_file(bytes: u64) -> Arc<Export> {
+pub(crate) fn file_export(bytes: u64) -> Arc<Export> {
     lend_fd(file(bytes), bytes)
 }
 
@@ -390,30 +391,30 @@ pub(crate) fn lend_for(access: Access, disk: OwnedFd, bytes: u64) -> Arc<Export>
 
 /// Behaviour of the sessions of a test.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Manner {
+pub(crate) struct SessionOptions {
     /// They set a deadline at this interval.
-    pub(crate) every: Option<Duration>,
+    pub(crate) tick_interval: Option<Duration>,
     /// They are established only by the command X.
-    pub(crate) strict: bool,
+    pub(crate) needs_hello: bool,
     /// The listener requires TLS.
     pub(crate) secured: bool,
 }
 
 /// A driver, and whether TLS is used.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Way {
+pub(crate) struct Setup {
     pub(crate) driver: Driver,
     pub(crate) secured: bool,
 }
 
-impl Way {
-    pub(crate) fn manner(self) -> Manner {
-        Manner { secured: self.secured, ..Manner::default() }
+impl Setup {
+    pub(crate) fn options(self) -> SessionOptions {
+        SessionOptions { secured: self.secured, ..SessionOptions::default() }
     }
 }
 
 /// No limits: all clients of the tests have one address.
-pub(crate) const FREE: Limits = Limits { at_once: 1000, each_second: 10_000, burst: 10_000 };
+pub(crate) const UNLIMITED: Limits = Limits { at_once: 1000, each_second: 10_000, burst: 10_000 };
 
 /// An engine that serves the toy protocol.
 pub(crate) struct Served {
@@ -429,7 +430,11 @@ fn report(event: Event) {
 }
 
 /// Serves `export`, or prints why the driver cannot run here.
-pub(crate) fn serve(config: Config, export: Arc<Export>, manner: Manner) -> Option<Served> {
+pub(crate) fn serve(
+    config: Config,
+    export: Arc<Export>,
+    options: SessionOptions,
+) -> Option<Served> {
     let asked = config.driver;
     let engine = match Engine::start(config, Arc::new(report)) {
         Ok(engine) => engine,
@@ -440,18 +445,18 @@ pub(crate) fn serve(config: Config, export: Arc<Export>, manner: Manner) -> Opti
         Err(error) => panic!("{error}"),
     };
     let log = Arc::new(Log::default());
-    let open = opener(&log, &export, manner);
-    let security = if manner.secured { tunnel::security() } else { Security::open() };
+    let open = session_maker(&log, &export, options);
+    let security = if options.secured { tunnel::security() } else { Security::open() };
     let address = engine.listen((Ipv4Addr::LOCALHOST, 0).into(), None, security, open).unwrap();
-    tunnel::expect(address, manner.secured);
+    tunnel::expect(address, options.secured);
     Some(Served { engine, address, log, export })
 }
 
 impl Served {
     /// Serves another disk as well. Returns its address and the log of its sessions.
-    pub(crate) fn also(&self, export: &Arc<Export>) -> (SocketAddr, Arc<Log>) {
+    pub(crate) fn serve_another(&self, export: &Arc<Export>) -> (SocketAddr, Arc<Log>) {
         let log = Arc::new(Log::default());
-        let open = opener(&log, export, Manner::default());
+        let open = session_maker(&log, export, SessionOptions::default());
         let anywhere = (Ipv4Addr::LOCALHOST, 0).into();
         let address = self.engine.listen(anywhere, None, Security::open(), open).unwrap();
         tunnel::expect(address, false);
@@ -460,7 +465,11 @@ impl Served {
 }
 
 /// Returns a maker of sessions that write to `log`.
-pub(crate) fn opener(log: &Arc<Log>, export: &Arc<Export>, manner: Manner) -> MakeSession {
+pub(crate) fn session_maker(
+    log: &Arc<Log>,
+    export: &Arc<Export>,
+    options: SessionOptions,
+) -> MakeSession {
     let (log, export) = (log.clone(), export.clone());
     Arc::new(move |_, account, now| {
         Log::add(&log.opened, 1);
@@ -472,8 +481,8 @@ pub(crate) fn opener(log: &Arc<Log>, export: &Arc<Export>, manner: Manner) -> Ma
             state: State::Header,
             under_way: HashMap::new(),
             next: 0,
-            deadline: manner.every.map(|every| (now + every, every)),
-            established: !manner.strict,
+            deadline: options.tick_interval.map(|every| (now + every, every)),
+            established: !options.needs_hello,
             landing_out: false,
             closing: false,
             stopping: false,
@@ -522,17 +531,17 @@ impl Client {
         Command { op, flag: u8::from(tag % 2 == 1), tag, lba, len }.emit()
     }
 
-    pub(crate) fn say(&mut self, op: u8, tag: u32, lba: u32, len: usize) {
+    pub(crate) fn send(&mut self, op: u8, tag: u32, lba: u32, len: usize) {
         self.0.write_all(&Self::command(op, tag, lba, len)).unwrap();
     }
 
     pub(crate) fn say_write(&mut self, tag: u32, lba: u32, data: &[u8]) {
-        self.say(b'W', tag, lba, data.len());
+        self.send(b'W', tag, lba, data.len());
         self.0.write_all(data).unwrap();
     }
 
     /// Receives an answer: tag, status, data.
-    pub(crate) fn hear(&mut self) -> std::io::Result<(u32, u32, Vec<u8>)> {
+    pub(crate) fn receive(&mut self) -> std::io::Result<(u32, u32, Vec<u8>)> {
         let mut header = [0; HEADER];
         self.0.read_exact(&mut header)?;
         let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
@@ -543,30 +552,30 @@ impl Client {
 
     /// Sends a command without data and returns the status of its answer.
     pub(crate) fn ask(&mut self, op: u8, tag: u32) -> u32 {
-        self.say(op, tag, 0, 0);
-        let (heard, status, _) = self.hear().unwrap();
-        assert_eq!(heard, tag);
+        self.send(op, tag, 0, 0);
+        let (received, status, _) = self.receive().unwrap();
+        assert_eq!(received, tag);
         status
     }
 
     pub(crate) fn read(&mut self, lba: u32, len: usize) -> Result<Vec<u8>, u32> {
-        self.say(b'R', 7, lba, len);
-        let (tag, status, data) = self.hear().unwrap();
+        self.send(b'R', 7, lba, len);
+        let (tag, status, data) = self.receive().unwrap();
         assert_eq!(tag, 7);
         if status == 0 { Ok(data) } else { Err(status) }
     }
 
     /// Returns the extents of a range.
     pub(crate) fn map(&mut self, lba: u32, len: usize) -> Vec<Extent> {
-        self.say(b'M', 9, lba, len);
-        let (tag, status, data) = self.hear().unwrap();
+        self.send(b'M', 9, lba, len);
+        let (tag, status, data) = self.receive().unwrap();
         assert_eq!((tag, status), (9, 0));
         Extents::parse(&data).collect()
     }
 
     pub(crate) fn write(&mut self, lba: u32, data: &[u8]) -> u32 {
         self.say_write(8, lba, data);
-        self.hear().unwrap().1
+        self.receive().unwrap().1
     }
 
     /// Returns whether the server closes the connection, waiting for it.

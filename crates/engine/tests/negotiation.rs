@@ -16,7 +16,9 @@ use engine::{
     Config, Driver, Engine, Limits, MakeSession, NegotiationStep, Negotiator, NextStep, Security,
 };
 use export::{Auth, Event, KeyId, Secret};
-use toy::{BLOCK, Client, FREE, Log, Manner, lend, opener, pattern, wait_for};
+use toy::{
+    BLOCK, Client, Log, SessionOptions, UNLIMITED, memory_export, pattern, session_maker, wait_for,
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const HELLO: [u8; 6] = *b"hello\n";
@@ -25,15 +27,15 @@ const LONG: usize = 8 << 20;
 /// The words: `tls.` starts TLS, `deny` is answered, `long` is answered at length, `bye.` closes,
 /// `ugly` is refused, `boom` panics. `more` waits for more without consuming. Everything else is
 /// for the session.
-fn hear(bytes: &[u8], open: &MakeSession) -> NegotiationStep {
-    let said = |say: &[u8], next| NegotiationStep { consumed: 4, reply: say.to_vec(), next };
-    match bytes.get(..4) {
+fn negotiate(received: &[u8], open: &MakeSession) -> NegotiationStep {
+    let reply = |bytes: &[u8], next| NegotiationStep { consumed: 4, reply: bytes.to_vec(), next };
+    match received.get(..4) {
         None => NegotiationStep { consumed: 0, reply: Vec::new(), next: NextStep::Wait },
-        Some(b"tls.") => said(b"yes.", NextStep::Secure(open.clone())),
-        Some(b"deny") => said(b"no..", NextStep::Wait),
-        Some(b"long") => said(&vec![b'!'; LONG], NextStep::Wait),
-        Some(b"bye.") => said(b"bye.", NextStep::Close),
-        Some(b"ugly") => said(b"", NextStep::Refuse("with an ugly word")),
+        Some(b"tls.") => reply(b"yes.", NextStep::Secure(open.clone())),
+        Some(b"deny") => reply(b"no..", NextStep::Wait),
+        Some(b"long") => reply(&vec![b'!'; LONG], NextStep::Wait),
+        Some(b"bye.") => reply(b"bye.", NextStep::Close),
+        Some(b"ugly") => reply(b"", NextStep::Refuse("with an ugly word")),
         Some(b"boom") => panic!("as the test wants it"),
         Some(b"more") => NegotiationStep { consumed: 0, reply: Vec::new(), next: NextStep::Wait },
         Some(_) => NegotiationStep { consumed: 0, reply: Vec::new(), next: NextStep::Plain },
@@ -41,17 +43,17 @@ fn hear(bytes: &[u8], open: &MakeSession) -> NegotiationStep {
 }
 
 fn negotiation(open: MakeSession) -> Negotiator {
-    let mut greeted = false;
+    let mut has_greeted = false;
     Box::new(move |bytes| {
-        if !std::mem::replace(&mut greeted, true) {
+        if !std::mem::replace(&mut has_greeted, true) {
             assert!(bytes.is_empty());
             return NegotiationStep { consumed: 0, reply: HELLO.to_vec(), next: NextStep::Wait };
         }
-        hear(bytes, &open)
+        negotiate(bytes, &open)
     })
 }
 
-struct House {
+struct TestServer {
     engine: Engine,
     address: SocketAddr,
     /// Logs of the cleartext sessions, and of those over TLS.
@@ -65,14 +67,14 @@ fn key(byte: u8) -> Psk {
     Psk { identity: "host".to_owned(), secret, hash: Hash::Sha256, key: Some(KeyId::new(7)) }
 }
 
-fn house(driver: Driver, limits: Limits, auth: Auth) -> House {
+fn start(driver: Driver, limits: Limits, auth: Auth) -> TestServer {
     let events = Arc::new(Mutex::new(Vec::new()));
-    let heard = events.clone();
-    let sink = Arc::new(move |event| heard.lock().unwrap().push(event));
+    let events_in = events.clone();
+    let sink = Arc::new(move |event| events_in.lock().unwrap().push(event));
     let engine = Engine::start(Config { driver, limits, ..Config::default() }, sink).unwrap();
     let (plain, secured) = (Arc::new(Log::default()), Arc::new(Log::default()));
-    let disk = lend(8 << 20);
-    let behind = opener(&secured, &disk, Manner::default());
+    let disk = memory_export(8 << 20);
+    let behind = session_maker(&secured, &disk, SessionOptions::default());
     let security = Security {
         auth,
         keys: Some(Arc::new(|| vec![key(1)])),
@@ -80,16 +82,16 @@ fn house(driver: Driver, limits: Limits, auth: Auth) -> House {
         negotiation: Some(Arc::new(move |_| negotiation(behind.clone()))),
         certificates: None,
     };
-    let open = opener(&plain, &disk, Manner::default());
+    let open = session_maker(&plain, &disk, SessionOptions::default());
     let address = engine.listen((Ipv4Addr::LOCALHOST, 0).into(), None, security, open).unwrap();
-    House { engine, address, plain, secured, events }
+    TestServer { engine, address, plain, secured, events }
 }
 
-impl House {
+impl TestServer {
     /// Connects and reads the greeting.
     fn enter(&self) -> Client {
         let mut client = self.raw();
-        assert_eq!(hears(&mut client, HELLO.len()), HELLO);
+        assert_eq!(read(&mut client, HELLO.len()), HELLO);
         client
     }
 
@@ -103,7 +105,7 @@ impl House {
     fn secure(&self) -> std::io::Result<Stream> {
         let mut client = self.enter();
         client.0.write_all(b"tls.").unwrap();
-        assert_eq!(hears(&mut client, 4), b"yes.");
+        assert_eq!(read(&mut client, 4), b"yes.");
         tls::connect(client.0, key(1), Instant::now() + PATIENCE)
     }
 
@@ -121,11 +123,14 @@ impl House {
 
     fn stop(self) {
         assert!(self.engine.stop(PATIENCE));
-        assert_eq!((Log::read(&self.plain.wronged), Log::read(&self.secured.wronged)), (0, 0));
+        assert_eq!(
+            (Log::read(&self.plain.violations), Log::read(&self.secured.violations)),
+            (0, 0)
+        );
     }
 }
 
-fn hears(client: &mut Client, len: usize) -> Vec<u8> {
+fn read(client: &mut Client, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     client.0.read_exact(&mut bytes).unwrap();
     bytes
@@ -151,28 +156,28 @@ fn ask(stream: &mut Stream, tag: u32) {
 #[test]
 fn cleartext_continues_without_losing_bytes() {
     for driver in [Driver::Auto, Driver::Blocking] {
-        let house = house(driver, FREE, Auth::None);
+        let server = start(driver, UNLIMITED, Auth::None);
         // Alone; after other words; with all that follows in one segment; byte by byte.
-        let mut client = house.enter();
+        let mut client = server.enter();
         assert_eq!(client.ask(b'E', 1), 0);
-        let mut client = house.enter();
+        let mut client = server.enter();
         client.0.write_all(b"denydenydeny").unwrap();
-        assert_eq!(hears(&mut client, 12), b"no..no..no..");
+        assert_eq!(read(&mut client, 12), b"no..no..no..");
         assert_eq!(client.ask(b'E', 1), 0);
         for pieces in [usize::MAX, 1] {
-            let mut client = house.raw();
+            let mut client = server.raw();
             let data = pattern(5, 6 * BLOCK);
             let mut bytes = Client::command(b'E', 1, 0, 0).to_vec();
             bytes.extend(Client::command(b'W', 2, 9, data.len()));
             bytes.extend(&data);
             bytes.chunks(pieces.min(bytes.len())).for_each(|c| client.0.write_all(c).unwrap());
-            assert_eq!(hears(&mut client, HELLO.len()), HELLO);
-            assert_eq!(client.hear().unwrap(), (1, 0, Vec::new()));
-            assert_eq!(client.hear().unwrap(), (2, 0, Vec::new()));
+            assert_eq!(read(&mut client, HELLO.len()), HELLO);
+            assert_eq!(client.receive().unwrap(), (1, 0, Vec::new()));
+            assert_eq!(client.receive().unwrap(), (2, 0, Vec::new()));
             assert_eq!(client.read(9, data.len()).unwrap(), data);
         }
-        assert_eq!((house.opened(), house.refusals()), ((4, 0), vec![]));
-        house.stop();
+        assert_eq!((server.opened(), server.refusals()), ((4, 0), vec![]));
+        server.stop();
     }
 }
 
@@ -180,13 +185,13 @@ fn cleartext_continues_without_losing_bytes() {
 fn starttls_gets_its_own_session() {
     for driver in [Driver::Auto, Driver::Blocking] {
         for auth in [Auth::None, Auth::Required] {
-            let house = house(driver, FREE, auth);
-            let mut stream = house.secure().unwrap();
+            let server = start(driver, UNLIMITED, auth);
+            let mut stream = server.secure().unwrap();
             assert_eq!(stream.channel().identity, "host");
             ask(&mut stream, 3);
             stream.close().unwrap();
-            assert_eq!((house.opened(), house.refusals()), ((0, 1), vec![]));
-            house.stop();
+            assert_eq!((server.opened(), server.refusals()), ((0, 1), vec![]));
+            server.stop();
         }
     }
 }
@@ -195,15 +200,15 @@ fn starttls_gets_its_own_session() {
 /// decides.
 #[test]
 fn x02_cleartext_is_refused_where_auth_is_required() {
-    let house = house(Driver::Auto, FREE, Auth::Required);
-    let mut client = house.enter();
+    let server = start(Driver::Auto, UNLIMITED, Auth::Required);
+    let mut client = server.enter();
     client.0.write_all(b"deny").unwrap();
-    assert_eq!(hears(&mut client, 4), b"no..");
+    assert_eq!(read(&mut client, 4), b"no..");
     client.0.write_all(&Client::command(b'E', 1, 0, 0)).unwrap();
     assert_eq!(rest(&mut client), b"");
-    wait_for("the report", || house.refusals() == ["TLS is required here"]);
-    assert_eq!(house.opened(), (0, 0));
-    house.stop();
+    wait_for("the report", || server.refusals() == ["TLS is required here"]);
+    assert_eq!(server.opened(), (0, 0));
+    server.stop();
 }
 
 /// X04: bytes in the segment of the TLS request, or before its answer, are passed neither to the
@@ -211,131 +216,131 @@ fn x02_cleartext_is_refused_where_auth_is_required() {
 #[test]
 fn x04_bytes_after_the_starttls_request_end_it() {
     for auth in [Auth::None, Auth::Required] {
-        let house = house(Driver::Auto, FREE, auth);
+        let server = start(Driver::Auto, UNLIMITED, auth);
         let junk: [&[u8]; 4] = [b"x", b"deny", &[22, 3, 1, 0, 9], &Client::command(b'E', 1, 0, 0)];
         for junk in junk {
-            let mut client = house.enter();
+            let mut client = server.enter();
             client.0.write_all(&[b"tls.", junk].concat()).unwrap();
             assert_eq!(rest(&mut client), b"");
         }
         // Everything in one segment, before the greeting is read.
-        let mut client = house.raw();
+        let mut client = server.raw();
         client.0.write_all(b"denytls.tls.").unwrap();
         let _ = rest(&mut client);
-        wait_for("the house to empty", || house.engine.connections() == 0);
-        assert_eq!(house.refusals(), ["sent clear text after it had requested TLS"; 5]);
-        assert_eq!(house.opened(), (0, 0));
-        ask(&mut house.secure().unwrap(), 1);
-        house.stop();
+        wait_for("the server to empty", || server.engine.connections() == 0);
+        assert_eq!(server.refusals(), ["sent clear text after it had requested TLS"; 5]);
+        assert_eq!(server.opened(), (0, 0));
+        ask(&mut server.secure().unwrap(), 1);
+        server.stop();
     }
 }
 
 /// X03: a peer that continues in clear text after it requested TLS is disconnected.
 #[test]
 fn x03_cleartext_after_the_starttls_request_ends_it() {
-    let house = house(Driver::Auto, FREE, Auth::None);
+    let server = start(Driver::Auto, UNLIMITED, Auth::None);
     let words: [&[u8]; 3] = [&Client::command(b'E', 1, 0, 0), b"tls.tls.", &[0; 300]];
     for words in words {
-        let mut client = house.enter();
+        let mut client = server.enter();
         client.0.write_all(b"tls.").unwrap();
-        assert_eq!(hears(&mut client, 4), b"yes.");
+        assert_eq!(read(&mut client, 4), b"yes.");
         client.0.write_all(words).unwrap();
         // There may be an alert, but nothing of a session.
         assert!(rest(&mut client).len() <= 7);
     }
-    let mut client = house.enter();
+    let mut client = server.enter();
     client.0.write_all(b"tls.").unwrap();
-    assert_eq!(hears(&mut client, 4), b"yes.");
+    assert_eq!(read(&mut client, 4), b"yes.");
     let wrong = tls::connect(client.0, key(2), Instant::now() + PATIENCE).unwrap_err();
     assert_eq!(wrong.kind(), ErrorKind::PermissionDenied);
-    wait_for("the house to empty", || house.engine.connections() == 0);
-    assert_eq!(house.opened(), (0, 0));
-    house.stop();
+    wait_for("the server to empty", || server.engine.connections() == 0);
+    assert_eq!(server.opened(), (0, 0));
+    server.stop();
 }
 
 #[test]
 fn negotiation_can_close_or_refuse() {
-    let house = house(Driver::Auto, FREE, Auth::None);
-    let mut client = house.enter();
+    let server = start(Driver::Auto, UNLIMITED, Auth::None);
+    let mut client = server.enter();
     client.0.write_all(b"bye.").unwrap();
     assert_eq!(rest(&mut client), b"bye.");
-    let mut client = house.enter();
+    let mut client = server.enter();
     client.0.write_all(b"ugly").unwrap();
     assert_eq!(rest(&mut client), b"");
     // More than the limit on unconsumed bytes, and endless words.
-    let mut client = house.enter();
+    let mut client = server.enter();
     let _ = client.0.write_all(&b"more".repeat(4 << 10));
     assert_eq!(rest(&mut client), b"");
-    let mut client = house.enter();
+    let mut client = server.enter();
     let _ = client.0.write_all(&b"deny".repeat(4 << 10));
     assert!(rest(&mut client).len() <= 16 << 10);
-    wait_for("the house to empty", || house.engine.connections() == 0);
+    wait_for("the server to empty", || server.engine.connections() == 0);
     let talks = "sent too much data during negotiation";
-    assert_eq!(house.refusals(), ["with an ugly word", talks, talks]);
-    assert_eq!(house.opened(), (0, 0));
-    house.stop();
+    assert_eq!(server.refusals(), ["with an ugly word", talks, talks]);
+    assert_eq!(server.opened(), (0, 0));
+    server.stop();
 }
 
 #[test]
 fn panic_in_a_negotiator_affects_only_its_connection() {
-    let house = house(Driver::Auto, FREE, Auth::None);
-    let mut other = house.enter();
-    let mut client = house.enter();
+    let server = start(Driver::Auto, UNLIMITED, Auth::None);
+    let mut other = server.enter();
+    let mut client = server.enter();
     client.0.write_all(b"boom").unwrap();
     assert_eq!(rest(&mut client), b"");
     other.0.write_all(b"deny").unwrap();
-    assert_eq!(hears(&mut other, 4), b"no..");
-    ask(&mut house.secure().unwrap(), 1);
-    house.stop();
+    assert_eq!(read(&mut other, 4), b"no..");
+    ask(&mut server.secure().unwrap(), 1);
+    server.stop();
 }
 
 #[test]
 fn peer_that_does_not_read_does_not_block_others() {
-    let house = house(Driver::Auto, FREE, Auth::None);
-    let mut deaf: Vec<_> = (0..5).map(|_| house.enter()).collect();
+    let server = start(Driver::Auto, UNLIMITED, Auth::None);
+    let mut deaf: Vec<_> = (0..5).map(|_| server.enter()).collect();
     deaf.iter_mut().for_each(|client| client.0.write_all(b"long").unwrap());
-    ask(&mut house.secure().unwrap(), 1);
+    ask(&mut server.secure().unwrap(), 1);
     for client in &mut deaf {
-        assert!(hears(client, LONG).iter().all(|&byte| byte == b'!'));
+        assert!(read(client, LONG).iter().all(|&byte| byte == b'!'));
         assert_eq!(client.ask(b'E', 1), 0);
     }
-    house.stop();
+    server.stop();
 }
 
 /// Handshakes are rate-limited per address, negotiations are not.
 #[test]
 fn negotiations_do_not_count_as_handshakes() {
     let limits = Limits { at_once: 2, each_second: 0, burst: 2 };
-    let house = house(Driver::Auto, limits, Auth::Required);
-    let mut silent: Vec<_> = (0..50).map(|_| house.enter()).collect();
-    ask(&mut house.secure().unwrap(), 1);
+    let server = start(Driver::Auto, limits, Auth::Required);
+    let mut silent: Vec<_> = (0..50).map(|_| server.enter()).collect();
+    ask(&mut server.secure().unwrap(), 1);
     // Nor do handshakes evict negotiations.
     for client in &mut silent {
         client.0.write_all(b"deny").unwrap();
-        assert_eq!(hears(client, 4), b"no..");
+        assert_eq!(read(client, 4), b"no..");
     }
-    house.stop();
+    server.stop();
 }
 
 /// R36, negotiation: slow peers time out, and do not keep others out.
 #[test]
 fn r36_slow_negotiations_time_out_and_block_nobody() {
-    let house = house(Driver::Auto, Limits::default(), Auth::Required);
+    let server = start(Driver::Auto, Limits::default(), Auth::Required);
     let began = Instant::now();
-    let mut slow: Vec<_> = (0..200).map(|_| house.raw()).collect();
+    let mut slow: Vec<_> = (0..200).map(|_| server.raw()).collect();
     for (at, client) in slow.iter_mut().enumerate() {
         let _ = client.0.write_all(&b"tls"[..at % 4]);
     }
-    assert!(house.engine.connections() <= 128 + 200);
-    wait_for("some to be accepted", || house.engine.connections() > 100);
-    while house.engine.connections() > 0 {
+    assert!(server.engine.connections() <= 128 + 200);
+    wait_for("some to be accepted", || server.engine.connections() > 100);
+    while server.engine.connections() > 0 {
         let connecting = Instant::now();
-        ask(&mut house.secure().unwrap(), 1);
+        ask(&mut server.secure().unwrap(), 1);
         // Less than the ten seconds after which slow peers time out.
         assert!(connecting.elapsed() < Duration::from_secs(8));
         std::thread::sleep(Duration::from_millis(500));
-        assert!(began.elapsed() < Duration::from_secs(60), "{}", house.engine.connections());
+        assert!(began.elapsed() < Duration::from_secs(60), "{}", server.engine.connections());
     }
-    assert!(house.refusals().iter().all(|&why| why == "the handshake timed out"));
-    house.stop();
+    assert!(server.refusals().iter().all(|&why| why == "the handshake timed out"));
+    server.stop();
 }
