@@ -15,7 +15,7 @@ use pair::{Disk, Invite, Shown, View};
 
 use failure::Failure;
 use keys::key::Key;
-use keys::store::{Guest, Store, Watch};
+use keys::store::{PairedHost, Store, Watch};
 
 /// When a clock that was set is looked at again.
 const LOOK: Duration = Duration::from_secs(60);
@@ -62,9 +62,9 @@ impl Admission {
     /// # Errors
     /// There is no such folder, and none can be made.
     pub fn open(asked: Option<&Path>, boot: Option<&Tree>) -> Result<Self, Failure> {
-        let store = Store::open(&Store::place(asked)?)?;
+        let store = Store::open(&Store::locate(asked)?)?;
         let store = match boot {
-            Some(tree) => store.and_boot_settings(tree),
+            Some(tree) => store.with_boot_credentials(tree),
             None => store,
         };
         let watch = store.watch().ok();
@@ -76,7 +76,7 @@ impl Admission {
     /// # Errors
     /// Others could write into it.
     pub fn open_existing(asked: Option<&Path>) -> Result<Self, Failure> {
-        match Store::place(asked) {
+        match Store::locate(asked) {
             Ok(place) if place.is_dir() => Self::open(Some(&place), None),
             Ok(_) | Err(_) => Ok(Self::none()),
         }
@@ -200,10 +200,10 @@ impl Admission {
         let Some(store) = &self.store else {
             return Err(Failure::new("there is no folder to keep its key in"));
         };
-        let key = Key::of_pairing(&knock.secret);
-        let guest =
-            Guest { nqn: &knock.host, name: &knock.name, tls: key.text(), disks: &[], access };
-        store.let_in(&guest, SystemTime::now()).map(drop)
+        let key = Key::from_pairing(&knock.secret);
+        let host =
+            PairedHost { nqn: &knock.host, name: &knock.name, tls: key.text(), disks: &[], access };
+        store.add_paired_host(&host, SystemTime::now()).map(drop)
     }
 }
 

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::Device;
 pub use child::work;
-use ipc::helper;
+use ipc::spawn;
 
 /// How long a disk may take to be examined before it counts as one that does not answer.
 pub const LIMIT: Duration = Duration::from_secs(5);
@@ -156,7 +156,7 @@ pub struct Answered {
 impl Examiner {
     /// One for the disks of the machine at `tree`. Nothing is started yet.
     pub fn new(tree: Tree) -> Self {
-        let start = || helper::converse("examine").map(|(child, socket)| (Some(child), socket));
+        let start = || spawn::with_socket("examine").map(|(child, socket)| (Some(child), socket));
         Self {
             tree,
             start,

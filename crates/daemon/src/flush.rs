@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 
 use failure::Failure;
-use ipc::helper;
+use ipc::spawn;
 
 /// Between two looks at whether it has ended.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -27,7 +27,7 @@ impl Flush {
     /// # Errors
     /// There is no descriptor, no memory, or nothing to start.
     pub fn start(disk: impl AsFd) -> io::Result<Self> {
-        helper::start("flush", disk.as_fd().try_clone_to_owned()?).map(Self)
+        spawn::with_stdin("flush", disk.as_fd().try_clone_to_owned()?).map(Self)
     }
 
     /// Returns how it ended; `None` if it has not. Never waits.

@@ -42,7 +42,7 @@ use crate::listen::Serves;
 use crate::mailbox::Said;
 use counting::counted;
 pub use duty::work;
-use failure::{Failure, why_not_started};
+use failure::{Failure, spawn_error};
 use fence::Withheld;
 use ipc::channel::Sender;
 use words::{Counts, Lent, Order, Start, TriesWord};
@@ -150,7 +150,7 @@ impl Worker {
         });
         let (tell, told) = mpsc::channel();
         let keeper = keeper::start(shared.clone(), tell);
-        let keeper = keeper.map_err(|error| cannot(&why_not_started(&error)))?;
+        let keeper = keeper.map_err(|error| cannot(&spawn_error(&error)))?;
         let worker = Self { shared, keeper: Some(keeper) };
         told.recv().unwrap_or_else(|_| Err(cannot(&"its thread ended")))?;
         Ok(worker)

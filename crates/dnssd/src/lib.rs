@@ -9,9 +9,9 @@
 //! | `words` | what both say to each other, a line of JSON each |
 //! | `responder` | the process itself |
 
+mod messages;
 mod responder;
 mod service;
-mod words;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
@@ -25,11 +25,11 @@ use linux::net::Address;
 use rustix::fs::{OFlags, fcntl_setfl};
 
 use failure::Failure;
-use ipc::helper::program;
+use ipc::spawn::executable;
+use messages::{Event, MAX_EVENTS, MAX_LINE, Request};
+pub use messages::{FoundService, ScopedAddr, Service, ServiceType};
 pub use responder::work;
-pub use service::{Spot, services};
-pub use words::{Found, Kind, Place, Service};
-use words::{LONGEST, MOST, Order, Said};
+pub use service::{LocalEndpoint, services};
 
 /// How long the process may take to say goodbye to the networks.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -67,8 +67,8 @@ impl Announcer {
 
     /// Announces from now on that disks are had at these spots of this machine, which is called `machine`, and nowhere
     /// else. Where a key is needed, that name is not told.
-    pub fn announce(&mut self, machine: &str, spots: &[Spot], addresses: &[Address]) {
-        let services = services(machine, self.nonce, spots, addresses, self.port.is_some());
+    pub fn announce(&mut self, machine: &str, endpoints: &[LocalEndpoint], addresses: &[Address]) {
+        let services = services(machine, self.nonce, endpoints, addresses, self.port.is_some());
         if self.given_up || services == self.told {
             return;
         }
@@ -84,13 +84,13 @@ impl Announcer {
             Some(process) => process,
             None => self.process.insert(started(self.port, self.note.clone())?),
         };
-        process.order(&Order::Announce { services })
+        process.request(&Request::Announce { services })
     }
 
     /// Takes all back, and ends.
     pub fn stop(mut self) {
         let Some(process) = &mut self.process else { return };
-        process.orders = None;
+        process.requests = None;
         let end = Instant::now() + GOODBYE;
         while matches!(process.child.try_wait(), Ok(None)) && Instant::now() < end {
             thread::sleep(Duration::from_millis(5));
@@ -101,10 +101,10 @@ impl Announcer {
 /// The process, begun. What it has to say is passed to `note`.
 fn started(port: Option<u16>, note: Notes) -> io::Result<Process> {
     let (mut process, words) = Process::start()?;
-    process.order(&Order::Start { port })?;
+    process.request(&Request::Start { port })?;
     let pass_on = move || {
         for said in lines(words) {
-            if let Said::Note(sentence) = said {
+            if let Event::Note(sentence) = said {
                 note(cannot(&sentence));
             }
         }
@@ -118,28 +118,28 @@ fn started(port: Option<u16>, note: Notes) -> io::Result<Process> {
 ///
 /// # Errors
 /// The network cannot be asked.
-pub fn browse(port: Option<u16>, patience: Duration) -> Result<Vec<Found>, Failure> {
+pub fn browse(port: Option<u16>, patience: Duration) -> Result<Vec<FoundService>, Failure> {
     let failed = |error: &dyn fmt::Display| {
         Failure::new(format!("machines nearby cannot be asked for by multicast DNS: {error}"))
     };
     let (mut process, words) = Process::start().map_err(|error| failed(&error))?;
-    let orders = [Order::Start { port }, Order::Browse];
-    let told = orders.iter().try_for_each(|order| process.order(order));
+    let requests = [Request::Start { port }, Request::Browse];
+    let told = requests.iter().try_for_each(|request| process.request(request));
     told.map_err(|error| failed(&error))?;
     let heard = heard(words).map_err(|error| failed(&error))?;
     let (mut found, end) = (Vec::new(), Instant::now() + patience);
     while let Ok(said) = heard.recv_timeout(end.saturating_duration_since(Instant::now())) {
         match said {
-            Said::Found(one) if one.is_sound() => keep(&mut found, one),
-            Said::Found(_) => {}
-            Said::Note(sentence) => return Err(failed(&sentence)),
+            Event::Found(one) if one.is_sound() => keep(&mut found, one),
+            Event::Found(_) => {}
+            Event::Note(sentence) => return Err(failed(&sentence)),
         }
     }
     Ok(found)
 }
 
 /// What was resolved anew takes the place of what was known.
-fn keep(found: &mut Vec<Found>, one: Found) {
+fn keep(found: &mut Vec<FoundService>, one: FoundService) {
     let known = found.iter_mut().find(|known| (known.kind, &known.name) == (one.kind, &one.name));
     match known {
         Some(known) => *known = one,
@@ -148,8 +148,8 @@ fn keep(found: &mut Vec<Found>, one: Found) {
 }
 
 /// What the process says, on a thread of its own, so that waiting for it can end.
-fn heard(words: ChildStdout) -> io::Result<Receiver<Said>> {
-    let (send, receive) = sync_channel(MOST);
+fn heard(words: ChildStdout) -> io::Result<Receiver<Event>> {
+    let (send, receive) = sync_channel(MAX_EVENTS);
     let listen = move || {
         let _ = lines(words).try_for_each(|said| send.send(said));
     };
@@ -158,15 +158,15 @@ fn heard(words: ChildStdout) -> io::Result<Receiver<Said>> {
 }
 
 /// What the process says, no more than it ought to. A line that is none is left out.
-fn lines(words: ChildStdout) -> impl Iterator<Item = Said> {
+fn lines(words: ChildStdout) -> impl Iterator<Item = Event> {
     let mut words = BufReader::new(words);
     let line = move || {
         let mut line = Vec::new();
-        let limit = u64::try_from(LONGEST).unwrap_or(u64::MAX);
+        let limit = u64::try_from(MAX_LINE).unwrap_or(u64::MAX);
         let got = words.by_ref().take(limit).read_until(b'\n', &mut line).ok()?;
         (got > 0).then_some(line)
     };
-    std::iter::from_fn(line).take(MOST).filter_map(|line| serde_json::from_slice(&line).ok())
+    std::iter::from_fn(line).take(MAX_EVENTS).filter_map(|line| serde_json::from_slice(&line).ok())
 }
 
 fn cannot(error: &dyn fmt::Display) -> String {
@@ -177,14 +177,14 @@ fn cannot(error: &dyn fmt::Display) -> String {
 #[derive(Debug)]
 struct Process {
     child: Child,
-    orders: Option<ChildStdin>,
+    requests: Option<ChildStdin>,
 }
 
 impl Process {
     /// Starts it. It gets no environment, no descriptor but the two ends of its own, and no signal of the terminal.
     fn start() -> io::Result<(Self, ChildStdout)> {
         linux::sandbox::set_cloexec_on_all();
-        let mut child = Command::new(program())
+        let mut child = Command::new(executable())
             .arg0("storagetm")
             .arg("announcer")
             .env_clear()
@@ -194,19 +194,19 @@ impl Process {
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()?;
-        let (orders, words) = (child.stdin.take(), child.stdout.take());
-        let process = Self { child, orders };
+        let (requests, words) = (child.stdin.take(), child.stdout.take());
+        let process = Self { child, requests };
         let words = words.ok_or(io::ErrorKind::BrokenPipe)?;
         // Who does not listen does not hold up who speaks.
-        let orders = process.orders.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
-        fcntl_setfl(orders, OFlags::NONBLOCK)?;
+        let requests = process.requests.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
+        fcntl_setfl(requests, OFlags::NONBLOCK)?;
         Ok((process, words))
     }
 
-    fn order(&mut self, order: &Order) -> io::Result<()> {
-        let mut line = serde_json::to_vec(order)?;
+    fn request(&mut self, request: &Request) -> io::Result<()> {
+        let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
-        self.orders.as_mut().ok_or(io::ErrorKind::BrokenPipe)?.write_all(&line)
+        self.requests.as_mut().ok_or(io::ErrorKind::BrokenPipe)?.write_all(&line)
     }
 }
 

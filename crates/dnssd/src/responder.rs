@@ -17,7 +17,9 @@ use nvme::wire::fabrics::DISCOVERY_NQN;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::words::{Found, Kind, LONGEST, MOST, Order, Place, Said, Service};
+use super::messages::{
+    Event, FoundService, MAX_EVENTS, MAX_LINE, Request, ScopedAddr, Service, ServiceType,
+};
 use failure::Failure;
 
 /// Bytes of memory that strangers can make the process use.
@@ -40,31 +42,31 @@ pub fn work() -> Result<(), Failure> {
     }
     let _ = setrlimit(Resource::Data, Rlimit { current: Some(MEMORY), maximum: Some(MEMORY) });
     let _ = sandbox::restrict_files();
-    let mut orders = orders(io::stdin().lock());
-    let Some(Order::Start { port }) = orders.next() else {
+    let mut requests = requests(io::stdin().lock());
+    let Some(Request::Start { port }) = requests.next() else {
         return Err(Failure::usage(
             "storagetm announcer is a part of storagetm serve and storagetm find, which start it by themselves",
         ));
     };
     match Responder::start(port) {
-        Ok(responder) => responder.run(orders),
-        Err(why) => say(&Said::Note(why)),
+        Ok(responder) => responder.run(requests),
+        Err(why) => say(&Event::Note(why)),
     }
     Ok(())
 }
 
 /// What it is told; what is not understood is the end.
-fn orders(from: impl BufRead) -> impl Iterator<Item = Order> {
+fn requests(from: impl BufRead) -> impl Iterator<Item = Request> {
     let mut from = BufReader::new(from);
     std::iter::from_fn(move || {
         let mut line = Vec::new();
-        let limit = u64::try_from(LONGEST).unwrap_or(u64::MAX);
+        let limit = u64::try_from(MAX_LINE).unwrap_or(u64::MAX);
         from.by_ref().take(limit).read_until(b'\n', &mut line).ok()?;
         serde_json::from_slice(&line).ok()
     })
 }
 
-fn say(said: &Said) {
+fn say(said: &Event) {
     static OUTPUT: Mutex<()> = Mutex::new(());
     let _one_at_a_time = OUTPUT.lock().unwrap_or_else(PoisonError::into_inner);
     if let Ok(mut line) = serde_json::to_vec(said) {
@@ -97,15 +99,15 @@ impl Responder {
         Ok(Self { daemon, announced: HashMap::new(), interfaces: Vec::new() })
     }
 
-    fn run(mut self, orders: impl Iterator<Item = Order>) {
-        for order in orders {
-            let done = match order {
-                Order::Start { .. } => Ok(()),
-                Order::Announce { services } => self.announce(services),
-                Order::Browse => self.browse(),
+    fn run(mut self, requests: impl Iterator<Item = Request>) {
+        for request in requests {
+            let done = match request {
+                Request::Start { .. } => Ok(()),
+                Request::Announce { services } => self.announce(services),
+                Request::Browse => self.browse(),
             };
             if let Err(error) = done {
-                say(&Said::Note(error.to_string()));
+                say(&Event::Note(error.to_string()));
             }
         }
         self.withdraw_all();
@@ -174,8 +176,8 @@ impl Responder {
 
     /// Says what is found from now on, each kind on a thread of its own.
     fn browse(&self) -> mdns_sd::Result<()> {
-        let room = Arc::new(Mutex::new(MOST));
-        for kind in [Kind::Nvme, Kind::Nbd] {
+        let room = Arc::new(Mutex::new(MAX_EVENTS));
+        for kind in [ServiceType::Nvme, ServiceType::Nbd] {
             let found = self.daemon.browse(kind.service_type())?;
             let room = room.clone();
             thread::spawn(move || {
@@ -184,7 +186,7 @@ impl Responder {
                     let mut room = room.lock().unwrap_or_else(PoisonError::into_inner);
                     let Some(left) = room.checked_sub(1) else { return };
                     *room = left;
-                    say(&Said::Found(resolved(kind, &service)));
+                    say(&Event::Found(resolved(kind, &service)));
                 }
             });
         }
@@ -203,7 +205,7 @@ fn check(port: u16) -> io::Result<()> {
 /// What the networks are told of it.
 fn info(service: &Service) -> mdns_sd::Result<ServiceInfo> {
     let mut text = vec![("keyed", if service.keyed { "1" } else { "0" })];
-    if service.kind == Kind::Nvme {
+    if service.kind == ServiceType::Nvme {
         // NVMe TP 8009: the transport, and whom to ask.
         text.extend([("p", "tcp"), ("nqn", DISCOVERY_NQN)]);
     }
@@ -213,35 +215,35 @@ fn info(service: &Service) -> mdns_sd::Result<ServiceInfo> {
     ServiceInfo::new(kind, &service.name, &host, addresses, service.port, &text[..])
 }
 
-fn resolved(kind: Kind, service: &ResolvedService) -> Found {
-    let mut places: Vec<Place> = service.addresses.iter().map(place).collect();
+fn resolved(kind: ServiceType, service: &ResolvedService) -> FoundService {
+    let mut addresses: Vec<ScopedAddr> = service.addresses.iter().map(place).collect();
     // The nearest first: what is on the same cable needs nothing else to work.
-    places.sort_by_key(|place| {
+    addresses.sort_by_key(|place| {
         (linux::net::scope_of(place.address) != linux::net::Scope::Link, place.clone())
     });
-    places.truncate(8);
-    Found {
+    addresses.truncate(8);
+    FoundService {
         kind,
         name: instance(&service.fullname, kind),
         host: service.host.clone(),
         port: service.port,
-        places,
+        addresses,
         keyed: service.get_property_val_str("keyed").map(|value| value == "1"),
     }
 }
 
-fn place(address: &ScopedIp) -> Place {
+fn place(address: &ScopedIp) -> ScopedAddr {
     let interface = match address {
         ScopedIp::V4(v4) => v4.interface_ids().first().map(|id| id.name.clone()),
         ScopedIp::V6(v6) => Some(v6.scope_id().name.clone()),
         _ => None,
     };
     let interface = interface.filter(|name| !name.is_empty());
-    Place { address: address.to_ip_addr(), interface }
+    ScopedAddr { address: address.to_ip_addr(), interface }
 }
 
 /// The name of the instance in a full name, in which dots and backslashes have a backslash before them.
-fn instance(full: &str, kind: Kind) -> String {
+fn instance(full: &str, kind: ServiceType) -> String {
     let end = full.len().saturating_sub(kind.service_type().len() + 1);
     let escaped = full.get(..end).unwrap_or(full);
     let mut name = String::with_capacity(escaped.len());
@@ -265,14 +267,14 @@ mod test {
             ("", ""),
             ("\u{e9}", ""),
         ] {
-            assert_eq!(instance(full, Kind::Nvme), name, "{full:?}");
+            assert_eq!(instance(full, ServiceType::Nvme), name, "{full:?}");
         }
     }
 
     #[test]
     fn what_is_announced_says_whom_to_ask_and_no_more() {
         let service = Service {
-            kind: Kind::Nvme,
+            kind: ServiceType::Nvme,
             name: "storagetm-abcd".to_owned(),
             host: "storagetm-abcd0102".to_owned(),
             port: 8009,
@@ -291,7 +293,7 @@ mod test {
     #[test]
     fn orders_end_where_they_make_no_sense() {
         let lines = b"{\"start\":{\"port\":null}}\n\"browse\"\nmount everything\n\"browse\"\n";
-        let orders: Vec<Order> = orders(&lines[..]).collect();
-        assert_eq!(orders, [Order::Start { port: None }, Order::Browse]);
+        let requests: Vec<Request> = requests(&lines[..]).collect();
+        assert_eq!(requests, [Request::Start { port: None }, Request::Browse]);
     }
 }

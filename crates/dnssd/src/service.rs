@@ -5,16 +5,16 @@ use std::net::IpAddr;
 
 use linux::net::{Address, Scope, scope_of};
 
-use super::words::{Kind, Service};
+use super::messages::{Service, ServiceType};
 
 /// Bytes of the longest name of an instance (RFC 6763 §4.1.1), with room for a port behind it.
-const LONGEST: usize = 56;
+const MAX_INSTANCE_NAME: usize = 56;
 
 /// Where disks are had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Spot {
+pub struct LocalEndpoint {
     /// What is spoken there.
-    pub kind: Kind,
+    pub kind: ServiceType,
     /// An address of this machine, or the unspecified one for all.
     pub address: IpAddr,
     /// The TCP port.
@@ -30,45 +30,53 @@ pub struct Spot {
 pub fn services(
     machine: &str,
     nonce: [u8; 4],
-    spots: &[Spot],
+    endpoints: &[LocalEndpoint],
     addresses: &[Address],
     loopback: bool,
 ) -> Vec<Service> {
-    let mut reached = each(spots, addresses);
+    let mut reached = resolve(endpoints, addresses);
     reached.retain(|(_, at)| loopback || scope_of(at.ip) != Scope::Loopback);
     let digits = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-    let secret = reached.iter().any(|(spot, _)| spot.keyed);
+    let secret = reached.iter().any(|(endpoint, _)| endpoint.keyed);
     let host = format!("storagetm-{}", digits(&nonce));
-    let name = if secret { format!("storagetm-{}", digits(&nonce[..2])) } else { cut(machine) };
-    let mut services: BTreeMap<(Kind, u16), Service> = BTreeMap::new();
-    for (spot, at) in reached {
-        let service = services.entry((spot.kind, spot.port)).or_insert_with(|| Service {
-            kind: spot.kind,
+    let name =
+        if secret { format!("storagetm-{}", digits(&nonce[..2])) } else { truncate(machine) };
+    let mut services: BTreeMap<(ServiceType, u16), Service> = BTreeMap::new();
+    for (endpoint, at) in reached {
+        let service = services.entry((endpoint.kind, endpoint.port)).or_insert_with(|| Service {
+            kind: endpoint.kind,
             name: name.clone(),
             host: host.clone(),
-            port: spot.port,
+            port: endpoint.port,
             addresses: Vec::new(),
             interfaces: Vec::new(),
             keyed: false,
         });
-        service.keyed |= spot.keyed;
+        service.keyed |= endpoint.keyed;
         add(&mut service.addresses, at.ip);
         add(&mut service.interfaces, at.interface.clone());
     }
-    numbered(services.into_values().collect())
+    with_unique_names(services.into_values().collect())
 }
 
 /// Each spot with each address at which it is reached.
-fn each<'a>(spots: &'a [Spot], addresses: &'a [Address]) -> Vec<(&'a Spot, &'a Address)> {
+fn resolve<'a>(
+    endpoints: &'a [LocalEndpoint],
+    addresses: &'a [Address],
+) -> Vec<(&'a LocalEndpoint, &'a Address)> {
     let usable = |at: &&Address| at.is_usable() || scope_of(at.ip) == Scope::Loopback;
-    let here = |spot: &Spot, at: &Address| match spot.address.is_unspecified() {
-        true => spot.address.is_ipv4() == at.ip.is_ipv4(),
-        false => spot.address == at.ip,
+    let here = |endpoint: &LocalEndpoint, at: &Address| match endpoint.address.is_unspecified() {
+        true => endpoint.address.is_ipv4() == at.ip.is_ipv4(),
+        false => endpoint.address == at.ip,
     };
-    let of = |spot: &'a Spot| {
-        addresses.iter().filter(usable).filter(move |at| here(spot, at)).map(move |at| (spot, at))
+    let of = |endpoint: &'a LocalEndpoint| {
+        addresses
+            .iter()
+            .filter(usable)
+            .filter(move |at| here(endpoint, at))
+            .map(move |at| (endpoint, at))
     };
-    spots.iter().flat_map(of).collect()
+    endpoints.iter().flat_map(of).collect()
 }
 
 fn add<T: PartialEq>(list: &mut Vec<T>, item: T) {
@@ -78,7 +86,7 @@ fn add<T: PartialEq>(list: &mut Vec<T>, item: T) {
 }
 
 /// One instance has one port: a second one of the same kind has the port in its name.
-fn numbered(mut services: Vec<Service>) -> Vec<Service> {
+fn with_unique_names(mut services: Vec<Service>) -> Vec<Service> {
     let mut last = None;
     for service in &mut services {
         if last.replace(service.kind) == Some(service.kind) {
@@ -89,9 +97,9 @@ fn numbered(mut services: Vec<Service>) -> Vec<Service> {
 }
 
 /// As much of the name as an instance may have.
-fn cut(name: &str) -> String {
+fn truncate(name: &str) -> String {
     let fits = |end: &usize| name.is_char_boundary(*end);
-    let end = (0..=LONGEST.min(name.len())).rev().find(fits).unwrap_or(0);
+    let end = (0..=MAX_INSTANCE_NAME.min(name.len())).rev().find(fits).unwrap_or(0);
     name[..end].to_owned()
 }
 
@@ -122,21 +130,21 @@ mod test {
         ]
     }
 
-    fn spot(kind: Kind, address: &str, port: u16, keyed: bool) -> Spot {
-        Spot { kind, address: address.parse().unwrap(), port, keyed }
+    fn endpoint(kind: ServiceType, address: &str, port: u16, keyed: bool) -> LocalEndpoint {
+        LocalEndpoint { kind, address: address.parse().unwrap(), port, keyed }
     }
 
-    fn of(spots: &[Spot]) -> Vec<Service> {
-        services("Anna's laptop", [0xab, 0xcd, 1, 2], spots, &machine(), false)
+    fn of(endpoints: &[LocalEndpoint]) -> Vec<Service> {
+        services("Anna's laptop", [0xab, 0xcd, 1, 2], endpoints, &machine(), false)
     }
 
     /// X01: where a key is needed, not even the name of the machine is told, nor that of a disk.
     #[test]
     fn x01_a_machine_that_wants_a_key_tells_no_name() {
         let keyed = of(&[
-            spot(Kind::Nvme, "fe80::1", 8009, true),
-            spot(Kind::Nbd, "fe80::1", 10809, true),
-            spot(Kind::Nvme, "127.0.0.1", 8009, false),
+            endpoint(ServiceType::Nvme, "fe80::1", 8009, true),
+            endpoint(ServiceType::Nbd, "fe80::1", 10809, true),
+            endpoint(ServiceType::Nvme, "127.0.0.1", 8009, false),
         ]);
         assert_eq!(keyed.len(), 2);
         for service in &keyed {
@@ -145,8 +153,8 @@ mod test {
             assert!(!serde_json::to_string(service).unwrap().contains("Anna"));
         }
         let mixed = of(&[
-            spot(Kind::Nvme, "fe80::1", 8009, true),
-            spot(Kind::Nbd, "192.168.1.5", 10809, false),
+            endpoint(ServiceType::Nvme, "fe80::1", 8009, true),
+            endpoint(ServiceType::Nbd, "192.168.1.5", 10809, false),
         ]);
         assert!(mixed.iter().all(|service| service.name == "storagetm-abcd"));
     }
@@ -154,9 +162,9 @@ mod test {
     #[test]
     fn an_open_machine_is_announced_by_its_name_at_each_address() {
         let open = of(&[
-            spot(Kind::Nvme, "0.0.0.0", 8009, false),
-            spot(Kind::Nvme, "::", 8009, false),
-            spot(Kind::Nbd, "0.0.0.0", 10809, false),
+            endpoint(ServiceType::Nvme, "0.0.0.0", 8009, false),
+            endpoint(ServiceType::Nvme, "::", 8009, false),
+            endpoint(ServiceType::Nbd, "0.0.0.0", 10809, false),
         ]);
         assert_eq!(open.len(), 2);
         assert_eq!(open[0].name, "Anna's laptop");
@@ -168,15 +176,15 @@ mod test {
     #[test]
     fn a_second_port_has_a_name_of_its_own_and_loopback_is_told_to_nobody() {
         let two = [
-            spot(Kind::Nvme, "127.0.0.1", 4420, false),
-            spot(Kind::Nvme, "127.0.0.1", 5000, false),
+            endpoint(ServiceType::Nvme, "127.0.0.1", 4420, false),
+            endpoint(ServiceType::Nvme, "127.0.0.1", 5000, false),
         ];
         assert_eq!(of(&two), []);
         let two = services("Anna's laptop", [0; 4], &two, &machine(), true);
         let names: Vec<&str> = two.iter().map(|service| service.name.as_str()).collect();
         assert_eq!(names, ["Anna's laptop", "Anna's laptop 5000"]);
-        assert_eq!(of(&[spot(Kind::Nvme, "10.0.0.1", 4420, false)]), []);
-        assert_eq!(cut(&"\u{e9}".repeat(40)).len(), 56);
-        assert_eq!(cut(&format!("a{}", "\u{e9}".repeat(40))).len(), 55);
+        assert_eq!(of(&[endpoint(ServiceType::Nvme, "10.0.0.1", 4420, false)]), []);
+        assert_eq!(truncate(&"\u{e9}".repeat(40)).len(), 56);
+        assert_eq!(truncate(&format!("a{}", "\u{e9}".repeat(40))).len(), 55);
     }
 }

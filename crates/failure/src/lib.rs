@@ -8,41 +8,41 @@ use rustix::io::Errno;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     status: u8,
-    sentence: String,
-    is_full: bool,
+    message: String,
+    is_storage_full: bool,
 }
 
 impl Failure {
     /// Something did not work: exit status 1.
-    pub fn new(sentence: impl fmt::Display) -> Self {
-        Self::ending(1, sentence)
+    pub fn new(message: impl fmt::Display) -> Self {
+        Self::with_status(1, message)
     }
 
     /// The options are wrong: exit status 2.
-    pub fn usage(sentence: impl fmt::Display) -> Self {
-        Self::ending(2, sentence)
+    pub fn usage(message: impl fmt::Display) -> Self {
+        Self::with_status(2, message)
     }
 
     /// Another machine said no: exit status 3.
-    pub fn refused(sentence: impl fmt::Display) -> Self {
-        Self::ending(3, sentence)
+    pub fn refused(message: impl fmt::Display) -> Self {
+        Self::with_status(3, message)
     }
 
     /// It ended in a way that has an exit status of its own.
-    pub fn ending(status: u8, sentence: impl fmt::Display) -> Self {
-        Self { status, sentence: sentence.to_string(), is_full: false }
+    pub fn with_status(status: u8, message: impl fmt::Display) -> Self {
+        Self { status, message: message.to_string(), is_storage_full: false }
     }
 
     /// The same, because of that error.
-    pub fn because_of(self, error: &io::Error) -> Self {
-        let is_full =
+    pub fn caused_by(self, error: &io::Error) -> Self {
+        let is_storage_full =
             matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        Self { is_full, ..self }
+        Self { is_storage_full, ..self }
     }
 
     /// Whether there was no space left to store something.
-    pub fn is_full(&self) -> bool {
-        self.is_full
+    pub fn is_storage_full(&self) -> bool {
+        self.is_storage_full
     }
 
     /// The exit status.
@@ -52,7 +52,7 @@ impl Failure {
 }
 
 /// Why a process or a thread could not be started.
-pub fn why_not_started(error: &io::Error) -> String {
+pub fn spawn_error(error: &io::Error) -> String {
     // fork(2), pthread_create(3).
     if error.raw_os_error() == Some(Errno::AGAIN.raw_os_error()) {
         return "no more processes or threads can be started: raise the limit (ulimit -u, or TasksMax= \
@@ -64,7 +64,7 @@ pub fn why_not_started(error: &io::Error) -> String {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&console::printable(&self.sentence, true))
+        f.write_str(&console::printable(&self.message, true))
     }
 }
 
@@ -75,7 +75,7 @@ mod test {
     #[test]
     fn a_limit_on_processes_is_named_as_the_reason() {
         let error = io::Error::from_raw_os_error(Errno::AGAIN.raw_os_error());
-        assert!(why_not_started(&error).contains("ulimit -u"));
-        assert!(!why_not_started(&io::ErrorKind::NotFound.into()).contains("ulimit"));
+        assert!(spawn_error(&error).contains("ulimit -u"));
+        assert!(!spawn_error(&io::ErrorKind::NotFound.into()).contains("ulimit"));
     }
 }

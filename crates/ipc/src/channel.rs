@@ -31,16 +31,16 @@ pub struct Sender(UnixStream);
 #[derive(Debug)]
 pub struct Receiver {
     socket: UnixStream,
-    longest: usize,
+    max_frame: usize,
 }
 
 /// Both ends of one side. Frames of more than `longest` bytes are not taken.
 ///
 /// # Errors
 /// No descriptor left.
-pub fn ends(socket: UnixStream, longest: usize) -> io::Result<(Sender, Receiver)> {
+pub fn split(socket: UnixStream, max_frame: usize) -> io::Result<(Sender, Receiver)> {
     let other = socket.try_clone()?;
-    Ok((Sender(other), Receiver { socket, longest }))
+    Ok((Sender(other), Receiver { socket, max_frame }))
 }
 
 impl Sender {
@@ -50,13 +50,13 @@ impl Sender {
     /// The other side is gone.
     pub fn send(
         &self,
-        word: &impl Serialize,
+        message: &impl Serialize,
         descriptor: Option<BorrowedFd<'_>>,
     ) -> io::Result<()> {
-        let frame = frame(word)?;
+        let frame = frame(message)?;
         let mut sent = self.send_first(&frame, descriptor)?;
         while let Some(rest) = frame.get(sent..).filter(|rest| !rest.is_empty()) {
-            sent += again(|| rustix::net::send(&self.0, rest, SendFlags::NOSIGNAL))?;
+            sent += retry_on_intr(|| rustix::net::send(&self.0, rest, SendFlags::NOSIGNAL))?;
         }
         Ok(())
     }
@@ -64,9 +64,9 @@ impl Sender {
     fn send_first(&self, frame: &[u8], passed: Option<BorrowedFd<'_>>) -> io::Result<usize> {
         let passed: Vec<BorrowedFd<'_>> = passed.into_iter().collect();
         let pieces = [IoSlice::new(frame)];
-        again(|| {
-            let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-            let mut control = SendAncillaryBuffer::new(&mut room);
+        retry_on_intr(|| {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
             if !passed.is_empty() {
                 control.push(SendAncillaryMessage::ScmRights(&passed));
             }
@@ -79,8 +79,8 @@ impl Sender {
     ///
     /// # Errors
     /// It is no time.
-    pub fn limit(&self, patience: Duration) -> io::Result<()> {
-        self.0.set_write_timeout(Some(patience))
+    pub fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
+        self.0.set_write_timeout(Some(timeout))
     }
 
     /// Has both sides see the end.
@@ -91,10 +91,10 @@ impl Sender {
 
 impl Receiver {
     /// Waits for the next word, or the end, at most so long; whether it is there.
-    pub fn is_ready(&self, patience: Duration) -> bool {
-        let patience = Timespec::try_from(patience).ok();
+    pub fn is_ready(&self, timeout: Duration) -> bool {
+        let timeout = Timespec::try_from(timeout).ok();
         let mut ends = [PollFd::new(&self.socket, PollFlags::IN)];
-        poll(&mut ends, patience.as_ref()).is_ok_and(|ready| ready > 0)
+        poll(&mut ends, timeout.as_ref()).is_ok_and(|ready| ready > 0)
     }
 
     /// The next word, and the descriptor that came with it. Nothing if the other side is gone.
@@ -109,7 +109,7 @@ impl Receiver {
         }
         got += self.fill(header.get_mut(got..).unwrap_or_default())?;
         let length = u32::from_le_bytes(header) as usize;
-        if got < HEADER || length > self.longest {
+        if got < HEADER || length > self.max_frame {
             return Err(ErrorKind::InvalidData.into());
         }
         let mut body = Zeroizing::new(vec![0; length]);
@@ -120,11 +120,11 @@ impl Receiver {
     }
 
     fn receive_first(&self, header: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
-        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = RecvAncillaryBuffer::new(&mut room);
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut pieces = [IoSliceMut::new(header)];
         let flags = RecvFlags::CMSG_CLOEXEC;
-        let message = again(|| recvmsg(&self.socket, &mut pieces, &mut control, flags))?;
+        let message = retry_on_intr(|| recvmsg(&self.socket, &mut pieces, &mut control, flags))?;
         let descriptors = control.drain().filter_map(|part| match part {
             RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
             _ => None,
@@ -136,7 +136,7 @@ impl Receiver {
     fn fill(&self, bytes: &mut [u8]) -> io::Result<usize> {
         let mut got = 0;
         while let Some(rest) = bytes.get_mut(got..).filter(|rest| !rest.is_empty()) {
-            match again(|| recv(&self.socket, &mut *rest, RecvFlags::empty()))?.0 {
+            match retry_on_intr(|| recv(&self.socket, &mut *rest, RecvFlags::empty()))?.0 {
                 0 => break,
                 n => got += n,
             }
@@ -151,9 +151,9 @@ impl AsFd for Receiver {
     }
 }
 
-fn again<T>(mut act: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
+fn retry_on_intr<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
     loop {
-        match act() {
+        match call() {
             Err(Errno::INTR) => {}
             result => return Ok(result?),
         }
@@ -161,13 +161,13 @@ fn again<T>(mut act: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
 }
 
 /// The word as a frame. Its memory never grows, as growing would leave a copy behind.
-fn frame(word: &impl Serialize) -> io::Result<Zeroizing<Vec<u8>>> {
+fn frame(message: &impl Serialize) -> io::Result<Zeroizing<Vec<u8>>> {
     let mut length = Length(0);
-    serde_json::to_writer(&mut length, word)?;
+    serde_json::to_writer(&mut length, message)?;
     let announced = u32::try_from(length.0).map_err(|_| ErrorKind::InvalidData)?;
     let mut frame = Zeroizing::new(Vec::with_capacity(HEADER + length.0));
     frame.extend_from_slice(&announced.to_le_bytes());
-    serde_json::to_writer(&mut *frame, word)?;
+    serde_json::to_writer(&mut *frame, message)?;
     Ok(frame)
 }
 
@@ -190,13 +190,13 @@ mod test {
     use super::*;
     use std::io::Read;
 
-    fn pair(longest: usize) -> (Sender, Receiver) {
+    fn pair(max_frame: usize) -> (Sender, Receiver) {
         let (one, two) = UnixStream::pair().unwrap();
-        (Sender(one), Receiver { socket: two, longest })
+        (Sender(one), Receiver { socket: two, max_frame })
     }
 
     #[test]
-    fn words_come_whole_in_order_and_with_their_own_descriptor() {
+    fn arguments_come_whole_in_order_and_with_their_own_descriptor() {
         let (sender, mut receiver) = pair(1 << 20);
         let (mut reader, writer) = io::pipe().unwrap();
         let long = "x".repeat(300_000);
@@ -222,7 +222,7 @@ mod test {
     #[test]
     fn who_takes_nothing_is_not_waited_for_for_ever() {
         let (sender, receiver) = pair(1 << 20);
-        sender.limit(Duration::from_millis(20)).unwrap();
+        sender.set_timeout(Duration::from_millis(20)).unwrap();
         let long = "x".repeat(100_000);
         let failed = (0..100).find_map(|_| sender.send(&long, None).err()).unwrap();
         assert_eq!(failed.kind(), ErrorKind::WouldBlock);
@@ -238,7 +238,7 @@ mod test {
             let (mut one, two) = UnixStream::pair().unwrap();
             one.write_all(bytes).unwrap();
             drop(one);
-            let mut receiver = Receiver { socket: two, longest: 8 };
+            let mut receiver = Receiver { socket: two, max_frame: 8 };
             assert!(receiver.receive::<String>().is_err(), "{bytes:?}");
         }
     }

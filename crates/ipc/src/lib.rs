@@ -3,4 +3,4 @@
 #![forbid(unsafe_code)]
 
 pub mod channel;
-pub mod helper;
+pub mod spawn;

@@ -9,19 +9,19 @@ use serde::{Deserialize, Serialize};
 const DAY: u64 = 24 * 60 * 60;
 const YEARS: std::ops::RangeInclusive<u64> = 1970..=9999;
 
-/// A moment, to the second (RFC 3339 §5.6, only `Z`).
+/// A timestamp, to the second (RFC 3339 §5.6, only `Z`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
-pub struct Moment(SystemTime);
+pub struct Timestamp(SystemTime);
 
-impl Moment {
-    /// That moment; what is beyond the second is dropped.
+impl Timestamp {
+    /// That timestamp; what is beyond the second is dropped.
     pub fn new(time: SystemTime) -> Self {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(at(since.as_secs()))
     }
 
-    /// The moment as the system has it.
+    /// The timestamp as the system has it.
     pub fn time(self) -> SystemTime {
         self.0
     }
@@ -33,7 +33,7 @@ fn at(seconds: u64) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds.min(last))).unwrap_or(UNIX_EPOCH)
 }
 
-impl FromStr for Moment {
+impl FromStr for Timestamp {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -43,7 +43,7 @@ impl FromStr for Moment {
     }
 }
 
-impl TryFrom<String> for Moment {
+impl TryFrom<String> for Timestamp {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
@@ -51,9 +51,9 @@ impl TryFrom<String> for Moment {
     }
 }
 
-impl From<Moment> for String {
-    fn from(moment: Moment) -> Self {
-        let since = moment.0.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+impl From<Timestamp> for String {
+    fn from(timestamp: Timestamp) -> Self {
+        let since = timestamp.0.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let (days, second) = (since / DAY, since % DAY);
         let (year, month, day) = calendar(days);
         let (hour, minute) = (second / 3600, second / 60 % 60);
@@ -124,7 +124,7 @@ fn calendar(days: u64) -> (u64, u64, u64) {
 pub enum Expiry {
     /// That long from now.
     In(Duration),
-    /// At that moment.
+    /// At that timestamp.
     At(SystemTime),
 }
 
@@ -135,8 +135,8 @@ impl FromStr for Expiry {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Ok(moment) = text.parse::<Moment>() {
-            return Ok(Self::At(moment.time()));
+        if let Ok(timestamp) = text.parse::<Timestamp>() {
+            return Ok(Self::At(timestamp.time()));
         }
         let unit = match text.chars().next_back() {
             Some('m') => 60,
@@ -154,13 +154,13 @@ impl FromStr for Expiry {
 }
 
 impl Expiry {
-    /// The moment, if it is still to come.
-    pub fn from(self, now: SystemTime) -> Option<Moment> {
+    /// The timestamp, if it is still to come.
+    pub fn from(self, now: SystemTime) -> Option<Timestamp> {
         let time = match self {
             Self::In(duration) => now.checked_add(duration)?,
             Self::At(time) => time,
         };
-        (time > now).then(|| Moment::new(time))
+        (time > now).then(|| Timestamp::new(time))
     }
 }
 
@@ -183,11 +183,11 @@ mod test {
             ("9999-12-31T23:59:59Z", 253_402_300_799),
         ] {
             assert_eq!(seconds(text), Some(expected), "{text}");
-            assert_eq!(String::from(Moment(at(expected))), text);
+            assert_eq!(String::from(Timestamp(at(expected))), text);
         }
         assert_eq!(seconds("2026-12-01"), Some(1_796_083_200));
         assert_eq!(seconds("2026-12-01T15:30Z"), Some(1_796_083_200 + 15 * 3600 + 1800));
-        assert_eq!(String::from(Moment(at(u64::MAX))), "9999-12-31T23:59:59Z");
+        assert_eq!(String::from(Timestamp(at(u64::MAX))), "9999-12-31T23:59:59Z");
     }
 
     #[test]
@@ -210,7 +210,7 @@ mod test {
             "+026-12-01",
             "2026-12-01Z",
         ] {
-            assert!(wrong.parse::<Moment>().is_err(), "{wrong}");
+            assert!(wrong.parse::<Timestamp>().is_err(), "{wrong}");
         }
     }
 

@@ -11,7 +11,7 @@ use sha2::Sha256;
 use zeroize::Zeroizing;
 
 /// Bytes of the longest text of a key, with room for what editors put around it.
-pub const LONGEST: usize = 512;
+pub const MAX_LEN: usize = 512;
 
 /// What keeps the key for NBD apart from all others that are made of the same.
 const NBD: &[u8] = b"storagetm nbd psk";
@@ -21,14 +21,14 @@ const NBD_LEN: usize = 32;
 /// What a key is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum KeyKind {
     /// Secured channels: `NVMeTLSkey-1:…`.
     Tls,
     /// DH-HMAC-CHAP: `DHHC-1:…`.
     Chap,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for KeyKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Tls => "TLS",
@@ -40,7 +40,7 @@ impl fmt::Display for Kind {
 /// A key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
-    kind: Kind,
+    kind: KeyKind,
     hash: Option<Hash>,
     text: Secret,
 }
@@ -61,33 +61,33 @@ impl Key {
     ///
     /// # Errors
     /// A sentence: there is none of that hash, or the machine gives no random bytes.
-    pub fn generate(kind: Kind, hash: Option<Hash>) -> Result<Self, String> {
+    pub fn generate(kind: KeyKind, hash: Option<Hash>) -> Result<Self, String> {
         match kind {
-            Kind::Tls if hash == Some(Hash::Sha512) => {
+            KeyKind::Tls if hash == Some(Hash::Sha512) => {
                 Err("TLS keys are made with none, sha256 or sha384; sha512 is for DH-HMAC-CHAP"
                     .to_owned())
             }
-            Kind::Tls => Ok(Self::tls(&ConfiguredPsk::generate(hash, &*random()?))),
-            Kind::Chap => Ok(Self::chap(&chap::Key::generate(hash, &*random()?))),
+            KeyKind::Tls => Ok(Self::tls(&ConfiguredPsk::generate(hash, &*random()?))),
+            KeyKind::Chap => Ok(Self::chap(&chap::Key::generate(hash, &*random()?))),
         }
     }
 
     /// The TLS key that both machines make of what pairing gave them.
-    pub fn of_pairing(secret: &Secret) -> Self {
+    pub fn from_pairing(secret: &Secret) -> Self {
         let key = pair::keys::Derived::of(secret).nvme_tls();
         Self::tls(&ConfiguredPsk { hash: Some(Hash::Sha256), key })
     }
 
     fn tls(key: &ConfiguredPsk) -> Self {
-        Self { kind: Kind::Tls, hash: key.hash, text: key.emit() }
+        Self { kind: KeyKind::Tls, hash: key.hash, text: key.emit() }
     }
 
     fn chap(key: &chap::Key) -> Self {
-        Self { kind: Kind::Chap, hash: key.hash, text: key.emit() }
+        Self { kind: KeyKind::Chap, hash: key.hash, text: key.emit() }
     }
 
     /// What it is for.
-    pub fn kind(&self) -> Kind {
+    pub fn kind(&self) -> KeyKind {
         self.kind
     }
 
@@ -108,12 +108,12 @@ impl Key {
 
     /// The key with which its holder speaks NBD over TLS; nothing if it is no TLS key.
     pub fn nbd_psk(&self) -> Option<Secret> {
-        if self.kind == Kind::Tls { nbd_psk(&self.text) } else { None }
+        if self.kind == KeyKind::Tls { nbd_psk(&self.text) } else { None }
     }
 
     /// The text as it is kept and printed: with the line's end.
     pub fn line(&self) -> Zeroizing<Vec<u8>> {
-        let mut line = Zeroizing::new(Vec::with_capacity(LONGEST));
+        let mut line = Zeroizing::new(Vec::with_capacity(MAX_LEN));
         line.extend_from_slice(self.text.bytes());
         line.push(b'\n');
         line
@@ -157,11 +157,11 @@ mod test {
     #[test]
     fn a_new_key_is_another_each_time_and_reads_as_what_it_is() {
         for (kind, hash, begins, word) in [
-            (Kind::Tls, None, "NVMeTLSkey-1:00:", "none"),
-            (Kind::Tls, Some(Hash::Sha256), "NVMeTLSkey-1:01:", "sha256"),
-            (Kind::Tls, Some(Hash::Sha384), "NVMeTLSkey-1:02:", "sha384"),
-            (Kind::Chap, None, "DHHC-1:00:", "none"),
-            (Kind::Chap, Some(Hash::Sha512), "DHHC-1:03:", "sha512"),
+            (KeyKind::Tls, None, "NVMeTLSkey-1:00:", "none"),
+            (KeyKind::Tls, Some(Hash::Sha256), "NVMeTLSkey-1:01:", "sha256"),
+            (KeyKind::Tls, Some(Hash::Sha384), "NVMeTLSkey-1:02:", "sha384"),
+            (KeyKind::Chap, None, "DHHC-1:00:", "none"),
+            (KeyKind::Chap, Some(Hash::Sha512), "DHHC-1:03:", "sha512"),
         ] {
             let key = Key::generate(kind, hash).unwrap();
             assert!(key.text().bytes().starts_with(begins.as_bytes()));
@@ -169,7 +169,7 @@ mod test {
             assert_eq!(Key::parse(&key.line()), Ok(key.clone()));
             assert_ne!(Key::generate(kind, hash).unwrap(), key);
         }
-        assert!(Key::generate(Kind::Tls, Some(Hash::Sha512)).is_err());
+        assert!(Key::generate(KeyKind::Tls, Some(Hash::Sha512)).is_err());
     }
 
     /// The figure is Python's: `hmac.digest(hmac.digest(32 zeros, key), b"storagetm nbd psk\x01")`.
@@ -179,12 +179,12 @@ mod test {
         let psk = Key::parse(text).unwrap().nbd_psk().unwrap();
         let hex: String = psk.bytes().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, "c66a055c438b5fc2a269c15d1d7e7c7a54401fc3a1e71f3af0434a4a1125237e");
-        assert_eq!(Key::generate(Kind::Chap, None).unwrap().nbd_psk(), None);
+        assert_eq!(Key::generate(KeyKind::Chap, None).unwrap().nbd_psk(), None);
     }
 
     #[test]
     fn what_is_wrong_with_a_text_is_said_without_the_text() {
-        let key = Key::generate(Kind::Tls, None).unwrap();
+        let key = Key::generate(KeyKind::Tls, None).unwrap();
         let text = String::from_utf8(key.text().bytes().to_vec()).unwrap();
         let mut damaged = text.clone().into_bytes();
         damaged[20] = if damaged[20] == b'A' { b'B' } else { b'A' };

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use failure::Failure;
 
 /// Bytes of the longest line that nvme-cli reads, with its end.
-const LONGEST: usize = 511;
+const MAX_LINE: usize = 511;
 
 /// The keys for that host and these subsystems, and for asking which there are. Each in the form that Linux looks for
 /// first: identity version 1.
@@ -35,11 +35,11 @@ pub fn psks(key: &Secret, host: &str, subsystems: &[&str]) -> Result<Vec<Psk>, F
 /// # Errors
 /// A line would be too long for nvme-cli.
 pub fn import_lines(psks: &[Psk]) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let mut lines = Zeroizing::new(Vec::with_capacity(psks.len().saturating_mul(LONGEST)));
+    let mut lines = Zeroizing::new(Vec::with_capacity(psks.len().saturating_mul(MAX_LINE)));
     for psk in psks {
         let key = ConfiguredPsk { hash: Some(psk.hash), key: psk.secret.clone() }.emit();
         let length = psk.identity.len().saturating_add(key.bytes().len()).saturating_add(2);
-        if length > LONGEST {
+        if length > MAX_LINE {
             return Err(Failure::new(
                 "the NQNs of the host and the disk are too long for nvme-cli to import a key",
             ));

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 /// The longest name, in bytes.
-const LONGEST: usize = 64;
+const MAX_LEN: usize = 64;
 
 /// What to write when the rule was broken.
 const RULE: &str = "a name has 1 to 64 letters, digits, dots, underscores and hyphens (ASCII), and begins with none of \
@@ -25,34 +25,34 @@ impl Name {
 
     /// What becomes a name of a text from elsewhere: what a name cannot have is a hyphen, and if nothing is left,
     /// it is `host`.
-    pub fn of(text: &str) -> Self {
+    pub fn sanitized(text: &str) -> Self {
         let allowed = |c: char| if is_plain(c) { c } else { '-' };
         let name: String = text.chars().map(allowed).collect();
         let name = name.trim_matches(|c: char| !c.is_ascii_alphanumeric());
-        let name: String = name.chars().take(LONGEST).collect();
+        let name: String = name.chars().take(MAX_LEN).collect();
         Self(if name.is_empty() { "host".to_owned() } else { name })
     }
 
     /// What becomes a name of a host's NQN: what stands behind its last colon, of a UUID the first eight digits, as
     /// screens show it.
-    pub fn of_nqn(nqn: &str) -> Self {
+    pub fn from_nqn(nqn: &str) -> Self {
         let last = nqn.rsplit(':').next().unwrap_or(nqn);
         let is_uuid = nqn.starts_with("nqn.2014-08.org.nvmexpress:uuid:");
         match last.split('-').next().filter(|digits| is_uuid && digits.len() == 8) {
-            Some(digits) => Self::of(&format!("host-{digits}")),
-            None => Self::of(last),
+            Some(digits) => Self::sanitized(&format!("host-{digits}")),
+            None => Self::sanitized(last),
         }
     }
 
-    /// Whether it is `other`, or that with a number as [`Name::unless`] gives it.
-    pub fn is_of(&self, other: &Self) -> bool {
+    /// Whether it is `other`, or that with a number as [`Name::make_unique`] gives it.
+    pub fn is_variant_of(&self, other: &Self) -> bool {
         let number = |rest: &str| rest.strip_prefix('-').is_some_and(|n| n.parse::<u32>().is_ok());
         self.0.strip_prefix(&other.0).is_some_and(|rest| rest.is_empty() || number(rest))
     }
 
     /// The same with a number, as long as one is taken.
-    pub fn unless(self, is_taken: impl Fn(&Self) -> bool) -> Self {
-        let room = LONGEST.saturating_sub(8);
+    pub fn make_unique(self, is_taken: impl Fn(&Self) -> bool) -> Self {
+        let room = MAX_LEN.saturating_sub(8);
         let numbered = |number: u32| {
             let stem: String = self.0.chars().take(room).collect();
             Self(format!("{stem}-{number}"))
@@ -73,7 +73,7 @@ impl FromStr for Name {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let begins = text.starts_with(|c: char| c.is_ascii_alphanumeric());
-        if begins && text.len() <= LONGEST && text.chars().all(is_plain) {
+        if begins && text.len() <= MAX_LEN && text.chars().all(is_plain) {
             Ok(Self(text.to_owned()))
         } else {
             Err(RULE)
@@ -116,30 +116,33 @@ mod test {
             ["", ".", "..", ".a", "-a", "_a", "a/b", "../a", "a b", "a\n", "é", "a\u{1b}[2J", &long]
         {
             assert!(wrong.parse::<Name>().is_err(), "{wrong:?}");
-            let made = Name::of(wrong);
+            let made = Name::sanitized(wrong);
             assert_eq!(made.as_str().parse::<Name>().as_ref(), Ok(&made), "{wrong:?}");
         }
     }
 
     #[test]
     fn a_name_is_made_of_what_the_host_says() {
-        assert_eq!(Name::of("Anna's laptop").as_str(), "Anna-s-laptop");
-        assert_eq!(Name::of("\u{1b}[31m").as_str(), "31m");
-        assert_eq!(Name::of("///").as_str(), "host");
-        assert_eq!(Name::of_nqn("nqn.2014-08.org.nvmexpress:uuid:1-2").as_str(), "1-2");
+        assert_eq!(Name::sanitized("Anna's laptop").as_str(), "Anna-s-laptop");
+        assert_eq!(Name::sanitized("\u{1b}[31m").as_str(), "31m");
+        assert_eq!(Name::sanitized("///").as_str(), "host");
+        assert_eq!(Name::from_nqn("nqn.2014-08.org.nvmexpress:uuid:1-2").as_str(), "1-2");
         let nqn = "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555";
-        assert_eq!(Name::of_nqn(nqn).as_str(), "host-11111111");
-        assert_eq!(Name::of_nqn("nqn.2024-01.test").as_str(), "nqn.2024-01.test");
+        assert_eq!(Name::from_nqn(nqn).as_str(), "host-11111111");
+        assert_eq!(Name::from_nqn("nqn.2024-01.test").as_str(), "nqn.2024-01.test");
     }
 
     #[test]
     fn a_taken_name_gets_a_number() {
         let taken = ["a", "a-2"];
-        let name = Name::of("a").unless(|name| taken.contains(&name.as_str()));
+        let name = Name::sanitized("a").make_unique(|name| taken.contains(&name.as_str()));
         assert_eq!(name.as_str(), "a-3");
-        assert!(name.is_of(&Name::of("a")) && name.is_of(&name));
-        assert!(!name.is_of(&Name::of("b")) && !Name::of("a-b").is_of(&Name::of("a")));
-        let long = Name::of(&"a".repeat(64)).unless(|name| name.as_str().len() == 64);
+        assert!(name.is_variant_of(&Name::sanitized("a")) && name.is_variant_of(&name));
+        assert!(
+            !name.is_variant_of(&Name::sanitized("b"))
+                && !Name::sanitized("a-b").is_variant_of(&Name::sanitized("a"))
+        );
+        let long = Name::sanitized(&"a".repeat(64)).make_unique(|name| name.as_str().len() == 64);
         assert_eq!(long.as_str().len(), 58);
     }
 }

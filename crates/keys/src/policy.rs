@@ -9,92 +9,88 @@ use console::printable;
 use export::{Host, KeyId, Policy, Secret};
 use sha2::{Digest, Sha256};
 
-use crate::key::{Key, Kind};
+use crate::key::{Key, KeyKind};
 use crate::name::Name;
 use crate::private::{CREDENTIAL, HOSTS, JSON, KEYS};
-use crate::record::{Record, Rule};
+use crate::record::{HostRecord, Rule};
 use crate::store::Store;
 
 /// Hosts that are let in at most: each has keys to be tried at every handshake.
-const MOST: usize = 1024;
+const MAX_HOSTS: usize = 1024;
 /// A clock that is so far behind what was kept is wrong, and nothing can be said of when it expires.
-const BEHIND: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_CLOCK_LAG: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What was read so far.
-struct Reading<'a> {
+struct PolicyReader<'a> {
     store: &'a Store,
     now: SystemTime,
     hosts: Vec<Arc<Host>>,
     next: Option<SystemTime>,
-    complaints: Vec<String>,
+    warnings: Vec<String>,
 }
 
 /// Whom the store lets in, when that changes, and what is wrong with it.
 pub fn read(store: &Store, now: SystemTime) -> (Policy, Option<SystemTime>, Vec<String>) {
-    let mut reading = Reading { store, now, hosts: Vec::new(), next: None, complaints: Vec::new() };
-    reading.look_at_names();
+    let mut reader =
+        PolicyReader { store, now, hosts: Vec::new(), next: None, warnings: Vec::new() };
+    reader.check_file_names();
     for (name, found) in store.hosts() {
         match found {
-            Ok(record) => reading.take(&name, &record),
-            Err(failure) => reading.complain(&failure.to_string()),
+            Ok(record) => reader.add(&name, &record),
+            Err(failure) => reader.warn(&failure.to_string()),
         }
     }
     for credential in &store.credentials {
-        reading.take_credential(&credential.name, credential.text.bytes());
+        reader.add_credential(&credential.name, credential.text.bytes());
     }
-    reading.drop_doubles();
-    reading.drop_excess();
-    (Policy { hosts: reading.hosts }, reading.next, reading.complaints)
+    reader.drop_duplicates();
+    reader.drop_excess();
+    (Policy { hosts: reader.hosts }, reader.next, reader.warnings)
 }
 
-impl Reading<'_> {
-    fn complain(&mut self, sentence: &str) {
-        self.complaints.push(printable(sentence, true));
+impl PolicyReader<'_> {
+    fn warn(&mut self, sentence: &str) {
+        self.warnings.push(printable(sentence, true));
     }
 
     /// A file whose name is none would be passed over without a word.
-    fn look_at_names(&mut self) {
+    fn check_file_names(&mut self) {
         for file in self.store.names(HOSTS) {
             if file.strip_suffix(JSON).is_none_or(|name| name.parse::<Name>().is_err()) {
-                self.complain(&format!(
-                    "{HOSTS}/{file} lets nobody in: it is not called NAME{JSON}"
-                ));
+                self.warn(&format!("{HOSTS}/{file} lets nobody in: it is not called NAME{JSON}"));
             }
         }
         for file in self.store.names(KEYS) {
             if file.parse::<Name>().is_err() {
-                self.complain(&format!(
-                    "{KEYS}/{file} is used by nobody: no key can have that name"
-                ));
+                self.warn(&format!("{KEYS}/{file} is used by nobody: no key can have that name"));
             }
         }
     }
 
-    fn take_credential(&mut self, credential: &str, text: &[u8]) {
+    fn add_credential(&mut self, credential: &str, text: &[u8]) {
         let name = credential.strip_prefix(CREDENTIAL).unwrap_or_default().parse::<Name>();
-        let read = name.map_err(str::to_owned).and_then(|name| Ok((name, Record::parse(text)?)));
+        let read =
+            name.map_err(str::to_owned).and_then(|name| Ok((name, HostRecord::parse(text)?)));
         match read {
-            Ok((name, record)) => self.take(&name, &record),
-            Err(why) => {
-                self.complain(&format!("the credential {credential} lets nobody in: {why}"))
-            }
+            Ok((name, record)) => self.add(&name, &record),
+            Err(why) => self.warn(&format!("the credential {credential} lets nobody in: {why}")),
         }
     }
 
-    fn take(&mut self, name: &Name, record: &Record) {
+    fn add(&mut self, name: &Name, record: &HostRecord) {
         match self.host(name, record) {
             Ok(Some(host)) => self.hosts.push(Arc::new(host)),
             Ok(None) => {}
-            Err(why) => self.complain(&format!("the host {name} is not let in: {why}")),
+            Err(why) => self.warn(&format!("the host {name} is not let in: {why}")),
         }
     }
 
     /// The host, or nothing if all that it may have has expired.
-    fn host(&mut self, name: &Name, record: &Record) -> Result<Option<Host>, String> {
-        let tls = self.key(&record.tls_key, &record.tls, Kind::Tls)?;
-        let chap = self.key(&record.chap_key, &record.chap, Kind::Chap)?;
+    fn host(&mut self, name: &Name, record: &HostRecord) -> Result<Option<Host>, String> {
+        let tls = self.key(&record.tls_key, &record.tls, KeyKind::Tls)?;
+        let chap = self.key(&record.chap_key, &record.chap, KeyKind::Chap)?;
         let controller =
-            self.key(&record.chap_controller_key, &record.chap_controller, Kind::Chap)?;
+            self.key(&record.chap_controller_key, &record.chap_controller, KeyKind::Chap)?;
         if tls.is_none() && chap.is_none() {
             return Err("it has no key".to_owned());
         }
@@ -121,7 +117,7 @@ impl Reading<'_> {
         &self,
         name: &Option<Name>,
         inline: &Option<Key>,
-        kind: Kind,
+        kind: KeyKind,
     ) -> Result<Option<Secret>, String> {
         let key = match (name, inline) {
             (None, None) => return Ok(None),
@@ -139,32 +135,32 @@ impl Reading<'_> {
     }
 
     /// What still holds, and when the first of it ends.
-    fn rules(&mut self, name: &Name, record: &Record) -> Vec<Rule> {
+    fn rules(&mut self, name: &Name, record: &HostRecord) -> Vec<Rule> {
         let added = record.added.map_or(SystemTime::UNIX_EPOCH, |added| added.time());
-        let is_behind = self.now.checked_add(BEHIND).is_some_and(|now| now < added);
+        let is_behind = self.now.checked_add(MAX_CLOCK_LAG).is_some_and(|now| now < added);
         let expires = |rule: &&Rule| rule.expires.is_some();
         if is_behind && record.rules.iter().any(|rule| expires(&rule)) {
-            self.wait_for(added);
-            self.complain(&format!(
+            self.schedule(added);
+            self.warn(&format!(
                 "what the host {name} may have for some time only is kept from it: this machine's clock is behind the \
                  moment at which it was let in, so it cannot be told whether the time is over; set the clock"
             ));
         }
-        let rules = record.rules.iter().filter(|rule| rule.holds(self.now));
+        let rules = record.rules.iter().filter(|rule| rule.is_in_force(self.now));
         let rules: Vec<Rule> =
             rules.filter(|rule| !(is_behind && expires(rule))).cloned().collect();
         for moment in rules.iter().filter_map(|rule| rule.expires) {
-            self.wait_for(moment.time());
+            self.schedule(moment.time());
         }
         rules
     }
 
-    fn wait_for(&mut self, moment: SystemTime) {
+    fn schedule(&mut self, moment: SystemTime) {
         self.next = Some(self.next.map_or(moment, |next| next.min(moment)));
     }
 
     /// Which of two hosts of one NQN is meant nobody knows.
-    fn drop_doubles(&mut self) {
+    fn drop_duplicates(&mut self) {
         let mut named: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for host in &self.hosts {
             named.entry(host.nqn.clone()).or_default().push(host.name.clone());
@@ -173,19 +169,19 @@ impl Reading<'_> {
         self.hosts.retain(|host| !named.contains_key(&host.nqn));
         for (nqn, names) in named {
             let names = names.join(" and ");
-            self.complain(&format!(
+            self.warn(&format!(
                 "{nqn} is let in under none of its names, {names}: remove all but one"
             ));
         }
     }
 
     fn drop_excess(&mut self) {
-        if self.hosts.len() > MOST {
-            let (first, more) = (MOST, self.hosts.len() - MOST);
-            self.complain(&format!(
+        if self.hosts.len() > MAX_HOSTS {
+            let (first, more) = (MAX_HOSTS, self.hosts.len() - MAX_HOSTS);
+            self.warn(&format!(
                 "only the first {first} hosts are let in, {more} are not: remove some"
             ));
-            self.hosts.truncate(MOST);
+            self.hosts.truncate(MAX_HOSTS);
         }
     }
 }

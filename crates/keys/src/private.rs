@@ -64,14 +64,14 @@ fn check_owner(path: &Path, meta: &Metadata) -> Result<(), Failure> {
 ///
 /// # Errors
 /// It cannot be read, others could read it, or it is too long.
-pub(crate) fn read(path: &Path, most: usize) -> Result<Zeroizing<Vec<u8>>, Failure> {
+pub(crate) fn read(path: &Path, max_len: usize) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     let flags = i32::from_ne_bytes(flags.bits().to_ne_bytes());
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
     let file = opened.map_err(|error| cannot("be read", path, &error))?;
     let meta = file.metadata().map_err(|error| cannot("be read", path, &error))?;
     check_private(path, &meta)?;
-    bounded(&file, most).map_err(|error| cannot("be read", path, &error))
+    read_bounded(&file, max_len).map_err(|error| cannot("be read", path, &error))
 }
 
 fn check_private(path: &Path, meta: &Metadata) -> Result<(), Failure> {
@@ -94,14 +94,14 @@ fn check_private(path: &Path, meta: &Metadata) -> Result<(), Failure> {
 ///
 /// # Errors
 /// It cannot be read, or there is more.
-pub fn bounded(from: impl Read, most: usize) -> io::Result<Zeroizing<Vec<u8>>> {
-    let mut bytes = Zeroizing::new(Vec::with_capacity(most.saturating_add(1)));
-    let limit = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
+pub fn read_bounded(from: impl Read, max_len: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(max_len.saturating_add(1)));
+    let limit = u64::try_from(max_len).unwrap_or(u64::MAX).saturating_add(1);
     from.take(limit).read_to_end(&mut bytes)?;
-    if bytes.len() > most {
+    if bytes.len() > max_len {
         return Err(io::Error::new(
             ErrorKind::FileTooLarge,
-            format!("it has more than {most} bytes"),
+            format!("it has more than {max_len} bytes"),
         ));
     }
     Ok(bytes)
@@ -123,37 +123,37 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
 pub(crate) fn write_all(files: &[(&Path, &[u8])]) -> Result<(), Failure> {
     let cannot = |path, error| cannot("be written", path, &error);
     let staged = files.iter().try_for_each(|(path, bytes)| {
-        write_beside(&beside(path), bytes).map_err(|error| cannot(path, error))
+        write_temporary(&temporary(path), bytes).map_err(|error| cannot(path, error))
     });
     let written = staged.and_then(|()| {
         files.iter().try_for_each(|(path, _)| {
-            let renamed = fs::rename(beside(path), path).and_then(|()| sync_folder(path));
+            let renamed = fs::rename(temporary(path), path).and_then(|()| sync_folder(path));
             renamed.map_err(|error| cannot(path, error))
         })
     });
     if written.is_err() {
-        files.iter().for_each(|(path, _)| drop(fs::remove_file(beside(path))));
+        files.iter().for_each(|(path, _)| drop(fs::remove_file(temporary(path))));
     }
     written
 }
 
 /// Where a file stands while it is written.
-fn beside(path: &Path) -> PathBuf {
+fn temporary(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.new"))
 }
 
-fn write_beside(beside: &Path, bytes: &[u8]) -> io::Result<()> {
+fn write_temporary(temporary: &Path, bytes: &[u8]) -> io::Result<()> {
     // Of a writer that was killed.
-    let _ = fs::remove_file(beside);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(beside)?;
-    give_to_owner(beside, &file)?;
+    let _ = fs::remove_file(temporary);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
+    chown_to_folder_owner(temporary, &file)?;
     file.write_all(bytes)?;
     file.sync_all()
 }
 
 /// What root writes into the folder of a service's user is that user's.
-fn give_to_owner(path: &Path, file: &File) -> io::Result<()> {
+fn chown_to_folder_owner(path: &Path, file: &File) -> io::Result<()> {
     let folder = fs::metadata(folder_of(path))?;
     if geteuid().is_root() && folder.uid() != 0 {
         fchown(file, Some(folder.uid()), Some(folder.gid()))?;
@@ -189,7 +189,7 @@ fn cannot(what: &str, path: &Path, error: &io::Error) -> Failure {
     } else {
         ""
     };
-    Failure::new(format!("{} cannot {what}: {error}{hint}", path.display())).because_of(error)
+    Failure::new(format!("{} cannot {what}: {error}{hint}", path.display())).caused_by(error)
 }
 
 /// Held by whoever changes what is in a folder; others wait for it.

@@ -6,17 +6,17 @@ use export::Access;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::date::Moment;
+use crate::date::Timestamp;
 use crate::key::Key;
 use crate::name::Name;
 
 /// Bytes of the longest file.
-pub const LONGEST: usize = 64 << 10;
+pub const MAX_LEN: usize = 64 << 10;
 
 /// A host that the owner lets in. A field that is not known makes the whole unreadable: it might take something away.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Record {
+pub struct HostRecord {
     /// The name that the host gives itself: its host NQN.
     pub nqn: String,
     /// The name of its key for secured channels.
@@ -44,7 +44,7 @@ pub struct Record {
     pub rules: Vec<Rule>,
     /// When it was let in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub added: Option<Moment>,
+    pub added: Option<Timestamp>,
 }
 
 /// What a host may have.
@@ -58,7 +58,7 @@ pub struct Rule {
     pub access: Allowed,
     /// Until when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expires: Option<Moment>,
+    pub expires: Option<Timestamp>,
 }
 
 /// What may be done with a disk.
@@ -91,12 +91,12 @@ impl From<Access> for Allowed {
 
 impl Rule {
     /// Whether it holds at that moment.
-    pub fn holds(&self, now: SystemTime) -> bool {
+    pub fn is_in_force(&self, now: SystemTime) -> bool {
         self.expires.is_none_or(|expires| expires.time() > now)
     }
 }
 
-impl Record {
+impl HostRecord {
     /// The record in a file's or a credential's text.
     ///
     /// # Errors
@@ -112,7 +112,7 @@ impl Record {
 
     /// The text of a file.
     pub fn emit(&self) -> Zeroizing<Vec<u8>> {
-        let mut text = Zeroizing::new(Vec::with_capacity(LONGEST));
+        let mut text = Zeroizing::new(Vec::with_capacity(MAX_LEN));
         // Only a failing writer or a map with odd keys can fail, and here is neither.
         let _ = serde_json::to_writer_pretty(&mut *text, self);
         text.push(b'\n');
@@ -134,7 +134,7 @@ impl Record {
 }
 
 /// The longest NQN, in bytes (NVMe Base 2.0 §4.5).
-const LONGEST_NQN: usize = 223;
+const MAX_NQN: usize = 223;
 
 /// Checks what is given as a host's NQN: a word of printable ASCII that begins as one.
 ///
@@ -142,11 +142,11 @@ const LONGEST_NQN: usize = 223;
 /// A sentence.
 pub fn check_nqn(nqn: &str) -> Result<(), String> {
     let plain = nqn.starts_with("nqn.") && nqn.chars().all(|c| c.is_ascii_graphic());
-    if plain && nqn.len() <= LONGEST_NQN {
+    if plain && nqn.len() <= MAX_NQN {
         return Ok(());
     }
     Err(format!(
-        "{nqn} is no host NQN: it begins with nqn., has no blanks, at most {LONGEST_NQN} characters of ASCII; on the \
+        "{nqn} is no host NQN: it begins with nqn., has no blanks, at most {MAX_NQN} characters of ASCII; on the \
          host it stands in /etc/nvme/hostnqn"
     ))
 }
@@ -154,7 +154,7 @@ pub fn check_nqn(nqn: &str) -> Result<(), String> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::key::Kind;
+    use crate::key::KeyKind;
 
     const EXAMPLE: &str = r#"{
         "nqn": "nqn.2024-01.test:a", "tls_key": "laptop",
@@ -163,26 +163,26 @@ mod test {
 
     #[test]
     fn a_record_reads_as_it_was_written() {
-        let record = Record::parse(EXAMPLE.as_bytes()).unwrap();
+        let record = HostRecord::parse(EXAMPLE.as_bytes()).unwrap();
         assert_eq!(record.tls_key.as_ref().unwrap().as_str(), "laptop");
         assert_eq!(record.rules[0], Rule { disk: None, access: Allowed::ReadOnly, expires: None });
         let expires = record.rules[1].expires.unwrap().time();
-        assert!(!record.rules[1].holds(expires));
-        assert!(record.rules[1].holds(expires - std::time::Duration::from_secs(1)));
-        assert!(record.rules[0].holds(expires));
-        assert_eq!(Record::parse(&record.emit()), Ok(record));
+        assert!(!record.rules[1].is_in_force(expires));
+        assert!(record.rules[1].is_in_force(expires - std::time::Duration::from_secs(1)));
+        assert!(record.rules[0].is_in_force(expires));
+        assert_eq!(HostRecord::parse(&record.emit()), Ok(record));
     }
 
     #[test]
     fn a_record_may_hold_the_keys_themselves() {
-        let key = Key::generate(Kind::Chap, None).unwrap();
+        let key = Key::generate(KeyKind::Chap, None).unwrap();
         let text = String::from_utf8(key.text().bytes().to_vec()).unwrap();
         let json = format!(r#"{{"nqn": "nqn.2024-01.test:a", "chap": "{text}", "rules": []}}"#);
-        let record = Record::parse(json.as_bytes()).unwrap();
+        let record = HostRecord::parse(json.as_bytes()).unwrap();
         assert_eq!(record.chap, Some(key));
-        assert_eq!(Record::parse(&record.emit()), Ok(record.clone()));
+        assert_eq!(HostRecord::parse(&record.emit()), Ok(record.clone()));
         assert!(!format!("{record:?}").contains(&text[12..]));
-        let wrong = Record::parse(json.replace(":\",", "\",").as_bytes()).unwrap_err();
+        let wrong = HostRecord::parse(json.replace(":\",", "\",").as_bytes()).unwrap_err();
         assert!(!wrong.contains(&text[12..24]), "{wrong}");
     }
 
@@ -191,10 +191,10 @@ mod test {
         let page = include_str!("../../../docs/security.md");
         let (_, text) = page.split_once("```json\n").unwrap();
         let (text, _) = text.split_once("```").unwrap();
-        let key = Key::generate(Kind::Tls, None).unwrap();
+        let key = Key::generate(KeyKind::Tls, None).unwrap();
         let key = String::from_utf8(key.text().bytes().to_vec()).unwrap();
         let text = text.replace("NVMeTLSkey-1:01:…:", &key).replace('…', "0001");
-        let record = Record::parse(text.as_bytes()).unwrap();
+        let record = HostRecord::parse(text.as_bytes()).unwrap();
         assert!(record.tls.is_some());
         assert_eq!(record.rules[0].disk.as_deref(), Some("sdb"));
     }
@@ -214,7 +214,7 @@ mod test {
         ] {
             let text = EXAMPLE.replacen(from, to, 1);
             assert_ne!(text, EXAMPLE);
-            assert!(Record::parse(text.as_bytes()).is_err(), "{text}");
+            assert!(HostRecord::parse(text.as_bytes()).is_err(), "{text}");
         }
         assert!(check_nqn(&format!("nqn.{}", "a".repeat(220))).is_err());
     }

@@ -17,14 +17,14 @@ use std::{env, fs};
 use export::{Access, Secret};
 use zeroize::Zeroizing;
 
-use crate::date::Moment;
+use crate::date::Timestamp;
 use crate::key::{self, Key};
 use crate::name::Name;
-use crate::record::{self, Record, Rule};
+use crate::record::{self, HostRecord, Rule};
 use failure::Failure;
 use linux::tree::Tree;
 
-pub use crate::private::bounded;
+pub use crate::private::read_bounded;
 use crate::private::{CREDENTIAL, HOSTS, JSON, KEYS};
 pub use crate::watch::Watch;
 
@@ -44,7 +44,7 @@ pub(crate) struct Credential {
 
 /// A host that has just been let in by the code on the screen.
 #[derive(Debug)]
-pub struct Guest<'a> {
+pub struct PairedHost<'a> {
     /// Its host NQN, as received.
     pub nqn: &'a str,
     /// What its owner calls it, as received.
@@ -62,9 +62,10 @@ impl Store {
     ///
     /// # Errors
     /// The user has no home.
-    pub fn place(asked: Option<&Path>) -> Result<PathBuf, Failure> {
+    pub fn locate(asked: Option<&Path>) -> Result<PathBuf, Failure> {
         let root = rustix::process::geteuid().is_root();
-        let place = asked.map(Path::to_owned).or_else(|| usual(&|name| env::var_os(name), root));
+        let place =
+            asked.map(Path::to_owned).or_else(|| default_folder(&|name| env::var_os(name), root));
         place.ok_or_else(|| {
             Failure::new("it is not known where keys are kept, since $HOME is not set: name a folder by --keys DIR")
         })
@@ -79,17 +80,17 @@ impl Store {
             crate::private::make_folder(&folder.join(inner))?;
         }
         let own = env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-        let credentials = own.map(|own| in_folder(&own)).unwrap_or_default();
+        let credentials = own.map(|own| credentials_in(&own)).unwrap_or_default();
         Ok(Self { folder: folder.to_owned(), credentials })
     }
 
     /// With the hosts in the credentials of the whole system, too, and of the firmware (systemd.system-credentials(7)).
-    pub fn and_boot_settings(mut self, tree: &Tree) -> Self {
+    pub fn with_boot_credentials(mut self, tree: &Tree) -> Self {
         for folder in ["run/credentials/@system", "run/credentials/@initrd"] {
-            self.credentials.extend(in_folder(&tree.path(folder)));
+            self.credentials.extend(credentials_in(&tree.path(folder)));
         }
         let strings = linux::boot::firmware_strings(tree).into_iter().map(Zeroizing::new);
-        self.credentials.extend(strings.filter_map(|text| in_string(&text)));
+        self.credentials.extend(strings.filter_map(|text| firmware_credential(&text)));
         self
     }
 
@@ -128,7 +129,7 @@ impl Store {
                 self.folder.display()
             )));
         }
-        let text = crate::private::read(&path, key::LONGEST)?;
+        let text = crate::private::read(&path, key::MAX_LEN)?;
         Key::parse(&text).map_err(|error| Failure::new(format!("{}: {error}", path.display())))
     }
 
@@ -152,7 +153,7 @@ impl Store {
     /// There is none, or a host uses it, or it cannot be removed.
     pub fn remove_key(&self, name: &Name) -> Result<(), Failure> {
         let _lock = self.lock()?;
-        let users: Vec<String> = self.users(name).iter().map(Name::to_string).collect();
+        let users: Vec<String> = self.hosts_using(name).iter().map(Name::to_string).collect();
         if !users.is_empty() {
             let users = users.join(", ");
             return Err(Failure::new(format!(
@@ -169,14 +170,14 @@ impl Store {
     }
 
     /// The hosts that use the key of that name.
-    pub fn users(&self, key: &Name) -> Vec<Name> {
+    pub fn hosts_using(&self, key: &Name) -> Vec<Name> {
         let hosts = self.hosts().into_iter();
-        let uses = |record: &Record| record.key_names().any(|name| name == key);
+        let uses = |record: &HostRecord| record.key_names().any(|name| name == key);
         hosts.filter(|(_, found)| found.as_ref().is_ok_and(uses)).map(|(name, _)| name).collect()
     }
 
     /// All hosts in the folder, by name; a file that cannot be used is the reason why not.
-    pub fn hosts(&self) -> Vec<(Name, Result<Record, Failure>)> {
+    pub fn hosts(&self) -> Vec<(Name, Result<HostRecord, Failure>)> {
         let names = self.names(HOSTS).into_iter();
         let names = names.filter_map(|name| name.strip_suffix(JSON)?.parse::<Name>().ok());
         names.map(|name| (name.clone(), self.host(&name))).collect()
@@ -191,21 +192,22 @@ impl Store {
     ///
     /// # Errors
     /// There is none, others could read it, or it is not understood.
-    pub fn host(&self, name: &Name) -> Result<Record, Failure> {
+    pub fn host(&self, name: &Name) -> Result<HostRecord, Failure> {
         let path = self.host_path(name);
-        let text = crate::private::read(&path, record::LONGEST)?;
-        Record::parse(&text).map_err(|why| Failure::new(format!("{}: {why}", path.display())))
+        let text = crate::private::read(&path, record::MAX_LEN)?;
+        HostRecord::parse(&text).map_err(|why| Failure::new(format!("{}: {why}", path.display())))
     }
 
     /// The host that is called so, or has that NQN.
     pub fn find_host(&self, called: &str) -> Option<Name> {
         let by_name = || self.hosts().into_iter().find(|(name, _)| name.as_str() == called);
-        self.host_of(called).or_else(|| by_name().map(|(name, _)| name))
+        self.host_by_nqn(called).or_else(|| by_name().map(|(name, _)| name))
     }
 
     /// What the host of that NQN is called here.
-    pub fn host_of(&self, nqn: &str) -> Option<Name> {
-        let has_nqn = |found: &Result<Record, Failure>| found.as_ref().is_ok_and(|r| r.nqn == nqn);
+    pub fn host_by_nqn(&self, nqn: &str) -> Option<Name> {
+        let has_nqn =
+            |found: &Result<HostRecord, Failure>| found.as_ref().is_ok_and(|r| r.nqn == nqn);
         self.hosts().into_iter().find(|(_, found)| has_nqn(found)).map(|(name, _)| name)
     }
 
@@ -213,7 +215,7 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn put_host(&self, name: &Name, record: &Record) -> Result<(), Failure> {
+    pub fn put_host(&self, name: &Name, record: &HostRecord) -> Result<(), Failure> {
         let _lock = self.lock()?;
         crate::private::write(&self.host_path(name), &record.emit())
     }
@@ -228,8 +230,8 @@ impl Store {
         let record = self.host(name);
         crate::private::remove(&self.host_path(name))?;
         let Ok(record) = record else { return Ok(Vec::new()) };
-        let own = |key: &&Name| key.is_of(name);
-        let unused = |key: &&Name| self.users(key).is_empty() && self.has_key(key);
+        let own = |key: &&Name| key.is_variant_of(name);
+        let unused = |key: &&Name| self.hosts_using(key).is_empty() && self.has_key(key);
         let mut gone: Vec<Name> = record.key_names().filter(own).filter(unused).cloned().collect();
         gone.dedup();
         gone.iter().try_for_each(|key| crate::private::remove(&self.key_path(key)))?;
@@ -241,28 +243,28 @@ impl Store {
     ///
     /// # Errors
     /// Its NQN or its key is none, or it cannot be written.
-    pub fn let_in(&self, guest: &Guest<'_>, now: SystemTime) -> Result<Name, Failure> {
-        record::check_nqn(guest.nqn).map_err(Failure::new)?;
-        if self.is_in_credential(guest.nqn) {
+    pub fn add_paired_host(&self, host: &PairedHost<'_>, now: SystemTime) -> Result<Name, Failure> {
+        record::check_nqn(host.nqn).map_err(Failure::new)?;
+        if self.is_in_credential(host.nqn) {
             // Two of one name would lock both out.
             return Err(Failure::new(format!(
                 "{} is let in by a credential, and only who gave that can change it",
-                guest.nqn
+                host.nqn
             )));
         }
-        let key = Key::parse(guest.tls.bytes()).map_err(Failure::new)?;
-        let name = self.host_of(guest.nqn).unwrap_or_else(|| {
-            Name::of(guest.name).unless(|name| self.has_key(name) || self.has_host(name))
+        let key = Key::parse(host.tls.bytes()).map_err(Failure::new)?;
+        let name = self.host_by_nqn(host.nqn).unwrap_or_else(|| {
+            Name::sanitized(host.name).make_unique(|name| self.has_key(name) || self.has_host(name))
         });
-        let known = self.host(&name).ok().filter(|_| guest.disks.is_empty());
-        let known = known.and_then(|record| narrowed(record, guest, now));
+        let known = self.host(&name).ok().filter(|_| host.disks.is_empty());
+        let known = known.and_then(|record| remaining_rules(record, host, now));
         // A key that others use, too, stays theirs.
-        let others = |key: &Name| self.has_key(key) && self.users(key) != [name.clone()];
-        let key_name = name.clone().unless(others);
-        let rule = |disk| Rule { disk, access: guest.access.into(), expires: None };
-        let disks = guest.disks.iter().map(|disk| rule(Some(disk.clone())));
-        let record = Record {
-            nqn: guest.nqn.to_owned(),
+        let others = |key: &Name| self.has_key(key) && self.hosts_using(key) != [name.clone()];
+        let key_name = name.clone().make_unique(others);
+        let rule = |disk| Rule { disk, access: host.access.into(), expires: None };
+        let disks = host.disks.iter().map(|disk| rule(Some(disk.clone())));
+        let record = HostRecord {
+            nqn: host.nqn.to_owned(),
             tls_key: Some(key_name.clone()),
             chap_key: None,
             chap_controller_key: None,
@@ -271,9 +273,9 @@ impl Store {
             chap_controller: None,
             tls_compat: false,
             rules: known.unwrap_or_else(|| {
-                if guest.disks.is_empty() { vec![rule(None)] } else { disks.collect() }
+                if host.disks.is_empty() { vec![rule(None)] } else { disks.collect() }
             }),
-            added: Some(Moment::new(now)),
+            added: Some(Timestamp::new(now)),
         };
         let _lock = self.lock()?;
         let (key_path, host_path) = (self.key_path(&key_name), self.host_path(&name));
@@ -282,7 +284,7 @@ impl Store {
     }
 
     fn is_in_credential(&self, nqn: &str) -> bool {
-        let mut records = self.credentials.iter().map(|it| Record::parse(it.text.bytes()));
+        let mut records = self.credentials.iter().map(|it| HostRecord::parse(it.text.bytes()));
         records.any(|record| record.is_ok_and(|record| record.nqn == nqn))
     }
 
@@ -309,15 +311,22 @@ impl Store {
 }
 
 /// What the owner's rules for a host leave to it with the access that it has now; nothing if all have expired.
-fn narrowed(record: Record, guest: &Guest<'_>, now: SystemTime) -> Option<Vec<Rule>> {
-    let holding = record.rules.into_iter().filter(|rule| rule.holds(now));
+fn remaining_rules(
+    record: HostRecord,
+    host: &PairedHost<'_>,
+    now: SystemTime,
+) -> Option<Vec<Rule>> {
+    let holding = record.rules.into_iter().filter(|rule| rule.is_in_force(now));
     let rules: Vec<Rule> =
-        holding.map(|rule| Rule { access: guest.access.into(), ..rule }).collect();
+        holding.map(|rule| Rule { access: host.access.into(), ..rule }).collect();
     (!rules.is_empty()).then_some(rules)
 }
 
 /// Where keys are kept if nothing else was said.
-pub(crate) fn usual(variable: &dyn Fn(&str) -> Option<OsString>, root: bool) -> Option<PathBuf> {
+pub(crate) fn default_folder(
+    variable: &dyn Fn(&str) -> Option<OsString>,
+    root: bool,
+) -> Option<PathBuf> {
     let folder = |name: &str| variable(name).map(PathBuf::from).filter(|path| path.is_absolute());
     // systemd names all of the service's folders, with colons between them.
     let service = variable("STATE_DIRECTORY").and_then(|all| {
@@ -333,24 +342,24 @@ pub(crate) fn usual(variable: &dyn Fn(&str) -> Option<OsString>, root: bool) -> 
 }
 
 /// The hosts among the credentials in a folder. Who may read them is the service manager's to say.
-pub(crate) fn in_folder(folder: &Path) -> Vec<Credential> {
+pub(crate) fn credentials_in(folder: &Path) -> Vec<Credential> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let mut names: Vec<String> = names.filter(|name| name.starts_with(CREDENTIAL)).collect();
     names.sort();
-    names.into_iter().map(|name| in_file(folder, name)).collect()
+    names.into_iter().map(|name| read_credential(folder, name)).collect()
 }
 
 /// What cannot be read is an empty text, which is no host, and is said to be none.
-fn in_file(folder: &Path, name: String) -> Credential {
+fn read_credential(folder: &Path, name: String) -> Credential {
     let opened = fs::File::open(folder.join(&name));
-    let text = opened.and_then(|file| bounded(file, record::LONGEST));
+    let text = opened.and_then(|file| read_bounded(file, record::MAX_LEN));
     let mut text = text.unwrap_or_default();
     Credential { name, text: Secret::new(std::mem::take(&mut text)) }
 }
 
 /// A host in one of the firmware's strings: `io.systemd.credential:NAME=TEXT`.
-fn in_string(text: &str) -> Option<Credential> {
+fn firmware_credential(text: &str) -> Option<Credential> {
     let (name, text) = text.strip_prefix("io.systemd.credential:")?.split_once('=')?;
     let text = Secret::new(text.as_bytes().to_vec());
     name.starts_with(CREDENTIAL).then(|| Credential { name: name.to_owned(), text })
@@ -369,7 +378,7 @@ pub fn write_private(path: &Path, text: &[u8]) -> Result<(), Failure> {
 /// # Errors
 /// It cannot be read, or is too long for a key.
 pub fn read_key(from: impl Read, what: &str) -> Result<Key, Failure> {
-    let text = bounded(from, key::LONGEST).map_err(|error| match error.kind() {
+    let text = read_bounded(from, key::MAX_LEN).map_err(|error| match error.kind() {
         ErrorKind::FileTooLarge => Failure::new(format!("{what} is no key: {error}")),
         _ => Failure::new(format!("{what} cannot be read: {error}")),
     })?;

@@ -12,7 +12,7 @@ use failure::Failure;
 use zeroize::Zeroizing;
 
 /// Bytes of the longest file.
-const LONGEST: usize = 256 << 10;
+const MAX_LEN: usize = 256 << 10;
 
 /// A machine that has let this one in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,7 +60,7 @@ impl Target {
             port: 4420,
             host: "nqn.2024-01.test:host".to_owned(),
             access: Allowed::ReadOnly,
-            tls: Key::generate(crate::key::Kind::Tls, None).unwrap(),
+            tls: Key::generate(crate::key::KeyKind::Tls, None).unwrap(),
             disks: Vec::new(),
         }
     }
@@ -74,7 +74,7 @@ impl Target {
     }
 
     /// Whether it is the machine that is called so, or was reached there.
-    pub fn is_at(&self, called: &str) -> bool {
+    pub fn matches(&self, called: &str) -> bool {
         self.name.eq_ignore_ascii_case(called) || self.address == called
     }
 }
@@ -89,7 +89,7 @@ impl Store {
 
     fn target(&self, name: &Name) -> Result<Target, Failure> {
         let path = self.folder().join(TARGETS).join(format!("{name}{JSON}"));
-        let text = private::read(&path, LONGEST)?;
+        let text = private::read(&path, MAX_LEN)?;
         serde_json::from_slice(&text)
             .map_err(|error| Failure::new(format!("{} is not understood: {error}", path.display())))
     }
@@ -109,12 +109,12 @@ impl Store {
             Some((name, _)) => name.clone(),
             None => {
                 let is_taken = |name: &Name| kept.iter().any(|(other, _)| other == name);
-                Name::of(&target.name).unless(is_taken)
+                Name::sanitized(&target.name).make_unique(is_taken)
             }
         };
         let folder = self.folder().join(TARGETS);
         private::make_folder(&folder)?;
-        let mut text = Zeroizing::new(Vec::with_capacity(LONGEST));
+        let mut text = Zeroizing::new(Vec::with_capacity(MAX_LEN));
         serde_json::to_writer_pretty(&mut *text, target)
             .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?;
         text.push(b'\n');
@@ -126,7 +126,7 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn put_target_keys(&self, name: &Name, text: &[u8]) -> Result<std::path::PathBuf, Failure> {
+    pub fn put_import_keys(&self, name: &Name, text: &[u8]) -> Result<std::path::PathBuf, Failure> {
         let _lock = self.lock()?;
         let folder = self.folder().join(TARGETS);
         private::make_folder(&folder)?;

@@ -1,11 +1,11 @@
 //! Another machine: how it is named, found, reached and asked.
 #![forbid(unsafe_code)]
 
-pub mod ask;
-mod line;
+pub mod address;
+mod admin_queue;
+pub mod host_identity;
+pub mod host_nqn;
+pub mod key_selection;
 pub mod machine;
-pub mod own;
-pub mod place;
+pub mod query;
 pub mod uri;
-pub mod which;
-pub mod who;

@@ -1,89 +1,92 @@
-//! Where a disk is, as it is typed: a path, a pipe, or an address of a disk on another machine. It knows no connection.
+//! Parses the location of a disk as the user types it: a path, `-` for a pipe, or the URI of a disk
+//! on another machine.
 
 use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
 /// The TCP port of NBD servers (NBD, Protocol phases).
-const NBD: u16 = 10809;
+const NBD_PORT: u16 = 10809;
 /// The TCP port of NVMe controllers (NVMe/TCP 1.0 §3.1.1).
-const NVME: u16 = 4420;
+const NVME_PORT: u16 = 4420;
 
-/// What may be typed, for whoever typed something else.
+/// The accepted forms, for error messages.
 const SCHEMES: &str = "a disk is a path, -, nvme://HOST/NAME, nbd://HOST/NAME, nbds://HOST/NAME or \
 nbd+unix:///NAME?socket=PATH";
 
-/// Where a disk is.
+/// The location of a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Locator {
     /// A file or a block device of this machine.
     Path(PathBuf),
     /// Standard input or output.
     Pipe,
-    /// A disk behind an NVMe/TCP target.
+    /// A disk of an NVMe/TCP target.
     Nvme(Nvme),
-    /// A disk behind an NBD server.
+    /// An export of an NBD server.
     Nbd(Nbd),
 }
 
-/// A disk behind an NVMe/TCP target.
+/// A disk of an NVMe/TCP target.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nvme {
-    /// The machine.
-    pub host: Host,
-    /// The disk's name there, or its NQN; empty for the only one.
+    /// Host and port.
+    pub host: Authority,
+    /// Name or NQN of the disk; empty if the target has only one.
     pub name: String,
 }
 
-/// A disk behind an NBD server.
+/// An export of an NBD server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nbd {
-    /// Where the server is.
-    pub at: At,
-    /// The export's name; empty for the server's own choice.
+    /// Address of the server.
+    pub at: ServerAddr,
+    /// Export name; empty for the server's default export.
     pub name: String,
-    /// How the connection is secured; none if it is not.
+    /// TLS settings; `None` for a plaintext connection.
     pub tls: Option<Tls>,
 }
 
-/// Where an NBD server is.
+/// Address of an NBD server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum At {
-    /// On a machine.
-    Tcp(Host),
-    /// At a socket of this machine.
+pub enum ServerAddr {
+    /// TCP.
+    Tcp(Authority),
+    /// A Unix socket.
     Unix(PathBuf),
 }
 
-/// A machine and a port.
+/// Host and port of a URI.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Host {
-    /// Its name or address, without brackets.
+pub struct Authority {
+    /// Host name or IP address, without brackets.
     pub name: String,
-    /// The interface behind which it is, if that was said.
+    /// Interface of a link-local address.
     pub interface: Option<String>,
     /// The TCP port.
     pub port: u16,
 }
 
-/// How a connection is to be secured.
+/// TLS settings of a connection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// The name under which a key is presented.
+    /// PSK identity.
     pub user: Option<String>,
-    /// The file with keys, a line `NAME:HEX` each.
+    /// File of PSKs, one `NAME:HEX` per line.
     pub psk_file: Option<PathBuf>,
-    /// The folder with `ca-cert.pem`, and perhaps `client-cert.pem` and `client-key.pem`.
+    /// Directory with `ca-cert.pem` and optionally `client-cert.pem` and `client-key.pem`.
     pub certificates: Option<PathBuf>,
-    /// The name that the server's certificate must have, if not that of the machine.
+    /// Name to expect in the server's certificate, if it differs from the host.
     pub hostname: Option<String>,
 }
 
 impl Locator {
-    /// What was typed on the command line. What is no address is a path, which need not be text.
+    /// Parses a command-line argument. What does not start with a scheme is a path, which need not
+    /// be UTF-8.
     ///
     /// # Errors
-    /// A sentence: it begins as an address and is none.
+    /// Fails with a message for the user if the argument starts with a scheme and is not a valid
+    /// URI.
     pub fn parse(typed: OsString) -> Result<Self, String> {
         let Some(text) = typed.to_str() else { return Ok(Self::Path(typed.into())) };
         match text.split_once("://") {
@@ -96,8 +99,8 @@ impl Locator {
         }
     }
 
-    /// Whether it is a disk of this machine, or a pipe.
-    pub fn is_here(&self) -> bool {
+    /// Returns whether this is a path or a pipe.
+    pub fn is_local(&self) -> bool {
         matches!(self, Self::Path(_) | Self::Pipe)
     }
 }
@@ -107,7 +110,9 @@ impl fmt::Display for Locator {
         match self {
             Self::Path(path) => write!(f, "{}", path.display()),
             Self::Pipe => f.write_str("-"),
-            Self::Nvme(nvme) => write!(f, "nvme://{}/{}", nvme.host.authority(NVME), nvme.name),
+            Self::Nvme(nvme) => {
+                write!(f, "nvme://{}/{}", nvme.host.authority(NVME_PORT), nvme.name)
+            }
             Self::Nbd(nbd) => write!(f, "{nbd}"),
         }
     }
@@ -119,16 +124,18 @@ impl fmt::Display for Nbd {
         let user = self.tls.as_ref().and_then(|tls| tls.user.as_ref());
         let user = user.map(|user| format!("{user}@")).unwrap_or_default();
         match &self.at {
-            At::Tcp(host) => write!(f, "{scheme}://{user}{}/{}", host.authority(NBD), self.name),
-            At::Unix(path) => {
+            ServerAddr::Tcp(host) => {
+                write!(f, "{scheme}://{user}{}/{}", host.authority(NBD_PORT), self.name)
+            }
+            ServerAddr::Unix(path) => {
                 write!(f, "{scheme}+unix://{user}/{}?socket={}", self.name, path.display())
             }
         }
     }
 }
 
-impl Host {
-    /// As it stands in an address, with the port unless that is the `usual` one.
+impl Authority {
+    /// Formats it as in a URI, with the port unless it is the `usual` one.
     fn authority(&self, usual: u16) -> String {
         let zone = self.interface.as_ref().map(|name| format!("%{name}")).unwrap_or_default();
         let name = match self.name.contains(':') {
@@ -139,8 +146,8 @@ impl Host {
     }
 }
 
-impl fmt::Display for Host {
-    /// With the port always.
+impl fmt::Display for Authority {
+    /// Always with the port.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.authority(0))
     }
@@ -166,11 +173,11 @@ fn address(scheme: &str, rest: &str) -> Result<Locator, String> {
     }
 }
 
-/// The parts of an address behind the scheme (RFC 3986 §3), with what is written as `%XX` taken back.
+/// The parts of a URI after the scheme (RFC 3986 §3), percent-decoded.
 #[derive(Debug, Default)]
 struct Parts {
     user: Option<String>,
-    /// As typed, brackets and all.
+    /// As typed, with brackets.
     host: String,
     name: String,
     settings: Vec<(String, String)>,
@@ -184,19 +191,19 @@ impl Parts {
         }
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (user, host) = match authority.rsplit_once('@') {
-            Some((user, host)) => (Some(decoded(user)?), host),
+            Some((user, host)) => (Some(percent_decoded(user)?), host),
             None => (None, authority),
         };
         let settings = query.split('&').filter(|one| !one.is_empty()).map(setting);
         let settings = settings.collect::<Result<_, _>>()?;
-        Ok(Self { user, host: host.to_owned(), name: decoded(path)?, settings })
+        Ok(Self { user, host: host.to_owned(), name: percent_decoded(path)?, settings })
     }
 
-    /// The machine, at that port if none was typed.
-    fn machine(&self, usual: u16) -> Result<Host, String> {
-        let (name, port) = match bracketed(&self.host)? {
-            Some((inside, port)) => (zoned(inside), port),
-            None => plain(&self.host)?,
+    /// Parses host and port; the port is `usual` if the URI has none.
+    fn authority_with_default(&self, usual: u16) -> Result<Authority, String> {
+        let (name, port) = match split_brackets(&self.host)? {
+            Some((inside, port)) => (decode_zone(inside), port),
+            None => split_port(&self.host)?,
         };
         let (name, interface) = match name.split_once('%') {
             Some((name, zone)) => (name.to_owned(), Some(zone.to_owned())),
@@ -210,7 +217,7 @@ impl Parts {
         }
         let port = port.map_or(Ok(usual), str::parse).ok().filter(|port| *port > 0);
         let port = port.ok_or("a port is a number from 1 to 65535")?;
-        Ok(Host { name, interface, port })
+        Ok(Authority { name, interface, port })
     }
 }
 
@@ -218,8 +225,8 @@ fn is_plain(c: char) -> bool {
     c.is_ascii_graphic() && !"%/\\\"<>".contains(c)
 }
 
-/// What is in brackets, and the port behind them; nothing if there are no brackets.
-fn bracketed(host: &str) -> Result<Option<(&str, Option<&str>)>, String> {
+/// Splits `[HOST]:PORT`. Returns `None` if there are no brackets.
+fn split_brackets(host: &str) -> Result<Option<(&str, Option<&str>)>, String> {
     let Some(rest) = host.strip_prefix('[') else { return Ok(None) };
     let (inside, rest) = rest.split_once(']').ok_or("the bracket is not closed")?;
     match rest.strip_prefix(':') {
@@ -229,15 +236,15 @@ fn bracketed(host: &str) -> Result<Option<(&str, Option<&str>)>, String> {
     }
 }
 
-/// An interface is set off by `%25` (RFC 6874 §2), or by a bare `%` as people type it.
-fn zoned(inside: &str) -> String {
+/// Decodes the zone separator: `%25` (RFC 6874 §2), or a bare `%` as users type it.
+fn decode_zone(inside: &str) -> String {
     match inside.split_once("%25") {
         Some((address, zone)) if !zone.is_empty() => format!("{address}%{zone}"),
         _ => inside.to_owned(),
     }
 }
 
-fn plain(host: &str) -> Result<(String, Option<&str>), String> {
+fn split_port(host: &str) -> Result<(String, Option<&str>), String> {
     let (name, port) = match host.split_once(':') {
         Some((name, port)) => (name, Some(port)),
         None => (host, None),
@@ -245,17 +252,17 @@ fn plain(host: &str) -> Result<(String, Option<&str>), String> {
     if port.is_some_and(|port| port.contains(':')) {
         return Err("an IPv6 address stands in brackets, as in [fe80::1%eth0]".to_owned());
     }
-    // An interface may stand behind a name or an IPv4 address as well.
-    Ok((decoded(name).unwrap_or_else(|_| name.to_owned()), port))
+    // A name or an IPv4 address may have a zone, too.
+    Ok((percent_decoded(name).unwrap_or_else(|_| name.to_owned()), port))
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or_else(|| format!("{text} has no value"))?;
-    Ok((decoded(name)?, decoded(value)?))
+    Ok((percent_decoded(name)?, percent_decoded(value)?))
 }
 
-/// The text with `%XX` taken back (RFC 3986 §2.1).
-fn decoded(text: &str) -> Result<String, String> {
+/// Percent-decodes (RFC 3986 §2.1).
+fn percent_decoded(text: &str) -> Result<String, String> {
     let wrong = || "behind a % two hexadecimal digits must stand (a % itself is %25)".to_owned();
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
@@ -282,7 +289,7 @@ fn nvme(parts: &Parts) -> Result<Nvme, String> {
         return Err("nvme:// has no user; the key is given by --key or storagetm pair".to_owned());
     }
     let name = parts.name.trim_end_matches('/').to_owned();
-    Ok(Nvme { host: parts.machine(NVME)?, name })
+    Ok(Nvme { host: parts.authority_with_default(NVME_PORT)?, name })
 }
 
 fn nbd(parts: &Parts, tls: bool, unix: bool) -> Result<Nbd, String> {
@@ -309,8 +316,8 @@ fn nbd(parts: &Parts, tls: bool, unix: bool) -> Result<Nbd, String> {
         return Err("it is secured by a key or by certificates, not by both".to_owned());
     }
     let at = match (unix, socket) {
-        (false, _) => At::Tcp(parts.machine(NBD)?),
-        (true, Some(socket)) if parts.host.is_empty() => At::Unix(socket),
+        (false, _) => ServerAddr::Tcp(parts.authority_with_default(NBD_PORT)?),
+        (true, Some(socket)) if parts.host.is_empty() => ServerAddr::Unix(socket),
         (true, Some(_)) => {
             return Err("a socket of this machine has no host: nbd+unix:///NAME?…".to_owned());
         }
@@ -401,11 +408,11 @@ mod test {
         let nbd = nbd_of("nbds+unix:///?socket=/s&tls-certificates=/c");
         assert_eq!(
             (nbd.at, nbd.tls.unwrap().certificates),
-            (At::Unix("/s".into()), Some("/c".into()))
+            (ServerAddr::Unix("/s".into()), Some("/c".into()))
         );
     }
 
-    /// X20: there is no way to say that the server need not be verified.
+    /// X20: verification of the server cannot be switched off.
     #[test]
     fn x20_the_server_is_always_verified() {
         assert!(parse("nbds://h/?tls-verify-peer=false").unwrap_err().contains("always verified"));

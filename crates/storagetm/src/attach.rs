@@ -20,13 +20,13 @@ use crate::options::attach::{Attach, Detach};
 use crate::pair;
 use failure::Failure;
 use kernel::Attached;
-use keys::key::{Key, Kind};
+use keys::key::{Key, KeyKind};
 use keys::keyring;
 use keys::record::Allowed;
 use keys::store::read_key;
 use release::Detached;
-use remote::ask::Disk;
 use remote::machine;
+use remote::query::Disk;
 use wanted::{Search, There, Wanted, interface};
 
 /// Has the kernel attach disks of another machine.
@@ -41,7 +41,7 @@ pub(crate) fn attach(options: &Attach) -> Result<(), Failure> {
     let tree = Tree::machine();
     let (own, other) =
         (proof(options.chap_key.as_deref())?, proof(options.chap_controller_key.as_deref())?);
-    let known = machine::known(options.keys.as_deref())?;
+    let known = machine::targets(options.keys.as_deref())?;
     load(&tree).map_err(Failure::new)?;
     let search = Search {
         tree: &tree,
@@ -109,7 +109,7 @@ fn proof(path: Option<&Path>) -> Result<Option<Key>, Failure> {
     let file = File::open(path)
         .map_err(|error| Failure::new(format!("{what} cannot be read: {error}")))?;
     let key = read_key(file, &what)?;
-    if key.kind() != Kind::Chap {
+    if key.kind() != KeyKind::Chap {
         return Err(Failure::usage(format!("{what} holds no secret for DH-HMAC-CHAP (DHHC-1:…)")));
     }
     Ok(Some(key))
@@ -175,7 +175,7 @@ fn lines(attached: &Attached) -> Vec<String> {
 /// One is in use, or stays: nothing goes if one is in use.
 pub(crate) fn detach(options: &Detach) -> Result<(), Failure> {
     let tree = Tree::machine();
-    let known = machine::readable(options.keys.as_deref())?;
+    let known = machine::readable_targets(options.keys.as_deref())?;
     let detached = let_go(&tree, options.what.as_deref(), options.force, &known)?;
     if options.json {
         return say_json(&detached);

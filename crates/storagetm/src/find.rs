@@ -11,11 +11,11 @@ use crate::options::find::Find;
 use failure::Failure;
 use keys::target::Target;
 use outcome::Row;
-use remote::ask::{self, Asking, Disk, Refusal};
+use remote::address::TargetAddr;
+use remote::host_identity::HostIdentity;
+use remote::key_selection::candidates;
 use remote::machine::{self, Machine, machines};
-use remote::place::Place;
-use remote::which::candidates;
-use remote::who::Who;
+use remote::query::{self, Disk, Initiator, QueryError};
 
 /// Machines that are asked at most, and at once.
 const MOST: usize = 64;
@@ -26,7 +26,7 @@ const AT_ONCE: usize = 16;
 /// # Errors
 /// The network cannot be asked.
 pub(crate) fn find(options: &Find) -> Result<(), Failure> {
-    let known = machine::known(options.keys.as_deref())?;
+    let known = machine::targets(options.keys.as_deref())?;
     let found = dnssd::browse(options.mdns_port, Duration::from_secs(options.timeout))?;
     let mut machines = machines(found);
     machines.truncate(MOST);
@@ -52,7 +52,7 @@ fn ask_all(tree: &Tree, machines: &[Machine], known: &[Target], insecure: bool) 
 pub(crate) struct Answer<'a> {
     /// Which machine it is, if it has let this one in.
     of: Option<&'a Target>,
-    disks: Result<Vec<Disk>, Refusal>,
+    disks: Result<Vec<Disk>, QueryError>,
 }
 
 /// Asks a machine by the keys of those that it may be. In the clear only if this machine has no key, or that was asked for.
@@ -61,31 +61,31 @@ fn answer<'a>(tree: &Tree, machine: &Machine, known: &'a [Target], insecure: boo
         return Answer { of: None, disks: Ok(Vec::new()) };
     }
     for target in candidates(known, &machine.nvme).0 {
-        let who = Who::find(tree, Some(&target.host));
-        match at_each(machine, &Asking { who: &who, key: Some(&target.tls), proof: None }) {
-            Err(Refusal::Key) => {}
+        let who = HostIdentity::find(tree, Some(&target.host));
+        match at_each(machine, &Initiator { host: &who, key: Some(&target.tls), chap: None }) {
+            Err(QueryError::KeyRequired) => {}
             // A server without TLS ends the connection.
-            Err(Refusal::Broken(_)) if machine.keyed != Some(true) => {}
+            Err(QueryError::Protocol(_)) if machine.keyed != Some(true) => {}
             disks => return Answer { of: Some(target), disks },
         }
     }
-    let here = machine.nvme.iter().all(Place::is_loopback);
+    let here = machine.nvme.iter().all(TargetAddr::is_loopback);
     let refusal = match machine.keyed {
-        Some(true) => Some(Refusal::Key),
+        Some(true) => Some(QueryError::KeyRequired),
         _ if known.is_empty() || here || insecure => None,
-        _ => Some(Refusal::Stranger),
+        _ => Some(QueryError::NoKeyAccepted),
     };
-    let who = Who::find(tree, None);
-    let clear = || at_each(machine, &Asking { who: &who, key: None, proof: None });
+    let who = HostIdentity::find(tree, None);
+    let clear = || at_each(machine, &Initiator { host: &who, key: None, chap: None });
     Answer { of: None, disks: refusal.map_or_else(clear, Err) }
 }
 
 /// Asks at the first of its addresses that can be reached.
-fn at_each(machine: &Machine, asking: &Asking<'_>) -> Result<Vec<Disk>, Refusal> {
-    let mut last = Refusal::Unreachable("it has no address".to_owned());
+fn at_each(machine: &Machine, asking: &Initiator<'_>) -> Result<Vec<Disk>, QueryError> {
+    let mut last = QueryError::Unreachable("it has no address".to_owned());
     for place in &machine.nvme {
-        match ask::disks(place, asking, true) {
-            Err(refusal @ Refusal::Unreachable(_)) => last = refusal,
+        match query::list_disks(place, asking, true) {
+            Err(refusal @ QueryError::Unreachable(_)) => last = refusal,
             answer => return answer,
         }
     }

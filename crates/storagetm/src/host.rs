@@ -11,10 +11,10 @@ use crate::key::{say, say_json};
 use crate::options::host::{Add, Host as Options, Remove, Task};
 use crate::table::table;
 use failure::Failure;
-use keys::date::Moment;
-use keys::key::{Key, Kind};
+use keys::date::Timestamp;
+use keys::key::{Key, KeyKind};
 use keys::name::Name;
-use keys::record::{Allowed, Record, Rule, check_nqn};
+use keys::record::{Allowed, HostRecord, Rule, check_nqn};
 use keys::store::Store;
 
 /// Does what was asked for.
@@ -22,7 +22,7 @@ use keys::store::Store;
 /// # Errors
 /// It cannot be done.
 pub(crate) fn host(options: &Options) -> Result<(), Failure> {
-    let store = Store::open(&Store::place(options.keys.as_deref())?)?;
+    let store = Store::open(&Store::locate(options.keys.as_deref())?)?;
     match &options.task {
         Task::Add(add) => self::add(&store, add, options.keys.as_deref(), SystemTime::now()),
         Task::Remove(options) => remove(&store, options),
@@ -32,10 +32,10 @@ pub(crate) fn host(options: &Options) -> Result<(), Failure> {
 
 fn add(store: &Store, options: &Add, keys: Option<&Path>, now: SystemTime) -> Result<(), Failure> {
     check_nqn(&options.nqn).map_err(Failure::usage)?;
-    let known = store.host_of(&options.nqn);
+    let known = store.host_by_nqn(&options.nqn);
     let name = name(store, options, known.as_ref())?;
     let before = known.as_ref().map(|known| store.host(known)).transpose()?;
-    let mut record = Record { rules: rules(options, now)?, ..blank(options, before, now) };
+    let mut record = HostRecord { rules: rules(options, now)?, ..blank(options, before, now) };
     give_keys(store, &mut record, options)?;
     if !record.has_key() {
         make_key(store, &mut record, &name)?;
@@ -56,7 +56,9 @@ fn name(store: &Store, options: &Add, known: Option<&Name>) -> Result<Name, Fail
         )));
     }
     let made = || {
-        known.cloned().unwrap_or_else(|| Name::of_nqn(&options.nqn).unless(|n| store.has_host(n)))
+        known
+            .cloned()
+            .unwrap_or_else(|| Name::from_nqn(&options.nqn).make_unique(|n| store.has_host(n)))
     };
     let name = options.name.clone().unwrap_or_else(made);
     if store.has_host(&name) && known != Some(&name) {
@@ -68,8 +70,8 @@ fn name(store: &Store, options: &Add, known: Option<&Name>) -> Result<Name, Fail
 }
 
 /// The host with the keys that it had, and nothing that it may have.
-fn blank(options: &Add, before: Option<Record>, now: SystemTime) -> Record {
-    let new = Record {
+fn blank(options: &Add, before: Option<HostRecord>, now: SystemTime) -> HostRecord {
+    let new = HostRecord {
         nqn: options.nqn.clone(),
         tls_key: None,
         chap_key: None,
@@ -83,7 +85,7 @@ fn blank(options: &Add, before: Option<Record>, now: SystemTime) -> Record {
     };
     let keeps_compat = before.as_ref().is_some_and(|before| before.tls_compat);
     let tls_compat = options.tls_compat || (keeps_compat && options.tls_key.is_none());
-    Record { tls_compat, added: Some(Moment::new(now)), ..before.unwrap_or(new) }
+    HostRecord { tls_compat, added: Some(Timestamp::new(now)), ..before.unwrap_or(new) }
 }
 
 fn rules(options: &Add, now: SystemTime) -> Result<Vec<Rule>, Failure> {
@@ -101,15 +103,15 @@ fn rules(options: &Add, now: SystemTime) -> Result<Vec<Rule>, Failure> {
 }
 
 /// The keys that are named take the place of those that it had.
-fn give_keys(store: &Store, record: &mut Record, options: &Add) -> Result<(), Failure> {
+fn give_keys(store: &Store, record: &mut HostRecord, options: &Add) -> Result<(), Failure> {
     let named = [
-        (&options.tls_key, &mut record.tls_key, &mut record.tls, Kind::Tls),
-        (&options.chap_key, &mut record.chap_key, &mut record.chap, Kind::Chap),
+        (&options.tls_key, &mut record.tls_key, &mut record.tls, KeyKind::Tls),
+        (&options.chap_key, &mut record.chap_key, &mut record.chap, KeyKind::Chap),
         (
             &options.chap_controller_key,
             &mut record.chap_controller_key,
             &mut record.chap_controller,
-            Kind::Chap,
+            KeyKind::Chap,
         ),
     ];
     for (asked, name, inline, kind) in named {
@@ -121,7 +123,7 @@ fn give_keys(store: &Store, record: &mut Record, options: &Add) -> Result<(), Fa
     Ok(())
 }
 
-fn check_kind(store: &Store, name: &Name, kind: Kind) -> Result<(), Failure> {
+fn check_kind(store: &Store, name: &Name, kind: KeyKind) -> Result<(), Failure> {
     let found = store.key(name)?.kind();
     if found == kind {
         return Ok(());
@@ -130,16 +132,16 @@ fn check_kind(store: &Store, name: &Name, kind: Kind) -> Result<(), Failure> {
 }
 
 /// A TLS key of its own, called as the host is.
-fn make_key(store: &Store, record: &mut Record, host: &Name) -> Result<(), Failure> {
-    let key = Key::generate(Kind::Tls, Some(nvme::auth::Hash::Sha256)).map_err(Failure::new)?;
-    let name = host.clone().unless(|name| store.has_key(name));
+fn make_key(store: &Store, record: &mut HostRecord, host: &Name) -> Result<(), Failure> {
+    let key = Key::generate(KeyKind::Tls, Some(nvme::auth::Hash::Sha256)).map_err(Failure::new)?;
+    let name = host.clone().make_unique(|name| store.has_key(name));
     store.put_key(&name, &key, false)?;
     record.tls_key = Some(name);
     Ok(())
 }
 
 /// What was done, and what is to be done at the host; `keys` is the folder that was named.
-fn said(name: &Name, record: &Record, keys: Option<&Path>) -> String {
+fn said(name: &Name, record: &HostRecord, keys: Option<&Path>) -> String {
     let keys =
         keys.map(|keys| printable(&quoted(&keys.to_string_lossy()), true)).unwrap_or_default();
     let keys = if keys.is_empty() { keys } else { format!(" --keys {keys}") };
@@ -153,7 +155,7 @@ fn said(name: &Name, record: &Record, keys: Option<&Path>) -> String {
     lines.join("\n") + "\n"
 }
 
-fn may(record: &Record) -> String {
+fn may(record: &HostRecord) -> String {
     let Some(first) = record.rules.first() else { return "have nothing".to_owned() };
     let disks: Vec<&str> = record.rules.iter().filter_map(|rule| rule.disk.as_deref()).collect();
     let disks =
@@ -166,7 +168,7 @@ fn may(record: &Record) -> String {
     printable(&format!("{verb} {disks}{}", until.unwrap_or_default()), true)
 }
 
-fn tls_steps(name: &Name, key: &Name, record: &Record, keys: &str) -> Vec<String> {
+fn tls_steps(name: &Name, key: &Name, record: &HostRecord, keys: &str) -> Vec<String> {
     let is_nqn = |disk: &&str| disk.starts_with("nqn.");
     let disks = record.rules.iter().filter_map(|rule| rule.disk.as_deref()).filter(is_nqn);
     let disks: Vec<String> =
@@ -225,10 +227,10 @@ struct Row {
     name: Name,
     nqn: Option<String>,
     keys: Vec<Name>,
-    proves_by: Vec<Kind>,
+    proves_by: Vec<KeyKind>,
     tls_compat: bool,
     rules: Vec<May>,
-    added: Option<Moment>,
+    added: Option<Timestamp>,
     problem: Option<String>,
 }
 
@@ -237,7 +239,7 @@ struct Row {
 struct May {
     disk: Option<String>,
     access: Allowed,
-    expires: Option<Moment>,
+    expires: Option<Timestamp>,
     expired: bool,
 }
 
@@ -251,7 +253,7 @@ fn list(store: &Store, json: bool, now: SystemTime) -> Result<(), Failure> {
     say(table(["NAME", "HOST NQN", "KEYS", "MAY HAVE"], &cells).as_bytes())
 }
 
-fn row(store: &Store, name: Name, found: Result<Record, Failure>, now: SystemTime) -> Row {
+fn row(store: &Store, name: Name, found: Result<HostRecord, Failure>, now: SystemTime) -> Row {
     match found {
         Ok(record) => known(store, name, record, now),
         Err(failure) => Row {
@@ -267,16 +269,16 @@ fn row(store: &Store, name: Name, found: Result<Record, Failure>, now: SystemTim
     }
 }
 
-fn known(store: &Store, name: Name, record: Record, now: SystemTime) -> Row {
+fn known(store: &Store, name: Name, record: HostRecord, now: SystemTime) -> Row {
     let problem = record.key_names().find_map(|key| store.key(key).err());
     let tls = record.tls_key.is_some() || record.tls.is_some();
     let chap = record.chap_key.is_some() || record.chap.is_some();
-    let proves = [(tls, Kind::Tls), (chap, Kind::Chap)];
+    let proves = [(tls, KeyKind::Tls), (chap, KeyKind::Chap)];
     let may = |rule: &Rule| May {
         disk: rule.disk.clone(),
         access: rule.access,
         expires: rule.expires,
-        expired: !rule.holds(now),
+        expired: !rule.is_in_force(now),
     };
     Row {
         name,

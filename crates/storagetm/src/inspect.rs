@@ -16,7 +16,7 @@ use linux::gpt::{Patch, Shape};
 use linux::medium::ReadAt;
 
 pub(crate) use child::work;
-use ipc::helper;
+use ipc::spawn;
 use words::{LONGEST_READ, Order, Said, Seen, Sight, Task};
 
 /// How long the other process may be silent: it has nothing to wait for but us.
@@ -118,7 +118,7 @@ fn ask(disk: &dyn ReadAt, order: &Order) -> Result<Sight, String> {
 
 /// The process, and a socket to it, at neither end of which anybody is waited for without end.
 fn spawn() -> io::Result<(Child, UnixStream)> {
-    let (child, own) = helper::converse("inspect")?;
+    let (child, own) = spawn::with_socket("inspect")?;
     own.set_read_timeout(Some(PATIENCE))?;
     own.set_write_timeout(Some(PATIENCE))?;
     Ok((child, own))

@@ -16,7 +16,7 @@ use crate::options::key::{self, Export, Generate, Import, Key as Options, Task};
 use crate::table::table;
 use daemon::happening::escaped;
 use failure::Failure;
-use keys::key::{Key, Kind};
+use keys::key::{Key, KeyKind};
 use keys::name::Name;
 use keys::store::{Store, read_key, write_private};
 use keys::{keyring, record};
@@ -26,7 +26,7 @@ use keys::{keyring, record};
 /// # Errors
 /// It cannot be done.
 pub(crate) fn key(options: &Options) -> Result<(), Failure> {
-    let store = || Store::open(&Store::place(options.keys.as_deref())?);
+    let store = || Store::open(&Store::locate(options.keys.as_deref())?);
     match &options.task {
         Task::Generate(options) => generate(store, options),
         Task::Import(options) => import(&store()?, options),
@@ -68,10 +68,10 @@ fn generate(store: impl Fn() -> Result<Store, Failure>, options: &Generate) -> R
     if options.name.is_none() || options.show { say(&key.line()) } else { Ok(()) }
 }
 
-fn kind(kind: key::Kind) -> Kind {
+fn kind(kind: key::Kind) -> KeyKind {
     match kind {
-        key::Kind::Tls => Kind::Tls,
-        key::Kind::Chap => Kind::Chap,
+        key::Kind::Tls => KeyKind::Tls,
+        key::Kind::Chap => KeyKind::Chap,
     }
 }
 
@@ -106,7 +106,7 @@ fn from_standard_input() -> Result<Key, Failure> {
         return read_key(input, "standard input");
     }
     let _ = write!(io::stderr(), "Paste the key and press Enter (it is not shown): ");
-    let line = prompt::hidden_line(input, keys::key::LONGEST);
+    let line = prompt::hidden_line(input, keys::key::MAX_LEN);
     let _ = writeln!(io::stderr());
     let line =
         line.map_err(|error| Failure::new(format!("the terminal cannot be read: {error}")))?;
@@ -118,7 +118,7 @@ fn export(store: &Store, options: &Export) -> Result<(), Failure> {
     let text = match &options.for_host {
         _ if options.nbd => for_nbd(store, &key, options)?,
         None => key.line(),
-        Some(host) if key.kind() == Kind::Tls => {
+        Some(host) if key.kind() == KeyKind::Tls => {
             let disks: Vec<&str> = options.disk.iter().map(String::as_str).collect();
             let psks = keyring::psks(key.text(), &nqn_of(store, host)?, &disks)?;
             keyring::import_lines(&psks)?
@@ -149,7 +149,7 @@ fn for_nbd(store: &Store, key: &Key, options: &Export) -> Result<Zeroizing<Vec<u
         .ok_or_else(|| Failure::new(format!("{name} is no TLS key: --nbd is for those")))?;
     let hosts = match &options.for_host {
         Some(host) => vec![name_of(store, host)?],
-        None => store.users(name),
+        None => store.hosts_using(name),
     };
     if hosts.is_empty() {
         return Err(Failure::new(format!(
@@ -195,7 +195,7 @@ fn nqn_of(store: &Store, host: &str) -> Result<String, Failure> {
 #[derive(Debug, Serialize)]
 struct Row {
     name: Name,
-    kind: Option<Kind>,
+    kind: Option<KeyKind>,
     hash: Option<&'static str>,
     used_by: Vec<Name>,
     problem: Option<String>,
@@ -211,7 +211,7 @@ fn list(store: &Store, json: bool) -> Result<(), Failure> {
 }
 
 fn row(store: &Store, name: Name) -> Row {
-    let used_by = store.users(&name);
+    let used_by = store.hosts_using(&name);
     match store.key(&name) {
         Ok(key) => {
             Row { name, kind: Some(key.kind()), hash: Some(key.hash()), used_by, problem: None }

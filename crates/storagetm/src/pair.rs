@@ -27,8 +27,8 @@ use keys::record::check_nqn;
 use keys::store::Store;
 use keys::target::{Disk, Target};
 use outcome::{Outcome, advice};
-use remote::own::Own;
-use remote::place::Place;
+use remote::address::TargetAddr;
+use remote::host_nqn::HostNqn;
 
 /// How long the other machine may take for a handshake, and for each answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -43,10 +43,10 @@ const LONGEST: usize = 2048;
 /// It cannot be done: status 3 if the other machine refused.
 pub(crate) fn pair(options: &Pair) -> Result<(), Failure> {
     let tree = Tree::machine();
-    let own = Own::find(&tree, options.hostnqn.as_deref());
+    let own = HostNqn::find(&tree, options.hostnqn.as_deref());
     check_nqn(&own.nqn).map_err(Failure::usage)?;
     let asked = options.host.as_deref().map(|host| place(host, options)).transpose()?;
-    let store = Store::open(&Store::place(options.keys.as_deref())?)?;
+    let store = Store::open(&Store::locate(options.keys.as_deref())?)?;
     if let Some(place) = asked.as_ref().filter(|_| is_typed(options)) {
         // An address that cannot be reached is reported before the code is asked for.
         open_channel(place, place.connect()?)?;
@@ -56,7 +56,7 @@ pub(crate) fn pair(options: &Pair) -> Result<(), Failure> {
         Some(place) => vec![place],
         None => told
             .iter()
-            .filter_map(|at| Place::parse(at, options.interface.as_deref()).ok())
+            .filter_map(|at| TargetAddr::parse(at, options.interface.as_deref()).ok())
             .collect(),
     };
     let (place, socket) = reach(&places)?;
@@ -71,8 +71,8 @@ pub(crate) fn pair(options: &Pair) -> Result<(), Failure> {
         .and_then(|outcome| tell(&outcome, &own, options.json))
 }
 
-fn place(host: &str, options: &Pair) -> Result<Place, Failure> {
-    Place::parse(host, options.interface.as_deref())
+fn place(host: &str, options: &Pair) -> Result<TargetAddr, Failure> {
+    TargetAddr::parse(host, options.interface.as_deref())
         .map_err(|why| Failure::usage(format!("{host}: {why}")))
 }
 
@@ -120,7 +120,7 @@ fn understood(text: &str) -> Option<(Code, Vec<String>)> {
 }
 
 /// A connection to the first of the places that answers.
-fn reach(places: &[Place]) -> Result<(&Place, std::net::TcpStream), Failure> {
+fn reach(places: &[TargetAddr]) -> Result<(&TargetAddr, std::net::TcpStream), Failure> {
     let mut last =
         Failure::usage("name the machine: the code has no address in it that can be used");
     for place in places {
@@ -133,7 +133,7 @@ fn reach(places: &[Place]) -> Result<(&Place, std::net::TcpStream), Failure> {
 }
 
 /// A channel in which nobody can listen, with whoever is there: who that is, the code tells.
-fn open_channel(place: &Place, socket: std::net::TcpStream) -> Result<Stream, Failure> {
+fn open_channel(place: &TargetAddr, socket: std::net::TcpStream) -> Result<Stream, Failure> {
     let waits = socket
         .set_read_timeout(Some(PATIENCE))
         .and_then(|()| socket.set_write_timeout(Some(PATIENCE)));
@@ -208,7 +208,7 @@ fn failed(refusal: Refusal) -> Failure {
 }
 
 /// What is kept of the other machine. A disk with a name that is none cannot be attached by it.
-fn target(paired: &Paired, own: &Own, there: &console::attach::Endpoint) -> Target {
+fn target(paired: &Paired, own: &HostNqn, there: &console::attach::Endpoint) -> Target {
     let usable = paired.disks.iter().filter(|disk| check_nqn(&disk.nqn).is_ok());
     let disk = |disk: &pair::Disk| Disk {
         nqn: disk.nqn.clone(),
@@ -222,7 +222,7 @@ fn target(paired: &Paired, own: &Own, there: &console::attach::Endpoint) -> Targ
         port: there.port,
         host: own.nqn.clone(),
         access: paired.access.into(),
-        tls: Key::of_pairing(&paired.secret),
+        tls: Key::from_pairing(&paired.secret),
         disks: usable.map(disk).collect(),
     }
 }
@@ -241,7 +241,7 @@ fn keep(
     let disks: Vec<&str> = target.disks.iter().map(|disk| disk.nqn.as_str()).collect();
     let psks = keyring::psks(target.tls.text(), &target.host, &disks)?;
     let name = store.put_target(target)?;
-    let file = store.put_target_keys(&name, &keyring::import_lines(&psks)?)?;
+    let file = store.put_import_keys(&name, &keyring::import_lines(&psks)?)?;
     let note = insert(tree, &psks).err().map(|error| error.to_string());
     Ok(outcome(file, note))
 }
@@ -263,7 +263,7 @@ pub(crate) fn insert(tree: &Tree, psks: &[nvme::auth::psk::Psk]) -> Result<(), K
     Ok(())
 }
 
-fn tell(outcome: &Outcome, own: &Own, json: bool) -> Result<(), Failure> {
+fn tell(outcome: &Outcome, own: &HostNqn, json: bool) -> Result<(), Failure> {
     if json {
         return say_json(outcome);
     }

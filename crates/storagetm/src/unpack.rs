@@ -17,7 +17,7 @@ use filesystem::container::{HEAD, TAIL};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 pub(crate) use child::work;
-use ipc::helper::command;
+use ipc::spawn::command;
 
 /// Bytes of the disk that are taken out of the pipe before the copy: a partition table for blocks of 4096 bytes is in them.
 pub(crate) const FIRST: usize = 32 << 10;

@@ -21,7 +21,7 @@ use super::{check_locked, words::auth};
 use crate::listen::Serves;
 use crate::mailbox::Mailbox;
 use crate::tally::Tally;
-use failure::{Failure, why_not_started};
+use failure::{Failure, spawn_error};
 use ipc::channel::{self, Receiver, Sender};
 
 /// Serves, until it is told to stop or nobody is there to tell.
@@ -36,7 +36,7 @@ pub fn work() -> Result<(), Failure> {
     let _deaf = Signals::open();
     let Some(parent) = rustix::process::getppid() else { return Ok(()) };
     let Ok(unconfined) = sandbox::drop_privileges(parent) else { return Ok(()) };
-    let Ok((sender, mut orders)) = channel::ends(socket, LONGEST_ORDER) else { return Ok(()) };
+    let Ok((sender, mut orders)) = channel::split(socket, LONGEST_ORDER) else { return Ok(()) };
     let Ok(Some((Order::Start(start), _))) = orders.receive() else { return Ok(()) };
     match Duty::begin(&start, &sender, unconfined) {
         Ok(duty) => duty.run(sender, orders),
@@ -68,8 +68,7 @@ impl Duty {
     /// # Errors
     /// A sentence.
     fn begin(start: &Start, sender: &Sender, mut unconfined: Vec<String>) -> Result<Self, String> {
-        let cannot =
-            |error: io::Error| format!("cannot start to serve: {}", why_not_started(&error));
+        let cannot = |error: io::Error| format!("cannot start to serve: {}", spawn_error(&error));
         engine::tls::prepare().map_err(cannot)?;
         let certificates = start.certificates.as_ref();
         let certificates = certificates.map(CertificatesWord::certificates).transpose()?;

@@ -15,7 +15,7 @@ use super::report::Witness;
 use super::words::{LONGEST_REPORT, Order, Report};
 use super::{Shared, cannot, fence};
 use crate::mailbox::Said;
-use failure::{Failure, why_not_started};
+use failure::{Failure, spawn_error};
 use ipc::channel::{self, Receiver};
 
 /// Workers that are started anew at most within [`WHILE`].
@@ -108,7 +108,7 @@ fn is_too_often(deaths: &mut VecDeque<Instant>, now: Instant) -> bool {
 
 /// Starts a worker and tells it all.
 fn begin(shared: &Arc<Shared>) -> Result<Live, Failure> {
-    let (mut child, socket) = spawn(shared).map_err(|error| cannot(&why_not_started(&error)))?;
+    let (mut child, socket) = spawn(shared).map_err(|error| cannot(&spawn_error(&error)))?;
     let result = introduce(shared, &child, socket);
     if result.is_err() {
         shared.state().process = None;
@@ -125,8 +125,8 @@ fn introduce(
     socket: std::os::unix::net::UnixStream,
 ) -> Result<Receiver, Failure> {
     let (sender, mut receiver) =
-        channel::ends(socket, LONGEST_REPORT).map_err(|error| cannot(&error))?;
-    sender.limit(PATIENCE).map_err(|error| cannot(&error))?;
+        channel::split(socket, LONGEST_REPORT).map_err(|error| cannot(&error))?;
+    sender.set_timeout(PATIENCE).map_err(|error| cannot(&error))?;
     let start = {
         // From here on whoever stops all this can end it, however it goes.
         let mut state = shared.state();

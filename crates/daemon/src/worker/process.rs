@@ -10,7 +10,7 @@ use std::thread;
 
 use super::Shared;
 use crate::mailbox::Said;
-use ipc::helper::program;
+use ipc::spawn::executable;
 
 /// Lines of the worker's own that are passed on at most, and bytes of each: it should have none.
 const LINES: usize = 64;
@@ -25,7 +25,7 @@ pub(super) fn spawn(shared: &Arc<Shared>) -> io::Result<(Child, UnixStream)> {
     linux::sandbox::set_cloexec_on_all();
     let (own, other) = UnixStream::pair()?;
     let (words, pipe) = io::pipe()?;
-    let child = Command::new(program())
+    let child = Command::new(executable())
         .arg0("storagetm")
         .arg("worker")
         .env_clear()

@@ -6,7 +6,7 @@ use std::time::UNIX_EPOCH;
 
 use super::*;
 use crate::record::{Allowed, check_nqn};
-use crate::store::{Credential, Guest};
+use crate::store::{Credential, PairedHost};
 use export::Access;
 use testkit::Scratch;
 
@@ -27,8 +27,8 @@ fn store() -> (Scratch, Store) {
     let folder = Scratch::new();
     let mut store = Store::open(&folder.0.join("state")).unwrap();
     store.credentials.clear();
-    store.put_key(&name("laptop"), &Key::generate(Kind::Tls, None).unwrap(), false).unwrap();
-    store.put_key(&name("chap"), &Key::generate(Kind::Chap, None).unwrap(), false).unwrap();
+    store.put_key(&name("laptop"), &Key::generate(KeyKind::Tls, None).unwrap(), false).unwrap();
+    store.put_key(&name("chap"), &Key::generate(KeyKind::Chap, None).unwrap(), false).unwrap();
     (folder, store)
 }
 
@@ -45,11 +45,11 @@ fn host(nqn: &str, rest: &str) -> String {
 const READ: &str = r#""rules": [{"access": "read-only"}]"#;
 
 /// The only sentence, and that nobody is let in.
-fn complaint(store: &Store) -> String {
-    let (policy, _, complaints) = read(&store, now());
+fn only_warning(store: &Store) -> String {
+    let (policy, _, warnings) = read(&store, now());
     assert_eq!(policy.hosts, []);
-    assert_eq!(complaints.len(), 1, "{complaints:?}");
-    complaints[0].clone()
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    warnings[0].clone()
 }
 
 #[test]
@@ -58,8 +58,8 @@ fn a_host_is_let_in_with_its_keys_and_rules() {
     let rules = r#""chap_key": "chap", "tls_compat": true,
         "rules": [{"access": "read-only"}, {"disk": "sdb", "access": "writable"}]"#;
     write(&store, "hosts/one.json", &host(NQN, rules));
-    let (policy, next, complaints) = read(&store, now());
-    assert_eq!((next, complaints.len()), (None, 0), "{complaints:?}");
+    let (policy, next, warnings) = read(&store, now());
+    assert_eq!((next, warnings.len()), (None, 0), "{warnings:?}");
     let found = policy.host(NQN).unwrap();
     assert_eq!((found.name.as_str(), found.tls_compat), ("one", true));
     assert_eq!(found.tls.as_ref(), Some(store.key(&name("laptop")).unwrap().text()));
@@ -80,7 +80,7 @@ fn the_keys_number_is_another_one_for_each_host_and_key() {
     let before = numbers();
     assert_eq!(before, numbers());
     assert_ne!(before[0], before[1]);
-    store.put_key(&name("laptop"), &Key::generate(Kind::Tls, None).unwrap(), true).unwrap();
+    store.put_key(&name("laptop"), &Key::generate(KeyKind::Tls, None).unwrap(), true).unwrap();
     let after = numbers();
     assert!(after.iter().all(|number| !before.contains(number)));
 }
@@ -93,8 +93,8 @@ fn what_has_expired_is_not_there_and_the_next_end_is_told() {
         {"disk": "a", "access": "writable", "expires": "2026-12-01T01:00:00Z"}]"#;
     write(&store, "hosts/one.json", &host(NQN, rules));
     let rules_at = |moment| {
-        let (policy, next, complaints) = read(&store, moment);
-        assert!(complaints.is_empty(), "{complaints:?}");
+        let (policy, next, warnings) = read(&store, moment);
+        assert!(warnings.is_empty(), "{warnings:?}");
         (policy.host(NQN).map(|host| host.rules.len()), next)
     };
     assert_eq!(rules_at(now()), (Some(2), Some(now() + HOUR)));
@@ -109,13 +109,13 @@ fn with_a_clock_that_is_behind_nothing_that_expires_is_given() {
     let rules = r#""added": "2026-12-01", "rules": [
         {"access": "read-only"}, {"disk": "a", "access": "writable", "expires": "2026-12-02"}]"#;
     write(&store, "hosts/one.json", &host(NQN, rules));
-    let (policy, next, complaints) = read(&store, UNIX_EPOCH + HOUR);
+    let (policy, next, warnings) = read(&store, UNIX_EPOCH + HOUR);
     assert_eq!(policy.host(NQN).unwrap().rules.len(), 1);
-    assert!(complaints[0].contains("set the clock"), "{complaints:?}");
+    assert!(warnings[0].contains("set the clock"), "{warnings:?}");
     assert_eq!(next, Some(now()));
-    let (policy, _, complaints) = read(&store, now() - HOUR);
+    let (policy, _, warnings) = read(&store, now() - HOUR);
     assert_eq!(policy.host(NQN).unwrap().rules.len(), 2);
-    assert!(complaints.is_empty());
+    assert!(warnings.is_empty());
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_broken_file_lets_nobody_in_and_is_said() {
     ] {
         let (_folder, store) = store();
         write(&store, "hosts/one.json", &text);
-        let said = complaint(&store);
+        let said = only_warning(&store);
         assert!(said.contains(word) && said.contains("one"), "{text:.80}: {said}");
     }
 }
@@ -146,7 +146,7 @@ fn a_host_with_one_broken_key_is_not_let_in_with_the_other() {
     let (_folder, store) = store();
     write(&store, "hosts/one.json", &host(NQN, &format!(r#""chap_key": "chap", {READ}"#)));
     write(&store, "keys/chap", "DHHC-1:00:hunter2:");
-    let said = complaint(&store);
+    let said = only_warning(&store);
     assert!(!said.contains("hunter2"), "{said}");
 }
 
@@ -156,7 +156,7 @@ fn files_that_others_can_read_let_nobody_in() {
         let (_folder, store) = store();
         write(&store, "hosts/one.json", &host(NQN, READ));
         fs::set_permissions(store.folder().join(file), fs::Permissions::from_mode(0o644)).unwrap();
-        assert!(complaint(&store).contains("chmod 600"));
+        assert!(only_warning(&store).contains("chmod 600"));
     }
 }
 
@@ -168,9 +168,9 @@ fn one_broken_file_is_no_reason_to_keep_others_out() {
     write(&store, "hosts/three.txt", "");
     write(&store, "hosts/.four.json.new", "");
     write(&store, "keys/a b", "");
-    let (policy, _, complaints) = read(&store, now());
+    let (policy, _, warnings) = read(&store, now());
     assert!(policy.host(NQN).is_some());
-    assert_eq!(complaints.len(), 3, "{complaints:?}");
+    assert_eq!(warnings.len(), 3, "{warnings:?}");
 }
 
 #[test]
@@ -178,21 +178,21 @@ fn two_hosts_of_one_name_are_both_left_out() {
     let (_folder, store) = store();
     write(&store, "hosts/one.json", &host(NQN, READ));
     write(&store, "hosts/two.json", &host(NQN, READ));
-    assert!(complaint(&store).contains("one and two"));
+    assert!(only_warning(&store).contains("one and two"));
 }
 
 #[test]
 fn more_hosts_than_can_be_tried_are_left_out() {
     let (_folder, store) = store();
-    for number in 0..=MOST {
+    for number in 0..=MAX_HOSTS {
         write(
             &store,
             &format!("hosts/h{number:04}.json"),
             &host(&format!("nqn.2024-01.test:{number}"), READ),
         );
     }
-    let (policy, _, complaints) = read(&store, now());
-    assert_eq!((policy.hosts.len(), complaints.len()), (MOST, 1));
+    let (policy, _, warnings) = read(&store, now());
+    assert_eq!((policy.hosts.len(), warnings.len()), (MAX_HOSTS, 1));
 }
 
 /// X53: what files and credentials are called cannot steer a terminal.
@@ -208,32 +208,32 @@ fn x53_complaints_are_safe_to_show() {
     store
         .credentials
         .push(credential("storagetm.host.x", r#"{"nqn": "nqn.\u001b[2J", "rules": []}"#));
-    let (_, _, complaints) = read(&store, now());
-    assert_eq!(complaints.len(), 3, "{complaints:?}");
-    assert!(complaints.iter().all(|said| !said.contains(['\u{1b}', '\n'])), "{complaints:?}");
+    let (_, _, warnings) = read(&store, now());
+    assert_eq!(warnings.len(), 3, "{warnings:?}");
+    assert!(warnings.iter().all(|said| !said.contains(['\u{1b}', '\n'])), "{warnings:?}");
 }
 
 #[test]
 fn a_credential_holds_a_host_with_its_keys() {
     let (folder, mut store) = store();
-    let key = Key::generate(Kind::Tls, None).unwrap();
+    let key = Key::generate(KeyKind::Tls, None).unwrap();
     let text = String::from_utf8(key.text().bytes().to_vec()).unwrap();
     let json = format!(r#"{{"nqn": "{NQN}", "tls": "{text}", {READ}}}"#);
     fs::write(folder.0.join("storagetm.host.laptop"), &json).unwrap();
     fs::write(folder.0.join("storagetm.disk"), "/dev/sda").unwrap();
-    store.credentials = crate::store::in_folder(&folder.0);
-    let (policy, _, complaints) = read(&store, now());
-    assert!(complaints.is_empty(), "{complaints:?}");
+    store.credentials = crate::store::credentials_in(&folder.0);
+    let (policy, _, warnings) = read(&store, now());
+    assert!(warnings.is_empty(), "{warnings:?}");
     assert_eq!(policy.host(NQN).unwrap().tls.as_ref(), Some(key.text()));
     assert!(!format!("{store:?} {policy:?}").contains(&text[16..40]));
     // Who knew the code and calls itself so does not put it out.
     let (nqn, tls) = (NQN, key.text());
-    let guest = Guest { nqn, name: "x", tls, disks: &[], access: Access::ReadOnly };
-    assert!(store.let_in(&guest, now()).is_err());
+    let paired = PairedHost { nqn, name: "x", tls, disks: &[], access: Access::ReadOnly };
+    assert!(store.add_paired_host(&paired, now()).is_err());
     assert_eq!(read(&store, now()).0, policy);
     // The same host in a file, too: which of them counts is not clear.
     write(&store, "hosts/one.json", &host(NQN, READ));
-    assert!(complaint(&store).contains("laptop"));
+    assert!(only_warning(&store).contains("laptop"));
 }
 
 /// X19: a store as it is made lets nobody in.
@@ -249,10 +249,10 @@ fn x19_a_new_store_has_no_key_and_no_host() {
 #[test]
 fn a_guest_is_kept_and_takes_the_place_of_itself() {
     let (_folder, store) = store();
-    let tls = Key::of_pairing(&Secret::new(vec![7; 32]));
-    let guest =
-        |nqn, name| Guest { nqn, name, tls: tls.text(), disks: &[], access: Access::ReadOnly };
-    let called = store.let_in(&guest(NQN, "laptop"), now()).unwrap();
+    let tls = Key::from_pairing(&Secret::new(vec![7; 32]));
+    let paired =
+        |nqn, name| PairedHost { nqn, name, tls: tls.text(), disks: &[], access: Access::ReadOnly };
+    let called = store.add_paired_host(&paired(NQN, "laptop"), now()).unwrap();
     assert_eq!(
         called.as_str(),
         "laptop-2",
@@ -261,15 +261,17 @@ fn a_guest_is_kept_and_takes_the_place_of_itself() {
     let (policy, ..) = read(&store, now());
     assert_eq!(policy.host(NQN).unwrap().tls.as_ref(), Some(tls.text()));
     let disks = ["nqn.2024-01.test:a".to_owned()];
-    let again = Guest { disks: &disks, access: Access::Writable, ..guest(NQN, "another name") };
-    assert_eq!(store.let_in(&again, now()).unwrap(), called);
-    let (policy, _, complaints) = read(&store, now());
-    assert_eq!((policy.hosts.len(), complaints.len()), (1, 0), "{complaints:?}");
+    let again =
+        PairedHost { disks: &disks, access: Access::Writable, ..paired(NQN, "another name") };
+    assert_eq!(store.add_paired_host(&again, now()).unwrap(), called);
+    let (policy, _, warnings) = read(&store, now());
+    assert_eq!((policy.hosts.len(), warnings.len()), (1, 0), "{warnings:?}");
     assert_eq!(policy.host(NQN).unwrap().rules[0].disk.as_deref(), Some("nqn.2024-01.test:a"));
     // Another host by the same name is another one, whatever it calls itself.
-    let other = store.let_in(&guest("nqn.2024-01.test:b", "\u{1b}laptop-2"), now()).unwrap();
+    let other =
+        store.add_paired_host(&paired("nqn.2024-01.test:b", "\u{1b}laptop-2"), now()).unwrap();
     assert_ne!(other, called);
-    assert!(store.let_in(&guest("laptop", "x"), now()).is_err());
+    assert!(store.add_paired_host(&paired("laptop", "x"), now()).is_err());
     assert!(check_nqn("laptop").is_err());
 }
 
@@ -316,7 +318,7 @@ fn the_usual_place_is_the_services_else_the_users() {
     let place = |set: &[(&str, &str)], root| {
         let variable =
             |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, v)| (*v).into());
-        crate::store::usual(&variable, root).map(|path| path.display().to_string())
+        crate::store::default_folder(&variable, root).map(|path| path.display().to_string())
     };
     let home = ("HOME", "/home/a");
     assert_eq!(place(&[home], false).as_deref(), Some("/home/a/.local/state/storagetm"));
@@ -337,12 +339,12 @@ fn who_knew_the_code_gets_no_more_disks_and_time_than_the_owner_gave_that_host()
         "rules": [{"disk": "sdb", "access": "writable", "expires": "2999-01-01T00:00:00Z"}]"#;
     write(&store, "hosts/one.json", &host(NQN, rules));
     let before = read(&store, now());
-    let key = Key::generate(Kind::Tls, None).unwrap();
+    let key = Key::generate(KeyKind::Tls, None).unwrap();
     let (nqn, tls) = (NQN, key.text());
-    let guest = Guest { nqn, name: "x", tls, disks: &[], access: Access::ReadOnly };
-    store.let_in(&guest, now()).unwrap();
-    let (policy, next, complaints) = read(&store, now());
-    assert!(complaints.is_empty() && next == before.1, "{complaints:?}");
+    let paired = PairedHost { nqn, name: "x", tls, disks: &[], access: Access::ReadOnly };
+    store.add_paired_host(&paired, now()).unwrap();
+    let (policy, next, warnings) = read(&store, now());
+    assert!(warnings.is_empty() && next == before.1, "{warnings:?}");
     let found = policy.host(NQN).unwrap();
     assert_eq!((found.tls.as_ref(), found.rules.len()), (Some(tls), 1));
     let rule = &found.rules[0];

@@ -17,7 +17,7 @@ use super::wanted::Wanted;
 use failure::Failure;
 use keys::target::Target;
 use nvme::PORT as NVME_PORT;
-use remote::place::Place;
+use remote::address::TargetAddr;
 
 /// A connection that has ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -73,10 +73,10 @@ fn unknown(what: &str) -> Failure {
 
 /// The addresses that a machine has or had, and its port if it is not the usual one.
 fn addresses(machine: &str, known: &[Target]) -> (Vec<IpAddr>, Option<u16>) {
-    let target = known.iter().find(|target| target.is_at(machine));
+    let target = known.iter().find(|target| target.matches(machine));
     let called = target.map_or(machine, |target| target.address.as_str());
     // Which interface it is behind does not matter here.
-    let Ok(place) = Place::parse(called, Some("any")) else { return (Vec::new(), None) };
+    let Ok(place) = TargetAddr::parse(called, Some("any")) else { return (Vec::new(), None) };
     let host = place.host();
     let literal = host.split('%').next().and_then(|ip| ip.parse::<IpAddr>().ok());
     let resolved = || place.addresses().map(|all| all.iter().map(SocketAddr::ip).collect());

@@ -179,10 +179,10 @@ fn only_a_secret_for_dh_hmac_chap_is_one() {
     let folder = Scratch::new();
     let path = folder.0.join("key");
     fs::create_dir_all(&folder.0).unwrap();
-    let tls = Key::generate(Kind::Tls, None).unwrap();
+    let tls = Key::generate(KeyKind::Tls, None).unwrap();
     fs::write(&path, tls.text().bytes()).unwrap();
     assert_eq!(proof(Some(&path)).unwrap_err().status(), 2);
-    let chap = Key::generate(Kind::Chap, None).unwrap();
+    let chap = Key::generate(KeyKind::Chap, None).unwrap();
     fs::write(&path, chap.text().bytes()).unwrap();
     let own = proof(Some(&path)).unwrap();
     assert!(credentials(own.as_ref(), None).unwrap().is_some_and(|it| it.controller.is_none()));

@@ -1,4 +1,4 @@
-//! Which machine and which of its disks were meant: as typed, and what that leads to. It knows no kernel.
+//! KeySelection machine and which of its disks were meant: as typed, and what that leads to. It knows no kernel.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,11 +12,11 @@ use crate::options::attach::Attach;
 use failure::Failure;
 use keys::record::check_nqn;
 use keys::target::Target;
-use remote::ask::{self, Asking, Disk, Refusal};
+use remote::address::TargetAddr;
+use remote::host_identity::HostIdentity;
+use remote::key_selection::{self, KeySelection};
 use remote::machine::{Machine, machines};
-use remote::place::Place;
-use remote::which::{self, Which};
-use remote::who::Who;
+use remote::query::{self, Disk, Initiator, QueryError};
 
 /// How long machines may take to say that they are called so.
 const CALL: Duration = Duration::from_secs(3);
@@ -36,11 +36,11 @@ pub(super) struct Wanted {
 #[derive(Debug)]
 pub(super) struct There<'a> {
     /// Where.
-    pub(super) place: Place,
-    /// Which it is, if it has let this one in.
+    pub(super) place: TargetAddr,
+    /// KeySelection it is, if it has let this one in.
     pub(super) target: Option<&'a Target>,
-    /// Who this machine is to it.
-    pub(super) who: Who,
+    /// The identity of this machine for it.
+    pub(super) who: HostIdentity,
     /// Its disks.
     pub(super) disks: Vec<Disk>,
 }
@@ -108,7 +108,7 @@ impl Wanted {
 
 /// Whether a disk is meant by that name: its NQN, the last part of that, or what it is called at its machine.
 fn is_called(disk: &Disk, of: Option<&Target>, name: &str) -> bool {
-    let known = remote::machine::name_of(disk, of).unwrap_or_default();
+    let known = remote::machine::disk_name(disk, of).unwrap_or_default();
     let last = known.rsplit('/').next().unwrap_or(known);
     let stem = last.rsplit_once('.').map_or(last, |(stem, _)| stem);
     let part = disk.nqn.rsplit(':').next().unwrap_or_default();
@@ -117,7 +117,7 @@ fn is_called(disk: &Disk, of: Option<&Target>, name: &str) -> bool {
 }
 
 fn listed(there: &There<'_>) -> String {
-    let name = |disk: &Disk| match remote::machine::name_of(disk, there.target) {
+    let name = |disk: &Disk| match remote::machine::disk_name(disk, there.target) {
         Some(name) => format!("{} ({name})", disk.nqn),
         None => disk.nqn.clone(),
     };
@@ -140,20 +140,20 @@ impl<'a> Search<'a> {
     /// # Errors
     /// A sentence.
     pub(super) fn reach(&self, wanted: &Wanted) -> Result<There<'a>, Failure> {
-        let place = Place::parse(&wanted.machine, self.options.interface.as_deref());
-        let called = place.as_ref().map_or_else(|_| wanted.machine.clone(), Place::host);
+        let place = TargetAddr::parse(&wanted.machine, self.options.interface.as_deref());
+        let called = place.as_ref().map_or_else(|_| wanted.machine.clone(), TargetAddr::host);
         let named = |target: &&Target| target.name.eq_ignore_ascii_case(&called);
         let target = self.known.iter().find(named);
         let first = match (target, place) {
             (Some(target), _) => {
-                Place::parse(&target.address, None).map(|place| place.with_port(target.port))
+                TargetAddr::parse(&target.address, None).map(|place| place.with_port(target.port))
             }
             (None, place) => place,
         };
         let failed = match first {
             Ok(place) => match self.ask(&place, target, wanted) {
                 Ok(there) => return Ok(there),
-                Err(refusal @ Refusal::Unreachable(_)) => sentence(&wanted.machine, refusal),
+                Err(refusal @ QueryError::Unreachable(_)) => sentence(&wanted.machine, refusal),
                 Err(refusal) => return Err(sentence(&wanted.machine, refusal)),
             },
             Err(why) => Failure::usage(format!("{}: {why}", wanted.machine)),
@@ -166,21 +166,21 @@ impl<'a> Search<'a> {
 
     fn ask(
         &self,
-        place: &Place,
+        place: &TargetAddr,
         target: Option<&'a Target>,
         wanted: &Wanted,
-    ) -> Result<There<'a>, Refusal> {
+    ) -> Result<There<'a>, QueryError> {
         let target = if target.is_some() { target } else { self.which(place)? };
         let asked = self.options.hostnqn.as_deref().or_else(|| Some(target?.host.as_str()));
-        let who = Who::find(self.tree, asked);
+        let who = HostIdentity::find(self.tree, asked);
         let key = target.map(|target| &target.tls);
         // Only the disk itself says what it is called there.
         let looks = wanted.disk.is_some() && wanted.nqn().is_none();
-        let asking = Asking { who: &who, key, proof: self.proof.clone() };
-        let disks = match (ask::disks(place, &asking, looks), wanted.nqn()) {
+        let asking = Initiator { host: &who, key, chap: self.proof.clone() };
+        let disks = match (query::list_disks(place, &asking, looks), wanted.nqn()) {
             // Not every target tells at each of its ports what it has.
-            (Err(Refusal::Broken(why)), Some(nqn)) => {
-                vec![unseen(place, nqn).ok_or(Refusal::Broken(why))?]
+            (Err(QueryError::Protocol(why)), Some(nqn)) => {
+                vec![unseen(place, nqn).ok_or(QueryError::Protocol(why))?]
             }
             (disks, _) => disks?,
         };
@@ -188,20 +188,20 @@ impl<'a> Search<'a> {
     }
 
     /// The machine at a place that nothing else is known of; nothing if it is to be asked in the clear.
-    fn which(&self, place: &Place) -> Result<Option<&'a Target>, Refusal> {
+    fn which(&self, place: &TargetAddr) -> Result<Option<&'a Target>, QueryError> {
         if self.proof.is_some() {
             // It proves itself in another way; what was met there wants its key as well.
-            let (all, here) = which::candidates(self.known, std::slice::from_ref(place));
+            let (all, here) = key_selection::candidates(self.known, std::slice::from_ref(place));
             return Ok(all.into_iter().take(here.min(1)).next());
         }
         let host = self.options.hostnqn.as_deref();
-        let accepts = |target: &Target| which::accepts(self.tree, place, target, host);
-        match which::which(place, self.known, accepts) {
-            Which::Known(target) => Ok(Some(target)),
-            Which::Clear => Ok(None),
-            Which::Stranger if self.options.insecure => Ok(None),
-            Which::Stranger => Err(Refusal::Stranger),
-            Which::Unreachable(why) => Err(Refusal::Unreachable(why)),
+        let accepts = |target: &Target| key_selection::check_key(self.tree, place, target, host);
+        match key_selection::select_key(place, self.known, accepts) {
+            KeySelection::Known(target) => Ok(Some(target)),
+            KeySelection::Plaintext => Ok(None),
+            KeySelection::NoKeyAccepted if self.options.insecure => Ok(None),
+            KeySelection::NoKeyAccepted => Err(QueryError::NoKeyAccepted),
+            KeySelection::Unreachable(why) => Err(QueryError::Unreachable(why)),
         }
     }
 
@@ -221,7 +221,7 @@ impl<'a> Search<'a> {
         for place in places {
             match self.ask(place, target, wanted) {
                 Ok(there) => return Ok(Some(there)),
-                Err(Refusal::Key) if target.is_some() => {}
+                Err(QueryError::KeyRequired) if target.is_some() => {}
                 Err(refusal) => refused = Some(sentence(&wanted.machine, refusal)),
             }
         }
@@ -230,7 +230,7 @@ impl<'a> Search<'a> {
 }
 
 /// A disk that nobody has told of: at the first address of the machine.
-fn unseen(place: &Place, nqn: &str) -> Option<Disk> {
+fn unseen(place: &TargetAddr, nqn: &str) -> Option<Disk> {
     let at = place.addresses().ok()?.into_iter().next()?;
     Some(Disk {
         nqn: nqn.to_owned(),
@@ -246,21 +246,21 @@ fn is_address(host: &str) -> bool {
     host.split('%').next().is_some_and(|ip| ip.parse::<std::net::IpAddr>().is_ok())
 }
 
-fn sentence(machine: &str, refusal: Refusal) -> Failure {
+fn sentence(machine: &str, refusal: QueryError) -> Failure {
     match refusal {
-        Refusal::Unreachable(why) => Failure::new(why),
-        Refusal::Key => Failure::refused(format!(
+        QueryError::Unreachable(why) => Failure::new(why),
+        QueryError::KeyRequired => Failure::refused(format!(
             "{machine} does not accept the key that this machine has for it: storagetm pair {machine} makes a new one"
         )),
-        Refusal::Stranger => Failure::refused(which::stranger(machine)),
-        Refusal::Broken(why) => Failure::refused(format!(
+        QueryError::NoKeyAccepted => Failure::refused(key_selection::no_key_accepted(machine)),
+        QueryError::Protocol(why) => Failure::refused(format!(
             "{machine} does not say which disks it has: {why}; if it wants a key: storagetm pair {machine}"
         )),
     }
 }
 
 /// The interface behind which an address is: as typed, or by the number in the address.
-pub(super) fn interface(place: &Place, at: SocketAddr) -> Option<String> {
+pub(super) fn interface(place: &TargetAddr, at: SocketAddr) -> Option<String> {
     if linux::net::scope_of(at.ip()) != linux::net::Scope::Link {
         return None;
     }
@@ -322,9 +322,9 @@ mod test {
             access: Allowed::ReadOnly,
         });
         let there = |disks: &[&str]| There {
-            place: Place::parse("10.0.0.1", None).unwrap(),
+            place: TargetAddr::parse("10.0.0.1", None).unwrap(),
             target: Some(&known),
-            who: Who { nqn: "nqn.h".to_owned(), id: [0; 16] },
+            who: HostIdentity { nqn: "nqn.h".to_owned(), id: [0; 16] },
             disks: disks.iter().map(|nqn| disk(nqn)).collect(),
         };
         let two = there(&["nqn.a:uuid:1", "nqn.b:base.image"]);
@@ -347,7 +347,7 @@ mod test {
     #[test]
     fn a_link_local_address_has_its_interface() {
         let at = |text: &str| text.parse().unwrap();
-        let place = Place::parse("fe80::1%eth7", None).unwrap();
+        let place = TargetAddr::parse("fe80::1%eth7", None).unwrap();
         assert_eq!(interface(&place, at("[fe80::1%3]:4420")).as_deref(), Some("eth7"));
         assert_eq!(interface(&place, at("10.0.0.1:4420")), None);
     }

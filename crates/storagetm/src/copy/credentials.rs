@@ -16,11 +16,11 @@ use super::ending::refused;
 use crate::options::copy::Copy;
 use ::remote::uri::Tls;
 use failure::Failure;
-use keys::key::{Key, Kind};
+use keys::key::{Key, KeyKind};
 use keys::record::check_nqn;
-use keys::store::{bounded, read_key};
+use keys::store::{read_bounded, read_key};
 use keys::target::{Disk, Target};
-use remote::own::Own;
+use remote::host_nqn::HostNqn;
 
 /// Bytes of the longest file of keys or of certificates.
 const LONGEST: usize = 256 << 10;
@@ -58,13 +58,13 @@ impl Keys {
         target: Option<Target>,
     ) -> Result<Self, Failure> {
         let asked = options.hostnqn.as_deref().or_else(|| Some(target.as_ref()?.host.as_str()));
-        let nqn = Own::find(tree, asked).nqn;
+        let nqn = HostNqn::find(tree, asked).nqn;
         check_nqn(&nqn).map_err(Failure::usage)?;
         let (known, disks) = target.map(|target| (target.tls, target.disks)).unzip();
         let key = options.key.as_deref().map(named).transpose()?.or(known);
         let none = Self { host: nqn, tls: None, chap: None, disks: disks.unwrap_or_default() };
         match key {
-            Some(key) if key.kind() == Kind::Chap => {
+            Some(key) if key.kind() == KeyKind::Chap => {
                 let key = chap::Key::parse(key.text().bytes()).map_err(refused)?;
                 Ok(Self { chap: Some(Arc::new(Credentials::new(key))), ..none })
             }
@@ -212,7 +212,7 @@ fn trust(folder: &Path, name: &str) -> Result<Trust, Failure> {
 }
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, Failure> {
-    let text = File::open(path).and_then(|file| bounded(file, LONGEST));
+    let text = File::open(path).and_then(|file| read_bounded(file, LONGEST));
     text.map_err(|error| refused(format!("{} cannot be read: {error}", path.display())))
 }
 
@@ -269,7 +269,7 @@ mod test {
         fs::write(&path, "no key").unwrap();
         let failure = named(&path).unwrap_err();
         assert!(failure.status() == 5 && !failure.to_string().contains("no key\n"));
-        let key = Key::generate(Kind::Chap, None).unwrap();
+        let key = Key::generate(KeyKind::Chap, None).unwrap();
         fs::write(&path, &*key.line()).unwrap();
         assert_eq!(named(&path).unwrap(), key);
     }

@@ -42,7 +42,7 @@ pub(super) struct Told<'a> {
 
 /// A copy that is not begun: nothing was written.
 pub(super) fn refused(sentence: impl std::fmt::Display) -> Failure {
-    Failure::ending(REFUSED, sentence)
+    Failure::with_status(REFUSED, sentence)
 }
 
 /// Reports how the copy ended, and what is left to do.
@@ -78,17 +78,18 @@ pub(super) fn padded(destination: &str, zeros: u64) -> String {
 fn failure(report: &Report, told: Told<'_>) -> Option<Failure> {
     Some(match &report.outcome {
         Outcome::Success => return None,
-        Outcome::BadSectors => Failure::ending(BAD, bad_sectors(report, told)),
-        Outcome::VerifyFailed(ranges) => Failure::ending(UNLIKE, differing(ranges, told)),
+        Outcome::BadSectors => Failure::with_status(BAD, bad_sectors(report, told)),
+        Outcome::VerifyFailed(ranges) => Failure::with_status(UNLIKE, differing(ranges, told)),
         Outcome::Refused(refusal) => refused(refusal),
-        Outcome::Interrupted => Failure::ending(INTERRUPTED, interrupted(told)),
+        Outcome::Interrupted => Failure::with_status(INTERRUPTED, interrupted(told)),
         Outcome::Failed(trouble) => {
             let status = if let CopyError::Violation { .. } = trouble { VIOLATION } else { FAILED };
             match told.again {
-                Some(line) => {
-                    Failure::ending(status, format!("{trouble}; to try again from there: {line}"))
-                }
-                None => Failure::ending(status, trouble),
+                Some(line) => Failure::with_status(
+                    status,
+                    format!("{trouble}; to try again from there: {line}"),
+                ),
+                None => Failure::with_status(status, trouble),
             }
         }
     })

@@ -19,13 +19,13 @@ use linux::tree::Tree;
 use super::credentials::{self, Keys, Shown};
 use super::ending::refused;
 use crate::options::copy::Copy;
-use ::remote::uri::{At, Host, Locator, Nbd, Nvme, Tls};
+use ::remote::uri::{Authority, Locator, Nbd, Nvme, ServerAddr, Tls};
 use failure::Failure;
 use keys::target::Target;
+use remote::address::TargetAddr as Machine;
+use remote::host_identity::HostIdentity;
+use remote::key_selection::{self, KeyCheck, KeySelection};
 use remote::machine;
-use remote::place::Place as Machine;
-use remote::which::{self, Answer, Which};
-use remote::who::Who;
 
 /// How long the other machine may take for a handshake.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -52,10 +52,10 @@ pub(super) fn place(
 fn nvme_place(tree: &Tree, options: &Copy, nvme: &Nvme) -> Result<Box<dyn Endpoint>, Failure> {
     let machine = machine(&nvme.host)?;
     let host = options.hostnqn.as_deref();
-    let accepts = |target: &Target| which::accepts(tree, &machine, target, host);
+    let accepts = |target: &Target| key_selection::check_key(tree, &machine, target, host);
     let target = known(options, &machine, options.key.is_some(), accepts)?;
     let keys = Keys::find(tree, options, target)?;
-    let who = Who::find(tree, Some(&keys.host));
+    let who = HostIdentity::find(tree, Some(&keys.host));
     let host = NvmeHost { nqn: who.nqn, id: who.id, credentials: keys.chap.clone() };
     let wanted = keys.disk(&nvme.name).unwrap_or_else(|| nvme.name.clone());
     let name = Locator::Nvme(nvme.clone()).to_string();
@@ -85,19 +85,19 @@ fn known(
     options: &Copy,
     machine: &Machine,
     named: bool,
-    accepts: impl Fn(&Target) -> Answer,
+    accepts: impl Fn(&Target) -> KeyCheck,
 ) -> Result<Option<Target>, Failure> {
-    let known = machine::known(options.keys.as_deref()).map_err(refused)?;
+    let known = machine::targets(options.keys.as_deref()).map_err(refused)?;
     if named {
-        let (all, here) = which::candidates(&known, std::slice::from_ref(machine));
+        let (all, here) = key_selection::candidates(&known, std::slice::from_ref(machine));
         return Ok(all.into_iter().take(here.min(1)).next().cloned());
     }
-    match which::which(machine, &known, accepts) {
-        Which::Known(target) => Ok(Some(target.clone())),
-        Which::Clear => Ok(None),
-        Which::Stranger if options.insecure => Ok(None),
-        Which::Stranger => Err(refused(which::stranger(machine))),
-        Which::Unreachable(why) => Err(refused(why)),
+    match key_selection::select_key(machine, &known, accepts) {
+        KeySelection::Known(target) => Ok(Some(target.clone())),
+        KeySelection::Plaintext => Ok(None),
+        KeySelection::NoKeyAccepted if options.insecure => Ok(None),
+        KeySelection::NoKeyAccepted => Err(refused(key_selection::no_key_accepted(machine))),
+        KeySelection::Unreachable(why) => Err(refused(why)),
     }
 }
 
@@ -105,8 +105,8 @@ fn nbd_place(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Endpoint>
     let name = nbd.to_string();
     let there = Server::new(&nbd.at)?;
     let host = match &nbd.at {
-        At::Tcp(host) => Some(host),
-        At::Unix(_) => None,
+        ServerAddr::Tcp(host) => Some(host),
+        ServerAddr::Unix(_) => None,
     };
     // A file of keys or certificates on the command line decides how the connection is secured.
     let shows = |tls: &Tls| tls.psk_file.is_some() || tls.certificates.is_some();
@@ -140,24 +140,24 @@ fn nbd_place(tree: &Tree, options: &Copy, nbd: &Nbd) -> Result<Box<dyn Endpoint>
 }
 
 /// Tries a key with an NBD server.
-fn accepts_nbd(there: &Server, target: &Target, options: &Copy) -> Answer {
+fn accepts_nbd(there: &Server, target: &Target, options: &Copy) -> KeyCheck {
     let host = options.hostnqn.as_deref().unwrap_or(&target.host);
-    let Some(psk) = credentials::nbd_psk(&target.tls, host) else { return Answer::Rejected };
+    let Some(psk) = credentials::nbd_psk(&target.tls, host) else { return KeyCheck::Rejected };
     let begun = Instant::now();
     let mut socket = match there.socket() {
         Ok(socket) => socket,
-        Err(error) => return Answer::Unreachable(error.to_string()),
+        Err(error) => return KeyCheck::Unreachable(error.to_string()),
     };
     let name = there.to_string();
     match start_tls(&mut socket, &name).and_then(|()| secured(socket, &name, &Shown::Psk(psk))) {
-        Ok(_) => Answer::Accepted,
+        Ok(_) => KeyCheck::Accepted,
         // One that does not answer is not asked by each key.
-        Err(error) if begun.elapsed() > SLOW => Answer::Unreachable(error.to_string()),
-        Err(_) => Answer::Rejected,
+        Err(error) if begun.elapsed() > SLOW => KeyCheck::Unreachable(error.to_string()),
+        Err(_) => KeyCheck::Rejected,
     }
 }
 
-fn machine(host: &Host) -> Result<Machine, Failure> {
+fn machine(host: &Authority) -> Result<Machine, Failure> {
     Machine::parse(&host.to_string(), None).map_err(Failure::usage)
 }
 
@@ -177,10 +177,10 @@ impl fmt::Display for Server {
 }
 
 impl Server {
-    fn new(at: &At) -> Result<Self, Failure> {
+    fn new(at: &ServerAddr) -> Result<Self, Failure> {
         Ok(match at {
-            At::Tcp(host) => Self::Machine(machine(host)?),
-            At::Unix(path) => Self::Socket(path.as_path().into()),
+            ServerAddr::Tcp(host) => Self::Machine(machine(host)?),
+            ServerAddr::Unix(path) => Self::Socket(path.as_path().into()),
         })
     }
 

@@ -6,9 +6,9 @@ use serde::Serialize;
 
 use super::Answer;
 use keys::record::Allowed;
-use remote::ask::{Disk, Refusal};
-use remote::machine::{Machine, name_of};
-use remote::place::Place;
+use remote::address::TargetAddr;
+use remote::machine::{Machine, disk_name};
+use remote::query::{Disk, QueryError};
 
 /// Characters of a stranger's text that are shown.
 const LONGEST: usize = 64;
@@ -58,13 +58,13 @@ impl Row {
             let called = (disks.len() > 1).then_some(called);
             Lent::new(disk, there.as_ref(), answer, called, nbd.as_deref())
         };
-        let needs_key = matches!(answer.disks, Err(Refusal::Key));
+        let needs_key = matches!(answer.disks, Err(QueryError::KeyRequired));
         Self {
             name: machine.name.clone(),
             addresses: machine
-                .spots
+                .addresses
                 .iter()
-                .map(|at| Place::at(at.address, at.interface.as_deref(), 0).host())
+                .map(|at| TargetAddr::at(at.address, at.interface.as_deref(), 0).host())
                 .collect(),
             keyed: machine.keyed,
             paired: answer.of.map(|target| target.name.clone()),
@@ -85,14 +85,14 @@ impl Lent {
     /// `called` is what tells it from others of its machine.
     fn new(
         disk: &Disk,
-        there: Option<&Place>,
+        there: Option<&TargetAddr>,
         answer: &Answer<'_>,
         called: Option<&str>,
         nbd: Option<&str>,
     ) -> Self {
         let place = match there {
             Some(place) => place.with_port(disk.at.port()),
-            None => Place::at(disk.at.ip(), None, disk.at.port()),
+            None => TargetAddr::at(disk.at.ip(), None, disk.at.port()),
         };
         let target = match called {
             Some(called) => format!("{place}/{called}"),
@@ -102,7 +102,7 @@ impl Lent {
         let some = |text: &str| (!text.is_empty()).then(|| cut(text));
         Self {
             nqn: disk.nqn.clone(),
-            name: name_of(disk, answer.of).map(cut),
+            name: disk_name(disk, answer.of).map(cut),
             model: some(&disk.model),
             serial: some(&disk.serial),
             bytes: disk.size.map(|(bytes, _)| bytes),
@@ -129,13 +129,13 @@ fn cut(text: &str) -> String {
     text.chars().take(LONGEST).collect()
 }
 
-fn said(refusal: &Refusal) -> String {
+fn said(refusal: &QueryError) -> String {
     match refusal {
-        Refusal::Unreachable(why) => format!("it does not answer: {}", cut_sentence(why)),
-        Refusal::Key => "it wants a key, and this machine has none that it knows".to_owned(),
-        Refusal::Stranger => "it accepts no key of this machine; if it needs none, storagetm find --insecure asks it in the clear"
+        QueryError::Unreachable(why) => format!("it does not answer: {}", cut_sentence(why)),
+        QueryError::KeyRequired => "it wants a key, and this machine has none that it knows".to_owned(),
+        QueryError::NoKeyAccepted => "it accepts no key of this machine; if it needs none, storagetm find --insecure asks it in the clear"
             .to_owned(),
-        Refusal::Broken(why) => {
+        QueryError::Protocol(why) => {
             format!("it does not say which disks it has: {}", cut_sentence(why))
         }
     }
@@ -147,7 +147,7 @@ fn cut_sentence(text: &str) -> String {
 
 /// Host and port as a URI has them (RFC 3986 §3.2.2): an IPv6 address in brackets, with its interface behind `%25` (RFC 6874 §2).
 /// Beside an IPv4 address a URI has no place for an interface.
-fn authority(place: &Place) -> String {
+fn authority(place: &TargetAddr) -> String {
     let host = place.host();
     let (address, zone) = host.split_once('%').unwrap_or((&host, ""));
     match (address.contains(':'), zone) {
@@ -157,11 +157,11 @@ fn authority(place: &Place) -> String {
     }
 }
 
-fn nbd(place: &Place, keyed: bool) -> String {
+fn nbd(place: &TargetAddr, keyed: bool) -> String {
     format!("{}://{}/", if keyed { "nbds" } else { "nbd" }, authority(place))
 }
 
-fn pair(place: &Place) -> String {
+fn pair(place: &TargetAddr) -> String {
     let host = place.host();
     let (address, interface) = match host.split_once('%') {
         Some((address, interface)) => (address, Some(interface.to_owned())),
@@ -208,7 +208,7 @@ fn lines(row: &Row) -> Vec<String> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use dnssd::{Found, Kind, Place as Spot};
+    use dnssd::{FoundService, ScopedAddr, ServiceType};
     use keys::target::Target;
     use remote::machine::machines;
 
@@ -225,23 +225,33 @@ mod test {
 
     fn machine(name: &str) -> Machine {
         let all = vec![
-            found(Kind::Nvme, name, 8009, &[("fe80::1", Some("eth0")), ("10.0.0.1", Some("eth0"))]),
-            found(Kind::Nbd, name, 10809, &[("10.0.0.1", Some("eth0"))]),
+            found(
+                ServiceType::Nvme,
+                name,
+                8009,
+                &[("fe80::1", Some("eth0")), ("10.0.0.1", Some("eth0"))],
+            ),
+            found(ServiceType::Nbd, name, 10809, &[("10.0.0.1", Some("eth0"))]),
         ];
         machines(all).remove(0)
     }
 
-    fn found(kind: Kind, name: &str, port: u16, spots: &[(&str, Option<&str>)]) -> Found {
-        let place = |(address, interface): &(&str, Option<&str>)| Spot {
+    fn found(
+        kind: ServiceType,
+        name: &str,
+        port: u16,
+        spots: &[(&str, Option<&str>)],
+    ) -> FoundService {
+        let place = |(address, interface): &(&str, Option<&str>)| ScopedAddr {
             address: address.parse().unwrap(),
             interface: interface.map(str::to_owned),
         };
-        Found {
+        FoundService {
             kind,
             name: name.to_owned(),
             host: format!("{name}.local."),
             port,
-            places: spots.iter().map(place).collect(),
+            addresses: spots.iter().map(place).collect(),
             keyed: None,
         }
     }
@@ -268,7 +278,7 @@ mod test {
     fn uris_have_interfaces_as_rfc_6874_has_them() {
         let uri = |address: &str| {
             let address = address.parse().unwrap();
-            nbd(&Place::at(address, Some("eth0"), 10809), true)
+            nbd(&TargetAddr::at(address, Some("eth0"), 10809), true)
         };
         assert_eq!(uri("169.254.7.9"), "nbds://169.254.7.9:10809/");
         assert_eq!(uri("10.0.0.1"), "nbds://10.0.0.1:10809/");
@@ -299,7 +309,7 @@ mod test {
     fn who_wants_a_key_is_shown_with_the_way_to_one() {
         let mut keyed = machine("storagetm-abcd");
         keyed.keyed = Some(true);
-        let row = Row::new(&keyed, &Answer { of: None, disks: Err(Refusal::Key) });
+        let row = Row::new(&keyed, &Answer { of: None, disks: Err(QueryError::KeyRequired) });
         let shown = text(&[row]);
         assert!(shown.contains("  needs a key: storagetm pair fe80::1%eth0\n"), "{shown}");
         assert!(shown.contains("nbds://"), "{shown}");
@@ -320,7 +330,7 @@ mod test {
         let shown = text(std::slice::from_ref(&row));
         assert!(shown.chars().all(|c| c == '\n' || !c.is_control()), "{shown:?}");
         assert!(!shown.contains('\u{202e}') && shown.lines().all(|line| line.len() < 200));
-        let refusal = Refusal::Broken("\u{1b}]0;owned\u{7}".to_owned());
+        let refusal = QueryError::Protocol("\u{1b}]0;owned\u{7}".to_owned());
         let shown = text(&[Row::new(&machine("a"), &Answer { of: None, disks: Err(refusal) })]);
         assert!(!shown.contains('\u{1b}'), "{shown:?}");
         assert!(text(&[]).starts_with("No machine nearby"));

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use keys::record::Allowed;
 use keys::target::Target;
-use remote::own::{FILE, Own};
+use remote::host_nqn::{FILE, HostNqn};
 
 /// What came of it.
 #[derive(Debug, Serialize)]
@@ -50,13 +50,14 @@ impl Outcome {
     /// What is to be said: `note` is why the key is not in the kernel's keyring, if it is not.
     pub(super) fn new(
         target: &Target,
-        own: &Own,
+        own: &HostNqn,
         there: &Endpoint,
         keys_file: PathBuf,
         note: Option<String>,
     ) -> Self {
         // Whom nvme-cli would call otherwise must be called so in each line.
-        let host = if own.is_usual { String::new() } else { format!(" --hostnqn {}", own.nqn) };
+        let host =
+            if own.is_from_nvme_cli { String::new() } else { format!(" --hostnqn {}", own.nqn) };
         let disks = target.disks.iter().map(|disk| Row {
             nqn: disk.nqn.clone(),
             name: disk.name.clone(),
@@ -147,23 +148,23 @@ impl Outcome {
 }
 
 /// Why the file of the host NQN should be written, if nvme-cli has none.
-pub(super) fn advice(own: &Own) -> Option<String> {
+pub(super) fn advice(own: &HostNqn) -> Option<String> {
     let advice = format!(
         "nvme-cli calls this machine otherwise, or nothing: to leave --hostnqn out, write {} to {FILE}",
         own.nqn
     );
-    (!own.is_usual).then(|| printable(&advice, true))
+    (!own.is_from_nvme_cli).then(|| printable(&advice, true))
 }
 
 #[cfg(test)]
 mod test {
     use super::*;
     use keys::key::Key;
-    use keys::key::Kind;
+    use keys::key::KeyKind;
     use keys::target::Disk;
 
-    fn outcome(is_usual: bool, note: Option<&str>) -> (Outcome, String) {
-        let tls = Key::generate(Kind::Tls, None).unwrap();
+    fn outcome(is_from_nvme_cli: bool, note: Option<&str>) -> (Outcome, String) {
+        let tls = Key::generate(KeyKind::Tls, None).unwrap();
         let secret = String::from_utf8(tls.text().bytes().to_vec()).unwrap();
         let disk = Disk {
             nqn: "nqn.2024-01.test:disk0".to_owned(),
@@ -180,7 +181,7 @@ mod test {
             tls,
             disks: vec![disk],
         };
-        let own = Own { nqn: "nqn.2024-01.test:a".to_owned(), is_usual };
+        let own = HostNqn { nqn: "nqn.2024-01.test:a".to_owned(), is_from_nvme_cli };
         let there = Endpoint {
             address: "10.0.0.1".parse().unwrap(),
             interface: None,

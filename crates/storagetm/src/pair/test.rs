@@ -18,7 +18,7 @@ struct There {
     desk: Arc<PairingServer>,
     engine: Engine,
     knocks: Receiver<Arc<PairingRequest>>,
-    place: Place,
+    place: TargetAddr,
 }
 
 impl There {
@@ -47,7 +47,7 @@ impl There {
             Arc::new(move |peer, _, now| Box::new(visits.open_session(peer, now)));
         let any = "127.0.0.1:0".parse().unwrap();
         let address = engine.listen(any, None, Security::keyed(keys), open).unwrap();
-        let place = Place::parse(&address.to_string(), None).unwrap();
+        let place = TargetAddr::parse(&address.to_string(), None).unwrap();
         Self { desk, engine, knocks, place }
     }
 
@@ -96,7 +96,7 @@ fn who_types_the_code_is_let_in_and_both_have_the_same_key() {
     let disks = vec![disk("nqn.2024-01.test:disk0"), disk("nqn.\u{1b}[2J")];
     let verdict = Verdict::Granted { access: Access::ReadOnly, disks };
     let paired = there.try_code(&there.code(), false, Some(verdict)).unwrap();
-    let own = Own { nqn: HOST.to_owned(), is_usual: true };
+    let own = HostNqn { nqn: HOST.to_owned(), is_from_nvme_cli: true };
     let endpoint = there.place.endpoint("127.0.0.1:4420".parse().unwrap());
     let target = target(&paired, &own, &endpoint);
     assert_eq!((target.name.as_str(), target.access), ("desk pc", Allowed::ReadOnly));
@@ -139,7 +139,7 @@ fn a_wrong_code_a_no_and_a_closed_desk_end_with_status_3() {
 #[test]
 fn what_is_there_but_pairs_with_nobody_is_said() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let place = Place::parse(&listener.local_addr().unwrap().to_string(), None).unwrap();
+    let place = TargetAddr::parse(&listener.local_addr().unwrap().to_string(), None).unwrap();
     let socket = place.connect().unwrap();
     drop(listener.accept().unwrap());
     assert!(open_channel(&place, socket).is_err());

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use export::Auth;
 
 use daemon::listen::{Listener, Place, Serves};
-use dnssd::{Kind, Spot};
+use dnssd::{LocalEndpoint, ServiceType};
 
 use super::Server;
 
@@ -19,7 +19,7 @@ impl Server {
 }
 
 /// NVMe's discovery where it has a port of its own, else at that of the disks.
-fn spots<'a>(here: impl Iterator<Item = &'a Listener>) -> Vec<Spot> {
+fn spots<'a>(here: impl Iterator<Item = &'a Listener>) -> Vec<LocalEndpoint> {
     let here: Vec<(SocketAddr, &Listener)> = here.filter_map(at).collect();
     let has_discovery = |at: SocketAddr| {
         here.iter().any(|(it, of)| of.serves == Serves::Discovery && it.ip() == at.ip())
@@ -35,12 +35,17 @@ fn at(listener: &Listener) -> Option<(SocketAddr, &Listener)> {
     }
 }
 
-fn spot(at: SocketAddr, listener: &Listener) -> Spot {
+fn spot(at: SocketAddr, listener: &Listener) -> LocalEndpoint {
     let kind = match listener.serves {
-        Serves::All | Serves::Discovery => Kind::Nvme,
-        Serves::Nbd => Kind::Nbd,
+        Serves::All | Serves::Discovery => ServiceType::Nvme,
+        Serves::Nbd => ServiceType::Nbd,
     };
-    Spot { kind, address: at.ip(), port: at.port(), keyed: listener.auth == Auth::Required }
+    LocalEndpoint {
+        kind,
+        address: at.ip(),
+        port: at.port(),
+        keyed: listener.auth == Auth::Required,
+    }
 }
 
 #[cfg(test)]
@@ -74,7 +79,11 @@ mod test {
         let told: Vec<_> = spots.iter().map(|spot| (spot.kind, spot.port, spot.keyed)).collect();
         assert_eq!(
             told,
-            [(Kind::Nvme, 8009, true), (Kind::Nvme, 5000, false), (Kind::Nbd, 10809, true)]
+            [
+                (ServiceType::Nvme, 8009, true),
+                (ServiceType::Nvme, 5000, false),
+                (ServiceType::Nbd, 10809, true)
+            ]
         );
     }
 }

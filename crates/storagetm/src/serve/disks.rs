@@ -15,7 +15,7 @@ use daemon::follow::Change;
 use daemon::happening::Happening;
 use daemon::lend::{Loan, check_unlike};
 use daemon::worker::Writes;
-use failure::why_not_started;
+use failure::spawn_error;
 
 impl Server {
     /// Has what hosts wrote be on the disk when the last of them has let go: it may be unplugged then.
@@ -39,7 +39,7 @@ impl Server {
             }
         };
         if let Err(error) = std::thread::Builder::new().name("flush".to_owned()).spawn(flush) {
-            let sentence = unflushed(export, &why_not_started(&error));
+            let sentence = unflushed(export, &spawn_error(&error));
             self.say(&Happening::note(&sentence));
             self.flushes.fail(export, sentence);
         }

@@ -41,7 +41,7 @@ impl Server {
             None => Verdict::Denied,
             Some((_, Err(failure))) => {
                 self.say(&Happening::note(format!("{} is not let in: {failure}", knock.name)));
-                if failure.is_full() { Verdict::Full } else { Verdict::Unkept }
+                if failure.is_storage_full() { Verdict::Full } else { Verdict::Unkept }
             }
             Some((access, Ok(()))) => {
                 self.follow_owner(now);

@@ -17,26 +17,26 @@ const SELF: &str = "/proc/self/exe";
 ///
 /// # Errors
 /// There is no descriptor, no memory, or nothing to start.
-pub fn converse(task: &str) -> io::Result<(Child, UnixStream)> {
+pub fn with_socket(task: &str) -> io::Result<(Child, UnixStream)> {
     let (own, other) = UnixStream::pair()?;
-    Ok((start(task, other.into())?, own))
+    Ok((with_stdin(task, other.into())?, own))
 }
 
 /// Starts `storagetm TASK` with `input` as its standard input, and no other descriptor, environment or folder.
 ///
 /// # Errors
 /// As [`converse`].
-pub fn start(task: &str, input: OwnedFd) -> io::Result<Child> {
+pub fn with_stdin(task: &str, input: OwnedFd) -> io::Result<Child> {
     command(&[task], input).stdout(Stdio::null()).stderr(Stdio::null()).spawn()
 }
 
 /// What starts `storagetm WORDS` with `input` as its standard input, without environment and folder.
-pub fn command(words: &[&str], input: OwnedFd) -> Command {
+pub fn command(arguments: &[&str], input: OwnedFd) -> Command {
     linux::sandbox::set_cloexec_on_all();
-    let mut command = Command::new(program());
+    let mut command = Command::new(executable());
     command
         .arg0("storagetm")
-        .args(words)
+        .args(arguments)
         .env_clear()
         .current_dir("/")
         .process_group(0)
@@ -45,7 +45,7 @@ pub fn command(words: &[&str], input: OwnedFd) -> Command {
 }
 
 /// Where nothing is mounted, the path by which the program was started.
-pub fn program() -> PathBuf {
+pub fn executable() -> PathBuf {
     let proc = PathBuf::from(SELF);
     if proc.symlink_metadata().is_ok() {
         return proc;

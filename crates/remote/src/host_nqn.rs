@@ -1,4 +1,4 @@
-//! What this machine is called, for the other one: its host NQN and its name. It knows no connection.
+//! The host NQN of this machine.
 
 use linux::identity::machine_id;
 use linux::tree::Tree;
@@ -6,36 +6,36 @@ use sha2::{Digest, Sha256};
 
 use nvme::nqn;
 
-/// The file in which nvme-cli looks for the host NQN.
+/// File from which nvme-cli reads the host NQN.
 pub const FILE: &str = "/etc/nvme/hostnqn";
 
-/// What this machine is called.
+/// A host NQN.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Own {
-    /// Its host NQN.
+pub struct HostNqn {
+    /// The NQN.
     pub nqn: String,
-    /// Whether nvme-cli calls this machine so by itself.
-    pub is_usual: bool,
+    /// Whether it equals the one in nvme-cli's file.
+    pub is_from_nvme_cli: bool,
 }
 
-impl Own {
-    /// What was asked for, else what stands in nvme-cli's file, else the firmware's UUID as nvme-cli takes it, else one
-    /// made of the machine's identifier, the same each time.
+impl HostNqn {
+    /// Returns `asked` if given, else the content of nvme-cli's file, else an NQN made of the
+    /// firmware's UUID as nvme-cli makes it, else one derived from the machine ID.
     pub fn find(tree: &Tree, asked: Option<&str>) -> Self {
         let usual =
             tree.text(FILE).ok().and_then(|text| Some(text.lines().next()?.trim().to_owned()));
         let usual = usual.filter(|nqn| !nqn.is_empty());
         if let Some(nqn) = asked {
-            return Self { is_usual: usual.as_deref() == Some(nqn), nqn: nqn.to_owned() };
+            return Self { is_from_nvme_cli: usual.as_deref() == Some(nqn), nqn: nqn.to_owned() };
         }
         match usual {
-            Some(nqn) => Self { nqn, is_usual: true },
-            None => Self { nqn: made(tree), is_usual: false },
+            Some(nqn) => Self { nqn, is_from_nvme_cli: true },
+            None => Self { nqn: derived(tree), is_from_nvme_cli: false },
         }
     }
 }
 
-fn made(tree: &Tree) -> String {
+fn derived(tree: &Tree) -> String {
     let firmware = tree.attribute("sys/class/dmi/id/product_uuid").filter(|uuid| is_uuid(uuid));
     if let Some(uuid) = firmware {
         return format!("nqn.2014-08.org.nvmexpress:uuid:{uuid}");
@@ -45,7 +45,7 @@ fn made(tree: &Tree) -> String {
         .finalize();
     let mut uuid = [0; 16];
     uuid.iter_mut().zip(hash).for_each(|(to, from)| *to = from);
-    // Version 8, made by a rule of one's own (RFC 9562 §5.8).
+    // Version 8: custom (RFC 9562 §5.8).
     uuid[6] = uuid[6] & 0x0f | 0x80;
     uuid[8] = uuid[8] & 0x3f | 0x80;
     nqn::from_uuid(&uuid)
@@ -74,18 +74,21 @@ mod test {
     fn the_host_nqn_is_nvme_clis_if_it_has_one() {
         let folder = Scratch::new();
         let tree = Tree::at(&folder.0);
-        let find = |asked| Own::find(&tree, asked);
+        let find = |asked| HostNqn::find(&tree, asked);
         write(&folder, "etc/machine-id", "0123456789abcdef0123456789abcdef\n");
         let made = find(None);
         assert_eq!(made, find(None), "the same each time");
-        assert!(made.nqn.starts_with("nqn.2014-08.org.nvmexpress:uuid:") && !made.is_usual);
+        assert!(made.nqn.starts_with("nqn.2014-08.org.nvmexpress:uuid:") && !made.is_from_nvme_cli);
         assert!(!made.nqn.contains("0123"), "the machine's identifier is not told");
         write(&folder, "sys/class/dmi/id/product_uuid", "4c4c4544-0000-1111-2222-333344445555\n");
         assert!(find(None).nqn.ends_with(":4c4c4544-0000-1111-2222-333344445555"));
         write(&folder, "etc/nvme/hostnqn", "nqn.2024-01.test:a\n");
-        assert_eq!(find(None), Own { nqn: "nqn.2024-01.test:a".to_owned(), is_usual: true });
-        assert!(find(Some("nqn.2024-01.test:a")).is_usual);
-        assert!(!find(Some("nqn.2024-01.test:b")).is_usual);
+        assert_eq!(
+            find(None),
+            HostNqn { nqn: "nqn.2024-01.test:a".to_owned(), is_from_nvme_cli: true }
+        );
+        assert!(find(Some("nqn.2024-01.test:a")).is_from_nvme_cli);
+        assert!(!find(Some("nqn.2024-01.test:b")).is_from_nvme_cli);
     }
 
     #[test]

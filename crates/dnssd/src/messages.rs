@@ -6,21 +6,21 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 /// Bytes of the longest line that is read.
-pub(super) const LONGEST: usize = 64 << 10;
+pub(super) const MAX_LINE: usize = 64 << 10;
 /// Lines that are heard at most: networks have fewer machines that lend disks, and a stranger can make up any number.
-pub(super) const MOST: usize = 1024;
+pub(super) const MAX_EVENTS: usize = 1024;
 
 /// What is spoken at an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
+pub enum ServiceType {
     /// NVMe/TCP: its discovery service (NVMe TP 8009).
     Nvme,
     /// NBD.
     Nbd,
 }
 
-impl Kind {
+impl ServiceType {
     /// The type of service (RFC 6763 §4.1.2).
     pub(super) fn service_type(self) -> &'static str {
         match self {
@@ -33,7 +33,7 @@ impl Kind {
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Order {
+pub(super) enum Request {
     /// Begin: at that port instead of 5353, and then on the loopback interface, too.
     Start {
         /// The UDP port.
@@ -52,7 +52,7 @@ pub(super) enum Order {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// What is spoken.
-    pub kind: Kind,
+    pub kind: ServiceType,
     /// The name of the instance.
     pub name: String,
     /// The name of the machine, without `.local`.
@@ -70,18 +70,18 @@ pub struct Service {
 /// What the process that announces says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum Said {
+pub(super) enum Event {
     /// A machine announces something.
-    Found(Found),
+    Found(FoundService),
     /// Something does not work: a clause.
     Note(String),
 }
 
 /// A service of another machine, or of this one, as it was announced: a stranger's word.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Found {
+pub struct FoundService {
     /// What is spoken.
-    pub kind: Kind,
+    pub kind: ServiceType,
     /// The name of the instance.
     pub name: String,
     /// The name of the machine.
@@ -89,14 +89,14 @@ pub struct Found {
     /// Its TCP port.
     pub port: u16,
     /// Where it is.
-    pub places: Vec<Place>,
+    pub addresses: Vec<ScopedAddr>,
     /// Whether a key is needed, if it was said.
     pub keyed: Option<bool>,
 }
 
 /// An address, and the interface behind which it was heard of.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Place {
+pub struct ScopedAddr {
     /// The address.
     pub address: IpAddr,
     /// The interface's name.
@@ -105,22 +105,22 @@ pub struct Place {
 
 /// Bytes of the longest name (RFC 1035 §2.3.4), and addresses of a machine at most.
 const NAME: usize = 255;
-const PLACES: usize = 16;
+const MAX_ADDRESSES: usize = 16;
 
-impl Found {
+impl FoundService {
     /// Whether it is what a machine can announce, and fit to be shown and asked: its names may hold anything still.
     pub(super) fn is_sound(&self) -> bool {
         let named = |name: &str| !name.is_empty() && name.len() <= NAME;
         let plain = |name: &String| {
             name.len() < 16 && name.chars().all(|c| c.is_ascii_graphic() && !"/%:,".contains(c))
         };
-        let sound = |place: &Place| place.interface.as_ref().is_none_or(plain);
-        let counted = (1..=PLACES).contains(&self.places.len());
+        let sound = |place: &ScopedAddr| place.interface.as_ref().is_none_or(plain);
+        let counted = (1..=MAX_ADDRESSES).contains(&self.addresses.len());
         named(&self.name)
             && self.host.len() <= NAME
             && self.port != 0
             && counted
-            && self.places.iter().all(sound)
+            && self.addresses.iter().all(sound)
     }
 }
 
@@ -128,13 +128,13 @@ impl Found {
 pub(super) mod test {
     use super::*;
 
-    pub(crate) fn found(name: &str, address: &str) -> Found {
-        Found {
-            kind: Kind::Nvme,
+    pub(crate) fn found(name: &str, address: &str) -> FoundService {
+        FoundService {
+            kind: ServiceType::Nvme,
             name: name.to_owned(),
             host: "a.local.".to_owned(),
             port: 8009,
-            places: vec![Place { address: address.parse().unwrap(), interface: None }],
+            addresses: vec![ScopedAddr { address: address.parse().unwrap(), interface: None }],
             keyed: None,
         }
     }
@@ -144,17 +144,17 @@ pub(super) mod test {
         assert!(found("a", "10.0.0.1").is_sound());
         let behind = |interface: &str| {
             let mut found = found("a", "fe80::1");
-            found.places[0].interface = Some(interface.to_owned());
+            found.addresses[0].interface = Some(interface.to_owned());
             found
         };
         assert!(behind("eth0").is_sound() && behind("enp3s0.7").is_sound());
         let mut many = found("a", "10.0.0.1");
-        many.places = vec![many.places[0].clone(); 17];
+        many.addresses = vec![many.addresses[0].clone(); 17];
         for wrong in [
             found("", "10.0.0.1"),
             found(&"a".repeat(256), "10.0.0.1"),
-            Found { port: 0, ..found("a", "10.0.0.1") },
-            Found { places: Vec::new(), ..found("a", "10.0.0.1") },
+            FoundService { port: 0, ..found("a", "10.0.0.1") },
+            FoundService { addresses: Vec::new(), ..found("a", "10.0.0.1") },
             behind("eth0,tls_key=1"),
             behind("eth 0"),
             behind("a-name-that-is-too-long"),
@@ -166,10 +166,10 @@ pub(super) mod test {
 
     #[test]
     fn an_order_is_one_line() {
-        let order = Order::Announce { services: Vec::new() };
-        let line = serde_json::to_string(&order).unwrap();
-        assert_eq!(serde_json::from_str::<Order>(&line).unwrap(), order);
+        let request = Request::Announce { services: Vec::new() };
+        let line = serde_json::to_string(&request).unwrap();
+        assert_eq!(serde_json::from_str::<Request>(&line).unwrap(), request);
         assert!(!line.contains('\n'));
-        assert!(serde_json::from_str::<Order>("{\"mount\":{}}").is_err());
+        assert!(serde_json::from_str::<Request>("{\"mount\":{}}").is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Where the other machine is: as it is typed, and a connection to it. It knows not what is said there.
+//! The address of a target as the user types it, its resolution and the TCP connection to it.
 
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
@@ -12,12 +12,12 @@ use linux::net::{Address, Scope};
 use failure::Failure;
 use nvme::PORT as NVME_PORT;
 
-/// How long one address may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Connection timeout of one address.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A machine, as it was typed.
+/// The address of a target: a host name or IP address, an interface, a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct TargetAddr {
     host: String,
     interface: Option<String>,
     port: u16,
@@ -25,12 +25,12 @@ pub struct Place {
 
 const FORM: &str = "a machine is 192.168.1.5, name.local or fe80::1%eth0, with a port 192.168.1.5:4420 or [fe80::1%eth0]:4420";
 
-impl Place {
-    /// The machine in `HOST`, `HOST:PORT`, `[HOST]` or `[HOST]:PORT`; a host may end in `%INTERFACE`. An interface that
-    /// is said apart is for a link-local address without one.
+impl TargetAddr {
+    /// Parses `HOST`, `HOST:PORT`, `[HOST]` or `[HOST]:PORT`; a host may end in `%INTERFACE`.
+    /// `interface` is used if the host names none.
     ///
     /// # Errors
-    /// A sentence.
+    /// Fails with a message for the user if the text has none of these forms.
     pub fn parse(text: &str, interface: Option<&str>) -> Result<Self, String> {
         let (host, port) = split(text).ok_or(FORM)?;
         let port = port
@@ -54,39 +54,40 @@ impl Place {
         Ok(Self { host: host.to_owned(), interface, port })
     }
 
-    /// The machine at an address; a link-local one is behind that interface.
+    /// The target at an IP address; `interface` is kept for link-local addresses only.
     pub fn at(address: IpAddr, interface: Option<&str>, port: u16) -> Self {
         let near = linux::net::scope_of(address) == Scope::Link;
         let interface = interface.filter(|_| near).map(str::to_owned);
         Self { host: address.to_string(), interface, port }
     }
 
-    /// The same machine, another port of it.
+    /// Returns the same address with another port.
     pub fn with_port(&self, port: u16) -> Self {
         Self { port, ..self.clone() }
     }
 
-    /// Its port.
+    /// The TCP port.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Its name or its address, an address with the interface behind which it is.
+    /// The host name or IP address, with `%INTERFACE` if there is one.
     pub fn host(&self) -> String {
         let zone = self.interface.as_ref().map(|name| format!("%{name}")).unwrap_or_default();
         format!("{}{zone}", self.host)
     }
 
-    /// Whether it is this machine itself: a loopback address, or `localhost`. Any other name may lead elsewhere at each look.
+    /// Returns whether this is a loopback address or `localhost`. Other names may resolve
+    /// differently each time.
     pub fn is_loopback(&self) -> bool {
         let address: Option<IpAddr> = self.host.parse().ok();
         address.map_or_else(|| self.is_localhost(), is_loopback)
     }
 
-    /// Connects to the first of its addresses that answers.
+    /// Connects to the first of its addresses that accepts the connection.
     ///
     /// # Errors
-    /// None does.
+    /// Fails if none does.
     pub fn connect(&self) -> Result<TcpStream, Failure> {
         if let Some(zone) = &self.interface {
             self.check_interface(zone, &linux::net::addresses().unwrap_or_default())?;
@@ -94,7 +95,7 @@ impl Place {
         let addresses = self.addresses().map_err(|error| self.unreachable(&error))?;
         let mut last = io::Error::new(io::ErrorKind::NotFound, "no address is known for it");
         for address in addresses {
-            match self.reach(address) {
+            match self.connect_to(address) {
                 Ok(stream) => return Ok(stream),
                 Err(error) => last = error,
             }
@@ -102,7 +103,8 @@ impl Place {
         Err(self.unreachable(&last))
     }
 
-    /// What stands behind `%` is an interface of this machine: the other one's screen shows its own.
+    /// Checks that the zone is an interface of this machine: users copy addresses from the target's
+    /// screen, which names the target's interfaces.
     fn check_interface(&self, zone: &str, own: &[Address]) -> Result<(), Failure> {
         if own.is_empty() || own.iter().any(|address| address.interface == zone) {
             return Ok(());
@@ -124,15 +126,15 @@ impl Place {
         )))
     }
 
-    /// Whether it is called so: a name that is kept for loopback addresses (RFC 6761, section 6.3).
+    /// Returns whether the name is reserved for loopback addresses (RFC 6761 §6.3).
     fn is_localhost(&self) -> bool {
         self.host.eq_ignore_ascii_case("localhost")
     }
 
-    /// The addresses that it has; of `localhost` only those of the loopback interface.
+    /// Resolves the host name; of `localhost` only to loopback addresses.
     ///
     /// # Errors
-    /// Nobody knows any.
+    /// Fails if the name cannot be resolved.
     pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         let zone = self.interface.as_ref().filter(|_| is_link_local_6(&self.host));
         let host = match zone {
@@ -143,12 +145,12 @@ impl Place {
         Ok(all.filter(|it| !self.is_localhost() || is_loopback(it.ip())).collect())
     }
 
-    fn reach(&self, address: SocketAddr) -> io::Result<TcpStream> {
+    fn connect_to(&self, address: SocketAddr) -> io::Result<TcpStream> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if let Some(interface) = &self.interface {
             socket.bind_device(Some(interface.as_bytes()))?;
         }
-        socket.connect_timeout(&address.into(), PATIENCE)?;
+        socket.connect_timeout(&address.into(), CONNECT_TIMEOUT)?;
         socket.set_tcp_nodelay(true)?;
         Ok(socket.into())
     }
@@ -159,7 +161,7 @@ impl Place {
         ))
     }
 
-    /// The same place as the lines for `nvme` have it, once the connection has shown its address.
+    /// The endpoint for the `nvme` command lines, with the address that the connection reached.
     pub fn endpoint(&self, reached: SocketAddr) -> Endpoint {
         let address = reached.ip();
         let local = match address {
@@ -171,7 +173,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for TargetAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let zone = self.interface.as_ref().map(|name| format!("%{name}")).unwrap_or_default();
         match (self.host.contains(':'), self.port) {
@@ -190,7 +192,7 @@ fn is_link_local_6(host: &str) -> bool {
     host.parse().is_ok_and(|ip: std::net::Ipv6Addr| ip.is_unicast_link_local())
 }
 
-/// The host without brackets, and the port's text.
+/// Splits into the host without brackets and the text of the port.
 fn split(text: &str) -> Option<(&str, Option<&str>)> {
     if let Some(rest) = text.strip_prefix('[') {
         let (host, rest) = rest.split_once(']')?;
@@ -222,22 +224,25 @@ mod test {
             ("[fe80::1%eth0]", "fe80::1%eth0"),
             ("[fe80::1%eth0]:99", "[fe80::1%eth0]:99"),
         ] {
-            assert_eq!(Place::parse(text, None).unwrap().to_string(), expected, "{text}");
+            assert_eq!(TargetAddr::parse(text, None).unwrap().to_string(), expected, "{text}");
         }
-        assert_eq!(Place::parse("fe80::1", Some("eth1")).unwrap().to_string(), "fe80::1%eth1");
-        assert_eq!(Place::parse("fe80::1%eth0", Some("eth1")).unwrap().to_string(), "fe80::1%eth0");
+        assert_eq!(TargetAddr::parse("fe80::1", Some("eth1")).unwrap().to_string(), "fe80::1%eth1");
+        assert_eq!(
+            TargetAddr::parse("fe80::1%eth0", Some("eth1")).unwrap().to_string(),
+            "fe80::1%eth0"
+        );
     }
 
     #[test]
     fn only_loopback_addresses_and_localhost_are_this_machine() {
-        let parse = |text: &str| Place::parse(text, None).unwrap();
+        let parse = |text: &str| TargetAddr::parse(text, None).unwrap();
         for (text, expected) in [
             ("127.0.0.1", true),
             ("[::1]:4420", true),
             ("::ffff:127.0.0.1", true),
             ("LocalHost", true),
             ("192.0.2.1", false),
-            // The same addresses by now; a name that is resolved again may lead elsewhere.
+            // These resolve to loopback addresses now, but may resolve differently later.
             ("127.1", false),
             ("localhost.", false),
         ] {
@@ -266,19 +271,19 @@ mod test {
             "%eth0",
             "a%b%c",
         ] {
-            assert!(Place::parse(wrong, None).is_err(), "{wrong:?}");
+            assert!(TargetAddr::parse(wrong, None).is_err(), "{wrong:?}");
         }
     }
 
     #[test]
     fn the_lines_name_the_interface_of_a_link_local_address_only() {
-        let place = Place::parse("169.254.1.1%eth0", None).unwrap();
-        let there = place.endpoint("169.254.1.1:4420".parse().unwrap());
+        let addr = TargetAddr::parse("169.254.1.1%eth0", None).unwrap();
+        let there = addr.endpoint("169.254.1.1:4420".parse().unwrap());
         assert_eq!(
             there.attach_all(false),
             "nvme connect-all -t tcp -a 169.254.1.1 -s 4420 --host-iface eth0 --tls"
         );
-        let there = place.endpoint("10.0.0.1:4420".parse().unwrap());
+        let there = addr.endpoint("10.0.0.1:4420".parse().unwrap());
         assert_eq!(there.interface, None);
     }
 
@@ -300,10 +305,10 @@ mod test {
             address("eth1", "fe80::2", false),
             address("wlan0", "fe80::3", true),
         ];
-        let place = |text: &str| Place::parse(text, None).unwrap();
+        let addr = |text: &str| TargetAddr::parse(text, None).unwrap();
         let check = |text: &str, own: &[Address]| {
-            let place = place(text);
-            place.check_interface(place.interface.as_deref().unwrap(), own)
+            let addr = addr(text);
+            addr.check_interface(addr.interface.as_deref().unwrap(), own)
         };
         assert!(check("fe80::9%eth0", &own).is_ok());
         let said = check("fe80::9%enp3s0", &own).unwrap_err().to_string();
@@ -315,7 +320,7 @@ mod test {
     #[test]
     fn a_machine_that_is_not_there_is_said() {
         let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let place = Place::parse(&nobody.to_string(), None).unwrap();
-        assert!(place.connect().unwrap_err().to_string().contains("cannot be reached"));
+        let addr = TargetAddr::parse(&nobody.to_string(), None).unwrap();
+        assert!(addr.connect().unwrap_err().to_string().contains("cannot be reached"));
     }
 }

@@ -1,0 +1,165 @@
+//! Selects the key for an address among those of the paired targets. A target may have many
+//! addresses and change them, so it is identified by the key that it accepts.
+
+use std::fmt::Display;
+
+use super::host_identity::HostIdentity;
+use super::query::{Initiator, QueryError};
+use crate::address::TargetAddr;
+use keys::target::Target;
+use linux::tree::Tree;
+
+/// Most keys tried at one address.
+const MAX_KEYS: usize = 16;
+
+/// Result of offering a key to a target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyCheck {
+    /// The target has the same key.
+    Accepted,
+    /// The target has another key, or does not support TLS.
+    Rejected,
+    /// The key was not offered: the reason as a clause.
+    Unreachable(String),
+}
+
+/// Which paired target is at an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeySelection<'a> {
+    /// The paired target whose key is accepted there.
+    Known(&'a Target),
+    /// No target is paired, or the address is this machine: plaintext is allowed.
+    Plaintext,
+    /// The target accepts none of this machine's keys.
+    NoKeyAccepted,
+    /// No connection: the reason as a clause.
+    Unreachable(String),
+}
+
+/// Returns which of the `known` targets is at `addr`. Offers the keys of targets that were paired
+/// at this address first. If only one target is known and it was paired there, returns it without a
+/// connection.
+pub fn select_key<'a>(
+    addr: &TargetAddr,
+    known: &'a [Target],
+    check: impl Fn(&Target) -> KeyCheck,
+) -> KeySelection<'a> {
+    if known.is_empty() {
+        return KeySelection::Plaintext;
+    }
+    let (candidates, here) = candidates(known, std::slice::from_ref(addr));
+    if here == 0 && addr.is_loopback() {
+        return KeySelection::Plaintext;
+    }
+    if let ([only], 1) = (candidates.as_slice(), here) {
+        return KeySelection::Known(only);
+    }
+    for target in candidates {
+        match check(target) {
+            KeyCheck::Accepted => return KeySelection::Known(target),
+            KeyCheck::Rejected => {}
+            KeyCheck::Unreachable(why) => return KeySelection::Unreachable(why),
+        }
+    }
+    KeySelection::NoKeyAccepted
+}
+
+/// Returns the targets whose keys to try at these addresses, and how many of them were paired at
+/// one of them; those come first.
+pub fn candidates<'a>(known: &'a [Target], addrs: &[TargetAddr]) -> (Vec<&'a Target>, usize) {
+    let mut names: Vec<String> = addrs.iter().map(TargetAddr::host).collect();
+    if !known.is_empty() {
+        let resolved = addrs.iter().filter_map(|addr| addr.addresses().ok()).flatten();
+        names.extend(resolved.map(|address| address.ip().to_string()));
+    }
+    let is_here = |target: &&Target| names.iter().any(|name| target.matches(name));
+    let (mut all, rest): (Vec<_>, Vec<_>) = known.iter().partition(is_here);
+    let here = all.len();
+    all.extend(rest);
+    all.truncate(MAX_KEYS);
+    (all, here)
+}
+
+/// Offers the key of `target` to the NVMe/TCP target at `addr`. Connects as `host`, by default
+/// under the NQN that was used when pairing.
+pub fn check_key(tree: &Tree, addr: &TargetAddr, target: &Target, host: Option<&str>) -> KeyCheck {
+    let identity = HostIdentity::find(tree, Some(host.unwrap_or(&target.host)));
+    let initiator = Initiator { host: &identity, key: Some(&target.tls), chap: None };
+    match initiator.check_key(addr) {
+        Ok(()) => KeyCheck::Accepted,
+        Err(QueryError::Unreachable(why)) => KeyCheck::Unreachable(why),
+        Err(_) => KeyCheck::Rejected,
+    }
+}
+
+/// The error for a target that accepts none of the keys.
+pub fn no_key_accepted(addr: impl Display) -> String {
+    format!(
+        "{addr} accepts none of the keys of this machine, and an unknown target is not connected to in plaintext: pair with \
+         it (storagetm pair {addr}), or add --insecure if that machine needs no key"
+    )
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    fn addr(text: &str) -> TargetAddr {
+        TargetAddr::parse(text, None).unwrap()
+    }
+
+    fn rejects(_: &Target) -> KeyCheck {
+        KeyCheck::Rejected
+    }
+
+    #[test]
+    fn x60_known_machine_is_found_at_any_address_by_its_key() {
+        let known = [Target::sample("desk", "192.0.2.1"), Target::sample("far", "192.0.2.2")];
+        let is_far = |target: &Target| match target.name.as_str() {
+            "far" => KeyCheck::Accepted,
+            _ => KeyCheck::Rejected,
+        };
+        assert_eq!(select_key(&addr("192.0.2.9"), &known, is_far), KeySelection::Known(&known[1]));
+        // The address may belong to another target by now.
+        assert_eq!(select_key(&addr("192.0.2.1"), &known, is_far), KeySelection::Known(&known[1]));
+        assert_eq!(
+            select_key(&addr("192.0.2.9"), &known[..1], is_far),
+            KeySelection::NoKeyAccepted
+        );
+        let gone = |_: &Target| KeyCheck::Unreachable("no route".to_owned());
+        assert!(matches!(
+            select_key(&addr("192.0.2.9"), &known, gone),
+            KeySelection::Unreachable(_)
+        ));
+    }
+
+    #[test]
+    fn only_machine_that_was_met_at_an_address_is_taken_for_it() {
+        let known = [Target::sample("desk", "192.0.2.1")];
+        assert_eq!(select_key(&addr("192.0.2.1"), &known, rejects), KeySelection::Known(&known[0]));
+    }
+
+    #[test]
+    fn without_keys_and_on_loopback_connections_are_clear() {
+        let known = [Target::sample("desk", "192.0.2.1")];
+        assert_eq!(select_key(&addr("192.0.2.9"), &[], rejects), KeySelection::Plaintext);
+        assert_eq!(select_key(&addr("127.0.0.1"), &known, rejects), KeySelection::Plaintext);
+        assert_eq!(select_key(&addr("[::1]:4420"), &known, rejects), KeySelection::Plaintext);
+        let local = [Target::sample("local", "127.0.0.1"), Target::sample("desk", "192.0.2.1")];
+        assert_eq!(select_key(&addr("127.0.0.1"), &local, rejects), KeySelection::NoKeyAccepted);
+    }
+
+    #[test]
+    fn key_of_the_machine_met_there_is_tried_first() {
+        let known: Vec<Target> = (0..20u8)
+            .map(|number| format!("192.0.2.{number}"))
+            .map(|address| Target::sample(&address, &address))
+            .collect();
+        let (tried, here) = candidates(&known, &[addr("192.0.2.19"), addr("192.0.2.7")]);
+        assert_eq!((tried.len(), here), (MAX_KEYS, 2));
+        assert_eq!(
+            (tried[0].address.as_str(), tried[1].address.as_str()),
+            ("192.0.2.7", "192.0.2.19")
+        );
+    }
+}
