@@ -1,43 +1,43 @@
-//! The lines to be typed on the other machine: those for storagetm, for `nvme-cli` and for NBD clients.
+//! Command lines to run on the other machine: for storagetm, nvme-cli and NBD clients.
 
 use std::fmt;
 use std::net::IpAddr;
 
-/// Where a host reaches the disks.
+/// An address at which disks are served.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
     /// An address of this machine.
     pub address: IpAddr,
-    /// For a link-local IPv6 address: the interface behind which it is.
+    /// The interface of a link-local IPv6 address.
     pub interface: Option<String>,
     /// The TCP port.
     pub port: u16,
-    /// Whether hosts must show a key there, and speak TLS.
+    /// Whether TLS with a key is required.
     pub keyed: bool,
 }
 
-/// The port that storagetm takes where none is named.
+/// Default port of NVMe/TCP.
 const PORT: u16 = 4420;
 
-/// The port that NBD clients take where none is named.
+/// Default port of NBD.
 const NBD_PORT: u16 = 10809;
 
-/// Stands for the name of the other machine's network interface, which only that machine knows.
+/// Placeholder for the other machine's network interface.
 pub const INTERFACE: &str = "INTERFACE";
 
 /// Where NBD clients reach the disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Nbd {
-    /// At an address of this machine.
+    /// A TCP endpoint.
     Net(Endpoint),
-    /// At the path of a Unix socket.
+    /// The path of a Unix socket.
     Path(String),
 }
 
 impl Nbd {
-    /// The address of the disk of that name, as NBD clients take it (the NBD URI specification): `nbd://127.0.0.1/sda`.
+    /// Returns the NBD URI of the disk: `nbd://127.0.0.1/sda`.
     pub fn uri(&self, name: &str) -> String {
-        let name = escaped(name, "");
+        let name = percent_encoded(name, "");
         match self {
             Self::Net(at) => {
                 let scheme = if at.keyed { "nbds" } else { "nbd" };
@@ -45,11 +45,12 @@ impl Nbd {
                     if at.port == NBD_PORT { String::new() } else { format!(":{}", at.port) };
                 format!("{scheme}://{}{port}/{name}", at.uri_host())
             }
-            Self::Path(path) => format!("nbd+unix:///{name}?socket={}", escaped(path, "/")),
+            Self::Path(path) => format!("nbd+unix:///{name}?socket={}", percent_encoded(path, "/")),
         }
     }
 
-    /// The same with [`INTERFACE`] in place of an interface of this machine.
+    /// Returns a copy for use on another machine: with [`INTERFACE`] in place of an interface of
+    /// this one.
     #[must_use]
     pub fn from_elsewhere(&self) -> Self {
         match self {
@@ -58,20 +59,21 @@ impl Nbd {
         }
     }
 
-    /// The line by which nbdcopy copies the disk of that name into a file, if none needs a key.
+    /// Returns the nbdcopy command that copies the disk to a file; `None` if a key is required.
     pub fn copy(&self, name: &str) -> Option<String> {
         let to = file_name(name, "img");
         (!self.is_keyed()).then(|| format!("nbdcopy {} {to}", quoted(&self.uri(name))))
     }
 
-    /// The line by which qemu-img does the same.
+    /// Returns the qemu-img command that does the same.
     pub fn convert(&self, name: &str) -> Option<String> {
         let to = file_name(name, "qcow2");
         let line = || format!("qemu-img convert -f raw -O qcow2 {} {to}", quoted(&self.uri(name)));
         (!self.is_keyed()).then(line)
     }
 
-    /// The address of the disk of that name for clients that show the key of HOST, which is in FILE.
+    /// Returns the NBD URI of the disk with placeholders for host name and key file; `None` if no
+    /// key is required.
     pub fn uri_with_key(&self, name: &str) -> Option<String> {
         let uri = self.is_keyed().then(|| self.uri(name))?;
         let uri = uri.replacen("://", "://HOST@", 1);
@@ -82,7 +84,7 @@ impl Nbd {
         self.endpoint().is_some_and(|at| at.keyed)
     }
 
-    /// The address, if it is one of a network.
+    /// Returns the TCP endpoint, if it is one.
     pub fn endpoint(&self) -> Option<&Endpoint> {
         match self {
             Self::Net(endpoint) => Some(endpoint),
@@ -91,15 +93,16 @@ impl Nbd {
     }
 }
 
-/// The file to copy a disk of that name to, in the working directory. Not `NAME.img`: typed on this machine, that may be
-/// the image itself, which nbdcopy overwrites without a question.
+/// Returns the file to copy a disk to, in the working directory. Not `NAME.img`: on this machine,
+/// that may be the served image itself, which nbdcopy would overwrite.
 fn file_name(name: &str, ending: &str) -> String {
     let name = name.replace('/', "_");
     quoted(&format!("{}-copy.{ending}", name.trim_start_matches('-')))
 }
 
-/// Text as a part of a URI (RFC 3986 §2.1): all but the unreserved characters, and those of `more`, are escaped.
-fn escaped(text: &str, more: &str) -> String {
+/// Percent-encodes text for a URI (RFC 3986 §2.1), except unreserved characters and those in
+/// `more`.
+fn percent_encoded(text: &str, more: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-._~".contains(c) || more.contains(c);
     let one = |byte: u8| match char::from(byte) {
         c if plain(c) => c.to_string(),
@@ -109,7 +112,7 @@ fn escaped(text: &str, more: &str) -> String {
 }
 
 impl Endpoint {
-    /// The address as `nvme` takes it: `fe80::1%eth0` has its scope.
+    /// Returns the address as accepted by `nvme`, with zone: `fe80::1%eth0`.
     pub fn host(&self) -> String {
         match &self.interface {
             Some(interface) => format!("{}%{interface}", self.address),
@@ -117,50 +120,52 @@ impl Endpoint {
         }
     }
 
-    /// The address as it stands in a URI, a link-local one with its interface (RFC 6874).
+    /// Returns the host part of a URI, with zone (RFC 6874).
     fn uri_host(&self) -> String {
         match (self.address, &self.interface) {
             (IpAddr::V4(ip), _) => ip.to_string(),
             (IpAddr::V6(ip), None) => format!("[{ip}]"),
-            (IpAddr::V6(ip), Some(interface)) => format!("[{ip}%25{}]", escaped(interface, "")),
+            (IpAddr::V6(ip), Some(interface)) => {
+                format!("[{ip}%25{}]", percent_encoded(interface, ""))
+            }
         }
     }
 
-    /// The line that attaches all disks that are reached here.
+    /// Returns the nvme-cli command that attaches all disks.
     pub fn attach_all(&self, digests: bool) -> String {
         self.line("connect-all", None, digests)
     }
 
-    /// The line that attaches the disk of that NVMe Qualified Name.
+    /// Returns the nvme-cli command that attaches the disk with that NQN.
     pub fn attach(&self, nqn: &str, digests: bool) -> String {
         self.line("connect", Some(nqn), digests)
     }
 
-    /// The same as the other machine has to write it: an interface of this one means nothing there.
+    /// Returns a copy for use on another machine, where an interface name of this one is not valid.
     #[must_use]
     pub fn from_elsewhere(&self) -> Self {
         let interface = self.interface.as_ref().map(|_| INTERFACE.to_owned());
         Self { interface, ..self.clone() }
     }
 
-    /// The line that lets the other machine in, by the code on the screen.
+    /// Returns the command that pairs the other machine by the code.
     pub fn pair(&self) -> String {
         format!("storagetm pair {}", quoted(&self.machine()))
     }
 
-    /// The line by which storagetm attaches the disk of that name.
+    /// Returns the storagetm command that attaches the disk.
     pub fn attach_disk(&self, name: &str) -> String {
         format!("storagetm attach {}", quoted(&format!("{}/{name}", self.machine())))
     }
 
-    /// The line by which storagetm copies the disk of that name into a file.
+    /// Returns the storagetm command that copies the disk to a file.
     pub fn copy(&self, name: &str) -> String {
         let port = if self.port == PORT { String::new() } else { format!(":{}", self.port) };
-        let uri = format!("nvme://{}{port}/{}", self.uri_host(), escaped(name, ""));
+        let uri = format!("nvme://{}{port}/{}", self.uri_host(), percent_encoded(name, ""));
         format!("storagetm copy {} {}", quoted(&uri), file_name(name, "img"))
     }
 
-    /// The machine as storagetm takes it.
+    /// Returns the address as accepted by storagetm.
     pub fn machine(&self) -> String {
         match (self.address, self.port) {
             (_, PORT) => self.host(),
@@ -169,8 +174,8 @@ impl Endpoint {
         }
     }
 
-    /// The interface stands as an option: what a host is told of the disks behind a link-local address has no room
-    /// for it, and `connect-all` goes on with what it was told.
+    /// The interface is passed as an option: a discovery log page entry has no room for the zone of
+    /// a link-local address, and `connect-all` uses the addresses from the entries.
     fn line(&self, verb: &str, nqn: Option<&str>, digests: bool) -> String {
         let host = quoted(&self.address.to_string());
         let interface = self.interface.as_deref().map(quoted);
@@ -191,7 +196,7 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// The word in quotes if a shell would otherwise take it for something else.
+/// Quotes a word for a shell, if necessary.
 pub fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._:/@%+=,-".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -210,7 +215,7 @@ mod test {
     }
 
     #[test]
-    fn where_a_key_is_needed_the_lines_say_so_and_there_is_one_to_get_it() {
+    fn keyed_endpoint_uses_tls_and_has_a_pair_command() {
         let here = Endpoint { keyed: true, ..endpoint("fe80::1", Some("eth0")) };
         assert_eq!(
             here.attach_all(false),
@@ -223,7 +228,7 @@ mod test {
     }
 
     #[test]
-    fn the_lines_are_those_that_nvme_cli_takes() {
+    fn nvme_cli_commands() {
         let here = endpoint("192.168.1.5", None);
         assert_eq!(here.attach_all(false), "nvme connect-all -t tcp -a 192.168.1.5 -s 4420");
         assert_eq!(
@@ -234,7 +239,7 @@ mod test {
     }
 
     #[test]
-    fn a_link_local_address_has_its_scope() {
+    fn link_local_address_has_its_zone() {
         let here = endpoint("fe80::1", Some("eth0"));
         assert_eq!(
             here.attach_all(false),
@@ -244,7 +249,7 @@ mod test {
     }
 
     #[test]
-    fn nbd_lines_are_for_nbdcopy_and_qemu_img_and_need_no_key() {
+    fn nbd_commands_need_no_key() {
         let at = Nbd::Net(Endpoint { port: 10809, ..endpoint("10.0.0.1", None) });
         assert_eq!(at.copy("sda").unwrap(), "nbdcopy nbd://10.0.0.1/sda sda-copy.img");
         let line = "qemu-img convert -f raw -O qcow2 nbd://10.0.0.1/sda sda-copy.qcow2";
@@ -261,9 +266,9 @@ mod test {
         assert_eq!(keyed.uri_with_key("sda").unwrap(), wanted);
     }
 
-    /// Options that nvme-cli 2.3, 2.13 and 3 have in common; `--tls` is there from 2.9 on.
+    /// The common options of nvme-cli 2.3, 2.13 and 3; `--tls` exists since 2.9.
     #[test]
-    fn lines_of_nvme_have_options_of_all_versions_alone() {
+    fn nvme_commands_use_options_of_all_versions_only() {
         let here = Endpoint { keyed: true, ..endpoint("fe80::1", Some("eth0")) };
         let known =
             ["-t", "-a", "-s", "-n", "--host-iface", "--hdr-digest", "--data-digest", "--tls"];
@@ -274,7 +279,7 @@ mod test {
     }
 
     #[test]
-    fn nbd_clients_get_a_uri() {
+    fn nbd_uris_are_encoded() {
         let net = |at: Endpoint| Nbd::Net(at).uri("my disk/é");
         let at = |address, interface, port, keyed| Endpoint {
             port,
@@ -291,7 +296,7 @@ mod test {
     }
 
     #[test]
-    fn a_word_is_quoted_only_if_the_shell_needs_it() {
+    fn words_are_quoted_only_if_needed() {
         assert_eq!(quoted("nqn.2024-01.com.example:disk.sda"), "nqn.2024-01.com.example:disk.sda");
         assert_eq!(quoted("a b"), "'a b'");
         assert_eq!(quoted("it's $HOME"), r"'it'\''s $HOME'");

@@ -1,18 +1,18 @@
-//! A pairing code as a picture of text: a QR code to be scanned, and digits that are read across a room. It knows not
-//! what the code opens.
+//! Renders a pairing code as text: a QR code, and large digits.
 
 use qrcode::{Color, EcLevel, QrCode};
 
-/// Light modules around a QR code, by which scanners find it. The standard asks for four (ISO/IEC 18004 §9.1); one is
-/// the least with which a reader was seen to read it on a dark ground, and a console has few rows.
-const QUIET: usize = 2;
+/// Width of the quiet zone around a QR code, in modules. The standard requires four (ISO/IEC 18004
+/// §9.1), but scanners were seen to read a code on a dark background with one, and a console has
+/// few rows.
+const QUIET_ZONE: usize = 2;
 
 /// Rows of a large digit.
 const ROWS: usize = 5;
-/// Columns of a large digit; a column is left between two.
+/// Columns of a large digit; digits are separated by one more.
 const COLUMNS: usize = 5;
 
-/// Rows from top to bottom, columns from left to right, a `#` where there is ink.
+/// Font of the digits: `#` is foreground.
 const DIGITS: [[&str; ROWS]; 10] = [
     [" ### ", "#   #", "#   #", "#   #", " ### "],
     ["  #  ", " ##  ", "  #  ", "  #  ", " ### "],
@@ -26,12 +26,12 @@ const DIGITS: [[&str; ROWS]; 10] = [
     [" ### ", "#   #", " ####", "    #", " ### "],
 ];
 
-/// The QR code of `text` as lines of equal width, for light text on a dark ground: what is light in the code is drawn.
-/// With half blocks if the terminal has UTF-8, else with two columns and one row a module. Nothing if the text is too
-/// long for a QR code (2953 bytes).
+/// Renders `text` as a QR code, as lines of equal width for light text on a dark background: light
+/// modules are drawn. Uses half blocks with `utf8`, else two columns and one row per module.
+/// Returns nothing if the text exceeds the capacity of a QR code (2953 bytes).
 pub fn qr(text: &str, utf8: bool) -> Vec<String> {
     let Ok(code) = QrCode::with_error_correction_level(text, EcLevel::L) else { return Vec::new() };
-    let side = code.width() + 2 * QUIET;
+    let side = code.width() + 2 * QUIET_ZONE;
     let is_light = |x: usize, y: usize| is_light(&code, x, y);
     if utf8 {
         let line = |y| (0..side).map(|x| half(is_light(x, y), is_light(x, y + 1))).collect();
@@ -42,13 +42,13 @@ pub fn qr(text: &str, utf8: bool) -> Vec<String> {
     }
 }
 
-/// Whether the module is light; the quiet zone is, and what is below it is the screen's.
+/// Returns whether a module is light, including the quiet zone; rows below it are not.
 fn is_light(code: &QrCode, x: usize, y: usize) -> bool {
     let width = code.width();
-    let inside = |at: usize| at.checked_sub(QUIET).filter(|at| *at < width);
+    let inside = |at: usize| at.checked_sub(QUIET_ZONE).filter(|at| *at < width);
     match (inside(x), inside(y)) {
         (Some(x), Some(y)) => code[(x, y)] == Color::Light,
-        _ => y < width + 2 * QUIET,
+        _ => y < width + 2 * QUIET_ZONE,
     }
 }
 
@@ -61,15 +61,15 @@ fn half(upper: bool, lower: bool) -> char {
     }
 }
 
-/// The digits of `code` as five lines of large ones, in groups of four; what is no digit is left out. In plain ASCII:
-/// any console has that.
+/// Renders the digits of `code` as five lines in groups of four. Other characters are ignored.
+/// ASCII only, for any console.
 pub fn digits(code: &str) -> Vec<String> {
     let digits: Vec<usize> =
         code.chars().filter_map(|c| c.to_digit(10)).filter_map(|n| n.try_into().ok()).collect();
     (0..ROWS).map(|row| line(&digits, row)).collect()
 }
 
-/// A row of all digits, without blanks at its end.
+/// Renders one row of all digits, without trailing blanks.
 fn line(digits: &[usize], row: usize) -> String {
     let group = |group: &[usize]| {
         let rows = group.iter().filter_map(|digit| DIGITS.get(*digit)?.get(row).copied());
@@ -104,7 +104,7 @@ mod test {
     }
 
     #[test]
-    fn a_qr_code_as_half_blocks() {
+    fn qr_code_as_half_blocks() {
         let text = qr("storagetm", true).join("\n");
         assert_eq!(text, QR.trim_start_matches('\n'));
     }
@@ -124,9 +124,9 @@ mod test {
 ██▄▄▄▄▄▄▄█▄▄▄█▄▄▄█████▄██
 ▀▀▀▀▀▀▀▀▀▀▀▀▀▀▀▀▀▀▀▀▀▀▀▀▀";
 
-    /// Both ways to draw it show the same modules, all of them and light ones around.
+    /// Both forms show the same modules, including the quiet zone.
     #[test]
-    fn the_plain_form_shows_the_same() {
+    fn ascii_form_matches_half_blocks() {
         let invite = "STORAGETM:PAIR/GAYTEMZUGU3DOOBZMFRGGZDFMY/169.254.7.9:4420";
         let (small, plain) = (qr(invite, true), qr(invite, false));
         assert_eq!((small.len(), plain.len()), (17, 33), "with the digits it fits 25 rows");
@@ -144,7 +144,7 @@ mod test {
     }
 
     #[test]
-    fn a_text_that_is_too_long_has_no_picture() {
+    fn too_long_text_has_no_qr_code() {
         assert_eq!(qr(&"x".repeat(3000), true), Vec::<String>::new());
     }
 }

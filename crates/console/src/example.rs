@@ -43,7 +43,7 @@ pub(crate) fn at(address: &str, interface: Option<&str>) -> Endpoint {
     }
 }
 
-/// `storagetm serve` on a machine with one cable, where a key is needed.
+/// `storagetm serve` on a machine with one cable, with a key required.
 pub(crate) fn serve(disks: usize) -> Model {
     let keyed = |at: Endpoint| Endpoint { keyed: true, ..at };
     let endpoints = vec![

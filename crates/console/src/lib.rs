@@ -1,7 +1,7 @@
-//! What the screen shows: a [`Model`] of what is lent becomes lines of text, for a window of a given size ([`screen`]) or
-//! whole, as plain text ([`text`]). Keys change the [`State`] of the screen.
+//! Renders the screen: a [`Model`] becomes lines of text, for a window of a given size ([`screen`])
+//! or complete, as plain text ([`text`]). Keys change the [`State`] of the screen.
 //!
-//! Everything that a disk, a peer or a path says of itself goes through [`printable`] before it becomes text.
+//! All text from disks, peers and paths is sanitized by [`printable`].
 
 #![forbid(unsafe_code)]
 
@@ -9,6 +9,7 @@ pub mod attach;
 pub mod code;
 #[cfg(test)]
 mod example;
+mod instructions;
 mod model;
 mod page;
 mod printable;
@@ -17,7 +18,6 @@ mod size;
 mod state;
 mod table;
 mod text;
-mod ways;
 mod width;
 
 pub use model::{Asking, Disk, Host, Link, Model, Pairing, TargetMode, Unavailable};

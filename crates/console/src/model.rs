@@ -1,4 +1,4 @@
-//! What the screen is about: the machine, its disks and the hosts that have attached them.
+//! The data shown on the screen: the machine, its disks and the attached hosts.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,45 +7,45 @@ use export::Access;
 
 use crate::attach::{Endpoint, Nbd};
 
-/// All that one screen shows.
+/// Everything shown on the screen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Model {
-    /// What this machine calls itself.
+    /// The name of this machine.
     pub machine: String,
-    /// Where hosts reach the disks by NVMe/TCP, in the order in which they are to be shown.
+    /// The NVMe/TCP endpoints, in display order.
     pub endpoints: Vec<Endpoint>,
-    /// Where they reach them by NBD, likewise.
+    /// The NBD endpoints, in display order.
     pub nbd: Vec<Nbd>,
-    /// Whether the lines to be typed ask for header and data digests.
+    /// Whether commands enable header and data digests.
     pub digests: bool,
-    /// The disks that are lent.
+    /// The served disks.
     pub disks: Vec<Disk>,
-    /// How a machine that has no key yet is let in, if it can be.
+    /// The state of pairing, if keys are required.
     pub pairing: Option<Pairing>,
-    /// A machine that knew the code and waits for a yes or a no.
+    /// A paired machine that waits for the decision on its request for write access.
     pub asking: Option<Asking>,
-    /// What else is worth knowing, a sentence each, the newest last.
+    /// Messages, one sentence each, the newest last.
     pub notes: Vec<String>,
-    /// Why there is no address, if there is none.
+    /// The state of the network while there is no address.
     pub link: Link,
-    /// What a machine in target mode shows besides.
+    /// Shown in target mode only.
     pub target_mode: Option<TargetMode>,
 }
 
-/// How far this machine is connected to a network.
+/// The state of the network.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Link {
-    /// It has no network card with a driver.
+    /// No network interface with a driver.
     NoCard,
-    /// No cable is connected at both ends.
+    /// No carrier.
     #[default]
     Down,
-    /// A cable is connected.
+    /// Carrier, but no address.
     Up,
 }
 
 impl Link {
-    /// What to show while there is no address.
+    /// Returns the text shown while there is no address.
     pub fn sentence(self) -> &'static str {
         match self {
             Self::NoCard => {
@@ -61,60 +61,60 @@ impl Link {
 }
 
 impl Model {
-    /// All addresses where hosts reach the disks, by whatever protocol.
-    pub(crate) fn reached(&self) -> impl Iterator<Item = &Endpoint> {
+    /// Returns the endpoints of all protocols.
+    pub(crate) fn all_endpoints(&self) -> impl Iterator<Item = &Endpoint> {
         self.endpoints.iter().chain(self.nbd.iter().filter_map(Nbd::endpoint))
     }
 
-    /// Whether a key is needed anywhere.
+    /// Returns whether any endpoint requires a key.
     pub(crate) fn is_keyed(&self) -> bool {
-        self.reached().any(|at| at.keyed)
+        self.all_endpoints().any(|at| at.keyed)
     }
 
-    /// Whether nothing is listened on yet.
+    /// Returns whether there is no endpoint yet.
     pub(crate) fn is_unreachable(&self) -> bool {
         self.endpoints.is_empty() && self.nbd.is_empty()
     }
 
-    /// Whether a host has attached a disk.
+    /// Returns whether any disk is attached.
     pub fn is_attached(&self) -> bool {
         self.disks.iter().any(|disk| !disk.attached.is_empty())
     }
 
-    /// Whether a key is needed somewhere, and only NBD is served there: pairing takes NVMe/TCP.
+    /// Returns whether only NBD endpoints require a key: pairing needs NVMe/TCP.
     pub(crate) fn is_keyed_by_nbd_alone(&self) -> bool {
         self.is_keyed() && !self.endpoints.iter().any(|at| at.keyed)
     }
 }
 
-/// How a machine that has no key yet is let in.
+/// The state of pairing.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Pairing {
-    /// By the code on this screen.
+    /// A code is shown.
     Code {
-        /// To be typed.
+        /// The code to type.
         digits: String,
-        /// The same for a camera, with where to go.
+        /// The text of the QR code.
         link: String,
     },
-    /// By the next code, in a moment: a wrong one was tried.
+    /// A wrong code was tried; the next one follows shortly.
     Later,
-    /// Not before a key is pressed at this machine: too many wrong codes.
+    /// Locked after too many wrong codes.
     Stopped,
-    /// Not by a code.
+    /// Pairing by code is not possible.
     Unavailable(Unavailable),
 }
 
-/// Why there is no code.
+/// Why no code is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unavailable {
-    /// Standard output is no terminal, and `--pair` was not given.
+    /// Standard output is not a terminal, and `--pair` was not given.
     NoTerminal,
-    /// Pairing was turned off.
+    /// Pairing is disabled.
     Disabled,
-    /// The keys of hosts cannot be stored here.
+    /// The keys of hosts cannot be stored.
     NoStore,
-    /// The code is not for this reader: the journal keeps what it is given.
+    /// The output goes to the journal, which must not contain the code.
     Hidden,
 }
 
@@ -129,64 +129,65 @@ impl fmt::Debug for Pairing {
     }
 }
 
-/// A machine that typed the right code and asks for write access.
+/// A machine that had the right code and requests write access.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asking {
-    /// What it calls itself, as received.
+    /// Its name, as received.
     pub name: String,
-    /// Where it is.
+    /// Its address.
     pub address: IpAddr,
 }
 
-/// A disk that is lent.
+/// A served disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// What its owner calls it: a path.
+    /// The path.
     pub title: String,
-    /// The name under which hosts attach it by NVMe/TCP.
+    /// The NQN of the subsystem.
     pub nqn: String,
-    /// The name under which they attach it by NBD.
+    /// The NBD export name.
     pub short: String,
-    /// Bytes that it holds.
+    /// Size in bytes.
     pub size: u64,
-    /// Bytes of a logical block.
+    /// Logical block size in bytes.
     pub block_size: u32,
-    /// Model, or empty.
+    /// The model; may be empty.
     pub model: String,
-    /// Serial number, or empty.
+    /// The serial number; may be empty.
     pub serial: String,
-    /// What is on it, in few words; empty if that is not known.
+    /// Short description of the contents; empty if unknown.
     pub contents: String,
-    /// What hosts may do with it.
+    /// The access of hosts.
     pub access: Access,
-    /// Who has attached it.
+    /// The attached hosts.
     pub attached: Vec<Host>,
-    /// Bytes that hosts have read of it.
+    /// Bytes read by hosts.
     pub read: u64,
-    /// Bytes that hosts have written to it.
+    /// Bytes written by hosts.
     pub written: u64,
-    /// Write requests that the kernel has sent to it since power-on, whoever asked; nothing if it does not count.
+    /// Write requests since power-on as counted by the kernel, from any source; `None` if not
+    /// counted.
     pub writes: Option<u64>,
 }
 
-/// A host that has attached a disk.
+/// An attached host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
-    /// The owner's name for the host whose key it has shown; nothing without a key.
+    /// The configured name of the host; `None` without a key.
     pub known_as: Option<String>,
-    /// The NVMe Qualified Name that it gives itself, as received; empty for one that gives none, as over NBD.
+    /// The host NQN, as received; empty if there is none, as over NBD.
     pub nqn: String,
-    /// Where it is.
+    /// Its address.
     pub address: IpAddr,
 }
 
-/// What a machine in target mode shows besides.
+/// Shown in target mode only.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TargetMode {
-    /// What the machine is: its maker's name for it, and its serial number. May be empty.
+    /// Product name and serial number of the machine; may be empty.
     pub hardware: String,
-    /// Whether disks are lent; not after all hosts were detached.
+    /// Whether disks are served; false after all hosts were detached.
     pub lending: bool,
-    /// Whether something that hosts have written is not on the disks yet.
+    /// Whether written data has not reached the disks yet.
     pub flushing: bool,
 }

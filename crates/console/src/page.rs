@@ -1,35 +1,35 @@
-//! Lines as they are made: sentences that are broken between words, lines to be typed that are never broken, colours.
+//! Line layout: wrapped sentences, commands that are never wrapped, colours.
 
 use crate::width::columns;
 use crate::{Disk, Host, Model, host_name, printable};
 use export::Access;
 
-/// How the lines are to look.
+/// The display properties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Style {
-    /// Columns that there are; lines to be typed may be longer.
+    /// Number of columns. Commands may be longer.
     pub width: usize,
     /// Whether colours may be used (ECMA-48 SGR).
     pub color: bool,
-    /// Whether the locale has more than ASCII.
+    /// Whether the locale is UTF-8; otherwise ASCII only.
     pub utf8: bool,
 }
 
 impl Style {
-    /// Plain text, for a pipe or a log.
+    /// Plain text, for pipes and logs.
     pub const PLAIN: Self = Self { width: 100, color: false, utf8: false };
 }
 
-/// What a piece of text is, from which its colour follows.
+/// The role of a text, which determines its colour.
 #[derive(Clone, Copy)]
-pub(crate) enum Ink {
+pub(crate) enum Role {
     Title,
-    Typed,
+    Command,
     Alarm,
     Faint,
 }
 
-/// Lines as they are made.
+/// A page under construction.
 pub(crate) struct Page {
     pub(crate) style: Style,
     pub(crate) lines: Vec<String>,
@@ -40,50 +40,50 @@ impl Page {
         Self { style, lines: Vec::new() }
     }
 
-    /// An empty line.
+    /// Adds an empty line.
     pub(crate) fn blank(&mut self) {
         self.lines.push(String::new());
     }
 
-    /// A line as it is.
+    /// Adds a line as it is.
     pub(crate) fn push(&mut self, line: String) {
         self.lines.push(line);
     }
 
-    /// A sentence, broken between words.
+    /// Adds a wrapped sentence.
     pub(crate) fn sentence(&mut self, text: &str) {
         self.paragraph(text, None);
     }
 
-    /// A sentence in a colour.
-    pub(crate) fn colored(&mut self, ink: Ink, text: &str) {
-        self.paragraph(text, Some(ink));
+    /// Adds a wrapped sentence in the colour of a role.
+    pub(crate) fn colored(&mut self, role: Role, text: &str) {
+        self.paragraph(text, Some(role));
     }
 
-    fn paragraph(&mut self, text: &str, ink: Option<Ink>) {
+    fn paragraph(&mut self, text: &str, role: Option<Role>) {
         let words: Vec<String> = self.safe(text).split(' ').map(str::to_owned).collect();
-        for line in filled(&words, " ", self.style.width) {
-            self.lines.push(match ink {
-                Some(ink) => self.ink(ink, &line),
+        for line in wrap(&words, " ", self.style.width) {
+            self.lines.push(match role {
+                Some(role) => self.paint(role, &line),
                 None => line,
             });
         }
     }
 
-    /// A line to be typed: indented, never broken.
-    pub(crate) fn typed(&mut self, line: &str) {
+    /// Adds a command: indented, never wrapped.
+    pub(crate) fn command(&mut self, line: &str) {
         let line = self.safe(line);
-        self.push(format!("    {}", self.ink(Ink::Typed, &line)));
+        self.push(format!("    {}", self.paint(Role::Command, &line)));
     }
 
-    /// Facts with commas between them, indented.
+    /// Adds facts separated by commas, indented and wrapped.
     pub(crate) fn facts(&mut self, facts: &[String]) {
-        for line in filled(facts, ", ", self.style.width.saturating_sub(2)) {
+        for line in wrap(facts, ", ", self.style.width.saturating_sub(2)) {
             self.push(format!("  {line}"));
         }
     }
 
-    /// The disk's name and model, on a terminal with a line to the right of them.
+    /// Adds name and model of a disk, followed on a terminal by a rule.
     pub(crate) fn rule(&mut self, disk: &Disk) {
         let title = self.safe(&disk.title);
         let name = match self.safe(&disk.model) {
@@ -93,15 +93,15 @@ impl Page {
         let left = self.style.width.saturating_sub(columns(&name) + 1).min(60);
         let stroke = if self.style.utf8 { "\u{2500}" } else { "-" };
         let line = if self.style.color { stroke.repeat(left) } else { String::new() };
-        let name = self.ink(Ink::Title, &name);
-        self.push(format!("{name} {}", self.ink(Ink::Faint, &line)).trim_end().to_owned());
+        let name = self.paint(Role::Title, &name);
+        self.push(format!("{name} {}", self.paint(Role::Faint, &line)).trim_end().to_owned());
     }
 
-    /// What hosts may do with a disk.
+    /// Formats the access to a disk.
     pub(crate) fn access(&self, disk: &Disk) -> String {
         match disk.access {
             Access::ReadOnly => "read-only".to_owned(),
-            Access::Writable => self.ink(Ink::Alarm, "writable: hosts can change it"),
+            Access::Writable => self.paint(Role::Alarm, "writable: hosts can change it"),
         }
     }
 
@@ -109,21 +109,21 @@ impl Page {
         printable(text, self.style.utf8)
     }
 
-    pub(crate) fn ink(&self, ink: Ink, text: &str) -> String {
+    pub(crate) fn paint(&self, role: Role, text: &str) -> String {
         if !self.style.color || text.is_empty() {
             return text.to_owned();
         }
-        let code = match ink {
-            Ink::Title => "1",
-            Ink::Typed => "32",
-            Ink::Alarm => "1;33",
-            Ink::Faint => "2",
+        let code = match role {
+            Role::Title => "1",
+            Role::Command => "32",
+            Role::Alarm => "1;33",
+            Role::Faint => "2",
         };
         format!("\x1b[{code}m{text}\x1b[0m")
     }
 }
 
-/// A host as people call it: by its owner's name for it, else by the name that it gives itself.
+/// Returns the display name of a host: its configured name, else its NQN, else its address.
 pub(crate) fn name_of(host: &Host, utf8: bool) -> String {
     match &host.known_as {
         Some(name) => printable(name, utf8),
@@ -132,7 +132,7 @@ pub(crate) fn name_of(host: &Host, utf8: bool) -> String {
     }
 }
 
-/// A host that has attached a disk, and its address.
+/// Formats an attached host and its address.
 pub(crate) fn attached_by(host: &Host, utf8: bool) -> String {
     if host.known_as.is_none() && host.nqn.is_empty() {
         return format!("attached from {}", host.address);
@@ -140,14 +140,14 @@ pub(crate) fn attached_by(host: &Host, utf8: bool) -> String {
     format!("attached by {} at {}", name_of(host, utf8), host.address)
 }
 
-/// Digits as they are read aloud: in groups of four.
+/// Formats digits in groups of four.
 pub(crate) fn in_groups(digits: &str) -> String {
     let all: Vec<char> = digits.chars().collect();
     all.chunks(4).map(String::from_iter).collect::<Vec<_>>().join(" ")
 }
 
-/// The parts with `between` them, on as many lines as their width needs; a part is never broken.
-pub(crate) fn filled(parts: &[String], between: &str, width: usize) -> Vec<String> {
+/// Joins parts by `between`, wrapped to `width` columns; a part is never broken.
+pub(crate) fn wrap(parts: &[String], between: &str, width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for part in parts {
         let room =
@@ -160,7 +160,7 @@ pub(crate) fn filled(parts: &[String], between: &str, width: usize) -> Vec<Strin
     lines
 }
 
-/// Protocols by which the disks are lent.
+/// Names the protocols by which disks are served.
 pub(crate) fn protocols(model: &Model) -> &'static str {
     match (model.endpoints.is_empty(), model.nbd.is_empty()) {
         (_, true) => "NVMe/TCP",
@@ -169,7 +169,7 @@ pub(crate) fn protocols(model: &Model) -> &'static str {
     }
 }
 
-/// How many disks there are.
+/// Formats the number of disks.
 pub(crate) fn count(disks: usize) -> String {
     match disks {
         0 => "no disk yet".to_owned(),

@@ -1,11 +1,11 @@
-//! The screen: what a model and a person's choices become in a window of a given size. What there is no room for is
-//! counted, and the key that shows it is named.
+//! Renders model and state for a window of a given size. What does not fit is counted, along with
+//! the key that shows it.
 
 mod overview;
 mod pages;
 
-use crate::page::{Ink, Page, filled, in_groups};
-use crate::state::{Question, View};
+use crate::page::{Page, Role, in_groups, wrap};
+use crate::state::{Confirmation, View};
 use crate::width::{columns, fit, height};
 use crate::{Model, Pairing, State, Style, code};
 use overview::overview;
@@ -13,13 +13,13 @@ use overview::overview;
 pub(crate) use overview::no_disk;
 pub(crate) use pages::{facts, hosts};
 
-/// The lines of the window, without line breaks; together they take at most `rows` of its rows.
+/// Renders the window as lines that take at most `rows` rows.
 pub fn screen(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String> {
-    let foot = foot(model, state, style, rows);
-    let room = rows.saturating_sub(height(&foot, style.width));
+    let footer = footer(model, state, style, rows);
+    let room = rows.saturating_sub(height(&footer, style.width));
     let body = match (state.view, &model.pairing) {
         (View::Code, Some(Pairing::Code { digits, link })) if model.asking.is_none() => {
-            large(digits, link, style, room)
+            large_code(digits, link, style, room)
         }
         (View::Overview | View::Code, _) => overview(model, state, style, room),
         (View::Details, _) => pages::details(model, state, style, room),
@@ -30,13 +30,14 @@ pub fn screen(model: &Model, state: &State, style: Style, rows: usize) -> Vec<St
     let mut lines = fit(body, style.width, room);
     let blank = room.saturating_sub(height(&lines, style.width));
     lines.extend(std::iter::repeat_n(String::new(), blank));
-    lines.extend(foot);
+    lines.extend(footer);
     fit(lines, style.width, rows)
 }
 
-/// The picture of the lines as a terminal takes it, over what is there, so that nothing flickers.
+/// Returns the terminal output that draws the lines over the current content without flicker.
 pub fn picture(lines: &[String], width: usize) -> String {
-    // Behind the last character of a full row the cursor still stands on it: to clear would take the character away.
+    // After the last character of a full row the cursor stays on it, so that clearing would erase
+    // the character.
     let is_full = |line: &str| matches!(columns(line), n @ 1.. if n.is_multiple_of(width.max(1)));
     let clear = |line: &String| if is_full(line) { "" } else { "\x1b[K" };
     let below = if lines.last().is_some_and(|line| is_full(line)) { "" } else { "\x1b[J" };
@@ -44,8 +45,8 @@ pub fn picture(lines: &[String], width: usize) -> String {
     format!("\x1b[H{}{below}", lines.join("\n"))
 }
 
-/// The code alone, for who is further away and for a camera; without what there is no room for.
-fn large(digits: &str, link: &str, style: Style, room: usize) -> Vec<String> {
+/// Renders the code in large digits and as a QR code, as far as there is room.
+fn large_code(digits: &str, link: &str, style: Style, room: usize) -> Vec<String> {
     let mut lines = code::digits(digits);
     if lines.iter().any(|line| columns(line) > style.width) {
         lines = vec![in_groups(digits)];
@@ -59,8 +60,8 @@ fn large(digits: &str, link: &str, style: Style, room: usize) -> Vec<String> {
     lines
 }
 
-/// What is the same on every page: whether disks may be unplugged, what is asked, the keys.
-fn foot(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String> {
+/// Renders the footer of every page: status, pending question, keys.
+fn footer(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String> {
     let mut page = Page::new(style);
     if state.view == View::Code && model.asking.is_none() {
         page.sentence("c back");
@@ -72,70 +73,72 @@ fn foot(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String> 
             "{} at {} has the right code and wants to CHANGE the disks that are writable.",
             asking.name, asking.address
         );
-        page.colored(Ink::Alarm, &line);
+        page.colored(Role::Alarm, &line);
         page.sentence("y allow it   o let it only read   n refuse it");
         return page.lines;
     }
-    if let Some(question) = state.question() {
-        page.colored(Ink::Title, asked(question));
+    if let Some(confirmation) = state.confirmation() {
+        page.colored(Role::Title, pending(confirmation));
         return page.lines;
     }
-    let keys = filled(&keys(model, state), "   ", style.width);
-    // What is cut off here is on the page of the keys, whose key comes first.
+    let keys = wrap(&keys(model, state), "   ", style.width);
+    // Keys cut off here are listed on the help page, whose key comes first.
     page.lines.extend(keys.into_iter().take((rows / 8).max(1)));
     page.lines
 }
 
-fn asked(question: Question) -> &'static str {
-    match question {
-        Question::PowerOff => "Disks are attached. Press p again to power off all the same.",
-        Question::Restart => "Disks are attached. Press r again to restart all the same.",
-        Question::Detach => "Disks are attached. Press d again to take them away from the hosts.",
+fn pending(confirmation: Confirmation) -> &'static str {
+    match confirmation {
+        Confirmation::PowerOff => "Disks are attached. Press p again to power off all the same.",
+        Confirmation::Restart => "Disks are attached. Press r again to restart all the same.",
+        Confirmation::Detach => {
+            "Disks are attached. Press d again to take them away from the hosts."
+        }
     }
 }
 
-/// Whether disks may be unplugged, and in target mode how often they were written to.
+/// Adds whether disks may be unplugged and, in target mode, the write counters.
 fn status(model: &Model, page: &mut Page) {
     let attached = model.disks.iter().filter(|disk| !disk.attached.is_empty()).count();
     let disks = if attached == 1 { "1 disk is" } else { &format!("{attached} disks are") };
     let writes = model.target_mode.as_ref().map_or("", |_| writes(model, page));
     match &model.target_mode {
         Some(mode) if mode.flushing => {
-            page.colored(Ink::Alarm, "Writing to the disks: do not unplug or power off.");
+            page.colored(Role::Alarm, "Writing to the disks: do not unplug or power off.");
         }
         Some(_) if attached > 0 => page.colored(
-            Ink::Alarm,
+            Role::Alarm,
             &format!("{disks} attached: detach there before you unplug. {writes}"),
         ),
         Some(_) => page.colored(
-            Ink::Typed,
+            Role::Command,
             &format!("Nothing is attached: safe to unplug and to power off. {writes}"),
         ),
         None if attached > 0 => {
             page.colored(
-                Ink::Alarm,
+                Role::Alarm,
                 &format!("{disks} attached: detach there before you end this."),
             );
         }
-        None => page.colored(Ink::Typed, "Nothing is attached."),
+        None => page.colored(Role::Command, "Nothing is attached."),
     }
 }
 
-/// The kernel's own counts of writes to the disks; a disk that was written to has a line of its own.
+/// Returns the summary of the kernel's write counters; adds a line for disks that were written.
 fn writes(model: &Model, page: &mut Page) -> &'static str {
     let written = model.disks.iter().filter(|disk| disk.writes.is_some_and(|count| count > 0));
     let each: Vec<String> =
         written.map(|disk| format!("{} {}", disk.short, disk.writes.unwrap_or_default())).collect();
     if !each.is_empty() {
         let line = format!("Writes since power-on: {}.", each.join(", "));
-        page.colored(Ink::Alarm, &line);
+        page.colored(Role::Alarm, &line);
         return "";
     }
     let all = !model.disks.is_empty() && model.disks.iter().all(|disk| disk.writes == Some(0));
     if all { "0 writes since power-on." } else { "" }
 }
 
-/// The keys, the most important first.
+/// Returns the keys, most important first.
 fn keys(model: &Model, state: &State) -> Vec<String> {
     let mut keys: Vec<&str> = vec!["? keys"];
     if state.view != View::Overview {

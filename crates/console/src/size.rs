@@ -1,9 +1,9 @@
-//! Sizes for people. It knows no disk.
+//! Formats sizes.
 
 const DECIMAL: [&str; 7] = ["bytes", "kB", "MB", "GB", "TB", "PB", "EB"];
 const BINARY: [&str; 7] = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
-/// As makers of disks and tools each count it: `500 GB (465.7 GiB)`.
+/// Formats in decimal and binary units: `500 GB (465.7 GiB)`.
 pub fn size(bytes: u64) -> String {
     if bytes < 1000 {
         return decimal(bytes);
@@ -11,17 +11,17 @@ pub fn size(bytes: u64) -> String {
     format!("{} ({})", decimal(bytes), binary(bytes))
 }
 
-/// In powers of 1000: `500 GB`.
+/// Formats in powers of 1000: `500 GB`.
 pub fn decimal(bytes: u64) -> String {
     scaled(bytes, 1000, &DECIMAL)
 }
 
-/// In powers of 1024: `465.7 GiB`.
+/// Formats in powers of 1024: `465.7 GiB`.
 pub fn binary(bytes: u64) -> String {
     scaled(bytes, 1024, &BINARY)
 }
 
-/// The largest unit of which there is at least one, with one digit after the point unless it is 0.
+/// Formats in the largest unit that gives at least 1, with one decimal unless it is 0.
 fn scaled(bytes: u64, base: u128, units: &[&str]) -> String {
     let mut unit: u128 = 1;
     let mut left = units.iter();
@@ -40,7 +40,7 @@ fn scaled(bytes: u64, base: u128, units: &[&str]) -> String {
     }
 }
 
-/// Tenths of a unit, rounded.
+/// Returns tenths of a unit, rounded.
 fn tenths(bytes: u64, unit: u128) -> u128 {
     (u128::from(bytes) * 10 + unit / 2) / unit
 }
@@ -50,7 +50,7 @@ mod test {
     use super::*;
 
     #[test]
-    fn sizes_are_said_in_both_counts() {
+    fn sizes_are_formatted_in_both_units() {
         for (bytes, said) in [
             (0, "0 bytes"),
             (512, "512 bytes"),

@@ -1,36 +1,36 @@
-//! What a person has chosen to see on the screen, and what the keys do.
+//! The state of the screen, and key handling.
 
 use std::time::{Duration, Instant};
 
-use crate::{Model, Pairing, ways};
+use crate::{Model, Pairing, instructions};
 
-/// How long a question stands.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Disks that a page key moves by.
+/// Timeout of a confirmation.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
+/// Number of disks that a page key moves by.
 const PAGE: usize = 8;
 
-/// What the screen shows.
+/// The page shown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum View {
-    /// All disks, a line each.
+    /// All disks, one line each.
     #[default]
     Overview,
     /// One disk.
     Details,
-    /// The lines of all tools for one disk.
+    /// The commands of all tools for one disk.
     Lines,
     /// All messages.
     Messages,
-    /// The code, large and for a camera.
+    /// The code in large digits and as a QR code.
     Code,
-    /// What the keys do.
+    /// Help on the keys.
     Keys,
 }
 
-/// A key of a terminal.
+/// A key of the terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Key {
-    /// A byte that stands for itself: a letter, Enter, Tab.
+    /// A character: a letter, Enter, Tab.
     Byte(u8),
     /// Arrow up.
     Up,
@@ -46,39 +46,39 @@ pub enum Key {
     End,
 }
 
-/// What is wanted of the program.
+/// An action of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
     /// Power the machine off.
     PowerOff,
     /// Restart it.
     Restart,
-    /// Detach all hosts, and lend nothing any more.
+    /// Detach all hosts and stop serving.
     Detach,
-    /// Lend the disks again.
+    /// Serve the disks again.
     Lend,
-    /// Answer the machine that asks for write access.
+    /// Answer the request for write access.
     Answer(Answer),
-    /// Show a new code, after too many wrong ones.
+    /// Show a new code after a lockout.
     NewCode,
-    /// Draw all of the screen anew.
+    /// Redraw the screen.
     Redraw,
 }
 
-/// What a machine that asks for write access gets.
+/// The answer to a request for write access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// Write access.
+    /// Grant write access.
     Change,
-    /// Read access.
+    /// Grant read access.
     Read,
-    /// Nothing.
+    /// Deny access.
     Nothing,
 }
 
-/// What takes a second press of its key while disks are attached.
+/// An action that needs confirmation while disks are attached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Question {
+pub(crate) enum Confirmation {
     /// To power off.
     PowerOff,
     /// To restart.
@@ -87,44 +87,44 @@ pub(crate) enum Question {
     Detach,
 }
 
-/// What a person has chosen to see.
+/// The state of the screen.
 #[derive(Debug, Clone, Default)]
 pub struct State {
     pub(crate) view: View,
-    /// Which disk is selected; one beyond the last is the last.
+    /// Index of the selected disk; beyond the last means the last.
     pub(crate) selected: usize,
-    /// The first paragraph that is shown of what is longer than the window.
+    /// The first paragraph shown of a text longer than the window.
     pub(crate) top: usize,
-    /// Which address the lines are for; counted on beyond the last.
+    /// Index of the selected address, modulo their number.
     pub(crate) address: usize,
-    asked: Option<(Question, Instant)>,
+    pending: Option<(Confirmation, Instant)>,
 }
 
 impl State {
-    /// The screen with that view.
+    /// Returns the state with that page shown.
     pub fn showing(view: View) -> Self {
         Self { view, ..Self::default() }
     }
 
-    /// Drops a question that was not answered in time.
+    /// Drops an expired confirmation.
     pub fn expire(&mut self, now: Instant) {
-        self.asked.take_if(|(_, until)| *until <= now);
+        self.pending.take_if(|(_, until)| *until <= now);
     }
 
-    /// A key that was pressed and does something only when it is pressed again.
-    pub(crate) fn question(&self) -> Option<Question> {
-        self.asked.map(|(question, _)| question)
+    /// Returns the action that waits for confirmation by a second key press.
+    pub(crate) fn confirmation(&self) -> Option<Confirmation> {
+        self.pending.map(|(confirmation, _)| confirmation)
     }
 
-    /// Takes a key; returns what is wanted of the program, if anything is.
+    /// Handles a key. Returns the action to perform, if any.
     pub fn press(&mut self, key: Key, model: &Model, now: Instant) -> Option<Command> {
         if let Some(answer) = answer(key, model) {
             return Some(Command::Answer(answer));
         }
-        if let Some(question) = asked_for(key, model) {
-            return self.ask(question, model, now);
+        if let Some(confirmation) = confirmable(key, model) {
+            return self.ask(confirmation, model, now);
         }
-        self.asked = None;
+        self.pending = None;
         match key {
             Key::Up => self.step(model, false, 1),
             Key::Down => self.step(model, true, 1),
@@ -143,7 +143,7 @@ impl State {
             b'j' => self.step(model, true, 1),
             b' ' => self.page(model, true),
             b'\t' | b'a' => {
-                self.address = (self.address + 1) % ways::addresses(model).len().max(1);
+                self.address = (self.address + 1) % instructions::addresses(model).len().max(1);
             }
             b'\r' | b'\n' if self.view == View::Overview => self.show(View::Details),
             b'\r' | b'\n' | 0x08 | 0x7f => self.show(View::Overview),
@@ -155,20 +155,20 @@ impl State {
             b'l' if model.target_mode.as_ref().is_some_and(|mode| !mode.lending) => {
                 return Some(Command::Lend);
             }
-            // Ctrl-L, as everywhere.
+            // Ctrl-L, as usual.
             0x0c => return Some(Command::Redraw),
             _ => {}
         }
         None
     }
 
-    /// Shows that, or the overview if it is shown already.
+    /// Shows a page, or the overview if it is shown already.
     fn show(&mut self, view: View) {
         self.view = if self.view == view { View::Overview } else { view };
         self.top = 0;
     }
 
-    /// Moves the selection; where no disk is shown, what is longer than the window.
+    /// Moves the selection, or scrolls pages without one.
     fn step(&mut self, model: &Model, down: bool, by: usize) {
         let (at, count) = match self.view {
             View::Messages => (&mut self.top, model.notes.len()),
@@ -183,7 +183,7 @@ impl State {
     fn page(&mut self, model: &Model, down: bool) {
         match self.view {
             View::Details | View::Lines => {
-                // The paragraphs of a disk are few, but for its hosts.
+                // A disk has few paragraphs, except for its hosts.
                 let hosts = model.disks.iter().map(|disk| disk.attached.len()).max().unwrap_or(0);
                 let last = PAGE + hosts;
                 self.top = if down { (self.top + 1).min(last) } else { self.top.saturating_sub(1) };
@@ -192,28 +192,30 @@ impl State {
         }
     }
 
-    /// Does it at once if no disk is attached, else when the key is pressed again.
-    fn ask(&mut self, question: Question, model: &Model, now: Instant) -> Option<Command> {
+    /// Returns the action if no disk is attached or the key is pressed again; else asks for
+    /// confirmation.
+    fn ask(&mut self, confirmation: Confirmation, model: &Model, now: Instant) -> Option<Command> {
         let again =
-            self.asked.take().is_some_and(|(known, until)| known == question && now < until);
+            self.pending.take().is_some_and(|(known, until)| known == confirmation && now < until);
         if again || !model.is_attached() {
-            return Some(match question {
-                Question::PowerOff => Command::PowerOff,
-                Question::Restart => Command::Restart,
-                Question::Detach => Command::Detach,
+            return Some(match confirmation {
+                Confirmation::PowerOff => Command::PowerOff,
+                Confirmation::Restart => Command::Restart,
+                Confirmation::Detach => Command::Detach,
             });
         }
-        self.asked = Some((question, now + PATIENCE));
+        self.pending = Some((confirmation, now + CONFIRM_TIMEOUT));
         None
     }
 }
 
-/// The answer to the machine that asks, if one does.
+/// Returns the answer to a pending request for write access.
 fn answer(key: Key, model: &Model) -> Option<Answer> {
     let Key::Byte(byte) = key else { return None };
     model.asking.as_ref()?;
     match byte.to_ascii_lowercase() {
-        // Where Y stands on a US keyboard, German ones have Z, and the kernel's own key map is the US one.
+        // Z: a German keyboard has it in place of Y, and the kernel's default key map is the US
+        // one.
         b'y' | b'z' => Some(Answer::Change),
         b'o' => Some(Answer::Read),
         b'n' => Some(Answer::Nothing),
@@ -221,14 +223,14 @@ fn answer(key: Key, model: &Model) -> Option<Answer> {
     }
 }
 
-/// What the key would do to the machine in target mode.
-fn asked_for(key: Key, model: &Model) -> Option<Question> {
+/// Returns the action of the key in target mode that may need confirmation.
+fn confirmable(key: Key, model: &Model) -> Option<Confirmation> {
     let Key::Byte(byte) = key else { return None };
     let mode = model.target_mode.as_ref()?;
     match byte.to_ascii_lowercase() {
-        b'p' => Some(Question::PowerOff),
-        b'r' => Some(Question::Restart),
-        b'd' if mode.lending => Some(Question::Detach),
+        b'p' => Some(Confirmation::PowerOff),
+        b'r' => Some(Confirmation::Restart),
+        b'd' if mode.lending => Some(Confirmation::Detach),
         _ => None,
     }
 }
@@ -243,22 +245,22 @@ mod test {
     }
 
     #[test]
-    fn a_key_that_detaches_hosts_is_pressed_twice() {
+    fn detaching_keys_need_confirmation() {
         let (mut state, mut model, now) =
             (State::default(), example::target_mode(1), Instant::now());
         assert_eq!(press(&mut state, b'p', &model, now), Some(Command::PowerOff));
         model.disks[0].attached = vec![example::host("vm")];
         assert_eq!(press(&mut state, b'R', &model, now), None);
-        assert_eq!(press(&mut state, b'p', &model, now), None, "another key, another question");
+        assert_eq!(press(&mut state, b'p', &model, now), None, "other key");
         assert_eq!(press(&mut state, b'p', &model, now), Some(Command::PowerOff));
-        assert_eq!(press(&mut state, b'p', &model, now), None, "the question was answered");
-        assert_eq!(press(&mut state, b'p', &model, now + PATIENCE), None, "too late");
-        assert_eq!(press(&mut state, b'x', &model, now + PATIENCE), None);
-        assert_eq!(press(&mut state, b'p', &model, now + PATIENCE), None, "x said no");
+        assert_eq!(press(&mut state, b'p', &model, now), None, "confirmed before");
+        assert_eq!(press(&mut state, b'p', &model, now + CONFIRM_TIMEOUT), None, "expired");
+        assert_eq!(press(&mut state, b'x', &model, now + CONFIRM_TIMEOUT), None);
+        assert_eq!(press(&mut state, b'p', &model, now + CONFIRM_TIMEOUT), None, "cancelled by x");
     }
 
     #[test]
-    fn disks_that_were_detached_can_be_lent_again() {
+    fn detached_disks_can_be_served_again() {
         let (mut state, mut model, now) =
             (State::default(), example::target_mode(1), Instant::now());
         assert_eq!(press(&mut state, b'l', &model, now), None);
@@ -269,7 +271,7 @@ mod test {
     }
 
     #[test]
-    fn keys_that_end_the_machine_are_for_target_mode() {
+    fn power_keys_work_in_target_mode_only() {
         let (mut state, model, now) = (State::default(), example::serve(1), Instant::now());
         for key in *b"prdl" {
             assert_eq!(press(&mut state, key, &model, now), None);
@@ -277,7 +279,7 @@ mod test {
     }
 
     #[test]
-    fn a_key_answers_only_what_was_asked() {
+    fn answer_keys_need_a_pending_request() {
         let (mut state, mut model, now) = (State::default(), example::serve(1), Instant::now());
         assert_eq!(press(&mut state, b'y', &model, now), None);
         assert_eq!(press(&mut state, b'n', &model, now), None);
@@ -296,7 +298,7 @@ mod test {
     }
 
     #[test]
-    fn a_new_code_is_asked_for_only_when_there_is_none() {
+    fn new_code_key_works_only_without_a_code() {
         let (mut state, mut model, now) = (State::default(), example::serve(1), Instant::now());
         assert_eq!(press(&mut state, b'c', &model, now), None);
         assert_eq!(state.view, View::Code);
@@ -305,7 +307,7 @@ mod test {
     }
 
     #[test]
-    fn the_selection_stays_within_the_disks() {
+    fn selection_stays_within_the_disks() {
         let (mut state, mut model, now) = (State::default(), example::serve(12), Instant::now());
         for (key, at) in [
             (Key::Up, 0),

@@ -1,50 +1,51 @@
-//! The disks as a table, a row each.
+//! The table of disks.
 
-use crate::page::{Ink, Page, name_of};
+use crate::page::{Page, Role, name_of};
 use crate::width::{columns, cut, tail};
 use crate::{Disk, Style, decimal};
 use export::Access;
 
-/// Blanks between two columns.
+/// Blanks between columns.
 const GAP: usize = 2;
-/// What marks the selected disk, and the others.
+/// Marks of other disks, and of the selected one.
 const MARKS: [&str; 2] = ["  ", "> "];
 
 /// A column of the table.
 struct Column {
     heading: &'static str,
     cells: Vec<String>,
-    /// The width below which the column is left out; 0 for one that is never cut.
+    /// Minimum width; 0 if the column must not be cut.
     least: usize,
-    /// Columns are left out in this order where there is no room, the highest first; 0 is never left out.
-    spare: usize,
-    /// Whether its end distinguishes disks better than its beginning.
-    by_end: bool,
+    /// Columns are dropped in descending order of this value where there is no room; 0 is never
+    /// dropped.
+    drop_order: usize,
+    /// Cut at the start instead of the end.
+    cut_start: bool,
 }
 
-/// The headings, then a row for each disk; the selected one is marked.
+/// Renders the heading and one row per disk. The selected row is marked.
 pub(crate) fn table(disks: &[Disk], selected: usize, style: Style) -> (String, Vec<String>) {
     let page = Page::new(style);
     let mut all = all(disks, style);
     let room = style.width.saturating_sub(columns(MARKS[0]));
     while least(&all) > room {
-        let Some(at) = most_spare(&all) else { break };
+        let Some(at) = first_to_drop(&all) else { break };
         all.remove(at);
     }
     let widths = widths(&all, room);
     let heading = line(&all, &widths, style, |column| column.heading.to_owned());
-    let heading = page.ink(Ink::Faint, &format!("{}{heading}", MARKS[0]));
+    let heading = page.paint(Role::Faint, &format!("{}{heading}", MARKS[0]));
     let row = |at: usize, disk: &Disk| {
         let cell = |column: &Column| column.cells.get(at).cloned().unwrap_or_default();
         let text = line(&all, &widths, style, cell);
-        let ink = match (at == selected, disk.access) {
-            (true, _) => Some(Ink::Title),
-            (false, Access::Writable) => Some(Ink::Alarm),
+        let role = match (at == selected, disk.access) {
+            (true, _) => Some(Role::Title),
+            (false, Access::Writable) => Some(Role::Alarm),
             (false, Access::ReadOnly) => None,
         };
         let text = format!("{}{text}", MARKS[usize::from(at == selected)]);
-        match ink {
-            Some(ink) => page.ink(ink, &text),
+        match role {
+            Some(role) => page.paint(role, &text),
             None => text,
         }
     };
@@ -53,12 +54,12 @@ pub(crate) fn table(disks: &[Disk], selected: usize, style: Style) -> (String, V
 
 fn all(disks: &[Disk], style: Style) -> Vec<Column> {
     let page = Page::new(style);
-    let column = |heading, least, spare, cell: &dyn Fn(&Disk) -> String| Column {
+    let column = |heading, least, drop_order, cell: &dyn Fn(&Disk) -> String| Column {
         heading,
         cells: disks.iter().map(cell).collect(),
         least,
-        spare,
-        by_end: heading == "SERIAL",
+        drop_order,
+        cut_start: heading == "SERIAL",
     };
     let or_dash = |text: String| if text.is_empty() { "-".to_owned() } else { text };
     let mut all = vec![
@@ -83,7 +84,7 @@ fn access(disk: &Disk) -> &'static str {
     }
 }
 
-/// The hosts that have attached a disk, and what they read and wrote.
+/// Formats the hosts that have attached a disk, and their traffic.
 fn used(disk: &Disk, utf8: bool) -> String {
     let who = match disk.attached.as_slice() {
         [] => "-".to_owned(),
@@ -96,7 +97,7 @@ fn used(disk: &Disk, utf8: bool) -> String {
     }
 }
 
-/// Bytes that hosts have read and written, if any.
+/// Formats the bytes that hosts have read and written, if any.
 pub(crate) fn traffic(disk: &Disk) -> Option<String> {
     let read = (disk.read > 0).then(|| format!("{} read", decimal(disk.read)));
     let written = (disk.written > 0).then(|| format!("{} written", decimal(disk.written)));
@@ -105,15 +106,15 @@ pub(crate) fn traffic(disk: &Disk) -> Option<String> {
 }
 
 impl Column {
-    fn natural(&self) -> usize {
+    fn natural_width(&self) -> usize {
         let widest = self.cells.iter().map(|cell| columns(cell)).max().unwrap_or(0);
         widest.max(columns(self.heading))
     }
 
-    fn smallest(&self) -> usize {
+    fn smallest_width(&self) -> usize {
         match self.least {
-            0 => self.natural(),
-            least => least.min(self.natural()),
+            0 => self.natural_width(),
+            least => least.min(self.natural_width()),
         }
     }
 }
@@ -124,19 +125,19 @@ fn sum(widths: impl ExactSizeIterator<Item = usize>) -> usize {
 }
 
 fn least(all: &[Column]) -> usize {
-    sum(all.iter().map(Column::smallest))
+    sum(all.iter().map(Column::smallest_width))
 }
 
-fn most_spare(all: &[Column]) -> Option<usize> {
-    let spare = all.iter().enumerate().filter(|(_, column)| column.spare > 0);
-    spare.max_by_key(|(_, column)| column.spare).map(|(at, _)| at)
+fn first_to_drop(all: &[Column]) -> Option<usize> {
+    let drop_order = all.iter().enumerate().filter(|(_, column)| column.drop_order > 0);
+    drop_order.max_by_key(|(_, column)| column.drop_order).map(|(at, _)| at)
 }
 
-/// The widest column gives way until all fit.
+/// Returns the column widths: the widest column shrinks until all fit.
 fn widths(all: &[Column], room: usize) -> Vec<usize> {
-    let mut widths: Vec<usize> = all.iter().map(Column::natural).collect();
+    let mut widths: Vec<usize> = all.iter().map(Column::natural_width).collect();
     while sum(widths.iter().copied()) > room {
-        let can = widths.iter_mut().zip(all).filter(|(width, it)| **width > it.smallest());
+        let can = widths.iter_mut().zip(all).filter(|(width, it)| **width > it.smallest_width());
         let Some((widest, _)) = can.max_by_key(|(width, _)| **width) else { break };
         *widest -= 1;
     }
@@ -152,7 +153,7 @@ fn line(
     let mut out = String::new();
     for (column, width) in all.iter().zip(widths) {
         let text = cell(column);
-        let fit = if column.by_end { tail } else { cut };
+        let fit = if column.cut_start { tail } else { cut };
         let text = fit(&text, *width, style.utf8);
         let blank = (width + GAP).saturating_sub(columns(&text));
         out.push_str(&text);

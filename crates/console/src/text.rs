@@ -1,12 +1,12 @@
-//! All of it as plain text, for a pipe, a file or the journal: every line for every address and every disk.
+//! Plain text for pipes, files and the journal: all commands for all addresses and disks.
 
 use crate::attach::Endpoint;
-use crate::page::{Ink, Page, count, in_groups, protocols};
+use crate::instructions::{self, Address};
+use crate::page::{Page, Role, count, in_groups, protocols};
 use crate::screen::{facts, hosts, no_disk};
-use crate::ways::{self, Address};
 use crate::{Asking, Disk, Model, Pairing, Style};
 
-/// The text for `model`, line by line, without line breaks.
+/// Renders the model as lines without line breaks.
 pub fn text(model: &Model, style: Style) -> Vec<String> {
     let mut page = Page::new(style);
     let machine = page.safe(&model.machine);
@@ -15,14 +15,14 @@ pub fn text(model: &Model, style: Style) -> Vec<String> {
         count(model.disks.len()),
         protocols(model)
     );
-    page.push(page.ink(Ink::Title, &heading));
+    page.push(page.paint(Role::Title, &heading));
     page.blank();
-    ways(model, &mut page);
+    instructions(model, &mut page);
     if model.disks.is_empty() {
         page.blank();
         no_disk(model, &mut page);
     }
-    let addresses = ways::addresses(model);
+    let addresses = instructions::addresses(model);
     for disk in &model.disks {
         self::disk(disk, &addresses, model, &mut page);
     }
@@ -36,9 +36,9 @@ pub fn text(model: &Model, style: Style) -> Vec<String> {
     page.lines
 }
 
-/// The one line that a boot splash has room for: what is typed first on the other machine.
+/// Returns the single line for a boot splash: the first command to run on the other machine.
 pub fn splash(model: &Model) -> String {
-    let addresses = ways::addresses(model);
+    let addresses = instructions::addresses(model);
     let Some(at) = addresses.first() else { return model.link.sentence().to_owned() };
     if let (Some(Pairing::Code { digits, .. }), Some(line)) = (&model.pairing, at.pair()) {
         return format!("{line}  code: {}", in_groups(digits));
@@ -48,15 +48,15 @@ pub fn splash(model: &Model) -> String {
     all.or_else(|| lines.first()).map(|line| line.text.clone()).unwrap_or_default()
 }
 
-/// What is typed for all disks.
-fn ways(model: &Model, page: &mut Page) {
+/// Adds the commands for all disks.
+fn instructions(model: &Model, page: &mut Page) {
     if model.is_unreachable() {
         page.sentence(model.link.sentence());
         return;
     }
-    ways::open_note(model, page);
+    instructions::open_note(model, page);
     if model.is_keyed() {
-        door(model, page);
+        pairing_instructions(model, page);
     }
     if model.endpoints.is_empty() {
         return;
@@ -66,24 +66,24 @@ fn ways(model: &Model, page: &mut Page) {
         false => "To attach all disks, type on the other machine, as root:",
     });
     for endpoint in &model.endpoints {
-        page.typed(&endpoint.from_elsewhere().attach_all(model.digests));
+        page.command(&endpoint.from_elsewhere().attach_all(model.digests));
     }
     if model.endpoints.iter().any(|at| at.interface.is_some()) {
-        ways::interface_note(page);
+        instructions::interface_note(page);
     }
 }
 
-fn door(model: &Model, page: &mut Page) {
+fn pairing_instructions(model: &Model, page: &mut Page) {
     let keyed: Vec<&Endpoint> = model.endpoints.iter().filter(|at| at.keyed).collect();
     match &model.pairing {
         Some(Pairing::Code { digits, .. }) if !keyed.is_empty() => {
             page.sentence("To let the other machine in, type there, as root, one of these lines:");
             for endpoint in keyed {
-                page.typed(&endpoint.from_elsewhere().pair());
+                page.command(&endpoint.from_elsewhere().pair());
             }
-            ways::code_line(page, ways::WITH_CODE, digits);
+            instructions::code_line(page, instructions::WITH_CODE, digits);
         }
-        _ => ways::no_code(model, page),
+        _ => instructions::no_code(model, page),
     }
 }
 
@@ -93,12 +93,12 @@ fn disk(disk: &Disk, addresses: &[Address], model: &Model, page: &mut Page) {
     facts(disk, page);
     hosts(disk, page);
     let all = addresses.iter().flat_map(|at| {
-        // Those for all disks stand above.
+        // Commands for all disks are listed above.
         let lines = at.lines(Some(disk), model.digests).into_iter();
         let one = lines.filter(|line| !line.text.starts_with("nvme connect-all "));
         one.chain(at.other_lines(disk, model.digests))
     });
-    let all: Vec<ways::Line> = all.collect();
+    let all: Vec<instructions::Line> = all.collect();
     let mut kinds: Vec<&str> = Vec::new();
     all.iter().for_each(|line| {
         if !kinds.contains(&line.what) {
@@ -107,11 +107,11 @@ fn disk(disk: &Disk, addresses: &[Address], model: &Model, page: &mut Page) {
     });
     for kind in kinds {
         page.push(format!("  {kind}:"));
-        all.iter().filter(|line| line.what == kind).for_each(|line| page.typed(&line.text));
+        all.iter().filter(|line| line.what == kind).for_each(|line| page.command(&line.text));
     }
 }
 
-/// The machine that waits for an answer.
+/// Adds the request for write access.
 fn asking(asking: &Asking, page: &mut Page) {
     page.blank();
     let name = page.safe(&asking.name);
@@ -142,7 +142,7 @@ mod test {
     }
 
     #[test]
-    fn plain_text_has_all_and_can_be_pasted() {
+    fn plain_text_is_complete_and_can_be_pasted() {
         let mut model = open();
         model.notes = vec!["A note.".to_owned()];
         let wanted = "\
@@ -181,7 +181,7 @@ A note.";
     }
 
     #[test]
-    fn where_a_key_is_needed_all_addresses_have_their_line() {
+    fn every_keyed_address_has_a_pair_command() {
         let wanted = "\
 To let the other machine in, type there, as root, one of these lines:
     storagetm pair 169.254.7.9
@@ -196,7 +196,7 @@ To attach all disks, type there, as root, once it is let in:
     }
 
     #[test]
-    fn a_splash_has_what_is_typed_first() {
+    fn splash_has_the_first_command() {
         let mut model = example::serve(1);
         assert_eq!(splash(&model), "storagetm pair 169.254.7.9  code: 1234 5678");
         model.pairing = None;
@@ -209,7 +209,7 @@ To attach all disks, type there, as root, once it is let in:
     }
 
     #[test]
-    fn nbd_alone_has_no_line_of_nvme() {
+    fn nbd_alone_has_no_nvme_commands() {
         let mut model = open();
         model.endpoints.clear();
         let text = plain(&model);
@@ -219,14 +219,14 @@ To attach all disks, type there, as root, once it is let in:
     }
 
     #[test]
-    fn a_code_is_not_for_the_journal() {
+    fn code_is_not_written_to_the_journal() {
         let mut model = example::serve(1);
         model.pairing = Some(Pairing::Unavailable(crate::Unavailable::Hidden));
         assert!(plain(&model).contains("on the screen only"));
     }
 
     #[test]
-    fn colours_and_drawn_lines_are_for_terminals_only() {
+    fn colours_and_rules_are_for_terminals_only() {
         assert!(plain(&open()).is_ascii() && !plain(&open()).contains('\x1b'));
         let shown = text(&open(), Style { width: 80, color: true, utf8: true });
         assert!(shown.iter().any(|line| line.contains("\u{2500}\u{2500}")));
@@ -235,7 +235,7 @@ To attach all disks, type there, as root, once it is let in:
     }
 
     #[test]
-    fn a_narrow_page_breaks_facts_and_no_line_to_be_typed() {
+    fn narrow_page_wraps_facts_and_not_commands() {
         let lines = text(&open(), Style { width: 30, ..Style::PLAIN });
         let typed = lines.iter().filter(|line| line.starts_with("    nvme "));
         assert_eq!(typed.count(), 4);

@@ -1,6 +1,6 @@
-//! How many columns of a terminal text takes, and text that is cut to fit.
+//! Display width of text, and cutting to fit.
 
-/// Columns that a line takes, without its colours.
+/// Returns the number of columns of a line, not counting SGR sequences.
 pub fn columns(line: &str) -> usize {
     let mut count = 0;
     let mut hidden = false;
@@ -15,7 +15,8 @@ pub fn columns(line: &str) -> usize {
     count
 }
 
-/// Columns of one character: two for East Asian wide ones, none for marks on the one before (after Unicode UAX #11).
+/// Returns the columns of a character: two for East Asian wide characters, none for combining marks
+/// (after Unicode UAX #11).
 fn width(c: char) -> usize {
     match u32::from(c) {
         0x300..=0x36f
@@ -39,7 +40,7 @@ fn width(c: char) -> usize {
     }
 }
 
-/// The text, without colours, in at most so many columns; what is cut off leaves a mark.
+/// Cuts text without SGR sequences to at most `most` columns, with a mark at the cut.
 pub(crate) fn cut(text: &str, most: usize, utf8: bool) -> String {
     if columns(text) <= most {
         return text.to_owned();
@@ -60,7 +61,7 @@ pub(crate) fn cut(text: &str, most: usize, utf8: bool) -> String {
     out
 }
 
-/// The end of the text, without colours, in at most so many columns.
+/// Cuts the start of a text without SGR sequences, with a mark at the cut.
 pub(crate) fn tail(text: &str, most: usize, utf8: bool) -> String {
     if columns(text) <= most {
         return text.to_owned();
@@ -69,12 +70,12 @@ pub(crate) fn tail(text: &str, most: usize, utf8: bool) -> String {
     cut(&backwards, most, utf8).chars().rev().collect()
 }
 
-/// Rows that the lines take in a window of that width: a line to be typed may be longer than a row.
+/// Returns the number of rows of the lines in a window of that width.
 pub(crate) fn height(lines: &[String], width: usize) -> usize {
     lines.iter().map(|line| columns(line).div_ceil(width.max(1)).max(1)).sum()
 }
 
-/// The first lines, as many as there is room for in a window of that width.
+/// Returns the first lines that fit into `room` rows of a window of that width.
 pub(crate) fn fit(lines: Vec<String>, width: usize, room: usize) -> Vec<String> {
     let mut used = 0;
     let fits = |line: &String| {
@@ -89,14 +90,14 @@ mod test {
     use super::*;
 
     #[test]
-    fn wide_letters_take_two_columns_and_colours_none() {
+    fn wide_characters_take_two_columns_and_colours_none() {
         assert_eq!(columns("\x1b[1;33mab\x1b[0m"), 2);
         assert_eq!(columns("磁碟é"), 5);
         assert_eq!(columns("e\u{301}"), 1);
     }
 
     #[test]
-    fn text_that_is_cut_is_marked_and_fits() {
+    fn cut_text_is_marked_and_fits() {
         assert_eq!(cut("Samsung SSD", 8, false), "Samsung~");
         assert_eq!(cut("磁碟磁碟", 5, true), "磁碟…");
         assert_eq!(cut("abc", 3, false), "abc");

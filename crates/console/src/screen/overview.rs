@@ -1,35 +1,36 @@
-//! All disks, a line each, below what is to be typed on the other machine.
+//! The overview: all disks, one line each, below the commands for the other machine.
 
-use crate::page::{Ink, Page, count, protocols};
+use crate::instructions::{self, Address};
+use crate::page::{Page, Role, count, protocols};
 use crate::table::table;
-use crate::ways::{self, Address};
 use crate::width::{columns, cut, height};
 use crate::{Model, Pairing, State, Style};
 
-/// Rows that messages have before disks take them.
+/// Rows reserved for messages.
 const MESSAGES: usize = 3;
-/// Rows that disks have before the less important lines to be typed take them: the heading, two disks, how many follow.
+/// Rows reserved for disks, before less important commands: heading, two disks, count of the
+/// others.
 const DISKS: usize = 4;
 
-/// Lines that belong together: all of them are shown, or none.
+/// Lines that are shown together or not at all.
 type Block = Vec<String>;
 
-/// The body of the screen, in that many rows.
+/// Renders the overview in `rows` rows.
 pub(super) fn overview(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String> {
     let title = title(model, style);
-    let ways = ways(model, state, style);
+    let instructions = instructions(model, state, style);
     let mut room = rows.saturating_sub(1);
     let few = height(&messages(model, style, MESSAGES), style.width).min(room / 4);
     let disks = DISKS.min(model.disks.len() + 1);
-    let ways = first(ways, style, room.saturating_sub(few + disks));
-    room = room.saturating_sub(height(&ways, style.width));
+    let instructions = first(instructions, style, room.saturating_sub(few + disks));
+    room = room.saturating_sub(height(&instructions, style.width));
     let disks = self::disks(model, state, style, room.saturating_sub(few));
     room = room.saturating_sub(height(&disks, style.width));
     let messages = messages(model, style, room);
     room = room.saturating_sub(height(&messages, style.width));
     let mut lines = vec![title];
-    for part in [ways, disks, messages] {
-        // Room that is left parts what is shown.
+    for part in [instructions, disks, messages] {
+        // Spare rows separate the parts.
         if room > 0 && !part.is_empty() {
             lines.push(String::new());
             room -= 1;
@@ -56,21 +57,21 @@ fn title(model: &Model, style: Style) -> String {
     let hardware = model.target_mode.as_ref().map(|mode| page.safe(&mode.hardware));
     let hardware = hardware.unwrap_or_default();
     let left = style.width.saturating_sub(columns(&title) + 2);
-    let title = page.ink(Ink::Title, &title);
+    let title = page.paint(Role::Title, &title);
     if hardware.is_empty() || left < 8 {
         return title;
     }
-    format!("{title}  {}", page.ink(Ink::Faint, &cut(&hardware, left, style.utf8)))
+    format!("{title}  {}", page.paint(Role::Faint, &cut(&hardware, left, style.utf8)))
 }
 
-/// The first blocks, as many as there is room for; of the others the key is named that shows them.
+/// Returns as many blocks as fit, and the count of the others with the key that shows them.
 fn first(blocks: Vec<Block>, style: Style, room: usize) -> Vec<String> {
     let all = blocks.len();
     for kept in (0..=all).rev() {
         let mut lines: Vec<String> = blocks.iter().take(kept).flatten().cloned().collect();
         if kept < all {
             let page = Page::new(style);
-            lines.push(page.ink(Ink::Faint, &format!("{} more lines: t", all - kept)));
+            lines.push(page.paint(Role::Faint, &format!("{} more lines: t", all - kept)));
         }
         if height(&lines, style.width) <= room || kept == 1 {
             return lines;
@@ -79,9 +80,9 @@ fn first(blocks: Vec<Block>, style: Style, room: usize) -> Vec<String> {
     Vec::new()
 }
 
-/// What is typed on the other machine, the most important first.
-fn ways(model: &Model, state: &State, style: Style) -> Vec<Block> {
-    let addresses = ways::addresses(model);
+/// Returns the commands for the other machine, most important first.
+fn instructions(model: &Model, state: &State, style: Style) -> Vec<Block> {
+    let addresses = instructions::addresses(model);
     let Some(at) = addresses.get(state.address % addresses.len().max(1)) else {
         let mut page = Page::new(style);
         page.sentence(model.link.sentence());
@@ -91,7 +92,7 @@ fn ways(model: &Model, state: &State, style: Style) -> Vec<Block> {
         1 => String::new(),
         n => format!(" (address {} of {n}: Tab)", state.address % n + 1),
     };
-    let mut blocks = vec![door(model, at, &which, style)];
+    let mut blocks = vec![pairing_instructions(model, at, &which, style)];
     let disk = model.disks.get(state.selected.min(model.disks.len().saturating_sub(1)));
     let lines = at.lines(disk, model.digests).into_iter().enumerate();
     blocks.extend(lines.map(|(n, line)| {
@@ -103,9 +104,9 @@ fn ways(model: &Model, state: &State, style: Style) -> Vec<Block> {
                 (false, _) => format!("Type on the other machine, as root{which}:"),
             });
         }
-        page.typed(&line.text);
+        page.command(&line.text);
         if n == 0 && at.has_interface() && !(at.is_keyed() && has_code(model)) {
-            ways::interface_note(&mut page);
+            instructions::interface_note(&mut page);
         }
         page.lines
     }));
@@ -117,36 +118,36 @@ fn has_code(model: &Model) -> bool {
     matches!(model.pairing, Some(Pairing::Code { .. }))
 }
 
-/// Whether a key is needed, and how the other machine gets one.
-fn door(model: &Model, at: &Address, which: &str, style: Style) -> Block {
+/// Returns how the other machine obtains a key, if one is required.
+fn pairing_instructions(model: &Model, at: &Address, which: &str, style: Style) -> Block {
     let mut page = Page::new(style);
-    ways::open_note(model, &mut page);
+    instructions::open_note(model, &mut page);
     if !model.is_keyed() {
         return page.lines;
     }
     match (&model.pairing, at.pair()) {
-        _ if model.is_keyed_by_nbd_alone() => ways::no_code(model, &mut page),
+        _ if model.is_keyed_by_nbd_alone() => instructions::no_code(model, &mut page),
         (Some(Pairing::Code { digits, .. }), Some(line)) => {
             page.sentence(&format!("To let the other machine in, type there, as root{which}:"));
-            page.typed(&line);
+            page.command(&line);
             if at.has_interface() {
-                ways::interface_note(&mut page);
+                instructions::interface_note(&mut page);
             }
-            ways::code_line(&mut page, ways::WITH_CODE, digits);
+            instructions::code_line(&mut page, instructions::WITH_CODE, digits);
         }
         (Some(Pairing::Code { digits, .. }), None) => {
-            ways::code_line(
+            instructions::code_line(
                 &mut page,
                 ["Code for machines at the other addresses:", "Code elsewhere:"],
                 digits,
             );
         }
-        _ => ways::no_code(model, &mut page),
+        _ => instructions::no_code(model, &mut page),
     }
     page.lines
 }
 
-/// The table of the disks around the selected one, and how many there are besides.
+/// Renders the table around the selected disk, and the count of the others.
 fn disks(model: &Model, state: &State, style: Style, room: usize) -> Vec<String> {
     if model.disks.is_empty() {
         return none(model, style);
@@ -171,19 +172,19 @@ fn disks(model: &Model, state: &State, style: Style, room: usize) -> Vec<String>
         (above, below) => format!("{} more disks: {above} up, {below} down", above + below),
     };
     if room > 1 {
-        lines.push(Page::new(style).ink(Ink::Faint, &format!("  {more}")));
+        lines.push(Page::new(style).paint(Role::Faint, &format!("  {more}")));
     }
     lines
 }
 
-/// The text in place of the table where no disk is lent.
+/// Returns the text in place of an empty table.
 fn none(model: &Model, style: Style) -> Vec<String> {
     let mut page = Page::new(style);
     no_disk(model, &mut page);
     page.lines
 }
 
-/// The text in place of the table where no disk is lent.
+/// Adds the text in place of an empty table.
 pub(crate) fn no_disk(model: &Model, page: &mut Page) {
     page.sentence("No disk is lent.");
     if model.target_mode.is_none() {
@@ -194,7 +195,7 @@ pub(crate) fn no_disk(model: &Model, page: &mut Page) {
     }
 }
 
-/// The newest messages that there is room for, and how many there are besides.
+/// Renders the newest messages that fit, and the count of the others.
 fn messages(model: &Model, style: Style, room: usize) -> Vec<String> {
     let all = model.notes.len();
     for skipped in 0..=all {
@@ -202,7 +203,7 @@ fn messages(model: &Model, style: Style, room: usize) -> Vec<String> {
         if skipped > 0 {
             let more = if skipped == all { "" } else { "more " };
             let plural = if skipped == 1 { "" } else { "s" };
-            page.colored(Ink::Faint, &format!("{skipped} {more}message{plural}: n"));
+            page.colored(Role::Faint, &format!("{skipped} {more}message{plural}: n"));
         }
         model.notes.iter().skip(skipped).for_each(|note| page.sentence(note));
         if height(&page.lines, style.width) <= room.max(1) {

@@ -1,14 +1,14 @@
-//! The pages behind the overview: one disk, the lines of all tools, all messages, the keys.
+//! The other pages: one disk, commands of all tools, messages, keys.
 
 use std::slice;
 
-use crate::page::{Ink, Page, attached_by};
+use crate::instructions;
+use crate::page::{Page, Role, attached_by};
 use crate::table::traffic;
-use crate::ways;
 use crate::width::{fit, height};
 use crate::{Disk, Model, State, Style, size};
 
-/// One disk in full, with the lines of all tools for it.
+/// Renders the details of a disk, with the commands of all tools.
 pub(super) fn details(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String> {
     let Some((disk, which)) = selected(model, state) else { return nothing(style) };
     let mut page = Page::new(style);
@@ -24,12 +24,15 @@ pub(super) fn details(model: &Model, state: &State, style: Style, rows: usize) -
     scrolled(paragraphs, state.top, style, rows)
 }
 
-/// The lines of all tools for one disk.
+/// Renders the commands of all tools for a disk.
 pub(super) fn lines(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String> {
     let Some((disk, which)) = selected(model, state) else { return nothing(style) };
-    let addresses = ways::addresses(model);
+    let addresses = instructions::addresses(model);
     let mut page = Page::new(style);
-    page.colored(Ink::Title, &format!("To be typed on the other machine, as root: {}", disk.short));
+    page.colored(
+        Role::Title,
+        &format!("To be typed on the other machine, as root: {}", disk.short),
+    );
     page.sentence(&which);
     let mut paragraphs = vec![page.lines];
     let Some(at) = addresses.get(state.address % addresses.len().max(1)) else {
@@ -41,7 +44,7 @@ pub(super) fn lines(model: &Model, state: &State, style: Style, rows: usize) -> 
         page.sentence(&format!("Address {at_now} of {of}: {}. Tab: the next.", at.name()));
     }
     if at.has_interface() {
-        ways::interface_note(&mut page);
+        instructions::interface_note(&mut page);
     }
     paragraphs.push(page.lines);
     for line in
@@ -49,7 +52,7 @@ pub(super) fn lines(model: &Model, state: &State, style: Style, rows: usize) -> 
     {
         let mut page = Page::new(style);
         page.sentence(&format!("{}:", line.what));
-        page.typed(&line.text);
+        page.command(&line.text);
         paragraphs.push(page.lines);
     }
     let mut page = Page::new(style);
@@ -59,8 +62,8 @@ pub(super) fn lines(model: &Model, state: &State, style: Style, rows: usize) -> 
     scrolled(paragraphs, state.top, style, rows)
 }
 
-/// What the other machine needs for it.
-fn needs(at: &ways::Address, disk: &Disk, page: &mut Page) {
+/// Adds the requirements of the other machine.
+fn needs(at: &instructions::Address, disk: &Disk, page: &mut Page) {
     if at.is_keyed() {
         page.sentence(
             "To attach with a key, the other machine needs Linux 6.7 or newer with TLS and tlshd \
@@ -73,11 +76,11 @@ fn needs(at: &ways::Address, disk: &Disk, page: &mut Page) {
             "NBD clients need the key of a HOST in a FILE (made here by storagetm key export KEY \
              --nbd --to FILE), and its name in the address:",
         );
-        page.typed(&uri);
+        page.command(&uri);
     }
 }
 
-/// All messages, the newest first.
+/// Renders all messages, the newest first.
 pub(super) fn messages(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String> {
     let paragraph = |note: &String| {
         let mut page = Page::new(style);
@@ -91,7 +94,7 @@ pub(super) fn messages(model: &Model, state: &State, style: Style, rows: usize) 
     scrolled(paragraphs, state.top, style, rows)
 }
 
-/// What the keys do.
+/// Renders the help on the keys.
 pub(super) fn keys(model: &Model, state: &State, style: Style, rows: usize) -> Vec<String> {
     let mut all = vec![
         "Up, Down, j, k        select a disk; PgUp, PgDn, Home, End: further",
@@ -125,7 +128,7 @@ fn nothing(style: Style) -> Vec<String> {
     page.lines
 }
 
-/// The selected disk, and which of all it is.
+/// Returns the selected disk, and its position as text.
 fn selected<'a>(model: &'a Model, state: &State) -> Option<(&'a Disk, String)> {
     let at = state.selected.min(model.disks.len().saturating_sub(1));
     let disk = model.disks.get(at)?;
@@ -134,7 +137,7 @@ fn selected<'a>(model: &'a Model, state: &State) -> Option<(&'a Disk, String)> {
 }
 
 fn line_of_each(model: &Model, state: &State, disk: &Disk, style: Style) -> Vec<String> {
-    let addresses = ways::addresses(model);
+    let addresses = instructions::addresses(model);
     let mut page = Page::new(style);
     let Some(at) = addresses.get(state.address % addresses.len().max(1)) else {
         return page.lines;
@@ -143,15 +146,15 @@ fn line_of_each(model: &Model, state: &State, disk: &Disk, style: Style) -> Vec<
     for line in
         at.lines(Some(disk), model.digests).into_iter().chain(at.other_lines(disk, model.digests))
     {
-        page.typed(&line.text);
+        page.command(&line.text);
     }
     if at.has_interface() {
-        ways::interface_note(&mut page);
+        instructions::interface_note(&mut page);
     }
     page.lines
 }
 
-/// Size, serial number, contents, access.
+/// Adds size, serial number, contents and access of a disk.
 pub(crate) fn facts(disk: &Disk, page: &mut Page) {
     let mut facts = vec![size(disk.size)];
     if !disk.serial.is_empty() {
@@ -167,37 +170,39 @@ pub(crate) fn facts(disk: &Disk, page: &mut Page) {
     page.push(format!("  {access}"));
 }
 
-/// The hosts that have attached a disk.
+/// Adds the hosts that have attached a disk.
 pub(crate) fn hosts(disk: &Disk, page: &mut Page) {
     if disk.attached.is_empty() {
-        page.push(format!("  {}", page.ink(Ink::Faint, "not attached")));
+        page.push(format!("  {}", page.paint(Role::Faint, "not attached")));
     }
     for host in &disk.attached {
         let text = attached_by(host, page.style.utf8);
-        page.push(format!("  {}", page.ink(Ink::Title, &text)));
+        page.push(format!("  {}", page.paint(Role::Title, &text)));
     }
 }
 
-/// Bytes that hosts have read and written, and what the kernel counts.
+/// Formats the traffic of hosts and the kernel's write counter.
 fn counters(disk: &Disk, page: &Page) -> Vec<String> {
     let kernel = match disk.writes {
         None => None,
         Some(0) => Some("0 writes to it since power-on".to_owned()),
-        Some(count) => Some(page.ink(Ink::Alarm, &format!("{count} writes to it since power-on"))),
+        Some(count) => {
+            Some(page.paint(Role::Alarm, &format!("{count} writes to it since power-on")))
+        }
     };
     let traffic = traffic(disk).map(|traffic| format!("{traffic} by hosts"));
     traffic.into_iter().chain(kernel).collect()
 }
 
-/// Columns of the sentence that counts what is not shown.
-const SIGN: usize = 40;
+/// Maximum columns of the line that counts hidden paragraphs.
+const COUNT_LINE: usize = 40;
 
-/// The paragraphs from `top` on, as many as fit, with the number of those above and below.
+/// Renders the paragraphs from `top` on that fit, with the counts of those above and below.
 fn scrolled(paragraphs: Vec<Vec<String>>, top: usize, style: Style, rows: usize) -> Vec<String> {
     let total: Vec<String> = paragraphs.iter().flatten().cloned().collect();
     let spaced = height(&total, style.width) + paragraphs.len() <= rows && paragraphs.len() < 8;
     let fits_whole = height(&total, style.width) <= rows;
-    let sign = SIGN.div_ceil(style.width.max(1));
+    let sign = COUNT_LINE.div_ceil(style.width.max(1));
     let room = if fits_whole { rows } else { rows.saturating_sub(sign) };
     let paragraphs = split(paragraphs, style.width, room);
     let of = paragraphs.len();
@@ -219,16 +224,16 @@ fn scrolled(paragraphs: Vec<Vec<String>>, top: usize, style: Style, rows: usize)
     if top + below > 0 {
         let page = Page::new(style);
         let more = format!("{top} more above, {below} more below: PgUp, PgDn");
-        // One line may be higher than the window.
+        // A single paragraph may be higher than the window.
         let all = lines.len();
         lines = fit(lines, style.width, room);
         let more = if lines.len() < all { "This window is too small.".to_owned() } else { more };
-        lines.push(page.ink(Ink::Faint, &more));
+        lines.push(page.paint(Role::Faint, &more));
     }
     lines
 }
 
-/// Makes several of a paragraph that is higher than `room`.
+/// Splits paragraphs that are higher than `room`.
 fn split(paragraphs: Vec<Vec<String>>, width: usize, room: usize) -> Vec<Vec<String>> {
     let mut parts: Vec<Vec<String>> = Vec::new();
     for paragraph in paragraphs {

@@ -56,7 +56,7 @@ d detach all hosts   t other tools";
 }
 
 #[test]
-fn the_code_and_a_line_of_each_tool_are_there_in_any_window() {
+fn code_and_commands_are_shown_in_any_window() {
     let mut model = example::target_mode(12);
     model.notes = (0..8).map(|n| format!("note {n}: {}", "word ".repeat(20))).collect();
     for (width, rows) in [(80, 24), (80, 25), (100, 37), (200, 50), (60, 20)] {
@@ -79,7 +79,7 @@ fn the_code_and_a_line_of_each_tool_are_there_in_any_window() {
 }
 
 #[test]
-fn disks_that_do_not_fit_are_counted_and_reached_by_keys() {
+fn hidden_disks_are_counted_and_reached_by_keys() {
     let model = example::target_mode(20);
     let text = shown(&model, &State::default(), SMALL, 25);
     let first = text.matches("  sd").count() + 1;
@@ -99,7 +99,7 @@ fn disks_that_do_not_fit_are_counted_and_reached_by_keys() {
 }
 
 #[test]
-fn messages_that_do_not_fit_are_counted_and_shown_by_a_key() {
+fn hidden_messages_are_counted_and_shown_by_a_key() {
     let mut model = example::target_mode(12);
     model.notes = (0..8).map(|n| format!("note {n}: {}", "word ".repeat(20).trim())).collect();
     let text = shown(&model, &State::default(), SMALL, 25);
@@ -113,7 +113,7 @@ fn messages_that_do_not_fit_are_counted_and_shown_by_a_key() {
 }
 
 #[test]
-fn each_address_has_its_lines_behind_a_key() {
+fn each_address_has_its_commands() {
     let model = example::target_mode(1);
     let at = |tabs| shown(&model, &after(&vec![Key::Byte(b'\t'); tabs], &model), SMALL, 25);
     assert!(at(1).contains("    storagetm pair fe80::1%INTERFACE\n"), "{}", at(1));
@@ -125,7 +125,7 @@ fn each_address_has_its_lines_behind_a_key() {
 }
 
 #[test]
-fn nbd_lines_are_shown_where_they_work_as_pasted() {
+fn nbd_commands_are_shown_where_they_work() {
     let model = example::serve(1);
     let at = |tabs| shown(&model, &after(&vec![Key::Byte(b'\t'); tabs], &model), SMALL, 25);
     assert!(!at(0).contains("nbdcopy") && !at(1).contains("nbds:"), "{}", at(0));
@@ -134,7 +134,7 @@ fn nbd_lines_are_shown_where_they_work_as_pasted() {
 }
 
 #[test]
-fn a_host_is_called_by_its_owners_name() {
+fn host_is_shown_by_its_configured_name() {
     let mut model = example::serve(1);
     model.disks[0].attached = vec![host("vm")];
     let text = shown(&model, &State::default(), SMALL, 25);
@@ -147,7 +147,7 @@ fn a_host_is_called_by_its_owners_name() {
 }
 
 #[test]
-fn safe_to_unplug_is_said_only_when_it_is() {
+fn safe_to_unplug_is_shown_only_when_safe() {
     let mut model = example::target_mode(1);
     let at = |model: &Model| shown(model, &State::default(), SMALL, 25);
     assert!(at(&model).contains("safe to unplug"));
@@ -161,7 +161,7 @@ fn safe_to_unplug_is_said_only_when_it_is() {
 }
 
 #[test]
-fn a_disk_that_was_written_to_is_an_alarm() {
+fn written_disk_is_an_alarm() {
     let mut model = example::target_mode(2);
     model.disks[1].writes = Some(3);
     let text = shown(&model, &State::default(), Style { color: true, ..SMALL }, 25);
@@ -170,7 +170,7 @@ fn a_disk_that_was_written_to_is_an_alarm() {
 }
 
 #[test]
-fn writes_of_a_machine_in_normal_use_are_no_alarm() {
+fn writes_outside_target_mode_are_no_alarm() {
     let mut model = example::serve(2);
     model.disks[1].writes = Some(3);
     let text = shown(&model, &State::default(), SMALL, 25);
@@ -178,7 +178,7 @@ fn writes_of_a_machine_in_normal_use_are_no_alarm() {
 }
 
 #[test]
-fn who_asks_for_write_access_is_on_every_page() {
+fn write_access_request_is_on_every_page() {
     let mut model = example::serve(1);
     model.asking = Some(example::asking());
     let views =
@@ -190,7 +190,7 @@ fn who_asks_for_write_access_is_on_every_page() {
 }
 
 #[test]
-fn why_there_is_no_code_is_said_with_what_to_do() {
+fn missing_code_is_explained() {
     let mut model = example::serve(1);
     let at = |model: &Model| shown(model, &State::default(), Style { width: 400, ..SMALL }, 25);
     for (pairing, part) in [
@@ -213,7 +213,7 @@ fn why_there_is_no_code_is_said_with_what_to_do() {
 }
 
 #[test]
-fn a_machine_without_disks_says_what_may_be_done() {
+fn machine_without_disks_is_explained() {
     let text = shown(&example::serve(0), &State::default(), SMALL, 25);
     assert!(text.contains("--allow-in-use") && text.contains("storagetm image"), "{text}");
     assert!(!text.contains("storagetm attach"), "{text}");
@@ -233,7 +233,7 @@ fn a_machine_without_disks_says_what_may_be_done() {
 }
 
 #[test]
-fn hostile_text_steers_no_terminal() {
+fn hostile_text_is_escaped() {
     let mut model = example::target_mode(1);
     let hostile = "\x1b]0;owned\x07\n\u{202e}".to_owned();
     (model.machine, model.notes) = (hostile.clone(), vec![hostile.clone()]);
@@ -242,11 +242,11 @@ fn hostile_text_steers_no_terminal() {
     (disk.title, disk.short, disk.model) = (hostile.clone(), hostile.clone(), hostile.clone());
     (disk.serial, disk.nqn, disk.contents) = (hostile.clone(), hostile.clone(), hostile.clone());
     disk.attached = vec![host(&hostile), crate::Host { nqn: hostile.clone(), ..host("") }];
-    let mut asked = model.clone();
-    asked.asking = Some(crate::Asking { name: hostile, ..example::asking() });
+    let mut pending = model.clone();
+    pending.asking = Some(crate::Asking { name: hostile, ..example::asking() });
     let views =
         [View::Overview, View::Details, View::Lines, View::Messages, View::Code, View::Keys];
-    for (model, view) in [model, asked].iter().flat_map(|model| views.map(|view| (model, view))) {
+    for (model, view) in [model, pending].iter().flat_map(|model| views.map(|view| (model, view))) {
         for utf8 in [false, true] {
             for line in screen(model, &State::showing(view), Style { utf8, ..SMALL }, 60) {
                 assert!(line.chars().all(|c| !c.is_control() && c != '\u{202e}'), "{line:?}");
@@ -256,7 +256,7 @@ fn hostile_text_steers_no_terminal() {
 }
 
 #[test]
-fn names_beyond_ascii_are_shown_where_the_locale_has_them() {
+fn non_ascii_names_are_shown_in_utf8() {
     let mut model = example::serve(1);
     model.disks[0].model = "Müller 磁碟".to_owned();
     let text = shown(&model, &State::default(), Style { utf8: true, ..SMALL }, 25);
@@ -265,7 +265,7 @@ fn names_beyond_ascii_are_shown_where_the_locale_has_them() {
 }
 
 #[test]
-fn details_that_do_not_fit_are_reached_by_keys() {
+fn hidden_details_are_reached_by_keys() {
     let mut model = example::serve(1);
     model.disks[0].attached = (0..30).map(|n| host(&format!("host-{n}"))).collect();
     let whole = shown(&model, &after(&[Key::Byte(b'\r')], &model), SMALL, 99);
@@ -285,7 +285,7 @@ fn details_that_do_not_fit_are_reached_by_keys() {
 }
 
 #[test]
-fn line_higher_than_the_window_is_not_lost_without_a_sign() {
+fn too_high_line_is_reported() {
     let model = example::serve(1);
     let has_sign = |downs| {
         let keys = [vec![Key::Byte(b'\r')], vec![Key::PageDown; downs]].concat();
@@ -296,7 +296,7 @@ fn line_higher_than_the_window_is_not_lost_without_a_sign() {
 }
 
 #[test]
-fn any_window_is_filled_and_nothing_fails() {
+fn any_window_size_works() {
     let mut model = example::target_mode(3);
     model.notes = vec!["a note of some length, which is broken".to_owned()];
     for rows in 0..30 {
@@ -310,7 +310,7 @@ fn any_window_is_filled_and_nothing_fails() {
 }
 
 #[test]
-fn the_large_code_has_a_picture_where_there_is_room() {
+fn large_code_has_a_qr_code_where_there_is_room() {
     let model = example::serve(1);
     let state = State::showing(View::Code);
     let style = Style { utf8: true, ..SMALL };
@@ -321,13 +321,13 @@ fn the_large_code_has_a_picture_where_there_is_room() {
 }
 
 #[test]
-fn a_picture_ends_each_line_and_scrolls_nothing() {
+fn picture_ends_each_line_and_does_not_scroll() {
     let lines = ["a".to_owned(), "b".to_owned()];
     assert_eq!(picture(&lines, 80), "\x1b[Ha\x1b[K\nb\x1b[K\x1b[J");
 }
 
 #[test]
-fn the_last_character_of_a_full_row_stays() {
+fn last_character_of_a_full_row_is_kept() {
     let lines = ["\x1b[1mabcd\x1b[0m".to_owned(), "abcdefgh".to_owned(), String::new()];
     let wanted = "\x1b[H\x1b[1mabcd\x1b[0m\nabcdefgh\n\x1b[K\x1b[J";
     assert_eq!(picture(&lines, 4), wanted);

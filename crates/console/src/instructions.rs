@@ -1,10 +1,10 @@
-//! What is typed on the other machine: for each address where the disks are reached, the lines of each tool, and what is
-//! said of keys.
+//! Instructions for the other machine: for each address the commands of each tool, and how to
+//! obtain a key.
 
 use std::net::IpAddr;
 
 use crate::attach::{Endpoint, INTERFACE, Nbd};
-use crate::page::{Ink, Page, in_groups};
+use crate::page::{Page, Role, in_groups};
 use crate::width::columns;
 use crate::{Disk, Model, Pairing, Unavailable};
 
@@ -13,17 +13,17 @@ use crate::{Disk, Model, Pairing, Unavailable};
 pub(crate) struct Address {
     nvme: Option<Endpoint>,
     nbd: Option<Nbd>,
-    /// The interface of this machine, for a link-local IPv6 address.
+    /// The interface of a link-local IPv6 address.
     interface: Option<String>,
 }
 
-/// A line to be typed, and what it is for.
+/// A command, and its purpose.
 pub(crate) struct Line {
     pub(crate) what: &'static str,
     pub(crate) text: String,
 }
 
-/// The addresses, in the order of the model: those that have both protocols once.
+/// Returns the addresses in the order of the model, those with both protocols once.
 pub(crate) fn addresses(model: &Model) -> Vec<Address> {
     let is_at = |nbd: &Nbd, at: &Endpoint| {
         nbd.endpoint().is_some_and(|it| it.address == at.address && it.interface == at.interface)
@@ -43,7 +43,7 @@ pub(crate) fn addresses(model: &Model) -> Vec<Address> {
 }
 
 impl Address {
-    /// As people call it: `169.254.7.9`, `fe80::1 (eth0)`, `/run/x.sock`.
+    /// Returns the display name: `169.254.7.9`, `fe80::1 (eth0)`, `/run/x.sock`.
     pub(crate) fn name(&self) -> String {
         let endpoint = self.nvme.as_ref().or_else(|| self.nbd.as_ref()?.endpoint());
         match (endpoint, &self.nbd) {
@@ -56,27 +56,28 @@ impl Address {
         }
     }
 
-    /// Whether the lines have [`INTERFACE`] in them.
+    /// Returns whether commands contain [`INTERFACE`].
     pub(crate) fn has_interface(&self) -> bool {
         self.interface.is_some()
     }
 
-    /// Whether a key is needed for NVMe/TCP there.
+    /// Returns whether NVMe/TCP requires a key.
     pub(crate) fn is_keyed(&self) -> bool {
         self.nvme.as_ref().is_some_and(|at| at.keyed)
     }
 
-    /// The address of a disk for NBD clients that have a key, to be filled in.
+    /// Returns the NBD URI of a disk with placeholders for host name and key file.
     pub(crate) fn nbd_with_key(&self, disk: &Disk) -> Option<String> {
         self.nbd.as_ref().and_then(|at| at.uri_with_key(&disk.short))
     }
 
-    /// The line that lets the other machine in.
+    /// Returns the command that pairs the other machine.
     pub(crate) fn pair(&self) -> Option<String> {
         self.nvme.as_ref().filter(|at| at.keyed).map(Endpoint::pair)
     }
 
-    /// One line for each tool: those that attach and copy `disk`, and that which attaches all disks.
+    /// Returns one command per tool: those that attach and copy `disk`, and the one that attaches
+    /// all disks.
     pub(crate) fn lines(&self, disk: Option<&Disk>, digests: bool) -> Vec<Line> {
         let mut lines = Vec::new();
         let mut add =
@@ -92,7 +93,7 @@ impl Address {
         lines
     }
 
-    /// Lines that are asked for more seldom.
+    /// Returns less common commands.
     pub(crate) fn other_lines(&self, disk: &Disk, digests: bool) -> Vec<Line> {
         let one = self.nvme.as_ref().map(|at| at.attach(&disk.nqn, digests));
         let convert = self.nbd.as_ref().and_then(|at| at.convert(&disk.short));
@@ -102,35 +103,35 @@ impl Address {
     }
 }
 
-/// What [`INTERFACE`] stands for.
+/// Explains [`INTERFACE`].
 pub(crate) fn interface_note(page: &mut Page) {
     page.sentence(&format!("{INTERFACE}: the name of its own network interface to this machine."));
 }
 
-/// That no key is needed somewhere beyond this machine.
+/// Warns that an endpoint other than loopback requires no key.
 pub(crate) fn open_note(model: &Model, page: &mut Page) {
     let is_loopback = |ip: IpAddr| ip.is_loopback();
-    if model.reached().any(|at| !at.keyed && !is_loopback(at.address)) {
+    if model.all_endpoints().any(|at| !at.keyed && !is_loopback(at.address)) {
         let line = "Open: any machine that reaches this one gets the disks; nothing is encrypted.";
-        page.colored(Ink::Alarm, line);
+        page.colored(Role::Alarm, line);
     }
 }
 
-/// What stands before the code, at length and in short.
+/// Text before the code, long and short.
 pub(crate) const WITH_CODE: [&str; 2] =
     ["with this code, good once, for ten minutes:", "with this code:"];
 
-/// The code, as the end of a line.
+/// Adds the code at the end of a line.
 pub(crate) fn code_line(page: &mut Page, before: [&str; 2], digits: &str) {
     let code = in_groups(digits);
     let [long, short] = before;
     let fits = columns(long) + 2 + columns(&code) <= page.style.width;
     let before = if fits { long } else { short };
-    let code = page.ink(Ink::Typed, &code);
+    let code = page.paint(Role::Command, &code);
     page.push(format!("{before}  {code}"));
 }
 
-/// Why nobody new is let in just now, where a key is needed and there is no code.
+/// Explains why no code is shown although a key is required.
 pub(crate) fn no_code(model: &Model, page: &mut Page) {
     if model.is_keyed_by_nbd_alone() {
         page.sentence(
@@ -147,7 +148,7 @@ pub(crate) fn no_code(model: &Model, page: &mut Page) {
             page.sentence("A wrong code was tried; the next one comes in a moment.");
         }
         Some(Pairing::Stopped) => page.colored(
-            Ink::Alarm,
+            Role::Alarm,
             "Too many wrong codes: nobody new is let in for an hour or more, or until c is pressed here.",
         ),
         Some(Pairing::Unavailable(why)) => page.sentence(unavailable(*why)),
