@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use export::{Access, Auth, Channel, Event, Notice, Peer, Session, Step};
-use pair::client::{self, Asking};
+use pair::client::{self, ClientInfo};
 use pair::{Client, Code, Disk, IDENTITY, Invite, PairingServer, PairingSession, Verdict};
 
 use crate::input::Input;
@@ -91,7 +91,7 @@ impl Play<'_> {
             self.links.remove(0);
         }
         let (kind, channel) = (self.input.byte(), self.input.byte());
-        let code = match (self.desk.view(self.now).shown, kind % 4) {
+        let code = match (self.desk.status(self.now).codes, kind % 4) {
             (Some(shown), 0 | 1) => Some(shown.digits),
             (Some(shown), 2) => Some(shown.long),
             _ => None,
@@ -102,9 +102,9 @@ impl Play<'_> {
         binding[0] ^= u8::from(channel >= 200);
         let honest = code.is_some() && channel < 200;
         let code = code.unwrap_or_else(|| Code::digits([kind; 8]));
-        let asking = Asking { host: "nqn.fuzz", name: "fuzz", writable: kind & 8 != 0 };
+        let info = ClientInfo { host: "nqn.fuzz", name: "fuzz", writable: kind & 8 != 0 };
         let random = [self.links.len() as u8 ^ kind; 32].into();
-        let client = Client::new(&code, &asking, binding, random);
+        let client = Client::new(&code, &info, binding, random);
         let (up, down) = (Vec::new(), Vec::new());
         let (touched, closed, over, knock, granted) = (false, false, false, None, false);
         self.links.push(Link {
@@ -221,10 +221,10 @@ impl Play<'_> {
             link.target();
             link.host();
         }
-        let view = self.desk.view(now);
-        assert!(view.failures <= 10 && view.stopped == (view.failures == 10));
-        assert!(!view.stopped || view.shown.is_none(), "a desk that stopped shows no code");
-        assert!(view.shown.is_none_or(|shown| shown.expires > now || self.is_tried()));
+        let view = self.desk.status(now);
+        assert!(view.failures <= 10 && view.locked == (view.failures == 10));
+        assert!(!view.locked || view.codes.is_none(), "a desk that stopped shows no code");
+        assert!(view.codes.is_none_or(|shown| shown.expires > now || self.is_tried()));
         assert!(view.waiting.len() <= 8);
     }
 
@@ -263,7 +263,7 @@ impl Link {
             assert!(!self.over, "nothing comes after the end");
             match step {
                 client::Step::Send(bytes) => self.up.extend(bytes),
-                client::Step::Welcomed { target } => {
+                client::Step::Authenticated { target } => {
                     assert!(self.knock.is_some() && target == "target");
                 }
                 client::Step::Paired(paired) => {

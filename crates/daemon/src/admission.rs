@@ -11,7 +11,7 @@ use console::attach::Endpoint;
 use console::{Answer, Asking, Pairing};
 use export::{Access, Export, PairingRequest, Peer, Policy};
 use linux::tree::Tree;
-use pair::{Disk, Invite, Shown, View};
+use pair::{Codes, Disk, Invite, ServerStatus};
 
 use failure::Failure;
 use keys::key::Key;
@@ -45,7 +45,7 @@ pub struct Admission {
     due: Option<Instant>,
     complaints: Vec<String>,
     /// What the code is just now, if there are codes.
-    view: Option<View>,
+    view: Option<ServerStatus>,
     waiting: VecDeque<Caller>,
     /// Whom the screen asks about: that is whom an answer is for, whoever is the first by then.
     asked: Option<Arc<PairingRequest>>,
@@ -132,8 +132,8 @@ impl Admission {
     }
 
     /// Takes note of the code that is good now. Tells whether it is another one.
-    pub fn show(&mut self, view: View) -> bool {
-        let code = |view: &View| view.shown.as_ref().map(|shown| shown.digits.clone());
+    pub fn show(&mut self, view: ServerStatus) -> bool {
+        let code = |view: &ServerStatus| view.codes.as_ref().map(|shown| shown.digits.clone());
         let changed = self.view.as_ref().map(code) != Some(code(&view));
         self.waiting.retain(|caller| view.waiting.contains(&caller.knock.number));
         self.view = Some(view);
@@ -142,22 +142,22 @@ impl Admission {
 
     /// Whether too many wrong codes have stopped pairing, as far as was shown.
     pub fn is_stopped(&self) -> bool {
-        self.view.as_ref().is_some_and(|view| view.stopped)
+        self.view.as_ref().is_some_and(|view| view.locked)
     }
 
     /// The code that is good now, to be typed and for a camera.
     pub fn code(&self, endpoints: &[Endpoint]) -> Option<(String, String)> {
-        let shown = self.view.as_ref()?.shown.as_ref()?;
+        let shown = self.view.as_ref()?.codes.as_ref()?;
         Some((shown.digits.text().to_owned(), link(shown, endpoints)))
     }
 
     /// What the screen says of it.
     pub fn pairing(&self, endpoints: &[Endpoint]) -> Option<Pairing> {
         let view = self.view.as_ref()?;
-        if view.stopped {
+        if view.locked {
             return Some(Pairing::Stopped);
         }
-        let shown = view.shown.as_ref().filter(|_| view.wait_until.is_none_or(is_over));
+        let shown = view.codes.as_ref().filter(|_| view.wait_until.is_none_or(is_over));
         Some(match shown {
             None => Pairing::Later,
             Some(shown) => Pairing::Code {
@@ -233,7 +233,7 @@ fn is_over(until: Instant) -> bool {
 }
 
 /// The code, and where to go with it: one address, or the picture of it would not fit a small screen.
-fn link(shown: &Shown, endpoints: &[Endpoint]) -> String {
+fn link(shown: &Codes, endpoints: &[Endpoint]) -> String {
     let keyed = || endpoints.iter().filter(|at| at.keyed);
     let best = keyed().find(|at| at.address.is_ipv4()).or_else(|| keyed().next());
     let at = best.map(ToString::to_string).into_iter().collect();
@@ -253,9 +253,16 @@ mod test {
         Caller { peer, knock }
     }
 
-    fn view(waiting: &[u64]) -> View {
+    fn view(waiting: &[u64]) -> ServerStatus {
         let waiting = waiting.to_vec();
-        View { shown: None, wait_until: None, stopped: false, failures: 0, stops: 0, waiting }
+        ServerStatus {
+            codes: None,
+            wait_until: None,
+            locked: false,
+            failures: 0,
+            lockouts: 0,
+            waiting,
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use export::Event;
-use pair::View;
+use pair::ServerStatus;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::tally::Tallied;
@@ -18,7 +18,7 @@ pub enum Said {
     /// A sentence for the owner.
     Note(String),
     /// The code by which machines are let in, as it is from now on.
-    Pairing(View),
+    Pairing(ServerStatus),
     /// It has died too often, and there is none any more: why, as a sentence. Nothing is served from now on.
     Lost(String),
 }
@@ -47,7 +47,7 @@ pub struct Waiting {
     /// any more.
     pub subjects: BTreeMap<String, Option<String>>,
     /// The code by which machines are let in, as it is now, and how many of the events came before it.
-    pub view: Option<(usize, View)>,
+    pub view: Option<(usize, ServerStatus)>,
     /// Why nothing is served any more, as a sentence.
     pub end: Option<String>,
     /// How much was too much.
@@ -167,7 +167,14 @@ mod test {
         let mailbox = Mailbox::open().unwrap();
         let view = |failures| {
             let waiting = Vec::new();
-            View { shown: None, wait_until: None, stopped: false, failures, stops: 0, waiting }
+            ServerStatus {
+                codes: None,
+                wait_until: None,
+                locked: false,
+                failures,
+                lockouts: 0,
+                waiting,
+            }
         };
         let violation = || Said::Event(Event::Violation { peer: peer(), rule: "rule" }.into());
         mailbox.hear(Said::Pairing(view(1)));

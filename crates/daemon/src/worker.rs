@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 
 use engine::{Driver, Running};
 use export::{Access, Auth, Export, Policy};
-use pair::{Tries, Verdict};
+use pair::{FailedAttempts, Verdict};
 use rustix::fs::{OFlags, SealFlags, fcntl_get_seals, fcntl_getfl};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -108,7 +108,7 @@ struct State {
     /// What this machine calls itself to who knows the code, if there is one.
     pairing: Option<String>,
     /// The count of wrong codes, as reported by workers.
-    tries: Tries,
+    tries: FailedAttempts,
     /// To the worker; none while there is none.
     sender: Option<Sender>,
     process: Option<Pid>,
@@ -247,7 +247,7 @@ impl Worker {
     /// Has it show another code, and take tries anew: somebody is at this machine.
     pub fn unlock(&self) {
         let mut state = self.shared.state();
-        state.tries = Tries::default();
+        state.tries = FailedAttempts::default();
         state.send(&Order::Unlock);
     }
 
@@ -340,7 +340,7 @@ impl State {
             last_disk: 0,
             policy: Policy::default(),
             pairing: None,
-            tries: Tries::default(),
+            tries: FailedAttempts::default(),
             sender: None,
             process: None,
             running: None,

@@ -74,7 +74,7 @@ impl Key {
 
     /// The TLS key that both machines make of what pairing gave them.
     pub fn from_pairing(secret: &Secret) -> Self {
-        let key = pair::keys::Derived::of(secret).nvme_tls();
+        let key = pair::keys::DerivedKeys::new(secret).nvme_tls();
         Self::tls(&ConfiguredPsk { hash: Some(Hash::Sha256), key })
     }
 

@@ -1,5 +1,5 @@
-//! What both ends make of the exchange: proofs that they agree, the key of what follows, and the secret. It knows no
-//! order of messages and no server.
+//! Key agreement: key confirmation tags, the key that authenticates later messages, and the shared
+//! secret, all derived from the CPace exchange.
 
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
@@ -8,45 +8,46 @@ use zeroize::Zeroizing;
 
 use export::Secret;
 
-use crate::cpace::{self, Half, NoElement, Said, lv_cat};
+use crate::cpace::{self, Contribution, Ephemeral, InvalidElement, lv_cat};
 use crate::{Code, PROTOCOL};
 
-/// Bytes of a proof.
-pub(crate) const TAG: usize = 64;
+/// Length of a confirmation tag in bytes.
+pub(crate) const TAG_LEN: usize = 64;
 
-/// A proof: HMAC-SHA-512.
-pub(crate) type Tag = [u8; TAG];
+/// A key confirmation tag: HMAC-SHA-512.
+pub(crate) type Tag = [u8; TAG_LEN];
 
 type Key = Zeroizing<[u8; 64]>;
 
-/// The value that only this TLS channel has.
+/// Exporter value that is unique to the TLS channel.
 pub(crate) type Binding = [u8; 32];
 
-/// An end's first step: its half of the exchange under `code`, in the channel that `binding` names.
-pub(crate) fn begin(code: &Code, binding: &Binding, random: Zeroizing<[u8; 32]>) -> Half {
+/// Creates this side's ephemeral share from `code`, bound to the TLS channel by `binding`.
+pub(crate) fn begin(code: &Code, binding: &Binding, random: Zeroizing<[u8; 32]>) -> Ephemeral {
     let ci = lv_cat(&[PROTOCOL, b"host", b"target", code.kind().name().as_bytes()]);
-    Half::new(&cpace::generator(&code.password(), &ci, binding), random)
+    Ephemeral::new(&cpace::generator(&code.password(), &ci, binding), random)
 }
 
-/// What both ends have once each has the other's share; whether it is the same shows in the proofs.
+/// The derived keys. Whether both sides derived the same ones is shown by the confirmation tags.
 pub(crate) struct Agreement {
     transcript: Vec<u8>,
     host: Key,
     target: Key,
-    after: Key,
+    messages: Key,
     secret: Secret,
 }
 
 impl Agreement {
-    /// With the end's own `half` and the share that the other sent, which is `host`'s or `target`'s.
-    pub(crate) fn of(
-        half: Half,
-        theirs: &[u8],
+    /// Derives the keys from this side's `ephemeral` secret and the share received from the peer.
+    /// `host` and `target` are the transcript.
+    pub(crate) fn derive(
+        ephemeral: Ephemeral,
+        peer_share: &[u8],
         binding: &Binding,
-        host: Said<'_>,
-        target: Said<'_>,
-    ) -> Result<Self, NoElement> {
-        let point = half.meet(theirs)?;
+        host: Contribution<'_>,
+        target: Contribution<'_>,
+    ) -> Result<Self, InvalidElement> {
+        let point = ephemeral.diffie_hellman(peer_share)?;
         let transcript = cpace::transcript(host, target);
         let isk = cpace::isk(binding, &point, &transcript);
         let root = Hkdf::<Sha512>::new(Some(binding), &*isk);
@@ -54,58 +55,58 @@ impl Agreement {
             transcript,
             host: key(&root, b"host confirms"),
             target: key(&root, b"target confirms"),
-            after: key(&root, b"target goes on"),
+            messages: key(&root, b"target goes on"),
             secret: Secret::new(key(&root, b"secret")[..32].to_vec()),
         })
     }
 
-    /// The host's proof.
+    /// Returns the host's confirmation tag.
     pub(crate) fn host_tag(&self) -> Tag {
-        self.of_host().finalize().into_bytes().into()
+        self.host_mac().finalize().into_bytes().into()
     }
 
-    /// Whether that is the host's proof.
+    /// Returns whether `tag` is the host's confirmation tag.
     pub(crate) fn is_host_tag(&self, tag: &Tag) -> bool {
-        self.of_host().verify_slice(tag).is_ok()
+        self.host_mac().verify_slice(tag).is_ok()
     }
 
-    /// The target's proof, and that this is its name.
+    /// Returns the target's confirmation tag, which covers its `name`.
     pub(crate) fn target_tag(&self, name: &str) -> Tag {
-        self.of_target(name).finalize().into_bytes().into()
+        self.target_mac(name).finalize().into_bytes().into()
     }
 
-    /// Whether that is the target's proof with that name.
+    /// Returns whether `tag` is the target's confirmation tag for `name`.
     pub(crate) fn is_target_tag(&self, tag: &Tag, name: &str) -> bool {
-        self.of_target(name).verify_slice(tag).is_ok()
+        self.target_mac(name).verify_slice(tag).is_ok()
     }
 
-    /// What the target's further messages are sealed with, and the secret.
-    pub(crate) fn into_parts(self) -> (Seal, Secret) {
-        (Seal { key: self.after, count: 0 }, self.secret)
+    /// Returns the authenticator of the target's later messages, and the shared secret.
+    pub(crate) fn into_parts(self) -> (Authenticator, Secret) {
+        (Authenticator { key: self.messages, count: 0 }, self.secret)
     }
 
-    fn of_host(&self) -> Hmac<Sha512> {
+    fn host_mac(&self) -> Hmac<Sha512> {
         mac(&self.host).chain_update(&self.transcript)
     }
 
-    fn of_target(&self, name: &str) -> Hmac<Sha512> {
+    fn target_mac(&self, name: &str) -> Hmac<Sha512> {
         mac(&self.target).chain_update(&self.transcript).chain_update(lv_cat(&[name.as_bytes()]))
     }
 }
 
-/// Proves, message by message, that what the target goes on to say is said by it, in that order.
-pub(crate) struct Seal {
+/// Authenticates the target's messages after key confirmation, including their order.
+pub(crate) struct Authenticator {
     key: Key,
     count: u64,
 }
 
-impl Seal {
-    /// The proof of the next message.
+impl Authenticator {
+    /// Returns the tag of the next message.
     pub(crate) fn tag(&mut self, kind: u8, body: &[u8]) -> Tag {
         self.next(kind, body).finalize().into_bytes().into()
     }
 
-    /// Whether that is the proof of the next message.
+    /// Returns whether `tag` authenticates the next message.
     pub(crate) fn is_tag(&mut self, tag: &Tag, kind: u8, body: &[u8]) -> bool {
         self.next(kind, body).verify_slice(tag).is_ok()
     }
@@ -119,7 +120,7 @@ impl Seal {
 
 fn key(root: &Hkdf<Sha512>, label: &[u8]) -> Key {
     let mut key = Key::new([0; 64]);
-    // Fails only for more than 255 hashes' worth.
+    // Fails only for an output of more than 255 hash lengths.
     let full = root.expand_multi_info(&[PROTOCOL, b" ", label], &mut *key);
     debug_assert!(full.is_ok());
     key
@@ -140,34 +141,34 @@ mod test {
         Code::parse(&format!("{number:08}")).unwrap()
     }
 
-    fn half(number: u32, binding: &Binding, random: u8) -> Half {
+    fn ephemeral(number: u32, binding: &Binding, random: u8) -> Ephemeral {
         begin(&code(number), binding, Zeroizing::new([random; 32]))
     }
 
     fn both(
         host: (u32, Binding),
         target: (u32, Binding),
-        beside: [&[u8]; 2],
+        associated_data: [&[u8]; 2],
     ) -> (Agreement, Agreement) {
-        let (a, b) = (half(host.0, &host.1, 1), half(target.0, &target.1, 2));
+        let (a, b) = (ephemeral(host.0, &host.1, 1), ephemeral(target.0, &target.1, 2));
         let (share_a, share_b) = (a.share, b.share);
-        let said_b = Said { share: &share_b, beside: b"target" };
-        let said = |beside| Said { share: &share_a, beside };
-        let host = Agreement::of(a, &share_b, &host.1, said(beside[0]), said_b);
-        let target = Agreement::of(b, &share_a, &target.1, said(beside[1]), said_b);
+        let said_b = Contribution { share: &share_b, associated_data: b"target" };
+        let said = |associated_data| Contribution { share: &share_a, associated_data };
+        let host = Agreement::derive(a, &share_b, &host.1, said(associated_data[0]), said_b);
+        let target = Agreement::derive(b, &share_a, &target.1, said(associated_data[1]), said_b);
         (host.ok().unwrap(), target.ok().unwrap())
     }
 
     #[test]
-    fn both_agree_only_on_the_same_code_channel_and_words() {
+    fn keys_match_only_for_same_code_channel_and_data() {
         let (right, other) = ((12, BINDING), (12, [6; 32]));
-        for (host, target, beside, agrees) in [
+        for (host, target, associated_data, agrees) in [
             (right, right, [b"host", b"host"], true),
             (right, (13, BINDING), [b"host", b"host"], false),
             (right, other, [b"host", b"host"], false),
             (right, right, [b"host", b"hosT"], false),
         ] {
-            let (a, b) = both(host, target, beside.map(|it| &it[..]));
+            let (a, b) = both(host, target, associated_data.map(|it| &it[..]));
             assert_eq!(b.is_host_tag(&a.host_tag()), agrees);
             assert_eq!(a.is_target_tag(&b.target_tag("laptop"), "laptop"), agrees);
             assert!(!a.is_target_tag(&b.target_tag("laptop"), "desktop"));
@@ -177,37 +178,37 @@ mod test {
     }
 
     #[test]
-    fn what_is_sealed_comes_once_and_in_order() {
+    fn authenticated_messages_are_accepted_once_in_order() {
         let (a, b) = both((1, BINDING), (1, BINDING), [b"", b""]);
         let (mut from, mut to) = (b.into_parts().0, a.into_parts().0);
         let (one, two) = (from.tag(5, b"one"), from.tag(6, b"two"));
         assert!(to.is_tag(&one, 5, b"one"));
         assert!(!to.is_tag(&one, 5, b"one"));
-        assert!(!to.is_tag(&two, 6, b"two"), "its turn is over");
+        assert!(!to.is_tag(&two, 6, b"two"), "out of order");
         assert!(from.tag(5, b"one") != one && from.tag(6, b"one") != from.tag(5, b"one"));
     }
 
-    /// X10: who has all that went over the wire and tries each code needs the point that only the ends can compute:
-    /// none of the points that he can compute confirms any code, not even the right one.
+    /// X10: an eavesdropper cannot confirm any candidate code, because that needs the
+    /// Diffie-Hellman point that only the two sides can compute.
     #[test]
-    fn x10_no_candidate_is_confirmed_by_what_a_listener_has() {
-        let (a, b) = (half(500, &BINDING, 1), half(500, &BINDING, 2));
+    fn x10_eavesdropper_cannot_confirm_any_code() {
+        let (a, b) = (ephemeral(500, &BINDING, 1), ephemeral(500, &BINDING, 2));
         let (share_a, share_b) = (a.share, b.share);
-        let said_a = Said { share: &share_a, beside: b"host" };
-        let said_b = Said { share: &share_b, beside: b"target" };
-        let tag = Agreement::of(a, &share_b, &BINDING, said_a, said_b).ok().unwrap().host_tag();
+        let said_a = Contribution { share: &share_a, associated_data: b"host" };
+        let said_b = Contribution { share: &share_b, associated_data: b"target" };
+        let tag = Agreement::derive(a, &share_b, &BINDING, said_a, said_b).ok().unwrap().host_tag();
         for candidate in 400..600 {
             for random in [[0; 32], [7; 32]] {
                 let small = || begin(&code(candidate), &BINDING, Zeroizing::new(one(random)));
-                for theirs in [small().share, share_a, share_b] {
-                    let guess = Agreement::of(small(), &theirs, &BINDING, said_a, said_b);
+                for peer_share in [small().share, share_a, share_b] {
+                    let guess = Agreement::derive(small(), &peer_share, &BINDING, said_a, said_b);
                     assert!(guess.is_ok_and(|guess| !guess.is_host_tag(&tag)), "{candidate}");
                 }
             }
         }
     }
 
-    /// A scalar that is not zero.
+    /// Returns a non-zero scalar.
     fn one(mut random: [u8; 32]) -> [u8; 32] {
         random[0] |= 1;
         random

@@ -1,5 +1,5 @@
-//! The machine that wants in: it has the code, shows that it knows it, and learns what it may have. Bytes in, bytes
-//! out; it knows no socket, no terminal and no clock.
+//! The client side of pairing: proves that it has the code, and receives the shared secret and the
+//! list of disks.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -8,56 +8,58 @@ use export::{Access, Secret};
 use zeroize::Zeroizing;
 
 use crate::Code;
-use crate::agreement::{self, Agreement, Binding, Seal};
-use crate::cpace::{Half, Said};
+use crate::agreement::{self, Agreement, Authenticator, Binding};
+use crate::cpace::{Contribution, Ephemeral};
 use crate::frame::{Frame, Reader, VERSION, Violation};
-use crate::message::{self, Disk, FromTarget, Hello, MOST_DISKS, Why, is_nqn, machine};
+use crate::message::{
+    self, Disk, FromTarget, Hello, MAX_DISKS, RefusalReason, is_nqn, machine_name,
+};
 
-/// What came of it.
+/// The result of a successful pairing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Paired {
-    /// What the target calls itself.
+    /// The target's name.
     pub target: String,
-    /// What may be done, at most.
+    /// The granted access.
     pub access: Access,
-    /// The disks that the host may have just now.
+    /// The disks that the host may access now.
     pub disks: Vec<Disk>,
-    /// What both know now and nobody else; [`crate::keys::Derived`] makes keys of it.
+    /// The shared secret, from which [`crate::keys::DerivedKeys`] derives keys.
     pub secret: Secret,
 }
 
-/// What to do next.
+/// What the driver of a [`Client`] has to do, or an event.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     /// Send these bytes.
     Send(Vec<u8>),
-    /// Target and host have proven to each other that they know the code; the target's owner may be asked now, which
-    /// takes two minutes at most.
-    Welcomed {
-        /// What the target calls itself.
+    /// Both sides have confirmed that they have the same code. The target now waits up to two
+    /// minutes for the decision of its administrator.
+    Authenticated {
+        /// The target's name.
         target: String,
     },
-    /// It is done: close the connection.
+    /// Paired: close the connection.
     Paired(Box<Paired>),
-    /// It came to nothing: close the connection.
+    /// Failed: close the connection.
     Failed(Failure),
 }
 
-/// Why it came to nothing.
+/// Why pairing failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failure {
-    /// The host's NQN is none.
+    /// The host NQN is invalid.
     BadHost,
-    /// The target said no, with the seconds after which to ask again if that is of use.
-    Refused(Why, u16),
-    /// The other end could not prove that it knows the code: it is not the target whose screen that is, or somebody is
-    /// in between.
-    Impostor,
-    /// The other end broke a rule of the protocol.
+    /// The target refused, with the number of seconds after which to retry; zero if a retry is of
+    /// no use.
+    Refused(RefusalReason, u16),
+    /// The peer did not prove that it has the code: it is another machine, or a man in the middle.
+    WrongPeer,
+    /// The peer violated the protocol.
     Violation(&'static str),
-    /// The other end speaks another version of the protocol.
+    /// The peer uses another version of the protocol.
     Version,
-    /// The connection ended early.
+    /// The connection was lost.
     Disconnected,
 }
 
@@ -65,40 +67,40 @@ impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BadHost => f.write_str(
-                "this machine's host NQN is none: it must be one word of at most 223 bytes; see /etc/nvme/hostnqn",
+                "invalid host NQN: it must be 1 to 223 bytes without spaces; check /etc/nvme/hostnqn",
             ),
             Self::Refused(why, seconds) => refusal(f, *why, *seconds),
-            Self::Impostor => f.write_str(
-                "the other end does not know the code on the target's screen: check the address, and that nobody is in between",
+            Self::WrongPeer => f.write_str(
+                "the other end does not have the code on the target's screen: check the address; otherwise somebody may be intercepting the connection",
             ),
             Self::Violation(rule) => {
-                write!(f, "the other end does not keep to the protocol of pairing ({rule})")
+                write!(f, "the other end violated the pairing protocol ({rule})")
             }
             Self::Version => f.write_str(
-                "the other end speaks another version of pairing: use the same storagetm on both machines",
+                "the other end uses another version of the pairing protocol: use the same storagetm version on both machines",
             ),
-            Self::Disconnected => f.write_str("the connection ended before the pairing was done: try again"),
+            Self::Disconnected => f.write_str("connection lost during pairing: try again"),
         }
     }
 }
 
-fn refusal(f: &mut fmt::Formatter<'_>, why: Why, seconds: u16) -> fmt::Result {
+fn refusal(f: &mut fmt::Formatter<'_>, why: RefusalReason, seconds: u16) -> fmt::Result {
     f.write_str(match why {
-        Why::WrongCode => "that is not the code: the target shows a new one now, type that",
-        Why::Later => "somebody typed a wrong code just now",
-        Why::Busy => "the target is pairing with another machine just now",
-        Why::Stopped => {
-            "too many wrong codes were typed: press c at the target, or send SIGUSR1 to its storagetm serve, and type the new \
+        RefusalReason::WrongCode => "wrong code: type the new one that the target shows now",
+        RefusalReason::RateLimited => "a wrong code was tried recently",
+        RefusalReason::Busy => "the target is pairing with another machine",
+        RefusalReason::Locked => {
+            "too many wrong codes: press c at the target, or send SIGUSR1 to its storagetm serve, and type the new \
              code; or wait"
         }
-        Why::Closed => "the target shows no code just now: have it show one, and type that",
-        Why::Denied => "the target's owner said no",
-        Why::Unanswered => "nobody at the target answered: try again with somebody there",
-        Why::Full => {
+        RefusalReason::PairingOff => "pairing is off at the target: make it show a code, and type that",
+        RefusalReason::Denied => "the administrator of the target denied access",
+        RefusalReason::NoAnswer => "the request was not confirmed at the target in time: try again",
+        RefusalReason::NoSpace => {
             "the target could not store the key: no space left on device; this machine was not let in. Make room where the \
              target keeps its keys, and pair again"
         }
-        Why::Unkept => {
+        RefusalReason::NotStored => {
             "the target could not store the key: its screen or journal says why; this machine was not let in"
         }
     })?;
@@ -111,76 +113,76 @@ fn refusal(f: &mut fmt::Formatter<'_>, why: Why, seconds: u16) -> fmt::Result {
 
 impl std::error::Error for Failure {}
 
-/// The client's end of a pairing.
+/// The client side of one pairing.
 #[derive(Debug)]
 pub struct Client {
     binding: Binding,
-    beside: Vec<u8>,
+    associated_data: Vec<u8>,
     phase: Phase,
     reader: Reader,
     out: VecDeque<Step>,
 }
 
 enum Phase {
-    /// The target's share is to come.
-    Asked(Half),
-    /// The target's proof is to come.
-    Shown(Box<Agreement>),
-    /// The owner's answer is to come.
-    Welcomed(Box<Seal>, Box<Paired>),
-    /// So many disks are to come.
-    Granted(Box<Seal>, Box<Paired>, usize),
-    /// Over.
+    /// Waits for the target's share.
+    AwaitShare(Ephemeral),
+    /// Waits for the target's confirmation tag.
+    AwaitTag(Box<Agreement>),
+    /// Waits for the verdict.
+    AwaitVerdict(Box<Authenticator>, Box<Paired>),
+    /// Waits for the given number of disks.
+    AwaitDisks(Box<Authenticator>, Box<Paired>, usize),
     Over,
 }
 
 impl fmt::Debug for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Asked(_) => "Asked",
-            Self::Shown(_) => "Shown",
-            Self::Welcomed(..) => "Welcomed",
-            Self::Granted(..) => "Granted",
+            Self::AwaitShare(_) => "AwaitShare",
+            Self::AwaitTag(_) => "AwaitTag",
+            Self::AwaitVerdict(..) => "AwaitVerdict",
+            Self::AwaitDisks(..) => "AwaitDisks",
             Self::Over => "Over",
         })
     }
 }
 
-/// What a client says of itself.
+/// What the client declares about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Asking<'a> {
-    /// Its host NQN: the name under which it will come with the keys.
+pub struct ClientInfo<'a> {
+    /// The host NQN that will use the keys.
     pub host: &'a str,
-    /// What its owner calls it; cut to 64 bytes.
+    /// The machine name, truncated to 64 bytes.
     pub name: &'a str,
-    /// Whether it wants to change disks, too.
+    /// Requests write access.
     pub writable: bool,
 }
 
 impl Client {
-    /// Begins, in the channel whose exporter value is `binding`, with 32 random bytes that are used for nothing else.
+    /// Creates a client for the TLS channel with exporter value `binding`. `random` must not be
+    /// used for anything else.
     pub fn new(
         code: &Code,
-        asking: &Asking<'_>,
+        info: &ClientInfo<'_>,
         binding: Binding,
         random: Zeroizing<[u8; 32]>,
     ) -> Self {
-        let half = agreement::begin(code, &binding, random);
+        let ephemeral = agreement::begin(code, &binding, random);
         let hello = Hello {
             kind: code.kind(),
-            writable: asking.writable,
-            share: half.share.to_vec(),
-            host: asking.host.to_owned(),
-            name: machine(asking.name),
+            writable: info.writable,
+            share: ephemeral.share.to_vec(),
+            host: info.host.to_owned(),
+            name: machine_name(info.name),
         };
         let mut client = Self {
             binding,
-            beside: hello.beside(),
-            phase: Phase::Asked(half),
+            associated_data: hello.associated_data(),
+            phase: Phase::AwaitShare(ephemeral),
             reader: Reader::default(),
             out: VecDeque::new(),
         };
-        if is_nqn(asking.host) {
+        if is_nqn(info.host) {
             client.out.push_back(Step::Send(hello.emit()));
         } else {
             client.fail(Failure::BadHost);
@@ -188,7 +190,7 @@ impl Client {
         client
     }
 
-    /// Bytes came, in any pieces.
+    /// Processes received bytes.
     pub fn receive(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && !self.is_over() {
             let done = self.reader.push(bytes).and_then(|n| {
@@ -203,14 +205,15 @@ impl Client {
         }
     }
 
-    /// The connection ended.
+    /// Reports that the connection was lost.
     pub fn disconnected(&mut self) {
         if !self.is_over() {
             self.fail(Failure::Disconnected);
         }
     }
 
-    /// What to do next, until there is nothing. After [`Step::Paired`] and [`Step::Failed`] there is nothing.
+    /// Returns the next step, or `None` when all are done. [`Step::Paired`] and [`Step::Failed`]
+    /// are the last step.
     pub fn poll(&mut self) -> Option<Step> {
         self.out.pop_front()
     }
@@ -225,66 +228,68 @@ impl Client {
     }
 
     fn frame(&mut self, frame: &Frame) -> Result<(), Violation> {
-        let said = FromTarget::parse(frame)?;
-        match (std::mem::replace(&mut self.phase, Phase::Over), said) {
-            (Phase::Asked(half), FromTarget::Answer(share)) => self.answered(half, &share),
-            (Phase::Asked(_) | Phase::Shown(_), FromTarget::Refused(why, seconds)) => {
+        let received = FromTarget::parse(frame)?;
+        match (std::mem::replace(&mut self.phase, Phase::Over), received) {
+            (Phase::AwaitShare(ephemeral), FromTarget::Answer(share)) => {
+                self.receive_share(ephemeral, &share)
+            }
+            (Phase::AwaitShare(_) | Phase::AwaitTag(_), FromTarget::Refused(why, seconds)) => {
                 self.fail(Failure::Refused(why, seconds));
             }
-            (Phase::Shown(agreement), FromTarget::Welcome(tag, name)) => {
+            (Phase::AwaitTag(agreement), FromTarget::Welcome(tag, name)) => {
                 if agreement.is_target_tag(&tag, &name) {
-                    self.welcomed(*agreement, name);
+                    self.await_verdict(*agreement, name);
                 } else {
-                    self.fail(Failure::Impostor);
+                    self.fail(Failure::WrongPeer);
                 }
             }
-            (Phase::Welcomed(seal, paired), said) => {
-                return self.verdict(seal, paired, frame, said);
+            (Phase::AwaitVerdict(authenticator, paired), received) => {
+                return self.verdict(authenticator, paired, frame, received);
             }
-            (Phase::Granted(seal, paired, left), said) => {
-                return self.disk(seal, paired, left, frame, said);
+            (Phase::AwaitDisks(authenticator, paired, left), received) => {
+                return self.disk(authenticator, paired, left, frame, received);
             }
             _ => return Err(Violation::OutOfTurn),
         }
         Ok(())
     }
 
-    fn answered(&mut self, half: Half, theirs: &[u8]) {
-        let ours = half.share;
-        let host = Said { share: &ours, beside: &self.beside };
-        let target = Said { share: theirs, beside: &[VERSION] };
-        match Agreement::of(half, theirs, &self.binding, host, target) {
+    fn receive_share(&mut self, ephemeral: Ephemeral, peer_share: &[u8]) {
+        let ours = ephemeral.share;
+        let host = Contribution { share: &ours, associated_data: &self.associated_data };
+        let target = Contribution { share: peer_share, associated_data: &[VERSION] };
+        match Agreement::derive(ephemeral, peer_share, &self.binding, host, target) {
             Ok(agreement) => {
                 self.out.push_back(Step::Send(message::confirm(&agreement.host_tag())));
-                self.phase = Phase::Shown(Box::new(agreement));
+                self.phase = Phase::AwaitTag(Box::new(agreement));
             }
-            Err(_) => self.fail(Failure::Impostor),
+            Err(_) => self.fail(Failure::WrongPeer),
         }
     }
 
-    fn welcomed(&mut self, agreement: Agreement, target: String) {
-        let (seal, secret) = agreement.into_parts();
-        self.out.push_back(Step::Welcomed { target: target.clone() });
+    fn await_verdict(&mut self, agreement: Agreement, target: String) {
+        let (authenticator, secret) = agreement.into_parts();
+        self.out.push_back(Step::Authenticated { target: target.clone() });
         let access = Access::ReadOnly;
         let paired = Paired { target, access, disks: Vec::new(), secret };
-        self.phase = Phase::Welcomed(Box::new(seal), Box::new(paired));
+        self.phase = Phase::AwaitVerdict(Box::new(authenticator), Box::new(paired));
     }
 
     fn verdict(
         &mut self,
-        mut seal: Box<Seal>,
+        mut authenticator: Box<Authenticator>,
         mut paired: Box<Paired>,
         frame: &Frame,
-        said: FromTarget,
+        received: FromTarget,
     ) -> Result<(), Violation> {
-        let genuine = message::is_genuine(frame, &mut seal)?;
-        match said {
+        let genuine = message::is_genuine(frame, &mut authenticator)?;
+        match received {
             FromTarget::Denied(why) if genuine => self.fail(Failure::Refused(why, 0)),
-            FromTarget::Granted(access, disks) if genuine && disks <= MOST_DISKS => {
+            FromTarget::Granted(access, disks) if genuine && disks <= MAX_DISKS => {
                 paired.access = access;
-                self.granted(seal, paired, disks);
+                self.await_disks(authenticator, paired, disks);
             }
-            FromTarget::Denied(_) | FromTarget::Granted(..) => self.fail(Failure::Impostor),
+            FromTarget::Denied(_) | FromTarget::Granted(..) => self.fail(Failure::WrongPeer),
             _ => return Err(Violation::OutOfTurn),
         }
         Ok(())
@@ -292,28 +297,28 @@ impl Client {
 
     fn disk(
         &mut self,
-        mut seal: Box<Seal>,
+        mut authenticator: Box<Authenticator>,
         mut paired: Box<Paired>,
         left: usize,
         frame: &Frame,
-        said: FromTarget,
+        received: FromTarget,
     ) -> Result<(), Violation> {
-        let FromTarget::Lent(disk) = said else { return Err(Violation::OutOfTurn) };
-        if message::is_genuine(frame, &mut seal)? {
+        let FromTarget::Disk(disk) = received else { return Err(Violation::OutOfTurn) };
+        if message::is_genuine(frame, &mut authenticator)? {
             paired.disks.push(disk);
-            self.granted(seal, paired, left.saturating_sub(1));
+            self.await_disks(authenticator, paired, left.saturating_sub(1));
         } else {
-            self.fail(Failure::Impostor);
+            self.fail(Failure::WrongPeer);
         }
         Ok(())
     }
 
-    /// So many disks are still to come.
-    fn granted(&mut self, seal: Box<Seal>, paired: Box<Paired>, left: usize) {
+    /// Continues with `left` disks outstanding.
+    fn await_disks(&mut self, authenticator: Box<Authenticator>, paired: Box<Paired>, left: usize) {
         if left == 0 {
             self.out.push_back(Step::Paired(paired));
         } else {
-            self.phase = Phase::Granted(seal, paired, left);
+            self.phase = Phase::AwaitDisks(authenticator, paired, left);
         }
     }
 }

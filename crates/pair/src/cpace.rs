@@ -1,5 +1,5 @@
-//! CPace (draft-irtf-cfrg-cpace) over ristretto255 with SHA-512, with an initiator and a responder: of a password that
-//! may be short, a key that cannot be searched for. It knows no message and no code.
+//! CPace (draft-irtf-cfrg-cpace) over ristretto255 with SHA-512, with initiator and responder
+//! roles: derives a strong key from a short password without exposing it to offline search.
 
 use curve25519_dalek::ristretto::{CompressedRistretto, RistrettoPoint};
 use curve25519_dalek::scalar::Scalar;
@@ -7,24 +7,24 @@ use curve25519_dalek::traits::IsIdentity;
 use sha2::{Digest, Sha512};
 use zeroize::{Zeroize, Zeroizing};
 
-/// Names the group, and with a suffix the key (the draft's G_Ristretto255.DSI).
+/// Domain separation identifiers of the group and of the key (G_Ristretto255.DSI in the draft).
 const DSI: &[u8] = b"CPaceRistretto255";
 const DSI_ISK: &[u8] = b"CPaceRistretto255_ISK";
 
-/// Bytes that SHA-512 takes at a time.
-const BLOCK: usize = 128;
+/// Block size of SHA-512 in bytes.
+const BLOCK_LEN: usize = 128;
 
-/// Bytes of a share.
-pub(crate) const SHARE: usize = 32;
+/// Length of a share in bytes.
+pub(crate) const SHARE_LEN: usize = 32;
 
-/// The key that comes out: the draft's ISK.
+/// The session key: ISK in the draft.
 pub(crate) type Isk = Zeroizing<[u8; 64]>;
 
-/// What a peer sent as its share is no element of the group, or the neutral one.
+/// The received share is not a group element, or is the identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct NoElement;
+pub(crate) struct InvalidElement;
 
-/// Appends `part` with its length before it (LEB128), as the draft's `prepend_len`.
+/// Appends `part` with its LEB128 length as prefix: `prepend_len` in the draft.
 pub(crate) fn push(out: &mut Vec<u8>, part: &[u8]) {
     let mut len = part.len();
     while len >= 0x80 {
@@ -35,68 +35,77 @@ pub(crate) fn push(out: &mut Vec<u8>, part: &[u8]) {
     out.extend_from_slice(part);
 }
 
-/// The parts, each with its length before it: the draft's `lv_cat`.
+/// Concatenates the parts, each with its length as prefix: `lv_cat` in the draft.
 pub(crate) fn lv_cat(parts: &[&[u8]]) -> Vec<u8> {
-    // With room for the lengths, so that nothing secret is left behind by a move to where there is more.
+    // Allocated once, so that reallocation leaves no copies of secrets.
     let mut out = Vec::with_capacity(parts.iter().map(|part| part.len() + 10).sum());
     parts.iter().for_each(|part| push(&mut out, part));
     out
 }
 
-/// What is hashed to the generator. The password fills the first block, whatever its length, with nothing else in it
-/// that changes: how long that takes tells nothing.
+/// Returns the string that is hashed to the generator. The password is padded to a hash block of
+/// its own, so that the hashing time does not depend on it.
 fn generator_string(prs: &[u8], ci: &[u8], sid: &[u8]) -> Zeroizing<Vec<u8>> {
     let used = 1 + Zeroizing::new(lv_cat(&[prs])).len() + lv_cat(&[DSI]).len();
-    let pad = vec![0; BLOCK.saturating_sub(used)];
+    let pad = vec![0; BLOCK_LEN.saturating_sub(used)];
     Zeroizing::new(lv_cat(&[DSI, prs, &pad, ci, sid]))
 }
 
-/// The generator that a password makes in one session: the draft's `calculate_generator`.
+/// Returns the generator for a password and session: `calculate_generator` in the draft.
 pub(crate) fn generator(prs: &[u8], ci: &[u8], sid: &[u8]) -> Zeroizing<RistrettoPoint> {
     let hash = Zeroizing::new(<[u8; 64]>::from(Sha512::digest(generator_string(prs, ci, sid))));
     Zeroizing::new(RistrettoPoint::from_uniform_bytes(&hash))
 }
 
-/// One end's part of the exchange. Used up by it.
-pub(crate) struct Half {
+/// The ephemeral secret of one side. Consumed by the exchange.
+pub(crate) struct Ephemeral {
     scalar: Zeroizing<Scalar>,
-    /// What the other end is told.
-    pub(crate) share: [u8; SHARE],
+    /// The public share.
+    pub(crate) share: [u8; SHARE_LEN],
 }
 
-impl Half {
-    /// With 32 random bytes that are used for nothing else, ever.
+impl Ephemeral {
+    /// Creates an ephemeral secret from 32 random bytes, which must not be used for anything else.
     pub(crate) fn new(generator: &RistrettoPoint, mut random: Zeroizing<[u8; 32]>) -> Self {
-        // The draft's `sample_scalar`: 252 bits, which is below the order of the group.
+        // `sample_scalar` in the draft: 252 bits, less than the group order.
         random[31] &= 0x0f;
         let scalar = Zeroizing::new(Scalar::from_bytes_mod_order(*random));
         let share = (generator * *scalar).compress().to_bytes();
         Self { scalar, share }
     }
 
-    /// The point that only these two ends can compute, from the other's share (the draft's `scalar_mult_vfy`).
-    pub(crate) fn meet(self, theirs: &[u8]) -> Result<Zeroizing<[u8; 32]>, NoElement> {
-        let encoded = CompressedRistretto::from_slice(theirs).map_err(|_| NoElement)?;
-        let mut point = encoded.decompress().ok_or(NoElement)? * *self.scalar;
-        let found = if point.is_identity() { Err(NoElement) } else { Ok(point.compress()) };
+    /// Computes the shared point from the peer's share: `scalar_mult_vfy` in the draft.
+    pub(crate) fn diffie_hellman(
+        self,
+        peer_share: &[u8],
+    ) -> Result<Zeroizing<[u8; 32]>, InvalidElement> {
+        let encoded = CompressedRistretto::from_slice(peer_share).map_err(|_| InvalidElement)?;
+        let mut point = encoded.decompress().ok_or(InvalidElement)? * *self.scalar;
+        let found = if point.is_identity() { Err(InvalidElement) } else { Ok(point.compress()) };
         point.zeroize();
         found.map(|point| Zeroizing::new(point.to_bytes()))
     }
 }
 
-/// What one end said: its share, and what it said beside it (the draft's Y and AD).
+/// The message of one side: share and associated data (Y and AD in the draft).
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Said<'a> {
+pub(crate) struct Contribution<'a> {
     pub(crate) share: &'a [u8],
-    pub(crate) beside: &'a [u8],
+    pub(crate) associated_data: &'a [u8],
 }
 
-/// What both said, the initiator first: the draft's `transcript_ir`.
-pub(crate) fn transcript(initiator: Said<'_>, responder: Said<'_>) -> Vec<u8> {
-    lv_cat(&[initiator.share, initiator.beside, responder.share, responder.beside])
+/// Returns the transcript, initiator first: `transcript_ir` in the draft.
+pub(crate) fn transcript(initiator: Contribution<'_>, responder: Contribution<'_>) -> Vec<u8> {
+    lv_cat(&[
+        initiator.share,
+        initiator.associated_data,
+        responder.share,
+        responder.associated_data,
+    ])
 }
 
-/// The key of the session: equal at both ends only if password, channel, session and transcript are.
+/// Derives the session key. It matches on both sides only if password, channel, session and
+/// transcript do.
 pub(crate) fn isk(sid: &[u8], point: &[u8; 32], transcript: &[u8]) -> Isk {
     let head = Zeroizing::new(lv_cat(&[DSI_ISK, sid, point]));
     let hash = Sha512::new().chain_update(&*head).chain_update(transcript).finalize();
@@ -130,12 +139,12 @@ mod test {
     const ISK: &str = "b69effbf61b51d56401c0f65601abe428de8206feaaf0e32198896dcae7b35cd\
                        2b38950a39dfd5d4a79164614c2984f7daa460b588c1e80c3fa2068af7900447";
 
-    fn half(scalar: &str) -> Half {
-        Half::new(&generator(PRS, CI, &hex(SID)), Zeroizing::new(array(scalar)))
+    fn ephemeral(scalar: &str) -> Ephemeral {
+        Ephemeral::new(&generator(PRS, CI, &hex(SID)), Zeroizing::new(array(scalar)))
     }
 
     #[test]
-    fn the_drafts_generator_string_and_generator() {
+    fn draft_vectors_of_generator_string_and_generator() {
         let string = generator_string(PRS, CI, &hex(SID));
         let mut wanted = hex("11435061636552697374726574746f3235350850617373776f726464");
         wanted.extend([0; 100]);
@@ -146,34 +155,36 @@ mod test {
     }
 
     #[test]
-    fn the_drafts_shares_point_and_key() {
-        assert_eq!(half(YA).share, array(SHARE_A));
-        assert_eq!(half(YB).share, array(SHARE_B));
-        let point = half(YA).meet(&hex(SHARE_B)).unwrap();
+    fn draft_vectors_of_shares_point_and_key() {
+        assert_eq!(ephemeral(YA).share, array(SHARE_A));
+        assert_eq!(ephemeral(YB).share, array(SHARE_B));
+        let point = ephemeral(YA).diffie_hellman(&hex(SHARE_B)).unwrap();
         assert_eq!(*point, array(K));
-        assert_eq!(half(YB).meet(&hex(SHARE_A)).unwrap(), point);
+        assert_eq!(ephemeral(YB).diffie_hellman(&hex(SHARE_A)).unwrap(), point);
         let (a, b) = (hex(SHARE_A), hex(SHARE_B));
-        let said =
-            transcript(Said { share: &a, beside: b"ADa" }, Said { share: &b, beside: b"ADb" });
-        assert_eq!(said.len(), 74);
-        assert_eq!(isk(&hex(SID), &point, &said).to_vec(), hex(ISK));
+        let joined = transcript(
+            Contribution { share: &a, associated_data: b"ADa" },
+            Contribution { share: &b, associated_data: b"ADb" },
+        );
+        assert_eq!(joined.len(), 74);
+        assert_eq!(isk(&hex(SID), &point, &joined).to_vec(), hex(ISK));
     }
 
     #[test]
-    fn the_drafts_valid_and_invalid_elements() {
+    fn draft_vectors_of_valid_and_invalid_elements() {
         let s = "7cd0e075fa7955ba52c02759a6c90dbbfc10e6d40aea8d283e407d88cf538a05";
         let x = "2c3c6b8c4f3800e7aef6864025b4ed79bd599117e427c41bd47d93d654b4a51c";
         let sx = "7c13645fe790a468f62c39beb7388e541d8405d1ade69d1778c5fe3e7f6b600e";
-        assert_eq!(*half(s).meet(&hex(x)).unwrap(), array(sx));
+        assert_eq!(*ephemeral(s).diffie_hellman(&hex(x)).unwrap(), array(sx));
         let invalid = "2b3c6b8c4f3800e7aef6864025b4ed79bd599117e427c41bd47d93d654b4a51c";
         for share in [hex(invalid), vec![0; 32]] {
-            assert_eq!(half(s).meet(&share), Err(NoElement));
+            assert_eq!(ephemeral(s).diffie_hellman(&share), Err(InvalidElement));
         }
     }
 
-    /// X09: no encoding that is not the one of an element other than the neutral one is taken.
+    /// X09: only canonical encodings of elements other than the identity are accepted.
     #[test]
-    fn x09_what_is_no_element_is_refused() {
+    fn x09_invalid_elements_are_refused() {
         let mut p = [0xff; 32];
         (p[0], p[31]) = (0xed, 0x7f); // the field's prime: a second zero
         let mut wrong = vec![vec![], vec![7; 31], vec![7; 33], vec![0xff; 32], p.to_vec()];
@@ -187,12 +198,12 @@ mod test {
         high[31] |= 0x80;
         wrong.push(high);
         for share in wrong {
-            assert_eq!(half(YA).meet(&share), Err(NoElement), "{share:02x?}");
+            assert_eq!(ephemeral(YA).diffie_hellman(&share), Err(InvalidElement), "{share:02x?}");
         }
     }
 
     #[test]
-    fn a_length_of_more_than_seven_bits_takes_two_bytes() {
+    fn length_above_seven_bits_takes_two_bytes() {
         assert_eq!(lv_cat(&[b"", b"a"]), b"\0\x01a");
         let long = lv_cat(&[&[7; 300]]);
         assert_eq!((long.len(), &long[..3]), (302, &[0xac, 0x02, 7][..]));

@@ -1,33 +1,33 @@
-//! The frames that both ends speak in: a version, a kind, a length, and so many bytes. It knows not what they mean.
+//! Framing: version, message type, length, body.
 
-use crate::agreement::TAG;
+use crate::agreement::TAG_LEN;
 
 /// The version of the protocol.
 pub(crate) const VERSION: u8 = 1;
 
-/// Bytes before the body: version, kind, length (little-endian).
-const HEADER: usize = 4;
+/// Length of the header in bytes: version, type, length (little-endian).
+const HEADER_LEN: usize = 4;
 
-/// Bytes of a whole frame at most.
-pub(crate) const LARGEST: usize = 1024;
+/// Maximum length of a frame in bytes.
+pub(crate) const MAX_FRAME_LEN: usize = 1024;
 
-/// A rule of the frames that a peer broke.
+/// A protocol violation of the peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Violation {
-    /// Another version of the protocol.
+    /// Unsupported version of the protocol.
     VersionUnknown,
-    /// A frame of more than [`LARGEST`] bytes.
+    /// A frame of more than [`MAX_FRAME_LEN`] bytes.
     FrameTooLong,
-    /// A kind of frame that there is not.
+    /// Unknown message type.
     KindUnknown,
-    /// A frame that may not come now.
+    /// The message is not allowed in this phase.
     OutOfTurn,
-    /// A body that is not what its kind has.
+    /// The body does not match its type.
     BodyMalformed,
 }
 
 impl Violation {
-    /// The rule's name, for the journal.
+    /// Returns the name of the rule, for the journal.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::VersionUnknown => "PairVersionUnknown",
@@ -39,54 +39,54 @@ impl Violation {
     }
 }
 
-/// A whole frame.
+/// A complete frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
     pub(crate) body: Vec<u8>,
 }
 
-/// The bytes of a frame. What does not fit is a mistake of the caller's, and cut off.
+/// Encodes a frame. The caller must not pass a body that does not fit.
 pub(crate) fn emit(kind: u8, body: &[u8]) -> Vec<u8> {
-    debug_assert!(HEADER + body.len() <= LARGEST, "a frame holds {LARGEST} bytes");
-    let body = body.get(..LARGEST - HEADER).unwrap_or(body);
+    debug_assert!(HEADER_LEN + body.len() <= MAX_FRAME_LEN, "a frame holds {MAX_FRAME_LEN} bytes");
+    let body = body.get(..MAX_FRAME_LEN - HEADER_LEN).unwrap_or(body);
     let len = u16::try_from(body.len()).unwrap_or_default().to_le_bytes();
     let mut out = vec![VERSION, kind, len[0], len[1]];
     out.extend_from_slice(body);
     out
 }
 
-/// Puts frames together of bytes that come in any pieces. Holds one frame at most.
+/// Reassembles frames from received bytes. Buffers at most one frame.
 #[derive(Debug, Default)]
 pub(crate) struct Reader(Vec<u8>);
 
 impl Reader {
-    /// Takes as many of `bytes` as the frame needs that is under way; tells how many.
+    /// Consumes bytes up to the end of the current frame. Returns how many.
     ///
     /// # Errors
-    /// The header breaks a rule.
+    /// Fails if the header is invalid.
     pub(crate) fn push(&mut self, bytes: &[u8]) -> Result<usize, Violation> {
-        let header = self.fill(HEADER, bytes);
+        let header = self.fill(HEADER_LEN, bytes);
         let wanted = self.wanted()?;
         let taken = header + self.fill(wanted, bytes.get(header..).unwrap_or_default());
         Ok(taken)
     }
 
-    /// The frame, if it is whole.
+    /// Takes the current frame, if it is complete.
     pub(crate) fn take(&mut self) -> Option<Frame> {
-        if self.0.len() < HEADER || self.0.len() < self.wanted().ok()? {
+        if self.0.len() < HEADER_LEN || self.0.len() < self.wanted().ok()? {
             return None;
         }
         let whole = std::mem::take(&mut self.0);
-        Some(Frame { kind: *whole.get(1)?, body: whole.get(HEADER..)?.to_vec() })
+        Some(Frame { kind: *whole.get(1)?, body: whole.get(HEADER_LEN..)?.to_vec() })
     }
 
-    /// Bytes of the whole frame, or of its header as long as that is not there.
+    /// Returns the length of the current frame, or of its header while that is incomplete.
     fn wanted(&self) -> Result<usize, Violation> {
-        let &[version, _, low, high, ..] = self.0.as_slice() else { return Ok(HEADER) };
-        let len = HEADER + usize::from(u16::from_le_bytes([low, high]));
+        let &[version, _, low, high, ..] = self.0.as_slice() else { return Ok(HEADER_LEN) };
+        let len = HEADER_LEN + usize::from(u16::from_le_bytes([low, high]));
         match version {
-            VERSION if len <= LARGEST => Ok(len),
+            VERSION if len <= MAX_FRAME_LEN => Ok(len),
             VERSION => Err(Violation::FrameTooLong),
             _ => Err(Violation::VersionUnknown),
         }
@@ -99,7 +99,7 @@ impl Reader {
     }
 }
 
-/// Reads a body from the front to the back.
+/// Parses a body from front to back.
 #[derive(Debug)]
 pub(crate) struct Fields<'a>(&'a [u8]);
 
@@ -108,19 +108,19 @@ impl<'a> Fields<'a> {
         Self(body)
     }
 
-    /// The next `N` bytes.
+    /// Parses `N` bytes.
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], Violation> {
         let (front, back) = self.0.split_first_chunk().ok_or(Violation::BodyMalformed)?;
         self.0 = back;
         Ok(*front)
     }
 
-    /// The next byte.
+    /// Parses one byte.
     pub(crate) fn byte(&mut self) -> Result<u8, Violation> {
         self.array().map(|[byte]| byte)
     }
 
-    /// A byte that says how many follow, and those.
+    /// Parses a length byte and as many bytes.
     pub(crate) fn bytes(&mut self) -> Result<&'a [u8], Violation> {
         let len = self.byte()?.into();
         let (front, back) = self.0.split_at_checked(len).ok_or(Violation::BodyMalformed)?;
@@ -128,7 +128,7 @@ impl<'a> Fields<'a> {
         Ok(front)
     }
 
-    /// The same as text of at most `most` bytes: UTF-8 that has nothing in it to steer a terminal with.
+    /// Parses a length byte and text of at most `most` bytes: UTF-8 without control characters.
     pub(crate) fn text(&mut self, most: usize) -> Result<String, Violation> {
         let text = std::str::from_utf8(self.bytes()?).map_err(|_| Violation::BodyMalformed)?;
         if text.len() > most || text.chars().any(char::is_control) {
@@ -137,21 +137,21 @@ impl<'a> Fields<'a> {
         Ok(text.to_owned())
     }
 
-    /// Nothing is left.
+    /// Fails if bytes are left.
     pub(crate) fn end(&self) -> Result<(), Violation> {
         if self.0.is_empty() { Ok(()) } else { Err(Violation::BodyMalformed) }
     }
 }
 
-/// Appends a byte that says how many follow, and those: at most 255.
+/// Appends a length byte and the bytes, at most 255.
 pub(crate) fn put(out: &mut Vec<u8>, bytes: &[u8]) {
     let len = u8::try_from(bytes.len()).unwrap_or(u8::MAX);
     out.push(len);
     out.extend(bytes.iter().take(len.into()));
 }
 
-/// The proof at the end of a sealed body, and what is before it.
-pub(crate) fn split_tag(body: &[u8]) -> Result<(&[u8], &[u8; TAG]), Violation> {
+/// Splits the tag off the end of an authenticated body.
+pub(crate) fn split_tag(body: &[u8]) -> Result<(&[u8], &[u8; TAG_LEN]), Violation> {
     body.split_last_chunk().ok_or(Violation::BodyMalformed)
 }
 
@@ -160,10 +160,10 @@ mod test {
     use super::*;
 
     #[test]
-    fn frames_come_whole_in_any_pieces() {
+    fn frames_are_reassembled_from_any_pieces() {
         let mut stream = emit(7, b"body");
         stream.extend(emit(8, b""));
-        stream.extend(emit(9, &[1; LARGEST - HEADER]));
+        stream.extend(emit(9, &[1; MAX_FRAME_LEN - HEADER_LEN]));
         for step in [1, 2, 3, 5, 1000, 4096] {
             let (mut reader, mut found) = (Reader::default(), Vec::new());
             for piece in stream.chunks(step) {
@@ -173,12 +173,12 @@ mod test {
                     found.extend(reader.take().map(|frame| (frame.kind, frame.body.len())));
                 }
             }
-            assert_eq!(found, [(7, 4), (8, 0), (9, LARGEST - HEADER)], "{step}");
+            assert_eq!(found, [(7, 4), (8, 0), (9, MAX_FRAME_LEN - HEADER_LEN)], "{step}");
         }
     }
 
     #[test]
-    fn a_header_that_breaks_a_rule_is_found_before_its_body_comes() {
+    fn invalid_header_is_refused_before_its_body() {
         assert_eq!(Reader::default().push(&[2, 1, 0, 0]), Err(Violation::VersionUnknown));
         assert_eq!(Reader::default().push(&[1, 1, 0xfd, 3]), Err(Violation::FrameTooLong));
         assert_eq!(Reader::default().push(&[1, 1, 0xff, 0xff]), Err(Violation::FrameTooLong));
@@ -186,7 +186,7 @@ mod test {
     }
 
     #[test]
-    fn texts_are_short_and_steer_no_terminal() {
+    fn texts_are_bounded_and_free_of_control_characters() {
         let read = |bytes: &[u8]| {
             let mut body = Vec::new();
             put(&mut body, bytes);

@@ -1,67 +1,68 @@
-//! The text of the QR code: where the target is, and the long code. It knows no picture.
+//! The text of the QR code: the addresses of the target, and the long code.
 
 use std::fmt;
 
-use crate::code::{BadCode, Code, Kind};
+use crate::code::{Code, CodeKind, InvalidCode};
 
-/// What the text begins with. All in capitals, digits and `/:.`: a QR code packs these at five and a half bits a
-/// letter, so that one address fits version 3, which with the code in large digits fits a console of 25 rows.
+/// Prefix. Upper case, digits and `/:.` only: QR codes encode these in alphanumeric mode at 5.5
+/// bits per character, so that one address fits version 3, which together with the code in large
+/// digits fits a console of 25 rows.
 const SCHEME: &str = "STORAGETM:PAIR/";
-/// Addresses at most.
-const MOST: usize = 8;
-/// Bytes of an address at most.
-const ADDRESS: usize = 100;
+/// Maximum number of addresses.
+const MAX_ADDRESSES: usize = 8;
+/// Maximum length of an address in bytes.
+const MAX_ADDRESS_LEN: usize = 100;
 
-/// An invitation to pair, as a QR code carries it: `STORAGETM:PAIR/CODE/HOST:PORT/…`.
+/// An invitation to pair, as encoded in the QR code: `STORAGETM:PAIR/CODE/HOST:PORT/…`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Invite {
-    /// Where the target is reached, `HOST:PORT` each, the best first.
+    /// Addresses of the target as `HOST:PORT`, preferred one first.
     pub at: Vec<String>,
     /// The long code.
     pub code: Code,
 }
 
 impl fmt::Display for Invite {
-    /// Shows the code: only for the screen.
+    /// Contains the code: must only be shown on the screen.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{SCHEME}{}", self.code.text())?;
         let told = self.at.iter().map(|at| without_interface(at)).filter(|at| is_address(at));
-        told.take(MOST).try_for_each(|at| write!(f, "/{}", at.to_ascii_uppercase()))
+        told.take(MAX_ADDRESSES).try_for_each(|at| write!(f, "/{}", at.to_ascii_uppercase()))
     }
 }
 
 impl Invite {
-    /// What a person has scanned, or typed off a scanner, in capitals or not. What it does not know in it is left out.
+    /// Parses a scanned or typed invitation, ignoring case. Unknown fields are ignored.
     ///
     /// # Errors
-    /// It is no invitation, or one with no code in it.
-    pub fn parse(text: &str) -> Result<Self, BadCode> {
+    /// Fails if the text is not an invitation, or contains no long code.
+    pub fn parse(text: &str) -> Result<Self, InvalidCode> {
         let text = text.trim();
         let is_ours =
             text.get(..SCHEME.len()).is_some_and(|head| head.eq_ignore_ascii_case(SCHEME));
-        let rest = text.get(SCHEME.len()..).filter(|_| is_ours).ok_or(BadCode)?;
+        let rest = text.get(SCHEME.len()..).filter(|_| is_ours).ok_or(InvalidCode)?;
         let mut fields = rest.split('/');
-        let code = Code::parse(fields.next().ok_or(BadCode)?)?;
-        if code.kind() != Kind::Long {
-            return Err(BadCode);
+        let code = Code::parse(fields.next().ok_or(InvalidCode)?)?;
+        if code.kind() != CodeKind::Long {
+            return Err(InvalidCode);
         }
-        let at = fields.filter(|at| is_address(at)).take(MOST);
+        let at = fields.filter(|at| is_address(at)).take(MAX_ADDRESSES);
         Ok(Self { at: at.map(str::to_ascii_lowercase).collect(), code })
     }
 }
 
-/// An address without the name of this machine's interface, which says nothing on another.
+/// Removes the zone from an address: it is only valid on this machine.
 fn without_interface(address: &str) -> String {
     match (address.split_once('%'), address.rsplit_once(']')) {
-        (Some((before, _)), Some((_, after))) => format!("{before}]{after}"),
+        (Some((before, _)), Some((_, messages))) => format!("{before}]{messages}"),
         _ => address.to_owned(),
     }
 }
 
-/// Whether it looks like an address with a port, and has nothing in it that means something else.
+/// Returns whether `text` may be an address with port, without any other special characters.
 fn is_address(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._:[]-".contains(c);
-    text.contains(':') && text.len() <= ADDRESS && text.chars().all(plain)
+    text.contains(':') && text.len() <= MAX_ADDRESS_LEN && text.chars().all(plain)
 }
 
 #[cfg(test)]
@@ -74,7 +75,7 @@ mod test {
     }
 
     #[test]
-    fn what_is_shown_is_what_is_read() {
+    fn invitation_round_trips() {
         let shown = invite(&["169.254.7.9:4420", "[fe80::1%eth0]:4420"]);
         let text = shown.to_string();
         assert_eq!(
@@ -88,12 +89,12 @@ mod test {
     }
 
     #[test]
-    fn a_hostile_picture_gives_no_address_that_is_more_than_one() {
+    fn hostile_invitation_is_sanitized() {
         let text = invite(&["a b:1", "$(reboot):1", "host", "h:1/x:1\n", "good:1"]).to_string();
         assert_eq!(Invite::parse(&text).unwrap().at, ["good:1"]);
         let many: Vec<String> = (0..20).map(|n| format!("h{n}:1")).collect();
         let many: Vec<&str> = many.iter().map(String::as_str).collect();
-        assert_eq!(Invite::parse(&invite(&many).to_string()).unwrap().at.len(), MOST);
+        assert_eq!(Invite::parse(&invite(&many).to_string()).unwrap().at.len(), MAX_ADDRESSES);
         for wrong in [
             "",
             "STORAGETM:PAIR/",
@@ -102,7 +103,7 @@ mod test {
             "http://x/GAYTEMZUGU3DOOBZMFRGGZDFMY",
             "störagetm:pair/GAYTEMZUGU3DOOBZMFRGGZDFMY",
         ] {
-            assert_eq!(Invite::parse(wrong), Err(BadCode), "{wrong}");
+            assert_eq!(Invite::parse(wrong), Err(InvalidCode), "{wrong}");
         }
     }
 }

@@ -1,56 +1,55 @@
-//! The keys of each protocol, out of the one secret that pairing gave. It knows no protocol, only that each has keys of
-//! its own.
+//! Derives a key for each protocol and use from the shared secret.
 
 use export::Secret;
 use hkdf::Hkdf;
 use sha2::Sha256;
 
-/// Bytes of each key.
+/// Length of each key in bytes.
 pub const LEN: usize = 32;
 
-/// Makes the keys (HKDF-SHA-256, RFC 5869, a label each): who learns one learns nothing of the others.
-pub struct Derived(Hkdf<Sha256>);
+/// Derives keys by HKDF-SHA-256 (RFC 5869) with one label per use, so that no key reveals another.
+pub struct DerivedKeys(Hkdf<Sha256>);
 
-impl std::fmt::Debug for Derived {
+impl std::fmt::Debug for DerivedKeys {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Derived")
+        f.write_str("DerivedKeys")
     }
 }
 
-impl Derived {
-    /// The keys of `secret`, which pairing gave to both ends.
-    pub fn of(secret: &Secret) -> Self {
+impl DerivedKeys {
+    /// Derives keys from the shared `secret` of a pairing.
+    pub fn new(secret: &Secret) -> Self {
         Self(Hkdf::new(Some(crate::PROTOCOL), secret.bytes()))
     }
 
-    /// NVMe/TCP: the configured PSK for TLS, 32 bytes, to be used with SHA-256 (NVMe/TCP 1.0 §3.6.1).
+    /// Returns the configured TLS PSK of NVMe/TCP, to be used with SHA-256 (NVMe/TCP 1.0 §3.6.1).
     pub fn nvme_tls(&self) -> Secret {
         self.key("nvme tls psk")
     }
 
-    /// NVMe: the secret with which the host proves itself by DH-HMAC-CHAP, 32 bytes (NVMe Base 2.0 §8.13).
+    /// Returns the DH-HMAC-CHAP secret of the host (NVMe Base 2.0 §8.13).
     pub fn nvme_chap_host(&self) -> Secret {
         self.key("nvme dh-hmac-chap host")
     }
 
-    /// NVMe: the secret with which the controller proves itself by DH-HMAC-CHAP, 32 bytes.
+    /// Returns the DH-HMAC-CHAP secret of the controller.
     pub fn nvme_chap_controller(&self) -> Secret {
         self.key("nvme dh-hmac-chap controller")
     }
 
-    /// NBD: the PSK for TLS, 32 bytes.
+    /// Returns the TLS PSK of NBD.
     pub fn nbd(&self) -> Secret {
         self.key("nbd tls psk")
     }
 
-    /// iSCSI: what the CHAP secret is made of, 32 bytes.
+    /// Returns the input of the iSCSI CHAP secret.
     pub fn iscsi_chap(&self) -> Secret {
         self.key("iscsi chap")
     }
 
     fn key(&self, label: &str) -> Secret {
         let mut key = vec![0; LEN];
-        // Fails only for more than 255 hashes' worth.
+        // Fails only for an output of more than 255 hash lengths.
         let full = self.0.expand(label.as_bytes(), &mut key);
         debug_assert!(full.is_ok());
         Secret::new(key)
@@ -67,7 +66,7 @@ mod test {
     use crate::Code;
 
     fn all(secret: &[u8]) -> Vec<Vec<u8>> {
-        let keys = Derived::of(&Secret::new(secret.to_vec()));
+        let keys = DerivedKeys::new(&Secret::new(secret.to_vec()));
         let keys = [
             keys.nvme_tls(),
             keys.nvme_chap_host(),
@@ -78,9 +77,9 @@ mod test {
         keys.iter().map(|key| key.bytes().to_vec()).collect()
     }
 
-    /// X11: 256 bits each, one a use, and none is a function of the code.
+    /// X11: 256 bits each, distinct for each use, and not derived from the code.
     #[test]
-    fn x11_keys_differ_by_use_and_by_secret_and_are_none_of_the_codes() {
+    fn x11_keys_differ_by_use_and_secret_and_from_the_code() {
         let code = Code::parse("12345678").unwrap();
         let mut found = all(&[7; 32]);
         found.extend(all(&[8; 32]));
@@ -96,10 +95,10 @@ mod test {
         let count = found.len();
         found.sort();
         found.dedup();
-        assert_eq!(found.len(), count, "no two are the same");
+        assert_eq!(found.len(), count, "all distinct");
     }
 
-    /// Computed apart from this program, with Python's hmac module.
+    /// Computed independently with Python's hmac module.
     #[test]
     fn golden_keys() {
         let mut text = String::new();

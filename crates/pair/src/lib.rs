@@ -1,17 +1,18 @@
-//! Pairing: two machines without a common key get one, because a person reads a code off one screen and types it on the
-//! other. Both ends, as pure state machines. It knows no socket, no TLS, no clock and no disk.
+//! Pairing: two machines establish a shared secret by a code that the user reads on one screen and
+//! types on the other. Both sides are sans-I/O state machines.
 //!
 //! | word | is |
 //! |---|---|
-//! | [`Code`] | what the person carries from screen to keyboard: eight digits, or the long form of a QR code |
-//! | [`Invite`] | the text of the QR code: where the target is, and the long code |
-//! | [`PairingServer`] | the target's: shows codes, counts tries, holds who waits for the owner's [`Verdict`] |
+//! | [`Code`] | the pairing code: eight digits, or the long form of a QR code |
+//! | [`Invite`] | the text of the QR code: addresses of the target and the long code |
+//! | [`PairingServer`] | on the target: shows codes, limits attempts, holds requests until the [`Verdict`] |
 //! | [`PairingSession`] | one connection to the server: an [`export::Session`] |
-//! | [`Client`] | the other end of it |
-//! | [`keys::Derived`] | the keys that both ends make of the secret that they then have |
+//! | [`Client`] | the other side of that connection |
+//! | [`keys::DerivedKeys`] | the keys derived from the shared secret |
 //!
-//! It runs in a TLS channel made with [`PSK`], which everybody knows: the channel keeps listeners out, not impostors.
-//! These are found out because the exchange is bound to the channel's exporter value.
+//! Pairing runs inside a TLS channel with the well-known [`PSK`]. That channel only protects
+//! against eavesdroppers; a man in the middle is detected because the exchange is bound to the
+//! exporter value of the channel.
 
 #![forbid(unsafe_code)]
 
@@ -27,18 +28,18 @@ mod server;
 mod session;
 
 pub use client::Client;
-pub use code::{BadCode, Code, Kind};
+pub use code::{Code, CodeKind, InvalidCode};
 pub use invite::Invite;
-pub use message::{Disk, MOST_DISKS, Why};
-pub use server::{PairingServer, Random, Shown, Tries, Verdict, View};
+pub use message::{Disk, MAX_DISKS, RefusalReason};
+pub use server::{Codes, FailedAttempts, PairingServer, Random, ServerStatus, Verdict};
 pub use session::PairingSession;
 
-/// The PSK identity under which a client asks for a channel to pair in.
+/// The TLS PSK identity of pairing.
 pub const IDENTITY: &str = "storagetm-pair-1";
 
-/// The key of that channel. It is no secret: it makes a channel with whoever is there, and protects from nobody but
-/// those who only listen.
+/// The well-known TLS PSK of pairing. Not secret: it authenticates nobody, and protects only
+/// against passive eavesdroppers.
 pub const PSK: [u8; 32] = *b"storagetm: everybody knows this.";
 
-/// What this version of the protocol calls itself, in what both ends hash.
+/// The name of the protocol version, included in all hashes.
 const PROTOCOL: &[u8] = b"storagetm-pair-1";

@@ -1,39 +1,39 @@
-//! What the two ends say to each other, as figures. It knows no order and no key.
+//! Encoding of the messages.
 //!
 //! | kind | from | body |
 //! |---|---|---|
 //! | 1 Hello | host | form of the code, flags, share, host NQN, name |
 //! | 2 Answer | target | share |
-//! | 3 Confirm | host | proof |
-//! | 4 Welcome | target | proof, name |
-//! | 5 Granted | target | access, how many disks follow; proof |
-//! | 6 Lent | target | access, size, NQN, name, model; proof |
-//! | 7 Denied | target | why; proof |
-//! | 8 Refused | target | why, seconds |
+//! | 3 Confirm | host | tag |
+//! | 4 Welcome | target | tag, name |
+//! | 5 Granted | target | access, number of disks that follow; tag |
+//! | 6 Disk | target | access, size, NQN, name, model; tag |
+//! | 7 Denied | target | reason; tag |
+//! | 8 Refused | target | reason, seconds |
 //!
-//! Shares and texts have a byte before them that says their length. Before the host's proof the target says nothing of
-//! itself: no name, no disk.
+//! Shares and texts are preceded by a length byte. Before key confirmation the target reveals
+//! neither its name nor its disks.
 
 use std::fmt;
 
 use export::Access;
 
-use crate::agreement::{Seal, TAG, Tag};
-use crate::code::Kind;
-use crate::cpace::SHARE;
+use crate::agreement::{Authenticator, TAG_LEN, Tag};
+use crate::code::CodeKind;
+use crate::cpace::SHARE_LEN;
 use crate::frame::{self, Fields, Frame, Violation, put};
 
-/// Bytes of an NQN at most (NVMe Base 2.0 §4.5).
-const NQN: usize = 223;
-/// Bytes of the name of a machine or disk at most.
-const NAME: usize = 64;
-/// Bytes of a disk's model at most.
-const MODEL: usize = 64;
-/// Bytes of a disk's name at most.
-const DISK_NAME: usize = 200;
+/// Maximum length of an NQN in bytes (NVMe Base 2.0 §4.5).
+const MAX_NQN: usize = 223;
+/// Maximum length of a machine name in bytes.
+const MAX_NAME: usize = 64;
+/// Maximum length of a disk model in bytes.
+const MAX_MODEL: usize = 64;
+/// Maximum length of a disk name in bytes.
+const MAX_DISK_NAME: usize = 200;
 
-/// Disks that one answer names at most.
-pub const MOST_DISKS: usize = 1024;
+/// Maximum number of disks sent to a client.
+pub const MAX_DISKS: usize = 1024;
 
 mod kind {
     pub(super) const HELLO: u8 = 1;
@@ -41,60 +41,60 @@ mod kind {
     pub(super) const CONFIRM: u8 = 3;
     pub(super) const WELCOME: u8 = 4;
     pub(super) const GRANTED: u8 = 5;
-    pub(super) const LENT: u8 = 6;
+    pub(super) const DISK: u8 = 6;
     pub(super) const DENIED: u8 = 7;
     pub(super) const REFUSED: u8 = 8;
 }
 
-/// A disk that the host may have.
+/// A disk that the host may access.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// The NQN of its subsystem.
+    /// The subsystem NQN.
     pub nqn: String,
-    /// What the target calls it.
+    /// The name on the target.
     pub name: String,
-    /// Its model.
+    /// The model.
     pub model: String,
-    /// Its size in bytes.
+    /// The size in bytes.
     pub bytes: u64,
-    /// What may be done with it.
+    /// The access.
     pub access: Access,
 }
 
-/// Why the target does not let a host in.
+/// Why the target refuses a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Why {
-    /// It does not know the code, or not any more.
+pub enum RefusalReason {
+    /// Wrong or expired code.
     WrongCode,
-    /// Others failed just now: come again later.
-    Later,
-    /// Somebody else is trying just now.
+    /// An attempt failed recently: retry later.
+    RateLimited,
+    /// Another attempt is in progress.
     Busy,
-    /// Too many have failed: pairing goes on after a long time, or when somebody at the target says so.
-    Stopped,
-    /// The target shows no code just now.
-    Closed,
-    /// The target's owner said no.
+    /// Too many attempts failed: locked for a long time, or until unlocked at the target.
+    Locked,
+    /// Pairing is off.
+    PairingOff,
+    /// Denied by the administrator.
     Denied,
-    /// Nobody at the target answered in time.
-    Unanswered,
-    /// The target cannot store the host's key: there is no space left on its device.
-    Full,
-    /// The target cannot store the host's key, for another reason.
-    Unkept,
+    /// The administrator did not answer in time.
+    NoAnswer,
+    /// The key could not be stored: no space left on device.
+    NoSpace,
+    /// The key could not be stored for another reason.
+    NotStored,
 }
 
-impl Why {
+impl RefusalReason {
     const ALL: [(u8, Self); 9] = [
         (1, Self::WrongCode),
-        (2, Self::Later),
+        (2, Self::RateLimited),
         (3, Self::Busy),
-        (4, Self::Stopped),
-        (5, Self::Closed),
+        (4, Self::Locked),
+        (5, Self::PairingOff),
         (6, Self::Denied),
-        (7, Self::Unanswered),
-        (8, Self::Full),
-        (9, Self::Unkept),
+        (7, Self::NoAnswer),
+        (8, Self::NoSpace),
+        (9, Self::NotStored),
     ];
 
     fn number(self) -> u8 {
@@ -106,56 +106,56 @@ impl Why {
         found.map(|(_, why)| *why).ok_or(Violation::BodyMalformed)
     }
 
-    /// In few words, for the target's journal.
+    /// Returns a short text for the target's journal.
     pub fn text(self) -> &'static str {
         match self {
             Self::WrongCode => "wrong code",
-            Self::Later => "too soon after a wrong code",
+            Self::RateLimited => "too soon after a wrong code",
             Self::Busy => "another host is pairing",
-            Self::Stopped => "too many wrong codes",
-            Self::Closed => "pairing is off",
-            Self::Denied => "denied by the owner",
-            Self::Unanswered => "nobody at the screen answered",
-            Self::Full => "its key could not be stored: no space left on device",
-            Self::Unkept => "its key could not be stored",
+            Self::Locked => "too many wrong codes",
+            Self::PairingOff => "pairing is off",
+            Self::Denied => "denied by the administrator",
+            Self::NoAnswer => "not confirmed in time",
+            Self::NoSpace => "its key could not be stored: no space left on device",
+            Self::NotStored => "its key could not be stored",
         }
     }
 }
 
-impl fmt::Display for Why {
+impl fmt::Display for RefusalReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.text())
     }
 }
 
-/// What a host asks for.
+/// The first message of a host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Hello {
-    /// The form of the code that it has.
-    pub(crate) kind: Kind,
-    /// Whether it wants to change disks, too.
+    /// The form of the code.
+    pub(crate) kind: CodeKind,
+    /// Requests write access.
     pub(crate) writable: bool,
-    /// Its share as it came: it may have any length.
+    /// The share as received, of any length.
     pub(crate) share: Vec<u8>,
-    /// Its NQN.
+    /// The host NQN.
     pub(crate) host: String,
-    /// What its owner calls it.
+    /// The machine name.
     pub(crate) name: String,
 }
 
 impl Hello {
-    /// All but the share: what goes into the transcript beside it.
-    pub(crate) fn beside(&self) -> Vec<u8> {
-        let form = if self.kind == Kind::Digits { 1 } else { 2 };
+    /// Returns the associated data for the transcript: everything except the share.
+    pub(crate) fn associated_data(&self) -> Vec<u8> {
+        let form = if self.kind == CodeKind::Digits { 1 } else { 2 };
         let mut out = vec![frame::VERSION, form, self.writable.into()];
         put(&mut out, self.host.as_bytes());
         put(&mut out, self.name.as_bytes());
         out
     }
 
-    /// Its frame.
+    /// Encodes the frame.
     pub(crate) fn emit(&self) -> Vec<u8> {
-        let form = if self.kind == Kind::Digits { 1 } else { 2 };
+        let form = if self.kind == CodeKind::Digits { 1 } else { 2 };
         let mut body = vec![form, self.writable.into()];
         put(&mut body, &self.share);
         put(&mut body, self.host.as_bytes());
@@ -166,13 +166,13 @@ impl Hello {
     fn parse(body: &[u8]) -> Result<Self, Violation> {
         let mut fields = Fields::new(body);
         let kind = match fields.byte()? {
-            1 => Kind::Digits,
-            2 => Kind::Long,
+            1 => CodeKind::Digits,
+            2 => CodeKind::Long,
             _ => return Err(Violation::BodyMalformed),
         };
         let writable = flag(fields.byte()?)?;
         let share = fields.bytes()?.to_vec();
-        let (host, name) = (fields.text(NQN)?, fields.text(NAME)?);
+        let (host, name) = (fields.text(MAX_NQN)?, fields.text(MAX_NAME)?);
         fields.end()?;
         if is_nqn(&host) {
             Ok(Self { kind, writable, share, host, name })
@@ -182,13 +182,14 @@ impl Hello {
     }
 }
 
-/// Whether it may be an NQN: it says something, in one word.
+/// Returns whether `text` may be an NQN: not empty, not too long, no spaces.
 pub(crate) fn is_nqn(text: &str) -> bool {
-    (1..=NQN).contains(&text.len()) && text.chars().all(|c| !c.is_control() && !c.is_whitespace())
+    (1..=MAX_NQN).contains(&text.len())
+        && text.chars().all(|c| !c.is_control() && !c.is_whitespace())
 }
 
-/// The text, without what may not stand in a message, and cut to `most` bytes.
-fn fit(text: &str, most: usize) -> String {
+/// Removes control characters and truncates to `most` bytes.
+fn sanitize(text: &str, most: usize) -> String {
     let mut out = String::new();
     for c in text.chars().filter(|c| !c.is_control()) {
         if out.len() + c.len_utf8() > most {
@@ -199,9 +200,9 @@ fn fit(text: &str, most: usize) -> String {
     out
 }
 
-/// The name of a machine as it can be told.
-pub(crate) fn machine(name: &str) -> String {
-    fit(name, NAME)
+/// Sanitizes a machine name.
+pub(crate) fn machine_name(name: &str) -> String {
+    sanitize(name, MAX_NAME)
 }
 
 fn flag(byte: u8) -> Result<bool, Violation> {
@@ -212,7 +213,7 @@ fn flag(byte: u8) -> Result<bool, Violation> {
     }
 }
 
-/// What a host may say.
+/// A message of the host.
 #[derive(Debug)]
 pub(crate) enum FromHost {
     Hello(Hello),
@@ -232,33 +233,36 @@ impl FromHost {
     }
 }
 
-/// What a target may say. That it is sealed is the reader's to check, with the frame.
+/// A message of the target. The tag is checked separately by [`is_genuine`].
 #[derive(Debug)]
 pub(crate) enum FromTarget {
     Answer(Vec<u8>),
     Welcome(Box<Tag>, String),
     Granted(Access, usize),
-    Lent(Disk),
-    Denied(Why),
-    Refused(Why, u16),
+    Disk(Disk),
+    Denied(RefusalReason),
+    Refused(RefusalReason, u16),
 }
 
 impl FromTarget {
     pub(crate) fn parse(frame: &Frame) -> Result<Self, Violation> {
-        let body = if is_sealed(frame) { frame::split_tag(&frame.body)?.0 } else { &frame.body };
+        let body = if has_tag(frame) { frame::split_tag(&frame.body)?.0 } else { &frame.body };
         let mut fields = Fields::new(body);
         let found = match frame.kind {
             kind::ANSWER => Self::Answer(fields.bytes()?.to_vec()),
-            kind::WELCOME => Self::Welcome(Box::new(fields.array::<TAG>()?), fields.text(NAME)?),
+            kind::WELCOME => {
+                Self::Welcome(Box::new(fields.array::<TAG_LEN>()?), fields.text(MAX_NAME)?)
+            }
             kind::GRANTED => Self::Granted(
                 access(fields.byte()?)?,
                 usize::from(u16::from_le_bytes(fields.array()?)),
             ),
-            kind::LENT => Self::Lent(disk(&mut fields)?),
-            kind::DENIED => Self::Denied(Why::parse(fields.byte()?)?),
-            kind::REFUSED => {
-                Self::Refused(Why::parse(fields.byte()?)?, u16::from_le_bytes(fields.array()?))
-            }
+            kind::DISK => Self::Disk(disk(&mut fields)?),
+            kind::DENIED => Self::Denied(RefusalReason::parse(fields.byte()?)?),
+            kind::REFUSED => Self::Refused(
+                RefusalReason::parse(fields.byte()?)?,
+                u16::from_le_bytes(fields.array()?),
+            ),
             _ => return Err(Violation::KindUnknown),
         };
         fields.end()?;
@@ -266,24 +270,28 @@ impl FromTarget {
     }
 }
 
-/// Whether frames of that kind end in a proof.
-fn is_sealed(frame: &Frame) -> bool {
-    matches!(frame.kind, kind::GRANTED | kind::LENT | kind::DENIED)
+/// Returns whether messages of that type end in a tag.
+fn has_tag(frame: &Frame) -> bool {
+    matches!(frame.kind, kind::GRANTED | kind::DISK | kind::DENIED)
 }
 
-/// Whether the frame, if it must be sealed, was sealed by who holds `seal`.
-pub(crate) fn is_genuine(frame: &Frame, seal: &mut Seal) -> Result<bool, Violation> {
-    if !is_sealed(frame) {
+/// Returns whether the frame ends in a valid tag.
+pub(crate) fn is_genuine(
+    frame: &Frame,
+    authenticator: &mut Authenticator,
+) -> Result<bool, Violation> {
+    if !has_tag(frame) {
         return Ok(false);
     }
     let (body, tag) = frame::split_tag(&frame.body)?;
-    Ok(seal.is_tag(tag, frame.kind, body))
+    Ok(authenticator.is_tag(tag, frame.kind, body))
 }
 
 fn disk(fields: &mut Fields<'_>) -> Result<Disk, Violation> {
     let access = access(fields.byte()?)?;
     let bytes = u64::from_le_bytes(fields.array()?);
-    let (nqn, name, model) = (fields.text(NQN)?, fields.text(DISK_NAME)?, fields.text(MODEL)?);
+    let (nqn, name, model) =
+        (fields.text(MAX_NQN)?, fields.text(MAX_DISK_NAME)?, fields.text(MAX_MODEL)?);
     if !is_nqn(&nqn) {
         return Err(Violation::BodyMalformed);
     }
@@ -294,61 +302,65 @@ fn access(byte: u8) -> Result<Access, Violation> {
     Ok(if flag(byte)? { Access::Writable } else { Access::ReadOnly })
 }
 
-/// The host's proof.
+/// Encodes Confirm with the host's tag.
 pub(crate) fn confirm(tag: &Tag) -> Vec<u8> {
     frame::emit(kind::CONFIRM, tag)
 }
 
-/// The target's share.
-pub(crate) fn answer(share: &[u8; SHARE]) -> Vec<u8> {
+/// Encodes Answer with the target's share.
+pub(crate) fn answer(share: &[u8; SHARE_LEN]) -> Vec<u8> {
     let mut body = Vec::new();
     put(&mut body, share);
     frame::emit(kind::ANSWER, &body)
 }
 
-/// The target's proof, and its name.
+/// Encodes Welcome with the target's tag and name.
 pub(crate) fn welcome(tag: &Tag, name: &str) -> Vec<u8> {
     let mut body = tag.to_vec();
     put(&mut body, name.as_bytes());
     frame::emit(kind::WELCOME, &body)
 }
 
-/// The target does not let the host in; to be asked again in so many seconds, if that is of use.
-pub(crate) fn refused(why: Why, seconds: u16) -> Vec<u8> {
+/// Encodes Refused, with the number of seconds after which to retry; zero if a retry is of no use.
+pub(crate) fn refused(why: RefusalReason, seconds: u16) -> Vec<u8> {
     let [low, high] = seconds.to_le_bytes();
     frame::emit(kind::REFUSED, &[why.number(), low, high])
 }
 
-/// The same, once both have proven who they are.
-pub(crate) fn denied(why: Why, seal: &mut Seal) -> Vec<u8> {
-    sealed(kind::DENIED, vec![why.number()], seal)
+/// Encodes Denied, the authenticated refusal after key confirmation.
+pub(crate) fn denied(why: RefusalReason, authenticator: &mut Authenticator) -> Vec<u8> {
+    authenticated(kind::DENIED, vec![why.number()], authenticator)
 }
 
-/// What the host may do, and the disks that it may have: the first [`MOST_DISKS`] whose NQN is one.
-pub(crate) fn granted(access: Access, disks: &[Disk], seal: &mut Seal) -> Vec<u8> {
-    let told = || disks.iter().filter(|disk| is_nqn(&disk.nqn)).take(MOST_DISKS);
+/// Encodes Granted and the disks: the first [`MAX_DISKS`] with a valid NQN.
+pub(crate) fn granted(
+    access: Access,
+    disks: &[Disk],
+    authenticator: &mut Authenticator,
+) -> Vec<u8> {
+    let told = || disks.iter().filter(|disk| is_nqn(&disk.nqn)).take(MAX_DISKS);
     let mut body = vec![writable(access)];
     body.extend(u16::try_from(told().count()).unwrap_or_default().to_le_bytes());
-    let mut out = sealed(kind::GRANTED, body, seal);
-    told().for_each(|disk| out.extend(lent(disk, seal)));
+    let mut out = authenticated(kind::GRANTED, body, authenticator);
+    told().for_each(|disk| out.extend(disk_message(disk, authenticator)));
     out
 }
 
-fn lent(disk: &Disk, seal: &mut Seal) -> Vec<u8> {
+fn disk_message(disk: &Disk, authenticator: &mut Authenticator) -> Vec<u8> {
     let mut body = vec![writable(disk.access)];
     body.extend(disk.bytes.to_le_bytes());
     put(&mut body, disk.nqn.as_bytes());
-    put(&mut body, fit(&disk.name, DISK_NAME).as_bytes());
-    put(&mut body, fit(&disk.model, MODEL).as_bytes());
-    sealed(kind::LENT, body, seal)
+    put(&mut body, sanitize(&disk.name, MAX_DISK_NAME).as_bytes());
+    put(&mut body, sanitize(&disk.model, MAX_MODEL).as_bytes());
+    authenticated(kind::DISK, body, authenticator)
 }
 
 fn writable(access: Access) -> u8 {
     u8::from(access == Access::Writable)
 }
 
-fn sealed(kind: u8, mut body: Vec<u8>, seal: &mut Seal) -> Vec<u8> {
-    let tag = seal.tag(kind, &body);
+fn authenticated(kind: u8, mut body: Vec<u8>, authenticator: &mut Authenticator) -> Vec<u8> {
+    let tag = authenticator.tag(kind, &body);
     body.extend_from_slice(&tag);
     frame::emit(kind, &body)
 }

@@ -1,5 +1,5 @@
-//! The target's server: shows the codes, counts the tries, and holds who has shown a code and waits for the owner. It
-//! knows no message and no key; time is told to it.
+//! The pairing server of the target: issues codes, limits attempts, and holds requests until the
+//! administrator decides.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,104 +8,108 @@ use std::time::{Duration, Instant};
 use export::{Access, Peer};
 use zeroize::Zeroizing;
 
-use crate::message::{Disk, Why, machine};
-use crate::{Code, Kind, PairingSession};
+use crate::message::{Disk, RefusalReason, machine_name};
+use crate::{Code, CodeKind, PairingSession};
 
-/// How long a code is good for.
-const LIFE: Duration = Duration::from_mins(10);
-/// Wrong codes in a row, after which nobody may try for a long time, or until [`PairingServer::unlock`].
-const FAILURES: u32 = 10;
-/// How long nobody may try after the first [`FAILURES`] wrong codes. Each further stop is twice as long as the one before:
-/// whoever keeps guessing for a year has 140 guesses, for ten years 230.
-const STOP: Duration = Duration::from_hours(1);
-/// How often it is doubled at most: then it lasts for eleven months.
-const LONGEST_STOP: u32 = 13;
-/// The longest time after a wrong code in which nobody may try, in seconds.
-const LONGEST_DELAY: u64 = 64;
-/// Hosts at most that wait for the owner's answer.
-const WAITING: usize = 8;
-/// Of those that are told to come again, one in this time is reported.
-const QUIET: Duration = Duration::from_secs(1);
+/// Lifetime of a code.
+const CODE_LIFETIME: Duration = Duration::from_mins(10);
+/// Number of consecutive wrong codes that locks the server.
+const MAX_FAILURES: u32 = 10;
+/// Duration of the first lockout. Each further one is twice as long as the one before: this allows
+/// 140 attempts in a year, 230 in ten years.
+const FIRST_LOCKOUT: Duration = Duration::from_hours(1);
+/// Maximum number of doublings: the last lockout takes eleven months.
+const MAX_DOUBLINGS: u32 = 13;
+/// Maximum delay after a wrong code, in seconds.
+const MAX_DELAY_SECS: u64 = 64;
+/// Maximum number of hosts that wait for a verdict.
+const MAX_WAITING: usize = 8;
+/// Rejected attempts are reported at most once in this time.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Fills what it is given with random bytes that nobody can guess.
+/// Fills a slice with random bytes from a CSPRNG.
 pub type Random = Box<dyn FnMut(&mut [u8]) + Send>;
 
-/// What the owner says to a host that has shown the code.
+/// The decision about a host that had the code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is let in, from now on.
+    /// Access is granted.
     Granted {
-        /// What it may do, at most.
+        /// The maximum access.
         access: Access,
-        /// The disks that it may have just now; the first [`crate::MOST_DISKS`] are told.
+        /// The disks that the host may access now; the first [`crate::MAX_DISKS`] are sent.
         disks: Vec<Disk>,
     },
-    /// It is not.
+    /// Access is denied.
     Denied,
-    /// It would be, but its key cannot be stored: there is no space left where keys are kept.
-    Full,
-    /// The same, for another reason.
-    Unkept,
+    /// The key could not be stored: no space left on device.
+    NoSpace,
+    /// The key could not be stored for another reason.
+    NotStored,
 }
 
-/// The codes that are good just now.
+/// The valid codes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shown {
+pub struct Codes {
     /// To be typed.
     pub digits: Code,
-    /// To be scanned, in an [`crate::Invite`].
+    /// To be scanned as part of an [`crate::Invite`].
     pub long: Code,
-    /// Until when.
+    /// End of their validity.
     pub expires: Instant,
 }
 
-/// What the screen shows of the server.
+/// The state of the server, for display.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct View {
-    /// The codes; none while the server is stopped or closed.
-    pub shown: Option<Shown>,
-    /// Nobody may try before that, because of a wrong code.
+pub struct ServerStatus {
+    /// The codes; `None` while the server is locked or closed.
+    pub codes: Option<Codes>,
+    /// Attempts are rejected until then, because of a wrong code.
     pub wait_until: Option<Instant>,
-    /// Whether too many wrong codes have stopped the server: until `wait_until`, or [`PairingServer::unlock`].
-    pub stopped: bool,
-    /// Wrong codes since a right one, a stop, or [`PairingServer::unlock`].
+    /// Too many wrong codes: locked until `wait_until`, or [`PairingServer::unlock`].
+    pub locked: bool,
+    /// Wrong codes since the last right one, lockout, or [`PairingServer::unlock`].
     pub failures: u32,
-    /// Stops since a right code, or [`PairingServer::unlock`].
-    pub stops: u32,
-    /// Those who wait for [`PairingServer::answer`], by the number of their [`export::PairingRequest`].
+    /// Lockouts since the last right code, or [`PairingServer::unlock`].
+    pub lockouts: u32,
+    /// The numbers of the [`export::PairingRequest`]s that wait for [`PairingServer::answer`].
     pub waiting: Vec<u64>,
 }
 
-impl View {
-    /// The wrong codes so far.
-    pub fn tries(&self) -> Tries {
-        Tries { failures: self.failures, stops: self.stops, wait_until: self.wait_until }
+impl ServerStatus {
+    /// Returns the failed attempts.
+    pub fn failed_attempts(&self) -> FailedAttempts {
+        FailedAttempts {
+            failures: self.failures,
+            lockouts: self.lockouts,
+            wait_until: self.wait_until,
+        }
     }
 }
 
-/// The wrong codes since a right one, and what follows from them. A guesser gains nothing by the death of the process that
-/// counts them if another one [goes on](PairingServer::resume) from here.
+/// Failed attempts since the last right code. Survives a crash of the process if a new server
+/// [resumes](PairingServer::resume) from it, so that a crash gains an attacker no attempts.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Tries {
-    /// In a row, since the last stop.
+pub struct FailedAttempts {
+    /// Consecutive wrong codes since the last lockout.
     pub failures: u32,
-    /// How often there were too many of them.
-    pub stops: u32,
-    /// No attempt is accepted before that.
+    /// Number of lockouts.
+    pub lockouts: u32,
+    /// Attempts are rejected until then.
     pub wait_until: Option<Instant>,
 }
 
-impl Tries {
-    /// Counts a wrong code.
+impl FailedAttempts {
+    /// Records a wrong code.
     pub fn fail(&mut self, now: Instant) {
-        if self.is_stopped() {
+        if self.is_locked() {
             return;
         }
-        let delay = 1_u64.checked_shl(self.failures).unwrap_or(LONGEST_DELAY).min(LONGEST_DELAY);
+        let delay = 1_u64.checked_shl(self.failures).unwrap_or(MAX_DELAY_SECS).min(MAX_DELAY_SECS);
         self.failures = self.failures.saturating_add(1);
-        let delay = if self.is_stopped() {
-            let doubled = STOP * (1 << self.stops.min(LONGEST_STOP));
-            self.stops = self.stops.saturating_add(1);
+        let delay = if self.is_locked() {
+            let doubled = FIRST_LOCKOUT * (1 << self.lockouts.min(MAX_DOUBLINGS));
+            self.lockouts = self.lockouts.saturating_add(1);
             doubled
         } else {
             Duration::from_secs(delay)
@@ -113,14 +117,14 @@ impl Tries {
         self.wait_until = Some(now + delay);
     }
 
-    /// Whether there were too many.
-    pub fn is_stopped(&self) -> bool {
-        self.failures >= FAILURES
+    /// Returns whether the limit of wrong codes is reached.
+    pub fn is_locked(&self) -> bool {
+        self.failures >= MAX_FAILURES
     }
 
-    /// Begins a new series once a stop is over. Returns whether it does.
+    /// Ends an expired lockout. Returns whether it did.
     fn resume(&mut self, now: Instant) -> bool {
-        let is_over = self.is_stopped() && self.wait_until.is_none_or(|until| until <= now);
+        let is_over = self.is_locked() && self.wait_until.is_none_or(|until| until <= now);
         if is_over {
             (self.failures, self.wait_until) = (0, None);
         }
@@ -128,7 +132,7 @@ impl Tries {
     }
 }
 
-/// The server. Shared by all its visits and the program.
+/// The pairing server, shared by its sessions and the program.
 pub struct PairingServer {
     name: String,
     state: Mutex<State>,
@@ -136,16 +140,16 @@ pub struct PairingServer {
 
 struct State {
     random: Random,
-    /// Good until the time beside them, unless somebody is trying them then.
-    codes: Option<Shown>,
+    /// The codes. An attempt in progress may use them beyond their expiry.
+    codes: Option<Codes>,
     open: bool,
-    tries: Tries,
-    /// The try that is under way.
-    trying: Option<u64>,
+    failed_attempts: FailedAttempts,
+    /// The attempt in progress.
+    attempt_in_progress: Option<u64>,
     waiting: Vec<(u64, Option<Verdict>)>,
     next: u64,
     generation: u64,
-    quiet_until: Option<Instant>,
+    next_report: Option<Instant>,
 }
 
 impl fmt::Debug for PairingServer {
@@ -155,94 +159,103 @@ impl fmt::Debug for PairingServer {
 }
 
 impl PairingServer {
-    /// A server that shows a code from `now` on. `name` is what this machine calls itself: told to nobody who has not
-    /// shown a code.
+    /// Creates a server that issues codes from `now` on. `name` is this machine's name, which is
+    /// sent only to hosts that had the code.
     pub fn new(name: &str, now: Instant, random: Random) -> Arc<Self> {
-        Self::resume(name, now, random, Tries::default())
+        Self::resume(name, now, random, FailedAttempts::default())
     }
 
-    /// The same, after the wrong codes that another server has counted.
-    pub fn resume(name: &str, now: Instant, random: Random, tries: Tries) -> Arc<Self> {
+    /// Creates a server that continues with the failed attempts counted by another one.
+    pub fn resume(
+        name: &str,
+        now: Instant,
+        random: Random,
+        failed_attempts: FailedAttempts,
+    ) -> Arc<Self> {
         let mut state = State {
             random,
             codes: None,
             open: true,
-            tries,
-            trying: None,
+            failed_attempts,
+            attempt_in_progress: None,
             waiting: Vec::new(),
             next: 1,
             generation: 0,
-            quiet_until: None,
+            next_report: None,
         };
-        state.renew(now);
-        Arc::new(Self { name: machine(name), state: Mutex::new(state) })
+        state.issue_codes(now);
+        Arc::new(Self { name: machine_name(name), state: Mutex::new(state) })
     }
 
-    /// A connection that came in the channel of [`crate::IDENTITY`]; any other is closed at once.
+    /// Creates the session of a connection. It closes at once unless the channel's identity is
+    /// [`crate::IDENTITY`].
     pub fn open_session(self: &Arc<Self>, peer: Peer, now: Instant) -> PairingSession {
         PairingSession::new(self.clone(), peer, now)
     }
 
-    /// What the screen is to show; replaces codes that are too old.
-    pub fn view(&self, now: Instant) -> View {
+    /// Returns the state for display; replaces expired codes.
+    pub fn status(&self, now: Instant) -> ServerStatus {
         let mut state = self.state();
         state.refresh(now);
-        View {
-            shown: state.codes.clone(),
-            wait_until: state.tries.wait_until.filter(|until| *until > now),
-            stopped: state.tries.is_stopped(),
-            failures: state.tries.failures,
-            stops: state.tries.stops,
+        ServerStatus {
+            codes: state.codes.clone(),
+            wait_until: state.failed_attempts.wait_until.filter(|until| *until > now),
+            locked: state.failed_attempts.is_locked(),
+            failures: state.failed_attempts.failures,
+            lockouts: state.failed_attempts.lockouts,
             waiting: state.unanswered().collect(),
         }
     }
 
-    /// A number that grows with each change of what [`PairingServer::view`] tells, but for what changes by time alone.
+    /// Returns a counter of the changes of [`PairingServer::status`], except those due to time alone.
     pub fn generation(&self) -> u64 {
         self.state().generation
     }
 
-    /// When [`PairingServer::view`] tells something else by time alone.
+    /// Returns when [`PairingServer::status`] next changes due to time alone.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
         let state = self.state();
         let expires = state.codes.as_ref().map(|codes| codes.expires);
-        // While somebody tries an old code, its replacement is a change that is counted.
-        let expires = expires.filter(|at| state.trying.is_none() || *at > now);
-        let pause = state.tries.wait_until.filter(|until| *until > now);
+        // An expired code in use is replaced when the attempt ends, which counts as a change.
+        let expires = expires.filter(|at| state.attempt_in_progress.is_none() || *at > now);
+        let pause = state.failed_attempts.wait_until.filter(|until| *until > now);
         [expires, pause].into_iter().flatten().min()
     }
 
-    /// Somebody at this machine wants pairing to go on, or to begin: new codes, and all tries are left.
+    /// Enables pairing with new codes and resets the failed attempts.
     pub fn unlock(&self, now: Instant) {
         let mut state = self.state();
         state.open = true;
-        state.tries = Tries::default();
-        state.trying = None;
-        state.renew(now);
+        state.failed_attempts = FailedAttempts::default();
+        state.attempt_in_progress = None;
+        state.issue_codes(now);
     }
 
-    /// No more codes, until [`PairingServer::unlock`]. Those who wait still get their answer.
+    /// Disables pairing until [`PairingServer::unlock`]. Requests that wait for a verdict stay.
     pub fn close(&self) {
         let mut state = self.state();
         state.open = false;
-        state.trying = None;
+        state.attempt_in_progress = None;
         state.codes = None;
         state.changed();
     }
 
-    /// The owner's answer to the [`export::PairingRequest`] of that number; tell the sessions [`export::Notice::StateChanged`] then.
-    /// Tells whether anybody still waits for it: if not, no rights should be kept for it.
+    /// Sets the verdict on the [`export::PairingRequest`] with that number; notify the sessions
+    /// with [`export::Notice::StateChanged`] afterwards. Returns whether the request was still
+    /// waiting: if not, no access should be stored for it.
     pub fn answer(&self, number: u64, verdict: Verdict) -> bool {
         let mut state = self.state();
-        let found =
-            state.waiting.iter_mut().find(|(other, told)| *other == number && told.is_none());
-        let Some((_, told)) = found else { return false };
-        *told = Some(verdict);
+        let found = state
+            .waiting
+            .iter_mut()
+            .find(|(other, decision)| *other == number && decision.is_none());
+        let Some((_, decision)) = found else { return false };
+        *decision = Some(verdict);
         state.changed();
         true
     }
 
-    /// Whether the knock of that number still waits for an answer.
+    /// Returns whether the request with that number waits for a verdict.
     pub fn is_waiting(&self, number: u64) -> bool {
         self.state().unanswered().any(|other| other == number)
     }
@@ -251,34 +264,41 @@ impl PairingServer {
         &self.name
     }
 
-    /// Lets somebody try, if it may be now. From here on the try counts. Costs no arithmetic with keys.
-    pub(crate) fn begin(self: &Arc<Self>, kind: Kind, now: Instant) -> Result<Attempt, Hold> {
+    /// Starts an attempt, if one is allowed now. From here on it counts. Costs no public-key
+    /// operations.
+    pub(crate) fn begin(
+        self: &Arc<Self>,
+        kind: CodeKind,
+        now: Instant,
+    ) -> Result<Attempt, Rejection> {
         let mut state = self.state();
         state.refresh(now);
         let codes = match state.admit(now) {
             Ok(codes) => codes,
-            Err((why, seconds)) => return Err(state.hold(why, seconds, now)),
+            Err((reason, seconds)) => return Err(state.rejection(reason, seconds, now)),
         };
         let number = state.next;
         state.next = state.next.saturating_add(1);
-        state.trying = Some(number);
+        state.attempt_in_progress = Some(number);
         let mut random = Zeroizing::new([0; 32]);
         (state.random)(&mut *random);
-        let code = if kind == Kind::Digits { codes.digits } else { codes.long };
+        let code = if kind == CodeKind::Digits { codes.digits } else { codes.long };
         let server = self.clone();
-        Ok(Attempt { server, number, code, random, began: now, over: false })
+        Ok(Attempt { server, number, code, random, started: now, finished: false })
     }
 
-    /// The owner's answer, once, if there is one.
+    /// Takes the verdict, if there is one.
     pub(crate) fn verdict(&self, number: u64) -> Option<Verdict> {
         let mut state = self.state();
-        let at =
-            state.waiting.iter().position(|(other, told)| *other == number && told.is_some())?;
+        let at = state
+            .waiting
+            .iter()
+            .position(|(other, decision)| *other == number && decision.is_some())?;
         state.waiting.remove(at).1
     }
 
-    /// Whoever that was waits no longer.
-    pub(crate) fn forget(&self, number: u64) {
+    /// Removes the request with that number.
+    pub(crate) fn withdraw_request(&self, number: u64) {
         let mut state = self.state();
         let before = state.waiting.len();
         state.waiting.retain(|(other, _)| *other != number);
@@ -294,112 +314,114 @@ impl PairingServer {
 
 impl State {
     fn unanswered(&self) -> impl Iterator<Item = u64> {
-        self.waiting.iter().filter(|(_, told)| told.is_none()).map(|(number, _)| *number)
+        self.waiting.iter().filter(|(_, decision)| decision.is_none()).map(|(number, _)| *number)
     }
 
     fn changed(&mut self) {
         self.generation = self.generation.saturating_add(1);
     }
 
-    /// Ends a stop that has lasted long enough. Codes that are too old are replaced, but not under who is trying them.
+    /// Ends an expired lockout, and replaces expired codes unless an attempt uses them.
     fn refresh(&mut self, now: Instant) {
-        if self.tries.resume(now) {
-            self.renew(now);
+        if self.failed_attempts.resume(now) {
+            self.issue_codes(now);
         }
         let old = self.codes.as_ref().is_some_and(|codes| codes.expires <= now);
-        if old && self.trying.is_none() {
-            self.renew(now);
+        if old && self.attempt_in_progress.is_none() {
+            self.issue_codes(now);
         }
     }
 
-    fn renew(&mut self, now: Instant) {
-        let may = self.open && !self.tries.is_stopped();
+    fn issue_codes(&mut self, now: Instant) {
+        let may = self.open && !self.failed_attempts.is_locked();
         self.codes = may.then(|| {
             let (mut digits, mut long) = (Zeroizing::new([0; 8]), Zeroizing::new([0; 16]));
             (self.random)(&mut *digits);
             (self.random)(&mut *long);
             let (digits, long) = (Code::digits(*digits), Code::long(*long));
-            Shown { digits, long, expires: now + LIFE }
+            Codes { digits, long, expires: now + CODE_LIFETIME }
         });
         self.changed();
     }
 
-    fn admit(&self, now: Instant) -> Result<Shown, (Why, u64)> {
-        let left = self.tries.wait_until.map(|until| until.saturating_duration_since(now));
+    fn admit(&self, now: Instant) -> Result<Codes, (RefusalReason, u64)> {
+        let left =
+            self.failed_attempts.wait_until.map(|until| until.saturating_duration_since(now));
         let left = left.filter(|left| !left.is_zero()).map(|left| left.as_secs() + 1);
-        if self.open && self.tries.is_stopped() {
-            return Err((Why::Stopped, left.unwrap_or_default()));
+        if self.open && self.failed_attempts.is_locked() {
+            return Err((RefusalReason::Locked, left.unwrap_or_default()));
         }
-        let codes = self.codes.clone().ok_or((Why::Closed, 0))?;
+        let codes = self.codes.clone().ok_or((RefusalReason::PairingOff, 0))?;
         if let Some(left) = left {
-            return Err((Why::Later, left));
+            return Err((RefusalReason::RateLimited, left));
         }
-        if self.trying.is_some() || self.waiting.len() >= WAITING {
-            return Err((Why::Busy, 5));
+        if self.attempt_in_progress.is_some() || self.waiting.len() >= MAX_WAITING {
+            return Err((RefusalReason::Busy, 5));
         }
         Ok(codes)
     }
 
-    fn hold(&mut self, why: Why, seconds: u64, now: Instant) -> Hold {
-        let loud = self.quiet_until.is_none_or(|until| until <= now);
-        if loud {
-            self.quiet_until = Some(now + QUIET);
+    fn rejection(&mut self, reason: RefusalReason, seconds: u64, now: Instant) -> Rejection {
+        let report = self.next_report.is_none_or(|until| until <= now);
+        if report {
+            self.next_report = Some(now + REPORT_INTERVAL);
         }
-        Hold { why, seconds: u16::try_from(seconds).unwrap_or(u16::MAX), loud }
+        Rejection { reason, seconds: u16::try_from(seconds).unwrap_or(u16::MAX), report }
     }
 
     fn failed(&mut self, now: Instant) {
-        self.tries.fail(now);
-        self.renew(now);
+        self.failed_attempts.fail(now);
+        self.issue_codes(now);
     }
 }
 
-/// Why somebody may not try now.
+/// Why an attempt is not allowed now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Hold {
-    pub(crate) why: Why,
-    /// When it may be of use to come again.
+pub(crate) struct Rejection {
+    pub(crate) reason: RefusalReason,
+    /// Number of seconds after which to retry.
     pub(crate) seconds: u16,
-    /// Whether it is to be reported: of a flood only a little is.
-    pub(crate) loud: bool,
+    /// Whether to report it: reports are rate-limited.
+    pub(crate) report: bool,
 }
 
-/// A try under way. However it goes away, it counts as a wrong code unless it [succeeded](Attempt::succeed).
+/// An attempt in progress. Counts as failed when dropped, unless it [succeeded](Attempt::succeed).
 pub(crate) struct Attempt {
     server: Arc<PairingServer>,
     number: u64,
     pub(crate) code: Code,
-    /// For this try alone.
+    /// Randomness for this attempt only.
     pub(crate) random: Zeroizing<[u8; 32]>,
-    began: Instant,
-    over: bool,
+    started: Instant,
+    finished: bool,
 }
 
 impl Attempt {
-    /// The code was right: it is used up. The number of the knock, unless the code was withdrawn meanwhile.
+    /// Ends the attempt with the right code, which is thereby used up. Returns the number of the
+    /// pairing request, or `None` if the code was withdrawn meanwhile.
     pub(crate) fn succeed(mut self, now: Instant) -> Option<u64> {
-        self.over = true;
+        self.finished = true;
         let mut state = self.server.state();
-        if state.trying != Some(self.number) {
+        if state.attempt_in_progress != Some(self.number) {
             return None;
         }
-        state.trying = None;
-        state.tries = Tries::default();
+        state.attempt_in_progress = None;
+        state.failed_attempts = FailedAttempts::default();
         state.waiting.push((self.number, None));
-        state.renew(now);
+        state.issue_codes(now);
         Some(self.number)
     }
 
-    /// The code was wrong, or might have been.
+    /// Ends the attempt as failed.
     pub(crate) fn fail(mut self, now: Instant) {
         self.end(now);
     }
 
     fn end(&mut self, now: Instant) {
-        let over = std::mem::replace(&mut self.over, true);
+        let finished = std::mem::replace(&mut self.finished, true);
         let mut state = self.server.state();
-        if !over && state.trying == Some(self.number) {
-            state.trying = None;
+        if !finished && state.attempt_in_progress == Some(self.number) {
+            state.attempt_in_progress = None;
             state.failed(now);
         }
     }
@@ -407,8 +429,9 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        // Only if a mistake of ours ends the session: the time is not known, that of the beginning is near.
-        self.end(self.began);
+        // Reached only if a bug ends the session. The current time is unknown; the start is close
+        // enough.
+        self.end(self.started);
     }
 }
 

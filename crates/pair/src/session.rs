@@ -1,5 +1,4 @@
-//! One connection to the server, as the target sees it: who is there shows the code, waits for the owner, and is told
-//! what it may have. It knows no socket and no TLS, only the channel's value.
+//! The server side of one connection: key exchange, key confirmation, and the verdict.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,18 +9,18 @@ use export::{
 };
 
 use crate::IDENTITY;
-use crate::agreement::{self, Agreement, Binding, Seal, Tag};
-use crate::cpace::Said;
+use crate::agreement::{self, Agreement, Authenticator, Binding, Tag};
+use crate::cpace::Contribution;
 use crate::frame::{Frame, Reader, VERSION, Violation};
-use crate::message::{self, FromHost, Hello, Why};
+use crate::message::{self, FromHost, Hello, RefusalReason};
 use crate::server::{Attempt, PairingServer, Verdict};
 
-/// How long a host has to show the code.
-const EXCHANGE: Duration = Duration::from_secs(10);
-/// How long the owner has to answer.
-const ANSWER: Duration = Duration::from_mins(2);
+/// Timeout of the key exchange.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Timeout of the verdict.
+const VERDICT_TIMEOUT: Duration = Duration::from_mins(2);
 
-/// One connection to the server.
+/// The server side of one connection.
 #[derive(Debug)]
 pub struct PairingSession {
     server: Arc<PairingServer>,
@@ -29,48 +28,48 @@ pub struct PairingSession {
     binding: Binding,
     now: Instant,
     phase: Phase,
-    until: Option<Instant>,
+    deadline: Option<Instant>,
     reader: Reader,
     out: VecDeque<Step>,
 }
 
 enum Phase {
-    /// Hello is to come.
-    Opening,
-    /// The proof is to come.
-    Trying(Box<Try>),
-    /// The owner is asked.
-    Waiting(Box<Wait>),
+    /// Waits for Hello.
+    AwaitHello,
+    /// Waits for the host's confirmation tag.
+    AwaitConfirm(Box<AttemptState>),
+    /// Waits for the verdict.
+    AwaitVerdict(Box<PendingRequest>),
     /// Closed, or about to be.
     Closed,
 }
 
-struct Try {
+struct AttemptState {
     attempt: Attempt,
     agreement: Agreement,
     hello: Hello,
 }
 
-struct Wait {
+struct PendingRequest {
     server: Arc<PairingServer>,
     number: u64,
-    seal: Seal,
+    authenticator: Authenticator,
     host: String,
 }
 
-impl Drop for Wait {
-    /// However the session goes, nobody is asked for who does not wait.
+impl Drop for PendingRequest {
+    /// Withdraws the request, however the session ends.
     fn drop(&mut self) {
-        self.server.forget(self.number);
+        self.server.withdraw_request(self.number);
     }
 }
 
 impl std::fmt::Debug for Phase {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Opening => "Opening",
-            Self::Trying(_) => "Trying",
-            Self::Waiting(_) => "Waiting",
+            Self::AwaitHello => "AwaitHello",
+            Self::AwaitConfirm(_) => "AwaitConfirm",
+            Self::AwaitVerdict(_) => "AwaitVerdict",
             Self::Closed => "Closed",
         })
     }
@@ -78,33 +77,34 @@ impl std::fmt::Debug for Phase {
 
 impl PairingSession {
     pub(crate) fn new(server: Arc<PairingServer>, peer: Peer, now: Instant) -> Self {
-        let fit = peer.channel.as_ref().filter(|it| it.identity == IDENTITY && it.key.is_none());
-        let binding = fit.map(|channel| channel.binding);
+        let sanitize =
+            peer.channel.as_ref().filter(|it| it.identity == IDENTITY && it.key.is_none());
+        let binding = sanitize.map(|channel| channel.binding);
         let mut session = Self {
             server,
             peer,
             binding: binding.unwrap_or_default(),
             now,
-            phase: Phase::Opening,
-            until: Some(now + EXCHANGE),
+            phase: Phase::AwaitHello,
+            deadline: Some(now + EXCHANGE_TIMEOUT),
             reader: Reader::default(),
             out: VecDeque::new(),
         };
         if binding.is_none() {
-            session.report("", "not in the channel for pairing");
+            session.report("", "not in the TLS channel for pairing");
             session.close(Reason::Refused);
         }
         session
     }
 
     fn frame(&mut self, frame: &Frame) -> Result<(), Violation> {
-        let said = FromHost::parse(frame)?;
-        match (std::mem::replace(&mut self.phase, Phase::Closed), said) {
-            (Phase::Opening, FromHost::Hello(hello)) => {
+        let received = FromHost::parse(frame)?;
+        match (std::mem::replace(&mut self.phase, Phase::Closed), received) {
+            (Phase::AwaitHello, FromHost::Hello(hello)) => {
                 self.hello(hello);
                 Ok(())
             }
-            (Phase::Trying(it), FromHost::Confirm(tag)) => {
+            (Phase::AwaitConfirm(it), FromHost::Confirm(tag)) => {
                 self.confirm(*it, &tag);
                 Ok(())
             }
@@ -115,120 +115,127 @@ impl PairingSession {
         }
     }
 
-    /// The server is asked first: who may not try now costs nothing.
+    /// Asks the server first, so that a rejected attempt costs nothing.
     fn hello(&mut self, hello: Hello) {
         match self.server.begin(hello.kind, self.now) {
-            Ok(attempt) => self.answer(attempt, hello),
-            Err(hold) => {
-                if hold.loud {
-                    self.report(&hello.host, hold.why.text());
+            Ok(attempt) => self.send_share(attempt, hello),
+            Err(rejection) => {
+                if rejection.report {
+                    self.report(&hello.host, rejection.reason.text());
                 }
-                self.send(message::refused(hold.why, hold.seconds));
+                self.send(message::refused(rejection.reason, rejection.seconds));
                 self.close(Reason::Refused);
             }
         }
     }
 
-    fn answer(&mut self, mut attempt: Attempt, hello: Hello) {
+    fn send_share(&mut self, mut attempt: Attempt, hello: Hello) {
         let random = std::mem::take(&mut attempt.random);
-        let half = agreement::begin(&attempt.code, &self.binding, random);
-        let share = half.share;
-        let (beside, ours) = (hello.beside(), [VERSION]);
-        let host = Said { share: &hello.share, beside: &beside };
-        let target = Said { share: &share, beside: &ours };
-        match Agreement::of(half, &hello.share, &self.binding, host, target) {
+        let ephemeral = agreement::begin(&attempt.code, &self.binding, random);
+        let share = ephemeral.share;
+        let (associated_data, ours) = (hello.associated_data(), [VERSION]);
+        let host = Contribution { share: &hello.share, associated_data: &associated_data };
+        let target = Contribution { share: &share, associated_data: &ours };
+        match Agreement::derive(ephemeral, &hello.share, &self.binding, host, target) {
             Ok(agreement) => {
                 self.send(message::answer(&share));
-                self.phase = Phase::Trying(Box::new(Try { attempt, agreement, hello }));
+                self.phase =
+                    Phase::AwaitConfirm(Box::new(AttemptState { attempt, agreement, hello }));
             }
-            Err(_) => self.wrong(attempt, &hello.host),
+            Err(_) => self.wrong_code(attempt, &hello.host),
         }
     }
 
-    fn confirm(&mut self, it: Try, tag: &Tag) {
-        let Try { attempt, agreement, hello } = it;
+    fn confirm(&mut self, it: AttemptState, tag: &Tag) {
+        let AttemptState { attempt, agreement, hello } = it;
         if !agreement.is_host_tag(tag) {
-            return self.wrong(attempt, &hello.host);
+            return self.wrong_code(attempt, &hello.host);
         }
         let Some(number) = attempt.succeed(self.now) else {
-            self.report(&hello.host, Why::Closed.text());
-            self.send(message::refused(Why::Closed, 0));
+            self.report(&hello.host, RefusalReason::PairingOff.text());
+            self.send(message::refused(RefusalReason::PairingOff, 0));
             return self.close(Reason::Refused);
         };
         let name = self.server.name();
         self.send(message::welcome(&agreement.target_tag(name), name));
-        self.wait(number, agreement, hello);
+        self.request_verdict(number, agreement, hello);
     }
 
-    fn wait(&mut self, number: u64, agreement: Agreement, hello: Hello) {
-        let (seal, secret) = agreement.into_parts();
+    fn request_verdict(&mut self, number: u64, agreement: Agreement, hello: Hello) {
+        let (authenticator, secret) = agreement.into_parts();
         let Hello { host, name, writable, .. } = hello;
         let server = self.server.clone();
-        self.phase = Phase::Waiting(Box::new(Wait { server, number, seal, host: host.clone() }));
-        self.until = Some(self.now + ANSWER);
-        let knock = Arc::new(PairingRequest { number, host, name, writable, secret });
-        let event = Event::PairingRequested { peer: self.peer.clone(), request: knock };
+        self.phase = Phase::AwaitVerdict(Box::new(PendingRequest {
+            server,
+            number,
+            authenticator,
+            host: host.clone(),
+        }));
+        self.deadline = Some(self.now + VERDICT_TIMEOUT);
+        let request = Arc::new(PairingRequest { number, host, name, writable, secret });
+        let event = Event::PairingRequested { peer: self.peer.clone(), request: request };
         self.out.push_back(Step::Report(event));
     }
 
-    fn wrong(&mut self, attempt: Attempt, host: &str) {
+    fn wrong_code(&mut self, attempt: Attempt, host: &str) {
         attempt.fail(self.now);
-        self.report(host, Why::WrongCode.text());
-        self.send(message::refused(Why::WrongCode, 0));
+        self.report(host, RefusalReason::WrongCode.text());
+        self.send(message::refused(RefusalReason::WrongCode, 0));
         self.close(Reason::Refused);
     }
 
-    /// The owner may have answered.
-    fn look(&mut self) {
-        let Phase::Waiting(wait) = &mut self.phase else { return };
+    /// Sends the verdict, if there is one.
+    fn send_verdict(&mut self) {
+        let Phase::AwaitVerdict(wait) = &mut self.phase else { return };
         match self.server.verdict(wait.number) {
             None => {}
             Some(Verdict::Granted { access, disks }) => {
-                let bytes = message::granted(access, &disks, &mut wait.seal);
+                let bytes = message::granted(access, &disks, &mut wait.authenticator);
                 self.send(bytes);
                 self.close(Reason::Ended);
             }
-            Some(Verdict::Denied) => self.deny(Why::Denied),
-            Some(Verdict::Full) => self.deny(Why::Full),
-            Some(Verdict::Unkept) => self.deny(Why::Unkept),
+            Some(Verdict::Denied) => self.deny(RefusalReason::Denied),
+            Some(Verdict::NoSpace) => self.deny(RefusalReason::NoSpace),
+            Some(Verdict::NotStored) => self.deny(RefusalReason::NotStored),
         }
     }
 
-    fn deny(&mut self, why: Why) {
-        let Phase::Waiting(wait) = &mut self.phase else { return };
-        let (bytes, host) = (message::denied(why, &mut wait.seal), wait.host.clone());
+    fn deny(&mut self, why: RefusalReason) {
+        let Phase::AwaitVerdict(wait) = &mut self.phase else { return };
+        let (bytes, host) = (message::denied(why, &mut wait.authenticator), wait.host.clone());
         self.send(bytes);
         self.report(&host, why.text());
         self.close(Reason::Refused);
     }
 
-    /// Who has the target's share and goes away has had a guess.
-    fn leave(&mut self, why: &'static str) {
+    /// Ends the attempt or request. A client that disconnects after receiving the target's share
+    /// has used up one attempt.
+    fn abandon(&mut self, why: &'static str) {
         match std::mem::replace(&mut self.phase, Phase::Closed) {
-            Phase::Trying(it) => {
+            Phase::AwaitConfirm(it) => {
                 it.attempt.fail(self.now);
                 self.report(&it.hello.host, why);
             }
-            Phase::Waiting(wait) => self.report(&wait.host, why),
-            Phase::Opening | Phase::Closed => {}
+            Phase::AwaitVerdict(wait) => self.report(&wait.host, why),
+            Phase::AwaitHello | Phase::Closed => {}
         }
-        self.until = None;
+        self.deadline = None;
     }
 
     fn violated(&mut self, violation: Violation) {
         let event = Event::Violation { peer: self.peer.clone(), rule: violation.name() };
         self.out.push_back(Step::Report(event));
-        self.leave("broke the protocol of pairing");
+        self.abandon("violated the pairing protocol");
         self.close(Reason::Violation);
     }
 
-    fn late(&mut self) {
-        self.look();
+    fn timed_out(&mut self) {
+        self.send_verdict();
         match &self.phase {
-            Phase::Waiting(_) => self.deny(Why::Unanswered),
+            Phase::AwaitVerdict(_) => self.deny(RefusalReason::NoAnswer),
             Phase::Closed => {}
-            Phase::Opening | Phase::Trying(_) => {
-                self.leave("did not show the code in time");
+            Phase::AwaitHello | Phase::AwaitConfirm(_) => {
+                self.abandon("key exchange timed out");
                 self.close(Reason::Timeout);
             }
         }
@@ -236,7 +243,7 @@ impl PairingSession {
 
     fn close(&mut self, reason: Reason) {
         self.phase = Phase::Closed;
-        self.until = None;
+        self.deadline = None;
         self.out.push_back(Step::Close(reason));
     }
 
@@ -274,23 +281,23 @@ impl Session for PairingSession {
 
     fn complete(&mut self, _now: Instant, _ticket: Ticket, _outcome: Outcome) {}
 
-    fn notify(&mut self, now: Instant, news: &Notice) {
+    fn notify(&mut self, now: Instant, notice: &Notice) {
         self.now = now;
-        match (self.is_closed(), news) {
+        match (self.is_closed(), notice) {
             (true, _) => {}
-            (false, Notice::StateChanged) => self.look(),
+            (false, Notice::StateChanged) => self.send_verdict(),
             (false, Notice::Stopping) => {
-                self.leave("storagetm stops");
+                self.abandon("storagetm is stopping");
                 self.close(Reason::Stopping);
             }
-            (false, Notice::Disconnected) => self.leave("went away before it was let in"),
+            (false, Notice::Disconnected) => self.abandon("disconnected before it was paired"),
         }
     }
 
     fn tick(&mut self, now: Instant) {
         self.now = now;
-        if self.until.is_some_and(|until| until <= now) {
-            self.late();
+        if self.deadline.is_some_and(|deadline| deadline <= now) {
+            self.timed_out();
         }
     }
 
@@ -299,8 +306,8 @@ impl Session for PairingSession {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        // What was said before anything was asked waits for the first call.
-        if self.is_closed() && !self.out.is_empty() { Some(self.now) } else { self.until }
+        // The steps of a session that was closed at creation are polled at the first call.
+        if self.is_closed() && !self.out.is_empty() { Some(self.now) } else { self.deadline }
     }
 
     fn can_receive(&self) -> bool {
@@ -308,6 +315,6 @@ impl Session for PairingSession {
     }
 
     fn is_established(&self) -> bool {
-        matches!(self.phase, Phase::Waiting(_))
+        matches!(self.phase, Phase::AwaitVerdict(_))
     }
 }

@@ -14,7 +14,7 @@ use export::{Access, Secret};
 use linux::keyring::{Keyring, KeyringError};
 use linux::tree::Tree;
 use nvme::auth::psk::Identity;
-use pair::client::{Asking, Failure as Refusal, Paired, Step};
+use pair::client::{ClientInfo, Failure as Refusal, Paired, Step};
 use pair::{Client, Code, Invite};
 use zeroize::Zeroizing;
 
@@ -63,7 +63,7 @@ pub(crate) fn pair(options: &Pair) -> Result<(), Failure> {
     let reached = socket.peer_addr().map_err(|error| Failure::new(format!("{place}: {error}")))?;
     let mut channel = open_channel(place, socket)?;
     let name = options.name.clone().unwrap_or_else(linux::net::hostname);
-    let asking = Asking { host: &own.nqn, name: &name, writable: options.writable };
+    let asking = ClientInfo { host: &own.nqn, name: &name, writable: options.writable };
     let paired = converse(&mut channel, &code, &asking)?;
     let there = place.endpoint(reached);
     let target = target(&paired, &own, &there);
@@ -155,7 +155,7 @@ fn open_channel(place: &TargetAddr, socket: std::net::TcpStream) -> Result<Strea
 }
 
 /// Shows that this machine has the code, and waits for what the other one says.
-fn converse(channel: &mut Stream, code: &Code, asking: &Asking<'_>) -> Result<Paired, Failure> {
+fn converse(channel: &mut Stream, code: &Code, asking: &ClientInfo<'_>) -> Result<Paired, Failure> {
     let mut random = Zeroizing::new([0; 32]);
     if !nvme::auth::chap::system_random(&mut *random) {
         return Err(Failure::new("this machine gives no random bytes"));
@@ -168,7 +168,7 @@ fn converse(channel: &mut Stream, code: &Code, asking: &Asking<'_>) -> Result<Pa
                 Step::Send(bytes) => {
                     channel.write_all(&bytes).and_then(|()| channel.flush()).map_err(broken)?
                 }
-                Step::Welcomed { target } => welcomed(channel, &target).map_err(broken)?,
+                Step::Authenticated { target } => welcomed(channel, &target).map_err(broken)?,
                 Step::Paired(paired) => return Ok(*paired),
                 Step::Failed(refusal) => return Err(failed(refusal)),
             }
@@ -201,7 +201,7 @@ fn hear(channel: &mut Stream, client: &mut Client) -> io::Result<()> {
 
 fn failed(refusal: Refusal) -> Failure {
     match refusal {
-        Refusal::Refused(..) | Refusal::Impostor => Failure::refused(refusal),
+        Refusal::Refused(..) | Refusal::WrongPeer => Failure::refused(refusal),
         Refusal::BadHost => Failure::usage(refusal),
         Refusal::Violation(_) | Refusal::Version | Refusal::Disconnected => Failure::new(refusal),
     }

@@ -203,7 +203,7 @@ fn take(shared: &Shared, witness: &mut Witness, report: Report) -> Result<(), ()
         Report::Pairing(_) if shared.state().pairing.is_none() => return Err(()),
         Report::Pairing(word) => {
             let view = word.view(Instant::now()).ok_or(())?;
-            shared.state().tries = view.tries();
+            shared.state().tries = view.failed_attempts();
             shared.say(Said::Pairing(view));
         }
         Report::Note { sentence } => shared.say(Said::Note(sentence)),

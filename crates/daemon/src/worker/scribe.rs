@@ -148,7 +148,7 @@ impl Scribe {
     /// Reports the code that is good now, if that is another one; when it changes by time alone.
     fn show(&mut self, now: Instant) -> std::io::Result<Option<Instant>> {
         let Some(desk) = self.sessions.desk() else { return Ok(None) };
-        let view = desk.view(now);
+        let view = desk.status(now);
         let generation = desk.generation();
         if self.pairing != Some(generation) {
             self.pairing = Some(generation);

@@ -11,7 +11,7 @@ use nbd::server::{self as nbd_server, Next, Reaction};
 use nvme::auth::{self, AuthConfig, Group};
 use nvme::target::{Port, Target};
 use nvme::wire::fabrics::DISCOVERY_NQN;
-use pair::{PairingServer, Tries};
+use pair::{FailedAttempts, PairingServer};
 
 use super::disks::Disks;
 use crate::listen::{Protocol, Serves};
@@ -68,7 +68,7 @@ impl Sessions {
     }
 
     /// Pairs machines from `now` on, after those wrong codes. This one calls itself `name`.
-    pub(super) fn pair(&self, name: &str, tries: Tries, now: Instant) {
+    pub(super) fn pair(&self, name: &str, tries: FailedAttempts, now: Instant) {
         *lock(&self.desk) = Some(PairingServer::resume(name, now, Box::new(fill), tries));
     }
 

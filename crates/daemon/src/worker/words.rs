@@ -375,7 +375,7 @@ fn byte(pair: &[u8]) -> Option<u8> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use pair::{Code, Shown, View};
+    use pair::{Code, Codes, ServerStatus};
     use std::time::{Duration, Instant};
 
     fn travel<T: Serialize + de::DeserializeOwned>(word: &T) -> T {
@@ -440,17 +440,17 @@ mod test {
         let now = Instant::now();
         let later = now + Duration::from_secs(600);
         let (digits, long) = (Code::digits([7; 8]), Code::long([9; 16]));
-        let shown = Shown { digits: digits.clone(), long, expires: later };
-        let view = View {
-            shown: Some(shown),
+        let shown = Codes { digits: digits.clone(), long, expires: later };
+        let view = ServerStatus {
+            codes: Some(shown),
             wait_until: None,
-            stopped: false,
+            locked: false,
             failures: 2,
-            stops: 3,
+            lockouts: 3,
             waiting: vec![4],
         };
         let arrived = travel(&ViewWord::new(&view, now)).view(now).unwrap();
-        let shown = arrived.shown.unwrap();
+        let shown = arrived.codes.unwrap();
         assert_eq!((shown.digits, shown.expires), (digits, later));
         assert_eq!((arrived.failures, arrived.waiting), (2, vec![4]));
     }

@@ -1,5 +1,4 @@
-//! Both ends of a pairing face to face, in memory, with virtual time: as it should go, and every wrong step. It knows
-//! nothing of what is inside either.
+//! Client and server in memory with virtual time.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod agree;

@@ -1,18 +1,18 @@
-//! A server, a clock, and connections to the server. It knows no rule.
+//! A server, virtual time, and connections to the server.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use export::{Access, Auth, Channel, Event, Notice, PairingRequest, Peer, Reason, Session, Step};
-use pair::client::{self, Asking};
+use pair::client::{self, ClientInfo};
 use pair::{Client, Code, Disk, IDENTITY, PairingServer, PairingSession, Random, Verdict};
 
 pub(crate) const HOST: &str =
     "nqn.2014-08.org.nvmexpress:uuid:11111111-2222-3333-4444-555555555555";
 pub(crate) const BINDING: [u8; 32] = [5; 32];
 
-/// Bytes that are never the same twice, and the same in each run of the tests.
+/// Creates a deterministic generator of pseudo-random bytes.
 pub(crate) fn random(seed: u64) -> Random {
     let mut state = seed;
     Box::new(move |bytes| {
@@ -39,25 +39,25 @@ pub(crate) struct World {
     pub(crate) now: Instant,
     pub(crate) server: Arc<PairingServer>,
     seed: u64,
-    draw: Random,
+    random_bytes: Random,
 }
 
-/// A connection as its driver sees it.
+/// One connection, as seen by the driver.
 pub(crate) struct Conn {
     pub(crate) session: PairingSession,
-    /// What the target has sent and nobody has taken yet.
+    /// Bytes sent by the target and not delivered yet.
     pub(crate) sent: Vec<u8>,
     pub(crate) events: Vec<Event>,
     pub(crate) closed: Option<Reason>,
 }
 
 impl Conn {
-    /// Does what the session wants done.
+    /// Executes the steps of the session.
     pub(crate) fn drain(&mut self) {
         while let Some(step) = self.session.poll() {
             match step {
                 Step::Send(segment) => {
-                    assert!(self.closed.is_none(), "nothing is sent after the end");
+                    assert!(self.closed.is_none(), "sent after the close");
                     segment.parts().iter().for_each(|part| self.sent.extend_from_slice(part));
                 }
                 Step::Report(event) => self.events.push(event),
@@ -66,7 +66,7 @@ impl Conn {
                     self.closed = Some(reason);
                 }
                 Step::Notify => {}
-                Step::Submit(_) => panic!("no disk is touched"),
+                Step::Submit(_) => panic!("disk request"),
             }
         }
     }
@@ -77,20 +77,20 @@ impl Conn {
         self.drain();
     }
 
-    pub(crate) fn knock(&self) -> Option<Arc<PairingRequest>> {
+    pub(crate) fn request(&self) -> Option<Arc<PairingRequest>> {
         self.events.iter().find_map(|event| match event {
-            Event::PairingRequested { request: knock, .. } => Some(knock.clone()),
+            Event::PairingRequested { request, .. } => Some(request.clone()),
             _ => None,
         })
     }
 
-    pub(crate) fn whys(&self) -> Vec<&'static str> {
-        let whys = self.events.iter().filter_map(|event| match event {
+    pub(crate) fn reasons(&self) -> Vec<&'static str> {
+        let reasons = self.events.iter().filter_map(|event| match event {
             Event::Refused { why, .. } => Some(*why),
             Event::Violation { rule, .. } => Some(*rule),
             _ => None,
         });
-        whys.collect()
+        reasons.collect()
     }
 }
 
@@ -102,37 +102,37 @@ impl World {
     pub(crate) fn seeded(seed: u64) -> Self {
         let now = Instant::now();
         let server = PairingServer::new("laptop", now, random(seed));
-        Self { now, server, seed, draw: random(seed + 1000) }
+        Self { now, server, seed, random_bytes: random(seed + 1000) }
     }
 
-    /// Another process goes on.
-    pub(crate) fn replace_desk(&mut self, tries: pair::Tries) {
-        self.server = PairingServer::resume("laptop", self.now, random(self.seed + 1), tries);
+    /// Replaces the server, as after a crash.
+    pub(crate) fn replace_server(&mut self, attempts: pair::FailedAttempts) {
+        self.server = PairingServer::resume("laptop", self.now, random(self.seed + 1), attempts);
         self.seed += 1;
     }
 
     pub(crate) fn digits(&self) -> Code {
-        self.server.view(self.now).shown.unwrap().digits
+        self.server.status(self.now).codes.unwrap().digits
     }
 
     pub(crate) fn long(&self) -> Code {
-        self.server.view(self.now).shown.unwrap().long
+        self.server.status(self.now).codes.unwrap().long
     }
 
-    /// A code of the same form that is not the one shown.
-    pub(crate) fn wrong(&self) -> Code {
+    /// Returns a wrong code of eight digits.
+    pub(crate) fn wrong_code(&self) -> Code {
         let right =
-            self.server.view(self.now).shown.map_or(0, |it| it.digits.text().parse().unwrap());
+            self.server.status(self.now).codes.map_or(0, |it| it.digits.text().parse().unwrap());
         Code::parse(&format!("{:08}", (right + 1) % 100_000_000)).unwrap()
     }
 
-    pub(crate) fn pass(&mut self, time: Duration) {
+    pub(crate) fn advance(&mut self, time: Duration) {
         self.now += time;
     }
 
-    /// Waits until a try may be made again.
-    pub(crate) fn wait(&mut self) {
-        if let Some(until) = self.server.view(self.now).wait_until {
+    /// Advances the time until an attempt is allowed.
+    pub(crate) fn wait_for_retry(&mut self) {
+        if let Some(until) = self.server.status(self.now).wait_until {
             self.now = until;
         }
     }
@@ -154,13 +154,14 @@ impl World {
 
     pub(crate) fn client_with(&mut self, code: &Code, binding: [u8; 32], writable: bool) -> Client {
         let mut bytes = zeroize::Zeroizing::new([0; 32]);
-        (self.draw)(&mut *bytes);
-        let asking = Asking { host: HOST, name: "server in the hall", writable };
-        Client::new(code, &asking, binding, bytes)
+        (self.random_bytes)(&mut *bytes);
+        let info = ClientInfo { host: HOST, name: "server in the hall", writable };
+        Client::new(code, &info, binding, bytes)
     }
 
-    /// Has both talk until neither has anything to say; gives what the client came to, in pieces of `step` bytes.
-    pub(crate) fn talk(
+    /// Exchanges messages in pieces of `step` bytes until both sides are idle. Returns the client's
+    /// other steps.
+    pub(crate) fn run(
         &self,
         conn: &mut Conn,
         client: &mut Client,
@@ -169,11 +170,11 @@ impl World {
         let mut found = Vec::new();
         loop {
             let before = conn.sent.len();
-            let mut said = false;
+            let mut progress = false;
             while let Some(step_) = client.poll() {
                 match step_ {
                     client::Step::Send(bytes) => {
-                        said = true;
+                        progress = true;
                         bytes.chunks(step).for_each(|piece| conn.receive(self.now, piece));
                     }
                     other => found.push(other),
@@ -181,21 +182,21 @@ impl World {
             }
             let sent = std::mem::take(&mut conn.sent);
             sent.chunks(step).for_each(|piece| client.receive(piece));
-            if !said && sent.is_empty() && before == 0 {
+            if !progress && sent.is_empty() && before == 0 {
                 return found;
             }
         }
     }
 
-    /// A try with `code` from beginning to end, or to the owner's question.
+    /// Makes an attempt with `code`, up to the pairing request on success.
     pub(crate) fn attempt(&mut self, code: &Code) -> (Conn, Client, Vec<client::Step>) {
         let (mut conn, mut client) = (self.open(), self.client(code));
-        let found = self.talk(&mut conn, &mut client, usize::MAX);
+        let found = self.run(&mut conn, &mut client, usize::MAX);
         (conn, client, found)
     }
 
     pub(crate) fn answer(&self, conn: &mut Conn, verdict: Verdict) -> bool {
-        let waits = self.server.answer(conn.knock().unwrap().number, verdict);
+        let waits = self.server.answer(conn.request().unwrap().number, verdict);
         conn.session.notify(self.now, &Notice::StateChanged);
         conn.drain();
         waits

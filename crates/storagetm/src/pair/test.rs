@@ -52,7 +52,7 @@ impl There {
     }
 
     fn code(&self) -> Code {
-        self.desk.view(Instant::now()).shown.unwrap().digits
+        self.desk.status(Instant::now()).codes.unwrap().digits
     }
 
     /// What the client gets that types `code`; `owner` answers if somebody knocks.
@@ -64,7 +64,7 @@ impl There {
     ) -> Result<Paired, Failure> {
         let place = &self.place;
         std::thread::scope(|scope| {
-            let asking = Asking { host: HOST, name: "laptop", writable };
+            let asking = ClientInfo { host: HOST, name: "laptop", writable };
             let client = scope.spawn(move || {
                 let mut channel = open_channel(place, place.connect()?)?;
                 converse(&mut channel, code, &asking)

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use console::Answer;
 use export::{Access, Event, Policy};
-use pair::{Verdict, View};
+use pair::{ServerStatus, Verdict};
 
 use super::Server;
 use daemon::admission::{self, Caller};
@@ -41,7 +41,7 @@ impl Server {
             None => Verdict::Denied,
             Some((_, Err(failure))) => {
                 self.say(&Happening::note(format!("{} is not let in: {failure}", knock.name)));
-                if failure.is_storage_full() { Verdict::Full } else { Verdict::Unkept }
+                if failure.is_storage_full() { Verdict::NoSpace } else { Verdict::NotStored }
             }
             Some((access, Ok(()))) => {
                 self.follow_owner(now);
@@ -61,9 +61,9 @@ impl Server {
     }
 
     /// Shows the code that is good from now on.
-    pub(super) fn show_code(&mut self, view: View) {
+    pub(super) fn show_code(&mut self, view: ServerStatus) {
         self.alerts.code = view.wait_until;
-        if view.stopped && !self.admission.is_stopped() {
+        if view.locked && !self.admission.is_stopped() {
             let left = view.wait_until.map(|until| until.saturating_duration_since(Instant::now()));
             let minutes = left.unwrap_or_default().as_secs().div_ceil(60);
             self.say(&Happening::note(format!(

@@ -8,7 +8,7 @@ use std::{fs, thread};
 
 use engine::tls::{Hash, Psk, Stream};
 use export::Secret;
-use pair::client::{Asking, Step};
+use pair::client::{ClientInfo, Step};
 use pair::{Client, Code};
 use serde_json::Value;
 use zeroize::Zeroizing;
@@ -72,7 +72,7 @@ fn whisper(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
 fn guess(address: SocketAddr, code: &Code) -> Vec<u8> {
     let Ok(mut channel) = secured(address, everybodys()) else { return Vec::new() };
     channel.socket().set_read_timeout(Some(MOMENT)).unwrap();
-    let asking = Asking { host: LAPTOP, name: "a guest", writable: true };
+    let asking = ClientInfo { host: LAPTOP, name: "a guest", writable: true };
     let binding = channel.channel().binding;
     let mut client = Client::new(code, &asking, binding, Zeroizing::new([9; 32]));
     let (mut all, mut some) = (Vec::new(), [0; 4096]);

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use engine::tls::Stream;
-use pair::client::{Asking, Step};
+use pair::client::{ClientInfo, Step};
 use pair::{Client, Code};
 use serde_json::Value;
 use zeroize::Zeroizing;
@@ -181,7 +181,7 @@ fn annoy(open: SocketAddr, keyed: SocketAddr, disk: &str) {
 /// Pairs with that code, under that name.
 fn pair_as(address: SocketAddr, code: &str, name: &str) -> bool {
     let mut channel = secured(address, everybodys()).unwrap();
-    let asking = Asking { host: LAPTOP, name, writable: true };
+    let asking = ClientInfo { host: LAPTOP, name, writable: true };
     let code = Code::parse(code).unwrap();
     let mut random = Zeroizing::new([0; 32]);
     assert!(nvme::auth::chap::system_random(&mut *random));
@@ -197,7 +197,7 @@ fn converse(channel: &mut Stream, client: &mut Client) -> bool {
                 Step::Send(bytes) => {
                     channel.write_all(&bytes).and_then(|()| channel.flush()).unwrap();
                 }
-                Step::Welcomed { .. } => {}
+                Step::Authenticated { .. } => {}
                 Step::Paired(_) => return true,
                 Step::Failed(_) => return false,
             }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use export::{Access, Secret};
-use pair::{Code, Shown, Tries, Verdict, View};
+use pair::{Code, Codes, FailedAttempts, ServerStatus, Verdict};
 use serde::{Deserialize, Serialize};
 
 use super::{AccessWord, Hidden};
@@ -45,8 +45,8 @@ impl From<Verdict> for VerdictWord {
                 Self::Granted(GrantWord { access, disks: disks.into_iter().map(word).collect() })
             }
             Verdict::Denied => Self::Denied,
-            Verdict::Full => Self::Full,
-            Verdict::Unkept => Self::Unkept,
+            Verdict::NoSpace => Self::Full,
+            Verdict::NotStored => Self::Unkept,
         }
     }
 }
@@ -62,8 +62,8 @@ impl From<VerdictWord> for Verdict {
                 Self::Granted { access, disks: disks.into_iter().map(disk).collect() }
             }
             VerdictWord::Denied => Self::Denied,
-            VerdictWord::Full => Self::Full,
-            VerdictWord::Unkept => Self::Unkept,
+            VerdictWord::Full => Self::NoSpace,
+            VerdictWord::Unkept => Self::NotStored,
         }
     }
 }
@@ -90,16 +90,16 @@ pub(in crate::worker) struct TriesWord {
 
 impl TriesWord {
     /// As they count from `now` on.
-    pub(in crate::worker) fn new(tries: &Tries, now: Instant) -> Self {
+    pub(in crate::worker) fn new(tries: &FailedAttempts, now: Instant) -> Self {
         let wait = tries.wait_until.map(|until| left(until, now));
-        Self { failures: tries.failures, stops: tries.stops, wait }
+        Self { failures: tries.failures, stops: tries.lockouts, wait }
     }
 
     /// As they count from `now` on.
-    pub(in crate::worker) fn tries(&self, now: Instant) -> Tries {
+    pub(in crate::worker) fn tries(&self, now: Instant) -> FailedAttempts {
         let until = |wait| now.checked_add(Duration::from_millis(wait));
         let wait_until = self.wait.and_then(until);
-        Tries { failures: self.failures, stops: self.stops, wait_until }
+        FailedAttempts { failures: self.failures, lockouts: self.stops, wait_until }
     }
 }
 
@@ -117,9 +117,9 @@ struct ShownWord {
 
 impl ViewWord {
     /// What is to be shown from `now` on.
-    pub(in crate::worker) fn new(view: &View, now: Instant) -> Self {
+    pub(in crate::worker) fn new(view: &ServerStatus, now: Instant) -> Self {
         let code = |code: &Code| Hidden(Secret::new(code.text().as_bytes().to_vec()));
-        let shown = view.shown.as_ref().map(|shown| ShownWord {
+        let shown = view.codes.as_ref().map(|shown| ShownWord {
             digits: code(&shown.digits),
             long: code(&shown.long),
             expires: left(shown.expires, now),
@@ -127,18 +127,18 @@ impl ViewWord {
         Self {
             shown,
             wait: view.wait_until.map(|until| left(until, now)),
-            stopped: view.stopped,
+            stopped: view.locked,
             failures: view.failures,
-            stops: view.stops,
+            stops: view.lockouts,
             waiting: view.waiting.clone(),
         }
     }
 
     /// What is to be shown from `now` on. Nothing if its codes are none.
-    pub(in crate::worker) fn view(self, now: Instant) -> Option<View> {
+    pub(in crate::worker) fn view(self, now: Instant) -> Option<ServerStatus> {
         let at = |milliseconds: u64| now.checked_add(Duration::from_millis(milliseconds));
         let shown = match self.shown {
-            Some(word) => Some(Shown {
+            Some(word) => Some(Codes {
                 digits: code(&word.digits)?,
                 long: code(&word.long)?,
                 expires: at(word.expires)?,
@@ -147,7 +147,14 @@ impl ViewWord {
         };
         let wait_until = self.wait.and_then(at);
         let Self { stopped, failures, stops, waiting, .. } = self;
-        Some(View { shown, wait_until, stopped, failures, stops, waiting })
+        Some(ServerStatus {
+            codes: shown,
+            wait_until,
+            locked: stopped,
+            failures,
+            lockouts: stops,
+            waiting,
+        })
     }
 }
 
