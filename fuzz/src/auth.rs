@@ -95,7 +95,7 @@ impl Play<'_> {
             0..=8 => self.deliver(),
             9 => self.inject(),
             10 => self.say(),
-            11 => self.world.pass(Duration::from_millis(u64::from(self.input.byte()) * 40)),
+            11 => self.world.advance(Duration::from_millis(u64::from(self.input.byte()) * 40)),
             12 => self.decide(),
             13 => drop(self.host.reauthenticate(1)),
             14 => self.fetch(),

@@ -74,9 +74,9 @@ impl Play<'_> {
             4 | 5 => self.data(at),
             6 | 7 => self.finish(at),
             8 => self.news(at),
-            9 => self.pass(),
-            10 => self.lend(),
-            _ => self.land(at),
+            9 => self.advance(),
+            10 => self.publish(),
+            _ => self.receive_direct(at),
         }
     }
 
@@ -157,7 +157,7 @@ impl Play<'_> {
             3 => {
                 let cut = self.input.below(pdu.len());
                 self.world.send(id, &pdu[..cut]);
-                self.land(at);
+                self.receive_direct(at);
                 return;
             }
             _ => {}
@@ -307,18 +307,18 @@ impl Play<'_> {
         }
     }
 
-    fn pass(&mut self) {
+    fn advance(&mut self) {
         let time = Duration::from_millis(u64::from(self.input.word()) * 4);
-        self.world.pass(time);
+        self.world.advance(time);
     }
 
     /// The owner lends, withdraws or resizes the disk.
-    fn lend(&mut self) {
+    fn publish(&mut self) {
         match self.input.byte() % 5 {
             0 => drop(self.world.catalogue.withdraw(DISK)),
-            1 => self.world.lend_small(disk(Access::ReadOnly, 512)),
-            2 => self.world.lend_small(disk(Access::Writable, 4096)),
-            3 => self.world.lend_small(disk(Access::Writable, 512)),
+            1 => self.world.publish_small(disk(Access::ReadOnly, 512)),
+            2 => self.world.publish_small(disk(Access::Writable, 4096)),
+            3 => self.world.publish_small(disk(Access::Writable, 512)),
             _ => {
                 let bytes = u64::from(self.input.byte()) * 512;
                 if let Some(export) = self.world.catalogue.find(DISK) {
@@ -332,9 +332,9 @@ impl Play<'_> {
     }
 
     /// Payload is received where it belongs, perhaps with something happening meanwhile.
-    fn land(&mut self, at: usize) {
+    fn receive_direct(&mut self, at: usize) {
         let id = self.links[at].id;
-        if !self.world.is_listening(id) {
+        if !self.world.can_receive(id) {
             return;
         }
         let now = self.world.now;

@@ -15,9 +15,9 @@ fn abort(world: &mut World, admin: usize, sqid: u16, cid: u16) -> bool {
 }
 
 #[test]
-fn an_event_request_is_aborted() {
+fn event_request_can_be_aborted() {
     let mut world = World::new();
-    let (client, _) = world.attach_plainly();
+    let (client, _) = world.attach_default();
     let event = AdminCommand::AsyncEventRequest.emit();
     let cid = world.submit(client.admin, event, Payload::None, 1);
     world.run();
@@ -26,9 +26,9 @@ fn an_event_request_is_aborted() {
 }
 
 #[test]
-fn a_command_on_the_disk_is_not_aborted() {
+fn submitted_command_is_not_aborted() {
     let mut world = World::new();
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     world.disk().held = true;
     let buffer = world.buffer(512);
     let cid = world.submit(io, read(0, 1), Payload::Receive(buffer), 1);
@@ -40,26 +40,26 @@ fn a_command_on_the_disk_is_not_aborted() {
 }
 
 #[test]
-fn a_command_that_is_not_there_is_not_aborted() {
+fn unknown_command_is_not_aborted() {
     let mut world = World::new();
-    let (client, _) = world.attach_plainly();
+    let (client, _) = world.attach_default();
     for sqid in [0, 1, 2, 99] {
         assert!(!abort(&mut world, client.admin, sqid, 0x7777));
     }
 }
 
 #[test]
-fn a_write_whose_data_is_coming_is_aborted_and_the_data_goes_nowhere() {
+fn aborted_write_discards_incoming_data() {
     let mut world = World::new();
     world.chunks = Chunks::Fixed(64);
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     let before = world.disk().bytes.clone();
     let data = world.filled(&pattern(1, 65_536));
     let cid = world.submit(io, write(0, 128), Payload::SendByR2t(data), 1);
     while world.said(io).len() < 65_536 {
-        world.run_a_little(1);
+        world.run_turns(1);
     }
-    world.run_a_little(50);
+    world.run_turns(50);
     world.submit(client.admin, AdminCommand::Abort { sqid: 1, cid }.emit(), Payload::None, 2);
     world.run();
     assert_eq!(world.taken(client.admin, 2).unwrap().result & 1, 0);
@@ -71,9 +71,9 @@ fn a_write_whose_data_is_coming_is_aborted_and_the_data_goes_nowhere() {
 }
 
 #[test]
-fn data_that_was_asked_for_before_an_abort_goes_nowhere_when_it_comes_after() {
+fn data_requested_before_an_abort_is_discarded() {
     let mut world = World::new();
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     world.chunks = Chunks::Fixed(64);
     let before = world.disk().bytes.clone();
     let data = world.filled(&pattern(1, 65_536));
@@ -81,12 +81,12 @@ fn data_that_was_asked_for_before_an_abort_goes_nowhere_when_it_comes_after() {
     // On its way when the data of the first is asked for, so that it comes before that data.
     let data = world.filled(&pattern(3, 16_384));
     world.submit(io, write(1000, 32), Payload::Send(data), 3);
-    world.run_a_little(10);
+    world.run_turns(10);
     world.submit(client.admin, AdminCommand::Abort { sqid: 1, cid }.emit(), Payload::None, 2);
-    world.run_a_little(100);
+    world.run_turns(100);
     assert_eq!(world.taken(client.admin, 2).unwrap().result & 1, 0);
     assert_eq!(world.status(io, 1), Status::ABORT_REQUESTED);
-    assert!(world.untaken(io) > 65_536, "the data has come already");
+    assert!(world.unconsumed(io) > 65_536, "the data has come already");
     world.run();
     assert_eq!(world.status(io, 3), Status::SUCCESS);
     assert_eq!(world.disk().bytes[..65_536], before[..65_536]);
@@ -94,9 +94,9 @@ fn data_that_was_asked_for_before_an_abort_goes_nowhere_when_it_comes_after() {
 }
 
 #[test]
-fn a_command_that_waits_for_memory_is_aborted_and_the_next_goes_on() {
+fn command_waiting_for_a_buffer_can_be_aborted() {
     let mut world = World::with_memory(1 << 18);
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     world.disk().held = true;
     let cids: Vec<u16> = (0..3)
         .map(|tag| {
@@ -114,9 +114,9 @@ fn a_command_that_waits_for_memory_is_aborted_and_the_next_goes_on() {
 }
 
 #[test]
-fn more_aborts_than_allowed_at_once_are_refused_and_all_are_answered() {
+fn aborts_beyond_acl_are_refused() {
     let mut world = World::new();
-    let (client, _) = world.attach_plainly();
+    let (client, _) = world.attach_default();
     for tag in 0..8 {
         let abort = AdminCommand::Abort { sqid: 1, cid: tag as u16 }.emit();
         world.submit(client.admin, abort, Payload::None, tag);

@@ -73,7 +73,7 @@ pub(crate) struct Client {
 
 impl World {
     /// Attaches a disk in the usual manner and gives its I/O queue.
-    pub(crate) fn attach_plainly(&mut self) -> (Client, usize) {
+    pub(crate) fn attach_default(&mut self) -> (Client, usize) {
         let client = self.attach(&Manner::default());
         let io = client.io[0];
         (client, io)
@@ -237,7 +237,7 @@ pub(crate) fn write(slba: u64, nlb: u32) -> Sqe {
     IoCommand::Write { nsid: 1, slba, nlb, fua: false, limited_retry: false }.emit()
 }
 
-pub(crate) fn write_durably(slba: u64, nlb: u32) -> Sqe {
+pub(crate) fn write_fua(slba: u64, nlb: u32) -> Sqe {
     IoCommand::Write { nsid: 1, slba, nlb, fua: true, limited_retry: false }.emit()
 }
 

@@ -13,7 +13,7 @@ use zerocopy::FromBytes;
 use crate::client::{Client, Manner};
 use crate::world::{DISK, World};
 
-pub(crate) fn discoverer(world: &mut World) -> Client {
+pub(crate) fn attach_discovery(world: &mut World) -> Client {
     world.attach(&Manner { subsystem: DISCOVERY_NQN, ..Manner::default() })
 }
 
@@ -33,10 +33,10 @@ pub(crate) fn entries(bytes: &[u8]) -> Vec<DiscoveryEntry> {
 }
 
 #[test]
-fn the_log_names_this_service_and_every_disk() {
+fn log_contains_the_discovery_service_and_all_disks() {
     let mut world = World::new();
-    world.lend("nqn.2026-01.org.example:second", |_| {});
-    let client = discoverer(&mut world);
+    world.publish("nqn.2026-01.org.example:second", |_| {});
+    let client = attach_discovery(&mut world);
     assert_eq!(header(&mut world, client.admin).numrec.get(), 3);
     let found = entries(&log(&mut world, client.admin, 0, 4096));
     let names: Vec<_> = found.iter().map(|entry| parse_nqn(&entry.subnqn).unwrap()).collect();
@@ -48,10 +48,10 @@ fn the_log_names_this_service_and_every_disk() {
 }
 
 #[test]
-fn a_discovery_port_names_the_port_of_the_disks_and_refuses_them() {
+fn discovery_port_refers_to_the_disk_port() {
     let mut world = World::new();
     world.port = Port::Discovery { disks_at: 4711 };
-    let client = discoverer(&mut world);
+    let client = attach_discovery(&mut world);
     let found = entries(&log(&mut world, client.admin, 0, 3072));
     assert_eq!(parse_ascii(&found[1].trsvcid), "4711");
     let line = world.connect(nvme::host::Options::admin(), Manner::default().data(0xffff));
@@ -60,10 +60,10 @@ fn a_discovery_port_names_the_port_of_the_disks_and_refuses_them() {
 }
 
 #[test]
-fn pieces_of_the_log_are_those_of_the_whole_though_it_changes_meanwhile() {
+fn log_read_in_pieces_is_a_snapshot() {
     let mut world = World::new();
-    world.lend("nqn.2026-01.org.example:second", |_| {});
-    let client = discoverer(&mut world);
+    world.publish("nqn.2026-01.org.example:second", |_| {});
+    let client = attach_discovery(&mut world);
     for piece in [4, 512, 1024, 2048] {
         let whole = log(&mut world, client.admin, 0, 4096);
         let mut pieces = log(&mut world, client.admin, 0, piece);
@@ -74,14 +74,14 @@ fn pieces_of_the_log_are_those_of_the_whole_though_it_changes_meanwhile() {
         }
         assert_eq!(pieces, whole, "pieces of {piece}");
         assert_ne!(log(&mut world, client.admin, 0, 4096), whole);
-        world.lend("nqn.2026-01.org.example:second", |_| {});
+        world.publish("nqn.2026-01.org.example:second", |_| {});
     }
 }
 
 #[test]
-fn what_is_beyond_the_log_is_zeros_or_refused() {
+fn reads_beyond_the_log_are_zeros_or_refused() {
     let mut world = World::new();
-    let client = discoverer(&mut world);
+    let client = attach_discovery(&mut world);
     let all = log(&mut world, client.admin, 0, 8192);
     assert!(all[3072..].iter().all(|&byte| byte == 0));
     for offset in [3076, 1 << 32, u64::MAX - 3] {
@@ -91,9 +91,9 @@ fn what_is_beyond_the_log_is_zeros_or_refused() {
 }
 
 #[test]
-fn a_change_is_told_once_until_the_log_is_read() {
+fn discovery_event_is_masked_until_the_log_is_read() {
     let mut world = World::new();
-    let client = discoverer(&mut world);
+    let client = attach_discovery(&mut world);
     let before = header(&mut world, client.admin).genctr.get();
     for tag in 0..3 {
         world.submit(client.admin, AdminCommand::AsyncEventRequest.emit(), Payload::None, tag);
@@ -101,7 +101,7 @@ fn a_change_is_told_once_until_the_log_is_read() {
     world.run();
     assert!(world.lines[client.admin].done.is_empty());
     for number in 0..2 {
-        world.lend(["nqn.x:1", "nqn.x:2"][number], |_| {});
+        world.publish(["nqn.x:1", "nqn.x:2"][number], |_| {});
         world.run();
     }
     let told = world.taken(client.admin, 0).unwrap();
@@ -114,21 +114,21 @@ fn a_change_is_told_once_until_the_log_is_read() {
 }
 
 #[test]
-fn nothing_is_told_to_whom_did_not_ask() {
+fn disabled_events_are_not_sent() {
     let mut world = World::new();
     let (admin, _) = world.open_admin(&Manner { subsystem: DISCOVERY_NQN, ..Manner::default() });
     world.configure(admin, nvme::wire::fabrics::Cc::default().with_en(1));
     world.submit(admin, AdminCommand::AsyncEventRequest.emit(), Payload::None, 0);
     world.run();
-    world.lend("nqn.x:1", |_| {});
+    world.publish("nqn.x:1", |_| {});
     world.run();
     assert!(world.taken(admin, 0).is_none());
 }
 
 #[test]
-fn when_the_program_stops_the_host_is_disconnected() {
+fn stopping_disconnects_the_host() {
     let mut world = World::new();
-    let client = discoverer(&mut world);
+    let client = attach_discovery(&mut world);
     world.notify(&Notice::Stopping);
     world.run();
     assert_eq!(world.lines[client.admin].target_end, Some(export::Reason::Stopping));

@@ -8,7 +8,7 @@ use nvme::wire::dataset::DsmRange;
 use nvme::wire::feature::fid;
 use zerocopy::IntoBytes;
 
-use crate::client::{flush, read, write, write_durably};
+use crate::client::{flush, read, write, write_fua};
 use crate::world::World;
 
 fn zeroes(fua: bool, deallocate: bool) -> nvme::wire::Sqe {
@@ -16,12 +16,12 @@ fn zeroes(fua: bool, deallocate: bool) -> nvme::wire::Sqe {
 }
 
 #[test]
-fn a_write_is_durable_if_it_asks_for_it() {
+fn write_with_fua_is_durable() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     let data = world.filled(&[1; 512]);
     world.command(io, write(0, 1), Payload::Send(data.clone()));
-    world.command(io, write_durably(1, 1), Payload::Send(data));
+    world.command(io, write_fua(1, 1), Payload::Send(data));
     world.say(io, zeroes(false, false));
     world.say(io, zeroes(true, true));
     assert_eq!(
@@ -36,9 +36,9 @@ fn a_write_is_durable_if_it_asks_for_it() {
 }
 
 #[test]
-fn with_the_cache_off_every_write_is_durable() {
+fn writes_are_durable_with_the_cache_disabled() {
     let mut world = World::new();
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     let cache = AdminCommand::get_features(fid::VOLATILE_WRITE_CACHE).emit();
     assert_eq!(world.say(client.admin, cache).result, 1);
     world.say(client.admin, AdminCommand::set_features(fid::VOLATILE_WRITE_CACHE, 0).emit());
@@ -50,9 +50,9 @@ fn with_the_cache_off_every_write_is_durable() {
 }
 
 #[test]
-fn flush_reaches_the_disk_and_a_failed_one_is_never_forgotten() {
+fn failed_flush_stays_failed() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     assert_eq!(world.say(io, flush()).status, Status::SUCCESS);
     let all = IoCommand::Flush { nsid: 0xffff_ffff }.emit();
     assert_eq!(world.say(io, all).status, Status::SUCCESS);
@@ -68,9 +68,9 @@ fn flush_reaches_the_disk_and_a_failed_one_is_never_forgotten() {
 }
 
 #[test]
-fn r48_read_only_disk_is_changed_by_no_command() {
+fn r48_read_only_disk_refuses_all_changes() {
     let mut world = World::with(|export| export.access = Access::ReadOnly);
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     let refused = Status::NAMESPACE_WRITE_PROTECTED.dnr();
     assert_eq!(world.write(io, 0, &[1; 512]), refused);
     assert_eq!(world.write(io, 0, &[1; 65_536]), refused);
@@ -90,14 +90,14 @@ fn r48_read_only_disk_is_changed_by_no_command() {
 }
 
 #[test]
-fn what_the_host_wrote_before_a_flush_is_on_the_disk_before_its_answer() {
+fn flush_completes_after_earlier_writes() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     world.disk().held = true;
     let data = world.filled(&[9; 512]);
     world.submit(io, write(0, 1), Payload::Send(data), 1);
     world.run();
-    world.end_one(0);
+    world.complete_one(0);
     world.run();
     assert_eq!(world.status(io, 1), Status::SUCCESS);
     world.submit(io, flush(), Payload::None, 2);
@@ -105,7 +105,7 @@ fn what_the_host_wrote_before_a_flush_is_on_the_disk_before_its_answer() {
     world.submit(io, read(0, 1), Payload::Receive(buffer), 3);
     world.run();
     assert!(world.taken(io, 2).is_none());
-    while world.end_one(0) {}
+    while world.complete_one(0) {}
     world.run();
     assert_eq!(world.status(io, 2), Status::SUCCESS);
     assert_eq!(world.taken(io, 3).unwrap().buffer.unwrap().bytes(), [9; 512]);

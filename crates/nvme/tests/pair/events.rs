@@ -27,22 +27,22 @@ fn active(world: &mut World, admin: usize) -> Vec<u32> {
     NamespaceList::read_from_bytes(&page).unwrap().iter().collect()
 }
 
-fn assert_told(world: &mut World, admin: usize, tag: u32) {
+fn assert_event_sent(world: &mut World, admin: usize, tag: u32) {
     let done = world.taken(admin, tag).expect("the host was told nothing");
     assert_eq!(AsyncEvent::parse(done.result as u32), AsyncEvent::NAMESPACE_CHANGED);
 }
 
 #[test]
-fn a_disk_that_grows_is_told_and_its_new_blocks_can_be_read() {
+fn grown_disk_is_reported_and_readable() {
     let mut world = World::new();
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     wait_for_event(&mut world, client.admin, 1);
     world.disk().bytes.resize(2 * BYTES, 0x77);
     let export = world.disk().export.clone();
     assert!(export.resize(2 * BYTES as u64));
     world.notify(&Notice::StateChanged);
     world.run();
-    assert_told(&mut world, client.admin, 1);
+    assert_event_sent(&mut world, client.admin, 1);
     assert_eq!(changed(&mut world, client.admin), [1]);
     assert_eq!(changed(&mut world, client.admin), [], "read twice");
     let page = world.page(client.admin, AdminCommand::identify(cns::NAMESPACE, 1)).unwrap();
@@ -52,30 +52,30 @@ fn a_disk_that_grows_is_told_and_its_new_blocks_can_be_read() {
 }
 
 #[test]
-fn r19_disk_that_goes_and_comes_back_works_again() {
+fn r19_disk_works_again_after_removal() {
     let mut world = World::new();
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     wait_for_event(&mut world, client.admin, 1);
     world.catalogue.withdraw(DISK);
     world.notify(&Notice::StateChanged);
     world.run();
-    assert_told(&mut world, client.admin, 1);
+    assert_event_sent(&mut world, client.admin, 1);
     assert_eq!(active(&mut world, client.admin), []);
     assert_eq!(world.read(io, 0, 1).unwrap_err(), Status::INVALID_NAMESPACE.dnr());
     assert_eq!(changed(&mut world, client.admin), [1]);
 
     wait_for_event(&mut world, client.admin, 2);
-    world.lend(DISK, |_| {});
+    world.publish(DISK, |_| {});
     world.run();
-    assert_told(&mut world, client.admin, 2);
+    assert_event_sent(&mut world, client.admin, 2);
     assert_eq!(active(&mut world, client.admin), [1]);
     assert!(world.read(io, 0, 1).is_ok());
 }
 
 #[test]
-fn r19_requests_on_a_vanishing_disk_end() {
+fn r19_requests_on_a_removed_disk_complete() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     world.disk().held = true;
     let buffer = world.buffer(512);
     world.submit(io, read(0, 1), Payload::Receive(buffer), 5);
@@ -91,19 +91,19 @@ fn r19_requests_on_a_vanishing_disk_end() {
 }
 
 #[test]
-fn a_change_that_another_disk_had_is_not_told() {
+fn change_of_another_disk_is_not_reported() {
     let mut world = World::new();
-    let (client, _) = world.attach_plainly();
+    let (client, _) = world.attach_default();
     wait_for_event(&mut world, client.admin, 1);
-    world.lend("nqn.x:other", |_| {});
+    world.publish("nqn.x:other", |_| {});
     world.run();
     assert!(world.taken(client.admin, 1).is_none());
 }
 
 #[test]
-fn more_event_requests_than_allowed_are_refused() {
+fn event_requests_beyond_the_limit_are_refused() {
     let mut world = World::new();
-    let (client, _) = world.attach_plainly();
+    let (client, _) = world.attach_default();
     for tag in 0..5 {
         wait_for_event(&mut world, client.admin, tag);
     }

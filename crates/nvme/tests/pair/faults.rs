@@ -20,9 +20,9 @@ fn fail_next(world: &mut World, fault: Fault) {
 }
 
 #[test]
-fn every_fault_becomes_its_status_and_the_next_command_succeeds() {
+fn fault_fails_one_command_with_its_status() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     for fault in Fault::ALL {
         fail_next(&mut world, fault);
         let read = world.read(io, 0, 1).unwrap_err();
@@ -35,9 +35,9 @@ fn every_fault_becomes_its_status_and_the_next_command_succeeds() {
 }
 
 #[test]
-fn a_fault_is_reported_with_its_place_and_stands_in_the_error_log() {
+fn fault_is_reported_and_logged_with_its_lba() {
     let mut world = World::new();
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     fail_next(&mut world, Fault::Io);
     world.read(io, 77, 4).unwrap_err();
     let Some(Event::Fault { op: "read", offset, len: 2048, fault: Fault::Io, .. }) =
@@ -53,9 +53,9 @@ fn a_fault_is_reported_with_its_place_and_stands_in_the_error_log() {
 }
 
 #[test]
-fn faults_of_some_requests_of_many_end_those_only() {
+fn faults_fail_only_their_own_commands() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     world.disk().faults =
         Box::new(|op, offset, _| (op == Op::Read && offset % 3 == 0).then_some(Fault::Io));
     for tag in 0..60_u32 {
@@ -69,9 +69,9 @@ fn faults_of_some_requests_of_many_end_those_only() {
 }
 
 #[test]
-fn the_health_log_counts_what_was_done() {
+fn health_log_counts_operations() {
     let mut world = World::new();
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     world.read(io, 0, 2000).unwrap();
     world.write(io, 0, &pattern(1, 4096));
     fail_next(&mut world, Fault::Io);
@@ -85,9 +85,9 @@ fn the_health_log_counts_what_was_done() {
 }
 
 #[test]
-fn a_disk_that_fails_every_write_still_reads() {
+fn disk_with_failing_writes_is_readable() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     world.disk().faults = Box::new(|op, _, _| op.mutates().then_some(Fault::NoSpace));
     for len in [512, 65_536] {
         let data = world.filled(&vec![1; len]);

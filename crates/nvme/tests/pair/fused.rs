@@ -39,12 +39,12 @@ fn block(world: &World, lba: usize) -> Vec<u8> {
 }
 
 #[test]
-fn equal_blocks_are_replaced_and_different_ones_are_not() {
+fn pair_writes_only_if_the_blocks_are_equal() {
     for way in WAYS {
         for order in [Order::First, Order::Last] {
             let mut world = World::new();
             world.order = order;
-            let (_, io) = world.attach_plainly();
+            let (_, io) = world.attach_default();
             let (old, new) = (block(&world, 5), pattern(1, 512));
             pair(&mut world, io, 5, &old, &new, 0, way);
             world.run();
@@ -63,10 +63,10 @@ fn equal_blocks_are_replaced_and_different_ones_are_not() {
 }
 
 #[test]
-fn pairs_under_way_at_once_keep_to_themselves() {
+fn concurrent_pairs_are_independent() {
     let mut world = World::new();
     world.order = Order::Random;
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     for number in 0..16_u64 {
         let old = block(&world, number as usize);
         let way = WAYS[number as usize % 4];
@@ -81,7 +81,7 @@ fn pairs_under_way_at_once_keep_to_themselves() {
 }
 
 #[test]
-fn of_two_hosts_with_the_same_expectation_one_wins() {
+fn one_of_two_competing_pairs_succeeds() {
     for seed in 1..20 {
         let mut world = World::new();
         world.seed(seed);
@@ -118,7 +118,7 @@ fn of_two_hosts_with_the_same_expectation_one_wins() {
 }
 
 #[test]
-fn no_write_comes_between_comparison_and_replacement() {
+fn pair_excludes_other_writes() {
     let mut world = World::new();
     let first = world.attach(&Manner::default()).io[0];
     let second = world.attach(&Manner { host: "nqn.x:other", ..Manner::default() }).io[0];
@@ -131,7 +131,7 @@ fn no_write_comes_between_comparison_and_replacement() {
     world.submit(second, write(9, 1), Payload::Send(data), 7);
     world.run();
     assert_eq!(world.disk().requests.len(), 1, "the write did not wait");
-    world.end_one(0);
+    world.complete_one(0);
     world.run();
     let only = world.disk().requests.iter().map(|(_, admitted)| admitted.op()).collect::<Vec<_>>();
     assert_eq!(only, [Op::Write { durable: false }]);
@@ -142,9 +142,9 @@ fn no_write_comes_between_comparison_and_replacement() {
 }
 
 #[test]
-fn a_pair_waits_for_writes_that_are_under_way() {
+fn pair_waits_for_writes_in_flight() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     world.disk().held = true;
     let data = world.filled(&pattern(2, 512));
     world.submit(io, write(9, 1), Payload::Send(data), 7);
@@ -159,9 +159,9 @@ fn a_pair_waits_for_writes_that_are_under_way() {
 }
 
 #[test]
-fn a_half_without_its_other_half_is_aborted() {
+fn incomplete_pair_is_aborted() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     for payload in
         [Payload::Send(world.filled(&[1; 512])), Payload::SendByR2t(world.filled(&[1; 512]))]
     {
@@ -178,9 +178,9 @@ fn a_half_without_its_other_half_is_aborted() {
 }
 
 #[test]
-fn a_pair_of_which_one_half_is_wrong_fails_in_both() {
+fn invalid_command_of_a_pair_fails_both() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     for (first, second) in
         [(write(0, 1), write(0, 1)), (compare(0, 1), write(1, 1)), (compare(0, 1), compare(0, 1))]
     {
@@ -196,14 +196,14 @@ fn a_pair_of_which_one_half_is_wrong_fails_in_both() {
 }
 
 #[test]
-fn a_pair_that_the_disk_fails_lets_others_write_again() {
+fn failed_pair_releases_exclusive_access() {
     let cases = [
         (Op::Read, Status::UNRECOVERED_READ_ERROR, Status::ABORTED_FAILED_FUSED),
         (Op::Write { durable: false }, Status::SUCCESS, Status::WRITE_FAULT),
     ];
     for (failing, first, second) in cases {
         let mut world = World::new();
-        let (_, io) = world.attach_plainly();
+        let (_, io) = world.attach_default();
         let old = block(&world, 0);
         world.disk().faults = Box::new(move |op, _, _| (op == failing).then_some(Fault::Io));
         pair(&mut world, io, 0, &old, &pattern(1, 512), 0, Way::InCapsule);
@@ -215,7 +215,7 @@ fn a_pair_that_the_disk_fails_lets_others_write_again() {
 }
 
 #[test]
-fn a_pair_whose_connection_breaks_lets_others_write_again() {
+fn lost_pair_releases_exclusive_access() {
     for ended in 0..2 {
         let mut world = World::new();
         let first = world.attach(&Manner::default()).io[0];
@@ -225,7 +225,7 @@ fn a_pair_whose_connection_breaks_lets_others_write_again() {
         pair(&mut world, first, 0, &old, &pattern(1, 512), 0, Way::InCapsule);
         world.run();
         for _ in 0..ended {
-            world.end_one(0);
+            world.complete_one(0);
         }
         world.cut(first);
         let data = world.filled(&[5; 512]);
@@ -238,15 +238,15 @@ fn a_pair_whose_connection_breaks_lets_others_write_again() {
 }
 
 #[test]
-fn pair_starts_anew_if_its_disk_is_lent_anew_meanwhile() {
+fn pair_restarts_if_its_disk_was_replaced() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     world.disk().held = true;
     let old = block(&world, 9);
     pair(&mut world, io, 9, &old, &pattern(1, 512), 0, Way::InCapsule);
     world.run();
     assert_eq!(world.disk().requests.len(), 1, "its read");
-    world.lend(crate::world::DISK, |_| {});
+    world.publish(crate::world::DISK, |_| {});
     world.run();
     world.disk().held = false;
     world.run();

@@ -26,9 +26,9 @@ struct Rogue {
 impl Rogue {
     /// A host that has just connected, so far without any complaint.
     fn new(options: Options) -> Self {
-        let mut rogue = Self::unopened(options.clone());
+        let mut rogue = Self::before_ic_resp(options.clone());
         let digests = u8::from(options.header_digest) | u8::from(options.data_digest) << 1;
-        rogue.say_bytes(pdu::IcResp::new(0, digests, 65_536).as_bytes());
+        rogue.send_bytes(pdu::IcResp::new(0, digests, 65_536).as_bytes());
         rogue.framer.set_layout(options.header_digest, options.data_digest, 0);
         let dw0 = ConnectResponse::new(7).emit();
         rogue.answer(Cqe::new(0, Status::SUCCESS).with_dw0(dw0).with_sqhd(1));
@@ -37,7 +37,7 @@ impl Rogue {
     }
 
     /// A host that has sent its Initialize Connection Request.
-    fn unopened(options: Options) -> Self {
+    fn before_ic_resp(options: Options) -> Self {
         let host = Queue::new(options, Manner::default().data(7));
         let (framer, account) = (Framer::default(), Pool::new(1 << 24).open());
         let mut rogue =
@@ -63,24 +63,24 @@ impl Rogue {
         }
     }
 
-    fn say_bytes(&mut self, bytes: &[u8]) {
+    fn send_bytes(&mut self, bytes: &[u8]) {
         self.host.receive(bytes);
         self.drain();
     }
 
     fn answer(&mut self, cqe: Cqe) {
         let segment = self.framer.response(cqe);
-        self.say_bytes(&segment.parts().concat());
+        self.send_bytes(&segment.parts().concat());
     }
 
-    fn ask_for(&mut self, cid: u16, offset: u32, len: u32) {
+    fn send_r2t(&mut self, cid: u16, offset: u32, len: u32) {
         let segment = self.framer.r2t(cid, 0x55, offset, len);
-        self.say_bytes(&segment.parts().concat());
+        self.send_bytes(&segment.parts().concat());
     }
 
     fn data(&mut self, cid: u16, start: usize, len: usize, flags: u8) {
         let bytes = self.data_bytes(cid, start, len, flags);
-        self.say_bytes(&bytes);
+        self.send_bytes(&bytes);
     }
 
     fn data_bytes(&mut self, cid: u16, start: usize, len: usize, flags: u8) -> Vec<u8> {
@@ -128,7 +128,7 @@ const LAST: u8 = pdu::flag::LAST_PDU;
 const SUCCESS: u8 = pdu::flag::SUCCESS;
 
 #[test]
-fn an_initialization_that_cannot_be_is_refused() {
+fn invalid_ic_resp_is_refused() {
     let plain = Options::io(1, 16, 0);
     let digests = Options { header_digest: true, ..plain.clone() };
     let mut pfv = pdu::IcResp::new(0, 0, 65_536);
@@ -141,42 +141,42 @@ fn an_initialization_that_cannot_be_is_refused() {
         (&plain, pdu::IcResp::new(0, 0, 4092), Violation::MaxH2cDataWrong),
         (&plain, pdu::IcResp::new(0, 0, 65_537), Violation::MaxH2cDataWrong),
     ] {
-        let mut rogue = Rogue::unopened(options.clone());
+        let mut rogue = Rogue::before_ic_resp(options.clone());
         rogue.sent.clear();
-        rogue.say_bytes(response.as_bytes());
+        rogue.send_bytes(response.as_bytes());
         rogue.assert_violated(violation);
     }
 }
 
 #[test]
-fn nothing_may_come_before_the_initialization_and_it_not_twice() {
-    let mut rogue = Rogue::unopened(Options::admin());
+fn ic_resp_must_be_first_and_only_once() {
+    let mut rogue = Rogue::before_ic_resp(Options::admin());
     rogue.sent.clear();
     rogue.answer(Cqe::new(0, Status::SUCCESS));
     rogue.assert_violated(Violation::IcRespMissing);
     let mut rogue = Rogue::plain();
     rogue.sent.clear();
-    rogue.say_bytes(pdu::IcResp::new(0, 0, 65_536).as_bytes());
+    rogue.send_bytes(pdu::IcResp::new(0, 0, 65_536).as_bytes());
     rogue.assert_violated(Violation::IcRespRepeated);
 }
 
 #[test]
-fn a_request_for_data_that_was_not_offered_discloses_nothing() {
+fn unexpected_r2t_discloses_nothing() {
     let mut rogue = Rogue::plain();
     let cid = rogue.read(8);
-    rogue.ask_for(cid, 0, 4096);
+    rogue.send_r2t(cid, 0, 4096);
     rogue.assert_violated(Violation::R2tUnexpected);
 
     // Data that went with its capsule is not given again.
     let mut rogue = Rogue::plain();
     let secret = Rc::new(rogue.secret(512));
     let cid = rogue.submit(write(0, 1), Payload::Send(secret));
-    rogue.ask_for(cid, 0, 512);
+    rogue.send_r2t(cid, 0, 512);
     rogue.assert_violated(Violation::R2tUnexpected);
 }
 
 #[test]
-fn a_request_for_data_must_be_in_order_and_within_what_was_offered() {
+fn r2t_must_be_in_order_and_within_the_buffer() {
     for (offset, len, violation) in [
         (0, 0, Violation::R2tLengthZero),
         (4, 4, Violation::R2tOffsetNotExpected),
@@ -186,23 +186,23 @@ fn a_request_for_data_must_be_in_order_and_within_what_was_offered() {
     ] {
         let mut rogue = Rogue::plain();
         let cid = rogue.write(8);
-        rogue.ask_for(cid, offset, len);
+        rogue.send_r2t(cid, offset, len);
         rogue.assert_violated(violation);
     }
     let mut rogue = Rogue::plain();
     let cid = rogue.write(8);
-    rogue.ask_for(cid, 0, 4096);
+    rogue.send_r2t(cid, 0, 4096);
     rogue.sent.clear();
-    rogue.ask_for(cid, 0, 4096);
+    rogue.send_r2t(cid, 0, 4096);
     rogue.assert_violated(Violation::R2tOffsetNotExpected);
 }
 
 #[test]
-fn data_that_is_asked_for_in_pieces_is_given_in_pieces_of_maxh2cdata() {
+fn h2c_data_is_split_at_maxh2cdata() {
     let mut rogue = Rogue::plain();
     let cid = rogue.write(512);
-    rogue.ask_for(cid, 0, 200_000);
-    rogue.ask_for(cid, 200_000, 62_144);
+    rogue.send_r2t(cid, 0, 200_000);
+    rogue.send_r2t(cid, 200_000, 62_144);
     let mut lengths = Vec::new();
     let mut rest = &rogue.sent[..];
     while !rest.is_empty() {
@@ -223,7 +223,7 @@ fn data_that_is_asked_for_in_pieces_is_given_in_pieces_of_maxh2cdata() {
 }
 
 #[test]
-fn data_must_be_asked_for_in_order_and_fit() {
+fn c2h_data_must_be_in_order_and_fit() {
     for (start, len, flags, violation) in [
         (512, 512, 0, Violation::DataOffsetNotExpected),
         (0, 4097, LAST, Violation::DataBeyondTransfer),
@@ -253,7 +253,7 @@ fn data_after_the_last_is_unsolicited() {
 }
 
 #[test]
-fn success_with_data_missing_is_no_success() {
+fn success_with_missing_data_is_a_violation() {
     for len in [0, 512] {
         let mut rogue = Rogue::plain();
         let cid = rogue.read(8);
@@ -267,7 +267,7 @@ fn success_with_data_missing_is_no_success() {
 }
 
 #[test]
-fn a_failure_may_come_before_all_data() {
+fn failure_is_accepted_before_all_data() {
     let mut rogue = Rogue::plain();
     let cid = rogue.read(8);
     rogue.data(cid, 0, 512, 0);
@@ -277,7 +277,7 @@ fn a_failure_may_come_before_all_data() {
 }
 
 #[test]
-fn an_answer_to_no_command_or_twice_is_a_violation() {
+fn response_to_an_unknown_command_is_a_violation() {
     let mut rogue = Rogue::plain();
     let cid = rogue.read(1);
     rogue.answer(Cqe::new(cid ^ 1, Status::SUCCESS));
@@ -297,12 +297,12 @@ fn an_answer_to_no_command_or_twice_is_a_violation() {
     rogue.assert_violated(Violation::CommandUnknown);
     let mut rogue = Rogue::plain();
     rogue.sent.clear();
-    rogue.ask_for(3, 0, 512);
+    rogue.send_r2t(3, 0, 512);
     rogue.assert_violated(Violation::CommandUnknown);
 }
 
 #[test]
-fn a_head_that_cannot_be_is_a_violation() {
+fn invalid_sqhd_is_a_violation() {
     for head in [0, 3, 16, u16::MAX] {
         let mut rogue = Rogue::plain();
         let cid = rogue.write(1);
@@ -312,7 +312,7 @@ fn a_head_that_cannot_be_is_a_violation() {
 }
 
 #[test]
-fn without_flow_control_the_head_means_nothing() {
+fn sqhd_is_ignored_without_flow_control() {
     let mut rogue = Rogue::new(Options { flow_control: false, ..Options::io(1, 16, 16_384) });
     let cid = rogue.write(1);
     rogue.answer(Cqe::new(cid, Status::SUCCESS).with_sqhd(u16::MAX));
@@ -320,28 +320,28 @@ fn without_flow_control_the_head_means_nothing() {
 }
 
 #[test]
-fn a_damaged_header_ends_the_connection_and_damaged_data_its_command() {
+fn digest_errors_end_the_connection_or_the_command() {
     let digests = Options { header_digest: true, data_digest: true, ..Options::io(1, 16, 0) };
     let mut rogue = Rogue::new(digests.clone());
     let cid = rogue.read(8);
     let mut bytes = rogue.data_bytes(cid, 0, 4096, LAST | SUCCESS);
     bytes[100] ^= 1;
-    rogue.say_bytes(&bytes);
+    rogue.send_bytes(&bytes);
     assert_eq!(rogue.done.remove(0).status, Status::TRANSIENT_TRANSPORT_ERROR);
     assert_eq!(rogue.end, None);
     let cid = rogue.read(8);
     let mut bytes = rogue.data_bytes(cid, 0, 4096, LAST);
     bytes[10] ^= 1;
-    rogue.say_bytes(&bytes);
+    rogue.send_bytes(&bytes);
     rogue.assert_violated(Violation::HeaderDigestWrong);
 }
 
 #[test]
-fn a_controller_that_terminates_is_believed() {
+fn c2h_term_req_closes_the_connection() {
     let mut rogue = Rogue::plain();
     rogue.sent.clear();
     let term = Framer::terminate(pdu::kind::C2H_TERM_REQ, 1, 4, &[0; 24]);
-    rogue.say_bytes(&term.parts().concat());
+    rogue.send_bytes(&term.parts().concat());
     assert_eq!(rogue.end, Some(CloseReason::Terminated { fes: 1, fei: 4 }));
     assert!(rogue.sent.is_empty());
     // What follows is not read any more.
@@ -350,7 +350,7 @@ fn a_controller_that_terminates_is_believed() {
 }
 
 #[test]
-fn what_only_hosts_say_is_in_the_wrong_direction() {
+fn host_pdus_from_a_controller_are_violations() {
     for kind in
         [pdu::kind::IC_REQ, pdu::kind::CAPSULE_CMD, pdu::kind::H2C_DATA, pdu::kind::H2C_TERM_REQ]
     {
@@ -358,15 +358,15 @@ fn what_only_hosts_say_is_in_the_wrong_direction() {
         rogue.sent.clear();
         let mut bytes = [0; 128];
         (bytes[0], bytes[2], bytes[4]) = (kind, 24, 24);
-        rogue.say_bytes(&bytes);
+        rogue.send_bytes(&bytes);
         rogue.assert_violated(Violation::PduTypeWrongDirection);
     }
 }
 
 #[test]
-fn a_refused_connect_is_told_and_no_command_can_be_sent() {
-    let mut rogue = Rogue::unopened(Options::admin());
-    rogue.say_bytes(pdu::IcResp::new(0, 0, 65_536).as_bytes());
+fn refused_connect_is_reported() {
+    let mut rogue = Rogue::before_ic_resp(Options::admin());
+    rogue.send_bytes(pdu::IcResp::new(0, 0, 65_536).as_bytes());
     let refusal =
         rogue.framer.response(Cqe::new(0, Status::CONNECT_INVALID_HOST).with_dw0(9).with_sqhd(1));
     rogue.host.receive(&refusal.parts().concat());
@@ -377,7 +377,7 @@ fn a_refused_connect_is_told_and_no_command_can_be_sent() {
 }
 
 #[test]
-fn rubbish_in_any_piece_size_never_panics() {
+fn random_bytes_never_panic() {
     let mut seed = 1_u32;
     for round in 0..3000 {
         let mut rogue = Rogue::plain();

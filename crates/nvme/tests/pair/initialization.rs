@@ -14,7 +14,7 @@ use crate::client::{Manner, enabled};
 use crate::world::{BYTES, World};
 
 #[test]
-fn everything_that_linux_asks_is_answered_as_it_demands() {
+fn initialization_satisfies_linux() {
     let mut world = World::new();
     let client = world.attach(&Manner { queues: 4, ..Manner::default() });
     assert_eq!((client.controller.queues(), client.io.len()), (4, 4));
@@ -34,7 +34,7 @@ fn everything_that_linux_asks_is_answered_as_it_demands() {
 
 /// ESXi and Windows attach no namespace whose NGUID and EUI-64 are both zero.
 #[test]
-fn namespace_without_a_name_of_its_own_has_its_uuid_as_nguid() {
+fn nguid_falls_back_to_the_uuid() {
     let mut world = World::with(|export| export.identity.nguid = None);
     let client = world.attach(&Manner::default());
     let figure = world.page(client.admin, AdminCommand::identify(cns::NAMESPACE, 1)).unwrap();
@@ -50,7 +50,7 @@ fn namespace_without_a_name_of_its_own_has_its_uuid_as_nguid() {
 }
 
 #[test]
-fn own_eui64_is_announced_in_both_places() {
+fn eui64_is_in_both_structures() {
     let eui64 = [1, 2, 3, 4, 5, 6, 7, 8];
     let mut world = World::with(|export| export.identity.eui64 = Some([1, 2, 3, 4, 5, 6, 7, 8]));
     let client = world.attach(&Manner::default());
@@ -68,7 +68,7 @@ fn optimal_write_size_is_a_multiple_of_the_granularity() {
 }
 
 #[test]
-fn what_cannot_be_written_says_so() {
+fn read_only_disk_is_announced() {
     let mut world = World::with(|export| export.access = Access::ReadOnly);
     let client = world.attach(&Manner::default());
     let namespace = &client.controller.namespaces()[0];
@@ -76,14 +76,14 @@ fn what_cannot_be_written_says_so() {
 }
 
 #[test]
-fn a_write_through_disk_has_no_volatile_cache() {
+fn write_through_disk_has_no_volatile_cache() {
     let mut world = World::with(|export| export.cache = export::Cache::WriteThrough);
     let client = world.attach(&Manner::default());
     assert_eq!(client.controller.identify().unwrap().vwc & vwc::PRESENT, 0);
 }
 
 #[test]
-fn digests_are_agreed_on_in_every_combination() {
+fn all_digest_combinations_work() {
     for digests in 0..4 {
         let mut world = World::new();
         let manner = Manner {
@@ -97,7 +97,7 @@ fn digests_are_agreed_on_in_every_combination() {
 }
 
 #[test]
-fn controllers_have_identifiers_of_their_own() {
+fn controller_identifiers_are_unique() {
     let mut world = World::new();
     let first = world.attach(&Manner::default());
     let second = world.attach(&Manner::default());
@@ -108,7 +108,7 @@ fn controllers_have_identifiers_of_their_own() {
 
 /// Linux refuses a second controller of one identifier in a subsystem, and takes others there for paths to one disk.
 #[test]
-fn r58_two_machines_share_no_controller_identifier() {
+fn r58_two_machines_use_distinct_controller_identifiers() {
     let identifiers = |start| {
         let mut world = World::new();
         world.target = Target::with_config(world.catalogue.clone(), AuthConfig::default(), start);
@@ -126,7 +126,7 @@ fn r58_two_machines_share_no_controller_identifier() {
 }
 
 #[test]
-fn a_subsystem_that_is_not_lent_is_refused_by_its_field() {
+fn unknown_subsystem_is_refused_with_its_field() {
     let mut world = World::new();
     let manner = Manner { subsystem: "nqn.2026-01.org.example:nothing", ..Manner::default() };
     let line = world.connect(Options::admin(), manner.data(CNTLID_DYNAMIC));
@@ -138,7 +138,7 @@ fn a_subsystem_that_is_not_lent_is_refused_by_its_field() {
 }
 
 #[test]
-fn an_io_queue_beyond_those_granted_or_of_another_host_is_refused() {
+fn ungranted_and_foreign_io_queues_are_refused() {
     let mut world = World::new();
     let client = world.attach(&Manner { queues: 2, ..Manner::default() });
     let other = Manner { host: "nqn.2026-01.org.example:other", ..Manner::default() };
@@ -157,7 +157,7 @@ fn an_io_queue_beyond_those_granted_or_of_another_host_is_refused() {
 }
 
 #[test]
-fn a_queue_that_is_open_is_not_opened_twice() {
+fn open_queue_identifier_is_refused() {
     let mut world = World::new();
     let client = world.attach(&Manner::default());
     let line = world.connect(Options::io(1, 16, 0), Manner::default().data(client.cntlid));
@@ -166,7 +166,7 @@ fn a_queue_that_is_open_is_not_opened_twice() {
 }
 
 #[test]
-fn nothing_but_properties_is_answered_before_the_controller_is_enabled() {
+fn only_properties_work_before_cc_en() {
     let mut world = World::new();
     let (admin, _) = world.open_admin(&Manner::default());
     let identify = AdminCommand::identify(cns::CONTROLLER, 0);
@@ -178,7 +178,7 @@ fn nothing_but_properties_is_answered_before_the_controller_is_enabled() {
 }
 
 #[test]
-fn a_configuration_that_cannot_be_is_fatal() {
+fn invalid_configuration_is_fatal() {
     let mut world = World::new();
     let (admin, cntlid) = world.open_admin(&Manner::default());
     world.configure(admin, enabled().with_mps(1));
@@ -189,7 +189,7 @@ fn a_configuration_that_cannot_be_is_fatal() {
 }
 
 #[test]
-fn a_property_of_the_wrong_size_or_place_is_refused() {
+fn invalid_property_access_is_refused() {
     let mut world = World::new();
     let (admin, _) = world.open_admin(&Manner::default());
     for (attrib, offset) in [
@@ -203,7 +203,7 @@ fn a_property_of_the_wrong_size_or_place_is_refused() {
 }
 
 #[test]
-fn a_host_gives_a_controller_up_that_lies_about_its_identifier() {
+fn host_refuses_a_wrong_controller_identifier() {
     let mut world = World::new();
     let (admin, cntlid) = world.open_admin(&Manner::default());
     let mut controller = Controller::new(cntlid + 1, 1);
@@ -212,7 +212,7 @@ fn a_host_gives_a_controller_up_that_lies_about_its_identifier() {
 }
 
 #[test]
-fn a_discovery_controller_is_initialized_without_queues_and_namespaces() {
+fn discovery_controller_initialization() {
     let mut world = World::new();
     let client = world.attach(&Manner { subsystem: DISCOVERY_NQN, ..Manner::default() });
     assert!(client.io.is_empty() && client.controller.namespaces().is_empty());
@@ -220,7 +220,7 @@ fn a_discovery_controller_is_initialized_without_queues_and_namespaces() {
 
 /// A disk whose last block is only a part of one has that block, too, if it is only read.
 #[test]
-fn read_only_disk_of_odd_size_has_its_last_block() {
+fn read_only_disk_of_odd_size_includes_its_last_block() {
     let mut world = World::with(|export| {
         export.access = Access::ReadOnly;
         export.resize(1_000_001);
@@ -234,7 +234,7 @@ fn read_only_disk_of_odd_size_has_its_last_block() {
         Err(Status::LBA_OUT_OF_RANGE)
     );
     // One that is written has whole blocks only.
-    world.lend("nqn.x:writable", |export| {
+    world.publish("nqn.x:writable", |export| {
         export.resize(1_000_001);
     });
     let client = world.attach(&Manner { subsystem: "nqn.x:writable", ..Manner::default() });

@@ -17,7 +17,7 @@ use nvme::wire::log::{sectype, treq};
 use nvme::wire::text::parse_nqn;
 
 use crate::client::{Client, HOST, Manner};
-use crate::discovery::{discoverer, entries, log};
+use crate::discovery::{attach_discovery, entries, log};
 use crate::world::{BYTES, DISK, World};
 
 const SECOND: &str = "nqn.2026-01.org.example:second";
@@ -54,7 +54,7 @@ fn credentials() -> Credentials {
 /// A world in which keys are needed, and the host has those of `credentials`.
 fn keyed(host: Host, credentials: Option<Credentials>) -> World {
     let mut world = World::new();
-    world.lend(SECOND, |_| {});
+    world.publish(SECOND, |_| {});
     world.auth = Auth::Required;
     world.catalogue.set_policy(Policy { hosts: vec![Arc::new(host)] });
     world.credentials = credentials.map(Arc::new);
@@ -74,7 +74,7 @@ fn channel(key: u64, subsystem: &str) -> Option<Arc<Channel>> {
 }
 
 /// Tries to connect an Admin queue. Gives what the host was told.
-fn knock(world: &mut World, manner: &Manner) -> Result<usize, (Status, u32)> {
+fn try_connect(world: &mut World, manner: &Manner) -> Result<usize, (Status, u32)> {
     let line = world.connect(manner.options(Options::admin()), manner.data(0xffff));
     world.run();
     world.lines[line].refused.map_or(Ok(line), Err)
@@ -102,7 +102,7 @@ const TURNED_AWAY: (Status, u32) =
 // ---- proof
 
 #[test]
-fn a_disk_is_attached_with_every_group_hash_and_direction() {
+fn all_groups_hashes_and_directions_work() {
     let groups = Group::ALL.map(|group| (group, Hash::Sha256));
     let hashes = Hash::ALL.map(|hash| (Group::Ffdhe2048, hash));
     for (group, hash) in groups.into_iter().chain(hashes) {
@@ -111,13 +111,13 @@ fn a_disk_is_attached_with_every_group_hash_and_direction() {
         for &both in ways {
             let rules =
                 AuthConfig { groups: vec![group], hashes: vec![hash], ..AuthConfig::default() };
-            let mut world = World::with_rules(|_| {}, rules);
+            let mut world = World::with_auth_config(|_| {}, rules);
             world.auth = Auth::Required;
             world.catalogue.set_policy(Policy { hosts: vec![Arc::new(host(true, false, ALL))] });
             let controller = both.then(|| key(2));
             let groups = Group::ALL.to_vec();
             world.credentials = Some(Arc::new(Credentials { controller, groups, ..credentials() }));
-            let (_, io) = world.attach_plainly();
+            let (_, io) = world.attach_default();
             assert!(world.lines[io].connected.unwrap().authentication_required);
             assert_eq!(world.write(io, 3, &[9; 512]), Status::SUCCESS);
             assert_eq!(world.read(io, 3, 1), Ok(vec![9; 512]));
@@ -129,12 +129,12 @@ fn a_disk_is_attached_with_every_group_hash_and_direction() {
 
 /// X13: a wrong key, on either side, is refused on the queue on which it was shown, and said.
 #[test]
-fn x13_a_wrong_key_is_refused() {
+fn x13_wrong_key_is_refused() {
     let other = Credentials::new(key(3));
     let demanding = Credentials { controller: Some(key(9)), ..credentials() };
     for wrong in [other, demanding] {
         let mut world = keyed(host(true, false, ALL), Some(wrong));
-        let told = knock(&mut world, &Manner::default());
+        let told = try_connect(&mut world, &Manner::default());
         assert_eq!(told, Err((Status::AUTHENTICATION_REQUIRED.dnr(), 0)));
         assert_eq!(world.lines[0].target_end, Some(Reason::Refused));
         assert!(attached(&world).is_empty());
@@ -144,18 +144,18 @@ fn x13_a_wrong_key_is_refused() {
 
 /// X13: the NULL group is refused by default.
 #[test]
-fn x13_a_host_with_nothing_but_the_null_group_is_refused() {
+fn x13_null_group_alone_is_refused() {
     let lazy = Credentials { groups: vec![Group::Null], ..credentials() };
     let mut world = keyed(host(true, false, ALL), Some(lazy));
-    assert!(knock(&mut world, &Manner::default()).is_err());
+    assert!(try_connect(&mut world, &Manner::default()).is_err());
     assert_eq!(refusals(&world), ["it offers no allowed Diffie-Hellman group"]);
 }
 
 /// X13: a host may prove itself again at any time, on every queue, and go on.
 #[test]
-fn x13_a_live_queue_proves_itself_again() {
+fn x13_live_queue_can_reauthenticate() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     for line in [client.admin, io] {
         assert!(world.lines[line].host.reauthenticate(77));
         world.run();
@@ -168,9 +168,9 @@ fn x13_a_live_queue_proves_itself_again() {
 }
 
 #[test]
-fn a_live_queue_that_fails_to_prove_itself_again_is_closed() {
+fn failed_reauthentication_closes_the_queue() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     // The owner gave the host another key under the same identifier: the old one proves nothing.
     let changed = Host { chap: Some(key(5).emit()), ..host(true, false, ALL) };
     world.catalogue.set_policy(Policy { hosts: vec![Arc::new(changed)] });
@@ -183,9 +183,9 @@ fn a_live_queue_that_fails_to_prove_itself_again_is_closed() {
 
 /// Before it has proven itself a host gets nothing, not even what the controller can do, and not for long.
 #[test]
-fn before_the_proof_there_is_nothing_else() {
+fn unauthenticated_host_gets_nothing() {
     let mut world = keyed(host(true, false, ALL), None);
-    let line = knock(&mut world, &Manner::default()).unwrap();
+    let line = try_connect(&mut world, &Manner::default()).unwrap();
     assert!(world.lines[line].connected.unwrap().authentication_required);
     for sqe in [
         FabricsCommand::PropertyGet { attrib: PropertySize::Eight, offset: property::CAP }.emit(),
@@ -209,17 +209,17 @@ fn before_the_proof_there_is_nothing_else() {
 
 /// What a host asks for comes after who it is: with a wrong key it does not learn what there is.
 #[test]
-fn what_there_is_comes_after_the_proof() {
+fn unauthenticated_host_learns_nothing() {
     let only_first = [(Some(DISK), Access::Writable)];
     for subsystem in [SECOND, "nqn.2026-01.org.example:none"] {
         let manner = Manner { subsystem, ..Manner::default() };
         let mut world = keyed(host(true, false, &only_first), None);
-        let line = knock(&mut world, &manner).unwrap();
+        let line = try_connect(&mut world, &manner).unwrap();
         assert!(world.lines[line].connected.unwrap().authentication_required);
         for controller in [None, Some(key(2))] {
             let own = Credentials { controller, ..credentials() };
             let mut world = keyed(host(true, false, &only_first), Some(own));
-            let told = knock(&mut world, &manner);
+            let told = try_connect(&mut world, &manner);
             world.advance(Duration::from_secs(1));
             assert_eq!(world.lines[0].target_end, Some(Reason::Refused));
             assert!(told.is_err() || told == Ok(0));
@@ -231,7 +231,7 @@ fn what_there_is_comes_after_the_proof() {
 
 /// Who only says that he is the host takes no queue from it, and keeps no controller of its alive.
 #[test]
-fn a_name_alone_takes_no_queue_from_its_host() {
+fn unauthenticated_host_cannot_take_a_queue() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
     let (admin, cntlid) = world.open_admin(&Manner::default());
     let mut controller = nvme::host::Controller::new(cntlid, 1);
@@ -252,9 +252,9 @@ fn a_name_alone_takes_no_queue_from_its_host() {
 }
 
 #[test]
-fn queue_that_must_prove_itself_waits_for_a_lost_write() {
+fn authenticating_queue_waits_for_orphaned_writes() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     world.disk().held = true;
     let data = world.filled(&[1; 512]);
     world.submit(io, crate::client::write(0, 1), Payload::Send(data), 1);
@@ -273,7 +273,7 @@ fn queue_that_must_prove_itself_waits_for_a_lost_write() {
 
 /// Which controllers there are, of whom and for what, is told to nobody else.
 #[test]
-fn the_controllers_of_others_are_as_if_they_were_not_there() {
+fn foreign_controllers_are_not_disclosed() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
     let (_, cntlid) = world.open_admin(&Manner::default());
     let second = Manner { subsystem: SECOND, ..Manner::default() };
@@ -289,27 +289,27 @@ fn the_controllers_of_others_are_as_if_they_were_not_there() {
 
 /// A host that wants the controller to prove itself is not content with one that asks for nothing.
 #[test]
-fn a_controller_that_must_prove_itself_cannot_do_without() {
+fn controller_must_authenticate_if_required() {
     let demanding = Credentials { controller: Some(key(2)), ..credentials() };
     let mut open = World::new();
     open.credentials = Some(Arc::new(demanding));
-    assert!(knock(&mut open, &Manner::default()).is_err());
+    assert!(try_connect(&mut open, &Manner::default()).is_err());
 }
 
 // ---- channels
 
 #[test]
-fn a_host_in_its_channel_is_let_in_without_more() {
+fn host_with_tls_needs_nothing_else() {
     let mut world = keyed(host(false, true, ALL), None);
     world.channel = channel(7, DISK);
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     assert_eq!(world.write(io, 0, &[1; 512]), Status::SUCCESS);
     assert_eq!(attached(&world), [None]);
 }
 
 /// X15: a name without its key, a key of another host, another disk, another owner: all are told the same.
 #[test]
-fn x15_whoever_has_not_the_keys_of_his_name_is_told_the_same() {
+fn x15_all_access_denials_look_alike() {
     let stranger = Manner { host: STRANGER, ..Manner::default() };
     let second = Manner { subsystem: SECOND, ..Manner::default() };
     let nothing = Manner { subsystem: "nqn.2026-01.org.example:none", ..Manner::default() };
@@ -336,7 +336,7 @@ fn x15_whoever_has_not_the_keys_of_his_name_is_told_the_same() {
     for (manner, channel, rules) in cases {
         let mut world = keyed(host(false, true, rules), None);
         world.channel = channel;
-        assert_eq!(knock(&mut world, manner), Err(TURNED_AWAY), "{manner:?}");
+        assert_eq!(try_connect(&mut world, manner), Err(TURNED_AWAY), "{manner:?}");
         assert_eq!(world.lines[0].target_end, Some(Reason::Refused), "one question a connection");
         assert_eq!(refusals(&world).len(), 1);
         assert!(
@@ -347,27 +347,27 @@ fn x15_whoever_has_not_the_keys_of_his_name_is_told_the_same() {
 
 /// A key that everybody knows, as for pairing, opens no disk.
 #[test]
-fn a_channel_for_something_else_opens_nothing() {
+fn pairing_channel_grants_no_access() {
     let mut world = keyed(host(false, true, ALL), None);
     world.channel = channel(7, DISK).map(|one| {
         Arc::new(Channel { key: None, identity: "storagetm-pair-1".to_owned(), ..(*one).clone() })
     });
-    assert_eq!(knock(&mut world, &Manner::default()), Err(TURNED_AWAY));
+    assert_eq!(try_connect(&mut world, &Manner::default()), Err(TURNED_AWAY));
 }
 
 #[test]
-fn a_host_with_both_keys_shows_both() {
+fn host_with_both_keys_needs_both() {
     let mut world = keyed(host(true, true, ALL), Some(credentials()));
-    assert_eq!(knock(&mut world, &Manner::default()), Err(TURNED_AWAY));
+    assert_eq!(try_connect(&mut world, &Manner::default()), Err(TURNED_AWAY));
     world.channel = channel(7, DISK);
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     assert!(world.lines[io].connected.unwrap().authentication_required);
     assert!(world.read(io, 0, 1).is_ok());
     assert_eq!(attached(&world), [Some(KeyId::new(7))]);
 }
 
 #[test]
-fn all_queues_of_a_controller_come_in_the_same_channel() {
+fn queues_of_a_controller_share_the_channel() {
     let join = |world: &mut World, client: &Client| {
         let line = world.connect(Options::io(1, 16, 8192), Manner::default().data(client.cntlid));
         world.run();
@@ -388,7 +388,7 @@ fn all_queues_of_a_controller_come_in_the_same_channel() {
 }
 
 #[test]
-fn a_proof_leaves_a_key_for_a_channel() {
+fn authentication_generates_a_tls_psk() {
     let own = Credentials { concatenate: true, ..credentials() };
     let mut world = keyed(host(true, false, ALL), Some(own));
     let (admin, cntlid) = world.open_admin(&Manner::default());
@@ -408,7 +408,7 @@ fn a_proof_leaves_a_key_for_a_channel() {
     world.credentials = None;
     world.channel = channel(7, DISK)
         .map(|one| Arc::new(Channel { identity: ours[0].identity.clone(), ..(*one).clone() }));
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     assert!(world.read(io, 0, 1).is_ok());
     // The key is forgotten in the end.
     world.cut(admin);
@@ -419,11 +419,11 @@ fn a_proof_leaves_a_key_for_a_channel() {
 
 /// X16: whoever is no longer let in is out at once, on every queue, and does not come back.
 #[test]
-fn x16_a_revoked_host_is_out_at_once() {
+fn x16_revoked_host_is_disconnected_at_once() {
     for (chap, channel) in [(true, None), (false, channel(7, DISK))] {
         let mut world = keyed(host(chap, !chap, ALL), chap.then(credentials));
         world.channel = channel;
-        let (client, io) = world.attach_plainly();
+        let (client, io) = world.attach_default();
         world.write(io, 0, &[1; 1024]);
         world.read(io, 0, 1).unwrap();
         world.catalogue.set_policy(Policy::default());
@@ -436,13 +436,13 @@ fn x16_a_revoked_host_is_out_at_once() {
         });
         assert_eq!(gone, Some((Reason::Refused, 512, 1024)));
         assert_eq!(refusals(&world), ["access denied to this host"]);
-        assert_eq!(knock(&mut world, &Manner::default()), Err(TURNED_AWAY));
+        assert_eq!(try_connect(&mut world, &Manner::default()), Err(TURNED_AWAY));
     }
 }
 
 /// X16: another key, a key more, or another disk only: the same.
 #[test]
-fn x16_a_host_whose_keys_or_disks_changed_is_out() {
+fn x16_changed_keys_or_rules_disconnect_the_host() {
     let changes: [fn(&mut Host); 3] = [
         |host| host.key = KeyId::new(8),
         |host| host.tls = Some(Secret::new(vec![1])),
@@ -450,7 +450,7 @@ fn x16_a_host_whose_keys_or_disks_changed_is_out() {
     ];
     for change in changes {
         let mut world = keyed(host(true, false, ALL), Some(credentials()));
-        let (client, io) = world.attach_plainly();
+        let (client, io) = world.attach_default();
         let mut changed = host(true, false, ALL);
         change(&mut changed);
         world.catalogue.set_policy(Policy { hosts: vec![Arc::new(changed)] });
@@ -460,16 +460,16 @@ fn x16_a_host_whose_keys_or_disks_changed_is_out() {
     }
     // While it has still to prove itself, too.
     let mut world = keyed(host(true, false, ALL), None);
-    let line = knock(&mut world, &Manner::default()).unwrap();
+    let line = try_connect(&mut world, &Manner::default()).unwrap();
     world.catalogue.set_policy(Policy { hosts: vec![Arc::new(host(false, true, ALL))] });
     world.notify(&Notice::StateChanged);
     assert_eq!(world.lines[line].target_end, Some(Reason::Refused));
 }
 
 #[test]
-fn what_the_owner_takes_back_is_taken_at_once_and_told() {
+fn reduced_access_takes_effect_at_once() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     let wanted =
         AdminCommand::set_features(fid::ASYNC_EVENT_CONFIGURATION, aec::NAMESPACE_ATTRIBUTE);
     assert_eq!(world.say(client.admin, wanted.emit()).status, Status::SUCCESS);
@@ -486,10 +486,10 @@ fn what_the_owner_takes_back_is_taken_at_once_and_told() {
 
 /// X17: a host that may only read reads; it writes nothing, has no other disk, and no command that does more.
 #[test]
-fn x17_a_reader_only_reads() {
+fn x17_read_only_host_can_only_read() {
     let rules = [(Some(DISK), Access::ReadOnly)];
     let mut world = keyed(host(true, false, &rules), Some(credentials()));
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     assert!(world.read(io, 0, 1).is_ok());
     assert_eq!(world.write(io, 0, &[1; 512]), Status::NAMESPACE_WRITE_PROTECTED.dnr());
     let (nsid, slba, nlb, fua) = (1, 0, 1, false);
@@ -505,20 +505,20 @@ fn x17_a_reader_only_reads() {
     }
     assert!(world.disk().changes().is_empty());
     let second = Manner { subsystem: SECOND, ..Manner::default() };
-    assert!(knock(&mut world, &second).is_err());
+    assert!(try_connect(&mut world, &second).is_err());
     assert_eq!(refusals(&world), ["access denied to this host"]);
 }
 
 #[test]
-fn a_disk_that_goes_and_comes_back_does_not_turn_its_host_out() {
+fn removed_disk_does_not_disconnect_its_host() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     world.catalogue.withdraw(DISK);
     world.notify(&Notice::StateChanged);
     world.run();
     assert_eq!(world.lines[client.admin].target_end, None);
     assert!(world.read(io, 0, 1).is_err());
-    world.lend(DISK, |_| {});
+    world.publish(DISK, |_| {});
     world.run();
     assert!(world.read(io, 0, 1).is_ok());
     assert_eq!(attached(&world), [Some(KeyId::new(7)); 2]);
@@ -527,7 +527,7 @@ fn a_disk_that_goes_and_comes_back_does_not_turn_its_host_out() {
 // ---- discovery
 
 #[test]
-fn the_log_names_what_the_host_may_have_and_how_to_get_at_it() {
+fn log_lists_accessible_disks_and_security() {
     let both = [DISCOVERY_NQN, DISK, SECOND];
     for (chap, tls, rules, names, how) in [
         (true, false, ALL, &both[..], (treq::NOT_SPECIFIED, sectype::NONE)),
@@ -543,7 +543,7 @@ fn the_log_names_what_the_host_may_have_and_how_to_get_at_it() {
     ] {
         let mut world = keyed(host(chap, tls, rules), chap.then(credentials));
         world.channel = if tls { channel(7, DISCOVERY_NQN) } else { None };
-        let client = discoverer(&mut world);
+        let client = attach_discovery(&mut world);
         let bytes = log(&mut world, client.admin, 0, 1024 * (names.len() as u64 + 1));
         let found = entries(&bytes);
         let nqns: Vec<_> = found.iter().map(|entry| parse_nqn(&entry.subnqn).unwrap()).collect();
@@ -551,23 +551,23 @@ fn the_log_names_what_the_host_may_have_and_how_to_get_at_it() {
         assert!(found.iter().all(|entry| (entry.treq & 3, entry.sectype) == how));
     }
     let mut open = World::new();
-    let client = discoverer(&mut open);
+    let client = attach_discovery(&mut open);
     let found = entries(&log(&mut open, client.admin, 0, 3072));
     assert!(found.iter().all(|entry| (entry.treq & 3, entry.sectype) == (0, 0)));
 }
 
 #[test]
-fn a_discovery_port_has_no_disks_for_anybody() {
+fn discovery_port_refuses_disks_with_keys() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
     world.port = Port::Discovery { disks_at: 4420 };
-    assert!(knock(&mut world, &Manner::default()).is_err());
+    assert!(try_connect(&mut world, &Manner::default()).is_err());
     assert_eq!(refusals(&world), ["no such disk is exported here"]);
-    discoverer(&mut world);
+    attach_discovery(&mut world);
 }
 
 /// What a host has moved is said when it goes: reads, writes, on all its queues together, and nothing of the disk before.
 #[test]
-fn what_was_moved_is_said_in_the_end() {
+fn detach_reports_the_bytes_transferred() {
     let mut world = World::new();
     let client = world.attach(&Manner { queues: 2, ..Manner::default() });
     for &io in &client.io {

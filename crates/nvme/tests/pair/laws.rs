@@ -168,7 +168,7 @@ proptest! {
 
     /// All at once, everything that is submitted ends exactly once, on the wire and at the disk.
     #[test]
-    fn everything_ends_once(
+    fn every_command_completes_once(
         manner in manner(),
         acts in prop::collection::vec(act(), 1..100),
         seed: u64,
@@ -181,7 +181,7 @@ proptest! {
         for (tag, act) in (0..).zip(&acts) {
             submit(&mut world, io, act, tag);
             let turns = world.random(4);
-            world.run_a_little(turns);
+            world.run_turns(turns);
         }
         world.run();
         for tag in 0..acts.len() as u32 {
@@ -194,7 +194,7 @@ proptest! {
 
     /// However the bytes are cut into pieces, the same bytes are answered.
     #[test]
-    fn chunking_never_changes_what_is_sent(
+    fn chunking_does_not_change_the_output(
         manner in manner(),
         acts in prop::collection::vec(act(), 1..12),
         seed: u64,
@@ -218,7 +218,7 @@ proptest! {
 
     /// Cut off at any byte and with requests on the disk, nothing is left behind and the next association works.
     #[test]
-    fn a_connection_can_break_at_any_moment(
+    fn connection_can_be_lost_at_any_time(
         manner in manner(),
         acts in prop::collection::vec(act(), 1..20),
         turns in 0..200_usize,
@@ -231,7 +231,7 @@ proptest! {
         for (tag, act) in (0..).zip(&acts) {
             submit(&mut world, client.io[0], act, tag);
         }
-        world.run_a_little(turns);
+        world.run_turns(turns);
         if seed % 2 == 0 {
             world.cut(client.admin);
         }

@@ -14,7 +14,7 @@ use crate::world::{DISK, Order, World};
 const SECOND: Duration = Duration::from_secs(1);
 
 #[test]
-fn r26_silent_host_is_given_up_with_all_its_queues() {
+fn r26_silent_host_is_disconnected() {
     let mut world = World::new();
     let client = world.attach(&Manner { keep_alive: 5000, queues: 2, ..Manner::default() });
     world.advance(4 * SECOND);
@@ -28,7 +28,7 @@ fn r26_silent_host_is_given_up_with_all_its_queues() {
 }
 
 #[test]
-fn keep_alive_and_traffic_keep_a_host() {
+fn keep_alive_and_traffic_restart_the_timer() {
     let mut world = World::new();
     let client = world.attach(&Manner { keep_alive: 5000, ..Manner::default() });
     for round in 0..10 {
@@ -46,9 +46,9 @@ fn keep_alive_and_traffic_keep_a_host() {
 }
 
 #[test]
-fn without_a_keep_alive_time_a_host_may_be_silent_for_ever() {
+fn no_timeout_without_a_keep_alive_time() {
     let mut world = World::new();
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     world.advance(100_000 * SECOND);
     assert!(world.lines[client.admin].target_end.is_none());
     assert!(world.read(io, 0, 1).is_ok());
@@ -56,7 +56,7 @@ fn without_a_keep_alive_time_a_host_may_be_silent_for_ever() {
 
 /// X61: a host that attaches again and again, and never lets go, keeps nobody else out.
 #[test]
-fn x61_controllers_of_one_host_leave_room_for_others() {
+fn x61_controllers_are_limited_per_host() {
     let mut world = World::new();
     let connect = |world: &mut World| {
         let line = world.connect(Options::admin(), Manner::default().data(CNTLID_DYNAMIC));
@@ -80,7 +80,7 @@ fn x61_controllers_of_one_host_leave_room_for_others() {
 }
 
 #[test]
-fn who_does_not_connect_in_time_is_cut_off() {
+fn connect_times_out() {
     let mut world = World::new();
     let data = Manner::default().data(CNTLID_DYNAMIC);
     let line = world.connect(Options::admin(), data);
@@ -95,7 +95,7 @@ fn who_does_not_connect_in_time_is_cut_off() {
 }
 
 #[test]
-fn a_reset_takes_the_io_queues_and_the_controller_can_be_enabled_again() {
+fn controller_can_be_enabled_after_a_reset() {
     let mut world = World::new();
     let client = world.attach(&Manner { queues: 2, ..Manner::default() });
     assert_eq!(world.configure(client.admin, enabled().with_en(0)), Status::SUCCESS);
@@ -110,9 +110,9 @@ fn a_reset_takes_the_io_queues_and_the_controller_can_be_enabled_again() {
 }
 
 #[test]
-fn a_reset_forgets_event_requests_and_features() {
+fn reset_clears_event_requests_and_features() {
     let mut world = World::new();
-    let (client, _) = world.attach_plainly();
+    let (client, _) = world.attach_default();
     world.submit(client.admin, AdminCommand::AsyncEventRequest.emit(), Payload::None, 1);
     let off = AdminCommand::set_features(nvme::wire::feature::fid::VOLATILE_WRITE_CACHE, 0).emit();
     world.say(client.admin, off);
@@ -127,9 +127,9 @@ fn a_reset_forgets_event_requests_and_features() {
 }
 
 #[test]
-fn a_shutdown_flushes_the_disk_before_it_is_complete() {
+fn shutdown_flushes_the_disk() {
     let mut world = World::new();
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     world.write(io, 0, &[1; 512]);
     world.disk().held = true;
     let cc = enabled().with_shn(Cc::SHN_NORMAL);
@@ -148,7 +148,7 @@ fn a_shutdown_flushes_the_disk_before_it_is_complete() {
 }
 
 #[test]
-fn when_the_admin_queue_is_lost_the_io_queues_go_with_it() {
+fn lost_admin_queue_closes_the_io_queues() {
     let mut world = World::new();
     let client = world.attach(&Manner { queues: 3, ..Manner::default() });
     world.cut(client.admin);
@@ -159,7 +159,7 @@ fn when_the_admin_queue_is_lost_the_io_queues_go_with_it() {
 }
 
 #[test]
-fn an_io_queue_that_is_lost_or_disconnected_can_be_opened_again() {
+fn lost_io_queue_can_be_reconnected() {
     let mut world = World::new();
     let client = world.attach(&Manner { queues: 2, ..Manner::default() });
     world.cut(client.io[0]);
@@ -176,9 +176,9 @@ fn an_io_queue_that_is_lost_or_disconnected_can_be_opened_again() {
 
 /// W4: a write of the association before must never land on newer data.
 #[test]
-fn a_new_association_waits_for_the_writes_of_the_old_one() {
+fn new_association_waits_for_writes_of_the_old_one() {
     let mut world = World::new();
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     world.disk().held = true;
     let data = world.filled(&pattern(1, 512));
     world.submit(io, write(0, 1), Payload::Send(data), 1);
@@ -205,7 +205,7 @@ fn a_new_association_waits_for_the_writes_of_the_old_one() {
 }
 
 /// Submits a write of block 0 that stays in flight.
-fn hold_a_write(world: &mut World, io: usize, seed: u64) {
+fn hold_write(world: &mut World, io: usize, seed: u64) {
     world.disk().held = true;
     let data = world.filled(&pattern(seed, 512));
     world.submit(io, write(0, 1), Payload::Send(data), u32::try_from(seed).unwrap());
@@ -215,7 +215,7 @@ fn hold_a_write(world: &mut World, io: usize, seed: u64) {
 /// The disk ends the latest first, and all of them.
 fn release(world: &mut World) {
     world.order = Order::Last;
-    while world.end_one(0) {}
+    while world.complete_one(0) {}
     world.disk().held = false;
     world.run();
 }
@@ -228,7 +228,7 @@ fn csts(world: &mut World, admin: usize) -> Csts {
 fn r55_reopened_queue_waits_for_its_lost_write() {
     let mut world = World::new();
     let client = world.attach(&Manner { queues: 2, ..Manner::default() });
-    hold_a_write(&mut world, client.io[0], 1);
+    hold_write(&mut world, client.io[0], 1);
     world.cut(client.io[0]);
     world.run();
     // The same queue again, while the Admin queue lives.
@@ -249,7 +249,7 @@ fn r55_reopened_queue_waits_for_its_lost_write() {
 fn r55_other_open_queue_waits_for_a_lost_write() {
     let mut world = World::new();
     let client = world.attach(&Manner { queues: 2, ..Manner::default() });
-    hold_a_write(&mut world, client.io[0], 1);
+    hold_write(&mut world, client.io[0], 1);
     world.cut(client.io[0]);
     world.run();
     // A host with two ways sends what was lost on the one by the other, at once.
@@ -266,7 +266,7 @@ fn r55_other_open_queue_waits_for_a_lost_write() {
 fn r55_rdy_stays_until_writes_before_a_reset_ended() {
     let mut world = World::new();
     let client = world.attach(&Manner { queues: 2, ..Manner::default() });
-    hold_a_write(&mut world, client.io[0], 1);
+    hold_write(&mut world, client.io[0], 1);
     assert_eq!(world.configure(client.admin, enabled().with_en(0)), Status::SUCCESS);
     assert_eq!(csts(&mut world, client.admin).rdy(), 1);
     for &io in &client.io {
@@ -284,8 +284,8 @@ fn r55_rdy_stays_until_writes_before_a_reset_ended() {
 #[test]
 fn r55_enable_before_rdy_fell_waits_as_well() {
     let mut world = World::new();
-    let client = world.attach_plainly().0;
-    hold_a_write(&mut world, client.io[0], 1);
+    let client = world.attach_default().0;
+    hold_write(&mut world, client.io[0], 1);
     assert_eq!(world.configure(client.admin, enabled().with_en(0)), Status::SUCCESS);
     assert_eq!(world.configure(client.admin, enabled()), Status::SUCCESS);
     assert_eq!(csts(&mut world, client.admin).rdy(), 0);
@@ -299,8 +299,8 @@ fn r55_enable_before_rdy_fell_waits_as_well() {
 #[test]
 fn r55_shutdown_flushes_writes_that_were_in_flight() {
     let mut world = World::new();
-    let (client, io) = world.attach_plainly();
-    hold_a_write(&mut world, io, 1);
+    let (client, io) = world.attach_default();
+    hold_write(&mut world, io, 1);
     let (attrib, offset) = (PropertySize::Four, property::CC);
     let value = enabled().with_shn(Cc::SHN_NORMAL).0.into();
     let set = FabricsCommand::PropertySet { attrib, offset, value }.emit();
@@ -325,11 +325,11 @@ fn r55_shutdown_flushes_writes_that_were_in_flight() {
 #[test]
 fn r20_r55_hung_disk_delays_neither_keep_alive_nor_others() {
     let mut world = World::new();
-    world.lend("nqn.x:second", |_| {});
+    world.publish("nqn.x:second", |_| {});
     let manner = Manner { keep_alive: 5000, queues: 2, ..Manner::default() };
     let client = world.attach(&manner);
     let second = world.attach(&Manner { subsystem: "nqn.x:second", ..Manner::default() });
-    hold_a_write(&mut world, client.io[0], 1);
+    hold_write(&mut world, client.io[0], 1);
     world.cut(client.io[0]);
     world.run();
     let io = world.connect(Options::io(1, 128, 0), Manner::default().data(client.cntlid));
@@ -352,12 +352,12 @@ fn r20_r55_hung_disk_delays_neither_keep_alive_nor_others() {
 }
 
 #[test]
-fn r55_disk_lent_anew_waits_for_writes_of_before() {
+fn r55_republished_disk_waits_for_earlier_writes() {
     let mut world = World::new();
-    let client = world.attach_plainly().0;
-    hold_a_write(&mut world, client.io[0], 1);
+    let client = world.attach_default().0;
+    hold_write(&mut world, client.io[0], 1);
     world.catalogue.withdraw(DISK);
-    world.lend(DISK, |_| {});
+    world.publish(DISK, |_| {});
     world.cut(client.admin);
     world.run();
     let admin = world.connect(Options::admin(), Manner::default().data(CNTLID_DYNAMIC));
@@ -370,7 +370,7 @@ fn r55_disk_lent_anew_waits_for_writes_of_before() {
 
 /// Case R30: nothing hangs, and no association is left.
 #[test]
-fn r30_hundred_resets_and_disconnects_during_io_leave_nothing() {
+fn r30_resets_and_disconnects_during_io_leak_nothing() {
     let mut world = World::new();
     world.order = Order::Random;
     for round in 0..100_u64 {
@@ -381,7 +381,7 @@ fn r30_hundred_resets_and_disconnects_during_io_leave_nothing() {
             let data = world.filled(&pattern(round, 4096));
             world.submit(io, write(8 * u64::from(tag), 8), Payload::SendByR2t(data), tag);
             let turns = world.random(4);
-            world.run_a_little(turns);
+            world.run_turns(turns);
         }
         match round % 4 {
             0 => world.cut(client.admin),
@@ -394,7 +394,7 @@ fn r30_hundred_resets_and_disconnects_during_io_leave_nothing() {
             }
         }
         let turns = world.random(8);
-        world.run_a_little(turns);
+        world.run_turns(turns);
         release(&mut world);
         if round % 4 >= 2 {
             assert_eq!(world.status(client.admin, 99), Status::SUCCESS);
@@ -407,7 +407,7 @@ fn r30_hundred_resets_and_disconnects_during_io_leave_nothing() {
         world.run();
         assert!(world.lines.iter().all(|line| line.submitted == line.completed), "{round}");
     }
-    assert!(world.are_all_gone(), "a session is left");
+    assert!(world.has_no_sessions(), "a session is left");
     let attached = |event: &&Event| matches!(event, Event::Attached { .. });
     let detached = |event: &&Event| matches!(event, Event::Detached { .. });
     let count = |kind: fn(&&Event) -> bool| world.events.iter().filter(kind).count();
@@ -419,7 +419,7 @@ fn r30_hundred_resets_and_disconnects_during_io_leave_nothing() {
 #[test]
 fn r32_ten_thousand_namespaces_come_and_go() {
     let mut world = World::new();
-    let client = world.attach_plainly().0;
+    let client = world.attach_default().0;
     let mut lent = world.disk().export.clone();
     for round in 0..10_000_u64 {
         match round % 4 {
@@ -452,9 +452,9 @@ fn r32_ten_thousand_namespaces_come_and_go() {
 }
 
 #[test]
-fn when_the_program_stops_requests_end_and_every_connection_closes() {
+fn stopping_completes_requests_and_closes() {
     let mut world = World::new();
-    let (client, io) = world.attach_plainly();
+    let (client, io) = world.attach_default();
     world.disk().held = true;
     let data = world.filled(&pattern(1, 512));
     world.submit(io, write(0, 1), Payload::Send(data), 1);
@@ -471,7 +471,7 @@ fn when_the_program_stops_requests_end_and_every_connection_closes() {
 }
 
 #[test]
-fn r28_storm_of_connections_leaves_nothing_behind() {
+fn r28_connection_storm_leaks_nothing() {
     let mut world = World::new();
     for round in 0..60 {
         let client = world.attach(&Manner { queues: 2, ..Manner::default() });
@@ -505,8 +505,8 @@ fn shut_down(world: &mut World, admin: usize, cc: Cc, tag: u32) {
 #[test]
 fn shutdown_in_flight_does_not_outlive_a_reset() {
     let mut world = World::new();
-    let (client, io) = world.attach_plainly();
-    hold_a_write(&mut world, io, 1);
+    let (client, io) = world.attach_default();
+    hold_write(&mut world, io, 1);
     shut_down(&mut world, client.admin, enabled().with_shn(Cc::SHN_NORMAL), 1);
     assert_eq!(world.configure(client.admin, enabled().with_en(0)), Status::SUCCESS);
     assert_eq!(world.status(client.admin, 1), Status::SUCCESS, "never answered");
@@ -519,13 +519,13 @@ fn shutdown_in_flight_does_not_outlive_a_reset() {
 #[test]
 fn flush_of_a_shutdown_before_a_reset_completes_no_other() {
     let mut world = World::new();
-    let (client, _) = world.attach_plainly();
+    let (client, _) = world.attach_default();
     world.disk().held = true;
     shut_down(&mut world, client.admin, enabled().with_shn(Cc::SHN_NORMAL), 1);
     assert_eq!(world.configure(client.admin, enabled().with_en(0)), Status::SUCCESS);
     assert_eq!(world.configure(client.admin, enabled()), Status::SUCCESS);
     shut_down(&mut world, client.admin, enabled().with_shn(Cc::SHN_NORMAL), 2);
-    assert!(world.end_one(0));
+    assert!(world.complete_one(0));
     world.run();
     assert_eq!(world.status(client.admin, 1), Status::SUCCESS);
     assert_eq!(csts(&mut world, client.admin).shst(), Csts::SHST_OCCURRING);
@@ -537,8 +537,8 @@ fn flush_of_a_shutdown_before_a_reset_completes_no_other() {
 #[test]
 fn second_shutdown_leaves_the_first_answered() {
     let mut world = World::new();
-    let (client, io) = world.attach_plainly();
-    hold_a_write(&mut world, io, 1);
+    let (client, io) = world.attach_default();
+    hold_write(&mut world, io, 1);
     shut_down(&mut world, client.admin, enabled().with_shn(Cc::SHN_NORMAL), 1);
     shut_down(&mut world, client.admin, enabled(), 2);
     shut_down(&mut world, client.admin, enabled().with_shn(Cc::SHN_NORMAL), 3);
@@ -551,8 +551,8 @@ fn second_shutdown_leaves_the_first_answered() {
 #[test]
 fn controller_that_is_shut_down_does_not_become_ready() {
     let mut world = World::new();
-    let (client, io) = world.attach_plainly();
-    hold_a_write(&mut world, io, 1);
+    let (client, io) = world.attach_default();
+    hold_write(&mut world, io, 1);
     assert_eq!(world.configure(client.admin, enabled().with_en(0)), Status::SUCCESS);
     assert_eq!(world.configure(client.admin, enabled()), Status::SUCCESS);
     shut_down(&mut world, client.admin, enabled().with_shn(Cc::SHN_NORMAL), 1);
@@ -564,9 +564,9 @@ fn controller_that_is_shut_down_does_not_become_ready() {
 }
 
 #[test]
-fn shut_down_queue_that_stays_connected_releases_nobody() {
+fn shut_down_queue_does_not_release_waiters() {
     let mut world = World::new();
-    let (client, _) = world.attach_plainly();
+    let (client, _) = world.attach_default();
     shut_down(&mut world, client.admin, enabled().with_shn(Cc::SHN_NORMAL), 1);
     world.notify(&Notice::StateChanged);
     world.run();
@@ -574,9 +574,9 @@ fn shut_down_queue_that_stays_connected_releases_nobody() {
 }
 
 #[test]
-fn requests_of_a_lost_queue_rouse_others_once() {
+fn lost_queue_notifies_others_once() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     world.disk().held = true;
     for tag in 0..4 {
         let buffer = world.buffer(512);
@@ -586,6 +586,6 @@ fn requests_of_a_lost_queue_rouse_others_once() {
     world.cut(io);
     world.run();
     world.rouses = 0;
-    assert!((0..4).all(|_| world.end_one(0)));
+    assert!((0..4).all(|_| world.complete_one(0)));
     assert_eq!(world.rouses, 1, "with the last of them");
 }

@@ -11,7 +11,7 @@ use crate::client::{Manner, compare, pattern, read, write};
 use crate::world::{BYTES, Chunks, Order, World};
 
 #[test]
-fn a_mixture_of_everything_ends_in_the_least_memory() {
+fn all_commands_complete_in_minimal_memory() {
     for seed in 1..12 {
         let mut world = World::with_memory(4096);
         world.seed(seed);
@@ -47,18 +47,18 @@ fn a_mixture_of_everything_ends_in_the_least_memory() {
                 let status = world.status(io, tag).code();
                 assert!(matches!(status, Status::SUCCESS | Status::COMPARE_FAILURE), "{status}");
             }
-            assert_eq!(world.untaken(io), 0);
+            assert_eq!(world.unconsumed(io), 0);
         }
     }
 }
 
 #[test]
-fn pairs_end_in_the_least_memory_though_large_writes_are_in_their_way() {
+fn pairs_complete_in_minimal_memory() {
     for seed in 1..12 {
         let mut world = World::with_memory(4096);
         world.seed(seed);
         (world.order, world.chunks) = (Order::Random, Chunks::Random);
-        let (_, io) = world.attach_plainly();
+        let (_, io) = world.attach_default();
         for pair in 0..20_u32 {
             let len = 65_536;
             let (first, second) = (world.filled(&vec![0; len]), world.filled(&vec![1; len]));
@@ -76,16 +76,16 @@ fn pairs_end_in_the_least_memory_though_large_writes_are_in_their_way() {
 }
 
 #[test]
-fn the_stream_stops_while_there_is_no_memory_for_a_capsule_and_goes_on_after() {
+fn stream_pauses_without_a_capsule_buffer() {
     let mut world = World::with_memory(4096);
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     world.disk().held = true;
     for tag in 0..120_u32 {
         let data = world.filled(&pattern(tag.into(), 16_384));
         world.submit(io, write(u64::from(tag) * 32, 32), Payload::Send(data), tag);
     }
     world.run();
-    assert!(world.disk().requests.len() < 120 && world.untaken(io) != 0);
+    assert!(world.disk().requests.len() < 120 && world.unconsumed(io) != 0);
     world.notify(&Notice::StateChanged);
     world.disk().held = false;
     world.run();
@@ -97,9 +97,9 @@ fn the_stream_stops_while_there_is_no_memory_for_a_capsule_and_goes_on_after() {
 }
 
 #[test]
-fn small_requests_do_not_keep_a_large_one_waiting_for_ever() {
+fn small_requests_do_not_starve_a_large_one() {
     let mut world = World::with_memory(1 << 18);
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     world.disk().held = true;
     for (tag, nlb) in [(0, 256), (1, 512), (2, 8)] {
         let buffer = world.buffer(nlb as usize * 512);
@@ -110,7 +110,7 @@ fn small_requests_do_not_keep_a_large_one_waiting_for_ever() {
         world.disks[0].requests.iter().map(|(_, admitted)| admitted.len()).collect::<Vec<_>>()
     };
     assert_eq!(under_way(&world), [256 * 512], "the small one went first");
-    world.end_one(0);
+    world.complete_one(0);
     world.run();
     assert_eq!(under_way(&world), [512 * 512]);
     world.disk().held = false;
@@ -143,12 +143,12 @@ impl Greedy {
 
 /// Case R34: now and then there is no memory at all. What needs some waits for it, and nothing is lost or mixed.
 #[test]
-fn r34_memory_refused_now_and_then_costs_no_data() {
+fn r34_failing_allocations_lose_no_data() {
     const AREA: usize = 1 << 17;
     let budget = Budget::new(0);
     let mut world = World::with_pool(Pool::with_budget(8 << 20, budget.clone()));
     (world.order, world.chunks) = (Order::Random, Chunks::Random);
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     let mut model = world.disk().bytes.clone();
     let mut refused = 0;
     for round in 0..90_u64 {

@@ -46,9 +46,9 @@ fn copy(world: &mut World, io: usize, sdlba: u64, format: u8, sources: &[(u64, u
 }
 
 #[test]
-fn zeroes_are_written_however_many() {
+fn write_zeroes_of_any_length() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     assert_eq!(world.say(io, zeroes(8, 4096)).status, Status::SUCCESS);
     assert!(world.disk().bytes[4096..4096 + 4096 * 512].iter().all(|&byte| byte == 0));
     assert_eq!(world.disk().bytes[4096 + 4096 * 512], (4104 % 251) as u8);
@@ -57,9 +57,9 @@ fn zeroes_are_written_however_many() {
 }
 
 #[test]
-fn every_range_is_discarded_and_none_if_one_is_wrong() {
+fn ranges_are_checked_before_the_first_discard() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     let data = world.filled(&list(&[(0, 8), (100, 0), (200, 16)]));
     assert_eq!(world.command(io, discard(3), Payload::Send(data)).status, Status::SUCCESS);
     assert_eq!(world.disk().changes(), [(Op::Discard, 0, 4096), (Op::Discard, 102_400, 8192)]);
@@ -70,9 +70,9 @@ fn every_range_is_discarded_and_none_if_one_is_wrong() {
 }
 
 #[test]
-fn a_host_may_send_more_than_its_ranges_and_256_of_them() {
+fn oversized_range_lists_are_accepted() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     let mut page = list(&[(16, 8)]);
     page.resize(4096, 0xff);
     for payload in [Payload::Send(world.filled(&page)), Payload::SendByR2t(world.filled(&page))] {
@@ -85,9 +85,9 @@ fn a_host_may_send_more_than_its_ranges_and_256_of_them() {
 }
 
 #[test]
-fn a_hint_without_deallocation_changes_nothing() {
+fn dataset_hints_change_nothing() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     let hint = IoCommand::DatasetManagement { nsid: 1, ranges: 1, deallocate: false }.emit();
     let data = world.filled(&list(&[(0, 8)]));
     assert_eq!(world.command(io, hint, Payload::Send(data)).status, Status::SUCCESS);
@@ -95,9 +95,9 @@ fn a_hint_without_deallocation_changes_nothing() {
 }
 
 #[test]
-fn compare_tells_equal_from_different_in_capsule_and_by_r2t() {
+fn compare_works_in_capsule_and_by_r2t() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     for nlb in [1, 32, 64, 2048] {
         let len = nlb as usize * 512;
         let mut data = world.disk().bytes[..len].to_vec();
@@ -112,9 +112,9 @@ fn compare_tells_equal_from_different_in_capsule_and_by_r2t() {
 }
 
 #[test]
-fn verify_reads_everything_and_tells_what_cannot_be_read() {
+fn verify_reports_unreadable_blocks() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     assert_eq!(world.say(io, verify(1, 8000)).status, Status::SUCCESS);
     let read: u64 = world.disk().log.iter().map(|&(_, _, len)| len).sum();
     assert_eq!(read, 8000 * 512);
@@ -126,10 +126,10 @@ fn verify_reads_everything_and_tells_what_cannot_be_read() {
 }
 
 #[test]
-fn copy_brings_blocks_from_several_places_in_either_format() {
+fn copy_works_in_both_formats() {
     for format in [0, 1] {
         let mut world = World::new();
-        let (_, io) = world.attach_plainly();
+        let (_, io) = world.attach_default();
         let data = pattern(5, 1 << 20);
         world.write(io, 0, &data);
         let sources = [(10, 1), (700, 1000), (3, 5)];
@@ -146,7 +146,7 @@ fn copy_brings_blocks_from_several_places_in_either_format() {
 #[test]
 fn copy_checks_every_range_before_it_writes() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     let end = (BYTES / 512) as u64;
     let beyond = Status::LBA_OUT_OF_RANGE.dnr();
     assert_eq!(copy(&mut world, io, 100, 0, &[(0, 1), (end, 1)]), beyond);
@@ -158,9 +158,9 @@ fn copy_checks_every_range_before_it_writes() {
 }
 
 #[test]
-fn a_copy_that_the_disk_fails_ends_with_the_fault() {
+fn copy_fails_with_the_disk_fault() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     world.disk().faults = Box::new(|op, _, _| op.mutates().then_some(Fault::NoSpace));
     assert_eq!(copy(&mut world, io, 100, 0, &[(0, 4)]), Status::CAPACITY_EXCEEDED.dnr());
     assert!(world.read(io, 0, 1).is_ok());

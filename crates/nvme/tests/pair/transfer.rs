@@ -34,11 +34,11 @@ fn write_and_read_back(world: &mut World, io: usize, len: usize, lba: u64) {
 }
 
 #[test]
-fn every_size_goes_over_whole() {
+fn transfers_of_every_size_are_complete() {
     for in_place in [false, true] {
         let mut world = World::new();
         world.in_place = in_place;
-        let (_, io) = world.attach_plainly();
+        let (_, io) = world.attach_default();
         for len in SIZES {
             write_and_read_back(&mut world, io, len, 3);
         }
@@ -48,7 +48,7 @@ fn every_size_goes_over_whole() {
 }
 
 #[test]
-fn every_combination_of_digests_alignment_and_flow_control_carries_data() {
+fn all_connection_options_transfer_data() {
     for digests in 0..4 {
         for hpda in [0, 1, 2, 7, 31] {
             for flow_control in [false, true] {
@@ -67,7 +67,7 @@ fn every_combination_of_digests_alignment_and_flow_control_carries_data() {
 }
 
 #[test]
-fn every_alignment_that_a_host_can_ask_for_is_kept() {
+fn all_alignments_are_respected() {
     for hpda in 0..=31 {
         let mut world = World::new();
         let client = world.attach(&Manner { hpda, header_digest: true, ..Manner::default() });
@@ -80,7 +80,7 @@ fn every_alignment_that_a_host_can_ask_for_is_kept() {
 }
 
 #[test]
-fn pieces_of_any_size_arrive_as_well_as_the_whole() {
+fn any_chunk_size_is_received() {
     for chunk in [1, 2, 3, 7, 16, 77, 4096] {
         for in_place in [false, true] {
             let mut world = World::new();
@@ -112,7 +112,7 @@ fn pdus(world: &World, line: usize, from: usize) -> Vec<Pdu> {
 }
 
 #[test]
-fn without_flow_control_a_read_has_no_response_capsule_and_with_it_one() {
+fn success_flag_replaces_the_response_capsule() {
     for flow_control in [false, true] {
         let mut world = World::new();
         let client = world.attach(&Manner { flow_control, ..Manner::default() });
@@ -130,7 +130,7 @@ fn without_flow_control_a_read_has_no_response_capsule_and_with_it_one() {
 }
 
 #[test]
-fn the_submission_queue_head_goes_round() {
+fn sqhd_wraps_around() {
     let mut world = World::new();
     let client = world.attach(&Manner { entries: 5, ..Manner::default() });
     let io = client.io[0];
@@ -147,9 +147,9 @@ fn the_submission_queue_head_goes_round() {
 }
 
 #[test]
-fn small_writes_go_with_their_capsule_and_large_ones_are_asked_for() {
+fn small_writes_are_in_capsule_and_large_ones_by_r2t() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     for (len, asked) in [(16_384, false), (16_896, true)] {
         let before = world.heard(io).len();
         world.write(io, 0, &vec![1; len]);
@@ -159,7 +159,7 @@ fn small_writes_go_with_their_capsule_and_large_ones_are_asked_for() {
 }
 
 #[test]
-fn a_full_queue_ends_every_command_once_in_any_order() {
+fn full_queue_completes_every_command_once() {
     for order in [Order::First, Order::Last, Order::Random] {
         for flow_control in [false, true] {
             let mut world = World::new();
@@ -188,9 +188,9 @@ fn a_full_queue_ends_every_command_once_in_any_order() {
 }
 
 #[test]
-fn what_is_too_large_or_out_of_range_is_refused() {
+fn excessive_transfers_are_refused() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     let end = (BYTES / 512) as u64;
     assert_eq!(world.read(io, end, 1).unwrap_err(), Status::LBA_OUT_OF_RANGE.dnr());
     assert_eq!(world.read(io, end - 1, 2).unwrap_err(), Status::LBA_OUT_OF_RANGE.dnr());
@@ -206,9 +206,9 @@ fn what_is_too_large_or_out_of_range_is_refused() {
 }
 
 #[test]
-fn a_buffer_of_another_length_than_the_blocks_is_refused() {
+fn sgl_length_mismatch_is_refused() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     for len in [512, 2048] {
         let buffer = world.buffer(len);
         let done = world.command(io, read(0, 2), Payload::Receive(buffer));
@@ -225,9 +225,9 @@ fn a_buffer_of_another_length_than_the_blocks_is_refused() {
 }
 
 #[test]
-fn a_namespace_that_is_not_there_is_refused() {
+fn invalid_namespace_is_refused() {
     let mut world = World::new();
-    let (_, io) = world.attach_plainly();
+    let (_, io) = world.attach_default();
     for nsid in [0, 2, 0xffff_ffff] {
         let mut sqe = read(0, 1);
         sqe.nsid.set(nsid);

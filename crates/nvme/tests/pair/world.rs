@@ -131,11 +131,11 @@ impl World {
 
     /// The same with a changed disk.
     pub(crate) fn with(change: Change) -> Self {
-        Self::with_rules(change, AuthConfig::default())
+        Self::with_auth_config(change, AuthConfig::default())
     }
 
     /// The same with other rules of authentication.
-    pub(crate) fn with_rules(change: Change, rules: AuthConfig) -> Self {
+    pub(crate) fn with_auth_config(change: Change, rules: AuthConfig) -> Self {
         let catalogue = Arc::new(Catalogue::default());
         let target = Target::with_config(catalogue.clone(), rules, 0);
         let mut world = Self {
@@ -159,7 +159,7 @@ impl World {
             roused: false,
             rouses: 0,
         };
-        world.lend(DISK, change);
+        world.publish(DISK, change);
         world
     }
 
@@ -178,7 +178,7 @@ impl World {
     }
 
     /// Lends another disk, filled with a pattern.
-    pub(crate) fn lend(&mut self, nqn: &str, change: Change) -> Arc<Export> {
+    pub(crate) fn publish(&mut self, nqn: &str, change: Change) -> Arc<Export> {
         let export = Arc::new(Self::export(nqn, change));
         let bytes = (0..BYTES).map(|at| (at / 512 % 251) as u8).collect();
         self.disks.push(Disk {
@@ -218,7 +218,7 @@ impl World {
     }
 
     /// Whether no session is left.
-    pub(crate) fn are_all_gone(&self) -> bool {
+    pub(crate) fn has_no_sessions(&self) -> bool {
         self.lines.iter().all(|line| line.session.is_none())
     }
 
@@ -272,7 +272,7 @@ impl World {
     }
 
     /// Bytes of the host that the target has not taken.
-    pub(crate) fn untaken(&self, line: usize) -> usize {
+    pub(crate) fn unconsumed(&self, line: usize) -> usize {
         self.lines[line].to_target.bytes.len()
     }
 
@@ -288,7 +288,7 @@ impl World {
     }
 
     /// Runs a few turns, and stops in the middle of things.
-    pub(crate) fn run_a_little(&mut self, turns: usize) {
+    pub(crate) fn run_turns(&mut self, turns: usize) {
         for _ in 0..turns {
             self.turn();
         }
@@ -312,7 +312,7 @@ impl World {
     /// Something happened outside the connections.
     pub(crate) fn notify(&mut self, news: &Notice) {
         for at in 0..self.lines.len() {
-            self.tell_one(at, news);
+            self.notify_one(at, news);
         }
     }
 
@@ -322,10 +322,10 @@ impl World {
         (line.to_host.bytes, line.to_target.bytes) = (Vec::new(), Vec::new());
         (line.to_host.arrived, line.to_target.arrived) = (0, 0);
         line.told = true;
-        self.tell_one(at, &Notice::Disconnected);
+        self.notify_one(at, &Notice::Disconnected);
     }
 
-    fn tell_one(&mut self, at: usize, news: &Notice) {
+    fn notify_one(&mut self, at: usize, news: &Notice) {
         let now = self.now;
         if let Some(session) = &mut self.lines[at].session {
             session.notify(now, news);
@@ -340,10 +340,10 @@ impl World {
             moved |= self.deliver_to_target(at);
             moved |= self.deliver_to_host(at);
             moved |= self.drain(at);
-            self.bury(at);
+            self.drop_if_finished(at);
         }
         for disk in 0..self.disks.len() {
-            moved |= !self.disks[disk].held && self.end_one(disk);
+            moved |= !self.disks[disk].held && self.complete_one(disk);
         }
         if std::mem::take(&mut self.roused) {
             self.notify(&Notice::StateChanged);
@@ -456,12 +456,12 @@ impl World {
     }
 
     /// A session whose connection is over and whose requests have ended is dropped; a driver does that without a word.
-    fn bury(&mut self, at: usize) {
+    fn drop_if_finished(&mut self, at: usize) {
         let line = &mut self.lines[at];
         let over = line.target_end.is_some() || line.told;
         if line.host_end.is_some() && line.to_target.bytes.is_empty() && !over {
             line.told = true;
-            return self.tell_one(at, &Notice::Disconnected);
+            return self.notify_one(at, &Notice::Disconnected);
         }
         if over && line.submitted == line.completed {
             line.session = None;
@@ -469,7 +469,7 @@ impl World {
     }
 
     /// Lets one request of a disk end. Tells whether there was one.
-    pub(crate) fn end_one(&mut self, disk: usize) -> bool {
+    pub(crate) fn complete_one(&mut self, disk: usize) -> bool {
         let len = self.disks[disk].requests.len();
         if len == 0 {
             return false;
@@ -482,7 +482,7 @@ impl World {
         let (line, admitted) = self.disks[disk].requests.remove(at).unwrap();
         let export = admitted.export().clone();
         let mutates = admitted.op().mutates();
-        let (ticket, outcome) = self.disks[disk].carry_out(admitted);
+        let (ticket, outcome) = self.disks[disk].execute(admitted);
         self.roused |= mutates && export.is_contended();
         let now = self.now;
         self.lines[line].completed += 1;
@@ -511,7 +511,7 @@ impl World {
 }
 
 impl Disk {
-    fn carry_out(&mut self, mut admitted: Admitted) -> (export::Ticket, export::Outcome) {
+    fn execute(&mut self, mut admitted: Admitted) -> (export::Ticket, export::Outcome) {
         let (op, offset, len) = (admitted.op(), admitted.offset(), admitted.len());
         if let Some(fault) = (self.faults)(op, offset, len) {
             return admitted.finish(Err(fault));

@@ -86,7 +86,7 @@ fn x33_log_page_lengths_beyond_mdts_or_the_sgl_are_refused() {
 }
 
 #[test]
-fn log_pages_that_are_not_there_are_refused() {
+fn unsupported_log_pages_are_refused() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     let known = [0, 1, 2, 3, 4, 5, 0x12];
@@ -105,7 +105,7 @@ fn log_pages_that_are_not_there_are_refused() {
 }
 
 #[test]
-fn the_discovery_log_stays_whole_while_it_changes() {
+fn discovery_log_is_a_snapshot_while_it_is_read() {
     let mut world = World::new();
     let id = discovery(&mut world);
     let whole = world.fetch(id, &log(lid::DISCOVERY, 0, 3072));
@@ -123,7 +123,7 @@ fn the_discovery_log_stays_whole_while_it_changes() {
 }
 
 #[test]
-fn identify_refuses_what_it_does_not_have() {
+fn identify_refuses_unsupported_cns_values() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     let known =
@@ -144,7 +144,7 @@ fn identify_refuses_what_it_does_not_have() {
 }
 
 #[test]
-fn identify_takes_only_namespaces_there_are() {
+fn identify_refuses_invalid_namespaces() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     let none = Status::INVALID_NAMESPACE.dnr();
@@ -169,7 +169,7 @@ fn identify_takes_only_namespaces_there_are() {
 }
 
 #[test]
-fn features_that_are_not_there_or_cannot_be_saved_are_refused() {
+fn unsupported_and_unsaveable_features_are_refused() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     let known = [1, 2, 4, 5, 6, 7, 0x0a, 0x0b, 0x0e, 0x0f, 0x16, 0x7e, 0x81, 0x84];
@@ -193,7 +193,7 @@ fn features_that_are_not_there_or_cannot_be_saved_are_refused() {
 }
 
 #[test]
-fn values_that_a_feature_cannot_have_are_refused() {
+fn invalid_feature_values_are_refused() {
     let mut world = World::new();
     let (admin, cntlid) = world.admin();
     let set = |world: &mut World, fid, value| {
@@ -217,7 +217,7 @@ fn values_that_a_feature_cannot_have_are_refused() {
 }
 
 #[test]
-fn a_host_cannot_lift_the_write_protection() {
+fn host_cannot_clear_write_protection() {
     let mut world = World::new();
     world.catalogue.publish(disk(Access::ReadOnly, 512));
     let (admin, _) = world.admin();
@@ -235,7 +235,7 @@ fn a_host_cannot_lift_the_write_protection() {
 }
 
 #[test]
-fn host_metadata_that_lies_about_its_lengths_is_refused() {
+fn host_metadata_with_wrong_lengths_is_refused() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     let set = AdminCommand::set_features(fid::CONTROLLER_METADATA, 0).emit();
@@ -254,7 +254,7 @@ fn host_metadata_that_lies_about_its_lengths_is_refused() {
 }
 
 #[test]
-fn one_more_event_request_than_there_may_be_is_refused() {
+fn event_requests_beyond_aerl_are_refused() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     let request = AdminCommand::AsyncEventRequest.emit();
@@ -270,7 +270,7 @@ fn one_more_event_request_than_there_may_be_is_refused() {
 
 /// SPDK's host forgets its requests when it detaches, and uses their identifiers to shut the controller down.
 #[test]
-fn the_identifier_of_an_event_request_may_be_used_for_another_command() {
+fn event_request_identifier_can_be_reused() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     assert!(
@@ -285,7 +285,7 @@ fn the_identifier_of_an_event_request_may_be_used_for_another_command() {
 }
 
 #[test]
-fn an_event_is_told_once_until_its_log_page_is_read() {
+fn event_is_masked_until_its_log_page_is_read() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     let wanted =
@@ -307,9 +307,9 @@ fn an_event_is_told_once_until_its_log_page_is_read() {
 }
 
 #[test]
-fn r26_keep_alive_ends_an_association_that_fell_silent() {
+fn r26_keep_alive_ends_a_silent_association() {
     let mut world = World::new();
-    let bystander = world.bystander();
+    let other_host = world.other_host();
     let data = connect_data(0xffff);
     let kato = 5000;
     let connect = FabricsCommand::Connect { recfmt: 0, qid: 0, sqsize: 32, cattr: 0, kato };
@@ -321,18 +321,18 @@ fn r26_keep_alive_ends_an_association_that_fell_silent() {
     let io = world.io(u16::try_from(cqe.dw0.get() & 0xffff).unwrap(), 1);
     // Traffic on any queue counts.
     for _ in 0..5 {
-        world.pass(Duration::from_millis(4000));
+        world.advance(Duration::from_millis(4000));
         assert_eq!(world.fetch(io, &read(0, 1)).len(), 512);
     }
-    world.pass(Duration::from_millis(7000));
+    world.advance(Duration::from_millis(7000));
     assert_eq!(world.conn(admin).closed, Some(Reason::Timeout));
     assert_eq!(world.conn(io).closed, Some(Reason::Ended));
-    world.serves(bystander);
+    world.assert_still_served(other_host);
     world.end_all();
 }
 
 #[test]
-fn a_keep_alive_time_of_zero_or_of_weeks_is_taken() {
+fn keep_alive_of_zero_or_of_weeks_is_accepted() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     for millis in [0, 1, 1000, u32::MAX] {
@@ -341,9 +341,9 @@ fn a_keep_alive_time_of_zero_or_of_weeks_is_taken() {
         let get = AdminCommand::get_features(fid::KEEP_ALIVE_TIMER).emit();
         assert_eq!(world.ask(admin, &get, &[]).dw0.get(), millis);
     }
-    world.pass(Duration::from_secs(40 * 24 * 3600));
+    world.advance(Duration::from_secs(40 * 24 * 3600));
     assert_eq!(world.conn(admin).closed, None, "49 days");
-    world.pass(Duration::from_secs(20 * 24 * 3600));
+    world.advance(Duration::from_secs(20 * 24 * 3600));
     assert_eq!(world.conn(admin).closed, Some(Reason::Timeout));
     world.end_all();
 }
@@ -353,7 +353,7 @@ fn abort(sqid: u16, cid: u16) -> Sqe {
 }
 
 #[test]
-fn an_abort_of_what_is_not_there_succeeds_and_says_so() {
+fn abort_of_an_unknown_command_reports_not_aborted() {
     let mut world = World::new();
     let (admin, io) = world.attached();
     for (sqid, cid) in [(0, 9), (0, 0x77), (1, 9), (2, 0), (9, 0), (0xffff, 0xffff)] {
@@ -365,7 +365,7 @@ fn an_abort_of_what_is_not_there_succeeds_and_says_so() {
 }
 
 #[test]
-fn an_event_request_can_be_aborted() {
+fn event_request_can_be_aborted() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     world.command(admin, &AdminCommand::AsyncEventRequest.emit().with_cid(9), &[]);
@@ -384,7 +384,7 @@ fn an_event_request_can_be_aborted() {
 }
 
 #[test]
-fn a_command_on_the_disk_is_not_aborted() {
+fn submitted_command_is_not_aborted() {
     let mut world = World::new();
     let (admin, io) = world.attached();
     world.conn(io).hold = true;
@@ -397,7 +397,7 @@ fn a_command_on_the_disk_is_not_aborted() {
 }
 
 #[test]
-fn an_admin_command_whose_data_is_coming_can_be_aborted() {
+fn admin_command_can_be_aborted_during_its_transfer() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     let set = AdminCommand::set_features(fid::TIMESTAMP, 0).emit().with_cid(9);
@@ -411,7 +411,7 @@ fn an_admin_command_whose_data_is_coming_can_be_aborted() {
 
 /// An Abort reaches the other queue only when that is told; until then it waits.
 #[test]
-fn an_abort_that_waits_is_not_itself_aborted() {
+fn pending_abort_cannot_be_aborted() {
     let mut world = World::new();
     let (admin, io) = world.attached();
     world.send(io, &capsule(PLAIN, &write(0, 8).with_cid(9), &[]));
@@ -433,7 +433,7 @@ fn an_abort_that_waits_is_not_itself_aborted() {
 }
 
 #[test]
-fn the_error_log_is_bounded_and_tells_the_newest_first() {
+fn error_log_is_bounded_and_newest_first() {
     let mut world = World::new();
     let (admin, io) = world.attached();
     for cid in 0..200 {

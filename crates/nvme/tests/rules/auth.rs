@@ -37,7 +37,7 @@ fn world() -> World {
 }
 
 /// A connection of the host, which has proven nothing.
-fn unproven(world: &mut World) -> Id {
+fn unauthenticated(world: &mut World) -> Id {
     let id = world.initialized(PLAIN);
     let cqe = world.ask(id, &connect_sqe(0, 32), connect_data(0xffff).as_bytes());
     assert_eq!(cqe.outcome(), Status::SUCCESS);
@@ -81,9 +81,9 @@ fn answer() -> Vec<u8> {
 }
 
 #[test]
-fn the_commands_must_name_nvme_and_a_length() {
+fn auth_commands_require_secp_spsp_and_a_length() {
     let mut world = world();
-    let id = unproven(&mut world);
+    let id = unauthenticated(&mut world);
     let invalid = Status::INVALID_FIELD.dnr();
     for (secp, spsp, len) in
         [(0, SPSP, 72), (SECP, 0x0100, 72), (SECP, 0x0001, 72), (SECP, SPSP, 0), (SECP, SPSP, 4097)]
@@ -104,7 +104,7 @@ fn the_commands_must_name_nvme_and_a_length() {
 }
 
 #[test]
-fn messages_that_are_not_due_end_the_connection() {
+fn unexpected_messages_end_the_connection() {
     for message in [
         FromHost::Success2.emit(9),
         answer(),
@@ -113,7 +113,7 @@ fn messages_that_are_not_due_end_the_connection() {
         vec![7],
     ] {
         let mut world = world();
-        let id = unproven(&mut world);
+        let id = unauthenticated(&mut world);
         assert_eq!(send(&mut world, id, &message), Status::SUCCESS);
         let wrong = [Explanation::IncorrectMessage, Explanation::IncorrectPayload];
         assert!(wrong.contains(&failure(&mut world, id)));
@@ -122,17 +122,17 @@ fn messages_that_are_not_due_end_the_connection() {
     }
     // Nothing there to be fetched.
     let mut world = world();
-    let id = unproven(&mut world);
+    let id = unauthenticated(&mut world);
     assert_eq!(failure(&mut world, id), Explanation::IncorrectMessage);
     world.end_all();
 }
 
 /// X32: lists and values that reach beyond the message.
 #[test]
-fn x32_messages_that_reach_beyond_themselves_end_the_connection() {
+fn x32_messages_with_excessive_lengths_end_the_connection() {
     for (at, byte) in [(10, 31), (11, 31), (10, 255), (7, 0), (8, 9)] {
         let mut world = world();
-        let id = unproven(&mut world);
+        let id = unauthenticated(&mut world);
         let mut message = offer();
         message[at] = byte;
         assert_eq!(send(&mut world, id, &message), Status::SUCCESS);
@@ -141,7 +141,7 @@ fn x32_messages_that_reach_beyond_themselves_end_the_connection() {
     }
     for (at, byte) in [(6, 255), (6, 0), (10, 255), (11, 255), (4, 1)] {
         let mut world = world();
-        let id = unproven(&mut world);
+        let id = unauthenticated(&mut world);
         send(&mut world, id, &offer());
         world.fetch(id, &receive_sqe(4096));
         let mut message = answer();
@@ -152,7 +152,7 @@ fn x32_messages_that_reach_beyond_themselves_end_the_connection() {
     }
     for len in [1, 5, 8, 71] {
         let mut world = world();
-        let id = unproven(&mut world);
+        let id = unauthenticated(&mut world);
         send(&mut world, id, &offer()[..len]);
         assert_eq!(failure(&mut world, id), Explanation::IncorrectPayload);
         world.end_all();
@@ -161,10 +161,10 @@ fn x32_messages_that_reach_beyond_themselves_end_the_connection() {
 
 /// X38: what is fetched is the message and zeros, whatever the memory held before.
 #[test]
-fn x38_nothing_but_the_message_is_fetched() {
+fn x38_auth_receive_returns_the_message_and_zeros() {
     for al in [512, 4096] {
         let mut world = world();
-        let id = unproven(&mut world);
+        let id = unauthenticated(&mut world);
         send(&mut world, id, &offer());
         let bytes = world.fetch(id, &receive_sqe(al));
         assert_eq!(bytes.len(), al as usize);
@@ -176,7 +176,7 @@ fn x38_nothing_but_the_message_is_fetched() {
     }
     // Too little room: nothing of it, and it can still be fetched.
     let mut world = world();
-    let id = unproven(&mut world);
+    let id = unauthenticated(&mut world);
     send(&mut world, id, &offer());
     assert_eq!(world.status(id, &receive_sqe(16)), Status::INVALID_FIELD.dnr());
     assert_eq!(world.fetch(id, &receive_sqe(4096))[1], 1);
@@ -185,9 +185,9 @@ fn x38_nothing_but_the_message_is_fetched() {
 
 /// A failure is said once, however much follows it.
 #[test]
-fn what_follows_a_failure_is_the_end() {
+fn message_after_a_failure_closes_the_connection() {
     let mut world = world();
-    let id = unproven(&mut world);
+    let id = unauthenticated(&mut world);
     for _ in 0..2 {
         assert_eq!(send(&mut world, id, &[7]), Status::SUCCESS);
     }
@@ -198,9 +198,9 @@ fn what_follows_a_failure_is_the_end() {
 
 /// A peer that begins anew again and again does not have us calculate for ever.
 #[test]
-fn patience_has_an_end() {
+fn negotiations_are_limited() {
     let mut world = world();
-    let id = unproven(&mut world);
+    let id = unauthenticated(&mut world);
     let mut began = 0;
     loop {
         send(&mut world, id, &offer());
@@ -218,9 +218,9 @@ fn patience_has_an_end() {
 
 /// A message by R2T, as from a host that does not send it in the capsule.
 #[test]
-fn a_message_may_come_by_r2t() {
+fn auth_message_can_be_sent_by_r2t() {
     let mut world = world();
-    let id = unproven(&mut world);
+    let id = unauthenticated(&mut world);
     let message = offer();
     let len = u32::try_from(message.len()).unwrap();
     let sqe = send_sqe(message.len()).with_data(Sgl::transport(len));
@@ -234,14 +234,14 @@ fn a_message_may_come_by_r2t() {
 
 /// While it is being proven, and after it failed, nothing else is done; and it has ten seconds.
 #[test]
-fn an_unproven_host_does_nothing_and_not_for_long() {
+fn unauthenticated_host_is_restricted_and_times_out() {
     let mut world = world();
-    let id = unproven(&mut world);
+    let id = unauthenticated(&mut world);
     let required = Status::AUTHENTICATION_REQUIRED.dnr();
     send(&mut world, id, &offer());
     assert_eq!(world.status(id, &crate::says::property_get(0x14)), required);
     assert_eq!(world.status(id, &read(0, 1)), required);
-    world.pass(Duration::from_secs(10));
+    world.advance(Duration::from_secs(10));
     assert_eq!(world.conn(id).closed, Some(Reason::Timeout));
     assert!(matches!(world.conn(id).events[..], [Event::Refused { .. }]));
     world.end_all();
@@ -249,7 +249,7 @@ fn an_unproven_host_does_nothing_and_not_for_long() {
 
 /// At an open auth there is nobody to prove anything to.
 #[test]
-fn an_open_door_asks_for_no_proof() {
+fn listener_without_auth_requires_no_authentication() {
     let mut world = World::new();
     let (admin, io) = world.attached();
     for id in [admin, io] {

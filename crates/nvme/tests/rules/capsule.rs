@@ -11,7 +11,7 @@ use crate::world::{BLOCKS, Id, Reply, World};
 /// An I/O queue on which each command, with its data in its capsule, fails with its status and nothing is written.
 fn fail<'a>(cases: impl IntoIterator<Item = (Sqe, &'a [u8], Status)>) {
     let mut world = World::new();
-    let bystander = world.bystander();
+    let other_host = world.other_host();
     let (_, io) = world.attached();
     let before = world.disk.clone();
     for (sqe, data, status) in cases {
@@ -22,7 +22,7 @@ fn fail<'a>(cases: impl IntoIterator<Item = (Sqe, &'a [u8], Status)>) {
         assert_eq!(world.fetch(io, &read(1, 1)), before[512..1024], "the stream is still in step");
     }
     assert!(world.disk == before);
-    world.serves(bystander);
+    world.assert_still_served(other_host);
     world.end_all();
 }
 
@@ -39,7 +39,7 @@ fn unknown_sgl_types_are_refused() {
 }
 
 #[test]
-fn an_offset_into_the_capsule_is_refused() {
+fn nonzero_in_capsule_offset_is_refused() {
     for offset in [1, 4, 512, u64::MAX] {
         let sqe = write(0, 1).with_data(Sgl::in_capsule(offset, 512));
         fails(sqe, &[1; 512], Status::SGL_OFFSET_INVALID.dnr());
@@ -47,7 +47,7 @@ fn an_offset_into_the_capsule_is_refused() {
 }
 
 #[test]
-fn the_length_of_the_sgl_must_be_that_of_the_blocks_and_of_the_capsule() {
+fn sgl_length_must_match_blocks_and_capsule() {
     let status = Status::DATA_SGL_LENGTH_INVALID.dnr();
     for len in [0, 1, 511, 513, 1024, 1 << 20, u32::MAX] {
         fails(write(0, 1).with_data(Sgl::in_capsule(0, len)), &[1; 512], status);
@@ -61,7 +61,7 @@ fn the_length_of_the_sgl_must_be_that_of_the_blocks_and_of_the_capsule() {
 }
 
 #[test]
-fn data_in_the_capsule_of_a_command_that_takes_none_is_refused() {
+fn in_capsule_data_of_a_dataless_command_is_refused() {
     let invalid = Status::INVALID_FIELD.dnr();
     fails(read(0, 1), &[1; 512], invalid);
     fails(read(0, 1).with_data(Sgl::in_capsule(0, 512)), &[1; 512], Status::SGL_TYPE_INVALID.dnr());
@@ -86,7 +86,7 @@ fn unknown_opcodes_are_refused() {
 }
 
 #[test]
-fn unknown_admin_opcodes_and_fused_admin_commands_are_refused() {
+fn unknown_and_fused_admin_commands_are_refused() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     let known = [0x02, 0x06, 0x08, 0x09, 0x0a, 0x0c, 0x18, 0x7f];
@@ -101,9 +101,9 @@ fn unknown_admin_opcodes_and_fused_admin_commands_are_refused() {
 }
 
 #[test]
-fn more_commands_than_the_queue_has_entries_end_the_connection() {
+fn queue_overrun_ends_the_connection() {
     let mut world = World::new();
-    let bystander = world.bystander();
+    let other_host = world.other_host();
     let (_, io) = world.attached();
     world.conn(io).hold = true;
     for cid in 0..128 {
@@ -112,12 +112,12 @@ fn more_commands_than_the_queue_has_entries_end_the_connection() {
     assert_eq!((world.conn(io).closed, world.conn(io).jobs.len()), (None, 128));
     world.send(io, &capsule(PLAIN, &read(0, 1).with_cid(128), &[]));
     world.terminated(io, 2, 0);
-    world.serves(bystander);
+    world.assert_still_served(other_host);
     world.end_all();
 }
 
 #[test]
-fn an_identifier_in_use_is_refused_and_its_command_unharmed() {
+fn identifier_in_use_is_refused_without_side_effects() {
     let mut world = World::new();
     let (_, io) = world.attached();
     world.conn(io).hold = true;
@@ -130,7 +130,7 @@ fn an_identifier_in_use_is_refused_and_its_command_unharmed() {
 }
 
 #[test]
-fn every_identifier_can_be_used() {
+fn all_command_identifiers_are_usable() {
     let mut world = World::new();
     let (_, io) = world.attached();
     for cid in [0, 1, 0x7fff, 0x8000, 0xffff] {
@@ -180,7 +180,7 @@ fn pair(
 }
 
 #[test]
-fn a_pair_that_compares_writes() {
+fn matching_pair_writes() {
     let (world, outcomes) = pair(compare(5, 1), &[5; 512], second(5, 1), &[0xaa; 512]);
     assert_eq!(outcomes, [(1, Status::SUCCESS), (2, Status::SUCCESS)]);
     assert_eq!(world.disk[5 * 512..6 * 512], [0xaa; 512]);
@@ -188,7 +188,7 @@ fn a_pair_that_compares_writes() {
 }
 
 #[test]
-fn a_pair_that_does_not_compare_does_not_write() {
+fn miscomparing_pair_does_not_write() {
     let (world, outcomes) = pair(compare(5, 1), &[6; 512], second(5, 1), &[0xaa; 512]);
     let failed = Status::ABORTED_FAILED_FUSED.dnr();
     assert_eq!(outcomes, [(1, Status::COMPARE_FAILURE.dnr()), (2, failed)]);
@@ -197,7 +197,7 @@ fn a_pair_that_does_not_compare_does_not_write() {
 }
 
 #[test]
-fn halves_that_do_not_fit_are_refused() {
+fn inconsistent_pairs_are_refused() {
     let (invalid, failed) = (Status::INVALID_FIELD.dnr(), Status::ABORTED_FAILED_FUSED.dnr());
     let read_first = read(5, 1).with_fuse(Fuse::First);
     let compare_second = compare(5, 1).with_fuse(Fuse::Second);
@@ -223,7 +223,7 @@ fn halves_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn a_pair_larger_than_the_atomic_unit_is_refused() {
+fn pair_larger_than_acwu_is_refused() {
     let mut world = World::new();
     let (_, io) = world.attached();
     let blocks = (1 << 16) / 512 + 1;
@@ -234,7 +234,7 @@ fn a_pair_larger_than_the_atomic_unit_is_refused() {
 }
 
 #[test]
-fn a_second_without_a_first_is_refused() {
+fn second_without_a_first_is_refused() {
     let mut world = World::new();
     let (_, io) = world.attached();
     let cqe = world.ask(io, &second(5, 1), &[1; 512]);
@@ -243,7 +243,7 @@ fn a_second_without_a_first_is_refused() {
 }
 
 #[test]
-fn a_first_that_is_followed_by_something_else_is_aborted() {
+fn first_command_without_its_second_is_aborted() {
     let mut world = World::new();
     let (_, io) = world.attached();
     let mut bytes = capsule(PLAIN, &compare(5, 1).with_cid(1), &[5; 512]);
@@ -255,7 +255,7 @@ fn a_first_that_is_followed_by_something_else_is_aborted() {
 }
 
 #[test]
-fn a_first_whose_data_is_coming_is_aborted_and_its_data_goes_nowhere() {
+fn aborted_first_command_discards_its_data() {
     let mut world = World::new();
     let (_, io) = world.attached();
     let first = compare(5, 1).with_data(Sgl::transport(512)).with_cid(1);
@@ -272,7 +272,7 @@ fn a_first_whose_data_is_coming_is_aborted_and_its_data_goes_nowhere() {
 }
 
 #[test]
-fn interleaved_pairs_are_paired_in_the_order_of_submission() {
+fn interleaved_pairs_match_in_submission_order() {
     let mut world = World::new();
     let (_, io) = world.attached();
     let by_r2t = |blocks: u64| write(blocks, 1).with_fuse(Fuse::Second);
@@ -300,7 +300,7 @@ fn interleaved_pairs_are_paired_in_the_order_of_submission() {
 }
 
 #[test]
-fn a_disk_that_fails_fails_the_half_that_needed_it() {
+fn disk_fault_fails_the_right_command_of_a_pair() {
     use export::Fault;
     let cases = [
         (

@@ -16,11 +16,11 @@ use crate::world::{Reply, World};
 /// Sends `bytes` on a new connection, which must end with that FES and FEI while a bystander is served.
 fn ends(bytes: &[u8], fes: u16, fei: u32) {
     let mut world = World::new();
-    let bystander = world.bystander();
+    let other_host = world.other_host();
     let id = world.open();
     world.send(id, bytes);
     world.terminated(id, fes, fei);
-    world.serves(bystander);
+    world.assert_still_served(other_host);
     world.end_all();
 }
 
@@ -32,24 +32,24 @@ fn changed(at: usize, value: u8) -> Vec<u8> {
 }
 
 #[test]
-fn the_first_pdu_must_be_ic_req() {
+fn first_pdu_must_be_ic_req() {
     ends(&capsule(PLAIN, &connect_sqe(0, 32), connect_data(0xffff).as_bytes()), 2, 0);
     ends(&h2c(PLAIN, 0, 0, 0, &[0; 512], true), 2, 0);
 }
 
 #[test]
-fn a_tls_client_hello_is_no_pdu() {
+fn tls_client_hello_is_refused() {
     ends(&[0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 0x03, 0x03], 1, 0);
 }
 
 #[test]
-fn other_protocols_are_no_pdus() {
+fn other_protocols_are_refused() {
     ends(b"GET / HTTP/1.1\r\n\r\n", 1, 0);
     ends(&[0xff; 128], 1, 0);
 }
 
 #[test]
-fn ic_req_has_one_length_and_one_version() {
+fn ic_req_with_wrong_length_or_version_is_refused() {
     ends(&changed(2, 127), 1, 2);
     ends(&changed(2, 24), 1, 2);
     ends(&changed(4, 129), 1, 4);
@@ -61,13 +61,13 @@ fn ic_req_has_one_length_and_one_version() {
 }
 
 #[test]
-fn hpda_is_at_most_31() {
+fn hpda_above_31_is_refused() {
     ends(&changed(10, 32), 1, 10);
     ends(&changed(10, 255), 1, 10);
 }
 
 #[test]
-fn what_is_reserved_is_ignored_and_maxr2t_may_be_anything() {
+fn reserved_fields_and_maxr2t_are_ignored() {
     let mut world = World::new();
     let id = world.open();
     let mut request = ic_req(PLAIN);
@@ -82,7 +82,7 @@ fn what_is_reserved_is_ignored_and_maxr2t_may_be_anything() {
 }
 
 #[test]
-fn digests_are_agreed_as_asked_for() {
+fn requested_digests_are_enabled() {
     for (header, data) in [(false, false), (true, false), (false, true), (true, true)] {
         let mut world = World::new();
         let id = world.open();
@@ -98,21 +98,21 @@ fn x27_second_ic_req_ends_the_connection() {
     for digests in [PLAIN, BOTH] {
         for connected in [false, true] {
             let mut world = World::new();
-            let bystander = world.bystander();
+            let other_host = world.other_host();
             let id = match connected {
                 true => world.admin_of(&connect_data(0xffff), digests).0,
                 false => world.initialized(digests),
             };
             world.send(id, &ic_req(PLAIN));
             world.terminated(id, 2, 0);
-            world.serves(bystander);
+            world.assert_still_served(other_host);
             world.end_all();
         }
     }
 }
 
 #[test]
-fn a_second_ic_req_longer_than_it_may_be_ends_the_connection() {
+fn overlong_second_ic_req_ends_the_connection() {
     let mut world = World::new();
     let id = world.initialized(BOTH);
     let mut request = ic_req(PLAIN);
@@ -124,22 +124,22 @@ fn a_second_ic_req_longer_than_it_may_be_ends_the_connection() {
 }
 
 #[test]
-fn who_says_nothing_is_cut_off_after_ten_seconds() {
+fn silent_connection_times_out_after_ten_seconds() {
     let mut world = World::new();
-    let bystander = world.bystander();
+    let other_host = world.other_host();
     let silent = world.open();
     let initialized = world.initialized(PLAIN);
-    world.pass(Duration::from_millis(9_999));
+    world.advance(Duration::from_millis(9_999));
     assert_eq!((world.conn(silent).closed, world.conn(initialized).closed), (None, None));
-    world.pass(Duration::from_millis(1));
+    world.advance(Duration::from_millis(1));
     assert_eq!(world.conn(silent).closed, Some(Reason::Timeout));
     assert_eq!(world.conn(initialized).closed, Some(Reason::Timeout));
-    world.serves(bystander);
+    world.assert_still_served(other_host);
     world.end_all();
 }
 
 #[test]
-fn a_byte_a_second_does_not_hold_a_connection() {
+fn slow_bytes_do_not_extend_the_handshake_timeout() {
     let mut world = World::new();
     let id = world.open();
     let mut sent = 0;
@@ -148,28 +148,28 @@ fn a_byte_a_second_does_not_hold_a_connection() {
             world.send(id, &[byte]);
             sent += 1;
         }
-        world.pass(Duration::from_secs(1));
+        world.advance(Duration::from_secs(1));
     }
     assert_eq!((world.conn(id).closed, sent), (Some(Reason::Timeout), 10));
     world.end_all();
 }
 
 #[test]
-fn hundreds_of_half_open_connections_cost_no_payload_memory() {
+fn half_open_connections_use_no_payload_memory() {
     let mut world = World::new();
-    let bystander = world.bystander();
+    let other_host = world.other_host();
     let ids: Vec<_> = (0..300).map(|_| world.open()).collect();
     for &id in &ids {
         world.send(id, &ic_req(PLAIN)[..100]);
     }
-    world.serves(bystander);
-    world.pass(Duration::from_secs(10));
+    world.assert_still_served(other_host);
+    world.advance(Duration::from_secs(10));
     assert!(ids.iter().all(|&id| world.conn(id).closed == Some(Reason::Timeout)));
     world.end_all();
 }
 
 #[test]
-fn every_byte_may_come_alone() {
+fn bytes_can_arrive_one_by_one() {
     for digests in [PLAIN, BOTH] {
         let mut world = World::new();
         let id = world.open();
@@ -189,7 +189,7 @@ fn every_byte_may_come_alone() {
 }
 
 #[test]
-fn many_pdus_may_come_at_once() {
+fn many_pdus_can_arrive_at_once() {
     let mut world = World::new();
     let (_, io) = world.attached();
     let many: Vec<u8> = (0..100_u16)
@@ -205,7 +205,7 @@ fn many_pdus_may_come_at_once() {
 }
 
 #[test]
-fn a_peer_that_asks_for_pages_does_not_fill_the_memory() {
+fn pending_output_is_bounded() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     let len = 1 << 20;
@@ -220,7 +220,7 @@ fn a_peer_that_asks_for_pages_does_not_fill_the_memory() {
 }
 
 #[test]
-fn a_controllers_pdus_from_a_host_end_the_connection() {
+fn controller_pdus_from_a_host_end_the_connection() {
     let mut world = World::new();
     for (pdu_type, hlen) in [
         (kind::IC_RESP, 128),

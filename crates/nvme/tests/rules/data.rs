@@ -12,7 +12,7 @@ use crate::world::{Id, Reply, World};
 /// An I/O queue with a write of eight blocks under way: command 5, of which nothing has come.
 struct Writing {
     world: World,
-    bystander: (Id, Id),
+    other_host: (Id, Id),
     admin: Id,
     io: Id,
     ttag: u16,
@@ -21,28 +21,28 @@ struct Writing {
 
 fn writing() -> Writing {
     let mut world = World::new();
-    let bystander = world.bystander();
+    let other_host = world.other_host();
     let (admin, io) = world.attached();
     let before = world.disk.clone();
     world.send(io, &capsule(PLAIN, &write(16, 8).with_cid(5), &[]));
     let [Reply::R2t { cid: 5, ttag, offset: 0, len: 4096 }] = world.replies(io)[..] else {
         panic!()
     };
-    Writing { world, bystander, admin, io, ttag, before }
+    Writing { world, other_host, admin, io, ttag, before }
 }
 
 /// Sends `pdu` for that write, which must end the connection and write nothing.
 fn ends(pdu: impl Fn(u16) -> Vec<u8>, fes: u16, fei: u32) {
-    let Writing { mut world, bystander, io, ttag, before, .. } = writing();
+    let Writing { mut world, other_host, io, ttag, before, .. } = writing();
     world.send(io, &pdu(ttag));
     world.terminated(io, fes, fei);
     assert!(world.disk == before);
-    world.serves(bystander);
+    world.assert_still_served(other_host);
     world.end_all();
 }
 
 #[test]
-fn data_that_was_asked_for_is_written() {
+fn solicited_data_is_written() {
     let Writing { mut world, io, ttag, .. } = writing();
     world.send(io, &h2c(PLAIN, 5, ttag, 0, &[1; 4000], false));
     assert!(world.replies(io).is_empty());
@@ -54,7 +54,7 @@ fn data_that_was_asked_for_is_written() {
 }
 
 #[test]
-fn x28_data_that_nobody_asked_for_ends_the_connection() {
+fn x28_unsolicited_data_ends_the_connection() {
     ends(|ttag| h2c(PLAIN, 5, ttag + 1, 0, &[1; 4096], true), 2, 0);
     ends(|_| h2c(PLAIN, 5, 127, 0, &[1; 4096], true), 2, 0);
     ends(|_| h2c(PLAIN, 5, 128, 0, &[1; 4096], true), 1, 10);
@@ -75,7 +75,7 @@ fn x28_data_before_connect_ends_the_connection() {
 }
 
 #[test]
-fn x28_data_must_begin_where_the_last_ended() {
+fn x28_data_must_be_in_order() {
     for offset in [1, 4, 4096, u32::MAX, 1 << 31] {
         ends(|ttag| h2c(PLAIN, 5, ttag, offset, &[1; 64], false), 4, 12);
     }
@@ -90,7 +90,7 @@ fn x28_data_must_begin_where_the_last_ended() {
 }
 
 #[test]
-fn x28_data_must_not_go_beyond_what_was_asked_for() {
+fn x28_data_beyond_the_r2t_ends_the_connection() {
     ends(|ttag| h2c(PLAIN, 5, ttag, 0, &[1; 4100], true), 4, 16);
     ends(
         |ttag| {
@@ -116,7 +116,7 @@ fn x28_offset_and_length_that_wrap_end_the_connection() {
 }
 
 #[test]
-fn the_length_must_be_that_of_the_pdu_and_not_zero() {
+fn data_length_must_match_plen_and_not_be_zero() {
     for datal in [1, 63, 65, 4096, u32::MAX] {
         ends(
             |ttag| frame(PLAIN, kind::H2C_DATA, 4, &data_fields(5, ttag, 0, datal), &[1; 64]),
@@ -129,20 +129,20 @@ fn the_length_must_be_that_of_the_pdu_and_not_zero() {
 }
 
 #[test]
-fn the_last_pdu_and_no_other_is_marked() {
+fn last_pdu_flag_is_required_on_the_last_only() {
     ends(|ttag| h2c(PLAIN, 5, ttag, 0, &[1; 4096], false), 1, 1);
     ends(|ttag| h2c(PLAIN, 5, ttag, 0, &[1; 2048], true), 1, 1);
 }
 
 #[test]
 fn x28_data_after_the_last_ends_the_connection() {
-    let Writing { mut world, bystander, io, ttag, .. } = writing();
+    let Writing { mut world, other_host, io, ttag, .. } = writing();
     world.send(io, &h2c(PLAIN, 5, ttag, 0, &[1; 4096], true));
     assert!(matches!(world.replies(io)[..], [Reply::Done(_)]));
     world.send(io, &h2c(PLAIN, 5, ttag, 0, &[2; 4096], true));
     world.terminated(io, 2, 0);
     assert_eq!(world.disk[16 * 512..24 * 512], [1; 4096]);
-    world.serves(bystander);
+    world.assert_still_served(other_host);
     world.end_all();
 }
 
@@ -173,7 +173,7 @@ fn x28_data_for_a_read_ends_the_connection() {
 }
 
 #[test]
-fn data_of_an_aborted_command_goes_nowhere() {
+fn data_of_an_aborted_command_is_discarded() {
     let Writing { mut world, admin, io, ttag, before, .. } = writing();
     world.send(io, &h2c(PLAIN, 5, ttag, 0, &[1; 1024], false));
     let cqe = world.ask(admin, &AdminCommand::Abort { sqid: 1, cid: 5 }.emit(), &[]);
@@ -190,7 +190,7 @@ fn data_of_an_aborted_command_goes_nowhere() {
 }
 
 #[test]
-fn an_abort_in_the_middle_of_a_pdu_keeps_the_stream_in_step() {
+fn abort_in_the_middle_of_a_pdu_keeps_framing() {
     for cut in [24, 25, 1000, 24 + 4095] {
         let Writing { mut world, admin, io, ttag, before, .. } = writing();
         let pdu = h2c(PLAIN, 5, ttag, 0, &[1; 4096], true);
@@ -205,7 +205,7 @@ fn an_abort_in_the_middle_of_a_pdu_keeps_the_stream_in_step() {
 }
 
 #[test]
-fn data_of_an_aborted_command_keeps_its_rules() {
+fn data_of_an_aborted_command_is_still_checked() {
     let Writing { mut world, admin, io, ttag, .. } = writing();
     world.ask(admin, &AdminCommand::Abort { sqid: 1, cid: 5 }.emit(), &[]);
     world.replies(io);
@@ -215,7 +215,7 @@ fn data_of_an_aborted_command_keeps_its_rules() {
 }
 
 #[test]
-fn r2ts_are_answered_in_any_order() {
+fn r2ts_can_be_answered_in_any_order() {
     let mut world = World::new();
     let (_, io) = world.attached();
     let many: Vec<u8> = (0..64)
@@ -249,39 +249,39 @@ fn r2ts_are_answered_in_any_order() {
 }
 
 #[test]
-fn a_host_that_terminates_is_left_without_another_word() {
+fn h2c_term_req_closes_without_a_reply() {
     for fes in [0, 1, 2, 3, 4, 5, 6, 7, 0xffff_u16] {
         for len in [0, 1, 24, 127, 128] {
-            let Writing { mut world, bystander, io, .. } = writing();
+            let Writing { mut world, other_host, io, .. } = writing();
             let fields = [&fes.to_le_bytes()[..], &[0xff; 14]].concat();
             let mut pdu = frame(PLAIN, kind::H2C_TERM_REQ, 0, &fields, &vec![7; len]);
             pdu[3] = 0;
             world.send(io, &pdu);
             assert_eq!(world.conn(io).closed, Some(Reason::Peer));
             assert!(world.replies(io).is_empty());
-            world.serves(bystander);
+            world.assert_still_served(other_host);
             world.end_all();
         }
     }
 }
 
 #[test]
-fn a_terminate_request_that_breaks_the_rules_is_not_answered_with_another() {
+fn malformed_h2c_term_req_is_not_answered() {
     for (plen, hlen) in [(0_u32, 24), (23, 24), (153, 24), (u32::MAX, 24), (24, 23), (24, 152)] {
-        let Writing { mut world, bystander, io, .. } = writing();
+        let Writing { mut world, other_host, io, .. } = writing();
         let mut pdu = frame(PLAIN, kind::H2C_TERM_REQ, 0, &[0; 16], &[0; 200]);
         (pdu[2], pdu[3]) = (hlen, 0);
         pdu[4..8].copy_from_slice(&plen.to_le_bytes());
         world.send(io, &pdu);
         assert_eq!(world.conn(io).closed, Some(Reason::Violation));
         assert!(world.replies(io).is_empty());
-        world.serves(bystander);
+        world.assert_still_served(other_host);
         world.end_all();
     }
 }
 
 #[test]
-fn a_terminate_request_is_heard_before_anything_else_was_said() {
+fn h2c_term_req_is_accepted_before_ic_req() {
     let mut world = World::new();
     let id = world.open();
     world.send(id, &frame(PLAIN, kind::H2C_TERM_REQ, 0, &[0; 16], &[]));

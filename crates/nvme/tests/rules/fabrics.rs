@@ -39,7 +39,7 @@ fn connect_refuses_another_record_format() {
 }
 
 #[test]
-fn x31_connect_refuses_queue_sizes_that_cannot_be() {
+fn x31_connect_refuses_invalid_queue_sizes() {
     let mut world = World::new();
     let (_, cntlid) = world.admin();
     for (qid, entries) in [(0, 1), (1, 1), (1, 1025), (1, 65536), (0, 65536)] {
@@ -50,7 +50,7 @@ fn x31_connect_refuses_queue_sizes_that_cannot_be() {
 }
 
 #[test]
-fn connect_of_an_admin_queue_asks_for_any_controller() {
+fn admin_connect_requires_a_dynamic_controller() {
     let mut world = World::new();
     let (_, cntlid) = world.admin();
     for wanted in [0, 1, cntlid, 0xffef, 0xfffd] {
@@ -64,9 +64,9 @@ fn connect_of_an_admin_queue_asks_for_any_controller() {
 }
 
 #[test]
-fn x31_connect_of_an_io_queue_names_its_own_controller() {
+fn x31_io_connect_requires_its_own_controller() {
     let mut world = World::new();
-    let bystander = world.bystander();
+    let other_host = world.other_host();
     let (_, cntlid) = world.admin();
     let sqe = connect_sqe(1, 32);
     for other in [0, cntlid + 1, 0xfffe, 0xffff] {
@@ -81,12 +81,12 @@ fn x31_connect_of_an_io_queue_names_its_own_controller() {
     assert_eq!(connect(&mut world, &sqe, &data), (INVALID, IN_DATA));
     let data = ConnectData::emit([9; 16], cntlid, "nqn.other", HOST).unwrap();
     assert_eq!(connect(&mut world, &sqe, &data), (INVALID, IN_DATA | 256));
-    world.serves(bystander);
+    world.assert_still_served(other_host);
     world.end_all();
 }
 
 #[test]
-fn x31_connect_refuses_names_that_are_none() {
+fn x31_connect_refuses_invalid_nqns() {
     let mut world = World::new();
     let breaks: [fn(&mut [u8; 256]); 5] = [
         |name| name.fill(b'a'),
@@ -110,7 +110,7 @@ fn x31_connect_refuses_names_that_are_none() {
 
 /// SPDK's perf gives no name unless it is told to.
 #[test]
-fn a_host_may_have_no_name() {
+fn empty_host_nqn_is_accepted() {
     let mut world = World::new();
     let mut data = connect_data(0xffff);
     data.hostnqn.fill(0);
@@ -119,7 +119,7 @@ fn a_host_may_have_no_name() {
 }
 
 #[test]
-fn connect_refuses_what_is_not_lent() {
+fn connect_to_an_unknown_subsystem_is_refused() {
     let mut world = World::new();
     let data = ConnectData::emit([9; 16], 0xffff, "nqn.2014-08.org.nvmexpress:uuid:else", HOST);
     let id = world.initialized(PLAIN);
@@ -133,7 +133,7 @@ fn connect_refuses_what_is_not_lent() {
 }
 
 #[test]
-fn a_discovery_port_lends_no_disk() {
+fn discovery_port_refuses_subsystems_of_disks() {
     let mut world = World::new();
     world.port = Port::Discovery { disks_at: 4420 };
     let refused = connect(&mut world, &connect_sqe(0, 32), &connect_data(0xffff));
@@ -144,7 +144,7 @@ fn a_discovery_port_lends_no_disk() {
 }
 
 #[test]
-fn a_discovery_controller_has_no_io_queues() {
+fn discovery_controller_has_no_io_queues() {
     let mut world = World::new();
     let data = |cntlid| ConnectData::emit([9; 16], cntlid, DISCOVERY_NQN, HOST).unwrap();
     let id = world.initialized(PLAIN);
@@ -156,7 +156,7 @@ fn a_discovery_controller_has_no_io_queues() {
 }
 
 #[test]
-fn connect_by_r2t_is_served_and_keeps_to_the_rules_of_data() {
+fn connect_data_can_be_sent_by_r2t() {
     let mut world = World::new();
     let sqe = connect_sqe(0, 32).with_data(Sgl::transport(1024)).with_cid(3);
     let data = connect_data(0xffff);
@@ -176,7 +176,7 @@ fn connect_by_r2t_is_served_and_keeps_to_the_rules_of_data() {
 }
 
 #[test]
-fn connect_carries_exactly_1024_bytes() {
+fn connect_data_must_have_1024_bytes() {
     let mut world = World::new();
     let data = connect_data(0xffff);
     let long = [data.as_bytes(), &[0; 4]].concat();
@@ -192,7 +192,7 @@ fn connect_carries_exactly_1024_bytes() {
 }
 
 #[test]
-fn nothing_but_connect_comes_before_connect() {
+fn commands_before_connect_are_refused() {
     let mut world = World::new();
     let id = world.initialized(PLAIN);
     let commands = [
@@ -213,7 +213,7 @@ fn nothing_but_connect_comes_before_connect() {
 }
 
 #[test]
-fn a_queue_connects_once() {
+fn second_connect_on_a_queue_is_refused() {
     let mut world = World::new();
     let (admin, io) = world.attached();
     for id in [admin, io] {
@@ -239,7 +239,7 @@ fn x31_queue_identifier_is_granted_and_used_once() {
 }
 
 #[test]
-fn an_io_queue_needs_a_controller_that_is_ready() {
+fn io_queue_requires_a_ready_controller() {
     let mut world = World::new();
     let id = world.initialized(PLAIN);
     let cqe = world.ask(id, &connect_sqe(0, 32), connect_data(0xffff).as_bytes());
@@ -250,7 +250,7 @@ fn an_io_queue_needs_a_controller_that_is_ready() {
 }
 
 #[test]
-fn admin_commands_wait_for_cc_en() {
+fn admin_commands_require_cc_en() {
     let mut world = World::new();
     let id = world.initialized(PLAIN);
     world.ask(id, &connect_sqe(0, 32), connect_data(0xffff).as_bytes());
@@ -269,7 +269,7 @@ fn admin_commands_wait_for_cc_en() {
 }
 
 #[test]
-fn cc_with_values_that_are_not_offered_is_a_fatal_status() {
+fn unsupported_cc_values_set_csts_cfs() {
     for cc in [ENABLE | 1 << 7, ENABLE | 6 << 4, ENABLE | 1 << 11, 1, 0x0047_0001, 0x0056_0001] {
         let mut world = World::new();
         let id = world.initialized(PLAIN);
@@ -282,7 +282,7 @@ fn cc_with_values_that_are_not_offered_is_a_fatal_status() {
 }
 
 #[test]
-fn properties_have_one_offset_and_one_size() {
+fn property_get_checks_offset_and_size() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     let sized = |attrib, offset| FabricsCommand::PropertyGet { attrib, offset }.emit();
@@ -307,7 +307,7 @@ fn properties_have_one_offset_and_one_size() {
 }
 
 #[test]
-fn only_cc_can_be_set() {
+fn property_set_accepts_cc_only() {
     let mut world = World::new();
     let (admin, _) = world.admin();
     for offset in [property::CAP, property::VS, property::CSTS, property::NSSR, 0x15, u32::MAX] {
@@ -324,9 +324,9 @@ fn only_cc_can_be_set() {
 }
 
 #[test]
-fn a_reset_deletes_the_io_queues_and_what_they_had_ends() {
+fn reset_deletes_the_io_queues() {
     let mut world = World::new();
-    let bystander = world.bystander();
+    let other_host = world.other_host();
     let (admin, cntlid) = world.admin();
     let io = world.io(cntlid, 1);
     world.conn(io).hold = true;
@@ -346,12 +346,12 @@ fn a_reset_deletes_the_io_queues_and_what_they_had_ends() {
     assert_eq!(world.status(admin, &queues), Status::SUCCESS);
     let again = world.io(cntlid, 1);
     assert_eq!(world.fetch(again, &read(0, 1)), world.disk[..512]);
-    world.serves(bystander);
+    world.assert_still_served(other_host);
     world.end_all();
 }
 
 /// Shuts a controller down while a flush is held, and gives the connection.
-fn shutting_down(world: &mut World) -> Id {
+fn start_shutdown(world: &mut World) -> Id {
     let (admin, io) = world.attached();
     world.ask(io, &write_in_capsule(0, 1), &[1; 512]);
     world.conn(admin).hold = true;
@@ -363,10 +363,10 @@ fn shutting_down(world: &mut World) -> Id {
 }
 
 #[test]
-fn a_shutdown_ends_when_the_disk_has_everything() {
+fn shutdown_completes_after_the_flush() {
     for result in [Ok(()), Err(Fault::Io), Err(Fault::Gone)] {
         let mut world = World::new();
-        let admin = shutting_down(&mut world);
+        let admin = start_shutdown(&mut world);
         world.finish(admin, result);
         let [Reply::Done(cqe)] = world.replies(admin)[..] else { panic!() };
         assert_eq!((cqe.cid.get(), cqe.outcome()), (5, Status::SUCCESS));
@@ -377,7 +377,7 @@ fn a_shutdown_ends_when_the_disk_has_everything() {
 }
 
 #[test]
-fn a_shutdown_succeeds_when_the_disk_is_gone_or_failed_a_flush() {
+fn shutdown_succeeds_without_a_working_disk() {
     for gone in [true, false] {
         let mut world = World::new();
         let (admin, _) = world.attached();
@@ -395,7 +395,7 @@ fn a_shutdown_succeeds_when_the_disk_is_gone_or_failed_a_flush() {
 }
 
 #[test]
-fn disconnect_belongs_to_io_queues() {
+fn disconnect_is_valid_on_io_queues_only() {
     let mut world = World::new();
     let (admin, io) = world.attached();
     let disconnect = |recfmt| FabricsCommand::Disconnect { recfmt }.emit();

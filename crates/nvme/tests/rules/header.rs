@@ -15,13 +15,13 @@ fn ends(bytes: &[u8], fes: u16, fei: u32) {
 
 fn ends_with(digests: Digests, bytes: &[u8], fes: u16, fei: u32) {
     let mut world = World::new();
-    let bystander = world.bystander();
+    let other_host = world.other_host();
     let (admin, cntlid) = world.admin();
     let id = world.io_of(&connect_data(cntlid), 1, digests);
     world.send(id, bytes);
     world.terminated(id, fes, fei);
     assert_eq!(world.conn(admin).closed, None, "the Admin queue lives on");
-    world.serves(bystander);
+    world.assert_still_served(other_host);
     world.end_all();
 }
 
@@ -43,7 +43,7 @@ fn unknown_types_end_the_connection() {
 }
 
 #[test]
-fn x27_hlen_must_be_that_of_the_type() {
+fn x27_hlen_must_match_the_pdu_type() {
     for hlen in [0, 8, 71, 73, 76, 128, 255] {
         ends(&changed(capsule(PLAIN, &read(0, 1), &[]), 2, hlen), 1, 2);
         ends(&changed(h2c(PLAIN, 0, 0, 0, &[0; 64], true), 2, hlen), 1, 2);
@@ -51,7 +51,7 @@ fn x27_hlen_must_be_that_of_the_type() {
 }
 
 #[test]
-fn x27_plen_is_neither_too_short_nor_too_long() {
+fn x27_plen_out_of_range_ends_the_connection() {
     let command = || capsule(PLAIN, &read(0, 1), &[]);
     for plen in [0, 1, 8, 71] {
         ends(&with_plen(command(), plen), 1, 4);
@@ -64,7 +64,7 @@ fn x27_plen_is_neither_too_short_nor_too_long() {
 }
 
 #[test]
-fn plen_has_room_for_the_digests() {
+fn plen_includes_the_digests() {
     ends_with(BOTH, &with_plen(capsule(BOTH, &read(0, 1), &[]), 75), 1, 4);
     let mut data = h2c(BOTH, 0, 0, 0, &[0; 4], true);
     data[4..8].copy_from_slice(&32_u32.to_le_bytes());
@@ -74,7 +74,7 @@ fn plen_has_room_for_the_digests() {
 }
 
 #[test]
-fn a_data_pdu_of_four_gigabytes_is_refused_at_its_header() {
+fn data_pdu_of_4_gib_is_refused_at_its_header() {
     let mut world = World::new();
     let (_, io) = world.attached();
     let fields = crate::says::data_fields(0, 0, 0, u32::MAX - 24);
@@ -86,7 +86,7 @@ fn a_data_pdu_of_four_gigabytes_is_refused_at_its_header() {
 }
 
 #[test]
-fn x27_pdo_lies_behind_the_header_in_the_pdu_on_a_dword() {
+fn x27_invalid_pdo_ends_the_connection() {
     let pdu = || capsule(PLAIN, &write_in_capsule(0, 1), &[1; 512]);
     for pdo in [0, 1, 24, 71] {
         ends(&changed(pdu(), 3, pdo), 1, 3);
@@ -113,7 +113,7 @@ fn padding_before_the_data_is_skipped() {
 }
 
 #[test]
-fn digest_flags_must_say_what_was_agreed() {
+fn digest_flags_must_match_the_negotiated_digests() {
     ends(&changed(capsule(PLAIN, &read(0, 1), &[]), 1, 0x01), 1, 1);
     ends(&changed(capsule(PLAIN, &read(0, 1), &[]), 1, 0x02), 1, 1);
     ends_with(BOTH, &changed(capsule(BOTH, &read(0, 1), &[]), 1, 0x00), 1, 1);
@@ -122,7 +122,7 @@ fn digest_flags_must_say_what_was_agreed() {
 }
 
 #[test]
-fn a_wrong_header_digest_ends_the_connection() {
+fn wrong_header_digest_ends_the_connection() {
     let bad = |at: usize| {
         let mut pdu = capsule(BOTH, &read(0, 1), &[]);
         pdu[at] ^= 0x10;
@@ -134,7 +134,7 @@ fn a_wrong_header_digest_ends_the_connection() {
 }
 
 #[test]
-fn the_header_that_broke_a_rule_comes_back() {
+fn c2h_term_req_contains_the_offending_header() {
     let mut world = World::new();
     let (_, cntlid) = world.admin();
     let io = world.io_of(&connect_data(cntlid), 1, BOTH);
@@ -160,7 +160,7 @@ fn writing() -> (World, Id, Digests, u16) {
 }
 
 #[test]
-fn a_wrong_data_digest_fails_the_command_and_the_connection_lives() {
+fn wrong_data_digest_fails_the_command_only() {
     let (mut world, io, digests, ttag) = writing();
     let before = world.disk.clone();
     let mut pdu = h2c(digests, 5, ttag, 0, &[1; 4096], true);
@@ -192,7 +192,7 @@ fn x29_wrong_data_digest_in_the_middle_fails_the_command_once() {
 }
 
 #[test]
-fn a_wrong_data_digest_disturbs_nothing_that_is_under_way() {
+fn wrong_data_digest_leaves_other_commands_alone() {
     let (mut world, io, digests, ttag) = writing();
     world.conn(io).hold = true;
     let reads: Vec<u8> = (10..14)
@@ -220,7 +220,7 @@ fn a_wrong_data_digest_disturbs_nothing_that_is_under_way() {
 }
 
 #[test]
-fn a_connect_with_damaged_data_can_be_tried_again() {
+fn connect_can_be_retried_after_a_digest_error() {
     use zerocopy::IntoBytes;
     let digests = BOTH;
     let mut world = World::new();

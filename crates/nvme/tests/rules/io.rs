@@ -25,7 +25,7 @@ fn compare(slba: u64, nlb: u32) -> Sqe {
 }
 
 #[test]
-fn blocks_beyond_the_end_are_refused_whatever_the_sum() {
+fn blocks_out_of_range_are_refused_without_overflow() {
     let mut world = World::new();
     let (_, io) = world.attached();
     let before = world.disk.clone();
@@ -55,7 +55,7 @@ fn blocks_beyond_the_end_are_refused_whatever_the_sum() {
 }
 
 #[test]
-fn a_transfer_above_mdts_is_refused() {
+fn transfer_above_mdts_is_refused() {
     let mut world = World::new();
     let (_, io) = world.attached();
     let blocks = (1 << 20) / 512;
@@ -67,7 +67,7 @@ fn a_transfer_above_mdts_is_refused() {
 }
 
 #[test]
-fn namespaces_that_are_not_there_are_refused() {
+fn invalid_namespaces_are_refused() {
     let mut world = World::new();
     let (_, io) = world.attached();
     let none = Status::INVALID_NAMESPACE.dnr();
@@ -83,7 +83,7 @@ fn namespaces_that_are_not_there_are_refused() {
 }
 
 #[test]
-fn a_disk_that_is_withdrawn_is_no_namespace_any_more() {
+fn withdrawn_disk_is_an_invalid_namespace() {
     let mut world = World::new();
     let (_, io) = world.attached();
     world.conn(io).hold = true;
@@ -112,7 +112,7 @@ fn a_disk_that_is_withdrawn_is_no_namespace_any_more() {
 }
 
 #[test]
-fn a_disk_that_shrinks_in_between_fails_what_lies_beyond() {
+fn shrunk_disk_fails_requests_beyond_its_end() {
     let mut world = World::new();
     let (_, io) = world.attached();
     let [Reply::R2t { ttag, .. }] = world.command(io, &write(BLOCKS - 8, 8), &[])[..] else {
@@ -127,7 +127,7 @@ fn a_disk_that_shrinks_in_between_fails_what_lies_beyond() {
 }
 
 #[test]
-fn a_disk_that_comes_back_with_larger_blocks_stops_nobody() {
+fn disk_replaced_with_larger_blocks_fails_cleanly() {
     let mut world = World::new();
     let (_, io) = world.attached();
     world.conn(io).hold = true;
@@ -144,7 +144,7 @@ fn a_disk_that_comes_back_with_larger_blocks_stops_nobody() {
 }
 
 #[test]
-fn r48_read_only_disk_is_written_by_no_command() {
+fn r48_read_only_disk_refuses_all_writes() {
     let mut world = World::new();
     world.catalogue.publish(disk(Access::ReadOnly, 512));
     let (_, io) = world.attached();
@@ -179,7 +179,7 @@ fn dataset(io: Id, world: &mut World, ranges: &[(u64, u32)], deallocate: bool) -
 }
 
 #[test]
-fn dataset_management_takes_256_ranges_even_if_they_overlap() {
+fn dataset_management_accepts_256_overlapping_ranges() {
     let mut world = World::new();
     let (_, io) = world.attached();
     let ranges: Vec<_> = (0..256).map(|at| (at % 16, 8)).collect();
@@ -190,7 +190,7 @@ fn dataset_management_takes_256_ranges_even_if_they_overlap() {
 }
 
 #[test]
-fn dataset_management_drops_nothing_if_one_range_is_out_of_range() {
+fn dataset_management_checks_all_ranges_first() {
     let mut world = World::new();
     let (_, io) = world.attached();
     let before = world.disk.clone();
@@ -209,7 +209,7 @@ fn dataset_management_drops_nothing_if_one_range_is_out_of_range() {
 }
 
 #[test]
-fn a_list_shorter_than_it_says_is_refused() {
+fn range_list_shorter_than_its_count_is_refused() {
     let mut world = World::new();
     let (_, io) = world.attached();
     let short = Status::DATA_SGL_LENGTH_INVALID.dnr();
@@ -243,7 +243,7 @@ fn copy(io: Id, world: &mut World, sources: &[(u64, u32)], format: u8, sdlba: u6
 }
 
 #[test]
-fn copy_copies_or_refuses_as_a_whole() {
+fn copy_is_checked_as_a_whole() {
     let mut world = World::new();
     let (_, io) = world.attached();
     let before = world.disk.clone();
@@ -272,7 +272,7 @@ fn copy_copies_or_refuses_as_a_whole() {
 
 /// Formats 2h and 3h name the namespace that is copied from.
 #[test]
-fn x36_copy_that_may_name_another_disk_is_refused() {
+fn x36_copy_formats_with_a_source_namespace_are_refused() {
     let mut world = World::new();
     let (_, io) = world.attached();
     for format in 2..16_u32 {
@@ -283,7 +283,7 @@ fn x36_copy_that_may_name_another_disk_is_refused() {
 }
 
 #[test]
-fn giant_verify_and_write_zeroes_go_in_bounded_steps() {
+fn large_verify_and_write_zeroes_are_split() {
     let mut world = World::new();
     let (_, io) = world.attached();
     let all = u32::try_from(BLOCKS).unwrap();
@@ -296,14 +296,14 @@ fn giant_verify_and_write_zeroes_go_in_bounded_steps() {
 }
 
 #[test]
-fn every_fault_fails_its_command_with_a_status_and_nothing_else() {
+fn disk_faults_map_to_statuses() {
     let sqes = |cid: u16| {
         [read(0, 8), verify(0, 8), zeroes(0, 8), IoCommand::Flush { nsid: 1 }.emit()]
             .map(|sqe| sqe.with_cid(cid))
     };
     for fault in Fault::ALL {
         let mut world = World::new();
-        let bystander = world.bystander();
+        let other_host = world.other_host();
         let (_, io) = world.attached();
         for sqe in sqes(7) {
             world.faults.push_back(Err(fault));
@@ -316,7 +316,7 @@ fn every_fault_fails_its_command_with_a_status_and_nothing_else() {
         assert_eq!(world.fetch(io, &read(1, 1)), world.disk[512..1024]);
         let flush = world.status(io, &IoCommand::Flush { nsid: 1 }.emit());
         assert!(!flush.is_success(), "no flush succeeds after one that failed");
-        world.serves(bystander);
+        world.assert_still_served(other_host);
         world.end_all();
     }
 }
@@ -324,7 +324,7 @@ fn every_fault_fails_its_command_with_a_status_and_nothing_else() {
 // ---- memory
 
 #[test]
-fn memory_that_nobody_wrote_to_never_reaches_the_wire() {
+fn uninitialized_memory_is_never_sent() {
     let mut world = World::new();
     let (admin, io) = world.attached();
     world.raw(admin);
@@ -353,9 +353,9 @@ fn memory_that_nobody_wrote_to_never_reaches_the_wire() {
 }
 
 #[test]
-fn a_small_pool_slows_down_and_stops_nobody() {
+fn small_pool_delays_but_completes_commands() {
     let mut world = World::with_pool(1 << 20);
-    let bystander = world.bystander();
+    let other_host = world.other_host();
     let (_, io) = world.attached();
     world.conn(io).hold = true;
     for cid in 0..100_u16 {
@@ -383,6 +383,6 @@ fn a_small_pool_slows_down_and_stops_nobody() {
         }
     }
     assert_eq!(answered, 100, "every command is answered in the end");
-    world.serves(bystander);
+    world.assert_still_served(other_host);
     world.end_all();
 }

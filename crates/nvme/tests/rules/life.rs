@@ -16,7 +16,7 @@ use crate::says::{
 use crate::world::{Id, Reply, World};
 
 /// What a host says on an I/O queue until the moment at which it is cut off.
-fn conversation() -> Vec<u8> {
+fn io_session_bytes() -> Vec<u8> {
     let compare =
         IoCommand::Compare { nsid: 1, slba: 3, nlb: 1, fua: false, limited_retry: false }.emit();
     let ranges = IoCommand::DatasetManagement { nsid: 1, ranges: 1, deallocate: true }.emit();
@@ -43,7 +43,7 @@ fn cut_at(cut: usize, how: impl Fn(&mut World, Id, Id)) {
     let mut world = World::new();
     let (admin, io) = world.attached();
     world.conn(io).hold = true;
-    world.send(io, &conversation()[..cut]);
+    world.send(io, &io_session_bytes()[..cut]);
     how(&mut world, admin, io);
     let count = world.conn(io).jobs.len();
     for at in 0..count {
@@ -55,16 +55,16 @@ fn cut_at(cut: usize, how: impl Fn(&mut World, Id, Id)) {
 }
 
 #[test]
-fn a_connection_can_be_cut_at_any_byte() {
-    let len = conversation().len();
+fn connection_can_be_lost_at_any_byte() {
+    let len = io_session_bytes().len();
     for cut in (0..len).step_by(37).chain([len]) {
         cut_at(cut, |world, _, io| world.disconnect(io));
     }
 }
 
 #[test]
-fn an_association_can_be_cut_at_any_byte_of_its_io_queue() {
-    let len = conversation().len();
+fn association_can_be_lost_at_any_byte() {
+    let len = io_session_bytes().len();
     for cut in (0..len).step_by(173).chain([len]) {
         cut_at(cut, |world, admin, io| {
             world.disconnect(admin);
@@ -78,34 +78,34 @@ fn an_association_can_be_cut_at_any_byte_of_its_io_queue() {
 }
 
 #[test]
-fn a_violation_leaves_what_the_disk_has_to_its_end() {
-    cut_at(conversation().len(), |world, _, io| {
+fn requests_in_flight_complete_after_a_violation() {
+    cut_at(io_session_bytes().len(), |world, _, io| {
         world.send(io, &[0xff; 8]);
         assert_eq!(world.conn(io).closed, Some(Reason::Violation));
     });
 }
 
 #[test]
-fn a_handshake_can_be_cut_at_any_byte() {
+fn handshake_can_be_lost_at_any_byte() {
     let connect = capsule(PLAIN, &connect_sqe(0, 32), connect_data(0xffff).as_bytes());
     let bytes = [ic_req(PLAIN), connect, capsule(PLAIN, &configure(ENABLE), &[])].concat();
     let mut world = World::new();
-    let bystander = world.bystander();
+    let other_host = world.other_host();
     for cut in 0..=bytes.len() {
         let id = world.open();
         world.send(id, &bytes[..cut]);
         world.disconnect(id);
     }
-    world.serves(bystander);
+    world.assert_still_served(other_host);
     world.end_all();
 }
 
 #[test]
-fn stopping_finishes_what_the_disk_has_and_closes() {
+fn stopping_completes_requests_in_flight() {
     let mut world = World::new();
     let (admin, io) = world.attached();
     world.conn(io).hold = true;
-    world.send(io, &conversation());
+    world.send(io, &io_session_bytes());
     world.replies(io);
     world.stop();
     assert_eq!(world.conn(admin).closed, Some(Reason::Stopping));
@@ -119,9 +119,9 @@ fn stopping_finishes_what_the_disk_has_and_closes() {
 }
 
 #[test]
-fn a_write_of_an_old_association_never_lands_on_newer_data() {
+fn connect_waits_for_writes_of_the_old_association() {
     let mut world = World::new();
-    let bystander = world.bystander();
+    let other_host = world.other_host();
     let (admin, io) = world.attached();
     world.conn(io).hold = true;
     world.send(io, &capsule(PLAIN, &write_in_capsule(5, 1), &[1; 512]));
@@ -130,7 +130,7 @@ fn a_write_of_an_old_association_never_lands_on_newer_data() {
     let connect = capsule(PLAIN, &connect_sqe(0, 32), connect_data(0xffff).as_bytes());
     world.send(id, &connect);
     assert!(world.replies(id).is_empty(), "the old write is still on the disk");
-    world.serves(bystander);
+    world.assert_still_served(other_host);
     world.finish(io, Ok(()));
     let [Reply::Done(cqe)] = world.replies(id)[..] else { panic!() };
     assert_eq!(cqe.outcome(), Status::SUCCESS);
@@ -138,7 +138,7 @@ fn a_write_of_an_old_association_never_lands_on_newer_data() {
 }
 
 #[test]
-fn a_connect_that_waits_too_long_for_an_old_association_is_let_go() {
+fn connect_waiting_for_orphaned_writes_times_out() {
     let mut world = World::new();
     let (admin, io) = world.attached();
     world.conn(io).hold = true;
@@ -146,7 +146,7 @@ fn a_connect_that_waits_too_long_for_an_old_association_is_let_go() {
     world.disconnect(admin);
     let id = world.initialized(PLAIN);
     world.send(id, &capsule(PLAIN, &connect_sqe(0, 32), connect_data(0xffff).as_bytes()));
-    world.pass(Duration::from_secs(10));
+    world.advance(Duration::from_secs(10));
     assert_eq!(world.conn(id).closed, Some(Reason::Timeout));
     world.finish(io, Ok(()));
     world.admin();
@@ -154,7 +154,7 @@ fn a_connect_that_waits_too_long_for_an_old_association_is_let_go() {
 }
 
 #[test]
-fn an_old_controller_identifier_opens_nothing() {
+fn stale_controller_identifier_is_refused() {
     let mut world = World::new();
     let (admin, cntlid) = world.admin();
     world.disconnect(admin);
@@ -168,35 +168,35 @@ fn an_old_controller_identifier_opens_nothing() {
 }
 
 #[test]
-fn x30_hundred_thousand_hellos_that_end_at_once_leave_nothing() {
+fn x30_hundred_thousand_short_connections_leak_nothing() {
     let mut world = World::new();
-    let bystander = world.bystander();
+    let other_host = world.other_host();
     for turn in 0..100_000 {
         let id = world.open();
         world.send(id, &ic_req(PLAIN)[..if turn % 4 == 0 { 64 } else { 128 }]);
         world.disconnect(id);
         world.forget(id);
     }
-    world.serves(bystander);
+    world.assert_still_served(other_host);
     world.end_all();
 }
 
 #[test]
-fn a_thousand_hosts_come_and_go_and_leave_nothing() {
+fn thousand_hosts_leak_nothing() {
     let mut world = World::new();
-    let bystander = world.bystander();
+    let other_host = world.other_host();
     for _ in 0..1000 {
         let (admin, _) = world.admin();
         world.disconnect(admin);
     }
-    let list = world.fetch(bystander.0, &AdminCommand::identify(0x13, 0).emit());
+    let list = world.fetch(other_host.0, &AdminCommand::identify(0x13, 0).emit());
     assert_eq!(list[..2], [1, 0], "one controller is left");
-    world.serves(bystander);
+    world.assert_still_served(other_host);
     world.end_all();
 }
 
 #[test]
-fn a_detached_disk_is_reported_once() {
+fn detached_disk_is_reported_once() {
     let mut world = World::new();
     let (admin, io) = world.attached();
     world.send(admin, &[0xff; 8]);
@@ -212,7 +212,7 @@ fn a_detached_disk_is_reported_once() {
 }
 
 #[test]
-fn payload_received_in_place_is_the_same_as_payload_in_the_stream() {
+fn direct_receive_equals_stream_receive() {
     use export::{Notice, Session};
     let mut world = World::new();
     let (_, io) = world.attached();
@@ -220,7 +220,7 @@ fn payload_received_in_place_is_the_same_as_payload_in_the_stream() {
     let pdu = h2c(PLAIN, 0, ttag, 0, &[0x5a; 64 * 512], true);
     world.send(io, &pdu[..100]);
     for size in [1, 10_000, usize::MAX] {
-        world.land(io, 0x5a, size);
+        world.receive_direct(io, 0x5a, size);
     }
     assert!(matches!(world.replies(io)[..], [Reply::Done(cqe)] if cqe.outcome().is_success()));
     assert_eq!(world.disk[..64 * 512], [0x5a; 64 * 512]);
@@ -238,7 +238,7 @@ fn payload_received_in_place_is_the_same_as_payload_in_the_stream() {
 }
 
 #[test]
-fn the_end_of_a_payload_received_in_place_is_seen_however_much_is_to_be_sent() {
+fn direct_receive_completes_despite_back_pressure() {
     use export::Session;
     let mut world = World::new();
     let (_, io) = world.attached();
@@ -262,7 +262,7 @@ fn the_end_of_a_payload_received_in_place_is_seen_however_much_is_to_be_sent() {
 }
 
 #[test]
-fn an_abort_while_the_driver_receives_keeps_the_stream_in_step() {
+fn abort_during_direct_receive_keeps_framing() {
     use export::Session;
     let mut world = World::new();
     let (admin, io) = world.attached();
@@ -285,11 +285,11 @@ fn an_abort_while_the_driver_receives_keeps_the_stream_in_step() {
 }
 
 #[test]
-fn features_and_properties_are_served_while_io_is_on_the_disk() {
+fn admin_queue_is_served_while_io_is_in_flight() {
     let mut world = World::new();
     let (admin, io) = world.attached();
     world.conn(io).hold = true;
-    world.send(io, &conversation());
+    world.send(io, &io_session_bytes());
     let get = AdminCommand::get_features(fid::NUMBER_OF_QUEUES).emit();
     assert_eq!(world.status(admin, &get), Status::SUCCESS);
     let same = FabricsCommand::PropertySet {

@@ -217,15 +217,15 @@ impl World {
     }
 
     /// Another host with an Admin queue and an I/O queue, who is to notice nothing.
-    pub(crate) fn bystander(&mut self) -> (Id, Id) {
+    pub(crate) fn other_host(&mut self) -> (Id, Id) {
         let data = |cntlid| ConnectData::emit([3; 16], cntlid, DISK, "nqn.bystander").unwrap();
         let (admin, cntlid) = self.admin_of(&data(CNTLID_DYNAMIC), PLAIN);
         (admin, self.io_of(&data(cntlid), 1, PLAIN))
     }
 
     /// The bystander is served as ever.
-    pub(crate) fn serves(&mut self, bystander: (Id, Id)) {
-        let (admin, io) = bystander;
+    pub(crate) fn assert_still_served(&mut self, other_host: (Id, Id)) {
+        let (admin, io) = other_host;
         assert_eq!(self.fetch(io, &read(100, 2).with_cid(7)), self.disk[100 * 512..102 * 512]);
         let alive = AdminCommand::KeepAlive.emit().with_data(Sgl::transport(0));
         assert_eq!(self.status(admin, &alive), Status::SUCCESS);

@@ -176,7 +176,7 @@ FFh        term 1    term 1    term 1    term 1    term 1    term 1    term 1   
 ";
 
 #[test]
-fn x25_each_pdu_in_each_state_ends_as_in_the_table() {
+fn x25_each_pdu_in_each_state_matches_the_table() {
     let mut table = String::from("\n");
     for (name, message) in messages() {
         let mut row = format!("{name:10}");
@@ -197,7 +197,7 @@ fn x25_each_pdu_in_each_state_ends_as_in_the_table() {
 
 /// Every opcode, and every Fabrics command type: each is answered once, and none that is not known reaches the disk.
 #[test]
-fn x25_every_opcode_in_every_state_is_answered_once() {
+fn x25_every_opcode_in_every_state_completes_once() {
     for state in &STATES {
         for (opcode, fctype) in (0..=255).map(|op| (op, 0)).chain((0..=255).map(|f| (0x7f, f))) {
             let (mut world, id) = (state.bring)();
@@ -232,7 +232,7 @@ fn x25_no_message_in_any_state_writes_a_read_only_disk() {
         for (name, message) in messages() {
             let (mut world, id) = (state.bring)();
             let bytes = world.disk.clone();
-            world.lend_small(disk(Access::ReadOnly, 512));
+            world.publish_small(disk(Access::ReadOnly, 512));
             world.changed();
             world.send(id, &message);
             assert!(world.disk == bytes, "{}: {name}", state.name);

@@ -114,12 +114,12 @@ impl World {
             (Instant::now(), Vec::new(), VecDeque::new(), Pool::new(limit));
         let (port, auth) = (Port::Any, Auth::None);
         let world = Self { catalogue, disk, now, target, pool, conns, faults, port, auth };
-        world.lend_small(self::disk(Access::Writable, 512));
+        world.publish_small(self::disk(Access::Writable, 512));
         world
     }
 
     /// Lends a disk, cut to the size of a small world's.
-    pub(crate) fn lend_small(&self, export: Arc<Export>) {
+    pub(crate) fn publish_small(&self, export: Arc<Export>) {
         export.resize(SMALL as u64);
         self.catalogue.publish(export);
     }
@@ -166,7 +166,7 @@ impl World {
     }
 
     /// Whether bytes that come now would be taken at once.
-    pub(crate) fn is_listening(&self, id: Id) -> bool {
+    pub(crate) fn can_receive(&self, id: Id) -> bool {
         let conn = &self.conns[id];
         conn.stage.is_empty() && conn.closed.is_none() && !conn.disconnected
     }
@@ -182,7 +182,7 @@ impl World {
     }
 
     /// At most `size` bytes of payload, all `byte`, are received where they belong.
-    pub(crate) fn land(&mut self, id: Id, byte: u8, size: usize) {
+    pub(crate) fn receive_direct(&mut self, id: Id, byte: u8, size: usize) {
         let session = &mut self.conns[id].session;
         let mut landing = session.direct_recv().expect("payload is due");
         let end = landing.end.min(landing.start.saturating_add(size));
@@ -201,7 +201,7 @@ impl World {
     }
 
     /// Time passes, and deadlines with it.
-    pub(crate) fn pass(&mut self, time: Duration) {
+    pub(crate) fn advance(&mut self, time: Duration) {
         self.now += time;
         for conn in &mut self.conns {
             if conn.session.deadline().is_some_and(|deadline| deadline <= self.now) {
@@ -215,7 +215,7 @@ impl World {
     pub(crate) fn finish(&mut self, id: Id, result: Result<(), Fault>) {
         let job = self.conns[id].jobs.pop_front().expect("a request is held");
         if self.end(id, job, result) {
-            self.tell_all(Notice::StateChanged);
+            self.notify_all(Notice::StateChanged);
         }
         self.run();
     }
@@ -228,13 +228,13 @@ impl World {
 
     /// Tells every connection that something changed.
     pub(crate) fn changed(&mut self) {
-        self.tell_all(Notice::StateChanged);
+        self.notify_all(Notice::StateChanged);
         self.run();
     }
 
     /// The program is about to stop.
     pub(crate) fn stop(&mut self) {
-        self.tell_all(Notice::Stopping);
+        self.notify_all(Notice::Stopping);
         self.run();
     }
 
@@ -252,7 +252,7 @@ impl World {
         assert_eq!((conn.submitted, conn.account.held()), (conn.completed, 0));
     }
 
-    fn tell_all(&mut self, news: Notice) {
+    fn notify_all(&mut self, news: Notice) {
         for conn in self.conns.iter_mut().filter(|conn| !conn.disconnected) {
             conn.session.notify(self.now, &news);
         }
@@ -268,7 +268,7 @@ impl World {
                 busy |= self.offer(id);
             }
             if roused {
-                self.tell_all(Notice::StateChanged);
+                self.notify_all(Notice::StateChanged);
             } else if !busy {
                 return;
             }
@@ -292,7 +292,7 @@ impl World {
                     conn.submitted += 1;
                     match conn.hold {
                         true => conn.jobs.push_back(job),
-                        false => roused |= self.carry_out(id, job),
+                        false => roused |= self.execute(id, job),
                     }
                 }
                 Step::Report(event) => conn.events.push(event),
@@ -321,7 +321,7 @@ impl World {
         taken > 0
     }
 
-    fn carry_out(&mut self, id: Id, job: Admitted) -> bool {
+    fn execute(&mut self, id: Id, job: Admitted) -> bool {
         let result = self.faults.pop_front().unwrap_or(Ok(()));
         self.end(id, job, result)
     }

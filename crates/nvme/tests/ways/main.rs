@@ -80,14 +80,14 @@ fn play(world: &mut World, round: &Round, version: u8) {
         }
     }
     for _ in 0..round.ended {
-        world.end_one();
+        world.complete_one();
     }
     world.run();
-    let back = come_back(world, round, &lost, open);
+    let back = reconnect(world, round, &lost, open);
     world.write(back, block, version + 1);
     world.late.clear();
     world.run();
-    while world.end_one() {
+    while world.complete_one() {
         world.run();
     }
     assert_eq!(world.done(back), Some(true), "the newer write never ended: {round:?}");
@@ -95,7 +95,7 @@ fn play(world: &mut World, round: &Round, version: u8) {
     world.forget();
 }
 
-fn come_back(world: &mut World, round: &Round, lost: &Conn, open: Conn) -> usize {
+fn reconnect(world: &mut World, round: &Round, lost: &Conn, open: Conn) -> usize {
     match (round.way, round.loss, lost.admin) {
         (Way::Association(host), ..) => world.attach(host, 1).io,
         (Way::Queue, Loss::Connection, Some(admin)) => world.queue(admin, lost.cntlid, 1),
@@ -110,7 +110,7 @@ proptest! {
 
     /// A thousand rounds, four at a time.
     #[test]
-    fn r25_newest_data_win_whatever_the_way_back(
+    fn r25_newest_data_survive_any_reconnect(
         seed: u64,
         rounds in prop::collection::vec(round(), 4),
     ) {
@@ -134,7 +134,7 @@ fn waits(lose: impl Fn(&mut World) -> Conn, come: impl Fn(&mut World) -> usize) 
     let back = come(&mut world);
     world.run();
     assert!(!world.is_open(back), "open while a lost write is in flight");
-    assert!(world.end_one());
+    assert!(world.complete_one());
     world.run();
     assert!(world.is_open(back), "kept out for ever");
     assert!(world.is_quiet());
@@ -162,7 +162,7 @@ fn r55_other_host_waits_for_a_write_lost_by_the_first() {
 
 /// A session that is dropped without a word, as after a panic, leaves its write behind as any other does.
 #[test]
-fn r55_write_of_a_session_that_panicked_is_waited_for() {
+fn r55_write_of_a_dropped_session_is_waited_for() {
     for nbd in [false, true] {
         let mut world = World::new(1);
         let lost = if nbd { world.nbd() } else { world.attach(Host::First, 1) };
@@ -172,7 +172,7 @@ fn r55_write_of_a_session_that_panicked_is_waited_for() {
         let back = world.begin_nbd();
         world.run();
         assert!(!world.is_open(back));
-        assert!(world.end_one());
+        assert!(world.complete_one());
         world.run();
         assert!(world.is_open(back), "kept out for ever");
     }

@@ -187,7 +187,7 @@ impl World {
             if self.lines[line].open {
                 return;
             }
-            assert!(self.end_one(), "it waits for nothing");
+            assert!(self.complete_one(), "it waits for nothing");
         }
     }
 
@@ -201,7 +201,7 @@ impl World {
             let (_, result, page) = self.command(admin, ask.sqe, payload);
             controller.complete(nvme::status::Status::SUCCESS, result, &page).unwrap();
             // A controller that is not ready waits for the disk.
-            self.end_one();
+            self.complete_one();
         }
     }
 
@@ -232,7 +232,7 @@ impl World {
         while waits {
             let (_, csts, _) = self.command(admin, get.emit(), Payload::None);
             waits = Csts(u32::try_from(csts).unwrap()).rdy() == 1;
-            assert!(!waits || self.end_one(), "RDY stays for nothing");
+            assert!(!waits || self.complete_one(), "RDY stays for nothing");
         }
         self.initialize(admin, cntlid);
         self.queue_of(Host::First, cntlid, 1)
@@ -309,14 +309,14 @@ impl World {
     /// Cuts every connection.
     pub(crate) fn forget(&mut self) {
         (0..self.lines.len()).for_each(|line| self.cut(line));
-        while self.end_one() {
+        while self.complete_one() {
             self.run();
         }
         self.lines.clear();
     }
 
     /// One request of the disk ends, whichever. Tells whether there was one.
-    pub(crate) fn end_one(&mut self) -> bool {
+    pub(crate) fn complete_one(&mut self) -> bool {
         if self.requests.is_empty() {
             return false;
         }
