@@ -1,4 +1,4 @@
-//! Abort: what is not on the disk is aborted, wherever it is; what is on it ends by itself.
+//! Abort: commands that were not submitted to the disk are aborted, others complete.
 
 use nvme::command::AdminCommand;
 use nvme::host::Payload;
@@ -7,7 +7,7 @@ use nvme::status::Status;
 use crate::client::{pattern, read, write};
 use crate::world::{Chunks, World};
 
-/// Sends an Abort and gives whether it says that the command was aborted.
+/// Sends an Abort. Returns whether the command was aborted.
 fn abort(world: &mut World, admin: usize, sqid: u16, cid: u16) -> bool {
     let done = world.say(admin, AdminCommand::Abort { sqid, cid }.emit());
     assert!(done.status.is_success());
@@ -65,7 +65,7 @@ fn aborted_write_discards_incoming_data() {
     assert_eq!(world.taken(client.admin, 2).unwrap().result & 1, 0);
     assert_eq!(world.status(io, 1), Status::ABORT_REQUESTED);
     assert_eq!(world.disk().bytes, before);
-    // The slot and the stream are whole again.
+    // The slot and the stream are usable again.
     assert_eq!(world.write(io, 0, &pattern(2, 65_536)), Status::SUCCESS);
     assert_eq!(world.disk().bytes[..65_536], pattern(2, 65_536));
 }
@@ -78,7 +78,7 @@ fn data_requested_before_an_abort_is_discarded() {
     let before = world.disk().bytes.clone();
     let data = world.filled(&pattern(1, 65_536));
     let cid = world.submit(io, write(0, 128), Payload::SendByR2t(data), 1);
-    // On its way when the data of the first is asked for, so that it comes before that data.
+    // In flight when the data of the first is requested, so that it arrives before that data.
     let data = world.filled(&pattern(3, 16_384));
     world.submit(io, write(1000, 32), Payload::Send(data), 3);
     world.run_turns(10);

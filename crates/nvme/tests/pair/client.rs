@@ -1,5 +1,4 @@
-//! A host machine in the world: attaches a disk as Linux does, and sends commands one by one. It knows what to say, not
-//! what is right to be answered.
+//! Helpers of a host that attaches a disk as Linux does, and sends commands one by one.
 
 use std::rc::Rc;
 
@@ -14,7 +13,7 @@ use crate::world::{DISK, World};
 
 pub(crate) const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:host";
 
-/// How a host attaches.
+/// Parameters of an attachment.
 #[derive(Debug, Clone)]
 pub(crate) struct Manner {
     pub(crate) header_digest: bool,
@@ -63,7 +62,7 @@ impl Manner {
     }
 }
 
-/// A disk that was attached: its connections by their place in the world.
+/// An attached disk, with the indexes of its connections.
 pub(crate) struct Client {
     pub(crate) admin: usize,
     pub(crate) io: Vec<usize>,
@@ -72,14 +71,14 @@ pub(crate) struct Client {
 }
 
 impl World {
-    /// Attaches a disk in the usual manner and gives its I/O queue.
+    /// Attaches a disk with default parameters. Returns its I/O queue, too.
     pub(crate) fn attach_default(&mut self) -> (Client, usize) {
         let client = self.attach(&Manner::default());
         let io = client.io[0];
         (client, io)
     }
 
-    /// Attaches a disk: Admin queue, everything that Linux asks, I/O queues.
+    /// Attaches a disk: Admin queue, initialization as in Linux, I/O queues.
     pub(crate) fn attach(&mut self, manner: &Manner) -> Client {
         let (admin, cntlid) = self.open_admin(manner);
         let mut controller = Controller::new(cntlid, manner.queues);
@@ -115,7 +114,7 @@ impl World {
         io
     }
 
-    /// Asks everything that Linux asks.
+    /// Initializes a controller as Linux does.
     pub(crate) fn initialize(
         &mut self,
         line: usize,
@@ -133,12 +132,12 @@ impl World {
         Ok(())
     }
 
-    /// Submits a command and does not wait.
+    /// Submits a command without waiting for its completion.
     pub(crate) fn submit(&mut self, line: usize, sqe: Sqe, payload: Payload, tag: u32) -> u16 {
         self.lines[line].host.submit(sqe, payload, tag).expect("the queue has no room")
     }
 
-    /// Sends a command, and runs until its answer is there.
+    /// Sends a command, and runs until it completes.
     pub(crate) fn command(&mut self, line: usize, sqe: Sqe, payload: Payload) -> Completion {
         self.submit(line, sqe, payload, u32::MAX);
         self.run();
@@ -153,24 +152,24 @@ impl World {
         Line { host_end: line.host_end, target_end: line.target_end }
     }
 
-    /// The answer to a command, if it is there.
+    /// Returns the completion of a command, if it has completed.
     pub(crate) fn taken(&mut self, line: usize, tag: u32) -> Option<Completion> {
         let done = &mut self.lines[line].done;
         let at = done.iter().position(|done| done.tag == tag)?;
         Some(done.remove(at))
     }
 
-    /// The status of a command that must have been answered.
+    /// Returns the status of a command, which must have completed.
     pub(crate) fn status(&mut self, line: usize, tag: u32) -> Status {
         self.taken(line, tag).expect("no answer").status
     }
 
-    /// A command without data.
+    /// Sends a command without data.
     pub(crate) fn say(&mut self, line: usize, sqe: Sqe) -> Completion {
         self.command(line, sqe, Payload::None)
     }
 
-    /// A page of an Admin command.
+    /// Returns the data of an Admin command.
     pub(crate) fn page(&mut self, line: usize, command: AdminCommand) -> Result<Vec<u8>, Status> {
         let len = command.data_len().len() as usize;
         let done = self.command(line, command.emit(), Payload::Receive(self.buffer(len)));
@@ -181,7 +180,7 @@ impl World {
         }
     }
 
-    /// A buffer of the host with these bytes.
+    /// Returns a host buffer with these bytes.
     pub(crate) fn filled(&self, bytes: &[u8]) -> Rc<Buffer> {
         let mut buffer = self.buffer(bytes.len());
         buffer.bytes_mut().copy_from_slice(bytes);
@@ -218,13 +217,13 @@ impl World {
     }
 }
 
-/// How a connection ended.
+/// Ends of a connection.
 struct Line {
     host_end: Option<nvme::host::CloseReason>,
     target_end: Option<export::Reason>,
 }
 
-/// CC of a controller that is enabled as Linux does it.
+/// Returns CC of an enabled controller, as Linux sets it.
 pub(crate) fn enabled() -> Cc {
     Cc::default().with_iosqes(6).with_iocqes(4).with_en(1)
 }
@@ -249,7 +248,7 @@ pub(crate) fn flush() -> Sqe {
     IoCommand::Flush { nsid: 1 }.emit()
 }
 
-/// Bytes that differ from block to block and from seed to seed.
+/// Returns bytes that differ by block and seed.
 pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
     (0..len as u64)
         .map(|at| (at.wrapping_mul(31) ^ at >> 9 ^ seed.wrapping_mul(97)) as u8)

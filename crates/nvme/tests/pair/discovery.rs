@@ -1,4 +1,4 @@
-//! The discovery log: what is lent, read whole and in pieces, and news of it.
+//! The discovery log and its events.
 
 use export::Notice;
 use nvme::command::AdminCommand;
@@ -108,7 +108,7 @@ fn discovery_event_is_masked_until_the_log_is_read() {
     assert_eq!(AsyncEvent::parse(told.result as u32), AsyncEvent::DISCOVERY_CHANGED);
     assert!(world.taken(client.admin, 1).is_none(), "told again before the log was read");
     assert_eq!(header(&mut world, client.admin).genctr.get(), before + 2);
-    // What came while the first was not yet acknowledged is told now.
+    // An event that occurred while the first was masked is sent now.
     assert!(world.taken(client.admin, 1).is_some());
     assert!(world.taken(client.admin, 2).is_none());
 }

@@ -1,4 +1,4 @@
-//! What is said to be on stable storage is: Flush, FUA, a cache that is switched off, and a read-only disk's refusals.
+//! Durability: Flush, FUA, disabled write cache, and a read-only disk.
 
 use export::{Access, Fault, Op};
 use nvme::command::{AdminCommand, IoCommand};

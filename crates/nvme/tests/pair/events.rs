@@ -1,4 +1,4 @@
-//! A disk comes, goes and changes its size while it is attached.
+//! Hot-plug and resize of an attached disk.
 
 use export::Notice;
 use nvme::command::AdminCommand;

@@ -1,4 +1,4 @@
-//! The disk fails: each fault becomes its status, is reported, and ends one command only.
+//! Disk faults: each becomes a status, is reported, and fails one command only.
 
 use std::cell::Cell;
 use std::rc::Rc;

@@ -1,4 +1,4 @@
-//! Fused Compare and Write: one step on the disk, whichever data comes first and whoever else writes.
+//! Fused Compare and Write: atomic, whichever data arrives first, and with concurrent writers.
 
 use export::{Fault, Op};
 use nvme::host::Payload;
@@ -8,12 +8,12 @@ use nvme::wire::command::Fuse;
 use crate::client::{Manner, compare, pattern, write};
 use crate::world::{Order, World};
 
-/// How the data of the two halves goes over.
+/// How the data of both commands is transferred.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     InCapsule,
     Asked,
-    /// As VMware's hosts send them.
+    /// As VMware hosts do.
     CompareInCapsule,
     WriteInCapsule,
 }

@@ -1,5 +1,5 @@
-//! Our host against a controller that breaks rules: it gives no byte of memory away, takes no byte too many, names the
-//! rule, and closes.
+//! The host against a controller that violates the protocol: it discloses no memory, accepts no
+//! excess data, reports the violation and closes.
 
 use std::rc::Rc;
 
@@ -13,7 +13,7 @@ use zerocopy::IntoBytes;
 
 use crate::client::{Manner, read, write};
 
-/// A controller that says what the test has it say.
+/// A controller that sends what the test tells it.
 struct Rogue {
     host: Queue,
     framer: Framer,
@@ -24,7 +24,7 @@ struct Rogue {
 }
 
 impl Rogue {
-    /// A host that has just connected, so far without any complaint.
+    /// A host that has connected.
     fn new(options: Options) -> Self {
         let mut rogue = Self::before_ic_resp(options.clone());
         let digests = u8::from(options.header_digest) | u8::from(options.data_digest) << 1;
@@ -36,7 +36,7 @@ impl Rogue {
         rogue
     }
 
-    /// A host that has sent its Initialize Connection Request.
+    /// A host that has sent ICReq.
     fn before_ic_resp(options: Options) -> Self {
         let host = Queue::new(options, Manner::default().data(7));
         let (framer, account) = (Framer::default(), Pool::new(1 << 24).open());
@@ -114,7 +114,7 @@ impl Rogue {
         cid
     }
 
-    /// The host named this rule, told the controller, and sent nothing else.
+    /// Checks that the host reported this violation, sent H2CTermReq, and nothing else.
     fn assert_violated(&self, violation: Violation) {
         assert_eq!(self.end, Some(CloseReason::Violation(violation)));
         assert_eq!(self.sent[0], pdu::kind::H2C_TERM_REQ, "{violation:?}");
@@ -167,7 +167,7 @@ fn unexpected_r2t_discloses_nothing() {
     rogue.send_r2t(cid, 0, 4096);
     rogue.assert_violated(Violation::R2tUnexpected);
 
-    // Data that went with its capsule is not given again.
+    // In-capsule data is not sent again.
     let mut rogue = Rogue::plain();
     let secret = Rc::new(rogue.secret(512));
     let cid = rogue.submit(write(0, 1), Payload::Send(secret));
@@ -344,7 +344,7 @@ fn c2h_term_req_closes_the_connection() {
     rogue.send_bytes(&term.parts().concat());
     assert_eq!(rogue.end, Some(CloseReason::Terminated { fes: 1, fei: 4 }));
     assert!(rogue.sent.is_empty());
-    // What follows is not read any more.
+    // Nothing further is received.
     rogue.answer(Cqe::new(0, Status::SUCCESS));
     assert!(rogue.sent.is_empty() && rogue.done.is_empty());
 }

@@ -1,4 +1,4 @@
-//! A host gets to know a controller, in the steps of Linux.
+//! Controller initialization in the order of Linux.
 
 use export::Access;
 use nvme::auth::AuthConfig;
@@ -32,7 +32,7 @@ fn initialization_satisfies_linux() {
     assert_eq!(namespace.identify.nsattr & NSATTR_WRITE_PROTECTED, 0);
 }
 
-/// ESXi and Windows attach no namespace whose NGUID and EUI-64 are both zero.
+/// ESXi and Windows refuse a namespace whose NGUID and EUI-64 are both zero.
 #[test]
 fn nguid_falls_back_to_the_uuid() {
     let mut world = World::with(|export| export.identity.nguid = None);
@@ -106,7 +106,8 @@ fn controller_identifiers_are_unique() {
     assert_eq!(page[0], 2);
 }
 
-/// Linux refuses a second controller of one identifier in a subsystem, and takes others there for paths to one disk.
+/// Linux refuses two controllers of a subsystem with the same identifier, and treats others as
+/// paths to one disk.
 #[test]
 fn r58_two_machines_use_distinct_controller_identifiers() {
     let identifiers = |start| {
@@ -120,7 +121,7 @@ fn r58_two_machines_use_distinct_controller_identifiers() {
     assert!(here.iter().all(|id| !there.contains(id)), "{here:?} {there:?}");
     assert_eq!(here[1] + 1, here[3], "the discovery service does not move the disks' on");
     assert!(here[0] >= 0xf000 && here[2] >= 0xf000);
-    // Whatever the start, and beyond the end.
+    // For any start value, including wrap-around.
     let last = identifiers(0xefff - 1);
     assert_eq!((last[1], last[3]), (0xefff, 1));
 }
@@ -218,7 +219,7 @@ fn discovery_controller_initialization() {
     assert!(client.io.is_empty() && client.controller.namespaces().is_empty());
 }
 
-/// A disk whose last block is only a part of one has that block, too, if it is only read.
+/// The partial last block of a disk is accessible if the disk is read-only.
 #[test]
 fn read_only_disk_of_odd_size_includes_its_last_block() {
     let mut world = World::with(|export| {
@@ -233,7 +234,7 @@ fn read_only_disk_of_odd_size_includes_its_last_block() {
         world.read(client.io[0], 1954, 1).map_err(Status::code),
         Err(Status::LBA_OUT_OF_RANGE)
     );
-    // One that is written has whole blocks only.
+    // A writable disk has whole blocks only.
     world.publish("nqn.x:writable", |export| {
         export.resize(1_000_001);
     });

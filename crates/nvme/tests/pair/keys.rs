@@ -1,5 +1,4 @@
-//! Who is let in, and to what: keys shown in a channel and proven by DH-HMAC-CHAP, on every queue, and what becomes of
-//! those who show none.
+//! Access control: TLS and DH-HMAC-CHAP keys on every queue, and denied hosts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +26,7 @@ fn key(byte: u8) -> Key {
     Key { hash: Some(Hash::Sha256), key: Secret::new(vec![byte; 32]) }
 }
 
-/// A host that proves itself with `key(1)`, or comes in a channel, or both; with these rules.
+/// A host with the DH-HMAC-CHAP secret `key(1)`, a TLS key, or both, and these access rules.
 fn host(chap: bool, tls: bool, rules: &[(Option<&str>, Access)]) -> Host {
     let rule = |(disk, access): &(Option<&str>, Access)| Rule {
         disk: disk.map(str::to_owned),
@@ -51,7 +50,7 @@ fn credentials() -> Credentials {
     Credentials::new(key(1))
 }
 
-/// A world in which keys are needed, and the host has those of `credentials`.
+/// A world with keys required, and the host's credentials.
 fn keyed(host: Host, credentials: Option<Credentials>) -> World {
     let mut world = World::new();
     world.publish(SECOND, |_| {});
@@ -73,7 +72,7 @@ fn channel(key: u64, subsystem: &str) -> Option<Arc<Channel>> {
     }))
 }
 
-/// Tries to connect an Admin queue. Gives what the host was told.
+/// Tries to connect an Admin queue. Returns its index, or status and dword 0 of the refusal.
 fn try_connect(world: &mut World, manner: &Manner) -> Result<usize, (Status, u32)> {
     let line = world.connect(manner.options(Options::admin()), manner.data(0xffff));
     world.run();
@@ -99,14 +98,14 @@ fn attached(world: &World) -> Vec<Option<KeyId>> {
 const TURNED_AWAY: (Status, u32) =
     (Status::CONNECT_INVALID_HOST.dnr(), ConnectField::Hostnqn.dw0());
 
-// ---- proof
+// ---- DH-HMAC-CHAP
 
 #[test]
 fn all_groups_hashes_and_directions_work() {
     let groups = Group::ALL.map(|group| (group, Hash::Sha256));
     let hashes = Hash::ALL.map(|hash| (Group::Ffdhe2048, hash));
     for (group, hash) in groups.into_iter().chain(hashes) {
-        // The largest take their time; both directions of each are tried where there are no queues.
+        // The largest groups are slow: tests both directions of each only without I/O queues.
         let ways: &[bool] = if group > Group::Ffdhe2048 { &[true] } else { &[false, true] };
         for &both in ways {
             let rules =
@@ -127,7 +126,7 @@ fn all_groups_hashes_and_directions_work() {
     }
 }
 
-/// X13: a wrong key, on either side, is refused on the queue on which it was shown, and said.
+/// X13: a wrong key on either side is refused and reported, on every queue.
 #[test]
 fn x13_wrong_key_is_refused() {
     let other = Credentials::new(key(3));
@@ -151,7 +150,7 @@ fn x13_null_group_alone_is_refused() {
     assert_eq!(refusals(&world), ["it offers no allowed Diffie-Hellman group"]);
 }
 
-/// X13: a host may prove itself again at any time, on every queue, and go on.
+/// X13: a host may authenticate again at any time, on every queue.
 #[test]
 fn x13_live_queue_can_reauthenticate() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
@@ -171,7 +170,7 @@ fn x13_live_queue_can_reauthenticate() {
 fn failed_reauthentication_closes_the_queue() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
     let (client, io) = world.attach_default();
-    // The owner gave the host another key under the same identifier: the old one proves nothing.
+    // The host got another key with the same identifier: the old one is invalid.
     let changed = Host { chap: Some(key(5).emit()), ..host(true, false, ALL) };
     world.catalogue.set_policy(Policy { hosts: vec![Arc::new(changed)] });
     assert!(world.lines[io].host.reauthenticate(77));
@@ -181,7 +180,7 @@ fn failed_reauthentication_closes_the_queue() {
     assert_eq!(world.lines[client.admin].target_end, None);
 }
 
-/// Before it has proven itself a host gets nothing, not even what the controller can do, and not for long.
+/// Before authentication a host gets nothing, not even CAP, and times out.
 #[test]
 fn unauthenticated_host_gets_nothing() {
     let mut world = keyed(host(true, false, ALL), None);
@@ -207,7 +206,7 @@ fn unauthenticated_host_gets_nothing() {
     assert!(attached(&world).is_empty());
 }
 
-/// What a host asks for comes after who it is: with a wrong key it does not learn what there is.
+/// With a wrong key, a host does not learn which subsystems exist.
 #[test]
 fn unauthenticated_host_learns_nothing() {
     let only_first = [(Some(DISK), Access::Writable)];
@@ -229,7 +228,7 @@ fn unauthenticated_host_learns_nothing() {
     }
 }
 
-/// Who only says that he is the host takes no queue from it, and keeps no controller of its alive.
+/// An unauthenticated host takes no queue identifier, and does not keep the controller alive.
 #[test]
 fn unauthenticated_host_cannot_take_a_queue() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
@@ -241,7 +240,7 @@ fn unauthenticated_host_cannot_take_a_queue() {
     world.credentials = own;
     let io = world.open_io(&Manner::default(), cntlid, 1, 8192);
     assert!(world.read(io, 0, 1).is_ok());
-    // The queue is the host's, also when the other has gone; and there is one of each only.
+    // The queue stays with the host after the other has disconnected; a second one is refused.
     world.cut(squatter);
     let line = world.connect(Options::io(1, 16, 8192), Manner::default().data(cntlid));
     world.run();
@@ -271,7 +270,7 @@ fn authenticating_queue_waits_for_orphaned_writes() {
     assert!(world.read(again, 0, 1).is_ok());
 }
 
-/// Which controllers there are, of whom and for what, is told to nobody else.
+/// Other hosts do not learn which controllers exist.
 #[test]
 fn foreign_controllers_are_not_disclosed() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
@@ -287,7 +286,7 @@ fn foreign_controllers_are_not_disclosed() {
     }
 }
 
-/// A host that wants the controller to prove itself is not content with one that asks for nothing.
+/// A host that requires controller authentication refuses a controller without it.
 #[test]
 fn controller_must_authenticate_if_required() {
     let demanding = Credentials { controller: Some(key(2)), ..credentials() };
@@ -296,7 +295,7 @@ fn controller_must_authenticate_if_required() {
     assert!(try_connect(&mut open, &Manner::default()).is_err());
 }
 
-// ---- channels
+// ---- TLS
 
 #[test]
 fn host_with_tls_needs_nothing_else() {
@@ -307,7 +306,8 @@ fn host_with_tls_needs_nothing_else() {
     assert_eq!(attached(&world), [None]);
 }
 
-/// X15: a name without its key, a key of another host, another disk, another owner: all are told the same.
+/// X15: NQN without key, key of another host, another disk, unknown host: all get the same
+/// response.
 #[test]
 fn x15_all_access_denials_look_alike() {
     let stranger = Manner { host: STRANGER, ..Manner::default() };
@@ -316,20 +316,20 @@ fn x15_all_access_denials_look_alike() {
     let discovery = Manner { subsystem: DISCOVERY_NQN, ..Manner::default() };
     let only_first: &[_] = &[(Some(DISK), Access::Writable)];
     let cases = [
-        // A stranger, with and without a channel.
+        // Unknown host, with and without TLS.
         (&stranger, None, ALL),
         (&stranger, channel(7, DISK), ALL),
-        // The name without the key.
+        // NQN without the key.
         (&Manner::default(), None, ALL),
         (&Manner::default(), channel(8, DISK), ALL),
         (&second, None, ALL),
         (&nothing, None, ALL),
         (&discovery, None, ALL),
-        // A key that was made for something else.
+        // A key for another subsystem.
         (&Manner::default(), channel(7, SECOND), ALL),
         (&Manner::default(), channel(7, DISCOVERY_NQN), ALL),
         (&discovery, channel(7, DISK), ALL),
-        // The key, but not the disk.
+        // The key, but no access to the disk.
         (&second, channel(7, SECOND), only_first),
         (&nothing, channel(7, nothing.subsystem), ALL),
     ];
@@ -345,7 +345,7 @@ fn x15_all_access_denials_look_alike() {
     }
 }
 
-/// A key that everybody knows, as for pairing, opens no disk.
+/// The well-known pairing key grants no access to disks.
 #[test]
 fn pairing_channel_grants_no_access() {
     let mut world = keyed(host(false, true, ALL), None);
@@ -380,7 +380,7 @@ fn queues_of_a_controller_share_the_channel() {
     assert_eq!(join(&mut world, &client), Some(TURNED_AWAY));
     world.channel = channel(9, DISK);
     assert_eq!(join(&mut world, &client), Some(TURNED_AWAY));
-    // And the reverse, where nothing else is asked.
+    // And the reverse.
     let mut open = World::new();
     let client = open.attach(&Manner { queues: 2, ..Manner::default() });
     open.channel = channel(7, DISK);
@@ -397,27 +397,27 @@ fn authentication_generates_a_tls_psk() {
     assert_eq!(theirs.iter().map(|(_, psk)| psk.clone()).collect::<Vec<_>>(), ours);
     assert!(theirs.iter().all(|(key, _)| *key == KeyId::new(7)));
     assert!(ours[0].identity.starts_with(&format!("NVMe1G01 {HOST} {DISK} ")));
-    // What follows comes in that channel: in the clear there are no I/O queues.
+    // Further queues must use TLS: without it there are no I/O queues.
     let mut controller = nvme::host::Controller::new(cntlid, 1);
     world.initialize(admin, &mut controller).unwrap();
     world.credentials = Some(Arc::new(credentials()));
     let line = world.connect(Options::io(1, 16, 8192), Manner::default().data(cntlid));
     world.run();
     assert_eq!(world.lines[line].refused, Some(TURNED_AWAY));
-    // In the channel nothing more is to be proven.
+    // With TLS no further authentication is required.
     world.credentials = None;
     world.channel = channel(7, DISK)
         .map(|one| Arc::new(Channel { identity: ours[0].identity.clone(), ..(*one).clone() }));
     let (_, io) = world.attach_default();
     assert!(world.read(io, 0, 1).is_ok());
-    // The key is forgotten in the end.
+    // The PSK expires.
     world.cut(admin);
     assert!(world.target.generated_psks(world.now + Duration::from_secs(7200)).is_empty());
 }
 
-// ---- what the owner changes
+// ---- policy changes
 
-/// X16: whoever is no longer let in is out at once, on every queue, and does not come back.
+/// X16: a revoked host is disconnected on every queue, and cannot reconnect.
 #[test]
 fn x16_revoked_host_is_disconnected_at_once() {
     for (chap, channel) in [(true, None), (false, channel(7, DISK))] {
@@ -440,7 +440,7 @@ fn x16_revoked_host_is_disconnected_at_once() {
     }
 }
 
-/// X16: another key, a key more, or another disk only: the same.
+/// X16: also after a changed key, an additional key, or a changed rule.
 #[test]
 fn x16_changed_keys_or_rules_disconnect_the_host() {
     let changes: [fn(&mut Host); 3] = [
@@ -458,7 +458,7 @@ fn x16_changed_keys_or_rules_disconnect_the_host() {
         assert_eq!(world.lines[client.admin].target_end, Some(Reason::Refused));
         assert!(world.lines[io].target_end.is_some());
     }
-    // While it has still to prove itself, too.
+    // During authentication, too.
     let mut world = keyed(host(true, false, ALL), None);
     let line = try_connect(&mut world, &Manner::default()).unwrap();
     world.catalogue.set_policy(Policy { hosts: vec![Arc::new(host(false, true, ALL))] });
@@ -484,7 +484,7 @@ fn reduced_access_takes_effect_at_once() {
     assert_eq!(AsyncEvent::parse(told.result as u32), AsyncEvent::NAMESPACE_CHANGED);
 }
 
-/// X17: a host that may only read reads; it writes nothing, has no other disk, and no command that does more.
+/// X17: a read-only host reads. It cannot write, use another disk, or send other commands.
 #[test]
 fn x17_read_only_host_can_only_read() {
     let rules = [(Some(DISK), Access::ReadOnly)];
@@ -497,7 +497,7 @@ fn x17_read_only_host_can_only_read() {
         let zeroes = IoCommand::WriteZeroes { nsid, slba, nlb, fua, deallocate };
         assert_eq!(world.say(io, zeroes.emit()).status, Status::NAMESPACE_WRITE_PROTECTED.dnr());
     }
-    // Format, Security Send, Firmware Download, Sanitize, and a vendor's own.
+    // Format, Security Send, Firmware Download, Sanitize, and a vendor specific command.
     for opcode in [0x80, 0x81, 0x11, 0x84, 0xc1] {
         let mut sqe = AdminCommand::KeepAlive.emit();
         (sqe.opcode, sqe.nsid) = (opcode, 1.into());
@@ -565,7 +565,7 @@ fn discovery_port_refuses_disks_with_keys() {
     attach_discovery(&mut world);
 }
 
-/// What a host has moved is said when it goes: reads, writes, on all its queues together, and nothing of the disk before.
+/// Detach reports the bytes read and written on all queues, without those of an earlier disk.
 #[test]
 fn detach_reports_the_bytes_transferred() {
     let mut world = World::new();

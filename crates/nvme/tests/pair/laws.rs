@@ -1,5 +1,5 @@
-//! Laws: chunking never matters, everything that is submitted ends once, and whatever is done to the disk in whatever
-//! order is what would be done to a `Vec<u8>`.
+//! Properties: chunking does not matter, every command completes once, and random operations equal
+//! those on a `Vec<u8>`.
 
 use nvme::command::IoCommand;
 use nvme::host::Payload;
@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 use crate::client::{Manner, compare, flush, pattern, read, write};
 use crate::world::{BYTES, Chunks, Order, World};
 
-/// One thing that a host does.
+/// An operation of the host.
 #[derive(Debug, Clone)]
 enum Act {
     Read { lba: u64, nlb: u32 },
@@ -89,7 +89,7 @@ fn range(lba: u64, nlb: u32) -> Option<std::ops::Range<usize>> {
     (start + len <= BYTES).then_some(start..start + len)
 }
 
-/// Does the same to a model, and gives the status that it must have and the data of a read.
+/// Applies an operation to a model. Returns the expected status and data.
 fn model(disk: &mut [u8], act: &Act, tag: u32) -> (Status, Option<Vec<u8>>) {
     let beyond = (Status::LBA_OUT_OF_RANGE, None);
     let well = (Status::SUCCESS, None);
@@ -121,7 +121,7 @@ fn model(disk: &mut [u8], act: &Act, tag: u32) -> (Status, Option<Vec<u8>>) {
         },
         Act::Copy { from, nlb, to } => match (range(from, nlb), range(to, nlb)) {
             (Some(source), Some(place)) => {
-                // In pieces of 256 KiB, from the first on.
+                // In chunks of 256 KiB, in ascending order.
                 for at in (0..source.len()).step_by(1 << 18) {
                     let piece = (source.len() - at).min(1 << 18);
                     disk.copy_within(
@@ -139,7 +139,7 @@ fn model(disk: &mut [u8], act: &Act, tag: u32) -> (Status, Option<Vec<u8>>) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// One after the other, a disk is a `Vec<u8>`.
+    /// Sequential operations equal those on a `Vec<u8>`.
     #[test]
     fn r04_random_operations_equal_a_vector(
         manner in manner(),
@@ -166,7 +166,7 @@ proptest! {
         prop_assert!(world.disk().bytes == disk);
     }
 
-    /// All at once, everything that is submitted ends exactly once, on the wire and at the disk.
+    /// Concurrent commands complete exactly once, on the wire and at the disk.
     #[test]
     fn every_command_completes_once(
         manner in manner(),
@@ -192,7 +192,7 @@ proptest! {
         prop_assert_eq!(world.lines[io].host.in_flight(), 0);
     }
 
-    /// However the bytes are cut into pieces, the same bytes are answered.
+    /// Any chunking gives the same responses.
     #[test]
     fn chunking_does_not_change_the_output(
         manner in manner(),
@@ -216,7 +216,8 @@ proptest! {
         prop_assert!(run(Chunks::Fixed(61), true) == whole);
     }
 
-    /// Cut off at any byte and with requests on the disk, nothing is left behind and the next association works.
+    /// After a loss of connection at any byte with requests in flight, nothing leaks and the next
+    /// association works.
     #[test]
     fn connection_can_be_lost_at_any_time(
         manner in manner(),

@@ -1,4 +1,4 @@
-//! The life of an association: keep alive, reset, shutdown, and the next one after a host was lost.
+//! Life cycle of an association: keep alive, reset, shutdown, and reconnect after a loss.
 
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ fn no_timeout_without_a_keep_alive_time() {
     assert!(world.read(io, 0, 1).is_ok());
 }
 
-/// X61: a host that attaches again and again, and never lets go, keeps nobody else out.
+/// X61: a host that attaches repeatedly does not exhaust the controllers of others.
 #[test]
 fn x61_controllers_are_limited_per_host() {
     let mut world = World::new();
@@ -71,7 +71,7 @@ fn x61_controllers_are_limited_per_host() {
     world.remote = "192.0.2.10:50000".parse().unwrap();
     let other = connect(&mut world);
     assert!(world.lines[other].connected.is_some());
-    // One that is let go of makes room.
+    // A closed association frees a controller.
     world.remote = "192.0.2.9:50001".parse().unwrap();
     world.cut(held[0]);
     world.run();
@@ -174,7 +174,7 @@ fn lost_io_queue_can_be_reconnected() {
     assert!(world.read(io, 0, 1).is_ok());
 }
 
-/// W4: a write of the association before must never land on newer data.
+/// W4: a write of an earlier association must never overwrite newer data.
 #[test]
 fn new_association_waits_for_writes_of_the_old_one() {
     let mut world = World::new();
@@ -192,7 +192,7 @@ fn new_association_waits_for_writes_of_the_old_one() {
     let admin = world.connect(Options::admin(), manner.data(CNTLID_DYNAMIC));
     world.run();
     assert!(world.lines[admin].connected.is_none(), "let in while an old write is under way");
-    // Nor is another host, which could write what is newer. Discovery is not kept waiting.
+    // Another host waits, too, because it could write newer data. Discovery does not wait.
     let other = Manner { host: "nqn.x:other", ..Manner::default() };
     let line = world.connect(Options::admin(), other.data(CNTLID_DYNAMIC));
     world.run();
@@ -212,7 +212,7 @@ fn hold_write(world: &mut World, io: usize, seed: u64) {
     world.run();
 }
 
-/// The disk ends the latest first, and all of them.
+/// Completes all disk requests, the latest first.
 fn release(world: &mut World) {
     world.order = Order::Last;
     while world.complete_one(0) {}
@@ -231,12 +231,12 @@ fn r55_reopened_queue_waits_for_its_lost_write() {
     hold_write(&mut world, client.io[0], 1);
     world.cut(client.io[0]);
     world.run();
-    // The same queue again, while the Admin queue lives.
+    // The same queue again, while the Admin queue is connected.
     let options = Options::io(1, 128, 0);
     let io = world.connect(options, Manner::default().data(client.cntlid));
     world.run();
     assert!(world.lines[io].connected.is_none(), "the old write is still in flight");
-    // What is read and asked meanwhile is answered.
+    // Reads and Admin commands complete meanwhile.
     assert_eq!(csts(&mut world, client.admin).rdy(), 1);
     world.disk().held = false;
     world.run();
@@ -252,7 +252,7 @@ fn r55_other_open_queue_waits_for_a_lost_write() {
     hold_write(&mut world, client.io[0], 1);
     world.cut(client.io[0]);
     world.run();
-    // A host with two ways sends what was lost on the one by the other, at once.
+    // A multipath host retries lost writes on the other path at once.
     let data = world.filled(&pattern(2, 512));
     world.submit(client.io[1], write(0, 1), Payload::Send(data), 2);
     world.run();
@@ -307,7 +307,7 @@ fn r55_shutdown_flushes_writes_that_were_in_flight() {
     let cid = world.submit(client.admin, set, Payload::None, 1);
     world.run();
     assert_eq!(world.disk().requests.len(), 1, "the flush is to come after the write");
-    // It cannot be called off, and the queue takes nothing more.
+    // It cannot be aborted, and the queue accepts no more commands.
     let abort = AdminCommand::Abort { sqid: 0, cid }.emit();
     world.submit(client.admin, abort, Payload::None, 2);
     let buffer = world.buffer(512);
@@ -368,7 +368,7 @@ fn r55_republished_disk_waits_for_earlier_writes() {
     assert!(world.lines[admin].connected.is_some(), "kept out for ever");
 }
 
-/// Case R30: nothing hangs, and no association is left.
+/// Case R30: nothing hangs or leaks.
 #[test]
 fn r30_resets_and_disconnects_during_io_leak_nothing() {
     let mut world = World::new();
@@ -415,7 +415,7 @@ fn r30_resets_and_disconnects_during_io_leak_nothing() {
     assert!(!world.disk().export.has_orphans() && !world.disk().export.is_being_written());
 }
 
-/// Case R32: disks come and go ten thousand times.
+/// Case R32: ten thousand hot-plugs.
 #[test]
 fn r32_ten_thousand_namespaces_come_and_go() {
     let mut world = World::new();

@@ -1,4 +1,5 @@
-//! Our host against our target in memory: any chunking, any order of completion, faults where the test wants them.
+//! Tests of the host against the target in memory, with any chunking, any completion order, and
+//! injected faults.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 #![allow(clippy::cast_possible_truncation, clippy::cast_lossless, reason = "small test values")]

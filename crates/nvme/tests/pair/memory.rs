@@ -1,4 +1,4 @@
-//! Little memory: commands wait for it, and every one of them ends.
+//! Scarce memory: commands wait for buffers, and all of them complete.
 
 use std::sync::Arc;
 
@@ -120,7 +120,7 @@ fn small_requests_do_not_starve_a_large_one() {
     }
 }
 
-/// Other hosts that take all the memory there is for every purpose, and let it go when they are dropped.
+/// Other hosts that hold all the memory, until they are dropped.
 struct Greedy(#[allow(dead_code, reason = "what is held")] Vec<Buffer>);
 
 impl Greedy {
@@ -141,7 +141,7 @@ impl Greedy {
     }
 }
 
-/// Case R34: now and then there is no memory at all. What needs some waits for it, and nothing is lost or mixed.
+/// Case R34: allocations fail now and then. Commands wait, and no data is lost or mixed up.
 #[test]
 fn r34_failing_allocations_lose_no_data() {
     const AREA: usize = 1 << 17;
@@ -154,7 +154,7 @@ fn r34_failing_allocations_lose_no_data() {
     for round in 0..90_u64 {
         world.seed(round);
         let mut greedy = (round % 3 == 0).then(|| Greedy::new(&budget));
-        // Each in an area of its own: reads and writes, with their data in the capsule and asked for.
+        // Each in an area of its own: reads and writes, in-capsule and by R2T.
         let mut reads = Vec::new();
         for tag in 0..32_u32 {
             let start = tag as usize * AREA + 512 * world.random(16);
@@ -183,7 +183,8 @@ fn r34_failing_allocations_lose_no_data() {
         world.run();
         refused += world.lines[io].host.in_flight();
         greedy.take();
-        // What waits with its data in the stream takes more of it only in the next turn.
+        // A command that waits with in-capsule data consumes more of the stream in the next turn
+        // only.
         (0..3).for_each(|_| world.run());
         for tag in 0..32 {
             let done =

@@ -1,4 +1,4 @@
-//! Commands of several steps: Write Zeroes, Dataset Management, Compare, Verify and Copy.
+//! Commands of several disk requests: Write Zeroes, Dataset Management, Compare, Verify and Copy.
 
 use export::{Fault, Op};
 use nvme::command::IoCommand;

@@ -1,4 +1,4 @@
-//! Reads and writes of every size, in every manner of transfer.
+//! Reads and writes of all sizes, by all kinds of transfer.
 
 use nvme::host::Payload;
 use nvme::status::Status;
@@ -7,7 +7,7 @@ use nvme::tcp::{Deframer, Pdu, Piece, Side, pdu};
 use crate::client::{Manner, pattern, read, write};
 use crate::world::{BYTES, Chunks, Order, World};
 
-/// 512 bytes to 1 MiB, around every border.
+/// 512 bytes to 1 MiB, around all limits.
 const SIZES: [usize; 14] = [
     512,
     1024,
@@ -94,7 +94,7 @@ fn any_chunk_size_is_received() {
     }
 }
 
-/// What the target sent on a connection from that byte on.
+/// Returns the PDUs that the target sent on a connection from that byte on.
 fn pdus(world: &World, line: usize, from: usize) -> Vec<Pdu> {
     let (mut reader, mut bytes, mut found) =
         (Deframer::new(Side::Host, 0), &world.heard(line)[from..], Vec::new());
@@ -142,7 +142,7 @@ fn sqhd_wraps_around() {
         .into_iter()
         .filter_map(|pdu| if let Pdu::Response(cqe) = pdu { Some(cqe.sqhd.get()) } else { None })
         .collect();
-    // Connect took entry 0.
+    // Connect used entry 0.
     assert_eq!(heads, [2, 3, 4, 0, 1, 2, 3, 4, 0, 1, 2, 3]);
 }
 
@@ -197,11 +197,11 @@ fn excessive_transfers_are_refused() {
     assert_eq!(world.read(io, u64::MAX, 2).unwrap_err(), Status::LBA_OUT_OF_RANGE.dnr());
     assert_eq!(world.write(io, end, &[0; 512]), Status::LBA_OUT_OF_RANGE.dnr());
     assert_eq!(world.write(io, end, &vec![0; 65_536]), Status::LBA_OUT_OF_RANGE.dnr());
-    // The data of a read of 1 MiB and a block does not fit any buffer of ours: 512 bytes are wrong, too.
+    // No host buffer fits a read of 1 MiB and a block; 512 bytes are invalid, too.
     let buffer = world.buffer(512);
     let done = world.command(io, read(0, 2049), Payload::Receive(buffer));
     assert_eq!(done.status, Status::INVALID_FIELD.dnr());
-    // And the connection lives.
+    // The connection stays open.
     assert!(world.read(io, 0, 1).is_ok());
 }
 

@@ -1,5 +1,5 @@
-//! Our host and our target face to face in memory: connections are byte strings, disks are `Vec<u8>`, time is moved by
-//! the test, and chance is a seed. It knows the public faces of both sides and nothing of what is inside.
+//! Test harness: host and target in memory. Connections are byte strings, disks are `Vec<u8>`, time
+//! and randomness are controlled by the test.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -22,14 +22,14 @@ pub(crate) const DISK: &str = "nqn.2014-08.org.nvmexpress:uuid:disk";
 /// Bytes of a disk: 4 MiB.
 pub(crate) const BYTES: usize = 4 << 20;
 
-/// Pieces in which bytes arrive.
+/// Chunk sizes of received bytes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Chunks {
     Fixed(usize),
     Random,
 }
 
-/// In which order requests of a disk end.
+/// Completion order of disk requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Order {
     First,
@@ -37,10 +37,10 @@ pub(crate) enum Order {
     Random,
 }
 
-/// How the disk fails a request, if it does.
+/// Fault injection: returns the fault of a request, if any.
 pub(crate) type Faults = Box<dyn FnMut(Op, u64, u64) -> Option<Fault>>;
 
-/// Everything that a test plays with.
+/// State of a test.
 pub(crate) struct World {
     pub(crate) now: Instant,
     pub(crate) catalogue: Arc<Catalogue>,
@@ -50,37 +50,37 @@ pub(crate) struct World {
     pub(crate) events: Vec<Event>,
     pub(crate) chunks: Chunks,
     pub(crate) order: Order,
-    /// Whether payloads are received in place where a side offers it.
+    /// Whether payloads are received directly into buffers.
     pub(crate) in_place: bool,
     pub(crate) port: Port,
-    /// Where new connections come from.
+    /// Peer address of new connections.
     pub(crate) remote: SocketAddr,
-    /// What new connections come to, and in.
+    /// Listener of new connections, and their channel.
     pub(crate) auth: Auth,
     pub(crate) channel: Option<Arc<Channel>>,
-    /// What the hosts of new connections prove themselves with.
+    /// Credentials of hosts for new connections.
     pub(crate) credentials: Option<Arc<Credentials>>,
     seed: u64,
     pool: Pool,
     memory: Account,
     roused: bool,
-    /// How often a session has asked for that.
+    /// Number of [`Step::Notify`].
     pub(crate) rouses: usize,
 }
 
-/// A disk and the requests that it has.
+/// A disk with its pending requests.
 pub(crate) struct Disk {
     pub(crate) export: Arc<Export>,
     pub(crate) bytes: Vec<u8>,
     pub(crate) requests: VecDeque<(usize, Admitted)>,
-    /// Whether requests wait until the test lets them end.
+    /// Whether requests wait until the test completes them.
     pub(crate) held: bool,
     pub(crate) faults: Faults,
-    /// Every request that ended: what, first byte, bytes.
+    /// All completed requests: operation, first byte, number of bytes.
     pub(crate) log: Vec<(Op, u64, u64)>,
 }
 
-/// A connection with both its ends.
+/// A connection with both ends.
 pub(crate) struct Line {
     pub(crate) host: host::Queue,
     session: Option<nvme::target::Queue>,
@@ -100,9 +100,9 @@ pub(crate) struct Line {
 #[derive(Default)]
 struct Way {
     bytes: Vec<u8>,
-    /// How many of `bytes` have arrived, but were not taken.
+    /// Number of bytes that arrived and were not consumed.
     arrived: usize,
-    /// Everything that was ever sent.
+    /// All bytes sent so far.
     all: Vec<u8>,
 }
 
@@ -120,21 +120,21 @@ impl Way {
     }
 }
 
-/// How a disk differs from a writable one with 512-byte blocks and a volatile cache.
+/// Changes to a writable disk with 512-byte blocks and a volatile cache.
 pub(crate) type Change = fn(&mut Export);
 
 impl World {
-    /// A target that lends one writable disk, and a host with plenty of memory.
+    /// A target with one writable disk, and a host with ample memory.
     pub(crate) fn new() -> Self {
         Self::with(|_| {})
     }
 
-    /// The same with a changed disk.
+    /// Like [`World::new`], with a changed disk.
     pub(crate) fn with(change: Change) -> Self {
         Self::with_auth_config(change, AuthConfig::default())
     }
 
-    /// The same with other rules of authentication.
+    /// Like [`World::with`], with authentication settings.
     pub(crate) fn with_auth_config(change: Change, rules: AuthConfig) -> Self {
         let catalogue = Arc::new(Catalogue::default());
         let target = Target::with_config(catalogue.clone(), rules, 0);
@@ -163,12 +163,12 @@ impl World {
         world
     }
 
-    /// The same world, but all the target's connections together have so little memory.
+    /// Like [`World::new`], with limited memory for the target.
     pub(crate) fn with_memory(bytes: usize) -> Self {
         Self { pool: Pool::new(bytes), ..Self::new() }
     }
 
-    /// The same world with that pool.
+    /// Like [`World::new`], with another pool.
     pub(crate) fn with_pool(pool: Pool) -> Self {
         Self { pool, ..Self::new() }
     }
@@ -177,7 +177,7 @@ impl World {
         self.seed = seed | 1;
     }
 
-    /// Lends another disk, filled with a pattern.
+    /// Publishes another disk, filled with a pattern.
     pub(crate) fn publish(&mut self, nqn: &str, change: Change) -> Arc<Export> {
         let export = Arc::new(Self::export(nqn, change));
         let bytes = (0..BYTES).map(|at| (at / 512 % 251) as u8).collect();
@@ -212,17 +212,17 @@ impl World {
         export
     }
 
-    /// The same disk, to be lent anew.
+    /// Returns the same disk as a new export.
     pub(crate) fn another(export: &Export) -> Arc<Export> {
         Arc::new(Self::export(&export.nqn, |_| {}))
     }
 
-    /// Whether no session is left.
+    /// Returns whether no session is left.
     pub(crate) fn has_no_sessions(&self) -> bool {
         self.lines.iter().all(|line| line.session.is_none())
     }
 
-    /// A new connection. Nothing has been sent on it yet.
+    /// Opens a connection. Nothing has been sent yet.
     pub(crate) fn connect(&mut self, options: Options, data: ConnectData) -> usize {
         let peer = Peer {
             remote: self.remote,
@@ -261,24 +261,24 @@ impl World {
         &mut self.disks[0]
     }
 
-    /// Everything that the target ever sent on a connection.
+    /// Returns all bytes that the target sent on a connection.
     pub(crate) fn heard(&self, line: usize) -> &[u8] {
         &self.lines[line].to_host.all
     }
 
-    /// Everything that the host ever sent on a connection.
+    /// Returns all bytes that the host sent on a connection.
     pub(crate) fn said(&self, line: usize) -> &[u8] {
         &self.lines[line].to_target.all
     }
 
-    /// Bytes of the host that the target has not taken.
+    /// Returns the number of bytes that the target has not consumed.
     pub(crate) fn unconsumed(&self, line: usize) -> usize {
         self.lines[line].to_target.bytes.len()
     }
 
-    // ---- what happens
+    // ---- events
 
-    /// Runs until nothing moves any more.
+    /// Runs until idle.
     pub(crate) fn run(&mut self) {
         let mut turns = 0;
         while self.turn() {
@@ -287,14 +287,14 @@ impl World {
         }
     }
 
-    /// Runs a few turns, and stops in the middle of things.
+    /// Runs a limited number of turns.
     pub(crate) fn run_turns(&mut self, turns: usize) {
         for _ in 0..turns {
             self.turn();
         }
     }
 
-    /// Time passes.
+    /// Advances the time.
     pub(crate) fn advance(&mut self, time: Duration) {
         self.now += time;
         for at in 0..self.lines.len() {
@@ -309,14 +309,14 @@ impl World {
         self.run();
     }
 
-    /// Something happened outside the connections.
+    /// Notifies all sessions.
     pub(crate) fn notify(&mut self, news: &Notice) {
         for at in 0..self.lines.len() {
             self.notify_one(at, news);
         }
     }
 
-    /// The network of one connection breaks: what is on the way is lost.
+    /// Breaks a connection; bytes in transit are lost.
     pub(crate) fn cut(&mut self, at: usize) {
         let line = &mut self.lines[at];
         (line.to_host.bytes, line.to_target.bytes) = (Vec::new(), Vec::new());
@@ -427,7 +427,7 @@ impl World {
         fresh != 0 || taken != 0
     }
 
-    /// Carries out what a session wants.
+    /// Executes the steps of a session.
     fn drain(&mut self, at: usize) -> bool {
         let mut moved = false;
         let line = &mut self.lines[at];
@@ -455,7 +455,8 @@ impl World {
         moved
     }
 
-    /// A session whose connection is over and whose requests have ended is dropped; a driver does that without a word.
+    /// Drops a session whose connection is closed and whose requests are complete, as a driver
+    /// does.
     fn drop_if_finished(&mut self, at: usize) {
         let line = &mut self.lines[at];
         let over = line.target_end.is_some() || line.told;
@@ -468,7 +469,7 @@ impl World {
         }
     }
 
-    /// Lets one request of a disk end. Tells whether there was one.
+    /// Completes one request of a disk. Returns whether there was one.
     pub(crate) fn complete_one(&mut self, disk: usize) -> bool {
         let len = self.disks[disk].requests.len();
         if len == 0 {
@@ -501,7 +502,7 @@ impl World {
         }
     }
 
-    /// A number below `below`.
+    /// Returns a number below `below`.
     pub(crate) fn random(&mut self, below: usize) -> usize {
         self.seed ^= self.seed << 13;
         self.seed ^= self.seed >> 7;
@@ -527,7 +528,7 @@ impl Disk {
         admitted.finish(Ok(()))
     }
 
-    /// What was done, without the reads.
+    /// Returns the log without reads.
     pub(crate) fn changes(&self) -> Vec<(Op, u64, u64)> {
         self.log.iter().copied().filter(|&(op, _, _)| op != Op::Read).collect()
     }

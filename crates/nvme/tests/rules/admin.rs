@@ -23,7 +23,7 @@ fn log(lid: u8, offset: u64, len: u32) -> Sqe {
     AdminCommand::log_page(lid, offset, len.into()).emit().with_data(Sgl::transport(len))
 }
 
-/// A discovery controller that is ready.
+/// Returns the Admin queue of a ready discovery controller.
 fn discovery(world: &mut World) -> Id {
     let data = ConnectData::emit([9; 16], 0xffff, DISCOVERY_NQN, HOST).unwrap();
     let id = world.initialized(PLAIN);
@@ -154,7 +154,7 @@ fn identify_refuses_invalid_namespaces() {
             assert_eq!(world.status(admin, &AdminCommand::identify(page, nsid).emit()), none);
         }
     }
-    // FFFFFFFFh with CNS 00h is for controllers that manage namespaces.
+    // FFFFFFFFh with CNS 00h requires namespace management.
     for page in [0x00, 0x03, 0x05, 0x08, 0x11, 0x12] {
         assert_eq!(world.status(admin, &AdminCommand::identify(page, u32::MAX).emit()), none);
     }
@@ -268,7 +268,8 @@ fn event_requests_beyond_aerl_are_refused() {
     world.end_all();
 }
 
-/// SPDK's host forgets its requests when it detaches, and uses their identifiers to shut the controller down.
+/// SPDK's host forgets its requests when it detaches, and reuses their identifiers for the
+/// shutdown.
 #[test]
 fn event_request_identifier_can_be_reused() {
     let mut world = World::new();
@@ -409,7 +410,7 @@ fn admin_command_can_be_aborted_during_its_transfer() {
     world.end_all();
 }
 
-/// An Abort reaches the other queue only when that is told; until then it waits.
+/// An Abort waits until the other queue is notified.
 #[test]
 fn pending_abort_cannot_be_aborted() {
     let mut world = World::new();

@@ -1,4 +1,4 @@
-//! Authentication commands and messages, right and wrong (NVMe Base 2.0 §6.1, §6.2, §8.13).
+//! Authentication commands and messages, valid and invalid (NVMe Base 2.0 §6.1, §6.2, §8.13).
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use zerocopy::IntoBytes;
 use crate::says::{HOST, PLAIN, connect_data, connect_sqe, data_of, read};
 use crate::world::{Id, POISON, World};
 
-/// The host of most tests, which proves itself with a key of ones.
+/// The default host, whose secret consists of ones.
 pub(crate) fn host() -> Host {
     let key = |byte| Key { hash: Some(Hash::Sha256), key: Secret::new(vec![byte; 32]) }.emit();
     Host {
@@ -36,7 +36,7 @@ fn world() -> World {
     World::keyed(host(), AuthConfig::default())
 }
 
-/// A connection of the host, which has proven nothing.
+/// Returns a connection of the host before authentication.
 fn unauthenticated(world: &mut World) -> Id {
     let id = world.initialized(PLAIN);
     let cqe = world.ask(id, &connect_sqe(0, 32), connect_data(0xffff).as_bytes());
@@ -58,7 +58,7 @@ fn send(world: &mut World, id: Id, message: &[u8]) -> Status {
     world.ask(id, &send_sqe(message.len()), message).outcome()
 }
 
-/// The failure that the host is told next, which is the end.
+/// Returns the failure in the next message, after which the connection closes.
 fn failure(world: &mut World, id: Id) -> Explanation {
     let bytes = world.fetch(id, &receive_sqe(4096));
     let Ok((_, FromController::Failure1(why))) = FromController::parse(&bytes) else {
@@ -94,7 +94,7 @@ fn auth_commands_require_secp_spsp_and_a_length() {
         let receive = FabricsCommand::AuthReceive { secp, spsp, al: len }.emit();
         assert_eq!(world.status(id, &receive), invalid, "{secp} {spsp} {len}");
     }
-    // A data pointer that says something else.
+    // A data pointer with another length.
     let other = send_sqe(72).with_data(Sgl::in_capsule(0, 80));
     let length = Status::DATA_SGL_LENGTH_INVALID.dnr();
     assert_eq!(world.ask(id, &other, &[0; 80]).outcome(), length);
@@ -120,14 +120,14 @@ fn unexpected_messages_end_the_connection() {
         assert!(matches!(world.conn(id).events[..], [Event::Refused { .. }]));
         world.end_all();
     }
-    // Nothing there to be fetched.
+    // No message to read.
     let mut world = world();
     let id = unauthenticated(&mut world);
     assert_eq!(failure(&mut world, id), Explanation::IncorrectMessage);
     world.end_all();
 }
 
-/// X32: lists and values that reach beyond the message.
+/// X32: list and value lengths beyond the message.
 #[test]
 fn x32_messages_with_excessive_lengths_end_the_connection() {
     for (at, byte) in [(10, 31), (11, 31), (10, 255), (7, 0), (8, 9)] {
@@ -159,7 +159,7 @@ fn x32_messages_with_excessive_lengths_end_the_connection() {
     }
 }
 
-/// X38: what is fetched is the message and zeros, whatever the memory held before.
+/// X38: Authentication Receive returns the message and zeros, never uninitialized memory.
 #[test]
 fn x38_auth_receive_returns_the_message_and_zeros() {
     for al in [512, 4096] {
@@ -174,7 +174,7 @@ fn x38_auth_receive_returns_the_message_and_zeros() {
         assert!(!poisoned);
         world.end_all();
     }
-    // Too little room: nothing of it, and it can still be fetched.
+    // Allocation length too small: the message stays available.
     let mut world = world();
     let id = unauthenticated(&mut world);
     send(&mut world, id, &offer());
@@ -183,7 +183,7 @@ fn x38_auth_receive_returns_the_message_and_zeros() {
     world.end_all();
 }
 
-/// A failure is said once, however much follows it.
+/// A failure is reported once.
 #[test]
 fn message_after_a_failure_closes_the_connection() {
     let mut world = world();
@@ -196,7 +196,7 @@ fn message_after_a_failure_closes_the_connection() {
     world.end_all();
 }
 
-/// A peer that begins anew again and again does not have us calculate for ever.
+/// A peer cannot cause unlimited calculation by repeated negotiation.
 #[test]
 fn negotiations_are_limited() {
     let mut world = world();
@@ -216,7 +216,7 @@ fn negotiations_are_limited() {
     world.end_all();
 }
 
-/// A message by R2T, as from a host that does not send it in the capsule.
+/// A message by R2T instead of in-capsule.
 #[test]
 fn auth_message_can_be_sent_by_r2t() {
     let mut world = world();
@@ -232,7 +232,8 @@ fn auth_message_can_be_sent_by_r2t() {
     world.end_all();
 }
 
-/// While it is being proven, and after it failed, nothing else is done; and it has ten seconds.
+/// During and after failed authentication no other command is accepted; there is a timeout of ten
+/// seconds.
 #[test]
 fn unauthenticated_host_is_restricted_and_times_out() {
     let mut world = world();
@@ -247,7 +248,7 @@ fn unauthenticated_host_is_restricted_and_times_out() {
     world.end_all();
 }
 
-/// At an open auth there is nobody to prove anything to.
+/// Without required authentication, the commands are invalid.
 #[test]
 fn listener_without_auth_requires_no_authentication() {
     let mut world = World::new();

@@ -8,7 +8,7 @@ use nvme::wire::{Fuse, Sgl, Sqe};
 use crate::says::{PLAIN, capsule, data_of, h2c, read, write, write_in_capsule};
 use crate::world::{BLOCKS, Id, Reply, World};
 
-/// An I/O queue on which each command, with its data in its capsule, fails with its status and nothing is written.
+/// Checks that each command with its in-capsule data fails with its status and nothing is written.
 fn fail<'a>(cases: impl IntoIterator<Item = (Sqe, &'a [u8], Status)>) {
     let mut world = World::new();
     let other_host = world.other_host();
@@ -151,7 +151,7 @@ fn second(slba: u64, blocks: u32) -> Sqe {
     write_in_capsule(slba, blocks).with_fuse(Fuse::Second)
 }
 
-/// The status of each command that was answered, by identifier.
+/// Returns the status of each completed command, by identifier.
 fn outcomes(world: &mut World, io: Id) -> Vec<(u16, Status)> {
     let done = |reply: &Reply| match reply {
         Reply::Done(cqe) => Some((cqe.cid.get(), cqe.outcome())),
@@ -162,7 +162,7 @@ fn outcomes(world: &mut World, io: Id) -> Vec<(u16, Status)> {
     all
 }
 
-/// Sends a first and a second with that data in their capsules.
+/// Sends a fused pair with in-capsule data.
 fn pair(
     first: Sqe,
     expected: &[u8],

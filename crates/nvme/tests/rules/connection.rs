@@ -1,4 +1,4 @@
-//! Class 1: how a connection starts (NVMe/TCP 1.0 §3.5, §3.6.2.2).
+//! Class 1: connection initialization (NVMe/TCP 1.0 §3.5, §3.6.2.2).
 
 use std::time::Duration;
 
@@ -13,7 +13,8 @@ use crate::says::{
 };
 use crate::world::{Reply, World};
 
-/// Sends `bytes` on a new connection, which must end with that FES and FEI while a bystander is served.
+/// Sends `bytes` on a new connection. Checks that it ends with that FES and FEI, and that another
+/// host is still served.
 fn ends(bytes: &[u8], fes: u16, fei: u32) {
     let mut world = World::new();
     let other_host = world.other_host();
@@ -24,7 +25,7 @@ fn ends(bytes: &[u8], fes: u16, fei: u32) {
     world.end_all();
 }
 
-/// An Initialize Connection Request with one byte changed.
+/// Returns an ICReq with one byte changed.
 fn changed(at: usize, value: u8) -> Vec<u8> {
     let mut request = ic_req(PLAIN);
     request[at] = value;

@@ -1,4 +1,4 @@
-//! Plays what the fuzz targets have found and kept, so that nothing comes back. It knows no fuzzer.
+//! Replays the fuzz corpora.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ mod target;
 #[allow(unreachable_pub, reason = "public where the fuzzer is")]
 mod wire;
 
-/// The kept inputs of a fuzz target, in order.
+/// Returns the corpus of a fuzz target, sorted.
 fn inputs(name: &str) -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name);
     let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{folder:?}: {error}"));

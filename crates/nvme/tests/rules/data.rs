@@ -1,5 +1,4 @@
-//! Classes 5 and 6: data from the host, and its own Terminate Connection Request (NVMe/TCP 1.0 §3.3.2.1, §3.6.2.4,
-//! §3.6.2.8).
+//! Classes 5 and 6: H2CData and H2CTermReq (NVMe/TCP 1.0 §3.3.2.1, §3.6.2.4, §3.6.2.8).
 
 use export::Reason;
 use nvme::command::AdminCommand;
@@ -9,7 +8,7 @@ use nvme::tcp::pdu::kind;
 use crate::says::{PLAIN, capsule, data_fields, data_of, frame, h2c, read, write};
 use crate::world::{Id, Reply, World};
 
-/// An I/O queue with a write of eight blocks under way: command 5, of which nothing has come.
+/// An I/O queue with a write of eight blocks, command 5, that waits for its data.
 struct Writing {
     world: World,
     other_host: (Id, Id),
@@ -31,7 +30,7 @@ fn writing() -> Writing {
     Writing { world, other_host, admin, io, ttag, before }
 }
 
-/// Sends `pdu` for that write, which must end the connection and write nothing.
+/// Sends `pdu` for that write. Checks that the connection ends and nothing is written.
 fn ends(pdu: impl Fn(u16) -> Vec<u8>, fes: u16, fei: u32) {
     let Writing { mut world, other_host, io, ttag, before, .. } = writing();
     world.send(io, &pdu(ttag));
@@ -181,7 +180,7 @@ fn data_of_an_aborted_command_is_discarded() {
     assert!(matches!(world.replies(io)[..],
         [Reply::Done(cqe)] if cqe.outcome() == Status::ABORT_REQUESTED));
     world.send(io, &h2c(PLAIN, 5, ttag, 1024, &[1; 1024], false));
-    // The identifier is free again though the data of its first command is still coming.
+    // The identifier is free again while data of its first command is outstanding.
     assert_eq!(world.fetch(io, &read(0, 1).with_cid(5)), before[..512]);
     world.send(io, &h2c(PLAIN, 5, ttag, 2048, &[1; 2048], true));
     assert_eq!(world.conn(io).closed, None);

@@ -15,7 +15,7 @@ use crate::says::{
 };
 use crate::world::{DISK, Id, Reply, World};
 
-/// The answer to one Connect on a new connection: its status and dword 0.
+/// Sends Connect on a new connection. Returns status and dword 0.
 fn connect(world: &mut World, sqe: &Sqe, data: &ConnectData) -> (Status, u32) {
     let id = world.initialized(PLAIN);
     let cqe = world.ask(id, sqe, data.as_bytes());
@@ -25,7 +25,7 @@ fn connect(world: &mut World, sqe: &Sqe, data: &ConnectData) -> (Status, u32) {
 
 const INVALID: Status = Status::CONNECT_INVALID_PARAMETERS.dnr();
 
-/// Offset of a field in the data of Connect, as dword 0 tells it.
+/// Bit 16 of dword 0: the offset is in the data of Connect.
 const IN_DATA: u32 = 1 << 16;
 
 #[test]
@@ -108,7 +108,7 @@ fn x31_connect_refuses_invalid_nqns() {
     world.end_all();
 }
 
-/// SPDK's perf gives no name unless it is told to.
+/// SPDK's perf sends no host NQN by default.
 #[test]
 fn empty_host_nqn_is_accepted() {
     let mut world = World::new();
@@ -126,7 +126,7 @@ fn connect_to_an_unknown_subsystem_is_refused() {
     let cqe = world.ask(id, &connect_sqe(0, 32), data.unwrap().as_bytes());
     assert_eq!((cqe.outcome(), cqe.dw0.get()), (INVALID, IN_DATA | 256));
     assert!(matches!(world.conn(id).events[..], [Event::Refused { .. }]));
-    // The host may try another name on the same connection.
+    // The host may retry on the same connection.
     let cqe = world.ask(id, &connect_sqe(0, 32), connect_data(0xffff).as_bytes());
     assert_eq!(cqe.outcome(), Status::SUCCESS);
     world.end_all();
@@ -338,7 +338,7 @@ fn reset_deletes_the_io_queues() {
     assert_eq!(world.ask(admin, &property_get(property::CSTS), &[]).dw0.get() & 1, 0);
     let refused = connect(&mut world, &connect_sqe(1, 32), &connect_data(cntlid));
     assert_eq!(refused.0, Status::COMMAND_SEQUENCE_ERROR.dnr());
-    // The Admin queue stays, and everything begins anew.
+    // The Admin queue stays; the configuration is reset.
     assert_eq!(world.status(admin, &configure(ENABLE)), Status::SUCCESS);
     let refused = connect(&mut world, &connect_sqe(1, 32), &connect_data(cntlid));
     assert_eq!(refused, (INVALID, 42), "queues are to be asked for again");
@@ -350,7 +350,7 @@ fn reset_deletes_the_io_queues() {
     world.end_all();
 }
 
-/// Shuts a controller down while a flush is held, and gives the connection.
+/// Starts a shutdown whose flush stays pending. Returns the Admin queue.
 fn start_shutdown(world: &mut World) -> Id {
     let (admin, io) = world.attached();
     world.ask(io, &write_in_capsule(0, 1), &[1; 512]);

@@ -8,7 +8,8 @@ use crate::says::{
 };
 use crate::world::{Id, Reply, World};
 
-/// Sends `bytes` on a connected I/O queue, which must end with that FES and FEI while a bystander is served.
+/// Sends `bytes` on an I/O queue. Checks that it ends with that FES and FEI, and that another host
+/// is still served.
 fn ends(bytes: &[u8], fes: u16, fei: u32) {
     ends_with(PLAIN, bytes, fes, fei);
 }
@@ -146,7 +147,7 @@ fn c2h_term_req_contains_the_offending_header() {
     world.end_all();
 }
 
-/// A connection with data digests only, and one write of eight blocks on its way.
+/// A connection with data digests only, and a write of eight blocks that waits for its data.
 fn writing() -> (World, Id, Digests, u16) {
     let digests = Digests { header: false, data: true };
     let mut world = World::new();

@@ -10,7 +10,7 @@ use crate::world::{BLOCKS, DISK, Id, POISON, Reply, World, disk};
 
 const OUT_OF_RANGE: Status = Status::LBA_OUT_OF_RANGE.dnr();
 
-/// Commands without data that name blocks.
+/// Commands on blocks without data.
 fn verify(slba: u64, nlb: u32) -> Sqe {
     IoCommand::Verify { nsid: 1, slba, nlb, fua: false, limited_retry: false }.emit()
 }
@@ -91,7 +91,7 @@ fn withdrawn_disk_is_an_invalid_namespace() {
     world.send(io, &capsule(PLAIN, &write(0, 8).with_cid(2), &[]));
     let [Reply::R2t { ttag, .. }] = world.replies(io)[..] else { panic!() };
     world.catalogue.withdraw(DISK);
-    // Before the queue has been told, and after.
+    // Before and after the queue is notified.
     let not_ready = world.status(io, &read(0, 1).with_cid(3));
     assert_eq!(not_ready.code(), Status::NAMESPACE_NOT_READY);
     world.changed();
@@ -270,7 +270,7 @@ fn copy_is_checked_as_a_whole() {
     world.end_all();
 }
 
-/// Formats 2h and 3h name the namespace that is copied from.
+/// Formats 2h and 3h contain a source namespace.
 #[test]
 fn x36_copy_formats_with_a_source_namespace_are_refused() {
     let mut world = World::new();

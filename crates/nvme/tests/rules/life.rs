@@ -1,4 +1,4 @@
-//! Class 11: the end of connections, at any moment, and what comes after (NVMe Base 2.0 §3.6, §3.9).
+//! Class 11: loss of connections at any moment, and reconnects (NVMe Base 2.0 §3.6, §3.9).
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::says::{
 };
 use crate::world::{Id, Reply, World};
 
-/// What a host says on an I/O queue until the moment at which it is cut off.
+/// Returns the bytes of a session on an I/O queue.
 fn io_session_bytes() -> Vec<u8> {
     let compare =
         IoCommand::Compare { nsid: 1, slba: 3, nlb: 1, fua: false, limited_retry: false }.emit();
@@ -38,7 +38,7 @@ fn io_session_bytes() -> Vec<u8> {
     numbered.flat_map(|((sqe, data), cid)| capsule(PLAIN, &sqe.with_cid(cid), data)).collect()
 }
 
-/// Cuts the conversation at `cut`, by `how`, with everything that reached the disk still there.
+/// Ends the session after `cut` bytes by `how`, with requests in flight.
 fn cut_at(cut: usize, how: impl Fn(&mut World, Id, Id)) {
     let mut world = World::new();
     let (admin, io) = world.attached();
@@ -224,7 +224,7 @@ fn direct_receive_equals_stream_receive() {
     }
     assert!(matches!(world.replies(io)[..], [Reply::Done(cqe)] if cqe.outcome().is_success()));
     assert_eq!(world.disk[..64 * 512], [0x5a; 64 * 512]);
-    // The queue ends while the driver receives.
+    // The queue closes during a direct receive.
     let [Reply::R2t { ttag, .. }] = world.command(io, &write(0, 64), &[])[..] else { panic!() };
     world.send(io, &h2c(PLAIN, 0, ttag, 0, &[1; 64 * 512], true)[..24]);
     let now = world.now;
@@ -249,7 +249,7 @@ fn direct_receive_completes_despite_back_pressure() {
     let [Reply::R2t { ttag, .. }] = world.command(io, &write(0, 64), &[])[..] else { panic!() };
     world.send(io, &h2c(PLAIN, 0, ttag, 0, &[0x5a; 64 * 512], true)[..24]);
     let landing = world.session(io).direct_recv().unwrap();
-    // The reads end, and what they give is not sent yet.
+    // The reads complete, and their data is not sent yet.
     world.complete_unsent(io);
     world.complete_unsent(io);
     assert!(!world.session(io).can_receive());

@@ -1,5 +1,5 @@
-//! What a host may do wrong, and what the target then says: raw bytes against the target's session, class by class. It
-//! knows nothing of what is inside the target.
+//! Protocol errors of a host, and the target's reactions, class by class. Sends raw bytes to the
+//! target's session.
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
 mod admin;

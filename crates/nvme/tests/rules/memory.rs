@@ -1,4 +1,4 @@
-//! Memory is bounded, and every connection gets on.
+//! Memory is bounded, and every connection makes progress.
 
 use crate::says::{PLAIN, capsule, read};
 use crate::world::{Id, World};

@@ -1,4 +1,4 @@
-//! What a host says, right or wrong: PDUs made byte by byte, and the few conversations that most tests begin with.
+//! Raw PDUs of a host, valid or invalid, and common sequences.
 
 use nvme::command::{AdminCommand, FabricsCommand, IoCommand, PropertySize};
 use nvme::status::Status;
@@ -11,7 +11,7 @@ use zerocopy::IntoBytes;
 
 use crate::world::{DISK, Id, Reply, World};
 
-/// Which digests a connection uses.
+/// Digests of a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Digests {
     pub(crate) header: bool,
@@ -24,13 +24,13 @@ pub(crate) const PLAIN: Digests = Digests { header: false, data: false };
 /// Both digests.
 pub(crate) const BOTH: Digests = Digests { header: true, data: true };
 
-/// CC that enables a controller as Linux does.
+/// CC as Linux sets it to enable a controller.
 pub(crate) const ENABLE: u32 = 0x0046_0001;
 
-/// What the host of most tests calls itself.
+/// NQN of the default host.
 pub(crate) const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:host";
 
-/// A PDU: `fields` are what follows the common header.
+/// Returns a PDU with `fields` after the common header.
 pub(crate) fn frame(
     digests: Digests,
     pdu_type: u8,
@@ -57,19 +57,19 @@ pub(crate) fn frame(
     bytes
 }
 
-/// Initialize Connection Request with these digest bits.
+/// Returns an ICReq with these digest bits.
 pub(crate) fn ic_req(digests: Digests) -> Vec<u8> {
     let mut fields = [0; 120];
     fields[3] = u8::from(digests.header) | u8::from(digests.data) << 1;
     frame(PLAIN, kind::IC_REQ, 0, &fields, &[])
 }
 
-/// A command capsule.
+/// Returns a command capsule.
 pub(crate) fn capsule(digests: Digests, sqe: &Sqe, data: &[u8]) -> Vec<u8> {
     frame(digests, kind::CAPSULE_CMD, 0, sqe.as_bytes(), data)
 }
 
-/// The fields of an H2CData PDU after the common header.
+/// Returns the fields of an H2CData PDU after the common header.
 pub(crate) fn data_fields(cid: u16, ttag: u16, offset: u32, len: u32) -> Vec<u8> {
     let mut fields = [cid.to_le_bytes(), ttag.to_le_bytes()].concat();
     fields.extend(offset.to_le_bytes());
@@ -78,7 +78,7 @@ pub(crate) fn data_fields(cid: u16, ttag: u16, offset: u32, len: u32) -> Vec<u8>
     fields
 }
 
-/// An H2CData PDU.
+/// Returns an H2CData PDU.
 pub(crate) fn h2c(
     digests: Digests,
     cid: u16,
@@ -91,35 +91,35 @@ pub(crate) fn h2c(
     frame(digests, kind::H2C_DATA, u8::from(last) << 2, &fields, data)
 }
 
-/// Connect of queue `qid` with `entries`, flow control on.
+/// Returns Connect of queue `qid` with `entries`, SQ flow control enabled.
 pub(crate) fn connect_sqe(qid: u16, entries: u32) -> Sqe {
     let kato = 0;
     FabricsCommand::Connect { recfmt: 0, qid, sqsize: entries, cattr: 0, kato }.emit()
 }
 
-/// The data of a Connect by [`HOST`].
+/// Returns the data of a Connect by [`HOST`].
 pub(crate) fn connect_data(cntlid: u16) -> ConnectData {
     ConnectData::emit([9; 16], cntlid, DISK, HOST).unwrap()
 }
 
-/// Write of `blocks` blocks with its data in the capsule.
+/// Returns a Write with in-capsule data.
 pub(crate) fn write_in_capsule(slba: u64, blocks: u32) -> Sqe {
     write(slba, blocks).with_data(Sgl::in_capsule(0, blocks * 512))
 }
 
-/// Write of `blocks` blocks with its data by R2T.
+/// Returns a Write with data by R2T.
 pub(crate) fn write(slba: u64, blocks: u32) -> Sqe {
     let command = IoCommand::Write { nsid: 1, slba, nlb: blocks, fua: false, limited_retry: false };
     command.emit().with_data(Sgl::transport(blocks * 512))
 }
 
-/// Read of `blocks` blocks.
+/// Returns a Read.
 pub(crate) fn read(slba: u64, blocks: u32) -> Sqe {
     let command = IoCommand::Read { nsid: 1, slba, nlb: blocks, fua: false, limited_retry: false };
     command.emit().with_data(Sgl::transport(blocks.wrapping_mul(512)))
 }
 
-/// A property of 4 bytes.
+/// Returns Property Get of 4 bytes.
 pub(crate) fn property_get(offset: u32) -> Sqe {
     FabricsCommand::PropertyGet { attrib: PropertySize::Four, offset }.emit()
 }
@@ -131,7 +131,7 @@ pub(crate) fn configure(cc: u32) -> Sqe {
 }
 
 impl World {
-    /// A connection that has been initialized with `digests`.
+    /// Opens a connection, and initializes it with `digests`.
     pub(crate) fn initialized(&mut self, digests: Digests) -> Id {
         let id = self.open();
         self.send(id, &ic_req(digests));
@@ -139,13 +139,13 @@ impl World {
         id
     }
 
-    /// Sends a command with data in its capsule, and gives all that comes back.
+    /// Sends a command with in-capsule data. Returns all replies.
     pub(crate) fn command(&mut self, id: Id, sqe: &Sqe, data: &[u8]) -> Vec<Reply> {
         self.send(id, &capsule(PLAIN, sqe, data));
         self.replies(id)
     }
 
-    /// Sends a command that is answered by a capsule alone, and gives the answer.
+    /// Sends a command. Returns its completion, which must be the only reply.
     pub(crate) fn ask(&mut self, id: Id, sqe: &Sqe, data: &[u8]) -> Cqe {
         match self.command(id, sqe, data)[..] {
             [Reply::Done(cqe)] if cqe.cid == sqe.cid => cqe,
@@ -153,23 +153,23 @@ impl World {
         }
     }
 
-    /// The status of such a command.
+    /// Sends a command without data. Returns its status.
     pub(crate) fn status(&mut self, id: Id, sqe: &Sqe) -> Status {
         self.ask(id, sqe, &[]).outcome()
     }
 
-    /// The data of a command that succeeds.
+    /// Sends a command, which must succeed. Returns its data.
     pub(crate) fn fetch(&mut self, id: Id, sqe: &Sqe) -> Vec<u8> {
         let replies = self.command(id, sqe, &[]);
         data_of(&replies, sqe.cid.get())
     }
 
-    /// An Admin queue of a controller that is ready and grants eight I/O queues. Gives its controller, too.
+    /// Returns the Admin queue of a ready controller with eight I/O queues granted, and its CNTLID.
     pub(crate) fn admin(&mut self) -> (Id, u16) {
         self.admin_of(&connect_data(CNTLID_DYNAMIC), PLAIN)
     }
 
-    /// The same for another Connect, or with digests.
+    /// Like the function before, for another Connect or with digests.
     pub(crate) fn admin_of(&mut self, data: &ConnectData, digests: Digests) -> (Id, u16) {
         let id = self.initialized(digests);
         let steps = [
@@ -195,12 +195,12 @@ impl World {
         (id, cntlid)
     }
 
-    /// I/O queue `qid` of a controller.
+    /// Connects I/O queue `qid` of a controller.
     pub(crate) fn io(&mut self, cntlid: u16, qid: u16) -> Id {
         self.io_of(&connect_data(cntlid), qid, PLAIN)
     }
 
-    /// The same for another Connect, or with digests.
+    /// Like the function before, for another Connect or with digests.
     pub(crate) fn io_of(&mut self, data: &ConnectData, qid: u16, digests: Digests) -> Id {
         let id = self.initialized(digests);
         self.send(id, &capsule(digests, &connect_sqe(qid, 128), data.as_bytes()));
@@ -210,20 +210,20 @@ impl World {
         }
     }
 
-    /// An Admin queue and an I/O queue.
+    /// Returns an Admin queue and an I/O queue.
     pub(crate) fn attached(&mut self) -> (Id, Id) {
         let (admin, cntlid) = self.admin();
         (admin, self.io(cntlid, 1))
     }
 
-    /// Another host with an Admin queue and an I/O queue, who is to notice nothing.
+    /// Attaches another host, which must not be affected.
     pub(crate) fn other_host(&mut self) -> (Id, Id) {
         let data = |cntlid| ConnectData::emit([3; 16], cntlid, DISK, "nqn.bystander").unwrap();
         let (admin, cntlid) = self.admin_of(&data(CNTLID_DYNAMIC), PLAIN);
         (admin, self.io_of(&data(cntlid), 1, PLAIN))
     }
 
-    /// The bystander is served as ever.
+    /// Checks that the other host is still served.
     pub(crate) fn assert_still_served(&mut self, other_host: (Id, Id)) {
         let (admin, io) = other_host;
         assert_eq!(self.fetch(io, &read(100, 2).with_cid(7)), self.disk[100 * 512..102 * 512]);
@@ -231,7 +231,7 @@ impl World {
         assert_eq!(self.status(admin, &alive), Status::SUCCESS);
     }
 
-    /// The target ended the connection for that reason, and said so as its last words.
+    /// Checks that the target closed the connection with C2HTermReq as its last PDU.
     pub(crate) fn terminated(&mut self, id: Id, fes: u16, fei: u32) {
         let replies = self.replies(id);
         match replies.last() {
@@ -244,7 +244,7 @@ impl World {
     }
 }
 
-/// The data that came for a command, which succeeded.
+/// Returns the data of a successful command.
 pub(crate) fn data_of(replies: &[Reply], wanted: u16) -> Vec<u8> {
     let mut data = Vec::new();
     let mut done = false;

@@ -1,4 +1,4 @@
-//! Case X25: each message in each state of a queue, with what comes of it as a table.
+//! Case X25: a table of the results of each message in each state of a queue.
 
 use export::{Access, Reason};
 use nvme::auth::AuthConfig;
@@ -14,7 +14,7 @@ use crate::says::{
 };
 use crate::world::{Id, Reply, World, disk};
 
-/// A connection in a state, and whether it may use the disk there.
+/// A queue state, and whether it allows disk access.
 struct State {
     name: &'static str,
     may: bool,
@@ -25,7 +25,7 @@ fn fresh() -> World {
     World::small(1 << 20)
 }
 
-/// A controller that was reset, or shut down, by CC, with the given queue of it.
+/// Returns a queue of a controller after Property Set of CC.
 fn configured(cc: u32, admin_queue: bool) -> (World, Id) {
     let mut world = fresh();
     let (admin, io) = world.attached();
@@ -97,7 +97,7 @@ fn brought(bring: impl Fn(&mut World) -> Id) -> (World, Id) {
     (world, id)
 }
 
-/// What comes of a message.
+/// Sends a message. Returns its result.
 fn outcome(world: &mut World, id: Id, message: &[u8]) -> String {
     world.raw(id);
     world.send(id, message);
@@ -116,7 +116,7 @@ fn outcome(world: &mut World, id: Id, message: &[u8]) -> String {
     if words.is_empty() { "nothing".to_owned() } else { words.join("+") }
 }
 
-/// Every kind of PDU there is, and three that there are not.
+/// Returns all types of PDUs, and three invalid ones.
 fn messages() -> Vec<(&'static str, Vec<u8>)> {
     let term = |kind| frame(PLAIN, kind, 0, &[0; 16], &[0; 8]);
     let keep_alive = Sqe { opcode: 0x18, ..nvme::command::AdminCommand::KeepAlive.emit() };
@@ -151,7 +151,7 @@ fn messages() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// A row for each message, a column for each of [`STATES`]: a status as type and code, or the fatal error status.
+/// A row for each message, a column for each of [`STATES`]: status code type and code, or FES.
 const TABLE: &str = "
 ICReq      accepted  term 2    term 2    term 2    term 2    term 2    term 2    term 2    term 2    term 2    term 2
 ICResp     term 1    term 1    term 1    term 1    term 1    term 1    term 1    term 1    term 1    term 1    term 1
@@ -195,7 +195,7 @@ fn x25_each_pdu_in_each_state_matches_the_table() {
     assert!(table == TABLE, "{table}");
 }
 
-/// Every opcode, and every Fabrics command type: each is answered once, and none that is not known reaches the disk.
+/// Every opcode and Fabrics command type completes once; unknown ones never reach the disk.
 #[test]
 fn x25_every_opcode_in_every_state_completes_once() {
     for state in &STATES {
@@ -210,7 +210,7 @@ fn x25_every_opcode_in_every_state_completes_once() {
             let outcome = outcome(&mut world, id, &capsule(PLAIN, &sqe, &[]));
             let asked = world.conn(id).submitted != before;
             assert!(!asked || state.may, "{}: {opcode:02x} {fctype:02x}", state.name);
-            // Asynchronous Event Request waits, and the data of some are asked for.
+            // Asynchronous Event Request stays pending, and some commands wait for data.
             let known =
                 ["nothing", "done", "done+end", "end", "data", "data+done", "r2t", "term 2"];
             let status = outcome.len() == 4 && outcome.as_bytes()[1] == b'/';
@@ -225,7 +225,7 @@ fn x25_every_opcode_in_every_state_completes_once() {
     }
 }
 
-/// A disk that may only be read takes no write in any state.
+/// A read-only disk is never written.
 #[test]
 fn x25_no_message_in_any_state_writes_a_read_only_disk() {
     for state in &STATES {

@@ -1,5 +1,5 @@
-//! A target in memory: a disk that is a `Vec<u8>`, connections that are byte strings, and time that only the test moves.
-//! It knows the seam and the target's public face, and nothing of what is inside.
+//! Test harness: a target in memory. The disk is a `Vec<u8>`, connections are byte strings, and the
+//! test controls the time.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -21,13 +21,13 @@ pub(crate) const DISK: &str = "nqn.2014-08.org.nvmexpress:uuid:disk";
 /// Blocks of the disk, of 512 bytes: 2 MiB.
 pub(crate) const BLOCKS: u64 = 4096;
 
-/// Bytes of the disk of a small world.
+/// Size of the disk of [`World::small`].
 const SMALL: usize = 1 << 17;
 
-/// What fills memory that nobody has written to; it must never be seen on the wire.
+/// Fill of uninitialized memory, which must never be sent.
 pub(crate) const POISON: u8 = 0xee;
 
-/// Everything that a test plays with.
+/// State of a test.
 pub(crate) struct World {
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) disk: Vec<u8>,
@@ -35,22 +35,22 @@ pub(crate) struct World {
     target: Arc<Target>,
     pool: Pool,
     conns: Vec<Conn>,
-    /// How the next requests end.
+    /// Results of the next requests.
     pub(crate) faults: VecDeque<Result<(), Fault>>,
     pub(crate) port: Port,
-    /// What new connections come to.
+    /// Listener of new connections.
     pub(crate) auth: Auth,
 }
 
-/// One connection, from the driver's side.
+/// A connection on the driver's side.
 pub(crate) struct Conn {
     session: Queue,
     account: Account,
-    /// Came and was not taken yet.
+    /// Received and not yet consumed.
     stage: Vec<u8>,
     wire: Vec<u8>,
     reader: Deframer,
-    /// Whether requests wait until the test ends them.
+    /// Whether requests wait until the test completes them.
     pub(crate) hold: bool,
     pub(crate) jobs: VecDeque<Admitted>,
     pub(crate) closed: Option<Reason>,
@@ -58,11 +58,11 @@ pub(crate) struct Conn {
     pub(crate) submitted: usize,
     completed: usize,
     pub(crate) events: Vec<Event>,
-    /// The longest queue of steps seen, in bytes to be sent.
+    /// Maximum of queued output in bytes.
     pub(crate) burst: usize,
 }
 
-/// What came back, as a host sees it.
+/// A PDU from the target.
 #[derive(Debug, Clone)]
 #[allow(dead_code, reason = "fields that no test looks at show in failures")]
 pub(crate) enum Reply {
@@ -73,16 +73,16 @@ pub(crate) enum Reply {
     Terminated { fes: u16, fei: u32, header: Vec<u8> },
 }
 
-/// Number of a connection in its world.
+/// Index of a connection.
 pub(crate) type Id = usize;
 
 impl World {
-    /// A world with one writable disk, whose block n is filled with the byte n mod 199.
+    /// One writable disk, whose block n is filled with the byte n mod 199.
     pub(crate) fn new() -> Self {
         Self::with_pool(64 << 20)
     }
 
-    /// The same with a pool of `limit` bytes. Its free memory is poisoned.
+    /// Like [`World::new`], with a pool of `limit` bytes whose free memory is poisoned.
     pub(crate) fn with_pool(limit: usize) -> Self {
         let pool = Pool::new(limit);
         poison(&pool);
@@ -96,7 +96,7 @@ impl World {
         Self { catalogue, disk, now, target, pool, conns, faults, port, auth }
     }
 
-    /// A world in which that host is let in, and nobody else.
+    /// Keys required, and only that host allowed.
     pub(crate) fn keyed(host: Host, rules: AuthConfig) -> Self {
         let mut world = Self::with_pool(1 << 20);
         world.target = Target::with_config(world.catalogue.clone(), rules, 0);
@@ -105,7 +105,7 @@ impl World {
         world
     }
 
-    /// A world with a disk of zeros that is as small as is of use, and no poison: for tests that need many.
+    /// A small disk of zeros without poisoned memory, for tests with many worlds.
     pub(crate) fn small(limit: usize) -> Self {
         let catalogue = Arc::new(Catalogue::default());
         let target = Target::new(catalogue.clone());
@@ -118,13 +118,13 @@ impl World {
         world
     }
 
-    /// Lends a disk, cut to the size of a small world's.
+    /// Publishes a disk with the size of [`World::small`].
     pub(crate) fn publish_small(&self, export: Arc<Export>) {
         export.resize(SMALL as u64);
         self.catalogue.publish(export);
     }
 
-    /// A new connection.
+    /// Opens a connection.
     pub(crate) fn open(&mut self) -> Id {
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let (remote, local) = (address(1024), address(4420));
@@ -153,35 +153,35 @@ impl World {
         &mut self.conns[id]
     }
 
-    /// Bytes that all connections hold for transfers.
+    /// Returns the buffer memory held by all connections in bytes.
     pub(crate) fn held(&self) -> usize {
         self.conns.iter().map(|conn| conn.account.held()).sum()
     }
 
-    /// The host is gone, if it was not before.
+    /// Disconnects the host unless it is disconnected.
     pub(crate) fn disconnect_once(&mut self, id: Id) {
         if !self.conns[id].disconnected {
             self.disconnect(id);
         }
     }
 
-    /// Whether bytes that come now would be taken at once.
+    /// Returns whether the session accepts bytes now.
     pub(crate) fn can_receive(&self, id: Id) -> bool {
         let conn = &self.conns[id];
         conn.stage.is_empty() && conn.closed.is_none() && !conn.disconnected
     }
 
-    /// Carries out what the sessions ask for.
+    /// Executes the steps of all sessions.
     pub(crate) fn settle(&mut self) {
         self.run();
     }
 
-    /// The session of a connection.
+    /// Returns the session of a connection.
     pub(crate) fn session(&mut self, id: Id) -> &mut Queue {
         &mut self.conns[id].session
     }
 
-    /// At most `size` bytes of payload, all `byte`, are received where they belong.
+    /// Receives at most `size` bytes of payload with value `byte` directly.
     pub(crate) fn receive_direct(&mut self, id: Id, byte: u8, size: usize) {
         let session = &mut self.conns[id].session;
         let mut landing = session.direct_recv().expect("payload is due");
@@ -192,7 +192,7 @@ impl World {
         self.run();
     }
 
-    /// Bytes come from the host.
+    /// Receives bytes from the host.
     pub(crate) fn send(&mut self, id: Id, bytes: &[u8]) {
         if self.conns[id].closed.is_none() && !self.conns[id].disconnected {
             self.conns[id].stage.extend_from_slice(bytes);
@@ -200,7 +200,7 @@ impl World {
         self.run();
     }
 
-    /// Time passes, and deadlines with it.
+    /// Advances the time, and runs expired timers.
     pub(crate) fn advance(&mut self, time: Duration) {
         self.now += time;
         for conn in &mut self.conns {
@@ -211,7 +211,7 @@ impl World {
         self.run();
     }
 
-    /// Ends the oldest request that a connection holds.
+    /// Completes the oldest pending request of a connection.
     pub(crate) fn finish(&mut self, id: Id, result: Result<(), Fault>) {
         let job = self.conns[id].jobs.pop_front().expect("a request is held");
         if self.end(id, job, result) {
@@ -220,32 +220,32 @@ impl World {
         self.run();
     }
 
-    /// Ends the oldest request that a connection holds, and takes no step yet.
+    /// Completes the oldest pending request of a connection without executing further steps.
     pub(crate) fn complete_unsent(&mut self, id: Id) {
         let job = self.conns[id].jobs.pop_front().expect("a request is held");
         self.end(id, job, Ok(()));
     }
 
-    /// Tells every connection that something changed.
+    /// Notifies all connections of a change.
     pub(crate) fn changed(&mut self) {
         self.notify_all(Notice::StateChanged);
         self.run();
     }
 
-    /// The program is about to stop.
+    /// Notifies all connections that the program stops.
     pub(crate) fn stop(&mut self) {
         self.notify_all(Notice::Stopping);
         self.run();
     }
 
-    /// The host is gone.
+    /// Disconnects the host.
     pub(crate) fn disconnect(&mut self, id: Id) {
         self.conns[id].session.notify(self.now, &Notice::Disconnected);
         self.conns[id].disconnected = true;
         self.run();
     }
 
-    /// Drops the newest connection, which has ended and holds nothing.
+    /// Drops the newest connection, which is closed and holds nothing.
     pub(crate) fn forget(&mut self, id: Id) {
         let conn = self.conns.pop().unwrap();
         assert_eq!((id, conn.disconnected), (self.conns.len(), true));
@@ -258,7 +258,7 @@ impl World {
         }
     }
 
-    /// Carries out what the sessions ask for until all are content.
+    /// Executes the steps of all sessions until idle.
     fn run(&mut self) {
         loop {
             let mut roused = false;
@@ -275,7 +275,7 @@ impl World {
         }
     }
 
-    /// Takes every step of a session. Tells whether the others must be told.
+    /// Executes the steps of a session. Returns whether others must be notified.
     fn drain(&mut self, id: Id) -> bool {
         let mut roused = false;
         let mut burst = 0;
@@ -309,7 +309,7 @@ impl World {
         roused
     }
 
-    /// Offers a session what waits for it. Tells whether it took any.
+    /// Passes received bytes to a session. Returns whether it consumed any.
     fn offer(&mut self, id: Id) -> bool {
         let conn = &mut self.conns[id];
         if conn.stage.is_empty() || conn.disconnected || !conn.session.can_receive() {
@@ -337,19 +337,19 @@ impl World {
         export.is_contended()
     }
 
-    /// Everything that came back on a connection since the last look.
+    /// Returns the replies on a connection since the last call.
     pub(crate) fn replies(&mut self, id: Id) -> Vec<Reply> {
         let conn = &mut self.conns[id];
         let bytes = std::mem::take(&mut conn.wire);
         parse(&mut conn.reader, &bytes)
     }
 
-    /// The bytes that came back on a connection since the last look.
+    /// Returns the bytes sent on a connection since the last call.
     pub(crate) fn raw(&mut self, id: Id) -> Vec<u8> {
         std::mem::take(&mut self.conns[id].wire)
     }
 
-    /// Ends every connection and every request, and checks that nothing is left.
+    /// Closes all connections, completes all requests, and checks that nothing leaks.
     pub(crate) fn end_all(mut self) {
         for id in 0..self.conns.len() {
             if !self.conns[id].disconnected {
@@ -367,7 +367,7 @@ impl World {
     }
 }
 
-/// Does to the bytes of the disk what a request asks for.
+/// Executes a request on the bytes of the disk.
 fn touch(disk: &mut [u8], job: &mut Admitted) {
     let start = usize::try_from(job.offset()).unwrap();
     let place = &mut disk[start..start + usize::try_from(job.len()).unwrap()];
@@ -379,7 +379,7 @@ fn touch(disk: &mut [u8], job: &mut Admitted) {
     }
 }
 
-/// Has the free buffers of a pool, up to 128 KiB each, hold what was never meant for a host.
+/// Fills the free buffers of a pool, up to 128 KiB each, with [`POISON`].
 fn poison(pool: &Pool) {
     let accounts: Vec<Account> = (0..2).map(|_| pool.open()).collect();
     for class in 0..6 {
@@ -391,7 +391,7 @@ fn poison(pool: &Pool) {
     }
 }
 
-/// A disk of [`BLOCKS`] blocks of 512 bytes, lent under the name [`DISK`] with blocks of `block` bytes.
+/// Returns the export [`DISK`]: [`BLOCKS`] times 512 bytes, with blocks of `block` bytes.
 pub(crate) fn disk(access: Access, block: u32) -> Arc<Export> {
     let geometry = Geometry::new(block, block).unwrap();
     let file = std::fs::File::open("/dev/null").unwrap().into();

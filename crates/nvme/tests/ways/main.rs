@@ -1,5 +1,5 @@
-//! Case R25 and R55: every way back to a disk after a connection was lost, with both protocols on one disk in memory. Whatever
-//! the way, the newest data win.
+//! Cases R25 and R55: reconnects after a loss of connection, by both protocols, to one disk in
+//! memory. The newest data always survive.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
@@ -12,24 +12,24 @@ use world::{Conn, Host, World};
 /// How a connection is lost.
 #[derive(Debug, Clone, Copy)]
 enum Loss {
-    /// It alone.
+    /// One connection.
     Connection,
-    /// With all others of its association.
+    /// All connections of the association.
     Association,
-    /// By a reset of its controller.
+    /// Reset of the controller.
     Reset,
 }
 
-/// How its host, or another one, comes back.
+/// How a host reconnects.
 #[derive(Debug, Clone, Copy)]
 enum Way {
-    /// By a new association.
+    /// New association.
     Association(Host),
-    /// By the same I/O queue of the same controller, if that lives.
+    /// The same I/O queue of the same controller, if that exists.
     Queue,
-    /// By NBD.
+    /// NBD.
     Nbd,
-    /// By a connection that was open all the time.
+    /// Another connection that stayed open.
     Open,
 }
 
@@ -39,9 +39,9 @@ struct Round {
     loss: Loss,
     way: Way,
     block: u8,
-    /// Requests of the disk that end before the newer write is sent.
+    /// Number of disk requests that complete before the newer write is sent.
     ended: u8,
-    /// Sessions of the lost association that have not noticed yet are told only after so many of them.
+    /// Number of disk requests that complete before sessions of the lost association are notified.
     late: bool,
 }
 
@@ -59,7 +59,7 @@ fn round() -> impl Strategy<Value = Round> {
     )
 }
 
-/// Loses a connection with writes in flight, comes back, and writes what is newer.
+/// Loses a connection with writes in flight, reconnects, and writes newer data.
 fn play(world: &mut World, round: &Round, version: u8) {
     let open = world.attach(Host::Second, 1);
     let lost = if round.nbd { world.nbd() } else { world.attach(Host::First, 2) };
@@ -108,7 +108,7 @@ fn reconnect(world: &mut World, round: &Round, lost: &Conn, open: Conn) -> usize
 proptest! {
     #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// A thousand rounds, four at a time.
+    /// A thousand rounds, four per case.
     #[test]
     fn r25_newest_data_survive_any_reconnect(
         seed: u64,
@@ -122,7 +122,7 @@ proptest! {
     }
 }
 
-/// A write is lost on the one way; the other way is not open before it has ended.
+/// A write is lost by one protocol; the other connection must not open before it has ended.
 fn waits(lose: impl Fn(&mut World) -> Conn, come: impl Fn(&mut World) -> usize) {
     let mut world = World::new(1);
     let lost = lose(&mut world);
@@ -160,7 +160,7 @@ fn r55_other_host_waits_for_a_write_lost_by_the_first() {
     waits(|world| world.attach(Host::First, 1), |world| world.begin_association(Host::Second));
 }
 
-/// A session that is dropped without a word, as after a panic, leaves its write behind as any other does.
+/// The writes of a session that is dropped, as after a panic, are waited for as well.
 #[test]
 fn r55_write_of_a_dropped_session_is_waited_for() {
     for nbd in [false, true] {

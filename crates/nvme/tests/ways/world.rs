@@ -1,5 +1,5 @@
-//! One disk and both protocols in memory: hosts and clients of ours on the one side, sessions on the other, and a disk whose
-//! requests end when the test says so, in any order.
+//! Test harness: one disk and both protocols in memory. The test completes disk requests in any
+//! order.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,18 +19,18 @@ const DISK: &str = "nqn.2014-08.org.nvmexpress:uuid:disk";
 const BLOCK: usize = 512;
 const BLOCKS: usize = 16;
 
-/// Which machine attaches.
+/// The attaching host.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Host {
     First,
     Second,
 }
 
-/// An attached disk, by the numbers of its connections.
+/// An attached disk, with the indexes of its connections.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Conn {
     pub(crate) admin: Option<usize>,
-    /// The first connection that takes reads and writes, and the last.
+    /// The first and the last connection for reads and writes.
     pub(crate) io: usize,
     pub(crate) last: usize,
     pub(crate) cntlid: u16,
@@ -41,7 +41,7 @@ enum Client {
     Nbd(Box<nbd::client::Client>),
 }
 
-/// A connection with both its ends.
+/// A connection with both ends.
 struct Line {
     client: Client,
     session: Option<Box<dyn Session>>,
@@ -51,9 +51,9 @@ struct Line {
     open: bool,
     cntlid: u16,
     refused: bool,
-    /// Whether it is to be told that something changed.
+    /// Whether a notification is pending.
     news: bool,
-    /// How the last request ended, and with which result.
+    /// Status and result of the last request.
     done: Option<(bool, u64, Vec<u8>)>,
     under_way: usize,
 }
@@ -66,7 +66,7 @@ pub(crate) struct World {
     lines: Vec<Line>,
     disk: Vec<u8>,
     requests: Vec<(usize, Admitted)>,
-    /// Connections whose threads are busy: they do not hear of changes.
+    /// Connections whose threads are busy: notifications are delayed.
     pub(crate) late: Vec<usize>,
     pool: Pool,
     memory: Account,
@@ -139,14 +139,14 @@ impl World {
         self.line(client, Box::new(session))
     }
 
-    // ---- ways in
+    // ---- connecting
 
-    /// An Admin Connect, sent.
+    /// Sends Connect of an Admin queue.
     pub(crate) fn begin_association(&mut self, host: Host) -> usize {
         self.nvme_line(Options::admin(), host, CNTLID_DYNAMIC)
     }
 
-    /// The choice of the export by NBD, sent.
+    /// Selects the export by NBD.
     pub(crate) fn begin_nbd(&mut self) -> usize {
         let session = self.server.session(peer(), Start::Hello, self.pool.open(), self.now);
         let client = nbd::client::Client::new(nbd::client::Options::new("sda"));
@@ -159,7 +159,7 @@ impl World {
         Conn { admin: None, io, last: io, cntlid: 0 }
     }
 
-    /// An association with so many I/O queues.
+    /// Creates an association with `queues` I/O queues.
     pub(crate) fn attach(&mut self, host: Host, queues: u16) -> Conn {
         let admin = self.begin_association(host);
         self.wait_until_open(admin);
@@ -169,7 +169,7 @@ impl World {
         Conn { admin: Some(admin), io: all[0], last: *all.last().unwrap(), cntlid }
     }
 
-    /// The same I/O queue of the first host again.
+    /// Reconnects an I/O queue of the first host.
     pub(crate) fn queue(&mut self, _admin: usize, cntlid: u16, qid: u16) -> usize {
         self.queue_of(Host::First, cntlid, qid)
     }
@@ -200,7 +200,7 @@ impl World {
             };
             let (_, result, page) = self.command(admin, ask.sqe, payload);
             controller.complete(nvme::status::Status::SUCCESS, result, &page).unwrap();
-            // A controller that is not ready waits for the disk.
+            // CSTS.RDY waits for the disk.
             self.complete_one();
         }
     }
@@ -219,12 +219,12 @@ impl World {
         assert!(self.command(admin, set.emit(), Payload::None).0);
     }
 
-    /// CC.EN 1 -> 0.
+    /// Clears CC.EN.
     pub(crate) fn reset(&mut self, conn: &Conn) {
         self.configure(conn.admin.unwrap(), 0);
     }
 
-    /// CC.EN 0 -> 1, now or when RDY has fallen, and the first I/O queue.
+    /// Sets CC.EN, at once or after CSTS.RDY was cleared, and connects the first I/O queue.
     pub(crate) fn enable_again(&mut self, admin: usize, cntlid: u16) -> usize {
         let get =
             FabricsCommand::PropertyGet { attrib: PropertySize::Four, offset: property::CSTS };
@@ -238,7 +238,7 @@ impl World {
         self.queue_of(Host::First, cntlid, 1)
     }
 
-    // ---- what happens
+    // ---- events
 
     /// Fills a block with a byte.
     pub(crate) fn write(&mut self, line: usize, block: u64, version: u8) {
@@ -266,12 +266,12 @@ impl World {
         }
     }
 
-    /// How the last request of a connection ended, if it has.
+    /// Returns whether the last request of a connection succeeded, if it has completed.
     pub(crate) fn done(&self, line: usize) -> Option<bool> {
         self.lines[line].done.as_ref().map(|done| done.0)
     }
 
-    /// The byte that a block is filled with.
+    /// Returns the byte that a block is filled with.
     pub(crate) fn block(&self, block: u64) -> u8 {
         let start = usize::try_from(block).unwrap() * BLOCK;
         let bytes = &self.disk[start..start + BLOCK];
@@ -283,12 +283,12 @@ impl World {
         self.lines[line].open
     }
 
-    /// Whether nothing is in flight.
+    /// Returns whether nothing is in flight.
     pub(crate) fn is_quiet(&self) -> bool {
         self.requests.is_empty() && !self.export.has_orphans() && !self.export.is_being_written()
     }
 
-    /// The network of a connection breaks, and its session is told.
+    /// Breaks a connection, and notifies its session.
     pub(crate) fn cut(&mut self, line: usize) {
         let now = self.now;
         let line = &mut self.lines[line];
@@ -299,14 +299,14 @@ impl World {
         self.run();
     }
 
-    /// The session is gone as after a panic; the driver has everybody told.
+    /// Drops a session as after a panic; the driver notifies the others.
     pub(crate) fn drop_session(&mut self, line: usize) {
         self.lines[line].over = true;
         self.lines[line].session = None;
         self.rouse();
     }
 
-    /// Cuts every connection.
+    /// Breaks all connections.
     pub(crate) fn forget(&mut self) {
         (0..self.lines.len()).for_each(|line| self.cut(line));
         while self.complete_one() {
@@ -315,7 +315,7 @@ impl World {
         self.lines.clear();
     }
 
-    /// One request of the disk ends, whichever. Tells whether there was one.
+    /// Completes a random disk request. Returns whether there was one.
     pub(crate) fn complete_one(&mut self) -> bool {
         if self.requests.is_empty() {
             return false;
@@ -345,7 +345,7 @@ impl World {
         self.lines.iter_mut().for_each(|line| line.news = true);
     }
 
-    /// Runs until nothing moves any more but the disk.
+    /// Runs until idle, without completing disk requests.
     pub(crate) fn run(&mut self) {
         let mut moved = true;
         while std::mem::take(&mut moved) {
