@@ -13,7 +13,7 @@ use nvme::host::{Options, Queue, Step};
 use nvme::wire::auth::{Explanation, FromHost, Negotiate, Reply, SECP, SPSP};
 
 use crate::input::Input;
-use crate::says::{HOST, PLAIN, capsule, connect_data};
+use crate::raw_host::{HOST, PLAIN, capsule, connect_data};
 use crate::world::{Id, World};
 
 struct Play<'a> {
@@ -31,7 +31,7 @@ pub fn run(data: &[u8]) {
     let settings = input.byte();
     let honest = settings & 1 == 0;
     let (rules, credentials) = (rules(settings), credentials(settings, honest));
-    let mut world = World::keyed(owned(1), rules);
+    let mut world = World::with_keys(owned(1), rules);
     let id = world.open();
     let host = Queue::with_credentials(Options::admin(), connect_data(0xffff), credentials);
     let mut play = Play { input, world, id, host, honest };

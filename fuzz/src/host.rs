@@ -15,7 +15,7 @@ use nvme::wire::Cqe;
 use zerocopy::IntoBytes;
 
 use crate::input::Input;
-use crate::says::{BOTH, Digests, PLAIN, connect_data, data_fields, frame};
+use crate::raw_host::{BOTH, Digests, PLAIN, connect_data, data_fields, frame};
 
 struct Play<'a> {
     input: Input<'a>,

@@ -20,9 +20,9 @@ pub mod qcow2;
 pub mod target;
 pub mod wire;
 
-#[path = "../../crates/nvme/tests/rules/says.rs"]
+#[path = "../../crates/nvme/tests/rules/raw_host.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]
-mod says;
+mod raw_host;
 #[path = "../../crates/nvme/tests/rules/world.rs"]
 #[allow(dead_code, reason = "the tests need more of it")]
 mod world;

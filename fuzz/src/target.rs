@@ -13,7 +13,7 @@ use nvme::wire::{Fuse, Sgl, Sqe};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::input::Input;
-use crate::says::{
+use crate::raw_host::{
     BOTH, Digests, ENABLE, PLAIN, capsule, configure, connect_data, connect_sqe, data_fields,
     frame, h2c, ic_req, property_get, read, write, write_in_capsule,
 };
@@ -132,7 +132,8 @@ impl Play<'_> {
         if sqe.opcode == 0x7f {
             let subsystem = if self.input.bit() { DISK } else { DISCOVERY_NQN };
             let cntlid = if self.input.bit() { 0xffff } else { u16::from(self.input.byte()) };
-            let data = ConnectData::emit([9; 16], cntlid, subsystem, crate::says::HOST).unwrap();
+            let data =
+                ConnectData::emit([9; 16], cntlid, subsystem, crate::raw_host::HOST).unwrap();
             return data.as_bytes().iter().copied().cycle().take(len).collect();
         }
         let front = self.input.take(len.min(32)).to_vec();

@@ -9,7 +9,7 @@ use crate::world::{Chunks, World};
 
 /// Sends an Abort. Returns whether the command was aborted.
 fn abort(world: &mut World, admin: usize, sqid: u16, cid: u16) -> bool {
-    let done = world.say(admin, AdminCommand::Abort { sqid, cid }.emit());
+    let done = world.send_dataless(admin, AdminCommand::Abort { sqid, cid }.emit());
     assert!(done.status.is_success());
     done.result & 1 == 0
 }
@@ -54,15 +54,15 @@ fn aborted_write_discards_incoming_data() {
     world.chunks = Chunks::Fixed(64);
     let (client, io) = world.attach_default();
     let before = world.disk().bytes.clone();
-    let data = world.filled(&pattern(1, 65_536));
+    let data = world.host_buffer(&pattern(1, 65_536));
     let cid = world.submit(io, write(0, 128), Payload::SendByR2t(data), 1);
-    while world.said(io).len() < 65_536 {
+    while world.sent_by_host(io).len() < 65_536 {
         world.run_turns(1);
     }
     world.run_turns(50);
     world.submit(client.admin, AdminCommand::Abort { sqid: 1, cid }.emit(), Payload::None, 2);
     world.run();
-    assert_eq!(world.taken(client.admin, 2).unwrap().result & 1, 0);
+    assert_eq!(world.completion(client.admin, 2).unwrap().result & 1, 0);
     assert_eq!(world.status(io, 1), Status::ABORT_REQUESTED);
     assert_eq!(world.disk().bytes, before);
     // The slot and the stream are usable again.
@@ -76,15 +76,15 @@ fn data_requested_before_an_abort_is_discarded() {
     let (client, io) = world.attach_default();
     world.chunks = Chunks::Fixed(64);
     let before = world.disk().bytes.clone();
-    let data = world.filled(&pattern(1, 65_536));
+    let data = world.host_buffer(&pattern(1, 65_536));
     let cid = world.submit(io, write(0, 128), Payload::SendByR2t(data), 1);
     // In flight when the data of the first is requested, so that it arrives before that data.
-    let data = world.filled(&pattern(3, 16_384));
+    let data = world.host_buffer(&pattern(3, 16_384));
     world.submit(io, write(1000, 32), Payload::Send(data), 3);
     world.run_turns(10);
     world.submit(client.admin, AdminCommand::Abort { sqid: 1, cid }.emit(), Payload::None, 2);
     world.run_turns(100);
-    assert_eq!(world.taken(client.admin, 2).unwrap().result & 1, 0);
+    assert_eq!(world.completion(client.admin, 2).unwrap().result & 1, 0);
     assert_eq!(world.status(io, 1), Status::ABORT_REQUESTED);
     assert!(world.unconsumed(io) > 65_536, "the data has come already");
     world.run();

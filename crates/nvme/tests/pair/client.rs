@@ -15,7 +15,7 @@ pub(crate) const HOST: &str = "nqn.2014-08.org.nvmexpress:uuid:host";
 
 /// Parameters of an attachment.
 #[derive(Debug, Clone)]
-pub(crate) struct Manner {
+pub(crate) struct AttachParams {
     pub(crate) header_digest: bool,
     pub(crate) data_digest: bool,
     pub(crate) hpda: u8,
@@ -27,7 +27,7 @@ pub(crate) struct Manner {
     pub(crate) host: &'static str,
 }
 
-impl Default for Manner {
+impl Default for AttachParams {
     fn default() -> Self {
         Self {
             header_digest: false,
@@ -43,7 +43,7 @@ impl Default for Manner {
     }
 }
 
-impl Manner {
+impl AttachParams {
     /// Options of a queue.
     pub(crate) fn options(&self, options: Options) -> Options {
         Options {
@@ -73,51 +73,52 @@ pub(crate) struct Client {
 impl World {
     /// Attaches a disk with default parameters. Returns its I/O queue, too.
     pub(crate) fn attach_default(&mut self) -> (Client, usize) {
-        let client = self.attach(&Manner::default());
+        let client = self.attach(&AttachParams::default());
         let io = client.io[0];
         (client, io)
     }
 
     /// Attaches a disk: Admin queue, initialization as in Linux, I/O queues.
-    pub(crate) fn attach(&mut self, manner: &Manner) -> Client {
-        let (admin, cntlid) = self.open_admin(manner);
-        let mut controller = Controller::new(cntlid, manner.queues);
+    pub(crate) fn attach(&mut self, params: &AttachParams) -> Client {
+        let (admin, cntlid) = self.open_admin(params);
+        let mut controller = Controller::new(cntlid, params.queues);
         self.initialize(admin, &mut controller).unwrap();
-        let queues = if manner.subsystem == DISCOVERY_NQN { 0 } else { controller.queues() };
+        let queues = if params.subsystem == DISCOVERY_NQN { 0 } else { controller.queues() };
         let io = (1..=queues)
-            .map(|qid| self.open_io(manner, cntlid, qid, controller.capsule_data()))
+            .map(|qid| self.open_io(params, cntlid, qid, controller.capsule_data()))
             .collect();
         Client { admin, io, controller, cntlid }
     }
 
     /// Connects an Admin queue.
-    pub(crate) fn open_admin(&mut self, manner: &Manner) -> (usize, u16) {
-        let admin = self.connect(manner.options(Options::admin()), manner.data(CNTLID_DYNAMIC));
+    pub(crate) fn open_admin(&mut self, params: &AttachParams) -> (usize, u16) {
+        let admin = self.connect(params.options(Options::admin()), params.data(CNTLID_DYNAMIC));
         self.run();
-        let cntlid = self.lines[admin].connected.expect("the Admin queue was not connected").cntlid;
+        let cntlid =
+            self.connections[admin].connected.expect("the Admin queue was not connected").cntlid;
         (admin, cntlid)
     }
 
     /// Connects an I/O queue.
     pub(crate) fn open_io(
         &mut self,
-        manner: &Manner,
+        params: &AttachParams,
         cntlid: u16,
         qid: u16,
         capsule: u32,
     ) -> usize {
-        let options = manner.options(Options::io(qid, manner.entries, capsule));
-        let io = self.connect(options, manner.data(cntlid));
+        let options = params.options(Options::io(qid, params.entries, capsule));
+        let io = self.connect(options, params.data(cntlid));
         self.run();
-        let refused = self.lines[io].refused;
-        assert!(self.lines[io].connected.is_some(), "refused: {refused:?}");
+        let refused = self.connections[io].refused;
+        assert!(self.connections[io].connected.is_some(), "refused: {refused:?}");
         io
     }
 
     /// Initializes a controller as Linux does.
     pub(crate) fn initialize(
         &mut self,
-        line: usize,
+        conn: usize,
         controller: &mut Controller,
     ) -> Result<(), InitError> {
         while let Some(ask) = controller.next_command() {
@@ -125,7 +126,7 @@ impl World {
                 0 => Payload::None,
                 len => Payload::Receive(self.buffer(len)),
             };
-            let done = self.command(line, ask.sqe, payload);
+            let done = self.command(conn, ask.sqe, payload);
             let page = done.buffer.as_ref().map_or(&[][..], Buffer::bytes);
             controller.complete(done.status, done.result, page)?;
         }
@@ -133,46 +134,46 @@ impl World {
     }
 
     /// Submits a command without waiting for its completion.
-    pub(crate) fn submit(&mut self, line: usize, sqe: Sqe, payload: Payload, tag: u32) -> u16 {
-        self.lines[line].host.submit(sqe, payload, tag).expect("the queue has no room")
+    pub(crate) fn submit(&mut self, conn: usize, sqe: Sqe, payload: Payload, tag: u32) -> u16 {
+        self.connections[conn].host.submit(sqe, payload, tag).expect("the queue has no room")
     }
 
     /// Sends a command, and runs until it completes.
-    pub(crate) fn command(&mut self, line: usize, sqe: Sqe, payload: Payload) -> Completion {
-        self.submit(line, sqe, payload, u32::MAX);
+    pub(crate) fn command(&mut self, conn: usize, sqe: Sqe, payload: Payload) -> Completion {
+        self.submit(conn, sqe, payload, u32::MAX);
         self.run();
-        self.taken(line, u32::MAX).unwrap_or_else(|| {
-            let Line { host_end, target_end } = self.ends(line);
+        self.completion(conn, u32::MAX).unwrap_or_else(|| {
+            let Connection { host_end, target_end } = self.ends(conn);
             panic!("no answer; host {host_end:?}, target {target_end:?}")
         })
     }
 
-    fn ends(&self, line: usize) -> Line {
-        let line = &self.lines[line];
-        Line { host_end: line.host_end, target_end: line.target_end }
+    fn ends(&self, conn: usize) -> Connection {
+        let conn = &self.connections[conn];
+        Connection { host_end: conn.host_end, target_end: conn.target_end }
     }
 
     /// Returns the completion of a command, if it has completed.
-    pub(crate) fn taken(&mut self, line: usize, tag: u32) -> Option<Completion> {
-        let done = &mut self.lines[line].done;
+    pub(crate) fn completion(&mut self, conn: usize, tag: u32) -> Option<Completion> {
+        let done = &mut self.connections[conn].done;
         let at = done.iter().position(|done| done.tag == tag)?;
         Some(done.remove(at))
     }
 
     /// Returns the status of a command, which must have completed.
-    pub(crate) fn status(&mut self, line: usize, tag: u32) -> Status {
-        self.taken(line, tag).expect("no answer").status
+    pub(crate) fn status(&mut self, conn: usize, tag: u32) -> Status {
+        self.completion(conn, tag).expect("no answer").status
     }
 
     /// Sends a command without data.
-    pub(crate) fn say(&mut self, line: usize, sqe: Sqe) -> Completion {
-        self.command(line, sqe, Payload::None)
+    pub(crate) fn send_dataless(&mut self, conn: usize, sqe: Sqe) -> Completion {
+        self.command(conn, sqe, Payload::None)
     }
 
     /// Returns the data of an Admin command.
-    pub(crate) fn page(&mut self, line: usize, command: AdminCommand) -> Result<Vec<u8>, Status> {
+    pub(crate) fn page(&mut self, conn: usize, command: AdminCommand) -> Result<Vec<u8>, Status> {
         let len = command.data_len().len() as usize;
-        let done = self.command(line, command.emit(), Payload::Receive(self.buffer(len)));
+        let done = self.command(conn, command.emit(), Payload::Receive(self.buffer(len)));
         if done.status.is_success() {
             Ok(done.buffer.unwrap().bytes().to_vec())
         } else {
@@ -181,15 +182,15 @@ impl World {
     }
 
     /// Returns a host buffer with these bytes.
-    pub(crate) fn filled(&self, bytes: &[u8]) -> Rc<Buffer> {
+    pub(crate) fn host_buffer(&self, bytes: &[u8]) -> Rc<Buffer> {
         let mut buffer = self.buffer(bytes.len());
         buffer.bytes_mut().copy_from_slice(bytes);
         Rc::new(buffer)
     }
 
-    pub(crate) fn read(&mut self, line: usize, lba: u64, nlb: u32) -> Result<Vec<u8>, Status> {
+    pub(crate) fn read(&mut self, conn: usize, lba: u64, nlb: u32) -> Result<Vec<u8>, Status> {
         let buffer = self.buffer(nlb as usize * 512);
-        let done = self.command(line, read(lba, nlb), Payload::Receive(buffer));
+        let done = self.command(conn, read(lba, nlb), Payload::Receive(buffer));
         if done.status.is_success() {
             Ok(done.buffer.unwrap().bytes().to_vec())
         } else {
@@ -197,28 +198,31 @@ impl World {
         }
     }
 
-    pub(crate) fn write(&mut self, line: usize, lba: u64, bytes: &[u8]) -> Status {
+    pub(crate) fn write(&mut self, conn: usize, lba: u64, bytes: &[u8]) -> Status {
         let nlb = u32::try_from(bytes.len() / 512).unwrap();
-        self.command(line, write(lba, nlb), Payload::Send(self.filled(bytes))).status
+        self.command(conn, write(lba, nlb), Payload::Send(self.host_buffer(bytes))).status
     }
 
     /// Property Set of CC.
-    pub(crate) fn configure(&mut self, line: usize, cc: Cc) -> Status {
+    pub(crate) fn configure(&mut self, conn: usize, cc: Cc) -> Status {
         let (attrib, offset) = (PropertySize::Four, property::CC);
-        self.say(line, FabricsCommand::PropertySet { attrib, offset, value: cc.0.into() }.emit())
-            .status
+        self.send_dataless(
+            conn,
+            FabricsCommand::PropertySet { attrib, offset, value: cc.0.into() }.emit(),
+        )
+        .status
     }
 
     /// Property Get.
-    pub(crate) fn property(&mut self, line: usize, attrib: PropertySize, offset: u32) -> u64 {
-        let done = self.say(line, FabricsCommand::PropertyGet { attrib, offset }.emit());
+    pub(crate) fn property(&mut self, conn: usize, attrib: PropertySize, offset: u32) -> u64 {
+        let done = self.send_dataless(conn, FabricsCommand::PropertyGet { attrib, offset }.emit());
         assert!(done.status.is_success());
         done.result
     }
 }
 
 /// Ends of a connection.
-struct Line {
+struct Connection {
     host_end: Option<nvme::host::CloseReason>,
     target_end: Option<export::Reason>,
 }

@@ -10,11 +10,11 @@ use nvme::wire::log::{DiscoveryEntry, DiscoveryHeader, lid, subtype};
 use nvme::wire::text::{parse_ascii, parse_nqn};
 use zerocopy::FromBytes;
 
-use crate::client::{Client, Manner};
+use crate::client::{AttachParams, Client};
 use crate::world::{DISK, World};
 
 pub(crate) fn attach_discovery(world: &mut World) -> Client {
-    world.attach(&Manner { subsystem: DISCOVERY_NQN, ..Manner::default() })
+    world.attach(&AttachParams { subsystem: DISCOVERY_NQN, ..AttachParams::default() })
 }
 
 pub(crate) fn log(world: &mut World, admin: usize, offset: u64, len: u64) -> Vec<u8> {
@@ -54,9 +54,9 @@ fn discovery_port_refers_to_the_disk_port() {
     let client = attach_discovery(&mut world);
     let found = entries(&log(&mut world, client.admin, 0, 3072));
     assert_eq!(parse_ascii(&found[1].trsvcid), "4711");
-    let line = world.connect(nvme::host::Options::admin(), Manner::default().data(0xffff));
+    let conn = world.connect(nvme::host::Options::admin(), AttachParams::default().data(0xffff));
     world.run();
-    assert!(world.lines[line].refused.is_some());
+    assert!(world.connections[conn].refused.is_some());
 }
 
 #[test]
@@ -99,30 +99,31 @@ fn discovery_event_is_masked_until_the_log_is_read() {
         world.submit(client.admin, AdminCommand::AsyncEventRequest.emit(), Payload::None, tag);
     }
     world.run();
-    assert!(world.lines[client.admin].done.is_empty());
+    assert!(world.connections[client.admin].done.is_empty());
     for number in 0..2 {
         world.publish(["nqn.x:1", "nqn.x:2"][number], |_| {});
         world.run();
     }
-    let told = world.taken(client.admin, 0).unwrap();
-    assert_eq!(AsyncEvent::parse(told.result as u32), AsyncEvent::DISCOVERY_CHANGED);
-    assert!(world.taken(client.admin, 1).is_none(), "told again before the log was read");
+    let notify_pending = world.completion(client.admin, 0).unwrap();
+    assert_eq!(AsyncEvent::parse(notify_pending.result as u32), AsyncEvent::DISCOVERY_CHANGED);
+    assert!(world.completion(client.admin, 1).is_none(), "told again before the log was read");
     assert_eq!(header(&mut world, client.admin).genctr.get(), before + 2);
     // An event that occurred while the first was masked is sent now.
-    assert!(world.taken(client.admin, 1).is_some());
-    assert!(world.taken(client.admin, 2).is_none());
+    assert!(world.completion(client.admin, 1).is_some());
+    assert!(world.completion(client.admin, 2).is_none());
 }
 
 #[test]
 fn disabled_events_are_not_sent() {
     let mut world = World::new();
-    let (admin, _) = world.open_admin(&Manner { subsystem: DISCOVERY_NQN, ..Manner::default() });
+    let (admin, _) =
+        world.open_admin(&AttachParams { subsystem: DISCOVERY_NQN, ..AttachParams::default() });
     world.configure(admin, nvme::wire::fabrics::Cc::default().with_en(1));
     world.submit(admin, AdminCommand::AsyncEventRequest.emit(), Payload::None, 0);
     world.run();
     world.publish("nqn.x:1", |_| {});
     world.run();
-    assert!(world.taken(admin, 0).is_none());
+    assert!(world.completion(admin, 0).is_none());
 }
 
 #[test]
@@ -131,5 +132,5 @@ fn stopping_disconnects_the_host() {
     let client = attach_discovery(&mut world);
     world.notify(&Notice::Stopping);
     world.run();
-    assert_eq!(world.lines[client.admin].target_end, Some(export::Reason::Stopping));
+    assert_eq!(world.connections[client.admin].target_end, Some(export::Reason::Stopping));
 }

@@ -28,7 +28,7 @@ fn active(world: &mut World, admin: usize) -> Vec<u32> {
 }
 
 fn assert_event_sent(world: &mut World, admin: usize, tag: u32) {
-    let done = world.taken(admin, tag).expect("the host was told nothing");
+    let done = world.completion(admin, tag).expect("the host was told nothing");
     assert_eq!(AsyncEvent::parse(done.result as u32), AsyncEvent::NAMESPACE_CHANGED);
 }
 
@@ -87,7 +87,7 @@ fn r19_requests_on_a_removed_disk_complete() {
     world.disk().held = false;
     world.run();
     assert_eq!(world.status(io, 5).code(), Status::NAMESPACE_NOT_READY);
-    assert!(world.lines[io].target_end.is_none());
+    assert!(world.connections[io].target_end.is_none());
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn change_of_another_disk_is_not_reported() {
     wait_for_event(&mut world, client.admin, 1);
     world.publish("nqn.x:other", |_| {});
     world.run();
-    assert!(world.taken(client.admin, 1).is_none());
+    assert!(world.completion(client.admin, 1).is_none());
 }
 
 #[test]
@@ -108,5 +108,5 @@ fn event_requests_beyond_the_limit_are_refused() {
         wait_for_event(&mut world, client.admin, tag);
     }
     assert_eq!(world.status(client.admin, 4).code(), Status::ASYNC_EVENT_LIMIT_EXCEEDED);
-    assert!(world.lines[client.admin].done.is_empty());
+    assert!(world.connections[client.admin].done.is_empty());
 }

@@ -75,7 +75,7 @@ fn health_log_counts_operations() {
     world.read(io, 0, 2000).unwrap();
     world.write(io, 0, &pattern(1, 4096));
     fail_next(&mut world, Fault::Io);
-    world.say(io, flush());
+    world.send_dataless(io, flush());
     let page = world.page(client.admin, AdminCommand::log_page(lid::SMART, 0, 512)).unwrap();
     let log = nvme::wire::log::SmartLog::read_from_bytes(&page).unwrap();
     assert_eq!((log.hrc.get(), log.dur.get()), (1, 2), "2000 blocks are two thousands of units");
@@ -90,7 +90,7 @@ fn disk_with_failing_writes_is_readable() {
     let (_, io) = world.attach_default();
     world.disk().faults = Box::new(|op, _, _| op.mutates().then_some(Fault::NoSpace));
     for len in [512, 65_536] {
-        let data = world.filled(&vec![1; len]);
+        let data = world.host_buffer(&vec![1; len]);
         let done = world.command(io, write(0, (len / 512) as u32), Payload::Send(data));
         assert_eq!(done.status, Status::CAPACITY_EXCEEDED.dnr());
     }

@@ -5,30 +5,39 @@ use nvme::host::Payload;
 use nvme::status::Status;
 use nvme::wire::command::Fuse;
 
-use crate::client::{Manner, compare, pattern, write};
+use crate::client::{AttachParams, compare, pattern, write};
 use crate::world::{Order, World};
 
 /// How the data of both commands is transferred.
 #[derive(Debug, Clone, Copy)]
-enum Way {
+enum Transfer {
     InCapsule,
-    Asked,
+    R2t,
     /// As VMware hosts do.
     CompareInCapsule,
     WriteInCapsule,
 }
 
-const WAYS: [Way; 4] = [Way::InCapsule, Way::Asked, Way::CompareInCapsule, Way::WriteInCapsule];
+const TRANSFERS: [Transfer; 4] =
+    [Transfer::InCapsule, Transfer::R2t, Transfer::CompareInCapsule, Transfer::WriteInCapsule];
 
 /// Submits a pair as commands `tag` and `tag + 1`.
-fn pair(world: &mut World, io: usize, lba: u64, expected: &[u8], new: &[u8], tag: u32, way: Way) {
+fn pair(
+    world: &mut World,
+    io: usize,
+    lba: u64,
+    expected: &[u8],
+    new: &[u8],
+    tag: u32,
+    transfer: Transfer,
+) {
     let nlb = (expected.len() / 512) as u32;
-    let (expected, new) = (world.filled(expected), world.filled(new));
-    let (first, second) = match way {
-        Way::InCapsule => (Payload::Send(expected), Payload::Send(new)),
-        Way::Asked => (Payload::SendByR2t(expected), Payload::SendByR2t(new)),
-        Way::CompareInCapsule => (Payload::Send(expected), Payload::SendByR2t(new)),
-        Way::WriteInCapsule => (Payload::SendByR2t(expected), Payload::Send(new)),
+    let (expected, new) = (world.host_buffer(expected), world.host_buffer(new));
+    let (first, second) = match transfer {
+        Transfer::InCapsule => (Payload::Send(expected), Payload::Send(new)),
+        Transfer::R2t => (Payload::SendByR2t(expected), Payload::SendByR2t(new)),
+        Transfer::CompareInCapsule => (Payload::Send(expected), Payload::SendByR2t(new)),
+        Transfer::WriteInCapsule => (Payload::SendByR2t(expected), Payload::Send(new)),
     };
     world.submit(io, compare(lba, nlb).with_fuse(Fuse::First), first, tag);
     world.submit(io, write(lba, nlb).with_fuse(Fuse::Second), second, tag + 1);
@@ -40,23 +49,23 @@ fn block(world: &World, lba: usize) -> Vec<u8> {
 
 #[test]
 fn pair_writes_only_if_the_blocks_are_equal() {
-    for way in WAYS {
+    for transfer in TRANSFERS {
         for order in [Order::First, Order::Last] {
             let mut world = World::new();
             world.order = order;
             let (_, io) = world.attach_default();
             let (old, new) = (block(&world, 5), pattern(1, 512));
-            pair(&mut world, io, 5, &old, &new, 0, way);
+            pair(&mut world, io, 5, &old, &new, 0, transfer);
             world.run();
             assert_eq!(
                 (world.status(io, 0), world.status(io, 1)),
                 (Status::SUCCESS, Status::SUCCESS)
             );
             assert_eq!(block(&world, 5), new);
-            pair(&mut world, io, 5, &old, &pattern(2, 512), 0, way);
+            pair(&mut world, io, 5, &old, &pattern(2, 512), 0, transfer);
             world.run();
-            assert_eq!(world.status(io, 0), Status::COMPARE_FAILURE.dnr(), "{way:?}");
-            assert_eq!(world.status(io, 1), Status::ABORTED_FAILED_FUSED.dnr(), "{way:?}");
+            assert_eq!(world.status(io, 0), Status::COMPARE_FAILURE.dnr(), "{transfer:?}");
+            assert_eq!(world.status(io, 1), Status::ABORTED_FAILED_FUSED.dnr(), "{transfer:?}");
             assert_eq!(block(&world, 5), new);
         }
     }
@@ -69,8 +78,8 @@ fn concurrent_pairs_are_independent() {
     let (_, io) = world.attach_default();
     for number in 0..16_u64 {
         let old = block(&world, number as usize);
-        let way = WAYS[number as usize % 4];
-        pair(&mut world, io, number, &old, &pattern(number, 512), number as u32 * 2, way);
+        let transfer = TRANSFERS[number as usize % 4];
+        pair(&mut world, io, number, &old, &pattern(number, 512), number as u32 * 2, transfer);
     }
     world.run();
     for number in 0..16 {
@@ -87,14 +96,14 @@ fn one_of_two_competing_pairs_succeeds() {
         world.seed(seed);
         world.order = Order::Random;
         world.chunks = crate::world::Chunks::Random;
-        let first = world.attach(&Manner::default()).io[0];
-        let other = Manner { host: "nqn.x:other", ..Manner::default() };
+        let first = world.attach(&AttachParams::default()).io[0];
+        let other = AttachParams { host: "nqn.x:other", ..AttachParams::default() };
         let second = world.attach(&other).io[0];
         let old = block(&world, 9);
-        pair(&mut world, first, 9, &old, &pattern(1, 512), 0, WAYS[seed as usize % 4]);
-        pair(&mut world, second, 9, &old, &pattern(2, 512), 0, Way::CompareInCapsule);
+        pair(&mut world, first, 9, &old, &pattern(1, 512), 0, TRANSFERS[seed as usize % 4]);
+        pair(&mut world, second, 9, &old, &pattern(2, 512), 0, Transfer::CompareInCapsule);
         for tag in 10..14 {
-            let data = world.filled(&pattern(3, 512));
+            let data = world.host_buffer(&pattern(3, 512));
             world.submit(second, write(100 + u64::from(tag), 1), Payload::Send(data), tag);
         }
         world.run();
@@ -120,14 +129,15 @@ fn one_of_two_competing_pairs_succeeds() {
 #[test]
 fn pair_excludes_other_writes() {
     let mut world = World::new();
-    let first = world.attach(&Manner::default()).io[0];
-    let second = world.attach(&Manner { host: "nqn.x:other", ..Manner::default() }).io[0];
+    let first = world.attach(&AttachParams::default()).io[0];
+    let second =
+        world.attach(&AttachParams { host: "nqn.x:other", ..AttachParams::default() }).io[0];
     world.disk().held = true;
     let old = block(&world, 9);
-    pair(&mut world, first, 9, &old, &pattern(1, 512), 0, Way::InCapsule);
+    pair(&mut world, first, 9, &old, &pattern(1, 512), 0, Transfer::InCapsule);
     world.run();
     assert_eq!(world.disk().requests.len(), 1);
-    let data = world.filled(&pattern(2, 512));
+    let data = world.host_buffer(&pattern(2, 512));
     world.submit(second, write(9, 1), Payload::Send(data), 7);
     world.run();
     assert_eq!(world.disk().requests.len(), 1, "the write did not wait");
@@ -146,10 +156,10 @@ fn pair_waits_for_writes_in_flight() {
     let mut world = World::new();
     let (_, io) = world.attach_default();
     world.disk().held = true;
-    let data = world.filled(&pattern(2, 512));
+    let data = world.host_buffer(&pattern(2, 512));
     world.submit(io, write(9, 1), Payload::Send(data), 7);
     world.run();
-    pair(&mut world, io, 9, &pattern(2, 512), &pattern(3, 512), 0, Way::InCapsule);
+    pair(&mut world, io, 9, &pattern(2, 512), &pattern(3, 512), 0, Transfer::InCapsule);
     world.run();
     assert_eq!(world.disk().requests.len(), 1);
     world.disk().held = false;
@@ -162,16 +172,17 @@ fn pair_waits_for_writes_in_flight() {
 fn incomplete_pair_is_aborted() {
     let mut world = World::new();
     let (_, io) = world.attach_default();
-    for payload in
-        [Payload::Send(world.filled(&[1; 512])), Payload::SendByR2t(world.filled(&[1; 512]))]
-    {
+    for payload in [
+        Payload::Send(world.host_buffer(&[1; 512])),
+        Payload::SendByR2t(world.host_buffer(&[1; 512])),
+    ] {
         world.submit(io, compare(0, 1).with_fuse(Fuse::First), payload, 0);
         world.run();
-        assert!(world.taken(io, 0).is_none());
+        assert!(world.completion(io, 0).is_none());
         assert!(world.read(io, 0, 1).is_ok());
         assert_eq!(world.status(io, 0), Status::ABORTED_MISSING_FUSED.dnr());
     }
-    let data = world.filled(&[1; 512]);
+    let data = world.host_buffer(&[1; 512]);
     let done = world.command(io, write(0, 1).with_fuse(Fuse::Second), Payload::Send(data));
     assert_eq!(done.status, Status::ABORTED_MISSING_FUSED.dnr());
     assert!(world.disk().changes().is_empty());
@@ -184,7 +195,7 @@ fn invalid_command_of_a_pair_fails_both() {
     for (first, second) in
         [(write(0, 1), write(0, 1)), (compare(0, 1), write(1, 1)), (compare(0, 1), compare(0, 1))]
     {
-        let data = world.filled(&[1; 512]);
+        let data = world.host_buffer(&[1; 512]);
         world.submit(io, first.with_fuse(Fuse::First), Payload::Send(data.clone()), 0);
         world.submit(io, second.with_fuse(Fuse::Second), Payload::Send(data), 1);
         world.run();
@@ -206,7 +217,7 @@ fn failed_pair_releases_exclusive_access() {
         let (_, io) = world.attach_default();
         let old = block(&world, 0);
         world.disk().faults = Box::new(move |op, _, _| (op == failing).then_some(Fault::Io));
-        pair(&mut world, io, 0, &old, &pattern(1, 512), 0, Way::InCapsule);
+        pair(&mut world, io, 0, &old, &pattern(1, 512), 0, Transfer::InCapsule);
         world.run();
         assert_eq!((world.status(io, 0).code(), world.status(io, 1).code()), (first, second));
         world.disk().faults = Box::new(|_, _, _| None);
@@ -218,17 +229,18 @@ fn failed_pair_releases_exclusive_access() {
 fn lost_pair_releases_exclusive_access() {
     for ended in 0..2 {
         let mut world = World::new();
-        let first = world.attach(&Manner::default()).io[0];
-        let second = world.attach(&Manner { host: "nqn.x:other", ..Manner::default() }).io[0];
+        let first = world.attach(&AttachParams::default()).io[0];
+        let second =
+            world.attach(&AttachParams { host: "nqn.x:other", ..AttachParams::default() }).io[0];
         world.disk().held = true;
         let old = block(&world, 0);
-        pair(&mut world, first, 0, &old, &pattern(1, 512), 0, Way::InCapsule);
+        pair(&mut world, first, 0, &old, &pattern(1, 512), 0, Transfer::InCapsule);
         world.run();
         for _ in 0..ended {
             world.complete_one(0);
         }
         world.cut(first);
-        let data = world.filled(&[5; 512]);
+        let data = world.host_buffer(&[5; 512]);
         world.submit(second, write(0, 1), Payload::Send(data), 7);
         world.disk().held = false;
         world.run();
@@ -243,7 +255,7 @@ fn pair_restarts_if_its_disk_was_replaced() {
     let (_, io) = world.attach_default();
     world.disk().held = true;
     let old = block(&world, 9);
-    pair(&mut world, io, 9, &old, &pattern(1, 512), 0, Way::InCapsule);
+    pair(&mut world, io, 9, &old, &pattern(1, 512), 0, Transfer::InCapsule);
     world.run();
     assert_eq!(world.disk().requests.len(), 1, "its read");
     world.publish(crate::world::DISK, |_| {});
@@ -253,7 +265,7 @@ fn pair_restarts_if_its_disk_was_replaced() {
     assert_eq!((world.status(io, 0), world.status(io, 1)), (Status::SUCCESS, Status::SUCCESS));
     assert_eq!(block(&world, 9), old);
     assert_eq!(world.disks[1].bytes[9 * 512..][..512], pattern(1, 512));
-    let data = world.filled(&pattern(2, 512));
+    let data = world.host_buffer(&pattern(2, 512));
     world.submit(io, write(9, 1), Payload::Send(data), 7);
     world.run();
     assert_eq!(world.status(io, 7), Status::SUCCESS);

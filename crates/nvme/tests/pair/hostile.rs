@@ -11,7 +11,7 @@ use nvme::wire::completion::Cqe;
 use nvme::wire::fabrics::ConnectResponse;
 use zerocopy::IntoBytes;
 
-use crate::client::{Manner, read, write};
+use crate::client::{AttachParams, read, write};
 
 /// A controller that sends what the test tells it.
 struct Rogue {
@@ -38,7 +38,7 @@ impl Rogue {
 
     /// A host that has sent ICReq.
     fn before_ic_resp(options: Options) -> Self {
-        let host = Queue::new(options, Manner::default().data(7));
+        let host = Queue::new(options, AttachParams::default().data(7));
         let (framer, account) = (Framer::default(), Pool::new(1 << 24).open());
         let mut rogue =
             Self { host, framer, account, sent: Vec::new(), done: Vec::new(), end: None };

@@ -10,13 +10,13 @@ use nvme::wire::fabrics::{CNTLID_DYNAMIC, ConnectField, DISCOVERY_NQN, property}
 use nvme::wire::identify::{NSATTR_WRITE_PROTECTED, cns, oncs, vwc};
 use nvme::wire::text::parse_ascii;
 
-use crate::client::{Manner, enabled};
+use crate::client::{AttachParams, enabled};
 use crate::world::{BYTES, World};
 
 #[test]
 fn initialization_satisfies_linux() {
     let mut world = World::new();
-    let client = world.attach(&Manner { queues: 4, ..Manner::default() });
+    let client = world.attach(&AttachParams { queues: 4, ..AttachParams::default() });
     assert_eq!((client.controller.queues(), client.io.len()), (4, 4));
     let figure = client.controller.identify().unwrap();
     assert_eq!(parse_ascii(&figure.mn), "A disk");
@@ -36,7 +36,7 @@ fn initialization_satisfies_linux() {
 #[test]
 fn nguid_falls_back_to_the_uuid() {
     let mut world = World::with(|export| export.identity.nguid = None);
-    let client = world.attach(&Manner::default());
+    let client = world.attach(&AttachParams::default());
     let figure = world.page(client.admin, AdminCommand::identify(cns::NAMESPACE, 1)).unwrap();
     assert_eq!((&figure[104..120], &figure[120..128]), (&[7; 16][..], &[0; 8][..]));
     let page = AdminCommand::identify(cns::NAMESPACE_DESCRIPTORS, 1);
@@ -53,7 +53,7 @@ fn nguid_falls_back_to_the_uuid() {
 fn eui64_is_in_both_structures() {
     let eui64 = [1, 2, 3, 4, 5, 6, 7, 8];
     let mut world = World::with(|export| export.identity.eui64 = Some([1, 2, 3, 4, 5, 6, 7, 8]));
-    let client = world.attach(&Manner::default());
+    let client = world.attach(&AttachParams::default());
     let namespace = &client.controller.namespaces()[0];
     assert_eq!((namespace.identify.nguid, namespace.identify.eui64), ([9; 16], eui64));
     assert_eq!(namespace.ids.eui64, Some(eui64));
@@ -62,7 +62,7 @@ fn eui64_is_in_both_structures() {
 #[test]
 fn optimal_write_size_is_a_multiple_of_the_granularity() {
     let mut world = World::new();
-    let client = world.attach(&Manner::default());
+    let client = world.attach(&AttachParams::default());
     let figure = &client.controller.namespaces()[0].identify;
     assert_eq!([figure.npwg.get(), figure.npwa.get(), figure.nows.get()], [7, 7, 7]);
 }
@@ -70,7 +70,7 @@ fn optimal_write_size_is_a_multiple_of_the_granularity() {
 #[test]
 fn read_only_disk_is_announced() {
     let mut world = World::with(|export| export.access = Access::ReadOnly);
-    let client = world.attach(&Manner::default());
+    let client = world.attach(&AttachParams::default());
     let namespace = &client.controller.namespaces()[0];
     assert_eq!(namespace.identify.nsattr & NSATTR_WRITE_PROTECTED, NSATTR_WRITE_PROTECTED);
 }
@@ -78,7 +78,7 @@ fn read_only_disk_is_announced() {
 #[test]
 fn write_through_disk_has_no_volatile_cache() {
     let mut world = World::with(|export| export.cache = export::Cache::WriteThrough);
-    let client = world.attach(&Manner::default());
+    let client = world.attach(&AttachParams::default());
     assert_eq!(client.controller.identify().unwrap().vwc & vwc::PRESENT, 0);
 }
 
@@ -86,12 +86,12 @@ fn write_through_disk_has_no_volatile_cache() {
 fn all_digest_combinations_work() {
     for digests in 0..4 {
         let mut world = World::new();
-        let manner = Manner {
+        let params = AttachParams {
             header_digest: digests & 1 != 0,
             data_digest: digests & 2 != 0,
-            ..Manner::default()
+            ..AttachParams::default()
         };
-        let client = world.attach(&manner);
+        let client = world.attach(&params);
         assert_eq!(client.io.len(), 1, "{digests}");
     }
 }
@@ -99,8 +99,8 @@ fn all_digest_combinations_work() {
 #[test]
 fn controller_identifiers_are_unique() {
     let mut world = World::new();
-    let first = world.attach(&Manner::default());
-    let second = world.attach(&Manner::default());
+    let first = world.attach(&AttachParams::default());
+    let second = world.attach(&AttachParams::default());
     assert_ne!(first.cntlid, second.cntlid);
     let page = world.page(first.admin, AdminCommand::identify(cns::CONTROLLERS, 0)).unwrap();
     assert_eq!(page[0], 2);
@@ -113,9 +113,9 @@ fn r58_two_machines_use_distinct_controller_identifiers() {
     let identifiers = |start| {
         let mut world = World::new();
         world.target = Target::with_config(world.catalogue.clone(), AuthConfig::default(), start);
-        let discovery = Manner { subsystem: DISCOVERY_NQN, ..Manner::default() };
-        let disk = Manner::default();
-        [&discovery, &disk, &discovery, &disk].map(|manner| world.open_admin(manner).1)
+        let discovery = AttachParams { subsystem: DISCOVERY_NQN, ..AttachParams::default() };
+        let disk = AttachParams::default();
+        [&discovery, &disk, &discovery, &disk].map(|params| world.open_admin(params).1)
     };
     let (here, there) = (identifiers(100), identifiers(40_000));
     assert!(here.iter().all(|id| !there.contains(id)), "{here:?} {there:?}");
@@ -129,10 +129,11 @@ fn r58_two_machines_use_distinct_controller_identifiers() {
 #[test]
 fn unknown_subsystem_is_refused_with_its_field() {
     let mut world = World::new();
-    let manner = Manner { subsystem: "nqn.2026-01.org.example:nothing", ..Manner::default() };
-    let line = world.connect(Options::admin(), manner.data(CNTLID_DYNAMIC));
+    let params =
+        AttachParams { subsystem: "nqn.2026-01.org.example:nothing", ..AttachParams::default() };
+    let conn = world.connect(Options::admin(), params.data(CNTLID_DYNAMIC));
     world.run();
-    let (status, dw0) = world.lines[line].refused.unwrap();
+    let (status, dw0) = world.connections[conn].refused.unwrap();
     assert_eq!(status, Status::CONNECT_INVALID_PARAMETERS.dnr());
     assert_eq!(dw0, ConnectField::Subnqn.dw0());
     assert!(matches!(world.events.last(), Some(export::Event::Refused { .. })));
@@ -141,18 +142,18 @@ fn unknown_subsystem_is_refused_with_its_field() {
 #[test]
 fn ungranted_and_foreign_io_queues_are_refused() {
     let mut world = World::new();
-    let client = world.attach(&Manner { queues: 2, ..Manner::default() });
-    let other = Manner { host: "nqn.2026-01.org.example:other", ..Manner::default() };
-    let mine = Manner::default();
+    let client = world.attach(&AttachParams { queues: 2, ..AttachParams::default() });
+    let other = AttachParams { host: "nqn.2026-01.org.example:other", ..AttachParams::default() };
+    let mine = AttachParams::default();
     let cases = [
         (&mine, 3, client.cntlid, ConnectField::Qid),
         (&mine, 1, client.cntlid + 1, ConnectField::Cntlid),
         (&other, 2, client.cntlid, ConnectField::Hostnqn),
     ];
-    for (manner, qid, cntlid, field) in cases {
-        let line = world.connect(Options::io(qid, 16, 0), manner.data(cntlid));
+    for (params, qid, cntlid, field) in cases {
+        let conn = world.connect(Options::io(qid, 16, 0), params.data(cntlid));
         world.run();
-        let refused = world.lines[line].refused.unwrap();
+        let refused = world.connections[conn].refused.unwrap();
         assert_eq!(refused, (Status::CONNECT_INVALID_PARAMETERS.dnr(), field.dw0()));
     }
 }
@@ -160,16 +161,16 @@ fn ungranted_and_foreign_io_queues_are_refused() {
 #[test]
 fn open_queue_identifier_is_refused() {
     let mut world = World::new();
-    let client = world.attach(&Manner::default());
-    let line = world.connect(Options::io(1, 16, 0), Manner::default().data(client.cntlid));
+    let client = world.attach(&AttachParams::default());
+    let conn = world.connect(Options::io(1, 16, 0), AttachParams::default().data(client.cntlid));
     world.run();
-    assert!(world.lines[line].refused.is_some());
+    assert!(world.connections[conn].refused.is_some());
 }
 
 #[test]
 fn only_properties_work_before_cc_en() {
     let mut world = World::new();
-    let (admin, _) = world.open_admin(&Manner::default());
+    let (admin, _) = world.open_admin(&AttachParams::default());
     let identify = AdminCommand::identify(cns::CONTROLLER, 0);
     assert_eq!(world.page(admin, identify).unwrap_err(), Status::COMMAND_SEQUENCE_ERROR.dnr());
     assert_eq!(world.property(admin, PropertySize::Four, property::CSTS), 0);
@@ -181,7 +182,7 @@ fn only_properties_work_before_cc_en() {
 #[test]
 fn invalid_configuration_is_fatal() {
     let mut world = World::new();
-    let (admin, cntlid) = world.open_admin(&Manner::default());
+    let (admin, cntlid) = world.open_admin(&AttachParams::default());
     world.configure(admin, enabled().with_mps(1));
     assert_eq!(world.property(admin, PropertySize::Four, property::CSTS) & 0b11, 0b10);
     world.configure(admin, enabled().with_en(0));
@@ -192,13 +193,14 @@ fn invalid_configuration_is_fatal() {
 #[test]
 fn invalid_property_access_is_refused() {
     let mut world = World::new();
-    let (admin, _) = world.open_admin(&Manner::default());
+    let (admin, _) = world.open_admin(&AttachParams::default());
     for (attrib, offset) in [
         (PropertySize::Four, property::CAP),
         (PropertySize::Eight, property::CC),
         (PropertySize::Four, 0x1234),
     ] {
-        let done = world.say(admin, FabricsCommand::PropertyGet { attrib, offset }.emit());
+        let done =
+            world.send_dataless(admin, FabricsCommand::PropertyGet { attrib, offset }.emit());
         assert_eq!(done.status, Status::INVALID_FIELD.dnr(), "{offset:#x}");
     }
 }
@@ -206,16 +208,17 @@ fn invalid_property_access_is_refused() {
 #[test]
 fn host_refuses_a_wrong_controller_identifier() {
     let mut world = World::new();
-    let (admin, cntlid) = world.open_admin(&Manner::default());
+    let (admin, cntlid) = world.open_admin(&AttachParams::default());
     let mut controller = Controller::new(cntlid + 1, 1);
-    let trouble = world.initialize(admin, &mut controller).unwrap_err();
-    assert_eq!(trouble, InitError::InvalidField("CNTLID"));
+    let error = world.initialize(admin, &mut controller).unwrap_err();
+    assert_eq!(error, InitError::InvalidField("CNTLID"));
 }
 
 #[test]
 fn discovery_controller_initialization() {
     let mut world = World::new();
-    let client = world.attach(&Manner { subsystem: DISCOVERY_NQN, ..Manner::default() });
+    let client =
+        world.attach(&AttachParams { subsystem: DISCOVERY_NQN, ..AttachParams::default() });
     assert!(client.io.is_empty() && client.controller.namespaces().is_empty());
 }
 
@@ -226,7 +229,7 @@ fn read_only_disk_of_odd_size_includes_its_last_block() {
         export.access = Access::ReadOnly;
         export.resize(1_000_001);
     });
-    let client = world.attach(&Manner::default());
+    let client = world.attach(&AttachParams::default());
     let figure = &client.controller.namespaces()[0].identify;
     assert_eq!((figure.nsze.get(), figure.nvmcap.get()), (1954, 1954 * 512));
     assert!(world.read(client.io[0], 1953, 1).is_ok());
@@ -238,7 +241,8 @@ fn read_only_disk_of_odd_size_includes_its_last_block() {
     world.publish("nqn.x:writable", |export| {
         export.resize(1_000_001);
     });
-    let client = world.attach(&Manner { subsystem: "nqn.x:writable", ..Manner::default() });
+    let client =
+        world.attach(&AttachParams { subsystem: "nqn.x:writable", ..AttachParams::default() });
     assert_eq!(client.controller.namespaces()[0].identify.nsze.get(), 1953);
     assert_eq!(world.disks[1].export.bytes(), 999_936);
 }

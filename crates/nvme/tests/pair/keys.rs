@@ -15,12 +15,12 @@ use nvme::wire::feature::{AsyncEvent, aec, fid};
 use nvme::wire::log::{sectype, treq};
 use nvme::wire::text::parse_nqn;
 
-use crate::client::{Client, HOST, Manner};
+use crate::client::{AttachParams, Client, HOST};
 use crate::discovery::{attach_discovery, entries, log};
 use crate::world::{BYTES, DISK, World};
 
 const SECOND: &str = "nqn.2026-01.org.example:second";
-const STRANGER: &str = "nqn.2026-01.org.example:stranger";
+const UNKNOWN_HOST: &str = "nqn.2026-01.org.example:stranger";
 
 fn key(byte: u8) -> Key {
     Key { hash: Some(Hash::Sha256), key: Secret::new(vec![byte; 32]) }
@@ -73,10 +73,10 @@ fn channel(key: u64, subsystem: &str) -> Option<Arc<Channel>> {
 }
 
 /// Tries to connect an Admin queue. Returns its index, or status and dword 0 of the refusal.
-fn try_connect(world: &mut World, manner: &Manner) -> Result<usize, (Status, u32)> {
-    let line = world.connect(manner.options(Options::admin()), manner.data(0xffff));
+fn try_connect(world: &mut World, params: &AttachParams) -> Result<usize, (Status, u32)> {
+    let conn = world.connect(params.options(Options::admin()), params.data(0xffff));
     world.run();
-    world.lines[line].refused.map_or(Ok(line), Err)
+    world.connections[conn].refused.map_or(Ok(conn), Err)
 }
 
 fn refusals(world: &World) -> Vec<&'static str> {
@@ -95,7 +95,7 @@ fn attached(world: &World) -> Vec<Option<KeyId>> {
     world.events.iter().filter_map(proven).collect()
 }
 
-const TURNED_AWAY: (Status, u32) =
+const ACCESS_DENIED: (Status, u32) =
     (Status::CONNECT_INVALID_HOST.dnr(), ConnectField::Hostnqn.dw0());
 
 // ---- DH-HMAC-CHAP
@@ -117,7 +117,7 @@ fn all_groups_hashes_and_directions_work() {
             let groups = Group::ALL.to_vec();
             world.credentials = Some(Arc::new(Credentials { controller, groups, ..credentials() }));
             let (_, io) = world.attach_default();
-            assert!(world.lines[io].connected.unwrap().authentication_required);
+            assert!(world.connections[io].connected.unwrap().authentication_required);
             assert_eq!(world.write(io, 3, &[9; 512]), Status::SUCCESS);
             assert_eq!(world.read(io, 3, 1), Ok(vec![9; 512]));
             assert_eq!(attached(&world), [Some(KeyId::new(7))], "{group:?} {hash:?} {both}");
@@ -133,9 +133,9 @@ fn x13_wrong_key_is_refused() {
     let demanding = Credentials { controller: Some(key(9)), ..credentials() };
     for wrong in [other, demanding] {
         let mut world = keyed(host(true, false, ALL), Some(wrong));
-        let told = try_connect(&mut world, &Manner::default());
-        assert_eq!(told, Err((Status::AUTHENTICATION_REQUIRED.dnr(), 0)));
-        assert_eq!(world.lines[0].target_end, Some(Reason::Refused));
+        let notify_pending = try_connect(&mut world, &AttachParams::default());
+        assert_eq!(notify_pending, Err((Status::AUTHENTICATION_REQUIRED.dnr(), 0)));
+        assert_eq!(world.connections[0].target_end, Some(Reason::Refused));
         assert!(attached(&world).is_empty());
         assert_eq!(refusals(&world).len(), 1);
     }
@@ -146,7 +146,7 @@ fn x13_wrong_key_is_refused() {
 fn x13_null_group_alone_is_refused() {
     let lazy = Credentials { groups: vec![Group::Null], ..credentials() };
     let mut world = keyed(host(true, false, ALL), Some(lazy));
-    assert!(try_connect(&mut world, &Manner::default()).is_err());
+    assert!(try_connect(&mut world, &AttachParams::default()).is_err());
     assert_eq!(refusals(&world), ["it offers no allowed Diffie-Hellman group"]);
 }
 
@@ -155,10 +155,10 @@ fn x13_null_group_alone_is_refused() {
 fn x13_live_queue_can_reauthenticate() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
     let (client, io) = world.attach_default();
-    for line in [client.admin, io] {
-        assert!(world.lines[line].host.reauthenticate(77));
+    for conn in [client.admin, io] {
+        assert!(world.connections[conn].host.reauthenticate(77));
         world.run();
-        assert_eq!(world.status(line, 77), Status::SUCCESS);
+        assert_eq!(world.status(conn, 77), Status::SUCCESS);
     }
     assert!(world.read(io, 0, 1).is_ok());
     world.advance(Duration::from_secs(60));
@@ -173,19 +173,19 @@ fn failed_reauthentication_closes_the_queue() {
     // The host got another key with the same identifier: the old one is invalid.
     let changed = Host { chap: Some(key(5).emit()), ..host(true, false, ALL) };
     world.catalogue.set_policy(Policy { hosts: vec![Arc::new(changed)] });
-    assert!(world.lines[io].host.reauthenticate(77));
+    assert!(world.connections[io].host.reauthenticate(77));
     world.run();
     assert_eq!(world.status(io, 77), Status::AUTHENTICATION_REQUIRED.dnr());
-    assert_eq!(world.lines[io].target_end, Some(Reason::Refused));
-    assert_eq!(world.lines[client.admin].target_end, None);
+    assert_eq!(world.connections[io].target_end, Some(Reason::Refused));
+    assert_eq!(world.connections[client.admin].target_end, None);
 }
 
 /// Before authentication a host gets nothing, not even CAP, and times out.
 #[test]
 fn unauthenticated_host_gets_nothing() {
     let mut world = keyed(host(true, false, ALL), None);
-    let line = try_connect(&mut world, &Manner::default()).unwrap();
-    assert!(world.lines[line].connected.unwrap().authentication_required);
+    let conn = try_connect(&mut world, &AttachParams::default()).unwrap();
+    assert!(world.connections[conn].connected.unwrap().authentication_required);
     for sqe in [
         FabricsCommand::PropertyGet { attrib: PropertySize::Eight, offset: property::CAP }.emit(),
         FabricsCommand::PropertySet { attrib: PropertySize::Four, offset: property::CC, value: 1 }
@@ -195,14 +195,14 @@ fn unauthenticated_host_gets_nothing() {
         AdminCommand::AsyncEventRequest.emit(),
         AdminCommand::set_features(fid::NUMBER_OF_QUEUES, 0).emit(),
     ] {
-        assert_eq!(world.say(line, sqe).status, Status::AUTHENTICATION_REQUIRED.dnr());
+        assert_eq!(world.send_dataless(conn, sqe).status, Status::AUTHENTICATION_REQUIRED.dnr());
     }
-    let page = world.page(line, AdminCommand::identify(1, 0));
+    let page = world.page(conn, AdminCommand::identify(1, 0));
     assert_eq!(page, Err(Status::AUTHENTICATION_REQUIRED.dnr()));
     world.advance(Duration::from_secs(9));
-    assert_eq!(world.lines[line].target_end, None);
+    assert_eq!(world.connections[conn].target_end, None);
     world.advance(Duration::from_secs(1));
-    assert_eq!(world.lines[line].target_end, Some(Reason::Timeout));
+    assert_eq!(world.connections[conn].target_end, Some(Reason::Timeout));
     assert!(attached(&world).is_empty());
 }
 
@@ -211,17 +211,17 @@ fn unauthenticated_host_gets_nothing() {
 fn unauthenticated_host_learns_nothing() {
     let only_first = [(Some(DISK), Access::Writable)];
     for subsystem in [SECOND, "nqn.2026-01.org.example:none"] {
-        let manner = Manner { subsystem, ..Manner::default() };
+        let params = AttachParams { subsystem, ..AttachParams::default() };
         let mut world = keyed(host(true, false, &only_first), None);
-        let line = try_connect(&mut world, &manner).unwrap();
-        assert!(world.lines[line].connected.unwrap().authentication_required);
+        let conn = try_connect(&mut world, &params).unwrap();
+        assert!(world.connections[conn].connected.unwrap().authentication_required);
         for controller in [None, Some(key(2))] {
             let own = Credentials { controller, ..credentials() };
             let mut world = keyed(host(true, false, &only_first), Some(own));
-            let told = try_connect(&mut world, &manner);
+            let notify_pending = try_connect(&mut world, &params);
             world.advance(Duration::from_secs(1));
-            assert_eq!(world.lines[0].target_end, Some(Reason::Refused));
-            assert!(told.is_err() || told == Ok(0));
+            assert_eq!(world.connections[0].target_end, Some(Reason::Refused));
+            assert!(notify_pending.is_err() || notify_pending == Ok(0));
             assert!(attached(&world).is_empty());
             assert_eq!(refusals(&world).len(), 1);
         }
@@ -232,22 +232,23 @@ fn unauthenticated_host_learns_nothing() {
 #[test]
 fn unauthenticated_host_cannot_take_a_queue() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
-    let (admin, cntlid) = world.open_admin(&Manner::default());
+    let (admin, cntlid) = world.open_admin(&AttachParams::default());
     let mut controller = nvme::host::Controller::new(cntlid, 1);
     world.initialize(admin, &mut controller).unwrap();
     let own = world.credentials.take();
-    let squatter = world.open_io(&Manner::default(), cntlid, 1, 8192);
+    let squatter = world.open_io(&AttachParams::default(), cntlid, 1, 8192);
     world.credentials = own;
-    let io = world.open_io(&Manner::default(), cntlid, 1, 8192);
+    let io = world.open_io(&AttachParams::default(), cntlid, 1, 8192);
     assert!(world.read(io, 0, 1).is_ok());
     // The queue stays with the host after the other has disconnected; a second one is refused.
     world.cut(squatter);
-    let line = world.connect(Options::io(1, 16, 8192), Manner::default().data(cntlid));
+    let conn = world.connect(Options::io(1, 16, 8192), AttachParams::default().data(cntlid));
     world.run();
-    assert!(world.lines[line].refused.is_some());
+    assert!(world.connections[conn].refused.is_some());
     assert!(world.read(io, 0, 1).is_ok());
-    let said = ["DH-HMAC-CHAP authentication was not completed", "the queue identifier is in use"];
-    assert_eq!(refusals(&world), said);
+    let sent_by_host =
+        ["DH-HMAC-CHAP authentication was not completed", "the queue identifier is in use"];
+    assert_eq!(refusals(&world), sent_by_host);
 }
 
 #[test]
@@ -255,18 +256,18 @@ fn authenticating_queue_waits_for_orphaned_writes() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
     let (client, io) = world.attach_default();
     world.disk().held = true;
-    let data = world.filled(&[1; 512]);
+    let data = world.host_buffer(&[1; 512]);
     world.submit(io, crate::client::write(0, 1), Payload::Send(data), 1);
     world.run();
     world.cut(io);
     world.run();
-    let data = Manner::default().data(client.cntlid);
+    let data = AttachParams::default().data(client.cntlid);
     let again = world.connect(Options::io(1, 16, 8192), data);
     world.run();
-    assert!(world.lines[again].connected.is_none(), "the old write is still in flight");
+    assert!(world.connections[again].connected.is_none(), "the old write is still in flight");
     world.disk().held = false;
     world.run();
-    assert!(world.lines[again].connected.is_some(), "kept out for ever");
+    assert!(world.connections[again].connected.is_some(), "kept out for ever");
     assert!(world.read(again, 0, 1).is_ok());
 }
 
@@ -274,15 +275,15 @@ fn authenticating_queue_waits_for_orphaned_writes() {
 #[test]
 fn foreign_controllers_are_not_disclosed() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
-    let (_, cntlid) = world.open_admin(&Manner::default());
-    let second = Manner { subsystem: SECOND, ..Manner::default() };
-    let mut other = Manner::default().data(cntlid);
+    let (_, cntlid) = world.open_admin(&AttachParams::default());
+    let second = AttachParams { subsystem: SECOND, ..AttachParams::default() };
+    let mut other = AttachParams::default().data(cntlid);
     other.hostid = [4; 16];
-    for data in [Manner::default().data(cntlid + 1), second.data(cntlid), other] {
-        let line = world.connect(Options::io(1, 16, 8192), data);
+    for data in [AttachParams::default().data(cntlid + 1), second.data(cntlid), other] {
+        let conn = world.connect(Options::io(1, 16, 8192), data);
         world.run();
-        let told = (Status::CONNECT_INVALID_PARAMETERS.dnr(), ConnectField::Cntlid.dw0());
-        assert_eq!(world.lines[line].refused, Some(told));
+        let notify_pending = (Status::CONNECT_INVALID_PARAMETERS.dnr(), ConnectField::Cntlid.dw0());
+        assert_eq!(world.connections[conn].refused, Some(notify_pending));
     }
 }
 
@@ -292,7 +293,7 @@ fn controller_must_authenticate_if_required() {
     let demanding = Credentials { controller: Some(key(2)), ..credentials() };
     let mut open = World::new();
     open.credentials = Some(Arc::new(demanding));
-    assert!(try_connect(&mut open, &Manner::default()).is_err());
+    assert!(try_connect(&mut open, &AttachParams::default()).is_err());
 }
 
 // ---- TLS
@@ -310,37 +311,42 @@ fn host_with_tls_needs_nothing_else() {
 /// response.
 #[test]
 fn x15_all_access_denials_look_alike() {
-    let stranger = Manner { host: STRANGER, ..Manner::default() };
-    let second = Manner { subsystem: SECOND, ..Manner::default() };
-    let nothing = Manner { subsystem: "nqn.2026-01.org.example:none", ..Manner::default() };
-    let discovery = Manner { subsystem: DISCOVERY_NQN, ..Manner::default() };
+    let stranger = AttachParams { host: UNKNOWN_HOST, ..AttachParams::default() };
+    let second = AttachParams { subsystem: SECOND, ..AttachParams::default() };
+    let nothing =
+        AttachParams { subsystem: "nqn.2026-01.org.example:none", ..AttachParams::default() };
+    let discovery = AttachParams { subsystem: DISCOVERY_NQN, ..AttachParams::default() };
     let only_first: &[_] = &[(Some(DISK), Access::Writable)];
     let cases = [
         // Unknown host, with and without TLS.
         (&stranger, None, ALL),
         (&stranger, channel(7, DISK), ALL),
         // NQN without the key.
-        (&Manner::default(), None, ALL),
-        (&Manner::default(), channel(8, DISK), ALL),
+        (&AttachParams::default(), None, ALL),
+        (&AttachParams::default(), channel(8, DISK), ALL),
         (&second, None, ALL),
         (&nothing, None, ALL),
         (&discovery, None, ALL),
         // A key for another subsystem.
-        (&Manner::default(), channel(7, SECOND), ALL),
-        (&Manner::default(), channel(7, DISCOVERY_NQN), ALL),
+        (&AttachParams::default(), channel(7, SECOND), ALL),
+        (&AttachParams::default(), channel(7, DISCOVERY_NQN), ALL),
         (&discovery, channel(7, DISK), ALL),
         // The key, but no access to the disk.
         (&second, channel(7, SECOND), only_first),
         (&nothing, channel(7, nothing.subsystem), ALL),
     ];
-    for (manner, channel, rules) in cases {
+    for (params, channel, rules) in cases {
         let mut world = keyed(host(false, true, rules), None);
         world.channel = channel;
-        assert_eq!(try_connect(&mut world, manner), Err(TURNED_AWAY), "{manner:?}");
-        assert_eq!(world.lines[0].target_end, Some(Reason::Refused), "one question a connection");
+        assert_eq!(try_connect(&mut world, params), Err(ACCESS_DENIED), "{params:?}");
+        assert_eq!(
+            world.connections[0].target_end,
+            Some(Reason::Refused),
+            "one question a connection"
+        );
         assert_eq!(refusals(&world).len(), 1);
         assert!(
-            matches!(world.events.last(), Some(Event::Refused { host, .. }) if host == manner.host)
+            matches!(world.events.last(), Some(Event::Refused { host, .. }) if host == params.host)
         );
     }
 }
@@ -352,16 +358,16 @@ fn pairing_channel_grants_no_access() {
     world.channel = channel(7, DISK).map(|one| {
         Arc::new(Channel { key: None, identity: "storagetm-pair-1".to_owned(), ..(*one).clone() })
     });
-    assert_eq!(try_connect(&mut world, &Manner::default()), Err(TURNED_AWAY));
+    assert_eq!(try_connect(&mut world, &AttachParams::default()), Err(ACCESS_DENIED));
 }
 
 #[test]
 fn host_with_both_keys_needs_both() {
     let mut world = keyed(host(true, true, ALL), Some(credentials()));
-    assert_eq!(try_connect(&mut world, &Manner::default()), Err(TURNED_AWAY));
+    assert_eq!(try_connect(&mut world, &AttachParams::default()), Err(ACCESS_DENIED));
     world.channel = channel(7, DISK);
     let (_, io) = world.attach_default();
-    assert!(world.lines[io].connected.unwrap().authentication_required);
+    assert!(world.connections[io].connected.unwrap().authentication_required);
     assert!(world.read(io, 0, 1).is_ok());
     assert_eq!(attached(&world), [Some(KeyId::new(7))]);
 }
@@ -369,30 +375,31 @@ fn host_with_both_keys_needs_both() {
 #[test]
 fn queues_of_a_controller_share_the_channel() {
     let join = |world: &mut World, client: &Client| {
-        let line = world.connect(Options::io(1, 16, 8192), Manner::default().data(client.cntlid));
+        let conn =
+            world.connect(Options::io(1, 16, 8192), AttachParams::default().data(client.cntlid));
         world.run();
-        world.lines[line].refused
+        world.connections[conn].refused
     };
     let mut world = keyed(host(false, true, ALL), None);
     world.channel = channel(7, DISK);
-    let client = world.attach(&Manner { queues: 2, ..Manner::default() });
+    let client = world.attach(&AttachParams { queues: 2, ..AttachParams::default() });
     world.channel = None;
-    assert_eq!(join(&mut world, &client), Some(TURNED_AWAY));
+    assert_eq!(join(&mut world, &client), Some(ACCESS_DENIED));
     world.channel = channel(9, DISK);
-    assert_eq!(join(&mut world, &client), Some(TURNED_AWAY));
+    assert_eq!(join(&mut world, &client), Some(ACCESS_DENIED));
     // And the reverse.
     let mut open = World::new();
-    let client = open.attach(&Manner { queues: 2, ..Manner::default() });
+    let client = open.attach(&AttachParams { queues: 2, ..AttachParams::default() });
     open.channel = channel(7, DISK);
-    assert_eq!(join(&mut open, &client), Some(TURNED_AWAY));
+    assert_eq!(join(&mut open, &client), Some(ACCESS_DENIED));
 }
 
 #[test]
 fn authentication_generates_a_tls_psk() {
     let own = Credentials { concatenate: true, ..credentials() };
     let mut world = keyed(host(true, false, ALL), Some(own));
-    let (admin, cntlid) = world.open_admin(&Manner::default());
-    let ours = world.lines[admin].host.take_psks();
+    let (admin, cntlid) = world.open_admin(&AttachParams::default());
+    let ours = world.connections[admin].host.take_psks();
     let theirs = world.target.generated_psks(world.now);
     assert_eq!(theirs.iter().map(|(_, psk)| psk.clone()).collect::<Vec<_>>(), ours);
     assert!(theirs.iter().all(|(key, _)| *key == KeyId::new(7)));
@@ -401,9 +408,9 @@ fn authentication_generates_a_tls_psk() {
     let mut controller = nvme::host::Controller::new(cntlid, 1);
     world.initialize(admin, &mut controller).unwrap();
     world.credentials = Some(Arc::new(credentials()));
-    let line = world.connect(Options::io(1, 16, 8192), Manner::default().data(cntlid));
+    let conn = world.connect(Options::io(1, 16, 8192), AttachParams::default().data(cntlid));
     world.run();
-    assert_eq!(world.lines[line].refused, Some(TURNED_AWAY));
+    assert_eq!(world.connections[conn].refused, Some(ACCESS_DENIED));
     // With TLS no further authentication is required.
     world.credentials = None;
     world.channel = channel(7, DISK)
@@ -428,15 +435,15 @@ fn x16_revoked_host_is_disconnected_at_once() {
         world.read(io, 0, 1).unwrap();
         world.catalogue.set_policy(Policy::default());
         world.notify(&Notice::StateChanged);
-        assert_eq!(world.lines[client.admin].target_end, Some(Reason::Refused));
-        assert!(world.lines[io].target_end.is_some());
+        assert_eq!(world.connections[client.admin].target_end, Some(Reason::Refused));
+        assert!(world.connections[io].target_end.is_some());
         let gone = world.events.iter().find_map(|event| match event {
             Event::Detached { reason, read, written, .. } => Some((*reason, *read, *written)),
             _ => None,
         });
         assert_eq!(gone, Some((Reason::Refused, 512, 1024)));
         assert_eq!(refusals(&world), ["access denied to this host"]);
-        assert_eq!(try_connect(&mut world, &Manner::default()), Err(TURNED_AWAY));
+        assert_eq!(try_connect(&mut world, &AttachParams::default()), Err(ACCESS_DENIED));
     }
 }
 
@@ -455,15 +462,15 @@ fn x16_changed_keys_or_rules_disconnect_the_host() {
         change(&mut changed);
         world.catalogue.set_policy(Policy { hosts: vec![Arc::new(changed)] });
         world.notify(&Notice::StateChanged);
-        assert_eq!(world.lines[client.admin].target_end, Some(Reason::Refused));
-        assert!(world.lines[io].target_end.is_some());
+        assert_eq!(world.connections[client.admin].target_end, Some(Reason::Refused));
+        assert!(world.connections[io].target_end.is_some());
     }
     // During authentication, too.
     let mut world = keyed(host(true, false, ALL), None);
-    let line = try_connect(&mut world, &Manner::default()).unwrap();
+    let conn = try_connect(&mut world, &AttachParams::default()).unwrap();
     world.catalogue.set_policy(Policy { hosts: vec![Arc::new(host(false, true, ALL))] });
     world.notify(&Notice::StateChanged);
-    assert_eq!(world.lines[line].target_end, Some(Reason::Refused));
+    assert_eq!(world.connections[conn].target_end, Some(Reason::Refused));
 }
 
 #[test]
@@ -472,7 +479,7 @@ fn reduced_access_takes_effect_at_once() {
     let (client, io) = world.attach_default();
     let wanted =
         AdminCommand::set_features(fid::ASYNC_EVENT_CONFIGURATION, aec::NAMESPACE_ATTRIBUTE);
-    assert_eq!(world.say(client.admin, wanted.emit()).status, Status::SUCCESS);
+    assert_eq!(world.send_dataless(client.admin, wanted.emit()).status, Status::SUCCESS);
     world.submit(client.admin, AdminCommand::AsyncEventRequest.emit(), Payload::None, 5);
     let narrowed = host(true, false, &[(None, Access::ReadOnly)]);
     world.catalogue.set_policy(Policy { hosts: vec![Arc::new(narrowed)] });
@@ -480,8 +487,8 @@ fn reduced_access_takes_effect_at_once() {
     world.run();
     assert_eq!(world.write(io, 0, &[1; 512]), Status::NAMESPACE_WRITE_PROTECTED.dnr());
     assert!(world.read(io, 0, 1).is_ok());
-    let told = world.taken(client.admin, 5).unwrap();
-    assert_eq!(AsyncEvent::parse(told.result as u32), AsyncEvent::NAMESPACE_CHANGED);
+    let notify_pending = world.completion(client.admin, 5).unwrap();
+    assert_eq!(AsyncEvent::parse(notify_pending.result as u32), AsyncEvent::NAMESPACE_CHANGED);
 }
 
 /// X17: a read-only host reads. It cannot write, use another disk, or send other commands.
@@ -495,16 +502,19 @@ fn x17_read_only_host_can_only_read() {
     let (nsid, slba, nlb, fua) = (1, 0, 1, false);
     for deallocate in [false, true] {
         let zeroes = IoCommand::WriteZeroes { nsid, slba, nlb, fua, deallocate };
-        assert_eq!(world.say(io, zeroes.emit()).status, Status::NAMESPACE_WRITE_PROTECTED.dnr());
+        assert_eq!(
+            world.send_dataless(io, zeroes.emit()).status,
+            Status::NAMESPACE_WRITE_PROTECTED.dnr()
+        );
     }
     // Format, Security Send, Firmware Download, Sanitize, and a vendor specific command.
     for opcode in [0x80, 0x81, 0x11, 0x84, 0xc1] {
         let mut sqe = AdminCommand::KeepAlive.emit();
         (sqe.opcode, sqe.nsid) = (opcode, 1.into());
-        assert_eq!(world.say(client.admin, sqe).status, Status::INVALID_OPCODE.dnr());
+        assert_eq!(world.send_dataless(client.admin, sqe).status, Status::INVALID_OPCODE.dnr());
     }
     assert!(world.disk().changes().is_empty());
-    let second = Manner { subsystem: SECOND, ..Manner::default() };
+    let second = AttachParams { subsystem: SECOND, ..AttachParams::default() };
     assert!(try_connect(&mut world, &second).is_err());
     assert_eq!(refusals(&world), ["access denied to this host"]);
 }
@@ -516,7 +526,7 @@ fn removed_disk_does_not_disconnect_its_host() {
     world.catalogue.withdraw(DISK);
     world.notify(&Notice::StateChanged);
     world.run();
-    assert_eq!(world.lines[client.admin].target_end, None);
+    assert_eq!(world.connections[client.admin].target_end, None);
     assert!(world.read(io, 0, 1).is_err());
     world.publish(DISK, |_| {});
     world.run();
@@ -560,7 +570,7 @@ fn log_lists_accessible_disks_and_security() {
 fn discovery_port_refuses_disks_with_keys() {
     let mut world = keyed(host(true, false, ALL), Some(credentials()));
     world.port = Port::Discovery { disks_at: 4420 };
-    assert!(try_connect(&mut world, &Manner::default()).is_err());
+    assert!(try_connect(&mut world, &AttachParams::default()).is_err());
     assert_eq!(refusals(&world), ["no such disk is exported here"]);
     attach_discovery(&mut world);
 }
@@ -569,7 +579,7 @@ fn discovery_port_refuses_disks_with_keys() {
 #[test]
 fn detach_reports_the_bytes_transferred() {
     let mut world = World::new();
-    let client = world.attach(&Manner { queues: 2, ..Manner::default() });
+    let client = world.attach(&AttachParams { queues: 2, ..AttachParams::default() });
     for &io in &client.io {
         world.write(io, 0, &[1; 1536]);
         world.read(io, 0, 2).unwrap();
@@ -577,9 +587,9 @@ fn detach_reports_the_bytes_transferred() {
     world.cut(client.io[0]);
     world.read(client.io[1], 0, (BYTES / 512).min(8) as u32).unwrap();
     world.cut(client.admin);
-    let said = world.events.iter().find_map(|event| match event {
+    let sent_by_host = world.events.iter().find_map(|event| match event {
         Event::Detached { read, written, .. } => Some((*read, *written)),
         _ => None,
     });
-    assert_eq!(said, Some((2 * 1024 + 8 * 512, 2 * 1536)));
+    assert_eq!(sent_by_host, Some((2 * 1024 + 8 * 512, 2 * 1536)));
 }

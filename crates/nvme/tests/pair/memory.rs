@@ -7,7 +7,7 @@ use nvme::host::Payload;
 use nvme::status::Status;
 use nvme::wire::command::Fuse;
 
-use crate::client::{Manner, compare, pattern, read, write};
+use crate::client::{AttachParams, compare, pattern, read, write};
 use crate::world::{BYTES, Chunks, Order, World};
 
 #[test]
@@ -16,7 +16,7 @@ fn all_commands_complete_in_minimal_memory() {
         let mut world = World::with_memory(4096);
         world.seed(seed);
         (world.order, world.chunks) = (Order::Random, Chunks::Random);
-        let client = world.attach(&Manner { queues: 2, ..Manner::default() });
+        let client = world.attach(&AttachParams { queues: 2, ..AttachParams::default() });
         for &io in &client.io {
             for tag in 0..100_u32 {
                 let len = [512, 4096, 16_384, 131_072, 1 << 20][world.random(5)];
@@ -27,15 +27,15 @@ fn all_commands_complete_in_minimal_memory() {
                         world.submit(io, read(lba, nlb), Payload::Receive(buffer), tag);
                     }
                     1 => {
-                        let data = world.filled(&pattern(tag.into(), len));
+                        let data = world.host_buffer(&pattern(tag.into(), len));
                         world.submit(io, write(lba, nlb), Payload::Send(data), tag);
                     }
                     2 => {
-                        let data = world.filled(&pattern(tag.into(), len));
+                        let data = world.host_buffer(&pattern(tag.into(), len));
                         world.submit(io, write(lba, nlb), Payload::SendByR2t(data), tag);
                     }
                     _ => {
-                        let data = world.filled(&pattern(tag.into(), len));
+                        let data = world.host_buffer(&pattern(tag.into(), len));
                         world.submit(io, compare(lba, nlb), Payload::Send(data), tag);
                     }
                 }
@@ -61,16 +61,17 @@ fn pairs_complete_in_minimal_memory() {
         let (_, io) = world.attach_default();
         for pair in 0..20_u32 {
             let len = 65_536;
-            let (first, second) = (world.filled(&vec![0; len]), world.filled(&vec![1; len]));
+            let (first, second) =
+                (world.host_buffer(&vec![0; len]), world.host_buffer(&vec![1; len]));
             let (first, second) = (Payload::SendByR2t(first), Payload::SendByR2t(second));
             world.submit(io, compare(0, 128).with_fuse(Fuse::First), first, pair * 3);
             world.submit(io, write(0, 128).with_fuse(Fuse::Second), second, pair * 3 + 1);
-            let data = world.filled(&pattern(pair.into(), 1 << 20));
+            let data = world.host_buffer(&pattern(pair.into(), 1 << 20));
             world.submit(io, write(2048, 2048), Payload::SendByR2t(data), pair * 3 + 2);
         }
         world.run();
         for tag in 0..60 {
-            assert!(world.taken(io, tag).is_some(), "{tag} never ended");
+            assert!(world.completion(io, tag).is_some(), "{tag} never ended");
         }
     }
 }
@@ -81,7 +82,7 @@ fn stream_pauses_without_a_capsule_buffer() {
     let (_, io) = world.attach_default();
     world.disk().held = true;
     for tag in 0..120_u32 {
-        let data = world.filled(&pattern(tag.into(), 16_384));
+        let data = world.host_buffer(&pattern(tag.into(), 16_384));
         world.submit(io, write(u64::from(tag) * 32, 32), Payload::Send(data), tag);
     }
     world.run();
@@ -121,9 +122,9 @@ fn small_requests_do_not_starve_a_large_one() {
 }
 
 /// Other hosts that hold all the memory, until they are dropped.
-struct Greedy(#[allow(dead_code, reason = "what is held")] Vec<Buffer>);
+struct MemoryHog(#[allow(dead_code, reason = "what is held")] Vec<Buffer>);
 
-impl Greedy {
+impl MemoryHog {
     fn new(budget: &Arc<Budget>) -> Self {
         let pool = Pool::with_budget(usize::MAX, budget.clone());
         let mut held = Vec::new();
@@ -153,7 +154,7 @@ fn r34_failing_allocations_lose_no_data() {
     let mut refused = 0;
     for round in 0..90_u64 {
         world.seed(round);
-        let mut greedy = (round % 3 == 0).then(|| Greedy::new(&budget));
+        let mut greedy = (round % 3 == 0).then(|| MemoryHog::new(&budget));
         // Each in an area of its own: reads and writes, in-capsule and by R2T.
         let mut reads = Vec::new();
         for tag in 0..32_u32 {
@@ -170,25 +171,25 @@ fn r34_failing_allocations_lose_no_data() {
                     continue;
                 }
                 1 => {
-                    let data = world.filled(&bytes);
+                    let data = world.host_buffer(&bytes);
                     world.submit(io, write(lba, nlb), Payload::Send(data), tag);
                 }
                 _ => {
-                    let data = world.filled(&bytes);
+                    let data = world.host_buffer(&bytes);
                     world.submit(io, write(lba, nlb), Payload::SendByR2t(data), tag);
                 }
             }
             model[place].copy_from_slice(&bytes);
         }
         world.run();
-        refused += world.lines[io].host.in_flight();
+        refused += world.connections[io].host.in_flight();
         greedy.take();
         // A command that waits with in-capsule data consumes more of the stream in the next turn
         // only.
         (0..3).for_each(|_| world.run());
         for tag in 0..32 {
             let done =
-                world.taken(io, tag).unwrap_or_else(|| panic!("{tag} of {round} never ended"));
+                world.completion(io, tag).unwrap_or_else(|| panic!("{tag} of {round} never ended"));
             assert_eq!(done.status, Status::SUCCESS);
             if let Some((_, place)) = reads.iter().find(|(read, _)| *read == tag) {
                 assert!(done.buffer.unwrap().bytes() == &model[place.clone()], "{round}");

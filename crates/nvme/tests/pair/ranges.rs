@@ -41,7 +41,7 @@ fn copy(world: &mut World, io: usize, sdlba: u64, format: u8, sources: &[(u64, u
     }
     let ranges = sources.len() as u16;
     let sqe = IoCommand::Copy { nsid: 1, sdlba, ranges, format, fua: false }.emit();
-    let data = world.filled(&data);
+    let data = world.host_buffer(&data);
     world.command(io, sqe, Payload::Send(data)).status
 }
 
@@ -49,21 +49,21 @@ fn copy(world: &mut World, io: usize, sdlba: u64, format: u8, sources: &[(u64, u
 fn write_zeroes_of_any_length() {
     let mut world = World::new();
     let (_, io) = world.attach_default();
-    assert_eq!(world.say(io, zeroes(8, 4096)).status, Status::SUCCESS);
+    assert_eq!(world.send_dataless(io, zeroes(8, 4096)).status, Status::SUCCESS);
     assert!(world.disk().bytes[4096..4096 + 4096 * 512].iter().all(|&byte| byte == 0));
     assert_eq!(world.disk().bytes[4096 + 4096 * 512], (4104 % 251) as u8);
     let beyond = (BYTES / 512) as u64 - 1;
-    assert_eq!(world.say(io, zeroes(beyond, 2)).status, Status::LBA_OUT_OF_RANGE.dnr());
+    assert_eq!(world.send_dataless(io, zeroes(beyond, 2)).status, Status::LBA_OUT_OF_RANGE.dnr());
 }
 
 #[test]
 fn ranges_are_checked_before_the_first_discard() {
     let mut world = World::new();
     let (_, io) = world.attach_default();
-    let data = world.filled(&list(&[(0, 8), (100, 0), (200, 16)]));
+    let data = world.host_buffer(&list(&[(0, 8), (100, 0), (200, 16)]));
     assert_eq!(world.command(io, discard(3), Payload::Send(data)).status, Status::SUCCESS);
     assert_eq!(world.disk().changes(), [(Op::Discard, 0, 4096), (Op::Discard, 102_400, 8192)]);
-    let data = world.filled(&list(&[(0, 8), ((BYTES / 512) as u64, 1)]));
+    let data = world.host_buffer(&list(&[(0, 8), ((BYTES / 512) as u64, 1)]));
     let done = world.command(io, discard(2), Payload::Send(data));
     assert_eq!(done.status, Status::LBA_OUT_OF_RANGE.dnr());
     assert_eq!(world.disk().changes().len(), 2);
@@ -75,11 +75,13 @@ fn oversized_range_lists_are_accepted() {
     let (_, io) = world.attach_default();
     let mut page = list(&[(16, 8)]);
     page.resize(4096, 0xff);
-    for payload in [Payload::Send(world.filled(&page)), Payload::SendByR2t(world.filled(&page))] {
+    for payload in
+        [Payload::Send(world.host_buffer(&page)), Payload::SendByR2t(world.host_buffer(&page))]
+    {
         assert_eq!(world.command(io, discard(1), payload).status, Status::SUCCESS);
     }
     let many: Vec<_> = (0..256).map(|at| (at * 8, 4)).collect();
-    let data = world.filled(&list(&many));
+    let data = world.host_buffer(&list(&many));
     assert_eq!(world.command(io, discard(256), Payload::Send(data)).status, Status::SUCCESS);
     assert_eq!(world.disk().changes().len(), 258);
 }
@@ -89,7 +91,7 @@ fn dataset_hints_change_nothing() {
     let mut world = World::new();
     let (_, io) = world.attach_default();
     let hint = IoCommand::DatasetManagement { nsid: 1, ranges: 1, deallocate: false }.emit();
-    let data = world.filled(&list(&[(0, 8)]));
+    let data = world.host_buffer(&list(&[(0, 8)]));
     assert_eq!(world.command(io, hint, Payload::Send(data)).status, Status::SUCCESS);
     assert!(world.disk().changes().is_empty());
 }
@@ -101,11 +103,11 @@ fn compare_works_in_capsule_and_by_r2t() {
     for nlb in [1, 32, 64, 2048] {
         let len = nlb as usize * 512;
         let mut data = world.disk().bytes[..len].to_vec();
-        let equal = world.filled(&data);
+        let equal = world.host_buffer(&data);
         let done = world.command(io, compare(0, nlb), Payload::Send(equal));
         assert_eq!(done.status, Status::SUCCESS, "{nlb}");
         data[len - 1] ^= 1;
-        let different = world.filled(&data);
+        let different = world.host_buffer(&data);
         let done = world.command(io, compare(0, nlb), Payload::Send(different));
         assert_eq!(done.status, Status::COMPARE_FAILURE.dnr(), "{nlb}");
     }
@@ -115,14 +117,17 @@ fn compare_works_in_capsule_and_by_r2t() {
 fn verify_reports_unreadable_blocks() {
     let mut world = World::new();
     let (_, io) = world.attach_default();
-    assert_eq!(world.say(io, verify(1, 8000)).status, Status::SUCCESS);
+    assert_eq!(world.send_dataless(io, verify(1, 8000)).status, Status::SUCCESS);
     let read: u64 = world.disk().log.iter().map(|&(_, _, len)| len).sum();
     assert_eq!(read, 8000 * 512);
     world.disk().faults = Box::new(|_, offset, len| {
         (offset..offset + len).contains(&(7777 * 512)).then_some(Fault::Io)
     });
-    assert_eq!(world.say(io, verify(1, 8000)).status, Status::UNRECOVERED_READ_ERROR.dnr());
-    assert_eq!(world.say(io, verify(0, 7000)).status, Status::SUCCESS);
+    assert_eq!(
+        world.send_dataless(io, verify(1, 8000)).status,
+        Status::UNRECOVERED_READ_ERROR.dnr()
+    );
+    assert_eq!(world.send_dataless(io, verify(0, 7000)).status, Status::SUCCESS);
 }
 
 #[test]

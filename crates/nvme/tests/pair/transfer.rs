@@ -4,7 +4,7 @@ use nvme::host::Payload;
 use nvme::status::Status;
 use nvme::tcp::{Deframer, Pdu, Piece, Side, pdu};
 
-use crate::client::{Manner, pattern, read, write};
+use crate::client::{AttachParams, pattern, read, write};
 use crate::world::{BYTES, Chunks, Order, World};
 
 /// 512 bytes to 1 MiB, around all limits.
@@ -55,9 +55,14 @@ fn all_connection_options_transfer_data() {
                 let mut world = World::new();
                 world.in_place = hpda == 1;
                 let (header_digest, data_digest) = (digests & 1 != 0, digests & 2 != 0);
-                let manner =
-                    Manner { header_digest, data_digest, hpda, flow_control, ..Manner::default() };
-                let client = world.attach(&manner);
+                let params = AttachParams {
+                    header_digest,
+                    data_digest,
+                    hpda,
+                    flow_control,
+                    ..AttachParams::default()
+                };
+                let client = world.attach(&params);
                 for len in [512, 16_384, 131_072] {
                     write_and_read_back(&mut world, client.io[0], len, 8);
                 }
@@ -70,10 +75,11 @@ fn all_connection_options_transfer_data() {
 fn all_alignments_are_respected() {
     for hpda in 0..=31 {
         let mut world = World::new();
-        let client = world.attach(&Manner { hpda, header_digest: true, ..Manner::default() });
-        let before = world.heard(client.io[0]).len();
+        let client =
+            world.attach(&AttachParams { hpda, header_digest: true, ..AttachParams::default() });
+        let before = world.sent_by_target(client.io[0]).len();
         world.read(client.io[0], 0, 8).unwrap();
-        let pdu = &world.heard(client.io[0])[before..];
+        let pdu = &world.sent_by_target(client.io[0])[before..];
         assert_eq!(pdu[0], pdu::kind::C2H_DATA);
         assert_eq!(usize::from(pdu[3]) % ((usize::from(hpda) + 1) * 4), 0, "HPDA {hpda}");
     }
@@ -85,8 +91,9 @@ fn any_chunk_size_is_received() {
         for in_place in [false, true] {
             let mut world = World::new();
             (world.chunks, world.in_place) = (Chunks::Fixed(chunk), in_place);
-            let manner = Manner { header_digest: true, data_digest: true, ..Manner::default() };
-            let client = world.attach(&manner);
+            let params =
+                AttachParams { header_digest: true, data_digest: true, ..AttachParams::default() };
+            let client = world.attach(&params);
             for len in [512, 20_480] {
                 write_and_read_back(&mut world, client.io[0], len, 1);
             }
@@ -95,9 +102,9 @@ fn any_chunk_size_is_received() {
 }
 
 /// Returns the PDUs that the target sent on a connection from that byte on.
-fn pdus(world: &World, line: usize, from: usize) -> Vec<Pdu> {
+fn pdus(world: &World, conn: usize, from: usize) -> Vec<Pdu> {
     let (mut reader, mut bytes, mut found) =
-        (Deframer::new(Side::Host, 0), &world.heard(line)[from..], Vec::new());
+        (Deframer::new(Side::Host, 0), &world.sent_by_target(conn)[from..], Vec::new());
     loop {
         match reader.next(bytes).unwrap() {
             Piece::Incomplete => return found,
@@ -115,8 +122,8 @@ fn pdus(world: &World, line: usize, from: usize) -> Vec<Pdu> {
 fn success_flag_replaces_the_response_capsule() {
     for flow_control in [false, true] {
         let mut world = World::new();
-        let client = world.attach(&Manner { flow_control, ..Manner::default() });
-        let before = world.heard(client.io[0]).len();
+        let client = world.attach(&AttachParams { flow_control, ..AttachParams::default() });
+        let before = world.sent_by_target(client.io[0]).len();
         world.read(client.io[0], 0, 1).unwrap();
         let sent = pdus(&world, client.io[0], before);
         match &sent[..] {
@@ -132,9 +139,9 @@ fn success_flag_replaces_the_response_capsule() {
 #[test]
 fn sqhd_wraps_around() {
     let mut world = World::new();
-    let client = world.attach(&Manner { entries: 5, ..Manner::default() });
+    let client = world.attach(&AttachParams { entries: 5, ..AttachParams::default() });
     let io = client.io[0];
-    let before = world.heard(io).len();
+    let before = world.sent_by_target(io).len();
     for _ in 0..12 {
         world.write(io, 0, &[1; 512]);
     }
@@ -151,7 +158,7 @@ fn small_writes_are_in_capsule_and_large_ones_by_r2t() {
     let mut world = World::new();
     let (_, io) = world.attach_default();
     for (len, asked) in [(16_384, false), (16_896, true)] {
-        let before = world.heard(io).len();
+        let before = world.sent_by_target(io).len();
         world.write(io, 0, &vec![1; len]);
         let is_r2t = |pdu: &Pdu| matches!(pdu, Pdu::R2t { .. });
         assert_eq!(pdus(&world, io, before).iter().any(is_r2t), asked, "{len}");
@@ -164,25 +171,29 @@ fn full_queue_completes_every_command_once() {
         for flow_control in [false, true] {
             let mut world = World::new();
             world.order = order;
-            let client = world.attach(&Manner { entries: 64, flow_control, ..Manner::default() });
+            let client = world.attach(&AttachParams {
+                entries: 64,
+                flow_control,
+                ..AttachParams::default()
+            });
             let io = client.io[0];
             let mut tag = 0;
-            while world.lines[io].host.can_submit() {
+            while world.connections[io].host.can_submit() {
                 let buffer = world.buffer(4096);
                 world.submit(io, read(u64::from(tag) * 8, 8), Payload::Receive(buffer), tag);
                 tag += 1;
             }
             assert_eq!(tag, 63);
-            let refused = world.lines[io].host.submit(read(0, 1), Payload::None, 99);
+            let refused = world.connections[io].host.submit(read(0, 1), Payload::None, 99);
             assert!(matches!(refused, Err(nvme::host::SubmitError::Full(_))));
             world.run();
             for tag in 0..63 {
-                let done = world.taken(io, tag).unwrap();
+                let done = world.completion(io, tag).unwrap();
                 let start = tag as usize * 4096;
                 let expected = world.disk().bytes[start..start + 4096].to_vec();
                 assert_eq!(done.buffer.unwrap().bytes(), expected, "{order:?} {tag}");
             }
-            assert!(world.lines[io].done.is_empty());
+            assert!(world.connections[io].done.is_empty());
         }
     }
 }
@@ -214,8 +225,8 @@ fn sgl_length_mismatch_is_refused() {
         let done = world.command(io, read(0, 2), Payload::Receive(buffer));
         assert_eq!(done.status, Status::DATA_SGL_LENGTH_INVALID.dnr());
         for payload in [
-            Payload::Send(world.filled(&vec![1; len])),
-            Payload::SendByR2t(world.filled(&vec![1; len])),
+            Payload::Send(world.host_buffer(&vec![1; len])),
+            Payload::SendByR2t(world.host_buffer(&vec![1; len])),
         ] {
             let done = world.command(io, write(0, 2), payload);
             assert_eq!(done.status, Status::DATA_SGL_LENGTH_INVALID.dnr());

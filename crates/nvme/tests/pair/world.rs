@@ -46,7 +46,7 @@ pub(crate) struct World {
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) target: Arc<Target>,
     pub(crate) disks: Vec<Disk>,
-    pub(crate) lines: Vec<Line>,
+    pub(crate) connections: Vec<Connection>,
     pub(crate) events: Vec<Event>,
     pub(crate) chunks: Chunks,
     pub(crate) order: Order,
@@ -63,9 +63,9 @@ pub(crate) struct World {
     seed: u64,
     pool: Pool,
     memory: Account,
-    roused: bool,
+    notified: bool,
     /// Number of [`Step::Notify`].
-    pub(crate) rouses: usize,
+    pub(crate) notifications: usize,
 }
 
 /// A disk with its pending requests.
@@ -81,11 +81,11 @@ pub(crate) struct Disk {
 }
 
 /// A connection with both ends.
-pub(crate) struct Line {
+pub(crate) struct Connection {
     pub(crate) host: host::Queue,
     session: Option<nvme::target::Queue>,
-    to_target: Way,
-    to_host: Way,
+    to_target: Direction,
+    to_host: Direction,
     pub(crate) done: Vec<Completion>,
     pub(crate) connected: Option<ConnectResponse>,
     pub(crate) refused: Option<(Status, u32)>,
@@ -93,12 +93,12 @@ pub(crate) struct Line {
     pub(crate) target_end: Option<Reason>,
     pub(crate) submitted: usize,
     pub(crate) completed: usize,
-    told: bool,
+    notify_pending: bool,
 }
 
 /// One direction of a connection.
 #[derive(Default)]
-struct Way {
+struct Direction {
     bytes: Vec<u8>,
     /// Number of bytes that arrived and were not consumed.
     arrived: usize,
@@ -106,7 +106,7 @@ struct Way {
     all: Vec<u8>,
 }
 
-impl Way {
+impl Direction {
     fn push(&mut self, segment: &Segment) {
         for part in segment.parts() {
             self.bytes.extend_from_slice(part);
@@ -143,7 +143,7 @@ impl World {
             catalogue,
             target,
             disks: Vec::new(),
-            lines: Vec::new(),
+            connections: Vec::new(),
             events: Vec::new(),
             chunks: Chunks::Fixed(65_536),
             order: Order::First,
@@ -156,8 +156,8 @@ impl World {
             seed: 0x9e37_79b9_7f4a_7c15,
             pool: Pool::new(16 << 20),
             memory: Pool::new(1 << 30).open(),
-            roused: false,
-            rouses: 0,
+            notified: false,
+            notifications: 0,
         };
         world.publish(DISK, change);
         world
@@ -219,7 +219,7 @@ impl World {
 
     /// Returns whether no session is left.
     pub(crate) fn has_no_sessions(&self) -> bool {
-        self.lines.iter().all(|line| line.session.is_none())
+        self.connections.iter().all(|conn| conn.session.is_none())
     }
 
     /// Opens a connection. Nothing has been sent yet.
@@ -235,11 +235,11 @@ impl World {
             Some(own) => host::Queue::with_credentials(options, data, own.clone()),
         };
         let session = self.target.session(peer, self.port, self.pool.open(), self.now);
-        self.lines.push(Line {
+        self.connections.push(Connection {
             host,
             session: Some(session),
-            to_target: Way::default(),
-            to_host: Way::default(),
+            to_target: Direction::default(),
+            to_host: Direction::default(),
             done: Vec::new(),
             connected: None,
             refused: None,
@@ -247,9 +247,9 @@ impl World {
             target_end: None,
             submitted: 0,
             completed: 0,
-            told: false,
+            notify_pending: false,
         });
-        self.lines.len() - 1
+        self.connections.len() - 1
     }
 
     /// A buffer of the host.
@@ -262,18 +262,18 @@ impl World {
     }
 
     /// Returns all bytes that the target sent on a connection.
-    pub(crate) fn heard(&self, line: usize) -> &[u8] {
-        &self.lines[line].to_host.all
+    pub(crate) fn sent_by_target(&self, conn: usize) -> &[u8] {
+        &self.connections[conn].to_host.all
     }
 
     /// Returns all bytes that the host sent on a connection.
-    pub(crate) fn said(&self, line: usize) -> &[u8] {
-        &self.lines[line].to_target.all
+    pub(crate) fn sent_by_host(&self, conn: usize) -> &[u8] {
+        &self.connections[conn].to_target.all
     }
 
     /// Returns the number of bytes that the target has not consumed.
-    pub(crate) fn unconsumed(&self, line: usize) -> usize {
-        self.lines[line].to_target.bytes.len()
+    pub(crate) fn unconsumed(&self, conn: usize) -> usize {
+        self.connections[conn].to_target.bytes.len()
     }
 
     // ---- events
@@ -281,7 +281,7 @@ impl World {
     /// Runs until idle.
     pub(crate) fn run(&mut self) {
         let mut turns = 0;
-        while self.turn() {
+        while self.run_once() {
             turns += 1;
             assert!(turns < 20_000_000, "it never comes to rest");
         }
@@ -290,16 +290,16 @@ impl World {
     /// Runs a limited number of turns.
     pub(crate) fn run_turns(&mut self, turns: usize) {
         for _ in 0..turns {
-            self.turn();
+            self.run_once();
         }
     }
 
     /// Advances the time.
     pub(crate) fn advance(&mut self, time: Duration) {
         self.now += time;
-        for at in 0..self.lines.len() {
+        for at in 0..self.connections.len() {
             let now = self.now;
-            if let Some(session) = &mut self.lines[at].session
+            if let Some(session) = &mut self.connections[at].session
                 && session.deadline().is_some_and(|deadline| deadline <= now)
             {
                 session.tick(now);
@@ -310,32 +310,32 @@ impl World {
     }
 
     /// Notifies all sessions.
-    pub(crate) fn notify(&mut self, news: &Notice) {
-        for at in 0..self.lines.len() {
-            self.notify_one(at, news);
+    pub(crate) fn notify(&mut self, notice: &Notice) {
+        for at in 0..self.connections.len() {
+            self.notify_one(at, notice);
         }
     }
 
     /// Breaks a connection; bytes in transit are lost.
     pub(crate) fn cut(&mut self, at: usize) {
-        let line = &mut self.lines[at];
-        (line.to_host.bytes, line.to_target.bytes) = (Vec::new(), Vec::new());
-        (line.to_host.arrived, line.to_target.arrived) = (0, 0);
-        line.told = true;
+        let conn = &mut self.connections[at];
+        (conn.to_host.bytes, conn.to_target.bytes) = (Vec::new(), Vec::new());
+        (conn.to_host.arrived, conn.to_target.arrived) = (0, 0);
+        conn.notify_pending = true;
         self.notify_one(at, &Notice::Disconnected);
     }
 
-    fn notify_one(&mut self, at: usize, news: &Notice) {
+    fn notify_one(&mut self, at: usize, notice: &Notice) {
         let now = self.now;
-        if let Some(session) = &mut self.lines[at].session {
-            session.notify(now, news);
+        if let Some(session) = &mut self.connections[at].session {
+            session.notify(now, notice);
         }
         self.drain(at);
     }
 
-    fn turn(&mut self) -> bool {
+    fn run_once(&mut self) -> bool {
         let mut moved = false;
-        for at in 0..self.lines.len() {
+        for at in 0..self.connections.len() {
             moved |= self.drain_host(at);
             moved |= self.deliver_to_target(at);
             moved |= self.deliver_to_host(at);
@@ -345,7 +345,7 @@ impl World {
         for disk in 0..self.disks.len() {
             moved |= !self.disks[disk].held && self.complete_one(disk);
         }
-        if std::mem::take(&mut self.roused) {
+        if std::mem::take(&mut self.notified) {
             self.notify(&Notice::StateChanged);
             moved = true;
         }
@@ -353,16 +353,16 @@ impl World {
     }
 
     fn drain_host(&mut self, at: usize) -> bool {
-        let line = &mut self.lines[at];
+        let conn = &mut self.connections[at];
         let mut moved = false;
-        while let Some(step) = line.host.poll() {
+        while let Some(step) = conn.host.poll() {
             moved = true;
             match step {
-                host::Step::Send(segment) => line.to_target.push(&segment),
-                host::Step::Completed(done) => line.done.push(done),
-                host::Step::Connected(response) => line.connected = Some(response),
-                host::Step::Refused(status, dw0) => line.refused = Some((status, dw0)),
-                host::Step::Close(end) => line.host_end = Some(end),
+                host::Step::Send(segment) => conn.to_target.push(&segment),
+                host::Step::Completed(done) => conn.done.push(done),
+                host::Step::Connected(response) => conn.connected = Some(response),
+                host::Step::Refused(status, dw0) => conn.refused = Some((status, dw0)),
+                host::Step::Close(end) => conn.host_end = Some(end),
             }
         }
         moved
@@ -370,13 +370,13 @@ impl World {
 
     fn deliver_to_target(&mut self, at: usize) -> bool {
         let (now, n) = (self.now, self.chunk());
-        let line = &mut self.lines[at];
-        let Some(session) = &mut line.session else {
-            line.to_target.bytes.clear();
-            line.to_target.arrived = 0;
+        let conn = &mut self.connections[at];
+        let Some(session) = &mut conn.session else {
+            conn.to_target.bytes.clear();
+            conn.to_target.arrived = 0;
             return false;
         };
-        let way = &mut line.to_target;
+        let way = &mut conn.to_target;
         if !session.can_receive() {
             return false;
         }
@@ -405,24 +405,24 @@ impl World {
 
     fn deliver_to_host(&mut self, at: usize) -> bool {
         let n = self.chunk();
-        let line = &mut self.lines[at];
-        let way = &mut line.to_host;
+        let conn = &mut self.connections[at];
+        let way = &mut conn.to_host;
         let fresh = n.min(way.bytes.len() - way.arrived);
         if self.in_place
             && way.arrived == 0
             && fresh != 0
-            && let Some(mut landing) = line.host.direct_recv()
+            && let Some(mut landing) = conn.host.direct_recv()
         {
             let got = fresh.min(landing.end - landing.start);
             let place = landing.start..landing.start + got;
             landing.buffer.bytes_mut()[place].copy_from_slice(&way.bytes[..got]);
             way.arrived += got;
             way.take(got);
-            line.host.direct_received(landing, got);
+            conn.host.direct_received(landing, got);
             return true;
         }
         way.arrived += fresh;
-        let taken = line.host.receive(&way.bytes[..way.arrived]);
+        let taken = conn.host.receive(&way.bytes[..way.arrived]);
         way.take(taken);
         fresh != 0 || taken != 0
     }
@@ -430,25 +430,25 @@ impl World {
     /// Executes the steps of a session.
     fn drain(&mut self, at: usize) -> bool {
         let mut moved = false;
-        let line = &mut self.lines[at];
-        let Some(session) = &mut line.session else { return false };
+        let conn = &mut self.connections[at];
+        let Some(session) = &mut conn.session else { return false };
         while let Some(step) = session.poll() {
             moved = true;
             match step {
-                Step::Send(segment) => line.to_host.push(&segment),
+                Step::Send(segment) => conn.to_host.push(&segment),
                 Step::Submit(admitted) => {
-                    line.submitted += 1;
+                    conn.submitted += 1;
                     let for_disk = |disk: &&mut Disk| Arc::ptr_eq(&disk.export, admitted.export());
                     let disk = self.disks.iter_mut().find(for_disk).unwrap();
                     disk.requests.push_back((at, admitted));
                 }
                 Step::Report(event) => self.events.push(event),
                 Step::Notify => {
-                    self.roused = true;
-                    self.rouses += 1;
+                    self.notified = true;
+                    self.notifications += 1;
                 }
                 Step::Close(reason) => {
-                    assert_eq!(line.target_end.replace(reason), None, "closed twice");
+                    assert_eq!(conn.target_end.replace(reason), None, "closed twice");
                 }
             }
         }
@@ -458,14 +458,14 @@ impl World {
     /// Drops a session whose connection is closed and whose requests are complete, as a driver
     /// does.
     fn drop_if_finished(&mut self, at: usize) {
-        let line = &mut self.lines[at];
-        let over = line.target_end.is_some() || line.told;
-        if line.host_end.is_some() && line.to_target.bytes.is_empty() && !over {
-            line.told = true;
+        let conn = &mut self.connections[at];
+        let over = conn.target_end.is_some() || conn.notify_pending;
+        if conn.host_end.is_some() && conn.to_target.bytes.is_empty() && !over {
+            conn.notify_pending = true;
             return self.notify_one(at, &Notice::Disconnected);
         }
-        if over && line.submitted == line.completed {
-            line.session = None;
+        if over && conn.submitted == conn.completed {
+            conn.session = None;
         }
     }
 
@@ -480,15 +480,15 @@ impl World {
             Order::Last => len - 1,
             Order::Random => self.random(len),
         };
-        let (line, admitted) = self.disks[disk].requests.remove(at).unwrap();
+        let (conn, admitted) = self.disks[disk].requests.remove(at).unwrap();
         let export = admitted.export().clone();
         let mutates = admitted.op().mutates();
         let (ticket, outcome) = self.disks[disk].execute(admitted);
-        self.roused |= mutates && export.is_contended();
+        self.notified |= mutates && export.is_contended();
         let now = self.now;
-        self.lines[line].completed += 1;
-        self.lines[line].session.as_mut().unwrap().complete(now, ticket, outcome);
-        self.drain(line);
+        self.connections[conn].completed += 1;
+        self.connections[conn].session.as_mut().unwrap().complete(now, ticket, outcome);
+        self.drain(conn);
         true
     }
 

@@ -12,7 +12,7 @@ use nvme::wire::log::lid;
 use nvme::wire::{Sgl, Sqe};
 use zerocopy::IntoBytes;
 
-use crate::says::{
+use crate::raw_host::{
     HOST, PLAIN, capsule, configure, connect_data, connect_sqe, data_of, h2c, read, write,
 };
 use crate::world::{DISK, Id, Reply, World, disk};
@@ -316,7 +316,7 @@ fn r26_keep_alive_ends_a_silent_association() {
     let connect = FabricsCommand::Connect { recfmt: 0, qid: 0, sqsize: 32, cattr: 0, kato };
     let admin = world.initialized(PLAIN);
     let cqe = world.ask(admin, &connect.emit(), data.as_bytes());
-    world.status(admin, &configure(crate::says::ENABLE));
+    world.status(admin, &configure(crate::raw_host::ENABLE));
     let queues = AdminCommand::set_features(fid::NUMBER_OF_QUEUES, 0).emit();
     assert!(world.status(admin, &queues).is_success());
     let io = world.io(u16::try_from(cqe.dw0.get() & 0xffff).unwrap(), 1);

@@ -14,7 +14,7 @@ use nvme::wire::fabrics::ConnectResponse;
 use nvme::wire::{Sgl, Sqe};
 use zerocopy::IntoBytes;
 
-use crate::says::{HOST, PLAIN, connect_data, connect_sqe, data_of, read};
+use crate::raw_host::{HOST, PLAIN, connect_data, connect_sqe, data_of, read};
 use crate::world::{Id, POISON, World};
 
 /// The default host, whose secret consists of ones.
@@ -33,7 +33,7 @@ pub(crate) fn host() -> Host {
 }
 
 fn world() -> World {
-    World::keyed(host(), AuthConfig::default())
+    World::with_keys(host(), AuthConfig::default())
 }
 
 /// Returns a connection of the host before authentication.
@@ -226,7 +226,7 @@ fn auth_message_can_be_sent_by_r2t() {
     let sqe = send_sqe(message.len()).with_data(Sgl::transport(len));
     let replies = world.command(id, &sqe, &[]);
     let [crate::world::Reply::R2t { ttag, .. }] = replies[..] else { panic!("{replies:?}") };
-    world.send(id, &crate::says::h2c(PLAIN, 1, ttag, 0, &message, true));
+    world.send(id, &crate::raw_host::h2c(PLAIN, 1, ttag, 0, &message, true));
     assert_eq!(world.replies(id).len(), 1);
     assert_eq!(world.fetch(id, &receive_sqe(4096))[1], 1);
     world.end_all();
@@ -240,7 +240,7 @@ fn unauthenticated_host_is_restricted_and_times_out() {
     let id = unauthenticated(&mut world);
     let required = Status::AUTHENTICATION_REQUIRED.dnr();
     send(&mut world, id, &offer());
-    assert_eq!(world.status(id, &crate::says::property_get(0x14)), required);
+    assert_eq!(world.status(id, &crate::raw_host::property_get(0x14)), required);
     assert_eq!(world.status(id, &read(0, 1)), required);
     world.advance(Duration::from_secs(10));
     assert_eq!(world.conn(id).closed, Some(Reason::Timeout));

@@ -5,11 +5,11 @@ use nvme::command::{AdminCommand, IoCommand};
 use nvme::status::Status;
 use nvme::wire::{Fuse, Sgl, Sqe};
 
-use crate::says::{PLAIN, capsule, data_of, h2c, read, write, write_in_capsule};
+use crate::raw_host::{PLAIN, capsule, data_of, h2c, read, write, write_in_capsule};
 use crate::world::{BLOCKS, Id, Reply, World};
 
 /// Checks that each command with its in-capsule data fails with its status and nothing is written.
-fn fail<'a>(cases: impl IntoIterator<Item = (Sqe, &'a [u8], Status)>) {
+fn assert_all_fail<'a>(cases: impl IntoIterator<Item = (Sqe, &'a [u8], Status)>) {
     let mut world = World::new();
     let other_host = world.other_host();
     let (_, io) = world.attached();
@@ -26,8 +26,8 @@ fn fail<'a>(cases: impl IntoIterator<Item = (Sqe, &'a [u8], Status)>) {
     world.end_all();
 }
 
-fn fails(sqe: Sqe, data: &[u8], status: Status) {
-    fail([(sqe, data, status)]);
+fn assert_fails(sqe: Sqe, data: &[u8], status: Status) {
+    assert_all_fail([(sqe, data, status)]);
 }
 
 #[test]
@@ -35,14 +35,14 @@ fn unknown_sgl_types_are_refused() {
     let unknown = (0..=255).filter(|id| ![Sgl::OFFSET, Sgl::TRANSPORT].contains(id));
     let sgls = unknown.map(|id| Sgl::new(id, 0, 512));
     let sqes = sgls.flat_map(|sgl| [write(0, 1).with_data(sgl), read(0, 1).with_data(sgl)]);
-    fail(sqes.map(|sqe| (sqe, &[][..], Status::SGL_TYPE_INVALID.dnr())));
+    assert_all_fail(sqes.map(|sqe| (sqe, &[][..], Status::SGL_TYPE_INVALID.dnr())));
 }
 
 #[test]
 fn nonzero_in_capsule_offset_is_refused() {
     for offset in [1, 4, 512, u64::MAX] {
         let sqe = write(0, 1).with_data(Sgl::in_capsule(offset, 512));
-        fails(sqe, &[1; 512], Status::SGL_OFFSET_INVALID.dnr());
+        assert_fails(sqe, &[1; 512], Status::SGL_OFFSET_INVALID.dnr());
     }
 }
 
@@ -50,30 +50,34 @@ fn nonzero_in_capsule_offset_is_refused() {
 fn sgl_length_must_match_blocks_and_capsule() {
     let status = Status::DATA_SGL_LENGTH_INVALID.dnr();
     for len in [0, 1, 511, 513, 1024, 1 << 20, u32::MAX] {
-        fails(write(0, 1).with_data(Sgl::in_capsule(0, len)), &[1; 512], status);
-        fails(write(0, 1).with_data(Sgl::transport(len)), &[], status);
-        fails(read(0, 1).with_data(Sgl::transport(len)), &[], status);
+        assert_fails(write(0, 1).with_data(Sgl::in_capsule(0, len)), &[1; 512], status);
+        assert_fails(write(0, 1).with_data(Sgl::transport(len)), &[], status);
+        assert_fails(read(0, 1).with_data(Sgl::transport(len)), &[], status);
     }
-    fails(write_in_capsule(0, 1), &[1; 508], status);
-    fails(write_in_capsule(0, 1), &[1; 516], status);
-    fails(write_in_capsule(0, 1), &[1; 16384], status);
-    fails(write_in_capsule(0, 1), &[], status);
+    assert_fails(write_in_capsule(0, 1), &[1; 508], status);
+    assert_fails(write_in_capsule(0, 1), &[1; 516], status);
+    assert_fails(write_in_capsule(0, 1), &[1; 16384], status);
+    assert_fails(write_in_capsule(0, 1), &[], status);
 }
 
 #[test]
 fn in_capsule_data_of_a_dataless_command_is_refused() {
     let invalid = Status::INVALID_FIELD.dnr();
-    fails(read(0, 1), &[1; 512], invalid);
-    fails(read(0, 1).with_data(Sgl::in_capsule(0, 512)), &[1; 512], Status::SGL_TYPE_INVALID.dnr());
-    fails(write(0, 1), &[1; 512], invalid);
-    fails(IoCommand::Flush { nsid: 1 }.emit(), &[1; 4], invalid);
+    assert_fails(read(0, 1), &[1; 512], invalid);
+    assert_fails(
+        read(0, 1).with_data(Sgl::in_capsule(0, 512)),
+        &[1; 512],
+        Status::SGL_TYPE_INVALID.dnr(),
+    );
+    assert_fails(write(0, 1), &[1; 512], invalid);
+    assert_fails(IoCommand::Flush { nsid: 1 }.emit(), &[1; 4], invalid);
 }
 
 #[test]
 fn prps_are_refused() {
     for psdt in [0b00, 0b10, 0b11_u8] {
         let sqe = Sqe { flags: psdt << 6, ..read(0, 1) };
-        fails(sqe, &[], Status::INVALID_FIELD.dnr());
+        assert_fails(sqe, &[], Status::INVALID_FIELD.dnr());
     }
 }
 
@@ -82,7 +86,7 @@ fn unknown_opcodes_are_refused() {
     let known = [0x00, 0x01, 0x02, 0x05, 0x08, 0x09, 0x0c, 0x19, 0x7f];
     let unknown = (0..=255).filter(|opcode| !known.contains(opcode));
     let sqes = unknown.map(|opcode| Sqe { opcode, ..read(0, 1) });
-    fail(sqes.map(|sqe| (sqe, &[][..], Status::INVALID_OPCODE.dnr())));
+    assert_all_fail(sqes.map(|sqe| (sqe, &[][..], Status::INVALID_OPCODE.dnr())));
 }
 
 #[test]

@@ -8,14 +8,14 @@ use nvme::tcp::pdu::kind;
 use nvme::wire::Sgl;
 use zerocopy::IntoBytes;
 
-use crate::says::{
+use crate::raw_host::{
     BOTH, Digests, PLAIN, capsule, configure, connect_data, connect_sqe, frame, h2c, ic_req, read,
 };
 use crate::world::{Reply, World};
 
 /// Sends `bytes` on a new connection. Checks that it ends with that FES and FEI, and that another
 /// host is still served.
-fn ends(bytes: &[u8], fes: u16, fei: u32) {
+fn assert_terminates(bytes: &[u8], fes: u16, fei: u32) {
     let mut world = World::new();
     let other_host = world.other_host();
     let id = world.open();
@@ -34,37 +34,37 @@ fn changed(at: usize, value: u8) -> Vec<u8> {
 
 #[test]
 fn first_pdu_must_be_ic_req() {
-    ends(&capsule(PLAIN, &connect_sqe(0, 32), connect_data(0xffff).as_bytes()), 2, 0);
-    ends(&h2c(PLAIN, 0, 0, 0, &[0; 512], true), 2, 0);
+    assert_terminates(&capsule(PLAIN, &connect_sqe(0, 32), connect_data(0xffff).as_bytes()), 2, 0);
+    assert_terminates(&h2c(PLAIN, 0, 0, 0, &[0; 512], true), 2, 0);
 }
 
 #[test]
 fn tls_client_hello_is_refused() {
-    ends(&[0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 0x03, 0x03], 1, 0);
+    assert_terminates(&[0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 0x03, 0x03], 1, 0);
 }
 
 #[test]
 fn other_protocols_are_refused() {
-    ends(b"GET / HTTP/1.1\r\n\r\n", 1, 0);
-    ends(&[0xff; 128], 1, 0);
+    assert_terminates(b"GET / HTTP/1.1\r\n\r\n", 1, 0);
+    assert_terminates(&[0xff; 128], 1, 0);
 }
 
 #[test]
 fn ic_req_with_wrong_length_or_version_is_refused() {
-    ends(&changed(2, 127), 1, 2);
-    ends(&changed(2, 24), 1, 2);
-    ends(&changed(4, 129), 1, 4);
-    ends(&changed(4, 127), 1, 4);
-    ends(&changed(4, 0), 1, 4);
-    ends(&changed(7, 0xff), 1, 4);
-    ends(&changed(8, 1), 6, 8);
-    ends(&changed(9, 1), 6, 8);
+    assert_terminates(&changed(2, 127), 1, 2);
+    assert_terminates(&changed(2, 24), 1, 2);
+    assert_terminates(&changed(4, 129), 1, 4);
+    assert_terminates(&changed(4, 127), 1, 4);
+    assert_terminates(&changed(4, 0), 1, 4);
+    assert_terminates(&changed(7, 0xff), 1, 4);
+    assert_terminates(&changed(8, 1), 6, 8);
+    assert_terminates(&changed(9, 1), 6, 8);
 }
 
 #[test]
 fn hpda_above_31_is_refused() {
-    ends(&changed(10, 32), 1, 10);
-    ends(&changed(10, 255), 1, 10);
+    assert_terminates(&changed(10, 32), 1, 10);
+    assert_terminates(&changed(10, 255), 1, 10);
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn bytes_can_arrive_one_by_one() {
         each(&mut world, &capsule(digests, &connect_sqe(0, 32), connect_data(0xffff).as_bytes()));
         let [Reply::Done(cqe)] = world.replies(id)[..] else { panic!() };
         assert!(cqe.outcome().is_success());
-        each(&mut world, &capsule(digests, &configure(crate::says::ENABLE).with_cid(1), &[]));
+        each(&mut world, &capsule(digests, &configure(crate::raw_host::ENABLE).with_cid(1), &[]));
         let [Reply::Done(cqe)] = world.replies(id)[..] else { panic!() };
         assert!(cqe.outcome().is_success());
         world.end_all();
@@ -200,7 +200,7 @@ fn many_pdus_can_arrive_at_once() {
     let replies = world.replies(io);
     for cid in 0..100_u16 {
         let start = usize::from(cid) * 512;
-        assert_eq!(crate::says::data_of(&replies, cid), world.disk[start..start + 512]);
+        assert_eq!(crate::raw_host::data_of(&replies, cid), world.disk[start..start + 512]);
     }
     world.end_all();
 }

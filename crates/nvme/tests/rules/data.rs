@@ -5,11 +5,11 @@ use nvme::command::AdminCommand;
 use nvme::status::Status;
 use nvme::tcp::pdu::kind;
 
-use crate::says::{PLAIN, capsule, data_fields, data_of, frame, h2c, read, write};
+use crate::raw_host::{PLAIN, capsule, data_fields, data_of, frame, h2c, read, write};
 use crate::world::{Id, Reply, World};
 
 /// An I/O queue with a write of eight blocks, command 5, that waits for its data.
-struct Writing {
+struct PendingWrite {
     world: World,
     other_host: (Id, Id),
     admin: Id,
@@ -18,7 +18,7 @@ struct Writing {
     before: Vec<u8>,
 }
 
-fn writing() -> Writing {
+fn writing() -> PendingWrite {
     let mut world = World::new();
     let other_host = world.other_host();
     let (admin, io) = world.attached();
@@ -27,12 +27,12 @@ fn writing() -> Writing {
     let [Reply::R2t { cid: 5, ttag, offset: 0, len: 4096 }] = world.replies(io)[..] else {
         panic!()
     };
-    Writing { world, other_host, admin, io, ttag, before }
+    PendingWrite { world, other_host, admin, io, ttag, before }
 }
 
 /// Sends `pdu` for that write. Checks that the connection ends and nothing is written.
-fn ends(pdu: impl Fn(u16) -> Vec<u8>, fes: u16, fei: u32) {
-    let Writing { mut world, other_host, io, ttag, before, .. } = writing();
+fn assert_terminates(pdu: impl Fn(u16) -> Vec<u8>, fes: u16, fei: u32) {
+    let PendingWrite { mut world, other_host, io, ttag, before, .. } = writing();
     world.send(io, &pdu(ttag));
     world.terminated(io, fes, fei);
     assert!(world.disk == before);
@@ -42,7 +42,7 @@ fn ends(pdu: impl Fn(u16) -> Vec<u8>, fes: u16, fei: u32) {
 
 #[test]
 fn solicited_data_is_written() {
-    let Writing { mut world, io, ttag, .. } = writing();
+    let PendingWrite { mut world, io, ttag, .. } = writing();
     world.send(io, &h2c(PLAIN, 5, ttag, 0, &[1; 4000], false));
     assert!(world.replies(io).is_empty());
     world.send(io, &h2c(PLAIN, 5, ttag, 4000, &[2; 96], true));
@@ -54,11 +54,11 @@ fn solicited_data_is_written() {
 
 #[test]
 fn x28_unsolicited_data_ends_the_connection() {
-    ends(|ttag| h2c(PLAIN, 5, ttag + 1, 0, &[1; 4096], true), 2, 0);
-    ends(|_| h2c(PLAIN, 5, 127, 0, &[1; 4096], true), 2, 0);
-    ends(|_| h2c(PLAIN, 5, 128, 0, &[1; 4096], true), 1, 10);
-    ends(|_| h2c(PLAIN, 5, 0xffff, 0, &[1; 4096], true), 1, 10);
-    ends(|ttag| h2c(PLAIN, 6, ttag, 0, &[1; 4096], true), 1, 8);
+    assert_terminates(|ttag| h2c(PLAIN, 5, ttag + 1, 0, &[1; 4096], true), 2, 0);
+    assert_terminates(|_| h2c(PLAIN, 5, 127, 0, &[1; 4096], true), 2, 0);
+    assert_terminates(|_| h2c(PLAIN, 5, 128, 0, &[1; 4096], true), 1, 10);
+    assert_terminates(|_| h2c(PLAIN, 5, 0xffff, 0, &[1; 4096], true), 1, 10);
+    assert_terminates(|ttag| h2c(PLAIN, 6, ttag, 0, &[1; 4096], true), 1, 8);
 }
 
 #[test]
@@ -76,9 +76,9 @@ fn x28_data_before_connect_ends_the_connection() {
 #[test]
 fn x28_data_must_be_in_order() {
     for offset in [1, 4, 4096, u32::MAX, 1 << 31] {
-        ends(|ttag| h2c(PLAIN, 5, ttag, offset, &[1; 64], false), 4, 12);
+        assert_terminates(|ttag| h2c(PLAIN, 5, ttag, offset, &[1; 64], false), 4, 12);
     }
-    ends(
+    assert_terminates(
         |ttag| {
             let first = h2c(PLAIN, 5, ttag, 0, &[1; 2048], false);
             [first, h2c(PLAIN, 5, ttag, 1024, &[1; 2048], true)].concat()
@@ -90,8 +90,8 @@ fn x28_data_must_be_in_order() {
 
 #[test]
 fn x28_data_beyond_the_r2t_ends_the_connection() {
-    ends(|ttag| h2c(PLAIN, 5, ttag, 0, &[1; 4100], true), 4, 16);
-    ends(
+    assert_terminates(|ttag| h2c(PLAIN, 5, ttag, 0, &[1; 4100], true), 4, 16);
+    assert_terminates(
         |ttag| {
             let first = h2c(PLAIN, 5, ttag, 0, &[1; 4000], false);
             [first, h2c(PLAIN, 5, ttag, 4000, &[1; 100], true)].concat()
@@ -99,43 +99,51 @@ fn x28_data_beyond_the_r2t_ends_the_connection() {
         4,
         16,
     );
-    ends(|ttag| h2c(PLAIN, 5, ttag, 0, &vec![1; (1 << 20) + 4], true), 5, 16);
+    assert_terminates(|ttag| h2c(PLAIN, 5, ttag, 0, &vec![1; (1 << 20) + 4], true), 5, 16);
 }
 
 #[test]
 fn x28_offset_and_length_that_wrap_end_the_connection() {
-    ends(|ttag| h2c(PLAIN, 5, ttag, u32::MAX - 63, &[1; 128], true), 4, 12);
+    assert_terminates(|ttag| h2c(PLAIN, 5, ttag, u32::MAX - 63, &[1; 128], true), 4, 12);
     let huge = |ttag| {
         let mut pdu =
             frame(PLAIN, kind::H2C_DATA, 4, &data_fields(5, ttag, 0, u32::MAX - 24), &[1; 64]);
         pdu[4..8].copy_from_slice(&u32::MAX.to_le_bytes());
         pdu
     };
-    ends(huge, 5, 16);
+    assert_terminates(huge, 5, 16);
 }
 
 #[test]
 fn data_length_must_match_plen_and_not_be_zero() {
     for datal in [1, 63, 65, 4096, u32::MAX] {
-        ends(
+        assert_terminates(
             |ttag| frame(PLAIN, kind::H2C_DATA, 4, &data_fields(5, ttag, 0, datal), &[1; 64]),
             1,
             16,
         );
     }
-    ends(|ttag| frame(PLAIN, kind::H2C_DATA, 4, &data_fields(5, ttag, 0, 0), &[1; 64]), 1, 16);
-    ends(|ttag| frame(PLAIN, kind::H2C_DATA, 4, &data_fields(5, ttag, 0, 0), &[]), 1, 16);
+    assert_terminates(
+        |ttag| frame(PLAIN, kind::H2C_DATA, 4, &data_fields(5, ttag, 0, 0), &[1; 64]),
+        1,
+        16,
+    );
+    assert_terminates(
+        |ttag| frame(PLAIN, kind::H2C_DATA, 4, &data_fields(5, ttag, 0, 0), &[]),
+        1,
+        16,
+    );
 }
 
 #[test]
 fn last_pdu_flag_is_required_on_the_last_only() {
-    ends(|ttag| h2c(PLAIN, 5, ttag, 0, &[1; 4096], false), 1, 1);
-    ends(|ttag| h2c(PLAIN, 5, ttag, 0, &[1; 2048], true), 1, 1);
+    assert_terminates(|ttag| h2c(PLAIN, 5, ttag, 0, &[1; 4096], false), 1, 1);
+    assert_terminates(|ttag| h2c(PLAIN, 5, ttag, 0, &[1; 2048], true), 1, 1);
 }
 
 #[test]
 fn x28_data_after_the_last_ends_the_connection() {
-    let Writing { mut world, other_host, io, ttag, .. } = writing();
+    let PendingWrite { mut world, other_host, io, ttag, .. } = writing();
     world.send(io, &h2c(PLAIN, 5, ttag, 0, &[1; 4096], true));
     assert!(matches!(world.replies(io)[..], [Reply::Done(_)]));
     world.send(io, &h2c(PLAIN, 5, ttag, 0, &[2; 4096], true));
@@ -147,7 +155,7 @@ fn x28_data_after_the_last_ends_the_connection() {
 
 #[test]
 fn x28_data_during_the_write_ends_the_connection() {
-    let Writing { mut world, io, ttag, .. } = writing();
+    let PendingWrite { mut world, io, ttag, .. } = writing();
     world.conn(io).hold = true;
     world.send(io, &h2c(PLAIN, 5, ttag, 0, &[1; 4096], true));
     assert_eq!(world.conn(io).jobs.len(), 1);
@@ -173,7 +181,7 @@ fn x28_data_for_a_read_ends_the_connection() {
 
 #[test]
 fn data_of_an_aborted_command_is_discarded() {
-    let Writing { mut world, admin, io, ttag, before, .. } = writing();
+    let PendingWrite { mut world, admin, io, ttag, before, .. } = writing();
     world.send(io, &h2c(PLAIN, 5, ttag, 0, &[1; 1024], false));
     let cqe = world.ask(admin, &AdminCommand::Abort { sqid: 1, cid: 5 }.emit(), &[]);
     assert_eq!((cqe.outcome(), cqe.dw0.get()), (Status::SUCCESS, 0));
@@ -191,7 +199,7 @@ fn data_of_an_aborted_command_is_discarded() {
 #[test]
 fn abort_in_the_middle_of_a_pdu_keeps_framing() {
     for cut in [24, 25, 1000, 24 + 4095] {
-        let Writing { mut world, admin, io, ttag, before, .. } = writing();
+        let PendingWrite { mut world, admin, io, ttag, before, .. } = writing();
         let pdu = h2c(PLAIN, 5, ttag, 0, &[1; 4096], true);
         world.send(io, &pdu[..cut]);
         world.ask(admin, &AdminCommand::Abort { sqid: 1, cid: 5 }.emit(), &[]);
@@ -205,7 +213,7 @@ fn abort_in_the_middle_of_a_pdu_keeps_framing() {
 
 #[test]
 fn data_of_an_aborted_command_is_still_checked() {
-    let Writing { mut world, admin, io, ttag, .. } = writing();
+    let PendingWrite { mut world, admin, io, ttag, .. } = writing();
     world.ask(admin, &AdminCommand::Abort { sqid: 1, cid: 5 }.emit(), &[]);
     world.replies(io);
     world.send(io, &h2c(PLAIN, 5, ttag, 8, &[1; 64], false));
@@ -251,7 +259,7 @@ fn r2ts_can_be_answered_in_any_order() {
 fn h2c_term_req_closes_without_a_reply() {
     for fes in [0, 1, 2, 3, 4, 5, 6, 7, 0xffff_u16] {
         for len in [0, 1, 24, 127, 128] {
-            let Writing { mut world, other_host, io, .. } = writing();
+            let PendingWrite { mut world, other_host, io, .. } = writing();
             let fields = [&fes.to_le_bytes()[..], &[0xff; 14]].concat();
             let mut pdu = frame(PLAIN, kind::H2C_TERM_REQ, 0, &fields, &vec![7; len]);
             pdu[3] = 0;
@@ -267,7 +275,7 @@ fn h2c_term_req_closes_without_a_reply() {
 #[test]
 fn malformed_h2c_term_req_is_not_answered() {
     for (plen, hlen) in [(0_u32, 24), (23, 24), (153, 24), (u32::MAX, 24), (24, 23), (24, 152)] {
-        let Writing { mut world, other_host, io, .. } = writing();
+        let PendingWrite { mut world, other_host, io, .. } = writing();
         let mut pdu = frame(PLAIN, kind::H2C_TERM_REQ, 0, &[0; 16], &[0; 200]);
         (pdu[2], pdu[3]) = (hlen, 0);
         pdu[4..8].copy_from_slice(&plen.to_le_bytes());

@@ -9,7 +9,7 @@ use nvme::wire::feature::fid;
 use nvme::wire::{Sgl, Sqe};
 use zerocopy::IntoBytes;
 
-use crate::says::{
+use crate::raw_host::{
     ENABLE, HOST, PLAIN, capsule, configure, connect_data, connect_sqe, h2c, property_get, read,
     write, write_in_capsule,
 };

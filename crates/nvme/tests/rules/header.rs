@@ -3,14 +3,14 @@
 use nvme::status::Status;
 use nvme::tcp::pdu::kind;
 
-use crate::says::{
+use crate::raw_host::{
     BOTH, Digests, PLAIN, capsule, connect_data, data_of, frame, h2c, read, write, write_in_capsule,
 };
 use crate::world::{Id, Reply, World};
 
 /// Sends `bytes` on an I/O queue. Checks that it ends with that FES and FEI, and that another host
 /// is still served.
-fn ends(bytes: &[u8], fes: u16, fei: u32) {
+fn assert_terminates(bytes: &[u8], fes: u16, fei: u32) {
     ends_with(PLAIN, bytes, fes, fei);
 }
 
@@ -39,15 +39,15 @@ fn with_plen(mut pdu: Vec<u8>, plen: u32) -> Vec<u8> {
 #[test]
 fn unknown_types_end_the_connection() {
     for pdu_type in (0x08..=0x08).chain(0x0a..=0xff) {
-        ends(&changed(capsule(PLAIN, &read(0, 1), &[]), 0, pdu_type), 1, 0);
+        assert_terminates(&changed(capsule(PLAIN, &read(0, 1), &[]), 0, pdu_type), 1, 0);
     }
 }
 
 #[test]
 fn x27_hlen_must_match_the_pdu_type() {
     for hlen in [0, 8, 71, 73, 76, 128, 255] {
-        ends(&changed(capsule(PLAIN, &read(0, 1), &[]), 2, hlen), 1, 2);
-        ends(&changed(h2c(PLAIN, 0, 0, 0, &[0; 64], true), 2, hlen), 1, 2);
+        assert_terminates(&changed(capsule(PLAIN, &read(0, 1), &[]), 2, hlen), 1, 2);
+        assert_terminates(&changed(h2c(PLAIN, 0, 0, 0, &[0; 64], true), 2, hlen), 1, 2);
     }
 }
 
@@ -55,12 +55,12 @@ fn x27_hlen_must_match_the_pdu_type() {
 fn x27_plen_out_of_range_ends_the_connection() {
     let command = || capsule(PLAIN, &read(0, 1), &[]);
     for plen in [0, 1, 8, 71] {
-        ends(&with_plen(command(), plen), 1, 4);
+        assert_terminates(&with_plen(command(), plen), 1, 4);
     }
-    ends(&with_plen(command(), u32::MAX), 1, 4);
-    ends(&with_plen(command(), 72 + 128 + 16384 + 5), 1, 4);
+    assert_terminates(&with_plen(command(), u32::MAX), 1, 4);
+    assert_terminates(&with_plen(command(), 72 + 128 + 16384 + 5), 1, 4);
     for plen in [0, 23] {
-        ends(&with_plen(h2c(PLAIN, 0, 0, 0, &[0; 64], true), plen), 1, 4);
+        assert_terminates(&with_plen(h2c(PLAIN, 0, 0, 0, &[0; 64], true), plen), 1, 4);
     }
 }
 
@@ -78,7 +78,7 @@ fn plen_includes_the_digests() {
 fn data_pdu_of_4_gib_is_refused_at_its_header() {
     let mut world = World::new();
     let (_, io) = world.attached();
-    let fields = crate::says::data_fields(0, 0, 0, u32::MAX - 24);
+    let fields = crate::raw_host::data_fields(0, 0, 0, u32::MAX - 24);
     let mut pdu = frame(PLAIN, kind::H2C_DATA, 4, &fields, &[0]);
     pdu = with_plen(pdu, u32::MAX);
     world.send(io, &pdu);
@@ -90,13 +90,13 @@ fn data_pdu_of_4_gib_is_refused_at_its_header() {
 fn x27_invalid_pdo_ends_the_connection() {
     let pdu = || capsule(PLAIN, &write_in_capsule(0, 1), &[1; 512]);
     for pdo in [0, 1, 24, 71] {
-        ends(&changed(pdu(), 3, pdo), 1, 3);
+        assert_terminates(&changed(pdu(), 3, pdo), 1, 3);
     }
-    ends(&changed(pdu(), 3, 73), 1, 3);
-    ends(&changed(pdu(), 3, 74), 1, 3);
+    assert_terminates(&changed(pdu(), 3, 73), 1, 3);
+    assert_terminates(&changed(pdu(), 3, 74), 1, 3);
     let short = || with_plen(pdu(), 100);
-    ends(&changed(short(), 3, 104), 1, 3);
-    ends(&changed(short(), 3, 100), 1, 4);
+    assert_terminates(&changed(short(), 3, 104), 1, 3);
+    assert_terminates(&changed(short(), 3, 100), 1, 4);
 }
 
 #[test]
@@ -115,8 +115,8 @@ fn padding_before_the_data_is_skipped() {
 
 #[test]
 fn digest_flags_must_match_the_negotiated_digests() {
-    ends(&changed(capsule(PLAIN, &read(0, 1), &[]), 1, 0x01), 1, 1);
-    ends(&changed(capsule(PLAIN, &read(0, 1), &[]), 1, 0x02), 1, 1);
+    assert_terminates(&changed(capsule(PLAIN, &read(0, 1), &[]), 1, 0x01), 1, 1);
+    assert_terminates(&changed(capsule(PLAIN, &read(0, 1), &[]), 1, 0x02), 1, 1);
     ends_with(BOTH, &changed(capsule(BOTH, &read(0, 1), &[]), 1, 0x00), 1, 1);
     let only = Digests { header: true, data: false };
     ends_with(BOTH, &capsule(only, &write_in_capsule(0, 1), &[0; 512]), 1, 1);
@@ -228,7 +228,7 @@ fn connect_can_be_retried_after_a_digest_error() {
     let id = world.initialized(digests);
     let connect = |damage: u8| {
         let data = connect_data(0xffff);
-        let mut pdu = capsule(digests, &crate::says::connect_sqe(0, 32), data.as_bytes());
+        let mut pdu = capsule(digests, &crate::raw_host::connect_sqe(0, 32), data.as_bytes());
         *pdu.last_mut().unwrap() ^= damage;
         pdu
     };

@@ -5,7 +5,7 @@ use nvme::command::{AdminCommand, IoCommand};
 use nvme::status::Status;
 use nvme::wire::{Sgl, Sqe};
 
-use crate::says::{PLAIN, capsule, h2c, read, write, write_in_capsule};
+use crate::raw_host::{PLAIN, capsule, h2c, read, write, write_in_capsule};
 use crate::world::{BLOCKS, DISK, Id, POISON, Reply, World, disk};
 
 const OUT_OF_RANGE: Status = Status::LBA_OUT_OF_RANGE.dnr();

@@ -9,7 +9,7 @@ use nvme::wire::feature::fid;
 use nvme::wire::{Fuse, Sgl};
 use zerocopy::IntoBytes;
 
-use crate::says::{
+use crate::raw_host::{
     ENABLE, PLAIN, capsule, configure, connect_data, connect_sqe, h2c, ic_req, read, write,
     write_in_capsule,
 };

@@ -16,6 +16,6 @@ mod input;
 mod io;
 mod life;
 mod memory;
-mod says;
+mod raw_host;
 mod states;
 mod world;

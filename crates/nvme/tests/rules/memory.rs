@@ -1,6 +1,6 @@
 //! Memory is bounded, and every connection makes progress.
 
-use crate::says::{PLAIN, capsule, read};
+use crate::raw_host::{PLAIN, capsule, read};
 use crate::world::{Id, World};
 
 /// Case R33: sixteen connections with 127 reads of 1 MiB each, against 64 MiB.

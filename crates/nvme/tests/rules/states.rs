@@ -8,7 +8,7 @@ use nvme::tcp::pdu::kind;
 use nvme::wire::Sqe;
 use zerocopy::IntoBytes;
 
-use crate::says::{
+use crate::raw_host::{
     ENABLE, PLAIN, capsule, configure, connect_data, connect_sqe, frame, h2c, ic_req, read, write,
     write_in_capsule,
 };
@@ -18,7 +18,7 @@ use crate::world::{Id, Reply, World, disk};
 struct State {
     name: &'static str,
     may: bool,
-    bring: fn() -> (World, Id),
+    prepare: fn() -> (World, Id),
 }
 
 fn fresh() -> World {
@@ -34,12 +34,16 @@ fn configured(cc: u32, admin_queue: bool) -> (World, Id) {
 }
 
 const STATES: [State; 11] = [
-    State { name: "opening", may: false, bring: || brought(World::open) },
-    State { name: "connecting", may: false, bring: || brought(|world| world.initialized(PLAIN)) },
+    State { name: "opening", may: false, prepare: || prepared(World::open) },
+    State {
+        name: "connecting",
+        may: false,
+        prepare: || prepared(|world| world.initialized(PLAIN)),
+    },
     State {
         name: "waiting for lost writes",
         may: false,
-        bring: || {
+        prepare: || {
             let mut world = fresh();
             let (admin, io) = world.attached();
             world.conn(io).hold = true;
@@ -54,8 +58,8 @@ const STATES: [State; 11] = [
     State {
         name: "unproven",
         may: false,
-        bring: || {
-            let mut world = World::keyed(crate::auth::host(), AuthConfig::default());
+        prepare: || {
+            let mut world = World::with_keys(crate::auth::host(), AuthConfig::default());
             let id = world.initialized(PLAIN);
             world.ask(id, &connect_sqe(0, 32), connect_data(0xffff).as_bytes());
             (world, id)
@@ -64,23 +68,23 @@ const STATES: [State; 11] = [
     State {
         name: "admin, not enabled",
         may: false,
-        bring: || {
-            brought(|world| {
+        prepare: || {
+            prepared(|world| {
                 let id = world.initialized(PLAIN);
                 world.ask(id, &connect_sqe(0, 32), connect_data(0xffff).as_bytes());
                 id
             })
         },
     },
-    State { name: "admin", may: true, bring: || brought(|world| world.admin().0) },
-    State { name: "admin, reset", may: false, bring: || configured(0, true) },
-    State { name: "admin, shut down", may: true, bring: || configured(ENABLE | 1 << 14, true) },
-    State { name: "I/O", may: true, bring: || brought(|world| world.attached().1) },
+    State { name: "admin", may: true, prepare: || prepared(|world| world.admin().0) },
+    State { name: "admin, reset", may: false, prepare: || configured(0, true) },
+    State { name: "admin, shut down", may: true, prepare: || configured(ENABLE | 1 << 14, true) },
+    State { name: "I/O", may: true, prepare: || prepared(|world| world.attached().1) },
     State {
         name: "I/O, data to come",
         may: true,
-        bring: || {
-            brought(|world| {
+        prepare: || {
+            prepared(|world| {
                 let io = world.attached().1;
                 world.send(io, &capsule(PLAIN, &write(8, 1).with_cid(77), &[]));
                 assert!(matches!(world.replies(io)[..], [Reply::R2t { .. }]));
@@ -88,12 +92,12 @@ const STATES: [State; 11] = [
             })
         },
     },
-    State { name: "I/O, shut down", may: false, bring: || configured(ENABLE | 1 << 14, false) },
+    State { name: "I/O, shut down", may: false, prepare: || configured(ENABLE | 1 << 14, false) },
 ];
 
-fn brought(bring: impl Fn(&mut World) -> Id) -> (World, Id) {
+fn prepared(prepare: impl Fn(&mut World) -> Id) -> (World, Id) {
     let mut world = fresh();
-    let id = bring(&mut world);
+    let id = prepare(&mut world);
     (world, id)
 }
 
@@ -181,7 +185,7 @@ fn x25_each_pdu_in_each_state_matches_the_table() {
     for (name, message) in messages() {
         let mut row = format!("{name:10}");
         for state in &STATES {
-            let (mut world, id) = (state.bring)();
+            let (mut world, id) = (state.prepare)();
             let before = world.conn(id).submitted;
             let outcome = outcome(&mut world, id, &message);
             row.push_str(&format!(" {outcome:9}"));
@@ -200,7 +204,7 @@ fn x25_each_pdu_in_each_state_matches_the_table() {
 fn x25_every_opcode_in_every_state_completes_once() {
     for state in &STATES {
         for (opcode, fctype) in (0..=255).map(|op| (op, 0)).chain((0..=255).map(|f| (0x7f, f))) {
-            let (mut world, id) = (state.bring)();
+            let (mut world, id) = (state.prepare)();
             let mut sqe = Sqe { opcode, ..read(0, 1) }.with_cid(9);
             if opcode == 0x7f {
                 sqe = Sqe { opcode, ..FabricsCommand::Disconnect { recfmt: 0 }.emit() }.with_cid(9);
@@ -230,7 +234,7 @@ fn x25_every_opcode_in_every_state_completes_once() {
 fn x25_no_message_in_any_state_writes_a_read_only_disk() {
     for state in &STATES {
         for (name, message) in messages() {
-            let (mut world, id) = (state.bring)();
+            let (mut world, id) = (state.prepare)();
             let bytes = world.disk.clone();
             world.publish_small(disk(Access::ReadOnly, 512));
             world.changed();

@@ -97,7 +97,7 @@ impl World {
     }
 
     /// Keys required, and only that host allowed.
-    pub(crate) fn keyed(host: Host, rules: AuthConfig) -> Self {
+    pub(crate) fn with_keys(host: Host, rules: AuthConfig) -> Self {
         let mut world = Self::with_pool(1 << 20);
         world.target = Target::with_config(world.catalogue.clone(), rules, 0);
         world.auth = Auth::Required;
@@ -252,9 +252,9 @@ impl World {
         assert_eq!((conn.submitted, conn.account.held()), (conn.completed, 0));
     }
 
-    fn notify_all(&mut self, news: Notice) {
+    fn notify_all(&mut self, notice: Notice) {
         for conn in self.conns.iter_mut().filter(|conn| !conn.disconnected) {
-            conn.session.notify(self.now, &news);
+            conn.session.notify(self.now, &notice);
         }
     }
 
@@ -328,7 +328,7 @@ impl World {
 
     fn end(&mut self, id: Id, mut job: Admitted, result: Result<(), Fault>) -> bool {
         if result.is_ok() {
-            touch(&mut self.disk, &mut job);
+            execute_on(&mut self.disk, &mut job);
         }
         let export = job.export().clone();
         let (ticket, outcome) = job.finish(result);
@@ -368,7 +368,7 @@ impl World {
 }
 
 /// Executes a request on the bytes of the disk.
-fn touch(disk: &mut [u8], job: &mut Admitted) {
+fn execute_on(disk: &mut [u8], job: &mut Admitted) {
     let start = usize::try_from(job.offset()).unwrap();
     let place = &mut disk[start..start + usize::try_from(job.len()).unwrap()];
     match job.op() {
@@ -411,7 +411,7 @@ fn parse(reader: &mut Deframer, bytes: &[u8]) -> Vec<Reply> {
             Piece::Incomplete => panic!("the target sent a part of a PDU: {:02x?}", &bytes[at..]),
             Piece::Header(n, pdu) => {
                 at += n;
-                match figure(pdu) {
+                match reply_of(pdu) {
                     Reply::Accepted(response) => {
                         reader.set_digests(response.dgst & 1 != 0, response.dgst & 2 != 0);
                         replies.push(Reply::Accepted(response));
@@ -439,7 +439,7 @@ fn parse(reader: &mut Deframer, bytes: &[u8]) -> Vec<Reply> {
     replies
 }
 
-fn figure(pdu: Pdu) -> Reply {
+fn reply_of(pdu: Pdu) -> Reply {
     match pdu {
         Pdu::IcResp(response) => Reply::Accepted(response),
         Pdu::Response(cqe) => Reply::Done(cqe),

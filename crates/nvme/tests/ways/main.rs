@@ -22,7 +22,7 @@ enum Loss {
 
 /// How a host reconnects.
 #[derive(Debug, Clone, Copy)]
-enum Way {
+enum Reconnect {
     /// New association.
     Association(Host),
     /// The same I/O queue of the same controller, if that exists.
@@ -37,7 +37,7 @@ enum Way {
 struct Round {
     nbd: bool,
     loss: Loss,
-    way: Way,
+    reconnect: Reconnect,
     block: u8,
     /// Number of disk requests that complete before the newer write is sent.
     ended: u8,
@@ -48,19 +48,26 @@ struct Round {
 fn round() -> impl Strategy<Value = Round> {
     let host = prop_oneof![Just(Host::First), Just(Host::Second)];
     let loss = prop_oneof![2 => Just(Loss::Connection), 1 => Just(Loss::Association), 1 => Just(Loss::Reset)];
-    let way = prop_oneof![
-        2 => host.prop_map(Way::Association),
-        2 => Just(Way::Queue),
-        1 => Just(Way::Nbd),
-        1 => Just(Way::Open),
+    let reconnect = prop_oneof![
+        2 => host.prop_map(Reconnect::Association),
+        2 => Just(Reconnect::Queue),
+        1 => Just(Reconnect::Nbd),
+        1 => Just(Reconnect::Open),
     ];
-    (any::<bool>(), loss, way, 0..4_u8, 0..3_u8, any::<bool>()).prop_map(
-        |(nbd, loss, way, block, ended, late)| Round { nbd, loss, way, block, ended, late },
+    (any::<bool>(), loss, reconnect, 0..4_u8, 0..3_u8, any::<bool>()).prop_map(
+        |(nbd, loss, reconnect, block, ended, late)| Round {
+            nbd,
+            loss,
+            reconnect,
+            block,
+            ended,
+            late,
+        },
     )
 }
 
 /// Loses a connection with writes in flight, reconnects, and writes newer data.
-fn play(world: &mut World, round: &Round, version: u8) {
+fn run_round(world: &mut World, round: &Round, version: u8) {
     let open = world.attach(Host::Second, 1);
     let lost = if round.nbd { world.nbd() } else { world.attach(Host::First, 2) };
     let block = u64::from(round.block);
@@ -96,12 +103,12 @@ fn play(world: &mut World, round: &Round, version: u8) {
 }
 
 fn reconnect(world: &mut World, round: &Round, lost: &Conn, open: Conn) -> usize {
-    match (round.way, round.loss, lost.admin) {
-        (Way::Association(host), ..) => world.attach(host, 1).io,
-        (Way::Queue, Loss::Connection, Some(admin)) => world.queue(admin, lost.cntlid, 1),
-        (Way::Queue, Loss::Reset, Some(admin)) => world.enable_again(admin, lost.cntlid),
-        (Way::Nbd, ..) => world.nbd().io,
-        (Way::Queue | Way::Open, ..) => open.io,
+    match (round.reconnect, round.loss, lost.admin) {
+        (Reconnect::Association(host), ..) => world.attach(host, 1).io,
+        (Reconnect::Queue, Loss::Connection, Some(admin)) => world.queue(admin, lost.cntlid, 1),
+        (Reconnect::Queue, Loss::Reset, Some(admin)) => world.enable_again(admin, lost.cntlid),
+        (Reconnect::Nbd, ..) => world.nbd().io,
+        (Reconnect::Queue | Reconnect::Open, ..) => open.io,
     }
 }
 
@@ -116,7 +123,7 @@ proptest! {
     ) {
         let mut world = World::new(seed);
         for (number, round) in (1_u8..).zip(&rounds) {
-            play(&mut world, round, 2 * number);
+            run_round(&mut world, round, 2 * number);
         }
         prop_assert!(world.is_quiet());
     }

@@ -42,7 +42,7 @@ enum Client {
 }
 
 /// A connection with both ends.
-struct Line {
+struct Connection {
     client: Client,
     session: Option<Box<dyn Session>>,
     to_target: Vec<u8>,
@@ -55,7 +55,7 @@ struct Line {
     news: bool,
     /// Status and result of the last request.
     done: Option<(bool, u64, Vec<u8>)>,
-    under_way: usize,
+    in_flight: usize,
 }
 
 pub(crate) struct World {
@@ -63,7 +63,7 @@ pub(crate) struct World {
     export: Arc<Export>,
     target: Arc<Target>,
     server: Arc<Server>,
-    lines: Vec<Line>,
+    connections: Vec<Connection>,
     disk: Vec<u8>,
     requests: Vec<(usize, Admitted)>,
     /// Connections whose threads are busy: notifications are delayed.
@@ -94,7 +94,7 @@ impl World {
             export,
             target: Target::new(catalogue.clone()),
             server: Server::new(catalogue),
-            lines: Vec::new(),
+            connections: Vec::new(),
             disk: vec![0; bytes],
             requests: Vec::new(),
             late: Vec::new(),
@@ -111,8 +111,8 @@ impl World {
         usize::try_from(self.seed >> 11).unwrap() % below.max(1)
     }
 
-    fn line(&mut self, client: Client, session: Box<dyn Session>) -> usize {
-        self.lines.push(Line {
+    fn conn(&mut self, client: Client, session: Box<dyn Session>) -> usize {
+        self.connections.push(Connection {
             client,
             session: Some(session),
             to_target: Vec::new(),
@@ -123,9 +123,9 @@ impl World {
             refused: false,
             news: false,
             done: None,
-            under_way: 0,
+            in_flight: 0,
         });
-        self.lines.len() - 1
+        self.connections.len() - 1
     }
 
     fn nvme_line(&mut self, options: Options, host: Host, cntlid: u16) -> usize {
@@ -136,7 +136,7 @@ impl World {
         let data = ConnectData::emit([3; 16], cntlid, DISK, host).unwrap();
         let session = self.target.session(peer(), Port::Any, self.pool.open(), self.now);
         let client = Client::Nvme(Box::new(nvme::host::Queue::new(options, data)));
-        self.line(client, Box::new(session))
+        self.conn(client, Box::new(session))
     }
 
     // ---- connecting
@@ -150,7 +150,7 @@ impl World {
     pub(crate) fn begin_nbd(&mut self) -> usize {
         let session = self.server.session(peer(), Start::Hello, self.pool.open(), self.now);
         let client = nbd::client::Client::new(nbd::client::Options::new("sda"));
-        self.line(Client::Nbd(Box::new(client)), Box::new(session))
+        self.conn(Client::Nbd(Box::new(client)), Box::new(session))
     }
 
     pub(crate) fn nbd(&mut self) -> Conn {
@@ -163,7 +163,7 @@ impl World {
     pub(crate) fn attach(&mut self, host: Host, queues: u16) -> Conn {
         let admin = self.begin_association(host);
         self.wait_until_open(admin);
-        let cntlid = self.lines[admin].cntlid;
+        let cntlid = self.connections[admin].cntlid;
         self.initialize(admin, cntlid);
         let all: Vec<usize> = (1..=queues).map(|qid| self.queue_of(host, cntlid, qid)).collect();
         Conn { admin: Some(admin), io: all[0], last: *all.last().unwrap(), cntlid }
@@ -180,11 +180,11 @@ impl World {
         io
     }
 
-    fn wait_until_open(&mut self, line: usize) {
+    fn wait_until_open(&mut self, conn: usize) {
         loop {
             self.run();
-            assert!(!self.lines[line].refused, "refused");
-            if self.lines[line].open {
+            assert!(!self.connections[conn].refused, "refused");
+            if self.connections[conn].open {
                 return;
             }
             assert!(self.complete_one(), "it waits for nothing");
@@ -205,11 +205,11 @@ impl World {
         }
     }
 
-    fn command(&mut self, line: usize, sqe: Sqe, payload: Payload) -> (bool, u64, Vec<u8>) {
-        let Client::Nvme(queue) = &mut self.lines[line].client else { panic!() };
+    fn command(&mut self, conn: usize, sqe: Sqe, payload: Payload) -> (bool, u64, Vec<u8>) {
+        let Client::Nvme(queue) = &mut self.connections[conn].client else { panic!() };
         queue.submit(sqe, payload, 0).unwrap();
         self.run();
-        self.lines[line].done.take().expect("no answer")
+        self.connections[conn].done.take().expect("no answer")
     }
 
     fn configure(&mut self, admin: usize, enable: u32) {
@@ -241,11 +241,11 @@ impl World {
     // ---- events
 
     /// Fills a block with a byte.
-    pub(crate) fn write(&mut self, line: usize, block: u64, version: u8) {
+    pub(crate) fn write(&mut self, conn: usize, block: u64, version: u8) {
         let mut buffer = self.memory.take(BLOCK).unwrap();
         buffer.bytes_mut().fill(version);
-        self.lines[line].done = None;
-        match &mut self.lines[line].client {
+        self.connections[conn].done = None;
+        match &mut self.connections[conn].client {
             Client::Nvme(queue) => {
                 let write = IoCommand::Write {
                     nsid: 1,
@@ -267,8 +267,8 @@ impl World {
     }
 
     /// Returns whether the last request of a connection succeeded, if it has completed.
-    pub(crate) fn done(&self, line: usize) -> Option<bool> {
-        self.lines[line].done.as_ref().map(|done| done.0)
+    pub(crate) fn done(&self, conn: usize) -> Option<bool> {
+        self.connections[conn].done.as_ref().map(|done| done.0)
     }
 
     /// Returns the byte that a block is filled with.
@@ -279,8 +279,8 @@ impl World {
         bytes[0]
     }
 
-    pub(crate) fn is_open(&self, line: usize) -> bool {
-        self.lines[line].open
+    pub(crate) fn is_open(&self, conn: usize) -> bool {
+        self.connections[conn].open
     }
 
     /// Returns whether nothing is in flight.
@@ -289,30 +289,30 @@ impl World {
     }
 
     /// Breaks a connection, and notifies its session.
-    pub(crate) fn cut(&mut self, line: usize) {
+    pub(crate) fn cut(&mut self, conn: usize) {
         let now = self.now;
-        let line = &mut self.lines[line];
-        (line.over, line.to_host, line.to_target) = (true, Vec::new(), Vec::new());
-        if let Some(session) = &mut line.session {
+        let conn = &mut self.connections[conn];
+        (conn.over, conn.to_host, conn.to_target) = (true, Vec::new(), Vec::new());
+        if let Some(session) = &mut conn.session {
             session.notify(now, &Notice::Disconnected);
         }
         self.run();
     }
 
     /// Drops a session as after a panic; the driver notifies the others.
-    pub(crate) fn drop_session(&mut self, line: usize) {
-        self.lines[line].over = true;
-        self.lines[line].session = None;
-        self.rouse();
+    pub(crate) fn drop_session(&mut self, conn: usize) {
+        self.connections[conn].over = true;
+        self.connections[conn].session = None;
+        self.notify_all();
     }
 
     /// Breaks all connections.
     pub(crate) fn forget(&mut self) {
-        (0..self.lines.len()).for_each(|line| self.cut(line));
+        (0..self.connections.len()).for_each(|conn| self.cut(conn));
         while self.complete_one() {
             self.run();
         }
-        self.lines.clear();
+        self.connections.clear();
     }
 
     /// Completes a random disk request. Returns whether there was one.
@@ -321,7 +321,7 @@ impl World {
             return false;
         }
         let at = self.random(self.requests.len());
-        let (line, mut admitted) = self.requests.remove(at);
+        let (conn, mut admitted) = self.requests.remove(at);
         let start = usize::try_from(admitted.offset()).unwrap();
         let place = start..start + usize::try_from(admitted.len()).unwrap();
         match admitted.op() {
@@ -332,77 +332,77 @@ impl World {
         let export = admitted.export().clone();
         let (ticket, outcome) = admitted.finish(Ok(()));
         if export.is_contended() {
-            self.rouse();
+            self.notify_all();
         }
-        self.lines[line].under_way -= 1;
-        if let Some(session) = &mut self.lines[line].session {
+        self.connections[conn].in_flight -= 1;
+        if let Some(session) = &mut self.connections[conn].session {
             session.complete(self.now, ticket, outcome);
         }
         true
     }
 
-    fn rouse(&mut self) {
-        self.lines.iter_mut().for_each(|line| line.news = true);
+    fn notify_all(&mut self) {
+        self.connections.iter_mut().for_each(|conn| conn.news = true);
     }
 
     /// Runs until idle, without completing disk requests.
     pub(crate) fn run(&mut self) {
         let mut moved = true;
         while std::mem::take(&mut moved) {
-            (0..self.lines.len()).for_each(|line| moved |= self.turn(line));
+            (0..self.connections.len()).for_each(|conn| moved |= self.turn(conn));
         }
     }
 
     fn turn(&mut self, at: usize) -> bool {
         let (now, busy) = (self.now, self.late.contains(&at));
-        let line = &mut self.lines[at];
-        let mut moved = line.drain_client();
-        if let Some(session) = line.session.as_mut().filter(|_| !busy) {
-            if !line.over && std::mem::take(&mut line.news) {
+        let conn = &mut self.connections[at];
+        let mut moved = conn.drain_client();
+        if let Some(session) = conn.session.as_mut().filter(|_| !busy) {
+            if !conn.over && std::mem::take(&mut conn.news) {
                 session.notify(now, &Notice::StateChanged);
                 moved = true;
             }
-            if !line.over && session.can_receive() && !line.to_target.is_empty() {
-                let taken = session.receive(now, &line.to_target);
-                line.to_target.drain(..taken);
+            if !conn.over && session.can_receive() && !conn.to_target.is_empty() {
+                let taken = session.receive(now, &conn.to_target);
+                conn.to_target.drain(..taken);
                 moved |= taken != 0;
             }
         }
         moved |= self.drain(at);
-        let line = &mut self.lines[at];
-        let taken = line.receive();
+        let conn = &mut self.connections[at];
+        let taken = conn.receive();
         moved | taken
     }
 
     fn drain(&mut self, at: usize) -> bool {
         let (mut moved, mut roused) = (false, false);
-        let line = &mut self.lines[at];
-        let Some(session) = &mut line.session else { return false };
+        let conn = &mut self.connections[at];
+        let Some(session) = &mut conn.session else { return false };
         while let Some(step) = session.poll() {
             moved = true;
             match step {
-                Step::Send(segment) => line.to_host.extend(segment.parts().concat()),
+                Step::Send(segment) => conn.to_host.extend(segment.parts().concat()),
                 Step::Submit(admitted) => {
-                    line.under_way += 1;
+                    conn.in_flight += 1;
                     self.requests.push((at, admitted));
                 }
                 Step::Report(_) => {}
                 Step::Notify => roused = true,
-                Step::Close(_) => line.over = true,
+                Step::Close(_) => conn.over = true,
             }
         }
-        if line.over && line.under_way == 0 {
-            line.session = None;
+        if conn.over && conn.in_flight == 0 {
+            conn.session = None;
             roused = true;
         }
         if roused {
-            self.rouse();
+            self.notify_all();
         }
         moved
     }
 }
 
-impl Line {
+impl Connection {
     fn drain_client(&mut self) -> bool {
         let mut moved = false;
         match &mut self.client {
